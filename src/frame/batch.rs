@@ -1,0 +1,300 @@
+//! A burst of frames, and the memory that a burst may borrow.
+
+use super::pool::{Frame, Place, Tail};
+use super::{Cache, prefetch};
+use crate::wire::Offload;
+
+/// Frames in a burst, at most.
+pub const BURST: usize = 64;
+
+/// Bytes after which a burst ends early. What has been read is written out again soon; a burst of
+/// super-frames that outgrew the processor's cache would be fetched from memory a second time.
+pub const BURST_BYTES: usize = 256 << 10;
+
+/// Bytes in front of each frame in a receive buffer: its offload header stands there, so that
+/// header and frame are read, and written again, in one piece.
+pub const HEADROOM: usize = Offload::LEN;
+
+/// Where a frame begins in its receive buffer: on a cache line of its own, the header before it.
+const FRONT: usize = 64;
+
+/// Bytes a receive buffer can take: a super-frame of 64 KiB and its Ethernet header and tags.
+const ROOM: usize = (64 << 10) + 64;
+
+/// From one receive buffer to the next. An odd number of cache lines: with a power of two the
+/// headers of a whole burst would compete for one set of the processor's cache.
+const STRIDE: usize = FRONT + ROOM + 128 + 64;
+const _: () = assert!(STRIDE % 64 == 0 && STRIDE / 64 % 2 == 1);
+
+/// A burst of at most [`BURST`] frames. The allocations are made once and used again.
+///
+/// Its receive buffers are for devices that have to say where a frame shall be copied to: frames
+/// in them are lent until [`Batch::clear`].
+#[derive(Debug)]
+pub struct Batch {
+    frames: Vec<Frame>,
+    landing: Box<[u8]>,
+    bytes: usize,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Batch::new()
+    }
+}
+
+impl Batch {
+    /// An empty batch with its receive buffers, 4 MiB that are taken as they are used.
+    pub fn new() -> Batch {
+        Batch { frames: Vec::with_capacity(BURST), landing: vec![0; STRIDE * BURST].into_boxed_slice(), bytes: 0 }
+    }
+
+    /// How many frames there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.frames.len()
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Whether the burst is to end here.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.frames.len() >= BURST || self.bytes >= BURST_BYTES
+    }
+
+    /// Appends a frame that owns its slots.
+    ///
+    /// # Panics
+    ///
+    /// When there are [`BURST`] frames already.
+    #[inline]
+    pub fn push(&mut self, frame: Frame) {
+        assert!(self.frames.len() < BURST, "a burst has at most {BURST} frames");
+        self.bytes += frame.len() as usize;
+        self.frames.push(frame);
+    }
+
+    /// Lets `read` put a frame into the next receive buffer and appends it. With `header`, what is
+    /// read begins with the offload header. `read` says how many bytes it wrote; what it fails
+    /// with is passed on, and nothing is appended.
+    ///
+    /// # Panics
+    ///
+    /// When there are [`BURST`] frames already.
+    #[inline]
+    pub fn land<E>(&mut self, header: bool, read: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
+        let buffer = self.frames.len();
+        assert!(buffer < BURST, "a burst has at most {BURST} frames");
+        let base = buffer * STRIDE + FRONT;
+        let room = &mut self.landing[base - HEADROOM..base + ROOM];
+        let len = if header {
+            // Shorter than its header is a frame of no bytes, and is judged as such.
+            read(room)?.max(HEADROOM) - HEADROOM
+        } else {
+            room[..HEADROOM].fill(0);
+            read(&mut room[HEADROOM..])?
+        };
+        let (front, rest) = room.split_first_chunk().expect("the headroom is a header long");
+        let offload = Offload::read(front);
+        #[allow(clippy::cast_possible_truncation)] // 64 buffers
+        self.frames.push(Frame::landed(buffer as u8, FRONT as u16, &rest[..len], offload));
+        self.bytes += len;
+        Ok(())
+    }
+
+    /// The frame at `index`.
+    #[inline]
+    pub fn frame(&self, index: usize) -> &Frame {
+        &self.frames[index]
+    }
+
+    /// The first segment of the frame at `index`: all its headers are in it.
+    #[inline]
+    pub fn head(&self, index: usize) -> &[u8] {
+        self.head_of(&self.frames[index])
+    }
+
+    #[inline]
+    fn head_of<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
+        match frame.place {
+            Place::Landing { buffer } => {
+                let start = usize::from(buffer) * STRIDE + usize::from(frame.start);
+                &self.landing[start..start + frame.head as usize]
+            }
+            _ => frame.owned_head(),
+        }
+    }
+
+    /// Starts to fetch the headers of all frames.
+    #[inline]
+    pub fn prefetch(&self) {
+        for frame in &self.frames {
+            if let Some(byte) = frame.owned_head().first() {
+                prefetch(byte);
+            }
+        }
+    }
+
+    /// Takes the frame at `index`, if it owns its slots. It is gone from the batch then, and its
+    /// place stays.
+    #[inline]
+    pub fn take(&mut self, index: usize) -> Option<Frame> {
+        let frame = &mut self.frames[index];
+        frame.is_owned().then(|| std::mem::take(frame))
+    }
+
+    /// A copy of the frame at `index` in slots of its own, for one that has to outlive the burst
+    /// or to be in two places. `None` when the pool has no slots left.
+    pub fn adopt(&self, index: usize, cache: &mut Cache) -> Option<Frame> {
+        let view = self.view(index);
+        let (mut part, mut rest) = (view.head, view.tail());
+        cache.build(view.frame.len, view.frame.offload, |mut out| {
+            while !out.is_empty() {
+                if part.is_empty() {
+                    part = rest.next().expect("the segments of a frame add up to its length");
+                }
+                let now = part.len().min(out.len());
+                out[..now].copy_from_slice(&part[..now]);
+                (part, out) = (&part[now..], &mut out[now..]);
+            }
+        })
+    }
+
+    /// The frame at `index` as it goes out.
+    #[inline]
+    pub fn view(&self, index: usize) -> View<'_> {
+        self.view_of(&self.frames[index])
+    }
+
+    /// A frame as it goes out: one of this batch, or one that owns its slots.
+    #[inline]
+    pub(super) fn view_of<'a>(&'a self, frame: &'a Frame) -> View<'a> {
+        let with_header = match frame.place {
+            Place::Landing { buffer } => {
+                let start = usize::from(buffer) * STRIDE + usize::from(frame.start);
+                Some(&self.landing[start - HEADROOM..start + frame.head as usize])
+            }
+            _ => None,
+        };
+        View { frame, head: self.head_of(frame), with_header }
+    }
+
+    /// Ends the burst: what is still here goes home, and the receive buffers are free again.
+    #[inline]
+    pub fn clear(&mut self, cache: &mut Cache) {
+        for frame in self.frames.drain(..) {
+            cache.recycle(frame);
+        }
+        self.bytes = 0;
+    }
+}
+
+/// A frame as a device sees it that is to send it.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// The frame.
+    pub frame: &'a Frame,
+    /// Its first segment: all of it, unless it is longer than a slot.
+    pub head: &'a [u8],
+    /// The offload header in its wire form and the first segment, where they lie in one piece.
+    pub with_header: Option<&'a [u8]>,
+}
+
+impl<'a> View<'a> {
+    /// The segments behind the first.
+    pub fn tail(&self) -> Tail<'a> {
+        self.frame.tail()
+    }
+
+    /// Whether the first segment is all of it.
+    #[inline]
+    pub fn is_one_piece(&self) -> bool {
+        self.frame.head == self.frame.len
+    }
+
+    /// All its bytes, copied together. For tests and captures.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut all = Vec::with_capacity(self.frame.len as usize);
+        all.extend_from_slice(self.head);
+        self.tail().for_each(|part| all.extend_from_slice(part));
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Pool;
+
+    fn land(batch: &mut Batch, header: bool, bytes: &[u8]) {
+        batch
+            .land(header, |room| {
+                room[..bytes.len()].copy_from_slice(bytes);
+                Ok::<_, ()>(bytes.len())
+            })
+            .unwrap();
+    }
+
+    #[test]
+    fn a_landed_frame_has_its_header_in_front() {
+        let mut batch = Batch::new();
+        let mut bytes = vec![0; 12 + 60];
+        bytes[0] = 2; // a checksum that is known to be good
+        bytes[12..].fill(7);
+        land(&mut batch, true, &bytes);
+        assert_eq!(batch.head(0), &[7; 60]);
+        assert_eq!(batch.view(0).with_header, Some(&bytes[..]));
+        let mut cache = Cache::new(Pool::new(8).unwrap());
+        batch.clear(&mut cache);
+        land(&mut batch, false, &[9; 60]);
+        assert_eq!(batch.view(0).with_header.unwrap()[..12], [0; 12], "an old header must not show through");
+        assert_eq!(batch.head(0), &[9; 60]);
+    }
+
+    #[test]
+    fn adopting_copies_long_frames_whole() {
+        let pool = Pool::new(64).unwrap();
+        let mut cache = Cache::new(pool);
+        let mut batch = Batch::new();
+        let bytes: Vec<u8> = (0..60_000u32).map(|i| (i * 7) as u8).collect();
+        land(&mut batch, false, &bytes);
+        let adopted = batch.adopt(0, &mut cache).unwrap();
+        assert!(adopted.is_owned() && batch.take(0).is_none());
+        batch.push(adopted);
+        assert_eq!(batch.view(1).to_vec(), bytes);
+        let again = batch.adopt(1, &mut cache).unwrap();
+        assert_eq!(batch.view_of(&again).to_vec(), bytes);
+        cache.recycle(again);
+        batch.clear(&mut cache);
+        drop(cache);
+        assert_eq!(pool.free(), 64);
+    }
+
+    #[test]
+    fn a_burst_ends_by_count_and_by_bytes() {
+        let mut batch = Batch::new();
+        for _ in 0..BURST {
+            assert!(!batch.is_full());
+            land(&mut batch, false, &[0; 60]);
+        }
+        assert!(batch.is_full());
+        batch.clear(&mut Cache::new(Pool::new(1).unwrap()));
+        for _ in 0..4 {
+            assert!(!batch.is_full());
+            land(&mut batch, false, &vec![0; ROOM]);
+        }
+        assert!(batch.is_full());
+    }
+
+    #[test]
+    fn half_a_header_is_an_empty_frame() {
+        let mut batch = Batch::new();
+        land(&mut batch, true, &[0; 5]);
+        assert_eq!(batch.frame(0).len(), 0);
+    }
+}

@@ -1,0 +1,90 @@
+//! A worker's private stock of free slots: how it takes and returns frames without a lock.
+
+use super::pool::{CHUNK, Frame, NONE, Pool};
+use crate::wire::Offload;
+
+/// Slots a cache keeps at most before it gives a chunk back.
+const MOST: usize = 8 * CHUNK as usize;
+
+/// A private stock of free slots. What is left goes back to the pool when it is dropped.
+#[derive(Debug)]
+pub struct Cache {
+    pool: &'static Pool,
+    stock: Vec<u32>,
+}
+
+impl Cache {
+    /// An empty stock, filled from `pool` as needed.
+    pub fn new(pool: &'static Pool) -> Cache {
+        // Room for the stock and for the longest frame that is recycled on top of it.
+        Cache { pool, stock: Vec::with_capacity(2 * MOST) }
+    }
+
+    /// A frame with these bytes; `None` when the pool has no slots left.
+    pub fn frame(&mut self, mut bytes: &[u8], offload: Offload) -> Option<Frame> {
+        #[allow(clippy::cast_possible_truncation)] // no frame has 4 GiB
+        let len = bytes.len() as u32;
+        self.build(len, offload, |part| {
+            let (now, rest) = bytes.split_at(part.len());
+            part.copy_from_slice(now);
+            bytes = rest;
+        })
+    }
+
+    /// A frame of `len` bytes, which `fill` writes segment by segment; `None` when the pool has no
+    /// slots left.
+    #[inline]
+    pub fn build(&mut self, len: u32, offload: Offload, fill: impl FnMut(&mut [u8])) -> Option<Frame> {
+        let (pool, stock) = (self.pool, &mut self.stock);
+        Frame::build(pool, || stock.pop().or_else(|| refill(pool, stock)), len, offload, fill)
+    }
+
+    /// Takes back the slots of a frame. A frame that is only lent has none.
+    #[inline]
+    pub fn recycle(&mut self, mut frame: Frame) {
+        let Some((pool, mut slot)) = frame.surrender() else { return };
+        if !std::ptr::eq(pool, self.pool) {
+            return pool.give(slot);
+        }
+        while slot != NONE {
+            let next = pool.after(slot);
+            self.stock.push(slot);
+            slot = next;
+        }
+        while self.stock.len() > MOST {
+            self.give_chunk();
+        }
+    }
+
+    fn give_chunk(&mut self) {
+        let keep = self.stock.len().saturating_sub(CHUNK as usize);
+        let mut chunk = NONE;
+        for slot in self.stock.drain(keep..) {
+            self.pool.link(slot, chunk);
+            chunk = slot;
+        }
+        if chunk != NONE {
+            self.pool.give(chunk);
+        }
+    }
+}
+
+/// Takes a chunk from the pool: one slot to use now, the others to stock.
+#[cold]
+fn refill(pool: &Pool, stock: &mut Vec<u32>) -> Option<u32> {
+    let first = pool.grab()?;
+    let mut slot = pool.after(first);
+    while slot != NONE {
+        stock.push(slot);
+        slot = pool.after(slot);
+    }
+    Some(first)
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        while !self.stock.is_empty() {
+            self.give_chunk();
+        }
+    }
+}

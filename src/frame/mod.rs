@@ -1,0 +1,27 @@
+//! The right to bytes.
+//!
+//! A [`Frame`] is the right to the bytes of one Ethernet frame. It is moved, never cloned. Its
+//! bytes stand either in slots of the [`Pool`], which it owns until it is dropped or recycled, or
+//! in memory that is *lent* for the present burst: the receive buffers of a [`Batch`].
+//!
+//! ```text
+//!   device.receive ──► Batch: up to 64 frames, and the receive buffers that a burst may use
+//!                        │  taken, when one port gets it and it owns its slots
+//!                        │  borrowed by its place in the batch, when it is lent or flooded
+//!                        ▼
+//!                      Lane: what one port sends in one go ──► device.transmit
+//! ```
+//!
+//! Slots go home to the worker's [`Cache`], and from there in chunks to the pool.
+
+mod batch;
+mod cache;
+mod lane;
+mod pool;
+mod prefetch;
+
+pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, View};
+pub use cache::Cache;
+pub use lane::{Fate, Lane, Sent};
+pub use pool::{Frame, Pool, SLOT};
+pub use prefetch::prefetch;

@@ -1,0 +1,7 @@
+//! vifswitch
+#![allow(missing_docs)]
+pub mod device;
+pub mod frame;
+pub mod sys;
+pub mod time;
+pub mod wire;

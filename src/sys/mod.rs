@@ -1,0 +1,5 @@
+//! The operating system, thin: each file wraps one of its corners in a safe face.
+//!
+//! Errors are `io::Error` from here on up; nobody else sees an errno.
+
+pub mod memory;

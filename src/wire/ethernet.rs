@@ -1,0 +1,102 @@
+//! The Ethernet header: destination, source, type or length, and the VLAN tags behind them.
+
+use etherparse::{Ethernet2HeaderSlice, EtherType, SingleVlanHeaderSlice, ether_type};
+
+use super::Mac;
+
+/// Bytes of an untagged Ethernet header, without the frame check sequence that devices keep to
+/// themselves. A frame of just this length is legal here: runts are the receiver's business.
+pub const HEADER_LEN: usize = 14;
+
+/// Bytes of one VLAN tag.
+pub const TAG_LEN: usize = 4;
+
+/// The addresses and the type of a frame, read once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Header {
+    /// Where the frame wants to go.
+    pub destination: Mac,
+    /// Where it says it comes from.
+    pub source: Mac,
+    /// Ethertype, or the length of an LLC frame where it is below 0x0600 (IEEE 802.3, 3.2.6).
+    pub kind: u16,
+}
+
+impl Header {
+    /// Reads the first 14 bytes; `None` if there are not that many.
+    #[inline]
+    pub fn read(frame: &[u8]) -> Option<Header> {
+        let slice = Ethernet2HeaderSlice::from_slice(frame).ok()?;
+        Some(Header {
+            destination: Mac::new(slice.destination()),
+            source: Mac::new(slice.source()),
+            kind: slice.ether_type().0,
+        })
+    }
+}
+
+fn is_tag(kind: EtherType) -> bool {
+    // 802.1Q, 802.1ad, and the 0x9100 that was used for double tags before the standard
+    kind == ether_type::VLAN_TAGGED_FRAME
+        || kind == ether_type::PROVIDER_BRIDGING
+        || kind == ether_type::VLAN_DOUBLE_TAGGED_FRAME
+}
+
+/// How many VLAN tags stand in front of the payload, two at most: as many as the length limit
+/// forgives. Half a tag at the end of a frame is no tag.
+#[inline]
+pub fn tags(frame: &[u8]) -> usize {
+    let Ok(header) = Ethernet2HeaderSlice::from_slice(frame) else { return 0 };
+    let mut kind = header.ether_type();
+    let mut rest = &frame[HEADER_LEN..];
+    let mut count = 0;
+    while count < 2 && is_tag(kind) {
+        let Ok(tag) = SingleVlanHeaderSlice::from_slice(rest) else { break };
+        kind = tag.ether_type();
+        rest = &rest[TAG_LEN..];
+        count += 1;
+    }
+    count
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in vec(any::<u8>(), 0..80)) {
+            let header = Header::read(&bytes);
+            prop_assert_eq!(header.is_some(), bytes.len() >= HEADER_LEN);
+            if let Some(h) = header {
+                prop_assert_eq!(&h.destination.octets()[..], &bytes[..6]);
+                prop_assert_eq!(&h.source.octets()[..], &bytes[6..12]);
+                prop_assert_eq!(&h.kind.to_be_bytes()[..], &bytes[12..14]);
+            }
+            prop_assert!(tags(&bytes) * TAG_LEN <= bytes.len().saturating_sub(HEADER_LEN));
+        }
+
+        #[test]
+        fn tags_are_counted_up_to_two(depth in 0usize..5, kinds in vec(0usize..3, 5), tail in vec(any::<u8>(), 2..20)) {
+            let mut frame = vec![0u8; 12];
+            for kind in &kinds[..depth] {
+                frame.extend([[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]][*kind]);
+                frame.extend([0x00, 0x05]);
+            }
+            frame.extend([0x88, 0xb5]);
+            frame.extend(tail);
+            prop_assert_eq!(tags(&frame), depth.min(2));
+        }
+    }
+
+    #[test]
+    fn half_a_tag_is_no_tag() {
+        let mut frame = vec![0u8; 12];
+        frame.extend([0x81, 0x00, 0x00, 0x05]);
+        assert_eq!(tags(&frame), 0);
+        frame.extend([0x08, 0x00]);
+        assert_eq!(tags(&frame), 1);
+    }
+}
