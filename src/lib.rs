@@ -2,6 +2,7 @@
 #![allow(missing_docs)]
 pub mod device;
 pub mod frame;
+pub mod switch;
 pub mod sys;
 pub mod time;
 pub mod wire;

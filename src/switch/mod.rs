@@ -1,0 +1,21 @@
+//! What to do with a frame. Pure: no I/O, no clock, no threads, no unsafe; what control wants is an
+//! argument ([`Rules`]), and so is the time. The whole behaviour of the switch can be tested in
+//! memory with a made-up clock.
+//!
+//! [`Switch::judge_burst`] gives each frame of a burst its [`Verdict`]; the worker carries it out.
+//! Settings live in [`Rules`], which never change, only get replaced; state lives in the
+//! [`Switch`]: the [`Fdb`], one per worker. The two never mix.
+
+#![forbid(unsafe_code)]
+
+mod fdb;
+mod judge;
+mod names;
+mod rules;
+mod verdict;
+
+pub use fdb::{Fdb, Learned, Limits, Seen};
+pub use judge::{Sighting, Switch};
+pub use names::{MOST_NETWORKS, MOST_PORTS, NetworkId, PortId, Secret, Station};
+pub use rules::{NetworkRules, Owner, PortRules, Rules, Security};
+pub use verdict::{DropReason, Verdict, Verdicts};

@@ -1,0 +1,155 @@
+//! How the switch names things among itself: small values, made to be compared and hashed.
+
+use std::fmt;
+
+use crate::wire::Mac;
+
+/// Ports that one switch can hold.
+pub const MOST_PORTS: usize = 4096;
+
+/// Networks that one switch can hold.
+pub const MOST_NETWORKS: usize = 4096;
+
+/// A port: its place in the tables, and which of the ports that stood there in turn. A station
+/// learned on a port that is closed names a generation that nobody has any more, and so stops
+/// resolving at once, without a sweep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct PortId {
+    index: u16,
+    generation: u16,
+}
+
+impl PortId {
+    /// The `generation`-th port at place `index`, which is below [`MOST_PORTS`].
+    pub const fn new(index: u16, generation: u16) -> PortId {
+        assert!((index as usize) < MOST_PORTS);
+        PortId { index, generation }
+    }
+
+    /// Its place in tables by port.
+    #[inline]
+    pub const fn index(self) -> usize {
+        self.index as usize
+    }
+
+    /// Which of the ports at this place it is.
+    pub const fn generation(self) -> u16 {
+        self.generation
+    }
+}
+
+/// A network: one broadcast domain of the switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct NetworkId(u16);
+
+impl NetworkId {
+    /// The network at place `index`, which is below [`MOST_NETWORKS`].
+    pub const fn new(index: u16) -> NetworkId {
+        assert!((index as usize) < MOST_NETWORKS);
+        NetworkId(index)
+    }
+
+    /// Its place in tables by network.
+    #[inline]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A MAC address on a network, in one word: the same address on two networks is two stations.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
+pub struct Station(u64);
+
+impl Station {
+    /// The station with this address on this network.
+    #[inline]
+    pub const fn new(network: NetworkId, mac: Mac) -> Station {
+        Station((network.0 as u64) << 48 | mac.bits())
+    }
+
+    /// Its network.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation)] // the upper 16 bits
+    pub const fn network(self) -> NetworkId {
+        NetworkId((self.0 >> 48) as u16)
+    }
+
+    /// Its address.
+    pub const fn mac(self) -> Mac {
+        Mac::from_bits(self.0)
+    }
+}
+
+impl fmt::Debug for Station {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.network().0, self.mac())
+    }
+}
+
+/// The key of the hash under which stations are filed. It is drawn at random at the start, so
+/// that a guest cannot choose addresses that all fall into one place.
+#[derive(Clone, Copy)]
+pub struct Secret {
+    mask: u64,
+    factor: u64,
+}
+
+impl Secret {
+    /// From 16 random bytes.
+    pub fn new(random: [u8; 16]) -> Secret {
+        let word = u128::from_ne_bytes(random);
+        #[allow(clippy::cast_possible_truncation)] // its two halves
+        let (mask, factor) = (word as u64, (word >> 64) as u64);
+        // An even factor would lose the top bit; one with a pattern in it would mix badly.
+        Secret { mask: scramble(mask), factor: scramble(factor) | 1 }
+    }
+
+    /// The hash of a station: a full product of 128 bits, folded. Low and high bits are both good.
+    #[inline]
+    #[allow(clippy::cast_possible_truncation)] // its two halves
+    pub const fn hash(&self, station: Station) -> u64 {
+        let product = (station.0 ^ self.mask) as u128 * self.factor as u128;
+        (product >> 64) as u64 ^ product as u64
+    }
+}
+
+/// Spreads each bit over all (the finalizer of splitmix64).
+const fn scramble(word: u64) -> u64 {
+    let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    word ^ (word >> 31)
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_station_is_its_parts() {
+        let mac: Mac = "02:ab:00:00:00:01".parse().unwrap();
+        let station = Station::new(NetworkId::new(4095), mac);
+        assert_eq!((station.network(), station.mac()), (NetworkId::new(4095), mac));
+    }
+
+    /// Addresses that count up, as clouds hand them out, spread over a table as random ones would.
+    #[test]
+    fn counted_addresses_spread() {
+        for seed in 0..200u8 {
+            let secret = Secret::new([seed; 16]);
+            let mut buckets = vec![0u32; 1 << 12];
+            for i in 0..1u64 << 14 {
+                let station = Station::new(NetworkId::new(3), Mac::from_bits(0x02_0000_0000 | i));
+                buckets[(secret.hash(station) & 0xfff) as usize] += 1;
+            }
+            let fullest = buckets.iter().max().unwrap();
+            assert!(*fullest < 24, "seed {seed}: 4 expected on average, the fullest has {fullest}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! What may become of a frame: the verdicts, and every way to die by name.
+
+use super::PortId;
+use crate::frame::BURST;
+
+/// Why a frame died. Each is one counter per port and direction, and one label of the metrics.
+///
+/// *In*: counted at the port the frame came from. *Out*: counted at the port it was to leave by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum DropReason {
+    /// In: the port has been closed, and its last frames were still on their way.
+    PortClosed,
+    /// In and out: the port is administratively down.
+    AdminDown,
+    /// In: shorter than an Ethernet header.
+    Runt,
+    /// In: longer than the network's MTU allows.
+    TooLong,
+    /// In: the offload header does not fit the frame.
+    BadOffload,
+    /// In: the source is a group address or zero.
+    BadSource,
+    /// In: a group address that no bridge forwards: 01:80:c2:00:00:01, PAUSE.
+    ReservedGroup,
+    /// In: the source belongs to a port of another VM.
+    ForeignSource,
+    /// In: port security does not allow this source here.
+    SpoofedSource,
+    /// In: the destination is behind the port that the frame came from.
+    Hairpin,
+    /// Out: the port has no device at the moment.
+    NoDevice,
+    /// Out: the device had no room.
+    DeviceFull,
+    /// Out: the device would not take the frame.
+    DeviceRefused,
+    /// Out: the link of the device is down.
+    LinkDown,
+    /// Out: the ring to the worker of this port was full.
+    PeerFull,
+    /// Out: there was no slot free to copy the frame to.
+    NoBuffer,
+    /// Out: the frame needs work that this port cannot pass on: an open checksum, or segmentation.
+    OffloadUnsupported,
+}
+
+impl DropReason {
+    /// All of them, in the order of their counters.
+    pub const ALL: [DropReason; 17] = [
+        DropReason::PortClosed,
+        DropReason::AdminDown,
+        DropReason::Runt,
+        DropReason::TooLong,
+        DropReason::BadOffload,
+        DropReason::BadSource,
+        DropReason::ReservedGroup,
+        DropReason::ForeignSource,
+        DropReason::SpoofedSource,
+        DropReason::Hairpin,
+        DropReason::NoDevice,
+        DropReason::DeviceFull,
+        DropReason::DeviceRefused,
+        DropReason::LinkDown,
+        DropReason::PeerFull,
+        DropReason::NoBuffer,
+        DropReason::OffloadUnsupported,
+    ];
+
+    /// Its name in the API and in the metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DropReason::PortClosed => "port_closed",
+            DropReason::AdminDown => "admin_down",
+            DropReason::Runt => "runt",
+            DropReason::TooLong => "too_long",
+            DropReason::BadOffload => "bad_offload",
+            DropReason::BadSource => "bad_source",
+            DropReason::ReservedGroup => "reserved_group",
+            DropReason::ForeignSource => "foreign_source",
+            DropReason::SpoofedSource => "spoofed_source",
+            DropReason::Hairpin => "hairpin",
+            DropReason::NoDevice => "no_device",
+            DropReason::DeviceFull => "device_full",
+            DropReason::DeviceRefused => "device_refused",
+            DropReason::LinkDown => "link_down",
+            DropReason::PeerFull => "peer_full",
+            DropReason::NoBuffer => "no_buffer",
+            DropReason::OffloadUnsupported => "offload_unsupported",
+        }
+    }
+
+    /// What it means, in one sentence for operators.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            DropReason::PortClosed => "the port was closed while the frame was on its way",
+            DropReason::AdminDown => "the port is administratively down",
+            DropReason::Runt => "shorter than an Ethernet header",
+            DropReason::TooLong => "longer than the MTU of the network allows",
+            DropReason::BadOffload => "the offload header does not fit the frame",
+            DropReason::BadSource => "the source is a group address or zero",
+            DropReason::ReservedGroup => "sent to a group address that bridges keep to themselves (PAUSE)",
+            DropReason::ForeignSource => "the source belongs to a port of another VM",
+            DropReason::SpoofedSource => "port security does not allow this source here",
+            DropReason::Hairpin => "the destination is behind the port the frame came from",
+            DropReason::NoDevice => "the port has no device at the moment",
+            DropReason::DeviceFull => "the device had no room",
+            DropReason::DeviceRefused => "the device would not take the frame",
+            DropReason::LinkDown => "the guest has taken the interface down",
+            DropReason::PeerFull => "the ring to the port's worker was full",
+            DropReason::NoBuffer => "no buffer was free to copy the frame to",
+            DropReason::OffloadUnsupported => "the port cannot pass on an open checksum or a super-frame",
+        }
+    }
+}
+
+/// What to do with one frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes out of this port.
+    To(PortId),
+    /// It goes to everybody on the network: [`Rules::flood`](super::Rules::flood) says who that is.
+    Flood,
+    /// It dies, for this reason.
+    Drop(DropReason),
+}
+
+/// The verdicts on a burst, by the place of each frame in it.
+pub type Verdicts = [Verdict; BURST];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_reason_has_its_place_and_its_own_name() {
+        let mut names = std::collections::HashSet::new();
+        for (place, reason) in DropReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, place);
+            assert!(names.insert(reason.name()));
+        }
+    }
+}
