@@ -5,4 +5,6 @@ pub mod frame;
 pub mod switch;
 pub mod sys;
 pub mod time;
+pub mod telemetry;
 pub mod wire;
+pub mod worker;

@@ -2,4 +2,5 @@
 //!
 //! Errors are `io::Error` from here on up; nobody else sees an errno.
 
+pub mod event;
 pub mod memory;

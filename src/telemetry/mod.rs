@@ -1,0 +1,117 @@
+//! What is counted, and how it is told.
+//!
+//! A [`Counter`] is written by one thread and read by any. It only grows; nothing is reset by
+//! reading. The counters of a port exist once per worker, since a port's frames may come in and
+//! go out on several; control adds them up.
+//!
+//! # The ledger
+//!
+//! The counters of all ports balance (frames are counted as [`Frame::count`](crate::frame::Frame::count)
+//! has it):
+//!
+//! * at each port, what came in was forwarded, flooded, or dropped for a reason:
+//!   `rx = forwarded + flooded + Σ drops in`;
+//! * over all ports, what was to go out went out, or was dropped for a reason:
+//!   `Σ (forwarded + copies) = Σ (tx + Σ drops out)`, but for frames that are on their way between
+//!   workers at this moment.
+
+#![forbid(unsafe_code)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::switch::DropReason;
+
+/// A number that one thread adds to and any thread may read: a plain load and store, not a locked
+/// addition.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only ever called by the one thread that owns the counter.
+    #[inline]
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// Replaces the value, for what is a level rather than a count.
+    #[inline]
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// The value at some moment not long ago.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How many frames died, by reason.
+#[derive(Debug, Default)]
+pub struct Drops([Counter; DropReason::ALL.len()]);
+
+impl Drops {
+    /// Counts `frames` that died for `reason`.
+    #[inline]
+    pub fn add(&self, reason: DropReason, frames: u64) {
+        self.0[reason as usize].add(frames);
+    }
+
+    /// How many died for `reason`.
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0[reason as usize].get()
+    }
+
+    /// How many died for each reason there was.
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL.into_iter().map(|reason| (reason, self.get(reason))).filter(|&(_, frames)| frames > 0)
+    }
+
+    /// How many died in all.
+    pub fn total(&self) -> u64 {
+        self.iter().map(|(_, frames)| frames).sum()
+    }
+}
+
+/// What one worker counts of one port. *In*: from the guest into the switch. *Out*: to the guest.
+#[derive(Debug, Default)]
+#[repr(align(128))] // two workers never write to one pair of cache lines
+pub struct PortCounters {
+    /// Frames that came in.
+    pub rx_frames: Counter,
+    /// And their bytes, without frame check sequence.
+    pub rx_bytes: Counter,
+    /// Frames that came in and were meant for one port.
+    pub forwarded: Counter,
+    /// Frames that came in and were meant for everybody on the network.
+    pub flooded: Counter,
+    /// Copies that were made of the flooded ones.
+    pub copies: Counter,
+    /// Frames that went out.
+    pub tx_frames: Counter,
+    /// And their bytes, without frame check sequence.
+    pub tx_bytes: Counter,
+    /// Frames from this port that died.
+    pub drops_in: Drops,
+    /// Frames for this port that died.
+    pub drops_out: Drops,
+}
+
+/// What one worker counts of itself.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct WorkerCounters {
+    /// Breaths taken.
+    pub breaths: Counter,
+    /// Breaths in which there was something to do.
+    pub busy_breaths: Counter,
+    /// Nanoseconds of these.
+    pub busy_nanos: Counter,
+    /// Times it went to sleep.
+    pub sleeps: Counter,
+    /// Stations in its table.
+    pub stations: Counter,
+    /// Times a station went unlearned for lack of room.
+    pub refused: Counter,
+    /// Sightings that did not fit the ring to a peer. They are told again.
+    pub sightings_lost: Counter,
+}

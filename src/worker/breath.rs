@@ -1,0 +1,333 @@
+//! A worker, and how it breathes.
+
+use std::io;
+use std::sync::Arc;
+
+use crossbeam::channel::Receiver;
+use tokio::sync::mpsc;
+
+use super::gate::{Gate, GateState, Gates};
+use super::mail::{Books, Command, Notice, StationsPage};
+use super::outbox::{Outbox, book};
+use super::pace::{Pace, Pacer};
+use super::peer::Peer;
+use super::team::TeamSettings;
+use super::Bell;
+use crate::frame::{BURST, Batch, Cache};
+use crate::switch::{DropReason, PortId, Switch, Verdict, Verdicts};
+use crate::telemetry::WorkerCounters;
+use crate::time::{self, Moment};
+
+/// Stations looked at in each breath to see whether they have aged.
+const TIDY: usize = 8;
+
+/// Sightings heard from each peer in one breath, at most.
+const HEARD: usize = 256;
+
+/// What came of a breath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Work {
+    /// Frames that were received or heard of, super-frames counted once, and commands.
+    pub done: usize,
+    /// Whether the worker has been told to stop.
+    pub stop: bool,
+}
+
+/// One thread's share of the switch: its gates, its table, its memory.
+pub struct Worker {
+    index: u16,
+    mailbox: Receiver<Command>,
+    notices: mpsc::Sender<Notice>,
+    bell: Bell,
+    peers: Vec<Option<Peer>>,
+    gates: Gates,
+    switch: Switch,
+    books: Books,
+    batch: Batch,
+    verdicts: Box<Verdicts>,
+    cache: Cache,
+    pacer: Pacer,
+    counters: Arc<WorkerCounters>,
+    stop: bool,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("index", &self.index).field("gates", &self.gates.open()).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    pub(super) fn new(
+        index: u16,
+        settings: &TeamSettings,
+        mailbox: Receiver<Command>,
+        bell: Bell,
+        peers: Vec<Option<Peer>>,
+        counters: Arc<WorkerCounters>,
+        notices: mpsc::Sender<Notice>,
+    ) -> io::Result<Worker> {
+        Ok(Worker {
+            index,
+            mailbox,
+            notices,
+            pacer: Pacer::new(&bell)?,
+            bell,
+            peers,
+            gates: Gates::new(),
+            switch: Switch::new(settings.stations, settings.secret),
+            books: Books::new(),
+            batch: Batch::new(),
+            verdicts: Box::new([Verdict::Drop(DropReason::PortClosed); BURST]),
+            cache: Cache::new(settings.pool),
+            counters,
+            stop: false,
+        })
+    }
+
+    /// Breathes until told to stop, sleeping when there is nothing to do and `pace` allows it.
+    pub fn run(mut self, pace: Pace) {
+        let mut now = time::now();
+        loop {
+            let work = self.breathe(now);
+            let then = std::mem::replace(&mut now, time::now());
+            if work.stop {
+                return;
+            }
+            if work.done > 0 {
+                self.pacer.was_busy(now);
+                self.counters.busy_breaths.add(1);
+                self.counters.busy_nanos.add(now.nanos() - then.nanos());
+            } else if pace == Pace::Adaptive && self.pacer.is_tired(now) {
+                self.sleep();
+                now = time::now();
+                self.pacer.was_busy(now);
+            }
+        }
+    }
+
+    fn sleep(&mut self) {
+        let (mailbox, peers) = (&self.mailbox, &self.peers);
+        let has_news = || !mailbox.is_empty() || peers.iter().flatten().any(Peer::has_news);
+        if self.pacer.sleep(&mut self.gates, &self.bell, has_news) {
+            self.counters.sleeps.add(1);
+        }
+    }
+
+    /// One breath: take in what has arrived, decide, let it out. Bounded work, no waiting.
+    pub fn breathe(&mut self, now: Moment) -> Work {
+        let mut done = self.read_mail();
+        done += self.hear_peers(now);
+        self.pacer.rouse(&mut self.gates, &self.bell);
+        for number in 0..self.gates.len() {
+            done += self.inhale(number, now);
+        }
+        self.exhale();
+        self.ring_peers();
+        self.tidy(now);
+        Work { done, stop: self.stop }
+    }
+
+    /// Receives a burst at one gate and sees to each of its frames.
+    #[inline]
+    fn inhale(&mut self, number: usize, now: Moment) -> usize {
+        let open = self.gates.open();
+        let Some(gate) = self.gates.get_mut(number) else { return 0 };
+        if gate.state != GateState::Polled {
+            return 0;
+        }
+        let (port, lost) = (gate.port, gate.device.receive(&mut self.batch, &mut self.cache).is_err());
+        let received = self.batch.len();
+        if received == 0 {
+            self.pacer.was_quiet(gate, open);
+        } else {
+            gate.quiet = 0;
+            self.switch.judge_burst(port, &self.batch, now, &mut self.verdicts);
+            let borrowed = self.outbox(|outbox| outbox.deliver(port));
+            self.tell_peers();
+            self.end_burst(borrowed);
+            if let Some(gate) = self.gates.get_mut(number) {
+                gate.device.release();
+            }
+        }
+        if lost {
+            self.lose(number);
+        }
+        received
+    }
+
+    /// Lets `f` fill the outbox. Whether a lane has borrowed from the batch.
+    #[inline]
+    fn outbox(&mut self, f: impl FnOnce(&mut Outbox<'_>)) -> bool {
+        let mut outbox = Outbox {
+            me: self.index,
+            rules: self.switch.rules(),
+            verdicts: &self.verdicts,
+            books: &self.books,
+            gates: &mut self.gates,
+            peers: &mut self.peers,
+            batch: &mut self.batch,
+            cache: &mut self.cache,
+            borrowed: false,
+        };
+        f(&mut outbox);
+        outbox.borrowed
+    }
+
+    /// Makes the batch free for the next burst. What was borrowed from it goes out first.
+    #[inline]
+    fn end_burst(&mut self, borrowed: bool) {
+        if borrowed || self.gates.is_crowded() {
+            self.exhale();
+        }
+        self.batch.clear(&mut self.cache);
+    }
+
+    /// Sends what waits in the lanes: one call for each port that has something.
+    #[inline]
+    fn exhale(&mut self) {
+        while let Some(number) = self.gates.take_waiting() {
+            let Some(gate) = self.gates.get_mut(usize::from(number)) else { continue };
+            let sent = gate.device.transmit(&mut gate.lane, &self.batch, &mut self.cache);
+            let Some(book) = book(&self.books, gate.port) else { continue };
+            book.tx_frames.add(sent.frames);
+            book.tx_bytes.add(sent.bytes);
+            if sent.full + sent.refused + sent.link_down > 0 {
+                book.drops_out.add(DropReason::DeviceFull, sent.full);
+                book.drops_out.add(DropReason::DeviceRefused, sent.refused);
+                book.drops_out.add(DropReason::LinkDown, sent.link_down);
+            }
+        }
+    }
+
+    /// Takes in what other workers have sent: at most a burst of frames and a few sightings of each.
+    fn hear_peers(&mut self, now: Moment) -> usize {
+        let mut heard = 0;
+        for worker in 0..self.peers.len() {
+            let Some(peer) = &mut self.peers[worker] else { continue };
+            let sightings = peer.sightings_in.slots().min(HEARD);
+            if let Ok(chunk) = peer.sightings_in.read_chunk(sightings) {
+                chunk.into_iter().for_each(|sighting| self.switch.hear(sighting, now));
+            }
+            let mut addresses = [None; BURST];
+            for address in &mut addresses {
+                if self.batch.is_full() {
+                    break;
+                }
+                let Ok(parcel) = peer.parcels_in.pop() else { break };
+                *address = Some(parcel.address);
+                self.batch.push(parcel.frame);
+            }
+            let frames = self.batch.len();
+            if frames > 0 {
+                let borrowed = self.outbox(|outbox| {
+                    for (index, address) in addresses.into_iter().flatten().enumerate() {
+                        outbox.accept(index, address);
+                    }
+                });
+                self.end_burst(borrowed);
+            }
+            heard += frames + sightings;
+        }
+        heard
+    }
+
+    /// Passes on to all other workers what was learned from the last burst.
+    #[inline]
+    fn tell_peers(&mut self) {
+        for sighting in self.switch.news() {
+            for peer in self.peers.iter_mut().flatten() {
+                match peer.sightings_out.push(sighting) {
+                    Ok(()) => peer.fresh = true,
+                    Err(_) => self.counters.sightings_lost.add(1),
+                }
+            }
+        }
+    }
+
+    /// Wakes the workers that were sent something in this breath.
+    #[inline]
+    fn ring_peers(&mut self) {
+        for peer in self.peers.iter_mut().flatten().filter(|peer| peer.fresh) {
+            peer.fresh = false;
+            peer.bell.ring();
+        }
+    }
+
+    fn tidy(&mut self, now: Moment) {
+        self.switch.tidy(TIDY, now);
+        self.counters.breaths.add(1);
+        self.counters.stations.set(self.switch.fdb().len() as u64);
+        self.counters.refused.set(self.switch.fdb().refused());
+    }
+
+    /// Reads at most one command.
+    fn read_mail(&mut self) -> usize {
+        let Ok(command) = self.mailbox.try_recv() else { return 0 };
+        // An answer that nobody waits for any more is dropped with what it carries.
+        match command {
+            Command::Rules(rules, books, reply) => {
+                let old = (self.switch.replace_rules(rules), std::mem::replace(&mut self.books, books));
+                let _ = reply.send(old);
+            }
+            Command::Open(gate, reply) => {
+                let _ = reply.send(self.open(gate));
+            }
+            Command::Close(port, queue, reply) => {
+                let _ = reply.send(self.close(port, queue));
+            }
+            Command::Stations(StationsPage { mut stations, cursor }, reply) => {
+                let cursor = cursor.and_then(|at| self.switch.fdb().page(at, &mut stations));
+                let _ = reply.send(StationsPage { stations, cursor });
+            }
+            Command::Stop(reply) => {
+                let gates = (0..self.gates.len()).filter_map(|number| self.take_gate(number)).collect();
+                let _ = reply.send(gates);
+                self.stop = true;
+            }
+        }
+        1
+    }
+
+    #[allow(clippy::result_large_err)] // it is the gate that comes back
+    fn open(&mut self, gate: Gate) -> Result<(), Gate> {
+        let number = self.gates.insert(gate)?;
+        match self.gates.get_mut(number).map(|gate| self.pacer.watch(number, gate)) {
+            Some(Ok(())) => Ok(()),
+            _ => self.gates.remove(number).map_or(Ok(()), Err),
+        }
+    }
+
+    fn close(&mut self, port: PortId, queue: u16) -> Option<Gate> {
+        self.take_gate(self.gates.number_of(port, queue)?)
+    }
+
+    fn take_gate(&mut self, number: usize) -> Option<Gate> {
+        let gate = self.gates.get_mut(number)?;
+        if gate.state != GateState::Gone {
+            self.pacer.forget(gate);
+        }
+        self.gates.remove(number)
+    }
+
+    /// Stops polling a gate whose device is gone, and tells control.
+    #[cold]
+    fn lose(&mut self, number: usize) {
+        let Some(gate) = self.gates.get_mut(number) else { return };
+        self.pacer.forget(gate);
+        let notice = Notice::DeviceGone { port: gate.port, queue: gate.queue };
+        self.gates.lose(number);
+        // There is room for more notices than there can be gates; each is lost at most once.
+        let _ = self.notices.try_send(notice);
+    }
+
+    /// What this worker remembers. For tests that step workers by hand.
+    pub fn switch(&self) -> &Switch {
+        &self.switch
+    }
+
+    /// The ports whose devices this worker polls.
+    pub fn open_ports(&self) -> impl Iterator<Item = PortId> + '_ {
+        self.gates.iter().map(|gate| gate.port)
+    }
+}

@@ -1,0 +1,173 @@
+//! The gates of a worker: the device queues it polls, and what waits to leave by them.
+
+use std::fmt;
+
+use crate::device::Device;
+use crate::frame::{BURST, Lane};
+use crate::switch::{MOST_PORTS, PortId};
+
+/// Frames that wait in one lane at most. A lane that could overflow with the next burst is sent
+/// off before it comes.
+const LANE: usize = 4 * BURST;
+
+/// One queue of a port's device, and the lane of frames that leave by it.
+pub struct Gate {
+    /// The port.
+    pub port: PortId,
+    /// Which of the device's queues.
+    pub queue: u16,
+    /// The device. Nobody else polls it.
+    pub device: Box<dyn Device>,
+    pub(super) lane: Lane,
+    pub(super) offloads: bool,
+    /// Reads that found nothing, in a row.
+    pub(super) quiet: u8,
+    pub(super) state: GateState,
+}
+
+/// Whether a gate is polled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum GateState {
+    /// It is.
+    Polled,
+    /// It has been quiet, and is left alone until its descriptor becomes readable.
+    Resting,
+    /// Its device is gone.
+    Gone,
+}
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate").field("port", &self.port).field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
+
+impl Gate {
+    /// A gate that nobody polls yet.
+    pub fn new(port: PortId, queue: u16, device: Box<dyn Device>) -> Gate {
+        let offloads = device.abilities().offloads;
+        let lane = Lane::with_capacity(LANE);
+        Gate { port, queue, device, lane, offloads, quiet: 0, state: GateState::Polled }
+    }
+}
+
+/// "No gate here", at the door of a port.
+const SHUT: u16 = u16::MAX;
+
+/// The gates of a worker, by a number that stays while they are open.
+#[derive(Debug)]
+pub(super) struct Gates {
+    slots: Vec<Option<Gate>>,
+    /// By [`PortId::index`]: the gate by which frames leave for this port.
+    doors: Box<[u16]>,
+    /// The gates whose lanes are not empty.
+    waiting: Vec<u16>,
+    open: usize,
+}
+
+impl Gates {
+    pub(super) fn new() -> Gates {
+        Gates {
+            slots: Vec::with_capacity(MOST_PORTS),
+            doors: vec![SHUT; MOST_PORTS].into_boxed_slice(),
+            waiting: Vec::with_capacity(MOST_PORTS),
+            open: 0,
+        }
+    }
+
+    /// How many gates are open.
+    pub(super) fn open(&self) -> usize {
+        self.open
+    }
+
+    /// One more than the highest number of a gate.
+    #[inline]
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    #[inline]
+    pub(super) fn get_mut(&mut self, number: usize) -> Option<&mut Gate> {
+        self.slots.get_mut(number)?.as_mut()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Gate> {
+        self.slots.iter().flatten()
+    }
+
+    /// Opens a gate, and says its number. It comes back if there are too many.
+    #[allow(clippy::result_large_err)] // it is the gate that comes back
+    pub(super) fn insert(&mut self, gate: Gate) -> Result<usize, Gate> {
+        let port = gate.port;
+        let number = match self.slots.iter().position(Option::is_none) {
+            Some(number) => number,
+            None if self.slots.len() < MOST_PORTS => {
+                self.slots.push(None);
+                self.slots.len() - 1
+            }
+            None => return Err(gate),
+        };
+        self.slots[number] = Some(gate);
+        self.open += 1;
+        self.find_door(port);
+        Ok(number)
+    }
+
+    pub(super) fn number_of(&self, port: PortId, queue: u16) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.as_ref().is_some_and(|gate| gate.port == port && gate.queue == queue))
+    }
+
+    /// Closes a gate.
+    pub(super) fn remove(&mut self, number: usize) -> Option<Gate> {
+        let gate = self.slots.get_mut(number)?.take()?;
+        self.open -= 1;
+        self.waiting.retain(|&waiting| usize::from(waiting) != number);
+        self.find_door(gate.port);
+        Some(gate)
+    }
+
+    /// Marks a gate as one whose device is gone.
+    pub(super) fn lose(&mut self, number: usize) {
+        if let Some(gate) = self.get_mut(number) {
+            gate.state = GateState::Gone;
+            let port = gate.port;
+            self.find_door(port);
+        }
+    }
+
+    /// Finds a gate that still works for frames to `port`.
+    fn find_door(&mut self, port: PortId) {
+        let works = |slot: &Option<Gate>| {
+            slot.as_ref().is_some_and(|gate| gate.port == port && gate.state != GateState::Gone)
+        };
+        let door = self.slots.iter().position(works).and_then(|number| u16::try_from(number).ok());
+        self.doors[port.index()] = door.unwrap_or(SHUT);
+    }
+
+    /// The gate by which frames leave for `port`, and its number.
+    #[inline]
+    pub(super) fn door(&mut self, port: PortId) -> Option<(u16, &mut Gate)> {
+        let number = self.doors[port.index()];
+        let gate = self.slots.get_mut(usize::from(number))?.as_mut()?;
+        (gate.port == port).then_some((number, gate))
+    }
+
+    /// Notes that the lane of gate `number` is not empty any more.
+    #[inline]
+    pub(super) fn wait(&mut self, number: u16) {
+        self.waiting.push(number);
+    }
+
+    /// The gates that have something to send, each once.
+    pub(super) fn take_waiting(&mut self) -> Option<u16> {
+        self.waiting.pop()
+    }
+
+    /// Whether some lane has no room for another burst.
+    #[inline]
+    pub(super) fn is_crowded(&self) -> bool {
+        self.waiting.iter().any(|&number| {
+            self.slots[usize::from(number)].as_ref().is_some_and(|gate| gate.lane.len() > LANE - BURST)
+        })
+    }
+}

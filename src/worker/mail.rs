@@ -1,0 +1,76 @@
+//! What control may ask of a worker. One mailbox per worker, read in order, one command per breath,
+//! each handled in bounded time. What control gave, control gets back: old rules and closed devices
+//! return in the reply and are dropped there.
+
+use std::sync::Arc;
+
+use crossbeam::channel::{Receiver, Sender, bounded};
+use tokio::sync::oneshot;
+
+use super::{Bell, Gate};
+use crate::switch::{Learned, PortId, Rules};
+use crate::telemetry::PortCounters;
+
+/// Commands that a mailbox holds. Control waits for each answer, so it never fills.
+const MAILBOX: usize = 64;
+
+/// The counters of one worker, by [`PortId::index`].
+pub type Books = Vec<Option<Arc<PortCounters>>>;
+
+/// A page of a worker's stations, on the way there and back.
+#[derive(Debug)]
+pub struct StationsPage {
+    /// Its capacity says how many stations may be put into it.
+    pub stations: Vec<Learned>,
+    /// Where to begin; in the answer, where to go on, `None` at the end.
+    pub cursor: Option<usize>,
+}
+
+/// A command, and where its answer goes.
+#[derive(Debug)]
+pub enum Command {
+    /// Put these rules in force, and count in these books. The old ones come back.
+    Rules(Arc<Rules>, Books, oneshot::Sender<(Arc<Rules>, Books)>),
+    /// Poll this gate from now on. It comes back if it cannot be.
+    Open(Gate, oneshot::Sender<Result<(), Gate>>),
+    /// Stop polling this queue of this port. The gate comes back if there was one.
+    Close(PortId, u16, oneshot::Sender<Option<Gate>>),
+    /// Fill a page with stations.
+    Stations(StationsPage, oneshot::Sender<StationsPage>),
+    /// Stop. All gates come back.
+    Stop(oneshot::Sender<Vec<Gate>>),
+}
+
+/// What a worker tells control unasked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Notice {
+    /// A device is gone; its gate is not polled any more, and waits to be closed.
+    DeviceGone {
+        /// The port it belongs to.
+        port: PortId,
+        /// Which of its queues.
+        queue: u16,
+    },
+}
+
+/// Control's end of a worker's mailbox.
+#[derive(Debug, Clone)]
+pub struct Post {
+    mailbox: Sender<Command>,
+    bell: Bell,
+}
+
+impl Post {
+    /// A mailbox: the end that sends and the end that reads.
+    pub fn new(bell: Bell) -> (Post, Receiver<Command>) {
+        let (mailbox, read) = bounded(MAILBOX);
+        (Post { mailbox, bell }, read)
+    }
+
+    /// Sends a command. `false` if the worker is gone.
+    pub fn send(&self, command: Command) -> bool {
+        let sent = self.mailbox.send(command).is_ok();
+        self.bell.ring();
+        sent
+    }
+}

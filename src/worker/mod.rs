@@ -1,0 +1,23 @@
+//! One thread on one core, walking the corridor: device → switch → outbox → device.
+//!
+//! A [`Worker`] owns everything it touches. It changes only by reading its [`mail`], and hears of
+//! other workers only through the bounded rings of [`peer`]. One round through the corridor is a
+//! [`Worker::breathe`]; [`Worker::run`] breathes until it is told to stop, at the pace of [`pace`].
+
+#![forbid(unsafe_code)]
+
+mod bell;
+mod breath;
+mod gate;
+pub mod mail;
+mod outbox;
+mod pace;
+pub mod peer;
+mod team;
+
+pub use bell::Bell;
+pub use breath::{Work, Worker};
+pub use gate::Gate;
+pub use mail::{Books, Command, Notice, Post, StationsPage};
+pub use pace::{Pace, SPIN};
+pub use team::{Team, TeamSettings, team};

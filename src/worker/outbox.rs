@@ -1,0 +1,212 @@
+//! Carrying out verdicts: each frame goes into the lanes of the ports it is for, or to the worker
+//! that polls them, or dies with a reason.
+
+use super::gate::Gates;
+use super::mail::Books;
+use super::peer::{Address, Parcel, Peer};
+use crate::frame::{Batch, Cache, Frame};
+use crate::switch::{DropReason, PortId, PortRules, Rules, Verdict, Verdicts};
+use crate::telemetry::PortCounters;
+
+/// A burst on its way into the lanes. Made for one burst; what it borrows is the worker's.
+pub(super) struct Outbox<'a> {
+    pub(super) me: u16,
+    pub(super) rules: &'a Rules,
+    pub(super) verdicts: &'a Verdicts,
+    pub(super) books: &'a Books,
+    pub(super) gates: &'a mut Gates,
+    pub(super) peers: &'a mut [Option<Peer>],
+    pub(super) batch: &'a mut Batch,
+    pub(super) cache: &'a mut Cache,
+    /// Whether some lane has borrowed from the batch, which has to be sent off before the batch
+    /// is used again.
+    pub(super) borrowed: bool,
+}
+
+impl Outbox<'_> {
+    /// Carries out the verdicts on the burst that came in at port `from`.
+    #[inline]
+    pub(super) fn deliver(&mut self, from: PortId) {
+        let (mut frames, mut bytes, mut forwarded, mut flooded, mut copies) = (0, 0, 0, 0, 0);
+        let book = book(self.books, from);
+        for (index, verdict) in self.verdicts[..self.batch.len()].iter().enumerate() {
+            let frame = self.batch.frame(index);
+            let count = frame.count();
+            frames += count;
+            bytes += frame.count_bytes();
+            match *verdict {
+                Verdict::To(to) => {
+                    forwarded += count;
+                    self.forward(index, to);
+                }
+                Verdict::Flood => {
+                    flooded += count;
+                    copies += count * self.flood(index, from);
+                }
+                Verdict::Drop(reason) => {
+                    if let Some(book) = book {
+                        book.drops_in.add(reason, count);
+                    }
+                }
+            }
+        }
+        if let Some(book) = book {
+            book.rx_frames.add(frames);
+            book.rx_bytes.add(bytes);
+            book.forwarded.add(forwarded);
+            book.flooded.add(flooded);
+            book.copies.add(copies);
+        }
+    }
+
+    /// Carries out what another worker has judged about frame `index` of the batch.
+    pub(super) fn accept(&mut self, index: usize, address: Address) {
+        match address {
+            Address::To(to) => match self.gates.door(to) {
+                Some(_) => self.forward(index, to),
+                // It was closed meanwhile. Sending the frame on would let it wander.
+                None => self.lose(index, to, DropReason::NoDevice),
+            },
+            Address::FloodFrom(from) => {
+                let copies = self.flood_here(index, from).0 * self.batch.frame(index).count();
+                if let Some(book) = book(self.books, from) {
+                    book.copies.add(copies);
+                }
+            }
+        }
+    }
+
+    /// Puts frame `index` into the lane of port `to`, wherever that is.
+    #[inline]
+    fn forward(&mut self, index: usize, to: PortId) {
+        let Some(port) = self.rules.port(to) else { return self.lose(index, to, DropReason::PortClosed) };
+        if !port.admin_up {
+            return self.lose(index, to, DropReason::AdminDown);
+        }
+        let Some((number, gate)) = self.gates.door(to) else { return self.send_away(index, port) };
+        // 12. egress dressing. What the port cannot pass on would have to be done here.
+        if self.batch.frame(index).offload().is_pending() && !gate.offloads {
+            return self.lose(index, to, DropReason::OffloadUnsupported);
+        }
+        let first = gate.lane.is_empty();
+        match self.batch.take(index) {
+            Some(frame) => gate.lane.push(frame),
+            None => {
+                gate.lane.borrow(place(index));
+                self.borrowed = true;
+            }
+        }
+        if first {
+            self.gates.wait(number);
+        }
+    }
+
+    /// Puts frame `index` into the lanes of all ports that a flood from `from` reaches, here and at
+    /// other workers. How many copies were made, those for other workers not counted: they count
+    /// theirs.
+    fn flood(&mut self, index: usize, from: PortId) -> u64 {
+        let (here, there) = self.flood_here(index, from);
+        let mut copies = here;
+        for worker in (0..self.peers.len()).filter(|worker| there & 1 << worker != 0) {
+            let sent = match self.batch.adopt(index, self.cache) {
+                Some(frame) => self.send(worker, frame, Address::FloodFrom(from)),
+                None => Err(DropReason::NoBuffer),
+            };
+            if let Err(reason) = sent {
+                // The copies that the other worker would have made die here.
+                let count = self.batch.frame(index).count();
+                for port in self.rules.flood(from).into_iter().flatten() {
+                    if self.rules.port(*port).and_then(|port| port.worker) == u16::try_from(worker).ok()
+                        && self.gates.door(*port).is_none()
+                    {
+                        copies += 1;
+                        count_out(self.books, *port, reason, count);
+                    }
+                }
+            }
+        }
+        copies
+    }
+
+    /// Floods frame `index` to the ports of this worker. How many these were, and, as a set of bits,
+    /// which other workers have ports to flood to.
+    fn flood_here(&mut self, index: usize, from: PortId) -> (u64, u64) {
+        let (mut copies, mut there) = (0, 0u64);
+        for &to in self.rules.flood(from).into_iter().flatten() {
+            let Some((number, gate)) = self.gates.door(to) else {
+                match self.rules.port(to).and_then(|port| port.worker) {
+                    Some(worker) if worker != self.me => there |= 1 << worker,
+                    _ => {
+                        copies += 1;
+                        self.lose(index, to, DropReason::NoDevice);
+                    }
+                }
+                continue;
+            };
+            copies += 1;
+            if self.batch.frame(index).offload().is_pending() && !gate.offloads {
+                self.lose(index, to, DropReason::OffloadUnsupported);
+                continue;
+            }
+            let first = gate.lane.is_empty();
+            gate.lane.borrow(place(index));
+            self.borrowed = true;
+            if first {
+                self.gates.wait(number);
+            }
+        }
+        (copies, there)
+    }
+
+    /// Sends frame `index` to the worker that polls `port`.
+    fn send_away(&mut self, index: usize, port: &PortRules) {
+        let Some(worker) = port.worker.filter(|&worker| worker != self.me) else {
+            return self.lose(index, port.id, DropReason::NoDevice);
+        };
+        let count = self.batch.frame(index).count();
+        let frame = self.batch.take(index).or_else(|| self.batch.adopt(index, self.cache));
+        let sent = match frame {
+            Some(frame) => self.send(usize::from(worker), frame, Address::To(port.id)),
+            None => Err(DropReason::NoBuffer),
+        };
+        if let Err(reason) = sent {
+            count_out(self.books, port.id, reason, count);
+        }
+    }
+
+    fn send(&mut self, worker: usize, frame: Frame, address: Address) -> Result<(), DropReason> {
+        let peer = self.peers.get_mut(worker).and_then(Option::as_mut).ok_or(DropReason::NoDevice)?;
+        match peer.parcels_out.push(Parcel { frame, address }) {
+            Ok(()) => {
+                peer.fresh = true;
+                Ok(())
+            }
+            Err(rtrb::PushError::Full(parcel)) => {
+                self.cache.recycle(parcel.frame);
+                Err(DropReason::PeerFull)
+            }
+        }
+    }
+
+    /// Counts frame `index` as one that died on its way out of `to`.
+    #[cold]
+    fn lose(&self, index: usize, to: PortId, reason: DropReason) {
+        count_out(self.books, to, reason, self.batch.frame(index).count());
+    }
+}
+
+fn count_out(books: &Books, port: PortId, reason: DropReason, frames: u64) {
+    if let Some(book) = book(books, port) {
+        book.drops_out.add(reason, frames);
+    }
+}
+
+#[inline]
+pub(super) fn book(books: &Books, port: PortId) -> Option<&PortCounters> {
+    books.get(port.index())?.as_deref()
+}
+
+#[allow(clippy::cast_possible_truncation)] // a burst has 64 places
+const fn place(index: usize) -> u8 {
+    index as u8
+}

@@ -1,0 +1,146 @@
+//! When to breathe again, and which gates to look at.
+//!
+//! A worker that found nothing to do for [`SPIN`] goes to sleep until a device becomes readable or
+//! its bell rings (`adaptive`), or goes on polling (`busy`). Sleeping costs the first frame after a
+//! pause the time it takes the kernel to wake a thread.
+//!
+//! A gate that was quiet for a while is left to *rest*: asking epoll once for all resting gates is
+//! cheaper than asking each of them. So a worker's speed depends little on how many quiet ports it
+//! has.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use super::Bell;
+use super::gate::{Gate, GateState, Gates};
+use crate::sys::event::Poller;
+use crate::time::Moment;
+
+/// How long an adaptive worker polls in vain before it goes to sleep.
+pub const SPIN: Duration = Duration::from_micros(20);
+
+/// The longest sleep; a worker that nobody wakes looks up once in this time.
+const NAP: Duration = Duration::from_secs(1);
+
+/// Reads in vain after which a gate may rest.
+const QUIET: u8 = 64;
+
+/// Open gates up to which none rests: reading so few is as cheap as asking epoll.
+const FEW: usize = 4;
+
+/// The key of the bell; the keys of gates are their numbers.
+const BELL: u64 = u64::MAX;
+
+/// Descriptors reported by one call.
+const READY: usize = 64;
+
+/// Whether a worker with nothing to do sleeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Pace {
+    /// It polls for [`SPIN`], then sleeps.
+    #[default]
+    Adaptive,
+    /// It never sleeps.
+    Busy,
+}
+
+#[derive(Debug)]
+pub(super) struct Pacer {
+    poller: Poller,
+    /// Gates without a descriptor: while there are any, sleeping would miss their frames.
+    deaf: usize,
+    resting: usize,
+    busy_until: Moment,
+}
+
+impl Pacer {
+    pub(super) fn new(bell: &Bell) -> io::Result<Pacer> {
+        let poller = Poller::new(READY)?;
+        poller.add(bell.as_fd(), BELL)?;
+        Ok(Pacer { poller, deaf: 0, resting: 0, busy_until: Moment::default() })
+    }
+
+    /// Watches a gate that has been opened.
+    pub(super) fn watch(&mut self, number: usize, gate: &Gate) -> io::Result<()> {
+        match gate.device.fd() {
+            Some(fd) => self.poller.add(fd, number as u64),
+            None => {
+                self.deaf += 1;
+                Ok(())
+            }
+        }
+    }
+
+    /// Watches a gate no longer: it is about to be closed, or its device is gone.
+    pub(super) fn forget(&mut self, gate: &mut Gate) {
+        match gate.device.fd() {
+            // The descriptor may be dead already, and out of the set with that.
+            Some(fd) => drop(self.poller.remove(fd)),
+            None => self.deaf -= 1,
+        }
+        if gate.state == GateState::Resting {
+            gate.state = GateState::Polled;
+            self.resting -= 1;
+        }
+    }
+
+    /// Notes that a gate had nothing to read.
+    #[inline]
+    pub(super) fn was_quiet(&mut self, gate: &mut Gate, open: usize) {
+        gate.quiet = gate.quiet.saturating_add(1);
+        if gate.quiet >= QUIET && open > FEW && gate.device.fd().is_some() {
+            gate.state = GateState::Resting;
+            self.resting += 1;
+        }
+    }
+
+    /// Looks which resting gates have something to read.
+    #[inline]
+    pub(super) fn rouse(&mut self, gates: &mut Gates, bell: &Bell) {
+        if self.resting > 0 {
+            self.wait(Duration::ZERO, gates, bell);
+        }
+    }
+
+    fn wait(&mut self, patience: Duration, gates: &mut Gates, bell: &Bell) {
+        // Nothing that a running worker could do about an error of epoll, and none is documented
+        // for a valid descriptor: the gates are read at the next breath all the same.
+        let Ok(ready) = self.poller.wait(patience) else { return };
+        for key in ready {
+            if key == BELL {
+                bell.clear();
+            } else if let Some(gate) = usize::try_from(key).ok().and_then(|number| gates.get_mut(number))
+                && gate.state == GateState::Resting
+            {
+                gate.state = GateState::Polled;
+                gate.quiet = 0;
+                self.resting -= 1;
+            }
+        }
+    }
+
+    /// Notes that there was something to do at `now`.
+    #[inline]
+    pub(super) fn was_busy(&mut self, now: Moment) {
+        self.busy_until = now;
+    }
+
+    /// Whether it is time to sleep, at `now`.
+    #[inline]
+    pub(super) fn is_tired(&self, now: Moment) -> bool {
+        self.deaf == 0 && now.since(self.busy_until) >= SPIN
+    }
+
+    /// Sleeps until something happens. `has_news` looks into mailbox and rings; whatever is put
+    /// there after that rings the bell.
+    pub(super) fn sleep(&mut self, gates: &mut Gates, bell: &Bell, has_news: impl FnOnce() -> bool) -> bool {
+        bell.arm();
+        let sleeps = !has_news();
+        if sleeps {
+            self.wait(NAP, gates, bell);
+        }
+        bell.disarm();
+        sleeps
+    }
+}
