@@ -1,0 +1,6 @@
+//! Desired state: what is asked for, how it is checked, and how it comes true.
+
+#![forbid(unsafe_code)]
+
+pub mod handle;
+pub mod view;

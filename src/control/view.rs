@@ -1,0 +1,202 @@
+//! What the switch shows of itself: the JSON of the API and the rows of the CLI's tables. Names
+//! are Neutron's where Neutron has one; they are a contract, fields may only be added.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Whether frames can flow through a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Status {
+    /// They can, both ways.
+    Active,
+    /// They cannot: there is no device, or the port is administratively down.
+    Down,
+}
+
+/// The device of a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceView {
+    /// `tap`.
+    pub kind: String,
+    /// The netdev.
+    pub name: String,
+    /// The namespace it stands in; absent for the host's own.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub netns: Option<String>,
+    /// Its queues.
+    pub queues: u16,
+    /// Whether open checksums and super-frames pass.
+    pub offloads: bool,
+    /// Whether the netdev outlives the daemon.
+    pub persist: bool,
+}
+
+/// A port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortView {
+    /// Its id.
+    pub port_id: String,
+    /// The VM it belongs to.
+    pub device_id: String,
+    /// The network it is on.
+    pub network_id: String,
+    /// Its address.
+    pub mac_address: String,
+    /// Its place among the ports of its VM, from 0.
+    pub position: usize,
+    /// Whether frames can flow.
+    pub status: Status,
+    /// Why it is as it is, in a sentence; empty for a port that is up with nothing to remark.
+    pub status_reason: String,
+    /// Whether it is wanted up.
+    pub admin_state_up: bool,
+    /// `off` or `mac`.
+    pub port_security: String,
+    /// Its device.
+    pub device: DeviceView,
+    /// The worker that polls its first queue.
+    pub worker: Option<u16>,
+    /// Frames from the guest; a super-frame counts as the frames it becomes.
+    pub rx_frames: u64,
+    /// And their bytes.
+    pub rx_bytes: u64,
+    /// Frames to the guest.
+    pub tx_frames: u64,
+    /// And their bytes.
+    pub tx_bytes: u64,
+    /// Of the frames from the guest: those meant for one port.
+    pub forwarded: u64,
+    /// Of the frames from the guest: those meant for everybody.
+    pub flooded: u64,
+    /// The copies made of these.
+    pub copies: u64,
+    /// Frames that died, either direction, by reason; only reasons that there were.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// A VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmView {
+    /// Its id.
+    pub device_id: String,
+    /// Its ports, in the order asked for.
+    pub ports: Vec<String>,
+    /// The networks they are on, one for each port.
+    pub networks: Vec<String>,
+    /// How many of the ports are up.
+    pub active: usize,
+    /// Sums over its ports.
+    pub rx_frames: u64,
+    /// Sums over its ports.
+    pub rx_bytes: u64,
+    /// Sums over its ports.
+    pub tx_frames: u64,
+    /// Sums over its ports.
+    pub tx_bytes: u64,
+    /// Sums over its ports.
+    pub drops: u64,
+}
+
+/// A network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkView {
+    /// Its id.
+    pub network_id: String,
+    /// Bytes that a frame may carry.
+    pub mtu: u16,
+    /// How many ports are on it.
+    pub ports: usize,
+    /// How many of them are up.
+    pub active: usize,
+    /// How many stations have been learned, as the fullest worker's table has it.
+    pub stations: u64,
+    /// How many may be learned.
+    pub fdb_limit: u32,
+    /// After how many seconds of silence a station is forgotten.
+    pub ageing_seconds: u32,
+}
+
+/// How a station is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StationKind {
+    /// From its traffic.
+    Learned,
+    /// From the configuration.
+    Pinned,
+}
+
+/// A station of the forwarding database.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StationView {
+    /// The network it is on.
+    pub network_id: String,
+    /// Its address.
+    pub mac_address: String,
+    /// The port it is behind.
+    pub port_id: String,
+    /// How it is known.
+    pub kind: StationKind,
+    /// Seconds since it was last heard; 0 for a pinned one.
+    pub age_seconds: u32,
+}
+
+/// A worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct WorkerView {
+    /// Its number.
+    pub worker: u16,
+    /// The core it is pinned to.
+    pub core: usize,
+    /// `adaptive` or `busy`.
+    pub poll: String,
+    /// Device queues it polls.
+    pub queues: usize,
+    /// Stations in its table.
+    pub stations: u64,
+    /// Stations that its table can hold.
+    pub stations_limit: u64,
+    /// Times a station went unlearned for lack of room.
+    pub stations_refused: u64,
+    /// Breaths taken.
+    pub breaths: u64,
+    /// Breaths in which there was something to do.
+    pub busy_breaths: u64,
+    /// Seconds spent in these.
+    pub busy_seconds: f64,
+    /// Times it went to sleep.
+    pub sleeps: u64,
+    /// Sightings that did not fit the ring to a peer.
+    pub sightings_lost: u64,
+}
+
+/// The direction of a frame, seen from the switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// From the guest.
+    In,
+    /// To the guest.
+    Out,
+}
+
+/// A line of the drop ledger.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DropView {
+    /// The port.
+    pub port_id: String,
+    /// Its VM.
+    pub device_id: String,
+    /// Its network.
+    pub network_id: String,
+    /// Which way the frames went.
+    pub direction: Direction,
+    /// Why they died, by name.
+    pub reason: String,
+    /// Why they died, in a sentence.
+    pub meaning: String,
+    /// How many there were.
+    pub frames: u64,
+}
