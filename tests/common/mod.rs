@@ -1,0 +1,219 @@
+//! The laboratory: workers stepped by hand over cables, with a made-up clock. No threads, no root.
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)] // each user uses a part of it
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use vifswitch::device::Device;
+use vifswitch::device::memory::{End, Memory, cable};
+use vifswitch::frame::Pool;
+use vifswitch::switch::{Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Rules, Secret, Security};
+use vifswitch::telemetry::PortCounters;
+use vifswitch::time::Moment;
+use vifswitch::wire::{Mac, Offload};
+use vifswitch::worker::{Books, Command, Gate, Post, TeamSettings, Worker, team};
+
+/// A port of the laboratory: which network, whose, and with what security.
+#[derive(Debug, Clone)]
+pub struct Plug {
+    pub network: u16,
+    pub owner: u32,
+    pub security: Security,
+    pub admin_up: bool,
+}
+
+impl Plug {
+    pub fn new(network: u16, owner: u32) -> Plug {
+        Plug { network, owner, security: Security::Off, admin_up: true }
+    }
+}
+
+/// The address of the port at `index`.
+pub fn mac(index: usize) -> Mac {
+    Mac::from_bits(0x02_00_00_00_00_00 | index as u64)
+}
+
+pub fn frame(to: Mac, from: Mac, kind: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(14 + payload.len());
+    bytes.extend(to.octets());
+    bytes.extend(from.octets());
+    bytes.extend(kind.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+pub struct Setup {
+    pub workers: u16,
+    pub slots: u32,
+    pub stations: u32,
+    pub cable: usize,
+    pub memory: Memory,
+    pub limits: Limits,
+    pub mtu: u16,
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup {
+            workers: 1,
+            slots: 2048,
+            stations: 4096,
+            cable: 1 << 16,
+            memory: Memory::Owned,
+            limits: Limits::default(),
+            mtu: 1500,
+        }
+    }
+}
+
+pub struct Lab {
+    pub workers: Vec<Worker>,
+    pub posts: Vec<Post>,
+    pub pool: &'static Pool,
+    /// The guests' ends of the cables, by port.
+    pub ends: Vec<End>,
+    pub ports: Vec<PortId>,
+    pub rules: Arc<Rules>,
+    /// By worker and port.
+    pub books: Vec<Vec<Arc<PortCounters>>>,
+    pub now: Moment,
+}
+
+impl Lab {
+    pub fn new(setup: Setup, plugs: &[Plug]) -> Lab {
+        Lab::with_devices(setup, plugs, |_, end| Box::new(end))
+    }
+
+    /// Ports are dealt out to the workers in turn. `wrap` may put a device around each end.
+    pub fn with_devices(setup: Setup, plugs: &[Plug], mut wrap: impl FnMut(usize, End) -> Box<dyn Device>) -> Lab {
+        let pool = Pool::new(setup.slots).unwrap();
+        let secret = Secret::new([7; 16]);
+        let team = team(TeamSettings { workers: setup.workers, pool, stations: setup.stations, secret }).unwrap();
+        let networks = plugs.iter().map(|plug| plug.network).max().map_or(0, |most| most + 1);
+        let networks = (0..networks).map(|index| NetworkRules {
+            id: NetworkId::new(index),
+            mtu: setup.mtu,
+            ageing: 300,
+            limits: setup.limits,
+            guard: true,
+        });
+        let ports: Vec<_> = (0..plugs.len()).map(|index| PortId::new(index as u16, 0)).collect();
+        let rules = plugs.iter().zip(&ports).map(|(plug, &id)| PortRules {
+            id,
+            network: NetworkId::new(plug.network),
+            owner: Owner(plug.owner),
+            mac: mac(id.index()),
+            security: plug.security.clone(),
+            admin_up: plug.admin_up,
+            worker: Some(id.index() as u16 % setup.workers),
+        });
+        let rules = Arc::new(Rules::compile(secret, networks.collect(), rules.collect()));
+        let books = (0..setup.workers).map(|_| ports.iter().map(|_| Arc::default()).collect()).collect();
+        let mut lab = Lab {
+            workers: team.workers,
+            posts: team.posts,
+            pool,
+            ends: Vec::new(),
+            ports,
+            rules,
+            books,
+            now: Moment::from_secs(1000),
+        };
+        lab.set_rules(lab.rules.clone());
+        for index in 0..plugs.len() {
+            let (end, far) = cable(setup.cable);
+            let device = wrap(index, end.with_memory(setup.memory));
+            lab.open(Gate::new(lab.ports[index], 0, device));
+            lab.ends.push(far);
+        }
+        lab
+    }
+
+    fn command<T>(&mut self, worker: usize, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
+        let (reply, mut answer) = oneshot::channel();
+        assert!(self.posts[worker].send(command(reply)));
+        loop {
+            self.workers[worker].breathe(self.now);
+            if let Ok(answer) = answer.try_recv() {
+                return answer;
+            }
+        }
+    }
+
+    /// Puts rules in force at all workers.
+    pub fn set_rules(&mut self, rules: Arc<Rules>) {
+        for worker in 0..self.workers.len() {
+            let books: Books = self.books[worker].iter().cloned().map(Some).collect();
+            self.command(worker, |reply| Command::Rules(rules.clone(), books, reply));
+        }
+        self.rules = rules;
+    }
+
+    pub fn open(&mut self, gate: Gate) {
+        let worker = self.rules.port(gate.port).unwrap().worker.unwrap();
+        self.command(usize::from(worker), |reply| Command::Open(gate, reply)).unwrap();
+    }
+
+    pub fn close(&mut self, port: PortId, worker: usize) -> Option<Gate> {
+        self.command(worker, |reply| Command::Close(port, 0, reply))
+    }
+
+    /// Every worker breathes once. How much they had to do.
+    pub fn step(&mut self) -> usize {
+        self.workers.iter_mut().map(|worker| worker.breathe(self.now).done).sum()
+    }
+
+    /// Breathes until there is nothing to do.
+    pub fn settle(&mut self) {
+        while self.step() > 0 {}
+    }
+
+    pub fn pass(&mut self, time: Duration) {
+        self.now = self.now + time;
+    }
+
+    /// Sends a frame from the guest behind `port`. Whether its cable had room.
+    pub fn send(&mut self, port: usize, frame: &[u8]) -> bool {
+        self.ends[port].send(frame, Offload::NONE)
+    }
+
+    /// What the guest behind `port` has received.
+    pub fn received(&mut self, port: usize) -> Vec<Vec<u8>> {
+        std::iter::from_fn(|| self.ends[port].take()).map(|(frame, _)| frame).collect()
+    }
+
+    /// What all guests have received, by port.
+    pub fn all_received(&mut self) -> Vec<Vec<Vec<u8>>> {
+        (0..self.ends.len()).map(|port| self.received(port)).collect()
+    }
+
+    /// The sum over workers of a counter of a port.
+    pub fn sum(&self, port: usize, counter: impl Fn(&PortCounters) -> u64) -> u64 {
+        self.books.iter().map(|books| counter(&books[port])).sum()
+    }
+
+    /// The sum over workers and ports of a counter.
+    pub fn total(&self, counter: impl Fn(&PortCounters) -> u64) -> u64 {
+        (0..self.ports.len()).map(|port| self.sum(port, &counter)).sum()
+    }
+
+    /// Checks that the ledger balances. Only true when nothing is on its way between workers.
+    pub fn check_ledger(&self) {
+        for port in 0..self.ports.len() {
+            let rx = self.sum(port, |c| c.rx_frames.get());
+            let went = self.sum(port, |c| c.forwarded.get() + c.flooded.get() + c.drops_in.total());
+            assert_eq!(rx, went, "frames from port {port}");
+        }
+        let meant = self.total(|c| c.forwarded.get() + c.copies.get());
+        let went = self.total(|c| c.tx_frames.get() + c.drops_out.total());
+        assert_eq!(meant, went, "frames to all ports");
+    }
+
+    /// Ends the laboratory and checks that every slot is home.
+    pub fn end(self) {
+        let pool = self.pool;
+        drop(self);
+        assert_eq!(pool.free(), pool.slots(), "every slot comes home");
+    }
+}
