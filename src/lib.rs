@@ -1,5 +1,6 @@
 //! vifswitch
 #![allow(missing_docs)]
+pub mod control;
 pub mod device;
 pub mod frame;
 pub mod sys;
