@@ -139,7 +139,7 @@ fn spoilt(from: &str, to: &str) -> String {
 
 /// The only problem of a text.
 fn problem(text: &str) -> Problem {
-    let errors = parse_toml(text, "vms.toml").unwrap_err();
+    let Err(errors) = parse_toml(text, "vms.toml") else { panic!("nothing wrong with:\n{text}") };
     let [problem] = errors.problems() else { panic!("not one problem:\n{errors}") };
     problem.clone()
 }
@@ -268,6 +268,14 @@ device = { kind = "tap", queues = 0, name = "" }
     assert_eq!(found, wanted, "{errors}");
     assert_eq!(errors.to_string().lines().count(), wanted.len());
     assert_eq!(errors.kind(), kind::UNKNOWN_KEY);
+}
+
+#[test]
+fn a_flood_of_mistakes_is_cut() {
+    let text: String = (0..1500).map(|n| format!("key{n} = {n}\n")).collect();
+    let errors = parse_toml(&text, "x").unwrap_err();
+    assert_eq!(errors.problems().len(), 1001);
+    assert!(errors.to_string().ends_with("x: 500 more problems are not shown"));
 }
 
 #[test]

@@ -3,11 +3,14 @@
 //! Own, because neither crate's tree has both: all keys of a table in the order of the file, and
 //! the line of each. JSON gives no lines, and a key given twice is refused in both.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
+
+use super::notes::quoted;
 
 /// One value of the text.
 #[derive(Debug, Clone, PartialEq)]
@@ -181,10 +184,11 @@ impl<'de> Visitor<'de> for AnyValue {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut table: Vec<(String, Node)> = Vec::new();
+        let mut table = Vec::new();
+        let mut seen = HashSet::new();
         while let Some((key, node)) = entries.next_entry::<String, Node>()? {
-            if table.iter().any(|(other, _)| *other == key) {
-                return Err(A::Error::custom(format_args!("the key {key:?} stands here twice")));
+            if !seen.insert(key.clone()) {
+                return Err(A::Error::custom(format_args!("the key {} stands here twice", quoted(&key))));
             }
             table.push((key, node));
         }

@@ -6,10 +6,13 @@
 use std::fmt;
 
 use super::document::{Node, Value};
-use super::problem::{Errors, Problem};
+use super::problem::{Errors, Problem, kind};
 
 /// The longest value or key that is repeated in full; what is longer is cut.
 const LONGEST: usize = 60;
+
+/// As many problems as are told in full. Nobody reads more, and looking each up takes its time.
+const MOST: usize = 1000;
 
 /// The way from the top of a document to a value. It may lead to where a value is missing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -60,16 +63,21 @@ pub(super) struct Notes<'d> {
     file: &'d str,
     root: &'d Node,
     problems: Vec<Problem>,
+    more: usize,
 }
 
 impl<'d> Notes<'d> {
     /// Nothing noted yet.
     pub fn new(file: &'d str, root: &'d Node) -> Notes<'d> {
-        Notes { file, root, problems: Vec::new() }
+        Notes { file, root, problems: Vec::new(), more: 0 }
     }
 
     /// Something is wrong at `path`.
     pub fn add(&mut self, path: &Path, kind: &'static str, message: impl Into<String>) {
+        if self.problems.len() >= MOST {
+            self.more += 1;
+            return;
+        }
         let found = self.walk(path);
         self.problems.push(Problem {
             file: self.file.to_string(),
@@ -101,7 +109,9 @@ impl<'d> Notes<'d> {
 
     /// All that was noted, or `None` if nothing was.
     pub fn finish(self) -> Option<Errors> {
-        Errors::of(self.problems)
+        let rest = format!("{} more problems are not shown", self.more);
+        let rest = (self.more > 0).then(|| Problem::of_file(self.file, kind::BAD_VALUE, rest));
+        Errors::of(self.problems, rest)
     }
 
     fn walk(&self, path: &Path) -> Found<'d> {
@@ -162,6 +172,7 @@ fn shown(node: &Node) -> String {
         Value::Integer(number) => number.to_string(),
         Value::Other(text) => text.clone(),
         Value::Text(text) => quoted(text),
+        Value::Table(entries) if entries.is_empty() => "{}".to_string(),
         // more than this is cut anyway
         Value::List(items) => format!("[{}]", joined(items.iter().take(LONGEST).map(shown).collect())),
         Value::Table(entries) => {

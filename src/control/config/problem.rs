@@ -93,9 +93,10 @@ impl fmt::Display for Problem {
 pub struct Errors(Vec<Problem>);
 
 impl Errors {
-    /// `None` if nothing is wrong.
-    pub(super) fn of(mut problems: Vec<Problem>) -> Option<Errors> {
+    /// `None` if nothing is wrong. `last` stands at the end, whatever its line.
+    pub(super) fn of(mut problems: Vec<Problem>, last: Option<Problem>) -> Option<Errors> {
         problems.sort_by_key(|problem| problem.line);
+        problems.extend(last);
         (!problems.is_empty()).then_some(Errors(problems))
     }
 

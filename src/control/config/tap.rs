@@ -33,7 +33,7 @@ pub(super) fn read(written: &written::Device, port_id: &str, at: &mut Table<'_, 
 /// The name of the tap that a port gets if none is written: nova's, `tap` and the first 11
 /// characters of the port's id.
 pub(super) fn default_name(port_id: &str) -> String {
-    std::iter::once("tap").map(str::to_string).chain(port_id.chars().take(11).map(String::from)).collect()
+    "tap".chars().chain(port_id.chars().take(11)).collect()
 }
 
 fn name(written: &written::Device, port_id: &str, at: &mut Table<'_, '_>) -> String {
