@@ -1,0 +1,127 @@
+//! What no table can know for itself: ids and addresses that are taken, networks that are not there.
+//!
+//! It runs on the configuration as meant, with all defaults filled in, whose lists have the places
+//! of the document's lists. Stand-ins for what was wrong already are passed over.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
+
+use crate::wire::Mac;
+
+use super::meant::{Config, Device, Tap};
+use super::notes::{Notes, Path};
+use super::problem::kind;
+use super::written::{list, nearest};
+
+/// Notes every contradiction between tables.
+pub(super) fn check(config: &Config, notes: &mut Notes<'_>) {
+    let top = Path::default();
+    let mut networks = Taken::default();
+    for (index, network) in config.networks.iter().enumerate() {
+        let path = top.key("networks").item(index).key("id");
+        if !network.id.is_empty()
+            && let Some(other) = networks.take(network.id.as_str(), &path)
+        {
+            let message = format!("this network stands at {} already; each id stands once", notes.place(other));
+            notes.add(&path, kind::DUPLICATE_NETWORK, message);
+        }
+    }
+    // where a network has no right id, it may be the one that a port asks for
+    let all_named = config.networks.iter().all(|network| !network.id.is_empty());
+    let (mut vms, mut ports) = (Taken::default(), Taken::default());
+    let (mut macs, mut netdevs) = (Taken::default(), Taken::default());
+    for (index, vm) in config.vms.iter().enumerate() {
+        let vm_path = top.key("vms").item(index);
+        let path = vm_path.key("id");
+        if !vm.id.is_empty()
+            && let Some(other) = vms.take(vm.id.as_str(), &path)
+        {
+            let message = format!("this VM stands at {} already; all ports of a VM stand together", notes.place(other));
+            notes.add(&path, kind::DUPLICATE_VM, message);
+        }
+        for (index, port) in vm.ports.iter().enumerate() {
+            let port_path = vm_path.key("ports").item(index);
+            let path = port_path.key("port_id");
+            if !port.port_id.is_empty()
+                && let Some(other) = ports.take(port.port_id.as_str(), &path)
+            {
+                let message = format!("this port stands at {} already; a port attaches once", notes.place(other));
+                notes.add(&path, kind::DUPLICATE_PORT, message);
+                // the same port again has the same MAC and the same netdev: once is enough said
+                continue;
+            }
+            if all_named && !port.network_id.is_empty() && !networks.has(port.network_id.as_str()) {
+                unknown_network(config, &port.network_id, &port_path.key("network_id"), notes);
+            }
+            let path = port_path.key("mac_address");
+            if !port.network_id.is_empty()
+                && port.mac != Mac::ZERO
+                && let Some(other) = macs.take((port.network_id.as_str(), port.mac), &path)
+            {
+                let message =
+                    format!("{} has this address on the same network; each needs its own", notes.place(other));
+                notes.add(&path, kind::DUPLICATE_MAC, message);
+            }
+            let Device::Tap(tap) = &port.device;
+            let path = port_path.key("device").key("name");
+            if !tap.name.is_empty()
+                && let Some(other) = netdevs.take(netdev(tap), &path)
+            {
+                let message = format!(
+                    "{} is the netdev {:?} in the same namespace; each needs its own",
+                    notes.place(other),
+                    tap.name
+                );
+                notes.add(&path, kind::DUPLICATE_DEVICE, message);
+            }
+        }
+    }
+}
+
+/// What is taken, and where it was first.
+struct Taken<K>(HashMap<K, Path>);
+
+impl<K> Default for Taken<K> {
+    fn default() -> Self {
+        Taken(HashMap::new())
+    }
+}
+
+impl<K: Hash + Eq> Taken<K> {
+    /// Takes `key` for the one at `path`. If it was taken before: where.
+    fn take(&mut self, key: K, path: &Path) -> Option<&Path> {
+        match self.0.entry(key) {
+            Entry::Occupied(taken) => Some(taken.into_mut()),
+            Entry::Vacant(free) => {
+                free.insert(path.clone());
+                None
+            }
+        }
+    }
+
+    fn has(&self, key: K) -> bool {
+        self.0.contains_key(&key)
+    }
+}
+
+fn unknown_network(config: &Config, id: &str, path: &Path, notes: &mut Notes<'_>) {
+    let ids = || config.networks.iter().map(|network| network.id.as_str()).filter(|id| !id.is_empty());
+    let message = match nearest(id, ids()) {
+        Some(meant) => format!("no such network; did you mean {meant:?}?"),
+        None if ids().next().is_none() => "no such network, and no other; one begins with [[networks]]".to_string(),
+        None => format!("no such network; there are {}", list(ids().take(10))),
+    };
+    notes.add(path, kind::UNKNOWN_NETWORK, message);
+}
+
+/// What tells one netdev from another: its namespace by path, and its name.
+fn netdev(tap: &Tap) -> (String, &str) {
+    let netns = tap.netns.as_deref().unwrap_or_default();
+    let path = match netns.strip_prefix("/var/run/netns/") {
+        Some(name) => format!("/run/netns/{name}"),
+        None if netns.is_empty() || netns.starts_with('/') => netns.to_string(),
+        None => format!("/run/netns/{netns}"),
+    };
+    (path, &tap.name)
+}

@@ -1,0 +1,334 @@
+//! From as written to as meant: each value for itself, and what one table says about itself.
+//!
+//! A value that is wrong is noted and a stand-in takes its place, so that everything behind it is
+//! judged too. Whoever has notes throws the result away. Stand-ins for what ports and networks are
+//! told apart by (an empty id, the zero MAC, an empty name) are such that no right value equals them.
+
+use std::fmt::Display;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+
+use crate::wire::Mac;
+
+use super::meant::{
+    AddressPair, Config, Device, IpAllocation, Named, Network, Port, PortSecurity, ReservedGroups, SwitchSettings, Vm,
+};
+use super::notes::{Notes, Path};
+use super::problem::kind;
+use super::{tap, written};
+
+/// `sun_path` without its final zero.
+const LONGEST_SOCKET_PATH: usize = 107;
+/// `CPU_SETSIZE`: what the kernel's affinity masks hold by default.
+const CORES: i64 = 1024;
+
+/// What the whole file means.
+pub(super) fn config(written: &written::Config, notes: &mut Notes<'_>) -> Config {
+    let top = Path::default();
+    Config {
+        switch: written.switch.as_ref().map_or_else(SwitchSettings::default, |table| {
+            Table { path: top.key("switch"), notes: &mut *notes }.switch(table)
+        }),
+        networks: each(&top.key("networks"), written.networks.as_deref(), notes, |mut at, table| at.network(table)),
+        vms: each(&top.key("vms"), written.vms.as_deref(), notes, |mut at, table| Vm {
+            id: at.id("id", table.id.as_deref()),
+            ports: each(&at.path.key("ports"), table.ports.as_deref(), at.notes, |mut at, table| at.port(table)),
+        }),
+    }
+}
+
+/// What each table of a list means.
+fn each<W, M>(
+    path: &Path,
+    tables: Option<&[W]>,
+    notes: &mut Notes<'_>,
+    mean: impl Fn(Table<'_, '_>, &W) -> M,
+) -> Vec<M> {
+    let tables = tables.unwrap_or_default().iter().enumerate();
+    tables.map(|(index, table)| mean(Table { path: path.item(index), notes: &mut *notes }, table)).collect()
+}
+
+/// The place of a table, and where to note what is wrong with it.
+pub(super) struct Table<'a, 'd> {
+    pub path: Path,
+    pub notes: &'a mut Notes<'d>,
+}
+
+impl Table<'_, '_> {
+    fn switch(&mut self, written: &written::Switch) -> SwitchSettings {
+        let default = SwitchSettings::default();
+        SwitchSettings {
+            cores: self.cores(written.cores.as_deref().unwrap_or_default()),
+            api: match written.api.as_deref() {
+                Some(path) if self.is_path("api", path, LONGEST_SOCKET_PATH) => PathBuf::from(path),
+                _ => default.api,
+            },
+            state: match written.state.as_deref() {
+                Some("") => None,
+                Some(path) if self.is_path("state", path, 4095) => Some(PathBuf::from(path)),
+                _ => default.state,
+            },
+            metrics: written.metrics.as_deref().and_then(|text| {
+                let remedy =
+                    "not an address and port; one looks like 127.0.0.1:9477, and without this key there is none";
+                text.parse::<SocketAddr>().map_err(|_| self.note("metrics", kind::BAD_VALUE, remedy)).ok()
+            }),
+            poll: self.word("poll", written.poll.as_deref(), default.poll),
+            frames: self.number("frames", written.frames, 1024..=4_194_304, default.frames),
+            stations: self.number("stations", written.stations, 1024..=8_388_608, default.stations),
+        }
+    }
+
+    fn cores(&mut self, written: &[i64]) -> Vec<usize> {
+        let mut cores = Vec::new();
+        for (index, core) in written.iter().enumerate() {
+            let path = self.path.key("cores").item(index);
+            match usize::try_from(*core) {
+                Ok(id) if *core < CORES && !cores.contains(&id) => cores.push(id),
+                Ok(_) if *core < CORES => {
+                    self.notes.add(&path, kind::BAD_VALUE, "this core is listed already; each core carries one worker");
+                }
+                _ => self.notes.add(&path, kind::BAD_VALUE, format!("not a core; cores are 0 to {}", CORES - 1)),
+            }
+        }
+        cores
+    }
+
+    fn network(&mut self, written: &written::Network) -> Network {
+        let default = Network::new("");
+        let fdb_limit = self.number("fdb_limit", written.fdb_limit, 1..=u32::MAX, default.fdb_limit);
+        // a small network needs no second key to be a legal one
+        let per_port = default.fdb_limit_per_port.min(fdb_limit);
+        let per_port = self.number("fdb_limit_per_port", written.fdb_limit_per_port, 1..=u32::MAX, per_port);
+        if per_port > fdb_limit {
+            let message = format!("more than the whole network may have; at most fdb_limit, which is {fdb_limit}");
+            self.note("fdb_limit_per_port", kind::CONTRADICTION, message);
+        }
+        Network {
+            id: self.id("id", written.id.as_deref()),
+            mtu: self.number("mtu", written.mtu, 68..=9216, default.mtu),
+            ageing_seconds: self.number(
+                "ageing_seconds",
+                written.ageing_seconds,
+                10..=1_000_000,
+                default.ageing_seconds,
+            ),
+            fdb_limit,
+            fdb_limit_per_port: per_port,
+            guard: written.guard.unwrap_or(default.guard),
+            reserved_groups: self.word(
+                "reserved_groups",
+                written.reserved_groups.as_deref(),
+                ReservedGroups::VmDefault,
+            ),
+        }
+    }
+
+    fn port(&mut self, written: &written::Port) -> Port {
+        let port_id = self.id("port_id", written.port_id.as_deref());
+        let mac = self.station("mac_address", written.mac_address.as_deref());
+        let port_security = self.security(written);
+        let fixed_ips = self.addresses(written.fixed_ips.as_deref().unwrap_or_default());
+        let unspoken = if fixed_ips.is_empty() { IpAllocation::None } else { IpAllocation::Immediate };
+        Port {
+            network_id: self.id("network_id", written.network_id.as_deref()),
+            mac,
+            ip_allocation: self.word("ip_allocation", written.ip_allocation.as_deref(), unspoken),
+            fixed_ips,
+            port_security,
+            allowed_address_pairs: self.pairs(written.allowed_address_pairs.as_deref(), port_security),
+            admin_state_up: written.admin_state_up.unwrap_or(true),
+            device: self.device(written.device.as_ref(), &port_id),
+            port_id,
+        }
+    }
+
+    fn security(&mut self, written: &written::Port) -> PortSecurity {
+        let enabled = written.port_security_enabled;
+        let default = if enabled == Some(false) { PortSecurity::Off } else { PortSecurity::Mac };
+        if written.port_security.as_deref() == Some("mac+ip") {
+            self.note("port_security", kind::NOT_YET, r#"not in this version yet; use "mac" or "off""#);
+            return PortSecurity::Mac;
+        }
+        let security = self.word("port_security", written.port_security.as_deref(), default);
+        if enabled.is_some_and(|enabled| enabled != (security != PortSecurity::Off)) {
+            let message = format!(
+                "this contradicts port_security = \"{}\"; leave one of the two out, port_security alone says it all",
+                security.name()
+            );
+            self.note("port_security_enabled", kind::CONTRADICTION, message);
+        }
+        security
+    }
+
+    fn addresses(&mut self, written: &[String]) -> Vec<IpAddr> {
+        let mut addresses = Vec::new();
+        for (index, text) in written.iter().enumerate() {
+            match text.parse() {
+                Ok(address) => addresses.push(address),
+                Err(_) => {
+                    let remedy = "not an IP address; one looks like 10.5.0.1 or fd00::1, without a prefix length";
+                    self.notes.add(&self.path.key("fixed_ips").item(index), kind::BAD_VALUE, remedy);
+                }
+            }
+        }
+        addresses
+    }
+
+    fn pairs(&mut self, written: Option<&[written::AddressPair]>, security: PortSecurity) -> Vec<AddressPair> {
+        if security == PortSecurity::Off && written.is_some_and(|pairs| !pairs.is_empty()) {
+            let message =
+                "without port security every source is allowed; leave the pairs out, or set port_security = \"mac\"";
+            self.note("allowed_address_pairs", kind::CONTRADICTION, message);
+        }
+        each(&self.path.key("allowed_address_pairs"), written, self.notes, |mut at, pair| {
+            let ip = pair.ip_address.clone();
+            if ip.as_deref().is_some_and(|text| !is_address_or_prefix(text)) {
+                let remedy = "not an IP address or prefix; one looks like 10.5.0.1 or 10.5.0.0/24";
+                at.note("ip_address", kind::BAD_VALUE, remedy);
+            }
+            AddressPair { mac: at.station("mac_address", pair.mac_address.as_deref()), ip }
+        })
+    }
+
+    fn device(&mut self, written: Option<&written::Device>, port_id: &str) -> Device {
+        let nothing = written::Device::default();
+        if written.is_none() && self.misses("device") {
+            self.note("device", kind::MISSING, r#"must be given; the shortest is device = { kind = "tap" }"#);
+        }
+        let mut at = Table { path: self.path.key("device"), notes: self.notes };
+        at.device_of_kind(written.unwrap_or(&nothing), port_id)
+    }
+
+    fn device_of_kind(&mut self, written: &written::Device, port_id: &str) -> Device {
+        match written.kind.as_deref() {
+            Some("tap") => {}
+            Some("xdp" | "packet" | "vhost-user") => {
+                self.note("kind", kind::NOT_YET, r#"not in this version yet; it has the kind "tap""#);
+            }
+            Some(_) => self.note("kind", kind::BAD_VALUE, r#"no such kind of device; this version has "tap""#),
+            None if self.misses("kind") => self.note("kind", kind::MISSING, r#"must be given; this version has "tap""#),
+            None => {}
+        }
+        Device::Tap(tap::read(written, port_id, self))
+    }
+
+    /// A text that something is known by.
+    fn id(&mut self, key: &str, written: Option<&str>) -> String {
+        let Some(text) = written else {
+            if self.misses(key) {
+                self.note(key, kind::MISSING, "must be given: a text of 1 to 255 characters");
+            }
+            return String::new();
+        };
+        let wrong = match text.chars().count() {
+            0 => "empty",
+            256.. => "too long",
+            _ if text.chars().any(char::is_control) => "has control characters in it",
+            _ => return text.to_string(),
+        };
+        self.note(
+            key,
+            kind::BAD_VALUE,
+            format!("{wrong}; an id is 1 to 255 characters, none of them control characters"),
+        );
+        String::new()
+    }
+
+    /// A MAC address that can be a frame's source.
+    fn station(&mut self, key: &str, written: Option<&str>) -> Mac {
+        let message = match written.map(str::parse::<Mac>) {
+            Some(Ok(mac)) if mac.is_station() => return mac,
+            Some(Ok(mac)) if mac.is_group() => {
+                "a group address, and no station can have one; the first octet must be even, as in 02:00:00:00:01:0a"
+                    .to_string()
+            }
+            Some(Ok(_)) => "no station can have the address zero; one looks like 02:00:00:00:01:0a".to_string(),
+            Some(Err(error)) => error.to_string(),
+            None if self.misses(key) => {
+                self.note(key, kind::MISSING, "must be given; one looks like 02:00:00:00:01:0a");
+                return Mac::ZERO;
+            }
+            None => return Mac::ZERO,
+        };
+        self.note(key, kind::BAD_VALUE, message);
+        Mac::ZERO
+    }
+
+    fn is_path(&mut self, key: &str, text: &str, longest: usize) -> bool {
+        let wrong = match text.len() {
+            0 => "empty".to_string(),
+            length if length > longest => format!("{length} bytes long"),
+            _ if text.chars().any(char::is_control) => "has control characters in it".to_string(),
+            _ => return true,
+        };
+        self.note(
+            key,
+            kind::BAD_VALUE,
+            format!("{wrong}; a path here is 1 to {longest} bytes, without control characters"),
+        );
+        false
+    }
+
+    /// One of the words for a `T`.
+    pub fn word<T: Named>(&mut self, key: &str, written: Option<&str>, default: T) -> T {
+        let Some(text) = written else { return default };
+        if let Some((_, value)) = T::NAMES.iter().find(|(name, _)| *name == text) {
+            return *value;
+        }
+        let words = written::list(T::NAMES.iter().map(|(name, _)| name));
+        self.note(key, kind::BAD_VALUE, format!("not a word for this; right would be one of {words}"));
+        default
+    }
+
+    /// A number within bounds.
+    pub fn number<T>(&mut self, key: &str, written: Option<i64>, bounds: RangeInclusive<T>, default: T) -> T
+    where
+        T: TryFrom<i64> + PartialOrd + Display,
+    {
+        let Some(number) = written else { return default };
+        match T::try_from(number) {
+            Ok(number) if bounds.contains(&number) => number,
+            _ => {
+                let message = format!("out of bounds; {} to {} is possible", bounds.start(), bounds.end());
+                self.note(key, kind::BAD_VALUE, message);
+                default
+            }
+        }
+    }
+
+    /// Something is wrong with `key` of this table.
+    pub fn note(&mut self, key: &str, kind: &'static str, message: impl Into<String>) {
+        self.notes.add(&self.path.key(key), kind, message);
+    }
+
+    /// Whether `key` must be asked for: this table is there, and has it not.
+    pub fn misses(&self, key: &str) -> bool {
+        self.notes.misses(&self.path.key(key))
+    }
+}
+
+fn is_address_or_prefix(text: &str) -> bool {
+    let (address, length) = text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
+    let Ok(address) = address.parse::<IpAddr>() else { return false };
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    length.is_none_or(|length| {
+        length.bytes().all(|b| b.is_ascii_digit()) && length.parse().is_ok_and(|n: u8| n <= longest)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_prefixes() {
+        for text in ["10.5.0.1", "10.5.0.0/24", "fd00::/64", "fd00::1", "0.0.0.0/0", "::/128"] {
+            assert!(is_address_or_prefix(text), "{text}");
+        }
+        for text in ["", "/", "10.5.0.1/", "10.5.0.0/33", "fd00::/129", "10.5.0.0/+8", "10.5.0.0/8/8", "example"] {
+            assert!(!is_address_or_prefix(text), "{text}");
+        }
+    }
+}

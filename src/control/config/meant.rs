@@ -1,0 +1,215 @@
+//! The configuration as meant: every value checked, every default filled in.
+//!
+//! The types say what is possible, [`super::meaning`] how it is read and
+//! [`super::way_back`] how it is written again.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use crate::wire::Mac;
+
+/// Everything the operator wants.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Config {
+    /// The process.
+    pub switch: SwitchSettings,
+    /// The broadcast domains; no two have the same id.
+    pub networks: Vec<Network>,
+    /// The virtual machines; no two have the same id.
+    pub vms: Vec<Vm>,
+}
+
+/// What concerns the process as a whole. Fixed at start.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SwitchSettings {
+    /// One worker for each. Empty: one worker, on the last core that the process may use.
+    pub cores: Vec<usize>,
+    /// The API's socket.
+    pub api: PathBuf,
+    /// Where changes are kept; `None` keeps nothing.
+    pub state: Option<PathBuf>,
+    /// The TCP listener for metrics, if one is wanted.
+    pub metrics: Option<SocketAddr>,
+    /// What a worker does when nothing is to be done.
+    pub poll: Poll,
+    /// Slots of the pool.
+    pub frames: u32,
+    /// How many learned stations the table of each worker holds.
+    pub stations: u32,
+}
+
+impl Default for SwitchSettings {
+    fn default() -> SwitchSettings {
+        SwitchSettings {
+            cores: Vec::new(),
+            api: PathBuf::from("/run/vifswitch/api.sock"),
+            state: Some(PathBuf::from("/var/lib/vifswitch/state.db")),
+            metrics: None,
+            poll: Poll::Adaptive,
+            frames: 65536,
+            stations: 262_144,
+        }
+    }
+}
+
+/// One broadcast domain.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Network {
+    /// Any text; a UUID in OpenStack.
+    pub id: String,
+    /// Longest payload of an Ethernet frame.
+    pub mtu: u16,
+    /// How long an idle station is remembered.
+    pub ageing_seconds: u32,
+    /// Learned stations at most.
+    pub fdb_limit: u32,
+    /// Learned stations of one port at most.
+    pub fdb_limit_per_port: u32,
+    /// Whether a source that is pinned on another VM's port is dropped.
+    pub guard: bool,
+    /// What becomes of frames to the reserved group addresses.
+    pub reserved_groups: ReservedGroups,
+}
+
+impl Network {
+    /// A network of this id, with everything else as if it were not written.
+    pub fn new(id: impl Into<String>) -> Network {
+        Network {
+            id: id.into(),
+            mtu: 1500,
+            ageing_seconds: 300,
+            fdb_limit: 65536,
+            fdb_limit_per_port: 8192,
+            guard: true,
+            reserved_groups: ReservedGroups::VmDefault,
+        }
+    }
+}
+
+/// One virtual machine or container.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Vm {
+    /// Neutron's `device_id`.
+    pub id: String,
+    /// In the order in which the VM sees them; any number of them may be on one network.
+    pub ports: Vec<Port>,
+}
+
+/// One virtual interface.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Port {
+    /// Unique in the whole configuration.
+    pub port_id: String,
+    /// The [`Network::id`] it is on.
+    pub network_id: String,
+    /// The address of the guest's interface: a station, unique on its network.
+    pub mac: Mac,
+    /// For information: no frame is judged by them.
+    pub fixed_ips: Vec<IpAddr>,
+    /// For information.
+    pub ip_allocation: IpAllocation,
+    /// Which sources the guest may use.
+    pub port_security: PortSecurity,
+    /// Further sources that the guest may use. Empty if there is no security.
+    pub allowed_address_pairs: Vec<AddressPair>,
+    /// `false`: no frame passes in either direction.
+    pub admin_state_up: bool,
+    /// What the port stands on.
+    pub device: Device,
+}
+
+/// A further source that a guest may use.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AddressPair {
+    /// A station.
+    pub mac: Mac,
+    /// An address or prefix, for information.
+    pub ip: Option<String>,
+}
+
+/// What a port stands on.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Device {
+    /// A tap whose file descriptor the switch holds.
+    Tap(Tap),
+}
+
+/// A tap, made if it is not there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tap {
+    /// Of the netdev: one that the kernel takes.
+    pub name: String,
+    /// Where the netdev stands: a name under /run/netns, or an absolute path. `None`: where the
+    /// switch runs.
+    pub netns: Option<String>,
+    /// Queue pairs.
+    pub queues: u16,
+    /// Whether open checksums and super-frames pass.
+    pub offloads: bool,
+    /// Whether the netdev outlives the daemon.
+    pub persist: bool,
+}
+
+/// A value that is written as one of a few words.
+pub trait Named: Copy + PartialEq + 'static {
+    /// Each value with its word.
+    const NAMES: &'static [(&'static str, Self)];
+
+    /// The word for this value.
+    fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, value)| *value == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// What a worker does when nothing is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Poll {
+    /// It spins for a while, then sleeps until a device has something.
+    Adaptive,
+    /// It spins.
+    Busy,
+}
+
+impl Named for Poll {
+    const NAMES: &'static [(&'static str, Poll)] = &[("adaptive", Poll::Adaptive), ("busy", Poll::Busy)];
+}
+
+/// What becomes of frames to 01:80:c2:00:00:00 to 0f.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReservedGroups {
+    /// All pass between VMs but 01, which would pause the sender's link.
+    VmDefault,
+}
+
+impl Named for ReservedGroups {
+    const NAMES: &'static [(&'static str, ReservedGroups)] = &[("vm-default", ReservedGroups::VmDefault)];
+}
+
+/// How Neutron came to the addresses of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IpAllocation {
+    /// When the port was made.
+    Immediate,
+    /// When its host was known.
+    Deferred,
+    /// Not at all: none were wanted.
+    None,
+}
+
+impl Named for IpAllocation {
+    const NAMES: &'static [(&'static str, IpAllocation)] =
+        &[("immediate", IpAllocation::Immediate), ("deferred", IpAllocation::Deferred), ("none", IpAllocation::None)];
+}
+
+/// Which sources a guest may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortSecurity {
+    /// Any.
+    Off,
+    /// The port's own MAC address and those of its allowed pairs, with any ethertype.
+    Mac,
+}
+
+impl Named for PortSecurity {
+    const NAMES: &'static [(&'static str, PortSecurity)] = &[("off", PortSecurity::Off), ("mac", PortSecurity::Mac)];
+}

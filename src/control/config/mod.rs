@@ -1,0 +1,116 @@
+//! The configuration: from a text to what it means.
+//!
+//! ```text
+//!   TOML ┐  document       written         meant
+//!        ├─► a tree, ────► the tables, ──► every value checked, ──► admission: the values
+//!   JSON ┘  with lines     by their keys   every default filled     do not contradict each other
+//! ```
+//!
+//! Both languages have the same shape and go through the same checks. No step stops at the first
+//! mistake: all [`Problem`]s of a file are reported at once, each with its place, its value and
+//! what would be right. Only a text that does not parse is alone with its first syntax error.
+//!
+//! The way back is [`Config::to_written`]; reading what it writes gives an equal [`Config`].
+
+mod admission;
+mod document;
+mod meaning;
+mod meant;
+mod notes;
+mod problem;
+mod tap;
+mod way_back;
+pub mod written;
+
+#[cfg(test)]
+pub(crate) mod strategy;
+
+use std::fs;
+use std::path::Path;
+
+pub use meant::{
+    AddressPair, Config, Device, IpAllocation, Named, Network, Poll, Port, PortSecurity, ReservedGroups,
+    SwitchSettings, Tap, Vm,
+};
+pub use problem::{Errors, Problem, kind};
+
+use document::{Node, SyntaxError};
+use notes::Notes;
+use written::Read;
+
+/// Reads and judges the file at `path`: JSON if its name ends in `.json`, TOML otherwise.
+pub fn load(path: impl AsRef<Path>) -> Result<Config, Errors> {
+    let path = path.as_ref();
+    let name = path.display().to_string();
+    let unreadable = |message: String| Errors::from(Problem::of_file(&name, kind::UNREADABLE, message));
+    let bytes = fs::read(path).map_err(|error| unreadable(format!("cannot be read: {error}")))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        unreadable(format!("not a text; the byte at {} is not UTF-8", error.utf8_error().valid_up_to()))
+    })?;
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
+        parse_json(&text, &name)
+    } else {
+        parse_toml(&text, &name)
+    }
+}
+
+/// Is this file right? The same as [`load`], under the name of the command that asks.
+pub fn check(path: impl AsRef<Path>) -> Result<Config, Errors> {
+    load(path)
+}
+
+/// Reads and judges a TOML text. `file_name` is what its problems call it.
+pub fn parse_toml(text: &str, file_name: &str) -> Result<Config, Errors> {
+    judge(document::from_toml(text), file_name)
+}
+
+/// Reads and judges a JSON text of the same shape. `file_name` is what its problems call it.
+pub fn parse_json(text: &str, file_name: &str) -> Result<Config, Errors> {
+    judge(document::from_json(text), file_name)
+}
+
+fn judge(document: Result<Node, SyntaxError>, file_name: &str) -> Result<Config, Errors> {
+    let root = document.map_err(|error| Errors::from(Problem::of_syntax(file_name, error)))?;
+    let mut notes = Notes::new(file_name, &root);
+    let written = written::Config::read(&root, &notes::Path::default(), &mut notes).unwrap_or_default();
+    let config = meaning::config(&written, &mut notes);
+    admission::check(&config, &mut notes);
+    notes.finish().map_or(Ok(config), Err)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_again(config in strategy::config()) {
+            let toml = toml::to_string(&config).unwrap();
+            prop_assert_eq!(parse_toml(&toml, "x"), Ok(config.clone()), "{}", toml);
+            let json = serde_json::to_string(&config).unwrap();
+            prop_assert_eq!(parse_json(&json, "x"), Ok(config), "{}", json);
+        }
+    }
+
+    #[test]
+    fn nothing_written_means_the_defaults() {
+        assert_eq!(parse_toml("", "x"), Ok(Config::default()));
+        assert_eq!(parse_json("{}", "x"), Ok(Config::default()));
+    }
+
+    #[test]
+    fn the_defaults_are_written_in_full() {
+        let written = Config { networks: vec![Network::new("net1")], ..Config::default() }.to_written();
+        let json = serde_json::to_value(&written).unwrap();
+        let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let all = |known: &[&str], but: &str| {
+            let mut known: Vec<_> = known.iter().filter(|key| **key != but).map(ToString::to_string).collect();
+            known.sort();
+            known
+        };
+        assert_eq!(keys(&json["networks"][0]), all(written::Network::KEYS, ""));
+        // what is off has no value to be written
+        assert_eq!(keys(&json["switch"]), all(written::Switch::KEYS, "metrics"));
+    }
+}

@@ -1,0 +1,183 @@
+//! Where things stand in a document, and the problems noted on the way through it.
+//!
+//! A check says only *where* and *what*: the line, the value as written and the words for the owner
+//! are looked up in the document, so that every problem has them.
+
+use std::fmt;
+
+use super::document::{Node, Value};
+use super::problem::{Errors, Problem, kind};
+
+/// The longest value or key that is repeated in full; what is longer is cut.
+const LONGEST: usize = 60;
+
+/// As many problems as are told in full. Nobody reads more, and looking each up takes its time.
+const MOST: usize = 1000;
+
+/// The way from the top of a document to a value. It may lead to where a value is missing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Path(Vec<Step>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    Key(String),
+    Item(usize),
+}
+
+impl Path {
+    /// One step further, to a key of this table.
+    pub fn key(&self, key: &str) -> Path {
+        self.then(Step::Key(key.to_string()))
+    }
+
+    /// One step further, to an item of this list.
+    pub fn item(&self, index: usize) -> Path {
+        self.then(Step::Item(index))
+    }
+
+    fn then(&self, step: Step) -> Path {
+        Path(self.0.iter().cloned().chain([step]).collect())
+    }
+}
+
+/// `vms[1].ports[0].mac_address`
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Item(item) => write!(f, "[{item}]")?,
+                Step::Key(key) => {
+                    let dot = if index == 0 { "" } else { "." };
+                    let bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+                    let name = if bare { shortened(key) } else { quoted(key) };
+                    write!(f, "{dot}{name}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The problems of one document, as they are found.
+pub(super) struct Notes<'d> {
+    file: &'d str,
+    root: &'d Node,
+    problems: Vec<Problem>,
+    more: usize,
+}
+
+impl<'d> Notes<'d> {
+    /// Nothing noted yet.
+    pub fn new(file: &'d str, root: &'d Node) -> Notes<'d> {
+        Notes { file, root, problems: Vec::new(), more: 0 }
+    }
+
+    /// Something is wrong at `path`.
+    pub fn add(&mut self, path: &Path, kind: &'static str, message: impl Into<String>) {
+        if self.problems.len() >= MOST {
+            self.more += 1;
+            return;
+        }
+        let found = self.walk(path);
+        self.problems.push(Problem {
+            file: self.file.to_string(),
+            line: found.line,
+            column: None,
+            key: path.to_string(),
+            owner: (!found.owner.is_empty()).then(|| found.owner.join(", ")),
+            value: found.node.map(|node| shortened(&shown(node))),
+            message: message.into(),
+            kind,
+        });
+    }
+
+    /// Whether the table that should have this key is there, and has it not. Where there is no
+    /// table at all, that has been noted already.
+    pub fn misses(&self, path: &Path) -> bool {
+        let Some((Step::Key(key), parents)) = path.0.split_last() else { return false };
+        let parent = self.walk(&Path(parents.to_vec())).node;
+        parent.is_some_and(|node| matches!(node.value, Value::Table(_)) && node.get(key).is_none())
+    }
+
+    /// The place in words, for a problem that has two of them.
+    pub fn place(&self, path: &Path) -> String {
+        match self.walk(path).line {
+            Some(line) => format!("{path} (line {line})"),
+            None => path.to_string(),
+        }
+    }
+
+    /// All that was noted, or `None` if nothing was.
+    pub fn finish(self) -> Option<Errors> {
+        let rest = format!("{} more problems are not shown", self.more);
+        let rest = (self.more > 0).then(|| Problem::of_file(self.file, kind::BAD_VALUE, rest));
+        Errors::of(self.problems, rest)
+    }
+
+    fn walk(&self, path: &Path) -> Found<'d> {
+        let mut found = Found { node: Some(self.root), line: self.root.line, owner: Vec::new() };
+        let mut list = "";
+        for (index, step) in path.0.iter().enumerate() {
+            found.node = found.node.and_then(|node| match step {
+                Step::Key(key) => node.get(key),
+                Step::Item(item) => node.item(*item),
+            });
+            // a missing value stands, as far as anyone can say, where its table begins
+            found.line = found.node.and_then(|node| node.line).or(found.line);
+            match step {
+                Step::Key(key) => list = key,
+                Step::Item(_) => {
+                    let (word, id) = match list {
+                        "vms" => ("VM", "id"),
+                        "networks" => ("network", "id"),
+                        "ports" => ("port", "port_id"),
+                        _ => continue,
+                    };
+                    // who is complained about for its own id needs no further introduction
+                    let is_the_value = path.0.get(index + 1) == Some(&Step::Key(id.to_string()));
+                    let id = found.node.and_then(|node| node.get(id)).filter(|_| !is_the_value);
+                    found.owner.extend(id.map(|id| format!("{word} {}", shortened(&shown(id)))));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// What stands at the end of a path.
+struct Found<'d> {
+    node: Option<&'d Node>,
+    line: Option<usize>,
+    owner: Vec<String>,
+}
+
+/// A text in quotes, cut if it is long, with nothing in it that could upset a terminal.
+pub(super) fn quoted(text: &str) -> String {
+    format!("{:?}", shortened(text))
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
+    }
+}
+
+/// A value as an operator would write it on one line.
+fn shown(node: &Node) -> String {
+    let joined = |parts: Vec<String>| parts.join(", ");
+    match &node.value {
+        Value::Nothing => "null".to_string(),
+        Value::Bool(yes) => yes.to_string(),
+        Value::Integer(number) => number.to_string(),
+        Value::Other(text) => text.clone(),
+        Value::Text(text) => quoted(text),
+        Value::Table(entries) if entries.is_empty() => "{}".to_string(),
+        // more than this is cut anyway
+        Value::List(items) => format!("[{}]", joined(items.iter().take(LONGEST).map(shown).collect())),
+        Value::Table(entries) => {
+            let entry = |(key, node): &(String, Node)| format!("{} = {}", Path::default().key(key), shown(node));
+            format!("{{ {} }}", joined(entries.iter().take(LONGEST).map(entry).collect()))
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! What is wrong with a configuration, in a form that an operator can act on.
+
+use std::fmt;
+
+use super::document::SyntaxError;
+
+/// The kinds of [`Problem`], as they appear in the errors of the API.
+pub mod kind {
+    /// The file cannot be read.
+    pub const UNREADABLE: &str = "unreadable";
+    /// The text is neither TOML nor JSON.
+    pub const SYNTAX: &str = "syntax";
+    /// A key that nobody knows.
+    pub const UNKNOWN_KEY: &str = "unknown_key";
+    /// A key or value that is known, but that this version cannot honour.
+    pub const NOT_YET: &str = "not_in_this_version";
+    /// A text where a number is wanted, and the like.
+    pub const WRONG_TYPE: &str = "wrong_type";
+    /// A key that must be given, and is not.
+    pub const MISSING: &str = "missing";
+    /// A value that means nothing here, or lies outside what is allowed.
+    pub const BAD_VALUE: &str = "bad_value";
+    /// Two keys that cannot both be meant.
+    pub const CONTRADICTION: &str = "contradiction";
+    /// A network of this id stands there already.
+    pub const DUPLICATE_NETWORK: &str = "duplicate_network";
+    /// A VM of this id stands there already.
+    pub const DUPLICATE_VM: &str = "duplicate_vm";
+    /// A port of this id stands there already.
+    pub const DUPLICATE_PORT: &str = "duplicate_port";
+    /// Another port of the same network has this MAC address.
+    pub const DUPLICATE_MAC: &str = "duplicate_mac";
+    /// Another port uses this netdev.
+    pub const DUPLICATE_DEVICE: &str = "duplicate_device";
+    /// A port names a network that is not there.
+    pub const UNKNOWN_NETWORK: &str = "unknown_network";
+}
+
+/// One thing that is wrong, where it stands, and what would be right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// The file, or whatever the caller calls the text.
+    pub file: String,
+    /// Counted from 1. Absent in JSON, and where the whole file is meant.
+    pub line: Option<usize>,
+    /// Counted from 1. Only for syntax errors.
+    pub column: Option<usize>,
+    /// Like `vms[1].ports[0].mac_address`; empty where the whole file is meant.
+    pub key: String,
+    /// The VM, port or network in which the key stands, in words.
+    pub owner: Option<String>,
+    /// The value as it is written, shortened if it is long. Absent where nothing is written.
+    pub value: Option<String>,
+    /// What is wrong, and what would be right.
+    pub message: String,
+    /// One of [`kind`], for programs.
+    pub kind: &'static str,
+}
+
+impl Problem {
+    /// A problem of the file as a whole.
+    pub(super) fn of_file(file: &str, kind: &'static str, message: String) -> Problem {
+        let file = file.to_string();
+        Problem { file, line: None, column: None, key: String::new(), owner: None, value: None, message, kind }
+    }
+
+    /// A text that does not parse.
+    pub(super) fn of_syntax(file: &str, error: SyntaxError) -> Problem {
+        let (line, column) = error.line_and_column.unzip();
+        Problem { line, column, ..Problem::of_file(file, kind::SYNTAX, error.message) }
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.file)?;
+        for number in [self.line, self.column].into_iter().flatten() {
+            write!(f, ":{number}")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, ": {}", self.key)?;
+            if let Some(value) = &self.value {
+                write!(f, " = {value}")?;
+            }
+        }
+        write!(f, ": {}", self.message)?;
+        self.owner.as_ref().map_or(Ok(()), |owner| write!(f, " ({owner})"))
+    }
+}
+
+/// All that is wrong with a text: at least one problem, in the order of its lines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Errors(Vec<Problem>);
+
+impl Errors {
+    /// `None` if nothing is wrong. `last` stands at the end, whatever its line.
+    pub(super) fn of(mut problems: Vec<Problem>, last: Option<Problem>) -> Option<Errors> {
+        problems.sort_by_key(|problem| problem.line);
+        problems.extend(last);
+        (!problems.is_empty()).then_some(Errors(problems))
+    }
+
+    /// The problems, never none.
+    pub fn problems(&self) -> &[Problem] {
+        &self.0
+    }
+
+    /// What a program should be told if it is told one thing: the kind of the first problem.
+    pub fn kind(&self) -> &'static str {
+        self.0.first().map_or(kind::BAD_VALUE, |problem| problem.kind)
+    }
+}
+
+impl From<Problem> for Errors {
+    fn from(problem: Problem) -> Errors {
+        Errors(vec![problem])
+    }
+}
+
+/// One problem per line, without a line break at the end.
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Errors {}

@@ -1,0 +1,291 @@
+//! The configuration as written: the tables and their keys, nothing filled in, nothing judged but
+//! the type of each value.
+//!
+//! One macro defines the struct of a table, the list of its keys and the reading of it, so that the
+//! three cannot drift apart. Reading does not go through serde, which would stop at the first
+//! value of a wrong type.
+
+use serde::Serialize;
+
+use super::document::{Node, Value};
+use super::notes::{Notes, Path, quoted};
+use super::problem::kind;
+
+/// From a document, with a note for everything that is not as it should be.
+pub(super) trait Read: Sized {
+    /// `None` if there is nothing here that could be judged any further.
+    fn read(node: &Node, path: &Path, notes: &mut Notes<'_>) -> Option<Self>;
+}
+
+/// Notes that the value at `path` is of a wrong type.
+fn wrong(node: &Node, path: &Path, notes: &mut Notes<'_>, wanted: &str) {
+    let found = match &node.value {
+        Value::Nothing => "nothing",
+        Value::Bool(_) => "a truth value",
+        Value::Integer(_) => "a number",
+        Value::Other(_) => "not a whole number",
+        Value::Text(_) => "a text",
+        Value::List(_) => "a list",
+        Value::Table(_) => "a table",
+    };
+    notes.add(path, kind::WRONG_TYPE, format!("this is {found}; {wanted} belongs here"));
+}
+
+impl Read for bool {
+    fn read(node: &Node, path: &Path, notes: &mut Notes<'_>) -> Option<bool> {
+        let Value::Bool(yes) = node.value else {
+            wrong(node, path, notes, "true or false");
+            return None;
+        };
+        Some(yes)
+    }
+}
+
+impl Read for i64 {
+    fn read(node: &Node, path: &Path, notes: &mut Notes<'_>) -> Option<i64> {
+        let Value::Integer(number) = node.value else {
+            wrong(node, path, notes, "a whole number");
+            return None;
+        };
+        Some(number)
+    }
+}
+
+impl Read for String {
+    fn read(node: &Node, path: &Path, notes: &mut Notes<'_>) -> Option<String> {
+        let Value::Text(text) = &node.value else {
+            wrong(node, path, notes, "a text in quotes");
+            return None;
+        };
+        Some(text.clone())
+    }
+}
+
+impl<T: Read> Read for Vec<T> {
+    fn read(node: &Node, path: &Path, notes: &mut Notes<'_>) -> Option<Vec<T>> {
+        let Value::List(items) = &node.value else {
+            wrong(node, path, notes, "a list");
+            return None;
+        };
+        // all are read before any is missed, so that all are judged
+        let items: Vec<_> =
+            items.iter().enumerate().map(|(index, item)| T::read(item, &path.item(index), notes)).collect();
+        items.into_iter().collect()
+    }
+}
+
+/// Notes a key that does not belong where it stands.
+fn refuse(key: &str, path: &Path, notes: &mut Notes<'_>, keys: &[&str], later: &[&str]) {
+    if later.contains(&key) {
+        notes.add(path, kind::NOT_YET, "known, but not in this version yet; leave it out");
+        return;
+    }
+    let message = match nearest(key, keys.iter().copied()) {
+        Some(meant) => format!("unknown key; did you mean {meant}?"),
+        None => format!("unknown key; the keys here are {}", keys.join(", ")),
+    };
+    notes.add(path, kind::UNKNOWN_KEY, message);
+}
+
+/// The candidate that `word` was most likely meant to be, if one is near enough.
+pub(super) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    // a word as long as a book resembles nothing, and comparing it would take as long as reading it
+    let likeness = |candidate: &str| if word.len() > 255 { 0.0 } else { strsim::jaro_winkler(word, candidate) };
+    let scored = candidates.map(|candidate| (likeness(candidate), candidate));
+    let (best, candidate) = scored.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
+    (best > 0.7).then_some(candidate)
+}
+
+macro_rules! table {
+    (
+        $(#[$about:meta])*
+        $name:ident { $( $(#[$meaning:meta])* $key:ident: $type:ty, )* }
+        later { $( $later:ident )* }
+    ) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+        pub struct $name {
+            $( $(#[$meaning])* #[serde(skip_serializing_if = "Option::is_none")] pub $key: Option<$type>, )*
+        }
+
+        impl $name {
+            /// The keys of this table.
+            pub const KEYS: &'static [&'static str] = &[$( stringify!($key) ),*];
+            /// Keys that will be legal here one day, and are refused until then.
+            pub const LATER: &'static [&'static str] = &[$( stringify!($later) ),*];
+        }
+
+        impl Read for $name {
+            fn read(node: &Node, path: &Path, notes: &mut Notes<'_>) -> Option<$name> {
+                let mut table = $name::default();
+                let Value::Table(entries) = &node.value else {
+                    wrong(node, path, notes, "a table of keys");
+                    // an empty one keeps the places of its neighbours in a list
+                    return Some(table);
+                };
+                for (key, node) in entries {
+                    let path = path.key(key);
+                    match key.as_str() {
+                        $( stringify!($key) if node.value == Value::Nothing => {} )*
+                        $( stringify!($key) => table.$key = Read::read(node, &path, notes), )*
+                        _ => refuse(key, &path, notes, $name::KEYS, $name::LATER),
+                    }
+                }
+                Some(table)
+            }
+        }
+    };
+}
+
+table! {
+    /// The whole file.
+    Config {
+        /// `[switch]`
+        switch: Switch,
+        /// `[[networks]]`
+        networks: Vec<Network>,
+        /// `[[vms]]`
+        vms: Vec<Vm>,
+    }
+    later { uplinks }
+}
+
+table! {
+    /// `[switch]`: the process.
+    Switch {
+        /// One worker for each.
+        cores: Vec<i64>,
+        /// Path of the API's socket.
+        api: String,
+        /// Path of the store.
+        state: String,
+        /// Address and port of the metrics listener.
+        metrics: String,
+        /// `adaptive` or `busy`.
+        poll: String,
+        /// Slots of the pool.
+        frames: i64,
+        /// Learned stations per worker.
+        stations: i64,
+    }
+    later {}
+}
+
+table! {
+    /// `[[networks]]`: one broadcast domain.
+    Network {
+        /// Its name; a UUID in OpenStack.
+        id: String,
+        /// Longest payload of an Ethernet frame.
+        mtu: i64,
+        /// How long an idle station is remembered.
+        ageing_seconds: i64,
+        /// Learned stations at most.
+        fdb_limit: i64,
+        /// Learned stations of one port at most.
+        fdb_limit_per_port: i64,
+        /// Whether a source pinned on another VM's port is dropped.
+        guard: bool,
+        /// What becomes of 01:80:c2:00:00:0x; `vm-default`.
+        reserved_groups: String,
+    }
+    later { probe_seconds freeze_seconds storm vlan promiscuous }
+}
+
+table! {
+    /// `[[vms]]`: one virtual machine or container.
+    Vm {
+        /// Neutron's `device_id`.
+        id: String,
+        /// `[[vms.ports]]`, in the order in which the VM sees them.
+        ports: Vec<Port>,
+    }
+    later { storm share_mac }
+}
+
+table! {
+    /// `[[vms.ports]]`: one virtual interface.
+    Port {
+        /// Its name; a UUID in OpenStack.
+        port_id: String,
+        /// The `id` of its network.
+        network_id: String,
+        /// The address of the guest's interface.
+        mac_address: String,
+        /// Addresses of the guest, for information.
+        fixed_ips: Vec<String>,
+        /// `immediate`, `deferred` or `none`, for information.
+        ip_allocation: String,
+        /// `off` or `mac`.
+        port_security: String,
+        /// Neutron's word for it: `false` means `off`.
+        port_security_enabled: bool,
+        /// Further sources that the guest may use.
+        allowed_address_pairs: Vec<AddressPair>,
+        /// `false`: no frame passes in either direction.
+        admin_state_up: bool,
+        /// What the port stands on.
+        device: Device,
+    }
+    later { storm vlan promiscuous }
+}
+
+table! {
+    /// One of `allowed_address_pairs`.
+    AddressPair {
+        /// A source that the guest may use.
+        mac_address: String,
+        /// An address or prefix, for information.
+        ip_address: String,
+    }
+    later {}
+}
+
+table! {
+    /// `device`: what a port stands on.
+    Device {
+        /// `tap`.
+        kind: String,
+        /// Of the netdev.
+        name: String,
+        /// Where the netdev stands: a name under /run/netns, or a path.
+        netns: String,
+        /// Queue pairs.
+        queues: i64,
+        /// Whether open checksums and super-frames pass.
+        offloads: bool,
+        /// Whether the netdev outlives the daemon.
+        persist: bool,
+    }
+    later { mode path }
+}
+
+/// A value for people to read: in quotes, and not too long.
+pub(super) fn list(values: impl Iterator<Item = impl AsRef<str>>) -> String {
+    values.map(|value| quoted(value.as_ref())).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nearest_word_is_found() {
+        let near = |word| nearest(word, Port::KEYS.iter().copied());
+        assert_eq!(near("mac"), Some("mac_address"));
+        assert_eq!(near("mac_addres"), Some("mac_address"));
+        assert_eq!(near("network"), Some("network_id"));
+        assert_eq!(near("allowed_address_pair"), Some("allowed_address_pairs"));
+        assert_eq!(near("zzz"), None);
+        assert_eq!(near(&"port_id".repeat(1000)), None);
+        assert_eq!(nearest("x", std::iter::empty()), None);
+    }
+
+    #[test]
+    fn no_key_is_both_legal_and_late() {
+        for (keys, later) in [(Config::KEYS, Config::LATER), (Network::KEYS, Network::LATER), (Port::KEYS, Port::LATER)]
+        {
+            assert!(later.iter().all(|key| !keys.contains(key)));
+        }
+    }
+}

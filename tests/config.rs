@@ -1,0 +1,427 @@
+//! The configuration as operators meet it: what a good file means, and what a bad one is answered.
+
+use proptest::prelude::*;
+use vifswitch::control::config::{
+    self, AddressPair, Config, Device, Errors, IpAllocation, Network, Poll, Port, PortSecurity, Problem,
+    SwitchSettings, Tap, Vm, kind, parse_json, parse_toml,
+};
+
+/// The example of the manual, without what this version does not have.
+const EXAMPLE: &str = r#"
+[switch]
+cores   = [1]
+api     = "/run/vifswitch/api.sock"
+state   = "/var/lib/vifswitch/state.db"
+metrics = "127.0.0.1:9477"
+poll    = "adaptive"
+frames  = 65536
+
+[[networks]]
+id  = "net1"
+mtu = 1500
+
+[[networks]]
+id = "net2"
+mtu = 9000
+ageing_seconds = 60
+
+[[vms]]
+id = "fw-3"
+
+  [[vms.ports]]
+  port_id     = "0c11a9e4-6f1b-4b0e-9a51-7f5f9c1f0001"
+  network_id  = "net1"
+  mac_address = "02:00:00:00:01:0a"
+  fixed_ips   = []
+  ip_allocation = "none"
+  port_security = "mac"
+  allowed_address_pairs = [{ mac_address = "00:00:5e:00:01:01" }]
+  admin_state_up = true
+  device = { kind = "tap", name = "tap0c11a9e4-6f", netns = "fw-3", queues = 1, offloads = true }
+
+  [[vms.ports]]
+  port_id     = "9b2f77d0-0000-4b0e-9a51-7f5f9c1f0002"
+  network_id  = "net1"
+  mac_address = "02:00:00:00:01:0b"
+  port_security_enabled = false
+  device = { kind = "tap", persist = false }
+
+[[vms]]
+id = "client"
+
+  [[vms.ports]]
+  port_id     = "p3"
+  network_id  = "net2"
+  mac_address = "02:00:00:00:01:0a"
+  fixed_ips   = ["10.5.0.1"]
+  admin_state_up = false
+  device = { kind = "tap", netns = "/run/netns/client", queues = 4, offloads = false }
+"#;
+
+#[test]
+fn the_example_means_what_it_says() {
+    let tap = |name: &str| Tap { name: name.to_string(), netns: None, queues: 1, offloads: true, persist: true };
+    let port = |port_id: &str, network_id: &str, mac: &str, tap: Tap| Port {
+        port_id: port_id.to_string(),
+        network_id: network_id.to_string(),
+        mac: mac.parse().unwrap(),
+        fixed_ips: vec![],
+        ip_allocation: IpAllocation::None,
+        port_security: PortSecurity::Mac,
+        allowed_address_pairs: vec![],
+        admin_state_up: true,
+        device: Device::Tap(tap),
+    };
+    let meant = Config {
+        switch: SwitchSettings {
+            cores: vec![1],
+            metrics: Some("127.0.0.1:9477".parse().unwrap()),
+            poll: Poll::Adaptive,
+            ..SwitchSettings::default()
+        },
+        networks: vec![Network::new("net1"), Network { mtu: 9000, ageing_seconds: 60, ..Network::new("net2") }],
+        vms: vec![
+            Vm {
+                id: "fw-3".to_string(),
+                ports: vec![
+                    Port {
+                        allowed_address_pairs: vec![AddressPair {
+                            mac: "00:00:5e:00:01:01".parse().unwrap(),
+                            ip: None,
+                        }],
+                        ..port(
+                            "0c11a9e4-6f1b-4b0e-9a51-7f5f9c1f0001",
+                            "net1",
+                            "02:00:00:00:01:0a",
+                            Tap { netns: Some("fw-3".to_string()), ..tap("tap0c11a9e4-6f") },
+                        )
+                    },
+                    Port {
+                        port_security: PortSecurity::Off,
+                        ..port(
+                            "9b2f77d0-0000-4b0e-9a51-7f5f9c1f0002",
+                            "net1",
+                            "02:00:00:00:01:0b",
+                            Tap { persist: false, ..tap("tap9b2f77d0-00") },
+                        )
+                    },
+                ],
+            },
+            Vm {
+                id: "client".to_string(),
+                ports: vec![Port {
+                    fixed_ips: vec!["10.5.0.1".parse().unwrap()],
+                    ip_allocation: IpAllocation::Immediate,
+                    admin_state_up: false,
+                    ..port(
+                        "p3",
+                        "net2",
+                        "02:00:00:00:01:0a",
+                        Tap {
+                            netns: Some("/run/netns/client".to_string()),
+                            queues: 4,
+                            offloads: false,
+                            ..tap("tapp3")
+                        },
+                    )
+                }],
+            },
+        ],
+    };
+    assert_eq!(parse_toml(EXAMPLE, "example.toml"), Ok(meant));
+}
+
+/// The example with one piece of its text replaced.
+fn spoilt(from: &str, to: &str) -> String {
+    assert!(EXAMPLE.contains(from), "the example has no {from}");
+    EXAMPLE.replacen(from, to, 1)
+}
+
+/// The only problem of a text.
+fn problem(text: &str) -> Problem {
+    let Err(errors) = parse_toml(text, "vms.toml") else { panic!("nothing wrong with:\n{text}") };
+    let [problem] = errors.problems() else { panic!("not one problem:\n{errors}") };
+    problem.clone()
+}
+
+/// What is spoilt, with what; the key, the value and pieces of the remedy that the answer must have.
+type Mistake = (&'static str, &'static str, &'static str, Option<&'static str>, &'static str, &'static [&'static str]);
+
+#[rustfmt::skip]
+const MISTAKES: &[Mistake] = &[
+    // values of the switch
+    ("cores   = [1]", "cores = [1, 2, 1]", "switch.cores[2]", Some("1"), kind::BAD_VALUE, &["already"]),
+    ("cores   = [1]", "cores = [1024]", "switch.cores[0]", Some("1024"), kind::BAD_VALUE, &["0 to 1023"]),
+    ("cores   = [1]", "cores = [-1]", "switch.cores[0]", Some("-1"), kind::BAD_VALUE, &["0 to 1023"]),
+    ("cores   = [1]", "cores = 1", "switch.cores", Some("1"), kind::WRONG_TYPE, &["a list"]),
+    ("\"/run/vifswitch/api.sock\"", "\"\"", "switch.api", Some("\"\""), kind::BAD_VALUE, &["empty", "1 to 107"]),
+    ("127.0.0.1:9477", "localhost", "switch.metrics", Some("\"localhost\""), kind::BAD_VALUE, &["127.0.0.1:9477"]),
+    ("\"adaptive\"", "\"lazy\"", "switch.poll", Some("\"lazy\""), kind::BAD_VALUE, &["\"adaptive\"", "\"busy\""]),
+    ("65536", "1000", "switch.frames", Some("1000"), kind::BAD_VALUE, &["1024 to 4194304"]),
+    ("frames  = 65536", "stations = 12", "switch.stations", Some("12"), kind::BAD_VALUE, &["1024 to 8388608"]),
+    // values of a network
+    ("mtu = 1500", "mtu = 10000", "networks[0].mtu", Some("10000"), kind::BAD_VALUE, &["68 to 9216"]),
+    ("mtu = 1500", "mtu = \"big\"", "networks[0].mtu", Some("\"big\""), kind::WRONG_TYPE, &["a text", "a whole number"]),
+    ("mtu = 1500", "mtu = 1500.5", "networks[0].mtu", Some("1500.5"), kind::WRONG_TYPE, &["a whole number"]),
+    ("mtu = 1500", "fdb_limit = 100\nfdb_limit_per_port = 200", "networks[0].fdb_limit_per_port", Some("200"), kind::CONTRADICTION, &["fdb_limit", "100"]),
+    ("mtu = 1500", "reserved_groups = \"all\"", "networks[0].reserved_groups", Some("\"all\""), kind::BAD_VALUE, &["\"vm-default\""]),
+    ("id  = \"net1\"", "id = \"\"", "networks[0].id", Some("\"\""), kind::BAD_VALUE, &["empty", "1 to 255"]),
+    // keys
+    ("mac_address = \"02:00:00:00:01:0b\"", "mac_addres = \"x\"\nmac_address = \"02:00:00:00:01:0b\"", "vms[0].ports[1].mac_addres", Some("\"x\""), kind::UNKNOWN_KEY, &["did you mean mac_address?"]),
+    ("mtu = 1500", "zzz = 1", "networks[0].zzz", Some("1"), kind::UNKNOWN_KEY, &["id, mtu, ageing_seconds"]),
+    ("mtu = 1500", "probe_seconds = 1", "networks[0].probe_seconds", Some("1"), kind::NOT_YET, &["known, but not in this version yet"]),
+    ("fixed_ips   = []", "storm = { broadcast = \"off\" }", "vms[0].ports[0].storm", Some("{ broadcast = \"off\" }"), kind::NOT_YET, &["not in this version yet"]),
+    ("id = \"fw-3\"", "id = \"fw-3\"\nshare_mac = true", "vms[0].share_mac", Some("true"), kind::NOT_YET, &["not in this version yet"]),
+    ("[switch]", "uplinks = []\n[switch]", "uplinks", Some("[]"), kind::NOT_YET, &["not in this version yet"]),
+    // values of a port
+    ("02:00:00:00:01:0b", "02:00:00:00:01", "vms[0].ports[1].mac_address", Some("\"02:00:00:00:01\""), kind::BAD_VALUE, &["not a MAC address", "02:00:00:00:01:0a"]),
+    ("02:00:00:00:01:0b", "03:00:00:00:01:0b", "vms[0].ports[1].mac_address", Some("\"03:00:00:00:01:0b\""), kind::BAD_VALUE, &["a group address", "even"]),
+    ("02:00:00:00:01:0b", "00:00:00:00:00:00", "vms[0].ports[1].mac_address", Some("\"00:00:00:00:00:00\""), kind::BAD_VALUE, &["zero", "02:00:00:00:01:0a"]),
+    ("mac_address = \"02:00:00:00:01:0b\"", "", "vms[0].ports[1].mac_address", None, kind::MISSING, &["must be given", "02:00:00:00:01:0a"]),
+    ("00:00:5e:00:01:01", "01:00:5e:00:01:01", "vms[0].ports[0].allowed_address_pairs[0].mac_address", Some("\"01:00:5e:00:01:01\""), kind::BAD_VALUE, &["a group address"]),
+    ("fixed_ips   = []", "fixed_ips = [\"10.5.0.1/24\"]", "vms[0].ports[0].fixed_ips[0]", Some("\"10.5.0.1/24\""), kind::BAD_VALUE, &["10.5.0.1", "without a prefix"]),
+    ("\"none\"", "\"never\"", "vms[0].ports[0].ip_allocation", Some("\"never\""), kind::BAD_VALUE, &["\"immediate\", \"deferred\", \"none\""]),
+    ("port_security = \"mac\"", "port_security = \"mac+ip\"", "vms[0].ports[0].port_security", Some("\"mac+ip\""), kind::NOT_YET, &["not in this version yet", "\"mac\"", "\"off\""]),
+    ("port_security = \"mac\"", "port_security = \"off\"", "vms[0].ports[0].allowed_address_pairs", Some("[{ mac_address = \"00:00:5e:00:01:01\" }]"), kind::CONTRADICTION, &["leave the pairs out", "mac"]),
+    ("port_security_enabled = false", "port_security_enabled = false\nport_security = \"mac\"", "vms[0].ports[1].port_security_enabled", Some("false"), kind::CONTRADICTION, &["port_security = \"mac\"", "leave one"]),
+    ("port_security_enabled = false", "port_security_enabled = true\nport_security = \"off\"", "vms[0].ports[1].port_security_enabled", Some("true"), kind::CONTRADICTION, &["port_security = \"off\""]),
+    ("admin_state_up = true", "admin_state_up = 1", "vms[0].ports[0].admin_state_up", Some("1"), kind::WRONG_TYPE, &["true or false"]),
+    // devices
+    ("device = { kind = \"tap\", persist = false }", "", "vms[0].ports[1].device", None, kind::MISSING, &["kind = \"tap\""]),
+    ("device = { kind = \"tap\", persist = false }", "device = \"tap\"", "vms[0].ports[1].device", Some("\"tap\""), kind::WRONG_TYPE, &["a table"]),
+    ("kind = \"tap\", persist", "persist", "vms[0].ports[1].device.kind", None, kind::MISSING, &["\"tap\""]),
+    ("kind = \"tap\", persist", "kind = \"xdp\", persist", "vms[0].ports[1].device.kind", Some("\"xdp\""), kind::NOT_YET, &["not in this version yet", "\"tap\""]),
+    ("kind = \"tap\", persist", "kind = \"vhost-user\", persist", "vms[0].ports[1].device.kind", Some("\"vhost-user\""), kind::NOT_YET, &["not in this version yet", "\"tap\""]),
+    ("kind = \"tap\", persist", "kind = \"tun\", persist", "vms[0].ports[1].device.kind", Some("\"tun\""), kind::BAD_VALUE, &["no such kind", "\"tap\""]),
+    ("tap0c11a9e4-6f", "tap0c11a9e4-6f1b", "vms[0].ports[0].device.name", Some("\"tap0c11a9e4-6f1b\""), kind::BAD_VALUE, &["16 bytes", "15"]),
+    ("tap0c11a9e4-6f", "a/b", "vms[0].ports[0].device.name", Some("\"a/b\""), kind::BAD_VALUE, &["'/'"]),
+    ("netns = \"fw-3\"", "netns = \"a/b\"", "vms[0].ports[0].device.netns", Some("\"a/b\""), kind::BAD_VALUE, &["absolute path"]),
+    ("queues = 4", "queues = 257", "vms[1].ports[0].device.queues", Some("257"), kind::BAD_VALUE, &["1 to 256"]),
+    ("port_id     = \"p3\"", "port_id = \"a b\"", "vms[1].ports[0].device.name", None, kind::BAD_VALUE, &["must be given", "\"tapa b\""]),
+    // between tables
+    ("id = \"net2\"", "id = \"net1\"\n[[networks]]\nid = \"net2\"", "networks[1].id", Some("\"net1\""), kind::DUPLICATE_NETWORK, &["networks[0].id (line 11)"]),
+    ("id = \"client\"", "id = \"fw-3\"", "vms[1].id", Some("\"fw-3\""), kind::DUPLICATE_VM, &["vms[0].id (line 20)"]),
+    ("\"p3\"", "\"9b2f77d0-0000-4b0e-9a51-7f5f9c1f0002\"", "vms[1].ports[0].port_id", Some("\"9b2f77d0-0000-4b0e-9a51-7f5f9c1f0002\""), kind::DUPLICATE_PORT, &["vms[0].ports[1].port_id (line 34)", "once"]),
+    ("02:00:00:00:01:0b", "02-00-00-00-01-0A", "vms[0].ports[1].mac_address", Some("\"02-00-00-00-01-0A\""), kind::DUPLICATE_MAC, &["vms[0].ports[0].mac_address (line 25)", "its own"]),
+    ("network_id  = \"net2\"", "network_id = \"nett2\"", "vms[1].ports[0].network_id", Some("\"nett2\""), kind::UNKNOWN_NETWORK, &["did you mean \"net2\"?"]),
+    ("network_id  = \"net2\"", "network_id = \"zzz\"", "vms[1].ports[0].network_id", Some("\"zzz\""), kind::UNKNOWN_NETWORK, &["\"net1\", \"net2\""]),
+    ("netns = \"/run/netns/client\"", "netns = \"/run/netns/fw-3\", name = \"tap0c11a9e4-6f\"", "vms[1].ports[0].device.name", Some("\"tap0c11a9e4-6f\""), kind::DUPLICATE_DEVICE, &["vms[0].ports[0].device.name (line 31)"]),
+];
+
+#[test]
+fn every_mistake_is_answered_with_its_key_its_value_and_the_remedy() {
+    for (from, to, key, value, kind, remedy) in MISTAKES {
+        let text = spoilt(from, to);
+        let problem = problem(&text);
+        assert_eq!((problem.key.as_str(), problem.value.as_deref(), problem.kind), (*key, *value, *kind), "{problem}");
+        for piece in *remedy {
+            assert!(problem.message.contains(piece), "no {piece:?} in {problem}");
+        }
+        let shown = problem.to_string();
+        assert!(shown.starts_with("vms.toml:"), "{shown}");
+        assert!(shown.contains(&value.map_or(key.to_string(), |value| format!("{key} = {value}"))), "{shown}");
+        // the line is the one with the key, or the one of the table where a key is missing
+        let line = text.lines().nth(problem.line.unwrap() - 1).unwrap();
+        let name = key.rsplit('.').next().unwrap().split('[').next().unwrap();
+        assert!(line.contains(name) || value.is_none(), "{shown}\n{line}");
+    }
+}
+
+#[test]
+fn a_problem_reads_like_a_compilers() {
+    let text = spoilt("02:00:00:00:01:0b", "02:00:00:00:01");
+    assert_eq!(
+        problem(&text).to_string(),
+        "vms.toml:36: vms[0].ports[1].mac_address = \"02:00:00:00:01\": not a MAC address; one looks like \
+         02:00:00:00:01:0a (VM \"fw-3\", port \"9b2f77d0-0000-4b0e-9a51-7f5f9c1f0002\")"
+    );
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
+    let text = r#"
+[switch]
+pol = "busy"
+frames = 7
+[[networks]]
+id = "net1"
+mtu = "x"
+[[vms]]
+id = 5
+[[vms.ports]]
+port_id = "p1"
+network_id = "net2"
+device = { kind = "tap", queues = 0, name = "" }
+"#;
+    let errors = parse_toml(text, "x").unwrap_err();
+    let found: Vec<_> = errors.problems().iter().map(|problem| (problem.line.unwrap(), problem.key.as_str())).collect();
+    let wanted = [
+        (3, "switch.pol"),
+        (4, "switch.frames"),
+        (7, "networks[0].mtu"),
+        (9, "vms[0].id"),
+        (10, "vms[0].ports[0].mac_address"),
+        (12, "vms[0].ports[0].network_id"),
+        (13, "vms[0].ports[0].device.name"),
+        (13, "vms[0].ports[0].device.queues"),
+    ];
+    assert_eq!(found, wanted, "{errors}");
+    assert_eq!(errors.to_string().lines().count(), wanted.len());
+    assert_eq!(errors.kind(), kind::UNKNOWN_KEY);
+}
+
+#[test]
+fn a_flood_of_mistakes_is_cut() {
+    let text: String = (0..1500).map(|n| format!("key{n} = {n}\n")).collect();
+    let errors = parse_toml(&text, "x").unwrap_err();
+    assert_eq!(errors.problems().len(), 1001);
+    assert!(errors.to_string().ends_with("x: 500 more problems are not shown"));
+}
+
+#[test]
+fn a_text_that_does_not_parse_says_where() {
+    let problem = problem("[switch]\npoll = = \"busy\"\n");
+    assert_eq!((problem.line, problem.column, problem.kind), (Some(2), Some(8), kind::SYNTAX), "{problem}");
+    assert!(problem.to_string().starts_with("vms.toml:2:8: "), "{problem}");
+    let errors = parse_json("{\n \"switch\": }", "request").unwrap_err();
+    assert!(errors.to_string().starts_with("request:2:12: "), "{errors}");
+}
+
+#[test]
+fn json_is_judged_like_toml() {
+    let good = r#"{"networks": [{"id": "net1", "mtu": null}],
+        "vms": [{"id": "a", "ports": [{"port_id": "p1", "network_id": "net1", "mac_address": "02:00:00:00:00:01",
+        "device": {"kind": "tap"}}]}]}"#;
+    let config = parse_json(good, "request").unwrap();
+    assert_eq!(config.networks, [Network::new("net1")]);
+    let errors = parse_json(&good.replace("02:00:00:00:00:01", "x"), "request").unwrap_err();
+    assert_eq!(
+        errors.to_string(),
+        "request: vms[0].ports[0].mac_address = \"x\": not a MAC address; one looks like 02:00:00:00:01:0a \
+         (VM \"a\", port \"p1\")"
+    );
+    for other in ["[]", "7", "null"] {
+        let errors = parse_json(other, "request").unwrap_err();
+        assert!(errors.to_string().starts_with("request: this is "), "{errors}");
+    }
+}
+
+#[test]
+fn one_mac_may_stand_on_two_networks_but_not_twice_on_one() {
+    assert!(parse_toml(EXAMPLE, "x").is_ok());
+    let problem = problem(&spoilt("network_id  = \"net2\"", "network_id = \"net1\""));
+    assert_eq!((problem.kind, problem.key.as_str()), (kind::DUPLICATE_MAC, "vms[1].ports[0].mac_address"));
+}
+
+#[test]
+fn siblings_are_as_many_as_wanted_and_keep_their_order() {
+    let mut text = "[[networks]]\nid = \"net1\"\n[[vms]]\nid = \"vm\"\n".to_string();
+    let order = [7, 2, 5, 1, 8, 3, 6, 4];
+    for n in order {
+        text += &format!("[[vms.ports]]\nport_id = \"p{n}\"\nnetwork_id = \"net1\"\n");
+        text += &format!("mac_address = \"02:00:00:00:00:0{n}\"\ndevice = {{ kind = \"tap\" }}\n");
+    }
+    let config = parse_toml(&text, "x").unwrap();
+    let found: Vec<_> = config.vms[0].ports.iter().map(|port| port.port_id.clone()).collect();
+    assert_eq!(found, order.map(|n| format!("p{n}")));
+}
+
+#[test]
+fn what_is_switched_off_stays_off() {
+    let config =
+        parse_toml("[switch]\nstate = \"\"\ncores = []\n[[networks]]\nid = \"n\"\nfdb_limit = 10", "x").unwrap();
+    assert_eq!((config.switch.state.as_ref(), config.switch.metrics, config.switch.cores.len()), (None, None, 0));
+    // a small network needs no second key
+    assert_eq!((config.networks[0].fdb_limit, config.networks[0].fdb_limit_per_port), (10, 10));
+}
+
+#[test]
+fn files_are_read_by_their_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let config = config::load(write("a.toml", EXAMPLE.as_bytes())).unwrap();
+    assert_eq!(config::check(write("a.json", &serde_json::to_vec(&config).unwrap())), Ok(config));
+    let kind = |result: Result<Config, Errors>| result.unwrap_err().kind();
+    assert_eq!(kind(config::load(write("b.toml", b"a = \"\xff\""))), kind::UNREADABLE);
+    assert_eq!(kind(config::load(dir.path().join("missing.toml"))), kind::UNREADABLE);
+    let error = config::load(dir.path().join("missing.toml")).unwrap_err().to_string();
+    assert!(error.contains("missing.toml: cannot be read: "), "{error}");
+}
+
+/// Neither silence nor panic: what is not right is answered.
+fn is_judged(result: Result<Config, Errors>) {
+    if let Err(errors) = result {
+        assert!(!errors.problems().is_empty());
+        let shown = errors.to_string();
+        assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
+    }
+}
+
+/// Texts that are nearer to a configuration than chance would bring them.
+fn nearly() -> impl Strategy<Value = String> {
+    let piece = prop::sample::select(&[
+        "[switch]",
+        "[[networks]]",
+        "[[vms]]",
+        "[[vms.ports]]",
+        "id",
+        "port_id",
+        "device",
+        "mtu",
+        "=",
+        "=",
+        "\"a\"",
+        "1",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        "\n",
+        "\n",
+        "true",
+        "1.5",
+        "\"\"",
+        "1979-05-27",
+        "{}",
+        "[[1], 2]",
+        "switch.poll",
+    ]);
+    prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.join(" "))
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_judged(text in prop_oneof![".{0,200}", "(?s).{0,200}", nearly()]) {
+        is_judged(parse_toml(&text, "x"));
+        is_judged(parse_json(&text, "x"));
+    }
+
+    #[test]
+    fn any_json_is_judged(keys in prop::collection::vec("switch|networks|vms|[^\"\\\\]{0,5}", 0..4), value in "-?[1-9]{1,30}|\"x\"|null|\\[null, 1\\]|\\[\\{\\}\\]|\\{\"id\": 1\\}|\\[\\{\"ports\": \\[\\{\\}, 1\\]\\}\\]") {
+        let entries: Vec<_> = keys.iter().map(|key| format!("{key:?}: {value}")).collect();
+        is_judged(parse_json(&format!("{{{}}}", entries.join(",")), "x"));
+    }
+
+    #[test]
+    fn a_slip_of_the_finger_is_judged(at in any::<prop::sample::Index>(), c in any::<char>(), what in 0..3) {
+        let places: Vec<_> = EXAMPLE.char_indices().collect();
+        let (at, old) = places[at.index(places.len())];
+        let end = if what == 0 { at } else { at + old.len_utf8() };
+        let new = if what == 1 { String::new() } else { c.to_string() };
+        is_judged(parse_toml(&format!("{}{new}{}", &EXAMPLE[..at], &EXAMPLE[end..]), "x"));
+    }
+}
+
+#[test]
+fn every_character_left_out_or_replaced_is_judged() {
+    for (at, old) in EXAMPLE.char_indices() {
+        for new in ["", "x", "0", "\"", "]", "\n"] {
+            is_judged(parse_toml(&format!("{}{new}{}", &EXAMPLE[..at], &EXAMPLE[at + old.len_utf8()..]), "x"));
+        }
+    }
+}
