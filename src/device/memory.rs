@@ -56,7 +56,13 @@ impl End {
 
     /// Sends one frame by hand. Whether there was room for it.
     pub fn send(&mut self, frame: &[u8], offload: Offload) -> bool {
-        self.put([frame].into_iter(), frame.len(), offload)
+        let Ok(mut chunk) = self.outward.write_chunk(RECORD + frame.len()) else { return false };
+        let (first, second) = chunk.as_mut_slices();
+        let mut room = Room { first, second };
+        room.put(&record(frame.len(), offload));
+        room.put(frame);
+        chunk.commit_all();
+        true
     }
 
     /// Takes the next frame that has arrived by hand.
@@ -77,25 +83,18 @@ impl End {
         }
         waiting
     }
-
-    #[inline]
-    fn put<'a>(&mut self, parts: impl Iterator<Item = &'a [u8]>, len: usize, offload: Offload) -> bool {
-        if self.outward.slots() < RECORD + len {
-            return false;
-        }
-        let mut record = [0; RECORD];
-        #[allow(clippy::cast_possible_truncation)] // the ring is shorter than 4 GiB
-        record[..4].copy_from_slice(&(len as u32).to_ne_bytes());
-        record[4..].copy_from_slice(&offload.write());
-        // There is room for all of it, so none of these fails; the reader waits for the whole.
-        let mut done = self.outward.push_entire_slice(&record).is_ok();
-        for part in parts {
-            done &= self.outward.push_entire_slice(part).is_ok();
-        }
-        done
-    }
 }
 
+#[inline]
+fn record(len: usize, offload: Offload) -> [u8; RECORD] {
+    let mut record = [0; RECORD];
+    #[allow(clippy::cast_possible_truncation)] // the ring is shorter than 4 GiB
+    record[..4].copy_from_slice(&(len as u32).to_ne_bytes());
+    record[4..].copy_from_slice(&offload.write());
+    record
+}
+
+#[inline]
 fn read_record(record: &[u8; RECORD]) -> (usize, Offload) {
     let (len, offload) = record.split_first_chunk().expect("a record begins with a length");
     let offload = offload.first_chunk().expect("and goes on with an offload header");
@@ -125,6 +124,35 @@ impl<'a> Runs<'a> {
             a.copy_from_slice(self.first);
             b.copy_from_slice(now);
             (self.first, self.second) = (rest, &[]);
+        }
+    }
+}
+
+/// The two runs of bytes in which a ring shows its room, written as one.
+struct Room<'a> {
+    first: &'a mut [u8],
+    second: &'a mut [u8],
+}
+
+impl Room<'_> {
+    fn len(&self) -> usize {
+        self.first.len() + self.second.len()
+    }
+
+    /// Appends `bytes`. There must be room for them.
+    #[inline]
+    fn put(&mut self, bytes: &[u8]) {
+        let first = std::mem::take(&mut self.first);
+        if bytes.len() <= first.len() {
+            let (now, rest) = first.split_at_mut(bytes.len());
+            now.copy_from_slice(bytes);
+            self.first = rest;
+        } else {
+            let (a, b) = bytes.split_at(first.len());
+            let (now, rest) = std::mem::take(&mut self.second).split_at_mut(b.len());
+            first.copy_from_slice(a);
+            now.copy_from_slice(b);
+            self.first = rest;
         }
     }
 }
@@ -164,13 +192,25 @@ impl Device for End {
     }
 
     fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
-        lane.send_each(batch, cache, |view| {
-            let parts = std::iter::once(view.head).chain(view.tail());
-            match self.put(parts, view.frame.len() as usize, *view.frame.offload()) {
-                true => Fate::Sent,
-                false => Fate::Full,
+        // One piece of the ring for the whole lane: it is zeroed, copied to, and published once.
+        let wanted = lane.bytes(batch) + lane.len() * RECORD;
+        let room = wanted.min(self.outward.slots());
+        let Ok(mut chunk) = self.outward.write_chunk(room) else { return lane.send_each(batch, cache, |_| Fate::Full) };
+        let (first, second) = chunk.as_mut_slices();
+        let mut left = Room { first, second };
+        let sent = lane.send_each(batch, cache, |view| {
+            let len = view.frame.len() as usize;
+            if left.len() < RECORD + len {
+                return Fate::Full;
             }
-        })
+            left.put(&record(len, *view.frame.offload()));
+            left.put(view.head);
+            view.tail().for_each(|part| left.put(part));
+            Fate::Sent
+        });
+        let written = room - left.len();
+        chunk.commit(written);
+        sent
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -32,7 +32,8 @@ const _: () = assert!(STRIDE % 64 == 0 && STRIDE / 64 % 2 == 1);
 /// in them are lent until [`Batch::clear`].
 #[derive(Debug)]
 pub struct Batch {
-    frames: Vec<Frame>,
+    /// A frame that was taken out leaves its place empty.
+    frames: Vec<Option<Frame>>,
     landing: Box<[u8]>,
     bytes: usize,
 }
@@ -76,7 +77,7 @@ impl Batch {
     pub fn push(&mut self, frame: Frame) {
         assert!(self.frames.len() < BURST, "a burst has at most {BURST} frames");
         self.bytes += frame.len() as usize;
-        self.frames.push(frame);
+        self.frames.push(Some(frame));
     }
 
     /// Lets `read` put a frame into the next receive buffer and appends it. With `header`, what is
@@ -102,29 +103,33 @@ impl Batch {
         let (front, rest) = room.split_first_chunk().expect("the headroom is a header long");
         let offload = Offload::read(front);
         #[allow(clippy::cast_possible_truncation)] // 64 buffers
-        self.frames.push(Frame::landed(buffer as u8, FRONT as u16, &rest[..len], offload));
+        self.frames.push(Some(Frame::landed(buffer as u8, FRONT as u16, &rest[..len], offload)));
         self.bytes += len;
         Ok(())
     }
 
     /// The frame at `index`.
+    ///
+    /// # Panics
+    ///
+    /// When there is none, or it has been taken.
     #[inline]
     pub fn frame(&self, index: usize) -> &Frame {
-        &self.frames[index]
+        self.frames[index].as_ref().expect("the frame has not been taken")
     }
 
     /// The first segment of the frame at `index`: all its headers are in it.
     #[inline]
     pub fn head(&self, index: usize) -> &[u8] {
-        self.head_of(&self.frames[index])
+        self.head_of(self.frame(index))
     }
 
     #[inline]
     fn head_of<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         match frame.place {
             Place::Landing { buffer } => {
-                let start = usize::from(buffer) * STRIDE + usize::from(frame.start);
-                &self.landing[start..start + frame.head as usize]
+                let start = usize::from(buffer) * STRIDE + frame.start();
+                &self.landing[start..start + frame.head() as usize]
             }
             _ => frame.owned_head(),
         }
@@ -133,7 +138,7 @@ impl Batch {
     /// Starts to fetch the headers of all frames.
     #[inline]
     pub fn prefetch(&self) {
-        for frame in &self.frames {
+        for frame in self.frames.iter().flatten() {
             if let Some(byte) = frame.owned_head().first() {
                 prefetch(byte);
             }
@@ -144,8 +149,7 @@ impl Batch {
     /// place stays.
     #[inline]
     pub fn take(&mut self, index: usize) -> Option<Frame> {
-        let frame = &mut self.frames[index];
-        frame.is_owned().then(|| std::mem::take(frame))
+        self.frames[index].take_if(|frame| frame.is_owned())
     }
 
     /// A copy of the frame at `index` in slots of its own, for one that has to outlive the burst
@@ -153,7 +157,7 @@ impl Batch {
     pub fn adopt(&self, index: usize, cache: &mut Cache) -> Option<Frame> {
         let view = self.view(index);
         let (mut part, mut rest) = (view.head, view.tail());
-        cache.build(view.frame.len, view.frame.offload, |mut out| {
+        cache.build(view.frame.len(), *view.frame.offload(), |mut out| {
             while !out.is_empty() {
                 if part.is_empty() {
                     part = rest.next().expect("the segments of a frame add up to its length");
@@ -168,7 +172,7 @@ impl Batch {
     /// The frame at `index` as it goes out.
     #[inline]
     pub fn view(&self, index: usize) -> View<'_> {
-        self.view_of(&self.frames[index])
+        self.view_of(self.frame(index))
     }
 
     /// A frame as it goes out: one of this batch, or one that owns its slots.
@@ -176,8 +180,8 @@ impl Batch {
     pub(super) fn view_of<'a>(&'a self, frame: &'a Frame) -> View<'a> {
         let with_header = match frame.place {
             Place::Landing { buffer } => {
-                let start = usize::from(buffer) * STRIDE + usize::from(frame.start);
-                Some(&self.landing[start - HEADROOM..start + frame.head as usize])
+                let start = usize::from(buffer) * STRIDE + frame.start();
+                Some(&self.landing[start - HEADROOM..start + frame.head() as usize])
             }
             _ => None,
         };
@@ -187,7 +191,7 @@ impl Batch {
     /// Ends the burst: what is still here goes home, and the receive buffers are free again.
     #[inline]
     pub fn clear(&mut self, cache: &mut Cache) {
-        for frame in self.frames.drain(..) {
+        for frame in self.frames.drain(..).flatten() {
             cache.recycle(frame);
         }
         self.bytes = 0;
@@ -214,12 +218,12 @@ impl<'a> View<'a> {
     /// Whether the first segment is all of it.
     #[inline]
     pub fn is_one_piece(&self) -> bool {
-        self.frame.head == self.frame.len
+        self.frame.head() == self.frame.len()
     }
 
     /// All its bytes, copied together. For tests and captures.
     pub fn to_vec(&self) -> Vec<u8> {
-        let mut all = Vec::with_capacity(self.frame.len as usize);
+        let mut all = Vec::with_capacity(self.frame.len() as usize);
         all.extend_from_slice(self.head);
         self.tail().for_each(|part| all.extend_from_slice(part));
         all

@@ -42,7 +42,21 @@ impl Cache {
     /// Takes back the slots of a frame. A frame that is only lent has none.
     #[inline]
     pub fn recycle(&mut self, mut frame: Frame) {
-        let Some((pool, mut slot)) = frame.surrender() else { return };
+        let Some((pool, slot, chain)) = frame.surrender() else { return };
+        if chain || !std::ptr::eq(pool, self.pool) {
+            return self.recycle_chain(pool, slot, chain);
+        }
+        self.stock.push(slot);
+        if self.stock.len() > MOST {
+            self.give_chunk();
+        }
+    }
+
+    #[cold]
+    fn recycle_chain(&mut self, pool: &Pool, mut slot: u32, chain: bool) {
+        if !chain {
+            pool.link(slot, NONE);
+        }
         if !std::ptr::eq(pool, self.pool) {
             return pool.give(slot);
         }
@@ -56,6 +70,7 @@ impl Cache {
         }
     }
 
+    #[cold]
     fn give_chunk(&mut self) {
         let keep = self.stock.len().saturating_sub(CHUNK as usize);
         let mut chunk = NONE;

@@ -62,6 +62,15 @@ impl Lane {
         self.entries.is_empty()
     }
 
+    /// Bytes of the frames that wait, as they lie in memory.
+    pub fn bytes(&self, batch: &Batch) -> usize {
+        let len = |entry: &Entry| match entry {
+            Entry::Owned(frame) => frame.len(),
+            Entry::Borrowed(index) => batch.frame(usize::from(*index)).len(),
+        };
+        self.entries.iter().map(|entry| len(entry) as usize).sum()
+    }
+
     /// Adds a frame that owns its slots.
     #[inline]
     pub fn push(&mut self, frame: Frame) {

@@ -203,24 +203,21 @@ pub(super) enum Place {
 #[derive(Debug, Default)]
 pub struct Frame {
     pub(super) place: Place,
-    /// Where the first segment begins in its slot or buffer.
-    pub(super) start: u16,
-    /// Bytes of the first segment.
-    pub(super) head: u32,
     /// Bytes of all segments.
-    pub(super) len: u32,
+    len: u32,
+    /// Where the first segment begins in its slot or buffer.
+    start: u16,
+    /// Bytes that each of the frames repeats that this one stands for.
+    headers: u16,
     /// How many frames this stands for; 0 if its offload header does not fit it.
-    pub(super) frames: u8,
-    /// Bytes that each of these frames repeats.
-    pub(super) headers: u16,
-    /// Bytes of the longest of these frames.
-    pub(super) longest: u32,
-    pub(super) offload: Offload,
+    frames: u8,
+    offload: Offload,
 }
 
 impl Frame {
     /// A frame in the slots that `slot` hands out, `len` bytes long; `None` when they run out.
     /// `fill` writes the bytes, segment by segment in order.
+    #[inline]
     pub(super) fn build(
         pool: &'static Pool,
         mut slot: impl FnMut() -> Option<u32>,
@@ -229,17 +226,27 @@ impl Frame {
         mut fill: impl FnMut(&mut [u8]),
     ) -> Option<Frame> {
         let first = slot()?;
-        pool.link(first, NONE);
         let start = front(first);
-        // From here on the slots are the frame's: an early return sends them home.
-        let mut frame =
-            Frame { place: Place::Slots { pool, first }, start, len, offload, ..Frame::default() };
-        frame.head = len.min(SLOT_BYTES - u32::from(start));
+        let mut frame = Frame { place: Place::Slots { pool, first }, len, start, headers: 0, frames: 1, offload };
         // SAFETY: slot `first` was handed to this frame, which nobody else has yet.
-        fill(unsafe { pool.bytes_mut(first, start, frame.head as u16) });
-        let (mut left, mut last) = (len - frame.head, first);
+        fill(unsafe { pool.bytes_mut(first, start, frame.head() as u16) });
+        if len > frame.head() && !frame.lengthen(slot, fill) {
+            return None;
+        }
+        if offload.is_pending() {
+            frame.measure();
+        }
+        Some(frame)
+    }
+
+    /// Adds the segments behind the first. If slots run out, the frame has those it got.
+    #[cold]
+    fn lengthen(&mut self, mut slot: impl FnMut() -> Option<u32>, mut fill: impl FnMut(&mut [u8])) -> bool {
+        let Place::Slots { pool, first } = self.place else { return false };
+        pool.link(first, NONE);
+        let (mut left, mut last) = (self.len - self.head(), first);
         while left > 0 {
-            let at = slot()?;
+            let Some(at) = slot() else { return false };
             pool.link(at, NONE);
             pool.link(last, at);
             let part = left.min(SLOT_BYTES);
@@ -248,27 +255,54 @@ impl Frame {
             pool.extent[at as usize].store(part, Ordering::Relaxed);
             (left, last) = (left - part, at);
         }
-        // SAFETY: slot `first` is this frame's, and it is not written any more.
-        let head = unsafe { pool.bytes(first, start, frame.head as u16) };
-        frame.measure(head);
-        Some(frame)
+        true
     }
 
     /// A frame in receive buffer `buffer` of a batch. `bytes`: all of it.
+    #[inline]
     pub(super) fn landed(buffer: u8, start: u16, bytes: &[u8], offload: Offload) -> Frame {
-        let len = bytes.len() as u32;
-        let mut frame =
-            Frame { place: Place::Landing { buffer }, start, head: len, len, offload, ..Frame::default() };
-        frame.measure(bytes);
+        let mut frame = Frame {
+            place: Place::Landing { buffer },
+            len: bytes.len() as u32,
+            start,
+            headers: 0,
+            frames: 1,
+            offload,
+        };
+        if offload.is_pending() {
+            frame.measure_with(bytes);
+        }
         frame
     }
 
+    fn measure(&mut self) {
+        let Place::Slots { pool, first } = self.place else { return };
+        // SAFETY: the slot is this frame's, and it is not written any more.
+        let head = unsafe { pool.bytes(first, self.start, self.head() as u16) };
+        self.measure_with(head);
+    }
+
     /// Checks the offload header against the frame, once for all.
+    #[cold]
+    fn measure_with(&mut self, head: &[u8]) {
+        (self.frames, self.headers) = match self.offload.segmentation(head, self.len) {
+            Ok(s) => (s.frames, s.headers),
+            Err(_) => (0, 0),
+        };
+    }
+
+    /// Where the first segment begins in its slot or buffer.
     #[inline]
-    fn measure(&mut self, head: &[u8]) {
-        match self.offload.segmentation(head, self.len) {
-            Ok(s) => (self.frames, self.headers, self.longest) = (s.frames, s.headers, s.longest),
-            Err(_) => (self.frames, self.headers, self.longest) = (0, 0, self.len),
+    pub(super) fn start(&self) -> usize {
+        usize::from(self.start)
+    }
+
+    /// Bytes of the first segment.
+    #[inline]
+    pub(super) fn head(&self) -> u32 {
+        match self.place {
+            Place::Slots { .. } => self.len.min(SLOT_BYTES - u32::from(self.start)),
+            _ => self.len,
         }
     }
 
@@ -306,7 +340,10 @@ impl Frame {
     /// Bytes of the longest frame that it will become; its own length for a plain one.
     #[inline]
     pub fn longest(&self) -> u32 {
-        self.longest
+        match self.frames {
+            0 | 1 => self.len,
+            _ => u32::from(self.headers) + u32::from(self.offload.segment_size()),
+        }
     }
 
     /// Whether it owns the slots it lies in, and so may outlive its burst.
@@ -321,7 +358,7 @@ impl Frame {
         match self.place {
             // SAFETY: the slot is this frame's, and bytes are written only while it is built.
             // The first segment of a slot is at most a slot long.
-            Place::Slots { pool, first } => unsafe { pool.bytes(first, self.start, self.head as u16) },
+            Place::Slots { pool, first } => unsafe { pool.bytes(first, self.start, self.head() as u16) },
             _ => &[],
         }
     }
@@ -329,18 +366,18 @@ impl Frame {
     /// The segments behind the first.
     pub(super) fn tail(&self) -> Tail<'_> {
         match self.place {
-            Place::Slots { pool, first } if self.head < self.len => {
+            Place::Slots { pool, first } if self.head() < self.len => {
                 Tail { pool: Some(pool), at: pool.after(first), _frame: self }
             }
             _ => Tail { pool: None, at: NONE, _frame: self },
         }
     }
 
-    /// Gives up the slots, as a chain that is now the caller's.
+    /// Gives up the slots: the pool, the first of them, and whether it is the head of a chain.
     #[inline]
-    pub(super) fn surrender(&mut self) -> Option<(&'static Pool, u32)> {
+    pub(super) fn surrender(&mut self) -> Option<(&'static Pool, u32, bool)> {
         match std::mem::take(&mut self.place) {
-            Place::Slots { pool, first } => Some((pool, first)),
+            Place::Slots { pool, first } => Some((pool, first, self.len > SLOT_BYTES - u32::from(self.start))),
             _ => None,
         }
     }
@@ -351,7 +388,10 @@ impl Drop for Frame {
     /// which is cheaper.
     #[inline]
     fn drop(&mut self) {
-        if let Some((pool, first)) = self.surrender() {
+        if let Some((pool, first, chain)) = self.surrender() {
+            if !chain {
+                pool.link(first, NONE);
+            }
             pool.give(first);
         }
     }

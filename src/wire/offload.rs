@@ -36,8 +36,6 @@ pub struct Segmentation {
     pub frames: u8,
     /// Bytes of headers that each of them repeats; 0 for a plain frame.
     pub headers: u16,
-    /// Length in bytes of the longest of them, Ethernet header included.
-    pub longest: u32,
 }
 
 /// Why an offload header does not fit its frame.
@@ -93,12 +91,18 @@ impl Offload {
         self.flags & NEEDS_CSUM != 0 || self.gso_type & !GSO_ECN != GSO_NONE
     }
 
+    /// Bytes of payload in each frame that a super-frame becomes, but for the last.
+    #[inline]
+    pub fn segment_size(&self) -> u16 {
+        self.gso_size
+    }
+
     /// Checks the header against the frame it came with (`frame`: as much of it as lies in one
     /// piece, at least its headers; `len`: all of it) and says how it falls into frames.
     #[inline]
     pub fn segmentation(&self, frame: &[u8], len: u32) -> Result<Segmentation, BadOffload> {
         if !self.is_pending() {
-            return Ok(Segmentation { frames: 1, headers: 0, longest: len });
+            return Ok(Segmentation { frames: 1, headers: 0 });
         }
         self.pending_segmentation(frame, len)
     }
@@ -112,7 +116,7 @@ impl Offload {
             }
         }
         let transport = match self.gso_type & !GSO_ECN {
-            GSO_NONE => return Ok(Segmentation { frames: 1, headers: 0, longest: len }),
+            GSO_NONE => return Ok(Segmentation { frames: 1, headers: 0 }),
             // A segmented frame always leaves its checksum open, and so says where transport begins.
             _ if self.flags & NEEDS_CSUM == 0 => return Err(BadOffload::OutOfFrame),
             GSO_TCPV4 | GSO_TCPV6 => {
@@ -132,7 +136,7 @@ impl Offload {
         let frames = payload.div_ceil(size).max(1);
         match u8::try_from(frames) {
             Ok(frames) if u32::from(frames) <= MOST_SEGMENTS => {
-                Ok(Segmentation { frames, headers, longest: u32::from(headers) + size.min(payload) })
+                Ok(Segmentation { frames, headers })
             }
             _ => Err(BadOffload::SegmentCount),
         }
@@ -168,7 +172,7 @@ mod tests {
             let len = u32::try_from(frame.len()).unwrap() + extra;
             if let Ok(s) = Offload::read(&b).segmentation(&frame, len) {
                 prop_assert!(s.frames >= 1 && u32::from(s.frames) <= MOST_SEGMENTS);
-                prop_assert!(s.longest <= len && u32::from(s.headers) <= len);
+                prop_assert!(u32::from(s.headers) <= len);
             }
         }
 

@@ -268,6 +268,7 @@ impl Worker {
         match command {
             Command::Rules(rules, books, reply) => {
                 let old = (self.switch.replace_rules(rules), std::mem::replace(&mut self.books, books));
+                self.gates.find_doors(self.switch.rules());
                 let _ = reply.send(old);
             }
             Command::Open(gate, reply) => {
@@ -291,10 +292,10 @@ impl Worker {
 
     #[allow(clippy::result_large_err)] // it is the gate that comes back
     fn open(&mut self, gate: Gate) -> Result<(), Gate> {
-        let number = self.gates.insert(gate)?;
+        let number = self.gates.insert(gate, self.switch.rules())?;
         match self.gates.get_mut(number).map(|gate| self.pacer.watch(number, gate)) {
             Some(Ok(())) => Ok(()),
-            _ => self.gates.remove(number).map_or(Ok(()), Err),
+            _ => self.gates.remove(number, self.switch.rules()).map_or(Ok(()), Err),
         }
     }
 
@@ -307,7 +308,7 @@ impl Worker {
         if gate.state != GateState::Gone {
             self.pacer.forget(gate);
         }
-        self.gates.remove(number)
+        self.gates.remove(number, self.switch.rules())
     }
 
     /// Stops polling a gate whose device is gone, and tells control.
@@ -316,7 +317,7 @@ impl Worker {
         let Some(gate) = self.gates.get_mut(number) else { return };
         self.pacer.forget(gate);
         let notice = Notice::DeviceGone { port: gate.port, queue: gate.queue };
-        self.gates.lose(number);
+        self.gates.lose(number, self.switch.rules());
         // There is room for more notices than there can be gates; each is lost at most once.
         let _ = self.notices.try_send(notice);
     }

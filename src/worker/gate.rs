@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::device::Device;
 use crate::frame::{BURST, Lane};
-use crate::switch::{MOST_PORTS, PortId};
+use crate::switch::{MOST_PORTS, PortId, Rules};
 
 /// Frames that wait in one lane at most. A lane that could overflow with the next burst is sent
 /// off before it comes.
@@ -51,6 +51,13 @@ impl Gate {
     }
 }
 
+impl Gate {
+    /// Whether frames for its port may leave by it.
+    fn is_door(&self, rules: &Rules) -> bool {
+        self.state != GateState::Gone && rules.port(self.port).is_some_and(|port| port.admin_up)
+    }
+}
+
 /// "No gate here", at the door of a port.
 const SHUT: u16 = u16::MAX;
 
@@ -58,7 +65,8 @@ const SHUT: u16 = u16::MAX;
 #[derive(Debug)]
 pub(super) struct Gates {
     slots: Vec<Option<Gate>>,
-    /// By [`PortId::index`]: the gate by which frames leave for this port.
+    /// By [`PortId::index`]: the gate by which frames leave for this port. None while the port is
+    /// administratively down, so that asking for the door is all that a frame has to ask.
     doors: Box<[u16]>,
     /// The gates whose lanes are not empty.
     waiting: Vec<u16>,
@@ -97,7 +105,7 @@ impl Gates {
 
     /// Opens a gate, and says its number. It comes back if there are too many.
     #[allow(clippy::result_large_err)] // it is the gate that comes back
-    pub(super) fn insert(&mut self, gate: Gate) -> Result<usize, Gate> {
+    pub(super) fn insert(&mut self, gate: Gate, rules: &Rules) -> Result<usize, Gate> {
         let port = gate.port;
         let number = match self.slots.iter().position(Option::is_none) {
             Some(number) => number,
@@ -109,7 +117,7 @@ impl Gates {
         };
         self.slots[number] = Some(gate);
         self.open += 1;
-        self.find_door(port);
+        self.find_door(port, rules);
         Ok(number)
     }
 
@@ -118,33 +126,44 @@ impl Gates {
     }
 
     /// Closes a gate.
-    pub(super) fn remove(&mut self, number: usize) -> Option<Gate> {
+    pub(super) fn remove(&mut self, number: usize, rules: &Rules) -> Option<Gate> {
         let gate = self.slots.get_mut(number)?.take()?;
         self.open -= 1;
         self.waiting.retain(|&waiting| usize::from(waiting) != number);
-        self.find_door(gate.port);
+        self.find_door(gate.port, rules);
         Some(gate)
     }
 
     /// Marks a gate as one whose device is gone.
-    pub(super) fn lose(&mut self, number: usize) {
+    pub(super) fn lose(&mut self, number: usize, rules: &Rules) {
         if let Some(gate) = self.get_mut(number) {
             gate.state = GateState::Gone;
             let port = gate.port;
-            self.find_door(port);
+            self.find_door(port, rules);
         }
     }
 
-    /// Finds a gate that still works for frames to `port`.
-    fn find_door(&mut self, port: PortId) {
-        let works = |slot: &Option<Gate>| {
-            slot.as_ref().is_some_and(|gate| gate.port == port && gate.state != GateState::Gone)
-        };
-        let door = self.slots.iter().position(works).and_then(|number| u16::try_from(number).ok());
+    /// Finds the doors again, under new rules.
+    pub(super) fn find_doors(&mut self, rules: &Rules) {
+        self.doors.fill(SHUT);
+        for (number, slot) in (0u16..).zip(&self.slots) {
+            if let Some(gate) = slot
+                && gate.is_door(rules)
+                && self.doors[gate.port.index()] == SHUT
+            {
+                self.doors[gate.port.index()] = number;
+            }
+        }
+    }
+
+    fn find_door(&mut self, port: PortId, rules: &Rules) {
+        let leads_there = |slot: &Option<Gate>| slot.as_ref().is_some_and(|gate| gate.port == port && gate.is_door(rules));
+        let door = self.slots.iter().position(leads_there).and_then(|number| u16::try_from(number).ok());
         self.doors[port.index()] = door.unwrap_or(SHUT);
     }
 
-    /// The gate by which frames leave for `port`, and its number.
+    /// The gate by which frames leave for `port`, and its number. `None`: there is none here, or
+    /// the port is administratively down, or it is closed.
     #[inline]
     pub(super) fn door(&mut self, port: PortId) -> Option<(u16, &mut Gate)> {
         let number = self.doors[port.index()];

@@ -5,7 +5,7 @@ use super::gate::Gates;
 use super::mail::Books;
 use super::peer::{Address, Parcel, Peer};
 use crate::frame::{Batch, Cache, Frame};
-use crate::switch::{DropReason, PortId, PortRules, Rules, Verdict, Verdicts};
+use crate::switch::{DropReason, PortId, Rules, Verdict, Verdicts};
 use crate::telemetry::PortCounters;
 
 /// A burst on its way into the lanes. Made for one burst; what it borrows is the worker's.
@@ -79,11 +79,7 @@ impl Outbox<'_> {
     /// Puts frame `index` into the lane of port `to`, wherever that is.
     #[inline]
     fn forward(&mut self, index: usize, to: PortId) {
-        let Some(port) = self.rules.port(to) else { return self.lose(index, to, DropReason::PortClosed) };
-        if !port.admin_up {
-            return self.lose(index, to, DropReason::AdminDown);
-        }
-        let Some((number, gate)) = self.gates.door(to) else { return self.send_away(index, port) };
+        let Some((number, gate)) = self.gates.door(to) else { return self.send_away(index, to) };
         // 12. egress dressing. What the port cannot pass on would have to be done here.
         if self.batch.frame(index).offload().is_pending() && !gate.offloads {
             return self.lose(index, to, DropReason::OffloadUnsupported);
@@ -158,11 +154,16 @@ impl Outbox<'_> {
         (copies, there)
     }
 
-    /// Sends frame `index` to the worker that polls `port`.
-    fn send_away(&mut self, index: usize, port: &PortRules) {
+    /// Sends frame `index` to the worker that polls port `to`, if there is one.
+    fn send_away(&mut self, index: usize, to: PortId) {
+        let Some(port) = self.rules.port(to) else { return self.lose(index, to, DropReason::PortClosed) };
+        if !port.admin_up {
+            return self.lose(index, to, DropReason::AdminDown);
+        }
         let Some(worker) = port.worker.filter(|&worker| worker != self.me) else {
             return self.lose(index, port.id, DropReason::NoDevice);
         };
+        // It is gone from the batch after this, and may yet have to be counted.
         let count = self.batch.frame(index).count();
         let frame = self.batch.take(index).or_else(|| self.batch.adopt(index, self.cache));
         let sent = match frame {
