@@ -8,6 +8,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use vifswitch::device::memory::End;
 use vifswitch::switch::Limits;
 use vifswitch::wire::{Mac, Offload};
 
@@ -33,7 +34,7 @@ impl Dice {
 
 fn learned_lab(ports: usize, stations: usize, len: usize) -> Lab {
     let limits = Limits { network: stations as u32 + 1, port: stations as u32 + 1 };
-    let setup = Setup { slots: 16384, stations: stations as u32, cable: FILL * (len + 16) * 2, limits, ..Setup::default() };
+    let setup = Setup { slots: 16384, stations: stations as u32,  limits, ..Setup::default() };
     let plugs: Vec<_> = (0..ports).map(|port| Plug::new(0, port as u32)).collect();
     let mut lab = Lab::new(setup, &plugs);
     for number in 0..stations {
@@ -41,6 +42,7 @@ fn learned_lab(ports: usize, stations: usize, len: usize) -> Lab {
         let bytes = frame(station(number), station(number), 0x88b5, &[0; 46]);
         while !lab.send(number % ports, &bytes) {
             lab.settle();
+            lab.ends.iter_mut().for_each(End::discard);
         }
     }
     lab.settle();
@@ -66,8 +68,9 @@ fn run(lab: &mut Lab, stations: usize, len: usize, frames: u64, dice: &mut Dice)
                 if to % ports == port {
                     to = (to + 1) % stations;
                 }
-                assert!(lab.ends[port].send(&frame(station(to), station(source), 0x88b5, &payload), Offload::NONE));
+                assert!(lab.ends[port].stage(&frame(station(to), station(source), 0x88b5, &payload), Offload::NONE));
             }
+            lab.ends[port].publish();
         }
         let now = lab.now;
         let start = Instant::now();

@@ -1,10 +1,12 @@
 //! A cable between two ends within the process: each end is a [`Device`], and whoever holds the
 //! other one sends and receives on it by hand.
 //!
-//! Frames are copied in and copied out again, as a kernel device does it, through one ring of
-//! bytes each way. A record is 16 bytes (length of the frame, offload header) and the frame.
-//! A cable has no file descriptor; a worker that holds one keeps polling.
+//! Frames are copied in and copied out again, as a kernel device does it. They travel in *blocks*:
+//! plain buffers of records, one block for each burst that was sent, which go over one ring full and
+//! come back over another one empty. A record is 16 bytes (length of the frame, offload header) and
+//! the frame. A cable has no file descriptor; a worker that holds one keeps polling.
 
+use std::convert::Infallible;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -16,6 +18,21 @@ use crate::wire::Offload;
 
 const RECORD: usize = 4 + Offload::LEN;
 
+/// How much a cable holds each way.
+#[derive(Debug, Clone, Copy)]
+pub struct Capacity {
+    /// Bursts.
+    pub blocks: usize,
+    /// Bytes of each, 16 more than the frame for each frame.
+    pub block_bytes: usize,
+}
+
+impl Default for Capacity {
+    fn default() -> Capacity {
+        Capacity { blocks: 256, block_bytes: 1 << 17 }
+    }
+}
+
 /// How an end hands over what it receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Memory {
@@ -25,20 +42,133 @@ pub enum Memory {
     Lent,
 }
 
+impl Memory {
+    /// Appends a frame to the batch. Whether there was a slot for it.
+    #[inline(always)]
+    fn hand_over(self, frame: &[u8], offload: Offload, batch: &mut Batch, cache: &mut Cache) -> bool {
+        match self {
+            Memory::Owned => cache.frame(frame, offload).map(|frame| batch.push(frame)).is_some(),
+            Memory::Lent => batch
+                .land(true, |room| {
+                    room[..Offload::LEN].copy_from_slice(&offload.write());
+                    room[Offload::LEN..][..frame.len()].copy_from_slice(frame);
+                    Ok::<_, Infallible>(Offload::LEN + frame.len())
+                })
+                .is_ok(),
+        }
+    }
+}
+
+/// One way through a cable, at its beginning.
+#[derive(Debug)]
+struct Outward {
+    full: Producer<Vec<u8>>,
+    empty: Consumer<Vec<u8>>,
+    /// The block that is being filled.
+    block: Option<Vec<u8>>,
+    most: usize,
+}
+
+impl Outward {
+    /// Appends a record to the block that is being filled. Whether there was room.
+    #[inline(always)]
+    fn put<'a>(&mut self, len: usize, offload: Offload, head: &[u8], tail: impl Iterator<Item = &'a [u8]>) -> bool {
+        if RECORD + len > self.most {
+            return false;
+        }
+        if self.block.is_none() {
+            self.block = self.empty.pop().ok();
+        }
+        let Some(block) = self.block.as_mut().filter(|block| block.len() + RECORD + len <= self.most) else {
+            return false;
+        };
+        let mut record = [0; RECORD];
+        let (length, header) = record.split_at_mut(4);
+        #[allow(clippy::cast_possible_truncation)] // a block is shorter than 4 GiB
+        length.copy_from_slice(&(len as u32).to_ne_bytes());
+        header.copy_from_slice(&offload.write());
+        block.extend_from_slice(&record);
+        block.extend_from_slice(head);
+        tail.for_each(|part| block.extend_from_slice(part));
+        true
+    }
+
+    /// Sends off the block that is being filled.
+    #[inline(always)]
+    fn publish(&mut self) {
+        if let Some(block) = self.block.take_if(|block| !block.is_empty()) {
+            // There are as many blocks as the ring has places.
+            let _ = self.full.push(block);
+        }
+    }
+}
+
+/// One way through a cable, at its end.
+#[derive(Debug)]
+struct Inward {
+    full: Consumer<Vec<u8>>,
+    empty: Producer<Vec<u8>>,
+    /// The block that is being read, and how far it has been.
+    block: Vec<u8>,
+    read: usize,
+}
+
+impl Inward {
+    /// The next record, and where the one behind it begins.
+    #[inline(always)]
+    fn next(&self) -> Option<(&[u8], Offload, usize)> {
+        let (record, rest) = self.block.get(self.read..)?.split_first_chunk::<RECORD>()?;
+        let (len, offload) = record.split_first_chunk()?;
+        let len = u32::from_ne_bytes(*len) as usize;
+        Some((rest.get(..len)?, Offload::read(offload.first_chunk()?), self.read + RECORD + len))
+    }
+
+    /// Goes on to the next block, if the present one has been read. Whether there is something.
+    #[inline(always)]
+    fn refill(&mut self) -> bool {
+        self.read < self.block.len() || self.exchange()
+    }
+
+    #[inline]
+    fn exchange(&mut self) -> bool {
+        let Ok(next) = self.full.pop() else { return false };
+        let mut read = std::mem::replace(&mut self.block, next);
+        self.read = 0;
+        if read.capacity() > 0 {
+            read.clear();
+            // There are as many blocks as the ring has places.
+            let _ = self.empty.push(read);
+        }
+        true
+    }
+}
+
+fn way(capacity: Capacity) -> (Outward, Inward) {
+    let (full, full_there) = RingBuffer::new(capacity.blocks);
+    let (mut empty_there, empty) = RingBuffer::new(capacity.blocks + 1);
+    for _ in 0..capacity.blocks {
+        // Blocks grow as they are first used.
+        let _ = empty_there.push(Vec::with_capacity(64));
+    }
+    (
+        Outward { full, empty, block: None, most: capacity.block_bytes },
+        Inward { full: full_there, empty: empty_there, block: Vec::new(), read: 0 },
+    )
+}
+
 /// One end of a cable.
 #[derive(Debug)]
 pub struct End {
-    outward: Producer<u8>,
-    inward: Consumer<u8>,
+    outward: Outward,
+    inward: Inward,
     memory: Memory,
     abilities: Abilities,
 }
 
-/// A cable whose rings hold `bytes` bytes each way, records included. Both ends take offload
-/// headers, and hand frames over in slots of their own.
-pub fn cable(bytes: usize) -> (End, End) {
-    let (there_out, here_in) = RingBuffer::new(bytes);
-    let (here_out, there_in) = RingBuffer::new(bytes);
+/// A cable. Both ends take offload headers, and hand frames over in slots of their own.
+pub fn cable(capacity: Capacity) -> (End, End) {
+    let (here_out, there_in) = way(capacity);
+    let (there_out, here_in) = way(capacity);
     let end = |outward, inward| End { outward, inward, memory: Memory::Owned, abilities: Abilities { offloads: true } };
     (end(here_out, here_in), end(there_out, there_in))
 }
@@ -54,162 +184,65 @@ impl End {
         End { abilities: Abilities { offloads }, ..self }
     }
 
-    /// Sends one frame by hand. Whether there was room for it.
+    /// Sends one frame by hand, as a burst of its own. Whether there was room for it.
     pub fn send(&mut self, frame: &[u8], offload: Offload) -> bool {
-        let Ok(mut chunk) = self.outward.write_chunk(RECORD + frame.len()) else { return false };
-        let (first, second) = chunk.as_mut_slices();
-        let mut room = Room { first, second };
-        room.put(&record(frame.len(), offload));
-        room.put(frame);
-        chunk.commit_all();
-        true
+        let done = self.stage(frame, offload);
+        self.publish();
+        done
+    }
+
+    /// Adds a frame to a burst that [`End::publish`] sends. Whether there was room for it.
+    pub fn stage(&mut self, frame: &[u8], offload: Offload) -> bool {
+        self.outward.put(frame.len(), offload, frame, std::iter::empty())
+    }
+
+    /// Sends the burst that was staged.
+    pub fn publish(&mut self) {
+        self.outward.publish();
     }
 
     /// Takes the next frame that has arrived by hand.
     pub fn take(&mut self) -> Option<(Vec<u8>, Offload)> {
-        let mut record = [0; RECORD];
-        self.inward.pop_entire_slice(&mut record).ok()?;
-        let (len, offload) = read_record(&record);
-        let mut frame = vec![0; len];
-        self.inward.pop_entire_slice(&mut frame).ok()?;
-        Some((frame, offload))
-    }
-
-    /// Forgets everything that has arrived. How many bytes that was, records included.
-    pub fn discard(&mut self) -> usize {
-        let waiting = self.inward.slots();
-        if let Ok(chunk) = self.inward.read_chunk(waiting) {
-            chunk.commit_all();
+        if !self.inward.refill() {
+            return None;
         }
-        waiting
-    }
-}
-
-#[inline]
-fn record(len: usize, offload: Offload) -> [u8; RECORD] {
-    let mut record = [0; RECORD];
-    #[allow(clippy::cast_possible_truncation)] // the ring is shorter than 4 GiB
-    record[..4].copy_from_slice(&(len as u32).to_ne_bytes());
-    record[4..].copy_from_slice(&offload.write());
-    record
-}
-
-#[inline]
-fn read_record(record: &[u8; RECORD]) -> (usize, Offload) {
-    let (len, offload) = record.split_first_chunk().expect("a record begins with a length");
-    let offload = offload.first_chunk().expect("and goes on with an offload header");
-    (u32::from_ne_bytes(*len) as usize, Offload::read(offload))
-}
-
-/// The two runs of bytes in which a ring shows its contents, read as one.
-struct Runs<'a> {
-    first: &'a [u8],
-    second: &'a [u8],
-}
-
-impl<'a> Runs<'a> {
-    fn len(&self) -> usize {
-        self.first.len() + self.second.len()
+        let (frame, offload, read) = self.inward.next()?;
+        let taken = (frame.to_vec(), offload);
+        self.inward.read = read;
+        Some(taken)
     }
 
-    /// Fills `out` from the front. There must be that much.
-    #[inline]
-    fn copy(&mut self, out: &mut [u8]) {
-        if let Some((now, rest)) = self.first.split_at_checked(out.len()) {
-            out.copy_from_slice(now);
-            self.first = rest;
-        } else {
-            let (a, b) = out.split_at_mut(self.first.len());
-            let (now, rest) = self.second.split_at(b.len());
-            a.copy_from_slice(self.first);
-            b.copy_from_slice(now);
-            (self.first, self.second) = (rest, &[]);
-        }
-    }
-}
-
-/// The two runs of bytes in which a ring shows its room, written as one.
-struct Room<'a> {
-    first: &'a mut [u8],
-    second: &'a mut [u8],
-}
-
-impl Room<'_> {
-    fn len(&self) -> usize {
-        self.first.len() + self.second.len()
-    }
-
-    /// Appends `bytes`. There must be room for them.
-    #[inline]
-    fn put(&mut self, bytes: &[u8]) {
-        let first = std::mem::take(&mut self.first);
-        if bytes.len() <= first.len() {
-            let (now, rest) = first.split_at_mut(bytes.len());
-            now.copy_from_slice(bytes);
-            self.first = rest;
-        } else {
-            let (a, b) = bytes.split_at(first.len());
-            let (now, rest) = std::mem::take(&mut self.second).split_at_mut(b.len());
-            first.copy_from_slice(a);
-            now.copy_from_slice(b);
-            self.first = rest;
+    /// Forgets everything that has arrived.
+    pub fn discard(&mut self) {
+        while self.inward.refill() {
+            self.inward.read = self.inward.block.len();
         }
     }
 }
 
 impl Device for End {
     fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
-        let waiting = self.inward.slots();
-        if waiting == 0 {
-            return Ok(());
-        }
-        let chunk = self.inward.read_chunk(waiting).map_err(io::Error::other)?;
-        let (first, second) = chunk.as_slices();
-        let mut runs = Runs { first, second };
-        let mut done = 0;
-        while !batch.is_full() && runs.len() >= RECORD {
-            let mut record = [0; RECORD];
-            runs.copy(&mut record);
-            let (len, offload) = read_record(&record);
-            if runs.len() < len {
-                break; // the sender is still at it
+        while !batch.is_full() && self.inward.refill() {
+            while let Some((frame, offload, read)) = self.inward.next() {
+                // Without a slot it waits in the cable, as in a ring of the kernel.
+                if batch.is_full() || !self.memory.hand_over(frame, offload, batch, cache) {
+                    return Ok(());
+                }
+                self.inward.read = read;
             }
-            match self.memory {
-                Memory::Owned => match cache.build(len as u32, offload, |part| runs.copy(part)) {
-                    Some(frame) => batch.push(frame),
-                    None => break, // no slots now: it waits in the cable, as in a ring of the kernel
-                },
-                Memory::Lent => batch.land::<io::Error>(true, |room| {
-                    room[..Offload::LEN].copy_from_slice(&offload.write());
-                    runs.copy(&mut room[Offload::LEN..Offload::LEN + len]);
-                    Ok(Offload::LEN + len)
-                })?,
-            }
-            done += RECORD + len;
         }
-        chunk.commit(done);
         Ok(())
     }
 
     fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
-        // One piece of the ring for the whole lane: it is zeroed, copied to, and published once.
-        let wanted = lane.bytes(batch) + lane.len() * RECORD;
-        let room = wanted.min(self.outward.slots());
-        let Ok(mut chunk) = self.outward.write_chunk(room) else { return lane.send_each(batch, cache, |_| Fate::Full) };
-        let (first, second) = chunk.as_mut_slices();
-        let mut left = Room { first, second };
+        let outward = &mut self.outward;
         let sent = lane.send_each(batch, cache, |view| {
-            let len = view.frame.len() as usize;
-            if left.len() < RECORD + len {
-                return Fate::Full;
+            match outward.put(view.frame.len() as usize, *view.frame.offload(), view.head, view.tail()) {
+                true => Fate::Sent,
+                false => Fate::Full,
             }
-            left.put(&record(len, *view.frame.offload()));
-            left.put(view.head);
-            view.tail().for_each(|part| left.put(part));
-            Fate::Sent
         });
-        let written = room - left.len();
-        chunk.commit(written);
+        outward.publish();
         sent
     }
 
@@ -235,7 +268,7 @@ mod tests {
             let mut cache = Cache::new(pool);
             let mut batch = Batch::new();
             let memory = if lent { Memory::Lent } else { Memory::Owned };
-            let (end, mut far) = cable(40_000);
+            let (end, mut far) = cable(Capacity { blocks: 2, block_bytes: 10_000 });
             let mut end = end.with_memory(memory);
             let mut lane = Lane::with_capacity(64);
             for (i, &len) in lens.iter().enumerate() {
@@ -257,10 +290,15 @@ mod tests {
 
     #[test]
     fn a_full_cable_says_so() {
-        let (mut end, mut far) = cable(200);
-        assert!(end.send(&[0; 100], Offload::NONE));
-        assert!(!end.send(&[0; 100], Offload::NONE));
-        assert_eq!(far.take().unwrap().0.len(), 100);
-        assert!(end.send(&[0; 100], Offload::NONE));
+        let (mut end, mut far) = cable(Capacity { blocks: 1, block_bytes: 200 });
+        assert!(!end.send(&[0; 200], Offload::NONE), "a frame that no block can hold");
+        assert!(end.stage(&[1; 100], Offload::NONE));
+        assert!(!end.stage(&[2; 100], Offload::NONE), "the block is full");
+        end.publish();
+        assert!(!end.send(&[3; 100], Offload::NONE), "there is no other block");
+        assert_eq!(far.take().unwrap().0, [1; 100]);
+        assert!(far.take().is_none());
+        assert!(end.send(&[4; 100], Offload::NONE));
+        assert_eq!(far.take().unwrap().0, [4; 100]);
     }
 }

@@ -1,7 +1,7 @@
 //! A burst of frames, and the memory that a burst may borrow.
 
-use super::pool::{Frame, Place, Tail};
-use super::{Cache, prefetch};
+use super::pool::{Frame, Tail};
+use super::Cache;
 use crate::wire::Offload;
 
 /// Frames in a burst, at most.
@@ -51,19 +51,19 @@ impl Batch {
     }
 
     /// How many frames there are.
-    #[inline]
+    #[inline(always)]
     pub fn len(&self) -> usize {
         self.frames.len()
     }
 
     /// Whether there are none.
-    #[inline]
+    #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.frames.is_empty()
     }
 
     /// Whether the burst is to end here.
-    #[inline]
+    #[inline(always)]
     pub fn is_full(&self) -> bool {
         self.frames.len() >= BURST || self.bytes >= BURST_BYTES
     }
@@ -73,7 +73,7 @@ impl Batch {
     /// # Panics
     ///
     /// When there are [`BURST`] frames already.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, frame: Frame) {
         assert!(self.frames.len() < BURST, "a burst has at most {BURST} frames");
         self.bytes += frame.len() as usize;
@@ -87,7 +87,7 @@ impl Batch {
     /// # Panics
     ///
     /// When there are [`BURST`] frames already.
-    #[inline]
+    #[inline(always)]
     pub fn land<E>(&mut self, header: bool, read: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
         let buffer = self.frames.len();
         assert!(buffer < BURST, "a burst has at most {BURST} frames");
@@ -113,41 +113,47 @@ impl Batch {
     /// # Panics
     ///
     /// When there is none, or it has been taken.
-    #[inline]
+    #[inline(always)]
     pub fn frame(&self, index: usize) -> &Frame {
         self.frames[index].as_ref().expect("the frame has not been taken")
     }
 
+    /// The frames with their first segments, in which all their headers are, in order.
+    ///
+    /// # Panics
+    ///
+    /// When one has been taken.
+    #[inline(always)]
+    pub fn heads(&self) -> impl Iterator<Item = (&Frame, &[u8])> {
+        self.frames.iter().map(|frame| {
+            let frame = frame.as_ref().expect("the frame has not been taken");
+            (frame, self.head_of(frame))
+        })
+    }
+
     /// The first segment of the frame at `index`: all its headers are in it.
-    #[inline]
+    #[inline(always)]
     pub fn head(&self, index: usize) -> &[u8] {
         self.head_of(self.frame(index))
     }
 
-    #[inline]
+    #[inline(always)]
     fn head_of<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
-        match frame.place {
-            Place::Landing { buffer } => {
-                let start = usize::from(buffer) * STRIDE + frame.start();
-                &self.landing[start..start + frame.head() as usize]
-            }
-            _ => frame.owned_head(),
+        match frame.landing() {
+            Some((buffer, start)) => &self.landing[buffer * STRIDE + start..][..frame.head() as usize],
+            None => frame.owned_head(),
         }
     }
 
-    /// Starts to fetch the headers of all frames.
-    #[inline]
-    pub fn prefetch(&self) {
-        for frame in self.frames.iter().flatten() {
-            if let Some(byte) = frame.owned_head().first() {
-                prefetch(byte);
-            }
-        }
+    /// The places of the batch, for whoever takes frames out as it goes through them.
+    #[inline(always)]
+    pub fn places(&mut self) -> &mut [Option<Frame>] {
+        &mut self.frames
     }
 
     /// Takes the frame at `index`, if it owns its slots. It is gone from the batch then, and its
     /// place stays.
-    #[inline]
+    #[inline(always)]
     pub fn take(&mut self, index: usize) -> Option<Frame> {
         self.frames[index].take_if(|frame| frame.is_owned())
     }
@@ -170,26 +176,25 @@ impl Batch {
     }
 
     /// The frame at `index` as it goes out.
-    #[inline]
+    #[inline(always)]
     pub fn view(&self, index: usize) -> View<'_> {
         self.view_of(self.frame(index))
     }
 
     /// A frame as it goes out: one of this batch, or one that owns its slots.
-    #[inline]
+    #[inline(always)]
     pub(super) fn view_of<'a>(&'a self, frame: &'a Frame) -> View<'a> {
-        let with_header = match frame.place {
-            Place::Landing { buffer } => {
-                let start = usize::from(buffer) * STRIDE + frame.start();
-                Some(&self.landing[start - HEADROOM..start + frame.head() as usize])
+        match frame.landing() {
+            Some((buffer, start)) => {
+                let with_header = &self.landing[buffer * STRIDE + start - HEADROOM..][..HEADROOM + frame.head() as usize];
+                View { frame, head: &with_header[HEADROOM..], with_header: Some(with_header) }
             }
-            _ => None,
-        };
-        View { frame, head: self.head_of(frame), with_header }
+            None => View { frame, head: frame.owned_head(), with_header: None },
+        }
     }
 
     /// Ends the burst: what is still here goes home, and the receive buffers are free again.
-    #[inline]
+    #[inline(always)]
     pub fn clear(&mut self, cache: &mut Cache) {
         for frame in self.frames.drain(..).flatten() {
             cache.recycle(frame);
@@ -216,7 +221,7 @@ impl<'a> View<'a> {
     }
 
     /// Whether the first segment is all of it.
-    #[inline]
+    #[inline(always)]
     pub fn is_one_piece(&self) -> bool {
         self.frame.head() == self.frame.len()
     }

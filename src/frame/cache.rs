@@ -21,7 +21,18 @@ impl Cache {
     }
 
     /// A frame with these bytes; `None` when the pool has no slots left.
-    pub fn frame(&mut self, mut bytes: &[u8], offload: Offload) -> Option<Frame> {
+    #[inline(always)]
+    pub fn frame(&mut self, bytes: &[u8], offload: Offload) -> Option<Frame> {
+        let slot = self.stock.pop().or_else(|| refill(self.pool, &mut self.stock))?;
+        match Frame::small(self.pool, slot, bytes, offload) {
+            Some(frame) => Some(frame),
+            None => self.long_frame(slot, bytes, offload),
+        }
+    }
+
+    #[cold]
+    fn long_frame(&mut self, slot: u32, mut bytes: &[u8], offload: Offload) -> Option<Frame> {
+        self.stock.push(slot);
         #[allow(clippy::cast_possible_truncation)] // no frame has 4 GiB
         let len = bytes.len() as u32;
         self.build(len, offload, |part| {
@@ -33,15 +44,15 @@ impl Cache {
 
     /// A frame of `len` bytes, which `fill` writes segment by segment; `None` when the pool has no
     /// slots left.
-    #[inline]
+    #[inline(always)]
     pub fn build(&mut self, len: u32, offload: Offload, fill: impl FnMut(&mut [u8])) -> Option<Frame> {
         let (pool, stock) = (self.pool, &mut self.stock);
         Frame::build(pool, || stock.pop().or_else(|| refill(pool, stock)), len, offload, fill)
     }
 
     /// Takes back the slots of a frame. A frame that is only lent has none.
-    #[inline]
-    pub fn recycle(&mut self, mut frame: Frame) {
+    #[inline(always)]
+    pub fn recycle(&mut self, frame: Frame) {
         let Some((pool, slot, chain)) = frame.surrender() else { return };
         if chain || !std::ptr::eq(pool, self.pool) {
             return self.recycle_chain(pool, slot, chain);

@@ -51,41 +51,40 @@ impl Lane {
     }
 
     /// How many frames wait.
-    #[inline]
+    #[inline(always)]
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
     /// Whether none waits.
-    #[inline]
+    #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Bytes of the frames that wait, as they lie in memory.
-    pub fn bytes(&self, batch: &Batch) -> usize {
-        let len = |entry: &Entry| match entry {
-            Entry::Owned(frame) => frame.len(),
-            Entry::Borrowed(index) => batch.frame(usize::from(*index)).len(),
-        };
-        self.entries.iter().map(|entry| len(entry) as usize).sum()
-    }
-
     /// Adds a frame that owns its slots.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, frame: Frame) {
         self.entries.push(Entry::Owned(frame));
     }
 
+    /// Takes the frame out of its place in a batch and adds it. It owns its slots.
+    #[inline(always)]
+    pub fn push_taken(&mut self, place: &mut Option<Frame>) {
+        if let Some(frame) = place.take() {
+            self.entries.push(Entry::Owned(frame));
+        }
+    }
+
     /// Adds the frame at `index` of the present burst, which stays where it is.
-    #[inline]
+    #[inline(always)]
     pub fn borrow(&mut self, index: u8) {
         self.entries.push(Entry::Borrowed(index));
     }
 
     /// Shows each frame to `send`, in order, and sees to what comes of it. The lane is empty
     /// afterwards: what could not be sent is dropped, and counted.
-    #[inline]
+    #[inline(always)]
     pub fn send_each(&mut self, batch: &Batch, cache: &mut Cache, mut send: impl FnMut(View<'_>) -> Fate) -> Sent {
         let mut sent = Sent::default();
         let mut full = false;

@@ -141,9 +141,10 @@ impl Pool {
     ///
     /// # Safety
     ///
-    /// The caller holds the slot, and nobody writes it while the slice lives.
+    /// The caller holds the slot, `start + len` is at most [`SLOT`], and nobody writes the slot
+    /// while the slice lives.
     unsafe fn bytes(&self, slot: u32, start: u16, len: u16) -> &[u8] {
-        assert!(slot < self.slots && usize::from(start) + usize::from(len) <= SLOT);
+        debug_assert!(slot < self.slots && usize::from(start) + usize::from(len) <= SLOT);
         let at = slot as usize * SLOT + usize::from(start);
         // SAFETY: at + len lies within slot `slot`, and so within the mapping.
         let base = unsafe { self.memory.base().as_ptr().add(at) };
@@ -156,10 +157,11 @@ impl Pool {
     ///
     /// # Safety
     ///
-    /// The caller holds the slot, and nobody else reads or writes it while the slice lives.
+    /// The caller holds the slot, `start + len` is at most [`SLOT`], and nobody else reads or writes
+    /// the slot while the slice lives.
     #[allow(clippy::mut_from_ref)] // exclusive by the right to the slot, not to the pool
     unsafe fn bytes_mut(&self, slot: u32, start: u16, len: u16) -> &mut [u8] {
-        assert!(slot < self.slots && usize::from(start) + usize::from(len) <= SLOT);
+        debug_assert!(slot < self.slots && usize::from(start) + usize::from(len) <= SLOT);
         let at = slot as usize * SLOT + usize::from(start);
         // SAFETY: at + len lies within slot `slot`, and so within the mapping.
         let base = unsafe { self.memory.base().as_ptr().add(at) };
@@ -188,36 +190,45 @@ const fn front(slot: u32) -> u16 {
 }
 
 /// Where the bytes of a frame are.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Place {
-    /// The frame has been taken out of here.
+    /// In one slot that the frame owns.
+    Slot,
+    /// In a chain of slots that the frame owns.
+    Chain,
+    /// In a receive buffer of the batch that the frame stands in, until that burst is released.
+    Landing,
+    /// Nowhere: the frame has given up its slots.
     #[default]
     Nowhere,
-    /// In a chain of slots that the frame owns.
-    Slots { pool: &'static Pool, first: u32 },
-    /// In a receive buffer of the batch that the frame stands in, until that burst is released.
-    Landing { buffer: u8 },
 }
 
 /// One Ethernet frame, and the right to its bytes. See the room's page for where they are.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Frame {
-    pub(super) place: Place,
+    /// The pool of its slots; none for a frame that is lent.
+    pool: Option<&'static Pool>,
+    /// Its first slot, or its receive buffer.
+    at: u32,
     /// Bytes of all segments.
     len: u32,
     /// Where the first segment begins in its slot or buffer.
     start: u16,
     /// Bytes that each of the frames repeats that this one stands for.
     headers: u16,
+    offload: Offload,
     /// How many frames this stands for; 0 if its offload header does not fit it.
     frames: u8,
-    offload: Offload,
+    place: Place,
 }
+
+// Frames are moved from batch to lane to device.
+const _: () = assert!(size_of::<Option<Frame>>() == 32);
 
 impl Frame {
     /// A frame in the slots that `slot` hands out, `len` bytes long; `None` when they run out.
     /// `fill` writes the bytes, segment by segment in order.
-    #[inline]
+    #[inline(always)]
     pub(super) fn build(
         pool: &'static Pool,
         mut slot: impl FnMut() -> Option<u32>,
@@ -225,32 +236,55 @@ impl Frame {
         offload: Offload,
         mut fill: impl FnMut(&mut [u8]),
     ) -> Option<Frame> {
-        let first = slot()?;
-        let start = front(first);
-        let mut frame = Frame { place: Place::Slots { pool, first }, len, start, headers: 0, frames: 1, offload };
-        // SAFETY: slot `first` was handed to this frame, which nobody else has yet.
-        fill(unsafe { pool.bytes_mut(first, start, frame.head() as u16) });
-        if len > frame.head() && !frame.lengthen(slot, fill) {
+        let at = slot()?;
+        let start = front(at);
+        let head = len.min(SLOT_BYTES - u32::from(start));
+        let place = Place::Slot;
+        let mut frame = Frame { pool: Some(pool), at, len, start, headers: 0, offload, frames: 1, place };
+        // SAFETY: slot `at` was handed to this frame, which nobody else has yet; head is at most
+        // what the slot has behind start.
+        fill(unsafe { pool.bytes_mut(at, start, head as u16) });
+        if len > head && !frame.lengthen(pool, slot, fill) {
             return None;
         }
         if offload.is_pending() {
-            frame.measure();
+            frame.measure(None);
         }
         Some(frame)
     }
 
+    /// A frame with these bytes in a slot that the caller hands over. `None` if it takes more than
+    /// the one slot, or a closer look at its header; the slot is the caller's then.
+    #[inline(always)]
+    pub(super) fn small(pool: &'static Pool, at: u32, bytes: &[u8], offload: Offload) -> Option<Frame> {
+        let start = front(at);
+        if bytes.len() > SLOT - usize::from(start) || offload.is_pending() {
+            return None;
+        }
+        let len = bytes.len() as u32;
+        // SAFETY: the slot was handed over, and nobody else has it; start + len lies within it.
+        unsafe { pool.bytes_mut(at, start, len as u16) }.copy_from_slice(bytes);
+        Some(Frame { pool: Some(pool), at, len, start, headers: 0, offload, frames: 1, place: Place::Slot })
+    }
+
     /// Adds the segments behind the first. If slots run out, the frame has those it got.
     #[cold]
-    fn lengthen(&mut self, mut slot: impl FnMut() -> Option<u32>, mut fill: impl FnMut(&mut [u8])) -> bool {
-        let Place::Slots { pool, first } = self.place else { return false };
-        pool.link(first, NONE);
-        let (mut left, mut last) = (self.len - self.head(), first);
+    fn lengthen(
+        &mut self,
+        pool: &'static Pool,
+        mut slot: impl FnMut() -> Option<u32>,
+        mut fill: impl FnMut(&mut [u8]),
+    ) -> bool {
+        self.place = Place::Chain;
+        pool.link(self.at, NONE);
+        let (mut left, mut last) = (self.len - self.head(), self.at);
         while left > 0 {
             let Some(at) = slot() else { return false };
             pool.link(at, NONE);
             pool.link(last, at);
             let part = left.min(SLOT_BYTES);
-            // SAFETY: slot `at` was handed to this frame, which nobody else has yet.
+            // SAFETY: slot `at` was handed to this frame, which nobody else has yet; part is at
+            // most a slot.
             fill(unsafe { pool.bytes_mut(at, 0, part as u16) });
             pool.extent[at as usize].store(part, Ordering::Relaxed);
             (left, last) = (left - part, at);
@@ -261,47 +295,35 @@ impl Frame {
     /// A frame in receive buffer `buffer` of a batch. `bytes`: all of it.
     #[inline]
     pub(super) fn landed(buffer: u8, start: u16, bytes: &[u8], offload: Offload) -> Frame {
-        let mut frame = Frame {
-            place: Place::Landing { buffer },
-            len: bytes.len() as u32,
-            start,
-            headers: 0,
-            frames: 1,
-            offload,
-        };
+        let (at, len, place) = (u32::from(buffer), bytes.len() as u32, Place::Landing);
+        let mut frame = Frame { pool: None, at, len, start, headers: 0, offload, frames: 1, place };
         if offload.is_pending() {
-            frame.measure_with(bytes);
+            frame.measure(Some(bytes));
         }
         frame
     }
 
-    fn measure(&mut self) {
-        let Place::Slots { pool, first } = self.place else { return };
-        // SAFETY: the slot is this frame's, and it is not written any more.
-        let head = unsafe { pool.bytes(first, self.start, self.head() as u16) };
-        self.measure_with(head);
-    }
-
     /// Checks the offload header against the frame, once for all.
     #[cold]
-    fn measure_with(&mut self, head: &[u8]) {
+    fn measure(&mut self, head: Option<&[u8]>) {
+        let head = head.unwrap_or(self.owned_head());
         (self.frames, self.headers) = match self.offload.segmentation(head, self.len) {
             Ok(s) => (s.frames, s.headers),
             Err(_) => (0, 0),
         };
     }
 
-    /// Where the first segment begins in its slot or buffer.
-    #[inline]
-    pub(super) fn start(&self) -> usize {
-        usize::from(self.start)
+    /// The receive buffer it lies in, if it is lent, and where it begins there.
+    #[inline(always)]
+    pub(super) fn landing(&self) -> Option<(usize, usize)> {
+        (self.place == Place::Landing).then_some((self.at as usize, usize::from(self.start)))
     }
 
     /// Bytes of the first segment.
-    #[inline]
+    #[inline(always)]
     pub(super) fn head(&self) -> u32 {
         match self.place {
-            Place::Slots { .. } => self.len.min(SLOT_BYTES - u32::from(self.start)),
+            Place::Chain => SLOT_BYTES - u32::from(self.start),
             _ => self.len,
         }
     }
@@ -314,31 +336,31 @@ impl Frame {
     }
 
     /// What is left to be done to it.
-    #[inline]
+    #[inline(always)]
     pub fn offload(&self) -> &Offload {
         &self.offload
     }
 
     /// Whether its offload header fits it. Nothing else may be done with a frame that is a lie.
-    #[inline]
+    #[inline(always)]
     pub fn is_sound(&self) -> bool {
         self.frames > 0
     }
 
     /// How many frames it counts as: those it will become. One, where its header is a lie.
-    #[inline]
+    #[inline(always)]
     pub fn count(&self) -> u64 {
         u64::from(self.frames.max(1))
     }
 
     /// How many bytes these frames have together, each with its headers.
-    #[inline]
+    #[inline(always)]
     pub fn count_bytes(&self) -> u64 {
         u64::from(self.len) + u64::from(self.headers) * (self.count() - 1)
     }
 
     /// Bytes of the longest frame that it will become; its own length for a plain one.
-    #[inline]
+    #[inline(always)]
     pub fn longest(&self) -> u32 {
         match self.frames {
             0 | 1 => self.len,
@@ -347,53 +369,61 @@ impl Frame {
     }
 
     /// Whether it owns the slots it lies in, and so may outlive its burst.
-    #[inline]
+    #[inline(always)]
     pub fn is_owned(&self) -> bool {
-        matches!(self.place, Place::Slots { .. })
+        matches!(self.place, Place::Slot | Place::Chain)
     }
 
     /// The first segment of an owned frame; it holds all its headers. Empty for any other.
-    #[inline]
+    #[inline(always)]
     pub(super) fn owned_head(&self) -> &[u8] {
-        match self.place {
-            // SAFETY: the slot is this frame's, and bytes are written only while it is built.
-            // The first segment of a slot is at most a slot long.
-            Place::Slots { pool, first } => unsafe { pool.bytes(first, self.start, self.head() as u16) },
-            _ => &[],
+        match self.pool {
+            // SAFETY: the slot is this frame's, and bytes are written only while it is built. The
+            // first segment ends within its slot: `build` saw to that.
+            Some(pool) => unsafe { pool.bytes(self.at, self.start, self.head() as u16) },
+            None => &[],
         }
     }
 
     /// The segments behind the first.
+    #[inline]
     pub(super) fn tail(&self) -> Tail<'_> {
-        match self.place {
-            Place::Slots { pool, first } if self.head() < self.len => {
-                Tail { pool: Some(pool), at: pool.after(first), _frame: self }
+        match self.pool {
+            Some(pool) if self.place == Place::Chain => {
+                Tail { pool: Some(pool), at: pool.after(self.at), _frame: self }
             }
             _ => Tail { pool: None, at: NONE, _frame: self },
         }
     }
 
     /// Gives up the slots: the pool, the first of them, and whether it is the head of a chain.
-    #[inline]
-    pub(super) fn surrender(&mut self) -> Option<(&'static Pool, u32, bool)> {
-        match std::mem::take(&mut self.place) {
-            Place::Slots { pool, first } => Some((pool, first, self.len > SLOT_BYTES - u32::from(self.start))),
-            _ => None,
-        }
+    #[inline(always)]
+    pub(super) fn surrender(mut self) -> Option<(&'static Pool, u32, bool)> {
+        let chain = self.place == Place::Chain;
+        self.place = Place::Nowhere;
+        let pool = self.pool.take()?;
+        Some((pool, self.at, chain))
     }
 }
 
 impl Drop for Frame {
     /// Sends the slots home, straight to the pool. A worker recycles frames through its cache,
     /// which is cheaper.
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
-        if let Some((pool, first, chain)) = self.surrender() {
-            if !chain {
-                pool.link(first, NONE);
-            }
-            pool.give(first);
+        if let Some(pool) = self.pool {
+            self.go_home(pool);
         }
+    }
+}
+
+impl Frame {
+    #[cold]
+    fn go_home(&mut self, pool: &'static Pool) {
+        if self.place == Place::Slot {
+            pool.link(self.at, NONE);
+        }
+        pool.give(self.at);
     }
 }
 

@@ -17,10 +17,11 @@
 //! # How it is laid out
 //!
 //! Entries stand close together, in the order in which they were first needed, and never move; an
-//! index of twice as many words leads to them (linear probing, removal by shifting back). A word of
-//! the index holds the entry's number and some bits of the hash, so that a probe seldom visits a
-//! wrong entry. The entries of a port form a list from the oldest to the newest, linked in an
-//! array of its own to keep the part that is read small. 32 bytes a station in all.
+//! index of four times as many words leads to them (linear probing, removal by shifting back; at a
+//! quarter full, most searches end where they begin). A word of the index holds the entry's number
+//! and some bits of the hash, so that a probe seldom visits a wrong entry. The entries of a port
+//! form a list from the oldest to the newest, linked in an array of its own to keep the part that
+//! is read small. 40 bytes a station in all.
 
 use super::rules::place;
 use super::{MOST_NETWORKS, MOST_PORTS, PortId, Secret, Station};
@@ -115,8 +116,8 @@ pub struct Fdb {
 impl Fdb {
     /// An empty table for `capacity` stations.
     pub fn new(capacity: u32, secret: Secret) -> Fdb {
-        let capacity = capacity.clamp(1, 1 << 24) as usize;
-        let size = (capacity * 2).next_power_of_two();
+        let capacity = capacity.clamp(1, 1 << 23) as usize;
+        let size = (capacity * 4).next_power_of_two();
         let mut index = vec![0; size];
         let mut entries = Vec::with_capacity(capacity);
         let mut links = Vec::with_capacity(capacity);
@@ -195,8 +196,16 @@ impl Fdb {
         (now.saturating_sub(entry.seen) < ageing).then_some(entry.port)
     }
 
-    /// Notes that a station was seen behind `port`.
+    /// Whether it is noted already that a station was seen behind `port` at `now`.
     #[inline]
+    pub fn is_current(&self, station: Station, hash: u64, port: PortId, now: u32) -> bool {
+        self.lookup(station, hash).is_some_and(|(_, id)| {
+            let entry = &self.entries[id];
+            entry.port == port && entry.seen >= now
+        })
+    }
+
+    /// Notes that a station was seen behind `port`.
     pub fn see(&mut self, station: Station, hash: u64, port: PortId, now: u32, limits: Limits, ageing: u32) -> Seen {
         let Some((_, id)) = self.lookup(station, hash) else {
             return self.learn(station, hash, port, now, limits);
@@ -216,7 +225,7 @@ impl Fdb {
         self.move_to(id, port, now, limits)
     }
 
-    #[inline]
+    #[inline(always)]
     fn tag(&self, hash: u64) -> u32 {
         #[allow(clippy::cast_possible_truncation)] // the high half
         let high = (hash >> 32) as u32;
@@ -224,7 +233,7 @@ impl Fdb {
     }
 
     /// Where the index names a station, and the number of its entry.
-    #[inline]
+    #[inline(always)]
     fn lookup(&self, station: Station, hash: u64) -> Option<(usize, usize)> {
         let tag = self.tag(hash);
         let mut at = place(hash, self.mask);
@@ -376,7 +385,7 @@ impl Fdb {
     }
 }
 
-#[allow(clippy::cast_possible_truncation)] // the capacity is at most 2^24
+#[allow(clippy::cast_possible_truncation)] // the capacity is at most 2^23
 const fn word(id: usize) -> u32 {
     id as u32
 }

@@ -94,24 +94,23 @@ impl Switch {
         self.fetch_ahead(port, batch);
         let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
         let mut judge = Judge { rules, port, fdb, news, now: now.secs() };
-        for (index, verdict) in verdicts[..batch.len()].iter_mut().enumerate() {
-            *verdict = judge.judge(batch.frame(index), batch.head(index));
+        for ((frame, head), verdict) in batch.heads().zip(verdicts) {
+            *verdict = judge.judge(frame, head);
         }
     }
 
-    /// Fetches what the burst will look up, where the tables are too large to be at hand. Three
-    /// rounds, as each needs what the one before has fetched: headers, index, entries.
+    /// Fetches what the burst will look up, where the tables are too large to be at hand. Two
+    /// rounds, as the second needs what the first has fetched: index, entries.
     #[inline]
     fn fetch_ahead(&self, port: &Port, batch: &Batch) {
-        batch.prefetch();
         let pins_are_cold = self.rules.pins().bytes() > WARM;
-        if self.fdb.len() * 32 <= WARM && !pins_are_cold {
+        if self.fdb.len() * 40 <= WARM && !pins_are_cold {
             return;
         }
         let mut hashes = [[0; 2]; BURST];
         let hashes = &mut hashes[..batch.len()];
-        for (index, pair) in hashes.iter_mut().enumerate() {
-            let Some(header) = Header::read(batch.head(index)) else { continue };
+        for ((_, head), pair) in batch.heads().zip(&mut *hashes) {
+            let Some(header) = Header::read(head) else { continue };
             *pair = [header.source, header.destination].map(|mac| {
                 let hash = self.fdb.hash(Station::new(port.rules.network, mac));
                 if pins_are_cold {
@@ -139,7 +138,7 @@ struct Judge<'a> {
 impl Judge<'_> {
     /// Everything that is decided about a frame, in the order in which it is decided. The order is
     /// the policy: nothing is learned from a frame that may not be here.
-    #[inline]
+    #[inline(always)]
     fn judge(&mut self, frame: &Frame, head: &[u8]) -> Verdict {
         use DropReason::*;
         let Judge { rules, port, .. } = *self;
@@ -184,7 +183,7 @@ impl Judge<'_> {
         to.map_or(Verdict::Flood, Verdict::To)
     }
 
-    #[inline]
+    #[inline(always)]
     fn find(&self, destination: Mac) -> Option<PortId> {
         if destination.is_group() {
             return None;
@@ -198,8 +197,17 @@ impl Judge<'_> {
             .filter(|&to| self.rules.compiled(to).is_some())
     }
 
-    #[inline]
+    #[inline(always)]
     fn learn(&mut self, source: Station, hash: u64) {
+        let port = self.port;
+        if self.fdb.is_current(source, hash, port.rules.id, self.now) {
+            return;
+        }
+        self.see(source, hash);
+    }
+
+    #[inline(never)]
+    fn see(&mut self, source: Station, hash: u64) {
         let port = self.port;
         match self.fdb.see(source, hash, port.rules.id, self.now, port.limits, port.ageing) {
             Seen::Known | Seen::Refused => {}

@@ -186,17 +186,28 @@ impl Worker {
     /// Sends what waits in the lanes: one call for each port that has something.
     #[inline]
     fn exhale(&mut self) {
-        while let Some(number) = self.gates.take_waiting() {
-            let Some(gate) = self.gates.get_mut(usize::from(number)) else { continue };
-            let sent = gate.device.transmit(&mut gate.lane, &self.batch, &mut self.cache);
-            let Some(book) = book(&self.books, gate.port) else { continue };
-            book.tx_frames.add(sent.frames);
-            book.tx_bytes.add(sent.bytes);
-            if sent.full + sent.refused + sent.link_down > 0 {
-                book.drops_out.add(DropReason::DeviceFull, sent.full);
-                book.drops_out.add(DropReason::DeviceRefused, sent.refused);
-                book.drops_out.add(DropReason::LinkDown, sent.link_down);
+        if !self.gates.take_any_waiting() {
+            return;
+        }
+        for word in 0..self.gates.len().div_ceil(64) {
+            let mut waiting = self.gates.take_waiting(word);
+            while waiting != 0 {
+                self.send_off(word * 64 + waiting.trailing_zeros() as usize);
+                waiting &= waiting - 1;
             }
+        }
+    }
+
+    fn send_off(&mut self, number: usize) {
+        let Some(gate) = self.gates.get_mut(number) else { return };
+        let sent = gate.device.transmit(&mut gate.lane, &self.batch, &mut self.cache);
+        let Some(book) = book(&self.books, gate.port) else { return };
+        book.tx_frames.add(sent.frames);
+        book.tx_bytes.add(sent.bytes);
+        if sent.full + sent.refused + sent.link_down > 0 {
+            book.drops_out.add(DropReason::DeviceFull, sent.full);
+            book.drops_out.add(DropReason::DeviceRefused, sent.refused);
+            book.drops_out.add(DropReason::LinkDown, sent.link_down);
         }
     }
 

@@ -68,8 +68,10 @@ pub(super) struct Gates {
     /// By [`PortId::index`]: the gate by which frames leave for this port. None while the port is
     /// administratively down, so that asking for the door is all that a frame has to ask.
     doors: Box<[u16]>,
-    /// The gates whose lanes are not empty.
-    waiting: Vec<u16>,
+    /// The gates whose lanes are not empty: a set of bits by number.
+    waiting: Box<[u64]>,
+    /// Whether there may be any.
+    any_waiting: bool,
     open: usize,
 }
 
@@ -78,7 +80,8 @@ impl Gates {
         Gates {
             slots: Vec::with_capacity(MOST_PORTS),
             doors: vec![SHUT; MOST_PORTS].into_boxed_slice(),
-            waiting: Vec::with_capacity(MOST_PORTS),
+            waiting: vec![0; MOST_PORTS / 64].into_boxed_slice(),
+            any_waiting: false,
             open: 0,
         }
     }
@@ -129,7 +132,7 @@ impl Gates {
     pub(super) fn remove(&mut self, number: usize, rules: &Rules) -> Option<Gate> {
         let gate = self.slots.get_mut(number)?.take()?;
         self.open -= 1;
-        self.waiting.retain(|&waiting| usize::from(waiting) != number);
+        self.waiting[number / 64] &= !(1 << (number % 64));
         self.find_door(gate.port, rules);
         Some(gate)
     }
@@ -164,7 +167,7 @@ impl Gates {
 
     /// The gate by which frames leave for `port`, and its number. `None`: there is none here, or
     /// the port is administratively down, or it is closed.
-    #[inline]
+    #[inline(always)]
     pub(super) fn door(&mut self, port: PortId) -> Option<(u16, &mut Gate)> {
         let number = self.doors[port.index()];
         let gate = self.slots.get_mut(usize::from(number))?.as_mut()?;
@@ -172,21 +175,28 @@ impl Gates {
     }
 
     /// Notes that the lane of gate `number` is not empty any more.
-    #[inline]
+    #[inline(always)]
     pub(super) fn wait(&mut self, number: u16) {
-        self.waiting.push(number);
+        self.waiting[usize::from(number / 64)] |= 1 << (number % 64);
+        self.any_waiting = true;
     }
 
-    /// The gates that have something to send, each once.
-    pub(super) fn take_waiting(&mut self) -> Option<u16> {
-        self.waiting.pop()
+    /// Whether there may be a gate that has something to send.
+    #[inline]
+    pub(super) fn take_any_waiting(&mut self) -> bool {
+        std::mem::take(&mut self.any_waiting)
+    }
+
+    /// Of the gates from 64 × `word` on, those that have something to send, as a set of bits. It
+    /// is not remembered any longer.
+    #[inline]
+    pub(super) fn take_waiting(&mut self, word: usize) -> u64 {
+        std::mem::take(&mut self.waiting[word])
     }
 
     /// Whether some lane has no room for another burst.
     #[inline]
     pub(super) fn is_crowded(&self) -> bool {
-        self.waiting.iter().any(|&number| {
-            self.slots[usize::from(number)].as_ref().is_some_and(|gate| gate.lane.len() > LANE - BURST)
-        })
+        self.any_waiting && self.slots.iter().flatten().any(|gate| gate.lane.len() > LANE - BURST)
     }
 }

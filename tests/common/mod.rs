@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use vifswitch::device::Device;
-use vifswitch::device::memory::{End, Memory, cable};
+use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::frame::Pool;
 use vifswitch::switch::{Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Rules, Secret, Security};
 use vifswitch::telemetry::PortCounters;
@@ -47,7 +47,7 @@ pub struct Setup {
     pub workers: u16,
     pub slots: u32,
     pub stations: u32,
-    pub cable: usize,
+    pub cable: Capacity,
     pub memory: Memory,
     pub limits: Limits,
     pub mtu: u16,
@@ -59,7 +59,7 @@ impl Default for Setup {
             workers: 1,
             slots: 2048,
             stations: 4096,
-            cable: 1 << 16,
+            cable: Capacity::default(),
             memory: Memory::Owned,
             limits: Limits::default(),
             mtu: 1500,
