@@ -1,1 +1,2 @@
-fn main(){}
+//! vifswitch
+fn main() {}

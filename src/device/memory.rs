@@ -139,6 +139,7 @@ impl Device for End {
         let (first, second) = chunk.as_slices();
         let mut runs = Runs { first, second };
         let mut done = 0;
+        #[allow(clippy::cast_possible_truncation)] // the ring is shorter than 4 GiB
         while !batch.is_full() && runs.len() >= RECORD {
             let mut record = [0; RECORD];
             runs.copy(&mut record);
@@ -199,7 +200,7 @@ mod tests {
             let mut end = end.with_memory(memory);
             let mut lane = Lane::with_capacity(64);
             for (i, &len) in lens.iter().enumerate() {
-                let frame: Vec<u8> = (0..len).map(|b| (b + i) as u8).collect();
+                let frame: Vec<u8> = (0..len).map(|b| (b + i).to_le_bytes()[0]).collect();
                 prop_assert!(far.send(&frame, Offload::NONE));
                 end.receive(&mut batch, &mut cache).unwrap();
                 prop_assert_eq!(batch.len(), 1);

@@ -232,8 +232,7 @@ impl Frame {
         pool.link(first, NONE);
         let start = front(first);
         // From here on the slots are the frame's: an early return sends them home.
-        let mut frame =
-            Frame { place: Place::Slots { pool, first }, start, len, offload, ..Frame::default() };
+        let mut frame = Frame { place: Place::Slots { pool, first }, start, len, offload, ..Frame::default() };
         frame.head = len.min(SLOT_BYTES - u32::from(start));
         // SAFETY: slot `first` was handed to this frame, which nobody else has yet.
         fill(unsafe { pool.bytes_mut(first, start, frame.head as u16) });
@@ -257,8 +256,7 @@ impl Frame {
     /// A frame in receive buffer `buffer` of a batch. `bytes`: all of it.
     pub(super) fn landed(buffer: u8, start: u16, bytes: &[u8], offload: Offload) -> Frame {
         let len = bytes.len() as u32;
-        let mut frame =
-            Frame { place: Place::Landing { buffer }, start, head: len, len, offload, ..Frame::default() };
+        let mut frame = Frame { place: Place::Landing { buffer }, start, head: len, len, offload, ..Frame::default() };
         frame.measure(bytes);
         frame
     }
