@@ -2,4 +2,7 @@
 //!
 //! Errors are `io::Error` from here on up; nobody else sees an errno.
 
+pub mod link;
 pub mod memory;
+pub mod netns;
+pub mod tun;
