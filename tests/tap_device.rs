@@ -1,5 +1,7 @@
 //! Taps as the kernel has them. As root, in namespaces of their own.
 
+#![allow(clippy::unwrap_used)] // the helpers of a test fail as the test does
+
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -13,7 +15,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
 use vifswitch::device::tap::{self, Settings};
-use vifswitch::device::{Device, OpenError, Opened};
+use vifswitch::device::{self, Device, OpenError, Opened};
 use vifswitch::frame::{Batch, Cache, Lane, Pool, Sent};
 use vifswitch::sys::link::{self, Link};
 use vifswitch::sys::netns::{Netns, within};
@@ -229,6 +231,7 @@ fn a_tcp_stream_passes_as_super_frames() {
     std::thread::scope(|scope| {
         let forwarder = scope.spawn(|| forward(taps, &done));
         let receiver = scope.spawn(|| {
+            readable(&listener);
             let (mut stream, _) = listener.accept().unwrap();
             stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             let mut all = Vec::new();
@@ -259,9 +262,9 @@ fn a_persistent_tap_is_found_again_with_its_addresses() {
     space.within(|| UdpSocket::bind("10.0.0.1:0")).expect("the address is still there");
     drop(again);
     let other = Settings { owner: "port-2".into(), ..settings.clone() };
-    let theirs = tap::open(&other, true).unwrap();
+    let theirs = device::open(&device::Settings::Tap(other.clone()), true).unwrap();
     assert!(!theirs.made, "another port made it");
-    assert!(!tap::remove(&other).unwrap());
+    assert!(!device::remove(&device::Settings::Tap(other)).unwrap());
     drop(theirs);
     assert!(tap::remove(&settings).unwrap());
     assert_eq!(space.link("tap0"), None);

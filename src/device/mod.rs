@@ -110,6 +110,14 @@ pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> 
     }
 }
 
+/// Deletes the netdev that [`open`] made for a port, where it has outlived its queues. Says whether
+/// there was one. May wait as well.
+pub fn remove(settings: &Settings) -> Result<bool, OpenError> {
+    match settings {
+        Settings::Tap(tap) => tap::remove(tap),
+    }
+}
+
 /// One queue pair, polled by one worker. No call waits, and none allocates once warm.
 pub trait Device: Send {
     /// Appends what has arrived to `batch` until the batch is full or nothing is left. Frames may

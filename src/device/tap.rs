@@ -207,7 +207,11 @@ fn furnish(
     };
     let changed = link::change(link, &wanted).map_err(settings.failed("setting its MAC address, MTU and state"))?;
     if !made && !changed.is_empty() {
-        notes.push(format!("{} is not ours, and was changed to be as asked: {}", settings.at(), changed.join(", ")));
+        notes.push(format!(
+            "{} was not made for this port, and was changed to be as asked: {}",
+            settings.at(),
+            changed.join(", ")
+        ));
     }
     // Last, so that a device which is not complete yet goes with us.
     if made && link.tap.is_some_and(|tap| tap.persist != settings.persist) {
