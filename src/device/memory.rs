@@ -131,13 +131,16 @@ impl Inward {
 
     #[inline]
     fn exchange(&mut self) -> bool {
-        let Ok(next) = self.full.pop() else { return false };
-        let mut read = std::mem::replace(&mut self.block, next);
-        self.read = 0;
-        if read.capacity() > 0 {
+        if self.block.capacity() > 0 {
+            let mut read = std::mem::take(&mut self.block);
             read.clear();
             // There are as many blocks as the ring has places.
             let _ = self.empty.push(read);
+        }
+        self.read = 0;
+        match self.full.pop() {
+            Ok(next) => self.block = next,
+            Err(_) => return false,
         }
         true
     }
@@ -145,7 +148,7 @@ impl Inward {
 
 fn way(capacity: Capacity) -> (Outward, Inward) {
     let (full, full_there) = RingBuffer::new(capacity.blocks);
-    let (mut empty_there, empty) = RingBuffer::new(capacity.blocks + 1);
+    let (mut empty_there, empty) = RingBuffer::new(capacity.blocks);
     for _ in 0..capacity.blocks {
         // Blocks grow as they are first used.
         let _ = empty_there.push(Vec::with_capacity(64));

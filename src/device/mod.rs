@@ -7,12 +7,116 @@
 //! variant of [`Settings`] and an arm in [`open`]. `memory` is a cable between two ends in this
 //! process, for tests and benches; `pcap` and `fault` are devices around a device.
 
+use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use crate::frame::{Batch, Cache, Lane, Sent};
+use thiserror::Error;
 
+use crate::frame::{Batch, Cache, Lane, Sent};
+use crate::sys::netns::Netns;
+
+pub mod fault;
 pub mod memory;
+pub mod pcap;
+pub mod tap;
+
+/// Which device to open, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Settings {
+    /// A tap of which we hold the file.
+    Tap(tap::Settings),
+}
+
+/// A device that has been opened.
+pub struct Opened {
+    /// Its queues.
+    pub queues: Vec<Box<dyn Device>>,
+    /// Whether its netdev was made by us for this port, now or in an earlier life.
+    pub made: bool,
+    /// What the operator should know: sentences on what is not quite as asked for.
+    pub notes: Vec<String>,
+}
+
+impl fmt::Debug for Opened {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let queues = self.queues.len();
+        f.debug_struct("Opened").field("queues", &queues).field("made", &self.made).field("notes", &self.notes).finish()
+    }
+}
+
+/// Which device, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Whereabouts {
+    /// Its name.
+    pub device: String,
+    /// The namespace it is in, or would be.
+    pub netns: Netns,
+}
+
+impl fmt::Display for Whereabouts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} in {}", self.device, self.netns)
+    }
+}
+
+/// Why a device was not opened.
+#[derive(Debug, Error)]
+pub enum OpenError {
+    /// There is no such namespace. There may be one later.
+    #[error("{at}: there is no such namespace yet; it is opened as soon as there is")]
+    NoNamespace {
+        /// Which device.
+        at: Whereabouts,
+    },
+    /// There is no such device, and others make it. There may be one later.
+    #[error("{at}: there is no such device yet; it is opened as soon as somebody makes it")]
+    NoDevice {
+        /// Which device.
+        at: Whereabouts,
+    },
+    /// Somebody holds it. It may be free later.
+    #[error("{at} is held by another process, or by another port; end that one or choose another device")]
+    Busy {
+        /// Which device.
+        at: Whereabouts,
+    },
+    /// It can never be opened like this.
+    #[error("{at}: {reason}")]
+    Refused {
+        /// Which device.
+        at: Whereabouts,
+        /// Why, and what to do about it.
+        reason: String,
+    },
+    /// The operating system failed us.
+    #[error("{at}: {attempt} failed: {source}")]
+    Io {
+        /// Which device.
+        at: Whereabouts,
+        /// What was attempted.
+        attempt: &'static str,
+        /// How it failed.
+        source: io::Error,
+    },
+}
+
+/// Opens a device. May wait, up to a second or so, and must not be called from a runtime's thread
+/// that has other things to do. Without `may_create`, a netdev that is not there is not made.
+pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> {
+    match settings {
+        Settings::Tap(tap) => tap::open(tap, may_create),
+    }
+}
+
+/// Deletes the netdev that [`open`] made for a port, where it has outlived its queues. Says whether
+/// there was one. May wait as well.
+pub fn remove(settings: &Settings) -> Result<bool, OpenError> {
+    match settings {
+        Settings::Tap(tap) => tap::remove(tap),
+    }
+}
 
 /// One queue pair, polled by one worker. No call waits, and none allocates once warm.
 pub trait Device: Send {

@@ -24,7 +24,7 @@ const ROOM: usize = (64 << 10) + 64;
 /// From one receive buffer to the next. An odd number of cache lines: with a power of two the
 /// headers of a whole burst would compete for one set of the processor's cache.
 const STRIDE: usize = FRONT + ROOM + 128 + 64;
-const _: () = assert!(STRIDE % 64 == 0 && STRIDE / 64 % 2 == 1);
+const _: () = assert!(STRIDE.is_multiple_of(64) && STRIDE / 64 % 2 == 1);
 
 /// A burst of at most [`BURST`] frames. The allocations are made once and used again.
 ///
@@ -270,7 +270,7 @@ mod tests {
         let pool = Pool::new(64).unwrap();
         let mut cache = Cache::new(pool);
         let mut batch = Batch::new();
-        let bytes: Vec<u8> = (0..60_000u32).map(|i| (i * 7) as u8).collect();
+        let bytes: Vec<u8> = (0..60_000u32).map(|i| (i * 7).to_le_bytes()[0]).collect();
         land(&mut batch, false, &bytes);
         let adopted = batch.adopt(0, &mut cache).unwrap();
         assert!(adopted.is_owned() && batch.take(0).is_none());

@@ -16,6 +16,16 @@ enum Entry {
     Borrowed(u8),
 }
 
+impl Entry {
+    #[inline]
+    fn view<'a>(&'a self, batch: &'a Batch) -> View<'a> {
+        match self {
+            Entry::Owned(frame) => batch.view_of(frame),
+            Entry::Borrowed(index) => batch.view(usize::from(*index)),
+        }
+    }
+}
+
 /// What became of a frame that a device was to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
@@ -82,6 +92,11 @@ impl Lane {
         self.entries.push(Entry::Borrowed(index));
     }
 
+    /// The frames that wait, in order.
+    pub fn views<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = View<'a>> {
+        self.entries.iter().map(|entry| entry.view(batch))
+    }
+
     /// Shows each frame to `send`, in order, and sees to what comes of it. The lane is empty
     /// afterwards: what could not be sent is dropped, and counted.
     #[inline(always)]
@@ -89,10 +104,7 @@ impl Lane {
         let mut sent = Sent::default();
         let mut full = false;
         for entry in self.entries.drain(..) {
-            let view = match &entry {
-                Entry::Owned(frame) => batch.view_of(frame),
-                Entry::Borrowed(index) => batch.view(usize::from(*index)),
-            };
+            let view = entry.view(batch);
             let count = view.frame.count();
             match if full { Fate::Full } else { send(view) } {
                 Fate::Sent => {

@@ -3,4 +3,7 @@
 //! Errors are `io::Error` from here on up; nobody else sees an errno.
 
 pub mod event;
+pub mod link;
 pub mod memory;
+pub mod netns;
+pub mod tun;

@@ -1,6 +1,6 @@
 //! The Ethernet header: destination, source, type or length, and the VLAN tags behind them.
 
-use etherparse::{Ethernet2HeaderSlice, EtherType, SingleVlanHeaderSlice, ether_type};
+use etherparse::{EtherType, Ethernet2HeaderSlice, SingleVlanHeaderSlice, ether_type};
 
 use super::Mac;
 

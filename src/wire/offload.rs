@@ -57,8 +57,7 @@ impl Offload {
     pub const LEN: usize = 12;
 
     /// Nothing is left to be done.
-    pub const NONE: Offload =
-        Offload { flags: 0, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0 };
+    pub const NONE: Offload = Offload { flags: 0, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0 };
 
     /// Reads the 12 bytes of the wire form. Any bytes are accepted: [`Offload::segmentation`] checks.
     #[inline]

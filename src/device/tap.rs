@@ -1,0 +1,327 @@
+//! Taps of which we hold the file: the other end is a netdev, for a namespace, a container or the
+//! host itself.
+//!
+//! A frame costs one system call each way, and batching these calls gains little. What counts is
+//! that 64 KiB super-frames pass whole, with their offload header in front (`IFF_VNET_HDR`). So a
+//! burst is read into the receive buffers of the batch, and a frame that goes on to another tap is
+//! written from there, header and all, in one piece.
+//!
+//! A netdev that we made is known by its alias, in this life and the next. One that somebody else
+//! made is used as it is found: we take its flags, and leave alone whether it persists.
+
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::thread::nanosleep;
+use rustix::time::Timespec;
+
+use super::{Abilities, Device, OpenError, Opened, Whereabouts};
+use crate::frame::{Batch, Cache, Fate, Lane, Sent, View};
+use crate::sys::link::{self, Link, TapInfo, Wanted};
+use crate::sys::netns::{Netns, within};
+use crate::sys::tun::{self, Flags, NoFrame, Offloads, Queue, Unsent};
+use crate::wire::{MOST_SEGMENTS, Mac, Offload};
+
+/// Queues of a tap, at most (MAX_TAP_QUEUES of the kernel).
+const MOST_QUEUES: u16 = 256;
+
+/// Pieces in which a frame is written, at most: its header, and 64 KiB in slots.
+const PIECES: usize = 20;
+
+/// How often a held device is tried, and how long to wait in between: a second in all. A process
+/// that was killed lets go of its files a little later.
+const ATTEMPTS: u32 = 50;
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// How a tap shall be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The name of the netdev.
+    pub name: String,
+    /// The namespace of the netdev.
+    pub netns: Netns,
+    /// How many queues to open. With one, and no device there yet, nobody else can ever hold a
+    /// second.
+    pub queues: u16,
+    /// Whether open checksums and super-frames pass, in both directions.
+    pub offloads: bool,
+    /// Whether a netdev that we made outlives us.
+    pub persist: bool,
+    /// The MAC address of the netdev.
+    pub mac: Mac,
+    /// The MTU of the netdev.
+    pub mtu: u16,
+    /// The port it is for; the netdev bears it as its alias.
+    pub owner: String,
+}
+
+impl Settings {
+    fn at(&self) -> Whereabouts {
+        Whereabouts { device: self.name.clone(), netns: self.netns.clone() }
+    }
+
+    /// The alias by which a netdev that we made is known.
+    fn alias(&self) -> String {
+        format!("vifswitch:{}", self.owner)
+    }
+
+    fn refused(&self, reason: impl Into<String>) -> OpenError {
+        OpenError::Refused { at: self.at(), reason: reason.into() }
+    }
+
+    fn failed(&self, attempt: &'static str) -> impl FnOnce(io::Error) -> OpenError {
+        let at = self.at();
+        move |source| OpenError::Io { at, attempt, source }
+    }
+
+    /// What can be said to be wrong without asking the kernel.
+    fn check(&self) -> Result<(), OpenError> {
+        if !tun::is_name(&self.name) {
+            return Err(
+                self.refused("this cannot be the name of a device; use 1 to 15 bytes without spaces, '/', ':' and '%'")
+            );
+        }
+        if self.queues == 0 || self.queues > MOST_QUEUES {
+            let queues = self.queues;
+            return Err(self.refused(format!("{queues} queues cannot be had; ask for 1 to {MOST_QUEUES}")));
+        }
+        if !self.mac.is_station() {
+            return Err(self.refused(format!("{} cannot be the address of a device", self.mac)));
+        }
+        Ok(())
+    }
+}
+
+/// Opens the queues of a tap, and makes its netdev if there is none and we may. Waits a second for
+/// one that is held.
+pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> {
+    settings.check()?;
+    let opened = within(&settings.netns, || {
+        for _ in 0..ATTEMPTS {
+            if let Some(opened) = attempt(settings, may_create)? {
+                return Ok(opened);
+            }
+            let _ = nanosleep(&PAUSE); // woken early, it asks early
+        }
+        Err(OpenError::Busy { at: settings.at() })
+    });
+    opened.map_err(|e| match e.kind() {
+        io::ErrorKind::NotFound => OpenError::NoNamespace { at: settings.at() },
+        _ => settings.failed("entering the namespace")(e),
+    })?
+}
+
+/// Deletes the netdev of a persistent tap, if it is one that we made for this port. Says whether
+/// it was.
+pub fn remove(settings: &Settings) -> Result<bool, OpenError> {
+    let removed =
+        within(&settings.netns, || match link::find(&settings.name)?.filter(|link| link.alias == settings.alias()) {
+            Some(link) => link::delete(link.index).map(|()| true),
+            None => Ok(false),
+        });
+    match removed {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false), // it went with its namespace
+        removed => removed.and_then(|removed| removed).map_err(settings.failed("deleting it")),
+    }
+}
+
+/// One attempt, in the namespace. `None`: somebody holds it, or it changed under our hands.
+fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, OpenError> {
+    let found = link::find(&settings.name).map_err(settings.failed("looking for it"))?;
+    let mut notes = Vec::new();
+    let multi_queue = match &found {
+        None if !may_create => return Err(OpenError::NoDevice { at: settings.at() }),
+        None => settings.queues > 1,
+        Some(link) => follow(settings, link, &mut notes)?.multi_queue,
+    };
+    // A second holder of a multi-queue device would get a share of its frames, and no error.
+    if found.as_ref().and_then(|link| link.tap).is_some_and(|tap| tap.queues > 0) {
+        return Ok(None);
+    }
+    let mut queues = Vec::new();
+    for queue in 0..settings.queues {
+        let exclusive = found.is_none() && queue == 0;
+        match Queue::open(&settings.name, Flags { vnet_header: settings.offloads, multi_queue, exclusive }) {
+            Ok(queue) => queues.push(queue),
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => return Ok(None),
+            Err(e) => return Err(settings.failed("opening a queue")(e)),
+        }
+    }
+    // Looking and opening are two steps. Others may have come in between: to open queues as well,
+    // or to delete what we found, so that the opening made a new one. Let go then, and look again.
+    let opened = link::find(&settings.name).map_err(settings.failed("looking at it"))?;
+    let Some(link) = opened else { return Ok(None) };
+    let alone = link.tap.is_some_and(|tap| !tap.multi_queue || tap.queues == u32::from(settings.queues));
+    if !alone || found.as_ref().is_some_and(|found| found.index != link.index) {
+        return Ok(None);
+    }
+    let created = found.is_none();
+    let made = created || link.alias == settings.alias();
+    furnish(settings, &link, &queues[0], made, created, &mut notes)?;
+    let header = settings.offloads;
+    let queues = queues.into_iter().map(|queue| Box::new(Tap { queue, header }) as Box<dyn Device>).collect();
+    Ok(Some(Opened { queues, made, notes }))
+}
+
+/// What to go by when the device is there already.
+fn follow(settings: &Settings, link: &Link, notes: &mut Vec<String>) -> Result<TapInfo, OpenError> {
+    let Some(tap) = link.tap else {
+        return Err(settings.refused("there is a device of this name, but it is no tap; choose another name or kind"));
+    };
+    match (tap.multi_queue, settings.queues) {
+        (false, 2..) => Err(settings.refused(format!(
+            "it has a single queue and {} are asked for; ask for one, or make it anew with multi_queue",
+            settings.queues
+        ))),
+        (true, 1) => {
+            notes.push(format!("{} is a multi-queue device and is opened as one, with a single queue", settings.at()));
+            Ok(tap)
+        }
+        _ => Ok(tap),
+    }
+}
+
+/// Gives the device its header and the netdev what the port asks for.
+fn furnish(
+    settings: &Settings,
+    link: &Link,
+    queue: &Queue,
+    made: bool,
+    created: bool,
+    notes: &mut Vec<String>,
+) -> Result<(), OpenError> {
+    if settings.offloads {
+        let taken = queue.set_offloads().map_err(settings.failed("setting its offloads"))?;
+        if taken == Offloads::TcpOnly {
+            notes.push(format!("{}: this kernel passes no UDP super-frames through a tap", settings.at()));
+        }
+    } else {
+        queue.clear_offloads().map_err(settings.failed("clearing its offloads"))?;
+    }
+    let wanted = Wanted {
+        mac: Some(settings.mac),
+        mtu: Some(settings.mtu.into()),
+        alias: created.then(|| settings.alias()),
+        gso_max_segs: settings.offloads.then_some(MOST_SEGMENTS),
+        up: true,
+    };
+    let changed = link::change(link, &wanted).map_err(settings.failed("setting its MAC address, MTU and state"))?;
+    if !made && !changed.is_empty() {
+        notes.push(format!(
+            "{} was not made for this port, and was changed to be as asked: {}",
+            settings.at(),
+            changed.join(", ")
+        ));
+    }
+    // Last, so that a device which is not complete yet goes with us.
+    if made && link.tap.is_some_and(|tap| tap.persist != settings.persist) {
+        queue.set_persist(settings.persist).map_err(settings.failed("setting whether it persists"))?;
+    }
+    Ok(())
+}
+
+/// One queue of a tap.
+#[derive(Debug)]
+struct Tap {
+    queue: Queue,
+    /// Whether an offload header stands in front of each frame.
+    header: bool,
+}
+
+impl Tap {
+    #[inline]
+    fn send(&self, view: &View<'_>) -> Result<(), Unsent> {
+        match (self.header, view.with_header) {
+            (true, Some(all)) if view.is_one_piece() => self.queue.write(all),
+            // Nobody behind a plain tap could tell that this frame is not finished.
+            (false, _) if view.frame.offload().is_pending() => Err(Unsent::Refused),
+            (false, _) if view.is_one_piece() => self.queue.write(view.head),
+            _ => self.send_pieces(view),
+        }
+    }
+
+    fn send_pieces(&self, view: &View<'_>) -> Result<(), Unsent> {
+        let header = view.frame.offload().write();
+        let header: &[u8] = if self.header { &header } else { &[] };
+        let mut pieces = [IoSlice::new(&[]); PIECES];
+        let mut used = 0;
+        for part in [header, view.head].into_iter().chain(view.tail()) {
+            *pieces.get_mut(used).ok_or(Unsent::Refused)? = IoSlice::new(part);
+            used += 1;
+        }
+        self.queue.write_pieces(&pieces[..used])
+    }
+}
+
+impl Device for Tap {
+    fn receive(&mut self, batch: &mut Batch, _: &mut Cache) -> io::Result<()> {
+        while !batch.is_full() {
+            match batch.land(self.header, |room| self.queue.read(room)) {
+                Ok(()) => {}
+                Err(NoFrame::Nothing) => break,
+                Err(NoFrame::Gone(e)) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
+        lane.send_each(batch, cache, |view| match self.send(&view) {
+            Ok(()) => Fate::Sent,
+            Err(Unsent::Full) => Fate::Full,
+            Err(Unsent::Down) => Fate::LinkDown,
+            Err(Unsent::Refused) => Fate::Refused,
+        })
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.queue.as_fd())
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities { offloads: self.header }
+    }
+}
+
+const _: () = assert!(Offload::LEN == 12, "what `set_offloads` tells the kernel");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            name: "vift-none".into(),
+            netns: Netns::Named("vift-nowhere".into()),
+            queues: 1,
+            offloads: true,
+            persist: false,
+            mac: Mac::from_bits(0x0200_0000_0001),
+            mtu: 1500,
+            owner: "port-1".into(),
+        }
+    }
+
+    #[test]
+    fn what_can_never_be_is_refused_before_anything_is_asked() {
+        let cases = [
+            Settings { name: "sixteen-bytes-16".into(), ..settings() },
+            Settings { queues: 0, ..settings() },
+            Settings { queues: 257, ..settings() },
+            Settings { mac: Mac::BROADCAST, ..settings() },
+        ];
+        for case in cases {
+            let refused = open(&case, true).unwrap_err();
+            assert!(matches!(refused, OpenError::Refused { .. }), "{refused}");
+            assert!(refused.to_string().contains(&case.name), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_missing_namespace_is_waited_for_and_has_nothing_to_remove() {
+        let missing = open(&settings(), true).unwrap_err();
+        assert!(matches!(missing, OpenError::NoNamespace { .. }), "{missing}");
+        assert!(missing.to_string().contains("vift-nowhere"));
+        assert!(!remove(&settings()).unwrap());
+    }
+}

@@ -1,0 +1,409 @@
+//! Taps as the kernel has them. As root, in namespaces of their own.
+
+#![allow(clippy::unwrap_used)] // the helpers of a test fail as the test does
+
+use std::collections::HashSet;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::num::NonZeroU32;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
+use vifswitch::device::tap::{self, Settings};
+use vifswitch::device::{self, Device, OpenError, Opened};
+use vifswitch::frame::{Batch, Cache, Lane, Pool, Sent};
+use vifswitch::sys::link::{self, Link};
+use vifswitch::sys::netns::{Netns, within};
+use vifswitch::wire::{Mac, Offload};
+
+/// How long anything may take that the kernel is bound to do.
+const PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
+
+/// An ethertype for local experiments (IEEE 802-2014, 9.2.3), which no stack answers.
+const EXPERIMENT: u16 = 0x88b5;
+
+/// A namespace, deleted with everything in it when the test ends, however it ends.
+struct Space(String);
+
+impl Space {
+    /// `None`, and a word about it, where this cannot be tested.
+    fn new() -> Option<Space> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
+            eprintln!("skipped: needs root and /dev/net/tun");
+            return None;
+        }
+        let name = format!("vift-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        run("ip", &["netns", "add", &name]);
+        Some(Space(name))
+    }
+
+    fn netns(&self) -> Netns {
+        Netns::Named(self.0.clone())
+    }
+
+    fn ip(&self, arguments: &str) {
+        let arguments: Vec<&str> = ["-n", &self.0].into_iter().chain(arguments.split(' ')).collect();
+        run("ip", &arguments);
+    }
+
+    fn link(&self, name: &str) -> Option<Link> {
+        self.within(|| link::find(name)).unwrap()
+    }
+
+    fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        within(&self.netns(), work).unwrap()
+    }
+
+    /// A tap in here, as most tests want it.
+    fn tap(&self, name: &str) -> Settings {
+        Settings {
+            name: name.into(),
+            netns: self.netns(),
+            queues: 1,
+            offloads: true,
+            persist: false,
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            mtu: 1500,
+            owner: "port-1".into(),
+        }
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+    }
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let done = Command::new(program).args(arguments).output().unwrap();
+    assert!(done.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// A worker's things.
+struct Hands {
+    cache: Cache,
+    batch: Batch,
+    lane: Lane,
+}
+
+impl Hands {
+    fn new() -> Hands {
+        Hands { cache: Cache::new(Pool::new(1024).unwrap()), batch: Batch::new(), lane: Lane::with_capacity(64) }
+    }
+
+    fn send(&mut self, device: &mut dyn Device, frame: &[u8]) -> Sent {
+        self.lane.push(self.cache.frame(frame, Offload::NONE).unwrap());
+        device.transmit(&mut self.lane, &self.batch, &mut self.cache)
+    }
+
+    /// Waits for the next frame that `wanted` knows.
+    fn take(&mut self, device: &mut dyn Device, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        loop {
+            self.batch.clear(&mut self.cache);
+            device.receive(&mut self.batch, &mut self.cache).unwrap();
+            if let Some(index) = (0..self.batch.len()).find(|&index| wanted(self.batch.head(index))) {
+                return self.batch.view(index).to_vec();
+            }
+            readable(device.fd().unwrap());
+        }
+    }
+}
+
+fn readable(fd: impl AsFd) {
+    let mut polled = [PollFd::new(&fd, PollFlags::IN)];
+    assert!(poll(&mut polled, Some(&PATIENCE)).unwrap() > 0, "nothing came");
+}
+
+/// Hears every frame of type [`EXPERIMENT`] that comes into the namespace.
+fn ear(space: &Space) -> OwnedFd {
+    let protocol = NonZeroU32::new(u32::from(EXPERIMENT.to_be())).map(Protocol::from_raw);
+    space.within(|| socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, protocol)).unwrap()
+}
+
+fn heard(ear: &OwnedFd) -> Vec<u8> {
+    let mut frame = vec![0; 65_536];
+    readable(ear);
+    let (len, _) = recv(ear, &mut frame[..], RecvFlags::empty()).unwrap();
+    frame.truncate(len);
+    frame
+}
+
+fn experiment(len: usize) -> Vec<u8> {
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 9]);
+    frame.extend(EXPERIMENT.to_be_bytes());
+    frame.extend((frame.len()..len).map(|i| i.to_le_bytes()[0]));
+    frame
+}
+
+fn only(mut opened: Opened) -> Box<dyn Device> {
+    assert_eq!(opened.queues.len(), 1);
+    opened.queues.remove(0)
+}
+
+#[test]
+fn a_tap_is_made_in_its_namespace_as_asked_and_goes_with_us() {
+    let Some(space) = Space::new() else { return };
+    let settings = Settings { mtu: 9000, ..space.tap("tap0") };
+    let opened = tap::open(&settings, true).unwrap();
+    assert!(opened.made && opened.notes.is_empty(), "{opened:?}");
+    assert!(opened.queues[0].abilities().offloads);
+    let link = space.link("tap0").unwrap();
+    assert_eq!((link.mac, link.mtu, link.up), (settings.mac, 9000, true));
+    assert_eq!((link.alias.as_str(), link.gso_max_segs), ("vifswitch:port-1", 128));
+    let info = link.tap.unwrap();
+    assert!(info.vnet_header && !info.persist && !info.multi_queue);
+    assert_eq!(within(&Netns::Host, || link::find("tap0")).unwrap().unwrap(), None, "it is not in the host");
+    drop(opened);
+    assert_eq!(space.link("tap0"), None);
+}
+
+#[test]
+fn frames_pass_both_ways_untouched() {
+    let Some(space) = Space::new() else { return };
+    for (name, offloads) in [("with", true), ("without", false)] {
+        let settings = Settings { offloads, mtu: 9000, ..space.tap(name) };
+        let mut device = only(tap::open(&settings, true).unwrap());
+        assert_eq!(device.abilities().offloads, offloads);
+        let (ear, mut hands) = (ear(&space), Hands::new());
+        for len in [60, 1514, 4096, 9014] {
+            let sent = hands.send(&mut *device, &experiment(len));
+            assert_eq!((sent.frames, sent.bytes), (1, len as u64));
+            assert_eq!(heard(&ear), experiment(len));
+        }
+        assert_eq!(hands.send(&mut *device, &[1; 9]).refused, 1, "no Ethernet header");
+        space.ip(&format!("addr add 10.0.0.1/24 dev {name}"));
+        let text = b"a text that is easily found";
+        let socket = space.within(|| UdpSocket::bind("10.0.0.1:0")).unwrap();
+        socket.set_broadcast(true).unwrap();
+        socket.send_to(text, "10.0.0.255:9").unwrap();
+        let frame = hands.take(&mut *device, |frame| frame.ends_with(text));
+        assert_eq!((frame.len(), &frame[..6]), (42 + text.len(), &[0xff; 6][..]));
+        assert_eq!(frame[6..12], settings.mac.octets());
+        space.ip(&format!("link set dev {name} down"));
+        assert_eq!(hands.send(&mut *device, &experiment(60)).link_down, 1);
+        device.receive(&mut hands.batch, &mut hands.cache).unwrap();
+    }
+}
+
+/// Forwards between two taps until told to stop. The length of the longest frame.
+fn forward(mut taps: [Box<dyn Device>; 2], done: &AtomicBool) -> u32 {
+    let mut hands = Hands::new();
+    let mut longest = 0;
+    while !done.load(Ordering::Relaxed) {
+        for (from, to) in [(0, 1), (1, 0)] {
+            taps[from].receive(&mut hands.batch, &mut hands.cache).unwrap();
+            for index in 0..hands.batch.len() {
+                let frame = hands.batch.frame(index);
+                assert!(frame.is_sound());
+                longest = longest.max(frame.len());
+                hands.lane.borrow(u8::try_from(index).unwrap());
+            }
+            taps[to].transmit(&mut hands.lane, &hands.batch, &mut hands.cache);
+            hands.batch.clear(&mut hands.cache);
+            taps[from].release();
+        }
+        let mut polled = [0, 1].map(|i| PollFd::from_borrowed_fd(taps[i].fd().unwrap(), PollFlags::IN));
+        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 50_000_000 })).unwrap();
+    }
+    longest
+}
+
+#[test]
+fn a_tcp_stream_passes_as_super_frames() {
+    let (Some(left), Some(right)) = (Space::new(), Space::new()) else { return };
+    let other = Mac::from_bits(0x0200_0000_0002);
+    let taps = [left.tap("tap0"), Settings { mac: other, ..right.tap("tap0") }];
+    let taps = taps.map(|settings| only(tap::open(&settings, true).unwrap()));
+    left.ip("addr add 10.0.0.1/24 dev tap0");
+    right.ip("addr add 10.0.0.2/24 dev tap0");
+    let listener = right.within(|| TcpListener::bind("10.0.0.2:0")).unwrap();
+    let address = listener.local_addr().unwrap();
+    let payload: Vec<u8> = (0..8_000_000u32).map(|i| (i * 7 + (i >> 9)).to_le_bytes()[0]).collect();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let forwarder = scope.spawn(|| forward(taps, &done));
+        let receiver = scope.spawn(|| {
+            readable(&listener);
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).map(|_| all)
+        });
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(10));
+        let sent = left.within(connect).and_then(|mut stream| stream.write_all(&payload));
+        let received = if sent.is_ok() { receiver.join().unwrap().unwrap() } else { Vec::new() };
+        done.store(true, Ordering::Relaxed);
+        sent.unwrap();
+        assert!(received == payload, "{} of {} bytes came, or others", received.len(), payload.len());
+        let longest = forwarder.join().unwrap();
+        assert!(longest > 32_000, "the longest frame had {longest} bytes only");
+    });
+}
+
+#[test]
+fn a_persistent_tap_is_found_again_with_its_addresses() {
+    let Some(space) = Space::new() else { return };
+    let settings = Settings { persist: true, ..space.tap("tap0") };
+    drop(tap::open(&settings, true).unwrap());
+    space.ip("addr add 10.0.0.1/24 dev tap0");
+    let before = space.link("tap0").unwrap();
+    assert!(before.tap.unwrap().persist);
+    let again = tap::open(&settings, false).unwrap();
+    assert!(again.made && again.notes.is_empty(), "{again:?}");
+    assert_eq!(space.link("tap0").unwrap(), before);
+    space.within(|| UdpSocket::bind("10.0.0.1:0")).expect("the address is still there");
+    drop(again);
+    let other = Settings { owner: "port-2".into(), ..settings.clone() };
+    let theirs = device::open(&device::Settings::Tap(other.clone()), true).unwrap();
+    assert!(!theirs.made, "another port made it");
+    assert!(!device::remove(&device::Settings::Tap(other)).unwrap());
+    drop(theirs);
+    assert!(tap::remove(&settings).unwrap());
+    assert_eq!(space.link("tap0"), None);
+    assert!(!tap::remove(&settings).unwrap());
+}
+
+#[test]
+fn a_tap_that_need_not_persist_any_more_goes_with_us() {
+    let Some(space) = Space::new() else { return };
+    let settings = Settings { persist: true, ..space.tap("tap0") };
+    drop(tap::open(&settings, true).unwrap());
+    let opened = tap::open(&Settings { persist: false, ..settings }, true).unwrap();
+    drop(opened);
+    assert_eq!(space.link("tap0"), None);
+}
+
+#[test]
+fn what_others_made_is_followed_and_stays() {
+    let Some(space) = Space::new() else { return };
+    space.ip("tuntap add dev tap0 mode tap");
+    let opened = tap::open(&space.tap("tap0"), false).unwrap();
+    assert!(!opened.made);
+    assert!(opened.notes.iter().any(|note| note.contains("MAC address")), "{:?}", opened.notes);
+    let link = space.link("tap0").unwrap();
+    assert_eq!((link.mac, link.up, link.alias.as_str()), (space.tap("tap0").mac, true, ""));
+    drop(opened);
+    assert!(space.link("tap0").is_some());
+    let refused = tap::open(&Settings { queues: 2, ..space.tap("tap0") }, true).unwrap_err();
+    assert!(matches!(refused, OpenError::Refused { .. }), "{refused}");
+    space.ip("tuntap add dev tap1 mode tap multi_queue");
+    let followed = tap::open(&space.tap("tap1"), false).unwrap();
+    assert!(followed.notes[0].contains("multi-queue"), "{:?}", followed.notes);
+    assert_eq!(space.link("tap1").unwrap().tap.unwrap().queues, 1);
+}
+
+#[test]
+fn what_is_no_tap_is_refused() {
+    let Some(space) = Space::new() else { return };
+    space.ip("tuntap add dev tun0 mode tun");
+    for name in ["tun0", "lo", "a-name-of-16-byt"] {
+        let refused = tap::open(&space.tap(name), true).unwrap_err();
+        assert!(matches!(refused, OpenError::Refused { .. }), "{refused}");
+        assert!(refused.to_string().contains(name) && refused.to_string().contains(&space.0), "{refused}");
+    }
+}
+
+#[test]
+fn a_held_tap_is_busy() {
+    let Some(space) = Space::new() else { return };
+    for queues in [1, 2] {
+        let settings = Settings { queues, ..space.tap("tap0") };
+        let held = tap::open(&settings, true).unwrap();
+        for second in [1, queues] {
+            let busy = tap::open(&Settings { queues: second, ..settings.clone() }, true).unwrap_err();
+            assert!(matches!(busy, OpenError::Busy { .. }), "{busy}");
+        }
+        assert_eq!(held.queues.len(), usize::from(queues));
+    }
+}
+
+#[test]
+fn two_queues_share_the_traffic() {
+    let Some(space) = Space::new() else { return };
+    let mut opened = tap::open(&Settings { queues: 2, ..space.tap("tap0") }, true).unwrap();
+    assert_eq!(space.link("tap0").unwrap().tap.unwrap().queues, 2);
+    space.ip("addr add 10.0.0.1/24 dev tap0");
+    let mut hands = Hands::new();
+    let ear = ear(&space);
+    for queue in &mut opened.queues {
+        assert_eq!(hands.send(&mut **queue, &experiment(60)).frames, 1);
+        assert_eq!(heard(&ear), experiment(60));
+    }
+    // Streams are spread by their ports: with 64 of them, each queue gets some.
+    let mut expected = HashSet::new();
+    space.within(|| {
+        for stream in 0..64u8 {
+            let socket = UdpSocket::bind("10.0.0.1:0").unwrap();
+            socket.set_broadcast(true).unwrap();
+            socket.send_to(&[stream; 100], "10.0.0.255:9").unwrap();
+            expected.insert(stream);
+        }
+    });
+    let mut shares = [0, 0];
+    while !expected.is_empty() {
+        let mut polled: Vec<_> =
+            opened.queues.iter().map(|q| PollFd::from_borrowed_fd(q.fd().unwrap(), PollFlags::IN)).collect();
+        assert!(poll(&mut polled, Some(&PATIENCE)).unwrap() > 0, "{expected:?} never came");
+        for (queue, share) in opened.queues.iter_mut().zip(&mut shares) {
+            queue.receive(&mut hands.batch, &mut hands.cache).unwrap();
+            for index in 0..hands.batch.len() {
+                let frame = hands.batch.head(index);
+                if frame.len() == 142 && expected.remove(&frame[141]) {
+                    *share += 1;
+                }
+            }
+            hands.batch.clear(&mut hands.cache);
+        }
+    }
+    assert!(shares[0] > 0 && shares[1] > 0, "{shares:?}");
+}
+
+#[test]
+fn a_deleted_netdev_is_a_device_that_is_gone() {
+    let Some(space) = Space::new() else { return };
+    let mut device = only(tap::open(&space.tap("tap0"), true).unwrap());
+    let mut hands = Hands::new();
+    space.ip("link del dev tap0");
+    let mut polled = [PollFd::from_borrowed_fd(device.fd().unwrap(), PollFlags::IN)];
+    assert!(poll(&mut polled, Some(&PATIENCE)).unwrap() > 0, "a sleeping worker is woken by it");
+    assert!(device.receive(&mut hands.batch, &mut hands.cache).is_err());
+    assert_eq!(hands.send(&mut *device, &experiment(60)).link_down, 1);
+}
+
+#[test]
+fn what_is_not_there_yet_is_told_apart() {
+    let Some(space) = Space::new() else { return };
+    let missing = tap::open(&space.tap("tap0"), false).unwrap_err();
+    assert!(matches!(missing, OpenError::NoDevice { .. }), "{missing}");
+    assert_eq!(space.link("tap0"), None, "asking does not make it");
+    let nowhere = Settings { netns: Netns::Named(format!("{}-not", space.0)), ..space.tap("tap0") };
+    for may_create in [false, true] {
+        let missing = tap::open(&nowhere, may_create).unwrap_err();
+        assert!(matches!(missing, OpenError::NoNamespace { .. }), "{missing}");
+    }
+}
+
+#[test]
+fn a_tap_without_offloads_forgets_those_of_an_earlier_holder() {
+    let Some(space) = Space::new() else { return };
+    let settings = Settings { persist: true, ..space.tap("tap0") };
+    drop(tap::open(&settings, true).unwrap());
+    let mut device = only(tap::open(&Settings { offloads: false, ..settings }, true).unwrap());
+    space.ip("addr add 10.0.0.1/24 dev tap0");
+    let socket = space.within(|| UdpSocket::bind("10.0.0.1:0")).unwrap();
+    socket.set_broadcast(true).unwrap();
+    socket.send_to(&[7; 100], "10.0.0.255:9").unwrap();
+    let frame = Hands::new().take(&mut *device, |frame| frame.len() == 142);
+    // The checksum over pseudo header and datagram (RFC 768): complete, it sums up to all ones.
+    let words = [&frame[26..34], &[0, 17, 0, 108], &frame[34..]].concat();
+    let sum: u32 = words.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+    assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);
+}
