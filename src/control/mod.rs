@@ -2,5 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod handle;
+pub mod server;
+pub mod socket;
 pub mod view;
