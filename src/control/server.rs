@@ -2,9 +2,8 @@
 //! served at the unix socket and, where the configuration says so, at a TCP address.
 //!
 //! A client can do no harm by hanging. One that does not finish its question, or does not read its
-//! answer, is cut off within seconds; there is a bound on connections, one for each place that is
-//! served, so that strangers at the TCP address leave the socket free; and a question that asks for
-//! nothing known costs the controller nothing.
+//! answer, is cut off within seconds. Each listener has its own bound on connections, so that
+//! strangers at the TCP address leave the socket free.
 
 use std::future::Future;
 use std::io;
@@ -36,8 +35,8 @@ use crate::telemetry::exposition;
 /// Connections at one listener at a time; more wait to be accepted.
 const CONNECTIONS: usize = 64;
 
-/// How long a client may take to say what it wants, from its first byte or its last answer. Less
-/// than what our own client waits for an answer: it gets through even when others hold all places.
+/// How long a client may take to say what it wants, after it has connected or been answered. Less
+/// than our own client waits for an answer: it gets through even when silent ones hold all places.
 const ASKING: Duration = Duration::from_secs(3);
 
 /// How long a client may leave an answer unread.
