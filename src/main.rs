@@ -1,2 +1,7 @@
-//! x
-fn main(){}
+//! The program: see [`vifswitch::cli`].
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vifswitch::cli::main()
+}

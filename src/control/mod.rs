@@ -2,6 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod config;
 pub mod handle;
+pub mod server;
+pub mod socket;
 pub mod view;

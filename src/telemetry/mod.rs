@@ -17,6 +17,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod exposition;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::switch::DropReason;

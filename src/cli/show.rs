@@ -1,0 +1,242 @@
+//! `vifswitch show`: the state of a running switch, as tables for people and as JSON for programs.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::table::Column::{Number, Text};
+use super::table::{bytes, count, draw, duration};
+use crate::control::client::{Client, Error};
+use crate::control::view::{
+    DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status, VmView, WorkerView,
+};
+
+/// The arguments of the command.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// What to show
+    #[arg(value_enum, default_value_t = What::Ports)]
+    what: What,
+    /// As JSON, with exact numbers
+    #[arg(long)]
+    json: bool,
+    /// Where the switch listens
+    #[arg(long, value_name = "PATH", default_value = super::SOCKET)]
+    socket: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum What {
+    /// Ports, with their state and their traffic
+    Ports,
+    /// VMs, with the sums over their ports
+    Vms,
+    /// Networks
+    Networks,
+    /// The forwarding database: which station is behind which port
+    Fdb,
+    /// The threads that move the frames
+    Workers,
+    /// Frames that died, and why
+    Drops,
+}
+
+impl What {
+    fn path(self) -> &'static str {
+        match self {
+            What::Ports => "/v1/ports",
+            What::Vms => "/v1/vms",
+            What::Networks => "/v1/networks",
+            What::Fdb => "/v1/fdb",
+            What::Workers => "/v1/workers",
+            What::Drops => "/v1/drops",
+        }
+    }
+}
+
+impl Show {
+    /// What is to be printed.
+    pub fn run(self) -> Result<String, Error> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let client = Client::new(&self.socket);
+        runtime.map_err(|e| client.broken(e))?.block_on(self.ask(&client))
+    }
+
+    async fn ask(&self, client: &Client) -> Result<String, Error> {
+        let path = self.what.path();
+        if self.json {
+            return client.get_json(path).await.map(|json| json + "\n");
+        }
+        Ok(match self.what {
+            What::Ports => ports(&client.get::<Vec<_>>(path).await?),
+            What::Vms => vms(&client.get::<Vec<_>>(path).await?),
+            What::Networks => networks(&client.get::<Vec<_>>(path).await?),
+            What::Fdb => fdb(&client.get::<Vec<_>>(path).await?, &client.get::<Vec<_>>(What::Ports.path()).await?),
+            What::Workers => workers(&client.get::<Vec<_>>(path).await?),
+            What::Drops => drops(&client.get::<Vec<_>>(path).await?),
+        })
+    }
+}
+
+fn ports(ports: &[PortView]) -> String {
+    let columns = [
+        Text("VM"),
+        Number("#"),
+        Text("PORT"),
+        Text("NETWORK"),
+        Text("MAC"),
+        Text("DEVICE"),
+        Text("STATUS"),
+        Number("WORKER"),
+        Number("RX"),
+        Number("TX"),
+        Number("DROPS"),
+        Text(if ports.iter().any(|p| !p.status_reason.is_empty()) { "REASON" } else { "" }),
+    ];
+    let row = |p: &PortView| {
+        [
+            p.device_id.clone(),
+            p.position.to_string(),
+            p.port_id.clone(),
+            p.network_id.clone(),
+            p.mac_address.clone(),
+            device(&p.device),
+            match p.status {
+                Status::Active => "ACTIVE".into(),
+                Status::Down => "DOWN".into(),
+            },
+            p.worker.map_or_else(nothing, |worker| worker.to_string()),
+            bytes(p.rx_bytes),
+            bytes(p.tx_bytes),
+            p.drops.values().sum::<u64>().to_string(),
+            p.status_reason.clone(),
+        ]
+    };
+    draw(columns, ports.iter().map(row), "no ports")
+}
+
+fn device(device: &DeviceView) -> String {
+    match &device.netns {
+        Some(netns) => format!("{}@{netns}", device.name),
+        None => device.name.clone(),
+    }
+}
+
+fn vms(vms: &[VmView]) -> String {
+    let columns =
+        [Text("VM"), Number("PORTS"), Number("UP"), Text("NETWORKS"), Number("RX"), Number("TX"), Number("DROPS")];
+    let row = |vm: &VmView| {
+        [
+            vm.device_id.clone(),
+            vm.ports.len().to_string(),
+            vm.active.to_string(),
+            vm.networks.join(","),
+            bytes(vm.rx_bytes),
+            bytes(vm.tx_bytes),
+            vm.drops.to_string(),
+        ]
+    };
+    draw(columns, vms.iter().map(row), "no VMs")
+}
+
+fn networks(networks: &[NetworkView]) -> String {
+    let columns = [
+        Text("NETWORK"),
+        Number("MTU"),
+        Number("PORTS"),
+        Number("UP"),
+        Number("STATIONS"),
+        Number("LIMIT"),
+        Number("AGEING"),
+    ];
+    let row = |n: &NetworkView| {
+        [
+            n.network_id.clone(),
+            n.mtu.to_string(),
+            n.ports.to_string(),
+            n.active.to_string(),
+            n.stations.to_string(),
+            n.fdb_limit.to_string(),
+            duration(n.ageing_seconds.into()),
+        ]
+    };
+    draw(columns, networks.iter().map(row), "no networks")
+}
+
+fn fdb(stations: &[StationView], ports: &[PortView]) -> String {
+    let vms: HashMap<_, _> = ports.iter().map(|p| (&p.port_id, &p.device_id)).collect();
+    let columns = [Text("NETWORK"), Text("MAC"), Text("PORT"), Text("VM"), Text("KIND"), Number("AGE")];
+    let row = |s: &StationView| {
+        let (kind, age) = match s.kind {
+            StationKind::Learned => ("learned", duration(s.age_seconds.into())),
+            StationKind::Pinned => ("pinned", nothing()),
+        };
+        [
+            s.network_id.clone(),
+            s.mac_address.clone(),
+            s.port_id.clone(),
+            vms.get(&s.port_id).map_or_else(nothing, |&vm| vm.clone()),
+            kind.into(),
+            age,
+        ]
+    };
+    draw(columns, stations.iter().map(row), "no stations")
+}
+
+fn workers(workers: &[WorkerView]) -> String {
+    let columns = [
+        Number("WORKER"),
+        Number("CORE"),
+        Text("POLL"),
+        Number("QUEUES"),
+        Number("STATIONS"),
+        Number("LIMIT"),
+        Number("REFUSED"),
+        Number("BREATHS"),
+        Number("BUSY"),
+        Number("BUSY TIME"),
+        Number("SLEEPS"),
+        Number("SIGHTINGS LOST"),
+    ];
+    let row = |w: &WorkerView| {
+        [
+            w.worker.to_string(),
+            w.core.to_string(),
+            w.poll.clone(),
+            w.queues.to_string(),
+            w.stations.to_string(),
+            w.stations_limit.to_string(),
+            w.stations_refused.to_string(),
+            count(w.breaths),
+            count(w.busy_breaths),
+            format!("{:.1}s", w.busy_seconds),
+            count(w.sleeps),
+            w.sightings_lost.to_string(),
+        ]
+    };
+    draw(columns, workers.iter().map(row), "no workers")
+}
+
+fn drops(drops: &[DropView]) -> String {
+    let columns = [Text("PORT"), Text("VM"), Text("DIRECTION"), Text("REASON"), Number("FRAMES"), Text("MEANING")];
+    let row = |d: &DropView| {
+        [
+            d.port_id.clone(),
+            d.device_id.clone(),
+            match d.direction {
+                Direction::In => "in".into(),
+                Direction::Out => "out".into(),
+            },
+            d.reason.clone(),
+            d.frames.to_string(),
+            d.meaning.clone(),
+        ]
+    };
+    draw(columns, drops.iter().map(row), "no drops")
+}
+
+/// What stands where there is nothing to say.
+fn nothing() -> String {
+    "-".into()
+}

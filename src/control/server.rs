@@ -1,0 +1,267 @@
+//! The API: HTTP/1.1 and JSON. What can be read is a set of pages over a [`Handle`]; they are
+//! served at the unix socket and, where the configuration says so, at a TCP address.
+//!
+//! A client can do no harm by hanging. One that does not finish its question, or does not read its
+//! answer, is cut off within seconds. Each listener has its own bound on connections, so that
+//! strangers at the TCP address leave the socket free.
+
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::serve::Listener;
+use axum::{Json, Router};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use serde::Serialize;
+use serde_json::json;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Sleep, sleep, timeout};
+
+use super::handle::{Closing, Handle};
+use super::view::PortView;
+use crate::telemetry::exposition;
+
+/// Connections at one listener at a time; more wait to be accepted.
+const CONNECTIONS: usize = 64;
+
+/// How long a client may take to say what it wants, after it has connected or been answered. Less
+/// than our own client waits for an answer: it gets through even when silent ones hold all places.
+const ASKING: Duration = Duration::from_secs(3);
+
+/// How long a client may leave an answer unread.
+const READING: Duration = Duration::from_secs(10);
+
+/// How long the connections may take to finish when the switch stops.
+const LEAVING: Duration = Duration::from_secs(2);
+
+/// Bytes of a request's head.
+const HEAD: usize = 64 * 1024;
+
+/// The pages that change nothing.
+pub fn pages(handle: Handle) -> Router {
+    Router::new()
+        .route("/v1/ports", get(async |State(h): State<Handle>| answer(h.ports().await)))
+        .route("/v1/ports/{id}", get(port))
+        .route("/v1/vms", get(async |State(h): State<Handle>| answer(h.vms().await)))
+        .route("/v1/networks", get(async |State(h): State<Handle>| answer(h.networks().await)))
+        .route("/v1/fdb", get(async |State(h): State<Handle>| answer(h.fdb().await)))
+        .route("/v1/workers", get(async |State(h): State<Handle>| answer(h.workers().await)))
+        .route("/v1/drops", get(async |State(h): State<Handle>| answer(h.drops().await)))
+        .route("/v1/config", get(async |State(h): State<Handle>| answer(h.config().await)))
+        .route("/metrics", get(metrics))
+        .fallback(async |uri: Uri| Problem::unknown("unknown_path", format!("there is nothing at {}", uri.path())))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| Problem {
+            status: StatusCode::METHOD_NOT_ALLOWED,
+            kind: "method_not_allowed",
+            message: format!("{} does not take {method}", uri.path()),
+        })
+        .with_state(handle)
+}
+
+fn answer<T: Serialize>(found: Result<T, Closing>) -> Result<Json<T>, Problem> {
+    Ok(Json(found?))
+}
+
+async fn port(
+    State(handle): State<Handle>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<PortView>, Problem> {
+    // What is not UTF-8 is the name of no port.
+    let Ok(Path(id)) = id else {
+        return Err(Problem::unknown("unknown_port", "there is no port of this name".into()));
+    };
+    let ports = handle.ports().await?;
+    match ports.into_iter().find(|port| port.port_id == id) {
+        Some(port) => Ok(Json(port)),
+        None => Err(Problem::unknown("unknown_port", format!("there is no port {id:?}"))),
+    }
+}
+
+async fn metrics(State(handle): State<Handle>) -> Result<Response, Problem> {
+    let (ports, networks) = (handle.ports().await?, handle.networks().await?);
+    let (workers, drops) = (handle.workers().await?, handle.drops().await?);
+    let text = exposition::render(ports, networks, workers, drops);
+    Ok(([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response())
+}
+
+/// Why there is no page: what every error of the API looks like.
+#[derive(Debug)]
+struct Problem {
+    status: StatusCode,
+    kind: &'static str,
+    message: String,
+}
+
+impl Problem {
+    fn unknown(kind: &'static str, message: String) -> Problem {
+        Problem { status: StatusCode::NOT_FOUND, kind, message }
+    }
+}
+
+impl From<Closing> for Problem {
+    fn from(closing: Closing) -> Problem {
+        Problem { status: StatusCode::SERVICE_UNAVAILABLE, kind: "shutting_down", message: closing.to_string() }
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let body = json!({ "error": { "kind": self.kind, "message": self.message } });
+        (self.status, Json(body)).into_response()
+    }
+}
+
+/// Serves `pages` at `listener` until `stop` is ready. What is being answered then is finished, for
+/// a short while. The listener is dropped before that, so that nobody new comes.
+pub async fn serve<L: Listener>(mut listener: L, pages: Router, stop: impl Future<Output = ()>) {
+    let mut stop = pin!(stop);
+    let (leave, left) = watch::channel(());
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            () = &mut stop => break,
+            (stream, _) = listener.accept(), if connections.len() < CONNECTIONS => {
+                connections.spawn(converse(stream, pages.clone(), left.clone()));
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+    drop((listener, leave));
+    // Whoever is not done by then is cut off by the drop of the set.
+    let _ = timeout(LEAVING, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+/// One connection, until either side has had enough, or until `leave` is dropped and the present
+/// question is answered.
+async fn converse(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    pages: Router,
+    mut leave: watch::Receiver<()>,
+) {
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(ASKING)
+        .max_header_size(HEAD)
+        .serve_connection(TokioIo::new(Impatient::new(stream, READING)), TowerToHyperService::new(pages));
+    let mut connection = pin!(connection);
+    // A connection that breaks is the client's affair.
+    tokio::select! {
+        _ = connection.as_mut() => return,
+        _ = leave.changed() => connection.as_mut().graceful_shutdown(),
+    }
+    let _ = connection.await;
+}
+
+/// A stream whose other end must read: a write that waits for longer than `patience` fails.
+struct Impatient<S> {
+    stream: S,
+    patience: Duration,
+    /// Runs while a write waits.
+    waiting: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Impatient<S> {
+    fn new(stream: S, patience: Duration) -> Impatient<S> {
+        Impatient { stream, patience, waiting: None }
+    }
+
+    /// What has become of a write.
+    fn judge<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.waiting = None;
+            return written;
+        }
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(self.patience)));
+        ready!(waiting.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.judge(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.judge(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = Pin::new(&mut self.stream).poll_flush(cx);
+        self.judge(cx, flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_reads_is_given_up() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut ours = Impatient::new(ours, Duration::from_millis(10));
+        let error = loop {
+            if let Err(e) = poll_fn(|cx| Pin::new(&mut ours).poll_write(cx, &[0; 65536])).await {
+                break e;
+            }
+        };
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        drop(theirs);
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_comes_back_in_time_is_waited_for() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut ours = Impatient::new(ours, Duration::from_secs(3600));
+        let full = poll_fn(|cx| {
+            loop {
+                if Pin::new(&mut ours).poll_write(cx, &[0; 65536]).is_pending() {
+                    return Poll::Ready(ours.waiting.is_some());
+                }
+            }
+        });
+        assert!(full.await, "a write that waits is timed");
+        let (written, ()) = tokio::join!(poll_fn(|cx| Pin::new(&mut ours).poll_write(cx, &[0; 65536])), async {
+            let mut room = vec![0; 1 << 20];
+            theirs.readable().await.unwrap();
+            theirs.try_read(&mut room).unwrap();
+        });
+        assert!(written.unwrap() > 0);
+        assert!(ours.waiting.is_none());
+    }
+}

@@ -1,0 +1,124 @@
+//! The unix socket at which the switch listens: bound with care, removed when the switch goes.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener as StdListener;
+use std::path::{Path, PathBuf};
+
+use axum::serve::Listener;
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use tokio::net::unix::SocketAddr;
+use tokio::net::{UnixListener, UnixStream};
+
+/// Owner and group may talk to the switch, nobody else.
+const MODE: u32 = 0o660;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 128;
+
+/// A unix socket that is listened at. Its file is removed when this is dropped.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file, so that no other switch's socket is removed.
+    file: (u64, u64),
+}
+
+impl Socket {
+    /// Listens at `path`, with mode 0660. Its directory is made if there is none. A socket that a
+    /// dead switch left behind is replaced; a living one, or anything else, is an error.
+    ///
+    /// To be called within a tokio runtime.
+    pub fn bind(path: &Path) -> io::Result<Socket> {
+        let told = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()));
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(|e| told("cannot make the directory of", e))?;
+        }
+        remove_stale(path)?;
+        let listener = listen(path).map_err(|e| told("cannot listen at", e.into()))?;
+        let file = identity(path)?;
+        Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.to_owned(), file })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if identity(&self.path).is_ok_and(|file| file == self.file) {
+            // Nobody is left to be told; the next start replaces what stays behind.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+impl Listener for Socket {
+    type Io = UnixStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (UnixStream, SocketAddr) {
+        Listener::accept(&mut self.listener).await
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
+/// Removes the socket of a dead switch, if there is one at `path`.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    let refuse = |kind, why: String| Err(io::Error::new(kind, why));
+    let shown = path.display();
+    match fs::symlink_metadata(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return refuse(e.kind(), format!("cannot look at {shown}: {e}")),
+        Ok(file) if !file.file_type().is_socket() => {
+            let why = format!("{shown} is not a socket, and is not removed; move it away or listen elsewhere");
+            return refuse(io::ErrorKind::AlreadyExists, why);
+        }
+        Ok(_) => {}
+    }
+    match knock(path) {
+        Err(Errno::CONNREFUSED) => {
+            fs::remove_file(path).or_else(|e| refuse(e.kind(), format!("cannot remove the old socket {shown}: {e}")))
+        }
+        Err(Errno::NOENT) => Ok(()),
+        // AGAIN: somebody listens, but has a full backlog.
+        Ok(()) | Err(Errno::AGAIN) => {
+            refuse(io::ErrorKind::AddrInUse, format!("another switch is listening at {shown}"))
+        }
+        Err(e) => {
+            let e = io::Error::from(e);
+            refuse(e.kind(), format!("cannot tell whether another switch is listening at {shown}: {e}"))
+        }
+    }
+}
+
+/// Tries to connect to `path`, without waiting.
+fn knock(path: &Path) -> rustix::io::Result<()> {
+    rustix::net::connect(stream()?, &SocketAddrUnix::new(path)?)
+}
+
+fn stream() -> rustix::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+fn listen(path: &Path) -> rustix::io::Result<StdListener> {
+    let socket = stream()?;
+    // The file is made with the mode of the socket, less the umask: at no moment may more than
+    // owner and group connect. After that what the umask took is given back.
+    rustix::fs::fchmod(socket.as_fd(), Mode::from_raw_mode(MODE))?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::fs::chmod(path, Mode::from_raw_mode(MODE))?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(StdListener::from(socket))
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let file = fs::symlink_metadata(path)?;
+    Ok((file.dev(), file.ino()))
+}

@@ -1,0 +1,163 @@
+//! What Prometheus reads: the views of the switch as metrics, in the OpenMetrics text format.
+//!
+//! The values are read for each scrape, not kept in a registry of their own. *Receive* is from the
+//! guest into the switch, *transmit* is to the guest, as for the ports of any other switch.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::TypedMetric;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::control::view::{Direction, DropView, NetworkView, PortView, Status, WorkerView};
+
+/// What the text is called in a `Content-Type` header.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The metrics as text.
+pub fn render(
+    ports: Vec<PortView>,
+    networks: Vec<NetworkView>,
+    workers: Vec<WorkerView>,
+    drops: Vec<DropView>,
+) -> String {
+    let mut registry = Registry::with_prefix("vifswitch");
+    registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+    registry.register_collector(Box::new(Views { ports, networks, workers, drops }));
+    let mut text = String::new();
+    // Writing to a string does not fail.
+    let _ = encode(&mut text, &registry);
+    text
+}
+
+/// What is shown at one scrape.
+#[derive(Debug)]
+struct Views {
+    ports: Vec<PortView>,
+    networks: Vec<NetworkView>,
+    workers: Vec<WorkerView>,
+    drops: Vec<DropView>,
+}
+
+/// A metric: its name without prefix and ending, its help, and how its value is read from a view.
+type Metric<T, V> = (&'static str, &'static str, fn(&T) -> V);
+
+const PORT_COUNTERS: &[Metric<PortView, u64>] = &[
+    ("port_receive_frames", "Frames from the guest; a super-frame counts as the frames it becomes.", |p| p.rx_frames),
+    ("port_receive_bytes", "Bytes from the guest, without frame check sequence.", |p| p.rx_bytes),
+    ("port_transmit_frames", "Frames to the guest.", |p| p.tx_frames),
+    ("port_transmit_bytes", "Bytes to the guest, without frame check sequence.", |p| p.tx_bytes),
+    ("port_forwarded_frames", "Frames from the guest that were meant for one port.", |p| p.forwarded),
+    ("port_flooded_frames", "Frames from the guest that were meant for everybody on the network.", |p| p.flooded),
+    ("port_flood_copies", "Copies made of the flooded frames from the guest.", |p| p.copies),
+];
+
+const NETWORK_GAUGES: &[Metric<NetworkView, u64>] = &[
+    ("network_ports", "Ports on the network.", |n| n.ports as u64),
+    ("network_ports_up", "Ports on the network that are up.", |n| n.active as u64),
+    ("network_stations", "Stations learned, as the fullest worker's table has it.", |n| n.stations),
+    ("network_stations_limit", "Stations that may be learned.", |n| u64::from(n.fdb_limit)),
+];
+
+const WORKER_GAUGES: &[Metric<WorkerView, u64>] = &[
+    ("worker_queues", "Device queues that the worker polls.", |w| w.queues as u64),
+    ("worker_stations", "Stations in the worker's table.", |w| w.stations),
+    ("worker_stations_limit", "Stations that the worker's table can hold.", |w| w.stations_limit),
+];
+
+const WORKER_COUNTERS: &[Metric<WorkerView, u64>] = &[
+    ("worker_breaths", "Turns of the worker's loop.", |w| w.breaths),
+    ("worker_busy_breaths", "Turns of the worker's loop in which there was something to do.", |w| w.busy_breaths),
+    ("worker_sleeps", "Times the worker went to sleep.", |w| w.sleeps),
+    ("worker_stations_refused", "Times a station went unlearned for lack of room.", |w| w.stations_refused),
+    ("worker_sightings_lost", "Sightings that did not fit the ring to a peer; they are told again.", |w| {
+        w.sightings_lost
+    }),
+];
+
+impl Collector for Views {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let out = &mut encoder;
+        for &(name, help, value) in PORT_COUNTERS {
+            family(out, name, help, None, &self.ports, |p| ConstCounter::new(value(p)))?;
+        }
+        let help = "Whether frames can flow through the port, both ways.";
+        family(out, "port_up", help, None, &self.ports, |p| ConstGauge::new(u32::from(p.status == Status::Active)))?;
+        let help = "Frames that died, by reason; direction in: from the guest, out: to the guest.";
+        family(out, "port_drops", help, None, &self.drops, |d| ConstCounter::new(d.frames))?;
+
+        for &(name, help, value) in NETWORK_GAUGES {
+            family(out, name, help, None, &self.networks, |n| ConstGauge::new(value(n)))?;
+        }
+
+        for &(name, help, value) in WORKER_GAUGES {
+            family(out, name, help, None, &self.workers, |w| ConstGauge::new(value(w)))?;
+        }
+        for &(name, help, value) in WORKER_COUNTERS {
+            family(out, name, help, None, &self.workers, |w| ConstCounter::new(value(w)))?;
+        }
+        let help = "Time spent in turns in which there was something to do.";
+        let unit = Some(&Unit::Seconds);
+        family(out, "worker_busy", help, unit, &self.workers, |w| ConstCounter::new(w.busy_seconds))
+    }
+}
+
+/// Writes one metric with a sample for each of `items`.
+fn family<T: Labelled, M: EncodeMetric + TypedMetric>(
+    out: &mut DescriptorEncoder,
+    name: &str,
+    help: &str,
+    unit: Option<&Unit>,
+    items: &[T],
+    value: impl Fn(&T) -> M,
+) -> fmt::Result {
+    let mut samples = out.encode_descriptor(name, help, unit, M::TYPE)?;
+    for item in items {
+        value(item).encode(samples.encode_family(&item.labels())?)?;
+    }
+    Ok(())
+}
+
+/// What tells one sample of a metric from another.
+trait Labelled {
+    fn labels(&self) -> impl EncodeLabelSet;
+}
+
+impl Labelled for PortView {
+    fn labels(&self) -> impl EncodeLabelSet {
+        [("port", self.port_id.as_str()), ("vm", &self.device_id), ("network", &self.network_id)]
+    }
+}
+
+impl Labelled for DropView {
+    fn labels(&self) -> impl EncodeLabelSet {
+        let direction = match self.direction {
+            Direction::In => "in",
+            Direction::Out => "out",
+        };
+        [
+            ("port", self.port_id.as_str()),
+            ("vm", &self.device_id),
+            ("network", &self.network_id),
+            ("direction", direction),
+            ("reason", &self.reason),
+        ]
+    }
+}
+
+impl Labelled for NetworkView {
+    fn labels(&self) -> impl EncodeLabelSet {
+        [("network", self.network_id.as_str())]
+    }
+}
+
+impl Labelled for WorkerView {
+    fn labels(&self) -> impl EncodeLabelSet {
+        [("worker", usize::from(self.worker)), ("core", self.core)]
+    }
+}

@@ -1,0 +1,398 @@
+//! The API over a unix socket, from the outside: its pages, its errors, its socket, its patience.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod fake;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::{UnixListener, UnixStream};
+
+use fake::{Fake, ODD, Views, exists, runtime};
+use serde_json::Value;
+use tokio::sync::{mpsc, oneshot};
+use vifswitch::control::client::{Client, Error};
+use vifswitch::control::handle::Handle;
+use vifswitch::control::server::{pages, serve};
+use vifswitch::control::socket::Socket;
+use vifswitch::control::view::PortView;
+
+/// An answer: status, head, body.
+#[derive(Debug)]
+struct Answer(u16, String, String);
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.2).unwrap()
+    }
+
+    fn kind(&self) -> String {
+        let error = &self.json()["error"];
+        assert!(error["message"].as_str().is_some_and(|m| !m.is_empty()), "{self:?}");
+        error["kind"].as_str().unwrap().to_owned()
+    }
+}
+
+/// Says one request over `stream` and reads until its other end closes.
+fn talk(mut stream: impl Read + Write, method: &str, path: &str) -> Answer {
+    write!(stream, "{method} {path} HTTP/1.1\r\nHost: vifswitch\r\nConnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    Answer(head[9..12].parse().unwrap(), head.to_lowercase(), body.to_owned())
+}
+
+fn ask(fake: &Fake, method: &str, path: &str) -> Answer {
+    talk(UnixStream::connect(fake.socket()).unwrap(), method, path)
+}
+
+#[test]
+fn every_page_has_the_keys_of_the_contract() {
+    let fake = Fake::showing(Views::made_up());
+    for (path, keys) in [
+        (
+            "/v1/ports",
+            "port_id device_id network_id mac_address position status status_reason admin_state_up device worker \
+             rx_frames rx_bytes tx_frames tx_bytes drops",
+        ),
+        ("/v1/vms", "device_id ports networks active"),
+        ("/v1/networks", "network_id mtu ports stations"),
+        ("/v1/fdb", "network_id mac_address port_id kind age_seconds"),
+        ("/v1/workers", "worker core poll stations breaths busy_seconds sleeps"),
+        ("/v1/drops", "port_id device_id direction reason meaning frames"),
+    ] {
+        let answer = ask(&fake, "GET", path);
+        assert_eq!(answer.0, 200, "{path}");
+        assert!(answer.1.contains("content-type: application/json"), "{path}");
+        let rows = answer.json();
+        assert!(!rows.as_array().unwrap().is_empty(), "{path}");
+        for row in rows.as_array().unwrap() {
+            for key in keys.split_whitespace() {
+                assert!(row.get(key).is_some(), "{path} lacks {key}");
+            }
+        }
+    }
+    assert_eq!(ask(&fake, "GET", "/v1/config").json()["switch"]["cores"][0], 1);
+}
+
+#[test]
+fn a_port_is_found_by_its_name() {
+    let fake = Fake::showing(Views::made_up());
+    assert_eq!(ask(&fake, "GET", "/v1/ports/p1").json()["device_id"], "fw-3");
+    assert_eq!(ask(&fake, "GET", "/v1/ports/a%22b%5Cc").json()["port_id"], ODD);
+    for path in ["/v1/ports/p2", "/v1/ports/%ff", "/v1/ports/p1%00"] {
+        let answer = ask(&fake, "GET", path);
+        assert_eq!((answer.0, answer.kind().as_str()), (404, "unknown_port"), "{path}");
+    }
+}
+
+#[test]
+fn what_is_not_there_says_so() {
+    let fake = Fake::showing(Views::made_up());
+    for path in ["/", "/v1", "/v1/port", "/v1/ports/", "/v1/ports/p1/x", "/v2/ports"] {
+        let answer = ask(&fake, "GET", path);
+        assert_eq!((answer.0, answer.kind().as_str()), (404, "unknown_path"), "{path}");
+    }
+    for (method, path) in
+        [("PUT", "/v1/ports"), ("DELETE", "/v1/ports/p1"), ("POST", "/metrics"), ("BREW", "/v1/config")]
+    {
+        let answer = ask(&fake, method, path);
+        assert_eq!((answer.0, answer.kind().as_str()), (405, "method_not_allowed"), "{method} {path}");
+        assert!(answer.1.contains("allow: get,head"), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_switch_that_is_shutting_down_says_so() {
+    let fake = Fake::closing();
+    for path in ["/v1/ports", "/v1/ports/p1", "/v1/config", "/metrics"] {
+        let answer = ask(&fake, "GET", path);
+        assert_eq!((answer.0, answer.kind().as_str()), (503, "shutting_down"), "{path}");
+    }
+}
+
+#[test]
+fn the_client_reads_what_the_server_says() {
+    let views = Views::made_up();
+    let fake = Fake::showing(views.clone());
+    let client = Client::new(fake.socket());
+    runtime().block_on(async {
+        assert_eq!(client.get::<Vec<PortView>>("/v1/ports").await.unwrap(), views.ports);
+        assert!(client.get_json("/v1/drops").await.unwrap().contains("spoofed_source"));
+        match client.get::<PortView>("/v1/ports/p2").await {
+            Err(Error::Refused { status: 404, kind, message }) => {
+                assert_eq!(kind, "unknown_port");
+                assert!(message.contains("p2"));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(client.get::<u8>("/v1/ports").await, Err(Error::Broken { .. })));
+        assert!(matches!(client.get_json("/metrics").await, Err(Error::Broken { .. })));
+    });
+}
+
+#[test]
+fn the_client_knows_when_there_is_no_switch() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("api.sock");
+    runtime().block_on(async {
+        assert!(matches!(Client::new(&path).get_json("/v1/ports").await, Err(Error::NoSwitch { .. })));
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(matches!(Client::new(&path).get_json("/v1/ports").await, Err(Error::NoSwitch { .. })));
+    });
+}
+
+#[test]
+fn the_client_knows_when_it_is_no_switch_that_listens() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("api.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let other = std::thread::spawn(move || {
+        for words in ["", "220 mail.example ESMTP\r\n", "HTTP/1.1 500 x\r\ncontent-length: 2\r\n\r\nhm"] {
+            let (mut stream, _) = listener.accept().unwrap();
+            assert!(stream.read(&mut [0; 1024]).unwrap() > 0);
+            stream.write_all(words.as_bytes()).unwrap();
+        }
+    });
+    runtime().block_on(async {
+        for _ in 0..3 {
+            assert!(matches!(Client::new(&path).get_json("/v1/ports").await, Err(Error::Broken { .. })));
+        }
+    });
+    other.join().unwrap();
+}
+
+#[test]
+fn silent_clients_block_nobody() {
+    let fake = Fake::showing(Views::made_up());
+    let silent: Vec<_> = (0..10).map(|_| UnixStream::connect(fake.socket()).unwrap()).collect();
+    let mut half = UnixStream::connect(fake.socket()).unwrap();
+    half.write_all(b"GET /v1/po").unwrap();
+    assert_eq!(ask(&fake, "GET", "/v1/ports").0, 200);
+    drop((silent, half));
+}
+
+#[test]
+fn silent_clients_lose_their_places() {
+    let fake = Fake::showing(Views::made_up());
+    // More than there are places for.
+    let silent: Vec<_> = (0..70).map(|_| UnixStream::connect(fake.socket()).unwrap()).collect();
+    let client = Client::new(fake.socket());
+    runtime().block_on(client.get_json("/v1/ports")).unwrap();
+    let mut first = &silent[0];
+    assert_eq!(first.read(&mut [0; 64]).unwrap(), 0, "it has been hung up on");
+}
+
+#[test]
+fn a_long_head_is_refused() {
+    let fake = Fake::showing(Views::made_up());
+    let mut stream = UnixStream::connect(fake.socket()).unwrap();
+    stream.write_all(b"GET /v1/ports HTTP/1.1\r\n").unwrap();
+    // The other end may hang up at any moment from here on.
+    let line = format!("x-filler: {}\r\n", "x".repeat(1000));
+    while stream.write_all(line.as_bytes()).is_ok() {}
+    assert_eq!(ask(&fake, "GET", "/v1/ports").0, 200);
+}
+
+#[test]
+fn a_stop_is_not_held_up() {
+    let (asked, mut heard) = mpsc::unbounded_channel();
+    let mut fake = Fake::hanging(asked);
+    let silent = UnixStream::connect(fake.socket()).unwrap();
+    let mut waiting = UnixStream::connect(fake.socket()).unwrap();
+    waiting.write_all(b"GET /v1/ports HTTP/1.1\r\nHost: vifswitch\r\n\r\n").unwrap();
+    heard.blocking_recv().unwrap();
+    fake.stop();
+    assert!(!exists(&fake.socket()), "the socket is gone");
+    assert_eq!(waiting.read(&mut [0; 64]).unwrap(), 0);
+    drop(silent);
+}
+
+#[test]
+fn the_pages_can_be_served_over_tcp() {
+    let (address, known) = std::sync::mpsc::channel();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let server = std::thread::spawn(move || {
+        runtime().block_on(async {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            address.send(listener.local_addr().unwrap()).unwrap();
+            let (handle, requests) = Handle::new();
+            let served = serve(listener, pages(handle), async { drop(stopped.await) });
+            tokio::join!(served, Views::made_up().control(requests));
+        });
+    });
+    let address = known.recv().unwrap();
+    assert_eq!(talk(TcpStream::connect(address).unwrap(), "GET", "/metrics").0, 200);
+    assert_eq!(talk(TcpStream::connect(address).unwrap(), "GET", "/v1/ports").0, 200);
+    drop(stop);
+    server.join().unwrap();
+}
+
+#[tokio::test]
+async fn the_socket_is_for_owner_and_group() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("made/on/the/way/api.sock");
+    let socket = Socket::bind(&path).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o660);
+    drop(socket);
+    assert!(!exists(&path), "it goes with the switch");
+}
+
+#[tokio::test]
+async fn the_socket_of_a_dead_switch_is_replaced() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("api.sock");
+    drop(UnixListener::bind(&path).unwrap());
+    assert!(exists(&path));
+    let socket = Socket::bind(&path).unwrap();
+    UnixStream::connect(&path).unwrap();
+    drop(socket);
+}
+
+#[tokio::test]
+async fn the_socket_of_a_living_switch_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("api.sock");
+    let first = Socket::bind(&path).unwrap();
+    let error = Socket::bind(&path).unwrap_err();
+    assert_eq!(error.to_string(), format!("another switch is listening at {}", path.display()));
+    UnixStream::connect(&path).unwrap();
+
+    // Nor does a switch that goes take the socket of another with it.
+    fs::remove_file(&path).unwrap();
+    let second = Socket::bind(&path).unwrap();
+    drop(first);
+    UnixStream::connect(&path).unwrap();
+    drop(second);
+}
+
+#[tokio::test]
+async fn what_is_no_socket_is_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("api.sock");
+    fs::write(&path, "precious").unwrap();
+    let error = Socket::bind(&path).unwrap_err().to_string();
+    assert!(error.contains("is not a socket") && error.contains(path.to_str().unwrap()), "{error}");
+    assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
+
+    let link = directory.path().join("link.sock");
+    symlink("nowhere", &link).unwrap();
+    Socket::bind(&link).unwrap_err();
+    assert!(exists(&link));
+}
+
+#[tokio::test]
+async fn a_socket_that_cannot_be_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let long = directory.path().join("x".repeat(200));
+    let error = Socket::bind(&long).unwrap_err().to_string();
+    assert!(error.contains(long.to_str().unwrap()), "{error}");
+}
+
+/// A sample: its name, and its labels.
+type Sample = (String, BTreeMap<String, String>);
+
+/// Reads the OpenMetrics text format, strictly.
+fn scrape(text: &str) -> HashMap<Sample, f64> {
+    let legal = |name: &str| {
+        name.starts_with(|c: char| c.is_ascii_lowercase())
+            && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
+    };
+    let body = text.strip_suffix("# EOF\n").expect("it ends with EOF");
+    let (mut samples, mut seen) = (HashMap::new(), BTreeSet::new());
+    let (mut family, mut ending) = (String::new(), None);
+    for line in body.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            let (name, help) = rest.split_once(' ').unwrap();
+            assert!(legal(name) && !help.is_empty(), "{line}");
+            assert!(seen.insert(name.to_owned()), "one family, one place: {line}");
+            (family, ending) = (name.to_owned(), None);
+        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = rest.split_once(' ').unwrap();
+            assert_eq!(name, family, "{line}");
+            ending = Some(match kind {
+                "counter" => "_total",
+                "gauge" => "",
+                "info" => "_info",
+                _ => panic!("{line}"),
+            });
+        } else if let Some(rest) = line.strip_prefix("# UNIT ") {
+            let (name, unit) = rest.split_once(' ').unwrap();
+            assert!(name == family && name.ends_with(&format!("_{unit}")), "{line}");
+        } else {
+            let (name, rest) = line.split_once('{').unwrap();
+            let ending = ending.expect("HELP and TYPE come before samples");
+            assert_eq!(name, format!("{family}{ending}"), "{line}");
+            let (labels, value) = labels(rest);
+            assert!(labels.keys().all(|label| legal(label)), "{line}");
+            let value = value.strip_prefix(' ').unwrap().parse().unwrap();
+            assert!(samples.insert((name.to_owned(), labels), value).is_none(), "twice: {line}");
+        }
+    }
+    samples
+}
+
+/// Reads labels up to the closing brace; what comes after it is left.
+fn labels(mut rest: &str) -> (BTreeMap<String, String>, &str) {
+    let mut labels = BTreeMap::new();
+    loop {
+        let (name, quoted) = rest.split_once("=\"").unwrap();
+        let mut value = String::new();
+        let mut chars = quoted.chars();
+        loop {
+            match chars.next().unwrap() {
+                '"' => break,
+                '\\' => value.push(match chars.next().unwrap() {
+                    'n' => '\n',
+                    c @ ('"' | '\\') => c,
+                    c => panic!("\\{c}"),
+                }),
+                c => value.push(c),
+            }
+        }
+        assert!(labels.insert(name.to_owned(), value).is_none());
+        match chars.next().unwrap() {
+            ',' => rest = chars.as_str(),
+            '}' => return (labels, chars.as_str()),
+            c => panic!("{c}"),
+        }
+    }
+}
+
+#[test]
+fn the_metrics_can_be_scraped() {
+    let fake = Fake::showing(Views::made_up());
+    let answer = ask(&fake, "GET", "/metrics");
+    assert!(answer.1.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"));
+    let samples = scrape(&answer.2);
+    let value = |name: &str, labels: &[(&str, &str)]| {
+        let labels = labels.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect();
+        samples.get(&(format!("vifswitch_{name}"), labels)).copied()
+    };
+    let odd = [("port", ODD), ("vm", "web"), ("network", "net1")];
+    let plain = [("port", "p1"), ("vm", "fw-3"), ("network", "net1")];
+    assert_eq!(value("port_receive_frames_total", &odd), Some(12.0));
+    assert_eq!(value("port_receive_bytes_total", &odd), Some(1_234_567.0));
+    assert_eq!(value("port_transmit_frames_total", &plain), Some(7.0));
+    assert_eq!(value("port_transmit_bytes_total", &plain), Some(980.0));
+    assert_eq!(value("port_forwarded_frames_total", &plain), Some(8.0));
+    assert_eq!(value("port_flooded_frames_total", &plain), Some(2.0));
+    assert_eq!(value("port_flood_copies_total", &plain), Some(6.0));
+    assert_eq!((value("port_up", &plain), value("port_up", &odd)), (Some(1.0), Some(0.0)));
+    let drops = [odd[0], odd[1], odd[2], ("direction", "in"), ("reason", "spoofed_source")];
+    assert_eq!(value("port_drops_total", &drops), Some(2.0));
+    assert_eq!(value("network_stations", &[("network", "net1")]), Some(3.0));
+    let worker = [("worker", "0"), ("core", "1")];
+    assert_eq!(value("worker_breaths_total", &worker), Some(1_000_000.0));
+    assert_eq!(value("worker_busy_seconds_total", &worker), Some(0.25));
+    assert_eq!(value("build_info", &[("version", env!("CARGO_PKG_VERSION"))]), Some(1.0));
+}
+
+#[test]
+fn a_switch_without_anything_can_be_scraped() {
+    let fake = Fake::showing(Views::default());
+    assert_eq!(scrape(&ask(&fake, "GET", "/metrics").2).len(), 1, "only what it is");
+    assert_eq!(ask(&fake, "GET", "/v1/ports").2, "[]");
+}

@@ -1,0 +1,216 @@
+//! A switch that only talks: the real server over a controller that answers from made-up views.
+#![allow(dead_code, missing_docs, clippy::unwrap_used)] // each user uses a part of it
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::sync::{mpsc, oneshot};
+use vifswitch::control::handle::{Handle, Request};
+use vifswitch::control::server::{pages, serve};
+use vifswitch::control::socket::Socket;
+use vifswitch::control::view::{
+    DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status, VmView, WorkerView,
+};
+
+/// An id that is allowed and wants escaping everywhere.
+pub const ODD: &str = "a\"b\\c";
+
+/// What the fake switch shows.
+#[derive(Debug, Clone, Default)]
+pub struct Views {
+    pub ports: Vec<PortView>,
+    pub vms: Vec<VmView>,
+    pub networks: Vec<NetworkView>,
+    pub fdb: Vec<StationView>,
+    pub workers: Vec<WorkerView>,
+    pub drops: Vec<DropView>,
+}
+
+impl Views {
+    /// Two ports of two VMs on one network, one of them with a name that wants escaping.
+    pub fn made_up() -> Views {
+        let port = |port_id: &str, device_id: &str, status, status_reason: &str| PortView {
+            port_id: port_id.into(),
+            device_id: device_id.into(),
+            network_id: "net1".into(),
+            mac_address: "02:00:00:00:01:0a".into(),
+            position: 0,
+            status,
+            status_reason: status_reason.into(),
+            admin_state_up: true,
+            port_security: "mac".into(),
+            device: DeviceView {
+                kind: "tap".into(),
+                name: "tap0".into(),
+                netns: Some(device_id.into()),
+                queues: 1,
+                offloads: true,
+                persist: true,
+            },
+            worker: (status == Status::Active).then_some(0),
+            rx_frames: 12,
+            rx_bytes: 1_234_567,
+            tx_frames: 7,
+            tx_bytes: 980,
+            forwarded: 8,
+            flooded: 2,
+            copies: 6,
+            drops: BTreeMap::from([("spoofed_source".into(), 2)]),
+        };
+        let vm = |device_id: &str, port: &str| VmView {
+            device_id: device_id.into(),
+            ports: vec![port.into()],
+            networks: vec!["net1".into()],
+            active: 1,
+            rx_frames: 12,
+            rx_bytes: 1_234_567,
+            tx_frames: 7,
+            tx_bytes: 980,
+            drops: 2,
+        };
+        let station = |port_id: &str, kind, age_seconds| StationView {
+            network_id: "net1".into(),
+            mac_address: "02:00:00:00:01:0a".into(),
+            port_id: port_id.into(),
+            kind,
+            age_seconds,
+        };
+        Views {
+            ports: vec![port("p1", "fw-3", Status::Active, ""), port(ODD, "web", Status::Down, "no such namespace")],
+            vms: vec![vm("fw-3", "p1"), vm("web", ODD)],
+            networks: vec![NetworkView {
+                network_id: "net1".into(),
+                mtu: 1500,
+                ports: 2,
+                active: 1,
+                stations: 3,
+                fdb_limit: 65536,
+                ageing_seconds: 300,
+            }],
+            fdb: vec![station("p1", StationKind::Pinned, 0), station(ODD, StationKind::Learned, 65)],
+            workers: vec![WorkerView {
+                worker: 0,
+                core: 1,
+                poll: "adaptive".into(),
+                queues: 2,
+                stations: 3,
+                stations_limit: 131_072,
+                stations_refused: 0,
+                breaths: 1_000_000,
+                busy_breaths: 10,
+                busy_seconds: 0.25,
+                sleeps: 4,
+                sightings_lost: 0,
+            }],
+            drops: vec![DropView {
+                port_id: ODD.into(),
+                device_id: "web".into(),
+                network_id: "net1".into(),
+                direction: Direction::In,
+                reason: "spoofed_source".into(),
+                meaning: "port security does not allow this source here".into(),
+                frames: 2,
+            }],
+        }
+    }
+
+    /// Answers as the controller does, until nobody can ask any more.
+    pub async fn control(self, mut requests: mpsc::Receiver<Request>) {
+        while let Some(request) = requests.recv().await {
+            // Whoever has asked may be gone.
+            match request {
+                Request::Ports(reply) => drop(reply.send(self.ports.clone())),
+                Request::Vms(reply) => drop(reply.send(self.vms.clone())),
+                Request::Networks(reply) => drop(reply.send(self.networks.clone())),
+                Request::Fdb(reply) => drop(reply.send(self.fdb.clone())),
+                Request::Workers(reply) => drop(reply.send(self.workers.clone())),
+                Request::Drops(reply) => drop(reply.send(self.drops.clone())),
+                Request::Config(reply) => drop(reply.send(json!({ "switch": { "cores": [1] } }))),
+            }
+        }
+    }
+}
+
+/// A fake switch that runs in a thread of its own until it is dropped.
+#[derive(Debug)]
+pub struct Fake {
+    directory: TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Fake {
+    /// A switch that shows `views`.
+    pub fn showing(views: Views) -> Fake {
+        Fake::start(async move |requests| views.control(requests).await)
+    }
+
+    /// A switch whose controller is gone.
+    pub fn closing() -> Fake {
+        Fake::start(async |requests| drop(requests))
+    }
+
+    /// A switch whose controller takes requests and does not answer. Each one is told to `asked`.
+    pub fn hanging(asked: mpsc::UnboundedSender<()>) -> Fake {
+        Fake::start(async move |mut requests| {
+            let mut kept = Vec::new();
+            while let Some(request) = requests.recv().await {
+                kept.push(request);
+                asked.send(()).unwrap();
+            }
+        })
+    }
+
+    fn start<F>(controller: F) -> Fake
+    where
+        F: AsyncFnOnce(mpsc::Receiver<Request>) + Send + 'static,
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let (ready, wait) = std::sync::mpsc::channel();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            runtime().block_on(async {
+                let socket = Socket::bind(&path).unwrap();
+                let (handle, requests) = Handle::new();
+                ready.send(()).unwrap();
+                let served = serve(socket, pages(handle), async { drop(stopped.await) });
+                tokio::join!(served, controller(requests));
+            });
+        });
+        wait.recv().unwrap();
+        Fake { directory, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("api.sock")
+    }
+
+    /// Stops it, and waits until it has stopped.
+    pub fn stop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A runtime as the switch has it.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Whether there is anything at `path`.
+pub fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}
