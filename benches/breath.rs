@@ -32,9 +32,9 @@ impl Dice {
     }
 }
 
-fn learned_lab(ports: usize, stations: usize, len: usize) -> Lab {
+fn learned_lab(ports: usize, stations: usize) -> Lab {
     let limits = Limits { network: stations as u32 + 1, port: stations as u32 + 1 };
-    let setup = Setup { slots: 16384, stations: stations as u32,  limits, ..Setup::default() };
+    let setup = Setup { slots: 16384, stations: stations as u32, limits, ..Setup::default() };
     let plugs: Vec<_> = (0..ports).map(|port| Plug::new(0, port as u32)).collect();
     let mut lab = Lab::new(setup, &plugs);
     for number in 0..stations {
@@ -101,7 +101,7 @@ fn breath(c: &mut Criterion) {
         (64, 1_000, 1514),
     ] {
         let stations = stations / ports * ports;
-        let mut lab = LazyCell::new(|| learned_lab(ports, stations, len));
+        let mut lab = LazyCell::new(|| learned_lab(ports, stations));
         let mut dice = Dice(1);
         let name = BenchmarkId::new(format!("{len}B/{ports} ports"), format!("{stations} stations"));
         group.bench_function(name, |b| b.iter_custom(|frames| run(&mut lab, stations, len, frames, &mut dice)));

@@ -1,5 +1,29 @@
-//! vifswitch
-#![allow(missing_docs)]
+//! vifswitch: a poll-mode userspace Ethernet switch for compute hosts.
+//!
+//! A frame walks one way: **device → switch → outbox → device**. A *worker* is one thread pinned to
+//! one core; it walks this corridor once per *breath* and owns everything it touches. Control is
+//! another thread, and talks to workers by mail.
+//!
+//! # The rooms
+//!
+//! | room | what is in it |
+//! |---|---|
+//! | [`wire`] | bytes → meaning: addresses, tags, the offload header. Never panics |
+//! | [`frame`] | the right to bytes: [`Frame`](frame::Frame), [`Batch`](frame::Batch), [`Lane`](frame::Lane), [`Pool`](frame::Pool), [`Cache`](frame::Cache) |
+//! | [`device`] | how frames enter and leave: the trait [`Device`](device::Device), taps, cables, devices around devices |
+//! | [`sys`] | the operating system, thin, safe outside |
+//! | [`switch`] | what to do with a frame: rules, table of stations, verdicts. Pure |
+//! | [`worker`] | one thread: breath, gates, outbox, peers, mail, pace |
+//! | [`control`] | desired state: configuration, admission, controller, API |
+//! | [`telemetry`] | counters with one writer, the drop ledger, metrics |
+//! | [`cli`], [`daemon`], [`time`] | the command line, the running switch, the one place that reads the clock |
+//!
+//! `sys → frame → device`; `wire, frame → switch`; `device, switch → worker → control → cli, daemon`:
+//! what is left of an arrow is used by what is right of it. `switch` and `device` never meet.
+//! `unsafe` lives in `sys` and `frame`; the other rooms forbid it.
+
+#![cfg_attr(test, allow(clippy::cast_possible_truncation))] // tests count in whatever is handy
+
 pub mod cli;
 pub mod control;
 pub mod daemon;

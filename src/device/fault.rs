@@ -126,14 +126,14 @@ impl<D: Device> Device for Fault<D> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::memory::{Memory, cable};
+    use crate::device::memory::{Capacity, Memory, cable};
     use crate::frame::Pool;
 
     /// What arrives and what is lost of 1000 frames, and the state of the pool afterwards.
     fn run(memory: Memory, faults: Faults) -> (Vec<u32>, u64) {
         let pool = Pool::new(2048).unwrap();
         let mut cache = Cache::new(pool);
-        let (end, mut far) = cable(1 << 20);
+        let (end, mut far) = cable(Capacity { blocks: 2048, ..Capacity::default() });
         let mut device = Fault::new(end.with_memory(memory), faults);
         let lost = device.lost();
         let (mut batch, mut seen) = (Batch::new(), Vec::new());
@@ -170,7 +170,7 @@ mod tests {
     fn a_full_device_says_so_and_a_dead_one_is_down() {
         let pool = Pool::new(64).unwrap();
         let mut cache = Cache::new(pool);
-        let (end, _far) = cable(4096);
+        let (end, _far) = cable(Capacity::default());
         let mut device = Fault::new(end, Faults { full: 1000, die_after: Some(2), ..Faults::default() });
         let (mut batch, mut lane) = (Batch::new(), Lane::with_capacity(8));
         let mut transmit = |device: &mut Fault<_>, cache: &mut Cache, batch: &Batch| {

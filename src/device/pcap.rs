@@ -240,7 +240,7 @@ fn words(out: &mut Vec<u8>, words: &[u32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::memory::cable;
+    use crate::device::memory::{Capacity, cable};
     use crate::frame::Pool;
     use crate::wire::Offload;
     use std::sync::mpsc::{Receiver, Sender, channel};
@@ -299,7 +299,7 @@ mod tests {
     #[test]
     fn both_ways_are_written_down_whole() {
         let (send, out) = channel();
-        let (end, mut far) = cable(1 << 20);
+        let (end, mut far) = cable(Capacity::default());
         let mut time = UNIX_EPOCH + Duration::new(1_700_000_000, 123_456_789);
         let clock = move || {
             time += Duration::from_nanos(1);
@@ -344,7 +344,7 @@ mod tests {
         }
         let (send, out) = channel();
         let (leave, wait) = channel();
-        let (end, mut far) = cable(1 << 20);
+        let (end, mut far) = cable(Capacity::default());
         let mut device = Pcap::new(end, Stuck(Out(send), wait, false), || UNIX_EPOCH).unwrap();
         let mut cache = Cache::new(Pool::new(4096).unwrap());
         let mut batch = Batch::new();
@@ -364,7 +364,7 @@ mod tests {
     #[test]
     fn what_cannot_be_written_is_counted() {
         let (send, out) = channel();
-        let (end, mut far) = cable(1 << 20);
+        let (end, mut far) = cable(Capacity::default());
         let mut device = Pcap::new(end, Out(send), || UNIX_EPOCH).unwrap();
         drop(out);
         let mut cache = Cache::new(Pool::new(64).unwrap());

@@ -1,7 +1,7 @@
 //! A burst of frames, and the memory that a burst may borrow.
 
-use super::pool::{Frame, Tail};
 use super::Cache;
+use super::pool::{Frame, Tail};
 use crate::wire::Offload;
 
 /// Frames in a burst, at most.
@@ -186,7 +186,8 @@ impl Batch {
     pub(super) fn view_of<'a>(&'a self, frame: &'a Frame) -> View<'a> {
         match frame.landing() {
             Some((buffer, start)) => {
-                let with_header = &self.landing[buffer * STRIDE + start - HEADROOM..][..HEADROOM + frame.head() as usize];
+                let with_header =
+                    &self.landing[buffer * STRIDE + start - HEADROOM..][..HEADROOM + frame.head() as usize];
                 View { frame, head: &with_header[HEADROOM..], with_header: Some(with_header) }
             }
             None => View { frame, head: frame.owned_head(), with_header: None },

@@ -518,11 +518,11 @@ mod tests {
             assert_eq!(see(&mut table, station(0, mac), victim, 1, limits), Seen::New);
         }
         for mac in 0..20_000 {
-            assert_eq!(see(&mut table, station(0, 0x02_0000_0000_00 + mac), attacker, 2, limits), Seen::New);
+            assert_eq!(see(&mut table, station(0, 0x0200_0000_0000 + mac), attacker, 2, limits), Seen::New);
         }
         assert!((1..=500).all(|mac| find(&table, station(0, mac), 2) == Some(victim)));
         assert_eq!(table.len(), 1500);
-        assert_eq!(find(&table, station(0, 0x02_0000_0000_00 + 19_999), 2), Some(attacker), "its newest are kept");
+        assert_eq!(find(&table, station(0, 0x0200_0000_0000 + 19_999), 2), Some(attacker), "its newest are kept");
     }
 
     #[test]

@@ -164,7 +164,9 @@ impl Judge<'_> {
             let source = Station::new(port.rules.network, header.source);
             let hash = rules.pins().hash(source);
             match rules.pins().find(source, hash).and_then(|pinned| rules.compiled(pinned)) {
-                Some(owner) if port.guard && owner.rules.owner != port.rules.owner => return Verdict::Drop(ForeignSource),
+                Some(owner) if port.guard && owner.rules.owner != port.rules.owner => {
+                    return Verdict::Drop(ForeignSource);
+                }
                 _ if !port.allows(header.source) => return Verdict::Drop(SpoofedSource),
                 Some(_) => {}
                 None => learn = Some((source, hash)),

@@ -28,7 +28,6 @@ pub enum Security {
     Mac(Box<[Mac]>),
 }
 
-
 /// What is asked about a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortRules {
@@ -286,7 +285,7 @@ mod tests {
             id: PortId::new(index, 0),
             network: NetworkId::new(network),
             owner: Owner(owner),
-            mac: Mac::from_bits(0x02_0000_0000_00 + u64::from(index)),
+            mac: Mac::from_bits(0x0200_0000_0000 + u64::from(index)),
             security: Security::Mac(also.iter().map(|&bits| Mac::from_bits(bits)).collect()),
             admin_up: true,
             worker: Some(0),

@@ -134,9 +134,7 @@ impl Offload {
         }
         let frames = payload.div_ceil(size).max(1);
         match u8::try_from(frames) {
-            Ok(frames) if u32::from(frames) <= MOST_SEGMENTS => {
-                Ok(Segmentation { frames, headers })
-            }
+            Ok(frames) if u32::from(frames) <= MOST_SEGMENTS => Ok(Segmentation { frames, headers }),
             _ => Err(BadOffload::SegmentCount),
         }
     }

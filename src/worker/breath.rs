@@ -6,13 +6,13 @@ use std::sync::Arc;
 use crossbeam::channel::Receiver;
 use tokio::sync::mpsc;
 
+use super::Bell;
 use super::gate::{Gate, GateState, Gates};
 use super::mail::{Books, Command, Notice, StationsPage};
 use super::outbox::{Outbox, book};
 use super::pace::{Pace, Pacer};
 use super::peer::Peer;
 use super::team::TeamSettings;
-use super::Bell;
 use crate::frame::{BURST, Batch, Cache};
 use crate::switch::{DropReason, PortId, Switch, Verdict, Verdicts};
 use crate::telemetry::WorkerCounters;

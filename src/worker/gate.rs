@@ -160,7 +160,8 @@ impl Gates {
     }
 
     fn find_door(&mut self, port: PortId, rules: &Rules) {
-        let leads_there = |slot: &Option<Gate>| slot.as_ref().is_some_and(|gate| gate.port == port && gate.is_door(rules));
+        let leads_there =
+            |slot: &Option<Gate>| slot.as_ref().is_some_and(|gate| gate.port == port && gate.is_door(rules));
         let door = self.slots.iter().position(leads_there).and_then(|number| u16::try_from(number).ok());
         self.doors[port.index()] = door.unwrap_or(SHUT);
     }
