@@ -1,14 +1,177 @@
-//! The daemon: from a configuration to a running switch.
+//! The daemon: from a configuration to a running switch, and out again in order.
 
+#![forbid(unsafe_code)]
+
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::thread;
 
-/// Runs the switch until it is told to stop.
-pub fn run(_config: Option<PathBuf>) -> ExitCode {
-    ExitCode::FAILURE
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+
+use crate::control::config::{self, Config, Poll};
+use crate::control::controller::Controller;
+use crate::control::handle::Handle;
+use crate::control::server::{pages, serve};
+use crate::control::socket::Socket;
+use crate::control::staff::Staff;
+use crate::frame::Pool;
+use crate::switch::Secret;
+use crate::sys::cores;
+use crate::worker::{Pace, TeamSettings, Worker, team};
+
+/// Says `what` is wrong, and ends with `code`.
+fn complain(what: impl std::fmt::Display, code: u8) -> ExitCode {
+    eprintln!("{what}");
+    ExitCode::from(code)
 }
 
-/// Says whether a configuration is right.
-pub fn check(_path: &Path) -> ExitCode {
-    ExitCode::FAILURE
+/// Says whether a configuration is right: exit code 0 if it is, 2 and each problem in a line if not.
+pub fn check(path: &Path) -> ExitCode {
+    match config::check(path) {
+        Ok(config) => {
+            let ports: usize = config.vms.iter().map(|vm| vm.ports.len()).sum();
+            let (networks, vms) = (config.networks.len(), config.vms.len());
+            println!("{}: right: {networks} networks, {vms} VMs, {ports} ports", path.display());
+            ExitCode::SUCCESS
+        }
+        Err(errors) => complain(errors, 2),
+    }
+}
+
+/// Runs the switch until it is told to stop by SIGTERM or SIGINT.
+pub fn run(path: Option<PathBuf>) -> ExitCode {
+    let Some(path) = path else {
+        return complain("vifswitch run: what shall it run? Name a configuration with --config FILE", 2);
+    };
+    let config = match config::load(&path) {
+        Ok(config) => config,
+        Err(errors) => return complain(errors, 2),
+    };
+    let filter = EnvFilter::try_from_env("VIFSWITCH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(io::stderr).init();
+
+    let cores = match choose_cores(&config) {
+        Ok(cores) => cores,
+        Err(why) => return complain(format_args!("{}: {why}", path.display()), 2),
+    };
+    // What is started from here on stays away from the workers.
+    cores::avoid(&cores);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build();
+    match runtime.and_then(|runtime| runtime.block_on(serve_until_told(config, cores))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => complain(format_args!("vifswitch run: {why}"), 1),
+    }
+}
+
+/// The cores of the workers: those asked for, or the last one that we may use.
+fn choose_cores(config: &Config) -> Result<Vec<usize>, String> {
+    let allowed = cores::allowed();
+    if config.switch.cores.is_empty() {
+        return Ok(allowed.last().copied().into_iter().collect());
+    }
+    for &core in &config.switch.cores {
+        // Only trying tells: cores that were set apart at boot are not among the allowed ones.
+        let usable = thread::scope(|scope| scope.spawn(|| cores::pin(core)).join().unwrap_or(false));
+        if !usable {
+            return Err(format!(
+                "switch.cores = {core}: there is no such core for this process; it may use {allowed:?}"
+            ));
+        }
+    }
+    Ok(config.switch.cores.clone())
+}
+
+async fn serve_until_told(config: Config, cores: Vec<usize>) -> io::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    // Who shall be able to talk to us, first: a second switch on the same socket opens nothing.
+    let socket = Socket::bind(&config.switch.api)?;
+    let metrics = match config.switch.metrics {
+        Some(address) => {
+            Some(TcpListener::bind(address).await.map_err(|why| named(format!("metrics on {address}"), &why))?)
+        }
+        None => None,
+    };
+
+    let mut random = [0; 16];
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    let secret = Secret::new(random);
+    let pool = Pool::new(config.switch.frames)
+        .map_err(|why| named(format!("{} frames of 4 KiB", config.switch.frames), &why))?;
+    #[allow(clippy::cast_possible_truncation)] // cores are numbered below 1024
+    let settings = TeamSettings { workers: cores.len() as u16, pool, stations: config.switch.stations, secret };
+    let team = team(settings)?;
+    let pace = match config.switch.poll {
+        Poll::Adaptive => Pace::Adaptive,
+        Poll::Busy => Pace::Busy,
+    };
+    let workers = team.workers.into_iter().zip(&cores).enumerate();
+    let threads =
+        workers.map(|(index, (worker, &core))| start(index, worker, core, pace)).collect::<io::Result<Vec<_>>>()?;
+    info!(?cores, ?pace, pages = ?pool.pages(), "workers started");
+
+    let staff = Staff::new(team.posts, team.counters);
+    let mut controller = Controller::new(config, cores, secret, staff, team.notices).map_err(io::Error::other)?;
+    let (handle, requests) = Handle::new();
+    let (stop, stopped) = watch::channel(());
+    let servers = [Some(spawn_server(socket, &handle, &stopped)), metrics.map(|l| spawn_server(l, &handle, &stopped))];
+
+    controller.open_all().await;
+    sd_notify::notify(&[NotifyState::Ready])?;
+    info!("ready");
+
+    let told = async {
+        tokio::select! {
+            _ = terminate.recv() => info!("told to stop by SIGTERM"),
+            _ = interrupt.recv() => info!("told to stop by SIGINT"),
+        }
+    };
+    controller.run(requests, told).await;
+
+    // In order: nobody new comes in, devices come home, workers end.
+    sd_notify::notify(&[NotifyState::Stopping])?;
+    drop(stop);
+    for server in servers.into_iter().flatten() {
+        let _ = server.await;
+    }
+    controller.close_all().await;
+    for thread in threads {
+        let _ = thread.join();
+    }
+    info!("stopped");
+    Ok(())
+}
+
+fn named(what: String, why: &io::Error) -> io::Error {
+    io::Error::new(why.kind(), format!("{what}: {why}"))
+}
+
+fn start(index: usize, worker: Worker, core: usize, pace: Pace) -> io::Result<thread::JoinHandle<()>> {
+    thread::Builder::new().name(format!("vifswitch-w{index}")).spawn(move || {
+        // It has been tried before.
+        cores::pin(core);
+        worker.run(pace);
+    })
+}
+
+fn spawn_server<L>(listener: L, handle: &Handle, stopped: &watch::Receiver<()>) -> tokio::task::JoinHandle<()>
+where
+    L: axum::serve::Listener,
+    L::Addr: std::fmt::Debug,
+{
+    let (pages, mut stopped) = (pages(handle.clone()), stopped.clone());
+    tokio::spawn(async move {
+        serve(listener, pages, async move {
+            // The other end is dropped when it is time.
+            let _ = stopped.changed().await;
+        })
+        .await;
+    })
 }

@@ -368,6 +368,11 @@ impl Fdb {
         }
     }
 
+    /// Says how many stations of each network there are, by [`NetworkId::index`](super::NetworkId::index).
+    pub fn census(&self, counts: &mut [u32]) {
+        counts.iter_mut().zip(&self.networks).for_each(|(to, from)| *to = *from);
+    }
+
     /// Appends stations to `page`, from the entry `cursor` on, as long as `page` has capacity left.
     /// Where to go on; `None` at the end.
     pub fn page(&self, cursor: usize, page: &mut Vec<Learned>) -> Option<usize> {

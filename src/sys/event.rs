@@ -1,48 +1,47 @@
 //! Waiting for several things at once: epoll, and an eventfd to be woken by.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 
-/// A set of file descriptors to wait for, each with a number that tells it apart.
-pub struct Poller {
-    epoll: OwnedFd,
-    events: Vec<epoll::Event>,
-}
+/// Descriptors that one call reports at most; the others are reported by the next.
+const READY: usize = 64;
 
-impl std::fmt::Debug for Poller {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Poller").field("epoll", &self.epoll).finish_non_exhaustive()
-    }
-}
+/// A set of file descriptors to wait for, each with a number that tells it apart.
+#[derive(Debug)]
+pub struct Poller(OwnedFd);
 
 impl Poller {
-    /// An empty set that reports up to `most` descriptors at a time.
-    pub fn new(most: usize) -> io::Result<Poller> {
-        Ok(Poller { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?, events: Vec::with_capacity(most) })
+    /// An empty set.
+    pub fn new() -> io::Result<Poller> {
+        Ok(Poller(epoll::create(epoll::CreateFlags::CLOEXEC)?))
     }
 
     /// Reports `key` whenever `fd` is readable.
     pub fn add(&self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
-        Ok(epoll::add(&self.epoll, fd, epoll::EventData::new_u64(key), epoll::EventFlags::IN)?)
+        Ok(epoll::add(&self.0, fd, epoll::EventData::new_u64(key), epoll::EventFlags::IN)?)
     }
 
     /// Forgets `fd`.
     pub fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        Ok(epoll::delete(&self.epoll, fd)?)
+        Ok(epoll::delete(&self.0, fd)?)
     }
 
-    /// The keys of what is readable; waits for the first of them as long as `patience`, and not at
-    /// all if that is zero.
-    pub fn wait(&mut self, patience: Duration) -> io::Result<impl Iterator<Item = u64> + '_> {
-        self.events.clear();
+    /// Calls `ready` with the keys of what is readable; waits for the first of them as long as
+    /// `patience`, and not at all if that is zero.
+    pub fn wait(&self, patience: Duration, ready: impl FnMut(u64)) -> io::Result<()> {
+        let mut events = [MaybeUninit::uninit(); READY];
         let timeout = Timespec::try_from(patience).map_err(|_| Errno::INVAL)?;
-        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&timeout)) {
-            Ok(_) | Err(Errno::INTR) => Ok(self.events.iter().map(|event| event.data.u64())),
+        match epoll::wait(&self.0, &mut events, Some(&timeout)) {
+            Ok((events, _)) => {
+                events.iter().map(|event| event.data.u64()).for_each(ready);
+                Ok(())
+            }
+            Err(Errno::INTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
     }

@@ -292,6 +292,10 @@ impl Worker {
                 let cursor = cursor.and_then(|at| self.switch.fdb().page(at, &mut stations));
                 let _ = reply.send(StationsPage { stations, cursor });
             }
+            Command::Census(mut counts, reply) => {
+                self.switch.fdb().census(&mut counts);
+                let _ = reply.send(counts);
+            }
             Command::Stop(reply) => {
                 let gates = (0..self.gates.len()).filter_map(|number| self.take_gate(number)).collect();
                 let _ = reply.send(gates);

@@ -37,6 +37,8 @@ pub enum Command {
     Close(PortId, u16, oneshot::Sender<Option<Gate>>),
     /// Fill a page with stations.
     Stations(StationsPage, oneshot::Sender<StationsPage>),
+    /// Fill in how many stations are learned on each network, by [`NetworkId::index`](crate::switch::NetworkId::index).
+    Census(Vec<u32>, oneshot::Sender<Vec<u32>>),
     /// Stop. All gates come back.
     Stop(oneshot::Sender<Vec<Gate>>),
 }

@@ -32,9 +32,6 @@ const FEW: usize = 4;
 /// The key of the bell; the keys of gates are their numbers.
 const BELL: u64 = u64::MAX;
 
-/// Descriptors reported by one call.
-const READY: usize = 64;
-
 /// Whether a worker with nothing to do sleeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pace {
@@ -56,7 +53,7 @@ pub(super) struct Pacer {
 
 impl Pacer {
     pub(super) fn new(bell: &Bell) -> io::Result<Pacer> {
-        let poller = Poller::new(READY)?;
+        let poller = Poller::new()?;
         poller.add(bell.as_fd(), BELL)?;
         Ok(Pacer { poller, deaf: 0, resting: 0, busy_until: Moment::default() })
     }
@@ -104,10 +101,8 @@ impl Pacer {
     }
 
     fn wait(&mut self, patience: Duration, gates: &mut Gates, bell: &Bell) {
-        // Nothing that a running worker could do about an error of epoll, and none is documented
-        // for a valid descriptor: the gates are read at the next breath all the same.
-        let Ok(ready) = self.poller.wait(patience) else { return };
-        for key in ready {
+        let mut roused = 0;
+        let ready = |key| {
             if key == BELL {
                 bell.clear();
             } else if let Some(gate) = usize::try_from(key).ok().and_then(|number| gates.get_mut(number))
@@ -115,9 +110,13 @@ impl Pacer {
             {
                 gate.state = GateState::Polled;
                 gate.quiet = 0;
-                self.resting -= 1;
+                roused += 1;
             }
-        }
+        };
+        // Nothing that a running worker could do about an error of epoll, and none is documented
+        // for a valid descriptor: the gates are read at the next breath all the same.
+        let _ = self.poller.wait(patience, ready);
+        self.resting -= roused;
     }
 
     /// Notes that there was something to do at `now`.

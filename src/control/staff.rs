@@ -1,0 +1,127 @@
+//! Control's side of the workers: their mailboxes, and waiting for their answers. When a call here
+//! returns, what it asked for is true on every worker it was asked of.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::switch::{Learned, MOST_NETWORKS, PortId, Rules, Station};
+use crate::telemetry::{PortCounters, WorkerCounters};
+use crate::worker::{Books, Command, Gate, Post, StationsPage};
+
+/// Stations asked for at a time: a worker copies them within one breath.
+const PAGE: usize = 512;
+
+/// The workers, as control knows them.
+#[derive(Debug)]
+pub struct Staff {
+    posts: Vec<Post>,
+    counters: Vec<Arc<WorkerCounters>>,
+}
+
+impl Staff {
+    /// From what [`team`](crate::worker::team) made.
+    pub fn new(posts: Vec<Post>, counters: Vec<Arc<WorkerCounters>>) -> Staff {
+        Staff { posts, counters }
+    }
+
+    /// How many workers there are.
+    #[allow(clippy::cast_possible_truncation)] // at most 64
+    pub fn len(&self) -> u16 {
+        self.posts.len() as u16
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.posts.is_empty()
+    }
+
+    /// What each worker counts of itself.
+    pub fn counters(&self) -> &[Arc<WorkerCounters>] {
+        &self.counters
+    }
+
+    async fn ask<T>(&self, worker: usize, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.posts[worker].send(command(reply)).then_some(())?;
+        answer.await.ok()
+    }
+
+    /// Puts rules in force at all workers. `books`: the counters of each port, by worker.
+    pub async fn set_rules<'a>(
+        &self,
+        rules: &Arc<Rules>,
+        books: impl Iterator<Item = (PortId, &'a [Arc<PortCounters>])> + Clone,
+    ) {
+        let mut answers = Vec::new();
+        for (worker, post) in self.posts.iter().enumerate() {
+            let mut of_worker = Books::new();
+            for (port, counters) in books.clone() {
+                of_worker.resize_with(of_worker.len().max(port.index() + 1), || None);
+                of_worker[port.index()] = counters.get(worker).cloned();
+            }
+            let (reply, answer) = oneshot::channel();
+            if post.send(Command::Rules(rules.clone(), of_worker, reply)) {
+                answers.push(answer);
+            }
+        }
+        for answer in answers {
+            // The old rules and books come back, and are dropped here.
+            drop(answer.await);
+        }
+    }
+
+    /// Has a gate polled. It comes back if the worker has too many already.
+    #[allow(clippy::result_large_err)] // it is the gate that comes back
+    pub async fn open(&self, worker: u16, gate: Gate) -> Result<(), Gate> {
+        self.ask(usize::from(worker), |reply| Command::Open(gate, reply)).await.unwrap_or(Ok(()))
+    }
+
+    /// Has a gate polled no longer. It comes back, if it was.
+    pub async fn close(&self, worker: u16, port: PortId, queue: u16) -> Option<Gate> {
+        self.ask(usize::from(worker), |reply| Command::Close(port, queue, reply)).await?
+    }
+
+    /// All stations that some worker has learned; where workers differ, as the latest saw it.
+    pub async fn stations(&self) -> Vec<Learned> {
+        let mut all: HashMap<Station, Learned> = HashMap::new();
+        for worker in 0..self.posts.len() {
+            let mut cursor = Some(0);
+            while cursor.is_some() {
+                let page = StationsPage { stations: Vec::with_capacity(PAGE), cursor };
+                let Some(page) = self.ask(worker, |reply| Command::Stations(page, reply)).await else { break };
+                for learned in page.stations {
+                    match all.entry(learned.station) {
+                        Entry::Occupied(known) if known.get().seen >= learned.seen => {}
+                        Entry::Occupied(mut known) => *known.get_mut() = learned,
+                        Entry::Vacant(place) => drop(place.insert(learned)),
+                    }
+                }
+                cursor = page.cursor;
+            }
+        }
+        all.into_values().collect()
+    }
+
+    /// How many stations are learned on each network, as the fullest table has it.
+    pub async fn census(&self) -> Vec<u32> {
+        let mut most = vec![0; MOST_NETWORKS];
+        for worker in 0..self.posts.len() {
+            let counts = vec![0; MOST_NETWORKS];
+            let Some(counts) = self.ask(worker, |reply| Command::Census(counts, reply)).await else { continue };
+            most.iter_mut().zip(counts).for_each(|(most, count)| *most = count.max(*most));
+        }
+        most
+    }
+
+    /// Stops all workers. Their gates come back.
+    pub async fn stop(&self) -> Vec<Gate> {
+        let mut gates = Vec::new();
+        for worker in 0..self.posts.len() {
+            gates.extend(self.ask(worker, Command::Stop).await.unwrap_or_default());
+        }
+        gates
+    }
+}
