@@ -13,7 +13,7 @@ use std::os::fd::BorrowedFd;
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use super::{Abilities, Device};
-use crate::frame::{Batch, Cache, Fate, Lane, Sent};
+use crate::frame::{Batch, Cache, Fate, Lane, Sent, Tail};
 use crate::wire::Offload;
 
 const RECORD: usize = 4 + Offload::LEN;
@@ -59,46 +59,69 @@ impl Memory {
     }
 }
 
-/// One way through a cable, at its beginning.
-#[derive(Debug)]
-struct Outward {
-    full: Producer<Vec<u8>>,
-    empty: Consumer<Vec<u8>>,
-    /// The block that is being filled.
-    block: Option<Vec<u8>>,
-    most: usize,
+/// A burst on its way: records, one behind the other.
+#[derive(Debug, Default)]
+struct Block {
+    bytes: Box<[u8]>,
+    used: usize,
 }
 
-impl Outward {
-    /// Appends a record to the block that is being filled. Whether there was room.
+impl Block {
+    /// Appends a record. Whether there was room.
     #[inline(always)]
-    fn put<'a>(&mut self, len: usize, offload: Offload, head: &[u8], tail: impl Iterator<Item = &'a [u8]>) -> bool {
-        if RECORD + len > self.most {
-            return false;
-        }
-        if self.block.is_none() {
-            self.block = self.empty.pop().ok();
-        }
-        let Some(block) = self.block.as_mut().filter(|block| block.len() + RECORD + len <= self.most) else {
-            return false;
-        };
-        let mut record = [0; RECORD];
+    fn put(&mut self, len: usize, offload: Offload, head: &[u8], tail: Option<Tail<'_>>) -> bool {
+        let room = &mut self.bytes[self.used..];
+        let Some((record, room)) = room.split_first_chunk_mut::<RECORD>() else { return false };
+        let Some(room) = room.get_mut(..len) else { return false };
         let (length, header) = record.split_at_mut(4);
         #[allow(clippy::cast_possible_truncation)] // a block is shorter than 4 GiB
         length.copy_from_slice(&(len as u32).to_ne_bytes());
         header.copy_from_slice(&offload.write());
-        block.extend_from_slice(&record);
-        block.extend_from_slice(head);
-        tail.for_each(|part| block.extend_from_slice(part));
+        match tail {
+            None => room.copy_from_slice(head),
+            Some(tail) => copy_segments(room, head, tail),
+        }
+        self.used += RECORD + len;
         true
+    }
+}
+
+#[cold]
+fn copy_segments(room: &mut [u8], head: &[u8], tail: Tail<'_>) {
+    let (mut room, rest) = room.split_at_mut(head.len());
+    room.copy_from_slice(head);
+    room = rest;
+    for part in tail {
+        let (now, rest) = room.split_at_mut(part.len());
+        now.copy_from_slice(part);
+        room = rest;
+    }
+}
+
+/// One way through a cable, at its beginning.
+#[derive(Debug)]
+struct Outward {
+    full: Producer<Block>,
+    empty: Consumer<Block>,
+    /// The block that is being filled; one without room if none is free.
+    block: Block,
+}
+
+impl Outward {
+    /// Sees to it that there is a block to fill, if there can be.
+    #[inline]
+    fn open(&mut self) {
+        if self.block.bytes.is_empty() {
+            self.block = self.empty.pop().unwrap_or_default();
+        }
     }
 
     /// Sends off the block that is being filled.
     #[inline(always)]
     fn publish(&mut self) {
-        if let Some(block) = self.block.take_if(|block| !block.is_empty()) {
+        if self.block.used > 0 {
             // There are as many blocks as the ring has places.
-            let _ = self.full.push(block);
+            let _ = self.full.push(std::mem::take(&mut self.block));
         }
     }
 }
@@ -106,10 +129,10 @@ impl Outward {
 /// One way through a cable, at its end.
 #[derive(Debug)]
 struct Inward {
-    full: Consumer<Vec<u8>>,
-    empty: Producer<Vec<u8>>,
+    full: Consumer<Block>,
+    empty: Producer<Block>,
     /// The block that is being read, and how far it has been.
-    block: Vec<u8>,
+    block: Block,
     read: usize,
 }
 
@@ -117,7 +140,7 @@ impl Inward {
     /// The next record, and where the one behind it begins.
     #[inline(always)]
     fn next(&self) -> Option<(&[u8], Offload, usize)> {
-        let (record, rest) = self.block.get(self.read..)?.split_first_chunk::<RECORD>()?;
+        let (record, rest) = self.block.bytes.get(self.read..self.block.used)?.split_first_chunk::<RECORD>()?;
         let (len, offload) = record.split_first_chunk()?;
         let len = u32::from_ne_bytes(*len) as usize;
         Some((rest.get(..len)?, Offload::read(offload.first_chunk()?), self.read + RECORD + len))
@@ -126,16 +149,15 @@ impl Inward {
     /// Goes on to the next block, if the present one has been read. Whether there is something.
     #[inline(always)]
     fn refill(&mut self) -> bool {
-        self.read < self.block.len() || self.exchange()
+        self.read < self.block.used || self.exchange()
     }
 
     #[inline]
     fn exchange(&mut self) -> bool {
-        if self.block.capacity() > 0 {
-            let mut read = std::mem::take(&mut self.block);
-            read.clear();
+        if self.block.used > 0 {
+            let read = std::mem::take(&mut self.block);
             // There are as many blocks as the ring has places.
-            let _ = self.empty.push(read);
+            let _ = self.empty.push(Block { used: 0, ..read });
         }
         self.read = 0;
         match self.full.pop() {
@@ -150,12 +172,12 @@ fn way(capacity: Capacity) -> (Outward, Inward) {
     let (full, full_there) = RingBuffer::new(capacity.blocks);
     let (mut empty_there, empty) = RingBuffer::new(capacity.blocks);
     for _ in 0..capacity.blocks {
-        // Blocks grow as they are first used.
-        let _ = empty_there.push(Vec::with_capacity(64));
+        // Zeroed memory is taken as it is first used.
+        let _ = empty_there.push(Block { bytes: vec![0; capacity.block_bytes].into_boxed_slice(), used: 0 });
     }
     (
-        Outward { full, empty, block: None, most: capacity.block_bytes },
-        Inward { full: full_there, empty: empty_there, block: Vec::new(), read: 0 },
+        Outward { full, empty, block: Block::default() },
+        Inward { full: full_there, empty: empty_there, block: Block::default(), read: 0 },
     )
 }
 
@@ -196,7 +218,8 @@ impl End {
 
     /// Adds a frame to a burst that [`End::publish`] sends. Whether there was room for it.
     pub fn stage(&mut self, frame: &[u8], offload: Offload) -> bool {
-        self.outward.put(frame.len(), offload, frame, std::iter::empty())
+        self.outward.open();
+        self.outward.block.put(frame.len(), offload, frame, None)
     }
 
     /// Sends the burst that was staged.
@@ -218,7 +241,7 @@ impl End {
     /// Forgets everything that has arrived.
     pub fn discard(&mut self) {
         while self.inward.refill() {
-            self.inward.read = self.inward.block.len();
+            self.inward.read = self.inward.block.used;
         }
     }
 }
@@ -239,8 +262,10 @@ impl Device for End {
 
     fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
         let outward = &mut self.outward;
+        outward.open();
         let sent = lane.send_each(batch, cache, |view| {
-            match outward.put(view.frame.len() as usize, *view.frame.offload(), view.head, view.tail()) {
+            let tail = (!view.is_one_piece()).then(|| view.tail());
+            match outward.block.put(view.frame.len() as usize, *view.frame.offload(), view.head, tail) {
                 true => Fate::Sent,
                 false => Fate::Full,
             }

@@ -102,27 +102,41 @@ impl Lane {
     #[inline(always)]
     pub fn send_each(&mut self, batch: &Batch, cache: &mut Cache, mut send: impl FnMut(View<'_>) -> Fate) -> Sent {
         let mut sent = Sent::default();
-        let mut full = false;
-        for entry in self.entries.drain(..) {
-            let view = entry.view(batch);
-            let count = view.frame.count();
-            match if full { Fate::Full } else { send(view) } {
+        for (place, entry) in self.entries.iter().enumerate() {
+            let view = match entry {
+                Entry::Owned(frame) => batch.view_of(frame),
+                Entry::Borrowed(index) => batch.view(usize::from(*index)),
+            };
+            let (count, bytes) = (view.frame.count(), view.frame.count_bytes());
+            match send(view) {
                 Fate::Sent => {
                     sent.frames += count;
-                    sent.bytes += view.frame.count_bytes();
-                }
-                Fate::Full => {
-                    sent.full += count;
-                    full = true;
+                    sent.bytes += bytes;
                 }
                 Fate::Refused => sent.refused += count,
                 Fate::LinkDown => sent.link_down += count,
+                Fate::Full => {
+                    sent.full = self.count_from(place, batch);
+                    break;
+                }
             }
+        }
+        for entry in self.entries.drain(..) {
             if let Entry::Owned(frame) = entry {
                 cache.recycle(frame);
             }
         }
         sent
+    }
+
+    /// How many frames wait from `place` on.
+    #[cold]
+    fn count_from(&self, place: usize, batch: &Batch) -> u64 {
+        let count = |entry: &Entry| match entry {
+            Entry::Owned(frame) => frame.count(),
+            Entry::Borrowed(index) => batch.frame(usize::from(*index)).count(),
+        };
+        self.entries[place..].iter().map(count).sum()
     }
 }
 

@@ -23,5 +23,5 @@ mod prefetch;
 pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, View};
 pub use cache::Cache;
 pub use lane::{Fate, Lane, Sent};
-pub use pool::{Frame, Pool, SLOT};
+pub use pool::{Frame, Pool, SLOT, Tail};
 pub use prefetch::prefetch;

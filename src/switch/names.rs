@@ -13,28 +13,32 @@ pub const MOST_NETWORKS: usize = 4096;
 /// A port: its place in the tables, and which of the ports that stood there in turn. A station
 /// learned on a port that is closed names a generation that nobody has any more, and so stops
 /// resolving at once, without a sweep.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub struct PortId {
-    index: u16,
-    generation: u16,
-}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct PortId(u32); // one word: it is compared for every frame
 
 impl PortId {
     /// The `generation`-th port at place `index`, which is below [`MOST_PORTS`].
     pub const fn new(index: u16, generation: u16) -> PortId {
         assert!((index as usize) < MOST_PORTS);
-        PortId { index, generation }
+        PortId((generation as u32) << 16 | index as u32)
     }
 
     /// Its place in tables by port.
-    #[inline]
+    #[inline(always)]
     pub const fn index(self) -> usize {
-        self.index as usize
+        (self.0 & 0xffff) as usize
     }
 
     /// Which of the ports at this place it is.
+    #[allow(clippy::cast_possible_truncation)] // the upper half
     pub const fn generation(self) -> u16 {
-        self.generation
+        (self.0 >> 16) as u16
+    }
+}
+
+impl fmt::Debug for PortId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "port {} ({})", self.index(), self.generation())
     }
 }
 
@@ -50,7 +54,7 @@ impl NetworkId {
     }
 
     /// Its place in tables by network.
-    #[inline]
+    #[inline(always)]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
@@ -62,13 +66,13 @@ pub struct Station(u64);
 
 impl Station {
     /// The station with this address on this network.
-    #[inline]
+    #[inline(always)]
     pub const fn new(network: NetworkId, mac: Mac) -> Station {
         Station((network.0 as u64) << 48 | mac.bits())
     }
 
     /// Its network.
-    #[inline]
+    #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // the upper 16 bits
     pub const fn network(self) -> NetworkId {
         NetworkId((self.0 >> 48) as u16)
@@ -106,7 +110,7 @@ impl Secret {
 
     /// The hash of a station: two full products of 128 bits, each folded. With one alone,
     /// addresses that count up gather in places under an unlucky factor. Low and high bits are good.
-    #[inline]
+    #[inline(always)]
     pub const fn hash(&self, station: Station) -> u64 {
         fold(fold(station.0 ^ self.mask, self.factor), 0x9e37_79b9_7f4a_7c15)
     }

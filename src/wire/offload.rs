@@ -20,6 +20,7 @@ const GSO_ECN: u8 = 0x80;
 
 /// What is left to be done to a frame: `virtio_net_hdr` without its buffer count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)] // in the order of the wire form, so that reading and writing it is a plain copy
 pub struct Offload {
     flags: u8,
     gso_type: u8,

@@ -21,6 +21,10 @@ use crate::time::{self, Moment};
 /// Stations looked at in each breath to see whether they have aged.
 const TIDY: usize = 8;
 
+/// Frames taken in after which the lanes are sent off before the end of the breath: while their
+/// bytes are still in the processor's nearest cache. It also bounds the length of a lane.
+const BREATH: usize = BURST;
+
 /// Sightings heard from each peer in one breath, at most.
 const HEARD: usize = 256;
 
@@ -45,6 +49,8 @@ pub struct Worker {
     books: Books,
     batch: Batch,
     verdicts: Box<Verdicts>,
+    /// Frames taken in since the lanes were last sent off.
+    inhaled: usize,
     cache: Cache,
     pacer: Pacer,
     counters: Arc<WorkerCounters>,
@@ -79,6 +85,7 @@ impl Worker {
             books: Books::new(),
             batch: Batch::new(),
             verdicts: Box::new([Verdict::Drop(DropReason::PortClosed); BURST]),
+            inhaled: 0,
             cache: Cache::new(settings.pool),
             counters,
             stop: false,
@@ -177,7 +184,8 @@ impl Worker {
     /// Makes the batch free for the next burst. What was borrowed from it goes out first.
     #[inline]
     fn end_burst(&mut self, borrowed: bool) {
-        if borrowed || self.gates.is_crowded() {
+        self.inhaled += self.batch.len();
+        if borrowed || self.inhaled > BREATH {
             self.exhale();
         }
         self.batch.clear(&mut self.cache);
@@ -186,6 +194,7 @@ impl Worker {
     /// Sends what waits in the lanes: one call for each port that has something.
     #[inline]
     fn exhale(&mut self) {
+        self.inhaled = 0;
         if !self.gates.take_any_waiting() {
             return;
         }

@@ -6,9 +6,8 @@ use crate::device::Device;
 use crate::frame::{BURST, Lane};
 use crate::switch::{MOST_PORTS, PortId, Rules};
 
-/// Frames that wait in one lane at most. A lane that could overflow with the next burst is sent
-/// off before it comes.
-const LANE: usize = 4 * BURST;
+/// Frames that wait in one lane at most: a worker sends its lanes off after a burst or two.
+const LANE: usize = 2 * BURST;
 
 /// One queue of a port's device, and the lane of frames that leave by it.
 pub struct Gate {
@@ -193,11 +192,5 @@ impl Gates {
     #[inline]
     pub(super) fn take_waiting(&mut self, word: usize) -> u64 {
         std::mem::take(&mut self.waiting[word])
-    }
-
-    /// Whether some lane has no room for another burst.
-    #[inline]
-    pub(super) fn is_crowded(&self) -> bool {
-        self.any_waiting && self.slots.iter().flatten().any(|gate| gate.lane.len() > LANE - BURST)
     }
 }

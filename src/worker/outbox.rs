@@ -85,7 +85,7 @@ impl Outbox<'_> {
     }
 
     /// Puts frame `index` into the lane of port `to`, wherever that is.
-    #[inline]
+    #[inline(never)]
     fn forward(&mut self, index: usize, to: PortId) {
         let Some((number, gate)) = self.gates.door(to) else { return self.send_away(index, to) };
         // 12. egress dressing. What the port cannot pass on would have to be done here.
@@ -105,6 +105,7 @@ impl Outbox<'_> {
     /// Puts frame `index` into the lanes of all ports that a flood from `from` reaches, here and at
     /// other workers. How many copies were made, those for other workers not counted: they count
     /// theirs.
+    #[inline(never)] // it would crowd the registers of the way that most frames go
     fn flood(&mut self, index: usize, from: PortId) -> u64 {
         let (here, there) = self.flood_here(index, from);
         let mut copies = here;
