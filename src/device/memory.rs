@@ -47,7 +47,7 @@ impl Memory {
     #[inline(always)]
     fn hand_over(self, frame: &[u8], offload: Offload, batch: &mut Batch, cache: &mut Cache) -> bool {
         match self {
-            Memory::Owned => cache.frame(frame, offload).map(|frame| batch.push(frame)).is_some(),
+            Memory::Owned => cache.push_frame(frame, offload, batch),
             Memory::Lent => batch
                 .land(true, |room| {
                     room[..Offload::LEN].copy_from_slice(&offload.write());
@@ -265,7 +265,7 @@ impl Device for End {
         outward.open();
         let sent = lane.send_each(batch, cache, |view| {
             let tail = (!view.is_one_piece()).then(|| view.tail());
-            match outward.block.put(view.frame.len() as usize, *view.frame.offload(), view.head, tail) {
+            match outward.block.put(view.frame.len() as usize, view.frame.offload(), view.head, tail) {
                 true => Fate::Sent,
                 false => Fate::Full,
             }

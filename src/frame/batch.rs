@@ -102,8 +102,13 @@ impl Batch {
         };
         let (front, rest) = room.split_first_chunk().expect("the headroom is a header long");
         let offload = Offload::read(front);
-        #[allow(clippy::cast_possible_truncation)] // 64 buffers
-        self.frames.push(Some(Frame::landed(buffer as u8, FRONT as u16, &rest[..len], offload)));
+        #[allow(clippy::cast_possible_truncation)] // 64 buffers of 64 KiB and a little
+        self.frames.push(Some(Frame::landed(buffer as u8, FRONT as u16, len as u32, offload)));
+        if offload.is_pending()
+            && let Some(Some(frame)) = self.frames.last_mut()
+        {
+            frame.measure(Some(&rest[..len]));
+        }
         self.bytes += len;
         Ok(())
     }
@@ -163,7 +168,7 @@ impl Batch {
     pub fn adopt(&self, index: usize, cache: &mut Cache) -> Option<Frame> {
         let view = self.view(index);
         let (mut part, mut rest) = (view.head, view.tail());
-        cache.build(view.frame.len(), *view.frame.offload(), |mut out| {
+        cache.build(view.frame.len(), view.frame.offload(), |mut out| {
             while !out.is_empty() {
                 if part.is_empty() {
                     part = rest.next().expect("the segments of a frame add up to its length");

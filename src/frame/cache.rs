@@ -1,5 +1,6 @@
 //! A worker's private stock of free slots: how it takes and returns frames without a lock.
 
+use super::Batch;
 use super::pool::{CHUNK, Frame, NONE, Pool};
 use crate::wire::Offload;
 
@@ -21,12 +22,35 @@ impl Cache {
     }
 
     /// A frame with these bytes; `None` when the pool has no slots left.
-    #[inline(always)]
+    #[inline]
     pub fn frame(&mut self, bytes: &[u8], offload: Offload) -> Option<Frame> {
-        let slot = self.stock.pop().or_else(|| refill(self.pool, &mut self.stock))?;
+        let slot = self.slot()?;
+        Frame::small(self.pool, slot, bytes, offload).or_else(|| self.long_frame(slot, bytes, offload))
+    }
+
+    /// Appends a frame with these bytes to `batch`. Whether there were slots for it.
+    #[inline(always)]
+    pub fn push_frame(&mut self, bytes: &[u8], offload: Offload, batch: &mut Batch) -> bool {
+        let Some(slot) = self.slot() else { return false };
         match Frame::small(self.pool, slot, bytes, offload) {
-            Some(frame) => Some(frame),
-            None => self.long_frame(slot, bytes, offload),
+            Some(frame) => {
+                batch.push(frame);
+                true
+            }
+            None => self.push_long_frame(slot, bytes, offload, batch),
+        }
+    }
+
+    #[cold]
+    fn push_long_frame(&mut self, slot: u32, bytes: &[u8], offload: Offload, batch: &mut Batch) -> bool {
+        self.long_frame(slot, bytes, offload).map(|frame| batch.push(frame)).is_some()
+    }
+
+    #[inline(always)]
+    fn slot(&mut self) -> Option<u32> {
+        match self.stock.pop() {
+            Some(slot) => Some(slot),
+            None => refill(self.pool, &mut self.stock),
         }
     }
 

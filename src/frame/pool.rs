@@ -208,6 +208,8 @@ pub(super) enum Place {
 pub struct Frame {
     /// The pool of its slots; none for a frame that is lent.
     pool: Option<&'static Pool>,
+    /// The two words of its offload header: apart, they leave no gap.
+    offload: u64,
     /// Its first slot, or its receive buffer.
     at: u32,
     /// Bytes of all segments.
@@ -216,7 +218,7 @@ pub struct Frame {
     start: u16,
     /// Bytes that each of the frames repeats that this one stands for.
     headers: u16,
-    offload: Offload,
+    csum_offset: u16,
     /// How many frames this stands for; 0 if its offload header does not fit it.
     frames: u8,
     place: Place,
@@ -240,7 +242,7 @@ impl Frame {
         let start = front(at);
         let head = len.min(SLOT_BYTES - u32::from(start));
         let place = Place::Slot;
-        let mut frame = Frame { pool: Some(pool), at, len, start, headers: 0, offload, frames: 1, place };
+        let mut frame = Frame::new(Some(pool), at, start, len, offload, place);
         // SAFETY: slot `at` was handed to this frame, which nobody else has yet; head is at most
         // what the slot has behind start.
         fill(unsafe { pool.bytes_mut(at, start, head as u16) });
@@ -264,7 +266,7 @@ impl Frame {
         let len = bytes.len() as u32;
         // SAFETY: the slot was handed over, and nobody else has it; start + len lies within it.
         unsafe { pool.bytes_mut(at, start, len as u16) }.copy_from_slice(bytes);
-        Some(Frame { pool: Some(pool), at, len, start, headers: 0, offload, frames: 1, place: Place::Slot })
+        Some(Frame::new(Some(pool), at, start, len, offload, Place::Slot))
     }
 
     /// Adds the segments behind the first. If slots run out, the frame has those it got.
@@ -292,22 +294,25 @@ impl Frame {
         true
     }
 
-    /// A frame in receive buffer `buffer` of a batch. `bytes`: all of it.
-    #[inline]
-    pub(super) fn landed(buffer: u8, start: u16, bytes: &[u8], offload: Offload) -> Frame {
-        let (at, len, place) = (u32::from(buffer), bytes.len() as u32, Place::Landing);
-        let mut frame = Frame { pool: None, at, len, start, headers: 0, offload, frames: 1, place };
-        if offload.is_pending() {
-            frame.measure(Some(bytes));
-        }
-        frame
+    /// A frame in receive buffer `buffer` of a batch, `len` bytes long. Where its offload header is
+    /// pending, it is to be measured.
+    #[inline(always)]
+    pub(super) fn landed(buffer: u8, start: u16, len: u32, offload: Offload) -> Frame {
+        Frame::new(None, u32::from(buffer), start, len, offload, Place::Landing)
     }
 
-    /// Checks the offload header against the frame, once for all.
+    #[inline(always)]
+    fn new(pool: Option<&'static Pool>, at: u32, start: u16, len: u32, offload: Offload, place: Place) -> Frame {
+        let (offload, csum_offset) = offload.words();
+        Frame { pool, offload, at, len, start, headers: 0, csum_offset, frames: 1, place }
+    }
+
+    /// Checks the offload header against the frame, once for all. `head`: its first segment, if it
+    /// is lent.
     #[cold]
-    fn measure(&mut self, head: Option<&[u8]>) {
+    pub(super) fn measure(&mut self, head: Option<&[u8]>) {
         let head = head.unwrap_or(self.owned_head());
-        (self.frames, self.headers) = match self.offload.segmentation(head, self.len) {
+        (self.frames, self.headers) = match self.offload().segmentation(head, self.len) {
             Ok(s) => (s.frames, s.headers),
             Err(_) => (0, 0),
         };
@@ -337,8 +342,8 @@ impl Frame {
 
     /// What is left to be done to it.
     #[inline(always)]
-    pub fn offload(&self) -> &Offload {
-        &self.offload
+    pub fn offload(&self) -> Offload {
+        Offload::from_words(self.offload, self.csum_offset)
     }
 
     /// Whether its offload header fits it. Nothing else may be done with a frame that is a lie.
@@ -364,7 +369,7 @@ impl Frame {
     pub fn longest(&self) -> u32 {
         match self.frames {
             0 | 1 => self.len,
-            _ => u32::from(self.headers) + u32::from(self.offload.segment_size()),
+            _ => u32::from(self.headers) + u32::from(self.offload().segment_size()),
         }
     }
 

@@ -6,6 +6,8 @@
 //! frames of one TCP or UDP stream. Such a header passes from port to port untouched; what is
 //! checked here is that it fits the frame it comes with, since a guest may write anything.
 
+use std::fmt;
+
 use thiserror::Error;
 
 /// The most frames that one super-frame may stand for.
@@ -19,15 +21,26 @@ const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
 /// What is left to be done to a frame: `virtio_net_hdr` without its buffer count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[repr(C)] // in the order of the wire form, so that reading and writing it is a plain copy
+///
+/// It is kept as it came, in two words, since hardly any frame has it looked at.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Offload {
-    flags: u8,
-    gso_type: u8,
-    hdr_len: u16,
-    gso_size: u16,
-    csum_start: u16,
+    /// Flags, GSO type, header length, GSO size, checksum start; the first on the wire lowest.
+    word: u64,
+    /// Checksum offset.
     csum_offset: u16,
+}
+
+impl fmt::Debug for Offload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Offload")
+            .field("flags", &self.flags())
+            .field("gso_type", &self.gso_type())
+            .field("gso_size", &self.segment_size())
+            .field("csum_start", &self.csum_start())
+            .field("csum_offset", &self.csum_offset)
+            .finish()
+    }
 }
 
 /// How a super-frame falls into frames. Of a plain frame: one frame, nothing more.
@@ -58,43 +71,61 @@ impl Offload {
     pub const LEN: usize = 12;
 
     /// Nothing is left to be done.
-    pub const NONE: Offload = Offload { flags: 0, gso_type: 0, hdr_len: 0, gso_size: 0, csum_start: 0, csum_offset: 0 };
+    pub const NONE: Offload = Offload { word: 0, csum_offset: 0 };
 
     /// Reads the 12 bytes of the wire form. Any bytes are accepted: [`Offload::segmentation`] checks.
-    #[inline]
+    #[inline(always)]
     pub fn read(b: &[u8; Offload::LEN]) -> Offload {
-        let word = |at: usize| u16::from_le_bytes([b[at], b[at + 1]]);
-        Offload {
-            flags: b[0],
-            gso_type: b[1],
-            hdr_len: word(2),
-            gso_size: word(4),
-            csum_start: word(6),
-            csum_offset: word(8),
-        }
+        let [a, b, c, d, e, f, g, h, i, j, ..] = *b;
+        Offload { word: u64::from_le_bytes([a, b, c, d, e, f, g, h]), csum_offset: u16::from_le_bytes([i, j]) }
     }
 
     /// The 12 bytes of the wire form; the buffer count is zero.
-    #[inline]
+    #[inline(always)]
     pub fn write(&self) -> [u8; Offload::LEN] {
-        let [h0, h1] = self.hdr_len.to_le_bytes();
-        let [g0, g1] = self.gso_size.to_le_bytes();
-        let [s0, s1] = self.csum_start.to_le_bytes();
-        let [o0, o1] = self.csum_offset.to_le_bytes();
-        [self.flags, self.gso_type, h0, h1, g0, g1, s0, s1, o0, o1, 0, 0]
+        let [a, b, c, d, e, f, g, h] = self.word.to_le_bytes();
+        let [i, j] = self.csum_offset.to_le_bytes();
+        [a, b, c, d, e, f, g, h, i, j, 0, 0]
+    }
+
+    /// From the two words of [`Offload::words`].
+    #[inline(always)]
+    pub const fn from_words(word: u64, csum_offset: u16) -> Offload {
+        Offload { word, csum_offset }
+    }
+
+    /// The two words in which it is kept.
+    #[inline(always)]
+    pub const fn words(&self) -> (u64, u16) {
+        (self.word, self.csum_offset)
+    }
+
+    const fn flags(&self) -> u8 {
+        self.word.to_le_bytes()[0]
+    }
+
+    const fn gso_type(&self) -> u8 {
+        self.word.to_le_bytes()[1]
+    }
+
+    #[allow(clippy::cast_possible_truncation)] // one of its words
+    const fn csum_start(&self) -> u16 {
+        (self.word >> 48) as u16
     }
 
     /// Whether the next hop must do something: complete a checksum, or segment. Other flags are
     /// remarks that may be lost.
-    #[inline]
-    pub fn is_pending(&self) -> bool {
-        self.flags & NEEDS_CSUM != 0 || self.gso_type & !GSO_ECN != GSO_NONE
+    #[inline(always)]
+    pub const fn is_pending(&self) -> bool {
+        const PENDING: u64 = u64::from_le_bytes([NEEDS_CSUM, !GSO_ECN, 0, 0, 0, 0, 0, 0]);
+        self.word & PENDING != 0
     }
 
     /// Bytes of payload in each frame that a super-frame becomes, but for the last.
     #[inline]
-    pub fn segment_size(&self) -> u16 {
-        self.gso_size
+    #[allow(clippy::cast_possible_truncation)] // one of its words
+    pub const fn segment_size(&self) -> u16 {
+        (self.word >> 32) as u16
     }
 
     /// Checks the header against the frame it came with (`frame`: as much of it as lies in one
@@ -108,17 +139,17 @@ impl Offload {
     }
 
     fn pending_segmentation(&self, frame: &[u8], len: u32) -> Result<Segmentation, BadOffload> {
-        let start = usize::from(self.csum_start);
-        if self.flags & NEEDS_CSUM != 0 {
-            let end = u32::from(self.csum_start) + u32::from(self.csum_offset) + 2;
+        let start = usize::from(self.csum_start());
+        if self.flags() & NEEDS_CSUM != 0 {
+            let end = u32::from(self.csum_start()) + u32::from(self.csum_offset) + 2;
             if start < super::HEADER_LEN || end > len {
                 return Err(BadOffload::OutOfFrame);
             }
         }
-        let transport = match self.gso_type & !GSO_ECN {
+        let transport = match self.gso_type() & !GSO_ECN {
             GSO_NONE => return Ok(Segmentation { frames: 1, headers: 0 }),
             // A segmented frame always leaves its checksum open, and so says where transport begins.
-            _ if self.flags & NEEDS_CSUM == 0 => return Err(BadOffload::OutOfFrame),
+            _ if self.flags() & NEEDS_CSUM == 0 => return Err(BadOffload::OutOfFrame),
             GSO_TCPV4 | GSO_TCPV6 => {
                 // data offset: the high four bits of byte 12, in words of 4 bytes (RFC 9293, 3.1)
                 let words = frame.get(start + 12).ok_or(BadOffload::OutOfFrame)? >> 4;
@@ -129,7 +160,7 @@ impl Offload {
         };
         let headers = u16::try_from(start + transport).map_err(|_| BadOffload::OutOfFrame)?;
         let payload = len.checked_sub(u32::from(headers)).ok_or(BadOffload::OutOfFrame)?;
-        let size = u32::from(self.gso_size);
+        let size = u32::from(self.segment_size());
         if size == 0 {
             return Err(BadOffload::SegmentCount);
         }
@@ -146,9 +177,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn offload(flags: u8, gso_type: u8, size: u16, csum_start: u16) -> Offload {
+        let ([g, h], [s, t]) = (size.to_le_bytes(), csum_start.to_le_bytes());
+        Offload::read(&[flags, gso_type, 66, 0, g, h, s, t, 16, 0, 0, 0])
+    }
+
     /// A TCP super-frame over IPv4 as a Linux guest sends it.
     fn tcp(size: u16) -> Offload {
-        Offload { flags: NEEDS_CSUM, gso_type: GSO_TCPV4, hdr_len: 66, gso_size: size, csum_start: 34, csum_offset: 16 }
+        offload(NEEDS_CSUM, GSO_TCPV4, size, 34)
     }
 
     fn tcp_frame(len: usize) -> Vec<u8> {
@@ -197,9 +233,9 @@ mod tests {
         assert_eq!(tcp(0).segmentation(&frame, 1514), Err(BadOffload::SegmentCount));
         assert_eq!(tcp(1).segmentation(&frame, 1514), Err(BadOffload::SegmentCount));
         assert_eq!(tcp(1448).segmentation(&frame[..40], 40), Err(BadOffload::OutOfFrame));
-        assert_eq!(Offload { gso_type: 0x7f, ..tcp(1448) }.segmentation(&frame, 1514), Err(BadOffload::UnknownType));
-        assert_eq!(Offload { flags: 0, ..tcp(1448) }.segmentation(&frame, 1514), Err(BadOffload::OutOfFrame));
-        assert_eq!(Offload { csum_start: 2000, ..tcp(1448) }.segmentation(&frame, 1514), Err(BadOffload::OutOfFrame));
-        assert!(!Offload { flags: 2, ..Offload::NONE }.is_pending(), "a valid checksum is a remark");
+        assert_eq!(offload(NEEDS_CSUM, 0x7f, 1448, 34).segmentation(&frame, 1514), Err(BadOffload::UnknownType));
+        assert_eq!(offload(0, GSO_TCPV4, 1448, 34).segmentation(&frame, 1514), Err(BadOffload::OutOfFrame));
+        assert_eq!(offload(NEEDS_CSUM, GSO_TCPV4, 1448, 2000).segmentation(&frame, 1514), Err(BadOffload::OutOfFrame));
+        assert!(!offload(2, GSO_NONE, 0, 0).is_pending(), "a valid checksum is a remark");
     }
 }
