@@ -96,7 +96,7 @@ while True:
 '
 
 # start_switch LOG CONFIG [COMMAND…]: starts a switch, through COMMAND if there is one, and waits until
-# it says that it is ready. Sets `switch` to its process id.
+# it says that it is ready. Sets `switch` to its process id, which stands in LOG.pid as well.
 start_switch() {
     local log=$1 config=$2 word='' deadline=$((SECONDS + 30))
     shift 2
@@ -106,6 +106,7 @@ start_switch() {
     read -r -t 10 -u "$notices" word || die "python3 does not listen"
     NOTIFY_SOCKET=$notify/socket "$@" "$vifswitch" run --config "$config" >"$log" 2>&1 9>&- &
     switch=$!
+    printf '%s\n' "$switch" >"$log.pid"
     until [[ $word == READY=1* ]]; do
         # wakes up at the word itself; once a second it looks whether there is still somebody to give it
         read -r -t 1 -u "$notices" word || true
