@@ -1,0 +1,143 @@
+# What scripts/demo, scripts/test and scripts/bench have in common. To be sourced by bash.
+# shellcheck shell=bash
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+say() { printf '%s\n' "$*"; }
+
+# Ends the script with a reason.
+die() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+# need COMMAND:PACKAGE…: sees to it that the commands are there. What is missing is installed with
+# apt-get, and only that; who may not install is told what is missing.
+need() {
+    local pair packages=()
+    for pair; do
+        command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
+    done
+    if ((${#packages[@]} == 0)); then return; fi
+    local how="apt-get install --no-install-recommends ${packages[*]}"
+    if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+        die "missing: ${packages[*]}. As root: $how"
+    fi
+    say "installing what is missing: ${packages[*]}"
+    local log
+    log=$(mktemp)
+    # the package lists may be old or not there at all
+    if ! DEBIAN_FRONTEND=noninteractive $how -y >"$log" 2>&1 &&
+        ! { apt-get update && DEBIAN_FRONTEND=noninteractive $how -y; } >"$log" 2>&1; then
+        tail -n 5 "$log" >&2
+        rm -f "$log"
+        die "missing: ${packages[*]}, and they could not be installed (no network?). By hand: $how"
+    fi
+    rm -f "$log"
+}
+
+need_root() {
+    ((EUID == 0)) || die "needs root, for network namespaces and taps: sudo $0"
+    [[ -c /dev/net/tun ]] || die "needs /dev/net/tun; load the module: modprobe tun"
+}
+
+# Finds cargo also where rustup puts it and sudo does not look.
+need_rust() {
+    local home
+    for home in "${CARGO_HOME:-$HOME/.cargo}" "/home/${SUDO_USER:-}/.cargo"; do
+        if ! command -v cargo >/dev/null && [[ -x $home/bin/cargo ]]; then PATH=$PATH:$home/bin; fi
+    done
+    command -v cargo >/dev/null || die "missing: Rust. See https://rustup.rs, or name a built binary in VIFSWITCH"
+    need cc:gcc
+}
+
+# Sets `vifswitch` to the binary to use: the one named in $VIFSWITCH, or the release binary, which
+# is built if it is not up to date.
+find_vifswitch() {
+    vifswitch=${VIFSWITCH:-}
+    if [[ -n $vifswitch ]]; then
+        [[ -x $vifswitch ]] || die "VIFSWITCH=$vifswitch: no such program"
+        vifswitch=$(realpath "$vifswitch")
+        return
+    fi
+    need_rust
+    say "building the release binary (a few minutes the first time)"
+    cargo build --quiet --release --bin vifswitch --manifest-path "$root/Cargo.toml"
+    vifswitch=${CARGO_TARGET_DIR:-$root/target}/release/vifswitch
+}
+
+# add_spaces NAME…: makes network namespaces. Without IPv6, of which the kernel would send packets
+# of its own accord: what is counted shall be what was sent.
+add_spaces() {
+    local space
+    for space; do
+        ip netns add "$space"
+        ip netns exec "$space" sysctl -qw net.ipv6.conf.all.disable_ipv6=1 net.ipv6.conf.default.disable_ipv6=1
+        ip -n "$space" link set lo up
+    done
+}
+
+# Deletes those of the namespaces that there are.
+remove_spaces() {
+    local space
+    for space; do
+        if [[ -e /run/netns/$space ]]; then ip netns del "$space"; fi
+    done
+}
+
+# Prints what arrives at a notification socket, as systemd would read it (sd_notify(3)).
+NOTIFICATIONS='
+import socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.bind(sys.argv[1])
+print("listening", flush=True)
+while True:
+    print(s.recv(4096).decode().replace("\n", " "), flush=True)
+'
+
+# start_switch LOG CONFIG [COMMAND…]: starts a switch, through COMMAND if there is one, and waits until
+# it says that it is ready. Sets `switch` to its process id, which stands in LOG.pid as well.
+start_switch() {
+    local log=$1 config=$2 word='' deadline=$((SECONDS + 30))
+    shift 2
+    notify=$(mktemp -d)
+    exec {notices}< <(exec python3 -c "$NOTIFICATIONS" "$notify/socket" 9>&-)
+    listener=$!
+    read -r -t 10 -u "$notices" word || die "python3 does not listen"
+    NOTIFY_SOCKET=$notify/socket "$@" "$vifswitch" run --config "$config" >"$log" 2>&1 9>&- &
+    switch=$!
+    printf '%s\n' "$switch" >"$log.pid"
+    until [[ $word == READY=1* ]]; do
+        # wakes up at the word itself; once a second it looks whether there is still somebody to give it
+        read -r -t 1 -u "$notices" word || true
+        if ! kill -0 "$switch" 2>/dev/null || ((SECONDS > deadline)); then break; fi
+    done
+    if [[ $word != READY=1* ]]; then
+        cat "$log" >&2
+        die "the switch did not become ready"
+    fi
+}
+
+# Stops the switch that start_switch started, if there is one. Returns its exit code.
+stop_switch() {
+    local code=0
+    if [[ -n ${switch:-} ]]; then stop "$switch" || code=$?; fi
+    switch=
+    # it wants to say that it is going: the listener goes last
+    if [[ -n ${listener:-} ]]; then
+        stop "$listener" || true
+        listener=
+        exec {notices}<&-
+        rm -rf "$notify"
+    fi
+    return "$code"
+}
+
+# stop PID: ends a process that we started, and waits for its end. Returns its exit code.
+stop() {
+    local pid=$1 code=0
+    kill -TERM "$pid" 2>/dev/null || true
+    if ! timeout 10 tail -s 0.05 --pid="$pid" -f /dev/null; then kill -KILL "$pid" 2>/dev/null || true; fi
+    wait "$pid" 2>/dev/null || code=$?
+    return "$code"
+}

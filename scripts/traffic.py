@@ -1,0 +1,187 @@
+"""Traffic for scripts/demo, between network namespaces.
+
+    traffic.py frames                               raw frames from demo-fw-a, byte for byte
+    traffic.py spoof                                demo-web sends with the address of fw-b
+    traffic.py tcp FROM TO ADDRESS MEGABYTES        a transfer over TCP, checksums compared
+
+Needs root and nothing but Python itself. Each socket stands in the namespace in which it was
+opened. Nothing here waits for a while: it waits for a frame that comes after all others.
+"""
+
+import ctypes
+import hashlib
+import os
+import random
+import select
+import socket
+import sys
+import threading
+import time
+
+PATIENCE = 10  # seconds for anything that must come
+EXPERIMENT = 0x88B5  # an ethertype for local experiments, which no stack answers (IEEE 802)
+EVERYTHING = 0x0003  # ETH_P_ALL
+OUTGOING = 4  # PACKET_OUTGOING: what this side sent itself
+BROADCAST = b"\xff" * 6
+
+FW_A = bytes.fromhex("02000000010a")
+FW_B = bytes.fromhex("02000000010b")
+FW_C = bytes.fromhex("02000000020a")
+WEB_A = bytes.fromhex("020000000101")
+DB_A = bytes.fromhex("020000000201")
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def inside(space, work):
+    """Does `work` in the namespace `space`, and comes back."""
+    home, there = os.open("/proc/self/ns/net", os.O_RDONLY), os.open(f"/run/netns/{space}", os.O_RDONLY)
+    try:
+        if libc.setns(there, 0):
+            raise OSError(ctypes.get_errno(), f"entering {space}")
+        return work()
+    finally:
+        libc.setns(home, 0)
+        os.close(home)
+        os.close(there)
+
+
+class Port:
+    """The guest's side of a port: sends and hears whole frames."""
+
+    def __init__(self, space, device):
+        self.name, self.heard = device, []
+
+        def opened():
+            s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
+            s.bind((device, EVERYTHING))
+            return s
+
+        self.socket = inside(space, opened)
+
+    def send(self, frame):
+        self.socket.send(frame)
+
+    def listen_until(self, last):
+        """Hears everything up to the frame `last`; False if that does not come."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([self.socket], [], [], left)[0]:
+                return False
+            frame, address = self.socket.recvfrom(65536)
+            if address[2] == OUTGOING:
+                continue
+            if frame == last:
+                return True
+            self.heard.append(frame)
+
+
+def experiment(to, sender, length, seed):
+    return to + sender + EXPERIMENT.to_bytes(2, "big") + random.Random(seed).randbytes(length - 14)
+
+
+def llc(to, sender, seed):
+    """An IEEE 802.3 frame with a length where others have a type: LLC, unnumbered information."""
+    payload = b"\x42\x42\x03" + random.Random(seed).randbytes(43)
+    return to + sender + len(payload).to_bytes(2, "big") + payload
+
+
+def ports():
+    return [
+        Port("demo-fw-a", "fw-a"),
+        Port("demo-fw-b", "fw-b"),
+        Port("demo-web", "web-a"),
+        Port("demo-fw-c", "fw-c"),
+        Port("demo-db", "db-a"),
+    ]
+
+
+def gather(fw_a, fw_b, web, fw_c, db):
+    """Hears what there is to hear: each port up to a frame that was sent after all others."""
+    last1, last2 = experiment(BROADCAST, FW_A, 60, "last of net1"), experiment(BROADCAST, FW_C, 60, "last of net2")
+    back1, back2 = experiment(BROADCAST, WEB_A, 60, "back on net1"), experiment(BROADCAST, DB_A, 60, "back on net2")
+    fw_a.send(last1)
+    fw_c.send(last2)
+    ended = [fw_b.listen_until(last1), web.listen_until(last1), db.listen_until(last2)]
+    # whatever would come back to a sender has come by now
+    web.send(back1)
+    db.send(back2)
+    ended += [fw_a.listen_until(back1), fw_c.listen_until(back2)]
+    if not all(ended):
+        sys.exit("a last frame did not arrive: nothing can be said about those before it")
+
+
+def compare(port, expected):
+    wrong = [f for f in port.heard if f not in expected] + [f for f in expected if port.heard.count(f) != 1]
+    print(f"{port.name:6} expected {len(expected)}, heard {len(port.heard)}, wrong {len(wrong)}")
+    for frame in wrong[:5]:
+        print(f"       {port.heard.count(frame)} times: {frame[:40].hex()}… ({len(frame)} bytes)")
+    return not wrong and len(port.heard) == len(expected)
+
+
+def frames():
+    everybody = fw_a, fw_b, web, fw_c, db = ports()
+    lengths = [60, 61, 64, 128, 1000, 1513, 1514]
+    unicast = [experiment(FW_B, FW_A, length, f"unicast {length}") for length in lengths]
+    outside = [experiment(WEB_A, FW_A, length, f"outside {length}") for length in lengths]
+    broadcast = [experiment(BROADCAST, FW_A, length, f"broadcast {length}") for length in lengths]
+    spoken = [llc(FW_B, FW_A, "llc to fw-b"), llc(WEB_A, FW_A, "llc to web-a"), llc(BROADCAST, FW_A, "llc to all")]
+    # the other network's stations: whom nobody knows on this one may be flooded here, never there
+    strangers = [experiment(DB_A, FW_A, 60, "to db-a"), experiment(FW_C, FW_A, 60, "to fw-c")]
+    for frame in unicast + outside + broadcast + spoken + strangers:
+        fw_a.send(frame)
+    gather(*everybody)
+    results = [
+        compare(fw_b, unicast + broadcast + [spoken[0], spoken[2]] + strangers),
+        compare(web, outside + broadcast + [spoken[1], spoken[2]] + strangers),
+        compare(fw_a, []),
+        compare(fw_c, []),
+        compare(db, []),
+    ]
+    return all(results)
+
+
+def spoof():
+    everybody = fw_a, fw_b, web, fw_c, db = ports()
+    web.send(experiment(FW_A, FW_B, 60, "who am I"))
+    web.send(experiment(BROADCAST, FW_B, 60, "who am I"))
+    gather(*everybody)
+    return all([compare(port, []) for port in everybody])
+
+
+def tcp(source, target, address, megabytes):
+    listener = inside(target, lambda: socket.create_server((address, 0)))
+    sender = inside(source, socket.socket)
+    for s in (listener, sender):
+        s.settimeout(PATIENCE)
+    data = random.Random(megabytes).randbytes(1 << 20)
+    sent, received, total = hashlib.sha256(), hashlib.sha256(), 0
+
+    def send():
+        for _ in range(megabytes):
+            sender.sendall(data)
+            sent.update(data)
+        sender.close()
+
+    sender.connect(listener.getsockname())
+    stream = listener.accept()[0]
+    stream.settimeout(PATIENCE)
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    while part := stream.recv(1 << 18):
+        received.update(part)
+        total += len(part)
+    thread.join(PATIENCE)
+    print(f"{total} bytes; sent {sent.hexdigest()[:16]}…, received {received.hexdigest()[:16]}…")
+    return total == megabytes << 20 and sent.digest() == received.digest()
+
+
+if __name__ == "__main__":
+    what, arguments = sys.argv[1], sys.argv[2:]
+    if what == "tcp":
+        held = tcp(arguments[0], arguments[1], arguments[2], int(arguments[3]))
+    else:
+        held = {"frames": frames, "spoof": spoof}[what]()
+    sys.exit(0 if held else 1)
