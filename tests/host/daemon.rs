@@ -143,18 +143,23 @@ impl Daemon {
         self.await_note("READY=1");
     }
 
-    /// Waits until the switch has told its service manager so.
+    /// Waits until the switch has told its service manager so. It must not end before.
     pub fn await_note(&mut self, note: &str) {
-        let mut buffer = [0; 4096];
         await_that(note, || {
-            if let Ok(len) = self.notified.recv(&mut buffer) {
-                let said = String::from_utf8_lossy(&buffer[..len]);
-                return said.lines().any(|line| line == note).then_some(());
-            }
+            // In this order: what it said before it ended still counts.
             let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            if self.was_told(note) {
+                return Some(());
+            }
             assert!(ended.is_none(), "{ended:?}:\n{}", self.log());
             None
         });
+    }
+
+    fn was_told(&self, note: &str) -> bool {
+        let mut buffer = [0; 4096];
+        std::iter::from_fn(|| self.notified.recv(&mut buffer).ok().map(|len| buffer[..len].to_vec()))
+            .any(|said| String::from_utf8_lossy(&said).lines().any(|line| line == note))
     }
 
     /// Runs the program to its end, over the present configuration file where `FILE` stands.

@@ -104,12 +104,15 @@ impl Nic {
         let len = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut message, 0) };
         let Ok(len) = usize::try_from(len) else {
             let e = io::Error::last_os_error();
-            assert_eq!(e.kind(), ErrorKind::WouldBlock, "{e}");
+            // The netdev may have gone; that is told once, and nothing comes any more.
+            assert!(matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::NetworkDown), "{e}");
             return None;
         };
         frame.truncate(len);
         // SAFETY: the kernel has filled in the message; its control buffer is still there.
-        let note = unsafe { libc::CMSG_FIRSTHDR(&raw const message).as_ref() };
+        let note = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
+        // SAFETY: it is null, or points into that buffer.
+        let note = unsafe { note.as_ref() };
         if let Some(note) = note
             && (note.cmsg_level, note.cmsg_type) == (libc::SOL_PACKET, libc::PACKET_AUXDATA)
         {
