@@ -2,64 +2,27 @@
 
 #![allow(clippy::unwrap_used)] // the helpers of a test fail as the test does
 
+mod host;
+
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::num::NonZeroU32;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use host::{EXPERIMENT, PATIENCE, Space, readable};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
 use vifswitch::device::tap::{self, Settings};
 use vifswitch::device::{self, Device, OpenError, Opened};
 use vifswitch::frame::{Batch, Cache, Lane, Pool, Sent};
-use vifswitch::sys::link::{self, Link};
+use vifswitch::sys::link;
 use vifswitch::sys::netns::{Netns, within};
 use vifswitch::wire::{Mac, Offload};
 
-/// How long anything may take that the kernel is bound to do.
-const PATIENCE: Timespec = Timespec { tv_sec: 10, tv_nsec: 0 };
-
-/// An ethertype for local experiments (IEEE 802-2014, 9.2.3), which no stack answers.
-const EXPERIMENT: u16 = 0x88b5;
-
-/// A namespace, deleted with everything in it when the test ends, however it ends.
-struct Space(String);
-
 impl Space {
-    /// `None`, and a word about it, where this cannot be tested.
-    fn new() -> Option<Space> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
-            eprintln!("skipped: needs root and /dev/net/tun");
-            return None;
-        }
-        let name = format!("vift-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        run("ip", &["netns", "add", &name]);
-        Some(Space(name))
-    }
-
-    fn netns(&self) -> Netns {
-        Netns::Named(self.0.clone())
-    }
-
-    fn ip(&self, arguments: &str) {
-        let arguments: Vec<&str> = ["-n", &self.0].into_iter().chain(arguments.split(' ')).collect();
-        run("ip", &arguments);
-    }
-
-    fn link(&self, name: &str) -> Option<Link> {
-        self.within(|| link::find(name)).unwrap()
-    }
-
-    fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        within(&self.netns(), work).unwrap()
-    }
-
     /// A tap in here, as most tests want it.
     fn tap(&self, name: &str) -> Settings {
         Settings {
@@ -73,17 +36,6 @@ impl Space {
             owner: "port-1".into(),
         }
     }
-}
-
-impl Drop for Space {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) {
-    let done = Command::new(program).args(arguments).output().unwrap();
-    assert!(done.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
 /// A worker's things.
@@ -114,11 +66,6 @@ impl Hands {
             readable(device.fd().unwrap());
         }
     }
-}
-
-fn readable(fd: impl AsFd) {
-    let mut polled = [PollFd::new(&fd, PollFlags::IN)];
-    assert!(poll(&mut polled, Some(&PATIENCE)).unwrap() > 0, "nothing came");
 }
 
 /// Hears every frame of type [`EXPERIMENT`] that comes into the namespace.

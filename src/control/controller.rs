@@ -23,11 +23,12 @@ use super::report::Report;
 use super::staff::Staff;
 use crate::device::{self, Device, OpenError, Opened, Settings};
 use crate::switch::{PortId, Rules, Secret};
+use crate::sys::netns::{Identity, Netns};
 use crate::telemetry::PortCounters;
 use crate::time;
 use crate::worker::{Gate, Notice};
 
-/// How often ports that are down are tried again.
+/// How often ports that are down are tried again, and those that are up looked after.
 const RETRY: Duration = Duration::from_millis(250);
 
 /// A port, as it is.
@@ -41,6 +42,8 @@ pub struct Port {
     pub counters: Vec<Arc<PortCounters>>,
     /// Whether we made its netdev, once that is known.
     made: Option<bool>,
+    /// The namespace its device was opened in.
+    namespace: Option<Identity>,
 }
 
 /// Whether a port has a device.
@@ -70,6 +73,7 @@ pub enum State {
 /// What came of trying to open a device.
 struct Attempt {
     port: usize,
+    namespace: Option<Identity>,
     result: Result<Opened, OpenError>,
 }
 
@@ -105,7 +109,7 @@ impl Controller {
         let down = || State::Down { reason: String::new() };
         let ports = blueprint::plans(&config)?
             .into_iter()
-            .map(|plan| Port { plan, state: down(), counters: counters(), made: None })
+            .map(|plan| Port { plan, state: down(), counters: counters(), made: None, namespace: None })
             .collect();
         let (attempted, attempts) = mpsc::unbounded_channel();
         let rules = Arc::new(Rules::none(secret));
@@ -131,13 +135,15 @@ impl Controller {
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
-            let waiting = self.ports.iter().any(|port| matches!(port.state, State::Down { .. }));
             tokio::select! {
                 () = &mut stop => return,
                 Some(request) = requests.recv() => self.answer(request).await,
                 Some(attempt) = self.attempts.recv() => self.settle(vec![attempt]).await,
                 Some(notice) = self.notices.recv() => self.lose(notice).await,
-                _ = retry.tick(), if waiting => self.try_down_ports(),
+                _ = retry.tick() => {
+                    self.leave_lost_namespaces().await;
+                    self.try_down_ports();
+                }
             }
         }
     }
@@ -161,9 +167,11 @@ impl Controller {
             // What others made, others make again.
             let may_create = port.made.unwrap_or(true);
             spawn_blocking(move || {
+                // First: if it is replaced right now, we shall find that out and come again.
+                let namespace = netns(&settings).identity();
                 let result = device::open(&settings, may_create);
                 // Nobody listens any more when the switch is being closed; the device is dropped.
-                let _ = attempted.send(Attempt { port: index, result });
+                let _ = attempted.send(Attempt { port: index, namespace, result });
             });
         }
     }
@@ -171,12 +179,12 @@ impl Controller {
     /// Puts into force what came of some attempts.
     async fn settle(&mut self, attempts: Vec<Attempt>) {
         let mut gates = Vec::new();
-        for Attempt { port: index, result } in attempts {
+        for Attempt { port: index, namespace, result } in attempts {
             let workers = self.staff.len();
             let port = &mut self.ports[index];
             match result {
                 Ok(Opened { queues, made, notes }) => {
-                    port.made = Some(made);
+                    (port.made, port.namespace) = (Some(made), namespace);
                     #[allow(clippy::cast_possible_truncation)] // there are at most 4096 ports, 256 queues
                     let (worker, count) = ((index % usize::from(workers)) as u16, queues.len() as u16);
                     port.state = State::Up { worker, queues: count, notes: notes.join("; ") };
@@ -233,10 +241,29 @@ impl Controller {
     async fn lose(&mut self, notice: Notice) {
         let Notice::DeviceGone { port: id, .. } = notice;
         let Some(index) = self.ports.iter().position(|port| port.plan.id == id) else { return };
-        // Each of its queues tells; the first one is enough.
+        self.take_back(index, "its netdev is gone; it is opened again as soon as it can be".into()).await;
+    }
+
+    /// Takes back the devices whose namespace has been deleted or replaced. They would never tell:
+    /// what is open inside keeps a namespace alive, unseen, and with it its netdevs.
+    async fn leave_lost_namespaces(&mut self) {
+        for index in 0..self.ports.len() {
+            let port = &self.ports[index];
+            let netns = netns(&port.plan.device);
+            if matches!(port.state, State::Up { .. }) && netns.identity() != port.namespace {
+                let why = format!("{netns} has been deleted; its device is opened again as soon as it is back");
+                self.take_back(index, why).await;
+            }
+        }
+    }
+
+    /// Takes back the device of a port that is up, which is down from now on.
+    async fn take_back(&mut self, index: usize, why: String) {
+        // Each of its queues may tell that it is gone; the first one is enough.
         let State::Up { worker, queues, .. } = self.ports[index].state else { return };
-        self.fail(index, "its netdev is gone; it is opened again as soon as it can be".into());
+        self.fail(index, why);
         self.set_rules().await;
+        let id = self.ports[index].plan.id;
         for queue in 0..queues {
             if let Some(gate) = self.staff.close(home(worker, queue, self.staff.len()), id, queue).await {
                 close(gate.device).await;
@@ -277,8 +304,13 @@ const fn home(first: u16, queue: u16, workers: u16) -> u16 {
 
 /// Whether it is worth while to try to open a device: a look that costs next to nothing.
 fn may_be_there(settings: &Settings) -> bool {
+    netns(settings).path().is_none_or(|path| path.exists())
+}
+
+/// The namespace of a device.
+fn netns(settings: &Settings) -> &Netns {
     let Settings::Tap(tap) = settings;
-    tap.netns.path().is_none_or(|path| path.exists())
+    &tap.netns
 }
 
 /// Closes a device, which may wait for the kernel.

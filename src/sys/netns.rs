@@ -5,9 +5,10 @@
 //! inside (a socket, a tap) stays there and works from any thread.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -42,6 +43,20 @@ impl Netns {
             Netns::At(path) => Some(path.clone()),
         }
     }
+
+    /// Which namespace the name leads to now. `None`: to none, or it is the host's own, which stays.
+    pub fn identity(&self) -> Option<Identity> {
+        let file = fs::metadata(self.path()?).ok()?;
+        Some(Identity { device: file.dev(), inode: file.ino() })
+    }
+}
+
+/// What tells a namespace from every other one, as long as something holds on to it. What was
+/// opened inside does: a tap keeps its namespace alive when everybody else has forgotten it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
 }
 
 impl fmt::Display for Netns {
@@ -106,6 +121,15 @@ mod tests {
             assert!(matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied), "{netns}: {e}");
         }
         assert_eq!(within(&Netns::Named("..".into()), || ()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn one_namespace_has_one_identity() {
+        let ours = Netns::written("/proc/self/ns/net").identity();
+        assert!(ours.is_some());
+        assert_eq!(ours, Netns::written("/proc/thread-self/ns/net").identity());
+        assert_ne!(ours, Netns::written("/proc/self/ns/uts").identity());
+        assert_eq!(Netns::written("vift-nowhere").identity(), None);
     }
 
     #[test]

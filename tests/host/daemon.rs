@@ -1,0 +1,300 @@
+//! The switch as the program that it is, over a configuration of the test's.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde::de::DeserializeOwned;
+use tempfile::TempDir;
+use vifswitch::control::client::Client;
+use vifswitch::control::view::{PortView, Status, WorkerView};
+use vifswitch::wire::Mac;
+
+use super::{PATIENCE, Space, await_that};
+
+/// A port of a configuration.
+#[derive(Debug, Clone)]
+pub struct Vif {
+    pub vm: String,
+    pub port: String,
+    pub network: String,
+    pub mac: Mac,
+    pub netns: String,
+    pub name: String,
+    /// More keys of the port, a line each.
+    pub more: String,
+    /// More keys of its device, each with a comma in front.
+    pub device: String,
+}
+
+impl Vif {
+    /// Port `number` on net1, with a tap of its own in `space`.
+    pub fn new(vm: &str, number: u8, space: &Space) -> Vif {
+        Vif {
+            vm: vm.into(),
+            port: format!("port-{number}"),
+            network: "net1".into(),
+            mac: Mac::from_bits(0x0200_0000_0100 + u64::from(number)),
+            netns: space.0.clone(),
+            name: format!("tap{number}"),
+            more: String::new(),
+            device: String::new(),
+        }
+    }
+
+    pub fn on(self, network: &str) -> Vif {
+        Vif { network: network.into(), ..self }
+    }
+
+    pub fn device(self, device: &str) -> Vif {
+        Vif { device: device.into(), ..self }
+    }
+}
+
+/// The text of a configuration with `switch`, more keys of its table, in it.
+pub fn config(socket: &Path, switch: &str, networks: &[(&str, u16)], vifs: &[Vif]) -> String {
+    let mut text = format!("[switch]\napi = {socket:?}\nstate = \"\"\nframes = 2048\nstations = 4096\n{switch}\n");
+    for (id, mtu) in networks {
+        write!(text, "[[networks]]\nid = \"{id}\"\nmtu = {mtu}\n").unwrap();
+    }
+    let mut vms: Vec<&str> = Vec::new();
+    for vif in vifs {
+        if !vms.contains(&vif.vm.as_str()) {
+            vms.push(&vif.vm);
+        }
+    }
+    for vm in vms {
+        write!(text, "[[vms]]\nid = \"{vm}\"\n").unwrap();
+        for Vif { port, network, mac, netns, name, more, device, .. } in vifs.iter().filter(|vif| vif.vm == vm) {
+            write!(text, "[[vms.ports]]\nport_id = \"{port}\"\nnetwork_id = \"{network}\"\n").unwrap();
+            write!(text, "mac_address = \"{mac}\"\n{more}\n").unwrap();
+            writeln!(text, "device = {{ kind = \"tap\", name = \"{name}\", netns = \"{netns}\"{device} }}").unwrap();
+        }
+    }
+    text
+}
+
+/// A directory with a configuration and a socket, and the switch that may be running over them.
+/// It is killed when the test ends.
+pub struct Daemon {
+    child: Option<Child>,
+    notified: UnixDatagram,
+    dir: TempDir,
+}
+
+impl Default for Daemon {
+    fn default() -> Daemon {
+        Daemon::new()
+    }
+}
+
+impl Daemon {
+    /// One that does not run yet.
+    pub fn new() -> Daemon {
+        let dir = tempfile::tempdir().unwrap();
+        let notified = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        notified.set_nonblocking(true).unwrap();
+        Daemon { child: None, notified, dir }
+    }
+
+    /// One that runs over these ports on net1.
+    pub fn over(vifs: &[Vif]) -> Daemon {
+        Daemon::with("", &[("net1", 1500)], vifs)
+    }
+
+    pub fn with(switch: &str, networks: &[(&str, u16)], vifs: &[Vif]) -> Daemon {
+        let mut daemon = Daemon::new();
+        daemon.configure(&config(&daemon.socket(), switch, networks, vifs));
+        daemon.start();
+        daemon
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("api.sock")
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.dir.path().join("vms.toml")
+    }
+
+    pub fn configure(&self, text: &str) {
+        std::fs::write(self.file(), text).unwrap();
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vifswitch"));
+        command.env_remove("NOTIFY_SOCKET").env_remove("VIFSWITCH_LOG");
+        command
+    }
+
+    /// Starts it, and waits until it says that it is ready.
+    pub fn start(&mut self) {
+        assert!(self.child.is_none());
+        let log = File::create(self.dir.path().join("log")).unwrap();
+        let mut command = self.command();
+        command.arg("run").arg("--config").arg(self.file());
+        command.env("NOTIFY_SOCKET", self.dir.path().join("notify")).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+        self.await_note("READY=1");
+    }
+
+    /// Waits until the switch has told its service manager so. It must not end before.
+    pub fn await_note(&mut self, note: &str) {
+        await_that(note, || {
+            // In this order: what it said before it ended still counts.
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            if self.was_told(note) {
+                return Some(());
+            }
+            assert!(ended.is_none(), "{ended:?}:\n{}", self.log());
+            None
+        });
+    }
+
+    fn was_told(&self, note: &str) -> bool {
+        let mut buffer = [0; 4096];
+        std::iter::from_fn(|| self.notified.recv(&mut buffer).ok().map(|len| buffer[..len].to_vec()))
+            .any(|said| String::from_utf8_lossy(&said).lines().any(|line| line == note))
+    }
+
+    /// Runs the program to its end, over the present configuration file where `FILE` stands.
+    pub fn try_command(&self, arguments: &[&str]) -> Output {
+        let file = self.file();
+        let arguments =
+            arguments.iter().map(|&argument| if argument == "FILE" { file.as_path() } else { argument.as_ref() });
+        self.command().args(arguments).output().unwrap()
+    }
+
+    /// What it has written to standard error.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap();
+        let ended = {
+            // On failure it is still ours to kill.
+            let guard = Killed(&mut child);
+            await_that("the end of the switch", || guard.0.try_wait().unwrap())
+        };
+        // What it has said up to here is of the past.
+        while self.notified.recv(&mut [0; 4096]).is_ok() {}
+        ended
+    }
+
+    /// Ends it by `signal`.
+    pub fn stop(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        self.wait()
+    }
+
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(Client::new(self.socket()).get(path)).unwrap_or_else(|e| panic!("{path}: {e}\n{}", self.log()))
+    }
+
+    pub fn ports(&self) -> Vec<PortView> {
+        self.get("/v1/ports")
+    }
+
+    pub fn workers(&self) -> Vec<WorkerView> {
+        self.get("/v1/workers")
+    }
+
+    pub fn port(&self, vif: &Vif) -> PortView {
+        self.ports().into_iter().find(|port| port.port_id == vif.port).unwrap()
+    }
+
+    /// How many frames died at a port for a reason.
+    pub fn drops(&self, vif: &Vif, reason: &str) -> u64 {
+        self.port(vif).drops.get(reason).copied().unwrap_or_default()
+    }
+
+    /// Waits until a port is as `wanted` has it.
+    pub fn await_port(&self, what: &str, vif: &Vif, wanted: impl Fn(&PortView) -> bool) -> PortView {
+        await_that(what, || Some(self.port(vif)).filter(&wanted))
+    }
+
+    pub fn await_active(&self, vif: &Vif) -> PortView {
+        self.await_port("ACTIVE", vif, |port| port.status == Status::Active)
+    }
+
+    pub fn await_down(&self, vif: &Vif) -> PortView {
+        self.await_port("DOWN", vif, |port| port.status == Status::Down && !port.status_reason.is_empty())
+    }
+
+    /// Waits until nothing moves and everything is accounted for, and says how things are then.
+    pub fn quiet(&self) -> Vec<PortView> {
+        let mut before = Vec::new();
+        await_that("quiet", || {
+            let now = self.ports();
+            let (meant, went) = sums(&now);
+            let quiet = now == before && meant == went;
+            before.clone_from(&now);
+            quiet.then_some(now)
+        })
+    }
+
+    /// A page as text, over the unix socket.
+    pub fn page(&self, path: &str) -> String {
+        page(UnixStream::connect(self.socket()).unwrap(), path)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            drop(Killed(child));
+            if std::thread::panicking() {
+                eprintln!("the switch said:\n{}", self.log());
+            }
+        }
+    }
+}
+
+/// A process, killed if it still runs.
+struct Killed<'a>(&'a mut Child);
+
+impl Drop for Killed<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What was to go out of the ports, and what did or died on the way.
+pub fn sums(ports: &[PortView]) -> (u64, u64) {
+    let meant = ports.iter().map(|port| port.forwarded + port.copies).sum();
+    // Both directions stand in one map. What came in is known, and so what of it died.
+    let out = |port: &PortView| port.tx_frames + port.drops.values().sum::<u64>();
+    let died_coming_in = |port: &PortView| port.rx_frames.saturating_sub(port.forwarded + port.flooded);
+    let out = |port: &PortView| out(port).saturating_sub(died_coming_in(port));
+    (meant, ports.iter().map(out).sum())
+}
+
+/// Asks for a page over a connection.
+pub fn page(mut stream: impl Read + Write, path: &str) -> String {
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: vifswitch\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    body.to_owned()
+}
+
+/// For sockets that would wait for ever.
+pub const TIMEOUT: Duration = Duration::from_secs(PATIENCE.tv_sec.unsigned_abs());

@@ -1,0 +1,124 @@
+//! A host of the laboratory: namespaces, the switch as the program that it is, and what stands in
+//! for guests. Everything goes when the test ends, however it ends.
+#![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)] // each user uses a part of it
+
+pub mod daemon;
+pub mod nic;
+pub mod rig;
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::nanosleep;
+use vifswitch::sys::link::{self, Link};
+use vifswitch::sys::netns::{Netns, within};
+use vifswitch::time;
+
+/// How long anything may take that is bound to happen.
+pub const PATIENCE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+
+/// Between two looks at something that nobody tells of.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+
+/// An ethertype for local experiments (IEEE 802-2014, 9.2.3), which no stack answers.
+pub const EXPERIMENT: u16 = 0x88b5;
+
+/// A namespace, deleted with everything in it when the test ends, however it ends.
+pub struct Space(pub String);
+
+impl Space {
+    /// `None`, and a word about it, where this cannot be tested.
+    pub fn new() -> Option<Space> {
+        let space = Space::planned()?;
+        space.make();
+        Some(space)
+    }
+
+    /// One that has a name, and is not there yet.
+    pub fn planned() -> Option<Space> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
+            eprintln!("skipped: needs root and /dev/net/tun");
+            return None;
+        }
+        Some(Space(format!("vift-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))))
+    }
+
+    /// Makes it, without IPv6: nothing in it speaks unasked.
+    pub fn make(&self) {
+        run("ip", &["netns", "add", &self.0]);
+        self.within(|| {
+            for who in ["all", "default"] {
+                // A kernel without IPv6 is as quiet.
+                let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{who}/disable_ipv6"), "1");
+            }
+        });
+    }
+
+    pub fn delete(&self) {
+        run("ip", &["netns", "del", &self.0]);
+    }
+
+    pub fn netns(&self) -> Netns {
+        Netns::Named(self.0.clone())
+    }
+
+    pub fn ip(&self, arguments: &str) {
+        let arguments: Vec<&str> = ["-n", &self.0].into_iter().chain(arguments.split(' ')).collect();
+        run("ip", &arguments);
+    }
+
+    pub fn link(&self, name: &str) -> Option<Link> {
+        self.within(|| link::find(name)).unwrap()
+    }
+
+    /// The names of all netdevs, in order.
+    pub fn links(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.within(|| {
+            let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+            table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
+        });
+        names.sort();
+        names
+    }
+
+    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        within(&self.netns(), work).unwrap()
+    }
+}
+
+impl Drop for Space {
+    fn drop(&mut self) {
+        if self.netns().path().is_some_and(|path| path.exists()) {
+            let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+        }
+    }
+}
+
+pub fn run(program: &str, arguments: &[&str]) {
+    let done = Command::new(program).args(arguments).output().unwrap();
+    assert!(done.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// Waits until there is something to read.
+pub fn readable(fd: impl AsFd) {
+    let mut polled = [PollFd::new(&fd, PollFlags::IN)];
+    assert!(poll(&mut polled, Some(&PATIENCE)).unwrap() > 0, "nothing came");
+}
+
+/// Looks again and again until there is what is looked for. `what` says what was missing.
+pub fn await_that<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = time::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        let patience = Duration::from_secs(PATIENCE.tv_sec.unsigned_abs());
+        assert!(time::now().since(start) < patience, "in vain: {what}");
+        let _ = nanosleep(&LOOK_AGAIN);
+    }
+}
