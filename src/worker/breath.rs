@@ -74,7 +74,7 @@ impl Worker {
             pacer: Pacer::new(&bell)?,
             bell,
             peers,
-            gates: Gates::new(),
+            gates: Gates::new(index),
             switch: Switch::new(settings.stations, settings.secret),
             books: Books::new(),
             batch: Batch::new(),
