@@ -276,3 +276,55 @@ fn a_port_with_queues_at_two_workers_gets_each_frame_once() {
         lab.end();
     }
 }
+
+/// A worker that does not come to breathe is sent no more than its ring holds. The rest dies at the
+/// ports it was meant for, and is counted there: copies of floods each at its own port, and
+/// super-frames as what they would have become.
+#[test]
+fn what_a_busy_peer_cannot_take_is_counted() {
+    for memory in [Memory::Owned, Memory::Lent] {
+        for (to, offload, each) in
+            [(mac(1), Offload::NONE, 1), (Mac::BROADCAST, Offload::NONE, 2), (mac(1), tcp(500), 3)]
+        {
+            let mut lab = Lab::new(Setup { workers: 2, slots: 8192, memory, ..Setup::default() }, &plugs(4));
+            let bytes = frame_of(54 + 1401, to, mac(0));
+            for _ in 0..3000 / 60 {
+                for _ in 0..60 {
+                    assert!(lab.ends[0].stage(&bytes, offload));
+                }
+                lab.ends[0].publish();
+                lab.workers[0].breathe(lab.now);
+                lab.ends[2].discard();
+            }
+            let lost = lab.total(|c| c.drops_out.get(DropReason::PeerFull));
+            assert_eq!(lost % each, 0);
+            lab.settle();
+            lab.check_ledger();
+            assert_eq!(lab.total(|c| c.drops_out.total()), lost);
+            let arrived = lab.received(1).len() as u64;
+            assert!(arrived >= 1024, "as many as the ring holds: {arrived}");
+            assert_eq!(arrived + lost / each, 3000);
+            assert_eq!(lab.drops_out(3, DropReason::PeerFull), if to.is_group() { lost / 2 } else { 0 });
+            lab.end();
+        }
+    }
+}
+
+/// Lent frames have to be copied for another worker. Without slots they die, and are counted.
+#[test]
+fn what_finds_no_slot_is_counted() {
+    for to in [mac(1), Mac::BROADCAST] {
+        let mut lab = Lab::new(Setup { workers: 2, slots: 64, memory: Memory::Lent, ..Setup::default() }, &plugs(4));
+        for _ in 0..100 {
+            assert!(lab.send(0, &frame(to, mac(0), 0x88b5, &[])));
+            lab.workers[0].breathe(lab.now);
+        }
+        lab.settle();
+        let lost = lab.drops_out(1, DropReason::NoBuffer);
+        assert_eq!((lab.received(1).len() as u64 + lost, lost), (100, 36));
+        assert_eq!(lab.drops_out(3, DropReason::NoBuffer), if to.is_group() { lost } else { 0 });
+        assert_eq!(lab.received(2).len(), if to.is_group() { 100 } else { 0 }, "whoever needs no copy loses nothing");
+        lab.check_ledger();
+        lab.end();
+    }
+}
