@@ -44,7 +44,7 @@ fn deliveries(plugs: &[Plug], workers: u16, memory: Memory, acts: &[Act]) -> Vec
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
     fn one_worker_and_several_deliver_the_same(plugs in scenery::plugs(2), acts in acts()) {
