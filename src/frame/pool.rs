@@ -28,6 +28,10 @@ const SLOT_BYTES: u32 = SLOT as u32;
 /// Bytes left free in front of a frame in its first slot: room for an offload header or a tag.
 const FRONT: u16 = 128;
 
+/// Bytes from the beginning of a frame that are looked at for its headers: what surely lies in the
+/// first segment. So a frame is measured alike wherever it lies, also after it has been adopted.
+const HEADERS: usize = SLOT - FRONT as usize - 64 * 15;
+
 /// Slots of a chunk on the free list, at first. Later chunks may be shorter.
 pub(super) const CHUNK: u32 = 64;
 
@@ -312,6 +316,7 @@ impl Frame {
     #[cold]
     pub(super) fn measure(&mut self, head: Option<&[u8]>) {
         let head = head.unwrap_or(self.owned_head());
+        let head = &head[..head.len().min(HEADERS)];
         (self.frames, self.headers) = match self.offload().segmentation(head, self.len) {
             Ok(s) => (s.frames, s.headers),
             Err(_) => (0, 0),

@@ -182,7 +182,12 @@ impl Judge<'_> {
             self.learn(source, hash);
         }
         // 11. forward or flood
-        to.map_or(Verdict::Flood, Verdict::To)
+        match to {
+            Some(to) => Verdict::To(to),
+            // Whoever this is, it is behind the port that the frame came from: it sent it.
+            None if header.destination == header.source => Verdict::Drop(Hairpin),
+            None => Verdict::Flood,
+        }
     }
 
     #[inline(always)]

@@ -57,6 +57,12 @@ pub struct Worker {
     stop: bool,
 }
 
+// A worker is made by control and then moves to its own thread.
+const _: () = {
+    const fn can_be_sent<T: Send>() {}
+    can_be_sent::<Worker>();
+};
+
 impl std::fmt::Debug for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Worker").field("index", &self.index).field("gates", &self.gates.open()).finish_non_exhaustive()
@@ -80,7 +86,7 @@ impl Worker {
             pacer: Pacer::new(&bell)?,
             bell,
             peers,
-            gates: Gates::new(),
+            gates: Gates::new(index),
             switch: Switch::new(settings.stations, settings.secret),
             books: Books::new(),
             batch: Batch::new(),

@@ -19,6 +19,9 @@ pub struct Gate {
     pub device: Box<dyn Device>,
     pub(super) lane: Lane,
     pub(super) offloads: bool,
+    /// Whether it is its port's door for floods: at one worker only, though a port may have queues
+    /// at several.
+    pub(super) floods: bool,
     /// Reads that found nothing, in a row.
     pub(super) quiet: u8,
     pub(super) state: GateState,
@@ -46,7 +49,7 @@ impl Gate {
     pub fn new(port: PortId, queue: u16, device: Box<dyn Device>) -> Gate {
         let offloads = device.abilities().offloads;
         let lane = Lane::with_capacity(LANE);
-        Gate { port, queue, device, lane, offloads, quiet: 0, state: GateState::Polled }
+        Gate { port, queue, device, lane, offloads, floods: false, quiet: 0, state: GateState::Polled }
     }
 }
 
@@ -54,6 +57,11 @@ impl Gate {
     /// Whether frames for its port may leave by it.
     fn is_door(&self, rules: &Rules) -> bool {
         self.state != GateState::Gone && rules.port(self.port).is_some_and(|port| port.admin_up)
+    }
+
+    /// Whether worker `me` is the one through which its port is reached.
+    fn is_at_home(&self, me: u16, rules: &Rules) -> bool {
+        rules.port(self.port).is_some_and(|port| port.worker == Some(me))
     }
 }
 
@@ -63,6 +71,8 @@ const SHUT: u16 = u16::MAX;
 /// The gates of a worker, by a number that stays while they are open.
 #[derive(Debug)]
 pub(super) struct Gates {
+    /// Which worker's.
+    me: u16,
     slots: Vec<Option<Gate>>,
     /// By [`PortId::index`]: the gate by which frames leave for this port. None while the port is
     /// administratively down, so that asking for the door is all that a frame has to ask.
@@ -75,8 +85,9 @@ pub(super) struct Gates {
 }
 
 impl Gates {
-    pub(super) fn new() -> Gates {
+    pub(super) fn new(me: u16) -> Gates {
         Gates {
+            me,
             slots: Vec::with_capacity(MOST_PORTS),
             doors: vec![SHUT; MOST_PORTS].into_boxed_slice(),
             waiting: vec![0; MOST_PORTS / 64].into_boxed_slice(),
@@ -148,21 +159,26 @@ impl Gates {
     /// Finds the doors again, under new rules.
     pub(super) fn find_doors(&mut self, rules: &Rules) {
         self.doors.fill(SHUT);
-        for (number, slot) in (0u16..).zip(&self.slots) {
+        for (number, slot) in (0u16..).zip(&mut self.slots) {
             if let Some(gate) = slot
                 && gate.is_door(rules)
                 && self.doors[gate.port.index()] == SHUT
             {
+                gate.floods = gate.is_at_home(self.me, rules);
                 self.doors[gate.port.index()] = number;
             }
         }
     }
 
     fn find_door(&mut self, port: PortId, rules: &Rules) {
+        let me = self.me;
         let leads_there =
             |slot: &Option<Gate>| slot.as_ref().is_some_and(|gate| gate.port == port && gate.is_door(rules));
         let door = self.slots.iter().position(leads_there).and_then(|number| u16::try_from(number).ok());
         self.doors[port.index()] = door.unwrap_or(SHUT);
+        if let Some((_, gate)) = self.door(port) {
+            gate.floods = gate.is_at_home(me, rules);
+        }
     }
 
     /// The gate by which frames leave for `port`, and its number. `None`: there is none here, or

@@ -118,9 +118,7 @@ impl Outbox<'_> {
                 // The copies that the other worker would have made die here.
                 let count = self.batch.frame(index).count();
                 for port in self.rules.flood(from).into_iter().flatten() {
-                    if self.rules.port(*port).and_then(|port| port.worker) == u16::try_from(worker).ok()
-                        && self.gates.door(*port).is_none()
-                    {
+                    if self.rules.port(*port).and_then(|port| port.worker) == u16::try_from(worker).ok() {
                         copies += 1;
                         count_out(self.books, *port, reason, count);
                     }
@@ -135,7 +133,7 @@ impl Outbox<'_> {
     fn flood_here(&mut self, index: usize, from: PortId) -> (u64, u64) {
         let (mut copies, mut there) = (0, 0u64);
         for &to in self.rules.flood(from).into_iter().flatten() {
-            let Some((number, gate)) = self.gates.door(to) else {
+            let Some((number, gate)) = self.gates.door(to).filter(|(_, gate)| gate.floods) else {
                 match self.rules.port(to).and_then(|port| port.worker) {
                     Some(worker) if worker != self.me => there |= 1 << worker,
                     _ => {

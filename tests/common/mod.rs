@@ -4,15 +4,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use vifswitch::device::Device;
 use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::frame::Pool;
-use vifswitch::switch::{Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Rules, Secret, Security};
-use vifswitch::telemetry::PortCounters;
+use vifswitch::switch::{
+    DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Rules, Secret, Security,
+};
+use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time::Moment;
 use vifswitch::wire::{Mac, Offload};
-use vifswitch::worker::{Books, Command, Gate, Post, TeamSettings, Worker, team};
+use vifswitch::worker::{Books, Command, Gate, Notice, Post, StationsPage, TeamSettings, Worker, team};
+
+/// The key of every laboratory: what happened once happens again.
+const SECRET: [u8; 16] = [7; 16];
 
 /// A port of the laboratory: which network, whose, and with what security.
 #[derive(Debug, Clone)]
@@ -70,6 +75,10 @@ impl Default for Setup {
 pub struct Lab {
     pub workers: Vec<Worker>,
     pub posts: Vec<Post>,
+    /// What the workers count of themselves.
+    pub counters: Vec<Arc<WorkerCounters>>,
+    /// What the workers tell control unasked.
+    pub notices: mpsc::Receiver<Notice>,
     pub pool: &'static Pool,
     /// The guests' ends of the cables, by port.
     pub ends: Vec<End>,
@@ -88,7 +97,7 @@ impl Lab {
     /// Ports are dealt out to the workers in turn. `wrap` may put a device around each end.
     pub fn with_devices(setup: Setup, plugs: &[Plug], mut wrap: impl FnMut(usize, End) -> Box<dyn Device>) -> Lab {
         let pool = Pool::new(setup.slots).unwrap();
-        let secret = Secret::new([7; 16]);
+        let secret = Secret::new(SECRET);
         let team = team(TeamSettings { workers: setup.workers, pool, stations: setup.stations, secret }).unwrap();
         let networks = plugs.iter().map(|plug| plug.network).max().map_or(0, |most| most + 1);
         let networks = (0..networks).map(|index| NetworkRules {
@@ -113,6 +122,8 @@ impl Lab {
         let mut lab = Lab {
             workers: team.workers,
             posts: team.posts,
+            counters: team.counters,
+            notices: team.notices,
             pool,
             ends: Vec::new(),
             ports,
@@ -150,9 +161,34 @@ impl Lab {
         self.rules = rules;
     }
 
+    /// Puts changed rules in force at all workers.
+    pub fn change_ports(&mut self, change: impl FnOnce(&mut Vec<PortRules>)) {
+        let mut ports: Vec<_> = self.rules.ports().cloned().collect();
+        change(&mut ports);
+        let networks = (0..u16::MAX).map_while(|index| self.rules.network(NetworkId::new(index)).cloned()).collect();
+        self.set_rules(Arc::new(Rules::compile(Secret::new(SECRET), networks, ports)));
+    }
+
+    /// The stations that a worker has learned, asked for by mail, a few at a time.
+    pub fn stations(&mut self, worker: usize) -> Vec<Learned> {
+        let (mut all, mut cursor) = (Vec::new(), Some(0));
+        while cursor.is_some() {
+            let page = StationsPage { stations: Vec::with_capacity(100), cursor };
+            let page = self.command(worker, |reply| Command::Stations(page, reply));
+            all.extend(page.stations);
+            cursor = page.cursor;
+        }
+        all
+    }
+
     pub fn open(&mut self, gate: Gate) {
         let worker = self.rules.port(gate.port).unwrap().worker.unwrap();
-        self.command(usize::from(worker), |reply| Command::Open(gate, reply)).unwrap();
+        self.open_at(usize::from(worker), gate);
+    }
+
+    /// Opens a gate at a worker that need not be the one through which its port is reached.
+    pub fn open_at(&mut self, worker: usize, gate: Gate) {
+        self.command(worker, |reply| Command::Open(gate, reply)).unwrap();
     }
 
     pub fn close(&mut self, port: PortId, worker: usize) -> Option<Gate> {
@@ -186,6 +222,16 @@ impl Lab {
     /// What all guests have received, by port.
     pub fn all_received(&mut self) -> Vec<Vec<Vec<u8>>> {
         (0..self.ends.len()).map(|port| self.received(port)).collect()
+    }
+
+    /// How many frames from a port died for this reason.
+    pub fn drops_in(&self, port: usize, reason: DropReason) -> u64 {
+        self.sum(port, |c| c.drops_in.get(reason))
+    }
+
+    /// How many frames for a port died for this reason.
+    pub fn drops_out(&self, port: usize, reason: DropReason) -> u64 {
+        self.sum(port, |c| c.drops_out.get(reason))
     }
 
     /// The sum over workers of a counter of a port.

@@ -1,0 +1,63 @@
+//! A worker that floods: broadcasts from one port to all others of its network, over cables that
+//! copy. The time is that of the worker alone, reported per copy.
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
+
+use std::cell::LazyCell;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use vifswitch::device::memory::{End, Memory};
+use vifswitch::frame::BURST;
+use vifswitch::wire::{Mac, Offload};
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+use common::{Lab, Plug, Setup, frame, mac};
+
+/// A network of this many members.
+fn network(members: usize, memory: Memory) -> Lab {
+    let plugs: Vec<_> = (0..members).map(|port| Plug::new(0, port as u32)).collect();
+    Lab::new(Setup { memory, ..Setup::default() }, &plugs)
+}
+
+/// Time of the worker for `copies` copies.
+fn run(lab: &mut Lab, copies: u64, bytes: &[u8]) -> Duration {
+    let each = lab.ports.len() as u64 - 1;
+    let before = lab.total(|c| c.tx_frames.get());
+    let mut spent = Duration::ZERO;
+    let mut done = 0;
+    while done < copies {
+        for _ in 0..BURST {
+            assert!(lab.ends[0].stage(bytes, Offload::NONE));
+        }
+        lab.ends[0].publish();
+        let now = lab.now;
+        let start = Instant::now();
+        while black_box(lab.workers[0].breathe(black_box(now))).done > 0 {}
+        spent += start.elapsed();
+        lab.ends.iter_mut().for_each(End::discard);
+        done += BURST as u64 * each;
+    }
+    assert_eq!(lab.total(|c| c.tx_frames.get()) - before, done, "each copy arrives");
+    spent.mul_f64(copies as f64 / done as f64)
+}
+
+fn flood(c: &mut Criterion) {
+    let mut group = c.benchmark_group("flood");
+    group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(2));
+    for memory in [Memory::Owned, Memory::Lent] {
+        for members in [2, 8, 64, 256] {
+            let mut lab = LazyCell::new(|| network(members, memory));
+            for len in [64, 1514] {
+                let bytes = frame(Mac::BROADCAST, mac(0), 0x88b5, &vec![0; len - 14]);
+                let name = BenchmarkId::new(format!("{memory:?}/{len}B"), format!("{members} members"));
+                group.bench_function(name, |b| b.iter_custom(|copies| run(&mut lab, copies, &bytes)));
+            }
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, flood);
+criterion_main!(benches);

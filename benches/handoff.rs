@@ -1,0 +1,85 @@
+//! From one worker to another: two workers stepped by hand, port to port across them, against the
+//! same with one worker; and the ring that the parcels take, alone. Reported per frame; what two
+//! workers spend is added up, as they share one core here.
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
+
+use std::cell::LazyCell;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use rtrb::RingBuffer;
+use vifswitch::device::memory::{End, Memory};
+use vifswitch::frame::{BURST, Cache, Pool};
+use vifswitch::switch::PortId;
+use vifswitch::wire::Offload;
+use vifswitch::worker::peer::{Address, Parcel};
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+use common::{Lab, Plug, Setup, frame, mac};
+
+fn pair(workers: u16, memory: Memory) -> Lab {
+    Lab::new(Setup { workers, memory, ..Setup::default() }, &[Plug::new(0, 0), Plug::new(0, 1)])
+}
+
+/// Time of all workers together for `frames` frames from port 0 to port 1.
+fn run(lab: &mut Lab, frames: u64, bytes: &[u8]) -> Duration {
+    let before = lab.sum(1, |c| c.tx_frames.get());
+    let mut spent = Duration::ZERO;
+    let mut done = 0;
+    while done < frames {
+        for _ in 0..2 * BURST {
+            assert!(lab.ends[0].stage(bytes, Offload::NONE));
+        }
+        lab.ends[0].publish();
+        let start = Instant::now();
+        while black_box(lab.step()) > 0 {}
+        spent += start.elapsed();
+        lab.ends.iter_mut().for_each(End::discard);
+        done += 2 * BURST as u64;
+    }
+    assert_eq!(lab.sum(1, |c| c.tx_frames.get()) - before, done, "each frame arrives once");
+    spent.mul_f64(frames as f64 / done as f64)
+}
+
+/// Time for `parcels` parcels to go through a ring in bursts, there and back again.
+fn ring(pool: &'static Pool, parcels: u64) -> Duration {
+    let mut cache = Cache::new(pool);
+    let (mut there, mut here) = RingBuffer::<Parcel>::new(1024);
+    let address = Address::To(PortId::new(1, 0));
+    let mut stock: Vec<_> = (0..BURST).map(|_| cache.frame(&[0; 60], Offload::NONE).unwrap()).collect();
+    let bursts = parcels.div_ceil(BURST as u64);
+    let start = Instant::now();
+    for _ in 0..bursts {
+        for frame in stock.drain(..) {
+            there.push(Parcel { frame, address: black_box(address) }).unwrap();
+        }
+        while let Ok(parcel) = here.pop() {
+            black_box(parcel.address);
+            stock.push(parcel.frame);
+        }
+    }
+    start.elapsed().mul_f64(parcels as f64 / (bursts * BURST as u64) as f64)
+}
+
+fn handoff(c: &mut Criterion) {
+    let mut group = c.benchmark_group("handoff");
+    group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(2));
+    for memory in [Memory::Owned, Memory::Lent] {
+        for workers in [1, 2] {
+            let mut lab = LazyCell::new(|| pair(workers, memory));
+            for len in [64, 1514] {
+                let bytes = frame(mac(1), mac(0), 0x88b5, &vec![0; len - 14]);
+                let name = BenchmarkId::new(format!("{memory:?}/{len}B"), format!("{workers} workers"));
+                group.bench_function(name, |b| b.iter_custom(|frames| run(&mut lab, frames, &bytes)));
+            }
+        }
+    }
+    let pool = LazyCell::new(|| Pool::new(256).unwrap());
+    group.bench_function("ring", |b| b.iter_custom(|parcels| ring(*pool, parcels)));
+    group.finish();
+}
+
+criterion_group!(benches, handoff);
+criterion_main!(benches);

@@ -1,0 +1,192 @@
+//! Law 1: what comes in goes out, or dies with a reason; and every slot comes home.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use vifswitch::device::fault::{Fault, Faults};
+use vifswitch::device::memory::{Capacity, End, Memory, cable};
+use vifswitch::wire::Offload;
+use vifswitch::worker::Gate;
+
+use crate::common::{Lab, Plug, Setup, frame, mac};
+use crate::scenery::{self, Sketch, any_frame, header};
+
+#[derive(Debug, Clone)]
+enum Act {
+    Send(Sketch),
+    Step,
+    /// One worker breathes, and the others do not.
+    Breathe(usize),
+    Pass(u64),
+    /// The guest reads what has arrived for it, or else its cable fills up.
+    Read(usize),
+    /// The port goes administratively down, or up again.
+    Flip(usize),
+    /// Its device is closed, or opened again.
+    Plug(usize),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let act = prop_oneof![
+        20 => any_frame().prop_map(Act::Send),
+        3 => Just(Act::Step),
+        5 => (0..3usize).prop_map(Act::Breathe),
+        1 => (0..400u64).prop_map(Act::Pass),
+        3 => (0..9usize).prop_map(Act::Read),
+        1 => (0..9usize).prop_map(Act::Flip),
+        1 => (0..9usize).prop_map(Act::Plug),
+    ];
+    vec(act, 20..200)
+}
+
+/// What is behind a port.
+#[derive(Debug, Clone, Copy)]
+struct Wiring {
+    memory: Memory,
+    offloads: bool,
+    faults: Option<Faults>,
+    /// Another queue, at this worker.
+    second: Option<usize>,
+}
+
+fn wiring() -> impl Strategy<Value = Wiring> {
+    let faults = (any::<u64>(), 0..500u32, 0..500u32, proptest::option::weighted(0.3, 0..60u64))
+        .prop_map(|(seed, lose, full, die_after)| Faults { seed, lose, full, die_after });
+    let faults = proptest::option::weighted(0.3, faults);
+    let second = proptest::option::weighted(0.2, 0..3usize);
+    (scenery::memory(), prop::bool::weighted(0.7), faults, second)
+        .prop_map(|(memory, offloads, faults, second)| Wiring { memory, offloads, faults, second })
+}
+
+/// How many frames a super-frame stands for.
+fn count(bytes: &[u8], offload: &Offload) -> u64 {
+    offload.segmentation(bytes, bytes.len() as u32).map_or(1, |parts| u64::from(parts.frames))
+}
+
+/// What has arrived at the end of a cable, in frames.
+fn read(end: &mut End) -> u64 {
+    std::iter::from_fn(|| end.take()).map(|(bytes, offload)| count(&bytes, &offload)).sum()
+}
+
+struct Case {
+    plugs: Vec<Plug>,
+    wiring: Vec<Wiring>,
+    setup: Setup,
+    acts: Vec<Act>,
+}
+
+fn run(case: Case) {
+    let Case { plugs, wiring, setup, acts } = case;
+    let ports = plugs.len();
+    let (workers, cable_size) = (usize::from(setup.workers), setup.cable);
+    // A frame may wait in a cable for a slot only where there are few.
+    let plenty = setup.slots >= 2048;
+    let mut lost: Vec<Arc<AtomicU64>> = Vec::new();
+    let mut lab = Lab::with_devices(setup, &plugs, |port, end| {
+        let Wiring { memory, offloads, faults, .. } = wiring[port];
+        let device = Fault::new(end.with_memory(memory).with_offloads(offloads), faults.unwrap_or_default());
+        lost.push(device.lost());
+        Box::new(device)
+    });
+    let mut seconds: Vec<Option<End>> = Vec::new();
+    for (port, wiring) in wiring[..ports].iter().enumerate() {
+        seconds.push(wiring.second.map(|worker| {
+            let (end, far) = cable(cable_size);
+            let device = Box::new(end.with_memory(wiring.memory).with_offloads(wiring.offloads));
+            lab.open_at(worker % workers, Gate::new(lab.ports[port], 1, device));
+            far
+        }));
+    }
+    let mut closed: Vec<Option<Gate>> = (0..ports).map(|_| None).collect();
+    let mut received = vec![0; ports];
+    let mut offered = vec![0; ports];
+    let mut was_closed = vec![false; ports];
+    for act in acts {
+        match act {
+            Act::Send(sketch) => {
+                let (port, bytes) = (sketch.port(ports), sketch.bytes(ports));
+                // Guests with two queues use them by turns.
+                let end = seconds[port].as_mut().filter(|_| offered[port] % 2 == 1).unwrap_or(&mut lab.ends[port]);
+                if end.send(&bytes, sketch.offload) {
+                    offered[port] += 1;
+                }
+            }
+            Act::Step => _ = lab.step(),
+            Act::Breathe(worker) => _ = lab.workers[worker % workers].breathe(lab.now),
+            Act::Pass(seconds) => lab.pass(Duration::from_secs(seconds)),
+            Act::Read(port) => received[port % ports] += read(&mut lab.ends[port % ports]),
+            Act::Flip(port) => {
+                let port = lab.ports[port % ports];
+                lab.change_ports(|all| {
+                    all.iter_mut().filter(|rules| rules.id == port).for_each(|rules| rules.admin_up ^= true);
+                });
+            }
+            Act::Plug(port) => {
+                let port = port % ports;
+                match closed[port].take() {
+                    // Not one that was dead when it was closed.
+                    Some(gate) if wiring[port].faults.is_none() => lab.open(gate),
+                    Some(_) => {}
+                    None => closed[port] = lab.close(lab.ports[port], port % workers),
+                }
+                was_closed[port] = true;
+            }
+        }
+    }
+    lab.settle();
+    lab.check_ledger();
+    for port in 0..ports {
+        received[port] += read(&mut lab.ends[port]) + seconds[port].as_mut().map_or(0, read);
+        assert_eq!(received[port], lab.sum(port, |c| c.tx_frames.get()), "what port {port} was sent, it got");
+        // Super-frames count for more than they are offered as.
+        let arrived = lab.sum(port, |c| c.rx_frames.get()) + lost[port].load(Ordering::Relaxed);
+        let dies = wiring[port].faults.is_some_and(|faults| faults.die_after.is_some());
+        let hears = plenty && !dies && !was_closed[port];
+        assert!(!hears || arrived >= offered[port], "port {port}: {arrived} of {}", offered[port]);
+    }
+    drop(closed);
+    lab.end();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    #[test]
+    fn frames_and_slots_are_conserved(
+        plugs in scenery::plugs(3),
+        wiring in vec(wiring(), 9),
+        workers in prop::sample::select(vec![1u16, 2, 3]),
+        blocks in prop::sample::select(vec![2usize, 8, 256]),
+        block_bytes in prop::sample::select(vec![9000usize, 1 << 17]),
+        slots in prop::sample::select(vec![64u32, 300, 2048]),
+        mtu in prop::sample::select(vec![1500u16, 9000, 65_000]),
+        acts in acts(),
+    ) {
+        let cable = Capacity { blocks, block_bytes };
+        let setup = Setup { workers, slots, cable, mtu, stations: 16, ..Setup::default() };
+        run(Case { plugs, wiring, setup, acts });
+    }
+}
+
+/// A super-frame whose headers begin far behind its start counts as the same number of frames
+/// wherever its bytes lie: in one piece, or in slots that each hold a part of it.
+#[test]
+fn a_lie_about_headers_is_counted_alike_everywhere() {
+    for start in (2500..4500).step_by(50) {
+        let offload = header(1, 1, 1000, start, 16);
+        let mut verdicts = Vec::new();
+        for (workers, memory) in [(1, Memory::Lent), (2, Memory::Lent), (1, Memory::Owned), (2, Memory::Owned)] {
+            let setup = Setup { workers, memory, mtu: 9000, ..Setup::default() };
+            let mut lab = Lab::new(setup, &[Plug::new(0, 0), Plug::new(0, 1)]);
+            assert!(lab.ends[0].send(&frame(mac(1), mac(0), 0x88b5, &[0x50; 20_000]), offload));
+            lab.settle();
+            verdicts.push((lab.sum(0, |c| c.rx_frames.get()), lab.sum(1, |c| c.tx_frames.get())));
+            lab.check_ledger();
+            lab.end();
+        }
+        assert!(verdicts.iter().all(|verdict| *verdict == verdicts[0]), "headers from {start} on: {verdicts:?}");
+    }
+}

@@ -1,0 +1,60 @@
+//! Law 3: however many workers share the ports, and wherever frames lie meanwhile, the same frames
+//! arrive at the same ports.
+
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use vifswitch::device::memory::Memory;
+use vifswitch::wire::Offload;
+
+use crate::common::{Lab, Plug, Setup};
+use crate::scenery::{self, Sketch, any_frame};
+
+#[derive(Debug, Clone)]
+enum Act {
+    Send(Sketch),
+    Pass(u64),
+}
+
+/// Workers tell each other of a busy station every quarter of the ageing time, so that they agree
+/// on its age to that quarter. Time passes in less, and in much more.
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let pass = prop_oneof![4 => 0..2u64, 1 => Just(400u64)];
+    vec(prop_oneof![9 => any_frame().prop_map(Act::Send), 1 => pass.prop_map(Act::Pass)], 1..60)
+}
+
+/// What each guest receives, offload headers included.
+fn deliveries(plugs: &[Plug], workers: u16, memory: Memory, acts: &[Act]) -> Vec<Vec<(Vec<u8>, Offload)>> {
+    let mut lab = Lab::new(Setup { workers, memory, mtu: 9000, ..Setup::default() }, plugs);
+    for act in acts {
+        match act {
+            Act::Send(sketch) => {
+                let port = sketch.port(plugs.len());
+                assert!(lab.ends[port].send(&sketch.bytes(plugs.len()), sketch.offload));
+                lab.settle();
+            }
+            Act::Pass(seconds) => lab.pass(Duration::from_secs(*seconds)),
+        }
+    }
+    lab.check_ledger();
+    let arrived = lab.ends.iter_mut().map(|end| std::iter::from_fn(|| end.take()).collect()).collect();
+    lab.end();
+    arrived
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn one_worker_and_several_deliver_the_same(plugs in scenery::plugs(2), acts in acts()) {
+        let one = deliveries(&plugs, 1, Memory::Owned, &acts);
+        for (workers, memory) in [(1, Memory::Lent), (2, Memory::Owned), (2, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)] {
+            let these = deliveries(&plugs, workers, memory, &acts);
+            for (port, (expected, these)) in one.iter().zip(&these).enumerate() {
+                prop_assert_eq!(these.len(), expected.len(), "port {}, {} workers, {:?}", port, workers, memory);
+                prop_assert!(these == expected, "port {}, {} workers, {:?}: other frames", port, workers, memory);
+            }
+        }
+    }
+}

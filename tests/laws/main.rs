@@ -1,0 +1,14 @@
+//! The laws of forwarding, tried on whole workers over cables: random frames against properties and
+//! against a model, and the rows of the requirements by name.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod conservation;
+mod equivalence;
+mod gates;
+mod matrix;
+mod model;
+mod scenery;
+mod stations;

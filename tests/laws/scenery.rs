@@ -1,0 +1,164 @@
+//! Random ports, random frames, random offload headers: what guests may come up with.
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use vifswitch::device::memory::Memory;
+use vifswitch::switch::Security;
+use vifswitch::wire::{Mac, Offload};
+
+use crate::common::{Plug, mac};
+
+/// Addresses that no port has of its own. Few, so that they meet often.
+pub fn wild(number: usize) -> Mac {
+    Mac::from_bits(0x0a_00_00_00_00_00 | number as u64)
+}
+
+pub const WILD: usize = 8;
+
+pub fn plugs(networks: u16) -> impl Strategy<Value = Vec<Plug>> {
+    let security = prop_oneof![
+        2 => Just(Security::Off),
+        1 => vec((0..WILD).prop_map(wild), 0..3).prop_map(|also| Security::Mac(also.into())),
+    ];
+    let plug = (0..networks, 0..4u32, security, prop::bool::weighted(0.9))
+        .prop_map(|(network, owner, security, admin_up)| Plug { network, owner, security, admin_up });
+    vec(plug, 2..10)
+}
+
+pub fn memory() -> impl Strategy<Value = Memory> {
+    prop_oneof![Just(Memory::Owned), Just(Memory::Lent)]
+}
+
+/// An address as a frame may have it; ports by number, of which there may be fewer.
+#[derive(Debug, Clone, Copy)]
+pub enum Address {
+    Port(usize),
+    Sender,
+    Wild(usize),
+    These(u64),
+}
+
+impl Address {
+    fn resolve(self, sender: usize, ports: usize) -> Mac {
+        match self {
+            Address::Port(index) => mac(index % ports),
+            Address::Sender => mac(sender),
+            Address::Wild(number) => wild(number),
+            Address::These(bits) => Mac::from_bits(bits),
+        }
+    }
+}
+
+/// A frame as it will be, once it is known how many ports there are.
+#[derive(Debug, Clone)]
+pub struct Sketch {
+    pub port: usize,
+    to: Address,
+    from: Address,
+    tags: usize,
+    /// Bytes behind header and tags, or, below 14, of the whole frame.
+    len: usize,
+    runt: bool,
+    value: u8,
+    pub offload: Offload,
+}
+
+impl Sketch {
+    pub fn port(&self, ports: usize) -> usize {
+        self.port % ports
+    }
+
+    pub fn bytes(&self, ports: usize) -> Vec<u8> {
+        let sender = self.port(ports);
+        let mut bytes = Vec::with_capacity(self.len + 22);
+        bytes.extend(self.to.resolve(sender, ports).octets());
+        bytes.extend(self.from.resolve(sender, ports).octets());
+        for tag in 0..self.tags {
+            bytes.extend([[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]][tag % 3]);
+            bytes.extend([0x00, self.value]);
+        }
+        bytes.extend([0x88, 0xb5]);
+        bytes.resize(bytes.len() + self.len, self.value);
+        if self.runt {
+            bytes.truncate(self.len % 14);
+        }
+        // Where the header of TCP says how long it is: five words, if it begins at 34.
+        if let Some(byte) = bytes.get_mut(46) {
+            *byte = 0x50;
+        }
+        bytes
+    }
+}
+
+fn destination() -> impl Strategy<Value = Address> {
+    prop_oneof![
+        4 => (0..9usize).prop_map(Address::Port),
+        4 => (0..WILD).prop_map(Address::Wild),
+        2 => Just(Address::These(0xffff_ffff_ffff)),
+        1 => Just(Address::These(0x0100_5e00_0001)),
+        1 => Just(Address::These(0x0180_c200_000e)),
+        1 => Just(Address::These(0x0180_c200_0001)),
+    ]
+}
+
+fn source() -> impl Strategy<Value = Address> {
+    prop_oneof![
+        6 => (0..WILD).prop_map(Address::Wild),
+        4 => Just(Address::Sender),
+        2 => (0..9usize).prop_map(Address::Port),
+        1 => Just(Address::These(0)),
+        1 => Just(Address::These(0x0300_0000_0001)),
+    ]
+}
+
+/// Frames that ask nothing of the next hop.
+pub fn plain() -> impl Strategy<Value = Sketch> {
+    let len = prop_oneof![6 => 0..100usize, 2 => 1490..1510usize, 1 => 1510..3000usize];
+    (0..9usize, destination(), source(), 0..4usize, len, prop::bool::weighted(0.05), any::<u8>()).prop_map(
+        |(port, to, from, tags, len, runt, value)| Sketch {
+            port,
+            to,
+            from,
+            tags,
+            len,
+            runt,
+            value,
+            offload: Offload::NONE,
+        },
+    )
+}
+
+/// `virtio_net_hdr` with these fields: flags, type, size of a segment, where the checksum begins,
+/// and where in there it stands.
+pub fn header(flags: u8, gso_type: u8, size: u16, start: u16, offset: u16) -> Offload {
+    let mut bytes = [0; Offload::LEN];
+    (bytes[0], bytes[1]) = (flags, gso_type);
+    bytes[4..6].copy_from_slice(&size.to_le_bytes());
+    bytes[6..8].copy_from_slice(&start.to_le_bytes());
+    bytes[8..10].copy_from_slice(&offset.to_le_bytes());
+    Offload::read(&bytes)
+}
+
+/// A TCP super-frame over IPv4, its checksum left open.
+pub fn tcp(size: u16) -> Offload {
+    header(1, 1, size, 34, 16)
+}
+
+/// All frames, with any offload header: none, an open checksum, super-frames, lies.
+pub fn any_frame() -> impl Strategy<Value = Sketch> {
+    let kind = prop_oneof![
+        12 => Just(None),
+        2 => any::<[u8; 12]>().prop_map(|bytes| Some((Offload::read(&bytes), None))),
+        1 => Just(Some((header(1, 0, 0, 34, 16), None))),
+        // 46 segments at most, or, where they are small, 164: too many.
+        3 => (400..1500u16, 0..65_500usize).prop_map(|(size, len)| Some((tcp(size), Some(len)))),
+        1 => (500..1500u16, 0..65_500usize).prop_map(|(size, len)| Some((header(1, 5, size, 34, 6), Some(len)))),
+        // Headers that would begin anywhere in a long frame.
+        2 => (prop::sample::select(vec![1u8, 4, 5, 0]), 0..9000u16, 500..3000u16, 0..20_000usize)
+            .prop_map(|(kind, start, size, len)| Some((header(1, kind, size, start, 16), Some(len)))),
+    ];
+    (plain(), kind).prop_map(|(sketch, kind)| match kind {
+        None => sketch,
+        Some((offload, len)) => Sketch { offload, len: len.unwrap_or(sketch.len), ..sketch },
+    })
+}

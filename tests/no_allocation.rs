@@ -1,0 +1,180 @@
+//! A warm worker neither allocates nor frees: a breath must not wait for a lock in the allocator.
+//! The allocator of this program counts, per thread, while it is told to.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::time::Duration;
+
+use vifswitch::device::memory::{Capacity, End, Memory};
+use vifswitch::switch::Limits;
+use vifswitch::wire::{Mac, Offload};
+
+mod common;
+use common::{Lab, Plug, Setup, frame, mac};
+
+thread_local! {
+    static COUNTING: Cell<bool> = const { Cell::new(false) };
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+fn count() {
+    if COUNTING.get() {
+        CALLS.set(CALLS.get() + 1);
+    }
+}
+
+// SAFETY: every call is passed on to the system's allocator as it is; the counting itself does not
+// allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `realloc`.
+        unsafe { System.realloc(at, layout, size) }
+    }
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        count();
+        // SAFETY: the caller keeps the contract of `dealloc`.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// All workers breathe until nothing is left to do. How often they allocated or freed, and how many
+/// breaths that took.
+fn counted_breaths(lab: &mut Lab) -> (u64, u64) {
+    CALLS.set(0);
+    let mut breaths = 0;
+    loop {
+        COUNTING.set(true);
+        let done = lab.step();
+        COUNTING.set(false);
+        breaths += lab.workers.len() as u64;
+        if done == 0 {
+            return (CALLS.get(), breaths);
+        }
+    }
+}
+
+/// Numbers that look random, the same each time.
+struct Dice(u64);
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((self.0 >> 33) as usize) % sides
+    }
+}
+
+const PORTS: usize = 6;
+
+/// Lets every block of every cable grow to its full size, both ways: they grow as they are first
+/// used.
+fn warm(lab: &mut Lab, blocks: usize) {
+    for _ in 0..2 * blocks {
+        for port in 0..PORTS {
+            for len in [3000, 46, 0] {
+                let bytes = frame(mac((port + 1) % PORTS), mac(port), 0x88b5, &[0; 3000][..len]);
+                while lab.ends[port].stage(&bytes, Offload::NONE) {}
+            }
+            lab.ends[port].publish();
+            lab.settle();
+            lab.ends.iter_mut().for_each(End::discard);
+        }
+    }
+}
+
+/// Each guest sends something of everything: to neighbours here and at other workers, to everybody,
+/// from old and new stations, short and long, whole and lying.
+fn guests_send(lab: &mut Lab, dice: &mut Dice) {
+    let station = |number: usize| Mac::from_bits(0x0a_00_00_00_00_00 | number as u64);
+    for port in 0..PORTS {
+        for _ in 0..1 + dice.roll(24) {
+            let to = match dice.roll(8) {
+                0 => Mac::BROADCAST,
+                1 | 2 => station(dice.roll(5000)),
+                _ => mac(dice.roll(PORTS)),
+            };
+            let from = match dice.roll(4) {
+                0 => mac(port),
+                1 => mac(dice.roll(PORTS)),
+                _ => station(dice.roll(5000)),
+            };
+            let len = [0, 46, 1500, 3000, 9000][dice.roll(5)];
+            let offload = match dice.roll(8) {
+                0 => Offload::read(&[1, 1, 0, 0, 0xdc, 5, 34, 0, 16, 0, 0, 0]),
+                1 => Offload::read(&[1, 9, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0]),
+                _ => Offload::NONE,
+            };
+            let _ = lab.ends[port].stage(&frame(to, from, 0x88b5, &[0x50; 9000][..len]), offload);
+        }
+        lab.ends[port].publish();
+    }
+}
+
+fn a_warm_worker_does_not_allocate(memory: Memory) {
+    let setup = Setup {
+        workers: 2,
+        slots: 4096,
+        // The table is smaller than the stations are many, so that some go and others come.
+        stations: 3000,
+        cable: Capacity { blocks: 16, block_bytes: 1 << 17 },
+        memory,
+        limits: Limits { network: 2500, port: 600 },
+        mtu: 3000,
+    };
+    let plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32 / 2)).collect();
+    let mut lab = Lab::new(setup, &plugs);
+    let mut dice = Dice(1);
+    let (mut calls, mut breaths) = (0, 0);
+    warm(&mut lab, 16);
+    for round in 0..3000u64 {
+        guests_send(&mut lab, &mut dice);
+        let (more_calls, more_breaths) = counted_breaths(&mut lab);
+        calls += more_calls;
+        breaths += more_breaths;
+        lab.ends.iter_mut().for_each(End::discard);
+        lab.pass(Duration::from_millis([1, 300, 20_000][dice.roll(3)] * u64::from(round % 5 == 0)));
+        if round % 400 == 0 {
+            lab.pass(Duration::from_secs(400));
+        }
+    }
+    assert_eq!(calls, 0, "in {breaths} breaths");
+    assert!(breaths > 10_000, "there was something to do: {breaths}");
+    assert!(lab.total(|c| c.forwarded.get()) > 10_000 && lab.total(|c| c.copies.get()) > 10_000);
+    assert!(lab.workers.iter().all(|worker| worker.switch().fdb().len() > 100));
+    lab.check_ledger();
+    lab.end();
+}
+
+#[test]
+fn a_warm_worker_of_owned_frames_does_not_allocate() {
+    a_warm_worker_does_not_allocate(Memory::Owned);
+}
+
+#[test]
+fn a_warm_worker_of_lent_frames_does_not_allocate() {
+    a_warm_worker_does_not_allocate(Memory::Lent);
+}
+
+/// The test of the test: what is counted is counted.
+#[test]
+fn an_allocation_is_counted() {
+    COUNTING.set(true);
+    drop(std::hint::black_box(Box::new(7)));
+    COUNTING.set(false);
+    assert_eq!(CALLS.get(), 2);
+}
