@@ -401,7 +401,18 @@ fn while_others_talk(rig: &Rig, happens: impl FnOnce()) {
 
 #[test]
 fn a_tap_of_ours_that_is_deleted_is_made_again() {
-    let Some(rig) = Rig::new(PLAIN, &["a", "b", "c"]) else { return };
+    ours_is_deleted(PLAIN);
+    ours_is_deleted(Kind { device: ", persist = false", ..PLAIN });
+}
+
+#[test]
+fn a_tap_with_queues_on_two_workers_is_made_again() {
+    let Some(switch) = two_workers() else { return };
+    ours_is_deleted(Kind { switch, device: ", queues = 4", ..PLAIN });
+}
+
+fn ours_is_deleted(kind: Kind) {
+    let Some(rig) = Rig::new(kind, &["a", "b", "c"]) else { return };
     while_others_talk(&rig, || {
         for time in 1..=3 {
             let before = rig.spaces[2].link("tap3").unwrap();
