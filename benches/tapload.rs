@@ -1,0 +1,221 @@
+//! Load for `scripts/bench`: a generator with a counting sink, and the least that a switch over taps
+//! could do, as the limit to compare with. No benchmark by itself: `cargo bench` leaves it alone.
+//!
+//! ```text
+//! tapload blast --tx NETNS:DEVICE --rx NETNS:DEVICE [--cpu N] [--size 64] [--time S] [--rate PPS --lat]
+//! tapload forward A B [vnet] [poll]
+//! ```
+//!
+//! `blast` sends as fast as it can and counts what the receiving netdev counts; or, with `--lat`, it
+//! sends at a rate and takes the time until each frame is read at the other end, by a reader that
+//! never sleeps. Sizes count the four bytes of the FCS. It prints one line of JSON.
+//!
+//! `forward` makes two taps in its own namespace and passes frames between them, for ever; `vnet`: with
+//! offload headers, `poll`: it sleeps when there is nothing to do.
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
+use rustix::net::netdevice::name_to_index;
+use rustix::net::{
+    AddressFamily, MMsgHdr, Protocol, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, bind, recv,
+    send, sendmmsg, socket_with,
+};
+use vifswitch::sys::cores;
+use vifswitch::sys::netns::{Netns, within};
+use vifswitch::sys::tun::{Flags, Queue};
+
+/// An ethertype for local experiments, which no stack answers.
+const EXPERIMENT: u16 = 0x88b5;
+const HERE: [u8; 6] = [2, 0xaa, 0, 0, 0, 0];
+const THERE: [u8; 6] = [2, 0xbb, 0, 0, 0, 0];
+/// Frames in a call.
+const BURST: usize = 32;
+const WARM_UP: Duration = Duration::from_millis(200);
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.split_first() {
+        Some((what, rest)) if what == "forward" && rest.len() >= 2 => forward(rest),
+        Some((what, rest)) if what == "blast" => blast(rest),
+        _ => {
+            eprintln!("usage: tapload blast --tx NETNS:DEVICE --rx NETNS:DEVICE … | tapload forward A B [vnet] [poll]");
+            std::process::exit(2);
+        }
+    }
+}
+
+fn forward(arguments: &[String]) {
+    let has = |word: &str| arguments[2..].iter().any(|argument| argument == word);
+    let taps = [&arguments[0], &arguments[1]].map(|name| {
+        let flags = Flags { vnet_header: has("vnet"), multi_queue: false, exclusive: true };
+        let queue = Queue::open(name, flags).unwrap();
+        if has("vnet") {
+            let _ = queue.set_offloads().unwrap();
+        } else {
+            queue.clear_offloads().unwrap()
+        }
+        queue
+    });
+    let mut room = vec![0; 70_000];
+    loop {
+        let mut idle = true;
+        for (from, to) in [(&taps[0], &taps[1]), (&taps[1], &taps[0])] {
+            for _ in 0..BURST {
+                let Ok(len) = from.read(&mut room) else { break };
+                idle = false;
+                // what does not fit is lost, as in any switch
+                let _ = to.write(&room[..len]);
+            }
+        }
+        if idle && has("poll") {
+            let mut ends = taps.each_ref().map(|tap| PollFd::new(tap, PollFlags::IN));
+            let _ = poll(&mut ends, None);
+        }
+    }
+}
+
+/// A netdev, as AF_PACKET addresses it: `struct sockaddr_ll`.
+#[repr(C)]
+struct LinkAddress {
+    family: u16,
+    protocol: u16,
+    index: i32,
+    rest: [u8; 12],
+}
+const _: () = assert!(size_of::<LinkAddress>() == 20);
+
+// SAFETY: the pointer that `f` gets is that of a whole `struct sockaddr_ll`, with its length.
+unsafe impl SocketAddrArg for LinkAddress {
+    unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
+        f(std::ptr::from_ref(self).cast(), size_of::<LinkAddress>() as SocketAddrLen)
+    }
+}
+
+/// A netdev in a namespace.
+struct Place {
+    netns: Netns,
+    device: String,
+}
+
+impl Place {
+    fn written(text: &str) -> Place {
+        let (netns, device) = text.split_once(':').expect("NETNS:DEVICE");
+        Place { netns: Netns::written(netns), device: device.into() }
+    }
+
+    /// A socket for whole frames. It hears those of `ethertype`; none if that is 0.
+    fn socket(&self, ethertype: u16) -> OwnedFd {
+        within(&self.netns, || {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let none: Option<Protocol> = None;
+            let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, none).unwrap();
+            let index = name_to_index(&socket, &self.device).unwrap() as i32;
+            let family = AddressFamily::PACKET.as_raw();
+            bind(&socket, &LinkAddress { family, protocol: ethertype.to_be(), index, rest: [0; 12] }).unwrap();
+            socket
+        })
+        .unwrap()
+    }
+
+    /// Frames that the netdev has received.
+    fn received(&self) -> u64 {
+        // of the thread: the process is in another namespace
+        let table = within(&self.netns, || fs::read_to_string("/proc/thread-self/net/dev").unwrap()).unwrap();
+        let lines = table.lines().filter_map(|line| line.trim().split_once(':'));
+        let counters = lines.filter(|(name, _)| *name == self.device).map(|(_, counters)| counters).next();
+        counters.expect("the netdev").split_whitespace().nth(1).unwrap().parse().unwrap()
+    }
+}
+
+fn frame(to: [u8; 6], from: [u8; 6], size: usize) -> Vec<u8> {
+    let mut frame = [to, from].concat();
+    frame.extend(EXPERIMENT.to_be_bytes());
+    frame.resize(size - 4, 0);
+    frame
+}
+
+fn blast(arguments: &[String]) {
+    let mut options = HashMap::new();
+    let mut words = arguments.iter().peekable();
+    while let Some(word) = words.next() {
+        let value = words.next_if(|next| !next.starts_with("--"));
+        options.insert(word.as_str(), value.map_or("", String::as_str));
+    }
+    let number = |key: &str, default: f64| options.get(key).map_or(default, |text| text.parse().unwrap());
+    let [from, to] = ["--tx", "--rx"].map(|key| Place::written(options[key]));
+    let time = Duration::from_secs_f64(number("--time", 2.0));
+    let (size, rate) = (number("--size", 64.0) as usize, number("--rate", 0.0));
+    cores::pin(number("--cpu", 0.0) as usize);
+
+    let frame_there = frame(THERE, HERE, size);
+    // the receiver speaks first, so that it is known where it is
+    send(to.socket(0), &frame(HERE, THERE, size), SendFlags::empty()).unwrap();
+    if options.contains_key("--lat") {
+        latency(&from.socket(0), &to.socket(EXPERIMENT), &frame_there, rate, time);
+    } else {
+        throughput(&from.socket(0), &to, &frame_there, time);
+    }
+}
+
+fn throughput(socket: &OwnedFd, to: &Place, frame: &[u8], time: Duration) {
+    let mut offered = 0;
+    let mut send_for = |time: Duration| {
+        let begin = Instant::now();
+        while begin.elapsed() < time {
+            let slices = [IoSlice::new(frame)];
+            let mut controls: [_; BURST] = std::array::from_fn(|_| SendAncillaryBuffer::default());
+            let mut messages: Vec<_> = controls.iter_mut().map(|control| MMsgHdr::new(&slices, control)).collect();
+            match sendmmsg(socket, &mut messages, SendFlags::DONTWAIT) {
+                Ok(sent) => offered += sent as u64,
+                Err(Errno::AGAIN | Errno::NOBUFS) => {}
+                Err(e) => panic!("sending: {e}"),
+            }
+        }
+    };
+    send_for(WARM_UP);
+    let (before, begin) = (to.received(), Instant::now());
+    send_for(time);
+    let (received, spent) = (to.received() - before, begin.elapsed().as_secs_f64());
+    println!(
+        r#"{{"offered_pps":{:.0},"received_pps":{:.0}}}"#,
+        offered as f64 / (spent + WARM_UP.as_secs_f64()),
+        received as f64 / spent
+    );
+}
+
+fn latency(sender: &OwnedFd, receiver: &OwnedFd, frame: &[u8], rate: f64, time: Duration) {
+    let mut frame = frame.to_vec();
+    let mut times = Vec::with_capacity((time.as_secs_f64() * rate) as usize + 1);
+    let (begin, mut sent) = (Instant::now(), 0u64);
+    let mut room = [0; 2048];
+    // the first learn the way, and the last may still come
+    while begin.elapsed() < WARM_UP + time {
+        let due = begin + Duration::from_secs_f64(sent as f64 / rate);
+        if Instant::now() >= due {
+            frame[14..22].copy_from_slice(&(begin.elapsed().as_nanos() as u64).to_be_bytes());
+            match send(sender, &frame, SendFlags::DONTWAIT) {
+                Ok(_) | Err(Errno::AGAIN | Errno::NOBUFS) => sent += 1,
+                Err(e) => panic!("sending: {e}"),
+            }
+        }
+        if let Ok((len, _)) = recv(receiver, &mut room[..], RecvFlags::DONTWAIT)
+            && len >= 22
+            && begin.elapsed() > WARM_UP
+        {
+            let stamp = u64::from_be_bytes(room[14..22].try_into().unwrap());
+            times.push(begin.elapsed().as_nanos() as u64 - stamp);
+        }
+    }
+    times.sort_unstable();
+    let at = |part: f64| times.get((times.len() as f64 * part) as usize).map_or(f64::NAN, |&ns| ns as f64 / 1e3);
+    let received = times.len() as f64 / time.as_secs_f64();
+    println!(r#"{{"received_pps":{received:.0},"p50_us":{:.2},"p99_us":{:.2}}}"#, at(0.5), at(0.99));
+}
