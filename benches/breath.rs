@@ -17,7 +17,7 @@ mod common;
 use common::{Lab, Plug, Setup, frame};
 
 /// Frames in each cable between two refills.
-const FILL: usize = 128;
+const FILL: usize = 64;
 
 fn station(number: usize) -> Mac {
     Mac::from_bits(0x0a_00_00_00_00_00 | number as u64)

@@ -11,7 +11,7 @@ use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::control::config::{self, Config, Poll};
@@ -129,7 +129,7 @@ async fn serve_until_told(config: Config, cores: Vec<usize>) -> io::Result<()> {
     let servers = [Some(spawn_server(socket, &handle, &stopped)), metrics.map(|l| spawn_server(l, &handle, &stopped))];
 
     controller.open_all().await;
-    sd_notify::notify(&[NotifyState::Ready])?;
+    notify(NotifyState::Ready);
     info!("ready");
 
     let told = async {
@@ -141,7 +141,7 @@ async fn serve_until_told(config: Config, cores: Vec<usize>) -> io::Result<()> {
     controller.run(requests, told).await;
 
     // In order: nobody new comes in, devices come home, workers end.
-    sd_notify::notify(&[NotifyState::Stopping])?;
+    notify(NotifyState::Stopping);
     drop(stop);
     for server in servers.into_iter().flatten() {
         let _ = server.await;
@@ -152,6 +152,13 @@ async fn serve_until_told(config: Config, cores: Vec<usize>) -> io::Result<()> {
     }
     info!("stopped");
     Ok(())
+}
+
+/// Tells the supervisor. One that has gone meanwhile is no reason not to go on.
+fn notify(state: NotifyState<'_>) {
+    if let Err(why) = sd_notify::notify(&[state]) {
+        warn!("cannot tell the supervisor of a change: {why}");
+    }
 }
 
 fn named(what: String, why: &io::Error) -> io::Error {

@@ -33,7 +33,7 @@ const _: () = assert!(STRIDE.is_multiple_of(64) && STRIDE / 64 % 2 == 1);
 #[derive(Debug)]
 pub struct Batch {
     /// A frame that was taken out leaves its place empty.
-    frames: Vec<Option<Frame>>,
+    frames: Vec<Frame>,
     landing: Box<[u8]>,
     bytes: usize,
 }
@@ -77,7 +77,7 @@ impl Batch {
     pub fn push(&mut self, frame: Frame) {
         assert!(self.frames.len() < BURST, "a burst has at most {BURST} frames");
         self.bytes += frame.len() as usize;
-        self.frames.push(Some(frame));
+        self.frames.push(frame);
     }
 
     /// Lets `read` put a frame into the next receive buffer and appends it. With `header`, what is
@@ -103,9 +103,9 @@ impl Batch {
         let (front, rest) = room.split_first_chunk().expect("the headroom is a header long");
         let offload = Offload::read(front);
         #[allow(clippy::cast_possible_truncation)] // 64 buffers of 64 KiB and a little
-        self.frames.push(Some(Frame::landed(buffer as u8, FRONT as u16, len as u32, offload)));
+        self.frames.push(Frame::landed(buffer as u8, FRONT as u16, len as u32, offload));
         if offload.is_pending()
-            && let Some(Some(frame)) = self.frames.last_mut()
+            && let Some(frame) = self.frames.last_mut()
         {
             frame.measure(Some(&rest[..len]));
         }
@@ -120,20 +120,15 @@ impl Batch {
     /// When there is none, or it has been taken.
     #[inline(always)]
     pub fn frame(&self, index: usize) -> &Frame {
-        self.frames[index].as_ref().expect("the frame has not been taken")
+        let frame = &self.frames[index];
+        assert!(frame.is_here(), "the frame has not been taken");
+        frame
     }
 
     /// The frames with their first segments, in which all their headers are, in order.
-    ///
-    /// # Panics
-    ///
-    /// When one has been taken.
     #[inline(always)]
     pub fn heads(&self) -> impl Iterator<Item = (&Frame, &[u8])> {
-        self.frames.iter().map(|frame| {
-            let frame = frame.as_ref().expect("the frame has not been taken");
-            (frame, self.head_of(frame))
-        })
+        self.frames.iter().map(|frame| (frame, self.head_of(frame)))
     }
 
     /// The first segment of the frame at `index`: all its headers are in it.
@@ -152,7 +147,7 @@ impl Batch {
 
     /// The places of the batch, for whoever takes frames out as it goes through them.
     #[inline(always)]
-    pub fn places(&mut self) -> &mut [Option<Frame>] {
+    pub fn places(&mut self) -> &mut [Frame] {
         &mut self.frames
     }
 
@@ -160,7 +155,8 @@ impl Batch {
     /// place stays.
     #[inline(always)]
     pub fn take(&mut self, index: usize) -> Option<Frame> {
-        self.frames[index].take_if(|frame| frame.is_owned())
+        let frame = &mut self.frames[index];
+        frame.is_owned().then(|| frame.take())
     }
 
     /// A copy of the frame at `index` in slots of its own, for one that has to outlive the burst
@@ -202,7 +198,7 @@ impl Batch {
     /// Ends the burst: what is still here goes home, and the receive buffers are free again.
     #[inline(always)]
     pub fn clear(&mut self, cache: &mut Cache) {
-        for frame in self.frames.drain(..).flatten() {
+        for frame in self.frames.drain(..) {
             cache.recycle(frame);
         }
         self.bytes = 0;

@@ -7,23 +7,7 @@ use super::{Batch, Cache, View};
 /// by their place in it.
 #[derive(Debug)]
 pub struct Lane {
-    entries: Vec<Entry>,
-}
-
-#[derive(Debug)]
-enum Entry {
-    Owned(Frame),
-    Borrowed(u8),
-}
-
-impl Entry {
-    #[inline]
-    fn view<'a>(&'a self, batch: &'a Batch) -> View<'a> {
-        match self {
-            Entry::Owned(frame) => batch.view_of(frame),
-            Entry::Borrowed(index) => batch.view(usize::from(*index)),
-        }
-    }
+    entries: Vec<Frame>,
 }
 
 /// What became of a frame that a device was to send.
@@ -75,26 +59,18 @@ impl Lane {
     /// Adds a frame that owns its slots.
     #[inline(always)]
     pub fn push(&mut self, frame: Frame) {
-        self.entries.push(Entry::Owned(frame));
-    }
-
-    /// Takes the frame out of its place in a batch and adds it. It owns its slots.
-    #[inline(always)]
-    pub fn push_taken(&mut self, place: &mut Option<Frame>) {
-        if let Some(frame) = place.take() {
-            self.entries.push(Entry::Owned(frame));
-        }
+        self.entries.push(frame);
     }
 
     /// Adds the frame at `index` of the present burst, which stays where it is.
     #[inline(always)]
     pub fn borrow(&mut self, index: u8) {
-        self.entries.push(Entry::Borrowed(index));
+        self.entries.push(Frame::borrowed(index));
     }
 
     /// The frames that wait, in order.
     pub fn views<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = View<'a>> {
-        self.entries.iter().map(|entry| entry.view(batch))
+        self.entries.iter().map(|entry| view(entry, batch))
     }
 
     /// Shows each frame to `send`, in order, and sees to what comes of it. The lane is empty
@@ -103,10 +79,7 @@ impl Lane {
     pub fn send_each(&mut self, batch: &Batch, cache: &mut Cache, mut send: impl FnMut(View<'_>) -> Fate) -> Sent {
         let mut sent = Sent::default();
         for (place, entry) in self.entries.iter().enumerate() {
-            let view = match entry {
-                Entry::Owned(frame) => batch.view_of(frame),
-                Entry::Borrowed(index) => batch.view(usize::from(*index)),
-            };
+            let view = view(entry, batch);
             let (count, bytes) = (view.frame.count(), view.frame.count_bytes());
             match send(view) {
                 Fate::Sent => {
@@ -122,9 +95,7 @@ impl Lane {
             }
         }
         for entry in self.entries.drain(..) {
-            if let Entry::Owned(frame) = entry {
-                cache.recycle(frame);
-            }
+            cache.recycle(entry);
         }
         sent
     }
@@ -132,11 +103,16 @@ impl Lane {
     /// How many frames wait from `place` on.
     #[cold]
     fn count_from(&self, place: usize, batch: &Batch) -> u64 {
-        let count = |entry: &Entry| match entry {
-            Entry::Owned(frame) => frame.count(),
-            Entry::Borrowed(index) => batch.frame(usize::from(*index)).count(),
-        };
-        self.entries[place..].iter().map(count).sum()
+        self.entries[place..].iter().map(|entry| view(entry, batch).frame.count()).sum()
+    }
+}
+
+/// What waits in a lane, as it goes out.
+#[inline(always)]
+fn view<'a>(entry: &'a Frame, batch: &'a Batch) -> View<'a> {
+    match entry.borrow() {
+        Some(index) => batch.view(index),
+        None => batch.view_of(entry),
     }
 }
 

@@ -202,7 +202,9 @@ pub(super) enum Place {
     Chain,
     /// In a receive buffer of the batch that the frame stands in, until that burst is released.
     Landing,
-    /// Nowhere: the frame has given up its slots.
+    /// In the batch, of which this is only the place: a borrow.
+    Borrowed,
+    /// Nowhere: the frame has been taken out of here, or has given up its slots.
     #[default]
     Nowhere,
 }
@@ -229,7 +231,7 @@ pub struct Frame {
 }
 
 // Frames are moved from batch to lane to device.
-const _: () = assert!(size_of::<Option<Frame>>() == 32);
+const _: () = assert!(size_of::<Frame>() == 32);
 
 impl Frame {
     /// A frame in the slots that `slot` hands out, `len` bytes long; `None` when they run out.
@@ -311,6 +313,43 @@ impl Frame {
         Frame { pool, offload, at, len, start, headers: 0, csum_offset, frames: 1, place }
     }
 
+    /// What is left in the place of a frame that was taken out.
+    const GONE: Frame = Frame {
+        pool: None,
+        offload: 0,
+        at: 0,
+        len: 0,
+        start: 0,
+        headers: 0,
+        csum_offset: 0,
+        frames: 0,
+        place: Place::Nowhere,
+    };
+
+    /// A borrow of the frame at place `index` of a batch.
+    #[inline(always)]
+    pub(super) fn borrowed(index: u8) -> Frame {
+        Frame { at: u32::from(index), place: Place::Borrowed, ..Frame::GONE }
+    }
+
+    /// The place in its batch of which this is a borrow.
+    #[inline(always)]
+    pub(super) fn borrow(&self) -> Option<usize> {
+        (self.place == Place::Borrowed).then_some(self.at as usize)
+    }
+
+    /// Takes the frame out of its place.
+    #[inline(always)]
+    pub fn take(&mut self) -> Frame {
+        std::mem::replace(self, Frame::GONE)
+    }
+
+    /// Whether there is a frame in this place, or only what is left of one that was taken.
+    #[inline(always)]
+    pub fn is_here(&self) -> bool {
+        self.place != Place::Nowhere
+    }
+
     /// Checks the offload header against the frame, once for all. `head`: its first segment, if it
     /// is lent.
     #[cold]
@@ -366,7 +405,10 @@ impl Frame {
     /// How many bytes these frames have together, each with its headers.
     #[inline(always)]
     pub fn count_bytes(&self) -> u64 {
-        u64::from(self.len) + u64::from(self.headers) * (self.count() - 1)
+        match self.headers {
+            0 => u64::from(self.len),
+            headers => u64::from(self.len) + u64::from(headers) * (self.count() - 1),
+        }
     }
 
     /// Bytes of the longest frame that it will become; its own length for a plain one.

@@ -114,7 +114,7 @@ impl Worker {
             } else if pace == Pace::Adaptive && self.pacer.is_tired(now) {
                 self.sleep();
                 now = time::now();
-                self.pacer.was_busy(now);
+                self.pacer.was_woken(now);
             }
         }
     }

@@ -65,6 +65,9 @@ impl Gate {
     }
 }
 
+/// Words of a set of gates.
+const WORDS: usize = MOST_PORTS / 64;
+
 /// "No gate here", at the door of a port.
 const SHUT: u16 = u16::MAX;
 
@@ -78,7 +81,7 @@ pub(super) struct Gates {
     /// administratively down, so that asking for the door is all that a frame has to ask.
     doors: Box<[u16]>,
     /// The gates whose lanes are not empty: a set of bits by number.
-    waiting: Box<[u64]>,
+    waiting: Box<[u64; WORDS]>,
     /// Whether there may be any.
     any_waiting: bool,
     open: usize,
@@ -90,7 +93,7 @@ impl Gates {
             me,
             slots: Vec::with_capacity(MOST_PORTS),
             doors: vec![SHUT; MOST_PORTS].into_boxed_slice(),
-            waiting: vec![0; MOST_PORTS / 64].into_boxed_slice(),
+            waiting: Box::new([0; WORDS]),
             any_waiting: false,
             open: 0,
         }
@@ -193,7 +196,7 @@ impl Gates {
     /// Notes that the lane of gate `number` is not empty any more.
     #[inline(always)]
     pub(super) fn wait(&mut self, number: u16) {
-        self.waiting[usize::from(number / 64)] |= 1 << (number % 64);
+        self.waiting[usize::from(number / 64) % WORDS] |= 1 << (number % 64);
         self.any_waiting = true;
     }
 

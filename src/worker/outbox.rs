@@ -30,8 +30,7 @@ impl Outbox<'_> {
         let (mut frames, mut bytes, mut forwarded, mut flooded, mut copies) = (0, 0, 0, 0, 0);
         let book = book(self.books, from);
         for index in 0..self.batch.len() {
-            let place = &mut self.batch.places()[index];
-            let Some(frame) = place else { continue };
+            let frame = &mut self.batch.places()[index];
             let count = frame.count();
             frames += count;
             bytes += frame.count_bytes();
@@ -41,7 +40,7 @@ impl Outbox<'_> {
                     // The way of most frames: its door is here, and needs nothing dressed.
                     match self.gates.door(to) {
                         Some((number, gate)) if frame.is_owned() && !frame.offload().is_pending() => {
-                            gate.lane.push_taken(place);
+                            gate.lane.push(frame.take());
                             self.gates.wait(number);
                         }
                         _ => self.forward(index, to),

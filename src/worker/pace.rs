@@ -1,8 +1,13 @@
 //! When to breathe again, and which gates to look at.
 //!
-//! A worker that found nothing to do for [`SPIN`] goes to sleep until a device becomes readable or
-//! its bell rings (`adaptive`), or goes on polling (`busy`). Sleeping costs the first frame after a
-//! pause the time it takes the kernel to wake a thread.
+//! A worker that finds nothing to do polls on for a while and then goes to sleep until a device
+//! becomes readable or its bell rings (`adaptive`), or goes on polling (`busy`).
+//!
+//! Sleeping costs the first frame after a pause the time it takes the kernel to wake a thread, and
+//! costs whoever sent it an interrupt to another core. Polling costs a core. So how long to poll is
+//! learned from how long the pauses are, as hypervisors do it for halted guests: where they are
+//! short, polling longer bridges them and the worker never sleeps under load; where they are longer
+//! than [`SPIN`], polling is in vain, and the worker soon sleeps at once.
 //!
 //! A gate that was quiet for a while is left to *rest*: asking epoll once for all resting gates is
 //! cheaper than asking each of them. So a worker's speed depends little on how many quiet ports it
@@ -17,8 +22,14 @@ use super::gate::{Gate, GateState, Gates};
 use crate::sys::event::Poller;
 use crate::time::Moment;
 
-/// How long an adaptive worker polls in vain before it goes to sleep.
-pub const SPIN: Duration = Duration::from_micros(20);
+/// How long an adaptive worker polls in vain before it goes to sleep, at most.
+pub const SPIN: Duration = Duration::from_micros(60);
+
+/// And at least.
+const LEAST_SPIN: Duration = Duration::from_micros(4);
+
+/// Pauses up to this long could have been bridged: [`SPIN`], and what waking up takes.
+const SHORT: Duration = Duration::from_micros(90);
 
 /// The longest sleep; a worker that nobody wakes looks up once in this time.
 const NAP: Duration = Duration::from_secs(1);
@@ -35,7 +46,7 @@ const BELL: u64 = u64::MAX;
 /// Whether a worker with nothing to do sleeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pace {
-    /// It polls for [`SPIN`], then sleeps.
+    /// It polls for [`SPIN`] at most, then sleeps.
     #[default]
     Adaptive,
     /// It never sleeps.
@@ -49,13 +60,15 @@ pub(super) struct Pacer {
     deaf: usize,
     resting: usize,
     busy_until: Moment,
+    /// How long to poll in vain at present.
+    spin: Duration,
 }
 
 impl Pacer {
     pub(super) fn new(bell: &Bell) -> io::Result<Pacer> {
         let poller = Poller::new()?;
         poller.add(bell.as_fd(), BELL)?;
-        Ok(Pacer { poller, deaf: 0, resting: 0, busy_until: Moment::default() })
+        Ok(Pacer { poller, deaf: 0, resting: 0, busy_until: Moment::default(), spin: SPIN })
     }
 
     /// Watches a gate that has been opened.
@@ -128,7 +141,14 @@ impl Pacer {
     /// Whether it is time to sleep, at `now`.
     #[inline]
     pub(super) fn is_tired(&self, now: Moment) -> bool {
-        self.deaf == 0 && now.since(self.busy_until) >= SPIN
+        self.deaf == 0 && now.since(self.busy_until) >= self.spin
+    }
+
+    /// Notes that it was woken at `now`, and learns from how long the pause was.
+    pub(super) fn was_woken(&mut self, now: Moment) {
+        let pause = now.since(self.busy_until);
+        self.spin = if pause <= SHORT { SPIN.min(self.spin * 2) } else { LEAST_SPIN.max(self.spin / 2) };
+        self.busy_until = now;
     }
 
     /// Sleeps until something happens. `has_news` looks into mailbox and rings; whatever is put
@@ -141,5 +161,46 @@ impl Pacer {
         }
         bell.disarm();
         sleeps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether a worker whose frames come `gap` apart still sleeps, once it has got used to them.
+    fn sleeps(gap: Duration) -> bool {
+        let mut pacer = Pacer::new(&Bell::new().unwrap()).unwrap();
+        let mut now = Moment::from_secs(1);
+        let mut slept = false;
+        for _ in 0..20 {
+            pacer.was_busy(now);
+            slept = pacer.is_tired(now + gap);
+            now = now + gap;
+            if slept {
+                pacer.was_woken(now);
+            }
+        }
+        slept
+    }
+
+    #[test]
+    fn short_pauses_are_bridged_and_long_ones_slept_through() {
+        assert!(!sleeps(Duration::from_micros(10)));
+        assert!(!sleeps(Duration::from_micros(55)));
+        assert!(sleeps(Duration::from_micros(100)));
+        assert!(sleeps(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn long_pauses_are_not_polled_through_in_vain() {
+        let mut pacer = Pacer::new(&Bell::new().unwrap()).unwrap();
+        let mut now = Moment::from_secs(1);
+        for _ in 0..10 {
+            pacer.was_busy(now);
+            now = now + Duration::from_millis(1);
+            pacer.was_woken(now);
+        }
+        assert!(pacer.is_tired(now + LEAST_SPIN));
     }
 }
