@@ -23,7 +23,7 @@ const TIDY: usize = 8;
 
 /// Frames taken in after which the lanes are sent off before the end of the breath: while their
 /// bytes are still in the processor's nearest cache. It also bounds the length of a lane.
-const BREATH: usize = BURST;
+const BREATH: usize = 2 * BURST;
 
 /// Sightings heard from each peer in one breath, at most.
 const HEARD: usize = 256;

@@ -7,7 +7,7 @@ use crate::frame::{BURST, Lane};
 use crate::switch::{MOST_PORTS, PortId, Rules};
 
 /// Frames that wait in one lane at most: a worker sends its lanes off after a burst or two.
-const LANE: usize = 2 * BURST;
+const LANE: usize = 3 * BURST;
 
 /// One queue of a port's device, and the lane of frames that leave by it.
 pub struct Gate {
