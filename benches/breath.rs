@@ -35,7 +35,7 @@ impl Dice {
 fn learned_lab(ports: usize, stations: usize) -> Lab {
     let limits = Limits { network: stations as u32 + 1, port: stations as u32 + 1 };
     // Few blocks, used again and again: what is measured is the worker, not memory that nobody has touched.
-    let cable = Capacity { blocks: 2 * ports + 8, block_bytes: 1 << 17 };
+    let cable = Capacity { blocks: ports / 2 + 4, block_bytes: 1 << 17 };
     let setup = Setup { cable, slots: 16384, stations: stations as u32, limits, ..Setup::default() };
     let plugs: Vec<_> = (0..ports).map(|port| Plug::new(0, port as u32)).collect();
     let mut lab = Lab::new(setup, &plugs);
