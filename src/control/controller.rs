@@ -190,9 +190,9 @@ impl Controller {
                     port.state = State::Up { worker, queues: count, notes: notes.join("; ") };
                     let id = port.plan.id;
                     gates.extend(
-                        (0..count)
-                            .zip(queues)
-                            .map(|(queue, device)| (index, home(worker, queue, workers), Gate::new(id, queue, device))),
+                        (0..count).zip(queues).map(|(queue, device)| {
+                            (index, self.staff.home(worker, queue), Gate::new(id, queue, device))
+                        }),
                     );
                 }
                 Err(error) => self.fail(index, error.to_string()),
@@ -265,7 +265,7 @@ impl Controller {
         self.set_rules().await;
         let id = self.ports[index].plan.id;
         for queue in 0..queues {
-            if let Some(gate) = self.staff.close(home(worker, queue, self.staff.len()), id, queue).await {
+            if let Some(gate) = self.staff.close(self.staff.home(worker, queue), id, queue).await {
                 close(gate.device).await;
             }
         }
@@ -295,11 +295,6 @@ impl Controller {
             Request::Config(reply) => drop(reply.send(report.config())),
         }
     }
-}
-
-/// The worker that polls a queue of a port whose first queue is polled by `first`.
-const fn home(first: u16, queue: u16, workers: u16) -> u16 {
-    (first + queue % workers) % workers
 }
 
 /// Whether it is worth while to try to open a device: a look that costs next to nothing.

@@ -155,11 +155,10 @@ impl Report<'_> {
     /// All workers.
     #[allow(clippy::cast_precision_loss)] // of seconds
     pub fn workers(&self) -> Vec<WorkerView> {
-        let workers = self.staff.len();
         let queues = |worker: u16| {
             let polled = |port: &Port| match port.state {
                 State::Up { worker: first, queues, .. } => {
-                    (0..queues).filter(|queue| (first + queue % workers) % workers == worker).count()
+                    (0..queues).filter(|&queue| self.staff.home(first, queue) == worker).count()
                 }
                 _ => 0,
             };

@@ -38,6 +38,12 @@ impl Staff {
         self.posts.is_empty()
     }
 
+    /// The worker that polls a queue of a port whose first queue is polled by `first`.
+    pub fn home(&self, first: u16, queue: u16) -> u16 {
+        let workers = self.len();
+        (first + queue % workers) % workers
+    }
+
     /// What each worker counts of itself.
     pub fn counters(&self) -> &[Arc<WorkerCounters>] {
         &self.counters
