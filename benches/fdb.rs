@@ -94,7 +94,7 @@ impl Fixture {
         let (now, mut found) = (self.now, 0u64);
         let stations = if hit { &self.known } else { &self.unknown };
         let spent = Fixture::visit(&mut self.fdb, stations, visits, ahead, |fdb, station, hash| {
-            found += u64::from(black_box(fdb.find(station, hash, now, AGEING)).is_some());
+            found += u64::from(black_box(fdb.find(station, hash, now + 1 - AGEING)).is_some());
         });
         assert_eq!(found > 0, hit);
         spent

@@ -16,7 +16,7 @@ use super::{Abilities, Device};
 use crate::frame::{Batch, Cache, Fate, Lane, Sent, Tail};
 use crate::wire::Offload;
 
-const RECORD: usize = 4 + Offload::LEN;
+const RECORD: usize = 16;
 
 /// How much a cable holds each way.
 #[derive(Debug, Clone, Copy)]
@@ -73,10 +73,10 @@ impl Block {
         let room = &mut self.bytes[self.used..];
         let Some((record, room)) = room.split_first_chunk_mut::<RECORD>() else { return false };
         let Some(room) = room.get_mut(..len) else { return false };
-        let (length, header) = record.split_at_mut(4);
-        #[allow(clippy::cast_possible_truncation)] // a block is shorter than 4 GiB
-        length.copy_from_slice(&(len as u32).to_ne_bytes());
-        header.copy_from_slice(&offload.write());
+        let (first, second) = record.split_at_mut(8);
+        let (word, csum_offset) = offload.words();
+        first.copy_from_slice(&(len as u64 | u64::from(csum_offset) << 48).to_ne_bytes());
+        second.copy_from_slice(&word.to_ne_bytes());
         match tail {
             None => room.copy_from_slice(head),
             Some(tail) => copy_segments(room, head, tail),
@@ -141,9 +141,12 @@ impl Inward {
     #[inline(always)]
     fn next(&self) -> Option<(&[u8], Offload, usize)> {
         let (record, rest) = self.block.bytes.get(self.read..self.block.used)?.split_first_chunk::<RECORD>()?;
-        let (len, offload) = record.split_first_chunk()?;
-        let len = u32::from_ne_bytes(*len) as usize;
-        Some((rest.get(..len)?, Offload::read(offload.first_chunk()?), self.read + RECORD + len))
+        let [a, b, c, d, e, f, g, h, word @ ..] = *record;
+        let first = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
+        #[allow(clippy::cast_possible_truncation)] // its two parts
+        let (len, csum_offset) = (first as u32 as usize, (first >> 48) as u16);
+        let offload = Offload::from_words(u64::from_ne_bytes(word), csum_offset);
+        Some((rest.get(..len)?, offload, self.read + RECORD + len))
     }
 
     /// Goes on to the next block, if the present one has been read. Whether there is something.

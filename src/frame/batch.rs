@@ -32,8 +32,10 @@ const _: () = assert!(STRIDE.is_multiple_of(64) && STRIDE / 64 % 2 == 1);
 /// in them are lent until [`Batch::clear`].
 #[derive(Debug)]
 pub struct Batch {
-    /// A frame that was taken out leaves its place empty.
-    frames: Vec<Frame>,
+    /// The first `len` of them are the burst; one that was taken out leaves [`Frame::GONE`] in its
+    /// place, and behind the burst there is nothing else.
+    frames: Box<[Frame; BURST]>,
+    len: usize,
     landing: Box<[u8]>,
     bytes: usize,
 }
@@ -47,25 +49,30 @@ impl Default for Batch {
 impl Batch {
     /// An empty batch with its receive buffers, 4 MiB that are taken as they are used.
     pub fn new() -> Batch {
-        Batch { frames: Vec::with_capacity(BURST), landing: vec![0; STRIDE * BURST].into_boxed_slice(), bytes: 0 }
+        Batch {
+            frames: Box::new([const { Frame::GONE }; BURST]),
+            len: 0,
+            landing: vec![0; STRIDE * BURST].into_boxed_slice(),
+            bytes: 0,
+        }
     }
 
     /// How many frames there are.
     #[inline(always)]
     pub fn len(&self) -> usize {
-        self.frames.len()
+        self.len
     }
 
     /// Whether there are none.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.len == 0
     }
 
     /// Whether the burst is to end here.
     #[inline(always)]
     pub fn is_full(&self) -> bool {
-        self.frames.len() >= BURST || self.bytes >= BURST_BYTES
+        self.len >= BURST || self.bytes >= BURST_BYTES
     }
 
     /// Appends a frame that owns its slots.
@@ -75,9 +82,10 @@ impl Batch {
     /// When there are [`BURST`] frames already.
     #[inline(always)]
     pub fn push(&mut self, frame: Frame) {
-        assert!(self.frames.len() < BURST, "a burst has at most {BURST} frames");
+        let place = self.frames.get_mut(self.len).expect("a burst has at most 64 frames");
         self.bytes += frame.len() as usize;
-        self.frames.push(frame);
+        *place = frame;
+        self.len += 1;
     }
 
     /// Lets `read` put a frame into the next receive buffer and appends it. With `header`, what is
@@ -89,7 +97,7 @@ impl Batch {
     /// When there are [`BURST`] frames already.
     #[inline(always)]
     pub fn land<E>(&mut self, header: bool, read: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
-        let buffer = self.frames.len();
+        let buffer = self.len;
         assert!(buffer < BURST, "a burst has at most {BURST} frames");
         let base = buffer * STRIDE + FRONT;
         let room = &mut self.landing[base - HEADROOM..base + ROOM];
@@ -103,12 +111,12 @@ impl Batch {
         let (front, rest) = room.split_first_chunk().expect("the headroom is a header long");
         let offload = Offload::read(front);
         #[allow(clippy::cast_possible_truncation)] // 64 buffers of 64 KiB and a little
-        self.frames.push(Frame::landed(buffer as u8, FRONT as u16, len as u32, offload));
-        if offload.is_pending()
-            && let Some(frame) = self.frames.last_mut()
-        {
+        let mut frame = Frame::landed(buffer as u8, FRONT as u16, len as u32, offload);
+        if offload.is_pending() {
             frame.measure(Some(&rest[..len]));
         }
+        self.frames[buffer] = frame;
+        self.len += 1;
         self.bytes += len;
         Ok(())
     }
@@ -128,7 +136,7 @@ impl Batch {
     /// The frames with their first segments, in which all their headers are, in order.
     #[inline(always)]
     pub fn heads(&self) -> impl Iterator<Item = (&Frame, &[u8])> {
-        self.frames.iter().map(|frame| (frame, self.head_of(frame)))
+        self.frames[..self.len].iter().map(|frame| (frame, self.head_of(frame)))
     }
 
     /// The first segment of the frame at `index`: all its headers are in it.
@@ -139,16 +147,21 @@ impl Batch {
 
     #[inline(always)]
     fn head_of<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
+        frame.slot_bytes().unwrap_or_else(|| self.rare_head_of(frame))
+    }
+
+    #[inline(never)]
+    fn rare_head_of<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         match frame.landing() {
             Some((buffer, start)) => &self.landing[buffer * STRIDE + start..][..frame.head() as usize],
             None => frame.owned_head(),
         }
     }
 
-    /// The places of the batch, for whoever takes frames out as it goes through them.
+    /// A place of the batch, for whoever takes frames out as it goes through them.
     #[inline(always)]
-    pub fn places(&mut self) -> &mut [Frame] {
-        &mut self.frames
+    pub fn place(&mut self, index: usize) -> &mut Frame {
+        &mut self.frames[index % BURST]
     }
 
     /// Takes the frame at `index`, if it owns its slots. It is gone from the batch then, and its
@@ -185,6 +198,14 @@ impl Batch {
     /// A frame as it goes out: one of this batch, or one that owns its slots.
     #[inline(always)]
     pub(super) fn view_of<'a>(&'a self, frame: &'a Frame) -> View<'a> {
+        match frame.slot_bytes() {
+            Some(head) => View { frame, head, with_header: None },
+            None => self.rare_view_of(frame),
+        }
+    }
+
+    #[inline(never)]
+    fn rare_view_of<'a>(&'a self, frame: &'a Frame) -> View<'a> {
         match frame.landing() {
             Some((buffer, start)) => {
                 let with_header =
@@ -198,10 +219,10 @@ impl Batch {
     /// Ends the burst: what is still here goes home, and the receive buffers are free again.
     #[inline(always)]
     pub fn clear(&mut self, cache: &mut Cache) {
-        for frame in self.frames.drain(..) {
-            cache.recycle(frame);
+        for frame in &mut self.frames[..self.len] {
+            cache.recycle_from(frame);
         }
-        self.bytes = 0;
+        (self.len, self.bytes) = (0, 0);
     }
 }
 

@@ -76,10 +76,16 @@ impl Cache {
 
     /// Takes back the slots of a frame. A frame that is only lent has none.
     #[inline(always)]
-    pub fn recycle(&mut self, frame: Frame) {
-        let Some((pool, slot, chain)) = frame.surrender() else { return };
-        if chain || !std::ptr::eq(pool, self.pool) {
-            return self.recycle_chain(pool, slot, chain);
+    pub fn recycle(&mut self, mut frame: Frame) {
+        self.recycle_from(&mut frame);
+    }
+
+    /// Takes back the slots of the frame in this place, which is empty then.
+    #[inline(always)]
+    pub(super) fn recycle_from(&mut self, place: &mut Frame) {
+        let Some((pool, slot, simple)) = place.surrender() else { return };
+        if !simple || !std::ptr::eq(pool, self.pool) {
+            return self.recycle_chain(pool, slot, !simple);
         }
         self.stock.push(slot);
         if self.stock.len() > MOST {

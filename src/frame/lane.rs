@@ -5,9 +5,11 @@ use super::{Batch, Cache, View};
 
 /// Frames in the order in which one port sends them: owned ones, and borrows of the present burst
 /// by their place in it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Lane {
+    /// The first `len` of them wait. Behind these nothing but [`Frame::GONE`], ready to be changed for a frame.
     entries: Vec<Frame>,
+    len: usize,
 }
 
 /// What became of a frame that a device was to send.
@@ -41,36 +43,53 @@ pub struct Sent {
 impl Lane {
     /// An empty lane with room for `capacity` frames.
     pub fn with_capacity(capacity: usize) -> Lane {
-        Lane { entries: Vec::with_capacity(capacity) }
+        Lane { entries: Vec::with_capacity(capacity), len: 0 }
     }
 
     /// How many frames wait.
     #[inline(always)]
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.len
     }
 
     /// Whether none waits.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len == 0
     }
 
     /// Adds a frame that owns its slots.
     #[inline(always)]
-    pub fn push(&mut self, frame: Frame) {
-        self.entries.push(frame);
+    pub fn push(&mut self, mut frame: Frame) {
+        self.take_in(&mut frame);
+    }
+
+    /// Adds a frame that owns its slots, out of its place.
+    #[inline(always)]
+    pub fn take_in(&mut self, frame: &mut Frame) {
+        if self.len == self.entries.len() {
+            self.extend();
+        }
+        std::mem::swap(&mut self.entries[self.len], frame);
+        self.len += 1;
+    }
+
+    /// Makes room. That happens as often as the lane is longer than it ever was, and within what
+    /// was allocated for it.
+    #[cold]
+    fn extend(&mut self) {
+        self.entries.push(Frame::GONE);
     }
 
     /// Adds the frame at `index` of the present burst, which stays where it is.
     #[inline(always)]
     pub fn borrow(&mut self, index: u8) {
-        self.entries.push(Frame::borrowed(index));
+        self.push(Frame::borrowed(index));
     }
 
     /// The frames that wait, in order.
     pub fn views<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = View<'a>> {
-        self.entries.iter().map(|entry| view(entry, batch))
+        self.entries[..self.len].iter().map(|entry| view(entry, batch))
     }
 
     /// Shows each frame to `send`, in order, and sees to what comes of it. The lane is empty
@@ -78,10 +97,14 @@ impl Lane {
     #[inline(always)]
     pub fn send_each(&mut self, batch: &Batch, cache: &mut Cache, mut send: impl FnMut(View<'_>) -> Fate) -> Sent {
         let mut sent = Sent::default();
-        for (place, entry) in self.entries.iter().enumerate() {
+        let mut waiting = self.entries[..self.len].iter_mut();
+        self.len = 0;
+        for entry in &mut waiting {
             let view = view(entry, batch);
-            let (count, bytes) = (view.frame.count(), view.frame.count_bytes());
-            match send(view) {
+            let (count, bytes) = view.frame.counts();
+            let fate = send(view);
+            cache.recycle_from(entry);
+            match fate {
                 Fate::Sent => {
                     sent.frames += count;
                     sent.bytes += bytes;
@@ -89,27 +112,29 @@ impl Lane {
                 Fate::Refused => sent.refused += count,
                 Fate::LinkDown => sent.link_down += count,
                 Fate::Full => {
-                    sent.full = self.count_from(place, batch);
+                    sent.full = count;
                     break;
                 }
             }
         }
-        for entry in self.entries.drain(..) {
-            cache.recycle(entry);
+        for entry in waiting {
+            sent.full += view(entry, batch).frame.count();
+            cache.recycle_from(entry);
         }
         sent
     }
+}
 
-    /// How many frames wait from `place` on.
-    #[cold]
-    fn count_from(&self, place: usize, batch: &Batch) -> u64 {
-        self.entries[place..].iter().map(|entry| view(entry, batch).frame.count()).sum()
+#[inline(always)]
+fn view<'a>(entry: &'a Frame, batch: &'a Batch) -> View<'a> {
+    match entry.slot_bytes() {
+        Some(head) => View { frame: entry, head, with_header: None },
+        None => rare_view(entry, batch),
     }
 }
 
-/// What waits in a lane, as it goes out.
-#[inline(always)]
-fn view<'a>(entry: &'a Frame, batch: &'a Batch) -> View<'a> {
+#[inline(never)]
+fn rare_view<'a>(entry: &'a Frame, batch: &'a Batch) -> View<'a> {
     match entry.borrow() {
         Some(index) => batch.view(index),
         None => batch.view_of(entry),

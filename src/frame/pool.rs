@@ -196,9 +196,9 @@ const fn front(slot: u32) -> u16 {
 /// Where the bytes of a frame are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Place {
-    /// In one slot that the frame owns.
+    /// In one slot that the frame owns, and nothing is left to be done to it.
     Slot,
-    /// In a chain of slots that the frame owns.
+    /// In a chain of slots that the frame owns, or in one with an offload header to be heeded.
     Chain,
     /// In a receive buffer of the batch that the frame stands in, until that burst is released.
     Landing,
@@ -256,6 +256,10 @@ impl Frame {
             return None;
         }
         if offload.is_pending() {
+            if len == head {
+                pool.link(at, NONE);
+                frame.place = Place::Chain;
+            }
             frame.measure(None);
         }
         Some(frame)
@@ -314,7 +318,7 @@ impl Frame {
     }
 
     /// What is left in the place of a frame that was taken out.
-    const GONE: Frame = Frame {
+    pub(super) const GONE: Frame = Frame {
         pool: None,
         offload: 0,
         at: 0,
@@ -372,7 +376,7 @@ impl Frame {
     #[inline(always)]
     pub(super) fn head(&self) -> u32 {
         match self.place {
-            Place::Chain => SLOT_BYTES - u32::from(self.start),
+            Place::Chain => self.len.min(SLOT_BYTES - u32::from(self.start)),
             _ => self.len,
         }
     }
@@ -390,6 +394,12 @@ impl Frame {
         Offload::from_words(self.offload, self.csum_offset)
     }
 
+    /// Whether it stands for itself alone, as most do.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        self.frames == 1
+    }
+
     /// Whether its offload header fits it. Nothing else may be done with a frame that is a lie.
     #[inline(always)]
     pub fn is_sound(&self) -> bool {
@@ -402,13 +412,15 @@ impl Frame {
         u64::from(self.frames.max(1))
     }
 
-    /// How many bytes these frames have together, each with its headers.
+    /// How many frames it counts as, and how many bytes these have together, each with its headers.
     #[inline(always)]
-    pub fn count_bytes(&self) -> u64 {
-        match self.headers {
-            0 => u64::from(self.len),
-            headers => u64::from(self.len) + u64::from(headers) * (self.count() - 1),
-        }
+    pub fn counts(&self) -> (u64, u64) {
+        if self.is_plain() { (1, u64::from(self.len)) } else { self.counts_of_many() }
+    }
+
+    #[inline(never)]
+    fn counts_of_many(&self) -> (u64, u64) {
+        (self.count(), u64::from(self.len) + u64::from(self.headers) * (self.count() - 1))
     }
 
     /// Bytes of the longest frame that it will become; its own length for a plain one.
@@ -424,6 +436,23 @@ impl Frame {
     #[inline(always)]
     pub fn is_owned(&self) -> bool {
         matches!(self.place, Place::Slot | Place::Chain)
+    }
+
+    /// Whether it lies in one slot that it owns, and nothing is left to be done to it.
+    #[inline(always)]
+    pub fn is_plain_slot(&self) -> bool {
+        self.place == Place::Slot
+    }
+
+    /// All its bytes, if it lies in one slot that it owns.
+    #[inline(always)]
+    pub(super) fn slot_bytes(&self) -> Option<&[u8]> {
+        if self.place != Place::Slot {
+            return None;
+        }
+        // SAFETY: the slot is this frame's, and bytes are written only while it is built; all of it
+        // lies within the slot: `build` and `small` saw to that.
+        self.pool.map(|pool| unsafe { pool.bytes(self.at, self.start, self.len as u16) })
     }
 
     /// The first segment of an owned frame; it holds all its headers. Empty for any other.
@@ -448,13 +477,13 @@ impl Frame {
         }
     }
 
-    /// Gives up the slots: the pool, the first of them, and whether it is the head of a chain.
+    /// Gives up the slots: the pool, the first of them, and whether it is the only one.
     #[inline(always)]
-    pub(super) fn surrender(mut self) -> Option<(&'static Pool, u32, bool)> {
-        let chain = self.place == Place::Chain;
+    pub(super) fn surrender(&mut self) -> Option<(&'static Pool, u32, bool)> {
+        let only = self.place == Place::Slot;
         self.place = Place::Nowhere;
         let pool = self.pool.take()?;
-        Some((pool, self.at, chain))
+        Some((pool, self.at, only))
     }
 }
 

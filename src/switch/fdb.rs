@@ -97,9 +97,6 @@ pub struct Fdb {
     secret: Secret,
     /// Zero: nothing. Else bits of the hash, and the entry's number plus one.
     index: Vec<u32>,
-    mask: usize,
-    /// The part of an index word that is the number.
-    number: u32,
     entries: Vec<Learned>,
     links: Vec<Links>,
     capacity: usize,
@@ -124,13 +121,9 @@ impl Fdb {
         prefer_huge_pages(&mut index);
         prefer_huge_pages(&mut entries);
         prefer_huge_pages(&mut links);
-        #[allow(clippy::cast_possible_truncation)] // at most 2^25
-        let number = (size - 1) as u32;
         Fdb {
             secret,
             index,
-            mask: size - 1,
-            number,
             entries,
             links,
             capacity,
@@ -177,37 +170,34 @@ impl Fdb {
     /// Starts to fetch the place in the index where this hash is looked for.
     #[inline]
     pub fn prefetch_index(&self, hash: u64) {
-        prefetch(&self.index[place(hash, self.mask)]);
+        prefetch(&self.index[place(hash, self.index.len())]);
     }
 
     /// Starts to fetch the entry that the index names first for this hash.
     #[inline]
     pub fn prefetch_entry(&self, hash: u64) {
-        let word = self.index[place(hash, self.mask)];
-        if let Some(entry) = self.entries.get(((word & self.number) as usize).wrapping_sub(1)) {
+        let word = self.index[place(hash, self.index.len())];
+        if let Some(entry) = self.entries.get(((word & self.number()) as usize).wrapping_sub(1)) {
             prefetch(entry);
         }
     }
 
-    /// The port behind which a station was seen, if that was not longer ago than `ageing` seconds.
-    #[inline]
-    pub fn find(&self, station: Station, hash: u64, now: u32, ageing: u32) -> Option<PortId> {
-        let entry = &self.entries[self.lookup(station, hash)?.1];
-        (now.saturating_sub(entry.seen) < ageing).then_some(entry.port)
+    /// The port behind which a station was seen, if that was not before `oldest`, in seconds.
+    #[inline(always)]
+    pub fn find(&self, station: Station, hash: u64, oldest: u32) -> Option<PortId> {
+        let entry = self.lookup(station, hash)?;
+        (entry.seen >= oldest).then_some(entry.port)
     }
 
     /// Whether it is noted already that a station was seen behind `port` at `now`.
-    #[inline]
+    #[inline(always)]
     pub fn is_current(&self, station: Station, hash: u64, port: PortId, now: u32) -> bool {
-        self.lookup(station, hash).is_some_and(|(_, id)| {
-            let entry = &self.entries[id];
-            entry.port == port && entry.seen >= now
-        })
+        self.lookup(station, hash).is_some_and(|entry| entry.port == port && entry.seen >= now)
     }
 
     /// Notes that a station was seen behind `port`.
     pub fn see(&mut self, station: Station, hash: u64, port: PortId, now: u32, limits: Limits, ageing: u32) -> Seen {
-        let Some((_, id)) = self.lookup(station, hash) else {
+        let Some((_, id)) = self.search(station, hash) else {
             return self.learn(station, hash, port, now, limits);
         };
         let entry = &mut self.entries[id];
@@ -225,30 +215,50 @@ impl Fdb {
         self.move_to(id, port, now, limits)
     }
 
+    /// The part of an index word that is the number; the rest is bits of the hash.
+    #[inline(always)]
+    #[allow(clippy::cast_possible_truncation)] // at most 2^25
+    fn number(&self) -> u32 {
+        (self.index.len() - 1) as u32
+    }
+
     #[inline(always)]
     fn tag(&self, hash: u64) -> u32 {
         #[allow(clippy::cast_possible_truncation)] // the high half
         let high = (hash >> 32) as u32;
-        high & !self.number
+        high & !self.number()
+    }
+
+    /// A station's entry. Nearly always it is named in one of the two words with which a search
+    /// begins; which one is found out without a branch, as no processor could foresee it.
+    #[inline(always)]
+    fn lookup(&self, station: Station, hash: u64) -> Option<&Learned> {
+        let at = place(hash, self.index.len());
+        let elsewhere = (self.index[at] ^ self.tag(hash)) & !self.number() != 0;
+        let word = self.index[place(at as u64 + u64::from(elsewhere), self.index.len())];
+        match self.entries.get(((word & self.number()) as usize).wrapping_sub(1)) {
+            Some(entry) if entry.station == station => Some(entry),
+            _ => self.search(station, hash).map(|(_, id)| &self.entries[id]),
+        }
     }
 
     /// Where the index names a station, and the number of its entry.
-    #[inline(always)]
-    fn lookup(&self, station: Station, hash: u64) -> Option<(usize, usize)> {
+    #[inline(never)]
+    fn search(&self, station: Station, hash: u64) -> Option<(usize, usize)> {
         let tag = self.tag(hash);
-        let mut at = place(hash, self.mask);
+        let mut at = place(hash, self.index.len());
         loop {
             let word = self.index[at];
             if word == 0 {
                 return None;
             }
-            if word & !self.number == tag {
-                let id = (word & self.number) as usize - 1;
+            if word & !self.number() == tag {
+                let id = (word & self.number()) as usize - 1;
                 if self.entries[id].station == station {
                     return Some((at, id));
                 }
             }
-            at = (at + 1) & self.mask;
+            at = place(at as u64 + 1, self.index.len());
         }
     }
 
@@ -288,9 +298,9 @@ impl Fdb {
             self.entries[id] = entry;
             id
         };
-        let mut at = place(hash, self.mask);
+        let mut at = place(hash, self.index.len());
         while self.index[at] != 0 {
-            at = (at + 1) & self.mask;
+            at = place(at as u64 + 1, self.index.len());
         }
         self.index[at] = self.tag(hash) | word(id + 1);
         self.append(port, id);
@@ -303,17 +313,19 @@ impl Fdb {
     fn remove(&mut self, id: usize) {
         let Learned { station, port, .. } = self.entries[id];
         let hash = self.secret.hash(station);
-        let (mut hole, _) = self.lookup(station, hash).expect("an entry in use is in the index");
+        let mask = self.index.len() - 1;
+        let (mut hole, _) = self.search(station, hash).expect("an entry in use is in the index");
         // Close the hole: what was put off because the hole was taken comes back into it.
         let mut at = hole;
         loop {
-            at = (at + 1) & self.mask;
+            at = place(at as u64 + 1, self.index.len());
             let word = self.index[at];
             if word == 0 {
                 break;
             }
-            let home = place(self.secret.hash(self.entries[(word & self.number) as usize - 1].station), self.mask);
-            if at.wrapping_sub(home) & self.mask >= at.wrapping_sub(hole) & self.mask {
+            let home =
+                place(self.secret.hash(self.entries[(word & self.number()) as usize - 1].station), self.index.len());
+            if at.wrapping_sub(home) & mask >= at.wrapping_sub(hole) & mask {
                 self.index[hole] = word;
                 hole = at;
             }
@@ -418,7 +430,7 @@ mod tests {
     }
 
     fn find(fdb: &Fdb, s: Station, now: u32) -> Option<PortId> {
-        fdb.find(s, fdb.hash(s), now, AGEING)
+        fdb.find(s, fdb.hash(s), (now + 1).saturating_sub(AGEING))
     }
 
     /// The same table, written to be obviously right.

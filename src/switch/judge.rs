@@ -32,6 +32,8 @@ pub struct Switch {
     fdb: Fdb,
     /// What other workers are to be told, since they were last told. At most a burst.
     news: Vec<Sighting>,
+    /// Room for what the frames of a burst ask.
+    questions: Box<[Question; BURST]>,
 }
 
 impl Switch {
@@ -41,6 +43,7 @@ impl Switch {
             rules: Arc::new(Rules::none(secret)),
             fdb: Fdb::new(stations, secret),
             news: Vec::with_capacity(BURST),
+            questions: Box::new([Question::default(); BURST]),
         }
     }
 
@@ -83,7 +86,10 @@ impl Switch {
     }
 
     /// Judges the burst that came in at port `from`: one verdict per frame, in its place.
-    #[inline]
+    ///
+    /// In two rounds, so that neither has too much in mind: first what the frames say of themselves,
+    /// then, where that is sane, what the tables say of them.
+    #[inline(never)] // with registers of its own
     pub fn judge_burst(&mut self, from: PortId, batch: &Batch, now: Moment, verdicts: &mut Verdicts) {
         // 1. port open, admin up
         let port = match self.rules.compiled(from) {
@@ -91,38 +97,109 @@ impl Switch {
             Some(_) => return verdicts.fill(Verdict::Drop(DropReason::AdminDown)),
             None => return verdicts.fill(Verdict::Drop(DropReason::PortClosed)),
         };
-        self.fetch_ahead(port, batch);
         let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
-        let mut judge = Judge { rules, port, fdb, news, now: now.secs() };
-        for ((frame, head), verdict) in batch.heads().zip(verdicts) {
-            *verdict = judge.judge(frame, head);
+        let asked = ask(rules, port, batch, verdicts, &mut self.questions);
+        let questions = &self.questions[..asked];
+        fetch_ahead(rules, fdb, questions);
+        let now = now.secs();
+        let oldest = (now + 1).saturating_sub(port.ageing);
+        let mut judge = Judge { rules, port, fdb, news, now, oldest };
+        for question in questions {
+            verdicts[question.place % BURST] = judge.answer(question);
         }
     }
+}
 
-    /// Fetches what the burst will look up, where the tables are too large to be at hand. Two
-    /// rounds, as the second needs what the first has fetched: index, entries.
-    #[inline]
-    fn fetch_ahead(&self, port: &Port, batch: &Batch) {
-        let pins_are_cold = self.rules.pins().bytes() > WARM;
-        if self.fdb.len() * 40 <= WARM && !pins_are_cold {
-            return;
+/// Reads the headers of a burst. How many questions there are to be answered; frames about which
+/// there are none have their verdicts.
+#[inline(always)]
+fn ask(rules: &Rules, port: &Port, batch: &Batch, verdicts: &mut Verdicts, questions: &mut [Question; BURST]) -> usize {
+    let mut asked = 0;
+    for (place, (frame, head)) in batch.heads().enumerate() {
+        match read(port, frame, head) {
+            Ok(header) => {
+                questions[asked % BURST] = Question::new(place, rules, port, &header);
+                asked += 1;
+            }
+            Err(reason) => verdicts[place % BURST] = Verdict::Drop(reason),
         }
-        let mut hashes = [[0; 2]; BURST];
-        let hashes = &mut hashes[..batch.len()];
-        for ((_, head), pair) in batch.heads().zip(&mut *hashes) {
-            let Some(header) = Header::read(head) else { continue };
-            *pair = [header.source, header.destination].map(|mac| {
-                let hash = self.fdb.hash(Station::new(port.rules.network, mac));
-                if pins_are_cold {
-                    self.rules.pins().prefetch(hash);
-                }
-                self.fdb.prefetch_index(hash);
-                hash
-            });
+    }
+    asked
+}
+
+/// What a frame says of itself.
+#[inline(always)]
+fn read(port: &Port, frame: &Frame, head: &[u8]) -> Result<Header, DropReason> {
+    use DropReason::*;
+    // 2. header sane
+    let Some(header) = Header::read(head) else { return Err(Runt) };
+    if !(frame.is_plain() && frame.len() <= port.longest) {
+        fits(port, frame, head)?;
+    }
+    if !header.source.is_station() {
+        return Err(BadSource);
+    }
+    // 5. reserved groups
+    if header.destination == PAUSE {
+        return Err(ReservedGroup);
+    }
+    Ok(header)
+}
+
+/// Whether a frame that stands for several, or seems too long, is as it should be.
+#[inline(never)]
+#[allow(clippy::cast_possible_truncation)] // 8 at most
+fn fits(port: &Port, frame: &Frame, head: &[u8]) -> Result<(), DropReason> {
+    if !frame.is_sound() {
+        return Err(DropReason::BadOffload);
+    }
+    // Its tags are forgiven, two at most.
+    if frame.longest() > port.longest && frame.longest() > port.longest + (tags(head) * TAG_LEN) as u32 {
+        return Err(DropReason::TooLong);
+    }
+    Ok(())
+}
+
+/// What a sane frame asks the tables: may this source be here, and where is this destination?
+#[derive(Debug, Clone, Copy, Default)]
+struct Question {
+    source: Station,
+    destination: Station,
+    source_hash: u64,
+    destination_hash: u64,
+    /// Of the frame in its burst.
+    place: usize,
+}
+
+impl Question {
+    #[inline(always)]
+    fn new(place: usize, rules: &Rules, port: &Port, header: &Header) -> Question {
+        let source = Station::new(port.rules.network, header.source);
+        let destination = Station::new(port.rules.network, header.destination);
+        let (source_hash, destination_hash) = (rules.hash(source), rules.hash(destination));
+        Question { source, destination, source_hash, destination_hash, place }
+    }
+}
+
+/// Fetches what the questions of a burst will look up, where the tables are too large to be at
+/// hand. Two rounds, as the second needs what the first has fetched: index, entries.
+#[inline]
+fn fetch_ahead(rules: &Rules, fdb: &Fdb, questions: &[Question]) {
+    let pins_are_cold = rules.pins().bytes() > WARM;
+    if fdb.len() * 40 <= WARM && !pins_are_cold {
+        return;
+    }
+    for question in questions {
+        for hash in [question.source_hash, question.destination_hash] {
+            if pins_are_cold {
+                rules.pins().prefetch(hash);
+            }
+            fdb.prefetch_index(hash);
         }
-        for hash in hashes.as_flattened() {
-            self.fdb.prefetch_entry(*hash);
-        }
+    }
+    for question in questions {
+        fdb.prefetch_entry(question.source_hash);
+        fdb.prefetch_entry(question.destination_hash);
     }
 }
 
@@ -132,104 +209,87 @@ struct Judge<'a> {
     port: &'a Port,
     fdb: &'a mut Fdb,
     news: &'a mut Vec<Sighting>,
+    /// In seconds.
     now: u32,
+    /// When a station must have been heard to be remembered, in seconds.
+    oldest: u32,
 }
 
 impl Judge<'_> {
-    /// Everything that is decided about a frame, in the order in which it is decided. The order is
-    /// the policy: nothing is learned from a frame that may not be here.
+    /// Everything that the tables decide about a frame, in the order in which it is decided. The
+    /// order is the policy: nothing is learned from a frame that may not be here.
     #[inline(always)]
-    fn judge(&mut self, frame: &Frame, head: &[u8]) -> Verdict {
-        use DropReason::*;
-        let Judge { rules, port, .. } = *self;
-
-        // 2. header sane
-        let Some(header) = Header::read(head) else { return Verdict::Drop(Runt) };
-        if !frame.is_sound() {
-            return Verdict::Drop(BadOffload);
-        }
-        if frame.longest() > port.longest && !fits_with_tags(frame, head, port) {
-            return Verdict::Drop(TooLong);
-        }
-        if !header.source.is_station() {
-            return Verdict::Drop(BadSource);
-        }
-        // 5. reserved groups
-        if header.destination == PAUSE {
-            return Verdict::Drop(ReservedGroup);
-        }
+    fn answer(&mut self, q: &Question) -> Verdict {
+        let port = self.port;
         // 6. and 7. guard, port security; a port's own pin passes both and need not be learned
-        let mut learn = None;
-        if header.source != port.pinned_mac {
-            let source = Station::new(port.rules.network, header.source);
-            let hash = rules.pins().hash(source);
-            match rules.pins().find(source, hash).and_then(|pinned| rules.compiled(pinned)) {
-                Some(owner) if port.guard && owner.rules.owner != port.rules.owner => {
-                    return Verdict::Drop(ForeignSource);
+        let mut learn = false;
+        if q.source != port.pinned {
+            learn = true;
+            if port.is_picky || self.rules.pins().may_hold(q.source_hash) {
+                match self.examine(q) {
+                    Ok(is_pinned) => learn = !is_pinned,
+                    Err(reason) => return Verdict::Drop(reason),
                 }
-                _ if !port.allows(header.source) => return Verdict::Drop(SpoofedSource),
-                Some(_) => {}
-                None => learn = Some((source, hash)),
             }
         }
         // 8. find the destination
-        let to = self.find(header.destination);
+        let to = self.find(q);
         if to == Some(port.rules.id) {
-            return Verdict::Drop(Hairpin);
+            return Verdict::Drop(DropReason::Hairpin);
         }
         // 10. learn the source
-        if let Some((source, hash)) = learn {
-            self.learn(source, hash);
+        if learn && !self.fdb.is_current(q.source, q.source_hash, port.rules.id, self.now) {
+            self.see(q);
         }
         // 11. forward or flood
         match to {
             Some(to) => Verdict::To(to),
             // Whoever this is, it is behind the port that the frame came from: it sent it.
-            None if header.destination == header.source => Verdict::Drop(Hairpin),
+            None if q.destination == q.source => Verdict::Drop(DropReason::Hairpin),
             None => Verdict::Flood,
         }
     }
 
-    #[inline(always)]
-    fn find(&self, destination: Mac) -> Option<PortId> {
-        if destination.is_group() {
-            return None;
+    /// Whether a source that is not the port's own pin is one that the port may use, and then
+    /// whether it is pinned at all.
+    #[inline(never)]
+    fn examine(&self, q: &Question) -> Result<bool, DropReason> {
+        let port = self.port;
+        let pinned = self.rules.pins().find(q.source, q.source_hash);
+        if port.guard
+            && let Some(owner) = pinned.and_then(|pinned| self.rules.compiled(pinned))
+            && owner.rules.owner != port.rules.owner
+        {
+            return Err(DropReason::ForeignSource);
         }
-        let station = Station::new(self.port.rules.network, destination);
-        let pins = self.rules.pins();
-        let hash = pins.hash(station);
-        pins.find(station, hash)
-            .or_else(|| self.fdb.find(station, hash, self.now, self.port.ageing))
-            // A port that was closed takes its stations with it.
-            .filter(|&to| self.rules.compiled(to).is_some())
+        if port.allows(q.source.mac()) { Ok(pinned.is_some()) } else { Err(DropReason::SpoofedSource) }
     }
 
     #[inline(always)]
-    fn learn(&mut self, source: Station, hash: u64) {
-        let port = self.port;
-        if self.fdb.is_current(source, hash, port.rules.id, self.now) {
-            return;
+    fn find(&self, q: &Question) -> Option<PortId> {
+        if q.destination.mac().is_group() {
+            return None;
         }
-        self.see(source, hash);
+        let (station, hash) = (q.destination, q.destination_hash);
+        if self.rules.pins().may_hold(hash)
+            && let Some(port) = self.rules.pins().find(station, hash)
+        {
+            return Some(port);
+        }
+        // A port that was closed takes its stations with it.
+        self.fdb.find(station, hash, self.oldest).filter(|&to| self.rules.is_open(to))
     }
 
     #[inline(never)]
-    fn see(&mut self, source: Station, hash: u64) {
+    fn see(&mut self, q: &Question) {
         let port = self.port;
-        match self.fdb.see(source, hash, port.rules.id, self.now, port.limits, port.ageing) {
+        match self.fdb.see(q.source, q.source_hash, port.rules.id, self.now, port.limits, port.ageing) {
             Seen::Known | Seen::Refused => {}
             Seen::New | Seen::Moved { .. } | Seen::Retell => {
                 if self.news.len() < BURST {
-                    self.news.push(Sighting { station: source, port: port.rules.id });
+                    self.news.push(Sighting { station: q.source, port: port.rules.id });
                 }
             }
         }
     }
-}
-
-/// Whether a frame over the limit is within it once its tags are forgiven (two at most).
-#[cold]
-#[allow(clippy::cast_possible_truncation)] // 8 at most
-fn fits_with_tags(frame: &Frame, head: &[u8], port: &Port) -> bool {
-    frame.longest() <= port.longest + (tags(head) * TAG_LEN) as u32
 }

@@ -17,6 +17,9 @@ pub const MOST_NETWORKS: usize = 4096;
 pub struct PortId(u32); // one word: it is compared for every frame
 
 impl PortId {
+    /// No port.
+    pub(crate) const NONE: PortId = PortId(u32::MAX);
+
     /// The `generation`-th port at place `index`, which is below [`MOST_PORTS`].
     pub const fn new(index: u16, generation: u16) -> PortId {
         assert!((index as usize) < MOST_PORTS);
@@ -65,6 +68,9 @@ impl NetworkId {
 pub struct Station(u64);
 
 impl Station {
+    /// No station: there is no such network.
+    pub(super) const NONE: Station = Station(u64::MAX);
+
     /// The station with this address on this network.
     #[inline(always)]
     pub const fn new(network: NetworkId, mac: Mac) -> Station {

@@ -201,9 +201,6 @@ impl Worker {
     #[inline]
     fn exhale(&mut self) {
         self.inhaled = 0;
-        if !self.gates.take_any_waiting() {
-            return;
-        }
         for word in 0..self.gates.len().div_ceil(64) {
             let mut waiting = self.gates.take_waiting(word);
             while waiting != 0 {
@@ -214,8 +211,8 @@ impl Worker {
     }
 
     fn send_off(&mut self, number: usize) {
-        let Some(gate) = self.gates.get_mut(number) else { return };
-        let sent = gate.device.transmit(&mut gate.lane, &self.batch, &mut self.cache);
+        let Some((gate, lane)) = self.gates.with_lane(number) else { return };
+        let sent = gate.device.transmit(lane, &self.batch, &mut self.cache);
         let Some(book) = book(&self.books, gate.port) else { return };
         book.tx_frames.add(sent.frames);
         book.tx_bytes.add(sent.bytes);

@@ -17,11 +17,9 @@ pub struct Gate {
     pub queue: u16,
     /// The device. Nobody else polls it.
     pub device: Box<dyn Device>,
-    pub(super) lane: Lane,
-    pub(super) offloads: bool,
-    /// Whether it is its port's door for floods: at one worker only, though a port may have queues
-    /// at several.
-    pub(super) floods: bool,
+    /// Its lane, until it is opened and after it has been closed; meanwhile [`Gates`] has it.
+    lane: Lane,
+    offloads: bool,
     /// Reads that found nothing, in a row.
     pub(super) quiet: u8,
     pub(super) state: GateState,
@@ -49,7 +47,7 @@ impl Gate {
     pub fn new(port: PortId, queue: u16, device: Box<dyn Device>) -> Gate {
         let offloads = device.abilities().offloads;
         let lane = Lane::with_capacity(LANE);
-        Gate { port, queue, device, lane, offloads, floods: false, quiet: 0, state: GateState::Polled }
+        Gate { port, queue, device, lane, offloads, quiet: 0, state: GateState::Polled }
     }
 }
 
@@ -68,8 +66,21 @@ impl Gate {
 /// Words of a set of gates.
 const WORDS: usize = MOST_PORTS / 64;
 
-/// "No gate here", at the door of a port.
-const SHUT: u16 = u16::MAX;
+/// How frames leave for a port.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Door {
+    /// The port.
+    port: PortId,
+    /// The number of the gate.
+    gate: u16,
+    /// Whether the gate takes offload headers.
+    pub(super) offloads: bool,
+    /// Whether floods leave by it: at one worker only, though a port may have queues at several.
+    pub(super) floods: bool,
+}
+
+/// No door.
+const SHUT: Door = Door { port: PortId::NONE, gate: u16::MAX, offloads: false, floods: false };
 
 /// The gates of a worker, by a number that stays while they are open.
 #[derive(Debug)]
@@ -77,13 +88,13 @@ pub(super) struct Gates {
     /// Which worker's.
     me: u16,
     slots: Vec<Option<Gate>>,
-    /// By [`PortId::index`]: the gate by which frames leave for this port. None while the port is
+    /// By number: what waits to leave by each gate. Apart from the gates, to stand close together.
+    lanes: Vec<Lane>,
+    /// By [`PortId::index`]: how frames leave for this port. Shut while the port is
     /// administratively down, so that asking for the door is all that a frame has to ask.
-    doors: Box<[u16]>,
+    doors: Box<[Door; MOST_PORTS]>,
     /// The gates whose lanes are not empty: a set of bits by number.
     waiting: Box<[u64; WORDS]>,
-    /// Whether there may be any.
-    any_waiting: bool,
     open: usize,
 }
 
@@ -92,9 +103,9 @@ impl Gates {
         Gates {
             me,
             slots: Vec::with_capacity(MOST_PORTS),
-            doors: vec![SHUT; MOST_PORTS].into_boxed_slice(),
+            lanes: Vec::with_capacity(MOST_PORTS),
+            doors: Box::new([SHUT; MOST_PORTS]),
             waiting: Box::new([0; WORDS]),
-            any_waiting: false,
             open: 0,
         }
     }
@@ -121,16 +132,18 @@ impl Gates {
 
     /// Opens a gate, and says its number. It comes back if there are too many.
     #[allow(clippy::result_large_err)] // it is the gate that comes back
-    pub(super) fn insert(&mut self, gate: Gate, rules: &Rules) -> Result<usize, Gate> {
+    pub(super) fn insert(&mut self, mut gate: Gate, rules: &Rules) -> Result<usize, Gate> {
         let port = gate.port;
         let number = match self.slots.iter().position(Option::is_none) {
             Some(number) => number,
             None if self.slots.len() < MOST_PORTS => {
                 self.slots.push(None);
+                self.lanes.push(Lane::default());
                 self.slots.len() - 1
             }
             None => return Err(gate),
         };
+        self.lanes[number] = std::mem::take(&mut gate.lane);
         self.slots[number] = Some(gate);
         self.open += 1;
         self.find_door(port, rules);
@@ -143,7 +156,8 @@ impl Gates {
 
     /// Closes a gate.
     pub(super) fn remove(&mut self, number: usize, rules: &Rules) -> Option<Gate> {
-        let gate = self.slots.get_mut(number)?.take()?;
+        let mut gate = self.slots.get_mut(number)?.take()?;
+        gate.lane = std::mem::take(&mut self.lanes[number]);
         self.open -= 1;
         self.waiting[number / 64] &= !(1 << (number % 64));
         self.find_door(gate.port, rules);
@@ -162,48 +176,40 @@ impl Gates {
     /// Finds the doors again, under new rules.
     pub(super) fn find_doors(&mut self, rules: &Rules) {
         self.doors.fill(SHUT);
-        for (number, slot) in (0u16..).zip(&mut self.slots) {
-            if let Some(gate) = slot
-                && gate.is_door(rules)
-                && self.doors[gate.port.index()] == SHUT
+        for number in 0..self.slots.len() {
+            if let Some(door) = self.door_at(number, rules)
+                && self.doors[door.port.index()].port != door.port
             {
-                gate.floods = gate.is_at_home(self.me, rules);
-                self.doors[gate.port.index()] = number;
+                self.doors[door.port.index()] = door;
             }
         }
     }
 
     fn find_door(&mut self, port: PortId, rules: &Rules) {
-        let me = self.me;
-        let leads_there =
-            |slot: &Option<Gate>| slot.as_ref().is_some_and(|gate| gate.port == port && gate.is_door(rules));
-        let door = self.slots.iter().position(leads_there).and_then(|number| u16::try_from(number).ok());
-        self.doors[port.index()] = door.unwrap_or(SHUT);
-        if let Some((_, gate)) = self.door(port) {
-            gate.floods = gate.is_at_home(me, rules);
-        }
+        let mut doors = (0..self.slots.len()).filter_map(|number| self.door_at(number, rules));
+        self.doors[port.index()] = doors.find(|door| door.port == port).unwrap_or(SHUT);
     }
 
-    /// The gate by which frames leave for `port`, and its number. `None`: there is none here, or
-    /// the port is administratively down, or it is closed.
+    /// The door that leads through gate `number`, if frames may leave by it.
+    fn door_at(&self, number: usize, rules: &Rules) -> Option<Door> {
+        let gate = self.slots[number].as_ref().filter(|gate| gate.is_door(rules))?;
+        let number = u16::try_from(number).ok()?;
+        Some(Door { port: gate.port, gate: number, offloads: gate.offloads, floods: gate.is_at_home(self.me, rules) })
+    }
+
+    /// How frames leave for `port`. `None`: not from here, or the port is administratively down, or
+    /// it is closed.
     #[inline(always)]
-    pub(super) fn door(&mut self, port: PortId) -> Option<(u16, &mut Gate)> {
-        let number = self.doors[port.index()];
-        let gate = self.slots.get_mut(usize::from(number))?.as_mut()?;
-        (gate.port == port).then_some((number, gate))
+    pub(super) fn door(&self, port: PortId) -> Option<Door> {
+        let door = self.doors[port.index() % MOST_PORTS];
+        (door.port == port).then_some(door)
     }
 
-    /// Notes that the lane of gate `number` is not empty any more.
+    /// The lane behind a door, for a frame to be put into it.
     #[inline(always)]
-    pub(super) fn wait(&mut self, number: u16) {
-        self.waiting[usize::from(number / 64) % WORDS] |= 1 << (number % 64);
-        self.any_waiting = true;
-    }
-
-    /// Whether there may be a gate that has something to send.
-    #[inline]
-    pub(super) fn take_any_waiting(&mut self) -> bool {
-        std::mem::take(&mut self.any_waiting)
+    pub(super) fn enter(&mut self, door: Door) -> &mut Lane {
+        self.waiting[usize::from(door.gate / 64) % WORDS] |= 1 << (door.gate % 64);
+        &mut self.lanes[usize::from(door.gate)]
     }
 
     /// Of the gates from 64 × `word` on, those that have something to send, as a set of bits. It
@@ -211,5 +217,11 @@ impl Gates {
     #[inline]
     pub(super) fn take_waiting(&mut self, word: usize) -> u64 {
         std::mem::take(&mut self.waiting[word])
+    }
+
+    /// A gate and its lane.
+    #[inline]
+    pub(super) fn with_lane(&mut self, number: usize) -> Option<(&mut Gate, &mut Lane)> {
+        Some((self.slots.get_mut(number)?.as_mut()?, self.lanes.get_mut(number)?))
     }
 }

@@ -23,46 +23,65 @@ pub(super) struct Outbox<'a> {
     pub(super) borrowed: bool,
 }
 
+/// What came in with a burst, and what became of it.
+#[derive(Debug, Default)]
+struct Tally {
+    frames: u64,
+    bytes: u64,
+    forwarded: u64,
+    flooded: u64,
+    copies: u64,
+}
+
 impl Outbox<'_> {
     /// Carries out the verdicts on the burst that came in at port `from`.
-    #[inline]
+    #[inline(never)] // with registers of its own
     pub(super) fn deliver(&mut self, from: PortId) {
-        let (mut frames, mut bytes, mut forwarded, mut flooded, mut copies) = (0, 0, 0, 0, 0);
-        let book = book(self.books, from);
-        for index in 0..self.batch.len() {
-            let frame = &mut self.batch.places()[index];
-            let count = frame.count();
-            frames += count;
-            bytes += frame.count_bytes();
-            match self.verdicts[index] {
-                Verdict::To(to) => {
-                    forwarded += count;
-                    // The way of most frames: its door is here, and needs nothing dressed.
-                    match self.gates.door(to) {
-                        Some((number, gate)) if frame.is_owned() && !frame.offload().is_pending() => {
-                            gate.lane.push(frame.take());
-                            self.gates.wait(number);
-                        }
-                        _ => self.forward(index, to),
-                    }
-                }
-                Verdict::Flood => {
-                    flooded += count;
-                    copies += count * self.flood(index, from);
-                }
-                Verdict::Drop(reason) => {
-                    if let Some(book) = book {
-                        book.drops_in.add(reason, count);
-                    }
-                }
+        let (mut plain, mut plain_bytes) = (0, 0);
+        let mut rest = Tally::default();
+        for (index, &verdict) in self.verdicts.iter().enumerate().take(self.batch.len()) {
+            // The way of most frames: the door is here, and there is nothing to be dressed.
+            let frame = self.batch.place(index);
+            if let Verdict::To(to) = verdict
+                && frame.is_plain_slot()
+                && let Some(door) = self.gates.door(to)
+            {
+                plain += 1;
+                plain_bytes += u64::from(frame.len());
+                self.gates.enter(door).take_in(frame);
+            } else {
+                self.carry_out(index, verdict, from, &mut rest);
             }
         }
-        if let Some(book) = book {
-            book.rx_frames.add(frames);
-            book.rx_bytes.add(bytes);
-            book.forwarded.add(forwarded);
-            book.flooded.add(flooded);
-            book.copies.add(copies);
+        if let Some(book) = book(self.books, from) {
+            book.rx_frames.add(plain + rest.frames);
+            book.rx_bytes.add(plain_bytes + rest.bytes);
+            book.forwarded.add(plain + rest.forwarded);
+            book.flooded.add(rest.flooded);
+            book.copies.add(rest.copies);
+        }
+    }
+
+    /// Carries out the verdict on frame `index`, whatever it is.
+    #[inline(never)] // it would crowd the registers of the way that most frames go
+    fn carry_out(&mut self, index: usize, verdict: Verdict, from: PortId, tally: &mut Tally) {
+        let (count, bytes) = self.batch.frame(index).counts();
+        tally.frames += count;
+        tally.bytes += bytes;
+        match verdict {
+            Verdict::To(to) => {
+                tally.forwarded += count;
+                self.forward(index, to);
+            }
+            Verdict::Flood => {
+                tally.flooded += count;
+                tally.copies += count * self.flood(index, from);
+            }
+            Verdict::Drop(reason) => {
+                if let Some(book) = book(self.books, from) {
+                    book.drops_in.add(reason, count);
+                }
+            }
         }
     }
 
@@ -84,27 +103,25 @@ impl Outbox<'_> {
     }
 
     /// Puts frame `index` into the lane of port `to`, wherever that is.
-    #[inline(never)]
     fn forward(&mut self, index: usize, to: PortId) {
-        let Some((number, gate)) = self.gates.door(to) else { return self.send_away(index, to) };
+        let Some(door) = self.gates.door(to) else { return self.send_away(index, to) };
         // 12. egress dressing. What the port cannot pass on would have to be done here.
-        if self.batch.frame(index).offload().is_pending() && !gate.offloads {
+        if self.batch.frame(index).offload().is_pending() && !door.offloads {
             return self.lose(index, to, DropReason::OffloadUnsupported);
         }
+        let lane = self.gates.enter(door);
         match self.batch.take(index) {
-            Some(frame) => gate.lane.push(frame),
+            Some(frame) => lane.push(frame),
             None => {
-                gate.lane.borrow(place(index));
+                lane.borrow(place(index));
                 self.borrowed = true;
             }
         }
-        self.gates.wait(number);
     }
 
     /// Puts frame `index` into the lanes of all ports that a flood from `from` reaches, here and at
     /// other workers. How many copies were made, those for other workers not counted: they count
     /// theirs.
-    #[inline(never)] // it would crowd the registers of the way that most frames go
     fn flood(&mut self, index: usize, from: PortId) -> u64 {
         let (here, there) = self.flood_here(index, from);
         let mut copies = here;
@@ -132,7 +149,7 @@ impl Outbox<'_> {
     fn flood_here(&mut self, index: usize, from: PortId) -> (u64, u64) {
         let (mut copies, mut there) = (0, 0u64);
         for &to in self.rules.flood(from).into_iter().flatten() {
-            let Some((number, gate)) = self.gates.door(to).filter(|(_, gate)| gate.floods) else {
+            let Some(door) = self.gates.door(to).filter(|door| door.floods) else {
                 match self.rules.port(to).and_then(|port| port.worker) {
                     Some(worker) if worker != self.me => there |= 1 << worker,
                     _ => {
@@ -143,13 +160,12 @@ impl Outbox<'_> {
                 continue;
             };
             copies += 1;
-            if self.batch.frame(index).offload().is_pending() && !gate.offloads {
+            if self.batch.frame(index).offload().is_pending() && !door.offloads {
                 self.lose(index, to, DropReason::OffloadUnsupported);
                 continue;
             }
-            gate.lane.borrow(place(index));
+            self.gates.enter(door).borrow(place(index));
             self.borrowed = true;
-            self.gates.wait(number);
         }
         (copies, there)
     }
