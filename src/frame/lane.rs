@@ -96,32 +96,48 @@ impl Lane {
     /// afterwards: what could not be sent is dropped, and counted.
     #[inline(always)]
     pub fn send_each(&mut self, batch: &Batch, cache: &mut Cache, mut send: impl FnMut(View<'_>) -> Fate) -> Sent {
-        let mut sent = Sent::default();
+        let (mut plain, mut plain_bytes) = (0, 0);
+        let mut rest = Sent::default();
         let mut waiting = self.entries[..self.len].iter_mut();
         self.len = 0;
         for entry in &mut waiting {
-            let view = view(entry, batch);
-            let (count, bytes) = view.frame.counts();
-            let fate = send(view);
-            cache.recycle_from(entry);
-            match fate {
-                Fate::Sent => {
-                    sent.frames += count;
-                    sent.bytes += bytes;
-                }
-                Fate::Refused => sent.refused += count,
-                Fate::LinkDown => sent.link_down += count,
-                Fate::Full => {
-                    sent.full = count;
-                    break;
-                }
+            // The way of most frames; what is rare is out of line.
+            let fate = match entry.slot_bytes() {
+                Some(head) => send(View { frame: entry, head, with_header: None }),
+                None => send(rare_view(entry, batch)),
+            };
+            if fate == Fate::Sent && entry.is_plain_slot() {
+                plain += 1;
+                plain_bytes += u64::from(entry.len());
+            } else if !rest.note(fate, view(entry, batch).frame) {
+                cache.recycle_from(entry);
+                break;
             }
+            cache.recycle_from(entry);
         }
         for entry in waiting {
-            sent.full += view(entry, batch).frame.count();
+            rest.note(Fate::Full, view(entry, batch).frame);
             cache.recycle_from(entry);
         }
-        sent
+        Sent { frames: rest.frames + plain, bytes: rest.bytes + plain_bytes, ..rest }
+    }
+}
+
+impl Sent {
+    /// Counts what became of a frame. Whether there is any use in going on.
+    #[inline(never)]
+    fn note(&mut self, fate: Fate, frame: &Frame) -> bool {
+        let (count, bytes) = frame.counts();
+        match fate {
+            Fate::Sent => {
+                self.frames += count;
+                self.bytes += bytes;
+            }
+            Fate::Refused => self.refused += count,
+            Fate::LinkDown => self.link_down += count,
+            Fate::Full => self.full += count,
+        }
+        fate != Fate::Full
     }
 }
 
