@@ -10,9 +10,11 @@
 #![forbid(unsafe_code)]
 
 pub mod blueprint;
+pub mod change;
 pub mod client;
 pub mod config;
 pub mod controller;
+pub mod events;
 pub mod handle;
 mod report;
 pub mod server;
