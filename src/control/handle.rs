@@ -110,11 +110,7 @@ impl Handle {
     }
 
     /// Makes a change. When this returns it is true on every worker, and kept.
-    pub async fn change(
-        &self,
-        change: Change,
-        confirm: Option<Duration>,
-    ) -> Result<Result<Changed, Refusal>, Closing> {
+    pub async fn change(&self, change: Change, confirm: Option<Duration>) -> Result<Result<Changed, Refusal>, Closing> {
         self.ask(|reply| Request::Change(change, confirm, reply)).await
     }
 

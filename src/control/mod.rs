@@ -20,4 +20,5 @@ mod report;
 pub mod server;
 pub mod socket;
 pub mod staff;
+pub mod store;
 pub mod view;
