@@ -15,7 +15,8 @@
 //!
 //! **Stations are saved in steps**, each a transaction of its own, into that one of two sets of tables
 //! which is not current. The last step makes it current. Whatever happens on the way, the current set
-//! is whole.
+//! is whole. They are not worth the last room on a disk: the log cannot be emptied into a file that
+//! cannot grow, and then nothing can be kept any more. So some is left for the desired state.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -49,6 +50,10 @@ impl Default for History {
 
 /// The log is cut to this many bytes when it has been longer.
 const LOG_LIMIT: i64 = 16 << 20;
+
+/// Stations are saved only while there is more room than this: the log at its longest, the file by as
+/// much longer, and as much again for changes.
+const RESERVE: u64 = 16 << 20;
 
 /// How long to wait for a lock. A tool that has a look is done by then; a switch is not.
 const PATIENCE: Duration = Duration::from_millis(500);
@@ -156,6 +161,7 @@ impl Database {
 
     /// Begins to save stations. A save that was begun before and not finished is given up.
     pub fn begin_stations(&mut self) -> Result<(), StoreError> {
+        self.check_room()?;
         let current: i64 =
             self.connection.query_row("SELECT stations FROM current", [], |row| row.get(0)).map_err(self.told())?;
         let set = 1 - current;
@@ -168,9 +174,30 @@ impl Database {
     /// Adds stations to the save that has been begun. If this fails, it is given up.
     pub fn add_stations(&mut self, stations: &[KeptStation]) -> Result<(), StoreError> {
         let Some(mut saving) = self.saving.take() else { return Err(StoreError::Closed) };
-        let Saving { set, places, next_place } = &mut saving;
-        let set = *set;
-        let added = self.transact(|transaction| {
+        match self.try_add_stations(stations, &mut saving) {
+            Ok(()) => self.saving = Some(saving),
+            Err(why) => {
+                // The room that it takes may be what a commit needs next. If this fails too, the
+                // next save does it.
+                let _ = self.transact(|transaction| clear(transaction, saving.set));
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_room(&self) -> Result<(), StoreError> {
+        let room = file::room(&self.path).map_err(|why| StoreError::File { path: self.path.clone(), why })?;
+        if room >= RESERVE {
+            return Ok(());
+        }
+        Err(StoreError::Scarce { path: self.path.clone(), reserve: RESERVE })
+    }
+
+    fn try_add_stations(&mut self, stations: &[KeptStation], saving: &mut Saving) -> Result<(), StoreError> {
+        self.check_room()?;
+        let Saving { set, places, next_place } = saving;
+        self.transact(|transaction| {
             let mut add_place = transaction.prepare(&format!("INSERT INTO places_{set} VALUES (?1, ?2, ?3)"))?;
             let mut add = transaction.prepare(&format!("INSERT INTO stations_{set} VALUES (?1, ?2, ?3)"))?;
             for KeptStation { network_id, mac_address, port_id, age_seconds } in stations {
@@ -187,14 +214,7 @@ impl Database {
                 add.execute(params![mac_address.bits().cast_signed(), place, age_seconds])?;
             }
             Ok(())
-        });
-        match added {
-            Ok(()) => self.saving = Some(saving),
-            // The room that it takes may be what a commit needs next. If this fails too, the next
-            // save does it.
-            Err(_) => drop(self.transact(|transaction| clear(transaction, set))),
-        }
-        added
+        })
     }
 
     /// Makes the stations that have been added the current ones, as of `now` in milliseconds since
@@ -262,11 +282,11 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
         return Err(StoreError::ReadOnly { path: path.to_owned() });
     }
     database.busy_timeout(PATIENCE).map_err(told)?;
+    // Before anything is read: then the index of the log is in our memory, not in a third file.
+    database.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(told)?;
     database.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(told)?;
     database.pragma_update(None, "cell_size_check", true).map_err(told)?;
     database.pragma_update(None, "synchronous", "FULL").map_err(told)?;
-    // Before the log is first looked at: then its index is in our memory, not in a third file.
-    database.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(told)?;
     file::recognise(&database, path)?;
     let journal: String =
         database.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(told)?;

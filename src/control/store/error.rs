@@ -30,8 +30,8 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
-    /// It may be read, not written.
-    #[error("{}: cannot be written to; the file, its directory and their file system must let the switch write", path.display())]
+    /// It may be read, not written, or neither.
+    #[error("{}: cannot be opened or written to; the file, its directory and their file system must let the switch write", path.display())]
     ReadOnly {
         /// The file.
         path: PathBuf,
@@ -41,6 +41,14 @@ pub enum StoreError {
     Full {
         /// The file.
         path: PathBuf,
+    },
+    /// What room is left is for the desired state.
+    #[error("{}: less than {} MiB left on its file system, which are for changes; stations are saved when there is more", path.display(), reserve >> 20)]
+    Scarce {
+        /// The file.
+        path: PathBuf,
+        /// How many bytes there should be at least.
+        reserve: u64,
     },
     /// What is in it is not what has been written.
     #[error("{}: damaged: {why}; move it away together with {}-wal, if that is there, and the switch begins anew", path.display(), path.display())]
@@ -90,6 +98,9 @@ pub enum StoreError {
         /// What the database says.
         why: rusqlite::Error,
     },
+    /// There can be no thread for it.
+    #[error("the store cannot have a thread: {0}")]
+    Thread(io::Error),
     /// The thread of the store is gone.
     #[error("the store has been closed")]
     Closed,
@@ -101,7 +112,9 @@ impl StoreError {
         let path = path.to_owned();
         match why.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::InUse { path },
-            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => StoreError::ReadOnly { path },
+            Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+                StoreError::ReadOnly { path }
+            }
             Some(ErrorCode::DiskFull) => StoreError::Full { path },
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
                 StoreError::Corrupt { path, why: why.to_string() }

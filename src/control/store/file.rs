@@ -25,6 +25,9 @@ const APPLICATION: i64 = 0x7669_6673;
 /// The format in which we write.
 const FORMAT: i64 = 1;
 
+/// No database is shorter, and the database takes a file that is for an empty one of its own.
+const SHORTEST: u64 = 512;
+
 /// Its tables. `part` is one of `base`, `config`. `at` is in microseconds since 1970, `ends` the bytes
 /// of all events ever up to this one. Stations are saved in turn into one of two sets, so that there
 /// is a whole one at any time; `current` says which, and since when, in milliseconds since 1970.
@@ -46,7 +49,9 @@ pub fn provide(path: &Path) -> Result<PathBuf, StoreError> {
     let path = std::path::absolute(path).map_err(|why| StoreError::File { path: path.to_owned(), why })?;
     match fs::metadata(&path) {
         Ok(file) if !file.is_file() => Err(StoreError::Foreign { path, what: "something that is no file at all" }),
-        Ok(file) if file.len() == 0 => Err(StoreError::Corrupt { path, why: "it is empty".into() }),
+        Ok(file) if file.len() < SHORTEST => {
+            Err(StoreError::Corrupt { path, why: format!("it has been cut to {} bytes", file.len()) })
+        }
         Ok(_) => Ok(path),
         Err(why) if why.kind() == io::ErrorKind::NotFound => {
             make(&path)?;
@@ -68,6 +73,12 @@ pub fn recognise(database: &Connection, path: &Path) -> Result<(), StoreError> {
         (APPLICATION, found) => Err(StoreError::Corrupt { path, why: format!("there never was a format {found}") }),
         _ => Err(StoreError::Foreign { path, what: "a database of another program" }),
     }
+}
+
+/// How many bytes the file system has left for us.
+pub fn room(path: &Path) -> io::Result<u64> {
+    let system = rustix::fs::statvfs(path)?;
+    Ok(system.f_bavail.saturating_mul(system.f_frsize))
 }
 
 /// Makes an empty store at `path`, which is an absolute one.

@@ -3,7 +3,7 @@
 //!
 //! The file is an SQLite database with a thread of its own, which does one thing after the other in
 //! the order in which it was asked. What [`Store::commit`] has answered survives `kill -9` and a power
-//! cut. See [`database`] for how.
+//! cut. `database.rs` says how.
 //!
 //! A request whose answer nobody waits for any more is carried out all the same.
 
@@ -14,7 +14,6 @@ mod file;
 mod tests;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -90,10 +89,7 @@ impl Store {
             // Behind the database, which is closed by now.
             drop(end);
         };
-        thread::Builder::new()
-            .name("vifswitch-store".into())
-            .spawn(work)
-            .map_err(|why| StoreError::File { path: "the thread of the store".into(), why })?;
+        thread::Builder::new().name("vifswitch-store".into()).spawn(work).map_err(StoreError::Thread)?;
         let desired = opening.await.map_err(|_| StoreError::Closed)??;
         Ok((Store { requests, saving: Mutex::new(()), ended }, desired))
     }
@@ -124,27 +120,20 @@ impl Store {
 
     /// Keeps these stations in place of those that were kept before: all or, on an error, none.
     /// Commits are not held up: they come in between.
-    pub async fn save_stations(&self, stations: Vec<KeptStation>) -> Result<(), StoreError> {
+    pub async fn save_stations(&self, mut stations: Vec<KeptStation>) -> Result<(), StoreError> {
         let now = unix_millis(time::wall());
-        let stations = Arc::new(stations);
         let _alone = self.saving.lock().await;
         self.ask(|database| database.begin_stations()).await?;
-        for from in (0..stations.len()).step_by(CHUNK) {
-            let stations = stations.clone();
-            let chunk =
-                move |database: &mut Database| database.add_stations(&stations[from..stations.len().min(from + CHUNK)]);
-            self.ask(chunk).await?;
+        while !stations.is_empty() {
+            // From the end, which costs nothing, and dropped by the thread of the store.
+            let chunk = stations.split_off(stations.len().saturating_sub(CHUNK));
+            self.ask(move |database| database.add_stations(&chunk)).await?;
         }
-        self.ask(move |database| {
-            // Very many are better dropped here than on the thread of control.
-            drop(stations);
-            database.finish_stations(now)
-        })
-        .await
+        self.ask(move |database| database.finish_stations(now)).await
     }
 
-    /// The stations that were saved last, older by the time that has passed since, by the wall clock.
-    /// They stay in the file until others are saved: a switch that is killed before it has saved
+    /// The stations that were saved last, older by the time that has passed since, by the wall clock,
+    /// in no order. They stay in the file until others are saved: a switch that is killed before it has saved
     /// its own has them again.
     pub async fn take_stations(&self) -> Result<Vec<KeptStation>, StoreError> {
         let now = unix_millis(time::wall());
