@@ -83,8 +83,9 @@ pub fn room(path: &Path) -> io::Result<u64> {
 
 /// Makes an empty store at `path`, which is an absolute one.
 fn make(path: &Path) -> Result<(), StoreError> {
-    let journal = beside(path, "-wal");
-    if journal.exists() {
+    // The second is used only until a new file has a log.
+    let journals = ["-wal", "-journal"].map(|suffix| beside(path, suffix));
+    if let Some(journal) = journals.into_iter().find(|journal| journal.exists()) {
         return Err(StoreError::LeftBehind { path: path.to_owned(), journal });
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
