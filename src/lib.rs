@@ -14,7 +14,7 @@
 //! | [`sys`] | the operating system, thin, safe outside |
 //! | [`switch`] | what to do with a frame: rules, table of stations, verdicts. Pure |
 //! | [`worker`] | one thread: breath, gates, outbox, peers, mail, pace |
-//! | [`control`] | desired state: configuration, admission, controller, API |
+//! | [`control`] | desired state: configuration, admission, controller, store, API |
 //! | [`telemetry`] | counters with one writer, the drop ledger, metrics |
 //! | [`cli`], [`daemon`], [`time`] | the command line, the running switch, the one place that reads the clock |
 //!

@@ -293,8 +293,19 @@ impl Controller {
             Request::Workers(reply) => drop(reply.send(report.workers())),
             Request::Drops(reply) => drop(reply.send(report.drops())),
             Request::Config(reply) => drop(reply.send(report.config())),
+            // placeholders on this branch until the controller can
+            Request::Change(_, _, reply)
+            | Request::Diff(_, reply)
+            | Request::Confirm(reply)
+            | Request::Release(_, reply) => drop(reply.send(Err(later()))),
+            Request::Flush(_, reply) => drop(reply.send(Err(later()))),
+            Request::Events(_, reply) => drop(reply.send(Err(later()))),
         }
     }
+}
+
+fn later() -> super::change::Refusal {
+    super::change::Refusal { blame: super::change::Blame::Switch, kind: "later", message: "not yet".into() }
 }
 
 /// Whether it is worth while to try to open a device: a look that costs next to nothing.

@@ -1,7 +1,12 @@
 //! How the faces of the switch talk to the thread that owns its state: a request and its answer.
 
-use tokio::sync::{mpsc, oneshot};
+use std::time::Duration;
 
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::change::{Change, Changed, Refusal};
+use super::config::Config;
+use super::events::Event;
 use super::view::{DropView, NetworkView, PortView, StationView, VmView, WorkerView};
 
 /// A question to the controller.
@@ -21,6 +26,30 @@ pub enum Request {
     Drops(oneshot::Sender<Vec<DropView>>),
     /// The configuration as JSON, in the shape in which it is written.
     Config(oneshot::Sender<serde_json::Value>),
+    /// A change. With a time, it is taken back unless it is confirmed within that.
+    Change(Change, Option<Duration>, oneshot::Sender<Result<Changed, Refusal>>),
+    /// What a change would come to; nothing is done.
+    Diff(Change, oneshot::Sender<Result<Changed, Refusal>>),
+    /// The last change that waits to be confirmed shall stay.
+    Confirm(oneshot::Sender<Result<Changed, Refusal>>),
+    /// Learned stations shall be forgotten. How many were.
+    Flush(Flush, oneshot::Sender<Result<u64, Refusal>>),
+    /// Whatever measure holds this port shall be lifted. What was lifted, in sentences.
+    Release(String, oneshot::Sender<Result<Changed, Refusal>>),
+    /// What has happened since a time (RFC 3339; `None`: all that is remembered), and what will
+    /// happen from then on.
+    Events(Option<String>, oneshot::Sender<Result<(Vec<Event>, broadcast::Receiver<Event>), Refusal>>),
+}
+
+/// Which stations to forget: those to which all that is given applies.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Flush {
+    /// Those of this network.
+    pub network: Option<String>,
+    /// Those behind this port.
+    pub port: Option<String>,
+    /// This one.
+    pub mac: Option<crate::wire::Mac>,
 }
 
 /// Why there is no answer.
@@ -78,5 +107,38 @@ impl Handle {
     /// The configuration.
     pub async fn config(&self) -> Result<serde_json::Value, Closing> {
         self.ask(Request::Config).await
+    }
+
+    /// Makes a change. When this returns it is true on every worker, and kept.
+    pub async fn change(&self, change: Change, confirm: Option<Duration>) -> Result<Result<Changed, Refusal>, Closing> {
+        self.ask(|reply| Request::Change(change, confirm, reply)).await
+    }
+
+    /// What a change would come to.
+    pub async fn diff(&self, change: Change) -> Result<Result<Changed, Refusal>, Closing> {
+        self.ask(|reply| Request::Diff(change, reply)).await
+    }
+
+    /// Keeps the change that waits to be confirmed.
+    pub async fn confirm(&self) -> Result<Result<Changed, Refusal>, Closing> {
+        self.ask(Request::Confirm).await
+    }
+
+    /// Forgets learned stations, and says how many.
+    pub async fn flush(&self, flush: Flush) -> Result<Result<u64, Refusal>, Closing> {
+        self.ask(|reply| Request::Flush(flush, reply)).await
+    }
+
+    /// Lifts whatever measure holds a port.
+    pub async fn release(&self, port: String) -> Result<Result<Changed, Refusal>, Closing> {
+        self.ask(|reply| Request::Release(port, reply)).await
+    }
+
+    /// What has happened, and what will.
+    pub async fn events(
+        &self,
+        since: Option<String>,
+    ) -> Result<Result<(Vec<Event>, broadcast::Receiver<Event>), Refusal>, Closing> {
+        self.ask(|reply| Request::Events(since, reply)).await
     }
 }

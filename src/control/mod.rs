@@ -10,12 +10,15 @@
 #![forbid(unsafe_code)]
 
 pub mod blueprint;
+pub mod change;
 pub mod client;
 pub mod config;
 pub mod controller;
+pub mod events;
 pub mod handle;
 mod report;
 pub mod server;
 pub mod socket;
 pub mod staff;
+pub mod store;
 pub mod view;

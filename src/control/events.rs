@@ -1,0 +1,38 @@
+//! What happened: one event for each transition, never one for each frame.
+
+use serde::{Deserialize, Serialize};
+
+/// What has happened, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EventKind {
+    /// A port has its device; frames can flow both ways.
+    PortUp,
+    /// A port has lost its device, or has been taken down.
+    PortDown,
+    /// The desired state has been changed.
+    Config,
+}
+
+/// One thing that happened, as the API tells it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When: RFC 3339, UTC, milliseconds.
+    pub time: String,
+    /// What.
+    pub kind: EventKind,
+    /// The VM it happened to.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub vm: Option<String>,
+    /// Its ports.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub ports: Vec<String>,
+    /// The network it happened on.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub network: Option<String>,
+    /// The address it is about.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mac: Option<String>,
+    /// What happened, in a sentence.
+    pub text: String,
+}

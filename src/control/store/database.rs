@@ -1,0 +1,358 @@
+//! The open file, as the thread of the store has it.
+//!
+//! **The journal is a write-ahead log, with `synchronous = FULL`.** A commit appends to the log and
+//! waits once for the disk, where a rollback journal waits three or four times; a change is answered
+//! that much sooner. A power cut loses no answered commit: the log is on the disk before the answer,
+//! and so is its name, because the database syncs the directory when it makes one. Plain `NORMAL`
+//! would be as quick as no promise.
+//!
+//! **The lock is the database's own**, held as long as the file is open (`locking_mode = EXCLUSIVE`).
+//! The kernel gives it back when the process ends, however it ends. It is also given back when this
+//! process closes any other descriptor of the file: so nothing but the database may open it.
+//!
+//! **The history is bounded** in number and in bytes: what is too old goes with the commit that makes
+//! it so. Events are numbered without gaps, so finding the oldest costs one look.
+//!
+//! **Stations are saved in steps**, each a transaction of its own, into that one of two sets of tables
+//! which is not current. The last step makes it current. Whatever happens on the way, the current set
+//! is whole. They are not worth the last room on a disk: the log cannot be emptied into a file that
+//! cannot grow, and then nothing can be kept any more. So some is left for the desired state.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use serde_json::Value;
+use tracing::warn;
+
+use super::error::StoreError;
+use super::{Desired, KeptStation, file};
+use crate::control::events::Event;
+use crate::wire::Mac;
+
+/// How much of the history is kept: the newest.
+#[derive(Debug, Clone, Copy)]
+pub struct History {
+    /// At most so many events.
+    pub events: i64,
+    /// And at most so many bytes of them; one event is kept whatever its size.
+    pub bytes: i64,
+}
+
+impl Default for History {
+    fn default() -> History {
+        History { events: 10_000, bytes: 32 << 20 }
+    }
+}
+
+/// The log is cut to this many bytes when it has been longer.
+const LOG_LIMIT: i64 = 16 << 20;
+
+/// Stations are saved only while there is more room than this: the log at its longest, the file by as
+/// much longer, and as much again for changes.
+const RESERVE: u64 = 16 << 20;
+
+/// How long to wait for a lock. A tool that has a look is done by then; a switch is not.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The open file.
+#[derive(Debug)]
+pub struct Database {
+    path: PathBuf,
+    connection: Connection,
+    history: History,
+    saving: Option<Saving>,
+}
+
+/// A save of stations that is under way.
+#[derive(Debug)]
+struct Saving {
+    /// Into which set of tables.
+    set: i64,
+    /// The places known so far: network, port, number.
+    places: HashMap<String, HashMap<String, i64>>,
+    next_place: i64,
+}
+
+impl Database {
+    /// Opens the file at `path`, or makes it, and reads what is wanted.
+    pub fn open(path: &Path) -> Result<(Database, Option<Desired>), StoreError> {
+        Database::open_with(path, History::default())
+    }
+
+    /// The same, with this much of a history.
+    pub fn open_with(path: &Path, history: History) -> Result<(Database, Option<Desired>), StoreError> {
+        let path = file::provide(path)?;
+        let connection = connect(&path)?;
+        let database = Database { path, connection, history, saving: None };
+        let desired = database.desired()?;
+        Ok((database, desired))
+    }
+
+    fn told(&self) -> impl Fn(rusqlite::Error) -> StoreError {
+        |why| StoreError::told(&self.path, why)
+    }
+
+    fn desired(&self) -> Result<Option<Desired>, StoreError> {
+        let read = |part: &str| -> Result<Option<Value>, StoreError> {
+            let text: Option<String> = self
+                .connection
+                .query_row("SELECT json FROM desired WHERE part = ?1", [part], |row| row.get(0))
+                .optional()
+                .map_err(self.told())?;
+            let parse =
+                |text: String| serde_json::from_str(&text).map_err(|why| self.corrupt(format!("{part}: {why}")));
+            text.map(parse).transpose()
+        };
+        match (read("base")?, read("config")?) {
+            (Some(base), Some(config)) => Ok(Some(Desired { base, config })),
+            (None, None) => Ok(None),
+            _ => Err(self.corrupt("half of the desired state is missing".into())),
+        }
+    }
+
+    fn corrupt(&self, why: String) -> StoreError {
+        StoreError::Corrupt { path: self.path.clone(), why }
+    }
+
+    /// Keeps a desired state, if one is given, and events: all or nothing, on the disk.
+    pub fn commit(&mut self, desired: Option<&Desired>, events: &[Event]) -> Result<(), StoreError> {
+        let events =
+            events.iter().map(|event| Ok((micros(&event.time)?, json(event)))).collect::<Result<Vec<_>, _>>()?;
+        let history = self.history;
+        self.transact(|transaction| {
+            if let Some(Desired { base, config }) = desired {
+                // What is the same is not written again: the base hardly ever changes.
+                let mut put = transaction.prepare(
+                    "INSERT INTO desired VALUES (?1, ?2) ON CONFLICT (part) DO UPDATE SET json = excluded.json
+                     WHERE json IS NOT excluded.json",
+                )?;
+                put.execute(params!["base", json(base)])?;
+                put.execute(params!["config", json(config)])?;
+            }
+            if !events.is_empty() {
+                append(transaction, &events)?;
+                prune(transaction, history)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The newest `most` of the events at `since` or later, the oldest first.
+    pub fn events(&self, since: Option<&str>, most: usize) -> Result<Vec<Event>, StoreError> {
+        let since = since.map_or(Ok(i64::MIN), micros)?;
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let read = || -> rusqlite::Result<Vec<String>> {
+            let mut find =
+                self.connection.prepare("SELECT json FROM events WHERE at >= ?1 ORDER BY number DESC LIMIT ?2")?;
+            find.query_map([since, most], |row| row.get(0))?.collect()
+        };
+        let texts = read().map_err(self.told())?;
+        let events: Vec<Event> = texts.iter().rev().filter_map(|text| serde_json::from_str(text).ok()).collect();
+        if events.len() < texts.len() {
+            // Kinds of events are added without a new format.
+            warn!("{} events were told by a later version of vifswitch and are left out", texts.len() - events.len());
+        }
+        Ok(events)
+    }
+
+    /// Begins to save stations. A save that was begun before and not finished is given up.
+    pub fn begin_stations(&mut self) -> Result<(), StoreError> {
+        self.check_room()?;
+        let current: i64 =
+            self.connection.query_row("SELECT stations FROM current", [], |row| row.get(0)).map_err(self.told())?;
+        let set = 1 - current;
+        self.saving = None;
+        self.transact(|transaction| clear(transaction, set))?;
+        self.saving = Some(Saving { set, places: HashMap::new(), next_place: 0 });
+        Ok(())
+    }
+
+    /// Adds stations to the save that has been begun. If this fails, it is given up.
+    pub fn add_stations(&mut self, stations: &[KeptStation]) -> Result<(), StoreError> {
+        let Some(mut saving) = self.saving.take() else { return Err(StoreError::Closed) };
+        match self.try_add_stations(stations, &mut saving) {
+            Ok(()) => self.saving = Some(saving),
+            Err(why) => {
+                // The room that it takes may be what a commit needs next. If this fails too, the
+                // next save does it.
+                let _ = self.transact(|transaction| clear(transaction, saving.set));
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_room(&self) -> Result<(), StoreError> {
+        let room = file::room(&self.path).map_err(|why| StoreError::File { path: self.path.clone(), why })?;
+        if room >= RESERVE {
+            return Ok(());
+        }
+        Err(StoreError::Scarce { path: self.path.clone(), reserve: RESERVE })
+    }
+
+    fn try_add_stations(&mut self, stations: &[KeptStation], saving: &mut Saving) -> Result<(), StoreError> {
+        self.check_room()?;
+        let Saving { set, places, next_place } = saving;
+        self.transact(|transaction| {
+            let mut add_place = transaction.prepare(&format!("INSERT INTO places_{set} VALUES (?1, ?2, ?3)"))?;
+            let mut add = transaction.prepare(&format!("INSERT INTO stations_{set} VALUES (?1, ?2, ?3)"))?;
+            for KeptStation { network_id, mac_address, port_id, age_seconds } in stations {
+                let known = places.get(network_id).and_then(|ports| ports.get(port_id)).copied();
+                let place = match known {
+                    Some(place) => place,
+                    None => {
+                        add_place.execute(params![*next_place, network_id, port_id])?;
+                        places.entry(network_id.clone()).or_default().insert(port_id.clone(), *next_place);
+                        *next_place += 1;
+                        *next_place - 1
+                    }
+                };
+                add.execute(params![mac_address.bits().cast_signed(), place, age_seconds])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes the stations that have been added the current ones, as of `now` in milliseconds since
+    /// 1970, and forgets those before.
+    pub fn finish_stations(&mut self, now: i64) -> Result<(), StoreError> {
+        let Some(Saving { set, .. }) = self.saving.take() else { return Err(StoreError::Closed) };
+        self.transact(|transaction| {
+            transaction.execute("UPDATE current SET stations = ?1, saved_at = ?2", [set, now])?;
+            clear(transaction, 1 - set)
+        })
+    }
+
+    /// The stations saved last, older by the time from then to `now` in milliseconds since 1970. A
+    /// clock that was set back makes nobody younger.
+    pub fn stations(&self, now: i64) -> Result<Vec<KeptStation>, StoreError> {
+        let read = || -> rusqlite::Result<Vec<KeptStation>> {
+            let (set, saved_at) = self.connection.query_row("SELECT stations, saved_at FROM current", [], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+            })?;
+            let passed = u32::try_from(now.saturating_sub(saved_at).max(0) / 1000).unwrap_or(u32::MAX);
+            let mut find = self.connection.prepare(&format!(
+                "SELECT network, mac, port, age FROM stations_{set} JOIN places_{set} USING (place) ORDER BY stations_{set}.rowid"
+            ))?;
+            let station = |row: &rusqlite::Row<'_>| {
+                Ok(KeptStation {
+                    network_id: row.get(0)?,
+                    mac_address: Mac::from_bits(row.get::<_, i64>(1)?.cast_unsigned()),
+                    port_id: row.get(2)?,
+                    age_seconds: row.get::<_, u32>(3)?.saturating_add(passed),
+                })
+            };
+            find.query_map([], station)?.collect()
+        };
+        read().map_err(self.told())
+    }
+
+    /// What one of the settings of the database is, as a text.
+    #[cfg(test)]
+    pub fn pragma(&self, name: &str) -> String {
+        let read = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+        match self.connection.pragma_query_value(None, name, read).unwrap() {
+            rusqlite::types::Value::Integer(number) => number.to_string(),
+            rusqlite::types::Value::Text(text) => text,
+            other => format!("{other:?}"),
+        }
+    }
+
+    /// Does something to the file: all of it or, on an error, nothing.
+    fn transact(&mut self, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>) -> Result<(), StoreError> {
+        let all = || {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            work(&transaction)?;
+            transaction.commit()
+        };
+        all().map_err(|why| StoreError::told(&self.path, why))
+    }
+}
+
+/// Opens the file for us alone, and looks all of it through.
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let told = |why| StoreError::told(path, why);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let database = Connection::open_with_flags(path, flags).map_err(told)?;
+    if database.is_readonly("main").map_err(told)? {
+        return Err(StoreError::ReadOnly { path: path.to_owned() });
+    }
+    database.busy_timeout(PATIENCE).map_err(told)?;
+    // Before anything is read: then the index of the log is in our memory, not in a third file.
+    database.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(told)?;
+    database.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(told)?;
+    database.pragma_update(None, "cell_size_check", true).map_err(told)?;
+    database.pragma_update(None, "synchronous", "FULL").map_err(told)?;
+    file::recognise(&database, path)?;
+    let journal: String =
+        database.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(told)?;
+    if journal != "wal" {
+        return Err(StoreError::Corrupt { path: path.to_owned(), why: format!("its journal stays {journal}") });
+    }
+    database.pragma_update_and_check(None, "journal_size_limit", LOG_LIMIT, |_| Ok(())).map_err(told)?;
+    // Damage is better known now than after the first change.
+    let found: String = database.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(told)?;
+    if found != "ok" {
+        return Err(StoreError::Corrupt { path: path.to_owned(), why: found });
+    }
+    Ok(database)
+}
+
+/// Adds events, with the time each and its text, behind the others.
+fn append(transaction: &Transaction<'_>, events: &[(i64, String)]) -> rusqlite::Result<()> {
+    let last = transaction
+        .query_row("SELECT number, ends FROM events ORDER BY number DESC LIMIT 1", [], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+        })
+        .optional()?;
+    let (mut number, mut ends) = last.unwrap_or_default();
+    let mut put = transaction.prepare("INSERT INTO events VALUES (?1, ?2, ?3, ?4)")?;
+    for (at, text) in events {
+        number += 1;
+        ends += i64::try_from(text.len()).unwrap_or(i64::MAX);
+        put.execute(params![number, at, ends, text])?;
+    }
+    Ok(())
+}
+
+/// Drops what is too old.
+fn prune(transaction: &Transaction<'_>, history: History) -> rusqlite::Result<()> {
+    let (last, ends): (i64, i64) =
+        transaction.query_row("SELECT number, ends FROM events ORDER BY number DESC LIMIT 1", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
+    transaction.execute("DELETE FROM events WHERE number <= ?1", [last - history.events])?;
+    // From the oldest on, those with which it is too many bytes. What is not dropped here is looked
+    // at once, to find that out.
+    let mut find = transaction.prepare("SELECT number, ends - octet_length(json) FROM events ORDER BY number")?;
+    let mut rows = find.query([])?;
+    let mut too_old = 0;
+    while let Some(row) = rows.next()? {
+        let (number, starts): (i64, i64) = (row.get(0)?, row.get(1)?);
+        if number == last || ends - starts <= history.bytes {
+            break;
+        }
+        too_old = number;
+    }
+    transaction.execute("DELETE FROM events WHERE number <= ?1", [too_old]).map(drop)
+}
+
+/// Empties a set of tables.
+fn clear(transaction: &Transaction<'_>, set: i64) -> rusqlite::Result<()> {
+    transaction.execute_batch(&format!("DELETE FROM stations_{set}; DELETE FROM places_{set};"))
+}
+
+/// Microseconds since 1970 at which this text is.
+fn micros(text: &str) -> Result<i64, StoreError> {
+    let time: Result<Timestamp, _> = text.parse();
+    time.map(Timestamp::as_microsecond).map_err(|_| StoreError::NotATime { text: text.to_owned() })
+}
+
+/// As JSON. Neither values nor events have anything in them that is none.
+fn json<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}

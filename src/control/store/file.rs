@@ -1,0 +1,139 @@
+//! The file of the store before it is opened: where it is, and how it comes to be.
+//!
+//! A new file gets its name when it is whole. So one that is empty or has half a schema was not left
+//! behind by a switch that was killed: it is damaged, and is treated so.
+
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::error::StoreError;
+
+/// Owner and group may look into the directory.
+const DIRECTORY_MODE: u32 = 0o750;
+
+/// The owner may write, the group may read.
+const FILE_MODE: u32 = 0o640;
+
+/// Says that the file is ours: "vifs".
+const APPLICATION: i64 = 0x7669_6673;
+
+/// The format in which we write.
+const FORMAT: i64 = 1;
+
+/// No database is shorter, and the database takes a file that is for an empty one of its own.
+const SHORTEST: u64 = 512;
+
+/// Its tables. `part` is one of `base`, `config`. `at` is in microseconds since 1970, `ends` the bytes
+/// of all events ever up to this one. Stations are saved in turn into one of two sets, so that there
+/// is a whole one at any time; `current` says which, and since when, in milliseconds since 1970.
+const SCHEMA: &str = "
+    CREATE TABLE desired (part TEXT NOT NULL PRIMARY KEY, json TEXT NOT NULL) STRICT;
+    CREATE TABLE events (number INTEGER PRIMARY KEY, at INTEGER NOT NULL, ends INTEGER NOT NULL, json TEXT NOT NULL) STRICT;
+    CREATE TABLE current (one INTEGER PRIMARY KEY CHECK (one = 1), stations INTEGER NOT NULL, saved_at INTEGER NOT NULL) STRICT;
+    CREATE TABLE places_0 (place INTEGER PRIMARY KEY, network TEXT NOT NULL, port TEXT NOT NULL) STRICT;
+    CREATE TABLE places_1 (place INTEGER PRIMARY KEY, network TEXT NOT NULL, port TEXT NOT NULL) STRICT;
+    CREATE TABLE stations_0 (mac INTEGER NOT NULL, place INTEGER NOT NULL, age INTEGER NOT NULL) STRICT;
+    CREATE TABLE stations_1 (mac INTEGER NOT NULL, place INTEGER NOT NULL, age INTEGER NOT NULL) STRICT;
+    INSERT INTO current VALUES (1, 0, 0);
+";
+
+/// The path at which the file of the store is or will be. The directory and the file are made if
+/// they are not there.
+pub fn provide(path: &Path) -> Result<PathBuf, StoreError> {
+    // The database reads a meaning into ":memory:" and "file:…"; it reads none into "/…".
+    let path = std::path::absolute(path).map_err(|why| StoreError::File { path: path.to_owned(), why })?;
+    match fs::metadata(&path) {
+        Ok(file) if !file.is_file() => Err(StoreError::Foreign { path, what: "something that is no file at all" }),
+        Ok(file) if file.len() < SHORTEST => {
+            Err(StoreError::Corrupt { path, why: format!("it has been cut to {} bytes", file.len()) })
+        }
+        Ok(_) => Ok(path),
+        Err(why) if why.kind() == io::ErrorKind::NotFound => {
+            make(&path)?;
+            Ok(path)
+        }
+        Err(why) => Err(StoreError::File { path, why }),
+    }
+}
+
+/// Checks that the file is ours, and in a format that we know.
+pub fn recognise(database: &Connection, path: &Path) -> Result<(), StoreError> {
+    let read = |pragma: &str| -> Result<i64, StoreError> {
+        database.pragma_query_value(None, pragma, |row| row.get(0)).map_err(|why| StoreError::told(path, why))
+    };
+    let path = path.to_owned();
+    match (read("application_id")?, read("user_version")?) {
+        (APPLICATION, FORMAT) => Ok(()),
+        (APPLICATION, found) if found > FORMAT => Err(StoreError::Newer { path, found, known: FORMAT }),
+        (APPLICATION, found) => Err(StoreError::Corrupt { path, why: format!("there never was a format {found}") }),
+        _ => Err(StoreError::Foreign { path, what: "a database of another program" }),
+    }
+}
+
+/// How many bytes the file system has left for us.
+pub fn room(path: &Path) -> io::Result<u64> {
+    let system = rustix::fs::statvfs(path)?;
+    Ok(system.f_bavail.saturating_mul(system.f_frsize))
+}
+
+/// Makes an empty store at `path`, which is an absolute one.
+fn make(path: &Path) -> Result<(), StoreError> {
+    // The second is used only until a new file has a log.
+    let journals = ["-wal", "-journal"].map(|suffix| beside(path, suffix));
+    if let Some(journal) = journals.into_iter().find(|journal| journal.exists()) {
+        return Err(StoreError::LeftBehind { path: path.to_owned(), journal });
+    }
+    let directory = path.parent().unwrap_or(Path::new("/"));
+    make_directory(directory).map_err(|why| StoreError::Directory { path: directory.to_owned(), why })?;
+
+    let file = |why: io::Error| match why.kind() {
+        io::ErrorKind::StorageFull => StoreError::Full { path: path.to_owned() },
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            StoreError::ReadOnly { path: path.to_owned() }
+        }
+        _ => StoreError::File { path: path.to_owned(), why },
+    };
+    let new = tempfile::Builder::new().prefix(".state-").tempfile_in(directory).map_err(file)?;
+    // Whatever the umask is.
+    new.as_file().set_permissions(Permissions::from_mode(FILE_MODE)).map_err(file)?;
+    fill(new.path()).map_err(|why| StoreError::told(path, why))?;
+    // Not over one that somebody else has made meanwhile.
+    new.persist_noclobber(path).map_err(|e| file(e.error))?;
+    sync(directory).map_err(file)
+}
+
+/// Puts the empty tables into a file, and these on the disk.
+fn fill(path: &Path) -> rusqlite::Result<()> {
+    let mut database = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    database.pragma_update(None, "synchronous", "EXTRA")?;
+    let transaction = database.transaction()?;
+    transaction.execute_batch(SCHEMA)?;
+    transaction.pragma_update(None, "application_id", APPLICATION)?;
+    transaction.pragma_update(None, "user_version", FORMAT)?;
+    transaction.commit()?;
+    database.close().map_err(|(_, why)| why)
+}
+
+/// Makes a directory and those above it, such that they are there after a power cut.
+fn make_directory(directory: &Path) -> io::Result<()> {
+    let missing = directory.ancestors().take_while(|directory| !directory.exists()).count();
+    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
+    directory.ancestors().skip(1).take(missing).try_for_each(sync)
+}
+
+/// Waits until the entries of a directory are on the disk.
+fn sync(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// The file whose name is that of `path` with `suffix` behind it.
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(suffix);
+    name.into()
+}

@@ -1,0 +1,159 @@
+//! What outlives the switch, in one file: the desired state, the history of events, and the stations
+//! that were learned.
+//!
+//! The file is an SQLite database with a thread of its own, which does one thing after the other in
+//! the order in which it was asked. What [`Store::commit`] has answered survives `kill -9` and a power
+//! cut. `database.rs` says how.
+//!
+//! A request whose answer nobody waits for any more is carried out all the same.
+
+mod database;
+mod error;
+mod file;
+#[cfg(test)]
+mod tests;
+
+use std::path::PathBuf;
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+use tokio::sync::{Mutex, mpsc, oneshot};
+
+use self::database::Database;
+pub use self::error::StoreError;
+use super::events::Event;
+use crate::time;
+use crate::wire::Mac;
+
+/// Requests that may wait for the thread.
+const QUEUE: usize = 64;
+
+/// Stations that are saved at a time: how long a commit waits at most for a save that is under way.
+const CHUNK: usize = 10_000;
+
+/// The desired state, in the shape in which a configuration is written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Desired {
+    /// What the configuration file meant when the state was derived from it; null without a file.
+    pub base: Value,
+    /// What is wanted.
+    pub config: Value,
+}
+
+/// A station that is kept over a restart.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct KeptStation {
+    /// The network it is on.
+    pub network_id: String,
+    /// Its address.
+    pub mac_address: Mac,
+    /// The port it is behind.
+    pub port_id: String,
+    /// For how long it has not been heard of, in seconds.
+    pub age_seconds: u32,
+}
+
+/// What the thread is asked to do.
+type Request = Box<dyn FnOnce(&mut Database) + Send>;
+
+/// The way to the thread that has the file open. When this is dropped the thread does what it was
+/// asked before and ends; [`close`](Store::close) waits for that.
+#[derive(Debug)]
+pub struct Store {
+    requests: mpsc::Sender<Request>,
+    /// Held by whoever saves stations: a save is several requests.
+    saving: Mutex<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Store {
+    /// Opens the file at `path`, and says what it says is wanted: nothing yet if it is new. The
+    /// directory is made with mode 0750 and the file with 0640 if they are not there. The file is
+    /// ours alone until the store is closed.
+    pub async fn open(path: PathBuf) -> Result<(Store, Option<Desired>), StoreError> {
+        let (requests, mut asked) = mpsc::channel::<Request>(QUEUE);
+        let (opened, opening) = oneshot::channel();
+        let (end, ended) = oneshot::channel();
+        let work = move || {
+            match Database::open(&path) {
+                Ok((mut database, desired)) => {
+                    // Nobody waits for it: then nobody asks either.
+                    let _ = opened.send(Ok(desired));
+                    while let Some(request) = asked.blocking_recv() {
+                        request(&mut database);
+                    }
+                }
+                Err(why) => drop(opened.send(Err(why))),
+            }
+            // Behind the database, which is closed by now.
+            drop(end);
+        };
+        thread::Builder::new().name("vifswitch-store".into()).spawn(work).map_err(StoreError::Thread)?;
+        let desired = opening.await.map_err(|_| StoreError::Closed)??;
+        Ok((Store { requests, saving: Mutex::new(()), ended }, desired))
+    }
+
+    /// Ends the store. When this returns the file is closed and may be opened again.
+    pub async fn close(self) {
+        drop(self.requests);
+        // It tells by being dropped.
+        let _ = self.ended.await;
+    }
+
+    /// Keeps a new desired state and what has happened on the way to it: both or, on an error,
+    /// neither. When this returns they are on the disk.
+    pub async fn commit(&self, desired: Desired, events: Vec<Event>) -> Result<(), StoreError> {
+        self.ask(move |database| database.commit(Some(&desired), &events)).await
+    }
+
+    /// Keeps what has happened: all or, on an error, none.
+    pub async fn note(&self, events: Vec<Event>) -> Result<(), StoreError> {
+        self.ask(move |database| database.commit(None, &events)).await
+    }
+
+    /// What has happened at `since` (RFC 3339, any offset) or later, of that the newest `most`, in the
+    /// order in which it was told.
+    pub async fn events(&self, since: Option<String>, most: usize) -> Result<Vec<Event>, StoreError> {
+        self.ask(move |database| database.events(since.as_deref(), most)).await
+    }
+
+    /// Keeps these stations in place of those that were kept before: all or, on an error, none.
+    /// Commits are not held up: they come in between.
+    pub async fn save_stations(&self, mut stations: Vec<KeptStation>) -> Result<(), StoreError> {
+        let now = unix_millis(time::wall());
+        let _alone = self.saving.lock().await;
+        self.ask(|database| database.begin_stations()).await?;
+        while !stations.is_empty() {
+            // From the end, which costs nothing, and dropped by the thread of the store.
+            let chunk = stations.split_off(stations.len().saturating_sub(CHUNK));
+            self.ask(move |database| database.add_stations(&chunk)).await?;
+        }
+        self.ask(move |database| database.finish_stations(now)).await
+    }
+
+    /// The stations that were saved last, older by the time that has passed since, by the wall clock,
+    /// in no order. They stay in the file until others are saved: a switch that is killed before it has saved
+    /// its own has them again.
+    pub async fn take_stations(&self) -> Result<Vec<KeptStation>, StoreError> {
+        let now = unix_millis(time::wall());
+        self.ask(move |database| database.stations(now)).await
+    }
+
+    /// Lets the thread do something, and waits for what comes of it.
+    async fn ask<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Database) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        // Whoever asked and has gone meanwhile gets no answer.
+        let request = Box::new(move |database: &mut Database| drop(reply.send(work(database))));
+        self.requests.send(request).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+/// Milliseconds since 1970; nothing before that.
+fn unix_millis(time: SystemTime) -> i64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+}
