@@ -5,9 +5,8 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::change::{Change, Changed, Refusal};
-use super::config::Config;
 use super::events::Event;
-use super::view::{DropView, NetworkView, PortView, StationView, VmView, WorkerView};
+use super::view::{AuditView, DropView, NetworkView, PortView, StationView, VmView, WorkerView};
 
 /// A question to the controller.
 #[derive(Debug)]
@@ -24,6 +23,8 @@ pub enum Request {
     Workers(oneshot::Sender<Vec<WorkerView>>),
     /// The drop ledger.
     Drops(oneshot::Sender<Vec<DropView>>),
+    /// Whether the ledger adds up.
+    Audit(oneshot::Sender<AuditView>),
     /// The configuration as JSON, in the shape in which it is written.
     Config(oneshot::Sender<serde_json::Value>),
     /// A change. With a time, it is taken back unless it is confirmed within that.
@@ -104,17 +105,18 @@ impl Handle {
         self.ask(Request::Drops).await
     }
 
+    /// Whether every frame is accounted for, as the workers themselves have it.
+    pub async fn audit(&self) -> Result<AuditView, Closing> {
+        self.ask(Request::Audit).await
+    }
+
     /// The configuration.
     pub async fn config(&self) -> Result<serde_json::Value, Closing> {
         self.ask(Request::Config).await
     }
 
     /// Makes a change. When this returns it is true on every worker, and kept.
-    pub async fn change(
-        &self,
-        change: Change,
-        confirm: Option<Duration>,
-    ) -> Result<Result<Changed, Refusal>, Closing> {
+    pub async fn change(&self, change: Change, confirm: Option<Duration>) -> Result<Result<Changed, Refusal>, Closing> {
         self.ask(|reply| Request::Change(change, confirm, reply)).await
     }
 
