@@ -40,11 +40,14 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Say whether a configuration is right; touches nothing
+    /// Say whether a configuration is right, and whether this host would carry it; touches nothing
     Check {
         /// The configuration file
         #[arg(value_name = "FILE")]
         config: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Show what a running switch is doing
     Show(show::Show),
@@ -63,7 +66,7 @@ pub fn main() -> ExitCode {
     match cli.command {
         None => say(&Cli::command().render_help().to_string()),
         Some(Command::Run { config }) => daemon::run(config),
-        Some(Command::Check { config }) => daemon::check(&config),
+        Some(Command::Check { config, json }) => daemon::check(&config, json),
         Some(Command::Show(show)) => {
             if let Some(why) = show.misused() {
                 return misuse(why);

@@ -21,3 +21,4 @@ pub mod server;
 pub mod socket;
 pub mod staff;
 pub mod view;
+pub mod watchdog;
