@@ -2,10 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+mod check;
+mod watchdog;
+
 use std::io::{self, IsTerminal};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
+
+pub use check::check;
 
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
@@ -23,25 +28,13 @@ use crate::control::staff::Staff;
 use crate::frame::Pool;
 use crate::switch::Secret;
 use crate::sys::cores;
+use crate::sys::privileges::{self, Privilege};
 use crate::worker::{Pace, TeamSettings, Worker, team};
 
 /// Says `what` is wrong, and ends with `code`.
 fn complain(what: impl std::fmt::Display, code: u8) -> ExitCode {
     eprintln!("{what}");
     ExitCode::from(code)
-}
-
-/// Says whether a configuration is right: exit code 0 if it is, 2 and each problem in a line if not.
-pub fn check(path: &Path) -> ExitCode {
-    match config::check(path) {
-        Ok(config) => {
-            let ports: usize = config.vms.iter().map(|vm| vm.ports.len()).sum();
-            let (networks, vms) = (config.networks.len(), config.vms.len());
-            println!("{}: right: {networks} networks, {vms} VMs, {ports} ports", path.display());
-            ExitCode::SUCCESS
-        }
-        Err(errors) => complain(errors, 2),
-    }
 }
 
 /// Runs the switch until it is told to stop by SIGTERM or SIGINT.
@@ -61,6 +54,10 @@ pub fn run(path: Option<PathBuf>) -> ExitCode {
         .with_writer(io::stderr)
         .init();
 
+    // Before there is another thread, which would keep what it has.
+    if let Err(why) = privileges::keep_only(&needed(&config)) {
+        return complain(format_args!("vifswitch run: cannot give up capabilities: {why}"), 1);
+    }
     let cores = match choose_cores(&config) {
         Ok(cores) => cores,
         Err(why) => return complain(format_args!("{}: {why}", path.display()), 2),
@@ -72,6 +69,14 @@ pub fn run(path: Option<PathBuf>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => complain(format_args!("vifswitch run: {why}"), 1),
     }
+}
+
+/// The capabilities that a running switch needs: to open what there is, and what may come.
+fn needed(config: &Config) -> Vec<Privilege> {
+    let low_port = config.switch.metrics.is_some_and(|address| (1..1024).contains(&address.port()));
+    let mut needed = vec![privileges::NET_ADMIN, privileges::SYS_ADMIN, privileges::SYS_PTRACE];
+    needed.extend(low_port.then_some(privileges::NET_BIND_SERVICE));
+    needed
 }
 
 /// The cores of the workers: those asked for, or the last one that we may use.
@@ -122,6 +127,7 @@ async fn serve_until_told(config: Config, cores: Vec<usize>) -> io::Result<()> {
         workers.map(|(index, (worker, &core))| start(index, worker, core, pace)).collect::<io::Result<Vec<_>>>()?;
     info!(?cores, ?pace, pages = ?pool.pages(), "workers started");
 
+    let posts = team.posts.clone();
     let staff = Staff::new(team.posts, team.counters);
     let mut controller = Controller::new(config, cores, secret, staff, team.notices).map_err(io::Error::other)?;
     let (handle, requests) = Handle::new();
@@ -131,6 +137,7 @@ async fn serve_until_told(config: Config, cores: Vec<usize>) -> io::Result<()> {
     controller.open_all().await;
     notify(NotifyState::Ready);
     info!("ready");
+    watchdog::start(posts, handle.clone());
 
     let told = async {
         tokio::select! {

@@ -383,10 +383,17 @@ fn the_metrics_can_be_scraped() {
     assert_eq!((value("port_up", &plain), value("port_up", &odd)), (Some(1.0), Some(0.0)));
     let drops = [odd[0], odd[1], odd[2], ("direction", "in"), ("reason", "spoofed_source")];
     assert_eq!(value("port_drops_total", &drops), Some(2.0));
+    let vm = [("vm", "web")];
+    assert_eq!((value("vm_ports", &vm), value("vm_ports_up", &vm)), (Some(1.0), Some(1.0)));
+    assert_eq!(value("vm_receive_bytes_total", &vm), Some(1_234_567.0));
+    assert_eq!((value("vm_transmit_frames_total", &vm), value("vm_drops_total", &vm)), (Some(7.0), Some(2.0)));
     assert_eq!(value("network_stations", &[("network", "net1")]), Some(3.0));
     let worker = [("worker", "0"), ("core", "1")];
     assert_eq!(value("worker_breaths_total", &worker), Some(1_000_000.0));
     assert_eq!(value("worker_busy_seconds_total", &worker), Some(0.25));
+    assert_eq!(value("worker_peer_sent_frames_total", &worker), Some(5.0));
+    assert_eq!(value("worker_peer_heard_floods_total", &worker), Some(8.0));
+    assert_eq!(value("worker_stray_frames_total", &worker), Some(9.0));
     assert_eq!(value("build_info", &[("version", env!("CARGO_PKG_VERSION"))]), Some(1.0));
 }
 

@@ -8,6 +8,7 @@ use std::process::{Command, Output};
 
 use fake::{Fake, ODD, Views};
 use serde_json::Value;
+use vifswitch::control::view::BetweenView;
 
 fn vifswitch() -> Command {
     Command::new(env!("CARGO_BIN_EXE_vifswitch"))
@@ -148,4 +149,45 @@ fn a_reader_who_has_gone_is_no_error() {
     drop(reader);
     let status = vifswitch().args(["show", "--socket", "/nowhere"]).stderr(writer).status().unwrap();
     assert_eq!(status.code(), Some(3));
+}
+
+#[test]
+fn books_that_balance_are_shown_and_are_0() {
+    let views = Views::made_up();
+    let fake = Fake::showing(views.clone());
+    let text = out(&show(&fake, &["drops", "--verify"]));
+    let lines = words(&text);
+    assert_eq!(lines[1], [ODD, "web", "12", "8", "2", "2", "0"]);
+    assert!(lines.contains(&vec!["0", "8", "6", "0", "13", "1", "0", "0"]), "{text}");
+    assert!(text.contains("spoofed_source") && text.ends_with("adds up: every frame is accounted for\n"), "{text}");
+    let said: Value = serde_json::from_str(&out(&show(&fake, &["drops", "--verify", "--json"]))).unwrap();
+    assert_eq!(said, serde_json::to_value(&views.audit).unwrap());
+}
+
+#[test]
+fn books_that_do_not_balance_are_1() {
+    let mut views = Views::made_up();
+    views.audit.adds_up = false;
+    views.audit.ports[0].off = 3;
+    views.audit.workers[0].off = -1;
+    views.audit.frames_between = BetweenView { least: 2, most: 2 };
+    let fake = Fake::showing(views);
+    let output = show(&fake, &["drops", "--verify"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    for piece in [
+        "DOES NOT ADD UP",
+        "port \"a\\\"b\\\\c\": 3 unaccounted for of the frames that came in",
+        "worker 0: 1 too many are accounted for of the frames that were to go out",
+        "between workers: 2 frames were sent and never heard",
+    ] {
+        assert!(text.contains(piece), "{piece}: {text}");
+    }
+    assert_eq!(show(&fake, &["drops", "--verify", "--json"]).status.code(), Some(1));
+}
+
+#[test]
+fn only_the_ledger_is_verified() {
+    let text = err(&run(&["show", "ports", "--verify"]), 2);
+    assert!(text.contains("show drops") && text.contains("--help"), "{text}");
 }

@@ -6,9 +6,12 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use vifswitch::device::memory::{Capacity, End, Memory};
 use vifswitch::switch::Limits;
+use vifswitch::telemetry::audit::Reading;
 use vifswitch::wire::{Mac, Offload};
+use vifswitch::worker::Command;
 
 mod common;
 use common::{Lab, Plug, Setup, frame, mac};
@@ -168,6 +171,21 @@ fn a_warm_worker_of_owned_frames_does_not_allocate() {
 #[test]
 fn a_warm_worker_of_lent_frames_does_not_allocate() {
     a_warm_worker_does_not_allocate(Memory::Lent);
+}
+
+/// What control wants to know while frames flow, it brings the room for.
+#[test]
+fn questions_do_not_make_a_worker_allocate() {
+    let plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32 / 2)).collect();
+    let mut lab = Lab::new(Setup::default(), &plugs);
+    let (reply, mut reading) = oneshot::channel();
+    assert!(lab.posts[0].send(Command::Audit(Box::new(Reading::with_capacity(PORTS)), reply)));
+    let (reply, mut pong) = oneshot::channel();
+    assert!(lab.posts[0].send(Command::Ping(reply)));
+    assert_eq!(counted_breaths(&mut lab).0, 0);
+    assert_eq!(reading.try_recv().unwrap().shares.len(), PORTS);
+    pong.try_recv().unwrap();
+    lab.end();
 }
 
 /// The test of the test: what is counted is counted.

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod audit;
 mod show;
 mod table;
 
@@ -11,6 +12,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::control::client;
@@ -38,11 +40,14 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
     },
-    /// Say whether a configuration is right; touches nothing
+    /// Say whether a configuration is right, and whether this host would carry it; touches nothing
     Check {
         /// The configuration file
         #[arg(value_name = "FILE")]
         config: PathBuf,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Show what a running switch is doing
     Show(show::Show),
@@ -61,11 +66,20 @@ pub fn main() -> ExitCode {
     match cli.command {
         None => say(&Cli::command().render_help().to_string()),
         Some(Command::Run { config }) => daemon::run(config),
-        Some(Command::Check { config }) => daemon::check(&config),
-        Some(Command::Show(show)) => match show.run() {
-            Ok(text) => say(&text),
-            Err(e) => complain(&e),
-        },
+        Some(Command::Check { config, json }) => daemon::check(&config, json),
+        Some(Command::Show(show)) => {
+            if let Some(why) = show.misused() {
+                return misuse(why);
+            }
+            match show.run() {
+                Ok(show::Shown { text, right: true }) => say(&text),
+                Ok(show::Shown { text, right: false }) => {
+                    say(&text);
+                    ExitCode::FAILURE
+                }
+                Err(e) => complain(&e),
+            }
+        }
     }
 }
 
@@ -79,6 +93,13 @@ fn say(text: &str) -> ExitCode {
         }
         _ => ExitCode::SUCCESS,
     }
+}
+
+/// Says what is wrong with the command line, as the parser does.
+fn misuse(why: &str) -> ExitCode {
+    // If standard error is closed there is nobody to tell.
+    let _ = Cli::command().error(ErrorKind::ArgumentConflict, why).print();
+    ExitCode::from(2)
 }
 
 /// Prints why there is no answer, and what can be done about it.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::audit;
 use super::table::Column::{Number, Text};
 use super::table::{bytes, count, draw, duration};
 use crate::control::client::{Client, Error};
@@ -21,12 +22,24 @@ pub struct Show {
     /// As JSON, with exact numbers
     #[arg(long)]
     json: bool,
+    /// With `drops`: prove that every frame is accounted for. Exit code 1 if one is not
+    #[arg(long)]
+    verify: bool,
     /// Where the switch listens
     #[arg(long, value_name = "PATH", default_value = super::SOCKET)]
     socket: PathBuf,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+/// What is to be printed, and whether it is as it should be.
+#[derive(Debug)]
+pub struct Shown {
+    /// The text.
+    pub text: String,
+    /// `false`: the books do not balance.
+    pub right: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
     /// Ports, with their state and their traffic
     Ports,
@@ -56,11 +69,27 @@ impl What {
 }
 
 impl Show {
+    /// What is wrong with how it was asked for.
+    pub fn misused(&self) -> Option<&'static str> {
+        (self.verify && self.what != What::Drops).then_some("--verify goes with `show drops` only")
+    }
+
     /// What is to be printed.
-    pub fn run(self) -> Result<String, Error> {
+    pub fn run(self) -> Result<Shown, Error> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let client = Client::new(&self.socket);
-        runtime.map_err(|e| client.broken(e))?.block_on(self.ask(&client))
+        runtime.map_err(|e| client.broken(e))?.block_on(async {
+            if self.verify {
+                return self.audit(&client).await;
+            }
+            Ok(Shown { text: self.ask(&client).await?, right: true })
+        })
+    }
+
+    async fn audit(&self, client: &Client) -> Result<Shown, Error> {
+        let json = client.get_json("/v1/audit").await?;
+        let view = serde_json::from_str(&json).map_err(|e| client.broken(e))?;
+        Ok(audit::shown(&view, self.json.then(|| json + "\n")))
     }
 
     async fn ask(&self, client: &Client) -> Result<String, Error> {

@@ -292,6 +292,7 @@ impl Controller {
             Request::Fdb(reply) => drop(reply.send(report.fdb(&self.rules, time::now()).await)),
             Request::Workers(reply) => drop(reply.send(report.workers())),
             Request::Drops(reply) => drop(reply.send(report.drops())),
+            Request::Audit(reply) => drop(reply.send(report.audit().await)),
             Request::Config(reply) => drop(reply.send(report.config())),
             // placeholders on this branch until the controller can
             Request::Change(_, _, reply)

@@ -5,9 +5,8 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::change::{Change, Changed, Refusal};
-use super::config::Config;
 use super::events::Event;
-use super::view::{DropView, NetworkView, PortView, StationView, VmView, WorkerView};
+use super::view::{AuditView, DropView, NetworkView, PortView, StationView, VmView, WorkerView};
 
 /// A question to the controller.
 #[derive(Debug)]
@@ -24,6 +23,8 @@ pub enum Request {
     Workers(oneshot::Sender<Vec<WorkerView>>),
     /// The drop ledger.
     Drops(oneshot::Sender<Vec<DropView>>),
+    /// Whether the ledger adds up.
+    Audit(oneshot::Sender<AuditView>),
     /// The configuration as JSON, in the shape in which it is written.
     Config(oneshot::Sender<serde_json::Value>),
     /// A change. With a time, it is taken back unless it is confirmed within that.
@@ -102,6 +103,11 @@ impl Handle {
     /// All reasons for which frames have died, by port and direction.
     pub async fn drops(&self) -> Result<Vec<DropView>, Closing> {
         self.ask(Request::Drops).await
+    }
+
+    /// Whether every frame is accounted for, as the workers themselves have it.
+    pub async fn audit(&self) -> Result<AuditView, Closing> {
+        self.ask(Request::Audit).await
     }
 
     /// The configuration.

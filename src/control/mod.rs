@@ -22,3 +22,4 @@ pub mod socket;
 pub mod staff;
 pub mod store;
 pub mod view;
+pub mod watchdog;

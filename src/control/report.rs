@@ -6,9 +6,11 @@ use super::config::{Config, Device, Named};
 use super::controller::{Port, State};
 use super::staff::Staff;
 use super::view::{
-    DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status, VmView, WorkerView,
+    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, DeviceView, Direction, DropView,
+    NetworkView, PortView, StationKind, StationView, Status, VmView, WorkerView,
 };
 use crate::switch::{DropReason, Learned, PortId, Rules};
+use crate::telemetry::audit::Reading;
 use crate::time::Moment;
 
 /// What there is to report on.
@@ -180,6 +182,11 @@ impl Report<'_> {
                 busy_seconds: counters.busy_nanos.get() as f64 / 1e9,
                 sleeps: counters.sleeps.get(),
                 sightings_lost: counters.sightings_lost.get(),
+                frames_sent: counters.frames_sent.get(),
+                frames_heard: counters.frames_heard.get(),
+                floods_sent: counters.floods_sent.get(),
+                floods_heard: counters.floods_heard.get(),
+                strays: counters.strays.get(),
             })
             .collect()
     }
@@ -211,6 +218,60 @@ impl Report<'_> {
             }
         }
         all
+    }
+
+    /// Whether everything is accounted for, as the workers themselves have it.
+    pub async fn audit(&self) -> AuditView {
+        let audit = self.staff.audit().await;
+        let port = |port: &Port| {
+            let vm = &self.config.vms[port.plan.vm];
+            let wanted = &vm.ports[port.plan.position];
+            let share = audit.port(port.plan.id.index());
+            AuditPortView {
+                port_id: wanted.port_id.clone(),
+                device_id: vm.id.clone(),
+                network_id: wanted.network_id.clone(),
+                rx_frames: share.rx_frames,
+                forwarded: share.forwarded,
+                flooded: share.flooded,
+                drops_in: share.drops_in,
+                off: share.off(),
+            }
+        };
+        let worker = |(worker, reading): (u16, &Reading)| AuditWorkerView {
+            worker,
+            forwarded: reading.forwarded,
+            copies: reading.copies,
+            frames_heard: reading.frames_heard,
+            tx_frames: reading.tx_frames,
+            drops_out: reading.died,
+            frames_sent: reading.frames_sent,
+            off: reading.off(),
+        };
+        let mut drops = Vec::new();
+        for direction in [Direction::In, Direction::Out] {
+            for reason in DropReason::ALL {
+                let died = |reading: &Reading| match direction {
+                    Direction::In => reading.drops_in[reason as usize],
+                    Direction::Out => reading.drops_out[reason as usize],
+                };
+                let frames: u64 = audit.second.iter().map(died).sum();
+                if frames > 0 {
+                    let (reason, meaning) = (reason.name().into(), reason.meaning().into());
+                    drops.push(AuditDropView { direction, reason, meaning, frames });
+                }
+            }
+        }
+        let between = |(least, most)| BetweenView { least, most };
+        AuditView {
+            adds_up: audit.adds_up(),
+            quiet: audit.is_quiet(),
+            ports: self.ports.iter().map(port).collect(),
+            workers: (0..).zip(&audit.second).map(worker).collect(),
+            frames_between: between(audit.frames_between()),
+            floods_between: between(audit.floods_between()),
+            drops,
+        }
     }
 
     /// The configuration, in the shape in which it is written.

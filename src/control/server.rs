@@ -58,6 +58,7 @@ pub fn pages(handle: Handle) -> Router {
         .route("/v1/fdb", get(async |State(h): State<Handle>| answer(h.fdb().await)))
         .route("/v1/workers", get(async |State(h): State<Handle>| answer(h.workers().await)))
         .route("/v1/drops", get(async |State(h): State<Handle>| answer(h.drops().await)))
+        .route("/v1/audit", get(async |State(h): State<Handle>| answer(h.audit().await)))
         .route("/v1/config", get(async |State(h): State<Handle>| answer(h.config().await)))
         .route("/metrics", get(metrics))
         .fallback(async |uri: Uri| Problem::unknown("unknown_path", format!("there is nothing at {}", uri.path())))
@@ -89,9 +90,9 @@ async fn port(
 }
 
 async fn metrics(State(handle): State<Handle>) -> Result<Response, Problem> {
-    let (ports, networks) = (handle.ports().await?, handle.networks().await?);
+    let (ports, vms, networks) = (handle.ports().await?, handle.vms().await?, handle.networks().await?);
     let (workers, drops) = (handle.workers().await?, handle.drops().await?);
-    let text = exposition::render(ports, networks, workers, drops);
+    let text = exposition::render(ports, vms, networks, workers, drops);
     Ok(([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response())
 }
 

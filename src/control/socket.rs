@@ -68,6 +68,19 @@ impl Listener for Socket {
     }
 }
 
+/// Whether a switch, or somebody else, is listening at `path`. An error is why nobody ever could:
+/// what is there is no socket, or the path is none.
+pub fn is_listened_at(path: &Path) -> io::Result<bool> {
+    match fs::symlink_metadata(path) {
+        Ok(file) if !file.file_type().is_socket() => Err(io::Error::from(io::ErrorKind::AlreadyExists)),
+        _ => match knock(path) {
+            Ok(()) | Err(Errno::AGAIN) => Ok(true),
+            Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
+            Err(e) => Err(e.into()),
+        },
+    }
+}
+
 /// Removes the socket of a dead switch, if there is one at `path`.
 fn remove_stale(path: &Path) -> io::Result<()> {
     let refuse = |kind, why: String| Err(io::Error::new(kind, why));

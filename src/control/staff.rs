@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use crate::switch::{Learned, MOST_NETWORKS, PortId, Rules, Station};
+use crate::switch::{Learned, MOST_NETWORKS, MOST_PORTS, PortId, Rules, Station};
+use crate::telemetry::audit::{Audit, Reading};
 use crate::telemetry::{PortCounters, WorkerCounters};
 use crate::worker::{Books, Command, Gate, Post, StationsPage};
 
@@ -120,6 +121,21 @@ impl Staff {
             most.iter_mut().zip(counts).for_each(|(most, count)| *most = count.max(*most));
         }
         most
+    }
+
+    /// Has every worker read its counters, twice.
+    pub async fn audit(&self) -> Audit {
+        Audit { first: self.readings().await, second: self.readings().await }
+    }
+
+    async fn readings(&self) -> Vec<Reading> {
+        let mut all = Vec::new();
+        for worker in 0..self.posts.len() {
+            let reading = Box::new(Reading::with_capacity(MOST_PORTS));
+            // Of a worker that has ended there is nothing to be had, and nothing to be balanced.
+            all.extend(self.ask(worker, |reply| Command::Audit(reading, reply)).await.map(|reading| *reading));
+        }
+        all
     }
 
     /// Stops all workers. Their gates come back.

@@ -170,6 +170,21 @@ pub struct WorkerView {
     pub sleeps: u64,
     /// Sightings that did not fit the ring to a peer.
     pub sightings_lost: u64,
+    /// Frames for one port that were handed to other workers.
+    #[serde(default)]
+    pub frames_sent: u64,
+    /// And those that were taken over from them.
+    #[serde(default)]
+    pub frames_heard: u64,
+    /// Frames to be flooded by other workers that were handed to them.
+    #[serde(default)]
+    pub floods_sent: u64,
+    /// And those that were taken over from them.
+    #[serde(default)]
+    pub floods_heard: u64,
+    /// Frames that died because their port was closed while they were on their way to it.
+    #[serde(default)]
+    pub strays: u64,
 }
 
 /// The direction of a frame, seen from the switch.
@@ -191,6 +206,91 @@ pub struct DropView {
     pub device_id: String,
     /// Its network.
     pub network_id: String,
+    /// Which way the frames went.
+    pub direction: Direction,
+    /// Why they died, by name.
+    pub reason: String,
+    /// Why they died, in a sentence.
+    pub meaning: String,
+    /// How many there were.
+    pub frames: u64,
+}
+
+/// Whether every frame is accounted for, as the workers have read it themselves between two breaths.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct AuditView {
+    /// The verdict: nothing is off, and between workers there is nothing missing.
+    pub adds_up: bool,
+    /// Whether nothing moved between the two readings. Then what is between workers is exact.
+    pub quiet: bool,
+    /// What came in at each port, and what became of it.
+    pub ports: Vec<AuditPortView>,
+    /// What was to go out at each worker, and what became of it. Frames of ports that are no more
+    /// are counted as well.
+    pub workers: Vec<AuditWorkerView>,
+    /// Frames for one port that are on their way between workers.
+    pub frames_between: BetweenView,
+    /// Frames to be flooded that are on their way between workers.
+    pub floods_between: BetweenView,
+    /// Frames that died, over all ports, by direction and reason; only reasons that there were.
+    pub drops: Vec<AuditDropView>,
+}
+
+/// What came in at a port: `rx_frames = forwarded + flooded + drops_in`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditPortView {
+    /// The port.
+    pub port_id: String,
+    /// Its VM.
+    pub device_id: String,
+    /// Its network.
+    pub network_id: String,
+    /// Frames that came in.
+    pub rx_frames: u64,
+    /// Those of them that were meant for one port.
+    pub forwarded: u64,
+    /// Those of them that were meant for everybody.
+    pub flooded: u64,
+    /// Those of them that died.
+    pub drops_in: u64,
+    /// By how many more came in than is accounted for. 0 is right.
+    pub off: i64,
+}
+
+/// What was to go out at a worker:
+/// `forwarded + copies + frames_heard = tx_frames + drops_out + frames_sent`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditWorkerView {
+    /// The worker.
+    pub worker: u16,
+    /// Frames meant for one port.
+    pub forwarded: u64,
+    /// Copies made of flooded ones.
+    pub copies: u64,
+    /// Frames taken over from other workers.
+    pub frames_heard: u64,
+    /// Frames that went out.
+    pub tx_frames: u64,
+    /// Frames that died going out.
+    pub drops_out: u64,
+    /// Frames handed to other workers.
+    pub frames_sent: u64,
+    /// By how many more were to go out than is accounted for. 0 is right.
+    pub off: i64,
+}
+
+/// How many frames are between two workers. When nothing moves, the two are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct BetweenView {
+    /// At least so many.
+    pub least: i64,
+    /// At most so many. Less than `least`: some were heard that nobody has sent.
+    pub most: i64,
+}
+
+/// A reason for which frames died, over all ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditDropView {
     /// Which way the frames went.
     pub direction: Direction,
     /// Why they died, by name.

@@ -110,6 +110,14 @@ pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> 
     }
 }
 
+/// What [`open`] would come to now, as far as can be told without touching anything: why it would
+/// fail, or remarks on what would not be quite as asked for. May wait as well.
+pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
+    match settings {
+        Settings::Tap(tap) => tap::look(tap),
+    }
+}
+
 /// Deletes the netdev that [`open`] made for a port, where it has outlived its queues. Says whether
 /// there was one. May wait as well.
 pub fn remove(settings: &Settings) -> Result<bool, OpenError> {

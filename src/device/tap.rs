@@ -33,6 +33,9 @@ const PIECES: usize = 20;
 const ATTEMPTS: u32 = 50;
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
+/// What the aliases of the netdevs that we made begin with; the port follows.
+const OURS: &str = "vifswitch:";
+
 /// How a tap shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -62,11 +65,19 @@ impl Settings {
 
     /// The alias by which a netdev that we made is known.
     fn alias(&self) -> String {
-        format!("vifswitch:{}", self.owner)
+        format!("{OURS}{}", self.owner)
     }
 
     fn refused(&self, reason: impl Into<String>) -> OpenError {
         OpenError::Refused { at: self.at(), reason: reason.into() }
+    }
+
+    fn kept_out(&self) -> impl FnOnce(io::Error) -> OpenError {
+        let at = self.at();
+        move |source| match source.kind() {
+            io::ErrorKind::NotFound => OpenError::NoNamespace { at },
+            _ => OpenError::Io { at, attempt: "entering the namespace", source },
+        }
     }
 
     fn failed(&self, attempt: &'static str) -> impl FnOnce(io::Error) -> OpenError {
@@ -105,10 +116,25 @@ pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> 
         }
         Err(OpenError::Busy { at: settings.at() })
     });
-    opened.map_err(|e| match e.kind() {
-        io::ErrorKind::NotFound => OpenError::NoNamespace { at: settings.at() },
-        _ => settings.failed("entering the namespace")(e),
-    })?
+    opened.map_err(settings.kept_out())?
+}
+
+/// What [`open`] would come to now: why it would fail, or remarks. Nothing is touched.
+pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
+    settings.check()?;
+    let found = within(&settings.netns, || link::find(&settings.name)).map_err(settings.kept_out())?;
+    let Some(link) = found.map_err(settings.failed("looking for it"))? else { return Ok(Vec::new()) };
+    let mut notes = Vec::new();
+    let tap = follow(settings, &link, &mut notes)?;
+    if tap.queues > 0 || (link.up && link.carrier) {
+        return Err(OpenError::Busy { at: settings.at() });
+    }
+    if let Some(other) = link.alias.strip_prefix(OURS).filter(|&owner| owner != settings.owner) {
+        notes.push(format!("{} is there and was made for port {other:?}; it would be used as it is", settings.at()));
+    } else if link.alias != settings.alias() {
+        notes.push(format!("{} is there and was made by others; it would be used as it is", settings.at()));
+    }
+    Ok(notes)
 }
 
 /// Deletes the netdev of a persistent tap, if it is one that we made for this port. Says whether

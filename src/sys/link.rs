@@ -38,6 +38,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is set up; it may lack a carrier still.
     pub up: bool,
+    /// Whether somebody is at its other end. The kernel only tells while it is up.
+    pub carrier: bool,
     /// Its alias, a text that says what it is for.
     pub alias: String,
     /// The most segments of a super-frame that is sent through it.
@@ -149,8 +151,9 @@ fn told(e: rtnetlink::Error) -> io::Error {
 }
 
 fn read(message: &LinkMessage) -> Link {
-    let up = message.header.flags.contains(LinkFlags::Up);
-    let mut link = Link { index: message.header.index, up, ..Link::default() };
+    let flags = message.header.flags;
+    let (up, carrier) = (flags.contains(LinkFlags::Up), flags.contains(LinkFlags::LowerUp));
+    let mut link = Link { index: message.header.index, up, carrier, ..Link::default() };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Address(octets) => {

@@ -7,4 +7,5 @@ pub mod event;
 pub mod link;
 pub mod memory;
 pub mod netns;
+pub mod privileges;
 pub mod tun;

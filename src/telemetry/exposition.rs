@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::control::view::{Direction, DropView, NetworkView, PortView, Status, WorkerView};
+use crate::control::view::{Direction, DropView, NetworkView, PortView, Status, VmView, WorkerView};
 
 /// What the text is called in a `Content-Type` header.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -22,13 +22,14 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// The metrics as text.
 pub fn render(
     ports: Vec<PortView>,
+    vms: Vec<VmView>,
     networks: Vec<NetworkView>,
     workers: Vec<WorkerView>,
     drops: Vec<DropView>,
 ) -> String {
     let mut registry = Registry::with_prefix("vifswitch");
     registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-    registry.register_collector(Box::new(Views { ports, networks, workers, drops }));
+    registry.register_collector(Box::new(Views { ports, vms, networks, workers, drops }));
     let mut text = String::new();
     // Writing to a string does not fail.
     let _ = encode(&mut text, &registry);
@@ -39,6 +40,7 @@ pub fn render(
 #[derive(Debug)]
 struct Views {
     ports: Vec<PortView>,
+    vms: Vec<VmView>,
     networks: Vec<NetworkView>,
     workers: Vec<WorkerView>,
     drops: Vec<DropView>,
@@ -55,6 +57,21 @@ const PORT_COUNTERS: &[Metric<PortView, u64>] = &[
     ("port_forwarded_frames", "Frames from the guest that were meant for one port.", |p| p.forwarded),
     ("port_flooded_frames", "Frames from the guest that were meant for everybody on the network.", |p| p.flooded),
     ("port_flood_copies", "Copies made of the flooded frames from the guest.", |p| p.copies),
+];
+
+const VM_GAUGES: &[Metric<VmView, u64>] = &[
+    ("vm_ports", "Ports of the VM.", |vm| vm.ports.len() as u64),
+    ("vm_ports_up", "Ports of the VM that are up.", |vm| vm.active as u64),
+];
+
+/// They go back when a port of the VM is detached. To Prometheus that is a counter that has started
+/// again, which `rate` allows for.
+const VM_COUNTERS: &[Metric<VmView, u64>] = &[
+    ("vm_receive_frames", "Frames from the VM, over its present ports.", |vm| vm.rx_frames),
+    ("vm_receive_bytes", "Bytes from the VM, over its present ports.", |vm| vm.rx_bytes),
+    ("vm_transmit_frames", "Frames to the VM, over its present ports.", |vm| vm.tx_frames),
+    ("vm_transmit_bytes", "Bytes to the VM, over its present ports.", |vm| vm.tx_bytes),
+    ("vm_drops", "Frames from and to the VM that died, over its present ports.", |vm| vm.drops),
 ];
 
 const NETWORK_GAUGES: &[Metric<NetworkView, u64>] = &[
@@ -78,6 +95,13 @@ const WORKER_COUNTERS: &[Metric<WorkerView, u64>] = &[
     ("worker_sightings_lost", "Sightings that did not fit the ring to a peer; they are told again.", |w| {
         w.sightings_lost
     }),
+    ("worker_peer_sent_frames", "Frames for one port handed to other workers.", |w| w.frames_sent),
+    ("worker_peer_heard_frames", "Frames for one port taken over from other workers.", |w| w.frames_heard),
+    ("worker_peer_sent_floods", "Frames to be flooded handed to other workers.", |w| w.floods_sent),
+    ("worker_peer_heard_floods", "Frames to be flooded taken over from other workers.", |w| w.floods_heard),
+    ("worker_stray_frames", "Frames that died because their port was closed while they were on their way.", |w| {
+        w.strays
+    }),
 ];
 
 impl Collector for Views {
@@ -90,6 +114,13 @@ impl Collector for Views {
         family(out, "port_up", help, None, &self.ports, |p| ConstGauge::new(u32::from(p.status == Status::Active)))?;
         let help = "Frames that died, by reason; direction in: from the guest, out: to the guest.";
         family(out, "port_drops", help, None, &self.drops, |d| ConstCounter::new(d.frames))?;
+
+        for &(name, help, value) in VM_GAUGES {
+            family(out, name, help, None, &self.vms, |vm| ConstGauge::new(value(vm)))?;
+        }
+        for &(name, help, value) in VM_COUNTERS {
+            family(out, name, help, None, &self.vms, |vm| ConstCounter::new(value(vm)))?;
+        }
 
         for &(name, help, value) in NETWORK_GAUGES {
             family(out, name, help, None, &self.networks, |n| ConstGauge::new(value(n)))?;
@@ -147,6 +178,12 @@ impl Labelled for DropView {
             ("direction", direction),
             ("reason", &self.reason),
         ]
+    }
+}
+
+impl Labelled for VmView {
+    fn labels(&self) -> impl EncodeLabelSet {
+        [("vm", self.device_id.as_str())]
     }
 }
 

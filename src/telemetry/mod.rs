@@ -14,9 +14,12 @@
 //! * over all ports, what was to go out went out, or was dropped for a reason:
 //!   `Σ (forwarded + copies) = Σ (tx + Σ drops out)`, but for frames that are on their way between
 //!   workers at this moment.
+//!
+//! [`audit`] proves it on a switch that runs.
 
 #![forbid(unsafe_code)]
 
+pub mod audit;
 pub mod exposition;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -96,6 +99,8 @@ pub struct PortCounters {
     pub drops_in: Drops,
     /// Frames for this port that died.
     pub drops_out: Drops,
+    /// Known to [`audit::Parted`].
+    term: Counter,
 }
 
 /// What one worker counts of itself.
@@ -116,4 +121,16 @@ pub struct WorkerCounters {
     pub refused: Counter,
     /// Sightings that did not fit the ring to a peer. They are told again.
     pub sightings_lost: Counter,
+    /// Frames for one port that were handed to other workers.
+    pub frames_sent: Counter,
+    /// And those that were taken over from them.
+    pub frames_heard: Counter,
+    /// Frames to be flooded by other workers that were handed to them.
+    pub floods_sent: Counter,
+    /// And those that were taken over from them.
+    pub floods_heard: Counter,
+    /// Frames that died because their port was closed while they were on their way to it.
+    pub strays: Counter,
+    /// What was counted of ports that are no more.
+    pub parted: audit::Parted,
 }

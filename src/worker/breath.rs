@@ -177,6 +177,7 @@ impl Worker {
             rules: self.switch.rules(),
             verdicts: &self.verdicts,
             books: &self.books,
+            counters: &self.counters,
             gates: &mut self.gates,
             peers: &mut self.peers,
             batch: &mut self.batch,
@@ -290,6 +291,7 @@ impl Worker {
         // An answer that nobody waits for any more is dropped with what it carries.
         match command {
             Command::Rules(rules, books, reply) => {
+                self.counters.parted.settle(&self.books, &books);
                 let old = (self.switch.replace_rules(rules), std::mem::replace(&mut self.books, books));
                 self.gates.find_doors(self.switch.rules());
                 let _ = reply.send(old);
@@ -308,6 +310,12 @@ impl Worker {
                 self.switch.fdb().census(&mut counts);
                 let _ = reply.send(counts);
             }
+            Command::Audit(mut reading, reply) => {
+                // The lanes are empty: what they hold within a breath is in no counter.
+                reading.take(&self.books, &self.counters);
+                let _ = reply.send(reading);
+            }
+            Command::Ping(reply) => drop(reply.send(())),
             Command::Stop(reply) => {
                 let gates = (0..self.gates.len()).filter_map(|number| self.take_gate(number)).collect();
                 let _ = reply.send(gates);

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use super::{Bell, Gate};
 use crate::switch::{Learned, PortId, Rules};
 use crate::telemetry::PortCounters;
+use crate::telemetry::audit::Reading;
 
 /// Commands that a mailbox holds. Control waits for each answer, so it never fills.
 const MAILBOX: usize = 64;
@@ -39,6 +40,11 @@ pub enum Command {
     Stations(StationsPage, oneshot::Sender<StationsPage>),
     /// Fill in how many stations are learned on each network, by [`NetworkId::index`](crate::switch::NetworkId::index).
     Census(Vec<u32>, oneshot::Sender<Vec<u32>>),
+    /// Read all counters at this moment, at which they balance. The reading has room for
+    /// [`MOST_PORTS`](crate::switch::MOST_PORTS).
+    Audit(Box<Reading>, oneshot::Sender<Box<Reading>>),
+    /// Answer: a worker that breathes does.
+    Ping(oneshot::Sender<()>),
     /// Stop. All gates come back.
     Stop(oneshot::Sender<Vec<Gate>>),
 }

@@ -6,7 +6,7 @@ use super::mail::Books;
 use super::peer::{Address, Parcel, Peer};
 use crate::frame::{Batch, Cache, Frame};
 use crate::switch::{DropReason, PortId, Rules, Verdict, Verdicts};
-use crate::telemetry::PortCounters;
+use crate::telemetry::{PortCounters, WorkerCounters};
 
 /// A burst on its way into the lanes. Made for one burst; what it borrows is the worker's.
 pub(super) struct Outbox<'a> {
@@ -14,6 +14,7 @@ pub(super) struct Outbox<'a> {
     pub(super) rules: &'a Rules,
     pub(super) verdicts: &'a Verdicts,
     pub(super) books: &'a Books,
+    pub(super) counters: &'a WorkerCounters,
     pub(super) gates: &'a mut Gates,
     pub(super) peers: &'a mut [Option<Peer>],
     pub(super) batch: &'a mut Batch,
@@ -88,12 +89,16 @@ impl Outbox<'_> {
     /// Carries out what another worker has judged about frame `index` of the batch.
     pub(super) fn accept(&mut self, index: usize, address: Address) {
         match address {
-            Address::To(to) => match self.gates.door(to) {
-                Some(_) => self.forward(index, to),
-                // It was closed meanwhile. Sending the frame on would let it wander.
-                None => self.lose(index, to, DropReason::NoDevice),
-            },
+            Address::To(to) => {
+                self.counters.frames_heard.add(self.batch.frame(index).count());
+                match self.gates.door(to) {
+                    Some(_) => self.forward(index, to),
+                    // It was closed meanwhile. Sending the frame on would let it wander.
+                    None => self.lose(index, to, DropReason::NoDevice),
+                }
+            }
             Address::FloodFrom(from) => {
+                self.counters.floods_heard.add(1);
                 let copies = self.flood_here(index, from).0 * self.batch.frame(index).count();
                 if let Some(book) = book(self.books, from) {
                     book.copies.add(copies);
@@ -130,13 +135,16 @@ impl Outbox<'_> {
                 Some(frame) => self.send(worker, frame, Address::FloodFrom(from)),
                 None => Err(DropReason::NoBuffer),
             };
+            if sent.is_ok() {
+                self.counters.floods_sent.add(1);
+            }
             if let Err(reason) = sent {
                 // The copies that the other worker would have made die here.
                 let count = self.batch.frame(index).count();
                 for port in self.rules.flood(from).into_iter().flatten() {
                     if self.rules.port(*port).and_then(|port| port.worker) == u16::try_from(worker).ok() {
                         copies += 1;
-                        count_out(self.books, *port, reason, count);
+                        self.count_out(*port, reason, count);
                     }
                 }
             }
@@ -187,8 +195,9 @@ impl Outbox<'_> {
             Some(frame) => self.send(usize::from(worker), frame, Address::To(port.id)),
             None => Err(DropReason::NoBuffer),
         };
-        if let Err(reason) = sent {
-            count_out(self.books, port.id, reason, count);
+        match sent {
+            Ok(()) => self.counters.frames_sent.add(count),
+            Err(reason) => self.count_out(port.id, reason, count),
         }
     }
 
@@ -209,13 +218,14 @@ impl Outbox<'_> {
     /// Counts frame `index` as one that died on its way out of `to`.
     #[cold]
     fn lose(&self, index: usize, to: PortId, reason: DropReason) {
-        count_out(self.books, to, reason, self.batch.frame(index).count());
+        self.count_out(to, reason, self.batch.frame(index).count());
     }
-}
 
-fn count_out(books: &Books, port: PortId, reason: DropReason, frames: u64) {
-    if let Some(book) = book(books, port) {
-        book.drops_out.add(reason, frames);
+    fn count_out(&self, port: PortId, reason: DropReason, frames: u64) {
+        match book(self.books, port) {
+            Some(book) => book.drops_out.add(reason, frames),
+            None => self.counters.strays.add(frames),
+        }
     }
 }
 

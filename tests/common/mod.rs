@@ -11,6 +11,7 @@ use vifswitch::frame::Pool;
 use vifswitch::switch::{
     DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Rules, Secret, Security,
 };
+use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time::Moment;
 use vifswitch::wire::{Mac, Offload};
@@ -141,7 +142,8 @@ impl Lab {
         lab
     }
 
-    fn command<T>(&mut self, worker: usize, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
+    /// Sends a command to a worker, which breathes until it has answered.
+    pub fn command<T>(&mut self, worker: usize, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
         let (reply, mut answer) = oneshot::channel();
         assert!(self.posts[worker].send(command(reply)));
         loop {
@@ -254,6 +256,20 @@ impl Lab {
         let meant = self.total(|c| c.forwarded.get() + c.copies.get());
         let went = self.total(|c| c.tx_frames.get() + c.drops_out.total());
         assert_eq!(meant, went, "frames to all ports");
+    }
+
+    /// Two readings of all workers, each by itself.
+    pub fn audit(&mut self) -> Audit {
+        Audit { first: self.readings(), second: self.readings() }
+    }
+
+    fn readings(&mut self) -> Vec<Reading> {
+        let mut readings = Vec::new();
+        for worker in 0..self.workers.len() {
+            let reading = Box::new(Reading::with_capacity(self.ports.len()));
+            readings.push(*self.command(worker, |reply| Command::Audit(reading, reply)));
+        }
+        readings
     }
 
     /// Ends the laboratory and checks that every slot is home.

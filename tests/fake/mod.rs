@@ -12,7 +12,8 @@ use vifswitch::control::handle::{Handle, Request};
 use vifswitch::control::server::{pages, serve};
 use vifswitch::control::socket::Socket;
 use vifswitch::control::view::{
-    DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status, VmView, WorkerView,
+    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, DeviceView, Direction, DropView,
+    NetworkView, PortView, StationKind, StationView, Status, VmView, WorkerView,
 };
 
 /// An id that is allowed and wants escaping everywhere.
@@ -27,6 +28,7 @@ pub struct Views {
     pub fdb: Vec<StationView>,
     pub workers: Vec<WorkerView>,
     pub drops: Vec<DropView>,
+    pub audit: AuditView,
 }
 
 impl Views {
@@ -104,6 +106,11 @@ impl Views {
                 busy_seconds: 0.25,
                 sleeps: 4,
                 sightings_lost: 0,
+                frames_sent: 5,
+                frames_heard: 6,
+                floods_sent: 7,
+                floods_heard: 8,
+                strays: 9,
             }],
             drops: vec![DropView {
                 port_id: ODD.into(),
@@ -114,6 +121,7 @@ impl Views {
                 meaning: "port security does not allow this source here".into(),
                 frames: 2,
             }],
+            audit: audit(),
         }
     }
 
@@ -128,9 +136,48 @@ impl Views {
                 Request::Fdb(reply) => drop(reply.send(self.fdb.clone())),
                 Request::Workers(reply) => drop(reply.send(self.workers.clone())),
                 Request::Drops(reply) => drop(reply.send(self.drops.clone())),
+                Request::Audit(reply) => drop(reply.send(self.audit.clone())),
                 Request::Config(reply) => drop(reply.send(json!({ "switch": { "cores": [1] } }))),
+                // Changes are refused as by a switch that is shutting down.
+                other => drop(other),
             }
         }
+    }
+}
+
+/// Books that balance.
+pub fn audit() -> AuditView {
+    AuditView {
+        adds_up: true,
+        quiet: true,
+        ports: vec![AuditPortView {
+            port_id: ODD.into(),
+            device_id: "web".into(),
+            network_id: "net1".into(),
+            rx_frames: 12,
+            forwarded: 8,
+            flooded: 2,
+            drops_in: 2,
+            off: 0,
+        }],
+        workers: vec![AuditWorkerView {
+            worker: 0,
+            forwarded: 8,
+            copies: 6,
+            frames_heard: 0,
+            tx_frames: 13,
+            drops_out: 1,
+            frames_sent: 0,
+            off: 0,
+        }],
+        frames_between: BetweenView { least: 0, most: 0 },
+        floods_between: BetweenView { least: 0, most: 0 },
+        drops: vec![AuditDropView {
+            direction: Direction::In,
+            reason: "spoofed_source".into(),
+            meaning: "port security does not allow this source here".into(),
+            frames: 2,
+        }],
     }
 }
 

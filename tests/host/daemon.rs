@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
@@ -126,17 +127,24 @@ impl Daemon {
         std::fs::write(self.file(), text).unwrap();
     }
 
-    fn command(&self) -> Command {
+    /// The program, in an environment that says nothing.
+    pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vifswitch"));
-        command.env_remove("NOTIFY_SOCKET").env_remove("VIFSWITCH_LOG");
+        for variable in ["NOTIFY_SOCKET", "VIFSWITCH_LOG", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+            command.env_remove(variable);
+        }
         command
     }
 
     /// Starts it, and waits until it says that it is ready.
     pub fn start(&mut self) {
+        self.start_as(self.command());
+    }
+
+    /// Starts it by `command`, to which its arguments are added.
+    pub fn start_as(&mut self, mut command: Command) {
         assert!(self.child.is_none());
         let log = File::create(self.dir.path().join("log")).unwrap();
-        let mut command = self.command();
         command.arg("run").arg("--config").arg(self.file());
         command.env("NOTIFY_SOCKET", self.dir.path().join("notify")).stderr(log);
         self.child = Some(command.spawn().unwrap());
@@ -154,6 +162,24 @@ impl Daemon {
             assert!(ended.is_none(), "{ended:?}:\n{}", self.log());
             None
         });
+    }
+
+    /// The next that the switch tells its service manager, if it does so in time.
+    pub fn note_within(&self, patience: Timespec) -> Option<String> {
+        let mut polled = [PollFd::new(&self.notified, PollFlags::IN)];
+        if poll(&mut polled, Some(&patience)).unwrap() == 0 {
+            return None;
+        }
+        let mut buffer = [0; 4096];
+        let len = self.notified.recv(&mut buffer).unwrap();
+        Some(String::from_utf8_lossy(&buffer[..len]).into_owned())
+    }
+
+    /// Gives its directory, and where it speaks to its service manager, to somebody else.
+    pub fn give_to(&self, user: u32) {
+        for path in [self.dir.path().to_owned(), self.dir.path().join("notify")] {
+            std::os::unix::fs::chown(path, Some(user), Some(user)).unwrap();
+        }
     }
 
     fn was_told(&self, note: &str) -> bool {

@@ -8,8 +8,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use vifswitch::device::fault::{Fault, Faults};
 use vifswitch::device::memory::{Capacity, End, Memory, cable};
-use vifswitch::wire::Offload;
-use vifswitch::worker::Gate;
+use vifswitch::switch::{DropReason, NetworkId, Rules, Secret};
+use vifswitch::wire::{Mac, Offload};
+use vifswitch::worker::{Books, Command, Gate};
 
 use crate::common::{Lab, Plug, Setup, frame, mac};
 use crate::scenery::{self, Sketch, any_frame, header};
@@ -27,6 +28,8 @@ enum Act {
     Flip(usize),
     /// Its device is closed, or opened again.
     Plug(usize),
+    /// The books are proved, whatever is on its way.
+    Audit,
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -38,6 +41,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         3 => (0..9usize).prop_map(Act::Read),
         1 => (0..9usize).prop_map(Act::Flip),
         1 => (0..9usize).prop_map(Act::Plug),
+        2 => Just(Act::Audit),
     ];
     vec(act, 20..200)
 }
@@ -134,11 +138,18 @@ fn run(case: Case) {
                 }
                 was_closed[port] = true;
             }
+            Act::Audit => {
+                let audit = lab.audit();
+                assert!(audit.adds_up(), "{audit:#?}");
+            }
         }
     }
     lab.settle();
     lab.check_ledger();
+    let audit = lab.audit();
+    assert!(audit.is_quiet() && audit.adds_up(), "{audit:#?}");
     for port in 0..ports {
+        assert_eq!(audit.port(port).rx_frames, lab.sum(port, |c| c.rx_frames.get()));
         received[port] += read(&mut lab.ends[port]) + seconds[port].as_mut().map_or(0, read);
         assert_eq!(received[port], lab.sum(port, |c| c.tx_frames.get()), "what port {port} was sent, it got");
         // Super-frames count for more than they are offered as.
@@ -189,4 +200,89 @@ fn a_lie_about_headers_is_counted_alike_everywhere() {
         }
         assert!(verdicts.iter().all(|verdict| *verdict == verdicts[0]), "headers from {start} on: {verdicts:?}");
     }
+}
+
+/// Traffic of every sort between ports on three workers.
+fn busy_lab() -> Lab {
+    let plugs = [Plug::new(0, 0), Plug::new(0, 1), Plug::new(0, 2), Plug::new(0, 0)];
+    let mut lab = Lab::new(Setup { workers: 3, ..Setup::default() }, &plugs);
+    for _ in 0..3 {
+        for from in 0..4 {
+            for to in [mac((from + 1) % 4), mac(from), mac(77), Mac::BROADCAST] {
+                assert!(lab.send(from, &frame(to, mac(from), 0x88b5, &[0x50; 100])));
+            }
+        }
+        lab.settle();
+    }
+    lab
+}
+
+#[test]
+fn cooked_books_do_not_add_up() {
+    let mut lab = busy_lab();
+    let book = lab.books[1][1].clone();
+    let worker = lab.counters[1].clone();
+    assert!(lab.audit().adds_up());
+    let counters = [
+        &book.rx_frames,
+        &book.forwarded,
+        &book.flooded,
+        &book.copies,
+        &book.tx_frames,
+        &worker.frames_sent,
+        &worker.frames_heard,
+        &worker.floods_sent,
+        &worker.floods_heard,
+        &worker.strays,
+    ];
+    for (place, counter) in counters.into_iter().enumerate() {
+        for forged in [1, 1u64.wrapping_neg()] {
+            counter.add(forged);
+            assert!(!lab.audit().adds_up(), "counter {place}, by {forged:x}");
+            counter.add(forged.wrapping_neg());
+            assert!(lab.audit().adds_up());
+        }
+    }
+    for reason in [DropReason::Hairpin, DropReason::DeviceFull] {
+        for drops in [&book.drops_in, &book.drops_out] {
+            drops.add(reason, 1);
+            assert!(!lab.audit().adds_up(), "{reason:?}");
+            drops.add(reason, 1u64.wrapping_neg());
+        }
+    }
+    book.rx_frames.add(3);
+    let audit = lab.audit();
+    assert_eq!((audit.port(1).off(), audit.port(0).off()), (3, 0));
+    assert!(audit.second.iter().all(|reading| reading.off() == 0));
+    book.rx_frames.add(3u64.wrapping_neg());
+    lab.end();
+}
+
+/// A port is closed, and its books with it, while frames are on their way to it; and all the others'
+/// books are the same as before.
+#[test]
+fn what_a_closed_port_has_counted_still_counts() {
+    let mut lab = busy_lab();
+    let port = 1;
+    // It is on its way, and not heard yet.
+    assert!(lab.send(0, &frame(mac(port), mac(0), 0x88b5, &[1; 100])));
+    lab.workers[0].breathe(lab.now);
+    let mut ports: Vec<_> = lab.rules.ports().cloned().collect();
+    ports.retain(|rules| rules.id != lab.ports[port]);
+    let networks = lab.rules.network(NetworkId::new(0)).cloned().into_iter().collect();
+    let rules = Arc::new(Rules::compile(Secret::new([7; 16]), networks, ports));
+    for worker in 0..3 {
+        let mut books: Books = lab.books[worker].iter().cloned().map(Some).collect();
+        books[port] = None;
+        lab.command(worker, |reply| Command::Rules(rules.clone(), books, reply));
+    }
+    lab.settle();
+    assert_eq!(lab.counters[1].strays.get(), 1);
+    let audit = lab.audit();
+    assert!(audit.is_quiet() && audit.adds_up(), "{audit:#?}");
+    assert_eq!(audit.port(port).rx_frames, 0, "it is no more");
+    let gate = lab.close(lab.ports[port], 1);
+    assert!(gate.is_some());
+    drop(gate);
+    lab.end();
 }

@@ -1,0 +1,107 @@
+//! `vifswitch show drops --verify`: what came in, what went out, what died, and whether that adds up.
+
+use super::show::Shown;
+use super::table::Column::{Number, Text};
+use super::table::draw;
+use crate::control::view::{AuditView, BetweenView, Direction};
+
+/// The audit for people, or as the `json` that it came as; with the verdict.
+pub fn shown(audit: &AuditView, json: Option<String>) -> Shown {
+    Shown { text: json.unwrap_or_else(|| text(audit)), right: audit.adds_up }
+}
+
+fn text(audit: &AuditView) -> String {
+    let (came_in, went_out, died) = (came_in(audit), went_out(audit), died(audit));
+    format!("{came_in}\n{went_out}\n{died}\n{}", verdict(audit))
+}
+
+fn came_in(audit: &AuditView) -> String {
+    let columns = [
+        Text("PORT"),
+        Text("VM"),
+        Number("CAME IN"),
+        Number("= FORWARDED"),
+        Number("+ FLOODED"),
+        Number("+ DROPS IN"),
+        Number("OFF"),
+    ];
+    let ports = audit.ports.iter().map(|p| {
+        let counts = [p.rx_frames, p.forwarded, p.flooded, p.drops_in].map(|frames| frames.to_string());
+        let [rx, forwarded, flooded, drops] = counts;
+        [p.port_id.clone(), p.device_id.clone(), rx, forwarded, flooded, drops, off(p.off)]
+    });
+    draw(columns, ports, "no ports")
+}
+
+fn went_out(audit: &AuditView) -> String {
+    let columns = [
+        Text("WORKER"),
+        Number("FORWARDED"),
+        Number("+ COPIES"),
+        Number("+ HEARD"),
+        Number("= WENT OUT"),
+        Number("+ DROPS OUT"),
+        Number("+ SENT"),
+        Number("OFF"),
+    ];
+    let workers = audit.workers.iter().map(|w| {
+        let counts = [w.forwarded, w.copies, w.frames_heard, w.tx_frames, w.drops_out, w.frames_sent];
+        let [forwarded, copies, heard, tx, drops, sent] = counts.map(|frames| frames.to_string());
+        [w.worker.to_string(), forwarded, copies, heard, tx, drops, sent, off(w.off)]
+    });
+    draw(columns, workers, "no workers")
+}
+
+fn died(audit: &AuditView) -> String {
+    let columns = [Text("DIRECTION"), Text("REASON"), Number("FRAMES"), Text("MEANING")];
+    let drops = audit.drops.iter().map(|d| {
+        let direction = match d.direction {
+            Direction::In => "in",
+            Direction::Out => "out",
+        };
+        [direction.into(), d.reason.clone(), d.frames.to_string(), d.meaning.clone()]
+    });
+    draw(columns, drops, "no drops")
+}
+
+/// The verdict in a sentence, and what is wrong in one each.
+fn verdict(audit: &AuditView) -> String {
+    if audit.adds_up {
+        return format!("adds up: every frame is accounted for{}\n", on_the_way(audit));
+    }
+    let mut text = String::from("DOES NOT ADD UP\n");
+    for port in audit.ports.iter().filter(|port| port.off != 0) {
+        text += &format!("port {:?}: {} of the frames that came in\n", port.port_id, missing(port.off));
+    }
+    for worker in audit.workers.iter().filter(|worker| worker.off != 0) {
+        text += &format!("worker {}: {} of the frames that were to go out\n", worker.worker, missing(worker.off));
+    }
+    for (what, BetweenView { least, most }) in [("frames", audit.frames_between), ("floods", audit.floods_between)] {
+        if most < least {
+            text += &format!("between workers: {} {what} were heard that nobody has sent\n", least - most);
+        } else if audit.quiet && most != 0 {
+            text += &format!("between workers: {most} {what} were sent and never heard\n");
+        }
+    }
+    text
+}
+
+fn missing(off: i64) -> String {
+    match off {
+        0.. => format!("{off} unaccounted for"),
+        _ => format!("{} too many are accounted for", off.unsigned_abs()),
+    }
+}
+
+fn on_the_way(audit: &AuditView) -> String {
+    let most = audit.frames_between.most + audit.floods_between.most;
+    match most {
+        0 => String::new(),
+        1 => ", one at most is on its way between workers".into(),
+        _ => format!(", {most} at most are on their way between workers"),
+    }
+}
+
+fn off(off: i64) -> String {
+    if off == 0 { "0".into() } else { format!("{off:+}") }
+}

@@ -1,0 +1,246 @@
+//! What the host says to a configuration: its cores, paths, namespaces, netdevs and rights.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use rustix::fs::{Access, access};
+use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
+use rustix::process::{Resource, getrlimit};
+
+use super::super::{choose_cores, needed};
+use super::{Finding, Severity};
+use crate::control::blueprint::{self, Plan};
+use crate::control::config::Config;
+use crate::control::socket::is_listened_at;
+use crate::device::{self, OpenError, Settings};
+use crate::frame::SLOT;
+use crate::sys::netns::Netns;
+use crate::sys::privileges;
+
+/// Files that a switch has open besides the queues of its ports: sockets, and a few of each worker.
+const OTHER_FILES: u64 = 256;
+
+/// All that there is to say, the most important first.
+pub(super) fn ask(config: &Config) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let plans = match blueprint::plans(config) {
+        Ok(plans) => plans,
+        Err(why) => {
+            findings.push(finding(Severity::InTheWay, "the configuration", why));
+            Vec::new()
+        }
+    };
+    let running = sockets(config, &mut findings);
+    cores(config, &mut findings);
+    state(config, &mut findings);
+    memory(config, &mut findings);
+    files(&plans, &mut findings);
+    rights(config, &plans, &mut findings);
+    if !plans.is_empty() {
+        tun(&mut findings);
+    }
+    for plan in &plans {
+        port(config, plan, running, &mut findings);
+    }
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    findings
+}
+
+fn finding(severity: Severity, about: &str, message: impl ToString) -> Finding {
+    Finding { severity, about: about.into(), message: message.to_string() }
+}
+
+fn cores(config: &Config, findings: &mut Vec<Finding>) {
+    if let Err(why) = choose_cores(config) {
+        // It names the key itself, as the message of a switch that ends with it.
+        let why = why.strip_prefix("switch.cores = ").unwrap_or(&why).to_owned();
+        findings.push(finding(Severity::Wrong, "switch.cores", why));
+    }
+}
+
+/// The API's socket and the listener for metrics. Whether a switch is listening at the first.
+fn sockets(config: &Config, findings: &mut Vec<Finding>) -> bool {
+    let path = &config.switch.api;
+    let shown = path.display();
+    let running = match is_listened_at(path) {
+        Ok(running) => running,
+        Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => {
+            let why = format!("{shown} is there and is not a socket; move it away or listen elsewhere");
+            findings.push(finding(Severity::InTheWay, "switch.api", why));
+            return false;
+        }
+        Err(why) => {
+            findings.push(finding(Severity::InTheWay, "switch.api", format!("{shown}: {why}")));
+            return false;
+        }
+    };
+    if running {
+        let why = format!("a switch is running at {shown}; a second one would not start beside it");
+        findings.push(finding(Severity::Remark, "switch.api", why));
+    } else if let Some(why) = unwritable(path) {
+        findings.push(finding(Severity::InTheWay, "switch.api", why));
+    }
+    // One that is running may well be the one that holds the address.
+    if let Some(address) = config.switch.metrics.filter(|_| !running)
+        && let Err(why) = try_address(address)
+    {
+        let why = format!("{address} cannot be listened at: {}", std::io::Error::from(why));
+        findings.push(finding(Severity::InTheWay, "switch.metrics", why));
+    }
+    running
+}
+
+/// Takes an address for a moment, without listening.
+fn try_address(address: SocketAddr) -> rustix::io::Result<()> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket(family, SocketType::STREAM, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &address)
+}
+
+/// Why no file can be made at `path`, if none can. Directories that are missing would be made.
+fn unwritable(path: &Path) -> Option<String> {
+    let directory = path.ancestors().skip(1).find(|directory| directory.exists())?;
+    // The name alone stands in the present directory.
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    if !directory.is_dir() {
+        return Some(format!("{} is not a directory", directory.display()));
+    }
+    let why = access(directory, Access::WRITE_OK | Access::EXEC_OK).err()?;
+    Some(format!("nothing can be made in {}: {}", directory.display(), std::io::Error::from(why)))
+}
+
+fn state(config: &Config, findings: &mut Vec<Finding>) {
+    let Some(path) = &config.switch.state else { return };
+    let why = match fs::metadata(path) {
+        Ok(file) if !file.is_file() => Some(format!("{} is not a file", path.display())),
+        Ok(_) => access(path, Access::READ_OK | Access::WRITE_OK)
+            .err()
+            .map(|why| format!("{} cannot be read and written: {}", path.display(), std::io::Error::from(why))),
+        Err(_) => None,
+    };
+    if let Some(why) = why.or_else(|| unwritable(path)) {
+        findings.push(finding(Severity::Remark, "switch.state", format!("{why}; nothing could be kept")));
+    }
+}
+
+fn memory(config: &Config, findings: &mut Vec<Finding>) {
+    let needed = u64::from(config.switch.frames) * SLOT as u64;
+    // Without the table there is nothing to compare with.
+    let Some((ordinary, huge)) = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available) else {
+        return;
+    };
+    if needed > ordinary.max(huge) {
+        let (needed, ordinary) = (needed >> 20, ordinary >> 20);
+        let why = format!(
+            "{} frames may take {needed} MiB, and {ordinary} MiB are available; a switch that fills them would be killed",
+            config.switch.frames
+        );
+        findings.push(finding(Severity::Remark, "switch.frames", why));
+    }
+}
+
+/// Bytes that are available, and bytes of huge pages that are free, by the text of `/proc/meminfo`.
+fn available(meminfo: &str) -> Option<(u64, u64)> {
+    let value = |key: &str| -> Option<u64> {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+        line.split_whitespace().next()?.parse().ok()
+    };
+    let huge = value("HugePages_Free").zip(value("Hugepagesize")).map_or(0, |(pages, kib)| pages * kib * 1024);
+    Some((value("MemAvailable")? * 1024, huge))
+}
+
+fn files(plans: &[Plan], findings: &mut Vec<Finding>) {
+    let queues = plans.iter().map(|plan| match &plan.device {
+        Settings::Tap(tap) => u64::from(tap.queues),
+    });
+    let needed = queues.sum::<u64>() + OTHER_FILES;
+    if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|&limit| limit < needed) {
+        let why = format!("{limit} files may be open, and {needed} may be needed; raise the limit (ulimit -n)");
+        findings.push(finding(Severity::Remark, "open files", why));
+    }
+}
+
+/// The capabilities that there is a use for, and that are not there.
+fn rights(config: &Config, plans: &[Plan], findings: &mut Vec<Finding>) {
+    let namespaces = || plans.iter().map(|plan| netns(&plan.device));
+    for privilege in needed(config) {
+        let of_use = match privilege {
+            privileges::NET_ADMIN => !plans.is_empty(),
+            privileges::SYS_ADMIN => namespaces().any(|netns| *netns != Netns::Host),
+            privileges::SYS_PTRACE => {
+                namespaces().any(|netns| matches!(netns, Netns::At(path) if path.starts_with("/proc")))
+            }
+            _ => true,
+        };
+        if of_use && !privilege.is_held() {
+            let why = format!("not among the rights of whoever asks; without it, {}", privilege.without);
+            findings.push(finding(Severity::Remark, privilege.name, why));
+        }
+    }
+}
+
+fn tun(findings: &mut Vec<Finding>) {
+    let path = "/dev/net/tun";
+    let why = match fs::metadata(path) {
+        Ok(file) if !file.file_type().is_char_device() => "it is no device".to_owned(),
+        Ok(_) => match access(path, Access::READ_OK | Access::WRITE_OK) {
+            Ok(()) => return,
+            Err(why) => std::io::Error::from(why).to_string(),
+        },
+        Err(why) => why.to_string(),
+    };
+    findings.push(finding(Severity::Remark, path, format!("{why}; without it, no tap can be made or attached to")));
+}
+
+fn port(config: &Config, plan: &Plan, running: bool, findings: &mut Vec<Finding>) {
+    let vm = &config.vms[plan.vm];
+    let about = format!("port {:?} (VM {:?})", vm.ports[plan.position].port_id, vm.id);
+    match device::look(&plan.device) {
+        Ok(notes) => findings.extend(notes.iter().map(|note| finding(Severity::Remark, &about, note))),
+        // By the one that is running, in all likelihood; and it says so itself if not.
+        Err(OpenError::Busy { .. }) if running => {}
+        Err(why) => findings.push(finding(Severity::Remark, &about, format!("it would be DOWN: {why}"))),
+    }
+}
+
+fn netns(device: &Settings) -> &Netns {
+    let Settings::Tap(tap) = device;
+    &tap.netns
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_from_the_kernels_table() {
+        let table =
+            "MemTotal:       4000 kB\nMemAvailable:   1000 kB\nHugePages_Free:       3\nHugepagesize:       2048 kB\n";
+        assert_eq!(available(table), Some((1_024_000, 3 << 21)));
+        assert_eq!(available("MemAvailable: 1 kB\n"), Some((1024, 0)));
+        assert_eq!(available("MemTotal: 1 kB\n"), None);
+    }
+
+    #[test]
+    fn a_path_is_judged_by_the_directory_that_is_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, "").unwrap();
+        assert_eq!(unwritable(&file), None);
+        assert_eq!(unwritable(&directory.path().join("new/newer/file")), None);
+        assert!(unwritable(&file.join("below")).unwrap().contains("not a directory"));
+        assert_eq!(unwritable(Path::new("name")), None);
+    }
+
+    #[test]
+    fn an_address_that_is_listened_at_is_told() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        assert!(try_address(address).is_err());
+        drop(listener);
+        assert_eq!(try_address(address), Ok(()));
+    }
+}

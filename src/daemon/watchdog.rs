@@ -1,0 +1,18 @@
+//! Telling the supervisor, where it wants to know, that the switch is alive.
+
+use sd_notify::NotifyState;
+
+use crate::control::handle::Handle;
+use crate::control::watchdog::Watchdog;
+use crate::worker::Post;
+
+/// Beats in the time in which the supervisor expects one: so that one that is late does no harm.
+const BEATS: u32 = 3;
+
+/// Starts telling it, if it asked for that (`WatchdogSec=`).
+pub(super) fn start(posts: Vec<Post>, handle: Handle) {
+    if let Some(period) = sd_notify::watchdog_enabled() {
+        let watchdog = Watchdog::new(posts, handle);
+        tokio::spawn(watchdog.run(period / BEATS, || super::notify(NotifyState::Watchdog)));
+    }
+}

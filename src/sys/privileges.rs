@@ -1,0 +1,88 @@
+//! The capabilities that the switch works with, and giving up all others.
+//!
+//! They belong to a thread and are passed on to those that it starts. So what is given up, is given
+//! up before there is a second thread.
+
+use std::io;
+
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities, set_no_new_privs,
+};
+
+/// A capability, and what it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Privilege {
+    /// Its name.
+    pub name: &'static str,
+    /// What cannot be done without it, as in "without it, …".
+    pub without: &'static str,
+    capability: CapabilitySet,
+}
+
+/// To make taps, to attach to those that others made, and to set addresses and MTUs.
+pub const NET_ADMIN: Privilege = Privilege {
+    name: "CAP_NET_ADMIN",
+    without: "no tap can be made, attached to, or set up",
+    capability: CapabilitySet::NET_ADMIN,
+};
+
+/// To enter network namespaces.
+pub const SYS_ADMIN: Privilege = Privilege {
+    name: "CAP_SYS_ADMIN",
+    without: "no other network namespace can be entered",
+    capability: CapabilitySet::SYS_ADMIN,
+};
+
+/// To reach namespaces by the processes of others that live in them.
+pub const SYS_PTRACE: Privilege = Privilege {
+    name: "CAP_SYS_PTRACE",
+    without: "a namespace named as /proc/PID/ns/net cannot be opened, unless the process has no more rights than this one",
+    capability: CapabilitySet::SYS_PTRACE,
+};
+
+/// To listen at TCP ports below 1024.
+pub const NET_BIND_SERVICE: Privilege = Privilege {
+    name: "CAP_NET_BIND_SERVICE",
+    without: "no TCP port below 1024 can be listened at",
+    capability: CapabilitySet::NET_BIND_SERVICE,
+};
+
+impl Privilege {
+    /// Whether this thread has it in force.
+    pub fn is_held(&self) -> bool {
+        capabilities(None).is_ok_and(|sets| sets.effective.contains(self.capability))
+    }
+}
+
+/// Gives up everything but these, in this thread and in those that it will start, for good. What
+/// was not there before is not there afterwards.
+pub fn keep_only(privileges: &[Privilege]) -> io::Result<()> {
+    let wanted = privileges.iter().fold(CapabilitySet::empty(), |all, one| all | one.capability);
+    let kept = capabilities(None)?.permitted & wanted;
+    // Nothing is ever executed; if something were, it should get no more than we have.
+    set_no_new_privs(true)?;
+    clear_ambient_capability_set()?;
+    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_up_is_gone_for_this_thread_and_its_children() {
+        let before = NET_ADMIN.is_held();
+        std::thread::spawn(move || {
+            let had = SYS_ADMIN.is_held();
+            keep_only(&[SYS_ADMIN]).unwrap();
+            assert_eq!((SYS_ADMIN.is_held(), NET_ADMIN.is_held()), (had, false));
+            keep_only(&[SYS_ADMIN, NET_ADMIN]).unwrap();
+            assert!(!NET_ADMIN.is_held(), "for good");
+            std::thread::spawn(|| assert!(!NET_ADMIN.is_held())).join().unwrap();
+        })
+        .join()
+        .unwrap();
+        assert_eq!(NET_ADMIN.is_held(), before, "other threads keep what they have");
+    }
+}
