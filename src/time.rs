@@ -64,3 +64,22 @@ pub fn now() -> Moment {
 pub fn wall() -> SystemTime {
     SystemTime::now()
 }
+
+/// A time of the wall clock as text: RFC 3339, UTC, milliseconds, as in `2025-11-03T09:00:00.000Z`.
+/// What no calendar has is shown as the beginning of 1970.
+pub fn rfc3339(time: SystemTime) -> String {
+    let time = jiff::Timestamp::try_from(time).unwrap_or_default();
+    format!("{time:.3}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_told_in_milliseconds() {
+        let at = |millis| rfc3339(SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+        assert_eq!(at(0), "1970-01-01T00:00:00.000Z");
+        assert_eq!(at(1_762_160_400_120), "2025-11-03T09:00:00.120Z");
+    }
+}
