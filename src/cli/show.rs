@@ -1,12 +1,12 @@
 //! `vifswitch show`: the state of a running switch, as tables for people and as JSON for programs.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
 use super::table::Column::{Number, Text};
 use super::table::{bytes, count, draw, duration};
+use super::{Where, block_on};
 use crate::control::client::{Client, Error};
 use crate::control::view::{
     DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status, VmView, WorkerView,
@@ -18,12 +18,8 @@ pub struct Show {
     /// What to show
     #[arg(value_enum, default_value_t = What::Ports)]
     what: What,
-    /// As JSON, with exact numbers
-    #[arg(long)]
-    json: bool,
-    /// Where the switch listens
-    #[arg(long, value_name = "PATH", default_value = super::SOCKET)]
-    socket: PathBuf,
+    #[command(flatten)]
+    at: Where,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -58,14 +54,13 @@ impl What {
 impl Show {
     /// What is to be printed.
     pub fn run(self) -> Result<String, Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let client = Client::new(&self.socket);
-        runtime.map_err(|e| client.broken(e))?.block_on(self.ask(&client))
+        let client = Client::new(&self.at.socket);
+        block_on(&client, self.ask(&client))
     }
 
     async fn ask(&self, client: &Client) -> Result<String, Error> {
         let path = self.what.path();
-        if self.json {
+        if self.at.json {
             return client.get_json(path).await.map(|json| json + "\n");
         }
         Ok(match self.what {
