@@ -8,8 +8,8 @@ use super::change::{Change, Changed, Refusal};
 use super::events::Event;
 use super::view::{DropView, NetworkView, PortView, StationView, VmView, WorkerView};
 
-/// What has happened, oldest first, and where what happens next will be told, without a gap between.
-pub type Happenings = (Vec<Event>, broadcast::Receiver<Event>);
+/// What has happened, and what will.
+pub type History = (Vec<Event>, broadcast::Receiver<Event>);
 
 /// A question to the controller.
 #[derive(Debug)]
@@ -40,7 +40,7 @@ pub enum Request {
     Release(String, oneshot::Sender<Result<Changed, Refusal>>),
     /// What has happened since a time (RFC 3339; `None`: all that is remembered), and what will
     /// happen from then on.
-    Events(Option<String>, oneshot::Sender<Result<Happenings, Refusal>>),
+    Events(Option<String>, oneshot::Sender<Result<History, Refusal>>),
 }
 
 /// Which stations to forget: those to which all that is given applies.
@@ -137,7 +137,7 @@ impl Handle {
     }
 
     /// What has happened, and what will.
-    pub async fn events(&self, since: Option<String>) -> Result<Result<Happenings, Refusal>, Closing> {
+    pub async fn events(&self, since: Option<String>) -> Result<Result<History, Refusal>, Closing> {
         self.ask(|reply| Request::Events(since, reply)).await
     }
 }

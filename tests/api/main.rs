@@ -22,7 +22,7 @@ use vifswitch::control::client::{Client, Error};
 use vifswitch::control::handle::Handle;
 use vifswitch::control::server::{pages, serve};
 use vifswitch::control::socket::Socket;
-use vifswitch::control::view::PortView;
+use vifswitch::control::view::{PortView, StationView};
 
 /// An answer: status, head, body.
 #[derive(Debug)]
@@ -103,6 +103,44 @@ fn every_page_has_the_keys_of_the_contract() {
         }
     }
     assert_eq!(ask(&fake, "GET", "/v1/config").json()["switch"]["cores"][0], 1);
+}
+
+#[test]
+fn a_long_list_comes_whole() {
+    for length in [0, 1, 511, 512, 513, 1024, 20_000] {
+        let mut views = Views::made_up();
+        views.fdb = views
+            .fdb
+            .into_iter()
+            .cycle()
+            .take(length)
+            .zip(0..)
+            .map(|(s, n)| StationView { age_seconds: n, ..s })
+            .collect();
+        let fake = Fake::showing(views.clone());
+        let client = Client::new(fake.socket());
+        let told = runtime().block_on(client.get::<Vec<StationView>>("/v1/fdb")).unwrap();
+        assert!(told == views.fdb, "{length} stations");
+    }
+}
+
+#[test]
+fn who_does_not_read_a_long_list_keeps_nobody_from_the_rest() {
+    let mut views = Views::made_up();
+    views.fdb = views.fdb.into_iter().cycle().take(50_000).collect();
+    let fake = Fake::showing(views);
+    let idle: Vec<_> = (0..10)
+        .map(|_| {
+            let mut stream = UnixStream::connect(fake.socket()).unwrap();
+            stream.write_all(b"GET /v1/fdb HTTP/1.1\r\nHost: vifswitch\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    for path in ["/v1/ports", "/metrics", "/v1/drops"] {
+        assert_eq!(ask(&fake, "GET", path).0, 200);
+    }
+    drop(idle);
+    assert_eq!(ask(&fake, "GET", "/v1/fdb").0, 200);
 }
 
 #[test]

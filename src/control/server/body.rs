@@ -25,11 +25,14 @@ const SENDING: Duration = Duration::from_secs(5);
 /// Longer bodies are read aside, so that they hold up nobody else.
 const LONG: usize = 64 * 1024;
 
-/// A body that has come whole. It counts as held until it is dropped.
+/// The room that a body takes up, and what has been made of it. Free again when it is dropped.
+pub type Room = Option<OwnedSemaphorePermit>;
+
+/// A body that has come whole.
 #[derive(Debug)]
 pub struct Text {
     text: String,
-    _room: Option<OwnedSemaphorePermit>,
+    room: Room,
 }
 
 impl Text {
@@ -51,29 +54,28 @@ impl Text {
             let at = e.utf8_error().valid_up_to();
             Problem::wrong(kind::SYNTAX, format!("the body is no JSON; its byte at {at} is not UTF-8"))
         })?;
-        Ok(Text { text, _room: room })
+        Ok(Text { text, room })
     }
 
-    /// Makes something of it.
+    /// Makes something of it, which is as large: its room is to be kept for as long.
     pub async fn read<T: Send + 'static>(
         self,
         read: impl FnOnce(&str) -> Result<T, Problem> + Send + 'static,
-    ) -> Result<T, Problem> {
-        if self.text.len() < LONG {
-            return read(&self.text);
+    ) -> Result<(T, Room), Problem> {
+        let Text { text, room } = self;
+        if text.len() < LONG {
+            return Ok((read(&text)?, room));
         }
-        spawn_blocking(move || read(&self.text)).await.map_err(|e| {
+        // Nobody may be left to hear of it; the room is kept until it is done all the same.
+        let aside = spawn_blocking(move || Ok((read(&text)?, room)));
+        aside.await.map_err(|e| {
             let message = format!("reading the body failed: {e}");
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
         })?
     }
 }
 
-async fn collect(
-    mut body: Body,
-    limit: usize,
-    bounds: &Bounds,
-) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Problem> {
+async fn collect(mut body: Body, limit: usize, bounds: &Bounds) -> Result<(Vec<u8>, Room), Problem> {
     let (mut bytes, mut room) = (Vec::new(), None::<OwnedSemaphorePermit>);
     while let Some(frame) = body.frame().await {
         let broken = |e| Problem::wrong("broken_body", format!("the body has not come whole: {e}"));

@@ -34,7 +34,10 @@ const WAITING: usize = 16;
 const CHANGES: usize = 32;
 
 /// Bytes of bodies that are held at a time: as many as four of the longest.
-pub const BODIES: usize = 64 * 1024 * 1024;
+const BODIES: usize = 64 * 1024 * 1024;
+
+/// Answers of any length that are on their way at a time; more wait.
+const LONG_ANSWERS: usize = 2;
 
 /// Clients that follow events at a time. Each keeps a connection.
 const FOLLOWERS: usize = 24;
@@ -58,6 +61,7 @@ pub struct Bounds {
     changes: Arc<Semaphore>,
     followers: Arc<Semaphore>,
     bodies: Arc<Semaphore>,
+    long_answers: Arc<Semaphore>,
 }
 
 impl Default for Bounds {
@@ -67,6 +71,7 @@ impl Default for Bounds {
             changes: Arc::new(Semaphore::new(CHANGES)),
             followers: Arc::new(Semaphore::new(FOLLOWERS)),
             bodies: Arc::new(Semaphore::new(BODIES)),
+            long_answers: Arc::new(Semaphore::new(LONG_ANSWERS)),
         }
     }
 }
@@ -82,6 +87,11 @@ impl Bounds {
     pub fn follower(&self) -> Result<OwnedSemaphorePermit, Problem> {
         let full = |_| Problem::too_many(format!("{FOLLOWERS} clients follow the events already"));
         self.followers.clone().try_acquire_owned().map_err(full)
+    }
+
+    /// A place for an answer of any length, until it is dropped. `None` if there is no bound any more.
+    pub async fn long_answer(&self) -> Option<OwnedSemaphorePermit> {
+        self.long_answers.clone().acquire_owned().await.ok()
     }
 
     /// Room for so many more bytes of bodies, until it is dropped.

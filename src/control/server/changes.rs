@@ -12,7 +12,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::Desk;
-use super::body::{CONFIGURATION, REQUEST, Text};
+use super::body::{CONFIGURATION, REQUEST, Room, Text};
 use super::pages::{Name, port_id};
 use super::problem::{Failure, Problem};
 use crate::control::change::{Change, Changed};
@@ -61,7 +61,7 @@ pub async fn apply(
         )),
     });
     let confirm = confirm.transpose()?;
-    let change = wanted(&desk, &headers, body).await?;
+    let (change, _room) = wanted(&desk, &headers, body).await?;
     make(&desk, change, confirm).await
 }
 
@@ -75,7 +75,7 @@ pub async fn diff(
     body: Body,
 ) -> Done {
     query_of(query)?;
-    let change = wanted(&desk, &headers, body).await?;
+    let (change, _room) = wanted(&desk, &headers, body).await?;
     let _place = desk.bounds.change()?;
     Ok(Json(desk.handle.diff(change).await??))
 }
@@ -120,7 +120,7 @@ pub async fn attach(
     }
     let text = Text::receive(&headers, body, REQUEST, &desk.bounds).await?;
     let owner = vm.clone();
-    let ports = text.read(move |text| Ok(config::parse_ports_json(text, BODY, &owner)?)).await?;
+    let (ports, _room) = text.read(move |text| Ok(config::parse_ports_json(text, BODY, &owner)?)).await?;
     let ids: HashSet<String> = ports.iter().map(|port| port.port_id.clone()).collect();
     let Json(Changed { differences, remarks }) = make(&desk, Change::Attach { vm, ports }, None).await?;
     // It is done; that the switch is leaving since then does not undo it.
@@ -136,7 +136,7 @@ pub async fn attach(
 pub async fn set(State(desk): State<Desk>, id: Name, headers: HeaderMap, body: Body) -> Done {
     let port = port_id(id)?;
     let text = Text::receive(&headers, body, REQUEST, &desk.bounds).await?;
-    let keys = text.read(|text| Ok(config::parse_port_keys_json(text, BODY)?)).await?;
+    let (keys, _room) = text.read(|text| Ok(config::parse_port_keys_json(text, BODY)?)).await?;
     make(&desk, Change::Set { port, keys }, None).await
 }
 
@@ -176,7 +176,7 @@ pub struct FlushRequest {
     responses((status = 200, body = Flushed), (status = "4XX", body = Failure), (status = 503, body = Failure)))]
 pub async fn flush(State(desk): State<Desk>, headers: HeaderMap, body: Body) -> Result<Json<Flushed>, Problem> {
     let text = Text::receive(&headers, body, REQUEST, &desk.bounds).await?;
-    let flush = text.read(flush_of).await?;
+    let (flush, _room) = text.read(flush_of).await?;
     let _place = desk.bounds.change()?;
     let flushed = desk.handle.flush(flush).await??;
     Ok(Json(Flushed { flushed }))
@@ -205,11 +205,11 @@ fn query_of<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Problem> {
 }
 
 /// The change to the configuration in the body.
-async fn wanted(desk: &Desk, headers: &HeaderMap, body: Body) -> Result<Change, Problem> {
+async fn wanted(desk: &Desk, headers: &HeaderMap, body: Body) -> Result<(Change, Room), Problem> {
     let text = Text::receive(headers, body, CONFIGURATION, &desk.bounds).await?;
     let switch = running(desk).await?;
-    let config = text.read(move |text| Ok(config::parse_json_over(text, BODY, switch)?)).await?;
-    Ok(Change::Apply(config))
+    let (config, room) = text.read(move |text| Ok(config::parse_json_over(text, BODY, switch)?)).await?;
+    Ok((Change::Apply(config), room))
 }
 
 /// The settings of the process, which a configuration need not repeat.

@@ -1,11 +1,16 @@
 //! What can be read: one page for each part of the state.
 
+use std::convert::Infallible;
+
 use axum::Json;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use futures_util::stream;
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Desk;
 use super::problem::{Failure, Problem};
@@ -13,6 +18,9 @@ use crate::control::config::written;
 use crate::control::handle::Closing;
 use crate::control::view::{DropView, NetworkView, PortView, StationView, VmView, WorkerView};
 use crate::telemetry::exposition;
+
+/// Items of a long list that are sent in one piece.
+const PIECE: usize = 512;
 
 /// The name in a path, as axum hands it over.
 pub type Name = Result<Path<String>, PathRejection>;
@@ -60,9 +68,38 @@ pub async fn networks(State(desk): State<Desk>) -> Result<Json<Vec<NetworkView>>
 }
 
 /// The forwarding database: which station is behind which port
+///
+/// It may be long: it is sent piece by piece, to few clients at a time.
 #[utoipa::path(get, path = "/v1/fdb", tag = "state", responses((status = 200, body = Vec<StationView>)))]
-pub async fn fdb(State(desk): State<Desk>) -> Result<Json<Vec<StationView>>, Problem> {
-    answer(desk.handle.fdb().await)
+pub async fn fdb(State(desk): State<Desk>) -> Result<Response, Problem> {
+    let place = desk.bounds.long_answer().await;
+    Ok(long_list(desk.handle.fdb().await?, place))
+}
+
+/// A list as JSON, made while it is sent, so that neither memory nor the thread of control has to
+/// hold all of its text. `place` is kept until the last piece is on its way.
+fn long_list<T: Serialize + Send + 'static>(items: Vec<T>, place: Option<OwnedSemaphorePermit>) -> Response {
+    if items.len() <= PIECE {
+        return Json(items).into_response();
+    }
+    let begun = (items.into_iter(), Some(b'['), place);
+    let pieces = stream::unfold(begun, async |(mut items, open, place)| {
+        // What stands before the next item: the bracket, or a comma. Nothing when all has been said.
+        let mut before = open?;
+        let mut piece = Vec::new();
+        for item in items.by_ref().take(PIECE) {
+            piece.push(before);
+            // A view has nothing that JSON cannot say, and a vector takes everything.
+            let _ = serde_json::to_writer(&mut piece, &item);
+            before = b',';
+        }
+        let more = items.len() > 0;
+        if !more {
+            piece.push(b']');
+        }
+        Some((Ok::<_, Infallible>(Bytes::from(piece)), (items, more.then_some(before), place)))
+    });
+    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response()
 }
 
 /// The threads that move the frames
