@@ -12,6 +12,7 @@ use std::thread;
 
 pub use check::check;
 
+use axum::Router;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,7 +23,7 @@ use tracing_subscriber::EnvFilter;
 use crate::control::config::{self, Config, Poll};
 use crate::control::controller::Controller;
 use crate::control::handle::Handle;
-use crate::control::server::{pages, serve};
+use crate::control::server::{api, pages, serve};
 use crate::control::socket::Socket;
 use crate::control::staff::Staff;
 use crate::frame::Pool;
@@ -132,7 +133,10 @@ async fn serve_until_told(config: Config, cores: Vec<usize>) -> io::Result<()> {
     let mut controller = Controller::new(config, cores, secret, staff, team.notices).map_err(io::Error::other)?;
     let (handle, requests) = Handle::new();
     let (stop, stopped) = watch::channel(());
-    let servers = [Some(spawn_server(socket, &handle, &stopped)), metrics.map(|l| spawn_server(l, &handle, &stopped))];
+    let servers = [
+        Some(spawn_server(socket, api(handle.clone()), &stopped)),
+        metrics.map(|listener| spawn_server(listener, pages(handle.clone()), &stopped)),
+    ];
 
     controller.open_all().await;
     notify(NotifyState::Ready);
@@ -180,12 +184,12 @@ fn start(index: usize, worker: Worker, core: usize, pace: Pace) -> io::Result<th
     })
 }
 
-fn spawn_server<L>(listener: L, handle: &Handle, stopped: &watch::Receiver<()>) -> tokio::task::JoinHandle<()>
+fn spawn_server<L>(listener: L, pages: Router, stopped: &watch::Receiver<()>) -> tokio::task::JoinHandle<()>
 where
     L: axum::serve::Listener,
     L::Addr: std::fmt::Debug,
 {
-    let (pages, mut stopped) = (pages(handle.clone()), stopped.clone());
+    let mut stopped = stopped.clone();
     tokio::spawn(async move {
         serve(listener, pages, async move {
             // The other end is dropped when it is time.

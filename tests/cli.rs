@@ -3,11 +3,19 @@
 
 mod fake;
 
-use std::io::pipe;
-use std::process::{Command, Output};
+use std::fs;
+use std::io::{BufRead, BufReader, Write, pipe};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
-use fake::{Fake, ODD, Views};
+use fake::{Asked, Fake, Mind, ODD, Views};
 use serde_json::Value;
+use tempfile::TempDir;
+use tokio::sync::mpsc::UnboundedReceiver;
+use vifswitch::control::change::{Blame, Change, Changed};
+use vifswitch::control::config::Network;
+use vifswitch::control::events::Event;
+use vifswitch::control::handle::Flush;
 use vifswitch::control::view::BetweenView;
 
 fn vifswitch() -> Command {
@@ -38,7 +46,21 @@ fn err(output: &Output, code: i32) -> String {
 fn it_says_what_it_can_do() {
     for arguments in [&[][..], &["--help"], &["help"]] {
         let text = out(&run(arguments));
-        for word in ["run", "check", "show", "Exit codes"] {
+        for word in [
+            "run",
+            "check",
+            "diff",
+            "apply",
+            "confirm",
+            "attach",
+            "detach",
+            "set",
+            "show",
+            "events",
+            "flush",
+            "release",
+            "Exit codes",
+        ] {
             assert!(text.contains(word), "{arguments:?}: {text}");
         }
     }
@@ -47,7 +69,21 @@ fn it_says_what_it_can_do() {
 
 #[test]
 fn wrong_usage_is_2() {
-    for arguments in [&["frobnicate"][..], &["show", "everything"], &["check"], &["run", "--confg", "x"]] {
+    for arguments in [
+        &["frobnicate"][..],
+        &["show", "everything"],
+        &["check"],
+        &["run", "--confg", "x"],
+        &["apply"],
+        &["apply", "x", "--confirm", "0"],
+        &["apply", "x", "--confirm", "soon"],
+        &["attach"],
+        &["detach"],
+        &["set", "p1"],
+        &["flush", "--mac", "02:00"],
+        &["release"],
+        &["events", "--since", "yesterday"],
+    ] {
         assert!(err(&run(arguments), 2).contains("--help"), "{arguments:?}");
     }
 }
@@ -149,6 +185,299 @@ fn a_reader_who_has_gone_is_no_error() {
     drop(reader);
     let status = vifswitch().args(["show", "--socket", "/nowhere"]).stderr(writer).status().unwrap();
     assert_eq!(status.code(), Some(3));
+}
+
+/// A configuration without `switch`, and a port as it is attached.
+const CONFIG: &str = "[[networks]]\nid = \"net1\"\n";
+const PORT: &str = r#"
+device_id = "fw-3"
+port_id = "p1"
+network_id = "net1"
+mac_address = "02:00:00:00:01:0a"
+device = { kind = "tap" }
+"#;
+const PORT_JSON: &str = r#"{ "device_id": "fw-3", "port_id": "p1", "network_id": "net1",
+    "mac_address": "02:00:00:00:01:0a", "device": { "kind": "tap" } }"#;
+
+/// A switch that does what it is asked, what it is asked, and a place for files.
+struct Scene {
+    fake: Fake,
+    asked: UnboundedReceiver<Asked>,
+    directory: TempDir,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let (mind, asked) = Mind::willing();
+        Scene { fake: Fake::minded(Views::made_up(), mind), asked, directory: tempfile::tempdir().unwrap() }
+    }
+
+    fn file(&self, name: &str, text: &str) -> String {
+        let path = self.directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        tell(&self.fake, arguments, "")
+    }
+
+    fn change(&mut self) -> (Change, Option<Duration>) {
+        match self.asked.try_recv() {
+            Ok(Asked::Change(change, confirm)) => (change, confirm),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn nothing_asked(&mut self) {
+        assert!(self.asked.try_recv().is_err(), "the switch has not been bothered");
+    }
+}
+
+/// Runs a command against a switch, with something on its standard input.
+fn tell(fake: &Fake, arguments: &[&str], input: &str) -> Output {
+    let mut child = vifswitch()
+        .args(arguments)
+        .arg("--socket")
+        .arg(fake.socket())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+/// What the fake switch says of every change, in words and as JSON.
+const TOLD: &str = "port p9 is new\nnote: no namespace\n";
+const TOLD_JSON: &str = "{\"differences\":[\"port p9 is new\"],\"remarks\":[\"no namespace\"]}\n";
+
+#[test]
+fn a_configuration_is_applied() {
+    let mut scene = Scene::new();
+    let (toml, json) = (scene.file("a.toml", CONFIG), scene.file("a.json", r#"{ "networks": [{ "id": "net1" }] }"#));
+    for file in [&toml, &json] {
+        assert_eq!(out(&scene.run(&["apply", file])), TOLD);
+        let (Change::Apply(config), None) = scene.change() else { panic!() };
+        assert_eq!(config.networks, [Network::new("net1")]);
+        assert_eq!(config.switch.cores, [1], "what is not said of the process stays");
+    }
+    let text = out(&scene.run(&["apply", &toml, "--confirm", "30"]));
+    assert!(text.starts_with(TOLD) && text.contains("30 seconds") && text.contains("vifswitch confirm"), "{text}");
+    assert_eq!(scene.change().1, Some(Duration::from_secs(30)));
+    assert_eq!(out(&scene.run(&["apply", &toml, "--json"])), TOLD_JSON);
+    scene.change();
+
+    assert_eq!(out(&scene.run(&["diff", &toml])), TOLD);
+    assert!(matches!(scene.asked.try_recv(), Ok(Asked::Diff(Change::Apply(_)))));
+    assert_eq!(out(&scene.run(&["confirm"])), format!("the change stays:\n{TOLD}"));
+    assert_eq!(scene.asked.try_recv(), Ok(Asked::Confirm));
+}
+
+#[test]
+fn a_port_is_attached() {
+    let mut scene = Scene::new();
+    let (toml, json) = (scene.file("p.toml", PORT), scene.file("p.json", PORT_JSON));
+    let expected = "port p9 is new\nnote: no namespace\nport p1 of VM fw-3 is ACTIVE\n";
+    for (file, input) in [(toml.as_str(), ""), (&json, ""), ("-", PORT), ("-", PORT_JSON)] {
+        assert_eq!(out(&tell(&scene.fake, &["attach", file], input)), expected);
+        let (Change::Attach { vm, ports }, None) = scene.change() else { panic!() };
+        assert_eq!((vm.as_str(), ports.len(), ports[0].port_id.as_str()), ("fw-3", 1, "p1"));
+    }
+    let text = out(&scene.run(&["attach", &toml, "--json"]));
+    assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["ports"][0]["port_id"], "p1");
+    // Names that a URL would take for something else.
+    let odd = PORT.replace("fw-3", "a/b?c#%d é");
+    out(&tell(&scene.fake, &["attach", "-"], &odd));
+    scene.change();
+    let (Change::Attach { vm, .. }, _) = scene.change() else { panic!() };
+    assert_eq!(vm, "a/b?c#%d é");
+}
+
+#[test]
+fn what_is_wrong_with_a_file_is_2_and_not_asked() {
+    let mut scene = Scene::new();
+    let config = scene.file("a.toml", "[[networks]]\nid = \"net1\"\nmtu = 7\n\n[[network]]\n");
+    let port = scene.file("p.toml", "device_id = \"fw-3\"\nport_id = \"p1\"\nmac_address = \"02\"\n");
+    let whose = scene.file("whose.json", &PORT_JSON.replace("\"device_id\": \"fw-3\",", ""));
+    for (command, file, marks) in [
+        ("apply", config.as_str(), ["a.toml:3: networks[0].mtu = 7", "a.toml:5: network"]),
+        ("diff", &config, ["a.toml:3: networks[0].mtu = 7", "a.toml:5: network"]),
+        ("attach", &port, ["p.toml:3: mac_address = \"02\"", "network_id: must be given"]),
+        ("attach", &whose, ["whose.json: device_id: must be given", "VM"]),
+        ("apply", "/nowhere/a.toml", ["/nowhere/a.toml", "cannot be read"]),
+        ("attach", "/nowhere/p.toml", ["/nowhere/p.toml", "cannot be read"]),
+    ] {
+        let text = err(&scene.run(&[command, file]), 2);
+        for mark in marks {
+            assert!(text.contains(mark), "{command}: {mark}: {text}");
+        }
+    }
+    let text = err(&tell(&scene.fake, &["attach", "-"], "port_id = 7\n"), 2);
+    assert!(text.contains("standard input:1: port_id = 7"), "{text}");
+    scene.nothing_asked();
+}
+
+#[test]
+fn keys_of_a_port_are_set() {
+    let mut scene = Scene::new();
+    let pairs =
+        ["admin_state_up=false", "mac_address=02:00:00:00:01:0b", "device.queues=2", "fixed_ips=[\"10.5.0.1\"]"];
+    assert_eq!(out(&scene.run(&[&["set", ODD][..], &pairs].concat())), TOLD);
+    let (Change::Set { port, keys }, None) = scene.change() else { panic!() };
+    assert_eq!(port, ODD);
+    assert_eq!(
+        serde_json::to_value(&keys).unwrap(),
+        serde_json::json!({ "admin_state_up": false, "mac_address": "02:00:00:00:01:0b", "fixed_ips": ["10.5.0.1"],
+            "device": { "queues": 2 } })
+    );
+    for (pair, mark) in [
+        ("admin_state=up", "did you mean admin_state_up?"),
+        ("admin_state_up=up", "true or false"),
+        ("network_id=7", "a text in quotes"),
+        ("device.queue=2", "queues"),
+        ("p2", "KEY=VALUE"),
+    ] {
+        let text = err(&scene.run(&["set", "p1", pair]), 2);
+        assert!(text.contains(mark), "{pair}: {text}");
+    }
+    scene.nothing_asked();
+}
+
+#[test]
+fn a_port_is_detached_and_released_and_stations_are_flushed() {
+    let mut scene = Scene::new();
+    assert_eq!(out(&scene.run(&["detach", ODD])), TOLD);
+    assert_eq!(scene.change().0, Change::Detach { port: ODD.into() });
+    assert_eq!(out(&scene.run(&["release", "a/b"])), TOLD);
+    assert_eq!(scene.asked.try_recv(), Ok(Asked::Release("a/b".into())));
+    assert_eq!(out(&scene.run(&["flush"])), "7 stations have been forgotten\n");
+    assert_eq!(scene.asked.try_recv(), Ok(Asked::Flush(Flush::default())));
+    let flush = ["flush", "--network", "net1", "--port", "p1", "--mac", "02:00:00:00:01:0a", "--json"];
+    assert_eq!(out(&scene.run(&flush)), "{\"flushed\":7}\n");
+    let mac = Some("02:00:00:00:01:0a".parse().unwrap());
+    assert_eq!(
+        scene.asked.try_recv(),
+        Ok(Asked::Flush(Flush { network: Some("net1".into()), port: Some("p1".into()), mac }))
+    );
+}
+
+/// Every command that asks a switch for something, with arguments that are right.
+fn every_command(scene: &Scene) -> Vec<Vec<String>> {
+    let (config, port) = (scene.file("a.toml", CONFIG), scene.file("p.toml", PORT));
+    [
+        &["apply", &config][..],
+        &["diff", &config],
+        &["confirm"],
+        &["attach", &port],
+        &["detach", "p1"],
+        &["set", "p1", "admin_state_up=true"],
+        &["flush"],
+        &["release", "p1"],
+        &["events"],
+        &["events", "--follow"],
+    ]
+    .map(|command| command.iter().map(ToString::to_string).collect())
+    .into()
+}
+
+#[test]
+fn what_the_switch_refuses_is_1_and_its_reason_is_told() {
+    let scene = Scene::new();
+    let no = Fake::minded(Views::made_up(), Mind::refusing(Blame::Conflict, "port_in_use", "port p1 is in use"));
+    for command in every_command(&scene) {
+        let command: Vec<&str> = command.iter().map(String::as_str).collect();
+        assert_eq!(err(&tell(&no, &command, ""), 1), "vifswitch: port p1 is in use\n", "{command:?}");
+    }
+}
+
+#[test]
+fn every_command_knows_when_there_is_no_switch() {
+    let scene = Scene::new();
+    let nowhere = scene.directory.path().join("api.sock");
+    for command in every_command(&scene) {
+        let output = vifswitch().args(&command).arg("--socket").arg(&nowhere).output().unwrap();
+        assert!(err(&output, 3).contains("--socket"), "{command:?}");
+    }
+}
+
+#[test]
+fn what_is_so_already_says_so() {
+    let (mind, _asked) = Mind::willing();
+    let fake = Fake::minded(Views::default(), Mind { answer: Ok(Changed::default()), ..mind });
+    let scene = Scene::new();
+    let file = scene.file("a.toml", CONFIG);
+    for (command, text) in [
+        (&["apply", &file][..], "nothing has changed: it was so already\n"),
+        (&["diff", &file], "nothing would change\n"),
+        (&["set", "p1", "admin_state_up=true"], "nothing has changed: it was so already\n"),
+        (&["release", "p1"], "nothing holds this port\n"),
+    ] {
+        assert_eq!(out(&tell(&fake, command, "")), text);
+    }
+}
+
+#[test]
+fn events_are_told_one_line_each() {
+    let mut scene = Scene::new();
+    let text = out(&scene.run(&["events"]));
+    let lines = words(&text);
+    assert_eq!(
+        lines[0],
+        ["2025-11-03T09:00:00.000Z", "port_up", "fw-3", &format!("p1,{ODD}"), "net1", "it", "is", "up"]
+    );
+    assert_eq!(lines[1], ["2025-11-03T09:00:01.000Z", "port_up", "-", "-", "-", "it", "is", "so"]);
+    assert_eq!(lines.len(), 2);
+    assert_eq!(scene.asked.try_recv(), Ok(Asked::Events(None)));
+    let text = out(&scene.run(&["events", "--json", "--since", "2025-11-03T10:00:00+01:00"]));
+    let events: Vec<Event> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(events, Views::made_up().events);
+    assert_eq!(scene.asked.try_recv(), Ok(Asked::Events(Some("2025-11-03T09:00:00Z".into()))));
+}
+
+#[test]
+fn events_are_followed_until_the_switch_stops() {
+    let (mind, _asked) = Mind::willing();
+    let happening = mind.happening.clone();
+    let mut fake = Fake::minded(Views::made_up(), mind);
+    let mut child = vifswitch()
+        .args(["events", "--follow", "--socket"])
+        .arg(fake.socket())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    for past in ["it is up", "it is so"] {
+        assert!(lines.next().unwrap().unwrap().ends_with(past));
+    }
+    happening.send(fake::event("2025-11-03T09:00:02.000Z", "a\nb")).unwrap();
+    assert!(lines.next().unwrap().unwrap().ends_with("a\u{fffd}b"));
+    fake.stop();
+    assert!(lines.next().is_none());
+    let output = child.wait_with_output().unwrap();
+    assert!(err(&output, 3).contains("has stopped"));
+}
+
+#[test]
+fn a_follower_whose_reader_has_gone_is_no_error() {
+    let (mind, _asked) = Mind::willing();
+    let happening = mind.happening.clone();
+    let fake = Fake::minded(Views::made_up(), mind);
+    let (reader, writer) = pipe().unwrap();
+    drop(reader);
+    let child = vifswitch()
+        .args(["events", "--follow", "--socket"])
+        .arg(fake.socket())
+        .stdout(writer)
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    drop(happening);
 }
 
 #[test]

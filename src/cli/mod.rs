@@ -4,6 +4,9 @@
 #![forbid(unsafe_code)]
 
 mod audit;
+mod change;
+mod events;
+mod keys;
 mod show;
 mod table;
 
@@ -12,10 +15,10 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::control::client;
+use crate::control::client::{self, Client};
+use crate::control::config::Errors;
 use crate::daemon;
 
 /// Where a switch listens unless it is told otherwise.
@@ -49,8 +52,57 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say what would change with a configuration; changes nothing
+    Diff(change::Diff),
+    /// Change a running switch to a configuration, in one step or not at all
+    Apply(change::Apply),
+    /// Keep what `apply --confirm` has changed
+    Confirm(change::Confirm),
+    /// Attach a port to a VM, behind those that it has
+    Attach(change::Attach),
+    /// Detach a port; its siblings keep their order
+    Detach(change::Detach),
+    /// Change keys of a port
+    Set(change::Set),
     /// Show what a running switch is doing
     Show(show::Show),
+    /// Tell what happened, one line each
+    Events(events::Events),
+    /// Forget learned stations: those to which all that is given applies
+    Flush(change::Flush),
+    /// Lift whatever measure holds a port
+    Release(change::Release),
+}
+
+/// How and where to ask a switch.
+#[derive(Debug, Args)]
+struct Where {
+    /// As JSON, with exact numbers
+    #[arg(long)]
+    json: bool,
+    /// Where the switch listens
+    #[arg(long, value_name = "PATH", default_value = SOCKET)]
+    socket: PathBuf,
+}
+
+/// Why a command was not done.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// The switch has not done it.
+    #[error(transparent)]
+    Switch(#[from] client::Error),
+    /// What was to be done is wrong.
+    #[error(transparent)]
+    Wrong(#[from] Errors),
+    /// The command line is wrong.
+    #[error("{0}")]
+    Usage(String),
+    /// What was to be said cannot be written.
+    #[error("cannot write: {0}")]
+    Output(io::Error),
+    /// The switch that was listened to is no more.
+    #[error("the switch at {} has stopped", .0.display())]
+    Left(PathBuf),
 }
 
 /// Does what the command line says.
@@ -67,19 +119,36 @@ pub fn main() -> ExitCode {
         None => say(&Cli::command().render_help().to_string()),
         Some(Command::Run { config }) => daemon::run(config),
         Some(Command::Check { config, json }) => daemon::check(&config, json),
-        Some(Command::Show(show)) => {
-            if let Some(why) = show.misused() {
-                return misuse(why);
+        Some(Command::Diff(diff)) => end(diff.run()),
+        Some(Command::Apply(apply)) => end(apply.run()),
+        Some(Command::Confirm(confirm)) => end(confirm.run()),
+        Some(Command::Attach(attach)) => end(attach.run()),
+        Some(Command::Detach(detach)) => end(detach.run()),
+        Some(Command::Set(set)) => end(set.run()),
+        Some(Command::Show(show)) => match show.run() {
+            Ok(show::Shown { text, right: false }) => {
+                say(&text);
+                ExitCode::FAILURE
             }
-            match show.run() {
-                Ok(show::Shown { text, right: true }) => say(&text),
-                Ok(show::Shown { text, right: false }) => {
-                    say(&text);
-                    ExitCode::FAILURE
-                }
-                Err(e) => complain(&e),
-            }
-        }
+            shown => end(shown.map(|shown| shown.text)),
+        },
+        Some(Command::Events(events)) => end(events.run()),
+        Some(Command::Flush(flush)) => end(flush.run()),
+        Some(Command::Release(release)) => end(release.run()),
+    }
+}
+
+/// Does `work` that asks a switch.
+fn block_on<T>(client: &Client, work: impl Future<Output = Result<T, client::Error>>) -> Result<T, client::Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| client.broken(e))?.block_on(work)
+}
+
+/// Says what there is to say, and how it ended.
+fn end(done: Result<String, Failure>) -> ExitCode {
+    match done {
+        Ok(text) => say(&text),
+        Err(failure) => complain(&failure),
     }
 }
 
@@ -95,26 +164,31 @@ fn say(text: &str) -> ExitCode {
     }
 }
 
-/// Says what is wrong with the command line, as the parser does.
-fn misuse(why: &str) -> ExitCode {
-    // If standard error is closed there is nobody to tell.
-    let _ = Cli::command().error(ErrorKind::ArgumentConflict, why).print();
-    ExitCode::from(2)
-}
-
-/// Prints why there is no answer, and what can be done about it.
-fn complain(e: &client::Error) -> ExitCode {
-    warn(e);
-    if let client::Error::NoSwitch { .. } = e {
-        warn("start one with `vifswitch run`, or name the socket of one that runs with `--socket PATH`");
-        return ExitCode::from(3);
+/// Prints why it was not done, and what can be done about it.
+fn complain(failure: &Failure) -> ExitCode {
+    match failure {
+        // Each line names its file already.
+        Failure::Wrong(errors) => warn_plainly(errors),
+        _ => warn(failure),
     }
-    ExitCode::FAILURE
+    match failure {
+        Failure::Switch(client::Error::NoSwitch { .. }) => {
+            warn("start one with `vifswitch run`, or name the socket of one that runs with `--socket PATH`");
+            ExitCode::from(3)
+        }
+        Failure::Left(_) => ExitCode::from(3),
+        Failure::Wrong(_) | Failure::Usage(_) => ExitCode::from(2),
+        Failure::Switch(_) | Failure::Output(_) => ExitCode::FAILURE,
+    }
 }
 
 fn warn(text: impl Display) {
+    warn_plainly(format_args!("vifswitch: {text}"));
+}
+
+fn warn_plainly(text: impl Display) {
     // If standard error is closed there is nobody to tell.
-    let _ = writeln!(io::stderr(), "vifswitch: {text}");
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 #[cfg(test)]

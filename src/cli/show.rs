@@ -1,13 +1,13 @@
 //! `vifswitch show`: the state of a running switch, as tables for people and as JSON for programs.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
 use super::audit;
 use super::table::Column::{Number, Text};
 use super::table::{bytes, count, draw, duration};
+use super::{Failure, Where, block_on};
 use crate::control::client::{Client, Error};
 use crate::control::view::{
     DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status, VmView, WorkerView,
@@ -19,15 +19,11 @@ pub struct Show {
     /// What to show
     #[arg(value_enum, default_value_t = What::Ports)]
     what: What,
-    /// As JSON, with exact numbers
-    #[arg(long)]
-    json: bool,
     /// With `drops`: prove that every frame is accounted for. Exit code 1 if one is not
     #[arg(long)]
     verify: bool,
-    /// Where the switch listens
-    #[arg(long, value_name = "PATH", default_value = super::SOCKET)]
-    socket: PathBuf,
+    #[command(flatten)]
+    at: Where,
 }
 
 /// What is to be printed, and whether it is as it should be.
@@ -69,32 +65,29 @@ impl What {
 }
 
 impl Show {
-    /// What is wrong with how it was asked for.
-    pub fn misused(&self) -> Option<&'static str> {
-        (self.verify && self.what != What::Drops).then_some("--verify goes with `show drops` only")
-    }
-
     /// What is to be printed.
-    pub fn run(self) -> Result<Shown, Error> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let client = Client::new(&self.socket);
-        runtime.map_err(|e| client.broken(e))?.block_on(async {
+    pub fn run(self) -> Result<Shown, Failure> {
+        if self.verify && self.what != What::Drops {
+            return Err(Failure::Usage("--verify goes with `show drops` only".into()));
+        }
+        let client = Client::new(&self.at.socket);
+        Ok(block_on(&client, async {
             if self.verify {
                 return self.audit(&client).await;
             }
             Ok(Shown { text: self.ask(&client).await?, right: true })
-        })
+        })?)
     }
 
     async fn audit(&self, client: &Client) -> Result<Shown, Error> {
         let json = client.get_json("/v1/audit").await?;
         let view = serde_json::from_str(&json).map_err(|e| client.broken(e))?;
-        Ok(audit::shown(&view, self.json.then(|| json + "\n")))
+        Ok(audit::shown(&view, self.at.json.then(|| json + "\n")))
     }
 
     async fn ask(&self, client: &Client) -> Result<String, Error> {
         let path = self.what.path();
-        if self.json {
+        if self.at.json {
             return client.get_json(path).await.map(|json| json + "\n");
         }
         Ok(match self.what {

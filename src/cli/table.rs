@@ -40,7 +40,7 @@ pub fn draw<const N: usize>(columns: [Column; N], rows: impl IntoIterator<Item =
 }
 
 /// Names are anybody's: what would move the cursor or split the line is shown as a mark.
-fn printable(text: String) -> String {
+pub fn printable(text: String) -> String {
     if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
 }
 

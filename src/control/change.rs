@@ -3,6 +3,9 @@
 //! [`Change::to`] is pure: from a configuration to the one that is wanted instead. Everything that
 //! can be known without touching the host is checked here, against the same admission as a file.
 
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
 use super::config::{Config, Port, written};
 
 /// What someone wants changed.
@@ -57,7 +60,7 @@ pub struct Refusal {
 }
 
 /// What came of a change that was made. It is true on every worker.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct Changed {
     /// What is otherwise now, a sentence for each thing; empty if it was so already.
     pub differences: Vec<String>,

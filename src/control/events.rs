@@ -1,9 +1,10 @@
 //! What happened: one event for each transition, never one for each frame.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// What has happened, in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     /// A port has its device; frames can flow both ways.
@@ -12,10 +13,12 @@ pub enum EventKind {
     PortDown,
     /// The desired state has been changed.
     Config,
+    /// Nothing of the switch: a follower has missed events, because it did not read them in time.
+    Lagged,
 }
 
 /// One thing that happened, as the API tells it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// When: RFC 3339, UTC, milliseconds.
     pub time: String,

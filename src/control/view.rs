@@ -4,9 +4,10 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// Whether frames can flow through a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Status {
     /// They can, both ways.
@@ -16,7 +17,7 @@ pub enum Status {
 }
 
 /// The device of a port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceView {
     /// `tap`.
     pub kind: String,
@@ -34,7 +35,7 @@ pub struct DeviceView {
 }
 
 /// A port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortView {
     /// Its id.
     pub port_id: String,
@@ -77,7 +78,7 @@ pub struct PortView {
 }
 
 /// A VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct VmView {
     /// Its id.
     pub device_id: String,
@@ -100,7 +101,7 @@ pub struct VmView {
 }
 
 /// A network.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NetworkView {
     /// Its id.
     pub network_id: String,
@@ -119,7 +120,7 @@ pub struct NetworkView {
 }
 
 /// How a station is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum StationKind {
     /// From its traffic.
@@ -129,7 +130,7 @@ pub enum StationKind {
 }
 
 /// A station of the forwarding database.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct StationView {
     /// The network it is on.
     pub network_id: String,
@@ -144,7 +145,7 @@ pub struct StationView {
 }
 
 /// A worker.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct WorkerView {
     /// Its number.
     pub worker: u16,
@@ -188,7 +189,7 @@ pub struct WorkerView {
 }
 
 /// The direction of a frame, seen from the switch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
     /// From the guest.
@@ -198,7 +199,7 @@ pub enum Direction {
 }
 
 /// A line of the drop ledger.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DropView {
     /// The port.
     pub port_id: String,
@@ -217,7 +218,7 @@ pub struct DropView {
 }
 
 /// Whether every frame is accounted for, as the workers have read it themselves between two breaths.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct AuditView {
     /// The verdict: nothing is off, and between workers there is nothing missing.
     pub adds_up: bool,
@@ -237,7 +238,7 @@ pub struct AuditView {
 }
 
 /// What came in at a port: `rx_frames = forwarded + flooded + drops_in`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditPortView {
     /// The port.
     pub port_id: String,
@@ -259,7 +260,7 @@ pub struct AuditPortView {
 
 /// What was to go out at a worker:
 /// `forwarded + copies + frames_heard = tx_frames + drops_out + frames_sent`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditWorkerView {
     /// The worker.
     pub worker: u16,
@@ -280,7 +281,7 @@ pub struct AuditWorkerView {
 }
 
 /// How many frames are between two workers. When nothing moves, the two are the same.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct BetweenView {
     /// At least so many.
     pub least: i64,
@@ -289,7 +290,7 @@ pub struct BetweenView {
 }
 
 /// A reason for which frames died, over all ports.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditDropView {
     /// Which way the frames went.
     pub direction: Direction,
@@ -299,4 +300,22 @@ pub struct AuditDropView {
     pub meaning: String,
     /// How many there were.
     pub frames: u64,
+}
+
+/// What came of attaching ports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Attached {
+    /// What is otherwise now, a sentence for each thing.
+    pub differences: Vec<String>,
+    /// Remarks: ports that have no device yet, and why.
+    pub remarks: Vec<String>,
+    /// The ports, as they are now.
+    pub ports: Vec<PortView>,
+}
+
+/// What came of a flush.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Flushed {
+    /// How many stations have been forgotten.
+    pub flushed: u64,
 }

@@ -4,12 +4,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::sync::{mpsc, oneshot};
-use vifswitch::control::handle::{Handle, Request};
-use vifswitch::control::server::{pages, serve};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use vifswitch::control::change::{Blame, Change, Changed, Refusal};
+use vifswitch::control::events::{Event, EventKind};
+use vifswitch::control::handle::{Flush, Handle, Request};
+use vifswitch::control::server::{api, serve};
 use vifswitch::control::socket::Socket;
 use vifswitch::control::view::{
     AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, DeviceView, Direction, DropView,
@@ -29,6 +32,61 @@ pub struct Views {
     pub workers: Vec<WorkerView>,
     pub drops: Vec<DropView>,
     pub audit: AuditView,
+    pub events: Vec<Event>,
+}
+
+/// What the fake switch has been asked to do, in the order of asking.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Asked {
+    Change(Change, Option<Duration>),
+    Diff(Change),
+    Confirm,
+    Flush(Flush),
+    Release(String),
+    Events(Option<String>),
+}
+
+/// What the fake switch says to whoever wants something done.
+#[derive(Debug, Clone)]
+pub struct Mind {
+    /// The answer to every change.
+    pub answer: Result<Changed, Refusal>,
+    /// Where it tells what it has been asked.
+    pub asked: mpsc::UnboundedSender<Asked>,
+    /// What happens.
+    pub happening: broadcast::Sender<Event>,
+}
+
+impl Mind {
+    /// One that says yes, and the end that hears what it has been asked.
+    pub fn willing() -> (Mind, mpsc::UnboundedReceiver<Asked>) {
+        let (asked, heard) = mpsc::unbounded_channel();
+        let answer = Ok(Changed { differences: vec!["port p9 is new".into()], remarks: vec!["no namespace".into()] });
+        (Mind { answer, asked, happening: broadcast::channel(16).0 }, heard)
+    }
+
+    /// One that says no.
+    pub fn refusing(blame: Blame, kind: &'static str, message: &str) -> Mind {
+        Mind { answer: Err(Refusal { blame, kind, message: message.into() }), ..Mind::willing().0 }
+    }
+
+    fn hear(&self, asked: Asked) {
+        // Not every test listens.
+        let _ = self.asked.send(asked);
+    }
+}
+
+/// Something that happened.
+pub fn event(time: &str, text: &str) -> Event {
+    Event {
+        time: time.into(),
+        kind: EventKind::PortUp,
+        vm: Some("fw-3".into()),
+        ports: vec!["p1".into(), ODD.into()],
+        network: Some("net1".into()),
+        mac: None,
+        text: text.into(),
+    }
 }
 
 impl Views {
@@ -122,11 +180,20 @@ impl Views {
                 frames: 2,
             }],
             audit: audit(),
+            events: vec![
+                event("2025-11-03T09:00:00.000Z", "it is up"),
+                Event { vm: None, ports: vec![], network: None, ..event("2025-11-03T09:00:01.000Z", "it is so") },
+            ],
         }
     }
 
     /// Answers as the controller does, until nobody can ask any more.
-    pub async fn control(self, mut requests: mpsc::Receiver<Request>) {
+    pub async fn control(self, requests: mpsc::Receiver<Request>) {
+        self.mind(Mind::willing().0, requests).await;
+    }
+
+    /// The same, with a mind of its own.
+    pub async fn mind(self, mind: Mind, mut requests: mpsc::Receiver<Request>) {
         while let Some(request) = requests.recv().await {
             // Whoever has asked may be gone.
             match request {
@@ -138,8 +205,31 @@ impl Views {
                 Request::Drops(reply) => drop(reply.send(self.drops.clone())),
                 Request::Audit(reply) => drop(reply.send(self.audit.clone())),
                 Request::Config(reply) => drop(reply.send(json!({ "switch": { "cores": [1] } }))),
-                // Changes are refused as by a switch that is shutting down.
-                other => drop(other),
+                Request::Change(change, confirm, reply) => {
+                    mind.hear(Asked::Change(change, confirm));
+                    drop(reply.send(mind.answer.clone()));
+                }
+                Request::Diff(change, reply) => {
+                    mind.hear(Asked::Diff(change));
+                    drop(reply.send(mind.answer.clone()));
+                }
+                Request::Confirm(reply) => {
+                    mind.hear(Asked::Confirm);
+                    drop(reply.send(mind.answer.clone()));
+                }
+                Request::Flush(flush, reply) => {
+                    mind.hear(Asked::Flush(flush));
+                    drop(reply.send(mind.answer.clone().map(|_| 7)));
+                }
+                Request::Release(port, reply) => {
+                    mind.hear(Asked::Release(port));
+                    drop(reply.send(mind.answer.clone()));
+                }
+                Request::Events(since, reply) => {
+                    mind.hear(Asked::Events(since));
+                    let events = (self.events.clone(), mind.happening.subscribe());
+                    drop(reply.send(mind.answer.clone().map(|_| events)));
+                }
             }
         }
     }
@@ -195,6 +285,11 @@ impl Fake {
         Fake::start(async move |requests| views.control(requests).await)
     }
 
+    /// A switch that shows `views` and has a mind of its own.
+    pub fn minded(views: Views, mind: Mind) -> Fake {
+        Fake::start(async move |requests| views.mind(mind, requests).await)
+    }
+
     /// A switch whose controller is gone.
     pub fn closing() -> Fake {
         Fake::start(async |requests| drop(requests))
@@ -224,7 +319,7 @@ impl Fake {
                 let socket = Socket::bind(&path).unwrap();
                 let (handle, requests) = Handle::new();
                 ready.send(()).unwrap();
-                let served = serve(socket, pages(handle), async { drop(stopped.await) });
+                let served = serve(socket, api(handle), async { drop(stopped.await) });
                 tokio::join!(served, controller(requests));
             });
         });

@@ -64,6 +64,22 @@ impl Node {
     }
 }
 
+impl From<Node> for serde_json::Value {
+    fn from(node: Node) -> serde_json::Value {
+        match node.value {
+            Value::Nothing => serde_json::Value::Null,
+            Value::Bool(yes) => yes.into(),
+            Value::Integer(number) => number.into(),
+            // no key takes it, whatever it is called
+            Value::Text(text) | Value::Other(text) => text.into(),
+            Value::List(items) => items.into_iter().map(serde_json::Value::from).collect(),
+            Value::Table(entries) => {
+                entries.into_iter().map(|(key, node)| (key, serde_json::Value::from(node))).collect()
+            }
+        }
+    }
+}
+
 /// Reads TOML.
 pub(super) fn from_toml(text: &str) -> Result<Node, SyntaxError> {
     let lines = Lines::of(text);

@@ -38,6 +38,22 @@ pub(super) fn config(written: &written::Config, notes: &mut Notes<'_>) -> Config
     }
 }
 
+/// What a port means that stands at `path`.
+pub(super) fn port(path: Path, written: &written::Port, notes: &mut Notes<'_>) -> Port {
+    Table { path, notes }.port(written)
+}
+
+/// Why nothing can be known by this text, if nothing can.
+pub fn wrong_id(text: &str) -> Option<String> {
+    let wrong = match text.chars().count() {
+        0 => "empty",
+        256.. => "too long",
+        _ if text.chars().any(char::is_control) => "has control characters in it",
+        _ => return None,
+    };
+    Some(format!("{wrong}; an id is 1 to 255 characters, none of them control characters"))
+}
+
 /// What each table of a list means.
 fn each<W, M>(
     path: &Path,
@@ -215,24 +231,15 @@ impl Table<'_, '_> {
     }
 
     /// A text that something is known by.
-    fn id(&mut self, key: &str, written: Option<&str>) -> String {
+    pub fn id(&mut self, key: &str, written: Option<&str>) -> String {
         let Some(text) = written else {
             if self.misses(key) {
                 self.note(key, kind::MISSING, "must be given: a text of 1 to 255 characters");
             }
             return String::new();
         };
-        let wrong = match text.chars().count() {
-            0 => "empty",
-            256.. => "too long",
-            _ if text.chars().any(char::is_control) => "has control characters in it",
-            _ => return text.to_string(),
-        };
-        self.note(
-            key,
-            kind::BAD_VALUE,
-            format!("{wrong}; an id is 1 to 255 characters, none of them control characters"),
-        );
+        let Some(wrong) = wrong_id(text) else { return text.to_string() };
+        self.note(key, kind::BAD_VALUE, wrong);
         String::new()
     }
 

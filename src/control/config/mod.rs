@@ -14,10 +14,12 @@
 
 mod admission;
 mod document;
+mod fragment;
 mod meaning;
 mod meant;
 mod notes;
 mod problem;
+mod source;
 mod tap;
 mod way_back;
 pub mod written;
@@ -25,14 +27,16 @@ pub mod written;
 #[cfg(test)]
 pub(crate) mod strategy;
 
-use std::fs;
 use std::path::Path;
 
+pub use fragment::{parse_json_over, parse_port_keys_json, parse_ports_json};
+pub use meaning::wrong_id;
 pub use meant::{
     AddressPair, Config, Device, IpAllocation, Named, Network, Poll, Port, PortSecurity, ReservedGroups,
     SwitchSettings, Tap, Vm,
 };
 pub use problem::{Errors, Problem, kind};
+pub use source::Source;
 
 use document::{Node, SyntaxError};
 use notes::Notes;
@@ -40,18 +44,7 @@ use written::Read;
 
 /// Reads and judges the file at `path`: JSON if its name ends in `.json`, TOML otherwise.
 pub fn load(path: impl AsRef<Path>) -> Result<Config, Errors> {
-    let path = path.as_ref();
-    let name = path.display().to_string();
-    let unreadable = |message: String| Errors::from(Problem::of_file(&name, kind::UNREADABLE, message));
-    let bytes = fs::read(path).map_err(|error| unreadable(format!("cannot be read: {error}")))?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        unreadable(format!("not a text; the byte at {} is not UTF-8", error.utf8_error().valid_up_to()))
-    })?;
-    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json")) {
-        parse_json(&text, &name)
-    } else {
-        parse_toml(&text, &name)
-    }
+    Source::read(path.as_ref())?.config()
 }
 
 /// Is this file right? The same as [`load`], under the name of the command that asks.
@@ -70,10 +63,19 @@ pub fn parse_json(text: &str, file_name: &str) -> Result<Config, Errors> {
 }
 
 fn judge(document: Result<Node, SyntaxError>, file_name: &str) -> Result<Config, Errors> {
+    judge_over(document, file_name, SwitchSettings::default())
+}
+
+/// What the document means beside these settings of the process, which stay as they are if it has no
+/// `[switch]`.
+fn judge_over(document: Result<Node, SyntaxError>, file_name: &str, switch: SwitchSettings) -> Result<Config, Errors> {
     let root = document.map_err(|error| Errors::from(Problem::of_syntax(file_name, error)))?;
     let mut notes = Notes::new(file_name, &root);
     let written = written::Config::read(&root, &notes::Path::default(), &mut notes).unwrap_or_default();
-    let config = meaning::config(&written, &mut notes);
+    let mut config = meaning::config(&written, &mut notes);
+    if written.switch.is_none() {
+        config.switch = switch;
+    }
     admission::check(&config, &mut notes);
     notes.finish().map_or(Ok(config), Err)
 }

@@ -116,7 +116,8 @@ impl<'d> Notes<'d> {
 
     fn walk(&self, path: &Path) -> Found<'d> {
         let mut found = Found { node: Some(self.root), line: self.root.line, owner: Vec::new() };
-        let mut list = "";
+        // a list that stands alone is one of ports
+        let mut list = if matches!(self.root.value, Value::List(_)) { "ports" } else { "" };
         for (index, step) in path.0.iter().enumerate() {
             found.node = found.node.and_then(|node| match step {
                 Step::Key(key) => node.get(key),

@@ -6,6 +6,7 @@
 //! value of a wrong type.
 
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::document::{Node, Value};
 use super::notes::{Notes, Path, quoted};
@@ -103,7 +104,8 @@ macro_rules! table {
         later { $( $later:ident )* }
     ) => {
         $(#[$about])*
-        #[derive(Debug, Clone, Default, PartialEq, Serialize)]
+        #[derive(Debug, Clone, Default, PartialEq, Serialize, ToSchema)]
+        #[serde(deny_unknown_fields)]
         pub struct $name {
             $( $(#[$meaning])* #[serde(skip_serializing_if = "Option::is_none")] pub $key: Option<$type>, )*
         }

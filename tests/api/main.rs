@@ -1,7 +1,12 @@
 //! The API over a unix socket, from the outside: its pages, its errors, its socket, its patience.
 #![allow(missing_docs, clippy::unwrap_used)]
 
+mod bounds;
+mod changes;
+mod events;
+#[path = "../fake/mod.rs"]
 mod fake;
+mod openapi;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -17,7 +22,7 @@ use vifswitch::control::client::{Client, Error};
 use vifswitch::control::handle::Handle;
 use vifswitch::control::server::{pages, serve};
 use vifswitch::control::socket::Socket;
-use vifswitch::control::view::PortView;
+use vifswitch::control::view::{PortView, StationView};
 
 /// An answer: status, head, body.
 #[derive(Debug)]
@@ -36,8 +41,25 @@ impl Answer {
 }
 
 /// Says one request over `stream` and reads until its other end closes.
-fn talk(mut stream: impl Read + Write, method: &str, path: &str) -> Answer {
-    write!(stream, "{method} {path} HTTP/1.1\r\nHost: vifswitch\r\nConnection: close\r\n\r\n").unwrap();
+fn talk(stream: impl Read + Write, method: &str, path: &str) -> Answer {
+    converse(stream, method, path, "", "")
+}
+
+/// The same, with further lines of its head, each with its end, and a body.
+fn converse(mut stream: impl Read + Write, method: &str, path: &str, head: &str, body: &str) -> Answer {
+    let length = body.len();
+    write!(
+        stream,
+        "{method} {path} HTTP/1.1\r\nHost: vifswitch\r\nConnection: close\r\n{head}Content-Length: {length}\r\n\r\n"
+    )
+    .unwrap();
+    // Whoever has heard enough may hang up before the end.
+    let _ = stream.write_all(body.as_bytes());
+    answer_on(stream)
+}
+
+/// Reads an answer, to the end of the connection.
+fn answer_on(mut stream: impl Read) -> Answer {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     let (head, body) = text.split_once("\r\n\r\n").unwrap();
@@ -46,6 +68,12 @@ fn talk(mut stream: impl Read + Write, method: &str, path: &str) -> Answer {
 
 fn ask(fake: &Fake, method: &str, path: &str) -> Answer {
     talk(UnixStream::connect(fake.socket()).unwrap(), method, path)
+}
+
+/// Asks with a body of JSON.
+fn ask_with(fake: &Fake, method: &str, path: &str, body: &str) -> Answer {
+    let stream = UnixStream::connect(fake.socket()).unwrap();
+    converse(stream, method, path, "Content-Type: application/json\r\n", body)
 }
 
 #[test]
@@ -78,6 +106,44 @@ fn every_page_has_the_keys_of_the_contract() {
 }
 
 #[test]
+fn a_long_list_comes_whole() {
+    for length in [0, 1, 511, 512, 513, 1024, 20_000] {
+        let mut views = Views::made_up();
+        views.fdb = views
+            .fdb
+            .into_iter()
+            .cycle()
+            .take(length)
+            .zip(0..)
+            .map(|(s, n)| StationView { age_seconds: n, ..s })
+            .collect();
+        let fake = Fake::showing(views.clone());
+        let client = Client::new(fake.socket());
+        let told = runtime().block_on(client.get::<Vec<StationView>>("/v1/fdb")).unwrap();
+        assert!(told == views.fdb, "{length} stations");
+    }
+}
+
+#[test]
+fn who_does_not_read_a_long_list_keeps_nobody_from_the_rest() {
+    let mut views = Views::made_up();
+    views.fdb = views.fdb.into_iter().cycle().take(50_000).collect();
+    let fake = Fake::showing(views);
+    let idle: Vec<_> = (0..10)
+        .map(|_| {
+            let mut stream = UnixStream::connect(fake.socket()).unwrap();
+            stream.write_all(b"GET /v1/fdb HTTP/1.1\r\nHost: vifswitch\r\n\r\n").unwrap();
+            stream
+        })
+        .collect();
+    for path in ["/v1/ports", "/metrics", "/v1/drops"] {
+        assert_eq!(ask(&fake, "GET", path).0, 200);
+    }
+    drop(idle);
+    assert_eq!(ask(&fake, "GET", "/v1/fdb").0, 200);
+}
+
+#[test]
 fn a_port_is_found_by_its_name() {
     let fake = Fake::showing(Views::made_up());
     assert_eq!(ask(&fake, "GET", "/v1/ports/p1").json()["device_id"], "fw-3");
@@ -95,12 +161,12 @@ fn what_is_not_there_says_so() {
         let answer = ask(&fake, "GET", path);
         assert_eq!((answer.0, answer.kind().as_str()), (404, "unknown_path"), "{path}");
     }
-    for (method, path) in
-        [("PUT", "/v1/ports"), ("DELETE", "/v1/ports/p1"), ("POST", "/metrics"), ("BREW", "/v1/config")]
+    for (method, path) in [("PUT", "/v1/ports"), ("POST", "/v1/ports/p1"), ("POST", "/metrics"), ("BREW", "/v1/config")]
     {
         let answer = ask(&fake, method, path);
         assert_eq!((answer.0, answer.kind().as_str()), (405, "method_not_allowed"), "{method} {path}");
         assert!(answer.1.contains("allow: get,head"), "{answer:?}");
+        assert!(answer.json()["error"]["message"].as_str().unwrap().contains(method), "{answer:?}");
     }
 }
 
@@ -226,6 +292,19 @@ fn the_pages_can_be_served_over_tcp() {
     let address = known.recv().unwrap();
     assert_eq!(talk(TcpStream::connect(address).unwrap(), "GET", "/metrics").0, 200);
     assert_eq!(talk(TcpStream::connect(address).unwrap(), "GET", "/v1/ports").0, 200);
+    for (method, path, status) in [
+        ("PUT", "/v1/config", 405),
+        ("PATCH", "/v1/ports/p1", 405),
+        ("DELETE", "/v1/ports/p1", 405),
+        ("POST", "/v1/ports/p1/release", 404),
+        ("POST", "/v1/vms/fw-3/ports", 404),
+        ("POST", "/v1/fdb/flush", 404),
+        ("POST", "/v1/confirm", 404),
+        ("GET", "/v1/events", 404),
+    ] {
+        let answer = talk(TcpStream::connect(address).unwrap(), method, path);
+        assert_eq!(answer.0, status, "nothing is changed over TCP: {method} {path}");
+    }
     drop(stop);
     server.join().unwrap();
 }

@@ -1,5 +1,4 @@
-//! The API: HTTP/1.1 and JSON. What can be read is a set of pages over a [`Handle`]; they are
-//! served at the unix socket and, where the configuration says so, at a TCP address.
+//! Connections: accepted up to a bound, cut off when they hang, let go when the switch stops.
 //!
 //! A client can do no harm by hanging. One that does not finish its question, or does not read its
 //! answer, is cut off within seconds. Each listener has its own bound on connections, so that
@@ -11,26 +10,15 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
-use axum::http::{Method, StatusCode, Uri, header};
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::serve::Listener;
-use axum::{Json, Router};
+use axum::{Extension, Router};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use serde::Serialize;
-use serde_json::json;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
-
-use super::handle::{Closing, Handle};
-use super::view::PortView;
-use crate::telemetry::exposition;
 
 /// Connections at one listener at a time; more wait to be accepted.
 const CONNECTIONS: usize = 64;
@@ -48,78 +36,15 @@ const LEAVING: Duration = Duration::from_secs(2);
 /// Bytes of a request's head.
 const HEAD: usize = 64 * 1024;
 
-/// The pages that change nothing.
-pub fn pages(handle: Handle) -> Router {
-    Router::new()
-        .route("/v1/ports", get(async |State(h): State<Handle>| answer(h.ports().await)))
-        .route("/v1/ports/{id}", get(port))
-        .route("/v1/vms", get(async |State(h): State<Handle>| answer(h.vms().await)))
-        .route("/v1/networks", get(async |State(h): State<Handle>| answer(h.networks().await)))
-        .route("/v1/fdb", get(async |State(h): State<Handle>| answer(h.fdb().await)))
-        .route("/v1/workers", get(async |State(h): State<Handle>| answer(h.workers().await)))
-        .route("/v1/drops", get(async |State(h): State<Handle>| answer(h.drops().await)))
-        .route("/v1/audit", get(async |State(h): State<Handle>| answer(h.audit().await)))
-        .route("/v1/config", get(async |State(h): State<Handle>| answer(h.config().await)))
-        .route("/metrics", get(metrics))
-        .fallback(async |uri: Uri| Problem::unknown("unknown_path", format!("there is nothing at {}", uri.path())))
-        .method_not_allowed_fallback(async |method: Method, uri: Uri| Problem {
-            status: StatusCode::METHOD_NOT_ALLOWED,
-            kind: "method_not_allowed",
-            message: format!("{} does not take {method}", uri.path()),
-        })
-        .with_state(handle)
-}
+/// Tells what answers without an end that the switch stops: it changes, or its other end is dropped.
+#[derive(Debug, Clone)]
+pub struct Leave(watch::Receiver<()>);
 
-fn answer<T: Serialize>(found: Result<T, Closing>) -> Result<Json<T>, Problem> {
-    Ok(Json(found?))
-}
-
-async fn port(
-    State(handle): State<Handle>,
-    id: Result<Path<String>, PathRejection>,
-) -> Result<Json<PortView>, Problem> {
-    // What is not UTF-8 is the name of no port.
-    let Ok(Path(id)) = id else {
-        return Err(Problem::unknown("unknown_port", "there is no port of this name".into()));
-    };
-    let ports = handle.ports().await?;
-    match ports.into_iter().find(|port| port.port_id == id) {
-        Some(port) => Ok(Json(port)),
-        None => Err(Problem::unknown("unknown_port", format!("there is no port {id:?}"))),
-    }
-}
-
-async fn metrics(State(handle): State<Handle>) -> Result<Response, Problem> {
-    let (ports, vms, networks) = (handle.ports().await?, handle.vms().await?, handle.networks().await?);
-    let (workers, drops) = (handle.workers().await?, handle.drops().await?);
-    let text = exposition::render(ports, vms, networks, workers, drops);
-    Ok(([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response())
-}
-
-/// Why there is no page: what every error of the API looks like.
-#[derive(Debug)]
-struct Problem {
-    status: StatusCode,
-    kind: &'static str,
-    message: String,
-}
-
-impl Problem {
-    fn unknown(kind: &'static str, message: String) -> Problem {
-        Problem { status: StatusCode::NOT_FOUND, kind, message }
-    }
-}
-
-impl From<Closing> for Problem {
-    fn from(closing: Closing) -> Problem {
-        Problem { status: StatusCode::SERVICE_UNAVAILABLE, kind: "shutting_down", message: closing.to_string() }
-    }
-}
-
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
-        let body = json!({ "error": { "kind": self.kind, "message": self.message } });
-        (self.status, Json(body)).into_response()
+impl Leave {
+    /// Waits until it is time to leave.
+    pub async fn told(&mut self) {
+        // That the other end is gone says the same.
+        let _ = self.0.changed().await;
     }
 }
 
@@ -133,7 +58,7 @@ pub async fn serve<L: Listener>(mut listener: L, pages: Router, stop: impl Futur
         tokio::select! {
             () = &mut stop => break,
             (stream, _) = listener.accept(), if connections.len() < CONNECTIONS => {
-                connections.spawn(converse(stream, pages.clone(), left.clone()));
+                connections.spawn(converse(stream, pages.clone(), Leave(left.clone())));
             }
             Some(_) = connections.join_next() => {}
         }
@@ -145,11 +70,8 @@ pub async fn serve<L: Listener>(mut listener: L, pages: Router, stop: impl Futur
 
 /// One connection, until either side has had enough, or until `leave` is dropped and the present
 /// question is answered.
-async fn converse(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    pages: Router,
-    mut leave: watch::Receiver<()>,
-) {
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, pages: Router, mut leave: Leave) {
+    let pages = pages.layer(Extension(leave.clone()));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(ASKING)
@@ -159,7 +81,7 @@ async fn converse(
     // A connection that breaks is the client's affair.
     tokio::select! {
         _ = connection.as_mut() => return,
-        _ = leave.changed() => connection.as_mut().graceful_shutdown(),
+        () = leave.told() => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
 }

@@ -1,0 +1,261 @@
+//! The commands that change a running switch. What they read is checked here first, so that a mistake
+//! is told with its file and line, and nothing is asked of the switch.
+
+use std::fmt::Write;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use hyper::Method;
+use serde_json::{Value, json};
+
+use super::keys;
+use super::table::printable;
+use super::{Failure, Where, block_on};
+use crate::control::change::Changed;
+use crate::control::client::{Client, escaped};
+use crate::control::config::{self, Source};
+use crate::control::view::{Attached, Flushed, PortView, Status};
+
+/// The arguments of `apply`.
+#[derive(Debug, Args)]
+pub struct Apply {
+    /// The configuration file, TOML or JSON
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Go back after so many seconds unless `vifswitch confirm` comes before
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86400))]
+    confirm: Option<u32>,
+    #[command(flatten)]
+    at: Where,
+}
+
+/// The arguments of `diff`.
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The configuration file, TOML or JSON
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    at: Where,
+}
+
+/// The arguments of `confirm`.
+#[derive(Debug, Args)]
+pub struct Confirm {
+    #[command(flatten)]
+    at: Where,
+}
+
+/// The arguments of `attach`.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// A port with its `device_id`, TOML or JSON; `-` for standard input
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    at: Where,
+}
+
+/// The arguments of `detach`.
+#[derive(Debug, Args)]
+pub struct Detach {
+    /// The port's id
+    #[arg(value_name = "PORT")]
+    port: String,
+    #[command(flatten)]
+    at: Where,
+}
+
+/// The arguments of `set`.
+#[derive(Debug, Args)]
+pub struct Set {
+    /// The port's id
+    #[arg(value_name = "PORT")]
+    port: String,
+    /// Keys as in the configuration: `admin_state_up=false`, `device.queues=2`
+    #[arg(value_name = "KEY=VALUE", required = true)]
+    keys: Vec<String>,
+    #[command(flatten)]
+    at: Where,
+}
+
+/// The arguments of `flush`.
+#[derive(Debug, Args)]
+pub struct Flush {
+    /// Only the stations of this network
+    #[arg(long, value_name = "NETWORK")]
+    network: Option<String>,
+    /// Only the stations behind this port
+    #[arg(long, value_name = "PORT")]
+    port: Option<String>,
+    /// Only this station
+    #[arg(long, value_name = "MAC")]
+    mac: Option<crate::wire::Mac>,
+    #[command(flatten)]
+    at: Where,
+}
+
+/// The arguments of `release`.
+#[derive(Debug, Args)]
+pub struct Release {
+    /// The port's id
+    #[arg(value_name = "PORT")]
+    port: String,
+    #[command(flatten)]
+    at: Where,
+}
+
+impl Apply {
+    /// What is to be printed.
+    pub fn run(&self) -> Result<String, Failure> {
+        let body = configuration(&self.file)?;
+        let path = match self.confirm {
+            Some(seconds) => format!("/v1/config?confirm={seconds}"),
+            None => "/v1/config".to_owned(),
+        };
+        self.at.ask(Method::PUT, &path, Some(&body), |changed: Changed| {
+            let mut text = told(&changed, "nothing has changed: it was so already");
+            if let Some(seconds) = self.confirm {
+                // Writing to a string does not fail.
+                let _ = writeln!(text, "it goes back in {seconds} seconds unless `vifswitch confirm` comes before");
+            }
+            text
+        })
+    }
+}
+
+impl Diff {
+    /// What is to be printed.
+    pub fn run(&self) -> Result<String, Failure> {
+        let body = configuration(&self.file)?;
+        let none = "nothing would change";
+        self.at.ask(Method::POST, "/v1/config/diff", Some(&body), |changed: Changed| told(&changed, none))
+    }
+}
+
+impl Confirm {
+    /// What is to be printed.
+    pub fn run(&self) -> Result<String, Failure> {
+        self.at.ask(Method::POST, "/v1/confirm", None, |changed: Changed| {
+            format!("the change stays:\n{}", told(&changed, "nothing was otherwise before it"))
+        })
+    }
+}
+
+impl Attach {
+    /// What is to be printed.
+    pub fn run(&self) -> Result<String, Failure> {
+        let source = source(&self.file)?;
+        let (vm, _) = source.port()?;
+        let path = format!("/v1/vms/{}/ports", escaped(&vm));
+        self.at.ask(Method::POST, &path, Some(&source.to_json()?), |attached: Attached| {
+            let Attached { differences, remarks, ports } = attached;
+            let mut text = told(&Changed { differences, remarks }, "nothing has changed");
+            for port in &ports {
+                let _ = writeln!(text, "{}", printable(state(port)));
+            }
+            text
+        })
+    }
+}
+
+impl Detach {
+    /// What is to be printed.
+    pub fn run(&self) -> Result<String, Failure> {
+        let path = format!("/v1/ports/{}", escaped(&self.port));
+        self.at.ask(Method::DELETE, &path, None, |changed: Changed| told(&changed, "nothing has changed"))
+    }
+}
+
+impl Set {
+    /// What is to be printed.
+    pub fn run(&self) -> Result<String, Failure> {
+        let keys = keys::parse(&self.keys).map_err(Failure::Usage)?;
+        config::parse_port_keys_json(&keys.to_string(), "set")?;
+        let path = format!("/v1/ports/{}", escaped(&self.port));
+        let none = "nothing has changed: it was so already";
+        self.at.ask(Method::PATCH, &path, Some(&keys), |changed: Changed| told(&changed, none))
+    }
+}
+
+impl Flush {
+    /// What is to be printed.
+    pub fn run(&self) -> Result<String, Failure> {
+        let mut body = json!({});
+        for (key, value) in [
+            ("network_id", self.network.clone()),
+            ("port_id", self.port.clone()),
+            ("mac_address", self.mac.map(|mac| mac.to_string())),
+        ] {
+            if let Some(value) = value {
+                body[key] = value.into();
+            }
+        }
+        self.at.ask(Method::POST, "/v1/fdb/flush", Some(&body), |Flushed { flushed }| match flushed {
+            1 => "1 station has been forgotten\n".to_owned(),
+            _ => format!("{flushed} stations have been forgotten\n"),
+        })
+    }
+}
+
+impl Release {
+    /// What is to be printed.
+    pub fn run(&self) -> Result<String, Failure> {
+        let path = format!("/v1/ports/{}/release", escaped(&self.port));
+        let none = "nothing holds this port";
+        self.at.ask(Method::POST, &path, None, |changed: Changed| told(&changed, none))
+    }
+}
+
+impl Where {
+    /// Asks the switch, and says in words what it answered, or as JSON if that is wanted.
+    fn ask<T: serde::de::DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+        words: impl FnOnce(T) -> String,
+    ) -> Result<String, Failure> {
+        let client = Client::new(&self.socket);
+        let answer = block_on(&client, client.ask(method, path, body))?;
+        Ok(if self.json { answer + "\n" } else { words(client.parse(answer.as_bytes())?) })
+    }
+}
+
+/// A text to be read: a file, or standard input.
+fn source(file: &Path) -> Result<Source, Failure> {
+    if file != Path::new("-") {
+        return Ok(Source::read(file)?);
+    }
+    let mut bytes = Vec::new();
+    io::stdin().read_to_end(&mut bytes).map_err(|e| Failure::Usage(format!("cannot read standard input: {e}")))?;
+    Ok(Source::of("standard input", bytes)?)
+}
+
+/// A configuration that is right, as it is written.
+fn configuration(file: &Path) -> Result<Value, Failure> {
+    let source = source(file)?;
+    source.config()?;
+    Ok(source.to_json()?)
+}
+
+/// What came of a change, a line for each thing; `none` if there was nothing to do.
+fn told(changed: &Changed, none: &str) -> String {
+    let mut text = String::new();
+    let differences = changed.differences.iter().map(|line| ("", line));
+    for (mark, line) in differences.chain(changed.remarks.iter().map(|line| ("note: ", line))) {
+        let _ = writeln!(text, "{mark}{}", printable(line.clone()));
+    }
+    if changed.differences.is_empty() { format!("{none}\n{text}") } else { text }
+}
+
+/// How a port is, in a line.
+fn state(port: &PortView) -> String {
+    let status = match port.status {
+        Status::Active => "ACTIVE",
+        Status::Down => "DOWN",
+    };
+    let reason = if port.status_reason.is_empty() { String::new() } else { format!(": {}", port.status_reason) };
+    format!("port {} of VM {} is {status}{reason}", port.port_id, port.device_id)
+}

@@ -1,0 +1,192 @@
+//! Parts of a configuration that come alone: ports to attach, keys of a port to set, a
+//! configuration without its `[switch]`.
+//!
+//! They are read and judged as the same tables of a file are. What only shows beside other tables,
+//! such as an address that is taken, is not known here.
+
+use super::document::{self, Node, SyntaxError, Value};
+use super::meant::{Config, Port, SwitchSettings};
+use super::notes::{Notes, Path, quoted};
+use super::problem::{Errors, Problem, kind};
+use super::written::{self, Read};
+use super::{judge_over, meaning};
+
+/// The key of a port that stands alone which names its VM.
+const OWNER: &str = "device_id";
+
+/// Reads and judges a whole configuration in JSON. Without `switch` in it, that is as `switch` says.
+pub fn parse_json_over(text: &str, name: &str, switch: SwitchSettings) -> Result<Config, Errors> {
+    judge_over(document::from_json(text), name, switch)
+}
+
+/// Reads and judges ports of the VM `vm` in JSON: one table, or a list of them. They may name
+/// their VM with `device_id`, and must not name another one. A port that stands there twice is
+/// given twice.
+pub fn parse_ports_json(text: &str, name: &str, vm: &str) -> Result<Vec<Port>, Errors> {
+    let root = parsed(document::from_json(text), name)?;
+    let mut notes = Notes::new(name, &root);
+    let top = Path::default();
+    let ports = match &root.value {
+        Value::List(items) => items
+            .iter()
+            .enumerate()
+            .map(|(index, item)| one_port(item, &top.item(index), Some(vm), &mut notes).1)
+            .collect(),
+        Value::Table(_) => vec![one_port(&root, &top, Some(vm), &mut notes).1],
+        _ => {
+            notes.add(&top, kind::WRONG_TYPE, "a port, which is a table of keys, or a list of ports belongs here");
+            Vec::new()
+        }
+    };
+    notes.finish().map_or(Ok(ports), Err)
+}
+
+/// Reads some keys of a port in JSON. Of their values only the types are judged.
+pub fn parse_port_keys_json(text: &str, name: &str) -> Result<written::Port, Errors> {
+    port_keys(document::from_json(text), name)
+}
+
+/// One port, and the VM that its `device_id` names.
+pub(super) fn port(document: Result<Node, SyntaxError>, name: &str) -> Result<(String, Port), Errors> {
+    let root = parsed(document, name)?;
+    let mut notes = Notes::new(name, &root);
+    let port = one_port(&root, &Path::default(), None, &mut notes);
+    notes.finish().map_or(Ok(port), Err)
+}
+
+/// Some keys of a port.
+pub(super) fn port_keys(document: Result<Node, SyntaxError>, name: &str) -> Result<written::Port, Errors> {
+    let root = parsed(document, name)?;
+    let mut notes = Notes::new(name, &root);
+    let keys = written::Port::read(&root, &Path::default(), &mut notes).unwrap_or_default();
+    notes.finish().map_or(Ok(keys), Err)
+}
+
+fn parsed(document: Result<Node, SyntaxError>, name: &str) -> Result<Node, Errors> {
+    document.map_err(|error| Errors::from(Problem::of_syntax(name, error)))
+}
+
+/// A port, and the VM it belongs to: the one it names, or `vm`. It must name one of the two.
+fn one_port(node: &Node, path: &Path, vm: Option<&str>, notes: &mut Notes<'_>) -> (String, Port) {
+    let mut owner = None;
+    let mut keys = node.clone();
+    if let Value::Table(entries) = &mut keys.value {
+        let given = entries.iter().position(|(key, _)| key == OWNER).map(|at| entries.remove(at).1);
+        let given = given.filter(|node| node.value != Value::Nothing);
+        let at = path.key(OWNER);
+        owner = given.and_then(|node| String::read(&node, &at, notes));
+        match (&owner, vm) {
+            (Some(owner), Some(vm)) if owner != vm => {
+                let message = format!("this is asked of the VM {}; leave the key out, or ask the other", quoted(vm));
+                notes.add(&at, kind::CONTRADICTION, message);
+            }
+            (Some(owner), None) => {
+                if let Some(wrong) = meaning::wrong_id(owner) {
+                    notes.add(&at, kind::BAD_VALUE, wrong);
+                }
+            }
+            (None, None) if notes.misses(&at) => {
+                notes.add(&at, kind::MISSING, "must be given: the id of the VM that the port is for");
+            }
+            _ => {}
+        }
+    }
+    let written = written::Port::read(&keys, path, notes).unwrap_or_default();
+    let port = meaning::port(path.clone(), &written, notes);
+    (owner.or_else(|| vm.map(str::to_owned)).unwrap_or_default(), port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Source;
+    use super::super::strategy;
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A port that is right.
+    const PORT: &str =
+        r#""port_id": "p1", "network_id": "net1", "mac_address": "02:00:00:00:01:0a", "device": { "kind": "tap" }"#;
+
+    fn kinds(errors: &Errors) -> Vec<(&str, &str)> {
+        errors.problems().iter().map(|problem| (problem.key.as_str(), problem.kind)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn ports_alone_are_what_they_are_in_a_file(config in strategy::config()) {
+            for vm in &config.vms {
+                let written: Vec<_> = vm.ports.iter().map(Port::to_written).collect();
+                let list = serde_json::to_string(&written).unwrap();
+                prop_assert_eq!(parse_ports_json(&list, "x", &vm.id), Ok(vm.ports.clone()));
+                for (port, written) in vm.ports.iter().zip(&written) {
+                    let one = serde_json::to_string(written).unwrap();
+                    prop_assert_eq!(parse_ports_json(&one, "x", &vm.id), Ok(vec![port.clone()]));
+                    prop_assert_eq!(&parse_port_keys_json(&one, "x").unwrap(), written);
+                    let mut table = toml::Table::try_from(written).unwrap();
+                    table.insert(OWNER.into(), vm.id.clone().into());
+                    let source = Source::of("x", table.to_string().into_bytes()).unwrap();
+                    prop_assert_eq!(source.port(), Ok((vm.id.clone(), port.clone())));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_twice_is_given_twice() {
+        let list = format!("[{{{PORT}}}, {{{PORT}}}]");
+        assert_eq!(parse_ports_json(&list, "x", "fw-3").unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_port_may_name_its_vm_and_no_other() {
+        let text = |vm: &str| format!(r#"[{{{PORT}, "device_id": {vm}}}]"#);
+        for vm in [r#""fw-3""#, "null"] {
+            assert_eq!(parse_ports_json(&text(vm), "x", "fw-3").unwrap().len(), 1);
+        }
+        let errors = parse_ports_json(&text(r#""web""#), "x", "fw-3").unwrap_err();
+        assert_eq!(kinds(&errors), [("[0].device_id", kind::CONTRADICTION)]);
+        assert!(errors.to_string().ends_with("(port \"p1\")"), "{errors}");
+        let errors = parse_ports_json(&text("7"), "x", "fw-3").unwrap_err();
+        assert_eq!(kinds(&errors), [("[0].device_id", kind::WRONG_TYPE)]);
+    }
+
+    #[test]
+    fn a_port_that_stands_alone_must_name_its_vm() {
+        let port = |text: String| Source::of("x", text.into_bytes()).unwrap().port();
+        assert_eq!(port(format!(r#"{{{PORT}, "device_id": "fw-3"}}"#)).unwrap().0, "fw-3");
+        for (vm, wrong) in [("", kind::MISSING), (r#", "device_id": """#, kind::BAD_VALUE)] {
+            let errors = port(format!("{{{PORT}{vm}}}")).unwrap_err();
+            assert_eq!(kinds(&errors), [("device_id", wrong)]);
+        }
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_told() {
+        let errors = parse_ports_json(r#"[{"port_id": ""}, 7, {"portid": "x"}]"#, "x", "fw-3").unwrap_err();
+        let told = kinds(&errors);
+        for problem in [
+            ("[0].port_id", kind::BAD_VALUE),
+            ("[0].mac_address", kind::MISSING),
+            ("[1]", kind::WRONG_TYPE),
+            ("[2].portid", kind::UNKNOWN_KEY),
+        ] {
+            assert!(told.contains(&problem), "{problem:?}: {told:?}");
+        }
+        for text in ["7", "null", "\"p1\""] {
+            let errors = parse_ports_json(text, "x", "fw-3").unwrap_err();
+            assert_eq!(kinds(&errors), [("", kind::WRONG_TYPE)], "{text}");
+        }
+        let errors = parse_port_keys_json(r#"{"admin_state_up": 1, "device": {"queue": 2}}"#, "x").unwrap_err();
+        assert_eq!(kinds(&errors), [("admin_state_up", kind::WRONG_TYPE), ("device.queue", kind::UNKNOWN_KEY)]);
+    }
+
+    #[test]
+    fn what_is_not_said_of_the_switch_stays() {
+        let running = SwitchSettings { cores: vec![3], ..SwitchSettings::default() };
+        let over = |text| parse_json_over(text, "x", running.clone()).unwrap().switch;
+        assert_eq!(over("{}"), running);
+        assert_eq!(over(r#"{"switch": null}"#), running);
+        assert_eq!(over(r#"{"switch": {}}"#), SwitchSettings::default());
+        assert_eq!(over(r#"{"switch": {"cores": [2]}}"#).cores, [2]);
+    }
+}

@@ -1,0 +1,101 @@
+//! A text that someone wrote, in either language, and what can be read from it.
+
+use std::fs;
+use std::path::Path;
+
+use super::document::{self, Node, SyntaxError};
+use super::meant::{Config, Port};
+use super::problem::{Errors, Problem, kind};
+use super::{fragment, judge, written};
+
+/// A text, and what its problems call it.
+#[derive(Debug, Clone)]
+pub struct Source {
+    name: String,
+    text: String,
+    is_json: bool,
+}
+
+impl Source {
+    /// The file at `path`: JSON if its name ends in `.json`, otherwise whatever it looks like.
+    pub fn read(path: &Path) -> Result<Source, Errors> {
+        let name = path.display().to_string();
+        let bytes = fs::read(path).map_err(|error| unreadable(&name, format!("cannot be read: {error}")))?;
+        let mut source = Source::of(name, bytes)?;
+        source.is_json |= path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("json"));
+        Ok(source)
+    }
+
+    /// What came from elsewhere. No TOML begins with a brace: what does is JSON.
+    pub fn of(name: impl Into<String>, bytes: Vec<u8>) -> Result<Source, Errors> {
+        let name = name.into();
+        let text = String::from_utf8(bytes).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            unreadable(&name, format!("not a text; the byte at {at} is not UTF-8"))
+        })?;
+        let is_json = text.trim_start().starts_with('{');
+        Ok(Source { name, text, is_json })
+    }
+
+    /// A whole configuration.
+    pub fn config(&self) -> Result<Config, Errors> {
+        judge(self.document(), &self.name)
+    }
+
+    /// One port, and the VM that its `device_id` names.
+    pub fn port(&self) -> Result<(String, Port), Errors> {
+        fragment::port(self.document(), &self.name)
+    }
+
+    /// Some keys of a port.
+    pub fn port_keys(&self) -> Result<written::Port, Errors> {
+        fragment::port_keys(self.document(), &self.name)
+    }
+
+    /// The same as JSON, as it is written: nothing is filled in.
+    pub fn to_json(&self) -> Result<serde_json::Value, Errors> {
+        let node = self.document().map_err(|error| Errors::from(Problem::of_syntax(&self.name, error)))?;
+        Ok(node.into())
+    }
+
+    fn document(&self) -> Result<Node, SyntaxError> {
+        if self.is_json { document::from_json(&self.text) } else { document::from_toml(&self.text) }
+    }
+}
+
+fn unreadable(name: &str, message: String) -> Errors {
+    Errors::from(Problem::of_file(name, kind::UNREADABLE, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::strategy;
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn as_json_it_means_the_same(config in strategy::config()) {
+            let toml = Source::of("x", toml::to_string(&config).unwrap().into_bytes()).unwrap();
+            let json = Source::of("x", toml.to_json().unwrap().to_string().into_bytes()).unwrap();
+            prop_assert_eq!(json.config(), Ok(config));
+        }
+
+        #[test]
+        fn no_bytes_upset_it(bytes: Vec<u8>) {
+            if let Ok(source) = Source::of("x", bytes) {
+                let _ = (source.config(), source.port(), source.port_keys(), source.to_json());
+            }
+        }
+    }
+
+    #[test]
+    fn the_language_is_told_by_the_name_or_the_first_character() {
+        let directory = tempfile::tempdir().unwrap();
+        for (name, text) in [("a.toml", "switch = {}"), ("b.json", "{}"), ("c", " \n{}"), ("d.JSON", "{}"), ("e", "")] {
+            let path = directory.path().join(name);
+            fs::write(&path, text).unwrap();
+            assert_eq!(Source::read(&path).unwrap().config(), Ok(Config::default()), "{name}");
+        }
+    }
+}

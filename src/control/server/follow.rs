@@ -1,0 +1,122 @@
+//! Events, one in a line: those that are remembered, and with `follow` those that come.
+
+use std::convert::Infallible;
+use std::vec;
+
+use axum::Extension;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::Desk;
+use super::listener::Leave;
+use super::problem::{Failure, Problem};
+use crate::control::events::{Event, EventKind};
+use crate::time;
+
+/// What newline-delimited JSON is called.
+const NDJSON: &str = "application/x-ndjson";
+
+/// Remembered events that are sent in one piece.
+const PIECE: usize = 256;
+
+/// The query.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Which {
+    since: Option<String>,
+    #[serde(default)]
+    follow: bool,
+}
+
+/// What happened, one event in a line of JSON
+///
+/// With `follow` it stays open, and tells what happens. Who reads too slowly is told in a line of kind
+/// `lagged` how many events are missing, and goes on behind them.
+#[utoipa::path(get, path = "/v1/events", tag = "events",
+    params(
+        ("since" = Option<String>, Query, description = "from this time on, RFC 3339; without: all that is remembered"),
+        ("follow" = Option<bool>, Query, description = "whether to stay and hear what happens next")
+    ),
+    responses((status = 200, body = Event, content_type = "application/x-ndjson"),
+        (status = "4XX", body = Failure), (status = 503, body = Failure)))]
+pub async fn events(
+    State(desk): State<Desk>,
+    Extension(leave): Extension<Leave>,
+    query: Result<Query<Which>, QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(Which { since, follow }) = query.map_err(|e| Problem::wrong("bad_query", e.body_text()))?;
+    let place = if follow { Some(desk.bounds.follower()?) } else { None };
+    let (past, coming) = desk.handle.events(since).await??;
+    let coming = place.map(|place| Follower { coming, leave, _place: place });
+    let telling = Telling { past: past.into_iter(), coming };
+    let body = Body::from_stream(stream::unfold(telling, Telling::next));
+    Ok(([(header::CONTENT_TYPE, NDJSON)], body).into_response())
+}
+
+/// An answer on its way.
+struct Telling {
+    past: vec::IntoIter<Event>,
+    coming: Option<Follower>,
+}
+
+/// Someone who stays. Dropped when the connection is closed.
+struct Follower {
+    coming: Receiver<Event>,
+    leave: Leave,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Telling {
+    /// The next piece of the answer; `None` at its end.
+    async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Telling)> {
+        let mut piece = Vec::new();
+        for event in self.past.by_ref().take(PIECE) {
+            line(&mut piece, &event);
+        }
+        if piece.is_empty() {
+            line(&mut piece, &self.coming.as_mut()?.next().await?);
+        }
+        Some((Ok(piece.into()), self))
+    }
+}
+
+impl Follower {
+    async fn next(&mut self) -> Option<Event> {
+        let heard = tokio::select! {
+            heard = self.coming.recv() => heard,
+            () = self.leave.told() => return None,
+        };
+        match heard {
+            Ok(event) => Some(event),
+            Err(RecvError::Lagged(missed)) => Some(lagged(missed)),
+            Err(RecvError::Closed) => None,
+        }
+    }
+}
+
+/// What a follower is told who has been too slow.
+fn lagged(missed: u64) -> Event {
+    Event {
+        time: time::rfc3339(time::wall()),
+        kind: EventKind::Lagged,
+        vm: None,
+        ports: Vec::new(),
+        network: None,
+        mac: None,
+        text: format!("{missed} events were not told here, because they were not read in time; ask for them anew"),
+    }
+}
+
+fn line(text: &mut Vec<u8>, event: &Event) {
+    // An event has nothing that JSON cannot say, and a vector takes everything.
+    let _ = serde_json::to_writer(&mut *text, event);
+    text.push(b'\n');
+}

@@ -1,0 +1,138 @@
+//! What can be read: one page for each part of the state.
+
+use std::convert::Infallible;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::Desk;
+use super::problem::{Failure, Problem};
+use crate::control::config::written;
+use crate::control::handle::Closing;
+use crate::control::view::{AuditView, DropView, NetworkView, PortView, StationView, VmView, WorkerView};
+use crate::telemetry::exposition;
+
+/// Items of a long list that are sent in one piece.
+const PIECE: usize = 512;
+
+/// The name in a path, as axum hands it over.
+pub type Name = Result<Path<String>, PathRejection>;
+
+fn answer<T: Serialize>(found: Result<T, Closing>) -> Result<Json<T>, Problem> {
+    Ok(Json(found?))
+}
+
+/// The id of a port in the path. What is not UTF-8 is the name of no port.
+pub fn port_id(id: Name) -> Result<String, Problem> {
+    match id {
+        Ok(Path(id)) => Ok(id),
+        Err(_) => Err(Problem::unknown("unknown_port", "there is no port of this name")),
+    }
+}
+
+/// All ports, by VM, in the order asked for
+#[utoipa::path(get, path = "/v1/ports", tag = "state", responses((status = 200, body = Vec<PortView>)))]
+pub async fn ports(State(desk): State<Desk>) -> Result<Json<Vec<PortView>>, Problem> {
+    answer(desk.handle.ports().await)
+}
+
+/// One port
+#[utoipa::path(get, path = "/v1/ports/{id}", tag = "state", params(("id" = String, Path, description = "the port")),
+    responses((status = 200, body = PortView), (status = 404, body = Failure)))]
+pub async fn port(State(desk): State<Desk>, id: Name) -> Result<Json<PortView>, Problem> {
+    let id = port_id(id)?;
+    let ports = desk.handle.ports().await?;
+    match ports.into_iter().find(|port| port.port_id == id) {
+        Some(port) => Ok(Json(port)),
+        None => Err(Problem::unknown("unknown_port", format!("there is no port {id:?}"))),
+    }
+}
+
+/// All VMs, with the sums over their ports
+#[utoipa::path(get, path = "/v1/vms", tag = "state", responses((status = 200, body = Vec<VmView>)))]
+pub async fn vms(State(desk): State<Desk>) -> Result<Json<Vec<VmView>>, Problem> {
+    answer(desk.handle.vms().await)
+}
+
+/// All networks
+#[utoipa::path(get, path = "/v1/networks", tag = "state", responses((status = 200, body = Vec<NetworkView>)))]
+pub async fn networks(State(desk): State<Desk>) -> Result<Json<Vec<NetworkView>>, Problem> {
+    answer(desk.handle.networks().await)
+}
+
+/// The forwarding database: which station is behind which port
+///
+/// It may be long: it is sent piece by piece, to few clients at a time.
+#[utoipa::path(get, path = "/v1/fdb", tag = "state", responses((status = 200, body = Vec<StationView>)))]
+pub async fn fdb(State(desk): State<Desk>) -> Result<Response, Problem> {
+    let place = desk.bounds.long_answer().await;
+    Ok(long_list(desk.handle.fdb().await?, place))
+}
+
+/// A list as JSON, made while it is sent, so that neither memory nor the thread of control has to
+/// hold all of its text. `place` is kept until the last piece is on its way.
+fn long_list<T: Serialize + Send + 'static>(items: Vec<T>, place: Option<OwnedSemaphorePermit>) -> Response {
+    if items.len() <= PIECE {
+        return Json(items).into_response();
+    }
+    let begun = (items.into_iter(), Some(b'['), place);
+    let pieces = stream::unfold(begun, async |(mut items, open, place)| {
+        // What stands before the next item: the bracket, or a comma. Nothing when all has been said.
+        let mut before = open?;
+        let mut piece = Vec::new();
+        for item in items.by_ref().take(PIECE) {
+            piece.push(before);
+            // A view has nothing that JSON cannot say, and a vector takes everything.
+            let _ = serde_json::to_writer(&mut piece, &item);
+            before = b',';
+        }
+        let more = items.len() > 0;
+        if !more {
+            piece.push(b']');
+        }
+        Some((Ok::<_, Infallible>(Bytes::from(piece)), (items, more.then_some(before), place)))
+    });
+    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(pieces)).into_response()
+}
+
+/// The threads that move the frames
+#[utoipa::path(get, path = "/v1/workers", tag = "state", responses((status = 200, body = Vec<WorkerView>)))]
+pub async fn workers(State(desk): State<Desk>) -> Result<Json<Vec<WorkerView>>, Problem> {
+    answer(desk.handle.workers().await)
+}
+
+/// Frames that died, by port, direction and reason
+#[utoipa::path(get, path = "/v1/drops", tag = "state", responses((status = 200, body = Vec<DropView>)))]
+pub async fn drops(State(desk): State<Desk>) -> Result<Json<Vec<DropView>>, Problem> {
+    answer(desk.handle.drops().await)
+}
+
+/// The proof that every frame is accounted for
+#[utoipa::path(get, path = "/v1/audit", tag = "state", responses((status = 200, body = AuditView)))]
+pub async fn audit(State(desk): State<Desk>) -> Result<Json<AuditView>, Problem> {
+    answer(desk.handle.audit().await)
+}
+
+/// The configuration in force, with all defaults filled in
+#[utoipa::path(get, path = "/v1/config", tag = "configuration", responses((status = 200, body = written::Config)))]
+pub async fn config(State(desk): State<Desk>) -> Result<Json<serde_json::Value>, Problem> {
+    answer(desk.handle.config().await)
+}
+
+/// Everything that is counted, for Prometheus
+#[utoipa::path(get, path = "/metrics", tag = "state",
+    responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
+pub async fn metrics(State(desk): State<Desk>) -> Result<Response, Problem> {
+    let handle = desk.handle;
+    let (ports, vms, networks) = (handle.ports().await?, handle.vms().await?, handle.networks().await?);
+    let (workers, drops) = (handle.workers().await?, handle.drops().await?);
+    let text = exposition::render(ports, vms, networks, workers, drops);
+    Ok(([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response())
+}

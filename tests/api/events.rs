@@ -1,0 +1,172 @@
+//! Events as they are told: remembered ones, coming ones, and to whom.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::ops::ControlFlow;
+use std::os::unix::net::UnixStream;
+
+use serde_json::Value;
+use vifswitch::control::client::{Client, Error};
+use vifswitch::control::events::{Event, EventKind};
+
+use crate::fake::{Asked, Fake, Mind, Views, event, runtime};
+use crate::{ask, talk};
+
+/// A client that reads line by line.
+struct Reader(BufReader<UnixStream>);
+
+impl Reader {
+    /// One that follows, and has read the head of the answer.
+    fn following(fake: &Fake) -> Reader {
+        let mut stream = UnixStream::connect(fake.socket()).unwrap();
+        stream.write_all(b"GET /v1/events?follow=true HTTP/1.1\r\nHost: vifswitch\r\n\r\n").unwrap();
+        let mut reader = Reader(BufReader::new(stream));
+        assert!(reader.line().unwrap().starts_with("HTTP/1.1 200"));
+        while reader.line().unwrap() != "\r\n" {}
+        reader
+    }
+
+    /// One line of what came; `None` at the end.
+    fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        (self.0.read_line(&mut line).unwrap() > 0).then_some(line)
+    }
+
+    /// The next event, past what HTTP says of chunks; `None` at the end.
+    fn event(&mut self) -> Option<Event> {
+        loop {
+            let line = self.line()?;
+            if line.starts_with('{') {
+                return Some(serde_json::from_str(&line).unwrap());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_remembered_is_told_line_by_line() {
+    let (mind, mut asked) = Mind::willing();
+    let views = Views {
+        events: (0..1000).map(|n| event("2025-11-03T09:00:00.000Z", &format!("a\n{n}"))).collect(),
+        ..Views::made_up()
+    };
+    let fake = Fake::minded(views.clone(), mind);
+    for (path, since) in [
+        ("/v1/events", None),
+        ("/v1/events?follow=false", None),
+        ("/v1/events?since=2025-11-03T10:00:00%2B01:00", Some("2025-11-03T10:00:00+01:00")),
+    ] {
+        let mut told = Vec::new();
+        let client = Client::new(fake.socket());
+        let lines = client.lines(path, |line| {
+            told.push(serde_json::from_slice::<Event>(line).unwrap());
+            ControlFlow::Continue(())
+        });
+        runtime().block_on(lines).unwrap();
+        assert_eq!(told, views.events);
+        assert_eq!(asked.try_recv().unwrap(), Asked::Events(since.map(str::to_owned)));
+    }
+    let answer = ask(&fake, "GET", "/v1/events");
+    assert!(answer.1.contains("content-type: application/x-ndjson"), "{}", answer.1);
+}
+
+#[test]
+fn a_follower_hears_what_happens() {
+    let (mind, _asked) = Mind::willing();
+    let happening = mind.happening.clone();
+    let views = Views::made_up();
+    let fake = Fake::minded(views.clone(), mind);
+    let mut reader = Reader::following(&fake);
+    for past in &views.events {
+        assert_eq!(reader.event().as_ref(), Some(past));
+    }
+    for n in 0..100 {
+        let now = event("2025-11-03T09:00:02.000Z", &n.to_string());
+        happening.send(now.clone()).unwrap();
+        assert_eq!(reader.event(), Some(now));
+    }
+}
+
+#[test]
+fn a_follower_who_goes_costs_nothing() {
+    let (mind, _asked) = Mind::willing();
+    let happening = mind.happening.clone();
+    let fake = Fake::minded(Views::made_up(), mind);
+    let readers: Vec<_> = (0..20).map(|_| Reader::following(&fake)).collect();
+    assert_eq!(happening.receiver_count(), 20);
+    drop(readers);
+    // Nothing happens that could tell the switch; it hears of it all the same.
+    runtime().block_on(happening.closed());
+    let again: Vec<_> = (0..24).map(|_| Reader::following(&fake)).collect();
+    drop(again);
+}
+
+#[test]
+fn a_follower_who_lags_is_told_so_and_goes_on() {
+    let (mind, _asked) = Mind::willing();
+    let happening = mind.happening.clone();
+    let fake = Fake::minded(Views { events: vec![], ..Views::made_up() }, mind);
+    let mut reader = Reader::following(&fake);
+    // More than the pipe and the channel hold, and nobody reads.
+    let long = "x".repeat(64 * 1024);
+    for n in 0..1000 {
+        happening.send(event(&n.to_string(), &long)).unwrap();
+    }
+    let (mut expected, mut lagged) = (0u64, 0);
+    loop {
+        let event = reader.event().unwrap();
+        if event.kind == EventKind::Lagged {
+            let missed: u64 = event.text.split_whitespace().next().unwrap().parse().unwrap();
+            assert!(missed > 0);
+            (expected, lagged) = (expected + missed, lagged + 1);
+        } else {
+            assert_eq!(event.time, expected.to_string(), "nothing is missing that is not told");
+            expected += 1;
+        }
+        if expected == 1000 {
+            break;
+        }
+    }
+    assert!(lagged > 0, "it has been too slow");
+    let last = event("x", "still there");
+    happening.send(last.clone()).unwrap();
+    assert_eq!(reader.event(), Some(last));
+}
+
+#[test]
+fn followers_are_bounded_and_leave_room_for_others() {
+    let fake = Fake::showing(Views::made_up());
+    let readers: Vec<_> = (0..24).map(|_| Reader::following(&fake)).collect();
+    let answer = ask(&fake, "GET", "/v1/events?follow=true");
+    assert_eq!((answer.0, answer.kind().as_str()), (429, "too_many_requests"));
+    assert!(answer.1.contains("retry-after: 1"), "{}", answer.1);
+    assert_eq!(ask(&fake, "GET", "/v1/events").0, 200);
+    assert_eq!(ask(&fake, "GET", "/v1/ports").0, 200);
+    drop(readers);
+}
+
+#[test]
+fn a_stop_is_not_held_up_by_followers() {
+    let (mind, _asked) = Mind::willing();
+    // The events go on as long as this is held: it is the server that ends the answer.
+    let happening = mind.happening.clone();
+    let mut fake = Fake::minded(Views::made_up(), mind);
+    let mut reader = Reader::following(&fake);
+    fake.stop();
+    let mut rest = String::new();
+    reader.0.read_to_string(&mut rest).unwrap();
+    assert!(rest.ends_with("0\r\n\r\n"), "the answer is complete: {rest:?}");
+    drop(happening);
+}
+
+#[test]
+fn the_client_knows_why_there_are_no_events() {
+    let fake = Fake::closing();
+    let lines = async |fake: &Fake| Client::new(fake.socket()).lines("/v1/events", |_| ControlFlow::Continue(())).await;
+    match runtime().block_on(lines(&fake)) {
+        Err(Error::Refused { status: 503, kind, .. }) => assert_eq!(kind, "shutting_down"),
+        other => panic!("{other:?}"),
+    }
+    let answer = talk(UnixStream::connect(fake.socket()).unwrap(), "HEAD", "/v1/events");
+    assert_eq!((answer.0, answer.2.as_str()), (503, ""));
+    let _: Value = ask(&fake, "GET", "/v1/events").json();
+}

@@ -1,0 +1,239 @@
+//! The description of the API is true: it has every route, no other, and the answers look as it says.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value, json};
+use vifswitch::control::change::Blame;
+use vifswitch::control::handle::Handle;
+use vifswitch::control::server::api;
+
+use crate::fake::{Fake, Mind, Views};
+use crate::{ask, ask_with};
+
+const METHODS: [&str; 6] = ["get", "put", "post", "patch", "delete", "options"];
+
+fn document(fake: &Fake) -> Value {
+    let answer = ask(fake, "GET", "/v1/openapi.json");
+    assert_eq!(answer.0, 200);
+    answer.json()
+}
+
+/// The methods that the document has, by path.
+fn described(document: &Value) -> BTreeMap<String, BTreeSet<String>> {
+    let methods = |item: &Value| item.as_object().unwrap().keys().cloned().collect();
+    document["paths"].as_object().unwrap().iter().map(|(path, item)| (path.clone(), methods(item))).collect()
+}
+
+/// The paths that the router has, as it tells itself.
+fn routed() -> BTreeSet<String> {
+    let router = format!("{:?}", api(Handle::new().0));
+    let paths: BTreeSet<String> =
+        router.split('"').filter(|text| text.starts_with("/v1/") || *text == "/metrics").map(str::to_owned).collect();
+    assert!(paths.contains("/v1/ports/{id}"), "the router tells its paths: {router}");
+    paths
+}
+
+#[test]
+fn it_describes_every_route_and_no_other() {
+    let fake = Fake::showing(Views::made_up());
+    let described = described(&document(&fake));
+    assert_eq!(described.keys().cloned().collect::<BTreeSet<_>>(), routed());
+    for (path, methods) in &described {
+        let real = path.replace("{id}", "p1");
+        for method in METHODS {
+            let status = ask(&fake, &method.to_uppercase(), &real).0;
+            assert_eq!(status != 405, methods.contains(method), "{method} {path}: {status}");
+        }
+        // A method that none of the routes takes is answered with those that this one does.
+        let head = ask(&fake, "BREW", &real).1;
+        let allow = head.lines().find_map(|line| line.strip_prefix("allow: ")).unwrap();
+        let allowed: BTreeSet<String> = allow.split(',').filter(|m| *m != "head").map(str::to_owned).collect();
+        assert_eq!(&allowed, methods, "{path}");
+    }
+}
+
+/// Checks that a value looks as a schema says. Panics at a schema that says what it does not know.
+fn check(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<(), String> {
+    let Some(schema) = schema.as_object() else { panic!("{at}: no schema: {schema}") };
+    for (keyword, says) in schema {
+        let right = match keyword.as_str() {
+            "description" | "default" | "format" => true,
+            "$ref" => {
+                let name = says.as_str().unwrap().strip_prefix("#").unwrap();
+                let schema = document.pointer(name).unwrap_or_else(|| panic!("{at}: {name} leads nowhere"));
+                return check(document, schema, value, at);
+            }
+            "type" => match says {
+                Value::Array(types) => types.iter().any(|says| is_a(value, says)),
+                says => is_a(value, says),
+            },
+            "enum" => says.as_array().unwrap().contains(value),
+            "minimum" => value.as_f64().is_none_or(|value| value >= says.as_f64().unwrap()),
+            "oneOf" => {
+                let fit = |schema: &&Value| check(document, schema, value, at).is_ok();
+                says.as_array().unwrap().iter().filter(fit).count() == 1
+            }
+            "required" => {
+                let missing = says.as_array().unwrap().iter().find(|key| value.get(key.as_str().unwrap()).is_none());
+                if let Some(missing) = missing {
+                    return Err(format!("{at} lacks {missing}"));
+                }
+                true
+            }
+            "properties" => {
+                for (key, value) in value.as_object().unwrap_or(&Map::new()) {
+                    let at = format!("{at}.{key}");
+                    // What it does not describe it does not know.
+                    let schema = says.get(key).ok_or_else(|| format!("{at} is not described"))?;
+                    check(document, schema, value, &at)?;
+                }
+                true
+            }
+            "additionalProperties" => {
+                if says.is_object() {
+                    for (key, value) in value.as_object().unwrap_or(&Map::new()) {
+                        check(document, says, value, &format!("{at}.{key}"))?;
+                    }
+                }
+                true
+            }
+            // The keys of a map may be anything.
+            "propertyNames" => *says == json!({ "type": "string" }),
+            "items" => {
+                for (index, value) in value.as_array().unwrap_or(&Vec::new()).iter().enumerate() {
+                    check(document, says, value, &format!("{at}[{index}]"))?;
+                }
+                true
+            }
+            other => panic!("{at}: this check does not know {other}: {says}"),
+        };
+        if !right {
+            return Err(format!("{at} = {value} is not {keyword} {says}"));
+        }
+    }
+    Ok(())
+}
+
+fn is_a(value: &Value, name: &Value) -> bool {
+    match name.as_str().unwrap() {
+        "null" => value.is_null(),
+        "boolean" => value.is_boolean(),
+        "integer" => value.is_u64() || value.is_i64(),
+        "number" => value.is_number(),
+        "string" => value.is_string(),
+        "array" => value.is_array(),
+        "object" => value.is_object(),
+        other => panic!("no type: {other}"),
+    }
+}
+
+/// The schema of what an operation answers with this status.
+fn answers<'d>(document: &'d Value, method: &str, path: &str, status: u16, kind: &str) -> &'d Value {
+    let responses = &document["paths"][path][method]["responses"];
+    let family = format!("{}XX", status / 100);
+    let response = responses.get(status.to_string()).or_else(|| responses.get(&family));
+    let response = response.unwrap_or_else(|| panic!("{method} {path} does not say that it answers {status}"));
+    response.pointer(&format!("/content/{}/schema", kind.replace('/', "~1"))).unwrap()
+}
+
+#[test]
+fn every_page_looks_as_it_says() {
+    let fake = Fake::showing(Views::made_up());
+    let document = document(&fake);
+    let mut looked_at = 0;
+    for (path, methods) in described(&document) {
+        if !methods.contains("get") || path == "/metrics" {
+            continue;
+        }
+        let answer = ask(&fake, "GET", &path.replace("{id}", "p1"));
+        assert_eq!(answer.0, 200, "{path}");
+        let (kind, values) = match path.as_str() {
+            "/v1/events" => {
+                let lines: Vec<Value> =
+                    answer.2.lines().filter(|line| line.starts_with('{')).map(|line| line.parse().unwrap()).collect();
+                assert_eq!(lines.len(), Views::made_up().events.len());
+                ("application/x-ndjson", lines)
+            }
+            _ => ("application/json", vec![answer.json()]),
+        };
+        let schema = answers(&document, "get", &path, 200, kind);
+        for value in values {
+            check(&document, schema, &value, &path).unwrap();
+        }
+        looked_at += 1;
+    }
+    assert!(looked_at >= 10, "pages have been looked at: {looked_at}");
+}
+
+#[test]
+fn answers_to_changes_look_as_it_says() {
+    let (yes, no) = (
+        Fake::showing(Views::made_up()),
+        Fake::minded(Views::made_up(), Mind::refusing(Blame::Conflict, "in_the_way", "something is in the way")),
+    );
+    let document = document(&yes);
+    let port = r#"{"port_id":"p1","network_id":"n","mac_address":"02:00:00:00:00:01","device":{"kind":"tap"}}"#;
+    for (path, methods) in described(&document) {
+        for method in methods.iter().filter(|method| *method != "get") {
+            let body = if path == "/v1/vms/{id}/ports" { port } else { "{}" };
+            for (fake, wanted) in [(&yes, 200..300), (&no, 409..410)] {
+                let answer = ask_with(fake, &method.to_uppercase(), &path.replace("{id}", "p1"), body);
+                assert!(wanted.contains(&answer.0), "{method} {path}: {answer:?}");
+                let schema = answers(&document, method, &path, answer.0, "application/json");
+                check(&document, schema, &answer.json(), &path).unwrap();
+            }
+        }
+    }
+    // A mistake is described as well, with everything it tells.
+    let wrong = ask_with(&yes, "PUT", "/v1/config", r#"{"networks": [{"id": ""}, {}]}"#);
+    let schema = answers(&document, "put", "/v1/config", wrong.0, "application/json");
+    check(&document, schema, &wrong.json(), "problems").unwrap();
+}
+
+#[test]
+fn what_is_written_looks_as_it_says() {
+    let fake = Fake::showing(Views::default());
+    let document = document(&fake);
+    let body = |path: &str, method: &str| {
+        document["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"].clone()
+    };
+    let port = json!({ "port_id": "p1", "network_id": "n", "mac_address": "02:00:00:00:00:01", "fixed_ips": ["10.0.0.1"],
+        "allowed_address_pairs": [{ "mac_address": "02:00:00:00:00:02" }], "device": { "kind": "tap", "queues": 2 } });
+    let config = json!({ "switch": { "cores": [1] }, "networks": [{ "id": "n", "mtu": 1500 }],
+        "vms": [{ "id": "v", "ports": [port] }] });
+    for (path, method, right, wrong) in [
+        ("/v1/config", "put", config.clone(), json!({ "vms": [{ "id": 7 }] })),
+        ("/v1/config/diff", "post", config, json!({ "vms": 7 })),
+        ("/v1/vms/{id}/ports", "post", port.clone(), json!({ "port": "p1" })),
+        ("/v1/vms/{id}/ports", "post", json!([port]), json!(7)),
+        ("/v1/ports/{id}", "patch", json!({ "admin_state_up": false }), json!({ "admin_state_up": 1 })),
+        ("/v1/fdb/flush", "post", json!({ "network_id": "n" }), json!({ "network": "n" })),
+    ] {
+        check(&document, &body(path, method), &right, path).unwrap();
+        assert!(check(&document, &body(path, method), &wrong, path).is_err(), "{method} {path}");
+    }
+}
+
+#[test]
+fn every_reference_leads_somewhere() {
+    fn walk(document: &Value, value: &Value, found: &mut usize) {
+        match value {
+            Value::Object(entries) => {
+                for (key, value) in entries {
+                    if key == "$ref" {
+                        let name = value.as_str().unwrap().strip_prefix('#').unwrap();
+                        assert!(document.pointer(name).is_some(), "{name}");
+                        *found += 1;
+                    }
+                    walk(document, value, found);
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|value| walk(document, value, found)),
+            _ => {}
+        }
+    }
+    let document = document(&Fake::showing(Views::default()));
+    let mut found = 0;
+    walk(&document, &document, &mut found);
+    assert!(found > 20, "{found}");
+}
