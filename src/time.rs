@@ -4,6 +4,8 @@
 use std::ops::{Add, Sub};
 use std::time::{Duration, SystemTime};
 
+use jiff::Timestamp;
+
 /// A point in time: nanoseconds of the monotonic clock since the host booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Moment(u64);
@@ -59,8 +61,43 @@ pub fn now() -> Moment {
     Moment(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
 }
 
+/// A point in time as text: RFC 3339, UTC, milliseconds. Texts of this form sort as the times do.
+pub fn rfc3339(time: SystemTime) -> String {
+    // What no calendar has is told as its end.
+    format!("{:.3}", Timestamp::try_from(time).unwrap_or(Timestamp::MAX))
+}
+
+/// The point in time that an RFC 3339 text of any offset names.
+pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
+    text.parse::<Timestamp>().ok().map(SystemTime::from)
+}
+
 /// Reads the wall clock, for people to read: what `now` is in their calendar.
 #[allow(clippy::disallowed_methods)] // this is the place
 pub fn wall() -> SystemTime {
     SystemTime::now()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn texts_sort_as_times_do(a in 0u64..1 << 47, b in 0u64..1 << 47) {
+            let [a, b] = [a, b].map(|millis| SystemTime::UNIX_EPOCH + Duration::from_millis(millis));
+            prop_assert_eq!(parse_rfc3339(&rfc3339(a)), Some(a));
+            prop_assert_eq!(a.cmp(&b), rfc3339(a).cmp(&rfc3339(b)));
+        }
+    }
+
+    #[test]
+    fn times_are_told_in_utc_with_milliseconds() {
+        let text = "2026-01-31T13:00:00.25+01:00";
+        assert_eq!(rfc3339(parse_rfc3339(text).unwrap()), "2026-01-31T12:00:00.250Z");
+        for wrong in ["", "yesterday", "2026-01-31", "2026-02-30T00:00:00Z", "12:00"] {
+            assert_eq!(parse_rfc3339(wrong), None, "{wrong}");
+        }
+    }
 }

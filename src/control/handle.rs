@@ -5,9 +5,11 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::change::{Change, Changed, Refusal};
-use super::config::Config;
 use super::events::Event;
 use super::view::{DropView, NetworkView, PortView, StationView, VmView, WorkerView};
+
+/// What has happened, and what will.
+pub type History = (Vec<Event>, broadcast::Receiver<Event>);
 
 /// A question to the controller.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ pub enum Request {
     Release(String, oneshot::Sender<Result<Changed, Refusal>>),
     /// What has happened since a time (RFC 3339; `None`: all that is remembered), and what will
     /// happen from then on.
-    Events(Option<String>, oneshot::Sender<Result<(Vec<Event>, broadcast::Receiver<Event>), Refusal>>),
+    Events(Option<String>, oneshot::Sender<Result<History, Refusal>>),
 }
 
 /// Which stations to forget: those to which all that is given applies.
@@ -135,10 +137,7 @@ impl Handle {
     }
 
     /// What has happened, and what will.
-    pub async fn events(
-        &self,
-        since: Option<String>,
-    ) -> Result<Result<(Vec<Event>, broadcast::Receiver<Event>), Refusal>, Closing> {
+    pub async fn events(&self, since: Option<String>) -> Result<Result<History, Refusal>, Closing> {
         self.ask(|reply| Request::Events(since, reply)).await
     }
 }

@@ -170,6 +170,9 @@ pub struct WorkerView {
     pub sleeps: u64,
     /// Sightings that did not fit the ring to a peer.
     pub sightings_lost: u64,
+    /// Since when all of this is counted, and what the ports count too: RFC 3339, UTC.
+    #[serde(default)]
+    pub since: String,
 }
 
 /// The direction of a frame, seen from the switch.

@@ -8,8 +8,9 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use tokio::sync::oneshot;
 
 use super::{Bell, Gate};
-use crate::switch::{Learned, PortId, Rules};
+use crate::switch::{Learned, NetworkId, PortId, Rules};
 use crate::telemetry::PortCounters;
+use crate::wire::Mac;
 
 /// Commands that a mailbox holds. Control waits for each answer, so it never fills.
 const MAILBOX: usize = 64;
@@ -26,6 +27,38 @@ pub struct StationsPage {
     pub cursor: Option<usize>,
 }
 
+/// Which stations to forget: those to which all that is given applies. A part of the table at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flush {
+    /// Those of this network.
+    pub network: Option<NetworkId>,
+    /// Those that were learned behind the port at this place ([`PortId::index`]), or behind one that
+    /// stood there before.
+    pub place: Option<usize>,
+    /// Those with this address.
+    pub mac: Option<Mac>,
+    /// Where to begin: 0, then what the answer says.
+    pub cursor: usize,
+}
+
+impl Flush {
+    /// Whether this station is one of them.
+    pub fn means(&self, learned: &Learned) -> bool {
+        self.network.is_none_or(|network| learned.station.network() == network)
+            && self.place.is_none_or(|place| learned.port.index() == place)
+            && self.mac.is_none_or(|mac| learned.station.mac() == mac)
+    }
+}
+
+/// What came of forgetting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flushed {
+    /// How many stations were forgotten, of those whose port is there.
+    pub stations: u32,
+    /// Where to go on; `None` at the end.
+    pub cursor: Option<usize>,
+}
+
 /// A command, and where its answer goes.
 #[derive(Debug)]
 pub enum Command {
@@ -39,6 +72,10 @@ pub enum Command {
     Stations(StationsPage, oneshot::Sender<StationsPage>),
     /// Fill in how many stations are learned on each network, by [`NetworkId::index`](crate::switch::NetworkId::index).
     Census(Vec<u32>, oneshot::Sender<Vec<u32>>),
+    /// Forget some stations.
+    Flush(Flush, oneshot::Sender<Flushed>),
+    /// Learn these stations, where nothing is known of them yet. They come back.
+    Learn(Vec<Learned>, oneshot::Sender<Vec<Learned>>),
     /// Stop. All gates come back.
     Stop(oneshot::Sender<Vec<Gate>>),
 }
