@@ -11,8 +11,9 @@ use super::config::{Config, Network, Port, Vm};
 /// A sentence for each thing that is otherwise in `new`; none if they are equal.
 pub fn differences(old: &Config, new: &Config) -> Vec<String> {
     let mut told = Vec::new();
-    for (key, before, after) in otherwise(&keys(&old.switch.to_written()), &keys(&new.switch.to_written())) {
-        told.push(format!("switch: {key} was {before} and is {after}"));
+    if old.switch != new.switch {
+        let (was, is) = (keys(&old.switch.to_written()), keys(&new.switch.to_written()));
+        told.extend(otherwise(&was, &is).map(|(key, was, is)| format!("switch: {key} was {was} and is {is}")));
     }
     networks(old, new, &mut told);
     vms(old, new, &mut told);
@@ -27,6 +28,10 @@ fn networks(old: &Config, new: &Config, told: &mut Vec<String>) {
             told.push(format!("network {:?} is new, with MTU {}", network.id, network.mtu));
             continue;
         };
+        // Most are as they were, and writing them out takes its time.
+        if *was == network {
+            continue;
+        }
         let (was, is) = (keys(&Network::to_written(was)), keys(&network.to_written()));
         told.extend(
             otherwise(&was, &is).map(|(key, was, is)| format!("network {:?}: {key} was {was} and is {is}", network.id)),
@@ -59,6 +64,9 @@ fn vms(old: &Config, new: &Config, told: &mut Vec<String>) {
             };
             if vm_before.id != vm.id {
                 told.push(format!("port {:?} was of VM {:?} and is of VM {:?}", port.port_id, vm_before.id, vm.id));
+            }
+            if *was == port {
+                continue;
             }
             let (was, is) = (keys(&was.to_written()), keys(&port.to_written()));
             told.extend(

@@ -217,3 +217,112 @@ fn lines(differences: &[String]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::Network;
+    use crate::control::events::EventKind;
+
+    fn config(networks: &[&str]) -> Config {
+        Config { networks: networks.iter().map(|&id| Network::new(id)).collect(), ..Config::default() }
+    }
+
+    async fn begin(file: Option<Config>, path: &Path) -> (Config, Keeper) {
+        Keeper::begin(file, Some(path)).await.unwrap()
+    }
+
+    /// So that the file is free for the next one.
+    async fn end(keeper: Keeper) {
+        let Keeper::Store { store, .. } = keeper else { panic!("{keeper:?}") };
+        Arc::into_inner(store).unwrap().close().await;
+    }
+
+    #[tokio::test]
+    async fn the_state_goes_on_until_the_file_is_edited() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let (file, changed, edited) = (config(&["a"]), config(&["a", "b"]), config(&["c"]));
+
+        let (begun, keeper) = begin(Some(file.clone()), &path).await;
+        assert_eq!(begun, file);
+        keeper.commit(&changed, Vec::new()).await.unwrap();
+        end(keeper).await;
+
+        // [switch] is as the file has it, and no edit of the rest.
+        let mut other_switch = file.clone();
+        other_switch.switch.frames = 1024;
+        let (begun, keeper) = begin(Some(other_switch.clone()), &path).await;
+        assert_eq!(begun, Config { switch: other_switch.switch, ..changed.clone() });
+        end(keeper).await;
+
+        let (begun, keeper) = begin(None, &path).await;
+        assert_eq!((begun.networks, begun.switch.frames), (changed.networks.clone(), 1024));
+        end(keeper).await;
+        assert_eq!(kept(Some(&path)).await.unwrap().networks, changed.networks);
+
+        let (begun, keeper) = begin(Some(edited.clone()), &path).await;
+        assert_eq!(begun, edited);
+        end(keeper).await;
+        let (begun, keeper) = begin(None, &path).await;
+        assert_eq!(begun, edited, "what was given up does not come back");
+        end(keeper).await;
+        let (begun, keeper) = begin(Some(file.clone()), &path).await;
+        assert_eq!(begun, file, "also not with the file that was there before");
+        end(keeper).await;
+    }
+
+    #[tokio::test]
+    async fn without_a_file_and_a_state_there_is_nothing_to_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let told = kept(Some(&path)).await.unwrap_err().to_string();
+        assert!(told.contains("--config FILE") && told.contains("state.db"), "{told}");
+        assert!(!path.exists(), "looking makes nothing");
+        let (store, _) = Store::open(path.clone()).await.unwrap();
+        store.close().await;
+        assert!(matches!(Keeper::begin(None, Some(&path)).await, Err(NoBeginning::NothingKept { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_state_that_is_no_use_stops_changes_and_not_the_switch() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = config(&["a"]);
+        let refused = |keeper: &Keeper| {
+            let refusal = keeper.check().unwrap_err();
+            assert_eq!(refusal.kind, "store_failed");
+            refusal.message
+        };
+        // Not a database; and one whose state is from another world.
+        let rubbish = dir.path().join("rubbish.db");
+        std::fs::write(&rubbish, [7; 5000]).unwrap();
+        let strange = dir.path().join("strange.db");
+        let (store, _) = Store::open(strange.clone()).await.unwrap();
+        let desired = Desired { base: Value::Null, config: serde_json::json!({"planets": 8}) };
+        store.commit(desired, Vec::new()).await.unwrap();
+        store.close().await;
+        for path in [&rubbish, &strange] {
+            let before = std::fs::read(path).unwrap();
+            let (begun, keeper) = begin(Some(file.clone()), path).await;
+            assert_eq!(begun, file);
+            assert!(refused(&keeper).contains(&path.display().to_string()));
+            assert_eq!(keeper.commit(&file, Vec::new()).await.unwrap_err().kind, "store_failed");
+            assert!(Keeper::begin(None, Some(path)).await.is_err());
+            assert_eq!(std::fs::read(path).unwrap(), before, "it is left as it is");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_where_nothing_is_to_be() {
+        let (begun, keeper) = Keeper::begin(Some(config(&["a"])), None).await.unwrap();
+        assert_eq!(begun, config(&["a"]));
+        keeper.check().unwrap();
+        keeper.commit(&begun, Vec::new()).await.unwrap();
+        let time = crate::time::rfc3339(std::time::SystemTime::UNIX_EPOCH);
+        let kind = EventKind::Config;
+        let text = String::new();
+        let event = Event { time, kind, vm: None, ports: Vec::new(), network: None, mac: None, text };
+        keeper.note(vec![event]).await.unwrap();
+        assert_eq!(keeper.take_stations().await, []);
+    }
+}

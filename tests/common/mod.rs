@@ -141,7 +141,7 @@ impl Lab {
         lab
     }
 
-    fn command<T>(&mut self, worker: usize, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
+    pub fn command<T>(&mut self, worker: usize, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
         let (reply, mut answer) = oneshot::channel();
         assert!(self.posts[worker].send(command(reply)));
         loop {

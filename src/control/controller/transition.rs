@@ -364,6 +364,10 @@ impl Controller {
             State::Up { .. } => None,
         }));
         if let Some(reply) = transition.reply {
+            // The time to confirm it begins when it can be looked at.
+            if let Some(unconfirmed) = &mut self.unconfirmed {
+                unconfirmed.deadline = time::now() + unconfirmed.within;
+            }
             // Whoever asked may be gone; it is true all the same.
             let _ = reply.send(Ok(transition.changed));
         }
