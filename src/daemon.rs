@@ -20,9 +20,10 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 use tracing_subscriber::EnvFilter;
 
-use crate::control::config::{self, Config, Poll};
-use crate::control::controller::Controller;
+use crate::control::config::{self, Config, Poll, SwitchSettings};
+use crate::control::controller::{Beginning, Controller};
 use crate::control::handle::Handle;
+use crate::control::keeper::{self, Keeper};
 use crate::control::server::{api, pages, serve};
 use crate::control::socket::Socket;
 use crate::control::staff::Staff;
@@ -39,12 +40,12 @@ fn complain(what: impl std::fmt::Display, code: u8) -> ExitCode {
 }
 
 /// Runs the switch until it is told to stop by SIGTERM or SIGINT.
-pub fn run(path: Option<PathBuf>) -> ExitCode {
-    let Some(path) = path else {
-        return complain("vifswitch run: what shall it run? Name a configuration with --config FILE", 2);
-    };
-    let config = match config::load(&path) {
-        Ok(config) => config,
+///
+/// Without a configuration it goes on with the state that is kept at `state`, by default where a
+/// switch keeps it. With one, [`keeper`](crate::control::keeper) says which of the two holds.
+pub fn run(path: Option<PathBuf>, state: Option<PathBuf>) -> ExitCode {
+    let file = match path.as_ref().map(config::load).transpose() {
+        Ok(file) => file,
         Err(errors) => return complain(errors, 2),
     };
     let filter = EnvFilter::try_from_env("VIFSWITCH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
@@ -54,39 +55,55 @@ pub fn run(path: Option<PathBuf>) -> ExitCode {
         .with_ansi(io::stderr().is_terminal())
         .with_writer(io::stderr)
         .init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(why) => return complain(format_args!("vifswitch run: {why}"), 1),
+    };
 
+    let path_of_state = state.or_else(|| file.as_ref().and_then(|file| file.switch.state.clone()));
+    let (settings, origin) = match &path {
+        Some(path) => (file.as_ref().map(|file| file.switch.clone()).unwrap_or_default(), path.display().to_string()),
+        None => match runtime.block_on(keeper::kept(path_of_state.as_deref())) {
+            Ok(config) => (config.switch, "the state that is kept".to_owned()),
+            Err(why) => return complain(format_args!("vifswitch run: {why}"), 2),
+        },
+    };
     // Before there is another thread, which would keep what it has.
-    if let Err(why) = privileges::keep_only(&needed(&config)) {
+    if let Err(why) = privileges::keep_only(&needed(&settings)) {
         return complain(format_args!("vifswitch run: cannot give up capabilities: {why}"), 1);
     }
-    let cores = match choose_cores(&config) {
+    let cores = match choose_cores(&settings) {
         Ok(cores) => cores,
-        Err(why) => return complain(format_args!("{}: {why}", path.display()), 2),
+        Err(why) => return complain(format_args!("{origin}: {why}"), 2),
     };
     // What is started from here on stays away from the workers.
     cores::avoid(&cores);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build();
-    match runtime.and_then(|runtime| runtime.block_on(serve_until_told(config, cores))) {
+    let (config, keeper) = match runtime.block_on(Keeper::begin(file, path_of_state.as_deref())) {
+        Ok(begun) => begun,
+        Err(why) => return complain(format_args!("vifswitch run: {why}"), 1),
+    };
+    match runtime.block_on(serve_until_told(config, keeper, cores)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => complain(format_args!("vifswitch run: {why}"), 1),
     }
 }
 
 /// The capabilities that a running switch needs: to open what there is, and what may come.
-fn needed(config: &Config) -> Vec<Privilege> {
-    let low_port = config.switch.metrics.is_some_and(|address| (1..1024).contains(&address.port()));
+fn needed(settings: &SwitchSettings) -> Vec<Privilege> {
+    let low_port = settings.metrics.is_some_and(|address| (1..1024).contains(&address.port()));
     let mut needed = vec![privileges::NET_ADMIN, privileges::SYS_ADMIN, privileges::SYS_PTRACE];
     needed.extend(low_port.then_some(privileges::NET_BIND_SERVICE));
     needed
 }
 
 /// The cores of the workers: those asked for, or the last one that we may use.
-fn choose_cores(config: &Config) -> Result<Vec<usize>, String> {
+fn choose_cores(settings: &SwitchSettings) -> Result<Vec<usize>, String> {
     let allowed = cores::allowed();
-    if config.switch.cores.is_empty() {
+    if settings.cores.is_empty() {
         return Ok(allowed.last().copied().into_iter().collect());
     }
-    for &core in &config.switch.cores {
+    for &core in &settings.cores {
         // Only trying tells: cores that were set apart at boot are not among the allowed ones.
         let usable = thread::scope(|scope| scope.spawn(|| cores::pin(core)).join().unwrap_or(false));
         if !usable {
@@ -95,10 +112,10 @@ fn choose_cores(config: &Config) -> Result<Vec<usize>, String> {
             ));
         }
     }
-    Ok(config.switch.cores.clone())
+    Ok(settings.cores.clone())
 }
 
-async fn serve_until_told(config: Config, cores: Vec<usize>) -> io::Result<()> {
+async fn serve_until_told(config: Config, keeper: Keeper, cores: Vec<usize>) -> io::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
@@ -130,7 +147,8 @@ async fn serve_until_told(config: Config, cores: Vec<usize>) -> io::Result<()> {
 
     let posts = team.posts.clone();
     let staff = Staff::new(team.posts, team.counters);
-    let mut controller = Controller::new(config, cores, secret, staff, team.notices).map_err(io::Error::other)?;
+    let beginning = Beginning { cores, secret, staff, notices: team.notices, keeper };
+    let mut controller = Controller::new(beginning);
     let (handle, requests) = Handle::new();
     let (stop, stopped) = watch::channel(());
     let servers = [
@@ -138,7 +156,7 @@ async fn serve_until_told(config: Config, cores: Vec<usize>) -> io::Result<()> {
         metrics.map(|listener| spawn_server(listener, pages(handle.clone()), &stopped)),
     ];
 
-    controller.open_all().await;
+    controller.begin(config).await.map_err(io::Error::other)?;
     notify(NotifyState::Ready);
     info!("ready");
     watchdog::start(posts, handle.clone());

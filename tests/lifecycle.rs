@@ -164,6 +164,30 @@ const MISTAKES: &[Mistake] = &[
 ];
 
 #[test]
+fn killed_it_comes_back_to_its_state_without_a_file() {
+    let Some(space) = Space::new() else { return };
+    let mut daemon = Daemon::new();
+    let vifs = [Vif::new("fw", 1, &space), Vif::new("fw", 2, &space)];
+    let state = daemon.file().with_extension("db");
+    let nothing = daemon.try_command(&["run", "--state", state.to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&nothing.stderr);
+    assert_eq!(nothing.status.code(), Some(2), "{said}");
+    assert!(said.contains("--config FILE") && said.contains(state.to_str().unwrap()), "{said}");
+
+    let text = config(&daemon.socket(), "", &[("net1", 1500)], &vifs);
+    daemon.configure(&text.replacen("state = \"\"", &format!("state = {state:?}"), 1));
+    daemon.start();
+    let names = |daemon: &Daemon| daemon.ports().into_iter().map(|port| port.port_id).collect::<Vec<_>>();
+    let before = (names(&daemon), space.links());
+    daemon.stop(Signal::KILL);
+    std::fs::remove_file(daemon.file()).unwrap();
+    daemon.start_over("--state", &state);
+    assert_eq!((names(&daemon), space.links()), before);
+    assert!(daemon.ports().iter().all(|port| port.status == Status::Active));
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
+
+#[test]
 fn a_configuration_with_a_mistake_opens_nothing() {
     let Some(space) = Space::new() else { return };
     let daemon = Daemon::new();

@@ -90,7 +90,8 @@ fn as_the_unit_has_it_it_is_not_root_and_works() {
     let rights = rights_of_unit();
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]);
     command.args(["--bounding-set", &rights, "--inh-caps", &rights, "--ambient-caps", &rights]).arg(program);
-    daemon.start_as(command);
+    let file = daemon.file();
+    daemon.start_as(command, "--config", &file);
     works(&daemon, &spaces, &vifs);
     assert_eq!(in_force(daemon.pid()), BTreeSet::from([NET_ADMIN | SYS_ADMIN]));
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
@@ -123,7 +124,8 @@ fn without_either_right_a_port_is_down_and_says_so() {
         daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif)));
         let mut command = Command::new("setpriv");
         command.args(["--bounding-set", rights, env!("CARGO_BIN_EXE_vifswitch")]);
-        daemon.start_as(command);
+        let file = daemon.file();
+        daemon.start_as(command, "--config", &file);
         let reason = daemon.await_down(&vif).status_reason;
         assert!(reason.contains(why) && reason.contains("not permitted"), "{rights}: {reason}");
     }
@@ -183,7 +185,8 @@ fn the_supervisor_hears_nothing_while_a_worker_hangs() {
     daemon.configure(&config(&daemon.socket(), switch, &[("net1", 1500)], std::slice::from_ref(&vif)));
     let mut command = daemon.command();
     command.env("WATCHDOG_USEC", "300000");
-    daemon.start_as(command);
+    let file = daemon.file();
+    daemon.start_as(command, "--config", &file);
     daemon.await_active(&vif);
     // Idle workers sleep, and are alive.
     (0..3).for_each(|_| daemon.await_note("WATCHDOG=1"));

@@ -39,9 +39,12 @@ const EXIT_CODES: &str = "Exit codes: 0 done, 1 the switch said no, 2 wrong usag
 enum Command {
     /// Run the switch, in the foreground
     Run {
-        /// The configuration file
+        /// The configuration file; without it, the state that is kept goes on
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
+        /// Where the state is kept, instead of where the configuration says
+        #[arg(long, value_name = "FILE")]
+        state: Option<PathBuf>,
     },
     /// Say whether a configuration is right, and whether this host would carry it; touches nothing
     Check {
@@ -117,7 +120,7 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         None => say(&Cli::command().render_help().to_string()),
-        Some(Command::Run { config }) => daemon::run(config),
+        Some(Command::Run { config, state }) => daemon::run(config, state),
         Some(Command::Check { config, json }) => daemon::check(&config, json),
         Some(Command::Diff(diff)) => end(diff.run()),
         Some(Command::Apply(apply)) => end(apply.run()),

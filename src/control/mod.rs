@@ -1,10 +1,12 @@
 //! Desired state: what is asked for, how it is checked, and how it comes true.
 //!
 //! ```text
-//!   file ─► config (as written ─► as meant, admission) ─► blueprint (places, rules, devices)
-//!                                                              │
-//!   cli ─► client ─► socket, server ─► handle ─► controller ───┴─► staff ─► mail to the workers
-//!                                                    └─► report ─► view
+//!   file ─► config (as written ─► as meant, admission) ─┐
+//!           change: to another configuration, or not ───┴─► plan ─► places, blueprint (rules, devices)
+//!                                                                        │
+//!   cli ─► client ─► socket, server ─► handle ─► controller ─────────────┴─► staff ─► mail to the workers
+//!                                                    ├─► report ─► view
+//!                                                    └─► journal (events), keeper ─► store
 //! ```
 
 #![forbid(unsafe_code)]
@@ -14,12 +16,18 @@ pub mod change;
 pub mod client;
 pub mod config;
 pub mod controller;
+mod difference;
 pub mod events;
 pub mod handle;
+mod journal;
+pub mod keeper;
+pub mod places;
+pub mod plan;
 mod report;
 pub mod server;
 pub mod socket;
 pub mod staff;
+mod stations;
 pub mod store;
 pub mod view;
 pub mod watchdog;

@@ -1,17 +1,19 @@
 //! Answers to questions: the state of the switch as it is shown.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
-use super::config::{Config, Device, Named};
+use super::config::{Config, Device, Named, Network};
 use super::controller::{Port, State};
+use super::places::Places;
 use super::staff::Staff;
 use super::view::{
     AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, DeviceView, Direction, DropView,
-    NetworkView, PortView, StationKind, StationView, Status, VmView, WorkerView,
+    NetworkView, PortView, Status, VmView, WorkerView,
 };
-use crate::switch::{DropReason, Learned, PortId, Rules};
+use crate::switch::{DropReason, NetworkId};
 use crate::telemetry::audit::Reading;
-use crate::time::Moment;
+use crate::time;
 
 /// What there is to report on.
 pub struct Report<'a> {
@@ -19,10 +21,14 @@ pub struct Report<'a> {
     pub config: &'a Config,
     /// What is.
     pub ports: &'a [Port],
+    /// Where ports and networks stand.
+    pub places: &'a Places,
     /// The cores of the workers.
     pub cores: &'a [usize],
     /// The workers.
     pub staff: &'a Staff,
+    /// Since when everything is counted.
+    pub since: SystemTime,
 }
 
 impl Report<'_> {
@@ -32,8 +38,8 @@ impl Report<'_> {
     }
 
     fn port(&self, port: &Port) -> PortView {
-        let vm = &self.config.vms[port.plan.vm];
-        let wanted = &vm.ports[port.plan.position];
+        let vm = &self.config.vms[port.seat.vm];
+        let wanted = &vm.ports[port.seat.position];
         let Device::Tap(tap) = &wanted.device;
         let (worker, reason) = match &port.state {
             State::Up { worker, notes, .. } if wanted.admin_state_up => (Some(*worker), notes.clone()),
@@ -52,7 +58,7 @@ impl Report<'_> {
             device_id: vm.id.clone(),
             network_id: wanted.network_id.clone(),
             mac_address: wanted.mac.to_string(),
-            position: port.plan.position,
+            position: port.seat.position,
             status: if self.is_active(port) { Status::Active } else { Status::Down },
             status_reason: reason,
             admin_state_up: wanted.admin_state_up,
@@ -78,12 +84,12 @@ impl Report<'_> {
     }
 
     fn is_active(&self, port: &Port) -> bool {
-        matches!(port.state, State::Up { .. }) && self.config.vms[port.plan.vm].ports[port.plan.position].admin_state_up
+        matches!(port.state, State::Up { .. }) && self.config.vms[port.seat.vm].ports[port.seat.position].admin_state_up
     }
 
     /// All VMs, in the order of the configuration.
     pub fn vms(&self) -> Vec<VmView> {
-        let of = |vm: usize| self.ports.iter().filter(move |port| port.plan.vm == vm);
+        let of = |vm: usize| self.ports.iter().filter(move |port| port.seat.vm == vm);
         self.config
             .vms
             .iter()
@@ -105,7 +111,7 @@ impl Report<'_> {
     /// All networks, in the order of the configuration.
     pub async fn networks(&self) -> Vec<NetworkView> {
         let census = self.staff.census().await;
-        let of = |network: usize| self.ports.iter().filter(move |port| port.plan.network == network);
+        let of = |network: usize| self.ports.iter().filter(move |port| port.seat.network == network);
         self.config
             .networks
             .iter()
@@ -115,43 +121,16 @@ impl Report<'_> {
                 mtu: network.mtu,
                 ports: of(index).count(),
                 active: of(index).filter(|port| self.is_active(port)).count(),
-                stations: census.get(index).copied().unwrap_or_default().into(),
+                stations: self.stations(network, &census),
                 fdb_limit: network.fdb_limit,
                 ageing_seconds: network.ageing_seconds,
             })
             .collect()
     }
 
-    /// All stations at `now`: the pinned, then the learned, each by network and address.
-    pub async fn fdb(&self, rules: &Rules, now: Moment) -> Vec<StationView> {
-        let learned = self.staff.stations().await;
-        let pinned = rules.pinned().filter_map(|(station, port)| {
-            let seen = now.secs();
-            self.station(Learned { station, port, seen }, StationKind::Pinned, now)
-        });
-        let learned = learned.into_iter().filter_map(|l| self.station(l, StationKind::Learned, now));
-        let mut all: Vec<StationView> = pinned.chain(learned).collect();
-        all.sort_by(|a, b| (b.kind, &a.network_id, &a.mac_address).cmp(&(a.kind, &b.network_id, &b.mac_address)));
-        all
-    }
-
-    /// A station as it is shown; `None` if its port is no more, or it has aged.
-    fn station(&self, learned: Learned, kind: StationKind, now: Moment) -> Option<StationView> {
-        let port = self.find(learned.port)?;
-        let network = self.config.networks.get(learned.station.network().index())?;
-        let age_seconds = now.secs().saturating_sub(learned.seen);
-        (age_seconds < network.ageing_seconds).then(|| StationView {
-            network_id: network.id.clone(),
-            mac_address: learned.station.mac().to_string(),
-            port_id: self.config.vms[port.plan.vm].ports[port.plan.position].port_id.clone(),
-            kind,
-            age_seconds,
-        })
-    }
-
-    fn find(&self, id: PortId) -> Option<&Port> {
-        // Ports stand in the order of their places.
-        self.ports.get(id.index()).filter(|port| port.is(id))
+    fn stations(&self, network: &Network, census: &[u32]) -> u64 {
+        let place = self.places.network(&network.id).map(NetworkId::index);
+        place.and_then(|place| census.get(place)).copied().unwrap_or_default().into()
     }
 
     /// All workers.
@@ -187,6 +166,7 @@ impl Report<'_> {
                 floods_sent: counters.floods_sent.get(),
                 floods_heard: counters.floods_heard.get(),
                 strays: counters.strays.get(),
+                since: time::rfc3339(self.since),
             })
             .collect()
     }
@@ -195,8 +175,8 @@ impl Report<'_> {
     pub fn drops(&self) -> Vec<DropView> {
         let mut all = Vec::new();
         for port in self.ports {
-            let vm = &self.config.vms[port.plan.vm];
-            let wanted = &vm.ports[port.plan.position];
+            let vm = &self.config.vms[port.seat.vm];
+            let wanted = &vm.ports[port.seat.position];
             for direction in [Direction::In, Direction::Out] {
                 for reason in DropReason::ALL {
                     let frames = port.sum(|c| match direction {
@@ -224,9 +204,9 @@ impl Report<'_> {
     pub async fn audit(&self) -> AuditView {
         let audit = self.staff.audit().await;
         let port = |port: &Port| {
-            let vm = &self.config.vms[port.plan.vm];
-            let wanted = &vm.ports[port.plan.position];
-            let share = audit.port(port.plan.id.index());
+            let vm = &self.config.vms[port.seat.vm];
+            let wanted = &vm.ports[port.seat.position];
+            let share = audit.port(port.seat.id.index());
             AuditPortView {
                 port_id: wanted.port_id.clone(),
                 device_id: vm.id.clone(),

@@ -10,13 +10,13 @@ use tokio::sync::oneshot;
 use crate::switch::{Learned, MOST_NETWORKS, MOST_PORTS, PortId, Rules, Station};
 use crate::telemetry::audit::{Audit, Reading};
 use crate::telemetry::{PortCounters, WorkerCounters};
-use crate::worker::{Books, Command, Gate, Post, StationsPage};
+use crate::worker::{Books, Command, Flush, Gate, Post, StationsPage};
 
 /// Stations asked for at a time: a worker copies them within one breath.
 const PAGE: usize = 512;
 
-/// The workers, as control knows them.
-#[derive(Debug)]
+/// The workers, as control knows them. Clones share them.
+#[derive(Debug, Clone)]
 pub struct Staff {
     posts: Vec<Post>,
     counters: Vec<Arc<WorkerCounters>>,
@@ -136,6 +136,32 @@ impl Staff {
             all.extend(self.ask(worker, |reply| Command::Audit(reading, reply)).await.map(|reading| *reading));
         }
         all
+    }
+
+    /// Has stations forgotten everywhere. How many were, as the fullest table had it.
+    pub async fn flush(&self, flush: Flush) -> u32 {
+        let mut most = 0;
+        for worker in 0..self.posts.len() {
+            let (mut forgotten, mut cursor) = (0, Some(0));
+            while let Some(at) = cursor {
+                let part = Flush { cursor: at, ..flush };
+                let Some(flushed) = self.ask(worker, |reply| Command::Flush(part, reply)).await else { break };
+                forgotten += flushed.stations;
+                cursor = flushed.cursor;
+            }
+            most = forgotten.max(most);
+        }
+        most
+    }
+
+    /// Has stations learned everywhere, in this order, where nothing is known of them yet.
+    pub async fn learn(&self, stations: &[Learned]) {
+        for worker in 0..self.posts.len() {
+            for page in stations.chunks(PAGE) {
+                // The page comes back, and is dropped here.
+                drop(self.ask(worker, |reply| Command::Learn(page.to_vec(), reply)).await);
+            }
+        }
     }
 
     /// Stops all workers. Their gates come back.

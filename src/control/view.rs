@@ -186,6 +186,9 @@ pub struct WorkerView {
     /// Frames that died because their port was closed while they were on their way to it.
     #[serde(default)]
     pub strays: u64,
+    /// Since when all of this is counted, and what the ports count too: RFC 3339, UTC.
+    #[serde(default)]
+    pub since: String,
 }
 
 /// The direction of a frame, seen from the switch.

@@ -60,7 +60,7 @@ pub fn check(path: &Path, json: bool) -> ExitCode {
         Err(errors) => return super::complain(errors, 2),
     };
     // What cannot be given up was not there: then nothing is asked with more than a switch has.
-    let _ = privileges::keep_only(&needed(&config));
+    let _ = privileges::keep_only(&needed(&config.switch));
     let findings = host::ask(&config);
     let worst = findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Remark);
     if json {

@@ -126,6 +126,13 @@ pub fn remove(settings: &Settings) -> Result<bool, OpenError> {
     }
 }
 
+/// Gives the netdev of an open device the address and MTU that `settings` ask for. May wait as well.
+pub fn adjust(settings: &Settings) -> Result<(), OpenError> {
+    match settings {
+        Settings::Tap(tap) => tap::adjust(tap),
+    }
+}
+
 /// One queue pair, polled by one worker. No call waits, and none allocates once warm.
 pub trait Device: Send {
     /// Appends what has arrived to `batch` until the batch is full or nothing is left. Frames may

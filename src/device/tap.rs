@@ -137,6 +137,21 @@ pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
     Ok(notes)
 }
 
+/// Gives the netdev of an open tap its address and MTU. Its queues stay as they are.
+pub fn adjust(settings: &Settings) -> Result<(), OpenError> {
+    settings.check()?;
+    let wanted = Wanted { mac: Some(settings.mac), mtu: Some(settings.mtu.into()), ..Wanted::default() };
+    let adjusted = within(&settings.netns, || match link::find(&settings.name)? {
+        Some(link) if link.tap.is_some() => link::change(&link, &wanted).map(drop),
+        // It went meanwhile: whoever looks after it finds that out, and opens it anew as it is wanted.
+        _ => Ok(()),
+    });
+    match adjusted {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        adjusted => adjusted.and_then(|adjusted| adjusted).map_err(settings.failed("setting its MAC address and MTU")),
+    }
+}
+
 /// Deletes the netdev of a persistent tap, if it is one that we made for this port. Says whether
 /// it was.
 pub fn remove(settings: &Settings) -> Result<bool, OpenError> {

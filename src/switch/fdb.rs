@@ -380,6 +380,19 @@ impl Fdb {
         }
     }
 
+    /// Looks at `budget` entries from `cursor` on, and forgets those of which `forget` speaks. Where
+    /// to go on; `None` at the end.
+    pub fn forget(&mut self, cursor: usize, budget: usize, mut forget: impl FnMut(&Learned) -> bool) -> Option<usize> {
+        let end = cursor.saturating_add(budget).min(self.entries.len());
+        for at in cursor..end {
+            let entry = self.entries[at];
+            if entry.station != Station::default() && forget(&entry) {
+                self.remove(at);
+            }
+        }
+        (end < self.entries.len()).then_some(end)
+    }
+
     /// Says how many stations of each network there are, by [`NetworkId::index`](super::NetworkId::index).
     pub fn census(&self, counts: &mut [u32]) {
         counts.iter_mut().zip(&self.networks).for_each(|(to, from)| *to = *from);

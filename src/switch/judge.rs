@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::rules::Port;
-use super::{DropReason, Fdb, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
+use super::{DropReason, Fdb, Learned, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
 use crate::frame::{BURST, Batch, Frame};
 use crate::time::Moment;
 use crate::wire::{Header, Mac, TAG_LEN, tags};
@@ -75,6 +75,28 @@ impl Switch {
             let hash = self.fdb.hash(sighting.station);
             self.fdb.see(sighting.station, hash, sighting.port, now.secs(), port.limits, port.ageing);
         }
+    }
+
+    /// Learns what was known before the switch was started. Whatever has been seen since is right.
+    pub fn remember(&mut self, learned: Learned) {
+        let Some(port) = self.rules.compiled(learned.port) else { return };
+        let hash = self.fdb.hash(learned.station);
+        if self.fdb.find(learned.station, hash, 0).is_none() {
+            self.fdb.see(learned.station, hash, learned.port, learned.seen, port.limits, port.ageing);
+        }
+    }
+
+    /// Looks at `budget` entries of the table from `cursor` on, and forgets those of which `forget`
+    /// speaks. How many these were, of those whose port is there, and where to go on; `None` at
+    /// the end.
+    pub fn forget(&mut self, cursor: usize, budget: usize, forget: impl Fn(&Learned) -> bool) -> (u32, Option<usize>) {
+        let (rules, mut forgotten) = (&self.rules, 0);
+        let cursor = self.fdb.forget(cursor, budget, |learned| {
+            let so = forget(learned);
+            forgotten += u32::from(so && rules.compiled(learned.port).is_some());
+            so
+        });
+        (forgotten, cursor)
     }
 
     /// Looks at the next few learned stations, and forgets those that have aged.

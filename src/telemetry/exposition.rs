@@ -4,6 +4,7 @@
 //! guest into the switch, *transmit* is to the guest, as for the ports of any other switch.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -15,6 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::control::view::{Direction, DropView, NetworkView, PortView, Status, VmView, WorkerView};
+use crate::time;
 
 /// What the text is called in a `Content-Type` header.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -132,10 +134,22 @@ impl Collector for Views {
         for &(name, help, value) in WORKER_COUNTERS {
             family(out, name, help, None, &self.workers, |w| ConstCounter::new(value(w)))?;
         }
+        // Of the process: the workers began together, and all counters with them.
+        if let Some(seconds) = self.workers.first().and_then(|worker| start_time(&worker.since)) {
+            let help = "When the switch was started and began to count, since 1970.";
+            let sample = out.encode_descriptor("start_time", help, Some(&Unit::Seconds), ConstGauge::<f64>::TYPE)?;
+            ConstGauge::new(seconds).encode(sample)?;
+        }
         let help = "Time spent in turns in which there was something to do.";
         let unit = Some(&Unit::Seconds);
         family(out, "worker_busy", help, unit, &self.workers, |w| ConstCounter::new(w.busy_seconds))
     }
+}
+
+/// Seconds since 1970.
+fn start_time(text: &str) -> Option<f64> {
+    let since = time::parse_rfc3339(text)?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+    Some(since.as_secs_f64())
 }
 
 /// Writes one metric with a sample for each of `items`.

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::Bell;
 use super::gate::{Gate, GateState, Gates};
-use super::mail::{Books, Command, Notice, StationsPage};
+use super::mail::{Books, Command, Flushed, Notice, StationsPage};
 use super::outbox::{Outbox, book};
 use super::pace::{Pace, Pacer};
 use super::peer::Peer;
@@ -27,6 +27,9 @@ const BREATH: usize = 2 * BURST;
 
 /// Sightings heard from each peer in one breath, at most.
 const HEARD: usize = 256;
+
+/// Stations looked at for one command to forget some.
+const FLUSH: usize = 1024;
 
 /// What came of a breath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -316,6 +319,14 @@ impl Worker {
                 let _ = reply.send(reading);
             }
             Command::Ping(reply) => drop(reply.send(())),
+            Command::Flush(flush, reply) => {
+                let (stations, cursor) = self.switch.forget(flush.cursor, FLUSH, |learned| flush.means(learned));
+                let _ = reply.send(Flushed { stations, cursor });
+            }
+            Command::Learn(stations, reply) => {
+                stations.iter().for_each(|&learned| self.switch.remember(learned));
+                let _ = reply.send(stations);
+            }
             Command::Stop(reply) => {
                 let gates = (0..self.gates.len()).filter_map(|number| self.take_gate(number)).collect();
                 let _ = reply.send(gates);

@@ -8,9 +8,10 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use tokio::sync::oneshot;
 
 use super::{Bell, Gate};
-use crate::switch::{Learned, PortId, Rules};
+use crate::switch::{Learned, NetworkId, PortId, Rules};
 use crate::telemetry::PortCounters;
 use crate::telemetry::audit::Reading;
+use crate::wire::Mac;
 
 /// Commands that a mailbox holds. Control waits for each answer, so it never fills.
 const MAILBOX: usize = 64;
@@ -24,6 +25,38 @@ pub struct StationsPage {
     /// Its capacity says how many stations may be put into it.
     pub stations: Vec<Learned>,
     /// Where to begin; in the answer, where to go on, `None` at the end.
+    pub cursor: Option<usize>,
+}
+
+/// Which stations to forget: those to which all that is given applies. A part of the table at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flush {
+    /// Those of this network.
+    pub network: Option<NetworkId>,
+    /// Those that were learned behind the port at this place ([`PortId::index`]), or behind one that
+    /// stood there before.
+    pub place: Option<usize>,
+    /// Those with this address.
+    pub mac: Option<Mac>,
+    /// Where to begin: 0, then what the answer says.
+    pub cursor: usize,
+}
+
+impl Flush {
+    /// Whether this station is one of them.
+    pub fn means(&self, learned: &Learned) -> bool {
+        self.network.is_none_or(|network| learned.station.network() == network)
+            && self.place.is_none_or(|place| learned.port.index() == place)
+            && self.mac.is_none_or(|mac| learned.station.mac() == mac)
+    }
+}
+
+/// What came of forgetting.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Flushed {
+    /// How many stations were forgotten, of those whose port is there.
+    pub stations: u32,
+    /// Where to go on; `None` at the end.
     pub cursor: Option<usize>,
 }
 
@@ -45,6 +78,10 @@ pub enum Command {
     Audit(Box<Reading>, oneshot::Sender<Box<Reading>>),
     /// Answer: a worker that breathes does.
     Ping(oneshot::Sender<()>),
+    /// Forget some stations.
+    Flush(Flush, oneshot::Sender<Flushed>),
+    /// Learn these stations, where nothing is known of them yet. They come back.
+    Learn(Vec<Learned>, oneshot::Sender<Vec<Learned>>),
     /// Stop. All gates come back.
     Stop(oneshot::Sender<Vec<Gate>>),
 }

@@ -18,6 +18,6 @@ mod team;
 pub use bell::Bell;
 pub use breath::{Work, Worker};
 pub use gate::Gate;
-pub use mail::{Books, Command, Notice, Post, StationsPage};
+pub use mail::{Books, Command, Flush, Flushed, Notice, Post, StationsPage};
 pub use pace::{Pace, SPIN};
 pub use team::{Team, TeamSettings, team};

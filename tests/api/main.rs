@@ -401,13 +401,16 @@ fn scrape(text: &str) -> HashMap<Sample, f64> {
             let (name, unit) = rest.split_once(' ').unwrap();
             assert!(name == family && name.ends_with(&format!("_{unit}")), "{line}");
         } else {
-            let (name, rest) = line.split_once('{').unwrap();
             let ending = ending.expect("HELP and TYPE come before samples");
-            assert_eq!(name, format!("{family}{ending}"), "{line}");
-            let (labels, value) = labels(rest);
+            let name = format!("{family}{ending}");
+            let rest = line.strip_prefix(&name).unwrap_or_else(|| panic!("{line}"));
+            let (labels, value) = match rest.strip_prefix('{') {
+                Some(rest) => labels(rest),
+                None => (BTreeMap::new(), rest),
+            };
             assert!(labels.keys().all(|label| legal(label)), "{line}");
             let value = value.strip_prefix(' ').unwrap().parse().unwrap();
-            assert!(samples.insert((name.to_owned(), labels), value).is_none(), "twice: {line}");
+            assert!(samples.insert((name, labels), value).is_none(), "twice: {line}");
         }
     }
     samples
@@ -473,6 +476,7 @@ fn the_metrics_can_be_scraped() {
     assert_eq!(value("worker_peer_sent_frames_total", &worker), Some(5.0));
     assert_eq!(value("worker_peer_heard_floods_total", &worker), Some(8.0));
     assert_eq!(value("worker_stray_frames_total", &worker), Some(9.0));
+    assert_eq!(value("start_time_seconds", &[]), Some(1_769_860_800.0));
     assert_eq!(value("build_info", &[("version", env!("CARGO_PKG_VERSION"))]), Some(1.0));
 }
 

@@ -169,6 +169,7 @@ impl Views {
                 floods_sent: 7,
                 floods_heard: 8,
                 strays: 9,
+                since: "2026-01-31T12:00:00.000Z".into(),
             }],
             drops: vec![DropView {
                 port_id: ODD.into(),

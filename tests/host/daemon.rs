@@ -136,16 +136,22 @@ impl Daemon {
         command
     }
 
-    /// Starts it, and waits until it says that it is ready.
+    /// Starts it over its configuration, and waits until it says that it is ready.
     pub fn start(&mut self) {
-        self.start_as(self.command());
+        let file = self.file();
+        self.start_over("--config", &file);
+    }
+
+    /// Starts it over a configuration or a state.
+    pub fn start_over(&mut self, option: &str, path: &Path) {
+        self.start_as(self.command(), option, path);
     }
 
     /// Starts it by `command`, to which its arguments are added.
-    pub fn start_as(&mut self, mut command: Command) {
+    pub fn start_as(&mut self, mut command: Command, option: &str, path: &Path) {
         assert!(self.child.is_none());
         let log = File::create(self.dir.path().join("log")).unwrap();
-        command.arg("run").arg("--config").arg(self.file());
+        command.arg("run").arg(option).arg(path);
         command.env("NOTIFY_SOCKET", self.dir.path().join("notify")).stderr(log);
         self.child = Some(command.spawn().unwrap());
         self.await_note("READY=1");

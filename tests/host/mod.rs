@@ -3,6 +3,7 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)] // each user uses a part of it
 
 pub mod daemon;
+pub mod inside;
 pub mod nic;
 pub mod rig;
 

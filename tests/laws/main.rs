@@ -7,6 +7,7 @@ mod common;
 
 mod conservation;
 mod equivalence;
+mod forgetting;
 mod gates;
 mod matrix;
 mod model;

@@ -9,7 +9,7 @@ use std::hash::Hash;
 
 use crate::wire::Mac;
 
-use super::meant::{Config, Device, Tap};
+use super::meant::{Config, Device};
 use super::notes::{Notes, Path};
 use super::problem::kind;
 use super::written::{list, nearest};
@@ -66,7 +66,7 @@ pub(super) fn check(config: &Config, notes: &mut Notes<'_>) {
             let Device::Tap(tap) = &port.device;
             let path = port_path.key("device").key("name");
             if !tap.name.is_empty()
-                && let Some(other) = netdevs.take(netdev(tap), &path)
+                && let Some(other) = netdevs.take(tap.netdev(), &path)
             {
                 let message = format!(
                     "{} is the netdev {:?} in the same namespace; each needs its own",
@@ -113,15 +113,4 @@ fn unknown_network(config: &Config, id: &str, path: &Path, notes: &mut Notes<'_>
         None => format!("no such network; there are {}", list(ids().take(10))),
     };
     notes.add(path, kind::UNKNOWN_NETWORK, message);
-}
-
-/// What tells one netdev from another: its namespace by path, and its name.
-fn netdev(tap: &Tap) -> (String, &str) {
-    let netns = tap.netns.as_deref().unwrap_or_default();
-    let path = match netns.strip_prefix("/var/run/netns/") {
-        Some(name) => format!("/run/netns/{name}"),
-        None if netns.is_empty() || netns.starts_with('/') => netns.to_string(),
-        None => format!("/run/netns/{netns}"),
-    };
-    (path, &tap.name)
 }

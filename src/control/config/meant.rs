@@ -19,6 +19,13 @@ pub struct Config {
     pub vms: Vec<Vm>,
 }
 
+impl Config {
+    /// All ports, each with its VM, in the order in which they are listed.
+    pub fn ports(&self) -> impl Iterator<Item = (&Vm, &Port)> {
+        self.vms.iter().flat_map(|vm| vm.ports.iter().map(move |port| (vm, port)))
+    }
+}
+
 /// What concerns the process as a whole. Fixed at start.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SwitchSettings {
@@ -118,6 +125,13 @@ pub struct Port {
     pub device: Device,
 }
 
+impl Port {
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.port_id
+    }
+}
+
 /// A further source that a guest may use.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AddressPair {
@@ -134,6 +148,14 @@ pub enum Device {
     Tap(Tap),
 }
 
+impl Device {
+    /// What tells one netdev from another: its namespace by path, and its name.
+    pub fn netdev(&self) -> (String, &str) {
+        let Device::Tap(tap) = self;
+        tap.netdev()
+    }
+}
+
 /// A tap, made if it is not there.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tap {
@@ -148,6 +170,19 @@ pub struct Tap {
     pub offloads: bool,
     /// Whether the netdev outlives the daemon.
     pub persist: bool,
+}
+
+impl Tap {
+    /// What tells one netdev from another: its namespace by path, and its name.
+    pub fn netdev(&self) -> (String, &str) {
+        let netns = self.netns.as_deref().unwrap_or_default();
+        let path = match netns.strip_prefix("/var/run/netns/") {
+            Some(name) => format!("/run/netns/{name}"),
+            None if netns.is_empty() || netns.starts_with('/') => netns.to_string(),
+            None => format!("/run/netns/{netns}"),
+        };
+        (path, &self.name)
+    }
 }
 
 /// A value that is written as one of a few words.

@@ -42,6 +42,8 @@ use document::{Node, SyntaxError};
 use notes::Notes;
 use written::Read;
 
+pub(super) use written::nearest;
+
 /// Reads and judges the file at `path`: JSON if its name ends in `.json`, TOML otherwise.
 pub fn load(path: impl AsRef<Path>) -> Result<Config, Errors> {
     Source::read(path.as_ref())?.config()
@@ -60,6 +62,12 @@ pub fn parse_toml(text: &str, file_name: &str) -> Result<Config, Errors> {
 /// Reads and judges a JSON text of the same shape. `file_name` is what its problems call it.
 pub fn parse_json(text: &str, file_name: &str) -> Result<Config, Errors> {
     judge(document::from_json(text), file_name)
+}
+
+/// Judges tables that did not come from a text, as if they had. Its problems name no file.
+pub fn judge_written(written: &written::Config) -> Result<Config, Errors> {
+    // It has no map with other keys than texts, which is all that could fail.
+    parse_json(&serde_json::to_string(written).unwrap_or_default(), "")
 }
 
 fn judge(document: Result<Node, SyntaxError>, file_name: &str) -> Result<Config, Errors> {

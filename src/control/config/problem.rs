@@ -64,6 +64,11 @@ impl Problem {
         Problem { file, line: None, column: None, key: String::new(), owner: None, value: None, message, kind }
     }
 
+    /// The problem without the file and line where it stands: for tables that came from elsewhere.
+    pub fn told(&self) -> String {
+        Problem { file: String::new(), line: None, column: None, ..self.clone() }.to_string()
+    }
+
     /// A text that does not parse.
     pub(super) fn of_syntax(file: &str, error: SyntaxError) -> Problem {
         let (line, column) = error.line_and_column.unzip();
@@ -77,13 +82,14 @@ impl fmt::Display for Problem {
         for number in [self.line, self.column].into_iter().flatten() {
             write!(f, ":{number}")?;
         }
+        let then = |before: bool| if before { ": " } else { "" };
         if !self.key.is_empty() {
-            write!(f, ": {}", self.key)?;
+            write!(f, "{}{}", then(!self.file.is_empty()), self.key)?;
             if let Some(value) = &self.value {
                 write!(f, " = {value}")?;
             }
         }
-        write!(f, ": {}", self.message)?;
+        write!(f, "{}{}", then(!self.file.is_empty() || !self.key.is_empty()), self.message)?;
         self.owner.as_ref().map_or(Ok(()), |owner| write!(f, " ({owner})"))
     }
 }

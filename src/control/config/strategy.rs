@@ -40,6 +40,158 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
     )
 }
 
+/// Two configurations with the same `[switch]` that have much in common: the second is the first
+/// one, changed here and there, with some of a third.
+pub(crate) fn two() -> impl Strategy<Value = (Config, Config)> {
+    (config(), config(), vec((any::<Edit>(), any::<Index>(), any::<Index>()), 0..8)).prop_map(
+        |(old, mut other, edits)| {
+            // Ids of their own, so that parts of the one can stand in the other.
+            for network in &mut other.networks {
+                network.id.insert(0, 'x');
+            }
+            for vm in &mut other.vms {
+                vm.id.insert(0, 'x');
+                for port in &mut vm.ports {
+                    port.network_id.insert(0, 'x');
+                    port.port_id.insert(0, 'x');
+                    port.mac = Mac::from_bits(port.mac.bits() | 0x8000);
+                    let Device::Tap(tap) = &mut port.device;
+                    tap.name.insert(0, 'x');
+                }
+            }
+            let mut new = old.clone();
+            for (edit, a, b) in edits {
+                edit.make(&mut new, &mut other, a, b);
+            }
+            let Config { networks, vms, .. } = &mut new;
+            for vm in vms {
+                vm.ports.retain(|port| networks.iter().any(|network| network.id == port.network_id));
+            }
+            (old, new)
+        },
+    )
+}
+
+/// One thing to change about a configuration.
+#[derive(Debug, Clone, Copy)]
+enum Edit {
+    DropPort,
+    DropVm,
+    DropNetwork,
+    TakeVm,
+    TakeNetwork,
+    MovePort,
+    SwapPorts,
+    SwapVms,
+    SwapNetworks,
+    EmptyVm,
+    Mtu,
+    Ageing,
+    Mac,
+    AdminState,
+    Security,
+    Queues,
+    Offloads,
+    Name,
+    Network,
+}
+
+impl Arbitrary for Edit {
+    type Parameters = ();
+    type Strategy = proptest::sample::Select<Edit>;
+    fn arbitrary_with((): ()) -> Self::Strategy {
+        use Edit::*;
+        select(vec![
+            DropPort,
+            DropVm,
+            DropNetwork,
+            TakeVm,
+            TakeNetwork,
+            MovePort,
+            SwapPorts,
+            SwapVms,
+            SwapNetworks,
+            EmptyVm,
+            Mtu,
+            Ageing,
+            Mac,
+            AdminState,
+            Security,
+            Queues,
+            Offloads,
+            Name,
+            Network,
+        ])
+    }
+}
+
+impl Edit {
+    /// Makes the change, if there is something to change.
+    fn make(self, config: &mut Config, other: &mut Config, a: Index, b: Index) {
+        if matches!(self, Edit::TakeVm | Edit::TakeNetwork) {
+            config.networks.append(&mut other.networks);
+            if matches!(self, Edit::TakeVm) {
+                config.vms.append(&mut other.vms);
+            }
+            return;
+        }
+        let networks = config.networks.len();
+        match self {
+            Edit::SwapNetworks => return config.networks.swap(a.index(networks), b.index(networks)),
+            Edit::Mtu => return config.networks[a.index(networks)].mtu ^= 1,
+            Edit::Ageing => return config.networks[a.index(networks)].ageing_seconds ^= 1,
+            Edit::DropNetwork if networks > 1 => {
+                let gone = config.networks.remove(a.index(networks)).id;
+                return config.vms.iter_mut().for_each(|vm| vm.ports.retain(|port| port.network_id != gone));
+            }
+            _ => {}
+        }
+        if config.vms.is_empty() {
+            return;
+        }
+        let vms = config.vms.len();
+        match self {
+            Edit::SwapVms => return config.vms.swap(a.index(vms), b.index(vms)),
+            Edit::DropVm => return drop(config.vms.remove(a.index(vms))),
+            Edit::EmptyVm => return config.vms[a.index(vms)].ports.clear(),
+            _ => {}
+        }
+        let from = a.index(vms);
+        let ports = config.vms[from].ports.len();
+        if ports == 0 {
+            return;
+        }
+        let to = b.index(vms);
+        let network_id = b.get(&config.networks).id.clone();
+        let at = b.index(ports);
+        match self {
+            Edit::SwapPorts => return config.vms[from].ports.swap(a.index(ports), at),
+            Edit::DropPort => return drop(config.vms[from].ports.remove(at)),
+            Edit::MovePort => {
+                let port = config.vms[from].ports.remove(at);
+                return config.vms[to].ports.push(port);
+            }
+            _ => {}
+        }
+        let port = &mut config.vms[from].ports[at];
+        let Device::Tap(tap) = &mut port.device;
+        match self {
+            // Bits by which no two addresses of the strategy differ alone.
+            Edit::Mac => port.mac = Mac::from_bits(port.mac.bits() ^ 0x4000),
+            Edit::AdminState => port.admin_state_up = !port.admin_state_up,
+            Edit::Security => {
+                port.port_security = PortSecurity::Off;
+                port.allowed_address_pairs.clear();
+            }
+            Edit::Queues => tap.queues = tap.queues % 256 + 1,
+            Edit::Offloads => tap.offloads = !tap.offloads,
+            Edit::Name => tap.name = format!("y{}", &tap.name[..tap.name.len().min(14)]),
+            Edit::Network => port.network_id = network_id,
+            _ => {}
+        }
+    }
+}
+
 fn id() -> impl Strategy<Value = String> {
     "\\PC{0,20}".prop_filter("no control characters", |text| !text.chars().any(char::is_control))
 }

@@ -89,7 +89,7 @@ fn refuse(key: &str, path: &Path, notes: &mut Notes<'_>, keys: &[&str], later: &
 }
 
 /// The candidate that `word` was most likely meant to be, if one is near enough.
-pub(super) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(in crate::control) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // a word as long as a book resembles nothing, and comparing it would take as long as reading it
     let likeness = |candidate: &str| if word.len() > 255 { 0.0 } else { strsim::jaro_winkler(word, candidate) };
     let scored = candidates.map(|candidate| (likeness(candidate), candidate));

@@ -11,8 +11,9 @@ use rustix::process::{Resource, getrlimit};
 
 use super::super::{choose_cores, needed};
 use super::{Finding, Severity};
-use crate::control::blueprint::{self, Plan};
+use crate::control::blueprint::{self, Seat};
 use crate::control::config::Config;
+use crate::control::places::Places;
 use crate::control::socket::is_listened_at;
 use crate::device::{self, OpenError, Settings};
 use crate::frame::SLOT;
@@ -25,8 +26,8 @@ const OTHER_FILES: u64 = 256;
 /// All that there is to say, the most important first.
 pub(super) fn ask(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let plans = match blueprint::plans(config) {
-        Ok(plans) => plans,
+    let seats = match blueprint::fits(config) {
+        Ok(()) => blueprint::seats(config, &Places::first(config)),
         Err(why) => {
             findings.push(finding(Severity::InTheWay, "the configuration", why));
             Vec::new()
@@ -36,13 +37,13 @@ pub(super) fn ask(config: &Config) -> Vec<Finding> {
     cores(config, &mut findings);
     state(config, &mut findings);
     memory(config, &mut findings);
-    files(&plans, &mut findings);
-    rights(config, &plans, &mut findings);
-    if !plans.is_empty() {
+    files(&seats, &mut findings);
+    rights(config, &seats, &mut findings);
+    if !seats.is_empty() {
         tun(&mut findings);
     }
-    for plan in &plans {
-        port(config, plan, running, &mut findings);
+    for seat in &seats {
+        port(config, seat, running, &mut findings);
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
@@ -53,7 +54,7 @@ fn finding(severity: Severity, about: &str, message: impl ToString) -> Finding {
 }
 
 fn cores(config: &Config, findings: &mut Vec<Finding>) {
-    if let Err(why) = choose_cores(config) {
+    if let Err(why) = choose_cores(&config.switch) {
         // It names the key itself, as the message of a switch that ends with it.
         let why = why.strip_prefix("switch.cores = ").unwrap_or(&why).to_owned();
         findings.push(finding(Severity::Wrong, "switch.cores", why));
@@ -152,8 +153,8 @@ fn available(meminfo: &str) -> Option<(u64, u64)> {
     Some((value("MemAvailable")? * 1024, huge))
 }
 
-fn files(plans: &[Plan], findings: &mut Vec<Finding>) {
-    let queues = plans.iter().map(|plan| match &plan.device {
+fn files(seats: &[Seat], findings: &mut Vec<Finding>) {
+    let queues = seats.iter().map(|seat| match &seat.device {
         Settings::Tap(tap) => u64::from(tap.queues),
     });
     let needed = queues.sum::<u64>() + OTHER_FILES;
@@ -164,11 +165,11 @@ fn files(plans: &[Plan], findings: &mut Vec<Finding>) {
 }
 
 /// The capabilities that there is a use for, and that are not there.
-fn rights(config: &Config, plans: &[Plan], findings: &mut Vec<Finding>) {
-    let namespaces = || plans.iter().map(|plan| netns(&plan.device));
-    for privilege in needed(config) {
+fn rights(config: &Config, seats: &[Seat], findings: &mut Vec<Finding>) {
+    let namespaces = || seats.iter().map(|seat| netns(&seat.device));
+    for privilege in needed(&config.switch) {
         let of_use = match privilege {
-            privileges::NET_ADMIN => !plans.is_empty(),
+            privileges::NET_ADMIN => !seats.is_empty(),
             privileges::SYS_ADMIN => namespaces().any(|netns| *netns != Netns::Host),
             privileges::SYS_PTRACE => {
                 namespaces().any(|netns| matches!(netns, Netns::At(path) if path.starts_with("/proc")))
@@ -195,10 +196,10 @@ fn tun(findings: &mut Vec<Finding>) {
     findings.push(finding(Severity::Remark, path, format!("{why}; without it, no tap can be made or attached to")));
 }
 
-fn port(config: &Config, plan: &Plan, running: bool, findings: &mut Vec<Finding>) {
-    let vm = &config.vms[plan.vm];
-    let about = format!("port {:?} (VM {:?})", vm.ports[plan.position].port_id, vm.id);
-    match device::look(&plan.device) {
+fn port(config: &Config, seat: &Seat, running: bool, findings: &mut Vec<Finding>) {
+    let vm = &config.vms[seat.vm];
+    let about = format!("port {:?} (VM {:?})", vm.ports[seat.position].port_id, vm.id);
+    match device::look(&seat.device) {
         Ok(notes) => findings.extend(notes.iter().map(|note| finding(Severity::Remark, &about, note))),
         // By the one that is running, in all likelihood; and it says so itself if not.
         Err(OpenError::Busy { .. }) if running => {}

@@ -1,0 +1,272 @@
+//! Devices: opened, handed to workers, taken back, closed. What may wait for the kernel is done off
+//! the thread of control, and comes back as an [`Outcome`].
+
+use std::collections::HashSet;
+
+use tokio::task::spawn_blocking;
+use tracing::{info, warn};
+
+use super::{Controller, State};
+use crate::control::blueprint;
+use crate::control::events::EventKind;
+use crate::control::plan::{DeviceStep, device_step};
+use crate::device::{self, Device, OpenError, Opened, Settings};
+use crate::sys::netns::{Identity, Netns};
+use crate::worker::{Gate, Notice};
+
+/// What came of something that was done elsewhere. Ports are named by their key.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// A device was opened, or not.
+    Opened(Attempt),
+    /// A device is closed for good. There may be a remark on how that went.
+    Closed { port: u64, remark: Option<String> },
+    /// A netdev was changed, or not.
+    Adjusted { port: u64, result: Result<(), OpenError> },
+}
+
+/// What came of trying to open a device.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub port: u64,
+    /// How it was to be.
+    settings: Settings,
+    namespace: Option<Identity>,
+    result: Result<Opened, OpenError>,
+}
+
+impl Controller {
+    /// Starts an attempt to open each port that is down and for which there is hope.
+    pub(super) fn try_down_ports(&mut self) {
+        for port in &mut self.ports {
+            let State::Down { reason } = &mut port.state else { continue };
+            if port.held || !reason.is_empty() && !may_be_there(&port.seat.device) {
+                continue;
+            }
+            port.state = State::Opening { reason: std::mem::take(reason) };
+            let (key, settings, done) = (port.key, port.seat.device.clone(), self.done.clone());
+            // What others made, others make again.
+            let may_create = port.made.unwrap_or(true);
+            spawn_blocking(move || {
+                // First: if it is replaced right now, we shall find that out and come again.
+                let namespace = netns(&settings).identity();
+                let result = device::open(&settings, may_create);
+                // Nobody listens any more when the switch is being closed; the device is dropped.
+                let _ = done.send(Outcome::Opened(Attempt { port: key, settings, namespace, result }));
+            });
+        }
+    }
+
+    /// Closes queues for good, elsewhere, and removes the netdev of `remove` if we made it.
+    pub(super) fn close(&self, port: u64, queues: Vec<Box<dyn Device>>, remove: Option<Settings>) {
+        let done = self.done.clone();
+        spawn_blocking(move || {
+            drop(queues);
+            let removed = remove.map_or(Ok(false), |settings| device::remove(&settings));
+            let remark = removed.err().map(|why| format!("its netdev is left over: {why}"));
+            let _ = done.send(Outcome::Closed { port, remark });
+        });
+    }
+
+    /// Changes the netdev of a port that is up, elsewhere.
+    pub(super) fn adjust(&self, port: u64, settings: Settings) {
+        let done = self.done.clone();
+        spawn_blocking(move || {
+            let result = device::adjust(&settings);
+            let _ = done.send(Outcome::Adjusted { port, result });
+        });
+    }
+
+    /// Does what follows from something that was done elsewhere.
+    pub(super) async fn receive(&mut self, outcome: Outcome) {
+        match outcome {
+            Outcome::Opened(attempt) => return self.receive_attempt(attempt).await,
+            Outcome::Closed { port, remark } => {
+                if let Some(remark) = &remark {
+                    warn!("a port that was closed: {remark}");
+                }
+                self.has_come(port, remark);
+            }
+            Outcome::Adjusted { port, result } => {
+                let remark = result.err().map(|why| why.to_string());
+                if let Some(remark) = &remark {
+                    warn!("a netdev is not as it shall be: {remark}");
+                }
+                self.has_come(port, remark);
+            }
+        }
+        self.advance().await;
+    }
+
+    async fn receive_attempt(&mut self, attempt: Attempt) {
+        let Some(port) = self.ports.iter_mut().find(|port| port.key == attempt.port) else {
+            // It has been detached meanwhile.
+            let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
+            return self.close(attempt.port, queues, Some(attempt.settings));
+        };
+        let step = device_step(&attempt.settings, &port.seat.device);
+        if step != DeviceStep::Keep {
+            // It shall be otherwise meanwhile.
+            port.state = State::Down { reason: String::new() };
+            port.held = true;
+            let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
+            let remove = (step == DeviceStep::Reopen { anew: true }).then_some(attempt.settings);
+            return self.close(attempt.port, queues, remove);
+        }
+        match self.keep_for_later(attempt) {
+            Some(attempt) => self.settle(vec![attempt]).await,
+            None => self.advance().await,
+        }
+    }
+
+    /// Puts into force what came of some attempts.
+    pub(super) async fn settle(&mut self, attempts: Vec<Attempt>) {
+        let mut gates = Vec::new();
+        for Attempt { port: key, namespace, result, .. } in attempts {
+            let workers = usize::from(self.staff.len());
+            let Some(index) = self.ports.iter().position(|port| port.key == key) else { continue };
+            let port = &mut self.ports[index];
+            match result {
+                Ok(Opened { queues, made, notes }) => {
+                    (port.made, port.namespace) = (Some(made), namespace);
+                    let id = port.seat.id;
+                    #[allow(clippy::cast_possible_truncation)] // there are at most 64 workers, 256 queues
+                    let (worker, count) = ((id.index() % workers) as u16, queues.len() as u16);
+                    port.state = State::Up { worker, queues: count, notes: notes.join("; ") };
+                    gates.extend(
+                        (0..count).zip(queues).map(|(queue, device)| {
+                            (index, self.staff.home(worker, queue), Gate::new(id, queue, device))
+                        }),
+                    );
+                }
+                Err(error) => self.fail(index, error.to_string()),
+            }
+        }
+        if gates.is_empty() {
+            return;
+        }
+        self.set_rules().await;
+        let mut without = HashSet::new();
+        for (index, worker, gate) in gates {
+            let queue = gate.queue;
+            if let Err(gate) = self.staff.open(worker, gate).await {
+                drop_elsewhere(vec![gate.device]).await;
+                without.insert((index, worker));
+            } else if queue == 0 {
+                self.tell_up(index);
+            }
+        }
+        for (index, worker) in without {
+            let why = format!("worker {worker} has too many queues to poll; give the switch more cores");
+            self.take_back(vec![(index, why)]).await;
+        }
+    }
+
+    /// Notes why a port is down. The same reason again is no news.
+    pub(super) fn fail(&mut self, index: usize, why: String) {
+        let port = &mut self.ports[index];
+        let news = !matches!(&port.state, State::Opening { reason } if *reason == why);
+        port.state = State::Down { reason: why.clone() };
+        if news && self.is_wanted_up(index) {
+            self.tell(EventKind::PortDown, index, &why);
+            let (vm, network, id) = self.names(index);
+            warn!(vm, network, port = id, "port_down: {why}");
+        }
+    }
+
+    /// Notes that frames can flow through a port.
+    pub(super) fn tell_up(&mut self, index: usize) {
+        let State::Up { worker, queues, notes } = self.ports[index].state.clone() else { return };
+        if !self.is_wanted_up(index) {
+            return;
+        }
+        let text = if notes.is_empty() { String::from("frames can flow both ways") } else { notes.clone() };
+        self.tell(EventKind::PortUp, index, &text);
+        let (vm, network, id) = self.names(index);
+        info!(vm, network, port = id, worker, queues, "port_up{}{notes}", if notes.is_empty() { "" } else { ": " });
+    }
+
+    fn is_wanted_up(&self, index: usize) -> bool {
+        let seat = &self.ports[index].seat;
+        self.config.vms[seat.vm].ports[seat.position].admin_state_up
+    }
+
+    /// Takes back the devices of ports that are gone.
+    pub(super) async fn lose(&mut self, notice: Notice) {
+        // Whole namespaces go at once.
+        let notices: Vec<Notice> =
+            std::iter::once(notice).chain(std::iter::from_fn(|| self.notices.try_recv().ok())).collect();
+        let lost: HashSet<_> = notices.into_iter().map(|Notice::DeviceGone { port, .. }| port).collect();
+        let why = "its netdev is gone; it is opened again as soon as it can be";
+        let ports = self.ports.iter().enumerate().filter(|(_, port)| lost.contains(&port.seat.id));
+        let gone = ports.map(|(index, _)| (index, why.to_owned())).collect();
+        self.take_back(gone).await;
+    }
+
+    /// Takes back the devices whose namespace has been deleted or replaced. They would never tell:
+    /// what is open inside keeps a namespace alive, unseen, and with it its netdevs.
+    pub(super) async fn leave_lost_namespaces(&mut self) {
+        let lost = self.ports.iter().enumerate().filter_map(|(index, port)| {
+            let netns = netns(&port.seat.device);
+            let is_lost = matches!(port.state, State::Up { .. }) && netns.identity() != port.namespace;
+            is_lost
+                .then(|| (index, format!("{netns} has been deleted; its device is opened again as soon as it is back")))
+        });
+        let lost = lost.collect();
+        self.take_back(lost).await;
+    }
+
+    /// Takes back the devices of ports that are up, which are down from now on.
+    async fn take_back(&mut self, ports: Vec<(usize, String)>) {
+        let mut gates = Vec::new();
+        for (index, why) in ports {
+            // Each of its queues may tell that it is gone; the first one is enough.
+            let State::Up { worker, queues, .. } = self.ports[index].state else { continue };
+            gates.extend((0..queues).map(|queue| (self.ports[index].seat.id, queue, self.staff.home(worker, queue))));
+            self.fail(index, why);
+        }
+        if gates.is_empty() {
+            return;
+        }
+        self.set_rules().await;
+        let mut devices = Vec::new();
+        for (id, queue, worker) in gates {
+            devices.extend(self.staff.close(worker, id, queue).await.map(|gate| gate.device));
+        }
+        drop_elsewhere(devices).await;
+    }
+
+    /// Puts into force what follows from the configuration and the devices that there are.
+    pub(super) async fn set_rules(&mut self) {
+        let ports = self.ports.iter().map(|port| match port.state {
+            State::Up { worker, .. } => (&port.seat, Some(worker)),
+            _ => (&port.seat, None),
+        });
+        self.rules = blueprint::rules(&self.config, &self.places, self.secret, ports).into();
+        let books = self.ports.iter().map(|port| (port.seat.id, &*port.counters));
+        self.staff.set_rules(&self.rules, books).await;
+    }
+
+    /// The VM, network and id of a port.
+    pub(super) fn names(&self, index: usize) -> (&str, &str, &str) {
+        let vm = &self.config.vms[self.ports[index].seat.vm];
+        let port = &vm.ports[self.ports[index].seat.position];
+        (&vm.id, &port.network_id, &port.port_id)
+    }
+}
+
+/// Whether it is worth while to try to open a device: a look that costs next to nothing.
+fn may_be_there(settings: &Settings) -> bool {
+    netns(settings).path().is_none_or(|path| path.exists())
+}
+
+/// The namespace of a device.
+fn netns(settings: &Settings) -> &Netns {
+    let Settings::Tap(tap) = settings;
+    &tap.netns
+}
+
+/// Closes devices, which may wait for the kernel.
+async fn drop_elsewhere(devices: Vec<Box<dyn Device>>) {
+    let _ = spawn_blocking(move || drop(devices)).await;
+}

@@ -1,0 +1,349 @@
+//! The one thread that owns the desired state and makes it come true: it opens devices and hands
+//! them to workers, takes them back when they are gone, opens them again, goes over to another
+//! state when it is asked to, and answers questions.
+//!
+//! A port is *up* while a worker polls its device. It is *down* for a reason that can be read: its
+//! namespace or netdev is not there, somebody else holds it, opening failed. A port that is down is
+//! tried again, for ever: whatever is missing may come.
+//!
+//! The order of steps makes every moment valid. Opening: rules that know the device go to all
+//! workers, then the gate goes to its worker. Closing: rules without the device to all, then the
+//! gate comes back, and the device is dropped here.
+//!
+//! A change is a [`transition`]: a switch that starts goes over from nothing to its configuration.
+
+mod devices;
+mod port;
+mod transition;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tracing::{info, warn};
+
+pub use self::port::{Port, State};
+
+use self::devices::Outcome;
+use self::transition::{Transition, Unconfirmed};
+use super::blueprint::{self, Seat, TooMany};
+use super::change::{Changed, Refusal};
+use super::config::Config;
+use super::events::{Event, EventKind};
+use super::handle::{Flush, History, Request};
+use super::journal::Journal;
+use super::keeper::Keeper;
+use super::places::Places;
+use super::report::Report;
+use super::staff::Staff;
+use super::stations::Directory;
+use super::store::StoreError;
+use crate::switch::{Rules, Secret};
+use crate::time;
+use crate::worker::{self, Notice};
+
+/// How often ports that are down are tried again, and those that are up looked after.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// How often the learned stations are kept, for a switch that is killed.
+const KEEP_STATIONS: Duration = Duration::from_secs(60);
+
+/// Events told of the past, at most.
+const MOST_EVENTS: usize = 10_000;
+
+/// What a controller is made of.
+#[derive(Debug)]
+pub struct Beginning {
+    /// The cores of the workers.
+    pub cores: Vec<usize>,
+    /// The key under which the workers file stations.
+    pub secret: Secret,
+    /// The workers.
+    pub staff: Staff,
+    /// What they tell unasked.
+    pub notices: mpsc::Receiver<Notice>,
+    /// Where changes are kept.
+    pub keeper: Keeper,
+}
+
+/// The owner of the desired state.
+pub struct Controller {
+    config: Config,
+    cores: Vec<usize>,
+    secret: Secret,
+    staff: Staff,
+    keeper: Keeper,
+    journal: Journal,
+    /// Whether what happens cannot be written down: that is told once.
+    unwritten: bool,
+    ports: Vec<Port>,
+    places: Places,
+    rules: Arc<Rules>,
+    notices: mpsc::Receiver<Notice>,
+    outcomes: mpsc::UnboundedReceiver<Outcome>,
+    done: mpsc::UnboundedSender<Outcome>,
+    /// The change that is under way.
+    transition: Option<Transition>,
+    /// Requests that wait for it to be over.
+    waiting: VecDeque<Request>,
+    /// The change that goes back unless it is confirmed.
+    unconfirmed: Option<Unconfirmed>,
+    /// The learned stations are being kept.
+    keeping: Option<JoinHandle<()>>,
+    next_key: u64,
+    /// Since when it counts.
+    since: SystemTime,
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller").field("ports", &self.ports.len()).finish_non_exhaustive()
+    }
+}
+
+impl Controller {
+    /// A controller of a switch without anything.
+    pub fn new(beginning: Beginning) -> Controller {
+        let Beginning { cores, secret, staff, notices, keeper } = beginning;
+        let (done, outcomes) = mpsc::unbounded_channel();
+        Controller {
+            config: Config::default(),
+            cores,
+            secret,
+            staff,
+            keeper,
+            journal: Journal::default(),
+            unwritten: false,
+            ports: Vec::new(),
+            places: Places::default(),
+            rules: Arc::new(Rules::none(secret)),
+            notices,
+            outcomes,
+            done,
+            transition: None,
+            waiting: VecDeque::new(),
+            unconfirmed: None,
+            keeping: None,
+            next_key: 0,
+            since: time::wall(),
+        }
+    }
+
+    /// Makes a configuration come true. What cannot be opened is down, and will be tried again.
+    pub async fn begin(&mut self, config: Config) -> Result<(), TooMany> {
+        blueprint::fits(&config)?;
+        self.config.switch = config.switch.clone();
+        self.make(config, Transition::default()).await;
+        // Before the first frame comes: nothing that was known is flooded.
+        let kept = self.keeper.take_stations().await;
+        let directory = Directory::of(&self.config, &self.ports);
+        self.staff.learn(&directory.learned(kept, time::now())).await;
+        while self.transition.is_some() {
+            let Some(outcome) = self.outcomes.recv().await else { break };
+            self.receive(outcome).await;
+        }
+        Ok(())
+    }
+
+    /// Keeps things as they shall be and answers questions, until `stop` is ready.
+    pub async fn run(&mut self, mut requests: mpsc::Receiver<Request>, stop: impl Future<Output = ()>) {
+        let mut stop = std::pin::pin!(stop);
+        let mut retry = tokio::time::interval(RETRY);
+        retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut keep = tokio::time::interval(KEEP_STATIONS);
+        keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        keep.reset();
+        loop {
+            while self.transition.is_none()
+                && let Some(request) = self.waiting.pop_front()
+            {
+                self.answer(request).await;
+            }
+            self.save_events().await;
+            // A change goes back only when it has been made.
+            let unconfirmed = self.unconfirmed.as_ref().filter(|_| self.transition.is_none());
+            let left = unconfirmed.map(|unconfirmed| unconfirmed.deadline.since(time::now()));
+            tokio::select! {
+                () = &mut stop => return,
+                Some(request) = requests.recv() => self.answer(request).await,
+                Some(outcome) = self.outcomes.recv() => self.receive(outcome).await,
+                Some(notice) = self.notices.recv() => self.lose(notice).await,
+                () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => self.go_back().await,
+                _ = retry.tick() => {
+                    self.leave_lost_namespaces().await;
+                    self.try_down_ports();
+                }
+                _ = keep.tick() => self.keep_stations(),
+            }
+        }
+    }
+
+    /// Closes everything, and keeps what is known. Netdevs of ours that do not persist are gone
+    /// when this returns.
+    pub async fn close_all(mut self) {
+        self.keep_stations();
+        if let Some(keeping) = self.keeping.take() {
+            let _ = keeping.await;
+        }
+        self.save_events().await;
+        let gates = self.staff.stop().await;
+        // Closing a tap waits for the kernel to take the netdev down.
+        let _ = spawn_blocking(move || drop(gates)).await;
+    }
+
+    fn new_port(&mut self, seat: Seat) -> Port {
+        self.next_key += 1;
+        Port {
+            seat,
+            state: State::Down { reason: String::new() },
+            counters: (0..self.staff.len()).map(|_| Arc::default()).collect(),
+            key: self.next_key,
+            made: None,
+            namespace: None,
+            held: true,
+        }
+    }
+
+    /// Something that happens now.
+    fn event(&self, kind: EventKind, text: String) -> Event {
+        let time = time::rfc3339(time::wall());
+        Event { time, kind, vm: None, ports: Vec::new(), network: None, mac: None, text }
+    }
+
+    /// Something happens to a port now.
+    fn tell(&mut self, kind: EventKind, index: usize, text: &str) {
+        let (vm, network, port) = self.names(index);
+        let (vm, network, ports) = (Some(vm.to_owned()), Some(network.to_owned()), vec![port.to_owned()]);
+        let event = Event { vm, network, ports, ..self.event(kind, text.to_owned()) };
+        self.journal.tell(event);
+    }
+
+    /// Writes down what has happened. What cannot be written down is remembered only.
+    async fn save_events(&mut self) {
+        let events = self.journal.take_unsaved();
+        if events.is_empty() {
+            return;
+        }
+        let failed = self.keeper.note(events).await.err();
+        if let Some(why) = failed.as_ref().filter(|_| !self.unwritten) {
+            warn!("what happens is remembered only as long as the switch runs: {why}");
+        } else if failed.is_none() && self.unwritten {
+            info!("what happens is written down again");
+        }
+        self.unwritten = failed.is_some();
+    }
+
+    /// Begins to keep the learned stations, unless that is under way.
+    fn keep_stations(&mut self) {
+        let under_way = self.keeping.as_ref().is_some_and(|keeping| !keeping.is_finished());
+        let (Some(store), false) = (self.keeper.store().cloned(), under_way) else { return };
+        let (staff, directory) = (self.staff.clone(), Directory::of(&self.config, &self.ports));
+        self.keeping = Some(tokio::spawn(async move {
+            let kept = directory.kept(staff.stations().await, time::now());
+            if let Err(why) = store.save_stations(kept).await {
+                warn!("the learned stations have not been kept: {why}");
+            }
+        }));
+    }
+
+    async fn answer(&mut self, request: Request) {
+        // Whoever asked and has gone meanwhile gets no answer.
+        match request {
+            request @ (Request::Change(..) | Request::Confirm(_)) if self.transition.is_some() => {
+                self.waiting.push_back(request);
+            }
+            Request::Change(change, confirm, reply) => self.change(change, confirm, reply).await,
+            Request::Confirm(reply) => drop(reply.send(self.confirm().await)),
+            Request::Diff(change, reply) => drop(reply.send(self.outcome(&change).map(|(_, changed)| changed))),
+            Request::Events(since, reply) => drop(reply.send(self.events(since).await)),
+            Request::Release(port, reply) => drop(reply.send(self.release(&port))),
+            Request::Flush(flush, reply) => match self.which(&flush) {
+                Err(refusal) => drop(reply.send(Err(refusal))),
+                Ok(flush) => {
+                    let staff = self.staff.clone();
+                    tokio::spawn(async move { drop(reply.send(Ok(staff.flush(flush).await.into()))) });
+                }
+            },
+            Request::Fdb(reply) => {
+                // Very many stations take their time; others are answered meanwhile.
+                let (staff, rules) = (self.staff.clone(), self.rules.clone());
+                let directory = Directory::of(&self.config, &self.ports);
+                tokio::spawn(async move {
+                    let learned = staff.stations().await;
+                    drop(reply.send(directory.views(&rules, learned, time::now())));
+                });
+            }
+            request => self.report(request).await,
+        }
+    }
+
+    async fn report(&self, request: Request) {
+        let report = Report {
+            config: &self.config,
+            ports: &self.ports,
+            places: &self.places,
+            cores: &self.cores,
+            staff: &self.staff,
+            since: self.since,
+        };
+        match request {
+            Request::Ports(reply) => drop(reply.send(report.ports())),
+            Request::Vms(reply) => drop(reply.send(report.vms())),
+            Request::Networks(reply) => drop(reply.send(report.networks().await)),
+            Request::Workers(reply) => drop(reply.send(report.workers())),
+            Request::Drops(reply) => drop(reply.send(report.drops())),
+            Request::Audit(reply) => drop(reply.send(report.audit().await)),
+            Request::Config(reply) => drop(reply.send(report.config())),
+            // These are answered above.
+            Request::Fdb(_)
+            | Request::Change(..)
+            | Request::Confirm(_)
+            | Request::Diff(..)
+            | Request::Events(..)
+            | Request::Release(..)
+            | Request::Flush(..) => {}
+        }
+    }
+
+    /// What has happened, and what will: nothing is missed in between, and nothing told twice.
+    async fn events(&mut self, since: Option<String>) -> Result<History, Refusal> {
+        self.save_events().await;
+        let remembered = self.journal.since(since.as_deref())?;
+        let past = match self.keeper.store() {
+            None => remembered,
+            Some(store) => match store.events(since, MOST_EVENTS).await {
+                Ok(past) => past,
+                Err(why @ StoreError::NotATime { .. }) => return Err(Refusal::request("bad_value", why.to_string())),
+                Err(why) => {
+                    warn!("events of the past cannot be read: {why}");
+                    remembered
+                }
+            },
+        };
+        Ok((past, self.journal.listen()))
+    }
+
+    /// Which stations are meant, in the terms of the workers.
+    fn which(&self, flush: &Flush) -> Result<worker::Flush, Refusal> {
+        let network = flush
+            .network
+            .as_deref()
+            .map(|id| self.places.network(id).ok_or_else(|| Refusal::unknown_network(&self.config, id)));
+        let place = flush.port.as_deref().map(|id| {
+            let port = self.places.port(id).ok_or_else(|| Refusal::unknown_port(&self.config, id))?;
+            Ok(port.index())
+        });
+        Ok(worker::Flush { network: network.transpose()?, place: place.transpose()?, mac: flush.mac, cursor: 0 })
+    }
+
+    /// Lifts what holds a port: there are no measures yet that could.
+    fn release(&self, port: &str) -> Result<Changed, Refusal> {
+        if self.places.port(port).is_none() {
+            return Err(Refusal::unknown_port(&self.config, port));
+        }
+        let remarks = vec![format!("nothing holds port {port:?}; there was nothing to lift")];
+        Ok(Changed { differences: Vec::new(), remarks })
+    }
+}

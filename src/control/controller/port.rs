@@ -1,0 +1,63 @@
+//! A port as it is: what it shall be, and whether it has a device.
+
+use std::sync::Arc;
+
+use crate::control::blueprint::Seat;
+use crate::switch::PortId;
+use crate::sys::netns::Identity;
+use crate::telemetry::PortCounters;
+
+/// A port, as it is.
+#[derive(Debug)]
+pub struct Port {
+    /// What it shall be.
+    pub seat: Seat,
+    /// What it is.
+    pub state: State,
+    /// Its counters, one for each worker.
+    pub counters: Vec<Arc<PortCounters>>,
+    /// Tells it from every other port there ever was, also of the same id.
+    pub(super) key: u64,
+    /// Whether we made its netdev, once that is known.
+    pub(super) made: Option<bool>,
+    /// The namespace its device was opened in.
+    pub(super) namespace: Option<Identity>,
+    /// It is not opened as long as devices are being closed: one of them may be in its way.
+    pub(super) held: bool,
+}
+
+/// Whether a port has a device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It has, and its first queue is polled by this worker, the others by the next ones in turn.
+    Up {
+        /// The worker.
+        worker: u16,
+        /// How many queues there are.
+        queues: u16,
+        /// Remarks on how it was opened.
+        notes: String,
+    },
+    /// It is being opened.
+    Opening {
+        /// Why it was down before; empty at first.
+        reason: String,
+    },
+    /// It has not.
+    Down {
+        /// Why not; empty at first.
+        reason: String,
+    },
+}
+
+impl Port {
+    /// Whether this is the port with this id of the switch.
+    pub fn is(&self, id: PortId) -> bool {
+        self.seat.id == id
+    }
+
+    /// The sum over workers of one of its counters.
+    pub fn sum(&self, counter: impl Fn(&PortCounters) -> u64) -> u64 {
+        self.counters.iter().map(|counters| counter(counters)).sum()
+    }
+}

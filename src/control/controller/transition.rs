@@ -1,0 +1,388 @@
+//! A change that is under way.
+//!
+//! First everything that goes: rules without it, then its gates come back, and its devices are
+//! closed. Only then what comes: a device that is closed may be in the way of one that is opened.
+//! In between questions are answered, and another change waits. When all has come that was waited
+//! for, new rules are put in force once, the gates are opened, and the answer is given.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tracing::{info, warn};
+
+use super::devices::Attempt;
+use super::{Controller, Port, State};
+use crate::control::blueprint::{self, Seat};
+use crate::control::change::{Change, Changed, Refusal};
+use crate::control::config::Config;
+use crate::control::difference::differences;
+use crate::control::events::EventKind;
+use crate::control::plan::{DeviceStep, Step, plan};
+use crate::device::Settings;
+use crate::switch::PortId;
+use crate::time::{self, Moment};
+use crate::worker::{Flush, Gate};
+
+/// Where the answer to a change goes.
+pub(super) type Reply = oneshot::Sender<Result<Changed, Refusal>>;
+
+/// Sentences on differences that an event has, at most.
+const TOLD: usize = 20;
+
+/// A change under way.
+#[derive(Debug, Default)]
+pub(super) struct Transition {
+    /// What comes of it.
+    changed: Changed,
+    /// Who waits for it.
+    reply: Option<Reply>,
+    /// Ports, by key, for which something is done elsewhere that is waited for.
+    awaited: HashSet<u64>,
+    /// Ports, by key, that are to have a device in the end.
+    wanted: HashSet<u64>,
+    /// Whether all is closed that was to be, and the ports that are awaited are being opened.
+    opening: bool,
+    /// What has come of that.
+    attempts: Vec<Attempt>,
+}
+
+/// A change that is made and goes back unless it is confirmed.
+#[derive(Debug)]
+pub(super) struct Unconfirmed {
+    previous: Config,
+    within: Duration,
+    pub deadline: Moment,
+}
+
+/// What is done with the gates and devices of a port once rules are in force that do not need them.
+enum Errand {
+    Close { port: u64, gates: Vec<(u16, PortId, u16)>, remove: Option<Settings> },
+    Rename { gates: Vec<(u16, PortId, u16)>, id: PortId },
+    Adjust { port: u64, settings: Settings },
+}
+
+impl Controller {
+    /// Begins a change. Nothing is done if it is refused.
+    pub(super) async fn change(&mut self, change: Change, confirm: Option<Duration>, reply: Reply) {
+        match self.admit(&change, confirm).await {
+            Err(refusal) => drop(reply.send(Err(refusal))),
+            Ok(None) => drop(reply.send(Ok(Changed::default()))),
+            Ok(Some((config, mut changed))) => {
+                if let Some(within) = confirm {
+                    let previous = self.config.clone();
+                    self.unconfirmed = Some(Unconfirmed { previous, within, deadline: time::now() + within });
+                    changed.remarks.push(format!("it goes back unless it is confirmed within {}", seconds(within)));
+                }
+                self.make(config, Transition { changed, reply: Some(reply), ..Transition::default() }).await;
+            }
+        }
+    }
+
+    /// Whether a change may be, and the configuration to which it leads; `None` if it is so
+    /// already. It is kept, unless it is to be confirmed.
+    async fn admit(
+        &mut self,
+        change: &Change,
+        confirm: Option<Duration>,
+    ) -> Result<Option<(Config, Changed)>, Refusal> {
+        self.keeper.check()?;
+        if self.unconfirmed.is_some() {
+            let message = "the last change waits to be confirmed; confirm it, or wait until it has gone back";
+            return Err(Refusal::conflict("unconfirmed", message));
+        }
+        let (config, changed) = self.outcome(change)?;
+        if config == self.config {
+            return Ok(None);
+        }
+        let text = summary(&changed.differences);
+        match confirm {
+            None => {
+                let event = self.event(EventKind::Config, text);
+                self.save_events().await;
+                self.keeper.commit(&config, vec![event.clone()]).await?;
+                info!("config: {}", event.text);
+                self.journal.tell_kept(event);
+            }
+            Some(within) => {
+                self.tell_config(format!("to be confirmed within {}: {text}", seconds(within)));
+            }
+        }
+        Ok(Some((config, changed)))
+    }
+
+    /// What a change would come to.
+    pub(super) fn outcome(&self, change: &Change) -> Result<(Config, Changed), Refusal> {
+        let config = change.to(&self.config)?;
+        let differences = differences(&self.config, &config);
+        Ok((config, Changed { differences, remarks: Vec::new() }))
+    }
+
+    /// Keeps the change that waits to be confirmed.
+    pub(super) async fn confirm(&mut self) -> Result<Changed, Refusal> {
+        let Some(unconfirmed) = &self.unconfirmed else {
+            return Err(Refusal::conflict("nothing_to_confirm", "no change waits to be confirmed"));
+        };
+        let differences = differences(&unconfirmed.previous, &self.config);
+        let event = self.event(EventKind::Config, format!("confirmed: {}", summary(&differences)));
+        self.save_events().await;
+        self.keeper.commit(&self.config, vec![event.clone()]).await?;
+        info!("config: {}", event.text);
+        self.journal.tell_kept(event);
+        self.unconfirmed = None;
+        Ok(Changed { differences, remarks: Vec::new() })
+    }
+
+    /// Goes back to what was before the change that has not been confirmed.
+    pub(super) async fn go_back(&mut self) {
+        let Some(Unconfirmed { previous, within, .. }) = self.unconfirmed.take() else { return };
+        let differences = differences(&self.config, &previous);
+        let text = summary(&differences);
+        self.tell_config(format!("not confirmed within {}, and taken back: {text}", seconds(within)));
+        self.make(previous, Transition::default()).await;
+    }
+
+    fn tell_config(&mut self, text: String) {
+        warn!("config: {text}");
+        let event = self.event(EventKind::Config, text);
+        self.journal.tell(event);
+    }
+
+    /// Goes over to another configuration.
+    pub(super) async fn make(&mut self, config: Config, mut transition: Transition) {
+        let plan = plan(&self.config, &config);
+        for used_up in self.places.follow(&plan, &config) {
+            self.staff.flush(Flush { place: Some(used_up.index()), ..Flush::default() }).await;
+        }
+        let before = std::mem::replace(&mut self.config, config);
+        let steps: HashMap<&str, (bool, DeviceStep)> = plan
+            .steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Change { port, forget, device, .. } => Some((port.id(), (*forget, *device))),
+                _ => None,
+            })
+            .collect();
+        let mut old: HashMap<String, Port> =
+            self.ports.drain(..).map(|port| (port.seat.port_id.clone(), port)).collect();
+        let mut errands = Vec::new();
+        for seat in blueprint::seats(&self.config, &self.places) {
+            let Some(mut port) = old.remove(&seat.port_id) else {
+                let port = self.new_port(seat);
+                transition.wanted.insert(port.key);
+                self.ports.push(port);
+                continue;
+            };
+            let was = std::mem::replace(&mut port.seat, seat);
+            let was_up = before.vms[was.vm].ports[was.position].admin_state_up;
+            let index = self.ports.len();
+            self.ports.push(port);
+            if let Some(&(forget, device)) = steps.get(was.port_id.as_str()) {
+                errands.extend(self.turn(index, &was, forget, device, &mut transition));
+                self.tell_admin_state(index, was_up);
+            }
+        }
+        // In the order in which they stood, so that the same is always told the same way.
+        let mut gone: Vec<Port> = old.into_values().collect();
+        gone.sort_by_key(|port| (port.seat.vm, port.seat.position));
+        for port in gone {
+            self.tell_gone(&before, &port);
+            transition.awaited.insert(port.key);
+            let gates = self.gates(&port, port.seat.id);
+            // One that is being opened comes back when it is open, and is closed then.
+            if !matches!(port.state, State::Opening { .. }) {
+                errands.push(Errand::Close { port: port.key, gates, remove: Some(port.seat.device) });
+            }
+        }
+        self.set_rules().await;
+        for errand in errands {
+            self.run_errand(errand).await;
+        }
+        self.transition = Some(transition);
+        self.advance().await;
+    }
+
+    /// What is to be done with the device of a port that is otherwise.
+    fn turn(
+        &mut self,
+        index: usize,
+        was: &Seat,
+        forget: bool,
+        device: DeviceStep,
+        transition: &mut Transition,
+    ) -> Option<Errand> {
+        let port = &mut self.ports[index];
+        let key = port.key;
+        match (&port.state, device) {
+            (State::Opening { .. }, DeviceStep::Adjust | DeviceStep::Reopen { .. }) => {
+                // It comes back as it was to be before, and is opened again then.
+                port.held = true;
+                transition.awaited.insert(key);
+                transition.wanted.insert(key);
+                None
+            }
+            (State::Up { .. }, DeviceStep::Adjust) => {
+                transition.awaited.insert(key);
+                let settings = port.seat.device.clone();
+                if forget {
+                    // Both are wanted; the one is done at once, the other one elsewhere.
+                    self.adjust(key, settings);
+                    let gates = self.gates(&self.ports[index], was.id);
+                    return Some(Errand::Rename { gates, id: self.ports[index].seat.id });
+                }
+                Some(Errand::Adjust { port: key, settings })
+            }
+            (State::Up { .. } | State::Down { .. }, DeviceStep::Reopen { anew }) => {
+                let gates = self.gates(&self.ports[index], was.id);
+                let port = &mut self.ports[index];
+                port.held = true;
+                if anew {
+                    port.made = None;
+                }
+                transition.awaited.insert(key);
+                transition.wanted.insert(key);
+                if gates.is_empty() {
+                    port.state = State::Down { reason: String::new() };
+                } else {
+                    self.fail(index, "its device is opened anew, as it shall be now".into());
+                }
+                Some(Errand::Close { port: key, gates, remove: anew.then(|| was.device.clone()) })
+            }
+            (State::Up { .. }, DeviceStep::Keep) if forget => {
+                Some(Errand::Rename { gates: self.gates(&self.ports[index], was.id), id: self.ports[index].seat.id })
+            }
+            _ => None,
+        }
+    }
+
+    /// The gates that a port has: the worker, the name it knows the port by, and the queue.
+    fn gates(&self, port: &Port, id: PortId) -> Vec<(u16, PortId, u16)> {
+        let State::Up { worker, queues, .. } = port.state else { return Vec::new() };
+        (0..queues).map(|queue| (self.staff.home(worker, queue), id, queue)).collect()
+    }
+
+    async fn run_errand(&mut self, errand: Errand) {
+        match errand {
+            Errand::Close { port, gates, remove } => {
+                let mut devices = Vec::new();
+                for (worker, id, queue) in gates {
+                    devices.extend(self.staff.close(worker, id, queue).await.map(|gate| gate.device));
+                }
+                self.close(port, devices, remove);
+            }
+            Errand::Rename { gates, id } => {
+                for (worker, old, queue) in gates {
+                    if let Some(gate) = self.staff.close(worker, old, queue).await {
+                        // There is room for it: it has just left.
+                        let _ = self.staff.open(worker, Gate::new(id, queue, gate.device)).await;
+                    }
+                }
+            }
+            Errand::Adjust { port, settings } => self.adjust(port, settings),
+        }
+    }
+
+    fn tell_admin_state(&mut self, index: usize, was_up: bool) {
+        let seat = &self.ports[index].seat;
+        let is_up = self.config.vms[seat.vm].ports[seat.position].admin_state_up;
+        if is_up == was_up || !matches!(self.ports[index].state, State::Up { .. }) {
+            return;
+        }
+        if is_up {
+            self.tell_up(index);
+        } else {
+            self.tell(EventKind::PortDown, index, "administratively down");
+            let (vm, network, id) = self.names(index);
+            info!(vm, network, port = id, "port_down: administratively down");
+        }
+    }
+
+    fn tell_gone(&mut self, before: &Config, port: &Port) {
+        let vm = &before.vms[port.seat.vm];
+        let was = &vm.ports[port.seat.position];
+        if matches!(port.state, State::Up { .. }) && was.admin_state_up {
+            info!(vm = vm.id, network = was.network_id, port = was.port_id, "port_down: detached");
+            let mut event = self.event(EventKind::PortDown, "detached".into());
+            event.vm = Some(vm.id.clone());
+            event.ports = vec![was.port_id.clone()];
+            event.network = Some(was.network_id.clone());
+            self.journal.tell(event);
+        }
+    }
+
+    /// Something has come for which a change may wait.
+    pub(super) fn has_come(&mut self, key: u64, remark: Option<String>) {
+        let port = self.ports.iter().position(|port| port.key == key);
+        let id = port.map(|index| self.ports[index].seat.port_id.clone());
+        if let Some(transition) = &mut self.transition
+            && transition.awaited.remove(&key)
+        {
+            let name = id.map(|id| format!("port {id:?}: ")).unwrap_or_default();
+            transition.changed.remarks.extend(remark.map(|remark| format!("{name}{remark}")));
+        } else if let Some(index) = port {
+            // Nobody waits for it: then nothing is in its way either.
+            self.ports[index].held = false;
+        }
+    }
+
+    /// Keeps an attempt for which a change waits until the others are there.
+    pub(super) fn keep_for_later(&mut self, attempt: Attempt) -> Option<Attempt> {
+        if let Some(transition) = &mut self.transition
+            && transition.opening
+            && transition.awaited.remove(&attempt.port)
+        {
+            transition.attempts.push(attempt);
+            return None;
+        }
+        Some(attempt)
+    }
+
+    /// Goes on with the change that is under way, if nothing is waited for.
+    pub(super) async fn advance(&mut self) {
+        let Some(transition) = &mut self.transition else { return };
+        if !transition.awaited.is_empty() {
+            return;
+        }
+        if !transition.opening {
+            transition.opening = true;
+            self.ports.iter_mut().for_each(|port| port.held = false);
+            self.try_down_ports();
+            let Some(transition) = &mut self.transition else { return };
+            let opening = self.ports.iter().filter(|port| matches!(port.state, State::Opening { .. }));
+            transition.awaited = opening.map(|port| port.key).filter(|key| transition.wanted.contains(key)).collect();
+            if !transition.awaited.is_empty() {
+                return;
+            }
+        }
+        let Some(mut transition) = self.transition.take() else { return };
+        self.settle(std::mem::take(&mut transition.attempts)).await;
+        let wanted = self.ports.iter().filter(|port| transition.wanted.contains(&port.key));
+        transition.changed.remarks.extend(wanted.filter_map(|port| match &port.state {
+            State::Down { reason } | State::Opening { reason } => {
+                Some(format!("port {:?} is down: {reason}", port.seat.port_id))
+            }
+            State::Up { .. } => None,
+        }));
+        if let Some(reply) = transition.reply {
+            // The time to confirm it begins when it can be looked at.
+            if let Some(unconfirmed) = &mut self.unconfirmed {
+                unconfirmed.deadline = time::now() + unconfirmed.within;
+            }
+            // Whoever asked may be gone; it is true all the same.
+            let _ = reply.send(Ok(transition.changed));
+        }
+    }
+}
+
+/// The differences in one text, not too long.
+fn summary(differences: &[String]) -> String {
+    let mut text = differences.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join("; ");
+    if differences.len() > TOLD {
+        text.push_str(&format!("; and {} more", differences.len() - TOLD));
+    }
+    text
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} seconds", duration.as_secs_f64())
+}

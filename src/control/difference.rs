@@ -1,0 +1,173 @@
+//! What is otherwise between two configurations, for people to read: a sentence for each thing, in
+//! the words of the configuration.
+
+use std::collections::{HashMap, HashSet};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::config::{Config, Network, Port, Vm};
+
+/// A sentence for each thing that is otherwise in `new`; none if they are equal.
+pub fn differences(old: &Config, new: &Config) -> Vec<String> {
+    let mut told = Vec::new();
+    if old.switch != new.switch {
+        let (was, is) = (keys(&old.switch.to_written()), keys(&new.switch.to_written()));
+        told.extend(otherwise(&was, &is).map(|(key, was, is)| format!("switch: {key} was {was} and is {is}")));
+    }
+    networks(old, new, &mut told);
+    vms(old, new, &mut told);
+    told
+}
+
+fn networks(old: &Config, new: &Config, told: &mut Vec<String>) {
+    let (before, after) = (by_id(&old.networks, |n| &n.id), by_id(&new.networks, |n| &n.id));
+    told.extend(gone(&old.networks, &after, |n| &n.id).map(|n| format!("network {:?} is gone", n.id)));
+    for network in &new.networks {
+        let Some(was) = before.get(network.id.as_str()) else {
+            told.push(format!("network {:?} is new, with MTU {}", network.id, network.mtu));
+            continue;
+        };
+        // Most are as they were, and writing them out takes its time.
+        if *was == network {
+            continue;
+        }
+        let (was, is) = (keys(&Network::to_written(was)), keys(&network.to_written()));
+        told.extend(
+            otherwise(&was, &is).map(|(key, was, is)| format!("network {:?}: {key} was {was} and is {is}", network.id)),
+        );
+    }
+    if let Some(order) = reordered(&ids(&old.networks, |n| &n.id), &ids(&new.networks, |n| &n.id)) {
+        told.push(format!("the order of the networks is now {order}"));
+    }
+}
+
+fn vms(old: &Config, new: &Config, told: &mut Vec<String>) {
+    let (before, after) = (by_id(&old.vms, |vm| &vm.id), by_id(&new.vms, |vm| &vm.id));
+    let ports_before: HashMap<&str, (&Vm, &Port)> = old.ports().map(|(vm, port)| (port.id(), (vm, port))).collect();
+    let ports_after: HashSet<&str> = new.ports().map(|(_, port)| port.id()).collect();
+    told.extend(
+        old.ports()
+            .filter(|(_, port)| !ports_after.contains(port.id()))
+            .map(|(vm, port)| format!("port {:?} is gone from VM {:?}", port.port_id, vm.id)),
+    );
+    told.extend(gone(&old.vms, &after, |vm| &vm.id).map(|vm| format!("VM {:?} is gone", vm.id)));
+    for vm in &new.vms {
+        if !before.contains_key(vm.id.as_str()) {
+            told.push(format!("VM {:?} is new", vm.id));
+        }
+        for port in &vm.ports {
+            let Some((vm_before, was)) = ports_before.get(port.id()) else {
+                let (id, network) = (&port.port_id, &port.network_id);
+                told.push(format!("port {id:?} is new, of VM {:?} on network {network:?}, {}", vm.id, port.mac));
+                continue;
+            };
+            if vm_before.id != vm.id {
+                told.push(format!("port {:?} was of VM {:?} and is of VM {:?}", port.port_id, vm_before.id, vm.id));
+            }
+            if *was == port {
+                continue;
+            }
+            let (was, is) = (keys(&was.to_written()), keys(&port.to_written()));
+            told.extend(
+                otherwise(&was, &is).map(|(key, was, is)| format!("port {:?}: {key} was {was} and is {is}", port.id())),
+            );
+        }
+        if let Some(before) = before.get(vm.id.as_str())
+            && let Some(order) = reordered(&ids(&before.ports, |p| &p.port_id), &ids(&vm.ports, |p| &p.port_id))
+        {
+            told.push(format!("the order of the ports of VM {:?} is now {order}", vm.id));
+        }
+    }
+    if let Some(order) = reordered(&ids(&old.vms, |vm| &vm.id), &ids(&new.vms, |vm| &vm.id)) {
+        told.push(format!("the order of the VMs is now {order}"));
+    }
+}
+
+fn ids<T>(items: &[T], id: impl Fn(&T) -> &String) -> Vec<&str> {
+    items.iter().map(|item| id(item).as_str()).collect()
+}
+
+fn by_id<'a, T>(items: &'a [T], id: impl Fn(&'a T) -> &'a String) -> HashMap<&'a str, &'a T> {
+    items.iter().map(|item| (id(item).as_str(), item)).collect()
+}
+
+fn gone<'a, T>(old: &'a [T], new: &HashMap<&str, &T>, id: impl Fn(&'a T) -> &'a String) -> impl Iterator<Item = &'a T> {
+    old.iter().filter(move |item| !new.contains_key(id(item).as_str()))
+}
+
+/// The new order, unless it is what keeping those that stay and appending the others gives.
+fn reordered(old: &[&str], new: &[&str]) -> Option<String> {
+    let (before, after): (HashSet<_>, HashSet<_>) = (old.iter().collect(), new.iter().collect());
+    let stay = old.iter().filter(|id| after.contains(id));
+    let come = new.iter().filter(|id| !before.contains(id));
+    if stay.chain(come).eq(new) {
+        return None;
+    }
+    let quoted: Vec<String> = new.iter().map(|id| format!("{id:?}")).collect();
+    Some(quoted.join(", "))
+}
+
+/// The keys of a table with their values; those of a table within it have its name in front.
+fn keys(table: &impl Serialize) -> Map<String, Value> {
+    let mut flat = Map::new();
+    if let Ok(Value::Object(keys)) = serde_json::to_value(table) {
+        for (key, value) in keys {
+            match value {
+                Value::Object(inner) => {
+                    flat.extend(inner.into_iter().map(|(of, value)| (format!("{key}.{of}"), value)))
+                }
+                value => drop(flat.insert(key, value)),
+            }
+        }
+    }
+    flat
+}
+
+/// The keys that differ, with both values.
+fn otherwise(old: &Map<String, Value>, new: &Map<String, Value>) -> impl Iterator<Item = (String, String, String)> {
+    let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let differ: Vec<_> = names
+        .into_iter()
+        .filter(|&name| old.get(name) != new.get(name))
+        .map(|name| (name.clone(), shown(old.get(name)), shown(new.get(name))))
+        .collect();
+    differ.into_iter()
+}
+
+fn shown(value: Option<&Value>) -> String {
+    value.map_or_else(|| "not set".into(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::strategy;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Something is told exactly when something differs.
+        #[test]
+        fn what_differs_is_told((old, new) in strategy::two()) {
+            prop_assert_eq!(differences(&old, &new).is_empty(), old == new);
+            prop_assert!(differences(&new, &new).is_empty());
+        }
+
+        /// A key that differs is told by its name, with the port it belongs to.
+        #[test]
+        fn a_key_is_told_by_its_name(config in strategy::config(), at in any::<prop::sample::Index>()) {
+            let ids: Vec<String> = config.ports().map(|(_, port)| port.port_id.clone()).collect();
+            prop_assume!(!ids.is_empty());
+            let id = at.get(&ids);
+            let mut new = config.clone();
+            for port in new.vms.iter_mut().flat_map(|vm| &mut vm.ports).filter(|port| port.port_id == *id) {
+                port.admin_state_up = !port.admin_state_up;
+            }
+            let is = new.ports().find(|(_, port)| port.port_id == *id).unwrap().1.admin_state_up;
+            let told = format!("port {id:?}: admin_state_up was {} and is {is}", !is);
+            prop_assert_eq!(differences(&config, &new), [told]);
+        }
+    }
+}

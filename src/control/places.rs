@@ -1,0 +1,272 @@
+//! Who has which place in the tables of the switch.
+//!
+//! A port keeps its place as long as it is there, a network and a VM theirs. A place of a port that
+//! is free again is given away as another generation, so that nothing which was learned behind the
+//! one before is found behind the next.
+//!
+//! A network needs no generations: what was learned on it names ports that were on it, and none of
+//! them is there any more under the same name when the network is gone. Its place rests as long as
+//! there are others, so that the table has time to forget what still counts against its limits.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+
+use super::config::Config;
+use super::plan::{Plan, Step};
+use crate::switch::{MOST_NETWORKS, MOST_PORTS, NetworkId, Owner, PortId};
+
+/// The places that are taken, and those that are free.
+#[derive(Debug, Clone, Default)]
+pub struct Places {
+    ports: HashMap<String, PortId>,
+    networks: HashMap<String, NetworkId>,
+    owners: HashMap<String, Owner>,
+    /// By place of a port, as many as were ever needed: the generation that was given away last.
+    generations: Vec<Option<u16>>,
+    free: BTreeSet<u16>,
+    /// The one that is free for longest in front.
+    free_networks: VecDeque<u16>,
+    /// Places of networks that were ever needed.
+    networks_used: u16,
+    next_owner: u32,
+}
+
+impl Places {
+    /// The places for a first configuration, in its order. It fits
+    /// ([`blueprint::fits`](super::blueprint::fits)).
+    pub fn first(config: &Config) -> Places {
+        let mut places = Places::default();
+        places.follow(&super::plan::plan(&Config::default(), config), config);
+        places
+    }
+
+    /// Gives a place to everything that is new in `config`, to which `plan` leads, and takes the
+    /// places of what is gone. A port of which everything shall be forgotten becomes another
+    /// generation.
+    ///
+    /// The answer names places whose generations have all been used: what was ever learned behind
+    /// them has to be forgotten, before anything else is.
+    pub fn follow(&mut self, plan: &Plan, config: &Config) -> Vec<PortId> {
+        let mut used_up = Vec::new();
+        let (mut freed, mut freed_networks) = (BTreeSet::new(), Vec::new());
+        for step in &plan.steps {
+            match step {
+                Step::Close(port) => {
+                    // Given away again in the same breath only if there is no other.
+                    freed.extend(self.ports.remove(port).and_then(|id| u16::try_from(id.index()).ok()));
+                }
+                Step::RemoveNetwork(network) => {
+                    freed_networks.extend(self.networks.remove(network).and_then(|id| u16::try_from(id.index()).ok()));
+                }
+                _ => {}
+            }
+        }
+        for step in &plan.steps {
+            match step {
+                Step::PutNetwork(network) if !self.networks.contains_key(&network.id) => {
+                    let place = self.network_place(&mut freed_networks);
+                    self.networks.insert(network.id.clone(), NetworkId::new(place));
+                }
+                Step::Open { port, .. } => {
+                    let place = self.port_place(&mut freed);
+                    let id = self.next_generation(place, &mut used_up);
+                    self.ports.insert(port.port_id.clone(), id);
+                }
+                Step::Change { port, forget: true, .. } => {
+                    if let Some(place) = self.ports.get(&port.port_id).and_then(|id| u16::try_from(id.index()).ok()) {
+                        let id = self.next_generation(place, &mut used_up);
+                        self.ports.insert(port.port_id.clone(), id);
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.free.append(&mut freed);
+        self.free_networks.extend(freed_networks);
+        self.follow_owners(config);
+        used_up
+    }
+
+    fn follow_owners(&mut self, config: &Config) {
+        let vms: HashSet<&str> = config.vms.iter().map(|vm| vm.id.as_str()).collect();
+        self.owners.retain(|vm, _| vms.contains(vm.as_str()));
+        if self.owners.len() == vms.len() {
+            return;
+        }
+        let mut taken: HashSet<Owner> = self.owners.values().copied().collect();
+        for vm in &config.vms {
+            if self.owners.contains_key(&vm.id) {
+                continue;
+            }
+            // Far fewer are taken than there are.
+            let owner = loop {
+                let owner = Owner(self.next_owner);
+                self.next_owner = self.next_owner.wrapping_add(1);
+                if taken.insert(owner) {
+                    break owner;
+                }
+            };
+            self.owners.insert(vm.id.clone(), owner);
+        }
+    }
+
+    /// The lowest place that is free; one of `last` if there is no other.
+    #[allow(clippy::cast_possible_truncation)] // at most 4096
+    fn port_place(&mut self, last: &mut BTreeSet<u16>) -> u16 {
+        if let Some(place) = self.free.pop_first() {
+            return place;
+        }
+        let place = self.generations.len();
+        if place == MOST_PORTS
+            && let Some(place) = last.pop_first()
+        {
+            return place;
+        }
+        self.generations.push(None);
+        place as u16
+    }
+
+    fn next_generation(&mut self, place: u16, used_up: &mut Vec<PortId>) -> PortId {
+        let generation = match self.generations[usize::from(place)] {
+            None => 0,
+            Some(u16::MAX) => {
+                used_up.push(PortId::new(place, 0));
+                0
+            }
+            Some(last) => last + 1,
+        };
+        self.generations[usize::from(place)] = Some(generation);
+        PortId::new(place, generation)
+    }
+
+    /// A place that was never needed, else the one that is free for longest.
+    fn network_place(&mut self, last: &mut Vec<u16>) -> u16 {
+        if usize::from(self.networks_used) < MOST_NETWORKS {
+            self.networks_used += 1;
+            return self.networks_used - 1;
+        }
+        let place = self.free_networks.pop_front().or_else(|| last.pop());
+        place.unwrap_or_default() // a configuration that fits has found one
+    }
+
+    /// The place of a port.
+    pub fn port(&self, id: &str) -> Option<PortId> {
+        self.ports.get(id).copied()
+    }
+
+    /// The place of a network.
+    pub fn network(&self, id: &str) -> Option<NetworkId> {
+        self.networks.get(id).copied()
+    }
+
+    /// What the ports of a VM have in common.
+    pub fn owner(&self, vm: &str) -> Option<Owner> {
+        self.owners.get(vm).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::blueprint;
+    use crate::control::config::{Network, Port, Vm, strategy};
+    use crate::control::plan::plan;
+    use proptest::prelude::*;
+
+    fn distinct<T: Eq + std::hash::Hash>(all: impl Iterator<Item = T>) -> bool {
+        let mut seen = HashSet::new();
+        all.into_iter().all(|one| seen.insert(one))
+    }
+
+    fn check(places: &Places, config: &Config) {
+        let ports: Vec<_> = config.ports().map(|(_, port)| places.port(port.id()).unwrap()).collect();
+        assert!(distinct(ports.iter().map(|id| id.index())));
+        assert!(distinct(config.networks.iter().map(|network| places.network(&network.id).unwrap())));
+        assert!(distinct(config.vms.iter().map(|vm| places.owner(&vm.id).unwrap())));
+        assert_eq!(places.ports.len(), ports.len());
+        assert_eq!(places.networks.len(), config.networks.len());
+        assert_eq!(places.owners.len(), config.vms.len());
+        assert!(places.free.iter().all(|&free| ports.iter().all(|id| id.index() != usize::from(free))));
+        assert_eq!(places.free.len() + ports.len(), places.generations.len(), "no place is lost");
+    }
+
+    proptest! {
+        #[test]
+        fn who_stays_keeps_the_place((old, new) in strategy::two()) {
+            let before = Places::first(&old);
+            check(&before, &old);
+            let plan = plan(&old, &new);
+            let mut after = before.clone();
+            prop_assert_eq!(after.follow(&plan, &new), []);
+            check(&after, &new);
+            for network in new.networks.iter().filter(|network| before.network(&network.id).is_some()) {
+                prop_assert_eq!(before.network(&network.id), after.network(&network.id));
+            }
+            for vm in new.vms.iter().filter(|vm| before.owner(&vm.id).is_some()) {
+                prop_assert_eq!(before.owner(&vm.id), after.owner(&vm.id));
+            }
+            for (vm, port) in new.ports() {
+                let Some((vm_before, was)) = old.ports().find(|(_, was)| was.id() == port.id()) else { continue };
+                let (id_before, id) = (before.port(port.id()).unwrap(), after.port(port.id()).unwrap());
+                prop_assert_eq!(id_before.index(), id.index());
+                let moved = vm_before.id != vm.id || was.network_id != port.network_id;
+                if moved || was.admin_state_up && !port.admin_state_up {
+                    prop_assert_ne!(id_before, id);
+                }
+                if was == port && !moved {
+                    prop_assert_eq!(id_before, id);
+                }
+            }
+        }
+
+        /// Whatever was there before: nothing that was learned then is found behind a port now, unless
+        /// the port has been there all the time.
+        #[test]
+        fn no_name_is_used_twice(steps in proptest::collection::vec(strategy::two(), 1..5)) {
+            let mut places = Places::default();
+            let mut now = Config::default();
+            let mut used = HashSet::new();
+            for new in steps.into_iter().flat_map(|(old, new)| [old, new]) {
+                let before: HashSet<PortId> = places.ports.values().copied().collect();
+                places.follow(&plan(&now, &new), &new);
+                check(&places, &new);
+                for &id in places.ports.values() {
+                    prop_assert!(used.insert(id) || before.contains(&id));
+                }
+                now = new;
+            }
+        }
+    }
+
+    fn one_port(id: &str) -> Config {
+        let port = serde_json::json!({"networks": [{"id": "n"}], "vms": [{"id": "v", "ports": [{
+            "port_id": id, "network_id": "n", "mac_address": "02:00:00:00:00:01", "device": {"kind": "tap"}}]}]});
+        crate::control::config::parse_json(&port.to_string(), "x").unwrap()
+    }
+
+    #[test]
+    fn a_place_whose_generations_are_used_up_is_told() {
+        let (a, none) = (one_port("a"), Config { networks: vec![Network::new("n")], ..Config::default() });
+        let mut places = Places::first(&none);
+        for round in 0..=65_536u32 {
+            let used_up = places.follow(&plan(&none, &a), &a);
+            assert_eq!(used_up, if round == 65_536 { vec![PortId::new(0, 0)] } else { vec![] });
+            places.follow(&plan(&a, &none), &none);
+        }
+    }
+
+    #[test]
+    fn a_full_switch_can_be_replaced_at_once() {
+        let full = |prefix: &str| {
+            let ports: Vec<Port> = (0..MOST_PORTS)
+                .map(|number| Port { port_id: format!("{prefix}{number}"), ..one_port("a").vms[0].ports[0].clone() })
+                .collect();
+            let networks = (0..MOST_NETWORKS).map(|number| Network::new(format!("{prefix}{number}")));
+            Config { networks: networks.collect(), vms: vec![Vm { id: "v".into(), ports }], ..Config::default() }
+        };
+        let (a, b) = (full("a"), full("b"));
+        blueprint::fits(&a).unwrap();
+        let mut places = Places::first(&a);
+        places.follow(&plan(&a, &b), &b);
+        check(&places, &b);
+    }
+}

@@ -1,0 +1,139 @@
+//! The switch inside the test's own process: its controller over real workers, asked by its handle
+//! as the API asks it.
+
+use std::path::Path;
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
+use vifswitch::control::change::{Change, Changed, Refusal};
+use vifswitch::control::config::{Config, Port, parse_toml};
+use vifswitch::control::controller::{Beginning, Controller};
+use vifswitch::control::handle::Handle;
+use vifswitch::control::keeper::Keeper;
+use vifswitch::control::staff::Staff;
+use vifswitch::control::view::{PortView, StationView, Status};
+use vifswitch::frame::Pool;
+use vifswitch::switch::Secret;
+use vifswitch::worker::{Pace, TeamSettings, team};
+
+use super::await_that;
+use super::daemon::{Vif, config};
+
+/// A running switch. It stops when the test ends, in order.
+pub struct Inside {
+    pub handle: Handle,
+    runtime: Runtime,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build().unwrap()
+}
+
+/// What a file over these ports means.
+pub fn meant(networks: &[(&str, u16)], vifs: &[Vif]) -> Config {
+    parse_toml(&config(Path::new("/unused"), "", networks, vifs), "test").unwrap()
+}
+
+/// Ports as they are attached.
+pub fn ports(vifs: &[Vif]) -> Vec<Port> {
+    let networks: Vec<(&str, u16)> = vifs.iter().map(|vif| (vif.network.as_str(), 1500)).collect();
+    let mut once = networks.clone();
+    once.dedup();
+    meant(&once, vifs).vms.into_iter().flat_map(|vm| vm.ports).collect()
+}
+
+impl Inside {
+    /// One that keeps nothing, over these ports on net1.
+    pub fn over(vifs: &[Vif]) -> Inside {
+        Inside::new(1, Some(meant(&[("net1", 1500)], vifs)), None)
+    }
+
+    /// One with so many workers, over a file, or a state, or both.
+    pub fn new(workers: u16, file: Option<Config>, state: Option<&Path>) -> Inside {
+        let (handle, requests) = Handle::new();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (ready, is_ready) = mpsc::channel();
+        let state = state.map(Path::to_owned);
+        let thread = thread::spawn(move || {
+            runtime().block_on(async {
+                let (config, keeper) = Keeper::begin(file, state.as_deref()).await.unwrap();
+                let (pool, secret) = (Pool::new(4096).unwrap(), Secret::new([5; 16]));
+                let team = team(TeamSettings { workers, pool, stations: 4096, secret }).unwrap();
+                let threads: Vec<_> =
+                    team.workers.into_iter().map(|worker| thread::spawn(move || worker.run(Pace::Adaptive))).collect();
+                let (staff, cores) = (Staff::new(team.posts, team.counters), (0..workers.into()).collect());
+                let mut controller = Controller::new(Beginning { cores, secret, staff, notices: team.notices, keeper });
+                controller.begin(config).await.unwrap();
+                ready.send(()).unwrap();
+                controller.run(requests, async { drop(stopped.await) }).await;
+                controller.close_all().await;
+                threads.into_iter().for_each(|thread| thread.join().unwrap());
+            });
+        });
+        let inside = Inside { handle, runtime: runtime(), stop: Some(stop), thread: Some(thread) };
+        is_ready.recv().expect("the switch is ready");
+        inside
+    }
+
+    /// Waits for an answer.
+    pub fn wait<T>(&self, answer: impl Future<Output = T>) -> T {
+        self.runtime.block_on(answer)
+    }
+
+    pub fn try_change(&self, change: Change) -> Result<Changed, Refusal> {
+        self.wait(self.handle.change(change, None)).unwrap()
+    }
+
+    pub fn change(&self, change: Change) -> Changed {
+        self.try_change(change).unwrap()
+    }
+
+    /// Attaches ports to the VM of the first one.
+    pub fn attach(&self, vifs: &[Vif]) -> Changed {
+        self.change(Change::Attach { vm: vifs[0].vm.clone(), ports: ports(vifs) })
+    }
+
+    pub fn detach(&self, vif: &Vif) -> Changed {
+        self.change(Change::Detach { port: vif.port.clone() })
+    }
+
+    pub fn ports(&self) -> Vec<PortView> {
+        self.wait(self.handle.ports()).unwrap()
+    }
+
+    /// The ports by id, in order.
+    pub fn listed(&self) -> Vec<String> {
+        self.ports().into_iter().map(|port| port.port_id).collect()
+    }
+
+    pub fn port(&self, vif: &Vif) -> PortView {
+        self.ports().into_iter().find(|port| port.port_id == vif.port).unwrap()
+    }
+
+    pub fn fdb(&self) -> Vec<StationView> {
+        self.wait(self.handle.fdb()).unwrap()
+    }
+
+    pub fn await_active(&self, vif: &Vif) -> PortView {
+        await_that("ACTIVE", || Some(self.port(vif)).filter(|port| port.status == Status::Active))
+    }
+
+    /// Stops it, and waits until it has stopped.
+    pub fn stop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            let ended = thread.join();
+            assert!(ended.is_ok() || thread::panicking(), "the switch has panicked");
+        }
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
