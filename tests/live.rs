@@ -46,6 +46,15 @@ fn vifs(vms: &[&str]) -> Option<(Vec<Space>, Vec<Vif>)> {
     Some((spaces, vifs))
 }
 
+/// Says that something is done when it goes.
+struct Finally<'a>(&'a AtomicBool);
+
+impl Drop for Finally<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Siblings of a talking VM come and go fifty times. No frame between the others is lost, and each
 /// newcomer is reached by the very first frame.
 #[test]
@@ -77,6 +86,8 @@ fn siblings_come_and_go_and_nobody_loses_a_frame() {
                 }
                 number
             });
+            // Also when something below fails: nobody waits for a stream that never ends.
+            let finally = Finally(&done);
             for cycle in 0..50u8 {
                 inside.attach(&vifs[2..]);
                 let nic = Nic::new(&spaces[2], &vifs[2].name);
@@ -88,7 +99,7 @@ fn siblings_come_and_go_and_nobody_loses_a_frame() {
                 inside.detach(&vifs[2]);
                 assert_eq!(spaces[2].links(), ["lo"]);
             }
-            done.store(true, Ordering::Relaxed);
+            drop(finally);
             assert!(stream.join().unwrap() > 0);
         });
         assert_eq!(inside.listed(), ["port-1", "port-2"]);
