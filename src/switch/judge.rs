@@ -43,7 +43,7 @@ impl Switch {
             rules: Arc::new(Rules::none(secret)),
             fdb: Fdb::new(stations, secret),
             news: Vec::with_capacity(BURST),
-            questions: Box::new([Question::default(); BURST]),
+            questions: Box::new([Question::NONE; BURST]),
         }
     }
 
@@ -120,33 +120,32 @@ impl Switch {
             None => return verdicts.fill(Verdict::Drop(DropReason::PortClosed)),
         };
         let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
-        let asked = ask(rules, port, batch, verdicts, &mut self.questions);
-        let questions = &self.questions[..asked];
+        let questions = &mut self.questions[..batch.len()];
+        ask(rules, port, batch, verdicts, questions);
         fetch_ahead(rules, fdb, questions);
         let now = now.secs();
         let oldest = (now + 1).saturating_sub(port.ageing);
         let mut judge = Judge { rules, port, fdb, news, now, oldest };
-        for question in questions {
-            verdicts[question.place % BURST] = judge.answer(question);
+        for (question, verdict) in questions.iter().zip(verdicts) {
+            if !question.is_none() {
+                *verdict = judge.answer(question);
+            }
         }
     }
 }
 
-/// Reads the headers of a burst. How many questions there are to be answered; frames about which
-/// there are none have their verdicts.
+/// Reads the headers of a burst: a question for each frame, or its verdict.
 #[inline(always)]
-fn ask(rules: &Rules, port: &Port, batch: &Batch, verdicts: &mut Verdicts, questions: &mut [Question; BURST]) -> usize {
-    let mut asked = 0;
-    for (place, (frame, head)) in batch.heads().enumerate() {
-        match read(port, frame, head) {
-            Ok(header) => {
-                questions[asked % BURST] = Question::new(place, rules, port, &header);
-                asked += 1;
+fn ask(rules: &Rules, port: &Port, batch: &Batch, verdicts: &mut Verdicts, questions: &mut [Question]) {
+    for (((frame, head), verdict), question) in batch.heads().zip(verdicts).zip(questions) {
+        *question = match read(port, frame, head) {
+            Ok(header) => Question::new(rules, port, &header),
+            Err(reason) => {
+                *verdict = Verdict::Drop(reason);
+                Question::NONE
             }
-            Err(reason) => verdicts[place % BURST] = Verdict::Drop(reason),
-        }
+        };
     }
-    asked
 }
 
 /// What a frame says of itself.
@@ -183,23 +182,30 @@ fn fits(port: &Port, frame: &Frame, head: &[u8]) -> Result<(), DropReason> {
 }
 
 /// What a sane frame asks the tables: may this source be here, and where is this destination?
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 struct Question {
     source: Station,
     destination: Station,
     source_hash: u64,
     destination_hash: u64,
-    /// Of the frame in its burst.
-    place: usize,
 }
 
 impl Question {
+    /// None to be asked: the frame has its verdict.
+    const NONE: Question =
+        Question { source: Station::NONE, destination: Station::NONE, source_hash: 0, destination_hash: 0 };
+
     #[inline(always)]
-    fn new(place: usize, rules: &Rules, port: &Port, header: &Header) -> Question {
+    fn is_none(&self) -> bool {
+        self.source == Station::NONE
+    }
+
+    #[inline(always)]
+    fn new(rules: &Rules, port: &Port, header: &Header) -> Question {
         let source = Station::new(port.rules.network, header.source);
         let destination = Station::new(port.rules.network, header.destination);
         let (source_hash, destination_hash) = (rules.hash(source), rules.hash(destination));
-        Question { source, destination, source_hash, destination_hash, place }
+        Question { source, destination, source_hash, destination_hash }
     }
 }
 
