@@ -70,7 +70,7 @@ impl Lane {
         if self.len == self.entries.len() {
             self.extend();
         }
-        std::mem::swap(&mut self.entries[self.len], frame);
+        frame.move_to(&mut self.entries[self.len]);
         self.len += 1;
     }
 

@@ -348,6 +348,19 @@ impl Frame {
         std::mem::replace(self, Frame::GONE)
     }
 
+    /// Moves the frame to another place, where there is none. This is what every frame goes through
+    /// on its way into a lane; by value, it would be taken apart and put together again field by
+    /// field.
+    #[inline(always)]
+    pub(super) fn move_to(&mut self, there: &mut Frame) {
+        debug_assert!(!there.is_here());
+        // SAFETY: both are frames, and two references that may write do not overlap. For the moment there are
+        // two that hold the same slots; none of them is dropped before the next statement, which
+        // cannot panic, leaves only one. What was there held nothing.
+        unsafe { std::ptr::copy_nonoverlapping(self, there, 1) };
+        (self.pool, self.place) = (None, Place::Nowhere);
+    }
+
     /// Whether there is a frame in this place, or only what is left of one that was taken.
     #[inline(always)]
     pub fn is_here(&self) -> bool {
