@@ -1,4 +1,4 @@
-# What scripts/demo, scripts/test and scripts/bench have in common. To be sourced by bash.
+# What scripts/demo, scripts/tour, scripts/test and scripts/bench have in common. To be sourced by bash.
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -95,8 +95,8 @@ while True:
     print(s.recv(4096).decode().replace("\n", " "), flush=True)
 '
 
-# start_switch LOG CONFIG [COMMAND…]: starts a switch, through COMMAND if there is one, and waits until
-# it says that it is ready. Sets `switch` to its process id, which stands in LOG.pid as well.
+# start_switch LOG CONFIG [OPTION…]: starts a switch with these options of `run`, and waits until it
+# says that it is ready. Sets `switch` to its process id, which stands in LOG.pid as well.
 start_switch() {
     local log=$1 config=$2 word='' deadline=$((SECONDS + 30))
     shift 2
@@ -104,7 +104,7 @@ start_switch() {
     exec {notices}< <(exec python3 -c "$NOTIFICATIONS" "$notify/socket" 9>&-)
     listener=$!
     read -r -t 10 -u "$notices" word || die "python3 does not listen"
-    NOTIFY_SOCKET=$notify/socket "$@" "$vifswitch" run --config "$config" >"$log" 2>&1 9>&- &
+    NOTIFY_SOCKET=$notify/socket "$vifswitch" run --config "$config" "$@" >"$log" 2>&1 9>&- &
     switch=$!
     printf '%s\n' "$switch" >"$log.pid"
     until [[ $word == READY=1* ]]; do
@@ -140,4 +140,93 @@ stop() {
     if ! timeout 10 tail -s 0.05 --pid="$pid" -f /dev/null; then kill -KILL "$pid" 2>/dev/null || true; fi
     wait "$pid" 2>/dev/null || code=$?
     return "$code"
+}
+
+# ---- what makes a demo ----
+#
+# A demo sets the first three of these, and begins with begin_demo, which also sees to its end.
+
+spaces=()  # its namespaces
+config=    # the configuration of its switch
+run=       # a directory for the socket, and for what else there is
+shown=0    # things that held
+helper=    # a process that goes when the demo goes
+
+title() { printf '\n\033[1m== %s\033[0m\n' "$1"; }
+if [[ ! -t 1 ]]; then title() { printf '\n== %s\n' "$1"; }; fi
+
+explain() { fold -s -w 100 <<<"$*"; }
+
+# holds WHAT COMMAND…: one thing shown. Ends the demo if it does not hold.
+holds() {
+    local what=$1 output
+    shift
+    if output=$("$@" 2>&1); then
+        shown=$((shown + 1))
+        printf '   ok    %s\n' "$what"
+    else
+        printf '   FAIL  %s\n' "$what"
+        printf '%s\n' "$output" | sed 's/^/         /'
+        die "this does not hold: $what"
+    fi
+}
+
+fails() { ! "$@"; }
+
+show() { "$vifswitch" show "$@" --socket "$run/api.sock"; }
+
+# asks QUESTION WHAT: a question to the JSON of `vifswitch show WHAT`, in Python, where it is `it`.
+asks() { show "$2" --json | answers "$1"; }
+
+# answers QUESTION: the same of the JSON at standard input.
+answers() {
+    python3 -c "
+import json, sys
+it = json.load(sys.stdin)
+if not ($1):
+    sys.exit('it is: ' + json.dumps(it, indent=1))"
+}
+
+pings() { ip netns exec "$1" ping -q -n -c 3 -i 0.1 -W 2 "$2"; }
+
+knows() { ip -n "$1" neigh show "$2" | grep -q "lladdr $3"; }
+
+traffic() { python3 "$root/scripts/traffic.py" "$@"; }
+
+# begin_demo: makes room for the only demo of this host, and cleans up when it ends, however it does.
+begin_demo() {
+    exec 9>/run/lock/vifswitch-demo.lock
+    flock -w 5 9 || die "another demo is running"
+    clean_leftovers
+    trap clean_demo EXIT
+    trap 'exit 130' INT
+    trap 'exit 143' TERM
+    mkdir -p "$run"
+}
+
+clean_demo() {
+    local code=$?
+    trap '' INT TERM
+    if [[ -n $helper ]]; then stop "$helper" || true; fi
+    stop_switch || true
+    remove_spaces "${spaces[@]}"
+    rm -rf "$run"
+    exit "$code"
+}
+
+# What an earlier demo left that had no chance to clean up: its switch, its namespaces.
+clean_leftovers() {
+    local pid space
+    if pid=$(cat "$run/log.pid" 2>/dev/null) && grep -qzF "$config" "/proc/$pid/cmdline" 2>/dev/null; then
+        say "an earlier demo left its switch running: stopping it (process $pid)"
+        kill -TERM "$pid"
+        timeout 10 tail -s 0.05 --pid="$pid" -f /dev/null || kill -KILL "$pid"
+    fi
+    for space in "${spaces[@]}"; do
+        if [[ -e /run/netns/$space ]]; then
+            say "an earlier demo left namespace $space: removing it"
+            ip netns del "$space"
+        fi
+    done
+    rm -rf "$run"
 }

@@ -1,8 +1,9 @@
-"""Traffic for scripts/demo, between network namespaces.
+"""Traffic for scripts/demo and scripts/tour, between network namespaces.
 
     traffic.py frames                               raw frames from demo-fw-a, byte for byte
     traffic.py spoof                                demo-web sends with the address of fw-b
     traffic.py tcp FROM TO ADDRESS MEGABYTES        a transfer over TCP, checksums compared
+    traffic.py speak SPACE TAP SENDER SPACE TAP     a broadcast from any sender, from one tap to another
 
 Needs root and nothing but Python itself. Each socket stands in the namespace in which it was
 opened. Nothing here waits for a while: it waits for a frame that comes after all others.
@@ -151,6 +152,14 @@ def spoof():
     return all([compare(port, []) for port in everybody])
 
 
+def speak(space, device, sender, other_space, other_device):
+    """When it has been heard, the switch has learned where its sender is, if it wants to know."""
+    speaker, hearer = Port(space, device), Port(other_space, other_device)
+    frame = experiment(BROADCAST, bytes.fromhex(sender.replace(":", "")), 60, "here I am")
+    speaker.send(frame)
+    return hearer.listen_until(frame)
+
+
 def tcp(source, target, address, megabytes):
     listener = inside(target, lambda: socket.create_server((address, 0)))
     sender = inside(source, socket.socket)
@@ -182,6 +191,8 @@ if __name__ == "__main__":
     what, arguments = sys.argv[1], sys.argv[2:]
     if what == "tcp":
         held = tcp(arguments[0], arguments[1], arguments[2], int(arguments[3]))
+    elif what == "speak":
+        held = speak(*arguments)
     else:
         held = {"frames": frames, "spoof": spoof}[what]()
     sys.exit(0 if held else 1)

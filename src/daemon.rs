@@ -42,7 +42,7 @@ fn complain(what: impl std::fmt::Display, code: u8) -> ExitCode {
 /// Runs the switch until it is told to stop by SIGTERM or SIGINT.
 ///
 /// Without a configuration it goes on with the state that is kept at `state`, by default where a
-/// switch keeps it. With one, [`keeper`](crate::control::keeper) says which of the two holds.
+/// switch keeps it. With one, [`keeper`] says which of the two holds.
 pub fn run(path: Option<PathBuf>, state: Option<PathBuf>) -> ExitCode {
     let file = match path.as_ref().map(config::load).transpose() {
         Ok(file) => file,

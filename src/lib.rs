@@ -14,9 +14,9 @@
 //! | [`sys`] | the operating system, thin, safe outside |
 //! | [`switch`] | what to do with a frame: rules, table of stations, verdicts. Pure |
 //! | [`worker`] | one thread: breath, gates, outbox, peers, mail, pace |
-//! | [`control`] | desired state: configuration, admission, controller, store, API |
-//! | [`telemetry`] | counters with one writer, the drop ledger, metrics |
-//! | [`cli`], [`daemon`], [`time`] | the command line, the running switch, the one place that reads the clock |
+//! | [`control`] | desired state: configuration, admission, changes and plans, controller, store, API and its client |
+//! | [`telemetry`] | counters with one writer, the drop ledger and its audit, metrics |
+//! | [`cli`], [`daemon`], [`time`] | the command line; the running switch, and `check`; the one place that reads the clock |
 //!
 //! `sys → frame → device`; `wire, frame → switch`; `device, switch → worker → control → cli, daemon`:
 //! what is left of an arrow is used by what is right of it. `switch` and `device` never meet.

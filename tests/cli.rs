@@ -322,13 +322,19 @@ fn what_is_wrong_with_a_file_is_2_and_not_asked() {
 #[test]
 fn keys_of_a_port_are_set() {
     let mut scene = Scene::new();
-    let pairs =
-        ["admin_state_up=false", "mac_address=02:00:00:00:01:0b", "device.queues=2", "fixed_ips=[\"10.5.0.1\"]"];
+    let pairs = [
+        "admin_state_up=false",
+        "mac_address=02:00:00:00:01:0b",
+        "device.queues=2",
+        "device.netns=",
+        "fixed_ips=[\"10.5.0.1\"]",
+    ];
     assert_eq!(out(&scene.run(&[&["set", ODD][..], &pairs].concat())), TOLD);
     let (Change::Set { port, keys }, None) = scene.change() else { panic!() };
     assert_eq!(port, ODD);
+    assert_eq!(keys.cleared, ["device.netns"]);
     assert_eq!(
-        serde_json::to_value(&keys).unwrap(),
+        serde_json::to_value(&keys.given).unwrap(),
         serde_json::json!({ "admin_state_up": false, "mac_address": "02:00:00:00:01:0b", "fixed_ips": ["10.5.0.1"],
             "device": { "queues": 2 } })
     );

@@ -12,7 +12,7 @@ use std::time::Duration;
 use host::daemon::Vif;
 use host::inside::{Inside, meant, ports};
 use host::nic::{Nic, experiment};
-use host::{Space, await_that};
+use host::{Finally, Space, await_that};
 use vifswitch::control::change::{Blame, Change};
 use vifswitch::control::config::written;
 use vifswitch::control::events::{Event, EventKind};
@@ -30,7 +30,7 @@ fn keys() -> written::Port {
 }
 
 fn set(vif: &Vif, keys: written::Port) -> Change {
-    Change::Set { port: vif.port.clone(), keys }
+    Change::Set { port: vif.port.clone(), keys: keys.into() }
 }
 
 fn pass(from: (&Nic, &Vif), to: (&Nic, &Vif), tale: &str) {
@@ -44,15 +44,6 @@ fn vifs(vms: &[&str]) -> Option<(Vec<Space>, Vec<Vif>)> {
     let spaces = vms.iter().map(|_| Space::new()).collect::<Option<Vec<_>>>()?;
     let vifs = (1..).zip(vms).zip(&spaces).map(|((number, vm), space)| Vif::new(vm, number, space)).collect();
     Some((spaces, vifs))
-}
-
-/// Says that something is done when it goes.
-struct Finally<'a>(&'a AtomicBool);
-
-impl Drop for Finally<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// Siblings of a talking VM come and go fifty times. No frame between the others is lost, and each

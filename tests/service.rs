@@ -15,7 +15,7 @@ use std::thread;
 use host::daemon::{Daemon, Vif, config};
 use host::nic::{Nic, experiment};
 use host::rig::{Kind, PLAIN, Rig, two_workers};
-use host::{Space, await_that};
+use host::{Finally, Space, await_that};
 use rustix::event::Timespec;
 use rustix::process::Signal;
 use vifswitch::wire::Mac;
@@ -229,7 +229,7 @@ fn adds_up(kind: Kind) {
                 }
             });
         }
-        let stop = Done(&done);
+        let stop = Finally(&done);
         rig.daemon.await_port("traffic", &rig.vifs[3], |port| port.rx_frames > 1000);
         for _ in 0..20 {
             let text = verify();
@@ -240,15 +240,6 @@ fn adds_up(kind: Kind) {
     rig.daemon.quiet();
     let text = verify();
     assert!(text.ends_with("adds up: every frame is accounted for\n") && text.contains("hairpin"), "{text}");
-}
-
-/// Ends the traffic, also when the test has failed.
-struct Done<'a>(&'a AtomicBool);
-
-impl Drop for Done<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 #[test]

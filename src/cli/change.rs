@@ -15,12 +15,12 @@ use super::{Failure, Where, block_on};
 use crate::control::change::Changed;
 use crate::control::client::{Client, escaped};
 use crate::control::config::{self, Source};
-use crate::control::view::{Attached, Flushed, PortView, Status};
+use crate::control::view::{Attached, Flushed, PortView};
 
 /// The arguments of `apply`.
 #[derive(Debug, Args)]
 pub struct Apply {
-    /// The configuration file, TOML or JSON
+    /// The configuration file, TOML or JSON; `-` for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Go back after so many seconds unless `vifswitch confirm` comes before
@@ -33,7 +33,7 @@ pub struct Apply {
 /// The arguments of `diff`.
 #[derive(Debug, Args)]
 pub struct Diff {
-    /// The configuration file, TOML or JSON
+    /// The configuration file, TOML or JSON; `-` for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
     #[command(flatten)]
@@ -73,7 +73,7 @@ pub struct Set {
     /// The port's id
     #[arg(value_name = "PORT")]
     port: String,
-    /// Keys as in the configuration: `admin_state_up=false`, `device.queues=2`
+    /// Keys as in the configuration, as `device.queues=2`; `device.netns=` brings its default back
     #[arg(value_name = "KEY=VALUE", required = true)]
     keys: Vec<String>,
     #[command(flatten)]
@@ -116,7 +116,9 @@ impl Apply {
         };
         self.at.ask(Method::PUT, &path, Some(&body), |changed: Changed| {
             let mut text = told(&changed, "nothing has changed: it was so already");
-            if let Some(seconds) = self.confirm {
+            if let Some(seconds) = self.confirm
+                && !changed.differences.is_empty()
+            {
                 // Writing to a string does not fail.
                 let _ = writeln!(text, "it goes back in {seconds} seconds unless `vifswitch confirm` comes before");
             }
@@ -252,10 +254,7 @@ fn told(changed: &Changed, none: &str) -> String {
 
 /// How a port is, in a line.
 fn state(port: &PortView) -> String {
-    let status = match port.status {
-        Status::Active => "ACTIVE",
-        Status::Down => "DOWN",
-    };
+    let status = port.status.name();
     let reason = if port.status_reason.is_empty() { String::new() } else { format!(": {}", port.status_reason) };
     format!("port {} of VM {} is {status}{reason}", port.port_id, port.device_id)
 }

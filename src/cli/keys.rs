@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 /// The table that some `KEY=VALUE` stand for. Dots in a key lead into tables. A value is a TOML
-/// literal; what is none is a text.
+/// literal; what is none is a text. `KEY=` is `null`: as in a file that does not have the key.
 pub fn parse(pairs: &[String]) -> Result<Value, String> {
     let mut root = Map::new();
     for pair in pairs {
@@ -32,6 +32,9 @@ fn insert(table: &mut Map<String, Value>, steps: &[&str], value: Value) -> Resul
 
 /// A value as it is meant.
 fn literal(text: &str) -> Value {
+    if text.is_empty() {
+        return Value::Null;
+    }
     let read = toml::from_str::<toml::Table>(&format!("value = {text}")).ok();
     let only = read.filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
     only.and_then(plain).unwrap_or_else(|| text.into())
@@ -72,7 +75,8 @@ mod tests {
             ("a=02:00:00:00:01:0a", json!("02:00:00:00:01:0a")),
             ("a=10.5", json!("10.5")),
             ("a=2025-11-03", json!("2025-11-03")),
-            ("a=", json!("")),
+            ("a=", json!(null)),
+            ("a=\"\"", json!("")),
             ("a=b=c", json!("b=c")),
             ("a=[\"10.5.0.1\"]", json!(["10.5.0.1"])),
             ("a=[{ mac_address = \"00:00:5e:00:01:01\" }]", json!([{ "mac_address": "00:00:5e:00:01:01" }])),
@@ -90,8 +94,16 @@ mod tests {
 
     #[test]
     fn what_is_no_pair_is_refused() {
-        for pairs in [&["a"][..], &["=1"], &["a.=1"], &[".a=1"], &["a=1", "a=1"], &["a=1", "a.b=2"], &["a.b=1", "a=2"]]
-        {
+        for pairs in [
+            &["a"][..],
+            &["=1"],
+            &["a.=1"],
+            &[".a=1"],
+            &["a=1", "a=1"],
+            &["a=1", "a.b=2"],
+            &["a=", "a.b=2"],
+            &["a.b=1", "a=2"],
+        ] {
             assert!(parsed(pairs).is_err(), "{pairs:?}");
         }
     }

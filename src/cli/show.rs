@@ -10,7 +10,7 @@ use super::table::{bytes, count, draw, duration};
 use super::{Failure, Where, block_on};
 use crate::control::client::{Client, Error};
 use crate::control::view::{
-    DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status, VmView, WorkerView,
+    DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, VmView, WorkerView,
 };
 
 /// The arguments of the command.
@@ -124,10 +124,7 @@ fn ports(ports: &[PortView]) -> String {
             p.network_id.clone(),
             p.mac_address.clone(),
             device(&p.device),
-            match p.status {
-                Status::Active => "ACTIVE".into(),
-                Status::Down => "DOWN".into(),
-            },
+            p.status.name().into(),
             p.worker.map_or_else(nothing, |worker| worker.to_string()),
             bytes(p.rx_bytes),
             bytes(p.tx_bytes),

@@ -6,13 +6,14 @@
 use std::collections::{HashMap, HashSet};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::blueprint;
 use super::config::{
-    Config, Named, Network, Port, PortSecurity, Problem, SwitchSettings, Vm, judge_written, kind, nearest, written,
+    Config, Named, Network, Port, PortKeys, PortSecurity, Problem, SwitchSettings, Vm, judge_written, kind, nearest,
+    written,
 };
+use super::difference::{keys, otherwise};
 use crate::wire::Mac;
 
 /// What someone wants changed.
@@ -32,12 +33,12 @@ pub enum Change {
         /// The port.
         port: String,
     },
-    /// Some keys of a port shall be otherwise; those that are not written stay as they are.
+    /// Some keys of a port shall be otherwise; those that are not named stay as they are.
     Set {
         /// The port.
         port: String,
         /// The keys.
-        keys: written::Port,
+        keys: PortKeys,
     },
 }
 
@@ -145,25 +146,10 @@ fn apply(now: &Config, config: &Config) -> Result<Config, Refusal> {
 /// A sentence for each key of `[switch]` that would have to be otherwise.
 fn fixed_at_start(runs: &SwitchSettings, wanted: &SwitchSettings) -> Vec<String> {
     let (runs, wanted) = (keys(&runs.to_written()), keys(&wanted.to_written()));
-    let mut names: Vec<&String> = runs.keys().chain(wanted.keys()).collect();
-    names.sort_unstable();
-    names.dedup();
-    names
-        .into_iter()
-        .filter(|&name| runs.get(name) != wanted.get(name))
-        .map(|name| {
-            let runs = runs.get(name).map_or_else(|| "not set".into(), ToString::to_string);
-            format!("switch.{name} is fixed at start and is {runs} now; leave it so, or start the switch anew")
-        })
-        .collect()
-}
-
-/// The keys of a table with their values.
-fn keys(table: &impl Serialize) -> serde_json::Map<String, Value> {
-    match serde_json::to_value(table) {
-        Ok(Value::Object(keys)) => keys,
-        _ => serde_json::Map::new(),
-    }
+    let told = |(name, runs, _)| {
+        format!("switch.{name} is fixed at start and is {runs} now; leave it so, or start the switch anew")
+    };
+    otherwise(&runs, &wanted).map(told).collect()
 }
 
 fn attach(now: &Config, vm: &str, ports: &[Port]) -> Result<Config, Refusal> {
@@ -195,13 +181,15 @@ fn detach(now: &Config, port: &str) -> Result<Config, Refusal> {
     Ok(wanted)
 }
 
-fn set(now: &Config, port: &str, keys: &written::Port) -> Result<Config, Refusal> {
+fn set(now: &Config, port: &str, keys: &PortKeys) -> Result<Config, Refusal> {
     let (vm, position) = find(now, port)?;
-    if keys.port_id.is_some() {
+    if keys.given.port_id.is_some() || keys.cleared.iter().any(|key| key == "port_id") {
         let message = "port_id is what a port is known by and cannot be set; detach it and attach another one";
         return Err(Refusal::request("fixed_key", message));
     }
-    let written = merge(now.vms[vm].ports[position].to_written(), keys.clone());
+    let mut written = now.vms[vm].ports[position].to_written();
+    clear(&mut written, &keys.cleared);
+    let written = merge(written, keys.given.clone());
     let ports = judge(now, &now.vms[vm].id, vec![written], "vms[0].ports[0].")?;
     in_the_way(now, &ports, Some(port))?;
     let mut wanted = now.clone();
@@ -216,6 +204,21 @@ fn find(now: &Config, port: &str) -> Result<(usize, usize), Refusal> {
         Some((index, position))
     });
     found.ok_or_else(|| Refusal::unknown_port(now, port))
+}
+
+/// Makes it as if these keys had not been written.
+fn clear(port: &mut written::Port, keys: &[String]) {
+    for key in keys {
+        match (key.split_once('.'), &mut port.device) {
+            (None, _) => port.clear(key),
+            (Some(("device", key)), Some(device)) => device.clear(key),
+            _ => {}
+        }
+        // Two words for one thing, of which the other one is kept.
+        if key == "port_security_enabled" {
+            port.clear("port_security");
+        }
+    }
 }
 
 /// The keys of `now`, but for those that `keys` has.
@@ -318,10 +321,10 @@ fn in_the_way(now: &Config, ports: &[Port], but: Option<&str>) -> Result<(), Ref
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::config::{Device, parse_json, strategy};
+    use crate::control::config::{Device, parse_json, parse_port_keys_json, strategy};
     use proptest::prelude::*;
     use proptest::sample::Index;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     fn port(id: &str, network: &str, mac: u64, tap: &str) -> Value {
         let mac = Mac::from_bits(0x0200_0000_0000 + mac).to_string();
@@ -350,8 +353,8 @@ mod tests {
         Change::Attach { vm: vm.into(), ports }
     }
 
-    fn set(port: &str, keys: written::Port) -> Change {
-        Change::Set { port: port.into(), keys }
+    fn set(port: &str, keys: impl Into<PortKeys>) -> Change {
+        Change::Set { port: port.into(), keys: keys.into() }
     }
 
     fn detach(port: &str) -> Change {
@@ -472,6 +475,41 @@ mod tests {
         for (name, value, blame, kind) in cases {
             let (was, found, message) = refused(&set("p1", key(name, value)));
             assert_eq!((was, found), (blame, kind), "{message}");
+        }
+    }
+
+    #[test]
+    fn keys_that_are_null_are_as_in_a_file_without_them() {
+        let clear = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
+        let mut now = there();
+        let plain = now.vms[0].ports[0].clone();
+        let port = &mut now.vms[0].ports[0];
+        port.port_security = PortSecurity::Off;
+        port.admin_state_up = false;
+        let Device::Tap(tap) = &mut port.device;
+        (tap.netns, tap.queues, tap.persist) = (Some("away".into()), 4, false);
+        // In JSON as it comes; a port that is written again with its kind and name is as it was at first.
+        let keys = json!({ "port_security": null, "admin_state_up": null,
+            "device": { "netns": null, "queues": null, "persist": null } });
+        assert_eq!(clear(keys).to(&now).unwrap().vms[0].ports[0], plain);
+        // Of two words for one thing either brings the default back.
+        let then = clear(json!({ "port_security_enabled": null, "device": { "netns": null } })).to(&now).unwrap();
+        let Device::Tap(tap) = &then.vms[0].ports[0].device;
+        assert_eq!((then.vms[0].ports[0].port_security, tap.netns.as_ref(), tap.queues), (PortSecurity::Mac, None, 4));
+        // A name that is not written is made of the id.
+        let then = clear(json!({ "device": { "name": null } })).to(&now).unwrap();
+        let Device::Tap(tap) = &then.vms[0].ports[0].device;
+        assert_eq!(tap.name, "tapp1");
+        // What must be given cannot go.
+        for (keys, kind) in [
+            (json!({ "mac_address": null }), "missing"),
+            (json!({ "network_id": null }), "missing"),
+            (json!({ "device": null }), "missing"),
+            (json!({ "device": { "kind": null } }), "missing"),
+            (json!({ "port_id": null }), "fixed_key"),
+        ] {
+            let (blame, found, message) = refused(&clear(keys));
+            assert_eq!((blame, found), (Blame::Request, kind), "{message}");
         }
     }
 

@@ -109,7 +109,7 @@ fn reordered(old: &[&str], new: &[&str]) -> Option<String> {
 }
 
 /// The keys of a table with their values; those of a table within it have its name in front.
-fn keys(table: &impl Serialize) -> Map<String, Value> {
+pub(super) fn keys(table: &impl Serialize) -> Map<String, Value> {
     let mut flat = Map::new();
     if let Ok(Value::Object(keys)) = serde_json::to_value(table) {
         for (key, value) in keys {
@@ -125,7 +125,10 @@ fn keys(table: &impl Serialize) -> Map<String, Value> {
 }
 
 /// The keys that differ, with both values.
-fn otherwise(old: &Map<String, Value>, new: &Map<String, Value>) -> impl Iterator<Item = (String, String, String)> {
+pub(super) fn otherwise(
+    old: &Map<String, Value>,
+    new: &Map<String, Value>,
+) -> impl Iterator<Item = (String, String, String)> {
     let mut names: Vec<&String> = old.keys().chain(new.keys()).collect();
     names.sort_unstable();
     names.dedup();

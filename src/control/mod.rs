@@ -3,11 +3,14 @@
 //! ```text
 //!   file ─► config (as written ─► as meant, admission) ─┐
 //!           change: to another configuration, or not ───┴─► plan ─► places, blueprint (rules, devices)
+//!           difference: the same for people to read                      │
 //!                                                                        │
 //!   cli ─► client ─► socket, server ─► handle ─► controller ─────────────┴─► staff ─► mail to the workers
-//!                                                    ├─► report ─► view
+//!                                                    ├─► report, stations ─► view
 //!                                                    └─► journal (events), keeper ─► store
 //! ```
+//!
+//! Beside it the watchdog asks both the controller and the workers whether they are alive.
 
 #![forbid(unsafe_code)]
 

@@ -16,6 +16,16 @@ pub enum Status {
     Down,
 }
 
+impl Status {
+    /// As people read it, and JSON has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Status::Active => "ACTIVE",
+            Status::Down => "DOWN",
+        }
+    }
+}
+
 /// The device of a port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DeviceView {

@@ -2,7 +2,7 @@
 //!
 //! A [`Worker`] owns everything it touches. It changes only by reading its [`mail`], and hears of
 //! other workers only through the bounded rings of [`peer`]. One round through the corridor is a
-//! [`Worker::breathe`]; [`Worker::run`] breathes until it is told to stop, at the pace of [`pace`].
+//! [`Worker::breathe`]; [`Worker::run`] breathes until it is told to stop, at the pace of `pace.rs`.
 
 #![forbid(unsafe_code)]
 

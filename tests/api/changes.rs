@@ -88,9 +88,11 @@ fn ports_are_attached() {
 #[test]
 fn ports_are_set_and_released_and_detached() {
     let (fake, mut asked) = willing();
-    let keys = json!({ "admin_state_up": false, "device": { "queues": 2 } }).to_string();
+    let keys =
+        json!({ "admin_state_up": false, "fixed_ips": null, "device": { "queues": 2, "netns": null } }).to_string();
     changed(&ask_with(&fake, "PATCH", "/v1/ports/a%22b%5Cc", &keys));
     let keys = parse_port_keys_json(&keys, "x").unwrap();
+    assert_eq!(keys.cleared, ["fixed_ips", "device.netns"]);
     assert_eq!(asked.try_recv().unwrap(), Asked::Change(Change::Set { port: ODD.into(), keys }, None));
     changed(&ask(&fake, "POST", "/v1/ports/p1/release"));
     assert_eq!(asked.try_recv().unwrap(), Asked::Release("p1".into()));

@@ -13,6 +13,24 @@ use super::{judge_over, meaning};
 
 /// The key of a port that stands alone which names its VM.
 const OWNER: &str = "device_id";
+/// The key of a port that has a table.
+const DEVICE: &str = "device";
+
+/// Some keys of a port that are to be otherwise.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PortKeys {
+    /// The values that they shall have. What is not written stays as it is.
+    pub given: written::Port,
+    /// The keys that shall be as if they were not written in a file, like `fixed_ips` and
+    /// `device.netns`: those that are `null`.
+    pub cleared: Vec<String>,
+}
+
+impl From<written::Port> for PortKeys {
+    fn from(given: written::Port) -> PortKeys {
+        PortKeys { given, cleared: Vec::new() }
+    }
+}
 
 /// Reads and judges a whole configuration in JSON. Without `switch` in it, that is as `switch` says.
 pub fn parse_json_over(text: &str, name: &str, switch: SwitchSettings) -> Result<Config, Errors> {
@@ -42,7 +60,7 @@ pub fn parse_ports_json(text: &str, name: &str, vm: &str) -> Result<Vec<Port>, E
 }
 
 /// Reads some keys of a port in JSON. Of their values only the types are judged.
-pub fn parse_port_keys_json(text: &str, name: &str) -> Result<written::Port, Errors> {
+pub fn parse_port_keys_json(text: &str, name: &str) -> Result<PortKeys, Errors> {
     port_keys(document::from_json(text), name)
 }
 
@@ -55,11 +73,22 @@ pub(super) fn port(document: Result<Node, SyntaxError>, name: &str) -> Result<(S
 }
 
 /// Some keys of a port.
-pub(super) fn port_keys(document: Result<Node, SyntaxError>, name: &str) -> Result<written::Port, Errors> {
+pub(super) fn port_keys(document: Result<Node, SyntaxError>, name: &str) -> Result<PortKeys, Errors> {
     let root = parsed(document, name)?;
     let mut notes = Notes::new(name, &root);
-    let keys = written::Port::read(&root, &Path::default(), &mut notes).unwrap_or_default();
-    notes.finish().map_or(Ok(keys), Err)
+    let given = written::Port::read(&root, &Path::default(), &mut notes).unwrap_or_default();
+    let mut cleared = nothings(&root, "");
+    if let Some(device) = root.get(DEVICE) {
+        cleared.extend(nothings(device, "device."));
+    }
+    notes.finish().map_or(Ok(PortKeys { given, cleared }), Err)
+}
+
+/// The keys of a table that are there and have no value.
+fn nothings(table: &Node, prefix: &str) -> Vec<String> {
+    let Value::Table(entries) = &table.value else { return Vec::new() };
+    let empty = entries.iter().filter(|(_, node)| node.value == Value::Nothing);
+    empty.map(|(key, _)| format!("{prefix}{key}")).collect()
 }
 
 fn parsed(document: Result<Node, SyntaxError>, name: &str) -> Result<Node, Errors> {
@@ -121,7 +150,7 @@ mod tests {
                 for (port, written) in vm.ports.iter().zip(&written) {
                     let one = serde_json::to_string(written).unwrap();
                     prop_assert_eq!(parse_ports_json(&one, "x", &vm.id), Ok(vec![port.clone()]));
-                    prop_assert_eq!(&parse_port_keys_json(&one, "x").unwrap(), written);
+                    prop_assert_eq!(parse_port_keys_json(&one, "x"), Ok(written.clone().into()));
                     let mut table = toml::Table::try_from(written).unwrap();
                     table.insert(OWNER.into(), vm.id.clone().into());
                     let source = Source::of("x", table.to_string().into_bytes()).unwrap();

@@ -29,7 +29,7 @@ pub(crate) mod strategy;
 
 use std::path::Path;
 
-pub use fragment::{parse_json_over, parse_port_keys_json, parse_ports_json};
+pub use fragment::{PortKeys, parse_json_over, parse_port_keys_json, parse_ports_json};
 pub use meaning::wrong_id;
 pub use meant::{
     AddressPair, Config, Device, IpAllocation, Named, Network, Poll, Port, PortSecurity, ReservedGroups,

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use super::document::{self, Node, SyntaxError};
+use super::fragment::{self, PortKeys};
+use super::judge;
 use super::meant::{Config, Port};
 use super::problem::{Errors, Problem, kind};
-use super::{fragment, judge, written};
 
 /// A text, and what its problems call it.
 #[derive(Debug, Clone)]
@@ -48,7 +49,7 @@ impl Source {
     }
 
     /// Some keys of a port.
-    pub fn port_keys(&self) -> Result<written::Port, Errors> {
+    pub fn port_keys(&self) -> Result<PortKeys, Errors> {
         fragment::port_keys(self.document(), &self.name)
     }
 

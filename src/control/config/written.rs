@@ -115,6 +115,14 @@ macro_rules! table {
             pub const KEYS: &'static [&'static str] = &[$( stringify!($key) ),*];
             /// Keys that will be legal here one day, and are refused until then.
             pub const LATER: &'static [&'static str] = &[$( stringify!($later) ),*];
+
+            /// Makes it as if `key` had not been written.
+            pub fn clear(&mut self, key: &str) {
+                match key {
+                    $( stringify!($key) => self.$key = None, )*
+                    _ => {}
+                }
+            }
         }
 
         impl Read for $name {

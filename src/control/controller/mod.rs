@@ -10,7 +10,7 @@
 //! workers, then the gate goes to its worker. Closing: rules without the device to all, then the
 //! gate comes back, and the device is dropped here.
 //!
-//! A change is a [`transition`]: a switch that starts goes over from nothing to its configuration.
+//! A change is a `transition`: a switch that starts goes over from nothing to its configuration.
 
 mod devices;
 mod port;

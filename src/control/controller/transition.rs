@@ -68,11 +68,10 @@ impl Controller {
         match self.admit(&change, confirm).await {
             Err(refusal) => drop(reply.send(Err(refusal))),
             Ok(None) => drop(reply.send(Ok(Changed::default()))),
-            Ok(Some((config, mut changed))) => {
+            Ok(Some((config, changed))) => {
                 if let Some(within) = confirm {
                     let previous = self.config.clone();
                     self.unconfirmed = Some(Unconfirmed { previous, within, deadline: time::now() + within });
-                    changed.remarks.push(format!("it goes back unless it is confirmed within {}", seconds(within)));
                 }
                 self.make(config, Transition { changed, reply: Some(reply), ..Transition::default() }).await;
             }
