@@ -84,8 +84,11 @@ impl Cache {
     #[inline(always)]
     pub(super) fn recycle_from(&mut self, place: &mut Frame) {
         let Some((pool, slot, simple)) = place.surrender() else { return };
-        if !simple || !std::ptr::eq(pool, self.pool) {
-            return self.recycle_chain(pool, slot, !simple);
+        if !simple {
+            return self.recycle_chain(pool, slot, true);
+        }
+        if !std::ptr::eq(pool, self.pool) {
+            return self.recycle_chain(pool, slot, false);
         }
         self.stock.push(slot);
         if self.stock.len() > MOST {

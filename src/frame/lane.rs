@@ -67,18 +67,18 @@ impl Lane {
     /// Adds a frame that owns its slots, out of its place.
     #[inline(always)]
     pub fn take_in(&mut self, frame: &mut Frame) {
-        if self.len == self.entries.len() {
-            self.extend();
+        match self.entries.get_mut(self.len) {
+            Some(place) => frame.move_to(place),
+            None => self.extend(frame),
         }
-        frame.move_to(&mut self.entries[self.len]);
         self.len += 1;
     }
 
-    /// Makes room. That happens as often as the lane is longer than it ever was, and within what
-    /// was allocated for it.
+    /// Takes a frame in behind all that there ever were: as often as the lane is longer than
+    /// before, and within what was allocated for it.
     #[cold]
-    fn extend(&mut self) {
-        self.entries.push(Frame::GONE);
+    fn extend(&mut self, frame: &mut Frame) {
+        self.entries.push(frame.take());
     }
 
     /// Adds the frame at `index` of the present burst, which stays where it is.

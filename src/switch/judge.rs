@@ -161,7 +161,7 @@ fn read(port: &Port, frame: &Frame, head: &[u8]) -> Result<Header, DropReason> {
         return Err(BadSource);
     }
     // 5. reserved groups
-    if header.destination == PAUSE {
+    if header.destination.is_group() && header.destination == PAUSE {
         return Err(ReservedGroup);
     }
     Ok(header)
@@ -262,7 +262,7 @@ impl Judge<'_> {
         }
         // 8. find the destination
         let to = self.find(q);
-        if to == Some(port.rules.id) {
+        if to == port.rules.id {
             return Verdict::Drop(DropReason::Hairpin);
         }
         // 10. learn the source
@@ -270,12 +270,11 @@ impl Judge<'_> {
             self.see(q);
         }
         // 11. forward or flood
-        match to {
-            Some(to) => Verdict::To(to),
-            // Whoever this is, it is behind the port that the frame came from: it sent it.
-            None if q.destination == q.source => Verdict::Drop(DropReason::Hairpin),
-            None => Verdict::Flood,
+        if to != PortId::NONE {
+            return Verdict::To(to);
         }
+        // Whoever this is, it is behind the port that the frame came from: it sent it.
+        if q.destination == q.source { Verdict::Drop(DropReason::Hairpin) } else { Verdict::Flood }
     }
 
     /// Whether a source that is not the port's own pin is one that the port may use, and then
@@ -293,19 +292,23 @@ impl Judge<'_> {
         if port.allows(q.source.mac()) { Ok(pinned.is_some()) } else { Err(DropReason::SpoofedSource) }
     }
 
+    /// The port behind which the destination is; [`PortId::NONE`] if nobody knows, and for groups.
     #[inline(always)]
-    fn find(&self, q: &Question) -> Option<PortId> {
-        if q.destination.mac().is_group() {
-            return None;
-        }
+    fn find(&self, q: &Question) -> PortId {
         let (station, hash) = (q.destination, q.destination_hash);
+        if station.mac().is_group() {
+            return PortId::NONE;
+        }
         if self.rules.pins().may_hold(hash)
             && let Some(port) = self.rules.pins().find(station, hash)
         {
-            return Some(port);
+            return port;
         }
-        // A port that was closed takes its stations with it.
-        self.fdb.find(station, hash, self.oldest).filter(|&to| self.rules.is_open(to))
+        match self.fdb.find(station, hash, self.oldest) {
+            // A port that was closed takes its stations with it.
+            Some(port) if self.rules.is_open(port) => port,
+            _ => PortId::NONE,
+        }
     }
 
     #[inline(never)]
