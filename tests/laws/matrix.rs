@@ -126,6 +126,8 @@ fn rows() -> Vec<Row> {
         llc("STP", "01:80:c2:00:00:00", &stp),
         llc("PVST", "01:00:0c:cc:cc:cd", &cdp),
         from_a("unknown unicast", F, Mac::from_bits(0x0a00_0000_0099), 0x88b5, &p),
+        // An empty place among the pinned addresses of the first network once held just this.
+        from_a("unknown unicast to the zero address", F, Mac::ZERO, 0x88b5, &p),
         group("PTP peer delay", "01:80:c2:00:00:0e", 0x88f7, &p),
         group("LLDP", "01:80:c2:00:00:0e", 0x88cc, &p),
         group("LACP", "01:80:c2:00:00:02", 0x8809, &p),
