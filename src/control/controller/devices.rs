@@ -213,15 +213,23 @@ impl Controller {
         }
     }
 
-    /// Notes why a port is down. The same reason again is no news.
+    /// Notes why a port is down. That it is down is told once; another reason is for the log.
     pub(super) fn fail(&mut self, index: usize, why: String) {
         let port = &mut self.ports[index];
         let news = !matches!(&port.state, State::Opening { reason } if *reason == why);
         port.state = State::Down { reason: why.clone() };
-        if news && self.is_wanted_up(index) {
+        if !self.is_wanted_up(index) {
+            return;
+        }
+        let told = std::mem::replace(&mut self.ports[index].told_down, true);
+        if !told {
             self.tell(EventKind::PortDown, index, &why);
-            let (vm, network, id) = self.names(index);
+        }
+        let (vm, network, id) = self.names(index);
+        if !told {
             warn!(vm, network, port = id, "port_down: {why}");
+        } else if news {
+            info!(vm, network, port = id, "still down: {why}");
         }
     }
 
@@ -232,6 +240,7 @@ impl Controller {
             return;
         }
         let text = if notes.is_empty() { String::from("frames can flow both ways") } else { notes.clone() };
+        self.ports[index].told_down = false;
         self.tell(EventKind::PortUp, index, &text);
         let (vm, network, id) = self.names(index);
         info!(vm, network, port = id, worker, queues, "port_up{}{notes}", if notes.is_empty() { "" } else { ": " });

@@ -212,6 +212,7 @@ impl Controller {
             state: State::Down { reason: String::new() },
             counters: (0..self.staff.len()).map(|_| Arc::default()).collect(),
             key: self.next_key,
+            told_down: false,
             made: None,
             namespace: None,
             held: true,

@@ -300,6 +300,7 @@ impl Controller {
         if is_up {
             self.tell_up(index);
         } else {
+            self.ports[index].told_down = true;
             self.tell(EventKind::PortDown, index, "administratively down");
             let (vm, network, id) = self.names(index);
             info!(vm, network, port = id, "port_down: administratively down");
