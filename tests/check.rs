@@ -105,6 +105,8 @@ fn a_name_that_is_taken_is_a_remark_and_says_by_whom() {
     assert_eq!(asked.findings(), (0, vec![]), "it is ours");
 
     let two = Asked::about(&[Vif::new("a", 1, &space).device(", queues = 2")]);
+    two.remark(&["another kind of queues", "made anew"]);
+    space.ip("link set tap1 alias vifswitch:port-9");
     two.remark(&["DOWN", "single queue"]);
     space.ip("link del tap1");
 

@@ -25,7 +25,7 @@ fn event(text: &str) -> Event {
 }
 
 fn desired(number: u64) -> Desired {
-    Desired { base: Value::Null, config: json!({ "number": number }) }
+    Desired { base: Value::Null, config: json!({ "number": number }), leftovers: Value::Null }
 }
 
 /// The number of a desired state; none yet is 0.

@@ -16,7 +16,7 @@ use host::{EXPERIMENT, PATIENCE, Space, readable};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
 use vifswitch::device::tap::{self, Settings};
-use vifswitch::device::{self, Device, OpenError, Opened};
+use vifswitch::device::{self, Device, OpenError, Opened, Removal, Whereabouts};
 use vifswitch::frame::{Batch, Cache, Lane, Pool, Sent};
 use vifswitch::sys::link::{self, Link};
 use vifswitch::sys::netns::{Netns, within};
@@ -246,6 +246,47 @@ fn what_others_made_is_followed_and_stays() {
     let followed = tap::open(&space.tap("tap1"), false).unwrap();
     assert!(followed.notes[0].contains("multi-queue"), "{:?}", followed.notes);
     assert_eq!(space.link("tap1").unwrap().tap.unwrap().queues, 1);
+}
+
+/// A netdev of ours cannot be changed from a single queue to several. Nobody else needs it, so it goes.
+#[test]
+fn ours_is_made_anew_for_another_kind_of_queues() {
+    let Some(space) = Space::new() else { return };
+    let mut before = 0;
+    for queues in [1, 2, 1] {
+        let settings = Settings { queues, persist: true, ..space.tap("tap0") };
+        let opened = tap::open(&settings, true).unwrap();
+        let link = space.link("tap0").unwrap();
+        assert_eq!((opened.made, opened.queues.len()), (true, usize::from(queues)));
+        assert_eq!((link.tap.unwrap().multi_queue, link.index != before), (queues > 1, true));
+        before = link.index;
+        let other = Settings { queues: 3 - queues, ..settings };
+        assert!(matches!(tap::look(&other), Err(OpenError::Busy { .. })));
+        drop(opened);
+        let notes = tap::look(&other).unwrap();
+        assert!(notes[0].contains("made anew"), "{notes:?}");
+    }
+}
+
+#[test]
+fn what_is_left_over_is_removed_if_it_is_ours_and_free() {
+    let Some(space) = Space::new() else { return };
+    let at = Whereabouts { device: "tap0".into(), netns: space.netns() };
+    let remove = |port: &str| device::remove_left(&at, port).unwrap();
+    assert_eq!(remove("port-1"), Removal::Gone);
+    for queues in [1, 2] {
+        let opened = tap::open(&Settings { queues, persist: true, ..space.tap("tap0") }, true).unwrap();
+        assert_eq!(remove("port-1"), Removal::InUse);
+        drop(opened);
+        assert_eq!(remove("port-2"), Removal::Gone);
+        assert!(space.link("tap0").is_some());
+        assert_eq!(remove("port-1"), Removal::Done);
+        assert_eq!(space.link("tap0"), None);
+    }
+    space.ip("tuntap add dev tap0 mode tap");
+    assert_eq!(remove("port-1"), Removal::Gone);
+    let nowhere = Whereabouts { netns: Netns::Named("vift-nowhere".into()), ..at.clone() };
+    assert_eq!(device::remove_left(&nowhere, "port-1").unwrap(), Removal::Gone);
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::change::Refusal;
 use super::config::{self, Config, SwitchSettings};
 use super::difference::differences;
 use super::events::Event;
+use super::leftovers::{self, Leftovers};
 use super::store::{Desired, KeptStation, Store, StoreError};
 
 /// Differences told in the log, at most.
@@ -31,6 +32,8 @@ pub enum Keeper {
         store: Arc<Store>,
         /// What the configuration file meant when the state was derived from it; null without one.
         base: Value,
+        /// What was left behind before.
+        left: Leftovers,
     },
     /// They should be, and cannot: why.
     Broken(String),
@@ -72,15 +75,34 @@ impl Keeper {
         }
     }
 
-    /// Keeps a configuration, and what happened on the way to it. When this returns it is kept.
-    pub async fn commit(&self, config: &Config, events: Vec<Event>) -> Result<(), Refusal> {
+    /// Keeps a configuration, what it leaves behind, and what happened on the way to it. When this
+    /// returns it is kept.
+    pub async fn commit(&self, config: &Config, left: &Leftovers, events: Vec<Event>) -> Result<(), Refusal> {
         match self {
             Keeper::Nowhere => Ok(()),
-            Keeper::Store { store, base } => {
-                let desired = Desired { base: base.clone(), config: value(config) };
+            Keeper::Store { store, base, .. } => {
+                let leftovers = leftovers::written(left);
+                let desired = Desired { base: base.clone(), config: value(config), leftovers };
                 store.commit(desired, events).await.map_err(|why| Refusal::switch("store_failed", why.to_string()))
             }
             Keeper::Broken(why) => Err(Refusal::switch("store_failed", why.as_str())),
+        }
+    }
+
+    /// Keeps what is left behind beside the configuration that is kept, and what happened. When this
+    /// returns it is kept.
+    pub async fn leave(&self, left: &Leftovers, events: Vec<Event>) -> Result<(), StoreError> {
+        match self.store() {
+            Some(store) => store.leave(leftovers::written(left), events).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What an earlier life has left behind.
+    pub fn left(&self) -> Leftovers {
+        match self {
+            Keeper::Store { left, .. } => left.clone(),
+            _ => Leftovers::new(),
         }
     }
 
@@ -141,10 +163,13 @@ async fn over_file(file: Config, path: &Path) -> (Config, Keeper) {
         }
     };
     let base = base(&file);
+    let mut left = desired.as_ref().map(|desired| leftovers::read(&desired.leftovers)).unwrap_or_default();
     let config = match desired.as_ref().map(|desired| (desired.base == base, read(desired))) {
         None => file,
         Some((same, Ok(kept))) => {
             let kept = Config { switch: file.switch.clone(), ..kept };
+            // Whichever of the two holds: what only the state had is of no use any more.
+            left.extend(leftovers::netdevs(&kept));
             let differ = differences(&file, &kept);
             if differ.is_empty() {
                 file
@@ -168,9 +193,10 @@ async fn over_file(file: Config, path: &Path) -> (Config, Keeper) {
             return (file, Keeper::Broken(format!("the state at {path} is not understood: {why}")));
         }
     };
-    let keeper = Keeper::Store { store: Arc::new(store), base };
+    let left = &left - &leftovers::netdevs(&config);
+    let keeper = Keeper::Store { store: Arc::new(store), base, left: left.clone() };
     if desired.is_none_or(|desired| desired.config != value(&config) || Some(&desired.base) != keeper.base())
-        && let Err(why) = keeper.commit(&config, Vec::new()).await
+        && let Err(why) = keeper.commit(&config, &left, Vec::new()).await
     {
         warn!("the configuration has not been kept: {why}");
     }
@@ -197,7 +223,8 @@ async fn resume(path: &Path) -> Result<(Config, Keeper), NoBeginning> {
     let path = path.display().to_string();
     let Some(desired) = desired else { return Err(NoBeginning::NothingKept { path }) };
     let config = read(&desired).map_err(|why| NoBeginning::NotUnderstood { path, why })?;
-    Ok((config, Keeper::Store { store: Arc::new(store), base: desired.base }))
+    let left = &leftovers::read(&desired.leftovers) - &leftovers::netdevs(&config);
+    Ok((config, Keeper::Store { store: Arc::new(store), base: desired.base, left }))
 }
 
 impl Keeper {
@@ -246,7 +273,7 @@ mod tests {
 
         let (begun, keeper) = begin(Some(file.clone()), &path).await;
         assert_eq!(begun, file);
-        keeper.commit(&changed, Vec::new()).await.unwrap();
+        keeper.commit(&changed, &Leftovers::new(), Vec::new()).await.unwrap();
         end(keeper).await;
 
         // [switch] is as the file has it, and no edit of the rest.
@@ -270,6 +297,40 @@ mod tests {
         let (begun, keeper) = begin(Some(file.clone()), &path).await;
         assert_eq!(begun, file, "also not with the file that was there before");
         end(keeper).await;
+    }
+
+    fn with_port(id: &str) -> Config {
+        let text = serde_json::json!({"networks": [{"id": "n"}], "vms": [{"id": "v", "ports": [{"port_id": id,
+            "network_id": "n", "mac_address": "02:00:00:00:00:01", "device": {"kind": "tap", "name": id}}]}]});
+        config::parse_json(&text.to_string(), "x").unwrap()
+    }
+
+    /// Whatever there may be and nobody wants any more is told at the next start, until it is gone.
+    #[tokio::test]
+    async fn what_is_left_behind_is_told_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let ids = |keeper: &Keeper| keeper.left().into_iter().map(|left| left.port_id).collect::<Vec<_>>();
+        let (_, keeper) = begin(Some(with_port("a")), &path).await;
+        assert_eq!(ids(&keeper), [""; 0]);
+        keeper.commit(&with_port("b"), &leftovers::netdevs(&with_port("a")), Vec::new()).await.unwrap();
+        end(keeper).await;
+        let (_, keeper) = begin(None, &path).await;
+        assert_eq!(ids(&keeper), ["a"]);
+        keeper.leave(&leftovers::netdevs(&with_port("c")), Vec::new()).await.unwrap();
+        end(keeper).await;
+        // An edited file gives up the state, and what the state had.
+        let (_, keeper) = begin(Some(with_port("d")), &path).await;
+        assert_eq!(ids(&keeper), ["b", "c"]);
+        end(keeper).await;
+        // It is told again if the switch was killed before it was done, but not what is wanted again.
+        let (_, keeper) = begin(Some(with_port("b")), &path).await;
+        assert_eq!(ids(&keeper), ["c", "d"]);
+        end(keeper).await;
+        let (_, keeper) = begin(None, &path).await;
+        keeper.leave(&Leftovers::new(), Vec::new()).await.unwrap();
+        end(keeper).await;
+        assert_eq!(ids(&begin(None, &path).await.1), [""; 0]);
     }
 
     #[tokio::test]
@@ -298,7 +359,7 @@ mod tests {
         std::fs::write(&rubbish, [7; 5000]).unwrap();
         let strange = dir.path().join("strange.db");
         let (store, _) = Store::open(strange.clone()).await.unwrap();
-        let desired = Desired { base: Value::Null, config: serde_json::json!({"planets": 8}) };
+        let desired = Desired { base: Value::Null, config: serde_json::json!({"planets": 8}), leftovers: Value::Null };
         store.commit(desired, Vec::new()).await.unwrap();
         store.close().await;
         for path in [&rubbish, &strange] {
@@ -306,7 +367,7 @@ mod tests {
             let (begun, keeper) = begin(Some(file.clone()), path).await;
             assert_eq!(begun, file);
             assert!(refused(&keeper).contains(&path.display().to_string()));
-            assert_eq!(keeper.commit(&file, Vec::new()).await.unwrap_err().kind, "store_failed");
+            assert_eq!(keeper.commit(&file, &Leftovers::new(), Vec::new()).await.unwrap_err().kind, "store_failed");
             assert!(Keeper::begin(None, Some(path)).await.is_err());
             assert_eq!(std::fs::read(path).unwrap(), before, "it is left as it is");
         }
@@ -317,7 +378,7 @@ mod tests {
         let (begun, keeper) = Keeper::begin(Some(config(&["a"])), None).await.unwrap();
         assert_eq!(begun, config(&["a"]));
         keeper.check().unwrap();
-        keeper.commit(&begun, Vec::new()).await.unwrap();
+        keeper.commit(&begun, &Leftovers::new(), Vec::new()).await.unwrap();
         let time = crate::time::rfc3339(std::time::SystemTime::UNIX_EPOCH);
         let kind = EventKind::Config;
         let text = String::new();

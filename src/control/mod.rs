@@ -24,6 +24,7 @@ pub mod events;
 pub mod handle;
 mod journal;
 pub mod keeper;
+pub mod leftovers;
 pub mod places;
 pub mod plan;
 mod report;

@@ -126,6 +126,23 @@ pub fn remove(settings: &Settings) -> Result<bool, OpenError> {
     }
 }
 
+/// What became of something that was to be removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Removal {
+    /// It has been removed.
+    Done,
+    /// It was not there, or is not ours.
+    Gone,
+    /// Somebody uses it, and keeps it.
+    InUse,
+}
+
+/// Deletes the netdev at `at` if an earlier life of the switch made it for this port and nobody uses
+/// it. May wait as well.
+pub fn remove_left(at: &Whereabouts, port: &str) -> Result<Removal, OpenError> {
+    tap::remove_left(at, port)
+}
+
 /// Gives the netdev of an open device the address and MTU that `settings` ask for. May wait as well.
 pub fn adjust(settings: &Settings) -> Result<(), OpenError> {
     match settings {

@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use rustix::thread::nanosleep;
 use rustix::time::Timespec;
 
-use super::{Abilities, Device, OpenError, Opened, Whereabouts};
+use super::{Abilities, Device, OpenError, Opened, Removal, Whereabouts};
 use crate::frame::{Batch, Cache, Fate, Lane, Sent, View};
 use crate::sys::link::{self, Link, TapInfo, Wanted};
 use crate::sys::netns::{Netns, within};
@@ -65,7 +65,13 @@ impl Settings {
 
     /// The alias by which a netdev that we made is known.
     fn alias(&self) -> String {
-        format!("{OURS}{}", self.owner)
+        alias(&self.owner)
+    }
+
+    /// Whether a netdev is one that we made for this port when it was to have several queues, or a
+    /// single one, and is to be otherwise now. It cannot be changed.
+    fn has_outgrown(&self, link: &Link) -> bool {
+        link.alias == self.alias() && link.tap.is_some_and(|tap| tap.multi_queue != (self.queues > 1))
     }
 
     fn refused(&self, reason: impl Into<String>) -> OpenError {
@@ -103,6 +109,11 @@ impl Settings {
     }
 }
 
+/// The alias of a netdev that we made for this port.
+fn alias(port: &str) -> String {
+    format!("{OURS}{port}")
+}
+
 /// Opens the queues of a tap, and makes its netdev if there is none and we may. Waits a second for
 /// one that is held.
 pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> {
@@ -125,9 +136,15 @@ pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
     let found = within(&settings.netns, || link::find(&settings.name)).map_err(settings.kept_out())?;
     let Some(link) = found.map_err(settings.failed("looking for it"))? else { return Ok(Vec::new()) };
     let mut notes = Vec::new();
-    let tap = follow(settings, &link, &mut notes)?;
-    if tap.queues > 0 || (link.up && link.carrier) {
+    let is_outgrown = settings.has_outgrown(&link);
+    if !is_outgrown {
+        follow(settings, &link, &mut notes)?;
+    }
+    if link.tap.is_some_and(|tap| is_held(&link, tap)) {
         return Err(OpenError::Busy { at: settings.at() });
+    }
+    if is_outgrown {
+        notes.push(format!("{} is there with another kind of queues, and would be made anew", settings.at()));
     }
     if let Some(other) = link.alias.strip_prefix(OURS).filter(|&owner| owner != settings.owner) {
         notes.push(format!("{} is there and was made for port {other:?}; it would be used as it is", settings.at()));
@@ -166,10 +183,44 @@ pub fn remove(settings: &Settings) -> Result<bool, OpenError> {
     }
 }
 
+/// Deletes the netdev of a persistent tap that was made for `port` in an earlier life, unless somebody
+/// holds it.
+pub fn remove_left(at: &Whereabouts, port: &str) -> Result<Removal, OpenError> {
+    let removed = within(&at.netns, || {
+        let Some(link) = link::find(&at.device)?.filter(|link| link.alias == alias(port)) else {
+            return Ok(Removal::Gone);
+        };
+        match link.tap {
+            Some(tap) if !is_held(&link, tap) => link::delete(link.index).map(|()| Removal::Done),
+            _ => Ok(Removal::InUse),
+        }
+    });
+    match removed {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Removal::Gone), // it went with its namespace
+        removed => removed.and_then(|removed| removed).map_err(|source| OpenError::Io {
+            at: at.clone(),
+            attempt: "deleting it",
+            source,
+        }),
+    }
+}
+
+/// Whether somebody holds a tap. Of one that has a single queue only its carrier tells, while it is up.
+fn is_held(link: &Link, tap: TapInfo) -> bool {
+    tap.queues > 0 || (link.up && link.carrier)
+}
+
 /// One attempt, in the namespace. `None`: somebody holds it, or it changed under our hands.
 fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, OpenError> {
-    let found = link::find(&settings.name).map_err(settings.failed("looking for it"))?;
+    let mut found = link::find(&settings.name).map_err(settings.failed("looking for it"))?;
     let mut notes = Vec::new();
+    if let Some(link) = found.take_if(|link| may_create && settings.has_outgrown(link)) {
+        // Whoever was to do that was killed before.
+        if link.tap.is_some_and(|tap| is_held(&link, tap)) {
+            return Ok(None);
+        }
+        link::delete(link.index).map_err(settings.failed("deleting it, to make it anew"))?;
+    }
     let multi_queue = match &found {
         None if !may_create => return Err(OpenError::NoDevice { at: settings.at() }),
         None => settings.queues > 1,

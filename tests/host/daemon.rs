@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,6 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 use vifswitch::control::client::Client;
+use vifswitch::control::events::Event;
 use vifswitch::control::view::{PortView, Status, WorkerView};
 use vifswitch::wire::Mac;
 
@@ -80,6 +81,21 @@ pub fn config(socket: &Path, switch: &str, networks: &[(&str, u16)], vifs: &[Vif
     text
 }
 
+/// A configuration that keeps its state at `path` instead of nowhere.
+pub fn keeping(text: &str, path: &Path) -> String {
+    assert!(text.contains("state = \"\""), "{text}");
+    text.replacen("state = \"\"", &format!("state = {path:?}"), 1)
+}
+
+/// A port as `attach` reads it.
+pub fn attachment(vif: &Vif) -> String {
+    let Vif { vm, port, network, mac, netns, name, more, device } = vif;
+    format!(
+        "device_id = \"{vm}\"\nport_id = \"{port}\"\nnetwork_id = \"{network}\"\nmac_address = \"{mac}\"\n{more}\n\
+         device = {{ kind = \"tap\", name = \"{name}\", netns = \"{netns}\"{device} }}\n"
+    )
+}
+
 /// A directory with a configuration and a socket, and the switch that may be running over them.
 /// It is killed when the test ends.
 pub struct Daemon {
@@ -123,6 +139,11 @@ impl Daemon {
         self.dir.path().join("vms.toml")
     }
 
+    /// Where it keeps its state, if its configuration says so ([`keeping`]).
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state.db")
+    }
+
     pub fn configure(&self, text: &str) {
         std::fs::write(self.file(), text).unwrap();
     }
@@ -148,13 +169,22 @@ impl Daemon {
     }
 
     /// Starts it by `command`, to which its arguments are added.
-    pub fn start_as(&mut self, mut command: Command, option: &str, path: &Path) {
+    pub fn start_as(&mut self, command: Command, option: &str, path: &Path) {
+        self.spawn_as(command, option, path);
+        self.await_note("READY=1");
+    }
+
+    /// Starts it over a configuration or a state, and waits for nothing.
+    pub fn spawn_over(&mut self, option: &str, path: &Path) {
+        self.spawn_as(self.command(), option, path);
+    }
+
+    fn spawn_as(&mut self, mut command: Command, option: &str, path: &Path) {
         assert!(self.child.is_none());
         let log = File::create(self.dir.path().join("log")).unwrap();
         command.arg("run").arg(option).arg(path);
         command.env("NOTIFY_SOCKET", self.dir.path().join("notify")).stderr(log);
         self.child = Some(command.spawn().unwrap());
-        self.await_note("READY=1");
     }
 
     /// Waits until the switch has told its service manager so. It must not end before.
@@ -241,6 +271,42 @@ impl Daemon {
 
     pub fn ports(&self) -> Vec<PortView> {
         self.get("/v1/ports")
+    }
+
+    /// The ports by id, in order.
+    pub fn listed(&self) -> Vec<String> {
+        self.ports().into_iter().map(|port| port.port_id).collect()
+    }
+
+    /// Everything that has happened, also in earlier lives if it keeps a state.
+    pub fn events(&self) -> Vec<Event> {
+        self.page("/v1/events").lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Runs a command of the operator's against it, with this on its standard input.
+    pub fn tell(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = self.command();
+        command.args(arguments).arg("--socket").arg(self.socket());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // One that has ended before it has read all says why.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    /// The same, for what must succeed. What it printed.
+    pub fn done(&self, arguments: &[&str], input: &str) -> String {
+        let Output { status, stdout, stderr } = self.tell(arguments, input);
+        assert!(status.success(), "{arguments:?}: {}\n{}", String::from_utf8_lossy(&stderr), self.log());
+        String::from_utf8(stdout).unwrap()
+    }
+
+    /// Attaches a port, behind those that its VM has.
+    pub fn attach(&self, vif: &Vif) -> String {
+        self.done(&["attach", "-"], &attachment(vif))
+    }
+
+    pub fn detach(&self, vif: &Vif) -> String {
+        self.done(&["detach", &vif.port], "")
     }
 
     pub fn workers(&self) -> Vec<WorkerView> {

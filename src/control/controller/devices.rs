@@ -8,9 +8,11 @@ use tracing::{info, warn};
 
 use super::{Controller, State};
 use crate::control::blueprint;
+use crate::control::config::Config;
 use crate::control::events::EventKind;
+use crate::control::leftovers::{self, Leftover, Leftovers};
 use crate::control::plan::{DeviceStep, device_step};
-use crate::device::{self, Device, OpenError, Opened, Settings};
+use crate::device::{self, Device, OpenError, Opened, Removal, Settings};
 use crate::sys::netns::{Identity, Netns};
 use crate::worker::{Gate, Notice};
 
@@ -20,7 +22,9 @@ pub(super) enum Outcome {
     /// A device was opened, or not.
     Opened(Attempt),
     /// A device is closed for good. There may be a remark on how that went.
-    Closed { port: u64, remark: Option<String> },
+    Closed { port: u64, removed: Option<Leftover>, remark: Option<String> },
+    /// What an earlier life has left behind is gone, or could not be removed.
+    Swept { left: Leftover, result: Result<Removal, OpenError> },
     /// A netdev was changed, or not.
     Adjusted { port: u64, result: Result<(), OpenError> },
 }
@@ -62,10 +66,35 @@ impl Controller {
         let done = self.done.clone();
         spawn_blocking(move || {
             drop(queues);
-            let removed = remove.map_or(Ok(false), |settings| device::remove(&settings));
-            let remark = removed.err().map(|why| format!("its netdev is left over: {why}"));
-            let _ = done.send(Outcome::Closed { port, remark });
+            let failed = remove.as_ref().and_then(|settings| device::remove(settings).err());
+            let removed = remove.as_ref().filter(|_| failed.is_none()).map(Leftover::of);
+            let remark = failed.map(|why| format!("its netdev is left over, and is removed at the next start: {why}"));
+            let _ = done.send(Outcome::Closed { port, removed, remark });
         });
+    }
+
+    /// Removes what an earlier life has left behind, elsewhere.
+    pub(super) fn sweep(&self, left: Leftover) {
+        let done = self.done.clone();
+        spawn_blocking(move || {
+            let result = device::remove_left(&left.at(), &left.port_id);
+            let _ = done.send(Outcome::Swept { left, result });
+        });
+    }
+
+    /// Removes those leftovers under whose names `config` wants netdevs of other ports. The others are
+    /// the answer.
+    pub(super) async fn clear_the_way(&mut self, config: &Config) -> Leftovers {
+        let wanted = leftovers::netdevs(config);
+        let in_the_way = |left: &Leftover| wanted.iter().any(|wanted| wanted.is_in_the_way_of(left));
+        let (first, later): (Leftovers, Leftovers) = self.left.iter().cloned().partition(in_the_way);
+        first.iter().cloned().for_each(|left| self.sweep(left));
+        for _ in first {
+            if let Some(outcome) = self.outcomes.recv().await {
+                self.receive(outcome).await;
+            }
+        }
+        later
     }
 
     /// Changes the netdev of a port that is up, elsewhere.
@@ -81,7 +110,12 @@ impl Controller {
     pub(super) async fn receive(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Opened(attempt) => return self.receive_attempt(attempt).await,
-            Outcome::Closed { port, remark } => {
+            Outcome::Swept { left, result } => return self.note_sweep(left, result),
+            Outcome::Closed { port, removed, remark } => {
+                if let Some(removed) = removed {
+                    self.left.remove(&removed);
+                    self.swept = true;
+                }
                 if let Some(remark) = &remark {
                     warn!("a port that was closed: {remark}");
                 }
@@ -96,6 +130,23 @@ impl Controller {
             }
         }
         self.advance().await;
+    }
+
+    fn note_sweep(&mut self, left: Leftover, result: Result<Removal, OpenError>) {
+        let (at, port) = (left.at(), &left.port_id);
+        match result {
+            Ok(Removal::Gone) => {}
+            Ok(Removal::Done) => info!("{at} has been removed: it was left over from port {port:?}"),
+            Ok(Removal::InUse) => {
+                warn!("{at} was made for port {port:?}, which is no more, and is left to whoever uses it now");
+            }
+            Err(why) => {
+                warn!("{at} is left over from port {port:?}, and is removed at the next start: {why}");
+                return;
+            }
+        }
+        self.left.remove(&left);
+        self.swept = true;
     }
 
     async fn receive_attempt(&mut self, attempt: Attempt) {
@@ -162,15 +213,23 @@ impl Controller {
         }
     }
 
-    /// Notes why a port is down. The same reason again is no news.
+    /// Notes why a port is down. That it is down is told once; another reason is for the log.
     pub(super) fn fail(&mut self, index: usize, why: String) {
         let port = &mut self.ports[index];
         let news = !matches!(&port.state, State::Opening { reason } if *reason == why);
         port.state = State::Down { reason: why.clone() };
-        if news && self.is_wanted_up(index) {
+        if !self.is_wanted_up(index) {
+            return;
+        }
+        let told = std::mem::replace(&mut self.ports[index].told_down, true);
+        if !told {
             self.tell(EventKind::PortDown, index, &why);
-            let (vm, network, id) = self.names(index);
+        }
+        let (vm, network, id) = self.names(index);
+        if !told {
             warn!(vm, network, port = id, "port_down: {why}");
+        } else if news {
+            info!(vm, network, port = id, "still down: {why}");
         }
     }
 
@@ -181,6 +240,7 @@ impl Controller {
             return;
         }
         let text = if notes.is_empty() { String::from("frames can flow both ways") } else { notes.clone() };
+        self.ports[index].told_down = false;
         self.tell(EventKind::PortUp, index, &text);
         let (vm, network, id) = self.names(index);
         info!(vm, network, port = id, worker, queues, "port_up{}{notes}", if notes.is_empty() { "" } else { ": " });

@@ -35,6 +35,7 @@ use super::events::{Event, EventKind};
 use super::handle::{Flush, History, Request};
 use super::journal::Journal;
 use super::keeper::Keeper;
+use super::leftovers::{self, Leftovers};
 use super::places::Places;
 use super::report::Report;
 use super::staff::Staff;
@@ -75,6 +76,10 @@ pub struct Controller {
     secret: Secret,
     staff: Staff,
     keeper: Keeper,
+    /// Netdevs that are being removed, or could not be.
+    left: Leftovers,
+    /// What is kept of them is more than there is.
+    swept: bool,
     journal: Journal,
     /// Whether what happens cannot be written down: that is told once.
     unwritten: bool,
@@ -113,6 +118,8 @@ impl Controller {
             cores,
             secret,
             staff,
+            left: keeper.left(),
+            swept: false,
             keeper,
             journal: Journal::default(),
             unwritten: false,
@@ -135,6 +142,7 @@ impl Controller {
     pub async fn begin(&mut self, config: Config) -> Result<(), TooMany> {
         blueprint::fits(&config)?;
         self.config.switch = config.switch.clone();
+        let left = self.clear_the_way(&config).await;
         self.make(config, Transition::default()).await;
         // Before the first frame comes: nothing that was known is flooded.
         let kept = self.keeper.take_stations().await;
@@ -144,6 +152,8 @@ impl Controller {
             let Some(outcome) = self.outcomes.recv().await else { break };
             self.receive(outcome).await;
         }
+        // What is in nobody's way has time.
+        left.into_iter().for_each(|left| self.sweep(left));
         Ok(())
     }
 
@@ -174,6 +184,7 @@ impl Controller {
                 _ = retry.tick() => {
                     self.leave_lost_namespaces().await;
                     self.try_down_ports();
+                    self.forget_what_is_swept().await;
                 }
                 _ = keep.tick() => self.keep_stations(),
             }
@@ -188,6 +199,7 @@ impl Controller {
             let _ = keeping.await;
         }
         self.save_events().await;
+        self.forget_what_is_swept().await;
         let gates = self.staff.stop().await;
         // Closing a tap waits for the kernel to take the netdev down.
         let _ = spawn_blocking(move || drop(gates)).await;
@@ -200,6 +212,7 @@ impl Controller {
             state: State::Down { reason: String::new() },
             counters: (0..self.staff.len()).map(|_| Arc::default()).collect(),
             key: self.next_key,
+            told_down: false,
             made: None,
             namespace: None,
             held: true,
@@ -233,6 +246,25 @@ impl Controller {
             info!("what happens is written down again");
         }
         self.unwritten = failed.is_some();
+    }
+
+    /// What would be left behind if the process ended while it goes over to `next`, and came back as
+    /// `kept`.
+    fn left(&self, next: &Config, kept: &Config) -> Leftovers {
+        let mut left = self.left.clone();
+        left.append(&mut leftovers::netdevs(&self.config));
+        left.append(&mut leftovers::netdevs(next));
+        &left - &leftovers::netdevs(kept)
+    }
+
+    /// Keeps that netdevs have been removed. This is not urgent: they are looked for in vain at worst.
+    async fn forget_what_is_swept(&mut self) {
+        if !std::mem::take(&mut self.swept) {
+            return;
+        }
+        let kept = self.unconfirmed.as_ref().map_or(&self.config, |unconfirmed| &unconfirmed.previous);
+        // What fails here is told when something is to be kept that counts.
+        let _ = self.keeper.leave(&self.left(&self.config, kept), Vec::new()).await;
     }
 
     /// Begins to keep the learned stations, unless that is under way.

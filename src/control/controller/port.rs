@@ -18,6 +18,8 @@ pub struct Port {
     pub counters: Vec<Arc<PortCounters>>,
     /// Tells it from every other port there ever was, also of the same id.
     pub(super) key: u64,
+    /// It has been told that it is down, and not yet that it is up again.
+    pub(super) told_down: bool,
     /// Whether we made its netdev, once that is known.
     pub(super) made: Option<bool>,
     /// The namespace its device was opened in.

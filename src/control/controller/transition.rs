@@ -18,6 +18,7 @@ use crate::control::change::{Change, Changed, Refusal};
 use crate::control::config::Config;
 use crate::control::difference::differences;
 use crate::control::events::EventKind;
+use crate::control::leftovers;
 use crate::control::plan::{DeviceStep, Step, plan};
 use crate::device::Settings;
 use crate::switch::PortId;
@@ -50,7 +51,7 @@ pub(super) struct Transition {
 /// A change that is made and goes back unless it is confirmed.
 #[derive(Debug)]
 pub(super) struct Unconfirmed {
-    previous: Config,
+    pub previous: Config,
     within: Duration,
     pub deadline: Moment,
 }
@@ -99,11 +100,16 @@ impl Controller {
             None => {
                 let event = self.event(EventKind::Config, text);
                 self.save_events().await;
-                self.keeper.commit(&config, vec![event.clone()]).await?;
+                let left = self.left(&config, &config);
+                self.keeper.commit(&config, &left, vec![event.clone()]).await?;
                 info!("config: {}", event.text);
                 self.journal.tell_kept(event);
             }
             Some(within) => {
+                // The process may end before it has gone back.
+                let left = self.left(&config, &self.config);
+                let kept = self.keeper.leave(&left, Vec::new()).await;
+                kept.map_err(|why| Refusal::switch("store_failed", why.to_string()))?;
                 self.tell_config(format!("to be confirmed within {}: {text}", seconds(within)));
             }
         }
@@ -125,7 +131,8 @@ impl Controller {
         let differences = differences(&unconfirmed.previous, &self.config);
         let event = self.event(EventKind::Config, format!("confirmed: {}", summary(&differences)));
         self.save_events().await;
-        self.keeper.commit(&self.config, vec![event.clone()]).await?;
+        let left = self.left(&self.config, &self.config);
+        self.keeper.commit(&self.config, &left, vec![event.clone()]).await?;
         info!("config: {}", event.text);
         self.journal.tell_kept(event);
         self.unconfirmed = None;
@@ -153,6 +160,8 @@ impl Controller {
         for used_up in self.places.follow(&plan, &config) {
             self.staff.flush(Flush { place: Some(used_up.index()), ..Flush::default() }).await;
         }
+        self.left.append(&mut leftovers::netdevs(&self.config));
+        self.left = &self.left - &leftovers::netdevs(&config);
         let before = std::mem::replace(&mut self.config, config);
         let steps: HashMap<&str, (bool, DeviceStep)> = plan
             .steps
@@ -290,6 +299,7 @@ impl Controller {
         if is_up {
             self.tell_up(index);
         } else {
+            self.ports[index].told_down = true;
             self.tell(EventKind::PortDown, index, "administratively down");
             let (vm, network, id) = self.names(index);
             info!(vm, network, port = id, "port_down: administratively down");

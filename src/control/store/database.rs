@@ -108,7 +108,11 @@ impl Database {
             text.map(parse).transpose()
         };
         match (read("base")?, read("config")?) {
-            (Some(base), Some(config)) => Ok(Some(Desired { base, config })),
+            (Some(base), Some(config)) => {
+                // Switches before this one had none.
+                let leftovers = read("leftovers")?.unwrap_or_default();
+                Ok(Some(Desired { base, config, leftovers }))
+            }
             (None, None) => Ok(None),
             _ => Err(self.corrupt("half of the desired state is missing".into())),
         }
@@ -118,20 +122,30 @@ impl Database {
         StoreError::Corrupt { path: self.path.clone(), why }
     }
 
-    /// Keeps a desired state, if one is given, and events: all or nothing, on the disk.
-    pub fn commit(&mut self, desired: Option<&Desired>, events: &[Event]) -> Result<(), StoreError> {
+    /// Keeps a desired state and events: all or nothing, on the disk.
+    pub fn commit(&mut self, desired: &Desired, events: &[Event]) -> Result<(), StoreError> {
+        let Desired { base, config, leftovers } = desired;
+        self.put(&[("base", base), ("config", config), ("leftovers", leftovers)], events)
+    }
+
+    /// Keeps leftovers, if any are given, and events: all or nothing, on the disk.
+    pub fn note(&mut self, leftovers: Option<&Value>, events: &[Event]) -> Result<(), StoreError> {
+        let parts: Vec<_> = leftovers.map(|leftovers| ("leftovers", leftovers)).into_iter().collect();
+        self.put(&parts, events)
+    }
+
+    fn put(&mut self, parts: &[(&str, &Value)], events: &[Event]) -> Result<(), StoreError> {
         let events =
             events.iter().map(|event| Ok((micros(&event.time)?, json(event)))).collect::<Result<Vec<_>, _>>()?;
         let history = self.history;
         self.transact(|transaction| {
-            if let Some(Desired { base, config }) = desired {
-                // What is the same is not written again: the base hardly ever changes.
-                let mut put = transaction.prepare(
-                    "INSERT INTO desired VALUES (?1, ?2) ON CONFLICT (part) DO UPDATE SET json = excluded.json
-                     WHERE json IS NOT excluded.json",
-                )?;
-                put.execute(params!["base", json(base)])?;
-                put.execute(params!["config", json(config)])?;
+            // What is the same is not written again: the base hardly ever changes.
+            let mut put = transaction.prepare(
+                "INSERT INTO desired VALUES (?1, ?2) ON CONFLICT (part) DO UPDATE SET json = excluded.json
+                 WHERE json IS NOT excluded.json",
+            )?;
+            for (part, value) in parts {
+                put.execute(params![part, json(value)])?;
             }
             if !events.is_empty() {
                 append(transaction, &events)?;

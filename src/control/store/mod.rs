@@ -39,6 +39,8 @@ pub struct Desired {
     pub base: Value,
     /// What is wanted.
     pub config: Value,
+    /// Netdevs that may be there and are not wanted any more; null if there are none.
+    pub leftovers: Value,
 }
 
 /// A station that is kept over a restart.
@@ -104,12 +106,18 @@ impl Store {
     /// Keeps a new desired state and what has happened on the way to it: both or, on an error,
     /// neither. When this returns they are on the disk.
     pub async fn commit(&self, desired: Desired, events: Vec<Event>) -> Result<(), StoreError> {
-        self.ask(move |database| database.commit(Some(&desired), &events)).await
+        self.ask(move |database| database.commit(&desired, &events)).await
     }
 
     /// Keeps what has happened: all or, on an error, none.
     pub async fn note(&self, events: Vec<Event>) -> Result<(), StoreError> {
-        self.ask(move |database| database.commit(None, &events)).await
+        self.ask(move |database| database.note(None, &events)).await
+    }
+
+    /// Keeps other leftovers beside the desired state, and what has happened: both or, on an error,
+    /// neither.
+    pub async fn leave(&self, leftovers: Value, events: Vec<Event>) -> Result<(), StoreError> {
+        self.ask(move |database| database.note(Some(&leftovers), &events)).await
     }
 
     /// What has happened at `since` (RFC 3339, any offset) or later, of that the newest `most`, in the

@@ -24,7 +24,7 @@ fn open(path: &std::path::Path) -> (Database, Option<Desired>) {
 #[derive(Debug, Clone)]
 enum Step {
     Commit(Desired, Vec<Event>),
-    Note(Vec<Event>),
+    Note(Option<Value>, Vec<Event>),
     Save(Vec<KeptStation>, i64),
     /// A save that is begun and not finished.
     GiveUp(Vec<KeptStation>),
@@ -77,8 +77,10 @@ fn stations() -> impl Strategy<Value = Vec<KeptStation>> {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (value(), value(), events()).prop_map(|(base, config, events)| Step::Commit(Desired { base, config }, events)),
-        events().prop_map(Step::Note),
+        (value(), value(), value(), events()).prop_map(|(base, config, leftovers, events)| {
+            Step::Commit(Desired { base, config, leftovers }, events)
+        }),
+        (prop::option::of(value()), events()).prop_map(|(leftovers, events)| Step::Note(leftovers, events)),
         (stations(), 0i64..1 << 40).prop_map(|(stations, now)| Step::Save(stations, now)),
         stations().prop_map(Step::GiveUp),
         Just(Step::Reopen),
@@ -114,13 +116,18 @@ proptest! {
         for step in steps {
             match step {
                 Step::Commit(new, told) => {
-                    database.commit(Some(&new), &told).unwrap();
+                    database.commit(&new, &told).unwrap();
                     desired = Some(new);
                     events.extend(told);
                     forget(&mut events);
                 }
-                Step::Note(told) => {
-                    database.commit(None, &told).unwrap();
+                Step::Note(leftovers, told) => {
+                    // There is nothing left before there is something.
+                    let leftovers = leftovers.filter(|_| desired.is_some());
+                    database.note(leftovers.as_ref(), &told).unwrap();
+                    if let (Some(desired), Some(leftovers)) = (&mut desired, leftovers) {
+                        desired.leftovers = leftovers;
+                    }
                     events.extend(told);
                     forget(&mut events);
                 }
@@ -177,7 +184,7 @@ proptest! {
         let (mut database, _) = open(&place.path().join("state.db"));
         let time: Result<jiff::Timestamp, _> = text.parse();
         prop_assert_eq!(database.events(Some(&text), 1).is_ok(), time.is_ok());
-        prop_assert_eq!(database.commit(None, &[event(&text, "")]).is_ok(), time.is_ok());
+        prop_assert_eq!(database.note(None, &[event(&text, "")]).is_ok(), time.is_ok());
     }
 }
 
@@ -185,8 +192,8 @@ proptest! {
 fn an_event_at_no_time_keeps_the_whole_commit_out() {
     let place = TempDir::new().unwrap();
     let (mut database, _) = open(&place.path().join("state.db"));
-    let desired = Desired { base: Value::Null, config: json!({}) };
-    let told = database.commit(Some(&desired), &[event(&written(0), "good"), event("yesterday", "bad")]);
+    let desired = Desired { base: Value::Null, config: json!({}), leftovers: Value::Null };
+    let told = database.commit(&desired, &[event(&written(0), "good"), event("yesterday", "bad")]);
     let why = told.unwrap_err().to_string();
     assert!(why.contains("\"yesterday\" is not a time") && why.contains("2026-01-31T12:00:00.000Z"), "{why}");
     assert_eq!(database.events(None, 9).unwrap(), []);
@@ -210,7 +217,7 @@ fn events_of_kinds_that_are_not_known_are_left_out() {
     let path = place.path().join("state.db");
     let (mut database, _) = open(&path);
     let events = ["one", "two", "three"].map(|text| event(&written(0), text));
-    database.commit(None, &events).unwrap();
+    database.note(None, &events).unwrap();
     drop(database);
     let other = rusqlite::Connection::open(&path).unwrap();
     let changed = other.execute("UPDATE events SET json = replace(json, 'config', 'eclipse') WHERE number = 2", []);
@@ -245,7 +252,7 @@ fn half_a_desired_state_is_damage() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
     let (mut database, _) = open(&path);
-    database.commit(Some(&Desired { base: Value::Null, config: json!({}) }), &[]).unwrap();
+    database.commit(&Desired { base: Value::Null, config: json!({}), leftovers: Value::Null }, &[]).unwrap();
     drop(database);
     for sql in ["UPDATE desired SET json = '{' WHERE part = 'config'", "DELETE FROM desired WHERE part = 'config'"] {
         let other = rusqlite::Connection::open(&path).unwrap();

@@ -1,0 +1,161 @@
+"""The restarts of scripts/restart-gap, and the traffic meanwhile.
+
+    restart_gap.py VIFSWITCH DIRECTORY RUNS
+
+The switch runs over DIRECTORY/config.toml, with the taps tap-a, tap-b and tap-c in the namespaces
+gap-a, gap-b and gap-c. Each ends with a frame that comes after all others: nothing is guessed by time.
+"""
+
+import os
+import select
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+
+from traffic import BROADCAST, EXPERIMENT, OUTGOING, PATIENCE, Port
+
+RATE = 10_000  # frames a second
+ALL = -1
+SPEAKER, HEARER = bytes.fromhex("0a0000000001"), bytes.fromhex("0a0000000002")
+
+
+def frame(to, sender, number):
+    kind = EXPERIMENT.to_bytes(2, "big")
+    return to + sender + kind + number.to_bytes(8, "big", signed=True) + bytes(38)
+
+
+def number_of(data):
+    return int.from_bytes(data[14:22], "big", signed=True)
+
+
+class Switch:
+    """The switch, as a supervisor has it."""
+
+    def __init__(self, program, directory):
+        self.command = [program, "run", "--config", f"{directory}/config.toml"]
+        self.notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.notify.bind(f"{directory}/notify")
+        self.notify.settimeout(PATIENCE)
+        self.environment = os.environ | {"NOTIFY_SOCKET": f"{directory}/notify"}
+        self.log = open(f"{directory}/log", "ab")
+        self.process = None
+
+    def start(self):
+        begin = time.monotonic()
+        self.process = subprocess.Popen(self.command, env=self.environment, stderr=self.log)
+        while b"READY=1" not in self.notify.recv(4096).splitlines():
+            pass
+        return time.monotonic() - begin
+
+    def end(self, how):
+        self.process.send_signal(how)
+        self.process.wait()
+
+
+class Stream:
+    """Frames from one port to a station behind another one, at a rate, in a thread of its own."""
+
+    def __init__(self, sender, receiver):
+        self.sender, self.receiver = sender.socket, receiver.socket
+        for end in (self.sender, self.receiver):
+            end.setblocking(False)
+        self.offered, self.came, self.last = 0, 0, 0
+        self.ended, self.heard = False, threading.Condition()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def offer(self, number):
+        try:
+            self.sender.send(frame(HEARER, SPEAKER, number))
+        except OSError:
+            pass  # nobody holds the tap between two lives of the switch: it is lost here
+
+    def take(self):
+        while True:
+            try:
+                data, address = self.receiver.recvfrom(2048)
+            except BlockingIOError:
+                return
+            if address[2] != OUTGOING and data[:6] == HEARER:
+                with self.heard:
+                    self.came, self.last = self.came + 1, number_of(data) + 1
+                    self.heard.notify()
+
+    def run(self):
+        begin = time.monotonic()
+        while not self.ended:
+            due = int((time.monotonic() - begin) * RATE)
+            for number in range(self.offered, due):
+                self.offer(number)
+            self.offered = max(due, self.offered)
+            self.take()
+            # the rate is that of the clock; what is late is caught up with
+            select.select([], [], [], 0.0005)
+
+    def await_one(self):
+        """Waits for a frame that has yet to be offered."""
+        with self.heard:
+            offered = self.offered
+            if not self.heard.wait_for(lambda: self.last > offered, PATIENCE):
+                sys.exit("no frames came")
+
+    def finish(self):
+        """Ends it. How many frames are lost."""
+        self.ended = True
+        self.thread.join()
+        last = self.offered
+        self.offer(last)
+        end = time.monotonic() + PATIENCE
+        while self.last <= last:
+            if not select.select([self.receiver], [], [], max(0, end - time.monotonic()))[0]:
+                sys.exit("the last frame did not come")
+            self.take()
+        return self.offered + 1 - self.came
+
+
+def flooded(speaker, third):
+    """How many frames the third port has heard that were not for it."""
+    third.heard = []
+    speaker.send(frame(BROADCAST, SPEAKER, ALL))
+    if not third.listen_until(frame(BROADCAST, SPEAKER, ALL)):
+        sys.exit("the third port hears nothing")
+    return len(third.heard)
+
+
+def main(program, directory, runs):
+    switch = Switch(program, directory)
+    switch.start()
+    held = True
+    try:
+        a, b, c = (Port(f"gap-{name}", f"tap-{name}") for name in "abc")
+        b.send(frame(BROADCAST, HEARER, ALL))
+        if not c.listen_until(frame(BROADCAST, HEARER, ALL)):
+            sys.exit("the third port hears nothing")
+        flooded(a, c)
+        # in order first: what was learned is kept then, and is there for the one that is killed, too
+        for how, what in ((signal.SIGTERM, "planned"), (signal.SIGKILL, "kill -9")):
+            gaps = []
+            for _ in range(runs):
+                stream = Stream(a, b)
+                stream.await_one()
+                switch.end(how)
+                started = switch.start()
+                stream.await_one()
+                lost, stray = stream.finish(), flooded(a, c)
+                gaps.append(lost / RATE * 1000)
+                held = held and stray == 0 and (how != signal.SIGTERM or gaps[-1] < 1000)
+                print(f"   {what:8} {lost:5} of {stream.offered:5} frames lost, {gaps[-1]:6.1f} ms;", end=" ")
+                print(f"start {started * 1000:.1f} ms; flooded {stray}", flush=True)
+            middle, most = statistics.median(gaps), max(gaps)
+            print(f"{what}: gap {middle:.1f} ms (median of {runs}, most {most:.1f})", flush=True)
+    finally:
+        switch.end(signal.SIGTERM)
+    return held
+
+
+if __name__ == "__main__":
+    sys.exit(0 if main(sys.argv[1], sys.argv[2], int(sys.argv[3])) else 1)

@@ -1,0 +1,118 @@
+//! Netdevs that we made for ports that are not wanted any more.
+//!
+//! A change is kept first, and what it leaves behind is removed afterwards. The process may be killed
+//! in between, also while a change waits to be confirmed that is not to stay. So what is to be removed
+//! is kept with the state, and the next life of the switch removes it. It knows a netdev of ours by its
+//! alias: whatever else stands under the same name is left alone.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::config::Config;
+use crate::device::{Settings, Whereabouts};
+use crate::sys::netns::Netns;
+
+/// A netdev that may be there and is of no use any more.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Leftover {
+    /// The port that it was made for.
+    pub port_id: String,
+    /// The path of its namespace; empty for the one in which the switch runs.
+    netns: String,
+    /// Its name.
+    name: String,
+}
+
+/// Several, each once and in order.
+pub type Leftovers = BTreeSet<Leftover>;
+
+impl Leftover {
+    /// The netdev of a device.
+    pub fn of(device: &Settings) -> Leftover {
+        let Settings::Tap(tap) = device;
+        let path = tap.netns.path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        let netns = match path.strip_prefix("/var/run/netns/") {
+            Some(name) => format!("/run/netns/{name}"),
+            None => path,
+        };
+        Leftover { port_id: tap.owner.clone(), netns, name: tap.name.clone() }
+    }
+
+    /// Where it would be.
+    pub fn at(&self) -> Whereabouts {
+        let netns = if self.netns.is_empty() { Netns::Host } else { Netns::At(PathBuf::from(&self.netns)) };
+        Whereabouts { device: self.name.clone(), netns }
+    }
+
+    /// Whether `other` stands under the same name.
+    pub fn is_in_the_way_of(&self, other: &Leftover) -> bool {
+        (&self.netns, &self.name) == (&other.netns, &other.name)
+    }
+}
+
+/// The netdevs of all ports of a configuration.
+pub fn netdevs(config: &Config) -> Leftovers {
+    let netdev = |port: &super::config::Port| {
+        let (netns, name) = port.device.netdev();
+        Leftover { port_id: port.port_id.clone(), netns, name: name.to_owned() }
+    };
+    config.ports().map(|(_, port)| netdev(port)).collect()
+}
+
+/// As they are kept.
+pub fn written(leftovers: &Leftovers) -> Value {
+    // A list of texts has nothing that JSON cannot say.
+    serde_json::to_value(leftovers).unwrap_or_default()
+}
+
+/// As they were kept; none if nothing was.
+pub fn read(kept: &Value) -> Leftovers {
+    serde_json::from_value(kept.clone()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::blueprint;
+    use crate::control::config::strategy;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// A netdev is the same whether its port is looked at or its device, before and after it is kept.
+        #[test]
+        fn a_netdev_is_known_again(config in strategy::config()) {
+            let wanted = netdevs(&config);
+            let devices = config.ports().map(|(_, port)| {
+                let network = config.networks.iter().find(|network| network.id == port.network_id).unwrap();
+                Leftover::of(&blueprint::device(port, network))
+            });
+            prop_assert_eq!(&devices.collect::<Leftovers>(), &wanted);
+            prop_assert_eq!(&read(&written(&wanted)), &wanted);
+        }
+    }
+
+    #[test]
+    fn nothing_kept_is_nothing_left() {
+        assert_eq!(read(&Value::Null), Leftovers::new());
+        assert_eq!(written(&Leftovers::new()), serde_json::json!([]));
+    }
+
+    #[test]
+    fn one_namespace_has_one_name() {
+        let left = |netns: &str| {
+            let port = serde_json::json!({"networks": [{"id": "n"}], "vms": [{"id": "v", "ports": [{"port_id": "p",
+                "network_id": "n", "mac_address": "02:00:00:00:00:01",
+                "device": {"kind": "tap", "name": "t", "netns": netns}}]}]});
+            netdevs(&crate::control::config::parse_json(&port.to_string(), "x").unwrap()).pop_first().unwrap()
+        };
+        for netns in ["ns", "/run/netns/ns", "/var/run/netns/ns"] {
+            assert_eq!(left(netns), left("ns"));
+            assert_eq!(left(netns).at().netns.path(), Netns::Named("ns".into()).path());
+        }
+        assert!(!left("a").is_in_the_way_of(&left("b")));
+        assert!(Leftover { port_id: "q".into(), ..left("a") }.is_in_the_way_of(&left("a")));
+    }
+}

@@ -1,0 +1,299 @@
+//! An operator at work: the running program is changed by its own commands, over real taps.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // the helpers of a test fail as the test does
+
+mod host;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use host::daemon::{Daemon, Vif, attachment, config, keeping};
+use host::nic::{Nic, experiment};
+use host::{Space, await_that};
+use hyper::Method;
+use rustix::event::Timespec;
+use rustix::process::Signal;
+use rustix::thread::nanosleep;
+use vifswitch::control::client::{Client, Error};
+use vifswitch::control::events::{Event, EventKind};
+use vifswitch::control::view::{PortView, StationKind, StationView, Status};
+use vifswitch::time;
+use vifswitch::wire::Mac;
+
+/// One that keeps its state, over these ports on net1 and none on net2.
+fn keeper(vifs: &[Vif]) -> Daemon {
+    let mut daemon = Daemon::new();
+    let text = config(&daemon.socket(), "", &[("net1", 1500), ("net2", 1500)], vifs);
+    daemon.configure(&keeping(&text, &daemon.state()));
+    daemon.start();
+    daemon
+}
+
+fn shown(daemon: &Daemon) -> Vec<PortView> {
+    serde_json::from_str(&daemon.done(&["show", "ports", "--json"], "")).unwrap()
+}
+
+fn pass(from: (&Nic, &Vif), to: (&Nic, &Vif), tale: &str) {
+    let frame = experiment(to.1.mac, from.1.mac, tale.as_bytes());
+    from.0.send(&frame);
+    assert_eq!(to.0.take(), frame);
+}
+
+fn port(vif: &Vif) -> serde_json::Value {
+    serde_json::to_value(host::inside::ports(std::slice::from_ref(vif))[0].to_written()).unwrap()
+}
+
+/// Says that something is done when it goes.
+struct Finally<'a>(&'a AtomicBool);
+
+impl Drop for Finally<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// AT-01: two, three and eight siblings in one request, in its order; a port twice, and nothing is done.
+#[test]
+fn siblings_are_attached_at_once_and_a_port_once() {
+    let Some(space) = Space::new() else { return };
+    let daemon = keeper(&[]);
+    let client = Client::new(daemon.socket());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let attach = |vm: &str, body: serde_json::Value| {
+        runtime.block_on(client.ask(Method::POST, &format!("/v1/vms/{vm}/ports"), Some(&body)))
+    };
+    let mut number = 0;
+    let mut there = Vec::new();
+    for siblings in [2u8, 3, 8] {
+        let vm = format!("vm-{siblings}");
+        let mut vifs: Vec<Vif> = (0..siblings)
+            .map(|_| {
+                number += 1;
+                Vif::new(&vm, number, &space)
+            })
+            .collect();
+        // In no order of numbers, with one on another network in the middle.
+        vifs.reverse();
+        vifs.swap(0, usize::from(siblings) / 2);
+        vifs.insert(1, Vif::new(&vm, 100 + siblings, &space).on("net2"));
+
+        let mut twice = vifs.clone();
+        let again = Vif { mac: Mac::from_bits(0x0200_0000_0999), name: "again".into(), ..vifs[0].clone() };
+        twice.push(again);
+        let (before, links) = (shown(&daemon), space.links());
+        let refused = attach(&vm, twice.iter().map(port).collect()).unwrap_err();
+        assert!(
+            matches!(&refused, Error::Refused { status: 400, kind, .. } if kind == "duplicate_port"),
+            "{refused:?}"
+        );
+        assert_eq!((shown(&daemon), space.links()), (before, links), "nothing has been done");
+
+        attach(&vm, vifs.iter().map(port).collect()).unwrap();
+        let ports: Vec<PortView> = shown(&daemon).into_iter().filter(|port| port.device_id == vm).collect();
+        assert_eq!(ports.len(), vifs.len());
+        for (position, (port, vif)) in ports.iter().zip(&vifs).enumerate() {
+            let found = (port.port_id.as_str(), port.network_id.as_str(), port.mac_address.as_str(), port.position);
+            assert_eq!(found, (vif.port.as_str(), vif.network.as_str(), vif.mac.to_string().as_str(), position));
+            assert_eq!(port.status, Status::Active);
+        }
+        there.extend(vifs.clone());
+        // Everybody on net1 hears it once, and nobody on net2.
+        let nics: Vec<Nic> = there.iter().map(|vif| Nic::new(&space, &vif.name)).collect();
+        let speaker = there.len() - 1;
+        let all = experiment(Mac::BROADCAST, there[speaker].mac, b"all");
+        nics[speaker].send(&all);
+        for (nic, vif) in nics.iter().zip(&there).take(speaker) {
+            if vif.network == "net1" {
+                assert_eq!(nic.take(), all);
+            }
+        }
+        daemon.quiet();
+        assert!(nics.iter().all(|nic| nic.rest().is_empty()));
+        // One that is there already is in use.
+        let refused = attach("other", port(&vifs[0])).unwrap_err();
+        assert!(matches!(&refused, Error::Refused { status: 409, kind, .. } if kind == "port_in_use"), "{refused:?}");
+        let refused = daemon.tell(&["attach", "-"], &attachment(&Vif { vm: "other".into(), ..vifs[0].clone() }));
+        assert_eq!(refused.status.code(), Some(1));
+    }
+}
+
+/// AT-02: five ports in no order of addresses, the third one goes, another one comes, a restart.
+#[test]
+fn the_order_of_ports_is_kept_for_ever() {
+    let Some(space) = Space::new() else { return };
+    let order = [3, 5, 1, 4, 2];
+    let vifs = order.map(|number| Vif::new("fw", number, &space));
+    let mut daemon = keeper(&[]);
+    vifs.iter().for_each(|vif| drop(daemon.attach(vif)));
+    let names = |numbers: &[u8]| numbers.iter().map(|number| format!("port-{number}")).collect::<Vec<_>>();
+    assert_eq!(daemon.listed(), names(&order));
+    daemon.detach(&vifs[2]);
+    assert_eq!(daemon.listed(), names(&[3, 5, 4, 2]));
+    let new = Vif { mac: Mac::from_bits(0x0200_0000_0001), ..Vif::new("fw", 9, &space) };
+    daemon.attach(&new);
+    daemon.done(&["set", "port-5", "admin_state_up=false"], "");
+    daemon.done(&["set", "port-5", "admin_state_up=true"], "");
+    for signal in [Signal::TERM, Signal::KILL] {
+        assert_eq!(daemon.listed(), names(&[3, 5, 4, 2, 9]));
+        daemon.stop(signal);
+        daemon.start();
+    }
+    let ports = shown(&daemon);
+    assert_eq!(daemon.listed(), names(&[3, 5, 4, 2, 9]));
+    assert!(ports.iter().enumerate().all(|(at, port)| port.position == at && port.status == Status::Active));
+    assert_eq!(space.links(), ["lo", "tap2", "tap3", "tap4", "tap5", "tap9"]);
+}
+
+/// 10 000 frames a second from one port to another until it is done. How many; none may be missing.
+fn stream(from: (&Nic, &Vif), to: (&Nic, &Vif), done: &AtomicBool) -> u64 {
+    const RATE: u64 = 10_000;
+    let (start, mut sent, mut came) = (time::now(), 0u64, 0u64);
+    let take = |came: &mut u64| {
+        while let Some(frame) = to.0.try_take() {
+            // Others are spoken to as well, and some of it is for all.
+            if frame.starts_with(&to.1.mac.octets()) {
+                assert_eq!(frame, experiment(to.1.mac, from.1.mac, &came.to_be_bytes()), "frame {came} is missing");
+                *came += 1;
+            }
+        }
+    };
+    while !done.load(Ordering::Relaxed) {
+        let due = time::now().since(start).as_micros() as u64 * RATE / 1_000_000;
+        for number in sent..due {
+            from.0.send(&experiment(to.1.mac, from.1.mac, &number.to_be_bytes()));
+        }
+        sent = due.max(sent);
+        take(&mut came);
+        // The rate is that of the clock; what is late is caught up with.
+        let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 200_000 });
+    }
+    await_that("the last frame of the stream", || {
+        take(&mut came);
+        (came == sent).then_some(())
+    });
+    sent
+}
+
+/// AT-05: a VM gets a second interface, speaks through both, and loses the first one; fifty times, while
+/// two others talk.
+#[test]
+fn interfaces_are_exchanged_under_load_and_nobody_loses_a_frame() {
+    let Some(spaces) = (0..4).map(|_| Space::new()).collect::<Option<Vec<_>>>() else { return };
+    let vms = ["a", "b", "fw", "fw"];
+    let vifs: Vec<Vif> = (1..).zip(&spaces).zip(vms).map(|((number, space), vm)| Vif::new(vm, number, space)).collect();
+    let daemon = keeper(&vifs[..3]);
+    let nics = [0, 1].map(|at| Nic::new(&spaces[at], &vifs[at].name));
+    // Whoever sends at a rate does not wait for a switch that is not on a core right now.
+    spaces[0].ip("link set tap1 txqueuelen 100000");
+    let done = AtomicBool::new(false);
+    let frames = thread::scope(|scope| {
+        let talk = scope.spawn(|| stream((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), &done));
+        let finally = Finally(&done);
+        let (mut first, mut second) = (2, 3);
+        for cycle in 0..50 {
+            let said = daemon.attach(&vifs[second]);
+            assert!(said.contains("is ACTIVE"), "{said}");
+            let pair = [first, second].map(|at| Nic::new(&spaces[at], &vifs[at].name));
+            // It is reached by the first frame, and the siblings speak through the switch.
+            pass((&pair[0], &vifs[first]), (&pair[1], &vifs[second]), &format!("there {cycle}"));
+            pass((&pair[1], &vifs[second]), (&pair[0], &vifs[first]), &format!("back {cycle}"));
+            let all = experiment(Mac::BROADCAST, vifs[second].mac, format!("all {cycle}").as_bytes());
+            pair[1].send(&all);
+            assert_eq!(pair[0].take(), all);
+            let listed = [0, 1, first, second].map(|at| vifs[at].port.clone());
+            assert_eq!(daemon.listed(), listed);
+            daemon.detach(&vifs[first]);
+            assert_eq!(spaces[first].links(), ["lo"]);
+            // The second one does not notice.
+            pass((&nics[1], &vifs[1]), (&pair[1], &vifs[second]), &format!("still here {cycle}"));
+            assert_eq!(pair[1].rest().len(), 0, "each came once");
+            (first, second) = (second, first);
+        }
+        drop(finally);
+        talk.join().unwrap()
+    });
+    let ports = daemon.ports();
+    println!("{frames} frames between the two others, none lost");
+    assert!(ports.iter().all(|port| port.drops.is_empty()), "{ports:?}");
+    assert_eq!(ports[0].rx_frames, frames, "no frame has been lost on its way in either");
+}
+
+/// AT-15: a port is taken from one VM and given to another one.
+#[test]
+fn a_port_is_given_to_another_vm() {
+    let Some(spaces) = (0..3).map(|_| Space::new()).collect::<Option<Vec<_>>>() else { return };
+    let vifs = (1..).zip(&spaces).zip(["a", "one", "two"]);
+    let vifs: Vec<Vif> = vifs.map(|((number, space), vm)| Vif::new(vm, number, space)).collect();
+    let open = |vif: &Vif| Vif { more: "port_security = \"off\"".into(), ..vif.clone() };
+    // The port of the one, and the same port as it will be of the other.
+    let (one, two) = (open(&vifs[1]), Vif { vm: "two".into(), netns: spaces[2].0.clone(), ..open(&vifs[1]) });
+    let daemon = keeper(&[vifs[0].clone(), one.clone()]);
+    let nic = Nic::new(&spaces[0], &vifs[0].name);
+    let wild = Mac::from_bits(0x0a00_0000_0001);
+    let learned = || {
+        let stations: Vec<StationView> = daemon.get("/v1/fdb");
+        stations.into_iter().filter(|station| station.kind == StationKind::Learned).map(|s| s.mac_address).collect()
+    };
+    for (was, is, (old, new)) in [(&one, &two, (1, 2)), (&two, &one, (2, 1))] {
+        let there = Nic::new(&spaces[old], &was.name);
+        let hello = experiment(vifs[0].mac, wild, was.vm.as_bytes());
+        there.send(&hello);
+        assert_eq!(nic.take(), hello);
+        assert_eq!(learned(), vec![wild.to_string()]);
+        drop(there);
+        daemon.detach(was);
+        assert_eq!((learned(), spaces[old].links()), (Vec::<String>::new(), vec!["lo".to_owned()]));
+        daemon.attach(is);
+        // With the first frame.
+        let here = Nic::new(&spaces[new], &is.name);
+        pass((&nic, &vifs[0]), (&here, is), "it is mine now");
+        pass((&here, is), (&nic, &vifs[0]), "and speaks");
+        assert_eq!(learned(), Vec::<String>::new());
+        let port = daemon.port(is);
+        assert_eq!((port.device_id.as_str(), port.status), (is.vm.as_str(), Status::Active));
+    }
+}
+
+fn told(daemon: &Daemon, vif: &Vif) -> Vec<Event> {
+    daemon.events().into_iter().filter(|event| event.ports == [vif.port.clone()]).collect()
+}
+
+/// A device that vanishes and comes back is told once each way, and nothing else is told.
+#[test]
+fn what_vanishes_and_comes_back_is_told_once() {
+    let Some(spaces) = (0..2).map(|_| Space::new()).collect::<Option<Vec<_>>>() else { return };
+    spaces[1].ip("tuntap add dev tap2 mode tap");
+    // One of ours, and one that others made: we make it not again, they do.
+    let vifs: Vec<Vif> = (1..).zip(&spaces).map(|(number, space)| Vif::new("fw", number, space)).collect();
+    let daemon = keeper(&vifs);
+    let kinds = |vif: &Vif| told(&daemon, vif).iter().map(|event| event.kind).collect::<Vec<_>>();
+    let (up, down) = (EventKind::PortUp, EventKind::PortDown);
+    let mut wanted = vec![up];
+    let again = |vif: &Vif, wanted: &mut Vec<EventKind>| {
+        wanted.extend([down, up]);
+        await_that("down and up", || (kinds(vif).len() >= wanted.len()).then_some(()));
+        daemon.await_active(vif);
+        assert_eq!(kinds(vif), *wanted, "{:?}", told(&daemon, vif));
+        let [.., gone, back] = &told(&daemon, vif)[..] else { panic!("{:?}", told(&daemon, vif)) };
+        println!("{}: down at {}, up at {}", vif.name, gone.time, back.time);
+    };
+    for _ in 0..3 {
+        spaces[0].ip("link del tap1");
+        again(&vifs[0], &mut wanted);
+    }
+    for _ in 0..3 {
+        spaces[0].delete();
+        daemon.await_down(&vifs[0]);
+        spaces[0].make();
+        again(&vifs[0], &mut wanted);
+    }
+    let mut wanted = vec![up];
+    for _ in 0..3 {
+        spaces[1].ip("link del tap2");
+        // It has been looked for in vain by then, which is no event.
+        let names_it = |port: &PortView| port.status_reason.contains(&spaces[1].0);
+        daemon.await_port("its name", &vifs[1], names_it);
+        spaces[1].ip("tuntap add dev tap2 mode tap");
+        again(&vifs[1], &mut wanted);
+    }
+}
