@@ -1,7 +1,7 @@
 //! Devices: opened, handed to workers, taken back, closed. What may wait for the kernel is done off
 //! the thread of control, and comes back as an [`Outcome`].
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
@@ -23,6 +23,17 @@ pub(super) enum Outcome {
     Closed { port: u64, remark: Option<String> },
     /// A netdev was changed, or not.
     Adjusted { port: u64, result: Result<(), OpenError> },
+}
+
+/// What is to be closed for good.
+#[derive(Default)]
+pub(super) struct Closing {
+    /// The port, by its key.
+    pub port: u64,
+    /// Its queues, which nobody polls any more.
+    pub queues: Vec<Box<dyn Device>>,
+    /// Its netdev is removed if we made it as these say.
+    pub remove: Option<Settings>,
 }
 
 /// What came of trying to open a device.
@@ -57,15 +68,27 @@ impl Controller {
         }
     }
 
-    /// Closes queues for good, elsewhere, and removes the netdev of `remove` if we made it.
-    pub(super) fn close(&self, port: u64, queues: Vec<Box<dyn Device>>, remove: Option<Settings>) {
-        let done = self.done.clone();
-        spawn_blocking(move || {
-            drop(queues);
-            let removed = remove.map_or(Ok(false), |settings| device::remove(&settings));
-            let remark = removed.err().map(|why| format!("its netdev is left over: {why}"));
-            let _ = done.send(Outcome::Closed { port, remark });
-        });
+    /// Closes devices for good, elsewhere: those that are in one namespace together.
+    pub(super) fn close(&self, closings: Vec<Closing>) {
+        let mut by_netns: HashMap<Option<Netns>, Vec<Closing>> = HashMap::new();
+        for closing in closings {
+            let of = closing.remove.as_ref().map(|settings| netns(settings).clone());
+            by_netns.entry(of).or_default().push(closing);
+        }
+        for (of, closings) in by_netns {
+            let done = self.done.clone();
+            spawn_blocking(move || {
+                let remove: Vec<Settings> = closings.iter().filter_map(|closing| closing.remove.clone()).collect();
+                let removed = of.map(|of| device::remove(&of, &remove)).unwrap_or_default();
+                let mut removed = removed.into_iter();
+                for Closing { port, queues, remove } in closings {
+                    drop(queues);
+                    let failed = remove.and_then(|_| removed.next()?.err());
+                    let remark = failed.map(|why| format!("its netdev is left over: {why}"));
+                    let _ = done.send(Outcome::Closed { port, remark });
+                }
+            });
+        }
     }
 
     /// Changes the netdev of a port that is up, elsewhere.
@@ -99,10 +122,10 @@ impl Controller {
     }
 
     async fn receive_attempt(&mut self, attempt: Attempt) {
-        let Some(port) = self.ports.iter_mut().find(|port| port.key == attempt.port) else {
+        let Some(port) = self.standing.get(&attempt.port).map(|&index| &mut self.ports[index]) else {
             // It has been detached meanwhile.
             let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
-            return self.close(attempt.port, queues, Some(attempt.settings));
+            return self.close(vec![Closing { port: attempt.port, queues, remove: Some(attempt.settings) }]);
         };
         let step = device_step(&attempt.settings, &port.seat.device);
         if step != DeviceStep::Keep {
@@ -111,7 +134,7 @@ impl Controller {
             port.held = true;
             let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
             let remove = (step == DeviceStep::Reopen { anew: true }).then_some(attempt.settings);
-            return self.close(attempt.port, queues, remove);
+            return self.close(vec![Closing { port: attempt.port, queues, remove }]);
         }
         match self.keep_for_later(attempt) {
             Some(attempt) => self.settle(vec![attempt]).await,
@@ -124,7 +147,7 @@ impl Controller {
         let mut gates = Vec::new();
         for Attempt { port: key, namespace, result, .. } in attempts {
             let workers = usize::from(self.staff.len());
-            let Some(index) = self.ports.iter().position(|port| port.key == key) else { continue };
+            let Some(&index) = self.standing.get(&key) else { continue };
             let port = &mut self.ports[index];
             match result {
                 Ok(Opened { queues, made, notes }) => {
@@ -206,9 +229,12 @@ impl Controller {
     /// Takes back the devices whose namespace has been deleted or replaced. They would never tell:
     /// what is open inside keeps a namespace alive, unseen, and with it its netdevs.
     pub(super) async fn leave_lost_namespaces(&mut self) {
-        let lost = self.ports.iter().enumerate().filter_map(|(index, port)| {
+        // Many ports are in one; it is looked at once.
+        let mut now: HashMap<&Netns, Option<Identity>> = HashMap::new();
+        let up = self.ports.iter().enumerate().filter(|(_, port)| matches!(port.state, State::Up { .. }));
+        let lost = up.filter_map(|(index, port)| {
             let netns = netns(&port.seat.device);
-            let is_lost = matches!(port.state, State::Up { .. }) && netns.identity() != port.namespace;
+            let is_lost = *now.entry(netns).or_insert_with(|| netns.identity()) != port.namespace;
             is_lost
                 .then(|| (index, format!("{netns} has been deleted; its device is opened again as soon as it is back")))
         });

@@ -16,7 +16,7 @@ mod devices;
 mod port;
 mod transition;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -79,6 +79,8 @@ pub struct Controller {
     /// Whether what happens cannot be written down: that is told once.
     unwritten: bool,
     ports: Vec<Port>,
+    /// Where in `ports` each stands, by its key.
+    standing: HashMap<u64, usize>,
     places: Places,
     rules: Arc<Rules>,
     notices: mpsc::Receiver<Notice>,
@@ -117,6 +119,7 @@ impl Controller {
             journal: Journal::default(),
             unwritten: false,
             ports: Vec::new(),
+            standing: HashMap::new(),
             places: Places::default(),
             rules: Arc::new(Rules::none(secret)),
             notices,

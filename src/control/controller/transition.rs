@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::devices::Attempt;
+use super::devices::{Attempt, Closing};
 use super::{Controller, Port, State};
 use crate::control::blueprint::{self, Seat};
 use crate::control::change::{Change, Changed, Refusal};
@@ -182,6 +182,7 @@ impl Controller {
                 self.tell_admin_state(index, was_up);
             }
         }
+        self.standing = self.ports.iter().enumerate().map(|(index, port)| (port.key, index)).collect();
         // In the order in which they stood, so that the same is always told the same way.
         let mut gone: Vec<Port> = old.into_values().collect();
         gone.sort_by_key(|port| (port.seat.vm, port.seat.position));
@@ -195,9 +196,11 @@ impl Controller {
             }
         }
         self.set_rules().await;
+        let mut closings = Vec::new();
         for errand in errands {
-            self.run_errand(errand).await;
+            closings.extend(self.run_errand(errand).await);
         }
+        self.close(closings);
         self.transition = Some(transition);
         self.advance().await;
     }
@@ -261,14 +264,15 @@ impl Controller {
         (0..queues).map(|queue| (self.staff.home(worker, queue), id, queue)).collect()
     }
 
-    async fn run_errand(&mut self, errand: Errand) {
+    /// Does it. What is to be closed comes back, to be closed with others.
+    async fn run_errand(&mut self, errand: Errand) -> Option<Closing> {
         match errand {
             Errand::Close { port, gates, remove } => {
-                let mut devices = Vec::new();
+                let mut queues = Vec::new();
                 for (worker, id, queue) in gates {
-                    devices.extend(self.staff.close(worker, id, queue).await.map(|gate| gate.device));
+                    queues.extend(self.staff.close(worker, id, queue).await.map(|gate| gate.device));
                 }
-                self.close(port, devices, remove);
+                return Some(Closing { port, queues, remove });
             }
             Errand::Rename { gates, id } => {
                 for (worker, old, queue) in gates {
@@ -280,6 +284,7 @@ impl Controller {
             }
             Errand::Adjust { port, settings } => self.adjust(port, settings),
         }
+        None
     }
 
     fn tell_admin_state(&mut self, index: usize, was_up: bool) {
@@ -312,7 +317,7 @@ impl Controller {
 
     /// Something has come for which a change may wait.
     pub(super) fn has_come(&mut self, key: u64, remark: Option<String>) {
-        let port = self.ports.iter().position(|port| port.key == key);
+        let port = self.standing.get(&key).copied();
         let id = port.map(|index| self.ports[index].seat.port_id.clone());
         if let Some(transition) = &mut self.transition
             && transition.awaited.remove(&key)
