@@ -20,8 +20,8 @@ use super::store::{Desired, KeptStation, Store, StoreError};
 /// Differences told in the log, at most.
 const TOLD: usize = 50;
 
-/// Where changes are kept.
-#[derive(Debug)]
+/// Where changes are kept. Clones share it.
+#[derive(Debug, Clone)]
 pub enum Keeper {
     /// Nowhere: nothing is to be kept.
     Nowhere,
@@ -30,7 +30,7 @@ pub enum Keeper {
         /// The store.
         store: Arc<Store>,
         /// What the configuration file meant when the state was derived from it; null without one.
-        base: Value,
+        base: Arc<Value>,
     },
     /// They should be, and cannot: why.
     Broken(String),
@@ -77,7 +77,7 @@ impl Keeper {
         match self {
             Keeper::Nowhere => Ok(()),
             Keeper::Store { store, base } => {
-                let desired = Desired { base: base.clone(), config: value(config) };
+                let desired = Desired { base: base.as_ref().clone(), config: value(config) };
                 store.commit(desired, events).await.map_err(|why| Refusal::switch("store_failed", why.to_string()))
             }
             Keeper::Broken(why) => Err(Refusal::switch("store_failed", why.as_str())),
@@ -105,6 +105,16 @@ impl Keeper {
         match self.store() {
             Some(store) if !events.is_empty() => store.note(events).await,
             _ => Ok(()),
+        }
+    }
+
+    /// Closes the store, if there is one and no clone of this is left: its file is whole, and free for
+    /// the next one, when this returns.
+    pub async fn close(self) {
+        if let Keeper::Store { store, .. } = self
+            && let Some(store) = Arc::into_inner(store)
+        {
+            store.close().await;
         }
     }
 
@@ -168,7 +178,7 @@ async fn over_file(file: Config, path: &Path) -> (Config, Keeper) {
             return (file, Keeper::Broken(format!("the state at {path} is not understood: {why}")));
         }
     };
-    let keeper = Keeper::Store { store: Arc::new(store), base };
+    let keeper = Keeper::Store { store: Arc::new(store), base: Arc::new(base) };
     if desired.is_none_or(|desired| desired.config != value(&config) || Some(&desired.base) != keeper.base())
         && let Err(why) = keeper.commit(&config, Vec::new()).await
     {
@@ -197,7 +207,7 @@ async fn resume(path: &Path) -> Result<(Config, Keeper), NoBeginning> {
     let path = path.display().to_string();
     let Some(desired) = desired else { return Err(NoBeginning::NothingKept { path }) };
     let config = read(&desired).map_err(|why| NoBeginning::NotUnderstood { path, why })?;
-    Ok((config, Keeper::Store { store: Arc::new(store), base: desired.base }))
+    Ok((config, Keeper::Store { store: Arc::new(store), base: Arc::new(desired.base) }))
 }
 
 impl Keeper {

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use super::writing::Written;
 use super::{Controller, State};
 use crate::control::blueprint;
 use crate::control::events::EventKind;
@@ -21,6 +22,8 @@ pub(super) enum Outcome {
     Opened(Attempt),
     /// A device is closed for good. There may be a remark on how that went.
     Closed { port: u64, remark: Option<String> },
+    /// Something was written down, or not.
+    Written(Written),
     /// A netdev was changed, or not.
     Adjusted { port: u64, result: Result<(), OpenError> },
 }
@@ -104,6 +107,7 @@ impl Controller {
     pub(super) async fn receive(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Opened(attempt) => return self.receive_attempt(attempt).await,
+            Outcome::Written(written) => return self.receive_written(written).await,
             Outcome::Closed { port, remark } => {
                 if let Some(remark) = &remark {
                     warn!("a port that was closed: {remark}");

@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::devices::{Attempt, Closing};
+use super::writing::Then;
 use super::{Controller, Port, State};
 use crate::control::blueprint::{self, Seat};
 use crate::control::change::{Change, Changed, Refusal};
@@ -55,6 +56,16 @@ pub(super) struct Unconfirmed {
     pub deadline: Moment,
 }
 
+impl Transition {
+    /// It is not begun.
+    pub fn refuse(self, refusal: Refusal) {
+        if let Some(reply) = self.reply {
+            // Whoever asked may be gone.
+            let _ = reply.send(Err(refusal));
+        }
+    }
+}
+
 /// What is done with the gates and devices of a port once rules are in force that do not need them.
 enum Errand {
     Close { port: u64, gates: Vec<(u16, PortId, u16)>, remove: Option<Settings> },
@@ -65,50 +76,36 @@ enum Errand {
 impl Controller {
     /// Begins a change. Nothing is done if it is refused.
     pub(super) async fn change(&mut self, change: Change, confirm: Option<Duration>, reply: Reply) {
-        match self.admit(&change, confirm).await {
-            Err(refusal) => drop(reply.send(Err(refusal))),
-            Ok(None) => drop(reply.send(Ok(Changed::default()))),
-            Ok(Some((config, mut changed))) => {
-                if let Some(within) = confirm {
-                    let previous = self.config.clone();
-                    self.unconfirmed = Some(Unconfirmed { previous, within, deadline: time::now() + within });
-                    changed.remarks.push(format!("it goes back unless it is confirmed within {}", seconds(within)));
-                }
-                self.make(config, Transition { changed, reply: Some(reply), ..Transition::default() }).await;
-            }
-        }
+        let (config, mut changed) = match self.admit(&change) {
+            Err(refusal) => return drop(reply.send(Err(refusal))),
+            Ok(None) => return drop(reply.send(Ok(Changed::default()))),
+            Ok(Some(admitted)) => admitted,
+        };
+        let text = summary(&changed.differences);
+        let Some(within) = confirm else {
+            let event = self.event(EventKind::Config, text);
+            let transition = Transition { changed, reply: Some(reply), ..Transition::default() };
+            let then = Then::Make { config: config.clone().into(), transition: transition.into() };
+            return self.write_change(config, event, then);
+        };
+        // It is kept when it is confirmed.
+        self.tell_config(format!("to be confirmed within {}: {text}", seconds(within)));
+        let previous = self.config.clone();
+        self.unconfirmed = Some(Unconfirmed { previous, within, deadline: time::now() + within });
+        changed.remarks.push(format!("it goes back unless it is confirmed within {}", seconds(within)));
+        self.make(config, Transition { changed, reply: Some(reply), ..Transition::default() }).await;
     }
 
     /// Whether a change may be, and the configuration to which it leads; `None` if it is so
-    /// already. It is kept, unless it is to be confirmed.
-    async fn admit(
-        &mut self,
-        change: &Change,
-        confirm: Option<Duration>,
-    ) -> Result<Option<(Config, Changed)>, Refusal> {
+    /// already.
+    fn admit(&self, change: &Change) -> Result<Option<(Config, Changed)>, Refusal> {
         self.keeper.check()?;
         if self.unconfirmed.is_some() {
             let message = "the last change waits to be confirmed; confirm it, or wait until it has gone back";
             return Err(Refusal::conflict("unconfirmed", message));
         }
         let (config, changed) = self.outcome(change)?;
-        if config == self.config {
-            return Ok(None);
-        }
-        let text = summary(&changed.differences);
-        match confirm {
-            None => {
-                let event = self.event(EventKind::Config, text);
-                self.save_events().await;
-                self.keeper.commit(&config, vec![event.clone()]).await?;
-                info!("config: {}", event.text);
-                self.journal.tell_kept(event);
-            }
-            Some(within) => {
-                self.tell_config(format!("to be confirmed within {}: {text}", seconds(within)));
-            }
-        }
-        Ok(Some((config, changed)))
+        Ok((config != self.config).then_some((config, changed)))
     }
 
     /// What a change would come to.
@@ -119,18 +116,15 @@ impl Controller {
     }
 
     /// Keeps the change that waits to be confirmed.
-    pub(super) async fn confirm(&mut self) -> Result<Changed, Refusal> {
+    pub(super) fn confirm(&mut self, reply: Reply) {
         let Some(unconfirmed) = &self.unconfirmed else {
-            return Err(Refusal::conflict("nothing_to_confirm", "no change waits to be confirmed"));
+            let refusal = Refusal::conflict("nothing_to_confirm", "no change waits to be confirmed");
+            return drop(reply.send(Err(refusal)));
         };
         let differences = differences(&unconfirmed.previous, &self.config);
         let event = self.event(EventKind::Config, format!("confirmed: {}", summary(&differences)));
-        self.save_events().await;
-        self.keeper.commit(&self.config, vec![event.clone()]).await?;
-        info!("config: {}", event.text);
-        self.journal.tell_kept(event);
-        self.unconfirmed = None;
-        Ok(Changed { differences, remarks: Vec::new() })
+        let changed = Changed { differences, remarks: Vec::new() };
+        self.write_change(self.config.clone(), event, Then::Stay { changed, reply });
     }
 
     /// Goes back to what was before the change that has not been confirmed.
