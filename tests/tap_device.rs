@@ -212,11 +212,37 @@ fn a_persistent_tap_is_found_again_with_its_addresses() {
     let other = Settings { owner: "port-2".into(), ..settings.clone() };
     let theirs = device::open(&device::Settings::Tap(other.clone()), true).unwrap();
     assert!(!theirs.made, "another port made it");
-    assert!(!device::remove(&device::Settings::Tap(other)).unwrap());
+    let settings = device::Settings::Tap(settings);
+    let remove = |settings: &device::Settings| {
+        let removed = device::remove(&space.netns(), std::slice::from_ref(settings));
+        removed.into_iter().map(Result::unwrap).collect::<Vec<_>>()
+    };
+    assert_eq!(remove(&device::Settings::Tap(other)), [false]);
     drop(theirs);
-    assert!(tap::remove(&settings).unwrap());
+    assert_eq!(remove(&settings), [true]);
     assert_eq!(space.link("tap0"), None);
-    assert!(!tap::remove(&settings).unwrap());
+    assert_eq!(remove(&settings), [false]);
+}
+
+/// More than go in one go, open and closed, and among them what is not ours to remove.
+#[test]
+fn many_taps_are_removed_together_and_no_others() {
+    let Some(space) = Space::new() else { return };
+    space.ip("tuntap add dev theirs mode tap");
+    let named = |name: &str| Settings { persist: true, owner: format!("port {name}"), ..space.tap(name) };
+    let names: Vec<String> = (0..150).map(|number| format!("tap{number}")).collect();
+    let mut open: Vec<_> = names.iter().map(|name| tap::open(&named(name), true).unwrap()).collect();
+    open.truncate(75);
+    let other = Settings { owner: "another port".into(), ..named("tap7") };
+    let mut asked = vec![named("theirs"), named("nobody"), other];
+    asked.extend(names.iter().skip(10).map(|name| named(name)));
+    let asked: Vec<_> = asked.into_iter().map(device::Settings::Tap).collect();
+    let removed: Vec<bool> = device::remove(&space.netns(), &asked).into_iter().map(Result::unwrap).collect();
+    assert_eq!(removed[..3], [false; 3]);
+    assert!(removed.len() == 143 && removed[3..].iter().all(|removed| *removed));
+    let mut left: Vec<&str> = names[..10].iter().map(String::as_str).chain(["lo", "theirs"]).collect();
+    left.sort_unstable();
+    assert_eq!(space.links(), left);
 }
 
 #[test]

@@ -287,7 +287,7 @@ fn in_the_way(now: &Config, ports: &[Port], but: Option<&str>) -> Result<(), Ref
     let netdevs: HashMap<(String, &str), &Port> = ports.iter().map(|port| (port.device.netdev(), port)).collect();
     for vm in &now.vms {
         for other in vm.ports.iter().filter(|other| Some(other.port_id.as_str()) != but) {
-            let holder = format!("port {:?} of VM {:?}", other.port_id, vm.id);
+            let holder = || format!("port {:?} of VM {:?}", other.port_id, vm.id);
             if ids.contains_key(other.port_id.as_str()) {
                 let message = format!("port {:?} is in use by VM {:?}; detach it there first", other.port_id, vm.id);
                 found.push(("port_in_use", message));
@@ -298,16 +298,21 @@ fn in_the_way(now: &Config, ports: &[Port], but: Option<&str>) -> Result<(), Ref
                 found.push((
                     "mac_in_use",
                     format!(
-                        "port {:?}: {} is the address of {holder} on network {:?}; each port needs its own there",
-                        port.port_id, other.mac, other.network_id
+                        "port {:?}: {} is the address of {} on network {:?}; each port needs its own there",
+                        port.port_id,
+                        other.mac,
+                        holder(),
+                        other.network_id
                     ),
                 ));
             }
             let netdev = other.device.netdev();
             if let Some(port) = netdevs.get(&netdev) {
                 let message = format!(
-                    "port {:?}: the netdev {:?} is in use by {holder}; each port needs its own",
-                    port.port_id, netdev.1
+                    "port {:?}: the netdev {:?} is in use by {}; each port needs its own",
+                    port.port_id,
+                    netdev.1,
+                    holder()
                 );
                 found.push(("device_in_use", message));
             }

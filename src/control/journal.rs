@@ -52,9 +52,21 @@ impl Journal {
         let _ = self.live.send(event);
     }
 
+    /// Whether something is to be written down.
+    pub fn has_unsaved(&self) -> bool {
+        !self.unsaved.is_empty()
+    }
+
     /// What is to be written down, once.
     pub fn take_unsaved(&mut self) -> Vec<Event> {
         std::mem::take(&mut self.unsaved)
+    }
+
+    /// What was taken could not be written down on the way on which it was to be, and is still to be.
+    pub fn put_back(&mut self, mut events: Vec<Event>) {
+        events.append(&mut self.unsaved);
+        events.truncate(MOST);
+        self.unsaved = events;
     }
 
     /// What has happened since a time that is RFC 3339, or all that is remembered.
@@ -110,6 +122,9 @@ mod tests {
         assert_eq!(journal.since(Some("yesterday")).unwrap_err().kind, kind::BAD_VALUE);
         assert_eq!(journal.take_unsaved(), (0..10).map(event).collect::<Vec<_>>());
         assert_eq!(journal.take_unsaved(), []);
+        journal.tell(event(11));
+        journal.put_back(vec![event(9), event(10)]);
+        assert_eq!(journal.take_unsaved(), [event(9), event(10), event(11)]);
     }
 
     #[test]

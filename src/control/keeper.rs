@@ -21,8 +21,8 @@ use super::store::{Desired, KeptStation, Store, StoreError};
 /// Differences told in the log, at most.
 const TOLD: usize = 50;
 
-/// Where changes are kept.
-#[derive(Debug)]
+/// Where changes are kept. Clones share it.
+#[derive(Debug, Clone)]
 pub enum Keeper {
     /// Nowhere: nothing is to be kept.
     Nowhere,
@@ -31,7 +31,7 @@ pub enum Keeper {
         /// The store.
         store: Arc<Store>,
         /// What the configuration file meant when the state was derived from it; null without one.
-        base: Value,
+        base: Arc<Value>,
         /// What was left behind before.
         left: Leftovers,
     },
@@ -82,7 +82,7 @@ impl Keeper {
             Keeper::Nowhere => Ok(()),
             Keeper::Store { store, base, .. } => {
                 let leftovers = leftovers::written(left);
-                let desired = Desired { base: base.clone(), config: value(config), leftovers };
+                let desired = Desired { base: base.as_ref().clone(), config: value(config), leftovers };
                 store.commit(desired, events).await.map_err(|why| Refusal::switch("store_failed", why.to_string()))
             }
             Keeper::Broken(why) => Err(Refusal::switch("store_failed", why.as_str())),
@@ -127,6 +127,16 @@ impl Keeper {
         match self.store() {
             Some(store) if !events.is_empty() => store.note(events).await,
             _ => Ok(()),
+        }
+    }
+
+    /// Closes the store, if there is one and no clone of this is left: its file is whole, and free for
+    /// the next one, when this returns.
+    pub async fn close(self) {
+        if let Keeper::Store { store, .. } = self
+            && let Some(store) = Arc::into_inner(store)
+        {
+            store.close().await;
         }
     }
 
@@ -194,7 +204,7 @@ async fn over_file(file: Config, path: &Path) -> (Config, Keeper) {
         }
     };
     let left = &left - &leftovers::netdevs(&config);
-    let keeper = Keeper::Store { store: Arc::new(store), base, left: left.clone() };
+    let keeper = Keeper::Store { store: Arc::new(store), base: Arc::new(base), left: left.clone() };
     if desired.is_none_or(|desired| desired.config != value(&config) || Some(&desired.base) != keeper.base())
         && let Err(why) = keeper.commit(&config, &left, Vec::new()).await
     {
@@ -224,7 +234,7 @@ async fn resume(path: &Path) -> Result<(Config, Keeper), NoBeginning> {
     let Some(desired) = desired else { return Err(NoBeginning::NothingKept { path }) };
     let config = read(&desired).map_err(|why| NoBeginning::NotUnderstood { path, why })?;
     let left = &leftovers::read(&desired.leftovers) - &leftovers::netdevs(&config);
-    Ok((config, Keeper::Store { store: Arc::new(store), base: desired.base, left }))
+    Ok((config, Keeper::Store { store: Arc::new(store), base: Arc::new(desired.base), left }))
 }
 
 impl Keeper {

@@ -118,12 +118,12 @@ pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
     }
 }
 
-/// Deletes the netdev that [`open`] made for a port, where it has outlived its queues. Says whether
-/// there was one. May wait as well.
-pub fn remove(settings: &Settings) -> Result<bool, OpenError> {
-    match settings {
-        Settings::Tap(tap) => tap::remove(tap),
-    }
+/// Deletes the netdevs that [`open`] made for ports, all in the namespace `netns`; their queues may be
+/// open still, and should be: closing them first costs more. Says of each whether there was one. May
+/// wait as well, and for one as long as for many.
+pub fn remove(netns: &Netns, settings: &[Settings]) -> Vec<Result<bool, OpenError>> {
+    let taps: Vec<&tap::Settings> = settings.iter().map(|Settings::Tap(tap)| tap).collect();
+    tap::remove(netns, &taps)
 }
 
 /// What became of something that was to be removed.

@@ -169,17 +169,30 @@ pub fn adjust(settings: &Settings) -> Result<(), OpenError> {
     }
 }
 
-/// Deletes the netdev of a persistent tap, if it is one that we made for this port. Says whether
-/// it was.
-pub fn remove(settings: &Settings) -> Result<bool, OpenError> {
-    let removed =
-        within(&settings.netns, || match link::find(&settings.name)?.filter(|link| link.alias == settings.alias()) {
-            Some(link) => link::delete(link.index).map(|()| true),
-            None => Ok(false),
-        });
+/// Deletes the netdevs of taps in one namespace, of those that we made for these ports. Says of each
+/// whether it was one.
+pub fn remove(netns: &Netns, taps: &[&Settings]) -> Vec<Result<bool, OpenError>> {
+    let removed = within(netns, || {
+        let find = |tap: &&Settings| Ok(link::find(&tap.name)?.filter(|link| link.alias == tap.alias()));
+        let found: Vec<io::Result<Option<Link>>> = taps.iter().map(find).collect();
+        let ours: Vec<u32> = found.iter().flatten().flatten().map(|link| link.index).collect();
+        let deleted = ours.len() > 1 && link::delete_together(&ours).is_ok();
+        let delete = |found: io::Result<Option<Link>>| match found? {
+            Some(link) if !deleted => link::delete(link.index).map(|()| true),
+            found => Ok(found.is_some()),
+        };
+        found.into_iter().map(delete).collect::<Vec<_>>()
+    });
     match removed {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false), // it went with its namespace
-        removed => removed.and_then(|removed| removed).map_err(settings.failed("deleting it")),
+        Ok(removed) => {
+            let told = |(removed, tap): (io::Result<_>, &&Settings)| removed.map_err(tap.failed("deleting it"));
+            removed.into_iter().zip(taps).map(told).collect()
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => taps.iter().map(|_| Ok(false)).collect(), // all went with it
+        Err(e) => {
+            let told = |tap: &&Settings| Err(tap.kept_out()(io::Error::new(e.kind(), e.to_string())));
+            taps.iter().map(told).collect()
+        }
     }
 }
 
@@ -414,6 +427,7 @@ mod tests {
         let missing = open(&settings(), true).unwrap_err();
         assert!(matches!(missing, OpenError::NoNamespace { .. }), "{missing}");
         assert!(missing.to_string().contains("vift-nowhere"));
-        assert!(!remove(&settings()).unwrap());
+        let removed = remove(&settings().netns, &[&settings()]);
+        assert!(matches!(*removed, [Ok(false)]), "{removed:?}");
     }
 }

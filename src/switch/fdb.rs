@@ -398,20 +398,14 @@ impl Fdb {
         counts.iter_mut().zip(&self.networks).for_each(|(to, from)| *to = *from);
     }
 
-    /// Appends stations to `page`, from the entry `cursor` on, as long as `page` has capacity left.
-    /// Where to go on; `None` at the end.
+    /// Looks at as many entries as `page` has capacity left, from the entry `cursor` on, and appends
+    /// the stations in them; entries that are free make a page shorter, never dearer. Where to go on;
+    /// `None` at the end.
     pub fn page(&self, cursor: usize, page: &mut Vec<Learned>) -> Option<usize> {
-        let mut at = cursor;
-        while let Some(entry) = self.entries.get(at) {
-            if page.len() == page.capacity() {
-                return Some(at);
-            }
-            if entry.station != Station::default() {
-                page.push(*entry);
-            }
-            at += 1;
-        }
-        None
+        let end = cursor.saturating_add(page.capacity() - page.len()).min(self.entries.len());
+        let entries = self.entries.get(cursor..end).unwrap_or_default();
+        page.extend(entries.iter().filter(|entry| entry.station != Station::default()));
+        (end < self.entries.len()).then_some(end)
     }
 }
 

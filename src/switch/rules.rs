@@ -120,16 +120,20 @@ impl Rules {
         ports.sort_by_key(|port| (port.network.index(), port.owner));
         let pins = Pins::new(secret, &ports);
 
+        let mut members: HashMap<NetworkId, Vec<PortId>> = HashMap::new();
+        // Where each stands among the members of its network.
+        let mut stands: HashMap<PortId, usize> = HashMap::new();
+        for port in ports.iter().filter(|port| port.admin_up && port.worker.is_some()) {
+            let members = members.entry(port.network).or_default();
+            stands.insert(port.id, members.len());
+            members.push(port.id);
+        }
         let mut table: Vec<Option<Network>> = Vec::new();
         for rules in networks {
             let place = rules.id.index();
             table.resize_with(table.len().max(place + 1), || None);
             assert!(table[place].is_none(), "two networks at one place");
-            let members = ports
-                .iter()
-                .filter(|port| port.network == rules.id && port.admin_up && port.worker.is_some())
-                .map(|port| port.id)
-                .collect();
+            let members = members.remove(&rules.id).unwrap_or_default().into();
             table[place] = Some(Network { rules, members });
         }
 
@@ -137,8 +141,7 @@ impl Rules {
         let mut open = vec![PortId::NONE; MOST_PORTS];
         for rules in ports {
             let network = table.get(rules.network.index()).and_then(Option::as_ref).expect("its network is there");
-            let at = network.members.iter().position(|&member| member == rules.id);
-            let skip = at.map_or((0, 0), |at| (at, at + 1));
+            let skip = stands.get(&rules.id).map_or((0, 0), |&at| (at, at + 1));
             #[allow(clippy::cast_possible_truncation)] // 14
             let longest = u32::from(network.rules.mtu) + HEADER_LEN as u32;
             let place = rules.id.index();

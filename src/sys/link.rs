@@ -1,4 +1,4 @@
-//! Netdevs, by netlink: looked up, changed, deleted.
+//! Netdevs, by netlink: looked up, changed, deleted, also many at a time.
 //!
 //! Each call opens a netlink socket in the namespace of the calling thread, and runs it on a small
 //! runtime that ends with the call. So call from a thread that may block and is in no runtime; see
@@ -23,6 +23,9 @@ const TUN_NUM_QUEUES: u16 = 8;
 
 /// IFF_TAP as a type; the other one is IFF_TUN.
 const TYPE_TAP: u32 = 2;
+
+/// Netdevs deleted in one go: for so long nobody else on the host can change one.
+const TOGETHER: usize = 64;
 
 /// ENODEV
 const NO_DEVICE: i32 = 19;
@@ -131,6 +134,30 @@ pub fn delete(index: u32) -> io::Result<()> {
     ask(async |links| match links.del(index).execute().await.map_err(told) {
         Err(e) if e.raw_os_error() != Some(NO_DEVICE) => Err(e),
         _ => Ok(()),
+    })
+}
+
+/// Deletes netdevs in one go. The kernel waits for all of its cores to have forgotten a netdev, some
+/// 25 ms, and does so once for those that go together. If this fails, some may still be there.
+pub fn delete_together(indices: &[u32]) -> io::Result<()> {
+    ask(async |links| {
+        for together in indices.chunks(TOGETHER) {
+            let mut number = [0; 4];
+            rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty())?;
+            // Nobody numbers his groups like this; and it is not 0, to which all others belong.
+            let group = u32::from_ne_bytes(number) | 1 << 31;
+            for &index in together {
+                let message = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::Group(group));
+                match links.set(message.build()).execute().await.map_err(told) {
+                    Err(e) if e.raw_os_error() != Some(NO_DEVICE) => return Err(e),
+                    _ => {}
+                }
+            }
+            let mut all = links.del(0);
+            all.message_mut().attributes.push(LinkAttribute::Group(group));
+            all.execute().await.map_err(told)?;
+        }
+        Ok(())
     })
 }
 

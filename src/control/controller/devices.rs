@@ -1,11 +1,12 @@
 //! Devices: opened, handed to workers, taken back, closed. What may wait for the kernel is done off
 //! the thread of control, and comes back as an [`Outcome`].
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use super::writing::Written;
 use super::{Controller, State};
 use crate::control::blueprint;
 use crate::control::config::Config;
@@ -25,8 +26,21 @@ pub(super) enum Outcome {
     Closed { port: u64, removed: Option<Leftover>, remark: Option<String> },
     /// What an earlier life has left behind is gone, or could not be removed.
     Swept { left: Leftover, result: Result<Removal, OpenError> },
+    /// Something was written down, or not.
+    Written(Written),
     /// A netdev was changed, or not.
     Adjusted { port: u64, result: Result<(), OpenError> },
+}
+
+/// What is to be closed for good.
+#[derive(Default)]
+pub(super) struct Closing {
+    /// The port, by its key.
+    pub port: u64,
+    /// Its queues, which nobody polls any more.
+    pub queues: Vec<Box<dyn Device>>,
+    /// Its netdev is removed if we made it as these say.
+    pub remove: Option<Settings>,
 }
 
 /// What came of trying to open a device.
@@ -61,16 +75,29 @@ impl Controller {
         }
     }
 
-    /// Closes queues for good, elsewhere, and removes the netdev of `remove` if we made it.
-    pub(super) fn close(&self, port: u64, queues: Vec<Box<dyn Device>>, remove: Option<Settings>) {
-        let done = self.done.clone();
-        spawn_blocking(move || {
-            drop(queues);
-            let failed = remove.as_ref().and_then(|settings| device::remove(settings).err());
-            let removed = remove.as_ref().filter(|_| failed.is_none()).map(Leftover::of);
-            let remark = failed.map(|why| format!("its netdev is left over, and is removed at the next start: {why}"));
-            let _ = done.send(Outcome::Closed { port, removed, remark });
-        });
+    /// Closes devices for good, elsewhere: those that are in one namespace together.
+    pub(super) fn close(&self, closings: Vec<Closing>) {
+        let mut by_netns: HashMap<Option<Netns>, Vec<Closing>> = HashMap::new();
+        for closing in closings {
+            let of = closing.remove.as_ref().map(|settings| netns(settings).clone());
+            by_netns.entry(of).or_default().push(closing);
+        }
+        for (of, closings) in by_netns {
+            let done = self.done.clone();
+            spawn_blocking(move || {
+                let remove: Vec<Settings> = closings.iter().filter_map(|closing| closing.remove.clone()).collect();
+                let results = of.map(|of| device::remove(&of, &remove)).unwrap_or_default();
+                let mut results = results.into_iter();
+                for Closing { port, queues, remove } in closings {
+                    drop(queues);
+                    let failed = remove.as_ref().and_then(|_| results.next()?.err());
+                    let removed = remove.as_ref().filter(|_| failed.is_none()).map(Leftover::of);
+                    let remark =
+                        failed.map(|why| format!("its netdev is left over, and is removed at the next start: {why}"));
+                    let _ = done.send(Outcome::Closed { port, removed, remark });
+                }
+            });
+        }
     }
 
     /// Removes what an earlier life has left behind, elsewhere.
@@ -111,6 +138,7 @@ impl Controller {
         match outcome {
             Outcome::Opened(attempt) => return self.receive_attempt(attempt).await,
             Outcome::Swept { left, result } => return self.note_sweep(left, result),
+            Outcome::Written(written) => return self.receive_written(written).await,
             Outcome::Closed { port, removed, remark } => {
                 if let Some(removed) = removed {
                     self.left.remove(&removed);
@@ -150,10 +178,10 @@ impl Controller {
     }
 
     async fn receive_attempt(&mut self, attempt: Attempt) {
-        let Some(port) = self.ports.iter_mut().find(|port| port.key == attempt.port) else {
+        let Some(port) = self.standing.get(&attempt.port).map(|&index| &mut self.ports[index]) else {
             // It has been detached meanwhile.
             let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
-            return self.close(attempt.port, queues, Some(attempt.settings));
+            return self.close(vec![Closing { port: attempt.port, queues, remove: Some(attempt.settings) }]);
         };
         let step = device_step(&attempt.settings, &port.seat.device);
         if step != DeviceStep::Keep {
@@ -162,7 +190,7 @@ impl Controller {
             port.held = true;
             let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
             let remove = (step == DeviceStep::Reopen { anew: true }).then_some(attempt.settings);
-            return self.close(attempt.port, queues, remove);
+            return self.close(vec![Closing { port: attempt.port, queues, remove }]);
         }
         match self.keep_for_later(attempt) {
             Some(attempt) => self.settle(vec![attempt]).await,
@@ -175,7 +203,7 @@ impl Controller {
         let mut gates = Vec::new();
         for Attempt { port: key, namespace, result, .. } in attempts {
             let workers = usize::from(self.staff.len());
-            let Some(index) = self.ports.iter().position(|port| port.key == key) else { continue };
+            let Some(&index) = self.standing.get(&key) else { continue };
             let port = &mut self.ports[index];
             match result {
                 Ok(Opened { queues, made, notes }) => {
@@ -266,9 +294,12 @@ impl Controller {
     /// Takes back the devices whose namespace has been deleted or replaced. They would never tell:
     /// what is open inside keeps a namespace alive, unseen, and with it its netdevs.
     pub(super) async fn leave_lost_namespaces(&mut self) {
-        let lost = self.ports.iter().enumerate().filter_map(|(index, port)| {
+        // Many ports are in one; it is looked at once.
+        let mut now: HashMap<&Netns, Option<Identity>> = HashMap::new();
+        let up = self.ports.iter().enumerate().filter(|(_, port)| matches!(port.state, State::Up { .. }));
+        let lost = up.filter_map(|(index, port)| {
             let netns = netns(&port.seat.device);
-            let is_lost = matches!(port.state, State::Up { .. }) && netns.identity() != port.namespace;
+            let is_lost = *now.entry(netns).or_insert_with(|| netns.identity()) != port.namespace;
             is_lost
                 .then(|| (index, format!("{netns} has been deleted; its device is opened again as soon as it is back")))
         });

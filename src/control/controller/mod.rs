@@ -10,29 +10,35 @@
 //! workers, then the gate goes to its worker. Closing: rules without the device to all, then the
 //! gate comes back, and the device is dropped here.
 //!
+//! What has to be kept is written down aside (`writing`): a disk that hangs stops changes only.
+//!
 //! A change is a `transition`: a switch that starts goes over from nothing to its configuration.
 
 mod devices;
 mod port;
+#[cfg(test)]
+mod tests;
 mod transition;
+mod writing;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
-use tracing::{info, warn};
+use tracing::warn;
 
 pub use self::port::{Port, State};
 
 use self::devices::Outcome;
 use self::transition::{Transition, Unconfirmed};
+use self::writing::Writing;
 use super::blueprint::{self, Seat, TooMany};
 use super::change::{Changed, Refusal};
 use super::config::Config;
 use super::events::{Event, EventKind};
-use super::handle::{Flush, History, Request};
+use super::handle::{Flush, Request};
 use super::journal::Journal;
 use super::keeper::Keeper;
 use super::leftovers::{self, Leftovers};
@@ -40,7 +46,6 @@ use super::places::Places;
 use super::report::Report;
 use super::staff::Staff;
 use super::stations::Directory;
-use super::store::StoreError;
 use crate::switch::{Rules, Secret};
 use crate::time;
 use crate::worker::{self, Notice};
@@ -84,11 +89,15 @@ pub struct Controller {
     /// Whether what happens cannot be written down: that is told once.
     unwritten: bool,
     ports: Vec<Port>,
+    /// Where in `ports` each stands, by its key.
+    standing: HashMap<u64, usize>,
     places: Places,
     rules: Arc<Rules>,
     notices: mpsc::Receiver<Notice>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
     done: mpsc::UnboundedSender<Outcome>,
+    /// What is being written down.
+    writing: Option<Writing>,
     /// The change that is under way.
     transition: Option<Transition>,
     /// Requests that wait for it to be over.
@@ -124,11 +133,13 @@ impl Controller {
             journal: Journal::default(),
             unwritten: false,
             ports: Vec::new(),
+            standing: HashMap::new(),
             places: Places::default(),
             rules: Arc::new(Rules::none(secret)),
             notices,
             outcomes,
             done,
+            writing: None,
             transition: None,
             waiting: VecDeque::new(),
             unconfirmed: None,
@@ -166,14 +177,15 @@ impl Controller {
         keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         keep.reset();
         loop {
-            while self.transition.is_none()
+            while !self.is_busy()
                 && let Some(request) = self.waiting.pop_front()
             {
                 self.answer(request).await;
             }
-            self.save_events().await;
-            // A change goes back only when it has been made.
-            let unconfirmed = self.unconfirmed.as_ref().filter(|_| self.transition.is_none());
+            self.write_events();
+            // A change goes back only when it has been made, and not while it is being confirmed.
+            let may_go_back = self.transition.is_none() && self.writing != Some(Writing::Change);
+            let unconfirmed = self.unconfirmed.as_ref().filter(|_| may_go_back);
             let left = unconfirmed.map(|unconfirmed| unconfirmed.deadline.since(time::now()));
             tokio::select! {
                 () = &mut stop => return,
@@ -184,7 +196,7 @@ impl Controller {
                 _ = retry.tick() => {
                     self.leave_lost_namespaces().await;
                     self.try_down_ports();
-                    self.forget_what_is_swept().await;
+                    self.write_what_is_swept();
                 }
                 _ = keep.tick() => self.keep_stations(),
             }
@@ -198,11 +210,11 @@ impl Controller {
         if let Some(keeping) = self.keeping.take() {
             let _ = keeping.await;
         }
-        self.save_events().await;
-        self.forget_what_is_swept().await;
+        self.finish_writing().await;
         let gates = self.staff.stop().await;
         // Closing a tap waits for the kernel to take the netdev down.
         let _ = spawn_blocking(move || drop(gates)).await;
+        self.keeper.close().await;
     }
 
     fn new_port(&mut self, seat: Seat) -> Port {
@@ -233,21 +245,6 @@ impl Controller {
         self.journal.tell(event);
     }
 
-    /// Writes down what has happened. What cannot be written down is remembered only.
-    async fn save_events(&mut self) {
-        let events = self.journal.take_unsaved();
-        if events.is_empty() {
-            return;
-        }
-        let failed = self.keeper.note(events).await.err();
-        if let Some(why) = failed.as_ref().filter(|_| !self.unwritten) {
-            warn!("what happens is remembered only as long as the switch runs: {why}");
-        } else if failed.is_none() && self.unwritten {
-            info!("what happens is written down again");
-        }
-        self.unwritten = failed.is_some();
-    }
-
     /// What would be left behind if the process ended while it goes over to `next`, and came back as
     /// `kept`.
     fn left(&self, next: &Config, kept: &Config) -> Leftovers {
@@ -255,16 +252,6 @@ impl Controller {
         left.append(&mut leftovers::netdevs(&self.config));
         left.append(&mut leftovers::netdevs(next));
         &left - &leftovers::netdevs(kept)
-    }
-
-    /// Keeps that netdevs have been removed. This is not urgent: they are looked for in vain at worst.
-    async fn forget_what_is_swept(&mut self) {
-        if !std::mem::take(&mut self.swept) {
-            return;
-        }
-        let kept = self.unconfirmed.as_ref().map_or(&self.config, |unconfirmed| &unconfirmed.previous);
-        // What fails here is told when something is to be kept that counts.
-        let _ = self.keeper.leave(&self.left(&self.config, kept), Vec::new()).await;
     }
 
     /// Begins to keep the learned stations, unless that is under way.
@@ -283,13 +270,14 @@ impl Controller {
     async fn answer(&mut self, request: Request) {
         // Whoever asked and has gone meanwhile gets no answer.
         match request {
-            request @ (Request::Change(..) | Request::Confirm(_)) if self.transition.is_some() => {
+            request @ (Request::Change(..) | Request::Confirm(_)) if self.is_busy() => {
                 self.waiting.push_back(request);
             }
+            request @ Request::Events(..) if self.writing.is_some() => self.waiting.push_back(request),
             Request::Change(change, confirm, reply) => self.change(change, confirm, reply).await,
-            Request::Confirm(reply) => drop(reply.send(self.confirm().await)),
+            Request::Confirm(reply) => self.confirm(reply),
             Request::Diff(change, reply) => drop(reply.send(self.outcome(&change).map(|(_, changed)| changed))),
-            Request::Events(since, reply) => drop(reply.send(self.events(since).await)),
+            Request::Events(since, reply) => self.read_events(since, reply),
             Request::Release(port, reply) => drop(reply.send(self.release(&port))),
             Request::Flush(flush, reply) => match self.which(&flush) {
                 Err(refusal) => drop(reply.send(Err(refusal))),
@@ -304,7 +292,9 @@ impl Controller {
                 let directory = Directory::of(&self.config, &self.ports);
                 tokio::spawn(async move {
                     let learned = staff.stations().await;
-                    drop(reply.send(directory.views(&rules, learned, time::now())));
+                    // Naming and sorting a million is seconds of work.
+                    let views = move || drop(reply.send(directory.views(&rules, learned, time::now())));
+                    let _ = spawn_blocking(views).await;
                 });
             }
             request => self.report(request).await,
@@ -337,24 +327,6 @@ impl Controller {
             | Request::Release(..)
             | Request::Flush(..) => {}
         }
-    }
-
-    /// What has happened, and what will: nothing is missed in between, and nothing told twice.
-    async fn events(&mut self, since: Option<String>) -> Result<History, Refusal> {
-        self.save_events().await;
-        let remembered = self.journal.since(since.as_deref())?;
-        let past = match self.keeper.store() {
-            None => remembered,
-            Some(store) => match store.events(since, MOST_EVENTS).await {
-                Ok(past) => past,
-                Err(why @ StoreError::NotATime { .. }) => return Err(Refusal::request("bad_value", why.to_string())),
-                Err(why) => {
-                    warn!("events of the past cannot be read: {why}");
-                    remembered
-                }
-            },
-        };
-        Ok((past, self.journal.listen()))
     }
 
     /// Which stations are meant, in the terms of the workers.

@@ -11,7 +11,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::devices::Attempt;
+use super::devices::{Attempt, Closing};
+use super::writing::{Attempted, Then};
 use super::{Controller, Port, State};
 use crate::control::blueprint::{self, Seat};
 use crate::control::change::{Change, Changed, Refusal};
@@ -56,6 +57,16 @@ pub(super) struct Unconfirmed {
     pub deadline: Moment,
 }
 
+impl Transition {
+    /// It is not begun.
+    pub fn refuse(self, refusal: Refusal) {
+        if let Some(reply) = self.reply {
+            // Whoever asked may be gone.
+            let _ = reply.send(Err(refusal));
+        }
+    }
+}
+
 /// What is done with the gates and devices of a port once rules are in force that do not need them.
 enum Errand {
     Close { port: u64, gates: Vec<(u16, PortId, u16)>, remove: Option<Settings> },
@@ -66,54 +77,47 @@ enum Errand {
 impl Controller {
     /// Begins a change. Nothing is done if it is refused.
     pub(super) async fn change(&mut self, change: Change, confirm: Option<Duration>, reply: Reply) {
-        match self.admit(&change, confirm).await {
-            Err(refusal) => drop(reply.send(Err(refusal))),
-            Ok(None) => drop(reply.send(Ok(Changed::default()))),
-            Ok(Some((config, changed))) => {
-                if let Some(within) = confirm {
-                    let previous = self.config.clone();
-                    self.unconfirmed = Some(Unconfirmed { previous, within, deadline: time::now() + within });
-                }
-                self.make(config, Transition { changed, reply: Some(reply), ..Transition::default() }).await;
+        let (config, changed) = match self.admit(&change) {
+            Err(refusal) => return drop(reply.send(Err(refusal))),
+            Ok(None) => return drop(reply.send(Ok(Changed::default()))),
+            Ok(Some(admitted)) => admitted,
+        };
+        let text = summary(&changed.differences);
+        let transition = Transition { changed, reply: Some(reply), ..Transition::default() }.into();
+        match confirm {
+            None => {
+                let event = self.event(EventKind::Config, text);
+                let left = self.left(&config, &config);
+                let then = Then::Make { config: config.clone().into(), transition };
+                self.write_change(config, left, event, then);
+            }
+            // The process may end before it has gone back: what it would leave behind is kept.
+            Some(within) => {
+                let left = self.left(&config, &self.config);
+                self.write_attempt(left, Attempted { config: config.into(), transition, within, text });
             }
         }
     }
 
+    /// Makes a change that goes back unless it is confirmed.
+    pub(super) async fn attempt(&mut self, attempted: Attempted) {
+        let Attempted { config, transition, within, text } = attempted;
+        self.tell_config(format!("to be confirmed within {}: {text}", seconds(within)));
+        let previous = self.config.clone();
+        self.unconfirmed = Some(Unconfirmed { previous, within, deadline: time::now() + within });
+        self.make(*config, *transition).await;
+    }
+
     /// Whether a change may be, and the configuration to which it leads; `None` if it is so
-    /// already. It is kept, unless it is to be confirmed.
-    async fn admit(
-        &mut self,
-        change: &Change,
-        confirm: Option<Duration>,
-    ) -> Result<Option<(Config, Changed)>, Refusal> {
+    /// already.
+    fn admit(&self, change: &Change) -> Result<Option<(Config, Changed)>, Refusal> {
         self.keeper.check()?;
         if self.unconfirmed.is_some() {
             let message = "the last change waits to be confirmed; confirm it, or wait until it has gone back";
             return Err(Refusal::conflict("unconfirmed", message));
         }
         let (config, changed) = self.outcome(change)?;
-        if config == self.config {
-            return Ok(None);
-        }
-        let text = summary(&changed.differences);
-        match confirm {
-            None => {
-                let event = self.event(EventKind::Config, text);
-                self.save_events().await;
-                let left = self.left(&config, &config);
-                self.keeper.commit(&config, &left, vec![event.clone()]).await?;
-                info!("config: {}", event.text);
-                self.journal.tell_kept(event);
-            }
-            Some(within) => {
-                // The process may end before it has gone back.
-                let left = self.left(&config, &self.config);
-                let kept = self.keeper.leave(&left, Vec::new()).await;
-                kept.map_err(|why| Refusal::switch("store_failed", why.to_string()))?;
-                self.tell_config(format!("to be confirmed within {}: {text}", seconds(within)));
-            }
-        }
-        Ok(Some((config, changed)))
+        Ok((config != self.config).then_some((config, changed)))
     }
 
     /// What a change would come to.
@@ -124,19 +128,16 @@ impl Controller {
     }
 
     /// Keeps the change that waits to be confirmed.
-    pub(super) async fn confirm(&mut self) -> Result<Changed, Refusal> {
+    pub(super) fn confirm(&mut self, reply: Reply) {
         let Some(unconfirmed) = &self.unconfirmed else {
-            return Err(Refusal::conflict("nothing_to_confirm", "no change waits to be confirmed"));
+            let refusal = Refusal::conflict("nothing_to_confirm", "no change waits to be confirmed");
+            return drop(reply.send(Err(refusal)));
         };
         let differences = differences(&unconfirmed.previous, &self.config);
         let event = self.event(EventKind::Config, format!("confirmed: {}", summary(&differences)));
-        self.save_events().await;
         let left = self.left(&self.config, &self.config);
-        self.keeper.commit(&self.config, &left, vec![event.clone()]).await?;
-        info!("config: {}", event.text);
-        self.journal.tell_kept(event);
-        self.unconfirmed = None;
-        Ok(Changed { differences, remarks: Vec::new() })
+        let changed = Changed { differences, remarks: Vec::new() };
+        self.write_change(self.config.clone(), left, event, Then::Stay { changed, reply });
     }
 
     /// Goes back to what was before the change that has not been confirmed.
@@ -190,6 +191,7 @@ impl Controller {
                 self.tell_admin_state(index, was_up);
             }
         }
+        self.standing = self.ports.iter().enumerate().map(|(index, port)| (port.key, index)).collect();
         // In the order in which they stood, so that the same is always told the same way.
         let mut gone: Vec<Port> = old.into_values().collect();
         gone.sort_by_key(|port| (port.seat.vm, port.seat.position));
@@ -203,9 +205,11 @@ impl Controller {
             }
         }
         self.set_rules().await;
+        let mut closings = Vec::new();
         for errand in errands {
-            self.run_errand(errand).await;
+            closings.extend(self.run_errand(errand).await);
         }
+        self.close(closings);
         self.transition = Some(transition);
         self.advance().await;
     }
@@ -269,14 +273,15 @@ impl Controller {
         (0..queues).map(|queue| (self.staff.home(worker, queue), id, queue)).collect()
     }
 
-    async fn run_errand(&mut self, errand: Errand) {
+    /// Does it. What is to be closed comes back, to be closed with others.
+    async fn run_errand(&mut self, errand: Errand) -> Option<Closing> {
         match errand {
             Errand::Close { port, gates, remove } => {
-                let mut devices = Vec::new();
+                let mut queues = Vec::new();
                 for (worker, id, queue) in gates {
-                    devices.extend(self.staff.close(worker, id, queue).await.map(|gate| gate.device));
+                    queues.extend(self.staff.close(worker, id, queue).await.map(|gate| gate.device));
                 }
-                self.close(port, devices, remove);
+                return Some(Closing { port, queues, remove });
             }
             Errand::Rename { gates, id } => {
                 for (worker, old, queue) in gates {
@@ -288,6 +293,7 @@ impl Controller {
             }
             Errand::Adjust { port, settings } => self.adjust(port, settings),
         }
+        None
     }
 
     fn tell_admin_state(&mut self, index: usize, was_up: bool) {
@@ -321,7 +327,7 @@ impl Controller {
 
     /// Something has come for which a change may wait.
     pub(super) fn has_come(&mut self, key: u64, remark: Option<String>) {
-        let port = self.ports.iter().position(|port| port.key == key);
+        let port = self.standing.get(&key).copied();
         let id = port.map(|index| self.ports[index].seat.port_id.clone());
         if let Some(transition) = &mut self.transition
             && transition.awaited.remove(&key)

@@ -148,6 +148,13 @@ impl Store {
         self.ask(move |database| database.stations(now)).await
     }
 
+    /// Lets the thread hang, as a disk may, until the other end is dropped.
+    #[cfg(test)]
+    pub async fn hang(&self, until: std::sync::mpsc::Receiver<()>) {
+        let request: Request = Box::new(move |_| until.recv().unwrap_or_default());
+        self.requests.send(request).await.expect("the store is open");
+    }
+
     /// Lets the thread do something, and waits for what comes of it.
     async fn ask<T: Send + 'static>(
         &self,

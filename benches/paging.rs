@@ -1,0 +1,128 @@
+//! Does control work show on the dataplane? A worker over cables, known unicast between 8 ports, 64
+//! bytes, and a million stations in its table; once left alone, and once while control on another
+//! core asks for the whole table over and over, as `show fdb` does. Both by turns, in one run: what
+//! counts is the ratio.
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use vifswitch::control::staff::Staff;
+use vifswitch::device::memory::{Capacity, End};
+use vifswitch::switch::Limits;
+use vifswitch::sys::cores;
+use vifswitch::wire::{Mac, Offload};
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+use common::{Lab, Plug, Setup, frame};
+
+const PORTS: usize = 8;
+const STATIONS: usize = 1 << 20;
+/// Frames in each cable between two refills.
+const FILL: usize = 64;
+/// Turns of each kind, and how long the worker works in one.
+const TURNS: usize = 31;
+const TURN: Duration = Duration::from_millis(100);
+
+fn station(number: usize) -> Mac {
+    Mac::from_bits(0x0a_00_00_00_00_00 | number as u64)
+}
+
+fn learned_lab() -> Lab {
+    let limits = Limits { network: STATIONS as u32 + 1, port: STATIONS as u32 + 1 };
+    let cable = Capacity { blocks: PORTS / 2 + 4, block_bytes: 1 << 17 };
+    let setup = Setup { cable, slots: 16384, stations: STATIONS as u32, limits, ..Setup::default() };
+    let plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32)).collect();
+    let mut lab = Lab::new(setup, &plugs);
+    for number in 0..STATIONS {
+        // to the sender itself, so that nothing is flooded
+        let bytes = frame(station(number), station(number), 0x88b5, &[0; 46]);
+        while !lab.send(number % PORTS, &bytes) {
+            lab.settle();
+            lab.ends.iter_mut().for_each(End::discard);
+        }
+    }
+    lab.settle();
+    lab.ends.iter_mut().for_each(End::discard);
+    assert_eq!(lab.workers[0].switch().fdb().len(), STATIONS);
+    lab
+}
+
+/// Nanoseconds of the worker for a frame, over a turn. Filling and emptying cables is not counted.
+fn turn(lab: &mut Lab, next: &mut usize) -> f64 {
+    let (mut spent, mut frames) = (Duration::ZERO, 0);
+    while spent < TURN {
+        for port in 0..PORTS {
+            for _ in 0..FILL {
+                // A stride that is prime to their number meets all of them, in an order of no use.
+                *next = (*next + 611_953 * PORTS) % STATIONS;
+                let other = *next * 5 % STATIONS;
+                let (source, to) = (station(*next + port), station(other + (port + 3) % PORTS));
+                assert!(lab.ends[port].stage(&frame(to, source, 0x88b5, &[0; 50]), Offload::NONE));
+            }
+            lab.ends[port].publish();
+        }
+        let now = lab.now;
+        let begin = Instant::now();
+        // One breath takes them all, and a command if there is one: the most that control can ask.
+        let work = lab.workers[0].breathe(now);
+        spent += begin.elapsed();
+        assert!(work.done >= PORTS * FILL);
+        lab.ends.iter_mut().for_each(End::discard);
+        frames += PORTS * FILL;
+    }
+    spent.as_nanos() as f64 / frames as f64
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    let allowed = cores::allowed();
+    let [.., first, second] = allowed[..] else {
+        eprintln!("skipped: needs two cores, one for the worker and one for control");
+        return;
+    };
+    let mut lab = learned_lab();
+    let staff = Staff::new(lab.posts.clone(), lab.counters.clone());
+    let [paging, asking, done] = [false; 3].map(AtomicBool::new);
+    let tables = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            cores::pin(first);
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            while !done.load(Ordering::SeqCst) {
+                asking.store(true, Ordering::SeqCst);
+                if paging.load(Ordering::SeqCst) {
+                    assert_eq!(runtime.block_on(staff.stations()).len(), STATIONS);
+                    tables.fetch_add(1, Ordering::Relaxed);
+                }
+                asking.store(false, Ordering::SeqCst);
+                std::hint::spin_loop();
+            }
+        });
+        cores::pin(second);
+        let (mut alone, mut paged, mut next) = (Vec::new(), Vec::new(), 0);
+        turn(&mut lab, &mut next);
+        for _ in 0..TURNS {
+            alone.push(turn(&mut lab, &mut next));
+            paging.store(true, Ordering::SeqCst);
+            paged.push(turn(&mut lab, &mut next));
+            paging.store(false, Ordering::SeqCst);
+            // What is still asked is answered before the next turn.
+            while asking.load(Ordering::SeqCst) {
+                lab.step();
+            }
+        }
+        done.store(true, Ordering::SeqCst);
+        let counted = lab.total(|c| c.rx_frames.get());
+        assert_eq!(counted, lab.total(|c| c.forwarded.get()), "nothing is flooded or dropped");
+        let ratios = alone.iter().zip(&paged).map(|(alone, paged)| paged / alone).collect();
+        let (alone, paged) = (median(alone), median(paged));
+        println!("alone {alone:.1} ns a frame, while the table is read {paged:.1} ns ({tables:?} tables)");
+        println!("ratio {:.3}, median of {TURNS} pairs", median(ratios));
+    });
+}

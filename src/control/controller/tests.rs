@@ -1,0 +1,114 @@
+//! The controller over a store that hangs.
+
+use std::pin::pin;
+use std::sync::mpsc as std_mpsc;
+use std::thread;
+
+use tokio::sync::oneshot;
+
+use super::*;
+use crate::control::change::Change;
+use crate::control::config::Network;
+use crate::control::handle::Handle;
+use crate::control::store::Store;
+use crate::frame::Pool;
+use crate::worker::{Pace, TeamSettings, team};
+
+fn config(networks: &[&str]) -> Config {
+    Config { networks: networks.iter().map(|&id| Network::new(id)).collect(), ..Config::default() }
+}
+
+fn apply(networks: &[&str]) -> Change {
+    Change::Apply(config(networks))
+}
+
+async fn networks(handle: &Handle) -> Vec<String> {
+    handle.networks().await.unwrap().into_iter().map(|network| network.network_id).collect()
+}
+
+/// Lets a store hang until what comes back is dropped.
+async fn hang(store: &Store) -> std_mpsc::Sender<()> {
+    let (go_on, until) = std_mpsc::channel();
+    store.hang(until).await;
+    go_on
+}
+
+/// Runs a switch with network "a" as long as `ask` asks it, and stops it in order.
+async fn while_running(ask: impl AsyncFnOnce(Handle, Arc<Store>)) {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, keeper) = Keeper::begin(Some(config(&["a"])), Some(&dir.path().join("state.db"))).await.unwrap();
+    let store = keeper.store().unwrap().clone();
+    let secret = Secret::new([7; 16]);
+    let mut team = team(TeamSettings { workers: 1, pool: Pool::new(64).unwrap(), stations: 64, secret }).unwrap();
+    let worker = team.workers.remove(0);
+    let thread = thread::spawn(move || worker.run(Pace::Adaptive));
+    let staff = Staff::new(team.posts, team.counters);
+    let beginning = Beginning { cores: vec![0], secret, staff, notices: team.notices, keeper };
+    let mut controller = Controller::new(beginning);
+    controller.begin(first).await.unwrap();
+    let (handle, requests) = Handle::new();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let asking = async {
+        ask(handle, store).await;
+        drop(stop);
+    };
+    let log = dir.path().join("state.db-wal");
+    tokio::join!(controller.run(requests, async { drop(stopped.await) }), asking);
+    controller.close_all().await;
+    thread.join().unwrap();
+    assert!(!log.exists(), "the store is closed when the switch has stopped");
+}
+
+#[tokio::test]
+async fn while_the_disk_hangs_questions_are_answered_and_changes_wait_in_their_order() {
+    while_running(async |handle, store| {
+        let go_on = hang(&store).await;
+        let mut first = pin!(handle.change(apply(&["a", "b"]), None));
+        let mut second = pin!(handle.change(apply(&["a", "b", "c"]), None));
+        let mut events = pin!(handle.events(None));
+        for _ in 0..20 {
+            tokio::select! {
+                biased;
+                _ = &mut first => panic!("it is not kept yet"),
+                _ = &mut second => panic!("the one before is not kept yet"),
+                _ = &mut events => panic!("what is not kept yet may not be told"),
+                there = networks(&handle) => assert_eq!(there, ["a"]),
+            }
+            assert_eq!(handle.workers().await.unwrap().len(), 1, "the watchdog asks so");
+            assert_eq!(handle.diff(apply(&["b"])).await.unwrap().unwrap().differences.len(), 2);
+        }
+        drop(go_on);
+        let (first, second, events) = tokio::join!(first, second, events);
+        assert_eq!(first.unwrap().unwrap().differences, ["network \"b\" is new, with MTU 1500"]);
+        assert_eq!(second.unwrap().unwrap().differences, ["network \"c\" is new, with MTU 1500"]);
+        assert_eq!(networks(&handle).await, ["a", "b", "c"]);
+        let (mut told, mut live) = events.unwrap().unwrap();
+        told.extend(std::iter::from_fn(|| live.try_recv().ok()));
+        let texts = |told: &[Event]| told.iter().map(|event| event.text.clone()).collect::<Vec<_>>();
+        let expected = ["network \"b\" is new, with MTU 1500", "network \"c\" is new, with MTU 1500"];
+        assert_eq!(texts(&told), expected, "each once");
+        assert_eq!(texts(&store.events(None, 10).await.unwrap()), expected);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn while_the_disk_hangs_an_unconfirmed_change_goes_back() {
+    while_running(async |handle, store| {
+        let go_on = hang(&store).await;
+        handle.change(apply(&["a", "b"]), Some(Duration::from_millis(1))).await.unwrap().unwrap();
+        // It cannot be confirmed: that would have to be kept.
+        while networks(&handle).await != ["a"] {}
+        let mut next = pin!(handle.change(apply(&["c"]), None));
+        tokio::select! {
+            biased;
+            _ = &mut next => panic!("it is not kept yet"),
+            there = networks(&handle) => assert_eq!(there, ["a"]),
+        }
+        drop(go_on);
+        next.await.unwrap().unwrap();
+        assert_eq!(networks(&handle).await, ["c"]);
+        assert_eq!(store.events(None, 10).await.unwrap().len(), 3, "made, taken back, and the next one");
+    })
+    .await;
+}
