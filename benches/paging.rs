@@ -96,7 +96,7 @@ fn main() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             cores::pin(first);
-            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
             while !done.load(Ordering::SeqCst) {
                 asking.store(true, Ordering::SeqCst);
                 if paging.load(Ordering::SeqCst) {

@@ -95,8 +95,9 @@ async fn while_the_disk_hangs_questions_are_answered_and_changes_wait_in_their_o
 #[tokio::test]
 async fn while_the_disk_hangs_an_unconfirmed_change_goes_back() {
     while_running(async |handle, store| {
+        // What it would leave behind is kept before it is made.
+        handle.change(apply(&["a", "b"]), Some(Duration::from_millis(200))).await.unwrap().unwrap();
         let go_on = hang(&store).await;
-        handle.change(apply(&["a", "b"]), Some(Duration::from_millis(1))).await.unwrap().unwrap();
         // It cannot be confirmed: that would have to be kept.
         while networks(&handle).await != ["a"] {}
         let mut next = pin!(handle.change(apply(&["c"]), None));
