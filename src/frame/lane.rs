@@ -84,7 +84,11 @@ impl Lane {
     /// Adds the frame at `index` of the present burst, which stays where it is.
     #[inline(always)]
     pub fn borrow(&mut self, index: u8) {
-        self.push(Frame::borrowed(index));
+        match self.entries.get_mut(self.len) {
+            Some(place) => place.become_borrow(index),
+            None => self.extend(&mut Frame::borrowed(index)),
+        }
+        self.len += 1;
     }
 
     /// The frames that wait, in order.
@@ -101,19 +105,23 @@ impl Lane {
         let mut waiting = self.entries[..self.len].iter_mut();
         self.len = 0;
         for entry in &mut waiting {
-            // In one place, so that it is compiled into the loop.
             let fate = send(view(entry, batch));
+            // Most own one slot, and are sent.
             if fate == Fate::Sent && entry.is_plain_slot() {
                 plain += 1;
                 plain_bytes += u64::from(entry.len());
-            } else if !rest.note(fate, view(entry, batch).frame) {
+            } else if fate == Fate::Sent {
+                let (count, size) = frame_of(entry, batch).counts();
+                rest.frames += count;
+                rest.bytes += size;
+            } else if !rest.note(fate, frame_of(entry, batch).count()) {
                 cache.recycle_from(entry);
                 break;
             }
             cache.recycle_from(entry);
         }
         for entry in waiting {
-            rest.note(Fate::Full, view(entry, batch).frame);
+            rest.note(Fate::Full, frame_of(entry, batch).count());
             cache.recycle_from(entry);
         }
         Sent { frames: rest.frames + plain, bytes: rest.bytes + plain_bytes, ..rest }
@@ -121,15 +129,11 @@ impl Lane {
 }
 
 impl Sent {
-    /// Counts what became of a frame. Whether there is any use in going on.
-    #[inline(never)]
-    fn note(&mut self, fate: Fate, frame: &Frame) -> bool {
-        let (count, bytes) = frame.counts();
+    /// Counts frames that have not been sent. Whether there is any use in going on.
+    #[cold]
+    fn note(&mut self, fate: Fate, count: u64) -> bool {
         match fate {
-            Fate::Sent => {
-                self.frames += count;
-                self.bytes += bytes;
-            }
+            Fate::Sent => {}
             Fate::Refused => self.refused += count,
             Fate::LinkDown => self.link_down += count,
             Fate::Full => self.full += count,
@@ -142,16 +146,14 @@ impl Sent {
 fn view<'a>(entry: &'a Frame, batch: &'a Batch) -> View<'a> {
     match entry.slot_bytes() {
         Some(head) => View { frame: entry, head, with_header: None },
-        None => rare_view(entry, batch),
+        None => batch.view_of(frame_of(entry, batch)),
     }
 }
 
-#[inline(never)]
-fn rare_view<'a>(entry: &'a Frame, batch: &'a Batch) -> View<'a> {
-    match entry.borrow() {
-        Some(index) => batch.view(index),
-        None => batch.view_of(entry),
-    }
+/// The frame that waits: the entry itself, or the one in the burst of which it is a borrow.
+#[inline(always)]
+fn frame_of<'a>(entry: &'a Frame, batch: &'a Batch) -> &'a Frame {
+    entry.borrow().map_or(entry, |index| batch.frame(index))
 }
 
 #[cfg(test)]

@@ -336,6 +336,13 @@ impl Frame {
         Frame { at: u32::from(index), place: Place::Borrowed, ..Frame::GONE }
     }
 
+    /// Makes a borrow of a place where there is no frame.
+    #[inline(always)]
+    pub(super) fn become_borrow(&mut self, index: u8) {
+        debug_assert!(!self.is_here());
+        (self.at, self.place) = (u32::from(index), Place::Borrowed);
+    }
+
     /// The place in its batch of which this is a borrow.
     #[inline(always)]
     pub(super) fn borrow(&self) -> Option<usize> {
