@@ -22,6 +22,9 @@ pub const REQUEST: usize = 1024 * 1024;
 /// How long a body may take to come.
 const SENDING: Duration = Duration::from_secs(5);
 
+/// How long a body that is too large is read on: whoever is still sending would miss the answer.
+const LINGERING: Duration = Duration::from_secs(1);
+
 /// Longer bodies are read aside, so that they hold up nobody else.
 const LONG: usize = 64 * 1024;
 
@@ -37,15 +40,26 @@ pub struct Text {
 
 impl Text {
     /// Receives a body of at most `limit` bytes that says it is JSON; `""` if there is none.
-    pub async fn receive(headers: &HeaderMap, body: Body, limit: usize, bounds: &Bounds) -> Result<Text, Problem> {
+    pub async fn receive(headers: &HeaderMap, mut body: Body, limit: usize, bounds: &Bounds) -> Result<Text, Problem> {
         let told = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if told.is_some_and(|length| length > limit as u64) {
+            // One who asks first has not begun to send.
+            if !headers.contains_key(header::EXPECT) {
+                pass_over(body, limit).await;
+            }
             return Err(too_large(limit));
         }
-        let (bytes, room) = timeout(SENDING, collect(body, limit, bounds)).await.map_err(|_| {
+        let collected = timeout(SENDING, collect(&mut body, limit, bounds)).await.map_err(|_| {
             let message = format!("the body has not come within {} seconds", SENDING.as_secs());
             Problem::new(StatusCode::REQUEST_TIMEOUT, "slow_body", message)
-        })??;
+        })?;
+        let (bytes, room) = match collected {
+            Ok(collected) => collected,
+            Err(problem) => {
+                pass_over(body, limit).await;
+                return Err(problem);
+            }
+        };
         if !bytes.is_empty() && !is_json(headers) {
             let message = "the body must be JSON, and say so: content-type: application/json";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", message));
@@ -75,7 +89,22 @@ impl Text {
     }
 }
 
-async fn collect(mut body: Body, limit: usize, bounds: &Bounds) -> Result<(Vec<u8>, Room), Problem> {
+/// Reads on for a while, and forgets what comes.
+async fn pass_over(mut body: Body, limit: usize) {
+    let mut left = limit;
+    let passing = async {
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len()));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    // Who has not had enough by then may miss the answer.
+    let _ = timeout(LINGERING, passing).await;
+}
+
+async fn collect(body: &mut Body, limit: usize, bounds: &Bounds) -> Result<(Vec<u8>, Room), Problem> {
     let (mut bytes, mut room) = (Vec::new(), None::<OwnedSemaphorePermit>);
     while let Some(frame) = body.frame().await {
         let broken = |e| Problem::wrong("broken_body", format!("the body has not come whole: {e}"));
