@@ -1,7 +1,7 @@
 //! A burst of frames, and the memory that a burst may borrow.
 
 use super::Cache;
-use super::pool::{Frame, Tail};
+use super::descriptor::{Frame, Tail};
 use crate::wire::Offload;
 
 /// Frames in a burst, at most.

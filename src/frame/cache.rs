@@ -1,7 +1,8 @@
 //! A worker's private stock of free slots: how it takes and returns frames without a lock.
 
 use super::Batch;
-use super::pool::{CHUNK, Frame, NONE, Pool};
+use super::descriptor::Frame;
+use super::pool::{CHUNK, NONE, Pool};
 use crate::wire::Offload;
 
 /// Slots a cache keeps at most before it gives a chunk back.

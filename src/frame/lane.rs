@@ -1,6 +1,6 @@
 //! What one port is about to send: a lane of the worker's outbox.
 
-use super::pool::Frame;
+use super::descriptor::Frame;
 use super::{Batch, Cache, View};
 
 /// Frames in the order in which one port sends them: owned ones, and borrows of the present burst

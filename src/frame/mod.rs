@@ -16,12 +16,14 @@
 
 mod batch;
 mod cache;
+mod descriptor;
 mod lane;
 mod pool;
 mod prefetch;
 
 pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, View};
 pub use cache::Cache;
+pub use descriptor::{Frame, Tail};
 pub use lane::{Fate, Lane, Sent};
-pub use pool::{Frame, Pool, SLOT, Tail};
+pub use pool::{Pool, SLOT};
 pub use prefetch::prefetch;

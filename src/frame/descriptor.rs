@@ -1,0 +1,417 @@
+//! A frame: where its bytes are, and what is still to be done to it.
+//!
+//! 32 bytes that are moved from batch to lane to device, while the bytes of the frame stay where they
+//! are. What the `unsafe` blocks lean on is said in [`pool`](super::pool): a slot belongs to one frame,
+//! and only that one reads or writes it.
+
+#![allow(clippy::cast_possible_truncation)] // lengths within a slot
+
+use super::pool::{NONE, Pool, SLOT};
+use crate::wire::Offload;
+
+const SLOT_BYTES: u32 = SLOT as u32;
+
+/// Bytes left free in front of a frame in its first slot: room for an offload header or a tag.
+const FRONT: u16 = 128;
+
+/// Bytes from the beginning of a frame that are looked at for its headers: what surely lies in the
+/// first segment. So a frame is measured alike wherever it lies, also after it has been adopted.
+const HEADERS: usize = SLOT - FRONT as usize - 64 * 15;
+
+/// Where the first byte of a frame goes in slot `slot`. Slots are a page apart, so that without
+/// this the headers of a whole burst would compete for one set of the processor's cache.
+const fn front(slot: u32) -> u16 {
+    FRONT + 64 * (slot & 15) as u16
+}
+
+/// Where the bytes of a frame are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Place {
+    /// In one slot that the frame owns, and nothing is left to be done to it.
+    Slot,
+    /// In a chain of slots that the frame owns, or in one with an offload header to be heeded.
+    Chain,
+    /// In a receive buffer of the batch that the frame stands in, until that burst is released.
+    Landing,
+    /// In the batch, of which this is only the place: a borrow.
+    Borrowed,
+    /// Nowhere: the frame has been taken out of here, or has given up its slots.
+    #[default]
+    Nowhere,
+}
+
+/// One Ethernet frame, and the right to its bytes. See the room's page for where they are.
+#[derive(Debug)]
+pub struct Frame {
+    /// The pool of its slots; none for a frame that is lent.
+    pool: Option<&'static Pool>,
+    /// The two words of its offload header: apart, they leave no gap.
+    offload: u64,
+    /// Its first slot, or its receive buffer.
+    at: u32,
+    /// Bytes of all segments.
+    len: u32,
+    /// Where the first segment begins in its slot or buffer.
+    start: u16,
+    /// Bytes that each of the frames repeats that this one stands for.
+    headers: u16,
+    csum_offset: u16,
+    /// How many frames this stands for; 0 if its offload header does not fit it.
+    frames: u8,
+    place: Place,
+}
+
+// Frames are moved from batch to lane to device.
+const _: () = assert!(size_of::<Frame>() == 32);
+
+impl Frame {
+    /// A frame in the slots that `slot` hands out, `len` bytes long; `None` when they run out.
+    /// `fill` writes the bytes, segment by segment in order.
+    #[inline(always)]
+    pub(super) fn build(
+        pool: &'static Pool,
+        mut slot: impl FnMut() -> Option<u32>,
+        len: u32,
+        offload: Offload,
+        mut fill: impl FnMut(&mut [u8]),
+    ) -> Option<Frame> {
+        let at = slot()?;
+        let start = front(at);
+        let head = len.min(SLOT_BYTES - u32::from(start));
+        let place = Place::Slot;
+        let mut frame = Frame::new(Some(pool), at, start, len, offload, place);
+        // SAFETY: slot `at` was handed to this frame, which nobody else has yet; head is at most
+        // what the slot has behind start.
+        fill(unsafe { pool.bytes_mut(at, start, head as u16) });
+        if len > head && !frame.lengthen(pool, slot, fill) {
+            return None;
+        }
+        if offload.is_pending() {
+            if len == head {
+                pool.link(at, NONE);
+                frame.place = Place::Chain;
+            }
+            frame.measure(None);
+        }
+        Some(frame)
+    }
+
+    /// A frame with these bytes in a slot that the caller hands over. `None` if it takes more than
+    /// the one slot, or a closer look at its header; the slot is the caller's then.
+    #[inline(always)]
+    pub(super) fn small(pool: &'static Pool, at: u32, bytes: &[u8], offload: Offload) -> Option<Frame> {
+        let start = front(at);
+        if bytes.len() > SLOT - usize::from(start) || offload.is_pending() {
+            return None;
+        }
+        let len = bytes.len() as u32;
+        // SAFETY: the slot was handed over, and nobody else has it; start + len lies within it.
+        unsafe { pool.bytes_mut(at, start, len as u16) }.copy_from_slice(bytes);
+        Some(Frame::new(Some(pool), at, start, len, offload, Place::Slot))
+    }
+
+    /// Adds the segments behind the first. If slots run out, the frame has those it got.
+    #[cold]
+    fn lengthen(
+        &mut self,
+        pool: &'static Pool,
+        mut slot: impl FnMut() -> Option<u32>,
+        mut fill: impl FnMut(&mut [u8]),
+    ) -> bool {
+        self.place = Place::Chain;
+        pool.link(self.at, NONE);
+        let (mut left, mut last) = (self.len - self.head(), self.at);
+        while left > 0 {
+            let Some(at) = slot() else { return false };
+            pool.link(at, NONE);
+            pool.link(last, at);
+            let part = left.min(SLOT_BYTES);
+            // SAFETY: slot `at` was handed to this frame, which nobody else has yet; part is at
+            // most a slot.
+            fill(unsafe { pool.bytes_mut(at, 0, part as u16) });
+            pool.set_extent(at, 0, part as u16);
+            (left, last) = (left - part, at);
+        }
+        true
+    }
+
+    /// A frame in receive buffer `buffer` of a batch, `len` bytes long. Where its offload header is
+    /// pending, it is to be measured.
+    #[inline(always)]
+    pub(super) fn landed(buffer: u8, start: u16, len: u32, offload: Offload) -> Frame {
+        Frame::new(None, u32::from(buffer), start, len, offload, Place::Landing)
+    }
+
+    #[inline(always)]
+    fn new(pool: Option<&'static Pool>, at: u32, start: u16, len: u32, offload: Offload, place: Place) -> Frame {
+        let (offload, csum_offset) = offload.words();
+        Frame { pool, offload, at, len, start, headers: 0, csum_offset, frames: 1, place }
+    }
+
+    /// What is left in the place of a frame that was taken out.
+    pub(super) const GONE: Frame = Frame {
+        pool: None,
+        offload: 0,
+        at: 0,
+        len: 0,
+        start: 0,
+        headers: 0,
+        csum_offset: 0,
+        frames: 0,
+        place: Place::Nowhere,
+    };
+
+    /// A borrow of the frame at place `index` of a batch.
+    #[inline(always)]
+    pub(super) fn borrowed(index: u8) -> Frame {
+        Frame { at: u32::from(index), place: Place::Borrowed, ..Frame::GONE }
+    }
+
+    /// Makes a borrow of a place where there is no frame.
+    #[inline(always)]
+    pub(super) fn become_borrow(&mut self, index: u8) {
+        debug_assert!(!self.is_here());
+        (self.at, self.place) = (u32::from(index), Place::Borrowed);
+    }
+
+    /// The place in its batch of which this is a borrow.
+    #[inline(always)]
+    pub(super) fn borrow(&self) -> Option<usize> {
+        (self.place == Place::Borrowed).then_some(self.at as usize)
+    }
+
+    /// Takes the frame out of its place.
+    #[inline(always)]
+    pub fn take(&mut self) -> Frame {
+        std::mem::replace(self, Frame::GONE)
+    }
+
+    /// Moves the frame to another place, where there is none. This is what every frame goes through
+    /// on its way into a lane; by value, it would be taken apart and put together again field by
+    /// field.
+    #[inline(always)]
+    pub(super) fn move_to(&mut self, there: &mut Frame) {
+        debug_assert!(!there.is_here());
+        // SAFETY: both are frames, and two references that may write do not overlap. For the moment there are
+        // two that hold the same slots; none of them is dropped before the next statement, which
+        // cannot panic, leaves only one. What was there held nothing.
+        unsafe { std::ptr::copy_nonoverlapping(self, there, 1) };
+        (self.pool, self.place) = (None, Place::Nowhere);
+    }
+
+    /// Whether there is a frame in this place, or only what is left of one that was taken.
+    #[inline(always)]
+    pub fn is_here(&self) -> bool {
+        self.place != Place::Nowhere
+    }
+
+    /// Checks the offload header against the frame, once for all. `head`: its first segment, if it
+    /// is lent.
+    #[cold]
+    pub(super) fn measure(&mut self, head: Option<&[u8]>) {
+        let head = head.unwrap_or(self.owned_head());
+        let head = &head[..head.len().min(HEADERS)];
+        (self.frames, self.headers) = match self.offload().segmentation(head, self.len) {
+            Ok(s) => (s.frames, s.headers),
+            Err(_) => (0, 0),
+        };
+    }
+
+    /// The receive buffer it lies in, if it is lent, and where it begins there.
+    #[inline(always)]
+    pub(super) fn landing(&self) -> Option<(usize, usize)> {
+        (self.place == Place::Landing).then_some((self.at as usize, usize::from(self.start)))
+    }
+
+    /// Bytes of the first segment.
+    #[inline(always)]
+    pub(super) fn head(&self) -> u32 {
+        match self.place {
+            Place::Chain => self.len.min(SLOT_BYTES - u32::from(self.start)),
+            _ => self.len,
+        }
+    }
+
+    /// Bytes of all segments together.
+    #[inline]
+    #[allow(clippy::len_without_is_empty)] // asked for its length in bytes, not whether it has any
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// What is left to be done to it.
+    #[inline(always)]
+    pub fn offload(&self) -> Offload {
+        Offload::from_words(self.offload, self.csum_offset)
+    }
+
+    /// Whether it stands for itself alone, as most do.
+    #[inline(always)]
+    pub fn is_plain(&self) -> bool {
+        self.frames == 1
+    }
+
+    /// Whether its offload header fits it. Nothing else may be done with a frame that is a lie.
+    #[inline(always)]
+    pub fn is_sound(&self) -> bool {
+        self.frames > 0
+    }
+
+    /// How many frames it counts as: those it will become. One, where its header is a lie.
+    #[inline(always)]
+    pub fn count(&self) -> u64 {
+        u64::from(self.frames.max(1))
+    }
+
+    /// How many frames it counts as, and how many bytes these have together, each with its headers.
+    #[inline(always)]
+    pub fn counts(&self) -> (u64, u64) {
+        if self.is_plain() { (1, u64::from(self.len)) } else { self.counts_of_many() }
+    }
+
+    #[inline(never)]
+    fn counts_of_many(&self) -> (u64, u64) {
+        (self.count(), u64::from(self.len) + u64::from(self.headers) * (self.count() - 1))
+    }
+
+    /// Bytes of the longest frame that it will become; its own length for a plain one.
+    #[inline(always)]
+    pub fn longest(&self) -> u32 {
+        match self.frames {
+            0 | 1 => self.len,
+            _ => u32::from(self.headers) + u32::from(self.offload().segment_size()),
+        }
+    }
+
+    /// Whether it owns the slots it lies in, and so may outlive its burst.
+    #[inline(always)]
+    pub fn is_owned(&self) -> bool {
+        matches!(self.place, Place::Slot | Place::Chain)
+    }
+
+    /// Whether it lies in one slot that it owns, and nothing is left to be done to it.
+    #[inline(always)]
+    pub fn is_plain_slot(&self) -> bool {
+        self.place == Place::Slot
+    }
+
+    /// All its bytes, if it lies in one slot that it owns.
+    #[inline(always)]
+    pub(super) fn slot_bytes(&self) -> Option<&[u8]> {
+        if self.place != Place::Slot {
+            return None;
+        }
+        // SAFETY: the slot is this frame's, and bytes are written only while it is built; all of it
+        // lies within the slot: `build` and `small` saw to that.
+        self.pool.map(|pool| unsafe { pool.bytes(self.at, self.start, self.len as u16) })
+    }
+
+    /// The first segment of an owned frame; it holds all its headers. Empty for any other.
+    #[inline(always)]
+    pub(super) fn owned_head(&self) -> &[u8] {
+        match self.pool {
+            // SAFETY: the slot is this frame's, and bytes are written only while it is built. The
+            // first segment ends within its slot: `build` saw to that.
+            Some(pool) => unsafe { pool.bytes(self.at, self.start, self.head() as u16) },
+            None => &[],
+        }
+    }
+
+    /// The segments behind the first.
+    #[inline]
+    pub(super) fn tail(&self) -> Tail<'_> {
+        match self.pool {
+            Some(pool) if self.place == Place::Chain => {
+                Tail { pool: Some(pool), at: pool.after(self.at), _frame: self }
+            }
+            _ => Tail { pool: None, at: NONE, _frame: self },
+        }
+    }
+
+    /// Gives up the slots: the pool, the first of them, and whether it is the only one.
+    #[inline(always)]
+    pub(super) fn surrender(&mut self) -> Option<(&'static Pool, u32, bool)> {
+        let only = self.place == Place::Slot;
+        self.place = Place::Nowhere;
+        let pool = self.pool.take()?;
+        Some((pool, self.at, only))
+    }
+}
+
+impl Drop for Frame {
+    /// Sends the slots home, straight to the pool. A worker recycles frames through its cache,
+    /// which is cheaper.
+    #[inline(always)]
+    fn drop(&mut self) {
+        if let Some(pool) = self.pool {
+            self.go_home(pool);
+        }
+    }
+}
+
+impl Frame {
+    #[cold]
+    fn go_home(&mut self, pool: &'static Pool) {
+        if self.place == Place::Slot {
+            pool.link(self.at, NONE);
+        }
+        pool.give(self.at);
+    }
+}
+
+/// The segments of a frame behind its first one.
+#[derive(Debug)]
+pub struct Tail<'a> {
+    pool: Option<&'static Pool>,
+    at: u32,
+    _frame: &'a Frame,
+}
+
+impl<'a> Iterator for Tail<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let pool = self.pool.filter(|_| self.at != NONE)?;
+        let at = self.at;
+        self.at = pool.after(at);
+        let (start, len) = pool.extent(at);
+        // SAFETY: the slot is in the chain of the frame, which outlives this iterator, and bytes
+        // are written only while a frame is built.
+        Some(unsafe { pool.bytes(at, start, len) })
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::frame::Cache;
+    use proptest::prelude::*;
+
+    /// All bytes of a frame that owns its slots.
+    pub(in crate::frame) fn bytes(frame: &Frame) -> Vec<u8> {
+        let mut all = frame.owned_head().to_vec();
+        frame.tail().for_each(|part| all.extend(part));
+        all
+    }
+
+    proptest! {
+        #[test]
+        fn frames_keep_their_bytes(lens in proptest::collection::vec(14usize..20_000, 1..12)) {
+            let pool = Pool::new(256).unwrap();
+            let mut cache = Cache::new(pool);
+            let written: Vec<Vec<u8>> =
+                lens.iter().enumerate().map(|(i, &len)| (0..len).map(|b| (b * 31 + i) as u8).collect()).collect();
+            let frames: Vec<Frame> = written.iter().filter_map(|b| cache.frame(b, Offload::NONE)).collect();
+            prop_assert_eq!(frames.len(), written.len());
+            for (frame, written) in frames.iter().zip(&written) {
+                prop_assert_eq!(frame.len() as usize, written.len());
+                prop_assert_eq!(&bytes(frame), written);
+            }
+            for frame in frames {
+                cache.recycle(frame);
+            }
+            drop(cache);
+            prop_assert_eq!(pool.free(), 256);
+        }
+    }
+}
