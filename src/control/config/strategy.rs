@@ -72,56 +72,30 @@ pub(crate) fn two() -> impl Strategy<Value = (Config, Config)> {
     )
 }
 
-/// One thing to change about a configuration.
-#[derive(Debug, Clone, Copy)]
-enum Edit {
-    DropPort,
-    DropVm,
-    DropNetwork,
-    TakeVm,
-    TakeNetwork,
-    MovePort,
-    SwapPorts,
-    SwapVms,
-    SwapNetworks,
-    EmptyVm,
-    Mtu,
-    Ageing,
-    Mac,
-    AdminState,
-    Security,
-    Queues,
-    Offloads,
-    Name,
-    Network,
+/// One thing to change about a configuration, and a list of all such things.
+macro_rules! edits {
+    ($($edit:ident)*) => {
+        #[derive(Debug, Clone, Copy)]
+        enum Edit { $($edit,)* }
+
+        impl Edit {
+            const ALL: &[Edit] = &[$(Edit::$edit,)*];
+        }
+    };
+}
+
+edits! {
+    DropPort DropVm DropNetwork TakeVm TakeNetwork MovePort
+    SwapPorts SwapVms SwapNetworks EmptyVm Mtu Ageing
+    Mac AdminState Security Queues Offloads Name
+    Network
 }
 
 impl Arbitrary for Edit {
     type Parameters = ();
     type Strategy = proptest::sample::Select<Edit>;
     fn arbitrary_with((): ()) -> Self::Strategy {
-        use Edit::*;
-        select(vec![
-            DropPort,
-            DropVm,
-            DropNetwork,
-            TakeVm,
-            TakeNetwork,
-            MovePort,
-            SwapPorts,
-            SwapVms,
-            SwapNetworks,
-            EmptyVm,
-            Mtu,
-            Ageing,
-            Mac,
-            AdminState,
-            Security,
-            Queues,
-            Offloads,
-            Name,
-            Network,
-        ])
+        select(Edit::ALL)
     }
 }
 
