@@ -18,8 +18,10 @@ use crate::sys::netns::Netns;
 
 pub mod fault;
 pub mod memory;
+pub mod packet;
 pub mod pcap;
 pub mod tap;
+pub mod xdp;
 
 /// Which device to open, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +29,45 @@ pub mod tap;
 pub enum Settings {
     /// A tap of which we hold the file.
     Tap(tap::Settings),
+    /// AF_XDP on a netdev that others own.
+    Xdp(xdp::Settings),
+    /// AF_PACKET on a netdev that others own.
+    Packet(packet::Settings),
+}
+
+impl Settings {
+    /// Which device it is, and where.
+    pub fn at(&self) -> Whereabouts {
+        let (device, netns) = match self {
+            Settings::Tap(tap) => (&tap.name, &tap.netns),
+            Settings::Xdp(xdp) => (&xdp.name, &xdp.netns),
+            Settings::Packet(packet) => (&packet.name, &packet.netns),
+        };
+        Whereabouts { device: device.clone(), netns: netns.clone() }
+    }
+
+    /// The namespace of its netdev.
+    pub fn netns(&self) -> &Netns {
+        match self {
+            Settings::Tap(tap) => &tap.netns,
+            Settings::Xdp(xdp) => &xdp.netns,
+            Settings::Packet(packet) => &packet.netns,
+        }
+    }
+
+    /// The name of its netdev.
+    pub fn name(&self) -> &str {
+        match self {
+            Settings::Tap(tap) => &tap.name,
+            Settings::Xdp(xdp) => &xdp.name,
+            Settings::Packet(packet) => &packet.name,
+        }
+    }
+
+    /// Whether others own its netdev: they make it, set it up and delete it.
+    pub fn is_of_others(&self) -> bool {
+        !matches!(self, Settings::Tap(_))
+    }
 }
 
 /// A device that has been opened.
@@ -37,6 +78,8 @@ pub struct Opened {
     pub made: bool,
     /// What the operator should know: sentences on what is not quite as asked for.
     pub notes: Vec<String>,
+    /// The way that frames take, in words, of kinds that have several.
+    pub mode: Option<String>,
 }
 
 impl fmt::Debug for Opened {
@@ -82,6 +125,12 @@ pub enum OpenError {
         /// Which device.
         at: Whereabouts,
     },
+    /// Its netdev is set down, and that is up to whoever owns it.
+    #[error("{at}: its link is down; `ip link set dev {} up` there sets it up, and it is opened then", at.device)]
+    Down {
+        /// Which device.
+        at: Whereabouts,
+    },
     /// It can never be opened like this.
     #[error("{at}: {reason}")]
     Refused {
@@ -107,6 +156,7 @@ pub enum OpenError {
 pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> {
     match settings {
         Settings::Tap(tap) => tap::open(tap, may_create),
+        Settings::Xdp(_) | Settings::Packet(_) => Err(not_yet(settings)),
     }
 }
 
@@ -115,15 +165,32 @@ pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> 
 pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
     match settings {
         Settings::Tap(tap) => tap::look(tap),
+        Settings::Xdp(_) | Settings::Packet(_) => Err(not_yet(settings)),
     }
+}
+
+fn not_yet(settings: &Settings) -> OpenError {
+    OpenError::Refused { at: settings.at(), reason: "this version cannot open devices of this kind".into() }
 }
 
 /// Deletes the netdevs that [`open`] made for ports, all in the namespace `netns`; their queues may be
 /// open still, and should be: closing them first costs more. Says of each whether there was one. May
 /// wait as well, and for one as long as for many.
 pub fn remove(netns: &Netns, settings: &[Settings]) -> Vec<Result<bool, OpenError>> {
-    let taps: Vec<&tap::Settings> = settings.iter().map(|Settings::Tap(tap)| tap).collect();
-    tap::remove(netns, &taps)
+    let tap = |settings: &'_ Settings| matches!(settings, Settings::Tap(_));
+    let taps: Vec<&tap::Settings> = settings
+        .iter()
+        .filter_map(|settings| match settings {
+            Settings::Tap(tap) => Some(tap),
+            _ => None,
+        })
+        .collect();
+    let mut removed = if taps.is_empty() { Vec::new() } else { tap::remove(netns, &taps) }.into_iter();
+    // What others own is theirs to delete.
+    settings
+        .iter()
+        .map(|settings| if tap(settings) { removed.next().unwrap_or(Ok(false)) } else { Ok(false) })
+        .collect()
 }
 
 /// What became of something that was to be removed.
@@ -147,6 +214,8 @@ pub fn remove_left(at: &Whereabouts, port: &str) -> Result<Removal, OpenError> {
 pub fn adjust(settings: &Settings) -> Result<(), OpenError> {
     match settings {
         Settings::Tap(tap) => tap::adjust(tap),
+        // Others own the netdev, and it is as they have it.
+        Settings::Xdp(_) | Settings::Packet(_) => Ok(()),
     }
 }
 

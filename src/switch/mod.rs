@@ -17,5 +17,5 @@ mod verdict;
 pub use fdb::{Fdb, Learned, Limits, Seen};
 pub use judge::{Sighting, Switch};
 pub use names::{MOST_NETWORKS, MOST_PORTS, NetworkId, PortId, Secret, Station};
-pub use rules::{NetworkRules, Owner, PortRules, Rules, Security};
+pub use rules::{CarrierRules, NetworkRules, Owner, PortRules, Reach, Role, Rules, Security};
 pub use verdict::{DropReason, Verdict, Verdicts};

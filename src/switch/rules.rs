@@ -13,7 +13,7 @@ use std::collections::HashMap;
 
 use super::{Limits, MOST_PORTS, NetworkId, PortId, Secret, Station};
 use crate::frame::prefetch;
-use crate::wire::{HEADER_LEN, Mac};
+use crate::wire::{HEADER_LEN, Mac, Vid};
 
 /// Whose port it is: ports of one owner on one network are siblings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,6 +45,48 @@ pub struct PortRules {
     pub admin_up: bool,
     /// The worker through which others reach its device; `None` while it has none.
     pub worker: Option<u16>,
+    /// What it is.
+    pub role: Role,
+    /// How frames leave for it.
+    pub reach: Reach,
+}
+
+/// What a port is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// An interface of a VM.
+    Vif,
+    /// The outside: it has no address of its own, and may use every source.
+    Uplink,
+}
+
+/// How frames leave for a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// By a device of its own.
+    Own,
+    /// By the device of a carrier.
+    Carried {
+        /// The carrier.
+        carrier: PortId,
+        /// The tag that they get; `None`: they go untagged.
+        vlan: Option<Vid>,
+    },
+}
+
+/// A device that carries several networks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CarrierRules {
+    /// Its name: that of its gates.
+    pub id: PortId,
+    /// Whether control wants it to carry frames.
+    pub admin_up: bool,
+    /// The worker through which others reach its device; `None` while it has none.
+    pub worker: Option<u16>,
+    /// Whether another one of its group carries the frames.
+    pub standby: bool,
+    /// By the tag that frames have on it: the port on their network.
+    pub ports: Vec<(Option<Vid>, PortId)>,
 }
 
 /// What is asked about a network.
@@ -106,6 +148,7 @@ pub struct Rules {
     open: Box<[PortId; MOST_PORTS]>,
     networks: Box<[Option<Network>]>,
     pins: Pins,
+    carriers: Box<[CarrierRules]>,
 }
 
 impl Rules {
@@ -115,7 +158,12 @@ impl Rules {
     ///
     /// When a port names a network that is not there, or two things the same place: admission
     /// has refused such configurations long before.
-    pub fn compile(secret: Secret, networks: Vec<NetworkRules>, mut ports: Vec<PortRules>) -> Rules {
+    pub fn compile(
+        secret: Secret,
+        networks: Vec<NetworkRules>,
+        mut ports: Vec<PortRules>,
+        carriers: Vec<CarrierRules>,
+    ) -> Rules {
         // Siblings next to each other; the sort is stable, so that the order asked for is kept.
         ports.sort_by_key(|port| (port.network.index(), port.owner));
         let pins = Pins::new(secret, &ports);
@@ -162,12 +210,12 @@ impl Rules {
             });
         }
         let open = open.into_boxed_slice().try_into().expect("it is as long as it was made");
-        Rules { secret, ports: compiled.into(), open, networks: table.into(), pins }
+        Rules { secret, ports: compiled.into(), open, networks: table.into(), pins, carriers: carriers.into() }
     }
 
     /// No port, no network.
     pub fn none(secret: Secret) -> Rules {
-        Rules::compile(secret, Vec::new(), Vec::new())
+        Rules::compile(secret, Vec::new(), Vec::new(), Vec::new())
     }
 
     #[inline]
@@ -184,6 +232,11 @@ impl Rules {
     /// All ports.
     pub fn ports(&self) -> impl Iterator<Item = &PortRules> {
         self.ports.iter().flatten().map(|port| &port.rules)
+    }
+
+    /// All carriers.
+    pub fn carriers(&self) -> impl Iterator<Item = &CarrierRules> {
+        self.carriers.iter()
     }
 
     /// The network of this name.
@@ -235,7 +288,7 @@ pub(super) struct Pins {
 impl Pins {
     fn new(secret: Secret, ports: &[PortRules]) -> Pins {
         let mut owners: HashMap<Station, Option<PortId>> = HashMap::new();
-        for port in ports {
+        for port in ports.iter().filter(|port| port.role == Role::Vif) {
             let also: &[Mac] = match &port.security {
                 Security::Off => &[],
                 Security::Mac(also) => also,
@@ -323,6 +376,8 @@ mod tests {
             security: Security::Mac(also.iter().map(|&bits| Mac::from_bits(bits)).collect()),
             admin_up: true,
             worker: Some(0),
+            role: Role::Vif,
+            reach: Reach::Own,
         }
     }
 
@@ -333,7 +388,7 @@ mod tests {
     #[test]
     fn a_flood_leaves_out_only_its_source() {
         let ports = vec![port(0, 0, 1, &[]), port(1, 0, 2, &[]), port(2, 0, 1, &[]), port(3, 1, 1, &[])];
-        let rules = Rules::compile(secret(), vec![network(0), network(1)], ports);
+        let rules = Rules::compile(secret(), vec![network(0), network(1)], ports, Vec::new());
         let mut reached: Vec<usize> = rules.flood(PortId::new(2, 0)).concat().iter().map(|id| id.index()).collect();
         reached.sort_unstable();
         assert_eq!(reached, [0, 1]);
@@ -348,7 +403,7 @@ mod tests {
         down.admin_up = false;
         let mut gone = port(2, 0, 3, &[]);
         gone.worker = None;
-        let rules = Rules::compile(secret(), vec![network(0)], vec![port(0, 0, 1, &[]), down, gone]);
+        let rules = Rules::compile(secret(), vec![network(0)], vec![port(0, 0, 1, &[]), down, gone], Vec::new());
         assert_eq!(rules.flood(PortId::new(0, 0)).concat(), []);
         assert_eq!(rules.flood(PortId::new(2, 0)).concat(), [PortId::new(0, 0)], "its last frames still go out");
     }
@@ -358,7 +413,7 @@ mod tests {
         let vrrp = 0x0000_5e00_0101;
         let own = 0x0200_0000_9999;
         let ports = vec![port(0, 0, 1, &[vrrp, own]), port(1, 0, 2, &[vrrp]), port(2, 1, 3, &[vrrp])];
-        let rules = Rules::compile(secret(), vec![network(0), network(1)], ports);
+        let rules = Rules::compile(secret(), vec![network(0), network(1)], ports, Vec::new());
         let find = |net, bits| {
             let station = Station::new(NetworkId::new(net), Mac::from_bits(bits));
             rules.pins().find(station, rules.hash(station)).map(|id| id.index())

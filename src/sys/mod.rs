@@ -5,6 +5,7 @@
 pub mod cores;
 pub mod event;
 pub mod link;
+pub mod link_events;
 pub mod memory;
 pub mod netns;
 pub mod privileges;

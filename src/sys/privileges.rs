@@ -26,6 +26,13 @@ pub const NET_ADMIN: Privilege = Privilege {
     capability: CapabilitySet::NET_ADMIN,
 };
 
+/// To send and receive frames on netdevs that others own, by AF_XDP and AF_PACKET.
+pub const NET_RAW: Privilege = Privilege {
+    name: "CAP_NET_RAW",
+    without: "no device of the kinds xdp and packet can be opened",
+    capability: CapabilitySet::NET_RAW,
+};
+
 /// To enter network namespaces.
 pub const SYS_ADMIN: Privilege = Privilege {
     name: "CAP_SYS_ADMIN",

@@ -9,7 +9,9 @@
 mod ethernet;
 mod mac;
 mod offload;
+mod vid;
 
 pub use ethernet::{HEADER_LEN, Header, TAG_LEN, tags};
 pub use mac::{Mac, NotAMac};
 pub use offload::{BadOffload, MOST_SEGMENTS, Offload, Segmentation};
+pub use vid::{NotAVid, Vid};

@@ -9,7 +9,8 @@ use vifswitch::device::Device;
 use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::frame::Pool;
 use vifswitch::switch::{
-    DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Rules, Secret, Security,
+    DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, Role, Rules, Secret,
+    Security,
 };
 use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
@@ -117,8 +118,10 @@ impl Lab {
             security: plug.security.clone(),
             admin_up: plug.admin_up,
             worker: Some(id.index() as u16 % setup.workers),
+            role: Role::Vif,
+            reach: Reach::Own,
         });
-        let rules = Arc::new(Rules::compile(secret, networks.collect(), rules.collect()));
+        let rules = Arc::new(Rules::compile(secret, networks.collect(), rules.collect(), Vec::new()));
         let books = (0..setup.workers).map(|_| ports.iter().map(|_| Arc::default()).collect()).collect();
         let mut lab = Lab {
             workers: team.workers,
@@ -168,7 +171,7 @@ impl Lab {
         let mut ports: Vec<_> = self.rules.ports().cloned().collect();
         change(&mut ports);
         let networks = (0..u16::MAX).map_while(|index| self.rules.network(NetworkId::new(index)).cloned()).collect();
-        self.set_rules(Arc::new(Rules::compile(Secret::new(SECRET), networks, ports)));
+        self.set_rules(Arc::new(Rules::compile(Secret::new(SECRET), networks, ports, Vec::new())));
     }
 
     /// The stations that a worker has learned, asked for by mail, a few at a time.

@@ -39,7 +39,7 @@ pub(super) fn ask(config: &Config) -> Vec<Finding> {
     memory(config, &mut findings);
     files(&seats, &mut findings);
     rights(config, &seats, &mut findings);
-    if !seats.is_empty() {
+    if seats.iter().any(|seat| matches!(seat.device, Settings::Tap(_))) {
         tun(&mut findings);
     }
     for seat in &seats {
@@ -156,6 +156,9 @@ fn available(meminfo: &str) -> Option<(u64, u64)> {
 fn files(seats: &[Seat], findings: &mut Vec<Finding>) {
     let queues = seats.iter().map(|seat| match &seat.device {
         Settings::Tap(tap) => u64::from(tap.queues),
+        // How many there are shows when it is opened; each has a socket, and there is a program and its map.
+        Settings::Xdp(xdp) => u64::from(xdp.queues.unwrap_or(1)) + 3,
+        Settings::Packet(_) => 1,
     });
     let needed = queues.sum::<u64>() + OTHER_FILES;
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|&limit| limit < needed) {
@@ -166,10 +169,11 @@ fn files(seats: &[Seat], findings: &mut Vec<Finding>) {
 
 /// The capabilities that there is a use for, and that are not there.
 fn rights(config: &Config, seats: &[Seat], findings: &mut Vec<Finding>) {
-    let namespaces = || seats.iter().map(|seat| netns(&seat.device));
+    let namespaces = || seats.iter().map(|seat| seat.device.netns());
     for privilege in needed(&config.switch) {
         let of_use = match privilege {
             privileges::NET_ADMIN => !seats.is_empty(),
+            privileges::NET_RAW => seats.iter().any(|seat| seat.device.is_of_others()),
             privileges::SYS_ADMIN => namespaces().any(|netns| *netns != Netns::Host),
             privileges::SYS_PTRACE => {
                 namespaces().any(|netns| matches!(netns, Netns::At(path) if path.starts_with("/proc")))
@@ -197,19 +201,16 @@ fn tun(findings: &mut Vec<Finding>) {
 }
 
 fn port(config: &Config, seat: &Seat, running: bool, findings: &mut Vec<Finding>) {
-    let vm = &config.vms[seat.vm];
-    let about = format!("port {:?} (VM {:?})", vm.ports[seat.position].port_id, vm.id);
+    let about = match seat.names(config).vm {
+        Some(vm) => format!("{seat} (VM {vm:?})"),
+        None => seat.to_string(),
+    };
     match device::look(&seat.device) {
         Ok(notes) => findings.extend(notes.iter().map(|note| finding(Severity::Remark, &about, note))),
         // By the one that is running, in all likelihood; and it says so itself if not.
         Err(OpenError::Busy { .. }) if running => {}
         Err(why) => findings.push(finding(Severity::Remark, &about, format!("it would be DOWN: {why}"))),
     }
-}
-
-fn netns(device: &Settings) -> &Netns {
-    let Settings::Tap(tap) = device;
-    &tap.netns
 }
 
 #[cfg(test)]
