@@ -258,17 +258,15 @@ const MISTAKES: &[Mistake] = &[
     ("vlan = 120 }, {", "vlan = 0 }, {", "uplinks[0].networks[0].vlan", Some("0"), kind::BAD_VALUE, &["1 to 4094"]),
     ("vlan = 120 }, {", "vlan = 4095 }, {", "uplinks[0].networks[0].vlan", Some("4095"), kind::BAD_VALUE, &["1 to 4094"]),
     ("vlan = 120 }, {", "vlan = \"x\" }, {", "uplinks[0].networks[0].vlan", Some("\"x\""), kind::WRONG_TYPE, &["a whole number"]),
-    ("{ network_id = \"net2\" }]\n", "{ network_id = \"net1\", vlan = 7 }]\n", "uplinks[0].networks[1].network_id", Some("\"net1\""), kind::CONTRADICTION, &["uplinks[0].networks[0] (line 60)", "carries each once"]),
-    ("{ network_id = \"net2\" }]\n", "{ network_id = \"net2\", vlan = 120 }]\n", "uplinks[0].networks[1].vlan", Some("120"), kind::CONTRADICTION, &["uplinks[0].networks[0] (line 60)", "has its own"]),
-    ("\"net1\", vlan = 120 }, {", "\"net1\" }, {", "uplinks[0].networks[1].vlan", None, kind::CONTRADICTION, &["must be given", "uplinks[0].networks[0] (line 60)", "one network"]),
+    ("{ network_id = \"net2\" }]\n", "{ network_id = \"net1\", vlan = 7 }]\n", "uplinks[0].networks[1].network_id", Some("\"net1\""), kind::CONTRADICTION, &["uplinks[0].networks[0] (line 55)", "carries each once"]),
+    ("{ network_id = \"net2\" }]\n", "{ network_id = \"net2\", vlan = 120 }]\n", "uplinks[0].networks[1].vlan", Some("120"), kind::CONTRADICTION, &["uplinks[0].networks[0] (line 55)", "has its own"]),
+    ("\"net1\", vlan = 120 }, {", "\"net1\" }, {", "uplinks[0].networks[1].vlan", None, kind::CONTRADICTION, &["must be given", "uplinks[0].networks[0] (line 55)", "one network"]),
     ("{ network_id = \"net2\" }]\n", "{ vlan = 7 }]\n", "uplinks[0].networks[1].network_id", None, kind::MISSING, &["must be given"]),
     ("networks = [{ network_id = \"net1\", vlan = 120 }, { network_id = \"net2\" }]\n", "", "uplinks[0].networks", None, kind::MISSING, &["must be given", "network_id = \"net1\""]),
     ("networks = [{ network_id = \"net1\", vlan = 120 }, { network_id = \"net2\" }]\n", "networks = []\n", "uplinks[0].networks", Some("[]"), kind::BAD_VALUE, &["carries nothing"]),
-    ("group    = \"wire\"", "group    = \"wires\"", "uplinks[0].group", Some("\"wires\""), kind::CONTRADICTION, &["two uplinks", "leave the key out"]),
-    ("group    = \"wire\"", "group    = \"\"", "uplinks[0].group", Some("\"\""), kind::BAD_VALUE, &["empty"]),
-    ("id       = \"up1\"", "id       = \"up0\"", "uplinks[1].id", Some("\"up0\""), kind::DUPLICATE_UPLINK, &["uplinks[0].id (line 57)"]),
-    ("id       = \"up1\"", "id       = \"p3\"", "uplinks[1].id", Some("\"p3\""), kind::DUPLICATE_UPLINK, &["vms[1].ports[0].port_id (line 47)", "is a port"]),
-    ("name = \"eth2\", netns = \"wire\"", "name = \"eth1\"", "uplinks[1].device.name", Some("\"eth1\""), kind::DUPLICATE_DEVICE, &["uplinks[0].device.name (line 59)", "its own"]),
+    ("id       = \"up1\"", "id       = \"up0\"", "uplinks[1].id", Some("\"up0\""), kind::DUPLICATE_UPLINK, &["uplinks[0].id (line 52)"]),
+    ("id       = \"up1\"", "id       = \"p3\"", "uplinks[1].id", Some("\"p3\""), kind::DUPLICATE_UPLINK, &["vms[1].ports[0].port_id (line 44)", "is a port"]),
+    ("name = \"eth2\", netns = \"wire\"", "name = \"eth1\"", "uplinks[1].device.name", Some("\"eth1\""), kind::DUPLICATE_DEVICE, &["uplinks[0].device.name (line 54)", "its own"]),
     ("name = \"eth2\", netns = \"wire\"", "name = \"tap0c11a9e4-6f\", netns = \"/run/netns/fw-3\"", "uplinks[1].device.name", Some("\"tap0c11a9e4-6f\""), kind::DUPLICATE_DEVICE, &["vms[0].ports[0].device.name (line 31)"]),
     // between tables
     ("id = \"net2\"", "id = \"net1\"\n[[networks]]\nid = \"net2\"", "networks[1].id", Some("\"net1\""), kind::DUPLICATE_NETWORK, &["networks[0].id (line 11)"]),
@@ -381,12 +379,16 @@ fn json_is_judged_like_toml() {
 #[test]
 fn what_is_wrong_with_several_tables_is_told_of_each() {
     // Of two that should carry the same and do not, the second one is told; a network that is not there
-    // is told wherever it is named.
-    let text = spoilt("[{ network_id = \"net2\" }, { network_id = \"net1\", vlan", "[{ network_id = \"net2\", vlan");
+    // is told wherever it is named, and so is a group of one.
+    let text = spoilt("{ network_id = \"net2\" }, {", "{ network_id = \"net2\", vlan = 7 }, {");
     let problem = problem(&text);
     assert_eq!((problem.key.as_str(), problem.kind), ("uplinks[1].networks", kind::CONTRADICTION), "{problem}");
-    assert!(problem.message.contains("uplinks[0] (line 56)"), "{problem}");
+    assert!(problem.message.contains("uplinks[0] (line 51)"), "{problem}");
     assert_eq!(problem.owner.as_deref(), Some("uplink \"up1\""));
+    let errors = parse_toml(&spoilt("group    = \"wire\"", "group    = \"wires\""), "x").unwrap_err();
+    let found: Vec<_> = errors.problems().iter().map(|problem| (problem.key.as_str(), problem.kind)).collect();
+    assert_eq!(found, ["uplinks[0].group", "uplinks[1].group"].map(|key| (key, kind::CONTRADICTION)), "{errors}");
+    assert!(errors.to_string().contains("leave the key out"), "{errors}");
     let errors = parse_toml(&EXAMPLE.replace("\"net1\", vlan", "\"net3\", vlan"), "x").unwrap_err();
     let found: Vec<_> = errors.problems().iter().map(|problem| (problem.key.as_str(), problem.kind)).collect();
     let unknown = ["uplinks[0].networks[0].network_id", "uplinks[1].networks[1].network_id"];

@@ -261,7 +261,8 @@ impl Edit {
             UplinkDevice => rename(&mut uplinks[index].device, |name| format!("z{}", &name[..name.len().min(14)])),
             _ => {
                 // The same for both of a group.
-                for uplink in uplinks.iter_mut().filter(|uplink| uplink.line() == line) {
+                let is_meant = |uplink: &&mut Uplink| uplink.line() == line && !uplink.networks.is_empty();
+                for uplink in uplinks.iter_mut().filter(is_meant) {
                     uplink.networks.sort_by(|a, b| a.network_id.cmp(&b.network_id));
                     let carried = b.index(uplink.networks.len());
                     if matches!(self, UplinkNetwork) {

@@ -42,18 +42,12 @@ impl Table<'_, '_> {
             )
         });
         let (mut networks, mut tags) = (HashMap::new(), HashMap::new());
-        for (index, (Carried { network_id, vlan }, is_judged)) in carried.iter().enumerate() {
+        let mut all = Vec::new();
+        for (index, (Carried { network_id, vlan }, is_number)) in carried.into_iter().enumerate() {
             let at = path.item(index);
-            if !network_id.is_empty()
-                && let Some(first) = networks.insert(network_id.as_str(), index)
-            {
-                let first = self.notes.place(&path.item(first));
-                let message = format!("{first} is this network; an uplink carries each once, under one tag or none");
-                self.notes.add(&at.key("network_id"), kind::CONTRADICTION, message);
-            }
             // a vlan that was of a wrong type has been noted, and looks as if it were not there
-            let is_judged = *is_judged && (vlan.is_some() || self.notes.misses(&at.key("vlan")));
-            if is_judged && let Some(first) = tags.insert(*vlan, index) {
+            let mut is_right = is_number && (vlan.is_some() || self.notes.misses(&at.key("vlan")));
+            if is_right && let Some(first) = tags.insert(vlan, index) {
                 let first = self.notes.place(&path.item(first));
                 let message = match vlan {
                     Some(vlan) => format!("{first} has the vlan {vlan} already; each network on an uplink has its own"),
@@ -62,9 +56,19 @@ impl Table<'_, '_> {
                     }
                 };
                 self.notes.add(&at.key("vlan"), kind::CONTRADICTION, message);
+                is_right = false;
             }
+            if !network_id.is_empty()
+                && let Some(first) = networks.insert(network_id.clone(), index)
+            {
+                let first = self.notes.place(&path.item(first));
+                let message = format!("{first} is this network; an uplink carries each once, under one tag or none");
+                self.notes.add(&at.key("network_id"), kind::CONTRADICTION, message);
+                is_right = false;
+            }
+            all.push(Carried { network_id: if is_right { network_id } else { String::new() }, vlan });
         }
-        carried.into_iter().map(|(carried, _)| carried).collect()
+        all
     }
 }
 
