@@ -221,6 +221,7 @@ impl Controller {
                     let was = port.link;
                     let why = lost(name, was, *now).filter(|_| port.seat.device.is_of_others());
                     if let Some(why) = why {
+                        is_hope |= now.is_some_and(|now| now.up);
                         gone.push((index, why));
                     } else if now.is_some() && was != *now {
                         let before = port.dead_link();
