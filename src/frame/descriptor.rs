@@ -88,8 +88,7 @@ impl Frame {
         }
         if offload.is_pending() {
             if len == head {
-                pool.link(at, NONE);
-                frame.place = Place::Chain;
+                frame.become_chain(pool);
             }
             frame.measure(None);
         }
@@ -118,9 +117,11 @@ impl Frame {
         mut slot: impl FnMut() -> Option<u32>,
         mut fill: impl FnMut(&mut [u8]),
     ) -> bool {
-        self.place = Place::Chain;
-        pool.link(self.at, NONE);
-        let (mut left, mut last) = (self.len - self.head(), self.at);
+        let head = SLOT_BYTES - u32::from(self.start);
+        let (mut left, mut last) = (self.len - head, self.at);
+        self.len = head;
+        self.become_chain(pool);
+        self.len += left;
         while left > 0 {
             let Some(at) = slot() else { return false };
             pool.link(at, NONE);
@@ -133,6 +134,42 @@ impl Frame {
             (left, last) = (left - part, at);
         }
         true
+    }
+
+    /// Notes where the first segment ends, so that others can stand behind it. There are none yet.
+    fn become_chain(&mut self, pool: &Pool) {
+        pool.link(self.at, NONE);
+        pool.set_extent(self.at, self.start, self.len as u16);
+        self.place = Place::Chain;
+    }
+
+    /// A frame in a slot that the kernel has written and the caller hands over: `len` bytes from
+    /// `start` on, which lie within it.
+    #[inline(always)]
+    pub(super) fn arrived(pool: &'static Pool, at: u32, start: u16, len: u16) -> Frame {
+        debug_assert!(usize::from(start) + usize::from(len) <= SLOT);
+        Frame::new(Some(pool), at, start, u32::from(len), Offload::NONE, Place::Slot)
+    }
+
+    /// Adds a segment in a slot that the kernel has written and the caller hands over, behind slot
+    /// `last`, which is the last one so far.
+    #[cold]
+    pub(super) fn append(&mut self, pool: &Pool, last: u32, at: u32, start: u16, len: u16) {
+        debug_assert!(usize::from(start) + usize::from(len) <= SLOT);
+        if self.place == Place::Slot {
+            self.become_chain(pool);
+        }
+        pool.set_extent(at, start, len);
+        pool.link(at, NONE);
+        pool.link(last, at);
+        self.len += u32::from(len);
+    }
+
+    /// The slot that holds all of it, and where in it: start and length. `None` for any other
+    /// frame than [`Frame::is_plain_slot`] says.
+    #[inline(always)]
+    pub(super) fn slot(&self) -> Option<(u32, u16, u16)> {
+        (self.place == Place::Slot).then_some((self.at, self.start, self.len as u16))
     }
 
     /// A frame in receive buffer `buffer` of a batch, `len` bytes long. Where its offload header is
@@ -227,7 +264,7 @@ impl Frame {
     #[inline(always)]
     pub(super) fn head(&self) -> u32 {
         match self.place {
-            Place::Chain => self.len.min(SLOT_BYTES - u32::from(self.start)),
+            Place::Chain => self.pool.map_or(0, |pool| u32::from(pool.extent(self.at).1)),
             _ => self.len,
         }
     }

@@ -23,6 +23,8 @@ pub enum Fate {
     Refused,
     /// The device is there, but its link is down.
     LinkDown,
+    /// It would have had to be copied, and there was no slot free.
+    NoBuffer,
 }
 
 /// What became of a lane, counted in frames as [`Frame::count`] has it.
@@ -38,6 +40,8 @@ pub struct Sent {
     pub refused: u64,
     /// Frames that found the link down.
     pub link_down: u64,
+    /// Frames for which there was no slot to copy them to.
+    pub no_buffer: u64,
 }
 
 impl Lane {
@@ -128,6 +132,52 @@ impl Lane {
     }
 }
 
+impl Lane {
+    /// The same for a device that takes the slots themselves: `send` is shown frames that own theirs, and
+    /// takes them out of their places. A frame that is lent, or that others get as well, is copied first.
+    #[inline(always)]
+    pub fn send_owned(&mut self, batch: &Batch, cache: &mut Cache, mut send: impl FnMut(&mut Frame) -> bool) -> Sent {
+        let mut sent = Sent::default();
+        let mut waiting = self.entries[..self.len].iter_mut();
+        self.len = 0;
+        for entry in &mut waiting {
+            if !entry.is_owned() {
+                match copy(entry, batch, cache) {
+                    Some(copy) => *entry = copy,
+                    None => {
+                        sent.note(Fate::NoBuffer, frame_of(entry, batch).count());
+                        cache.recycle_from(entry);
+                        continue;
+                    }
+                }
+            }
+            let len = entry.len();
+            if !send(entry) {
+                sent.note(Fate::Full, entry.count());
+                cache.recycle_from(entry);
+                break;
+            }
+            sent.frames += 1;
+            sent.bytes += u64::from(len);
+        }
+        for entry in waiting {
+            sent.note(Fate::Full, frame_of(entry, batch).count());
+            cache.recycle_from(entry);
+        }
+        sent
+    }
+}
+
+/// A copy of a frame of the burst, in slots of its own.
+#[inline(never)]
+fn copy(entry: &Frame, batch: &Batch, cache: &mut Cache) -> Option<Frame> {
+    let index = entry.borrow()?;
+    match batch.view(index) {
+        view if view.is_one_piece() => cache.frame(view.head, view.frame.offload()),
+        _ => batch.adopt(index, cache),
+    }
+}
+
 impl Sent {
     /// Counts frames that have not been sent. Whether there is any use in going on.
     #[cold]
@@ -136,6 +186,7 @@ impl Sent {
             Fate::Sent => {}
             Fate::Refused => self.refused += count,
             Fate::LinkDown => self.link_down += count,
+            Fate::NoBuffer => self.no_buffer += count,
             Fate::Full => self.full += count,
         }
         fate != Fate::Full
@@ -183,7 +234,7 @@ mod tests {
             }
         });
         assert_eq!(seen, [1, 2, 3, 4, 5]);
-        assert_eq!(sent, Sent { frames: 3, bytes: 180, full: 1, refused: 1, link_down: 0 });
+        assert_eq!(sent, Sent { frames: 3, bytes: 180, full: 1, refused: 1, ..Sent::default() });
         assert!(lane.is_empty());
         batch.clear(&mut cache);
         drop(cache);

@@ -12,11 +12,13 @@
 //!                      Lane: what one port sends in one go ──► device.transmit
 //! ```
 //!
-//! Slots go home to the worker's [`Cache`], and from there in chunks to the pool.
+//! Slots go home to the worker's [`Cache`], and from there in chunks to the pool. Those that are left to
+//! the kernel, to be received into or to be sent, go through an [`Exchange`].
 
 mod batch;
 mod cache;
 mod descriptor;
+mod exchange;
 mod lane;
 mod pool;
 mod prefetch;
@@ -24,6 +26,7 @@ mod prefetch;
 pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, View};
 pub use cache::Cache;
 pub use descriptor::{Frame, Tail};
+pub use exchange::{Copying, Exchange};
 pub use lane::{Fate, Lane, Sent};
 pub use pool::{Pool, SLOT};
 pub use prefetch::prefetch;

@@ -3,9 +3,11 @@
 //! Errors are `io::Error` from here on up; nobody else sees an errno.
 
 pub mod cores;
+pub mod ethtool;
 pub mod event;
 pub mod link;
 pub mod memory;
 pub mod netns;
 pub mod privileges;
 pub mod tun;
+pub mod xsk;

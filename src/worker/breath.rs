@@ -220,7 +220,8 @@ impl Worker {
         let Some(book) = book(&self.books, gate.port) else { return };
         book.tx_frames.add(sent.frames);
         book.tx_bytes.add(sent.bytes);
-        if sent.full + sent.refused + sent.link_down > 0 {
+        if sent.full + sent.refused + sent.link_down + sent.no_buffer > 0 {
+            book.drops_out.add(DropReason::NoBuffer, sent.no_buffer);
             book.drops_out.add(DropReason::DeviceFull, sent.full);
             book.drops_out.add(DropReason::DeviceRefused, sent.refused);
             book.drops_out.add(DropReason::LinkDown, sent.link_down);
