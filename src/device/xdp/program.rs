@@ -24,9 +24,9 @@ const REDIRECT_MAP: i32 = 51;
 /// later and about a process that is being killed, whose sockets and link go one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum NoSocket {
-    /// It dies, and the netdev counts it (a tap among its dropped frames, others in a statistic of the
-    /// driver). The default: on a tap it is the guest that decides how many queues there are, and one
-    /// more of them must not lead around the switch into the host's network stack.
+    /// It dies (and a tap in native mode counts it among its dropped frames). The default: it is the
+    /// guest that decides how many queues of its tap are in use, and one more of them must not lead
+    /// around the switch into the host's network stack.
     #[default]
     Drop,
     /// It goes on to the network stack, as without us.
@@ -157,6 +157,15 @@ mod tests {
         assert_eq!(e.source.raw_os_error(), Some(libc::EACCES));
         assert!(e.log.contains("R5 !read_ok"), "{e}");
         assert!(e.to_string().contains(&e.log) && e.to_string().contains("os error 13"), "{e}");
+        // More is said than there is room for, which is an error of its own.
+        let mut code = Assembler::new();
+        code.load_word(R2, R1, RX_QUEUE_INDEX);
+        for _ in 0..500 {
+            code.add(R2, 1);
+        }
+        let e = Program::load(&code.load_word(R0, R5, 0).exit().finish().unwrap(), true).unwrap_err();
+        assert_eq!(e.source.raw_os_error(), Some(libc::EACCES), "that of the program, and not that of the log");
+        assert!((1000..4096).contains(&e.log.len()), "{e}");
         let e = Program::load(&[], true).unwrap_err();
         assert_eq!((e.source.raw_os_error(), e.log.as_str()), (Some(libc::E2BIG), ""));
     }
@@ -166,12 +175,13 @@ mod tests {
         if !may_load() {
             return;
         }
-        // 3 + 3 + 3 + 3, then over an exit to another one
+        // ahead, back, ahead; each way but this one ends without the sum
         let mut code = Assembler::new();
-        code.set(R0, 0).set(R1, 4).place("again").add(R0, 3).add(R1, -1).jump_if(R1, If::Different, 0, "again");
-        code.jump("on").place("back").add(R0, 100).exit().place("on").jump_if(R0, If::Equal, 12, "back").exit();
+        code.set(R0, 1).set(R1, 4).jump("on").place("back").add(R0, 10).jump_if(R1, If::Greater, 3, "end").exit();
+        code.place("on").jump_if(R1, If::Different, 4, "end").jump_if(R1, If::Equal, 4, "back").exit();
+        code.place("end").add(R0, 100).exit();
         let program = Program::load(&code.finish().unwrap(), false).unwrap();
-        assert_eq!(program.test_run(&frame(60), None).unwrap().verdict, 112);
+        assert_eq!(program.test_run(&frame(60), None).unwrap().verdict, 111);
         assert_eq!(program.test_run(&frame(13), None).unwrap_err().raw_os_error(), Some(libc::EINVAL));
         let other = Program::load(&[Instruction::new(0xb7, 0, 0, 0, 2), Instruction::new(0x95, 0, 0, 0, 0)], false);
         assert_ne!(other.unwrap().id().unwrap(), program.id().unwrap());
