@@ -20,6 +20,7 @@ pub mod fault;
 pub mod memory;
 pub mod pcap;
 pub mod tap;
+pub mod xdp;
 
 /// Which device to open, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]

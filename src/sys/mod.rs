@@ -2,6 +2,7 @@
 //!
 //! Errors are `io::Error` from here on up; nobody else sees an errno.
 
+pub mod bpf;
 pub mod cores;
 pub mod ethtool;
 pub mod event;
