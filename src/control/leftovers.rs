@@ -30,15 +30,15 @@ pub struct Leftover {
 pub type Leftovers = BTreeSet<Leftover>;
 
 impl Leftover {
-    /// The netdev of a device.
-    pub fn of(device: &Settings) -> Leftover {
-        let Settings::Tap(tap) = device;
+    /// The netdev of a device; `None` if others own it.
+    pub fn of(device: &Settings) -> Option<Leftover> {
+        let Settings::Tap(tap) = device else { return None };
         let path = tap.netns.path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
         let netns = match path.strip_prefix("/var/run/netns/") {
             Some(name) => format!("/run/netns/{name}"),
             None => path,
         };
-        Leftover { port_id: tap.owner.clone(), netns, name: tap.name.clone() }
+        Some(Leftover { port_id: tap.owner.clone(), netns, name: tap.name.clone() })
     }
 
     /// Where it would be.
@@ -85,7 +85,7 @@ mod tests {
         #[test]
         fn a_netdev_is_known_again(config in strategy::config()) {
             let wanted = netdevs(&config);
-            let devices = config.ports().map(|(_, port)| {
+            let devices = config.ports().filter_map(|(_, port)| {
                 let network = config.networks.iter().find(|network| network.id == port.network_id).unwrap();
                 Leftover::of(&blueprint::device(port, network))
             });

@@ -193,10 +193,12 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
 
 /// What becomes of a device that was to be `before` and shall be `after`.
 pub fn device_step(before: &Settings, after: &Settings) -> DeviceStep {
-    let (Settings::Tap(before), Settings::Tap(after)) = (before, after);
     if before == after {
         return DeviceStep::Keep;
     }
+    let (Settings::Tap(before), Settings::Tap(after)) = (before, after) else {
+        return DeviceStep::Reopen { anew: before.at() != after.at() };
+    };
     let mut adjusted = before.clone();
     (adjusted.mac, adjusted.mtu) = (after.mac, after.mtu);
     if adjusted == *after {

@@ -13,7 +13,7 @@ use std::os::fd::BorrowedFd;
 
 use thiserror::Error;
 
-use crate::frame::{Batch, Cache, Lane, Sent};
+use crate::frame::{Batch, Cache, Lane, Pool, Sent};
 use crate::sys::netns::Netns;
 
 pub mod fault;
@@ -28,6 +28,31 @@ pub mod xdp;
 pub enum Settings {
     /// A tap of which we hold the file.
     Tap(tap::Settings),
+    /// AF_XDP on a netdev that others own.
+    Xdp(xdp::Settings),
+}
+
+impl Settings {
+    /// Which device, and where.
+    pub fn at(&self) -> Whereabouts {
+        match self {
+            Settings::Tap(tap) => tap.at(),
+            Settings::Xdp(xdp) => xdp.at(),
+        }
+    }
+
+    /// The namespace of the device.
+    pub fn netns(&self) -> &Netns {
+        match self {
+            Settings::Tap(tap) => &tap.netns,
+            Settings::Xdp(xdp) => &xdp.netns,
+        }
+    }
+
+    /// Whether the netdev may be one that we make and remove; others own it otherwise.
+    pub fn may_be_ours(&self) -> bool {
+        matches!(self, Settings::Tap(_))
+    }
 }
 
 /// A device that has been opened.
@@ -38,6 +63,8 @@ pub struct Opened {
     pub made: bool,
     /// What the operator should know: sentences on what is not quite as asked for.
     pub notes: Vec<String>,
+    /// In which mode it is used, if there are several.
+    pub mode: Option<String>,
 }
 
 impl fmt::Debug for Opened {
@@ -77,6 +104,14 @@ pub enum OpenError {
         /// Which device.
         at: Whereabouts,
     },
+    /// Others own it and have set it down, or nobody is at its other end. It may be up later.
+    #[error("{at}: {reason}; it is opened as soon as its link is up")]
+    Down {
+        /// Which device.
+        at: Whereabouts,
+        /// What of it is down.
+        reason: &'static str,
+    },
     /// Somebody holds it. It may be free later.
     #[error("{at} is held by another process, or by another port; end that one or choose another device")]
     Busy {
@@ -104,10 +139,12 @@ pub enum OpenError {
 }
 
 /// Opens a device. May wait, up to a second or so, and must not be called from a runtime's thread
-/// that has other things to do. Without `may_create`, a netdev that is not there is not made.
-pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> {
+/// that has other things to do. Without `may_create`, a netdev that is not there is not made. `pool` is
+/// that of the workers.
+pub fn open(settings: &Settings, may_create: bool, pool: &'static Pool) -> Result<Opened, OpenError> {
     match settings {
         Settings::Tap(tap) => tap::open(tap, may_create),
+        Settings::Xdp(xdp) => xdp::open(xdp, pool),
     }
 }
 
@@ -116,6 +153,7 @@ pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> 
 pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
     match settings {
         Settings::Tap(tap) => tap::look(tap),
+        Settings::Xdp(xdp) => xdp::look(xdp),
     }
 }
 
@@ -123,8 +161,13 @@ pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
 /// open still, and should be: closing them first costs more. Says of each whether there was one. May
 /// wait as well, and for one as long as for many.
 pub fn remove(netns: &Netns, settings: &[Settings]) -> Vec<Result<bool, OpenError>> {
-    let taps: Vec<&tap::Settings> = settings.iter().map(|Settings::Tap(tap)| tap).collect();
-    tap::remove(netns, &taps)
+    let taps = settings.iter().filter_map(|settings| match settings {
+        Settings::Tap(tap) => Some(tap),
+        Settings::Xdp(_) => None,
+    });
+    let mut removed = tap::remove(netns, &taps.collect::<Vec<_>>()).into_iter();
+    let mut of = |settings: &Settings| if settings.may_be_ours() { removed.next() } else { None };
+    settings.iter().map(|settings| of(settings).unwrap_or(Ok(false))).collect()
 }
 
 /// What became of something that was to be removed.
@@ -148,6 +191,8 @@ pub fn remove_left(at: &Whereabouts, port: &str) -> Result<Removal, OpenError> {
 pub fn adjust(settings: &Settings) -> Result<(), OpenError> {
     match settings {
         Settings::Tap(tap) => tap::adjust(tap),
+        // Others own it.
+        Settings::Xdp(_) => Ok(()),
     }
 }
 

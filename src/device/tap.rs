@@ -59,7 +59,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    fn at(&self) -> Whereabouts {
+    pub(super) fn at(&self) -> Whereabouts {
         Whereabouts { device: self.name.clone(), netns: self.netns.clone() }
     }
 
@@ -265,7 +265,7 @@ fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, Open
     furnish(settings, &link, &queues[0], made, created, &mut notes)?;
     let header = settings.offloads;
     let queues = queues.into_iter().map(|queue| Box::new(Tap { queue, header }) as Box<dyn Device>).collect();
-    Ok(Some(Opened { queues, made, notes }))
+    Ok(Some(Opened { queues, made, notes, mode: None }))
 }
 
 /// What to go by when the device is there already.

@@ -82,6 +82,23 @@ pub enum XdpMode {
     Offloaded,
 }
 
+impl XdpMode {
+    /// What `ip link set` calls it.
+    pub const fn option(self) -> &'static str {
+        match self {
+            XdpMode::Native => "xdpdrv",
+            XdpMode::Generic => "xdpgeneric",
+            XdpMode::Offloaded => "xdpoffload",
+        }
+    }
+}
+
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an XDP program of others ({}, id {})", self.mode.option(), self.program)
+    }
+}
+
 impl fmt::Display for XdpMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -62,13 +62,13 @@ impl Controller {
                 continue;
             }
             port.state = State::Opening { reason: std::mem::take(reason) };
-            let (key, settings, done) = (port.key, port.seat.device.clone(), self.done.clone());
+            let (key, settings, done, pool) = (port.key, port.seat.device.clone(), self.done.clone(), self.pool);
             // What others made, others make again.
             let may_create = port.made.unwrap_or(true);
             spawn_blocking(move || {
                 // First: if it is replaced right now, we shall find that out and come again.
-                let namespace = netns(&settings).identity();
-                let result = device::open(&settings, may_create);
+                let namespace = settings.netns().identity();
+                let result = device::open(&settings, may_create, pool);
                 // Nobody listens any more when the switch is being closed; the device is dropped.
                 let _ = done.send(Outcome::Opened(Attempt { port: key, settings, namespace, result }));
             });
@@ -79,7 +79,7 @@ impl Controller {
     pub(super) fn close(&self, closings: Vec<Closing>) {
         let mut by_netns: HashMap<Option<Netns>, Vec<Closing>> = HashMap::new();
         for closing in closings {
-            let of = closing.remove.as_ref().map(|settings| netns(settings).clone());
+            let of = closing.remove.as_ref().map(|settings| settings.netns().clone());
             by_netns.entry(of).or_default().push(closing);
         }
         for (of, closings) in by_netns {
@@ -91,7 +91,7 @@ impl Controller {
                 for Closing { port, queues, remove } in closings {
                     drop(queues);
                     let failed = remove.as_ref().and_then(|_| results.next()?.err());
-                    let removed = remove.as_ref().filter(|_| failed.is_none()).map(Leftover::of);
+                    let removed = remove.as_ref().filter(|_| failed.is_none()).and_then(Leftover::of);
                     let remark =
                         failed.map(|why| format!("its netdev is left over, and is removed at the next start: {why}"));
                     let _ = done.send(Outcome::Closed { port, removed, remark });
@@ -206,7 +206,7 @@ impl Controller {
             let Some(&index) = self.standing.get(&key) else { continue };
             let port = &mut self.ports[index];
             match result {
-                Ok(Opened { queues, made, notes }) => {
+                Ok(Opened { queues, made, notes, mode: _ }) => {
                     (port.made, port.namespace) = (Some(made), namespace);
                     let id = port.seat.id;
                     #[allow(clippy::cast_possible_truncation)] // there are at most 64 workers, 256 queues
@@ -298,7 +298,7 @@ impl Controller {
         let mut now: HashMap<&Netns, Option<Identity>> = HashMap::new();
         let up = self.ports.iter().enumerate().filter(|(_, port)| matches!(port.state, State::Up { .. }));
         let lost = up.filter_map(|(index, port)| {
-            let netns = netns(&port.seat.device);
+            let netns = port.seat.device.netns();
             let is_lost = *now.entry(netns).or_insert_with(|| netns.identity()) != port.namespace;
             is_lost
                 .then(|| (index, format!("{netns} has been deleted; its device is opened again as soon as it is back")))
@@ -348,13 +348,7 @@ impl Controller {
 
 /// Whether it is worth while to try to open a device: a look that costs next to nothing.
 fn may_be_there(settings: &Settings) -> bool {
-    netns(settings).path().is_none_or(|path| path.exists())
-}
-
-/// The namespace of a device.
-fn netns(settings: &Settings) -> &Netns {
-    let Settings::Tap(tap) = settings;
-    &tap.netns
+    settings.netns().path().is_none_or(|path| path.exists())
 }
 
 /// Closes devices, which may wait for the kernel.

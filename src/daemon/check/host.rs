@@ -156,6 +156,8 @@ fn available(meminfo: &str) -> Option<(u64, u64)> {
 fn files(seats: &[Seat], findings: &mut Vec<Finding>) {
     let queues = seats.iter().map(|seat| match &seat.device {
         Settings::Tap(tap) => u64::from(tap.queues),
+        // As far as can be told: a socket for each queue, and the program.
+        Settings::Xdp(xdp) => u64::from(xdp.queues.unwrap_or(1)) + 3,
     });
     let needed = queues.sum::<u64>() + OTHER_FILES;
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|&limit| limit < needed) {
@@ -166,7 +168,7 @@ fn files(seats: &[Seat], findings: &mut Vec<Finding>) {
 
 /// The capabilities that there is a use for, and that are not there.
 fn rights(config: &Config, seats: &[Seat], findings: &mut Vec<Finding>) {
-    let namespaces = || seats.iter().map(|seat| netns(&seat.device));
+    let namespaces = || seats.iter().map(|seat| seat.device.netns());
     for privilege in needed(&config.switch) {
         let of_use = match privilege {
             privileges::NET_ADMIN => !seats.is_empty(),
@@ -205,11 +207,6 @@ fn port(config: &Config, seat: &Seat, running: bool, findings: &mut Vec<Finding>
         Err(OpenError::Busy { .. }) if running => {}
         Err(why) => findings.push(finding(Severity::Remark, &about, format!("it would be DOWN: {why}"))),
     }
-}
-
-fn netns(device: &Settings) -> &Netns {
-    let Settings::Tap(tap) = device;
-    &tap.netns
 }
 
 #[cfg(test)]
