@@ -7,5 +7,6 @@ pub mod event;
 pub mod link;
 pub mod memory;
 pub mod netns;
+pub mod packet;
 pub mod privileges;
 pub mod tun;
