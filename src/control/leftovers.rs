@@ -32,13 +32,12 @@ pub type Leftovers = BTreeSet<Leftover>;
 impl Leftover {
     /// The netdev of a device.
     pub fn of(device: &Settings) -> Leftover {
-        let Settings::Tap(tap) = device;
-        let path = tap.netns.path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        let path = device.netns().path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
         let netns = match path.strip_prefix("/var/run/netns/") {
             Some(name) => format!("/run/netns/{name}"),
             None => path,
         };
-        Leftover { port_id: tap.owner.clone(), netns, name: tap.name.clone() }
+        Leftover { port_id: device.owner().to_owned(), netns, name: device.name().to_owned() }
     }
 
     /// Where it would be.

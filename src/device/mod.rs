@@ -18,6 +18,7 @@ use crate::sys::netns::Netns;
 
 pub mod fault;
 pub mod memory;
+pub mod packet;
 pub mod pcap;
 pub mod tap;
 
@@ -27,6 +28,42 @@ pub mod tap;
 pub enum Settings {
     /// A tap of which we hold the file.
     Tap(tap::Settings),
+    /// A netdev that others own, by packet sockets.
+    Packet(packet::Settings),
+}
+
+impl Settings {
+    /// The namespace of the device.
+    pub fn netns(&self) -> &Netns {
+        match self {
+            Settings::Tap(tap) => &tap.netns,
+            Settings::Packet(packet) => &packet.netns,
+        }
+    }
+
+    /// The name of the device.
+    pub fn name(&self) -> &str {
+        match self {
+            Settings::Tap(tap) => &tap.name,
+            Settings::Packet(packet) => &packet.name,
+        }
+    }
+
+    /// The port that the device is for.
+    pub fn owner(&self) -> &str {
+        match self {
+            Settings::Tap(tap) => &tap.owner,
+            Settings::Packet(packet) => &packet.owner,
+        }
+    }
+
+    /// Files that are open as long as the device is.
+    pub fn files(&self) -> u64 {
+        match self {
+            Settings::Tap(tap) => tap.queues.into(),
+            Settings::Packet(_) => 2,
+        }
+    }
 }
 
 /// A device that has been opened.
@@ -76,6 +113,12 @@ pub enum OpenError {
         /// Which device.
         at: Whereabouts,
     },
+    /// It is there, others look after it, and they have set it down. It may be up later.
+    #[error("{at} is set down, by those who look after it; `ip link set dev {} up` sets it up, and it is opened then", at.device)]
+    Down {
+        /// Which device.
+        at: Whereabouts,
+    },
     /// Somebody holds it. It may be free later.
     #[error("{at} is held by another process, or by another port; end that one or choose another device")]
     Busy {
@@ -107,6 +150,7 @@ pub enum OpenError {
 pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> {
     match settings {
         Settings::Tap(tap) => tap::open(tap, may_create),
+        Settings::Packet(packet) => packet::open(packet),
     }
 }
 
@@ -115,6 +159,7 @@ pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> 
 pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
     match settings {
         Settings::Tap(tap) => tap::look(tap),
+        Settings::Packet(packet) => packet::look(packet),
     }
 }
 
@@ -122,8 +167,19 @@ pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
 /// open still, and should be: closing them first costs more. Says of each whether there was one. May
 /// wait as well, and for one as long as for many.
 pub fn remove(netns: &Netns, settings: &[Settings]) -> Vec<Result<bool, OpenError>> {
-    let taps: Vec<&tap::Settings> = settings.iter().map(|Settings::Tap(tap)| tap).collect();
-    tap::remove(netns, &taps)
+    let mut taps = Vec::new();
+    for settings in settings {
+        match settings {
+            Settings::Tap(tap) => taps.push(tap),
+            Settings::Packet(_) => {} // others made it
+        }
+    }
+    let mut removed = tap::remove(netns, &taps).into_iter();
+    let mut removed = |settings: &Settings| match settings {
+        Settings::Tap(_) => removed.next().unwrap_or(Ok(false)),
+        Settings::Packet(_) => Ok(false),
+    };
+    settings.iter().map(|settings| removed(settings)).collect()
 }
 
 /// What became of something that was to be removed.
@@ -143,10 +199,12 @@ pub fn remove_left(at: &Whereabouts, port: &str) -> Result<Removal, OpenError> {
     tap::remove_left(at, port)
 }
 
-/// Gives the netdev of an open device the address and MTU that `settings` ask for. May wait as well.
+/// Gives the netdev of an open device the address and MTU that `settings` ask for, unless it is one
+/// that others own. May wait as well.
 pub fn adjust(settings: &Settings) -> Result<(), OpenError> {
     match settings {
         Settings::Tap(tap) => tap::adjust(tap),
+        Settings::Packet(_) => Ok(()),
     }
 }
 
@@ -172,6 +230,12 @@ pub trait Device: Send {
 
     /// What frames it can send.
     fn abilities(&self) -> Abilities;
+
+    /// Frames that came in and were lost before they could be received, since this was last asked, as
+    /// far as the device knows. Most have a netdev that counts them, and know of none.
+    fn missed(&mut self) -> u64 {
+        0
+    }
 }
 
 /// What a device can do with the frames it is to send.
@@ -196,5 +260,8 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn abilities(&self) -> Abilities {
         (**self).abilities()
+    }
+    fn missed(&mut self) -> u64 {
+        (**self).missed()
     }
 }

@@ -24,6 +24,6 @@ mod prefetch;
 pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, View};
 pub use cache::Cache;
 pub use descriptor::{Frame, Tail};
-pub use lane::{Fate, Lane, Sent};
+pub use lane::{Fate, Lane, Progress, Sent, Views};
 pub use pool::{Pool, SLOT};
 pub use prefetch::prefetch;

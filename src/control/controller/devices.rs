@@ -353,8 +353,7 @@ fn may_be_there(settings: &Settings) -> bool {
 
 /// The namespace of a device.
 fn netns(settings: &Settings) -> &Netns {
-    let Settings::Tap(tap) = settings;
-    &tap.netns
+    settings.netns()
 }
 
 /// Closes devices, which may wait for the kernel.

@@ -154,10 +154,7 @@ fn available(meminfo: &str) -> Option<(u64, u64)> {
 }
 
 fn files(seats: &[Seat], findings: &mut Vec<Finding>) {
-    let queues = seats.iter().map(|seat| match &seat.device {
-        Settings::Tap(tap) => u64::from(tap.queues),
-    });
-    let needed = queues.sum::<u64>() + OTHER_FILES;
+    let needed = seats.iter().map(|seat| seat.device.files()).sum::<u64>() + OTHER_FILES;
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|&limit| limit < needed) {
         let why = format!("{limit} files may be open, and {needed} may be needed; raise the limit (ulimit -n)");
         findings.push(finding(Severity::Remark, "open files", why));
@@ -208,8 +205,7 @@ fn port(config: &Config, seat: &Seat, running: bool, findings: &mut Vec<Finding>
 }
 
 fn netns(device: &Settings) -> &Netns {
-    let Settings::Tap(tap) = device;
-    &tap.netns
+    device.netns()
 }
 
 #[cfg(test)]
