@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::blueprint;
 use super::config::{Config, Network, Port, Vm};
-use crate::device::Settings;
+use crate::device::{Settings, packet};
 
 /// The steps, in the order in which they are taken.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -196,8 +196,13 @@ pub fn device_step(before: &Settings, after: &Settings) -> DeviceStep {
     if before == after {
         return DeviceStep::Keep;
     }
-    let (Settings::Tap(before), Settings::Tap(after)) = (before, after) else {
-        return DeviceStep::Reopen { anew: before.at() != after.at() };
+    let (before, after) = match (before, after) {
+        (Settings::Tap(before), Settings::Tap(after)) => (before, after),
+        (Settings::Packet(before), Settings::Packet(after)) => {
+            let adjusted = packet::Settings { mtu: after.mtu, ..before.clone() };
+            return if adjusted == *after { DeviceStep::Adjust } else { DeviceStep::Reopen { anew: false } };
+        }
+        _ => return DeviceStep::Reopen { anew: before.at() != after.at() },
     };
     let mut adjusted = before.clone();
     (adjusted.mac, adjusted.mtu) = (after.mac, after.mtu);

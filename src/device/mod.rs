@@ -18,6 +18,8 @@ use crate::sys::netns::Netns;
 
 pub mod fault;
 pub mod memory;
+mod others;
+pub mod packet;
 pub mod pcap;
 pub mod tap;
 pub mod xdp;
@@ -30,15 +32,14 @@ pub enum Settings {
     Tap(tap::Settings),
     /// AF_XDP on a netdev that others own.
     Xdp(xdp::Settings),
+    /// A netdev that others own, by packet sockets.
+    Packet(packet::Settings),
 }
 
 impl Settings {
     /// Which device, and where.
     pub fn at(&self) -> Whereabouts {
-        match self {
-            Settings::Tap(tap) => tap.at(),
-            Settings::Xdp(xdp) => xdp.at(),
-        }
+        Whereabouts { device: self.name().to_owned(), netns: self.netns().clone() }
     }
 
     /// The namespace of the device.
@@ -46,12 +47,41 @@ impl Settings {
         match self {
             Settings::Tap(tap) => &tap.netns,
             Settings::Xdp(xdp) => &xdp.netns,
+            Settings::Packet(packet) => &packet.netns,
+        }
+    }
+
+    /// The name of the device.
+    pub fn name(&self) -> &str {
+        match self {
+            Settings::Tap(tap) => &tap.name,
+            Settings::Xdp(xdp) => &xdp.name,
+            Settings::Packet(packet) => &packet.name,
+        }
+    }
+
+    /// The port that the device is for.
+    pub fn owner(&self) -> &str {
+        match self {
+            Settings::Tap(tap) => &tap.owner,
+            Settings::Xdp(xdp) => &xdp.owner,
+            Settings::Packet(packet) => &packet.owner,
         }
     }
 
     /// Whether the netdev may be one that we make and remove; others own it otherwise.
     pub fn may_be_ours(&self) -> bool {
         matches!(self, Settings::Tap(_))
+    }
+
+    /// Files that are open as long as the device is, as far as can be told.
+    pub fn files(&self) -> u64 {
+        match self {
+            Settings::Tap(tap) => tap.queues.into(),
+            // A socket for each queue; the program, its table and its link.
+            Settings::Xdp(xdp) => u64::from(xdp.queues.unwrap_or(1)) + 3,
+            Settings::Packet(_) => 2,
+        }
     }
 }
 
@@ -145,6 +175,7 @@ pub fn open(settings: &Settings, may_create: bool, pool: &'static Pool) -> Resul
     match settings {
         Settings::Tap(tap) => tap::open(tap, may_create),
         Settings::Xdp(xdp) => xdp::open(xdp, pool),
+        Settings::Packet(packet) => packet::open(packet),
     }
 }
 
@@ -154,6 +185,7 @@ pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
     match settings {
         Settings::Tap(tap) => tap::look(tap),
         Settings::Xdp(xdp) => xdp::look(xdp),
+        Settings::Packet(packet) => packet::look(packet),
     }
 }
 
@@ -163,7 +195,7 @@ pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
 pub fn remove(netns: &Netns, settings: &[Settings]) -> Vec<Result<bool, OpenError>> {
     let taps = settings.iter().filter_map(|settings| match settings {
         Settings::Tap(tap) => Some(tap),
-        Settings::Xdp(_) => None,
+        Settings::Xdp(_) | Settings::Packet(_) => None,
     });
     let mut removed = tap::remove(netns, &taps.collect::<Vec<_>>()).into_iter();
     let mut of = |settings: &Settings| if settings.may_be_ours() { removed.next() } else { None };
@@ -187,12 +219,13 @@ pub fn remove_left(at: &Whereabouts, port: &str) -> Result<Removal, OpenError> {
     tap::remove_left(at, port)
 }
 
-/// Gives the netdev of an open device the address and MTU that `settings` ask for. May wait as well.
+/// Gives the netdev of an open device the address and MTU that `settings` ask for, unless it is one
+/// that others own. May wait as well.
 pub fn adjust(settings: &Settings) -> Result<(), OpenError> {
     match settings {
         Settings::Tap(tap) => tap::adjust(tap),
         // Others own it.
-        Settings::Xdp(_) => Ok(()),
+        Settings::Xdp(_) | Settings::Packet(_) => Ok(()),
     }
 }
 
@@ -218,6 +251,12 @@ pub trait Device: Send {
 
     /// What frames it can send.
     fn abilities(&self) -> Abilities;
+
+    /// Frames that came in and were lost before they could be received, since this was last asked, as
+    /// far as the device knows. Most have a netdev that counts them, and know of none.
+    fn missed(&mut self) -> u64 {
+        0
+    }
 }
 
 /// What a device can do with the frames it is to send.
@@ -242,5 +281,8 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn abilities(&self) -> Abilities {
         (**self).abilities()
+    }
+    fn missed(&mut self) -> u64 {
+        (**self).missed()
     }
 }

@@ -59,7 +59,7 @@ pub struct Settings {
 }
 
 impl Settings {
-    pub(super) fn at(&self) -> Whereabouts {
+    fn at(&self) -> Whereabouts {
         Whereabouts { device: self.name.clone(), netns: self.netns.clone() }
     }
 

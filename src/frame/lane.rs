@@ -1,5 +1,7 @@
 //! What one port is about to send: a lane of the worker's outbox.
 
+use std::slice;
+
 use super::descriptor::Frame;
 use super::{Batch, Cache, View};
 
@@ -96,8 +98,8 @@ impl Lane {
     }
 
     /// The frames that wait, in order.
-    pub fn views<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = View<'a>> {
-        self.entries[..self.len].iter().map(|entry| view(entry, batch))
+    pub fn views<'a>(&'a self, batch: &'a Batch) -> Views<'a> {
+        Views { entries: self.entries[..self.len].iter(), batch }
     }
 
     /// Shows each frame to `send`, in order, and sees to what comes of it. The lane is empty
@@ -129,6 +131,72 @@ impl Lane {
             cache.recycle_from(entry);
         }
         Sent { frames: rest.frames + plain, bytes: rest.bytes + plain_bytes, ..rest }
+    }
+
+    /// Shows the frames to `send`, which sends as many of them in one call as it can; those behind
+    /// these are shown again, until there are none. The lane is empty afterwards: what could not be
+    /// sent is dropped, and counted. For the frames behind one that found the link down, or no room,
+    /// it would be the same.
+    #[inline]
+    pub fn send_bursts(
+        &mut self,
+        batch: &Batch,
+        cache: &mut Cache,
+        mut send: impl FnMut(Views<'_>) -> Progress,
+    ) -> Sent {
+        let mut all = Sent::default();
+        let mut waiting = &mut self.entries[..self.len];
+        self.len = 0;
+        while !waiting.is_empty() {
+            let progress = send(Views { entries: waiting.iter(), batch });
+            let (sent, rest) = waiting.split_at_mut(progress.sent.min(waiting.len()));
+            let stalled = sent.is_empty() && matches!(progress.then, Fate::Sent);
+            for entry in sent {
+                let (count, size) = frame_of(entry, batch).counts();
+                all.frames += count;
+                all.bytes += size;
+                cache.recycle_from(entry);
+            }
+            let (fate, failed) = match progress.then {
+                // It would be shown the same frames for ever.
+                _ if stalled => (Fate::Full, rest.len()),
+                Fate::Sent => (Fate::Sent, 0),
+                Fate::Refused => (Fate::Refused, rest.len().min(1)),
+                fate => (fate, rest.len()),
+            };
+            let (failed, rest) = rest.split_at_mut(failed);
+            for entry in failed {
+                all.note(fate, frame_of(entry, batch).count());
+                cache.recycle_from(entry);
+            }
+            waiting = rest;
+        }
+        all
+    }
+}
+
+/// How far a device got with the frames that it was shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// So many of them are on their way, from the first on.
+    pub sent: usize,
+    /// What became of the one behind these; [`Fate::Sent`] if it has not been tried.
+    pub then: Fate,
+}
+
+/// Frames that wait, in order.
+#[derive(Debug, Clone)]
+pub struct Views<'a> {
+    entries: slice::Iter<'a, Frame>,
+    batch: &'a Batch,
+}
+
+impl<'a> Iterator for Views<'a> {
+    type Item = View<'a>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<View<'a>> {
+        self.entries.next().map(|entry| view(entry, self.batch))
     }
 }
 
@@ -212,6 +280,8 @@ mod tests {
     use super::*;
     use crate::frame::Pool;
     use crate::wire::Offload;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
 
     #[test]
     fn what_does_not_fit_is_counted_and_goes_home() {
@@ -239,5 +309,78 @@ mod tests {
         batch.clear(&mut cache);
         drop(cache);
         assert_eq!(pool.free(), 16);
+    }
+
+    /// What a device does with one frame after the other, by the numbers in them.
+    fn fate(number: u8) -> Fate {
+        match number % 8 {
+            5 => Fate::Refused,
+            6 => Fate::Full,
+            7 => Fate::LinkDown,
+            _ => Fate::Sent,
+        }
+    }
+
+    proptest! {
+        /// A device that sends `most` frames in a call: the same as one after the other, but that a
+        /// link which is down is asked once only.
+        #[test]
+        fn bursts_fare_as_single_frames_do(numbers in vec(any::<u8>(), 0..40), most in 1usize..9, lent in any::<bool>()) {
+            let pool = Pool::new(128).unwrap();
+            let mut cache = Cache::new(pool);
+            let mut batch = Batch::new();
+            let mut lane = Lane::with_capacity(64);
+            let mut seen = Vec::new();
+            let mut results = Vec::new();
+            for bursts in [false, true] {
+                for (index, &number) in numbers.iter().enumerate() {
+                    let frame = cache.frame(&[number; 60], Offload::NONE).unwrap();
+                    if lent {
+                        batch.push(frame);
+                        lane.borrow(u8::try_from(index).unwrap());
+                    } else {
+                        lane.push(frame);
+                    }
+                }
+                let mut sent_ones = Vec::new();
+                results.push(if bursts {
+                    lane.send_bursts(&batch, &mut cache, |views| {
+                        let shown: Vec<u8> = views.take(most).map(|view| view.head[0]).collect();
+                        let sent = shown.iter().take_while(|&&number| fate(number) == Fate::Sent).count();
+                        sent_ones.extend(&shown[..sent]);
+                        Progress { sent, then: shown.get(sent).map_or(Fate::Sent, |&number| fate(number)) }
+                    })
+                } else {
+                    let mut down = false;
+                    lane.send_each(&batch, &mut cache, |view| {
+                        down |= fate(view.head[0]) == Fate::LinkDown;
+                        let fate = if down { Fate::LinkDown } else { fate(view.head[0]) };
+                        sent_ones.extend((fate == Fate::Sent).then_some(view.head[0]));
+                        fate
+                    })
+                });
+                seen.push(sent_ones);
+                prop_assert!(lane.is_empty());
+                batch.clear(&mut cache);
+            }
+            prop_assert_eq!(results[0], results[1]);
+            prop_assert_eq!(&seen[0], &seen[1]);
+            drop(cache);
+            prop_assert_eq!(pool.free(), 128);
+        }
+    }
+
+    #[test]
+    fn a_device_that_gets_nowhere_is_asked_once() {
+        let pool = Pool::new(16).unwrap();
+        let mut cache = Cache::new(pool);
+        let mut lane = Lane::with_capacity(8);
+        (0..3).for_each(|_| lane.push(cache.frame(&[1; 60], Offload::NONE).unwrap()));
+        let mut asked = 0;
+        let sent = lane.send_bursts(&Batch::new(), &mut cache, |_| {
+            asked += 1;
+            Progress { sent: 0, then: Fate::Sent }
+        });
+        assert_eq!((asked, sent), (1, Sent { full: 3, ..Sent::default() }));
     }
 }

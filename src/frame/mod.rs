@@ -27,6 +27,6 @@ pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, View};
 pub use cache::Cache;
 pub use descriptor::{Frame, Tail};
 pub use exchange::{Copying, Exchange};
-pub use lane::{Fate, Lane, Sent};
+pub use lane::{Fate, Lane, Progress, Sent, Views};
 pub use pool::{Pool, SLOT};
 pub use prefetch::prefetch;

@@ -9,7 +9,7 @@ use std::io;
 
 use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp,
+    InfoData, InfoKind, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
 use rtnetlink::{LinkHandle, LinkUnspec};
 
@@ -43,6 +43,8 @@ const NO_DEVICE: i32 = 19;
 pub struct Link {
     /// Its index in its namespace.
     pub index: u32,
+    /// Whether it has Ethernet frames, and is not the loopback.
+    pub ethernet: bool,
     /// Its MAC address; zero for a device that has none.
     pub mac: Mac,
     /// Its MTU.
@@ -256,7 +258,8 @@ fn told(e: rtnetlink::Error) -> io::Error {
 fn read(message: &LinkMessage) -> Link {
     let flags = message.header.flags;
     let (up, carrier) = (flags.contains(LinkFlags::Up), flags.contains(LinkFlags::LowerUp));
-    let mut link = Link { index: message.header.index, up, carrier, ..Link::default() };
+    let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+    let mut link = Link { index: message.header.index, ethernet, up, carrier, ..Link::default() };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Address(octets) => {
@@ -327,7 +330,7 @@ mod tests {
     #[test]
     fn the_loopback_is_found_and_is_no_tap() {
         let lo = within(&Netns::Host, || find("lo")).unwrap().unwrap().expect("every namespace has one");
-        assert_eq!((lo.index, lo.mac, lo.tap), (1, Mac::ZERO, None));
+        assert_eq!((lo.index, lo.ethernet, lo.mac, lo.tap), (1, false, Mac::ZERO, None));
         assert_eq!(within(&Netns::Host, || find("vift-nothing")).unwrap().unwrap(), None);
     }
 

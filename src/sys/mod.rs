@@ -9,6 +9,7 @@ pub mod event;
 pub mod link;
 pub mod memory;
 pub mod netns;
+pub mod packet;
 pub mod privileges;
 pub mod tun;
 pub mod xsk;

@@ -15,7 +15,7 @@ use crate::control::blueprint::{self, Seat};
 use crate::control::config::Config;
 use crate::control::places::Places;
 use crate::control::socket::is_listened_at;
-use crate::device::{self, OpenError, Settings};
+use crate::device::{self, OpenError};
 use crate::frame::SLOT;
 use crate::sys::netns::Netns;
 use crate::sys::privileges;
@@ -154,12 +154,7 @@ fn available(meminfo: &str) -> Option<(u64, u64)> {
 }
 
 fn files(seats: &[Seat], findings: &mut Vec<Finding>) {
-    let queues = seats.iter().map(|seat| match &seat.device {
-        Settings::Tap(tap) => u64::from(tap.queues),
-        // As far as can be told: a socket for each queue, and the program.
-        Settings::Xdp(xdp) => u64::from(xdp.queues.unwrap_or(1)) + 3,
-    });
-    let needed = queues.sum::<u64>() + OTHER_FILES;
+    let needed = seats.iter().map(|seat| seat.device.files()).sum::<u64>() + OTHER_FILES;
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|&limit| limit < needed) {
         let why = format!("{limit} files may be open, and {needed} may be needed; raise the limit (ulimit -n)");
         findings.push(finding(Severity::Remark, "open files", why));

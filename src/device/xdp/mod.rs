@@ -24,13 +24,12 @@ use rustix::io::Errno;
 use rustix::thread::nanosleep;
 use rustix::time::Timespec;
 
-use super::{Device, OpenError, Opened, Whereabouts};
+use super::{Device, OpenError, Opened, Whereabouts, others};
 use crate::frame::{Copying, Exchange, Pool};
 use crate::sys::bpf::Attach;
 use crate::sys::ethtool;
 use crate::sys::link::{self, Link};
-use crate::sys::netns::{Netns, within};
-use crate::sys::tun;
+use crate::sys::netns::Netns;
 use queue::Queue;
 use redirect::{Failure, Redirect};
 
@@ -127,45 +126,15 @@ impl Mode {
 }
 
 impl Settings {
-    pub(super) fn at(&self) -> Whereabouts {
+    fn at(&self) -> Whereabouts {
         Whereabouts { device: self.name.clone(), netns: self.netns.clone() }
-    }
-
-    fn refused(&self, reason: impl Into<String>) -> OpenError {
-        OpenError::Refused { at: self.at(), reason: reason.into() }
-    }
-
-    fn failed(&self, attempt: &'static str) -> impl FnOnce(io::Error) -> OpenError {
-        let at = self.at();
-        move |source| OpenError::Io { at, attempt, source }
-    }
-
-    fn kept_out(&self) -> impl FnOnce(io::Error) -> OpenError {
-        let at = self.at();
-        move |source| match source.kind() {
-            io::ErrorKind::NotFound => OpenError::NoNamespace { at },
-            _ => OpenError::Io { at, attempt: "entering the namespace", source },
-        }
-    }
-
-    /// What can be said to be wrong without asking the kernel.
-    fn check(&self) -> Result<(), OpenError> {
-        if !tun::is_name(&self.name) {
-            return Err(
-                self.refused("this cannot be the name of a device; use 1 to 15 bytes without spaces, '/', ':' and '%'")
-            );
-        }
-        if self.queues == Some(0) {
-            return Err(self.refused("0 queues cannot be had; ask for as many as the device has, or leave it out"));
-        }
-        Ok(())
     }
 }
 
 /// Binds all queues of a netdev. Waits a second for one that is held.
 pub fn open(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError> {
-    settings.check()?;
-    within(&settings.netns, || {
+    let at = settings.at();
+    others::visit(&at, || {
         let mut opened = attempt(settings, pool);
         for _ in 1..ATTEMPTS {
             if !matches!(opened, Err(OpenError::Busy { .. })) {
@@ -176,31 +145,20 @@ pub fn open(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenErro
         }
         opened
     })
-    .map_err(settings.kept_out())?
 }
 
 fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError> {
-    let mut link = find(settings)?;
+    let at = settings.at();
+    let (mut link, mut notes) = others::find(&at, settings.mtu)?;
     if settings.takeover && link.xdp.is_some() {
         match link::take_over(&link) {
             Ok(()) => link.xdp = None,
             // Its owner lives: told below, if it is in the way.
             Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {}
-            Err(e) => return Err(settings.failed("taking the XDP program of others off it")(e)),
+            Err(e) => return Err(others::failed(&at, "taking the XDP program of others off it")(e)),
         }
     }
     let queues = queues(settings, &link)?;
-    let mut notes = Vec::new();
-    if link.mtu < u32::from(settings.mtu) {
-        notes.push(format!(
-            "{} has an MTU of {} and its network one of {}; longer frames do not pass: ip link set dev {} mtu {}",
-            settings.at(),
-            link.mtu,
-            settings.mtu,
-            settings.name,
-            settings.mtu
-        ));
-    }
     let mut not_better = Vec::new();
     for &rung in settings.mode.rungs() {
         match climb(settings, pool, &link, queues, rung)? {
@@ -213,32 +171,27 @@ fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError
             Err(why) => not_better.push(why),
         }
     }
-    Err(settings.refused(format!("the mode that is asked for cannot be had: {}", not_better.join(", "))))
-}
-
-/// The netdev, if frames can flow through it.
-fn find(settings: &Settings) -> Result<Link, OpenError> {
-    let found = link::find(&settings.name).map_err(settings.failed("looking for it"))?;
-    let link = found.ok_or_else(|| OpenError::NoDevice { at: settings.at() })?;
-    if !link.up {
-        return Err(OpenError::Down { at: settings.at(), reason: "it is set down (ip link set dev … up)" });
-    }
-    if !link.carrier {
-        return Err(OpenError::Down { at: settings.at(), reason: "it has no carrier: nobody is at its other end" });
-    }
-    Ok(link)
+    Err(others::refused(&settings.at(), format!("the mode that is asked for cannot be had: {}", not_better.join(", "))))
 }
 
 /// How many queues there are to bind: all.
 fn queues(settings: &Settings, link: &Link) -> Result<u32, OpenError> {
-    let told = ethtool::receive_queues(&settings.name).map_err(settings.failed("asking for its queues"))?;
+    let told =
+        ethtool::receive_queues(&settings.name).map_err(others::failed(&settings.at(), "asking for its queues"))?;
     let there = told.or(link.tap.map(|tap| tap.queues)).unwrap_or(1).max(1);
     match settings.queues {
-        Some(wanted) if u32::from(wanted) != there => Err(settings.refused(format!(
-            "it has {there} receive queues and {wanted} are asked for; frames of the others would go past the switch: \
+        Some(0) => Err(others::refused(
+            &settings.at(),
+            "0 queues cannot be had; ask for as many as the device has, or leave it out",
+        )),
+        Some(wanted) if u32::from(wanted) != there => Err(others::refused(
+            &settings.at(),
+            format!(
+                "it has {there} receive queues and {wanted} are asked for; frames of the others would go past the switch: \
              ethtool -L {} combined {wanted}, or leave queues out",
-            settings.name
-        ))),
+                settings.name
+            ),
+        )),
         _ => Ok(there),
     }
 }
@@ -285,15 +238,19 @@ fn is(e: &io::Error, errno: Errno) -> bool {
 fn not_bound(settings: &Settings, queue: u32, queues: u32, e: io::Error) -> OpenError {
     match e.kind() {
         io::ErrorKind::ResourceBusy => OpenError::Busy { at: settings.at() },
-        io::ErrorKind::PermissionDenied => {
-            settings.refused("binding AF_XDP is not permitted; it takes CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF")
-        }
-        _ if is(&e, Errno::NOBUFS) || is(&e, Errno::NOMEM) => settings.refused(
+        io::ErrorKind::PermissionDenied => others::refused(
+            &settings.at(),
+            "binding AF_XDP is not permitted; it takes CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF",
+        ),
+        _ if is(&e, Errno::NOBUFS) || is(&e, Errno::NOMEM) => others::refused(
+            &settings.at(),
             "the pool cannot be pinned in memory; raise the limit (LimitMEMLOCK=infinity), or give CAP_IPC_LOCK",
         ),
-        _ if is(&e, Errno::INVAL) && queue > 0 => settings
-            .refused(format!("queue {queue} of {queues} cannot be bound: they changed just now, or nobody holds it")),
-        _ => settings.failed("binding AF_XDP to it")(e),
+        _ if is(&e, Errno::INVAL) && queue > 0 => others::refused(
+            &settings.at(),
+            format!("queue {queue} of {queues} cannot be bound: they changed just now, or nobody holds it"),
+        ),
+        _ => others::failed(&settings.at(), "binding AF_XDP to it")(e),
     }
 }
 
@@ -301,40 +258,43 @@ fn not_attached(settings: &Settings, link: &Link, failure: Failure) -> OpenError
     let e = match failure {
         Failure::Load(e) => {
             return match e.source.kind() {
-                io::ErrorKind::PermissionDenied => {
-                    settings.refused("loading an XDP program is not permitted; it takes CAP_BPF and CAP_NET_ADMIN")
-                }
-                _ => settings.refused(e.to_string()),
+                io::ErrorKind::PermissionDenied => others::refused(
+                    &settings.at(),
+                    "loading an XDP program is not permitted; it takes CAP_BPF and CAP_NET_ADMIN",
+                ),
+                _ => others::refused(&settings.at(), e.to_string()),
             };
         }
-        Failure::Map(e) => return settings.failed("making the table of its sockets")(e),
+        Failure::Map(e) => return others::failed(&settings.at(), "making the table of its sockets")(e),
         Failure::Attach(e) => e,
     };
     match e.kind() {
         io::ErrorKind::ResourceBusy | io::ErrorKind::AlreadyExists => match link.xdp {
-            Some(other) => settings.refused(format!(
-                "{other} is on it already; end its owner or, if that is gone, take it off: ip link set dev {} {} off, or \
+            Some(other) => others::refused(
+                &settings.at(),
+                format!(
+                    "{other} is on it already; end its owner or, if that is gone, take it off: ip link set dev {} {} off, or \
                  takeover = true",
-                settings.name,
-                other.mode.option()
-            )),
+                    settings.name,
+                    other.mode.option()
+                ),
+            ),
             None => OpenError::Busy { at: settings.at() },
         },
-        _ if is(&e, Errno::RANGE) => settings.refused(format!(
-            "its MTU of {}, or that of its peer, is too large for an XDP program; make it smaller",
-            link.mtu
-        )),
-        _ => settings.failed("attaching the XDP program")(e),
+        _ if is(&e, Errno::RANGE) => others::refused(
+            &settings.at(),
+            format!("its MTU of {}, or that of its peer, is too large for an XDP program; make it smaller", link.mtu),
+        ),
+        _ => others::failed(&settings.at(), "attaching the XDP program")(e),
     }
 }
 
 /// What [`open`] would come to now: why it would fail, or remarks. Nothing is touched.
 pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
-    settings.check()?;
-    within(&settings.netns, || {
-        let link = find(settings)?;
+    let at = settings.at();
+    others::visit(&at, || {
+        let (link, notes) = others::find(&at, settings.mtu)?;
         queues(settings, &link)?;
-        Ok(Vec::new())
+        Ok(notes)
     })
-    .map_err(settings.kept_out())?
 }
