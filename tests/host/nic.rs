@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use vifswitch::sys::packet::{EVERYTHING, Socket, Tag};
+use vifswitch::sys::packet::{EVERYTHING, HEADER, Socket, Tag};
 use vifswitch::wire::Mac;
 
 use super::{EXPERIMENT, Space, readable};
@@ -12,7 +12,11 @@ use super::{EXPERIMENT, Space, readable};
 /// Bytes that may wait to be read: more than any test sends at once.
 const ROOM: usize = 64 << 20;
 
-pub struct Nic(Socket);
+pub struct Nic {
+    socket: Socket,
+    /// Bytes in front of each frame.
+    header: usize,
+}
 
 impl Nic {
     /// The netdev `name` of a namespace. Hears everything that comes in, whomever it is for.
@@ -20,7 +24,7 @@ impl Nic {
         Nic::open(space, name, false)
     }
 
-    /// One that sends frames with an offload header of 10 bytes in front.
+    /// One whose frames have an offload header of 10 bytes in front, both ways.
     pub fn with_header(space: &Space, name: &str) -> Nic {
         Nic::open(space, name, true)
     }
@@ -35,11 +39,11 @@ impl Nic {
             socket.set_header().unwrap();
         }
         socket.bind(index, EVERYTHING).unwrap();
-        Nic(socket)
+        Nic { socket, header: if header { HEADER } else { 0 } }
     }
 
     pub fn try_send(&self, frame: &[u8]) -> io::Result<()> {
-        self.0.send(frame)
+        self.socket.send(frame)
     }
 
     pub fn send(&self, frame: &[u8]) {
@@ -49,14 +53,15 @@ impl Nic {
     /// The next frame, if there is one now. A tag that the kernel has put aside is back in it.
     pub fn try_take(&self) -> Option<Vec<u8>> {
         let mut frame = vec![0u8; 70_000];
-        let received = self.0.receive(&mut frame).unwrap_or_else(|e| {
+        let received = self.socket.receive(&mut frame).unwrap_or_else(|e| {
             // The netdev may have gone; that is told once, and nothing comes any more.
             assert_eq!(e.kind(), ErrorKind::NetworkDown, "{e}");
             None
         })?;
         frame.truncate(received.len);
         if let Some(tag) = received.tag {
-            frame.splice(Tag::AT..Tag::AT, tag.bytes());
+            let at = self.header + Tag::AT;
+            frame.splice(at..at, tag.bytes());
         }
         Some(frame)
     }
@@ -84,7 +89,7 @@ impl Nic {
 
 impl AsFd for Nic {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.socket.as_fd()
     }
 }
 

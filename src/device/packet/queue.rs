@@ -1,6 +1,7 @@
 //! The open sockets of a port: one that hears, by a ring, and one that sends.
 
 use std::io::{self, ErrorKind, IoSliceMut};
+use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{Settings, offload, remember_halt};
@@ -51,8 +52,10 @@ pub(super) struct Queue {
     in_vain: u32,
     /// Whether a frame has come in since then.
     heard: bool,
-    /// Whether there is reason to look, whatever comes in.
+    /// Whether there is reason to ask what has become of the netdev.
     suspicious: bool,
+    /// Whether the ring tells of losses.
+    losing: bool,
     /// Whether the ring has come to a halt.
     halted: bool,
     missed: u64,
@@ -80,6 +83,7 @@ impl Queue {
             in_vain: 0,
             heard: false,
             suspicious: false,
+            losing: false,
             halted: false,
             missed: 0,
         }
@@ -92,12 +96,12 @@ impl Queue {
         while !batch.is_full() {
             let Some(arrival) = ring.arrival() else { break };
             self.heard = true;
-            self.suspicious |= arrival.tells_of_losses();
+            self.losing |= arrival.tells_of_losses();
             if arrival.is_whole() {
                 land(&arrival, batch);
                 continue;
             }
-            match land_queued(&arrival, &self.ear, batch) {
+            match land_queued(&arrival, &self.ear, &mut self.suspicious, batch) {
                 Ok(()) => {}
                 Err(Nothing::Quiet | Nothing::Lost) => self.missed += 1,
                 Err(Nothing::Confused) => {
@@ -145,9 +149,9 @@ impl Queue {
     /// Looks whether the netdev is still there and up, what was lost, and whether the ring still turns.
     #[cold]
     fn look(&mut self) -> io::Result<()> {
-        (self.in_vain, self.suspicious) = (0, false);
-        let heard = std::mem::take(&mut self.heard);
-        if self.ear.is_troubled() {
+        (self.in_vain, self.losing) = (0, false);
+        let (heard, suspicious) = (mem::take(&mut self.heard), mem::take(&mut self.suspicious));
+        if self.ear.is_troubled() || suspicious {
             match self.ear.state() {
                 State::Up => {} // again
                 State::Down => return Err(io::Error::new(ErrorKind::NetworkDown, "its netdev was set down")),
@@ -184,7 +188,7 @@ impl Device for Queue {
         if batch.len() == before {
             self.in_vain += 1;
         }
-        if self.in_vain >= IN_VAIN || self.suspicious { self.look() } else { Ok(()) }
+        if self.in_vain >= IN_VAIN || self.suspicious || self.losing { self.look() } else { Ok(()) }
     }
 
     fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
@@ -215,7 +219,7 @@ impl Device for Queue {
     }
 
     fn missed(&mut self) -> u64 {
-        std::mem::take(&mut self.missed)
+        mem::take(&mut self.missed)
     }
 }
 
@@ -269,7 +273,7 @@ fn land(arrival: &Arrival<'_>, batch: &mut Batch) {
 
 /// Lets a frame land that is longer than a slot, from the queue of its socket.
 #[cold]
-fn land_queued(arrival: &Arrival<'_>, ear: &Socket, batch: &mut Batch) -> Result<(), Nothing> {
+fn land_queued(arrival: &Arrival<'_>, ear: &Socket, suspicious: &mut bool, batch: &mut Batch) -> Result<(), Nothing> {
     if !arrival.is_queued() {
         return Err(Nothing::Lost); // there was no room for it
     }
@@ -278,12 +282,15 @@ fn land_queued(arrival: &Arrival<'_>, ear: &Socket, batch: &mut Batch) -> Result
         let gap = if arrival.tag.is_some() { TAG_LEN } else { 0 };
         let (first, rest) = room.split_at_mut(GAP);
         let mut pieces = [IoSliceMut::new(&mut first[HEADROOM - HEADER..]), IoSliceMut::new(&mut rest[gap..])];
-        // It may have to be asked twice: what befalls the netdev is told once, in place of a frame.
-        match (0..2).find_map(|_| ear.receive_pieces(&mut pieces).ok()) {
-            None => Err(Nothing::Lost),
-            Some(_) if !fits => Err(Nothing::Lost),
-            Some(read) if read != HEADER + arrival.len => Err(Nothing::Confused),
-            Some(_) => Ok(finish(room, arrival.len, arrival.tag)),
+        let read = ear.receive_pieces(&mut pieces).or_else(|_| {
+            // What befalls the netdev is told once, in place of a frame.
+            *suspicious = true;
+            ear.receive_pieces(&mut pieces)
+        });
+        match read {
+            Ok(read) if fits && read == HEADER + arrival.len => Ok(finish(room, arrival.len, arrival.tag)),
+            Ok(_) if fits => Err(Nothing::Confused),
+            _ => Err(Nothing::Lost),
         }
     })
 }
