@@ -1,5 +1,7 @@
 //! What one port is about to send: a lane of the worker's outbox.
 
+use std::ops::AddAssign;
+
 use super::descriptor::Frame;
 use super::{Batch, Cache, View};
 
@@ -96,6 +98,35 @@ impl Lane {
         self.entries[..self.len].iter().map(|entry| view(entry, batch))
     }
 
+    /// The frame at `place`: how it would go out.
+    ///
+    /// # Panics
+    ///
+    /// When none waits there.
+    #[inline]
+    pub fn view<'a>(&'a self, place: usize, batch: &'a Batch) -> View<'a> {
+        view(&self.entries[..self.len][place], batch)
+    }
+
+    /// Moves the frame at `place`, whether owned or borrowed, to the end of another lane. It is to be
+    /// looked at no more; [`Lane::clear`] ends this.
+    ///
+    /// # Panics
+    ///
+    /// When none waits there.
+    #[inline]
+    pub fn pass_on(&mut self, place: usize, to: &mut Lane) {
+        to.take_in(&mut self.entries[..self.len][place]);
+    }
+
+    /// Ends the lane: what is still here goes home.
+    pub fn clear(&mut self, cache: &mut Cache) {
+        for entry in &mut self.entries[..self.len] {
+            cache.recycle_from(entry);
+        }
+        self.len = 0;
+    }
+
     /// Shows each frame to `send`, in order, and sees to what comes of it. The lane is empty
     /// afterwards: what could not be sent is dropped, and counted.
     #[inline(always)]
@@ -125,6 +156,16 @@ impl Lane {
             cache.recycle_from(entry);
         }
         Sent { frames: rest.frames + plain, bytes: rest.bytes + plain_bytes, ..rest }
+    }
+}
+
+impl AddAssign for Sent {
+    fn add_assign(&mut self, more: Sent) {
+        self.frames += more.frames;
+        self.bytes += more.bytes;
+        self.full += more.full;
+        self.refused += more.refused;
+        self.link_down += more.link_down;
     }
 }
 
@@ -161,6 +202,33 @@ mod tests {
     use super::*;
     use crate::frame::Pool;
     use crate::wire::Offload;
+
+    #[test]
+    fn a_lane_may_end_in_another() {
+        let pool = Pool::new(16).unwrap();
+        let mut cache = Cache::new(pool);
+        let mut batch = Batch::new();
+        batch.push(cache.frame(&[1; 60], Offload::NONE).unwrap());
+        let (mut lane, mut other) = (Lane::with_capacity(8), Lane::with_capacity(8));
+        lane.borrow(0);
+        for (value, len) in [(2, 60), (3, 60), (4, 9000)] {
+            lane.push(cache.frame(&[value; 9000][..len], Offload::NONE).unwrap());
+        }
+        for place in [0, 1, 3] {
+            lane.pass_on(place, &mut other);
+        }
+        assert_eq!(lane.view(2, &batch).head, [3; 60]);
+        lane.clear(&mut cache);
+        assert!(lane.is_empty());
+        assert_eq!(
+            other.views(&batch).map(|view| (view.head[0], view.frame.len())).collect::<Vec<_>>(),
+            [(1, 60), (2, 60), (4, 9000)]
+        );
+        other.clear(&mut cache);
+        batch.clear(&mut cache);
+        drop(cache);
+        assert_eq!(pool.free(), 16);
+    }
 
     #[test]
     fn what_does_not_fit_is_counted_and_goes_home() {
