@@ -14,6 +14,7 @@ use vifswitch::wire::{Mac, Offload};
 use vifswitch::worker::Command;
 
 mod common;
+use common::stream::open_frame;
 use common::{Lab, Plug, Setup, frame, mac};
 
 thread_local! {
@@ -118,11 +119,17 @@ fn guests_send(lab: &mut Lab, dice: &mut Dice) {
             };
             let len = [0, 46, 1500, 3000, 9000][dice.roll(5)];
             let offload = match dice.roll(8) {
+                2 => Offload::read(&[1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]),
                 0 => Offload::read(&[1, 1, 0, 0, 0xdc, 5, 34, 0, 16, 0, 0, 0]),
                 1 => Offload::read(&[1, 9, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0]),
                 _ => Offload::NONE,
             };
-            let _ = lab.ends[port].stage(&frame(to, from, 0x88b5, &[0x50; 9000][..len]), offload);
+            // What can be divided, as well as what cannot.
+            let bytes = match dice.roll(2) {
+                0 => open_frame(to, from, 0, len),
+                _ => frame(to, from, 0x88b5, &[0x50; 9000][..len]),
+            };
+            let _ = lab.ends[port].stage(&bytes, offload);
         }
         lab.ends[port].publish();
     }
@@ -140,7 +147,8 @@ fn a_warm_worker_does_not_allocate(memory: Memory) {
         mtu: 3000,
     };
     let plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32 / 2)).collect();
-    let mut lab = Lab::new(setup, &plugs);
+    // Half of the ports take no offload headers.
+    let mut lab = Lab::with_devices(setup, &plugs, |port, end| Box::new(end.with_offloads(port % 2 == 0)));
     let mut dice = Dice(1);
     let (mut calls, mut breaths) = (0, 0);
     warm(&mut lab, 16);
@@ -158,6 +166,7 @@ fn a_warm_worker_does_not_allocate(memory: Memory) {
     assert_eq!(calls, 0, "in {breaths} breaths");
     assert!(breaths > 10_000, "there was something to do: {breaths}");
     assert!(lab.total(|c| c.forwarded.get()) > 10_000 && lab.total(|c| c.copies.get()) > 10_000);
+    assert!(lab.total(|c| c.segmented.get()) > 1000 && lab.total(|c| c.checksummed.get()) > 1000);
     assert!(lab.workers.iter().all(|worker| worker.switch().fdb().len() > 100));
     lab.check_ledger();
     lab.end();

@@ -575,7 +575,10 @@ fn taps_and_others_are_removed_in_one_go() {
         })
     };
     let asked = [device::Settings::Packet(cable.settings()), tap("tap0"), tap("none"), tap("tap1")];
-    let _held = [device::open(&asked[1], true).unwrap(), device::open(&asked[3], true).unwrap()];
+    let _held = [
+        device::open(&asked[1], true, Pool::new(64).unwrap()).unwrap(),
+        device::open(&asked[3], true, Pool::new(64).unwrap()).unwrap(),
+    ];
     let removed: Vec<bool> = device::remove(&cable.port.netns(), &asked).into_iter().map(Result::unwrap).collect();
     assert_eq!(removed, [false, true, false, true]);
     assert_eq!(cable.port.links(), ["lo", "port"]);

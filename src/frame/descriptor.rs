@@ -397,7 +397,7 @@ impl Frame {
 }
 
 /// The segments of a frame behind its first one.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tail<'a> {
     pool: Option<&'static Pool>,
     at: u32,

@@ -1,5 +1,6 @@
 //! What one port is about to send: a lane of the worker's outbox.
 
+use std::ops::AddAssign;
 use std::slice;
 
 use super::descriptor::Frame;
@@ -102,6 +103,35 @@ impl Lane {
         Views { entries: self.entries[..self.len].iter(), batch }
     }
 
+    /// The frame at `place`: how it would go out.
+    ///
+    /// # Panics
+    ///
+    /// When none waits there.
+    #[inline]
+    pub fn view<'a>(&'a self, place: usize, batch: &'a Batch) -> View<'a> {
+        view(&self.entries[..self.len][place], batch)
+    }
+
+    /// Moves the frame at `place`, whether owned or borrowed, to the end of another lane. It is to be
+    /// looked at no more; [`Lane::clear`] ends this.
+    ///
+    /// # Panics
+    ///
+    /// When none waits there.
+    #[inline]
+    pub fn pass_on(&mut self, place: usize, to: &mut Lane) {
+        to.take_in(&mut self.entries[..self.len][place]);
+    }
+
+    /// Ends the lane: what is still here goes home.
+    pub fn clear(&mut self, cache: &mut Cache) {
+        for entry in &mut self.entries[..self.len] {
+            cache.recycle_from(entry);
+        }
+        self.len = 0;
+    }
+
     /// Shows each frame to `send`, in order, and sees to what comes of it. The lane is empty
     /// afterwards: what could not be sent is dropped, and counted.
     #[inline(always)]
@@ -201,7 +231,7 @@ impl<'a> Iterator for Views<'a> {
 }
 
 impl Lane {
-    /// The same for a device that takes the slots themselves: `send` is shown frames that own theirs, and
+    /// For a device that takes the slots themselves: `send` is shown frames that own theirs, and
     /// takes them out of their places. A frame that is lent, or that others get as well, is copied first.
     #[inline(always)]
     pub fn send_owned(&mut self, batch: &Batch, cache: &mut Cache, mut send: impl FnMut(&mut Frame) -> bool) -> Sent {
@@ -246,6 +276,17 @@ fn copy(entry: &Frame, batch: &Batch, cache: &mut Cache) -> Option<Frame> {
     }
 }
 
+impl AddAssign for Sent {
+    fn add_assign(&mut self, more: Sent) {
+        self.frames += more.frames;
+        self.bytes += more.bytes;
+        self.full += more.full;
+        self.refused += more.refused;
+        self.link_down += more.link_down;
+        self.no_buffer += more.no_buffer;
+    }
+}
+
 impl Sent {
     /// Counts frames that have not been sent. Whether there is any use in going on.
     #[cold]
@@ -282,6 +323,33 @@ mod tests {
     use crate::wire::Offload;
     use proptest::collection::vec;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_lane_may_end_in_another() {
+        let pool = Pool::new(16).unwrap();
+        let mut cache = Cache::new(pool);
+        let mut batch = Batch::new();
+        batch.push(cache.frame(&[1; 60], Offload::NONE).unwrap());
+        let (mut lane, mut other) = (Lane::with_capacity(8), Lane::with_capacity(8));
+        lane.borrow(0);
+        for (value, len) in [(2, 60), (3, 60), (4, 9000)] {
+            lane.push(cache.frame(&[value; 9000][..len], Offload::NONE).unwrap());
+        }
+        for place in [0, 1, 3] {
+            lane.pass_on(place, &mut other);
+        }
+        assert_eq!(lane.view(2, &batch).head, [3; 60]);
+        lane.clear(&mut cache);
+        assert!(lane.is_empty());
+        assert_eq!(
+            other.views(&batch).map(|view| (view.head[0], view.frame.len())).collect::<Vec<_>>(),
+            [(1, 60), (2, 60), (4, 9000)]
+        );
+        other.clear(&mut cache);
+        batch.clear(&mut cache);
+        drop(cache);
+        assert_eq!(pool.free(), 16);
+    }
 
     #[test]
     fn what_does_not_fit_is_counted_and_goes_home() {

@@ -41,7 +41,8 @@ pub enum DropReason {
     PeerFull,
     /// Out: there was no slot free to copy the frame to.
     NoBuffer,
-    /// Out: the frame needs work that this port cannot pass on: an open checksum, or segmentation.
+    /// Out: a super-frame for a port that takes none, which cannot be divided either: a tunnel, a
+    /// fragment, headers that are not what the offload header says.
     OffloadUnsupported,
 }
 
@@ -109,7 +110,9 @@ impl DropReason {
             DropReason::LinkDown => "the guest has taken the interface down",
             DropReason::PeerFull => "the ring to the port's worker was full",
             DropReason::NoBuffer => "no buffer was free to copy the frame to",
-            DropReason::OffloadUnsupported => "the port cannot pass on an open checksum or a super-frame",
+            DropReason::OffloadUnsupported => {
+                "the port takes no super-frames, and this one cannot be divided: a tunnel, a fragment, false headers"
+            }
         }
     }
 }

@@ -6,10 +6,13 @@
 
 #![forbid(unsafe_code)]
 
+mod checksum;
 mod ethernet;
+mod finish;
 mod mac;
 mod offload;
 
 pub use ethernet::{HEADER_LEN, Header, TAG_LEN, tags};
+pub use finish::{Finished, Finishing, Unfinishable};
 pub use mac::{Mac, NotAMac};
 pub use offload::{BadOffload, MOST_SEGMENTS, Offload, Segmentation};

@@ -43,6 +43,17 @@ impl fmt::Debug for Offload {
     }
 }
 
+/// What a super-frame carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gso {
+    /// TCP over IPv4.
+    TcpV4,
+    /// TCP over IPv6.
+    TcpV6,
+    /// UDP over either, each datagram as long as the others, but for the last.
+    Udp,
+}
+
 /// How a super-frame falls into frames. Of a plain frame: one frame, nothing more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segmentation {
@@ -109,8 +120,22 @@ impl Offload {
     }
 
     #[allow(clippy::cast_possible_truncation)] // one of its words
-    const fn csum_start(&self) -> u16 {
+    pub(super) const fn csum_start(&self) -> u16 {
         (self.word >> 48) as u16
+    }
+
+    pub(super) const fn csum_offset(&self) -> u16 {
+        self.csum_offset
+    }
+
+    /// What is to be divided, of a super-frame of a type that was offered.
+    pub(super) const fn gso(&self) -> Option<Gso> {
+        match self.gso_type() & !GSO_ECN {
+            GSO_TCPV4 => Some(Gso::TcpV4),
+            GSO_TCPV6 => Some(Gso::TcpV6),
+            GSO_UDP_L4 => Some(Gso::Udp),
+            _ => None,
+        }
     }
 
     /// Whether the next hop must do something: complete a checksum, or segment. Other flags are

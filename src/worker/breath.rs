@@ -7,6 +7,7 @@ use crossbeam::channel::Receiver;
 use tokio::sync::mpsc;
 
 use super::Bell;
+use super::dressing::Dressing;
 use super::gate::{Gate, GateState, Gates};
 use super::mail::{Books, Command, Flushed, Notice, StationsPage};
 use super::outbox::{Outbox, book};
@@ -52,6 +53,7 @@ pub struct Worker {
     books: Books,
     batch: Batch,
     verdicts: Box<Verdicts>,
+    dressing: Dressing,
     /// Frames taken in since the lanes were last sent off.
     inhaled: usize,
     cache: Cache,
@@ -94,6 +96,7 @@ impl Worker {
             books: Books::new(),
             batch: Batch::new(),
             verdicts: Box::new([Verdict::Drop(DropReason::PortClosed); BURST]),
+            dressing: Dressing::new(),
             inhaled: 0,
             cache: Cache::new(settings.pool),
             counters,
@@ -216,7 +219,15 @@ impl Worker {
 
     fn send_off(&mut self, number: usize) {
         let Some((gate, lane)) = self.gates.with_lane(number) else { return };
-        let sent = gate.device.transmit(lane, &self.batch, &mut self.cache);
+        let sent = if std::mem::take(&mut gate.unfinished) {
+            let dressed = self.dressing.send_off(&mut *gate.device, lane, &self.batch, &mut self.cache);
+            if let Some(book) = book(&self.books, gate.port) {
+                dressed.enter_into(book);
+            }
+            dressed.sent
+        } else {
+            gate.device.transmit(lane, &self.batch, &mut self.cache)
+        };
         let Some(book) = book(&self.books, gate.port) else { return };
         book.tx_frames.add(sent.frames);
         book.tx_bytes.add(sent.bytes);

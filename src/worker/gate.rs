@@ -20,6 +20,8 @@ pub struct Gate {
     /// Its lane, until it is opened and after it has been closed; meanwhile [`Gates`] has it.
     lane: Lane,
     offloads: bool,
+    /// Whether its lane has frames that have to be finished before they can leave by it.
+    pub(super) unfinished: bool,
     /// Reads that found nothing, in a row.
     pub(super) quiet: u8,
     pub(super) state: GateState,
@@ -47,7 +49,7 @@ impl Gate {
     pub fn new(port: PortId, queue: u16, device: Box<dyn Device>) -> Gate {
         let offloads = device.abilities().offloads;
         let lane = Lane::with_capacity(LANE);
-        Gate { port, queue, device, lane, offloads, quiet: 0, state: GateState::Polled }
+        Gate { port, queue, device, lane, offloads, unfinished: false, quiet: 0, state: GateState::Polled }
     }
 }
 
@@ -210,6 +212,14 @@ impl Gates {
     pub(super) fn enter(&mut self, door: Door) -> &mut Lane {
         self.waiting[usize::from(door.gate / 64) % WORDS] |= 1 << (door.gate % 64);
         &mut self.lanes[usize::from(door.gate)]
+    }
+
+    /// Notes that a frame goes into the lane behind a door that has to be finished first.
+    #[inline]
+    pub(super) fn note_unfinished(&mut self, door: Door) {
+        if let Some(gate) = self.get_mut(usize::from(door.gate)) {
+            gate.unfinished = true;
+        }
     }
 
     /// Of the gates from 64 × `word` on, those that have something to send, as a set of bits. It

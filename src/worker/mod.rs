@@ -8,6 +8,7 @@
 
 mod bell;
 mod breath;
+mod dressing;
 mod gate;
 pub mod mail;
 mod outbox;

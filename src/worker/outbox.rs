@@ -110,9 +110,9 @@ impl Outbox<'_> {
     /// Puts frame `index` into the lane of port `to`, wherever that is.
     fn forward(&mut self, index: usize, to: PortId) {
         let Some(door) = self.gates.door(to) else { return self.send_away(index, to) };
-        // 12. egress dressing. What the port cannot pass on would have to be done here.
+        // 12. egress dressing: what the port cannot pass on is finished as the lane is sent off.
         if self.batch.frame(index).offload().is_pending() && !door.offloads {
-            return self.lose(index, to, DropReason::OffloadUnsupported);
+            self.gates.note_unfinished(door);
         }
         let lane = self.gates.enter(door);
         match self.batch.take(index) {
@@ -169,8 +169,7 @@ impl Outbox<'_> {
             };
             copies += 1;
             if self.batch.frame(index).offload().is_pending() && !door.offloads {
-                self.lose(index, to, DropReason::OffloadUnsupported);
-                continue;
+                self.gates.note_unfinished(door);
             }
             self.gates.enter(door).borrow(place(index));
             self.borrowed = true;

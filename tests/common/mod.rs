@@ -1,6 +1,8 @@
 //! The laboratory: workers stepped by hand over cables, with a made-up clock. No threads, no root.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)] // each user uses a part of it
 
+pub mod stream;
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -118,6 +118,8 @@ impl Views {
             forwarded: 8,
             flooded: 2,
             copies: 6,
+            segmented: 3,
+            checksummed: 4,
             drops: BTreeMap::from([("spoofed_source".into(), 2)]),
         };
         let vm = |device_id: &str, port: &str| VmView {

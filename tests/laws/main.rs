@@ -6,6 +6,7 @@
 mod common;
 
 mod conservation;
+mod dressing;
 mod equivalence;
 mod forgetting;
 mod gates;

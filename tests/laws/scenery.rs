@@ -6,6 +6,7 @@ use vifswitch::device::memory::Memory;
 use vifswitch::switch::Security;
 use vifswitch::wire::{Mac, Offload};
 
+use crate::common::stream::open_frame;
 use crate::common::{Plug, mac};
 
 /// Addresses that no port has of its own. Few, so that they meet often.
@@ -60,6 +61,8 @@ pub struct Sketch {
     len: usize,
     runt: bool,
     value: u8,
+    /// It is one of TCP over IPv4.
+    stream: bool,
     pub offload: Offload,
 }
 
@@ -70,6 +73,13 @@ impl Sketch {
 
     pub fn bytes(&self, ports: usize) -> Vec<u8> {
         let sender = self.port(ports);
+        if self.stream {
+            let (to, from) = (self.to.resolve(sender, ports), self.from.resolve(sender, ports));
+            let mut bytes = open_frame(to, from, 0, self.len);
+            let tag = [0x81, 0x00, 0x00, self.value];
+            bytes.splice(12..12, tag.repeat(self.tags));
+            return bytes;
+        }
         let mut bytes = Vec::with_capacity(self.len + 22);
         bytes.extend(self.to.resolve(sender, ports).octets());
         bytes.extend(self.from.resolve(sender, ports).octets());
@@ -123,6 +133,7 @@ pub fn plain() -> impl Strategy<Value = Sketch> {
             len,
             runt,
             value,
+            stream: false,
             offload: Offload::NONE,
         },
     )
@@ -157,8 +168,15 @@ pub fn any_frame() -> impl Strategy<Value = Sketch> {
         2 => (prop::sample::select(vec![1u8, 4, 5, 0]), 0..9000u16, 500..3000u16, 0..20_000usize)
             .prop_map(|(kind, start, size, len)| Some((header(1, kind, size, start, 16), Some(len)))),
     ];
-    (plain(), kind).prop_map(|(sketch, kind)| match kind {
+    let sketch = (plain(), kind).prop_map(|(sketch, kind)| match kind {
         None => sketch,
         Some((offload, len)) => Sketch { offload, len: len.unwrap_or(sketch.len), ..sketch },
-    })
+    });
+    // What can be divided, and what is to be.
+    let divided = prop_oneof![2 => Just(1u8), 1 => Just(0)];
+    let stream = (plain(), divided, 400..1500u16, 0..50_000usize).prop_map(|(sketch, kind, size, len)| {
+        let start = 34 + 4 * sketch.tags as u16;
+        Sketch { stream: true, runt: false, len, offload: header(1, kind, size, start, 16), ..sketch }
+    });
+    prop_oneof![18 => sketch, 2 => stream]
 }
