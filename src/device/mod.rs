@@ -140,7 +140,7 @@ pub enum OpenError {
         /// Which device.
         at: Whereabouts,
         /// What of it is down.
-        reason: &'static str,
+        reason: String,
     },
     /// Somebody holds it. It may be free later.
     #[error("{at} is held by another process, or by another port; end that one or choose another device")]

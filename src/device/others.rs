@@ -32,10 +32,12 @@ pub(super) fn find(at: &Whereabouts, mtu: u16) -> Result<(Link, Vec<String>), Op
         return Err(refused(at, "it is no Ethernet device, and has no frames; choose another one"));
     }
     if !link.up {
-        return Err(OpenError::Down { at: at.clone(), reason: "it is set down, by those who look after it" });
+        let reason = format!("it is set down, by those who look after it (ip link set dev {} up)", at.device);
+        return Err(OpenError::Down { at: at.clone(), reason });
     }
     if !link.carrier {
-        return Err(OpenError::Down { at: at.clone(), reason: "it has no carrier: nobody is at its other end" });
+        let reason = "it has no carrier: nobody is at its other end".to_owned();
+        return Err(OpenError::Down { at: at.clone(), reason });
     }
     let mut notes = Vec::new();
     if link.mtu < mtu.into() {
