@@ -4,8 +4,9 @@
 //! and allocate; in between it travels to a worker and is polled there, by nobody else.
 //!
 //! [`open`] is the one place that tells the kinds apart. A new kind is a file or folder here, a
-//! variant of [`Settings`] and an arm in [`open`]. `memory` is a cable between two ends in this
-//! process, for tests and benches; `pcap` and `fault` are devices around a device.
+//! variant of [`Settings`] and an arm in [`open`]. `tap` holds the file of a tap; `packet` has sockets
+//! on a netdev that others own; `memory` is a cable between two ends in this process, for tests and
+//! benches; `pcap` and `fault` are devices around a device.
 
 use std::fmt;
 use std::io;
@@ -175,11 +176,11 @@ pub fn remove(netns: &Netns, settings: &[Settings]) -> Vec<Result<bool, OpenErro
         }
     }
     let mut removed = tap::remove(netns, &taps).into_iter();
-    let mut removed = |settings: &Settings| match settings {
+    let removed = |settings: &Settings| match settings {
         Settings::Tap(_) => removed.next().unwrap_or(Ok(false)),
         Settings::Packet(_) => Ok(false),
     };
-    settings.iter().map(|settings| removed(settings)).collect()
+    settings.iter().map(removed).collect()
 }
 
 /// What became of something that was to be removed.

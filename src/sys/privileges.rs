@@ -33,6 +33,13 @@ pub const SYS_ADMIN: Privilege = Privilege {
     capability: CapabilitySet::SYS_ADMIN,
 };
 
+/// To open packet sockets.
+pub const NET_RAW: Privilege = Privilege {
+    name: "CAP_NET_RAW",
+    without: "no netdev that others own can be opened",
+    capability: CapabilitySet::NET_RAW,
+};
+
 /// To reach namespaces by the processes of others that live in them.
 pub const SYS_PTRACE: Privilege = Privilege {
     name: "CAP_SYS_PTRACE",

@@ -167,6 +167,7 @@ fn rights(config: &Config, seats: &[Seat], findings: &mut Vec<Finding>) {
     for privilege in needed(&config.switch) {
         let of_use = match privilege {
             privileges::NET_ADMIN => !seats.is_empty(),
+            privileges::NET_RAW => seats.iter().any(|seat| matches!(seat.device, Settings::Packet(_))),
             privileges::SYS_ADMIN => namespaces().any(|netns| *netns != Netns::Host),
             privileges::SYS_PTRACE => {
                 namespaces().any(|netns| matches!(netns, Netns::At(path) if path.starts_with("/proc")))

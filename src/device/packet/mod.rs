@@ -43,8 +43,16 @@ const RECEIVE_ROOM: usize = 8 << 20;
 /// And of what has been sent, and has not left yet.
 const SEND_ROOM: usize = 4 << 20;
 
-/// Netdevs on which a ring came to a halt, in this life: see [`Queue`].
-static HALTED: LazyLock<Mutex<HashSet<(String, Netns)>>> = LazyLock::new(Mutex::default);
+/// A netdev, told from another one that comes after it under the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Netdev {
+    name: String,
+    netns: Netns,
+    index: u32,
+}
+
+/// Netdevs on which a ring came to a halt, in this life of the switch: see [`Queue`].
+static HALTED: LazyLock<Mutex<HashSet<Netdev>>> = LazyLock::new(Mutex::default);
 
 /// Which netdev, and how to use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,23 +119,23 @@ impl Settings {
         }
         Ok((link, notes))
     }
+}
 
-    fn has_halted(&self) -> bool {
-        let halted = HALTED.lock().unwrap_or_else(PoisonError::into_inner);
-        halted.contains(&(self.name.clone(), self.netns.clone()))
-    }
+fn has_halted(netdev: &Netdev) -> bool {
+    HALTED.lock().unwrap_or_else(PoisonError::into_inner).contains(netdev)
 }
 
 /// Notes that the ring on a netdev has come to a halt.
-fn remember_halt(name: &str, netns: &Netns) {
-    HALTED.lock().unwrap_or_else(PoisonError::into_inner).insert((name.to_owned(), netns.clone()));
+fn remember_halt(netdev: &Netdev) {
+    HALTED.lock().unwrap_or_else(PoisonError::into_inner).insert(netdev.clone());
 }
 
 /// Opens a netdev that is there. None is ever made.
 pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
     settings.within(|| {
         let (link, mut notes) = settings.find()?;
-        let has_ring = !settings.has_halted();
+        let netdev = Netdev { name: settings.name.clone(), netns: settings.netns.clone(), index: link.index };
+        let has_ring = !has_halted(&netdev);
         if !has_ring {
             notes.push(format!(
                 "{} has sent super-frames of a kind that the kernel cannot hand over (UDP fragments, SCTP, tunnels): \
@@ -141,7 +149,7 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
         prepare(&mouth, link.index, settings.offloads).map_err(settings.failed("setting up what is sent by it"))?;
         // Last: from here on there is something to receive.
         ear.bind(link.index, EVERYTHING).map_err(settings.failed("listening to it"))?;
-        let queue = Queue::new(ring, ear, mouth, settings);
+        let queue = Queue::new(ring, ear, mouth, settings.offloads, netdev);
         Ok(Opened { queues: vec![Box::new(queue) as Box<dyn Device>], made: false, notes })
     })
 }
