@@ -92,7 +92,13 @@ pub fn run(path: Option<PathBuf>, state: Option<PathBuf>) -> ExitCode {
 /// The capabilities that a running switch needs: to open what there is, and what may come.
 fn needed(settings: &SwitchSettings) -> Vec<Privilege> {
     let low_port = settings.metrics.is_some_and(|address| (1..1024).contains(&address.port()));
-    let mut needed = vec![privileges::NET_ADMIN, privileges::SYS_ADMIN, privileges::SYS_PTRACE];
+    let mut needed = vec![
+        privileges::NET_ADMIN,
+        privileges::NET_RAW,
+        privileges::SYS_ADMIN,
+        privileges::IPC_LOCK,
+        privileges::SYS_PTRACE,
+    ];
     needed.extend(low_port.then_some(privileges::NET_BIND_SERVICE));
     needed
 }

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use vifswitch::device::memory::{Capacity, End, Memory};
+use vifswitch::device::{Device, packet};
+use vifswitch::frame::{Batch, Cache, Lane, Pool};
 use vifswitch::switch::Limits;
 use vifswitch::telemetry::audit::Reading;
 use vifswitch::wire::{Mac, Offload};
@@ -15,6 +17,7 @@ use vifswitch::worker::Command;
 
 mod common;
 use common::stream::open_frame;
+mod host;
 use common::{Lab, Plug, Setup, frame, mac};
 
 thread_local! {
@@ -204,4 +207,50 @@ fn an_allocation_is_counted() {
     drop(std::hint::black_box(Box::new(7)));
     COUNTING.set(false);
     assert_eq!(CALLS.get(), 2);
+}
+
+/// Real sockets on a real netdev, with frames of all kinds: tagged, longer than a slot of the ring, more
+/// than it takes, and refused.
+#[test]
+fn neither_does_a_packet_port() {
+    let (Some(port), Some(guest)) = (host::Space::new(), host::Space::new()) else { return };
+    port.ip(&format!("link add dev port mtu 9000 type veth peer name guest mtu 9000 netns {}", guest.0));
+    port.ip("link set dev port up");
+    guest.ip("link set dev guest up");
+    let nic = host::nic::Nic::new(&guest, "guest");
+    let settings = packet::Settings {
+        name: "port".into(),
+        netns: port.netns(),
+        offloads: true,
+        mtu: 9000,
+        owner: "port-1".into(),
+    };
+    let mut device = packet::open(&settings).unwrap().queues.remove(0);
+    let (mut cache, mut batch) = (Cache::new(Pool::new(4096).unwrap()), Batch::new());
+    let mut lane = Lane::with_capacity(192);
+    let frames: Vec<_> = [(0x88b5, 46), (0x88b5, 8986), (0x8100, 50), (0x8100, 8990), (0x88b5, 9500)]
+        .map(|(kind, len)| frame(mac(1), mac(0), kind, &[0; 9500][..len]))
+        .into();
+    let mut calls = |device: &mut Box<dyn Device>| {
+        COUNTING.set(true);
+        CALLS.set(0);
+        let mut received = 0;
+        for _ in 0..200 {
+            device.receive(&mut batch, &mut cache).unwrap();
+            received += batch.len();
+            batch.clear(&mut cache);
+            for bytes in &frames {
+                lane.push(cache.frame(bytes, Offload::NONE).unwrap());
+            }
+            let sent = device.transmit(&mut lane, &batch, &mut cache);
+            assert_eq!((sent.frames, sent.refused), (4, 1));
+        }
+        COUNTING.set(false);
+        (CALLS.get(), received)
+    };
+    let _ = calls(&mut device);
+    (0..2000).for_each(|number| nic.send(&frames[number % 4]));
+    let (allocations, received) = calls(&mut device);
+    assert_eq!(allocations, 0);
+    assert!(received >= 1000 && device.missed() > 0, "{received}");
 }

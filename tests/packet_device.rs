@@ -1,7 +1,7 @@
 //! Packet sockets on netdevs that others own, as the kernel has them: veths, and taps that somebody else
 //! holds. As root, in namespaces of their own.
 
-#![allow(clippy::unwrap_used)] // the helpers of a test fail as the test does
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // the helpers of a test fail as the test does
 
 mod host;
 
@@ -55,6 +55,13 @@ impl Hands {
         self.batch.clear(&mut self.cache);
         device.release();
         came
+    }
+
+    /// Receives until something has come.
+    fn take_some(&mut self, device: &mut dyn Device) {
+        while self.rest(device).is_empty() {
+            readable(device.fd().unwrap());
+        }
     }
 
     /// The next frame of an experiment, which is awaited and must be alone.
@@ -407,7 +414,8 @@ fn a_netdev_that_is_deleted_under_traffic_is_a_device_that_is_gone() {
             if silent {
                 hands.rest(&mut *device);
             } else {
-                scope.spawn(|| while !done.load(Ordering::Relaxed) && nic.try_send(&experiment(60)).is_ok() {});
+                let send = || nic.try_send(&experiment(60)).ok().filter(|()| !done.load(Ordering::Relaxed));
+                scope.spawn(move || std::iter::from_fn(send).for_each(drop));
                 hands.take_some(&mut *device);
             }
             cable.port.ip("link del dev port");
@@ -425,15 +433,6 @@ fn a_netdev_that_is_deleted_under_traffic_is_a_device_that_is_gone() {
         assert!(matches!(packet::open(&cable.settings()), Err(OpenError::NoDevice { .. })));
         drop(device);
         cable.lay(1500);
-    }
-}
-
-impl Hands {
-    /// Receives until something has come.
-    fn take_some(&mut self, device: &mut dyn Device) {
-        while self.rest(device).is_empty() {
-            readable(device.fd().unwrap());
-        }
     }
 }
 

@@ -4,8 +4,9 @@
 //! and allocate; in between it travels to a worker and is polled there, by nobody else.
 //!
 //! [`open`] is the one place that tells the kinds apart. A new kind is a file or folder here, a
-//! variant of [`Settings`] and an arm in [`open`]. `memory` is a cable between two ends in this
-//! process, for tests and benches; `pcap` and `fault` are devices around a device.
+//! variant of [`Settings`] and an arm in [`open`]. `tap` holds the file of a tap; `packet` has sockets
+//! on a netdev that others own; `memory` is a cable between two ends in this process, for tests and
+//! benches; `pcap` and `fault` are devices around a device.
 
 use std::fmt;
 use std::io;

@@ -33,6 +33,20 @@ pub const SYS_ADMIN: Privilege = Privilege {
     capability: CapabilitySet::SYS_ADMIN,
 };
 
+/// To open packet sockets and AF_XDP sockets.
+pub const NET_RAW: Privilege = Privilege {
+    name: "CAP_NET_RAW",
+    without: "no netdev that others own can be opened",
+    capability: CapabilitySet::NET_RAW,
+};
+
+/// To pin the pool in memory, beyond what the limit on locked memory allows.
+pub const IPC_LOCK: Privilege = Privilege {
+    name: "CAP_IPC_LOCK",
+    without: "AF_XDP is to be had only within the limit on locked memory (LimitMEMLOCK=infinity does as well)",
+    capability: CapabilitySet::IPC_LOCK,
+};
+
 /// To reach namespaces by the processes of others that live in them.
 pub const SYS_PTRACE: Privilege = Privilege {
     name: "CAP_SYS_PTRACE",

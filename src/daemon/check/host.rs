@@ -15,7 +15,7 @@ use crate::control::blueprint::{self, Seat};
 use crate::control::config::Config;
 use crate::control::places::Places;
 use crate::control::socket::is_listened_at;
-use crate::device::{self, OpenError};
+use crate::device::{self, OpenError, Settings};
 use crate::frame::SLOT;
 use crate::sys::netns::Netns;
 use crate::sys::privileges;
@@ -167,6 +167,11 @@ fn rights(config: &Config, seats: &[Seat], findings: &mut Vec<Finding>) {
     for privilege in needed(&config.switch) {
         let of_use = match privilege {
             privileges::NET_ADMIN => !seats.is_empty(),
+            privileges::NET_RAW => seats.iter().any(|seat| !seat.device.may_be_ours()),
+            privileges::IPC_LOCK => {
+                let is_limited = getrlimit(Resource::Memlock).current.is_some();
+                is_limited && seats.iter().any(|seat| matches!(seat.device, Settings::Xdp(_)))
+            }
             privileges::SYS_ADMIN => namespaces().any(|netns| *netns != Netns::Host),
             privileges::SYS_PTRACE => {
                 namespaces().any(|netns| matches!(netns, Netns::At(path) if path.starts_with("/proc")))

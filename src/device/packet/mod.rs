@@ -41,8 +41,16 @@ const RECEIVE_ROOM: usize = 8 << 20;
 /// And of what has been sent, and has not left yet.
 const SEND_ROOM: usize = 4 << 20;
 
-/// Netdevs on which a ring came to a halt, in this life: see [`Queue`].
-static HALTED: LazyLock<Mutex<HashSet<(String, Netns)>>> = LazyLock::new(Mutex::default);
+/// A netdev, told from another one that comes after it under the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Netdev {
+    name: String,
+    netns: Netns,
+    index: u32,
+}
+
+/// Netdevs on which a ring came to a halt, in this life of the switch: see [`Queue`].
+static HALTED: LazyLock<Mutex<HashSet<Netdev>>> = LazyLock::new(Mutex::default);
 
 /// Which netdev, and how to use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,16 +72,15 @@ impl Settings {
     pub(super) fn at(&self) -> Whereabouts {
         Whereabouts { device: self.name.clone(), netns: self.netns.clone() }
     }
+}
 
-    fn has_halted(&self) -> bool {
-        let halted = HALTED.lock().unwrap_or_else(PoisonError::into_inner);
-        halted.contains(&(self.name.clone(), self.netns.clone()))
-    }
+fn has_halted(netdev: &Netdev) -> bool {
+    HALTED.lock().unwrap_or_else(PoisonError::into_inner).contains(netdev)
 }
 
 /// Notes that the ring on a netdev has come to a halt.
-fn remember_halt(name: &str, netns: &Netns) {
-    HALTED.lock().unwrap_or_else(PoisonError::into_inner).insert((name.to_owned(), netns.clone()));
+fn remember_halt(netdev: &Netdev) {
+    HALTED.lock().unwrap_or_else(PoisonError::into_inner).insert(netdev.clone());
 }
 
 /// Opens a netdev that is there. None is ever made.
@@ -81,7 +88,8 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
     let at = settings.at();
     others::visit(&at, || {
         let (link, mut notes) = others::find(&at, settings.mtu)?;
-        let has_ring = !settings.has_halted();
+        let netdev = Netdev { name: settings.name.clone(), netns: settings.netns.clone(), index: link.index };
+        let has_ring = !has_halted(&netdev);
         if !has_ring {
             notes.push(format!(
                 "{at} has sent super-frames of a kind that the kernel cannot hand over (UDP fragments, SCTP, tunnels): \
@@ -94,7 +102,7 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
         prepare(&mouth, link.index, settings.offloads).map_err(others::failed(&at, "setting up what is sent by it"))?;
         // Last: from here on there is something to receive.
         ear.bind(link.index, EVERYTHING).map_err(others::failed(&at, "listening to it"))?;
-        let queue = Queue::new(ring, ear, mouth, settings);
+        let queue = Queue::new(ring, ear, mouth, settings.offloads, netdev);
         let mode = if has_ring { "ring" } else { "a call for each frame" };
         Ok(Opened { queues: vec![Box::new(queue) as Box<dyn Device>], made: false, notes, mode: Some(mode.to_owned()) })
     })

@@ -7,6 +7,10 @@ use crate::wire::{Offload, TAG_LEN};
 
 const NEEDS_CSUM: u8 = 1;
 
+/// How far a tag shifts what stands behind it.
+const SHIFT: u16 = 4;
+const _: () = assert!(SHIFT as usize == TAG_LEN);
+
 // Where the fields are: struct virtio_net_hdr, virtio 1.2, 5.1.6.
 const FLAGS: usize = 0;
 const HDR_LEN: usize = 2;
@@ -34,7 +38,7 @@ pub(super) fn behind_a_tag(header: &[u8; HEADROOM]) -> [u8; HEADROOM] {
 
 /// Adds a tag's length to one of the fields. What would be too much is a lie, and stays one.
 fn shift(header: &mut [u8; HEADROOM], at: usize) {
-    let value = u16::from_le_bytes([header[at], header[at + 1]]).saturating_add(TAG_LEN as u16);
+    let value = u16::from_le_bytes([header[at], header[at + 1]]).saturating_add(SHIFT);
     header[at..at + 2].copy_from_slice(&value.to_le_bytes());
 }
 

@@ -4,6 +4,8 @@
 //! it hears comes in by [`Socket::receive`] or, without a system call for each frame, by a [`Ring`].
 //! What it sends goes out by [`Socket::send`] or, many in one call, by [`Outgoing`].
 
+#![allow(clippy::cast_possible_truncation)] // sizes and numbers of the kernel's structures
+
 mod outgoing;
 mod ring;
 

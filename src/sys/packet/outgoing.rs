@@ -91,7 +91,7 @@ impl<'b> Burst<'_, 'b> {
                 return false;
             }
         }
-        message.msg_hdr.msg_iovlen = (used - self.pieces) as _;
+        message.msg_hdr.msg_iovlen = used - self.pieces;
         (self.messages, self.pieces) = (self.messages + 1, used);
         true
     }
@@ -104,7 +104,7 @@ impl<'b> Burst<'_, 'b> {
         let mut first = pieces.as_mut_ptr();
         for message in &mut messages[..self.messages] {
             message.msg_hdr.msg_iov = first;
-            first = first.wrapping_add(message.msg_hdr.msg_iovlen as usize);
+            first = first.wrapping_add(message.msg_hdr.msg_iovlen);
         }
         let (fd, first, count) = (socket.fd.as_raw_fd(), messages.as_mut_ptr(), self.messages as c_uint);
         // SAFETY: the first `count` messages are ours, and so are the pieces that they point to: as many
