@@ -11,6 +11,7 @@
 mod fdb;
 mod judge;
 mod names;
+mod pins;
 mod rules;
 mod verdict;
 
