@@ -19,7 +19,7 @@ pub(super) struct Pins {
 impl Pins {
     pub(super) fn new(secret: Secret, ports: &[PortRules]) -> Pins {
         let mut owners: HashMap<Station, Option<PortId>> = HashMap::new();
-        for port in ports {
+        for port in ports.iter().filter(|port| !port.is_uplink()) {
             let also: &[Mac] = match &port.security {
                 Security::Off => &[],
                 Security::Mac(also) => also,

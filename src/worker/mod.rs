@@ -13,6 +13,7 @@ pub mod mail;
 mod outbox;
 mod pace;
 pub mod peer;
+mod tagging;
 mod team;
 
 pub use bell::Bell;

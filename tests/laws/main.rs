@@ -13,3 +13,4 @@ mod matrix;
 mod model;
 mod scenery;
 mod stations;
+mod uplinks;
