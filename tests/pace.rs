@@ -12,7 +12,9 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use vifswitch::device::{Abilities, Device};
 use vifswitch::frame::{Batch, Cache, Fate, Lane, Pool, Sent};
-use vifswitch::switch::{Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Rules, Secret, Security};
+use vifswitch::switch::{
+    Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, Role, Rules, Secret, Security,
+};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time;
 use vifswitch::wire::Mac;
@@ -112,8 +114,10 @@ impl House {
             security: Security::Off,
             admin_up: true,
             worker: Some(index % workers),
+            role: Role::Vif,
+            reach: Reach::Own,
         });
-        let rules = Arc::new(Rules::compile(secret, networks, rules.collect()));
+        let rules = Arc::new(Rules::compile(secret, networks, rules.collect(), Vec::new()));
         for worker in 0..usize::from(workers) {
             let books = (0..ports).map(|_| Some(Arc::<PortCounters>::default())).collect();
             house.command(worker, |reply| Command::Rules(rules.clone(), books, reply));

@@ -7,7 +7,8 @@ use super::config::{Config, Device, Network, Port, PortSecurity};
 use super::places::Places;
 use crate::device::{Settings, tap};
 use crate::switch::{
-    Limits, MOST_NETWORKS, MOST_PORTS, NetworkId, NetworkRules, Owner, PortId, PortRules, Rules, Secret, Security,
+    Limits, MOST_NETWORKS, MOST_PORTS, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, Role, Rules, Secret,
+    Security,
 };
 use crate::sys::netns::Netns;
 
@@ -117,9 +118,11 @@ pub fn rules<'a>(
             },
             admin_up: port.admin_state_up,
             worker,
+            role: Role::Vif,
+            reach: Reach::Own,
         }
     });
-    Rules::compile(secret, networks.collect(), ports.collect())
+    Rules::compile(secret, networks.collect(), ports.collect(), Vec::new())
 }
 
 #[cfg(test)]

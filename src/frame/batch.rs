@@ -1,8 +1,8 @@
 //! A burst of frames, and the memory that a burst may borrow.
 
 use super::Cache;
-use super::descriptor::{Frame, Tail};
-use crate::wire::Offload;
+use super::descriptor::{Frame, TAG_AT, Tail};
+use crate::wire::{Offload, Vid};
 
 /// Frames in a burst, at most.
 pub const BURST: usize = 64;
@@ -176,17 +176,46 @@ impl Batch {
     /// or to be in two places. `None` when the pool has no slots left.
     pub fn adopt(&self, index: usize, cache: &mut Cache) -> Option<Frame> {
         let view = self.view(index);
-        let (mut part, mut rest) = (view.head, view.tail());
-        cache.build(view.frame.len(), view.frame.offload(), |mut out| {
-            while !out.is_empty() {
-                if part.is_empty() {
-                    part = rest.next().expect("the segments of a frame add up to its length");
-                }
-                let now = part.len().min(out.len());
-                out[..now].copy_from_slice(&part[..now]);
-                (part, out) = (&part[now..], &mut out[now..]);
-            }
-        })
+        gather(std::iter::once(view.head).chain(view.tail()), view.frame.len(), view.frame.offload(), cache)
+    }
+
+    /// The same, with the tag of this VLAN behind its addresses.
+    pub fn adopt_tagged(&self, index: usize, vid: Vid, cache: &mut Cache) -> Result<Frame, Untaggable> {
+        let (view, tag) = (self.view(index), vid.tag());
+        let (addresses, rest) = view.head.split_at_checked(TAG_AT).ok_or(Untaggable::Offsets)?;
+        let (offload, headers) = view.frame.tagged().ok_or(Untaggable::Offsets)?;
+        let parts = [addresses, &tag, rest].into_iter().chain(view.tail());
+        #[allow(clippy::cast_possible_truncation)] // 4
+        let len = view.frame.len() + tag.len() as u32;
+        let mut copy = gather(parts, len, offload, cache).ok_or(Untaggable::NoSlot)?;
+        copy.count_as(view.frame, headers);
+        Ok(copy)
+    }
+
+    /// Takes the tag behind its addresses off the frame at `index`, whatever its type. What its
+    /// offload header says is moved along; if that makes no sense any more, the frame is not sound.
+    /// `false` if it is too short to be a frame without these four bytes.
+    pub fn pop_tag(&mut self, index: usize) -> bool {
+        let frame = &mut self.frames[index];
+        match frame.landing() {
+            Some((buffer, _)) => frame.pop_landed(&mut self.landing[buffer * STRIDE..][..STRIDE]),
+            None => frame.pop_owned(),
+        }
+    }
+
+    /// Puts the tag of this VLAN behind the addresses of the frame at `index`: in place, or, if there
+    /// is no room in front of it, in a copy that takes its place. No lane may have borrowed it.
+    pub fn push_tag(&mut self, index: usize, vid: Vid, cache: &mut Cache) -> Result<(), Untaggable> {
+        let frame = &mut self.frames[index];
+        let done = match frame.landing() {
+            Some((buffer, _)) => frame.push_landed(vid.tag(), &mut self.landing[buffer * STRIDE..][..STRIDE]),
+            None => frame.push_owned(vid.tag()),
+        };
+        if !done {
+            let copy = self.adopt_tagged(index, vid, cache)?;
+            cache.recycle(std::mem::replace(&mut self.frames[index], copy));
+        }
+        Ok(())
     }
 
     /// The frame at `index` as it goes out.
@@ -224,6 +253,36 @@ impl Batch {
         }
         (self.len, self.bytes) = (0, 0);
     }
+}
+
+/// A frame of `len` bytes in slots of its own, from these parts.
+#[inline(always)]
+fn gather<'a>(
+    mut parts: impl Iterator<Item = &'a [u8]>,
+    len: u32,
+    offload: Offload,
+    cache: &mut Cache,
+) -> Option<Frame> {
+    let mut part: &[u8] = &[];
+    cache.build(len, offload, |mut out| {
+        while !out.is_empty() {
+            if part.is_empty() {
+                part = parts.next().expect("the segments of a frame add up to its length");
+            }
+            let now = part.len().min(out.len());
+            out[..now].copy_from_slice(&part[..now]);
+            (part, out) = (&part[now..], &mut out[now..]);
+        }
+    })
+}
+
+/// Why a frame cannot be given a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Untaggable {
+    /// There is no slot free to copy it to.
+    NoSlot,
+    /// It has no addresses, or what its offload header says would lie too far back.
+    Offsets,
 }
 
 /// A frame as a device sees it that is to send it.

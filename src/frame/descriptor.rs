@@ -6,6 +6,9 @@
 
 #![allow(clippy::cast_possible_truncation)] // lengths within a slot
 
+mod tag;
+pub(super) use tag::TAG_AT;
+
 use super::pool::{NONE, Pool, SLOT};
 use crate::wire::Offload;
 
@@ -338,8 +341,8 @@ impl Frame {
         if self.place != Place::Slot {
             return None;
         }
-        // SAFETY: the slot is this frame's, and bytes are written only while it is built; all of it
-        // lies within the slot: `build` and `small` saw to that.
+        // SAFETY: the slot is this frame's, and only who has the frame to himself writes it; all of it
+        // lies within the slot: `build` and `small` saw to that, and a tag moves its start only.
         self.pool.map(|pool| unsafe { pool.bytes(self.at, self.start, self.len as u16) })
     }
 
@@ -347,7 +350,7 @@ impl Frame {
     #[inline(always)]
     pub(super) fn owned_head(&self) -> &[u8] {
         match self.pool {
-            // SAFETY: the slot is this frame's, and bytes are written only while it is built. The
+            // SAFETY: the slot is this frame's, and only who has the frame to himself writes it. The
             // first segment ends within its slot: `build` saw to that.
             Some(pool) => unsafe { pool.bytes(self.at, self.start, self.head() as u16) },
             None => &[],
@@ -412,8 +415,8 @@ impl<'a> Iterator for Tail<'a> {
         let at = self.at;
         self.at = pool.after(at);
         let (start, len) = pool.extent(at);
-        // SAFETY: the slot is in the chain of the frame, which outlives this iterator, and bytes
-        // are written only while a frame is built.
+        // SAFETY: the slot is in the chain of the frame, which outlives this iterator, and only who has
+        // the frame to himself writes its slots.
         Some(unsafe { pool.bytes(at, start, len) })
     }
 }

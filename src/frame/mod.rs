@@ -23,7 +23,7 @@ mod lane;
 mod pool;
 mod prefetch;
 
-pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, View};
+pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, Untaggable, View};
 pub use cache::Cache;
 pub use descriptor::{Frame, Tail};
 pub use exchange::{Copying, Exchange};

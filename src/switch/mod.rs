@@ -8,14 +8,17 @@
 
 #![forbid(unsafe_code)]
 
+mod carrier;
 mod fdb;
 mod judge;
 mod names;
+mod pins;
 mod rules;
 mod verdict;
 
+pub use carrier::CarrierRules;
 pub use fdb::{Fdb, Learned, Limits, Seen};
 pub use judge::{Sighting, Switch};
 pub use names::{MOST_NETWORKS, MOST_PORTS, NetworkId, PortId, Secret, Station};
-pub use rules::{NetworkRules, Owner, PortRules, Rules, Security};
-pub use verdict::{DropReason, Verdict, Verdicts};
+pub use rules::{NetworkRules, Owner, PortRules, Reach, Role, Rules, Security};
+pub use verdict::{DropReason, Flood, Verdict, Verdicts};

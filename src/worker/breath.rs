@@ -161,8 +161,8 @@ impl Worker {
             self.pacer.was_quiet(gate, open);
         } else {
             gate.quiet = 0;
-            self.switch.judge_burst(port, &self.batch, now, &mut self.verdicts);
-            let borrowed = self.outbox(|outbox| outbox.deliver(port));
+            let tags = self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts);
+            let borrowed = self.outbox(|outbox| outbox.deliver(port, tags));
             self.tell_peers();
             self.end_burst(borrowed);
             if let Some(gate) = self.gates.get_mut(number) {

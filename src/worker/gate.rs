@@ -4,14 +4,15 @@ use std::fmt;
 
 use crate::device::Device;
 use crate::frame::{BURST, Lane};
-use crate::switch::{MOST_PORTS, PortId, Rules};
+use crate::switch::{MOST_PORTS, PortId, PortRules, Reach, Rules};
+use crate::wire::Vid;
 
 /// Frames that wait in one lane at most: a worker sends its lanes off after a burst or two.
 const LANE: usize = 3 * BURST;
 
 /// One queue of a port's device, and the lane of frames that leave by it.
 pub struct Gate {
-    /// The port.
+    /// The port, or the carrier.
     pub port: PortId,
     /// Which of the device's queues.
     pub queue: u16,
@@ -53,18 +54,6 @@ impl Gate {
     }
 }
 
-impl Gate {
-    /// Whether frames for its port may leave by it.
-    fn is_door(&self, rules: &Rules) -> bool {
-        self.state != GateState::Gone && rules.port(self.port).is_some_and(|port| port.admin_up)
-    }
-
-    /// Whether worker `me` is the one through which its port is reached.
-    fn is_at_home(&self, me: u16, rules: &Rules) -> bool {
-        rules.port(self.port).is_some_and(|port| port.worker == Some(me))
-    }
-}
-
 /// Words of a set of gates.
 const WORDS: usize = MOST_PORTS / 64;
 
@@ -84,6 +73,27 @@ pub(super) struct Door {
 /// No door.
 const SHUT: Door = Door { port: PortId::NONE, gate: u16::MAX, offloads: false, floods: false };
 
+/// The doors that lead through one gate, and with which tag: that of its port, or those of the ports
+/// that it carries. Not those of ports or carriers that are administratively down or in standby.
+fn doors(gate: &Gate, number: u16, me: u16, rules: &Rules) -> impl Iterator<Item = (Door, Option<Vid>)> {
+    let own = rules.port(gate.port).filter(|port| port.reach == Reach::Own).map(|port| (port, None));
+    let carrier = rules.carrier(gate.port);
+    let carried = carrier.into_iter().flat_map(|carrier| &carrier.ports).filter_map(move |&(vlan, id)| {
+        let reach = Reach::Carried { carrier: gate.port, vlan };
+        Some((rules.port(id).filter(|port| port.reach == reach)?, vlan))
+    });
+    let to_door = move |port: &PortRules| Door {
+        port: port.id,
+        gate: number,
+        offloads: gate.offloads,
+        floods: port.worker == Some(me),
+    };
+    own.into_iter()
+        .chain(carried)
+        .filter(|(port, _)| gate.state != GateState::Gone && rules.way_out(port.id).is_ok())
+        .map(move |(port, vlan)| (to_door(port), vlan))
+}
+
 /// The gates of a worker, by a number that stays while they are open.
 #[derive(Debug)]
 pub(super) struct Gates {
@@ -92,9 +102,12 @@ pub(super) struct Gates {
     slots: Vec<Option<Gate>>,
     /// By number: what waits to leave by each gate. Apart from the gates, to stand close together.
     lanes: Vec<Lane>,
-    /// By [`PortId::index`]: how frames leave for this port. Shut while the port is
+    /// By [`PortId::index`]: how frames leave for this port as they are. Shut while the port is
     /// administratively down, so that asking for the door is all that a frame has to ask.
     doors: Box<[Door; MOST_PORTS]>,
+    /// The same for ports whose frames leave with a tag. These have no door above, so that a frame that
+    /// finds one there has nothing more to ask.
+    tagged: Box<[Option<(Door, Vid)>; MOST_PORTS]>,
     /// The gates whose lanes are not empty: a set of bits by number.
     waiting: Box<[u64; WORDS]>,
     open: usize,
@@ -107,6 +120,7 @@ impl Gates {
             slots: Vec::with_capacity(MOST_PORTS),
             lanes: Vec::with_capacity(MOST_PORTS),
             doors: Box::new([SHUT; MOST_PORTS]),
+            tagged: Box::new([None; MOST_PORTS]),
             waiting: Box::new([0; WORDS]),
             open: 0,
         }
@@ -178,33 +192,44 @@ impl Gates {
     /// Finds the doors again, under new rules.
     pub(super) fn find_doors(&mut self, rules: &Rules) {
         self.doors.fill(SHUT);
-        for number in 0..self.slots.len() {
-            if let Some(door) = self.door_at(number, rules)
-                && self.doors[door.port.index()].port != door.port
-            {
-                self.doors[door.port.index()] = door;
+        self.tagged.fill(None);
+        for (number, gate) in (0..).zip(&self.slots).filter_map(|(number, gate)| Some((number, gate.as_ref()?))) {
+            for (door, tag) in doors(gate, number, self.me, rules) {
+                let place = door.port.index();
+                match tag {
+                    None if self.doors[place].port != door.port => self.doors[place] = door,
+                    Some(vid) if self.tagged[place].is_none_or(|(there, _)| there.port != door.port) => {
+                        self.tagged[place] = Some((door, vid));
+                    }
+                    _ => {}
+                }
             }
         }
     }
 
+    /// Finds the door of `port` again, or, if it is a carrier, those of the ports it carries.
     fn find_door(&mut self, port: PortId, rules: &Rules) {
-        let mut doors = (0..self.slots.len()).filter_map(|number| self.door_at(number, rules));
-        self.doors[port.index()] = doors.find(|door| door.port == port).unwrap_or(SHUT);
+        if rules.carrier(port).is_some() {
+            return self.find_doors(rules);
+        }
+        let gates = (0..).zip(&self.slots).filter_map(|(number, gate)| Some((number, gate.as_ref()?)));
+        let mut found =
+            gates.filter(|(_, gate)| gate.port == port).flat_map(|(number, gate)| doors(gate, number, self.me, rules));
+        self.doors[port.index()] = found.next().map_or(SHUT, |(door, _)| door);
     }
 
-    /// The door that leads through gate `number`, if frames may leave by it.
-    fn door_at(&self, number: usize, rules: &Rules) -> Option<Door> {
-        let gate = self.slots[number].as_ref().filter(|gate| gate.is_door(rules))?;
-        let number = u16::try_from(number).ok()?;
-        Some(Door { port: gate.port, gate: number, offloads: gate.offloads, floods: gate.is_at_home(self.me, rules) })
-    }
-
-    /// How frames leave for `port`. `None`: not from here, or the port is administratively down, or
-    /// it is closed.
+    /// How frames leave for `port` as they are. `None`: not from here, or with a tag, or the port is
+    /// administratively down, or it is closed.
     #[inline(always)]
     pub(super) fn door(&self, port: PortId) -> Option<Door> {
         let door = self.doors[port.index() % MOST_PORTS];
         (door.port == port).then_some(door)
+    }
+
+    /// How frames leave for `port` with a tag, and with which.
+    #[inline]
+    pub(super) fn tagged_door(&self, port: PortId) -> Option<(Door, Vid)> {
+        self.tagged[port.index() % MOST_PORTS].filter(|(door, _)| door.port == port)
     }
 
     /// The lane behind a door, for a frame to be put into it.

@@ -14,6 +14,7 @@ pub mod mail;
 mod outbox;
 mod pace;
 pub mod peer;
+mod tagging;
 mod team;
 
 pub use bell::Bell;

@@ -270,7 +270,7 @@ fn what_a_closed_port_has_counted_still_counts() {
     let mut ports: Vec<_> = lab.rules.ports().cloned().collect();
     ports.retain(|rules| rules.id != lab.ports[port]);
     let networks = lab.rules.network(NetworkId::new(0)).cloned().into_iter().collect();
-    let rules = Arc::new(Rules::compile(Secret::new([7; 16]), networks, ports));
+    let rules = Arc::new(Rules::compile(Secret::new([7; 16]), networks, ports, Vec::new()));
     for worker in 0..3 {
         let mut books: Books = lab.books[worker].iter().cloned().map(Some).collect();
         books[port] = None;

@@ -14,3 +14,4 @@ mod matrix;
 mod model;
 mod scenery;
 mod stations;
+mod uplinks;
