@@ -11,6 +11,11 @@ pub const BURST: usize = 64;
 /// super-frames that outgrew the processor's cache would be fetched from memory a second time.
 pub const BURST_BYTES: usize = 256 << 10;
 
+/// Bytes that each frame is reckoned as, at least: so those that super-frames stand for, of which an unkind
+/// guest makes many small ones, count for the end of a burst as well. All of them may have to be built.
+const LEAST_BYTES: usize = 1 << 10;
+const _: () = assert!(LEAST_BYTES * BURST < BURST_BYTES, "frames that stand for themselves make no difference");
+
 /// Bytes in front of each frame in a receive buffer: its offload header stands there, so that
 /// header and frame are read, and written again, in one piece.
 pub const HEADROOM: usize = Offload::LEN;
@@ -83,7 +88,7 @@ impl Batch {
     #[inline(always)]
     pub fn push(&mut self, frame: Frame) {
         let place = self.frames.get_mut(self.len).expect("a burst has at most 64 frames");
-        self.bytes += frame.len() as usize;
+        self.bytes += weight(&frame);
         *place = frame;
         self.len += 1;
     }
@@ -112,12 +117,13 @@ impl Batch {
         let offload = Offload::read(front);
         #[allow(clippy::cast_possible_truncation)] // 64 buffers of 64 KiB and a little
         let mut frame = Frame::landed(buffer as u8, FRONT as u16, len as u32, offload);
+        self.bytes += len;
         if offload.is_pending() {
             frame.measure(Some(&rest[..len]));
+            self.bytes += weight(&frame) - len;
         }
         self.frames[buffer] = frame;
         self.len += 1;
-        self.bytes += len;
         Ok(())
     }
 
@@ -285,6 +291,12 @@ pub enum Untaggable {
     Offsets,
 }
 
+/// Bytes that a frame is reckoned as for the end of a burst.
+#[inline(always)]
+fn weight(frame: &Frame) -> usize {
+    (frame.len() as usize).max(frame.frames() * LEAST_BYTES)
+}
+
 /// A frame as a device sees it that is to send it.
 #[derive(Debug, Clone, Copy)]
 pub struct View<'a> {
@@ -380,6 +392,32 @@ mod tests {
             land(&mut batch, false, &vec![0; ROOM]);
         }
         assert!(batch.is_full());
+    }
+
+    #[test]
+    fn a_burst_ends_by_the_frames_that_super_frames_stand_for() {
+        let (mut batch, mut cache) = (Batch::new(), Cache::new(Pool::new(64).unwrap()));
+        // TCP over IPv4 in pieces of 10, 128 of them.
+        let header = [1, 1, 54, 0, 10, 0, 34, 0, 16, 0, 0, 0];
+        let mut frame = vec![0x50; 54 + 1280];
+        for owned in [false, true] {
+            for _ in 0..2 {
+                assert!(!batch.is_full());
+                match owned {
+                    true => batch.push(cache.frame(&frame, Offload::read(&header)).unwrap()),
+                    false => land(&mut batch, true, &[&header, &frame[..]].concat()),
+                }
+            }
+            assert_eq!((batch.frame(1).count(), batch.is_full()), (128, true));
+            batch.clear(&mut cache);
+        }
+        // Of the size that frames have, it is their bytes that count.
+        let header = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+        frame.resize(54 + 44 * 1448, 0);
+        for _ in 0..4 {
+            land(&mut batch, true, &[&header, &frame[..]].concat());
+        }
+        assert_eq!((batch.frame(3).count(), batch.is_full()), (44, false));
     }
 
     #[test]

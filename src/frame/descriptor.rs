@@ -297,6 +297,12 @@ impl Frame {
         self.frames > 0
     }
 
+    /// How many frames it stands for; none, if its offload header does not fit it.
+    #[inline(always)]
+    pub(super) fn frames(&self) -> usize {
+        usize::from(self.frames)
+    }
+
     /// How many frames it counts as: those it will become. One, where its header is a lie.
     #[inline(always)]
     pub fn count(&self) -> u64 {

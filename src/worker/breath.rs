@@ -219,12 +219,8 @@ impl Worker {
 
     fn send_off(&mut self, number: usize) {
         let Some((gate, lane)) = self.gates.with_lane(number) else { return };
-        let sent = if std::mem::take(&mut gate.unfinished) {
-            let dressed = self.dressing.send_off(&mut *gate.device, lane, &self.batch, &mut self.cache);
-            if let Some(book) = book(&self.books, gate.port) {
-                dressed.enter_into(book);
-            }
-            dressed.sent
+        let sent = if gate.unfinished {
+            self.dressing.send_off(gate, lane, &self.batch, &mut self.cache, &self.books)
         } else {
             gate.device.transmit(lane, &self.batch, &mut self.cache)
         };

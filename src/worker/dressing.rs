@@ -6,10 +6,12 @@
 //! becomes is built and sent in stretches of a burst, the first of which has left again (and, of a device
 //! that copies, given back its slots) before the next is built.
 
+use super::gate::Gate;
+use super::mail::Books;
+use super::outbox::book;
 use crate::device::Device;
 use crate::frame::{BURST, Batch, Cache, Frame, Lane, Sent, Tail, View};
 use crate::switch::DropReason;
-use crate::telemetry::PortCounters;
 use crate::wire::{Finished, Finishing, Offload};
 
 /// A worker's room for frames that are about to leave.
@@ -18,11 +20,10 @@ pub(super) struct Dressing {
     ready: Lane,
 }
 
-/// What became of a lane with frames to be finished.
+/// What was done to the frames of a lane, and what became of them.
 #[derive(Debug, Default)]
-pub(super) struct Dressed {
-    /// Of its frames, and of those that others became.
-    pub(super) sent: Sent,
+struct Done {
+    sent: Sent,
     /// Super-frames that were divided.
     segmented: u64,
     /// Other frames whose checksum was completed.
@@ -33,31 +34,24 @@ pub(super) struct Dressed {
     no_buffer: u64,
 }
 
-impl Dressed {
-    /// Counts what was done, but for what was sent.
-    pub(super) fn enter_into(&self, book: &PortCounters) {
-        book.segmented.add(self.segmented);
-        book.checksummed.add(self.checksummed);
-        book.drops_out.add(DropReason::OffloadUnsupported, self.unsupported);
-        book.drops_out.add(DropReason::NoBuffer, self.no_buffer);
-    }
-}
-
 impl Dressing {
     pub(super) fn new() -> Dressing {
         Dressing { ready: Lane::with_capacity(BURST) }
     }
 
-    /// Sends a lane by a device that takes no offload headers. The lane is empty afterwards.
+    /// Sends the lane of a gate that takes no offload headers, and counts all but what was sent. The lane is
+    /// empty afterwards.
     #[inline(never)] // most lanes need none of it
     pub(super) fn send_off(
         &mut self,
-        device: &mut dyn Device,
+        gate: &mut Gate,
         lane: &mut Lane,
         batch: &Batch,
         cache: &mut Cache,
-    ) -> Dressed {
-        let mut way = Way { device, ready: &mut self.ready, batch, cache, done: Dressed::default() };
+        books: &Books,
+    ) -> Sent {
+        gate.unfinished = false;
+        let mut way = Way { device: &mut *gate.device, ready: &mut self.ready, batch, cache, done: Done::default() };
         for place in 0..lane.len() {
             let view = lane.view(place, batch);
             if way.is_blocked() {
@@ -71,7 +65,14 @@ impl Dressing {
         }
         way.send();
         lane.clear(way.cache);
-        way.done
+        let done = way.done;
+        if let Some(book) = book(books, gate.port) {
+            book.segmented.add(done.segmented);
+            book.checksummed.add(done.checksummed);
+            book.drops_out.add(DropReason::OffloadUnsupported, done.unsupported);
+            book.drops_out.add(DropReason::NoBuffer, done.no_buffer);
+        }
+        done.sent
     }
 }
 
@@ -81,11 +82,11 @@ struct Way<'a> {
     ready: &'a mut Lane,
     batch: &'a Batch,
     cache: &'a mut Cache,
-    done: Dressed,
+    done: Done,
 }
 
 impl Way<'_> {
-    /// Whether the device had no room: nothing more is built for it, and nothing overtakes.
+    /// Whether the device had no room. Nothing more is built for it then, and nothing sent.
     fn is_blocked(&self) -> bool {
         self.done.sent.full > 0
     }
@@ -106,31 +107,38 @@ impl Way<'_> {
 
     /// Finishes a frame: all that comes of it is made ready, or dies.
     fn finish(&mut self, view: &View<'_>) {
-        let mut left = view.frame.count();
-        let work = Finishing::new(view.head, view.tail(), view.frame.len(), view.frame.offload());
-        let Ok(mut work) = work else {
-            self.done.unsupported += left;
-            return;
-        };
-        if work.is_division() {
-            self.done.segmented += 1;
-        } else {
-            self.done.checksummed += 1;
+        let count = view.frame.count();
+        match Finishing::new(view.head, view.tail(), view.frame.len(), view.frame.offload()) {
+            Ok(mut work) => {
+                let made = self.make_ready(&mut work, count);
+                let done = u64::from(made > 0);
+                match work.is_division() {
+                    true => self.done.segmented += done,
+                    false => self.done.checksummed += done,
+                }
+            }
+            Err(_) => self.done.unsupported += count,
         }
+    }
+
+    /// Makes ready the frames, `count` of them, that come of one. How many there was room for.
+    fn make_ready<'b>(&mut self, work: &mut Finishing<'b, Tail<'b>>, count: u64) -> u64 {
+        let mut made = 0;
         while let Some(part) = work.finish_next() {
             self.make_room();
             if self.is_blocked() {
-                self.done.sent.full += left;
-                return;
+                self.done.sent.full += count - made;
+                return made;
             }
             let Some(frame) = self.build(part) else {
-                self.done.no_buffer += left;
-                return;
+                self.done.no_buffer += count - made;
+                return made;
             };
             self.ready.push(frame);
-            left -= 1;
+            made += 1;
         }
-        debug_assert_eq!(left, 0, "a super-frame counts as what it becomes");
+        debug_assert_eq!(made, count, "a super-frame counts as what it becomes");
+        made
     }
 
     fn build<'b>(&mut self, part: Finished<'_, 'b, Tail<'b>>) -> Option<Frame> {
@@ -142,6 +150,7 @@ impl Way<'_> {
     }
 }
 
+#[inline]
 fn build<'b>(cache: &mut Cache, mut part: Finished<'_, 'b, Tail<'b>>) -> Option<Frame> {
     cache.build(part.len(), Offload::NONE, |room| part.fill(room))
 }

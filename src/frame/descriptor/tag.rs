@@ -55,8 +55,7 @@ impl Frame {
 
     /// Notes that the tag is gone.
     fn shorten(&mut self) {
-        self.start += TAG;
-        self.len -= u32::from(TAG);
+        self.begin_at(self.start + TAG);
         if !self.offload().is_pending() {
             return;
         }
@@ -67,6 +66,18 @@ impl Frame {
             }
             None => self.frames = 0,
         }
+    }
+
+    /// Notes where the frame begins now, in its first segment; the end stays.
+    fn begin_at(&mut self, start: u16) {
+        if self.place == Place::Chain
+            && let Some(pool) = self.pool
+        {
+            let end = self.start + pool.extent(self.at).1;
+            pool.set_extent(self.at, start, end - start);
+        }
+        self.len = self.len + u32::from(self.start) - u32::from(start);
+        self.start = start;
     }
 
     /// Its offload header and the bytes that each of its frames repeats, once it has a tag more.
@@ -102,8 +113,7 @@ impl Frame {
 
     /// Notes that a tag has been put in.
     fn extend_front(&mut self, (offload, headers): (Offload, u16)) {
-        self.start -= TAG;
-        self.len += u32::from(TAG);
+        self.begin_at(self.start - TAG);
         self.set_offload(offload);
         self.headers = headers;
     }
