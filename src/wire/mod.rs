@@ -14,4 +14,4 @@ mod vlan;
 pub use ethernet::{HEADER_LEN, Header, TAG_LEN, tags};
 pub use mac::{Mac, NotAMac};
 pub use offload::{BadOffload, MOST_SEGMENTS, Offload, Segmentation};
-pub use vlan::{NotAVid, Tagging, Vid};
+pub use vlan::{NotAVid, Tagging, Vid, is_without_vlan};

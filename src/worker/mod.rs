@@ -8,12 +8,12 @@
 
 mod bell;
 mod breath;
+mod carrying;
 mod gate;
 pub mod mail;
 mod outbox;
 mod pace;
 pub mod peer;
-mod tagging;
 mod team;
 
 pub use bell::Bell;
