@@ -18,7 +18,7 @@ use vifswitch::worker::Command;
 mod common;
 use common::stream::open_frame;
 mod host;
-use common::{Lab, Plug, Setup, frame, mac};
+use common::{Lab, Plug, Setup, Wire, frame, mac};
 
 thread_local! {
     static COUNTING: Cell<bool> = const { Cell::new(false) };
@@ -88,6 +88,10 @@ impl Dice {
 
 const PORTS: usize = 6;
 
+/// Behind the ports stand two uplinks of their network: tagged with this on the first, untagged on
+/// the second.
+const VID: u16 = 5;
+
 /// Lets every block of every cable grow to its full size, both ways: they grow as they are first
 /// used.
 fn warm(lab: &mut Lab, blocks: usize) {
@@ -108,7 +112,7 @@ fn warm(lab: &mut Lab, blocks: usize) {
 /// from old and new stations, short and long, whole and lying.
 fn guests_send(lab: &mut Lab, dice: &mut Dice) {
     let station = |number: usize| Mac::from_bits(0x0a_00_00_00_00_00 | number as u64);
-    for port in 0..PORTS {
+    for port in 0..lab.ends.len() {
         for _ in 0..1 + dice.roll(24) {
             let to = match dice.roll(8) {
                 0 => Mac::BROADCAST,
@@ -128,10 +132,13 @@ fn guests_send(lab: &mut Lab, dice: &mut Dice) {
                 _ => Offload::NONE,
             };
             // What can be divided, as well as what cannot.
-            let bytes = match dice.roll(2) {
+            let mut bytes = match dice.roll(2) {
                 0 => open_frame(to, from, 0, len),
                 _ => frame(to, from, 0x88b5, &[0x50; 9000][..len]),
             };
+            if port == PORTS || dice.roll(20) == 0 {
+                bytes.splice(12..12, [0x81, 0x00, 0x00, if dice.roll(8) == 0 { 99 } else { VID as u8 }]);
+            }
             let _ = lab.ends[port].stage(&bytes, offload);
         }
         lab.ends[port].publish();
@@ -150,8 +157,9 @@ fn a_warm_worker_does_not_allocate(memory: Memory) {
         mtu: 3000,
     };
     let plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32 / 2)).collect();
+    let wires = [Wire::new(&[(VID, 0)]), Wire::new(&[(0, 0)])];
     // Half of the ports take no offload headers.
-    let mut lab = Lab::with_devices(setup, &plugs, |port, end| Box::new(end.with_offloads(port % 2 == 0)));
+    let mut lab = Lab::build(setup, &plugs, &wires, |port, end| Box::new(end.with_offloads(port % 2 == 0)));
     let mut dice = Dice(1);
     let (mut calls, mut breaths) = (0, 0);
     warm(&mut lab, 16);
@@ -171,6 +179,10 @@ fn a_warm_worker_does_not_allocate(memory: Memory) {
     assert!(lab.total(|c| c.forwarded.get()) > 10_000 && lab.total(|c| c.copies.get()) > 10_000);
     assert!(lab.total(|c| c.segmented.get()) > 1000 && lab.total(|c| c.checksummed.get()) > 1000);
     assert!(lab.workers.iter().all(|worker| worker.switch().fdb().len() > 100));
+    for uplink in [PORTS, PORTS + 1] {
+        let frames = (lab.sum(uplink, |c| c.forwarded.get()), lab.sum(uplink, |c| c.tx_frames.get()));
+        assert!(frames.0 > 1000 && frames.1 > 1000, "uplinks carry some of them: {frames:?}");
+    }
     lab.check_ledger();
     lab.end();
 }

@@ -36,6 +36,9 @@ pub enum DropReason {
     Hairpin,
     /// In: it came by one uplink, and the destination is behind another.
     SplitHorizon,
+    /// Out: its network is untagged on the uplink, and with the tag that it has from its sender it would be
+    /// on a VLAN there, which may be that of another network.
+    ForeignVlan,
     /// Out: the port has no device at the moment.
     NoDevice,
     /// Out: the device had no room.
@@ -55,7 +58,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them, in the order of their counters.
-    pub const ALL: [DropReason; 20] = [
+    pub const ALL: [DropReason; 21] = [
         DropReason::PortClosed,
         DropReason::AdminDown,
         DropReason::Standby,
@@ -69,6 +72,7 @@ impl DropReason {
         DropReason::SpoofedSource,
         DropReason::Hairpin,
         DropReason::SplitHorizon,
+        DropReason::ForeignVlan,
         DropReason::NoDevice,
         DropReason::DeviceFull,
         DropReason::DeviceRefused,
@@ -94,6 +98,7 @@ impl DropReason {
             DropReason::SpoofedSource => "spoofed_source",
             DropReason::Hairpin => "hairpin",
             DropReason::SplitHorizon => "split_horizon",
+            DropReason::ForeignVlan => "foreign_vlan",
             DropReason::NoDevice => "no_device",
             DropReason::DeviceFull => "device_full",
             DropReason::DeviceRefused => "device_refused",
@@ -122,6 +127,7 @@ impl DropReason {
             DropReason::SpoofedSource => "port security does not allow this source here",
             DropReason::Hairpin => "the destination is behind the port the frame came from",
             DropReason::SplitHorizon => "came by one uplink, and the destination is behind another",
+            DropReason::ForeignVlan => "its own VLAN tag would put it on another network of the uplink",
             DropReason::NoDevice => "the port has no device at the moment",
             DropReason::DeviceFull => "the device had no room",
             DropReason::DeviceRefused => "the device would not take the frame",

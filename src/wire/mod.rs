@@ -17,4 +17,4 @@ pub use ethernet::{HEADER_LEN, Header, TAG_LEN, tags};
 pub use finish::{Finished, Finishing, Unfinishable};
 pub use mac::{Mac, NotAMac};
 pub use offload::{BadOffload, MOST_SEGMENTS, Offload, Segmentation};
-pub use vlan::{NotAVid, Tagging, Vid};
+pub use vlan::{NotAVid, Tagging, Vid, is_without_vlan};

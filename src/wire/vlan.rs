@@ -100,6 +100,19 @@ impl Tagging {
     }
 }
 
+/// Whether a frame is on no VLAN for whoever gets it untagged: it has no 802.1Q tag, or one that only says
+/// a priority, and none behind that, which a switch on the way might lay bare.
+pub fn is_without_vlan(frame: &[u8]) -> bool {
+    const BEHIND: usize = HEADER_LEN + TAG_LEN - 2;
+    let Some(header) = Header::read(frame) else { return true };
+    match Tagging::read(&header, frame) {
+        Tagging::Untagged => true,
+        Tagging::Tagged(0) => frame.get(BEHIND..BEHIND + 2) != Some(&TAGGED.to_be_bytes()),
+        // What ends in its tag is filled up on the way.
+        Tagging::Tagged(_) | Tagging::CutOff => false,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -155,6 +168,25 @@ mod tests {
             frame.extend(kind.to_be_bytes());
             frame.extend([0, 5, 8, 0]);
             assert_eq!(Tagging::read(&Header::read(&frame).unwrap(), &frame), Tagging::Untagged, "{kind:x}");
+        }
+    }
+
+    #[test]
+    fn only_a_priority_is_no_vlan() {
+        let frame = |behind: &[u8]| [&[0; 12], behind].concat();
+        for (behind, expected) in [
+            (&[][..], true),
+            (&[0x08, 0x00], true),
+            (&[0x88, 0xa8, 0, 5, 0x08, 0x00], true),
+            (&[0x81, 0x00, 0xe0, 0, 0x88, 0x92], true),
+            (&[0x81, 0x00, 0xe0, 0, 0x81, 0x00], false),
+            (&[0x81, 0x00, 0xe0, 0, 0x81, 0x00, 0, 5, 0x08, 0x00], false),
+            (&[0x81, 0x00, 0xe0, 5, 0x08, 0x00], false),
+            (&[0x81, 0x00, 0x0f, 0xff, 0x08, 0x00], false),
+            (&[0x81, 0x00, 0, 0, 0x08], false),
+            (&[0x81, 0x00], false),
+        ] {
+            assert_eq!(is_without_vlan(&frame(behind)), expected, "{behind:x?}");
         }
     }
 }

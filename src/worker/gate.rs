@@ -73,14 +73,16 @@ pub(super) struct Door {
 /// No door.
 const SHUT: Door = Door { port: PortId::NONE, gate: u16::MAX, offloads: false, floods: false };
 
-/// The doors that lead through one gate, and with which tag: that of its port, or those of the ports
-/// that it carries. Not those of ports or carriers that are administratively down or in standby.
-fn doors(gate: &Gate, number: u16, me: u16, rules: &Rules) -> impl Iterator<Item = (Door, Option<Vid>)> {
-    let own = rules.port(gate.port).filter(|port| port.reach == Reach::Own).map(|port| (port, None));
-    let carrier = rules.carrier(gate.port);
-    let carried = carrier.into_iter().flat_map(|carrier| &carrier.ports).filter_map(move |&(vlan, id)| {
+/// How frames leave for a port by a device that carries several: through this door, with this tag if any.
+pub(super) type CarriedDoor = (Door, Option<Vid>);
+
+/// The doors that lead through one gate: that of its port, or those of the ports that it carries. Not
+/// those of ports or carriers that are administratively down or in standby.
+fn doors(gate: &Gate, number: u16, me: u16, rules: &Rules) -> impl Iterator<Item = (Door, Reach)> {
+    let own = rules.port(gate.port).filter(|port| port.reach == Reach::Own);
+    let carried = rules.carrier(gate.port).into_iter().flat_map(|carrier| &carrier.ports).filter_map(|&(vlan, id)| {
         let reach = Reach::Carried { carrier: gate.port, vlan };
-        Some((rules.port(id).filter(|port| port.reach == reach)?, vlan))
+        rules.port(id).filter(|port| port.reach == reach)
     });
     let to_door = move |port: &PortRules| Door {
         port: port.id,
@@ -88,10 +90,8 @@ fn doors(gate: &Gate, number: u16, me: u16, rules: &Rules) -> impl Iterator<Item
         offloads: gate.offloads,
         floods: port.worker == Some(me),
     };
-    own.into_iter()
-        .chain(carried)
-        .filter(|(port, _)| gate.state != GateState::Gone && rules.way_out(port.id).is_ok())
-        .map(move |(port, vlan)| (to_door(port), vlan))
+    let leads_out = |port: &&PortRules| gate.state != GateState::Gone && rules.way_out(port.id).is_ok();
+    own.into_iter().chain(carried).filter(leads_out).map(move |port| (to_door(port), port.reach))
 }
 
 /// The gates of a worker, by a number that stays while they are open.
@@ -102,12 +102,12 @@ pub(super) struct Gates {
     slots: Vec<Option<Gate>>,
     /// By number: what waits to leave by each gate. Apart from the gates, to stand close together.
     lanes: Vec<Lane>,
-    /// By [`PortId::index`]: how frames leave for this port as they are. Shut while the port is
+    /// By [`PortId::index`]: how frames leave for this port by a device of its own. Shut while the port is
     /// administratively down, so that asking for the door is all that a frame has to ask.
     doors: Box<[Door; MOST_PORTS]>,
-    /// The same for ports whose frames leave with a tag. These have no door above, so that a frame that
-    /// finds one there has nothing more to ask.
-    tagged: Box<[Option<(Door, Vid)>; MOST_PORTS]>,
+    /// The same for ports that are carried. These have no door above, so that a frame that finds one
+    /// there has nothing more to ask.
+    carried: Box<[Option<CarriedDoor>; MOST_PORTS]>,
     /// The gates whose lanes are not empty: a set of bits by number.
     waiting: Box<[u64; WORDS]>,
     open: usize,
@@ -120,7 +120,7 @@ impl Gates {
             slots: Vec::with_capacity(MOST_PORTS),
             lanes: Vec::with_capacity(MOST_PORTS),
             doors: Box::new([SHUT; MOST_PORTS]),
-            tagged: Box::new([None; MOST_PORTS]),
+            carried: Box::new([None; MOST_PORTS]),
             waiting: Box::new([0; WORDS]),
             open: 0,
         }
@@ -192,15 +192,13 @@ impl Gates {
     /// Finds the doors again, under new rules.
     pub(super) fn find_doors(&mut self, rules: &Rules) {
         self.doors.fill(SHUT);
-        self.tagged.fill(None);
+        self.carried.fill(None);
         for (number, gate) in (0..).zip(&self.slots).filter_map(|(number, gate)| Some((number, gate.as_ref()?))) {
-            for (door, tag) in doors(gate, number, self.me, rules) {
-                let place = door.port.index();
-                match tag {
-                    None if self.doors[place].port != door.port => self.doors[place] = door,
-                    Some(vid) if self.tagged[place].is_none_or(|(there, _)| there.port != door.port) => {
-                        self.tagged[place] = Some((door, vid));
-                    }
+            for (door, reach) in doors(gate, number, self.me, rules) {
+                let (plain, carried) = (&mut self.doors[door.port.index()], &mut self.carried[door.port.index()]);
+                match reach {
+                    Reach::Own if plain.port != door.port => *plain = door,
+                    Reach::Carried { vlan, .. } if carried.is_none() => *carried = Some((door, vlan)),
                     _ => {}
                 }
             }
@@ -218,7 +216,7 @@ impl Gates {
         self.doors[port.index()] = found.next().map_or(SHUT, |(door, _)| door);
     }
 
-    /// How frames leave for `port` as they are. `None`: not from here, or with a tag, or the port is
+    /// How frames leave for `port` by a device of its own. `None`: it has none here, or the port is
     /// administratively down, or it is closed.
     #[inline(always)]
     pub(super) fn door(&self, port: PortId) -> Option<Door> {
@@ -226,10 +224,10 @@ impl Gates {
         (door.port == port).then_some(door)
     }
 
-    /// How frames leave for `port` with a tag, and with which.
+    /// How frames leave for `port` by a device that carries several.
     #[inline]
-    pub(super) fn tagged_door(&self, port: PortId) -> Option<(Door, Vid)> {
-        self.tagged[port.index() % MOST_PORTS].filter(|(door, _)| door.port == port)
+    pub(super) fn carried_door(&self, port: PortId) -> Option<CarriedDoor> {
+        self.carried[port.index() % MOST_PORTS].filter(|(door, _)| door.port == port)
     }
 
     /// The lane behind a door, for a frame to be put into it.

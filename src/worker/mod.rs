@@ -8,13 +8,13 @@
 
 mod bell;
 mod breath;
+mod carrying;
 mod dressing;
 mod gate;
 pub mod mail;
 mod outbox;
 mod pace;
 pub mod peer;
-mod tagging;
 mod team;
 
 pub use bell::Bell;

@@ -92,7 +92,7 @@ impl Outbox<'_> {
         match address {
             Address::To(to) => {
                 self.counters.frames_heard.add(self.batch.frame(index).count());
-                if self.gates.door(to).is_some() || self.gates.tagged_door(to).is_some() {
+                if self.gates.door(to).is_some() || self.gates.carried_door(to).is_some() {
                     self.forward(index, to);
                 } else {
                     // It was closed meanwhile. Sending the frame on would let it wander.
@@ -111,7 +111,7 @@ impl Outbox<'_> {
 
     /// Puts frame `index` into the lane of port `to`, wherever that is.
     fn forward(&mut self, index: usize, to: PortId) {
-        let Some(door) = self.gates.door(to).or_else(|| self.tag(index, to)) else { return };
+        let Some(door) = self.gates.door(to).or_else(|| self.by_carrier(index, to)) else { return };
         // 12. egress dressing: what the port cannot pass on is finished as the lane is sent off.
         if self.batch.frame(index).offload().is_pending() && !door.offloads {
             self.gates.note_unfinished(door);
@@ -159,9 +159,9 @@ impl Outbox<'_> {
         let (mut copies, mut there) = (0, 0u64);
         for &to in self.rules.reached(flood).into_iter().flatten() {
             let Some(door) = self.gates.door(to).filter(|door| door.floods) else {
-                if let Some((door, vid)) = self.gates.tagged_door(to).filter(|(door, _)| door.floods) {
+                if let Some(carried) = self.gates.carried_door(to).filter(|(door, _)| door.floods) {
                     copies += 1;
-                    self.flood_tagged(index, to, door, vid);
+                    self.flood_carried(index, to, carried);
                     continue;
                 }
                 match self.rules.port(to).and_then(|port| port.worker) {
@@ -240,6 +240,6 @@ pub(super) fn book(books: &Books, port: PortId) -> Option<&PortCounters> {
 }
 
 #[allow(clippy::cast_possible_truncation)] // a burst has 64 places
-const fn place(index: usize) -> u8 {
+pub(super) const fn place(index: usize) -> u8 {
     index as u8
 }

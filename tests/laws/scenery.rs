@@ -7,7 +7,7 @@ use vifswitch::switch::Security;
 use vifswitch::wire::{Mac, Offload};
 
 use crate::common::stream::open_frame;
-use crate::common::{Plug, mac};
+use crate::common::{Plug, Wire, mac};
 
 /// Addresses that no port has of its own. Few, so that they meet often.
 pub fn wild(number: usize) -> Mac {
@@ -24,6 +24,24 @@ pub fn plugs(networks: u16) -> impl Strategy<Value = Vec<Plug>> {
     let plug = (0..networks, 0..4u32, security, prop::bool::weighted(0.9))
         .prop_map(|(network, owner, security, admin_up)| Plug { network, owner, security, admin_up });
     vec(plug, 2..10)
+}
+
+/// VLAN ids that frames of guests and of the outside have as well.
+const VIDS: [u16; 4] = [0, 3, 5, 4094];
+
+/// No uplink, one, two apart, or two of which one is in standby; each with some of the networks.
+pub fn wires(networks: u16) -> impl Strategy<Value = Vec<Wire>> {
+    let wire = move || {
+        let networks = prop::sample::subsequence((0..networks).collect::<Vec<_>>(), 0..=usize::from(networks));
+        (Just(VIDS.to_vec()).prop_shuffle(), networks)
+            .prop_map(|(vids, networks)| Wire::new(&vids.into_iter().zip(networks).collect::<Vec<_>>()))
+    };
+    prop_oneof![
+        2 => Just(Vec::new()),
+        1 => wire().prop_map(|wire| vec![wire]),
+        1 => (wire(), wire()).prop_map(|(one, other)| vec![one, other]),
+        1 => wire().prop_map(|wire| vec![wire.clone(), Wire { spare_of: Some(0), ..wire }]),
+    ]
 }
 
 pub fn memory() -> impl Strategy<Value = Memory> {
@@ -63,12 +81,27 @@ pub struct Sketch {
     value: u8,
     /// It is one of TCP over IPv4.
     stream: bool,
+    /// What the outer tag says if it comes by an uplink, if it has one.
+    vlan: Option<u16>,
     pub offload: Offload,
 }
 
 impl Sketch {
     pub fn port(&self, ports: usize) -> usize {
         self.port % ports
+    }
+
+    /// The frame and its offload header as the port gets them: with an outer tag, if it is an uplink.
+    pub fn offer(&self, ports: usize, uplinks: usize) -> (Vec<u8>, Offload) {
+        let mut bytes = self.bytes(ports + uplinks);
+        let Some([a, b]) = self.vlan.filter(|_| self.port(ports + uplinks) >= ports).map(u16::to_be_bytes) else {
+            return (bytes, self.offload);
+        };
+        let at = bytes.len().min(12);
+        bytes.splice(at..at, [0x81, 0x00, a, b]);
+        // Some lie.
+        let offload = self.offload.with_tag().filter(|_| self.value % 8 != 0);
+        (bytes, offload.unwrap_or(self.offload))
     }
 
     pub fn bytes(&self, ports: usize) -> Vec<u8> {
@@ -124,8 +157,10 @@ fn source() -> impl Strategy<Value = Address> {
 /// Frames that ask nothing of the next hop.
 pub fn plain() -> impl Strategy<Value = Sketch> {
     let len = prop_oneof![6 => 0..100usize, 2 => 1490..1510usize, 1 => 1510..3000usize];
-    (0..9usize, destination(), source(), 0..4usize, len, prop::bool::weighted(0.05), any::<u8>()).prop_map(
-        |(port, to, from, tags, len, runt, value)| Sketch {
+    let value = prop_oneof![any::<u8>(), Just(3), Just(5)];
+    let vlan = prop::option::weighted(0.8, prop_oneof![8 => prop::sample::select(VIDS.to_vec()), 1 => any::<u16>()]);
+    (0..11usize, destination(), source(), 0..4usize, len, prop::bool::weighted(0.05), value, vlan).prop_map(
+        |(port, to, from, tags, len, runt, value, vlan)| Sketch {
             port,
             to,
             from,
@@ -134,6 +169,7 @@ pub fn plain() -> impl Strategy<Value = Sketch> {
             runt,
             value,
             stream: false,
+            vlan,
             offload: Offload::NONE,
         },
     )
