@@ -55,7 +55,7 @@ fn main() {
     let mut batch = Batch::new();
     let mut lane = Lane::with_capacity(BURST);
     println!("{:<44} {:>8} {:>8}", "ns a frame", "60 B", "1514 B");
-    let mut told = |what: &str, mut cost: Box<dyn FnMut(&[u8]) -> f64 + '_>| {
+    let told = |what: &str, mut cost: Box<dyn FnMut(&[u8]) -> f64 + '_>| {
         let costs = [60, 1514].map(|len| {
             let mut frame = [&[2, 0xbb, 0, 0, 0, 1], &[2, 0xaa, 0, 0, 0, 1], &EXPERIMENT.to_be_bytes()[..]].concat();
             frame.resize(len, 0);

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{Netdev, offload, remember_halt};
 use crate::device::{Abilities, Device};
-use crate::frame::{Batch, Cache, Fate, HEADROOM, Lane, Progress, Sent, View, Views};
+use crate::frame::{BURST, Batch, Cache, Fate, HEADROOM, Lane, Progress, Sent, View, Views};
 use crate::sys::packet::{Arrival, Burst, HEADER, Outgoing, Received, Ring, Socket, State, Tag};
 use crate::wire::TAG_LEN;
 
@@ -19,9 +19,11 @@ const PIECES: usize = 2 * FRAMES + 512;
 /// Where in a receive buffer a tag goes that the kernel has taken out.
 const GAP: usize = HEADROOM + Tag::AT;
 
-/// Receives in vain after which we look whether all is well. Such a look takes two system calls; and
-/// not more than a worker makes before it leaves a quiet port alone (`QUIET` of its pace).
-const IN_VAIN: u32 = 64;
+/// Receives in vain after which we look whether all is well, which takes two system calls. Not more than
+/// a worker makes before it leaves a quiet port alone (`QUIET` of its pace); and about as many as it makes
+/// each time that it wakes up for nothing, so that a port whose ring has halted is found within seconds
+/// also if nothing else ever wakes its worker.
+const IN_VAIN: u32 = 16;
 
 /// A port's sockets.
 ///
@@ -94,7 +96,11 @@ impl Queue {
     #[inline]
     fn receive_ring(&mut self, batch: &mut Batch) -> io::Result<()> {
         let Some(ring) = &mut self.ring else { return Ok(()) };
-        while !batch.is_full() {
+        // Also of what is lost, no more is seen to in one go.
+        for _ in 0..BURST {
+            if batch.is_full() {
+                break;
+            }
             let Some(arrival) = ring.arrival() else { break };
             self.heard = true;
             self.losing |= arrival.tells_of_losses();
@@ -116,7 +122,10 @@ impl Queue {
 
     /// Receives from the socket.
     fn receive_each(&mut self, batch: &mut Batch) {
-        while !batch.is_full() {
+        for _ in 0..BURST {
+            if batch.is_full() {
+                break;
+            }
             let landed = batch.land(true, |room| {
                 // The header ends where the frame begins.
                 let end = room.len() - TAG_LEN;
