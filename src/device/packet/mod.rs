@@ -138,7 +138,7 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
         let has_ring = !has_halted(&netdev);
         if !has_ring {
             notes.push(format!(
-                "{} has sent super-frames of a kind that the kernel cannot hand over (UDP fragments, SCTP, tunnels): \
+                "{} has sent super-frames of a kind that the kernel cannot hand over (such as UDP fragments): \
                  these are lost, and to outlive them it is read without a ring, which takes a system call for each frame",
                 settings.at()
             ));

@@ -27,21 +27,21 @@ const IN_VAIN: u32 = 16;
 
 /// A port's sockets.
 ///
-/// Frames come in by a ring: copied once more, but without a system call, at a fiftieth of the cost. Those that do not fit its
-/// slots, super-frames before all, are fetched from the socket, in their turn. Frames go out by
-/// `sendmmsg`: over a veth, a transmit ring costs 3 to 7 % more for 60 bytes, and as much for 1514
-/// (`cargo bench --bench packet` measures what is here).
+/// Frames come in by a ring: copied once more, but without a system call, at a fiftieth of the cost.
+/// Those that do not fit its slots, super-frames before all, are fetched from the socket, in their turn.
+/// Frames go out by `sendmmsg`: over a veth, a transmit ring costs 3 to 7 % more (`cargo bench --bench
+/// packet` measures what is here).
 ///
 /// What is received has an offload header in front: without one, nobody could tell which frames are not
 /// finished. What is sent has one if the port has offloads; without it costs 5 % less. The header has 10
 /// bytes and is sent as a piece of its own, which costs the same as 12 bytes in one piece with the frame,
 /// and less than 12 in a piece of their own; and a kernel that is told of 12 leaves 10 in the ring.
 ///
-/// **The ring can come to a halt.** A super-frame of a kind that the header has no word for (UDP
-/// fragmentation, SCTP) is dropped by the kernel, and with it the slot that it was about to use: no
-/// frame comes in any more, by this ring. A guest can do that at will, and a container by speaking
-/// SCTP. It is noticed by frames being lost while the ring is empty. The port is given up then and
-/// opened again, from then on without a ring.
+/// **The ring can come to a halt.** A super-frame of a kind that the header has no word for is dropped
+/// by the kernel, and with it the slot that it was about to use: no frame comes in any more, by this
+/// ring. UDP fragmentation is such a kind, which old guests ask for, and any guest can that wants to do
+/// harm. (Seen with Linux 6.18. SCTP has no word either.) It is noticed by frames being lost while the
+/// ring is empty. The port is given up then and opened again, from then on without a ring.
 #[derive(Debug)]
 pub(super) struct Queue {
     /// Before its socket, so that it is unmapped before.
