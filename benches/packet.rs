@@ -55,7 +55,7 @@ fn main() {
     let mut batch = Batch::new();
     let mut lane = Lane::with_capacity(BURST);
     println!("{:<44} {:>8} {:>8}", "ns a frame", "60 B", "1514 B");
-    let mut told = |what: &str, mut cost: Box<dyn FnMut(&[u8]) -> f64 + '_>| {
+    let told = |what: &str, cost: &mut dyn FnMut(&[u8]) -> f64| {
         let costs = [60, 1514].map(|len| {
             let mut frame = [&[2, 0xbb, 0, 0, 0, 1], &[2, 0xaa, 0, 0, 0, 1], &EXPERIMENT.to_be_bytes()[..]].concat();
             frame.resize(len, 0);
@@ -67,19 +67,16 @@ fn main() {
     let mut device = open(port, true);
     let nic = Nic::new(guest, "guest");
     let burst_from_nic = |frame: &[u8]| (0..BURST).for_each(|_| nic.send(frame));
-    told(
-        "received by the ring",
-        Box::new(|frame| {
-            median(
-                || burst_from_nic(frame),
-                |()| {
-                    device.receive(&mut batch, &mut cache).unwrap();
-                    assert_eq!(batch.len(), BURST);
-                    batch.clear(&mut cache);
-                },
-            )
-        }),
-    );
+    told("received by the ring", &mut |frame| {
+        median(
+            || burst_from_nic(frame),
+            |()| {
+                device.receive(&mut batch, &mut cache).unwrap();
+                assert_eq!(batch.len(), BURST);
+                batch.clear(&mut cache);
+            },
+        )
+    });
     drop(device);
     let socket = port.within(Socket::new).unwrap();
     socket.set_header().unwrap();
@@ -87,30 +84,24 @@ fn main() {
     socket.set_room(8 << 20, 0).unwrap();
     socket.bind(index, EVERYTHING).unwrap();
     let mut room = vec![0; 70_000];
-    told(
-        "received one by one",
-        Box::new(|frame| {
-            median(
-                || burst_from_nic(frame),
-                |()| (0..BURST).for_each(|_| assert!(socket.receive(&mut room).unwrap().is_some())),
-            )
-        }),
-    );
+    told("received one by one", &mut |frame| {
+        median(
+            || burst_from_nic(frame),
+            |()| (0..BURST).for_each(|_| assert!(socket.receive(&mut room).unwrap().is_some())),
+        )
+    });
     drop((socket, nic));
     let batch = Batch::new();
     for (what, offloads) in [("sent, with an offload header", true), ("sent, without one", false)] {
         let mut device = open(port, offloads);
-        told(
-            what,
-            Box::new(|frame| {
-                median(
-                    || (),
-                    |()| {
-                        (0..BURST).for_each(|_| lane.push(cache.frame(frame, Offload::NONE).unwrap()));
-                        assert_eq!(device.transmit(&mut lane, &batch, &mut cache).frames, BURST as u64);
-                    },
-                )
-            }),
-        );
+        told(what, &mut |frame| {
+            median(
+                || (),
+                |()| {
+                    (0..BURST).for_each(|_| lane.push(cache.frame(frame, Offload::NONE).unwrap()));
+                    assert_eq!(device.transmit(&mut lane, &batch, &mut cache).frames, BURST as u64);
+                },
+            )
+        });
     }
 }

@@ -521,6 +521,12 @@ fn a_frame_that_halts_the_ring_costs_the_port_a_moment_and_no_more() {
         assert_eq!(hands.take(&mut *device), (Offload::NONE, frame));
     }
     assert_eq!(device.missed(), odd_frames().len() as u64);
+    (0..100).for_each(|_| guest.write(&fragments).unwrap());
+    let lost = [64, 36].map(|_| {
+        assert!(hands.rest(&mut *device).is_empty());
+        device.missed()
+    });
+    assert_eq!(lost, [64, 36], "a worker has others to see to");
     for tag in [&[][..], &[0x81, 0, 0x20, 5]] {
         let (offload, frame) = super_frame(tag);
         guest.write(&[&offload.write(), &frame[..]].concat()).unwrap();

@@ -92,7 +92,7 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
         let has_ring = !has_halted(&netdev);
         if !has_ring {
             notes.push(format!(
-                "{at} has sent super-frames of a kind that the kernel cannot hand over (UDP fragments, SCTP, tunnels): \
+                "{at} has sent super-frames of a kind that the kernel cannot hand over (such as UDP fragments): \
                  these are lost, and to outlive them it is read without a ring, which takes a system call for each frame"
             ));
         }
