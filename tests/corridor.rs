@@ -5,7 +5,6 @@
 mod host;
 
 use std::collections::{BTreeMap, HashSet};
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -13,7 +12,6 @@ use host::daemon::{Daemon, Vif, config};
 use host::nic::{Nic, experiment, frame};
 use host::rig::{Kind, PLAIN, Rig, ping, tcp_both_ways, two_workers};
 use host::{EXPERIMENT, Space, await_that};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with};
 use vifswitch::control::view::Status;
 use vifswitch::wire::Mac;
 

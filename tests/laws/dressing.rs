@@ -153,7 +153,7 @@ fn what_finds_no_slot_is_counted() {
     lab.settle();
     assert_eq!([1, 2, 3].map(|port| lab.drops_out(port, DropReason::NoBuffer)), [61, 60, 0]);
     assert!(lab.received(1).is_empty());
-    assert_eq!(lab.received(3), [super_frame.clone()]);
+    assert!(lab.received(3) == std::slice::from_ref(&super_frame));
     // A few are enough.
     held.truncate(held.len() - 64);
     drop(cache);

@@ -14,13 +14,13 @@ pub(super) const MOST_HEADERS: usize = 256;
 
 // Where things stand in the header of TCP (RFC 9293, 3.1),
 const TCP_SEQUENCE: usize = 4;
-const TCP_FLAGS: usize = 13;
+const TCP_FLAGS: usize = 12;
 const TCP_CSUM: usize = 16;
 const TCP_URGENT: usize = 18;
-const FIN: u8 = 0x01;
-const PSH: u8 = 0x08;
-const URG: u8 = 0x20;
-const CWR: u8 = 0x80;
+const FIN: u16 = 0x01;
+const PSH: u16 = 0x08;
+const URG: u16 = 0x20;
+const CWR: u16 = 0x80;
 // of UDP (RFC 768),
 const UDP_LENGTH: usize = 4;
 const UDP_CSUM: usize = 6;
@@ -33,9 +33,12 @@ const V6_LENGTH: usize = 4;
 const V6_LEN: usize = 40;
 
 /// The headers of a super-frame, read once.
+///
+/// What differs from frame to frame is taken out, and what is left is summed up: for each frame it is put
+/// in, and added to these sums.
 #[derive(Debug, Clone)]
 pub(super) struct Headers {
-    /// As they came, but for the checksum of TCP or UDP, which is zero; the first `len` of them.
+    /// What all have in common: the first `len` of them, zero where they differ.
     bytes: [u8; MOST_HEADERS],
     len: usize,
     is_v4: bool,
@@ -44,8 +47,23 @@ pub(super) struct Headers {
     network: usize,
     /// Where that of TCP or UDP begins.
     transport: usize,
-    /// What each checksum begins with: the pseudo-header without its length.
-    pseudo: Checksum,
+    /// The number of the packet, of IPv4.
+    id: u16,
+    /// What differs in a header of TCP.
+    tcp: Tcp,
+    /// The sum of the header of IPv4.
+    network_sum: Checksum,
+    /// That of the header of TCP or UDP, and of the pseudo-header without its length.
+    transport_sum: Checksum,
+}
+
+/// What differs from frame to frame in a header of TCP.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tcp {
+    sequence: u32,
+    /// The flags, and the length of the header in front of them.
+    flags: u16,
+    urgent: u16,
 }
 
 /// The place of a frame in its super-frame.
@@ -101,13 +119,29 @@ impl Headers {
         if usize::from(offload.csum_offset()) != field {
             return Err(Unfinishable::Contradiction);
         }
-        let field = transport + field;
-        let mut pseudo = Checksum::default();
-        pseudo.add(&bytes[field..field + 2]);
+        let (network_bytes, segment) = bytes[..headers].split_at_mut(transport);
+        let ip = &mut network_bytes[network..];
+        let mut transport_sum = Checksum::default();
+        transport_sum.add_number(take(segment, field));
         // What the sender has added for the whole, each frame gets for itself.
-        pseudo.take_off(length);
-        bytes[field..field + 2].fill(0);
-        Ok(Headers { bytes, len: headers, is_v4, is_tcp, network, transport, pseudo })
+        transport_sum.take_off(length);
+        let mut tcp = Tcp::default();
+        if is_tcp {
+            let [high, low] = [take(segment, TCP_SEQUENCE), take(segment, TCP_SEQUENCE + 2)].map(u32::from);
+            tcp.sequence = high << 16 | low;
+            (tcp.flags, tcp.urgent) = (take(segment, TCP_FLAGS), take(segment, TCP_URGENT));
+        } else {
+            take(segment, UDP_LENGTH);
+        }
+        transport_sum.add(segment);
+        let (mut id, mut network_sum) = (0, Checksum::default());
+        if is_v4 {
+            take(ip, V4_LENGTH);
+            take(ip, V4_CSUM);
+            id = take(ip, V4_ID);
+            network_sum.add(ip);
+        }
+        Ok(Headers { bytes, len: headers, is_v4, is_tcp, network, transport, id, tcp, network_sum, transport_sum })
     }
 
     /// How many bytes they are.
@@ -121,59 +155,54 @@ impl Headers {
         out.copy_from_slice(&self.bytes[..self.len]);
         let (network, segment) = out.split_at_mut(self.transport);
         let network = &mut network[self.network..];
-        let length = short(segment.len() + usize::from(seat.payload));
+        let length = short(segment.len()) + seat.payload;
         if self.is_v4 {
-            put(network, V4_LENGTH, short(network.len()) + length);
+            let mut sum = self.network_sum;
+            put(network, V4_LENGTH, short(network.len()) + length, &mut sum);
             // Each is a packet of its own, numbered from the number of the super-frame on.
-            put(network, V4_ID, number(network, V4_ID).wrapping_add(seat.index));
-            put(network, V4_CSUM, 0);
-            let mut sum = Checksum::default();
-            sum.add(network);
+            put(network, V4_ID, self.id.wrapping_add(seat.index), &mut sum);
             network[V4_CSUM..][..2].copy_from_slice(&sum.finish());
         } else {
-            put(network, V6_LENGTH, short(network.len() - V6_LEN) + length);
+            let length = short(network.len() - V6_LEN) + length;
+            network[V6_LENGTH..][..2].copy_from_slice(&length.to_be_bytes());
         }
-        if self.is_tcp {
-            write_tcp(segment, seat);
-        } else {
-            put(segment, UDP_LENGTH, length);
-        }
-        let mut sum = self.pseudo;
+        let mut sum = self.transport_sum;
         sum.add_number(length);
-        sum.add(segment);
         sum.join(payload);
-        let checksum = sum.finish();
         if self.is_tcp {
-            segment[TCP_CSUM..][..2].copy_from_slice(&checksum);
+            self.tcp.write(segment, seat, &mut sum);
+            segment[TCP_CSUM..][..2].copy_from_slice(&sum.finish());
         } else {
-            segment[UDP_CSUM..][..2].copy_from_slice(&super::closed(checksum));
+            put(segment, UDP_LENGTH, length, &mut sum);
+            segment[UDP_CSUM..][..2].copy_from_slice(&super::closed(sum.finish()));
         }
         out
     }
 }
 
-/// What is said once must not be heard twice: that the window was reduced (RFC 3168, 6.1.2) is for the
-/// first frame to say, the push and the end of the stream are for the last. Where urgent data ends is
-/// counted from where each frame begins, and no news behind that.
-fn write_tcp(segment: &mut [u8], seat: Seat) {
-    let sequence = &mut segment[TCP_SEQUENCE..][..4];
-    let first = sequence.iter().fold(0, |word, &byte| word << 8 | u32::from(byte));
-    sequence.copy_from_slice(&first.wrapping_add(seat.before).to_be_bytes());
-    if seat.index > 0 {
-        segment[TCP_FLAGS] &= !CWR;
-    }
-    if !seat.is_last {
-        segment[TCP_FLAGS] &= !(FIN | PSH);
-    }
-    if segment[TCP_FLAGS] & URG != 0 {
-        let urgent = u32::from(number(segment, TCP_URGENT)).checked_sub(seat.before);
-        match urgent.and_then(|urgent| u16::try_from(urgent).ok()) {
-            Some(urgent) => put(segment, TCP_URGENT, urgent),
-            None => {
-                segment[TCP_FLAGS] &= !URG;
-                put(segment, TCP_URGENT, 0);
+impl Tcp {
+    /// What is said once must not be heard twice: that the window was reduced (RFC 3168, 6.1.2) is for the
+    /// first frame to say, the push and the end of the stream are for the last. Where urgent data ends is
+    /// counted from where each frame begins, and is no news behind that.
+    fn write(&self, segment: &mut [u8], seat: Seat, sum: &mut Checksum) {
+        let (mut flags, mut urgent) = (self.flags, self.urgent);
+        if seat.index > 0 {
+            flags &= !CWR;
+        }
+        if !seat.is_last {
+            flags &= !(FIN | PSH);
+        }
+        if flags & URG != 0 {
+            match u16::try_from(seat.before).ok().and_then(|before| urgent.checked_sub(before)) {
+                Some(left) => urgent = left,
+                None => (flags, urgent) = (flags & !URG, 0),
             }
         }
+        let [a, b, c, d] = self.sequence.wrapping_add(seat.before).to_be_bytes();
+        put(segment, TCP_SEQUENCE, u16::from_be_bytes([a, b]), sum);
+        put(segment, TCP_SEQUENCE + 2, u16::from_be_bytes([c, d]), sum);
+        put(segment, TCP_FLAGS, flags, sum);
+        put(segment, TCP_URGENT, urgent, sum);
     }
 }
 
@@ -251,8 +280,17 @@ fn number(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-fn put(bytes: &mut [u8], at: usize, number: u16) {
+/// Puts a number where there was zero, and adds it to the sum of what it stands in.
+fn put(bytes: &mut [u8], at: usize, number: u16, sum: &mut Checksum) {
     bytes[at..][..2].copy_from_slice(&number.to_be_bytes());
+    sum.add_number(number);
+}
+
+/// Takes a number out, and leaves zero.
+fn take(bytes: &mut [u8], at: usize) -> u16 {
+    let taken = number(bytes, at);
+    bytes[at..][..2].fill(0);
+    taken
 }
 
 /// A length within a frame of which IP says in 16 bits how long it is.
