@@ -86,7 +86,9 @@ fn a_tag_says_which_network_a_frame_from_outside_is_on() {
     let p = payload(46);
     let station = wild(1);
     let of = |tags: &[(u16, u16)]| tagged(ALL, station, tags, &p);
-    let rows: Vec<(&str, Vec<u8>, &[usize], Vec<u8>)> = vec![
+    /// What it is, how it comes, who gets it, and what of it.
+    type Row = (&'static str, Vec<u8>, &'static [usize], Vec<u8>);
+    let rows: Vec<Row> = vec![
         ("the first VLAN", of(&[(0x8100, 120)]), &[A, B], of(&[])),
         ("the second", of(&[(0x8100, 130)]), &[C], of(&[])),
         ("with a priority", of(&[(0x8100, 0xe000 | 120)]), &[A, B], of(&[])),
