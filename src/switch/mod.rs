@@ -3,6 +3,9 @@
 //! memory with a made-up clock.
 //!
 //! [`Switch::judge_burst`] gives each frame of a burst its [`Verdict`]; the worker carries it out.
+//! A frame from a carrier ([`CarrierRules`]) loses its outer tag at that, and is judged as one of the port
+//! for which the tag stands.
+//!
 //! Settings live in [`Rules`], which never change, only get replaced; state lives in the
 //! [`Switch`]: the [`Fdb`], one per worker. The two never mix.
 

@@ -20,6 +20,9 @@ const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
+#[allow(clippy::cast_possible_truncation)] // 4
+const TAG: u16 = super::TAG_LEN as u16;
+
 /// What is left to be done to a frame: `virtio_net_hdr` without its buffer count.
 ///
 /// It is kept as it came, in two words, since hardly any frame has it looked at.
@@ -151,7 +154,6 @@ impl Offload {
     /// The same for the frame with one VLAN tag more behind its addresses. `None` if something would
     /// begin farther back than can be said.
     pub fn with_tag(&self) -> Option<Offload> {
-        const TAG: u16 = super::TAG_LEN as u16;
         if !self.is_pending() {
             return Some(*self);
         }
@@ -168,7 +170,6 @@ impl Offload {
     /// The same for the frame without the VLAN tag behind its addresses. `None` if what is to be
     /// summed up begins before the end of that tag, which makes no sense.
     pub fn without_tag(&self) -> Option<Offload> {
-        const TAG: u16 = super::TAG_LEN as u16;
         if !self.is_pending() {
             return Some(*self);
         }

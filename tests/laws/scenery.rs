@@ -100,7 +100,7 @@ impl Sketch {
         let at = bytes.len().min(12);
         bytes.splice(at..at, [0x81, 0x00, a, b]);
         // Some lie.
-        let offload = self.offload.with_tag().filter(|_| self.value % 8 != 0);
+        let offload = self.offload.with_tag().filter(|_| !self.value.is_multiple_of(8));
         (bytes, offload.unwrap_or(self.offload))
     }
 

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vifswitch::device::memory::Memory;
+use vifswitch::device::memory::{Memory, cable};
 use vifswitch::switch::{DropReason, Security};
 use vifswitch::wire::{Mac, Offload};
+use vifswitch::worker::Gate;
 
 use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
 use crate::scenery::{self, Sketch, WILD, any_frame, header, tcp, wild};
@@ -85,7 +86,9 @@ fn a_tag_says_which_network_a_frame_from_outside_is_on() {
     let p = payload(46);
     let station = wild(1);
     let of = |tags: &[(u16, u16)]| tagged(ALL, station, tags, &p);
-    let rows: Vec<(&str, Vec<u8>, &[usize], Vec<u8>)> = vec![
+    /// What it is, how it comes, who gets it, and what of it.
+    type Row = (&'static str, Vec<u8>, &'static [usize], Vec<u8>);
+    let rows: Vec<Row> = vec![
         ("the first VLAN", of(&[(0x8100, 120)]), &[A, B], of(&[])),
         ("the second", of(&[(0x8100, 130)]), &[C], of(&[])),
         ("with a priority", of(&[(0x8100, 0xe000 | 120)]), &[A, B], of(&[])),
@@ -464,6 +467,39 @@ fn an_uplink_without_a_device_says_so() {
         });
         assert_eq!(reached(&mut lab, A, &plain(wild(1))), [B]);
         assert_eq!(died(&mut lab, W, &tagged(ALL, wild(1), &[], &[])), [DropReason::PortClosed]);
+        done(lab);
+    }
+}
+
+/// An uplink with a queue at each of two workers sends and hears each frame once.
+#[test]
+fn an_uplink_with_queues_at_two_workers_gets_each_frame_once() {
+    for memory in [Memory::Owned, Memory::Lent] {
+        let mut lab = lab_of(Setup { workers: 2, memory, ..Setup::default() }, &[trunk()]);
+        let (end, mut far) = cable(Default::default());
+        let carrier = lab.ports[W];
+        lab.open_at(1, Gate::new(carrier, 1, Box::new(end.with_memory(memory))));
+        assert!(far.send(&tagged(ALL, wild(1), &[(0x8100, 120)], &[]), Offload::NONE));
+        lab.settle();
+        let both: Vec<_> = lab.all_received().iter().map(Vec::len).collect();
+        assert_eq!((both, far.take()), (vec![1, 1, 0, 0, 0], None), "and nothing of its own");
+        for (from, to, vid) in [(A, ALL, 120), (B, ALL, 120), (A, wild(1), 120), (B, wild(1), 120), (C, ALL, 130)] {
+            assert!(lab.send(from, &tagged(to, mac(from), &[], &[])));
+            lab.settle();
+            let mut outside = lab.received(W);
+            outside.extend(far.take().map(|(bytes, _)| bytes));
+            assert_eq!(outside, [tagged(to, mac(from), &[(0x8100, vid)], &[])]);
+            assert!(far.take().is_none());
+        }
+        lab.all_received();
+        // When one of them is closed, the other goes on.
+        assert!(lab.close(carrier, W % 2).is_some());
+        assert!(far.send(&tagged(mac(B), wild(1), &[(0x8100, 120)], &[]), Offload::NONE));
+        lab.settle();
+        assert_eq!(lab.received(B).len(), 1);
+        assert!(lab.send(B, &tagged(wild(1), mac(B), &[], &[])));
+        lab.settle();
+        assert!(far.take().is_some());
         done(lab);
     }
 }
