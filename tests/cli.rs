@@ -112,6 +112,7 @@ fn json_is_what_the_api_says() {
     let fake = Fake::showing(views.clone());
     let said = |what: &str| serde_json::from_str::<Value>(&out(&show(&fake, &[what, "--json"]))).unwrap();
     assert_eq!(said("ports"), serde_json::to_value(&views.ports).unwrap());
+    assert_eq!(said("uplinks"), serde_json::to_value(&views.uplinks).unwrap());
     assert_eq!(said("vms"), serde_json::to_value(&views.vms).unwrap());
     assert_eq!(said("networks"), serde_json::to_value(&views.networks).unwrap());
     assert_eq!(said("fdb"), serde_json::to_value(&views.fdb).unwrap());
@@ -143,8 +144,20 @@ fn tables_are_for_reading() {
     assert_eq!(lines[1], ["net1", "02:00:00:00:01:0a", "p1", "fw-3", "pinned", "-"]);
     assert_eq!(lines[2], ["net1", "02:00:00:00:01:0a", ODD, "web", "learned", "1m", "5s"]);
 
+    assert_eq!(lines[3], ["net1", "02:00:00:00:01:0a", "up0", "(uplink)", "learned", "7s"]);
+
+    let text = out(&show(&fake, &["uplinks"]));
+    let lines = words(&text);
+    let titles = ["UPLINK", "GROUP", "ACTIVE", "NETWORKS", "KIND", "DEVICE", "STATUS", "WORKER", "RX", "TX", "DROPS"];
+    assert_eq!(lines[0][..11], titles);
+    assert_eq!(lines[1][..8], ["up0", "wire", "yes", "net1:120,net2", "xdp", "(native", "copy)", "eth1"]);
+    assert_eq!(lines[1][8..], ["ACTIVE", "0", "2.3", "MB", "990", "B", "3"]);
+    assert_eq!(lines[2][..3], ["up1", "wire", "no"]);
+    assert!(text.ends_with("stands by\n"), "{text}");
+
     let text = out(&show(&fake, &["drops"]));
     let lines = words(&text);
+    assert_eq!(lines[2][..5], ["up0", "(uplink)", "out", "device_full", "3"]);
     assert_eq!(lines[0], ["PORT", "VM", "DIRECTION", "REASON", "FRAMES", "MEANING"]);
     assert_eq!(lines[1][..6], [ODD, "web", "in", "spoofed_source", "2", "port"]);
 
@@ -158,6 +171,7 @@ fn an_empty_table_says_so() {
     let fake = Fake::showing(Views::default());
     for (what, text) in [
         ("ports", "no ports\n"),
+        ("uplinks", "no uplinks\n"),
         ("vms", "no VMs\n"),
         ("networks", "no networks\n"),
         ("fdb", "no stations\n"),

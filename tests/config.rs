@@ -2,9 +2,11 @@
 
 use proptest::prelude::*;
 use vifswitch::control::config::{
-    self, AddressPair, Config, Device, Errors, IpAllocation, Network, Poll, Port, PortSecurity, Problem,
-    SwitchSettings, Tap, Vm, kind, parse_json, parse_toml,
+    self, AddressPair, Carried, Config, Device, Errors, IpAllocation, Network, Packet, Poll, Port, PortSecurity,
+    Problem, SwitchSettings, Tap, Uplink, Vm, Xdp, kind, parse_json, parse_toml,
 };
+use vifswitch::device::xdp::Mode;
+use vifswitch::wire::Vid;
 
 /// The example of the manual, without what this version does not have.
 const EXAMPLE: &str = r#"
@@ -56,6 +58,19 @@ id = "client"
   fixed_ips   = ["10.5.0.1"]
   admin_state_up = false
   device = { kind = "tap", netns = "/run/netns/client", queues = 4, offloads = false }
+
+[[uplinks]]
+id       = "up0"
+group    = "wire"
+device   = { kind = "xdp", name = "eth1" }
+networks = [{ network_id = "net1", vlan = 120 }, { network_id = "net2" }]
+
+[[uplinks]]
+id       = "up1"
+group    = "wire"
+device   = { kind = "packet", name = "eth2", netns = "wire", offloads = false }
+networks = [{ network_id = "net2" }, { network_id = "net1", vlan = 120 }]
+admin_state_up = false
 "#;
 
 #[test]
@@ -127,6 +142,38 @@ fn the_example_means_what_it_says() {
                 }],
             },
         ],
+        uplinks: vec![
+            Uplink {
+                id: "up0".to_string(),
+                group: Some("wire".to_string()),
+                networks: vec![
+                    Carried { network_id: "net1".to_string(), vlan: Vid::new(120) },
+                    Carried { network_id: "net2".to_string(), vlan: None },
+                ],
+                admin_state_up: true,
+                device: Device::Xdp(Xdp {
+                    name: "eth1".to_string(),
+                    netns: None,
+                    queues: None,
+                    mode: Mode::Auto,
+                    takeover: false,
+                }),
+            },
+            Uplink {
+                id: "up1".to_string(),
+                group: Some("wire".to_string()),
+                networks: vec![
+                    Carried { network_id: "net2".to_string(), vlan: None },
+                    Carried { network_id: "net1".to_string(), vlan: Vid::new(120) },
+                ],
+                admin_state_up: false,
+                device: Device::Packet(Packet {
+                    name: "eth2".to_string(),
+                    netns: Some("wire".to_string()),
+                    offloads: false,
+                }),
+            },
+        ],
     };
     assert_eq!(parse_toml(EXAMPLE, "example.toml"), Ok(meant));
 }
@@ -172,7 +219,6 @@ const MISTAKES: &[Mistake] = &[
     ("mtu = 1500", "probe_seconds = 1", "networks[0].probe_seconds", Some("1"), kind::NOT_YET, &["known, but not in this version yet"]),
     ("fixed_ips   = []", "storm = { broadcast = \"off\" }", "vms[0].ports[0].storm", Some("{ broadcast = \"off\" }"), kind::NOT_YET, &["not in this version yet"]),
     ("id = \"fw-3\"", "id = \"fw-3\"\nshare_mac = true", "vms[0].share_mac", Some("true"), kind::NOT_YET, &["not in this version yet"]),
-    ("[switch]", "uplinks = []\n[switch]", "uplinks", Some("[]"), kind::NOT_YET, &["not in this version yet"]),
     // values of a port
     ("02:00:00:00:01:0b", "02:00:00:00:01", "vms[0].ports[1].mac_address", Some("\"02:00:00:00:01\""), kind::BAD_VALUE, &["not a MAC address", "02:00:00:00:01:0a"]),
     ("02:00:00:00:01:0b", "03:00:00:00:01:0b", "vms[0].ports[1].mac_address", Some("\"03:00:00:00:01:0b\""), kind::BAD_VALUE, &["a group address", "even"]),
@@ -190,14 +236,38 @@ const MISTAKES: &[Mistake] = &[
     ("device = { kind = \"tap\", persist = false }", "", "vms[0].ports[1].device", None, kind::MISSING, &["kind = \"tap\""]),
     ("device = { kind = \"tap\", persist = false }", "device = \"tap\"", "vms[0].ports[1].device", Some("\"tap\""), kind::WRONG_TYPE, &["a table"]),
     ("kind = \"tap\", persist", "persist", "vms[0].ports[1].device.kind", None, kind::MISSING, &["\"tap\""]),
-    ("kind = \"tap\", persist", "kind = \"xdp\", persist", "vms[0].ports[1].device.kind", Some("\"xdp\""), kind::NOT_YET, &["not in this version yet", "\"tap\""]),
-    ("kind = \"tap\", persist", "kind = \"vhost-user\", persist", "vms[0].ports[1].device.kind", Some("\"vhost-user\""), kind::NOT_YET, &["not in this version yet", "\"tap\""]),
+    ("kind = \"tap\", persist", "kind = \"xdp\", name = \"eth7\", persist", "vms[0].ports[1].device.persist", Some("false"), kind::CONTRADICTION, &["\"xdp\" has no persist", "only kind \"tap\"", "others own its netdev"]),
+    ("kind = \"tap\", persist", "kind = \"packet\", name = \"eth7\", persist", "vms[0].ports[1].device.persist", Some("false"), kind::CONTRADICTION, &["\"packet\" has no persist", "only kind \"tap\""]),
+    ("kind = \"tap\", persist", "kind = \"tap\", takeover = true, persist", "vms[0].ports[1].device.takeover", Some("true"), kind::CONTRADICTION, &["\"tap\" has no takeover", "only kind \"xdp\""]),
+    ("kind = \"tap\", persist", "kind = \"tap\", mode = \"copy\", persist", "vms[0].ports[1].device.mode", Some("\"copy\""), kind::CONTRADICTION, &["\"tap\" has no mode", "only kind \"xdp\""]),
+    ("kind = \"xdp\"", "kind = \"xdp\", offloads = true", "uplinks[0].device.offloads", Some("true"), kind::CONTRADICTION, &["\"xdp\" has no offloads", "only kind \"tap\", \"packet\"", "completed in software"]),
+    ("kind = \"packet\"", "kind = \"packet\", queues = 2", "uplinks[1].device.queues", Some("2"), kind::CONTRADICTION, &["\"packet\" has no queues", "only kind \"tap\", \"xdp\""]),
+    ("kind = \"xdp\"", "kind = \"xdp\", mode = \"fast\"", "uplinks[0].device.mode", Some("\"fast\""), kind::BAD_VALUE, &["\"auto\", \"zero-copy\", \"copy\", \"generic\""]),
+    ("kind = \"xdp\"", "kind = \"xdp\", queues = 0", "uplinks[0].device.queues", Some("0"), kind::BAD_VALUE, &["1 to 256"]),
+    ("kind = \"xdp\", name = \"eth1\"", "kind = \"xdp\"", "uplinks[0].device.name", None, kind::MISSING, &["must be given", "others make"]),
+    ("name = \"eth2\"", "name = \"a b\"", "uplinks[1].device.name", Some("\"a b\""), kind::BAD_VALUE, &["' '"]),
+    ("kind = \"tap\", persist", "kind = \"tap\", path = \"/x\", persist", "vms[0].ports[1].device.path", Some("\"/x\""), kind::NOT_YET, &["not in this version yet"]),
+    ("kind = \"tap\", persist", "kind = \"vhost-user\", persist", "vms[0].ports[1].device.kind", Some("\"vhost-user\""), kind::NOT_YET, &["not in this version yet", "\"tap\", \"xdp\", \"packet\""]),
     ("kind = \"tap\", persist", "kind = \"tun\", persist", "vms[0].ports[1].device.kind", Some("\"tun\""), kind::BAD_VALUE, &["no such kind", "\"tap\""]),
     ("tap0c11a9e4-6f", "tap0c11a9e4-6f1b", "vms[0].ports[0].device.name", Some("\"tap0c11a9e4-6f1b\""), kind::BAD_VALUE, &["16 bytes", "15"]),
     ("tap0c11a9e4-6f", "a/b", "vms[0].ports[0].device.name", Some("\"a/b\""), kind::BAD_VALUE, &["'/'"]),
     ("netns = \"fw-3\"", "netns = \"a/b\"", "vms[0].ports[0].device.netns", Some("\"a/b\""), kind::BAD_VALUE, &["absolute path"]),
     ("queues = 4", "queues = 257", "vms[1].ports[0].device.queues", Some("257"), kind::BAD_VALUE, &["1 to 256"]),
     ("port_id     = \"p3\"", "port_id = \"a b\"", "vms[1].ports[0].device.name", None, kind::BAD_VALUE, &["must be given", "\"tapa b\""]),
+    // uplinks
+    ("vlan = 120 }, {", "vlan = 0 }, {", "uplinks[0].networks[0].vlan", Some("0"), kind::BAD_VALUE, &["1 to 4094"]),
+    ("vlan = 120 }, {", "vlan = 4095 }, {", "uplinks[0].networks[0].vlan", Some("4095"), kind::BAD_VALUE, &["1 to 4094"]),
+    ("vlan = 120 }, {", "vlan = \"x\" }, {", "uplinks[0].networks[0].vlan", Some("\"x\""), kind::WRONG_TYPE, &["a whole number"]),
+    ("{ network_id = \"net2\" }]\n", "{ network_id = \"net1\", vlan = 7 }]\n", "uplinks[0].networks[1].network_id", Some("\"net1\""), kind::CONTRADICTION, &["uplinks[0].networks[0] (line 55)", "carries each once"]),
+    ("{ network_id = \"net2\" }]\n", "{ network_id = \"net2\", vlan = 120 }]\n", "uplinks[0].networks[1].vlan", Some("120"), kind::CONTRADICTION, &["uplinks[0].networks[0] (line 55)", "has its own"]),
+    ("\"net1\", vlan = 120 }, {", "\"net1\" }, {", "uplinks[0].networks[1].vlan", None, kind::CONTRADICTION, &["must be given", "uplinks[0].networks[0] (line 55)", "one network"]),
+    ("{ network_id = \"net2\" }]\n", "{ vlan = 7 }]\n", "uplinks[0].networks[1].network_id", None, kind::MISSING, &["must be given"]),
+    ("networks = [{ network_id = \"net1\", vlan = 120 }, { network_id = \"net2\" }]\n", "", "uplinks[0].networks", None, kind::MISSING, &["must be given", "network_id = \"net1\""]),
+    ("networks = [{ network_id = \"net1\", vlan = 120 }, { network_id = \"net2\" }]\n", "networks = []\n", "uplinks[0].networks", Some("[]"), kind::BAD_VALUE, &["carries nothing"]),
+    ("id       = \"up1\"", "id       = \"up0\"", "uplinks[1].id", Some("\"up0\""), kind::DUPLICATE_UPLINK, &["uplinks[0].id (line 52)"]),
+    ("id       = \"up1\"", "id       = \"p3\"", "uplinks[1].id", Some("\"p3\""), kind::DUPLICATE_UPLINK, &["vms[1].ports[0].port_id (line 44)", "is a port"]),
+    ("name = \"eth2\", netns = \"wire\"", "name = \"eth1\"", "uplinks[1].device.name", Some("\"eth1\""), kind::DUPLICATE_DEVICE, &["uplinks[0].device.name (line 54)", "its own"]),
+    ("name = \"eth2\", netns = \"wire\"", "name = \"tap0c11a9e4-6f\", netns = \"/run/netns/fw-3\"", "uplinks[1].device.name", Some("\"tap0c11a9e4-6f\""), kind::DUPLICATE_DEVICE, &["vms[0].ports[0].device.name (line 31)"]),
     // between tables
     ("id = \"net2\"", "id = \"net1\"\n[[networks]]\nid = \"net2\"", "networks[1].id", Some("\"net1\""), kind::DUPLICATE_NETWORK, &["networks[0].id (line 11)"]),
     ("id = \"client\"", "id = \"fw-3\"", "vms[1].id", Some("\"fw-3\""), kind::DUPLICATE_VM, &["vms[0].id (line 20)"]),
@@ -304,6 +374,30 @@ fn json_is_judged_like_toml() {
         let errors = parse_json(other, "request").unwrap_err();
         assert!(errors.to_string().starts_with("request: this is "), "{errors}");
     }
+}
+
+#[test]
+fn what_is_wrong_with_several_tables_is_told_of_each() {
+    // Of two that should carry the same and do not, the second one is told; a network that is not there
+    // is told wherever it is named, and so is a group of one.
+    let text = spoilt("{ network_id = \"net2\" }, {", "{ network_id = \"net2\", vlan = 7 }, {");
+    let problem = problem(&text);
+    assert_eq!((problem.key.as_str(), problem.kind), ("uplinks[1].networks", kind::CONTRADICTION), "{problem}");
+    assert!(problem.message.contains("uplinks[0] (line 51)"), "{problem}");
+    assert_eq!(problem.owner.as_deref(), Some("uplink \"up1\""));
+    let errors = parse_toml(&spoilt("group    = \"wire\"", "group    = \"wires\""), "x").unwrap_err();
+    let found: Vec<_> = errors.problems().iter().map(|problem| (problem.key.as_str(), problem.kind)).collect();
+    assert_eq!(found, ["uplinks[0].group", "uplinks[1].group"].map(|key| (key, kind::CONTRADICTION)), "{errors}");
+    assert!(errors.to_string().contains("leave the key out"), "{errors}");
+    let errors = parse_toml(&EXAMPLE.replace("\"net1\", vlan", "\"net3\", vlan"), "x").unwrap_err();
+    let found: Vec<_> = errors.problems().iter().map(|problem| (problem.key.as_str(), problem.kind)).collect();
+    let unknown = ["uplinks[0].networks[0].network_id", "uplinks[1].networks[1].network_id"];
+    assert_eq!(found, unknown.map(|key| (key, kind::UNKNOWN_NETWORK)), "{errors}");
+    let third = format!("{EXAMPLE}[[uplinks]]\nid = \"up2\"\ngroup = \"wire\"\ndevice = {{ kind = \"tap\" }}\n");
+    let third = third + "networks = [{ network_id = \"net2\" }, { network_id = \"net1\", vlan = 120 }]\n";
+    let errors = parse_toml(&third, "x").unwrap_err();
+    let [problem] = errors.problems() else { panic!("{errors}") };
+    assert_eq!((problem.key.as_str(), problem.kind), ("uplinks[2].group", kind::CONTRADICTION), "{problem}");
 }
 
 #[test]

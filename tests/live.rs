@@ -174,7 +174,7 @@ fn a_device_that_shall_be_otherwise_is_opened_anew() {
     let nics = [Nic::new(&spaces[0], &vifs[0].name), Nic::new(&spaces[1], &other.name)];
     pass((&nics[0], &vifs[0]), (&nics[1], &other), "there");
     pass((&nics[1], &other), (&nics[0], &vifs[0]), "and back");
-    assert_eq!(inside.port(&other).device.queues, 2);
+    assert_eq!(inside.port(&other).device.queues, Some(2));
 }
 
 /// Two ports change places: each is closed before the other one takes its netdev.

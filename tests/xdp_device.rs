@@ -256,7 +256,7 @@ fn a_netdev_that_goes_or_is_set_down_is_told_apart() {
     assert!(matches!(why, OpenError::Down { .. }) && why.to_string().contains("no carrier"), "{why}");
     space.ip("link set dev v0 down");
     let why = down(&space.xdp("v0"));
-    assert!(matches!(why, OpenError::Down { .. }) && why.to_string().contains("set down"), "{why}");
+    assert!(matches!(why, OpenError::Down { .. }) && why.to_string().contains("link is down"), "{why}");
     space.ip("link set dev v0 up");
     space.ip("link set dev v0p up");
 

@@ -10,7 +10,8 @@ use super::table::{bytes, count, draw, duration};
 use super::{Failure, Where, block_on};
 use crate::control::client::{Client, Error};
 use crate::control::view::{
-    DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, VmView, WorkerView,
+    CarriedView, DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, UplinkView, VmView,
+    WorkerView,
 };
 
 /// The arguments of the command.
@@ -39,6 +40,8 @@ pub struct Shown {
 enum What {
     /// Ports, with their state and their traffic
     Ports,
+    /// Uplinks, with what they carry
+    Uplinks,
     /// VMs, with the sums over their ports
     Vms,
     /// Networks
@@ -55,6 +58,7 @@ impl What {
     fn path(self) -> &'static str {
         match self {
             What::Ports => "/v1/ports",
+            What::Uplinks => "/v1/uplinks",
             What::Vms => "/v1/vms",
             What::Networks => "/v1/networks",
             What::Fdb => "/v1/fdb",
@@ -92,6 +96,7 @@ impl Show {
         }
         Ok(match self.what {
             What::Ports => ports(&client.get::<Vec<_>>(path).await?),
+            What::Uplinks => uplinks(&client.get::<Vec<_>>(path).await?),
             What::Vms => vms(&client.get::<Vec<_>>(path).await?),
             What::Networks => networks(&client.get::<Vec<_>>(path).await?),
             What::Fdb => fdb(&client.get::<Vec<_>>(path).await?, &client.get::<Vec<_>>(What::Ports.path()).await?),
@@ -140,6 +145,44 @@ fn device(device: &DeviceView) -> String {
         Some(netns) => format!("{}@{netns}", device.name),
         None => device.name.clone(),
     }
+}
+
+fn uplinks(uplinks: &[UplinkView]) -> String {
+    let columns = [
+        Text("UPLINK"),
+        Text("GROUP"),
+        Text("ACTIVE"),
+        Text("NETWORKS"),
+        Text("KIND"),
+        Text("DEVICE"),
+        Text("STATUS"),
+        Number("WORKER"),
+        Number("RX"),
+        Number("TX"),
+        Number("DROPS"),
+        Text(if uplinks.iter().any(|u| !u.status_reason.is_empty()) { "REASON" } else { "" }),
+    ];
+    let carried = |of: &CarriedView| match of.vlan {
+        Some(vlan) => format!("{}:{vlan}", of.network_id),
+        None => of.network_id.clone(),
+    };
+    let row = |u: &UplinkView| {
+        [
+            u.uplink_id.clone(),
+            u.group.clone().unwrap_or_else(nothing),
+            if u.active { "yes".into() } else { "no".into() },
+            u.networks.iter().map(carried).collect::<Vec<_>>().join(","),
+            u.device.mode.as_ref().map_or_else(|| u.device.kind.clone(), |mode| format!("{} ({mode})", u.device.kind)),
+            device(&u.device),
+            u.status.name().into(),
+            u.worker.map_or_else(nothing, |worker| worker.to_string()),
+            bytes(u.rx_bytes),
+            bytes(u.tx_bytes),
+            u.drops.values().sum::<u64>().to_string(),
+            u.status_reason.clone(),
+        ]
+    };
+    draw(columns, uplinks.iter().map(row), "no uplinks")
 }
 
 fn vms(vms: &[VmView]) -> String {
@@ -195,7 +238,10 @@ fn fdb(stations: &[StationView], ports: &[PortView]) -> String {
             s.network_id.clone(),
             s.mac_address.clone(),
             s.port_id.clone(),
-            vms.get(&s.port_id).map_or_else(nothing, |&vm| vm.clone()),
+            match s.uplink_id {
+                Some(_) => "(uplink)".into(),
+                None => vms.get(&s.port_id).map_or_else(nothing, |&vm| vm.clone()),
+            },
             kind.into(),
             age,
         ]
@@ -242,7 +288,7 @@ fn drops(drops: &[DropView]) -> String {
     let row = |d: &DropView| {
         [
             d.port_id.clone(),
-            d.device_id.clone(),
+            if d.uplink_id.is_some() { "(uplink)".into() } else { d.device_id.clone() },
             match d.direction {
                 Direction::In => "in".into(),
                 Direction::Out => "out".into(),

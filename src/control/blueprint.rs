@@ -2,35 +2,106 @@
 //! device shall be, and the rules that follow from which devices are there.
 
 use std::collections::HashMap;
+use std::fmt;
 
-use super::config::{Config, Device, Network, Port, PortSecurity};
-use super::places::Places;
-use crate::device::{Settings, tap};
+use super::config::{Config, Device, Network, Port, PortSecurity, Uplink};
+use super::failover::Groups;
+use super::lines::{Line, lines};
+use super::places::{OUTSIDE, Places};
+use crate::device::{Settings, packet, tap, xdp};
 use crate::switch::{
-    Limits, MOST_NETWORKS, MOST_PORTS, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, Role, Rules, Secret,
-    Security,
+    CarrierRules, Limits, MOST_NETWORKS, MOST_PORTS, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, Role,
+    Rules, Secret, Security,
 };
 use crate::sys::netns::Netns;
+use crate::wire::{Mac, Vid};
 
-/// A port of the configuration with its place in the switch.
+/// Slots that may wait in the fill ring of a queue: as many as its kernel side can well use.
+const FILL: std::ops::RangeInclusive<u32> = 64..=2048;
+
+/// Whoever has a device, with its place in the switch: a port or an uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seat {
-    /// Its id.
-    pub port_id: String,
-    /// Its VM, as an index into the configuration.
-    pub vm: usize,
-    /// Its place among the ports of its VM.
-    pub position: usize,
-    /// Its network, as an index into the configuration.
-    pub network: usize,
-    /// Its place in the tables of the switch.
+    /// Its id in the configuration.
+    pub name: String,
+    /// Its place in the tables of the switch; its gates are known by it.
     pub id: PortId,
-    /// The place of its network there.
-    pub network_id: NetworkId,
-    /// What it has in common with the other ports of its VM.
-    pub owner: Owner,
     /// Its device.
     pub device: Settings,
+    /// Where it stands in the configuration.
+    pub stand: Stand,
+}
+
+/// Where a seat stands in the configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stand {
+    /// It is a port.
+    Port {
+        /// Its VM, as an index into the configuration.
+        vm: usize,
+        /// Its place among the ports of its VM.
+        position: usize,
+        /// Its network, as an index into the configuration.
+        network: usize,
+        /// The place of its network in the switch.
+        network_id: NetworkId,
+        /// What it has in common with the other ports of its VM.
+        owner: Owner,
+    },
+    /// It is an uplink.
+    Uplink {
+        /// The uplink, as an index into the configuration.
+        index: usize,
+    },
+}
+
+/// What the configuration calls a seat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Names<'c> {
+    /// The port or uplink.
+    pub id: &'c str,
+    /// Its VM, if it is a port.
+    pub vm: Option<&'c str>,
+    /// Its network, if it is a port.
+    pub network: Option<&'c str>,
+    /// Whether it is wanted up.
+    pub admin_up: bool,
+}
+
+impl Seat {
+    /// What tells it from every other seat, in whatever configuration.
+    pub fn key(&self) -> (bool, &str) {
+        (self.is_uplink(), &self.name)
+    }
+
+    /// Whether it is an uplink.
+    pub fn is_uplink(&self) -> bool {
+        matches!(self.stand, Stand::Uplink { .. })
+    }
+
+    /// What the configuration that it stands in calls it.
+    pub fn names<'c>(&self, config: &'c Config) -> Names<'c> {
+        match self.stand {
+            Stand::Port { vm, position, .. } => {
+                let vm = &config.vms[vm];
+                let port = &vm.ports[position];
+                let (vm, network) = (Some(vm.id.as_str()), Some(port.network_id.as_str()));
+                Names { id: &port.port_id, vm, network, admin_up: port.admin_state_up }
+            }
+            Stand::Uplink { index } => {
+                let uplink = &config.uplinks[index];
+                Names { id: &uplink.id, vm: None, network: None, admin_up: uplink.admin_state_up }
+            }
+        }
+    }
+}
+
+/// `port "p1"`, `uplink "up0"`
+impl fmt::Display for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = if self.is_uplink() { "uplink" } else { "port" };
+        write!(f, "{what} {:?}", self.name)
+    }
 }
 
 /// More than a switch can hold.
@@ -46,56 +117,169 @@ pub struct TooMany {
 pub fn fits(config: &Config) -> Result<(), TooMany> {
     let check = |what, count, most| if count > most { Err(TooMany { what, count, most }) } else { Ok(()) };
     check("networks", config.networks.len(), MOST_NETWORKS)?;
-    check("ports", config.ports().count(), MOST_PORTS)
+    // A network on a line to the outside takes the place of a port, and so does each uplink.
+    let outside: usize = lines(config).iter().map(|line| line.networks(config).len() + line.members.len()).sum();
+    let what = if outside == 0 { "ports" } else { "ports and networks on uplinks" };
+    check(what, config.ports().count() + outside, MOST_PORTS)
 }
 
-/// All ports with their places, in the order of the configuration that `places` follows.
+/// Everybody with their places, in the order of the configuration that `places` follows: the ports,
+/// then the uplinks.
 pub fn seats(config: &Config, places: &Places) -> Vec<Seat> {
+    let fill = fill(config);
     let networks: HashMap<&str, usize> =
         config.networks.iter().enumerate().map(|(index, network)| (network.id.as_str(), index)).collect();
     let ports = config.vms.iter().enumerate().flat_map(|(vm, of)| (0..of.ports.len()).map(move |at| (vm, at)));
-    ports
-        .filter_map(|(vm, position)| {
-            let port = &config.vms[vm].ports[position];
-            // Admission has seen to it that the network is there, and places follow the configuration.
-            let network = *networks.get(port.network_id.as_str())?;
-            Some(Seat {
-                port_id: port.port_id.clone(),
+    // Admission has seen to it that the networks are there, and places follow the configuration.
+    let ports = ports.filter_map(|(vm, position)| {
+        let port = &config.vms[vm].ports[position];
+        let network = *networks.get(port.network_id.as_str())?;
+        Some(Seat {
+            name: port.port_id.clone(),
+            id: places.port(&port.port_id)?,
+            device: device(port, &config.networks[network], fill),
+            stand: Stand::Port {
                 vm,
                 position,
                 network,
-                id: places.port(&port.port_id)?,
                 network_id: places.network(&port.network_id)?,
                 owner: places.owner(&config.vms[vm].id)?,
-                device: device(port, &config.networks[network]),
-            })
+            },
         })
-        .collect()
+    });
+    let uplinks = config.uplinks.iter().enumerate().filter_map(|(index, uplink)| {
+        Some(Seat {
+            name: uplink.id.clone(),
+            id: places.carrier(&uplink.id)?,
+            device: uplink_device(uplink, config, fill),
+            stand: Stand::Uplink { index },
+        })
+    });
+    ports.chain(uplinks).collect()
 }
 
-/// The device that a port of this network asks for.
-pub fn device(port: &Port, network: &Network) -> Settings {
-    let Device::Tap(tap) = &port.device;
-    Settings::Tap(tap::Settings {
-        name: tap.name.clone(),
-        netns: tap.netns.as_deref().map_or(Netns::Host, Netns::written),
-        queues: tap.queues,
-        offloads: tap.offloads,
-        persist: tap.persist,
-        mac: port.mac,
-        mtu: network.mtu,
-        owner: port.port_id.clone(),
-    })
+/// How many slots of the pool wait in the fill ring of each AF_XDP queue: a quarter of the pool is
+/// shared among those who have such queues.
+pub fn fill(config: &Config) -> u32 {
+    let sharers = config.devices().filter(|device| matches!(device, Device::Xdp(_))).count().max(1);
+    let share = config.switch.frames / 4 / u32::try_from(sharers).unwrap_or(u32::MAX);
+    // The largest power of two that is not more.
+    let share = share.checked_ilog2().map_or(0, |log| 1 << log);
+    share.clamp(*FILL.start(), *FILL.end())
 }
 
-/// The rules for these ports. With each: the worker through which it is reached, if it has a device
-/// now.
+/// The device that a port of this network asks for. `fill` is what [`fill`] says.
+pub fn device(port: &Port, network: &Network, fill: u32) -> Settings {
+    settings(&port.device, &port.port_id, port.mac, network.mtu, fill)
+}
+
+/// The device that an uplink asks for: frames of all of its networks have to pass.
+pub fn uplink_device(uplink: &Uplink, config: &Config, fill: u32) -> Settings {
+    let carried = |network: &&Network| uplink.networks.iter().any(|of| of.network_id == network.id);
+    let mtu = config.networks.iter().filter(carried).map(|network| network.mtu).max();
+    // Admission has seen to it that there is one.
+    settings(&uplink.device, &uplink.id, uplink_mac(&uplink.id), mtu.unwrap_or(1500), fill)
+}
+
+/// The address of a tap that is made for an uplink: one of our own administration, the same in every
+/// life. Nothing is sent from it; it only has to differ from others.
+fn uplink_mac(id: &str) -> Mac {
+    // FNV-1a
+    let hash = id
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    Mac::from_bits((hash ^ hash >> 48) & 0xfcff_ffff_ffff | 0x0200_0000_0000)
+}
+
+fn settings(device: &Device, owner: &str, mac: Mac, mtu: u16, fill: u32) -> Settings {
+    let (name, netns) = (device.name().to_owned(), device.netns().map_or(Netns::Host, Netns::written));
+    let owner = owner.to_owned();
+    match device {
+        Device::Tap(tap) => Settings::Tap(tap::Settings {
+            name,
+            netns,
+            queues: tap.queues,
+            offloads: tap.offloads,
+            persist: tap.persist,
+            mac,
+            mtu,
+            owner,
+        }),
+        Device::Xdp(xdp) => Settings::Xdp(xdp::Settings {
+            name,
+            netns,
+            queues: xdp.queues,
+            mode: xdp.mode,
+            takeover: xdp.takeover,
+            mtu,
+            fill,
+            owner,
+        }),
+        Device::Packet(packet) => {
+            Settings::Packet(packet::Settings { name, netns, offloads: packet.offloads, mtu, owner })
+        }
+    }
+}
+
+/// A network on a line to the outside: a port of the switch without a device of its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Outside {
+    /// Its place in the tables of the switch.
+    pub id: PortId,
+    /// The network, as an index into the configuration.
+    pub network: usize,
+    /// The place of the network in the switch.
+    pub network_id: NetworkId,
+    /// The tag of its frames on the line.
+    pub vlan: Option<Vid>,
+    /// The line.
+    pub line: Line,
+}
+
+/// All networks on all lines.
+pub fn outsides(config: &Config, places: &Places) -> Vec<Outside> {
+    let mut all = Vec::new();
+    for line in lines(config) {
+        all.extend(line.networks(config).iter().filter_map(|of| {
+            Some(Outside {
+                id: places.carried(&line.name, &of.network_id)?,
+                network: config.networks.iter().position(|network| network.id == of.network_id)?,
+                network_id: places.network(&of.network_id)?,
+                vlan: of.vlan,
+                line: line.clone(),
+            })
+        }));
+    }
+    all
+}
+
+/// The rules for these seats. With each: the worker through which it is reached, if it has a device
+/// now. `groups` says which uplinks carry the frames.
 pub fn rules<'a>(
     config: &Config,
     places: &Places,
     secret: Secret,
-    ports: impl Iterator<Item = (&'a Seat, Option<u16>)>,
+    seats: impl Iterator<Item = (&'a Seat, Option<u16>)>,
+    groups: &Groups,
 ) -> Rules {
+    let drawn = draw(config, places, seats, groups);
+    Rules::compile(secret, drawn.networks, drawn.ports, drawn.carriers)
+}
+
+/// What rules are made of.
+#[derive(Debug, Default)]
+struct Drawn {
+    networks: Vec<NetworkRules>,
+    ports: Vec<PortRules>,
+    carriers: Vec<CarrierRules>,
+}
+
+fn draw<'a>(
+    config: &Config,
+    places: &Places,
+    seats: impl Iterator<Item = (&'a Seat, Option<u16>)>,
+    groups: &Groups,
+) -> Drawn {
     let networks = config.networks.iter().filter_map(|network| {
         Some(NetworkRules {
             id: places.network(&network.id)?,
@@ -105,24 +289,64 @@ pub fn rules<'a>(
             guard: network.guard,
         })
     });
-    let ports = ports.map(|(seat, worker)| {
-        let port = &config.vms[seat.vm].ports[seat.position];
-        PortRules {
-            id: seat.id,
-            network: seat.network_id,
-            owner: seat.owner,
-            mac: port.mac,
-            security: match port.port_security {
-                PortSecurity::Off => Security::Off,
-                PortSecurity::Mac => Security::Mac(port.allowed_address_pairs.iter().map(|pair| pair.mac).collect()),
-            },
-            admin_up: port.admin_state_up,
-            worker,
-            role: Role::Vif,
-            reach: Reach::Own,
+    let mut drawn = Drawn { networks: networks.collect(), ..Drawn::default() };
+    // By uplink: its place, and its worker if it has a device.
+    let mut reached: HashMap<usize, (PortId, Option<u16>)> = HashMap::new();
+    for (seat, worker) in seats {
+        match seat.stand {
+            Stand::Port { vm, position, network_id, owner, .. } => {
+                let port = &config.vms[vm].ports[position];
+                drawn.ports.push(PortRules {
+                    id: seat.id,
+                    network: network_id,
+                    owner,
+                    mac: port.mac,
+                    security: match port.port_security {
+                        PortSecurity::Off => Security::Off,
+                        PortSecurity::Mac => {
+                            Security::Mac(port.allowed_address_pairs.iter().map(|pair| pair.mac).collect())
+                        }
+                    },
+                    admin_up: port.admin_state_up,
+                    worker,
+                    role: Role::Vif,
+                    reach: Reach::Own,
+                });
+            }
+            Stand::Uplink { index } => drop(reached.insert(index, (seat.id, worker))),
         }
-    });
-    Rules::compile(secret, networks.collect(), ports.collect(), Vec::new())
+    }
+    let mut on_line: HashMap<Vec<usize>, Vec<(Option<Vid>, PortId)>> = HashMap::new();
+    for Outside { id, network_id, vlan, line, .. } in outsides(config, places) {
+        let active = line.active(groups);
+        let Some(&(carrier, worker)) = reached.get(&active) else { continue };
+        drawn.ports.push(PortRules {
+            id,
+            network: network_id,
+            owner: OUTSIDE,
+            mac: Mac::ZERO,
+            security: Security::Off,
+            admin_up: config.uplinks[active].admin_state_up,
+            worker,
+            role: Role::Uplink,
+            reach: Reach::Carried { carrier, vlan },
+        });
+        on_line.entry(line.members).or_default().push((vlan, id));
+    }
+    for line in lines(config) {
+        let active = line.active(groups);
+        for &member in &line.members {
+            let Some(&(id, worker)) = reached.get(&member) else { continue };
+            drawn.carriers.push(CarrierRules {
+                id,
+                admin_up: config.uplinks[member].admin_state_up,
+                worker,
+                standby: member != active,
+                ports: on_line.get(&line.members).cloned().unwrap_or_default(),
+            });
+        }
+    }
+    drawn
 }
 
 #[cfg(test)]
@@ -136,10 +360,19 @@ mod tests {
     /// by name instead of by place.
     fn by_name(config: &Config, places: &Places) -> Vec<String> {
         let seats = seats(config, places);
-        let rules = rules(config, places, Secret::new([1; 16]), seats.iter().map(|seat| (seat, Some(0))));
-        let name = |id: &PortId| &seats.iter().find(|seat| seat.id == *id).unwrap().port_id;
+        let reached = || seats.iter().map(|seat| (seat, Some(0)));
+        let rules = rules(config, places, Secret::new([1; 16]), reached(), &Groups::default());
+        let outsides = outsides(config, places);
+        let name = |id: &PortId| match seats.iter().find(|seat| seat.id == *id) {
+            Some(seat) => seat.name.clone(),
+            None => {
+                let outside = outsides.iter().find(|outside| outside.id == *id).unwrap();
+                format!("{:?} {}", outside.line.name, config.networks[outside.network].id)
+            }
+        };
         let mut all: Vec<String> = seats
             .iter()
+            .filter(|seat| !seat.is_uplink())
             .map(|seat| {
                 let port = rules.port(seat.id).unwrap();
                 let network = rules.network(port.network).unwrap();
@@ -147,16 +380,24 @@ mod tests {
                     rules.ports().filter(|other| other.owner == port.owner).map(|p| name(&p.id)).collect();
                 let mut siblings: Vec<_> = siblings.into_iter().collect();
                 siblings.sort();
-                let mut flood: Vec<_> = rules.flood(seat.id).concat().iter().map(name).cloned().collect();
+                let mut flood: Vec<_> = rules.flood(seat.id).concat().iter().map(name).collect();
                 flood.sort();
                 let (security, up) = (&port.security, port.admin_up);
                 let NetworkRules { mtu, ageing, limits, guard, .. } = network;
                 format!(
                     "{} {} {security:?} {up} {mtu} {ageing} {limits:?} {guard} {siblings:?} {flood:?} {:?}",
-                    seat.port_id, port.mac, seat.device
+                    seat.name, port.mac, seat.device
                 )
             })
             .collect();
+        let drawn = draw(config, places, reached(), &Groups::default());
+        let devices = seats.iter().filter(|seat| seat.is_uplink());
+        all.extend(devices.map(|seat| {
+            let carrier = drawn.carriers.iter().find(|carrier| carrier.id == seat.id).unwrap();
+            let mut ports: Vec<_> = carrier.ports.iter().map(|(vlan, id)| (vlan, name(id))).collect();
+            ports.sort();
+            format!("{} {:?} {} {} {ports:?}", seat.name, seat.device, carrier.admin_up, carrier.standby)
+        }));
         all.sort();
         all
     }
@@ -166,14 +407,60 @@ mod tests {
         fn any_configuration_compiles(config in strategy::config()) {
             let places = Places::first(&config);
             let seats = seats(&config, &places);
-            prop_assert_eq!(seats.len(), config.ports().count());
-            let rules = rules(&config, &places, Secret::new([1; 16]), seats.iter().map(|seat| (seat, Some(0))));
-            prop_assert_eq!(rules.ports().count(), seats.len());
+            prop_assert_eq!(seats.len(), config.ports().count() + config.uplinks.len());
+            let reached = || seats.iter().map(|seat| (seat, Some(0)));
+            let rules = rules(&config, &places, Secret::new([1; 16]), reached(), &Groups::default());
+            let outside = outsides(&config, &places).len();
+            prop_assert_eq!(rules.ports().count(), config.ports().count() + outside);
             for seat in &seats {
-                let port = &config.vms[seat.vm].ports[seat.position];
+                let Stand::Port { vm, position, network, .. } = seat.stand else { continue };
+                let port = &config.vms[vm].ports[position];
                 prop_assert_eq!(rules.port(seat.id).unwrap().mac, port.mac);
-                prop_assert_eq!(&config.networks[seat.network].id, &port.network_id);
+                prop_assert_eq!(&config.networks[network].id, &port.network_id);
             }
+        }
+
+        /// Each network of an uplink is a port of the switch, on that network, under its tag; and of
+        /// each line one uplink carries, whichever that is.
+        #[test]
+        fn an_uplink_is_a_port_on_each_of_its_networks(config in strategy::config(), second: bool) {
+            let places = Places::first(&config);
+            let seats = seats(&config, &places);
+            let mut groups = Groups::default();
+            for uplink in &config.uplinks {
+                let fit = [!second, second];
+                groups.look(uplink.group.as_deref().unwrap_or_default(), &fit, crate::time::Moment::from_secs(1));
+            }
+            let reached = seats.iter().map(|seat| (seat, Some(u16::from(seat.is_uplink()))));
+            let drawn = draw(&config, &places, reached, &groups);
+            prop_assert_eq!(drawn.carriers.len(), config.uplinks.len());
+            for uplink in &config.uplinks {
+                let carrier = places.carrier(&uplink.id).unwrap();
+                let rules = drawn.carriers.iter().find(|rules| rules.id == carrier).unwrap();
+                let members = config.uplinks.iter().filter(|other| other.line() == uplink.line());
+                let place = members.clone().position(|other| other.id == uplink.id).unwrap();
+                prop_assert_eq!(rules.standby, members.count() == 2 && (place == 1) != second);
+                prop_assert_eq!(rules.ports.len(), uplink.networks.len());
+                for of in &uplink.networks {
+                    let id = places.carried(&uplink.line(), &of.network_id).unwrap();
+                    prop_assert!(rules.ports.contains(&(of.vlan, id)));
+                    let port = drawn.ports.iter().find(|port| port.id == id).unwrap();
+                    prop_assert_eq!(port.network, places.network(&of.network_id).unwrap());
+                    prop_assert_eq!((port.role, port.mac, &port.security), (Role::Uplink, Mac::ZERO, &Security::Off));
+                    prop_assert_eq!((port.owner, port.worker), (OUTSIDE, Some(1)));
+                    if !rules.standby {
+                        prop_assert_eq!(port.reach, Reach::Carried { carrier, vlan: of.vlan });
+                        prop_assert_eq!(port.admin_up, uplink.admin_state_up);
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn the_address_of_an_uplink_is_one_of_our_administration(id: String) {
+            let mac = uplink_mac(&id);
+            prop_assert!(mac.is_station());
+            prop_assert_eq!(mac.octets()[0] & 3, 2);
         }
 
         /// However it came about: the switch does what it would do had it started so.
@@ -182,6 +469,8 @@ mod tests {
             let mut places = Places::default();
             let mut now = Config::default();
             for new in steps.into_iter().flat_map(|(old, new)| [old, new]) {
+                // Which never is otherwise while a switch runs.
+                let new = Config { switch: now.switch.clone(), ..new };
                 let plan = plan(&now, &new);
                 places.follow(&plan, &new);
                 let there = apply(&plan, &now);
@@ -189,5 +478,30 @@ mod tests {
                 now = new;
             }
         }
+    }
+
+    #[test]
+    fn the_pool_is_shared_among_those_who_lend_it_out() {
+        let with = |xdp: usize, frames: u32| {
+            let uplink = |number: usize| Uplink {
+                id: format!("up{number}"),
+                group: None,
+                networks: Vec::new(),
+                admin_state_up: true,
+                device: Device::Xdp(crate::control::config::Xdp {
+                    name: format!("eth{number}"),
+                    netns: None,
+                    queues: None,
+                    mode: xdp::Mode::Auto,
+                    takeover: false,
+                }),
+            };
+            let mut config = Config { uplinks: (0..xdp).map(uplink).collect(), ..Config::default() };
+            config.switch.frames = frames;
+            fill(&config)
+        };
+        assert_eq!(with(0, 65536), 2048, "nobody asks, and nothing is divided by nobody");
+        assert_eq!([1, 8, 9, 64, 4000].map(|xdp| with(xdp, 65536)), [2048, 2048, 1024, 256, 64]);
+        assert_eq!([1, 3].map(|xdp| with(xdp, 1024)), [256, 64]);
     }
 }

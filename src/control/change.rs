@@ -238,6 +238,8 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
             queues: keys.queues.or(now.queues),
             offloads: keys.offloads.or(now.offloads),
             persist: keys.persist.or(now.persist),
+            mode: keys.mode.or(now.mode),
+            takeover: keys.takeover.or(now.takeover),
         }),
         (now, keys) => keys.or(now),
     };
@@ -263,6 +265,7 @@ fn judge(now: &Config, vm: &str, ports: Vec<written::Port>, here: &str) -> Resul
         switch: None,
         networks: Some(now.networks.iter().map(network).collect()),
         vms: Some(vec![written::Vm { id: Some(vm.to_owned()), ports: Some(ports) }]),
+        uplinks: None,
     };
     match judge_written(&file) {
         Ok(config) => Ok(config.vms.into_iter().flat_map(|vm| vm.ports).collect()),
@@ -278,7 +281,7 @@ fn judge(now: &Config, vm: &str, ports: Vec<written::Port>, here: &str) -> Resul
     }
 }
 
-/// Whether other ports than `but` have what these ports need for themselves.
+/// Whether other ports than `but`, or uplinks, have what these ports need for themselves.
 fn in_the_way(now: &Config, ports: &[Port], but: Option<&str>) -> Result<(), Refusal> {
     let mut found: Vec<(&'static str, String)> = Vec::new();
     let ids: HashMap<&str, &Port> = ports.iter().map(|port| (port.port_id.as_str(), port)).collect();
@@ -316,6 +319,20 @@ fn in_the_way(now: &Config, ports: &[Port], but: Option<&str>) -> Result<(), Ref
                 );
                 found.push(("device_in_use", message));
             }
+        }
+    }
+    for uplink in &now.uplinks {
+        if ids.contains_key(uplink.id.as_str()) {
+            let message = format!("port {:?}: an uplink has this id; each port needs its own", uplink.id);
+            found.push(("port_in_use", message));
+        }
+        let netdev = uplink.device.netdev();
+        if let Some(port) = netdevs.get(&netdev) {
+            let message = format!(
+                "port {:?}: the netdev {:?} is in use by uplink {:?}; each needs its own",
+                port.port_id, netdev.1, uplink.id
+            );
+            found.push(("device_in_use", message));
         }
     }
     let Some(&(kind, _)) = found.first() else { return Ok(()) };
@@ -455,7 +472,7 @@ mod tests {
         let then = set("p1", keys).to(&now).unwrap();
         let mut wanted = now.vms[0].ports[0].clone();
         wanted.mac = Mac::from_bits(0x0200_0000_0077);
-        let Device::Tap(tap) = &mut wanted.device;
+        let Device::Tap(tap) = &mut wanted.device else { panic!("{wanted:?}") };
         tap.queues = 4;
         assert_eq!(then.vms[0].ports[0], wanted);
         assert_eq!((&then.vms[0].ports[1..], &then.vms[1..]), (&now.vms[0].ports[1..], &now.vms[1..]));
@@ -491,7 +508,7 @@ mod tests {
         let port = &mut now.vms[0].ports[0];
         port.port_security = PortSecurity::Off;
         port.admin_state_up = false;
-        let Device::Tap(tap) = &mut port.device;
+        let Device::Tap(tap) = &mut port.device else { panic!("{port:?}") };
         (tap.netns, tap.queues, tap.persist) = (Some("away".into()), 4, false);
         // In JSON as it comes; a port that is written again with its kind and name is as it was at first.
         let keys = json!({ "port_security": null, "admin_state_up": null,
@@ -499,11 +516,11 @@ mod tests {
         assert_eq!(clear(keys).to(&now).unwrap().vms[0].ports[0], plain);
         // Of two words for one thing either brings the default back.
         let then = clear(json!({ "port_security_enabled": null, "device": { "netns": null } })).to(&now).unwrap();
-        let Device::Tap(tap) = &then.vms[0].ports[0].device;
+        let Device::Tap(tap) = &then.vms[0].ports[0].device else { panic!("{then:?}") };
         assert_eq!((then.vms[0].ports[0].port_security, tap.netns.as_ref(), tap.queues), (PortSecurity::Mac, None, 4));
         // A name that is not written is made of the id.
         let then = clear(json!({ "device": { "name": null } })).to(&now).unwrap();
-        let Device::Tap(tap) = &then.vms[0].ports[0].device;
+        let Device::Tap(tap) = &then.vms[0].ports[0].device else { panic!("{then:?}") };
         assert_eq!(tap.name, "tapp1");
         // What must be given cannot go.
         for (keys, kind) in [
@@ -544,6 +561,29 @@ mod tests {
         assert!(message.contains("switch.frames is fixed at start and is 65536 now"), "{message}");
         assert!(message.contains("switch.metrics is fixed at start and is not set now"), "{message}");
         assert_eq!(message.lines().count(), 2, "{message}");
+    }
+
+    #[test]
+    fn what_an_uplink_has_is_in_use() {
+        let mut now = there();
+        let uplink = json!([{"id": "up0", "networks": [{"network_id": "net1"}],
+            "device": {"kind": "xdp", "name": "eth1"}}]);
+        let text = json!({"networks": [{"id": "net1"}], "uplinks": uplink}).to_string();
+        now.uplinks = parse_json(&text, "x").unwrap().uplinks;
+        let refused = |port: Value| {
+            let Refusal { blame, kind, message } = attach("a", ports(&[port])).to(&now).unwrap_err();
+            assert_eq!(blame, Blame::Conflict, "{message}");
+            assert!(message.contains("uplink"), "{message}");
+            kind
+        };
+        assert_eq!(refused(port("p9", "net1", 9, "eth1")), "device_in_use");
+        assert_eq!(refused(port("up0", "net1", 9, "t9")), "port_in_use");
+        // Its network cannot go either.
+        let mut without = Config { vms: Vec::new(), ..now.clone() };
+        without.networks.remove(0);
+        let Refusal { blame, kind, message } = Change::Apply(without).to(&now).unwrap_err();
+        assert_eq!((blame, kind), (Blame::Request, "unknown_network"), "{message}");
+        assert!(message.starts_with("uplinks[0].networks[0].network_id = \"net1\""), "{message}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::config::{Config, Network, Port, Vm};
+use super::config::{Config, Network, Port, Uplink, Vm};
 
 /// A sentence for each thing that is otherwise in `new`; none if they are equal.
 pub fn differences(old: &Config, new: &Config) -> Vec<String> {
@@ -17,6 +17,7 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
     }
     networks(old, new, &mut told);
     vms(old, new, &mut told);
+    uplinks(old, new, &mut told);
     told
 }
 
@@ -84,6 +85,28 @@ fn vms(old: &Config, new: &Config, told: &mut Vec<String>) {
     }
 }
 
+fn uplinks(old: &Config, new: &Config, told: &mut Vec<String>) {
+    let (before, after) = (by_id(&old.uplinks, |u| &u.id), by_id(&new.uplinks, |u| &u.id));
+    told.extend(gone(&old.uplinks, &after, |u| &u.id).map(|u| format!("uplink {:?} is gone", u.id)));
+    for uplink in &new.uplinks {
+        let id = &uplink.id;
+        let Some(was) = before.get(id.as_str()) else {
+            let (netdev, networks) =
+                (uplink.device.name(), shown_list(uplink.networks.iter().map(|of| &of.network_id)));
+            told.push(format!("uplink {id:?} is new, on {netdev:?}, and carries {networks}"));
+            continue;
+        };
+        if *was == uplink {
+            continue;
+        }
+        let (was, is) = (keys(&Uplink::to_written(was)), keys(&uplink.to_written()));
+        told.extend(otherwise(&was, &is).map(|(key, was, is)| format!("uplink {id:?}: {key} was {was} and is {is}")));
+    }
+    if let Some(order) = reordered(&ids(&old.uplinks, |u| &u.id), &ids(&new.uplinks, |u| &u.id)) {
+        told.push(format!("the order of the uplinks is now {order}"));
+    }
+}
+
 fn ids<T>(items: &[T], id: impl Fn(&T) -> &String) -> Vec<&str> {
     items.iter().map(|item| id(item).as_str()).collect()
 }
@@ -104,8 +127,11 @@ fn reordered(old: &[&str], new: &[&str]) -> Option<String> {
     if stay.chain(come).eq(new) {
         return None;
     }
-    let quoted: Vec<String> = new.iter().map(|id| format!("{id:?}")).collect();
-    Some(quoted.join(", "))
+    Some(shown_list(new.iter()))
+}
+
+fn shown_list(ids: impl Iterator<Item = impl std::fmt::Debug>) -> String {
+    ids.map(|id| format!("{id:?}")).collect::<Vec<_>>().join(", ")
 }
 
 /// The keys of a table with their values; those of a table within it have its name in front.

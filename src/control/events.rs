@@ -7,10 +7,12 @@ use utoipa::ToSchema;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
-    /// A port has its device; frames can flow both ways.
+    /// A port or an uplink has its device; frames can flow both ways.
     PortUp,
-    /// A port has lost its device, or has been taken down.
+    /// A port or an uplink has lost its device, or has been taken down; or an uplink its link.
     PortDown,
+    /// Another uplink of a group carries its frames now.
+    Uplink,
     /// The desired state has been changed.
     Config,
     /// Nothing of the switch: a follower has missed events, because it did not read them in time.
@@ -27,7 +29,7 @@ pub struct Event {
     /// The VM it happened to.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub vm: Option<String>,
-    /// Its ports.
+    /// Its ports; or the uplink that it happened to, which has no VM.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub ports: Vec<String>,
     /// The network it happened on.

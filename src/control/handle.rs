@@ -6,7 +6,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::change::{Change, Changed, Refusal};
 use super::events::Event;
-use super::view::{AuditView, DropView, NetworkView, PortView, StationView, VmView, WorkerView};
+use super::view::{AuditView, DropView, NetworkView, PortView, StationView, UplinkView, VmView, WorkerView};
 
 /// What has happened, and what will.
 pub type History = (Vec<Event>, broadcast::Receiver<Event>);
@@ -16,6 +16,8 @@ pub type History = (Vec<Event>, broadcast::Receiver<Event>);
 pub enum Request {
     /// All ports, in the order of the configuration.
     Ports(oneshot::Sender<Vec<PortView>>),
+    /// All uplinks.
+    Uplinks(oneshot::Sender<Vec<UplinkView>>),
     /// All VMs.
     Vms(oneshot::Sender<Vec<VmView>>),
     /// All networks.
@@ -50,7 +52,7 @@ pub enum Request {
 pub struct Flush {
     /// Those of this network.
     pub network: Option<String>,
-    /// Those behind this port.
+    /// Those behind this port or uplink.
     pub port: Option<String>,
     /// This one.
     pub mac: Option<crate::wire::Mac>,
@@ -81,6 +83,11 @@ impl Handle {
     /// All ports, in the order of the configuration.
     pub async fn ports(&self) -> Result<Vec<PortView>, Closing> {
         self.ask(Request::Ports).await
+    }
+
+    /// All uplinks, in the order of the configuration.
+    pub async fn uplinks(&self) -> Result<Vec<UplinkView>, Closing> {
+        self.ask(Request::Uplinks).await
     }
 
     /// All VMs, in the order of the configuration.

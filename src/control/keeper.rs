@@ -160,6 +160,13 @@ fn base(file: &Config) -> Value {
     value(&Config { switch: SwitchSettings::default(), ..file.clone() })
 }
 
+/// Whether a state was derived from what `file` says. It may have been kept by another version, which
+/// had other keys: what they mean is compared.
+fn is_base(kept: &Value, file: &Config) -> bool {
+    let kept = config::parse_json(&kept.to_string(), "the state");
+    kept.is_ok_and(|kept| kept == Config { switch: SwitchSettings::default(), ..file.clone() })
+}
+
 fn read(desired: &Desired) -> Result<Config, String> {
     config::parse_json(&desired.config.to_string(), "the state").map_err(|errors| errors.to_string())
 }
@@ -174,7 +181,7 @@ async fn over_file(file: Config, path: &Path) -> (Config, Keeper) {
     };
     let base = base(&file);
     let mut left = desired.as_ref().map(|desired| leftovers::read(&desired.leftovers)).unwrap_or_default();
-    let config = match desired.as_ref().map(|desired| (desired.base == base, read(desired))) {
+    let config = match desired.as_ref().map(|desired| (is_base(&desired.base, &file), read(desired))) {
         None => file,
         Some((same, Ok(kept))) => {
             let kept = Config { switch: file.switch.clone(), ..kept };
@@ -306,6 +313,26 @@ mod tests {
         end(keeper).await;
         let (begun, keeper) = begin(Some(file.clone()), &path).await;
         assert_eq!(begun, file, "also not with the file that was there before");
+        end(keeper).await;
+    }
+
+    /// An earlier version kept no key that it did not have, and meant what such a file means now.
+    #[tokio::test]
+    async fn the_state_of_an_earlier_version_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let (file, changed) = (config(&["a"]), config(&["a", "b"]));
+        let (store, _) = Store::open(path.clone()).await.unwrap();
+        let earlier = |config: &Config| {
+            let mut kept = value(config);
+            kept.as_object_mut().unwrap().remove("uplinks").expect("it is written");
+            kept
+        };
+        let desired = Desired { base: earlier(&file), config: earlier(&changed), leftovers: Value::Null };
+        store.commit(desired, Vec::new()).await.unwrap();
+        store.close().await;
+        let (begun, keeper) = begin(Some(file.clone()), &path).await;
+        assert_eq!(begun.networks, changed.networks);
         end(keeper).await;
     }
 

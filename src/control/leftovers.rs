@@ -1,4 +1,4 @@
-//! Netdevs that we made for ports that are not wanted any more.
+//! Netdevs that we made for ports and uplinks that are not wanted any more.
 //!
 //! A change is kept first, and what it leaves behind is removed afterwards. The process may be killed
 //! in between, also while a change waits to be confirmed that is not to stay. So what is to be removed
@@ -11,14 +11,14 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::config::Config;
+use super::config::{Config, Device};
 use crate::device::{Settings, Whereabouts};
 use crate::sys::netns::Netns;
 
 /// A netdev that may be there and is of no use any more.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Leftover {
-    /// The port that it was made for.
+    /// The port or uplink that it was made for.
     pub port_id: String,
     /// The path of its namespace; empty for the one in which the switch runs.
     netns: String,
@@ -30,7 +30,7 @@ pub struct Leftover {
 pub type Leftovers = BTreeSet<Leftover>;
 
 impl Leftover {
-    /// The netdev of a device; `None` if others own it.
+    /// The netdev of a device; `None` if it is one that others make.
     pub fn of(device: &Settings) -> Option<Leftover> {
         let Settings::Tap(tap) = device else { return None };
         let path = tap.netns.path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
@@ -53,13 +53,15 @@ impl Leftover {
     }
 }
 
-/// The netdevs of all ports of a configuration.
+/// The netdevs of a configuration that are ours to make.
 pub fn netdevs(config: &Config) -> Leftovers {
-    let netdev = |port: &super::config::Port| {
-        let (netns, name) = port.device.netdev();
-        Leftover { port_id: port.port_id.clone(), netns, name: name.to_owned() }
+    let netdev = |(id, device): (&String, &Device)| {
+        let Device::Tap(_) = device else { return None };
+        let (netns, name) = device.netdev();
+        Some(Leftover { port_id: id.clone(), netns, name: name.to_owned() })
     };
-    config.ports().map(|(_, port)| netdev(port)).collect()
+    let ports = config.ports().map(|(_, port)| (&port.port_id, &port.device));
+    ports.chain(config.uplinks.iter().map(|uplink| (&uplink.id, &uplink.device))).filter_map(netdev).collect()
 }
 
 /// As they are kept.
@@ -85,10 +87,12 @@ mod tests {
         #[test]
         fn a_netdev_is_known_again(config in strategy::config()) {
             let wanted = netdevs(&config);
-            let devices = config.ports().filter_map(|(_, port)| {
+            let ports = config.ports().filter_map(|(_, port)| {
                 let network = config.networks.iter().find(|network| network.id == port.network_id).unwrap();
-                Leftover::of(&blueprint::device(port, network))
+                Leftover::of(&blueprint::device(port, network, 64))
             });
+            let uplinks = config.uplinks.iter().map(|uplink| blueprint::uplink_device(uplink, &config, 64));
+            let devices = ports.chain(uplinks.filter_map(|device| Leftover::of(&device)));
             prop_assert_eq!(&devices.collect::<Leftovers>(), &wanted);
             prop_assert_eq!(&read(&written(&wanted)), &wanted);
         }

@@ -4,6 +4,9 @@
 //! is free again is given away as another generation, so that nothing which was learned behind the
 //! one before is found behind the next.
 //!
+//! An uplink has a place as a carrier, behind which nothing is learned; and each network on its line
+//! has one, as a port on that network ([`lines`](super::lines)).
+//!
 //! A network needs no generations: what was learned on it names ports that were on it, and none of
 //! them is there any more under the same name when the network is gone. Its place rests as long as
 //! there are others, so that the table has time to forget what still counts against its limits.
@@ -11,13 +14,22 @@
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 
 use super::config::Config;
+use super::lines::{LineName, lines};
 use super::plan::{Plan, Step};
 use crate::switch::{MOST_NETWORKS, MOST_PORTS, NetworkId, Owner, PortId};
+use crate::wire::Vid;
+
+/// Whose the ports are that lead outside. They are nobody's siblings.
+pub const OUTSIDE: Owner = Owner(u32::MAX);
 
 /// The places that are taken, and those that are free.
 #[derive(Debug, Clone, Default)]
 pub struct Places {
     ports: HashMap<String, PortId>,
+    /// By uplink.
+    carriers: HashMap<String, PortId>,
+    /// By line and network; with the tag under which it is carried.
+    carried: HashMap<(LineName, String), (PortId, Option<Vid>)>,
     networks: HashMap<String, NetworkId>,
     owners: HashMap<String, Owner>,
     /// By place of a port, as many as were ever needed: the generation that was given away last.
@@ -52,14 +64,23 @@ impl Places {
             match step {
                 Step::Close(port) => {
                     // Given away again in the same breath only if there is no other.
-                    freed.extend(self.ports.remove(port).and_then(|id| u16::try_from(id.index()).ok()));
+                    freed.extend(self.ports.remove(port).and_then(index));
                 }
+                Step::CloseUplink(uplink) => freed.extend(self.carriers.remove(uplink).and_then(index)),
                 Step::RemoveNetwork(network) => {
                     freed_networks.extend(self.networks.remove(network).and_then(|id| u16::try_from(id.index()).ok()));
                 }
                 _ => {}
             }
         }
+        let carried: HashMap<(LineName, String), Option<Vid>> = lines(config)
+            .iter()
+            .flat_map(|line| line.networks(config).iter().map(|of| (line.name.clone(), of)))
+            .map(|(line, of)| ((line, of.network_id.clone()), of.vlan))
+            .collect();
+        let gone = self.carried.extract_if(|behind, _| !carried.contains_key(behind));
+        freed.extend(gone.filter_map(|(_, (id, _))| index(id)));
+        let mut forgotten = HashSet::new();
         for step in &plan.steps {
             match step {
                 Step::PutNetwork(network) if !self.networks.contains_key(&network.id) => {
@@ -72,12 +93,33 @@ impl Places {
                     self.ports.insert(port.port_id.clone(), id);
                 }
                 Step::Change { port, forget: true, .. } => {
-                    if let Some(place) = self.ports.get(&port.port_id).and_then(|id| u16::try_from(id.index()).ok()) {
+                    if let Some(place) = self.ports.get(&port.port_id).copied().and_then(index) {
                         let id = self.next_generation(place, &mut used_up);
                         self.ports.insert(port.port_id.clone(), id);
                     }
                 }
+                Step::OpenUplink(uplink) => {
+                    let place = self.port_place(&mut freed);
+                    let id = self.next_generation(place, &mut used_up);
+                    self.carriers.insert(uplink.id.clone(), id);
+                }
+                Step::ChangeUplink { uplink, forget: true, .. } => drop(forgotten.insert(uplink.line())),
                 _ => {}
+            }
+        }
+        // In an order that is always the same, so that the same places are given.
+        for line in lines(config) {
+            for of in line.networks(config) {
+                let behind = (line.name.clone(), of.network_id.clone());
+                let place = match self.carried.get(&behind) {
+                    // Behind another tag are other stations.
+                    Some(&(_, vlan)) if vlan == of.vlan && !forgotten.contains(&line.name) => continue,
+                    Some(&(id, _)) => index(id),
+                    None => Some(self.port_place(&mut freed)),
+                };
+                let Some(place) = place else { continue };
+                let id = self.next_generation(place, &mut used_up);
+                self.carried.insert(behind, (id, of.vlan));
             }
         }
         self.free.append(&mut freed);
@@ -92,7 +134,7 @@ impl Places {
         if self.owners.len() == vms.len() {
             return;
         }
-        let mut taken: HashSet<Owner> = self.owners.values().copied().collect();
+        let mut taken: HashSet<Owner> = self.owners.values().copied().chain([OUTSIDE]).collect();
         for vm in &config.vms {
             if self.owners.contains_key(&vm.id) {
                 continue;
@@ -153,6 +195,16 @@ impl Places {
         self.ports.get(id).copied()
     }
 
+    /// The place of an uplink, as a carrier.
+    pub fn carrier(&self, uplink: &str) -> Option<PortId> {
+        self.carriers.get(uplink).copied()
+    }
+
+    /// The place of the port on a network that a line is there.
+    pub fn carried(&self, line: &LineName, network: &str) -> Option<PortId> {
+        self.carried.get(&(line.clone(), network.to_owned())).map(|&(id, _)| id)
+    }
+
     /// The place of a network.
     pub fn network(&self, id: &str) -> Option<NetworkId> {
         self.networks.get(id).copied()
@@ -164,11 +216,16 @@ impl Places {
     }
 }
 
+/// The place of a port, as it is kept here.
+fn index(id: PortId) -> Option<u16> {
+    u16::try_from(id.index()).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::blueprint;
-    use crate::control::config::{Network, Port, Vm, strategy};
+    use crate::control::config::{Device, Network, Port, Vm, strategy};
     use crate::control::plan::plan;
     use proptest::prelude::*;
 
@@ -178,11 +235,20 @@ mod tests {
     }
 
     fn check(places: &Places, config: &Config) {
-        let ports: Vec<_> = config.ports().map(|(_, port)| places.port(port.id()).unwrap()).collect();
+        let mut ports: Vec<_> = config.ports().map(|(_, port)| places.port(port.id()).unwrap()).collect();
+        assert_eq!(places.ports.len(), ports.len());
+        ports.extend(config.uplinks.iter().map(|uplink| places.carrier(&uplink.id).unwrap()));
+        assert_eq!(places.carriers.len(), config.uplinks.len());
+        let carried = || {
+            lines(config).into_iter().flat_map(|line| {
+                line.networks(config).iter().map(move |of| places.carried(&line.name, &of.network_id).unwrap())
+            })
+        };
+        assert_eq!(places.carried.len(), carried().count());
+        ports.extend(carried());
         assert!(distinct(ports.iter().map(|id| id.index())));
         assert!(distinct(config.networks.iter().map(|network| places.network(&network.id).unwrap())));
         assert!(distinct(config.vms.iter().map(|vm| places.owner(&vm.id).unwrap())));
-        assert_eq!(places.ports.len(), ports.len());
         assert_eq!(places.networks.len(), config.networks.len());
         assert_eq!(places.owners.len(), config.vms.len());
         assert!(places.free.iter().all(|&free| ports.iter().all(|id| id.index() != usize::from(free))));
@@ -212,8 +278,25 @@ mod tests {
                 if moved || was.admin_state_up && !port.admin_state_up {
                     prop_assert_ne!(id_before, id);
                 }
-                if was == port && !moved {
+                // What is below a device that others own cannot be changed without opening it anew.
+                if was == port && !moved && (old.networks == new.networks || matches!(port.device, Device::Tap(_))) {
                     prop_assert_eq!(id_before, id);
+                }
+            }
+            for uplink in &new.uplinks {
+                let Some(was) = old.uplinks.iter().find(|was| was.id == uplink.id) else { continue };
+                prop_assert_eq!(before.carrier(&was.id), after.carrier(&uplink.id));
+                if was.line() != uplink.line() {
+                    continue;
+                }
+                for of in &uplink.networks {
+                    let Some(vlan) = was.networks.iter().find(|was| was.network_id == of.network_id) else { continue };
+                    let [id_before, id] = [&before, &after].map(|places| places.carried(&uplink.line(), &of.network_id));
+                    let same = id_before == id;
+                    prop_assert_eq!(id_before.unwrap().index(), id.unwrap().index());
+                    prop_assert!(!same || vlan.vlan == of.vlan);
+                    // As long as an uplink of the line stays as it is, so does what is behind it.
+                    prop_assert!(same || was != uplink || old.networks != new.networks);
                 }
             }
         }
@@ -226,10 +309,14 @@ mod tests {
             let mut now = Config::default();
             let mut used = HashSet::new();
             for new in steps.into_iter().flat_map(|(old, new)| [old, new]) {
-                let before: HashSet<PortId> = places.ports.values().copied().collect();
+                let all = |places: &Places| -> HashSet<PortId> {
+                    let carried = places.carried.values().map(|&(id, _)| id);
+                    places.ports.values().chain(places.carriers.values()).copied().chain(carried).collect()
+                };
+                let before = all(&places);
                 places.follow(&plan(&now, &new), &new);
                 check(&places, &new);
-                for &id in places.ports.values() {
+                for id in all(&places) {
                     prop_assert!(used.insert(id) || before.contains(&id));
                 }
                 now = new;

@@ -1,13 +1,15 @@
 //! From one configuration to another: a pure diff, in steps that can be taken one by one.
 //!
-//! A port is recognised by its id, also where it stands in another VM than before. What the steps
-//! leave undone is only the order in which things are listed, and [`Step::Arrange`] sees to that.
+//! A port is recognised by its id, also where it stands in another VM than before, and an uplink by
+//! its own. What the steps leave undone is only the order in which things are listed, and
+//! [`Step::Arrange`] sees to that.
 
 use std::collections::{HashMap, HashSet};
 
 use super::blueprint;
-use super::config::{Config, Network, Port, Vm};
-use crate::device::{Settings, packet};
+use super::config::{Config, Network, Port, Uplink, Vm};
+use super::lines::lines;
+use crate::device::{Settings, packet, xdp};
 
 /// The steps, in the order in which they are taken.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -22,6 +24,8 @@ pub enum Step {
     /// This port goes: rules without it, then its gates come back, and its device is closed. A
     /// netdev that we made for it is removed.
     Close(String),
+    /// This uplink goes, as a port does.
+    CloseUplink(String),
     /// This network goes. Nobody is on it any more.
     RemoveNetwork(String),
     /// This network is new, or otherwise.
@@ -44,8 +48,19 @@ pub enum Step {
         /// How it shall be.
         port: Port,
     },
-    /// Networks, VMs and the ports of each VM are listed in this order. A VM that is not listed is
-    /// no more.
+    /// This uplink stays and is otherwise: it, or a network that it carries.
+    ChangeUplink {
+        /// How it shall be.
+        uplink: Uplink,
+        /// Whether what was learned behind its line is forgotten.
+        forget: bool,
+        /// What that means for its device.
+        device: DeviceStep,
+    },
+    /// This uplink is new.
+    OpenUplink(Uplink),
+    /// Networks, VMs, the ports of each VM and uplinks are listed in this order. A VM that is not
+    /// listed is no more.
     Arrange(Order),
 }
 
@@ -70,6 +85,8 @@ pub struct Order {
     pub networks: Vec<String>,
     /// VMs, by id, each with its ports.
     pub vms: Vec<(String, Vec<String>)>,
+    /// Uplinks, by id.
+    pub uplinks: Vec<String>,
 }
 
 impl Order {
@@ -78,6 +95,7 @@ impl Order {
         Order {
             networks: config.networks.iter().map(|network| network.id.clone()).collect(),
             vms: config.vms.iter().map(|vm| (vm.id.clone(), ports(vm))).collect(),
+            uplinks: config.uplinks.iter().map(|uplink| uplink.id.clone()).collect(),
         }
     }
 
@@ -107,7 +125,9 @@ impl Order {
                     }
                 }
                 Step::Open { vm, port } => enter.push((vm, &port.port_id)),
-                Step::Arrange(_) => {}
+                Step::CloseUplink(id) => self.uplinks.retain(|known| known != id),
+                Step::OpenUplink(uplink) => self.uplinks.push(uplink.id.clone()),
+                Step::ChangeUplink { .. } | Step::Arrange(_) => {}
             }
         }
         self.networks.retain(|network| known.contains(network));
@@ -136,15 +156,27 @@ fn networks(config: &Config) -> HashMap<&str, &Network> {
     config.networks.iter().map(|network| (network.id.as_str(), network)).collect()
 }
 
+fn uplinks(config: &Config) -> HashMap<&str, &Uplink> {
+    config.uplinks.iter().map(|uplink| (uplink.id.as_str(), uplink)).collect()
+}
+
 /// What has to be done for `new` to be instead of `old`. `[switch]` is fixed at start.
 pub fn plan(old: &Config, new: &Config) -> Plan {
     let (ports_before, ports_after) = (ports(old), ports(new));
     let (networks_before, networks_after) = (networks(old), networks(new));
+    let (fill_before, fill) = (blueprint::fill(old), blueprint::fill(new));
     let mut steps = Vec::new();
     steps.extend(
         old.ports()
             .filter(|(_, port)| !ports_after.contains_key(port.id()))
             .map(|(_, port)| Step::Close(port.port_id.clone())),
+    );
+    let uplinks_after = uplinks(new);
+    steps.extend(
+        old.uplinks
+            .iter()
+            .filter(|uplink| !uplinks_after.contains_key(uplink.id.as_str()))
+            .map(|uplink| Step::CloseUplink(uplink.id.clone())),
     );
     steps.extend(
         new.networks
@@ -163,7 +195,8 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
             (networks_before.get(before.network_id.as_str()), networks_after.get(port.network_id.as_str()));
         let device = match (below_before, below) {
             (Some(below_before), Some(below)) => {
-                device_step(&blueprint::device(before, below_before), &blueprint::device(port, below))
+                let was = blueprint::device(before, below_before, fill_before);
+                device_step(&was, &blueprint::device(port, below, fill))
             }
             _ => DeviceStep::Keep,
         };
@@ -178,6 +211,7 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
             || matches!(device, DeviceStep::Reopen { .. });
         steps.push(Step::Change { vm, port: port.clone(), forget, device });
     }
+    steps.extend(uplink_steps(old, new));
     steps.extend(
         old.networks
             .iter()
@@ -191,36 +225,83 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
     Plan { steps }
 }
 
+/// What has to be done for the uplinks of `new`.
+fn uplink_steps(old: &Config, new: &Config) -> Vec<Step> {
+    let before = uplinks(old);
+    // How the device of one that stays has to be turned; `None` for one that is new.
+    let (fill_before, fill) = (blueprint::fill(old), blueprint::fill(new));
+    let device = |uplink: &Uplink| {
+        let was = before.get(uplink.id.as_str())?;
+        let was = blueprint::uplink_device(was, old, fill_before);
+        Some(device_step(&was, &blueprint::uplink_device(uplink, new, fill)))
+    };
+    let mut steps = Vec::new();
+    for line in lines(new) {
+        let members = || line.members.iter().map(|&index| &new.uplinks[index]);
+        // As behind a port; but what is behind a line is there as long as one of its uplinks is.
+        let stays = |uplink: &Uplink| {
+            let was = before.get(uplink.id.as_str()).filter(|was| was.line() == line.name);
+            was.is_some_and(|was| !was.admin_state_up || uplink.admin_state_up)
+                && !matches!(device(uplink), None | Some(DeviceStep::Reopen { .. }))
+        };
+        let forget = !members().any(stays);
+        steps.extend(members().filter_map(|uplink| match device(uplink) {
+            None => Some(Step::OpenUplink(uplink.clone())),
+            Some(DeviceStep::Keep) if before.get(uplink.id.as_str()) == Some(&uplink) => None,
+            Some(device) => Some(Step::ChangeUplink { uplink: uplink.clone(), forget, device }),
+        }));
+    }
+    steps
+}
+
 /// What becomes of a device that was to be `before` and shall be `after`.
 pub fn device_step(before: &Settings, after: &Settings) -> DeviceStep {
-    if before == after {
-        return DeviceStep::Keep;
-    }
-    let (before, after) = match (before, after) {
-        (Settings::Tap(before), Settings::Tap(after)) => (before, after),
-        (Settings::Packet(before), Settings::Packet(after)) => {
-            let adjusted = packet::Settings { mtu: after.mtu, ..before.clone() };
-            return if adjusted == *after { DeviceStep::Adjust } else { DeviceStep::Reopen { anew: false } };
+    match (before, after) {
+        _ if before == after => DeviceStep::Keep,
+        (Settings::Tap(before), Settings::Tap(after)) => {
+            let mut adjusted = before.clone();
+            (adjusted.mac, adjusted.mtu) = (after.mac, after.mtu);
+            if adjusted == *after {
+                return DeviceStep::Adjust;
+            }
+            // A netdev is made for one queue or for several, once and for all.
+            let same =
+                before.name == after.name && before.netns == after.netns && (before.queues > 1) == (after.queues > 1);
+            DeviceStep::Reopen { anew: !same }
         }
-        _ => return DeviceStep::Reopen { anew: before.at() != after.at() },
-    };
-    let mut adjusted = before.clone();
-    (adjusted.mac, adjusted.mtu) = (after.mac, after.mtu);
-    if adjusted == *after {
-        return DeviceStep::Adjust;
+        // How many slots wait in its rings is a matter of how many others there are, and not of its own.
+        (Settings::Xdp(before), Settings::Xdp(after))
+            if xdp::Settings { fill: after.fill, ..before.clone() } == *after =>
+        {
+            DeviceStep::Keep
+        }
+        (Settings::Xdp(before), Settings::Xdp(after))
+            if xdp::Settings { fill: after.fill, mtu: after.mtu, ..before.clone() } == *after =>
+        {
+            DeviceStep::Adjust
+        }
+        (Settings::Packet(before), Settings::Packet(after))
+            if packet::Settings { mtu: after.mtu, ..before.clone() } == *after =>
+        {
+            DeviceStep::Adjust
+        }
+        (Settings::Xdp(_), Settings::Xdp(_)) | (Settings::Packet(_), Settings::Packet(_)) => {
+            DeviceStep::Reopen { anew: false }
+        }
+        _ => DeviceStep::Reopen { anew: true },
     }
-    // A netdev is made for one queue or for several, once and for all.
-    let same = before.name == after.name && before.netns == after.netns && (before.queues > 1) == (after.queues > 1);
-    DeviceStep::Reopen { anew: !same }
 }
 
 /// What the steps of a plan make of a configuration.
 pub fn apply(plan: &Plan, config: &Config) -> Config {
     let mut networks: HashMap<&str, &Network> = networks(config);
     let mut ports: HashMap<&str, &Port> = ports(config).into_iter().map(|(id, (_, port))| (id, port)).collect();
+    let mut uplinks: HashMap<&str, &Uplink> = uplinks(config);
     for step in &plan.steps {
         match step {
             Step::Close(port) => drop(ports.remove(port.as_str())),
+            Step::CloseUplink(id) => drop(uplinks.remove(id.as_str())),
+            Step::ChangeUplink { uplink, .. } | Step::OpenUplink(uplink) => drop(uplinks.insert(&uplink.id, uplink)),
             Step::RemoveNetwork(network) => drop(networks.remove(network.as_str())),
             Step::PutNetwork(network) => drop(networks.insert(&network.id, network)),
             Step::Change { port, .. } | Step::Open { port, .. } => drop(ports.insert(&port.port_id, port)),
@@ -233,13 +314,14 @@ pub fn apply(plan: &Plan, config: &Config) -> Config {
         switch: config.switch.clone(),
         networks: order.networks.iter().filter_map(|id| networks.get(id.as_str()).copied().cloned()).collect(),
         vms: order.vms.into_iter().map(|(id, ids)| Vm { id, ports: listed(ids) }).collect(),
+        uplinks: order.uplinks.iter().filter_map(|id| uplinks.get(id.as_str()).copied().cloned()).collect(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::config::strategy;
+    use crate::control::config::{Device, strategy};
     use proptest::prelude::*;
 
     proptest! {
@@ -269,11 +351,25 @@ mod tests {
                             (below_before[port_before.network_id.as_str()].mtu, below[port.network_id.as_str()].mtu);
                         prop_assert!(vm != vm_before || port != *port_before || mtu != mtu_before);
                         if port.device == port_before.device {
-                            let same = port.mac == port_before.mac && mtu == mtu_before;
-                            prop_assert_eq!(device, if same { DeviceStep::Keep } else { DeviceStep::Adjust });
+                            let is_tap = matches!(port.device, Device::Tap(_));
+                            let same = (port.mac == port_before.mac || !is_tap) && mtu == mtu_before;
+                            prop_assert_eq!(device, match is_tap {
+                                _ if same => DeviceStep::Keep,
+                                true => DeviceStep::Adjust,
+                                false => DeviceStep::Reopen { anew: false },
+                            });
                         } else {
                             let reopened = matches!(device, DeviceStep::Reopen { .. });
                             prop_assert!(reopened);
+                        }
+                    }
+                    Step::CloseUplink(id) => prop_assert!(!uplinks(&new).contains_key(id.as_str())),
+                    Step::OpenUplink(uplink) => prop_assert!(!uplinks(&old).contains_key(uplink.id.as_str())),
+                    Step::ChangeUplink { uplink, device, .. } => {
+                        let was = uplinks(&old)[uplink.id.as_str()];
+                        prop_assert!(*was != uplink || device != DeviceStep::Keep);
+                        if was.device == uplink.device && old.networks == new.networks && was.networks == uplink.networks {
+                            prop_assert_eq!(device, DeviceStep::Keep);
                         }
                     }
                     Step::RemoveNetwork(id) => prop_assert!(!below.contains_key(id.as_str())),
@@ -284,5 +380,31 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn device(text: &str) -> Settings {
+        let port = format!(
+            r#"{{"networks": [{{"id": "n"}}], "vms": [{{"id": "v", "ports": [{{"port_id": "p", "network_id": "n",
+                "mac_address": "02:00:00:00:00:01", "device": {text}}}]}}]}}"#
+        );
+        let config = crate::control::config::parse_json(&port, "x").unwrap();
+        blueprint::device(&config.vms[0].ports[0], &config.networks[0], 64)
+    }
+
+    #[test]
+    fn a_device_is_opened_anew_only_where_it_must_be() {
+        let tap = device(r#"{"kind": "tap", "name": "a"}"#);
+        let xdp = device(r#"{"kind": "xdp", "name": "a"}"#);
+        let packet = device(r#"{"kind": "packet", "name": "a"}"#);
+        let Settings::Xdp(plain) = &xdp else { panic!("{xdp:?}") };
+        let fuller = Settings::Xdp(xdp::Settings { fill: 2048, ..plain.clone() });
+        assert_eq!(device_step(&xdp, &fuller), DeviceStep::Keep, "no frame is lost because others come");
+        let longer = Settings::Xdp(xdp::Settings { mtu: 9000, ..plain.clone() });
+        assert_eq!(device_step(&xdp, &longer), DeviceStep::Reopen { anew: false });
+        for (before, after) in [(&tap, &xdp), (&xdp, &packet), (&packet, &tap)] {
+            assert_eq!(device_step(before, after), DeviceStep::Reopen { anew: true });
+        }
+        let mode = device(r#"{"kind": "xdp", "name": "a", "mode": "copy"}"#);
+        assert_eq!(device_step(&xdp, &mode), DeviceStep::Reopen { anew: false });
     }
 }

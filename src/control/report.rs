@@ -3,13 +3,16 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use super::config::{Config, Device, Named, Network};
+use super::blueprint::{Names, Stand};
+use super::config::{Carried, Config, Device, Named, Network};
 use super::controller::{Port, State};
+use super::failover::Groups;
+use super::lines::lines;
 use super::places::Places;
 use super::staff::Staff;
 use super::view::{
-    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, DeviceView, Direction, DropView,
-    NetworkView, PortView, Status, VmView, WorkerView,
+    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CarriedView, DeviceView, Direction,
+    DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
 };
 use crate::switch::{DropReason, NetworkId};
 use crate::telemetry::audit::Reading;
@@ -19,10 +22,12 @@ use crate::time;
 pub struct Report<'a> {
     /// What shall be.
     pub config: &'a Config,
-    /// What is.
+    /// What is: ports and uplinks.
     pub ports: &'a [Port],
     /// Where ports and networks stand.
     pub places: &'a Places,
+    /// Which uplinks carry the frames of their groups.
+    pub groups: &'a Groups,
     /// The cores of the workers.
     pub cores: &'a [usize],
     /// The workers.
@@ -34,44 +39,25 @@ pub struct Report<'a> {
 impl Report<'_> {
     /// All ports, in the order of the configuration.
     pub fn ports(&self) -> Vec<PortView> {
-        self.ports.iter().map(|port| self.port(port)).collect()
+        self.ports.iter().filter_map(|port| self.port(port)).collect()
     }
 
-    fn port(&self, port: &Port) -> PortView {
-        let vm = &self.config.vms[port.seat.vm];
-        let wanted = &vm.ports[port.seat.position];
-        let Device::Tap(tap) = &wanted.device;
-        let (worker, reason) = match &port.state {
-            State::Up { worker, notes, .. } if wanted.admin_state_up => (Some(*worker), notes.clone()),
-            State::Up { worker, .. } => (Some(*worker), "administratively down".into()),
-            State::Opening { reason } if reason.is_empty() => (None, "being opened".into()),
-            State::Opening { reason } | State::Down { reason } => (None, reason.clone()),
-        };
-        let mut drops = BTreeMap::new();
-        for counters in &port.counters {
-            for (reason, frames) in counters.drops_in.iter().chain(counters.drops_out.iter()) {
-                *drops.entry(reason.name().to_owned()).or_default() += frames;
-            }
-        }
-        PortView {
+    fn port(&self, port: &Port) -> Option<PortView> {
+        let Stand::Port { vm, position, .. } = port.seat.stand else { return None };
+        let vm = &self.config.vms[vm];
+        let wanted = &vm.ports[position];
+        Some(PortView {
             port_id: wanted.port_id.clone(),
             device_id: vm.id.clone(),
             network_id: wanted.network_id.clone(),
             mac_address: wanted.mac.to_string(),
-            position: port.seat.position,
+            position,
             status: if self.is_active(port) { Status::Active } else { Status::Down },
-            status_reason: reason,
+            status_reason: self.reason(port),
             admin_state_up: wanted.admin_state_up,
             port_security: wanted.port_security.name().into(),
-            device: DeviceView {
-                kind: "tap".into(),
-                name: tap.name.clone(),
-                netns: tap.netns.clone(),
-                queues: tap.queues,
-                offloads: tap.offloads,
-                persist: tap.persist,
-            },
-            worker,
+            device: device(&wanted.device, port),
+            worker: worker(port),
             rx_frames: port.sum(|c| c.rx_frames.get()),
             rx_bytes: port.sum(|c| c.rx_bytes.get()),
             tx_frames: port.sum(|c| c.tx_frames.get()),
@@ -81,17 +67,71 @@ impl Report<'_> {
             copies: port.sum(|c| c.copies.get()),
             segmented: port.sum(|c| c.segmented.get()),
             checksummed: port.sum(|c| c.checksummed.get()),
-            drops,
+            drops: drops(port),
+        })
+    }
+
+    /// All uplinks, in the order of the configuration.
+    pub fn uplinks(&self) -> Vec<UplinkView> {
+        let carrying: Vec<usize> = lines(self.config).iter().map(|line| line.active(self.groups)).collect();
+        let view = |port: &Port| {
+            let Stand::Uplink { index } = port.seat.stand else { return None };
+            let wanted = &self.config.uplinks[index];
+            let carries = carrying.contains(&index);
+            let is_up = self.is_active(port);
+            let reason = match self.reason(port) {
+                reason if is_up && !carries => {
+                    let standing_by = "stands by: another one of its group carries the frames";
+                    if reason.is_empty() { standing_by.into() } else { format!("{standing_by}; {reason}") }
+                }
+                reason => reason,
+            };
+            let carried =
+                |of: &Carried| CarriedView { network_id: of.network_id.clone(), vlan: of.vlan.map(|vlan| vlan.get()) };
+            Some(UplinkView {
+                uplink_id: wanted.id.clone(),
+                group: wanted.group.clone(),
+                active: is_up && carries,
+                status: if is_up { Status::Active } else { Status::Down },
+                status_reason: reason,
+                admin_state_up: wanted.admin_state_up,
+                networks: wanted.networks.iter().map(carried).collect(),
+                device: device(&wanted.device, port),
+                worker: worker(port),
+                rx_frames: port.sum(|c| c.rx_frames.get()),
+                rx_bytes: port.sum(|c| c.rx_bytes.get()),
+                tx_frames: port.sum(|c| c.tx_frames.get()),
+                tx_bytes: port.sum(|c| c.tx_bytes.get()),
+                forwarded: port.sum(|c| c.forwarded.get()),
+                flooded: port.sum(|c| c.flooded.get()),
+                copies: port.sum(|c| c.copies.get()),
+                segmented: port.sum(|c| c.segmented.get()),
+                checksummed: port.sum(|c| c.checksummed.get()),
+                drops: drops(port),
+            })
+        };
+        self.ports.iter().filter_map(view).collect()
+    }
+
+    /// Why a port or an uplink is as it is.
+    fn reason(&self, port: &Port) -> String {
+        let is_wanted = port.seat.names(self.config).admin_up;
+        match &port.state {
+            State::Up { .. } if !is_wanted => "administratively down".into(),
+            State::Up { notes, .. } => port.dead_link().unwrap_or_else(|| notes.clone()),
+            State::Opening { reason } if reason.is_empty() => "being opened".into(),
+            State::Opening { reason } | State::Down { reason } => reason.clone(),
         }
     }
 
     fn is_active(&self, port: &Port) -> bool {
-        matches!(port.state, State::Up { .. }) && self.config.vms[port.seat.vm].ports[port.seat.position].admin_state_up
+        matches!(port.state, State::Up { .. }) && port.seat.names(self.config).admin_up && port.dead_link().is_none()
     }
 
     /// All VMs, in the order of the configuration.
     pub fn vms(&self) -> Vec<VmView> {
-        let of = |vm: usize| self.ports.iter().filter(move |port| port.seat.vm == vm);
+        let is_of = |port: &Port, of| matches!(port.seat.stand, Stand::Port { vm, .. } if vm == of);
+        let of = |vm: usize| self.ports.iter().filter(move |port| is_of(port, vm));
         self.config
             .vms
             .iter()
@@ -113,7 +153,8 @@ impl Report<'_> {
     /// All networks, in the order of the configuration.
     pub async fn networks(&self) -> Vec<NetworkView> {
         let census = self.staff.census().await;
-        let of = |network: usize| self.ports.iter().filter(move |port| port.seat.network == network);
+        let is_on = |port: &Port, on| matches!(port.seat.stand, Stand::Port { network, .. } if network == on);
+        let of = |network: usize| self.ports.iter().filter(move |port| is_on(port, network));
         self.config
             .networks
             .iter()
@@ -177,8 +218,7 @@ impl Report<'_> {
     pub fn drops(&self) -> Vec<DropView> {
         let mut all = Vec::new();
         for port in self.ports {
-            let vm = &self.config.vms[port.seat.vm];
-            let wanted = &vm.ports[port.seat.position];
+            let Names { id, vm, network, .. } = port.seat.names(self.config);
             for direction in [Direction::In, Direction::Out] {
                 for reason in DropReason::ALL {
                     let frames = port.sum(|c| match direction {
@@ -187,9 +227,10 @@ impl Report<'_> {
                     });
                     if frames > 0 {
                         all.push(DropView {
-                            port_id: wanted.port_id.clone(),
-                            device_id: vm.id.clone(),
-                            network_id: wanted.network_id.clone(),
+                            port_id: id.to_owned(),
+                            uplink_id: port.seat.is_uplink().then(|| id.to_owned()),
+                            device_id: vm.unwrap_or_default().to_owned(),
+                            network_id: network.unwrap_or_default().to_owned(),
                             direction,
                             reason: reason.name().into(),
                             meaning: reason.meaning().into(),
@@ -206,13 +247,12 @@ impl Report<'_> {
     pub async fn audit(&self) -> AuditView {
         let audit = self.staff.audit().await;
         let port = |port: &Port| {
-            let vm = &self.config.vms[port.seat.vm];
-            let wanted = &vm.ports[port.seat.position];
+            let Names { id, vm, network, .. } = port.seat.names(self.config);
             let share = audit.port(port.seat.id.index());
             AuditPortView {
-                port_id: wanted.port_id.clone(),
-                device_id: vm.id.clone(),
-                network_id: wanted.network_id.clone(),
+                port_id: id.to_owned(),
+                device_id: vm.unwrap_or_default().to_owned(),
+                network_id: network.unwrap_or_default().to_owned(),
                 rx_frames: share.rx_frames,
                 forwarded: share.forwarded,
                 flooded: share.flooded,
@@ -261,4 +301,39 @@ impl Report<'_> {
         // Its types have no map with other keys than texts, which is all that could fail.
         serde_json::to_value(self.config).unwrap_or_default()
     }
+}
+
+/// A device, as it shall be and as it is.
+fn device(wanted: &Device, port: &Port) -> DeviceView {
+    let (name, netns) = (wanted.name().to_owned(), wanted.netns().map(str::to_owned));
+    let view = DeviceView { kind: wanted.kind().into(), name, netns, ..DeviceView::default() };
+    let (open, mode) = match &port.state {
+        State::Up { queues, mode, .. } => (Some(*queues), mode.clone()),
+        _ => (None, None),
+    };
+    match wanted {
+        Device::Tap(tap) => {
+            DeviceView { queues: Some(tap.queues), offloads: Some(tap.offloads), persist: Some(tap.persist), ..view }
+        }
+        Device::Xdp(xdp) => DeviceView { queues: open.or(xdp.queues), mode, ..view },
+        Device::Packet(packet) => DeviceView { queues: open, offloads: Some(packet.offloads), mode, ..view },
+    }
+}
+
+fn worker(port: &Port) -> Option<u16> {
+    match port.state {
+        State::Up { worker, .. } => Some(worker),
+        _ => None,
+    }
+}
+
+/// Frames that died at a port, either direction, by reason.
+fn drops(port: &Port) -> BTreeMap<String, u64> {
+    let mut drops = BTreeMap::new();
+    for counters in &port.counters {
+        for (reason, frames) in counters.drops_in.iter().chain(counters.drops_out.iter()) {
+            *drops.entry(reason.name().to_owned()).or_default() += frames;
+        }
+    }
+    drops
 }

@@ -3,8 +3,11 @@
 
 use std::collections::HashMap;
 
+use super::blueprint::{Stand, outsides};
 use super::config::Config;
 use super::controller::Port;
+use super::failover::Groups;
+use super::places::Places;
 use super::store::KeptStation;
 use super::view::{StationKind, StationView};
 use crate::switch::{Learned, NetworkId, PortId, Rules, Station};
@@ -18,25 +21,40 @@ pub struct Directory {
 
 #[derive(Debug)]
 struct Entry {
-    port_id: String,
+    /// The port; or the uplink, the one that carries in front, and then the other one of its group.
+    ids: Vec<String>,
+    is_uplink: bool,
     network: NetworkId,
     network_id: String,
     ageing: u32,
 }
 
+impl Entry {
+    fn id(&self) -> &str {
+        self.ids.first().map_or("", String::as_str)
+    }
+}
+
 impl Directory {
     /// As things are now.
-    pub fn of(config: &Config, ports: &[Port]) -> Directory {
-        let entry = |port: &Port| {
-            let network = &config.networks[port.seat.network];
-            Entry {
-                port_id: port.seat.port_id.clone(),
-                network: port.seat.network_id,
-                network_id: network.id.clone(),
-                ageing: network.ageing_seconds,
-            }
+    pub fn of(config: &Config, ports: &[Port], places: &Places, groups: &Groups) -> Directory {
+        let entry = |ids, is_uplink, network: usize, network_id| {
+            let of = &config.networks[network];
+            Entry { ids, is_uplink, network: network_id, network_id: of.id.clone(), ageing: of.ageing_seconds }
         };
-        Directory { ports: ports.iter().map(|port| (port.seat.id, entry(port))).collect() }
+        let ports = ports.iter().filter_map(|port| match port.seat.stand {
+            Stand::Port { network, network_id, .. } => {
+                Some((port.seat.id, entry(vec![port.seat.name.clone()], false, network, network_id)))
+            }
+            Stand::Uplink { .. } => None,
+        });
+        let outsides = outsides(config, places).into_iter().map(|outside| {
+            let active = outside.line.active(groups);
+            let others = outside.line.members.iter().copied().filter(|&member| member != active);
+            let ids = std::iter::once(active).chain(others).map(|member| config.uplinks[member].id.clone());
+            (outside.id, entry(ids.collect(), true, outside.network, outside.network_id))
+        });
+        Directory { ports: ports.chain(outsides).collect() }
     }
 
     /// The port behind which a station is and its age in seconds, unless the port is no more, or
@@ -54,7 +72,8 @@ impl Directory {
             Some(StationView {
                 network_id: entry.network_id.clone(),
                 mac_address: learned.station.mac().to_string(),
-                port_id: entry.port_id.clone(),
+                port_id: entry.id().to_owned(),
+                uplink_id: entry.is_uplink.then(|| entry.id().to_owned()),
                 kind,
                 age_seconds,
             })
@@ -72,7 +91,7 @@ impl Directory {
     pub fn kept(&self, learned: Vec<Learned>, now: Moment) -> Vec<KeptStation> {
         let kept = |learned: Learned| {
             let (entry, age_seconds) = self.find(&learned, now)?;
-            let (network_id, port_id) = (entry.network_id.clone(), entry.port_id.clone());
+            let (network_id, port_id) = (entry.network_id.clone(), entry.id().to_owned());
             Some(KeptStation { network_id, mac_address: learned.station.mac(), port_id, age_seconds })
         };
         learned.into_iter().filter_map(kept).collect()
@@ -81,11 +100,16 @@ impl Directory {
     /// What of it can still be right at `now`, in the order in which it was heard: a port that is
     /// no more, or on another network, takes its stations with it.
     pub fn learned(&self, kept: Vec<KeptStation>, now: Moment) -> Vec<Learned> {
-        let by_name: HashMap<&str, (PortId, &Entry)> =
-            self.ports.iter().map(|(&id, entry)| (entry.port_id.as_str(), (id, entry))).collect();
+        let by_name: HashMap<(&str, &str), (PortId, &Entry)> = self
+            .ports
+            .iter()
+            .flat_map(|(&id, entry)| {
+                entry.ids.iter().map(move |name| ((name.as_str(), entry.network_id.as_str()), (id, entry)))
+            })
+            .collect();
         let learned = |kept: KeptStation| {
-            let (port, entry) = *by_name.get(kept.port_id.as_str())?;
-            let right = entry.network_id == kept.network_id && kept.age_seconds < entry.ageing;
+            let (port, entry) = *by_name.get(&(kept.port_id.as_str(), kept.network_id.as_str()))?;
+            let right = kept.age_seconds < entry.ageing;
             let station = Station::new(entry.network, kept.mac_address);
             right.then(|| Learned { station, port, seen: now.secs().saturating_sub(kept.age_seconds) })
         };
@@ -102,7 +126,8 @@ mod tests {
 
     fn directory() -> Directory {
         let entry = |port: &str, network: u16, name: &str| Entry {
-            port_id: port.into(),
+            ids: vec![port.into()],
+            is_uplink: false,
             network: NetworkId::new(network),
             network_id: name.into(),
             ageing: 300,
@@ -135,6 +160,25 @@ mod tests {
         assert_eq!(keep, [kept("n", "p", 1, 10), kept("m", "q", 2, 200)]);
         let back = directory().learned(keep, later);
         assert_eq!(back, [learned(6, 1, 0, 2, 49_800), learned(5, 0, 3, 1, 49_990)]);
+    }
+
+    /// It was heard by the one uplink, and the other one may carry when it comes back.
+    #[test]
+    fn what_was_heard_outside_is_still_there_behind_the_other_uplink() {
+        let outside = |network: u16, name: &str| Entry {
+            ids: vec!["up1".into(), "up0".into()],
+            is_uplink: true,
+            network: NetworkId::new(network),
+            network_id: name.into(),
+            ageing: 300,
+        };
+        let ports = [(PortId::new(7, 0), outside(5, "n")), (PortId::new(8, 0), outside(6, "m"))];
+        let directory = Directory { ports: ports.into() };
+        let now = Moment::from_secs(1000);
+        let back = directory.learned(vec![kept("m", "up0", 1, 0), kept("n", "up1", 2, 0), kept("o", "up0", 3, 0)], now);
+        let places: Vec<_> = back.iter().map(|learned| learned.port.index()).collect();
+        assert_eq!(places, [8, 7]);
+        assert_eq!(directory.kept(back, now), [kept("m", "up1", 1, 0), kept("n", "up1", 2, 0)]);
     }
 
     #[test]

@@ -26,22 +26,28 @@ impl Status {
     }
 }
 
-/// The device of a port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+/// The device of a port or an uplink. What its kind does not have is absent.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct DeviceView {
-    /// `tap`.
+    /// `tap`, `xdp` or `packet`.
     pub kind: String,
     /// The netdev.
     pub name: String,
     /// The namespace it stands in; absent for the host's own.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub netns: Option<String>,
-    /// Its queues.
-    pub queues: u16,
+    /// Its queues. Of netdevs of others: those that are open.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub queues: Option<u16>,
     /// Whether open checksums and super-frames pass.
-    pub offloads: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub offloads: Option<bool>,
     /// Whether the netdev outlives the daemon.
-    pub persist: bool,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub persist: Option<bool>,
+    /// The way that frames take, as in `native copy`, while it is open; of `xdp`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mode: Option<String>,
 }
 
 /// A port.
@@ -86,6 +92,60 @@ pub struct PortView {
     /// Super-frames to the guest that were divided, since its device takes none.
     pub segmented: u64,
     /// Other frames to the guest whose checksum was completed, since its device takes none that is open.
+    pub checksummed: u64,
+    /// Frames that died, either direction, by reason; only reasons that there were.
+    pub drops: BTreeMap<String, u64>,
+}
+
+/// A network on an uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct CarriedView {
+    /// The network.
+    pub network_id: String,
+    /// The tag of its frames; absent where they are untagged.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub vlan: Option<u16>,
+}
+
+/// An uplink.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UplinkView {
+    /// Its id.
+    pub uplink_id: String,
+    /// Its group, if it is one of two.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub group: Option<String>,
+    /// Whether it carries the frames: the other one of its group does not, and it is up.
+    pub active: bool,
+    /// Whether frames can flow, as soon as it carries them.
+    pub status: Status,
+    /// Why it is as it is, in a sentence; empty for one that is up with nothing to remark.
+    pub status_reason: String,
+    /// Whether it is wanted up.
+    pub admin_state_up: bool,
+    /// What it carries.
+    pub networks: Vec<CarriedView>,
+    /// Its device.
+    pub device: DeviceView,
+    /// The worker that polls its first queue.
+    pub worker: Option<u16>,
+    /// Frames from outside; a super-frame counts as the frames it becomes.
+    pub rx_frames: u64,
+    /// And their bytes.
+    pub rx_bytes: u64,
+    /// Frames to the outside.
+    pub tx_frames: u64,
+    /// And their bytes.
+    pub tx_bytes: u64,
+    /// Of the frames from outside: those meant for one port.
+    pub forwarded: u64,
+    /// Of the frames from outside: those meant for everybody.
+    pub flooded: u64,
+    /// The copies made of these.
+    pub copies: u64,
+    /// Super-frames to the wire that were divided, since its device takes none.
+    pub segmented: u64,
+    /// Other frames to the wire whose checksum was completed, since its device takes none that is open.
     pub checksummed: u64,
     /// Frames that died, either direction, by reason; only reasons that there were.
     pub drops: BTreeMap<String, u64>,
@@ -150,8 +210,11 @@ pub struct StationView {
     pub network_id: String,
     /// Its address.
     pub mac_address: String,
-    /// The port it is behind.
+    /// The port it is behind; or the uplink, of a group the one that carries.
     pub port_id: String,
+    /// The same, if it is an uplink.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub uplink_id: Option<String>,
     /// How it is known.
     pub kind: StationKind,
     /// Seconds since it was last heard; 0 for a pinned one.
@@ -218,11 +281,14 @@ pub enum Direction {
 /// A line of the drop ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DropView {
-    /// The port.
+    /// The port, or the uplink.
     pub port_id: String,
-    /// Its VM.
+    /// The same, if it is an uplink.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub uplink_id: Option<String>,
+    /// Its VM; empty for an uplink.
     pub device_id: String,
-    /// Its network.
+    /// Its network; empty for an uplink, which has several.
     pub network_id: String,
     /// Which way the frames went.
     pub direction: Direction,
@@ -257,11 +323,11 @@ pub struct AuditView {
 /// What came in at a port: `rx_frames = forwarded + flooded + drops_in`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditPortView {
-    /// The port.
+    /// The port, or the uplink.
     pub port_id: String,
-    /// Its VM.
+    /// Its VM; empty for an uplink.
     pub device_id: String,
-    /// Its network.
+    /// Its network; empty for an uplink, which has several.
     pub network_id: String,
     /// Frames that came in.
     pub rx_frames: u64,

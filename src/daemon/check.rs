@@ -68,7 +68,11 @@ pub fn check(path: &Path, json: bool) -> ExitCode {
         return ExitCode::from(worst.code());
     }
     let (networks, vms, ports) = sizes(&config);
-    println!("{}: right: {networks} networks, {vms} VMs, {ports} ports", path.display());
+    let uplinks = match config.uplinks.len() {
+        0 => String::new(),
+        uplinks => format!(", {uplinks} uplinks"),
+    };
+    println!("{}: right: {networks} networks, {vms} VMs, {ports} ports{uplinks}", path.display());
     for Finding { severity, about, message } in &findings {
         match severity {
             Severity::Remark => println!("remark: {about}: {message}"),
@@ -92,6 +96,7 @@ fn report(path: &Path, config: &Config, findings: &[Finding]) -> Value {
         "networks": networks,
         "vms": vms,
         "ports": ports,
+        "uplinks": config.uplinks.len(),
         "starts": starts,
         "findings": findings,
     })

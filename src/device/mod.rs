@@ -70,9 +70,9 @@ impl Settings {
         }
     }
 
-    /// Whether the netdev may be one that we make and remove; others own it otherwise.
-    pub fn may_be_ours(&self) -> bool {
-        matches!(self, Settings::Tap(_))
+    /// Whether others own its netdev: they make it, set it up and delete it.
+    pub fn is_of_others(&self) -> bool {
+        !matches!(self, Settings::Tap(_))
     }
 
     /// Files that are open as long as the device is, as far as can be told.
@@ -136,7 +136,7 @@ pub enum OpenError {
         at: Whereabouts,
     },
     /// Others own it and have set it down, or nobody is at its other end. It may be up later.
-    #[error("{at}: {reason}; it is opened as soon as its link is up")]
+    #[error("{at}: {reason}, and it is opened then")]
     Down {
         /// Which device.
         at: Whereabouts,
@@ -199,7 +199,7 @@ pub fn remove(netns: &Netns, settings: &[Settings]) -> Vec<Result<bool, OpenErro
         Settings::Xdp(_) | Settings::Packet(_) => None,
     });
     let mut removed = tap::remove(netns, &taps.collect::<Vec<_>>()).into_iter();
-    let mut of = |settings: &Settings| if settings.may_be_ours() { removed.next() } else { None };
+    let mut of = |settings: &Settings| if settings.is_of_others() { None } else { removed.next() };
     settings.iter().map(|settings| of(settings).unwrap_or(Ok(false))).collect()
 }
 

@@ -32,11 +32,11 @@ pub(super) fn find(at: &Whereabouts, mtu: u16) -> Result<(Link, Vec<String>), Op
         return Err(refused(at, "it is no Ethernet device, and has no frames; choose another one"));
     }
     if !link.up {
-        let reason = format!("it is set down, by those who look after it (ip link set dev {} up)", at.device);
+        let reason = format!("its link is down; `ip link set dev {} up` there sets it up", at.device);
         return Err(OpenError::Down { at: at.clone(), reason });
     }
     if !link.carrier {
-        let reason = "it has no carrier: nobody is at its other end".to_owned();
+        let reason = "its link has no carrier, until somebody is at its other end".to_owned();
         return Err(OpenError::Down { at: at.clone(), reason });
     }
     let mut notes = Vec::new();

@@ -7,6 +7,7 @@ pub mod cores;
 pub mod ethtool;
 pub mod event;
 pub mod link;
+pub mod link_events;
 pub mod memory;
 pub mod netns;
 pub mod packet;

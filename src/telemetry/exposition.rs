@@ -15,7 +15,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::control::view::{Direction, DropView, NetworkView, PortView, Status, VmView, WorkerView};
+use crate::control::view::{Direction, DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView};
 use crate::time;
 
 /// What the text is called in a `Content-Type` header.
@@ -28,10 +28,15 @@ pub fn render(
     networks: Vec<NetworkView>,
     workers: Vec<WorkerView>,
     drops: Vec<DropView>,
+    uplinks: Vec<UplinkView>,
 ) -> String {
     let mut registry = Registry::with_prefix("vifswitch");
     registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-    registry.register_collector(Box::new(Views { ports, vms, networks, workers, drops }));
+    // An uplink is not a port of a VM, and has labels of its own.
+    let (uplink_drops, drops) = drops.into_iter().partition(|drop: &DropView| drop.uplink_id.is_some());
+    let uplink_drops: Vec<DropView> = uplink_drops;
+    let uplink_drops = uplink_drops.into_iter().map(UplinkDrop).collect();
+    registry.register_collector(Box::new(Views { ports, vms, networks, workers, drops, uplinks, uplink_drops }));
     let mut text = String::new();
     // Writing to a string does not fail.
     let _ = encode(&mut text, &registry);
@@ -46,7 +51,13 @@ struct Views {
     networks: Vec<NetworkView>,
     workers: Vec<WorkerView>,
     drops: Vec<DropView>,
+    uplinks: Vec<UplinkView>,
+    uplink_drops: Vec<UplinkDrop>,
 }
+
+/// A line of the ledger that is about an uplink.
+#[derive(Debug)]
+struct UplinkDrop(DropView);
 
 /// A metric: its name without prefix and ending, its help, and how its value is read from a view.
 type Metric<T, V> = (&'static str, &'static str, fn(&T) -> V);
@@ -61,6 +72,23 @@ const PORT_COUNTERS: &[Metric<PortView, u64>] = &[
     ("port_flood_copies", "Copies made of the flooded frames from the guest.", |p| p.copies),
     ("port_segmented_frames", "Super-frames to the guest that were divided for its device.", |p| p.segmented),
     ("port_checksummed_frames", "Other frames to the guest whose checksum was completed.", |p| p.checksummed),
+];
+
+const UPLINK_COUNTERS: &[Metric<UplinkView, u64>] = &[
+    ("uplink_receive_frames", "Frames from outside; a super-frame counts as the frames it becomes.", |u| u.rx_frames),
+    ("uplink_receive_bytes", "Bytes from outside, without frame check sequence.", |u| u.rx_bytes),
+    ("uplink_transmit_frames", "Frames to the outside.", |u| u.tx_frames),
+    ("uplink_transmit_bytes", "Bytes to the outside, without frame check sequence.", |u| u.tx_bytes),
+    ("uplink_forwarded_frames", "Frames from outside that were meant for one port.", |u| u.forwarded),
+    ("uplink_flooded_frames", "Frames from outside that were meant for everybody on the network.", |u| u.flooded),
+    ("uplink_flood_copies", "Copies made of the flooded frames from outside.", |u| u.copies),
+];
+
+const UPLINK_GAUGES: &[Metric<UplinkView, u64>] = &[
+    ("uplink_up", "Whether frames can flow through the uplink, as soon as it carries them.", |u| {
+        u64::from(u.status == Status::Active)
+    }),
+    ("uplink_active", "Whether the uplink carries frames, and does not stand by.", |u| u64::from(u.active)),
 ];
 
 const VM_GAUGES: &[Metric<VmView, u64>] = &[
@@ -118,6 +146,15 @@ impl Collector for Views {
         family(out, "port_up", help, None, &self.ports, |p| ConstGauge::new(u32::from(p.status == Status::Active)))?;
         let help = "Frames that died, by reason; direction in: from the guest, out: to the guest.";
         family(out, "port_drops", help, None, &self.drops, |d| ConstCounter::new(d.frames))?;
+
+        for &(name, help, value) in UPLINK_COUNTERS {
+            family(out, name, help, None, &self.uplinks, |u| ConstCounter::new(value(u)))?;
+        }
+        for &(name, help, value) in UPLINK_GAUGES {
+            family(out, name, help, None, &self.uplinks, |u| ConstGauge::new(value(u)))?;
+        }
+        let help = "Frames that died, by reason; direction in: from outside, out: to the outside.";
+        family(out, "uplink_drops", help, None, &self.uplink_drops, |d| ConstCounter::new(d.0.frames))?;
 
         for &(name, help, value) in VM_GAUGES {
             family(out, name, help, None, &self.vms, |vm| ConstGauge::new(value(vm)))?;
@@ -181,17 +218,33 @@ impl Labelled for PortView {
     }
 }
 
+impl Labelled for UplinkView {
+    fn labels(&self) -> impl EncodeLabelSet {
+        [("uplink", self.uplink_id.as_str())]
+    }
+}
+
+impl Labelled for UplinkDrop {
+    fn labels(&self) -> impl EncodeLabelSet {
+        let UplinkDrop(drop) = self;
+        [("uplink", drop.port_id.as_str()), ("direction", direction(drop)), ("reason", &drop.reason)]
+    }
+}
+
+fn direction(drop: &DropView) -> &'static str {
+    match drop.direction {
+        Direction::In => "in",
+        Direction::Out => "out",
+    }
+}
+
 impl Labelled for DropView {
     fn labels(&self) -> impl EncodeLabelSet {
-        let direction = match self.direction {
-            Direction::In => "in",
-            Direction::Out => "out",
-        };
         [
             ("port", self.port_id.as_str()),
             ("vm", &self.device_id),
             ("network", &self.network_id),
-            ("direction", direction),
+            ("direction", direction(self)),
             ("reason", &self.reason),
         ]
     }

@@ -200,10 +200,13 @@ fn what_is_written_looks_as_it_says() {
     let port = json!({ "port_id": "p1", "network_id": "n", "mac_address": "02:00:00:00:00:01", "fixed_ips": ["10.0.0.1"],
         "allowed_address_pairs": [{ "mac_address": "02:00:00:00:00:02" }], "device": { "kind": "tap", "queues": 2 } });
     let config = json!({ "switch": { "cores": [1] }, "networks": [{ "id": "n", "mtu": 1500 }],
-        "vms": [{ "id": "v", "ports": [port] }] });
+        "vms": [{ "id": "v", "ports": [port] }],
+        "uplinks": [{ "id": "up0", "group": "g", "networks": [{ "network_id": "n", "vlan": 120 }, { "network_id": "m" }],
+            "admin_state_up": true, "device": { "kind": "xdp", "name": "eth1", "mode": "copy", "takeover": true } }] });
     for (path, method, right, wrong) in [
         ("/v1/config", "put", config.clone(), json!({ "vms": [{ "id": 7 }] })),
         ("/v1/config/diff", "post", config, json!({ "vms": 7 })),
+        ("/v1/config", "put", json!({}), json!({ "uplinks": [{ "networks": [{ "vlan": "x" }] }] })),
         ("/v1/vms/{id}/ports", "post", port.clone(), json!({ "port": "p1" })),
         ("/v1/vms/{id}/ports", "post", json!([port]), json!(7)),
         ("/v1/ports/{id}", "patch", json!({ "admin_state_up": false }), json!({ "admin_state_up": 1 })),

@@ -15,8 +15,8 @@ use vifswitch::control::handle::{Flush, Handle, Request};
 use vifswitch::control::server::{api, serve};
 use vifswitch::control::socket::Socket;
 use vifswitch::control::view::{
-    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, DeviceView, Direction, DropView,
-    NetworkView, PortView, StationKind, StationView, Status, VmView, WorkerView,
+    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CarriedView, DeviceView, Direction,
+    DropView, NetworkView, PortView, StationKind, StationView, Status, UplinkView, VmView, WorkerView,
 };
 
 /// An id that is allowed and wants escaping everywhere.
@@ -26,6 +26,7 @@ pub const ODD: &str = "a\"b\\c";
 #[derive(Debug, Clone, Default)]
 pub struct Views {
     pub ports: Vec<PortView>,
+    pub uplinks: Vec<UplinkView>,
     pub vms: Vec<VmView>,
     pub networks: Vec<NetworkView>,
     pub fdb: Vec<StationView>,
@@ -106,9 +107,10 @@ impl Views {
                 kind: "tap".into(),
                 name: "tap0".into(),
                 netns: Some(device_id.into()),
-                queues: 1,
-                offloads: true,
-                persist: true,
+                queues: Some(1),
+                offloads: Some(true),
+                persist: Some(true),
+                mode: None,
             },
             worker: (status == Status::Active).then_some(0),
             rx_frames: 12,
@@ -133,10 +135,41 @@ impl Views {
             tx_bytes: 980,
             drops: 2,
         };
+        let uplink = |uplink_id: &str, active, status_reason: &str| UplinkView {
+            uplink_id: uplink_id.into(),
+            group: Some("wire".into()),
+            active,
+            status: Status::Active,
+            status_reason: status_reason.into(),
+            admin_state_up: true,
+            networks: vec![
+                CarriedView { network_id: "net1".into(), vlan: Some(120) },
+                CarriedView { network_id: "net2".into(), vlan: None },
+            ],
+            device: DeviceView {
+                kind: "xdp".into(),
+                name: "eth1".into(),
+                queues: Some(2),
+                mode: Some("native copy".into()),
+                ..DeviceView::default()
+            },
+            worker: Some(0),
+            rx_frames: 21,
+            rx_bytes: 2_345_678,
+            tx_frames: 8,
+            tx_bytes: 990,
+            forwarded: 20,
+            flooded: 1,
+            copies: 2,
+            segmented: 0,
+            checksummed: 0,
+            drops: BTreeMap::from([("device_full".into(), 3)]),
+        };
         let station = |port_id: &str, kind, age_seconds| StationView {
             network_id: "net1".into(),
             mac_address: "02:00:00:00:01:0a".into(),
             port_id: port_id.into(),
+            uplink_id: None,
             kind,
             age_seconds,
         };
@@ -152,7 +185,12 @@ impl Views {
                 fdb_limit: 65536,
                 ageing_seconds: 300,
             }],
-            fdb: vec![station("p1", StationKind::Pinned, 0), station(ODD, StationKind::Learned, 65)],
+            uplinks: vec![uplink("up0", true, ""), uplink("up1", false, "stands by")],
+            fdb: vec![
+                station("p1", StationKind::Pinned, 0),
+                station(ODD, StationKind::Learned, 65),
+                StationView { uplink_id: Some("up0".into()), ..station("up0", StationKind::Learned, 7) },
+            ],
             workers: vec![WorkerView {
                 worker: 0,
                 core: 1,
@@ -173,15 +211,28 @@ impl Views {
                 strays: 9,
                 since: "2026-01-31T12:00:00.000Z".into(),
             }],
-            drops: vec![DropView {
-                port_id: ODD.into(),
-                device_id: "web".into(),
-                network_id: "net1".into(),
-                direction: Direction::In,
-                reason: "spoofed_source".into(),
-                meaning: "port security does not allow this source here".into(),
-                frames: 2,
-            }],
+            drops: vec![
+                DropView {
+                    port_id: ODD.into(),
+                    uplink_id: None,
+                    device_id: "web".into(),
+                    network_id: "net1".into(),
+                    direction: Direction::In,
+                    reason: "spoofed_source".into(),
+                    meaning: "port security does not allow this source here".into(),
+                    frames: 2,
+                },
+                DropView {
+                    port_id: "up0".into(),
+                    uplink_id: Some("up0".into()),
+                    device_id: String::new(),
+                    network_id: String::new(),
+                    direction: Direction::Out,
+                    reason: "device_full".into(),
+                    meaning: "the device had no room".into(),
+                    frames: 3,
+                },
+            ],
             audit: audit(),
             events: vec![
                 event("2025-11-03T09:00:00.000Z", "it is up"),
@@ -201,6 +252,7 @@ impl Views {
             // Whoever has asked may be gone.
             match request {
                 Request::Ports(reply) => drop(reply.send(self.ports.clone())),
+                Request::Uplinks(reply) => drop(reply.send(self.uplinks.clone())),
                 Request::Vms(reply) => drop(reply.send(self.vms.clone())),
                 Request::Networks(reply) => drop(reply.send(self.networks.clone())),
                 Request::Fdb(reply) => drop(reply.send(self.fdb.clone())),

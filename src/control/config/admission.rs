@@ -12,6 +12,7 @@ use crate::wire::Mac;
 use super::meant::{Config, Device};
 use super::notes::{Notes, Path};
 use super::problem::kind;
+use super::uplink;
 use super::written::{list, nearest};
 
 /// Notes every contradiction between tables.
@@ -63,19 +64,52 @@ pub(super) fn check(config: &Config, notes: &mut Notes<'_>) {
                     format!("{} has this address on the same network; each needs its own", notes.place(other));
                 notes.add(&path, kind::DUPLICATE_MAC, message);
             }
-            let Device::Tap(tap) = &port.device;
-            let path = port_path.key("device").key("name");
-            if !tap.name.is_empty()
-                && let Some(other) = netdevs.take(tap.netdev(), &path)
-            {
-                let message = format!(
-                    "{} is the netdev {:?} in the same namespace; each needs its own",
-                    notes.place(other),
-                    tap.name
-                );
-                notes.add(&path, kind::DUPLICATE_DEVICE, message);
+            netdev(&port.device, &port_path, &mut netdevs, notes);
+        }
+    }
+    let mut uplinks = Taken::default();
+    for (index, uplink) in config.uplinks.iter().enumerate() {
+        let uplink_path = top.key("uplinks").item(index);
+        let path = uplink_path.key("id");
+        if !uplink.id.is_empty() {
+            let message = match (uplinks.take(uplink.id.as_str(), &path), ports.at(uplink.id.as_str())) {
+                (Some(other), _) => {
+                    Some(format!("this uplink stands at {} already; each id stands once", notes.place(other)))
+                }
+                (None, Some(port)) => {
+                    Some(format!("{} has this id, and is a port; an uplink needs one of its own", notes.place(port)))
+                }
+                (None, None) => None,
+            };
+            if let Some(message) = message {
+                notes.add(&path, kind::DUPLICATE_UPLINK, message);
+                // the same uplink again has the same netdev: once is enough said
+                continue;
             }
         }
+        for (index, carried) in uplink.networks.iter().enumerate() {
+            if all_named && !carried.network_id.is_empty() && !networks.has(carried.network_id.as_str()) {
+                let path = uplink_path.key("networks").item(index).key("network_id");
+                unknown_network(config, &carried.network_id, &path, notes);
+            }
+        }
+        netdev(&uplink.device, &uplink_path, &mut netdevs, notes);
+    }
+    uplink::check_groups(config, notes);
+}
+
+/// Notes that a netdev is taken already. `path` is the port or the uplink.
+fn netdev<'c>(device: &'c Device, path: &Path, netdevs: &mut Taken<(String, &'c str)>, notes: &mut Notes<'_>) {
+    let path = path.key("device").key("name");
+    if !device.name().is_empty()
+        && let Some(other) = netdevs.take(device.netdev(), &path)
+    {
+        let message = format!(
+            "{} is the netdev {:?} in the same namespace; each needs its own",
+            notes.place(other),
+            device.name()
+        );
+        notes.add(&path, kind::DUPLICATE_DEVICE, message);
     }
 }
 
@@ -98,6 +132,10 @@ impl<K: Hash + Eq> Taken<K> {
                 None
             }
         }
+    }
+
+    fn at(&self, key: K) -> Option<&Path> {
+        self.0.get(&key)
     }
 
     fn has(&self, key: K) -> bool {

@@ -16,7 +16,7 @@ use super::meant::{
 };
 use super::notes::{Notes, Path};
 use super::problem::kind;
-use super::{tap, written};
+use super::{device, written};
 
 /// `sun_path` without its final zero.
 const LONGEST_SOCKET_PATH: usize = 107;
@@ -35,6 +35,7 @@ pub(super) fn config(written: &written::Config, notes: &mut Notes<'_>) -> Config
             id: at.id("id", table.id.as_deref()),
             ports: each(&at.path.key("ports"), table.ports.as_deref(), at.notes, |mut at, table| at.port(table)),
         }),
+        uplinks: each(&top.key("uplinks"), written.uplinks.as_deref(), notes, |mut at, table| at.uplink(table)),
     }
 }
 
@@ -55,7 +56,7 @@ pub fn wrong_id(text: &str) -> Option<String> {
 }
 
 /// What each table of a list means.
-fn each<W, M>(
+pub(super) fn each<W, M>(
     path: &Path,
     tables: Option<&[W]>,
     notes: &mut Notes<'_>,
@@ -208,26 +209,14 @@ impl Table<'_, '_> {
         })
     }
 
-    fn device(&mut self, written: Option<&written::Device>, port_id: &str) -> Device {
+    /// What the port or uplink of this id stands on.
+    pub fn device(&mut self, written: Option<&written::Device>, id: &str) -> Device {
         let nothing = written::Device::default();
         if written.is_none() && self.misses("device") {
             self.note("device", kind::MISSING, r#"must be given; the shortest is device = { kind = "tap" }"#);
         }
         let mut at = Table { path: self.path.key("device"), notes: self.notes };
-        at.device_of_kind(written.unwrap_or(&nothing), port_id)
-    }
-
-    fn device_of_kind(&mut self, written: &written::Device, port_id: &str) -> Device {
-        match written.kind.as_deref() {
-            Some("tap") => {}
-            Some("xdp" | "packet" | "vhost-user") => {
-                self.note("kind", kind::NOT_YET, r#"not in this version yet; it has the kind "tap""#);
-            }
-            Some(_) => self.note("kind", kind::BAD_VALUE, r#"no such kind of device; this version has "tap""#),
-            None if self.misses("kind") => self.note("kind", kind::MISSING, r#"must be given; this version has "tap""#),
-            None => {}
-        }
-        Device::Tap(tap::read(written, port_id, self))
+        device::read(written.unwrap_or(&nothing), id, &mut at)
     }
 
     /// A text that something is known by.

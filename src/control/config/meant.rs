@@ -6,7 +6,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use crate::wire::Mac;
+use crate::device::xdp;
+use crate::wire::{Mac, Vid};
 
 /// Everything the operator wants.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -17,12 +18,19 @@ pub struct Config {
     pub networks: Vec<Network>,
     /// The virtual machines; no two have the same id.
     pub vms: Vec<Vm>,
+    /// The ways to the outside; no two have the same id, and none that of a port.
+    pub uplinks: Vec<Uplink>,
 }
 
 impl Config {
     /// All ports, each with its VM, in the order in which they are listed.
     pub fn ports(&self) -> impl Iterator<Item = (&Vm, &Port)> {
         self.vms.iter().flat_map(|vm| vm.ports.iter().map(move |port| (vm, port)))
+    }
+
+    /// All devices: those of the ports, then those of the uplinks.
+    pub fn devices(&self) -> impl Iterator<Item = &Device> {
+        self.ports().map(|(_, port)| &port.device).chain(self.uplinks.iter().map(|uplink| &uplink.device))
     }
 }
 
@@ -141,18 +149,89 @@ pub struct AddressPair {
     pub ip: Option<String>,
 }
 
-/// What a port stands on.
+/// A device to the outside that carries several networks.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Uplink {
+    /// Unique among uplinks and ports.
+    pub id: String,
+    /// Of the two uplinks of one group, the first one carries the frames as long as it can.
+    pub group: Option<String>,
+    /// At least one, each once. Two uplinks of one group have the same.
+    pub networks: Vec<Carried>,
+    /// `false`: no frame passes in either direction.
+    pub admin_state_up: bool,
+    /// What the uplink stands on.
+    pub device: Device,
+}
+
+impl Uplink {
+    /// Whether `other` carries the same networks under the same tags.
+    pub fn carries_what(&self, other: &Uplink) -> bool {
+        self.networks.len() == other.networks.len() && self.networks.iter().all(|of| other.networks.contains(of))
+    }
+}
+
+/// A network on an uplink.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Carried {
+    /// The [`Network::id`].
+    pub network_id: String,
+    /// The tag of its frames; `None`: they are untagged.
+    pub vlan: Option<Vid>,
+}
+
+/// What a port or an uplink stands on.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Device {
     /// A tap whose file descriptor the switch holds.
     Tap(Tap),
+    /// AF_XDP on a netdev that others own.
+    Xdp(Xdp),
+    /// AF_PACKET on a netdev that others own.
+    Packet(Packet),
 }
 
 impl Device {
+    /// Each kind in its word.
+    pub const KINDS: &'static [&'static str] = &["tap", "xdp", "packet"];
+
+    /// The word for its kind.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Device::Tap(_) => "tap",
+            Device::Xdp(_) => "xdp",
+            Device::Packet(_) => "packet",
+        }
+    }
+
+    /// The name of its netdev.
+    pub fn name(&self) -> &str {
+        match self {
+            Device::Tap(tap) => &tap.name,
+            Device::Xdp(xdp) => &xdp.name,
+            Device::Packet(packet) => &packet.name,
+        }
+    }
+
+    /// Where its netdev stands: a name under /run/netns, or an absolute path. `None`: where the
+    /// switch runs.
+    pub fn netns(&self) -> Option<&str> {
+        match self {
+            Device::Tap(tap) => tap.netns.as_deref(),
+            Device::Xdp(xdp) => xdp.netns.as_deref(),
+            Device::Packet(packet) => packet.netns.as_deref(),
+        }
+    }
+
     /// What tells one netdev from another: its namespace by path, and its name.
     pub fn netdev(&self) -> (String, &str) {
-        let Device::Tap(tap) = self;
-        tap.netdev()
+        let netns = self.netns().unwrap_or_default();
+        let path = match netns.strip_prefix("/var/run/netns/") {
+            Some(name) => format!("/run/netns/{name}"),
+            None if netns.is_empty() || netns.starts_with('/') => netns.to_string(),
+            None => format!("/run/netns/{netns}"),
+        };
+        (path, self.name())
     }
 }
 
@@ -172,17 +251,30 @@ pub struct Tap {
     pub persist: bool,
 }
 
-impl Tap {
-    /// What tells one netdev from another: its namespace by path, and its name.
-    pub fn netdev(&self) -> (String, &str) {
-        let netns = self.netns.as_deref().unwrap_or_default();
-        let path = match netns.strip_prefix("/var/run/netns/") {
-            Some(name) => format!("/run/netns/{name}"),
-            None if netns.is_empty() || netns.starts_with('/') => netns.to_string(),
-            None => format!("/run/netns/{netns}"),
-        };
-        (path, &self.name)
-    }
+/// AF_XDP on a netdev that others make.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Xdp {
+    /// Of the netdev.
+    pub name: String,
+    /// As for a tap.
+    pub netns: Option<String>,
+    /// Receive queues to bind, from the first on. `None`: all that the netdev has.
+    pub queues: Option<u16>,
+    /// Which way frames may take.
+    pub mode: xdp::Mode,
+    /// Whether an XDP program that others have attached by netlink is taken off.
+    pub takeover: bool,
+}
+
+/// AF_PACKET on a netdev that others make.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Packet {
+    /// Of the netdev.
+    pub name: String,
+    /// As for a tap.
+    pub netns: Option<String>,
+    /// Whether open checksums and super-frames pass.
+    pub offloads: bool,
 }
 
 /// A value that is written as one of a few words.
@@ -207,6 +299,15 @@ pub enum Poll {
 
 impl Named for Poll {
     const NAMES: &'static [(&'static str, Poll)] = &[("adaptive", Poll::Adaptive), ("busy", Poll::Busy)];
+}
+
+impl Named for xdp::Mode {
+    const NAMES: &'static [(&'static str, xdp::Mode)] = &[
+        ("auto", xdp::Mode::Auto),
+        ("zero-copy", xdp::Mode::ZeroCopy),
+        ("copy", xdp::Mode::Copy),
+        ("generic", xdp::Mode::Generic),
+    ];
 }
 
 /// What becomes of frames to 01:80:c2:00:00:00 to 0f.

@@ -13,6 +13,7 @@
 //! The way back is [`Config::to_written`]; reading what it writes gives an equal [`Config`].
 
 mod admission;
+mod device;
 mod document;
 mod fragment;
 mod meaning;
@@ -20,7 +21,7 @@ mod meant;
 mod notes;
 mod problem;
 mod source;
-mod tap;
+mod uplink;
 mod way_back;
 pub mod written;
 
@@ -32,8 +33,8 @@ use std::path::Path;
 pub use fragment::{PortKeys, parse_json_over, parse_port_keys_json, parse_ports_json};
 pub use meaning::wrong_id;
 pub use meant::{
-    AddressPair, Config, Device, IpAllocation, Named, Network, Poll, Port, PortSecurity, ReservedGroups,
-    SwitchSettings, Tap, Vm,
+    AddressPair, Carried, Config, Device, IpAllocation, Named, Network, Packet, Poll, Port, PortSecurity,
+    ReservedGroups, SwitchSettings, Tap, Uplink, Vm, Xdp,
 };
 pub use problem::{Errors, Problem, kind};
 pub use source::Source;

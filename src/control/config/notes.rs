@@ -132,6 +132,7 @@ impl<'d> Notes<'d> {
                         "vms" => ("VM", "id"),
                         "networks" => ("network", "id"),
                         "ports" => ("port", "port_id"),
+                        "uplinks" => ("uplink", "id"),
                         _ => continue,
                     };
                     // who is complained about for its own id needs no further introduction

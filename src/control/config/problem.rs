@@ -28,11 +28,13 @@ pub mod kind {
     pub const DUPLICATE_VM: &str = "duplicate_vm";
     /// A port of this id stands there already.
     pub const DUPLICATE_PORT: &str = "duplicate_port";
+    /// An uplink or a port of this id stands there already.
+    pub const DUPLICATE_UPLINK: &str = "duplicate_uplink";
     /// Another port of the same network has this MAC address.
     pub const DUPLICATE_MAC: &str = "duplicate_mac";
-    /// Another port uses this netdev.
+    /// Another port or uplink uses this netdev.
     pub const DUPLICATE_DEVICE: &str = "duplicate_device";
-    /// A port names a network that is not there.
+    /// A port or uplink names a network that is not there.
     pub const UNKNOWN_NETWORK: &str = "unknown_network";
 }
 
@@ -47,7 +49,7 @@ pub struct Problem {
     pub column: Option<usize>,
     /// Like `vms[1].ports[0].mac_address`; empty where the whole file is meant.
     pub key: String,
-    /// The VM, port or network in which the key stands, in words.
+    /// The VM, port, network or uplink in which the key stands, in words.
     pub owner: Option<String>,
     /// The value as it is written, shortened if it is long. Absent where nothing is written.
     pub value: Option<String>,

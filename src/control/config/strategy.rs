@@ -8,14 +8,16 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
-use crate::wire::Mac;
+use crate::device::xdp::Mode;
+use crate::wire::{Mac, Vid};
 
 use super::*;
 
 /// Any configuration that [`parse_toml`] could have given.
 pub(crate) fn config() -> impl Strategy<Value = Config> {
-    (switch(), vec(network(), 1..5), vec((id(), vec((port(), any::<Index>()), 0..5)), 0..5)).prop_map(
-        |(switch, mut networks, vms)| {
+    let vms = vec((id(), vec((port(), any::<Index>()), 0..5)), 0..5);
+    (switch(), vec(network(), 1..5), vms, vec((uplink(), any::<bool>()), 0..3)).prop_map(
+        |(switch, mut networks, vms, outside)| {
             // a number makes them all different, whatever else is in them
             for (number, network) in networks.iter_mut().enumerate() {
                 network.id = format!("{number}{}", network.id);
@@ -26,8 +28,7 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
                 port.network_id = index.get(&networks).id.clone();
                 port.port_id = format!("{serial}{}", port.port_id);
                 port.mac = Mac::from_bits(port.mac.bits() & !0xffff | serial);
-                let Device::Tap(tap) = &mut port.device;
-                tap.name = format!("{serial}{}", tap.name);
+                rename(&mut port.device, |name| format!("{serial}{name}"));
                 port
             };
             let vms = vms.into_iter().enumerate();
@@ -35,9 +36,38 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
                 id: format!("{number}{id}"),
                 ports: ports.into_iter().map(&mut own).collect(),
             });
-            Config { switch, vms: vms.collect(), networks }
+            let vms = vms.collect();
+            let mut uplinks = Vec::new();
+            for (mut uplink, is_doubled) in outside {
+                uplink.networks.truncate(networks.len());
+                for (carried, network) in uplink.networks.iter_mut().zip(&networks) {
+                    carried.network_id.clone_from(&network.id);
+                }
+                let number = uplinks.len();
+                // No id of a port begins like this.
+                uplink.id = format!("up{number}{}", uplink.id);
+                rename(&mut uplink.device, |name| format!("u{number}{name}"));
+                if is_doubled {
+                    uplink.group = Some(format!("g{number}"));
+                    let mut second = uplink.clone();
+                    second.id = format!("second{number}");
+                    second.networks.reverse();
+                    rename(&mut second.device, |name| format!("v{}", &name[1..]));
+                    uplinks.push(second);
+                }
+                uplinks.push(uplink);
+            }
+            Config { switch, vms, networks, uplinks }
         },
     )
+}
+
+/// Gives a netdev another name.
+fn rename(device: &mut Device, name: impl FnOnce(&str) -> String) {
+    let (Device::Tap(Tap { name: now, .. })
+    | Device::Xdp(Xdp { name: now, .. })
+    | Device::Packet(Packet { name: now, .. })) = device;
+    *now = name(now);
 }
 
 /// Two configurations with the same `[switch]` that have much in common: the second is the first
@@ -55,21 +85,47 @@ pub(crate) fn two() -> impl Strategy<Value = (Config, Config)> {
                     port.network_id.insert(0, 'x');
                     port.port_id.insert(0, 'x');
                     port.mac = Mac::from_bits(port.mac.bits() | 0x8000);
-                    let Device::Tap(tap) = &mut port.device;
-                    tap.name.insert(0, 'x');
+                    rename(&mut port.device, |name| format!("x{name}"));
                 }
+            }
+            for uplink in &mut other.uplinks {
+                uplink.id.insert(0, 'x');
+                if let Some(group) = &mut uplink.group {
+                    group.insert(0, 'x');
+                }
+                for carried in &mut uplink.networks {
+                    carried.network_id.insert(0, 'x');
+                }
+                rename(&mut uplink.device, |name| format!("x{name}"));
             }
             let mut new = old.clone();
             for (edit, a, b) in edits {
                 edit.make(&mut new, &mut other, a, b);
             }
-            let Config { networks, vms, .. } = &mut new;
-            for vm in vms {
-                vm.ports.retain(|port| networks.iter().any(|network| network.id == port.network_id));
-            }
+            mend(&mut new);
             (old, new)
         },
     )
+}
+
+/// Takes out what edits have made wrong: networks that are not there any more, and groups of one.
+fn mend(config: &mut Config) {
+    let Config { networks, vms, uplinks, .. } = config;
+    let is_there = |id: &str| networks.iter().any(|network| network.id == id);
+    for vm in vms {
+        vm.ports.retain(|port| is_there(&port.network_id));
+    }
+    for uplink in &mut *uplinks {
+        uplink.networks.retain(|carried| is_there(&carried.network_id));
+    }
+    uplinks.retain(|uplink| !uplink.networks.is_empty());
+    let before = uplinks.clone();
+    for uplink in uplinks.iter_mut().filter(|uplink| uplink.group.is_some()) {
+        let mut group = before.iter().filter(|other| other.group == uplink.group);
+        if group.clone().count() != 2 || !group.all(|other| other.carries_what(uplink)) {
+            uplink.group = None;
+        }
+    }
 }
 
 /// One thing to change about a configuration, and a list of all such things.
@@ -88,7 +144,7 @@ edits! {
     DropPort DropVm DropNetwork TakeVm TakeNetwork MovePort
     SwapPorts SwapVms SwapNetworks EmptyVm Mtu Ageing
     Mac AdminState Security Queues Offloads Name
-    Network
+    Network Kind DropUplink SwapUplinks UplinkState UplinkDevice UplinkVlan UplinkNetwork Ungroup
 }
 
 impl Arbitrary for Edit {
@@ -106,7 +162,11 @@ impl Edit {
             config.networks.append(&mut other.networks);
             if matches!(self, Edit::TakeVm) {
                 config.vms.append(&mut other.vms);
+                config.uplinks.append(&mut other.uplinks);
             }
+            return;
+        }
+        if self.make_outside(&mut config.uplinks, a, b) {
             return;
         }
         let networks = config.networks.len();
@@ -148,7 +208,8 @@ impl Edit {
             _ => {}
         }
         let port = &mut config.vms[from].ports[at];
-        let Device::Tap(tap) = &mut port.device;
+        let netns = port.device.netns().map(str::to_owned);
+        let name = port.device.name().to_owned();
         match self {
             // Bits by which no two addresses of the strategy differ alone.
             Edit::Mac => port.mac = Mac::from_bits(port.mac.bits() ^ 0x4000),
@@ -157,12 +218,64 @@ impl Edit {
                 port.port_security = PortSecurity::Off;
                 port.allowed_address_pairs.clear();
             }
-            Edit::Queues => tap.queues = tap.queues % 256 + 1,
-            Edit::Offloads => tap.offloads = !tap.offloads,
-            Edit::Name => tap.name = format!("y{}", &tap.name[..tap.name.len().min(14)]),
+            Edit::Name => rename(&mut port.device, |name| format!("y{}", &name[..name.len().min(14)])),
             Edit::Network => port.network_id = network_id,
+            Edit::Queues => match &mut port.device {
+                Device::Tap(tap) => tap.queues = tap.queues % 256 + 1,
+                Device::Xdp(xdp) => xdp.queues = xdp.queues.map_or(Some(1), |_| None),
+                Device::Packet(_) => {}
+            },
+            Edit::Offloads => match &mut port.device {
+                Device::Tap(Tap { offloads, .. }) | Device::Packet(Packet { offloads, .. }) => *offloads = !*offloads,
+                Device::Xdp(xdp) => xdp.takeover = !xdp.takeover,
+            },
+            Edit::Kind => {
+                port.device = match &port.device {
+                    Device::Tap(_) => Device::Xdp(Xdp { name, netns, queues: None, mode: Mode::Auto, takeover: false }),
+                    Device::Xdp(_) => Device::Packet(Packet { name, netns, offloads: true }),
+                    Device::Packet(_) => Device::Tap(Tap { name, netns, queues: 1, offloads: true, persist: true }),
+                }
+            }
             _ => {}
         }
+    }
+
+    /// Makes the change if it is one to uplinks. Whether it is.
+    fn make_outside(self, uplinks: &mut Vec<Uplink>, a: Index, b: Index) -> bool {
+        use Edit::{DropUplink, SwapUplinks, Ungroup, UplinkDevice, UplinkNetwork, UplinkState, UplinkVlan};
+        if !matches!(self, DropUplink | SwapUplinks | Ungroup | UplinkDevice | UplinkNetwork | UplinkState | UplinkVlan)
+        {
+            return false;
+        }
+        let all = uplinks.len();
+        if all == 0 {
+            return true;
+        }
+        let index = a.index(all);
+        let line = uplinks[index].line();
+        match self {
+            DropUplink => drop(uplinks.remove(index)),
+            SwapUplinks => uplinks.swap(index, b.index(all)),
+            Ungroup => uplinks[index].group = None,
+            UplinkState => uplinks[index].admin_state_up ^= true,
+            UplinkDevice => rename(&mut uplinks[index].device, |name| format!("z{}", &name[..name.len().min(14)])),
+            _ => {
+                // The same for both of a group.
+                let is_meant = |uplink: &&mut Uplink| uplink.line() == line && !uplink.networks.is_empty();
+                for uplink in uplinks.iter_mut().filter(is_meant) {
+                    uplink.networks.sort_by(|a, b| a.network_id.cmp(&b.network_id));
+                    let carried = b.index(uplink.networks.len());
+                    if matches!(self, UplinkNetwork) {
+                        uplink.networks.remove(carried);
+                    } else {
+                        // Those of the strategy are below.
+                        let vlan = uplink.networks[carried].vlan.map_or(2000, |vlan| vlan.get() ^ 2048);
+                        uplink.networks[carried].vlan = Vid::new(vlan);
+                    }
+                }
+            }
+        }
+        true
     }
 }
 
@@ -214,8 +327,8 @@ fn port() -> impl Strategy<Value = Port> {
         Just((PortSecurity::Off, Vec::new())),
         vec(pair, 0..3).prop_map(|pairs| (PortSecurity::Mac, pairs)),
     ];
-    (id(), station(), vec(any::<IpAddr>(), 0..3), allocation, security, any::<bool>(), tap()).prop_map(
-        |(port_id, mac, fixed_ips, ip_allocation, (port_security, pairs), admin_state_up, tap)| Port {
+    (id(), station(), vec(any::<IpAddr>(), 0..3), allocation, security, any::<bool>(), device()).prop_map(
+        |(port_id, mac, fixed_ips, ip_allocation, (port_security, pairs), admin_state_up, device)| Port {
             port_id,
             network_id: String::new(),
             mac,
@@ -224,7 +337,7 @@ fn port() -> impl Strategy<Value = Port> {
             port_security,
             allowed_address_pairs: pairs,
             admin_state_up,
-            device: Device::Tap(tap),
+            device,
         },
     )
 }
@@ -233,8 +346,32 @@ fn station() -> impl Strategy<Value = Mac> {
     (1u64..1 << 48).prop_map(|bits| Mac::from_bits(bits & !0x0100_0000_0000 | 1))
 }
 
-fn tap() -> impl Strategy<Value = Tap> {
-    let netns = option::of(prop_oneof!["[a-z][a-z0-9-]{0,9}", "/[a-z]{1,5}/[a-z]{1,5}"]);
-    ("[a-z._-]{1,11}", netns, 1u16..=256, any::<bool>(), any::<bool>())
-        .prop_map(|(name, netns, queues, offloads, persist)| Tap { name, netns, queues, offloads, persist })
+/// Its ids and its names are not unique yet, and its networks are not there.
+fn uplink() -> impl Strategy<Value = Uplink> {
+    // One of them may be untagged; each number stands once.
+    let vlans = (any::<bool>(), btree_set(1u16..2000, 1..4)).prop_map(|(native, vlans)| {
+        let vlans = vlans.into_iter().enumerate();
+        vlans.map(|(index, vlan)| if native && index == 0 { None } else { Vid::new(vlan) }).collect::<Vec<_>>()
+    });
+    (id(), vlans, any::<bool>(), device()).prop_map(|(id, vlans, admin_state_up, device)| Uplink {
+        id,
+        group: None,
+        networks: vlans.into_iter().map(|vlan| Carried { network_id: String::new(), vlan }).collect(),
+        admin_state_up,
+        device,
+    })
+}
+
+fn device() -> impl Strategy<Value = Device> {
+    let netns = || option::of(prop_oneof!["[a-z][a-z0-9-]{0,9}", "/[a-z]{1,5}/[a-z]{1,5}"]);
+    let common = || ("[a-z._-]{1,11}", netns());
+    let tap = (common(), 1u16..=256, any::<(bool, bool)>()).prop_map(|((name, netns), queues, (offloads, persist))| {
+        Device::Tap(Tap { name, netns, queues, offloads, persist })
+    });
+    let mode = select(&[Mode::Auto, Mode::ZeroCopy, Mode::Copy, Mode::Generic]);
+    let xdp = (common(), option::of(1u16..=256), mode, any::<bool>())
+        .prop_map(|((name, netns), queues, mode, takeover)| Device::Xdp(Xdp { name, netns, queues, mode, takeover }));
+    let packet = (common(), any::<bool>())
+        .prop_map(|((name, netns), offloads)| Device::Packet(Packet { name, netns, offloads }));
+    prop_oneof![2 => tap, 1 => xdp, 1 => packet]
 }

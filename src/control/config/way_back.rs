@@ -4,7 +4,7 @@
 
 use serde::{Serialize, Serializer};
 
-use super::meant::{Config, Device, Named, Network, Port, SwitchSettings, Tap, Vm};
+use super::meant::{Carried, Config, Device, Named, Network, Packet, Port, SwitchSettings, Tap, Uplink, Vm, Xdp};
 use super::written;
 
 /// The written shape of the configuration, in TOML as in JSON.
@@ -21,6 +21,7 @@ impl Config {
             switch: Some(self.switch.to_written()),
             networks: Some(self.networks.iter().map(Network::to_written).collect()),
             vms: Some(self.vms.iter().map(Vm::to_written).collect()),
+            uplinks: Some(self.uplinks.iter().map(Uplink::to_written).collect()),
         }
     }
 }
@@ -90,17 +91,51 @@ impl Port {
     }
 }
 
+impl Uplink {
+    /// One of `[[uplinks]]` that means this.
+    pub fn to_written(&self) -> written::Uplink {
+        written::Uplink {
+            id: Some(self.id.clone()),
+            group: self.group.clone(),
+            networks: Some(self.networks.iter().map(Carried::to_written).collect()),
+            admin_state_up: Some(self.admin_state_up),
+            device: Some(self.device.to_written()),
+        }
+    }
+}
+
+impl Carried {
+    /// One of an uplink's `networks` that means this.
+    pub fn to_written(&self) -> written::Carried {
+        written::Carried { network_id: Some(self.network_id.clone()), vlan: self.vlan.map(|vlan| vlan.get().into()) }
+    }
+}
+
 impl Device {
-    /// The `device` of a port that means this.
+    /// The `device` of a port or an uplink that means this.
     pub fn to_written(&self) -> written::Device {
-        let Device::Tap(Tap { name, netns, queues, offloads, persist }) = self;
-        written::Device {
-            kind: Some("tap".to_string()),
-            name: Some(name.clone()),
-            netns: netns.clone(),
-            queues: Some((*queues).into()),
-            offloads: Some(*offloads),
-            persist: Some(*persist),
+        let common = written::Device {
+            kind: Some(self.kind().to_string()),
+            name: Some(self.name().to_string()),
+            netns: self.netns().map(str::to_string),
+            ..written::Device::default()
+        };
+        match self {
+            Device::Tap(Tap { name: _, netns: _, queues, offloads, persist }) => written::Device {
+                queues: Some((*queues).into()),
+                offloads: Some(*offloads),
+                persist: Some(*persist),
+                ..common
+            },
+            Device::Xdp(Xdp { name: _, netns: _, queues, mode, takeover }) => written::Device {
+                queues: queues.map(i64::from),
+                mode: Some(mode.name().to_string()),
+                takeover: Some(*takeover),
+                ..common
+            },
+            Device::Packet(Packet { name: _, netns: _, offloads }) => {
+                written::Device { offloads: Some(*offloads), ..common }
+            }
         }
     }
 }

@@ -156,8 +156,10 @@ table! {
         networks: Vec<Network>,
         /// `[[vms]]`
         vms: Vec<Vm>,
+        /// `[[uplinks]]`
+        uplinks: Vec<Uplink>,
     }
-    later { uplinks }
+    later {}
 }
 
 table! {
@@ -252,22 +254,54 @@ table! {
 }
 
 table! {
-    /// `device`: what a port stands on.
+    /// `[[uplinks]]`: a device to the outside that carries several networks.
+    Uplink {
+        /// Its name; no port's.
+        id: String,
+        /// Two uplinks with the same: one carries the frames, the other one stands by.
+        group: String,
+        /// The networks, at least one.
+        networks: Vec<Carried>,
+        /// `false`: no frame passes in either direction.
+        admin_state_up: bool,
+        /// What the uplink stands on.
+        device: Device,
+    }
+    later { storm }
+}
+
+table! {
+    /// One of an uplink's `networks`.
+    Carried {
+        /// The `id` of the network.
+        network_id: String,
+        /// The tag of its frames, 1 to 4094; without it they are untagged.
+        vlan: i64,
+    }
+    later {}
+}
+
+table! {
+    /// `device`: what a port or an uplink stands on. Not every kind has every key.
     Device {
-        /// `tap`.
+        /// `tap`, `xdp` or `packet`.
         kind: String,
         /// Of the netdev.
         name: String,
         /// Where the netdev stands: a name under /run/netns, or a path.
         netns: String,
-        /// Queue pairs.
+        /// Queue pairs. Of an `xdp` device: all that the netdev has, unless it is given.
         queues: i64,
-        /// Whether open checksums and super-frames pass.
+        /// Whether open checksums and super-frames pass. `tap` and `packet`.
         offloads: bool,
-        /// Whether the netdev outlives the daemon.
+        /// Whether the netdev outlives the daemon. `tap`.
         persist: bool,
+        /// `auto`, `zero-copy`, `copy` or `generic`. `xdp`.
+        mode: String,
+        /// Whether a program that others have attached by netlink is taken off. `xdp`.
+        takeover: bool,
     }
-    later { mode path }
+    later { path }
 }
 
 /// A value for people to read: in quotes, and not too long.
@@ -293,8 +327,13 @@ mod tests {
 
     #[test]
     fn no_key_is_both_legal_and_late() {
-        for (keys, later) in [(Config::KEYS, Config::LATER), (Network::KEYS, Network::LATER), (Port::KEYS, Port::LATER)]
-        {
+        for (keys, later) in [
+            (Config::KEYS, Config::LATER),
+            (Network::KEYS, Network::LATER),
+            (Port::KEYS, Port::LATER),
+            (Uplink::KEYS, Uplink::LATER),
+            (Device::KEYS, Device::LATER),
+        ] {
             assert!(later.iter().all(|key| !keys.contains(key)));
         }
     }

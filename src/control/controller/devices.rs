@@ -6,14 +6,16 @@ use std::collections::{HashMap, HashSet};
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
+use super::links::{self, Looked};
 use super::writing::Written;
 use super::{Controller, State};
-use crate::control::blueprint;
+use crate::control::blueprint::{self, Names};
 use crate::control::config::Config;
 use crate::control::events::EventKind;
 use crate::control::leftovers::{self, Leftover, Leftovers};
 use crate::control::plan::{DeviceStep, device_step};
 use crate::device::{self, Device, OpenError, Opened, Removal, Settings};
+use crate::sys::link_events::LinkState;
 use crate::sys::netns::{Identity, Netns};
 use crate::worker::{Gate, Notice};
 
@@ -28,6 +30,8 @@ pub(super) enum Outcome {
     Swept { left: Leftover, result: Result<Removal, OpenError> },
     /// Something was written down, or not.
     Written(Written),
+    /// Netdevs were looked at.
+    Looked(Looked),
     /// A netdev was changed, or not.
     Adjusted { port: u64, result: Result<(), OpenError> },
 }
@@ -50,6 +54,8 @@ pub(super) struct Attempt {
     /// How it was to be.
     settings: Settings,
     namespace: Option<Identity>,
+    /// How it was with its netdev just before.
+    link: Option<LinkState>,
     result: Result<Opened, OpenError>,
 }
 
@@ -65,12 +71,17 @@ impl Controller {
             let (key, settings, done, pool) = (port.key, port.seat.device.clone(), self.done.clone(), self.pool);
             // What others made, others make again.
             let may_create = port.made.unwrap_or(true);
+            let is_uplink = port.seat.is_uplink();
             spawn_blocking(move || {
                 // First: if it is replaced right now, we shall find that out and come again.
                 let namespace = settings.netns().identity();
+                let of_others = settings.is_of_others();
+                let link = if of_others { links::look(&settings).ok().flatten() } else { None };
                 let result = device::open(&settings, may_create, pool);
+                // What we make is there only now.
+                let link = if is_uplink && !of_others { links::look(&settings).ok().flatten() } else { link };
                 // Nobody listens any more when the switch is being closed; the device is dropped.
-                let _ = done.send(Outcome::Opened(Attempt { port: key, settings, namespace, result }));
+                let _ = done.send(Outcome::Opened(Attempt { port: key, settings, namespace, link, result }));
             });
         }
     }
@@ -139,6 +150,7 @@ impl Controller {
             Outcome::Opened(attempt) => return self.receive_attempt(attempt).await,
             Outcome::Swept { left, result } => return self.note_sweep(left, result),
             Outcome::Written(written) => return self.receive_written(written).await,
+            Outcome::Looked(looked) => return self.receive_look(looked).await,
             Outcome::Closed { port, removed, remark } => {
                 if let Some(removed) = removed {
                     self.left.remove(&removed);
@@ -201,17 +213,19 @@ impl Controller {
     /// Puts into force what came of some attempts.
     pub(super) async fn settle(&mut self, attempts: Vec<Attempt>) {
         let mut gates = Vec::new();
-        for Attempt { port: key, namespace, result, .. } in attempts {
+        let last_look = self.links.last_look();
+        for Attempt { port: key, namespace, link, result, .. } in attempts {
             let workers = usize::from(self.staff.len());
             let Some(&index) = self.standing.get(&key) else { continue };
             let port = &mut self.ports[index];
             match result {
-                Ok(Opened { queues, made, notes, mode: _ }) => {
+                Ok(Opened { queues, made, notes, mode }) => {
                     (port.made, port.namespace) = (Some(made), namespace);
+                    (port.link, port.looked) = (link, last_look);
                     let id = port.seat.id;
                     #[allow(clippy::cast_possible_truncation)] // there are at most 64 workers, 256 queues
                     let (worker, count) = ((id.index() % workers) as u16, queues.len() as u16);
-                    port.state = State::Up { worker, queues: count, notes: notes.join("; ") };
+                    port.state = State::Up { worker, queues: count, notes: notes.join("; "), mode };
                     gates.extend(
                         (0..count).zip(queues).map(|(queue, device)| {
                             (index, self.staff.home(worker, queue), Gate::new(id, queue, device))
@@ -253,30 +267,34 @@ impl Controller {
         if !told {
             self.tell(EventKind::PortDown, index, &why);
         }
-        let (vm, network, id) = self.names(index);
+        let Names { vm, network, .. } = self.names(index);
+        let (port, uplink) = self.label(index);
         if !told {
-            warn!(vm, network, port = id, "port_down: {why}");
+            warn!(vm, network, port, uplink, "port_down: {why}");
         } else if news {
-            info!(vm, network, port = id, "still down: {why}");
+            info!(vm, network, port, uplink, "still down: {why}");
         }
     }
 
     /// Notes that frames can flow through a port.
     pub(super) fn tell_up(&mut self, index: usize) {
-        let State::Up { worker, queues, notes } = self.ports[index].state.clone() else { return };
+        let State::Up { worker, queues, notes, .. } = self.ports[index].state.clone() else { return };
         if !self.is_wanted_up(index) {
             return;
+        }
+        if let Some(why) = self.ports[index].dead_link() {
+            return self.tell_dead(index, &why);
         }
         let text = if notes.is_empty() { String::from("frames can flow both ways") } else { notes.clone() };
         self.ports[index].told_down = false;
         self.tell(EventKind::PortUp, index, &text);
-        let (vm, network, id) = self.names(index);
-        info!(vm, network, port = id, worker, queues, "port_up{}{notes}", if notes.is_empty() { "" } else { ": " });
+        let Names { vm, network, .. } = self.names(index);
+        let (port, uplink) = self.label(index);
+        info!(vm, network, port, uplink, worker, queues, "port_up{}{notes}", if notes.is_empty() { "" } else { ": " });
     }
 
-    fn is_wanted_up(&self, index: usize) -> bool {
-        let seat = &self.ports[index].seat;
-        self.config.vms[seat.vm].ports[seat.position].admin_state_up
+    pub(super) fn is_wanted_up(&self, index: usize) -> bool {
+        self.names(index).admin_up
     }
 
     /// Takes back the devices of ports that are gone.
@@ -308,7 +326,7 @@ impl Controller {
     }
 
     /// Takes back the devices of ports that are up, which are down from now on.
-    async fn take_back(&mut self, ports: Vec<(usize, String)>) {
+    pub(super) async fn take_back(&mut self, ports: Vec<(usize, String)>) {
         let mut gates = Vec::new();
         for (index, why) in ports {
             // Each of its queues may tell that it is gone; the first one is enough.
@@ -329,20 +347,26 @@ impl Controller {
 
     /// Puts into force what follows from the configuration and the devices that there are.
     pub(super) async fn set_rules(&mut self) {
+        self.choose_uplinks();
         let ports = self.ports.iter().map(|port| match port.state {
             State::Up { worker, .. } => (&port.seat, Some(worker)),
             _ => (&port.seat, None),
         });
-        self.rules = blueprint::rules(&self.config, &self.places, self.secret, ports).into();
+        self.rules = blueprint::rules(&self.config, &self.places, self.secret, ports, &self.groups).into();
         let books = self.ports.iter().map(|port| (port.seat.id, &*port.counters));
         self.staff.set_rules(&self.rules, books).await;
     }
 
-    /// The VM, network and id of a port.
-    pub(super) fn names(&self, index: usize) -> (&str, &str, &str) {
-        let vm = &self.config.vms[self.ports[index].seat.vm];
-        let port = &vm.ports[self.ports[index].seat.position];
-        (&vm.id, &port.network_id, &port.port_id)
+    /// What a port or an uplink is called.
+    pub(super) fn names(&self, index: usize) -> Names<'_> {
+        self.ports[index].seat.names(&self.config)
+    }
+
+    /// Its id as the log has it: the one of a port, or of an uplink.
+    pub(super) fn label(&self, index: usize) -> (Option<&str>, Option<&str>) {
+        let seat = &self.ports[index].seat;
+        let id = Some(seat.name.as_str());
+        if seat.is_uplink() { (None, id) } else { (id, None) }
     }
 }
 

@@ -2,7 +2,7 @@
 //! them to workers, takes them back when they are gone, opens them again, goes over to another
 //! state when it is asked to, and answers questions.
 //!
-//! A port is *up* while a worker polls its device. It is *down* for a reason that can be read: its
+//! A port is *up* while a worker polls its device, and so is an uplink: in here `ports` are both. It is *down* for a reason that can be read: its
 //! namespace or netdev is not there, somebody else holds it, opening failed. A port that is down is
 //! tried again, for ever: whatever is missing may come.
 //!
@@ -15,6 +15,7 @@
 //! A change is a `transition`: a switch that starts goes over from nothing to its configuration.
 
 mod devices;
+mod links;
 mod port;
 #[cfg(test)]
 mod tests;
@@ -32,12 +33,14 @@ use tracing::warn;
 pub use self::port::{Port, State};
 
 use self::devices::Outcome;
+use self::links::Links;
 use self::transition::{Transition, Unconfirmed};
 use self::writing::Writing;
-use super::blueprint::{self, Seat, TooMany};
+use super::blueprint::{self, Names, Seat, TooMany};
 use super::change::{Changed, Refusal};
 use super::config::Config;
 use super::events::{Event, EventKind};
+use super::failover::Groups;
 use super::handle::{Flush, Request};
 use super::journal::Journal;
 use super::keeper::Keeper;
@@ -47,7 +50,7 @@ use super::report::Report;
 use super::staff::Staff;
 use super::stations::Directory;
 use crate::frame::Pool;
-use crate::switch::{Rules, Secret};
+use crate::switch::{PortId, Rules, Secret};
 use crate::time;
 use crate::worker::{self, Notice};
 
@@ -96,6 +99,10 @@ pub struct Controller {
     /// Where in `ports` each stands, by its key.
     standing: HashMap<u64, usize>,
     places: Places,
+    /// Which uplinks carry the frames of their groups.
+    groups: Groups,
+    /// What is heard of links.
+    links: Links,
     rules: Arc<Rules>,
     notices: mpsc::Receiver<Notice>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
@@ -140,6 +147,8 @@ impl Controller {
             ports: Vec::new(),
             standing: HashMap::new(),
             places: Places::default(),
+            groups: Groups::default(),
+            links: Links::default(),
             rules: Arc::new(Rules::none(secret)),
             notices,
             outcomes,
@@ -162,7 +171,7 @@ impl Controller {
         self.make(config, Transition::default()).await;
         // Before the first frame comes: nothing that was known is flooded.
         let kept = self.keeper.take_stations().await;
-        let directory = Directory::of(&self.config, &self.ports);
+        let directory = self.directory();
         self.staff.learn(&directory.learned(kept, time::now())).await;
         while self.transition.is_some() {
             let Some(outcome) = self.outcomes.recv().await else { break };
@@ -197,9 +206,12 @@ impl Controller {
                 Some(request) = requests.recv() => self.answer(request).await,
                 Some(outcome) = self.outcomes.recv() => self.receive(outcome).await,
                 Some(notice) = self.notices.recv() => self.lose(notice).await,
+                Some(heard) = self.links.next() => self.heed(heard),
                 () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => self.go_back().await,
                 _ = retry.tick() => {
                     self.leave_lost_namespaces().await;
+                    self.listen_to_links();
+                    self.turn_over().await;
                     self.try_down_ports();
                     self.write_what_is_swept();
                 }
@@ -232,6 +244,8 @@ impl Controller {
             told_down: false,
             made: None,
             namespace: None,
+            link: None,
+            looked: 0,
             held: true,
         }
     }
@@ -242,12 +256,21 @@ impl Controller {
         Event { time, kind, vm: None, ports: Vec::new(), network: None, mac: None, text }
     }
 
-    /// Something happens to a port now.
+    /// Something happens to a port or an uplink now.
     fn tell(&mut self, kind: EventKind, index: usize, text: &str) {
-        let (vm, network, port) = self.names(index);
-        let (vm, network, ports) = (Some(vm.to_owned()), Some(network.to_owned()), vec![port.to_owned()]);
-        let event = Event { vm, network, ports, ..self.event(kind, text.to_owned()) };
+        let event = self.event_of(&self.ports[index].seat.names(&self.config), kind, text);
         self.journal.tell(event);
+    }
+
+    /// Something that happens to one of this name now.
+    fn event_of(&self, names: &Names<'_>, kind: EventKind, text: &str) -> Event {
+        let (vm, network) = (names.vm.map(str::to_owned), names.network.map(str::to_owned));
+        Event { vm, network, ports: vec![names.id.to_owned()], ..self.event(kind, text.to_owned()) }
+    }
+
+    /// All that is known of where stations can be.
+    fn directory(&self) -> Directory {
+        Directory::of(&self.config, &self.ports, &self.places, &self.groups)
     }
 
     /// What would be left behind if the process ended while it goes over to `next`, and came back as
@@ -263,7 +286,7 @@ impl Controller {
     fn keep_stations(&mut self) {
         let under_way = self.keeping.as_ref().is_some_and(|keeping| !keeping.is_finished());
         let (Some(store), false) = (self.keeper.store().cloned(), under_way) else { return };
-        let (staff, directory) = (self.staff.clone(), Directory::of(&self.config, &self.ports));
+        let (staff, directory) = (self.staff.clone(), self.directory());
         self.keeping = Some(tokio::spawn(async move {
             let kept = directory.kept(staff.stations().await, time::now());
             if let Err(why) = store.save_stations(kept).await {
@@ -288,13 +311,19 @@ impl Controller {
                 Err(refusal) => drop(reply.send(Err(refusal))),
                 Ok(flush) => {
                     let staff = self.staff.clone();
-                    tokio::spawn(async move { drop(reply.send(Ok(staff.flush(flush).await.into()))) });
+                    tokio::spawn(async move {
+                        let mut flushed = 0u64;
+                        for flush in flush {
+                            flushed += u64::from(staff.flush(flush).await);
+                        }
+                        let _ = reply.send(Ok(flushed));
+                    });
                 }
             },
             Request::Fdb(reply) => {
                 // Very many stations take their time; others are answered meanwhile.
                 let (staff, rules) = (self.staff.clone(), self.rules.clone());
-                let directory = Directory::of(&self.config, &self.ports);
+                let directory = self.directory();
                 tokio::spawn(async move {
                     let learned = staff.stations().await;
                     // Naming and sorting a million is seconds of work.
@@ -311,12 +340,14 @@ impl Controller {
             config: &self.config,
             ports: &self.ports,
             places: &self.places,
+            groups: &self.groups,
             cores: &self.cores,
             staff: &self.staff,
             since: self.since,
         };
         match request {
             Request::Ports(reply) => drop(reply.send(report.ports())),
+            Request::Uplinks(reply) => drop(reply.send(report.uplinks())),
             Request::Vms(reply) => drop(reply.send(report.vms())),
             Request::Networks(reply) => drop(reply.send(report.networks().await)),
             Request::Workers(reply) => drop(reply.send(report.workers())),
@@ -334,22 +365,28 @@ impl Controller {
         }
     }
 
-    /// Which stations are meant, in the terms of the workers.
-    fn which(&self, flush: &Flush) -> Result<worker::Flush, Refusal> {
+    /// Which stations are meant, in the terms of the workers: behind an uplink they are behind several
+    /// places.
+    fn which(&self, flush: &Flush) -> Result<Vec<worker::Flush>, Refusal> {
         let network = flush
             .network
             .as_deref()
             .map(|id| self.places.network(id).ok_or_else(|| Refusal::unknown_network(&self.config, id)));
-        let place = flush.port.as_deref().map(|id| {
-            let port = self.places.port(id).ok_or_else(|| Refusal::unknown_port(&self.config, id))?;
-            Ok(port.index())
-        });
-        Ok(worker::Flush { network: network.transpose()?, place: place.transpose()?, mac: flush.mac, cursor: 0 })
+        let wanted = worker::Flush { network: network.transpose()?, place: None, mac: flush.mac, cursor: 0 };
+        let Some(id) = flush.port.as_deref() else { return Ok(vec![wanted]) };
+        let behind = |place: PortId| worker::Flush { place: Some(place.index()), ..wanted };
+        if let Some(port) = self.places.port(id) {
+            return Ok(vec![behind(port)]);
+        }
+        let uplink = self.config.uplinks.iter().find(|uplink| uplink.id == id);
+        let uplink = uplink.ok_or_else(|| Refusal::unknown_port(&self.config, id))?;
+        let carried = uplink.networks.iter().filter_map(|of| self.places.carried(&uplink.line(), &of.network_id));
+        Ok(carried.map(behind).collect())
     }
 
     /// Lifts what holds a port: there are no measures yet that could.
     fn release(&self, port: &str) -> Result<Changed, Refusal> {
-        if self.places.port(port).is_none() {
+        if self.places.port(port).is_none() && self.places.carrier(port).is_none() {
             return Err(Refusal::unknown_port(&self.config, port));
         }
         let remarks = vec![format!("nothing holds port {port:?}; there was nothing to lift")];

@@ -1,13 +1,14 @@
-//! A port as it is: what it shall be, and whether it has a device.
+//! A port or an uplink as it is: what it shall be, and whether it has a device.
 
 use std::sync::Arc;
 
 use crate::control::blueprint::Seat;
 use crate::switch::PortId;
+use crate::sys::link_events::LinkState;
 use crate::sys::netns::Identity;
 use crate::telemetry::PortCounters;
 
-/// A port, as it is.
+/// A port or an uplink, as it is.
 #[derive(Debug)]
 pub struct Port {
     /// What it shall be.
@@ -24,6 +25,12 @@ pub struct Port {
     pub(super) made: Option<bool>,
     /// The namespace its device was opened in.
     pub(super) namespace: Option<Identity>,
+    /// How it was with its netdev when its device was opened, or has been since. Only of those that
+    /// [`links`](super::links) watches.
+    pub(super) link: Option<LinkState>,
+    /// The last look at links that had begun before its device was opened: it and those before do not
+    /// count.
+    pub(super) looked: u64,
     /// It is not opened as long as devices are being closed: one of them may be in its way.
     pub(super) held: bool,
 }
@@ -39,6 +46,8 @@ pub enum State {
         queues: u16,
         /// Remarks on how it was opened.
         notes: String,
+        /// The way that its frames take, of kinds that have several.
+        mode: Option<String>,
     },
     /// It is being opened.
     Opening {
@@ -53,6 +62,17 @@ pub enum State {
 }
 
 impl Port {
+    /// Why no frames flow although it has a device: of an uplink, its link.
+    pub fn dead_link(&self) -> Option<String> {
+        let link = self.link.filter(|_| self.seat.is_uplink())?;
+        let name = self.seat.device.name();
+        match link {
+            LinkState { up: false, .. } => Some(format!("its link is down; `ip link set dev {name} up` sets it up")),
+            LinkState { carrier: false, .. } => Some("its link has no carrier: nobody is at its other end".into()),
+            _ => None,
+        }
+    }
+
     /// Whether this is the port with this id of the switch.
     pub fn is(&self, id: PortId) -> bool {
         self.seat.id == id

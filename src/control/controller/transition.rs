@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::devices::{Attempt, Closing};
 use super::writing::{Attempted, Then};
 use super::{Controller, Port, State};
-use crate::control::blueprint::{self, Seat};
+use crate::control::blueprint::{self, Names, Seat, Stand};
 use crate::control::change::{Change, Changed, Refusal};
 use crate::control::config::Config;
 use crate::control::difference::differences;
@@ -157,6 +157,7 @@ impl Controller {
 
     /// Goes over to another configuration.
     pub(super) async fn make(&mut self, config: Config, mut transition: Transition) {
+        let carried = self.carrying();
         let plan = plan(&self.config, &config);
         for used_up in self.places.follow(&plan, &config) {
             self.staff.flush(Flush { place: Some(used_up.index()), ..Flush::default() }).await;
@@ -164,29 +165,33 @@ impl Controller {
         self.left.append(&mut leftovers::netdevs(&self.config));
         self.left = &self.left - &leftovers::netdevs(&config);
         let before = std::mem::replace(&mut self.config, config);
-        let steps: HashMap<&str, (bool, DeviceStep)> = plan
+        self.follow_groups(&carried);
+        let steps: HashMap<(bool, &str), (bool, DeviceStep)> = plan
             .steps
             .iter()
             .filter_map(|step| match step {
-                Step::Change { port, forget, device, .. } => Some((port.id(), (*forget, *device))),
+                Step::Change { port, forget, device, .. } => Some(((false, port.id()), (*forget, *device))),
+                // Nothing is learned behind the name of its gates, which stays.
+                Step::ChangeUplink { uplink, device, .. } => Some(((true, uplink.id.as_str()), (false, *device))),
                 _ => None,
             })
             .collect();
-        let mut old: HashMap<String, Port> =
-            self.ports.drain(..).map(|port| (port.seat.port_id.clone(), port)).collect();
+        let key = |(is_uplink, name): (bool, &str)| (is_uplink, name.to_owned());
+        let mut old: HashMap<(bool, String), Port> =
+            self.ports.drain(..).map(|port| (key(port.seat.key()), port)).collect();
         let mut errands = Vec::new();
         for seat in blueprint::seats(&self.config, &self.places) {
-            let Some(mut port) = old.remove(&seat.port_id) else {
+            let Some(mut port) = old.remove(&key(seat.key())) else {
                 let port = self.new_port(seat);
                 transition.wanted.insert(port.key);
                 self.ports.push(port);
                 continue;
             };
             let was = std::mem::replace(&mut port.seat, seat);
-            let was_up = before.vms[was.vm].ports[was.position].admin_state_up;
+            let was_up = was.names(&before).admin_up;
             let index = self.ports.len();
             self.ports.push(port);
-            if let Some(&(forget, device)) = steps.get(was.port_id.as_str()) {
+            if let Some(&(forget, device)) = steps.get(&was.key()) {
                 errands.extend(self.turn(index, &was, forget, device, &mut transition));
                 self.tell_admin_state(index, was_up);
             }
@@ -194,7 +199,10 @@ impl Controller {
         self.standing = self.ports.iter().enumerate().map(|(index, port)| (port.key, index)).collect();
         // In the order in which they stood, so that the same is always told the same way.
         let mut gone: Vec<Port> = old.into_values().collect();
-        gone.sort_by_key(|port| (port.seat.vm, port.seat.position));
+        gone.sort_by_key(|port| match port.seat.stand {
+            Stand::Port { vm, position, .. } => (vm, position),
+            Stand::Uplink { index } => (usize::MAX, index),
+        });
         for port in gone {
             self.tell_gone(&before, &port);
             transition.awaited.insert(port.key);
@@ -204,6 +212,7 @@ impl Controller {
                 errands.push(Errand::Close { port: port.key, gates, remove: Some(port.seat.device) });
             }
         }
+        self.listen_to_links();
         self.set_rules().await;
         let mut closings = Vec::new();
         for errand in errands {
@@ -297,8 +306,7 @@ impl Controller {
     }
 
     fn tell_admin_state(&mut self, index: usize, was_up: bool) {
-        let seat = &self.ports[index].seat;
-        let is_up = self.config.vms[seat.vm].ports[seat.position].admin_state_up;
+        let is_up = self.is_wanted_up(index);
         if is_up == was_up || !matches!(self.ports[index].state, State::Up { .. }) {
             return;
         }
@@ -307,20 +315,22 @@ impl Controller {
         } else {
             self.ports[index].told_down = true;
             self.tell(EventKind::PortDown, index, "administratively down");
-            let (vm, network, id) = self.names(index);
-            info!(vm, network, port = id, "port_down: administratively down");
+            let Names { vm, network, .. } = self.names(index);
+            let (port, uplink) = self.label(index);
+            info!(vm, network, port, uplink, "port_down: administratively down");
         }
     }
 
     fn tell_gone(&mut self, before: &Config, port: &Port) {
-        let vm = &before.vms[port.seat.vm];
-        let was = &vm.ports[port.seat.position];
-        if matches!(port.state, State::Up { .. }) && was.admin_state_up {
-            info!(vm = vm.id, network = was.network_id, port = was.port_id, "port_down: detached");
-            let mut event = self.event(EventKind::PortDown, "detached".into());
-            event.vm = Some(vm.id.clone());
-            event.ports = vec![was.port_id.clone()];
-            event.network = Some(was.network_id.clone());
+        let names = port.seat.names(before);
+        if matches!(port.state, State::Up { .. }) && names.admin_up {
+            let (why, Names { id, vm, network, .. }) = ("detached", names);
+            if port.seat.is_uplink() {
+                info!(uplink = id, "port_down: {why}");
+            } else {
+                info!(vm, network, port = id, "port_down: {why}");
+            }
+            let event = self.event_of(&names, EventKind::PortDown, why);
             self.journal.tell(event);
         }
     }
@@ -328,11 +338,11 @@ impl Controller {
     /// Something has come for which a change may wait.
     pub(super) fn has_come(&mut self, key: u64, remark: Option<String>) {
         let port = self.standing.get(&key).copied();
-        let id = port.map(|index| self.ports[index].seat.port_id.clone());
+        let seat = port.map(|index| self.ports[index].seat.to_string());
         if let Some(transition) = &mut self.transition
             && transition.awaited.remove(&key)
         {
-            let name = id.map(|id| format!("port {id:?}: ")).unwrap_or_default();
+            let name = seat.map(|seat| format!("{seat}: ")).unwrap_or_default();
             transition.changed.remarks.extend(remark.map(|remark| format!("{name}{remark}")));
         } else if let Some(index) = port {
             // Nobody waits for it: then nothing is in its way either.
@@ -373,9 +383,7 @@ impl Controller {
         self.settle(std::mem::take(&mut transition.attempts)).await;
         let wanted = self.ports.iter().filter(|port| transition.wanted.contains(&port.key));
         transition.changed.remarks.extend(wanted.filter_map(|port| match &port.state {
-            State::Down { reason } | State::Opening { reason } => {
-                Some(format!("port {:?} is down: {reason}", port.seat.port_id))
-            }
+            State::Down { reason } | State::Opening { reason } => Some(format!("{} is down: {reason}", port.seat)),
             State::Up { .. } => None,
         }));
         if let Some(reply) = transition.reply {

@@ -167,7 +167,7 @@ pub async fn release(State(desk): State<Desk>, id: Name) -> Done {
 pub struct FlushRequest {
     /// Those of this network.
     network_id: Option<String>,
-    /// Those behind this port.
+    /// Those behind this port or uplink.
     port_id: Option<String>,
     /// This one.
     mac_address: Option<String>,

@@ -60,6 +60,7 @@ fn readable() -> Router<Desk> {
     Router::new()
         .route("/v1/ports", get(pages::ports))
         .route("/v1/ports/{id}", get(pages::port))
+        .route("/v1/uplinks", get(pages::uplinks))
         .route("/v1/vms", get(pages::vms))
         .route("/v1/networks", get(pages::networks))
         .route("/v1/fdb", get(pages::fdb))

@@ -18,6 +18,7 @@ use super::{changes, follow, pages};
     paths(
         pages::ports,
         pages::port,
+        pages::uplinks,
         pages::vms,
         pages::networks,
         pages::fdb,

@@ -16,7 +16,7 @@ use super::Desk;
 use super::problem::{Failure, Problem};
 use crate::control::config::written;
 use crate::control::handle::Closing;
-use crate::control::view::{AuditView, DropView, NetworkView, PortView, StationView, VmView, WorkerView};
+use crate::control::view::{AuditView, DropView, NetworkView, PortView, StationView, UplinkView, VmView, WorkerView};
 use crate::telemetry::exposition;
 
 /// Items of a long list that are sent in one piece.
@@ -53,6 +53,12 @@ pub async fn port(State(desk): State<Desk>, id: Name) -> Result<Json<PortView>, 
         Some(port) => Ok(Json(port)),
         None => Err(Problem::unknown("unknown_port", format!("there is no port {id:?}"))),
     }
+}
+
+/// All uplinks
+#[utoipa::path(get, path = "/v1/uplinks", tag = "state", responses((status = 200, body = Vec<UplinkView>)))]
+pub async fn uplinks(State(desk): State<Desk>) -> Result<Json<Vec<UplinkView>>, Problem> {
+    answer(desk.handle.uplinks().await)
 }
 
 /// All VMs, with the sums over their ports
@@ -132,7 +138,7 @@ pub async fn config(State(desk): State<Desk>) -> Result<Json<serde_json::Value>,
 pub async fn metrics(State(desk): State<Desk>) -> Result<Response, Problem> {
     let handle = desk.handle;
     let (ports, vms, networks) = (handle.ports().await?, handle.vms().await?, handle.networks().await?);
-    let (workers, drops) = (handle.workers().await?, handle.drops().await?);
-    let text = exposition::render(ports, vms, networks, workers, drops);
+    let (workers, drops, uplinks) = (handle.workers().await?, handle.drops().await?, handle.uplinks().await?);
+    let text = exposition::render(ports, vms, networks, workers, drops, uplinks);
     Ok(([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response())
 }

@@ -39,7 +39,7 @@ pub(super) fn ask(config: &Config) -> Vec<Finding> {
     memory(config, &mut findings);
     files(&seats, &mut findings);
     rights(config, &seats, &mut findings);
-    if !seats.is_empty() {
+    if seats.iter().any(|seat| matches!(seat.device, Settings::Tap(_))) {
         tun(&mut findings);
     }
     for seat in &seats {
@@ -167,7 +167,7 @@ fn rights(config: &Config, seats: &[Seat], findings: &mut Vec<Finding>) {
     for privilege in needed(&config.switch) {
         let of_use = match privilege {
             privileges::NET_ADMIN => !seats.is_empty(),
-            privileges::NET_RAW => seats.iter().any(|seat| !seat.device.may_be_ours()),
+            privileges::NET_RAW => seats.iter().any(|seat| seat.device.is_of_others()),
             privileges::IPC_LOCK => {
                 let is_limited = getrlimit(Resource::Memlock).current.is_some();
                 is_limited && seats.iter().any(|seat| matches!(seat.device, Settings::Xdp(_)))
@@ -199,8 +199,10 @@ fn tun(findings: &mut Vec<Finding>) {
 }
 
 fn port(config: &Config, seat: &Seat, running: bool, findings: &mut Vec<Finding>) {
-    let vm = &config.vms[seat.vm];
-    let about = format!("port {:?} (VM {:?})", vm.ports[seat.position].port_id, vm.id);
+    let about = match seat.names(config).vm {
+        Some(vm) => format!("{seat} (VM {vm:?})"),
+        None => seat.to_string(),
+    };
     match device::look(&seat.device) {
         Ok(notes) => findings.extend(notes.iter().map(|note| finding(Severity::Remark, &about, note))),
         // By the one that is running, in all likelihood; and it says so itself if not.

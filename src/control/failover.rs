@@ -1,0 +1,118 @@
+//! Active-backup: which of the two uplinks of a group carries the frames.
+//!
+//! The first one of the configuration is preferred. It carries as long as it is fit: its device is
+//! open, its link and it are up. When it is not, the other one takes over at once, if that one is.
+//! The preferred one takes back when it has been fit for [`HOLD`] without a break, so that a link
+//! that flaps does not make the whole group flap; at once if the other one fails. When neither is
+//! fit nothing changes: there is nothing to be gained.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::time::Moment;
+
+/// For how long the preferred uplink has to be fit before it takes back.
+pub const HOLD: Duration = Duration::from_secs(2);
+
+/// The state of all groups. One that is not known begins with its preferred uplink.
+#[derive(Debug, Clone, Default)]
+pub struct Groups(HashMap<String, Group>);
+
+/// The state of one.
+#[derive(Debug, Clone, Default)]
+struct Group {
+    /// The place of the one that carries, from 0.
+    active: usize,
+    /// Since when the preferred one is fit.
+    fit_since: Option<Moment>,
+}
+
+impl Groups {
+    /// The place of the uplink that carries the frames of a group: 0 for the preferred one.
+    pub fn active(&self, group: &str) -> usize {
+        self.0.get(group).map_or(0, |group| group.active)
+    }
+
+    /// Looks at the uplinks of a group, of which the preferred one is given first. Whether another one
+    /// carries from now on.
+    pub fn look(&mut self, group: &str, fit: &[bool], now: Moment) -> bool {
+        let state = self.0.entry(group.to_owned()).or_default();
+        let is_fit = |place: usize| fit.get(place).copied().unwrap_or(false);
+        let before = state.active;
+        if is_fit(0) {
+            state.fit_since.get_or_insert(now);
+        } else {
+            state.fit_since = None;
+        }
+        if !is_fit(state.active) {
+            state.active = (0..fit.len()).find(|&place| is_fit(place)).unwrap_or(state.active);
+        } else if state.fit_since.is_some_and(|since| now.since(since) >= HOLD) {
+            state.active = 0;
+        }
+        state.active != before
+    }
+
+    /// Forgets the groups that are no more.
+    pub fn keep(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.0.retain(|group, _| is_there(group));
+    }
+
+    /// The uplinks of a group are others, or stand otherwise. `active` is the place of the one that
+    /// carries, if it is still there.
+    pub fn rearrange(&mut self, group: &str, active: Option<usize>) {
+        let state = Group { active: active.unwrap_or_default(), fit_since: None };
+        self.0.insert(group.to_owned(), state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(millis: u64) -> Moment {
+        Moment::from_secs(1000) + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn the_preferred_one_carries_and_takes_back_when_it_has_held() {
+        let mut groups = Groups::default();
+        let mut look = |fit: [bool; 2], now| {
+            let turned = groups.look("g", &fit, at(now));
+            (turned, groups.active("g"))
+        };
+        assert_eq!(look([false, false], 0), (false, 0), "nobody is there yet");
+        assert_eq!(look([true, true], 1), (false, 0));
+        assert_eq!(look([false, true], 10), (true, 1), "at once");
+        assert_eq!(look([true, true], 20), (false, 1), "not yet");
+        assert_eq!(look([true, true], 2019), (false, 1));
+        assert_eq!(look([true, true], 2020), (true, 0), "it has held");
+        assert_eq!(look([false, true], 3000), (true, 1));
+        assert_eq!(look([true, true], 3001), (false, 1));
+        assert_eq!(look([false, true], 4000), (false, 1), "it flaps, and nobody is disturbed");
+        assert_eq!(look([true, true], 4001), (false, 1));
+        assert_eq!(look([true, true], 5500), (false, 1));
+        assert_eq!(look([true, false], 5501), (true, 0), "the other one fails");
+        assert_eq!(look([false, false], 5502), (false, 0), "there is nothing to be gained");
+        assert_eq!(look([false, true], 5503), (true, 1));
+    }
+
+    proptest! {
+        /// Whatever happens: who carries is fit if one of them is, and nobody is relieved who is fit,
+        /// but the second one by the preferred one.
+        #[test]
+        fn who_carries_can(steps in prop::collection::vec((any::<[bool; 2]>(), 0u64..3000), 1..50)) {
+            let mut groups = Groups::default();
+            let mut now = 0;
+            for (fit, pause) in steps {
+                now += pause;
+                let before = groups.active("g");
+                let turned = groups.look("g", &fit, at(now));
+                let after = groups.active("g");
+                prop_assert_eq!(turned, before != after);
+                prop_assert!(fit[after] || !fit[0] && !fit[1]);
+                prop_assert!(!turned || !fit[before] || after == 0);
+            }
+        }
+    }
+}

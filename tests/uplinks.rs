@@ -1,0 +1,178 @@
+//! Uplinks as operators meet them: the running program over real netdevs. What frames do on them is
+//! tested elsewhere; here it is what is shown, what is told, and who carries.
+
+mod host;
+
+use std::fmt::Write as _;
+
+use host::daemon::{Daemon, Vif, config, keeping};
+use host::{Space, await_that};
+use rustix::process::Signal;
+use vifswitch::control::events::EventKind;
+use vifswitch::control::view::{Status, UplinkView};
+use vifswitch::telemetry::exposition;
+
+const NETWORKS: &[(&str, u16)] = &[("net1", 1500), ("net2", 2000)];
+
+/// Two networks on one uplink: net1 with a tag, net2 without.
+const CARRIED: &str = r#"[{ network_id = "net1", vlan = 120 }, { network_id = "net2" }]"#;
+
+/// An uplink on a tap of its own, which the switch makes.
+fn uplink(id: &str, more: &str, space: &Space, networks: &str) -> String {
+    format!(
+        "[[uplinks]]\nid = \"{id}\"\n{more}\nnetworks = {networks}\n\
+         device = {{ kind = \"tap\", name = \"{id}\", netns = \"{}\" }}\n",
+        space.0
+    )
+}
+
+fn uplinks(daemon: &Daemon) -> Vec<UplinkView> {
+    daemon.get("/v1/uplinks")
+}
+
+fn await_carrying(daemon: &Daemon, id: &str) -> Vec<UplinkView> {
+    await_that(&format!("{id} carries"), || {
+        let all = uplinks(daemon);
+        all.iter().all(|uplink| uplink.active == (uplink.uplink_id == id)).then_some(all)
+    })
+}
+
+#[test]
+fn the_other_one_carries_while_the_preferred_one_is_down() {
+    let (Some(left), Some(right)) = (Space::new(), Space::new()) else { return };
+    let mut daemon = Daemon::new();
+    let group = "group = \"wire\"";
+    let mut text = config(&daemon.socket(), "", NETWORKS, &[]);
+    text += &uplink("up0", group, &left, CARRIED);
+    text += &uplink("up1", group, &right, CARRIED);
+    daemon.configure(&text);
+    daemon.start();
+    let [first, second] = await_carrying(&daemon, "up0").try_into().unwrap();
+    assert_eq!((first.status, first.status_reason.as_str()), (Status::Active, ""));
+    assert_eq!(second.status, Status::Active, "it could");
+    assert!(second.status_reason.contains("stands by"), "{second:?}");
+    // A tap of the switch's own: the largest MTU that it carries, and an address of our administration.
+    let link = left.link("up0").unwrap();
+    assert_eq!((link.mtu, link.mac.octets()[0] & 3, link.alias.as_str()), (2000, 2, "vifswitch:up0"));
+
+    left.ip("link set up0 down");
+    let [first, _] = await_carrying(&daemon, "up1").try_into().unwrap();
+    assert_eq!(first.status, Status::Down);
+    assert!(first.status_reason.contains("`ip link set dev up0 up`"), "{first:?}");
+    left.ip("link set up0 up");
+    let [first, _] = await_carrying(&daemon, "up0").try_into().unwrap();
+    assert_eq!((first.status, first.status_reason.as_str()), (Status::Active, ""));
+
+    let events = daemon.events();
+    let told = |kind| events.iter().filter(move |event| event.kind == kind);
+    let turns: Vec<_> = told(EventKind::Uplink).map(|event| (event.ports[0].as_str(), event.text.as_str())).collect();
+    assert_eq!(turns.len(), 2, "{turns:?}");
+    assert_eq!((turns[0].0, turns[1].0), ("up1", "up0"));
+    assert!(turns[0].1.contains("\"up0\" is down") && turns[0].1.contains("\"wire\""), "{turns:?}");
+    assert!(turns[1].1.contains("preferred"), "{turns:?}");
+    let downs: Vec<_> = told(EventKind::PortDown).map(|event| (event.vm.as_deref(), event.ports[0].as_str())).collect();
+    assert_eq!(downs, [(None, "up0")], "told once");
+    assert_eq!(told(EventKind::PortUp).filter(|event| event.ports == ["up0"]).count(), 2);
+
+    // It goes with its namespace, and comes back with it.
+    left.delete();
+    await_carrying(&daemon, "up1");
+    left.make();
+    await_carrying(&daemon, "up0");
+    assert!(left.link("up0").is_some());
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
+
+#[test]
+fn uplinks_come_and_go_while_it_runs_and_stay_over_a_restart() {
+    let (Some(guest), Some(wire)) = (Space::new(), Space::new()) else { return };
+    let mut daemon = Daemon::new();
+    let vifs = [Vif::new("fw", 1, &guest)];
+    let plain = keeping(&config(&daemon.socket(), "", NETWORKS, &vifs), &daemon.state());
+    daemon.configure(&plain);
+    daemon.start();
+    assert_eq!(daemon.done(&["show", "uplinks"], ""), "no uplinks\n");
+
+    let with = plain.clone() + &uplink("up0", "", &wire, CARRIED);
+    let said = daemon.done(&["diff", "-"], &with);
+    assert_eq!(said, "uplink \"up0\" is new, on \"up0\", and carries \"net1\", \"net2\"\n");
+    daemon.done(&["apply", "-"], &with);
+    assert_eq!(wire.links(), ["lo", "up0"]);
+    let shown = daemon.done(&["show", "uplinks"], "");
+    assert!(["up0", "net1:120,net2", "tap", "ACTIVE", "yes"].iter().all(|piece| shown.contains(piece)), "{shown}");
+    let json: serde_json::Value = serde_json::from_str(&daemon.done(&["show", "uplinks", "--json"], "")).unwrap();
+    assert_eq!(json[0]["networks"], serde_json::json!([{"network_id": "net1", "vlan": 120}, {"network_id": "net2"}]));
+    assert_eq!((&json[0]["active"], &json[0]["device"]["kind"]), (&true.into(), &"tap".into()));
+    let metrics = daemon.page("/metrics");
+    for sample in ["vifswitch_uplink_up{uplink=\"up0\"} 1", "vifswitch_uplink_receive_frames_total{uplink=\"up0\"} "] {
+        assert!(metrics.contains(sample), "{}: {metrics}", exposition::CONTENT_TYPE);
+    }
+    // What is behind it can be forgotten by its name.
+    assert_eq!(daemon.done(&["flush", "--port", "up0", "--json"], "").trim(), "{\"flushed\":0}");
+
+    // A network cannot go as long as it is carried.
+    let without = with.replacen("[[networks]]\nid = \"net2\"\nmtu = 2000\n", "", 1);
+    assert_ne!(without, with);
+    let refused = daemon.tell(&["apply", "-"], &without);
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(said.contains("uplinks[0].networks[1].network_id = \"net2\""), "{said}");
+    // A port cannot have its netdev.
+    let thief = Vif { name: "up0".into(), netns: wire.0.clone(), ..Vif::new("fw", 2, &guest) };
+    let refused = daemon.tell(&["attach", "-"], &host::daemon::attachment(&thief));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && said.contains("in use by uplink \"up0\""), "{said}");
+
+    // It is kept, also without the file.
+    daemon.stop(Signal::KILL);
+    let state = daemon.state();
+    daemon.start_over("--state", &state);
+    assert!(uplinks(&daemon)[0].active);
+    assert_eq!(wire.links(), ["lo", "up0"]);
+    // Another tag is a change of the rules: its netdev is left alone.
+    let index = wire.link("up0").unwrap().index;
+    let said = daemon.done(&["apply", "-"], &with.replacen("vlan = 120", "vlan = 121", 1));
+    assert!(said.starts_with("uplink \"up0\": networks was ["), "{said}");
+    assert_eq!(uplinks(&daemon)[0].networks[0].vlan, Some(121));
+    assert_eq!(wire.link("up0").unwrap().index, index);
+    daemon.done(&["apply", "-"], &plain);
+    assert_eq!((wire.links(), uplinks(&daemon)), (vec!["lo".to_owned()], vec![]));
+    daemon.await_active(&vifs[0]);
+}
+
+/// Netdevs of others are waited for, and what they lack is said.
+#[test]
+fn a_netdev_of_others_is_not_set_up_by_us() {
+    let Some(space) = Space::new() else { return };
+    space.ip("link add v0 type veth peer name v1");
+    let mut daemon = Daemon::new();
+    let mut text = config(&daemon.socket(), "", NETWORKS, &[]);
+    let device =
+        |kind: &str, name: &str| format!("{{ kind = \"{kind}\", name = \"{name}\", netns = \"{}\" }}", space.0);
+    writeln!(text, "[[uplinks]]\nid = \"up0\"\nnetworks = {CARRIED}\ndevice = {}", device("xdp", "v0")).unwrap();
+    write!(
+        text,
+        "[[vms]]\nid = \"fw\"\n[[vms.ports]]\nport_id = \"p1\"\nnetwork_id = \"net1\"\n\
+         mac_address = \"02:00:00:00:00:01\"\ndevice = {}\n",
+        device("packet", "v1")
+    )
+    .unwrap();
+    daemon.configure(&text);
+    daemon.start();
+    let (up0, p1) = (uplinks(&daemon).remove(0), daemon.ports().remove(0));
+    assert_eq!((up0.status, p1.status), (Status::Down, Status::Down));
+    assert!(up0.status_reason.contains("`ip link set dev v0 up`"), "{up0:?}");
+    assert!(p1.status_reason.contains("`ip link set dev v1 up`"), "{p1:?}");
+    assert_eq!((up0.device.kind.as_str(), p1.device.kind.as_str()), ("xdp", "packet"));
+    assert_eq!((up0.device.persist, p1.device.offloads, p1.device.queues), (None, Some(true), None));
+    let links = [space.link("v0").unwrap(), space.link("v1").unwrap()];
+    assert!(links.iter().all(|link| !link.up), "that is up to whoever owns them");
+    // Once it is up there is another reason, or none.
+    space.ip("link set v0 up");
+    await_that("another look", || {
+        let up0 = uplinks(&daemon).remove(0);
+        (!up0.status_reason.contains("`ip link set dev v0 up`")).then_some(())
+    });
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+    assert_eq!(space.links(), ["lo", "v0", "v1"], "they are not ours to delete");
+}
