@@ -17,19 +17,15 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::IoSlice;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::netdevice::name_to_index;
-use rustix::net::{
-    AddressFamily, MMsgHdr, Protocol, RecvFlags, SendAncillaryBuffer, SendFlags, SocketFlags, SocketType, bind, recv,
-    send, sendmmsg, socket_with,
-};
+use rustix::net::{MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmmsg};
 use vifswitch::sys::cores;
 use vifswitch::sys::netns::{Netns, within};
+use vifswitch::sys::packet::{NOTHING, Socket};
 use vifswitch::sys::tun::{Flags, Queue};
 
 /// An ethertype for local experiments, which no stack answers.
@@ -82,23 +78,6 @@ fn forward(arguments: &[String]) {
     }
 }
 
-/// A netdev, as AF_PACKET addresses it: `struct sockaddr_ll`.
-#[repr(C)]
-struct LinkAddress {
-    family: u16,
-    protocol: u16,
-    index: i32,
-    rest: [u8; 12],
-}
-const _: () = assert!(size_of::<LinkAddress>() == 20);
-
-// SAFETY: the pointer that `f` gets is that of a whole `struct sockaddr_ll`, with its length.
-unsafe impl SocketAddrArg for LinkAddress {
-    unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
-        f(std::ptr::from_ref(self).cast(), size_of::<LinkAddress>() as SocketAddrLen)
-    }
-}
-
 /// A netdev in a namespace.
 struct Place {
     netns: Netns,
@@ -111,15 +90,12 @@ impl Place {
         Place { netns: Netns::written(netns), device: device.into() }
     }
 
-    /// A socket for whole frames. It hears those of `ethertype`; none if that is 0.
-    fn socket(&self, ethertype: u16) -> OwnedFd {
+    /// A socket for whole frames. It hears those of `ethertype`.
+    fn socket(&self, ethertype: u16) -> Socket {
         within(&self.netns, || {
-            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            let none: Option<Protocol> = None;
-            let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, flags, none).unwrap();
-            let index = name_to_index(&socket, &self.device).unwrap() as i32;
-            let family = AddressFamily::PACKET.as_raw();
-            bind(&socket, &LinkAddress { family, protocol: ethertype.to_be(), index, rest: [0; 12] }).unwrap();
+            let socket = Socket::new().unwrap();
+            let index = name_to_index(&socket, &self.device).unwrap();
+            socket.bind(index, ethertype).unwrap();
             socket
         })
         .unwrap()
@@ -157,15 +133,15 @@ fn blast(arguments: &[String]) {
 
     let frame_there = frame(THERE, HERE, size);
     // the receiver speaks first, so that it is known where it is
-    send(to.socket(0), &frame(HERE, THERE, size), SendFlags::empty()).unwrap();
+    send(to.socket(NOTHING), &frame(HERE, THERE, size), SendFlags::empty()).unwrap();
     if options.contains_key("--lat") {
-        latency(&from.socket(0), &to.socket(EXPERIMENT), &frame_there, rate, time);
+        latency(&from.socket(NOTHING), &to.socket(EXPERIMENT), &frame_there, rate, time);
     } else {
-        throughput(&from.socket(0), &to, &frame_there, time);
+        throughput(&from.socket(NOTHING), &to, &frame_there, time);
     }
 }
 
-fn throughput(socket: &OwnedFd, to: &Place, frame: &[u8], time: Duration) {
+fn throughput(socket: &Socket, to: &Place, frame: &[u8], time: Duration) {
     let mut offered = 0;
     let mut send_for = |time: Duration| {
         let begin = Instant::now();
@@ -191,7 +167,7 @@ fn throughput(socket: &OwnedFd, to: &Place, frame: &[u8], time: Duration) {
     );
 }
 
-fn latency(sender: &OwnedFd, receiver: &OwnedFd, frame: &[u8], rate: f64, time: Duration) {
+fn latency(sender: &Socket, receiver: &Socket, frame: &[u8], rate: f64, time: Duration) {
     let mut frame = frame.to_vec();
     let mut times = Vec::with_capacity((time.as_secs_f64() * rate) as usize + 1);
     let (begin, mut sent) = (Instant::now(), 0u64);

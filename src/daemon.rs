@@ -92,7 +92,13 @@ pub fn run(path: Option<PathBuf>, state: Option<PathBuf>) -> ExitCode {
 /// The capabilities that a running switch needs: to open what there is, and what may come.
 fn needed(settings: &SwitchSettings) -> Vec<Privilege> {
     let low_port = settings.metrics.is_some_and(|address| (1..1024).contains(&address.port()));
-    let mut needed = vec![privileges::NET_ADMIN, privileges::NET_RAW, privileges::SYS_ADMIN, privileges::SYS_PTRACE];
+    let mut needed = vec![
+        privileges::NET_ADMIN,
+        privileges::NET_RAW,
+        privileges::SYS_ADMIN,
+        privileges::IPC_LOCK,
+        privileges::SYS_PTRACE,
+    ];
     needed.extend(low_port.then_some(privileges::NET_BIND_SERVICE));
     needed
 }
@@ -147,7 +153,7 @@ async fn serve_until_told(config: Config, keeper: Keeper, cores: Vec<usize>) -> 
 
     let posts = team.posts.clone();
     let staff = Staff::new(team.posts, team.counters);
-    let beginning = Beginning { cores, secret, staff, notices: team.notices, keeper };
+    let beginning = Beginning { cores, secret, staff, notices: team.notices, keeper, pool };
     let mut controller = Controller::new(beginning);
     let (handle, requests) = Handle::new();
     let (stop, stopped) = watch::channel(());

@@ -8,13 +8,17 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 use vifswitch::device::memory::{Capacity, End, Memory};
+use vifswitch::device::{Device, packet};
+use vifswitch::frame::{Batch, Cache, Lane, Pool};
 use vifswitch::switch::Limits;
 use vifswitch::telemetry::audit::Reading;
 use vifswitch::wire::{Mac, Offload};
 use vifswitch::worker::Command;
 
 mod common;
-use common::{Lab, Plug, Setup, frame, mac};
+use common::stream::open_frame;
+mod host;
+use common::{Lab, Plug, Setup, Wire, frame, mac};
 
 thread_local! {
     static COUNTING: Cell<bool> = const { Cell::new(false) };
@@ -84,6 +88,10 @@ impl Dice {
 
 const PORTS: usize = 6;
 
+/// Behind the ports stand two uplinks of their network: tagged with this on the first, untagged on
+/// the second.
+const VID: u16 = 5;
+
 /// Lets every block of every cable grow to its full size, both ways: they grow as they are first
 /// used.
 fn warm(lab: &mut Lab, blocks: usize) {
@@ -104,7 +112,7 @@ fn warm(lab: &mut Lab, blocks: usize) {
 /// from old and new stations, short and long, whole and lying.
 fn guests_send(lab: &mut Lab, dice: &mut Dice) {
     let station = |number: usize| Mac::from_bits(0x0a_00_00_00_00_00 | number as u64);
-    for port in 0..PORTS {
+    for port in 0..lab.ends.len() {
         for _ in 0..1 + dice.roll(24) {
             let to = match dice.roll(8) {
                 0 => Mac::BROADCAST,
@@ -118,11 +126,20 @@ fn guests_send(lab: &mut Lab, dice: &mut Dice) {
             };
             let len = [0, 46, 1500, 3000, 9000][dice.roll(5)];
             let offload = match dice.roll(8) {
+                2 => Offload::read(&[1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]),
                 0 => Offload::read(&[1, 1, 0, 0, 0xdc, 5, 34, 0, 16, 0, 0, 0]),
                 1 => Offload::read(&[1, 9, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0]),
                 _ => Offload::NONE,
             };
-            let _ = lab.ends[port].stage(&frame(to, from, 0x88b5, &[0x50; 9000][..len]), offload);
+            // What can be divided, as well as what cannot.
+            let mut bytes = match dice.roll(2) {
+                0 => open_frame(to, from, 0, len),
+                _ => frame(to, from, 0x88b5, &[0x50; 9000][..len]),
+            };
+            if port == PORTS || dice.roll(20) == 0 {
+                bytes.splice(12..12, [0x81, 0x00, 0x00, if dice.roll(8) == 0 { 99 } else { VID as u8 }]);
+            }
+            let _ = lab.ends[port].stage(&bytes, offload);
         }
         lab.ends[port].publish();
     }
@@ -140,7 +157,9 @@ fn a_warm_worker_does_not_allocate(memory: Memory) {
         mtu: 3000,
     };
     let plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32 / 2)).collect();
-    let mut lab = Lab::new(setup, &plugs);
+    let wires = [Wire::new(&[(VID, 0)]), Wire::new(&[(0, 0)])];
+    // Half of the ports take no offload headers.
+    let mut lab = Lab::build(setup, &plugs, &wires, |port, end| Box::new(end.with_offloads(port % 2 == 0)));
     let mut dice = Dice(1);
     let (mut calls, mut breaths) = (0, 0);
     warm(&mut lab, 16);
@@ -158,7 +177,12 @@ fn a_warm_worker_does_not_allocate(memory: Memory) {
     assert_eq!(calls, 0, "in {breaths} breaths");
     assert!(breaths > 10_000, "there was something to do: {breaths}");
     assert!(lab.total(|c| c.forwarded.get()) > 10_000 && lab.total(|c| c.copies.get()) > 10_000);
+    assert!(lab.total(|c| c.segmented.get()) > 1000 && lab.total(|c| c.checksummed.get()) > 1000);
     assert!(lab.workers.iter().all(|worker| worker.switch().fdb().len() > 100));
+    for uplink in [PORTS, PORTS + 1] {
+        let frames = (lab.sum(uplink, |c| c.forwarded.get()), lab.sum(uplink, |c| c.tx_frames.get()));
+        assert!(frames.0 > 1000 && frames.1 > 1000, "uplinks carry some of them: {frames:?}");
+    }
     lab.check_ledger();
     lab.end();
 }
@@ -195,4 +219,50 @@ fn an_allocation_is_counted() {
     drop(std::hint::black_box(Box::new(7)));
     COUNTING.set(false);
     assert_eq!(CALLS.get(), 2);
+}
+
+/// Real sockets on a real netdev, with frames of all kinds: tagged, longer than a slot of the ring, more
+/// than it takes, and refused.
+#[test]
+fn neither_does_a_packet_port() {
+    let (Some(port), Some(guest)) = (host::Space::new(), host::Space::new()) else { return };
+    port.ip(&format!("link add dev port mtu 9000 type veth peer name guest mtu 9000 netns {}", guest.0));
+    port.ip("link set dev port up");
+    guest.ip("link set dev guest up");
+    let nic = host::nic::Nic::new(&guest, "guest");
+    let settings = packet::Settings {
+        name: "port".into(),
+        netns: port.netns(),
+        offloads: true,
+        mtu: 9000,
+        owner: "port-1".into(),
+    };
+    let mut device = packet::open(&settings).unwrap().queues.remove(0);
+    let (mut cache, mut batch) = (Cache::new(Pool::new(4096).unwrap()), Batch::new());
+    let mut lane = Lane::with_capacity(192);
+    let frames: Vec<_> = [(0x88b5, 46), (0x88b5, 8986), (0x8100, 50), (0x8100, 8990), (0x88b5, 9500)]
+        .map(|(kind, len)| frame(mac(1), mac(0), kind, &[0; 9500][..len]))
+        .into();
+    let mut calls = |device: &mut Box<dyn Device>| {
+        COUNTING.set(true);
+        CALLS.set(0);
+        let mut received = 0;
+        for _ in 0..200 {
+            device.receive(&mut batch, &mut cache).unwrap();
+            received += batch.len();
+            batch.clear(&mut cache);
+            for bytes in &frames {
+                lane.push(cache.frame(bytes, Offload::NONE).unwrap());
+            }
+            let sent = device.transmit(&mut lane, &batch, &mut cache);
+            assert_eq!((sent.frames, sent.refused), (4, 1));
+        }
+        COUNTING.set(false);
+        (CALLS.get(), received)
+    };
+    let _ = calls(&mut device);
+    (0..2000).for_each(|number| nic.send(&frames[number % 4]));
+    let (allocations, received) = calls(&mut device);
+    assert_eq!(allocations, 0);
+    assert!(received >= 1000 && device.missed() > 0, "{received}");
 }

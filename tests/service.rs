@@ -94,7 +94,7 @@ fn as_the_unit_has_it_it_is_not_root_and_works() {
     let file = daemon.file();
     daemon.start_as(command, "--config", &file);
     works(&daemon, &spaces, &vifs);
-    assert_eq!(in_force(daemon.pid()), BTreeSet::from([NET_ADMIN | SYS_ADMIN]));
+    assert_eq!(in_force(daemon.pid()), BTreeSet::from([NET_ADMIN | NET_RAW | SYS_ADMIN]));
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
 }
 

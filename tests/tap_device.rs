@@ -210,7 +210,7 @@ fn a_persistent_tap_is_found_again_with_its_addresses() {
     space.within(|| UdpSocket::bind("10.0.0.1:0")).expect("the address is still there");
     drop(again);
     let other = Settings { owner: "port-2".into(), ..settings.clone() };
-    let theirs = device::open(&device::Settings::Tap(other.clone()), true).unwrap();
+    let theirs = device::open(&device::Settings::Tap(other.clone()), true, Pool::new(64).unwrap()).unwrap();
     assert!(!theirs.made, "another port made it");
     let settings = device::Settings::Tap(settings);
     let remove = |settings: &device::Settings| {

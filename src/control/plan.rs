@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use super::blueprint;
 use super::config::{Config, Network, Port, Uplink, Vm};
 use super::lines::lines;
-use crate::device::{Settings, xdp};
+use crate::device::{Settings, packet, xdp};
 
 /// The steps, in the order in which they are taken.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -274,6 +274,16 @@ pub fn device_step(before: &Settings, after: &Settings) -> DeviceStep {
             if xdp::Settings { fill: after.fill, ..before.clone() } == *after =>
         {
             DeviceStep::Keep
+        }
+        (Settings::Xdp(before), Settings::Xdp(after))
+            if xdp::Settings { fill: after.fill, mtu: after.mtu, ..before.clone() } == *after =>
+        {
+            DeviceStep::Adjust
+        }
+        (Settings::Packet(before), Settings::Packet(after))
+            if packet::Settings { mtu: after.mtu, ..before.clone() } == *after =>
+        {
+            DeviceStep::Adjust
         }
         (Settings::Xdp(_), Settings::Xdp(_)) | (Settings::Packet(_), Settings::Packet(_)) => {
             DeviceStep::Reopen { anew: false }

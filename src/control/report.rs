@@ -65,6 +65,8 @@ impl Report<'_> {
             forwarded: port.sum(|c| c.forwarded.get()),
             flooded: port.sum(|c| c.flooded.get()),
             copies: port.sum(|c| c.copies.get()),
+            segmented: port.sum(|c| c.segmented.get()),
+            checksummed: port.sum(|c| c.checksummed.get()),
             drops: drops(port),
         })
     }
@@ -103,6 +105,8 @@ impl Report<'_> {
                 forwarded: port.sum(|c| c.forwarded.get()),
                 flooded: port.sum(|c| c.flooded.get()),
                 copies: port.sum(|c| c.copies.get()),
+                segmented: port.sum(|c| c.segmented.get()),
+                checksummed: port.sum(|c| c.checksummed.get()),
                 drops: drops(port),
             })
         };

@@ -89,6 +89,10 @@ pub struct PortView {
     pub flooded: u64,
     /// The copies made of these.
     pub copies: u64,
+    /// Super-frames to the guest that were divided, since its device takes none.
+    pub segmented: u64,
+    /// Other frames to the guest whose checksum was completed, since its device takes none that is open.
+    pub checksummed: u64,
     /// Frames that died, either direction, by reason; only reasons that there were.
     pub drops: BTreeMap<String, u64>,
 }
@@ -139,6 +143,10 @@ pub struct UplinkView {
     pub flooded: u64,
     /// The copies made of these.
     pub copies: u64,
+    /// Super-frames to the wire that were divided, since its device takes none.
+    pub segmented: u64,
+    /// Other frames to the wire whose checksum was completed, since its device takes none that is open.
+    pub checksummed: u64,
     /// Frames that died, either direction, by reason; only reasons that there were.
     pub drops: BTreeMap<String, u64>,
 }

@@ -4,8 +4,9 @@
 //! and allocate; in between it travels to a worker and is polled there, by nobody else.
 //!
 //! [`open`] is the one place that tells the kinds apart. A new kind is a file or folder here, a
-//! variant of [`Settings`] and an arm in [`open`]. `memory` is a cable between two ends in this
-//! process, for tests and benches; `pcap` and `fault` are devices around a device.
+//! variant of [`Settings`] and an arm in [`open`]. `tap` holds the file of a tap; `packet` has sockets
+//! on a netdev that others own; `memory` is a cable between two ends in this process, for tests and
+//! benches; `pcap` and `fault` are devices around a device.
 
 use std::fmt;
 use std::io;
@@ -13,11 +14,12 @@ use std::os::fd::BorrowedFd;
 
 use thiserror::Error;
 
-use crate::frame::{Batch, Cache, Lane, Sent};
+use crate::frame::{Batch, Cache, Lane, Pool, Sent};
 use crate::sys::netns::Netns;
 
 pub mod fault;
 pub mod memory;
+mod others;
 pub mod packet;
 pub mod pcap;
 pub mod tap;
@@ -31,22 +33,17 @@ pub enum Settings {
     Tap(tap::Settings),
     /// AF_XDP on a netdev that others own.
     Xdp(xdp::Settings),
-    /// AF_PACKET on a netdev that others own.
+    /// A netdev that others own, by packet sockets.
     Packet(packet::Settings),
 }
 
 impl Settings {
-    /// Which device it is, and where.
+    /// Which device, and where.
     pub fn at(&self) -> Whereabouts {
-        let (device, netns) = match self {
-            Settings::Tap(tap) => (&tap.name, &tap.netns),
-            Settings::Xdp(xdp) => (&xdp.name, &xdp.netns),
-            Settings::Packet(packet) => (&packet.name, &packet.netns),
-        };
-        Whereabouts { device: device.clone(), netns: netns.clone() }
+        Whereabouts { device: self.name().to_owned(), netns: self.netns().clone() }
     }
 
-    /// The namespace of its netdev.
+    /// The namespace of the device.
     pub fn netns(&self) -> &Netns {
         match self {
             Settings::Tap(tap) => &tap.netns,
@@ -55,7 +52,7 @@ impl Settings {
         }
     }
 
-    /// The name of its netdev.
+    /// The name of the device.
     pub fn name(&self) -> &str {
         match self {
             Settings::Tap(tap) => &tap.name,
@@ -64,9 +61,28 @@ impl Settings {
         }
     }
 
+    /// The port that the device is for.
+    pub fn owner(&self) -> &str {
+        match self {
+            Settings::Tap(tap) => &tap.owner,
+            Settings::Xdp(xdp) => &xdp.owner,
+            Settings::Packet(packet) => &packet.owner,
+        }
+    }
+
     /// Whether others own its netdev: they make it, set it up and delete it.
     pub fn is_of_others(&self) -> bool {
         !matches!(self, Settings::Tap(_))
+    }
+
+    /// Files that are open as long as the device is, as far as can be told.
+    pub fn files(&self) -> u64 {
+        match self {
+            Settings::Tap(tap) => tap.queues.into(),
+            // A socket for each queue; the program, its table and its link.
+            Settings::Xdp(xdp) => u64::from(xdp.queues.unwrap_or(1)) + 3,
+            Settings::Packet(_) => 2,
+        }
     }
 }
 
@@ -78,7 +94,7 @@ pub struct Opened {
     pub made: bool,
     /// What the operator should know: sentences on what is not quite as asked for.
     pub notes: Vec<String>,
-    /// The way that frames take, in words, of kinds that have several.
+    /// In which mode it is used, if there are several.
     pub mode: Option<String>,
 }
 
@@ -119,15 +135,17 @@ pub enum OpenError {
         /// Which device.
         at: Whereabouts,
     },
+    /// Others own it and have set it down, or nobody is at its other end. It may be up later.
+    #[error("{at}: {reason}, and it is opened then")]
+    Down {
+        /// Which device.
+        at: Whereabouts,
+        /// What of it is down.
+        reason: String,
+    },
     /// Somebody holds it. It may be free later.
     #[error("{at} is held by another process, or by another port; end that one or choose another device")]
     Busy {
-        /// Which device.
-        at: Whereabouts,
-    },
-    /// Its netdev is set down, and that is up to whoever owns it.
-    #[error("{at}: its link is down; `ip link set dev {} up` there sets it up, and it is opened then", at.device)]
-    Down {
         /// Which device.
         at: Whereabouts,
     },
@@ -152,11 +170,13 @@ pub enum OpenError {
 }
 
 /// Opens a device. May wait, up to a second or so, and must not be called from a runtime's thread
-/// that has other things to do. Without `may_create`, a netdev that is not there is not made.
-pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> {
+/// that has other things to do. Without `may_create`, a netdev that is not there is not made. `pool` is
+/// that of the workers.
+pub fn open(settings: &Settings, may_create: bool, pool: &'static Pool) -> Result<Opened, OpenError> {
     match settings {
         Settings::Tap(tap) => tap::open(tap, may_create),
-        Settings::Xdp(_) | Settings::Packet(_) => Err(not_yet(settings)),
+        Settings::Xdp(xdp) => xdp::open(xdp, pool),
+        Settings::Packet(packet) => packet::open(packet),
     }
 }
 
@@ -165,32 +185,22 @@ pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> 
 pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
     match settings {
         Settings::Tap(tap) => tap::look(tap),
-        Settings::Xdp(_) | Settings::Packet(_) => Err(not_yet(settings)),
+        Settings::Xdp(xdp) => xdp::look(xdp),
+        Settings::Packet(packet) => packet::look(packet),
     }
-}
-
-fn not_yet(settings: &Settings) -> OpenError {
-    OpenError::Refused { at: settings.at(), reason: "this version cannot open devices of this kind".into() }
 }
 
 /// Deletes the netdevs that [`open`] made for ports, all in the namespace `netns`; their queues may be
 /// open still, and should be: closing them first costs more. Says of each whether there was one. May
 /// wait as well, and for one as long as for many.
 pub fn remove(netns: &Netns, settings: &[Settings]) -> Vec<Result<bool, OpenError>> {
-    let tap = |settings: &'_ Settings| matches!(settings, Settings::Tap(_));
-    let taps: Vec<&tap::Settings> = settings
-        .iter()
-        .filter_map(|settings| match settings {
-            Settings::Tap(tap) => Some(tap),
-            _ => None,
-        })
-        .collect();
-    let mut removed = if taps.is_empty() { Vec::new() } else { tap::remove(netns, &taps) }.into_iter();
-    // What others own is theirs to delete.
-    settings
-        .iter()
-        .map(|settings| if tap(settings) { removed.next().unwrap_or(Ok(false)) } else { Ok(false) })
-        .collect()
+    let taps = settings.iter().filter_map(|settings| match settings {
+        Settings::Tap(tap) => Some(tap),
+        Settings::Xdp(_) | Settings::Packet(_) => None,
+    });
+    let mut removed = tap::remove(netns, &taps.collect::<Vec<_>>()).into_iter();
+    let mut of = |settings: &Settings| if settings.is_of_others() { None } else { removed.next() };
+    settings.iter().map(|settings| of(settings).unwrap_or(Ok(false))).collect()
 }
 
 /// What became of something that was to be removed.
@@ -210,11 +220,12 @@ pub fn remove_left(at: &Whereabouts, port: &str) -> Result<Removal, OpenError> {
     tap::remove_left(at, port)
 }
 
-/// Gives the netdev of an open device the address and MTU that `settings` ask for. May wait as well.
+/// Gives the netdev of an open device the address and MTU that `settings` ask for, unless it is one
+/// that others own. May wait as well.
 pub fn adjust(settings: &Settings) -> Result<(), OpenError> {
     match settings {
         Settings::Tap(tap) => tap::adjust(tap),
-        // Others own the netdev, and it is as they have it.
+        // Others own it.
         Settings::Xdp(_) | Settings::Packet(_) => Ok(()),
     }
 }
@@ -241,6 +252,12 @@ pub trait Device: Send {
 
     /// What frames it can send.
     fn abilities(&self) -> Abilities;
+
+    /// Frames that came in and were lost before they could be received, since this was last asked, as
+    /// far as the device knows. Most have a netdev that counts them, and know of none.
+    fn missed(&mut self) -> u64 {
+        0
+    }
 }
 
 /// What a device can do with the frames it is to send.
@@ -265,5 +282,8 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn abilities(&self) -> Abilities {
         (**self).abilities()
+    }
+    fn missed(&mut self) -> u64 {
+        (**self).missed()
     }
 }

@@ -1,8 +1,8 @@
 //! A burst of frames, and the memory that a burst may borrow.
 
 use super::Cache;
-use super::descriptor::{Frame, Tail};
-use crate::wire::Offload;
+use super::descriptor::{Frame, TAG_AT, Tail};
+use crate::wire::{Offload, Vid};
 
 /// Frames in a burst, at most.
 pub const BURST: usize = 64;
@@ -10,6 +10,11 @@ pub const BURST: usize = 64;
 /// Bytes after which a burst ends early. What has been read is written out again soon; a burst of
 /// super-frames that outgrew the processor's cache would be fetched from memory a second time.
 pub const BURST_BYTES: usize = 256 << 10;
+
+/// Bytes that each frame is reckoned as, at least: so those that super-frames stand for, of which an unkind
+/// guest makes many small ones, count for the end of a burst as well. All of them may have to be built.
+const LEAST_BYTES: usize = 1 << 10;
+const _: () = assert!(LEAST_BYTES * BURST < BURST_BYTES, "frames that stand for themselves make no difference");
 
 /// Bytes in front of each frame in a receive buffer: its offload header stands there, so that
 /// header and frame are read, and written again, in one piece.
@@ -83,7 +88,7 @@ impl Batch {
     #[inline(always)]
     pub fn push(&mut self, frame: Frame) {
         let place = self.frames.get_mut(self.len).expect("a burst has at most 64 frames");
-        self.bytes += frame.len() as usize;
+        self.bytes += weight(&frame);
         *place = frame;
         self.len += 1;
     }
@@ -112,12 +117,13 @@ impl Batch {
         let offload = Offload::read(front);
         #[allow(clippy::cast_possible_truncation)] // 64 buffers of 64 KiB and a little
         let mut frame = Frame::landed(buffer as u8, FRONT as u16, len as u32, offload);
+        self.bytes += len;
         if offload.is_pending() {
             frame.measure(Some(&rest[..len]));
+            self.bytes += weight(&frame) - len;
         }
         self.frames[buffer] = frame;
         self.len += 1;
-        self.bytes += len;
         Ok(())
     }
 
@@ -176,17 +182,46 @@ impl Batch {
     /// or to be in two places. `None` when the pool has no slots left.
     pub fn adopt(&self, index: usize, cache: &mut Cache) -> Option<Frame> {
         let view = self.view(index);
-        let (mut part, mut rest) = (view.head, view.tail());
-        cache.build(view.frame.len(), view.frame.offload(), |mut out| {
-            while !out.is_empty() {
-                if part.is_empty() {
-                    part = rest.next().expect("the segments of a frame add up to its length");
-                }
-                let now = part.len().min(out.len());
-                out[..now].copy_from_slice(&part[..now]);
-                (part, out) = (&part[now..], &mut out[now..]);
-            }
-        })
+        gather(std::iter::once(view.head).chain(view.tail()), view.frame.len(), view.frame.offload(), cache)
+    }
+
+    /// The same, with the tag of this VLAN behind its addresses.
+    pub fn adopt_tagged(&self, index: usize, vid: Vid, cache: &mut Cache) -> Result<Frame, Untaggable> {
+        let (view, tag) = (self.view(index), vid.tag());
+        let (addresses, rest) = view.head.split_at_checked(TAG_AT).ok_or(Untaggable::Offsets)?;
+        let (offload, headers) = view.frame.tagged().ok_or(Untaggable::Offsets)?;
+        let parts = [addresses, &tag, rest].into_iter().chain(view.tail());
+        #[allow(clippy::cast_possible_truncation)] // 4
+        let len = view.frame.len() + tag.len() as u32;
+        let mut copy = gather(parts, len, offload, cache).ok_or(Untaggable::NoSlot)?;
+        copy.count_as(view.frame, headers);
+        Ok(copy)
+    }
+
+    /// Takes the tag behind its addresses off the frame at `index`, whatever its type. What its
+    /// offload header says is moved along; if that makes no sense any more, the frame is not sound.
+    /// `false` if it is too short to be a frame without these four bytes.
+    pub fn pop_tag(&mut self, index: usize) -> bool {
+        let frame = &mut self.frames[index];
+        match frame.landing() {
+            Some((buffer, _)) => frame.pop_landed(&mut self.landing[buffer * STRIDE..][..STRIDE]),
+            None => frame.pop_owned(),
+        }
+    }
+
+    /// Puts the tag of this VLAN behind the addresses of the frame at `index`: in place, or, if there
+    /// is no room in front of it, in a copy that takes its place. No lane may have borrowed it.
+    pub fn push_tag(&mut self, index: usize, vid: Vid, cache: &mut Cache) -> Result<(), Untaggable> {
+        let frame = &mut self.frames[index];
+        let done = match frame.landing() {
+            Some((buffer, _)) => frame.push_landed(vid.tag(), &mut self.landing[buffer * STRIDE..][..STRIDE]),
+            None => frame.push_owned(vid.tag()),
+        };
+        if !done {
+            let copy = self.adopt_tagged(index, vid, cache)?;
+            cache.recycle(std::mem::replace(&mut self.frames[index], copy));
+        }
+        Ok(())
     }
 
     /// The frame at `index` as it goes out.
@@ -224,6 +259,42 @@ impl Batch {
         }
         (self.len, self.bytes) = (0, 0);
     }
+}
+
+/// A frame of `len` bytes in slots of its own, from these parts.
+#[inline(always)]
+fn gather<'a>(
+    mut parts: impl Iterator<Item = &'a [u8]>,
+    len: u32,
+    offload: Offload,
+    cache: &mut Cache,
+) -> Option<Frame> {
+    let mut part: &[u8] = &[];
+    cache.build(len, offload, |mut out| {
+        while !out.is_empty() {
+            if part.is_empty() {
+                part = parts.next().expect("the segments of a frame add up to its length");
+            }
+            let now = part.len().min(out.len());
+            out[..now].copy_from_slice(&part[..now]);
+            (part, out) = (&part[now..], &mut out[now..]);
+        }
+    })
+}
+
+/// Why a frame cannot be given a tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Untaggable {
+    /// There is no slot free to copy it to.
+    NoSlot,
+    /// It has no addresses, or what its offload header says would lie too far back.
+    Offsets,
+}
+
+/// Bytes that a frame is reckoned as for the end of a burst.
+#[inline(always)]
+fn weight(frame: &Frame) -> usize {
+    (frame.len() as usize).max(frame.frames() * LEAST_BYTES)
 }
 
 /// A frame as a device sees it that is to send it.
@@ -321,6 +392,32 @@ mod tests {
             land(&mut batch, false, &vec![0; ROOM]);
         }
         assert!(batch.is_full());
+    }
+
+    #[test]
+    fn a_burst_ends_by_the_frames_that_super_frames_stand_for() {
+        let (mut batch, mut cache) = (Batch::new(), Cache::new(Pool::new(64).unwrap()));
+        // TCP over IPv4 in pieces of 10, 128 of them.
+        let header = [1, 1, 54, 0, 10, 0, 34, 0, 16, 0, 0, 0];
+        let mut frame = vec![0x50; 54 + 1280];
+        for owned in [false, true] {
+            for _ in 0..2 {
+                assert!(!batch.is_full());
+                match owned {
+                    true => batch.push(cache.frame(&frame, Offload::read(&header)).unwrap()),
+                    false => land(&mut batch, true, &[&header, &frame[..]].concat()),
+                }
+            }
+            assert_eq!((batch.frame(1).count(), batch.is_full()), (128, true));
+            batch.clear(&mut cache);
+        }
+        // Of the size that frames have, it is their bytes that count.
+        let header = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+        frame.resize(54 + 44 * 1448, 0);
+        for _ in 0..4 {
+            land(&mut batch, true, &[&header, &frame[..]].concat());
+        }
+        assert_eq!((batch.frame(3).count(), batch.is_full()), (44, false));
     }
 
     #[test]

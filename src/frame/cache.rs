@@ -47,8 +47,9 @@ impl Cache {
         self.long_frame(slot, bytes, offload).map(|frame| batch.push(frame)).is_some()
     }
 
+    /// A free slot, which is the caller's now.
     #[inline(always)]
-    fn slot(&mut self) -> Option<u32> {
+    pub(super) fn slot(&mut self) -> Option<u32> {
         match self.stock.pop() {
             Some(slot) => Some(slot),
             None => refill(self.pool, &mut self.stock),
@@ -91,10 +92,22 @@ impl Cache {
         if !std::ptr::eq(pool, self.pool) {
             return self.recycle_chain(pool, slot, false);
         }
+        self.put_back(slot);
+    }
+
+    /// Takes back a slot of its pool that the caller holds.
+    #[inline(always)]
+    pub(super) fn put_back(&mut self, slot: u32) {
         self.stock.push(slot);
         if self.stock.len() > MOST {
             self.give_chunk();
         }
+    }
+
+    /// The pool that its slots are from.
+    #[inline(always)]
+    pub(super) fn pool(&self) -> &'static Pool {
+        self.pool
     }
 
     #[cold]

@@ -6,6 +6,9 @@
 
 #![allow(clippy::cast_possible_truncation)] // lengths within a slot
 
+mod tag;
+pub(super) use tag::TAG_AT;
+
 use super::pool::{NONE, Pool, SLOT};
 use crate::wire::Offload;
 
@@ -88,8 +91,7 @@ impl Frame {
         }
         if offload.is_pending() {
             if len == head {
-                pool.link(at, NONE);
-                frame.place = Place::Chain;
+                frame.become_chain(pool);
             }
             frame.measure(None);
         }
@@ -118,9 +120,11 @@ impl Frame {
         mut slot: impl FnMut() -> Option<u32>,
         mut fill: impl FnMut(&mut [u8]),
     ) -> bool {
-        self.place = Place::Chain;
-        pool.link(self.at, NONE);
-        let (mut left, mut last) = (self.len - self.head(), self.at);
+        let head = SLOT_BYTES - u32::from(self.start);
+        let (mut left, mut last) = (self.len - head, self.at);
+        self.len = head;
+        self.become_chain(pool);
+        self.len += left;
         while left > 0 {
             let Some(at) = slot() else { return false };
             pool.link(at, NONE);
@@ -133,6 +137,42 @@ impl Frame {
             (left, last) = (left - part, at);
         }
         true
+    }
+
+    /// Notes where the first segment ends, so that others can stand behind it. There are none yet.
+    fn become_chain(&mut self, pool: &Pool) {
+        pool.link(self.at, NONE);
+        pool.set_extent(self.at, self.start, self.len as u16);
+        self.place = Place::Chain;
+    }
+
+    /// A frame in a slot that the kernel has written and the caller hands over: `len` bytes from
+    /// `start` on, which lie within it.
+    #[inline(always)]
+    pub(super) fn arrived(pool: &'static Pool, at: u32, start: u16, len: u16) -> Frame {
+        debug_assert!(usize::from(start) + usize::from(len) <= SLOT);
+        Frame::new(Some(pool), at, start, u32::from(len), Offload::NONE, Place::Slot)
+    }
+
+    /// Adds a segment in a slot that the kernel has written and the caller hands over, behind slot
+    /// `last`, which is the last one so far.
+    #[cold]
+    pub(super) fn append(&mut self, pool: &Pool, last: u32, at: u32, start: u16, len: u16) {
+        debug_assert!(usize::from(start) + usize::from(len) <= SLOT);
+        if self.place == Place::Slot {
+            self.become_chain(pool);
+        }
+        pool.set_extent(at, start, len);
+        pool.link(at, NONE);
+        pool.link(last, at);
+        self.len += u32::from(len);
+    }
+
+    /// The slot that holds all of it, and where in it: start and length. `None` for any other
+    /// frame than [`Frame::is_plain_slot`] says.
+    #[inline(always)]
+    pub(super) fn slot(&self) -> Option<(u32, u16, u16)> {
+        (self.place == Place::Slot).then_some((self.at, self.start, self.len as u16))
     }
 
     /// A frame in receive buffer `buffer` of a batch, `len` bytes long. Where its offload header is
@@ -227,7 +267,7 @@ impl Frame {
     #[inline(always)]
     pub(super) fn head(&self) -> u32 {
         match self.place {
-            Place::Chain => self.len.min(SLOT_BYTES - u32::from(self.start)),
+            Place::Chain => self.pool.map_or(0, |pool| u32::from(pool.extent(self.at).1)),
             _ => self.len,
         }
     }
@@ -255,6 +295,12 @@ impl Frame {
     #[inline(always)]
     pub fn is_sound(&self) -> bool {
         self.frames > 0
+    }
+
+    /// How many frames it stands for; none, if its offload header does not fit it.
+    #[inline(always)]
+    pub(super) fn frames(&self) -> usize {
+        usize::from(self.frames)
     }
 
     /// How many frames it counts as: those it will become. One, where its header is a lie.
@@ -301,8 +347,8 @@ impl Frame {
         if self.place != Place::Slot {
             return None;
         }
-        // SAFETY: the slot is this frame's, and bytes are written only while it is built; all of it
-        // lies within the slot: `build` and `small` saw to that.
+        // SAFETY: the slot is this frame's, and only who has the frame to himself writes it; all of it
+        // lies within the slot: `build` and `small` saw to that, and a tag moves its start only.
         self.pool.map(|pool| unsafe { pool.bytes(self.at, self.start, self.len as u16) })
     }
 
@@ -310,7 +356,7 @@ impl Frame {
     #[inline(always)]
     pub(super) fn owned_head(&self) -> &[u8] {
         match self.pool {
-            // SAFETY: the slot is this frame's, and bytes are written only while it is built. The
+            // SAFETY: the slot is this frame's, and only who has the frame to himself writes it. The
             // first segment ends within its slot: `build` saw to that.
             Some(pool) => unsafe { pool.bytes(self.at, self.start, self.head() as u16) },
             None => &[],
@@ -360,7 +406,7 @@ impl Frame {
 }
 
 /// The segments of a frame behind its first one.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Tail<'a> {
     pool: Option<&'static Pool>,
     at: u32,
@@ -375,8 +421,8 @@ impl<'a> Iterator for Tail<'a> {
         let at = self.at;
         self.at = pool.after(at);
         let (start, len) = pool.extent(at);
-        // SAFETY: the slot is in the chain of the frame, which outlives this iterator, and bytes
-        // are written only while a frame is built.
+        // SAFETY: the slot is in the chain of the frame, which outlives this iterator, and only who has
+        // the frame to himself writes its slots.
         Some(unsafe { pool.bytes(at, start, len) })
     }
 }

@@ -1,5 +1,8 @@
 //! What one port is about to send: a lane of the worker's outbox.
 
+use std::ops::AddAssign;
+use std::slice;
+
 use super::descriptor::Frame;
 use super::{Batch, Cache, View};
 
@@ -23,6 +26,8 @@ pub enum Fate {
     Refused,
     /// The device is there, but its link is down.
     LinkDown,
+    /// It would have had to be copied, and there was no slot free.
+    NoBuffer,
 }
 
 /// What became of a lane, counted in frames as [`Frame::count`] has it.
@@ -38,6 +43,8 @@ pub struct Sent {
     pub refused: u64,
     /// Frames that found the link down.
     pub link_down: u64,
+    /// Frames for which there was no slot to copy them to.
+    pub no_buffer: u64,
 }
 
 impl Lane {
@@ -92,8 +99,37 @@ impl Lane {
     }
 
     /// The frames that wait, in order.
-    pub fn views<'a>(&'a self, batch: &'a Batch) -> impl Iterator<Item = View<'a>> {
-        self.entries[..self.len].iter().map(|entry| view(entry, batch))
+    pub fn views<'a>(&'a self, batch: &'a Batch) -> Views<'a> {
+        Views { entries: self.entries[..self.len].iter(), batch }
+    }
+
+    /// The frame at `place`: how it would go out.
+    ///
+    /// # Panics
+    ///
+    /// When none waits there.
+    #[inline]
+    pub fn view<'a>(&'a self, place: usize, batch: &'a Batch) -> View<'a> {
+        view(&self.entries[..self.len][place], batch)
+    }
+
+    /// Moves the frame at `place`, whether owned or borrowed, to the end of another lane. It is to be
+    /// looked at no more; [`Lane::clear`] ends this.
+    ///
+    /// # Panics
+    ///
+    /// When none waits there.
+    #[inline]
+    pub fn pass_on(&mut self, place: usize, to: &mut Lane) {
+        to.take_in(&mut self.entries[..self.len][place]);
+    }
+
+    /// Ends the lane: what is still here goes home.
+    pub fn clear(&mut self, cache: &mut Cache) {
+        for entry in &mut self.entries[..self.len] {
+            cache.recycle_from(entry);
+        }
+        self.len = 0;
     }
 
     /// Shows each frame to `send`, in order, and sees to what comes of it. The lane is empty
@@ -126,6 +162,129 @@ impl Lane {
         }
         Sent { frames: rest.frames + plain, bytes: rest.bytes + plain_bytes, ..rest }
     }
+
+    /// Shows the frames to `send`, which sends as many of them in one call as it can; those behind
+    /// these are shown again, until there are none. The lane is empty afterwards: what could not be
+    /// sent is dropped, and counted. For the frames behind one that found the link down, or no room,
+    /// it would be the same.
+    #[inline]
+    pub fn send_bursts(
+        &mut self,
+        batch: &Batch,
+        cache: &mut Cache,
+        mut send: impl FnMut(Views<'_>) -> Progress,
+    ) -> Sent {
+        let mut all = Sent::default();
+        let mut waiting = &mut self.entries[..self.len];
+        self.len = 0;
+        while !waiting.is_empty() {
+            let progress = send(Views { entries: waiting.iter(), batch });
+            let (sent, rest) = waiting.split_at_mut(progress.sent.min(waiting.len()));
+            let stalled = sent.is_empty() && matches!(progress.then, Fate::Sent);
+            for entry in sent {
+                let (count, size) = frame_of(entry, batch).counts();
+                all.frames += count;
+                all.bytes += size;
+                cache.recycle_from(entry);
+            }
+            let (fate, failed) = match progress.then {
+                // It would be shown the same frames for ever.
+                _ if stalled => (Fate::Full, rest.len()),
+                Fate::Sent => (Fate::Sent, 0),
+                Fate::Refused => (Fate::Refused, rest.len().min(1)),
+                fate => (fate, rest.len()),
+            };
+            let (failed, rest) = rest.split_at_mut(failed);
+            for entry in failed {
+                all.note(fate, frame_of(entry, batch).count());
+                cache.recycle_from(entry);
+            }
+            waiting = rest;
+        }
+        all
+    }
+}
+
+/// How far a device got with the frames that it was shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// So many of them are on their way, from the first on.
+    pub sent: usize,
+    /// What became of the one behind these; [`Fate::Sent`] if it has not been tried.
+    pub then: Fate,
+}
+
+/// Frames that wait, in order.
+#[derive(Debug, Clone)]
+pub struct Views<'a> {
+    entries: slice::Iter<'a, Frame>,
+    batch: &'a Batch,
+}
+
+impl<'a> Iterator for Views<'a> {
+    type Item = View<'a>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<View<'a>> {
+        self.entries.next().map(|entry| view(entry, self.batch))
+    }
+}
+
+impl Lane {
+    /// For a device that takes the slots themselves: `send` is shown frames that own theirs, and
+    /// takes them out of their places. A frame that is lent, or that others get as well, is copied first.
+    #[inline(always)]
+    pub fn send_owned(&mut self, batch: &Batch, cache: &mut Cache, mut send: impl FnMut(&mut Frame) -> bool) -> Sent {
+        let mut sent = Sent::default();
+        let mut waiting = self.entries[..self.len].iter_mut();
+        self.len = 0;
+        for entry in &mut waiting {
+            if !entry.is_owned() {
+                match copy(entry, batch, cache) {
+                    Some(copy) => *entry = copy,
+                    None => {
+                        sent.note(Fate::NoBuffer, frame_of(entry, batch).count());
+                        cache.recycle_from(entry);
+                        continue;
+                    }
+                }
+            }
+            let len = entry.len();
+            if !send(entry) {
+                sent.note(Fate::Full, entry.count());
+                cache.recycle_from(entry);
+                break;
+            }
+            sent.frames += 1;
+            sent.bytes += u64::from(len);
+        }
+        for entry in waiting {
+            sent.note(Fate::Full, frame_of(entry, batch).count());
+            cache.recycle_from(entry);
+        }
+        sent
+    }
+}
+
+/// A copy of a frame of the burst, in slots of its own.
+#[inline(never)]
+fn copy(entry: &Frame, batch: &Batch, cache: &mut Cache) -> Option<Frame> {
+    let index = entry.borrow()?;
+    match batch.view(index) {
+        view if view.is_one_piece() => cache.frame(view.head, view.frame.offload()),
+        _ => batch.adopt(index, cache),
+    }
+}
+
+impl AddAssign for Sent {
+    fn add_assign(&mut self, more: Sent) {
+        self.frames += more.frames;
+        self.bytes += more.bytes;
+        self.full += more.full;
+        self.refused += more.refused;
+        self.link_down += more.link_down;
+        self.no_buffer += more.no_buffer;
+    }
 }
 
 impl Sent {
@@ -136,6 +295,7 @@ impl Sent {
             Fate::Sent => {}
             Fate::Refused => self.refused += count,
             Fate::LinkDown => self.link_down += count,
+            Fate::NoBuffer => self.no_buffer += count,
             Fate::Full => self.full += count,
         }
         fate != Fate::Full
@@ -161,6 +321,35 @@ mod tests {
     use super::*;
     use crate::frame::Pool;
     use crate::wire::Offload;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_lane_may_end_in_another() {
+        let pool = Pool::new(16).unwrap();
+        let mut cache = Cache::new(pool);
+        let mut batch = Batch::new();
+        batch.push(cache.frame(&[1; 60], Offload::NONE).unwrap());
+        let (mut lane, mut other) = (Lane::with_capacity(8), Lane::with_capacity(8));
+        lane.borrow(0);
+        for (value, len) in [(2, 60), (3, 60), (4, 9000)] {
+            lane.push(cache.frame(&[value; 9000][..len], Offload::NONE).unwrap());
+        }
+        for place in [0, 1, 3] {
+            lane.pass_on(place, &mut other);
+        }
+        assert_eq!(lane.view(2, &batch).head, [3; 60]);
+        lane.clear(&mut cache);
+        assert!(lane.is_empty());
+        assert_eq!(
+            other.views(&batch).map(|view| (view.head[0], view.frame.len())).collect::<Vec<_>>(),
+            [(1, 60), (2, 60), (4, 9000)]
+        );
+        other.clear(&mut cache);
+        batch.clear(&mut cache);
+        drop(cache);
+        assert_eq!(pool.free(), 16);
+    }
 
     #[test]
     fn what_does_not_fit_is_counted_and_goes_home() {
@@ -183,10 +372,83 @@ mod tests {
             }
         });
         assert_eq!(seen, [1, 2, 3, 4, 5]);
-        assert_eq!(sent, Sent { frames: 3, bytes: 180, full: 1, refused: 1, link_down: 0 });
+        assert_eq!(sent, Sent { frames: 3, bytes: 180, full: 1, refused: 1, ..Sent::default() });
         assert!(lane.is_empty());
         batch.clear(&mut cache);
         drop(cache);
         assert_eq!(pool.free(), 16);
+    }
+
+    /// What a device does with one frame after the other, by the numbers in them.
+    fn fate(number: u8) -> Fate {
+        match number % 8 {
+            5 => Fate::Refused,
+            6 => Fate::Full,
+            7 => Fate::LinkDown,
+            _ => Fate::Sent,
+        }
+    }
+
+    proptest! {
+        /// A device that sends `most` frames in a call: the same as one after the other, but that a
+        /// link which is down is asked once only.
+        #[test]
+        fn bursts_fare_as_single_frames_do(numbers in vec(any::<u8>(), 0..40), most in 1usize..9, lent in any::<bool>()) {
+            let pool = Pool::new(128).unwrap();
+            let mut cache = Cache::new(pool);
+            let mut batch = Batch::new();
+            let mut lane = Lane::with_capacity(64);
+            let mut seen = Vec::new();
+            let mut results = Vec::new();
+            for bursts in [false, true] {
+                for (index, &number) in numbers.iter().enumerate() {
+                    let frame = cache.frame(&[number; 60], Offload::NONE).unwrap();
+                    if lent {
+                        batch.push(frame);
+                        lane.borrow(u8::try_from(index).unwrap());
+                    } else {
+                        lane.push(frame);
+                    }
+                }
+                let mut sent_ones = Vec::new();
+                results.push(if bursts {
+                    lane.send_bursts(&batch, &mut cache, |views| {
+                        let shown: Vec<u8> = views.take(most).map(|view| view.head[0]).collect();
+                        let sent = shown.iter().take_while(|&&number| fate(number) == Fate::Sent).count();
+                        sent_ones.extend(&shown[..sent]);
+                        Progress { sent, then: shown.get(sent).map_or(Fate::Sent, |&number| fate(number)) }
+                    })
+                } else {
+                    let mut down = false;
+                    lane.send_each(&batch, &mut cache, |view| {
+                        down |= fate(view.head[0]) == Fate::LinkDown;
+                        let fate = if down { Fate::LinkDown } else { fate(view.head[0]) };
+                        sent_ones.extend((fate == Fate::Sent).then_some(view.head[0]));
+                        fate
+                    })
+                });
+                seen.push(sent_ones);
+                prop_assert!(lane.is_empty());
+                batch.clear(&mut cache);
+            }
+            prop_assert_eq!(results[0], results[1]);
+            prop_assert_eq!(&seen[0], &seen[1]);
+            drop(cache);
+            prop_assert_eq!(pool.free(), 128);
+        }
+    }
+
+    #[test]
+    fn a_device_that_gets_nowhere_is_asked_once() {
+        let pool = Pool::new(16).unwrap();
+        let mut cache = Cache::new(pool);
+        let mut lane = Lane::with_capacity(8);
+        (0..3).for_each(|_| lane.push(cache.frame(&[1; 60], Offload::NONE).unwrap()));
+        let mut asked = 0;
+        let sent = lane.send_bursts(&Batch::new(), &mut cache, |_| {
+            asked += 1;
+            Progress { sent: 0, then: Fate::Sent }
+        });
+        assert_eq!((asked, sent), (1, Sent { full: 3, ..Sent::default() }));
     }
 }

@@ -12,18 +12,21 @@
 //!                      Lane: what one port sends in one go ──► device.transmit
 //! ```
 //!
-//! Slots go home to the worker's [`Cache`], and from there in chunks to the pool.
+//! Slots go home to the worker's [`Cache`], and from there in chunks to the pool. Those that are left to
+//! the kernel, to be received into or to be sent, go through an [`Exchange`].
 
 mod batch;
 mod cache;
 mod descriptor;
+mod exchange;
 mod lane;
 mod pool;
 mod prefetch;
 
-pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, View};
+pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, Untaggable, View};
 pub use cache::Cache;
 pub use descriptor::{Frame, Tail};
-pub use lane::{Fate, Lane, Sent};
+pub use exchange::{Copying, Exchange};
+pub use lane::{Fate, Lane, Progress, Sent, Views};
 pub use pool::{Pool, SLOT};
 pub use prefetch::prefetch;

@@ -3,8 +3,8 @@
 //! One mapping of 4 KiB slots serves the whole process, and lives as long: it is leaked on
 //! purpose, so that a frame can point at it without counting. A slot is either free, and then in
 //! the pool's list or in a worker's [`Cache`](super::Cache), or it belongs to exactly one
-//! [`Frame`](super::Frame). Only the holder of a slot reads or writes its bytes; that is the invariant which
-//! every `unsafe` block of this room leans on.
+//! [`Frame`](super::Frame), or an [`Exchange`](super::Exchange) has left it to the kernel. Only the holder of a
+//! slot reads or writes its bytes; that is the invariant which every `unsafe` block of this room leans on.
 //!
 //! The free list is a stack of *chunks*: chains of slots linked by `next`, so that a worker and
 //! the pool exchange many slots with one compare-and-swap and nobody locks or allocates. The top
@@ -16,11 +16,14 @@
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::sys::memory::{Mapping, Pages};
+use crate::sys::xsk::{self, Umem};
 
 /// Bytes of one slot: a page, and the chunk of an AF_XDP UMEM.
 pub const SLOT: usize = 4096;
+const _: () = assert!(SLOT == xsk::CHUNK as usize);
 
 /// Slots of a chunk on the free list, at first. Later chunks may be shorter.
 pub(super) const CHUNK: u32 = 64;
@@ -30,7 +33,7 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// The arena that all frames of a process share.
 pub struct Pool {
-    memory: Mapping,
+    memory: &'static Mapping,
     slots: u32,
     /// Behind a slot: the next one of the same frame or of the same free chunk. Written by whoever
     /// holds the slot.
@@ -41,7 +44,17 @@ pub struct Pool {
     below: Box<[AtomicU32]>,
     /// The topmost free chunk: tag × 2^32 + slot.
     top: AtomicU64,
+    /// The ledger: which [`Exchange`](super::Exchange) has left a slot to the kernel, by its number;
+    /// [`HERE`] for slots that the kernel has nothing to do with.
+    lent: Box<[AtomicU32]>,
+    /// How many exchanges there have been.
+    exchanges: AtomicU32,
+    /// The registration with the kernel, from when it is first needed.
+    umem: Mutex<Option<Arc<Umem>>>,
 }
+
+/// No exchange has left this slot to the kernel.
+pub(super) const HERE: u32 = 0;
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -56,9 +69,19 @@ fn table(len: u32) -> Box<[AtomicU32]> {
 impl Pool {
     /// A pool of `slots` slots, for the life of the process.
     pub fn new(slots: u32) -> io::Result<&'static Pool> {
-        let memory = Mapping::new(slots as usize * SLOT)?;
+        let memory: &'static Mapping = Box::leak(Box::new(Mapping::new(slots as usize * SLOT)?));
         let (next, extent, below) = (table(slots), table(slots), table(slots));
-        let pool = Pool { memory, slots, next, extent, below, top: AtomicU64::new(u64::from(NONE)) };
+        let pool = Pool {
+            memory,
+            slots,
+            next,
+            extent,
+            below,
+            top: AtomicU64::new(u64::from(NONE)),
+            lent: (0..slots).map(|_| AtomicU32::new(HERE)).collect(),
+            exchanges: AtomicU32::new(HERE),
+            umem: Mutex::new(None),
+        };
         for first in (0..slots).step_by(CHUNK as usize).rev() {
             let last = (first + CHUNK).min(slots);
             for slot in first..last - 1 {
@@ -93,6 +116,41 @@ impl Pool {
             chunk = self.below[chunk as usize].load(Ordering::Relaxed);
         }
         free
+    }
+
+    /// The pool as memory that AF_XDP sockets share. When it is first asked for, all of the pool is
+    /// taken from the system and pinned.
+    pub(super) fn umem(&self) -> io::Result<Arc<Umem>> {
+        let mut umem = self.umem.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*umem {
+            Some(umem) => Ok(Arc::clone(umem)),
+            None => {
+                let registered = Arc::new(Umem::register(self.memory, self.slots as usize * SLOT)?);
+                Ok(Arc::clone(umem.insert(registered)))
+            }
+        }
+    }
+
+    /// A number for an exchange, by which the ledger knows it. One is used again after 2^32.
+    pub(super) fn number_exchange(&self) -> u32 {
+        loop {
+            let number = self.exchanges.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+            if number != HERE {
+                return number;
+            }
+        }
+    }
+
+    /// Which exchange has left this slot to the kernel; [`HERE`] if none has, or there is no such slot.
+    #[inline(always)]
+    pub(super) fn lent(&self, slot: u32) -> u32 {
+        self.lent.get(slot as usize).map_or(HERE, |lent| lent.load(Ordering::Relaxed))
+    }
+
+    /// Notes which exchange has a slot that the caller holds, or that none has it.
+    #[inline(always)]
+    pub(super) fn set_lent(&self, slot: u32, exchange: u32) {
+        self.lent[slot as usize].store(exchange, Ordering::Relaxed);
     }
 
     pub(super) fn link(&self, slot: u32, next: u32) {

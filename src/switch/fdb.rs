@@ -23,7 +23,7 @@
 //! form a list from the oldest to the newest, linked in an array of its own to keep the part that
 //! is read small. 40 bytes a station in all.
 
-use super::rules::place;
+use super::pins::place;
 use super::{MOST_NETWORKS, MOST_PORTS, PortId, Secret, Station};
 use crate::frame::prefetch;
 use crate::sys::memory::prefer_huge_pages;

@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
+use super::carrier::is_of_the_wire;
 use super::rules::Port;
-use super::{DropReason, Fdb, Learned, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
+use super::{DropReason, Fdb, Flood, Learned, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
 use crate::frame::{BURST, Batch, Frame};
 use crate::time::Moment;
 use crate::wire::{Header, Mac, TAG_LEN, tags};
@@ -28,12 +29,12 @@ pub struct Sighting {
 /// The rules, and what one worker remembers.
 #[derive(Debug)]
 pub struct Switch {
-    rules: Arc<Rules>,
-    fdb: Fdb,
+    pub(super) rules: Arc<Rules>,
+    pub(super) fdb: Fdb,
     /// What other workers are to be told, since they were last told. At most a burst.
-    news: Vec<Sighting>,
+    pub(super) news: Vec<Sighting>,
     /// Room for what the frames of a burst ask.
-    questions: Box<[Question; BURST]>,
+    pub(super) questions: Box<[Question; BURST]>,
 }
 
 impl Switch {
@@ -107,17 +108,22 @@ impl Switch {
         });
     }
 
-    /// Judges the burst that came in at port `from`: one verdict per frame, in its place.
+    /// Judges the burst that came in at port `from`: one verdict per frame, in its place. If `from` is a
+    /// carrier, it takes off the tags by which networks are told apart there, and says how many bytes
+    /// these were.
     ///
     /// In two rounds, so that neither has too much in mind: first what the frames say of themselves,
     /// then, where that is sane, what the tables say of them.
     #[inline(never)] // with registers of its own
-    pub fn judge_burst(&mut self, from: PortId, batch: &Batch, now: Moment, verdicts: &mut Verdicts) {
+    pub fn judge_burst(&mut self, from: PortId, batch: &mut Batch, now: Moment, verdicts: &mut Verdicts) -> u64 {
         // 1. port open, admin up
         let port = match self.rules.compiled(from) {
             Some(port) if port.rules.admin_up => port,
-            Some(_) => return verdicts.fill(Verdict::Drop(DropReason::AdminDown)),
-            None => return verdicts.fill(Verdict::Drop(DropReason::PortClosed)),
+            Some(_) => {
+                verdicts.fill(Verdict::Drop(DropReason::AdminDown));
+                return 0;
+            }
+            None => return self.judge_carried(from, batch, now, verdicts),
         };
         let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
         let questions = &mut self.questions[..batch.len()];
@@ -131,6 +137,7 @@ impl Switch {
                 *verdict = judge.answer(question);
             }
         }
+        0
     }
 }
 
@@ -150,7 +157,7 @@ fn ask(rules: &Rules, port: &Port, batch: &Batch, verdicts: &mut Verdicts, quest
 
 /// What a frame says of itself.
 #[inline(always)]
-fn read(port: &Port, frame: &Frame, head: &[u8]) -> Result<Header, DropReason> {
+pub(super) fn read(port: &Port, frame: &Frame, head: &[u8]) -> Result<Header, DropReason> {
     use DropReason::*;
     // 2. header sane
     let Some(header) = Header::read(head) else { return Err(Runt) };
@@ -183,7 +190,7 @@ fn fits(port: &Port, frame: &Frame, head: &[u8]) -> Result<(), DropReason> {
 
 /// What a sane frame asks the tables: may this source be here, and where is this destination?
 #[derive(Debug, Clone, Copy)]
-struct Question {
+pub(super) struct Question {
     source: Station,
     destination: Station,
     source_hash: u64,
@@ -192,7 +199,7 @@ struct Question {
 
 impl Question {
     /// None to be asked: the frame has its verdict.
-    const NONE: Question =
+    pub(super) const NONE: Question =
         Question { source: Station::NONE, destination: Station::NONE, source_hash: 0, destination_hash: 0 };
 
     #[inline(always)]
@@ -201,7 +208,7 @@ impl Question {
     }
 
     #[inline(always)]
-    fn new(rules: &Rules, port: &Port, header: &Header) -> Question {
+    pub(super) fn new(rules: &Rules, port: &Port, header: &Header) -> Question {
         let source = Station::new(port.rules.network, header.source);
         let destination = Station::new(port.rules.network, header.destination);
         let (source_hash, destination_hash) = (rules.hash(source), rules.hash(destination));
@@ -212,7 +219,7 @@ impl Question {
 /// Fetches what the questions of a burst will look up, where the tables are too large to be at
 /// hand. Two rounds, as the second needs what the first has fetched: index, entries.
 #[inline]
-fn fetch_ahead(rules: &Rules, fdb: &Fdb, questions: &[Question]) {
+pub(super) fn fetch_ahead(rules: &Rules, fdb: &Fdb, questions: &[Question]) {
     let pins_are_cold = rules.pins().bytes() > WARM;
     if fdb.len() * 40 <= WARM && !pins_are_cold {
         return;
@@ -232,22 +239,22 @@ fn fetch_ahead(rules: &Rules, fdb: &Fdb, questions: &[Question]) {
 }
 
 /// What the frames of one burst have in common.
-struct Judge<'a> {
-    rules: &'a Rules,
-    port: &'a Port,
-    fdb: &'a mut Fdb,
-    news: &'a mut Vec<Sighting>,
+pub(super) struct Judge<'a> {
+    pub(super) rules: &'a Rules,
+    pub(super) port: &'a Port,
+    pub(super) fdb: &'a mut Fdb,
+    pub(super) news: &'a mut Vec<Sighting>,
     /// In seconds.
-    now: u32,
+    pub(super) now: u32,
     /// When a station must have been heard to be remembered, in seconds.
-    oldest: u32,
+    pub(super) oldest: u32,
 }
 
 impl Judge<'_> {
     /// Everything that the tables decide about a frame, in the order in which it is decided. The
     /// order is the policy: nothing is learned from a frame that may not be here.
     #[inline(always)]
-    fn answer(&mut self, q: &Question) -> Verdict {
+    pub(super) fn answer(&mut self, q: &Question) -> Verdict {
         let port = self.port;
         // 6. and 7. guard, port security; a port's own pin passes both and need not be learned
         let mut learn = false;
@@ -274,7 +281,10 @@ impl Judge<'_> {
             return Verdict::To(to);
         }
         // Whoever this is, it is behind the port that the frame came from: it sent it.
-        if q.destination == q.source { Verdict::Drop(DropReason::Hairpin) } else { Verdict::Flood }
+        if q.destination == q.source {
+            return Verdict::Drop(DropReason::Hairpin);
+        }
+        Verdict::Flood(Flood { from: port.rules.id, inside: is_of_the_wire(q.destination.mac()) })
     }
 
     /// Whether a source that is not the port's own pin is one that the port may use, and then

@@ -3,19 +3,25 @@
 //! memory with a made-up clock.
 //!
 //! [`Switch::judge_burst`] gives each frame of a burst its [`Verdict`]; the worker carries it out.
+//! A frame from a carrier ([`CarrierRules`]) loses its outer tag at that, and is judged as one of the port
+//! for which the tag stands.
+//!
 //! Settings live in [`Rules`], which never change, only get replaced; state lives in the
 //! [`Switch`]: the [`Fdb`], one per worker. The two never mix.
 
 #![forbid(unsafe_code)]
 
+mod carrier;
 mod fdb;
 mod judge;
 mod names;
+mod pins;
 mod rules;
 mod verdict;
 
+pub use carrier::CarrierRules;
 pub use fdb::{Fdb, Learned, Limits, Seen};
 pub use judge::{Sighting, Switch};
 pub use names::{MOST_NETWORKS, MOST_PORTS, NetworkId, PortId, Secret, Station};
-pub use rules::{CarrierRules, NetworkRules, Owner, PortRules, Reach, Role, Rules, Security};
-pub use verdict::{DropReason, Verdict, Verdicts};
+pub use rules::{NetworkRules, Owner, PortRules, Reach, Role, Rules, Security};
+pub use verdict::{DropReason, Flood, Verdict, Verdicts};

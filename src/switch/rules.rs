@@ -2,8 +2,9 @@
 //! form in which it is asked. Immutable; a change is a new set of rules, the same for all workers.
 //!
 //! *Flood lists.* The members of a network stand in one list, siblings (the ports of one VM) next
-//! to each other. Each port knows the stretch of the list that it must not flood to: at first
-//! only itself. So a flood is two slices, and the loop over them has no policy left in it.
+//! to each other, uplinks last. Each port knows the stretch of the list that it must not flood to: at
+//! first only itself, and an uplink all uplinks. So a flood is two slices, and the loop over them has
+//! no policy left in it.
 //!
 //! *Pins.* The address of each port is pinned to it, and so are allowed addresses that no other
 //! port of the network shares. A pin is found here and never in the table of learned stations;
@@ -11,8 +12,9 @@
 
 use std::collections::HashMap;
 
-use super::{Limits, MOST_PORTS, NetworkId, PortId, Secret, Station};
-use crate::frame::prefetch;
+use super::carrier::{Carrier, CarrierRules, Carriers};
+use super::pins::Pins;
+use super::{DropReason, Flood, Limits, MOST_PORTS, NetworkId, PortId, Secret, Station};
 use crate::wire::{HEADER_LEN, Mac, Vid};
 
 /// Whose port it is: ports of one owner on one network are siblings.
@@ -28,6 +30,30 @@ pub enum Security {
     Mac(Box<[Mac]>),
 }
 
+/// What a port is to its network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// An interface of a VM.
+    Vif,
+    /// A way to the outside. It has no address of its own, any source may come from there, and what
+    /// comes by one uplink does not leave by another.
+    Uplink,
+}
+
+/// By which device the frames of a port come and go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// By one of its own.
+    Own,
+    /// By one that carries several ports.
+    Carried {
+        /// That device: the one by which frames leave. They may come by others as well.
+        carrier: PortId,
+        /// The VLAN id that frames have on it; `None`: untagged.
+        vlan: Option<Vid>,
+    },
+}
+
 /// What is asked about a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortRules {
@@ -37,7 +63,7 @@ pub struct PortRules {
     pub network: NetworkId,
     /// Its VM.
     pub owner: Owner,
-    /// Its own address.
+    /// Its own address, which is pinned to it. An uplink has none: zero.
     pub mac: Mac,
     /// Which sources it may use.
     pub security: Security,
@@ -45,48 +71,17 @@ pub struct PortRules {
     pub admin_up: bool,
     /// The worker through which others reach its device; `None` while it has none.
     pub worker: Option<u16>,
-    /// What it is.
+    /// What it is to its network.
     pub role: Role,
-    /// How frames leave for it.
+    /// By which device its frames come and go.
     pub reach: Reach,
 }
 
-/// What a port is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
-    /// An interface of a VM.
-    Vif,
-    /// The outside: it has no address of its own, and may use every source.
-    Uplink,
-}
-
-/// How frames leave for a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
-    /// By a device of its own.
-    Own,
-    /// By the device of a carrier.
-    Carried {
-        /// The carrier.
-        carrier: PortId,
-        /// The tag that they get; `None`: they go untagged.
-        vlan: Option<Vid>,
-    },
-}
-
-/// A device that carries several networks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CarrierRules {
-    /// Its name: that of its gates.
-    pub id: PortId,
-    /// Whether control wants it to carry frames.
-    pub admin_up: bool,
-    /// The worker through which others reach its device; `None` while it has none.
-    pub worker: Option<u16>,
-    /// Whether another one of its group carries the frames.
-    pub standby: bool,
-    /// By the tag that frames have on it: the port on their network.
-    pub ports: Vec<(Option<Vid>, PortId)>,
+impl PortRules {
+    /// Whether it is a way to the outside.
+    pub fn is_uplink(&self) -> bool {
+        self.role == Role::Uplink
+    }
 }
 
 /// What is asked about a network.
@@ -123,6 +118,12 @@ pub(super) struct Port {
 }
 
 impl Port {
+    /// Whether it is a way to the outside.
+    #[inline]
+    pub(super) fn is_uplink(&self) -> bool {
+        self.rules.is_uplink()
+    }
+
     /// Whether port security lets this source pass.
     #[inline]
     pub(super) fn allows(&self, source: Mac) -> bool {
@@ -136,7 +137,10 @@ impl Port {
 #[derive(Debug)]
 struct Network {
     rules: NetworkRules,
+    /// Uplinks last.
     members: Box<[PortId]>,
+    /// How many members are no uplinks.
+    inside: usize,
 }
 
 /// What control wants of the switch.
@@ -148,7 +152,7 @@ pub struct Rules {
     open: Box<[PortId; MOST_PORTS]>,
     networks: Box<[Option<Network>]>,
     pins: Pins,
-    carriers: Box<[CarrierRules]>,
+    carriers: Carriers,
 }
 
 impl Rules {
@@ -156,61 +160,68 @@ impl Rules {
     ///
     /// # Panics
     ///
-    /// When a port names a network that is not there, or two things the same place: admission
-    /// has refused such configurations long before.
+    /// When a port names a network or a carrier that is not there, two things the same place, a carrier
+    /// a port that it cannot carry, or an uplink is not carried: admission has refused such
+    /// configurations long before.
     pub fn compile(
         secret: Secret,
         networks: Vec<NetworkRules>,
         mut ports: Vec<PortRules>,
         carriers: Vec<CarrierRules>,
     ) -> Rules {
-        // Siblings next to each other; the sort is stable, so that the order asked for is kept.
-        ports.sort_by_key(|port| (port.network.index(), port.owner));
+        // Uplinks last, and siblings next to each other; the sort is stable, so that the order asked
+        // for is kept.
+        ports.sort_by_key(|port| (port.network.index(), port.role, port.owner));
         let pins = Pins::new(secret, &ports);
+        let carriers = Carriers::new(carriers, &ports);
 
-        let mut members: HashMap<NetworkId, Vec<PortId>> = HashMap::new();
+        let mut members: HashMap<NetworkId, (Vec<PortId>, usize)> = HashMap::new();
         // Where each stands among the members of its network.
         let mut stands: HashMap<PortId, usize> = HashMap::new();
-        for port in ports.iter().filter(|port| port.admin_up && port.worker.is_some()) {
-            let members = members.entry(port.network).or_default();
+        for port in ports.iter().filter(|port| port.admin_up && port.worker.is_some() && carriers.let_out(port)) {
+            let (members, inside) = members.entry(port.network).or_default();
             stands.insert(port.id, members.len());
             members.push(port.id);
+            *inside += usize::from(!port.is_uplink());
         }
         let mut table: Vec<Option<Network>> = Vec::new();
         for rules in networks {
             let place = rules.id.index();
             table.resize_with(table.len().max(place + 1), || None);
             assert!(table[place].is_none(), "two networks at one place");
-            let members = members.remove(&rules.id).unwrap_or_default().into();
-            table[place] = Some(Network { rules, members });
+            let (members, inside) = members.remove(&rules.id).unwrap_or_default();
+            table[place] = Some(Network { rules, members: members.into(), inside });
         }
 
         let mut compiled: Vec<Option<Port>> = Vec::new();
         let mut open = vec![PortId::NONE; MOST_PORTS];
         for rules in ports {
             let network = table.get(rules.network.index()).and_then(Option::as_ref).expect("its network is there");
-            let skip = stands.get(&rules.id).map_or((0, 0), |&at| (at, at + 1));
+            let skip = match rules.role {
+                Role::Vif => stands.get(&rules.id).map_or((0, 0), |&at| (at, at + 1)),
+                Role::Uplink => (network.inside, network.members.len()),
+            };
             #[allow(clippy::cast_possible_truncation)] // 14
             let longest = u32::from(network.rules.mtu) + HEADER_LEN as u32;
             let place = rules.id.index();
             compiled.resize_with(compiled.len().max(place + 1), || None);
-            assert!(compiled[place].is_none(), "two ports at one place");
+            assert!(compiled[place].is_none() && !carriers.stand_at(place), "two ports at one place");
             let own = Station::new(rules.network, rules.mac);
             let is_pinned = pins.find(own, secret.hash(own)) == Some(rules.id);
             open[place] = rules.id;
             compiled[place] = Some(Port {
                 pinned: if is_pinned { own } else { Station::new(rules.network, Mac::ZERO) },
                 is_picky: rules.security != Security::Off,
+                guard: network.rules.guard && !rules.is_uplink(),
                 rules,
                 skip,
                 longest,
-                guard: network.rules.guard,
                 limits: network.rules.limits,
                 ageing: network.rules.ageing,
             });
         }
         let open = open.into_boxed_slice().try_into().expect("it is as long as it was made");
-        Rules { secret, ports: compiled.into(), open, networks: table.into(), pins, carriers: carriers.into() }
+        Rules { secret, ports: compiled.into(), open, networks: table.into(), pins, carriers }
     }
 
     /// No port, no network.
@@ -234,22 +245,60 @@ impl Rules {
         self.ports.iter().flatten().map(|port| &port.rules)
     }
 
-    /// All carriers.
-    pub fn carriers(&self) -> impl Iterator<Item = &CarrierRules> {
-        self.carriers.iter()
-    }
-
     /// The network of this name.
     pub fn network(&self, id: NetworkId) -> Option<&NetworkRules> {
         self.networks.get(id.index())?.as_ref().map(|network| &network.rules)
     }
 
-    /// Who gets a frame that is flooded from `from`: two stretches of its network's members.
+    /// Who gets a frame that is flooded: two stretches of its network's members.
     #[inline]
-    pub fn flood(&self, from: PortId) -> [&[PortId]; 2] {
-        let Some(port) = self.compiled(from) else { return [&[], &[]] };
+    pub fn reached(&self, flood: Flood) -> [&[PortId]; 2] {
+        let Some(port) = self.compiled(flood.from) else { return [&[], &[]] };
         let Some(Some(network)) = self.networks.get(port.rules.network.index()) else { return [&[], &[]] };
-        [&network.members[..port.skip.0], &network.members[port.skip.1..]]
+        let end = if flood.inside { network.inside } else { network.members.len() };
+        [&network.members[..port.skip.0], network.members.get(port.skip.1..end).unwrap_or_default()]
+    }
+
+    /// Who gets a frame that is flooded from `from` to everybody.
+    pub fn flood(&self, from: PortId) -> [&[PortId]; 2] {
+        self.reached(Flood { from, inside: false })
+    }
+
+    #[inline]
+    pub(super) fn compiled_carrier(&self, id: PortId) -> Option<&Carrier> {
+        self.carriers.get(id)
+    }
+
+    /// The carrier of this name, if there still is one.
+    pub fn carrier(&self, id: PortId) -> Option<&CarrierRules> {
+        self.carriers.get(id).map(|carrier| &carrier.rules)
+    }
+
+    /// All carriers.
+    pub fn carriers(&self) -> impl Iterator<Item = &CarrierRules> {
+        self.carriers.iter().map(|carrier| &carrier.rules)
+    }
+
+    /// The port of this name, if frames may leave for it; or why they may not.
+    pub fn way_out(&self, id: PortId) -> Result<&PortRules, DropReason> {
+        let port = self.port(id).ok_or(DropReason::PortClosed)?;
+        if !port.admin_up {
+            return Err(DropReason::AdminDown);
+        }
+        match port.reach {
+            Reach::Own => {}
+            Reach::Carried { carrier, .. } => self.carriers.get(carrier).ok_or(DropReason::PortClosed)?.is_open()?,
+        }
+        Ok(port)
+    }
+
+    /// The name under which the frames of a port are counted: that of its carrier, if it has one.
+    #[inline]
+    pub fn counted_at(&self, id: PortId) -> PortId {
+        match self.port(id).map(|port| port.reach) {
+            Some(Reach::Carried { carrier, .. }) => carrier,
+            _ => id,
+        }
     }
 
     /// Whether there is such a port.
@@ -271,92 +320,8 @@ impl Rules {
 
     /// The pinned stations and their ports.
     pub fn pinned(&self) -> impl Iterator<Item = (Station, PortId)> {
-        self.pins.table.iter().filter(|(station, _)| *station != Station::NONE).copied()
+        self.pins.iter()
     }
-}
-
-/// The pinned stations: open addressing with linear probing. In front of it stands a *sieve*, a bit
-/// for each of a few hash bits, so that a search in vain is one test, which the processor foresees:
-/// of the stations that are not pinned, one in sixty and some gets through.
-#[derive(Debug)]
-pub(super) struct Pins {
-    /// The places that are not taken hold [`Station::NONE`].
-    table: Box<[(Station, PortId)]>,
-    sieve: Box<[u64]>,
-}
-
-impl Pins {
-    fn new(secret: Secret, ports: &[PortRules]) -> Pins {
-        let mut owners: HashMap<Station, Option<PortId>> = HashMap::new();
-        for port in ports.iter().filter(|port| port.role == Role::Vif) {
-            let also: &[Mac] = match &port.security {
-                Security::Off => &[],
-                Security::Mac(also) => also,
-            };
-            for &mac in std::iter::once(&port.mac).chain(also) {
-                owners
-                    .entry(Station::new(port.network, mac))
-                    .and_modify(|owner| *owner = owner.filter(|&id| id == port.id))
-                    .or_insert(Some(port.id));
-            }
-        }
-        let pinned: Vec<_> = owners.into_iter().filter_map(|(station, owner)| Some((station, owner?))).collect();
-        // At most an eighth of the places is taken, and one bit in 64 is set.
-        let mut table = vec![(Station::NONE, PortId::NONE); (pinned.len() * 8).next_power_of_two()];
-        let mut sieve = vec![0; pinned.len().next_power_of_two()];
-        for (station, owner) in pinned {
-            let hash = secret.hash(station);
-            let mut at = place(hash, table.len());
-            while table[at].0 != Station::NONE {
-                at = place(at as u64 + 1, table.len());
-            }
-            table[at] = (station, owner);
-            let at = place(hash >> 6, sieve.len());
-            sieve[at] |= 1u64 << (hash % 64);
-        }
-        Pins { table: table.into(), sieve: sieve.into() }
-    }
-
-    /// Whether a station with this hash may be pinned. Most that are not are found out here.
-    #[inline(always)]
-    pub(super) fn may_hold(&self, hash: u64) -> bool {
-        self.sieve[place(hash >> 6, self.sieve.len())] >> (hash % 64) & 1 != 0
-    }
-
-    /// The port that a station is pinned to.
-    #[inline(always)]
-    pub(super) fn find(&self, station: Station, hash: u64) -> Option<PortId> {
-        let mut at = place(hash, self.table.len());
-        loop {
-            let (here, port) = self.table[at];
-            if here == station {
-                return Some(port);
-            }
-            if here == Station::NONE {
-                return None;
-            }
-            at = place(at as u64 + 1, self.table.len());
-        }
-    }
-
-    /// Starts to fetch what will be asked about this hash.
-    #[inline]
-    pub(super) fn prefetch(&self, hash: u64) {
-        prefetch(&self.sieve[place(hash >> 6, self.sieve.len())]);
-        prefetch(&self.table[place(hash, self.table.len())]);
-    }
-
-    /// Bytes of the table.
-    pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.table)
-    }
-}
-
-/// Where a hash belongs in a table whose size is a power of two.
-#[inline(always)]
-#[allow(clippy::cast_possible_truncation)] // masked to the size of a table
-pub(super) const fn place(hash: u64, size: usize) -> usize {
-    hash as usize & (size - 1)
 }
 
 #[cfg(test)]
@@ -379,6 +344,20 @@ mod tests {
             role: Role::Vif,
             reach: Reach::Own,
         }
+    }
+
+    /// An uplink's port, carried by port 20 under its own number.
+    fn uplink(index: u16, network: u16) -> PortRules {
+        let reach = Reach::Carried { carrier: PortId::new(20, 0), vlan: Vid::new(index) };
+        PortRules { mac: Mac::ZERO, security: Security::Off, role: Role::Uplink, reach, ..port(index, network, 0, &[]) }
+    }
+
+    fn carrier(id: u16, ports: &[PortRules]) -> CarrierRules {
+        let ports = ports.iter().map(|port| match port.reach {
+            Reach::Carried { vlan, .. } => (vlan, port.id),
+            Reach::Own => (None, port.id),
+        });
+        CarrierRules { id: PortId::new(id, 0), admin_up: true, worker: Some(0), standby: false, ports: ports.collect() }
     }
 
     fn secret() -> Secret {
@@ -424,5 +403,50 @@ mod tests {
         assert_eq!(find(0, 0x0200_0000_0001), Some(1));
         assert_eq!(find(1, 0x0200_0000_0001), None);
         assert_eq!(rules.pinned().count(), 5);
+    }
+
+    /// Whom a flood reaches, by number, in order.
+    fn reached(rules: &Rules, from: u16, inside: bool) -> Vec<usize> {
+        let reached = rules.reached(Flood { from: PortId::new(from, 0), inside });
+        let mut reached: Vec<usize> = reached.concat().iter().map(|id| id.index()).collect();
+        reached.sort_unstable();
+        reached
+    }
+
+    #[test]
+    fn floods_leave_by_all_uplinks_and_come_in_past_them() {
+        let other = PortRules { reach: Reach::Carried { carrier: PortId::new(21, 0), vlan: None }, ..uplink(6, 0) };
+        let ports = vec![uplink(5, 0), port(0, 0, 1, &[]), other.clone(), uplink(7, 1), port(1, 0, 0, &[])];
+        let networks = vec![network(0), network(1)];
+        let carriers = vec![carrier(20, &[ports[0].clone(), ports[3].clone()]), carrier(21, &[other])];
+        let rules = Rules::compile(secret(), networks.clone(), ports.clone(), carriers.clone());
+        assert_eq!(reached(&rules, 0, false), [1, 5, 6]);
+        assert_eq!(reached(&rules, 0, true), [1]);
+        for from in [5, 6] {
+            assert_eq!((reached(&rules, from, false), reached(&rules, from, true)), (vec![0, 1], vec![0, 1]));
+        }
+        assert!(reached(&rules, 7, false).is_empty());
+        assert_eq!(rules.pinned().count(), 2, "an uplink has no address");
+        assert_eq!(rules.counted_at(PortId::new(6, 0)), PortId::new(21, 0));
+        assert_eq!(rules.counted_at(PortId::new(0, 0)), PortId::new(0, 0));
+        // One that is not to send gets nothing, and its last frames are not sent to other uplinks.
+        for change in
+            [|carrier: &mut CarrierRules| carrier.standby = true, |carrier: &mut CarrierRules| carrier.admin_up = false]
+        {
+            let mut carriers = carriers.clone();
+            change(&mut carriers[0]);
+            let rules = Rules::compile(secret(), networks.clone(), ports.clone(), carriers);
+            assert_eq!(reached(&rules, 0, false), [1, 6]);
+            assert_eq!(reached(&rules, 5, false), [0, 1]);
+        }
+    }
+
+    #[test]
+    fn the_guard_is_not_for_uplinks() {
+        let ports = vec![port(0, 0, 1, &[]), uplink(5, 0)];
+        let carriers = vec![carrier(20, &ports[1..])];
+        let rules = Rules::compile(secret(), vec![network(0)], ports, carriers);
+        let guard = |index| rules.compiled(PortId::new(index, 0)).unwrap().guard;
+        assert!(guard(0) && !guard(5));
     }
 }

@@ -13,15 +13,20 @@ pub enum DropReason {
     PortClosed,
     /// In and out: the port is administratively down.
     AdminDown,
+    /// In and out: another uplink of its group carries the frames at present.
+    Standby,
     /// In: shorter than an Ethernet header.
     Runt,
     /// In: longer than the network's MTU allows.
     TooLong,
     /// In: the offload header does not fit the frame.
     BadOffload,
+    /// In: no network has this VLAN id on the device, or none is untagged there.
+    UnknownVlan,
     /// In: the source is a group address or zero.
     BadSource,
-    /// In: a group address that no bridge forwards: 01:80:c2:00:00:01, PAUSE.
+    /// In: a group address that no bridge forwards: 01:80:c2:00:00:01, PAUSE. From an uplink, all groups
+    /// that two ends of a link keep to themselves.
     ReservedGroup,
     /// In: the source belongs to a port of another VM.
     ForeignSource,
@@ -29,6 +34,11 @@ pub enum DropReason {
     SpoofedSource,
     /// In: the destination is behind the port that the frame came from.
     Hairpin,
+    /// In: it came by one uplink, and the destination is behind another.
+    SplitHorizon,
+    /// Out: its network is untagged on the uplink, and with the tag that it has from its sender it would be
+    /// on a VLAN there, which may be that of another network.
+    ForeignVlan,
     /// Out: the port has no device at the moment.
     NoDevice,
     /// Out: the device had no room.
@@ -41,23 +51,28 @@ pub enum DropReason {
     PeerFull,
     /// Out: there was no slot free to copy the frame to.
     NoBuffer,
-    /// Out: the frame needs work that this port cannot pass on: an open checksum, or segmentation.
+    /// Out: a super-frame for a port that takes none, which cannot be divided either: a tunnel, a
+    /// fragment, headers that are not what the offload header says.
     OffloadUnsupported,
 }
 
 impl DropReason {
     /// All of them, in the order of their counters.
-    pub const ALL: [DropReason; 17] = [
+    pub const ALL: [DropReason; 21] = [
         DropReason::PortClosed,
         DropReason::AdminDown,
+        DropReason::Standby,
         DropReason::Runt,
         DropReason::TooLong,
         DropReason::BadOffload,
+        DropReason::UnknownVlan,
         DropReason::BadSource,
         DropReason::ReservedGroup,
         DropReason::ForeignSource,
         DropReason::SpoofedSource,
         DropReason::Hairpin,
+        DropReason::SplitHorizon,
+        DropReason::ForeignVlan,
         DropReason::NoDevice,
         DropReason::DeviceFull,
         DropReason::DeviceRefused,
@@ -72,14 +87,18 @@ impl DropReason {
         match self {
             DropReason::PortClosed => "port_closed",
             DropReason::AdminDown => "admin_down",
+            DropReason::Standby => "standby",
             DropReason::Runt => "runt",
             DropReason::TooLong => "too_long",
             DropReason::BadOffload => "bad_offload",
+            DropReason::UnknownVlan => "unknown_vlan",
             DropReason::BadSource => "bad_source",
             DropReason::ReservedGroup => "reserved_group",
             DropReason::ForeignSource => "foreign_source",
             DropReason::SpoofedSource => "spoofed_source",
             DropReason::Hairpin => "hairpin",
+            DropReason::SplitHorizon => "split_horizon",
+            DropReason::ForeignVlan => "foreign_vlan",
             DropReason::NoDevice => "no_device",
             DropReason::DeviceFull => "device_full",
             DropReason::DeviceRefused => "device_refused",
@@ -95,21 +114,29 @@ impl DropReason {
         match self {
             DropReason::PortClosed => "the port was closed while the frame was on its way",
             DropReason::AdminDown => "the port is administratively down",
+            DropReason::Standby => "another uplink of the group carries the frames at present",
             DropReason::Runt => "shorter than an Ethernet header",
             DropReason::TooLong => "longer than the MTU of the network allows",
             DropReason::BadOffload => "the offload header does not fit the frame",
+            DropReason::UnknownVlan => "no network has this VLAN id on the uplink, or none is untagged there",
             DropReason::BadSource => "the source is a group address or zero",
-            DropReason::ReservedGroup => "sent to a group address that bridges keep to themselves (PAUSE)",
+            DropReason::ReservedGroup => {
+                "sent to a group address that bridges keep to themselves (PAUSE; on uplinks also BPDU, LACP, LLDP)"
+            }
             DropReason::ForeignSource => "the source belongs to a port of another VM",
             DropReason::SpoofedSource => "port security does not allow this source here",
             DropReason::Hairpin => "the destination is behind the port the frame came from",
+            DropReason::SplitHorizon => "came by one uplink, and the destination is behind another",
+            DropReason::ForeignVlan => "its own VLAN tag would put it on another network of the uplink",
             DropReason::NoDevice => "the port has no device at the moment",
             DropReason::DeviceFull => "the device had no room",
             DropReason::DeviceRefused => "the device would not take the frame",
             DropReason::LinkDown => "the guest has taken the interface down",
             DropReason::PeerFull => "the ring to the port's worker was full",
             DropReason::NoBuffer => "no buffer was free to copy the frame to",
-            DropReason::OffloadUnsupported => "the port cannot pass on an open checksum or a super-frame",
+            DropReason::OffloadUnsupported => {
+                "the port takes no super-frames, and this one cannot be divided: a tunnel, a fragment, false headers"
+            }
         }
     }
 }
@@ -119,11 +146,23 @@ impl DropReason {
 pub enum Verdict {
     /// It goes out of this port.
     To(PortId),
-    /// It goes to everybody on the network: [`Rules::flood`](super::Rules::flood) says who that is.
-    Flood,
+    /// It goes to all these: [`Rules::reached`](super::Rules::reached) says who that is.
+    Flood(Flood),
     /// It dies, for this reason.
     Drop(DropReason),
 }
+
+/// Whom a frame goes to that is meant for many. Also another worker can carry it out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flood {
+    /// The port that it came from, which does not get it.
+    pub from: PortId,
+    /// Whether it stays inside: uplinks do not get it.
+    pub inside: bool,
+}
+
+// One word: there is one for each frame of a burst.
+const _: () = assert!(size_of::<Verdict>() == 8);
 
 /// The verdicts on a burst, by the place of each frame in it.
 pub type Verdicts = [Verdict; BURST];

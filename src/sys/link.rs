@@ -4,10 +4,13 @@
 //! runtime that ends with the call. So call from a thread that may block and is in no runtime; see
 //! [`within`](super::netns::within).
 
+use std::fmt;
 use std::io;
 
 use rtnetlink::packet_core::Nla;
-use rtnetlink::packet_route::link::{InfoData, InfoKind, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{
+    InfoData, InfoKind, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+};
 use rtnetlink::{LinkHandle, LinkUnspec};
 
 use futures_util::TryStreamExt;
@@ -20,6 +23,11 @@ const TUN_VNET_HDR: u16 = 5;
 const TUN_PERSIST: u16 = 6;
 const TUN_MULTI_QUEUE: u16 = 7;
 const TUN_NUM_QUEUES: u16 = 8;
+
+// XDP_FLAGS_*, linux/if_link.h
+const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+const XDP_FLAGS_HW_MODE: u32 = 1 << 3;
 
 /// IFF_TAP as a type; the other one is IFF_TUN.
 const TYPE_TAP: u32 = 2;
@@ -35,6 +43,8 @@ const NO_DEVICE: i32 = 19;
 pub struct Link {
     /// Its index in its namespace.
     pub index: u32,
+    /// Whether it has Ethernet frames, and is not the loopback.
+    pub ethernet: bool,
     /// Its MAC address; zero for a device that has none.
     pub mac: Mac,
     /// Its MTU.
@@ -49,6 +59,56 @@ pub struct Link {
     pub gso_max_segs: u32,
     /// What there is to know of a tap; `None` for every other kind of device.
     pub tap: Option<TapInfo>,
+    /// The XDP program on it, whoever attached it and however; `None` if there is none.
+    pub xdp: Option<Attached>,
+}
+
+/// An XDP program on a netdev.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attached {
+    /// Where it runs.
+    pub mode: XdpMode,
+    /// Its number among all programs of the host.
+    pub program: u32,
+}
+
+/// Where an XDP program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver.
+    Native,
+    /// In the network stack.
+    Generic,
+    /// In the hardware. Frames that it lets through may meet a second program, which is told of rather
+    /// than this one.
+    Offloaded,
+}
+
+impl XdpMode {
+    /// What `ip link set` calls it.
+    pub const fn option(self) -> &'static str {
+        match self {
+            XdpMode::Native => "xdpdrv",
+            XdpMode::Generic => "xdpgeneric",
+            XdpMode::Offloaded => "xdpoffload",
+        }
+    }
+}
+
+impl fmt::Display for Attached {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an XDP program of others ({}, id {})", self.mode.option(), self.program)
+    }
+}
+
+impl fmt::Display for XdpMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            XdpMode::Native => "native",
+            XdpMode::Generic => "generic",
+            XdpMode::Offloaded => "offloaded",
+        })
+    }
 }
 
 /// A tap as the kernel has it.
@@ -161,6 +221,24 @@ pub fn delete_together(indices: &[u32]) -> io::Result<()> {
     })
 }
 
+/// Takes the XDP program off that `link` was found with. One that was attached by netlink stays
+/// otherwise, also when whoever attached it is long gone, and keeps every other program out.
+///
+/// # Errors
+///
+/// EBUSY: a bpf_link holds it, so that it is somebody's who lives (or is pinned under /sys/fs/bpf).
+pub fn take_over(link: &Link) -> io::Result<()> {
+    let Some(attached) = link.xdp else { return Ok(()) };
+    let mode = match attached.mode {
+        XdpMode::Native => XDP_FLAGS_DRV_MODE,
+        XdpMode::Generic => XDP_FLAGS_SKB_MODE,
+        XdpMode::Offloaded => XDP_FLAGS_HW_MODE,
+    };
+    let nothing = LinkAttribute::Xdp(vec![LinkXdp::Fd(-1), LinkXdp::Flags(mode)]);
+    let message = LinkUnspec::new_with_index(link.index).append_extra_attribute(nothing).build();
+    ask(async |links| links.set(message).execute().await.map_err(told))
+}
+
 fn ask<T>(work: impl AsyncFnOnce(LinkHandle) -> io::Result<T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
@@ -180,7 +258,8 @@ fn told(e: rtnetlink::Error) -> io::Error {
 fn read(message: &LinkMessage) -> Link {
     let flags = message.header.flags;
     let (up, carrier) = (flags.contains(LinkFlags::Up), flags.contains(LinkFlags::LowerUp));
-    let mut link = Link { index: message.header.index, up, carrier, ..Link::default() };
+    let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
+    let mut link = Link { index: message.header.index, ethernet, up, carrier, ..Link::default() };
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::Address(octets) => {
@@ -190,6 +269,7 @@ fn read(message: &LinkMessage) -> Link {
             LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
             LinkAttribute::GsoMaxSegs(segs) => link.gso_max_segs = *segs,
             LinkAttribute::LinkInfo(infos) => link.tap = read_tap(infos),
+            LinkAttribute::Xdp(programs) => link.xdp = read_xdp(programs),
             _ => {}
         }
     }
@@ -220,6 +300,17 @@ fn read_tap(infos: &[LinkInfo]) -> Option<TapInfo> {
     is_tap.then_some(tap)
 }
 
+/// A native program and a generic one exclude each other; one in the hardware may come on top.
+fn read_xdp(programs: &[LinkXdp]) -> Option<Attached> {
+    let in_mode = programs.iter().filter_map(|program| match *program {
+        LinkXdp::DrvProgId(program) => Some(Attached { mode: XdpMode::Native, program }),
+        LinkXdp::SkbProgId(program) => Some(Attached { mode: XdpMode::Generic, program }),
+        LinkXdp::HwProgId(program) => Some(Attached { mode: XdpMode::Offloaded, program }),
+        _ => None,
+    });
+    in_mode.min_by_key(|attached| attached.mode == XdpMode::Offloaded)
+}
+
 /// The value of an attribute that is one byte or one word of the host's order.
 fn number(attribute: &InfoTun) -> u32 {
     let mut value = vec![0; attribute.value_len()];
@@ -239,8 +330,24 @@ mod tests {
     #[test]
     fn the_loopback_is_found_and_is_no_tap() {
         let lo = within(&Netns::Host, || find("lo")).unwrap().unwrap().expect("every namespace has one");
-        assert_eq!((lo.index, lo.mac, lo.tap), (1, Mac::ZERO, None));
+        assert_eq!((lo.index, lo.ethernet, lo.mac, lo.tap), (1, false, Mac::ZERO, None));
         assert_eq!(within(&Netns::Host, || find("vift-nothing")).unwrap().unwrap(), None);
+    }
+
+    #[test]
+    fn the_program_that_is_in_the_way_is_told() {
+        use LinkXdp::{Attached as How, DrvProgId, HwProgId, ProgId, SkbProgId};
+        use rtnetlink::packet_route::link::XdpAttached;
+        let (native, generic, offloaded) = (XdpMode::Native, XdpMode::Generic, XdpMode::Offloaded);
+        for (told, read) in [
+            (vec![How(XdpAttached::None)], None),
+            (vec![How(XdpAttached::Driver), ProgId(7), DrvProgId(7)], Some((native, 7))),
+            (vec![How(XdpAttached::SocketBuffer), ProgId(8), SkbProgId(8)], Some((generic, 8))),
+            (vec![How(XdpAttached::Hardware), ProgId(9), HwProgId(9)], Some((offloaded, 9))),
+            (vec![How(XdpAttached::Multiple), HwProgId(9), SkbProgId(8)], Some((generic, 8))),
+        ] {
+            assert_eq!(read_xdp(&told), read.map(|(mode, program)| Attached { mode, program }), "{told:?}");
+        }
     }
 
     #[test]
@@ -249,5 +356,6 @@ mod tests {
         let link = Link { index: u32::MAX, mtu: 1500, up: true, ..Link::default() };
         let wanted = Wanted { mtu: Some(1500), mac: Some(Mac::ZERO), up: true, ..Wanted::default() };
         assert!(change(&link, &wanted).unwrap().is_empty());
+        take_over(&link).unwrap();
     }
 }

@@ -2,11 +2,15 @@
 //!
 //! Errors are `io::Error` from here on up; nobody else sees an errno.
 
+pub mod bpf;
 pub mod cores;
+pub mod ethtool;
 pub mod event;
 pub mod link;
 pub mod link_events;
 pub mod memory;
 pub mod netns;
+pub mod packet;
 pub mod privileges;
 pub mod tun;
+pub mod xsk;

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -67,6 +67,11 @@ impl fmt::Display for Netns {
             Netns::At(path) => write!(f, "namespace {}", path.display()),
         }
     }
+}
+
+/// The namespace of the calling thread, kept alive by this descriptor of it.
+pub fn here() -> io::Result<OwnedFd> {
+    Ok(File::open("/proc/thread-self/ns/net")?.into())
 }
 
 /// Runs `work` inside `netns`, in a thread of its own, and waits for it. An error is one of getting

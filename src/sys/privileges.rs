@@ -26,18 +26,25 @@ pub const NET_ADMIN: Privilege = Privilege {
     capability: CapabilitySet::NET_ADMIN,
 };
 
-/// To send and receive frames on netdevs that others own, by AF_XDP and AF_PACKET.
-pub const NET_RAW: Privilege = Privilege {
-    name: "CAP_NET_RAW",
-    without: "no device of the kinds xdp and packet can be opened",
-    capability: CapabilitySet::NET_RAW,
-};
-
 /// To enter network namespaces.
 pub const SYS_ADMIN: Privilege = Privilege {
     name: "CAP_SYS_ADMIN",
     without: "no other network namespace can be entered",
     capability: CapabilitySet::SYS_ADMIN,
+};
+
+/// To open packet sockets and AF_XDP sockets.
+pub const NET_RAW: Privilege = Privilege {
+    name: "CAP_NET_RAW",
+    without: "no netdev that others own can be opened",
+    capability: CapabilitySet::NET_RAW,
+};
+
+/// To pin the pool in memory, beyond what the limit on locked memory allows.
+pub const IPC_LOCK: Privilege = Privilege {
+    name: "CAP_IPC_LOCK",
+    without: "AF_XDP is to be had only within the limit on locked memory (LimitMEMLOCK=infinity does as well)",
+    capability: CapabilitySet::IPC_LOCK,
 };
 
 /// To reach namespaces by the processes of others that live in them.

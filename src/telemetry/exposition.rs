@@ -70,6 +70,8 @@ const PORT_COUNTERS: &[Metric<PortView, u64>] = &[
     ("port_forwarded_frames", "Frames from the guest that were meant for one port.", |p| p.forwarded),
     ("port_flooded_frames", "Frames from the guest that were meant for everybody on the network.", |p| p.flooded),
     ("port_flood_copies", "Copies made of the flooded frames from the guest.", |p| p.copies),
+    ("port_segmented_frames", "Super-frames to the guest that were divided for its device.", |p| p.segmented),
+    ("port_checksummed_frames", "Other frames to the guest whose checksum was completed.", |p| p.checksummed),
 ];
 
 const UPLINK_COUNTERS: &[Metric<UplinkView, u64>] = &[

@@ -95,6 +95,10 @@ pub struct PortCounters {
     pub tx_frames: Counter,
     /// And their bytes, without frame check sequence.
     pub tx_bytes: Counter,
+    /// Super-frames that were divided for it into the frames they stand for.
+    pub segmented: Counter,
+    /// Other frames of which a checksum was completed for it.
+    pub checksummed: Counter,
     /// Frames from this port that died.
     pub drops_in: Drops,
     /// Frames for this port that died.

@@ -37,7 +37,8 @@ impl Header {
     }
 }
 
-fn is_tag(kind: EtherType) -> bool {
+/// Whether a VLAN tag stands behind this type.
+pub(super) fn is_tag(kind: EtherType) -> bool {
     // 802.1Q, 802.1ad, and the 0x9100 that was used for double tags before the standard
     kind == ether_type::VLAN_TAGGED_FRAME
         || kind == ether_type::PROVIDER_BRIDGING

@@ -1,17 +1,20 @@
 //! Bytes → meaning: what the switch reads of a frame, and nothing more.
 //!
-//! Forwarding reads the Ethernet addresses, the type, and for the length limit how many VLAN tags
-//! stand in front of the payload. Nothing here panics, whatever the bytes: each type is made by a
+//! Forwarding reads the Ethernet addresses, the type, for the length limit how many VLAN tags stand
+//! in front of the payload, and of frames from outside to which VLAN the outermost tag assigns them. Nothing here panics, whatever the bytes: each type is made by a
 //! checked constructor, and after that its accessors cannot fail.
 
 #![forbid(unsafe_code)]
 
+mod checksum;
 mod ethernet;
+mod finish;
 mod mac;
 mod offload;
-mod vid;
+mod vlan;
 
 pub use ethernet::{HEADER_LEN, Header, TAG_LEN, tags};
+pub use finish::{Finished, Finishing, Unfinishable};
 pub use mac::{Mac, NotAMac};
 pub use offload::{BadOffload, MOST_SEGMENTS, Offload, Segmentation};
-pub use vid::{NotAVid, Vid};
+pub use vlan::{NotAVid, Tagging, Vid, is_without_vlan};

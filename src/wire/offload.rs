@@ -20,6 +20,9 @@ const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
+#[allow(clippy::cast_possible_truncation)] // 4
+const TAG: u16 = super::TAG_LEN as u16;
+
 /// What is left to be done to a frame: `virtio_net_hdr` without its buffer count.
 ///
 /// It is kept as it came, in two words, since hardly any frame has it looked at.
@@ -41,6 +44,17 @@ impl fmt::Debug for Offload {
             .field("csum_offset", &self.csum_offset)
             .finish()
     }
+}
+
+/// What a super-frame carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gso {
+    /// TCP over IPv4.
+    TcpV4,
+    /// TCP over IPv6.
+    TcpV6,
+    /// UDP over either, each datagram as long as the others, but for the last.
+    Udp,
 }
 
 /// How a super-frame falls into frames. Of a plain frame: one frame, nothing more.
@@ -109,8 +123,61 @@ impl Offload {
     }
 
     #[allow(clippy::cast_possible_truncation)] // one of its words
-    const fn csum_start(&self) -> u16 {
+    pub(super) const fn csum_start(&self) -> u16 {
         (self.word >> 48) as u16
+    }
+
+    pub(super) const fn csum_offset(&self) -> u16 {
+        self.csum_offset
+    }
+
+    /// What is to be divided, of a super-frame of a type that was offered.
+    pub(super) const fn gso(&self) -> Option<Gso> {
+        match self.gso_type() & !GSO_ECN {
+            GSO_TCPV4 => Some(Gso::TcpV4),
+            GSO_TCPV6 => Some(Gso::TcpV6),
+            GSO_UDP_L4 => Some(Gso::Udp),
+            _ => None,
+        }
+    }
+
+    #[allow(clippy::cast_possible_truncation)] // one of its words
+    const fn header_len(&self) -> u16 {
+        (self.word >> 16) as u16
+    }
+
+    const fn with_places(&self, header_len: u16, csum_start: u16) -> Offload {
+        const PLACES: u64 = 0xffff_0000_ffff_0000;
+        Offload { word: self.word & !PLACES | (header_len as u64) << 16 | (csum_start as u64) << 48, ..*self }
+    }
+
+    /// The same for the frame with one VLAN tag more behind its addresses. `None` if something would
+    /// begin farther back than can be said.
+    pub fn with_tag(&self) -> Option<Offload> {
+        if !self.is_pending() {
+            return Some(*self);
+        }
+        // A header length of 0 is one that has not been said.
+        let header_len = match self.header_len() {
+            0 => 0,
+            len => len.checked_add(TAG)?,
+        };
+        let is_open = self.flags() & NEEDS_CSUM != 0;
+        let csum_start = if is_open { self.csum_start().checked_add(TAG)? } else { self.csum_start() };
+        Some(self.with_places(header_len, csum_start))
+    }
+
+    /// The same for the frame without the VLAN tag behind its addresses. `None` if what is to be
+    /// summed up begins before the end of that tag, which makes no sense.
+    pub fn without_tag(&self) -> Option<Offload> {
+        if !self.is_pending() {
+            return Some(*self);
+        }
+        let mut csum_start = self.csum_start();
+        if self.flags() & NEEDS_CSUM != 0 {
+            csum_start = csum_start.checked_sub(TAG).filter(|&at| usize::from(at) >= super::HEADER_LEN)?;
+        }
+        Some(self.with_places(self.header_len().saturating_sub(TAG), csum_start))
     }
 
     /// Whether the next hop must do something: complete a checksum, or segment. Other flags are
@@ -211,6 +278,30 @@ mod tests {
         }
 
         #[test]
+        fn a_tag_that_comes_and_goes_changes_nothing(b in any::<[u8; 12]>(), shift: bool) {
+            let mut offload = Offload::read(&b);
+            if shift {
+                offload = offload.with_places(66, 34 + u16::from(b[0]));
+            }
+            if let Some(tagged) = offload.with_tag().filter(|_| offload.csum_start() >= 14) {
+                prop_assert_eq!(tagged.without_tag(), Some(offload));
+                prop_assert_eq!(tagged.segment_size(), offload.segment_size());
+                prop_assert_eq!(tagged.is_pending(), offload.is_pending());
+            } else if shift {
+                prop_assert!(false, "34 and a little can always be moved");
+            }
+        }
+
+        #[test]
+        fn a_tagged_frame_falls_into_as_many_frames(size in 536u16..9000, len in 66u32..64_000) {
+            let (frame, mut tagged) = (tcp_frame(66), tcp_frame(66));
+            tagged.splice(12..12, [0x81, 0x00, 0x00, 0x05]);
+            let one = tcp(size).segmentation(&frame, len);
+            let other = tcp(size).with_tag().unwrap().segmentation(&tagged, len + 4);
+            prop_assert_eq!(one.map(|s| (s.frames, s.headers + 4)), other.map(|s| (s.frames, s.headers)));
+        }
+
+        #[test]
         fn segments_carry_the_whole_payload(size in 536u16..9000, payload in 1u32..64_000) {
             let len = 66 + payload;
             match tcp(size).segmentation(&tcp_frame(66), len) {
@@ -225,6 +316,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_begins_in_a_tag_is_a_lie() {
+        for (start, is_right) in [(0, false), (13, false), (17, false), (18, true), (38, true)] {
+            assert_eq!(offload(NEEDS_CSUM, GSO_NONE, 0, start).without_tag().is_some(), is_right, "from {start} on");
+        }
+        assert!(offload(NEEDS_CSUM, GSO_NONE, 0, 65_532).with_tag().is_none());
+        let remark = offload(2, GSO_NONE, 0, 65_532);
+        assert_eq!((remark.with_tag(), remark.without_tag()), (Some(remark), Some(remark)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crossbeam::channel::Receiver;
 use tokio::sync::mpsc;
 
 use super::Bell;
+use super::dressing::Dressing;
 use super::gate::{Gate, GateState, Gates};
 use super::mail::{Books, Command, Flushed, Notice, StationsPage};
 use super::outbox::{Outbox, book};
@@ -52,6 +53,7 @@ pub struct Worker {
     books: Books,
     batch: Batch,
     verdicts: Box<Verdicts>,
+    dressing: Dressing,
     /// Frames taken in since the lanes were last sent off.
     inhaled: usize,
     cache: Cache,
@@ -94,6 +96,7 @@ impl Worker {
             books: Books::new(),
             batch: Batch::new(),
             verdicts: Box::new([Verdict::Drop(DropReason::PortClosed); BURST]),
+            dressing: Dressing::new(),
             inhaled: 0,
             cache: Cache::new(settings.pool),
             counters,
@@ -158,8 +161,8 @@ impl Worker {
             self.pacer.was_quiet(gate, open);
         } else {
             gate.quiet = 0;
-            self.switch.judge_burst(port, &self.batch, now, &mut self.verdicts);
-            let borrowed = self.outbox(|outbox| outbox.deliver(port));
+            let tags = self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts);
+            let borrowed = self.outbox(|outbox| outbox.deliver(port, tags));
             self.tell_peers();
             self.end_burst(borrowed);
             if let Some(gate) = self.gates.get_mut(number) {
@@ -216,11 +219,16 @@ impl Worker {
 
     fn send_off(&mut self, number: usize) {
         let Some((gate, lane)) = self.gates.with_lane(number) else { return };
-        let sent = gate.device.transmit(lane, &self.batch, &mut self.cache);
+        let sent = if gate.unfinished {
+            self.dressing.send_off(gate, lane, &self.batch, &mut self.cache, &self.books)
+        } else {
+            gate.device.transmit(lane, &self.batch, &mut self.cache)
+        };
         let Some(book) = book(&self.books, gate.port) else { return };
         book.tx_frames.add(sent.frames);
         book.tx_bytes.add(sent.bytes);
-        if sent.full + sent.refused + sent.link_down > 0 {
+        if sent.full + sent.refused + sent.link_down + sent.no_buffer > 0 {
+            book.drops_out.add(DropReason::NoBuffer, sent.no_buffer);
             book.drops_out.add(DropReason::DeviceFull, sent.full);
             book.drops_out.add(DropReason::DeviceRefused, sent.refused);
             book.drops_out.add(DropReason::LinkDown, sent.link_down);

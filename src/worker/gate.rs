@@ -4,14 +4,15 @@ use std::fmt;
 
 use crate::device::Device;
 use crate::frame::{BURST, Lane};
-use crate::switch::{MOST_PORTS, PortId, Rules};
+use crate::switch::{MOST_PORTS, PortId, PortRules, Reach, Rules};
+use crate::wire::Vid;
 
 /// Frames that wait in one lane at most: a worker sends its lanes off after a burst or two.
 const LANE: usize = 3 * BURST;
 
 /// One queue of a port's device, and the lane of frames that leave by it.
 pub struct Gate {
-    /// The port.
+    /// The port, or the carrier.
     pub port: PortId,
     /// Which of the device's queues.
     pub queue: u16,
@@ -20,6 +21,8 @@ pub struct Gate {
     /// Its lane, until it is opened and after it has been closed; meanwhile [`Gates`] has it.
     lane: Lane,
     offloads: bool,
+    /// Whether its lane has frames that have to be finished before they can leave by it.
+    pub(super) unfinished: bool,
     /// Reads that found nothing, in a row.
     pub(super) quiet: u8,
     pub(super) state: GateState,
@@ -47,19 +50,7 @@ impl Gate {
     pub fn new(port: PortId, queue: u16, device: Box<dyn Device>) -> Gate {
         let offloads = device.abilities().offloads;
         let lane = Lane::with_capacity(LANE);
-        Gate { port, queue, device, lane, offloads, quiet: 0, state: GateState::Polled }
-    }
-}
-
-impl Gate {
-    /// Whether frames for its port may leave by it.
-    fn is_door(&self, rules: &Rules) -> bool {
-        self.state != GateState::Gone && rules.port(self.port).is_some_and(|port| port.admin_up)
-    }
-
-    /// Whether worker `me` is the one through which its port is reached.
-    fn is_at_home(&self, me: u16, rules: &Rules) -> bool {
-        rules.port(self.port).is_some_and(|port| port.worker == Some(me))
+        Gate { port, queue, device, lane, offloads, unfinished: false, quiet: 0, state: GateState::Polled }
     }
 }
 
@@ -82,6 +73,27 @@ pub(super) struct Door {
 /// No door.
 const SHUT: Door = Door { port: PortId::NONE, gate: u16::MAX, offloads: false, floods: false };
 
+/// How frames leave for a port by a device that carries several: through this door, with this tag if any.
+pub(super) type CarriedDoor = (Door, Option<Vid>);
+
+/// The doors that lead through one gate: that of its port, or those of the ports that it carries. Not
+/// those of ports or carriers that are administratively down or in standby.
+fn doors(gate: &Gate, number: u16, me: u16, rules: &Rules) -> impl Iterator<Item = (Door, Reach)> {
+    let own = rules.port(gate.port).filter(|port| port.reach == Reach::Own);
+    let carried = rules.carrier(gate.port).into_iter().flat_map(|carrier| &carrier.ports).filter_map(|&(vlan, id)| {
+        let reach = Reach::Carried { carrier: gate.port, vlan };
+        rules.port(id).filter(|port| port.reach == reach)
+    });
+    let to_door = move |port: &PortRules| Door {
+        port: port.id,
+        gate: number,
+        offloads: gate.offloads,
+        floods: port.worker == Some(me),
+    };
+    let leads_out = |port: &&PortRules| gate.state != GateState::Gone && rules.way_out(port.id).is_ok();
+    own.into_iter().chain(carried).filter(leads_out).map(move |port| (to_door(port), port.reach))
+}
+
 /// The gates of a worker, by a number that stays while they are open.
 #[derive(Debug)]
 pub(super) struct Gates {
@@ -90,9 +102,12 @@ pub(super) struct Gates {
     slots: Vec<Option<Gate>>,
     /// By number: what waits to leave by each gate. Apart from the gates, to stand close together.
     lanes: Vec<Lane>,
-    /// By [`PortId::index`]: how frames leave for this port. Shut while the port is
+    /// By [`PortId::index`]: how frames leave for this port by a device of its own. Shut while the port is
     /// administratively down, so that asking for the door is all that a frame has to ask.
     doors: Box<[Door; MOST_PORTS]>,
+    /// The same for ports that are carried. These have no door above, so that a frame that finds one
+    /// there has nothing more to ask.
+    carried: Box<[Option<CarriedDoor>; MOST_PORTS]>,
     /// The gates whose lanes are not empty: a set of bits by number.
     waiting: Box<[u64; WORDS]>,
     open: usize,
@@ -105,6 +120,7 @@ impl Gates {
             slots: Vec::with_capacity(MOST_PORTS),
             lanes: Vec::with_capacity(MOST_PORTS),
             doors: Box::new([SHUT; MOST_PORTS]),
+            carried: Box::new([None; MOST_PORTS]),
             waiting: Box::new([0; WORDS]),
             open: 0,
         }
@@ -176,33 +192,42 @@ impl Gates {
     /// Finds the doors again, under new rules.
     pub(super) fn find_doors(&mut self, rules: &Rules) {
         self.doors.fill(SHUT);
-        for number in 0..self.slots.len() {
-            if let Some(door) = self.door_at(number, rules)
-                && self.doors[door.port.index()].port != door.port
-            {
-                self.doors[door.port.index()] = door;
+        self.carried.fill(None);
+        for (number, gate) in (0..).zip(&self.slots).filter_map(|(number, gate)| Some((number, gate.as_ref()?))) {
+            for (door, reach) in doors(gate, number, self.me, rules) {
+                let (plain, carried) = (&mut self.doors[door.port.index()], &mut self.carried[door.port.index()]);
+                match reach {
+                    Reach::Own if plain.port != door.port => *plain = door,
+                    Reach::Carried { vlan, .. } if carried.is_none() => *carried = Some((door, vlan)),
+                    _ => {}
+                }
             }
         }
     }
 
+    /// Finds the door of `port` again, or, if it is a carrier, those of the ports it carries.
     fn find_door(&mut self, port: PortId, rules: &Rules) {
-        let mut doors = (0..self.slots.len()).filter_map(|number| self.door_at(number, rules));
-        self.doors[port.index()] = doors.find(|door| door.port == port).unwrap_or(SHUT);
+        if rules.carrier(port).is_some() {
+            return self.find_doors(rules);
+        }
+        let gates = (0..).zip(&self.slots).filter_map(|(number, gate)| Some((number, gate.as_ref()?)));
+        let mut found =
+            gates.filter(|(_, gate)| gate.port == port).flat_map(|(number, gate)| doors(gate, number, self.me, rules));
+        self.doors[port.index()] = found.next().map_or(SHUT, |(door, _)| door);
     }
 
-    /// The door that leads through gate `number`, if frames may leave by it.
-    fn door_at(&self, number: usize, rules: &Rules) -> Option<Door> {
-        let gate = self.slots[number].as_ref().filter(|gate| gate.is_door(rules))?;
-        let number = u16::try_from(number).ok()?;
-        Some(Door { port: gate.port, gate: number, offloads: gate.offloads, floods: gate.is_at_home(self.me, rules) })
-    }
-
-    /// How frames leave for `port`. `None`: not from here, or the port is administratively down, or
-    /// it is closed.
+    /// How frames leave for `port` by a device of its own. `None`: it has none here, or the port is
+    /// administratively down, or it is closed.
     #[inline(always)]
     pub(super) fn door(&self, port: PortId) -> Option<Door> {
         let door = self.doors[port.index() % MOST_PORTS];
         (door.port == port).then_some(door)
+    }
+
+    /// How frames leave for `port` by a device that carries several.
+    #[inline]
+    pub(super) fn carried_door(&self, port: PortId) -> Option<CarriedDoor> {
+        self.carried[port.index() % MOST_PORTS].filter(|(door, _)| door.port == port)
     }
 
     /// The lane behind a door, for a frame to be put into it.
@@ -210,6 +235,14 @@ impl Gates {
     pub(super) fn enter(&mut self, door: Door) -> &mut Lane {
         self.waiting[usize::from(door.gate / 64) % WORDS] |= 1 << (door.gate % 64);
         &mut self.lanes[usize::from(door.gate)]
+    }
+
+    /// Notes that a frame goes into the lane behind a door that has to be finished first.
+    #[inline]
+    pub(super) fn note_unfinished(&mut self, door: Door) {
+        if let Some(gate) = self.get_mut(usize::from(door.gate)) {
+            gate.unfinished = true;
+        }
     }
 
     /// Of the gates from 64 × `word` on, those that have something to send, as a set of bits. It

@@ -16,7 +16,8 @@ use crate::wire::Mac;
 /// Commands that a mailbox holds. Control waits for each answer, so it never fills.
 const MAILBOX: usize = 64;
 
-/// The counters of one worker, by [`PortId::index`].
+/// The counters of one worker, by [`PortId::index`]: of carriers, and of ports that have a device of
+/// their own. What is carried is counted at its carrier.
 pub type Books = Vec<Option<Arc<PortCounters>>>;
 
 /// A page of a worker's stations, on the way there and back.

@@ -8,6 +8,8 @@
 
 mod bell;
 mod breath;
+mod carrying;
+mod dressing;
 mod gate;
 pub mod mail;
 mod outbox;

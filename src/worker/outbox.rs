@@ -5,7 +5,7 @@ use super::gate::Gates;
 use super::mail::Books;
 use super::peer::{Address, Parcel, Peer};
 use crate::frame::{Batch, Cache, Frame};
-use crate::switch::{DropReason, PortId, Rules, Verdict, Verdicts};
+use crate::switch::{DropReason, Flood, PortId, Rules, Verdict, Verdicts};
 use crate::telemetry::{PortCounters, WorkerCounters};
 
 /// A burst on its way into the lanes. Made for one burst; what it borrows is the worker's.
@@ -35,11 +35,12 @@ struct Tally {
 }
 
 impl Outbox<'_> {
-    /// Carries out the verdicts on the burst that came in at port `from`.
+    /// Carries out the verdicts on the burst that came in at port `from`, in which the frames have lost
+    /// `tags` bytes of tags.
     #[inline(never)] // with registers of its own
-    pub(super) fn deliver(&mut self, from: PortId) {
+    pub(super) fn deliver(&mut self, from: PortId, tags: u64) {
         let (mut plain, mut plain_bytes) = (0, 0);
-        let mut rest = Tally::default();
+        let mut rest = Tally { bytes: tags, ..Tally::default() };
         for (index, &verdict) in self.verdicts.iter().enumerate().take(self.batch.len()) {
             // The way of most frames: the door is here, and there is nothing to be dressed.
             let frame = self.batch.place(index);
@@ -74,9 +75,9 @@ impl Outbox<'_> {
                 tally.forwarded += count;
                 self.forward(index, to);
             }
-            Verdict::Flood => {
+            Verdict::Flood(flood) => {
                 tally.flooded += count;
-                tally.copies += count * self.flood(index, from);
+                tally.copies += count * self.flood(index, flood);
             }
             Verdict::Drop(reason) => {
                 if let Some(book) = book(self.books, from) {
@@ -91,16 +92,17 @@ impl Outbox<'_> {
         match address {
             Address::To(to) => {
                 self.counters.frames_heard.add(self.batch.frame(index).count());
-                match self.gates.door(to) {
-                    Some(_) => self.forward(index, to),
+                if self.gates.door(to).is_some() || self.gates.carried_door(to).is_some() {
+                    self.forward(index, to);
+                } else {
                     // It was closed meanwhile. Sending the frame on would let it wander.
-                    None => self.lose(index, to, DropReason::NoDevice),
+                    self.lose(index, to, DropReason::NoDevice);
                 }
             }
-            Address::FloodFrom(from) => {
+            Address::Flood(flood) => {
                 self.counters.floods_heard.add(1);
-                let copies = self.flood_here(index, from).0 * self.batch.frame(index).count();
-                if let Some(book) = book(self.books, from) {
+                let copies = self.flood_here(index, flood).0 * self.batch.frame(index).count();
+                if let Some(book) = book(self.books, self.rules.counted_at(flood.from)) {
                     book.copies.add(copies);
                 }
             }
@@ -109,10 +111,10 @@ impl Outbox<'_> {
 
     /// Puts frame `index` into the lane of port `to`, wherever that is.
     fn forward(&mut self, index: usize, to: PortId) {
-        let Some(door) = self.gates.door(to) else { return self.send_away(index, to) };
-        // 12. egress dressing. What the port cannot pass on would have to be done here.
+        let Some(door) = self.gates.door(to).or_else(|| self.by_carrier(index, to)) else { return };
+        // 12. egress dressing: what the port cannot pass on is finished as the lane is sent off.
         if self.batch.frame(index).offload().is_pending() && !door.offloads {
-            return self.lose(index, to, DropReason::OffloadUnsupported);
+            self.gates.note_unfinished(door);
         }
         let lane = self.gates.enter(door);
         match self.batch.take(index) {
@@ -124,15 +126,14 @@ impl Outbox<'_> {
         }
     }
 
-    /// Puts frame `index` into the lanes of all ports that a flood from `from` reaches, here and at
-    /// other workers. How many copies were made, those for other workers not counted: they count
-    /// theirs.
-    fn flood(&mut self, index: usize, from: PortId) -> u64 {
-        let (here, there) = self.flood_here(index, from);
+    /// Puts frame `index` into the lanes of all ports that a flood reaches, here and at other workers.
+    /// How many copies were made, those for other workers not counted: they count theirs.
+    fn flood(&mut self, index: usize, flood: Flood) -> u64 {
+        let (here, there) = self.flood_here(index, flood);
         let mut copies = here;
         for worker in (0..self.peers.len()).filter(|worker| there & 1 << worker != 0) {
             let sent = match self.batch.adopt(index, self.cache) {
-                Some(frame) => self.send(worker, frame, Address::FloodFrom(from)),
+                Some(frame) => self.send(worker, frame, Address::Flood(flood)),
                 None => Err(DropReason::NoBuffer),
             };
             if sent.is_ok() {
@@ -141,7 +142,7 @@ impl Outbox<'_> {
             if let Err(reason) = sent {
                 // The copies that the other worker would have made die here.
                 let count = self.batch.frame(index).count();
-                for port in self.rules.flood(from).into_iter().flatten() {
+                for port in self.rules.reached(flood).into_iter().flatten() {
                     if self.rules.port(*port).and_then(|port| port.worker) == u16::try_from(worker).ok() {
                         copies += 1;
                         self.count_out(*port, reason, count);
@@ -154,10 +155,15 @@ impl Outbox<'_> {
 
     /// Floods frame `index` to the ports of this worker. How many these were, and, as a set of bits,
     /// which other workers have ports to flood to.
-    fn flood_here(&mut self, index: usize, from: PortId) -> (u64, u64) {
+    fn flood_here(&mut self, index: usize, flood: Flood) -> (u64, u64) {
         let (mut copies, mut there) = (0, 0u64);
-        for &to in self.rules.flood(from).into_iter().flatten() {
+        for &to in self.rules.reached(flood).into_iter().flatten() {
             let Some(door) = self.gates.door(to).filter(|door| door.floods) else {
+                if let Some(carried) = self.gates.carried_door(to).filter(|(door, _)| door.floods) {
+                    copies += 1;
+                    self.flood_carried(index, to, carried);
+                    continue;
+                }
                 match self.rules.port(to).and_then(|port| port.worker) {
                     Some(worker) if worker != self.me => there |= 1 << worker,
                     _ => {
@@ -169,8 +175,7 @@ impl Outbox<'_> {
             };
             copies += 1;
             if self.batch.frame(index).offload().is_pending() && !door.offloads {
-                self.lose(index, to, DropReason::OffloadUnsupported);
-                continue;
+                self.gates.note_unfinished(door);
             }
             self.gates.enter(door).borrow(place(index));
             self.borrowed = true;
@@ -178,13 +183,13 @@ impl Outbox<'_> {
         (copies, there)
     }
 
-    /// Sends frame `index` to the worker that polls port `to`, if there is one.
+    /// Sends frame `index` to the worker that polls the device of port `to`, if there is one.
     #[inline(never)]
-    fn send_away(&mut self, index: usize, to: PortId) {
-        let Some(port) = self.rules.port(to) else { return self.lose(index, to, DropReason::PortClosed) };
-        if !port.admin_up {
-            return self.lose(index, to, DropReason::AdminDown);
-        }
+    pub(super) fn send_away(&mut self, index: usize, to: PortId) {
+        let port = match self.rules.way_out(to) {
+            Ok(port) => port,
+            Err(reason) => return self.lose(index, to, reason),
+        };
         let Some(worker) = port.worker.filter(|&worker| worker != self.me) else {
             return self.lose(index, port.id, DropReason::NoDevice);
         };
@@ -217,12 +222,12 @@ impl Outbox<'_> {
 
     /// Counts frame `index` as one that died on its way out of `to`.
     #[cold]
-    fn lose(&self, index: usize, to: PortId, reason: DropReason) {
+    pub(super) fn lose(&self, index: usize, to: PortId, reason: DropReason) {
         self.count_out(to, reason, self.batch.frame(index).count());
     }
 
     fn count_out(&self, port: PortId, reason: DropReason, frames: u64) {
-        match book(self.books, port) {
+        match book(self.books, self.rules.counted_at(port)) {
             Some(book) => book.drops_out.add(reason, frames),
             None => self.counters.strays.add(frames),
         }
@@ -235,6 +240,6 @@ pub(super) fn book(books: &Books, port: PortId) -> Option<&PortCounters> {
 }
 
 #[allow(clippy::cast_possible_truncation)] // a burst has 64 places
-const fn place(index: usize) -> u8 {
+pub(super) const fn place(index: usize) -> u8 {
     index as u8
 }

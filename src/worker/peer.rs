@@ -8,7 +8,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 
 use super::Bell;
 use crate::frame::Frame;
-use crate::switch::{PortId, Sighting};
+use crate::switch::{Flood, PortId, Sighting};
 
 /// Frames on their way from one worker to another, at most.
 const PARCELS: usize = 1024;
@@ -33,8 +33,8 @@ pub struct Parcel {
 pub enum Address {
     /// Out of this port.
     To(PortId),
-    /// Out of every port of this worker that a flood from this port reaches.
-    FloodFrom(PortId),
+    /// Out of every port of this worker that this flood reaches.
+    Flood(Flood),
 }
 
 /// One worker's ends of the rings to and from another one.

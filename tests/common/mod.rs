@@ -1,6 +1,8 @@
 //! The laboratory: workers stepped by hand over cables, with a made-up clock. No threads, no root.
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)] // each user uses a part of it
 
+pub mod stream;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,13 +11,13 @@ use vifswitch::device::Device;
 use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::frame::Pool;
 use vifswitch::switch::{
-    DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, Role, Rules, Secret,
-    Security,
+    CarrierRules, DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, Role, Rules,
+    Secret, Security,
 };
 use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time::Moment;
-use vifswitch::wire::{Mac, Offload};
+use vifswitch::wire::{Mac, Offload, Vid};
 use vifswitch::worker::{Books, Command, Gate, Notice, Post, StationsPage, TeamSettings, Worker, team};
 
 /// The key of every laboratory: what happened once happens again.
@@ -34,6 +36,27 @@ impl Plug {
     pub fn new(network: u16, owner: u32) -> Plug {
         Plug { network, owner, security: Security::Off, admin_up: true }
     }
+}
+
+/// An uplink of the laboratory: the VLAN id of each network on it, 0 for untagged.
+#[derive(Debug, Clone)]
+pub struct Wire {
+    pub networks: Vec<(u16, u16)>,
+    /// It is in standby for the uplink of this number, and shares its ports.
+    pub spare_of: Option<usize>,
+}
+
+impl Wire {
+    /// With these VLAN ids and networks.
+    pub fn new(networks: &[(u16, u16)]) -> Wire {
+        Wire { networks: networks.to_vec(), spare_of: None }
+    }
+}
+
+/// Where the ports of uplinks stand: uplink `wire` has one for each network, carried by no place of its
+/// own in `Lab::ports`.
+pub fn uplink_port(wire: usize, network: u16) -> PortId {
+    PortId::new(1000 + wire as u16 * 64 + network, 0)
 }
 
 /// The address of the port at `index`.
@@ -93,15 +116,31 @@ pub struct Lab {
 
 impl Lab {
     pub fn new(setup: Setup, plugs: &[Plug]) -> Lab {
-        Lab::with_devices(setup, plugs, |_, end| Box::new(end))
+        Lab::with_uplinks(setup, plugs, &[])
+    }
+
+    /// Uplinks stand behind the other ports, in `ends` as well as in `books`.
+    pub fn with_uplinks(setup: Setup, plugs: &[Plug], wires: &[Wire]) -> Lab {
+        Lab::build(setup, plugs, wires, |_, end| Box::new(end))
     }
 
     /// Ports are dealt out to the workers in turn. `wrap` may put a device around each end.
-    pub fn with_devices(setup: Setup, plugs: &[Plug], mut wrap: impl FnMut(usize, End) -> Box<dyn Device>) -> Lab {
+    pub fn with_devices(setup: Setup, plugs: &[Plug], wrap: impl FnMut(usize, End) -> Box<dyn Device>) -> Lab {
+        Lab::build(setup, plugs, &[], wrap)
+    }
+
+    /// All of this.
+    pub fn build(
+        setup: Setup,
+        plugs: &[Plug],
+        wires: &[Wire],
+        mut wrap: impl FnMut(usize, End) -> Box<dyn Device>,
+    ) -> Lab {
         let pool = Pool::new(setup.slots).unwrap();
         let secret = Secret::new(SECRET);
         let team = team(TeamSettings { workers: setup.workers, pool, stations: setup.stations, secret }).unwrap();
-        let networks = plugs.iter().map(|plug| plug.network).max().map_or(0, |most| most + 1);
+        let wired = wires.iter().flat_map(|wire| &wire.networks).map(|&(_, network)| network);
+        let networks = plugs.iter().map(|plug| plug.network).chain(wired).max().map_or(0, |most| most + 1);
         let networks = (0..networks).map(|index| NetworkRules {
             id: NetworkId::new(index),
             mtu: setup.mtu,
@@ -109,19 +148,43 @@ impl Lab {
             limits: setup.limits,
             guard: true,
         });
-        let ports: Vec<_> = (0..plugs.len()).map(|index| PortId::new(index as u16, 0)).collect();
-        let rules = plugs.iter().zip(&ports).map(|(plug, &id)| PortRules {
+        let ports: Vec<_> = (0..plugs.len() + wires.len()).map(|index| PortId::new(index as u16, 0)).collect();
+        let worker = |id: PortId| Some(id.index() as u16 % setup.workers);
+        let vifs = plugs.iter().zip(&ports).map(|(plug, &id)| PortRules {
             id,
             network: NetworkId::new(plug.network),
             owner: Owner(plug.owner),
             mac: mac(id.index()),
             security: plug.security.clone(),
             admin_up: plug.admin_up,
-            worker: Some(id.index() as u16 % setup.workers),
+            worker: worker(id),
             role: Role::Vif,
             reach: Reach::Own,
         });
-        let rules = Arc::new(Rules::compile(secret, networks.collect(), rules.collect(), Vec::new()));
+        let (mut rules, mut carriers) = (vifs.collect::<Vec<_>>(), Vec::new());
+        for (number, wire) in wires.iter().enumerate() {
+            let id = ports[plugs.len() + number];
+            let shared = wire.spare_of.unwrap_or(number);
+            let places = wire.networks.iter().map(|&(vid, network)| (Vid::new(vid), uplink_port(shared, network)));
+            let places: Vec<_> = places.collect();
+            let uplinks = wire.networks.iter().zip(&places).map(|(&(_, network), &(vlan, port))| PortRules {
+                id: port,
+                network: NetworkId::new(network),
+                owner: Owner(u32::MAX),
+                mac: Mac::ZERO,
+                security: Security::Off,
+                admin_up: true,
+                worker: worker(id),
+                role: Role::Uplink,
+                reach: Reach::Carried { carrier: id, vlan },
+            });
+            if wire.spare_of.is_none() {
+                rules.extend(uplinks);
+            }
+            let standby = wire.spare_of.is_some();
+            carriers.push(CarrierRules { id, admin_up: true, worker: worker(id), standby, ports: places });
+        }
+        let rules = Arc::new(Rules::compile(secret, networks.collect(), rules, carriers));
         let books = (0..setup.workers).map(|_| ports.iter().map(|_| Arc::default()).collect()).collect();
         let mut lab = Lab {
             workers: team.workers,
@@ -136,7 +199,7 @@ impl Lab {
             now: Moment::from_secs(1000),
         };
         lab.set_rules(lab.rules.clone());
-        for index in 0..plugs.len() {
+        for index in 0..lab.ports.len() {
             let (end, far) = cable(setup.cable);
             let device = wrap(index, end.with_memory(setup.memory));
             lab.open(Gate::new(lab.ports[index], 0, device));
@@ -168,10 +231,36 @@ impl Lab {
 
     /// Puts changed rules in force at all workers.
     pub fn change_ports(&mut self, change: impl FnOnce(&mut Vec<PortRules>)) {
+        self.change_rules(|ports, _| change(ports));
+    }
+
+    /// Puts changed rules in force at all workers.
+    pub fn change_rules(&mut self, change: impl FnOnce(&mut Vec<PortRules>, &mut Vec<CarrierRules>)) {
         let mut ports: Vec<_> = self.rules.ports().cloned().collect();
-        change(&mut ports);
+        let mut carriers: Vec<_> = self.rules.carriers().cloned().collect();
+        change(&mut ports, &mut carriers);
         let networks = (0..u16::MAX).map_while(|index| self.rules.network(NetworkId::new(index)).cloned()).collect();
-        self.set_rules(Arc::new(Rules::compile(Secret::new(SECRET), networks, ports, Vec::new())));
+        self.set_rules(Arc::new(Rules::compile(Secret::new(SECRET), networks, ports, carriers)));
+    }
+
+    /// Uplink `active` carries the frames from now on, and `spare` is in standby; both stand in
+    /// `Lab::ports`.
+    pub fn fail_over(&mut self, active: usize, spare: usize) {
+        let (active, spare) = (self.ports[active], self.ports[spare]);
+        self.change_rules(|ports, carriers| {
+            let worker = carriers.iter().find(|carrier| carrier.id == active).unwrap().worker;
+            for carrier in carriers.iter_mut().filter(|carrier| carrier.id == active || carrier.id == spare) {
+                carrier.standby = carrier.id == spare;
+            }
+            for port in ports {
+                if let Reach::Carried { carrier, .. } = &mut port.reach
+                    && (*carrier == spare || *carrier == active)
+                {
+                    *carrier = active;
+                    port.worker = worker;
+                }
+            }
+        });
     }
 
     /// The stations that a worker has learned, asked for by mail, a few at a time.
@@ -187,8 +276,9 @@ impl Lab {
     }
 
     pub fn open(&mut self, gate: Gate) {
-        let worker = self.rules.port(gate.port).unwrap().worker.unwrap();
-        self.open_at(usize::from(worker), gate);
+        let own = self.rules.port(gate.port).map(|port| port.worker);
+        let worker = own.or_else(|| self.rules.carrier(gate.port).map(|carrier| carrier.worker));
+        self.open_at(usize::from(worker.unwrap().unwrap()), gate);
     }
 
     /// Opens a gate at a worker that need not be the one through which its port is reached.

@@ -120,6 +120,8 @@ impl Views {
             forwarded: 8,
             flooded: 2,
             copies: 6,
+            segmented: 3,
+            checksummed: 4,
             drops: BTreeMap::from([("spoofed_source".into(), 2)]),
         };
         let vm = |device_id: &str, port: &str| VmView {
@@ -159,6 +161,8 @@ impl Views {
             forwarded: 20,
             flooded: 1,
             copies: 2,
+            segmented: 0,
+            checksummed: 0,
             drops: BTreeMap::from([("device_full".into(), 3)]),
         };
         let station = |port_id: &str, kind, age_seconds| StationView {

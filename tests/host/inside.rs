@@ -66,7 +66,8 @@ impl Inside {
                 let threads: Vec<_> =
                     team.workers.into_iter().map(|worker| thread::spawn(move || worker.run(Pace::Adaptive))).collect();
                 let (staff, cores) = (Staff::new(team.posts, team.counters), (0..workers.into()).collect());
-                let mut controller = Controller::new(Beginning { cores, secret, staff, notices: team.notices, keeper });
+                let mut controller =
+                    Controller::new(Beginning { cores, secret, staff, notices: team.notices, keeper, pool });
                 controller.begin(config).await.unwrap();
                 ready.send(()).unwrap();
                 controller.run(requests, async { drop(stopped.await) }).await;

@@ -1,7 +1,7 @@
 //! What most tests stand on: a running switch, and guests that talk through it.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::thread;
 
 use rustix::net::{
@@ -100,7 +100,8 @@ fn echo(kind: u8, number: u16) -> Vec<u8> {
 }
 
 /// Streams `len` bytes each way between two namespaces at once, and compares them.
-pub fn tcp_both_ways(left: &Space, right: &Space, address: Ipv4Addr, len: u32) {
+pub fn tcp_both_ways(left: &Space, right: &Space, address: impl Into<IpAddr>, len: u32) {
+    let address = address.into();
     let content = |seed: u32| -> Vec<u8> { (0..len).map(|i| (i * 7 + (i >> 9) + seed) as u8).collect() };
     let listener = right.within(|| TcpListener::bind((address, 0))).unwrap();
     let there = listener.local_addr().unwrap();

@@ -12,7 +12,7 @@ use vifswitch::switch::{DropReason, NetworkId, Rules, Secret};
 use vifswitch::wire::{Mac, Offload};
 use vifswitch::worker::{Books, Command, Gate};
 
-use crate::common::{Lab, Plug, Setup, frame, mac};
+use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
 use crate::scenery::{self, Sketch, any_frame, header};
 
 #[derive(Debug, Clone)]
@@ -28,6 +28,8 @@ enum Act {
     Flip(usize),
     /// Its device is closed, or opened again.
     Plug(usize),
+    /// The uplink in standby changes places with the other one.
+    FailOver,
     /// The books are proved, whatever is on its way.
     Audit,
 }
@@ -38,9 +40,10 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         3 => Just(Act::Step),
         5 => (0..3usize).prop_map(Act::Breathe),
         1 => (0..400u64).prop_map(Act::Pass),
-        3 => (0..9usize).prop_map(Act::Read),
-        1 => (0..9usize).prop_map(Act::Flip),
-        1 => (0..9usize).prop_map(Act::Plug),
+        3 => (0..11usize).prop_map(Act::Read),
+        1 => (0..11usize).prop_map(Act::Flip),
+        1 => (0..11usize).prop_map(Act::Plug),
+        1 => Just(Act::FailOver),
         2 => Just(Act::Audit),
     ];
     vec(act, 20..200)
@@ -77,19 +80,20 @@ fn read(end: &mut End) -> u64 {
 
 struct Case {
     plugs: Vec<Plug>,
+    wires: Vec<Wire>,
     wiring: Vec<Wiring>,
     setup: Setup,
     acts: Vec<Act>,
 }
 
 fn run(case: Case) {
-    let Case { plugs, wiring, setup, acts } = case;
-    let ports = plugs.len();
+    let Case { plugs, wires, wiring, setup, acts } = case;
+    let (vifs, ports) = (plugs.len(), plugs.len() + wires.len());
     let (workers, cable_size) = (usize::from(setup.workers), setup.cable);
     // A frame may wait in a cable for a slot only where there are few.
     let plenty = setup.slots >= 2048;
     let mut lost: Vec<Arc<AtomicU64>> = Vec::new();
-    let mut lab = Lab::with_devices(setup, &plugs, |port, end| {
+    let mut lab = Lab::build(setup, &plugs, &wires, |port, end| {
         let Wiring { memory, offloads, faults, .. } = wiring[port];
         let device = Fault::new(end.with_memory(memory).with_offloads(offloads), faults.unwrap_or_default());
         lost.push(device.lost());
@@ -111,10 +115,10 @@ fn run(case: Case) {
     for act in acts {
         match act {
             Act::Send(sketch) => {
-                let (port, bytes) = (sketch.port(ports), sketch.bytes(ports));
+                let (port, (bytes, offload)) = (sketch.port(ports), sketch.offer(vifs, wires.len()));
                 // Guests with two queues use them by turns.
                 let end = seconds[port].as_mut().filter(|_| offered[port] % 2 == 1).unwrap_or(&mut lab.ends[port]);
-                if end.send(&bytes, sketch.offload) {
+                if end.send(&bytes, offload) {
                     offered[port] += 1;
                 }
             }
@@ -124,9 +128,17 @@ fn run(case: Case) {
             Act::Read(port) => received[port % ports] += read(&mut lab.ends[port % ports]),
             Act::Flip(port) => {
                 let port = lab.ports[port % ports];
-                lab.change_ports(|all| {
+                lab.change_rules(|all, carriers| {
                     all.iter_mut().filter(|rules| rules.id == port).for_each(|rules| rules.admin_up ^= true);
+                    carriers.iter_mut().filter(|rules| rules.id == port).for_each(|rules| rules.admin_up ^= true);
                 });
+            }
+            Act::FailOver => {
+                if wires.last().is_some_and(|wire| wire.spare_of.is_some()) {
+                    let is_active = lab.rules.carrier(lab.ports[vifs]).is_some_and(|carrier| !carrier.standby);
+                    let (active, spare) = if is_active { (vifs + 1, vifs) } else { (vifs, vifs + 1) };
+                    lab.fail_over(active, spare);
+                }
             }
             Act::Plug(port) => {
                 let port = port % ports;
@@ -168,7 +180,8 @@ proptest! {
     #[test]
     fn frames_and_slots_are_conserved(
         plugs in scenery::plugs(3),
-        wiring in vec(wiring(), 9),
+        wires in scenery::wires(3),
+        wiring in vec(wiring(), 11),
         workers in prop::sample::select(vec![1u16, 2, 3]),
         blocks in prop::sample::select(vec![2usize, 8, 256]),
         block_bytes in prop::sample::select(vec![9000usize, 1 << 17]),
@@ -178,7 +191,7 @@ proptest! {
     ) {
         let cable = Capacity { blocks, block_bytes };
         let setup = Setup { workers, slots, cable, mtu, stations: 16, ..Setup::default() };
-        run(Case { plugs, wiring, setup, acts });
+        run(Case { plugs, wires, wiring, setup, acts });
     }
 }
 

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use vifswitch::device::memory::Memory;
 use vifswitch::wire::Offload;
 
-use crate::common::{Lab, Plug, Setup};
+use crate::common::{Lab, Plug, Setup, Wire};
 use crate::scenery::{self, Sketch, any_frame};
 
 #[derive(Debug, Clone)]
@@ -24,14 +24,22 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     vec(prop_oneof![9 => any_frame().prop_map(Act::Send), 1 => pass.prop_map(Act::Pass)], 1..60)
 }
 
-/// What each guest receives, offload headers included.
-fn deliveries(plugs: &[Plug], workers: u16, memory: Memory, acts: &[Act]) -> Vec<Vec<(Vec<u8>, Offload)>> {
-    let mut lab = Lab::new(Setup { workers, memory, mtu: 9000, ..Setup::default() }, plugs);
+/// What each guest receives, offload headers included. Every third port takes none.
+fn deliveries(
+    plugs: &[Plug],
+    wires: &[Wire],
+    workers: u16,
+    memory: Memory,
+    acts: &[Act],
+) -> Vec<Vec<(Vec<u8>, Offload)>> {
+    let setup = Setup { workers, memory, mtu: 9000, ..Setup::default() };
+    let mut lab = Lab::build(setup, plugs, wires, |port, end| Box::new(end.with_offloads(port % 3 != 1)));
     for act in acts {
         match act {
             Act::Send(sketch) => {
-                let port = sketch.port(plugs.len());
-                assert!(lab.ends[port].send(&sketch.bytes(plugs.len()), sketch.offload));
+                let port = sketch.port(plugs.len() + wires.len());
+                let (bytes, offload) = sketch.offer(plugs.len(), wires.len());
+                assert!(lab.ends[port].send(&bytes, offload));
                 lab.settle();
             }
             Act::Pass(seconds) => lab.pass(Duration::from_secs(*seconds)),
@@ -47,10 +55,10 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn one_worker_and_several_deliver_the_same(plugs in scenery::plugs(2), acts in acts()) {
-        let one = deliveries(&plugs, 1, Memory::Owned, &acts);
+    fn one_worker_and_several_deliver_the_same(plugs in scenery::plugs(2), wires in scenery::wires(2), acts in acts()) {
+        let one = deliveries(&plugs, &wires, 1, Memory::Owned, &acts);
         for (workers, memory) in [(1, Memory::Lent), (2, Memory::Owned), (2, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)] {
-            let these = deliveries(&plugs, workers, memory, &acts);
+            let these = deliveries(&plugs, &wires, workers, memory, &acts);
             for (port, (expected, these)) in one.iter().zip(&these).enumerate() {
                 prop_assert_eq!(these.len(), expected.len(), "port {}, {} workers, {:?}", port, workers, memory);
                 prop_assert!(these == expected, "port {}, {} workers, {:?}: other frames", port, workers, memory);

@@ -28,42 +28,6 @@ fn frame_of(len: usize, to: Mac, from: Mac) -> Vec<u8> {
 }
 
 #[test]
-fn unfinished_frames_go_only_where_they_can_be_finished() {
-    for (workers, memory) in KINDS {
-        let mut lab = Lab::with_devices(setup(workers, memory), &plugs(4), |port, end| {
-            Box::new(end.with_offloads(port != 1 && port != 2))
-        });
-        let remark = header(2, 0, 0, 0, 0);
-        let open = header(1, 0, 0, 34, 16);
-        // A header, the length of its frame, how many frames that is, and whether it needs work.
-        let cases =
-            [(Offload::NONE, 60, 1, false), (remark, 60, 1, false), (open, 60, 1, true), (tcp(1000), 60_054, 60, true)];
-        for (offload, len, count, pending) in cases {
-            for (to, reached) in [
-                (mac(1), [false, true, false, false]),
-                (mac(3), [false, false, false, true]),
-                (Mac::BROADCAST, [false, true, true, true]),
-            ] {
-                let before: Vec<_> = (0..4).map(|port| lab.drops_out(port, DropReason::OffloadUnsupported)).collect();
-                let bytes = frame_of(len, to, mac(0));
-                assert!(lab.ends[0].send(&bytes, offload));
-                lab.settle();
-                for port in 0..4 {
-                    let unable = pending && (port == 1 || port == 2);
-                    let received: Vec<_> = std::iter::from_fn(|| lab.ends[port].take()).collect();
-                    let expected = if reached[port] && !unable { vec![(bytes.clone(), offload)] } else { Vec::new() };
-                    assert!(received == expected, "{len} bytes to {to} at port {port}");
-                    let dropped = lab.drops_out(port, DropReason::OffloadUnsupported) - before[port];
-                    assert_eq!(dropped, if reached[port] && unable { count } else { 0 }, "to {to} at port {port}");
-                }
-                lab.check_ledger();
-            }
-        }
-        lab.end();
-    }
-}
-
-#[test]
 fn a_lying_offload_header_goes_nowhere() {
     let lies = [
         tcp(0),

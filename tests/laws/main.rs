@@ -6,6 +6,7 @@
 mod common;
 
 mod conservation;
+mod dressing;
 mod equivalence;
 mod forgetting;
 mod gates;
@@ -13,3 +14,4 @@ mod matrix;
 mod model;
 mod scenery;
 mod stations;
+mod uplinks;

@@ -6,7 +6,8 @@ use vifswitch::device::memory::Memory;
 use vifswitch::switch::Security;
 use vifswitch::wire::{Mac, Offload};
 
-use crate::common::{Plug, mac};
+use crate::common::stream::open_frame;
+use crate::common::{Plug, Wire, mac};
 
 /// Addresses that no port has of its own. Few, so that they meet often.
 pub fn wild(number: usize) -> Mac {
@@ -23,6 +24,24 @@ pub fn plugs(networks: u16) -> impl Strategy<Value = Vec<Plug>> {
     let plug = (0..networks, 0..4u32, security, prop::bool::weighted(0.9))
         .prop_map(|(network, owner, security, admin_up)| Plug { network, owner, security, admin_up });
     vec(plug, 2..10)
+}
+
+/// VLAN ids that frames of guests and of the outside have as well.
+const VIDS: [u16; 4] = [0, 3, 5, 4094];
+
+/// No uplink, one, two apart, or two of which one is in standby; each with some of the networks.
+pub fn wires(networks: u16) -> impl Strategy<Value = Vec<Wire>> {
+    let wire = move || {
+        let networks = prop::sample::subsequence((0..networks).collect::<Vec<_>>(), 0..=usize::from(networks));
+        (Just(VIDS.to_vec()).prop_shuffle(), networks)
+            .prop_map(|(vids, networks)| Wire::new(&vids.into_iter().zip(networks).collect::<Vec<_>>()))
+    };
+    prop_oneof![
+        2 => Just(Vec::new()),
+        1 => wire().prop_map(|wire| vec![wire]),
+        1 => (wire(), wire()).prop_map(|(one, other)| vec![one, other]),
+        1 => wire().prop_map(|wire| vec![wire.clone(), Wire { spare_of: Some(0), ..wire }]),
+    ]
 }
 
 pub fn memory() -> impl Strategy<Value = Memory> {
@@ -60,6 +79,10 @@ pub struct Sketch {
     len: usize,
     runt: bool,
     value: u8,
+    /// It is one of TCP over IPv4.
+    stream: bool,
+    /// What the outer tag says if it comes by an uplink, if it has one.
+    vlan: Option<u16>,
     pub offload: Offload,
 }
 
@@ -68,8 +91,28 @@ impl Sketch {
         self.port % ports
     }
 
+    /// The frame and its offload header as the port gets them: with an outer tag, if it is an uplink.
+    pub fn offer(&self, ports: usize, uplinks: usize) -> (Vec<u8>, Offload) {
+        let mut bytes = self.bytes(ports + uplinks);
+        let Some([a, b]) = self.vlan.filter(|_| self.port(ports + uplinks) >= ports).map(u16::to_be_bytes) else {
+            return (bytes, self.offload);
+        };
+        let at = bytes.len().min(12);
+        bytes.splice(at..at, [0x81, 0x00, a, b]);
+        // Some lie.
+        let offload = self.offload.with_tag().filter(|_| !self.value.is_multiple_of(8));
+        (bytes, offload.unwrap_or(self.offload))
+    }
+
     pub fn bytes(&self, ports: usize) -> Vec<u8> {
         let sender = self.port(ports);
+        if self.stream {
+            let (to, from) = (self.to.resolve(sender, ports), self.from.resolve(sender, ports));
+            let mut bytes = open_frame(to, from, 0, self.len);
+            let tag = [0x81, 0x00, 0x00, self.value];
+            bytes.splice(12..12, tag.repeat(self.tags));
+            return bytes;
+        }
         let mut bytes = Vec::with_capacity(self.len + 22);
         bytes.extend(self.to.resolve(sender, ports).octets());
         bytes.extend(self.from.resolve(sender, ports).octets());
@@ -114,8 +157,10 @@ fn source() -> impl Strategy<Value = Address> {
 /// Frames that ask nothing of the next hop.
 pub fn plain() -> impl Strategy<Value = Sketch> {
     let len = prop_oneof![6 => 0..100usize, 2 => 1490..1510usize, 1 => 1510..3000usize];
-    (0..9usize, destination(), source(), 0..4usize, len, prop::bool::weighted(0.05), any::<u8>()).prop_map(
-        |(port, to, from, tags, len, runt, value)| Sketch {
+    let value = prop_oneof![any::<u8>(), Just(3), Just(5)];
+    let vlan = prop::option::weighted(0.8, prop_oneof![8 => prop::sample::select(VIDS.to_vec()), 1 => any::<u16>()]);
+    (0..11usize, destination(), source(), 0..4usize, len, prop::bool::weighted(0.05), value, vlan).prop_map(
+        |(port, to, from, tags, len, runt, value, vlan)| Sketch {
             port,
             to,
             from,
@@ -123,6 +168,8 @@ pub fn plain() -> impl Strategy<Value = Sketch> {
             len,
             runt,
             value,
+            stream: false,
+            vlan,
             offload: Offload::NONE,
         },
     )
@@ -157,8 +204,15 @@ pub fn any_frame() -> impl Strategy<Value = Sketch> {
         2 => (prop::sample::select(vec![1u8, 4, 5, 0]), 0..9000u16, 500..3000u16, 0..20_000usize)
             .prop_map(|(kind, start, size, len)| Some((header(1, kind, size, start, 16), Some(len)))),
     ];
-    (plain(), kind).prop_map(|(sketch, kind)| match kind {
+    let sketch = (plain(), kind).prop_map(|(sketch, kind)| match kind {
         None => sketch,
         Some((offload, len)) => Sketch { offload, len: len.unwrap_or(sketch.len), ..sketch },
-    })
+    });
+    // What can be divided, and what is to be.
+    let divided = prop_oneof![2 => Just(1u8), 1 => Just(0)];
+    let stream = (plain(), divided, 400..1500u16, 0..50_000usize).prop_map(|(sketch, kind, size, len)| {
+        let start = 34 + 4 * sketch.tags as u16;
+        Sketch { stream: true, runt: false, len, offload: header(1, kind, size, start, 16), ..sketch }
+    });
+    prop_oneof![18 => sketch, 2 => stream]
 }

@@ -68,7 +68,7 @@ impl Controller {
                 continue;
             }
             port.state = State::Opening { reason: std::mem::take(reason) };
-            let (key, settings, done) = (port.key, port.seat.device.clone(), self.done.clone());
+            let (key, settings, done, pool) = (port.key, port.seat.device.clone(), self.done.clone(), self.pool);
             // What others made, others make again.
             let may_create = port.made.unwrap_or(true);
             let is_uplink = port.seat.is_uplink();
@@ -77,10 +77,7 @@ impl Controller {
                 let namespace = settings.netns().identity();
                 let of_others = settings.is_of_others();
                 let link = if of_others { links::look(&settings).ok().flatten() } else { None };
-                let result = match link {
-                    Some(link) if !link.up => Err(OpenError::Down { at: settings.at() }),
-                    _ => device::open(&settings, may_create),
-                };
+                let result = device::open(&settings, may_create, pool);
                 // What we make is there only now.
                 let link = if is_uplink && !of_others { links::look(&settings).ok().flatten() } else { link };
                 // Nobody listens any more when the switch is being closed; the device is dropped.

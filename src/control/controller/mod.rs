@@ -49,6 +49,7 @@ use super::places::Places;
 use super::report::Report;
 use super::staff::Staff;
 use super::stations::Directory;
+use crate::frame::Pool;
 use crate::switch::{PortId, Rules, Secret};
 use crate::time;
 use crate::worker::{self, Notice};
@@ -75,6 +76,8 @@ pub struct Beginning {
     pub notices: mpsc::Receiver<Notice>,
     /// Where changes are kept.
     pub keeper: Keeper,
+    /// The slots of the workers.
+    pub pool: &'static Pool,
 }
 
 /// The owner of the desired state.
@@ -84,6 +87,7 @@ pub struct Controller {
     secret: Secret,
     staff: Staff,
     keeper: Keeper,
+    pool: &'static Pool,
     /// Netdevs that are being removed, or could not be.
     left: Leftovers,
     /// What is kept of them is more than there is.
@@ -127,7 +131,7 @@ impl std::fmt::Debug for Controller {
 impl Controller {
     /// A controller of a switch without anything.
     pub fn new(beginning: Beginning) -> Controller {
-        let Beginning { cores, secret, staff, notices, keeper } = beginning;
+        let Beginning { cores, secret, staff, notices, keeper, pool } = beginning;
         let (done, outcomes) = mpsc::unbounded_channel();
         Controller {
             config: Config::default(),
@@ -137,6 +141,7 @@ impl Controller {
             left: keeper.left(),
             swept: false,
             keeper,
+            pool,
             journal: Journal::default(),
             unwritten: false,
             ports: Vec::new(),

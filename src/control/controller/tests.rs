@@ -39,11 +39,12 @@ async fn while_running(ask: impl AsyncFnOnce(Handle, Arc<Store>)) {
     let (first, keeper) = Keeper::begin(Some(config(&["a"])), Some(&dir.path().join("state.db"))).await.unwrap();
     let store = keeper.store().unwrap().clone();
     let secret = Secret::new([7; 16]);
-    let mut team = team(TeamSettings { workers: 1, pool: Pool::new(64).unwrap(), stations: 64, secret }).unwrap();
+    let pool = Pool::new(64).unwrap();
+    let mut team = team(TeamSettings { workers: 1, pool, stations: 64, secret }).unwrap();
     let worker = team.workers.remove(0);
     let thread = thread::spawn(move || worker.run(Pace::Adaptive));
     let staff = Staff::new(team.posts, team.counters);
-    let beginning = Beginning { cores: vec![0], secret, staff, notices: team.notices, keeper };
+    let beginning = Beginning { cores: vec![0], secret, staff, notices: team.notices, keeper, pool };
     let mut controller = Controller::new(beginning);
     controller.begin(first).await.unwrap();
     let (handle, requests) = Handle::new();

@@ -154,13 +154,7 @@ fn available(meminfo: &str) -> Option<(u64, u64)> {
 }
 
 fn files(seats: &[Seat], findings: &mut Vec<Finding>) {
-    let queues = seats.iter().map(|seat| match &seat.device {
-        Settings::Tap(tap) => u64::from(tap.queues),
-        // How many there are shows when it is opened; each has a socket, and there is a program and its map.
-        Settings::Xdp(xdp) => u64::from(xdp.queues.unwrap_or(1)) + 3,
-        Settings::Packet(_) => 1,
-    });
-    let needed = queues.sum::<u64>() + OTHER_FILES;
+    let needed = seats.iter().map(|seat| seat.device.files()).sum::<u64>() + OTHER_FILES;
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|&limit| limit < needed) {
         let why = format!("{limit} files may be open, and {needed} may be needed; raise the limit (ulimit -n)");
         findings.push(finding(Severity::Remark, "open files", why));
@@ -174,6 +168,10 @@ fn rights(config: &Config, seats: &[Seat], findings: &mut Vec<Finding>) {
         let of_use = match privilege {
             privileges::NET_ADMIN => !seats.is_empty(),
             privileges::NET_RAW => seats.iter().any(|seat| seat.device.is_of_others()),
+            privileges::IPC_LOCK => {
+                let is_limited = getrlimit(Resource::Memlock).current.is_some();
+                is_limited && seats.iter().any(|seat| matches!(seat.device, Settings::Xdp(_)))
+            }
             privileges::SYS_ADMIN => namespaces().any(|netns| *netns != Netns::Host),
             privileges::SYS_PTRACE => {
                 namespaces().any(|netns| matches!(netns, Netns::At(path) if path.starts_with("/proc")))

@@ -1,38 +1,300 @@
-//! AF_XDP on netdevs that others own: QEMU's taps, veths, network cards.
+//! AF_XDP on netdevs that others own: a tap that QEMU holds, a veth of a container, a physical NIC.
+//!
+//! Each queue of the netdev gets a socket whose rings exchange slots of the pool with the kernel, so that
+//! a frame from one such port to another is not copied by us at all. A small program of our own on the netdev
+//! brings the frames to the sockets; it is gone when the process is.
+//!
+//! There is a *ladder* of modes: the driver works in the slots (zero-copy); the driver runs the program and
+//! copies (native); the network stack runs it (generic). Each rung is tried in turn, and why a better
+//! one was not to be had is told.
+//!
+//! Offload headers do not pass an XDP program. Super-frames and open checksums that a guest writes to a tap lose
+//! their header there, so such a guest must have its offloads off.
 
+pub mod assembler;
+pub mod program;
+mod queue;
+mod redirect;
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+use rustix::thread::nanosleep;
+use rustix::time::Timespec;
+
+use super::{Device, OpenError, Opened, Whereabouts, others};
+use crate::frame::{Copying, Exchange, Pool};
+use crate::sys::bpf::Attach;
+use crate::sys::ethtool;
+use crate::sys::link::{self, Link};
 use crate::sys::netns::Netns;
+use queue::Queue;
+use redirect::{Failure, Redirect};
 
-/// How an AF_XDP port shall be.
+/// Places in each ring of a queue.
+const RING: u32 = 2048;
+
+/// Slots in the fill ring of a queue, at least.
+const LEAST_FILL: u32 = 64;
+
+/// How often a queue that is held is tried, and how long to wait in between: a second in all. The
+/// kernel frees a queue a little later than its socket.
+const ATTEMPTS: u32 = 50;
+const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+
+/// How a netdev shall be bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// The name of the netdev.
     pub name: String,
     /// The namespace of the netdev.
     pub netns: Netns,
-    /// How many of its receive queues to bind, from the first on. `None`: all that it has.
+    /// How many queues it must have; `None`: all that there are.
     pub queues: Option<u16>,
-    /// Which way frames may take between the netdev and us.
+    /// Which rungs of the ladder are right.
     pub mode: Mode,
-    /// Whether a program that others have attached by netlink is taken off.
+    /// Whether a program that others have left on the netdev is taken off.
     pub takeover: bool,
-    /// The MTU of the network, of the largest one on an uplink.
+    /// The MTU of the network.
     pub mtu: u16,
-    /// Slots of the pool that wait in the fill ring of each queue.
+    /// Slots of the pool that wait for frames, at each queue.
     pub fill: u32,
-    /// The port or uplink it is for.
+    /// The port it is for.
     pub owner: String,
 }
 
-/// Which way frames take between a netdev and us.
+/// Which mode is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// The best that the netdev can.
+    /// The best there is.
     #[default]
     Auto,
-    /// The driver reads and writes our memory.
+    /// Zero-copy, or nothing.
     ZeroCopy,
-    /// The driver hands frames over, and they are copied.
+    /// With copies, in the driver.
     Copy,
-    /// The network stack hands frames over, and they are copied.
+    /// With copies, in the network stack.
     Generic,
+}
+
+/// A rung of the ladder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Rung {
+    ZeroCopy,
+    Native,
+    Generic,
+}
+
+impl Rung {
+    const fn copying(self) -> Copying {
+        match self {
+            Rung::ZeroCopy => Copying::None,
+            Rung::Native | Rung::Generic => Copying::Copies,
+        }
+    }
+
+    const fn attach(self) -> Attach {
+        match self {
+            Rung::ZeroCopy | Rung::Native => Attach::Native,
+            Rung::Generic => Attach::Generic,
+        }
+    }
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Rung::ZeroCopy => "zero-copy",
+            Rung::Native => "native copy",
+            Rung::Generic => "generic copy",
+        })
+    }
+}
+
+impl Mode {
+    /// The rungs to try, from the best on.
+    const fn rungs(self) -> &'static [Rung] {
+        match self {
+            Mode::Auto => &[Rung::ZeroCopy, Rung::Native, Rung::Generic],
+            Mode::ZeroCopy => &[Rung::ZeroCopy],
+            Mode::Copy => &[Rung::Native],
+            Mode::Generic => &[Rung::Generic],
+        }
+    }
+}
+
+impl Settings {
+    fn at(&self) -> Whereabouts {
+        Whereabouts { device: self.name.clone(), netns: self.netns.clone() }
+    }
+}
+
+/// Binds all queues of a netdev. Waits a second for one that is held.
+pub fn open(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError> {
+    let at = settings.at();
+    others::visit(&at, || {
+        let mut opened = attempt(settings, pool);
+        for _ in 1..ATTEMPTS {
+            if !matches!(opened, Err(OpenError::Busy { .. })) {
+                break;
+            }
+            let _ = nanosleep(&PAUSE); // woken early, it asks early
+            opened = attempt(settings, pool);
+        }
+        opened
+    })
+}
+
+fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError> {
+    let at = settings.at();
+    let (mut link, mut notes) = others::find(&at, settings.mtu)?;
+    if settings.takeover && link.xdp.is_some() {
+        match link::take_over(&link) {
+            Ok(()) => link.xdp = None,
+            // Its owner lives: told below, if it is in the way.
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {}
+            Err(e) => return Err(others::failed(&at, "taking the XDP program of others off it")(e)),
+        }
+    }
+    let queues = queues(settings, &link)?;
+    let mut not_better = Vec::new();
+    for &rung in settings.mode.rungs() {
+        match climb(settings, pool, &link, queues, rung)? {
+            Ok(queues) => {
+                if !not_better.is_empty() {
+                    notes.push(format!("{rung}, as {}", not_better.join(", ")));
+                }
+                return Ok(Opened { queues, made: false, notes, mode: Some(rung.to_string()) });
+            }
+            Err(why) => not_better.push(why),
+        }
+    }
+    Err(others::refused(&settings.at(), format!("the mode that is asked for cannot be had: {}", not_better.join(", "))))
+}
+
+/// How many queues there are to bind: all.
+fn queues(settings: &Settings, link: &Link) -> Result<u32, OpenError> {
+    let told =
+        ethtool::receive_queues(&settings.name).map_err(others::failed(&settings.at(), "asking for its queues"))?;
+    let there = told.or(link.tap.map(|tap| tap.queues)).unwrap_or(1).max(1);
+    match settings.queues {
+        Some(0) => Err(others::refused(
+            &settings.at(),
+            "0 queues cannot be had; ask for as many as the device has, or leave it out",
+        )),
+        Some(wanted) if u32::from(wanted) != there => Err(others::refused(
+            &settings.at(),
+            format!(
+                "it has {there} receive queues and {wanted} are asked for; frames of the others would go past the switch: \
+             ethtool -L {} combined {wanted}, or leave queues out",
+                settings.name
+            ),
+        )),
+        _ => Ok(there),
+    }
+}
+
+/// Tries one rung. The inner error is why it cannot be had while a lower one might.
+fn climb(
+    settings: &Settings,
+    pool: &'static Pool,
+    link: &Link,
+    queues: u32,
+    rung: Rung,
+) -> Result<Result<Vec<Box<dyn Device>>, String>, OpenError> {
+    let fill = settings.fill.max(LEAST_FILL);
+    let mut exchanges = Vec::new();
+    for queue in 0..queues {
+        match Exchange::open(pool, (link.index, queue), rung.copying(), RING, fill) {
+            Ok(exchange) => exchanges.push(exchange),
+            Err(e) if rung == Rung::ZeroCopy && is(&e, Errno::OPNOTSUPP) => {
+                let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
+                return Ok(Err(format!("{driver} has no zero-copy")));
+            }
+            Err(e) => return Err(not_bound(settings, queue, queues, e)),
+        }
+    }
+    let sockets: Vec<_> = exchanges.iter().filter_map(Exchange::fd).collect();
+    match Redirect::attach(link.index, &sockets, rung.attach()) {
+        Ok(redirect) => {
+            let redirect = Arc::new(redirect);
+            let queue = |exchange| Box::new(Queue::new(exchange, Arc::clone(&redirect))) as Box<dyn Device>;
+            Ok(Ok(exchanges.into_iter().map(queue).collect()))
+        }
+        Err(Failure::Attach(e)) if rung != Rung::Generic && is(&e, Errno::OPNOTSUPP) => {
+            let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
+            Ok(Err(format!("{driver} runs no XDP programs")))
+        }
+        Err(failure) => Err(not_attached(settings, link, failure)),
+    }
+}
+
+fn is(e: &io::Error, errno: Errno) -> bool {
+    e.raw_os_error() == Some(errno.raw_os_error())
+}
+
+fn not_bound(settings: &Settings, queue: u32, queues: u32, e: io::Error) -> OpenError {
+    match e.kind() {
+        io::ErrorKind::ResourceBusy => OpenError::Busy { at: settings.at() },
+        io::ErrorKind::PermissionDenied => others::refused(
+            &settings.at(),
+            "binding AF_XDP is not permitted; it takes CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF",
+        ),
+        _ if is(&e, Errno::NOBUFS) || is(&e, Errno::NOMEM) => others::refused(
+            &settings.at(),
+            "the pool cannot be pinned in memory; raise the limit (LimitMEMLOCK=infinity), or give CAP_IPC_LOCK",
+        ),
+        _ if is(&e, Errno::INVAL) && queue > 0 => others::refused(
+            &settings.at(),
+            format!("queue {queue} of {queues} cannot be bound: they changed just now, or nobody holds it"),
+        ),
+        _ => others::failed(&settings.at(), "binding AF_XDP to it")(e),
+    }
+}
+
+fn not_attached(settings: &Settings, link: &Link, failure: Failure) -> OpenError {
+    let e = match failure {
+        Failure::Load(e) => {
+            return match e.source.kind() {
+                io::ErrorKind::PermissionDenied => others::refused(
+                    &settings.at(),
+                    "loading an XDP program is not permitted; it takes CAP_BPF and CAP_NET_ADMIN",
+                ),
+                _ => others::refused(&settings.at(), e.to_string()),
+            };
+        }
+        Failure::Map(e) => return others::failed(&settings.at(), "making the table of its sockets")(e),
+        Failure::Attach(e) => e,
+    };
+    match e.kind() {
+        io::ErrorKind::ResourceBusy | io::ErrorKind::AlreadyExists => match link.xdp {
+            Some(other) => others::refused(
+                &settings.at(),
+                format!(
+                    "{other} is on it already; end its owner or, if that is gone, take it off: ip link set dev {} {} off, or \
+                 takeover = true",
+                    settings.name,
+                    other.mode.option()
+                ),
+            ),
+            None => OpenError::Busy { at: settings.at() },
+        },
+        _ if is(&e, Errno::RANGE) => others::refused(
+            &settings.at(),
+            format!("its MTU of {}, or that of its peer, is too large for an XDP program; make it smaller", link.mtu),
+        ),
+        _ => others::failed(&settings.at(), "attaching the XDP program")(e),
+    }
+}
+
+/// What [`open`] would come to now: why it would fail, or remarks. Nothing is touched.
+pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
+    let at = settings.at();
+    others::visit(&at, || {
+        let (link, notes) = others::find(&at, settings.mtu)?;
+        queues(settings, &link)?;
+        Ok(notes)
+    })
 }

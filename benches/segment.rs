@@ -1,0 +1,78 @@
+//! Super-frames divided and checksums completed, as a worker does it for ports without offloads: from a
+//! receive buffer into slots. Per frame that comes of it, and in bytes; beside it what copying the same
+//! bytes costs alone.
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+use std::hint::black_box;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use vifswitch::frame::{Batch, Cache, Frame, Pool};
+use vifswitch::wire::{Finishing, Offload};
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+use common::mac;
+use common::stream::open_frame;
+
+/// What fits a frame of 1514 bytes.
+const SIZE: u16 = 1460;
+
+fn offload(kind: u8) -> Offload {
+    let [s0, s1] = SIZE.to_le_bytes();
+    Offload::read(&[1, kind, 54, 0, s0, s1, 34, 0, 16, 0, 0, 0])
+}
+
+/// A burst of one frame, in a receive buffer.
+fn landed(bytes: &[u8], offload: Offload) -> Batch {
+    let mut batch = Batch::new();
+    let landed = batch.land(true, |room| {
+        room[..Offload::LEN].copy_from_slice(&offload.write());
+        room[Offload::LEN..][..bytes.len()].copy_from_slice(bytes);
+        Ok::<_, ()>(Offload::LEN + bytes.len())
+    });
+    landed.unwrap();
+    batch
+}
+
+/// Finishes the frame of a batch, and lets go of what comes of it. How many frames that was.
+fn finish(batch: &Batch, cache: &mut Cache, ready: &mut Vec<Frame>) -> usize {
+    let view = batch.view(0);
+    let mut work = Finishing::new(view.head, view.tail(), view.frame.len(), view.frame.offload()).unwrap();
+    while let Some(mut part) = work.finish_next() {
+        ready.push(cache.build(part.len(), Offload::NONE, |room| part.fill(room)).unwrap());
+    }
+    let count = ready.len();
+    ready.drain(..).for_each(|frame| cache.recycle(frame));
+    count
+}
+
+fn segment(c: &mut Criterion) {
+    let pool = Pool::new(4096).unwrap();
+    let mut cache = Cache::new(pool);
+    let mut ready = Vec::with_capacity(128);
+    // As long as IPv4 can say.
+    let whole = open_frame(mac(1), mac(0), 0, 65_495);
+    let single = open_frame(mac(1), mac(0), 0, SIZE.into());
+    let cases = [("a super-frame of 64 KiB", &whole, offload(1), 45), ("an open checksum", &single, offload(0), 1)];
+    for (name, bytes, offload, frames) in cases {
+        let batch = landed(bytes, offload);
+        assert_eq!(finish(&batch, &mut cache, &mut ready), frames);
+        for (unit, throughput) in
+            [("frames", Throughput::Elements(frames as u64)), ("bytes", Throughput::Bytes(bytes.len() as u64))]
+        {
+            let mut group = c.benchmark_group(format!("segment/{unit}"));
+            group.throughput(throughput);
+            group.bench_function(name, |b| b.iter(|| finish(black_box(&batch), &mut cache, &mut ready)));
+            group.bench_function(format!("{name}, only copied"), |b| {
+                b.iter(|| {
+                    let copy = black_box(&batch).adopt(0, &mut cache).unwrap();
+                    cache.recycle(copy);
+                });
+            });
+            group.finish();
+        }
+    }
+}
+
+criterion_group!(benches, segment);
+criterion_main!(benches);

@@ -1,0 +1,167 @@
+//! Packet sockets on netdevs that are there, and that others own: QEMU's taps, the ends of veths, NICs.
+//!
+//! It works with every Ethernet device and driver, and open checksums and super-frames pass both ways.
+//! Nothing about the netdev is changed: not its address, its MTU, nor whether it is up. It hears frames
+//! for every address as long as the port is open.
+//!
+//! **Frames that come in are also handed to the host's own stack**, unlike at the port of a bridge: a
+//! packet socket listens and takes nothing away. If the netdev has IP addresses, the host answers as
+//! well, beside whoever is behind the switch. So give it none, in its namespace:
+//!
+//! ```text
+//! ip addr flush dev NAME; sysctl net.ipv6.conf.NAME.disable_ipv6=1
+//! ```
+//!
+//! For the same reason it must be in no bridge: that would forward each frame a second time. What the
+//! host itself sends by the netdev is not heard; what the switch sends is not seen by other listeners
+//! there (`tcpdump`) and passes by its queueing discipline.
+//!
+//! Two frames that another port would take are refused here, as `device_refused`: those longer than the
+//! MTU of the netdev, and full ones with two tags or one of 802.1ad; the kernel allows for one of 802.1Q.
+
+mod offload;
+mod queue;
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::{LazyLock, Mutex, PoisonError};
+
+use super::{Device, OpenError, Opened, Whereabouts, others};
+use crate::sys::netns::Netns;
+use crate::sys::packet::{EVERYTHING, NOTHING, Ring, Socket};
+use queue::Queue;
+
+/// Frames that may wait in the ring: some more than a tap has room for. 2 MiB.
+const SLOTS: usize = 1024;
+
+/// Bytes, by half of what the kernel counts, that frames may take which do not fit the ring's slots:
+/// half a hundred super-frames and more.
+const RECEIVE_ROOM: usize = 8 << 20;
+
+/// And of what has been sent, and has not left yet.
+const SEND_ROOM: usize = 4 << 20;
+
+/// A netdev, told from another one that comes after it under the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Netdev {
+    name: String,
+    netns: Netns,
+    index: u32,
+}
+
+/// Netdevs on which a ring came to a halt, in this life of the switch: see [`Queue`].
+static HALTED: LazyLock<Mutex<HashSet<Netdev>>> = LazyLock::new(Mutex::default);
+
+/// Which netdev, and how to use it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// The name of the netdev.
+    pub name: String,
+    /// The namespace of the netdev.
+    pub netns: Netns,
+    /// Whether frames with open checksums and super-frames are sent by it. They are received in any
+    /// case: nobody else would know that such a frame is not finished.
+    pub offloads: bool,
+    /// The MTU of the network, with which that of the netdev is compared.
+    pub mtu: u16,
+    /// The port it is for.
+    pub owner: String,
+}
+
+impl Settings {
+    pub(super) fn at(&self) -> Whereabouts {
+        Whereabouts { device: self.name.clone(), netns: self.netns.clone() }
+    }
+}
+
+fn has_halted(netdev: &Netdev) -> bool {
+    HALTED.lock().unwrap_or_else(PoisonError::into_inner).contains(netdev)
+}
+
+/// Notes that the ring on a netdev has come to a halt.
+fn remember_halt(netdev: &Netdev) {
+    HALTED.lock().unwrap_or_else(PoisonError::into_inner).insert(netdev.clone());
+}
+
+/// Opens a netdev that is there. None is ever made.
+pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
+    let at = settings.at();
+    others::visit(&at, || {
+        let (link, mut notes) = others::find(&at, settings.mtu)?;
+        let netdev = Netdev { name: settings.name.clone(), netns: settings.netns.clone(), index: link.index };
+        let has_ring = !has_halted(&netdev);
+        if !has_ring {
+            notes.push(format!(
+                "{at} has sent super-frames of a kind that the kernel cannot hand over (such as UDP fragments): \
+                 these are lost, and to outlive them it is read without a ring, which takes a system call for each frame"
+            ));
+        }
+        let ear = Socket::new().map_err(others::failed(&at, "opening a packet socket"))?;
+        let mouth = Socket::new().map_err(others::failed(&at, "opening a packet socket"))?;
+        let ring = listen(&ear, link.index, has_ring).map_err(others::failed(&at, "listening to it"))?;
+        prepare(&mouth, link.index, settings.offloads).map_err(others::failed(&at, "setting up what is sent by it"))?;
+        // Last: from here on there is something to receive.
+        ear.bind(link.index, EVERYTHING).map_err(others::failed(&at, "listening to it"))?;
+        let queue = Queue::new(ring, ear, mouth, settings.offloads, netdev);
+        let mode = if has_ring { "ring" } else { "a call for each frame" };
+        Ok(Opened { queues: vec![Box::new(queue) as Box<dyn Device>], made: false, notes, mode: Some(mode.to_owned()) })
+    })
+}
+
+/// What [`open`] would come to now: why it would fail, or remarks.
+pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
+    let at = settings.at();
+    others::visit(&at, || others::find(&at, settings.mtu).map(|(_, notes)| notes))
+}
+
+fn listen(ear: &Socket, index: u32, has_ring: bool) -> io::Result<Option<Ring>> {
+    ear.set_header()?;
+    ear.ignore_outgoing()?;
+    ear.set_room(RECEIVE_ROOM, 0)?;
+    ear.hear_all(index)?;
+    if has_ring {
+        return Ring::new(ear, SLOTS).map(Some);
+    }
+    ear.tell_tags()?;
+    Ok(None)
+}
+
+fn prepare(mouth: &Socket, index: u32, offloads: bool) -> io::Result<()> {
+    if offloads {
+        mouth.set_header()?;
+    }
+    mouth.bypass_queues()?;
+    mouth.set_room(0, SEND_ROOM)?;
+    mouth.bind(index, NOTHING)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            name: "vift-none".into(),
+            netns: Netns::Named("vift-nowhere".into()),
+            offloads: true,
+            mtu: 1500,
+            owner: "port-1".into(),
+        }
+    }
+
+    #[test]
+    fn what_can_never_be_is_told_from_what_is_not_there_yet() {
+        let refused = Settings { name: "sixteen-bytes-16".into(), ..settings() };
+        let nowhere = settings();
+        let missing = Settings { netns: Netns::Host, ..settings() };
+        let loopback = Settings { name: "lo".into(), ..missing.clone() };
+        for (settings, what) in
+            [(refused, "Refused"), (nowhere, "NoNamespace"), (missing, "NoDevice"), (loopback, "Refused")]
+        {
+            for error in [open(&settings).unwrap_err(), look(&settings).unwrap_err()] {
+                assert!(format!("{error:?}").starts_with(what), "{error:?}");
+                assert!(error.to_string().contains(&settings.name), "{error}");
+            }
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The offload header as packet sockets have it: without the buffer count, and counted from behind the
+//! tag that the kernel has taken out.
+
+use crate::frame::HEADROOM;
+use crate::sys::packet::HEADER;
+use crate::wire::{Offload, TAG_LEN};
+
+const NEEDS_CSUM: u8 = 1;
+
+/// How far a tag shifts what stands behind it.
+const SHIFT: u16 = 4;
+const _: () = assert!(SHIFT as usize == TAG_LEN);
+
+// Where the fields are: struct virtio_net_hdr, virtio 1.2, 5.1.6.
+const FLAGS: usize = 0;
+const HDR_LEN: usize = 2;
+const CSUM_START: usize = 6;
+
+/// The header that goes in front of a frame that is sent.
+#[inline(always)]
+pub(super) fn to_packet(offload: Offload) -> [u8; HEADER] {
+    let [header @ .., _, _] = offload.write();
+    header
+}
+
+/// The header of a frame into which a tag has been put back.
+pub(super) fn behind_a_tag(header: &[u8; HEADROOM]) -> [u8; HEADROOM] {
+    let mut shifted = *header;
+    if header[FLAGS] & NEEDS_CSUM != 0 {
+        shift(&mut shifted, CSUM_START);
+    }
+    // how much of it are headers: only a remark, and none if it is 0
+    if header[HDR_LEN..HDR_LEN + 2] != [0, 0] {
+        shift(&mut shifted, HDR_LEN);
+    }
+    shifted
+}
+
+/// Adds a tag's length to one of the fields. What would be too much is a lie, and stays one.
+fn shift(header: &mut [u8; HEADROOM], at: usize) {
+    let value = u16::from_le_bytes([header[at], header[at + 1]]).saturating_add(SHIFT);
+    header[at..at + 2].copy_from_slice(&value.to_le_bytes());
+}
+
+const _: () = assert!(HEADROOM == HEADER + 2, "the buffer count is what packet sockets have not");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A super-frame of TCP over IPv4: headers of 54 bytes, checksum from 34 on.
+    const TCP: [u8; HEADROOM] = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];
+
+    proptest! {
+        #[test]
+        fn a_tag_shifts_where_things_are_and_nothing_else(header in any::<[u8; HEADROOM]>()) {
+            let shifted = behind_a_tag(&header);
+            for at in [0, 1, 4, 5, 8, 9, 10, 11] {
+                prop_assert_eq!(shifted[at], header[at]);
+            }
+            let start = |header: &[u8; HEADROOM]| u16::from_le_bytes([header[6], header[7]]);
+            let expected = if header[0] & 1 == 0 { start(&header) } else { start(&header).saturating_add(4) };
+            prop_assert_eq!(start(&shifted), expected);
+        }
+    }
+
+    #[test]
+    fn a_frame_is_as_sound_with_its_tag_as_without() {
+        let mut frame = vec![0; 20_000];
+        frame[46] = 5 << 4;
+        let without = Offload::read(&TCP).segmentation(&frame, 20_000).unwrap();
+        frame.splice(12..12, [0x81, 0, 0, 5]);
+        let with = Offload::read(&behind_a_tag(&TCP)).segmentation(&frame, 20_004).unwrap();
+        assert_eq!((with.frames, with.headers), (without.frames, without.headers + 4));
+        assert_eq!(behind_a_tag(&TCP)[2], 58);
+    }
+
+    #[test]
+    fn what_is_sent_has_no_buffer_count() {
+        assert_eq!(to_packet(Offload::read(&TCP)), TCP[..HEADER]);
+    }
+}

@@ -1,0 +1,308 @@
+//! An assembler for XDP programs: instructions in a row, and jumps to places with a name.
+//!
+//! It stands in for a compiler, of which our programs are too short to be worth one. It knows what
+//! they need of the instruction set (RFC 9669), and leaves judging them to the kernel's verifier.
+
+#![forbid(unsafe_code)]
+
+use std::collections::HashMap;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use thiserror::Error;
+
+use crate::sys::bpf::Instruction;
+
+// Opcodes: RFC 9669, appendix A.
+const LOAD_64: u8 = 0x18;
+const LOAD_WORD: u8 = 0x61;
+const ADD: u8 = 0x07;
+const MOVE: u8 = 0xb7;
+const JUMP: u8 = 0x05;
+const CALL: u8 = 0x85;
+const EXIT: u8 = 0x95;
+
+/// BPF_PSEUDO_MAP_FD, in place of a source: the constant of [`LOAD_64`] is a map's descriptor.
+const MAP: u8 = 1;
+
+/// A register. R0 is what calls and the program itself return, R1 to R5 are arguments that a call
+/// does not keep, and R1 is where the program finds its context at the beginning.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Register {
+    R0,
+    R1,
+    R2,
+    R3,
+    R4,
+    R5,
+}
+
+/// When a jump is made, by comparing 64 bits of a register with a constant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum If {
+    /// It is the constant.
+    Equal,
+    /// It is not the constant.
+    Different,
+    /// It is greater than the constant. Both are without a sign.
+    Greater,
+}
+
+impl If {
+    fn code(self) -> u8 {
+        match self {
+            If::Equal => 0x15,
+            If::Different => 0x55,
+            If::Greater => 0x25,
+        }
+    }
+}
+
+/// Why instructions do not make a program.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum AssembleError {
+    /// No place has this name.
+    #[error("there is a jump to {0}, and no such place")]
+    NoPlace(&'static str),
+    /// Two places have this name.
+    #[error("there are two places called {0}")]
+    TwoPlaces(&'static str),
+    /// A jump goes at most 32768 instructions back and 32767 ahead.
+    #[error("a jump to {to} would go over {distance} instructions, which is too far")]
+    TooFar {
+        /// Its aim.
+        to: &'static str,
+        /// How far that is, counted from the instruction after the jump.
+        distance: i64,
+    },
+}
+
+/// A program that is being written.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    code: Vec<Instruction>,
+    places: HashMap<&'static str, usize>,
+    /// Which instructions jump where.
+    jumps: Vec<(usize, &'static str)>,
+    twice: Option<&'static str>,
+}
+
+impl Assembler {
+    /// One without any instruction.
+    pub fn new() -> Assembler {
+        Assembler::default()
+    }
+
+    /// Gives the place before the next instruction a name.
+    pub fn place(&mut self, name: &'static str) -> &mut Assembler {
+        if self.places.insert(name, self.code.len()).is_some() {
+            self.twice.get_or_insert(name);
+        }
+        self
+    }
+
+    /// `target` = the 32 bits that are `offset` bytes after where `source` points to.
+    pub fn load_word(&mut self, target: Register, source: Register, offset: i16) -> &mut Assembler {
+        self.add_instruction(LOAD_WORD, target as u8, source as u8, offset, 0)
+    }
+
+    /// `target` = a map. It must be open when the program is loaded, which keeps it from then on.
+    pub fn load_map(&mut self, target: Register, map: BorrowedFd<'_>) -> &mut Assembler {
+        // an instruction of twice the size: the second half is the upper half of the constant
+        self.add_instruction(LOAD_64, target as u8, MAP, 0, map.as_raw_fd()).add_instruction(0, 0, 0, 0, 0)
+    }
+
+    /// `target` = a constant, with its sign.
+    pub fn set(&mut self, target: Register, constant: i32) -> &mut Assembler {
+        self.add_instruction(MOVE, target as u8, 0, 0, constant)
+    }
+
+    /// `target` = itself and a constant.
+    pub fn add(&mut self, target: Register, constant: i32) -> &mut Assembler {
+        self.add_instruction(ADD, target as u8, 0, 0, constant)
+    }
+
+    /// R0 = what the helper of the kernel with this number (`enum bpf_func_id`) answers to R1 to R5.
+    pub fn call(&mut self, helper: i32) -> &mut Assembler {
+        self.add_instruction(CALL, 0, 0, 0, helper)
+    }
+
+    /// Goes on at a place.
+    pub fn jump(&mut self, to: &'static str) -> &mut Assembler {
+        self.jumps.push((self.code.len(), to));
+        self.add_instruction(JUMP, 0, 0, 0, 0)
+    }
+
+    /// Goes on at a place if `register` compares so with a constant.
+    pub fn jump_if(&mut self, register: Register, is: If, constant: i32, to: &'static str) -> &mut Assembler {
+        self.jumps.push((self.code.len(), to));
+        self.add_instruction(is.code(), register as u8, 0, 0, constant)
+    }
+
+    /// The program ends with R0.
+    pub fn exit(&mut self) -> &mut Assembler {
+        self.add_instruction(EXIT, 0, 0, 0, 0)
+    }
+
+    fn add_instruction(&mut self, code: u8, target: u8, source: u8, offset: i16, immediate: i32) -> &mut Assembler {
+        self.code.push(Instruction::new(code, target, source, offset, immediate));
+        self
+    }
+
+    /// The program, with every jump going where it should. The assembler is as new afterwards.
+    pub fn finish(&mut self) -> Result<Vec<Instruction>, AssembleError> {
+        let Assembler { mut code, places, jumps, twice } = std::mem::take(self);
+        if let Some(name) = twice {
+            return Err(AssembleError::TwoPlaces(name));
+        }
+        for (at, to) in jumps {
+            let place = *places.get(to).ok_or(AssembleError::NoPlace(to))?;
+            let distance = place as i64 - at as i64 - 1;
+            code[at].offset = i16::try_from(distance).map_err(|_| AssembleError::TooFar { to, distance })?;
+        }
+        Ok(code)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+
+    /// What a program is written with.
+    #[derive(Debug, Clone, Copy)]
+    enum Line {
+        Place(usize),
+        Jump(usize),
+        JumpIf(usize),
+        Set(i32),
+    }
+
+    /// Each name has its place once, and any jumps and instructions are around these.
+    fn lines() -> impl Strategy<Value = Vec<Line>> {
+        let other = prop_oneof![
+            (0..NAMES.len()).prop_map(Line::Jump),
+            (0..NAMES.len()).prop_map(Line::JumpIf),
+            any::<i32>().prop_map(Line::Set)
+        ];
+        let others = prop::collection::vec(other, 0..60);
+        others.prop_map(|others| (0..NAMES.len()).map(Line::Place).chain(others).collect::<Vec<_>>()).prop_shuffle()
+    }
+
+    fn write(lines: &[Line]) -> Assembler {
+        let mut assembler = Assembler::new();
+        for line in lines {
+            match *line {
+                Line::Place(name) => assembler.place(NAMES[name]),
+                Line::Jump(name) => assembler.jump(NAMES[name]),
+                Line::JumpIf(name) => assembler.jump_if(Register::R3, If::Equal, 5, NAMES[name]),
+                Line::Set(constant) => assembler.set(Register::R4, constant),
+            };
+        }
+        assembler
+    }
+
+    /// Instructions before a line: places are none.
+    fn instructions(lines: &[Line]) -> usize {
+        lines.iter().filter(|line| !matches!(line, Line::Place(_))).count()
+    }
+
+    proptest! {
+        #[test]
+        fn every_jump_goes_to_its_place(lines in lines()) {
+            let code = write(&lines).finish().unwrap();
+            prop_assert_eq!(code.len(), instructions(&lines));
+            for (number, line) in lines.iter().enumerate() {
+                let at = instructions(&lines[..number]);
+                let to = match *line {
+                    Line::Jump(name) | Line::JumpIf(name) => name,
+                    Line::Set(constant) => {
+                        prop_assert_eq!(code[at], Instruction::new(MOVE, 4, 0, 0, constant));
+                        continue;
+                    }
+                    Line::Place(_) => continue,
+                };
+                let place = lines.iter().position(|line| matches!(line, Line::Place(name) if *name == to)).unwrap();
+                let aim = at as i64 + 1 + i64::from(code[at].offset);
+                prop_assert_eq!(aim, instructions(&lines[..place]) as i64);
+            }
+        }
+
+        #[test]
+        fn a_place_that_is_missing_or_there_twice_is_named(lines in lines(), name in 0..NAMES.len()) {
+            let without: Vec<Line> =
+                lines.iter().copied().filter(|line| !matches!(line, Line::Place(place) if *place == name)).collect();
+            let finished = write(&without).jump(NAMES[name]).finish();
+            prop_assert_eq!(finished, Err(AssembleError::NoPlace(NAMES[name])));
+            let finished = write(&lines).place(NAMES[name]).finish();
+            prop_assert_eq!(finished, Err(AssembleError::TwoPlaces(NAMES[name])));
+        }
+
+        #[test]
+        fn an_instruction_is_made_of_what_it_says(
+            code: u8, target in 0u8..16, source in 0u8..16, offset: i16, immediate: i32
+        ) {
+            let made = Instruction::new(code, target, source, offset, immediate);
+            prop_assert_eq!((made.code, made.target(), made.source()), (code, target, source));
+            prop_assert_eq!((made.offset, made.immediate), (offset, immediate));
+        }
+    }
+
+    #[test]
+    fn a_jump_reaches_as_far_as_its_offset_and_no_further() {
+        let ahead = |distance: usize| {
+            let mut assembler = Assembler::new();
+            assembler.jump("end");
+            for _ in 0..distance {
+                assembler.set(Register::R0, 0);
+            }
+            assembler.place("end").exit().finish().map(|code| code[0].offset)
+        };
+        assert_eq!(ahead(0), Ok(0));
+        assert_eq!(ahead(32_767), Ok(i16::MAX));
+        assert_eq!(ahead(32_768), Err(AssembleError::TooFar { to: "end", distance: 32_768 }));
+        let back = |distance: usize| {
+            let mut assembler = Assembler::new();
+            assembler.place("start");
+            for _ in 1..distance {
+                assembler.set(Register::R0, 0);
+            }
+            assembler.jump("start").finish().map(|code| code[distance - 1].offset)
+        };
+        assert_eq!(back(1), Ok(-1));
+        assert_eq!(back(32_768), Ok(i16::MIN));
+        assert_eq!(back(32_769), Err(AssembleError::TooFar { to: "start", distance: -32_769 }));
+    }
+
+    #[test]
+    fn every_kind_of_instruction_is_as_the_standard_has_it() {
+        use Register::{R0, R1, R2, R3, R4, R5};
+        let file = tempfile::tempfile().unwrap();
+        let mut assembler = Assembler::new();
+        assembler.load_word(R2, R1, 16).load_map(R1, file.as_fd()).set(R3, -2).add(R4, 7).call(51).place("here");
+        assembler.jump_if(R5, If::Equal, 1, "here").jump_if(R5, If::Different, 2, "here");
+        assembler.jump_if(R0, If::Greater, 3, "here").jump("here").exit();
+        let expected = [
+            (0x61, 2, 1, 16, 0),
+            (0x18, 1, 1, 0, file.as_raw_fd()),
+            (0x00, 0, 0, 0, 0),
+            (0xb7, 3, 0, 0, -2),
+            (0x07, 4, 0, 0, 7),
+            (0x85, 0, 0, 0, 51),
+            (0x15, 5, 0, -1, 1),
+            (0x55, 5, 0, -2, 2),
+            (0x25, 0, 0, -3, 3),
+            (0x05, 0, 0, -4, 0),
+            (0x95, 0, 0, 0, 0),
+        ];
+        let code: Vec<_> = assembler.finish().unwrap();
+        let code: Vec<_> = code.iter().map(|i| (i.code, i.target(), i.source(), i.offset, i.immediate)).collect();
+        assert_eq!(code, expected);
+        assert_eq!(assembler.finish(), Ok(vec![]), "as new");
+    }
+}

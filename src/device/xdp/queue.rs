@@ -1,0 +1,101 @@
+//! One queue of a netdev, by AF_XDP.
+//!
+//! Receiving costs no system call: frames stand in slots of the pool when they are found in a ring, and
+//! stay there until they are sent. Sending is one call for up to 32 frames where they are copied, and
+//! then the driver's work is done within that call.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+
+use super::redirect::Redirect;
+use crate::device::{Abilities, Device};
+use crate::frame::{Batch, Cache, Exchange, Fate, Lane, Sent};
+use crate::sys::xsk::Kick;
+
+/// A queue, and its share of the program that brings the frames.
+#[derive(Debug)]
+pub(super) struct Queue {
+    exchange: Exchange,
+    /// Frames wait in the ring that the kernel has not taken yet.
+    waiting: bool,
+    state: State,
+    /// The program goes when the last queue of its netdev does.
+    _redirect: Arc<Redirect>,
+}
+
+/// The state of the netdev, as far as sending has told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Up,
+    Down,
+    Gone,
+}
+
+impl Queue {
+    pub(super) fn new(exchange: Exchange, redirect: Arc<Redirect>) -> Queue {
+        Queue { exchange, waiting: false, state: State::Up, _redirect: redirect }
+    }
+
+    /// Has the kernel send what is in the ring. How many frames the device has dropped.
+    #[inline]
+    fn push_out(&mut self) -> u64 {
+        let mut dropped = 0;
+        let mut left = self.exchange.unsent();
+        while left > 0 {
+            match self.exchange.kick() {
+                Kick::Done | Kick::Full => self.state = State::Up,
+                Kick::Dropped => dropped += 1,
+                Kick::Down => self.state = State::Down,
+                Kick::Gone => self.state = State::Gone,
+            }
+            // Without progress now there is none to be expected soon: the next breath asks again.
+            let before = std::mem::replace(&mut left, self.exchange.unsent());
+            if left == before {
+                break;
+            }
+        }
+        self.waiting = left > 0;
+        dropped
+    }
+}
+
+impl Device for Queue {
+    fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
+        if self.waiting {
+            // They are counted as sent; what the device drops of them shows in its own counters.
+            self.push_out();
+        }
+        if self.state == State::Gone {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        self.exchange.receive(batch, cache);
+        Ok(())
+    }
+
+    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
+        self.exchange.reap(cache);
+        if self.state == State::Down {
+            // What is in the ring already tells whether it is up again.
+            self.push_out();
+        }
+        let mut sent = match self.state {
+            State::Up => lane.send_owned(batch, cache, |frame| self.exchange.send(frame)),
+            State::Down | State::Gone => lane.send_each(batch, cache, |_| Fate::LinkDown),
+        };
+        self.exchange.flush();
+        let dropped = self.push_out().min(sent.frames);
+        sent.frames -= dropped;
+        sent.full += dropped;
+        self.exchange.reap(cache);
+        sent
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.exchange.fd()
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities { offloads: false }
+    }
+}

@@ -1,0 +1,39 @@
+//! The program on a netdev that brings its frames to our sockets.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use super::program::{self, NoSocket};
+use crate::sys::bpf::{Attach, Link, LoadError, Program, XskMap};
+
+/// Our program on a netdev, until this is dropped or the process ends, however it ends.
+#[derive(Debug)]
+pub(super) struct Redirect {
+    _link: Link,
+    _program: Program,
+    _sockets: XskMap,
+}
+
+/// Why the program is not there.
+#[derive(Debug)]
+pub(super) enum Failure {
+    Load(LoadError),
+    Map(io::Error),
+    Attach(io::Error),
+}
+
+impl Redirect {
+    /// Attaches the program to the netdev `index` of the calling thread's namespace. `sockets` are those
+    /// of its queues, from the first to the last: no frame goes past them.
+    pub(super) fn attach(index: u32, sockets: &[BorrowedFd<'_>], attach: Attach) -> Result<Redirect, Failure> {
+        #[allow(clippy::cast_possible_truncation)] // far fewer queues
+        let queues = sockets.len() as u32;
+        let map = XskMap::new(queues).map_err(Failure::Map)?;
+        for (queue, socket) in (0..queues).zip(sockets) {
+            map.set(queue, *socket).map_err(Failure::Map)?;
+        }
+        let program = program::load(&map, NoSocket::default()).map_err(Failure::Load)?;
+        let link = Link::attach(&program, index, attach).map_err(Failure::Attach)?;
+        Ok(Redirect { _link: link, _program: program, _sockets: map })
+    }
+}

@@ -1,0 +1,237 @@
+//! Carriers: devices that carry several networks, told apart by the VLAN tag of each frame.
+//!
+//! For each network that a carrier carries there is a port on that network, and it is these ports that
+//! stations are learned behind, floods reach and verdicts name. The carrier itself is on no network;
+//! its device is opened, and all that comes and goes by it is counted, under its own name. Two carriers
+//! can share their ports: as long as one is in *standby* the other carries the frames, and when they
+//! change places no station moves.
+
+use std::collections::HashMap;
+
+use super::judge::{Judge, Question, fetch_ahead, read};
+use super::rules::Port;
+use super::{DropReason, PortId, PortRules, Reach, Role, Rules, Switch, Verdict, Verdicts};
+use crate::frame::{BURST, Batch};
+use crate::time::Moment;
+use crate::wire::{Header, Mac, TAG_LEN, Tagging, Vid};
+
+/// 01:00:0c:cc:cc:cd, the address of per-VLAN spanning tree (PVST+), which many switches send on
+/// trunks.
+const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);
+
+/// VLAN ids that 12 bits can say.
+const IDS: usize = 1 << 12;
+
+/// Whether an address is one that only the two ends of a wire are to hear: spanning tree, PAUSE, LACP,
+/// EAPOL, LLDP and the like (IEEE 802.1Q-2018, table 8-1), and PVST+. Told without a branch.
+#[inline(always)]
+pub(super) const fn is_of_the_wire(mac: Mac) -> bool {
+    mac.is_reserved_group() | (mac.bits() == PVST.bits())
+}
+
+/// What is asked about a carrier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CarrierRules {
+    /// Its name, under which its device is opened and counts.
+    pub id: PortId,
+    /// Whether control wants it to carry frames.
+    pub admin_up: bool,
+    /// The worker that polls its device; `None` while it has none.
+    pub worker: Option<u16>,
+    /// Whether another one carries the frames at present: then it neither receives nor sends.
+    pub standby: bool,
+    /// The VLAN id of each network it carries, and its port there. One at most is without: untagged.
+    pub ports: Vec<(Option<Vid>, PortId)>,
+}
+
+impl CarrierRules {
+    /// Whether it carries frames.
+    pub const fn is_active(&self) -> bool {
+        self.admin_up && !self.standby
+    }
+}
+
+/// A carrier, compiled.
+#[derive(Debug)]
+pub(super) struct Carrier {
+    pub(super) rules: CarrierRules,
+    /// By VLAN id: the port that frames with it are for. Under 0, those without one.
+    ports: Box<[PortId; IDS]>,
+    /// Whether all its ports are uplinks.
+    is_uplink: bool,
+}
+
+impl Carrier {
+    /// Whether frames may come and go by it, or why not.
+    pub(super) const fn is_open(&self) -> Result<(), DropReason> {
+        match (self.rules.admin_up, self.rules.standby) {
+            (false, _) => Err(DropReason::AdminDown),
+            (true, true) => Err(DropReason::Standby),
+            (true, false) => Ok(()),
+        }
+    }
+
+    fn new(rules: CarrierRules, all: &HashMap<PortId, &PortRules>) -> Carrier {
+        let mut ports = Box::new([PortId::NONE; IDS]);
+        let mut networks = Vec::new();
+        let mut is_uplink = true;
+        for &(vlan, id) in &rules.ports {
+            let place = &mut ports[vlan.map_or(0, |vid| usize::from(vid.get()))];
+            assert!(*place == PortId::NONE, "one port for each VLAN id of a carrier");
+            *place = id;
+            let port = all.get(&id).expect("a carrier's ports are there");
+            assert!(port.reach != Reach::Own, "a port that is carried has no device of its own");
+            // A flood puts one frame at most into the lane of a device.
+            assert!(!networks.contains(&port.network), "a carrier carries a network once");
+            networks.push(port.network);
+            is_uplink &= port.role == Role::Uplink;
+        }
+        Carrier { rules, ports, is_uplink }
+    }
+}
+
+/// All carriers, by [`PortId::index`].
+#[derive(Debug)]
+pub(super) struct Carriers(Box<[Option<Carrier>]>);
+
+impl Carriers {
+    pub(super) fn new(carriers: Vec<CarrierRules>, ports: &[PortRules]) -> Carriers {
+        let all = ports.iter().map(|port| (port.id, port)).collect();
+        let mut table: Vec<Option<Carrier>> = Vec::new();
+        for rules in carriers {
+            let place = rules.id.index();
+            table.resize_with(table.len().max(place + 1), || None);
+            assert!(table[place].is_none(), "two carriers at one place");
+            table[place] = Some(Carrier::new(rules, &all));
+        }
+        let carriers = Carriers(table.into());
+        for port in ports {
+            match port.reach {
+                Reach::Own => assert!(port.role != Role::Uplink, "an uplink is carried"),
+                Reach::Carried { carrier, vlan } => {
+                    let carrier = carriers.get(carrier).expect("its carrier is there");
+                    assert!(carrier.rules.ports.contains(&(vlan, port.id)), "its carrier carries it");
+                }
+            }
+        }
+        carriers
+    }
+
+    #[inline]
+    pub(super) fn get(&self, id: PortId) -> Option<&Carrier> {
+        self.0.get(id.index())?.as_ref().filter(|carrier| carrier.rules.id == id)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Carrier> {
+        self.0.iter().flatten()
+    }
+
+    /// Whether there is one at this place.
+    pub(super) fn stand_at(&self, place: usize) -> bool {
+        self.0.get(place).is_some_and(Option::is_some)
+    }
+
+    /// Whether frames for this port can leave, as far as its carrier is concerned.
+    pub(super) fn let_out(&self, port: &PortRules) -> bool {
+        match port.reach {
+            Reach::Own => true,
+            Reach::Carried { carrier, .. } => self.get(carrier).is_some_and(|carrier| carrier.rules.is_active()),
+        }
+    }
+}
+
+impl Switch {
+    /// Judges the burst that came in at carrier `from`: takes off the outer tag of each frame, and
+    /// judges what is left as a frame of the port that the tag stands for. How many bytes of tags were
+    /// taken off.
+    #[inline(never)] // it would crowd the way of ports that have a device of their own
+    pub(super) fn judge_carried(
+        &mut self,
+        from: PortId,
+        batch: &mut Batch,
+        now: Moment,
+        verdicts: &mut Verdicts,
+    ) -> u64 {
+        let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
+        // 1. carrier open, admin up, not in standby
+        let carrier = rules.compiled_carrier(from).ok_or(DropReason::PortClosed);
+        let carrier = match carrier.and_then(|carrier| carrier.is_open().map(|()| carrier)) {
+            Ok(carrier) => carrier,
+            Err(reason) => {
+                verdicts.fill(Verdict::Drop(reason));
+                return 0;
+            }
+        };
+        let questions = &mut self.questions[..batch.len()];
+        let mut ports: [Option<&Port>; BURST] = [None; BURST];
+        let mut tags = 0;
+        for (index, ((question, verdict), place)) in
+            questions.iter_mut().zip(&mut *verdicts).zip(&mut ports).enumerate()
+        {
+            *question = match carrier.admit(rules, batch, index, &mut tags) {
+                Ok((port, header)) => {
+                    *place = Some(port);
+                    Question::new(rules, port, &header)
+                }
+                Err(reason) => {
+                    *verdict = Verdict::Drop(reason);
+                    Question::NONE
+                }
+            };
+        }
+        fetch_ahead(rules, fdb, questions);
+        let now = now.secs();
+        for ((question, verdict), port) in questions.iter().zip(verdicts).zip(ports) {
+            let Some(port) = port else { continue };
+            let oldest = (now + 1).saturating_sub(port.ageing);
+            *verdict = match (Judge { rules, port, fdb, news, now, oldest }).answer(question) {
+                // 11. split horizon: another uplink has heard of it on the outside.
+                Verdict::To(to) if port.is_uplink() && rules.port(to).is_some_and(PortRules::is_uplink) => {
+                    Verdict::Drop(DropReason::SplitHorizon)
+                }
+                verdict => verdict,
+            };
+        }
+        tags
+    }
+}
+
+impl Carrier {
+    /// Finds out whose frame `index` is, and takes off the tag that says so. Its port, and its header;
+    /// or why it goes no further.
+    #[inline]
+    fn admit<'a>(
+        &self,
+        rules: &'a Rules,
+        batch: &mut Batch,
+        index: usize,
+        tags: &mut u64,
+    ) -> Result<(&'a Port, Header), DropReason> {
+        let head = batch.head(index);
+        let header = Header::read(head).ok_or(DropReason::Runt)?;
+        // 5. reserved groups: before the VLAN is asked for, as those who send them seldom use one.
+        if self.is_uplink && is_of_the_wire(header.destination) {
+            return Err(DropReason::ReservedGroup);
+        }
+        // 3. VLAN admit
+        let id = match Tagging::read(&header, head) {
+            Tagging::Untagged => None,
+            Tagging::Tagged(id) => Some(id),
+            Tagging::CutOff => return Err(DropReason::Runt),
+        };
+        let port = self.ports[usize::from(id.unwrap_or(0)) % IDS];
+        let port = rules.compiled(port).ok_or(DropReason::UnknownVlan)?;
+        if !port.rules.admin_up {
+            return Err(DropReason::AdminDown);
+        }
+        if id.is_some() {
+            if !batch.pop_tag(index) {
+                return Err(DropReason::Runt);
+            }
+            *tags += batch.frame(index).count() * TAG_LEN as u64;
+        }
+        // 2. header sane: as the frame is on its network
+        let header = read(port, batch.frame(index), batch.head(index))?;
+        Ok((port, header))
+    }
+}

@@ -1,0 +1,96 @@
+//! The pinned stations: which address belongs to which port, whatever traffic says.
+
+use std::collections::HashMap;
+
+use super::{PortId, PortRules, Secret, Security, Station};
+use crate::frame::prefetch;
+use crate::wire::Mac;
+
+/// The pinned stations: open addressing with linear probing. In front of it stands a *sieve*, a bit
+/// for each of a few hash bits, so that a search in vain is one test, which the processor foresees:
+/// of the stations that are not pinned, one in sixty and some gets through.
+#[derive(Debug)]
+pub(super) struct Pins {
+    /// The places that are not taken hold [`Station::NONE`].
+    table: Box<[(Station, PortId)]>,
+    sieve: Box<[u64]>,
+}
+
+impl Pins {
+    pub(super) fn new(secret: Secret, ports: &[PortRules]) -> Pins {
+        let mut owners: HashMap<Station, Option<PortId>> = HashMap::new();
+        for port in ports.iter().filter(|port| !port.is_uplink()) {
+            let also: &[Mac] = match &port.security {
+                Security::Off => &[],
+                Security::Mac(also) => also,
+            };
+            for &mac in std::iter::once(&port.mac).chain(also) {
+                owners
+                    .entry(Station::new(port.network, mac))
+                    .and_modify(|owner| *owner = owner.filter(|&id| id == port.id))
+                    .or_insert(Some(port.id));
+            }
+        }
+        let pinned: Vec<_> = owners.into_iter().filter_map(|(station, owner)| Some((station, owner?))).collect();
+        // At most an eighth of the places is taken, and one bit in 64 is set.
+        let mut table = vec![(Station::NONE, PortId::NONE); (pinned.len() * 8).next_power_of_two()];
+        let mut sieve = vec![0; pinned.len().next_power_of_two()];
+        for (station, owner) in pinned {
+            let hash = secret.hash(station);
+            let mut at = place(hash, table.len());
+            while table[at].0 != Station::NONE {
+                at = place(at as u64 + 1, table.len());
+            }
+            table[at] = (station, owner);
+            let at = place(hash >> 6, sieve.len());
+            sieve[at] |= 1u64 << (hash % 64);
+        }
+        Pins { table: table.into(), sieve: sieve.into() }
+    }
+
+    /// Whether a station with this hash may be pinned. Most that are not are found out here.
+    #[inline(always)]
+    pub(super) fn may_hold(&self, hash: u64) -> bool {
+        self.sieve[place(hash >> 6, self.sieve.len())] >> (hash % 64) & 1 != 0
+    }
+
+    /// The port that a station is pinned to.
+    #[inline(always)]
+    pub(super) fn find(&self, station: Station, hash: u64) -> Option<PortId> {
+        let mut at = place(hash, self.table.len());
+        loop {
+            let (here, port) = self.table[at];
+            if here == station {
+                return Some(port);
+            }
+            if here == Station::NONE {
+                return None;
+            }
+            at = place(at as u64 + 1, self.table.len());
+        }
+    }
+
+    /// All of them, and their ports.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Station, PortId)> {
+        self.table.iter().filter(|(station, _)| *station != Station::NONE).copied()
+    }
+
+    /// Starts to fetch what will be asked about this hash.
+    #[inline]
+    pub(super) fn prefetch(&self, hash: u64) {
+        prefetch(&self.sieve[place(hash >> 6, self.sieve.len())]);
+        prefetch(&self.table[place(hash, self.table.len())]);
+    }
+
+    /// Bytes of the table.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.table)
+    }
+}
+
+/// Where a hash belongs in a table whose size is a power of two.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation)] // masked to the size of a table
+pub(super) const fn place(hash: u64, size: usize) -> usize {
+    hash as usize & (size - 1)
+}

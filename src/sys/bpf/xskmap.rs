@@ -1,0 +1,93 @@
+//! A map from receive queues to AF_XDP sockets.
+
+use std::ffi::c_long;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use super::{NAME, address, call, number, open};
+
+// enum bpf_cmd
+const MAP_CREATE: c_long = 0;
+const MAP_UPDATE_ELEM: c_long = 2;
+const MAP_DELETE_ELEM: c_long = 3;
+
+/// BPF_MAP_TYPE_XSKMAP
+const TYPE_XSKMAP: u32 = 17;
+
+/// Bytes of a queue's number, and of a descriptor.
+const WORD: u32 = 4;
+
+/// Which socket the frames of which queue go to.
+#[derive(Debug)]
+pub struct XskMap(OwnedFd);
+
+/// The attributes of MAP_CREATE, as far as we have any.
+#[repr(C)]
+struct MapAttributes {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+    flags: u32,
+    inner: u32,
+    node: u32,
+    name: [u8; 16],
+}
+const _: () = assert!(size_of::<MapAttributes>() == 44);
+
+/// The attributes of MAP_UPDATE_ELEM and MAP_DELETE_ELEM.
+#[repr(C)]
+struct EntryAttributes {
+    map: u32,
+    unused: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+const _: () = assert!(size_of::<EntryAttributes>() == 32);
+
+impl XskMap {
+    /// A map for the queues 0 to `queues` - 1, none of which has a socket yet.
+    ///
+    /// Needs the same capabilities as a program.
+    pub fn new(queues: u32) -> io::Result<XskMap> {
+        let mut attributes = MapAttributes {
+            kind: TYPE_XSKMAP,
+            key_size: WORD,
+            value_size: WORD,
+            entries: queues,
+            flags: 0,
+            inner: 0,
+            node: 0,
+            name: NAME,
+        };
+        // SAFETY: there are no addresses in these attributes.
+        unsafe { open(MAP_CREATE, &mut attributes) }.map(XskMap)
+    }
+
+    /// From now on the frames of `queue` go to `socket`, an AF_XDP socket that is bound to that queue.
+    /// The entry goes with the socket.
+    pub fn set(&self, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
+        let socket = number(&socket);
+        self.entry(MAP_UPDATE_ELEM, queue, Some(&socket))
+    }
+
+    /// From now on `queue` has no socket.
+    pub fn clear(&self, queue: u32) -> io::Result<()> {
+        self.entry(MAP_DELETE_ELEM, queue, None)
+    }
+
+    fn entry(&self, command: c_long, queue: u32, value: Option<&u32>) -> io::Result<()> {
+        let (key, value) = (address(&queue), value.map_or(0, |value| address(value)));
+        let mut attributes = EntryAttributes { map: number(&self.0), unused: 0, key, value, flags: 0 };
+        // SAFETY: the kernel reads a key of four bytes and, where the command sets an entry, a value of
+        // four bytes, with which `set` comes; both outlive the call.
+        unsafe { call(command, &mut attributes) }.map(drop)
+    }
+}
+
+impl AsFd for XskMap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,144 @@
+//! Many frames sent in one call, each with an offload header and in several pieces.
+
+use std::ffi::c_uint;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::AsRawFd;
+
+use super::{HEADER, Socket, no_message};
+
+/// What `sendmmsg` reads, allocated once and filled in anew for each burst.
+pub struct Outgoing {
+    messages: Box<[libc::mmsghdr]>,
+    headers: Box<[[u8; HEADER]]>,
+    pieces: Box<[libc::iovec]>,
+}
+
+// SAFETY: between two bursts the pointers in it mean nothing, and nobody follows them.
+unsafe impl Send for Outgoing {}
+
+impl std::fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Outgoing").field("messages", &self.messages.len()).finish_non_exhaustive()
+    }
+}
+
+/// Frames that are to be sent together. It borrows their bytes.
+#[derive(Debug)]
+pub struct Burst<'a, 'b> {
+    outgoing: &'a mut Outgoing,
+    messages: usize,
+    pieces: usize,
+    bytes: PhantomData<&'b [u8]>,
+}
+
+impl Outgoing {
+    /// For bursts of at most `frames` frames, and in all `pieces` pieces; headers are pieces, too.
+    pub fn new(frames: usize, pieces: usize) -> Outgoing {
+        let message = libc::mmsghdr { msg_hdr: no_message(), msg_len: 0 };
+        let piece = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        Outgoing {
+            messages: vec![message; frames].into(),
+            headers: vec![[0; HEADER]; frames].into(),
+            pieces: vec![piece; pieces].into(),
+        }
+    }
+
+    /// An empty burst.
+    #[inline]
+    pub fn burst<'b>(&mut self) -> Burst<'_, 'b> {
+        Burst { outgoing: self, messages: 0, pieces: 0, bytes: PhantomData }
+    }
+}
+
+impl<'b> Burst<'_, 'b> {
+    /// How many frames there are.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.messages
+    }
+
+    /// Whether there are none.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.messages == 0
+    }
+
+    /// Appends a frame. Whether there was room for it.
+    #[inline]
+    pub fn push(&mut self, header: Option<[u8; HEADER]>, parts: impl Iterator<Item = &'b [u8]>) -> bool {
+        let Outgoing { messages, headers, pieces } = &mut *self.outgoing;
+        let (Some(message), Some(place)) = (messages.get_mut(self.messages), headers.get_mut(self.messages)) else {
+            return false;
+        };
+        let mut used = self.pieces;
+        let mut put = |base: *mut u8, len: usize| match pieces.get_mut(used) {
+            Some(piece) => {
+                *piece = libc::iovec { iov_base: base.cast(), iov_len: len };
+                used += 1;
+                true
+            }
+            None => false,
+        };
+        if let Some(header) = header {
+            *place = header;
+            if !put(place.as_mut_ptr(), HEADER) {
+                return false;
+            }
+        }
+        for part in parts {
+            if !put(part.as_ptr().cast_mut(), part.len()) {
+                return false;
+            }
+        }
+        message.msg_hdr.msg_iovlen = used - self.pieces;
+        (self.messages, self.pieces) = (self.messages + 1, used);
+        true
+    }
+
+    /// Sends the frames, in order. How many went out: not all, if one was not taken, and then an error
+    /// only if it was the first.
+    #[inline]
+    pub fn send(self, socket: &Socket) -> io::Result<usize> {
+        let Outgoing { messages, pieces, .. } = self.outgoing;
+        let mut first = pieces.as_mut_ptr();
+        for message in &mut messages[..self.messages] {
+            message.msg_hdr.msg_iov = first;
+            first = first.wrapping_add(message.msg_hdr.msg_iovlen);
+        }
+        let (fd, first, count) = (socket.fd.as_raw_fd(), messages.as_mut_ptr(), self.messages as c_uint);
+        // SAFETY: the first `count` messages are ours, and so are the pieces that they point to: as many
+        // as each says, filled in by `push`. These point to headers of ours and to bytes that outlive
+        // this burst ('b); they are read only.
+        let sent = unsafe { libc::sendmmsg(fd, first, count, libc::MSG_DONTWAIT as _) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_burst_takes_what_it_has_room_for_and_no_half_frames() {
+        let mut outgoing = Outgoing::new(2, 5);
+        for _ in 0..2 {
+            let mut burst = outgoing.burst();
+            assert!(burst.is_empty());
+            assert!(burst.push(Some([1; HEADER]), [&[1; 60][..], &[2; 60]].into_iter()));
+            assert!(!burst.push(Some([1; HEADER]), [&[1; 60][..], &[2; 60]].into_iter()), "a piece too many");
+            assert!(burst.push(Some([1; HEADER]), [&[1; 60][..]].into_iter()));
+            assert!(!burst.push(None, std::iter::empty()), "a frame too many");
+            assert_eq!((burst.len(), burst.pieces), (2, 5));
+        }
+    }
+
+    #[test]
+    fn a_socket_that_is_bound_to_nothing_sends_nothing() {
+        let Ok(socket) = Socket::new() else { return eprintln!("skipped: needs CAP_NET_RAW") };
+        let mut outgoing = Outgoing::new(1, 1);
+        let mut burst = outgoing.burst();
+        assert!(burst.push(None, [&[0; 60][..]].into_iter()));
+        assert_eq!(burst.send(&socket).unwrap_err().raw_os_error(), Some(libc::ENXIO));
+    }
+}

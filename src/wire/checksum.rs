@@ -1,0 +1,123 @@
+//! The Internet checksum: the ones' complement sum of 16-bit words (RFC 1071).
+
+/// A sum under way. Bytes are added in the order of the wire, in pieces of any length.
+///
+/// Ones' complement addition does not care for the order of the bytes in a word, as long as sum and
+/// words agree on it (RFC 1071, 2.B). So words of eight bytes are added as they come, least byte first.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Checksum {
+    sum: u64,
+    /// Whether an odd number of bytes has been added: the next one is the second of its word.
+    odd: bool,
+}
+
+impl Checksum {
+    /// Adds bytes, behind those that were added before.
+    #[inline]
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        let sum = sum_of(bytes);
+        let sum = if self.odd { sum.swap_bytes() } else { sum };
+        self.sum = plus(self.sum, u64::from(sum));
+        self.odd ^= bytes.len() % 2 == 1;
+    }
+
+    /// Adds a number of 16 bits, at an even place.
+    #[inline]
+    pub(super) fn add_number(&mut self, number: u16) {
+        self.sum = plus(self.sum, u64::from(number.to_be()));
+    }
+
+    /// Takes off a number that is in the sum: ones' complement has an opposite for each.
+    #[inline]
+    pub(super) fn take_off(&mut self, number: u16) {
+        self.add_number(!number);
+    }
+
+    /// Adds the sum of what comes behind, at an even place.
+    #[inline]
+    pub(super) fn join(&mut self, behind: Checksum) {
+        self.sum = plus(self.sum, behind.sum);
+    }
+
+    /// The checksum, as it stands in a header: what makes the sum of everything come out as all ones.
+    #[inline]
+    pub(super) fn finish(self) -> [u8; 2] {
+        (!fold(self.sum)).to_le_bytes()
+    }
+}
+
+/// Adds two words and the carry out of it.
+#[inline(always)]
+fn plus(a: u64, b: u64) -> u64 {
+    let (sum, carry) = a.overflowing_add(b);
+    sum + u64::from(carry)
+}
+
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation)] // the carries have been added
+fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    ((sum & 0xffff) + (sum >> 16)) as u16
+}
+
+/// The sum of bytes that begin at an even place; a last odd byte is the first of a word.
+#[inline]
+fn sum_of(bytes: &[u8]) -> u16 {
+    // Four sums side by side, so that none waits for the carry of another.
+    let mut sums = [0; 4];
+    let (blocks, rest) = bytes.as_chunks::<32>();
+    for block in blocks {
+        for (sum, word) in sums.iter_mut().zip(block.as_chunks().0) {
+            *sum = plus(*sum, u64::from_le_bytes(*word));
+        }
+    }
+    let (words, rest) = rest.as_chunks();
+    let mut last = [0; 8];
+    last[..rest.len()].copy_from_slice(rest);
+    let sum = words.iter().chain([&last]).fold(0, |sum, word| plus(sum, u64::from_le_bytes(*word)));
+    fold(sums.into_iter().fold(sum, plus))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    /// Word by word, as RFC 1071 begins.
+    fn plain(bytes: &[u8]) -> [u8; 2] {
+        let words = bytes.chunks(2).map(|word| u64::from(word[0]) << 8 | word.get(1).map_or(0, |&b| u64::from(b)));
+        let mut sum: u64 = words.sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        (!u16::try_from(sum).unwrap()).to_be_bytes()
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_of_any_length_add_up(pieces in vec(vec(prop_oneof![any::<u8>(), Just(0xff), Just(0)], 0..150), 0..6)) {
+            let mut sum = Checksum::default();
+            pieces.iter().for_each(|piece| sum.add(piece));
+            prop_assert_eq!(sum.finish(), plain(&pieces.concat()));
+        }
+
+        #[test]
+        fn what_is_taken_off_is_gone(bytes in vec(any::<u8>(), 1..60), old: u16, new: u16) {
+            let mut sum = Checksum::default();
+            sum.add(&old.to_be_bytes());
+            sum.add(&bytes);
+            if bytes.len() % 2 == 1 {
+                sum.add(&[0]);
+            }
+            sum.take_off(old);
+            sum.add_number(new);
+            let other = plain(&[&new.to_be_bytes(), &bytes[..]].concat());
+            // The two zeros of ones' complement are one number.
+            let one = |b: [u8; 2]| if b == [0xff; 2] { [0; 2] } else { b };
+            prop_assert_eq!(one(sum.finish()), one(other));
+        }
+    }
+}

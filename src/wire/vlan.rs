@@ -1,0 +1,192 @@
+//! VLAN tags of the outside: the 802.1Q tag by which many networks share one wire.
+//!
+//! Only the outermost tag of a frame is meant here, and only with type 0x8100. Tags with other types,
+//! and those behind the first, belong to whoever is on the network.
+
+use std::fmt;
+use std::num::NonZeroU16;
+use std::str::FromStr;
+
+use etherparse::SingleVlanHeaderSlice;
+
+use super::{HEADER_LEN, Header, TAG_LEN};
+
+/// The type of an 802.1Q tag (IEEE 802.1Q-2018, table 9-1).
+const TAGGED: u16 = 0x8100;
+
+/// A VLAN id: 1 to 4094. 0 means "only a priority", and 4095 is reserved (IEEE 802.1Q-2018,
+/// table 9-2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vid(NonZeroU16);
+
+impl Vid {
+    /// The highest there is.
+    pub const MOST: u16 = 4094;
+
+    /// This VLAN id, if it is one.
+    pub const fn new(id: u16) -> Option<Vid> {
+        match NonZeroU16::new(id) {
+            Some(id) if id.get() <= Vid::MOST => Some(Vid(id)),
+            _ => None,
+        }
+    }
+
+    /// As a number, 1 to 4094.
+    pub const fn get(self) -> u16 {
+        self.0.get()
+    }
+
+    /// The tag that says so, as it stands between the addresses and the type of a frame. Priority 0.
+    pub const fn tag(self) -> [u8; TAG_LEN] {
+        let [a, b] = TAGGED.to_be_bytes();
+        let [c, d] = self.0.get().to_be_bytes();
+        [a, b, c, d]
+    }
+}
+
+impl fmt::Display for Vid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// Why a text or a number is not a VLAN id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a VLAN id; these are 1 to 4094")]
+pub struct NotAVid;
+
+impl TryFrom<u16> for Vid {
+    type Error = NotAVid;
+
+    fn try_from(id: u16) -> Result<Vid, NotAVid> {
+        Vid::new(id).ok_or(NotAVid)
+    }
+}
+
+impl FromStr for Vid {
+    type Err = NotAVid;
+
+    /// A decimal number, nothing around it.
+    fn from_str(text: &str) -> Result<Vid, NotAVid> {
+        if !text.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(NotAVid);
+        }
+        text.parse().ok().and_then(Vid::new).ok_or(NotAVid)
+    }
+}
+
+/// What a frame from outside says about its VLAN.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tagging {
+    /// Nothing.
+    Untagged,
+    /// This id, 0 to 4095; with 0 only a priority is meant.
+    Tagged(u16),
+    /// There is a tag, and the frame ends in it, or before the type that has to follow.
+    CutOff,
+}
+
+impl Tagging {
+    /// Reads the outermost tag of a frame that begins with this header.
+    #[inline]
+    pub fn read(header: &Header, frame: &[u8]) -> Tagging {
+        if header.kind != TAGGED {
+            return Tagging::Untagged;
+        }
+        match frame.get(HEADER_LEN..).map(SingleVlanHeaderSlice::from_slice) {
+            Some(Ok(tag)) => Tagging::Tagged(tag.vlan_identifier().value()),
+            _ => Tagging::CutOff,
+        }
+    }
+}
+
+/// Whether a frame is on no VLAN for whoever gets it untagged: it has no 802.1Q tag, or one that only says
+/// a priority, and none behind that, which a switch on the way might lay bare.
+pub fn is_without_vlan(frame: &[u8]) -> bool {
+    const BEHIND: usize = HEADER_LEN + TAG_LEN - 2;
+    let Some(header) = Header::read(frame) else { return true };
+    match Tagging::read(&header, frame) {
+        Tagging::Untagged => true,
+        Tagging::Tagged(0) => frame.get(BEHIND..BEHIND + 2) != Some(&TAGGED.to_be_bytes()),
+        // What ends in its tag is filled up on the way.
+        Tagging::Tagged(_) | Tagging::CutOff => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn text_number_and_tag_come_back(id: u16) {
+            let vid = Vid::new(id);
+            prop_assert_eq!(vid.is_some(), (1..=4094).contains(&id));
+            prop_assert_eq!(Vid::try_from(id).ok(), vid);
+            prop_assert_eq!(id.to_string().parse::<Vid>().ok(), vid);
+            if let Some(vid) = vid {
+                prop_assert_eq!((vid.get(), vid.to_string()), (id, id.to_string()));
+                let mut frame = vec![0; 12];
+                frame.extend(vid.tag());
+                frame.extend([0x08, 0x00]);
+                let header = Header::read(&frame).unwrap();
+                prop_assert_eq!(Tagging::read(&header, &frame), Tagging::Tagged(id));
+            }
+        }
+
+        #[test]
+        fn any_bytes_say_something(mut bytes in vec(any::<u8>(), 14..40), tagged: bool) {
+            if tagged {
+                bytes[12..14].copy_from_slice(&[0x81, 0x00]);
+            }
+            let header = Header::read(&bytes).unwrap();
+            match Tagging::read(&header, &bytes) {
+                Tagging::Untagged => prop_assert_ne!(&bytes[12..14], &[0x81, 0x00]),
+                Tagging::Tagged(id) => {
+                    prop_assert!(bytes.len() >= HEADER_LEN + TAG_LEN);
+                    prop_assert_eq!(id, u16::from_be_bytes([bytes[14] & 0x0f, bytes[15]]));
+                }
+                Tagging::CutOff => prop_assert!(bytes.len() < HEADER_LEN + TAG_LEN),
+            }
+        }
+    }
+
+    #[test]
+    fn near_misses_are_refused() {
+        for text in ["", "0", "4095", "+5", " 5", "5 ", "0x5", "65536", "99999999999", "-1", "native"] {
+            assert_eq!(text.parse::<Vid>(), Err(NotAVid), "{text}");
+        }
+        assert_eq!("0120".parse::<Vid>(), Ok(Vid::new(120).unwrap()));
+    }
+
+    #[test]
+    fn tags_of_others_are_none() {
+        for kind in [0x88a8u16, 0x9100, 0x0800, 0x0026] {
+            let mut frame = vec![0; 12];
+            frame.extend(kind.to_be_bytes());
+            frame.extend([0, 5, 8, 0]);
+            assert_eq!(Tagging::read(&Header::read(&frame).unwrap(), &frame), Tagging::Untagged, "{kind:x}");
+        }
+    }
+
+    #[test]
+    fn only_a_priority_is_no_vlan() {
+        let frame = |behind: &[u8]| [&[0; 12], behind].concat();
+        for (behind, expected) in [
+            (&[][..], true),
+            (&[0x08, 0x00], true),
+            (&[0x88, 0xa8, 0, 5, 0x08, 0x00], true),
+            (&[0x81, 0x00, 0xe0, 0, 0x88, 0x92], true),
+            (&[0x81, 0x00, 0xe0, 0, 0x81, 0x00], false),
+            (&[0x81, 0x00, 0xe0, 0, 0x81, 0x00, 0, 5, 0x08, 0x00], false),
+            (&[0x81, 0x00, 0xe0, 5, 0x08, 0x00], false),
+            (&[0x81, 0x00, 0x0f, 0xff, 0x08, 0x00], false),
+            (&[0x81, 0x00, 0, 0, 0x08], false),
+            (&[0x81, 0x00], false),
+        ] {
+            assert_eq!(is_without_vlan(&frame(behind)), expected, "{behind:x?}");
+        }
+    }
+}

@@ -1,0 +1,70 @@
+//! Frames that leave by a device which carries several networks: each with the tag of its own, or
+//! with none.
+
+use super::gate::{CarriedDoor, Door};
+use super::outbox::{Outbox, place};
+use crate::frame::Untaggable;
+use crate::switch::{DropReason, PortId};
+use crate::wire::is_without_vlan;
+
+impl Outbox<'_> {
+    /// The door of port `to`, if it is carried by a device here; frame `index`, which goes nowhere else,
+    /// has the tag then that it needs there. If there is none here, or the frame may not leave by it,
+    /// it has been seen to.
+    #[inline(never)] // it would crowd the registers of the way to devices of one port
+    pub(super) fn by_carrier(&mut self, index: usize, to: PortId) -> Option<Door> {
+        let Some((door, vlan)) = self.gates.carried_door(to) else {
+            self.send_away(index, to);
+            return None;
+        };
+        let done = match vlan {
+            Some(vid) => self.batch.push_tag(index, vid, self.cache).map_err(reason),
+            None => self.goes_untagged(index),
+        };
+        match done {
+            Ok(()) => Some(door),
+            Err(reason) => {
+                self.lose(index, to, reason);
+                None
+            }
+        }
+    }
+
+    /// Puts frame `index`, which goes elsewhere as well, into the lane behind a door of port `to`: a
+    /// copy of it, if it needs a tag.
+    #[inline(never)]
+    pub(super) fn flood_carried(&mut self, index: usize, to: PortId, (door, vlan): CarriedDoor) {
+        if self.batch.frame(index).offload().is_pending() && !door.offloads {
+            self.gates.note_unfinished(door);
+        }
+        let done = match vlan {
+            Some(vid) => match self.batch.adopt_tagged(index, vid, self.cache) {
+                Ok(copy) => {
+                    self.gates.enter(door).push(copy);
+                    Ok(())
+                }
+                Err(why) => Err(reason(why)),
+            },
+            None => self.goes_untagged(index).map(|()| {
+                self.gates.enter(door).borrow(place(index));
+                self.borrowed = true;
+            }),
+        };
+        if let Err(reason) = done {
+            self.lose(index, to, reason);
+        }
+    }
+
+    /// A guest may tag its frames as it likes. Where its network has no tag, one of its own must not
+    /// carry a frame over to another network.
+    fn goes_untagged(&self, index: usize) -> Result<(), DropReason> {
+        if is_without_vlan(self.batch.head(index)) { Ok(()) } else { Err(DropReason::ForeignVlan) }
+    }
+}
+
+const fn reason(why: Untaggable) -> DropReason {
+    match why {
+        Untaggable::NoSlot => DropReason::NoBuffer,
+        Untaggable::Offsets => DropReason::OffloadUnsupported,
+    }
+}

@@ -1,0 +1,156 @@
+//! Egress dressing: what a port cannot pass on is done to its frames before they leave. Checksums are
+//! completed, super-frames divided.
+//!
+//! It is done as a lane is sent off, and not as it is filled: until then a super-frame waits as one
+//! frame, so that lanes stay as long as bursts are, and a flood borrows it for all its ports. What it
+//! becomes is built and sent in stretches of a burst, the first of which has left again (and, of a device
+//! that copies, given back its slots) before the next is built.
+
+use super::gate::Gate;
+use super::mail::Books;
+use super::outbox::book;
+use crate::device::Device;
+use crate::frame::{BURST, Batch, Cache, Frame, Lane, Sent, Tail, View};
+use crate::switch::DropReason;
+use crate::wire::{Finished, Finishing, Offload};
+
+/// A worker's room for frames that are about to leave.
+#[derive(Debug)]
+pub(super) struct Dressing {
+    ready: Lane,
+}
+
+/// What was done to the frames of a lane, and what became of them.
+#[derive(Debug, Default)]
+struct Done {
+    sent: Sent,
+    /// Super-frames that were divided.
+    segmented: u64,
+    /// Other frames whose checksum was completed.
+    checksummed: u64,
+    /// Frames that cannot be finished.
+    unsupported: u64,
+    /// Frames for which there was no slot.
+    no_buffer: u64,
+}
+
+impl Dressing {
+    pub(super) fn new() -> Dressing {
+        Dressing { ready: Lane::with_capacity(BURST) }
+    }
+
+    /// Sends the lane of a gate that takes no offload headers, and counts all but what was sent. The lane is
+    /// empty afterwards.
+    #[inline(never)] // most lanes need none of it
+    pub(super) fn send_off(
+        &mut self,
+        gate: &mut Gate,
+        lane: &mut Lane,
+        batch: &Batch,
+        cache: &mut Cache,
+        books: &Books,
+    ) -> Sent {
+        gate.unfinished = false;
+        let mut way = Way { device: &mut *gate.device, ready: &mut self.ready, batch, cache, done: Done::default() };
+        for place in 0..lane.len() {
+            let view = lane.view(place, batch);
+            if way.is_blocked() {
+                way.done.sent.full += view.frame.count();
+            } else if view.frame.offload().is_pending() {
+                way.finish(&view);
+            } else {
+                way.make_room();
+                lane.pass_on(place, way.ready);
+            }
+        }
+        way.send();
+        lane.clear(way.cache);
+        let done = way.done;
+        if let Some(book) = book(books, gate.port) {
+            book.segmented.add(done.segmented);
+            book.checksummed.add(done.checksummed);
+            book.drops_out.add(DropReason::OffloadUnsupported, done.unsupported);
+            book.drops_out.add(DropReason::NoBuffer, done.no_buffer);
+        }
+        done.sent
+    }
+}
+
+/// The way out, for one lane.
+struct Way<'a> {
+    device: &'a mut dyn Device,
+    ready: &'a mut Lane,
+    batch: &'a Batch,
+    cache: &'a mut Cache,
+    done: Done,
+}
+
+impl Way<'_> {
+    /// Whether the device had no room. Nothing more is built for it then, and nothing sent.
+    fn is_blocked(&self) -> bool {
+        self.done.sent.full > 0
+    }
+
+    /// Sends what is ready.
+    fn send(&mut self) {
+        if !self.ready.is_empty() {
+            self.done.sent += self.device.transmit(self.ready, self.batch, self.cache);
+        }
+    }
+
+    /// Sees to it that there is room for one more frame.
+    fn make_room(&mut self) {
+        if self.ready.len() >= BURST {
+            self.send();
+        }
+    }
+
+    /// Finishes a frame: all that comes of it is made ready, or dies.
+    fn finish(&mut self, view: &View<'_>) {
+        let count = view.frame.count();
+        match Finishing::new(view.head, view.tail(), view.frame.len(), view.frame.offload()) {
+            Ok(mut work) => {
+                let made = self.make_ready(&mut work, count);
+                let done = u64::from(made > 0);
+                match work.is_division() {
+                    true => self.done.segmented += done,
+                    false => self.done.checksummed += done,
+                }
+            }
+            Err(_) => self.done.unsupported += count,
+        }
+    }
+
+    /// Makes ready the frames, `count` of them, that come of one. How many there was room for.
+    fn make_ready<'b>(&mut self, work: &mut Finishing<'b, Tail<'b>>, count: u64) -> u64 {
+        let mut made = 0;
+        while let Some(part) = work.finish_next() {
+            self.make_room();
+            if self.is_blocked() {
+                self.done.sent.full += count - made;
+                return made;
+            }
+            let Some(frame) = self.build(part) else {
+                self.done.no_buffer += count - made;
+                return made;
+            };
+            self.ready.push(frame);
+            made += 1;
+        }
+        debug_assert_eq!(made, count, "a super-frame counts as what it becomes");
+        made
+    }
+
+    fn build<'b>(&mut self, part: Finished<'_, 'b, Tail<'b>>) -> Option<Frame> {
+        build(self.cache, part.clone()).or_else(|| {
+            // What is ready may have them.
+            self.send();
+            build(self.cache, part)
+        })
+    }
+}
+
+#[inline]
+fn build<'b>(cache: &mut Cache, mut part: Finished<'_, 'b, Tail<'b>>) -> Option<Frame> {
+    cache.build(part.len(), Offload::NONE, |room| part.fill(room))
+}

@@ -1,0 +1,659 @@
+//! Uplinks: many networks over one device, told apart by a tag that no VM ever sees.
+
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use vifswitch::device::memory::{Memory, cable};
+use vifswitch::switch::{DropReason, Security};
+use vifswitch::wire::{Mac, Offload};
+use vifswitch::worker::Gate;
+
+use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
+use crate::scenery::{self, Sketch, WILD, any_frame, header, tcp, wild};
+
+const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
+
+/// Two VMs on the first network, one on each of the others.
+const A: usize = 0;
+const B: usize = 1;
+const C: usize = 2;
+const D: usize = 3;
+/// The first uplink, and the second, if there is one.
+const W: usize = 4;
+const X: usize = 5;
+
+/// The first two networks are tagged on it, the third is not.
+fn trunk() -> Wire {
+    Wire::new(&[(120, 0), (130, 1), (0, 2)])
+}
+
+fn lab_of(setup: Setup, wires: &[Wire]) -> Lab {
+    let plugs = [Plug::new(0, 0), Plug::new(0, 1), Plug::new(1, 0), Plug::new(2, 2)];
+    Lab::with_uplinks(setup, &plugs, wires)
+}
+
+fn labs(mtu: u16, wires: &[Wire]) -> impl Iterator<Item = Lab> {
+    KINDS.into_iter().map(move |(workers, memory)| lab_of(Setup { workers, memory, mtu, ..Setup::default() }, wires))
+}
+
+/// A frame with this type and these bytes behind the addresses of its tags: each a type and what follows.
+fn tagged(to: Mac, from: Mac, tags: &[(u16, u16)], payload: &[u8]) -> Vec<u8> {
+    let mut bytes = frame(to, from, 0x88b5, payload);
+    for &(kind, control) in tags.iter().rev() {
+        let [a, b] = kind.to_be_bytes();
+        let [c, d] = control.to_be_bytes();
+        bytes.splice(12..12, [a, b, c, d]);
+    }
+    bytes
+}
+
+fn payload(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 31 + at / 251) as u8).collect()
+}
+
+/// Sends a frame at a port; who then gets what.
+fn sent(lab: &mut Lab, port: usize, bytes: &[u8]) -> Vec<(usize, Vec<u8>)> {
+    assert!(lab.send(port, bytes));
+    lab.settle();
+    let arrived = lab.all_received().into_iter().enumerate();
+    arrived.flat_map(|(port, frames)| frames.into_iter().map(move |frame| (port, frame))).collect()
+}
+
+/// The ports that get a frame sent at a port.
+fn reached(lab: &mut Lab, port: usize, bytes: &[u8]) -> Vec<usize> {
+    sent(lab, port, bytes).into_iter().map(|(port, _)| port).collect()
+}
+
+/// Counts by how many each reason has grown at a port, coming in.
+fn died(lab: &mut Lab, port: usize, bytes: &[u8]) -> Vec<DropReason> {
+    let before = DropReason::ALL.map(|reason| lab.drops_in(port, reason));
+    assert_eq!(sent(lab, port, bytes), [], "nobody gets it");
+    let after = DropReason::ALL.map(|reason| lab.drops_in(port, reason));
+    let grown = DropReason::ALL.into_iter().zip(before).zip(after);
+    grown.flat_map(|((reason, before), after)| (before..after).map(move |_| reason)).collect()
+}
+
+fn done(lab: Lab) {
+    lab.check_ledger();
+    lab.end();
+}
+
+const ALL: Mac = Mac::BROADCAST;
+
+#[test]
+fn a_tag_says_which_network_a_frame_from_outside_is_on() {
+    let p = payload(46);
+    let station = wild(1);
+    let of = |tags: &[(u16, u16)]| tagged(ALL, station, tags, &p);
+    /// What it is, how it comes, who gets it, and what of it.
+    type Row = (&'static str, Vec<u8>, &'static [usize], Vec<u8>);
+    let rows: Vec<Row> = vec![
+        ("the first VLAN", of(&[(0x8100, 120)]), &[A, B], of(&[])),
+        ("the second", of(&[(0x8100, 130)]), &[C], of(&[])),
+        ("with a priority", of(&[(0x8100, 0xe000 | 120)]), &[A, B], of(&[])),
+        ("to be dropped first", of(&[(0x8100, 0x1000 | 130)]), &[C], of(&[])),
+        ("untagged", of(&[]), &[D], of(&[])),
+        ("only a priority", of(&[(0x8100, 0xa000)]), &[D], of(&[])),
+        ("a tag behind the tag", of(&[(0x8100, 120), (0x8100, 130)]), &[A, B], of(&[(0x8100, 130)])),
+        ("one of a provider", of(&[(0x8100, 130), (0x88a8, 120)]), &[C], of(&[(0x88a8, 120)])),
+        ("a tag behind a priority", of(&[(0x8100, 0), (0x8100, 120)]), &[D], of(&[(0x8100, 120)])),
+        ("the tag of a provider is no tag", of(&[(0x88a8, 120)]), &[D], of(&[(0x88a8, 120)])),
+        ("nor is that of old", of(&[(0x9100, 120), (0x8100, 5)]), &[D], of(&[(0x9100, 120), (0x8100, 5)])),
+        ("just a header", tagged(ALL, station, &[(0x8100, 120)], &[]), &[A, B], tagged(ALL, station, &[], &[])),
+    ];
+    for mut lab in labs(1500, &[trunk()]) {
+        for (name, bytes, to, expected) in &rows {
+            let expected: Vec<_> = to.iter().map(|&port| (port, expected.clone())).collect();
+            assert_eq!(sent(&mut lab, W, bytes), expected, "{name}");
+        }
+        let bytes: usize = rows.iter().map(|(_, bytes, ..)| bytes.len()).sum();
+        assert_eq!(lab.sum(W, |c| c.rx_bytes.get()), bytes as u64, "counted as they came, tags included");
+        assert_eq!(lab.total(|c| c.drops_in.total() + c.drops_out.total()), 0);
+        done(lab);
+    }
+}
+
+#[test]
+fn what_is_for_no_network_goes_nowhere() {
+    let p = payload(46);
+    let of = |id: u16| tagged(ALL, wild(1), &[(0x8100, id)], &p);
+    for mut lab in labs(1500, &[trunk()]) {
+        for id in [1, 119, 121, 200, 4094, 4095] {
+            assert_eq!(died(&mut lab, W, &of(id)), [DropReason::UnknownVlan], "{id}");
+        }
+        let whole = tagged(ALL, wild(1), &[(0x8100, 120)], &[]);
+        for len in [0, 5, 13, 14, 15, 16, 17] {
+            assert_eq!(died(&mut lab, W, &whole[..len]), [DropReason::Runt], "{len} bytes");
+        }
+        for source in [ALL, Mac::ZERO, Mac::from_bits(0x0300_0000_0001)] {
+            let bytes = tagged(ALL, source, &[(0x8100, 120)], &p);
+            assert_eq!(died(&mut lab, W, &bytes), [DropReason::BadSource], "{source}");
+        }
+        done(lab);
+    }
+    for mut lab in labs(1500, &[Wire::new(&[(120, 0)])]) {
+        assert_eq!(died(&mut lab, W, &of(0)), [DropReason::UnknownVlan], "only a priority");
+        assert_eq!(died(&mut lab, W, &tagged(ALL, wild(1), &[], &p)), [DropReason::UnknownVlan], "untagged");
+        assert_eq!(reached(&mut lab, W, &of(120)), [A, B]);
+        done(lab);
+    }
+}
+
+/// The outer tag is not the VM's business: it is not counted in the length, and its own tags still are
+/// forgiven.
+#[test]
+fn the_outer_tag_takes_no_room_of_the_mtu() {
+    for mut lab in labs(1500, &[trunk()]) {
+        for (tags, len, fits) in [
+            (&[(0x8100, 120)][..], 1500, true),
+            (&[(0x8100, 120)], 1501, false),
+            (&[(0x8100, 120), (0x8100, 5)], 1500, true),
+            (&[(0x8100, 120), (0x88a8, 5), (0x8100, 6)], 1500, true),
+            (&[(0x8100, 120), (0x88a8, 5), (0x8100, 6)], 1501, false),
+            (&[(0x8100, 120), (0x88a8, 5), (0x8100, 6), (0x8100, 7)], 1500, false),
+            (&[(0x8100, 0)], 1500, true),
+            (&[(0x8100, 0)], 1501, false),
+        ] {
+            let bytes = tagged(ALL, wild(1), tags, &payload(len));
+            if fits {
+                assert!(!reached(&mut lab, W, &bytes).is_empty(), "{tags:?}, {len}");
+            } else {
+                assert_eq!(died(&mut lab, W, &bytes), [DropReason::TooLong], "{tags:?}, {len}");
+            }
+        }
+        done(lab);
+    }
+}
+
+#[test]
+fn what_leaves_has_the_tag_of_its_network() {
+    let p = payload(46);
+    for mut lab in labs(1500, &[trunk()]) {
+        // By a flood.
+        for (from, vid, also) in [(A, Some(120), Some(B)), (C, Some(130), None), (D, None, None)] {
+            for inner in [&[][..], &[(0x8100, 5)], &[(0x88a8, 5), (0x8100, 7)], &[(0x8100, 0xe000)]] {
+                let bytes = tagged(ALL, mac(from), inner, &p);
+                if vid.is_none() && inner.first() == Some(&(0x8100, 5)) {
+                    continue;
+                }
+                let outer: Vec<_> = vid.map(|vid| (0x8100, vid)).into_iter().chain(inner.iter().copied()).collect();
+                let mut expected: Vec<_> = also.map(|also| (also, bytes.clone())).into_iter().collect();
+                expected.push((W, tagged(ALL, mac(from), &outer, &p)));
+                assert_eq!(sent(&mut lab, from, &bytes), expected);
+            }
+        }
+        // To a station outside; the same address on three networks is three stations.
+        for (from, vid) in [(A, Some(120)), (B, Some(120)), (C, Some(130)), (D, None)] {
+            let tag: Vec<_> = vid.map(|vid| (0x8100, vid)).into_iter().collect();
+            assert_eq!(reached(&mut lab, W, &tagged(mac(from), wild(1), &tag, &p)), [from]);
+            let bytes = tagged(wild(1), mac(from), &[], &p);
+            assert_eq!(sent(&mut lab, from, &bytes), [(W, tagged(wild(1), mac(from), &tag, &p))]);
+            assert_eq!(lab.sum(from, |c| c.forwarded.get()), 1, "it was known");
+        }
+        let tx = lab.sum(W, |c| c.tx_frames.get());
+        assert_eq!(tx, 11 + 4);
+        assert_eq!(lab.total(|c| c.drops_in.total() + c.drops_out.total()), 0);
+        done(lab);
+    }
+}
+
+/// Whatever tags a guest invents, its frames do not come to be on another network outside.
+#[test]
+fn no_tag_of_a_guest_leads_to_another_vlan() {
+    for mut lab in labs(1500, &[trunk()]) {
+        let p = payload(46);
+        for to in [wild(1), ALL] {
+            if to != ALL {
+                assert_eq!(reached(&mut lab, W, &tagged(mac(D), wild(1), &[], &p)), [D]);
+            }
+            for tags in [
+                &[(0x8100, 120)][..],
+                &[(0x8100, 7)],
+                &[(0x8100, 4095)],
+                &[(0x8100, 0), (0x8100, 120)],
+                &[(0x8100, 0xe000), (0x8100, 0), (0x8100, 120)],
+            ] {
+                let before = lab.drops_out(W, DropReason::ForeignVlan);
+                assert!(reached(&mut lab, D, &tagged(to, mac(D), tags, &p)).is_empty(), "{tags:?}");
+                assert_eq!(lab.drops_out(W, DropReason::ForeignVlan), before + 1);
+            }
+            for len in 14..18 {
+                let cut = &tagged(to, mac(D), &[(0x8100, 120)], &[])[..len];
+                assert!(reached(&mut lab, D, cut).is_empty(), "it would be filled up to a whole tag: {len} bytes");
+            }
+            for tags in [&[(0x8100, 0xe000)][..], &[(0x88a8, 120)], &[(0x9100, 120)], &[(0x8100, 0), (0x88a8, 120)]] {
+                let bytes = tagged(to, mac(D), tags, &p);
+                assert_eq!(sent(&mut lab, D, &bytes), [(W, bytes.clone())]);
+            }
+        }
+        done(lab);
+    }
+}
+
+/// Every length comes and goes byte for byte, also in several segments and around their ends.
+#[test]
+fn every_length_passes_the_uplink_as_it_was() {
+    let jumbo = (2990..4000).step_by(7).chain(7080..8200).step_by(13).chain(9190..=9216);
+    for (mtu, lens) in [(1500, (0..=1500).collect::<Vec<usize>>()), (9216, jumbo.collect())] {
+        for mut lab in labs(mtu, &[trunk()]) {
+            for &len in &lens {
+                let p = payload(len);
+                let (inside, outside) =
+                    (tagged(mac(A), wild(1), &[], &p), tagged(mac(A), wild(1), &[(0x8100, 120)], &p));
+                assert!(sent(&mut lab, W, &outside) == [(A, inside)], "{len} bytes in");
+                let (inside, outside) =
+                    (tagged(wild(1), mac(A), &[], &p), tagged(wild(1), mac(A), &[(0x8100, 120)], &p));
+                assert!(sent(&mut lab, A, &inside) == [(W, outside)], "{len} bytes out");
+            }
+            done(lab);
+        }
+    }
+}
+
+/// The offload header says where things begin in the frame, which a tag moves.
+#[test]
+fn offload_headers_follow_the_tag() {
+    for mut lab in labs(1500, &[trunk()]) {
+        let body = vec![0x50; 40_000];
+        for (inside, outside, len) in [
+            (tcp(1000), header(1, 1, 1000, 38, 16), 40_000),
+            (header(1, 5, 900, 34, 6), header(1, 5, 900, 38, 6), 30_000),
+            (header(1, 0, 0, 34, 16), header(1, 0, 0, 38, 16), 100),
+            (header(2, 0, 0, 0, 0), header(2, 0, 0, 0, 0), 100),
+        ] {
+            for to in [mac(A), ALL] {
+                let tag = [(0x8100, 120)];
+                let before = (lab.sum(W, |c| c.rx_frames.get()), lab.sum(W, |c| c.rx_bytes.get()));
+                assert!(lab.ends[W].send(&tagged(to, wild(1), &tag, &body[..len]), outside));
+                lab.settle();
+                let expected = (tagged(to, wild(1), &[], &body[..len]), inside);
+                assert!(lab.ends[A].take() == Some(expected.clone()));
+                assert_eq!(lab.ends[B].take().is_some(), to == ALL);
+                let rx = (lab.sum(W, |c| c.rx_frames.get()) - before.0, lab.sum(W, |c| c.rx_bytes.get()) - before.1);
+                // And back, both as a flood and to the station.
+                let before = (lab.sum(W, |c| c.tx_frames.get()), lab.sum(W, |c| c.tx_bytes.get()));
+                let to = if to == ALL { ALL } else { wild(1) };
+                assert!(lab.ends[A].send(&tagged(to, mac(A), &[], &body[..len]), inside));
+                lab.settle();
+                assert!(lab.ends[W].take() == Some((tagged(to, mac(A), &tag, &body[..len]), outside)));
+                assert_eq!(lab.ends[B].take().is_some(), to == ALL);
+                let tx = (lab.sum(W, |c| c.tx_frames.get()) - before.0, lab.sum(W, |c| c.tx_bytes.get()) - before.1);
+                assert_eq!(rx, tx, "counted alike both ways");
+                assert!(lab.all_received().iter().all(Vec::is_empty));
+            }
+        }
+        // What begins in the tag is a lie, and so is what can be moved no farther.
+        assert!(lab.ends[W].send(&tagged(mac(A), wild(1), &[(0x8100, 120)], &body[..100]), header(1, 0, 0, 16, 4)));
+        lab.settle();
+        assert_eq!(lab.drops_in(W, DropReason::BadOffload), 1);
+        done(lab);
+    }
+}
+
+#[test]
+fn what_the_wire_cannot_take_is_counted_at_the_uplink() {
+    for (workers, memory) in KINDS {
+        let plugs = [Plug::new(0, 0), Plug::new(0, 1)];
+        let setup = Setup { workers, memory, ..Setup::default() };
+        let mut lab =
+            Lab::build(setup, &plugs, &[Wire::new(&[(7, 0)])], |port, end| Box::new(end.with_offloads(port != 2)));
+        assert_eq!(reached(&mut lab, 2, &tagged(ALL, wild(1), &[(0x8100, 7)], &[])), [0, 1]);
+        for to in [wild(1), ALL] {
+            assert!(lab.ends[0].send(&tagged(to, mac(0), &[], &[0x50; 2000]), tcp(1000)));
+            lab.settle();
+        }
+        assert_eq!(lab.drops_out(2, DropReason::OffloadUnsupported), 4);
+        assert_eq!((lab.received(1).len(), lab.received(2).len()), (1, 0));
+        done(lab);
+    }
+}
+
+/// The two ends of a wire.
+fn over_the_wire(one: &mut Lab, other: &mut Lab) {
+    loop {
+        let mut moved = 0;
+        one.settle();
+        while let Some((bytes, offload)) = one.ends[W].take() {
+            assert!(other.ends[W].send(&bytes, offload));
+            moved += 1;
+        }
+        other.settle();
+        while let Some((bytes, offload)) = other.ends[W].take() {
+            assert!(one.ends[W].send(&bytes, offload));
+            moved += 1;
+        }
+        if moved == 0 {
+            return;
+        }
+    }
+}
+
+/// VMs of two hosts find each other on three networks over one cable.
+#[test]
+fn two_hosts_are_joined_by_a_cable() {
+    // Addresses that no host has pinned: those of a host's own ports are the same here as there.
+    let (here, there) = (|vm: usize| wild(vm), |vm: usize| wild(10 + vm));
+    for (mut one, mut other) in labs(1500, &[trunk()]).zip(labs(9000, &[trunk()]).collect::<Vec<_>>().into_iter().rev())
+    {
+        for (asks, answers) in [(A, A), (A, B), (B, A), (C, C), (D, D)] {
+            let neighbours = if asks < C { vec![A, B] } else { vec![asks] };
+            let ask = tagged(ALL, here(asks), &[(0x88a8, 5)], b"who is there");
+            assert!(one.send(asks, &ask));
+            over_the_wire(&mut one, &mut other);
+            for port in [A, B, C, D] {
+                let at_home = neighbours.contains(&port) && port != asks;
+                assert_eq!(one.received(port), vec![ask.clone(); usize::from(at_home)]);
+                assert_eq!(other.received(port), vec![ask.clone(); usize::from(neighbours.contains(&port))]);
+            }
+            let answer = tagged(here(asks), there(answers), &[], b"I am");
+            assert!(other.send(answers, &answer));
+            over_the_wire(&mut one, &mut other);
+            let again = tagged(there(answers), here(asks), &[], b"good");
+            assert!(one.send(asks, &again));
+            over_the_wire(&mut one, &mut other);
+            for port in [A, B, C, D] {
+                assert_eq!(one.received(port), vec![answer.clone(); usize::from(port == asks)], "it is known by now");
+                assert_eq!(other.received(port), vec![again.clone(); usize::from(port == answers)]);
+            }
+        }
+        for lab in [one, other] {
+            assert_eq!(lab.total(|c| c.drops_in.total() + c.drops_out.total()), 0);
+            done(lab);
+        }
+    }
+}
+
+#[test]
+fn what_comes_by_one_uplink_does_not_leave_by_another() {
+    let wires = [trunk(), Wire::new(&[(0, 0), (7, 1)])];
+    for mut lab in labs(1500, &wires) {
+        let (by_w, by_x) = ([(0x8100, 120)], [(0x8100, 7)]);
+        assert_eq!(reached(&mut lab, W, &tagged(ALL, wild(1), &by_w, &[])), [A, B]);
+        assert_eq!(reached(&mut lab, X, &tagged(ALL, wild(2), &[], &[])), [A, B]);
+        assert_eq!(reached(&mut lab, X, &tagged(ALL, wild(2), &by_x, &[])), [C]);
+        assert_eq!(died(&mut lab, W, &tagged(wild(2), wild(1), &by_w, &[])), [DropReason::SplitHorizon]);
+        assert_eq!(died(&mut lab, X, &tagged(wild(1), wild(2), &[], &[])), [DropReason::SplitHorizon]);
+        assert_eq!(died(&mut lab, W, &tagged(wild(1), wild(3), &by_w, &[])), [DropReason::Hairpin]);
+        // On another network of the same two it is unknown, and goes to those inside.
+        assert_eq!(reached(&mut lab, X, &tagged(wild(1), wild(3), &by_x, &[])), [C]);
+        // What comes from inside leaves by each, with the tag it has there.
+        for (from, to, expected) in [
+            (A, ALL, vec![(B, vec![]), (W, by_w.to_vec()), (X, vec![])]),
+            (C, ALL, vec![(W, vec![(0x8100, 130)]), (X, by_x.to_vec())]),
+            (D, ALL, vec![(W, vec![])]),
+            (A, wild(1), vec![(W, by_w.to_vec())]),
+            (B, wild(2), vec![(X, vec![])]),
+            (C, wild(2), vec![(X, by_x.to_vec())]),
+        ] {
+            let expected: Vec<_> =
+                expected.into_iter().map(|(port, tags)| (port, tagged(to, mac(from), &tags, b"hello"))).collect();
+            assert_eq!(sent(&mut lab, from, &tagged(to, mac(from), &[], b"hello")), expected);
+        }
+        done(lab);
+    }
+}
+
+#[test]
+fn a_failover_moves_no_station() {
+    let wires = [trunk(), Wire { spare_of: Some(0), ..trunk() }];
+    for mut lab in labs(1500, &wires) {
+        let in_vlan = |to, from| tagged(to, from, &[(0x8100, 120)], b"hello");
+        let plain = |to, from| tagged(to, from, &[], b"hello");
+        let (mut active, mut spare) = (W, X);
+        assert_eq!(reached(&mut lab, W, &in_vlan(ALL, wild(1))), [A, B]);
+        assert_eq!(reached(&mut lab, W, &plain(ALL, wild(1))), [D]);
+        let known = (0..lab.workers.len()).map(|worker| lab.stations(worker)).collect::<Vec<_>>();
+        for round in 0..4 {
+            assert_eq!(sent(&mut lab, A, &plain(wild(1), mac(A))), [(active, in_vlan(wild(1), mac(A)))]);
+            assert_eq!(reached(&mut lab, D, &plain(wild(1), mac(D))), [active], "round {round}");
+            assert_eq!(reached(&mut lab, A, &plain(ALL, mac(A))), [B, active]);
+            assert_eq!(died(&mut lab, spare, &in_vlan(mac(A), wild(1))), [DropReason::Standby]);
+            assert_eq!(died(&mut lab, spare, &plain(ALL, wild(9))), [DropReason::Standby]);
+            assert_eq!(died(&mut lab, spare, &[]), [DropReason::Standby]);
+            assert_eq!(reached(&mut lab, active, &in_vlan(mac(A), wild(1))), [A]);
+            for (worker, known) in known.iter().enumerate() {
+                assert_eq!(lab.stations(worker), *known);
+            }
+            (active, spare) = (spare, active);
+            lab.fail_over(active, spare);
+        }
+        // With none of them active, nothing leaves, and it is said why.
+        let lost = |lab: &Lab, reason| lab.drops_out(W, reason) + lab.drops_out(X, reason);
+        lab.change_rules(|_, carriers| carriers.iter_mut().for_each(|carrier| carrier.standby = true));
+        assert!(reached(&mut lab, A, &plain(wild(1), mac(A))).is_empty());
+        assert_eq!(reached(&mut lab, A, &plain(ALL, mac(A))), [B]);
+        assert_eq!(lost(&lab, DropReason::Standby), 1);
+        lab.change_rules(|_, carriers| carriers.iter_mut().for_each(|carrier| carrier.admin_up = false));
+        assert!(reached(&mut lab, A, &plain(wild(1), mac(A))).is_empty());
+        assert_eq!(reached(&mut lab, A, &plain(ALL, mac(A))), [B]);
+        assert_eq!(lost(&lab, DropReason::AdminDown), 1);
+        assert_eq!(died(&mut lab, W, &in_vlan(ALL, wild(1))), [DropReason::AdminDown]);
+        done(lab);
+    }
+}
+
+/// An uplink whose device is closed, dies, or comes again.
+#[test]
+fn an_uplink_without_a_device_says_so() {
+    for mut lab in labs(1500, &[trunk()]) {
+        let workers = lab.workers.len();
+        let plain = |to| tagged(to, mac(A), &[], b"hello");
+        assert_eq!(reached(&mut lab, W, &tagged(ALL, wild(1), &[(0x8100, 120)], &[])), [A, B]);
+        let carrier = lab.ports[W];
+        let gate = lab.close(carrier, W % workers).expect("it was open");
+        assert!(reached(&mut lab, A, &plain(wild(1))).is_empty());
+        assert_eq!(reached(&mut lab, A, &plain(ALL)), [B]);
+        assert_eq!(lab.drops_out(W, DropReason::NoDevice), 2);
+        // Control hears of it, and nothing is flooded there any more.
+        lab.change_rules(|ports, carriers| {
+            ports.iter_mut().filter(|port| port.is_uplink()).for_each(|port| port.worker = None);
+            carriers[0].worker = None;
+        });
+        assert_eq!(reached(&mut lab, A, &plain(ALL)), [B]);
+        assert!(reached(&mut lab, A, &plain(wild(1))).is_empty());
+        assert_eq!(lab.drops_out(W, DropReason::NoDevice), 3);
+        lab.change_rules(|ports, carriers| {
+            carriers[0].worker = Some((W % workers) as u16);
+            ports.iter_mut().filter(|port| port.is_uplink()).for_each(|port| port.worker = carriers[0].worker);
+        });
+        lab.open(gate);
+        assert_eq!(reached(&mut lab, A, &plain(ALL)), [B, W]);
+        assert_eq!(reached(&mut lab, A, &plain(wild(1))), [W]);
+        // The uplink goes for good; what its stations were sent is flooded again.
+        lab.change_rules(|ports, carriers| {
+            ports.retain(|port| !port.is_uplink());
+            carriers.clear();
+        });
+        assert_eq!(reached(&mut lab, A, &plain(wild(1))), [B]);
+        assert_eq!(died(&mut lab, W, &tagged(ALL, wild(1), &[], &[])), [DropReason::PortClosed]);
+        done(lab);
+    }
+}
+
+/// An uplink with a queue at each of two workers sends and hears each frame once.
+#[test]
+fn an_uplink_with_queues_at_two_workers_gets_each_frame_once() {
+    for memory in [Memory::Owned, Memory::Lent] {
+        let mut lab = lab_of(Setup { workers: 2, memory, ..Setup::default() }, &[trunk()]);
+        let (end, mut far) = cable(Default::default());
+        let carrier = lab.ports[W];
+        lab.open_at(1, Gate::new(carrier, 1, Box::new(end.with_memory(memory))));
+        assert!(far.send(&tagged(ALL, wild(1), &[(0x8100, 120)], &[]), Offload::NONE));
+        lab.settle();
+        let both: Vec<_> = lab.all_received().iter().map(Vec::len).collect();
+        assert_eq!((both, far.take()), (vec![1, 1, 0, 0, 0], None), "and nothing of its own");
+        for (from, to, vid) in [(A, ALL, 120), (B, ALL, 120), (A, wild(1), 120), (B, wild(1), 120), (C, ALL, 130)] {
+            assert!(lab.send(from, &tagged(to, mac(from), &[], &[])));
+            lab.settle();
+            let mut outside = lab.received(W);
+            outside.extend(far.take().map(|(bytes, _)| bytes));
+            assert_eq!(outside, [tagged(to, mac(from), &[(0x8100, vid)], &[])]);
+            assert!(far.take().is_none());
+        }
+        lab.all_received();
+        // When one of them is closed, the other goes on.
+        assert!(lab.close(carrier, W % 2).is_some());
+        assert!(far.send(&tagged(mac(B), wild(1), &[(0x8100, 120)], &[]), Offload::NONE));
+        lab.settle();
+        assert_eq!(lab.received(B).len(), 1);
+        assert!(lab.send(B, &tagged(wild(1), mac(B), &[], &[])));
+        lab.settle();
+        assert!(far.take().is_some());
+        done(lab);
+    }
+}
+
+/// What two ends of a wire say to each other is nobody else's: neither the VMs' beyond the wire nor
+/// the wire's to VMs. Among VMs it passes as ever.
+#[test]
+fn reserved_groups_do_not_cross_an_uplink() {
+    let reserved = (0..16u64).map(|low| 0x0180_c200_0000 | low).chain([0x0100_0ccc_cccd]).map(Mac::from_bits);
+    let reserved: Vec<_> = reserved.collect();
+    for mut lab in labs(1500, &[trunk()]) {
+        for &to in &reserved {
+            for tags in [&[][..], &[(0x8100, 120)], &[(0x8100, 0)], &[(0x8100, 999)]] {
+                let bytes = tagged(to, wild(1), tags, &[0; 46]);
+                assert_eq!(died(&mut lab, W, &bytes), [DropReason::ReservedGroup], "{to}, {tags:?}");
+            }
+            let pause = to == Mac::from_bits(0x0180_c200_0001);
+            for (from, expected) in [(A, vec![B]), (C, vec![]), (D, vec![])] {
+                let before = (lab.sum(from, |c| c.flooded.get()), lab.sum(from, |c| c.copies.get()));
+                let expected = if pause { Vec::new() } else { expected };
+                assert_eq!(reached(&mut lab, from, &tagged(to, mac(from), &[], &[0; 46])), expected, "{to}");
+                let after = (lab.sum(from, |c| c.flooded.get()), lab.sum(from, |c| c.copies.get()));
+                assert_eq!((after.0 - before.0, after.1 - before.1), (u64::from(!pause), expected.len() as u64));
+            }
+        }
+        // Their neighbours pass.
+        for to in ["01:80:c2:00:00:10", "01:00:0c:cc:cc:cc", "01:80:c2:00:00:30"] {
+            let to = to.parse().unwrap();
+            assert_eq!(reached(&mut lab, A, &tagged(to, mac(A), &[], &[0; 46])), [B, W]);
+            assert_eq!(reached(&mut lab, W, &tagged(to, wild(1), &[(0x8100, 120)], &[0; 46])), [A, B]);
+        }
+        done(lab);
+    }
+}
+
+/// Outside there may be anybody: also who has the address of a VM here. He is heard, and moves nothing.
+#[test]
+fn nobody_outside_is_kept_out_and_no_pin_moves() {
+    for mut lab in labs(1500, &[trunk()]) {
+        assert_eq!(reached(&mut lab, W, &tagged(mac(B), mac(A), &[(0x8100, 120)], &[])), [B]);
+        assert_eq!(reached(&mut lab, B, &tagged(mac(A), mac(B), &[], &[])), [A]);
+        // The zero address is pinned to no uplink.
+        assert_eq!(reached(&mut lab, A, &tagged(Mac::ZERO, mac(A), &[], &[])), [B, W]);
+        done(lab);
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Send(Sketch),
+    Pass(u64),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let pass = prop_oneof![4 => 0..2u64, 1 => Just(400u64)];
+    vec(prop_oneof![12 => any_frame().prop_map(Act::Send), 1 => pass.prop_map(Act::Pass)], 1..80)
+}
+
+/// What has arrived at each port.
+type Deliveries = Vec<Vec<(Vec<u8>, Offload)>>;
+
+fn taken(lab: &mut Lab) -> Deliveries {
+    lab.ends.iter_mut().map(|end| std::iter::from_fn(|| end.take()).collect()).collect()
+}
+
+/// The reasons for which frames from a port have died, and how many.
+fn reasons(lab: &Lab, port: usize) -> [u64; DropReason::ALL.len()] {
+    DropReason::ALL.map(|reason| lab.drops_in(port, reason))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// Over a tag everything is as it would be over a device of its own: who gets a frame, what of, and
+    /// why not.
+    #[test]
+    fn a_tag_stands_for_a_port(
+        plugs in scenery::plugs(3),
+        vids in prop::sample::subsequence(vec![0u16, 5, 4094], 3),
+        (workers, memory) in prop::sample::select(KINDS.to_vec()),
+        acts in acts(),
+    ) {
+        // Nobody outside is kept out, so nobody inside has an address that is said to be his.
+        let mut plugs = plugs;
+        plugs.iter_mut().for_each(|plug| plug.security = Security::Off);
+        let count = plugs.len();
+        let wire = Wire::new(&vids.iter().copied().zip(0..).collect::<Vec<_>>());
+        let setup = || Setup { workers, memory, mtu: 9000, ..Setup::default() };
+        let mut by_tag = Lab::with_uplinks(setup(), &plugs, &[wire]);
+        // A VM outside on each network, each of another owner.
+        let apart: Vec<_> = plugs.iter().cloned().chain((0..3).map(|network| Plug::new(network, 100 + u32::from(network)))).collect();
+        let mut by_port = Lab::new(setup(), &apart);
+        for act in acts {
+            let sketch = match act {
+                Act::Send(sketch) => sketch,
+                Act::Pass(seconds) => {
+                    by_tag.pass(Duration::from_secs(seconds));
+                    by_port.pass(Duration::from_secs(seconds));
+                    continue;
+                }
+            };
+            // The last three stand for the networks outside.
+            let place = sketch.port(count + 3);
+            let mut bytes = sketch.bytes(count);
+            // What is only of the wire is another story.
+            if bytes.starts_with(&[0x01, 0x80, 0xc2]) {
+                continue;
+            }
+            let before = (reasons(&by_tag, place.min(count)), reasons(&by_port, place));
+            if let Some(network) = place.checked_sub(count) {
+                // Nobody outside has the address of a port, nor a lie that only a tag would bring to light.
+                let Some(tagged_offload) = sketch.offload.with_tag() else { continue };
+                if let Some(source) = bytes.get_mut(6..12) {
+                    source.copy_from_slice(&wild(usize::from(source[5]) % WILD).octets());
+                }
+                prop_assert!(by_port.ends[place].send(&bytes, sketch.offload));
+                let vid = vids[network];
+                let is_framed = bytes.len() >= 14;
+                // Without a tag of our own, one of theirs would be taken for it.
+                let needs_none = vid == 0 && bytes.get(12..14) != Some(&[0x81, 0x00]);
+                if is_framed && !needs_none {
+                    bytes.splice(12..12, [0x81, 0x00, (vid >> 8) as u8, vid as u8]);
+                }
+                let offload = if is_framed && !needs_none { tagged_offload } else { sketch.offload };
+                prop_assert!(by_tag.ends[count].send(&bytes, offload));
+            } else {
+                prop_assert!(by_port.ends[place].send(&bytes, sketch.offload));
+                prop_assert!(by_tag.ends[place].send(&bytes, sketch.offload));
+            }
+            by_tag.settle();
+            by_port.settle();
+            let after = (reasons(&by_tag, place.min(count)), reasons(&by_port, place));
+            for (number, reason) in DropReason::ALL.into_iter().enumerate() {
+                prop_assert_eq!(after.0[number] - before.0[number], after.1[number] - before.1[number], "{:?}", reason);
+            }
+            let mut expected = taken(&mut by_port);
+            let outside = expected.split_off(count).into_iter().zip(&vids);
+            // Without a tag of the network, one of the guest would be taken for it.
+            let stays = |vid: u16, bytes: &[u8]| vid == 0 && bytes.get(12..14) == Some(&[0x81, 0x00]) && {
+                bytes.get(14..16).is_none_or(|id| id[0] & 0x0f != 0 || id[1] != 0)
+            };
+            let outside = outside.flat_map(|(frames, &vid)| frames.into_iter().filter(move |(bytes, _)| !stays(vid, bytes)).map(move |(mut bytes, offload)| {
+                if vid == 0 {
+                    return (bytes, offload);
+                }
+                bytes.splice(12..12, [0x81, 0x00, (vid >> 8) as u8, vid as u8]);
+                (bytes, offload.with_tag().expect("there is room for it"))
+            }));
+            expected.push(outside.collect());
+            let these = taken(&mut by_tag);
+            prop_assert!(these == expected, "other frames: {:?} for {:?}", these, expected);
+        }
+        by_tag.check_ledger();
+        by_tag.end();
+        by_port.end();
+    }
+}

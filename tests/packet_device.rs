@@ -1,0 +1,590 @@
+//! Packet sockets on netdevs that others own, as the kernel has them: veths, and taps that somebody else
+//! holds. As root, in namespaces of their own.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // the helpers of a test fail as the test does
+
+mod host;
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use host::nic::Nic;
+use host::{EXPERIMENT, Finally, PATIENCE, Space, await_that, readable};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vifswitch::device::packet::{self, Settings};
+use vifswitch::device::{self, Device, OpenError, tap};
+use vifswitch::frame::{Batch, Cache, Lane, Pool, Sent};
+use vifswitch::sys::tun::{self, Flags};
+use vifswitch::wire::Offload;
+
+/// A worker's things.
+struct Hands {
+    cache: Cache,
+    batch: Batch,
+    lane: Lane,
+}
+
+/// What came in: the header that was left to be heeded, and the bytes.
+type Came = (Offload, Vec<u8>);
+
+impl Hands {
+    fn new() -> Hands {
+        Hands { cache: Cache::new(Pool::new(1024).unwrap()), batch: Batch::new(), lane: Lane::with_capacity(192) }
+    }
+
+    fn add(&mut self, frame: &[u8], offload: Offload) {
+        self.lane.push(self.cache.frame(frame, offload).unwrap());
+    }
+
+    fn transmit(&mut self, device: &mut dyn Device) -> Sent {
+        device.transmit(&mut self.lane, &self.batch, &mut self.cache)
+    }
+
+    fn send(&mut self, device: &mut dyn Device, frame: &[u8]) -> Sent {
+        self.add(frame, Offload::NONE);
+        self.transmit(device)
+    }
+
+    /// What there is, up to a burst.
+    fn rest(&mut self, device: &mut dyn Device) -> Vec<Came> {
+        device.receive(&mut self.batch, &mut self.cache).unwrap();
+        let came =
+            (0..self.batch.len()).map(|i| (self.batch.frame(i).offload(), self.batch.view(i).to_vec())).collect();
+        self.batch.clear(&mut self.cache);
+        device.release();
+        came
+    }
+
+    /// Receives until something has come.
+    fn take_some(&mut self, device: &mut dyn Device) {
+        while self.rest(device).is_empty() {
+            readable(device.fd().unwrap());
+        }
+    }
+
+    /// The next frame of an experiment, which is awaited and must be alone.
+    fn take(&mut self, device: &mut dyn Device) -> Came {
+        loop {
+            let mut came = self.rest(device);
+            came.retain(|(_, frame)| frame.starts_with(&THERE));
+            match came.pop() {
+                Some(frame) if came.is_empty() => return frame,
+                Some(_) => panic!("more than one came"),
+                None => readable(device.fd().unwrap()),
+            }
+        }
+    }
+}
+
+/// Where the frames of all experiments go.
+const THERE: [u8; 6] = [2, 0xbb, 0, 0, 0, 1];
+const HERE: [u8; 6] = [2, 0xaa, 0, 0, 0, 1];
+
+/// A frame, what stands behind its addresses, filled up with bytes that differ from each other.
+fn frame(kind: &[u8], len: usize) -> Vec<u8> {
+    let mut frame = [&THERE, &HERE, kind].concat();
+    frame.extend((frame.len()..len).map(|at| (at * 31 + at / 251) as u8));
+    frame
+}
+
+fn experiment(len: usize) -> Vec<u8> {
+    frame(&EXPERIMENT.to_be_bytes(), len)
+}
+
+/// Frames as they may come, for an MTU of 9000.
+fn odd_frames() -> Vec<Vec<u8>> {
+    let mut frames = vec![
+        frame(&[0, 3, 0xe0, 0xe0, 3], 60), // LLC, NetWare
+        frame(&[0, 38, 0x42, 0x42, 3], 60),
+        frame(&[0x08, 0x00, 0x4f, 0, 0xff, 0xff], 60), // IPv4 with a length beyond the frame
+        frame(&[0x81, 0x00, 0x00, 0x05, 0x08, 0x00], 64),
+        frame(&[0x81, 0x00, 0xef, 0xff, 0x88, 0xb5], 20), // all bits but that of DEI; shorter ones die in the kernel
+        frame(&[0x81, 0x00, 0x00, 0x00, 0x88, 0xb5], 1518), // a priority tag, and a full frame
+        frame(&[0x88, 0xa8, 0x10, 0x07, 0x88, 0xb5], 64),
+        frame(&[0x88, 0xa8, 0x00, 0x07, 0x81, 0x00, 0x00, 0x05, 0x88, 0xb5], 64),
+        frame(&[0x88, 0xa8, 0x00, 0x07, 0x81, 0x00, 0x00, 0x05, 0x81, 0x00, 0x00, 0x06, 0x88, 0xb5], 86),
+        frame(&[0x91, 0x00, 0x00, 0x07, 0x81, 0x00, 0x00, 0x05, 0x88, 0xb5], 64), // no tag to the kernel
+        frame(&[0x81, 0x00, 0x00, 0x07, 0x88, 0xb5], 9018),
+    ];
+    // around what a slot of the ring takes, among others
+    frames.extend([14, 15, 17, 59, 60, 61, 1514].into_iter().chain(1950..2060).chain([4096, 9014]).map(experiment));
+    frames.extend((1950..2060).map(|len| frame(&[0x81, 0x00, 0x00, 0x05, 0x88, 0xb5], len)));
+    frames
+}
+
+/// A namespace with the netdev `port`, of which the other end is `guest` in another one.
+struct Cable {
+    port: Space,
+    guest: Space,
+}
+
+impl Cable {
+    fn new(mtu: u32) -> Option<Cable> {
+        let cable = Cable { port: Space::new()?, guest: Space::new()? };
+        cable.lay(mtu);
+        Some(cable)
+    }
+
+    fn lay(&self, mtu: u32) {
+        self.port
+            .ip(&format!("link add dev port mtu {mtu} type veth peer name guest mtu {mtu} netns {}", self.guest.0));
+        self.guest.ip("link set dev guest up");
+        self.port.ip("link set dev port up");
+    }
+
+    fn settings(&self) -> Settings {
+        settings(&self.port, "port")
+    }
+
+    fn open(&self) -> Box<dyn Device> {
+        open(&self.settings())
+    }
+}
+
+fn settings(space: &Space, name: &str) -> Settings {
+    Settings { name: name.into(), netns: space.netns(), offloads: true, mtu: 1500, owner: "port-1".into() }
+}
+
+fn open(settings: &Settings) -> Box<dyn Device> {
+    let mut opened = packet::open(settings).unwrap();
+    assert!(!opened.made && opened.queues.len() == 1);
+    opened.queues.remove(0)
+}
+
+/// A tap whose file somebody else holds, as QEMU does, and its netdev.
+fn held_tap(space: &Space) -> tun::Queue {
+    let flags = Flags { vnet_header: true, multi_queue: false, exclusive: true };
+    let queue = space.within(|| tun::Queue::open("port", flags)).unwrap();
+    let _ = queue.set_offloads().unwrap();
+    space.ip("link set dev port mtu 9000 up");
+    queue
+}
+
+#[test]
+fn odd_frames_pass_both_ways_untouched() {
+    let Some(cable) = Cable::new(9000) else { return };
+    for offloads in [true, false] {
+        let mut device = open(&Settings { offloads, ..cable.settings() });
+        assert_eq!(device.abilities().offloads, offloads);
+        let (nic, mut hands) = (Nic::new(&cable.guest, "guest"), Hands::new());
+        for frame in odd_frames() {
+            nic.send(&frame);
+            assert_eq!(hands.take(&mut *device), (Offload::NONE, frame.clone()));
+            let sent = hands.send(&mut *device, &frame);
+            assert_eq!((sent.frames, sent.bytes), (1, frame.len() as u64), "{frame:02x?}");
+            assert_eq!(nic.take(), frame);
+        }
+        assert_eq!(device.missed(), 0);
+        assert!(hands.rest(&mut *device).is_empty(), "what was sent is not heard");
+    }
+}
+
+#[test]
+fn frames_stay_in_order_whatever_their_lengths() {
+    let Some(cable) = Cable::new(9000) else { return };
+    let mut device = cable.open();
+    let (nic, mut hands) = (Nic::new(&cable.guest, "guest"), Hands::new());
+    let frames: Vec<_> =
+        (0..300usize).map(|number| frame(&[0x88, 0xb5, number as u8], 60 + number * 7919 % 8900)).collect();
+    frames.iter().for_each(|frame| nic.send(frame));
+    let mut came = Vec::new();
+    while came.len() < frames.len() {
+        readable(device.fd().unwrap());
+        came.extend(hands.rest(&mut *device).into_iter().map(|(_, frame)| frame));
+    }
+    assert!(came == frames);
+    for some in frames.chunks(150) {
+        some.iter().for_each(|frame| hands.add(frame, Offload::NONE));
+        assert_eq!(hands.transmit(&mut *device).frames, some.len() as u64);
+    }
+    assert!(frames.iter().all(|frame| nic.take() == *frame));
+}
+
+#[test]
+fn one_frame_that_is_refused_holds_up_no_other() {
+    let Some(cable) = Cable::new(1500) else { return };
+    let (nic, mut hands) = (Nic::new(&cable.guest, "guest"), Hands::new());
+    let double = frame(&[0x88, 0xa8, 0, 7, 0x81, 0, 0, 5, 0x88, 0xb5], 1522);
+    for offloads in [true, false] {
+        let mut device = open(&Settings { offloads, ..cable.settings() });
+        let open_checksum = Offload::read(&[1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]);
+        hands.add(&experiment(60), Offload::NONE);
+        hands.add(&experiment(1600), Offload::NONE);
+        hands.add(&experiment(61), Offload::NONE);
+        hands.add(&double, Offload::NONE);
+        hands.add(&experiment(99), open_checksum);
+        hands.add(&experiment(62), Offload::NONE);
+        let sent = hands.transmit(&mut *device);
+        let more = u64::from(offloads);
+        assert_eq!((sent.frames, sent.refused, sent.full + sent.link_down), (3 + more, 3 - more, 0));
+        let mut lengths = vec![60, 61, 99, 62];
+        lengths.retain(|&len| offloads || len != 99);
+        assert!(lengths.into_iter().all(|len| nic.take().len() == len));
+    }
+}
+
+/// A super-frame of TCP with its header, and a tag in front of it or not.
+fn super_frame(tag: &[u8]) -> Came {
+    let mut ip = vec![0x45, 0, 0x4e, 0x48, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    let sum: u32 = ip.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    ip[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+    let tcp = [0, 1, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0x50, 0x10, 1, 0, 0, 0, 0, 0];
+    let headers = 54 + tag.len() as u8;
+    let offload = Offload::read(&[1, 1, headers, 0, 0xa8, 5, headers - 20, 0, 16, 0, 0, 0]);
+    (offload, frame(&[tag, &[8, 0], &ip, &tcp].concat(), 20_054 + tag.len()))
+}
+
+#[test]
+fn super_frames_pass_with_their_header_and_their_tag() {
+    let Some(cable) = Cable::new(1500) else { return };
+    let Some(space) = Space::new() else { return };
+    let guest = held_tap(&space);
+    let (mut ours, mut theirs) = (cable.open(), open(&settings(&space, "port")));
+    let (nic, mut hands) = (Nic::with_header(&cable.guest, "guest"), Hands::new());
+    for tag in [&[][..], &[0x81, 0, 0x20, 5], &[0x88, 0xa8, 0, 7]] {
+        let (offload, frame) = super_frame(tag);
+        let written = [&offload.write()[..10], &frame].concat();
+        // in by a veth, out by it
+        nic.send(&written);
+        let came = hands.take(&mut *ours);
+        assert_eq!((came.0.segment_size(), &came.1), (1448, &frame));
+        assert_eq!(
+            came.0.segmentation(&frame, 20_054 + tag.len() as u32),
+            offload.segmentation(&frame, frame.len() as u32)
+        );
+        assert_eq!(came.0, offload);
+        hands.add(&came.1, came.0);
+        assert_eq!(hands.transmit(&mut *ours).frames, 14);
+        // To a socket, the header counts without the tag that stands beside the frame.
+        assert!(nic.take() == [&super_frame(&[]).0.write()[..10], &frame].concat(), "{tag:02x?}");
+        // in by a tap, as a guest behind QEMU sends it; out by the tap, to the guest
+        guest.write(&[&offload.write(), &frame[..]].concat()).unwrap();
+        assert!(hands.take(&mut *theirs) == (offload, frame.clone()));
+        hands.add(&frame, offload);
+        assert_eq!(hands.transmit(&mut *theirs).frames, 14);
+        let mut room = vec![0; 70_000];
+        readable(&guest);
+        let len = guest.read(&mut room).unwrap();
+        assert!(room[..len] == [&offload.write(), &frame[..]].concat(), "{tag:02x?}");
+    }
+}
+
+/// Forwards between two devices until told to stop. The length of the longest frame.
+fn forward(mut devices: [Box<dyn Device>; 2], done: &AtomicBool) -> u32 {
+    let mut hands = Hands::new();
+    let mut longest = 0;
+    while !done.load(Ordering::Relaxed) {
+        for (from, to) in [(0, 1), (1, 0)] {
+            devices[from].receive(&mut hands.batch, &mut hands.cache).unwrap();
+            for index in 0..hands.batch.len() {
+                let frame = hands.batch.frame(index);
+                assert!(frame.is_sound());
+                longest = longest.max(frame.len());
+                hands.lane.borrow(u8::try_from(index).unwrap());
+            }
+            devices[to].transmit(&mut hands.lane, &hands.batch, &mut hands.cache);
+            hands.batch.clear(&mut hands.cache);
+            devices[from].release();
+        }
+        let mut polled = [0, 1].map(|i| PollFd::from_borrowed_fd(devices[i].fd().unwrap(), PollFlags::IN));
+        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 50_000_000 })).unwrap();
+    }
+    longest
+}
+
+/// Streams from one namespace to 10.0.0.2 in the other, over two devices.
+fn stream(left: &Space, right: &Space, devices: [Box<dyn Device>; 2]) {
+    let listener = right.within(|| TcpListener::bind("10.0.0.2:0")).unwrap();
+    let address = listener.local_addr().unwrap();
+    let payload: Vec<u8> = (0..8_000_000u32).map(|i| (i * 7 + (i >> 9)).to_le_bytes()[0]).collect();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let finally = Finally(&done);
+        let forwarder = scope.spawn(|| forward(devices, &done));
+        let receiver = scope.spawn(|| {
+            readable(&listener);
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).map(|_| all)
+        });
+        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(10));
+        left.within(connect).and_then(|mut stream| stream.write_all(&payload)).unwrap();
+        let received = receiver.join().unwrap().unwrap();
+        drop(finally);
+        assert!(received == payload, "{} of {} bytes came, or others", received.len(), payload.len());
+        let longest = forwarder.join().unwrap();
+        assert!(longest > 32_000, "the longest frame had {longest} bytes only");
+    });
+}
+
+#[test]
+fn a_tcp_stream_passes_from_veth_to_veth_as_super_frames() {
+    let (Some(left), Some(right)) = (Cable::new(1500), Cable::new(1500)) else { return };
+    left.guest.ip("addr add 10.0.0.1/24 dev guest");
+    right.guest.ip("addr add 10.0.0.2/24 dev guest");
+    stream(&left.guest, &right.guest, [left.open(), right.open()]);
+}
+
+#[test]
+fn a_tcp_stream_passes_from_veth_to_tap_as_super_frames() {
+    let (Some(left), Some(right)) = (Cable::new(1500), Space::new()) else { return };
+    let mac = "02:00:00:00:00:02".parse().unwrap();
+    let mut opened = tap::open(
+        &tap::Settings {
+            name: "tap0".into(),
+            netns: right.netns(),
+            queues: 1,
+            offloads: true,
+            persist: false,
+            mac,
+            mtu: 1500,
+            owner: "port-2".into(),
+        },
+        true,
+    )
+    .unwrap();
+    left.guest.ip("addr add 10.0.0.1/24 dev guest");
+    right.ip("addr add 10.0.0.2/24 dev tap0");
+    stream(&left.guest, &right, [left.open(), opened.queues.remove(0)]);
+}
+
+/// What is received with an open checksum says so, also if nothing of the kind is to be sent.
+#[test]
+fn an_open_checksum_is_told_in_any_case() {
+    let Some(cable) = Cable::new(1500) else { return };
+    for offloads in [true, false] {
+        let mut device = open(&Settings { offloads, ..cable.settings() });
+        let (nic, mut hands) = (Nic::with_header(&cable.guest, "guest"), Hands::new());
+        let header = [1, 0, 0, 0, 0, 0, 34, 0, 6, 0];
+        nic.send(&[&header[..], &experiment(100)].concat());
+        let (offload, frame) = hands.take(&mut *device);
+        assert!(offload.is_pending());
+        assert_eq!((offload.write()[..10].to_vec(), frame), (header.to_vec(), experiment(100)));
+    }
+}
+
+#[test]
+fn more_than_the_ring_takes_is_lost_and_counted() {
+    let Some(cable) = Cable::new(1500) else { return };
+    let mut device = cable.open();
+    let (nic, mut hands) = (Nic::new(&cable.guest, "guest"), Hands::new());
+    const MANY: u64 = 3000;
+    for round in 0..3u8 {
+        (0..MANY).for_each(|number| nic.send(&frame(&[0x88, 0xb5, round, number as u8, (number >> 8) as u8], 60)));
+        // The last ones come through the queue of a processor: it has been emptied when nothing moves.
+        let mut numbers = Vec::new();
+        let mut missed = 0;
+        await_that("all frames, come or lost", || {
+            for (_, frame) in hands.rest(&mut *device) {
+                assert_eq!(frame[14], round);
+                numbers.push(u64::from(u16::from_le_bytes([frame[15], frame[16]])));
+            }
+            missed += device.missed();
+            (numbers.len() as u64 + missed == MANY).then_some(())
+        });
+        assert!(numbers.is_sorted() && numbers[..512].iter().copied().eq(0..512));
+        assert!(missed >= MANY - 2048, "{missed} of {MANY} did not fit");
+    }
+}
+
+/// Sends by `device` and receives from it until it says that it is gone.
+fn until_gone(device: &mut dyn Device, hands: &mut Hands) -> std::io::Error {
+    await_that("an error", || {
+        hands.send(device, &experiment(60));
+        let gone = device.receive(&mut hands.batch, &mut hands.cache).err();
+        hands.batch.clear(&mut hands.cache);
+        device.release();
+        gone
+    })
+}
+
+#[test]
+fn a_netdev_that_is_deleted_under_traffic_is_a_device_that_is_gone() {
+    let Some(cable) = Cable::new(1500) else { return };
+    let mut hands = Hands::new();
+    for silent in [false, true] {
+        let mut device = cable.open();
+        let nic = Nic::new(&cable.guest, "guest");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _finally = Finally(&done);
+            if silent {
+                hands.rest(&mut *device);
+            } else {
+                let send = || nic.try_send(&experiment(60)).ok().filter(|()| !done.load(Ordering::Relaxed));
+                scope.spawn(move || std::iter::from_fn(send).for_each(drop));
+                hands.take_some(&mut *device);
+            }
+            cable.port.ip("link del dev port");
+            if silent {
+                let mut polled = [PollFd::from_borrowed_fd(device.fd().unwrap(), PollFlags::IN)];
+                assert!(poll(&mut polled, Some(&PATIENCE)).unwrap() > 0, "a sleeping worker is woken by it");
+                // A worker asks a port that is quiet so often before it leaves it alone.
+                let gone = (0..64).find_map(|_| device.receive(&mut hands.batch, &mut hands.cache).err());
+                assert!(gone.is_some());
+            } else {
+                until_gone(&mut *device, &mut hands);
+            }
+        });
+        assert_eq!(hands.send(&mut *device, &experiment(60)).link_down, 1);
+        assert!(matches!(packet::open(&cable.settings()), Err(OpenError::NoDevice { .. })));
+        drop(device);
+        cable.lay(1500);
+    }
+}
+
+#[test]
+fn a_netdev_that_is_set_down_is_given_up_and_opened_again_when_it_is_up() {
+    let Some(cable) = Cable::new(1500) else { return };
+    let mut hands = Hands::new();
+    for sends in [false, true] {
+        let mut device = cable.open();
+        cable.port.ip("link set dev port down");
+        if sends {
+            // The error that waits at the socket is told only once, and not to who receives.
+            assert_eq!(hands.send(&mut *device, &experiment(60)).link_down, 1);
+            hands.add(&experiment(60), Offload::NONE);
+            hands.add(&experiment(60), Offload::NONE);
+            assert_eq!(hands.transmit(&mut *device).link_down, 2);
+        }
+        let gone = (0..64).find_map(|_| device.receive(&mut hands.batch, &mut hands.cache).err());
+        assert!(gone.unwrap().to_string().contains("down"));
+        for down in [packet::open(&cable.settings()).unwrap_err(), packet::look(&cable.settings()).unwrap_err()] {
+            assert!(matches!(down, OpenError::Down { .. }), "{down}");
+            assert!(down.to_string().contains("ip link set dev port up"), "{down}");
+        }
+        cable.port.ip("link set dev port up");
+        let mut device = cable.open();
+        Nic::new(&cable.guest, "guest").send(&experiment(60));
+        assert_eq!(hands.take(&mut *device).1, experiment(60));
+    }
+}
+
+#[test]
+fn a_netdev_that_is_down_for_a_moment_is_kept() {
+    let Some(cable) = Cable::new(1500) else { return };
+    let (mut device, mut hands) = (cable.open(), Hands::new());
+    for _ in 0..3 {
+        cable.port.ip("link set dev port down");
+        cable.port.ip("link set dev port up");
+        (0..200).for_each(|_| assert!(hands.rest(&mut *device).is_empty()));
+        let mut polled = [PollFd::from_borrowed_fd(device.fd().unwrap(), PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        assert_eq!(poll(&mut polled, Some(&now)).unwrap(), 0, "a worker could not sleep");
+        let nic = Nic::new(&cable.guest, "guest");
+        nic.send(&experiment(60));
+        assert_eq!(hands.take(&mut *device).1, experiment(60));
+        assert_eq!(hands.send(&mut *device, &experiment(61)).frames, 1);
+        assert_eq!(nic.take(), experiment(61));
+    }
+}
+
+/// UDP fragmentation is a kind of super-frame for which the header of a ring has no word. An old guest
+/// sends them, or one that wants to do harm.
+#[test]
+fn a_frame_that_halts_the_ring_costs_the_port_a_moment_and_no_more() {
+    let Some(space) = Space::new() else { return };
+    let guest = held_tap(&space);
+    let settings = settings(&space, "port");
+    let mut device = open(&settings);
+    let mut hands = Hands::new();
+    let mut fragments = frame(&[8, 0, 0x45, 0, 0x13, 0x9c, 0, 0, 0, 0, 64, 17], 42 + 5000);
+    fragments[38..40].copy_from_slice(&5008u16.to_be_bytes());
+    let fragments = [&[1, 3, 42, 0, 0xc8, 5, 34, 0, 6, 0, 0, 0], &fragments[..]].concat();
+    let plain = |len| [&[0; 12], &experiment(len)[..]].concat();
+    guest.write(&plain(60)).unwrap();
+    assert_eq!(hands.take(&mut *device).1, experiment(60));
+    guest.write(&fragments).unwrap();
+    let halted = await_that("a ring that halts, or frames that come", || {
+        guest.write(&plain(60)).unwrap();
+        match device.receive(&mut hands.batch, &mut hands.cache) {
+            Err(halted) => Some(Some(halted)),
+            Ok(()) => {
+                let came = !hands.batch.is_empty();
+                hands.batch.clear(&mut hands.cache);
+                came.then_some(None)
+            }
+        }
+    });
+    let Some(halted) = halted else { return eprintln!("a kernel whose rings do not halt") };
+    assert!(halted.to_string().contains("halt"), "{halted}");
+    drop(device);
+    let mut opened = packet::open(&settings).unwrap();
+    assert!(opened.notes[0].contains("without a ring"), "{:?}", opened.notes);
+    let mut device = opened.queues.remove(0);
+    for frame in odd_frames() {
+        guest.write(&fragments).unwrap();
+        guest.write(&[&[0; 12], &frame[..]].concat()).unwrap();
+        assert_eq!(hands.take(&mut *device), (Offload::NONE, frame));
+    }
+    assert_eq!(device.missed(), odd_frames().len() as u64);
+    (0..100).for_each(|_| guest.write(&fragments).unwrap());
+    let lost = [64, 36].map(|_| {
+        assert!(hands.rest(&mut *device).is_empty());
+        device.missed()
+    });
+    assert_eq!(lost, [64, 36], "a worker has others to see to");
+    for tag in [&[][..], &[0x81, 0, 0x20, 5]] {
+        let (offload, frame) = super_frame(tag);
+        guest.write(&[&offload.write(), &frame[..]].concat()).unwrap();
+        assert!(hands.take(&mut *device) == (offload, frame));
+    }
+    space.ip("link del dev port");
+    until_gone(&mut *device, &mut hands);
+}
+
+#[test]
+fn nothing_is_changed_about_a_netdev_and_it_stays() {
+    let Some(cable) = Cable::new(1500) else { return };
+    let before = cable.port.link("port").unwrap();
+    let settings = Settings { mtu: 9000, ..cable.settings() };
+    let opened = packet::open(&settings).unwrap();
+    assert!(opened.notes.len() == 1 && opened.notes[0].contains("MTU of 1500"), "{:?}", opened.notes);
+    assert_eq!(packet::look(&settings).unwrap(), opened.notes);
+    let settings = device::Settings::Packet(settings);
+    device::adjust(&settings).unwrap();
+    assert_eq!(cable.port.link("port").unwrap(), before);
+    drop(opened);
+    assert!(matches!(*device::remove(&cable.port.netns(), &[settings]), [Ok(false)]));
+    assert_eq!(cable.port.link("port").unwrap(), before);
+}
+
+#[test]
+fn what_is_no_ethernet_device_is_refused() {
+    let Some(space) = Space::new() else { return };
+    space.ip("tuntap add dev tun0 mode tun");
+    space.ip("link set dev tun0 up");
+    for name in ["tun0", "lo"] {
+        let refused = packet::open(&settings(&space, name)).unwrap_err();
+        assert!(matches!(refused, OpenError::Refused { .. }), "{refused}");
+    }
+}
+
+/// What was made for a tap is removed, and nothing else, and each is told in its place.
+#[test]
+fn taps_and_others_are_removed_in_one_go() {
+    let Some(cable) = Cable::new(1500) else { return };
+    let tap = |name: &str| {
+        device::Settings::Tap(tap::Settings {
+            name: name.into(),
+            netns: cable.port.netns(),
+            queues: 1,
+            offloads: true,
+            persist: true,
+            mac: "02:00:00:00:00:02".parse().unwrap(),
+            mtu: 1500,
+            owner: "port-1".into(),
+        })
+    };
+    let asked = [device::Settings::Packet(cable.settings()), tap("tap0"), tap("none"), tap("tap1")];
+    let _held = [
+        device::open(&asked[1], true, Pool::new(64).unwrap()).unwrap(),
+        device::open(&asked[3], true, Pool::new(64).unwrap()).unwrap(),
+    ];
+    let removed: Vec<bool> = device::remove(&cable.port.netns(), &asked).into_iter().map(Result::unwrap).collect();
+    assert_eq!(removed, [false, true, false, true]);
+    assert_eq!(cable.port.links(), ["lo", "port"]);
+}

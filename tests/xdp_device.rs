@@ -1,0 +1,334 @@
+//! AF_XDP ports on netdevs that others own. As root, in namespaces of their own.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // the helpers of a test fail as the test does
+
+mod host;
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+
+use host::nic::{Nic, experiment};
+use host::{Space, await_that, readable};
+use tun_tap::{Iface, Mode as Layer};
+use vifswitch::device::xdp::{self, Mode, Settings};
+use vifswitch::device::{Device, OpenError, Opened};
+use vifswitch::frame::{Batch, Cache, Lane, Pool, Sent};
+use vifswitch::sys::link::XdpMode;
+use vifswitch::wire::{Mac, Offload};
+
+const SLOTS: u32 = 4096;
+
+impl Space {
+    fn veth(&self, name: &str, mtu: u32) {
+        self.ip(&format!("link add {name} mtu {mtu} type veth peer name {name}p mtu {mtu}"));
+        self.ip(&format!("link set dev {name} up"));
+        self.ip(&format!("link set dev {name}p up"));
+    }
+
+    fn xdp(&self, name: &str) -> Settings {
+        Settings {
+            name: name.into(),
+            netns: self.netns(),
+            queues: None,
+            mode: Mode::Auto,
+            takeover: false,
+            mtu: 1500,
+            fill: 256,
+            owner: "port-1".into(),
+        }
+    }
+}
+
+/// A worker's things.
+struct Hands {
+    pool: &'static Pool,
+    cache: Cache,
+    batch: Batch,
+    lane: Lane,
+}
+
+impl Hands {
+    fn new() -> Hands {
+        let pool = Pool::new(SLOTS).unwrap();
+        Hands { pool, cache: Cache::new(pool), batch: Batch::new(), lane: Lane::with_capacity(192) }
+    }
+
+    fn open(&self, settings: &Settings) -> Opened {
+        xdp::open(settings, self.pool).unwrap()
+    }
+
+    fn only(&self, settings: &Settings) -> Box<dyn Device> {
+        let mut opened = self.open(settings);
+        assert_eq!(opened.queues.len(), 1);
+        opened.queues.remove(0)
+    }
+
+    /// Takes what has arrived at one device to another one, whole frames at a time.
+    fn forward(&mut self, from: &mut dyn Device, to: &mut dyn Device) -> Sent {
+        from.receive(&mut self.batch, &mut self.cache).unwrap();
+        for index in 0..self.batch.len() {
+            self.lane.push(self.batch.take(index).expect("it owns its slots"));
+        }
+        let sent = to.transmit(&mut self.lane, &self.batch, &mut self.cache);
+        self.batch.clear(&mut self.cache);
+        sent
+    }
+
+    /// Takes one frame from one device to another one.
+    fn pass(&mut self, from: &mut dyn Device, to: &mut dyn Device) {
+        readable(from.fd().unwrap());
+        let sent = self.forward(from, to);
+        assert_eq!(sent, Sent { frames: 1, bytes: sent.bytes, ..Sent::default() });
+    }
+
+    fn send(&mut self, device: &mut dyn Device, frame: &[u8]) -> Sent {
+        self.lane.push(self.cache.frame(frame, Offload::NONE).unwrap());
+        device.transmit(&mut self.lane, &self.batch, &mut self.cache)
+    }
+}
+
+fn frame(len: usize) -> Vec<u8> {
+    let payload: Vec<u8> = (0..len - 14).map(|i| (i * 31 + len) as u8).collect();
+    experiment(Mac::BROADCAST, Mac::from_bits(0x0200_0000_0001), &payload)
+}
+
+#[test]
+fn a_veth_is_bound_in_the_driver_and_says_why_not_better() {
+    let Some(space) = Space::new() else { return };
+    space.veth("v0", 1500);
+    let hands = Hands::new();
+    let opened = hands.open(&space.xdp("v0"));
+    assert_eq!(opened.mode.as_deref(), Some("native copy"));
+    assert!(!opened.made && opened.notes.len() == 1, "{opened:?}");
+    assert_eq!(opened.notes[0], "native copy, as veth has no zero-copy");
+    assert_eq!(space.link("v0").unwrap().xdp.unwrap().mode, XdpMode::Native);
+    drop(opened);
+    assert_eq!(space.link("v0").unwrap().xdp, None);
+    let generic = hands.open(&Settings { mode: Mode::Generic, ..space.xdp("v0") });
+    assert_eq!((generic.mode.as_deref(), generic.notes.len()), (Some("generic copy"), 0));
+    assert_eq!(space.link("v0").unwrap().xdp.unwrap().mode, XdpMode::Generic);
+    drop(generic);
+    let refused = xdp::open(&Settings { mode: Mode::ZeroCopy, ..space.xdp("v0") }, hands.pool).unwrap_err();
+    assert!(refused.to_string().contains("veth has no zero-copy"), "{refused}");
+    assert!(matches!(refused, OpenError::Refused { .. }));
+    drop(hands.cache);
+    assert_eq!(hands.pool.free(), SLOTS);
+}
+
+#[test]
+fn frames_of_every_length_pass_from_veth_to_veth_untouched() {
+    let (Some(here), Some(there)) = (Space::new(), Space::new()) else { return };
+    here.veth("v0", 9100);
+    there.veth("v0", 9100);
+    let mut hands = Hands::new();
+    let (mut a, mut b) = (hands.only(&here.xdp("v0")), hands.only(&there.xdp("v0")));
+    let (left, right) = (Nic::new(&here, "v0p"), Nic::new(&there, "v0p"));
+    // A chunk holds 3840 bytes: two, three of them.
+    for len in [14, 15, 59, 60, 64, 1500, 1514, 1518, 3840, 3841, 4096, 7680, 7681, 9014] {
+        let written = frame(len);
+        left.send(&written);
+        hands.pass(&mut a, &mut b);
+        assert_eq!(right.take(), written, "{len}");
+        right.send(&written);
+        hands.pass(&mut b, &mut a);
+        assert_eq!(left.take(), written, "{len}");
+    }
+    // Tags are part of the frame.
+    for types in [&[0x8100u16][..], &[0x88a8, 0x8100], &[0x8100, 0x8100, 0x8100]] {
+        let mut written = frame(60);
+        types.iter().for_each(|tag| drop(written.splice(12..12, [tag.to_be_bytes(), 77u16.to_be_bytes()].concat())));
+        left.send(&written);
+        hands.pass(&mut a, &mut b);
+        assert_eq!(right.take(), written, "{types:x?}");
+    }
+    drop((a, b));
+    drop(hands.cache);
+    assert_eq!(hands.pool.free(), SLOTS);
+}
+
+/// The guest's end of a tap, as QEMU holds it: without an offload header.
+fn guest(space: &Space, name: &str) -> Iface {
+    let tap = space.within(|| Iface::without_packet_info(name, Layer::Tap)).unwrap();
+    tap.set_non_blocking().unwrap();
+    space.ip(&format!("link set dev {name} up"));
+    tap
+}
+
+fn guest_takes(tap: &Iface) -> Vec<u8> {
+    let mut frame = vec![0; 10_000];
+    let len = await_that("a frame at the guest", || tap.recv(&mut frame).ok());
+    frame.truncate(len);
+    frame
+}
+
+#[test]
+fn frames_pass_from_tap_to_tap_while_others_hold_them() {
+    let Some(space) = Space::new() else { return };
+    let (left, right) = (guest(&space, "t0"), guest(&space, "t1"));
+    ["t0", "t1"].iter().for_each(|tap| space.ip(&format!("link set dev {tap} mtu 9000")));
+    let mut hands = Hands::new();
+    let (mut a, mut b) = (hands.only(&space.xdp("t0")), hands.only(&space.xdp("t1")));
+    for len in [14, 60, 1514, 3841, 9014] {
+        let written = frame(len);
+        left.send(&written).unwrap();
+        hands.pass(&mut a, &mut b);
+        assert_eq!(guest_takes(&right), written, "{len}");
+    }
+}
+
+#[test]
+fn a_burst_larger_than_a_call_takes_goes_out_whole_and_in_order() {
+    let Some(space) = Space::new() else { return };
+    space.veth("v0", 1500);
+    let mut hands = Hands::new();
+    let mut device = hands.only(&space.xdp("v0"));
+    let peer = Nic::new(&space, "v0p");
+    for round in 0..20u32 {
+        for number in 0..150u32 {
+            let written = experiment(Mac::BROADCAST, Mac::from_bits(2 << 40), &(round * 150 + number).to_be_bytes());
+            hands.lane.push(hands.cache.frame(&written, Offload::NONE).unwrap());
+        }
+        let sent = device.transmit(&mut hands.lane, &hands.batch, &mut hands.cache);
+        assert_eq!((sent.frames, sent.full), (150, 0));
+    }
+    for number in 0..3000u32 {
+        assert_eq!(peer.take()[14..18], number.to_be_bytes());
+    }
+}
+
+#[test]
+fn what_is_lent_is_copied_and_what_has_no_slot_is_counted() {
+    let Some(space) = Space::new() else { return };
+    space.veth("v0", 1500);
+    let mut hands = Hands::new();
+    let mut device = hands.only(&space.xdp("v0"));
+    let peer = Nic::new(&space, "v0p");
+    let lent = |batch: &mut Batch, bytes: &[u8]| {
+        let read = |room: &mut [u8]| {
+            room[..bytes.len()].copy_from_slice(bytes);
+            Ok::<_, ()>(bytes.len())
+        };
+        batch.land(false, read).unwrap();
+    };
+    lent(&mut hands.batch, &frame(100));
+    (0..3).for_each(|_| hands.lane.borrow(0));
+    let sent = device.transmit(&mut hands.lane, &hands.batch, &mut hands.cache);
+    assert_eq!((sent.frames, sent.bytes), (3, 300));
+    (0..3).for_each(|_| assert_eq!(peer.take(), frame(100)));
+    let hoard: Vec<_> = std::iter::from_fn(|| hands.cache.frame(&frame(60), Offload::NONE)).collect();
+    hands.lane.borrow(0);
+    let sent = device.transmit(&mut hands.lane, &hands.batch, &mut hands.cache);
+    assert_eq!((sent.frames, sent.no_buffer), (0, 1));
+    drop(hoard);
+}
+
+#[test]
+fn a_flood_that_fills_the_rings_loses_frames_and_nothing_else() {
+    let Some(space) = Space::new() else { return };
+    space.veth("v0", 1500);
+    let mut hands = Hands::new();
+    let mut device = hands.only(&Settings { fill: 64, ..space.xdp("v0") });
+    let peer = Nic::new(&space, "v0p");
+    // Nobody receives meanwhile: there is room for 64.
+    (0..500u32).for_each(|number| peer.send(&experiment(Mac::BROADCAST, Mac::from_bits(2), &number.to_be_bytes())));
+    let mut came = 0;
+    for _ in 0..10 {
+        device.receive(&mut hands.batch, &mut hands.cache).unwrap();
+        came += hands.batch.len();
+        hands.batch.clear(&mut hands.cache);
+    }
+    assert_eq!(came, 64);
+    peer.send(&frame(60));
+    readable(device.fd().unwrap());
+    device.receive(&mut hands.batch, &mut hands.cache).unwrap();
+    assert_eq!(hands.batch.head(0), frame(60), "it goes on");
+}
+
+#[test]
+fn a_netdev_that_goes_or_is_set_down_is_told_apart() {
+    let Some(space) = Space::new() else { return };
+    space.veth("v0", 1500);
+    let mut hands = Hands::new();
+    let down = |settings: &Settings| xdp::open(settings, hands.pool).unwrap_err();
+    assert!(matches!(down(&space.xdp("none")), OpenError::NoDevice { .. }));
+    space.ip("link set dev v0p down");
+    let why = down(&space.xdp("v0"));
+    assert!(matches!(why, OpenError::Down { .. }) && why.to_string().contains("no carrier"), "{why}");
+    space.ip("link set dev v0 down");
+    let why = down(&space.xdp("v0"));
+    assert!(matches!(why, OpenError::Down { .. }) && why.to_string().contains("link is down"), "{why}");
+    space.ip("link set dev v0 up");
+    space.ip("link set dev v0p up");
+
+    let mut device = hands.only(&space.xdp("v0"));
+    space.ip("link set dev v0 down");
+    hands.send(&mut *device, &frame(60));
+    assert_eq!(hands.send(&mut *device, &frame(60)), Sent { link_down: 1, ..Sent::default() });
+    space.ip("link set dev v0 up");
+    assert_eq!(hands.send(&mut *device, &frame(60)).frames + hands.send(&mut *device, &frame(60)).frames, 2);
+    space.ip("link del dev v0");
+    hands.send(&mut *device, &frame(60));
+    assert!(device.receive(&mut hands.batch, &mut hands.cache).is_err());
+    drop((device, hands.cache));
+    assert_eq!(hands.pool.free(), SLOTS);
+}
+
+#[test]
+fn every_queue_is_bound_or_it_is_said_what_to_do() {
+    let Some(space) = Space::new() else { return };
+    space.ip("link add v0 numrxqueues 2 numtxqueues 2 type veth peer name v0p numrxqueues 2 numtxqueues 2");
+    space.ip("link set dev v0 up");
+    space.ip("link set dev v0p up");
+    let hands = Hands::new();
+    assert_eq!(hands.open(&space.xdp("v0")).queues.len(), 2);
+    let refused = xdp::open(&Settings { queues: Some(1), ..space.xdp("v0") }, hands.pool).unwrap_err();
+    assert!(refused.to_string().contains("it has 2 receive queues and 1 are asked for"), "{refused}");
+    assert_eq!(hands.open(&Settings { queues: Some(2), ..space.xdp("v0") }).queues.len(), 2);
+}
+
+#[test]
+fn a_netdev_that_is_bound_is_nobody_elses() {
+    let Some(space) = Space::new() else { return };
+    space.veth("v0", 1500);
+    let (ours, theirs) = (Hands::new(), Hands::new());
+    let opened = ours.open(&space.xdp("v0"));
+    let busy = xdp::open(&space.xdp("v0"), theirs.pool).unwrap_err();
+    assert!(matches!(busy, OpenError::Busy { .. }), "{busy}");
+    drop(opened);
+    theirs.open(&space.xdp("v0"));
+}
+
+#[test]
+fn tcp_passes_between_stacks_whose_offloads_are_off() {
+    let (Some(here), Some(there)) = (Space::new(), Space::new()) else { return };
+    let mut hands = Hands::new();
+    for (number, space) in (1..).zip([&here, &there]) {
+        space.veth("v0", 1500);
+        space.ip(&format!("addr add 10.5.0.{number}/24 dev v0p"));
+        space.within(|| host::run("ethtool", &["-K", "v0p", "tx", "off", "tso", "off", "gso", "off"]));
+    }
+    let (mut a, mut b) = (hands.only(&here.xdp("v0")), hands.only(&there.xdp("v0")));
+    let content: Vec<u8> = (0..2_000_000u32).map(|i| (i * 7 + (i >> 9)) as u8).collect();
+    let listener = there.within(|| TcpListener::bind((Ipv4Addr::new(10, 5, 0, 2), 0))).unwrap();
+    let address = listener.local_addr().unwrap();
+    let (here, content) = (&here, &content);
+    std::thread::scope(|scope| {
+        let receiver = scope.spawn(move || {
+            let mut came = Vec::new();
+            listener.accept().unwrap().0.read_to_end(&mut came).unwrap();
+            came
+        });
+        let sender = scope.spawn(move || {
+            let mut stream = here.within(|| TcpStream::connect(address)).unwrap();
+            stream.write_all(content).unwrap();
+        });
+        await_that("the stream is through", || {
+            for _ in 0..1000 {
+                hands.forward(&mut *a, &mut *b);
+                hands.forward(&mut *b, &mut *a);
+            }
+            (sender.is_finished() && receiver.is_finished()).then_some(())
+        });
+        assert!(receiver.join().unwrap() == *content);
+    });
+}
