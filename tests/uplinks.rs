@@ -1,16 +1,19 @@
-//! Uplinks as operators meet them: the running program over real netdevs. What frames do on them is
-//! tested elsewhere; here it is what is shown, what is told, and who carries.
+//! Uplinks, and devices on netdevs of others, as operators meet them: the running program over real
+//! netdevs. What is shown, what is told, and who carries.
+#![allow(clippy::unwrap_used)] // the helpers of a test fail as the test does
 
 mod host;
 
 use std::fmt::Write as _;
 
 use host::daemon::{Daemon, Vif, config, keeping};
-use host::{Space, await_that};
+use host::nic::{Nic, experiment, frame};
+use host::{EXPERIMENT, Space, await_that};
 use rustix::process::Signal;
 use vifswitch::control::events::EventKind;
-use vifswitch::control::view::{Status, UplinkView};
+use vifswitch::control::view::{PortView, StationKind, StationView, Status, UplinkView};
 use vifswitch::telemetry::exposition;
+use vifswitch::wire::Mac;
 
 const NETWORKS: &[(&str, u16)] = &[("net1", 1500), ("net2", 2000)];
 
@@ -138,6 +141,132 @@ fn uplinks_come_and_go_while_it_runs_and_stay_over_a_restart() {
     daemon.done(&["apply", "-"], &plain);
     assert_eq!((wire.links(), uplinks(&daemon)), (vec!["lo".to_owned()], vec![]));
     daemon.await_active(&vifs[0]);
+}
+
+/// The frames of one network on the wire: under the tag 120, as [`CARRIED`] has it.
+fn tagged(to: Mac, from: Mac, payload: &[u8]) -> Vec<u8> {
+    frame(to, from, 0x8100, &[&[0, 120], &EXPERIMENT.to_be_bytes()[..], payload].concat())
+}
+
+fn behind(daemon: &Daemon) -> Vec<(String, Option<String>)> {
+    let stations: Vec<StationView> = daemon.get("/v1/fdb");
+    let outside = stations.into_iter().filter(|station| station.kind == StationKind::Learned);
+    outside.map(|station| (station.port_id, station.uplink_id)).collect()
+}
+
+/// From a guest to the wire and back, over a failover and over a restart: what was learned outside
+/// stays learned behind the group.
+#[test]
+fn what_is_outside_is_found_by_either_uplink() {
+    let spaces: Option<Vec<Space>> = (0..3).map(|_| Space::new()).collect();
+    let Some([guest, left, right]) = spaces.and_then(|spaces| <[Space; 3]>::try_from(spaces).ok()) else { return };
+    let vif = Vif::new("fw", 1, &guest);
+    let mut daemon = Daemon::new();
+    let group = "group = \"wire\"";
+    let mut text = keeping(&config(&daemon.socket(), "", NETWORKS, std::slice::from_ref(&vif)), &daemon.state());
+    text += &uplink("up0", group, &left, CARRIED);
+    text += &uplink("up1", group, &right, CARRIED);
+    daemon.configure(&text);
+    daemon.start();
+    await_carrying(&daemon, "up0");
+    let [nic, wire, other] = [Nic::new(&guest, &vif.name), Nic::new(&left, "up0"), Nic::new(&right, "up1")];
+    let far = Mac::from_bits(0x0200_0000_0f01);
+    wire.send(&tagged(vif.mac, far, b"from outside"));
+    assert_eq!(nic.take(), experiment(vif.mac, far, b"from outside"));
+    nic.send(&experiment(far, vif.mac, b"from inside"));
+    assert_eq!(wire.take(), tagged(far, vif.mac, b"from inside"));
+    assert_eq!(behind(&daemon), [("up0".to_owned(), Some("up0".to_owned()))]);
+    // The one that stands by neither receives nor sends.
+    other.send(&tagged(vif.mac, far, b"not this way"));
+    await_that("the drop", || uplinks(&daemon)[1].drops.get("standby").filter(|frames| **frames == 1).map(|_| ()));
+    nic.send(&experiment(Mac::BROADCAST, vif.mac, b"to all"));
+    assert_eq!(wire.take(), tagged(Mac::BROADCAST, vif.mac, b"to all"));
+    assert_eq!((other.rest(), nic.rest()), (vec![], vec![]));
+
+    left.ip("link set up0 down");
+    await_carrying(&daemon, "up1");
+    assert_eq!(behind(&daemon), [("up1".to_owned(), Some("up1".to_owned()))]);
+    nic.send(&experiment(far, vif.mac, b"the other way"));
+    assert_eq!(other.take(), tagged(far, vif.mac, b"the other way"));
+    // What is learned is kept at a stop, and comes back behind whichever carries then.
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+    left.ip("link set up0 up");
+    daemon.start();
+    await_carrying(&daemon, "up0");
+    assert_eq!(behind(&daemon), [("up0".to_owned(), Some("up0".to_owned()))]);
+    assert_eq!(daemon.done(&["flush", "--port", "up1", "--json"], "").trim(), "{\"flushed\":1}");
+    assert_eq!(behind(&daemon), []);
+    assert!(daemon.done(&["show", "drops", "--verify"], "").contains("adds up"));
+}
+
+/// What others do to their netdevs is followed, and who stands beside them does not notice.
+fn others_do_as_they_like(kind: &str) {
+    let (Some(space), Some(beside)) = (Space::new(), Space::new()) else { return };
+    let make = || {
+        space.ip("link add v0 mtu 1500 type veth peer name v1 mtu 1500");
+        space.ip("link set v1 up");
+        space.ip("link set v0 up");
+    };
+    let bystander = Vif::new("beside", 1, &beside);
+    let guest = Vif { name: "v0".into(), ..Vif::new("fw", 2, &space) };
+    let mut daemon = Daemon::new();
+    let text = config(&daemon.socket(), "", NETWORKS, &[bystander.clone(), guest.clone()]);
+    let text = text.replace("kind = \"tap\", name = \"v0\"", &format!("kind = \"{kind}\", name = \"v0\""));
+    daemon.configure(&text);
+    daemon.start();
+    let reason = daemon.await_down(&guest).status_reason;
+    assert!(reason.contains("there is no such device yet"), "{reason}");
+    let is_down = |what: &str| {
+        let down = |port: &PortView| port.status == Status::Down && port.status_reason.contains(what);
+        daemon.await_port(what, &guest, down);
+    };
+    make();
+    let port = daemon.await_active(&guest);
+    assert_eq!(port.device.kind, kind);
+    assert!(port.device.mode.is_some() && port.device.queues > Some(0), "{port:?}");
+    space.ip("link set v0 down");
+    is_down("`ip link set dev v0 up`");
+    space.ip("link set v0 up");
+    daemon.await_active(&guest);
+    space.ip("link set v1 down");
+    is_down("no carrier");
+    space.ip("link set v1 up");
+    daemon.await_active(&guest);
+    space.ip("link set v0 down");
+    space.ip("link set v0 name w0");
+    is_down("no such device");
+    space.ip("link set w0 name v0");
+    space.ip("link set v0 up");
+    daemon.await_active(&guest);
+    space.ip("link del v0");
+    is_down("no such device");
+    make();
+    daemon.await_active(&guest);
+    // A smaller MTU than that of the network is remarked as soon as it is so.
+    space.ip("link set v0 mtu 1400");
+    let remarked = |port: &PortView| port.status == Status::Active && port.status_reason.contains("an MTU of 1400");
+    daemon.await_port("a remark", &guest, remarked);
+    let (nic, wire) = (Nic::new(&beside, &bystander.name), Nic::new(&space, "v1"));
+    nic.send(&experiment(guest.mac, bystander.mac, b"there"));
+    assert_eq!(wire.take(), experiment(guest.mac, bystander.mac, b"there"));
+    let events = daemon.events();
+    let beside: Vec<_> = events.iter().filter(|event| event.ports == ["port-1"]).map(|event| event.kind).collect();
+    assert_eq!(beside, [EventKind::PortUp], "nothing else is touched");
+    let of_guest: Vec<_> = events.iter().filter(|event| event.ports == ["port-2"]).map(|event| event.kind).collect();
+    let turns = [EventKind::PortDown, EventKind::PortUp].repeat(of_guest.len() / 2);
+    assert_eq!(of_guest, turns, "one for each turn: {events:#?}");
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+    assert_eq!(space.links(), ["lo", "v0", "v1"], "they are not ours to delete");
+}
+
+#[test]
+fn packet_ports_follow_the_netdevs_of_others() {
+    others_do_as_they_like("packet");
+}
+
+#[test]
+fn xdp_ports_follow_the_netdevs_of_others() {
+    others_do_as_they_like("xdp");
 }
 
 /// Netdevs of others are waited for, and what they lack is said.

@@ -9,7 +9,8 @@ use utoipa::ToSchema;
 pub enum EventKind {
     /// A port or an uplink has its device; frames can flow both ways.
     PortUp,
-    /// A port or an uplink has lost its device, or has been taken down; or an uplink its link.
+    /// A port or an uplink has lost its device, or has been taken down; or the link below it
+    /// is dead.
     PortDown,
     /// Another uplink of a group carries its frames now.
     Uplink,

@@ -14,6 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::devices::Outcome;
 use super::{Controller, Port, State};
+use crate::control::blueprint::Names;
 use crate::control::events::{Event, EventKind};
 use crate::control::lines::{Line, LineName, lines};
 use crate::device::Settings;
@@ -244,11 +245,13 @@ impl Controller {
         self.look_at(netns, again);
     }
 
-    /// Tells that no frames flow through an uplink that has its device. It is told once.
+    /// Tells that no frames flow through a port or an uplink that has its device. It is told once.
     pub(super) fn tell_dead(&mut self, index: usize, why: &str) {
         if !std::mem::replace(&mut self.ports[index].told_down, true) {
             self.tell(EventKind::PortDown, index, why);
-            warn!(uplink = self.ports[index].seat.name, "port_down: {why}");
+            let Names { vm, network, .. } = self.names(index);
+            let (port, uplink) = self.label(index);
+            warn!(vm, network, port, uplink, "port_down: {why}");
         }
     }
 

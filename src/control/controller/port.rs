@@ -62,11 +62,10 @@ pub enum State {
 }
 
 impl Port {
-    /// Why no frames flow although it has a device: of an uplink, its link.
+    /// Why no frames flow although it has a device: its link, if that is watched.
     pub fn dead_link(&self) -> Option<String> {
-        let link = self.link.filter(|_| self.seat.is_uplink())?;
         let name = self.seat.device.name();
-        match link {
+        match self.link? {
             LinkState { up: false, .. } => Some(format!("its link is down; `ip link set dev {name} up` sets it up")),
             LinkState { carrier: false, .. } => Some("its link has no carrier: nobody is at its other end".into()),
             _ => None,
