@@ -238,6 +238,7 @@ fn a_flood_that_fills_the_rings_loses_frames_and_nothing_else() {
         hands.batch.clear(&mut hands.cache);
     }
     assert_eq!(came, 64);
+    assert_eq!((device.missed(), device.missed()), (436, 0));
     peer.send(&frame(60));
     readable(device.fd().unwrap());
     device.receive(&mut hands.batch, &mut hands.cache).unwrap();

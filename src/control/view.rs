@@ -89,6 +89,9 @@ pub struct PortView {
     pub flooded: u64,
     /// The copies made of these.
     pub copies: u64,
+    /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
+    /// other counter.
+    pub missed: u64,
     /// Super-frames to the guest that were divided, since its device takes none.
     pub segmented: u64,
     /// Other frames to the guest whose checksum was completed, since its device takes none that is open.
@@ -143,6 +146,9 @@ pub struct UplinkView {
     pub flooded: u64,
     /// The copies made of these.
     pub copies: u64,
+    /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
+    /// other counter.
+    pub missed: u64,
     /// Super-frames to the wire that were divided, since its device takes none.
     pub segmented: u64,
     /// Other frames to the wire whose checksum was completed, since its device takes none that is open.

@@ -121,6 +121,10 @@ impl<D: Device> Device for Fault<D> {
     fn abilities(&self) -> Abilities {
         self.device.abilities()
     }
+
+    fn missed(&mut self) -> u64 {
+        self.device.missed()
+    }
 }
 
 #[cfg(test)]

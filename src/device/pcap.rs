@@ -142,6 +142,10 @@ impl<D: Device> Device for Pcap<D> {
     fn abilities(&self) -> Abilities {
         self.device.abilities()
     }
+
+    fn missed(&mut self) -> u64 {
+        self.device.missed()
+    }
 }
 
 /// The writer: sleeps until it is woken, and ends when the capture has ended and all is written.

@@ -234,14 +234,12 @@ impl Exchange {
         }
     }
 
-    /// The socket. `None` only while it is being closed.
-    pub fn socket(&self) -> Option<&Socket> {
-        self.socket.as_ref()
-    }
-
-    /// What the kernel has counted, and pieces that were not as they should be.
-    pub fn strange(&self) -> u64 {
-        self.strange
+    /// Frames that the kernel could not hand over since the exchange began: no slot waited for them, or
+    /// the ring was full. And pieces that were not as they should be: none.
+    pub fn missed(&self) -> u64 {
+        let counted = self.socket.as_ref().and_then(|socket| socket.statistics().ok());
+        let counted = counted.map_or(0, |counted| counted.rx_dropped + counted.rx_ring_full.unwrap_or(0));
+        counted + self.strange
     }
 
     /// The descriptor that becomes readable when something has arrived.

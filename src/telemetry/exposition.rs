@@ -70,12 +70,14 @@ const PORT_COUNTERS: &[Metric<PortView, u64>] = &[
     ("port_forwarded_frames", "Frames from the guest that were meant for one port.", |p| p.forwarded),
     ("port_flooded_frames", "Frames from the guest that were meant for everybody on the network.", |p| p.flooded),
     ("port_flood_copies", "Copies made of the flooded frames from the guest.", |p| p.copies),
+    ("port_missed_frames", "Frames from the guest that were lost before the switch could receive them.", |p| p.missed),
     ("port_segmented_frames", "Super-frames to the guest that were divided for its device.", |p| p.segmented),
     ("port_checksummed_frames", "Other frames to the guest whose checksum was completed.", |p| p.checksummed),
 ];
 
 const UPLINK_COUNTERS: &[Metric<UplinkView, u64>] = &[
     ("uplink_receive_frames", "Frames from outside; a super-frame counts as the frames it becomes.", |u| u.rx_frames),
+    ("uplink_missed_frames", "Frames from outside that were lost before the switch could receive them.", |u| u.missed),
     ("uplink_receive_bytes", "Bytes from outside, without frame check sequence.", |u| u.rx_bytes),
     ("uplink_transmit_frames", "Frames to the outside.", |u| u.tx_frames),
     ("uplink_transmit_bytes", "Bytes to the outside, without frame check sequence.", |u| u.tx_bytes),

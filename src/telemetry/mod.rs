@@ -91,6 +91,9 @@ pub struct PortCounters {
     pub flooded: Counter,
     /// Copies that were made of the flooded ones.
     pub copies: Counter,
+    /// Frames that came and were lost before they could be received, as far as the device tells: they are
+    /// in no other counter.
+    pub missed: Counter,
     /// Frames that went out.
     pub tx_frames: Counter,
     /// And their bytes, without frame check sequence.

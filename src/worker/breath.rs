@@ -32,6 +32,13 @@ const HEARD: usize = 256;
 /// Stations looked at for one command to forget some.
 const FLUSH: usize = 1024;
 
+/// Receives that found nothing in a row, after which a device is asked what it has missed. That is a system
+/// call for some, made when there is time, and once between two busy spells.
+const PAUSE: u8 = 32;
+
+/// Breaths after which one device, each in its turn, is asked the same, for those that never pause.
+const TURN: u64 = 4096;
+
 /// What came of a breath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Work {
@@ -159,6 +166,9 @@ impl Worker {
         let received = self.batch.len();
         if received == 0 {
             self.pacer.was_quiet(gate, open);
+            if gate.quiet == PAUSE {
+                self.count_missed(number);
+            }
         } else {
             gate.quiet = 0;
             let tags = self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts);
@@ -173,6 +183,16 @@ impl Worker {
             self.lose(number);
         }
         received
+    }
+
+    /// Enters what a device has missed into the books.
+    #[cold]
+    fn count_missed(&mut self, number: usize) {
+        let Some(gate) = self.gates.get_mut(number) else { return };
+        let missed = gate.device.missed();
+        if let Some(book) = book(&self.books, gate.port).filter(|_| missed > 0) {
+            book.missed.add(missed);
+        }
     }
 
     /// Lets `f` fill the outbox. Whether a lane has borrowed from the batch.
@@ -292,6 +312,11 @@ impl Worker {
     fn tidy(&mut self, now: Moment) {
         self.switch.tidy(TIDY, now);
         self.counters.breaths.add(1);
+        let breaths = self.counters.breaths.get();
+        if breaths.is_multiple_of(TURN) && self.gates.len() > 0 {
+            let turn = (breaths / TURN) % self.gates.len() as u64;
+            self.count_missed(usize::try_from(turn).unwrap_or_default());
+        }
         self.counters.stations.set(self.switch.fdb().len() as u64);
         self.counters.refused.set(self.switch.fdb().refused());
     }

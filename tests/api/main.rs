@@ -464,6 +464,7 @@ fn the_metrics_can_be_scraped() {
     assert_eq!(value("port_flood_copies_total", &plain), Some(6.0));
     assert_eq!(value("port_segmented_frames_total", &plain), Some(3.0));
     assert_eq!(value("port_checksummed_frames_total", &plain), Some(4.0));
+    assert_eq!(value("port_missed_frames_total", &plain), Some(5.0));
     assert_eq!((value("port_up", &plain), value("port_up", &odd)), (Some(1.0), Some(0.0)));
     let drops = [odd[0], odd[1], odd[2], ("direction", "in"), ("reason", "spoofed_source")];
     assert_eq!(value("port_drops_total", &drops), Some(2.0));

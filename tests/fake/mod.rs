@@ -122,6 +122,7 @@ impl Views {
             copies: 6,
             segmented: 3,
             checksummed: 4,
+            missed: 5,
             drops: BTreeMap::from([("spoofed_source".into(), 2)]),
         };
         let vm = |device_id: &str, port: &str| VmView {
@@ -163,6 +164,7 @@ impl Views {
             copies: 2,
             segmented: 0,
             checksummed: 0,
+            missed: 0,
             drops: BTreeMap::from([("device_full".into(), 3)]),
         };
         let station = |port_id: &str, kind, age_seconds| StationView {

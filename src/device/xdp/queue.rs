@@ -17,6 +17,8 @@ use crate::sys::xsk::Kick;
 #[derive(Debug)]
 pub(super) struct Queue {
     exchange: Exchange,
+    /// Frames that were missed until it was last asked.
+    missed: u64,
     /// Frames wait in the ring that the kernel has not taken yet.
     waiting: bool,
     state: State,
@@ -34,7 +36,7 @@ enum State {
 
 impl Queue {
     pub(super) fn new(exchange: Exchange, redirect: Arc<Redirect>) -> Queue {
-        Queue { exchange, waiting: false, state: State::Up, _redirect: redirect }
+        Queue { exchange, missed: 0, waiting: false, state: State::Up, _redirect: redirect }
     }
 
     /// Has the kernel send what is in the ring. How many frames the device has dropped.
@@ -97,5 +99,13 @@ impl Device for Queue {
 
     fn abilities(&self) -> Abilities {
         Abilities { offloads: false }
+    }
+
+    fn missed(&mut self) -> u64 {
+        let total = self.exchange.missed();
+        // A netdev that is gone tells no more.
+        let news = total.saturating_sub(self.missed);
+        self.missed += news;
+        news
     }
 }
