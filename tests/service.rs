@@ -54,6 +54,7 @@ fn in_force(pid: u32) -> BTreeSet<u64> {
 const NET_BIND_SERVICE: u64 = 1 << 10;
 const NET_ADMIN: u64 = 1 << 12;
 const NET_RAW: u64 = 1 << 13;
+const IPC_LOCK: u64 = 1 << 14;
 const SYS_PTRACE: u64 = 1 << 19;
 const SYS_ADMIN: u64 = 1 << 21;
 
@@ -104,7 +105,7 @@ fn started_by_root_it_gives_up_what_it_does_not_need() {
     let vifs = [Vif::new("a", 1, &spaces[0]), Vif::new("b", 2, &spaces[1])];
     let mut daemon = Daemon::over(&vifs);
     works(&daemon, &spaces, &vifs);
-    let all = NET_ADMIN | NET_RAW | SYS_ADMIN | SYS_PTRACE;
+    let all = NET_ADMIN | NET_RAW | IPC_LOCK | SYS_ADMIN | SYS_PTRACE;
     // A container may have less to begin with.
     let ours = *in_force(std::process::id()).first().unwrap();
     assert_eq!(in_force(daemon.pid()), BTreeSet::from([all & ours]));
