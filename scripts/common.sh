@@ -1,4 +1,4 @@
-# What scripts/demo, scripts/tour, scripts/test and scripts/bench have in common. To be sourced by bash.
+# What scripts/demo, scripts/tour, scripts/uplinks, scripts/test and scripts/bench have in common. To be sourced by bash.
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -95,8 +95,12 @@ while True:
     print(s.recv(4096).decode().replace("\n", " "), flush=True)
 '
 
+inside=() # how a switch is started, if not just so
+aside=()  # switches put aside
+
 # start_switch LOG CONFIG [OPTION…]: starts a switch with these options of `run`, and waits until it
-# says that it is ready. Sets `switch` to its process id, which stands in LOG.pid as well.
+# says that it is ready. Sets `switch` to its process id, which stands in LOG.pid as well. `inside`
+# may be a command that runs it somewhere else, as in `ip netns exec`.
 start_switch() {
     local log=$1 config=$2 word='' deadline=$((SECONDS + 30))
     shift 2
@@ -104,7 +108,7 @@ start_switch() {
     exec {notices}< <(exec python3 -c "$NOTIFICATIONS" "$notify/socket" 9>&-)
     listener=$!
     read -r -t 10 -u "$notices" word || die "python3 does not listen"
-    NOTIFY_SOCKET=$notify/socket "$vifswitch" run --config "$config" "$@" >"$log" 2>&1 9>&- &
+    NOTIFY_SOCKET=$notify/socket "${inside[@]}" "$vifswitch" run --config "$config" "$@" >"$log" 2>&1 9>&- &
     switch=$!
     printf '%s\n' "$switch" >"$log.pid"
     until [[ $word == READY=1* ]]; do
@@ -133,6 +137,24 @@ stop_switch() {
     return "$code"
 }
 
+# Puts the switch that start_switch started aside, to start another one beside it.
+put_aside() {
+    aside+=("$switch $listener $notices $notify")
+    switch='' listener=''
+}
+
+# Stops all switches, those put aside as well. Fails if one did not end with exit code 0.
+stop_switches() {
+    local code=0 one
+    stop_switch || code=$?
+    for one in "${aside[@]}"; do
+        read -r switch listener notices notify <<<"$one"
+        stop_switch || code=$?
+    done
+    aside=()
+    return "$code"
+}
+
 # stop PID: ends a process that we started, and waits for its end. Returns its exit code.
 stop() {
     local pid=$1 code=0
@@ -144,11 +166,11 @@ stop() {
 
 # ---- what makes a demo ----
 #
-# A demo sets the first three of these, and begins with begin_demo, which also sees to its end.
+# A demo sets the first two of these, and begins with begin_demo, which also sees to its end.
 
 spaces=()  # its namespaces
-config=    # the configuration of its switch
 run=       # a directory for the socket, and for what else there is
+socket=    # where the switch is asked: api.sock in there, unless the demo says something else
 shown=0    # things that held
 helper=    # a process that goes when the demo goes
 
@@ -173,7 +195,7 @@ holds() {
 
 fails() { ! "$@"; }
 
-show() { "$vifswitch" show "$@" --socket "$run/api.sock"; }
+show() { "$vifswitch" show "$@" --socket "$socket"; }
 
 # asks QUESTION WHAT: a question to the JSON of `vifswitch show WHAT`, in Python, where it is `it`.
 asks() { show "$2" --json | answers "$1"; }
@@ -193,6 +215,31 @@ knows() { ip -n "$1" neigh show "$2" | grep -q "lladdr $3"; }
 
 traffic() { python3 "$root/scripts/traffic.py" "$@"; }
 
+# Begins to listen to what happens: `vifswitch events --follow` in the background.
+follow() {
+    exec {events}< <(exec "$vifswitch" events --follow --socket "$socket" 9>&-)
+    helper=$!
+}
+
+# Listens no more. It ends by itself when the switch does.
+unfollow() {
+    stop "$helper" || true
+    helper=
+    exec {events}<&-
+}
+
+# happens PART…: shows what happens up to the event that has all these parts.
+happens() {
+    local line part
+    while read -r -t 15 -u "$events" line; do
+        say "     event: $line"
+        for part; do [[ $line == *"$part"* ]] || continue 2; done
+        shown=$((shown + 1))
+        return
+    done
+    die "this has not happened within 15 seconds: $*"
+}
+
 # begin_demo: makes room for the only demo of this host, and cleans up when it ends, however it does.
 begin_demo() {
     exec 9>/run/lock/vifswitch-demo.lock
@@ -202,13 +249,14 @@ begin_demo() {
     trap 'exit 130' INT
     trap 'exit 143' TERM
     mkdir -p "$run"
+    socket=${socket:-$run/api.sock}
 }
 
 clean_demo() {
     local code=$?
     trap '' INT TERM
     if [[ -n $helper ]]; then stop "$helper" || true; fi
-    stop_switch || true
+    stop_switches || true
     remove_spaces "${spaces[@]}"
     rm -rf "$run"
     exit "$code"
@@ -216,12 +264,15 @@ clean_demo() {
 
 # What an earlier demo left that had no chance to clean up: its switch, its namespaces.
 clean_leftovers() {
-    local pid space
-    if pid=$(cat "$run/log.pid" 2>/dev/null) && grep -qzF "$config" "/proc/$pid/cmdline" 2>/dev/null; then
-        say "an earlier demo left its switch running: stopping it (process $pid)"
-        kill -TERM "$pid"
-        timeout 10 tail -s 0.05 --pid="$pid" -f /dev/null || kill -KILL "$pid"
-    fi
+    local file pid space
+    for file in "$run"/*.pid; do
+        # it has its configuration from scripts or from its own directory, or it is somebody else by now
+        if pid=$(cat "$file" 2>/dev/null) && grep -qzF -e "$root/scripts/" -e "$run/" "/proc/$pid/cmdline" 2>/dev/null; then
+            say "an earlier demo left its switch running: stopping it (process $pid)"
+            kill -TERM "$pid"
+            timeout 10 tail -s 0.05 --pid="$pid" -f /dev/null || kill -KILL "$pid"
+        fi
+    done
     for space in "${spaces[@]}"; do
         if [[ -e /run/netns/$space ]]; then
             say "an earlier demo left namespace $space: removing it"

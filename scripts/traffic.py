@@ -1,4 +1,4 @@
-"""Traffic for scripts/demo and scripts/tour, between network namespaces.
+"""Traffic for scripts/demo, scripts/tour and scripts/uplinks, between network namespaces.
 
     traffic.py frames                               raw frames from demo-fw-a, byte for byte
     traffic.py spoof                                demo-web sends with the address of fw-b

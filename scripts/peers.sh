@@ -1,0 +1,186 @@
+# What scripts/bench measures, and what it measures that against: each of these joins a0 in bench-a with
+# b0 in bench-b, and tear_down takes it away. To be sourced by scripts/bench.
+# shellcheck shell=bash
+
+ours=   # process id of the switch or loop that is measured
+loop=   # process id of a bare loop, of testpmd, or of a guest
+server= # process id of a server of iperf3
+
+# write_config KIND POLL PORTS: of each port the device is a tap in bench-a (of the second one in
+# bench-b), or the end of a veth or tap in bench-sw that others own.
+write_config() {
+    local port space device frames=8192
+    # the rings of a netdev hold frames for good
+    if [[ $1 == xdp ]]; then frames=$((4096 * ($3 + 2))); fi
+    cat <<END
+[switch]
+api = "$work/api.sock"
+state = ""
+cores = [1]
+poll = "$2"
+frames = $frames
+[[networks]]
+id = "net"
+END
+    for ((port = 0; port < $3; port++)); do
+        if [[ $1 == tap ]]; then
+            space=bench-a device="name = \"a$port\", persist = false"
+            if ((port == 1)); then space=bench-b device='name = "b0", persist = false'; fi
+        else
+            space=bench-sw device="name = \"v$port\""
+        fi
+        cat <<END
+[[vms]]
+id = "vm$port"
+[[vms.ports]]
+port_id = "port$port"
+network_id = "net"
+mac_address = "02:00:00:00:00:$(printf %02x $((port + 1)))"
+port_security = "off"
+device = { kind = "$1", $device, netns = "$space" }
+END
+    done
+}
+
+# start_ours KIND POLL [PORTS]
+start_ours() {
+    write_config "$1" "$2" "${3:-2}" >"$work/config.toml"
+    start_switch "$work/log" "$work/config.toml"
+    ours=$switch
+}
+
+# set_up_ours POLL [PORTS]: over taps
+set_up_ours() { start_ours tap "$@"; }
+
+# set_up_netdevs KIND POLL [PORTS]: over veths
+set_up_netdevs() {
+    add_veths "${3:-2}"
+    start_ours "$@"
+}
+
+# add_veths [PORTS]: v0 to a0, v1 to b0, and as many more with their other ends in bench-a as are asked for
+add_veths() {
+    local port space name
+    for ((port = 0; port < ${1:-2}; port++)); do
+        space=bench-a name=a$port
+        if ((port == 1)); then space=bench-b name=b0; fi
+        ip link add "$name" netns "$space" type veth peer name "v$port" netns bench-sw
+        ip -n "$space" link set "$name" up
+        ip -n bench-sw link set "v$port" up
+    done
+}
+
+# set_up_bridge on|off: with or without the netfilter hooks of the bridge
+set_up_bridge() {
+    local on=1
+    if [[ $1 == off ]]; then on=0; fi
+    ip netns exec bench-sw sysctl -qw "net.bridge.bridge-nf-call-iptables=$on" \
+        "net.bridge.bridge-nf-call-ip6tables=$on" "net.bridge.bridge-nf-call-arptables=$on"
+    add_veths
+    ip -n bench-sw link add br0 type bridge
+    ip -n bench-sw link set br0 up
+    ip -n bench-sw link set v0 master br0
+    ip -n bench-sw link set v1 master br0
+}
+
+# set_up_loop [poll]: a bare read/write loop over two taps with an offload header, as ours have
+set_up_loop() {
+    local end
+    ip netns exec bench-sw taskset -c 1 "${tapfwd[@]}" va vb vnet "$@" >"$work/loop" 2>&1 &
+    loop=$!
+    ours=$loop
+    for _ in {1..100}; do
+        if [[ $(ip -n bench-sw -o link show type tun | wc -l) == 2 ]]; then break; fi
+        pause
+    done
+    for end in a b; do
+        ip -n bench-sw link set "v$end" netns "bench-$end"
+        ip -n "bench-$end" link set "v$end" name "${end}0"
+        ip -n "bench-$end" link set "${end}0" up
+    done
+}
+
+# set_up_testpmd KIND: DPDK's testpmd, which passes on what comes in at one end at the other one and looks
+# at nothing, over net_af_xdp or net_af_packet
+set_up_testpmd() {
+    local waited
+    add_veths
+    huge_pages
+    # a terminal that says nothing: at the end of its input it would go
+    ip netns exec bench-sw stdbuf -oL dpdk-testpmd -l 0,1 --no-pci --file-prefix="bench$$" --huge-dir="$work/huge" -m 256 \
+        --vdev="net_$1""0,iface=v0" --vdev="net_$1""1,iface=v1" -- --forward-mode=io --nb-cores=1 --no-lsc-interrupt \
+        --total-num-mbufs=32768 --record-core-cycles >"$work/testpmd" 2>&1 <&"$never" &
+    loop=$!
+    ours=$loop
+    for ((waited = 0; waited < 800; waited++)); do
+        if grep -q packets/burst "$work/testpmd"; then return; fi
+        if ! kill -0 "$loop" 2>/dev/null; then break; fi
+        pause
+    done
+    tail -n 20 "$work/testpmd" >&2
+    die "testpmd does not start"
+}
+
+# Pages of 2 MiB for DPDK, mounted for us alone. release_pages gives back those that were not there before.
+huge_pages() {
+    if [[ -d $work/huge ]]; then return; fi
+    pages_before=$(</proc/sys/vm/nr_hugepages)
+    printf '%s\n' $((pages_before + 256)) >/proc/sys/vm/nr_hugepages
+    mkdir "$work/huge"
+    mount -t hugetlbfs -o pagesize=2M bench "$work/huge"
+}
+
+release_pages() {
+    if [[ -z ${pages_before:-} ]]; then return; fi
+    umount "$work/huge" || true
+    rm -rf "/run/dpdk/bench$$"
+    printf '%s\n' "$pages_before" >/proc/sys/vm/nr_hugepages
+}
+
+# A guest, as QEMU is one: it holds the other ends of taps, of each of which the netdev is in bench-sw. To
+# the even ones it writes 64-byte frames, with the FCS not counted; what comes at the odd ones it reads.
+GUEST='
+import fcntl, os, struct, sys
+taps = []
+for port in range(int(sys.argv[1])):
+    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
+    fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", b"v%d" % port, 0x1002))  # TUNSETIFF, a tap without PI
+    taps.append(tap)
+def frame(to, sender): return bytes([2, 0, 0, 0, 0, to + 1, 2, 0, 0, 0, 0, sender + 1, 0x88, 0xB5]) + bytes(46)
+pairs = [(taps[n], taps[n + 1], frame(n + 1, n)) for n in range(0, len(taps), 2)]
+print("ready", flush=True)
+def drain(tap):
+    try:
+        while True: os.read(tap, 2048)
+    except OSError: pass
+while True:
+    for here, there, words in pairs:
+        try:
+            for _ in range(64 // len(pairs)): os.write(here, words)
+        except OSError: pass  # its netdev is not up yet
+        drain(there)
+        drain(here)
+'
+
+# set_up_guest PORTS: that guest on core 0, and the switch with AF_XDP on its taps on core 1
+set_up_guest() {
+    local port line=''
+    exec {guest}< <(exec ip netns exec bench-sw taskset -c 0 python3 -c "$GUEST" "$1" 9>&-)
+    loop=$!
+    read -r -t 10 -u "$guest" line || die "the guest does not start"
+    exec {guest}<&-
+    for ((port = 0; port < $1; port++)); do ip -n bench-sw link set "v$port" up; done
+    start_ours xdp busy "$1"
+}
+
+tear_down() {
+    local port
+    if [[ -n $server ]]; then stop "$server" || true; fi
+    if [[ -n $loop ]]; then stop "$loop" || true; fi
+    server='' loop='' ours=''
+    stop_switch || true
+    ip -n bench-a link del a0 2>/dev/null || true
+    ip -n bench-b link del b0 2>/dev/null || true
+    ip -n bench-sw link del br0 2>/dev/null || true
+    for ((port = 2; port < 64; port++)); do ip -n bench-a link del "a$port" 2>/dev/null || break; done
+}

@@ -1,0 +1,153 @@
+"""Traffic for scripts/uplinks: frames of the VMs of two hosts, and what is on the wires between them.
+
+    wires.py trunk      host A alone; the ends of its wires in the namespace of host B are ours to use
+    wires.py across     both hosts: a frame of each VM to all, and one to its neighbour on the other host
+
+Nothing here waits for a while: it waits for frames that come after all others.
+"""
+
+import select
+import struct
+import sys
+import time
+
+from traffic import BROADCAST, OUTGOING, PATIENCE, Port, compare, experiment, llc
+
+VLANS = {1: 120, 2: 121, 3: None}  # of the networks, on the wires
+SOL_PACKET, PACKET_AUXDATA = 263, 8  # packet(7)
+TP_STATUS_VLAN_VALID = 0x10
+BPDU, PAUSE, LLDP = (bytes.fromhex(f"0180c20000{last}") for last in ("00", "01", "0e"))
+
+
+def mac(network, host):
+    return bytes([2, 0, 0, 0, network, host])
+
+
+def vm(host, network):
+    return Port(f"uplinks-{host}{network}", f"{host}{network}")
+
+
+def tagged(frame, vlan):
+    return frame if vlan is None else frame[:12] + struct.pack("!HH", 0x8100, vlan) + frame[12:]
+
+
+class Wire(Port):
+    """An end of a wire that no switch holds. Its kernel takes the tag off each frame; it is put back."""
+
+    def __init__(self, space, device):
+        super().__init__(space, device)
+        self.socket.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
+
+    def receive(self):
+        frame, notes, _, address = self.socket.recvmsg(65536, 256)
+        for level, kind, data in notes:
+            if (level, kind) == (SOL_PACKET, PACKET_AUXDATA):
+                status, _, _, _, _, vlan, protocol = struct.unpack("IIIHHHH", data[:20])
+                if status & TP_STATUS_VLAN_VALID:
+                    frame = frame[:12] + struct.pack("!HH", protocol or 0x8100, vlan) + frame[12:]
+        return frame, address
+
+
+def receive(port):
+    return port.receive() if isinstance(port, Wire) else port.socket.recvfrom(65536)
+
+
+def listen_until(port, lasts):
+    """Hears everything up to the last one of `lasts` to come."""
+    end, missing = time.monotonic() + PATIENCE, list(lasts)
+    while missing:
+        left = end - time.monotonic()
+        if left <= 0 or not select.select([port.socket], [], [], left)[0]:
+            sys.exit(f"{port.name}: a last frame did not arrive: nothing can be said about those before it")
+        frame, address = receive(port)
+        if address[2] == OUTGOING:
+            continue
+        if frame in missing:
+            missing.remove(frame)
+        else:
+            port.heard.append(frame)
+
+
+def hears(port, expected):
+    """It has heard these, once each, and nothing else has come by now."""
+    while select.select([port.socket], [], [], 0)[0]:
+        frame, address = receive(port)
+        if address[2] != OUTGOING:
+            port.heard.append(frame)
+    return compare(port, expected)
+
+
+def leaving(vms, active, standby):
+    """What the VMs of host A send is on the active wire, each network with its tag, and nothing else."""
+    expected, lasts = [], []
+    for network, port in vms.items():
+        sender = mac(network, 1)
+        frames = [experiment(BROADCAST, sender, length, f"{network} {length}") for length in (60, 61, 1000, 1514)]
+        frames += [experiment(mac(network, 2), sender, 60, f"{network} unknown"), llc(BROADCAST, sender, f"{network} llc")]
+        for to in BPDU, PAUSE, LLDP:
+            port.send(llc(to, sender, "for one link") if to == BPDU else experiment(to, sender, 60, "for one link"))
+        for frame in frames:
+            port.send(frame)
+        last = experiment(BROADCAST, sender, 60, f"{network} last")
+        port.send(last)
+        expected += [tagged(frame, VLANS[network]) for frame in frames]
+        lasts.append(tagged(last, VLANS[network]))
+    listen_until(active, lasts)
+    tags = [f[14:16].hex() if f[12:14] == b"\x81\x00" else "none" for f in active.heard]
+    print("tags on the wire:", {tag: tags.count(tag) for tag in sorted(set(tags))})
+    return all([hears(active, expected), hears(standby, [])])
+
+
+def arriving(vms, active, standby):
+    """What comes by the active wire reaches the network of its tag, and what comes by the other one nobody."""
+    expected = {}
+    for network, vlan in VLANS.items():
+        sender = mac(network, 2)
+        frames = [experiment(BROADCAST, sender, length, f"in {network} {length}") for length in (60, 1514)]
+        frames.append(experiment(mac(network, 1), sender, 60, f"in {network} unicast"))
+        expected[network] = frames
+        standby.send(tagged(experiment(BROADCAST, sender, 60, f"in {network} by the other wire"), vlan))
+        for frame in frames:
+            active.send(tagged(frame, vlan))
+    active.send(tagged(experiment(BROADCAST, mac(9, 2), 60, "a VLAN that nobody has"), 999))
+    for vlan in VLANS.values():
+        active.send(tagged(llc(BPDU, mac(9, 2), "for one link"), vlan))
+    # twice: between the two every device has had its turn
+    for turn in "last", "very last":
+        for network, vlan in VLANS.items():
+            last = experiment(BROADCAST, mac(network, 2), 60, f"in {network} {turn}")
+            active.send(tagged(last, vlan))
+            listen_until(vms[network], [last])
+    return all([hears(vms[network], expected[network]) for network in VLANS])
+
+
+def trunk():
+    vms = {network: vm("a", network) for network in VLANS}
+    active, standby = Wire("uplinks-host-b", "up0"), Wire("uplinks-host-b", "up1")
+    return leaving(vms, active, standby) and arriving(vms, active, standby)
+
+
+def across():
+    """Each frame is heard once by its neighbour, by nobody else, and never comes back."""
+    vms = {(host, network): vm(host, network) for host in "ab" for network in VLANS}
+    expected = {}
+    for (host, network), port in vms.items():
+        here, there = (1, 2) if host == "a" else (2, 1)
+        sender, neighbour = mac(network, here), mac(network, there)
+        frames = [experiment(to, sender, length, f"{host}{network}") for to in (BROADCAST, neighbour) for length in (60, 1514)]
+        frames += [llc(BROADCAST, sender, f"{host}{network}"), llc(neighbour, sender, f"{host}{network}")]
+        for frame in frames:
+            port.send(frame)
+        expected[("b" if host == "a" else "a", network)] = frames
+    # a storm would come round again and again: what the first of these wake up the last ones hear
+    for turn in "first", "last":
+        for host, other, number in ("a", "b", 1), ("b", "a", 2):
+            for network in VLANS:
+                last = experiment(BROADCAST, mac(network, number), 60, f"{host}{network} {turn}")
+                vms[(host, network)].send(last)
+                listen_until(vms[(other, network)], [last])
+    return all([hears(port, expected[key]) for key, port in vms.items()])
+
+
+if __name__ == "__main__":
+    sys.exit(0 if {"trunk": trunk, "across": across}[sys.argv[1]]() else 1)
