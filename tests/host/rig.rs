@@ -10,13 +10,77 @@ use rustix::net::{
 
 use super::daemon::{Daemon, TIMEOUT, Vif};
 use super::nic::{Nic, experiment};
-use super::{Space, readable};
+use super::{Space, readable, run};
 
 /// Ports on net1, each in a namespace of its own, and the switch over them.
 pub struct Rig {
     pub daemon: Daemon,
     pub vifs: Vec<Vif>,
+    /// Those of the guests, in the order of their ports. Behind them the host's, if it has netdevs.
     pub spaces: Vec<Space>,
+}
+
+/// What a port stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum On {
+    /// A tap that the switch makes and holds.
+    Tap,
+    /// AF_XDP on a veth whose other end is the guest's. The guest's stack closes its checksums, as they
+    /// would get lost.
+    Xdp,
+    /// AF_PACKET on such a veth. The guest's stack has all its offloads.
+    Packet,
+}
+
+impl On {
+    pub const ALL: [On; 3] = [On::Tap, On::Xdp, On::Packet];
+
+    fn kind(self) -> &'static str {
+        match self {
+            On::Tap => "tap",
+            On::Xdp => "xdp",
+            On::Packet => "packet",
+        }
+    }
+}
+
+/// Lays the veth of a port, up. Both ends have the same name, each in its namespace. The switch's end
+/// takes longer frames than the guest's, so that it is the switch who judges them.
+pub fn lay(vif: &Vif, guest: &Space, mtu: u16) {
+    let Vif { name, mac, netns, .. } = vif;
+    let ours = format!("{name} mtu {} type veth", mtu + 200);
+    let theirs = format!("peer name {name} address {mac} mtu {mtu} netns {}", guest.0);
+    run("ip", &format!("-n {netns} link add {ours} {theirs}").split(' ').collect::<Vec<_>>());
+    if vif.kind == "xdp" {
+        offloads(guest, name, false);
+    }
+    guest.ip(&format!("link set dev {name} up"));
+    run("ip", &["-n", netns, "link", "set", "dev", name, "up"]);
+}
+
+/// Lets a guest's stack leave checksums open and send super-frames, or not.
+pub fn offloads(guest: &Space, name: &str, wanted: bool) {
+    let wanted = if wanted { "on" } else { "off" };
+    guest.within(|| run("ethtool", &["-K", name, "tx", wanted, "tso", wanted, "gso", wanted]));
+}
+
+/// A port for each of `vms`, by the name of its VM, each in a namespace of its own, and what it stands on:
+/// the first on the first of `on`, and round again. `None` where this cannot be tested.
+pub fn guests(vms: &[&str], on: &[On], mtu: u16) -> Option<(Vec<Space>, Vec<Vif>)> {
+    let mut spaces = vms.iter().map(|_| Space::new()).collect::<Option<Vec<_>>>()?;
+    let vifs = (1..).zip(vms).zip(&spaces).map(|((number, vm), space)| Vif::new(vm, number, space));
+    let mut vifs: Vec<Vif> = vifs.collect();
+    if on.iter().any(|on| *on != On::Tap) {
+        let host = Space::new()?;
+        for ((vif, on), guest) in vifs.iter_mut().zip(on.iter().cycle()).zip(&spaces) {
+            if *on != On::Tap {
+                (vif.kind, vif.netns) = (on.kind(), host.0.clone());
+                lay(vif, guest, mtu);
+            }
+        }
+        spaces.push(host);
+    }
+    Some((spaces, vifs))
 }
 
 /// How a rig differs from the plainest one.
@@ -27,9 +91,11 @@ pub struct Kind {
     pub switch: &'static str,
     /// More keys of every device, each with a comma in front.
     pub device: &'static str,
+    /// What its ports stand on, in turn.
+    pub on: &'static [On],
 }
 
-pub const PLAIN: Kind = Kind { mtu: 1500, switch: "", device: "" };
+pub const PLAIN: Kind = Kind { mtu: 1500, switch: "", device: "", on: &[On::Tap] };
 
 /// Two workers. `None`, and a word about it, where there is one core only.
 pub fn two_workers() -> Option<&'static str> {
@@ -43,9 +109,8 @@ pub fn two_workers() -> Option<&'static str> {
 impl Rig {
     /// A port for each of `vms`, by the name of its VM, running. `None` where this cannot be tested.
     pub fn new(kind: Kind, vms: &[&str]) -> Option<Rig> {
-        let spaces = vms.iter().map(|_| Space::new()).collect::<Option<Vec<_>>>()?;
-        let vifs = (1..).zip(vms).zip(&spaces).map(|((number, vm), space)| Vif::new(vm, number, space));
-        let vifs: Vec<Vif> = vifs.map(|vif| vif.device(kind.device)).collect();
+        let (spaces, vifs) = guests(vms, kind.on, kind.mtu)?;
+        let vifs: Vec<Vif> = vifs.into_iter().map(|vif| vif.device(kind.device)).collect();
         let daemon = Daemon::with(kind.switch, &[("net1", kind.mtu)], &vifs);
         Some(Rig { daemon, vifs, spaces })
     }
