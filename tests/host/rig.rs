@@ -2,15 +2,19 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use rustix::event::Timespec;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, ipproto, recv, send, socket_with,
 };
+use rustix::thread::nanosleep;
+use vifswitch::time;
 
 use super::daemon::{Daemon, TIMEOUT, Vif};
 use super::nic::{Nic, experiment};
-use super::{Space, readable, run};
+use super::{Space, await_that, readable, run};
 
 /// Ports on net1, each in a namespace of its own, and the switch over them.
 pub struct Rig {
@@ -162,6 +166,35 @@ fn echo(kind: u8, number: u16) -> Vec<u8> {
     let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
     packet[2..4].copy_from_slice(&sum.to_be_bytes());
     packet
+}
+
+/// So many frames a second from one port to another until it is done. How many; none may be missing.
+pub fn stream(from: (&Nic, &Vif), to: (&Nic, &Vif), rate: u64, done: &AtomicBool) -> u64 {
+    let (start, mut sent, mut came) = (time::now(), 0u64, 0u64);
+    let take = |came: &mut u64| {
+        while let Some(frame) = to.0.try_take() {
+            // Others are spoken to as well, and some of it is for all.
+            if frame.starts_with(&to.1.mac.octets()) {
+                assert_eq!(frame, experiment(to.1.mac, from.1.mac, &came.to_be_bytes()), "frame {came} is missing");
+                *came += 1;
+            }
+        }
+    };
+    while !done.load(Ordering::Relaxed) {
+        let due = time::now().since(start).as_micros() as u64 * rate / 1_000_000;
+        for number in sent..due {
+            from.0.send(&experiment(to.1.mac, from.1.mac, &number.to_be_bytes()));
+        }
+        sent = due.max(sent);
+        take(&mut came);
+        // The rate is that of the clock; what is late is caught up with.
+        let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 200_000 });
+    }
+    await_that("the last frame of the stream", || {
+        take(&mut came);
+        (came == sent).then_some(())
+    });
+    sent
 }
 
 /// Streams `len` bytes each way between two namespaces at once, and compares them.
