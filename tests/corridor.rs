@@ -10,7 +10,7 @@ use std::thread;
 
 use host::daemon::{Daemon, Vif, config};
 use host::nic::{Nic, experiment, frame};
-use host::rig::{Kind, PLAIN, Rig, ping, tcp_both_ways, two_workers};
+use host::rig::{Kind, On, PLAIN, Rig, ping, tcp_both_ways, two_workers};
 use host::{EXPERIMENT, Space, await_that};
 use vifswitch::control::view::Status;
 use vifswitch::wire::Mac;
@@ -143,6 +143,27 @@ fn siblings_talk_over_two_workers_and_several_queues() {
     siblings_talk(Kind { switch, device: ", queues = 2", ..PLAIN });
 }
 
+#[test]
+fn siblings_talk_whatever_they_stand_on() {
+    for on in [
+        &[On::Tap, On::Xdp][..],
+        &[On::Tap, On::Packet],
+        &[On::Xdp, On::Xdp],
+        &[On::Xdp, On::Packet],
+        &[On::Packet, On::Packet],
+    ] {
+        siblings_talk(Kind { on, ..PLAIN });
+    }
+}
+
+#[test]
+fn siblings_talk_over_two_workers_whatever_they_stand_on() {
+    let Some(switch) = two_workers() else { return };
+    for on in [&[On::Tap, On::Xdp][..], &[On::Xdp, On::Packet], &[On::Packet, On::Tap]] {
+        siblings_talk(Kind { switch, on, ..PLAIN });
+    }
+}
+
 /// A third VM streams to two siblings at once.
 fn an_outsider_streams(kind: Kind) {
     const FRAMES: u32 = 2000;
@@ -184,6 +205,15 @@ fn an_outsider_reaches_each_sibling_separately() {
 fn an_outsider_reaches_each_sibling_on_another_worker() {
     let Some(switch) = two_workers() else { return };
     an_outsider_streams(Kind { switch, ..PLAIN });
+}
+
+#[test]
+fn an_outsider_reaches_each_sibling_whatever_they_stand_on() {
+    for on in [&[On::Xdp, On::Packet, On::Tap][..], &[On::Packet, On::Tap, On::Xdp], &[On::Tap, On::Xdp, On::Packet]] {
+        an_outsider_streams(Kind { on, ..PLAIN });
+    }
+    an_outsider_streams(Kind { on: &[On::Xdp], ..PLAIN });
+    an_outsider_streams(Kind { on: &[On::Packet], ..PLAIN });
 }
 
 /// Whom a frame reaches.
@@ -277,8 +307,10 @@ fn matrix(a: Mac, b: Mac) -> Vec<(&'static str, Vec<u8>, Reach)> {
 
 fn every_kind_of_frame(kind: Kind) {
     let Some(rig) = Rig::new(Kind { mtu: 9000, ..kind }, &["a", "b", "c"]) else { return };
-    // The guest may do what it likes with its own interface.
-    rig.spaces[0].ip("link set tap1 mtu 9200");
+    // The guests may do what they like with their own interfaces.
+    for (space, vif) in rig.spaces.iter().zip(&rig.vifs) {
+        space.ip(&format!("link set {} mtu 9200", vif.name));
+    }
     let [a, b, c] = [0, 1, 2].map(|index| rig.nic(index));
     let macs = [0, 1, 2].map(|index| rig.vifs[index].mac);
     let rows = matrix(macs[0], macs[1]);
@@ -322,6 +354,23 @@ fn every_kind_of_frame_reaches_whom_it_should_without_offloads() {
 fn every_kind_of_frame_reaches_whom_it_should_on_other_workers() {
     let Some(switch) = two_workers() else { return };
     every_kind_of_frame(Kind { switch, ..PLAIN });
+}
+
+/// Each kind sends, receives and stands by, next to each other one.
+#[test]
+fn every_kind_of_frame_reaches_whom_it_should_on_every_kind_of_port() {
+    for on in [
+        &[On::Tap, On::Xdp, On::Packet][..],
+        &[On::Xdp, On::Packet, On::Tap],
+        &[On::Packet, On::Tap, On::Xdp],
+        &[On::Tap, On::Packet, On::Xdp],
+        &[On::Xdp, On::Tap, On::Packet],
+        &[On::Packet, On::Xdp, On::Tap],
+        &[On::Xdp],
+        &[On::Packet],
+    ] {
+        every_kind_of_frame(Kind { on, ..PLAIN });
+    }
 }
 
 /// `virtio_net_hdr` as a guest may write it, little endian.

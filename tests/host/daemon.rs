@@ -26,6 +26,8 @@ pub struct Vif {
     pub port: String,
     pub network: String,
     pub mac: Mac,
+    /// The kind of its device.
+    pub kind: &'static str,
     pub netns: String,
     pub name: String,
     /// More keys of the port, a line each.
@@ -42,6 +44,7 @@ impl Vif {
             port: format!("port-{number}"),
             network: "net1".into(),
             mac: Mac::from_bits(0x0200_0000_0100 + u64::from(number)),
+            kind: "tap",
             netns: space.0.clone(),
             name: format!("tap{number}"),
             more: String::new(),
@@ -60,7 +63,9 @@ impl Vif {
 
 /// The text of a configuration with `switch`, more keys of its table, in it.
 pub fn config(socket: &Path, switch: &str, networks: &[(&str, u16)], vifs: &[Vif]) -> String {
-    let mut text = format!("[switch]\napi = {socket:?}\nstate = \"\"\nframes = 2048\nstations = 4096\n{switch}\n");
+    // AF_XDP keeps frames in its rings.
+    let frames = if vifs.iter().any(|vif| vif.kind == "xdp") { 16384 } else { 2048 };
+    let mut text = format!("[switch]\napi = {socket:?}\nstate = \"\"\nframes = {frames}\nstations = 4096\n{switch}\n");
     for (id, mtu) in networks {
         write!(text, "[[networks]]\nid = \"{id}\"\nmtu = {mtu}\n").unwrap();
     }
@@ -72,10 +77,10 @@ pub fn config(socket: &Path, switch: &str, networks: &[(&str, u16)], vifs: &[Vif
     }
     for vm in vms {
         write!(text, "[[vms]]\nid = \"{vm}\"\n").unwrap();
-        for Vif { port, network, mac, netns, name, more, device, .. } in vifs.iter().filter(|vif| vif.vm == vm) {
+        for Vif { port, network, mac, kind, netns, name, more, device, .. } in vifs.iter().filter(|vif| vif.vm == vm) {
             write!(text, "[[vms.ports]]\nport_id = \"{port}\"\nnetwork_id = \"{network}\"\n").unwrap();
             write!(text, "mac_address = \"{mac}\"\n{more}\n").unwrap();
-            writeln!(text, "device = {{ kind = \"tap\", name = \"{name}\", netns = \"{netns}\"{device} }}").unwrap();
+            writeln!(text, "device = {{ kind = \"{kind}\", name = \"{name}\", netns = \"{netns}\"{device} }}").unwrap();
         }
     }
     text
@@ -89,10 +94,10 @@ pub fn keeping(text: &str, path: &Path) -> String {
 
 /// A port as `attach` reads it.
 pub fn attachment(vif: &Vif) -> String {
-    let Vif { vm, port, network, mac, netns, name, more, device } = vif;
+    let Vif { vm, port, network, mac, kind, netns, name, more, device } = vif;
     format!(
         "device_id = \"{vm}\"\nport_id = \"{port}\"\nnetwork_id = \"{network}\"\nmac_address = \"{mac}\"\n{more}\n\
-         device = {{ kind = \"tap\", name = \"{name}\", netns = \"{netns}\"{device} }}\n"
+         device = {{ kind = \"{kind}\", name = \"{name}\", netns = \"{netns}\"{device} }}\n"
     )
 }
 

@@ -1,9 +1,10 @@
-//! A guest's network card without a guest: a packet socket on a netdev. What it sends, the switch
-//! receives, and the other way round.
+//! A guest's network card without a guest: a packet socket on a netdev, or the file of a tap. What it
+//! sends, the switch receives, and the other way round.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
+use tun_tap::{Iface, Mode};
 use vifswitch::sys::packet::{EVERYTHING, HEADER, Socket, Tag};
 use vifswitch::wire::Mac;
 
@@ -13,9 +14,15 @@ use super::{EXPERIMENT, Space, readable};
 const ROOM: usize = 64 << 20;
 
 pub struct Nic {
-    socket: Socket,
+    end: End,
     /// Bytes in front of each frame.
     header: usize,
+}
+
+enum End {
+    Netdev(Socket),
+    /// The file of a tap, as QEMU holds it.
+    Held(Iface),
 }
 
 impl Nic {
@@ -39,11 +46,21 @@ impl Nic {
             socket.set_header().unwrap();
         }
         socket.bind(index, EVERYTHING).unwrap();
-        Nic { socket, header: if header { HEADER } else { 0 } }
+        Nic { end: End::Netdev(socket), header: if header { HEADER } else { 0 } }
+    }
+
+    /// A new tap of which the switch has the netdev and the guest the file, without an offload header.
+    pub fn held(space: &Space, name: &str) -> Nic {
+        let tap = space.within(|| Iface::without_packet_info(name, Mode::Tap)).unwrap();
+        tap.set_non_blocking().unwrap();
+        Nic { end: End::Held(tap), header: 0 }
     }
 
     pub fn try_send(&self, frame: &[u8]) -> io::Result<()> {
-        self.socket.send(frame)
+        match &self.end {
+            End::Netdev(socket) => socket.send(frame),
+            End::Held(tap) => tap.send(frame).map(drop),
+        }
     }
 
     pub fn send(&self, frame: &[u8]) {
@@ -53,7 +70,18 @@ impl Nic {
     /// The next frame, if there is one now. A tag that the kernel has put aside is back in it.
     pub fn try_take(&self) -> Option<Vec<u8>> {
         let mut frame = vec![0u8; 70_000];
-        let received = self.socket.receive(&mut frame).unwrap_or_else(|e| {
+        let socket = match &self.end {
+            End::Netdev(socket) => socket,
+            End::Held(tap) => {
+                let len = match tap.recv(&mut frame) {
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => return None,
+                    done => done.unwrap(),
+                };
+                frame.truncate(len);
+                return Some(frame);
+            }
+        };
+        let received = socket.receive(&mut frame).unwrap_or_else(|e| {
             // The netdev may have gone; that is told once, and nothing comes any more.
             assert_eq!(e.kind(), ErrorKind::NetworkDown, "{e}");
             None
@@ -89,7 +117,11 @@ impl Nic {
 
 impl AsFd for Nic {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+        match &self.end {
+            End::Netdev(socket) => socket.as_fd(),
+            // SAFETY: the tap holds its file open as long as it lives, and it is borrowed for as long.
+            End::Held(tap) => unsafe { BorrowedFd::borrow_raw(tap.as_raw_fd()) },
+        }
     }
 }
 

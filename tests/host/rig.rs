@@ -2,21 +2,89 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use rustix::event::Timespec;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, ipproto, recv, send, socket_with,
 };
+use rustix::thread::nanosleep;
+use vifswitch::time;
 
 use super::daemon::{Daemon, TIMEOUT, Vif};
 use super::nic::{Nic, experiment};
-use super::{Space, readable};
+use super::{Space, await_that, readable, run};
 
 /// Ports on net1, each in a namespace of its own, and the switch over them.
 pub struct Rig {
     pub daemon: Daemon,
     pub vifs: Vec<Vif>,
+    /// Those of the guests, in the order of their ports. Behind them the host's, if it has netdevs.
     pub spaces: Vec<Space>,
+}
+
+/// What a port stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum On {
+    /// A tap that the switch makes and holds.
+    Tap,
+    /// AF_XDP on a veth whose other end is the guest's. The guest's stack closes its checksums, as they
+    /// would get lost.
+    Xdp,
+    /// AF_PACKET on such a veth. The guest's stack has all its offloads.
+    Packet,
+}
+
+impl On {
+    pub const ALL: [On; 3] = [On::Tap, On::Xdp, On::Packet];
+
+    fn kind(self) -> &'static str {
+        match self {
+            On::Tap => "tap",
+            On::Xdp => "xdp",
+            On::Packet => "packet",
+        }
+    }
+}
+
+/// Lays the veth of a port, up. Both ends have the same name, each in its namespace. The switch's end
+/// takes longer frames than the guest's, so that it is the switch who judges them.
+pub fn lay(vif: &Vif, guest: &Space, mtu: u16) {
+    let Vif { name, mac, netns, .. } = vif;
+    let ours = format!("{name} mtu {} type veth", mtu + 200);
+    let theirs = format!("peer name {name} address {mac} mtu {mtu} netns {}", guest.0);
+    run("ip", &format!("-n {netns} link add {ours} {theirs}").split(' ').collect::<Vec<_>>());
+    if vif.kind == "xdp" {
+        offloads(guest, name, false);
+    }
+    guest.ip(&format!("link set dev {name} up"));
+    run("ip", &["-n", netns, "link", "set", "dev", name, "up"]);
+}
+
+/// Lets a guest's stack leave checksums open and send super-frames, or not.
+pub fn offloads(guest: &Space, name: &str, wanted: bool) {
+    let wanted = if wanted { "on" } else { "off" };
+    guest.within(|| run("ethtool", &["-K", name, "tx", wanted, "tso", wanted, "gso", wanted]));
+}
+
+/// A port for each of `vms`, by the name of its VM, each in a namespace of its own, and what it stands on:
+/// the first on the first of `on`, and round again. `None` where this cannot be tested.
+pub fn guests(vms: &[&str], on: &[On], mtu: u16) -> Option<(Vec<Space>, Vec<Vif>)> {
+    let mut spaces = vms.iter().map(|_| Space::new()).collect::<Option<Vec<_>>>()?;
+    let vifs = (1..).zip(vms).zip(&spaces).map(|((number, vm), space)| Vif::new(vm, number, space));
+    let mut vifs: Vec<Vif> = vifs.collect();
+    if on.iter().any(|on| *on != On::Tap) {
+        let host = Space::new()?;
+        for ((vif, on), guest) in vifs.iter_mut().zip(on.iter().cycle()).zip(&spaces) {
+            if *on != On::Tap {
+                (vif.kind, vif.netns) = (on.kind(), host.0.clone());
+                lay(vif, guest, mtu);
+            }
+        }
+        spaces.push(host);
+    }
+    Some((spaces, vifs))
 }
 
 /// How a rig differs from the plainest one.
@@ -27,9 +95,11 @@ pub struct Kind {
     pub switch: &'static str,
     /// More keys of every device, each with a comma in front.
     pub device: &'static str,
+    /// What its ports stand on, in turn.
+    pub on: &'static [On],
 }
 
-pub const PLAIN: Kind = Kind { mtu: 1500, switch: "", device: "" };
+pub const PLAIN: Kind = Kind { mtu: 1500, switch: "", device: "", on: &[On::Tap] };
 
 /// Two workers. `None`, and a word about it, where there is one core only.
 pub fn two_workers() -> Option<&'static str> {
@@ -43,9 +113,8 @@ pub fn two_workers() -> Option<&'static str> {
 impl Rig {
     /// A port for each of `vms`, by the name of its VM, running. `None` where this cannot be tested.
     pub fn new(kind: Kind, vms: &[&str]) -> Option<Rig> {
-        let spaces = vms.iter().map(|_| Space::new()).collect::<Option<Vec<_>>>()?;
-        let vifs = (1..).zip(vms).zip(&spaces).map(|((number, vm), space)| Vif::new(vm, number, space));
-        let vifs: Vec<Vif> = vifs.map(|vif| vif.device(kind.device)).collect();
+        let (spaces, vifs) = guests(vms, kind.on, kind.mtu)?;
+        let vifs: Vec<Vif> = vifs.into_iter().map(|vif| vif.device(kind.device)).collect();
         let daemon = Daemon::with(kind.switch, &[("net1", kind.mtu)], &vifs);
         Some(Rig { daemon, vifs, spaces })
     }
@@ -97,6 +166,35 @@ fn echo(kind: u8, number: u16) -> Vec<u8> {
     let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
     packet[2..4].copy_from_slice(&sum.to_be_bytes());
     packet
+}
+
+/// So many frames a second from one port to another until it is done. How many; none may be missing.
+pub fn stream(from: (&Nic, &Vif), to: (&Nic, &Vif), rate: u64, done: &AtomicBool) -> u64 {
+    let (start, mut sent, mut came) = (time::now(), 0u64, 0u64);
+    let take = |came: &mut u64| {
+        while let Some(frame) = to.0.try_take() {
+            // Others are spoken to as well, and some of it is for all.
+            if frame.starts_with(&to.1.mac.octets()) {
+                assert_eq!(frame, experiment(to.1.mac, from.1.mac, &came.to_be_bytes()), "frame {came} is missing");
+                *came += 1;
+            }
+        }
+    };
+    while !done.load(Ordering::Relaxed) {
+        let due = time::now().since(start).as_micros() as u64 * rate / 1_000_000;
+        for number in sent..due {
+            from.0.send(&experiment(to.1.mac, from.1.mac, &number.to_be_bytes()));
+        }
+        sent = due.max(sent);
+        take(&mut came);
+        // The rate is that of the clock; what is late is caught up with.
+        let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 200_000 });
+    }
+    await_that("the last frame of the stream", || {
+        take(&mut came);
+        (came == sent).then_some(())
+    });
+    sent
 }
 
 /// Streams `len` bytes each way between two namespaces at once, and compares them.
