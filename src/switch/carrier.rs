@@ -144,7 +144,7 @@ impl Switch {
     /// Judges the burst that came in at carrier `from`: takes off the outer tag of each frame, and
     /// judges what is left as a frame of the port that the tag stands for. How many bytes of tags were
     /// taken off.
-    #[inline(never)] // it would crowd the way of ports that have a device of their own
+    #[inline(never)]
     pub(super) fn judge_carried(
         &mut self,
         from: PortId,
@@ -189,6 +189,8 @@ impl Switch {
                 Verdict::To(to) if port.is_uplink() && rules.port(to).is_some_and(PortRules::is_uplink) => {
                     Verdict::Drop(DropReason::SplitHorizon)
                 }
+                Verdict::Flood => Verdict::FloodFrom(port.rules.id),
+                Verdict::FloodInside => Verdict::FloodInsideFrom(port.rules.id),
                 verdict => verdict,
             };
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::carrier::is_of_the_wire;
 use super::rules::Port;
-use super::{DropReason, Fdb, Flood, Learned, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
+use super::{DropReason, Fdb, Learned, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
 use crate::frame::{BURST, Batch, Frame};
 use crate::time::Moment;
 use crate::wire::{Header, Mac, TAG_LEN, tags};
@@ -111,19 +111,26 @@ impl Switch {
     /// Judges the burst that came in at port `from`: one verdict per frame, in its place. If `from` is a
     /// carrier, it takes off the tags by which networks are told apart there, and says how many bytes
     /// these were.
+    #[inline(always)]
+    pub fn judge_burst(&mut self, from: PortId, batch: &mut Batch, now: Moment, verdicts: &mut Verdicts) -> u64 {
+        if self.rules.carrier(from).is_some() {
+            return self.judge_carried(from, batch, now, verdicts);
+        }
+        self.judge_own(from, batch, now, verdicts);
+        0
+    }
+
+    /// Judges the burst that came in at a port by a device of its own.
     ///
     /// In two rounds, so that neither has too much in mind: first what the frames say of themselves,
     /// then, where that is sane, what the tables say of them.
     #[inline(never)] // with registers of its own
-    pub fn judge_burst(&mut self, from: PortId, batch: &mut Batch, now: Moment, verdicts: &mut Verdicts) -> u64 {
+    fn judge_own(&mut self, from: PortId, batch: &Batch, now: Moment, verdicts: &mut Verdicts) {
         // 1. port open, admin up
         let port = match self.rules.compiled(from) {
             Some(port) if port.rules.admin_up => port,
-            Some(_) => {
-                verdicts.fill(Verdict::Drop(DropReason::AdminDown));
-                return 0;
-            }
-            None => return self.judge_carried(from, batch, now, verdicts),
+            Some(_) => return verdicts.fill(Verdict::Drop(DropReason::AdminDown)),
+            None => return verdicts.fill(Verdict::Drop(DropReason::PortClosed)),
         };
         let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
         let questions = &mut self.questions[..batch.len()];
@@ -137,12 +144,11 @@ impl Switch {
                 *verdict = judge.answer(question);
             }
         }
-        0
     }
 }
 
 /// Reads the headers of a burst: a question for each frame, or its verdict.
-#[inline(always)]
+#[inline(never)] // with registers of its own
 fn ask(rules: &Rules, port: &Port, batch: &Batch, verdicts: &mut Verdicts, questions: &mut [Question]) {
     for (((frame, head), verdict), question) in batch.heads().zip(verdicts).zip(questions) {
         *question = match read(port, frame, head) {
@@ -238,6 +244,16 @@ pub(super) fn fetch_ahead(rules: &Rules, fdb: &Fdb, questions: &[Question]) {
     }
 }
 
+/// What becomes of a frame for nobody in particular.
+#[inline(never)] // it would crowd the registers of the way that most frames go
+fn flood(q: &Question) -> Verdict {
+    if q.destination == q.source {
+        // Whoever this is, it is behind the port that the frame came from: it sent it.
+        return Verdict::Drop(DropReason::Hairpin);
+    }
+    if is_of_the_wire(q.destination.mac()) { Verdict::FloodInside } else { Verdict::Flood }
+}
+
 /// What the frames of one burst have in common.
 pub(super) struct Judge<'a> {
     pub(super) rules: &'a Rules,
@@ -280,11 +296,7 @@ impl Judge<'_> {
         if to != PortId::NONE {
             return Verdict::To(to);
         }
-        // Whoever this is, it is behind the port that the frame came from: it sent it.
-        if q.destination == q.source {
-            return Verdict::Drop(DropReason::Hairpin);
-        }
-        Verdict::Flood(Flood { from: port.rules.id, inside: is_of_the_wire(q.destination.mac()) })
+        flood(q)
     }
 
     /// Whether a source that is not the port's own pin is one that the port may use, and then

@@ -146,8 +146,15 @@ impl DropReason {
 pub enum Verdict {
     /// It goes out of this port.
     To(PortId),
-    /// It goes to all these: [`Rules::reached`](super::Rules::reached) says who that is.
-    Flood(Flood),
+    /// It goes to everybody on the network of the port it came in at:
+    /// [`Rules::reached`](super::Rules::reached) says who that is.
+    Flood,
+    /// The same, but not to uplinks.
+    FloodInside,
+    /// It came in at a carrier, and goes to everybody on the network of this port that it carries.
+    FloodFrom(PortId),
+    /// The same, but not to uplinks.
+    FloodInsideFrom(PortId),
     /// It dies, for this reason.
     Drop(DropReason),
 }
@@ -160,9 +167,6 @@ pub struct Flood {
     /// Whether it stays inside: uplinks do not get it.
     pub inside: bool,
 }
-
-// One word: there is one for each frame of a burst.
-const _: () = assert!(size_of::<Verdict>() == 8);
 
 /// The verdicts on a burst, by the place of each frame in it.
 pub type Verdicts = [Verdict; BURST];

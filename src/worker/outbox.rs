@@ -75,16 +75,23 @@ impl Outbox<'_> {
                 tally.forwarded += count;
                 self.forward(index, to);
             }
-            Verdict::Flood(flood) => {
-                tally.flooded += count;
-                tally.copies += count * self.flood(index, flood);
-            }
+            Verdict::Flood => self.flood_and_tally(index, Flood { from, inside: false }, tally),
+            Verdict::FloodInside => self.flood_and_tally(index, Flood { from, inside: true }, tally),
+            Verdict::FloodFrom(from) => self.flood_and_tally(index, Flood { from, inside: false }, tally),
+            Verdict::FloodInsideFrom(from) => self.flood_and_tally(index, Flood { from, inside: true }, tally),
             Verdict::Drop(reason) => {
                 if let Some(book) = book(self.books, from) {
                     book.drops_in.add(reason, count);
                 }
             }
         }
+    }
+
+    #[inline]
+    fn flood_and_tally(&mut self, index: usize, flood: Flood, tally: &mut Tally) {
+        let count = self.batch.frame(index).count();
+        tally.flooded += count;
+        tally.copies += count * self.flood(index, flood);
     }
 
     /// Carries out what another worker has judged about frame `index` of the batch.
