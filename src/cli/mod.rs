@@ -5,6 +5,7 @@
 
 mod audit;
 mod change;
+mod doctor;
 mod events;
 mod keys;
 mod show;
@@ -55,6 +56,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Say which kinds of port netdevs are good for, and why not better; touches nothing
+    Doctor(doctor::Doctor),
     /// Say what would change with a configuration; changes nothing
     Diff(change::Diff),
     /// Change a running switch to a configuration, in one step or not at all
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
         None => say(&Cli::command().render_help().to_string()),
         Some(Command::Run { config, state }) => daemon::run(config, state),
         Some(Command::Check { config, json }) => daemon::check(&config, json),
+        Some(Command::Doctor(doctor)) => doctor.run(),
         Some(Command::Diff(diff)) => end(diff.run()),
         Some(Command::Apply(apply)) => end(apply.run()),
         Some(Command::Confirm(confirm)) => end(confirm.run()),

@@ -17,6 +17,7 @@ use thiserror::Error;
 use crate::frame::{Batch, Cache, Lane, Pool, Sent};
 use crate::sys::netns::Netns;
 
+pub mod doctor;
 pub mod fault;
 pub mod memory;
 mod others;

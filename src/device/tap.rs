@@ -219,7 +219,7 @@ pub fn remove_left(at: &Whereabouts, port: &str) -> Result<Removal, OpenError> {
 }
 
 /// Whether somebody holds a tap. Of one that has a single queue only its carrier tells, while it is up.
-fn is_held(link: &Link, tap: TapInfo) -> bool {
+pub(super) fn is_held(link: &Link, tap: TapInfo) -> bool {
     tap.queues > 0 || (link.up && link.carrier)
 }
 

@@ -152,6 +152,21 @@ pub fn find(name: &str) -> io::Result<Option<Link>> {
     })
 }
 
+/// All netdevs, with their names.
+pub fn all() -> io::Result<Vec<(String, Link)>> {
+    ask(async |links| {
+        let found: Vec<LinkMessage> = links.get().execute().try_collect().await.map_err(told)?;
+        Ok(found.iter().filter_map(|message| Some((name(message)?, read(message)))).collect())
+    })
+}
+
+fn name(message: &LinkMessage) -> Option<String> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some(name.clone()),
+        _ => None,
+    })
+}
+
 /// Makes `link` as it is wanted, and says what had to be changed for it, in words.
 pub fn change(link: &Link, wanted: &Wanted) -> io::Result<Vec<&'static str>> {
     let mut changed = Vec::new();

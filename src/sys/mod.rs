@@ -9,6 +9,7 @@ pub mod event;
 pub mod link;
 pub mod link_events;
 pub mod memory;
+pub mod netdev;
 pub mod netns;
 pub mod packet;
 pub mod privileges;

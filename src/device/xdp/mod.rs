@@ -36,6 +36,11 @@ use redirect::{Failure, Redirect};
 /// Places in each ring of a queue.
 const RING: u32 = 2048;
 
+/// What is to be known of a tap whose frames have an offload header, which no XDP program sees.
+const LOST_OFFLOADS: &str = "the guest's offloads lose their header at the XDP door: checksums stay open and super-frames \
+     lose their segment size; start the VM with csum=off,guest_csum=off,host_tso4=off,host_tso6=off,host_ufo=off,gso=off \
+     on its virtio-net device, or use kind = packet";
+
 /// Slots in the fill ring of a queue, at least.
 const LEAST_FILL: u32 = 64;
 
@@ -150,6 +155,7 @@ pub fn open(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenErro
 fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError> {
     let at = settings.at();
     let (mut link, mut notes) = others::find(&at, settings.mtu)?;
+    notes.extend(lost_offloads(&link));
     if settings.takeover && link.xdp.is_some() {
         match link::take_over(&link) {
             Ok(()) => link.xdp = None,
@@ -293,8 +299,14 @@ fn not_attached(settings: &Settings, link: &Link, failure: Failure) -> OpenError
 pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
     let at = settings.at();
     others::visit(&at, || {
-        let (link, notes) = others::find(&at, settings.mtu)?;
+        let (link, mut notes) = others::find(&at, settings.mtu)?;
+        notes.extend(lost_offloads(&link));
         queues(settings, &link)?;
         Ok(notes)
     })
+}
+
+/// What becomes of the offloads of a guest, if the netdev is a tap whose holder writes offload headers.
+pub(super) fn lost_offloads(link: &Link) -> Option<String> {
+    link.tap.filter(|tap| tap.vnet_header).map(|_| LOST_OFFLOADS.to_owned())
 }

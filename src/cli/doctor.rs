@@ -1,0 +1,89 @@
+//! `vifswitch doctor`: what netdevs are good for, before anything is bound.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::table::printable;
+use super::{Failure, complain, say, warn};
+use crate::device::Whereabouts;
+use crate::device::doctor::{Report, examine};
+use crate::sys::link;
+use crate::sys::netns::{Netns, within};
+use crate::sys::tun;
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// NAME or NETNS:NAME; NETNS is a name or a path. Without: all Ethernet netdevs of the host's namespace
+    #[arg(value_name = "DEVICE")]
+    devices: Vec<String>,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Doctor {
+    /// Exit code 0 if each device is of use, 1 if not, 2 if one cannot be the name of any.
+    pub fn run(self) -> ExitCode {
+        let devices = match self.devices.iter().map(|text| parse(text)).collect::<Result<Vec<_>, _>>() {
+            Ok(devices) if !devices.is_empty() => devices,
+            Ok(_) => match all() {
+                Ok(devices) => devices,
+                Err(e) => {
+                    warn(format_args!("the netdevs cannot be listed: {e}"));
+                    return ExitCode::FAILURE;
+                }
+            },
+            Err(failure) => return complain(&failure),
+        };
+        let reports: Vec<Report> = devices.iter().map(examine).collect();
+        let text = if self.json {
+            format!("{:#}\n", serde_json::json!(reports))
+        } else {
+            let lines = |report: &Report| -> String {
+                report.to_string().lines().map(|line| printable(line.to_owned()) + "\n").collect()
+            };
+            reports.iter().map(lines).collect::<Vec<_>>().join("\n")
+        };
+        let said = say(&text);
+        if reports.iter().all(Report::is_usable) { said } else { ExitCode::FAILURE }
+    }
+}
+
+fn parse(text: &str) -> Result<Whereabouts, Failure> {
+    let (netns, device) = match text.rsplit_once(':') {
+        None => (Netns::Host, text),
+        Some((netns, device)) if !matches!(netns, "" | "." | "..") => (Netns::written(netns), device),
+        Some(_) => {
+            return Err(Failure::Usage(format!("DEVICE {text:?}: no namespace before the ':'; write NETNS:NAME")));
+        }
+    };
+    if !tun::is_name(device) {
+        return Err(Failure::Usage(format!(
+            "DEVICE {text:?}: {device:?} cannot be the name of a device; use 1 to 15 bytes without spaces, '/', ':' and '%'"
+        )));
+    }
+    Ok(Whereabouts { device: device.to_owned(), netns })
+}
+
+fn all() -> std::io::Result<Vec<Whereabouts>> {
+    let found = within(&Netns::Host, link::all)??;
+    let ethernet = found.into_iter().filter(|(_, link)| link.ethernet);
+    Ok(ethernet.map(|(device, _)| Whereabouts { device, netns: Netns::Host }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_a_name_with_or_without_a_namespace() {
+        let parsed = |text| parse(text).map(|at| (at.netns, at.device)).ok();
+        assert_eq!(parsed("eth0"), Some((Netns::Host, "eth0".into())));
+        assert_eq!(parsed("blue:eth0"), Some((Netns::Named("blue".into()), "eth0".into())));
+        assert_eq!(parsed("/proc/1/ns/net:eth0"), Some((Netns::At("/proc/1/ns/net".into()), "eth0".into())));
+        for wrong in ["", ":eth0", "blue:", "..:eth0", "sixteen-bytes-16", "a b"] {
+            assert_eq!(parsed(wrong), None, "{wrong:?}");
+        }
+    }
+}

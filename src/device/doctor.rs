@@ -1,0 +1,337 @@
+//! Which kinds of port a netdev is good for, before anything is bound: facts in, opinions out. Asking for
+//! the facts touches nothing.
+
+use std::fmt;
+use std::path::Path;
+
+use rustix::process::{Resource, getrlimit};
+use serde::Serialize;
+
+use super::{OpenError, Whereabouts, others, tap, xdp};
+use crate::sys::ethtool;
+use crate::sys::link::{self, Link};
+use crate::sys::netdev::{self, XdpFeatures};
+use crate::sys::netns::Netns;
+use crate::sys::privileges::{self, Privilege};
+
+/// The longest MTU, in bytes, with which a frame surely fits one page with an XDP program's room around
+/// it: 4096 less headroom (256), `skb_shared_info` (320) and Ethernet with two tags (22).
+const ONE_PAGE: u32 = 3498;
+
+/// What is known of a netdev.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Facts {
+    /// The netdev.
+    pub link: Link,
+    /// Its driver, if it tells.
+    pub driver: Option<String>,
+    /// Its receive queues, if the driver tells.
+    pub queues: Option<u32>,
+    /// What its driver does with XDP programs, if the kernel tells.
+    pub features: Option<XdpFeatures>,
+}
+
+/// What a kind of port would come to on a netdev.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Prospect {
+    /// As in a configuration: `tap`, `xdp`, `packet`.
+    pub kind: &'static str,
+    /// Whether it would work.
+    pub usable: bool,
+    /// How many queues it would have.
+    pub queues: u32,
+    /// Whether open checksums and super-frames would pass.
+    pub offloads: bool,
+    /// In which mode, and why not in a better one; or why it would not work.
+    pub why: String,
+}
+
+/// What there is to say about a device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Its name.
+    pub device: String,
+    /// The namespace it is in; `None` for the host's own.
+    pub netns: Option<String>,
+    /// Why it is of no use at all, if so.
+    pub problem: Option<String>,
+    /// Its driver, if it tells.
+    pub driver: Option<String>,
+    /// Its MTU, in bytes; `None` if it is not there.
+    pub mtu: Option<u32>,
+    /// Whether it is set up.
+    pub up: bool,
+    /// Whether somebody is at its other end.
+    pub carrier: bool,
+    /// Each kind of port.
+    pub kinds: Vec<Prospect>,
+    /// The kind to prefer, if any would work.
+    pub prefer: Option<&'static str>,
+    /// Why that one.
+    pub because: Option<&'static str>,
+    /// What else the operator should know.
+    pub remarks: Vec<String>,
+}
+
+impl Report {
+    /// Whether it is there and some kind of port would work.
+    pub fn is_usable(&self) -> bool {
+        self.problem.is_none() && self.prefer.is_some()
+    }
+
+    fn without(at: &Whereabouts, problem: String) -> Report {
+        Report {
+            device: at.device.clone(),
+            netns: at.netns.path().map(|path| path.display().to_string()),
+            problem: Some(problem),
+            driver: None,
+            mtu: None,
+            up: false,
+            carrier: false,
+            kinds: Vec::new(),
+            prefer: None,
+            because: None,
+            remarks: Vec::new(),
+        }
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.netns {
+            Some(netns) => writeln!(f, "{} in {netns}", self.device)?,
+            None => writeln!(f, "{}", self.device)?,
+        }
+        if let Some(problem) = &self.problem {
+            writeln!(f, "  of no use  {problem}")?;
+        }
+        if let Some(mtu) = self.mtu {
+            let driver = self.driver.as_deref().unwrap_or("not told");
+            let up = if self.up { "up" } else { "down" };
+            let carrier = if self.carrier { "carrier" } else { "no carrier" };
+            writeln!(f, "  netdev     driver {driver}, MTU {mtu}, {up}, {carrier}")?;
+        }
+        for Prospect { kind, usable, queues, offloads, why } in &self.kinds {
+            if *usable {
+                let passes = if *offloads { "offloads pass" } else { "no offloads" };
+                writeln!(f, "  {kind:<9}  yes, queues {queues}, {passes}: {why}")?;
+            } else {
+                writeln!(f, "  {kind:<9}  no: {why}")?;
+            }
+        }
+        if let Some((prefer, because)) = self.prefer.zip(self.because) {
+            writeln!(f, "  prefer     {prefer}: {because}")?;
+        }
+        self.remarks.iter().try_for_each(|remark| writeln!(f, "  remark     {remark}"))
+    }
+}
+
+/// Asks the kernel about a device, and says what it is good for. Touches nothing. May wait.
+pub fn examine(at: &Whereabouts) -> Report {
+    let facts = others::visit(at, || {
+        let found = link::find(&at.device).map_err(others::failed(at, "looking for it"))?;
+        let link = found.ok_or_else(|| OpenError::NoDevice { at: at.clone() })?;
+        let queues = ethtool::receive_queues(&at.device).map_err(others::failed(at, "asking for its queues"))?;
+        // Whatever keeps the kernel from telling: then nothing is known.
+        let features = netdev::xdp_features(link.index).ok().flatten();
+        Ok(Facts { queues, features, driver: ethtool::driver(&at.device), link })
+    });
+    let mut report = match facts {
+        Ok(facts) => decide(at, &facts),
+        Err(OpenError::NoDevice { .. }) => {
+            let mut report = Report::without(at, "there is no such device".into());
+            report.remarks.push("the name is free: a port with kind = tap would make it".into());
+            report
+        }
+        Err(OpenError::NoNamespace { .. }) => Report::without(at, "there is no such namespace".into()),
+        Err(why) => Report::without(at, why.to_string()),
+    };
+    let missing = needed(&at.netns).into_iter().filter(|privilege| !privilege.is_held());
+    report.remarks.extend(missing.map(|privilege| {
+        format!("{} is not among the rights of whoever asks; without it, {}", privilege.name, privilege.without)
+    }));
+    report
+}
+
+fn needed(netns: &Netns) -> Vec<Privilege> {
+    let mut needed = vec![privileges::NET_ADMIN, privileges::NET_RAW];
+    needed.extend(getrlimit(Resource::Memlock).current.map(|_| privileges::IPC_LOCK));
+    needed.extend((*netns != Netns::Host).then_some(privileges::SYS_ADMIN));
+    let by_process = matches!(netns, Netns::At(path) if path.starts_with(Path::new("/proc")));
+    needed.extend(by_process.then_some(privileges::SYS_PTRACE));
+    needed
+}
+
+/// What a netdev is good for, by what is known of it.
+pub fn decide(at: &Whereabouts, facts: &Facts) -> Report {
+    let link = &facts.link;
+    if !link.ethernet {
+        return Report::without(at, "it is no Ethernet device, and has no frames; choose another one".into());
+    }
+    let kinds = vec![as_tap(facts), as_xdp(facts), as_packet()];
+    let (prefer, because) = prefer(facts, &kinds);
+    let mut remarks = Vec::new();
+    if !link.up {
+        remarks.push(format!(
+            "it is down, and xdp and packet wait until it is up: ip link set dev {} up (there)",
+            at.device
+        ));
+    } else if !link.carrier {
+        remarks.push("it has no carrier, and xdp and packet wait until somebody is at its other end".into());
+    }
+    if let Some(other) = link.xdp {
+        remarks.push(format!(
+            "{other} is on it; end its owner or, if that is gone, take it off: ip link set dev {} {} off, or \
+             takeover = true",
+            at.device,
+            other.mode.option()
+        ));
+    }
+    remarks.extend(xdp::lost_offloads(link));
+    Report {
+        driver: facts.driver.clone(),
+        mtu: Some(link.mtu),
+        up: link.up,
+        carrier: link.carrier,
+        kinds,
+        prefer: Some(prefer),
+        because: Some(because),
+        remarks,
+        problem: None,
+        ..Report::without(at, String::new())
+    }
+}
+
+fn as_tap(Facts { link, .. }: &Facts) -> Prospect {
+    let (usable, why) = match link.tap {
+        None => (false, "it is no tap, and the name is taken"),
+        Some(tap) if tap::is_held(link, tap) => (false, "it is a tap that others hold"),
+        Some(_) => (true, "it is a tap with a free queue"),
+    };
+    Prospect { kind: "tap", usable, queues: u32::from(usable), offloads: usable, why: why.into() }
+}
+
+fn as_xdp(facts: &Facts) -> Prospect {
+    let Facts { link, driver, queues, features } = facts;
+    let queues = queues.or(link.tap.map(|tap| tap.queues)).unwrap_or(1).max(1);
+    let driver = driver.as_deref().unwrap_or("its driver");
+    let jumbo = link.mtu > ONE_PAGE;
+    let (usable, why) = match features {
+        _ if link.xdp.is_some() => (false, "an XDP program of others is on it".to_owned()),
+        None => (true, "the kernel does not tell what the driver can; each mode is tried in turn".to_owned()),
+        Some(can) if !can.native() => (true, format!("generic copy, as {driver} runs no XDP programs")),
+        Some(can) if jumbo && !can.pieces() => (
+            false,
+            format!("{driver} takes frames in one piece only, and its MTU is {}; make it {ONE_PAGE} or less", link.mtu),
+        ),
+        Some(can) if !can.redirect() => {
+            (true, format!("with mode = generic only, as {driver} cannot hand frames to a socket"))
+        }
+        Some(can) if can.zero_copy() => {
+            (true, format!("zero-copy is tried first, as {driver} says it has it; native copy otherwise"))
+        }
+        Some(_) => (true, format!("native copy, as {driver} has no zero-copy")),
+    };
+    Prospect { kind: "xdp", usable, queues, offloads: false, why }
+}
+
+fn as_packet() -> Prospect {
+    let why = "packet sockets work with every Ethernet device".into();
+    Prospect { kind: "packet", usable: true, queues: 1, offloads: true, why }
+}
+
+fn prefer(Facts { link, driver, features, .. }: &Facts, kinds: &[Prospect]) -> (&'static str, &'static str) {
+    let usable = |kind: &str| kinds.iter().any(|prospect| prospect.kind == kind && prospect.usable);
+    match features {
+        _ if usable("tap") => ("tap", "nobody holds it, and super-frames pass whole"),
+        _ if !usable("xdp") => ("packet", "the others would not work now"),
+        _ if link.tap.is_some_and(|tap| tap.vnet_header) => {
+            ("packet", "the guest's offloads pass, and by AF_XDP do not")
+        }
+        _ if driver.as_deref() == Some("veth") => {
+            ("packet", "the stack behind it may leave checksums open, and by AF_XDP they stay so")
+        }
+        Some(can) if can.native() && can.redirect() => {
+            ("xdp", "the driver runs the program, and small frames are fastest")
+        }
+        Some(_) => ("packet", "AF_XDP without the driver is no faster, and offloads do not pass"),
+        None => ("packet", "it surely works, and offloads pass; xdp is worth a try for small frames"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::link::{Attached, TapInfo, XdpMode};
+
+    fn judged(facts: &Facts) -> Report {
+        decide(&Whereabouts { device: "d0".into(), netns: Netns::Host }, facts)
+    }
+
+    /// A NIC that is up.
+    fn nic(features: Option<u64>) -> Facts {
+        let link = Link { index: 2, ethernet: true, mtu: 1500, up: true, carrier: true, ..Link::default() };
+        Facts { link, driver: Some("ice".into()), queues: Some(4), features: features.map(XdpFeatures) }
+    }
+
+    fn xdp(facts: &Facts) -> (bool, String) {
+        let Prospect { usable, why, .. } = as_xdp(facts);
+        (usable, why)
+    }
+
+    #[test]
+    fn the_rung_follows_from_what_the_driver_can() {
+        for (features, prefer, piece) in [
+            (Some(0), "packet", "generic copy"),
+            (Some(1), "packet", "mode = generic"),
+            (Some(3), "xdp", "ice has no zero-copy"),
+            (Some(11), "xdp", "zero-copy is tried first"),
+            (None, "packet", "tried in turn"),
+        ] {
+            let facts = nic(features);
+            let (usable, why) = xdp(&facts);
+            assert!(usable && why.contains(piece), "{features:?}: {why}");
+            assert_eq!(judged(&facts).prefer, Some(prefer), "{features:?}");
+        }
+        assert_eq!(as_xdp(&nic(None)).queues, 4);
+    }
+
+    #[test]
+    fn long_frames_need_pieces() {
+        let mut facts = nic(Some(3));
+        facts.link.mtu = 9000;
+        assert!(!xdp(&facts).0);
+        assert_eq!(judged(&facts).prefer, Some("packet"));
+        facts.features = Some(XdpFeatures(3 | 32));
+        assert!(xdp(&facts).0);
+    }
+
+    #[test]
+    fn a_program_of_others_is_in_the_way_and_can_be_taken_off() {
+        let mut facts = nic(Some(11));
+        facts.link.xdp = Some(Attached { mode: XdpMode::Generic, program: 7 });
+        let report = judged(&facts);
+        assert_eq!((xdp(&facts).0, report.prefer), (false, Some("packet")));
+        assert!(report.remarks.iter().any(|remark| remark.contains("ip link set dev d0 xdpgeneric off")), "{report}");
+    }
+
+    #[test]
+    fn a_tap_of_a_guest_with_offloads_is_a_trap() {
+        for vnet_header in [false, true] {
+            let mut facts = nic(Some(3));
+            facts.link.tap = Some(TapInfo { vnet_header, multi_queue: true, queues: 2, ..TapInfo::default() });
+            let report = judged(&facts);
+            assert_eq!(report.prefer, Some(if vnet_header { "packet" } else { "xdp" }), "{report}");
+            assert_eq!(report.to_string().contains("XDP door"), vnet_header, "{report}");
+        }
+    }
+
+    #[test]
+    fn what_has_no_frames_is_of_no_use() {
+        assert!(!judged(&Facts::default()).is_usable());
+        let mut facts = nic(Some(3));
+        facts.link.up = false;
+        let report = judged(&facts);
+        assert!(report.is_usable() && report.to_string().contains("ip link set dev d0 up"), "{report}");
+    }
+}
