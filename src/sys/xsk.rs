@@ -446,3 +446,110 @@ impl<T> Drop for Ring<T> {
 const fn to_usize(offset: u64) -> usize {
     offset as usize
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::fs::File;
+    use std::os::unix::fs::FileExt;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+
+    const ENTRIES: u32 = 8;
+    const PRODUCER: u64 = 0;
+    const CONSUMER: u64 = 64;
+    const FLAGS: u64 = 128;
+    const DESC: u64 = 192;
+
+    /// The kernel's side of a ring: the same memory, as a file.
+    struct Kernel {
+        file: File,
+        page: u64,
+    }
+
+    impl Kernel {
+        /// A ring that has been used so often that its counters are about to wrap.
+        fn new(page: u64, begun: u32) -> (Kernel, Ring<u64>) {
+            let fd = memfd_create("ring", MemfdFlags::CLOEXEC).unwrap();
+            let kernel = Kernel { file: File::from(fd.try_clone().unwrap()), page };
+            kernel.file.set_len(page + 4096).unwrap();
+            kernel.set(PRODUCER, begun);
+            kernel.set(CONSUMER, begun);
+            let offsets = XdpRingOffset { producer: PRODUCER, consumer: CONSUMER, desc: DESC, flags: Some(FLAGS) };
+            let ring = Ring::map(&fd, ENTRIES, page, &offsets).unwrap();
+            (kernel, ring)
+        }
+
+        fn set(&self, at: u64, value: u32) {
+            self.file.write_all_at(&value.to_ne_bytes(), self.page + at).unwrap();
+        }
+
+        fn get(&self, at: u64) -> u32 {
+            let mut bytes = [0; 4];
+            self.file.read_exact_at(&mut bytes, self.page + at).unwrap();
+            u32::from_ne_bytes(bytes)
+        }
+
+        fn place(&self, counter: u32) -> u64 {
+            self.page + DESC + u64::from(counter % ENTRIES) * 8
+        }
+    }
+
+    #[test]
+    fn what_we_produce_is_in_order_while_the_counters_wrap() {
+        for page in [XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_FILL_RING] {
+            let (kernel, mut ring) = Kernel::new(page, u32::MAX - 20);
+            let (mut put, mut seen) = (0u64, 0u64);
+            for round in 0..100u32 {
+                let room = ring.room();
+                // It may look less than there is, which it then looks for; never more.
+                assert!(u64::from(room) <= u64::from(ENTRIES) - (put - seen), "round {round}");
+                for _ in 0..room.min(1 + round % 7) {
+                    ring.put(put);
+                    put += 1;
+                }
+                ring.publish();
+                assert_eq!(u64::from(ring.unread()), put - seen);
+                let (end, mut at) = (kernel.get(PRODUCER), kernel.get(CONSUMER));
+                for _ in 0..(end.wrapping_sub(at)).min(1 + round % 5) {
+                    let mut bytes = [0; 8];
+                    kernel.file.read_exact_at(&mut bytes, kernel.place(at)).unwrap();
+                    assert_eq!(u64::from_ne_bytes(bytes), seen);
+                    seen += 1;
+                    at = at.wrapping_add(1);
+                }
+                kernel.set(CONSUMER, at);
+            }
+            assert!(seen > 100 && kernel.get(CONSUMER) < 1000, "they have wrapped");
+        }
+    }
+
+    #[test]
+    fn what_we_consume_is_in_order_while_the_counters_wrap() {
+        let (kernel, mut ring) = Kernel::new(XDP_PGOFF_RX_RING, u32::MAX - 20);
+        let (mut put, mut seen) = (0u64, 0u64);
+        for round in 0..100u32 {
+            let (mut at, end) = (kernel.get(PRODUCER), kernel.get(CONSUMER));
+            for _ in 0..(ENTRIES - at.wrapping_sub(end)).min(1 + round % 7) {
+                kernel.file.write_all_at(&put.to_ne_bytes(), kernel.place(at)).unwrap();
+                put += 1;
+                at = at.wrapping_add(1);
+            }
+            kernel.set(PRODUCER, at);
+            for _ in 0..1 + round % 5 {
+                let Some(entry) = ring.take() else { break };
+                assert_eq!(entry, seen);
+                seen += 1;
+            }
+            ring.publish();
+        }
+        while let Some(entry) = ring.take() {
+            assert_eq!(entry, seen);
+            seen += 1;
+        }
+        assert_eq!((seen, seen > 100), (put, true));
+        assert!(kernel.get(PRODUCER) < 1000, "they have wrapped");
+    }
+}

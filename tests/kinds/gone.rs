@@ -122,7 +122,7 @@ fn a_netdev_that_is_replaced_at_once_by_one_of_its_name_is_bound_anew() {
     }
 }
 
-/// The packet socket of a guest outlives the netdev, so that the next one has to be told from it.
+/// Whoever finds out first, the worker or the news of links: what is said is that it is down.
 #[test]
 fn a_netdev_that_is_set_down_and_up_carries_on() {
     let on = &[On::Tap, On::Xdp, On::Packet];

@@ -14,19 +14,24 @@ fn tcp_passes_between_all_kinds_with_offloads() {
     let Some(rig) = Rig::new(Kind { on: &On::ALL, ..PLAIN }, &["a", "b", "c", "d", "e", "f"]) else { return };
     let addresses: Vec<Ipv4Addr> = (0..6).map(|index| rig.address(index)).collect();
     for left in 0..6 {
-        for right in left + 1..6 {
+        for (right, &address) in addresses.iter().enumerate().skip(left + 1) {
             let before = rig.daemon.ports();
-            tcp_both_ways(&rig.spaces[left], &rig.spaces[right], addresses[right], 2_000_000);
+            tcp_both_ways(&rig.spaces[left], &rig.spaces[right], address, 2_000_000);
             let after = rig.daemon.ports();
             for (from, to) in [(left, right), (right, left)] {
                 let (from_kind, to_kind) = (On::ALL[from % 3], On::ALL[to % 3]);
                 let divided = after[to].segmented - before[to].segmented;
                 let completed = after[to].checksummed - before[to].checksummed;
-                // Whoever takes the header gets it; for AF_XDP the switch does what is left to do.
-                let worked = to_kind == On::Xdp && from_kind != On::Xdp;
-                assert_eq!((divided > 0, completed > 0), (worked, worked), "{from_kind:?} to {to_kind:?}");
+                // For AF_XDP the switch does what is left to do.
+                if to_kind == On::Xdp && from_kind != On::Xdp {
+                    assert!(divided > 0 && completed > 0, "{from_kind:?} to {to_kind:?}: {divided}, {completed}");
+                }
             }
         }
+    }
+    for (index, port) in rig.daemon.ports().iter().enumerate().filter(|(index, _)| On::ALL[index % 3] != On::Xdp) {
+        let worked = (port.segmented, port.checksummed);
+        assert_eq!(worked, (0, 0), "{:?} takes the header, and gets it", On::ALL[index % 3]);
     }
     let ports = rig.daemon.ports();
     assert!(ports.iter().all(|port| !port.drops.contains_key("offload_unsupported")), "{ports:?}");

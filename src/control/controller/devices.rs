@@ -303,9 +303,13 @@ impl Controller {
         let notices: Vec<Notice> =
             std::iter::once(notice).chain(std::iter::from_fn(|| self.notices.try_recv().ok())).collect();
         let lost: HashSet<_> = notices.into_iter().map(|Notice::DeviceGone { port, .. }| port).collect();
-        let why = "its netdev is gone; it is opened again as soon as it can be";
         let ports = self.ports.iter().enumerate().filter(|(_, port)| lost.contains(&port.seat.id));
-        let gone = ports.map(|(index, _)| (index, why.to_owned())).collect();
+        let gone = ports.map(|(index, port)| {
+            // A device of others fails in the same way when it is set down. Which it was takes another look.
+            let what = if port.seat.device.is_of_others() { "is gone or down" } else { "is gone" };
+            (index, format!("its netdev {what}; it is opened again as soon as it can be"))
+        });
+        let gone = gone.collect();
         self.take_back(gone).await;
     }
 
