@@ -166,17 +166,9 @@ impl Outbox<'_> {
         let (mut copies, mut there) = (0, 0u64);
         for &to in self.rules.reached(flood).into_iter().flatten() {
             let Some(door) = self.gates.door(to).filter(|door| door.floods) else {
-                if let Some(carried) = self.gates.carried_door(to).filter(|(door, _)| door.floods) {
-                    copies += 1;
-                    self.flood_carried(index, to, carried);
-                    continue;
-                }
-                match self.rules.port(to).and_then(|port| port.worker) {
-                    Some(worker) if worker != self.me => there |= 1 << worker,
-                    _ => {
-                        copies += 1;
-                        self.lose(index, to, DropReason::NoDevice);
-                    }
+                match self.flood_elsewhere(index, to) {
+                    Some(worker) => there |= 1 << worker,
+                    None => copies += 1,
                 }
                 continue;
             };
@@ -188,6 +180,21 @@ impl Outbox<'_> {
             self.borrowed = true;
         }
         (copies, there)
+    }
+
+    /// Floods frame `index` to port `to`, which has no door here for floods to a device of its own. The
+    /// worker that is to do so, if it is not this one; otherwise there is a copy, whatever became of it.
+    #[inline(never)] // it would crowd the registers of the loop over a flood
+    fn flood_elsewhere(&mut self, index: usize, to: PortId) -> Option<u16> {
+        if let Some(carried) = self.gates.carried_door(to).filter(|(door, _)| door.floods) {
+            self.flood_carried(index, to, carried);
+            return None;
+        }
+        let worker = self.rules.port(to).and_then(|port| port.worker).filter(|&worker| worker != self.me);
+        if worker.is_none() {
+            self.lose(index, to, DropReason::NoDevice);
+        }
+        worker
     }
 
     /// Sends frame `index` to the worker that polls the device of port `to`, if there is one.
