@@ -3,8 +3,8 @@
 # shellcheck shell=bash
 
 ours=   # process id of the switch or loop that is measured
-loop=   # process id of a bare loop, of testpmd, or of a guest
-server= # process id of a server of iperf3
+loop=   # process id of a bare loop, of testpmd, of Open vSwitch, or of a guest
+server= # process id of a server of iperf3, or of the database of Open vSwitch
 
 # write_config KIND POLL PORTS: of each port the device is a tap in bench-a (of the second one in
 # bench-b), or the end of a veth or tap in bench-sw that others own.
@@ -121,6 +121,33 @@ set_up_testpmd() {
     die "testpmd does not start"
 }
 
+# set_up_ovs: Open vSwitch with AF_XDP, without a kernel module and apart from one that runs already
+set_up_ovs() {
+    local usr daemon waited port
+    usr=$(dirname "$(dirname "$ovs")")
+    daemon=$(command -v ovs-vswitchd || printf '%s' "$usr/lib/openvswitch-switch/ovs-vswitchd")
+    add_veths
+    mkdir -p "$work/ovs"
+    ovsdb-tool create "$work/ovs/conf.db" "$usr/share/openvswitch/vswitch.ovsschema"
+    ovsdb-server "--remote=punix:$work/ovs/db.sock" "--unixctl=$work/ovs/db.ctl" "$work/ovs/conf.db" >"$work/ovs/db" 2>&1 &
+    server=$!
+    for ((waited = 0; waited < 200; waited++)); do if [[ -S $work/ovs/db.sock ]]; then break; fi; pause; done
+    vsctl --no-wait init
+    vsctl --no-wait set Open_vSwitch . other_config:pmd-cpu-mask=0x2
+    OVS_RUNDIR=$work/ovs ip netns exec bench-sw "$daemon" "unix:$work/ovs/db.sock" "--unixctl=$work/ovs/ctl" >"$work/ovs/log" 2>&1 &
+    loop=$!
+    ours=$loop
+    # it waits until each of these is done
+    vsctl add-br br0 -- set bridge br0 datapath_type=netdev
+    for port in v0 v1; do vsctl add-port br0 "$port" -- set interface "$port" type=afxdp options:n_rxq=1; done
+    if [[ -n $(vsctl --bare --columns=error list interface | tr -d '\n') ]]; then
+        vsctl --columns=name,error list interface >&2
+        die "Open vSwitch does not have its ports"
+    fi
+}
+
+vsctl() { ovs-vsctl --timeout=20 "--db=unix:$work/ovs/db.sock" "$@"; }
+
 # Pages of 2 MiB for DPDK, mounted for us alone. release_pages gives back those that were not there before.
 huge_pages() {
     if [[ -d $work/huge ]]; then return; fi
@@ -175,8 +202,9 @@ set_up_guest() {
 
 tear_down() {
     local port
-    if [[ -n $server ]]; then stop "$server" || true; fi
     if [[ -n $loop ]]; then stop "$loop" || true; fi
+    if [[ -n $server ]]; then stop "$server" || true; fi
+    rm -rf "$work/ovs"
     server='' loop='' ours=''
     stop_switch || true
     ip -n bench-a link del a0 2>/dev/null || true
