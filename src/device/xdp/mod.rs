@@ -29,6 +29,7 @@ use crate::frame::{Copying, Exchange, Pool};
 use crate::sys::bpf::Attach;
 use crate::sys::ethtool;
 use crate::sys::link::{self, Link};
+use crate::sys::netdev;
 use crate::sys::netns::Netns;
 use queue::Queue;
 use redirect::{Failure, Redirect};
@@ -210,15 +211,23 @@ fn climb(
     queues: u32,
     rung: Rung,
 ) -> Result<Result<Vec<Box<dyn Device>>, String>, OpenError> {
+    let no_zero_copy = || {
+        let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
+        Ok(Err(format!("{driver} has no zero-copy")))
+    };
+    // Trying it pins the whole pool once more, and takes its time; so it is asked first.
+    if rung == Rung::ZeroCopy
+        && let Ok(Some(features)) = netdev::xdp_features(link.index)
+        && !features.zero_copy()
+    {
+        return no_zero_copy();
+    }
     let fill = settings.fill.max(LEAST_FILL);
     let mut exchanges = Vec::new();
     for queue in 0..queues {
         match Exchange::open(pool, (link.index, queue), rung.copying(), RING, fill) {
             Ok(exchange) => exchanges.push(exchange),
-            Err(e) if rung == Rung::ZeroCopy && is(&e, Errno::OPNOTSUPP) => {
-                let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
-                return Ok(Err(format!("{driver} has no zero-copy")));
-            }
+            Err(e) if rung == Rung::ZeroCopy && is(&e, Errno::OPNOTSUPP) => return no_zero_copy(),
             Err(e) => return Err(not_bound(settings, queue, queues, e)),
         }
     }
