@@ -1,7 +1,7 @@
 //! Slots that go to the kernel and come back, over AF_XDP sockets without any program: what is sent.
 //! As root, in namespaces of their own.
 
-#![allow(clippy::unwrap_used)] // the helpers of a test fail as the test does
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // the helpers of a test fail as the test does
 
 mod host;
 
