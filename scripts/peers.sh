@@ -113,7 +113,7 @@ set_up_testpmd() {
     loop=$!
     ours=$loop
     for ((waited = 0; waited < 800; waited++)); do
-        if grep -q packets/burst "$work/testpmd"; then return; fi
+        if grep -qs packets/burst "$work/testpmd"; then return; fi
         if ! kill -0 "$loop" 2>/dev/null; then break; fi
         pause
     done
