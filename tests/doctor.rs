@@ -1,0 +1,112 @@
+//! `vifswitch doctor` on real netdevs: what it predicts is what a device comes to, and nothing is touched. As
+//! root, in namespaces of their own.
+
+#![allow(clippy::unwrap_used)] // the helpers of a test fail as the test does
+
+mod host;
+
+use std::process::Command;
+
+use host::{Space, run};
+use serde_json::Value;
+use vifswitch::device::xdp::{self, Mode, Settings};
+use vifswitch::frame::Pool;
+use vifswitch::sys::tun::{Flags, Queue};
+
+/// What the doctor says of a device, and how it ends.
+fn ask(device: &str) -> (i32, Value) {
+    let output = Command::new(env!("CARGO_BIN_EXE_vifswitch")).args(["doctor", "--json", device]).output().unwrap();
+    let said = serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default();
+    (output.status.code().unwrap(), said[0].clone())
+}
+
+fn kind<'r>(report: &'r Value, name: &str) -> &'r Value {
+    report["kinds"].as_array().unwrap().iter().find(|kind| kind["kind"] == name).unwrap()
+}
+
+fn said(report: &Value, what: &str) -> bool {
+    report.to_string().contains(what)
+}
+
+#[test]
+fn a_veth_is_what_was_predicted_and_untouched() {
+    let Some(space) = Space::new() else { return };
+    space.ip("link add v0 type veth peer name v1");
+    space.ip("link set dev v0 up");
+    space.ip("link set dev v1 up");
+    let before = space.link("v0").unwrap();
+    let (code, report) = ask(&format!("{}:v0", space.0));
+    assert_eq!(space.link("v0").unwrap(), before);
+    assert_eq!((code, report["driver"].as_str()), (0, Some("veth")), "{report}");
+    for name in ["xdp", "packet"] {
+        assert_eq!(kind(&report, name)["usable"], true, "{report}");
+    }
+    assert_eq!(kind(&report, "tap")["usable"], false);
+    let settings = Settings {
+        name: "v0".into(),
+        netns: space.netns(),
+        queues: None,
+        mode: Mode::Auto,
+        takeover: false,
+        mtu: 1500,
+        fill: 64,
+        owner: "p".into(),
+    };
+    let opened = xdp::open(&settings, Pool::new(256).unwrap()).unwrap();
+    let why = kind(&report, "xdp")["why"].as_str().unwrap().to_owned();
+    assert!(why.contains(opened.mode.as_deref().unwrap()), "{why}: {opened:?}");
+    assert_eq!(kind(&report, "xdp")["queues"], opened.queues.len());
+}
+
+#[test]
+fn a_tap_with_offload_headers_is_a_trap_that_is_told_of() {
+    let Some(space) = Space::new() else { return };
+    for (name, vnet_header, trap) in [("with", true, true), ("without", false, false)] {
+        let flags = Flags { vnet_header, multi_queue: false, exclusive: true };
+        let held = space.within(|| Queue::open(name, flags)).unwrap();
+        space.ip(&format!("link set dev {name} up"));
+        let (code, report) = ask(&format!("{}:{name}", space.0));
+        assert_eq!(code, 0, "{report}");
+        assert_eq!(said(&report, "XDP door"), trap, "{report}");
+        assert_eq!(report["prefer"], if trap { "packet" } else { "xdp" }, "{report}");
+        drop(held);
+    }
+}
+
+#[test]
+fn a_program_of_others_keeps_af_xdp_out_and_is_named() {
+    let Some(space) = Space::new() else { return };
+    space.ip("link add v0 type veth peer name v1");
+    space.ip("link set dev v0 up");
+    space.ip("link set dev v1 up");
+    let settings = |mode| Settings {
+        name: "v0".into(),
+        netns: space.netns(),
+        queues: None,
+        mode,
+        takeover: false,
+        mtu: 1500,
+        fill: 64,
+        owner: "p".into(),
+    };
+    let _others = xdp::open(&settings(Mode::Copy), Pool::new(256).unwrap()).unwrap();
+    let id = space.link("v0").unwrap().xdp.unwrap().program;
+    let (code, report) = ask(&format!("{}:v0", space.0));
+    assert_eq!((code, &kind(&report, "xdp")["usable"]), (0, &Value::Bool(false)), "{report}");
+    assert!(said(&report, &id.to_string()), "{report}");
+    assert_eq!(report["prefer"], "packet");
+}
+
+#[test]
+fn what_is_of_no_use_ends_with_1_and_what_is_no_name_with_2() {
+    let Some(space) = Space::new() else { return };
+    run("ip", &["-n", &space.0, "link", "set", "dev", "lo", "up"]);
+    for device in [format!("{}:lo", space.0), format!("{}:none", space.0), "vift-nowhere:v0".into()] {
+        let (code, report) = ask(&device);
+        assert_eq!(code, 1, "{report}");
+        assert!(report["problem"].is_string(), "{report}");
+    }
+    for device in ["a/b", ":x", "a-name-too-long-for-it"] {
+        assert_eq!(ask(device).0, 2, "{device}");
+    }
+}
