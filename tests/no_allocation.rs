@@ -1,9 +1,7 @@
 //! A warm worker neither allocates nor frees: a breath must not wait for a lock in the allocator.
-//! The allocator of this program counts, per thread, while it is told to.
+//! The allocator of this program, from `allocation-counter`, counts per thread while it is told to.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -20,59 +18,22 @@ use common::stream::open_frame;
 mod host;
 use common::{Lab, Plug, Setup, Wire, frame, mac};
 
-thread_local! {
-    static COUNTING: Cell<bool> = const { Cell::new(false) };
-    static CALLS: Cell<u64> = const { Cell::new(0) };
+/// How often this thread allocates or frees meanwhile; 0 only if it does neither.
+fn counted(work: impl FnOnce()) -> u64 {
+    let calls = allocation_counter::measure(work);
+    calls.count_total + calls.count_current.unsigned_abs()
 }
-
-struct Counting;
-
-fn count() {
-    if COUNTING.get() {
-        CALLS.set(CALLS.get() + 1);
-    }
-}
-
-// SAFETY: every call is passed on to the system's allocator as it is; the counting itself does not
-// allocate.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc`.
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `alloc_zeroed`.
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn realloc(&self, at: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        count();
-        // SAFETY: the caller keeps the contract of `realloc`.
-        unsafe { System.realloc(at, layout, size) }
-    }
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        count();
-        // SAFETY: the caller keeps the contract of `dealloc`.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// All workers breathe until nothing is left to do. How often they allocated or freed, and how many
 /// breaths that took.
 fn counted_breaths(lab: &mut Lab) -> (u64, u64) {
-    CALLS.set(0);
-    let mut breaths = 0;
+    let (mut calls, mut breaths) = (0, 0);
     loop {
-        COUNTING.set(true);
-        let done = lab.step();
-        COUNTING.set(false);
+        let mut done = 0;
+        calls += counted(|| done = lab.step());
         breaths += lab.workers.len() as u64;
         if done == 0 {
-            return (CALLS.get(), breaths);
+            return (calls, breaths);
         }
     }
 }
@@ -214,11 +175,12 @@ fn questions_do_not_make_a_worker_allocate() {
 
 /// The test of the test: what is counted is counted.
 #[test]
-fn an_allocation_is_counted() {
-    COUNTING.set(true);
-    drop(std::hint::black_box(Box::new(7)));
-    COUNTING.set(false);
-    assert_eq!(CALLS.get(), 2);
+fn an_allocation_is_counted_and_so_is_a_free() {
+    let mut kept = None;
+    assert_eq!(counted(|| kept = std::hint::black_box(Some(Box::new(7)))), 2);
+    assert_eq!(counted(|| drop(std::hint::black_box(kept.take()))), 1);
+    assert_eq!(counted(|| drop(std::hint::black_box(Box::new(7)))), 1);
+    assert_eq!(counted(|| ()), 0);
 }
 
 /// Real sockets on a real netdev, with frames of all kinds: tagged, longer than a slot of the ring, more
@@ -244,21 +206,20 @@ fn neither_does_a_packet_port() {
         .map(|(kind, len)| frame(mac(1), mac(0), kind, &[0; 9500][..len]))
         .into();
     let mut calls = |device: &mut Box<dyn Device>| {
-        COUNTING.set(true);
-        CALLS.set(0);
         let mut received = 0;
-        for _ in 0..200 {
-            device.receive(&mut batch, &mut cache).unwrap();
-            received += batch.len();
-            batch.clear(&mut cache);
-            for bytes in &frames {
-                lane.push(cache.frame(bytes, Offload::NONE).unwrap());
+        let calls = counted(|| {
+            for _ in 0..200 {
+                device.receive(&mut batch, &mut cache).unwrap();
+                received += batch.len();
+                batch.clear(&mut cache);
+                for bytes in &frames {
+                    lane.push(cache.frame(bytes, Offload::NONE).unwrap());
+                }
+                let sent = device.transmit(&mut lane, &batch, &mut cache);
+                assert_eq!((sent.frames, sent.refused), (4, 1));
             }
-            let sent = device.transmit(&mut lane, &batch, &mut cache);
-            assert_eq!((sent.frames, sent.refused), (4, 1));
-        }
-        COUNTING.set(false);
-        (CALLS.get(), received)
+        });
+        (calls, received)
     };
     let _ = calls(&mut device);
     (0..2000).for_each(|number| nic.send(&frames[number % 4]));

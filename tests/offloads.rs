@@ -9,18 +9,15 @@ mod stream;
 
 mod host;
 
-use std::ffi::c_int;
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
-use std::os::fd::AsRawFd;
 
 use host::daemon::{Daemon, Vif};
 use host::nic::Nic;
 use host::rig::{Rig, ping, tcp_both_ways};
 use host::{Space, await_that, readable};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::UdpGsoSegment;
 use rustix::net::{RecvFlags, recv};
-
-// linux/udp.h
-const UDP_SEGMENT: c_int = 103;
 
 /// A VM with offloads, and one without. `None` where this cannot be tested.
 fn with_and_without() -> Option<Rig> {
@@ -99,11 +96,7 @@ fn datagrams_are_divided(rig: &Rig, from: IpAddr, to: IpAddr) {
     let receiver = rig.spaces[1].within(|| UdpSocket::bind((to, 0))).unwrap();
     let sender = rig.spaces[0].within(|| UdpSocket::bind((from, 0))).unwrap();
     sender.connect(receiver.local_addr().unwrap()).unwrap();
-    let size: c_int = 1000;
-    // SAFETY: it reads one int, which outlives the call.
-    let done =
-        unsafe { libc::setsockopt(sender.as_raw_fd(), libc::IPPROTO_UDP, UDP_SEGMENT, (&raw const size).cast(), 4) };
-    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    setsockopt(&sender, UdpGsoSegment, &1000).unwrap();
     let content = stream::content(0, 9400);
     let before = finished(rig).0;
     sender.send(&content).unwrap();

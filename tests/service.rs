@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::process::Command;
-use std::ptr::null_mut;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -16,6 +15,9 @@ use host::daemon::{Daemon, Vif, config};
 use host::nic::{Nic, experiment};
 use host::rig::{Kind, PLAIN, Rig, two_workers};
 use host::{Finally, Space, await_that};
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 use rustix::event::Timespec;
 use rustix::process::Signal;
 use vifswitch::wire::Mac;
@@ -148,34 +150,28 @@ fn the_unit_is_well_formed() {
 }
 
 /// A thread of another process that stands still until this is dropped.
-struct Stopped(i32);
+struct Stopped(Pid);
 
 impl Stopped {
-    fn new(thread: i32) -> Stopped {
-        for request in [libc::PTRACE_SEIZE, libc::PTRACE_INTERRUPT] {
-            // SAFETY: neither request reads or writes any memory of ours.
-            let done = unsafe { libc::ptrace(request as _, thread, null_mut::<u8>(), null_mut::<u8>()) };
-            assert_eq!(done, 0, "{}", io::Error::last_os_error());
-        }
-        // SAFETY: a null status is not written to.
-        let waited = unsafe { libc::waitpid(thread, null_mut(), libc::__WALL) };
-        assert_eq!(waited, thread, "{}", io::Error::last_os_error());
+    fn new(thread: Pid) -> Stopped {
+        ptrace::seize(thread, ptrace::Options::empty()).unwrap();
+        ptrace::interrupt(thread).unwrap();
+        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
         Stopped(thread)
     }
 }
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        // SAFETY: the request reads and writes no memory of ours.
-        unsafe { libc::ptrace(libc::PTRACE_DETACH as _, self.0, null_mut::<u8>(), null_mut::<u8>()) };
+        let _ = ptrace::detach(self.0, None);
     }
 }
 
 /// A thread of a process, by its name.
-fn thread_of(pid: u32, name: &str) -> Option<i32> {
+fn thread_of(pid: u32, name: &str) -> Option<Pid> {
     let mut threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap());
     let found = threads.find(|thread| fs::read_to_string(thread.path().join("comm")).unwrap().trim() == name)?;
-    found.file_name().to_str().unwrap().parse().ok()
+    found.file_name().to_str().unwrap().parse().ok().map(Pid::from_raw)
 }
 
 #[test]

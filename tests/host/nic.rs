@@ -2,13 +2,12 @@
 //! sends, the switch receives, and the other way round.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use tun_tap::{Iface, Mode};
 use vifswitch::sys::packet::{EVERYTHING, HEADER, Socket, Tag};
 use vifswitch::wire::Mac;
 
-use super::{EXPERIMENT, Space, readable};
+use super::{EXPERIMENT, Space, await_that, readable};
 
 /// Bytes that may wait to be read: more than any test sends at once.
 const ROOM: usize = 64 << 20;
@@ -100,7 +99,11 @@ impl Nic {
             if let Some(frame) = self.try_take() {
                 return frame;
             }
-            readable(self);
+            match &self.end {
+                End::Netdev(socket) => readable(socket),
+                // It shows its file as a bare number only, which nothing safe can wait for.
+                End::Held(_) => return await_that("a frame", || self.try_take()),
+            }
         }
     }
 
@@ -112,16 +115,6 @@ impl Nic {
     /// The frames up to `last`, which is awaited.
     pub fn take_until(&self, last: &[u8]) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| Some(self.take()).filter(|frame| frame != last)).collect()
-    }
-}
-
-impl AsFd for Nic {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match &self.end {
-            End::Netdev(socket) => socket.as_fd(),
-            // SAFETY: the tap holds its file open as long as it lives, and it is borrowed for as long.
-            End::Held(tap) => unsafe { BorrowedFd::borrow_raw(tap.as_raw_fd()) },
-        }
     }
 }
 
