@@ -4,13 +4,13 @@
 
 mod host;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread;
 
 use host::daemon::{Daemon, Vif, attachment, config, keeping};
 use host::nic::{Nic, experiment};
-use host::rig::{On, guests, stream};
-use host::{Space, await_that};
+use host::rig::{On, guests, pass, stream};
+use host::{Finally, Space, await_that};
 use hyper::Method;
 use rustix::process::Signal;
 use vifswitch::control::client::{Client, Error};
@@ -33,23 +33,8 @@ fn shown(daemon: &Daemon) -> Vec<PortView> {
     serde_json::from_str(&daemon.done(&["show", "ports", "--json"], "")).unwrap()
 }
 
-fn pass(from: (&Nic, &Vif), to: (&Nic, &Vif), tale: &str) {
-    let frame = experiment(to.1.mac, from.1.mac, tale.as_bytes());
-    from.0.send(&frame);
-    assert_eq!(to.0.take(), frame);
-}
-
 fn port(vif: &Vif) -> serde_json::Value {
     serde_json::to_value(host::inside::ports(std::slice::from_ref(vif))[0].to_written()).unwrap()
-}
-
-/// Says that something is done when it goes.
-struct Finally<'a>(&'a AtomicBool);
-
-impl Drop for Finally<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }
 
 /// AT-01: two, three and eight siblings in one request, in its order; a port twice, and nothing is done.
