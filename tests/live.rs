@@ -12,6 +12,7 @@ use std::time::Duration;
 use host::daemon::Vif;
 use host::inside::{Inside, meant, ports};
 use host::nic::{Nic, experiment};
+use host::rig::pass;
 use host::{Finally, Space, await_that};
 use vifswitch::control::change::{Blame, Change};
 use vifswitch::control::config::written;
@@ -31,12 +32,6 @@ fn keys() -> written::Port {
 
 fn set(vif: &Vif, keys: written::Port) -> Change {
     Change::Set { port: vif.port.clone(), keys: keys.into() }
-}
-
-fn pass(from: (&Nic, &Vif), to: (&Nic, &Vif), tale: &str) {
-    let frame = experiment(to.1.mac, from.1.mac, tale.as_bytes());
-    from.0.send(&frame);
-    assert_eq!(to.0.take(), frame);
 }
 
 /// Ports of these VMs on net1, each in a namespace of its own.
@@ -95,7 +90,7 @@ fn siblings_come_and_go_and_nobody_loses_a_frame() {
         });
         assert_eq!(inside.listed(), ["port-1", "port-2"]);
         for port in inside.ports() {
-            assert!(port.drops.is_empty(), "{:?}", port.drops);
+            assert!(port.counts.drops.is_empty(), "{:?}", port.counts.drops);
         }
     }
 }
@@ -122,8 +117,8 @@ fn a_port_that_is_down_is_silent_and_forgotten_and_comes_back_as_it_was() {
     nics[1].send(&hello);
     nics[0].send(&experiment(vifs[1].mac, vifs[0].mac, b"in vain"));
     await_that("both are counted", || {
-        let drops = inside.ports().iter().map(|port| port.drops.values().sum::<u64>()).sum::<u64>();
-        (drops == 2 && inside.port(&vifs[1]).drops.contains_key("admin_down")).then_some(())
+        let drops = inside.ports().iter().map(|port| port.counts.drops.values().sum::<u64>()).sum::<u64>();
+        (drops == 2 && inside.port(&vifs[1]).counts.drops.contains_key("admin_down")).then_some(())
     });
     assert_eq!((learned(), nics[0].rest().len(), nics[1].rest().len()), (0, 0, 0));
 
