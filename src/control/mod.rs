@@ -21,6 +21,7 @@ pub mod config;
 pub mod controller;
 mod difference;
 pub mod events;
+pub mod at_limit;
 pub mod failover;
 pub mod handle;
 mod journal;
