@@ -11,8 +11,8 @@ use super::lines::lines;
 use super::places::Places;
 use super::staff::Staff;
 use super::view::{
-    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CarriedView, DeviceView, Direction,
-    DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
+    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CarriedView, CountsView, DeviceView,
+    Direction, DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
 };
 use crate::switch::{DropReason, NetworkId};
 use crate::telemetry::audit::Reading;
@@ -58,17 +58,7 @@ impl Report<'_> {
             port_security: wanted.port_security.name().into(),
             device: device(&wanted.device, port),
             worker: worker(port),
-            rx_frames: port.sum(|c| c.rx_frames.get()),
-            rx_bytes: port.sum(|c| c.rx_bytes.get()),
-            tx_frames: port.sum(|c| c.tx_frames.get()),
-            tx_bytes: port.sum(|c| c.tx_bytes.get()),
-            forwarded: port.sum(|c| c.forwarded.get()),
-            flooded: port.sum(|c| c.flooded.get()),
-            copies: port.sum(|c| c.copies.get()),
-            missed: port.sum(|c| c.missed.get()),
-            segmented: port.sum(|c| c.segmented.get()),
-            checksummed: port.sum(|c| c.checksummed.get()),
-            drops: drops(port),
+            counts: counts(port),
         })
     }
 
@@ -99,17 +89,7 @@ impl Report<'_> {
                 networks: wanted.networks.iter().map(carried).collect(),
                 device: device(&wanted.device, port),
                 worker: worker(port),
-                rx_frames: port.sum(|c| c.rx_frames.get()),
-                rx_bytes: port.sum(|c| c.rx_bytes.get()),
-                tx_frames: port.sum(|c| c.tx_frames.get()),
-                tx_bytes: port.sum(|c| c.tx_bytes.get()),
-                forwarded: port.sum(|c| c.forwarded.get()),
-                flooded: port.sum(|c| c.flooded.get()),
-                copies: port.sum(|c| c.copies.get()),
-                missed: port.sum(|c| c.missed.get()),
-                segmented: port.sum(|c| c.segmented.get()),
-                checksummed: port.sum(|c| c.checksummed.get()),
-                drops: drops(port),
+                counts: counts(port),
             })
         };
         self.ports.iter().filter_map(view).collect()
@@ -326,6 +306,23 @@ fn worker(port: &Port) -> Option<u16> {
     match port.state {
         State::Up { worker, .. } => Some(worker),
         _ => None,
+    }
+}
+
+/// What is counted of a port or an uplink, over its queues.
+fn counts(port: &Port) -> CountsView {
+    CountsView {
+        rx_frames: port.sum(|c| c.rx_frames.get()),
+        rx_bytes: port.sum(|c| c.rx_bytes.get()),
+        tx_frames: port.sum(|c| c.tx_frames.get()),
+        tx_bytes: port.sum(|c| c.tx_bytes.get()),
+        forwarded: port.sum(|c| c.forwarded.get()),
+        flooded: port.sum(|c| c.flooded.get()),
+        copies: port.sum(|c| c.copies.get()),
+        missed: port.sum(|c| c.missed.get()),
+        segmented: port.sum(|c| c.segmented.get()),
+        checksummed: port.sum(|c| c.checksummed.get()),
+        drops: drops(port),
     }
 }
 

@@ -50,6 +50,34 @@ pub struct DeviceView {
     pub mode: Option<String>,
 }
 
+/// What is counted of a port or an uplink. *In* is from the guest or from outside, *out* is to them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct CountsView {
+    /// Frames that came in; a super-frame counts as the frames it becomes.
+    pub rx_frames: u64,
+    /// And their bytes.
+    pub rx_bytes: u64,
+    /// Frames that went out.
+    pub tx_frames: u64,
+    /// And their bytes.
+    pub tx_bytes: u64,
+    /// Of the frames that came in: those meant for one port.
+    pub forwarded: u64,
+    /// Of the frames that came in: those meant for everybody.
+    pub flooded: u64,
+    /// The copies made of these.
+    pub copies: u64,
+    /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
+    /// other counter.
+    pub missed: u64,
+    /// Super-frames going out that were divided, since the device takes none.
+    pub segmented: u64,
+    /// Other frames going out whose checksum was completed, since the device takes none that is open.
+    pub checksummed: u64,
+    /// Frames that died, either direction, by reason; only reasons that there were.
+    pub drops: BTreeMap<String, u64>,
+}
+
 /// A port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortView {
@@ -75,29 +103,9 @@ pub struct PortView {
     pub device: DeviceView,
     /// The worker that polls its first queue.
     pub worker: Option<u16>,
-    /// Frames from the guest; a super-frame counts as the frames it becomes.
-    pub rx_frames: u64,
-    /// And their bytes.
-    pub rx_bytes: u64,
-    /// Frames to the guest.
-    pub tx_frames: u64,
-    /// And their bytes.
-    pub tx_bytes: u64,
-    /// Of the frames from the guest: those meant for one port.
-    pub forwarded: u64,
-    /// Of the frames from the guest: those meant for everybody.
-    pub flooded: u64,
-    /// The copies made of these.
-    pub copies: u64,
-    /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
-    /// other counter.
-    pub missed: u64,
-    /// Super-frames to the guest that were divided, since its device takes none.
-    pub segmented: u64,
-    /// Other frames to the guest whose checksum was completed, since its device takes none that is open.
-    pub checksummed: u64,
-    /// Frames that died, either direction, by reason; only reasons that there were.
-    pub drops: BTreeMap<String, u64>,
+    /// Its counters; in JSON their keys stand among the others.
+    #[serde(flatten)]
+    pub counts: CountsView,
 }
 
 /// A network on an uplink.
@@ -132,29 +140,9 @@ pub struct UplinkView {
     pub device: DeviceView,
     /// The worker that polls its first queue.
     pub worker: Option<u16>,
-    /// Frames from outside; a super-frame counts as the frames it becomes.
-    pub rx_frames: u64,
-    /// And their bytes.
-    pub rx_bytes: u64,
-    /// Frames to the outside.
-    pub tx_frames: u64,
-    /// And their bytes.
-    pub tx_bytes: u64,
-    /// Of the frames from outside: those meant for one port.
-    pub forwarded: u64,
-    /// Of the frames from outside: those meant for everybody.
-    pub flooded: u64,
-    /// The copies made of these.
-    pub copies: u64,
-    /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
-    /// other counter.
-    pub missed: u64,
-    /// Super-frames to the wire that were divided, since its device takes none.
-    pub segmented: u64,
-    /// Other frames to the wire whose checksum was completed, since its device takes none that is open.
-    pub checksummed: u64,
-    /// Frames that died, either direction, by reason; only reasons that there were.
-    pub drops: BTreeMap<String, u64>,
+    /// Its counters; in JSON their keys stand among the others.
+    #[serde(flatten)]
+    pub counts: CountsView,
 }
 
 /// A VM.
