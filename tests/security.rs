@@ -84,7 +84,7 @@ impl Scene {
         let before = self.daemon.drops(&self.vifs[0], reason);
         from.send(frame);
         await_that(&format!("{reason}: {what}"), || {
-            let drops = self.port(0).drops;
+            let drops = self.port(0).counts.drops;
             let now = drops.get(reason).copied().unwrap_or_default();
             assert!(now <= before + 1, "{what}: {drops:?}");
             (now == before + 1).then_some(())
@@ -151,11 +151,11 @@ fn a_guest_that_changes_its_address_is_stopped_until_it_may() {
         let is_blocked = || {
             let before = daemon.drops(&vifs[0], "spoofed_source");
             attempt(&spaces[0], peer);
-            let blocked = |port: &PortView| port.drops.get("spoofed_source").is_some_and(|now| *now > before);
+            let blocked = |port: &PortView| port.counts.drops.get("spoofed_source").is_some_and(|now| *now > before);
             daemon.await_port("it is blocked", &vifs[0], blocked);
         };
         ping(&spaces[0], peer, 3);
-        assert!(scene.port(0).drops.is_empty(), "{:?}", scene.port(0).drops);
+        assert!(scene.port(0).counts.drops.is_empty(), "{:?}", scene.port(0).counts.drops);
         become_(OTHER);
         is_blocked();
         scene.set(&["port_security=off"]);
@@ -194,7 +194,7 @@ fn the_mac_address_is_all_that_mac_asks_for() {
         scene.is_refused(&here, &experiment(peer, OTHER, b"x"), "spoofed_source", "another's");
         scene.passes(&here, &there, &experiment(peer, me, b"end"), "the last");
         let port = scene.port(0);
-        assert_eq!((port.drops.values().sum::<u64>(), port.port_security.as_str()), (1, "mac"));
+        assert_eq!((port.counts.drops.values().sum::<u64>(), port.port_security.as_str()), (1, "mac"));
     }
 }
 
@@ -283,8 +283,8 @@ fn senders_above_ethernet_are_judged_where_they_shall_be() {
         all_pass(&never);
         let port = scene.port(0);
         assert_eq!(port.port_security, "mac");
-        assert_eq!(port.drops.keys().collect::<Vec<_>>(), ["spoofed_ip", "spoofed_source"]);
-        println!("{on:?}: {:?}", port.drops);
+        assert_eq!(port.counts.drops.keys().collect::<Vec<_>>(), ["spoofed_ip", "spoofed_source"]);
+        println!("{on:?}: {:?}", port.counts.drops);
     }
 }
 
@@ -322,8 +322,8 @@ fn a_port_is_changed_under_traffic_and_no_frame_is_lost() {
         });
         let ports = scene.daemon.quiet();
         println!("{on:?}: {frames} frames while a port was changed, none lost");
-        assert!(frames > 0 && ports.iter().all(|port| port.drops.is_empty()), "{ports:?}");
-        assert_eq!(ports[from].rx_frames, frames, "no frame has been lost on its way in either");
+        assert!(frames > 0 && ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
+        assert_eq!(ports[from].counts.rx_frames, frames, "no frame has been lost on its way in either");
     }
 }
 
@@ -361,22 +361,22 @@ fn delivery_is_changed_live_and_counted() {
         let all = experiment(Mac::BROADCAST, peer, b"for all");
         scene.passes(&nics[1], &nics[0], &all, "what is for all");
         assert_eq!(nics[2].take(), all);
-        let port = scene.daemon.await_port("it is counted", &scene.vifs[0], |port| port.suppressed > 0);
-        assert_eq!((port.suppressed, port.unknown_unicast.as_str(), port.mirrored), (1, "suppress", 0));
+        let port = scene.daemon.await_port("it is counted", &scene.vifs[0], |port| port.counts.suppressed > 0);
+        assert_eq!((port.counts.suppressed, port.unknown_unicast.as_str(), port.counts.mirrored), (1, "suppress", 0));
 
         scene.set(&["unknown_unicast=", "promiscuous=true"]);
         let theirs = experiment(third, peer, b"between us");
         scene.passes(&nics[1], &nics[0], &theirs, "a copy of what is for another");
         assert_eq!(nics[2].take(), theirs);
-        let port = scene.daemon.await_port("it is counted", &scene.vifs[0], |port| port.mirrored > 0);
-        assert_eq!((port.mirrored, port.promiscuous), (1, true));
+        let port = scene.daemon.await_port("it is counted", &scene.vifs[0], |port| port.counts.mirrored > 0);
+        assert_eq!((port.counts.mirrored, port.promiscuous), (1, true));
         scene.passes(&nics[1], &nics[0], &experiment(me, peer, b"once"), "one of what is for itself");
         scene.set(&["promiscuous=false"]);
         nics[1].send(&theirs);
         assert_eq!(nics[2].take(), theirs);
         scene.passes(&nics[1], &nics[0], &experiment(me, peer, b"end"), "no copy any more");
         let ports = scene.daemon.quiet();
-        assert!(ports.iter().all(|port| port.drops.is_empty()), "{ports:?}");
+        assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
         let metrics = scene.daemon.page("/metrics");
         for line in [
             r#"vifswitch_port_suppressed_frames_total{port="port-1",vm="fw",network="net1"} 1"#,
@@ -414,7 +414,7 @@ fn a_port_at_its_limit_is_told_of_once() {
         assert_eq!((event.vm.as_deref(), event.network.as_deref(), &event.ports[..]), (Some("fw"), Some("net1"), &["port-1".to_owned()][..]));
         assert!(event.text.contains("limit of 2 learned stations"), "{}", event.text);
         let port = scene.port(0);
-        assert_eq!(port.unlearned, if reason.is_none() { 5 } else { 0 });
+        assert_eq!(port.counts.unlearned, if reason.is_none() { 5 } else { 0 });
         assert_eq!((port.mac_limit, port.mac_limit_policy.as_deref()), (Some(2), Some(policy)));
         // More of them are no news.
         here.send(&from(9));
@@ -464,7 +464,7 @@ fn reserved_groups_pass_as_the_network_has_it() {
             // The next ones are no bridge's business.
             scene.passes(&here, &there, &experiment(group(0x10), me, b"x"), "no reserved one");
         }
-        scene.daemon.await_port("each is counted by its name", &scene.vifs[0], |port| port.reserved_groups == refused);
+        scene.daemon.await_port("each is counted by its name", &scene.vifs[0], |port| port.counts.reserved_groups == refused);
         assert_eq!(scene.netdev(), scene.index);
         let metrics = scene.daemon.page("/metrics");
         let pause = r#"vifswitch_port_reserved_group_frames_total{port="port-1",vm="fw",network="net1",group="pause"} 3"#;
