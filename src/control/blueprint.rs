@@ -10,8 +10,8 @@ use super::lines::{Line, lines};
 use super::places::{OUTSIDE, Places};
 use crate::device::{Settings, packet, tap, xdp};
 use crate::switch::{
-    CarrierRules, Limits, MOST_NETWORKS, MOST_PORTS, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, Role,
-    Rules, Secret, Security,
+    CarrierRules, Limits, MOST_NETWORKS, MOST_PORTS, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach,
+    ReservedMask, Role, Rules, Secret, Security,
 };
 use crate::sys::netns::Netns;
 use crate::wire::{Mac, Vid};
@@ -287,6 +287,7 @@ fn draw<'a>(
             ageing: network.ageing_seconds,
             limits: Limits { network: network.fdb_limit, port: network.fdb_limit_per_port },
             guard: network.guard,
+            reserved: ReservedMask::VM_DEFAULT,
         })
     });
     let mut drawn = Drawn { networks: networks.collect(), ..Drawn::default() };
@@ -311,6 +312,9 @@ fn draw<'a>(
                     worker,
                     role: Role::Vif,
                     reach: Reach::Own,
+                    unknown_unicast: true,
+                    promiscuous: false,
+                    mac_limit: None,
                 });
             }
             Stand::Uplink { index } => drop(reached.insert(index, (seat.id, worker))),
@@ -330,6 +334,9 @@ fn draw<'a>(
             worker,
             role: Role::Uplink,
             reach: Reach::Carried { carrier, vlan },
+            unknown_unicast: true,
+            promiscuous: false,
+            mac_limit: None,
         });
         on_line.entry(line.members).or_default().push((vlan, id));
     }

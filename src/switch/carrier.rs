@@ -9,25 +9,15 @@
 use std::collections::HashMap;
 
 use super::judge::{Judge, Question, fetch_ahead, read};
+use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::{DropReason, PortId, PortRules, Reach, Role, Rules, Switch, Verdict, Verdicts};
 use crate::frame::{BURST, Batch};
 use crate::time::Moment;
-use crate::wire::{Header, Mac, TAG_LEN, Tagging, Vid};
-
-/// 01:00:0c:cc:cc:cd, the address of per-VLAN spanning tree (PVST+), which many switches send on
-/// trunks.
-const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);
+use crate::wire::{Header, TAG_LEN, Tagging, Vid};
 
 /// VLAN ids that 12 bits can say.
 const IDS: usize = 1 << 12;
-
-/// Whether an address is one that only the two ends of a wire are to hear: spanning tree, PAUSE, LACP,
-/// EAPOL, LLDP and the like (IEEE 802.1Q-2018, table 8-1), and PVST+. Told without a branch.
-#[inline(always)]
-pub(super) const fn is_of_the_wire(mac: Mac) -> bool {
-    mac.is_reserved_group() | (mac.bits() == PVST.bits())
-}
 
 /// What is asked about a carrier.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::carrier::is_of_the_wire;
+use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::{DropReason, Fdb, Learned, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
 use crate::frame::{BURST, Batch, Frame};

@@ -16,12 +16,16 @@ mod fdb;
 mod judge;
 mod names;
 mod pins;
+mod reserved;
 mod rules;
+mod security;
 mod verdict;
 
 pub use carrier::CarrierRules;
 pub use fdb::{Fdb, Learned, Limits, Seen};
 pub use judge::{Sighting, Switch};
 pub use names::{MOST_NETWORKS, MOST_PORTS, NetworkId, PortId, Secret, Station};
-pub use rules::{NetworkRules, Owner, PortRules, Reach, Role, Rules, Security};
+pub use reserved::{ReservedGroup, ReservedMask};
+pub use rules::{NetworkRules, Owner, PortRules, Reach, Role, Rules};
+pub use security::{AtLimit, Binding, MacLimit, Security};
 pub use verdict::{DropReason, Flood, Verdict, Verdicts};

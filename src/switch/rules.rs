@@ -14,21 +14,14 @@ use std::collections::HashMap;
 
 use super::carrier::{Carrier, CarrierRules, Carriers};
 use super::pins::Pins;
-use super::{DropReason, Flood, Limits, MOST_PORTS, NetworkId, PortId, Secret, Station};
+use super::{
+    DropReason, Flood, Limits, MOST_PORTS, MacLimit, NetworkId, PortId, ReservedMask, Secret, Security, Station,
+};
 use crate::wire::{HEADER_LEN, Mac, Vid};
 
 /// Whose port it is: ports of one owner on one network are siblings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner(pub u32);
-
-/// Which source addresses a port may use.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Security {
-    /// Any, but for those that are pinned to somebody else.
-    Off,
-    /// The address of the port, and these.
-    Mac(Box<[Mac]>),
-}
 
 /// What a port is to its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -75,6 +68,14 @@ pub struct PortRules {
     pub role: Role,
     /// By which device its frames come and go.
     pub reach: Reach,
+    /// Whether it gets frames for stations that nobody knows. Only a port whose address is pinned to it can
+    /// do without: what is for it is known.
+    pub unknown_unicast: bool,
+    /// Whether it gets a copy of every frame that is forwarded on its network.
+    pub promiscuous: bool,
+    /// How many stations may be learned behind it. `None`: as many as behind every port of its network, and the
+    /// newest displaces the oldest.
+    pub mac_limit: Option<MacLimit>,
 }
 
 impl PortRules {
@@ -97,6 +98,8 @@ pub struct NetworkRules {
     pub limits: Limits,
     /// Whether a source pinned to another VM's port is refused.
     pub guard: bool,
+    /// Which reserved group addresses pass between its VMs.
+    pub reserved: ReservedMask,
 }
 
 /// A port, compiled.
@@ -129,7 +132,7 @@ impl Port {
     pub(super) fn allows(&self, source: Mac) -> bool {
         match &self.rules.security {
             Security::Off => true,
-            Security::Mac(also) => source == self.rules.mac || also.contains(&source),
+            security => source == self.rules.mac || security.macs().any(|mac| mac == source),
         }
     }
 }
@@ -329,7 +332,14 @@ mod tests {
     use super::*;
 
     fn network(index: u16) -> NetworkRules {
-        NetworkRules { id: NetworkId::new(index), mtu: 1500, ageing: 300, limits: Limits::default(), guard: true }
+        NetworkRules {
+            id: NetworkId::new(index),
+            mtu: 1500,
+            ageing: 300,
+            limits: Limits::default(),
+            guard: true,
+            reserved: ReservedMask::VM_DEFAULT,
+        }
     }
 
     fn port(index: u16, network: u16, owner: u32, also: &[u64]) -> PortRules {
@@ -343,6 +353,9 @@ mod tests {
             worker: Some(0),
             role: Role::Vif,
             reach: Reach::Own,
+            unknown_unicast: true,
+            promiscuous: false,
+            mac_limit: None,
         }
     }
 

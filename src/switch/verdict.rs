@@ -25,13 +25,18 @@ pub enum DropReason {
     UnknownVlan,
     /// In: the source is a group address or zero.
     BadSource,
-    /// In: a group address that no bridge forwards: 01:80:c2:00:00:01, PAUSE. From an uplink, all groups
+    /// In: a reserved group address that the network does not let pass, as PAUSE. From an uplink, all groups
     /// that two ends of a link keep to themselves.
     ReservedGroup,
     /// In: the source belongs to a port of another VM.
     ForeignSource,
     /// In: port security does not allow this source here.
     SpoofedSource,
+    /// In: ARP, IP or neighbor discovery names a sender that port security does not allow here, or one that
+    /// cannot be read.
+    SpoofedIp,
+    /// In: as many stations as may be have been learned behind the port, and this is another one.
+    MacLimit,
     /// In: the destination is behind the port that the frame came from.
     Hairpin,
     /// In: it came by one uplink, and the destination is behind another.
@@ -58,7 +63,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them, in the order of their counters.
-    pub const ALL: [DropReason; 21] = [
+    pub const ALL: [DropReason; 23] = [
         DropReason::PortClosed,
         DropReason::AdminDown,
         DropReason::Standby,
@@ -70,6 +75,8 @@ impl DropReason {
         DropReason::ReservedGroup,
         DropReason::ForeignSource,
         DropReason::SpoofedSource,
+        DropReason::SpoofedIp,
+        DropReason::MacLimit,
         DropReason::Hairpin,
         DropReason::SplitHorizon,
         DropReason::ForeignVlan,
@@ -96,6 +103,8 @@ impl DropReason {
             DropReason::ReservedGroup => "reserved_group",
             DropReason::ForeignSource => "foreign_source",
             DropReason::SpoofedSource => "spoofed_source",
+            DropReason::SpoofedIp => "spoofed_ip",
+            DropReason::MacLimit => "mac_limit",
             DropReason::Hairpin => "hairpin",
             DropReason::SplitHorizon => "split_horizon",
             DropReason::ForeignVlan => "foreign_vlan",
@@ -121,10 +130,14 @@ impl DropReason {
             DropReason::UnknownVlan => "no network has this VLAN id on the uplink, or none is untagged there",
             DropReason::BadSource => "the source is a group address or zero",
             DropReason::ReservedGroup => {
-                "sent to a group address that bridges keep to themselves (PAUSE; on uplinks also BPDU, LACP, LLDP)"
+                "sent to a group address that bridges keep to themselves (by default PAUSE; on uplinks also BPDU, LACP, LLDP)"
             }
             DropReason::ForeignSource => "the source belongs to a port of another VM",
             DropReason::SpoofedSource => "port security does not allow this source here",
+            DropReason::SpoofedIp => {
+                "port security does not allow the sender that ARP or IP names here, or it cannot be read"
+            }
+            DropReason::MacLimit => "as many stations as may be have been learned behind the port",
             DropReason::Hairpin => "the destination is behind the port the frame came from",
             DropReason::SplitHorizon => "came by one uplink, and the destination is behind another",
             DropReason::ForeignVlan => "its own VLAN tag would put it on another network of the uplink",
