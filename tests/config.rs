@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use vifswitch::control::config::{
     self, AddressPair, Carried, Config, Device, Errors, IpAllocation, Network, Packet, Poll, Port, PortSecurity,
-    Problem, ReservedGroups, SwitchSettings, Tap, UnknownUnicast, Uplink, Vm, Xdp, kind, parse_json, parse_toml,
+    Problem, SwitchSettings, Tap, UnknownUnicast, Uplink, Vm, Xdp, kind, parse_json, parse_toml,
 };
 use vifswitch::device::xdp::Mode;
 use vifswitch::wire::Vid;
@@ -103,10 +103,7 @@ fn the_example_means_what_it_says() {
                 id: "fw-3".to_string(),
                 ports: vec![
                     Port {
-                        allowed_address_pairs: vec![AddressPair {
-                            mac: "00:00:5e:00:01:01".parse().ok(),
-                            ip: None,
-                        }],
+                        allowed_address_pairs: vec![AddressPair { mac: "00:00:5e:00:01:01".parse().ok(), ip: None }],
                         ..port(
                             "0c11a9e4-6f1b-4b0e-9a51-7f5f9c1f0001",
                             "net1",

@@ -262,7 +262,8 @@ fn senders_above_ethernet_are_judged_where_they_shall_be() {
 
         // More of its own, and those of another address.
         scene.is_refused(&here, &ipv4(peer, OTHER, WRONG4, [9, 9]), "spoofed_source", "another's");
-        let pairs = "[{ ip_address = \"2001:db8::/64\" }, { mac_address = \"0a:00:00:00:00:01\", ip_address = \"10.5.0.9\" }]";
+        let pairs =
+            "[{ ip_address = \"2001:db8::/64\" }, { mac_address = \"0a:00:00:00:00:01\", ip_address = \"10.5.0.9\" }]";
         scene.set(&[&format!("allowed_address_pairs={pairs}")]);
         all_pass(&[
             ("IPv6 from all of it", v6(WRONG6)),
@@ -411,7 +412,10 @@ fn a_port_at_its_limit_is_told_of_once() {
         }
         scene.passes(&here, &there, &from(1), "one that is known");
         let event = await_that("the event", || told().pop());
-        assert_eq!((event.vm.as_deref(), event.network.as_deref(), &event.ports[..]), (Some("fw"), Some("net1"), &["port-1".to_owned()][..]));
+        assert_eq!(
+            (event.vm.as_deref(), event.network.as_deref(), &event.ports[..]),
+            (Some("fw"), Some("net1"), &["port-1".to_owned()][..])
+        );
         assert!(event.text.contains("limit of 2 learned stations"), "{}", event.text);
         let port = scene.port(0);
         assert_eq!(port.counts.unlearned, if reason.is_none() { 5 } else { 0 });
@@ -464,10 +468,13 @@ fn reserved_groups_pass_as_the_network_has_it() {
             // The next ones are no bridge's business.
             scene.passes(&here, &there, &experiment(group(0x10), me, b"x"), "no reserved one");
         }
-        scene.daemon.await_port("each is counted by its name", &scene.vifs[0], |port| port.counts.reserved_groups == refused);
+        scene
+            .daemon
+            .await_port("each is counted by its name", &scene.vifs[0], |port| port.counts.reserved_groups == refused);
         assert_eq!(scene.netdev(), scene.index);
         let metrics = scene.daemon.page("/metrics");
-        let pause = r#"vifswitch_port_reserved_group_frames_total{port="port-1",vm="fw",network="net1",group="pause"} 3"#;
+        let pause =
+            r#"vifswitch_port_reserved_group_frames_total{port="port-1",vm="fw",network="net1",group="pause"} 3"#;
         assert!(metrics.lines().any(|line| line == pause), "{metrics}");
     }
 }

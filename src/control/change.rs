@@ -214,9 +214,12 @@ fn clear(port: &mut written::Port, keys: &[String]) {
             (Some(("device", key)), Some(device)) => device.clear(key),
             _ => {}
         }
-        // Two words for one thing, of which the other one is kept.
-        if key == "port_security_enabled" {
-            port.clear("port_security");
+        match key.as_str() {
+            // Two words for one thing, of which the other one is kept.
+            "port_security_enabled" => port.clear("port_security"),
+            // It says what happens at the limit.
+            "mac_limit" => port.clear("mac_limit_policy"),
+            _ => {}
         }
     }
 }
@@ -252,6 +255,10 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
         port_security,
         port_security_enabled: keys.port_security_enabled,
         allowed_address_pairs: keys.allowed_address_pairs.or(now.allowed_address_pairs),
+        unknown_unicast: keys.unknown_unicast.or(now.unknown_unicast),
+        promiscuous: keys.promiscuous.or(now.promiscuous),
+        mac_limit: keys.mac_limit.or(now.mac_limit),
+        mac_limit_policy: keys.mac_limit_policy.or(now.mac_limit_policy),
         admin_state_up: keys.admin_state_up.or(now.admin_state_up),
         device,
     }
@@ -260,10 +267,18 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
 /// Judges ports as if they stood in a file beside the networks of `now`. `here` is where the
 /// request begins in that file.
 fn judge(now: &Config, vm: &str, ports: Vec<written::Port>, here: &str) -> Result<Vec<Port>, Refusal> {
-    let network = |network: &Network| written::Network { id: Some(network.id.clone()), ..Default::default() };
+    // The bounds of the networks that they are on are asked for, and of the others the names.
+    let asked: HashSet<&str> = ports.iter().filter_map(|port| port.network_id.as_deref()).collect();
+    let network = |network: &Network| {
+        if asked.contains(network.id.as_str()) {
+            return network.to_written();
+        }
+        written::Network { id: Some(network.id.clone()), ..Default::default() }
+    };
+    let networks = now.networks.iter().map(network).collect();
     let file = written::Config {
         switch: None,
-        networks: Some(now.networks.iter().map(network).collect()),
+        networks: Some(networks),
         vms: Some(vec![written::Vm { id: Some(vm.to_owned()), ports: Some(ports) }]),
         uplinks: None,
     };

@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod at_limit;
 pub mod blueprint;
 pub mod change;
 pub mod client;
@@ -21,7 +22,6 @@ pub mod config;
 pub mod controller;
 mod difference;
 pub mod events;
-pub mod at_limit;
 pub mod failover;
 pub mod handle;
 mod journal;

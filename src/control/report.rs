@@ -335,6 +335,15 @@ fn counts(port: &Port) -> CountsView {
     }
 }
 
+/// Frames to reserved groups that were refused at a port, by the name of the group.
+fn reserved_groups(port: &Port) -> BTreeMap<String, u64> {
+    let mut groups = BTreeMap::new();
+    for (group, frames) in port.counters.iter().flat_map(|counters| counters.reserved_groups.iter()) {
+        *groups.entry(group.name().to_owned()).or_default() += frames;
+    }
+    groups
+}
+
 /// Frames that died at a port, either direction, by reason.
 fn drops(port: &Port) -> BTreeMap<String, u64> {
     let mut drops = BTreeMap::new();

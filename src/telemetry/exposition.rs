@@ -94,7 +94,9 @@ const PORT_COUNTERS: &[Metric<PortView, u64>] = &[
     ("port_suppressed_frames", "Frames for unknown stations that were not delivered to the guest.", |p| {
         p.counts.suppressed
     }),
-    ("port_mirrored_frames", "Copies of others' frames to the guest, whose port is promiscuous.", |p| p.counts.mirrored),
+    ("port_mirrored_frames", "Copies of others' frames to the guest, whose port is promiscuous.", |p| {
+        p.counts.mirrored
+    }),
 ];
 
 const UPLINK_GAUGES: &[Metric<UplinkView, u64>] = &[

@@ -6,9 +6,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use super::policy::{AddressPair, PortSecurity, ReservedGroups, UnknownUnicast};
+use super::policy::{AddressPair, PortSecurity, UnknownUnicast};
 use crate::device::xdp;
-use crate::switch::MacLimit;
+use crate::switch::{MacLimit, ReservedMask};
 use crate::wire::{Mac, Vid};
 
 /// Everything the operator wants.
@@ -84,8 +84,8 @@ pub struct Network {
     pub fdb_limit_per_port: u32,
     /// Whether a source that is pinned on another VM's port is dropped.
     pub guard: bool,
-    /// What becomes of frames to the reserved group addresses.
-    pub reserved_groups: ReservedGroups,
+    /// Which of the reserved group addresses pass between its VMs.
+    pub reserved_groups: ReservedMask,
 }
 
 impl Network {
@@ -98,7 +98,7 @@ impl Network {
             fdb_limit: 65536,
             fdb_limit_per_port: 8192,
             guard: true,
-            reserved_groups: ReservedGroups::VM_DEFAULT,
+            reserved_groups: ReservedMask::VM_DEFAULT,
         }
     }
 }

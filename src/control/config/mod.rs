@@ -38,7 +38,7 @@ pub use meaning::wrong_id;
 pub use meant::{
     Carried, Config, Device, IpAllocation, Named, Network, Packet, Poll, Port, SwitchSettings, Tap, Uplink, Vm, Xdp,
 };
-pub use policy::{AddressPair, PortSecurity, ReservedGroups, UnknownUnicast, WrongReservedGroups};
+pub use policy::{AddressPair, PortSecurity, UnknownUnicast, WrongReservedGroups};
 pub use problem::{Errors, Problem, kind};
 pub use remarks::Remark;
 pub use source::Source;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::meant::Named;
-use crate::switch::AtLimit;
+use crate::switch::{AtLimit, ReservedMask};
 use crate::wire::{Mac, Prefix};
 
 /// Which sources a guest may use.
@@ -52,22 +52,9 @@ impl Named for AtLimit {
         &[("drop", AtLimit::Drop), ("forward-unlearned", AtLimit::ForwardUnlearned)];
 }
 
-/// What becomes of frames to 01:80:c2:00:00:00 to 0f between the VMs of a network. Bit n: those to
-/// 01:80:c2:00:00:0n pass. Towards uplinks none does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReservedGroups(pub u16);
-
-impl ReservedGroups {
-    /// All pass but 01, PAUSE, which is for the two ends of a link and nobody behind them.
-    pub const VM_DEFAULT: ReservedGroups = ReservedGroups(0xfffd);
-    /// The masks that have a name.
-    const NAMES: [(&'static str, ReservedGroups); 3] = [
-        ("vm-default", ReservedGroups::VM_DEFAULT),
-        ("all", ReservedGroups(0xffff)),
-        // IEEE 802.1Q-2018, 8.6.3: no bridge forwards any of them.
-        ("none", ReservedGroups(0)),
-    ];
-}
+/// The masks of reserved groups that have a name.
+const MASKS: [(&str, ReservedMask); 3] =
+    [("vm-default", ReservedMask::VM_DEFAULT), ("all", ReservedMask::ALL), ("none", ReservedMask::NONE)];
 
 /// Not a word for a policy on reserved groups, and no mask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -77,25 +64,25 @@ impl ReservedGroups {
 )]
 pub struct WrongReservedGroups;
 
-impl FromStr for ReservedGroups {
+impl FromStr for ReservedMask {
     type Err = WrongReservedGroups;
 
-    fn from_str(text: &str) -> Result<ReservedGroups, WrongReservedGroups> {
-        if let Some((_, named)) = ReservedGroups::NAMES.iter().find(|(name, _)| *name == text) {
+    fn from_str(text: &str) -> Result<ReservedMask, WrongReservedGroups> {
+        if let Some((_, named)) = MASKS.iter().find(|(name, _)| *name == text) {
             return Ok(*named);
         }
         let digits = text.strip_prefix("0x").ok_or(WrongReservedGroups)?;
         // a number may have a sign, and a mask has none
         let is_mask = (1..=4).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_hexdigit());
         let mask = is_mask.then(|| u16::from_str_radix(digits, 16).ok()).flatten();
-        mask.map(ReservedGroups).ok_or(WrongReservedGroups)
+        mask.map(ReservedMask).ok_or(WrongReservedGroups)
     }
 }
 
 /// Its name, or `0x` and four digits.
-impl fmt::Display for ReservedGroups {
+impl fmt::Display for ReservedMask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match ReservedGroups::NAMES.iter().find(|(_, named)| named == self) {
+        match MASKS.iter().find(|(_, named)| named == self) {
             Some((name, _)) => f.write_str(name),
             None => write!(f, "{:#06x}", self.0),
         }
@@ -110,14 +97,14 @@ mod tests {
     proptest! {
         #[test]
         fn every_mask_is_read_as_it_is_shown(mask: u16) {
-            let groups = ReservedGroups(mask);
+            let groups = ReservedMask(mask);
             prop_assert_eq!(groups.to_string().parse(), Ok(groups));
             prop_assert_eq!(format!("{mask:#x}").parse(), Ok(groups));
         }
 
         #[test]
         fn nothing_upsets_it(text: String) {
-            let _ = text.parse::<ReservedGroups>();
+            let _ = text.parse::<ReservedMask>();
         }
     }
 
@@ -130,11 +117,11 @@ mod tests {
             ("0x4001", "0x4001", 0x4001),
             ("0x1", "0x0001", 1),
         ] {
-            let groups: ReservedGroups = text.parse().unwrap();
-            assert_eq!((groups, groups.to_string().as_str()), (ReservedGroups(mask), shown));
+            let groups: ReservedMask = text.parse().unwrap();
+            assert_eq!((groups, groups.to_string().as_str()), (ReservedMask(mask), shown));
         }
         for text in ["", "0x", "0x10000", "fffd", "0x+1", "0x-1", "65533", "vm_default", "0xg"] {
-            assert_eq!(text.parse::<ReservedGroups>(), Err(WrongReservedGroups), "{text}");
+            assert_eq!(text.parse::<ReservedMask>(), Err(WrongReservedGroups), "{text}");
         }
     }
 }

@@ -81,8 +81,8 @@ impl Table<'_, '_> {
             self.notes.add(&self.path, kind::MISSING, message);
             return STAND_IN;
         }
-        let is_typed = (written.mac_address.is_some() || self.misses(mac))
-            && (written.ip_address.is_some() || self.misses(ip));
+        let is_typed =
+            (written.mac_address.is_some() || self.misses(mac)) && (written.ip_address.is_some() || self.misses(ip));
         let station = written.mac_address.as_deref().map(|text| self.station(mac, Some(text)));
         let prefix = written.ip_address.as_deref().map(|text| {
             let remedy = "not an IP address or prefix; one looks like 10.5.0.1 or 10.5.0.0/24";
@@ -126,7 +126,8 @@ impl<'c> Lent<'c> {
         let mut lent: HashMap<(&str, Mac), Vec<[usize; 3]>> = HashMap::new();
         for (vm, of) in config.vms.iter().enumerate() {
             for (position, port) in of.ports.iter().enumerate() {
-                for (pair, mac) in port.allowed_address_pairs.iter().enumerate().filter_map(|(at, p)| Some((at, p.mac?)))
+                for (pair, mac) in
+                    port.allowed_address_pairs.iter().enumerate().filter_map(|(at, p)| Some((at, p.mac?)))
                 {
                     lent.entry((&port.network_id, mac)).or_default().push([vm, position, pair]);
                 }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use crate::device::xdp::Mode;
-use crate::switch::{AtLimit, MacLimit};
+use crate::switch::{AtLimit, MacLimit, ReservedMask};
 use crate::wire::{Mac, Vid};
 
 use super::*;
@@ -77,8 +77,7 @@ fn reconcile(config: &mut Config) {
     let most: Vec<(String, u32)> =
         config.networks.iter().map(|network| (network.id.clone(), network.fdb_limit_per_port)).collect();
     for port in config.vms.iter_mut().flat_map(|vm| &mut vm.ports) {
-        let is_shared =
-            |(id, network, mac): &_| *id != port.port_id && *network == port.network_id && *mac == port.mac;
+        let is_shared = |(id, network, mac): &_| *id != port.port_id && *network == port.network_id && *mac == port.mac;
         if lent.iter().any(is_shared) {
             port.unknown_unicast = UnknownUnicast::Deliver;
         }
@@ -366,7 +365,7 @@ fn network() -> impl Strategy<Value = Network> {
             fdb_limit: a.max(b).max(1),
             fdb_limit_per_port: a.min(b).max(1),
             guard,
-            reserved_groups: ReservedGroups(reserved),
+            reserved_groups: ReservedMask(reserved),
         },
     )
 }
@@ -424,10 +423,7 @@ fn security() -> impl Strategy<Value = (PortSecurity, Vec<AddressPair>)> {
         }
         pairs
     });
-    prop_oneof![
-        Just((PortSecurity::Off, Vec::new())),
-        (select(&[PortSecurity::Mac, PortSecurity::MacIp]), pairs),
-    ]
+    prop_oneof![Just((PortSecurity::Off, Vec::new())), (select(&[PortSecurity::Mac, PortSecurity::MacIp]), pairs),]
 }
 
 fn delivery() -> impl Strategy<Value = (UnknownUnicast, bool)> {

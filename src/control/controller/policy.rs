@@ -80,7 +80,9 @@ impl Controller {
             }
             (Turn::Below, Some(MacLimit { stations, .. })) => {
                 let hold = HOLD.as_secs();
-                format!("no longer at its limit of {stations} learned stations: none beyond it has spoken for {hold} seconds")
+                format!(
+                    "no longer at its limit of {stations} learned stations: none beyond it has spoken for {hold} seconds"
+                )
             }
         };
         self.tell(EventKind::MacLimit, index, &text);
