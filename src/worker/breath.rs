@@ -170,6 +170,7 @@ impl Worker {
                 self.count_missed(number);
             }
         } else {
+            gate.quiet = 0;
             self.pacer.was_loud(gate);
             let tags = self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts);
             let borrowed = self.outbox(|outbox| outbox.deliver(port, tags));
@@ -239,6 +240,7 @@ impl Worker {
 
     fn send_off(&mut self, number: usize) {
         let Some((gate, lane)) = self.gates.with_lane(number) else { return };
+        self.pacer.was_loud(gate);
         let sent = if gate.unfinished {
             self.dressing.send_off(gate, lane, &self.batch, &mut self.cache, &self.books)
         } else {
