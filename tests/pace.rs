@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use vifswitch::device::{Abilities, Device};
 use vifswitch::frame::{Batch, Cache, Fate, Lane, Pool, Sent};
 use vifswitch::switch::{
-    Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, Role, Rules, Secret, Security,
+    Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, ReservedMask, Role, Rules, Secret, Security,
 };
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time;
@@ -104,8 +104,14 @@ impl House {
             pool,
         };
         let network = NetworkId::new(0);
-        let networks =
-            vec![NetworkRules { id: network, mtu: 1500, ageing: 300, limits: Limits::default(), guard: true }];
+        let networks = vec![NetworkRules {
+            id: network,
+            mtu: 1500,
+            ageing: 300,
+            limits: Limits::default(),
+            guard: true,
+            reserved: ReservedMask::VM_DEFAULT,
+        }];
         let rules = (0..ports).map(|index| PortRules {
             id: PortId::new(index, 0),
             network,
@@ -116,6 +122,9 @@ impl House {
             worker: Some(index % workers),
             role: Role::Vif,
             reach: Reach::Own,
+            unknown_unicast: true,
+            promiscuous: false,
+            mac_limit: None,
         });
         let rules = Arc::new(Rules::compile(secret, networks, rules.collect(), Vec::new()));
         for worker in 0..usize::from(workers) {

@@ -9,6 +9,7 @@ use super::table::Column::{self, Number, Text};
 use super::table::{bytes, count, draw, duration};
 use super::{Failure, Where, block_on};
 use crate::control::client::{Client, Error};
+use crate::control::config::{Named, UnknownUnicast};
 use crate::control::view::{
     CarriedView, CountsView, DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status,
     UplinkView, VmView, WorkerView,
@@ -107,7 +108,7 @@ impl Show {
 }
 
 fn ports(ports: &[PortView]) -> String {
-    let own = [Text("VM"), Number("#"), Text("PORT"), Text("NETWORK"), Text("MAC")];
+    let own = [Text("VM"), Number("#"), Text("PORT"), Text("NETWORK"), Text("MAC"), Text("SECURITY")];
     let has_reasons = ports.iter().any(|p| !p.status_reason.is_empty());
     let row = |p: &PortView| {
         let own = [
@@ -116,10 +117,20 @@ fn ports(ports: &[PortView]) -> String {
             p.port_id.clone(),
             p.network_id.clone(),
             p.mac_address.clone(),
+            security(p),
         ];
         joined(own, shared(&p.device, p.status, p.worker, &p.counts, &p.status_reason))
     };
-    draw(joined(own, shared_columns(has_reasons)), ports.iter().map(row), "no ports")
+    draw::<13>(joined(own, shared_columns(has_reasons)), ports.iter().map(row), "no ports")
+}
+
+/// Which sources a guest may use, and in what its port is no ordinary one.
+fn security(port: &PortView) -> String {
+    let mut all = vec![port.port_security.clone()];
+    all.extend((port.unknown_unicast == UnknownUnicast::Suppress.name()).then(|| port.unknown_unicast.clone()));
+    all.extend(port.promiscuous.then(|| "promiscuous".into()));
+    all.extend(port.mac_limit.map(|limit| format!("limit={limit}")));
+    all.join(",")
 }
 
 /// What ports and uplinks are shown with alike, behind what each has of its own.
@@ -140,9 +151,10 @@ fn shared(of: &DeviceView, status: Status, worker: Option<u16>, counts: &CountsV
     ]
 }
 
-fn joined<T>(own: [T; 5], shared: [T; 7]) -> [T; 12] {
-    let ([a, b, c, d, e], [f, g, h, i, j, k, l]) = (own, shared);
-    [a, b, c, d, e, f, g, h, i, j, k, l]
+fn joined<T, const OWN: usize, const ALL: usize>(own: [T; OWN], shared: [T; 7]) -> [T; ALL] {
+    const { assert!(ALL == OWN + 7) };
+    let mut all = own.into_iter().chain(shared);
+    std::array::from_fn(|_| all.next().expect("it is as long as both"))
 }
 
 fn device(device: &DeviceView) -> String {
@@ -169,7 +181,7 @@ fn uplinks(uplinks: &[UplinkView]) -> String {
         ];
         joined(own, shared(&u.device, u.status, u.worker, &u.counts, &u.status_reason))
     };
-    draw(joined(own, shared_columns(has_reasons)), uplinks.iter().map(row), "no uplinks")
+    draw::<12>(joined(own, shared_columns(has_reasons)), uplinks.iter().map(row), "no uplinks")
 }
 
 fn vms(vms: &[VmView]) -> String {

@@ -56,6 +56,10 @@ impl Report<'_> {
             status_reason: self.reason(port),
             admin_state_up: wanted.admin_state_up,
             port_security: wanted.port_security.name().into(),
+            unknown_unicast: wanted.unknown_unicast.name().into(),
+            promiscuous: wanted.promiscuous,
+            mac_limit: wanted.mac_limit.map(|limit| limit.stations),
+            mac_limit_policy: wanted.mac_limit.map(|limit| limit.policy.name().into()),
             device: device(&wanted.device, port),
             worker: worker(port),
             counts: counts(port),
@@ -147,6 +151,7 @@ impl Report<'_> {
                 ports: of(index).count(),
                 active: of(index).filter(|port| self.is_active(port)).count(),
                 stations: self.stations(network, &census),
+                reserved_groups: network.reserved_groups.to_string(),
                 fdb_limit: network.fdb_limit,
                 ageing_seconds: network.ageing_seconds,
             })
@@ -322,8 +327,21 @@ fn counts(port: &Port) -> CountsView {
         missed: port.sum(|c| c.missed.get()),
         segmented: port.sum(|c| c.segmented.get()),
         checksummed: port.sum(|c| c.checksummed.get()),
+        unlearned: port.sum(|c| c.unlearned.get()),
+        suppressed: port.sum(|c| c.suppressed.get()),
+        mirrored: port.sum(|c| c.mirrored.get()),
+        reserved_groups: reserved_groups(port),
         drops: drops(port),
     }
+}
+
+/// Frames to reserved groups that were refused at a port, by the name of the group.
+fn reserved_groups(port: &Port) -> BTreeMap<String, u64> {
+    let mut groups = BTreeMap::new();
+    for (group, frames) in port.counters.iter().flat_map(|counters| counters.reserved_groups.iter()) {
+        *groups.entry(group.name().to_owned()).or_default() += frames;
+    }
+    groups
 }
 
 /// Frames that died at a port, either direction, by reason.

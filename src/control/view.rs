@@ -74,6 +74,15 @@ pub struct CountsView {
     pub segmented: u64,
     /// Other frames going out whose checksum was completed, since the device takes none that is open.
     pub checksummed: u64,
+    /// Of the frames that came in: those whose source was not learned, since the port is at its MAC limit.
+    pub unlearned: u64,
+    /// Frames for stations that nobody knew, which were not delivered here.
+    pub suppressed: u64,
+    /// Copies of others' frames that went out, since the port is promiscuous.
+    pub mirrored: u64,
+    /// Of the frames that came in and died as `reserved_group`: by the name of the group; only those that
+    /// there were.
+    pub reserved_groups: BTreeMap<String, u64>,
     /// Frames that died, either direction, by reason; only reasons that there were.
     pub drops: BTreeMap<String, u64>,
 }
@@ -97,8 +106,18 @@ pub struct PortView {
     pub status_reason: String,
     /// Whether it is wanted up.
     pub admin_state_up: bool,
-    /// `off` or `mac`.
+    /// `off`, `mac` or `mac+ip`.
     pub port_security: String,
+    /// Whether it gets frames for stations that nobody knows: `deliver` or `suppress`.
+    pub unknown_unicast: String,
+    /// Whether it gets a copy of every frame that is forwarded on its network.
+    pub promiscuous: bool,
+    /// Learned stations at most; absent where that is as its network has it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mac_limit: Option<u32>,
+    /// What becomes of frames from further stations, `drop` or `forward-unlearned`; absent without a limit.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mac_limit_policy: Option<String>,
     /// Its device.
     pub device: DeviceView,
     /// The worker that polls its first queue.
@@ -181,6 +200,8 @@ pub struct NetworkView {
     pub active: usize,
     /// How many stations have been learned, as the fullest worker's table has it.
     pub stations: u64,
+    /// Which of the reserved group addresses pass between VMs: `vm-default`, `all`, `none`, or a mask.
+    pub reserved_groups: String,
     /// How many may be learned.
     pub fdb_limit: u32,
     /// After how many seconds of silence a station is forgotten.

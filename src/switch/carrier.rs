@@ -8,26 +8,16 @@
 
 use std::collections::HashMap;
 
-use super::judge::{Judge, Question, fetch_ahead, read};
+use super::judge::{Judge, Judged, Question, fetch_ahead, is_spoofed, read};
+use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::{DropReason, PortId, PortRules, Reach, Role, Rules, Switch, Verdict, Verdicts};
 use crate::frame::{BURST, Batch};
 use crate::time::Moment;
-use crate::wire::{Header, Mac, TAG_LEN, Tagging, Vid};
-
-/// 01:00:0c:cc:cc:cd, the address of per-VLAN spanning tree (PVST+), which many switches send on
-/// trunks.
-const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);
+use crate::wire::{Header, TAG_LEN, Tagging, Vid};
 
 /// VLAN ids that 12 bits can say.
 const IDS: usize = 1 << 12;
-
-/// Whether an address is one that only the two ends of a wire are to hear: spanning tree, PAUSE, LACP,
-/// EAPOL, LLDP and the like (IEEE 802.1Q-2018, table 8-1), and PVST+. Told without a branch.
-#[inline(always)]
-pub(super) const fn is_of_the_wire(mac: Mac) -> bool {
-    mac.is_reserved_group() | (mac.bits() == PVST.bits())
-}
 
 /// What is asked about a carrier.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,8 +132,7 @@ impl Carriers {
 
 impl Switch {
     /// Judges the burst that came in at carrier `from`: takes off the outer tag of each frame, and
-    /// judges what is left as a frame of the port that the tag stands for. How many bytes of tags were
-    /// taken off.
+    /// judges what is left as a frame of the port that the tag stands for.
     #[inline(never)]
     pub(super) fn judge_carried(
         &mut self,
@@ -151,7 +140,7 @@ impl Switch {
         batch: &mut Batch,
         now: Moment,
         verdicts: &mut Verdicts,
-    ) -> u64 {
+    ) -> Judged {
         let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
         // 1. carrier open, admin up, not in standby
         let carrier = rules.compiled_carrier(from).ok_or(DropReason::PortClosed);
@@ -159,12 +148,12 @@ impl Switch {
             Ok(carrier) => carrier,
             Err(reason) => {
                 verdicts.fill(Verdict::Drop(reason));
-                return 0;
+                return Judged::default();
             }
         };
         let questions = &mut self.questions[..batch.len()];
         let mut ports: [Option<&Port>; BURST] = [None; BURST];
-        let mut tags = 0;
+        let (mut tags, mut unlearned) = (0, 0);
         for (index, ((question, verdict), place)) in
             questions.iter_mut().zip(&mut *verdicts).zip(&mut ports).enumerate()
         {
@@ -181,20 +170,22 @@ impl Switch {
         }
         fetch_ahead(rules, fdb, questions);
         let now = now.secs();
-        for ((question, verdict), port) in questions.iter().zip(verdicts).zip(ports) {
+        for (index, ((question, verdict), port)) in questions.iter().zip(verdicts).zip(ports).enumerate() {
             let Some(port) = port else { continue };
             let oldest = (now + 1).saturating_sub(port.ageing);
-            *verdict = match (Judge { rules, port, fdb, news, now, oldest }).answer(question) {
+            let mut judge = Judge { rules, port, fdb, news, now, oldest, unlearned: false };
+            *verdict = match judge.answer(question) {
                 // 11. split horizon: another uplink has heard of it on the outside.
                 Verdict::To(to) if port.is_uplink() && rules.port(to).is_some_and(PortRules::is_uplink) => {
                     Verdict::Drop(DropReason::SplitHorizon)
                 }
-                Verdict::Flood => Verdict::FloodFrom(port.rules.id),
-                Verdict::FloodInside => Verdict::FloodInsideFrom(port.rules.id),
+                Verdict::To(to) if port.is_watched => Verdict::Watched { from: port.rules.id.place(), to: to.place() },
+                Verdict::Flood(to) => Verdict::FloodFrom(port.rules.id, to),
                 verdict => verdict,
             };
+            unlearned |= u64::from(judge.goes_unlearned(verdict)) << index;
         }
-        tags
+        Judged { tags, unlearned }
     }
 }
 
@@ -234,6 +225,10 @@ impl Carrier {
         }
         // 2. header sane: as the frame is on its network
         let header = read(port, batch.frame(index), batch.head(index))?;
+        // 7. port security, as far as it is about what is behind the header
+        if is_spoofed(port, header.source, batch.head(index)) {
+            return Err(DropReason::SpoofedIp);
+        }
         Ok((port, header))
     }
 }

@@ -2,9 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::{PortId, PortRules, Secret, Security, Station};
+use super::{PortId, PortRules, Secret, Station};
 use crate::frame::prefetch;
-use crate::wire::Mac;
 
 /// The pinned stations: open addressing with linear probing. In front of it stands a *sieve*, a bit
 /// for each of a few hash bits, so that a search in vain is one test, which the processor foresees:
@@ -20,11 +19,7 @@ impl Pins {
     pub(super) fn new(secret: Secret, ports: &[PortRules]) -> Pins {
         let mut owners: HashMap<Station, Option<PortId>> = HashMap::new();
         for port in ports.iter().filter(|port| !port.is_uplink()) {
-            let also: &[Mac] = match &port.security {
-                Security::Off => &[],
-                Security::Mac(also) => also,
-            };
-            for &mac in std::iter::once(&port.mac).chain(also) {
+            for mac in std::iter::once(port.mac).chain(port.security.macs()) {
                 owners
                     .entry(Station::new(port.network, mac))
                     .and_modify(|owner| *owner = owner.filter(|&id| id == port.id))

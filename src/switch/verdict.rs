@@ -25,13 +25,18 @@ pub enum DropReason {
     UnknownVlan,
     /// In: the source is a group address or zero.
     BadSource,
-    /// In: a group address that no bridge forwards: 01:80:c2:00:00:01, PAUSE. From an uplink, all groups
+    /// In: a reserved group address that the network does not let pass, as PAUSE. From an uplink, all groups
     /// that two ends of a link keep to themselves.
     ReservedGroup,
     /// In: the source belongs to a port of another VM.
     ForeignSource,
     /// In: port security does not allow this source here.
     SpoofedSource,
+    /// In: ARP, IP or neighbor discovery names a sender that port security does not allow here, or one that
+    /// cannot be read.
+    SpoofedIp,
+    /// In: as many stations as may be have been learned behind the port, and this is another one.
+    MacLimit,
     /// In: the destination is behind the port that the frame came from.
     Hairpin,
     /// In: it came by one uplink, and the destination is behind another.
@@ -58,7 +63,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them, in the order of their counters.
-    pub const ALL: [DropReason; 21] = [
+    pub const ALL: [DropReason; 23] = [
         DropReason::PortClosed,
         DropReason::AdminDown,
         DropReason::Standby,
@@ -70,6 +75,8 @@ impl DropReason {
         DropReason::ReservedGroup,
         DropReason::ForeignSource,
         DropReason::SpoofedSource,
+        DropReason::SpoofedIp,
+        DropReason::MacLimit,
         DropReason::Hairpin,
         DropReason::SplitHorizon,
         DropReason::ForeignVlan,
@@ -96,6 +103,8 @@ impl DropReason {
             DropReason::ReservedGroup => "reserved_group",
             DropReason::ForeignSource => "foreign_source",
             DropReason::SpoofedSource => "spoofed_source",
+            DropReason::SpoofedIp => "spoofed_ip",
+            DropReason::MacLimit => "mac_limit",
             DropReason::Hairpin => "hairpin",
             DropReason::SplitHorizon => "split_horizon",
             DropReason::ForeignVlan => "foreign_vlan",
@@ -121,10 +130,14 @@ impl DropReason {
             DropReason::UnknownVlan => "no network has this VLAN id on the uplink, or none is untagged there",
             DropReason::BadSource => "the source is a group address or zero",
             DropReason::ReservedGroup => {
-                "sent to a group address that bridges keep to themselves (PAUSE; on uplinks also BPDU, LACP, LLDP)"
+                "sent to a group address that bridges keep to themselves (by default PAUSE; on uplinks also BPDU, LACP, LLDP)"
             }
             DropReason::ForeignSource => "the source belongs to a port of another VM",
             DropReason::SpoofedSource => "port security does not allow this source here",
+            DropReason::SpoofedIp => {
+                "port security does not allow the sender that ARP or IP names here, or it cannot be read"
+            }
+            DropReason::MacLimit => "as many stations as may be have been learned behind the port",
             DropReason::Hairpin => "the destination is behind the port the frame came from",
             DropReason::SplitHorizon => "came by one uplink, and the destination is behind another",
             DropReason::ForeignVlan => "its own VLAN tag would put it on another network of the uplink",
@@ -146,17 +159,38 @@ impl DropReason {
 pub enum Verdict {
     /// It goes out of this port.
     To(PortId),
-    /// It goes to everybody on the network of the port it came in at:
+    /// It goes out of one port, and promiscuous ports of its network get copies. Both ports by
+    /// [`PortId::index`]: as long as the rules are the same, that is their name.
+    Watched {
+        /// The port that it came from: the one it came in at, or one that this carries.
+        from: u16,
+        /// The port that it goes to.
+        to: u16,
+    },
+    /// It goes to many on the network of the port it came in at:
     /// [`Rules::reached`](super::Rules::reached) says who that is.
-    Flood,
-    /// The same, but not to uplinks.
-    FloodInside,
-    /// It came in at a carrier, and goes to everybody on the network of this port that it carries.
-    FloodFrom(PortId),
-    /// The same, but not to uplinks.
-    FloodInsideFrom(PortId),
+    Flood(Audience),
+    /// It came in at a carrier, and goes to many on the network of this port that it carries.
+    FloodFrom(PortId, Audience),
     /// It dies, for this reason.
     Drop(DropReason),
+}
+
+// One for each frame of a burst, and close together.
+const _: () = assert!(size_of::<Verdict>() == 8);
+
+/// Which ports of a network a frame is meant for that is meant for many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// All.
+    All,
+    /// All but uplinks.
+    Inside,
+    /// All that are to get frames for stations that nobody knows. It is only told from all where there is a port
+    /// that is not to.
+    Unknown,
+    /// Those that are promiscuous.
+    Watchers,
 }
 
 /// Whom a frame goes to that is meant for many. Also another worker can carry it out.
@@ -164,8 +198,22 @@ pub enum Verdict {
 pub struct Flood {
     /// The port that it came from, which does not get it.
     pub from: PortId,
-    /// Whether it stays inside: uplinks do not get it.
-    pub inside: bool,
+    /// Who gets it.
+    pub to: Audience,
+    /// One that gets it anyway, and not a second time.
+    pub but: Option<PortId>,
+}
+
+impl Flood {
+    /// All of these get it.
+    pub const fn new(from: PortId, to: Audience) -> Flood {
+        Flood { from, to, but: None }
+    }
+
+    /// Promiscuous ports get copies of what one port gets.
+    pub const fn copies(from: PortId, to: PortId) -> Flood {
+        Flood { from, to: Audience::Watchers, but: Some(to) }
+    }
 }
 
 /// The verdicts on a burst, by the place of each frame in it.

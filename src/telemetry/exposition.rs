@@ -61,6 +61,14 @@ struct Views {
 #[derive(Debug)]
 struct UplinkDrop(DropView);
 
+/// Frames to a reserved group that were refused at a port or an uplink.
+#[derive(Debug)]
+struct Refused<'a, T> {
+    at: &'a T,
+    group: &'a str,
+    frames: u64,
+}
+
 /// A metric: its name without prefix and ending, its help, and how its value is read from a view.
 type Metric<T, V> = (&'static str, &'static str, fn(&T) -> V);
 
@@ -80,6 +88,15 @@ const COUNTERS: &[Metric<CountsView, u64>] = &[
 const PORT_COUNTERS: &[Metric<PortView, u64>] = &[
     ("port_segmented_frames", "Super-frames to the guest that were divided for its device.", |p| p.counts.segmented),
     ("port_checksummed_frames", "Other frames to the guest whose checksum was completed.", |p| p.counts.checksummed),
+    ("port_unlearned_frames", "Frames from the guest that were not learned from, at the MAC limit of the port.", |p| {
+        p.counts.unlearned
+    }),
+    ("port_suppressed_frames", "Frames for unknown stations that were not delivered to the guest.", |p| {
+        p.counts.suppressed
+    }),
+    ("port_mirrored_frames", "Copies of others' frames to the guest, whose port is promiscuous.", |p| {
+        p.counts.mirrored
+    }),
 ];
 
 const UPLINK_GAUGES: &[Metric<UplinkView, u64>] = &[
@@ -205,12 +222,21 @@ fn family<T: Labelled, M: EncodeMetric + TypedMetric>(
 }
 
 /// Writes what is counted of ports and of uplinks alike.
-fn counted<T: Counted>(out: &mut DescriptorEncoder, items: &[T]) -> fmt::Result {
+fn counted<'a, T: Counted>(out: &mut DescriptorEncoder, items: &'a [T]) -> fmt::Result
+where
+    Refused<'a, T>: Labelled,
+{
     for &(name, help, value) in COUNTERS {
         let (name, help) = (format!("{}_{name}", T::WHAT), help.replace("{from}", T::FROM).replace("{to}", T::TO));
         family(out, &name, &help, None, items, |item| ConstCounter::new(value(item.counts())))?;
     }
-    Ok(())
+    let refused = items.iter().flat_map(|at| {
+        at.counts().reserved_groups.iter().map(move |(group, &frames)| Refused { at, group: group.as_str(), frames })
+    });
+    let refused: Vec<Refused<'_, T>> = refused.collect();
+    let help = format!("Frames {} to reserved group addresses that were refused, by the group's name.", T::FROM);
+    let name = format!("{}_reserved_group_frames", T::WHAT);
+    family(out, &name, &help, None, &refused, |refused| ConstCounter::new(refused.frames))
 }
 
 /// What has counters of frames, and how its help calls the other side.
@@ -250,6 +276,19 @@ trait Labelled {
 impl Labelled for PortView {
     fn labels(&self) -> impl EncodeLabelSet {
         [("port", self.port_id.as_str()), ("vm", &self.device_id), ("network", &self.network_id)]
+    }
+}
+
+impl Labelled for Refused<'_, PortView> {
+    fn labels(&self) -> impl EncodeLabelSet {
+        let PortView { port_id, device_id, network_id, .. } = self.at;
+        [("port", port_id.as_str()), ("vm", device_id), ("network", network_id), ("group", self.group)]
+    }
+}
+
+impl Labelled for Refused<'_, UplinkView> {
+    fn labels(&self) -> impl EncodeLabelSet {
+        [("uplink", self.at.uplink_id.as_str()), ("group", self.group)]
     }
 }
 

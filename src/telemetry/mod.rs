@@ -24,7 +24,7 @@ pub mod exposition;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::switch::DropReason;
+use crate::switch::{DropReason, ReservedGroup};
 
 /// A number that one thread adds to and any thread may read: a plain load and store, not a locked
 /// addition.
@@ -77,6 +77,22 @@ impl Drops {
     }
 }
 
+/// How many frames to reserved group addresses were refused, by address.
+#[derive(Debug, Default)]
+pub struct ReservedGroups([Counter; ReservedGroup::COUNT]);
+
+impl ReservedGroups {
+    /// Counts `frames` to this address.
+    pub fn add(&self, group: ReservedGroup, frames: u64) {
+        self.0[group.index()].add(frames);
+    }
+
+    /// How many there were to each address, if there were any.
+    pub fn iter(&self) -> impl Iterator<Item = (ReservedGroup, u64)> + '_ {
+        ReservedGroup::all().map(|group| (group, self.0[group.index()].get())).filter(|&(_, frames)| frames > 0)
+    }
+}
+
 /// What one worker counts of one port. *In*: from the guest into the switch. *Out*: to the guest.
 #[derive(Debug, Default)]
 #[repr(align(128))] // two workers never write to one pair of cache lines
@@ -102,6 +118,14 @@ pub struct PortCounters {
     pub segmented: Counter,
     /// Other frames of which a checksum was completed for it.
     pub checksummed: Counter,
+    /// Frames that it did not get because they were for stations that nobody knows.
+    pub suppressed: Counter,
+    /// Copies that were made for it because it is promiscuous, of frames for one other port.
+    pub mirrored: Counter,
+    /// Frames from this port that were let pass though their source could not be learned, at its MAC limit.
+    pub unlearned: Counter,
+    /// Of the frames from this port that died for [`DropReason::ReservedGroup`]: to which one they were.
+    pub reserved_groups: ReservedGroups,
     /// Frames from this port that died.
     pub drops_in: Drops,
     /// Frames for this port that died.

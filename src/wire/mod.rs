@@ -11,10 +11,14 @@ mod ethernet;
 mod finish;
 mod mac;
 mod offload;
+mod prefix;
+mod source;
 mod vlan;
 
 pub use ethernet::{HEADER_LEN, Header, TAG_LEN, tags};
 pub use finish::{Finished, Finishing, Unfinishable};
 pub use mac::{Mac, NotAMac};
 pub use offload::{BadOffload, MOST_SEGMENTS, Offload, Segmentation};
+pub use prefix::{NotAPrefix, Prefix};
+pub use source::{Claim, Neighbor};
 pub use vlan::{NotAVid, Tagging, Vid, is_without_vlan};

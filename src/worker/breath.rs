@@ -172,8 +172,8 @@ impl Worker {
         } else {
             gate.quiet = 0;
             self.pacer.was_loud(gate);
-            let tags = self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts);
-            let borrowed = self.outbox(|outbox| outbox.deliver(port, tags));
+            let judged = self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts);
+            let borrowed = self.outbox(|outbox| outbox.deliver(port, judged));
             self.tell_peers();
             self.end_burst(borrowed);
             if let Some(gate) = self.gates.get_mut(number) {

@@ -195,9 +195,11 @@ fn every_page_looks_as_it_says() {
 /// What programs read by name. A key may come, none may go.
 #[test]
 fn ports_and_uplinks_keep_their_keys() {
-    let counts = "rx_frames rx_bytes tx_frames tx_bytes forwarded flooded copies missed segmented checksummed drops";
+    let counts = "rx_frames rx_bytes tx_frames tx_bytes forwarded flooded copies missed segmented checksummed \
+                  unlearned suppressed mirrored reserved_groups drops";
     let alike = "status status_reason admin_state_up device worker";
-    let port = "port_id device_id network_id mac_address position port_security";
+    let port = "port_id device_id network_id mac_address position port_security unknown_unicast promiscuous \
+                mac_limit mac_limit_policy";
     let uplink = "uplink_id group active networks";
     let fake = Fake::showing(Views::made_up());
     let document = document(&fake);
@@ -209,7 +211,7 @@ fn ports_and_uplinks_keep_their_keys() {
         for key in [own, alike, counts].iter().flat_map(|keys| keys.split(' ')) {
             assert!(shown[0].get(key).is_some(), "{path} shows no {key}: {shown}");
             assert!(described["properties"].get(key).is_some(), "{path}: {key} is not described: {described}");
-            let optional = matches!(key, "group" | "worker");
+            let optional = matches!(key, "group" | "worker" | "mac_limit" | "mac_limit_policy");
             let is_required = described["required"].as_array().unwrap().contains(&json!(key));
             assert_eq!(is_required, !optional, "{path}: {key}");
         }
@@ -249,7 +251,8 @@ fn what_is_written_looks_as_it_says() {
         document["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"].clone()
     };
     let port = json!({ "port_id": "p1", "network_id": "n", "mac_address": "02:00:00:00:00:01", "fixed_ips": ["10.0.0.1"],
-        "allowed_address_pairs": [{ "mac_address": "02:00:00:00:00:02" }], "device": { "kind": "tap", "queues": 2 } });
+        "allowed_address_pairs": [{ "mac_address": "02:00:00:00:00:02" }, { "ip_address": "10.0.0.0/8" }],
+        "unknown_unicast": "deliver", "promiscuous": true, "mac_limit": 4, "mac_limit_policy": "drop", "device": { "kind": "tap", "queues": 2 } });
     let config = json!({ "switch": { "cores": [1] }, "networks": [{ "id": "n", "mtu": 1500 }],
         "vms": [{ "id": "v", "ports": [port] }],
         "uplinks": [{ "id": "up0", "group": "g", "networks": [{ "network_id": "n", "vlan": 120 }, { "network_id": "m" }],

@@ -11,8 +11,8 @@ use vifswitch::device::Device;
 use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::frame::Pool;
 use vifswitch::switch::{
-    CarrierRules, DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, Role, Rules,
-    Secret, Security,
+    CarrierRules, DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, ReservedMask,
+    Role, Rules, Secret, Security,
 };
 use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
@@ -147,6 +147,7 @@ impl Lab {
             ageing: 300,
             limits: setup.limits,
             guard: true,
+            reserved: ReservedMask::VM_DEFAULT,
         });
         let ports: Vec<_> = (0..plugs.len() + wires.len()).map(|index| PortId::new(index as u16, 0)).collect();
         let worker = |id: PortId| Some(id.index() as u16 % setup.workers);
@@ -160,6 +161,9 @@ impl Lab {
             worker: worker(id),
             role: Role::Vif,
             reach: Reach::Own,
+            unknown_unicast: true,
+            promiscuous: false,
+            mac_limit: None,
         });
         let (mut rules, mut carriers) = (vifs.collect::<Vec<_>>(), Vec::new());
         for (number, wire) in wires.iter().enumerate() {
@@ -177,6 +181,9 @@ impl Lab {
                 worker: worker(id),
                 role: Role::Uplink,
                 reach: Reach::Carried { carrier: id, vlan },
+                unknown_unicast: true,
+                promiscuous: false,
+                mac_limit: None,
             });
             if wire.spare_of.is_none() {
                 rules.extend(uplinks);

@@ -103,6 +103,10 @@ impl Views {
             status_reason: status_reason.into(),
             admin_state_up: true,
             port_security: "mac".into(),
+            unknown_unicast: "deliver".into(),
+            promiscuous: true,
+            mac_limit: Some(16),
+            mac_limit_policy: Some("drop".into()),
             device: DeviceView {
                 kind: "tap".into(),
                 name: "tap0".into(),
@@ -124,6 +128,10 @@ impl Views {
                 segmented: 3,
                 checksummed: 4,
                 missed: 5,
+                unlearned: 9,
+                suppressed: 10,
+                mirrored: 11,
+                reserved_groups: BTreeMap::from([("pause".into(), 13)]),
                 drops: BTreeMap::from([("spoofed_source".into(), 2)]),
             },
         };
@@ -165,6 +173,7 @@ impl Views {
                 forwarded: 20,
                 flooded: 1,
                 copies: 2,
+                reserved_groups: BTreeMap::from([("bpdu".into(), 6)]),
                 drops: BTreeMap::from([("device_full".into(), 3)]),
                 ..CountsView::default()
             },
@@ -186,6 +195,7 @@ impl Views {
                 ports: 2,
                 active: 1,
                 stations: 3,
+                reserved_groups: "vm-default".into(),
                 fdb_limit: 65536,
                 ageing_seconds: 300,
             }],

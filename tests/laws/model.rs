@@ -30,7 +30,7 @@ impl Model {
     fn lists(&self, port: usize, address: Address) -> bool {
         match &self.plugs[port].security {
             Security::Off => mac(port).octets() == address,
-            Security::Mac(also) => mac(port).octets() == address || also.iter().any(|also| also.octets() == address),
+            security => mac(port).octets() == address || security.macs().any(|also| also.octets() == address),
         }
     }
 

@@ -16,9 +16,12 @@ fn clear(port: &mut written::Port, keys: &[String]) {
             (Some(("device", key)), Some(device)) => device.clear(key),
             _ => {}
         }
-        // Two words for one thing, of which the other one is kept.
-        if key == "port_security_enabled" {
-            port.clear("port_security");
+        match key.as_str() {
+            // Two words for one thing, of which the other one is kept.
+            "port_security_enabled" => port.clear("port_security"),
+            // Without a limit there is nothing to be done at it.
+            "mac_limit" => port.clear("mac_limit_policy"),
+            _ => {}
         }
     }
 }
@@ -54,6 +57,10 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
         port_security,
         port_security_enabled: keys.port_security_enabled,
         allowed_address_pairs: keys.allowed_address_pairs.or(now.allowed_address_pairs),
+        unknown_unicast: keys.unknown_unicast.or(now.unknown_unicast),
+        promiscuous: keys.promiscuous.or(now.promiscuous),
+        mac_limit: keys.mac_limit.or(now.mac_limit),
+        mac_limit_policy: keys.mac_limit_policy.or(now.mac_limit_policy),
         admin_state_up: keys.admin_state_up.or(now.admin_state_up),
         device,
     }
@@ -65,6 +72,7 @@ mod tests {
     use super::super::tests::{refused, set, there};
     use super::*;
     use crate::control::config::{Config, Device, parse_port_keys_json};
+    use crate::switch::{AtLimit, MacLimit};
     use crate::wire::Mac;
     use serde_json::{Value, json};
 
@@ -118,6 +126,27 @@ mod tests {
             let (blame, found, message) = refused(&clear(keys));
             assert_eq!((blame, found), (Blame::Request, kind), "{message}");
         }
+    }
+
+    #[test]
+    fn a_limit_goes_with_its_policy() {
+        let given = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
+        let limited = given(json!({ "mac_limit": 4, "mac_limit_policy": "drop" })).to(&there()).unwrap();
+        let limit = |config: &Config| config.vms[0].ports[0].mac_limit;
+        assert_eq!(limit(&limited), Some(MacLimit { stations: 4, policy: AtLimit::Drop }));
+        let more = given(json!({ "mac_limit": 5 })).to(&limited).unwrap();
+        assert_eq!(limit(&more), Some(MacLimit { stations: 5, policy: AtLimit::Drop }));
+        let plain = given(json!({ "mac_limit_policy": null })).to(&limited).unwrap();
+        assert_eq!(limit(&plain), Some(MacLimit { stations: 4, policy: AtLimit::ForwardUnlearned }));
+        assert_eq!(limit(&given(json!({ "mac_limit": null })).to(&limited).unwrap()), None);
+        for keys in [json!({ "mac_limit_policy": "drop" }), json!({ "mac_limit": null, "mac_limit_policy": "drop" })] {
+            let (blame, kind, message) = refused(&given(keys));
+            assert_eq!((blame, kind), (Blame::Request, "contradiction"), "{message}");
+            assert!(message.starts_with("mac_limit_policy = \"drop\": "), "{message}");
+        }
+        // The bounds of its network are known.
+        let (_, kind, message) = refused(&given(json!({ "mac_limit": 9000 })));
+        assert!(kind == "contradiction" && message.contains("\"net1\", which is 8192"), "{message}");
     }
 
     #[test]

@@ -14,13 +14,14 @@ use utoipa::ToSchema;
 
 use super::blueprint;
 use super::config::{
-    Config, Network, Port, PortKeys, Problem, SwitchSettings, Vm, judge_written, kind, nearest, written,
+    Config, Network, Port, PortKeys, Problem, SwitchSettings, UnknownUnicast, Vm, judge_written, kind, nearest, written,
 };
 use super::difference;
 use crate::wire::Mac;
 
 /// What someone wants changed.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // there is one at a time
 pub enum Change {
     /// Everything: this configuration instead of the present one. `[switch]` is fixed at start.
     Apply(Config),
@@ -210,10 +211,18 @@ fn find(now: &Config, port: &str) -> Result<(usize, usize), Refusal> {
 /// Judges ports as if they stood in a file beside the networks of `now`. `here` is where the
 /// request begins in that file.
 fn judge(now: &Config, vm: &str, ports: Vec<written::Port>, here: &str) -> Result<Vec<Port>, Refusal> {
-    let network = |network: &Network| written::Network { id: Some(network.id.clone()), ..Default::default() };
+    // The bounds of the networks that they are on are asked for, and of the others the names.
+    let asked: HashSet<&str> = ports.iter().filter_map(|port| port.network_id.as_deref()).collect();
+    let network = |network: &Network| {
+        if asked.contains(network.id.as_str()) {
+            return network.to_written();
+        }
+        written::Network { id: Some(network.id.clone()), ..Default::default() }
+    };
+    let networks = now.networks.iter().map(network).collect();
     let file = written::Config {
         switch: None,
-        networks: Some(now.networks.iter().map(network).collect()),
+        networks: Some(networks),
         vms: Some(vec![written::Vm { id: Some(vm.to_owned()), ports: Some(ports) }]),
         uplinks: None,
     };
@@ -271,6 +280,7 @@ fn in_the_way(now: &Config, ports: &[Port], but: Option<&str>) -> Result<(), Ref
             }
         }
     }
+    found.extend(not_pinned(now, ports, but));
     for uplink in &now.uplinks {
         if ids.contains_key(uplink.id.as_str()) {
             let message = format!("port {:?}: an uplink has this id; each port needs its own", uplink.id);
@@ -288,4 +298,43 @@ fn in_the_way(now: &Config, ports: &[Port], but: Option<&str>) -> Result<(), Ref
     let Some(&(kind, _)) = found.first() else { return Ok(()) };
     let lines: Vec<String> = found.into_iter().map(|(_, message)| message).collect();
     Err(Refusal::conflict(kind, lines.join("\n")))
+}
+
+/// What is in the way of a port that does without frames for unknown stations: its address must be its
+/// own. That of one of `ports` may be allowed to another port than `but`, or the other way round.
+fn not_pinned(now: &Config, ports: &[Port], but: Option<&str>) -> Vec<(&'static str, String)> {
+    let suppresses = |port: &Port| port.unknown_unicast == UnknownUnicast::Suppress;
+    let allowed = |port: &Port| port.allowed_address_pairs.iter().filter_map(|pair| pair.mac).collect::<Vec<_>>();
+    let at = |port: &Port, mac: Mac| (port.network_id.clone(), mac);
+    let quiet: HashMap<(String, Mac), &Port> =
+        ports.iter().filter(|port| suppresses(port)).map(|port| (at(port, port.mac), port)).collect();
+    let lent: HashMap<(String, Mac), &Port> =
+        ports.iter().flat_map(|port| allowed(port).into_iter().map(move |mac| (at(port, mac), port))).collect();
+    let mut found = Vec::new();
+    for (vm, other) in now.ports().filter(|(_, other)| Some(other.port_id.as_str()) != but) {
+        let holder = || format!("port {:?} of VM {:?}", other.port_id, vm.id);
+        for port in allowed(other).into_iter().filter_map(|mac| quiet.get(&at(other, mac))) {
+            let message = format!(
+                "port {:?}: unknown_unicast = \"suppress\" needs an address that is pinned to the port, and {} is allowed \
+                 to {} as well",
+                port.port_id,
+                port.mac,
+                holder()
+            );
+            found.push(("mac_shared", message));
+        }
+        if suppresses(other)
+            && let Some(port) = lent.get(&at(other, other.mac))
+        {
+            let message = format!(
+                "port {:?}: {} is the address of {}, whose unknown_unicast = \"suppress\" needs it to be pinned there; \
+                 set that to \"deliver\" first, or leave the pair out",
+                port.port_id,
+                other.mac,
+                holder()
+            );
+            found.push(("mac_shared", message));
+        }
+    }
+    found
 }

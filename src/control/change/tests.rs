@@ -1,7 +1,7 @@
 //! What is accepted, what is refused, and whose doing it is.
 
 use super::*;
-use crate::control::config::{parse_json, strategy};
+use crate::control::config::{AddressPair, parse_json, parse_port_keys_json, strategy};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
@@ -104,6 +104,33 @@ fn what_is_in_the_way_is_named() {
     assert_eq!(message.lines().count(), 3, "{message}");
     // The same address on another network is another station.
     attach("a", ports(&[port("p9", "net2", 1, "t9")])).to(&there()).unwrap();
+}
+
+/// Of two ports that both want an address, one of them for itself alone, the second one is refused.
+#[test]
+fn an_address_that_must_be_pinned_is_not_shared() {
+    let keys = |keys: Value| parse_port_keys_json(&keys.to_string(), "x").unwrap();
+    let suppress = || keys(json!({ "unknown_unicast": "suppress" }));
+    let lend = || keys(json!({ "allowed_address_pairs": [{ "mac_address": "02:00:00:00:00:01" }] }));
+    for (first, second, names) in [
+        (set("p1", suppress()), set("p3", lend()), ["port \"p3\": ", "port \"p1\" of VM \"a\""]),
+        (set("p3", lend()), set("p1", suppress()), ["port \"p1\": ", "port \"p3\" of VM \"b\""]),
+    ] {
+        let now = first.to(&there()).unwrap();
+        let Refusal { blame, kind, message } = second.to(&now).unwrap_err();
+        assert_eq!((blame, kind), (Blame::Conflict, "mac_shared"), "{message}");
+        assert!(message.starts_with(names[0]) && message.contains(names[1]), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+    // On another network it is another address, and to the port itself it is its own.
+    let now = set("p1", suppress()).to(&there()).unwrap();
+    set("p2", lend()).to(&now).unwrap();
+    set("p1", lend()).to(&now).unwrap();
+    // So it is with ports that come.
+    let mut new = ports(&[port("p9", "net1", 9, "t9")]);
+    new[0].allowed_address_pairs = vec![AddressPair { mac: Some(Mac::from_bits(0x0200_0000_0001)), ip: None }];
+    assert_eq!(attach("c", new.clone()).to(&now).unwrap_err().kind, "mac_shared");
+    attach("c", new).to(&there()).unwrap();
 }
 
 #[test]
