@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::carrier::{Origin, Origins};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::{DropReason, Fdb, Learned, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
@@ -35,6 +36,8 @@ pub struct Switch {
     pub(super) news: Vec<Sighting>,
     /// Room for what the frames of a burst ask.
     pub(super) questions: Box<[Question; BURST]>,
+    /// Of the last burst that came by a carrier.
+    pub(super) origins: Box<Origins>,
 }
 
 impl Switch {
@@ -45,6 +48,7 @@ impl Switch {
             fdb: Fdb::new(stations, secret),
             news: Vec::with_capacity(BURST),
             questions: Box::new([Question::NONE; BURST]),
+            origins: Box::new([Origin { port: PortId::NONE, tag: 0 }; BURST]),
         }
     }
 
@@ -108,16 +112,24 @@ impl Switch {
         });
     }
 
-    /// Judges the burst that came in at port `from`: one verdict per frame, in its place. If `from` is a
-    /// carrier, it takes off the tags by which networks are told apart there, and says how many bytes
-    /// these were.
+    /// Judges the burst that came in at port `from`: one verdict per frame, in its place. Whether `from` is a
+    /// carrier: then the tags by which its ports are told apart have been taken off, and
+    /// [`origins`](Switch::origins) says whose frames they are.
     #[inline(always)]
-    pub fn judge_burst(&mut self, from: PortId, batch: &mut Batch, now: Moment, verdicts: &mut Verdicts) -> u64 {
-        if self.rules.carrier(from).is_some() {
-            return self.judge_carried(from, batch, now, verdicts);
+    pub fn judge_burst(&mut self, from: PortId, batch: &mut Batch, now: Moment, verdicts: &mut Verdicts) -> bool {
+        let is_carrier = self.rules.carrier(from).is_some();
+        if is_carrier {
+            self.judge_carried(from, batch, now, verdicts);
+        } else {
+            self.judge_own(from, batch, now, verdicts);
         }
-        self.judge_own(from, batch, now, verdicts);
-        0
+        is_carrier
+    }
+
+    /// Where the frames of the last burst that came by a carrier belong.
+    #[inline]
+    pub fn origins(&self) -> &Origins {
+        &self.origins
     }
 
     /// Judges the burst that came in at a port by a device of its own.

@@ -26,21 +26,31 @@ pub(super) struct Outbox<'a> {
 
 /// What came in with a burst, and what became of it.
 #[derive(Debug, Default)]
-struct Tally {
-    frames: u64,
-    bytes: u64,
+pub(super) struct Tally {
+    pub(super) frames: u64,
+    pub(super) bytes: u64,
     forwarded: u64,
     flooded: u64,
     copies: u64,
 }
 
+impl Tally {
+    /// Enters it into a book.
+    pub(super) fn enter(&self, book: &PortCounters) {
+        book.rx_frames.add(self.frames);
+        book.rx_bytes.add(self.bytes);
+        book.forwarded.add(self.forwarded);
+        book.flooded.add(self.flooded);
+        book.copies.add(self.copies);
+    }
+}
+
 impl Outbox<'_> {
-    /// Carries out the verdicts on the burst that came in at port `from`, in which the frames have lost
-    /// `tags` bytes of tags.
+    /// Carries out the verdicts on the burst that came in at port `from` by a device of its own.
     #[inline(never)] // with registers of its own
-    pub(super) fn deliver(&mut self, from: PortId, tags: u64) {
+    pub(super) fn deliver(&mut self, from: PortId) {
         let (mut plain, mut plain_bytes) = (0, 0);
-        let mut rest = Tally { bytes: tags, ..Tally::default() };
+        let mut rest = Tally::default();
         for (index, &verdict) in self.verdicts.iter().enumerate().take(self.batch.len()) {
             // The way of most frames: the door is here, and there is nothing to be dressed.
             let frame = self.batch.place(index);
@@ -56,17 +66,16 @@ impl Outbox<'_> {
             }
         }
         if let Some(book) = book(self.books, from) {
-            book.rx_frames.add(plain + rest.frames);
-            book.rx_bytes.add(plain_bytes + rest.bytes);
-            book.forwarded.add(plain + rest.forwarded);
-            book.flooded.add(rest.flooded);
-            book.copies.add(rest.copies);
+            rest.frames += plain;
+            rest.bytes += plain_bytes;
+            rest.forwarded += plain;
+            rest.enter(book);
         }
     }
 
     /// Carries out the verdict on frame `index`, whatever it is.
     #[inline(never)] // it would crowd the registers of the way that most frames go
-    fn carry_out(&mut self, index: usize, verdict: Verdict, from: PortId, tally: &mut Tally) {
+    pub(super) fn carry_out(&mut self, index: usize, verdict: Verdict, from: PortId, tally: &mut Tally) {
         let (count, bytes) = self.batch.frame(index).counts();
         tally.frames += count;
         tally.bytes += bytes;
