@@ -136,9 +136,9 @@ fn each_port_of_a_trunk_counts_its_own() {
         sent(&mut lab, P, &tagged(mac(X), mac(S), &[(0x8100, 101)], &[0; 46]));
         assert_eq!((before(&lab, S), before(&lab, X)), ([1, 64, 0, 0], [0, 0, 1, 60]));
         sent(&mut lab, X, &tagged(mac(U), mac(X), &[], &[0; 46]));
-        assert_eq!(before(&lab, U), [0; 4], "it is on another network");
+        assert_eq!((before(&lab, U), before(&lab, T)), ([0; 4], [0, 0, 1, 64]), "it is nobody's here, and flooded");
         sent(&mut lab, X, &tagged(mac(T), mac(X), &[], &[0; 46]));
-        assert_eq!(before(&lab, T), [0, 0, 1, 64 + 64 - 64]);
+        assert_eq!(before(&lab, T), [0, 0, 2, 128]);
         let at_parent = before(&lab, P);
         for id in [1, 100, 103, 4095] {
             let bytes = tagged(ALL, mac(P), &[(0x8100, id)], &[]);
