@@ -131,11 +131,16 @@ fn tables_are_for_reading() {
     let text = out(&show(&fake, &[]));
     assert!(text.lines().all(|line| line == line.trim_end()), "{text}");
     let lines = words(&text);
-    let titles = ["VM", "#", "PORT", "NETWORK", "MAC", "DEVICE", "STATUS", "WORKER", "RX", "TX", "DROPS", "REASON"];
+    let titles =
+        ["VM", "#", "PORT", "NETWORK", "MAC", "SECURITY", "DEVICE", "STATUS", "WORKER", "RX", "TX", "DROPS", "REASON"];
     assert_eq!(lines[0], titles);
-    assert_eq!(lines[1][..7], ["fw-3", "0", "p1", "net1", "02:00:00:00:01:0a", "tap0@fw-3", "ACTIVE"]);
-    assert_eq!(lines[1][7..], ["0", "1.2", "MB", "980", "B", "2"]);
-    assert_eq!(lines[2][6..8], ["DOWN", "-"]);
+    assert_eq!(
+        lines[1][..7],
+        ["fw-3", "0", "p1", "net1", "02:00:00:00:01:0a", "mac,promiscuous,limit=16", "tap0@fw-3"]
+    );
+    assert_eq!(lines[1][7..8], ["ACTIVE"]);
+    assert_eq!(lines[1][8..], ["0", "1.2", "MB", "980", "B", "2"]);
+    assert_eq!(lines[2][7..9], ["DOWN", "-"]);
     assert!(text.ends_with("no such namespace\n"), "{text}");
 
     let text = out(&show(&fake, &["fdb"]));

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use vifswitch::control::config::{
     self, AddressPair, Carried, Config, Device, Errors, IpAllocation, Network, Packet, Poll, Port, PortSecurity,
-    Problem, SwitchSettings, Tap, Uplink, Vm, Xdp, kind, parse_json, parse_toml,
+    Problem, SwitchSettings, Tap, UnknownUnicast, Uplink, Vm, Xdp, kind, parse_json, parse_toml,
 };
 use vifswitch::device::xdp::Mode;
 use vifswitch::wire::Vid;
@@ -84,6 +84,9 @@ fn the_example_means_what_it_says() {
         ip_allocation: IpAllocation::None,
         port_security: PortSecurity::Mac,
         allowed_address_pairs: vec![],
+        unknown_unicast: UnknownUnicast::Deliver,
+        promiscuous: false,
+        mac_limit: None,
         admin_state_up: true,
         device: Device::Tap(tap),
     };
@@ -100,10 +103,7 @@ fn the_example_means_what_it_says() {
                 id: "fw-3".to_string(),
                 ports: vec![
                     Port {
-                        allowed_address_pairs: vec![AddressPair {
-                            mac: "00:00:5e:00:01:01".parse().unwrap(),
-                            ip: None,
-                        }],
+                        allowed_address_pairs: vec![AddressPair { mac: "00:00:5e:00:01:01".parse().ok(), ip: None }],
                         ..port(
                             "0c11a9e4-6f1b-4b0e-9a51-7f5f9c1f0001",
                             "net1",
@@ -211,7 +211,9 @@ const MISTAKES: &[Mistake] = &[
     ("mtu = 1500", "mtu = \"big\"", "networks[0].mtu", Some("\"big\""), kind::WRONG_TYPE, &["a text", "a whole number"]),
     ("mtu = 1500", "mtu = 1500.5", "networks[0].mtu", Some("1500.5"), kind::WRONG_TYPE, &["a whole number"]),
     ("mtu = 1500", "fdb_limit = 100\nfdb_limit_per_port = 200", "networks[0].fdb_limit_per_port", Some("200"), kind::CONTRADICTION, &["fdb_limit", "100"]),
-    ("mtu = 1500", "reserved_groups = \"all\"", "networks[0].reserved_groups", Some("\"all\""), kind::BAD_VALUE, &["\"vm-default\""]),
+    ("mtu = 1500", "reserved_groups = \"some\"", "networks[0].reserved_groups", Some("\"some\""), kind::BAD_VALUE, &["\"vm-default\"", "\"none\"", "0xfffd", "bit n"]),
+    ("mtu = 1500", "reserved_groups = \"0x10000\"", "networks[0].reserved_groups", Some("\"0x10000\""), kind::BAD_VALUE, &["16 bits"]),
+    ("mtu = 1500", "reserved_groups = 0xfffd", "networks[0].reserved_groups", Some("65533"), kind::WRONG_TYPE, &["in quotes"]),
     ("id  = \"net1\"", "id = \"\"", "networks[0].id", Some("\"\""), kind::BAD_VALUE, &["empty", "1 to 255"]),
     // keys
     ("mac_address = \"02:00:00:00:01:0b\"", "mac_addres = \"x\"\nmac_address = \"02:00:00:00:01:0b\"", "vms[0].ports[1].mac_addres", Some("\"x\""), kind::UNKNOWN_KEY, &["did you mean mac_address?"]),
@@ -227,7 +229,20 @@ const MISTAKES: &[Mistake] = &[
     ("00:00:5e:00:01:01", "01:00:5e:00:01:01", "vms[0].ports[0].allowed_address_pairs[0].mac_address", Some("\"01:00:5e:00:01:01\""), kind::BAD_VALUE, &["a group address"]),
     ("fixed_ips   = []", "fixed_ips = [\"10.5.0.1/24\"]", "vms[0].ports[0].fixed_ips[0]", Some("\"10.5.0.1/24\""), kind::BAD_VALUE, &["10.5.0.1", "without a prefix"]),
     ("\"none\"", "\"never\"", "vms[0].ports[0].ip_allocation", Some("\"never\""), kind::BAD_VALUE, &["\"immediate\", \"deferred\", \"none\""]),
-    ("port_security = \"mac\"", "port_security = \"mac+ip\"", "vms[0].ports[0].port_security", Some("\"mac+ip\""), kind::NOT_YET, &["not in this version yet", "\"mac\"", "\"off\""]),
+    ("port_security = \"mac\"", "port_security = \"ip\"", "vms[0].ports[0].port_security", Some("\"ip\""), kind::BAD_VALUE, &["\"off\", \"mac\", \"mac+ip\""]),
+    ("[{ mac_address = \"00:00:5e:00:01:01\" }]", "[{}]", "vms[0].ports[0].allowed_address_pairs[0]", Some("{}"), kind::MISSING, &["mac_address, ip_address, or both"]),
+    ("[{ mac_address = \"00:00:5e:00:01:01\" }]", "[{ mac_address = 7 }]", "vms[0].ports[0].allowed_address_pairs[0].mac_address", Some("7"), kind::WRONG_TYPE, &["a text"]),
+    ("[{ mac_address = \"00:00:5e:00:01:01\" }]", "[{ ip_address = \"10.0.0.0/33\" }]", "vms[0].ports[0].allowed_address_pairs[0].ip_address", Some("\"10.0.0.0/33\""), kind::BAD_VALUE, &["10.5.0.0/24"]),
+    ("[{ mac_address = \"00:00:5e:00:01:01\" }]", "[{ ip_address = \"10.5.0.1\" }, { ip_address = \"fd00::1\" }, { mac_address = \"02-00-00-00-01-0A\", ip_address = \"10.5.0.1/32\" }]", "vms[0].ports[0].allowed_address_pairs[2]", Some("{ mac_address = \"02-00-00-00-01-0A\", ip_address = \"10.5.0.1/32\" }"), kind::DUPLICATE_PAIR, &["vms[0].ports[0].allowed_address_pairs[0] (line 29)", "once is enough"]),
+    ("[{ mac_address = \"00:00:5e:00:01:01\" }]", "[{ ip_address = \"10.5.0.1/8\" }, { ip_address = \"10.9.9.9/8\" }]", "vms[0].ports[0].allowed_address_pairs[1]", Some("{ ip_address = \"10.9.9.9/8\" }"), kind::DUPLICATE_PAIR, &["once is enough"]),
+    ("admin_state_up = true", "unknown_unicast = \"drop\"", "vms[0].ports[0].unknown_unicast", Some("\"drop\""), kind::BAD_VALUE, &["\"deliver\", \"suppress\""]),
+    ("admin_state_up = true", "unknown_unicast = \"suppress\"\npromiscuous = true", "vms[0].ports[0].unknown_unicast", Some("\"suppress\""), kind::CONTRADICTION, &["promiscuous = true", "leave one"]),
+    ("admin_state_up = true", "promiscuous = \"yes\"", "vms[0].ports[0].promiscuous", Some("\"yes\""), kind::WRONG_TYPE, &["true or false"]),
+    ("admin_state_up = true", "mac_limit = 0", "vms[0].ports[0].mac_limit", Some("0"), kind::BAD_VALUE, &["1 to 4294967295"]),
+    ("admin_state_up = true", "mac_limit = 8193", "vms[0].ports[0].mac_limit", Some("8193"), kind::CONTRADICTION, &["fdb_limit_per_port", "\"net1\"", "8192"]),
+    ("admin_state_up = true", "mac_limit = 4\nmac_limit_policy = \"learn\"", "vms[0].ports[0].mac_limit_policy", Some("\"learn\""), kind::BAD_VALUE, &["\"drop\", \"forward-unlearned\""]),
+    ("admin_state_up = true", "mac_limit_policy = \"drop\"", "vms[0].ports[0].mac_limit_policy", Some("\"drop\""), kind::CONTRADICTION, &["give mac_limit", "leave this out"]),
+    ("port_security_enabled = false", "allowed_address_pairs = [{ ip_address = \"10.1.0.1\" }, { mac_address = \"02:00:00:00:01:0a\" }]\n[[vms.ports]]\nport_id = \"p4\"\nnetwork_id = \"net1\"\nmac_address = \"00:00:5e:00:01:01\"\nunknown_unicast = \"suppress\"", "vms[0].ports[2].unknown_unicast", Some("\"suppress\""), kind::CONTRADICTION, &["vms[0].ports[0].allowed_address_pairs[0] (line 29)", "not pinned", "leave this out, or the pair"]),
     ("port_security = \"mac\"", "port_security = \"off\"", "vms[0].ports[0].allowed_address_pairs", Some("[{ mac_address = \"00:00:5e:00:01:01\" }]"), kind::CONTRADICTION, &["leave the pairs out", "mac"]),
     ("port_security_enabled = false", "port_security_enabled = false\nport_security = \"mac\"", "vms[0].ports[1].port_security_enabled", Some("false"), kind::CONTRADICTION, &["port_security = \"mac\"", "leave one"]),
     ("port_security_enabled = false", "port_security_enabled = true\nport_security = \"off\"", "vms[0].ports[1].port_security_enabled", Some("true"), kind::CONTRADICTION, &["port_security = \"off\""]),

@@ -257,19 +257,20 @@ fn metrics_and_json_agree() {
     });
     let rig = Rig { daemon, vifs, spaces };
     traffic(&rig);
-    rig.daemon.await_port("all frames", &rig.vifs[2], |port| port.rx_frames == 300);
+    rig.daemon.await_port("all frames", &rig.vifs[2], |port| port.counts.rx_frames == 300);
     let ports = rig.daemon.quiet();
     let drops: Vec<DropView> = rig.daemon.get("/v1/drops");
-    assert!(ports.iter().all(|port| port.drops["hairpin"] == 50), "{ports:?}");
+    assert!(ports.iter().all(|port| port.counts.drops["hairpin"] == 50), "{ports:?}");
     for text in [rig.daemon.page("/metrics"), page(TcpStream::connect(address).unwrap(), "/metrics")] {
         let samples = samples(&text);
         for port in &ports {
             let labels = format!("{{port=\"{}\",vm=\"{}\",network=\"net1\"}}", port.port_id, port.device_id);
             let said = |name: &str| samples[format!("vifswitch_port_{name}_total{labels}").as_str()] as u64;
-            assert_eq!((said("receive_frames"), said("receive_bytes")), (port.rx_frames, port.rx_bytes));
-            assert_eq!((said("transmit_frames"), said("transmit_bytes")), (port.tx_frames, port.tx_bytes));
-            assert_eq!((said("forwarded_frames"), said("flooded_frames")), (port.forwarded, port.flooded));
-            assert_eq!(said("flood_copies"), port.copies);
+            let counts = &port.counts;
+            assert_eq!((said("receive_frames"), said("receive_bytes")), (counts.rx_frames, counts.rx_bytes));
+            assert_eq!((said("transmit_frames"), said("transmit_bytes")), (counts.tx_frames, counts.tx_bytes));
+            assert_eq!((said("forwarded_frames"), said("flooded_frames")), (counts.forwarded, counts.flooded));
+            assert_eq!(said("flood_copies"), counts.copies);
             assert!((samples[format!("vifswitch_port_up{labels}").as_str()] - 1.0).abs() < f64::EPSILON);
         }
         for DropView { port_id, device_id, direction, reason, frames, .. } in &drops {
@@ -291,20 +292,22 @@ fn metrics_and_json_agree() {
 fn nothing_gets_lost(kind: Kind) {
     let Some(rig) = Rig::new(kind, &["a", "a", "b", "b", "c"]) else { return };
     traffic(&rig);
-    let ports =
-        await_that("all frames", || Some(rig.daemon.quiet()).filter(|all| all.iter().all(|p| p.rx_frames == 300)));
+    let ports = await_that("all frames", || {
+        Some(rig.daemon.quiet()).filter(|all| all.iter().all(|p| p.counts.rx_frames == 300))
+    });
     let drops: Vec<DropView> = rig.daemon.get("/v1/drops");
     let died = |port: &PortView, way| -> u64 {
         let at = drops.iter().filter(|drop| drop.port_id == port.port_id && drop.direction == way);
         at.map(|drop| drop.frames).sum()
     };
     for port in &ports {
-        assert_eq!(port.rx_frames, port.forwarded + port.flooded + died(port, Direction::In), "{port:?}");
-        assert_eq!(port.drops.values().sum::<u64>(), died(port, Direction::In) + died(port, Direction::Out));
-        assert_eq!(port.copies, port.flooded * 4, "{port:?}");
+        let (counts, [died_in, died_out]) = (&port.counts, [Direction::In, Direction::Out].map(|way| died(port, way)));
+        assert_eq!(counts.rx_frames, counts.forwarded + counts.flooded + died_in, "{port:?}");
+        assert_eq!(counts.drops.values().sum::<u64>(), died_in + died_out);
+        assert_eq!(counts.copies, counts.flooded * 4, "{port:?}");
     }
-    let meant: u64 = ports.iter().map(|port| port.forwarded + port.copies).sum();
-    let went: u64 = ports.iter().map(|port| port.tx_frames + died(port, Direction::Out)).sum();
+    let meant: u64 = ports.iter().map(|port| port.counts.forwarded + port.counts.copies).sum();
+    let went: u64 = ports.iter().map(|port| port.counts.tx_frames + died(port, Direction::Out)).sum();
     assert_eq!((meant, went), sums(&ports));
     assert_eq!(meant, went);
 }

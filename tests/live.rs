@@ -95,7 +95,7 @@ fn siblings_come_and_go_and_nobody_loses_a_frame() {
         });
         assert_eq!(inside.listed(), ["port-1", "port-2"]);
         for port in inside.ports() {
-            assert!(port.drops.is_empty(), "{:?}", port.drops);
+            assert!(port.counts.drops.is_empty(), "{:?}", port.counts.drops);
         }
     }
 }
@@ -122,8 +122,8 @@ fn a_port_that_is_down_is_silent_and_forgotten_and_comes_back_as_it_was() {
     nics[1].send(&hello);
     nics[0].send(&experiment(vifs[1].mac, vifs[0].mac, b"in vain"));
     await_that("both are counted", || {
-        let drops = inside.ports().iter().map(|port| port.drops.values().sum::<u64>()).sum::<u64>();
-        (drops == 2 && inside.port(&vifs[1]).drops.contains_key("admin_down")).then_some(())
+        let drops = inside.ports().iter().map(|port| port.counts.drops.values().sum::<u64>()).sum::<u64>();
+        (drops == 2 && inside.port(&vifs[1]).counts.drops.contains_key("admin_down")).then_some(())
     });
     assert_eq!((learned(), nics[0].rest().len(), nics[1].rest().len()), (0, 0, 0));
 

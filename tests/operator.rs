@@ -204,8 +204,8 @@ fn interfaces_are_exchanged(on: &[On], cycles: u32) {
     });
     let ports = daemon.ports();
     println!("{frames} frames between the two others, none lost");
-    assert!(ports.iter().all(|port| port.drops.is_empty()), "{ports:?}");
-    assert_eq!(ports[0].rx_frames, frames, "no frame has been lost on its way in either");
+    assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
+    assert_eq!(ports[0].counts.rx_frames, frames, "no frame has been lost on its way in either");
 }
 
 /// AT-15: a port is taken from one VM and given to another one.

@@ -287,6 +287,32 @@ fn no_frame_is_stuck_between_sleepers() {
     house.end();
 }
 
+/// A gate that was loud is not watched, until its worker is about to sleep, or the gate to rest.
+#[test]
+fn a_gate_that_was_loud_wakes_its_worker_again() {
+    for ports in [2, 12] {
+        let house = House::new(1, ports, Pace::Adaptive);
+        let bytes = frame(mac(1), mac(0), 0x88b5, b"again");
+        for _ in 0..5 {
+            for _ in 0..200 {
+                house.guests[0].send(&bytes).unwrap();
+                assert_eq!(house.receive(1), bytes);
+            }
+            house.wait_for_sleep(0);
+            house.guests[0].send(&bytes).unwrap();
+            assert_eq!(house.receive(1), bytes);
+        }
+        // All at once, so that it is loud and not watched as it is closed.
+        for _ in 0..70 {
+            while house.guests[0].send(&bytes).is_err() {}
+            house.receive(1);
+        }
+        drop(house.command(0, |reply| Command::Close(PortId::new(0, 0), 0, reply)).expect("it was open"));
+        house.wait_for_sleep(0);
+        house.end();
+    }
+}
+
 /// What one worker learns the other one hears, asleep or not.
 #[test]
 fn a_sleeper_hears_of_stations() {

@@ -228,7 +228,7 @@ fn adds_up(kind: Kind) {
             });
         }
         let stop = Finally(&done);
-        rig.daemon.await_port("traffic", &rig.vifs[3], |port| port.rx_frames > 1000);
+        rig.daemon.await_port("traffic", &rig.vifs[3], |port| port.counts.rx_frames > 1000);
         for _ in 0..20 {
             let text = verify();
             assert!(text.contains("adds up: every frame is accounted for"), "{text}");

@@ -178,7 +178,9 @@ fn what_is_outside_is_found_by_either_uplink() {
     assert_eq!(behind(&daemon), [("up0".to_owned(), Some("up0".to_owned()))]);
     // The one that stands by neither receives nor sends.
     other.send(&tagged(vif.mac, far, b"not this way"));
-    await_that("the drop", || uplinks(&daemon)[1].drops.get("standby").filter(|frames| **frames == 1).map(|_| ()));
+    await_that("the drop", || {
+        uplinks(&daemon)[1].counts.drops.get("standby").filter(|frames| **frames == 1).map(|_| ())
+    });
     nic.send(&experiment(Mac::BROADCAST, vif.mac, b"to all"));
     assert_eq!(wire.take(), tagged(Mac::BROADCAST, vif.mac, b"to all"));
     assert_eq!((other.rest(), nic.rest()), (vec![], vec![]));

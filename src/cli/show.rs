@@ -5,13 +5,14 @@ use std::collections::HashMap;
 use clap::{Args, ValueEnum};
 
 use super::audit;
-use super::table::Column::{Number, Text};
+use super::table::Column::{self, Number, Text};
 use super::table::{bytes, count, draw, duration};
 use super::{Failure, Where, block_on};
 use crate::control::client::{Client, Error};
+use crate::control::config::{Named, UnknownUnicast};
 use crate::control::view::{
-    CarriedView, DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, UplinkView, VmView,
-    WorkerView,
+    CarriedView, CountsView, DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status,
+    UplinkView, VmView, WorkerView,
 };
 
 /// The arguments of the command.
@@ -107,37 +108,53 @@ impl Show {
 }
 
 fn ports(ports: &[PortView]) -> String {
-    let columns = [
-        Text("VM"),
-        Number("#"),
-        Text("PORT"),
-        Text("NETWORK"),
-        Text("MAC"),
-        Text("DEVICE"),
-        Text("STATUS"),
-        Number("WORKER"),
-        Number("RX"),
-        Number("TX"),
-        Number("DROPS"),
-        Text(if ports.iter().any(|p| !p.status_reason.is_empty()) { "REASON" } else { "" }),
-    ];
+    let own = [Text("VM"), Number("#"), Text("PORT"), Text("NETWORK"), Text("MAC"), Text("SECURITY")];
+    let has_reasons = ports.iter().any(|p| !p.status_reason.is_empty());
     let row = |p: &PortView| {
-        [
+        let own = [
             p.device_id.clone(),
             p.position.to_string(),
             p.port_id.clone(),
             p.network_id.clone(),
             p.mac_address.clone(),
-            device(&p.device),
-            p.status.name().into(),
-            p.worker.map_or_else(nothing, |worker| worker.to_string()),
-            bytes(p.rx_bytes),
-            bytes(p.tx_bytes),
-            p.drops.values().sum::<u64>().to_string(),
-            p.status_reason.clone(),
-        ]
+            security(p),
+        ];
+        joined(own, shared(&p.device, p.status, p.worker, &p.counts, &p.status_reason))
     };
-    draw(columns, ports.iter().map(row), "no ports")
+    draw::<13>(joined(own, shared_columns(has_reasons)), ports.iter().map(row), "no ports")
+}
+
+/// Which sources a guest may use, and in what its port is no ordinary one.
+fn security(port: &PortView) -> String {
+    let mut all = vec![port.port_security.clone()];
+    all.extend((port.unknown_unicast == UnknownUnicast::Suppress.name()).then(|| port.unknown_unicast.clone()));
+    all.extend(port.promiscuous.then(|| "promiscuous".into()));
+    all.extend(port.mac_limit.map(|limit| format!("limit={limit}")));
+    all.join(",")
+}
+
+/// What ports and uplinks are shown with alike, behind what each has of its own.
+fn shared_columns(has_reasons: bool) -> [Column; 7] {
+    let reason = if has_reasons { "REASON" } else { "" };
+    [Text("DEVICE"), Text("STATUS"), Number("WORKER"), Number("RX"), Number("TX"), Number("DROPS"), Text(reason)]
+}
+
+fn shared(of: &DeviceView, status: Status, worker: Option<u16>, counts: &CountsView, reason: &str) -> [String; 7] {
+    [
+        device(of),
+        status.name().into(),
+        worker.map_or_else(nothing, |worker| worker.to_string()),
+        bytes(counts.rx_bytes),
+        bytes(counts.tx_bytes),
+        counts.drops.values().sum::<u64>().to_string(),
+        reason.into(),
+    ]
+}
+
+fn joined<T, const OWN: usize, const ALL: usize>(own: [T; OWN], shared: [T; 7]) -> [T; ALL] {
+    const { assert!(ALL == OWN + 7) };
+    let mut all = own.into_iter().chain(shared);
+    std::array::from_fn(|_| all.next().expect("it is as long as both"))
 }
 
 fn device(device: &DeviceView) -> String {
@@ -148,41 +165,23 @@ fn device(device: &DeviceView) -> String {
 }
 
 fn uplinks(uplinks: &[UplinkView]) -> String {
-    let columns = [
-        Text("UPLINK"),
-        Text("GROUP"),
-        Text("ACTIVE"),
-        Text("NETWORKS"),
-        Text("KIND"),
-        Text("DEVICE"),
-        Text("STATUS"),
-        Number("WORKER"),
-        Number("RX"),
-        Number("TX"),
-        Number("DROPS"),
-        Text(if uplinks.iter().any(|u| !u.status_reason.is_empty()) { "REASON" } else { "" }),
-    ];
+    let own = [Text("UPLINK"), Text("GROUP"), Text("ACTIVE"), Text("NETWORKS"), Text("KIND")];
+    let has_reasons = uplinks.iter().any(|u| !u.status_reason.is_empty());
     let carried = |of: &CarriedView| match of.vlan {
         Some(vlan) => format!("{}:{vlan}", of.network_id),
         None => of.network_id.clone(),
     };
     let row = |u: &UplinkView| {
-        [
+        let own = [
             u.uplink_id.clone(),
             u.group.clone().unwrap_or_else(nothing),
             if u.active { "yes".into() } else { "no".into() },
             u.networks.iter().map(carried).collect::<Vec<_>>().join(","),
             u.device.mode.as_ref().map_or_else(|| u.device.kind.clone(), |mode| format!("{} ({mode})", u.device.kind)),
-            device(&u.device),
-            u.status.name().into(),
-            u.worker.map_or_else(nothing, |worker| worker.to_string()),
-            bytes(u.rx_bytes),
-            bytes(u.tx_bytes),
-            u.drops.values().sum::<u64>().to_string(),
-            u.status_reason.clone(),
-        ]
+        ];
+        joined(own, shared(&u.device, u.status, u.worker, &u.counts, &u.status_reason))
     };
-    draw(columns, uplinks.iter().map(row), "no uplinks")
+    draw::<12>(joined(own, shared_columns(has_reasons)), uplinks.iter().map(row), "no uplinks")
 }
 
 fn vms(vms: &[VmView]) -> String {

@@ -4,14 +4,14 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use super::config::{Config, Device, Network, Port, PortSecurity, Uplink};
+use super::config::{Config, Device, Network, Port, PortSecurity, UnknownUnicast, Uplink};
 use super::failover::Groups;
 use super::lines::{Line, lines};
 use super::places::{OUTSIDE, Places};
 use crate::device::{Settings, packet, tap, xdp};
 use crate::switch::{
-    CarrierRules, Limits, MOST_NETWORKS, MOST_PORTS, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach,
-    ReservedMask, Role, Rules, Secret, Security,
+    Binding, CarrierRules, Limits, MOST_NETWORKS, MOST_PORTS, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach,
+    Role, Rules, Secret, Security,
 };
 use crate::sys::netns::Netns;
 use crate::wire::{Mac, Vid};
@@ -253,6 +253,20 @@ pub fn outsides(config: &Config, places: &Places) -> Vec<Outside> {
     all
 }
 
+/// Which sources a port may use. Where a pair names no MAC address, it means the port's own.
+fn security(port: &Port) -> Security {
+    let pairs = port.allowed_address_pairs.iter();
+    match port.port_security {
+        PortSecurity::Off => Security::Off,
+        PortSecurity::Mac => Security::Mac(pairs.filter_map(|pair| pair.mac).collect()),
+        PortSecurity::MacIp => {
+            let own = port.fixed_ips.iter().map(|&ip| Binding { mac: port.mac, ip: Some(ip.into()) });
+            let pairs = pairs.map(|pair| Binding { mac: pair.mac.unwrap_or(port.mac), ip: pair.ip });
+            Security::MacIp(own.chain(pairs).collect())
+        }
+    }
+}
+
 /// The rules for these seats. With each: the worker through which it is reached, if it has a device
 /// now. `groups` says which uplinks carry the frames.
 pub fn rules<'a>(
@@ -287,7 +301,7 @@ fn draw<'a>(
             ageing: network.ageing_seconds,
             limits: Limits { network: network.fdb_limit, port: network.fdb_limit_per_port },
             guard: network.guard,
-            reserved: ReservedMask::VM_DEFAULT,
+            reserved: network.reserved_groups,
         })
     });
     let mut drawn = Drawn { networks: networks.collect(), ..Drawn::default() };
@@ -302,19 +316,14 @@ fn draw<'a>(
                     network: network_id,
                     owner,
                     mac: port.mac,
-                    security: match port.port_security {
-                        PortSecurity::Off => Security::Off,
-                        PortSecurity::Mac => {
-                            Security::Mac(port.allowed_address_pairs.iter().map(|pair| pair.mac).collect())
-                        }
-                    },
+                    security: security(port),
                     admin_up: port.admin_state_up,
                     worker,
                     role: Role::Vif,
                     reach: Reach::Own,
-                    unknown_unicast: true,
-                    promiscuous: false,
-                    mac_limit: None,
+                    unknown_unicast: port.unknown_unicast == UnknownUnicast::Deliver,
+                    promiscuous: port.promiscuous,
+                    mac_limit: port.mac_limit,
                 });
             }
             Stand::Uplink { index } => drop(reached.insert(index, (seat.id, worker))),
@@ -390,9 +399,11 @@ mod tests {
                 let mut flood: Vec<_> = rules.flood(seat.id).concat().iter().map(name).collect();
                 flood.sort();
                 let (security, up) = (&port.security, port.admin_up);
-                let NetworkRules { mtu, ageing, limits, guard, .. } = network;
+                let NetworkRules { id: _, mtu, ageing, limits, guard, reserved } = network;
+                let (unknown, promiscuous, limit) = (port.unknown_unicast, port.promiscuous, port.mac_limit);
                 format!(
-                    "{} {} {security:?} {up} {mtu} {ageing} {limits:?} {guard} {siblings:?} {flood:?} {:?}",
+                    "{} {} {security:?} {up} {unknown} {promiscuous} {limit:?} {mtu} {ageing} {limits:?} {guard} \
+                     {reserved:?} {siblings:?} {flood:?} {:?}",
                     seat.name, port.mac, seat.device
                 )
             })

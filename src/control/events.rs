@@ -14,6 +14,8 @@ pub enum EventKind {
     PortDown,
     /// Another uplink of a group carries its frames now.
     Uplink,
+    /// A port has come to its MAC limit, or is below again.
+    MacLimit,
     /// The desired state has been changed.
     Config,
     /// Nothing of the switch: a follower has missed events, because it did not read them in time.

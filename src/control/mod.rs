@@ -14,6 +14,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod at_limit;
 pub mod blueprint;
 pub mod change;
 pub mod client;

@@ -11,8 +11,8 @@ use super::lines::lines;
 use super::places::Places;
 use super::staff::Staff;
 use super::view::{
-    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CarriedView, DeviceView, Direction,
-    DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
+    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CarriedView, CountsView, DeviceView,
+    Direction, DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
 };
 use crate::switch::{DropReason, NetworkId};
 use crate::telemetry::audit::Reading;
@@ -56,19 +56,13 @@ impl Report<'_> {
             status_reason: self.reason(port),
             admin_state_up: wanted.admin_state_up,
             port_security: wanted.port_security.name().into(),
+            unknown_unicast: wanted.unknown_unicast.name().into(),
+            promiscuous: wanted.promiscuous,
+            mac_limit: wanted.mac_limit.map(|limit| limit.stations),
+            mac_limit_policy: wanted.mac_limit.map(|limit| limit.policy.name().into()),
             device: device(&wanted.device, port),
             worker: worker(port),
-            rx_frames: port.sum(|c| c.rx_frames.get()),
-            rx_bytes: port.sum(|c| c.rx_bytes.get()),
-            tx_frames: port.sum(|c| c.tx_frames.get()),
-            tx_bytes: port.sum(|c| c.tx_bytes.get()),
-            forwarded: port.sum(|c| c.forwarded.get()),
-            flooded: port.sum(|c| c.flooded.get()),
-            copies: port.sum(|c| c.copies.get()),
-            missed: port.sum(|c| c.missed.get()),
-            segmented: port.sum(|c| c.segmented.get()),
-            checksummed: port.sum(|c| c.checksummed.get()),
-            drops: drops(port),
+            counts: counts(port),
         })
     }
 
@@ -99,17 +93,7 @@ impl Report<'_> {
                 networks: wanted.networks.iter().map(carried).collect(),
                 device: device(&wanted.device, port),
                 worker: worker(port),
-                rx_frames: port.sum(|c| c.rx_frames.get()),
-                rx_bytes: port.sum(|c| c.rx_bytes.get()),
-                tx_frames: port.sum(|c| c.tx_frames.get()),
-                tx_bytes: port.sum(|c| c.tx_bytes.get()),
-                forwarded: port.sum(|c| c.forwarded.get()),
-                flooded: port.sum(|c| c.flooded.get()),
-                copies: port.sum(|c| c.copies.get()),
-                missed: port.sum(|c| c.missed.get()),
-                segmented: port.sum(|c| c.segmented.get()),
-                checksummed: port.sum(|c| c.checksummed.get()),
-                drops: drops(port),
+                counts: counts(port),
             })
         };
         self.ports.iter().filter_map(view).collect()
@@ -167,6 +151,7 @@ impl Report<'_> {
                 ports: of(index).count(),
                 active: of(index).filter(|port| self.is_active(port)).count(),
                 stations: self.stations(network, &census),
+                reserved_groups: network.reserved_groups.to_string(),
                 fdb_limit: network.fdb_limit,
                 ageing_seconds: network.ageing_seconds,
             })
@@ -327,6 +312,36 @@ fn worker(port: &Port) -> Option<u16> {
         State::Up { worker, .. } => Some(worker),
         _ => None,
     }
+}
+
+/// What is counted of a port or an uplink, over its queues.
+fn counts(port: &Port) -> CountsView {
+    CountsView {
+        rx_frames: port.sum(|c| c.rx_frames.get()),
+        rx_bytes: port.sum(|c| c.rx_bytes.get()),
+        tx_frames: port.sum(|c| c.tx_frames.get()),
+        tx_bytes: port.sum(|c| c.tx_bytes.get()),
+        forwarded: port.sum(|c| c.forwarded.get()),
+        flooded: port.sum(|c| c.flooded.get()),
+        copies: port.sum(|c| c.copies.get()),
+        missed: port.sum(|c| c.missed.get()),
+        segmented: port.sum(|c| c.segmented.get()),
+        checksummed: port.sum(|c| c.checksummed.get()),
+        unlearned: port.sum(|c| c.unlearned.get()),
+        suppressed: port.sum(|c| c.suppressed.get()),
+        mirrored: port.sum(|c| c.mirrored.get()),
+        reserved_groups: reserved_groups(port),
+        drops: drops(port),
+    }
+}
+
+/// Frames to reserved groups that were refused at a port, by the name of the group.
+fn reserved_groups(port: &Port) -> BTreeMap<String, u64> {
+    let mut groups = BTreeMap::new();
+    for (group, frames) in port.counters.iter().flat_map(|counters| counters.reserved_groups.iter()) {
+        *groups.entry(group.name().to_owned()).or_default() += frames;
+    }
+    groups
 }
 
 /// Frames that died at a port, either direction, by reason.

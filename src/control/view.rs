@@ -50,6 +50,43 @@ pub struct DeviceView {
     pub mode: Option<String>,
 }
 
+/// What is counted of a port or an uplink. *In* is from the guest or from outside, *out* is to them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
+pub struct CountsView {
+    /// Frames that came in; a super-frame counts as the frames it becomes.
+    pub rx_frames: u64,
+    /// And their bytes.
+    pub rx_bytes: u64,
+    /// Frames that went out.
+    pub tx_frames: u64,
+    /// And their bytes.
+    pub tx_bytes: u64,
+    /// Of the frames that came in: those meant for one port.
+    pub forwarded: u64,
+    /// Of the frames that came in: those meant for everybody.
+    pub flooded: u64,
+    /// The copies made of these.
+    pub copies: u64,
+    /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
+    /// other counter.
+    pub missed: u64,
+    /// Super-frames going out that were divided, since the device takes none.
+    pub segmented: u64,
+    /// Other frames going out whose checksum was completed, since the device takes none that is open.
+    pub checksummed: u64,
+    /// Of the frames that came in: those whose source was not learned, since the port is at its MAC limit.
+    pub unlearned: u64,
+    /// Frames for stations that nobody knew, which were not delivered here.
+    pub suppressed: u64,
+    /// Copies of others' frames that went out, since the port is promiscuous.
+    pub mirrored: u64,
+    /// Of the frames that came in and died as `reserved_group`: by the name of the group; only those that
+    /// there were.
+    pub reserved_groups: BTreeMap<String, u64>,
+    /// Frames that died, either direction, by reason; only reasons that there were.
+    pub drops: BTreeMap<String, u64>,
+}
+
 /// A port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct PortView {
@@ -69,35 +106,25 @@ pub struct PortView {
     pub status_reason: String,
     /// Whether it is wanted up.
     pub admin_state_up: bool,
-    /// `off` or `mac`.
+    /// `off`, `mac` or `mac+ip`.
     pub port_security: String,
+    /// Whether it gets frames for stations that nobody knows: `deliver` or `suppress`.
+    pub unknown_unicast: String,
+    /// Whether it gets a copy of every frame that is forwarded on its network.
+    pub promiscuous: bool,
+    /// Learned stations at most; absent where that is as its network has it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mac_limit: Option<u32>,
+    /// What becomes of frames from further stations, `drop` or `forward-unlearned`; absent without a limit.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub mac_limit_policy: Option<String>,
     /// Its device.
     pub device: DeviceView,
     /// The worker that polls its first queue.
     pub worker: Option<u16>,
-    /// Frames from the guest; a super-frame counts as the frames it becomes.
-    pub rx_frames: u64,
-    /// And their bytes.
-    pub rx_bytes: u64,
-    /// Frames to the guest.
-    pub tx_frames: u64,
-    /// And their bytes.
-    pub tx_bytes: u64,
-    /// Of the frames from the guest: those meant for one port.
-    pub forwarded: u64,
-    /// Of the frames from the guest: those meant for everybody.
-    pub flooded: u64,
-    /// The copies made of these.
-    pub copies: u64,
-    /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
-    /// other counter.
-    pub missed: u64,
-    /// Super-frames to the guest that were divided, since its device takes none.
-    pub segmented: u64,
-    /// Other frames to the guest whose checksum was completed, since its device takes none that is open.
-    pub checksummed: u64,
-    /// Frames that died, either direction, by reason; only reasons that there were.
-    pub drops: BTreeMap<String, u64>,
+    /// Its counters; in JSON their keys stand among the others.
+    #[serde(flatten)]
+    pub counts: CountsView,
 }
 
 /// A network on an uplink.
@@ -132,29 +159,9 @@ pub struct UplinkView {
     pub device: DeviceView,
     /// The worker that polls its first queue.
     pub worker: Option<u16>,
-    /// Frames from outside; a super-frame counts as the frames it becomes.
-    pub rx_frames: u64,
-    /// And their bytes.
-    pub rx_bytes: u64,
-    /// Frames to the outside.
-    pub tx_frames: u64,
-    /// And their bytes.
-    pub tx_bytes: u64,
-    /// Of the frames from outside: those meant for one port.
-    pub forwarded: u64,
-    /// Of the frames from outside: those meant for everybody.
-    pub flooded: u64,
-    /// The copies made of these.
-    pub copies: u64,
-    /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
-    /// other counter.
-    pub missed: u64,
-    /// Super-frames to the wire that were divided, since its device takes none.
-    pub segmented: u64,
-    /// Other frames to the wire whose checksum was completed, since its device takes none that is open.
-    pub checksummed: u64,
-    /// Frames that died, either direction, by reason; only reasons that there were.
-    pub drops: BTreeMap<String, u64>,
+    /// Its counters; in JSON their keys stand among the others.
+    #[serde(flatten)]
+    pub counts: CountsView,
 }
 
 /// A VM.
@@ -193,6 +200,8 @@ pub struct NetworkView {
     pub active: usize,
     /// How many stations have been learned, as the fullest worker's table has it.
     pub stations: u64,
+    /// Which of the reserved group addresses pass between VMs: `vm-default`, `all`, `none`, or a mask.
+    pub reserved_groups: String,
     /// How many may be learned.
     pub fdb_limit: u32,
     /// After how many seconds of silence a station is forgotten.

@@ -15,7 +15,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::control::view::{Direction, DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView};
+use crate::control::view::{
+    CountsView, Direction, DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
+};
 use crate::time;
 
 /// What the text is called in a `Content-Type` header.
@@ -59,31 +61,42 @@ struct Views {
 #[derive(Debug)]
 struct UplinkDrop(DropView);
 
+/// Frames to a reserved group that were refused at a port or an uplink.
+#[derive(Debug)]
+struct Refused<'a, T> {
+    at: &'a T,
+    group: &'a str,
+    frames: u64,
+}
+
 /// A metric: its name without prefix and ending, its help, and how its value is read from a view.
 type Metric<T, V> = (&'static str, &'static str, fn(&T) -> V);
 
-const PORT_COUNTERS: &[Metric<PortView, u64>] = &[
-    ("port_receive_frames", "Frames from the guest; a super-frame counts as the frames it becomes.", |p| p.rx_frames),
-    ("port_receive_bytes", "Bytes from the guest, without frame check sequence.", |p| p.rx_bytes),
-    ("port_transmit_frames", "Frames to the guest.", |p| p.tx_frames),
-    ("port_transmit_bytes", "Bytes to the guest, without frame check sequence.", |p| p.tx_bytes),
-    ("port_forwarded_frames", "Frames from the guest that were meant for one port.", |p| p.forwarded),
-    ("port_flooded_frames", "Frames from the guest that were meant for everybody on the network.", |p| p.flooded),
-    ("port_flood_copies", "Copies made of the flooded frames from the guest.", |p| p.copies),
-    ("port_missed_frames", "Frames from the guest that were lost before the switch could receive them.", |p| p.missed),
-    ("port_segmented_frames", "Super-frames to the guest that were divided for its device.", |p| p.segmented),
-    ("port_checksummed_frames", "Other frames to the guest whose checksum was completed.", |p| p.checksummed),
+/// What is counted of ports and of uplinks alike. The name goes behind what is counted, and the help has
+/// `{from}` and `{to}` where that has a side.
+const COUNTERS: &[Metric<CountsView, u64>] = &[
+    ("receive_frames", "Frames {from}; a super-frame counts as the frames it becomes.", |c| c.rx_frames),
+    ("receive_bytes", "Bytes {from}, without frame check sequence.", |c| c.rx_bytes),
+    ("transmit_frames", "Frames {to}.", |c| c.tx_frames),
+    ("transmit_bytes", "Bytes {to}, without frame check sequence.", |c| c.tx_bytes),
+    ("forwarded_frames", "Frames {from} that were meant for one port.", |c| c.forwarded),
+    ("flooded_frames", "Frames {from} that were meant for everybody on the network.", |c| c.flooded),
+    ("flood_copies", "Copies made of the flooded frames {from}.", |c| c.copies),
+    ("missed_frames", "Frames {from} that were lost before the switch could receive them.", |c| c.missed),
 ];
 
-const UPLINK_COUNTERS: &[Metric<UplinkView, u64>] = &[
-    ("uplink_receive_frames", "Frames from outside; a super-frame counts as the frames it becomes.", |u| u.rx_frames),
-    ("uplink_missed_frames", "Frames from outside that were lost before the switch could receive them.", |u| u.missed),
-    ("uplink_receive_bytes", "Bytes from outside, without frame check sequence.", |u| u.rx_bytes),
-    ("uplink_transmit_frames", "Frames to the outside.", |u| u.tx_frames),
-    ("uplink_transmit_bytes", "Bytes to the outside, without frame check sequence.", |u| u.tx_bytes),
-    ("uplink_forwarded_frames", "Frames from outside that were meant for one port.", |u| u.forwarded),
-    ("uplink_flooded_frames", "Frames from outside that were meant for everybody on the network.", |u| u.flooded),
-    ("uplink_flood_copies", "Copies made of the flooded frames from outside.", |u| u.copies),
+const PORT_COUNTERS: &[Metric<PortView, u64>] = &[
+    ("port_segmented_frames", "Super-frames to the guest that were divided for its device.", |p| p.counts.segmented),
+    ("port_checksummed_frames", "Other frames to the guest whose checksum was completed.", |p| p.counts.checksummed),
+    ("port_unlearned_frames", "Frames from the guest that were not learned from, at the MAC limit of the port.", |p| {
+        p.counts.unlearned
+    }),
+    ("port_suppressed_frames", "Frames for unknown stations that were not delivered to the guest.", |p| {
+        p.counts.suppressed
+    }),
+    ("port_mirrored_frames", "Copies of others' frames to the guest, whose port is promiscuous.", |p| {
+        p.counts.mirrored
+    }),
 ];
 
 const UPLINK_GAUGES: &[Metric<UplinkView, u64>] = &[
@@ -141,6 +154,7 @@ const WORKER_COUNTERS: &[Metric<WorkerView, u64>] = &[
 impl Collector for Views {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let out = &mut encoder;
+        counted(out, &self.ports)?;
         for &(name, help, value) in PORT_COUNTERS {
             family(out, name, help, None, &self.ports, |p| ConstCounter::new(value(p)))?;
         }
@@ -149,9 +163,7 @@ impl Collector for Views {
         let help = "Frames that died, by reason; direction in: from the guest, out: to the guest.";
         family(out, "port_drops", help, None, &self.drops, |d| ConstCounter::new(d.frames))?;
 
-        for &(name, help, value) in UPLINK_COUNTERS {
-            family(out, name, help, None, &self.uplinks, |u| ConstCounter::new(value(u)))?;
-        }
+        counted(out, &self.uplinks)?;
         for &(name, help, value) in UPLINK_GAUGES {
             family(out, name, help, None, &self.uplinks, |u| ConstGauge::new(value(u)))?;
         }
@@ -209,6 +221,53 @@ fn family<T: Labelled, M: EncodeMetric + TypedMetric>(
     Ok(())
 }
 
+/// Writes what is counted of ports and of uplinks alike.
+fn counted<'a, T: Counted>(out: &mut DescriptorEncoder, items: &'a [T]) -> fmt::Result
+where
+    Refused<'a, T>: Labelled,
+{
+    for &(name, help, value) in COUNTERS {
+        let (name, help) = (format!("{}_{name}", T::WHAT), help.replace("{from}", T::FROM).replace("{to}", T::TO));
+        family(out, &name, &help, None, items, |item| ConstCounter::new(value(item.counts())))?;
+    }
+    let refused = items.iter().flat_map(|at| {
+        at.counts().reserved_groups.iter().map(move |(group, &frames)| Refused { at, group: group.as_str(), frames })
+    });
+    let refused: Vec<Refused<'_, T>> = refused.collect();
+    let help = format!("Frames {} to reserved group addresses that were refused, by the group's name.", T::FROM);
+    let name = format!("{}_reserved_group_frames", T::WHAT);
+    family(out, &name, &help, None, &refused, |refused| ConstCounter::new(refused.frames))
+}
+
+/// What has counters of frames, and how its help calls the other side.
+trait Counted: Labelled {
+    const WHAT: &str;
+    const FROM: &str;
+    const TO: &str;
+
+    fn counts(&self) -> &CountsView;
+}
+
+impl Counted for PortView {
+    const WHAT: &str = "port";
+    const FROM: &str = "from the guest";
+    const TO: &str = "to the guest";
+
+    fn counts(&self) -> &CountsView {
+        &self.counts
+    }
+}
+
+impl Counted for UplinkView {
+    const WHAT: &str = "uplink";
+    const FROM: &str = "from outside";
+    const TO: &str = "to the outside";
+
+    fn counts(&self) -> &CountsView {
+        &self.counts
+    }
+}
+
 /// What tells one sample of a metric from another.
 trait Labelled {
     fn labels(&self) -> impl EncodeLabelSet;
@@ -217,6 +276,19 @@ trait Labelled {
 impl Labelled for PortView {
     fn labels(&self) -> impl EncodeLabelSet {
         [("port", self.port_id.as_str()), ("vm", &self.device_id), ("network", &self.network_id)]
+    }
+}
+
+impl Labelled for Refused<'_, PortView> {
+    fn labels(&self) -> impl EncodeLabelSet {
+        let PortView { port_id, device_id, network_id, .. } = self.at;
+        [("port", port_id.as_str()), ("vm", device_id), ("network", network_id), ("group", self.group)]
+    }
+}
+
+impl Labelled for Refused<'_, UplinkView> {
+    fn labels(&self) -> impl EncodeLabelSet {
+        [("uplink", self.at.uplink_id.as_str()), ("group", self.group)]
     }
 }
 

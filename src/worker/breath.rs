@@ -165,12 +165,12 @@ impl Worker {
         let (port, lost) = (gate.port, gate.device.receive(&mut self.batch, &mut self.cache).is_err());
         let received = self.batch.len();
         if received == 0 {
-            self.pacer.was_quiet(gate, open);
+            self.pacer.was_quiet(number, gate, open);
             if gate.quiet == PAUSE {
                 self.count_missed(number);
             }
         } else {
-            gate.quiet = 0;
+            self.pacer.was_loud(gate);
             let borrowed = if self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts) {
                 self.outbox(|outbox, origins| outbox.deliver_carried(port, origins))
             } else {

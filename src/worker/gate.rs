@@ -26,6 +26,8 @@ pub struct Gate {
     pub(super) unfinished: bool,
     /// Reads that found nothing, in a row.
     pub(super) quiet: u8,
+    /// Reads that found something since its descriptor is watched, up to where it is watched no longer.
+    pub(super) loud: u8,
     pub(super) state: GateState,
 }
 
@@ -51,7 +53,7 @@ impl Gate {
     pub fn new(port: PortId, queue: u16, device: Box<dyn Device>) -> Gate {
         let offloads = device.abilities().offloads;
         let lane = Lane::with_capacity(LANE);
-        Gate { port, queue, device, lane, offloads, unfinished: false, quiet: 0, state: GateState::Polled }
+        Gate { port, queue, device, lane, offloads, unfinished: false, quiet: 0, loud: 0, state: GateState::Polled }
     }
 }
 

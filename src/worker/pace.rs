@@ -12,6 +12,10 @@
 //! A gate that was quiet for a while is left to *rest*: asking epoll once for all resting gates is
 //! cheaper than asking each of them. So a worker's speed depends little on how many quiet ports it
 //! has.
+//!
+//! And a gate that is loud is *unwatched*: it is read at each breath anyhow, while for each frame that
+//! arrives at a watched descriptor the kernel calls epoll, on the core of whoever sends. Before the worker
+//! sleeps, and before such a gate rests, it is watched again; what has arrived by then is reported at once.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -37,6 +41,10 @@ const NAP: Duration = Duration::from_secs(1);
 /// Reads in vain after which a gate may rest.
 const QUIET: u8 = 64;
 
+/// Bursts from a gate since it is watched, after which it is unwatched: so many that the two
+/// system calls, one now and one before the next sleep, are nothing beside them.
+const LOUD: u8 = 64;
+
 /// Open gates up to which none rests: reading so few is as cheap as asking epoll.
 const FEW: usize = 4;
 
@@ -59,6 +67,8 @@ pub(super) struct Pacer {
     /// Gates without a descriptor: while there are any, sleeping would miss their frames.
     deaf: usize,
     resting: usize,
+    /// Gates that have been loud.
+    unwatched: usize,
     busy_until: Moment,
     /// How long to poll in vain at present.
     spin: Duration,
@@ -68,7 +78,7 @@ impl Pacer {
     pub(super) fn new(bell: &Bell) -> io::Result<Pacer> {
         let poller = Poller::new()?;
         poller.add(bell.as_fd(), BELL)?;
-        Ok(Pacer { poller, deaf: 0, resting: 0, busy_until: Moment::default(), spin: SPIN })
+        Ok(Pacer { poller, deaf: 0, resting: 0, unwatched: 0, busy_until: Moment::default(), spin: SPIN })
     }
 
     /// Watches a gate that has been opened.
@@ -85,10 +95,12 @@ impl Pacer {
     /// Watches a gate no longer: it is about to be closed, or its device is gone.
     pub(super) fn forget(&mut self, gate: &mut Gate) {
         match gate.device.fd() {
+            Some(_) if gate.loud == LOUD => self.unwatched -= 1,
             // The descriptor may be dead already, and out of the set with that.
             Some(fd) => drop(self.poller.remove(fd)),
             None => self.deaf -= 1,
         }
+        gate.loud = 0;
         if gate.state == GateState::Resting {
             gate.state = GateState::Polled;
             self.resting -= 1;
@@ -97,12 +109,57 @@ impl Pacer {
 
     /// Notes that a gate had nothing to read.
     #[inline]
-    pub(super) fn was_quiet(&mut self, gate: &mut Gate, open: usize) {
+    pub(super) fn was_quiet(&mut self, number: usize, gate: &mut Gate, open: usize) {
         gate.quiet = gate.quiet.saturating_add(1);
-        if gate.quiet >= QUIET && open > FEW && gate.device.fd().is_some() {
+        if gate.quiet >= QUIET && open > FEW && gate.device.fd().is_some() && self.watch_again(number, gate) {
             gate.state = GateState::Resting;
             self.resting += 1;
         }
+    }
+
+    /// Notes that a gate had something to read.
+    #[inline]
+    pub(super) fn was_loud(&mut self, gate: &mut Gate) {
+        gate.quiet = 0;
+        if gate.loud < LOUD {
+            gate.loud += 1;
+            if gate.loud == LOUD {
+                self.unwatch(gate);
+            }
+        }
+    }
+
+    #[cold]
+    fn unwatch(&mut self, gate: &mut Gate) {
+        match gate.device.fd() {
+            Some(fd) if self.poller.remove(fd).is_ok() => self.unwatched += 1,
+            _ => gate.loud = 0,
+        }
+    }
+
+    /// Whether a gate is watched, if need be again.
+    fn watch_again(&mut self, number: usize, gate: &mut Gate) -> bool {
+        if gate.loud == LOUD {
+            if self.watch(number, gate).is_err() {
+                return false;
+            }
+            self.unwatched -= 1;
+        }
+        gate.loud = 0;
+        true
+    }
+
+    /// Whether all gates are watched, after those that have been loud are again.
+    fn watch_all(&mut self, gates: &mut Gates) -> bool {
+        for number in 0..gates.len() {
+            if self.unwatched == 0 {
+                break;
+            }
+            if let Some(gate) = gates.get_mut(number).filter(|gate| gate.loud == LOUD) {
+                self.watch_again(number, gate);
+            }
+        }
+        self.unwatched == 0
     }
 
     /// Looks which resting gates have something to read.
@@ -152,10 +209,11 @@ impl Pacer {
     }
 
     /// Sleeps until something happens. `has_news` looks into mailbox and rings; whatever is put
-    /// there after that rings the bell.
+    /// there after that rings the bell. It does not sleep while there is a gate that it cannot watch, as the
+    /// kernel has no memory for that.
     pub(super) fn sleep(&mut self, gates: &mut Gates, bell: &Bell, has_news: impl FnOnce() -> bool) -> bool {
         bell.arm();
-        let sleeps = !has_news();
+        let sleeps = self.watch_all(gates) && !has_news();
         if sleeps {
             self.wait(NAP, gates, bell);
         }

@@ -465,6 +465,13 @@ fn the_metrics_can_be_scraped() {
     assert_eq!(value("port_segmented_frames_total", &plain), Some(3.0));
     assert_eq!(value("port_checksummed_frames_total", &plain), Some(4.0));
     assert_eq!(value("port_missed_frames_total", &plain), Some(5.0));
+    assert_eq!(value("port_unlearned_frames_total", &plain), Some(9.0));
+    assert_eq!(value("port_suppressed_frames_total", &plain), Some(10.0));
+    assert_eq!(value("port_mirrored_frames_total", &plain), Some(11.0));
+    let group = |group| [plain[0], plain[1], plain[2], ("group", group)];
+    assert_eq!(value("port_reserved_group_frames_total", &group("pause")), Some(13.0));
+    assert_eq!(value("port_reserved_group_frames_total", &group("bpdu")), None);
+    assert_eq!(value("uplink_reserved_group_frames_total", &[("uplink", "up0"), ("group", "bpdu")]), Some(6.0));
     assert_eq!((value("port_up", &plain), value("port_up", &odd)), (Some(1.0), Some(0.0)));
     let drops = [odd[0], odd[1], odd[2], ("direction", "in"), ("reason", "spoofed_source")];
     assert_eq!(value("port_drops_total", &drops), Some(2.0));

@@ -73,6 +73,9 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<()
                 let fit = |schema: &&Value| check(document, schema, value, at).is_ok();
                 says.as_array().unwrap().iter().filter(fit).count() == 1
             }
+            "allOf" => {
+                return check(document, &together(document, says, at), value, at);
+            }
             "required" => {
                 let missing = says.as_array().unwrap().iter().find(|key| value.get(key.as_str().unwrap()).is_none());
                 if let Some(missing) = missing {
@@ -112,6 +115,30 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Objects whose keys stand in one, as the one object that they are. No key is described twice.
+fn together(document: &Value, parts: &Value, at: &str) -> Value {
+    let (mut properties, mut required) = (Map::new(), Vec::new());
+    for part in parts.as_array().unwrap() {
+        let leads = part.get("$ref").map(|name| name.as_str().unwrap().strip_prefix('#').unwrap());
+        let part = leads.map_or(part, |name| document.pointer(name).unwrap());
+        for (keyword, says) in part.as_object().unwrap() {
+            match keyword.as_str() {
+                "description" => {}
+                "type" => assert_eq!(says, "object", "{at}"),
+                "properties" => {
+                    for (key, schema) in says.as_object().unwrap() {
+                        let before = properties.insert(key.clone(), schema.clone());
+                        assert!(before.is_none(), "{at}: {key} is described twice");
+                    }
+                }
+                "required" => required.extend(says.as_array().unwrap().iter().cloned()),
+                other => panic!("{at}: this check does not know {other} of a part: {says}"),
+            }
+        }
+    }
+    json!({ "type": "object", "properties": properties, "required": required })
 }
 
 fn is_a(value: &Value, name: &Value) -> bool {
@@ -165,6 +192,32 @@ fn every_page_looks_as_it_says() {
     assert!(looked_at >= 10, "pages have been looked at: {looked_at}");
 }
 
+/// What programs read by name. A key may come, none may go.
+#[test]
+fn ports_and_uplinks_keep_their_keys() {
+    let counts = "rx_frames rx_bytes tx_frames tx_bytes forwarded flooded copies missed segmented checksummed \
+                  unlearned suppressed mirrored reserved_groups drops";
+    let alike = "status status_reason admin_state_up device worker";
+    let port = "port_id device_id network_id mac_address position port_security unknown_unicast promiscuous \
+                mac_limit mac_limit_policy";
+    let uplink = "uplink_id group active networks";
+    let fake = Fake::showing(Views::made_up());
+    let document = document(&fake);
+    for (path, own) in [("/v1/ports", port), ("/v1/uplinks", uplink)] {
+        let schema = answers(&document, "get", path, 200, "application/json");
+        let named = schema["items"]["$ref"].as_str().unwrap().strip_prefix('#').unwrap();
+        let described = together(&document, &document.pointer(named).unwrap()["allOf"], path);
+        let shown = ask(&fake, "GET", path).json();
+        for key in [own, alike, counts].iter().flat_map(|keys| keys.split(' ')) {
+            assert!(shown[0].get(key).is_some(), "{path} shows no {key}: {shown}");
+            assert!(described["properties"].get(key).is_some(), "{path}: {key} is not described: {described}");
+            let optional = matches!(key, "group" | "worker" | "mac_limit" | "mac_limit_policy");
+            let is_required = described["required"].as_array().unwrap().contains(&json!(key));
+            assert_eq!(is_required, !optional, "{path}: {key}");
+        }
+    }
+}
+
 #[test]
 fn answers_to_changes_look_as_it_says() {
     let (yes, no) = (
@@ -198,7 +251,8 @@ fn what_is_written_looks_as_it_says() {
         document["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"].clone()
     };
     let port = json!({ "port_id": "p1", "network_id": "n", "mac_address": "02:00:00:00:00:01", "fixed_ips": ["10.0.0.1"],
-        "allowed_address_pairs": [{ "mac_address": "02:00:00:00:00:02" }], "device": { "kind": "tap", "queues": 2 } });
+        "allowed_address_pairs": [{ "mac_address": "02:00:00:00:00:02" }, { "ip_address": "10.0.0.0/8" }],
+        "unknown_unicast": "deliver", "promiscuous": true, "mac_limit": 4, "mac_limit_policy": "drop", "device": { "kind": "tap", "queues": 2 } });
     let config = json!({ "switch": { "cores": [1] }, "networks": [{ "id": "n", "mtu": 1500 }],
         "vms": [{ "id": "v", "ports": [port] }],
         "uplinks": [{ "id": "up0", "group": "g", "networks": [{ "network_id": "n", "vlan": 120 }, { "network_id": "m" }],

@@ -15,8 +15,8 @@ use vifswitch::control::handle::{Flush, Handle, Request};
 use vifswitch::control::server::{api, serve};
 use vifswitch::control::socket::Socket;
 use vifswitch::control::view::{
-    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CarriedView, DeviceView, Direction,
-    DropView, NetworkView, PortView, StationKind, StationView, Status, UplinkView, VmView, WorkerView,
+    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CarriedView, CountsView, DeviceView,
+    Direction, DropView, NetworkView, PortView, StationKind, StationView, Status, UplinkView, VmView, WorkerView,
 };
 
 /// An id that is allowed and wants escaping everywhere.
@@ -103,6 +103,10 @@ impl Views {
             status_reason: status_reason.into(),
             admin_state_up: true,
             port_security: "mac".into(),
+            unknown_unicast: "deliver".into(),
+            promiscuous: true,
+            mac_limit: Some(16),
+            mac_limit_policy: Some("drop".into()),
             device: DeviceView {
                 kind: "tap".into(),
                 name: "tap0".into(),
@@ -113,17 +117,23 @@ impl Views {
                 mode: None,
             },
             worker: (status == Status::Active).then_some(0),
-            rx_frames: 12,
-            rx_bytes: 1_234_567,
-            tx_frames: 7,
-            tx_bytes: 980,
-            forwarded: 8,
-            flooded: 2,
-            copies: 6,
-            segmented: 3,
-            checksummed: 4,
-            missed: 5,
-            drops: BTreeMap::from([("spoofed_source".into(), 2)]),
+            counts: CountsView {
+                rx_frames: 12,
+                rx_bytes: 1_234_567,
+                tx_frames: 7,
+                tx_bytes: 980,
+                forwarded: 8,
+                flooded: 2,
+                copies: 6,
+                segmented: 3,
+                checksummed: 4,
+                missed: 5,
+                unlearned: 9,
+                suppressed: 10,
+                mirrored: 11,
+                reserved_groups: BTreeMap::from([("pause".into(), 13)]),
+                drops: BTreeMap::from([("spoofed_source".into(), 2)]),
+            },
         };
         let vm = |device_id: &str, port: &str| VmView {
             device_id: device_id.into(),
@@ -155,17 +165,18 @@ impl Views {
                 ..DeviceView::default()
             },
             worker: Some(0),
-            rx_frames: 21,
-            rx_bytes: 2_345_678,
-            tx_frames: 8,
-            tx_bytes: 990,
-            forwarded: 20,
-            flooded: 1,
-            copies: 2,
-            segmented: 0,
-            checksummed: 0,
-            missed: 0,
-            drops: BTreeMap::from([("device_full".into(), 3)]),
+            counts: CountsView {
+                rx_frames: 21,
+                rx_bytes: 2_345_678,
+                tx_frames: 8,
+                tx_bytes: 990,
+                forwarded: 20,
+                flooded: 1,
+                copies: 2,
+                reserved_groups: BTreeMap::from([("bpdu".into(), 6)]),
+                drops: BTreeMap::from([("device_full".into(), 3)]),
+                ..CountsView::default()
+            },
         };
         let station = |port_id: &str, kind, age_seconds| StationView {
             network_id: "net1".into(),
@@ -184,6 +195,7 @@ impl Views {
                 ports: 2,
                 active: 1,
                 stations: 3,
+                reserved_groups: "vm-default".into(),
                 fdb_limit: 65536,
                 ageing_seconds: 300,
             }],

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 use vifswitch::control::client::Client;
 use vifswitch::control::events::Event;
-use vifswitch::control::view::{PortView, Status, WorkerView};
+use vifswitch::control::view::{CountsView, PortView, Status, WorkerView};
 use vifswitch::wire::Mac;
 
 use super::{PATIENCE, Space, await_that};
@@ -324,7 +324,7 @@ impl Daemon {
 
     /// How many frames died at a port for a reason.
     pub fn drops(&self, vif: &Vif, reason: &str) -> u64 {
-        self.port(vif).drops.get(reason).copied().unwrap_or_default()
+        self.port(vif).counts.drops.get(reason).copied().unwrap_or_default()
     }
 
     /// Waits until a port is as `wanted` has it.
@@ -381,12 +381,13 @@ impl Drop for Killed<'_> {
 
 /// What was to go out of the ports, and what did or died on the way.
 pub fn sums(ports: &[PortView]) -> (u64, u64) {
-    let meant = ports.iter().map(|port| port.forwarded + port.copies).sum();
+    let counts = || ports.iter().map(|port| &port.counts);
+    let meant = counts().map(|counts| counts.forwarded + counts.copies).sum();
     // Both directions stand in one map. What came in is known, and so what of it died.
-    let out = |port: &PortView| port.tx_frames + port.drops.values().sum::<u64>();
-    let died_coming_in = |port: &PortView| port.rx_frames.saturating_sub(port.forwarded + port.flooded);
-    let out = |port: &PortView| out(port).saturating_sub(died_coming_in(port));
-    (meant, ports.iter().map(out).sum())
+    let out = |counts: &CountsView| counts.tx_frames + counts.drops.values().sum::<u64>();
+    let died_coming_in = |counts: &CountsView| counts.rx_frames.saturating_sub(counts.forwarded + counts.flooded);
+    let out = |counts: &CountsView| out(counts).saturating_sub(died_coming_in(counts));
+    (meant, counts().map(out).sum())
 }
 
 /// Asks for a page over a connection.

@@ -93,9 +93,9 @@ fn a_netdev_is_deleted(on: On, times: u32) {
     await_that("no file is left open", || (open_files() <= files).then_some(()));
     let after = rig.daemon.quiet();
     for at in [0, 1] {
-        assert_eq!(after[at].drops, before[at].drops);
+        assert_eq!(after[at].counts.drops, before[at].counts.drops);
     }
-    assert_eq!((after[0].rx_frames, after[1].tx_frames), (counted, counted));
+    assert_eq!((after[0].counts.rx_frames, after[1].counts.tx_frames), (counted, counted));
     rig.daemon.detach(victim);
     assert_eq!(host.link(&victim.name).unwrap().xdp, None);
 }

@@ -20,8 +20,8 @@ fn tcp_passes_between_all_kinds_with_offloads() {
             let after = rig.daemon.ports();
             for (from, to) in [(left, right), (right, left)] {
                 let (from_kind, to_kind) = (On::ALL[from % 3], On::ALL[to % 3]);
-                let divided = after[to].segmented - before[to].segmented;
-                let completed = after[to].checksummed - before[to].checksummed;
+                let divided = after[to].counts.segmented - before[to].counts.segmented;
+                let completed = after[to].counts.checksummed - before[to].counts.checksummed;
                 // For AF_XDP the switch does what is left to do.
                 if to_kind == On::Xdp && from_kind != On::Xdp {
                     assert!(divided > 0 && completed > 0, "{from_kind:?} to {to_kind:?}: {divided}, {completed}");
@@ -30,11 +30,11 @@ fn tcp_passes_between_all_kinds_with_offloads() {
         }
     }
     for (index, port) in rig.daemon.ports().iter().enumerate().filter(|(index, _)| On::ALL[index % 3] != On::Xdp) {
-        let worked = (port.segmented, port.checksummed);
+        let worked = (port.counts.segmented, port.counts.checksummed);
         assert_eq!(worked, (0, 0), "{:?} takes the header, and gets it", On::ALL[index % 3]);
     }
     let ports = rig.daemon.ports();
-    assert!(ports.iter().all(|port| !port.drops.contains_key("offload_unsupported")), "{ports:?}");
+    assert!(ports.iter().all(|port| !port.counts.drops.contains_key("offload_unsupported")), "{ports:?}");
 }
 
 /// The checksum of TCP or UDP over IPv4 in a frame: whether it is right, and whether it is open, which is to

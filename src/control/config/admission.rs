@@ -12,8 +12,8 @@ use crate::wire::Mac;
 use super::meant::{Config, Device};
 use super::notes::{Notes, Path};
 use super::problem::kind;
-use super::uplink;
 use super::written::{list, nearest};
+use super::{security, uplink};
 
 /// Notes every contradiction between tables.
 pub(super) fn check(config: &Config, notes: &mut Notes<'_>) {
@@ -95,6 +95,7 @@ pub(super) fn check(config: &Config, notes: &mut Notes<'_>) {
         }
         netdev(&uplink.device, &uplink_path, &mut netdevs, notes);
     }
+    security::check(config, notes);
     uplink::check_groups(config, notes);
 }
 

@@ -5,15 +5,13 @@
 //! told apart by (an empty id, the zero MAC, an empty name) are such that no right value equals them.
 
 use std::fmt::Display;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 
 use crate::wire::Mac;
 
-use super::meant::{
-    AddressPair, Config, Device, IpAllocation, Named, Network, Port, PortSecurity, ReservedGroups, SwitchSettings, Vm,
-};
+use super::meant::{Config, Device, IpAllocation, Named, Network, Port, SwitchSettings, Vm};
 use super::notes::{Notes, Path};
 use super::problem::kind;
 use super::{device, written};
@@ -134,11 +132,14 @@ impl Table<'_, '_> {
             fdb_limit,
             fdb_limit_per_port: per_port,
             guard: written.guard.unwrap_or(default.guard),
-            reserved_groups: self.word(
-                "reserved_groups",
-                written.reserved_groups.as_deref(),
-                ReservedGroups::VmDefault,
-            ),
+            reserved_groups: match written.reserved_groups.as_deref().map(str::parse) {
+                Some(Ok(groups)) => groups,
+                Some(Err(wrong)) => {
+                    self.note("reserved_groups", kind::BAD_VALUE, wrong.to_string());
+                    default.reserved_groups
+                }
+                None => default.reserved_groups,
+            },
         }
     }
 
@@ -154,59 +155,14 @@ impl Table<'_, '_> {
             ip_allocation: self.word("ip_allocation", written.ip_allocation.as_deref(), unspoken),
             fixed_ips,
             port_security,
-            allowed_address_pairs: self.pairs(written.allowed_address_pairs.as_deref(), port_security),
+            allowed_address_pairs: self.pairs(written.allowed_address_pairs.as_deref(), port_security, mac),
+            unknown_unicast: self.unknown_unicast(written),
+            promiscuous: written.promiscuous.unwrap_or(false),
+            mac_limit: self.mac_limit(written),
             admin_state_up: written.admin_state_up.unwrap_or(true),
             device: self.device(written.device.as_ref(), &port_id),
             port_id,
         }
-    }
-
-    fn security(&mut self, written: &written::Port) -> PortSecurity {
-        let enabled = written.port_security_enabled;
-        let default = if enabled == Some(false) { PortSecurity::Off } else { PortSecurity::Mac };
-        if written.port_security.as_deref() == Some("mac+ip") {
-            self.note("port_security", kind::NOT_YET, r#"not in this version yet; use "mac" or "off""#);
-            return PortSecurity::Mac;
-        }
-        let security = self.word("port_security", written.port_security.as_deref(), default);
-        if enabled.is_some_and(|enabled| enabled != (security != PortSecurity::Off)) {
-            let message = format!(
-                "this contradicts port_security = \"{}\"; leave one of the two out, port_security alone says it all",
-                security.name()
-            );
-            self.note("port_security_enabled", kind::CONTRADICTION, message);
-        }
-        security
-    }
-
-    fn addresses(&mut self, written: &[String]) -> Vec<IpAddr> {
-        let mut addresses = Vec::new();
-        for (index, text) in written.iter().enumerate() {
-            match text.parse() {
-                Ok(address) => addresses.push(address),
-                Err(_) => {
-                    let remedy = "not an IP address; one looks like 10.5.0.1 or fd00::1, without a prefix length";
-                    self.notes.add(&self.path.key("fixed_ips").item(index), kind::BAD_VALUE, remedy);
-                }
-            }
-        }
-        addresses
-    }
-
-    fn pairs(&mut self, written: Option<&[written::AddressPair]>, security: PortSecurity) -> Vec<AddressPair> {
-        if security == PortSecurity::Off && written.is_some_and(|pairs| !pairs.is_empty()) {
-            let message =
-                "without port security every source is allowed; leave the pairs out, or set port_security = \"mac\"";
-            self.note("allowed_address_pairs", kind::CONTRADICTION, message);
-        }
-        each(&self.path.key("allowed_address_pairs"), written, self.notes, |mut at, pair| {
-            let ip = pair.ip_address.clone();
-            if ip.as_deref().is_some_and(|text| !is_address_or_prefix(text)) {
-                let remedy = "not an IP address or prefix; one looks like 10.5.0.1 or 10.5.0.0/24";
-                at.note("ip_address", kind::BAD_VALUE, remedy);
-            }
-            AddressPair { mac: at.station("mac_address", pair.mac_address.as_deref()), ip }
-        })
     }
 
     /// What the port or uplink of this id stands on.
@@ -233,7 +189,7 @@ impl Table<'_, '_> {
     }
 
     /// A MAC address that can be a frame's source.
-    fn station(&mut self, key: &str, written: Option<&str>) -> Mac {
+    pub fn station(&mut self, key: &str, written: Option<&str>) -> Mac {
         let message = match written.map(str::parse::<Mac>) {
             Some(Ok(mac)) if mac.is_station() => return mac,
             Some(Ok(mac)) if mac.is_group() => {
@@ -302,29 +258,5 @@ impl Table<'_, '_> {
     /// Whether `key` must be asked for: this table is there, and has it not.
     pub fn misses(&self, key: &str) -> bool {
         self.notes.misses(&self.path.key(key))
-    }
-}
-
-fn is_address_or_prefix(text: &str) -> bool {
-    let (address, length) = text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
-    let Ok(address) = address.parse::<IpAddr>() else { return false };
-    let longest = if address.is_ipv4() { 32 } else { 128 };
-    length.is_none_or(|length| {
-        length.bytes().all(|b| b.is_ascii_digit()) && length.parse().is_ok_and(|n: u8| n <= longest)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_and_prefixes() {
-        for text in ["10.5.0.1", "10.5.0.0/24", "fd00::/64", "fd00::1", "0.0.0.0/0", "::/128"] {
-            assert!(is_address_or_prefix(text), "{text}");
-        }
-        for text in ["", "/", "10.5.0.1/", "10.5.0.0/33", "fd00::/129", "10.5.0.0/+8", "10.5.0.0/8/8", "example"] {
-            assert!(!is_address_or_prefix(text), "{text}");
-        }
     }
 }

@@ -6,7 +6,9 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
+use super::policy::{AddressPair, PortSecurity, UnknownUnicast};
 use crate::device::xdp;
+use crate::switch::{MacLimit, ReservedMask};
 use crate::wire::{Mac, Vid};
 
 /// Everything the operator wants.
@@ -82,8 +84,8 @@ pub struct Network {
     pub fdb_limit_per_port: u32,
     /// Whether a source that is pinned on another VM's port is dropped.
     pub guard: bool,
-    /// What becomes of frames to the reserved group addresses.
-    pub reserved_groups: ReservedGroups,
+    /// Which of the reserved group addresses pass between its VMs.
+    pub reserved_groups: ReservedMask,
 }
 
 impl Network {
@@ -96,7 +98,7 @@ impl Network {
             fdb_limit: 65536,
             fdb_limit_per_port: 8192,
             guard: true,
-            reserved_groups: ReservedGroups::VmDefault,
+            reserved_groups: ReservedMask::VM_DEFAULT,
         }
     }
 }
@@ -119,7 +121,7 @@ pub struct Port {
     pub network_id: String,
     /// The address of the guest's interface: a station, unique on its network.
     pub mac: Mac,
-    /// For information: no frame is judged by them.
+    /// Allowed with its own address, where port security looks at them at all.
     pub fixed_ips: Vec<IpAddr>,
     /// For information.
     pub ip_allocation: IpAllocation,
@@ -127,6 +129,13 @@ pub struct Port {
     pub port_security: PortSecurity,
     /// Further sources that the guest may use. Empty if there is no security.
     pub allowed_address_pairs: Vec<AddressPair>,
+    /// Whether it gets frames for stations that nobody knows. `Suppress` only where no other port may
+    /// use its address.
+    pub unknown_unicast: UnknownUnicast,
+    /// Whether it gets a copy of every frame that is forwarded on its network.
+    pub promiscuous: bool,
+    /// Learned stations at most; `None`: as its network has it, and the oldest makes room.
+    pub mac_limit: Option<MacLimit>,
     /// `false`: no frame passes in either direction.
     pub admin_state_up: bool,
     /// What the port stands on.
@@ -138,15 +147,6 @@ impl Port {
     pub fn id(&self) -> &str {
         &self.port_id
     }
-}
-
-/// A further source that a guest may use.
-#[derive(Debug, Clone, PartialEq)]
-pub struct AddressPair {
-    /// A station.
-    pub mac: Mac,
-    /// An address or prefix, for information.
-    pub ip: Option<String>,
 }
 
 /// A device to the outside that carries several networks.
@@ -310,17 +310,6 @@ impl Named for xdp::Mode {
     ];
 }
 
-/// What becomes of frames to 01:80:c2:00:00:00 to 0f.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReservedGroups {
-    /// All pass between VMs but 01, which would pause the sender's link.
-    VmDefault,
-}
-
-impl Named for ReservedGroups {
-    const NAMES: &'static [(&'static str, ReservedGroups)] = &[("vm-default", ReservedGroups::VmDefault)];
-}
-
 /// How Neutron came to the addresses of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IpAllocation {
@@ -335,17 +324,4 @@ pub enum IpAllocation {
 impl Named for IpAllocation {
     const NAMES: &'static [(&'static str, IpAllocation)] =
         &[("immediate", IpAllocation::Immediate), ("deferred", IpAllocation::Deferred), ("none", IpAllocation::None)];
-}
-
-/// Which sources a guest may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PortSecurity {
-    /// Any.
-    Off,
-    /// The port's own MAC address and those of its allowed pairs, with any ethertype.
-    Mac,
-}
-
-impl Named for PortSecurity {
-    const NAMES: &'static [(&'static str, PortSecurity)] = &[("off", PortSecurity::Off), ("mac", PortSecurity::Mac)];
 }

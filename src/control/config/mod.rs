@@ -19,7 +19,10 @@ mod fragment;
 mod meaning;
 mod meant;
 mod notes;
+mod policy;
 mod problem;
+mod remarks;
+mod security;
 mod source;
 mod uplink;
 mod way_back;
@@ -33,10 +36,11 @@ use std::path::Path;
 pub use fragment::{PortKeys, parse_json_over, parse_port_keys_json, parse_ports_json};
 pub use meaning::wrong_id;
 pub use meant::{
-    AddressPair, Carried, Config, Device, IpAllocation, Named, Network, Packet, Poll, Port, PortSecurity,
-    ReservedGroups, SwitchSettings, Tap, Uplink, Vm, Xdp,
+    Carried, Config, Device, IpAllocation, Named, Network, Packet, Poll, Port, SwitchSettings, Tap, Uplink, Vm, Xdp,
 };
+pub use policy::{AddressPair, PortSecurity, UnknownUnicast, WrongReservedGroups};
 pub use problem::{Errors, Problem, kind};
+pub use remarks::Remark;
 pub use source::Source;
 
 use document::{Node, SyntaxError};

@@ -32,6 +32,8 @@ pub mod kind {
     pub const DUPLICATE_UPLINK: &str = "duplicate_uplink";
     /// Another port of the same network has this MAC address.
     pub const DUPLICATE_MAC: &str = "duplicate_mac";
+    /// An allowed address pair of the same port allows the same.
+    pub const DUPLICATE_PAIR: &str = "duplicate_pair";
     /// Another port or uplink uses this netdev.
     pub const DUPLICATE_DEVICE: &str = "duplicate_device";
     /// A port or uplink names a network that is not there.

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use crate::device::xdp::Mode;
+use crate::switch::{AtLimit, MacLimit, ReservedMask};
 use crate::wire::{Mac, Vid};
 
 use super::*;
@@ -57,9 +58,32 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
                 }
                 uplinks.push(uplink);
             }
-            Config { switch, vms, networks, uplinks }
+            let mut config = Config { switch, vms, networks, uplinks };
+            reconcile(&mut config);
+            config
         },
     )
+}
+
+/// Takes out of ports what would contradict their networks or other ports.
+fn reconcile(config: &mut Config) {
+    let lent: Vec<(String, String, Mac)> = config
+        .ports()
+        .flat_map(|(_, port)| {
+            let macs = port.allowed_address_pairs.iter().filter_map(|pair| pair.mac);
+            macs.map(|mac| (port.port_id.clone(), port.network_id.clone(), mac))
+        })
+        .collect();
+    let most: Vec<(String, u32)> =
+        config.networks.iter().map(|network| (network.id.clone(), network.fdb_limit_per_port)).collect();
+    for port in config.vms.iter_mut().flat_map(|vm| &mut vm.ports) {
+        let is_shared = |(id, network, mac): &_| *id != port.port_id && *network == port.network_id && *mac == port.mac;
+        if lent.iter().any(is_shared) {
+            port.unknown_unicast = UnknownUnicast::Deliver;
+        }
+        let most = most.iter().find(|(id, _)| *id == port.network_id).map_or(u32::MAX, |(_, most)| *most);
+        port.mac_limit = port.mac_limit.map(|limit| MacLimit { stations: limit.stations.min(most), ..limit });
+    }
 }
 
 /// Gives a netdev another name.
@@ -108,8 +132,10 @@ pub(crate) fn two() -> impl Strategy<Value = (Config, Config)> {
     )
 }
 
-/// Takes out what edits have made wrong: networks that are not there any more, and groups of one.
+/// Takes out what edits have made wrong: networks that are not there any more, groups of one, and what
+/// ports contradict.
 fn mend(config: &mut Config) {
+    reconcile(config);
     let Config { networks, vms, uplinks, .. } = config;
     let is_there = |id: &str| networks.iter().any(|network| network.id == id);
     for vm in vms {
@@ -144,6 +170,7 @@ edits! {
     DropPort DropVm DropNetwork TakeVm TakeNetwork MovePort
     SwapPorts SwapVms SwapNetworks EmptyVm Mtu Ageing
     Mac AdminState Security Queues Offloads Name
+    Strict Lend Suppress Promiscuous Limit Reserved
     Network Kind DropUplink SwapUplinks UplinkState UplinkDevice UplinkVlan UplinkNetwork Ungroup
 }
 
@@ -174,6 +201,7 @@ impl Edit {
             Edit::SwapNetworks => return config.networks.swap(a.index(networks), b.index(networks)),
             Edit::Mtu => return config.networks[a.index(networks)].mtu ^= 1,
             Edit::Ageing => return config.networks[a.index(networks)].ageing_seconds ^= 1,
+            Edit::Reserved => return config.networks[a.index(networks)].reserved_groups.0 ^= 0x4000,
             Edit::DropNetwork if networks > 1 => {
                 let gone = config.networks.remove(a.index(networks)).id;
                 return config.vms.iter_mut().for_each(|vm| vm.ports.retain(|port| port.network_id != gone));
@@ -205,6 +233,15 @@ impl Edit {
                 let port = config.vms[from].ports.remove(at);
                 return config.vms[to].ports.push(port);
             }
+            // A neighbour may use its address.
+            Edit::Lend => {
+                let mac = config.vms[from].ports[at].mac;
+                let to = &mut config.vms[from].ports[b.index(ports)];
+                if to.port_security != PortSecurity::Off && to.mac != mac {
+                    to.allowed_address_pairs = vec![AddressPair { mac: Some(mac), ip: None }];
+                }
+                return;
+            }
             _ => {}
         }
         let port = &mut config.vms[from].ports[at];
@@ -217,6 +254,21 @@ impl Edit {
             Edit::Security => {
                 port.port_security = PortSecurity::Off;
                 port.allowed_address_pairs.clear();
+            }
+            Edit::Strict => port.port_security = PortSecurity::MacIp,
+            Edit::Suppress => {
+                port.unknown_unicast = UnknownUnicast::Suppress;
+                port.promiscuous = false;
+            }
+            Edit::Promiscuous => {
+                port.unknown_unicast = UnknownUnicast::Deliver;
+                port.promiscuous = true;
+            }
+            Edit::Limit => {
+                port.mac_limit = match port.mac_limit {
+                    Some(_) => None,
+                    None => Some(MacLimit { stations: 1, policy: AtLimit::Drop }),
+                }
             }
             Edit::Name => rename(&mut port.device, |name| format!("y{}", &name[..name.len().min(14)])),
             Edit::Network => port.network_id = network_id,
@@ -305,15 +357,15 @@ fn switch() -> impl Strategy<Value = SwitchSettings> {
 }
 
 fn network() -> impl Strategy<Value = Network> {
-    (id(), 68u16..=9216, 10u32..=1_000_000, any::<(u32, u32)>(), any::<bool>()).prop_map(
-        |(id, mtu, ageing_seconds, (a, b), guard)| Network {
+    (id(), 68u16..=9216, 10u32..=1_000_000, any::<(u32, u32)>(), any::<bool>(), any::<u16>()).prop_map(
+        |(id, mtu, ageing_seconds, (a, b), guard, reserved)| Network {
             id,
             mtu,
             ageing_seconds,
             fdb_limit: a.max(b).max(1),
             fdb_limit_per_port: a.min(b).max(1),
             guard,
-            reserved_groups: ReservedGroups::VmDefault,
+            reserved_groups: ReservedMask(reserved),
         },
     )
 }
@@ -321,25 +373,61 @@ fn network() -> impl Strategy<Value = Network> {
 /// Its ids, its address and its name are not unique yet, and its network is not there.
 fn port() -> impl Strategy<Value = Port> {
     let allocation = select(&[IpAllocation::Immediate, IpAllocation::Deferred, IpAllocation::None]);
-    let ip = select(&["10.5.0.1", "10.5.0.0/24", "fd00::/64", "::"]).prop_map(str::to_string);
-    let pair = (station(), option::of(ip)).prop_map(|(mac, ip)| AddressPair { mac, ip });
-    let security = prop_oneof![
-        Just((PortSecurity::Off, Vec::new())),
-        vec(pair, 0..3).prop_map(|pairs| (PortSecurity::Mac, pairs)),
-    ];
-    (id(), station(), vec(any::<IpAddr>(), 0..3), allocation, security, any::<bool>(), device()).prop_map(
-        |(port_id, mac, fixed_ips, ip_allocation, (port_security, pairs), admin_state_up, device)| Port {
-            port_id,
-            network_id: String::new(),
-            mac,
-            fixed_ips,
-            ip_allocation,
-            port_security,
-            allowed_address_pairs: pairs,
-            admin_state_up,
-            device,
-        },
+    (
+        id(),
+        station(),
+        vec(any::<IpAddr>(), 0..3),
+        allocation,
+        security(),
+        delivery(),
+        option::of((1u32.., any::<bool>())),
+        any::<bool>(),
+        device(),
     )
+        .prop_map(|(port_id, mac, fixed_ips, ip_allocation, security, delivery, limit, admin_state_up, device)| {
+            let (port_security, allowed_address_pairs) = security;
+            let (unknown_unicast, promiscuous) = delivery;
+            let mac_limit = limit.map(|(stations, drop)| MacLimit {
+                stations,
+                policy: if drop { AtLimit::Drop } else { AtLimit::ForwardUnlearned },
+            });
+            Port {
+                port_id,
+                network_id: String::new(),
+                mac,
+                fixed_ips,
+                ip_allocation,
+                port_security,
+                allowed_address_pairs,
+                unknown_unicast,
+                promiscuous,
+                mac_limit,
+                admin_state_up,
+                device,
+            }
+        })
+}
+
+fn security() -> impl Strategy<Value = (PortSecurity, Vec<AddressPair>)> {
+    let ip = select(&["10.5.0.1", "10.5.0.0/24", "fd00::/64", "::"]).prop_map(|text| text.parse().unwrap());
+    let mac = station().prop_map(Some);
+    let pair = prop_oneof![
+        3 => (mac, option::of(ip.clone())).prop_map(|(mac, ip)| AddressPair { mac, ip }),
+        1 => ip.prop_map(|ip| AddressPair { mac: None, ip: Some(ip) }),
+    ];
+    let pairs = vec(pair, 0..3).prop_map(|mut pairs| {
+        pairs.dedup();
+        // Of three, the first and the last may be the same as well.
+        if pairs.len() == 3 && pairs[0] == pairs[2] {
+            pairs.pop();
+        }
+        pairs
+    });
+    prop_oneof![Just((PortSecurity::Off, Vec::new())), (select(&[PortSecurity::Mac, PortSecurity::MacIp]), pairs),]
+}
+
+fn delivery() -> impl Strategy<Value = (UnknownUnicast, bool)> {
+    select(&[(UnknownUnicast::Deliver, false), (UnknownUnicast::Suppress, false), (UnknownUnicast::Deliver, true)])
 }
 
 fn station() -> impl Strategy<Value = Mac> {

@@ -52,7 +52,7 @@ impl Network {
             fdb_limit: Some(self.fdb_limit.into()),
             fdb_limit_per_port: Some(self.fdb_limit_per_port.into()),
             guard: Some(self.guard),
-            reserved_groups: Some(self.reserved_groups.name().to_string()),
+            reserved_groups: Some(self.reserved_groups.to_string()),
         }
     }
 }
@@ -80,11 +80,15 @@ impl Port {
             allowed_address_pairs: Some(
                 pairs
                     .map(|pair| written::AddressPair {
-                        mac_address: Some(pair.mac.to_string()),
-                        ip_address: pair.ip.clone(),
+                        mac_address: pair.mac.map(|mac| mac.to_string()),
+                        ip_address: pair.ip.map(|ip| ip.to_string()),
                     })
                     .collect(),
             ),
+            unknown_unicast: Some(self.unknown_unicast.name().to_string()),
+            promiscuous: Some(self.promiscuous),
+            mac_limit: self.mac_limit.map(|limit| limit.stations.into()),
+            mac_limit_policy: self.mac_limit.map(|limit| limit.policy.name().to_string()),
             admin_state_up: Some(self.admin_state_up),
             device: Some(self.device.to_written()),
         }

@@ -198,10 +198,10 @@ table! {
         fdb_limit_per_port: i64,
         /// Whether a source pinned on another VM's port is dropped.
         guard: bool,
-        /// What becomes of 01:80:c2:00:00:0x; `vm-default`.
+        /// Which of 01:80:c2:00:00:0x pass between VMs: `vm-default`, `all`, `none`, or a mask as `0xfffd`.
         reserved_groups: String,
     }
-    later { probe_seconds freeze_seconds storm vlan promiscuous }
+    later { probe_seconds freeze_seconds storm vlan }
 }
 
 table! {
@@ -224,30 +224,38 @@ table! {
         network_id: String,
         /// The address of the guest's interface.
         mac_address: String,
-        /// Addresses of the guest, for information.
+        /// Addresses of the guest. Only `mac+ip` looks at them.
         fixed_ips: Vec<String>,
         /// `immediate`, `deferred` or `none`, for information.
         ip_allocation: String,
-        /// `off` or `mac`.
+        /// `off`, `mac` or `mac+ip`.
         port_security: String,
         /// Neutron's word for it: `false` means `off`.
         port_security_enabled: bool,
         /// Further sources that the guest may use.
         allowed_address_pairs: Vec<AddressPair>,
+        /// Whether it gets frames for stations that nobody knows: `deliver` or `suppress`.
+        unknown_unicast: String,
+        /// `true`: it gets a copy of every frame that is forwarded on its network.
+        promiscuous: bool,
+        /// Learned stations of the port at most, if not as its network has it.
+        mac_limit: i64,
+        /// What becomes of frames from further stations: `drop` or `forward-unlearned`.
+        mac_limit_policy: String,
         /// `false`: no frame passes in either direction.
         admin_state_up: bool,
         /// What the port stands on.
         device: Device,
     }
-    later { storm vlan promiscuous }
+    later { storm vlan }
 }
 
 table! {
-    /// One of `allowed_address_pairs`.
+    /// One of `allowed_address_pairs`. It has one of the two keys at least.
     AddressPair {
-        /// A source that the guest may use.
+        /// A source that the guest may use; without it, the address of the port.
         mac_address: String,
-        /// An address or prefix, for information.
+        /// An address or prefix that it may use with that. Only `mac+ip` looks at it.
         ip_address: String,
     }
     later {}

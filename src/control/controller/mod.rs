@@ -16,6 +16,7 @@
 
 mod devices;
 mod links;
+mod policy;
 mod port;
 #[cfg(test)]
 mod tests;
@@ -36,6 +37,7 @@ use self::devices::Outcome;
 use self::links::Links;
 use self::transition::{Transition, Unconfirmed};
 use self::writing::Writing;
+use super::at_limit::AtLimit;
 use super::blueprint::{self, Names, Seat, TooMany};
 use super::change::{Changed, Refusal};
 use super::config::Config;
@@ -213,6 +215,7 @@ impl Controller {
                     self.listen_to_links();
                     self.turn_over().await;
                     self.try_down_ports();
+                    self.watch_limits();
                     self.write_what_is_swept();
                 }
                 _ = keep.tick() => self.keep_stations(),
@@ -247,6 +250,7 @@ impl Controller {
             link: None,
             looked: 0,
             held: true,
+            at_limit: AtLimit::default(),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::control::at_limit::AtLimit;
 use crate::control::blueprint::Seat;
 use crate::switch::PortId;
 use crate::sys::link_events::LinkState;
@@ -33,6 +34,8 @@ pub struct Port {
     pub(super) looked: u64,
     /// It is not opened as long as devices are being closed: one of them may be in its way.
     pub(super) held: bool,
+    /// Whether it is at its MAC limit.
+    pub(super) at_limit: AtLimit,
 }
 
 /// Whether a port has a device.

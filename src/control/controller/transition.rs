@@ -179,7 +179,7 @@ impl Controller {
         let key = |(is_uplink, name): (bool, &str)| (is_uplink, name.to_owned());
         let mut old: HashMap<(bool, String), Port> =
             self.ports.drain(..).map(|port| (key(port.seat.key()), port)).collect();
-        let mut errands = Vec::new();
+        let (mut errands, mut stricter) = (Vec::new(), Vec::new());
         for seat in blueprint::seats(&self.config, &self.places) {
             let Some(mut port) = old.remove(&key(seat.key())) else {
                 let port = self.new_port(seat);
@@ -194,6 +194,7 @@ impl Controller {
             if let Some(&(forget, device)) = steps.get(&was.key()) {
                 errands.extend(self.turn(index, &was, forget, device, &mut transition));
                 self.tell_admin_state(index, was_up);
+                stricter.extend(self.stricter(index, &was, &before));
             }
         }
         self.standing = self.ports.iter().enumerate().map(|(index, port)| (port.key, index)).collect();
@@ -214,6 +215,7 @@ impl Controller {
         }
         self.listen_to_links();
         self.set_rules().await;
+        self.forget_behind(stricter).await;
         let mut closings = Vec::new();
         for errand in errands {
             closings.extend(self.run_errand(errand).await);

@@ -45,6 +45,8 @@ pub(super) fn ask(config: &Config) -> Vec<Finding> {
     for seat in &seats {
         port(config, seat, running, &mut findings);
     }
+    let remarks = config.remarks().into_iter();
+    findings.extend(remarks.map(|remark| finding(Severity::Remark, &remark.about, remark.message)));
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
 }

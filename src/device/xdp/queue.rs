@@ -76,7 +76,6 @@ impl Device for Queue {
     }
 
     fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
-        self.exchange.reap(cache);
         if self.state == State::Down {
             // What is in the ring already tells whether it is up again.
             self.push_out();

@@ -1,0 +1,163 @@
+//! Keys of a port that are set: what stands in a file then.
+
+use crate::control::config::{Named, PortKeys, PortSecurity, written};
+
+/// The port as it is written once these keys have been set.
+pub fn over(mut port: written::Port, keys: &PortKeys) -> written::Port {
+    clear(&mut port, &keys.cleared);
+    merge(port, keys.given.clone())
+}
+
+/// Makes it as if these keys had not been written.
+fn clear(port: &mut written::Port, keys: &[String]) {
+    for key in keys {
+        match (key.split_once('.'), &mut port.device) {
+            (None, _) => port.clear(key),
+            (Some(("device", key)), Some(device)) => device.clear(key),
+            _ => {}
+        }
+        match key.as_str() {
+            // Two words for one thing, of which the other one is kept.
+            "port_security_enabled" => port.clear("port_security"),
+            // Without a limit there is nothing to be done at it.
+            "mac_limit" => port.clear("mac_limit_policy"),
+            _ => {}
+        }
+    }
+}
+
+/// The keys of `now`, but for those that `keys` has.
+fn merge(now: written::Port, keys: written::Port) -> written::Port {
+    // Two words for one thing: whoever says one of them means it, whatever the other was.
+    let port_security = match keys.port_security_enabled {
+        Some(enabled) if keys.port_security.is_none() => {
+            now.port_security.filter(|security| (security == PortSecurity::Off.name()) != enabled)
+        }
+        _ => keys.port_security.or(now.port_security),
+    };
+    let device = match (now.device, keys.device) {
+        (Some(now), Some(keys)) if keys.kind.is_none() || keys.kind == now.kind => Some(written::Device {
+            kind: now.kind,
+            name: keys.name.or(now.name),
+            netns: keys.netns.or(now.netns),
+            queues: keys.queues.or(now.queues),
+            offloads: keys.offloads.or(now.offloads),
+            persist: keys.persist.or(now.persist),
+            mode: keys.mode.or(now.mode),
+            takeover: keys.takeover.or(now.takeover),
+        }),
+        (now, keys) => keys.or(now),
+    };
+    written::Port {
+        port_id: now.port_id,
+        network_id: keys.network_id.or(now.network_id),
+        mac_address: keys.mac_address.or(now.mac_address),
+        fixed_ips: keys.fixed_ips.or(now.fixed_ips),
+        ip_allocation: keys.ip_allocation.or(now.ip_allocation),
+        port_security,
+        port_security_enabled: keys.port_security_enabled,
+        allowed_address_pairs: keys.allowed_address_pairs.or(now.allowed_address_pairs),
+        unknown_unicast: keys.unknown_unicast.or(now.unknown_unicast),
+        promiscuous: keys.promiscuous.or(now.promiscuous),
+        mac_limit: keys.mac_limit.or(now.mac_limit),
+        mac_limit_policy: keys.mac_limit_policy.or(now.mac_limit_policy),
+        admin_state_up: keys.admin_state_up.or(now.admin_state_up),
+        device,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Blame;
+    use super::super::tests::{refused, set, there};
+    use super::*;
+    use crate::control::config::{Config, Device, parse_port_keys_json};
+    use crate::switch::{AtLimit, MacLimit};
+    use crate::wire::Mac;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn keys_that_are_not_set_stay() {
+        let keys = written::Port {
+            mac_address: Some("02:00:00:00:00:77".into()),
+            device: Some(written::Device { queues: Some(4), ..Default::default() }),
+            ..Default::default()
+        };
+        let now = there();
+        let then = set("p1", keys).to(&now).unwrap();
+        let mut wanted = now.vms[0].ports[0].clone();
+        wanted.mac = Mac::from_bits(0x0200_0000_0077);
+        let Device::Tap(tap) = &mut wanted.device else { panic!("{wanted:?}") };
+        tap.queues = 4;
+        assert_eq!(then.vms[0].ports[0], wanted);
+        assert_eq!((&then.vms[0].ports[1..], &then.vms[1..]), (&now.vms[0].ports[1..], &now.vms[1..]));
+    }
+
+    #[test]
+    fn keys_that_are_null_are_as_in_a_file_without_them() {
+        let clear = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
+        let mut now = there();
+        let plain = now.vms[0].ports[0].clone();
+        let port = &mut now.vms[0].ports[0];
+        port.port_security = PortSecurity::Off;
+        port.admin_state_up = false;
+        let Device::Tap(tap) = &mut port.device else { panic!("{port:?}") };
+        (tap.netns, tap.queues, tap.persist) = (Some("away".into()), 4, false);
+        // In JSON as it comes; a port that is written again with its kind and name is as it was at first.
+        let keys = json!({ "port_security": null, "admin_state_up": null,
+            "device": { "netns": null, "queues": null, "persist": null } });
+        assert_eq!(clear(keys).to(&now).unwrap().vms[0].ports[0], plain);
+        // Of two words for one thing either brings the default back.
+        let then = clear(json!({ "port_security_enabled": null, "device": { "netns": null } })).to(&now).unwrap();
+        let Device::Tap(tap) = &then.vms[0].ports[0].device else { panic!("{then:?}") };
+        assert_eq!((then.vms[0].ports[0].port_security, tap.netns.as_ref(), tap.queues), (PortSecurity::Mac, None, 4));
+        // A name that is not written is made of the id.
+        let then = clear(json!({ "device": { "name": null } })).to(&now).unwrap();
+        let Device::Tap(tap) = &then.vms[0].ports[0].device else { panic!("{then:?}") };
+        assert_eq!(tap.name, "tapp1");
+        // What must be given cannot go.
+        for (keys, kind) in [
+            (json!({ "mac_address": null }), "missing"),
+            (json!({ "network_id": null }), "missing"),
+            (json!({ "device": null }), "missing"),
+            (json!({ "device": { "kind": null } }), "missing"),
+            (json!({ "port_id": null }), "fixed_key"),
+        ] {
+            let (blame, found, message) = refused(&clear(keys));
+            assert_eq!((blame, found), (Blame::Request, kind), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_limit_goes_with_its_policy() {
+        let given = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
+        let limited = given(json!({ "mac_limit": 4, "mac_limit_policy": "drop" })).to(&there()).unwrap();
+        let limit = |config: &Config| config.vms[0].ports[0].mac_limit;
+        assert_eq!(limit(&limited), Some(MacLimit { stations: 4, policy: AtLimit::Drop }));
+        let more = given(json!({ "mac_limit": 5 })).to(&limited).unwrap();
+        assert_eq!(limit(&more), Some(MacLimit { stations: 5, policy: AtLimit::Drop }));
+        let plain = given(json!({ "mac_limit_policy": null })).to(&limited).unwrap();
+        assert_eq!(limit(&plain), Some(MacLimit { stations: 4, policy: AtLimit::ForwardUnlearned }));
+        assert_eq!(limit(&given(json!({ "mac_limit": null })).to(&limited).unwrap()), None);
+        for keys in [json!({ "mac_limit_policy": "drop" }), json!({ "mac_limit": null, "mac_limit_policy": "drop" })] {
+            let (blame, kind, message) = refused(&given(keys));
+            assert_eq!((blame, kind), (Blame::Request, "contradiction"), "{message}");
+            assert!(message.starts_with("mac_limit_policy = \"drop\": "), "{message}");
+        }
+        // The bounds of its network are known.
+        let (_, kind, message) = refused(&given(json!({ "mac_limit": 9000 })));
+        assert!(kind == "contradiction" && message.contains("\"net1\", which is 8192"), "{message}");
+    }
+
+    #[test]
+    fn both_words_for_security_can_be_set() {
+        let enabled = |enabled| written::Port { port_security_enabled: Some(enabled), ..Default::default() };
+        let security = |config: &Config| config.vms[0].ports[0].port_security;
+        let off = set("p1", enabled(false)).to(&there()).unwrap();
+        assert_eq!(security(&off), PortSecurity::Off);
+        assert_eq!(security(&set("p1", enabled(false)).to(&off).unwrap()), PortSecurity::Off);
+        assert_eq!(security(&set("p1", enabled(true)).to(&off).unwrap()), PortSecurity::Mac);
+        let word = written::Port { port_security: Some("off".into()), ..Default::default() };
+        assert_eq!(security(&set("p1", word).to(&there()).unwrap()), PortSecurity::Off);
+    }
+}

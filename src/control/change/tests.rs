@@ -1,0 +1,249 @@
+//! What is accepted, what is refused, and whose doing it is.
+
+use super::*;
+use crate::control::config::{AddressPair, parse_json, parse_port_keys_json, strategy};
+use proptest::prelude::*;
+use proptest::sample::Index;
+use serde_json::{Value, json};
+
+fn port(id: &str, network: &str, mac: u64, tap: &str) -> Value {
+    let mac = Mac::from_bits(0x0200_0000_0000 + mac).to_string();
+    json!({"port_id": id, "network_id": network, "mac_address": mac, "device": {"kind": "tap", "name": tap}})
+}
+
+fn config(vms: &Value) -> Config {
+    let networks = json!([{"id": "net1"}, {"id": "net2"}]);
+    parse_json(&json!({"networks": networks, "vms": vms}).to_string(), "x").unwrap()
+}
+
+/// VM a with p1 on net1 and p2 on net2, VM b with p3 on net1.
+pub(super) fn there() -> Config {
+    config(&json!([
+        {"id": "a", "ports": [port("p1", "net1", 1, "t1"), port("p2", "net2", 2, "t2")]},
+        {"id": "b", "ports": [port("p3", "net1", 3, "t3")]},
+    ]))
+}
+
+/// The ports of these tables.
+fn ports(ports: &[Value]) -> Vec<Port> {
+    config(&json!([{"id": "x", "ports": ports}])).vms.remove(0).ports
+}
+
+fn attach(vm: &str, ports: Vec<Port>) -> Change {
+    Change::Attach { vm: vm.into(), ports }
+}
+
+pub(super) fn set(port: &str, keys: impl Into<PortKeys>) -> Change {
+    Change::Set { port: port.into(), keys: keys.into() }
+}
+
+fn detach(port: &str) -> Change {
+    Change::Detach { port: port.into() }
+}
+
+fn listed(config: &Config) -> Vec<(&str, Vec<&str>)> {
+    config.vms.iter().map(|vm| (vm.id.as_str(), vm.ports.iter().map(Port::id).collect())).collect()
+}
+
+pub(super) fn refused(change: &Change) -> (Blame, &'static str, String) {
+    let Refusal { blame, kind, message } = change.to(&there()).unwrap_err();
+    (blame, kind, message)
+}
+
+#[test]
+fn the_order_asked_for_is_kept() {
+    let now = there();
+    let now = attach("a", ports(&[port("p5", "net1", 5, "t5"), port("p4", "net1", 4, "t4")])).to(&now).unwrap();
+    assert_eq!(listed(&now), [("a", vec!["p1", "p2", "p5", "p4"]), ("b", vec!["p3"])]);
+    let now = detach("p2").to(&now).unwrap();
+    assert_eq!(listed(&now), [("a", vec!["p1", "p5", "p4"]), ("b", vec!["p3"])]);
+    let now = attach("new", ports(&[port("p2", "net2", 2, "t2")])).to(&now).unwrap();
+    assert_eq!(listed(&now), [("a", vec!["p1", "p5", "p4"]), ("b", vec!["p3"]), ("new", vec!["p2"])]);
+}
+
+#[test]
+fn a_vm_goes_with_its_last_port() {
+    assert_eq!(listed(&detach("p3").to(&there()).unwrap()), [("a", vec!["p1", "p2"])]);
+    let listed_empty = config(&json!([{"id": "a", "ports": [port("p1", "net1", 1, "t1")]}, {"id": "empty"}]));
+    assert_eq!(listed(&detach("p1").to(&listed_empty).unwrap()), [("empty", vec![])]);
+}
+
+#[test]
+fn what_can_never_be_attached_is_the_fault_of_the_request() {
+    use Blame::Request;
+    let (blame, kind, _) = refused(&attach("a", Vec::new()));
+    assert_eq!((blame, kind), (Request, "missing"));
+    // Nothing else is judged: p3 is in use, and its network is not there.
+    let twice = Port { network_id: "gone".into(), ..ports(&[port("p3", "net1", 9, "t9")]).remove(0) };
+    let (blame, kind, message) = refused(&attach("a", vec![twice.clone(), twice]));
+    assert_eq!((blame, kind), (Request, "duplicate_port"), "{message}");
+    let [one, two] = [("p8", "t8"), ("p9", "t9")].map(|(id, tap)| ports(&[port(id, "net1", 9, tap)]).remove(0));
+    let (blame, kind, message) = refused(&attach("a", vec![one, two]));
+    assert_eq!((blame, kind), (Request, "duplicate_mac"), "{message}");
+    assert!(message.starts_with("ports[1].mac_address = "), "{message}");
+    let (blame, kind, _) = refused(&attach("", ports(&[port("p9", "net1", 9, "t9")])));
+    assert_eq!((blame, kind), (Request, "bad_value"));
+    let group = Port { mac: Mac::BROADCAST, ..ports(&[port("p9", "net1", 9, "t9")]).remove(0) };
+    assert_eq!(refused(&attach("a", vec![group])).1, "bad_value");
+}
+
+#[test]
+fn what_is_in_the_way_is_named() {
+    let cases = [
+        (port("p3", "net1", 3, "t3"), "port_in_use", "in use by VM \"b\""),
+        (port("p9", "net1", 1, "t9"), "mac_in_use", "port \"p1\" of VM \"a\""),
+        (port("p9", "net1", 9, "t2"), "device_in_use", "port \"p2\" of VM \"a\""),
+    ];
+    for (table, wanted, named) in cases {
+        let (blame, kind, message) = refused(&attach("a", ports(&[table])));
+        assert_eq!((blame, kind), (Blame::Conflict, wanted), "{message}");
+        assert!(message.contains(named), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+    let (_, _, message) = refused(&attach("a", ports(&[port("p3", "net1", 9, "t9"), port("p9", "net1", 1, "t2")])));
+    assert_eq!(message.lines().count(), 3, "{message}");
+    // The same address on another network is another station.
+    attach("a", ports(&[port("p9", "net2", 1, "t9")])).to(&there()).unwrap();
+}
+
+/// Of two ports that both want an address, one of them for itself alone, the second one is refused.
+#[test]
+fn an_address_that_must_be_pinned_is_not_shared() {
+    let keys = |keys: Value| parse_port_keys_json(&keys.to_string(), "x").unwrap();
+    let suppress = || keys(json!({ "unknown_unicast": "suppress" }));
+    let lend = || keys(json!({ "allowed_address_pairs": [{ "mac_address": "02:00:00:00:00:01" }] }));
+    for (first, second, names) in [
+        (set("p1", suppress()), set("p3", lend()), ["port \"p3\": ", "port \"p1\" of VM \"a\""]),
+        (set("p3", lend()), set("p1", suppress()), ["port \"p1\": ", "port \"p3\" of VM \"b\""]),
+    ] {
+        let now = first.to(&there()).unwrap();
+        let Refusal { blame, kind, message } = second.to(&now).unwrap_err();
+        assert_eq!((blame, kind), (Blame::Conflict, "mac_shared"), "{message}");
+        assert!(message.starts_with(names[0]) && message.contains(names[1]), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+    // On another network it is another address, and to the port itself it is its own.
+    let now = set("p1", suppress()).to(&there()).unwrap();
+    set("p2", lend()).to(&now).unwrap();
+    set("p1", lend()).to(&now).unwrap();
+    // So it is with ports that come.
+    let mut new = ports(&[port("p9", "net1", 9, "t9")]);
+    new[0].allowed_address_pairs = vec![AddressPair { mac: Some(Mac::from_bits(0x0200_0000_0001)), ip: None }];
+    assert_eq!(attach("c", new.clone()).to(&now).unwrap_err().kind, "mac_shared");
+    attach("c", new).to(&there()).unwrap();
+}
+
+#[test]
+fn what_is_not_there_is_unknown() {
+    let nowhere = Port { network_id: "net".into(), ..ports(&[port("p9", "net1", 9, "t9")]).remove(0) };
+    let (blame, kind, message) = refused(&attach("a", vec![nowhere]));
+    assert_eq!((blame, kind), (Blame::Unknown, "unknown_network"));
+    assert!(message.contains("did you mean \"net"), "{message}");
+    for change in [detach("p"), set("p", written::Port::default())] {
+        let (blame, kind, message) = refused(&change);
+        assert_eq!((blame, kind), (Blame::Unknown, "unknown_port"));
+        assert!(message.contains("did you mean \"p"), "{message}");
+    }
+}
+
+#[test]
+fn a_set_is_judged_as_a_file_is() {
+    let key = |key: &str, value: Value| {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        match key {
+            "mac_address" => written::Port { mac_address: text(&value), ..Default::default() },
+            "network_id" => written::Port { network_id: text(&value), ..Default::default() },
+            _ => written::Port { port_id: text(&value), ..Default::default() },
+        }
+    };
+    let cases = [
+        ("mac_address", json!("02:00:00:00:00:03"), Blame::Conflict, "mac_in_use"),
+        ("mac_address", json!("nonsense"), Blame::Request, "bad_value"),
+        ("network_id", json!("nowhere"), Blame::Unknown, "unknown_network"),
+        ("port_id", json!("p1"), Blame::Request, "fixed_key"),
+    ];
+    for (name, value, blame, kind) in cases {
+        let (was, found, message) = refused(&set("p1", key(name, value)));
+        assert_eq!((was, found), (blame, kind), "{message}");
+    }
+}
+
+#[test]
+fn the_process_is_not_changed_while_it_runs() {
+    let now = there();
+    let mut other = now.clone();
+    other.networks.clear();
+    other.vms.clear();
+    assert_eq!(Change::Apply(other.clone()).to(&now), Ok(other.clone()));
+    other.switch.frames += 1;
+    other.switch.metrics = Some("127.0.0.1:9477".parse().unwrap());
+    let Refusal { blame, kind, message } = Change::Apply(other).to(&now).unwrap_err();
+    assert_eq!((blame, kind), (Blame::Conflict, "fixed_at_start"));
+    assert!(message.contains("switch.frames is fixed at start and is 65536 now"), "{message}");
+    assert!(message.contains("switch.metrics is fixed at start and is not set now"), "{message}");
+    assert_eq!(message.lines().count(), 2, "{message}");
+}
+
+#[test]
+fn what_an_uplink_has_is_in_use() {
+    let mut now = there();
+    let uplink = json!([{"id": "up0", "networks": [{"network_id": "net1"}],
+        "device": {"kind": "xdp", "name": "eth1"}}]);
+    let text = json!({"networks": [{"id": "net1"}], "uplinks": uplink}).to_string();
+    now.uplinks = parse_json(&text, "x").unwrap().uplinks;
+    let refused = |port: Value| {
+        let Refusal { blame, kind, message } = attach("a", ports(&[port])).to(&now).unwrap_err();
+        assert_eq!(blame, Blame::Conflict, "{message}");
+        assert!(message.contains("uplink"), "{message}");
+        kind
+    };
+    assert_eq!(refused(port("p9", "net1", 9, "eth1")), "device_in_use");
+    assert_eq!(refused(port("up0", "net1", 9, "t9")), "port_in_use");
+    // Its network cannot go either.
+    let mut without = Config { vms: Vec::new(), ..now.clone() };
+    without.networks.remove(0);
+    let Refusal { blame, kind, message } = Change::Apply(without).to(&now).unwrap_err();
+    assert_eq!((blame, kind), (Blame::Request, "unknown_network"), "{message}");
+    assert!(message.starts_with("uplinks[0].networks[0].network_id = \"net1\""), "{message}");
+}
+
+#[test]
+fn too_many_are_refused() {
+    let now = there();
+    let many = (0..4096).map(|n| port(&format!("x{n}"), "net1", 100 + n, &format!("x{n}"))).collect::<Vec<_>>();
+    let refusal = attach("a", ports(&many)).to(&now).unwrap_err();
+    assert_eq!((refusal.blame, refusal.kind), (Blame::Conflict, "too_many"));
+}
+
+proptest! {
+    /// Whatever is accepted could have stood in a file.
+    #[test]
+    fn what_is_accepted_is_right(
+        (now, other) in strategy::two(), from in any::<Index>(), take in any::<Index>(), what in 0..3
+    ) {
+        let id = |config: &Config, at: Index| {
+            let ids: Vec<String> = config.ports().map(|(_, port)| port.port_id.clone()).collect();
+            (!ids.is_empty()).then(|| at.get(&ids).clone())
+        };
+        let change = match (what, id(&now, from), other.ports().nth(take.index(8))) {
+            (0, Some(id), _) => detach(&id),
+            (1, Some(id), Some((_, port))) => {
+                set(&id, written::Port { port_id: None, ..port.to_written() })
+            }
+            (_, _, Some((vm, port))) => attach(&vm.id, vec![port.clone()]),
+            _ => return Ok(()),
+        };
+        // The strategy edits freely; what it makes may not be right itself.
+        prop_assume!(judge_written(&now.to_written()).is_ok());
+        if let Ok(then) = change.to(&now) {
+            prop_assert_eq!(judge_written(&then.to_written()), Ok(then.clone()));
+            let stay = |config: &Config| -> Vec<String> {
+                config.ports().map(|(_, port)| port.port_id.clone()).collect()
+            };
+            let (before, after) = (stay(&now), stay(&then));
+            let kept: Vec<&String> = before.iter().filter(|id| after.contains(id)).collect();
+            let known: Vec<&String> = after.iter().filter(|id| before.contains(id)).collect();
+            prop_assert_eq!(kept, known, "nobody changes places");
+        }
+    }
+}
