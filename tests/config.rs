@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use vifswitch::control::config::{
-    self, AddressPair, Carried, Config, Device, Errors, IpAllocation, Network, Packet, Poll, Port, PortSecurity,
+    self, AddressPair, Base, Carried, Config, Device, Errors, IpAllocation, Network, Packet, Poll, Port, PortSecurity,
     Problem, SwitchSettings, Tap, UnknownUnicast, Uplink, Vm, Xdp, kind, parse_json, parse_toml,
 };
 use vifswitch::device::xdp::Mode;
@@ -88,7 +88,7 @@ fn the_example_means_what_it_says() {
         promiscuous: false,
         mac_limit: None,
         admin_state_up: true,
-        device: Device::Tap(tap),
+        base: Base::Device(Device::Tap(tap)),
     };
     let meant = Config {
         switch: SwitchSettings {
