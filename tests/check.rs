@@ -89,6 +89,18 @@ fn a_namespace_that_is_not_there_is_a_remark() {
     assert_eq!(asked.findings(), (0, vec![]));
 }
 
+/// What is right, and may still not be meant.
+#[test]
+fn what_a_port_may_hardly_be_meant_to_be_is_a_remark() {
+    let Some(space) = Space::new() else { return };
+    let with = |more: &str| Asked::about(&[Vif { more: more.into(), ..Vif::new("a", 1, &space) }]);
+    let about = "port \"port-1\" (VM \"a\")";
+    with("port_security = \"mac+ip\"").remark(&[about, "no IP address that it may use"]);
+    with("mac_limit = 4").remark(&[about, "mac_limit has no effect"]);
+    with("allowed_address_pairs = [{ ip_address = \"10.0.0.0/8\" }]").remark(&[about, "10.0.0.0/8", "no effect"]);
+    assert_eq!(with("port_security = \"mac+ip\"\nfixed_ips = [\"10.5.0.1\"]").findings(), (0, vec![]));
+}
+
 #[test]
 fn a_name_that_is_taken_is_a_remark_and_says_by_whom() {
     let Some(space) = Space::new() else { return };

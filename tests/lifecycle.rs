@@ -237,6 +237,12 @@ fn traffic(rig: &Rig) {
     }
 }
 
+/// Waits until all of the traffic of every port has come in, and what became of it is counted.
+fn all_counted(rig: &Rig) -> Vec<PortView> {
+    let came = |port: &PortView| port.counts.rx_frames == 300;
+    await_that("all frames", || Some(rig.daemon.quiet()).filter(|ports| ports.iter().all(came)))
+}
+
 /// The metrics, by name and labels.
 fn samples(text: &str) -> BTreeMap<&str, f64> {
     assert!(text.ends_with("# EOF\n"), "{text}");
@@ -257,8 +263,7 @@ fn metrics_and_json_agree() {
     });
     let rig = Rig { daemon, vifs, spaces };
     traffic(&rig);
-    rig.daemon.await_port("all frames", &rig.vifs[2], |port| port.counts.rx_frames == 300);
-    let ports = rig.daemon.quiet();
+    let ports = all_counted(&rig);
     let drops: Vec<DropView> = rig.daemon.get("/v1/drops");
     assert!(ports.iter().all(|port| port.counts.drops["hairpin"] == 50), "{ports:?}");
     for text in [rig.daemon.page("/metrics"), page(TcpStream::connect(address).unwrap(), "/metrics")] {
@@ -292,9 +297,7 @@ fn metrics_and_json_agree() {
 fn nothing_gets_lost(kind: Kind) {
     let Some(rig) = Rig::new(kind, &["a", "a", "b", "b", "c"]) else { return };
     traffic(&rig);
-    let ports = await_that("all frames", || {
-        Some(rig.daemon.quiet()).filter(|all| all.iter().all(|p| p.counts.rx_frames == 300))
-    });
+    let ports = all_counted(&rig);
     let drops: Vec<DropView> = rig.daemon.get("/v1/drops");
     let died = |port: &PortView, way| -> u64 {
         let at = drops.iter().filter(|drop| drop.port_id == port.port_id && drop.direction == way);

@@ -12,6 +12,7 @@ use std::time::Duration;
 use host::daemon::Vif;
 use host::inside::{Inside, meant, ports};
 use host::nic::{Nic, experiment};
+use host::rig::pass;
 use host::{Finally, Space, await_that};
 use vifswitch::control::change::{Blame, Change};
 use vifswitch::control::config::written;
@@ -31,12 +32,6 @@ fn keys() -> written::Port {
 
 fn set(vif: &Vif, keys: written::Port) -> Change {
     Change::Set { port: vif.port.clone(), keys: keys.into() }
-}
-
-fn pass(from: (&Nic, &Vif), to: (&Nic, &Vif), tale: &str) {
-    let frame = experiment(to.1.mac, from.1.mac, tale.as_bytes());
-    from.0.send(&frame);
-    assert_eq!(to.0.take(), frame);
 }
 
 /// Ports of these VMs on net1, each in a namespace of its own.

@@ -287,12 +287,12 @@ fn no_frame_is_stuck_between_sleepers() {
     house.end();
 }
 
-/// A gate that was loud is not watched, until its worker is about to sleep, or the gate to rest.
+/// A gate by which much came or went is not watched, until its worker is about to sleep, or the gate to rest.
 #[test]
 fn a_gate_that_was_loud_wakes_its_worker_again() {
     for ports in [2, 12] {
         let house = House::new(1, ports, Pace::Adaptive);
-        let bytes = frame(mac(1), mac(0), 0x88b5, b"again");
+        let [bytes, back] = [(1, 0), (0, 1)].map(|(to, from)| frame(mac(to), mac(from), 0x88b5, b"again"));
         for _ in 0..5 {
             for _ in 0..200 {
                 house.guests[0].send(&bytes).unwrap();
@@ -301,6 +301,9 @@ fn a_gate_that_was_loud_wakes_its_worker_again() {
             house.wait_for_sleep(0);
             house.guests[0].send(&bytes).unwrap();
             assert_eq!(house.receive(1), bytes);
+            house.wait_for_sleep(0);
+            house.guests[1].send(&back).unwrap();
+            assert_eq!(house.receive(0), back);
         }
         // All at once, so that it is loud and not watched as it is closed.
         for _ in 0..70 {

@@ -5,12 +5,10 @@
 
 mod host;
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use host::nic::Nic;
+use host::relay::relay;
 use host::{EXPERIMENT, Finally, PATIENCE, Space, await_that, readable};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vifswitch::device::packet::{self, Settings};
@@ -271,61 +269,12 @@ fn super_frames_pass_with_their_header_and_their_tag() {
     }
 }
 
-/// Forwards between two devices until told to stop. The length of the longest frame.
-fn forward(mut devices: [Box<dyn Device>; 2], done: &AtomicBool) -> u32 {
-    let mut hands = Hands::new();
-    let mut longest = 0;
-    while !done.load(Ordering::Relaxed) {
-        for (from, to) in [(0, 1), (1, 0)] {
-            devices[from].receive(&mut hands.batch, &mut hands.cache).unwrap();
-            for index in 0..hands.batch.len() {
-                let frame = hands.batch.frame(index);
-                assert!(frame.is_sound());
-                longest = longest.max(frame.len());
-                hands.lane.borrow(u8::try_from(index).unwrap());
-            }
-            devices[to].transmit(&mut hands.lane, &hands.batch, &mut hands.cache);
-            hands.batch.clear(&mut hands.cache);
-            devices[from].release();
-        }
-        let mut polled = [0, 1].map(|i| PollFd::from_borrowed_fd(devices[i].fd().unwrap(), PollFlags::IN));
-        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 50_000_000 })).unwrap();
-    }
-    longest
-}
-
-/// Streams from one namespace to 10.0.0.2 in the other, over two devices.
-fn stream(left: &Space, right: &Space, devices: [Box<dyn Device>; 2]) {
-    let listener = right.within(|| TcpListener::bind("10.0.0.2:0")).unwrap();
-    let address = listener.local_addr().unwrap();
-    let payload: Vec<u8> = (0..8_000_000u32).map(|i| (i * 7 + (i >> 9)).to_le_bytes()[0]).collect();
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let finally = Finally(&done);
-        let forwarder = scope.spawn(|| forward(devices, &done));
-        let receiver = scope.spawn(|| {
-            readable(&listener);
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-            let mut all = Vec::new();
-            stream.read_to_end(&mut all).map(|_| all)
-        });
-        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(10));
-        left.within(connect).and_then(|mut stream| stream.write_all(&payload)).unwrap();
-        let received = receiver.join().unwrap().unwrap();
-        drop(finally);
-        assert!(received == payload, "{} of {} bytes came, or others", received.len(), payload.len());
-        let longest = forwarder.join().unwrap();
-        assert!(longest > 32_000, "the longest frame had {longest} bytes only");
-    });
-}
-
 #[test]
 fn a_tcp_stream_passes_from_veth_to_veth_as_super_frames() {
     let (Some(left), Some(right)) = (Cable::new(1500), Cable::new(1500)) else { return };
     left.guest.ip("addr add 10.0.0.1/24 dev guest");
     right.guest.ip("addr add 10.0.0.2/24 dev guest");
-    stream(&left.guest, &right.guest, [left.open(), right.open()]);
+    relay(&left.guest, &right.guest, [left.open(), right.open()]);
 }
 
 #[test]
@@ -348,7 +297,7 @@ fn a_tcp_stream_passes_from_veth_to_tap_as_super_frames() {
     .unwrap();
     left.guest.ip("addr add 10.0.0.1/24 dev guest");
     right.ip("addr add 10.0.0.2/24 dev tap0");
-    stream(&left.guest, &right, [left.open(), opened.queues.remove(0)]);
+    relay(&left.guest, &right, [left.open(), opened.queues.remove(0)]);
 }
 
 /// What is received with an open checksum says so, also if nothing of the kind is to be sent.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use host::daemon::{Daemon, Vif, config, keeping};
 use host::nic::{Nic, experiment};
-use host::{Space, await_that};
+use host::{Finally, Space, await_that};
 use rustix::event::Timespec;
 use rustix::process::Signal;
 use rustix::thread::nanosleep;
@@ -66,14 +66,6 @@ impl Stream {
     fn await_one(&self) {
         let offered = self.offered.load(Ordering::Relaxed);
         await_that("a frame of the stream", || (self.last.load(Ordering::Relaxed) > offered).then_some(()));
-    }
-}
-
-struct Finally<'a>(&'a AtomicBool);
-
-impl Drop for Finally<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
     }
 }
 

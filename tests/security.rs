@@ -404,12 +404,11 @@ fn a_port_at_its_limit_is_told_of_once() {
             scene.passes(&here, &there, &from(number), "within the limit");
         }
         assert_eq!(told(), []);
-        for number in 3..8 {
-            match reason {
-                Some(reason) => scene.is_refused(&here, &from(number), reason, "beyond the limit"),
-                None => scene.passes(&here, &there, &from(number), "beyond the limit"),
-            }
-        }
+        let beyond = |number| match reason {
+            Some(reason) => scene.is_refused(&here, &from(number), reason, "beyond the limit"),
+            None => scene.passes(&here, &there, &from(number), "beyond the limit"),
+        };
+        (3..8).for_each(beyond);
         scene.passes(&here, &there, &from(1), "one that is known");
         let event = await_that("the event", || told().pop());
         assert_eq!(
@@ -417,11 +416,12 @@ fn a_port_at_its_limit_is_told_of_once() {
             (Some("fw"), Some("net1"), &["port-1".to_owned()][..])
         );
         assert!(event.text.contains("limit of 2 learned stations"), "{}", event.text);
+        scene.daemon.quiet();
         let port = scene.port(0);
         assert_eq!(port.counts.unlearned, if reason.is_none() { 5 } else { 0 });
         assert_eq!((port.mac_limit, port.mac_limit_policy.as_deref()), (Some(2), Some(policy)));
         // More of them are no news.
-        here.send(&from(9));
+        beyond(9);
         scene.set(&["mac_limit="]);
         await_that("the end of it", || (told().len() == 2).then_some(()));
         assert!(told()[1].text.contains("none of its own any more"), "{:?}", told());

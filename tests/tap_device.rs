@@ -5,15 +5,13 @@
 mod host;
 
 use std::collections::HashSet;
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::net::UdpSocket;
 use std::num::NonZeroU32;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
+use host::relay::relay;
 use host::{EXPERIMENT, PATIENCE, Space, readable};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{AddressFamily, Protocol, RecvFlags, SocketFlags, SocketType, recv, socket_with};
 use vifswitch::device::tap::{self, Settings};
 use vifswitch::device::{self, Device, OpenError, Opened, Removal, Whereabouts};
@@ -140,29 +138,6 @@ fn frames_pass_both_ways_untouched() {
     }
 }
 
-/// Forwards between two taps until told to stop. The length of the longest frame.
-fn forward(mut taps: [Box<dyn Device>; 2], done: &AtomicBool) -> u32 {
-    let mut hands = Hands::new();
-    let mut longest = 0;
-    while !done.load(Ordering::Relaxed) {
-        for (from, to) in [(0, 1), (1, 0)] {
-            taps[from].receive(&mut hands.batch, &mut hands.cache).unwrap();
-            for index in 0..hands.batch.len() {
-                let frame = hands.batch.frame(index);
-                assert!(frame.is_sound());
-                longest = longest.max(frame.len());
-                hands.lane.borrow(u8::try_from(index).unwrap());
-            }
-            taps[to].transmit(&mut hands.lane, &hands.batch, &mut hands.cache);
-            hands.batch.clear(&mut hands.cache);
-            taps[from].release();
-        }
-        let mut polled = [0, 1].map(|i| PollFd::from_borrowed_fd(taps[i].fd().unwrap(), PollFlags::IN));
-        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 50_000_000 })).unwrap();
-    }
-    longest
-}
-
 #[test]
 fn a_tcp_stream_passes_as_super_frames() {
     let (Some(left), Some(right)) = (Space::new(), Space::new()) else { return };
@@ -171,28 +146,7 @@ fn a_tcp_stream_passes_as_super_frames() {
     let taps = taps.map(|settings| only(tap::open(&settings, true).unwrap()));
     left.ip("addr add 10.0.0.1/24 dev tap0");
     right.ip("addr add 10.0.0.2/24 dev tap0");
-    let listener = right.within(|| TcpListener::bind("10.0.0.2:0")).unwrap();
-    let address = listener.local_addr().unwrap();
-    let payload: Vec<u8> = (0..8_000_000u32).map(|i| (i * 7 + (i >> 9)).to_le_bytes()[0]).collect();
-    let done = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let forwarder = scope.spawn(|| forward(taps, &done));
-        let receiver = scope.spawn(|| {
-            readable(&listener);
-            let (mut stream, _) = listener.accept().unwrap();
-            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-            let mut all = Vec::new();
-            stream.read_to_end(&mut all).map(|_| all)
-        });
-        let connect = || TcpStream::connect_timeout(&address, Duration::from_secs(10));
-        let sent = left.within(connect).and_then(|mut stream| stream.write_all(&payload));
-        let received = if sent.is_ok() { receiver.join().unwrap().unwrap() } else { Vec::new() };
-        done.store(true, Ordering::Relaxed);
-        sent.unwrap();
-        assert!(received == payload, "{} of {} bytes came, or others", received.len(), payload.len());
-        let longest = forwarder.join().unwrap();
-        assert!(longest > 32_000, "the longest frame had {longest} bytes only");
-    });
+    relay(&left, &right, taps);
 }
 
 #[test]

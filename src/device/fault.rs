@@ -118,6 +118,10 @@ impl<D: Device> Device for Fault<D> {
         self.device.fd()
     }
 
+    fn is_cheap_to_ask(&self) -> bool {
+        self.device.is_cheap_to_ask()
+    }
+
     fn abilities(&self) -> Abilities {
         self.device.abilities()
     }

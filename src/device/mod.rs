@@ -251,6 +251,12 @@ pub trait Device: Send {
     /// worker which holds this device never sleeps.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
+    /// Whether asking it in vain costs next to nothing, and no system call: then a worker asks it at each
+    /// breath, however quiet it is.
+    fn is_cheap_to_ask(&self) -> bool {
+        false
+    }
+
     /// What frames it can send.
     fn abilities(&self) -> Abilities;
 
@@ -280,6 +286,9 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         (**self).fd()
+    }
+    fn is_cheap_to_ask(&self) -> bool {
+        (**self).is_cheap_to_ask()
     }
     fn abilities(&self) -> Abilities {
         (**self).abilities()

@@ -139,6 +139,10 @@ impl<D: Device> Device for Pcap<D> {
         self.device.fd()
     }
 
+    fn is_cheap_to_ask(&self) -> bool {
+        self.device.is_cheap_to_ask()
+    }
+
     fn abilities(&self) -> Abilities {
         self.device.abilities()
     }

@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 
-use super::judge::{Judge, Question, fetch_ahead, read};
+use super::judge::{Judge, Judged, Question, fetch_ahead, is_spoofed, read};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::{DropReason, PortId, PortRules, Reach, Role, Rules, Switch, Verdict, Verdicts};
@@ -156,7 +156,7 @@ impl Switch {
     /// Judges the burst that came in at carrier `from`: takes off the outer tag of each frame, and
     /// judges what is left as a frame of the port that the tag stands for.
     #[inline(never)]
-    pub(super) fn judge_carried(&mut self, from: PortId, batch: &mut Batch, now: Moment, verdicts: &mut Verdicts) {
+    pub(super) fn judge_carried(&mut self, from: PortId, batch: &mut Batch, now: Moment, verdicts: &mut Verdicts) -> Judged {
         let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
         self.origins.fill(Origin { port: from, tag: 0 });
         // 1. carrier open, admin up, not in standby
@@ -164,11 +164,13 @@ impl Switch {
         let carrier = match carrier.and_then(|carrier| carrier.is_open().map(|()| carrier)) {
             Ok(carrier) => carrier,
             Err(reason) => {
-                return verdicts.fill(Verdict::Drop(reason));
+                verdicts.fill(Verdict::Drop(reason));
+                return Judged { by_carrier: true, unlearned: 0 };
             }
         };
         let questions = &mut self.questions[..batch.len()];
         let mut ports: [Option<&Port>; BURST] = [None; BURST];
+        let mut unlearned = 0;
         for (index, (((question, verdict), place), origin)) in
             questions.iter_mut().zip(&mut *verdicts).zip(&mut ports).zip(&mut *self.origins).enumerate()
         {
@@ -185,19 +187,22 @@ impl Switch {
         }
         fetch_ahead(rules, fdb, questions);
         let now = now.secs();
-        for ((question, verdict), port) in questions.iter().zip(verdicts).zip(ports) {
+        for (index, ((question, verdict), port)) in questions.iter().zip(verdicts).zip(ports).enumerate() {
             let Some(port) = port else { continue };
             let oldest = (now + 1).saturating_sub(port.ageing);
-            *verdict = match (Judge { rules, port, fdb, news, now, oldest }).answer(question) {
+            let mut judge = Judge { rules, port, fdb, news, now, oldest, unlearned: false };
+            *verdict = match judge.answer(question) {
                 // 11. split horizon: another uplink has heard of it on the outside.
                 Verdict::To(to) if port.is_uplink() && rules.port(to).is_some_and(PortRules::is_uplink) => {
                     Verdict::Drop(DropReason::SplitHorizon)
                 }
-                Verdict::Flood => Verdict::FloodFrom(port.rules.id),
-                Verdict::FloodInside => Verdict::FloodInsideFrom(port.rules.id),
+                Verdict::To(to) if port.is_watched => Verdict::Watched { from: port.rules.id.place(), to: to.place() },
+                Verdict::Flood(to) => Verdict::FloodFrom(port.rules.id, to),
                 verdict => verdict,
             };
+            unlearned |= u64::from(judge.goes_unlearned(verdict)) << index;
         }
+        Judged { by_carrier: true, unlearned }
     }
 }
 
@@ -240,6 +245,10 @@ impl Carrier {
         }
         // 2. header sane: as the frame is on its network
         let header = read(port, batch.frame(index), batch.head(index))?;
+        // 7. port security, as far as it is about what is behind the header
+        if is_spoofed(port, header.source, batch.head(index)) {
+            return Err(DropReason::SpoofedIp);
+        }
         Ok((port, header))
     }
 }

@@ -215,6 +215,20 @@ impl Fdb {
         self.move_to(id, port, now, limits)
     }
 
+    /// Whether fewer than `most` stations are known behind `port`. To find out, those that were not heard since
+    /// `oldest` are forgotten.
+    #[cold]
+    pub fn make_room(&mut self, port: PortId, most: u32, oldest: u32) -> bool {
+        while self.ports[port.index()].len >= most {
+            let silent = self.ports[port.index()].oldest;
+            match self.entries.get(silent as usize) {
+                Some(entry) if entry.seen < oldest => self.remove(silent as usize),
+                _ => return false,
+            }
+        }
+        true
+    }
+
     /// The part of an index word that is the number; the rest is bits of the hash.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // at most 2^25

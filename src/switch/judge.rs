@@ -5,15 +5,10 @@ use std::sync::Arc;
 use super::carrier::{Origin, Origins};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
-use super::{DropReason, Fdb, Learned, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
+use super::{AtLimit, Audience, DropReason, Fdb, Learned, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
 use crate::frame::{BURST, Batch, Frame};
 use crate::time::Moment;
-use crate::wire::{Header, Mac, TAG_LEN, tags};
-
-/// 01:80:c2:00:00:01, the address of PAUSE frames (IEEE 802.3, 31B): flow control between two
-/// ends of a link, never to be forwarded. The other reserved groups pass between VMs, whose own
-/// LLDP, LACP, EAPOL and spanning tree are not the switch's.
-const PAUSE: Mac = Mac::from_bits(0x0180_c200_0001);
+use crate::wire::{Claim, Header, Mac, TAG_LEN, tags};
 
 /// Bytes of tables that are surely in the processor's cache; larger ones are fetched ahead.
 const WARM: usize = 512 << 10;
@@ -38,6 +33,16 @@ pub struct Switch {
     pub(super) questions: Box<[Question; BURST]>,
     /// Of the last burst that came by a carrier.
     pub(super) origins: Box<Origins>,
+}
+
+/// What is to be known of a burst beside its verdicts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Judged {
+    /// Whether it came by a carrier, and its frames belong to several ports.
+    pub by_carrier: bool,
+    /// The frames that go on though their source could not be learned, at the port's limit: a set of bits, by
+    /// their place in the burst.
+    pub unlearned: u64,
 }
 
 impl Switch {
@@ -112,18 +117,15 @@ impl Switch {
         });
     }
 
-    /// Judges the burst that came in at port `from`: one verdict per frame, in its place. Whether `from` is a
-    /// carrier: then the tags by which its ports are told apart have been taken off, and
-    /// [`origins`](Switch::origins) says whose frames they are.
+    /// Judges the burst that came in at port `from`: one verdict per frame, in its place. If `from` is a
+    /// carrier, the tags by which its ports are told apart are taken off, and [`origins`](Switch::origins) says
+    /// whose frames they are.
     #[inline(always)]
-    pub fn judge_burst(&mut self, from: PortId, batch: &mut Batch, now: Moment, verdicts: &mut Verdicts) -> bool {
-        let is_carrier = self.rules.carrier(from).is_some();
-        if is_carrier {
-            self.judge_carried(from, batch, now, verdicts);
-        } else {
-            self.judge_own(from, batch, now, verdicts);
+    pub fn judge_burst(&mut self, from: PortId, batch: &mut Batch, now: Moment, verdicts: &mut Verdicts) -> Judged {
+        if self.rules.carrier(from).is_some() {
+            return self.judge_carried(from, batch, now, verdicts);
         }
-        is_carrier
+        Judged { by_carrier: false, unlearned: self.judge_own(from, batch, now, verdicts) }
     }
 
     /// Where the frames of the last burst that came by a carrier belong.
@@ -135,28 +137,73 @@ impl Switch {
     /// Judges the burst that came in at a port by a device of its own.
     ///
     /// In two rounds, so that neither has too much in mind: first what the frames say of themselves,
-    /// then, where that is sane, what the tables say of them.
+    /// then, where that is sane, what the tables say of them. Which go on unlearned, as a set of bits.
     #[inline(never)] // with registers of its own
-    fn judge_own(&mut self, from: PortId, batch: &Batch, now: Moment, verdicts: &mut Verdicts) {
+    fn judge_own(&mut self, from: PortId, batch: &Batch, now: Moment, verdicts: &mut Verdicts) -> u64 {
         // 1. port open, admin up
         let port = match self.rules.compiled(from) {
             Some(port) if port.rules.admin_up => port,
-            Some(_) => return verdicts.fill(Verdict::Drop(DropReason::AdminDown)),
-            None => return verdicts.fill(Verdict::Drop(DropReason::PortClosed)),
+            Some(_) => return all_die(verdicts, DropReason::AdminDown),
+            None => return all_die(verdicts, DropReason::PortClosed),
         };
         let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
         let questions = &mut self.questions[..batch.len()];
         ask(rules, port, batch, verdicts, questions);
+        if port.bindings.is_some() {
+            refuse_spoofed(port, batch, verdicts, questions);
+        }
         fetch_ahead(rules, fdb, questions);
         let now = now.secs();
         let oldest = (now + 1).saturating_sub(port.ageing);
-        let mut judge = Judge { rules, port, fdb, news, now, oldest };
-        for (question, verdict) in questions.iter().zip(verdicts) {
+        let mut judge = Judge { rules, port, fdb, news, now, oldest, unlearned: false };
+        // What few ports have is asked once for a burst, and not of each frame.
+        if port.mac_limit.is_some() {
+            return judge.answer_limited(questions, verdicts);
+        }
+        for (question, verdict) in questions.iter().zip(&mut *verdicts) {
             if !question.is_none() {
                 *verdict = judge.answer(question);
             }
         }
+        if port.is_watched {
+            watch(port, &mut verdicts[..questions.len()]);
+        }
+        0
     }
+}
+
+/// All frames of a burst die for the same reason, and none is unlearned.
+#[cold]
+fn all_die(verdicts: &mut Verdicts, reason: DropReason) -> u64 {
+    verdicts.fill(Verdict::Drop(reason));
+    0
+}
+
+/// Says of the frames for one port that others get copies.
+#[inline(never)]
+fn watch(port: &Port, verdicts: &mut [Verdict]) {
+    for verdict in verdicts {
+        if let Verdict::To(to) = *verdict {
+            *verdict = Verdict::Watched { from: port.rules.id.place(), to: to.place() };
+        }
+    }
+}
+
+/// Refuses the frames whose source is allowed, and which name senders above Ethernet that are not.
+#[inline(never)]
+fn refuse_spoofed(port: &Port, batch: &Batch, verdicts: &mut Verdicts, questions: &mut [Question]) {
+    for (((_, head), verdict), question) in batch.heads().zip(verdicts).zip(questions) {
+        if !question.is_none() && is_spoofed(port, question.source.mac(), head) {
+            (*verdict, *question) = (Verdict::Drop(DropReason::SpoofedIp), Question::NONE);
+        }
+    }
+}
+
+/// Whether a frame with an allowed source names a sender above Ethernet that is not. Of others this is not
+/// asked: they die for their source.
+#[inline]
+pub(super) fn is_spoofed(port: &Port, source: Mac, head: &[u8]) -> bool {
+    port.bindings.as_ref().is_some_and(|bindings| port.allows(source) && !bindings.allow(source, &Claim::read(head)))
 }
 
 /// Reads the headers of a burst: a question for each frame, or its verdict.
@@ -186,7 +233,7 @@ pub(super) fn read(port: &Port, frame: &Frame, head: &[u8]) -> Result<Header, Dr
         return Err(BadSource);
     }
     // 5. reserved groups
-    if header.destination.is_group() && header.destination == PAUSE {
+    if header.destination.is_group() && port.reserved.refuses(header.destination) {
         return Err(ReservedGroup);
     }
     Ok(header)
@@ -258,12 +305,19 @@ pub(super) fn fetch_ahead(rules: &Rules, fdb: &Fdb, questions: &[Question]) {
 
 /// What becomes of a frame for nobody in particular.
 #[inline(never)] // it would crowd the registers of the way that most frames go
-fn flood(q: &Question) -> Verdict {
+fn flood(port: &Port, q: &Question) -> Verdict {
     if q.destination == q.source {
         // Whoever this is, it is behind the port that the frame came from: it sent it.
         return Verdict::Drop(DropReason::Hairpin);
     }
-    if is_of_the_wire(q.destination.mac()) { Verdict::FloodInside } else { Verdict::Flood }
+    let mac = q.destination.mac();
+    Verdict::Flood(if is_of_the_wire(mac) {
+        Audience::Inside
+    } else if port.suppresses && !mac.is_group() {
+        Audience::Unknown
+    } else {
+        Audience::All
+    })
 }
 
 /// What the frames of one burst have in common.
@@ -276,6 +330,8 @@ pub(super) struct Judge<'a> {
     pub(super) now: u32,
     /// When a station must have been heard to be remembered, in seconds.
     pub(super) oldest: u32,
+    /// Whether a source has gone unlearned for the limit of the port.
+    pub(super) unlearned: bool,
 }
 
 impl Judge<'_> {
@@ -301,14 +357,37 @@ impl Judge<'_> {
             return Verdict::Drop(DropReason::Hairpin);
         }
         // 10. learn the source
-        if learn && !self.fdb.is_current(q.source, q.source_hash, port.rules.id, self.now) {
-            self.see(q);
+        if learn && !self.fdb.is_current(q.source, q.source_hash, port.rules.id, self.now) && !self.see(q) {
+            return Verdict::Drop(DropReason::MacLimit);
         }
         // 11. forward or flood
         if to != PortId::NONE {
             return Verdict::To(to);
         }
-        flood(q)
+        flood(port, q)
+    }
+
+    /// Answers the questions of a burst from a port at which it matters how many stations have been learned.
+    /// Which frames go on unlearned, as a set of bits.
+    #[inline(never)]
+    fn answer_limited(&mut self, questions: &[Question], verdicts: &mut Verdicts) -> u64 {
+        let mut unlearned = 0;
+        for (index, (question, verdict)) in questions.iter().zip(&mut *verdicts).enumerate() {
+            if !question.is_none() {
+                *verdict = self.answer(question);
+                unlearned |= u64::from(self.goes_unlearned(verdict)) << index;
+            }
+        }
+        if self.port.is_watched {
+            watch(self.port, &mut verdicts[..questions.len()]);
+        }
+        unlearned
+    }
+
+    /// Whether the frame that was judged last goes on though its source was not learned.
+    #[inline]
+    pub(super) fn goes_unlearned(&mut self, verdict: &Verdict) -> bool {
+        std::mem::take(&mut self.unlearned) && !matches!(verdict, Verdict::Drop(_))
     }
 
     /// Whether a source that is not the port's own pin is one that the port may use, and then
@@ -323,7 +402,11 @@ impl Judge<'_> {
         {
             return Err(DropReason::ForeignSource);
         }
-        if port.allows(q.source.mac()) { Ok(pinned.is_some()) } else { Err(DropReason::SpoofedSource) }
+        if pinned == Some(port.rules.id) || port.allows(q.source.mac()) {
+            Ok(pinned.is_some())
+        } else {
+            Err(DropReason::SpoofedSource)
+        }
     }
 
     /// The port behind which the destination is; [`PortId::NONE`] if nobody knows, and for groups.
@@ -345,9 +428,16 @@ impl Judge<'_> {
         }
     }
 
+    /// Learns a source. Whether the frame may go on.
     #[inline(never)]
-    fn see(&mut self, q: &Question) {
+    fn see(&mut self, q: &Question) -> bool {
         let port = self.port;
+        if let Some(limit) = port.mac_limit
+            && !self.has_room(q, limit.stations)
+        {
+            self.unlearned = limit.policy == AtLimit::ForwardUnlearned;
+            return self.unlearned;
+        }
         match self.fdb.see(q.source, q.source_hash, port.rules.id, self.now, port.limits, port.ageing) {
             Seen::Known | Seen::Refused => {}
             Seen::New | Seen::Moved { .. } | Seen::Retell => {
@@ -356,5 +446,17 @@ impl Judge<'_> {
                 }
             }
         }
+        true
+    }
+
+    /// Whether a source is one of the `most` stations that may be learned behind the port, or can become one.
+    /// The port's own address does not count. What has aged makes room.
+    fn has_room(&mut self, q: &Question, most: u32) -> bool {
+        let (id, own) = (self.port.rules.id, Station::new(self.port.rules.network, self.port.rules.mac));
+        if q.source == own || self.fdb.find(q.source, q.source_hash, self.oldest) == Some(id) {
+            return true;
+        }
+        let own_is_learned = self.fdb.find(own, self.rules.hash(own), 0) == Some(id);
+        self.fdb.make_room(id, most.saturating_add(u32::from(own_is_learned)), self.oldest)
     }
 }

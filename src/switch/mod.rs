@@ -14,6 +14,7 @@
 mod carrier;
 mod fdb;
 mod judge;
+mod members;
 mod names;
 mod pins;
 mod reserved;
@@ -23,9 +24,9 @@ mod verdict;
 
 pub use carrier::{CarrierRules, Origin, Origins};
 pub use fdb::{Fdb, Learned, Limits, Seen};
-pub use judge::{Sighting, Switch};
+pub use judge::{Judged, Sighting, Switch};
 pub use names::{MOST_NETWORKS, MOST_PORTS, NetworkId, PortId, Secret, Station};
 pub use reserved::{ReservedGroup, ReservedMask};
 pub use rules::{NetworkRules, Owner, PortRules, Reach, Role, Rules};
 pub use security::{AtLimit, Binding, MacLimit, Security};
-pub use verdict::{DropReason, Flood, Verdict, Verdicts};
+pub use verdict::{Audience, DropReason, Flood, Verdict, Verdicts};

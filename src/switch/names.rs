@@ -32,6 +32,12 @@ impl PortId {
         (self.0 & 0xffff) as usize
     }
 
+    /// The same, in half a word.
+    #[allow(clippy::cast_possible_truncation)] // the lower half
+    pub(super) const fn place(self) -> u16 {
+        self.0 as u16
+    }
+
     /// Which of the ports at this place it is.
     #[allow(clippy::cast_possible_truncation)] // the upper half
     pub const fn generation(self) -> u16 {

@@ -4,7 +4,7 @@
 //! *Flood lists.* The members of a network stand in one list, siblings (the ports of one VM) next
 //! to each other, uplinks last. Each port knows the stretch of the list that it must not flood to: at
 //! first only itself, and an uplink all uplinks. So a flood is two slices, and the loop over them has
-//! no policy left in it.
+//! no policy left in it. Where some ports are not to get all, there are more such lists.
 //!
 //! *Pins.* The address of each port is pinned to it, and so are allowed addresses that no other
 //! port of the network shares. A pin is found here and never in the table of learned stations;
@@ -13,9 +13,12 @@
 use std::collections::HashMap;
 
 use super::carrier::{Carrier, CarrierRules, Carriers};
+use super::members::{Members, Stretch};
 use super::pins::Pins;
+use super::security::Bindings;
 use super::{
-    DropReason, Flood, Limits, MOST_PORTS, MacLimit, NetworkId, PortId, ReservedMask, Secret, Security, Station,
+    Audience, DropReason, Flood, Limits, MOST_PORTS, MacLimit, NetworkId, PortId, ReservedMask, Secret, Security,
+    Station,
 };
 use crate::wire::{HEADER_LEN, Mac, Vid};
 
@@ -97,6 +100,11 @@ impl PortRules {
             _ => PortId::NONE,
         }
     }
+
+    /// Whether it gets no unknown unicast. One that is promiscuous gets everything.
+    fn is_incurious(&self) -> bool {
+        !self.unknown_unicast && !self.promiscuous
+    }
 }
 
 /// What is asked about a network.
@@ -125,13 +133,26 @@ pub(super) struct Port {
     pub(super) pinned: Station,
     /// Whether port security may object to a source.
     pub(super) is_picky: bool,
+    /// The sources that it allows, sorted.
+    allowed: Box<[Mac]>,
+    /// What senders may be named above Ethernet, if that is asked for.
+    pub(super) bindings: Option<Bindings>,
     /// The stretch of its network's members that a flood from here leaves out.
-    skip: (usize, usize),
+    skip: Stretch,
+    /// The same, of those that are to get unknown unicast.
+    skip_unknown: Stretch,
+    /// Whether there are ports on its network that are not to.
+    pub(super) suppresses: bool,
+    /// Whether there are ports on its network, others than itself, that get copies of all that is forwarded.
+    pub(super) is_watched: bool,
+    /// How many stations may be learned, where this is a limit at which none is displaced.
+    pub(super) mac_limit: Option<MacLimit>,
     /// Its number among the subports of all trunks, if it is one.
     branch: Option<u16>,
     /// Bytes of the longest frame without tags.
     pub(super) longest: u32,
     pub(super) guard: bool,
+    pub(super) reserved: ReservedMask,
     pub(super) limits: Limits,
     pub(super) ageing: u32,
 }
@@ -146,20 +167,36 @@ impl Port {
     /// Whether port security lets this source pass.
     #[inline]
     pub(super) fn allows(&self, source: Mac) -> bool {
-        match &self.rules.security {
-            Security::Off => true,
-            security => source == self.rules.mac || security.macs().any(|mac| mac == source),
-        }
+        !self.is_picky || source == self.rules.mac || self.allowed.binary_search(&source).is_ok()
     }
 }
 
 #[derive(Debug)]
 struct Network {
     rules: NetworkRules,
-    /// Uplinks last.
-    members: Box<[PortId]>,
-    /// How many members are no uplinks.
-    inside: usize,
+    members: Members,
+    /// Those that are to get unknown unicast, where not all are.
+    curious: Members,
+    /// Those that are not.
+    incurious: Members,
+    /// Those that are promiscuous.
+    watchers: Members,
+}
+
+impl Network {
+    /// The network of these ports, uplinks last.
+    fn new(rules: NetworkRules, ports: &[&PortRules]) -> Network {
+        let those = |which: fn(&PortRules) -> bool| {
+            Members::new(ports.iter().filter(|port| which(port)).map(|port| (port.id, port.is_uplink())))
+        };
+        Network {
+            rules,
+            members: those(|_| true),
+            curious: those(|port| !port.is_incurious()),
+            incurious: those(PortRules::is_incurious),
+            watchers: those(|port| port.promiscuous),
+        }
+    }
 }
 
 /// What control wants of the switch.
@@ -195,22 +232,17 @@ impl Rules {
         let pins = Pins::new(secret, &ports);
         let carriers = Carriers::new(carriers, &ports);
 
-        let mut members: HashMap<NetworkId, (Vec<PortId>, usize)> = HashMap::new();
-        // Where each stands among the members of its network.
-        let mut stands: HashMap<PortId, usize> = HashMap::new();
+        let mut members: HashMap<NetworkId, Vec<&PortRules>> = HashMap::new();
         for port in ports.iter().filter(|port| port.admin_up && port.worker.is_some() && carriers.let_out(port)) {
-            let (members, inside) = members.entry(port.network).or_default();
-            stands.insert(port.id, members.len());
-            members.push(port.id);
-            *inside += usize::from(!port.is_uplink());
+            members.entry(port.network).or_default().push(port);
         }
         let mut table: Vec<Option<Network>> = Vec::new();
         for rules in networks {
             let place = rules.id.index();
             table.resize_with(table.len().max(place + 1), || None);
             assert!(table[place].is_none(), "two networks at one place");
-            let (members, inside) = members.remove(&rules.id).unwrap_or_default();
-            table[place] = Some(Network { rules, members: members.into(), inside });
+            let members = members.remove(&rules.id).unwrap_or_default();
+            table[place] = Some(Network::new(rules, &members));
         }
 
         let mut compiled: Vec<Option<Port>> = Vec::new();
@@ -218,10 +250,11 @@ impl Rules {
         let mut open = vec![PortId::NONE; MOST_PORTS];
         for rules in ports {
             let network = table.get(rules.network.index()).and_then(Option::as_ref).expect("its network is there");
-            let skip = match rules.role {
-                Role::Vif => stands.get(&rules.id).map_or((0, 0), |&at| (at, at + 1)),
-                Role::Uplink => (network.inside, network.members.len()),
+            let skip = |members: &Members| match rules.role {
+                Role::Vif => members.stretch(rules.id),
+                Role::Uplink => members.uplinks(),
             };
+            let (skip, skip_unknown) = (skip(&network.members), skip(&network.curious));
             #[allow(clippy::cast_possible_truncation)] // 14
             let longest = u32::from(network.rules.mtu) + HEADER_LEN as u32;
             let place = rules.id.index();
@@ -232,19 +265,39 @@ impl Rules {
             );
             let own = Station::new(rules.network, rules.mac);
             let is_pinned = pins.find(own, secret.hash(own)) == Some(rules.id);
+            let is_picky = rules.security != Security::Off;
+            let mut allowed: Vec<Mac> = rules.security.macs().collect();
+            allowed.sort_unstable();
+            // Where port security says who may be learned, there is nobody left to be limited.
+            let mac_limit = rules.mac_limit.filter(|_| !is_picky && !rules.is_uplink());
+            let mut limits = network.rules.limits;
+            if let Some(limit) = mac_limit {
+                // What is its own and not pinned is learned as well, and does not count.
+                limits.port = limits.port.min(limit.stations.saturating_add(u32::from(!is_pinned)));
+            }
             open[place] = rules.id;
             compiled[place] = Some(Port {
                 pinned: if is_pinned { own } else { Station::new(rules.network, Mac::ZERO) },
-                is_picky: rules.security != Security::Off,
+                is_picky,
+                allowed: allowed.into(),
+                bindings: match &rules.security {
+                    Security::MacIp(bindings) => Some(Bindings::new(rules.mac, bindings)),
+                    Security::Off | Security::Mac(_) => None,
+                },
+                suppresses: !network.incurious.is_empty(),
+                is_watched: network.watchers.all().iter().any(|&watcher| watcher != rules.id),
+                mac_limit,
                 guard: network.rules.guard && !rules.is_uplink(),
                 branch: rules.is_subport().then(|| {
                     branches += 1;
                     branches - 1
                 }),
+                reserved: network.rules.reserved,
                 rules,
                 skip,
+                skip_unknown,
                 longest,
-                limits: network.rules.limits,
+                limits,
                 ageing: network.rules.ageing,
             });
         }
@@ -278,18 +331,44 @@ impl Rules {
         self.networks.get(id.index())?.as_ref().map(|network| &network.rules)
     }
 
-    /// Who gets a frame that is flooded: two stretches of its network's members.
+    fn network_of(&self, port: &Port) -> Option<&Network> {
+        self.networks.get(port.rules.network.index())?.as_ref()
+    }
+
+    /// Who gets a frame that is flooded: three stretches of lists of its network's members.
     #[inline]
-    pub fn reached(&self, flood: Flood) -> [&[PortId]; 2] {
-        let Some(port) = self.compiled(flood.from) else { return [&[], &[]] };
-        let Some(Some(network)) = self.networks.get(port.rules.network.index()) else { return [&[], &[]] };
-        let end = if flood.inside { network.inside } else { network.members.len() };
-        [&network.members[..port.skip.0], network.members.get(port.skip.1..end).unwrap_or_default()]
+    pub fn reached(&self, flood: Flood) -> [&[PortId]; 3] {
+        let Some(port) = self.compiled(flood.from) else { return [&[]; 3] };
+        let Some(network) = self.network_of(port) else { return [&[]; 3] };
+        let [before, behind] = match flood.to {
+            Audience::All => network.members.but(port.skip),
+            Audience::Inside => network.members.inside(port.skip),
+            Audience::Unknown => network.curious.but(port.skip_unknown),
+            Audience::Watchers => return network.watchers.but_two(flood.from, flood.but),
+        };
+        [before, behind, &[]]
+    }
+
+    /// Who does not get a frame that is flooded, and would if it were not for a station that nobody knows: two
+    /// stretches.
+    pub fn suppressed(&self, flood: Flood) -> [&[PortId]; 2] {
+        match self.compiled(flood.from).and_then(|port| self.network_of(port)) {
+            Some(network) if flood.to == Audience::Unknown => {
+                network.incurious.but(network.incurious.stretch(flood.from))
+            }
+            _ => [&[]; 2],
+        }
+    }
+
+    /// The port at a place, which a verdict has named under these rules; [`PortId::NONE`] if there is none.
+    #[inline]
+    pub(crate) fn port_at(&self, index: u16) -> PortId {
+        self.open[usize::from(index) % MOST_PORTS]
     }
 
     /// Who gets a frame that is flooded from `from` to everybody.
-    pub fn flood(&self, from: PortId) -> [&[PortId]; 2] {
-        self.reached(Flood { from, inside: false })
+    pub fn flood(&self, from: PortId) -> [&[PortId]; 3] {
+        self.reached(Flood::new(from, Audience::All))
     }
 
     #[inline]
@@ -455,7 +534,8 @@ mod tests {
 
     /// Whom a flood reaches, by number, in order.
     fn reached(rules: &Rules, from: u16, inside: bool) -> Vec<usize> {
-        let reached = rules.reached(Flood { from: PortId::new(from, 0), inside });
+        let to = if inside { Audience::Inside } else { Audience::All };
+        let reached = rules.reached(Flood::new(PortId::new(from, 0), to));
         let mut reached: Vec<usize> = reached.concat().iter().map(|id| id.index()).collect();
         reached.sort_unstable();
         reached

@@ -1,6 +1,14 @@
 //! Port security: which senders a port may name, on Ethernet and, where it is asked for, above it.
+//!
+//! *Above Ethernet*, only ARP, IPv4, IPv6 and neighbor discovery name a sender that is looked at; every other
+//! frame passes if its source does. A MAC address that is bound to any address of IP has the link-local address
+//! that it makes as well, and may ask for others by DHCP and neighbor discovery; one that is bound to none says
+//! nothing in IP. ARP probes pass from each.
 
-use crate::wire::{Mac, Prefix};
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::wire::{Claim, Mac, Neighbor, Prefix};
 
 /// Which source addresses a port may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,4 +59,122 @@ impl Security {
         };
         macs.iter().copied().chain(bindings.iter().map(|binding| binding.mac))
     }
+}
+
+/// The bindings of a port, compiled: by MAC address, and of each the stretches of addresses, so that hundreds
+/// cost a frame little more than one.
+#[derive(Debug)]
+pub(super) struct Bindings {
+    /// Sorted by MAC address, each named once; the port's own is always among them.
+    senders: Box<[Sender]>,
+}
+
+/// What a MAC address of a port may say.
+#[derive(Debug)]
+struct Sender {
+    mac: Mac,
+    /// Stretches of addresses: first and last of each. Sorted; they neither overlap nor touch.
+    v4: Box<[(u32, u32)]>,
+    v6: Box<[(u128, u128)]>,
+}
+
+impl Bindings {
+    /// Those of a port with this address of its own.
+    pub(super) fn new(own: Mac, bindings: &[Binding]) -> Bindings {
+        type Stretches = (Vec<(u32, u32)>, Vec<(u128, u128)>);
+        let mut by_mac: BTreeMap<Mac, Stretches> = BTreeMap::from([(own, Stretches::default())]);
+        for binding in bindings {
+            let (v4, v6) = by_mac.entry(binding.mac).or_default();
+            match binding.ip.map(|ip| (ip.first(), ip.last())) {
+                Some((IpAddr::V4(first), IpAddr::V4(last))) => v4.push((first.to_bits(), last.to_bits())),
+                Some((IpAddr::V6(first), IpAddr::V6(last))) => v6.push((first.to_bits(), last.to_bits())),
+                _ => {
+                    v4.push((0, u32::MAX));
+                    v6.push((0, u128::MAX));
+                }
+            }
+        }
+        let sender = |(mac, (v4, mut v6)): (Mac, Stretches)| {
+            if !(v4.is_empty() && v6.is_empty()) {
+                let link_local = link_local(mac).to_bits();
+                v6.push((link_local, link_local));
+            }
+            Sender { mac, v4: join(v4, |end| end.checked_add(1)), v6: join(v6, |end| end.checked_add(1)) }
+        };
+        Bindings { senders: by_mac.into_iter().map(sender).collect() }
+    }
+
+    /// Whether a frame with an allowed source may say this of its sender.
+    pub(super) fn allow(&self, source: Mac, claim: &Claim) -> bool {
+        match *claim {
+            Claim::Nothing => true,
+            Claim::Unreadable => false,
+            // Whoever asks whether an address is free does not say yet that it is his (RFC 5227, 2.1.1).
+            Claim::Arp { mac, ip } => self.of(mac).is_some_and(|sender| ip.is_unspecified() || sender.has_v4(ip)),
+            Claim::V4 { ip, asks } => {
+                self.of(source).is_some_and(|sender| sender.has_v4(ip) || asks && sender.may_speak())
+            }
+            Claim::V6 { ip, asks, neighbor } => {
+                let Some(sender) = self.of(source) else { return false };
+                (sender.has_v6(ip) || asks && sender.may_speak()) && self.allow_neighbor(sender, ip, neighbor)
+            }
+        }
+    }
+
+    /// Whether `sender`, who speaks from `ip`, may say this in neighbor discovery: an address and the link-layer
+    /// address that is said to have it must be bound.
+    fn allow_neighbor(&self, sender: &Sender, ip: Ipv6Addr, says: Neighbor) -> bool {
+        let Some(told) = says.link.map_or(Some(sender), |link| self.of(link)) else { return false };
+        match says.target {
+            Some(target) => told.has_v6(target),
+            None => says.link.is_none() || ip.is_unspecified() || told.has_v6(ip),
+        }
+    }
+
+    fn of(&self, mac: Mac) -> Option<&Sender> {
+        let at = self.senders.binary_search_by_key(&mac, |sender| sender.mac).ok()?;
+        self.senders.get(at)
+    }
+}
+
+impl Sender {
+    /// Whether it has any address. If not, it has no business with IP at all.
+    fn may_speak(&self) -> bool {
+        !self.v6.is_empty()
+    }
+
+    fn has_v4(&self, ip: Ipv4Addr) -> bool {
+        holds(&self.v4, ip.to_bits())
+    }
+
+    fn has_v6(&self, ip: Ipv6Addr) -> bool {
+        holds(&self.v6, ip.to_bits())
+    }
+}
+
+/// Whether a number is in one of the stretches.
+#[inline]
+fn holds<T: Ord + Copy>(stretches: &[(T, T)], number: T) -> bool {
+    let at = stretches.partition_point(|&(_, last)| last < number);
+    stretches.get(at).is_some_and(|&(first, _)| first <= number)
+}
+
+/// The same stretches, sorted, those that overlap or touch made one.
+fn join<T: Ord + Copy>(mut stretches: Vec<(T, T)>, next: impl Fn(T) -> Option<T>) -> Box<[(T, T)]> {
+    stretches.sort_unstable();
+    stretches.dedup_by(|&mut (first, last), (_, end)| {
+        // The end of all numbers touches everything behind it.
+        let joins = next(*end).is_none_or(|next| first <= next);
+        if joins {
+            *end = last.max(*end);
+        }
+        joins
+    });
+    stretches.into()
+}
+
+/// The link-local address that a MAC address makes (RFC 4291, appendix A).
+fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.octets();
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
 }

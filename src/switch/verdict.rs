@@ -159,17 +159,38 @@ impl DropReason {
 pub enum Verdict {
     /// It goes out of this port.
     To(PortId),
-    /// It goes to everybody on the network of the port it came in at:
+    /// It goes out of one port, and promiscuous ports of its network get copies. Both ports by
+    /// [`PortId::index`]: as long as the rules are the same, that is their name.
+    Watched {
+        /// The port that it came from: the one it came in at, or one that this carries.
+        from: u16,
+        /// The port that it goes to.
+        to: u16,
+    },
+    /// It goes to many on the network of the port it came in at:
     /// [`Rules::reached`](super::Rules::reached) says who that is.
-    Flood,
-    /// The same, but not to uplinks.
-    FloodInside,
-    /// It came in at a carrier, and goes to everybody on the network of this port that it carries.
-    FloodFrom(PortId),
-    /// The same, but not to uplinks.
-    FloodInsideFrom(PortId),
+    Flood(Audience),
+    /// It came in at a carrier, and goes to many on the network of this port that it carries.
+    FloodFrom(PortId, Audience),
     /// It dies, for this reason.
     Drop(DropReason),
+}
+
+// One for each frame of a burst, and close together.
+const _: () = assert!(size_of::<Verdict>() == 8);
+
+/// Which ports of a network a frame is meant for that is meant for many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Audience {
+    /// All.
+    All,
+    /// All but uplinks.
+    Inside,
+    /// All that are to get frames for stations that nobody knows. It is only told from all where there is a port
+    /// that is not to.
+    Unknown,
+    /// Those that are promiscuous.
+    Watchers,
 }
 
 /// Whom a frame goes to that is meant for many. Also another worker can carry it out.
@@ -177,8 +198,22 @@ pub enum Verdict {
 pub struct Flood {
     /// The port that it came from, which does not get it.
     pub from: PortId,
-    /// Whether it stays inside: uplinks do not get it.
-    pub inside: bool,
+    /// Who gets it.
+    pub to: Audience,
+    /// One that gets it anyway, and not a second time.
+    pub but: Option<PortId>,
+}
+
+impl Flood {
+    /// All of these get it.
+    pub const fn new(from: PortId, to: Audience) -> Flood {
+        Flood { from, to, but: None }
+    }
+
+    /// Promiscuous ports get copies of what one port gets.
+    pub const fn copies(from: PortId, to: PortId) -> Flood {
+        Flood { from, to: Audience::Watchers, but: Some(to) }
+    }
 }
 
 /// The verdicts on a burst, by the place of each frame in it.

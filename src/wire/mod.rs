@@ -12,6 +12,7 @@ mod finish;
 mod mac;
 mod offload;
 mod prefix;
+mod source;
 mod vlan;
 
 pub use ethernet::{HEADER_LEN, Header, TAG_LEN, tags};
@@ -19,4 +20,5 @@ pub use finish::{Finished, Finishing, Unfinishable};
 pub use mac::{Mac, NotAMac};
 pub use offload::{BadOffload, MOST_SEGMENTS, Offload, Segmentation};
 pub use prefix::{NotAPrefix, Prefix};
+pub use source::{Claim, Neighbor};
 pub use vlan::{NotAVid, Tagging, Vid, is_without_vlan};

@@ -170,11 +170,13 @@ impl Worker {
                 self.count_missed(number);
             }
         } else {
+            gate.quiet = 0;
             self.pacer.was_loud(gate);
-            let borrowed = if self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts) {
-                self.outbox(|outbox, origins| outbox.deliver_carried(port, origins))
+            let judged = self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts);
+            let borrowed = if judged.by_carrier {
+                self.outbox(|outbox, origins| outbox.deliver_carried(port, origins, judged.unlearned))
             } else {
-                self.outbox(|outbox, _| outbox.deliver(port))
+                self.outbox(|outbox, _| outbox.deliver(port, judged.unlearned))
             };
             self.tell_peers();
             self.end_burst(borrowed);
@@ -249,6 +251,7 @@ impl Worker {
 
     fn send_off(&mut self, number: usize) {
         let Some((gate, lane)) = self.gates.with_lane(number) else { return };
+        self.pacer.was_loud(gate);
         let (port, device) = (gate.port, &mut *gate.device);
         let sent = if std::mem::take(&mut gate.unfinished) {
             self.dressing.send_off(device, port, lane, &self.batch, &mut self.cache, &self.books)
@@ -261,6 +264,7 @@ impl Worker {
     #[inline(never)] // most ports are no subports
     fn send_off_branch(&mut self, number: usize) {
         let Some((gate, branch)) = self.gates.with_branch(number) else { return };
+        self.pacer.was_loud(gate);
         let (port, device) = (branch.port, &mut *gate.device);
         let sent = if std::mem::take(&mut branch.unfinished) {
             self.dressing.send_off(device, port, &mut branch.lane, &self.batch, &mut self.cache, &self.books)

@@ -11,7 +11,10 @@ impl Outbox<'_> {
     /// Carries out the verdicts on the burst that came in at carrier `from`. Each frame counts where it belongs,
     /// with the tag that it had.
     #[inline(never)] // with registers of its own
-    pub(super) fn deliver_carried(&mut self, from: PortId, origins: &Origins) {
+    pub(super) fn deliver_carried(&mut self, from: PortId, origins: &Origins, unlearned: u64) {
+        if unlearned != 0 {
+            self.count_unlearned(|index| origins[index].port, unlearned);
+        }
         let (mut at, mut tally) = (from, Tally::default());
         let verdicts = self.verdicts.iter().zip(origins).enumerate().take(self.batch.len());
         for (index, (&verdict, origin)) in verdicts {

@@ -22,11 +22,13 @@ pub struct Gate {
     /// Its lane, until it is opened and after it has been closed; meanwhile [`Gates`] has it.
     lane: Lane,
     offloads: bool,
+    /// Whether it is polled even when it is quiet.
+    pub(super) never_rests: bool,
     /// Whether its lane has frames that have to be finished before they can leave by it.
     pub(super) unfinished: bool,
     /// Reads that found nothing, in a row.
     pub(super) quiet: u8,
-    /// Reads that found something since its descriptor is watched, up to where it is watched no longer.
+    /// Bursts received and bursts sent since its descriptor is watched, up to where it is watched no longer.
     pub(super) loud: u8,
     pub(super) state: GateState,
 }
@@ -51,9 +53,18 @@ impl fmt::Debug for Gate {
 impl Gate {
     /// A gate that nobody polls yet.
     pub fn new(port: PortId, queue: u16, device: Box<dyn Device>) -> Gate {
-        let offloads = device.abilities().offloads;
-        let lane = Lane::with_capacity(LANE);
-        Gate { port, queue, device, lane, offloads, unfinished: false, quiet: 0, loud: 0, state: GateState::Polled }
+        Gate {
+            port,
+            queue,
+            offloads: device.abilities().offloads,
+            never_rests: device.is_cheap_to_ask() || device.fd().is_none(),
+            device,
+            lane: Lane::with_capacity(LANE),
+            unfinished: false,
+            quiet: 0,
+            loud: 0,
+            state: GateState::Polled,
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! Carrying out verdicts: each frame goes into the lanes of the ports it is for, or to the worker
 //! that polls them, or dies with a reason.
 
-use super::gate::Gates;
+use super::gate::{Door, Gates};
 use super::mail::Books;
 use super::peer::{Address, Parcel, Peer};
 use crate::frame::{Batch, Cache, Frame};
-use crate::switch::{DropReason, Flood, PortId, Rules, Verdict, Verdicts};
+use crate::switch::{Audience, DropReason, Flood, PortId, ReservedGroup, Rules, Verdict, Verdicts};
 use crate::telemetry::{PortCounters, WorkerCounters};
+use crate::wire::Header;
 
 /// A burst on its way into the lanes. Made for one burst; what it borrows is the worker's.
 pub(super) struct Outbox<'a> {
@@ -46,11 +47,15 @@ impl Tally {
 }
 
 impl Outbox<'_> {
-    /// Carries out the verdicts on the burst that came in at port `from` by a device of its own.
+    /// Carries out the verdicts on the burst that came in at port `from` by a device of its own. `unlearned` are
+    /// its frames whose sources could not be learned.
     #[inline(never)] // with registers of its own
-    pub(super) fn deliver(&mut self, from: PortId) {
+    pub(super) fn deliver(&mut self, from: PortId, unlearned: u64) {
         let (mut plain, mut plain_bytes) = (0, 0);
         let mut rest = Tally::default();
+        if unlearned != 0 {
+            self.count_unlearned(|_| from, unlearned);
+        }
         for (index, &verdict) in self.verdicts.iter().enumerate().take(self.batch.len()) {
             // The way of most frames: the door is here, and there is nothing to be dressed.
             let frame = self.batch.place(index);
@@ -84,15 +89,44 @@ impl Outbox<'_> {
                 tally.forwarded += count;
                 self.forward(index, to);
             }
-            Verdict::Flood => self.flood_and_tally(index, Flood { from, inside: false }, tally),
-            Verdict::FloodInside => self.flood_and_tally(index, Flood { from, inside: true }, tally),
-            Verdict::FloodFrom(from) => self.flood_and_tally(index, Flood { from, inside: false }, tally),
-            Verdict::FloodInsideFrom(from) => self.flood_and_tally(index, Flood { from, inside: true }, tally),
+            Verdict::Watched { from, to } => {
+                let (from, to) = (self.rules.port_at(from), self.rules.port_at(to));
+                tally.forwarded += count;
+                tally.copies += count * self.flood(index, Flood::copies(from, to));
+                self.forward_copied(index, to);
+            }
+            Verdict::Flood(to) => self.flood_and_tally(index, Flood::new(from, to), tally),
+            Verdict::FloodFrom(from, to) => self.flood_and_tally(index, Flood::new(from, to), tally),
             Verdict::Drop(reason) => {
                 if let Some(book) = book(self.books, from) {
                     book.drops_in.add(reason, count);
                 }
+                if reason == DropReason::ReservedGroup {
+                    self.count_reserved(index, from);
+                }
             }
+        }
+    }
+
+    /// Counts by name a frame to a group that is refused.
+    #[cold]
+    fn count_reserved(&self, index: usize, from: PortId) {
+        let group = Header::read(self.batch.head(index)).and_then(|header| ReservedGroup::new(header.destination));
+        if let (Some(book), Some(group)) = (book(self.books, from), group) {
+            book.reserved_groups.add(group, self.batch.frame(index).count());
+        }
+    }
+
+    /// Counts the frames of a set, none of which has been taken out yet, as let pass without learning, each at
+    /// the port that it is `of`.
+    #[cold]
+    pub(super) fn count_unlearned(&self, of: impl Fn(usize) -> PortId, mut frames: u64) {
+        while frames != 0 {
+            let index = frames.trailing_zeros() as usize;
+            if let Some(book) = book(self.books, of(index)) {
+                book.unlearned.add(self.batch.frame(index).count());
+            }
+            frames &= frames - 1;
         }
     }
 
@@ -101,6 +135,11 @@ impl Outbox<'_> {
         let count = self.batch.frame(index).count();
         tally.flooded += count;
         tally.copies += count * self.flood(index, flood);
+        for port in self.rules.suppressed(flood).into_iter().flatten() {
+            if let Some(book) = book(self.books, self.rules.counted_at(*port)) {
+                book.suppressed.add(count);
+            }
+        }
     }
 
     /// Carries out what another worker has judged about frame `index` of the batch.
@@ -118,6 +157,7 @@ impl Outbox<'_> {
             Address::Flood(flood) => {
                 self.counters.floods_heard.add(1);
                 let copies = self.flood_here(index, flood).0 * self.batch.frame(index).count();
+                self.count_mirrored(index, flood, self.me);
                 if let Some(book) = book(self.books, self.rules.counted_at(flood.from)) {
                     book.copies.add(copies);
                 }
@@ -142,10 +182,49 @@ impl Outbox<'_> {
         }
     }
 
+    /// Puts frame `index` into the lane of port `to`, wherever that is, when other lanes may have borrowed it.
+    #[inline(never)]
+    fn forward_copied(&mut self, index: usize, to: PortId) {
+        if let Some(door) = self.gates.door(to) {
+            self.lend(index, door);
+        } else if let Some(carried) = self.gates.carried_door(to) {
+            self.flood_carried(index, to, carried);
+        } else {
+            self.send_copy_away(index, to);
+        }
+    }
+
+    /// Lets the lane behind a door borrow frame `index`.
+    #[inline(always)]
+    fn lend(&mut self, index: usize, door: Door) {
+        if self.batch.frame(index).offload().is_pending() && !door.offloads {
+            self.gates.note_unfinished(door);
+        }
+        self.gates.enter(door).borrow(place(index));
+        self.borrowed = true;
+    }
+
+    /// Counts the copies of frame `index` that promiscuous ports of a worker got.
+    #[inline]
+    fn count_mirrored(&self, index: usize, flood: Flood, worker: u16) {
+        if flood.to != Audience::Watchers {
+            return;
+        }
+        let count = self.batch.frame(index).count();
+        for &port in self.rules.reached(flood).into_iter().flatten() {
+            if self.rules.port(port).and_then(|port| port.worker) == Some(worker)
+                && let Some(book) = book(self.books, self.rules.counted_at(port))
+            {
+                book.mirrored.add(count);
+            }
+        }
+    }
+
     /// Puts frame `index` into the lanes of all ports that a flood reaches, here and at other workers.
     /// How many copies were made, those for other workers not counted: they count theirs.
     fn flood(&mut self, index: usize, flood: Flood) -> u64 {
         let (here, there) = self.flood_here(index, flood);
+        self.count_mirrored(index, flood, self.me);
         let mut copies = here;
         for worker in (0..self.peers.len()).filter(|worker| there & 1 << worker != 0) {
             let sent = match self.batch.adopt(index, self.cache) {
@@ -158,6 +237,9 @@ impl Outbox<'_> {
             if let Err(reason) = sent {
                 // The copies that the other worker would have made die here.
                 let count = self.batch.frame(index).count();
+                if let Ok(worker) = u16::try_from(worker) {
+                    self.count_mirrored(index, flood, worker);
+                }
                 for port in self.rules.reached(flood).into_iter().flatten() {
                     if self.rules.port(*port).and_then(|port| port.worker) == u16::try_from(worker).ok() {
                         copies += 1;
@@ -182,11 +264,7 @@ impl Outbox<'_> {
                 continue;
             };
             copies += 1;
-            if self.batch.frame(index).offload().is_pending() && !door.offloads {
-                self.gates.note_unfinished(door);
-            }
-            self.gates.enter(door).borrow(place(index));
-            self.borrowed = true;
+            self.lend(index, door);
         }
         (copies, there)
     }
@@ -209,23 +287,38 @@ impl Outbox<'_> {
     /// Sends frame `index` to the worker that polls the device of port `to`, if there is one.
     #[inline(never)]
     pub(super) fn send_away(&mut self, index: usize, to: PortId) {
-        let port = match self.rules.way_out(to) {
-            Ok(port) => port,
-            Err(reason) => return self.lose(index, to, reason),
-        };
-        let Some(worker) = port.worker.filter(|&worker| worker != self.me) else {
-            return self.lose(index, port.id, DropReason::NoDevice);
-        };
+        let Some(worker) = self.other_worker(index, to) else { return };
         // It is gone from the batch after this, and may yet have to be counted.
         let count = self.batch.frame(index).count();
         let frame = self.batch.take(index).or_else(|| self.batch.adopt(index, self.cache));
+        self.send_and_count(worker, frame, to, count);
+    }
+
+    /// The same with a copy of it.
+    fn send_copy_away(&mut self, index: usize, to: PortId) {
+        let Some(worker) = self.other_worker(index, to) else { return };
+        let frame = self.batch.adopt(index, self.cache);
+        self.send_and_count(worker, frame, to, self.batch.frame(index).count());
+    }
+
+    /// The worker that polls the device of port `to`. If that is this one, or none, frame `index` is counted as
+    /// lost.
+    fn other_worker(&self, index: usize, to: PortId) -> Option<u16> {
+        let worker = match self.rules.way_out(to) {
+            Ok(port) => port.worker.filter(|&worker| worker != self.me).ok_or(DropReason::NoDevice),
+            Err(reason) => Err(reason),
+        };
+        worker.map_err(|reason| self.lose(index, to, reason)).ok()
+    }
+
+    fn send_and_count(&mut self, worker: u16, frame: Option<Frame>, to: PortId, count: u64) {
         let sent = match frame {
-            Some(frame) => self.send(usize::from(worker), frame, Address::To(port.id)),
+            Some(frame) => self.send(usize::from(worker), frame, Address::To(to)),
             None => Err(DropReason::NoBuffer),
         };
         match sent {
             Ok(()) => self.counters.frames_sent.add(count),
-            Err(reason) => self.count_out(port.id, reason, count),
+            Err(reason) => self.count_out(to, reason, count),
         }
     }
 

@@ -14,8 +14,9 @@
 //! has.
 //!
 //! And a gate that is loud is *unwatched*: it is read at each breath anyhow, while for each frame that
-//! arrives at a watched descriptor the kernel calls epoll, on the core of whoever sends. Before the worker
-//! sleeps, and before such a gate rests, it is watched again; what has arrived by then is reported at once.
+//! arrives at a watched descriptor the kernel calls epoll, on the core of whoever sends, and for each that
+//! leaves by it as well, on ours. Before the worker sleeps, and before such a gate rests, it is watched again;
+//! what has arrived by then is reported at once.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -41,8 +42,8 @@ const NAP: Duration = Duration::from_secs(1);
 /// Reads in vain after which a gate may rest.
 const QUIET: u8 = 64;
 
-/// Bursts from a gate since it is watched, after which it is unwatched: so many that the two
-/// system calls, one now and one before the next sleep, are nothing beside them.
+/// Bursts from and to a gate since it is watched, after which it is unwatched: so many that the two system
+/// calls, one now and one before the next sleep, are nothing beside them.
 const LOUD: u8 = 64;
 
 /// Open gates up to which none rests: reading so few is as cheap as asking epoll.
@@ -111,17 +112,16 @@ impl Pacer {
     #[inline]
     pub(super) fn was_quiet(&mut self, number: usize, gate: &mut Gate, open: usize) {
         gate.quiet = gate.quiet.saturating_add(1);
-        if gate.quiet >= QUIET && open > FEW && gate.device.fd().is_some() && self.watch_again(number, gate) {
+        if gate.quiet >= QUIET && open > FEW && !gate.never_rests && self.watch_again(number, gate) {
             gate.state = GateState::Resting;
             self.resting += 1;
         }
     }
 
-    /// Notes that a gate had something to read.
+    /// Notes that a gate had something to read, or to send.
     #[inline]
     pub(super) fn was_loud(&mut self, gate: &mut Gate) {
-        gate.quiet = 0;
-        if gate.loud < LOUD {
+        if gate.loud < LOUD && gate.state == GateState::Polled {
             gate.loud += 1;
             if gate.loud == LOUD {
                 self.unwatch(gate);

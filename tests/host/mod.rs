@@ -5,6 +5,7 @@
 pub mod daemon;
 pub mod inside;
 pub mod nic;
+pub mod relay;
 pub mod rig;
 
 use std::os::fd::AsFd;

@@ -130,12 +130,17 @@ impl Rig {
         address
     }
 
-    /// Sends a frame from one port to the other, and takes it there. `tale` tells it from others.
+    /// The same as [`pass`], between ports of the rig.
     pub fn pass(&self, (from, at): (usize, &Nic), (to, there): (usize, &Nic), tale: &str) {
-        let frame = experiment(self.vifs[to].mac, self.vifs[from].mac, tale.as_bytes());
-        at.send(&frame);
-        assert_eq!(there.take(), frame);
+        pass((at, &self.vifs[from]), (there, &self.vifs[to]), tale);
     }
+}
+
+/// Sends a frame from one port to the other, and takes it there. `tale` tells it from others.
+pub fn pass(from: (&Nic, &Vif), to: (&Nic, &Vif), tale: &str) {
+    let frame = experiment(to.1.mac, from.1.mac, tale.as_bytes());
+    from.0.send(&frame);
+    assert_eq!(to.0.take(), frame);
 }
 
 /// Sends echo requests, each when the one before has been answered.

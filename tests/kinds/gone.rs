@@ -51,7 +51,7 @@ fn a_netdev_is_deleted(on: On, times: u32) {
     let (host, victim, friend) = (rig.spaces.last().unwrap(), &rig.vifs[2], &rig.vifs[3]);
     let open_files = || std::fs::read_dir(format!("/proc/{}/fd", rig.daemon.pid())).unwrap().count();
     rig.daemon.await_active(victim);
-    let (files, before) = (open_files(), rig.daemon.ports());
+    let (files, before) = (open_files(), rig.daemon.quiet());
     let done = AtomicBool::new(false);
     let to_victim = experiment(victim.mac, friend.mac, b"are you there?");
     let noise = rig.nic(3);

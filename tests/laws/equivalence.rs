@@ -3,26 +3,12 @@
 
 use std::time::Duration;
 
-use proptest::collection::vec;
 use proptest::prelude::*;
 use vifswitch::device::memory::Memory;
 use vifswitch::wire::Offload;
 
 use crate::common::{Lab, Plug, Setup, Wire};
-use crate::scenery::{self, Sketch, any_frame};
-
-#[derive(Debug, Clone)]
-enum Act {
-    Send(Sketch),
-    Pass(u64),
-}
-
-/// Workers tell each other of a busy station every quarter of the ageing time, so that they agree
-/// on its age to that quarter. Time passes in less, and in much more.
-fn acts() -> impl Strategy<Value = Vec<Act>> {
-    let pass = prop_oneof![4 => 0..2u64, 1 => Just(400u64)];
-    vec(prop_oneof![9 => any_frame().prop_map(Act::Send), 1 => pass.prop_map(Act::Pass)], 1..60)
-}
+use crate::scenery::{self, Act};
 
 /// What each guest receives, offload headers included. Every third port takes none.
 fn deliveries(
@@ -63,7 +49,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn one_worker_and_several_deliver_the_same(plugs in prop_oneof![scenery::plugs(2), scenery::trunks(2)], wires in scenery::wires(2), acts in acts()) {
+    fn one_worker_and_several_deliver_the_same(plugs in prop_oneof![scenery::plugs(2), scenery::trunks(2)], wires in scenery::wires(2), acts in scenery::acts(9, 60)) {
         let one = deliveries(&plugs, &wires, 1, Memory::Owned, &acts);
         for (workers, memory) in [(1, Memory::Lent), (2, Memory::Owned), (2, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)] {
             let these = deliveries(&plugs, &wires, workers, memory, &acts);

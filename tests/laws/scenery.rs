@@ -233,3 +233,20 @@ pub fn any_frame() -> impl Strategy<Value = Sketch> {
     });
     prop_oneof![18 => sketch, 2 => stream]
 }
+
+/// What happens in the course of a law.
+#[derive(Debug, Clone)]
+pub enum Act {
+    /// A guest, or somebody outside, sends a frame.
+    Send(Sketch),
+    /// So many seconds pass.
+    Pass(u64),
+}
+
+/// Up to `most` acts, `sends` of them for each time that passes. Workers tell each other of a busy
+/// station every quarter of the ageing time, so that they agree on its age to that quarter. Time passes
+/// in less, and in much more.
+pub fn acts(sends: u32, most: usize) -> impl Strategy<Value = Vec<Act>> {
+    let pass = prop_oneof![4 => 0..2u64, 1 => Just(400u64)];
+    vec(prop_oneof![sends => any_frame().prop_map(Act::Send), 1 => pass.prop_map(Act::Pass)], 1..most)
+}

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use proptest::collection::vec;
 use proptest::prelude::*;
 use vifswitch::device::memory::{Memory, cable};
 use vifswitch::switch::{DropReason, Security};
@@ -10,7 +9,7 @@ use vifswitch::wire::{Mac, Offload};
 use vifswitch::worker::Gate;
 
 use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
-use crate::scenery::{self, Sketch, WILD, any_frame, header, tcp, wild};
+use crate::scenery::{self, Act, WILD, header, tcp, wild};
 
 const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
 
@@ -547,17 +546,6 @@ fn nobody_outside_is_kept_out_and_no_pin_moves() {
     }
 }
 
-#[derive(Debug, Clone)]
-enum Act {
-    Send(Sketch),
-    Pass(u64),
-}
-
-fn acts() -> impl Strategy<Value = Vec<Act>> {
-    let pass = prop_oneof![4 => 0..2u64, 1 => Just(400u64)];
-    vec(prop_oneof![12 => any_frame().prop_map(Act::Send), 1 => pass.prop_map(Act::Pass)], 1..80)
-}
-
 /// What has arrived at each port.
 type Deliveries = Vec<Vec<(Vec<u8>, Offload)>>;
 
@@ -580,7 +568,7 @@ proptest! {
         plugs in scenery::plugs(3),
         vids in prop::sample::subsequence(vec![0u16, 5, 4094], 3),
         (workers, memory) in prop::sample::select(KINDS.to_vec()),
-        acts in acts(),
+        acts in scenery::acts(12, 80),
     ) {
         // Nobody outside is kept out, so nobody inside has an address that is said to be his.
         let mut plugs = plugs;

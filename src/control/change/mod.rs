@@ -22,6 +22,7 @@ use crate::wire::Mac;
 
 /// What someone wants changed.
 #[derive(Debug, Clone, PartialEq)]
+#[allow(clippy::large_enum_variant)] // there is one at a time
 pub enum Change {
     /// Everything: this configuration instead of the present one. `[switch]` is fixed at start.
     Apply(Config),

@@ -92,7 +92,12 @@ fn refuse(key: &str, path: &Path, notes: &mut Notes<'_>, keys: &[&str], later: &
 pub(in crate::control) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // a word as long as a book resembles nothing, and comparing it would take as long as reading it
     let likeness = |candidate: &str| if word.len() > 255 { 0.0 } else { strsim::jaro_winkler(word, candidate) };
-    let scored = candidates.map(|candidate| (likeness(candidate), candidate));
+    let candidates: Vec<&str> = candidates.collect();
+    // a beginning is meant to be gone on with; of several, by what is listed first
+    if let Some(begun) = candidates.iter().find(|candidate| word.len() > 2 && candidate.starts_with(word)) {
+        return Some(begun);
+    }
+    let scored = candidates.into_iter().map(|candidate| (likeness(candidate), candidate));
     let (best, candidate) = scored.max_by(|(a, _), (b, _)| a.total_cmp(b))?;
     (best > 0.7).then_some(candidate)
 }

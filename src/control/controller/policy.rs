@@ -10,6 +10,7 @@ use crate::control::config::{self, Config, PortSecurity};
 use crate::control::events::EventKind;
 use crate::switch::{AtLimit, DropReason, MacLimit, PortId};
 use crate::time;
+use crate::wire::Mac;
 use crate::worker::Flush;
 
 /// What a configuration says of a port, if this is one.
@@ -23,15 +24,28 @@ fn beyond(port: &Port) -> u64 {
     port.sum(|counters| counters.unlearned.get() + counters.drops_in.get(DropReason::MacLimit))
 }
 
+/// Whether sources that a port could use when it `was` so are refused now that it `is` so.
+fn is_stricter(was: &config::Port, is: &config::Port) -> bool {
+    let allowed = |port: &config::Port| -> Vec<Mac> {
+        let pairs = port.allowed_address_pairs.iter().filter_map(|pair| pair.mac);
+        pairs.chain([port.mac]).collect()
+    };
+    match (was.port_security, is.port_security) {
+        (_, PortSecurity::Off) => false,
+        (PortSecurity::Off, _) => true,
+        _ => {
+            let now = allowed(is);
+            allowed(was).iter().any(|mac| !now.contains(mac))
+        }
+    }
+}
+
 impl Controller {
-    /// The place of a port, if sources that it could use `before` may be refused now.
+    /// The place of a port, if sources that it could use `before` are refused now.
     pub(super) fn stricter(&self, index: usize, was: &Seat, before: &Config) -> Option<PortId> {
         let seat = &self.ports[index].seat;
         let (was, is) = (wanted(was, before)?, wanted(seat, &self.config)?);
-        let is_otherwise = was.port_security != is.port_security
-            || was.allowed_address_pairs != is.allowed_address_pairs
-            || was.mac != is.mac;
-        (is_otherwise && is.port_security != PortSecurity::Off).then_some(seat.id)
+        is_stricter(was, is).then_some(seat.id)
     }
 
     /// Forgets what was learned behind these ports: it may be of sources that are refused now, and would
@@ -90,6 +104,38 @@ impl Controller {
         match turn {
             Turn::Reached => warn!(vm, network, port, "mac_limit: {text}"),
             Turn::Below => info!(vm, network, port, "mac_limit: {text}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::parse_toml;
+
+    fn port(keys: &str) -> config::Port {
+        let text = format!(
+            "[[networks]]\nid = \"n\"\n[[vms]]\nid = \"v\"\n[[vms.ports]]\nport_id = \"p\"\nnetwork_id = \"n\"\n\
+             device = {{ kind = \"tap\" }}\n{keys}"
+        );
+        parse_toml(&text, "x").unwrap().vms.remove(0).ports.remove(0)
+    }
+
+    #[test]
+    fn stricter_is_what_refuses_more() {
+        const ONE: &str = "mac_address = \"02:00:00:00:00:01\"\n";
+        let off = port(&format!("{ONE}port_security = \"off\""));
+        let mac = port(ONE);
+        let strict = port(&format!("{ONE}port_security = \"mac+ip\""));
+        let pair = port(&format!("{ONE}allowed_address_pairs = [{{ mac_address = \"02:00:00:00:00:02\" }}]"));
+        let other = port("mac_address = \"02:00:00:00:00:03\"");
+        for (was, is) in [(&off, &mac), (&off, &strict), (&off, &pair), (&pair, &mac), (&pair, &strict), (&mac, &other)]
+        {
+            assert!(is_stricter(was, is), "{was:?}: {is:?}");
+        }
+        // Above Ethernet nothing is learned.
+        for (was, is) in [(&mac, &off), (&mac, &mac), (&mac, &pair), (&mac, &strict), (&strict, &mac), (&off, &off)] {
+            assert!(!is_stricter(was, is), "{was:?}: {is:?}");
         }
     }
 }

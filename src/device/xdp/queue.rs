@@ -96,6 +96,11 @@ impl Device for Queue {
         self.exchange.fd()
     }
 
+    /// It is a look into a ring.
+    fn is_cheap_to_ask(&self) -> bool {
+        true
+    }
+
     fn abilities(&self) -> Abilities {
         Abilities { offloads: false }
     }

@@ -1,0 +1,507 @@
+//! Whom a frame names as its sender above Ethernet: what ARP, IPv4, IPv6 and neighbor discovery say of it.
+//!
+//! [`Claim::read`] looks behind the VLAN tags of a frame, of any of the three types and at any depth, in its
+//! first 2048 bytes. What would have to be read and cannot, as it is cut off, malformed
+//! or farther back, is [`Claim::Unreadable`]: never taken for nothing.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use etherparse::icmpv6::{
+    self, NdpOptionSlice, NdpOptionsIterator, NeighborAdvertisementPayloadSlice, NeighborSolicitationPayloadSlice,
+    RouterAdvertisementPayloadSlice, RouterSolicitationPayloadSlice,
+};
+use etherparse::{
+    ArpHardwareId, ArpPacketSlice, EtherType, Icmpv6Slice, IpAuthHeaderSlice, Ipv4HeaderSlice, Ipv6FragmentHeaderSlice,
+    Ipv6HeaderSlice, Ipv6RawExtHeaderSlice, SingleVlanHeaderSlice, UdpHeaderSlice, ether_type, ip_number,
+};
+
+use super::ethernet::is_tag;
+use super::{HEADER_LEN, Mac, TAG_LEN};
+
+/// Bytes of a frame that are looked at, at most: hundreds of tags or options, and still a bound on the work.
+const FIRST: usize = 2048;
+
+/// The ports of DHCP (RFC 2131, 4.1).
+const DHCP_SERVER: u16 = 67;
+const DHCP_CLIENT: u16 = 68;
+
+/// What a frame says of its sender, above Ethernet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Claim {
+    /// Nothing: it is neither ARP nor IP.
+    Nothing,
+    /// What it says cannot be read.
+    Unreadable,
+    /// ARP of IPv4 over Ethernet (RFC 826): the sender has this pair of addresses.
+    Arp {
+        /// The sender's hardware address.
+        mac: Mac,
+        /// The sender's protocol address.
+        ip: Ipv4Addr,
+    },
+    /// IPv4: the source address.
+    V4 {
+        /// That address.
+        ip: Ipv4Addr,
+        /// Whether this is how a host without an address asks for one: a datagram from the client's to the
+        /// server's port of DHCP. Only told where the source is unspecified.
+        asks: bool,
+    },
+    /// IPv6: the source address.
+    V6 {
+        /// That address.
+        ip: Ipv6Addr,
+        /// Whether this is something that a host says as long as it has no address: MLD, a solicitation of
+        /// routers or neighbors. Only told where the source is unspecified.
+        asks: bool,
+        /// What neighbor discovery says beside.
+        neighbor: Neighbor,
+    },
+}
+
+/// What a message of neighbor discovery says of its sender (RFC 4861, 4). Nothing, if it is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Neighbor {
+    /// The address that it advertises.
+    pub target: Option<Ipv6Addr>,
+    /// The link-layer address that it says this one has, or, where it advertises none, the source.
+    pub link: Option<Mac>,
+}
+
+/// What cannot be read.
+struct Unreadable;
+
+impl Claim {
+    /// Reads what a frame says whose first bytes these are: all of them, or 2048 at least.
+    #[inline]
+    pub fn read(frame: &[u8]) -> Claim {
+        match frame.get(HEADER_LEN - 2..HEADER_LEN) {
+            // Most frames, straight away.
+            Some([0x08, 0x00]) => read_v4(&frame[HEADER_LEN..]),
+            Some(&[a, b]) => read_other(EtherType(u16::from_be_bytes([a, b])), first(&frame[HEADER_LEN..])),
+            _ => Err(Unreadable),
+        }
+        .unwrap_or(Claim::Unreadable)
+    }
+}
+
+/// As much of it as is looked at.
+fn first(bytes: &[u8]) -> &[u8] {
+    bytes.get(..FIRST).unwrap_or(bytes)
+}
+
+#[inline(never)]
+fn read_other(mut kind: EtherType, mut rest: &[u8]) -> Result<Claim, Unreadable> {
+    while is_tag(kind) {
+        kind = SingleVlanHeaderSlice::from_slice(rest).map_err(|_| Unreadable)?.ether_type();
+        rest = &rest[TAG_LEN..];
+    }
+    match kind {
+        ether_type::IPV4 => read_v4(rest),
+        ether_type::IPV6 => read_v6(rest),
+        ether_type::ARP => read_arp(rest),
+        _ => Ok(Claim::Nothing),
+    }
+}
+
+fn read_arp(bytes: &[u8]) -> Result<Claim, Unreadable> {
+    let arp = ArpPacketSlice::from_slice(bytes).map_err(|_| Unreadable)?;
+    let is_usual = arp.hw_addr_type() == ArpHardwareId::ETHERNET && arp.proto_addr_type() == ether_type::IPV4;
+    match (arp.sender_hw_addr().try_into(), arp.sender_protocol_addr().try_into()) {
+        (Ok(mac), Ok::<[u8; 4], _>(ip)) if is_usual => Ok(Claim::Arp { mac: Mac::new(mac), ip: ip.into() }),
+        _ => Err(Unreadable),
+    }
+}
+
+#[inline]
+fn read_v4(bytes: &[u8]) -> Result<Claim, Unreadable> {
+    let header = Ipv4HeaderSlice::from_slice(bytes).map_err(|_| Unreadable)?;
+    let ip = header.source_addr();
+    Ok(Claim::V4 { ip, asks: ip.is_unspecified() && asks_by_dhcp(&header, &bytes[header.slice().len()..]) })
+}
+
+#[inline(never)]
+fn asks_by_dhcp(header: &Ipv4HeaderSlice<'_>, rest: &[u8]) -> bool {
+    header.protocol() == ip_number::UDP
+        && !header.is_fragmenting_payload()
+        && UdpHeaderSlice::from_slice(rest)
+            .is_ok_and(|udp| udp.source_port() == DHCP_CLIENT && udp.destination_port() == DHCP_SERVER)
+}
+
+fn read_v6(bytes: &[u8]) -> Result<Claim, Unreadable> {
+    let header = Ipv6HeaderSlice::from_slice(bytes).map_err(|_| Unreadable)?;
+    let ip = header.source_addr();
+    let mut rest = &bytes[header.slice().len()..];
+    let mut kind = header.next_header();
+    let mut is_fragment = false;
+    // What is behind extensions is what it is (RFC 8200, 4.1); their order is the receiver's business.
+    loop {
+        let len = match kind {
+            ip_number::IPV6_HOP_BY_HOP | ip_number::IPV6_ROUTE | ip_number::IPV6_DEST_OPTIONS => {
+                let extension = Ipv6RawExtHeaderSlice::from_slice(rest).map_err(|_| Unreadable)?;
+                kind = extension.next_header();
+                extension.slice().len()
+            }
+            ip_number::AUTH => {
+                let extension = IpAuthHeaderSlice::from_slice(rest).map_err(|_| Unreadable)?;
+                kind = extension.next_header();
+                extension.slice().len()
+            }
+            ip_number::IPV6_FRAG => {
+                let extension = Ipv6FragmentHeaderSlice::from_slice(rest).map_err(|_| Unreadable)?;
+                if extension.fragment_offset().value() != 0 {
+                    // The rest of a datagram whose beginning has been read, or refused.
+                    return Ok(Claim::V6 { ip, asks: false, neighbor: Neighbor::default() });
+                }
+                is_fragment = true;
+                kind = extension.next_header();
+                extension.slice().len()
+            }
+            _ => break,
+        };
+        rest = &rest[len..];
+    }
+    if kind != ip_number::IPV6_ICMP {
+        return Ok(Claim::V6 { ip, asks: false, neighbor: Neighbor::default() });
+    }
+    // Behind the packet there may be padding.
+    let behind = bytes.len() - rest.len() - header.slice().len();
+    let len = usize::from(header.payload_length()).checked_sub(behind).ok_or(Unreadable)?;
+    read_icmp(ip, rest, len, is_fragment)
+}
+
+/// Reads a message of ICMPv6 of `len` bytes, with which `bytes` begins.
+fn read_icmp(ip: Ipv6Addr, bytes: &[u8], len: usize, is_fragment: bool) -> Result<Claim, Unreadable> {
+    let message = bytes.get(..len);
+    let kind = *message.unwrap_or(bytes).first().ok_or(Unreadable)?;
+    let neighbor = match kind {
+        // In fragments it is not neighbor discovery for anybody (RFC 6980, 5).
+        icmpv6::TYPE_ROUTER_SOLICITATION..=icmpv6::TYPE_NEIGHBOR_ADVERTISEMENT if is_fragment => {
+            return Err(Unreadable);
+        }
+        icmpv6::TYPE_ROUTER_SOLICITATION..=icmpv6::TYPE_NEIGHBOR_ADVERTISEMENT => {
+            let message = Icmpv6Slice::from_slice(message.ok_or(Unreadable)?).map_err(|_| Unreadable)?;
+            read_neighbor(kind, message.payload())?
+        }
+        _ => Neighbor::default(),
+    };
+    Ok(Claim::V6 { ip, asks: ip.is_unspecified() && is_said_without(kind), neighbor })
+}
+
+/// Whether a message of ICMPv6 of this type may come from a host that has no address yet: listeners of groups
+/// (RFC 3590, 4), router solicitation (RFC 4861, 4.1), and neighbor solicitation, with which it finds out
+/// whether an address is free (RFC 4862, 5.4.2).
+const fn is_said_without(kind: u8) -> bool {
+    /// Version 2 of MLD (RFC 3810, 5.2).
+    const LISTENER_REPORT_V2: u8 = 143;
+    matches!(
+        kind,
+        icmpv6::TYPE_MULTICAST_LISTENER_QUERY
+            | icmpv6::TYPE_MULTICAST_LISTENER_REPORT
+            | icmpv6::TYPE_MULTICAST_LISTENER_REDUCTION
+            | icmpv6::TYPE_ROUTER_SOLICITATION
+            | icmpv6::TYPE_NEIGHBOR_SOLICITATION
+            | LISTENER_REPORT_V2
+    )
+}
+
+/// Reads what is behind the first eight bytes of a message of neighbor discovery.
+fn read_neighbor(kind: u8, payload: &[u8]) -> Result<Neighbor, Unreadable> {
+    let (target, options) = match kind {
+        icmpv6::TYPE_ROUTER_SOLICITATION => {
+            let message = RouterSolicitationPayloadSlice::from_slice(payload).map_err(|_| Unreadable)?;
+            (None, message.options_iterator())
+        }
+        icmpv6::TYPE_ROUTER_ADVERTISEMENT => {
+            let message = RouterAdvertisementPayloadSlice::from_slice(payload).map_err(|_| Unreadable)?;
+            (None, message.options_iterator())
+        }
+        icmpv6::TYPE_NEIGHBOR_SOLICITATION => {
+            let message = NeighborSolicitationPayloadSlice::from_slice(payload).map_err(|_| Unreadable)?;
+            (None, message.options_iterator())
+        }
+        _ => {
+            let message = NeighborAdvertisementPayloadSlice::from_slice(payload).map_err(|_| Unreadable)?;
+            (Some(message.target_address()), message.options_iterator())
+        }
+    };
+    Ok(Neighbor { target, link: read_link(options, target.is_some())? })
+}
+
+/// The link-layer address among the options of a message: of the target, or else of the source. One that says
+/// two cannot be read: who knows which of them the receiver takes.
+fn read_link(options: NdpOptionsIterator<'_>, of_target: bool) -> Result<Option<Mac>, Unreadable> {
+    let mut link = None;
+    for option in options {
+        let address = match option.map_err(|_| Unreadable)? {
+            NdpOptionSlice::TargetLinkLayerAddress(option) if of_target => option.link_layer_address(),
+            NdpOptionSlice::SourceLinkLayerAddress(option) if !of_target => option.link_layer_address(),
+            _ => continue,
+        };
+        let address = Mac::new(address.try_into().map_err(|_| Unreadable)?);
+        if link.replace(address).is_some_and(|before| before != address) {
+            return Err(Unreadable);
+        }
+    }
+    Ok(link)
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::{ArpEthIpv4Packet, ArpOperation, PacketBuilder};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TO: [u8; 6] = [2, 0, 0, 0, 0, 9];
+    const FROM: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+    /// A frame of this type.
+    fn frame(kind: u16, payload: &[u8]) -> Vec<u8> {
+        [&TO[..], &FROM, &kind.to_be_bytes(), payload].concat()
+    }
+
+    /// The same frame behind VLAN tags of these types.
+    fn tagged(frame: &[u8], tags: &[u16]) -> Vec<u8> {
+        let tags: Vec<_> = tags.iter().flat_map(|kind| [kind.to_be_bytes(), [0x20, 0x05]]).flatten().collect();
+        [&frame[..12], &tags, &frame[12..]].concat()
+    }
+
+    /// A packet of IPv6 around a message of ICMPv6 or what else has this number.
+    fn v6(source: [u8; 16], next: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![0x60, 0, 0, 0];
+        bytes.extend((payload.len() as u16).to_be_bytes());
+        bytes.extend([next, 255]);
+        bytes.extend(source);
+        bytes.extend([0xff; 16]);
+        bytes.extend(payload);
+        frame(0x86dd, &bytes)
+    }
+
+    /// A message of neighbor discovery with these options.
+    fn message(kind: u8, fixed: &[u8], options: &[u8]) -> Vec<u8> {
+        [&[kind, 0, 0, 0, 0, 0, 0, 0], fixed, options].concat()
+    }
+
+    fn option(kind: u8, mac: [u8; 6]) -> Vec<u8> {
+        [&[kind, 1][..], &mac].concat()
+    }
+
+    fn of_v6(source: [u8; 16], asks: bool, neighbor: Neighbor) -> Claim {
+        Claim::V6 { ip: source.into(), asks, neighbor }
+    }
+
+    const NOBODY: Neighbor = Neighbor { target: None, link: None };
+
+    fn tags() -> impl Strategy<Value = Vec<u16>> {
+        vec(prop::sample::select(vec![0x8100u16, 0x88a8, 0x9100]), 0..6)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+        /// All lengths, all types, anything behind them.
+        #[test]
+        fn any_bytes_say_something(
+            kind in prop::sample::select(vec![0x0800u16, 0x86dd, 0x0806, 0x8100, 0x88b5, 46]),
+            tags in tags(),
+            bytes in vec(any::<u8>(), 0..200),
+            shape in prop::sample::select(vec![vec![], vec![0x45], vec![0x4f], vec![0x60, 0, 0, 0, 0, 80, 58, 255], vec![0x60, 0, 0, 0, 0, 80, 0, 255], vec![0, 1, 8, 0, 6, 4]]),
+            cut in 0..260usize,
+        ) {
+            let whole = tagged(&frame(kind, &[shape, bytes].concat()), &tags);
+            let claim = Claim::read(&whole);
+            if claim == Claim::Nothing {
+                prop_assert!(![0x0800, 0x86dd, 0x0806].contains(&kind));
+            }
+            // What is read of a part is read of the whole, but for IP whose end decides.
+            let part = Claim::read(&whole[..cut.min(whole.len())]);
+            if let (Claim::Arp { .. } | Claim::Nothing, true) = (part, cut >= 14) {
+                prop_assert_eq!(part, claim);
+            }
+            prop_assert!(cut >= 14 || part == Claim::Unreadable);
+        }
+
+        #[test]
+        fn ipv4_as_it_was_built(
+            from: [u8; 4], to: [u8; 4], ports: (u16, u16), payload in vec(any::<u8>(), 0..64), tags in tags(), udp: bool,
+        ) {
+            let builder = PacketBuilder::ethernet2(FROM, TO).ipv4(from, to, 64);
+            let mut bytes = [0; 300];
+            let len = match udp {
+                true => builder.udp(ports.0, ports.1).write_to_slice(&mut bytes, &payload).unwrap(),
+                false => builder.tcp(ports.0, ports.1, 1, 1024).write_to_slice(&mut bytes, &payload).unwrap(),
+            };
+            let bytes = &bytes[..len];
+            prop_assert_eq!(Claim::read(&tagged(bytes, &tags)), Claim::V4 { ip: from.into(), asks: false });
+        }
+
+        #[test]
+        fn dhcp_asks_and_nothing_else_of_ipv4(ports in (60..72u16, 60..72u16), from in 0..2u8, tags in tags(), fragment: bool) {
+            let mut bytes = [0; 82];
+            let builder = PacketBuilder::ethernet2(FROM, TO).ipv4([0, 0, 0, from], [255; 4], 64);
+            builder.udp(ports.0, ports.1).write_to_slice(&mut bytes, &[1; 40]).unwrap();
+            bytes[20] |= u8::from(fragment) << 5;
+            let asks = ports == (68, 67) && from == 0 && !fragment;
+            prop_assert_eq!(Claim::read(&tagged(&bytes, &tags)), Claim::V4 { ip: [0, 0, 0, from].into(), asks });
+        }
+
+        #[test]
+        fn arp_as_it_was_built(mac: [u8; 6], ip: [u8; 4], target: [u8; 4], operation: u16, tags in tags(), padding in 0..30usize) {
+            let arp = ArpEthIpv4Packet {
+                operation: ArpOperation(operation),
+                sender_mac: mac,
+                sender_ipv4: ip,
+                target_mac: [0; 6],
+                target_ipv4: target,
+            };
+            let bytes = frame(0x0806, &[&arp.to_bytes()[..], &vec![0; padding]].concat());
+            prop_assert_eq!(Claim::read(&tagged(&bytes, &tags)), Claim::Arp { mac: Mac::new(mac), ip: ip.into() });
+            for cut in 14..42 {
+                prop_assert_eq!(Claim::read(&bytes[..cut]), Claim::Unreadable);
+            }
+        }
+
+        #[test]
+        fn ipv6_as_it_was_built(
+            from: [u8; 16], to: [u8; 16], echo: bool, payload in vec(any::<u8>(), 0..64), tags in tags(),
+        ) {
+            let builder = PacketBuilder::ethernet2(FROM, TO).ipv6(from, to, 64);
+            let mut bytes = [0; 300];
+            let len = match echo {
+                true => builder.icmpv6_echo_request(1, 2).write_to_slice(&mut bytes, &payload).unwrap(),
+                false => builder.udp(68, 67).write_to_slice(&mut bytes, &payload).unwrap(),
+            };
+            let bytes = &bytes[..len];
+            prop_assert_eq!(Claim::read(&tagged(bytes, &tags)), of_v6(from, false, NOBODY));
+        }
+
+        /// Behind extensions, in front of padding, with other options around.
+        #[test]
+        fn neighbor_discovery_says_who(
+            source: [u8; 16], target: [u8; 16], mac: [u8; 6], other: [u8; 6],
+            kind in 133..=136u8,
+            extensions in vec(prop::sample::select(vec![0u8, 43, 60]), 0..3),
+            more in prop::sample::select(vec![vec![], vec![5, 1, 0, 0, 0, 0, 5, 220], vec![14, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]]),
+            told: bool, padding in 0..20usize, tags in tags(),
+        ) {
+            let (fixed, of_target) = match kind {
+                133 => (&[][..], false),
+                134 => (&target[..8], false),
+                135 => (&target[..], false),
+                _ => (&target[..], true),
+            };
+            let (its, others) = if of_target { (2, 1) } else { (1, 2) };
+            let mut options = more.clone();
+            // The link-layer address of somebody else is not his.
+            options.extend(option(others, other));
+            if told {
+                options.extend(option(its, mac));
+            }
+            options.extend(more);
+            let mut payload = message(kind, fixed, &options);
+            let mut next = 58;
+            for extension in extensions {
+                payload = [&[next, 0, 1, 4, 0, 0, 0, 0][..], &payload].concat();
+                next = extension;
+            }
+            let mut bytes = v6(source, next, &payload);
+            bytes.extend(vec![0; padding]);
+            let neighbor = Neighbor {
+                target: of_target.then(|| target.into()),
+                link: told.then(|| Mac::new(mac)),
+            };
+            let asks = source == [0; 16] && kind != 134 && kind != 136;
+            prop_assert_eq!(Claim::read(&tagged(&bytes, &tags)), of_v6(source, asks, neighbor));
+            // Cut off anywhere, it is not read for less than it says.
+            let whole = bytes.len() - padding;
+            for cut in 14..whole {
+                prop_assert_eq!(Claim::read(&bytes[..cut]), Claim::Unreadable, "cut to {} of {}", cut, whole);
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_nothing() {
+        let target = [0xfe; 16];
+        let own = option(1, FROM);
+        let fragment = |offset: u8, next: u8, rest: &[u8]| [&[next, 0, 0, offset << 3, 0, 0, 0, 1][..], rest].concat();
+        let solicitation = message(135, &target, &own);
+        let cases: Vec<(&str, Vec<u8>)> = vec![
+            ("IPv4 of version 6", frame(0x0800, &[0x65; 40])),
+            ("a header of IPv4 that is too short", frame(0x0800, &[0x44; 40])),
+            ("options of IPv4 that are not there", frame(0x0800, &[0x4f; 40])),
+            ("IPv6 of version 4", frame(0x86dd, &[0x45; 60])),
+            (
+                "ARP for another link",
+                frame(0x0806, &[0, 6, 8, 0, 6, 4, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+            ),
+            (
+                "ARP for another protocol",
+                frame(
+                    0x0806,
+                    &[0, 1, 0x86, 0xdd, 6, 4, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                ),
+            ),
+            ("ARP with long addresses", frame(0x0806, &[&[0, 1, 8, 0, 8, 4, 0, 1][..], &[0; 24]].concat())),
+            ("half a tag", frame(0x8100, &[0, 5])),
+            ("a tag and half a type", frame(0x8100, &[0, 5, 8])),
+            ("tags without end", tagged(&frame(0x88b5, &[]), &[0x8100; 600])),
+            ("an extension that is not there", v6(target, 60, &[58, 9, 0, 0, 0, 0, 0, 0])),
+            ("extensions without end", v6(target, 60, &[60, 0, 0, 0, 0, 0, 0, 0].repeat(300))),
+            ("ICMPv6 without a type", v6(target, 58, &[])),
+            ("discovery in a fragment", v6(target, 44, &fragment(0, 58, &solicitation))),
+            ("an option of no length", v6(target, 58, &message(135, &target, &[1, 0, 0, 0, 0, 0, 0, 0]))),
+            ("an option beyond the end", v6(target, 58, &message(135, &target, &[1, 2, 0, 0, 0, 0, 0, 0]))),
+            (
+                "a longer address",
+                v6(target, 58, &message(135, &target, &[1, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])),
+            ),
+            ("two addresses", v6(target, 58, &message(135, &target, &[own.clone(), option(1, TO)].concat()))),
+            ("options without end", v6(target, 58, &message(135, &target, &own.repeat(300)))),
+        ];
+        for (name, bytes) in cases {
+            assert_eq!(Claim::read(&bytes), Claim::Unreadable, "{name}");
+        }
+        for (name, bytes) in [
+            ("the rest of a fragmented datagram", v6(target, 44, &fragment(1, 58, &solicitation))),
+            (
+                "the rest of one, with extensions before",
+                v6(target, 60, &[&[44, 0, 1, 4, 0, 0, 0, 0], &fragment(9, 60, &[1])[..]].concat()),
+            ),
+            ("a fragment of something else", v6(target, 44, &fragment(0, 17, &[0; 8]))),
+            ("a fragment of an echo", v6(target, 44, &fragment(0, 58, &[128, 0, 0, 0]))),
+            ("the same address twice", v6(target, 6, &[])),
+            ("no next header", v6(target, 59, &[])),
+            ("a redirect", v6(target, 58, &message(137, &[target, target].concat(), &option(2, TO)))),
+        ] {
+            assert_eq!(Claim::read(&bytes), of_v6(target, false, NOBODY), "{name}");
+        }
+        let twice = v6(target, 58, &message(135, &target, &own.repeat(2)));
+        assert_eq!(Claim::read(&twice), of_v6(target, false, Neighbor { target: None, link: Some(Mac::new(FROM)) }));
+        for kind in [0x8035u16, 0x8864, 0x88b5, 0x88cc, 46, 1500] {
+            assert_eq!(Claim::read(&frame(kind, &[0x45; 60])), Claim::Nothing, "{kind:x}");
+        }
+        assert_eq!(Claim::read(&tagged(&frame(0x88b5, &[]), &[0x8100; 500])), Claim::Nothing);
+    }
+
+    #[test]
+    fn who_has_no_address_says_little() {
+        let none = [0; 16];
+        for kind in 0..=255u8 {
+            let fixed: &[u8] = match kind {
+                133 => &[],
+                134 => &[0; 8],
+                _ => &[0xfe; 16],
+            };
+            let claim = Claim::read(&v6(none, 58, &message(kind, fixed, &[])));
+            let asks = [130, 131, 132, 133, 135, 143].contains(&kind);
+            let Claim::V6 { asks: read, .. } = claim else { panic!("{kind}: {claim:?}") };
+            assert_eq!(read, asks, "{kind}");
+        }
+        // A report of MLD has a router alert in front of it.
+        let alert = [&[58, 0, 5, 2, 0, 0, 1, 0][..], &message(143, &[], &[])].concat();
+        assert_eq!(Claim::read(&v6(none, 0, &alert)), of_v6(none, true, NOBODY));
+    }
+}

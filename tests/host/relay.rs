@@ -1,0 +1,53 @@
+//! Two devices without a switch, and a stream of TCP that goes in by one and out by the other.
+
+use std::net::Ipv4Addr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use vifswitch::device::Device;
+use vifswitch::frame::{Batch, Cache, Lane, Pool};
+
+use super::rig::tcp_both_ways;
+use super::{Finally, Space};
+
+/// Where the stream goes to.
+const THERE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+
+/// Streams both ways between one namespace and 10.0.0.2 in another one, over two devices that pass
+/// super-frames.
+pub fn relay(left: &Space, right: &Space, devices: [Box<dyn Device>; 2]) {
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let finally = Finally(&done);
+        let forwarder = scope.spawn(|| forward(devices, &done));
+        tcp_both_ways(left, right, THERE, 8_000_000);
+        drop(finally);
+        let longest = forwarder.join().unwrap();
+        assert!(longest > 32_000, "the longest frame had {longest} bytes only");
+    });
+}
+
+/// Forwards between two devices until told to stop. The length of the longest frame.
+fn forward(mut devices: [Box<dyn Device>; 2], done: &AtomicBool) -> u32 {
+    let mut cache = Cache::new(Pool::new(1024).unwrap());
+    let (mut batch, mut lane) = (Batch::new(), Lane::with_capacity(64));
+    let mut longest = 0;
+    while !done.load(Ordering::Relaxed) {
+        for (from, to) in [(0, 1), (1, 0)] {
+            devices[from].receive(&mut batch, &mut cache).unwrap();
+            for index in 0..batch.len() {
+                let frame = batch.frame(index);
+                assert!(frame.is_sound());
+                longest = longest.max(frame.len());
+                lane.borrow(u8::try_from(index).unwrap());
+            }
+            devices[to].transmit(&mut lane, &batch, &mut cache);
+            batch.clear(&mut cache);
+            devices[from].release();
+        }
+        let mut polled = [0, 1].map(|i| PollFd::from_borrowed_fd(devices[i].fd().unwrap(), PollFlags::IN));
+        poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 50_000_000 })).unwrap();
+    }
+    longest
+}
