@@ -156,7 +156,13 @@ impl Switch {
     /// Judges the burst that came in at carrier `from`: takes off the outer tag of each frame, and
     /// judges what is left as a frame of the port that the tag stands for.
     #[inline(never)]
-    pub(super) fn judge_carried(&mut self, from: PortId, batch: &mut Batch, now: Moment, verdicts: &mut Verdicts) -> Judged {
+    pub(super) fn judge_carried(
+        &mut self,
+        from: PortId,
+        batch: &mut Batch,
+        now: Moment,
+        verdicts: &mut Verdicts,
+    ) -> Judged {
         let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
         self.origins.fill(Origin { port: from, tag: 0 });
         // 1. carrier open, admin up, not in standby

@@ -79,7 +79,12 @@ fn a_subport_stands_among_the_ports_of_its_vm() {
     };
     for (change, blame, kind, piece) in [
         (detach("p1"), Blame::Conflict, "has_subports", "the subports \"s1\"; detach them first"),
-        (attach("a", subport("s2", "net2", 9, "p1", 101)), Blame::Conflict, "vlan_in_use", "port \"s1\" has this VLAN id"),
+        (
+            attach("a", subport("s2", "net2", 9, "p1", 101)),
+            Blame::Conflict,
+            "vlan_in_use",
+            "port \"s1\" has this VLAN id",
+        ),
         (attach("a", subport("s2", "net2", 9, "s1", 102)), Blame::Conflict, "not_a_parent", "a subport itself"),
         (attach("b", subport("s2", "net2", 9, "p1", 102)), Blame::Conflict, "not_a_parent", "is of VM \"a\""),
         (attach("a", subport("s2", "net2", 9, "p11", 102)), Blame::Unknown, "unknown_parent", "did you mean \"p1\"?"),
