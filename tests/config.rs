@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use vifswitch::control::config::{
-    self, AddressPair, Carried, Config, Device, Errors, IpAllocation, Network, Packet, Poll, Port, PortSecurity,
+    self, AddressPair, Base, Carried, Config, Device, Errors, IpAllocation, Network, Packet, Poll, Port, PortSecurity,
     Problem, SwitchSettings, Tap, UnknownUnicast, Uplink, Vm, Xdp, kind, parse_json, parse_toml,
 };
 use vifswitch::device::xdp::Mode;
@@ -88,7 +88,7 @@ fn the_example_means_what_it_says() {
         promiscuous: false,
         mac_limit: None,
         admin_state_up: true,
-        device: Device::Tap(tap),
+        base: Base::Device(Device::Tap(tap)),
     };
     let meant = Config {
         switch: SwitchSettings {
@@ -237,6 +237,14 @@ const MISTAKES: &[Mistake] = &[
     ("[{ mac_address = \"00:00:5e:00:01:01\" }]", "[{ ip_address = \"10.5.0.1/8\" }, { ip_address = \"10.9.9.9/8\" }]", "vms[0].ports[0].allowed_address_pairs[1]", Some("{ ip_address = \"10.9.9.9/8\" }"), kind::DUPLICATE_PAIR, &["once is enough"]),
     ("admin_state_up = true", "unknown_unicast = \"drop\"", "vms[0].ports[0].unknown_unicast", Some("\"drop\""), kind::BAD_VALUE, &["\"deliver\", \"suppress\""]),
     ("admin_state_up = true", "unknown_unicast = \"suppress\"\npromiscuous = true", "vms[0].ports[0].unknown_unicast", Some("\"suppress\""), kind::CONTRADICTION, &["promiscuous = true", "leave one"]),
+    ("device = { kind = \"tap\", persist = false }", "parent = \"0c11a9e4-6f1b-4b0e-9a51-7f5f9c1f0001\"", "vms[0].ports[1].vlan", None, kind::MISSING, &["must be given", "1 to 4094"]),
+    ("device = { kind = \"tap\", persist = false }", "parent = \"0c11a9e4-6f1b-4b0e-9a51-7f5f9c1f0001\"\nvlan = 4095", "vms[0].ports[1].vlan", Some("4095"), kind::BAD_VALUE, &["1 to 4094"]),
+    ("device = { kind = \"tap\", persist = false }", "parent = \"0c11a9e4-6f1b-4b0e-9a51-7f5f9c1f0001\"\nvlan = \"x\"", "vms[0].ports[1].vlan", Some("\"x\""), kind::WRONG_TYPE, &["a whole number"]),
+    ("device = { kind = \"tap\", persist = false }", "device = { kind = \"tap\" }\nvlan = 7", "vms[0].ports[1].vlan", Some("7"), kind::CONTRADICTION, &["only a subport"]),
+    ("device = { kind = \"tap\", persist = false }", "parent = \"0c11a9e4-6f1b-4b0e-9a51-7f5f9c1f0001\"\nvlan = 7\ndevice = { kind = \"tap\" }", "vms[0].ports[1].device", Some("{ kind = \"tap\" }"), kind::CONTRADICTION, &["none of its own", "leave one"]),
+    ("device = { kind = \"tap\", persist = false }", "parent = \"p3\"\nvlan = 7", "vms[0].ports[1].parent", Some("\"p3\""), kind::CONTRADICTION, &["of VM \"client\""]),
+    ("device = { kind = \"tap\", persist = false }", "parent = \"0c11a9e4\"\nvlan = 7", "vms[0].ports[1].parent", Some("\"0c11a9e4\""), kind::UNKNOWN_PARENT, &["did you mean \"0c11a9e4-6f1b"]),
+    ("device = { kind = \"tap\", persist = false }", "parent = \"9b2f77d0-0000-4b0e-9a51-7f5f9c1f0002\"\nvlan = 7", "vms[0].ports[1].parent", Some("\"9b2f77d0-0000-4b0e-9a51-7f5f9c1f0002\""), kind::CONTRADICTION, &["its own parent"]),
     ("admin_state_up = true", "promiscuous = \"yes\"", "vms[0].ports[0].promiscuous", Some("\"yes\""), kind::WRONG_TYPE, &["true or false"]),
     ("admin_state_up = true", "mac_limit = 0", "vms[0].ports[0].mac_limit", Some("0"), kind::BAD_VALUE, &["1 to 4294967295"]),
     ("admin_state_up = true", "mac_limit = 8193", "vms[0].ports[0].mac_limit", Some("8193"), kind::CONTRADICTION, &["fdb_limit_per_port", "\"net1\"", "8192"]),

@@ -159,7 +159,7 @@ impl Scene {
         for space in &self.spaces {
             let mut wanted = vec!["lo".to_owned()];
             for (_, port) in running.ports() {
-                let Device::Tap(tap) = &port.device else { panic!("{port:?}") };
+                let Some(Device::Tap(tap)) = port.device() else { panic!("{port:?}") };
                 if tap.netns.as_ref() != Some(&space.0) {
                     continue;
                 }
@@ -212,7 +212,7 @@ impl Scene {
             }
             Step::Queues(index) => {
                 let port = pick(index)?;
-                let Device::Tap(tap) = &port.device else { panic!("{port:?}") };
+                let Some(Device::Tap(tap)) = port.device() else { panic!("{port:?}") };
                 set(&port.port_id, json!({ "device": { "queues": 3 - tap.queues } }))
             }
             Step::Apply(ports, confirm) => {

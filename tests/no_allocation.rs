@@ -71,7 +71,7 @@ fn warm(lab: &mut Lab, blocks: usize) {
 
 /// Each guest sends something of everything: to neighbours here and at other workers, to everybody,
 /// from old and new stations, short and long, whole and lying.
-fn guests_send(lab: &mut Lab, dice: &mut Dice) {
+fn guests_send(lab: &mut Lab, dice: &mut Dice, trunks: bool) {
     let station = |number: usize| Mac::from_bits(0x0a_00_00_00_00_00 | number as u64);
     for port in 0..lab.ends.len() {
         for _ in 0..1 + dice.roll(24) {
@@ -97,7 +97,7 @@ fn guests_send(lab: &mut Lab, dice: &mut Dice) {
                 0 => open_frame(to, from, 0, len),
                 _ => frame(to, from, 0x88b5, &[0x50; 9000][..len]),
             };
-            if port == PORTS || dice.roll(20) == 0 {
+            if port == PORTS || dice.roll(if trunks { 2 } else { 20 }) == 0 {
                 bytes.splice(12..12, [0x81, 0x00, 0x00, if dice.roll(8) == 0 { 99 } else { VID as u8 }]);
             }
             let _ = lab.ends[port].stage(&bytes, offload);
@@ -106,7 +106,7 @@ fn guests_send(lab: &mut Lab, dice: &mut Dice) {
     }
 }
 
-fn a_warm_worker_does_not_allocate(memory: Memory) {
+fn a_warm_worker_does_not_allocate(memory: Memory, trunks: bool) {
     let setup = Setup {
         workers: 2,
         slots: 4096,
@@ -117,7 +117,11 @@ fn a_warm_worker_does_not_allocate(memory: Memory) {
         limits: Limits { network: 2500, port: 600 },
         mtu: 3000,
     };
-    let plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32 / 2)).collect();
+    let mut plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32 / 2)).collect();
+    // One tag of two leads to a subport.
+    for subport in [1, 3].into_iter().filter(|_| trunks) {
+        plugs[subport].trunk = Some((subport - 1, VID));
+    }
     let wires = [Wire::new(&[(VID, 0)]), Wire::new(&[(0, 0)])];
     // Half of the ports take no offload headers.
     let mut lab = Lab::build(setup, &plugs, &wires, |port, end| Box::new(end.with_offloads(port % 2 == 0)));
@@ -125,7 +129,7 @@ fn a_warm_worker_does_not_allocate(memory: Memory) {
     let (mut calls, mut breaths) = (0, 0);
     warm(&mut lab, 16);
     for round in 0..3000u64 {
-        guests_send(&mut lab, &mut dice);
+        guests_send(&mut lab, &mut dice, trunks);
         let (more_calls, more_breaths) = counted_breaths(&mut lab);
         calls += more_calls;
         breaths += more_breaths;
@@ -140,9 +144,9 @@ fn a_warm_worker_does_not_allocate(memory: Memory) {
     assert!(lab.total(|c| c.forwarded.get()) > 10_000 && lab.total(|c| c.copies.get()) > 10_000);
     assert!(lab.total(|c| c.segmented.get()) > 1000 && lab.total(|c| c.checksummed.get()) > 1000);
     assert!(lab.workers.iter().all(|worker| worker.switch().fdb().len() > 100));
-    for uplink in [PORTS, PORTS + 1] {
-        let frames = (lab.sum(uplink, |c| c.forwarded.get()), lab.sum(uplink, |c| c.tx_frames.get()));
-        assert!(frames.0 > 1000 && frames.1 > 1000, "uplinks carry some of them: {frames:?}");
+    for port in [1, 3, PORTS, PORTS + 1] {
+        let frames = (lab.sum(port, |c| c.forwarded.get()), lab.sum(port, |c| c.tx_frames.get()));
+        assert!(frames.0 > 1000 && frames.1 > 1000, "port {port} has some of them: {frames:?}");
     }
     lab.check_ledger();
     lab.end();
@@ -150,12 +154,18 @@ fn a_warm_worker_does_not_allocate(memory: Memory) {
 
 #[test]
 fn a_warm_worker_of_owned_frames_does_not_allocate() {
-    a_warm_worker_does_not_allocate(Memory::Owned);
+    a_warm_worker_does_not_allocate(Memory::Owned, false);
 }
 
 #[test]
 fn a_warm_worker_of_lent_frames_does_not_allocate() {
-    a_warm_worker_does_not_allocate(Memory::Lent);
+    a_warm_worker_does_not_allocate(Memory::Lent, false);
+}
+
+#[test]
+fn neither_does_one_with_trunks() {
+    a_warm_worker_does_not_allocate(Memory::Owned, true);
+    a_warm_worker_does_not_allocate(Memory::Lent, true);
 }
 
 /// What control wants to know while frames flow, it brings the room for.

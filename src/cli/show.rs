@@ -119,7 +119,11 @@ fn ports(ports: &[PortView]) -> String {
             p.mac_address.clone(),
             security(p),
         ];
-        joined(own, shared(&p.device, p.status, p.worker, &p.counts, &p.status_reason))
+        let way = match (&p.parent, p.vlan) {
+            (Some(parent), Some(vlan)) => format!("vlan {vlan} of {parent}"),
+            _ => device(&p.device),
+        };
+        joined(own, shared(way, p.status, p.worker, &p.counts, &p.status_reason))
     };
     draw::<13>(joined(own, shared_columns(has_reasons)), ports.iter().map(row), "no ports")
 }
@@ -139,9 +143,9 @@ fn shared_columns(has_reasons: bool) -> [Column; 7] {
     [Text("DEVICE"), Text("STATUS"), Number("WORKER"), Number("RX"), Number("TX"), Number("DROPS"), Text(reason)]
 }
 
-fn shared(of: &DeviceView, status: Status, worker: Option<u16>, counts: &CountsView, reason: &str) -> [String; 7] {
+fn shared(device: String, status: Status, worker: Option<u16>, counts: &CountsView, reason: &str) -> [String; 7] {
     [
-        device(of),
+        device,
         status.name().into(),
         worker.map_or_else(nothing, |worker| worker.to_string()),
         bytes(counts.rx_bytes),
@@ -179,7 +183,7 @@ fn uplinks(uplinks: &[UplinkView]) -> String {
             u.networks.iter().map(carried).collect::<Vec<_>>().join(","),
             u.device.mode.as_ref().map_or_else(|| u.device.kind.clone(), |mode| format!("{} ({mode})", u.device.kind)),
         ];
-        joined(own, shared(&u.device, u.status, u.worker, &u.counts, &u.status_reason))
+        joined(own, shared(device(&u.device), u.status, u.worker, &u.counts, &u.status_reason))
     };
     draw::<12>(joined(own, shared_columns(has_reasons)), uplinks.iter().map(row), "no uplinks")
 }

@@ -1,10 +1,10 @@
 //! The configuration, drawn up for the switch: who has which place in the tables, what each port's
 //! device shall be, and the rules that follow from which devices are there.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use super::config::{Config, Device, Network, Port, PortSecurity, UnknownUnicast, Uplink};
+use super::config::{Base, Config, Device, Network, Port, PortSecurity, Subport, UnknownUnicast, Uplink};
 use super::failover::Groups;
 use super::lines::{Line, lines};
 use super::places::{OUTSIDE, Places};
@@ -19,17 +19,33 @@ use crate::wire::{Mac, Vid};
 /// Slots that may wait in the fill ring of a queue: as many as its kernel side can well use.
 const FILL: std::ops::RangeInclusive<u32> = 64..=2048;
 
-/// Whoever has a device, with its place in the switch: a port or an uplink.
+/// Whoever frames come from and go to, with its place in the switch: a port or an uplink.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seat {
     /// Its id in the configuration.
     pub name: String,
     /// Its place in the tables of the switch; its gates are known by it.
     pub id: PortId,
-    /// Its device.
-    pub device: Settings,
+    /// By what its frames come and go.
+    pub by: By,
     /// Where it stands in the configuration.
     pub stand: Stand,
+}
+
+/// By what the frames of a port or an uplink come and go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    /// By a device of its own.
+    Device(Settings),
+    /// It is a subport: by that of its parent.
+    Parent {
+        /// The parent, as an index into all seats.
+        seat: usize,
+        /// Its place among the ports of its VM.
+        position: usize,
+        /// The tag of its frames there.
+        vlan: Vid,
+    },
 }
 
 /// Where a seat stands in the configuration.
@@ -64,14 +80,46 @@ pub struct Names<'c> {
     pub vm: Option<&'c str>,
     /// Its network, if it is a port.
     pub network: Option<&'c str>,
-    /// Whether it is wanted up.
+    /// Whether it is wanted up; and, of a subport, its parent as well.
     pub admin_up: bool,
+}
+
+/// What a seat is, as far as it is another one if it becomes otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A port with a device.
+    Port,
+    /// A port by the device of another.
+    Subport,
+    /// An uplink.
+    Uplink,
 }
 
 impl Seat {
     /// What tells it from every other seat, in whatever configuration.
-    pub fn key(&self) -> (bool, &str) {
-        (self.is_uplink(), &self.name)
+    pub fn key(&self) -> (Kind, &str) {
+        let kind = match (&self.stand, &self.by) {
+            (Stand::Uplink { .. }, _) => Kind::Uplink,
+            (_, By::Parent { .. }) => Kind::Subport,
+            (_, By::Device(_)) => Kind::Port,
+        };
+        (kind, &self.name)
+    }
+
+    /// Its device, unless it is a subport.
+    pub fn device(&self) -> Option<&Settings> {
+        match &self.by {
+            By::Device(device) => Some(device),
+            By::Parent { .. } => None,
+        }
+    }
+
+    /// Its parent, as an index into all seats, if it is a subport.
+    pub fn parent(&self) -> Option<usize> {
+        match self.by {
+            By::Device(_) => None,
+            By::Parent { seat, .. } => Some(seat),
+        }
     }
 
     /// Whether it is an uplink.
@@ -85,8 +133,12 @@ impl Seat {
             Stand::Port { vm, position, .. } => {
                 let vm = &config.vms[vm];
                 let port = &vm.ports[position];
+                let of_parent = match self.by {
+                    By::Parent { position, .. } => vm.ports[position].admin_state_up,
+                    By::Device(_) => true,
+                };
                 let (vm, network) = (Some(vm.id.as_str()), Some(port.network_id.as_str()));
-                Names { id: &port.port_id, vm, network, admin_up: port.admin_state_up }
+                Names { id: &port.port_id, vm, network, admin_up: port.admin_state_up && of_parent }
             }
             Stand::Uplink { index } => {
                 let uplink = &config.uplinks[index];
@@ -129,15 +181,32 @@ pub fn seats(config: &Config, places: &Places) -> Vec<Seat> {
     let fill = fill(config);
     let networks: HashMap<&str, usize> =
         config.networks.iter().enumerate().map(|(index, network)| (network.id.as_str(), index)).collect();
+    // All ports stand before the uplinks, in order: so it is known where each comes to stand.
+    let firsts: Vec<usize> = config
+        .vms
+        .iter()
+        .scan(0, |next, vm| {
+            *next += vm.ports.len();
+            Some(*next - vm.ports.len())
+        })
+        .collect();
     let ports = config.vms.iter().enumerate().flat_map(|(vm, of)| (0..of.ports.len()).map(move |at| (vm, at)));
-    // Admission has seen to it that the networks are there, and places follow the configuration.
+    // Admission has seen to it that networks and parents are there, and places follow the configuration.
     let ports = ports.filter_map(|(vm, position)| {
         let port = &config.vms[vm].ports[position];
         let network = *networks.get(port.network_id.as_str())?;
         Some(Seat {
             name: port.port_id.clone(),
             id: places.port(&port.port_id)?,
-            device: device(port, &config.networks[network], fill),
+            by: match &port.base {
+                Base::Device(device) => {
+                    By::Device(settings(device, &port.port_id, port.mac, config.networks[network].mtu, fill))
+                }
+                Base::Parent(Subport { parent, vlan }) => {
+                    let position = config.vms[vm].ports.iter().position(|port| port.port_id == *parent)?;
+                    By::Parent { seat: firsts[vm] + position, position, vlan: *vlan }
+                }
+            },
             stand: Stand::Port {
                 vm,
                 position,
@@ -151,7 +220,7 @@ pub fn seats(config: &Config, places: &Places) -> Vec<Seat> {
         Some(Seat {
             name: uplink.id.clone(),
             id: places.carrier(&uplink.id)?,
-            device: uplink_device(uplink, config, fill),
+            by: By::Device(uplink_device(uplink, config, fill)),
             stand: Stand::Uplink { index },
         })
     });
@@ -168,9 +237,9 @@ pub fn fill(config: &Config) -> u32 {
     share.clamp(*FILL.start(), *FILL.end())
 }
 
-/// The device that a port of this network asks for. `fill` is what [`fill`] says.
-pub fn device(port: &Port, network: &Network, fill: u32) -> Settings {
-    settings(&port.device, &port.port_id, port.mac, network.mtu, fill)
+/// The device that a port of this network asks for, unless it is a subport. `fill` is what [`fill`] says.
+pub fn device(port: &Port, network: &Network, fill: u32) -> Option<Settings> {
+    Some(settings(port.device()?, &port.port_id, port.mac, network.mtu, fill))
 }
 
 /// The device that an uplink asks for: frames of all of its networks have to pass.
@@ -305,9 +374,25 @@ fn draw<'a>(
         })
     });
     let mut drawn = Drawn { networks: networks.collect(), ..Drawn::default() };
+    let seats: Vec<(&Seat, Option<u16>)> = seats.collect();
+    // By parent, as an index into the seats: its subports.
+    let mut trunks: BTreeMap<usize, Vec<(Option<Vid>, PortId)>> = BTreeMap::new();
+    for (seat, _) in &seats {
+        if let By::Parent { seat: parent, vlan, .. } = seat.by {
+            trunks.entry(parent).or_default().push((Some(vlan), seat.id));
+        }
+    }
     // By uplink: its place, and its worker if it has a device.
     let mut reached: HashMap<usize, (PortId, Option<u16>)> = HashMap::new();
-    for (seat, worker) in seats {
+    for (index, &(seat, worker)) in seats.iter().enumerate() {
+        let (worker, reach) = match seat.by {
+            By::Parent { seat: parent, vlan, .. } => {
+                let Some(&(parent, worker)) = seats.get(parent) else { continue };
+                (worker, Reach::Carried { carrier: parent.id, vlan: Some(vlan) })
+            }
+            By::Device(_) if trunks.contains_key(&index) => (worker, Reach::Carried { carrier: seat.id, vlan: None }),
+            By::Device(_) => (worker, Reach::Own),
+        };
         match seat.stand {
             Stand::Port { vm, position, network_id, owner, .. } => {
                 let port = &config.vms[vm].ports[position];
@@ -320,7 +405,7 @@ fn draw<'a>(
                     admin_up: port.admin_state_up,
                     worker,
                     role: Role::Vif,
-                    reach: Reach::Own,
+                    reach,
                     unknown_unicast: port.unknown_unicast == UnknownUnicast::Deliver,
                     promiscuous: port.promiscuous,
                     mac_limit: port.mac_limit,
@@ -328,6 +413,12 @@ fn draw<'a>(
             }
             Stand::Uplink { index } => drop(reached.insert(index, (seat.id, worker))),
         }
+    }
+    for (parent, subports) in trunks {
+        let Some(&(seat, worker)) = seats.get(parent) else { continue };
+        let Names { admin_up, .. } = seat.names(config);
+        let ports = std::iter::once((None, seat.id)).chain(subports).collect();
+        drawn.carriers.push(CarrierRules { id: seat.id, admin_up, worker, standby: false, ports });
     }
     let mut on_line: HashMap<Vec<usize>, Vec<(Option<Vid>, PortId)>> = HashMap::new();
     for Outside { id, network_id, vlan, line, .. } in outsides(config, places) {
@@ -404,17 +495,17 @@ mod tests {
                 format!(
                     "{} {} {security:?} {up} {unknown} {promiscuous} {limit:?} {mtu} {ageing} {limits:?} {guard} \
                      {reserved:?} {siblings:?} {flood:?} {:?}",
-                    seat.name, port.mac, seat.device
+                    seat.name, port.mac, seat.by
                 )
             })
             .collect();
         let drawn = draw(config, places, reached(), &Groups::default());
-        let devices = seats.iter().filter(|seat| seat.is_uplink());
-        all.extend(devices.map(|seat| {
-            let carrier = drawn.carriers.iter().find(|carrier| carrier.id == seat.id).unwrap();
+        let carriers =
+            seats.iter().filter_map(|seat| Some((seat, drawn.carriers.iter().find(|carrier| carrier.id == seat.id)?)));
+        all.extend(carriers.map(|(seat, carrier)| {
             let mut ports: Vec<_> = carrier.ports.iter().map(|(vlan, id)| (vlan, name(id))).collect();
             ports.sort();
-            format!("{} {:?} {} {} {ports:?}", seat.name, seat.device, carrier.admin_up, carrier.standby)
+            format!("{} {:?} {} {} {ports:?}", seat.name, seat.by, carrier.admin_up, carrier.standby)
         }));
         all.sort();
         all
@@ -451,7 +542,9 @@ mod tests {
             }
             let reached = seats.iter().map(|seat| (seat, Some(u16::from(seat.is_uplink()))));
             let drawn = draw(&config, &places, reached, &groups);
-            prop_assert_eq!(drawn.carriers.len(), config.uplinks.len());
+            let parents: std::collections::HashSet<_> =
+                config.ports().filter_map(|(_, port)| Some(&port.subport()?.parent)).collect();
+            prop_assert_eq!(drawn.carriers.len(), config.uplinks.len() + parents.len());
             for uplink in &config.uplinks {
                 let carrier = places.carrier(&uplink.id).unwrap();
                 let rules = drawn.carriers.iter().find(|rules| rules.id == carrier).unwrap();

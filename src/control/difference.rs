@@ -60,7 +60,9 @@ fn vms(old: &Config, new: &Config, told: &mut Vec<String>) {
         for port in &vm.ports {
             let Some((vm_before, was)) = ports_before.get(port.id()) else {
                 let (id, network) = (&port.port_id, &port.network_id);
-                told.push(format!("port {id:?} is new, of VM {:?} on network {network:?}, {}", vm.id, port.mac));
+                let trunk = port.subport().map(|of| format!(", VLAN {} of port {:?}", of.vlan, of.parent));
+                let (mac, trunk) = (port.mac, trunk.unwrap_or_default());
+                told.push(format!("port {id:?} is new, of VM {:?} on network {network:?}, {mac}{trunk}", vm.id));
                 continue;
             };
             if vm_before.id != vm.id {

@@ -60,7 +60,7 @@ pub fn netdevs(config: &Config) -> Leftovers {
         let (netns, name) = device.netdev();
         Some(Leftover { port_id: id.clone(), netns, name: name.to_owned() })
     };
-    let ports = config.ports().map(|(_, port)| (&port.port_id, &port.device));
+    let ports = config.ports().filter_map(|(_, port)| Some((&port.port_id, port.device()?)));
     ports.chain(config.uplinks.iter().map(|uplink| (&uplink.id, &uplink.device))).filter_map(netdev).collect()
 }
 
@@ -89,7 +89,7 @@ mod tests {
             let wanted = netdevs(&config);
             let ports = config.ports().filter_map(|(_, port)| {
                 let network = config.networks.iter().find(|network| network.id == port.network_id).unwrap();
-                Leftover::of(&blueprint::device(port, network, 64))
+                Leftover::of(&blueprint::device(port, network, 64)?)
             });
             let uplinks = config.uplinks.iter().map(|uplink| blueprint::uplink_device(uplink, &config, 64));
             let devices = ports.chain(uplinks.filter_map(|device| Leftover::of(&device)));

@@ -166,9 +166,11 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
     let (networks_before, networks_after) = (networks(old), networks(new));
     let (fill_before, fill) = (blueprint::fill(old), blueprint::fill(new));
     let mut steps = Vec::new();
+    // A port that comes by a device of its own and becomes a subport, or the other way round, is another one.
+    let stays = |before: &Port, after: &Port| before.subport().is_some() == after.subport().is_some();
     steps.extend(
         old.ports()
-            .filter(|(_, port)| !ports_after.contains_key(port.id()))
+            .filter(|(_, port)| !ports_after.get(port.id()).is_some_and(|(_, after)| stays(port, after)))
             .map(|(_, port)| Step::Close(port.port_id.clone())),
     );
     let uplinks_after = uplinks(new);
@@ -184,32 +186,45 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
             .filter(|network| networks_before.get(network.id.as_str()) != Some(network))
             .map(|network| Step::PutNetwork(network.clone())),
     );
-    for (vm, port) in new.ports() {
-        let vm = vm.id.clone();
-        let Some(&(vm_before, before)) = ports_before.get(port.id()) else {
-            steps.push(Step::Open { vm, port: port.clone() });
-            continue;
-        };
+    // What becomes of the device of a port that stays, and whether what was learned behind it is forgotten.
+    let turn = |vm: &str, port: &Port, vm_before: &str, before: &Port| {
         // Admission has seen to it that both are there.
         let (below_before, below) =
             (networks_before.get(before.network_id.as_str()), networks_after.get(port.network_id.as_str()));
         let device = match (below_before, below) {
             (Some(below_before), Some(below)) => {
                 let was = blueprint::device(before, below_before, fill_before);
-                device_step(&was, &blueprint::device(port, below, fill))
+                let devices = was.zip(blueprint::device(port, below, fill));
+                devices.map_or(DeviceStep::Keep, |(was, device)| device_step(&was, &device))
             }
             _ => DeviceStep::Keep,
         };
-        if port == before && vm == vm_before && device == DeviceStep::Keep {
-            continue;
-        }
         // What speaks behind a port that was taken down, or given to somebody else, or plugged
         // into another network, is not there any more.
         let forget = vm != vm_before
             || port.network_id != before.network_id
             || before.admin_state_up && !port.admin_state_up
+            || before.subport() != port.subport()
             || matches!(device, DeviceStep::Reopen { .. });
-        steps.push(Step::Change { vm, port: port.clone(), forget, device });
+        (forget, device)
+    };
+    for (vm, port) in new.ports() {
+        let was = ports_before.get(port.id()).filter(|(_, before)| stays(before, port));
+        let Some(&(vm_before, before)) = was else {
+            steps.push(Step::Open { vm: vm.id.clone(), port: port.clone() });
+            continue;
+        };
+        let (mut forget, device) = turn(&vm.id, port, vm_before, before);
+        // A subport is there as long as its parent is.
+        let parent = port.subport().map(|subport| subport.parent.as_str());
+        let parents = parent.and_then(|parent| Some((ports_after.get(parent)?, ports_before.get(parent)?)));
+        if let Some((&(home, parent), &(home_before, before))) = parents {
+            forget |= turn(home, parent, home_before, before).0;
+        }
+        if port == before && vm.id == vm_before && device == DeviceStep::Keep && !forget {
+            continue;
+        }
+        steps.push(Step::Change { vm: vm.id.clone(), port: port.clone(), forget, device });
     }
     steps.extend(uplink_steps(old, new));
     steps.extend(
@@ -343,15 +358,25 @@ mod tests {
             let (below_before, below) = (networks(&old), networks(&new));
             for step in plan(&old, &new).steps {
                 match step {
-                    Step::Close(port) => prop_assert!(!after.contains_key(port.as_str())),
-                    Step::Open { port, .. } => prop_assert!(!before.contains_key(port.id())),
+                    Step::Close(id) => {
+                        let is_other = |(_, port): &(&str, &Port)| port.subport().is_none() != before[id.as_str()].1.subport().is_none();
+                        prop_assert!(after.get(id.as_str()).is_none_or(is_other));
+                    }
+                    Step::Open { port, .. } => {
+                        let is_other = |(_, was): &(&str, &Port)| port.subport().is_none() != was.subport().is_none();
+                        prop_assert!(before.get(port.id()).is_none_or(is_other));
+                    }
                     Step::Change { vm, port, device, .. } => {
                         let (vm_before, port_before) = before[port.id()];
                         let (mtu_before, mtu) =
                             (below_before[port_before.network_id.as_str()].mtu, below[port.network_id.as_str()].mtu);
-                        prop_assert!(vm != vm_before || port != *port_before || mtu != mtu_before);
-                        if port.device == port_before.device {
-                            let is_tap = matches!(port.device, Device::Tap(_));
+                        let parent = port.subport().map(|subport| subport.parent.as_str());
+                        let is_parent_otherwise = parent.is_some_and(|parent| after.get(parent) != before.get(parent));
+                        prop_assert!(vm != vm_before || port != *port_before || mtu != mtu_before || is_parent_otherwise);
+                        if parent.is_some() {
+                            prop_assert_eq!(device, DeviceStep::Keep);
+                        } else if port.base == port_before.base {
+                            let is_tap = matches!(port.device(), Some(Device::Tap(_)));
                             let same = (port.mac == port_before.mac || !is_tap) && mtu == mtu_before;
                             prop_assert_eq!(device, if same { DeviceStep::Keep } else { DeviceStep::Adjust });
                         } else {
@@ -384,7 +409,7 @@ mod tests {
                 "mac_address": "02:00:00:00:00:01", "device": {text}}}]}}]}}"#
         );
         let config = crate::control::config::parse_json(&port, "x").unwrap();
-        blueprint::device(&config.vms[0].ports[0], &config.networks[0], 64)
+        blueprint::device(&config.vms[0].ports[0], &config.networks[0], 64).unwrap()
     }
 
     #[test]

@@ -60,10 +60,23 @@ impl Report<'_> {
             promiscuous: wanted.promiscuous,
             mac_limit: wanted.mac_limit.map(|limit| limit.stations),
             mac_limit_policy: wanted.mac_limit.map(|limit| limit.policy.name().into()),
-            device: device(&wanted.device, port),
-            worker: worker(port),
+            parent: wanted.subport().map(|subport| subport.parent.clone()),
+            vlan: wanted.subport().map(|subport| subport.vlan.get()),
+            device: self.device(port)?,
+            worker: worker(self.base(port)),
             counts: counts(port),
         })
+    }
+
+    /// The port that has the device by which the frames of this one come and go: it or its parent.
+    fn base<'p>(&'p self, port: &'p Port) -> &'p Port {
+        port.seat.parent().and_then(|parent| self.ports.get(parent)).unwrap_or(port)
+    }
+
+    fn device(&self, port: &Port) -> Option<DeviceView> {
+        let base = self.base(port);
+        let Stand::Port { vm, position, .. } = base.seat.stand else { return None };
+        Some(device(self.config.vms[vm].ports[position].device()?, base))
     }
 
     /// All uplinks, in the order of the configuration.
@@ -101,8 +114,24 @@ impl Report<'_> {
 
     /// Why a port or an uplink is as it is.
     fn reason(&self, port: &Port) -> String {
+        let Some(base) = port.seat.parent().and_then(|parent| self.ports.get(parent)) else {
+            return self.own_reason(port);
+        };
+        let own = match port.seat.stand {
+            Stand::Port { vm, position, .. } => self.config.vms[vm].ports[position].admin_state_up,
+            Stand::Uplink { .. } => true,
+        };
+        match self.own_reason(base) {
+            _ if !own => "administratively down".into(),
+            _ if self.is_active(base) => String::new(),
+            why => format!("its parent, {}, is down: {why}", base.seat),
+        }
+    }
+
+    fn own_reason(&self, port: &Port) -> String {
         let is_wanted = port.seat.names(self.config).admin_up;
         match &port.state {
+            State::Carried { .. } => String::new(),
             State::Up { .. } if !is_wanted => "administratively down".into(),
             State::Up { notes, .. } => port.dead_link().unwrap_or_else(|| notes.clone()),
             State::Opening { reason } if reason.is_empty() => "being opened".into(),
@@ -111,7 +140,8 @@ impl Report<'_> {
     }
 
     fn is_active(&self, port: &Port) -> bool {
-        matches!(port.state, State::Up { .. }) && port.seat.names(self.config).admin_up && port.dead_link().is_none()
+        let base = self.base(port);
+        matches!(base.state, State::Up { .. }) && port.seat.names(self.config).admin_up && base.dead_link().is_none()
     }
 
     /// All VMs, in the order of the configuration.

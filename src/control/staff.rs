@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -12,7 +13,7 @@ use tokio::time::sleep;
 use crate::switch::{Learned, MOST_NETWORKS, MOST_PORTS, PortId, Rules, Station};
 use crate::telemetry::audit::{Audit, Reading};
 use crate::telemetry::{PortCounters, WorkerCounters};
-use crate::worker::{Books, Command, Flush, Gate, Post, StationsPage};
+use crate::worker::{Books, Command, Flush, Gate, Post, Room, StationsPage};
 
 /// Stations asked for at a time: a worker copies them within one breath.
 const PAGE: usize = 1024;
@@ -26,12 +27,14 @@ const PAUSE: Duration = Duration::from_millis(1);
 pub struct Staff {
     posts: Vec<Post>,
     counters: Vec<Arc<WorkerCounters>>,
+    /// For how many subports the workers have room.
+    room: Arc<AtomicUsize>,
 }
 
 impl Staff {
     /// From what [`team`](crate::worker::team) made.
     pub fn new(posts: Vec<Post>, counters: Vec<Arc<WorkerCounters>>) -> Staff {
-        Staff { posts, counters }
+        Staff { posts, counters, room: Arc::default() }
     }
 
     /// How many workers there are.
@@ -68,6 +71,7 @@ impl Staff {
         rules: &Arc<Rules>,
         books: impl Iterator<Item = (PortId, &'a [Arc<PortCounters>])> + Clone,
     ) {
+        self.make_room(rules.branches()).await;
         let mut answers = Vec::new();
         for (worker, post) in self.posts.iter().enumerate() {
             let mut of_worker = Books::new();
@@ -83,6 +87,19 @@ impl Staff {
         for answer in answers {
             // The old rules and books come back, and are dropped here.
             drop(answer.await);
+        }
+    }
+
+    /// Sees to it that the workers have room for so many subports. It grows in leaps, and does not shrink.
+    async fn make_room(&self, branches: usize) {
+        if branches <= self.room.load(Ordering::Relaxed) {
+            return;
+        }
+        let size = branches.next_power_of_two();
+        self.room.store(size, Ordering::Relaxed);
+        for worker in 0..self.posts.len() {
+            // What they had comes back, and is dropped here.
+            drop(self.ask(worker, |reply| Command::Room(Room::for_branches(size), reply)).await);
         }
     }
 

@@ -118,7 +118,13 @@ pub struct PortView {
     /// What becomes of frames from further stations, `drop` or `forward-unlearned`; absent without a limit.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mac_limit_policy: Option<String>,
-    /// Its device.
+    /// Of a subport: the port by whose device its frames come and go.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub parent: Option<String>,
+    /// Of a subport: the tag that they have there.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub vlan: Option<u16>,
+    /// Its device; of a subport, that of its parent.
     pub device: DeviceView,
     /// The worker that polls its first queue.
     pub worker: Option<u16>,

@@ -1,10 +1,15 @@
-//! Carriers: devices that carry several networks, told apart by the VLAN tag of each frame.
+//! Carriers: devices that carry the frames of several ports, told apart by the VLAN tag of each frame. It is
+//! these ports that stations are learned behind, floods reach and verdicts name.
 //!
-//! For each network that a carrier carries there is a port on that network, and it is these ports that
-//! stations are learned behind, floods reach and verdicts name. The carrier itself is on no network;
-//! its device is opened, and all that comes and goes by it is counted, under its own name. Two carriers
-//! can share their ports: as long as one is in *standby* the other carries the frames, and when they
-//! change places no station moves.
+//! *An uplink* has a port on each network that it carries. It is on no network itself; its device is
+//! opened, and all that comes and goes by it is counted, under its own name. Two can share their ports: as
+//! long as one is in *standby* the other carries the frames, and when they change places no station
+//! moves.
+//!
+//! *A trunk* is the device of a VM's port, the *parent*, that has subports: frames with a tag of theirs are the
+//! subports', those without one the parent's own. The parent is a port and a carrier under one name, by
+//! which its device is known whether it has subports or not. Each port counts its own frames; those that
+//! are for none of them count at the parent.
 
 use std::collections::HashMap;
 
@@ -19,10 +24,22 @@ use crate::wire::{Header, TAG_LEN, Tagging, Vid};
 /// VLAN ids that 12 bits can say.
 const IDS: usize = 1 << 12;
 
+/// Where a frame that came by a carrier belongs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// The port at which it counts.
+    pub port: PortId,
+    /// Bytes of the tag that was taken off it, of each of the frames that it stands for.
+    pub tag: u64,
+}
+
+/// The origins of a burst, by the place of each frame in it.
+pub type Origins = [Origin; BURST];
+
 /// What is asked about a carrier.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CarrierRules {
-    /// Its name, under which its device is opened and counts.
+    /// Its name, under which its device is opened and counts: of a trunk, that of the parent.
     pub id: PortId,
     /// Whether control wants it to carry frames.
     pub admin_up: bool,
@@ -30,7 +47,8 @@ pub struct CarrierRules {
     pub worker: Option<u16>,
     /// Whether another one carries the frames at present: then it neither receives nor sends.
     pub standby: bool,
-    /// The VLAN id of each network it carries, and its port there. One at most is without: untagged.
+    /// Each port that it carries, with its VLAN id. One at most is without: untagged. They are all uplinks, each
+    /// on another network, or all of one VM.
     pub ports: Vec<(Option<Vid>, PortId)>,
 }
 
@@ -64,18 +82,22 @@ impl Carrier {
     fn new(rules: CarrierRules, all: &HashMap<PortId, &PortRules>) -> Carrier {
         let mut ports = Box::new([PortId::NONE; IDS]);
         let mut networks = Vec::new();
-        let mut is_uplink = true;
+        let mut roles = Vec::new();
         for &(vlan, id) in &rules.ports {
             let place = &mut ports[vlan.map_or(0, |vid| usize::from(vid.get()))];
             assert!(*place == PortId::NONE, "one port for each VLAN id of a carrier");
             *place = id;
             let port = all.get(&id).expect("a carrier's ports are there");
             assert!(port.reach != Reach::Own, "a port that is carried has no device of its own");
-            // A flood puts one frame at most into the lane of a device.
-            assert!(!networks.contains(&port.network), "a carrier carries a network once");
-            networks.push(port.network);
-            is_uplink &= port.role == Role::Uplink;
+            if port.role == Role::Uplink {
+                // They have one lane, into which a flood puts one frame at most. A port of a VM has its own.
+                assert!(!networks.contains(&port.network), "an uplink carries a network once");
+                networks.push(port.network);
+            }
+            roles.push(port.role);
         }
+        let is_uplink = roles.contains(&Role::Uplink);
+        assert!(!is_uplink || !roles.contains(&Role::Vif), "uplinks and ports of VMs do not share a device");
         Carrier { rules, ports, is_uplink }
     }
 }
@@ -116,9 +138,9 @@ impl Carriers {
         self.0.iter().flatten()
     }
 
-    /// Whether there is one at this place.
-    pub(super) fn stand_at(&self, place: usize) -> bool {
-        self.0.get(place).is_some_and(Option::is_some)
+    /// Whether there is one at this place, of whatever name but this.
+    pub(super) fn stand_at(&self, place: usize, but: PortId) -> bool {
+        self.0.get(place).is_some_and(|there| there.as_ref().is_some_and(|carrier| carrier.rules.id != but))
     }
 
     /// Whether frames for this port can leave, as far as its carrier is concerned.
@@ -142,22 +164,23 @@ impl Switch {
         verdicts: &mut Verdicts,
     ) -> Judged {
         let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
+        self.origins.fill(Origin { port: from, tag: 0 });
         // 1. carrier open, admin up, not in standby
         let carrier = rules.compiled_carrier(from).ok_or(DropReason::PortClosed);
         let carrier = match carrier.and_then(|carrier| carrier.is_open().map(|()| carrier)) {
             Ok(carrier) => carrier,
             Err(reason) => {
                 verdicts.fill(Verdict::Drop(reason));
-                return Judged::default();
+                return Judged { by_carrier: true, unlearned: 0 };
             }
         };
         let questions = &mut self.questions[..batch.len()];
         let mut ports: [Option<&Port>; BURST] = [None; BURST];
-        let (mut tags, mut unlearned) = (0, 0);
-        for (index, ((question, verdict), place)) in
-            questions.iter_mut().zip(&mut *verdicts).zip(&mut ports).enumerate()
+        let mut unlearned = 0;
+        for (index, (((question, verdict), place), origin)) in
+            questions.iter_mut().zip(&mut *verdicts).zip(&mut ports).zip(&mut *self.origins).enumerate()
         {
-            *question = match carrier.admit(rules, batch, index, &mut tags) {
+            *question = match carrier.admit(rules, batch, index, origin) {
                 Ok((port, header)) => {
                     *place = Some(port);
                     Question::new(rules, port, &header)
@@ -185,7 +208,7 @@ impl Switch {
             };
             unlearned |= u64::from(judge.goes_unlearned(verdict)) << index;
         }
-        Judged { tags, unlearned }
+        Judged { by_carrier: true, unlearned }
     }
 }
 
@@ -198,7 +221,7 @@ impl Carrier {
         rules: &'a Rules,
         batch: &mut Batch,
         index: usize,
-        tags: &mut u64,
+        origin: &mut Origin,
     ) -> Result<(&'a Port, Header), DropReason> {
         let head = batch.head(index);
         let header = Header::read(head).ok_or(DropReason::Runt)?;
@@ -214,6 +237,9 @@ impl Carrier {
         };
         let port = self.ports[usize::from(id.unwrap_or(0)) % IDS];
         let port = rules.compiled(port).ok_or(DropReason::UnknownVlan)?;
+        if !self.is_uplink {
+            origin.port = port.rules.id;
+        }
         if !port.rules.admin_up {
             return Err(DropReason::AdminDown);
         }
@@ -221,7 +247,7 @@ impl Carrier {
             if !batch.pop_tag(index) {
                 return Err(DropReason::Runt);
             }
-            *tags += batch.frame(index).count() * TAG_LEN as u64;
+            origin.tag = TAG_LEN as u64;
         }
         // 2. header sane: as the frame is on its network
         let header = read(port, batch.frame(index), batch.head(index))?;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::carrier::{Origin, Origins};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::{AtLimit, Audience, DropReason, Fdb, Learned, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
@@ -30,13 +31,15 @@ pub struct Switch {
     pub(super) news: Vec<Sighting>,
     /// Room for what the frames of a burst ask.
     pub(super) questions: Box<[Question; BURST]>,
+    /// Of the last burst that came by a carrier.
+    pub(super) origins: Box<Origins>,
 }
 
 /// What is to be known of a burst beside its verdicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Judged {
-    /// Bytes of the tags that were taken off.
-    pub tags: u64,
+    /// Whether it came by a carrier, and its frames belong to several ports.
+    pub by_carrier: bool,
     /// The frames that go on though their source could not be learned, at the port's limit: a set of bits, by
     /// their place in the burst.
     pub unlearned: u64,
@@ -50,6 +53,7 @@ impl Switch {
             fdb: Fdb::new(stations, secret),
             news: Vec::with_capacity(BURST),
             questions: Box::new([Question::NONE; BURST]),
+            origins: Box::new([Origin { port: PortId::NONE, tag: 0 }; BURST]),
         }
     }
 
@@ -114,13 +118,20 @@ impl Switch {
     }
 
     /// Judges the burst that came in at port `from`: one verdict per frame, in its place. If `from` is a
-    /// carrier, it takes off the tags by which networks are told apart there.
+    /// carrier, the tags by which its ports are told apart are taken off, and [`origins`](Switch::origins) says
+    /// whose frames they are.
     #[inline(always)]
     pub fn judge_burst(&mut self, from: PortId, batch: &mut Batch, now: Moment, verdicts: &mut Verdicts) -> Judged {
         if self.rules.carrier(from).is_some() {
             return self.judge_carried(from, batch, now, verdicts);
         }
-        Judged { tags: 0, unlearned: self.judge_own(from, batch, now, verdicts) }
+        Judged { by_carrier: false, unlearned: self.judge_own(from, batch, now, verdicts) }
+    }
+
+    /// Where the frames of the last burst that came by a carrier belong.
+    #[inline]
+    pub fn origins(&self) -> &Origins {
+        &self.origins
     }
 
     /// Judges the burst that came in at a port by a device of its own.

@@ -22,7 +22,7 @@ mod rules;
 mod security;
 mod verdict;
 
-pub use carrier::CarrierRules;
+pub use carrier::{CarrierRules, Origin, Origins};
 pub use fdb::{Fdb, Learned, Limits, Seen};
 pub use judge::{Judged, Sighting, Switch};
 pub use names::{MOST_NETWORKS, MOST_PORTS, NetworkId, PortId, Secret, Station};

@@ -43,7 +43,8 @@ pub enum Reach {
     Own,
     /// By one that carries several ports.
     Carried {
-        /// That device: the one by which frames leave. They may come by others as well.
+        /// That device: the one by which frames leave. They may come by others as well. The parent of a trunk
+        /// is its own carrier.
         carrier: PortId,
         /// The VLAN id that frames have on it; `None`: untagged.
         vlan: Option<Vid>,
@@ -85,6 +86,19 @@ impl PortRules {
     /// Whether it is a way to the outside.
     pub fn is_uplink(&self) -> bool {
         self.role == Role::Uplink
+    }
+
+    /// Whether it is a subport: a port of a VM whose frames have a tag on the device of another one.
+    pub fn is_subport(&self) -> bool {
+        self.role == Role::Vif && !matches!(self.reach, Reach::Own) && self.own_carrier() == PortId::NONE
+    }
+
+    /// The carrier that has its name: of the parent of a trunk, itself; of others, none.
+    fn own_carrier(&self) -> PortId {
+        match self.reach {
+            Reach::Carried { carrier, vlan: None } if carrier == self.id => carrier,
+            _ => PortId::NONE,
+        }
     }
 
     /// Whether it gets no unknown unicast. One that is promiscuous gets everything.
@@ -133,6 +147,8 @@ pub(super) struct Port {
     pub(super) is_watched: bool,
     /// How many stations may be learned, where this is a limit at which none is displaced.
     pub(super) mac_limit: Option<MacLimit>,
+    /// Its number among the subports of all trunks, if it is one.
+    branch: Option<u16>,
     /// Bytes of the longest frame without tags.
     pub(super) longest: u32,
     pub(super) guard: bool,
@@ -193,6 +209,7 @@ pub struct Rules {
     networks: Box<[Option<Network>]>,
     pins: Pins,
     carriers: Carriers,
+    branches: u16,
 }
 
 impl Rules {
@@ -229,6 +246,7 @@ impl Rules {
         }
 
         let mut compiled: Vec<Option<Port>> = Vec::new();
+        let mut branches = 0;
         let mut open = vec![PortId::NONE; MOST_PORTS];
         for rules in ports {
             let network = table.get(rules.network.index()).and_then(Option::as_ref).expect("its network is there");
@@ -241,7 +259,10 @@ impl Rules {
             let longest = u32::from(network.rules.mtu) + HEADER_LEN as u32;
             let place = rules.id.index();
             compiled.resize_with(compiled.len().max(place + 1), || None);
-            assert!(compiled[place].is_none() && !carriers.stand_at(place), "two ports at one place");
+            assert!(
+                compiled[place].is_none() && !carriers.stand_at(place, rules.own_carrier()),
+                "two ports at one place"
+            );
             let own = Station::new(rules.network, rules.mac);
             let is_pinned = pins.find(own, secret.hash(own)) == Some(rules.id);
             let is_picky = rules.security != Security::Off;
@@ -267,6 +288,10 @@ impl Rules {
                 is_watched: network.watchers.all().iter().any(|&watcher| watcher != rules.id),
                 mac_limit,
                 guard: network.rules.guard && !rules.is_uplink(),
+                branch: rules.is_subport().then(|| {
+                    branches += 1;
+                    branches - 1
+                }),
                 reserved: network.rules.reserved,
                 rules,
                 skip,
@@ -277,7 +302,7 @@ impl Rules {
             });
         }
         let open = open.into_boxed_slice().try_into().expect("it is as long as it was made");
-        Rules { secret, ports: compiled.into(), open, networks: table.into(), pins, carriers }
+        Rules { secret, ports: compiled.into(), open, networks: table.into(), pins, carriers, branches }
     }
 
     /// No port, no network.
@@ -374,13 +399,23 @@ impl Rules {
         Ok(port)
     }
 
-    /// The name under which the frames of a port are counted: that of its carrier, if it has one.
+    /// The name under which the frames of a port are counted: of an uplink's, that of its carrier.
     #[inline]
     pub fn counted_at(&self, id: PortId) -> PortId {
-        match self.port(id).map(|port| port.reach) {
-            Some(Reach::Carried { carrier, .. }) => carrier,
+        match self.port(id).map(|port| (port.role, port.reach)) {
+            Some((Role::Uplink, Reach::Carried { carrier, .. })) => carrier,
             _ => id,
         }
+    }
+
+    /// How many subports there are.
+    pub fn branches(&self) -> usize {
+        usize::from(self.branches)
+    }
+
+    /// The number of a port among all subports, if it is one: below [`branches`](Rules::branches).
+    pub fn branch(&self, id: PortId) -> Option<usize> {
+        self.compiled(id)?.branch.map(usize::from)
     }
 
     /// Whether there is such a port.

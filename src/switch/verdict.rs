@@ -21,7 +21,7 @@ pub enum DropReason {
     TooLong,
     /// In: the offload header does not fit the frame.
     BadOffload,
-    /// In: no network has this VLAN id on the device, or none is untagged there.
+    /// In: nobody has this VLAN id on the uplink or trunk, or no network of the uplink is untagged.
     UnknownVlan,
     /// In: the source is a group address or zero.
     BadSource,
@@ -41,8 +41,8 @@ pub enum DropReason {
     Hairpin,
     /// In: it came by one uplink, and the destination is behind another.
     SplitHorizon,
-    /// Out: its network is untagged on the uplink, and with the tag that it has from its sender it would be
-    /// on a VLAN there, which may be that of another network.
+    /// Out: its network is untagged on the uplink or trunk, and with the tag that it has from its sender it would
+    /// be on a VLAN there, which may be that of another network.
     ForeignVlan,
     /// Out: the port has no device at the moment.
     NoDevice,
@@ -127,7 +127,7 @@ impl DropReason {
             DropReason::Runt => "shorter than an Ethernet header",
             DropReason::TooLong => "longer than the MTU of the network allows",
             DropReason::BadOffload => "the offload header does not fit the frame",
-            DropReason::UnknownVlan => "no network has this VLAN id on the uplink, or none is untagged there",
+            DropReason::UnknownVlan => "nobody has this VLAN id on the uplink or trunk, or none is untagged there",
             DropReason::BadSource => "the source is a group address or zero",
             DropReason::ReservedGroup => {
                 "sent to a group address that bridges keep to themselves (by default PAUSE; on uplinks also BPDU, LACP, LLDP)"
@@ -140,7 +140,7 @@ impl DropReason {
             DropReason::MacLimit => "as many stations as may be have been learned behind the port",
             DropReason::Hairpin => "the destination is behind the port the frame came from",
             DropReason::SplitHorizon => "came by one uplink, and the destination is behind another",
-            DropReason::ForeignVlan => "its own VLAN tag would put it on another network of the uplink",
+            DropReason::ForeignVlan => "its own VLAN tag would put it on another network of the uplink or trunk",
             DropReason::NoDevice => "the port has no device at the moment",
             DropReason::DeviceFull => "the device had no room",
             DropReason::DeviceRefused => "the device would not take the frame",

@@ -22,6 +22,8 @@ pub struct Vid(NonZeroU16);
 impl Vid {
     /// The highest there is.
     pub const MOST: u16 = 4094;
+    /// The lowest.
+    pub const ONE: Vid = Vid(NonZeroU16::MIN);
 
     /// This VLAN id, if it is one.
     pub const fn new(id: u16) -> Option<Vid> {

@@ -14,8 +14,8 @@ use super::outbox::{Outbox, book};
 use super::pace::{Pace, Pacer};
 use super::peer::Peer;
 use super::team::TeamSettings;
-use crate::frame::{BURST, Batch, Cache};
-use crate::switch::{DropReason, PortId, Switch, Verdict, Verdicts};
+use crate::frame::{BURST, Batch, Cache, Sent};
+use crate::switch::{DropReason, Origins, PortId, Switch, Verdict, Verdicts};
 use crate::telemetry::WorkerCounters;
 use crate::time::{self, Moment};
 
@@ -173,7 +173,11 @@ impl Worker {
             gate.quiet = 0;
             self.pacer.was_loud(gate);
             let judged = self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts);
-            let borrowed = self.outbox(|outbox| outbox.deliver(port, judged));
+            let borrowed = if judged.by_carrier {
+                self.outbox(|outbox, origins| outbox.deliver_carried(port, origins, judged.unlearned))
+            } else {
+                self.outbox(|outbox, _| outbox.deliver(port, judged.unlearned))
+            };
             self.tell_peers();
             self.end_burst(borrowed);
             if let Some(gate) = self.gates.get_mut(number) {
@@ -198,7 +202,7 @@ impl Worker {
 
     /// Lets `f` fill the outbox. Whether a lane has borrowed from the batch.
     #[inline]
-    fn outbox(&mut self, f: impl FnOnce(&mut Outbox<'_>)) -> bool {
+    fn outbox(&mut self, f: impl FnOnce(&mut Outbox<'_>, &Origins)) -> bool {
         let mut outbox = Outbox {
             me: self.index,
             rules: self.switch.rules(),
@@ -211,7 +215,7 @@ impl Worker {
             cache: &mut self.cache,
             borrowed: false,
         };
-        f(&mut outbox);
+        f(&mut outbox, self.switch.origins());
         outbox.borrowed
     }
 
@@ -236,17 +240,43 @@ impl Worker {
                 waiting &= waiting - 1;
             }
         }
+        for word in self.gates.branch_words() {
+            let mut waiting = self.gates.take_waiting(word);
+            while waiting != 0 {
+                self.send_off_branch(word * 64 + waiting.trailing_zeros() as usize);
+                waiting &= waiting - 1;
+            }
+        }
     }
 
     fn send_off(&mut self, number: usize) {
         let Some((gate, lane)) = self.gates.with_lane(number) else { return };
         self.pacer.was_loud(gate);
-        let sent = if gate.unfinished {
-            self.dressing.send_off(gate, lane, &self.batch, &mut self.cache, &self.books)
+        let (port, device) = (gate.port, &mut *gate.device);
+        let sent = if std::mem::take(&mut gate.unfinished) {
+            self.dressing.send_off(device, port, lane, &self.batch, &mut self.cache, &self.books)
         } else {
-            gate.device.transmit(lane, &self.batch, &mut self.cache)
+            device.transmit(lane, &self.batch, &mut self.cache)
         };
-        let Some(book) = book(&self.books, gate.port) else { return };
+        self.count_sent(port, sent);
+    }
+
+    #[inline(never)] // most ports are no subports
+    fn send_off_branch(&mut self, number: usize) {
+        let Some((gate, branch)) = self.gates.with_branch(number) else { return };
+        self.pacer.was_loud(gate);
+        let (port, device) = (branch.port, &mut *gate.device);
+        let sent = if std::mem::take(&mut branch.unfinished) {
+            self.dressing.send_off(device, port, &mut branch.lane, &self.batch, &mut self.cache, &self.books)
+        } else {
+            device.transmit(&mut branch.lane, &self.batch, &mut self.cache)
+        };
+        self.count_sent(port, sent);
+    }
+
+    #[inline]
+    fn count_sent(&self, port: PortId, sent: Sent) {
+        let Some(book) = book(&self.books, port) else { return };
         book.tx_frames.add(sent.frames);
         book.tx_bytes.add(sent.bytes);
         if sent.full + sent.refused + sent.link_down + sent.no_buffer > 0 {
@@ -277,7 +307,7 @@ impl Worker {
             }
             let frames = self.batch.len();
             if frames > 0 {
-                let borrowed = self.outbox(|outbox| {
+                let borrowed = self.outbox(|outbox, _| {
                     for (index, address) in addresses.into_iter().flatten().enumerate() {
                         outbox.accept(index, address);
                     }
@@ -333,6 +363,9 @@ impl Worker {
                 let old = (self.switch.replace_rules(rules), std::mem::replace(&mut self.books, books));
                 self.gates.find_doors(self.switch.rules());
                 let _ = reply.send(old);
+            }
+            Command::Room(room, reply) => {
+                let _ = reply.send(self.gates.take_room(room, self.switch.rules()));
             }
             Command::Open(gate, reply) => {
                 let _ = reply.send(self.open(gate));

@@ -1,13 +1,39 @@
-//! Frames that leave by a device which carries several networks: each with the tag of its own, or
+//! Frames that come or leave by a device which carries several ports: each with the tag of its own, or
 //! with none.
 
 use super::gate::{CarriedDoor, Door};
-use super::outbox::{Outbox, place};
+use super::outbox::{Outbox, Tally, book, place};
 use crate::frame::Untaggable;
-use crate::switch::{DropReason, PortId};
+use crate::switch::{DropReason, Origins, PortId};
 use crate::wire::is_without_vlan;
 
 impl Outbox<'_> {
+    /// Carries out the verdicts on the burst that came in at carrier `from`. Each frame counts where it belongs,
+    /// with the tag that it had.
+    #[inline(never)] // with registers of its own
+    pub(super) fn deliver_carried(&mut self, from: PortId, origins: &Origins, unlearned: u64) {
+        if unlearned != 0 {
+            self.count_unlearned(|index| origins[index].port, unlearned);
+        }
+        let (mut at, mut tally) = (from, Tally::default());
+        let verdicts = self.verdicts.iter().zip(origins).enumerate().take(self.batch.len());
+        for (index, (&verdict, origin)) in verdicts {
+            if origin.port != at {
+                self.enter_tally(at, &tally);
+                (at, tally) = (origin.port, Tally::default());
+            }
+            tally.bytes += self.batch.frame(index).count() * origin.tag;
+            self.carry_out(index, verdict, at, &mut tally);
+        }
+        self.enter_tally(at, &tally);
+    }
+
+    fn enter_tally(&self, port: PortId, tally: &Tally) {
+        if let Some(book) = book(self.books, port) {
+            tally.enter(book);
+        }
+    }
+
     /// The door of port `to`, if it is carried by a device here; frame `index`, which goes nowhere else,
     /// has the tag then that it needs there. If there is none here, or the frame may not leave by it,
     /// it has been seen to.

@@ -6,12 +6,11 @@
 //! becomes is built and sent in stretches of a burst, the first of which has left again (and, of a device
 //! that copies, given back its slots) before the next is built.
 
-use super::gate::Gate;
 use super::mail::Books;
 use super::outbox::book;
 use crate::device::Device;
 use crate::frame::{BURST, Batch, Cache, Frame, Lane, Sent, Tail, View};
-use crate::switch::DropReason;
+use crate::switch::{DropReason, PortId};
 use crate::wire::{Finished, Finishing, Offload};
 
 /// A worker's room for frames that are about to leave.
@@ -39,19 +38,19 @@ impl Dressing {
         Dressing { ready: Lane::with_capacity(BURST) }
     }
 
-    /// Sends the lane of a gate that takes no offload headers, and counts all but what was sent. The lane is
-    /// empty afterwards.
+    /// Sends a lane by a device that takes no offload headers, and counts at `port` all but what was sent. The
+    /// lane is empty afterwards.
     #[inline(never)] // most lanes need none of it
     pub(super) fn send_off(
         &mut self,
-        gate: &mut Gate,
+        device: &mut dyn Device,
+        port: PortId,
         lane: &mut Lane,
         batch: &Batch,
         cache: &mut Cache,
         books: &Books,
     ) -> Sent {
-        gate.unfinished = false;
-        let mut way = Way { device: &mut *gate.device, ready: &mut self.ready, batch, cache, done: Done::default() };
+        let mut way = Way { device, ready: &mut self.ready, batch, cache, done: Done::default() };
         for place in 0..lane.len() {
             let view = lane.view(place, batch);
             if way.is_blocked() {
@@ -66,7 +65,7 @@ impl Dressing {
         way.send();
         lane.clear(way.cache);
         let done = way.done;
-        if let Some(book) = book(books, gate.port) {
+        if let Some(book) = book(books, port) {
             book.segmented.add(done.segmented);
             book.checksummed.add(done.checksummed);
             book.drops_out.add(DropReason::OffloadUnsupported, done.unsupported);

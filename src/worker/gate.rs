@@ -2,13 +2,14 @@
 
 use std::fmt;
 
+use super::branch::{Branch, Room};
 use crate::device::Device;
 use crate::frame::{BURST, Lane};
 use crate::switch::{MOST_PORTS, PortId, PortRules, Reach, Rules};
 use crate::wire::Vid;
 
 /// Frames that wait in one lane at most: a worker sends its lanes off after a burst or two.
-const LANE: usize = 3 * BURST;
+pub(super) const LANE: usize = 3 * BURST;
 
 /// One queue of a port's device, and the lane of frames that leave by it.
 pub struct Gate {
@@ -67,15 +68,18 @@ impl Gate {
     }
 }
 
-/// Words of a set of gates.
-const WORDS: usize = MOST_PORTS / 64;
+/// The numbers of branches begin here, behind those of all gates.
+const BRANCHES: usize = MOST_PORTS;
+
+/// Words of a set of gates and branches.
+const WORDS: usize = (BRANCHES + MOST_PORTS) / 64;
 
 /// How frames leave for a port.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Door {
     /// The port.
     port: PortId,
-    /// The number of the gate.
+    /// The number of the gate, or of the branch.
     gate: u16,
     /// Whether the gate takes offload headers.
     pub(super) offloads: bool,
@@ -97,9 +101,10 @@ fn doors(gate: &Gate, number: u16, me: u16, rules: &Rules) -> impl Iterator<Item
         let reach = Reach::Carried { carrier: gate.port, vlan };
         rules.port(id).filter(|port| port.reach == reach)
     });
+    #[allow(clippy::cast_possible_truncation)] // there are at most as many branches as ports
     let to_door = move |port: &PortRules| Door {
         port: port.id,
-        gate: number,
+        gate: rules.branch(port.id).map_or(number, |branch| (BRANCHES + branch) as u16),
         offloads: gate.offloads,
         floods: port.worker == Some(me),
     };
@@ -121,8 +126,10 @@ pub(super) struct Gates {
     /// The same for ports that are carried. These have no door above, so that a frame that finds one
     /// there has nothing more to ask.
     carried: Box<[Option<CarriedDoor>; MOST_PORTS]>,
-    /// The gates whose lanes are not empty: a set of bits by number.
+    /// The gates and branches whose lanes are not empty: a set of bits by number.
     waiting: Box<[u64; WORDS]>,
+    /// The lanes of subports, in the order of the rules.
+    branches: Room,
     open: usize,
 }
 
@@ -135,6 +142,7 @@ impl Gates {
             doors: Box::new([SHUT; MOST_PORTS]),
             carried: Box::new([None; MOST_PORTS]),
             waiting: Box::new([0; WORDS]),
+            branches: Room::default(),
             open: 0,
         }
     }
@@ -202,6 +210,13 @@ impl Gates {
         }
     }
 
+    /// Takes other room for branches. That before comes back. Between two breaths, when nothing waits.
+    pub(super) fn take_room(&mut self, room: Room, rules: &Rules) -> Room {
+        let old = std::mem::replace(&mut self.branches, room);
+        self.find_doors(rules);
+        old
+    }
+
     /// Finds the doors again, under new rules.
     pub(super) fn find_doors(&mut self, rules: &Rules) {
         self.doors.fill(SHUT);
@@ -211,7 +226,13 @@ impl Gates {
                 let (plain, carried) = (&mut self.doors[door.port.index()], &mut self.carried[door.port.index()]);
                 match reach {
                     Reach::Own if plain.port != door.port => *plain = door,
-                    Reach::Carried { vlan, .. } if carried.is_none() => *carried = Some((door, vlan)),
+                    Reach::Carried { vlan, .. } if carried.is_none() => {
+                        let branch = usize::from(door.gate).checked_sub(BRANCHES);
+                        // What waits in a branch stays in it: the rules number them.
+                        let has_lane =
+                            branch.is_none_or(|branch| self.branches.assign(branch, door.port, number.into()));
+                        *carried = has_lane.then_some((door, vlan));
+                    }
                     _ => {}
                 }
             }
@@ -247,18 +268,41 @@ impl Gates {
     #[inline(always)]
     pub(super) fn enter(&mut self, door: Door) -> &mut Lane {
         self.waiting[usize::from(door.gate / 64) % WORDS] |= 1 << (door.gate % 64);
-        &mut self.lanes[usize::from(door.gate)]
+        let number = usize::from(door.gate);
+        if number < self.lanes.len() { &mut self.lanes[number] } else { self.enter_branch(number) }
+    }
+
+    #[inline(never)] // it takes the place of what would be a panic
+    fn enter_branch(&mut self, number: usize) -> &mut Lane {
+        self.branches.lane(number - BRANCHES)
     }
 
     /// Notes that a frame goes into the lane behind a door that has to be finished first.
     #[inline]
     pub(super) fn note_unfinished(&mut self, door: Door) {
-        if let Some(gate) = self.get_mut(usize::from(door.gate)) {
+        let number = usize::from(door.gate);
+        if let Some(gate) = self.get_mut(number) {
             gate.unfinished = true;
+        } else if let Some(branch) = number.checked_sub(BRANCHES).and_then(|branch| self.branches.get_mut(branch)) {
+            branch.unfinished = true;
         }
     }
 
-    /// Of the gates from 64 × `word` on, those that have something to send, as a set of bits. It
+    /// The words in which branches are to be looked for that have something to send: none, if there
+    /// is no trunk.
+    #[inline]
+    pub(super) fn branch_words(&self) -> std::ops::Range<usize> {
+        const FIRST: usize = BRANCHES / 64;
+        FIRST..FIRST + self.branches.len().div_ceil(64)
+    }
+
+    /// A branch, by its number, and the gate by which it leaves.
+    pub(super) fn with_branch(&mut self, number: usize) -> Option<(&mut Gate, &mut Branch)> {
+        let branch = self.branches.get_mut(number.checked_sub(BRANCHES)?)?;
+        Some((self.slots.get_mut(branch.gate)?.as_mut()?, branch))
+    }
+
+    /// Of the gates and branches from 64 × `word` on, those that have something to send, as a set of bits. It
     /// is not remembered any longer.
     #[inline]
     pub(super) fn take_waiting(&mut self, word: usize) -> u64 {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crossbeam::channel::{Receiver, Sender, bounded};
 use tokio::sync::oneshot;
 
-use super::{Bell, Gate};
+use super::{Bell, Gate, Room};
 use crate::switch::{Learned, NetworkId, PortId, Rules};
 use crate::telemetry::PortCounters;
 use crate::telemetry::audit::Reading;
@@ -16,8 +16,8 @@ use crate::wire::Mac;
 /// Commands that a mailbox holds. Control waits for each answer, so it never fills.
 const MAILBOX: usize = 64;
 
-/// The counters of one worker, by [`PortId::index`]: of carriers, and of ports that have a device of
-/// their own. What is carried is counted at its carrier.
+/// The counters of one worker, by [`PortId::index`]: of uplinks as carriers, and of ports of VMs, subports
+/// included.
 pub type Books = Vec<Option<Arc<PortCounters>>>;
 
 /// A page of a worker's stations, on the way there and back.
@@ -66,6 +66,9 @@ pub struct Flushed {
 pub enum Command {
     /// Put these rules in force, and count in these books. The old ones come back.
     Rules(Arc<Rules>, Books, oneshot::Sender<(Arc<Rules>, Books)>),
+    /// Have this room for branches, in place of that before, which comes back. Rules with more subports than there
+    /// is room for come after room for them.
+    Room(Room, oneshot::Sender<Room>),
     /// Poll this gate from now on. It comes back if it cannot be.
     Open(Gate, oneshot::Sender<Result<(), Gate>>),
     /// Stop polling this queue of this port. The gate comes back if there was one.

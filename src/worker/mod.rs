@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod bell;
+mod branch;
 mod breath;
 mod carrying;
 mod dressing;
@@ -18,6 +19,7 @@ pub mod peer;
 mod team;
 
 pub use bell::Bell;
+pub use branch::Room;
 pub use breath::{Work, Worker};
 pub use gate::Gate;
 pub use mail::{Books, Command, Flush, Flushed, Notice, Post, StationsPage};

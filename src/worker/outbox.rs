@@ -5,7 +5,7 @@ use super::gate::{Door, Gates};
 use super::mail::Books;
 use super::peer::{Address, Parcel, Peer};
 use crate::frame::{Batch, Cache, Frame};
-use crate::switch::{Audience, DropReason, Flood, Judged, PortId, ReservedGroup, Rules, Verdict, Verdicts};
+use crate::switch::{Audience, DropReason, Flood, PortId, ReservedGroup, Rules, Verdict, Verdicts};
 use crate::telemetry::{PortCounters, WorkerCounters};
 use crate::wire::Header;
 
@@ -27,22 +27,34 @@ pub(super) struct Outbox<'a> {
 
 /// What came in with a burst, and what became of it.
 #[derive(Debug, Default)]
-struct Tally {
-    frames: u64,
-    bytes: u64,
+pub(super) struct Tally {
+    pub(super) frames: u64,
+    pub(super) bytes: u64,
     forwarded: u64,
     flooded: u64,
     copies: u64,
 }
 
+impl Tally {
+    /// Enters it into a book.
+    pub(super) fn enter(&self, book: &PortCounters) {
+        book.rx_frames.add(self.frames);
+        book.rx_bytes.add(self.bytes);
+        book.forwarded.add(self.forwarded);
+        book.flooded.add(self.flooded);
+        book.copies.add(self.copies);
+    }
+}
+
 impl Outbox<'_> {
-    /// Carries out the verdicts on the burst that came in at port `from`.
+    /// Carries out the verdicts on the burst that came in at port `from` by a device of its own. `unlearned` are
+    /// its frames whose sources could not be learned.
     #[inline(never)] // with registers of its own
-    pub(super) fn deliver(&mut self, from: PortId, judged: Judged) {
+    pub(super) fn deliver(&mut self, from: PortId, unlearned: u64) {
         let (mut plain, mut plain_bytes) = (0, 0);
-        let mut rest = Tally { bytes: judged.tags, ..Tally::default() };
-        if judged.unlearned != 0 {
-            self.count_unlearned(from, judged.unlearned);
+        let mut rest = Tally::default();
+        if unlearned != 0 {
+            self.count_unlearned(|_| from, unlearned);
         }
         for (index, &verdict) in self.verdicts.iter().enumerate().take(self.batch.len()) {
             // The way of most frames: the door is here, and there is nothing to be dressed.
@@ -59,17 +71,16 @@ impl Outbox<'_> {
             }
         }
         if let Some(book) = book(self.books, from) {
-            book.rx_frames.add(plain + rest.frames);
-            book.rx_bytes.add(plain_bytes + rest.bytes);
-            book.forwarded.add(plain + rest.forwarded);
-            book.flooded.add(rest.flooded);
-            book.copies.add(rest.copies);
+            rest.frames += plain;
+            rest.bytes += plain_bytes;
+            rest.forwarded += plain;
+            rest.enter(book);
         }
     }
 
     /// Carries out the verdict on frame `index`, whatever it is.
     #[inline(never)] // it would crowd the registers of the way that most frames go
-    fn carry_out(&mut self, index: usize, verdict: Verdict, from: PortId, tally: &mut Tally) {
+    pub(super) fn carry_out(&mut self, index: usize, verdict: Verdict, from: PortId, tally: &mut Tally) {
         let (count, bytes) = self.batch.frame(index).counts();
         tally.frames += count;
         tally.bytes += bytes;
@@ -106,12 +117,15 @@ impl Outbox<'_> {
         }
     }
 
-    /// Counts the frames of a set, none of which has been taken out yet, as let pass without learning.
+    /// Counts the frames of a set, none of which has been taken out yet, as let pass without learning, each at
+    /// the port that it is `of`.
     #[cold]
-    fn count_unlearned(&self, from: PortId, mut frames: u64) {
-        let Some(book) = book(self.books, from) else { return };
+    pub(super) fn count_unlearned(&self, of: impl Fn(usize) -> PortId, mut frames: u64) {
         while frames != 0 {
-            book.unlearned.add(self.batch.frame(frames.trailing_zeros() as usize).count());
+            let index = frames.trailing_zeros() as usize;
+            if let Some(book) = book(self.books, of(index)) {
+                book.unlearned.add(self.batch.frame(index).count());
+            }
             frames &= frames - 1;
         }
     }

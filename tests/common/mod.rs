@@ -18,7 +18,7 @@ use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time::Moment;
 use vifswitch::wire::{Mac, Offload, Vid};
-use vifswitch::worker::{Books, Command, Gate, Notice, Post, StationsPage, TeamSettings, Worker, team};
+use vifswitch::worker::{Books, Command, Gate, Notice, Post, Room, StationsPage, TeamSettings, Worker, team};
 
 /// The key of every laboratory: what happened once happens again.
 const SECRET: [u8; 16] = [7; 16];
@@ -30,11 +30,18 @@ pub struct Plug {
     pub owner: u32,
     pub security: Security,
     pub admin_up: bool,
+    /// Its parent and its VLAN id there, if it is a subport: then it has no cable of its own.
+    pub trunk: Option<(usize, u16)>,
 }
 
 impl Plug {
     pub fn new(network: u16, owner: u32) -> Plug {
-        Plug { network, owner, security: Security::Off, admin_up: true }
+        Plug { network, owner, security: Security::Off, admin_up: true, trunk: None }
+    }
+
+    /// The same, as a subport of the port at `parent`, tagged with `vid`.
+    pub fn behind(self, parent: usize, vid: u16) -> Plug {
+        Plug { trunk: Some((parent, vid)), ..self }
     }
 }
 
@@ -108,6 +115,10 @@ pub struct Lab {
     /// The guests' ends of the cables, by port.
     pub ends: Vec<End>,
     pub ports: Vec<PortId>,
+    /// By port: the parent and the VLAN id, of subports.
+    pub trunks: Vec<Option<(usize, u16)>>,
+    /// The ends at which nobody polls the cables of subports.
+    unused: Vec<End>,
     pub rules: Arc<Rules>,
     /// By worker and port.
     pub books: Vec<Vec<Arc<PortCounters>>>,
@@ -150,7 +161,18 @@ impl Lab {
             reserved: ReservedMask::VM_DEFAULT,
         });
         let ports: Vec<_> = (0..plugs.len() + wires.len()).map(|index| PortId::new(index as u16, 0)).collect();
-        let worker = |id: PortId| Some(id.index() as u16 % setup.workers);
+        let trunks: Vec<_> = plugs.iter().map(|plug| plug.trunk).chain(wires.iter().map(|_| None)).collect();
+        let subports = |parent: usize| {
+            let all = trunks.iter().zip(&ports);
+            all.filter_map(move |(trunk, &id)| trunk.filter(|of| of.0 == parent).map(|of| (Vid::new(of.1), id)))
+        };
+        let base = |id: PortId| trunks[id.index()].map_or(id, |(parent, _)| ports[parent]);
+        let worker = |id: PortId| Some(base(id).index() as u16 % setup.workers);
+        let reach = |id: PortId| match trunks[id.index()] {
+            Some((parent, vid)) => Reach::Carried { carrier: ports[parent], vlan: Vid::new(vid) },
+            None if subports(id.index()).next().is_some() => Reach::Carried { carrier: id, vlan: None },
+            None => Reach::Own,
+        };
         let vifs = plugs.iter().zip(&ports).map(|(plug, &id)| PortRules {
             id,
             network: NetworkId::new(plug.network),
@@ -160,12 +182,17 @@ impl Lab {
             admin_up: plug.admin_up,
             worker: worker(id),
             role: Role::Vif,
-            reach: Reach::Own,
+            reach: reach(id),
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
         });
         let (mut rules, mut carriers) = (vifs.collect::<Vec<_>>(), Vec::new());
+        for (parent, plug) in plugs.iter().enumerate().filter(|(parent, _)| subports(*parent).next().is_some()) {
+            let all = std::iter::once((None, ports[parent])).chain(subports(parent)).collect();
+            let (id, admin_up) = (ports[parent], plug.admin_up);
+            carriers.push(CarrierRules { id, admin_up, worker: worker(id), standby: false, ports: all });
+        }
         for (number, wire) in wires.iter().enumerate() {
             let id = ports[plugs.len() + number];
             let shared = wire.spare_of.unwrap_or(number);
@@ -201,6 +228,8 @@ impl Lab {
             pool,
             ends: Vec::new(),
             ports,
+            trunks,
+            unused: Vec::new(),
             rules,
             books,
             now: Moment::from_secs(1000),
@@ -208,8 +237,12 @@ impl Lab {
         lab.set_rules(lab.rules.clone());
         for index in 0..lab.ports.len() {
             let (end, far) = cable(setup.cable);
-            let device = wrap(index, end.with_memory(setup.memory));
-            lab.open(Gate::new(lab.ports[index], 0, device));
+            if lab.trunks[index].is_some() {
+                lab.unused.push(end);
+            } else {
+                let device = wrap(index, end.with_memory(setup.memory));
+                lab.open(Gate::new(lab.ports[index], 0, device));
+            }
             lab.ends.push(far);
         }
         lab
@@ -230,6 +263,9 @@ impl Lab {
     /// Puts rules in force at all workers.
     pub fn set_rules(&mut self, rules: Arc<Rules>) {
         for worker in 0..self.workers.len() {
+            if rules.branches() > 0 {
+                self.command(worker, |reply| Command::Room(Room::for_branches(rules.branches()), reply));
+            }
             let books: Books = self.books[worker].iter().cloned().map(Some).collect();
             self.command(worker, |reply| Command::Rules(rules.clone(), books, reply));
         }
@@ -314,6 +350,46 @@ impl Lab {
     /// Sends a frame from the guest behind `port`. Whether its cable had room.
     pub fn send(&mut self, port: usize, frame: &[u8]) -> bool {
         self.ends[port].send(frame, Offload::NONE)
+    }
+
+    /// The port by whose cable the frames of `port` come and go: it or its parent.
+    pub fn base(&self, port: usize) -> usize {
+        self.trunks[port].map_or(port, |(parent, _)| parent)
+    }
+
+    /// The port for which a frame came to the end of `base`: the subport whose tag it has, which is taken off,
+    /// or itself.
+    pub fn sort_out(&self, base: usize, bytes: &mut Vec<u8>, offload: &mut Offload) -> usize {
+        if bytes.get(12..14) != Some(&[0x81, 0x00]) {
+            return base;
+        }
+        let vid = bytes.get(14..16).map(|id| u16::from_be_bytes([id[0] & 0x0f, id[1]]));
+        let subport = self.trunks.iter().position(|trunk| trunk.is_some_and(|(of, id)| of == base && vid == Some(id)));
+        let Some(subport) = subport else { return base };
+        bytes.drain(12..16);
+        *offload = offload.without_tag().expect("there was room for it");
+        subport
+    }
+
+    /// What guests have received, by port: of a trunk, told apart and without tags.
+    pub fn sorted(&mut self) -> Vec<Vec<(Vec<u8>, Offload)>> {
+        let mut all = vec![Vec::new(); self.ports.len()];
+        for base in 0..self.ends.len() {
+            while let Some((mut bytes, mut offload)) = self.ends[base].take() {
+                all[self.sort_out(base, &mut bytes, &mut offload)].push((bytes, offload));
+            }
+        }
+        all
+    }
+
+    /// What the guest behind `port` has to send so that a frame is one of that port: with its tag, if it is a
+    /// subport.
+    pub fn tagged(&self, port: usize, bytes: &[u8], offload: Offload) -> Option<(Vec<u8>, Offload)> {
+        let Some((_, vid)) = self.trunks[port] else { return Some((bytes.to_vec(), offload)) };
+        let mut bytes = bytes.to_vec();
+        let at = bytes.len().min(12);
+        bytes.splice(at..at, [0x81, 0x00, (vid >> 8) as u8, vid as u8]);
+        Some((bytes, offload.with_tag()?))
     }
 
     /// What the guest behind `port` has received.

@@ -107,6 +107,8 @@ impl Views {
             promiscuous: true,
             mac_limit: Some(16),
             mac_limit_policy: Some("drop".into()),
+            parent: None,
+            vlan: None,
             device: DeviceView {
                 kind: "tap".into(),
                 name: "tap0".into(),

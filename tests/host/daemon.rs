@@ -34,6 +34,8 @@ pub struct Vif {
     pub more: String,
     /// More keys of its device, each with a comma in front.
     pub device: String,
+    /// Its parent and its VLAN id, in place of a device, if it is a subport.
+    pub trunk: Option<(String, u16)>,
 }
 
 impl Vif {
@@ -49,6 +51,21 @@ impl Vif {
             name: format!("tap{number}"),
             more: String::new(),
             device: String::new(),
+            trunk: None,
+        }
+    }
+
+    /// The same, as a subport of another one.
+    pub fn behind(self, parent: &Vif, vlan: u16) -> Vif {
+        Vif { trunk: Some((parent.port.clone(), vlan)), ..self }
+    }
+
+    /// By what its frames come and go, as it is written.
+    fn base(&self) -> String {
+        let Vif { kind, netns, name, device, .. } = self;
+        match &self.trunk {
+            Some((parent, vlan)) => format!("parent = \"{parent}\"\nvlan = {vlan}"),
+            None => format!("device = {{ kind = \"{kind}\", name = \"{name}\", netns = \"{netns}\"{device} }}"),
         }
     }
 
@@ -77,10 +94,11 @@ pub fn config(socket: &Path, switch: &str, networks: &[(&str, u16)], vifs: &[Vif
     }
     for vm in vms {
         write!(text, "[[vms]]\nid = \"{vm}\"\n").unwrap();
-        for Vif { port, network, mac, kind, netns, name, more, device, .. } in vifs.iter().filter(|vif| vif.vm == vm) {
+        for vif in vifs.iter().filter(|vif| vif.vm == vm) {
+            let Vif { port, network, mac, more, .. } = vif;
             write!(text, "[[vms.ports]]\nport_id = \"{port}\"\nnetwork_id = \"{network}\"\n").unwrap();
             write!(text, "mac_address = \"{mac}\"\n{more}\n").unwrap();
-            writeln!(text, "device = {{ kind = \"{kind}\", name = \"{name}\", netns = \"{netns}\"{device} }}").unwrap();
+            writeln!(text, "{}", vif.base()).unwrap();
         }
     }
     text
@@ -94,10 +112,11 @@ pub fn keeping(text: &str, path: &Path) -> String {
 
 /// A port as `attach` reads it.
 pub fn attachment(vif: &Vif) -> String {
-    let Vif { vm, port, network, mac, kind, netns, name, more, device } = vif;
+    let Vif { vm, port, network, mac, more, .. } = vif;
     format!(
         "device_id = \"{vm}\"\nport_id = \"{port}\"\nnetwork_id = \"{network}\"\nmac_address = \"{mac}\"\n{more}\n\
-         device = {{ kind = \"{kind}\", name = \"{name}\", netns = \"{netns}\"{device} }}\n"
+         {}\n",
+        vif.base()
     )
 }
 

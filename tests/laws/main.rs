@@ -14,4 +14,5 @@ mod matrix;
 mod model;
 mod scenery;
 mod stations;
+mod trunks;
 mod uplinks;

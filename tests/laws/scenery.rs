@@ -22,8 +22,25 @@ pub fn plugs(networks: u16) -> impl Strategy<Value = Vec<Plug>> {
         1 => vec((0..WILD).prop_map(wild), 0..3).prop_map(|also| Security::Mac(also.into())),
     ];
     let plug = (0..networks, 0..4u32, security, prop::bool::weighted(0.9))
-        .prop_map(|(network, owner, security, admin_up)| Plug { network, owner, security, admin_up });
+        .prop_map(|(network, owner, security, admin_up)| Plug { network, owner, security, admin_up, trunk: None });
     vec(plug, 2..10)
+}
+
+/// The same, some of them subports of others.
+pub fn trunks(networks: u16) -> impl Strategy<Value = Vec<Plug>> {
+    let trunk = prop::option::weighted(0.5, (any::<prop::sample::Index>(), prop::sample::select(VIDS[1..].to_vec())));
+    (plugs(networks), vec(trunk, 10)).prop_map(|(mut plugs, trunks)| {
+        for (at, trunk) in trunks.into_iter().enumerate().take(plugs.len()) {
+            let Some((parent, vid)) = trunk.map(|(parent, vid)| (parent.index(plugs.len()), vid)) else { continue };
+            let is_parent = |port: usize| plugs.iter().any(|plug| plug.trunk.is_some_and(|of| of.0 == port));
+            let is_taken = plugs.iter().any(|plug| plug.trunk == Some((parent, vid)));
+            if parent != at && !is_taken && !is_parent(at) && plugs[parent].trunk.is_none() {
+                let owner = plugs[parent].owner;
+                plugs[at] = Plug { owner, ..plugs[at].clone().behind(parent, vid) };
+            }
+        }
+        plugs
+    })
 }
 
 /// VLAN ids that frames of guests and of the outside have as well.

@@ -63,6 +63,8 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
         mac_limit_policy: keys.mac_limit_policy.or(now.mac_limit_policy),
         admin_state_up: keys.admin_state_up.or(now.admin_state_up),
         device,
+        parent: keys.parent.or(now.parent),
+        vlan: keys.vlan.or(now.vlan),
     }
 }
 
@@ -87,7 +89,7 @@ mod tests {
         let then = set("p1", keys).to(&now).unwrap();
         let mut wanted = now.vms[0].ports[0].clone();
         wanted.mac = Mac::from_bits(0x0200_0000_0077);
-        let Device::Tap(tap) = &mut wanted.device else { panic!("{wanted:?}") };
+        let Some(Device::Tap(tap)) = wanted.device_mut() else { panic!("no tap") };
         tap.queues = 4;
         assert_eq!(then.vms[0].ports[0], wanted);
         assert_eq!((&then.vms[0].ports[1..], &then.vms[1..]), (&now.vms[0].ports[1..], &now.vms[1..]));
@@ -101,7 +103,7 @@ mod tests {
         let port = &mut now.vms[0].ports[0];
         port.port_security = PortSecurity::Off;
         port.admin_state_up = false;
-        let Device::Tap(tap) = &mut port.device else { panic!("{port:?}") };
+        let Some(Device::Tap(tap)) = port.device_mut() else { panic!("no tap") };
         (tap.netns, tap.queues, tap.persist) = (Some("away".into()), 4, false);
         // In JSON as it comes; a port that is written again with its kind and name is as it was at first.
         let keys = json!({ "port_security": null, "admin_state_up": null,
@@ -109,11 +111,11 @@ mod tests {
         assert_eq!(clear(keys).to(&now).unwrap().vms[0].ports[0], plain);
         // Of two words for one thing either brings the default back.
         let then = clear(json!({ "port_security_enabled": null, "device": { "netns": null } })).to(&now).unwrap();
-        let Device::Tap(tap) = &then.vms[0].ports[0].device else { panic!("{then:?}") };
+        let Some(Device::Tap(tap)) = then.vms[0].ports[0].device() else { panic!("{then:?}") };
         assert_eq!((then.vms[0].ports[0].port_security, tap.netns.as_ref(), tap.queues), (PortSecurity::Mac, None, 4));
         // A name that is not written is made of the id.
         let then = clear(json!({ "device": { "name": null } })).to(&now).unwrap();
-        let Device::Tap(tap) = &then.vms[0].ports[0].device else { panic!("{then:?}") };
+        let Some(Device::Tap(tap)) = then.vms[0].ports[0].device() else { panic!("{then:?}") };
         assert_eq!(tap.name, "tapp1");
         // What must be given cannot go.
         for (keys, kind) in [

@@ -14,7 +14,8 @@ use utoipa::ToSchema;
 
 use super::blueprint;
 use super::config::{
-    Config, Network, Port, PortKeys, Problem, SwitchSettings, UnknownUnicast, Vm, judge_written, kind, nearest, written,
+    Config, Device, Network, Port, PortKeys, Problem, SwitchSettings, UnknownUnicast, Vm, judge_part, judge_written,
+    kind, nearest, trunk, written,
 };
 use super::difference;
 use crate::wire::Mac;
@@ -172,11 +173,17 @@ fn attach(now: &Config, vm: &str, ports: &[Port]) -> Result<Config, Refusal> {
         Some(known) => known.ports.extend(ports),
         None => wanted.vms.push(Vm { id: vm.to_owned(), ports }),
     }
+    fits_together(&wanted)?;
     Ok(wanted)
 }
 
 fn detach(now: &Config, port: &str) -> Result<Config, Refusal> {
     let (vm, position) = find(now, port)?;
+    let subports: Vec<String> = now.subports_of(port).map(|id| format!("{id:?}")).collect();
+    if !subports.is_empty() {
+        let message = format!("port {port:?} has the subports {}; detach them first", subports.join(", "));
+        return Err(Refusal::conflict("has_subports", message));
+    }
     let mut wanted = now.clone();
     wanted.vms[vm].ports.remove(position);
     if wanted.vms[vm].ports.is_empty() {
@@ -196,7 +203,22 @@ fn set(now: &Config, port: &str, keys: &PortKeys) -> Result<Config, Refusal> {
     in_the_way(now, &ports, Some(port))?;
     let mut wanted = now.clone();
     wanted.vms[vm].ports.splice(position..=position, ports);
+    fits_together(&wanted)?;
     Ok(wanted)
+}
+
+/// Whether the subports of a configuration have what they need.
+fn fits_together(wanted: &Config) -> Result<(), Refusal> {
+    let faults = trunk::faults(wanted);
+    let Some(first) = faults.first() else { return Ok(()) };
+    let told: Vec<String> =
+        faults.iter().map(|fault| format!("port {:?}: {}: {}", fault.port, fault.key, fault.message)).collect();
+    let message = told.join("\n");
+    Err(match first.kind {
+        kind::UNKNOWN_PARENT => Refusal::unknown(kind::UNKNOWN_PARENT, message),
+        kind::DUPLICATE_VLAN => Refusal::conflict("vlan_in_use", message),
+        _ => Refusal::conflict("not_a_parent", message),
+    })
 }
 
 /// Where a port stands: its VM and its place there.
@@ -226,7 +248,7 @@ fn judge(now: &Config, vm: &str, ports: Vec<written::Port>, here: &str) -> Resul
         vms: Some(vec![written::Vm { id: Some(vm.to_owned()), ports: Some(ports) }]),
         uplinks: None,
     };
-    match judge_written(&file) {
+    match judge_part(&file) {
         Ok(config) => Ok(config.vms.into_iter().flat_map(|vm| vm.ports).collect()),
         Err(errors) => {
             let told: Vec<String> = errors.problems().iter().map(|problem| problem.told().replace(here, "")).collect();
@@ -246,7 +268,8 @@ fn in_the_way(now: &Config, ports: &[Port], but: Option<&str>) -> Result<(), Ref
     let ids: HashMap<&str, &Port> = ports.iter().map(|port| (port.port_id.as_str(), port)).collect();
     let macs: HashMap<(&str, Mac), &Port> =
         ports.iter().map(|port| ((port.network_id.as_str(), port.mac), port)).collect();
-    let netdevs: HashMap<(String, &str), &Port> = ports.iter().map(|port| (port.device.netdev(), port)).collect();
+    let netdevs: HashMap<(String, &str), &Port> =
+        ports.iter().filter_map(|port| Some((port.device()?.netdev(), port))).collect();
     for vm in &now.vms {
         for other in vm.ports.iter().filter(|other| Some(other.port_id.as_str()) != but) {
             let holder = || format!("port {:?} of VM {:?}", other.port_id, vm.id);
@@ -268,8 +291,9 @@ fn in_the_way(now: &Config, ports: &[Port], but: Option<&str>) -> Result<(), Ref
                     ),
                 ));
             }
-            let netdev = other.device.netdev();
-            if let Some(port) = netdevs.get(&netdev) {
+            if let Some(netdev) = other.device().map(Device::netdev)
+                && let Some(port) = netdevs.get(&netdev)
+            {
                 let message = format!(
                     "port {:?}: the netdev {:?} is in use by {}; each port needs its own",
                     port.port_id,

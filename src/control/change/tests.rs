@@ -1,7 +1,7 @@
 //! What is accepted, what is refused, and whose doing it is.
 
 use super::*;
-use crate::control::config::{AddressPair, parse_json, parse_port_keys_json, strategy};
+use crate::control::config::{AddressPair, parse_json, parse_port_keys_json, parse_ports_json, strategy};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
@@ -59,6 +59,59 @@ fn the_order_asked_for_is_kept() {
     assert_eq!(listed(&now), [("a", vec!["p1", "p5", "p4"]), ("b", vec!["p3"])]);
     let now = attach("new", ports(&[port("p2", "net2", 2, "t2")])).to(&now).unwrap();
     assert_eq!(listed(&now), [("a", vec!["p1", "p5", "p4"]), ("b", vec!["p3"]), ("new", vec!["p2"])]);
+}
+
+/// A subport as it is attached: its parent may be anywhere.
+fn subport(id: &str, network: &str, mac: u64, parent: &str, vlan: u16) -> Vec<Port> {
+    let mac = Mac::from_bits(0x0200_0000_0000 + mac).to_string();
+    let table =
+        json!({"port_id": id, "network_id": network, "mac_address": mac, "parent": parent, "vlan": vlan}).to_string();
+    parse_ports_json(&table, "x", "a").unwrap()
+}
+
+#[test]
+fn a_subport_stands_among_the_ports_of_its_vm() {
+    let mut now = attach("a", subport("s1", "net2", 1, "p1", 101)).to(&there()).unwrap();
+    assert_eq!(listed(&now)[0], ("a", vec!["p1", "p2", "s1"]), "it may have the MAC address of its parent");
+    let refused = |now: &Config, change: Change| {
+        let Refusal { blame, kind, message } = change.to(now).unwrap_err();
+        (blame, kind, message)
+    };
+    for (change, blame, kind, piece) in [
+        (detach("p1"), Blame::Conflict, "has_subports", "the subports \"s1\"; detach them first"),
+        (
+            attach("a", subport("s2", "net2", 9, "p1", 101)),
+            Blame::Conflict,
+            "vlan_in_use",
+            "port \"s1\" has this VLAN id",
+        ),
+        (attach("a", subport("s2", "net2", 9, "s1", 102)), Blame::Conflict, "not_a_parent", "a subport itself"),
+        (attach("b", subport("s2", "net2", 9, "p1", 102)), Blame::Conflict, "not_a_parent", "is of VM \"a\""),
+        (attach("a", subport("s2", "net2", 9, "p11", 102)), Blame::Unknown, "unknown_parent", "did you mean \"p1\"?"),
+        (attach("a", subport("s2", "net1", 1, "p1", 102)), Blame::Conflict, "mac_in_use", "port \"p1\" of VM \"a\""),
+        (
+            set("p1", parse_port_keys_json(r#"{"device": null, "parent": "p2", "vlan": 5}"#, "x").unwrap()),
+            Blame::Conflict,
+            "not_a_parent",
+            "port \"s1\": parent: port \"p1\" is a subport itself",
+        ),
+    ] {
+        let (was, found, message) = refused(&now, change);
+        assert_eq!((was, found), (blame, kind), "{message}");
+        assert!(message.contains(piece), "{message}");
+    }
+    now.networks[1].mtu = 9000;
+    let (_, kind, message) = refused(&now, attach("a", subport("s2", "net2", 9, "p1", 102)));
+    assert!(kind == "not_a_parent" && message.contains("at most its parent's"), "{message}");
+    now.networks[1].mtu = 1500;
+    // Its keys can be set, also those that make it another port's.
+    let keys = |text: &str| set("s1", parse_port_keys_json(text, "x").unwrap());
+    let moved = keys(r#"{"parent": "p2", "vlan": 7}"#).to(&now).unwrap();
+    assert_eq!(moved.vms[0].ports[2].subport().map(|of| (of.parent.as_str(), of.vlan.get())), Some(("p2", 7)));
+    let alone = keys(r#"{"parent": null, "vlan": null, "device": {"kind": "tap"}}"#).to(&now).unwrap();
+    assert!(alone.vms[0].ports[2].device().is_some());
+    assert_eq!(refused(&now, keys(r#"{"device": {"kind": "tap"}}"#)).1, "contradiction");
+    assert_eq!(listed(&detach("s1").to(&now).unwrap()), listed(&there()));
 }
 
 #[test]

@@ -64,7 +64,9 @@ pub(super) fn check(config: &Config, notes: &mut Notes<'_>) {
                     format!("{} has this address on the same network; each needs its own", notes.place(other));
                 notes.add(&path, kind::DUPLICATE_MAC, message);
             }
-            netdev(&port.device, &port_path, &mut netdevs, notes);
+            if let Some(device) = port.device() {
+                netdev(device, &port_path, &mut netdevs, notes);
+            }
         }
     }
     let mut uplinks = Taken::default();

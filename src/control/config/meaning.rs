@@ -160,7 +160,7 @@ impl Table<'_, '_> {
             promiscuous: written.promiscuous.unwrap_or(false),
             mac_limit: self.mac_limit(written),
             admin_state_up: written.admin_state_up.unwrap_or(true),
-            device: self.device(written.device.as_ref(), &port_id),
+            base: self.base(written, &port_id),
             port_id,
         }
     }

@@ -32,7 +32,7 @@ impl Config {
 
     /// All devices: those of the ports, then those of the uplinks.
     pub fn devices(&self) -> impl Iterator<Item = &Device> {
-        self.ports().map(|(_, port)| &port.device).chain(self.uplinks.iter().map(|uplink| &uplink.device))
+        self.ports().filter_map(|(_, port)| port.device()).chain(self.uplinks.iter().map(|uplink| &uplink.device))
     }
 }
 
@@ -138,14 +138,56 @@ pub struct Port {
     pub mac_limit: Option<MacLimit>,
     /// `false`: no frame passes in either direction.
     pub admin_state_up: bool,
-    /// What the port stands on.
-    pub device: Device,
+    /// By what its frames come and go.
+    pub base: Base,
+}
+
+/// By what the frames of a port come and go.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Base {
+    /// By a device of its own.
+    Device(Device),
+    /// By that of another port.
+    Parent(Subport),
+}
+
+/// How a subport is told apart from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subport {
+    /// The port by whose device its frames come and go: of the same VM, and no subport itself.
+    pub parent: String,
+    /// The tag that its frames have there; no two subports of one parent have the same.
+    pub vlan: Vid,
 }
 
 impl Port {
     /// Its id.
     pub fn id(&self) -> &str {
         &self.port_id
+    }
+
+    /// Its device, unless it is a subport.
+    pub fn device(&self) -> Option<&Device> {
+        match &self.base {
+            Base::Device(device) => Some(device),
+            Base::Parent(_) => None,
+        }
+    }
+
+    /// The same.
+    pub fn device_mut(&mut self) -> Option<&mut Device> {
+        match &mut self.base {
+            Base::Device(device) => Some(device),
+            Base::Parent(_) => None,
+        }
+    }
+
+    /// How it is told apart from its parent and others, if it is a subport.
+    pub fn subport(&self) -> Option<&Subport> {
+        match &self.base {
+            Base::Device(_) => None,
+            Base::Parent(subport) => Some(subport),
+        }
     }
 }
 

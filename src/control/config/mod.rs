@@ -24,6 +24,7 @@ mod problem;
 mod remarks;
 mod security;
 mod source;
+pub(super) mod trunk;
 mod uplink;
 mod way_back;
 pub mod written;
@@ -36,7 +37,8 @@ use std::path::Path;
 pub use fragment::{PortKeys, parse_json_over, parse_port_keys_json, parse_ports_json};
 pub use meaning::wrong_id;
 pub use meant::{
-    Carried, Config, Device, IpAllocation, Named, Network, Packet, Poll, Port, SwitchSettings, Tap, Uplink, Vm, Xdp,
+    Base, Carried, Config, Device, IpAllocation, Named, Network, Packet, Poll, Port, Subport, SwitchSettings, Tap,
+    Uplink, Vm, Xdp,
 };
 pub use policy::{AddressPair, PortSecurity, UnknownUnicast, WrongReservedGroups};
 pub use problem::{Errors, Problem, kind};
@@ -75,6 +77,12 @@ pub fn judge_written(written: &written::Config) -> Result<Config, Errors> {
     parse_json(&serde_json::to_string(written).unwrap_or_default(), "")
 }
 
+/// The same, of tables that stand for a part of a configuration: the parents of its subports may be in another.
+pub(super) fn judge_part(written: &written::Config) -> Result<Config, Errors> {
+    let text = serde_json::to_string(written).unwrap_or_default();
+    judge_some(document::from_json(&text), "", SwitchSettings::default(), |_, _| {})
+}
+
 fn judge(document: Result<Node, SyntaxError>, file_name: &str) -> Result<Config, Errors> {
     judge_over(document, file_name, SwitchSettings::default())
 }
@@ -82,6 +90,16 @@ fn judge(document: Result<Node, SyntaxError>, file_name: &str) -> Result<Config,
 /// What the document means beside these settings of the process, which stay as they are if it has no
 /// `[switch]`.
 fn judge_over(document: Result<Node, SyntaxError>, file_name: &str, switch: SwitchSettings) -> Result<Config, Errors> {
+    judge_some(document, file_name, switch, trunk::check)
+}
+
+/// The same; `also` has a look at all of it.
+fn judge_some(
+    document: Result<Node, SyntaxError>,
+    file_name: &str,
+    switch: SwitchSettings,
+    also: impl FnOnce(&Config, &mut Notes<'_>),
+) -> Result<Config, Errors> {
     let root = document.map_err(|error| Errors::from(Problem::of_syntax(file_name, error)))?;
     let mut notes = Notes::new(file_name, &root);
     let written = written::Config::read(&root, &notes::Path::default(), &mut notes).unwrap_or_default();
@@ -90,6 +108,7 @@ fn judge_over(document: Result<Node, SyntaxError>, file_name: &str, switch: Swit
         config.switch = switch;
     }
     admission::check(&config, &mut notes);
+    also(&config, &mut notes);
     notes.finish().map_or(Ok(config), Err)
 }
 

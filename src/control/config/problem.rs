@@ -38,6 +38,10 @@ pub mod kind {
     pub const DUPLICATE_DEVICE: &str = "duplicate_device";
     /// A port or uplink names a network that is not there.
     pub const UNKNOWN_NETWORK: &str = "unknown_network";
+    /// A subport names a parent that is not there.
+    pub const UNKNOWN_PARENT: &str = "unknown_parent";
+    /// Another subport of the same parent has this VLAN id.
+    pub const DUPLICATE_VLAN: &str = "duplicate_vlan";
 }
 
 /// One thing that is wrong, where it stands, and what would be right.

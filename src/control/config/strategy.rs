@@ -17,8 +17,9 @@ use super::*;
 /// Any configuration that [`parse_toml`] could have given.
 pub(crate) fn config() -> impl Strategy<Value = Config> {
     let vms = vec((id(), vec((port(), any::<Index>()), 0..5)), 0..5);
-    (switch(), vec(network(), 1..5), vms, vec((uplink(), any::<bool>()), 0..3)).prop_map(
-        |(switch, mut networks, vms, outside)| {
+    let wishes = vec((any::<Index>(), any::<Index>(), 1..4095u16), 0..6);
+    (switch(), vec(network(), 1..5), vms, vec((uplink(), any::<bool>()), 0..3), wishes).prop_map(
+        |(switch, mut networks, vms, outside, wishes)| {
             // a number makes them all different, whatever else is in them
             for (number, network) in networks.iter_mut().enumerate() {
                 network.id = format!("{number}{}", network.id);
@@ -29,7 +30,7 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
                 port.network_id = index.get(&networks).id.clone();
                 port.port_id = format!("{serial}{}", port.port_id);
                 port.mac = Mac::from_bits(port.mac.bits() & !0xffff | serial);
-                rename(&mut port.device, |name| format!("{serial}{name}"));
+                rename_of(&mut port, |name| format!("{serial}{name}"));
                 port
             };
             let vms = vms.into_iter().enumerate();
@@ -60,6 +61,7 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
             }
             let mut config = Config { switch, vms, networks, uplinks };
             reconcile(&mut config);
+            trunk(&mut config, &wishes);
             config
         },
     )
@@ -86,6 +88,42 @@ fn reconcile(config: &mut Config) {
     }
 }
 
+/// Gives the netdev of a port another name, if it has one.
+fn rename_of(port: &mut Port, name: impl FnOnce(&str) -> String) {
+    if let Some(device) = port.device_mut() {
+        rename(device, name);
+    }
+}
+
+/// Makes ports into subports of their neighbours, where they can be.
+fn trunk(config: &mut Config, wishes: &[(Index, Index, u16)]) {
+    for &(vm, port, vlan) in wishes {
+        if config.vms.is_empty() {
+            return;
+        }
+        let vm = vm.index(config.vms.len());
+        let ports = &mut config.vms[vm].ports;
+        if ports.len() < 2 {
+            continue;
+        }
+        let at = port.index(ports.len());
+        let parent = ports[(at + 1 + usize::from(vlan) % (ports.len() - 1)) % ports.len()].port_id.clone();
+        ports[at].base = Base::Parent(Subport { parent, vlan: Vid::new(vlan).unwrap() });
+    }
+    untangle(config);
+}
+
+/// Takes out subports of which something is wrong.
+fn untangle(config: &mut Config) {
+    loop {
+        let wrong: Vec<String> = super::trunk::faults(config).into_iter().map(|fault| fault.port).collect();
+        if wrong.is_empty() {
+            return;
+        }
+        config.vms.iter_mut().for_each(|vm| vm.ports.retain(|port| !wrong.contains(&port.port_id)));
+    }
+}
+
 /// Gives a netdev another name.
 fn rename(device: &mut Device, name: impl FnOnce(&str) -> String) {
     let (Device::Tap(Tap { name: now, .. })
@@ -109,7 +147,10 @@ pub(crate) fn two() -> impl Strategy<Value = (Config, Config)> {
                     port.network_id.insert(0, 'x');
                     port.port_id.insert(0, 'x');
                     port.mac = Mac::from_bits(port.mac.bits() | 0x8000);
-                    rename(&mut port.device, |name| format!("x{name}"));
+                    match &mut port.base {
+                        Base::Parent(subport) => subport.parent.insert(0, 'x'),
+                        Base::Device(device) => rename(device, |name| format!("x{name}")),
+                    }
                 }
             }
             for uplink in &mut other.uplinks {
@@ -152,6 +193,7 @@ fn mend(config: &mut Config) {
             uplink.group = None;
         }
     }
+    untangle(config);
 }
 
 /// One thing to change about a configuration, and a list of all such things.
@@ -170,6 +212,7 @@ edits! {
     DropPort DropVm DropNetwork TakeVm TakeNetwork MovePort
     SwapPorts SwapVms SwapNetworks EmptyVm Mtu Ageing
     Mac AdminState Security Queues Offloads Name
+    Vlan OwnDevice Subport
     Strict Lend Suppress Promiscuous Limit Reserved
     Network Kind DropUplink SwapUplinks UplinkState UplinkDevice UplinkVlan UplinkNetwork Ungroup
 }
@@ -244,9 +287,10 @@ impl Edit {
             }
             _ => {}
         }
+        let neighbour = config.vms[from].ports.get(at + 1).map(|port| port.port_id.clone());
         let port = &mut config.vms[from].ports[at];
-        let netns = port.device.netns().map(str::to_owned);
-        let name = port.device.name().to_owned();
+        let netns = port.device().and_then(Device::netns).map(str::to_owned);
+        let name = port.device().map_or("", Device::name).to_owned();
         match self {
             // Bits by which no two addresses of the strategy differ alone.
             Edit::Mac => port.mac = Mac::from_bits(port.mac.bits() ^ 0x4000),
@@ -270,22 +314,43 @@ impl Edit {
                     None => Some(MacLimit { stations: 1, policy: AtLimit::Drop }),
                 }
             }
-            Edit::Name => rename(&mut port.device, |name| format!("y{}", &name[..name.len().min(14)])),
+            Edit::Name => rename_of(port, |name| format!("y{}", &name[..name.len().min(14)])),
+            Edit::Vlan => {
+                if let Base::Parent(subport) = &mut port.base {
+                    subport.vlan = Vid::new(subport.vlan.get() % 4094 + 1).unwrap();
+                }
+            }
+            Edit::OwnDevice => {
+                if port.subport().is_some() {
+                    let name = format!("o{}", port.mac.bits() & 0xffff);
+                    port.base = Base::Device(Device::Packet(Packet { name, netns: None, offloads: true }));
+                }
+            }
+            Edit::Subport => {
+                if let Some(parent) = neighbour {
+                    port.base = Base::Parent(Subport { parent, vlan: Vid::ONE });
+                }
+            }
             Edit::Network => port.network_id = network_id,
-            Edit::Queues => match &mut port.device {
-                Device::Tap(tap) => tap.queues = tap.queues % 256 + 1,
-                Device::Xdp(xdp) => xdp.queues = xdp.queues.map_or(Some(1), |_| None),
-                Device::Packet(_) => {}
+            Edit::Queues => match port.device_mut() {
+                Some(Device::Tap(tap)) => tap.queues = tap.queues % 256 + 1,
+                Some(Device::Xdp(xdp)) => xdp.queues = xdp.queues.map_or(Some(1), |_| None),
+                Some(Device::Packet(_)) | None => {}
             },
-            Edit::Offloads => match &mut port.device {
-                Device::Tap(Tap { offloads, .. }) | Device::Packet(Packet { offloads, .. }) => *offloads = !*offloads,
-                Device::Xdp(xdp) => xdp.takeover = !xdp.takeover,
+            Edit::Offloads => match port.device_mut() {
+                Some(Device::Tap(Tap { offloads, .. }) | Device::Packet(Packet { offloads, .. })) => *offloads ^= true,
+                Some(Device::Xdp(xdp)) => xdp.takeover = !xdp.takeover,
+                None => {}
             },
             Edit::Kind => {
-                port.device = match &port.device {
-                    Device::Tap(_) => Device::Xdp(Xdp { name, netns, queues: None, mode: Mode::Auto, takeover: false }),
-                    Device::Xdp(_) => Device::Packet(Packet { name, netns, offloads: true }),
-                    Device::Packet(_) => Device::Tap(Tap { name, netns, queues: 1, offloads: true, persist: true }),
+                if let Some(device) = port.device_mut() {
+                    *device = match device {
+                        Device::Tap(_) => {
+                            Device::Xdp(Xdp { name, netns, queues: None, mode: Mode::Auto, takeover: false })
+                        }
+                        Device::Xdp(_) => Device::Packet(Packet { name, netns, offloads: true }),
+                        Device::Packet(_) => Device::Tap(Tap { name, netns, queues: 1, offloads: true, persist: true }),
+                    }
                 }
             }
             _ => {}
@@ -403,7 +468,7 @@ fn port() -> impl Strategy<Value = Port> {
                 promiscuous,
                 mac_limit,
                 admin_state_up,
-                device,
+                base: Base::Device(device),
             }
         })
 }

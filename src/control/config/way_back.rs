@@ -90,7 +90,9 @@ impl Port {
             mac_limit: self.mac_limit.map(|limit| limit.stations.into()),
             mac_limit_policy: self.mac_limit.map(|limit| limit.policy.name().to_string()),
             admin_state_up: Some(self.admin_state_up),
-            device: Some(self.device.to_written()),
+            parent: self.subport().map(|subport| subport.parent.clone()),
+            vlan: self.subport().map(|subport| subport.vlan.get().into()),
+            device: self.device().map(Device::to_written),
         }
     }
 }

@@ -249,10 +249,14 @@ table! {
         mac_limit_policy: String,
         /// `false`: no frame passes in either direction.
         admin_state_up: bool,
-        /// What the port stands on.
+        /// What the port stands on, unless it is a subport.
         device: Device,
+        /// Of a subport: the port of the same VM by whose device its frames come and go.
+        parent: String,
+        /// Of a subport: the tag of its frames there, 1 to 4094.
+        vlan: i64,
     }
-    later { storm vlan }
+    later { storm }
 }
 
 table! {

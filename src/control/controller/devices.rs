@@ -64,11 +64,12 @@ impl Controller {
     pub(super) fn try_down_ports(&mut self) {
         for port in &mut self.ports {
             let State::Down { reason } = &mut port.state else { continue };
-            if port.held || !reason.is_empty() && !may_be_there(&port.seat.device) {
+            let Some(settings) = port.seat.device().cloned() else { continue };
+            if port.held || !reason.is_empty() && !may_be_there(&settings) {
                 continue;
             }
             port.state = State::Opening { reason: std::mem::take(reason) };
-            let (key, settings, done, pool) = (port.key, port.seat.device.clone(), self.done.clone(), self.pool);
+            let (key, done, pool) = (port.key, self.done.clone(), self.pool);
             // What others made, others make again.
             let may_create = port.made.unwrap_or(true);
             let is_uplink = port.seat.is_uplink();
@@ -195,7 +196,8 @@ impl Controller {
             let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
             return self.close(vec![Closing { port: attempt.port, queues, remove: Some(attempt.settings) }]);
         };
-        let step = device_step(&attempt.settings, &port.seat.device);
+        // A subport never asks for a device.
+        let step = port.seat.device().map_or(DeviceStep::Keep, |device| device_step(&attempt.settings, device));
         if step != DeviceStep::Keep {
             // It shall be otherwise meanwhile.
             port.state = State::Down { reason: String::new() };
@@ -267,6 +269,7 @@ impl Controller {
         if !told {
             self.tell(EventKind::PortDown, index, &why);
         }
+        self.tell_subports(index);
         let Names { vm, network, .. } = self.names(index);
         let (port, uplink) = self.label(index);
         if !told {
@@ -291,6 +294,7 @@ impl Controller {
         let Names { vm, network, .. } = self.names(index);
         let (port, uplink) = self.label(index);
         info!(vm, network, port, uplink, worker, queues, "port_up{}{notes}", if notes.is_empty() { "" } else { ": " });
+        self.tell_subports(index);
     }
 
     pub(super) fn is_wanted_up(&self, index: usize) -> bool {
@@ -306,7 +310,8 @@ impl Controller {
         let ports = self.ports.iter().enumerate().filter(|(_, port)| lost.contains(&port.seat.id));
         let gone = ports.map(|(index, port)| {
             // A device of others fails in the same way when it is set down. Which it was takes another look.
-            let what = if port.seat.device.is_of_others() { "is gone or down" } else { "is gone" };
+            let what =
+                if port.seat.device().is_some_and(Settings::is_of_others) { "is gone or down" } else { "is gone" };
             (index, format!("its netdev {what}; it is opened again as soon as it can be"))
         });
         let gone = gone.collect();
@@ -320,7 +325,7 @@ impl Controller {
         let mut now: HashMap<&Netns, Option<Identity>> = HashMap::new();
         let up = self.ports.iter().enumerate().filter(|(_, port)| matches!(port.state, State::Up { .. }));
         let lost = up.filter_map(|(index, port)| {
-            let netns = port.seat.device.netns();
+            let netns = port.seat.device()?.netns();
             let is_lost = *now.entry(netns).or_insert_with(|| netns.identity()) != port.namespace;
             is_lost
                 .then(|| (index, format!("{netns} has been deleted; its device is opened again as soon as it is back")))

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::devices::Outcome;
 use super::{Controller, Port, State};
-use crate::control::blueprint::Names;
+use crate::control::blueprint::{Kind, Names};
 use crate::control::events::{Event, EventKind};
 use crate::control::lines::{Line, LineName, lines};
 use crate::device::Settings;
@@ -126,7 +126,7 @@ async fn hear(netns: &Netns, ear: u64, tell: &mpsc::UnboundedSender<Heard>) -> i
 /// Whether the link of such a netdev is of interest: others may take it away or set it down, or it is
 /// the wire of an uplink.
 fn is_watched(port: &Port) -> bool {
-    port.seat.device.is_of_others() || port.seat.is_uplink()
+    port.seat.device().is_some_and(Settings::is_of_others) || port.seat.is_uplink()
 }
 
 /// How it is with the netdev of a device now. In its namespace, and may wait.
@@ -160,7 +160,7 @@ impl Controller {
     /// Listens where there is something of interest.
     pub(super) fn listen_to_links(&mut self) {
         let watched = self.ports.iter().filter(|port| is_watched(port));
-        self.links.listen(watched.map(|port| port.seat.device.netns()).collect());
+        self.links.listen(watched.filter_map(|port| Some(port.seat.device()?.netns())).collect());
     }
 
     /// Looks at the netdevs of which something has been heard.
@@ -178,8 +178,9 @@ impl Controller {
             next = self.links.hear.try_recv().ok();
         }
         for (netns, heard) in by_netns {
-            let watched = self.ports.iter().filter(|port| is_watched(port) && *port.seat.device.netns() == netns);
-            let names = watched.map(|port| port.seat.device.name()).filter(|name| heard.contains(*name));
+            let watched = self.ports.iter().filter(|port| is_watched(port)).filter_map(|port| port.seat.device());
+            let watched = watched.filter(|device| *device.netns() == netns);
+            let names = watched.map(Settings::name).filter(|name| heard.contains(*name));
             let names = names.map(str::to_owned).collect();
             self.look_at(netns, names);
         }
@@ -211,16 +212,17 @@ impl Controller {
         let mut again = self.links.looking.remove(&netns).unwrap_or_default();
         let (mut gone, mut changed, mut is_hope) = (Vec::new(), Vec::new(), false);
         for (index, port) in self.ports.iter_mut().enumerate() {
-            if !is_watched(port) || *port.seat.device.netns() != netns {
+            let Some(device) = port.seat.device().filter(|device| *device.netns() == netns) else { continue };
+            if !is_watched(port) {
                 continue;
             }
-            let name = port.seat.device.name();
+            let name = device.name();
             let Some(Ok(now)) = found.get(name) else { continue };
             match port.state {
                 State::Up { .. } if port.looked >= number => drop(again.insert(name.to_owned())),
                 State::Up { .. } => {
                     let was = port.link;
-                    let why = lost(name, was, *now).filter(|_| port.seat.device.is_of_others());
+                    let why = lost(name, was, *now).filter(|_| device.is_of_others());
                     if let Some(why) = why {
                         is_hope |= now.is_some_and(|now| now.up);
                         gone.push((index, why));
@@ -231,7 +233,7 @@ impl Controller {
                     }
                 }
                 State::Down { .. } => is_hope |= now.is_some_and(|now| now.up),
-                State::Opening { .. } => {}
+                State::Opening { .. } | State::Carried { .. } => {}
             }
         }
         self.take_back(gone).await;
@@ -253,6 +255,7 @@ impl Controller {
             let (port, uplink) = self.label(index);
             warn!(vm, network, port, uplink, "port_down: {why}");
         }
+        self.tell_subports(index);
     }
 
     /// Lets another uplink of a group carry its frames, where that is called for.
@@ -303,11 +306,12 @@ impl Controller {
     /// Why an uplink cannot carry frames, if it cannot.
     fn why_unfit(&self, uplink: usize) -> Option<String> {
         let config = &self.config.uplinks[uplink];
-        let Some(port) = self.ports.iter().find(|port| port.seat.key() == (true, &config.id)) else {
+        let Some(port) = self.ports.iter().find(|port| port.seat.key() == (Kind::Uplink, &config.id)) else {
             return Some("it is not there".into());
         };
         match &port.state {
             _ if !config.admin_state_up => Some("administratively down".into()),
+            State::Carried { .. } => None,
             State::Up { .. } => port.dead_link(),
             State::Opening { reason } | State::Down { reason } if reason.is_empty() => {
                 Some("it is being opened".into())

@@ -18,6 +18,7 @@ mod devices;
 mod links;
 mod policy;
 mod port;
+mod subports;
 #[cfg(test)]
 mod tests;
 mod transition;
@@ -239,9 +240,13 @@ impl Controller {
 
     fn new_port(&mut self, seat: Seat) -> Port {
         self.next_key += 1;
+        let state = match seat.parent() {
+            Some(_) => State::Carried { told: None },
+            None => State::Down { reason: String::new() },
+        };
         Port {
             seat,
-            state: State::Down { reason: String::new() },
+            state,
             counters: (0..self.staff.len()).map(|_| Arc::default()).collect(),
             key: self.next_key,
             told_down: false,

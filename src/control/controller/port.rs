@@ -62,12 +62,17 @@ pub enum State {
         /// Why not; empty at first.
         reason: String,
     },
+    /// It is a subport, and its frames come and go by the device of its parent.
+    Carried {
+        /// Whether it was last told to be up, or down.
+        told: Option<bool>,
+    },
 }
 
 impl Port {
     /// Why no frames flow although it has a device: its link, if that is watched.
     pub fn dead_link(&self) -> Option<String> {
-        let name = self.seat.device.name();
+        let name = self.seat.device()?.name();
         match self.link? {
             LinkState { up: false, .. } => Some(format!("its link is down; `ip link set dev {name} up` sets it up")),
             LinkState { carrier: false, .. } => Some("its link has no carrier: nobody is at its other end".into()),

@@ -14,9 +14,9 @@ use tracing::{info, warn};
 use super::devices::{Attempt, Closing};
 use super::writing::{Attempted, Then};
 use super::{Controller, Port, State};
-use crate::control::blueprint::{self, Names, Seat, Stand};
+use crate::control::blueprint::{self, Kind, Names, Seat, Stand};
 use crate::control::change::{Change, Changed, Refusal};
-use crate::control::config::Config;
+use crate::control::config::{self, Config};
 use crate::control::difference::differences;
 use crate::control::events::EventKind;
 use crate::control::leftovers;
@@ -166,24 +166,27 @@ impl Controller {
         self.left = &self.left - &leftovers::netdevs(&config);
         let before = std::mem::replace(&mut self.config, config);
         self.follow_groups(&carried);
-        let steps: HashMap<(bool, &str), (bool, DeviceStep)> = plan
+        let kind = |port: &config::Port| if port.subport().is_some() { Kind::Subport } else { Kind::Port };
+        let steps: HashMap<(Kind, &str), (bool, DeviceStep)> = plan
             .steps
             .iter()
             .filter_map(|step| match step {
-                Step::Change { port, forget, device, .. } => Some(((false, port.id()), (*forget, *device))),
+                Step::Change { port, forget, device, .. } => Some(((kind(port), port.id()), (*forget, *device))),
                 // Nothing is learned behind the name of its gates, which stays.
-                Step::ChangeUplink { uplink, device, .. } => Some(((true, uplink.id.as_str()), (false, *device))),
+                Step::ChangeUplink { uplink, device, .. } => {
+                    Some(((Kind::Uplink, uplink.id.as_str()), (false, *device)))
+                }
                 _ => None,
             })
             .collect();
-        let key = |(is_uplink, name): (bool, &str)| (is_uplink, name.to_owned());
-        let mut old: HashMap<(bool, String), Port> =
+        let key = |(kind, name): (Kind, &str)| (kind, name.to_owned());
+        let mut old: HashMap<(Kind, String), Port> =
             self.ports.drain(..).map(|port| (key(port.seat.key()), port)).collect();
         let (mut errands, mut stricter) = (Vec::new(), Vec::new());
         for seat in blueprint::seats(&self.config, &self.places) {
             let Some(mut port) = old.remove(&key(seat.key())) else {
                 let port = self.new_port(seat);
-                transition.wanted.insert(port.key);
+                transition.wanted.extend(port.seat.device().map(|_| port.key));
                 self.ports.push(port);
                 continue;
             };
@@ -206,16 +209,18 @@ impl Controller {
         });
         for port in gone {
             self.tell_gone(&before, &port);
+            let Some(device) = port.seat.device().cloned() else { continue };
             transition.awaited.insert(port.key);
             let gates = self.gates(&port, port.seat.id);
             // One that is being opened comes back when it is open, and is closed then.
             if !matches!(port.state, State::Opening { .. }) {
-                errands.push(Errand::Close { port: port.key, gates, remove: Some(port.seat.device) });
+                errands.push(Errand::Close { port: port.key, gates, remove: Some(device) });
             }
         }
         self.listen_to_links();
         self.set_rules().await;
         self.forget_behind(stricter).await;
+        (0..self.ports.len()).for_each(|index| self.tell_subport(index));
         let mut closings = Vec::new();
         for errand in errands {
             closings.extend(self.run_errand(errand).await);
@@ -246,7 +251,7 @@ impl Controller {
             }
             (State::Up { .. }, DeviceStep::Adjust) => {
                 transition.awaited.insert(key);
-                let settings = port.seat.device.clone();
+                let settings = port.seat.device().cloned()?;
                 if forget {
                     // Both are wanted; the one is done at once, the other one elsewhere.
                     self.adjust(key, settings);
@@ -269,7 +274,7 @@ impl Controller {
                 } else {
                     self.fail(index, "its device is opened anew, as it shall be now".into());
                 }
-                Some(Errand::Close { port: key, gates, remove: anew.then(|| was.device.clone()) })
+                Some(Errand::Close { port: key, gates, remove: was.device().filter(|_| anew).cloned() })
             }
             (State::Up { .. }, DeviceStep::Keep) if forget => {
                 Some(Errand::Rename { gates: self.gates(&self.ports[index], was.id), id: self.ports[index].seat.id })
@@ -320,12 +325,13 @@ impl Controller {
             let Names { vm, network, .. } = self.names(index);
             let (port, uplink) = self.label(index);
             info!(vm, network, port, uplink, "port_down: administratively down");
+            self.tell_subports(index);
         }
     }
 
     fn tell_gone(&mut self, before: &Config, port: &Port) {
         let names = port.seat.names(before);
-        if matches!(port.state, State::Up { .. }) && names.admin_up {
+        if matches!(port.state, State::Up { .. } | State::Carried { told: Some(true) }) && names.admin_up {
             let (why, Names { id, vm, network, .. }) = ("detached", names);
             if port.seat.is_uplink() {
                 info!(uplink = id, "port_down: {why}");
@@ -386,7 +392,7 @@ impl Controller {
         let wanted = self.ports.iter().filter(|port| transition.wanted.contains(&port.key));
         transition.changed.remarks.extend(wanted.filter_map(|port| match &port.state {
             State::Down { reason } | State::Opening { reason } => Some(format!("{} is down: {reason}", port.seat)),
-            State::Up { .. } => None,
+            State::Up { .. } | State::Carried { .. } => None,
         }));
         if let Some(reply) = transition.reply {
             // The time to confirm it begins when it can be looked at.

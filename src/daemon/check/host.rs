@@ -39,16 +39,21 @@ pub(super) fn ask(config: &Config) -> Vec<Finding> {
     memory(config, &mut findings);
     files(&seats, &mut findings);
     rights(config, &seats, &mut findings);
-    if seats.iter().any(|seat| matches!(seat.device, Settings::Tap(_))) {
+    if devices(&seats).any(|device| matches!(device, Settings::Tap(_))) {
         tun(&mut findings);
     }
-    for seat in &seats {
-        port(config, seat, running, &mut findings);
+    for (seat, device) in seats.iter().filter_map(|seat| Some((seat, seat.device()?))) {
+        port(config, seat, device, running, &mut findings);
     }
     let remarks = config.remarks().into_iter();
     findings.extend(remarks.map(|remark| finding(Severity::Remark, &remark.about, remark.message)));
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     findings
+}
+
+/// All devices. Subports have none.
+fn devices(seats: &[Seat]) -> impl Iterator<Item = &Settings> {
+    seats.iter().filter_map(Seat::device)
 }
 
 fn finding(severity: Severity, about: &str, message: impl ToString) -> Finding {
@@ -156,7 +161,7 @@ fn available(meminfo: &str) -> Option<(u64, u64)> {
 }
 
 fn files(seats: &[Seat], findings: &mut Vec<Finding>) {
-    let needed = seats.iter().map(|seat| seat.device.files()).sum::<u64>() + OTHER_FILES;
+    let needed = devices(seats).map(Settings::files).sum::<u64>() + OTHER_FILES;
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|&limit| limit < needed) {
         let why = format!("{limit} files may be open, and {needed} may be needed; raise the limit (ulimit -n)");
         findings.push(finding(Severity::Remark, "open files", why));
@@ -165,14 +170,14 @@ fn files(seats: &[Seat], findings: &mut Vec<Finding>) {
 
 /// The capabilities that there is a use for, and that are not there.
 fn rights(config: &Config, seats: &[Seat], findings: &mut Vec<Finding>) {
-    let namespaces = || seats.iter().map(|seat| seat.device.netns());
+    let namespaces = || devices(seats).map(Settings::netns);
     for privilege in needed(&config.switch) {
         let of_use = match privilege {
             privileges::NET_ADMIN => !seats.is_empty(),
-            privileges::NET_RAW => seats.iter().any(|seat| seat.device.is_of_others()),
+            privileges::NET_RAW => devices(seats).any(Settings::is_of_others),
             privileges::IPC_LOCK => {
                 let is_limited = getrlimit(Resource::Memlock).current.is_some();
-                is_limited && seats.iter().any(|seat| matches!(seat.device, Settings::Xdp(_)))
+                is_limited && devices(seats).any(|device| matches!(device, Settings::Xdp(_)))
             }
             privileges::SYS_ADMIN => namespaces().any(|netns| *netns != Netns::Host),
             privileges::SYS_PTRACE => {
@@ -200,12 +205,12 @@ fn tun(findings: &mut Vec<Finding>) {
     findings.push(finding(Severity::Remark, path, format!("{why}; without it, no tap can be made or attached to")));
 }
 
-fn port(config: &Config, seat: &Seat, running: bool, findings: &mut Vec<Finding>) {
+fn port(config: &Config, seat: &Seat, device: &Settings, running: bool, findings: &mut Vec<Finding>) {
     let about = match seat.names(config).vm {
         Some(vm) => format!("{seat} (VM {vm:?})"),
         None => seat.to_string(),
     };
-    match device::look(&seat.device) {
+    match device::look(device) {
         Ok(notes) => findings.extend(notes.iter().map(|note| finding(Severity::Remark, &about, note))),
         // By the one that is running, in all likelihood; and it says so itself if not.
         Err(OpenError::Busy { .. }) if running => {}

@@ -1,0 +1,141 @@
+//! Subports: ports that have no device of their own. Their frames come and go by that of another port of the
+//! same VM, the parent, with a VLAN tag; the words are Neutron's.
+
+use std::collections::HashMap;
+
+use super::meaning::Table;
+use super::meant::{Base, Config, Port, Subport};
+use super::notes::{Notes, Path};
+use super::problem::kind;
+use super::written;
+use crate::wire::Vid;
+
+impl Table<'_, '_> {
+    /// By what the frames of a port come and go.
+    pub fn base(&mut self, written: &written::Port, id: &str) -> Base {
+        let Some(parent) = written.parent.as_deref() else {
+            if written.vlan.is_some() {
+                let message = "only a subport has a VLAN id: one with a parent, whose device its frames pass with this \
+                               tag; leave it out, or give parent in place of device";
+                self.note("vlan", kind::CONTRADICTION, message);
+            }
+            return Base::Device(self.device(written.device.as_ref(), id));
+        };
+        if written.device.is_some() {
+            let message = "a subport has none of its own: its frames pass the device of its parent; leave one of the two \
+                           out";
+            self.note("device", kind::CONTRADICTION, message);
+        }
+        if written.vlan.is_none() && self.misses("vlan") {
+            self.note("vlan", kind::MISSING, "must be given: the VLAN id of the subport on its parent, 1 to 4094");
+        }
+        let vlan = Vid::new(self.number("vlan", written.vlan, 1..=Vid::MOST, 0));
+        let parent = self.id("parent", Some(parent));
+        // one of which something is wrong is nobody's subport, and is not judged any further
+        let (parent, vlan) = vlan.map_or((String::new(), Vid::ONE), |vlan| (parent, vlan));
+        Base::Parent(Subport { parent, vlan })
+    }
+}
+
+/// What is wrong with a subport, beside others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::control) struct Fault {
+    /// Its VM, as an index into the configuration.
+    vm: usize,
+    /// Its place there.
+    position: usize,
+    /// The key that is wrong.
+    pub key: &'static str,
+    /// For programs.
+    pub kind: &'static str,
+    /// For people.
+    pub message: String,
+    /// Its id.
+    pub port: String,
+}
+
+/// What is wrong with the subports of a configuration: their parents, and what they have in common.
+pub(in crate::control) fn faults(config: &Config) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    if config.ports().all(|(_, port)| port.subport().is_none()) {
+        return faults;
+    }
+    let ports: HashMap<&str, (&str, &Port)> =
+        config.ports().map(|(vm, port)| (port.id(), (vm.id.as_str(), port))).collect();
+    let mtus: HashMap<&str, u16> = config.networks.iter().map(|network| (network.id.as_str(), network.mtu)).collect();
+    let mut tags: HashMap<(&str, Vid), &str> = HashMap::new();
+    for (vm, of) in config.vms.iter().enumerate() {
+        for (position, port) in of.ports.iter().enumerate() {
+            let Some(Subport { parent, vlan }) = port.subport().filter(|subport| !subport.parent.is_empty()) else {
+                continue;
+            };
+            let mut fault = |key, kind, message| {
+                faults.push(Fault { vm, position, key, kind, message, port: port.port_id.clone() });
+            };
+            let Some(&(home, base)) = ports.get(parent.as_str()) else {
+                let ids = of.ports.iter().filter(|port| port.device().is_some()).map(Port::id);
+                let message = match super::nearest(parent, ids) {
+                    Some(meant) => format!("there is no port {parent:?}; did you mean {meant:?}?"),
+                    None => format!("there is no port {parent:?}; the parent is a port of the same VM with a device"),
+                };
+                fault("parent", kind::UNKNOWN_PARENT, message);
+                continue;
+            };
+            if home != of.id {
+                let message = format!(
+                    "port {parent:?} is of VM {home:?}, and a subport is of the VM of its parent; list it there, or name \
+                     a port of VM {:?}",
+                    of.id
+                );
+                fault("parent", kind::CONTRADICTION, message);
+                continue;
+            }
+            if let Some(subport) = base.subport() {
+                let message = match base.id() == port.id() {
+                    true => "it is its own parent; name a port that has a device".to_owned(),
+                    false => format!(
+                        "port {parent:?} is a subport itself, of port {:?}; the parent is a port with a device",
+                        subport.parent
+                    ),
+                };
+                fault("parent", kind::CONTRADICTION, message);
+                continue;
+            }
+            if let Some(other) = tags.insert((parent, *vlan), port.id()) {
+                let message = format!(
+                    "port {other:?} has this VLAN id on port {parent:?} already; each subport of a parent has its own"
+                );
+                fault("vlan", kind::DUPLICATE_VLAN, message);
+            }
+            let mtu = |port: &Port| mtus.get(port.network_id.as_str()).copied();
+            if let (Some(mtu), Some(most)) = (mtu(port), mtu(base))
+                && mtu > most
+            {
+                let message = format!(
+                    "frames of its MTU, {mtu}, do not pass the device of its parent, whose network {:?} has an MTU of \
+                     {most}; that of a subport is at most its parent's",
+                    base.network_id
+                );
+                fault("network_id", kind::CONTRADICTION, message);
+            }
+        }
+    }
+    faults
+}
+
+/// Notes what is wrong with subports.
+pub(super) fn check(config: &Config, notes: &mut Notes<'_>) {
+    for Fault { vm, position, key, kind, message, .. } in faults(config) {
+        let path = Path::default().key("vms").item(vm).key("ports").item(position).key(key);
+        notes.add(&path, kind, message);
+    }
+}
+
+impl Config {
+    /// The subports of a port, by id.
+    pub fn subports_of<'c>(&'c self, port: &'c str) -> impl Iterator<Item = &'c str> {
+        self.ports()
+            .filter(move |(_, other)| other.subport().is_some_and(|subport| subport.parent == port))
+            .map(|(_, other)| other.id())
+    }
+}

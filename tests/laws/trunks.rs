@@ -1,0 +1,382 @@
+//! Trunks: several ports of a VM over one device, told apart by a tag that the VM gives its frames.
+
+use std::time::Duration;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use vifswitch::device::memory::Memory;
+use vifswitch::switch::{DropReason, Reach};
+use vifswitch::wire::{Mac, Offload, is_without_vlan};
+
+use crate::common::{Lab, Plug, Setup, frame, mac};
+use crate::scenery::{self, Sketch, any_frame, header, tcp, wild};
+
+const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
+
+/// The parent, and its subports: two on its own network, under 101 and 102, and one on another, under 4094.
+const P: usize = 0;
+const S: usize = 1;
+const T: usize = 2;
+const U: usize = 3;
+/// Another VM on the first network, and one on the second.
+const X: usize = 4;
+const Y: usize = 5;
+
+const ALL: Mac = Mac::BROADCAST;
+
+fn plugs() -> Vec<Plug> {
+    vec![
+        Plug::new(0, 0),
+        Plug::new(0, 0).behind(P, 101),
+        Plug::new(0, 0).behind(P, 102),
+        Plug::new(1, 0).behind(P, 4094),
+        Plug::new(0, 1),
+        Plug::new(1, 2),
+    ]
+}
+
+fn labs(mtu: u16) -> impl Iterator<Item = Lab> {
+    KINDS
+        .into_iter()
+        .map(move |(workers, memory)| Lab::new(Setup { workers, memory, mtu, ..Setup::default() }, &plugs()))
+}
+
+/// A frame with these tags, each a type and what follows.
+fn tagged(to: Mac, from: Mac, tags: &[(u16, u16)], payload: &[u8]) -> Vec<u8> {
+    let mut bytes = frame(to, from, 0x88b5, payload);
+    for &(kind, control) in tags.iter().rev() {
+        let [a, b] = kind.to_be_bytes();
+        let [c, d] = control.to_be_bytes();
+        bytes.splice(12..12, [a, b, c, d]);
+    }
+    bytes
+}
+
+/// Sends bytes as they are by a cable; what then arrives at which, in order.
+fn sent(lab: &mut Lab, cable: usize, bytes: &[u8]) -> Vec<(usize, Vec<u8>)> {
+    assert!(lab.send(cable, bytes));
+    lab.settle();
+    let arrived = lab.all_received().into_iter().enumerate();
+    let mut all: Vec<_> =
+        arrived.flat_map(|(port, frames)| frames.into_iter().map(move |frame| (port, frame))).collect();
+    all.sort();
+    all
+}
+
+fn done(lab: Lab) {
+    lab.check_ledger();
+    lab.end();
+}
+
+/// What it is, by which cable and with which tags it comes, to whom; and where it arrives, with which tags.
+type Row<'a> = (&'a str, usize, &'a [(u16, u16)], Mac, &'a [(usize, &'a [(u16, u16)])]);
+
+#[test]
+fn a_tag_says_whose_frame_it_is() {
+    const A: (u16, u16) = (0x8100, 101);
+    const B: (u16, u16) = (0x8100, 102);
+    const C: (u16, u16) = (0x8100, 4094);
+    const INNER: (u16, u16) = (0x8100, 7);
+    const PROVIDER: (u16, u16) = (0x88a8, 101);
+    let rows: &[Row<'_>] = &[
+        ("the parent's own", P, &[], ALL, &[(P, &[A]), (P, &[B]), (X, &[])]),
+        ("only a priority", P, &[(0x8100, 0xe000)], ALL, &[(P, &[A]), (P, &[B]), (X, &[])]),
+        ("a subport's", P, &[A], ALL, &[(P, &[]), (P, &[B]), (X, &[])]),
+        ("with a priority", P, &[(0x8100, 0xe000 | 102)], ALL, &[(P, &[]), (P, &[A]), (X, &[])]),
+        ("on another network", P, &[C], ALL, &[(Y, &[])]),
+        ("from another VM", X, &[], ALL, &[(P, &[]), (P, &[A]), (P, &[B])]),
+        ("from another VM there", Y, &[], ALL, &[(P, &[C])]),
+        ("to the parent", X, &[], mac(P), &[(P, &[])]),
+        ("to a subport", X, &[], mac(S), &[(P, &[A])]),
+        ("to another", X, &[], mac(T), &[(P, &[B])]),
+        ("to one on another network", Y, &[], mac(U), &[(P, &[C])]),
+        ("from sibling to sibling, by one device", P, &[A], mac(T), &[(P, &[B])]),
+        ("from parent to subport", P, &[], mac(S), &[(P, &[A])]),
+        ("from subport to parent", P, &[B], mac(P), &[(P, &[])]),
+        ("a tag behind the tag", P, &[A, INNER], mac(X), &[(X, &[INNER])]),
+        ("one of a provider behind it", P, &[A, PROVIDER, INNER], mac(X), &[(X, &[PROVIDER, INNER])]),
+        ("and back", X, &[PROVIDER, INNER], mac(S), &[(P, &[A, PROVIDER, INNER])]),
+        ("the trunk's own behind it", X, &[B], mac(S), &[(P, &[A, B])]),
+        ("a provider's tag is no tag of the trunk", P, &[PROVIDER], mac(X), &[(X, &[PROVIDER])]),
+        ("nor back", X, &[PROVIDER], mac(P), &[(P, &[PROVIDER])]),
+        ("nor that of old", P, &[(0x9100, 101), INNER], mac(X), &[(X, &[(0x9100, 101), INNER])]),
+    ];
+    let from = |cable: usize, tags: &[(u16, u16)]| match tags.first() {
+        Some(&(0x8100, id)) if cable == P && id & 0xfff == 101 => mac(S),
+        Some(&(0x8100, id)) if cable == P && id & 0xfff == 102 => mac(T),
+        Some(&(0x8100, 4094)) if cable == P => mac(U),
+        _ => mac(cable),
+    };
+    for mut lab in labs(1500) {
+        for &(name, cable, tags, to, expected) in rows {
+            let source = from(cable, tags);
+            let mut expected: Vec<_> =
+                expected.iter().map(|&(port, tags)| (port, tagged(to, source, tags, b"hello"))).collect();
+            expected.sort();
+            assert_eq!(sent(&mut lab, cable, &tagged(to, source, tags, b"hello")), expected, "{name}");
+        }
+        assert_eq!(lab.total(|c| c.drops_in.total() + c.drops_out.total()), 0);
+        done(lab);
+    }
+}
+
+/// Who counts what: each port its own frames, with their tags; the parent what is nobody's.
+#[test]
+fn each_port_of_a_trunk_counts_its_own() {
+    for mut lab in labs(1500) {
+        let before = |lab: &Lab, port| {
+            let sum = |counter: fn(&vifswitch::telemetry::PortCounters) -> u64| lab.sum(port, counter);
+            [
+                sum(|c| c.rx_frames.get()),
+                sum(|c| c.rx_bytes.get()),
+                sum(|c| c.tx_frames.get()),
+                sum(|c| c.tx_bytes.get()),
+            ]
+        };
+        sent(&mut lab, P, &tagged(mac(X), mac(S), &[(0x8100, 101)], &[0; 46]));
+        assert_eq!((before(&lab, S), before(&lab, X)), ([1, 64, 0, 0], [0, 0, 1, 60]));
+        sent(&mut lab, X, &tagged(mac(U), mac(X), &[], &[0; 46]));
+        assert_eq!((before(&lab, U), before(&lab, T)), ([0; 4], [0, 0, 1, 64]), "it is nobody's here, and flooded");
+        sent(&mut lab, X, &tagged(mac(T), mac(X), &[], &[0; 46]));
+        assert_eq!(before(&lab, T), [0, 0, 2, 128]);
+        let at_parent = before(&lab, P);
+        for id in [1, 100, 103, 4095] {
+            let bytes = tagged(ALL, mac(P), &[(0x8100, id)], &[]);
+            assert!(sent(&mut lab, P, &bytes).is_empty(), "{id}");
+        }
+        assert_eq!(lab.drops_in(P, DropReason::UnknownVlan), 4);
+        assert_eq!(before(&lab, P)[0], at_parent[0] + 4);
+        // What is wrong with a frame of a subport is wrong at the subport.
+        sent(&mut lab, P, &tagged(ALL, ALL, &[(0x8100, 101)], &[]));
+        sent(&mut lab, P, &tagged(ALL, mac(S), &[(0x8100, 101)], &[0; 1501]));
+        sent(&mut lab, P, &tagged(mac(S), mac(S), &[(0x8100, 101)], &[]));
+        sent(&mut lab, P, &tagged("01:80:c2:00:00:01".parse().unwrap(), mac(S), &[(0x8100, 101)], &[]));
+        sent(&mut lab, P, &tagged(ALL, mac(X), &[(0x8100, 101)], &[]));
+        for reason in [
+            DropReason::BadSource,
+            DropReason::TooLong,
+            DropReason::Hairpin,
+            DropReason::ReservedGroup,
+            DropReason::ForeignSource,
+        ] {
+            assert_eq!((lab.drops_in(S, reason), lab.drops_in(P, reason)), (1, 0), "{reason:?}");
+        }
+        sent(&mut lab, P, &tagged(ALL, mac(P), &[(0x8100, 101)], &[])[..16]);
+        assert_eq!(lab.drops_in(P, DropReason::Runt), 1);
+        done(lab);
+    }
+}
+
+/// What stands untagged before the guest must not be taken for a subport's.
+#[test]
+fn no_tag_of_others_leads_to_a_subport() {
+    for mut lab in labs(1500) {
+        for (tags, to) in [(&[(0x8100, 101)][..], mac(P)), (&[(0x8100, 0), (0x8100, 4094)], mac(P))] {
+            assert!(sent(&mut lab, X, &tagged(to, mac(X), tags, &[])).is_empty());
+        }
+        let flooded = tagged(ALL, mac(X), &[(0x8100, 101)], &[]);
+        let arrived = sent(&mut lab, X, &flooded);
+        assert_eq!(arrived.len(), 2, "the subports get it behind their own tag: {arrived:?}");
+        assert!(arrived.iter().all(|(_, bytes)| bytes.len() == flooded.len() + 4));
+        assert_eq!(lab.drops_out(P, DropReason::ForeignVlan), 3);
+        done(lab);
+    }
+}
+
+/// The parent's frames go on while subports come and go, and its device stays open.
+#[test]
+fn subports_come_and_go_by_new_rules() {
+    for mut lab in labs(1500) {
+        let rules = lab.rules.clone();
+        assert_eq!(sent(&mut lab, X, &tagged(wild(1), mac(X), &[], &[])).len(), 3);
+        assert_eq!(sent(&mut lab, P, &tagged(ALL, wild(1), &[], &[])).len(), 3, "it is learned behind the parent");
+        for round in 0..3 {
+            // Without subports the parent is a port like others, and transparent.
+            lab.change_rules(|ports, carriers| {
+                carriers.clear();
+                ports.retain(|port| !port.is_subport());
+                ports.iter_mut().for_each(|port| port.reach = Reach::Own);
+            });
+            let bytes = tagged(wild(1), mac(X), &[(0x8100, 101)], b"tagged");
+            assert_eq!(sent(&mut lab, X, &bytes), [(P, bytes.clone())], "round {round}");
+            assert_eq!(sent(&mut lab, X, &tagged(mac(S), mac(X), &[], &[])), [(P, tagged(mac(S), mac(X), &[], &[]))]);
+            lab.set_rules(rules.clone());
+            let plain = tagged(wild(1), mac(X), &[], b"plain");
+            assert_eq!(sent(&mut lab, X, &plain), [(P, plain.clone())], "its stations stay");
+            let bytes = tagged(mac(S), mac(X), &[(0x8100, 101)], &[]);
+            let expected = tagged(mac(S), mac(X), &[(0x8100, 101), (0x8100, 101)], &[]);
+            assert_eq!(sent(&mut lab, X, &bytes), [(P, expected)]);
+        }
+        // Down it is as if it were not there; with its parent all are.
+        let subport = lab.ports[S];
+        let set = |lab: &mut Lab, port, up: bool| {
+            lab.change_rules(|ports, carriers| {
+                ports.iter_mut().filter(|rules| rules.id == port).for_each(|rules| rules.admin_up = up);
+                carriers.iter_mut().filter(|rules| rules.id == port).for_each(|rules| rules.admin_up = up);
+            });
+        };
+        set(&mut lab, subport, false);
+        assert_eq!(sent(&mut lab, X, &tagged(ALL, mac(X), &[], &[])).len(), 2);
+        assert!(sent(&mut lab, X, &tagged(mac(S), mac(X), &[], &[])).is_empty());
+        assert!(sent(&mut lab, P, &tagged(ALL, mac(S), &[(0x8100, 101)], &[])).is_empty());
+        assert_eq!((lab.drops_out(S, DropReason::AdminDown), lab.drops_in(S, DropReason::AdminDown)), (1, 1));
+        set(&mut lab, subport, true);
+        let parent = lab.ports[P];
+        set(&mut lab, parent, false);
+        assert!(sent(&mut lab, X, &tagged(ALL, mac(X), &[], &[])).is_empty());
+        for to in [mac(P), mac(S), mac(T)] {
+            assert!(sent(&mut lab, X, &tagged(to, mac(X), &[], &[])).is_empty());
+        }
+        assert!(sent(&mut lab, P, &tagged(ALL, mac(S), &[(0x8100, 101)], &[])).is_empty());
+        assert_eq!(lab.drops_out(S, DropReason::AdminDown), 2);
+        assert_eq!(lab.drops_in(P, DropReason::AdminDown), 1);
+        done(lab);
+    }
+}
+
+/// A flood into many branches of one device, a burst at a time, loses nothing.
+#[test]
+fn a_burst_of_floods_fills_every_branch() {
+    for (workers, memory) in KINDS {
+        let mut plugs = vec![Plug::new(0, 0), Plug::new(0, 1)];
+        plugs.extend((0..100).map(|number| Plug::new(0, 0).behind(0, 1000 + number)));
+        let mut lab = Lab::new(Setup { workers, memory, slots: 32_768, ..Setup::default() }, &plugs);
+        for number in 0..100u8 {
+            assert!(lab.ends[1].stage(&tagged(ALL, mac(1), &[], &[number; 46]), Offload::NONE));
+        }
+        lab.ends[1].publish();
+        lab.settle();
+        for (port, frames) in lab.sorted().into_iter().enumerate() {
+            let expected = if port == 1 { Vec::new() } else { (0..100u8).collect() };
+            assert_eq!(frames.iter().map(|(bytes, _)| bytes[14]).collect::<Vec<_>>(), expected, "port {port}");
+        }
+        // And between two of them.
+        for number in 0..100u8 {
+            assert!(lab.ends[0].stage(&tagged(mac(3), mac(2), &[(0x8100, 1000)], &[number; 46]), Offload::NONE));
+        }
+        lab.ends[0].publish();
+        lab.settle();
+        assert_eq!(lab.sorted()[3].len(), 100);
+        done(lab);
+    }
+}
+
+/// A device that takes no offload headers: what leaves for a subport is finished, and counted there.
+#[test]
+fn offloads_are_finished_for_the_subport() {
+    for (workers, memory) in KINDS {
+        let setup = Setup { workers, memory, ..Setup::default() };
+        let mut lab = Lab::with_devices(setup, &plugs(), |port, end| Box::new(end.with_offloads(port != P)));
+        let body = crate::common::stream::open_frame(mac(S), mac(X), 0, 20_000);
+        assert!(lab.ends[X].send(&body, tcp(1000)));
+        lab.settle();
+        let arrived = lab.sorted();
+        assert_eq!((arrived[S].len(), lab.sum(S, |c| c.tx_frames.get())), (20, 20));
+        assert_eq!((lab.sum(S, |c| c.segmented.get()), lab.sum(P, |c| c.segmented.get())), (1, 0));
+        assert!(lab.ends[X].send(&tagged(mac(S), mac(X), &[], &[0x50; 2000]), header(1, 1, 1000, 34, 16)));
+        lab.settle();
+        assert_eq!(lab.drops_out(S, DropReason::OffloadUnsupported), 2);
+        done(lab);
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Send(Sketch),
+    Pass(u64),
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let pass = prop_oneof![4 => 0..2u64, 1 => Just(400u64)];
+    vec(prop_oneof![12 => any_frame().prop_map(Act::Send), 1 => pass.prop_map(Act::Pass)], 1..80)
+}
+
+/// Why frames have died at a port, either direction, and how many.
+fn died(lab: &Lab, port: usize) -> Vec<(u64, u64)> {
+    DropReason::ALL.map(|reason| (lab.drops_in(port, reason), lab.drops_out(port, reason))).to_vec()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// A subport is what a port with a device of its own would be: who gets a frame, what of, why not, and what
+    /// is counted where.
+    #[test]
+    fn a_subport_is_a_port(
+        plugs in scenery::trunks(3),
+        (workers, memory) in prop::sample::select(KINDS.to_vec()),
+        acts in acts(),
+    ) {
+        let count = plugs.len();
+        // A parent that is down takes its subports with it.
+        let mut plugs = plugs;
+        for at in 0..count {
+            if let Some((parent, _)) = plugs[at].trunk {
+                plugs[parent].admin_up = true;
+            }
+        }
+        let is_parent: Vec<bool> = (0..count).map(|port| plugs.iter().any(|plug| plug.trunk.is_some_and(|of| of.0 == port))).collect();
+        let setup = || Setup { workers, memory, mtu: 9000, ..Setup::default() };
+        let mut by_tag = Lab::new(setup(), &plugs);
+        let apart: Vec<_> = plugs.iter().map(|plug| Plug { trunk: None, ..plug.clone() }).collect();
+        let mut by_port = Lab::new(setup(), &apart);
+        // Frames that a parent does not get since they would be taken for others.
+        let mut foreign = vec![0; count];
+        for act in acts {
+            let sketch = match act {
+                Act::Send(sketch) => sketch,
+                Act::Pass(seconds) => {
+                    by_tag.pass(Duration::from_secs(seconds));
+                    by_port.pass(Duration::from_secs(seconds));
+                    continue;
+                }
+            };
+            let port = sketch.port(count);
+            let bytes = sketch.bytes(count);
+            let is_subport = plugs[port].trunk.is_some();
+            // A frame too short for a tag has none, and a parent's own has none of the trunk's kind.
+            if is_subport && bytes.len() < 14 || is_parent[port] && bytes.get(12..14) == Some(&[0x81, 0x00]) {
+                continue;
+            }
+            // Headers are looked for in the first 3008 bytes, and a tag is four of these.
+            let start = sketch.offload.write();
+            if (2992..2996).contains(&u16::from_le_bytes([start[6], start[7]])) {
+                continue;
+            }
+            let Some((with_tag, offload)) = by_tag.tagged(port, &bytes, sketch.offload) else { continue };
+            let base = by_tag.base(port);
+            prop_assert!(by_tag.ends[base].send(&with_tag, offload));
+            prop_assert!(by_port.ends[port].send(&bytes, sketch.offload));
+            by_tag.settle();
+            by_port.settle();
+            let mut expected = by_port.sorted();
+            for port in (0..count).filter(|&port| is_parent[port]) {
+                let before = expected[port].len();
+                expected[port].retain(|(bytes, _)| is_without_vlan(bytes));
+                foreign[port] += u64::from(expected[port].len() < before);
+            }
+            let these = by_tag.sorted();
+            prop_assert!(these == expected, "other frames: {:?} for {:?}", these, expected);
+        }
+        for port in 0..count {
+            let mut expected = died(&by_port, port);
+            let lost = by_tag.drops_out(port, DropReason::ForeignVlan);
+            expected[DropReason::ForeignVlan as usize].1 = lost;
+            prop_assert!(lost >= foreign[port] && (lost == 0) == (foreign[port] == 0));
+            prop_assert_eq!(died(&by_tag, port), expected);
+            let counts = |lab: &Lab, lost: u64| {
+                [
+                    lab.sum(port, |c| c.rx_frames.get()),
+                    lab.sum(port, |c| c.forwarded.get()),
+                    lab.sum(port, |c| c.flooded.get()),
+                    lab.sum(port, |c| c.copies.get()),
+                    lab.sum(port, |c| c.tx_frames.get()) + lost,
+                ]
+            };
+            prop_assert_eq!(counts(&by_tag, lost), counts(&by_port, 0), "port {}", port);
+        }
+        by_tag.check_ledger();
+        by_tag.end();
+        by_port.end();
+    }
+}
