@@ -17,7 +17,6 @@ for a while: it waits for an answer, or for a frame that comes after all others.
 
 import json
 import random
-import re
 import socket
 import sys
 import time
@@ -153,16 +152,12 @@ def plug(name, netdev, device):
         line.write({"execute": execute, "arguments": arguments})
         while "event" in (said := line.read()):
             pass
-        if "error" in said:
-            sys.exit(f"{execute}: {said['error']['desc']}")
-
-    def options(text, key):
-        first, *others = text.split(",")
-        return {key: first} | dict(option.split("=", 1) for option in others)
+        if "error" in said or said["return"]:
+            sys.exit(f"{execute} {arguments}: {said}")
 
     command("qmp_capabilities", {})
+    # the options as the command line has them: QMP itself wants to know of each which are numbers
     command("human-monitor-command", {"command-line": f"netdev_add {netdev}"})
-    # as the command line has them: QMP wants to know of each whether it is a number
     command("human-monitor-command", {"command-line": f"device_add {device}"})
     return True
 
@@ -178,7 +173,7 @@ def nat():
     print(said)
     net1, net2 = gather(NET1, VM1, VM4_A), gather(NET2, VM3, VM4_B)
     before, after = (sum(net.values(), []) for net in (net1, net2))
-    requests = [frame for frame in net2[VM3] if re.fullmatch(r".{28}45.{16}01.*", frame)]
+    requests = [frame for frame in heard_of(net2[VM3], "0800") if (frame[46:48], frame[68:70]) == ("01", "08")]
     print(f"on net1 {len(before)} frames are heard, on net2 {len(after)}; {len(requests)} pings at vm3:")
     seen = {(octets_of(frame, 6, 12), address(frame, 26), address(frame, 30)) for frame in requests}
     print(seen)

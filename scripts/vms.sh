@@ -40,7 +40,8 @@ fetch() { apt-get -o APT::Sandbox::User=root download "$1"; }
 # build_disk DIRECTORY FILE: a memory disk with busybox, ip, nft, the drivers, Python and scripts/guest.py
 build_disk() {
     local tree=$1 programs=(/usr/bin/python3) program file
-    for program in busybox ip nft; do programs+=("$(command -v "$program")"); done
+    # sh of the host: the one in busybox does not look for ip where busybox has one
+    for program in busybox sh ip nft; do programs+=("$(command -v "$program")"); done
     mkdir -p "$tree"/{bin,dev,proc,sys,drivers,lab}
     {
         printf '%s\n' "${programs[@]}"
@@ -71,14 +72,13 @@ busybox=${programs[1]}
 \$busybox mount -t proc proc /proc
 \$busybox mount -t sysfs sys /sys
 \$busybox --install -s /bin
-export PATH=/usr/sbin:/sbin:/usr/bin:/bin
+export PATH=/usr/sbin:/usr/bin:/bin
 while read -r driver; do insmod "/drivers/\$driver"; done </drivers/order
 ip link set lo up
 /usr/bin/python3 -I -S /lab/guest.py /dev/ttyS1
 poweroff -f
 END
     chmod +x "$tree/init"
-    # what busybox would install stands behind what is there already
     (cd "$tree" && find . -print0 | cpio --null -o -H newc --quiet -R 0:0) >"$2"
     rm -rf "$tree" "$tree".{files,drivers}
 }
@@ -125,6 +125,13 @@ stop_vms() {
     for one in "${beside[@]}"; do stop "$one" || true; done
     beside=()
     rm -f "$run"/*.{line,qmp,pid,qemu,console}
+}
+
+# ready VM…: they boot. If one does not, what it said is shown.
+ready() {
+    if vms boots 120 "$@"; then return; fi
+    tail -n 20 "$run"/*.console "$run"/*.qemu
+    return 1
 }
 
 # find_accelerator: KVM, if a guest really boots on it, and soon: that its file is there says little.
