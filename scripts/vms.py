@@ -7,7 +7,8 @@
     vms.py RUN plug VM NETDEV DEVICE        a NIC more, while it runs; the options are QEMU's
     vms.py RUN nat                          vm1 pings through vm2: what is on net1, and what on net2
     vms.py RUN lost                         the same when vm2 must not be reached
-    vms.py RUN tcp MEGABYTES                vm1 sends through vm2
+    vms.py RUN tcp MEGABYTES on|off         vm1 sends through vm2, in super-frames or frames
+    vms.py RUN stranger MAC                 vm2 sends from its eth1 as somebody else
     vms.py RUN frames                       frames that are not IP, from a VM to its sibling and to all
     vms.py RUN new                          the same from and to the NIC that was plugged in
 
@@ -34,6 +35,17 @@ EVERYBODY = NET1 | NET2
 VIRTIO_OFFLOADS = {"checksum, sent": 0, "checksum, received": 1, "TSO4, received": 7, "TSO4, sent": 11}  # bits, virtio 1.2, 5.1.3
 
 
+def lives(path):
+    """Whether the process of this VM is there, and has not ended (proc(5))."""
+    with open(path.rsplit(".", 1)[0] + ".pid") as file:
+        pid = file.read().strip()
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 class Line:
     """A socket of QEMU's that takes and gives lines of JSON."""
 
@@ -45,7 +57,7 @@ class Line:
                 self.socket.connect(path)
                 break
             except OSError as error:  # QEMU is not that far
-                if time.monotonic() > end:
+                if time.monotonic() > end or not lives(path):
                     sys.exit(f"{path}: {error}")
                 time.sleep(0.02)
         self.socket.settimeout(max(end - time.monotonic(), 0.1))
@@ -212,12 +224,37 @@ def verdict(checks):
     return all(checks.values())
 
 
-def tcp(megabytes):
+def tcp(megabytes, offloads):
+    def frames_at(name):
+        nic = f"/sys/class/net/eth1/statistics/{'t' if name == 'vm1' else 'r'}x_packets"
+        return int(ask(name, "run", f"cat {nic}")["output"])
+
+    before = [frames_at("vm1"), frames_at("vm3")]
     ask("vm3", "serve", 5001)
     sent = ask("vm1", "send", "10.10.1.200", 5001, int(megabytes))
     came = ask("vm3", "served", 5001)
-    print(f"sent {sent[:16]}…, received {came}")
-    return (came.get("bytes"), came.get("digest"), came["peer"]) == (int(megabytes) << 20, sent, "10.10.2.200")
+    total = int(megabytes) << 20
+    left, arrived = (now - then for now, then in zip([frames_at("vm1"), frames_at("vm3")], before))
+    print(f"sent {sent[:16]}… in {left} frames, received {came} in {arrived}")
+    least = total // 1460  # with an MTU of 1500
+    checks = {
+        "all of it arrives": (came.get("bytes"), came.get("digest")) == (total, sent),
+        "from 10.10.2.200": came.get("peer") == "10.10.2.200",
+        "in super-frames": max(left, arrived) < least,
+    }
+    if offloads == "off":
+        del checks["in super-frames"]
+        checks["in frames"] = min(left, arrived) >= least
+    return verdict(checks)
+
+
+def stranger(mac):
+    """When vm4 has heard it, the switch has learned where it came from."""
+    frame = experiment(BROADCAST, mac, 60, "here I am")
+    listen({VM4_A: EVERYBODY[VM4_A]})
+    ask("vm2", "say", "eth1", [frame])
+    ask("vm4", "heard", "eth0", frame)
+    return True
 
 
 def exchange(sender, sibling, stations):
@@ -249,5 +286,5 @@ def new():
 
 if __name__ == "__main__":
     RUN, what = sys.argv[1:3]
-    known = {work.__name__: work for work in (boots, run, order, offloads, plug, nat, lost, tcp, frames, new)}
+    known = {work.__name__: work for work in (boots, run, order, offloads, plug, nat, lost, tcp, stranger, frames, new)}
     sys.exit(0 if known[what](*sys.argv[3:]) else 1)
