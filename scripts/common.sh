@@ -285,7 +285,7 @@ clean_leftovers() {
     for file in "$run"/*.pid; do
         # it has its configuration from scripts or from its own directory, or it is somebody else by now
         if pid=$(cat "$file" 2>/dev/null) && grep -qzF -e "$root/scripts/" -e "$run/" "/proc/$pid/cmdline" 2>/dev/null; then
-            say "an earlier demo left ${file##*/} running: stopping it (process $pid)"
+            say "an earlier demo left process $pid running (${file##*/}): stopping it"
             kill -TERM "$pid"
             timeout 10 tail -s 0.05 --pid="$pid" -f /dev/null || kill -KILL "$pid"
         fi

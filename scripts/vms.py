@@ -6,7 +6,8 @@
     vms.py RUN offloads VM on|off           its NICs have checksum and segmentation offloads, or none
     vms.py RUN plug VM NETDEV DEVICE        a NIC more, while it runs; the options are QEMU's
     vms.py RUN nat                          vm1 pings through vm2: what is on net1, and what on net2
-    vms.py RUN lost                         the same when vm2 must not be reached
+    vms.py RUN lost arp|nat                 the same when there is no answer: already to the question where
+                                            10.10.1.200 is, or not through vm2
     vms.py RUN tcp MEGABYTES on|off         vm1 sends through vm2, in super-frames or frames
     vms.py RUN stranger MAC                 vm2 sends from its eth1 as somebody else
     vms.py RUN frames                       frames that are not IP, from a VM to its sibling and to all
@@ -200,14 +201,21 @@ def nat():
     return verdict(checks)
 
 
-def lost():
-    """Two pings of vm1 to 10.10.1.200, and nobody answers, not even a question for its address."""
+def lost(where):
+    """Two pings of vm1 to 10.10.1.200 that nobody answers."""
     listen(EVERYBODY)
     said = ask("vm1", "run", "ping -q -c 2 -w 3 10.10.1.200")["output"]
     print(said)
     net1, net2 = gather(NET1, VM1, VM4_A), gather(NET2, VM3, VM4_B)
     print({mac: len(frames) for mac, frames in (net1 | net2).items()})
-    return verdict({"100 % are lost": "100% packet loss" in said, "vm1 hears nothing": not net1[VM1]})
+    checks = {"100 % are lost": "100% packet loss" in said, "vm1 hears nothing": not net1[VM1]}
+    if where == "arp":
+        asked = heard_of(net1[VM4_A], "0806")
+        checks["vm4 hears that vm1 asks for 10.10.1.200"] = asked and all(address(f, 38) == "10.10.1.200" for f in asked)
+        checks["nothing reaches vm3"] = not net2[VM3]
+    else:
+        checks["vm2 hears the pings"] = bool(heard_of(net1[VM2_1], "0800"))
+    return verdict(checks)
 
 
 def octets_of(frame, start, end):

@@ -11,31 +11,30 @@ find_kernel() {
     local cache=$1 package log=$1/apt
     mkdir -p "$cache"
     package=$(newest_kernel)
-    if [[ -z $package ]]; then
-        apt-get update >"$log" 2>&1 || { tail -n 5 "$log" >&2 && die "apt-get update fails (no network?)"; }
+    if [[ -z $package || ! -e $cache/$package/whole ]]; then
+        say "fetching the VMs' kernel"
+        # the package lists may be old or not there at all
+        if ! apt-get update >"$log" 2>&1; then
+            tail -n 5 "$log" >&2
+            die "apt-get update fails (no network?)"
+        fi
         package=$(newest_kernel)
         [[ -n $package ]] || die "apt has no linux-image-cloud-amd64: this needs Debian on amd64"
-    fi
-    version=${package#linux-image-} modules=$cache/$package
-    if [[ ! -e $modules/whole ]]; then
-        say "fetching the VMs' kernel: $package"
-        rm -rf "$modules" "$cache/$package"_*.deb
-        # the lists may be of another day
-        if ! (cd "$cache" && fetch "$package" || { apt-get update && fetch "$package"; }) >"$log" 2>&1; then
+        rm -rf "${cache:?}/$package" "$cache/$package"_*.deb
+        if ! (cd "$cache" && apt-get -o APT::Sandbox::User=root download "$package") >"$log" 2>&1; then
             tail -n 5 "$log" >&2
             die "the package $package cannot be fetched (no network?)"
         fi
-        dpkg-deb -x "$cache/$package"_*.deb "$modules"
+        dpkg-deb -x "$cache/$package"_*.deb "$cache/$package"
         rm "$cache/$package"_*.deb
-        depmod -b "$modules" "$version"
-        touch "$modules/whole"
+        depmod -b "$cache/$package" "${package#linux-image-}"
+        touch "$cache/$package/whole"
     fi
+    version=${package#linux-image-} modules=$cache/$package
     kernel=$modules/boot/vmlinuz-$version
 }
 
 newest_kernel() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }'; }
-
-fetch() { apt-get -o APT::Sandbox::User=root download "$1"; }
 
 # build_disk DIRECTORY FILE: a memory disk with busybox, ip, nft, the drivers, Python and scripts/guest.py
 build_disk() {
