@@ -116,6 +116,7 @@ fn a_warm_worker_does_not_allocate(memory: Memory) {
         memory,
         limits: Limits { network: 2500, port: 600 },
         mtu: 3000,
+        ..Setup::default()
     };
     let plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32 / 2)).collect();
     let wires = [Wire::new(&[(VID, 0)]), Wire::new(&[(0, 0)])];

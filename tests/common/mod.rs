@@ -11,8 +11,8 @@ use vifswitch::device::Device;
 use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::frame::Pool;
 use vifswitch::switch::{
-    CarrierRules, DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, ReservedMask,
-    Role, Rules, Secret, Security,
+    CarrierRules, DropReason, Learned, Limits, MacLimit, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach,
+    ReservedMask, Role, Rules, Secret, Security,
 };
 use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
@@ -30,11 +30,22 @@ pub struct Plug {
     pub owner: u32,
     pub security: Security,
     pub admin_up: bool,
+    pub unknown_unicast: bool,
+    pub promiscuous: bool,
+    pub mac_limit: Option<MacLimit>,
 }
 
 impl Plug {
     pub fn new(network: u16, owner: u32) -> Plug {
-        Plug { network, owner, security: Security::Off, admin_up: true }
+        Plug {
+            network,
+            owner,
+            security: Security::Off,
+            admin_up: true,
+            unknown_unicast: true,
+            promiscuous: false,
+            mac_limit: None,
+        }
     }
 }
 
@@ -81,6 +92,8 @@ pub struct Setup {
     pub memory: Memory,
     pub limits: Limits,
     pub mtu: u16,
+    /// Of all networks.
+    pub reserved: ReservedMask,
 }
 
 impl Default for Setup {
@@ -93,6 +106,7 @@ impl Default for Setup {
             memory: Memory::Owned,
             limits: Limits::default(),
             mtu: 1500,
+            reserved: ReservedMask::VM_DEFAULT,
         }
     }
 }
@@ -147,7 +161,7 @@ impl Lab {
             ageing: 300,
             limits: setup.limits,
             guard: true,
-            reserved: ReservedMask::VM_DEFAULT,
+            reserved: setup.reserved,
         });
         let ports: Vec<_> = (0..plugs.len() + wires.len()).map(|index| PortId::new(index as u16, 0)).collect();
         let worker = |id: PortId| Some(id.index() as u16 % setup.workers);
@@ -161,9 +175,9 @@ impl Lab {
             worker: worker(id),
             role: Role::Vif,
             reach: Reach::Own,
-            unknown_unicast: true,
-            promiscuous: false,
-            mac_limit: None,
+            unknown_unicast: plug.unknown_unicast,
+            promiscuous: plug.promiscuous,
+            mac_limit: plug.mac_limit,
         });
         let (mut rules, mut carriers) = (vifs.collect::<Vec<_>>(), Vec::new());
         for (number, wire) in wires.iter().enumerate() {
