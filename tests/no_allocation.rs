@@ -119,9 +119,9 @@ fn a_warm_worker_does_not_allocate(memory: Memory) {
         ..Setup::default()
     };
     let mut plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32 / 2)).collect();
-    // The second may use one address of the stream, the third and the fourth get more and less than others, and
-    // behind the fifth few may be learned.
-    let bound = Binding { mac: mac(1), ip: "10.5.0.0/31".parse().ok() };
+    // The second may use the address of the stream only with the MAC address of the first, the third and the fourth
+    // get more and less than others, and behind the fifth few may be learned.
+    let bound = Binding { mac: mac(1), ip: "10.5.0.8/31".parse().ok() };
     plugs[1].security = Security::MacIp([bound, Binding { mac: mac(0), ip: None }].into());
     plugs[2].promiscuous = true;
     plugs[3].unknown_unicast = false;
