@@ -1,6 +1,7 @@
 //! A whole worker over cables that copy each frame in and out: known unicast, 64 and 1514 bytes, 8
 //! and 64 ports, 1 k to 1 M stations that are visited at random. The time is that of the worker
-//! alone; filling and emptying the cables is not counted. Reported per frame.
+//! alone; filling and emptying the cables is not counted. Reported per frame. And datagrams between ports with
+//! port security of each kind: the difference is what it costs.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::cell::LazyCell;
@@ -9,12 +10,12 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use vifswitch::device::memory::{Capacity, End};
-use vifswitch::switch::Limits;
-use vifswitch::wire::{Mac, Offload};
+use vifswitch::switch::{Binding, Limits, Security};
+use vifswitch::wire::{Mac, Offload, Prefix};
 
 #[path = "../tests/common/mod.rs"]
 mod common;
-use common::{Lab, Plug, Setup, frame};
+use common::{Lab, Plug, Setup, frame, mac};
 
 /// Frames in each cable between two refills.
 const FILL: usize = 64;
@@ -111,5 +112,73 @@ fn breath(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, breath);
+/// Bindings that a port has beside its own, in the case in which it has many.
+const MANY: usize = 300;
+
+/// The address of IP of port `index`.
+fn ip(index: usize) -> [u8; 4] {
+    [10, 0, (index / 256) as u8, (index % 256) as u8]
+}
+
+/// Each port's security: off, its own MAC, bound to its address, and that with many more bindings.
+fn secured_lab(ports: usize, mode: &str) -> Lab {
+    let cable = Capacity { blocks: ports / 2 + 4, block_bytes: 1 << 17 };
+    let bind = |mac, ip: [u8; 4]| Binding { mac, ip: Some(Prefix::host(ip.into())) };
+    let security = |port: usize| match mode {
+        "off" => Security::Off,
+        "mac" => Security::Mac([].into()),
+        "mac+ip" => Security::MacIp([bind(mac(port), ip(port))].into()),
+        _ => {
+            let more = (0..MANY)
+                .map(|n| bind(if n % 2 == 0 { mac(port) } else { station(port * MANY + n) }, [10, 9, 1, 2 * n as u8]));
+            Security::MacIp(more.chain([bind(mac(port), ip(port))]).collect())
+        }
+    };
+    let plugs: Vec<_> = (0..ports).map(|port| Plug { security: security(port), ..Plug::new(0, port as u32) }).collect();
+    Lab::new(Setup { cable, slots: 16384, ..Setup::default() }, &plugs)
+}
+
+/// Nanoseconds of the worker for `frames` datagrams of UDP over IPv4, 64 bytes, each port to the next.
+fn run_secured(lab: &mut Lab, frames: u64) -> Duration {
+    let ports = lab.ports.len();
+    let datagram = |port: usize| {
+        let mut bytes = vec![0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0];
+        bytes.extend([ip(port), ip((port + 1) % ports)].concat());
+        bytes.resize(50, 0);
+        frame(mac((port + 1) % ports), mac(port), 0x0800, &bytes)
+    };
+    let datagrams: Vec<_> = (0..ports).map(datagram).collect();
+    let (mut spent, mut done) = (Duration::ZERO, 0);
+    let begin = lab.total(|c| c.tx_frames.get());
+    while done < frames {
+        for (end, bytes) in lab.ends.iter_mut().zip(&datagrams) {
+            (0..FILL).for_each(|_| assert!(end.stage(bytes, Offload::NONE)));
+            end.publish();
+        }
+        let now = lab.now;
+        let start = Instant::now();
+        while black_box(lab.workers[0].breathe(black_box(now))).done > 0 {}
+        spent += start.elapsed();
+        lab.ends.iter_mut().for_each(End::discard);
+        done += (ports * FILL) as u64;
+    }
+    assert_eq!(lab.total(|c| c.tx_frames.get()) - begin, done, "each frame arrives once");
+    spent.mul_f64(frames as f64 / done as f64)
+}
+
+/// What port security costs: the same datagrams between ports that all have it.
+fn security(c: &mut Criterion) {
+    let mut group = c.benchmark_group("security");
+    group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(3));
+    for ports in [8, 64] {
+        for mode in ["off", "mac", "mac+ip", "mac+ip, many"] {
+            let mut lab = LazyCell::new(|| secured_lab(ports, mode));
+            let name = BenchmarkId::new(format!("{ports} ports"), mode);
+            group.bench_function(name, |b| b.iter_custom(|frames| run_secured(&mut lab, frames)));
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, breath, security);
 criterion_main!(benches);

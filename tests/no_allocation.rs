@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use vifswitch::device::memory::{Capacity, End, Memory};
 use vifswitch::device::{Device, packet};
 use vifswitch::frame::{Batch, Cache, Lane, Pool};
-use vifswitch::switch::Limits;
+use vifswitch::switch::{AtLimit, Binding, DropReason, Limits, MacLimit, Security};
 use vifswitch::telemetry::audit::Reading;
 use vifswitch::wire::{Mac, Offload};
 use vifswitch::worker::Command;
@@ -116,12 +116,20 @@ fn a_warm_worker_does_not_allocate(memory: Memory, trunks: bool) {
         memory,
         limits: Limits { network: 2500, port: 600 },
         mtu: 3000,
+        ..Setup::default()
     };
     let mut plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32 / 2)).collect();
     // One tag of two leads to a subport.
     for subport in [1, 3].into_iter().filter(|_| trunks) {
         plugs[subport].trunk = Some((subport - 1, VID));
     }
+    // The second may use the address of the stream only with the MAC address of the first, the third and the fourth
+    // get more and less than others, and behind the fifth few may be learned.
+    let bound = Binding { mac: mac(1), ip: "10.5.0.8/31".parse().ok() };
+    plugs[1].security = Security::MacIp([bound, Binding { mac: mac(0), ip: None }].into());
+    plugs[2].promiscuous = true;
+    plugs[3].unknown_unicast = false;
+    plugs[4].mac_limit = Some(MacLimit { stations: 50, policy: AtLimit::ForwardUnlearned });
     let wires = [Wire::new(&[(VID, 0)]), Wire::new(&[(0, 0)])];
     // Half of the ports take no offload headers.
     let mut lab = Lab::build(setup, &plugs, &wires, |port, end| Box::new(end.with_offloads(port % 2 == 0)));
@@ -144,6 +152,9 @@ fn a_warm_worker_does_not_allocate(memory: Memory, trunks: bool) {
     assert!(lab.total(|c| c.forwarded.get()) > 10_000 && lab.total(|c| c.copies.get()) > 10_000);
     assert!(lab.total(|c| c.segmented.get()) > 1000 && lab.total(|c| c.checksummed.get()) > 1000);
     assert!(lab.workers.iter().all(|worker| worker.switch().fdb().len() > 100));
+    assert!(lab.drops_in(1, DropReason::SpoofedIp) > 100 && lab.sum(1, |c| c.forwarded.get()) > 1000);
+    assert!(lab.sum(2, |c| c.mirrored.get()) > 10_000 && lab.sum(3, |c| c.suppressed.get()) > 1000);
+    assert!(lab.sum(4, |c| c.unlearned.get()) > 1000);
     for port in [1, 3, PORTS, PORTS + 1] {
         let frames = (lab.sum(port, |c| c.forwarded.get()), lab.sum(port, |c| c.tx_frames.get()));
         assert!(frames.0 > 1000 && frames.1 > 1000, "port {port} has some of them: {frames:?}");

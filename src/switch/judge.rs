@@ -456,7 +456,7 @@ impl Judge<'_> {
         if q.source == own || self.fdb.find(q.source, q.source_hash, self.oldest) == Some(id) {
             return true;
         }
-        let own_is_learned = self.fdb.find(own, self.rules.hash(own), 0) == Some(id);
+        let own_is_learned = self.fdb.find(own, self.rules.hash(own), self.oldest) == Some(id);
         self.fdb.make_room(id, most.saturating_add(u32::from(own_is_learned)), self.oldest)
     }
 }

@@ -32,6 +32,10 @@ pub struct Binding {
 }
 
 /// How many stations may be learned behind a port, and what becomes of the others.
+///
+/// Each worker counts in its own table, those included that it has heard of from others. A port whose queues are
+/// all at one worker has never more. One with queues at several may have up to so many at each of them, as long
+/// as they have not heard of each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MacLimit {
     /// So many, addresses of its own and allowed ones not counted.
@@ -177,4 +181,106 @@ fn join<T: Ord + Copy>(mut stretches: Vec<(T, T)>, next: impl Fn(T) -> Option<T>
 fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.octets();
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    fn mac(number: u64) -> Mac {
+        Mac::from_bits(0x0200_0000_0000 + number)
+    }
+
+    fn v4(number: u8) -> IpAddr {
+        IpAddr::from([10, 0, 0, number])
+    }
+
+    fn v6(number: u8) -> IpAddr {
+        IpAddr::V6(Ipv6Addr::from_bits(u128::MAX - u128::from(number)))
+    }
+
+    fn binding() -> impl Strategy<Value = Binding> {
+        let ip = prop_oneof![
+            6 => (any::<u8>(), 24..=32u8).prop_map(|(n, len)| Prefix::new(v4(n), len)),
+            6 => (any::<u8>(), 120..=128u8).prop_map(|(n, len)| Prefix::new(v6(n), len)),
+            1 => Just(None),
+        ];
+        (0..4u64, ip).prop_map(|(number, ip)| Binding { mac: mac(number), ip })
+    }
+
+    proptest! {
+        /// However the bindings overlap: what one of them has is allowed, and nothing else.
+        #[test]
+        fn a_sender_is_one_binding(bindings in vec(binding(), 0..40)) {
+            let compiled = Bindings::new(mac(0), &bindings);
+            for number in 0..5 {
+                let its: Vec<_> = bindings.iter().filter(|binding| binding.mac == mac(number)).collect();
+                for (at, ip) in (0..=255).flat_map(|n| [(n, v4(n)), (n, v6(n))]) {
+                    let is_bound = its.iter().any(|binding| binding.ip.is_none_or(|prefix| prefix.contains(ip)));
+                    let claim = match ip {
+                        IpAddr::V4(ip) => Claim::V4 { ip, asks: false },
+                        IpAddr::V6(ip) => Claim::V6 { ip, asks: false, neighbor: Neighbor::default() },
+                    };
+                    prop_assert_eq!(compiled.allow(mac(number), &claim), is_bound, "{} {}", number, at);
+                    if let IpAddr::V4(ip) = ip {
+                        let arp = Claim::Arp { mac: mac(number), ip };
+                        prop_assert_eq!(compiled.allow(mac(1), &arp), is_bound, "whoever the frame is from");
+                    }
+                }
+                let link = link_local(mac(number));
+                let claim = Claim::V6 { ip: link, asks: false, neighbor: Neighbor::default() };
+                prop_assert_eq!(compiled.allow(mac(number), &claim), !its.is_empty(), "{}", link);
+                for asks in [true, false] {
+                    let (four, six) = (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
+                    let any = its.iter().any(|binding| binding.ip.is_none());
+                    let may = any || asks && !its.is_empty();
+                    prop_assert_eq!(compiled.allow(mac(number), &Claim::V4 { ip: four, asks }), may);
+                    let claim = Claim::V6 { ip: six, asks, neighbor: Neighbor::default() };
+                    prop_assert_eq!(compiled.allow(mac(number), &claim), may);
+                }
+                let probe = Claim::Arp { mac: mac(number), ip: Ipv4Addr::UNSPECIFIED };
+                prop_assert_eq!(compiled.allow(mac(1), &probe), number == 0 || !its.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn neighbors_say_what_is_bound() {
+        let bind = |number, ip: &str| Binding { mac: mac(number), ip: ip.parse().ok() };
+        let bindings = Bindings::new(mac(1), &[bind(1, "fd::1"), bind(2, "fd::2"), bind(2, "fd::3")]);
+        let says = |ip: &str, target: Option<&str>, link: Option<u64>| {
+            let target = target.map(|target| target.parse().unwrap());
+            let neighbor = Neighbor { target, link: link.map(mac) };
+            let ip: Ipv6Addr = ip.parse().unwrap();
+            bindings.allow(mac(1), &Claim::V6 { ip, asks: ip.is_unspecified(), neighbor })
+        };
+        for (ip, target, link, expected) in [
+            ("fd::1", None, None, true),
+            ("fd::2", None, None, false),
+            ("fe80::ff:fe00:1", None, None, true),
+            ("fe80::ff:fe00:2", None, None, false),
+            ("::", None, None, true),
+            ("fd::1", Some("fd::1"), None, true),
+            ("fd::1", Some("fd::2"), None, false),
+            ("fd::1", Some("fd::2"), Some(2), true),
+            ("fd::1", Some("fd::1"), Some(2), false),
+            ("fd::1", Some("fd::3"), Some(3), false),
+            ("fd::1", None, Some(1), true),
+            ("fd::1", None, Some(2), false),
+            ("fd::1", None, Some(3), false),
+            ("::", None, Some(2), true),
+            ("::", None, Some(3), false),
+        ] {
+            assert_eq!(says(ip, target, link), expected, "{ip} {target:?} {link:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_and_nothing_passes() {
+        let bindings = Bindings::new(mac(1), &[Binding { mac: mac(1), ip: None }]);
+        assert!(!bindings.allow(mac(1), &Claim::Unreadable));
+        assert!(bindings.allow(mac(1), &Claim::Nothing));
+    }
 }

@@ -105,7 +105,7 @@ pub struct PortCounters {
     pub forwarded: Counter,
     /// Frames that came in and were meant for everybody on the network.
     pub flooded: Counter,
-    /// Copies that were made of the flooded ones.
+    /// Copies that were made of the flooded ones, and, for promiscuous ports, of the others.
     pub copies: Counter,
     /// Frames that came and were lost before they could be received, as far as the device tells: they are
     /// in no other counter.

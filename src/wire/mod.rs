@@ -1,8 +1,9 @@
 //! Bytes → meaning: what the switch reads of a frame, and nothing more.
 //!
 //! Forwarding reads the Ethernet addresses, the type, for the length limit how many VLAN tags stand
-//! in front of the payload, and of frames from outside to which VLAN the outermost tag assigns them. Nothing here panics, whatever the bytes: each type is made by a
-//! checked constructor, and after that its accessors cannot fail.
+//! in front of the payload, and of frames from outside to which VLAN the outermost tag assigns them. Only
+//! where port security asks for it, it reads whom ARP and IP name as the sender. Nothing here panics,
+//! whatever the bytes: each type is made by a checked constructor, and after that its accessors cannot fail.
 
 #![forbid(unsafe_code)]
 

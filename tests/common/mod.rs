@@ -11,8 +11,8 @@ use vifswitch::device::Device;
 use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::frame::Pool;
 use vifswitch::switch::{
-    CarrierRules, DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, ReservedMask,
-    Role, Rules, Secret, Security,
+    CarrierRules, DropReason, Learned, Limits, MacLimit, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach,
+    ReservedMask, Role, Rules, Secret, Security,
 };
 use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
@@ -32,11 +32,23 @@ pub struct Plug {
     pub admin_up: bool,
     /// Its parent and its VLAN id there, if it is a subport: then it has no cable of its own.
     pub trunk: Option<(usize, u16)>,
+    pub unknown_unicast: bool,
+    pub promiscuous: bool,
+    pub mac_limit: Option<MacLimit>,
 }
 
 impl Plug {
     pub fn new(network: u16, owner: u32) -> Plug {
-        Plug { network, owner, security: Security::Off, admin_up: true, trunk: None }
+        Plug {
+            network,
+            owner,
+            security: Security::Off,
+            admin_up: true,
+            unknown_unicast: true,
+            promiscuous: false,
+            mac_limit: None,
+            trunk: None,
+        }
     }
 
     /// The same, as a subport of the port at `parent`, tagged with `vid`.
@@ -88,6 +100,8 @@ pub struct Setup {
     pub memory: Memory,
     pub limits: Limits,
     pub mtu: u16,
+    /// Of all networks.
+    pub reserved: ReservedMask,
 }
 
 impl Default for Setup {
@@ -100,6 +114,7 @@ impl Default for Setup {
             memory: Memory::Owned,
             limits: Limits::default(),
             mtu: 1500,
+            reserved: ReservedMask::VM_DEFAULT,
         }
     }
 }
@@ -158,7 +173,7 @@ impl Lab {
             ageing: 300,
             limits: setup.limits,
             guard: true,
-            reserved: ReservedMask::VM_DEFAULT,
+            reserved: setup.reserved,
         });
         let ports: Vec<_> = (0..plugs.len() + wires.len()).map(|index| PortId::new(index as u16, 0)).collect();
         let trunks: Vec<_> = plugs.iter().map(|plug| plug.trunk).chain(wires.iter().map(|_| None)).collect();
@@ -183,9 +198,9 @@ impl Lab {
             worker: worker(id),
             role: Role::Vif,
             reach: reach(id),
-            unknown_unicast: true,
-            promiscuous: false,
-            mac_limit: None,
+            unknown_unicast: plug.unknown_unicast,
+            promiscuous: plug.promiscuous,
+            mac_limit: plug.mac_limit,
         });
         let (mut rules, mut carriers) = (vifs.collect::<Vec<_>>(), Vec::new());
         for (parent, plug) in plugs.iter().enumerate().filter(|(parent, _)| subports(*parent).next().is_some()) {

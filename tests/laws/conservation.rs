@@ -166,8 +166,13 @@ fn run(case: Case) {
         }
     }
     lab.settle();
+    let mut audit = lab.audit();
+    // Where slots are few, a frame may have waited in its cable for one that came home last of all.
+    while !plenty && !audit.is_quiet() {
+        lab.settle();
+        audit = lab.audit();
+    }
     lab.check_ledger();
-    let audit = lab.audit();
     assert!(audit.is_quiet() && audit.adds_up(), "{audit:#?}");
     for port in 0..ports {
         assert_eq!(audit.port(port).rx_frames, lab.sum(port, |c| c.rx_frames.get()));

@@ -6,6 +6,7 @@
 mod common;
 
 mod conservation;
+mod delivery;
 mod dressing;
 mod equivalence;
 mod forgetting;

@@ -1,11 +1,14 @@
 //! A switch written to be obviously right, and the real one against it, frame by frame.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vifswitch::switch::{DropReason, Security};
+use vifswitch::switch::{AtLimit, DropReason, ReservedGroup, ReservedMask, Security};
+use vifswitch::telemetry::PortCounters;
+use vifswitch::wire::Mac;
 
 use crate::common::{Lab, Plug, Setup, mac};
 use crate::scenery::{self, Sketch, plain};
@@ -15,11 +18,24 @@ const AGEING: u64 = 300;
 
 type Address = [u8; 6];
 
-/// What is to become of a frame: who gets it, or why nobody does.
-type Fate = Result<Vec<usize>, DropReason>;
+/// What is to become of a frame: who gets it and what is counted of that, or why nobody does.
+type Fate = Result<Delivery, DropReason>;
+
+#[derive(Debug, Default)]
+struct Delivery {
+    /// Whom it is for.
+    to: Vec<usize>,
+    /// Who gets a copy because it is promiscuous.
+    mirrored: Vec<usize>,
+    /// Who does not get it because nobody knows its destination.
+    suppressed: Vec<usize>,
+    /// Whether its source was not learned, for the limit of its port.
+    unlearned: bool,
+}
 
 struct Model {
     plugs: Vec<Plug>,
+    reserved: u16,
     /// By network and address: behind which port, and when it was last seen.
     learned: HashMap<(u16, Address), (usize, u64)>,
     now: u64,
@@ -74,7 +90,7 @@ impl Model {
         if source[0] & 1 == 1 || source == [0; 6] {
             return Err(DropReason::BadSource);
         }
-        if to == [0x01, 0x80, 0xc2, 0, 0, 1] {
+        if to[..5] == [0x01, 0x80, 0xc2, 0, 0] && to[5] < 16 && self.reserved & 1 << to[5] == 0 {
             return Err(DropReason::ReservedGroup);
         }
         let network = plug.network;
@@ -85,19 +101,116 @@ impl Model {
         if plug.security != Security::Off && !self.lists(from, source) {
             return Err(DropReason::SpoofedSource);
         }
+        if matches!(self.plugs[from].security, Security::MacIp(_)) && !self.may_say(from, source, frame) {
+            return Err(DropReason::SpoofedIp);
+        }
         let found = if to[0] & 1 == 1 { None } else { self.find(network, to) };
         if found == Some(from) {
             return Err(DropReason::Hairpin);
         }
+        let mut unlearned = false;
         if pinned.is_none() {
-            self.learned.insert((network, source), (from, self.now));
+            match self.plugs[from].mac_limit.filter(|limit| !self.has_room(from, source, limit.stations)) {
+                Some(limit) if limit.policy == AtLimit::Drop => return Err(DropReason::MacLimit),
+                Some(_) => unlearned = true,
+                None => _ = self.learned.insert((network, source), (from, self.now)),
+            }
         }
+        let others = |which: &dyn Fn(&Plug) -> bool| -> Vec<usize> {
+            let is_there = |port: &usize| *port != from && self.network(*port) == network && self.plugs[*port].admin_up;
+            (0..self.plugs.len()).filter(is_there).filter(|&port| which(&self.plugs[port])).collect()
+        };
         match found {
-            Some(port) => Ok(vec![port]),
+            Some(port) => {
+                let mut mirrored = others(&|plug| plug.promiscuous);
+                mirrored.retain(|&watcher| watcher != port);
+                Ok(Delivery { to: vec![port], mirrored, unlearned, ..Delivery::default() })
+            }
             None if to == source => Err(DropReason::Hairpin),
-            None => Ok((0..self.plugs.len())
-                .filter(|&port| port != from && self.network(port) == network && self.plugs[port].admin_up)
-                .collect()),
+            None if to[0] & 1 == 1 => Ok(Delivery { to: others(&|_| true), unlearned, ..Delivery::default() }),
+            None => {
+                let wants = |plug: &Plug| plug.unknown_unicast || plug.promiscuous;
+                let suppressed = others(&|plug| !wants(plug));
+                Ok(Delivery { to: others(&wants), suppressed, unlearned, ..Delivery::default() })
+            }
+        }
+    }
+
+    /// Whether a source is learned behind a port, or may be. Its own address is not counted; that of one which
+    /// says who may be there is not limited.
+    fn has_room(&self, port: usize, source: Address, most: u32) -> bool {
+        let is_known = |address: &Address, behind: usize, seen: u64| {
+            behind == port && self.now - seen < AGEING && *address != mac(port).octets()
+        };
+        let known = self.learned.iter().filter(|((network, address), (behind, seen))| {
+            *network == self.network(port) && is_known(address, *behind, *seen)
+        });
+        self.plugs[port].security != Security::Off
+            || source == mac(port).octets()
+            || known.clone().any(|((_, address), _)| *address == source)
+            || known.count() < most as usize
+    }
+
+    /// Whether an address of IP is bound to one of MAC.
+    fn is_bound(&self, port: usize, address: Address, ip: IpAddr) -> bool {
+        let Security::MacIp(bindings) = &self.plugs[port].security else { return true };
+        let mut its = bindings.iter().filter(|binding| binding.mac.octets() == address);
+        let [a, b, c, d, e, f] = address;
+        let link_local = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+        its.clone().count() > 0 && ip == IpAddr::from(link_local)
+            || its.any(|binding| binding.ip.is_none_or(|prefix| prefix.contains(ip)))
+    }
+
+    /// What the rules of MAC and IP say about the frames of this scenery.
+    fn may_say(&self, port: usize, source: Address, frame: &[u8]) -> bool {
+        let Security::MacIp(bindings) = &self.plugs[port].security else { return true };
+        let speaks = bindings.iter().any(|binding| binding.mac.octets() == source);
+        let mut at = 12;
+        while matches!(frame.get(at..at + 2), Some([0x81, 0x00] | [0x88, 0xa8] | [0x91, 0x00])) {
+            at += 4;
+        }
+        let Some(kind) = frame.get(at..at + 2) else { return false };
+        let body = &frame[at + 2..];
+        let six = |at: usize| IpAddr::from(<[u8; 16]>::try_from(&body[at..at + 16]).unwrap());
+        match kind {
+            [0x08, 0x06] if body.len() >= 28 => {
+                let address = body[8..14].try_into().unwrap();
+                let ip = <[u8; 4]>::try_from(&body[14..18]).unwrap();
+                self.lists(port, address) && ip == [0; 4] || self.is_bound(port, address, ip.into())
+            }
+            [0x08, 0x00] if body.len() >= 20 => {
+                let ip = <[u8; 4]>::try_from(&body[12..16]).unwrap();
+                let asks = body.len() >= 28 && body[9] == 17 && body[20..24] == [0, 68, 0, 67];
+                ip == [0; 4] && asks && speaks || self.is_bound(port, source, ip.into())
+            }
+            [0x86, 0xdd] if body.len() >= 40 => {
+                let ip = six(8);
+                if body[6] != 58 {
+                    return self.is_bound(port, source, ip);
+                }
+                let message = &body[40..];
+                let Some(kind) = message.first() else { return false };
+                let asks = [133, 135].contains(kind) && speaks && ip.is_unspecified();
+                if !asks && !self.is_bound(port, source, ip) {
+                    return false;
+                }
+                if *kind == 137 {
+                    return true;
+                }
+                if message.len() < usize::from(body[5]) {
+                    return false;
+                }
+                let fixed = [8, 16, 24, 24][usize::from(*kind) - 133];
+                let link = message.get(fixed + 2..fixed + 8).map(|link| Address::try_from(link).unwrap());
+                match (kind, link) {
+                    (136, link) => self.is_bound(port, link.unwrap_or(source), six(48)),
+                    (_, Some(link)) if ip.is_unspecified() => self.lists(port, link),
+                    (_, Some(link)) => self.is_bound(port, link, ip),
+                    (_, None) => true,
+                }
+            }
+            [0x08, 0x06 | 0x00] | [0x86, 0xdd] => false,
+            _ => true,
         }
     }
 }
@@ -120,11 +233,15 @@ proptest! {
     fn each_frame_goes_where_the_model_says(
         plugs in scenery::plugs(3),
         memory in scenery::memory(),
+        reserved in scenery::reserved(),
+        workers in prop::sample::select(vec![1u16, 1, 3]),
         acts in acts(),
     ) {
         let ports = plugs.len();
-        let mut lab = Lab::new(Setup { memory, mtu: MTU as u16, ..Setup::default() }, &plugs);
-        let mut model = Model { plugs, learned: HashMap::new(), now: 0 };
+        let mut lab = Lab::new(Setup { workers, memory, mtu: MTU as u16, reserved, ..Setup::default() }, &plugs);
+        let ReservedMask(reserved) = reserved;
+        let mut model = Model { plugs, reserved, learned: HashMap::new(), now: 0 };
+        let mut groups: HashMap<(usize, Address), u64> = HashMap::new();
         for (number, act) in acts.iter().enumerate() {
             let sketch = match act {
                 Act::Pass(seconds) => {
@@ -136,14 +253,33 @@ proptest! {
             };
             let (from, bytes) = (sketch.port(ports), sketch.bytes(ports));
             let before = DropReason::ALL.map(|reason| lab.drops_in(from, reason));
+            let count = |lab: &Lab| -> Vec<_> {
+                (0..ports)
+                    .map(|port| {
+                        let sum = |of: fn(&PortCounters) -> u64| lab.sum(port, of);
+                        [sum(|c| c.mirrored.get()), sum(|c| c.suppressed.get()), sum(|c| c.unlearned.get())]
+                    })
+                    .collect()
+            };
+            let counted = count(&lab);
             let expected = model.frame(from, &bytes);
             prop_assert!(lab.send(from, &bytes));
             lab.settle();
             for (reason, before) in DropReason::ALL.into_iter().zip(before) {
                 let died = lab.drops_in(from, reason) - before;
-                prop_assert_eq!(died, u64::from(expected == Err(reason)), "act {}: {:?}, not {:?}", number, reason, expected);
+                prop_assert_eq!(died, u64::from(expected.as_ref().err() == Some(&reason)), "act {}: {:?}, not {:?}", number, reason, expected);
             }
-            let reached: HashSet<usize> = expected.unwrap_or_default().into_iter().collect();
+            if expected.as_ref().err() == Some(&DropReason::ReservedGroup) {
+                *groups.entry((from, bytes[..6].try_into().unwrap())).or_default() += 1;
+            }
+            let delivery = expected.unwrap_or_default();
+            for (port, (before, now)) in counted.into_iter().zip(count(&lab)).enumerate() {
+                let has = |ports: &[usize]| u64::from(ports.contains(&port));
+                let unlearned = u64::from(delivery.unlearned && port == from);
+                let more = [has(&delivery.mirrored), has(&delivery.suppressed), unlearned];
+                prop_assert_eq!([0, 1, 2].map(|i| now[i] - before[i]), more, "act {}: counted at port {}", number, port);
+            }
+            let reached: HashSet<usize> = delivery.to.into_iter().chain(delivery.mirrored).collect();
             for port in 0..ports {
                 // A frame may be meant for a port that is down, and dies there.
                 let expected = reached.contains(&port) && model.plugs[port].admin_up;
@@ -151,6 +287,15 @@ proptest! {
                 prop_assert_eq!(received.len(), usize::from(expected), "act {}: frames at port {}", number, port);
                 prop_assert!(received.iter().all(|frame| *frame == bytes), "act {}: changed at port {}", number, port);
             }
+        }
+        for port in 0..ports {
+            let mut counted: HashMap<&str, u64> = HashMap::new();
+            for (group, frames) in lab.books.iter().flat_map(|books| books[port].reserved_groups.iter()) {
+                *counted.entry(group.name()).or_default() += frames;
+            }
+            let its = groups.iter().filter(|((at, _), _)| *at == port);
+            let named = its.map(|((_, to), frames)| (ReservedGroup::new(Mac::new(*to)).unwrap().name(), *frames));
+            prop_assert_eq!(counted, named.collect());
         }
         let down = (0..ports).map(|port| lab.drops_out(port, DropReason::AdminDown)).sum::<u64>();
         prop_assert_eq!(lab.total(|c| c.drops_out.total()), down, "nothing else dies on its way out");

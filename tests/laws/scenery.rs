@@ -3,8 +3,8 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vifswitch::device::memory::Memory;
-use vifswitch::switch::Security;
-use vifswitch::wire::{Mac, Offload};
+use vifswitch::switch::{AtLimit, Binding, MacLimit, ReservedMask, Security};
+use vifswitch::wire::{Mac, Offload, Prefix};
 
 use crate::common::stream::open_frame;
 use crate::common::{Plug, Wire, mac};
@@ -16,14 +16,122 @@ pub fn wild(number: usize) -> Mac {
 
 pub const WILD: usize = 8;
 
+/// A MAC address, of a port or of nobody, with one of few addresses of IP.
+fn binding() -> impl Strategy<Value = Binding> {
+    let mac = prop_oneof![3 => (0..9usize).prop_map(mac), 1 => (0..WILD).prop_map(wild)];
+    let ip =
+        prop::sample::select(vec!["10.0.0.1", "10.0.0.2/31", "10.0.0.0/29", "fd::1", "fd::4/126", "0.0.0.0/0", ""]);
+    (mac, ip).prop_map(|(mac, ip)| Binding { mac, ip: ip.parse::<Prefix>().ok() })
+}
+
 pub fn plugs(networks: u16) -> impl Strategy<Value = Vec<Plug>> {
     let security = prop_oneof![
-        2 => Just(Security::Off),
+        3 => Just(Security::Off),
         1 => vec((0..WILD).prop_map(wild), 0..3).prop_map(|also| Security::Mac(also.into())),
+        2 => vec(binding(), 0..8).prop_map(|bindings| Security::MacIp(bindings.into())),
     ];
-    let plug = (0..networks, 0..4u32, security, prop::bool::weighted(0.9))
-        .prop_map(|(network, owner, security, admin_up)| Plug { network, owner, security, admin_up, trunk: None });
-    vec(plug, 2..10)
+    let policy = prop::sample::select(vec![AtLimit::Drop, AtLimit::ForwardUnlearned]);
+    let limit = (0..4u32, policy).prop_map(|(stations, policy)| MacLimit { stations, policy });
+    let delivery = (prop::bool::weighted(0.8), prop::bool::weighted(0.15), prop::option::weighted(0.3, limit));
+    let plug = (0..networks, 0..4u32, security, prop::bool::weighted(0.9), delivery).prop_map(
+        |(network, owner, security, admin_up, (unknown_unicast, promiscuous, mac_limit))| Plug {
+            network,
+            owner,
+            security,
+            admin_up,
+            unknown_unicast,
+            promiscuous,
+            mac_limit,
+            trunk: None,
+        },
+    );
+    vec(plug, 2..10).prop_map(|mut plugs| {
+        // Some ports have their own address bound, as they would.
+        for (index, plug) in plugs.iter_mut().enumerate() {
+            if let Security::MacIp(bindings) = &mut plug.security
+                && let Some(first) = bindings.first_mut()
+            {
+                first.mac = mac(index);
+            }
+        }
+        plugs
+    })
+}
+
+pub fn reserved() -> impl Strategy<Value = ReservedMask> {
+    prop_oneof![2 => Just(ReservedMask::VM_DEFAULT), 1 => any::<u16>().prop_map(ReservedMask)]
+}
+
+/// What a frame says above Ethernet. Addresses of IP by number: 0 is none, 9 the link-local one of whom it is
+/// about.
+#[derive(Debug, Clone)]
+enum Said {
+    Arp { mac: Address, ip: u8 },
+    V4 { ip: u8, ports: (u16, u16) },
+    V6 { ip: u8 },
+    Neighbor { kind: u8, ip: u8, target: u8, link: Option<Address> },
+}
+
+fn said() -> impl Strategy<Value = Said> {
+    let port = prop::sample::select(vec![67u16, 68, 53]);
+    let ip = || prop_oneof![1 => Just(0u8), 6 => 1..9u8, 2 => Just(9u8)];
+    let who = || prop_oneof![3 => Just(Address::Sender), 1 => (0..9usize).prop_map(Address::Port)];
+    prop_oneof![
+        (who(), 0..9u8).prop_map(|(mac, ip)| Said::Arp { mac, ip }),
+        (0..9u8, (port.clone(), port)).prop_map(|(ip, ports)| Said::V4 { ip, ports }),
+        ip().prop_map(|ip| Said::V6 { ip }),
+        (133..=137u8, ip(), ip(), prop::option::of(who())).prop_map(|(kind, ip, target, link)| Said::Neighbor {
+            kind,
+            ip,
+            target,
+            link
+        }),
+    ]
+}
+
+fn v6(number: u8, of: Mac) -> [u8; 16] {
+    let [a, b, c, d, e, f] = of.octets();
+    match number {
+        0 => [0; 16],
+        9 => [0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f],
+        n => [0, 0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, n],
+    }
+}
+
+impl Said {
+    /// Type and payload of the frame that says it from `source`; `resolve` knows the addresses.
+    fn bytes(&self, source: Mac, resolve: impl Fn(Address) -> Mac) -> Vec<u8> {
+        let v4 = |number: u8| if number == 0 { [0; 4] } else { [10, 0, 0, number] };
+        let six = |ip: u8, next: u8, payload: &[u8]| {
+            let front = [0x86, 0xdd, 0x60, 0, 0, 0, 0, payload.len() as u8, next, 255];
+            [&front[..], &v6(ip, source), &[0xff; 16], payload].concat()
+        };
+        match self {
+            Said::Arp { mac, ip } => {
+                [&[8, 6, 0, 1, 8, 0, 6, 4, 0, 1][..], &resolve(*mac).octets(), &v4(*ip), &[0; 10]].concat()
+            }
+            Said::V4 { ip, ports } => {
+                let front = [8, 0, 0x45, 0, 0, 28, 0, 0, 0, 0, 64, 17, 0, 0];
+                let (from, to) = (ports.0.to_be_bytes(), ports.1.to_be_bytes());
+                [&front[..], &v4(*ip), &[10, 0, 0, 99], &from, &to, &[0, 8, 0, 0]].concat()
+            }
+            Said::V6 { ip } => six(*ip, 17, &[0; 8]),
+            Said::Neighbor { kind, ip, target, link } => {
+                let mut message = vec![*kind, 0, 0, 0, 0, 0, 0, 0];
+                match kind {
+                    133 => {}
+                    134 => message.extend([0; 8]),
+                    137 => message.extend([v6(*target, source), [0xfd; 16]].concat()),
+                    _ => message.extend(v6(*target, link.map_or(source, &resolve))),
+                }
+                if let Some(link) = link {
+                    message.extend([if *kind >= 136 { 2 } else { 1 }, 1]);
+                    message.extend(resolve(*link).octets());
+                }
+                six(*ip, 58, &message)
+            }
+        }
+    }
 }
 
 /// The same, some of them subports of others.
@@ -98,6 +206,8 @@ pub struct Sketch {
     value: u8,
     /// It is one of TCP over IPv4.
     stream: bool,
+    /// What it says above Ethernet, if anything; and how much of that is cut off at its end.
+    said: Option<(Said, usize)>,
     /// What the outer tag says if it comes by an uplink, if it has one.
     vlan: Option<u16>,
     pub offload: Offload,
@@ -137,6 +247,16 @@ impl Sketch {
             bytes.extend([[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]][tag % 3]);
             bytes.extend([0x00, self.value]);
         }
+        if let Some((said, cut)) = self.said.as_ref().filter(|_| !self.runt) {
+            let source = self.from.resolve(sender, ports);
+            let says = said.bytes(source, |address| match address {
+                // Whoever the frame is from.
+                Address::Sender => source,
+                address => address.resolve(sender, ports),
+            });
+            bytes.extend(&says[..says.len().saturating_sub(*cut).max(2)]);
+            return bytes;
+        }
         bytes.extend([0x88, 0xb5]);
         bytes.resize(bytes.len() + self.len, self.value);
         if self.runt {
@@ -156,7 +276,8 @@ fn destination() -> impl Strategy<Value = Address> {
         4 => (0..WILD).prop_map(Address::Wild),
         2 => Just(Address::These(0xffff_ffff_ffff)),
         1 => Just(Address::These(0x0100_5e00_0001)),
-        1 => Just(Address::These(0x0180_c200_000e)),
+        1 => (0..17u64).prop_map(|n| Address::These(0x0180_c200_0000 + n)),
+        1 => Just(Address::These(0x0100_0ccc_cccd)),
         1 => Just(Address::These(0x0180_c200_0001)),
     ]
 }
@@ -176,8 +297,9 @@ pub fn plain() -> impl Strategy<Value = Sketch> {
     let len = prop_oneof![6 => 0..100usize, 2 => 1490..1510usize, 1 => 1510..3000usize];
     let value = prop_oneof![any::<u8>(), Just(3), Just(5)];
     let vlan = prop::option::weighted(0.8, prop_oneof![8 => prop::sample::select(VIDS.to_vec()), 1 => any::<u16>()]);
-    (0..11usize, destination(), source(), 0..4usize, len, prop::bool::weighted(0.05), value, vlan).prop_map(
-        |(port, to, from, tags, len, runt, value, vlan)| Sketch {
+    let said = prop::option::weighted(0.4, (said(), prop_oneof![9 => Just(0usize), 1 => 0..60usize]));
+    (0..11usize, destination(), source(), 0..4usize, len, prop::bool::weighted(0.05), value, vlan, said).prop_map(
+        |(port, to, from, tags, len, runt, value, vlan, said)| Sketch {
             port,
             to,
             from,
@@ -186,6 +308,7 @@ pub fn plain() -> impl Strategy<Value = Sketch> {
             runt,
             value,
             stream: false,
+            said,
             vlan,
             offload: Offload::NONE,
         },
@@ -229,7 +352,7 @@ pub fn any_frame() -> impl Strategy<Value = Sketch> {
     let divided = prop_oneof![2 => Just(1u8), 1 => Just(0)];
     let stream = (plain(), divided, 400..1500u16, 0..50_000usize).prop_map(|(sketch, kind, size, len)| {
         let start = 34 + 4 * sketch.tags as u16;
-        Sketch { stream: true, runt: false, len, offload: header(1, kind, size, start, 16), ..sketch }
+        Sketch { stream: true, runt: false, said: None, len, offload: header(1, kind, size, start, 16), ..sketch }
     });
     prop_oneof![18 => sketch, 2 => stream]
 }

@@ -1,0 +1,216 @@
+//! Who gets a frame beside those it is for, who does not, and who may send it: promiscuous ports, ports
+//! without unknown unicast, MAC limits, senders above Ethernet, and addresses that wander.
+
+use std::time::Duration;
+
+use vifswitch::device::memory::Memory;
+use vifswitch::switch::{AtLimit, Binding, DropReason, MacLimit, ReservedMask, Security};
+use vifswitch::wire::{Mac, Offload};
+
+use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
+use crate::scenery::{tcp, wild};
+
+const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
+
+/// Sends one frame and settles. Which ports got it, each named once for each copy.
+fn sent(lab: &mut Lab, from: usize, bytes: &[u8], offload: Offload) -> Vec<usize> {
+    assert!(lab.ends[from].send(bytes, offload));
+    lab.settle();
+    let received = lab.all_received();
+    assert!(received.iter().flatten().all(|frame| frame == bytes), "nothing else arrives");
+    received.iter().enumerate().flat_map(|(port, frames)| vec![port; frames.len()]).collect()
+}
+
+fn reached(lab: &mut Lab, from: usize, to: Mac, source: Mac) -> Vec<usize> {
+    sent(lab, from, &frame(to, source, 0x88b5, &[7; 50]), Offload::NONE)
+}
+
+fn plugs(count: u32) -> Vec<Plug> {
+    (0..count).map(|owner| Plug::new(0, owner)).collect()
+}
+
+#[test]
+fn a_promiscuous_port_gets_what_is_forwarded_once() {
+    for (workers, memory) in KINDS {
+        let mut plugs = plugs(5);
+        plugs[2].promiscuous = true;
+        plugs[4].promiscuous = true;
+        plugs.push(Plug::new(1, 0));
+        plugs.push(Plug::new(1, 1));
+        let wires = [Wire::new(&[(5, 0)]), Wire::new(&[(5, 0)])];
+        let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &wires);
+        assert_eq!(reached(&mut lab, 0, mac(1), mac(0)), [1, 2, 4]);
+        assert_eq!(reached(&mut lab, 0, mac(2), mac(0)), [2, 4], "what is for itself it gets once");
+        assert_eq!(reached(&mut lab, 2, mac(1), mac(2)), [1, 4], "not what it sent itself");
+        assert_eq!(reached(&mut lab, 2, mac(4), mac(2)), [4]);
+        assert_eq!(reached(&mut lab, 0, mac(1), mac(3)), [0; 0], "not what was dropped");
+        assert_eq!(reached(&mut lab, 0, mac(0), mac(0)), [0; 0]);
+        assert_eq!(reached(&mut lab, 5, mac(6), mac(5)), [6], "not of another network");
+        assert_eq!(lab.sum(2, |c| c.mirrored.get()), 1);
+        assert_eq!(lab.sum(4, |c| c.mirrored.get()), 3);
+        // Between an uplink and a VM, both ways; the frame outside has a tag.
+        let (inside, mut outside) =
+            (frame(wild(1), mac(0), 0x88b5, &[7; 50]), frame(mac(0), wild(1), 0x88b5, &[7; 50]));
+        let there = [frame(mac(0), wild(1), 0x88b5, &[7; 50])];
+        outside.splice(12..12, [0x81, 0, 0, 5]);
+        assert!(lab.send(7, &outside));
+        lab.settle();
+        assert_eq!([0, 1, 2, 4].map(|port| lab.received(port)), [&there[..], &[], &there, &there]);
+        assert!(lab.send(0, &inside));
+        lab.settle();
+        assert_eq!([1, 2, 4, 8].map(|port| lab.received(port).len()), [0, 1, 1, 0]);
+        assert_eq!(lab.received(7).len(), 1);
+        // A super-frame counts as the frames it becomes.
+        let before = (lab.sum(2, |c| c.mirrored.get()), lab.sum(0, |c| c.copies.get()));
+        let mut bytes = frame(mac(1), mac(0), 0x0800, &[0x50; 3000]);
+        bytes[46] = 0x50;
+        let got = sent(&mut lab, 0, &bytes, tcp(1000));
+        assert_eq!(got, [1, 2, 4]);
+        assert_eq!(lab.sum(2, |c| c.mirrored.get()) - before.0, 3);
+        assert_eq!(lab.sum(0, |c| c.copies.get()) - before.1, 6);
+        lab.check_ledger();
+        lab.end();
+    }
+}
+
+#[test]
+fn a_suppressed_port_gets_all_but_unknown_unicast() {
+    for (workers, memory) in KINDS {
+        let mut plugs = plugs(4);
+        plugs[2].unknown_unicast = false;
+        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+        assert_eq!(reached(&mut lab, 0, wild(1), mac(0)), [1, 3]);
+        assert_eq!(reached(&mut lab, 2, wild(1), mac(2)), [0, 1, 3], "its own are for the others");
+        assert_eq!(lab.sum(2, |c| c.suppressed.get()), 1);
+        assert_eq!(reached(&mut lab, 0, Mac::BROADCAST, mac(0)), [1, 2, 3]);
+        assert_eq!(reached(&mut lab, 0, Mac::from_bits(0x3333_0000_0001), mac(0)), [1, 2, 3]);
+        assert_eq!(reached(&mut lab, 0, mac(2), mac(0)), [2], "what is for it is known");
+        reached(&mut lab, 2, mac(0), wild(2));
+        assert_eq!(reached(&mut lab, 0, wild(2), mac(0)), [2], "and what is behind it, once it speaks");
+        assert_eq!(lab.total(|c| c.suppressed.get()), 1);
+        lab.check_ledger();
+        lab.end();
+    }
+}
+
+#[test]
+fn at_its_limit_a_port_learns_nobody_else() {
+    for (workers, memory) in KINDS {
+        for policy in [AtLimit::Drop, AtLimit::ForwardUnlearned] {
+            let mut plugs = plugs(3);
+            plugs[0].mac_limit = Some(MacLimit { stations: 2, policy });
+            let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+            for source in [mac(0), wild(0), wild(1), wild(0)] {
+                assert_eq!(reached(&mut lab, 0, mac(1), source), [1], "its own does not count");
+            }
+            let is_dropped = policy == AtLimit::Drop;
+            let passes: &[usize] = if is_dropped { &[] } else { &[1] };
+            assert_eq!(reached(&mut lab, 0, mac(1), wild(2)), passes);
+            assert_eq!(reached(&mut lab, 1, wild(2), mac(1)), [0, 2], "nobody has learned it");
+            assert_eq!(reached(&mut lab, 1, wild(0), mac(1)), [0], "nobody was displaced for it");
+            let counted = (lab.drops_in(0, DropReason::MacLimit), lab.sum(0, |c| c.unlearned.get()));
+            assert_eq!(counted, if is_dropped { (1, 0) } else { (0, 1) });
+            // One moves away, and there is room.
+            reached(&mut lab, 2, mac(1), wild(1));
+            assert_eq!(reached(&mut lab, 0, mac(1), wild(2)), [1]);
+            assert_eq!(reached(&mut lab, 1, wild(2), mac(1)), [0]);
+            assert_eq!(reached(&mut lab, 0, mac(1), wild(1)), passes, "it does not come back");
+            assert_eq!(reached(&mut lab, 1, wild(1), mac(1)), [2]);
+            // They age, and there is room.
+            lab.pass(Duration::from_secs(300));
+            assert_eq!(reached(&mut lab, 0, mac(1), wild(5)), [1]);
+            assert_eq!(reached(&mut lab, 1, wild(5), mac(1)), [0]);
+            lab.check_ledger();
+            lab.end();
+        }
+    }
+}
+
+/// Announcements after a migration are ordinary frames: whoever they are from is where they came from.
+#[test]
+fn an_announcement_moves_a_station_at_once() {
+    let rarp = |of: Mac| frame(Mac::BROADCAST, of, 0x8035, &[&[0, 1, 8, 0, 6, 4, 0, 3][..], &[0; 38]].concat());
+    let garp = |of: Mac| {
+        let sender = [&of.octets()[..], &[10, 0, 0, 1]].concat();
+        let target = [&[0; 6][..], &[10, 0, 0, 1], &[0; 18]].concat();
+        frame(Mac::BROADCAST, of, 0x0806, &[&[0, 1, 8, 0, 6, 4, 0, 1][..], &sender, &target].concat())
+    };
+    for (workers, memory) in KINDS {
+        for announce in [rarp, garp] as [fn(Mac) -> Vec<u8>; 2] {
+            let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs(4));
+            for port in [0, 1, 3, 1] {
+                let others: Vec<_> = (0..4).filter(|&other| other != port).collect();
+                assert_eq!(sent(&mut lab, port, &announce(wild(0)), Offload::NONE), others);
+                assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [port], "one is enough");
+            }
+            // One that is pinned stays, whoever says what, until the pin has moved.
+            assert_eq!(sent(&mut lab, 0, &announce(mac(1)), Offload::NONE), [0; 0]);
+            assert_eq!(lab.drops_in(0, DropReason::ForeignSource), 1);
+            assert_eq!(reached(&mut lab, 2, mac(1), mac(2)), [1]);
+            lab.change_ports(|ports| {
+                let (one, other) =
+                    (ports.iter().position(|p| p.mac == mac(0)), ports.iter().position(|p| p.mac == mac(1)));
+                ports[one.unwrap()].mac = mac(1);
+                ports[other.unwrap()].mac = mac(99);
+            });
+            assert_eq!(sent(&mut lab, 0, &announce(mac(1)), Offload::NONE), [1, 2, 3]);
+            assert_eq!(reached(&mut lab, 2, mac(1), mac(2)), [0]);
+            lab.end();
+        }
+    }
+}
+
+/// The negative of unaddressed ports: with MAC and IP asked for and no address bound, nothing of IP passes,
+/// and everything else does.
+#[test]
+fn a_port_without_addresses_says_nothing_in_ip() {
+    let ip = |kind: u16, first: u8| frame(mac(1), mac(0), kind, &[first; 60]);
+    for (workers, memory) in KINDS {
+        let mut plugs = plugs(2);
+        plugs[0].security = Security::MacIp([].into());
+        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+        for (kind, first) in [(0x0800, 0x45), (0x86dd, 0x60), (0x0806, 0), (0x0800, 0)] {
+            assert_eq!(sent(&mut lab, 0, &ip(kind, first), Offload::NONE), [0; 0], "{kind:x}");
+        }
+        for (kind, first) in [(0x88b5, 0x45), (0x8035, 0), (46, 0x60), (0x8864, 0x45)] {
+            assert_eq!(sent(&mut lab, 0, &ip(kind, first), Offload::NONE), [1], "{kind:x}");
+        }
+        assert_eq!(lab.drops_in(0, DropReason::SpoofedIp), 4);
+        // Live: bound to an address, and then without a question.
+        let mut packet = ip(0x0800, 0x45);
+        packet[26..30].copy_from_slice(&[10, 0, 0, 7]);
+        for (security, passes) in [
+            (Security::MacIp([Binding { mac: mac(0), ip: "10.0.0.0/29".parse().ok() }].into()), true),
+            (Security::MacIp([Binding { mac: mac(0), ip: "10.0.0.6".parse().ok() }].into()), false),
+            (Security::Mac([].into()), true),
+        ] {
+            lab.change_ports(|ports| {
+                ports.iter_mut().filter(|port| port.mac == mac(0)).for_each(|port| port.security = security.clone());
+            });
+            let expected: &[usize] = if passes { &[1] } else { &[] };
+            assert_eq!(sent(&mut lab, 0, &packet, Offload::NONE), expected, "{security:?}");
+        }
+        lab.check_ledger();
+        lab.end();
+    }
+}
+
+#[test]
+fn each_refused_group_is_counted_by_name() {
+    for (workers, memory) in KINDS {
+        for mask in [ReservedMask::VM_DEFAULT, ReservedMask::ALL, ReservedMask::NONE, ReservedMask(0x4001)] {
+            let setup = Setup { workers, memory, reserved: mask, ..Setup::default() };
+            let mut lab = Lab::new(setup, &plugs(2));
+            for place in 0..16 {
+                let to = Mac::from_bits(0x0180_c200_0000 + place);
+                let expected: &[usize] = if mask.0 >> place & 1 == 1 { &[1] } else { &[] };
+                assert_eq!(reached(&mut lab, 0, to, mac(0)), expected, "{to} by {mask:?}");
+            }
+            let refused: Vec<_> = lab.books[0][0].reserved_groups.iter().map(|(group, n)| (group.index(), n)).collect();
+            let expected: Vec<_> = (0..16).filter(|place| mask.0 >> place & 1 == 0).map(|place| (place, 1)).collect();
+            assert_eq!(refused, expected);
+            assert_eq!(lab.drops_in(0, DropReason::ReservedGroup), expected.len() as u64);
+            lab.end();
+        }
+    }
+}
