@@ -1,4 +1,5 @@
-# What scripts/demo, scripts/tour, scripts/uplinks, scripts/test and scripts/bench have in common. To be sourced by bash.
+# What scripts/demo, scripts/tour, scripts/uplinks, scripts/vm-lab, scripts/test and scripts/bench have in common.
+# To be sourced by bash.
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -173,6 +174,7 @@ run=       # a directory for the socket, and for what else there is
 socket=    # where the switch is asked: api.sock in there, unless the demo says something else
 shown=0    # things that held
 helper=    # a process that goes when the demo goes
+beside=()  # and more of them
 
 title() { printf '\n\033[1m== %s\033[0m\n' "$1"; }
 if [[ ! -t 1 ]]; then title() { printf '\n== %s\n' "$1"; }; fi
@@ -208,6 +210,20 @@ it = json.load(sys.stdin)
 if not ($1):
     sys.exit('it is: ' + json.dumps(it, indent=1))"
 }
+
+# does COMMAND…: a command of vifswitch, shown with what it says. Ends the demo if it is refused.
+does() {
+    say "   # vifswitch $*"
+    if ! "$vifswitch" "$@" --socket "$socket" >"$run/said" 2>&1; then
+        cat "$run/said" >&2
+        die "vifswitch $1 was not done"
+    fi
+    sed 's/^/     /' "$run/said"
+    shown=$((shown + 1))
+}
+
+# said TEXT: the last command said this
+said() { grep -qF -- "$1" "$run/said"; }
 
 pings() { ip netns exec "$1" ping -q -n -c 3 -i 0.1 -W 2 "$2"; }
 
@@ -255,20 +271,21 @@ begin_demo() {
 clean_demo() {
     local code=$?
     trap '' INT TERM
-    if [[ -n $helper ]]; then stop "$helper" || true; fi
+    local one
+    for one in $helper "${beside[@]}"; do stop "$one" || true; done
     stop_switches || true
     remove_spaces "${spaces[@]}"
     rm -rf "$run"
     exit "$code"
 }
 
-# What an earlier demo left that had no chance to clean up: its switch, its namespaces.
+# What an earlier demo left that had no chance to clean up: its switch and its VMs, its namespaces.
 clean_leftovers() {
     local file pid space
     for file in "$run"/*.pid; do
         # it has its configuration from scripts or from its own directory, or it is somebody else by now
         if pid=$(cat "$file" 2>/dev/null) && grep -qzF -e "$root/scripts/" -e "$run/" "/proc/$pid/cmdline" 2>/dev/null; then
-            say "an earlier demo left its switch running: stopping it (process $pid)"
+            say "an earlier demo left process $pid running (${file##*/}): stopping it"
             kill -TERM "$pid"
             timeout 10 tail -s 0.05 --pid="$pid" -f /dev/null || kill -KILL "$pid"
         fi

@@ -220,13 +220,14 @@ fn senders_above_ethernet_are_judged_where_they_shall_be() {
             ("a solicitation", nd(me, OWN6, 135, "2001:db8::2", Some(me))),
             ("an advertisement", nd(me, OWN6, 136, OWN6, Some(me))),
         ];
-        let always = [
-            ("an ARP probe", arp(me, me, [0; 4])),
+        let always =
+            [("an ARP probe", arp(me, me, [0; 4])), ("a type that nobody knows", experiment(peer, me, b"hello"))];
+        // What goes with any address.
+        let besides = [
             ("DHCP", ipv4(Mac::BROADCAST, me, [0; 4], [68, 67])),
             ("its own link-local address", v6(local)),
             ("its solicitation", nd(me, local, 135, "2001:db8::2", Some(me))),
             ("duplicate address detection", nd(me, "::", 135, local, None)),
-            ("a type that nobody knows", experiment(peer, me, b"hello")),
         ];
         let never = [
             ("ARP for another", arp(me, me, WRONG4)),
@@ -249,16 +250,17 @@ fn senders_above_ethernet_are_judged_where_they_shall_be() {
         let none_passes = |frames: &[(&str, Vec<u8>)]| {
             frames.iter().for_each(|(what, frame)| scene.is_refused(&here, frame, "spoofed_ip", what));
         };
-        all_pass(&[&own[..], &always, &never].concat());
+        all_pass(&[&own[..], &besides, &always, &never].concat());
 
-        // Without an address it has none to speak from.
+        // Without an address it has no business with IP at all.
         scene.set(&["port_security=mac+ip"]);
         none_passes(&own);
+        none_passes(&besides);
         none_passes(&never);
         all_pass(&always);
         scene.set(&[&format!("fixed_ips=[\"10.5.0.1\", \"{OWN6}\"]")]);
         none_passes(&never);
-        all_pass(&[&own[..], &always].concat());
+        all_pass(&[&own[..], &besides, &always].concat());
 
         // More of its own, and those of another address.
         scene.is_refused(&here, &ipv4(peer, OTHER, WRONG4, [9, 9]), "spoofed_source", "another's");

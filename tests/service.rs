@@ -209,8 +209,9 @@ fn adds_up(kind: Kind) {
     let socket = rig.daemon.socket();
     let verify = || {
         let output = rig.daemon.try_command(&["show", "drops", "--verify", "--socket", socket.to_str().unwrap()]);
-        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stdout));
-        String::from_utf8(output.stdout).unwrap()
+        let said = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
+        assert_eq!(output.status.code(), Some(0), "{}{}", said[0], said[1]);
+        said[0].to_string()
     };
     let done = AtomicBool::new(false);
     let stranger = Mac::from_bits(0x0200_0000_7777);

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 use vifswitch::control::client::Client;
 use vifswitch::control::events::Event;
-use vifswitch::control::view::{CountsView, PortView, Status, WorkerView};
+use vifswitch::control::view::{AuditView, BetweenView, CountsView, PortView, Status, WorkerView};
 use vifswitch::wire::Mac;
 
 use super::{PATIENCE, Space, await_that};
@@ -359,13 +359,18 @@ impl Daemon {
         self.await_port("DOWN", vif, |port| port.status == Status::Down && !port.status_reason.is_empty())
     }
 
-    /// Waits until nothing moves and everything is accounted for, and says how things are then.
+    /// Waits until nothing moves and everything is accounted for, and says how things are then. Between two
+    /// looks at the counters each worker has answered: one that is not on a core stands still, too, and what is
+    /// to be flooded by it is in no counter of a port yet.
     pub fn quiet(&self) -> Vec<PortView> {
         let mut before = Vec::new();
         await_that("quiet", || {
+            let audit: AuditView = self.get("/v1/audit");
+            let between = [audit.frames_between, audit.floods_between];
+            let is_still = audit.adds_up && audit.quiet && between == [BetweenView::default(); 2];
             let now = self.ports();
             let (meant, went) = sums(&now);
-            let quiet = now == before && meant == went;
+            let quiet = is_still && now == before && meant == went;
             before.clone_from(&now);
             quiet.then_some(now)
         })

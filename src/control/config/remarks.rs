@@ -57,8 +57,8 @@ fn mute(port: &Port) -> Option<String> {
     let is_mute =
         port.port_security == PortSecurity::MacIp && port.fixed_ips.is_empty() && port.allowed_address_pairs.is_empty();
     is_mute.then(|| {
-        "there is no IP address that it may use: port_security = \"mac+ip\" allows its fixed_ips and \
-         allowed_address_pairs, and it has none; \"mac\" would allow any from its own MAC address"
+        "there is no IP address that it may use, so it sends no IP at all: port_security = \"mac+ip\" allows its \
+         fixed_ips and allowed_address_pairs, and it has none; \"mac\" would allow any from its own MAC address"
             .into()
     })
 }

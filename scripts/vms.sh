@@ -1,0 +1,155 @@
+# The VMs of scripts/vm-lab: their kernel, their memory disk, their QEMU. To be sourced by it.
+# shellcheck shell=bash
+
+console="console=ttyS0 quiet panic=-1 ipv6.disable_ipv6=1"
+# What the VMs load, with what these need. What has no hardware is left out by the kernel itself.
+drivers=(virtio_pci virtio_net nf_tables nft_chain_nat nft_nat nft_ct)
+
+# find_kernel CACHE: Debian's kernel for clouds, unpacked there and not installed. Sets `kernel` to its
+# image, `version` and `modules`, the directory that has lib/modules.
+find_kernel() {
+    local cache=$1 package log=$1/apt
+    mkdir -p "$cache"
+    package=$(newest_kernel)
+    if [[ -z $package || ! -e $cache/$package/whole ]]; then
+        say "fetching the VMs' kernel"
+        # the package lists may be old or not there at all
+        if ! apt-get update >"$log" 2>&1; then
+            tail -n 5 "$log" >&2
+            die "apt-get update fails (no network?)"
+        fi
+        package=$(newest_kernel)
+        [[ -n $package ]] || die "apt has no linux-image-cloud-amd64: this needs Debian on amd64"
+        rm -rf "${cache:?}/$package" "$cache/$package"_*.deb
+        if ! (cd "$cache" && apt-get -o APT::Sandbox::User=root download "$package") >"$log" 2>&1; then
+            tail -n 5 "$log" >&2
+            die "the package $package cannot be fetched (no network?)"
+        fi
+        dpkg-deb -x "$cache/$package"_*.deb "$cache/$package"
+        rm "$cache/$package"_*.deb
+        depmod -b "$cache/$package" "${package#linux-image-}"
+        touch "$cache/$package/whole"
+    fi
+    version=${package#linux-image-} modules=$cache/$package
+    kernel=$modules/boot/vmlinuz-$version
+}
+
+newest_kernel() { apt-cache depends linux-image-cloud-amd64 2>/dev/null | awk '/Depends: linux-image-/ { print $2; exit }'; }
+
+# build_disk DIRECTORY FILE: a memory disk with busybox, ip, nft, the drivers, Python and scripts/guest.py
+build_disk() {
+    local tree=$1 programs=(/usr/bin/python3) program file
+    # sh of the host: the one in busybox does not look for ip where busybox has one
+    for program in busybox sh ip nft; do programs+=("$(command -v "$program")"); done
+    mkdir -p "$tree"/{bin,dev,proc,sys,drivers,lab}
+    {
+        printf '%s\n' "${programs[@]}"
+        # one that needs none is no failure
+        ldd "${programs[@]}" 2>/dev/null | grep -oE '/[^ :]+\.so[^ :]*' || true
+        # what guest.py imports
+        /usr/bin/python3 -I -S -B -c '
+import sys
+sys.path.insert(0, sys.argv[1])
+import guest
+print(*(file for m in sys.modules.values() if (file := getattr(m, "__file__", None)) and m is not guest), sep="\n")' "$root/scripts"
+    } | sort -u >"$tree.files"
+    while read -r file; do
+        mkdir -p "$tree${file%/*}"
+        cp -L "$file" "$tree$file"
+    done <"$tree.files"
+    for file in "${drivers[@]}"; do modprobe -d "$modules" -S "$version" --show-depends "$file"; done |
+        awk '$1 == "insmod" && !known[$2]++ { print $2 }' >"$tree.drivers"
+    while read -r file; do
+        cp "$file" "$tree/drivers"
+        printf '%s\n' "${file##*/}"
+    done <"$tree.drivers" >"$tree/drivers/order"
+    cp "$root/scripts/guest.py" "$tree/lab"
+    cat >"$tree/init" <<END
+#!${programs[1]} sh
+busybox=${programs[1]}
+\$busybox mount -t devtmpfs dev /dev
+\$busybox mount -t proc proc /proc
+\$busybox mount -t sysfs sys /sys
+\$busybox --install -s /bin
+export PATH=/usr/sbin:/usr/bin:/bin
+while read -r driver; do insmod "/drivers/\$driver"; done </drivers/order
+ip link set lo up
+/usr/bin/python3 -I -S /lab/guest.py /dev/ttyS1
+poweroff -f
+END
+    chmod +x "$tree/init"
+    (cd "$tree" && find . -print0 | cpio --null -o -H newc --quiet -R 0:0) >"$2"
+    rm -rf "$tree" "$tree".{files,drivers}
+}
+
+# qemu NAME OPTION…: starts a VM in the namespace of the switch's devices. Its process id stands in
+# $run/NAME.pid; what its kernel says in $run/NAME.console.
+qemu() {
+    local name=$1
+    shift
+    ip netns exec "$space" qemu-system-x86_64 -name "$name" "${accelerator[@]}" -machine pc -smp 1 -m 128 \
+        -nodefaults -no-user-config -display none -no-reboot -kernel "$kernel" -initrd "$run/disk" -append "$console" \
+        -serial "file:$run/$name.console" -chardev "socket,id=line,path=$run/$name.line,server=on,wait=off" -serial chardev:line \
+        -qmp "unix:$run/$name.qmp,server=on,wait=off" "$@" >"$run/$name.qemu" 2>&1 9>&- &
+    printf '%s\n' $! >"$run/$name.pid"
+    beside+=($!)
+}
+
+# nic_of TAP MAC KIND: sets `netdev` and `device` to QEMU's options for a NIC with this tap. Offload
+# headers do not pass XDP: for `xdp` the guest may have none of them.
+nic_of() {
+    netdev=tap,id=$1,ifname=$1,script=no,downscript=no,vhost=off
+    device=virtio-net-pci,netdev=$1,id=nic-$1,mac=$2,romfile=
+    if [[ $3 == xdp ]]; then
+        device+=,csum=off,gso=off,guest_csum=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off
+        device+=,host_tso4=off,host_tso6=off,host_ecn=off,host_ufo=off,mrg_rxbuf=off
+    fi
+}
+
+# start_vm NAME KIND MAC…: a VM with these NICs, in this order, on taps named NAME-0, NAME-1, …
+start_vm() {
+    local name=$1 kind=$2 number=0 mac options=() netdev device
+    shift 2
+    for mac; do
+        nic_of "$name-$number" "$mac" "$kind"
+        options+=(-netdev "$netdev" -device "$device")
+        number=$((number + 1))
+    done
+    qemu "$name" "${options[@]}"
+}
+
+# stop_vms: ends all that were started
+stop_vms() {
+    local one
+    for one in "${beside[@]}"; do stop "$one" || true; done
+    beside=()
+    rm -f "$run"/*.{line,qmp,pid,qemu,console}
+}
+
+# ready VM…: they boot. If one does not, what it said is shown.
+ready() {
+    if vms boots 120 "$@"; then return; fi
+    tail -n 20 "$run"/*.console "$run"/*.qemu
+    return 1
+}
+
+# find_accelerator: KVM, if a guest really boots on it, and soon: that its file is there says little.
+# Sets `accelerator` to QEMU's options.
+find_accelerator() {
+    local emulated=(-accel "tcg,thread=multi" -cpu max)
+    accelerator=("${emulated[@]}")
+    if [[ ! -w /dev/kvm ]]; then
+        say "no /dev/kvm: the VMs are emulated"
+        return
+    fi
+    # the vulnerabilities of the host are none of the guest's business, and not every host lets it know them
+    accelerator=(-accel kvm -cpu "host,-arch-capabilities")
+    qemu probe
+    if vms boots 8 probe >"$run/said" 2>&1; then
+        say "the VMs run on KVM"
+    else
+        accelerator=("${emulated[@]}")
+        say "/dev/kvm is there, but no guest boots on it ($(tail -n 1 "$run/said")): the VMs are emulated"
+    fi
+    stop_vms
+}
