@@ -5,7 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use vifswitch::device::memory::{Memory, cable};
 use vifswitch::switch::{DropReason, Security};
-use vifswitch::wire::{Mac, Offload};
+use vifswitch::wire::{Mac, Offload, is_without_vlan};
 use vifswitch::worker::Gate;
 
 use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
@@ -631,9 +631,7 @@ proptest! {
             let mut expected = taken(&mut by_port);
             let outside = expected.split_off(count).into_iter().zip(&vids);
             // Without a tag of the network, one of the guest would be taken for it.
-            let stays = |vid: u16, bytes: &[u8]| vid == 0 && bytes.get(12..14) == Some(&[0x81, 0x00]) && {
-                bytes.get(14..16).is_none_or(|id| id[0] & 0x0f != 0 || id[1] != 0)
-            };
+            let stays = |vid: u16, bytes: &[u8]| vid == 0 && !is_without_vlan(bytes);
             let outside = outside.flat_map(|(frames, &vid)| frames.into_iter().filter(move |(bytes, _)| !stays(vid, bytes)).map(move |(mut bytes, offload)| {
                 if vid == 0 {
                     return (bytes, offload);

@@ -320,11 +320,9 @@ impl Edit {
                     subport.vlan = Vid::new(subport.vlan.get() % 4094 + 1).unwrap();
                 }
             }
-            Edit::OwnDevice => {
-                if port.subport().is_some() {
-                    let name = format!("o{}", port.mac.bits() & 0xffff);
-                    port.base = Base::Device(Device::Packet(Packet { name, netns: None, offloads: true }));
-                }
+            Edit::OwnDevice if port.subport().is_some() => {
+                let name = format!("o{}", port.mac.bits() & 0xffff);
+                port.base = Base::Device(Device::Packet(Packet { name, netns: None, offloads: true }));
             }
             Edit::Subport => {
                 if let Some(parent) = neighbour {
