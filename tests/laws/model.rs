@@ -42,6 +42,12 @@ struct Model {
 }
 
 impl Model {
+    /// Whether one worker may have forgotten a station already that another one remembers: to those that only
+    /// hear of it, it is told anew only once in a quarter of the time.
+    fn is_unsure(&self) -> bool {
+        self.learned.values().any(|(_, seen)| (AGEING / 4 * 3..AGEING).contains(&(self.now - seen)))
+    }
+
     /// Whether a port lists an address as its own or as allowed.
     fn lists(&self, port: usize, address: Address) -> bool {
         match &self.plugs[port].security {
@@ -247,6 +253,10 @@ proptest! {
                 Act::Pass(seconds) => {
                     lab.pass(Duration::from_secs(*seconds));
                     model.now += seconds;
+                    while workers > 1 && model.is_unsure() {
+                        lab.pass(Duration::from_secs(1));
+                        model.now += 1;
+                    }
                     continue;
                 }
                 Act::Send(sketch) => sketch,
