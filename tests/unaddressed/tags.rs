@@ -45,6 +45,18 @@ fn tagged(frame: &[u8], tags: &[u8]) -> Vec<u8> {
     [&frame[..12], tags, &frame[12..]].concat()
 }
 
+/// Whether a frame of ARP or IPv4 has the tags of the network that its sender's address is of.
+fn is_where_it_says(frame: &Vec<u8>) -> bool {
+    let tags = INNER.iter().position(|(_, tags)| frame[12..].starts_with(tags));
+    let behind = 12 + tags.map_or(0, |at| INNER[at].1.len());
+    let sender = match frame[behind..behind + 2] {
+        [8, 0] => &frame[behind + 14..],
+        [8, 6] => &frame[behind + 16..],
+        _ => return false,
+    };
+    sender[..3] == [10, 6, tags.map_or(0, |at| at as u8 + 1)]
+}
+
 #[test]
 fn guests_talk_by_tags_of_their_own() {
     for on in [&[On::Tap][..], &[On::Xdp], &[On::Packet]] {
@@ -73,13 +85,14 @@ fn guests_talk_by_tags_of_their_own() {
             for number in 0..4u8 {
                 ping(&rig.spaces[0], address(number, 1), 5);
                 let tags = if number == 0 { &[][..] } else { INNER[usize::from(number) - 1].1 };
+                let echo = [tags, &[8, 0]].concat();
                 let seen = ears[1].rest();
-                let (echo, arp) = ([tags, &[8, 0]].concat(), [tags, &[8, 6]].concat());
-                let echoes = seen.iter().filter(|frame| frame[12..].starts_with(&echo)).count();
-                let is_one = |frame: &Vec<u8>| frame[12..].starts_with(&echo) || frame[12..].starts_with(&arp);
-                assert!(echoes == 5 && seen.iter().all(is_one), "{on:?}, {number}: {seen:02x?}");
+                let is_echo = |frame: &&Vec<u8>| frame[12..].starts_with(&echo) && frame[23 + tags.len()] == 1;
+                assert_eq!(seen.iter().filter(is_echo).count(), 5, "{on:?}, {number}");
+                assert!(seen.iter().all(is_where_it_says), "{on:?}, {number}: {seen:02x?}");
                 tcp_both_ways(&rig.spaces[0], &rig.spaces[1], address(number, 1), 200_000);
-                let _ = ears[1].rest();
+                let seen = ears[1].rest();
+                assert!(!seen.is_empty() && seen.iter().all(is_where_it_says), "{on:?}, {number}");
             }
         });
         // Wherever they are said, they are the same stations.
