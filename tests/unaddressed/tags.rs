@@ -46,7 +46,7 @@ fn tagged(frame: &[u8], tags: &[u8]) -> Vec<u8> {
 }
 
 /// Whether a frame of ARP or IPv4 has the tags of the network that its sender's address is of.
-fn is_where_it_says(frame: &Vec<u8>) -> bool {
+fn is_where_it_says(frame: &[u8]) -> bool {
     let tags = INNER.iter().position(|(_, tags)| frame[12..].starts_with(tags));
     let behind = 12 + tags.map_or(0, |at| INNER[at].1.len());
     let sender = match frame[behind..behind + 2] {
@@ -89,10 +89,10 @@ fn guests_talk_by_tags_of_their_own() {
                 let seen = ears[1].rest();
                 let is_echo = |frame: &&Vec<u8>| frame[12..].starts_with(&echo) && frame[23 + tags.len()] == 1;
                 assert_eq!(seen.iter().filter(is_echo).count(), 5, "{on:?}, {number}");
-                assert!(seen.iter().all(is_where_it_says), "{on:?}, {number}: {seen:02x?}");
+                assert!(seen.iter().all(|frame| is_where_it_says(frame)), "{on:?}, {number}: {seen:02x?}");
                 tcp_both_ways(&rig.spaces[0], &rig.spaces[1], address(number, 1), 200_000);
                 let seen = ears[1].rest();
-                assert!(!seen.is_empty() && seen.iter().all(is_where_it_says), "{on:?}, {number}");
+                assert!(!seen.is_empty() && seen.iter().all(|frame| is_where_it_says(frame)), "{on:?}, {number}");
             }
         });
         // Wherever they are said, they are the same stations.
