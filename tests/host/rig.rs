@@ -39,7 +39,8 @@ pub enum On {
 impl On {
     pub const ALL: [On; 3] = [On::Tap, On::Xdp, On::Packet];
 
-    fn kind(self) -> &'static str {
+    /// As it is written in a configuration.
+    pub fn kind(self) -> &'static str {
         match self {
             On::Tap => "tap",
             On::Xdp => "xdp",

@@ -1,6 +1,6 @@
 //! Ports of every kind next to each other, on netdevs that others own: what passes between them, and what
-//! happens when netdevs or the switch go. Whom which frame reaches on them is tested in `corridor`, what
-//! changes while it runs in `operator`.
+//! happens when netdevs or the switch go. Whom which frame reaches on them is tested in `unaddressed`,
+//! what changes while it runs in `operator`.
 //!
 //! What else the kernel has in store for ports on netdevs of others, and where it is tested:
 //!
@@ -18,7 +18,7 @@
 //! | frames are received somewhere inside a chunk | `exchange`, `xdp_device`: every slot comes home |
 //! | a UMEM for each socket costs a copy | `exchange`: one pool serves netdevs of several namespaces |
 //! | a UMEM counts as locked memory | not here, as root may lock any: `check` looks at the limit, and the unit lifts it |
-//! | a packet socket takes the outer tag out of a frame | `packet_device`, and the tagged frames of `corridor` |
+//! | a packet socket takes the outer tag out of a frame | `packet_device`, and the tagged frames of `unaddressed` |
 //! | a second open of a tap with several queues splits its traffic, one of a tap with one is refused | `tap_device` |
 //! | offloads of guests lose their header at an XDP program | `offloads` |
 //!

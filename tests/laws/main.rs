@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod blindness;
 mod conservation;
 mod delivery;
 mod dressing;
