@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use etherparse::checksum::Sum16BitWords;
 use vifswitch::wire::Offload;
 
 use crate::dice::Dice;
@@ -381,6 +382,7 @@ impl Maker {
         let mut leave = [0; 12];
         leave[0] = 1;
         leave[8] = if protocol == 6 { 16 } else { 6 };
+        open(packet, header, protocol);
         if class == 17 || class == 19 && self.dice.percent(30) {
             return leave;
         }
@@ -405,6 +407,7 @@ impl Maker {
         if protocol == 17 {
             packet[header + 4..header + 6].copy_from_slice(&len.to_be_bytes());
         }
+        open(packet, header, protocol);
         leave
     }
 
@@ -445,6 +448,16 @@ impl Maker {
         }
         bytes.truncate(LONGEST);
     }
+}
+
+/// Puts the sum of the pseudo-header where the checksum will stand, as senders do that leave it open.
+fn open(packet: &mut [u8], header: usize, protocol: u8) {
+    let addresses = if header == 20 { 12..20 } else { 8..40 };
+    let len = (packet.len() - header) as u16;
+    let sum = Sum16BitWords::new().add_slice(&packet[addresses]).add_2bytes([0, protocol]);
+    let sum = !sum.add_2bytes(len.to_be_bytes()).ones_complement().to_be();
+    let field = header + if protocol == 6 { 16 } else { 6 };
+    packet[field..field + 2].copy_from_slice(&sum.to_be_bytes());
 }
 
 fn four(ip: IpAddr) -> [u8; 4] {

@@ -91,6 +91,12 @@ pub fn behind_tags(bytes: &[u8]) -> Option<usize> {
     pair(bytes, at).map(|_| at)
 }
 
+/// Whether it is for a group that only the two ends of a wire are to hear (IEEE 802.1Q-2018, table 8-1, and PVST+).
+pub fn is_of_the_wire(bytes: &[u8]) -> bool {
+    bytes.starts_with(&PVST)
+        || bytes.starts_with(&[0x01, 0x80, 0xc2, 0, 0]) && bytes.get(5).is_some_and(|&last| last < 16)
+}
+
 /// Why a frame must not come out of its port at all.
 pub fn is_barred(town: &Town, seen: &Seen<'_>) -> Option<&'static str> {
     let (from, bytes) = (&town.places[seen.place], seen.bytes);
@@ -156,8 +162,7 @@ pub fn is_kept_from(
     if place.uplink && from.uplink {
         return Some("it is from one uplink to another");
     }
-    let of_the_wire = destination[..5] == [0x01, 0x80, 0xc2, 0, 0] && destination[5] < 16 || destination == PVST;
-    if place.uplink && of_the_wire {
+    if place.uplink && is_of_the_wire(bytes) {
         return Some("a group of the wire to the outside");
     }
     if place.vid == 0 && town.bases[place.base].carrier && !is_plain(bytes) {

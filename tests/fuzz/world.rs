@@ -11,7 +11,7 @@ use crate::dice::Dice;
 use crate::frames::{CLASSES, Maker, Shot};
 use crate::parts;
 use crate::town::{Address, Town};
-use crate::witness::{Leave, Seen, address, is_barred, is_kept_from};
+use crate::witness::{Leave, Seen, address, is_barred, is_kept_from, is_of_the_wire};
 
 /// Frames of a world, and of each of its epochs, at whose beginning policies change.
 pub const FRAMES: u64 = 40_000;
@@ -138,7 +138,7 @@ impl World {
             score.frames += 1;
             score.classes[shot.class][0] += 1;
             score.lengths.insert(shot.bytes.len());
-            self.offered += Leave::read(&shot.offload).parts(&shot.bytes).map_or(1, |(_, parts)| parts as u64);
+            self.offered += counts(&self.town, shot);
             let Some((place, bytes, leave)) = seen else {
                 score.classes[shot.class][1] += 1;
                 self.stage(shot, offload);
@@ -163,6 +163,10 @@ impl World {
         let died: Vec<u64> = self.died_out();
         (0..self.town.bases.len()).for_each(|base| self.lab.ends[base].publish());
         self.lab.settle();
+        let received = self.lab.total(|c| c.rx_frames.get());
+        if received != self.offered {
+            return wrong(format!("{} frames were sent, and {received} are counted", self.offered), None);
+        }
         let mut pieces: HashMap<usize, Vec<Vec<u8>>> = HashMap::new();
         for base in 0..self.town.bases.len() {
             while let Some((bytes, offload)) = self.lab.ends[base].take() {
@@ -331,10 +335,6 @@ impl World {
         if !self.lab.audit().adds_up() {
             return wrong("the audit does not add up".into(), None);
         }
-        let received = self.lab.total(|c| c.rx_frames.get());
-        if received != self.offered {
-            return wrong(format!("{} frames were sent, and {received} are counted", self.offered), None);
-        }
         for (port, &arrived) in self.arrived.iter().enumerate() {
             let told = self.lab.sum(port, |c| c.tx_frames.get());
             if told != arrived {
@@ -372,6 +372,21 @@ fn arrive(town: &Town, shot: &Shot) -> Option<(usize, Vec<u8>, Leave)> {
     let vid = u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff;
     bytes.drain(12..16);
     Some((town.at(shot.base, vid)?, bytes, leave.pulled(4)?))
+}
+
+/// As how many frames one counts when it comes in: what its offload header says, if that fits it; and if it does no
+/// longer once its tag has been taken off, as one.
+fn counts(town: &Town, shot: &Shot) -> u64 {
+    let (leave, bytes) = (Leave::read(&shot.offload), &shot.bytes);
+    if town.bases[shot.base].carrier && bytes.len() >= 18 && bytes[12..14] == [0x81, 0x00] && leave.pulled(4).is_none()
+    {
+        let vid = u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff;
+        let place = town.at(shot.base, vid).filter(|&place| town.is_up(place));
+        if place.is_some_and(|place| !(town.places[place].uplink && is_of_the_wire(bytes))) {
+            return 1;
+        }
+    }
+    leave.parts(bytes).map_or(1, |(_, parts)| parts as u64)
 }
 
 pub fn hex(bytes: &[u8]) -> String {
