@@ -8,6 +8,7 @@ use vifswitch::wire::Offload;
 
 use crate::dice::Dice;
 use crate::town::{Address, Guarding, Town, private, v4, v6, wild};
+use crate::witness::NEAR;
 
 pub const CLASSES: [&str; 20] = [
     "noise",
@@ -207,6 +208,11 @@ impl Maker {
             for _ in 0..self.dice.within(1, 3) {
                 let at = self.dice.below(10);
                 leave[at] = self.dice.byte();
+            }
+            // A tag that comes off moves it: whether headers are near enough would depend on when that is asked.
+            let start = usize::from(u16::from_le_bytes([leave[6], leave[7]]));
+            if (NEAR - 24..NEAR).contains(&start) {
+                leave[7] = 0;
             }
         }
         let place = &town.places[place];

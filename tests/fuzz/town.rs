@@ -89,7 +89,8 @@ pub fn v6(number: usize) -> IpAddr {
 }
 
 impl Town {
-    pub fn new(dice: &mut Dice) -> Town {
+    /// That of this world: some things all have in turn.
+    pub fn new(dice: &mut Dice, world: u64) -> Town {
         let vifs = dice.within(6, 14);
         let mut trunks = vec![None; vifs];
         let parents = dice.within(0, 2);
@@ -100,15 +101,13 @@ impl Town {
                 at += 1;
             }
         }
-        let mut wires = Vec::new();
-        if dice.percent(70) {
-            wires.push(Wire::new(&[(0, 0), (120, 1), (5, 2)]));
-            match dice.below(3) {
-                0 => wires.push(Wire { spare_of: Some(0), ..wires[0].clone() }),
-                1 => wires.push(Wire::new(&[(7, 0), (101, 1)])),
-                _ => {}
-            }
-        }
+        let one = Wire::new(&[(0, 0), (120, 1), (5, 2)]);
+        let wires = match world % 4 {
+            0 => vec![one, Wire::new(&[(7, 0), (101, 1)])],
+            1 => vec![one.clone(), Wire { spare_of: Some(0), ..one }],
+            2 => vec![one],
+            _ => vec![],
+        };
         let owners: Vec<_> = (0..vifs).map(|_| dice.below(5)).collect();
         let mut places: Vec<Place> = (0..vifs)
             .map(|index| {
@@ -155,7 +154,7 @@ impl Town {
             })
             .collect();
         let nets = vec![Net { mtu: 1500, guard: true, mask: 0xfffd }; NETS];
-        Town { nets, places, bases, workers: dice.pick(&[1, 2, 3]), vifs, trunks, wires }
+        Town { nets, places, bases, workers: 1 + (world % 3) as u16, vifs, trunks, wires }
     }
 
     /// How many ports of VMs there are; they come first.

@@ -6,6 +6,9 @@ use crate::town::{Address, Guarding, Place, Town};
 
 const PVST: Address = [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcd];
 
+/// Bytes of a frame in which the headers of a super-frame have to be.
+pub const NEAR: usize = 3008;
+
 /// What a frame leaves to be done: the fields of `virtio_net_hdr` (virtio 1.x, 5.1.6) that bind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Leave {
@@ -52,7 +55,8 @@ impl Leave {
             return Some((0, 1));
         }
         let transport = match self.gso & 0x7f {
-            1 | 4 => (usize::from(*frame.get(self.start + 12)?) >> 4).max(5) * 4,
+            // Headers are looked for near the beginning.
+            1 | 4 => (usize::from(*frame.get(..frame.len().min(NEAR))?.get(self.start + 12)?) >> 4).max(5) * 4,
             5 => 8,
             _ => return None,
         };

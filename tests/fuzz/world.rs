@@ -83,7 +83,7 @@ pub fn dice(seed: u64, world: u64, part: u64) -> Dice {
 
 impl World {
     pub fn new(seed: u64, world: u64, epoch: u64) -> World {
-        let mut town = Town::new(&mut dice(seed, world, 0));
+        let mut town = Town::new(&mut dice(seed, world, 0), world);
         town.shuffle(&mut dice(seed, world, 1 + epoch));
         let lab = town.build();
         let arrived = vec![0; lab.ports.len()];
