@@ -157,6 +157,12 @@ impl Town {
         Town { nets, places, bases, workers: 1 + (world % 3) as u16, vifs, trunks, wires }
     }
 
+    /// One of these ports and cables, without a laboratory.
+    #[cfg(test)]
+    pub fn of(places: Vec<Place>, bases: Vec<Base>, nets: Vec<Net>) -> Town {
+        Town { nets, places, bases, workers: 1, vifs: 3, trunks: Vec::new(), wires: Vec::new() }
+    }
+
     /// How many ports of VMs there are; they come first.
     pub fn vifs(&self) -> usize {
         self.vifs

@@ -279,12 +279,14 @@ fn ipv6(place: &Place, source: Address, bytes: &[u8]) -> Option<bool> {
     if next != 58 {
         return Some(has_source);
     }
-    let kind = *bytes.get(at)?;
+    let (kind, end) = (*bytes.get(at)?, 40 + usize::from(pair(bytes, 4)?));
+    if end <= at {
+        return None;
+    }
     let asks = ip.is_unspecified() && [130, 131, 132, 133, 135, 143].contains(&kind) && may_speak(place, source);
     if !(133..=136).contains(&kind) {
         return Some(has_source || asks);
     }
-    let end = 40 + usize::from(pair(bytes, 4)?);
     let message = bytes.get(at..end)?;
     let fixed = match kind {
         133 => 8,
@@ -318,4 +320,131 @@ fn ipv6(place: &Place, source: Address, bytes: &[u8]) -> Option<bool> {
         fits &= ip.is_unspecified() || has(place, told, ip.into());
     }
     Some(fits)
+}
+
+/// A witness who objects to nothing would let everything pass.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::town::{Base, Net, v4, v6};
+    use vifswitch::switch::PortId;
+
+    const OWN: [Address; 4] = [[2, 0, 0, 0, 0, 0], [2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2], [0; 6]];
+    const ALL: Address = [0xff; 6];
+    const GROUP: Address = [0x01, 0x80, 0xc2, 0, 0, 1];
+
+    /// Two ports of two VMs on one network, the first with mac+ip; one on another network; an uplink.
+    fn town() -> Town {
+        let place = |index: usize| Place {
+            id: PortId::new(index as u16, 0),
+            network: usize::from(index == 2),
+            owner: index,
+            uplink: index == 3,
+            base: index,
+            vid: 0,
+            mac: OWN[index],
+            up: true,
+            guarding: Guarding::Off,
+            suppress: index == 1,
+            promiscuous: false,
+            limit: None,
+        };
+        let mut places: Vec<_> = (0..4).map(place).collect();
+        places[0].guarding = Guarding::MacIp(vec![(OWN[0], Some((v4(7), 32))), (OWN[0], Some((v6(7), 128)))]);
+        let base = |index| Base { offloads: true, lent: false, carrier: index == 3, standby: false };
+        Town::of(places, (0..4).map(base).collect(), vec![Net { mtu: 1500, guard: true, mask: 0xfffd }; 2])
+    }
+
+    fn barred(place: usize, bytes: &[u8], leave: Leave) -> Option<&'static str> {
+        is_barred(&town(), &Seen { place, bytes, leave })
+    }
+
+    fn frame(to: Address, from: Address, kind: u16, body: &[u8]) -> Vec<u8> {
+        [&to[..], &from, &kind.to_be_bytes(), body].concat()
+    }
+
+    fn packet(ip: u8, protocol: u8, ports: [u8; 4]) -> Vec<u8> {
+        let ip = if ip == 0 { [0; 4] } else { [10, 0, 0, ip] };
+        [&[0x45, 0, 0, 28, 0, 0, 0, 0, 64, protocol, 0, 0][..], &ip, &[10, 0, 0, 9], &ports, &[0, 8, 0, 0]].concat()
+    }
+
+    fn arp(mac: Address, ip: u8) -> Vec<u8> {
+        [&[0, 1, 8, 0, 6, 4, 0, 1][..], &mac, &[10, 0, 0, ip], &[0; 10]].concat()
+    }
+
+    fn advertisement(ip: u8, target: u8, link: Address) -> Vec<u8> {
+        let fd = |last| [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last];
+        let message = [&[136, 0, 0, 0, 0, 0, 0, 0][..], &fd(target), &[2, 1], &link].concat();
+        [&[0x60, 0, 0, 0, 0, message.len() as u8, 58, 255][..], &fd(ip), &[0xff; 16], &message].concat()
+    }
+
+    #[test]
+    fn who_speaks_for_others_is_barred() {
+        let tagged = |body: &[u8]| [&[0, 5, 0x91, 0, 0, 6, 8, 0][..], body].concat();
+        let rows: Vec<(u16, Vec<u8>, bool)> = vec![
+            (0x88b5, vec![1, 2, 3], true),
+            (0x0800, packet(7, 17, [0, 1, 0, 1]), true),
+            (0x0800, packet(8, 17, [0, 1, 0, 1]), false),
+            (0x0800, packet(0, 17, [0, 68, 0, 67]), true),
+            (0x0800, packet(0, 17, [0, 67, 0, 68]), false),
+            (0x0800, packet(0, 6, [0, 68, 0, 67]), false),
+            (0x0800, packet(7, 17, [0; 4])[..19].to_vec(), false),
+            (0x8100, tagged(&packet(7, 17, [0; 4])), true),
+            (0x88a8, tagged(&packet(8, 17, [0; 4])), false),
+            (0x8100, vec![0], false),
+            (0x0806, arp(OWN[0], 7), true),
+            (0x0806, arp(OWN[0], 8), false),
+            (0x0806, arp(OWN[1], 7), false),
+            (0x0806, arp(OWN[0], 7)[..27].to_vec(), false),
+            (0x86dd, advertisement(7, 7, OWN[0]), true),
+            (0x86dd, advertisement(8, 7, OWN[0]), false),
+            (0x86dd, advertisement(7, 8, OWN[0]), false),
+            (0x86dd, advertisement(7, 7, OWN[1]), false),
+        ];
+        for (kind, body, passes) in rows {
+            assert_eq!(
+                barred(0, &frame(ALL, OWN[0], kind, &body), Leave::default()).is_none(),
+                passes,
+                "{kind:x} {body:x?}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_rest_of_policy_has_its_objections() {
+        let plain = |to, from| frame(to, from, 0x88b5, &[0; 46]);
+        let lies = Leave { csum: true, start: 50, offset: 16, ..Leave::default() };
+        assert_eq!(barred(1, &plain(ALL, OWN[1]), Leave::default()), None);
+        assert_eq!(barred(3, &plain(ALL, OWN[0]), Leave::default()), None, "the outside may be anybody");
+        for (place, bytes, leave) in [
+            (0, plain(ALL, [10, 0, 0, 0, 0, 1]), Leave::default()),
+            (1, plain(ALL, OWN[0]), Leave::default()),
+            (1, plain(ALL, [0; 6]), Leave::default()),
+            (1, plain(ALL, ALL), Leave::default()),
+            (1, plain(GROUP, OWN[1]), Leave::default()),
+            (3, plain([0x01, 0x80, 0xc2, 0, 0, 14], OWN[1]), Leave::default()),
+            (3, plain(PVST, OWN[1]), Leave::default()),
+            (1, plain(ALL, OWN[1])[..13].to_vec(), Leave::default()),
+            (1, frame(ALL, OWN[1], 0x88b5, &[0; 1501]), Leave::default()),
+            (1, plain(ALL, OWN[1]), lies),
+        ] {
+            assert!(barred(place, &bytes, leave).is_some(), "{place} {bytes:x?}");
+        }
+    }
+
+    #[test]
+    fn a_frame_is_kept_from_whom_it_is_not_for() {
+        let town = town();
+        let kept = |place, bytes: &[u8], to, spoken| {
+            is_kept_from(&town, &Seen { place, bytes, leave: Leave::default() }, to, |_| spoken).is_some()
+        };
+        let plain = |to| frame(to, OWN[0], 0x88b5, &[0; 46]);
+        assert_eq!([0, 1, 2, 3].map(|to| kept(0, &plain(ALL), to, false)), [true, false, true, false]);
+        assert_eq!([1, 3].map(|to| kept(0, &plain(OWN[1]), to, true)), [false, true]);
+        let wild = plain([10, 0, 0, 0, 0, 1]);
+        assert!(kept(0, &wild, 1, false) && !kept(0, &wild, 1, true) && !kept(0, &wild, 3, false));
+        assert!(kept(0, &plain(PVST), 3, false) && !kept(0, &plain(PVST), 1, false));
+        assert!(kept(0, &frame(ALL, OWN[0], 0x8100, &[0, 5, 8, 0]), 3, false));
+        assert!(!kept(0, &frame(ALL, OWN[0], 0x8100, &[0, 0, 8, 0]), 3, false));
+    }
 }

@@ -10,7 +10,7 @@ use crate::common::Lab;
 use crate::dice::Dice;
 use crate::frames::{CLASSES, Maker, Shot};
 use crate::parts;
-use crate::town::{Address, Town};
+use crate::town::{Address, Guarding, Town};
 use crate::witness::{Leave, Seen, address, is_barred, is_kept_from, is_of_the_wire};
 
 /// Frames of a world, and of each of its epochs, at whose beginning policies change.
@@ -290,7 +290,9 @@ impl World {
                 }
             }
             let pinned = self.town.pinned(from.network, source).is_some();
-            let is_free = pinned || from.limit.is_none();
+            // What is spoiled may be refused for more than the witness knows of.
+            let is_readable = shots[one.shot].honest || !matches!(from.guarding, Guarding::MacIp(_));
+            let is_free = is_readable && (pinned || from.limit.is_none());
             if let Some(to) =
                 self.town.pinned(from.network, to).filter(|&to| kept(to).is_none() && is_free && quiet(to))
             {
