@@ -196,7 +196,7 @@ impl Maker {
         // Where it is from, as padding where there may be some.
         if !matches!(class, 2 | 16) && bytes.len() >= 22 && bytes.len() + 8 <= LONGEST && start == 4 * tags {
             bytes.extend(self.number.to_be_bytes());
-        } else if bytes.len() >= 60 {
+        } else if bytes.len() >= 60 && (class < 17 || bytes.len() >= start + 28) {
             let at = bytes.len() - 8;
             bytes[at..].copy_from_slice(&self.number.to_be_bytes());
         }
