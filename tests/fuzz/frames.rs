@@ -54,13 +54,15 @@ pub struct Maker {
     number: u64,
     kinds: usize,
     lengths: usize,
+    /// The frame that is made has something wrong from the beginning.
+    odd: bool,
 }
 
 impl Maker {
     /// Lengths and types are gone through from where `world` has them begin.
     pub fn new(dice: Dice, world: u64) -> Maker {
         let start = world as usize;
-        Maker { dice, number: 0, kinds: start.wrapping_mul(2503), lengths: start.wrapping_mul(2503) }
+        Maker { dice, number: 0, kinds: start.wrapping_mul(2503), lengths: start.wrapping_mul(2503), odd: false }
     }
 
     /// The next frame; one super-frame at most, if `may_be_super`.
@@ -74,6 +76,7 @@ impl Maker {
         let to = self.destination(town);
         let mut bytes = [to, source].concat();
         let mut leave = [0; 12];
+        self.odd = false;
         let mut honest = true;
         let mut start = 0;
         match class {
@@ -233,7 +236,7 @@ impl Maker {
                 base = self.dice.below(town.bases.len());
             }
         }
-        Shot { base, bytes, offload: leave, class, honest }
+        Shot { base, bytes, offload: leave, class, honest: honest && !self.odd }
     }
 
     fn source(&mut self, town: &Town, place: usize) -> Address {
@@ -357,7 +360,10 @@ impl Maker {
         }
         for _ in 0..self.dice.pick(&[0, 1, 1, 1, 2]) {
             let Some(option) = option else { break };
-            body.extend([if self.dice.percent(85) { option } else { self.dice.byte() }, 1]);
+            // Others have lengths of their own, and this may be none of theirs.
+            let is_odd = self.dice.percent(15);
+            self.odd |= is_odd;
+            body.extend([if is_odd { self.dice.byte() } else { option }, 1]);
             body.extend(if self.dice.percent(95) { link } else { self.source(town, place) });
         }
         let mut next = 58;
