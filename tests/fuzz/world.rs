@@ -310,7 +310,8 @@ impl World {
                 let only: Vec<_> = heard.iter().filter(|mac| self.only[*mac] == Some(one.place)).collect();
                 // Its own address is no station that counts, even where others may use it as well.
                 let only = only.iter().filter(|&&&mac| mac != from.mac).count();
-                if only > limit {
+                // Where its own may be used by others it has a place, which is not kept for it.
+                if only > limit + 1 {
                     return wrong(
                         format!("{only} stations from port {}, whose limit is {limit}", one.place),
                         Some(one.shot),
