@@ -294,10 +294,19 @@ impl Lab {
 
     /// Puts changed rules in force at all workers.
     pub fn change_rules(&mut self, change: impl FnOnce(&mut Vec<PortRules>, &mut Vec<CarrierRules>)) {
+        self.change_all(|_, ports, carriers| change(ports, carriers));
+    }
+
+    /// Puts changed rules in force at all workers, networks and all.
+    pub fn change_all(
+        &mut self,
+        change: impl FnOnce(&mut Vec<NetworkRules>, &mut Vec<PortRules>, &mut Vec<CarrierRules>),
+    ) {
         let mut ports: Vec<_> = self.rules.ports().cloned().collect();
         let mut carriers: Vec<_> = self.rules.carriers().cloned().collect();
-        change(&mut ports, &mut carriers);
-        let networks = (0..u16::MAX).map_while(|index| self.rules.network(NetworkId::new(index)).cloned()).collect();
+        let networks = (0..u16::MAX).map_while(|index| self.rules.network(NetworkId::new(index)).cloned());
+        let mut networks = networks.collect();
+        change(&mut networks, &mut ports, &mut carriers);
         self.set_rules(Arc::new(Rules::compile(Secret::new(SECRET), networks, ports, carriers)));
     }
 

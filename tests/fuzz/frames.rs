@@ -1,0 +1,486 @@
+//! Frames as guests may come up with them: of every kind that means something to somebody, right and wrong, and then
+//! spoiled.
+
+use std::net::IpAddr;
+
+use etherparse::checksum::Sum16BitWords;
+use vifswitch::wire::Offload;
+
+use crate::dice::Dice;
+use crate::town::{Address, Guarding, Town, private, v4, v6, wild};
+use crate::witness::NEAR;
+
+pub const CLASSES: [&str; 20] = [
+    "noise",
+    "ethertypes",
+    "lengths",
+    "llc",
+    "arp",
+    "rarp",
+    "ipv4 udp",
+    "ipv4 tcp",
+    "dhcp",
+    "ipv6 udp",
+    "ipv6 extensions",
+    "nd solicitation",
+    "nd advertisement",
+    "nd router",
+    "mld",
+    "reserved groups",
+    "runts",
+    "open checksums",
+    "super-frames",
+    "false offloads",
+];
+
+/// Longest that is tried without being a super-frame: MTU, header, two tags.
+pub const LONGEST: usize = 9216 + 14 + 8;
+
+/// A frame that a guest sends.
+#[derive(Debug, Clone)]
+pub struct Shot {
+    /// The cable it is sent by.
+    pub base: usize,
+    pub bytes: Vec<u8>,
+    pub offload: [u8; Offload::LEN],
+    pub class: usize,
+    /// Nothing was spoiled.
+    pub honest: bool,
+}
+
+/// Makes frames, each with its number.
+pub struct Maker {
+    pub dice: Dice,
+    number: u64,
+    kinds: usize,
+    lengths: usize,
+    /// The frame that is made has something wrong from the beginning.
+    odd: bool,
+}
+
+impl Maker {
+    /// Lengths and types are gone through from where `world` has them begin.
+    pub fn new(dice: Dice, world: u64) -> Maker {
+        let start = world as usize;
+        Maker { dice, number: 0, kinds: start.wrapping_mul(2503), lengths: start.wrapping_mul(2503), odd: false }
+    }
+
+    /// The next frame; one super-frame at most, if `may_be_super`.
+    pub fn next(&mut self, town: &Town, may_be_super: bool) -> Shot {
+        let mut class = self.dice.below(CLASSES.len());
+        if !may_be_super && class >= 18 {
+            class = self.dice.below(18);
+        }
+        let place = self.dice.below(town.places.len());
+        let source = self.source(town, place);
+        let to = self.destination(town);
+        let mut bytes = [to, source].concat();
+        let mut leave = [0; 12];
+        self.odd = false;
+        let mut honest = true;
+        let mut start = 0;
+        match class {
+            0 => {
+                let len = self.dice.below(300);
+                bytes.extend(self.dice.some(len));
+            }
+            1 => {
+                self.kinds += 1;
+                bytes.extend((self.kinds as u16).to_be_bytes());
+                let len = self.dice.below(100);
+                bytes.extend(self.dice.some(len));
+            }
+            2 => {
+                self.lengths += 1;
+                let kind = self.dice.pick(&[0x88b5u16, 0x0800, 0x86dd, 0x0806, 0x8100, 0x88a8]);
+                bytes.extend(kind.to_be_bytes());
+                let body = if self.dice.percent(50) { self.ip(town, place, source, 17) } else { Vec::new() };
+                bytes.extend(body);
+                let byte = self.dice.byte();
+                bytes.resize(self.lengths % (LONGEST + 20), byte);
+            }
+            3 => {
+                let head = self.dice.pick(&[[0x42, 0x42, 3], [0xaa, 0xaa, 3], [0xff, 0xff, 0], [0xe0, 0xe0, 3]]);
+                let len = self.dice.within(0, 200);
+                bytes.extend((len as u16 + 3).to_be_bytes());
+                bytes.extend(head);
+                bytes.extend(self.dice.some(len));
+            }
+            4 => {
+                bytes.extend([0x08, 0x06]);
+                bytes.extend(self.arp(town, place, source));
+            }
+            5 => {
+                bytes.extend([0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
+                bytes.extend(source);
+                bytes.extend(self.dice.some(14));
+            }
+            6..=8 | 17..=19 if class < 9 || self.dice.percent(50) => {
+                bytes.extend([0x08, 0x00]);
+                let protocol = match class {
+                    6 | 8 => 17,
+                    7 => 6,
+                    _ => self.dice.pick(&[6, 17]),
+                };
+                let mut packet = self.ip(town, place, source, protocol);
+                if class == 8 {
+                    packet[12..16].copy_from_slice(&self.dice.pick(&[[0; 4], [10, 0, 0, 1]]));
+                    packet[20..24].copy_from_slice(&self.dice.pick(&[[0, 68, 0, 67], [0, 67, 0, 68], [0, 68, 0, 53]]));
+                }
+                if class >= 17 {
+                    start = 34;
+                    leave = self.leave(&mut packet, 20, protocol, class);
+                }
+                bytes.extend(packet);
+            }
+            9 | 17..=19 => {
+                bytes.extend([0x86, 0xdd]);
+                let protocol = if class == 9 { 17 } else { self.dice.pick(&[6, 17]) };
+                let body = self.transport(protocol);
+                let mut packet = self.v6(town, place, source, protocol, &body);
+                if class >= 17 {
+                    start = 54;
+                    leave = self.leave(&mut packet, 40, protocol, class);
+                }
+                bytes.extend(packet);
+            }
+            10..=14 => {
+                bytes.extend([0x86, 0xdd]);
+                bytes.extend(self.icmp(town, place, source, class));
+            }
+            15 => {
+                let group = self.dice.below(18);
+                let to = match group {
+                    16 => [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcd],
+                    17 => [0x01, 0x80, 0xc2, 0, 0, 0x10],
+                    n => [0x01, 0x80, 0xc2, 0, 0, n as u8],
+                };
+                bytes[..6].copy_from_slice(&to);
+                bytes.extend(self.dice.pick(&[[0x88, 0x08], [0x88, 0xcc], [0x88, 0x09], [0, 38], [0x88, 0x8e]]));
+                bytes.extend(self.dice.some(46));
+            }
+            _ => {
+                let len = self.dice.below(22);
+                bytes.extend(self.dice.some(12));
+                bytes.truncate(len);
+            }
+        }
+        let mut tags = 0;
+        if bytes.len() >= 12 && self.dice.percent(35) {
+            tags = match self.dice.below(20) {
+                0..10 => 1,
+                10..15 => 2,
+                15..19 => self.dice.within(3, 8),
+                _ => self.dice.within(9, 600),
+            };
+            if start > 0 {
+                tags = tags.min(8);
+            }
+            let mut all = Vec::new();
+            for _ in 0..tags {
+                all.extend(self.dice.pick(&[[0x81, 0x00], [0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]]));
+                let id = self.dice.pick(&[0u16, 5, 7, 101, 120, 4094, 4095, 0xe000, 300]);
+                all.extend(id.to_be_bytes());
+            }
+            bytes.splice(12..12, all);
+            start += 4 * tags;
+        }
+        if self.dice.percent(45) && class < 17 {
+            honest = false;
+            for _ in 0..self.dice.within(1, 3) {
+                self.spoil(&mut bytes);
+            }
+        } else if class >= 17 && self.dice.percent(20) {
+            honest = false;
+            let at = self.dice.below(bytes.len().min(100));
+            bytes[at] ^= 1 << self.dice.below(8);
+        }
+        // So deep that nobody looks behind all.
+        honest &= tags < 400;
+        self.number += 1;
+        // Where it is from, as padding where there may be some.
+        if !matches!(class, 2 | 16) && bytes.len() >= 22 && bytes.len() + 8 <= LONGEST && start == 4 * tags {
+            bytes.extend(self.number.to_be_bytes());
+        } else if bytes.len() >= 60 && (class < 17 || bytes.len() >= start + 28) {
+            let at = bytes.len() - 8;
+            bytes[at..].copy_from_slice(&self.number.to_be_bytes());
+        }
+        if class >= 17 {
+            leave[6..8].copy_from_slice(&(start as u16).to_le_bytes());
+        }
+        if class == 19 {
+            honest = false;
+            for _ in 0..self.dice.within(1, 3) {
+                let at = self.dice.below(10);
+                leave[at] = self.dice.byte();
+            }
+            // A tag that comes off moves it: whether headers are near enough would depend on when that is asked.
+            let start = usize::from(u16::from_le_bytes([leave[6], leave[7]]));
+            if (NEAR - 24..NEAR).contains(&start) {
+                leave[7] = 0;
+            }
+        }
+        let place = &town.places[place];
+        let mut base = place.base;
+        if place.vid > 0 && self.dice.percent(95) {
+            let id = place.vid | self.dice.pick(&[0, 0, 0, 0x2000, 0xf000]);
+            let at = bytes.len().min(12);
+            bytes.splice(at..at, [0x81, 0x00, (id >> 8) as u8, id as u8]);
+            let start = u16::from_le_bytes([leave[6], leave[7]]);
+            if leave[0] & 1 == 1 && (honest || self.dice.percent(80)) {
+                leave[6..8].copy_from_slice(&start.wrapping_add(4).to_le_bytes());
+            }
+        }
+        if self.dice.percent(1) {
+            // By another door: one in standby, somebody else's.
+            base = self.dice.below(town.bases.len());
+            while town.at(base, 0).is_none() && !town.bases[base].carrier {
+                base = self.dice.below(town.bases.len());
+            }
+        }
+        Shot { base, bytes, offload: leave, class, honest: honest && !self.odd }
+    }
+
+    fn source(&mut self, town: &Town, place: usize) -> Address {
+        let at = &town.places[place];
+        match self.dice.below(20) {
+            0..9 if !at.uplink => match &at.guarding {
+                Guarding::Mac(also) if !also.is_empty() && self.dice.percent(40) => self.dice.pick(also),
+                Guarding::MacIp(bound) if !bound.is_empty() && self.dice.percent(60) => self.dice.pick(bound).0,
+                _ => at.mac,
+            },
+            0..13 => wild(self.dice.below(8)),
+            13..17 => private(place, self.dice.below(20)),
+            17 => town.places[self.dice.below(town.vifs())].mac,
+            18 => self.dice.pick(&[[0; 6], [1, 0, 0x5e, 0, 0, 1], [0xff; 6]]),
+            _ => self.dice.bits().to_be_bytes()[..6].try_into().unwrap(),
+        }
+    }
+
+    fn destination(&mut self, town: &Town) -> Address {
+        match self.dice.below(20) {
+            0..3 => [0xff; 6],
+            3..10 => town.places[self.dice.below(town.vifs())].mac,
+            10..13 => wild(self.dice.below(8)),
+            13..16 => private(self.dice.below(town.places.len()), self.dice.below(20)),
+            16 => self.dice.pick(&[[0x01, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]]),
+            17 => [0x01, 0x80, 0xc2, 0, 0, self.dice.below(16) as u8],
+            _ => self.dice.bits().to_be_bytes()[..6].try_into().unwrap(),
+        }
+    }
+
+    /// An address of IP, and mostly one that this sender may use.
+    fn address(&mut self, town: &Town, place: usize, source: Address, is_v6: bool) -> IpAddr {
+        if let Guarding::MacIp(bound) = &town.places[place].guarding
+            && self.dice.percent(70)
+        {
+            let these = bound.iter().filter(|(mac, _)| *mac == source).filter_map(|(_, ip)| Some(ip.as_ref()?.0));
+            let these: Vec<_> = these.filter(|ip| ip.is_ipv6() == is_v6).collect();
+            if !these.is_empty() {
+                return self.dice.pick(&these);
+            }
+        }
+        match is_v6 {
+            false => v4(self.dice.below(20)),
+            true => self.dice.pick(&[v6(3), v6(9), v6(17), "::".parse().unwrap(), eui(source), eui(source)]),
+        }
+    }
+
+    fn arp(&mut self, town: &Town, place: usize, source: Address) -> Vec<u8> {
+        let mut bytes = vec![0, 1, 8, 0, 6, 4, 0];
+        bytes.push(self.dice.pick(&[1, 2]));
+        let mac = if self.dice.percent(80) { source } else { self.source(town, place) };
+        bytes.extend(mac);
+        let probe: IpAddr = v4(0);
+        let ip = if self.dice.percent(20) { [0; 4] } else { four(self.address(town, place, mac, false)) };
+        bytes.extend(ip);
+        bytes.extend([0; 6]);
+        bytes.extend(four(probe));
+        bytes
+    }
+
+    /// A packet of IPv4 with a header of UDP or TCP.
+    fn ip(&mut self, town: &Town, place: usize, source: Address, protocol: u8) -> Vec<u8> {
+        let body = self.transport(protocol);
+        let mut bytes = vec![0x45, 0];
+        bytes.extend((20 + body.len() as u16).to_be_bytes());
+        bytes.extend([0, 7, 0x40, 0, 64, protocol, 0, 0]);
+        bytes.extend(four(self.address(town, place, source, false)));
+        bytes.extend([10, 0, 0, 99]);
+        bytes.extend(body);
+        bytes
+    }
+
+    fn transport(&mut self, protocol: u8) -> Vec<u8> {
+        let payload = self.dice.below(120);
+        let mut bytes = vec![0x12, 0x34, 0, 9];
+        if protocol == 6 {
+            bytes.extend([0, 0, 1, 0, 0, 0, 0, 1, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
+        } else {
+            bytes.extend((8 + payload as u16).to_be_bytes());
+            bytes.extend([0, 0]);
+        }
+        bytes.extend(self.dice.some(payload));
+        bytes
+    }
+
+    fn v6(&mut self, town: &Town, place: usize, source: Address, next: u8, body: &[u8]) -> Vec<u8> {
+        let IpAddr::V6(ip) = self.address(town, place, source, true) else { unreachable!() };
+        let mut bytes = vec![0x60, 0, 0, 0];
+        bytes.extend((body.len() as u16).to_be_bytes());
+        bytes.extend([next, 255]);
+        bytes.extend(ip.octets());
+        bytes.extend([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+        bytes.extend(body);
+        bytes
+    }
+
+    /// IPv6 with extensions, neighbor discovery, MLD.
+    fn icmp(&mut self, town: &Town, place: usize, source: Address, class: usize) -> Vec<u8> {
+        let kind = match class {
+            11 => 135,
+            12 => 136,
+            13 => self.dice.pick(&[133, 134]),
+            14 => self.dice.pick(&[130, 131, 132, 143]),
+            _ => self.dice.pick(&[128, 135, 136, 137, 133, 143, 1]),
+        };
+        let mut body = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+        let option = match kind {
+            133 => Some(1),
+            134 => {
+                body.extend([0; 8]);
+                Some(1)
+            }
+            135 => Some(1),
+            136 => Some(2),
+            _ => None,
+        };
+        let link = if self.dice.percent(80) { source } else { self.source(town, place) };
+        if matches!(kind, 135..=136) {
+            let IpAddr::V6(target) = self.address(town, place, link, true) else { unreachable!() };
+            body.extend(target.octets());
+        }
+        for _ in 0..self.dice.pick(&[0, 1, 1, 1, 2]) {
+            let Some(option) = option else { break };
+            // Others have lengths of their own, and this may be none of theirs.
+            let is_odd = self.dice.percent(15);
+            self.odd |= is_odd;
+            body.extend([if is_odd { self.dice.byte() } else { option }, 1]);
+            body.extend(if self.dice.percent(95) { link } else { self.source(town, place) });
+        }
+        let mut next = 58;
+        let extensions = if class == 10 { self.dice.within(1, 4) } else { usize::from(self.dice.percent(10)) };
+        for _ in 0..extensions {
+            let kind = self.dice.pick(&[0, 43, 60, 60, 44, 51]);
+            let mut extension = vec![next, 0, 0, 0, 0, 0, 0, 0];
+            match kind {
+                44 => extension[2..4].copy_from_slice(&self.dice.pick(&[[0, 0], [0, 1], [0, 8], [1, 1]])),
+                51 => {
+                    extension[1] = 2;
+                    extension.extend([0; 8]);
+                }
+                _ => {
+                    extension[1] = self.dice.pick(&[0, 0, 1, 3]);
+                    extension.resize((usize::from(extension[1]) + 1) * 8, 0);
+                }
+            }
+            body.splice(0..0, extension);
+            next = kind;
+        }
+        self.v6(town, place, source, next, &body)
+    }
+
+    /// Leaves the checksum of a packet open, and makes it longer, if it is to be a super-frame: the offload header,
+    /// but for where transport begins.
+    fn leave(&mut self, packet: &mut Vec<u8>, header: usize, protocol: u8, class: usize) -> [u8; 12] {
+        let mut leave = [0; 12];
+        leave[0] = 1;
+        leave[8] = if protocol == 6 { 16 } else { 6 };
+        open(packet, header, protocol);
+        if class == 17 || class == 19 && self.dice.percent(30) {
+            return leave;
+        }
+        leave[1] = match (protocol, header) {
+            (17, _) => 5,
+            (_, 20) => 1,
+            _ => 4,
+        };
+        let size = self.dice.within(200, 1450);
+        let parts = if self.dice.percent(5) { 140 } else { self.dice.within(1, 40) };
+        leave[4..6].copy_from_slice(&(size as u16).to_le_bytes());
+        let transport = if protocol == 6 { 20 } else { 8 };
+        let payload = (size * parts - self.dice.below(size)).min(65_000);
+        packet.truncate(header + transport);
+        packet.extend(self.dice.some(payload));
+        let len = (packet.len() - header) as u16;
+        if header == 20 {
+            packet[2..4].copy_from_slice(&(len + 20).to_be_bytes());
+        } else {
+            packet[4..6].copy_from_slice(&len.to_be_bytes());
+        }
+        if protocol == 17 {
+            packet[header + 4..header + 6].copy_from_slice(&len.to_be_bytes());
+        }
+        open(packet, header, protocol);
+        leave
+    }
+
+    /// Makes something wrong.
+    fn spoil(&mut self, bytes: &mut Vec<u8>) {
+        let len = bytes.len();
+        if len == 0 {
+            return;
+        }
+        let near = self.dice.below(len.min(110));
+        match self.dice.below(8) {
+            0 => bytes.truncate(near),
+            1 => {
+                let all = self.dice.below(len);
+                bytes.truncate(all);
+            }
+            2 => bytes[near] ^= 1 << self.dice.below(8),
+            3 => bytes[near] = self.dice.pick(&[0, 1, 0x7f, 0x80, 0xff, 4, 0x45, 0x60]),
+            4 => {
+                for byte in &mut bytes[near..(near + 2).min(len)] {
+                    *byte = self.dice.byte();
+                }
+            }
+            5 => {
+                let end = (near + self.dice.within(1, 40)).min(len);
+                let part = bytes[near..end].to_vec();
+                let at = self.dice.below(len);
+                bytes.splice(at..at, part);
+            }
+            6 => {
+                let end = (near + self.dice.within(1, 20)).min(len);
+                bytes.drain(near..end);
+            }
+            _ => {
+                let more = self.dice.pick(&[1, 8, 100, 1400, 3000]);
+                bytes.resize(len + self.dice.below(more), 0);
+            }
+        }
+        bytes.truncate(LONGEST);
+    }
+}
+
+/// Puts the sum of the pseudo-header where the checksum will stand, as senders do that leave it open.
+fn open(packet: &mut [u8], header: usize, protocol: u8) {
+    let addresses = if header == 20 { 12..20 } else { 8..40 };
+    let len = (packet.len() - header) as u16;
+    let sum = Sum16BitWords::new().add_slice(&packet[addresses]).add_2bytes([0, protocol]);
+    let sum = !sum.add_2bytes(len.to_be_bytes()).ones_complement().to_be();
+    let field = header + if protocol == 6 { 16 } else { 6 };
+    packet[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+fn four(ip: IpAddr) -> [u8; 4] {
+    match ip {
+        IpAddr::V4(ip) => ip.octets(),
+        IpAddr::V6(_) => [0; 4],
+    }
+}
+
+fn eui([a, b, c, d, e, f]: Address) -> IpAddr {
+    IpAddr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}

@@ -1,0 +1,176 @@
+//! Millions of frames, generated and spoiled, through whole workers with every policy on; and a witness, who knows
+//! nothing of the switch, says of each that arrives whether it may.
+//!
+//! A short run is a test like others. `scripts/fuzz` makes the long one of it, by environment: `FRAMES` (how many),
+//! `SEED`, `WORLD` (only this one of the run), and `FRAME` with `EPOCH` (only this frame, as a failure prints it).
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod dice;
+mod frames;
+mod parts;
+mod town;
+mod witness;
+mod world;
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use vifswitch::switch::DropReason;
+
+use frames::{CLASSES, LONGEST, Shot};
+use world::{FRAMES, Failure, Score, World, hex};
+
+/// Of the short run.
+const SHORT: u64 = 3 * FRAMES;
+const SEED: u64 = 5;
+
+fn number(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
+}
+
+/// Runs one world; what went wrong, a panic as well, and the burst and the epoch in which it did.
+fn run(seed: u64, world: u64, frames: u64, score: &mut Score) -> Result<(), (Failure, u64, Vec<Shot>)> {
+    let last: RefCell<(u64, Vec<Shot>)> = RefCell::default();
+    let note = |epoch, shots: &[Shot]| *last.borrow_mut() = (epoch, shots.to_vec());
+    let done = catch_unwind(AssertUnwindSafe(|| World::new(seed, world, 0).run((seed, world), frames, score, note)));
+    let (epoch, shots) = last.into_inner();
+    done.unwrap_or_else(|why| Err(Failure { what: told(&*why), shot: None })).map_err(|failure| (failure, epoch, shots))
+}
+
+fn told(why: &(dyn std::any::Any + Send)) -> String {
+    let text = why.downcast_ref::<String>().map(String::as_str).or(why.downcast_ref::<&str>().copied());
+    format!("panic: {}", text.unwrap_or("it says nothing"))
+}
+
+/// Sends one frame through a world of its own.
+fn alone(seed: u64, world: u64, epoch: u64, shot: &Shot) -> Result<Score, String> {
+    let mut score = Score::default();
+    let done = catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(seed, world, epoch);
+        world.round(std::slice::from_ref(shot), &mut score).and_then(|()| world.end(&mut score))
+    }));
+    match done {
+        Ok(Ok(())) => Ok(score),
+        Ok(Err(failure)) => Err(failure.what),
+        Err(why) => Err(told(&*why)),
+    }
+}
+
+fn written(shot: &Shot) -> String {
+    format!("{}:{}:{}", shot.base, hex(&shot.offload), hex(&shot.bytes))
+}
+
+/// Reads what [`written`] wrote.
+fn read(text: &str) -> Option<Shot> {
+    let bytes = |hex: &str| {
+        (0..hex.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(hex.get(at..at + 2)?, 16).ok())
+            .collect::<Option<Vec<u8>>>()
+    };
+    let mut parts = text.split(':');
+    let (base, offload, frame) = (parts.next()?.parse().ok()?, bytes(parts.next()?)?, bytes(parts.next()?)?);
+    Some(Shot { base, bytes: frame, offload: offload.try_into().ok()?, class: 0, honest: false })
+}
+
+fn fail(seed: u64, world: u64, epoch: u64, failure: &Failure, shots: &[Shot]) -> ! {
+    println!("\nFAILED with SEED={seed} in world {world}, epoch {epoch}: {}", failure.what);
+    println!("the world again: SEED={seed} WORLD={world} scripts/fuzz");
+    // Where it is not known which frame it was, one may do it alone.
+    let culprit = failure.shot.or_else(|| shots.iter().position(|shot| alone(seed, world, epoch, shot).is_err()));
+    match culprit {
+        Some(at) => {
+            println!("of class {}; alone:", CLASSES[shots[at].class]);
+            println!("SEED={seed} WORLD={world} EPOCH={epoch} FRAME={} scripts/fuzz", written(&shots[at]));
+        }
+        None => {
+            println!("no frame of the burst does it alone. The burst:");
+            shots.iter().for_each(|shot| println!("{}", written(shot)));
+        }
+    }
+    panic!("{}", failure.what);
+}
+
+fn print(score: &Score) {
+    println!("\n{:18} {:>9} {:>9} {:>9} {:>9}", "class", "made", "barred", "arrived", "copies");
+    for (name, [made, barred, arrived, copies]) in CLASSES.iter().zip(score.classes) {
+        println!("{name:18} {made:9} {barred:9} {arrived:9} {copies:9}");
+    }
+    println!("\n{:20} {:>9} {:>9}", "died", "in", "out");
+    for ((reason, died_in), died_out) in DropReason::ALL.into_iter().zip(score.died_in).zip(score.died_out) {
+        if died_in + died_out > 0 {
+            println!("{:20} {died_in:9} {died_out:9}", reason.name());
+        }
+    }
+    let Score { frames, due, segmented, checksummed, suppressed, mirrored, unlearned, .. } = score;
+    println!(
+        "\nsegmented {segmented}, checksummed {checksummed}, suppressed {suppressed}, mirrored {mirrored}, unlearned {unlearned}"
+    );
+    println!(
+        "{} ethertypes, {} of the lengths 0 to {LONGEST}",
+        score.kinds.len(),
+        score.lengths.iter().filter(|&&len| len <= LONGEST).count()
+    );
+    println!("{due} had to arrive and did; {frames} frames, nothing that policy forbids");
+}
+
+#[test]
+fn nothing_arrives_that_policy_forbids() {
+    let (seed, frames) = (number("SEED").unwrap_or(SEED), number("FRAMES").unwrap_or(SHORT));
+    let only = number("WORLD");
+    if let Ok(text) = std::env::var("FRAME").map(|text| text.trim().to_owned())
+        && !text.is_empty()
+    {
+        let shot = read(&text).unwrap_or_else(|| panic!("FRAME={text}: CABLE:OFFLOAD:BYTES is wanted, in hex"));
+        let (world, epoch) = (only.unwrap_or(0), number("EPOCH").unwrap_or(0));
+        match alone(seed, world, epoch, &shot) {
+            Ok(score) => return print(&score),
+            Err(what) => panic!("{what}"),
+        }
+    }
+    println!("SEED={seed} FRAMES={frames}");
+    let mut score = Score::default();
+    let worlds = only.map_or(0..frames.div_ceil(FRAMES), |world| world..world + 1);
+    for world in worlds.clone() {
+        let many = if only.is_some() { FRAMES } else { FRAMES.min(frames - world * FRAMES) };
+        if let Err((failure, epoch, shots)) = run(seed, world, many, &mut score) {
+            fail(seed, world, epoch, &failure, &shots);
+        }
+        if world % 10 == 9 {
+            println!("{} worlds of {}, {} frames", world + 1, worlds.end, score.frames);
+        }
+    }
+    print(&score);
+    if only.is_none() && frames >= SHORT {
+        // A fuzz that reaches nothing finds nothing.
+        for (name, [made, barred, arrived, _]) in CLASSES.iter().zip(score.classes) {
+            assert!(made > 0 && barred > 0 && (arrived > 0 || *name == "runts"), "{name}");
+        }
+        use DropReason::*;
+        let reasons = [
+            AdminDown,
+            Runt,
+            TooLong,
+            BadOffload,
+            UnknownVlan,
+            BadSource,
+            ReservedGroup,
+            ForeignSource,
+            SpoofedSource,
+            SpoofedIp,
+            MacLimit,
+            Hairpin,
+            SplitHorizon,
+        ];
+        for reason in reasons {
+            assert!(score.died_in[reason as usize] > 0, "nothing died for {}", reason.name());
+        }
+        let reached =
+            [score.due, score.segmented, score.checksummed, score.suppressed, score.mirrored, score.unlearned];
+        assert!(reached.iter().all(|&count| count > 0), "{reached:?}");
+    }
+}

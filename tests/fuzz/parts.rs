@@ -1,0 +1,78 @@
+//! What becomes of a frame whose sender has left something to be done, with somebody else's arithmetic.
+
+use etherparse::checksum::Sum16BitWords;
+
+use crate::witness::{Leave, behind_tags};
+
+/// The frame with its checksum completed (virtio 1.x, 5.1.6.2).
+pub fn completed(frame: &[u8], leave: &Leave) -> Option<Vec<u8>> {
+    leave.parts(frame)?;
+    let field = leave.start + leave.offset;
+    let sum = Sum16BitWords::new().add_slice(&frame[leave.start..]).ones_complement().to_be();
+    // Zero would mean that there is none (RFC 768).
+    let sum = if leave.offset == 6 && sum == 0 { 0xffff } else { sum };
+    let mut done = frame.to_vec();
+    done[field..field + 2].copy_from_slice(&sum.to_be_bytes());
+    Some(done)
+}
+
+/// Whether these, in this order, are what a super-frame becomes: the payload once and in order, each behind the same
+/// headers but for what has to differ. If some were `lost` on their way out, those that are left.
+pub fn are_of(pieces: &[Vec<u8>], whole: &[u8], leave: &Leave, honest: bool, lost: bool) -> Result<(), String> {
+    let (headers, count) = leave.parts(whole).ok_or("it does not fit its offload header")?;
+    if pieces.len() > count || pieces.len() < count && !lost {
+        return Err(format!("{} parts of {count}", pieces.len()));
+    }
+    let network = behind_tags(whole).ok_or("no headers")? + 2;
+    let mut at = headers;
+    for (number, piece) in pieces.iter().enumerate() {
+        let payload = whole.get(at..whole.len().min(at + leave.size)).ok_or("no payload left")?;
+        at += payload.len();
+        if piece.len() != headers + payload.len() || &piece[headers..] != payload {
+            return Err(format!("part {number} has another payload"));
+        }
+        let differs =
+            |at: usize| piece[at] != whole[at] && !may_differ(at, network, leave.start, leave.gso & 0x7f, whole);
+        if let Some(at) = (0..headers).find(|&at| differs(at)) {
+            return Err(format!("part {number} has another byte at {at}"));
+        }
+        if honest && !has_right_sums(piece, network, leave) {
+            return Err(format!("part {number} has a wrong length or checksum"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a byte of the headers may be another one in each part: lengths, identification, sequence numbers, flags,
+/// checksums.
+fn may_differ(at: usize, network: usize, transport: usize, gso: u8, whole: &[u8]) -> bool {
+    if at >= transport {
+        return match (gso, at - transport) {
+            (5, at) => at >= 4,
+            (_, at) => matches!(at, 4..8 | 13 | 16..18),
+        };
+    }
+    match (whole[network] >> 4, at.checked_sub(network)) {
+        (4, Some(at)) => matches!(at, 2..6 | 10..12),
+        (_, Some(at)) => matches!(at, 4..6),
+        (_, None) => false,
+    }
+}
+
+/// Whether the lengths and checksums of a frame of TCP or UDP are right; its headers are plain ones.
+fn has_right_sums(frame: &[u8], network: usize, leave: &Leave) -> bool {
+    let (packet, segment) = (&frame[network..leave.start], &frame[leave.start..]);
+    let is_udp = leave.gso & 0x7f == 5;
+    let protocol = if is_udp { 17 } else { 6 };
+    let len = (segment.len() as u16).to_be_bytes();
+    let (addresses, head) = match packet[0] >> 4 {
+        4 => {
+            let total = ((packet.len() + segment.len()) as u16).to_be_bytes();
+            let right = Sum16BitWords::new().add_slice(packet).ones_complement() == 0;
+            (&packet[12..20], right && packet[2..4] == total)
+        }
+        _ => (&packet[8..40], packet[4..6] == len),
+    };
+    let sum = Sum16BitWords::new().add_slice(addresses).add_2bytes([0, protocol]).add_2bytes(len).add_slice(segment);
+    head && sum.ones_complement() == 0 && (!is_udp || segment[4..6] == len)
+}

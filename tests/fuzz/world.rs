@@ -1,0 +1,397 @@
+//! One world: a town, the switch in it, and frames, a burst at a time. What arrives is judged frame by frame.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use vifswitch::switch::DropReason;
+use vifswitch::wire::Offload;
+
+use crate::common::Lab;
+use crate::dice::Dice;
+use crate::frames::{CLASSES, Maker, Shot};
+use crate::parts;
+use crate::town::{Address, Guarding, Town};
+use crate::witness::{Leave, Seen, address, is_barred, is_kept_from, is_of_the_wire};
+
+/// Frames of a world, and of each of its epochs, at whose beginning policies change.
+pub const FRAMES: u64 = 40_000;
+const EPOCH: u64 = 2000;
+
+/// What was seen to be wrong.
+#[derive(Debug)]
+pub struct Failure {
+    pub what: String,
+    /// Of the last burst, the frame that it is about.
+    pub shot: Option<usize>,
+}
+
+fn wrong<T>(what: String, shot: Option<usize>) -> Result<T, Failure> {
+    Err(Failure { what, shot })
+}
+
+/// What a run has come to.
+#[derive(Debug, Default)]
+pub struct Score {
+    /// By class: frames made, those that policy bars, those that arrived somewhere, arrivals.
+    pub classes: [[u64; 4]; CLASSES.len()],
+    pub died_in: [u64; DropReason::ALL.len()],
+    pub died_out: [u64; DropReason::ALL.len()],
+    pub kinds: HashSet<u16>,
+    pub lengths: HashSet<usize>,
+    pub frames: u64,
+    /// Arrivals that had to be: of frames for one pinned address.
+    pub due: u64,
+    pub segmented: u64,
+    pub checksummed: u64,
+    pub suppressed: u64,
+    pub mirrored: u64,
+    pub unlearned: u64,
+}
+
+/// A frame of the last burst, where it counts.
+struct Sent {
+    shot: usize,
+    place: usize,
+    bytes: Vec<u8>,
+    leave: Leave,
+    barred: Option<&'static str>,
+    /// Who got it, and how often.
+    got: HashMap<usize, usize>,
+}
+
+pub struct World {
+    pub town: Town,
+    lab: Lab,
+    /// Whose frames had this source, as far as they were let pass.
+    spoken: HashSet<(usize, Address)>,
+    /// The only port that has sent this source, if it is one.
+    only: HashMap<Address, Option<usize>>,
+    /// Sources of a port at its limit whose frames have arrived somewhere.
+    heard: HashMap<usize, HashSet<Address>>,
+    /// By the place where it is counted: frames that were sent, and that arrived.
+    offered: u64,
+    arrived: Vec<u64>,
+}
+
+/// The dice for a part of a world.
+pub fn dice(seed: u64, world: u64, part: u64) -> Dice {
+    let mut dice =
+        Dice::new(seed ^ world.wrapping_mul(0xd134_2543_de82_ef95) ^ part.wrapping_mul(0xa076_1d64_78bd_642f));
+    dice.bits();
+    dice
+}
+
+impl World {
+    pub fn new(seed: u64, world: u64, epoch: u64) -> World {
+        let mut town = Town::new(&mut dice(seed, world, 0), world);
+        town.shuffle(&mut dice(seed, world, 1 + epoch));
+        let lab = town.build();
+        let arrived = vec![0; lab.ports.len()];
+        World { town, lab, spoken: HashSet::new(), only: HashMap::new(), heard: HashMap::new(), offered: 0, arrived }
+    }
+
+    /// Sends `frames` frames. `note` is told of each burst before it is sent, and of its epoch.
+    pub fn run(
+        mut self,
+        (seed, world): (u64, u64),
+        frames: u64,
+        score: &mut Score,
+        mut note: impl FnMut(u64, &[Shot]),
+    ) -> Result<(), Failure> {
+        let mut maker = Maker::new(dice(seed, world, u64::MAX), world);
+        let (mut sent, mut epoch) = (0, 0);
+        while sent < frames {
+            if sent / EPOCH > epoch {
+                epoch = sent / EPOCH;
+                self.balance()?;
+                self.town.shuffle(&mut dice(seed, world, 1 + epoch));
+                self.town.enact(&mut self.lab);
+            }
+            let many = maker.dice.pick(&[1, 8, 48, 64]).min((frames - sent) as usize);
+            let (mut shots, mut has_super) = (Vec::new(), false);
+            while shots.len() < many {
+                let shot = maker.next(&self.town, !has_super);
+                has_super |= Leave::read(&shot.offload).is_super();
+                shots.push(shot);
+            }
+            note(epoch, &shots);
+            sent += shots.len() as u64;
+            self.round(&shots, score)?;
+            self.lab.pass(Duration::from_millis(maker.dice.below(100) as u64));
+        }
+        self.end(score)
+    }
+
+    /// Sends a burst, and looks at what becomes of it.
+    pub fn round(&mut self, shots: &[Shot], score: &mut Score) -> Result<(), Failure> {
+        let mut sent: Vec<Sent> = Vec::new();
+        let mut by_bytes: HashMap<Vec<u8>, usize> = HashMap::new();
+        for (number, shot) in shots.iter().enumerate() {
+            let offload = Offload::read(&shot.offload);
+            let seen = arrive(&self.town, shot);
+            if let Some((_, bytes, _)) = &seen
+                && by_bytes.contains_key(bytes)
+            {
+                // Two that are alike could not be told apart.
+                continue;
+            }
+            score.frames += 1;
+            score.classes[shot.class][0] += 1;
+            score.lengths.insert(shot.bytes.len());
+            self.offered += counts(&self.town, shot);
+            let Some((place, bytes, leave)) = seen else {
+                score.classes[shot.class][1] += 1;
+                self.stage(shot, offload);
+                continue;
+            };
+            let barred = is_barred(&self.town, &Seen { place, bytes: &bytes, leave });
+            score.classes[shot.class][1] += u64::from(barred.is_some());
+            if let Some(source) = address(&bytes, 6) {
+                if barred.is_none() {
+                    self.spoken.insert((place, source));
+                }
+                let only = self.only.entry(source).or_insert(Some(place));
+                *only = only.filter(|&by| by == place);
+            }
+            if bytes.len() >= 14 {
+                score.kinds.insert(u16::from_be_bytes([bytes[12], bytes[13]]));
+            }
+            by_bytes.insert(bytes.clone(), sent.len());
+            sent.push(Sent { shot: number, place, bytes, leave, barred, got: HashMap::new() });
+            self.stage(shot, offload);
+        }
+        let died: Vec<u64> = self.died_out();
+        (0..self.town.bases.len()).for_each(|base| self.lab.ends[base].publish());
+        self.lab.settle();
+        let received = self.lab.total(|c| c.rx_frames.get());
+        if received != self.offered {
+            return wrong(format!("{} frames were sent, and {received} are counted", self.offered), None);
+        }
+        let mut pieces: HashMap<usize, Vec<Vec<u8>>> = HashMap::new();
+        for base in 0..self.town.bases.len() {
+            while let Some((bytes, offload)) = self.lab.ends[base].take() {
+                let leave = Leave::read(&offload.write());
+                self.arrival(base, bytes, leave, &by_bytes, &mut sent, &mut pieces)?;
+            }
+        }
+        self.join(shots, &mut sent, pieces, &died)?;
+        self.judge(shots, &sent, &died, score)
+    }
+
+    fn stage(&mut self, shot: &Shot, offload: Offload) {
+        assert!(self.lab.ends[shot.base].stage(&shot.bytes, offload), "a cable holds a burst");
+    }
+
+    /// One frame at the end of a cable: which it is.
+    fn arrival(
+        &mut self,
+        base: usize,
+        mut bytes: Vec<u8>,
+        mut leave: Leave,
+        by_bytes: &HashMap<Vec<u8>, usize>,
+        sent: &mut [Sent],
+        pieces: &mut HashMap<usize, Vec<Vec<u8>>>,
+    ) -> Result<(), Failure> {
+        let mut vid = 0;
+        if self.town.bases[base].carrier && bytes.get(12..14) == Some(&[0x81, 0x00]) && bytes.len() >= 18 {
+            vid = u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff;
+            if vid != 0 {
+                bytes.drain(12..16);
+                let Some(pulled) = leave.pulled(4) else {
+                    return wrong(format!("cable {base}: an offload header that does not fit: {}", hex(&bytes)), None);
+                };
+                leave = pulled;
+            }
+        }
+        let Some(place) = self.town.at(base, vid) else {
+            return wrong(
+                format!("cable {base}: a frame with VLAN id {vid}, which nobody has here: {}", hex(&bytes)),
+                None,
+            );
+        };
+        let counted = if self.town.places[place].uplink { base } else { place };
+        if !leave.is_nothing() && !self.town.bases[base].offloads {
+            return wrong(format!("port {place}: an offload header, and it takes none: {}", hex(&bytes)), None);
+        }
+        let same = by_bytes.get(&bytes).copied().filter(|&index| sent[index].leave == leave);
+        // A checksum that has been completed changes two bytes.
+        let completed = || {
+            sent.iter().position(|one| {
+                one.leave.csum
+                    && !one.leave.is_super()
+                    && leave.is_nothing()
+                    && parts::completed(&one.bytes, &one.leave).as_ref() == Some(&bytes)
+            })
+        };
+        match same.or_else(completed) {
+            Some(index) => {
+                *sent[index].got.entry(place).or_default() += 1;
+                self.arrived[counted] += leave.parts(&bytes).map_or(1, |(_, parts)| parts as u64);
+            }
+            None if leave.is_nothing() => {
+                self.arrived[counted] += 1;
+                pieces.entry(place).or_default().push(bytes);
+            }
+            None => return wrong(format!("port {place}: a frame that nobody sent: {} {leave:?}", hex(&bytes)), None),
+        }
+        Ok(())
+    }
+
+    /// What is none of the frames that were sent has to be what the super-frame of the burst became.
+    fn join(
+        &mut self,
+        shots: &[Shot],
+        sent: &mut [Sent],
+        pieces: HashMap<usize, Vec<Vec<u8>>>,
+        died: &[u64],
+    ) -> Result<(), Failure> {
+        for (place, pieces) in pieces {
+            let Some(whole) = sent.iter_mut().find(|one| one.leave.is_super()) else {
+                return wrong(format!("port {place}: a frame that nobody sent: {}", hex(&pieces[0])), None);
+            };
+            let lost = self.died_out()[self.counted(place)] > died[self.counted(place)];
+            let honest = shots[whole.shot].honest;
+            if let Err(why) = parts::are_of(&pieces, &whole.bytes, &whole.leave, honest, lost) {
+                let what = format!("port {place}: a super-frame was not divided as it should be, or it is none: {why}");
+                return wrong(what, Some(whole.shot));
+            }
+            *whole.got.entry(place).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// Has each frame come to whom it may, and to whom it must?
+    fn judge(&mut self, shots: &[Shot], sent: &[Sent], died: &[u64], score: &mut Score) -> Result<(), Failure> {
+        let died_now = self.died_out();
+        for one in sent {
+            let seen = Seen { place: one.place, bytes: &one.bytes, leave: one.leave };
+            let from = &self.town.places[one.place];
+            let class = &mut score.classes[shots[one.shot].class];
+            class[2] += u64::from(!one.got.is_empty());
+            class[3] += one.got.len() as u64;
+            let kept = |to: usize| is_kept_from(&self.town, &seen, to, |address| self.spoken.contains(&(to, address)));
+            for (&to, &times) in &one.got {
+                if let Some(why) = one.barred.or_else(|| kept(to)) {
+                    return wrong(format!("from port {} to port {to}, though {why}", one.place), Some(one.shot));
+                }
+                if times > 1 {
+                    return wrong(format!("from port {} to port {to} {times} times", one.place), Some(one.shot));
+                }
+            }
+            if one.barred.is_some() {
+                continue;
+            }
+            let quiet = |to: usize| died_now[self.counted(to)] == died[self.counted(to)];
+            let (to, source) = (address(&one.bytes, 0).unwrap_or_default(), address(&one.bytes, 6).unwrap_or_default());
+            // Who looks on gets all that somebody gets.
+            for watcher in (0..self.town.places.len()).filter(|&at| self.town.places[at].promiscuous) {
+                if !one.got.is_empty() && kept(watcher).is_none() && !one.got.contains_key(&watcher) && quiet(watcher) {
+                    return wrong(format!("promiscuous port {watcher} did not get it"), Some(one.shot));
+                }
+            }
+            let pinned = self.town.pinned(from.network, source).is_some();
+            // What is spoiled may be refused for more than the witness knows of.
+            let is_readable = shots[one.shot].honest || !matches!(from.guarding, Guarding::MacIp(_));
+            let is_free = is_readable && (pinned || from.limit.is_none());
+            if let Some(to) =
+                self.town.pinned(from.network, to).filter(|&to| kept(to).is_none() && is_free && quiet(to))
+            {
+                if !one.got.contains_key(&to) {
+                    return wrong(
+                        format!("port {to} did not get what is for its address, from {}", one.place),
+                        Some(one.shot),
+                    );
+                }
+                score.due += 1;
+            }
+            if let Some((limit, true)) = from.limit.filter(|_| !one.got.is_empty() && !pinned) {
+                let heard = self.heard.entry(one.place).or_default();
+                heard.insert(source);
+                let only: Vec<_> = heard.iter().filter(|mac| self.only[*mac] == Some(one.place)).collect();
+                // Its own address is no station that counts, even where others may use it as well.
+                let only = only.iter().filter(|&&&mac| mac != from.mac).count();
+                // Where its own may be used by others it has a place, which is not kept for it.
+                if only > limit + 1 {
+                    return wrong(
+                        format!("{only} stations from port {}, whose limit is {limit}", one.place),
+                        Some(one.shot),
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the frames of a port are counted as they leave.
+    fn counted(&self, place: usize) -> usize {
+        let Town { places, .. } = &self.town;
+        if places[place].uplink { places[place].base } else { place }
+    }
+
+    fn died_out(&self) -> Vec<u64> {
+        (0..self.lab.ports.len()).map(|port| self.lab.sum(port, |c| c.drops_out.total())).collect()
+    }
+
+    /// Law 1, and the counters against what was sent and what came.
+    fn balance(&mut self) -> Result<(), Failure> {
+        self.lab.check_ledger();
+        if !self.lab.audit().adds_up() {
+            return wrong("the audit does not add up".into(), None);
+        }
+        for (port, &arrived) in self.arrived.iter().enumerate() {
+            let told = self.lab.sum(port, |c| c.tx_frames.get());
+            if told != arrived {
+                return wrong(format!("port {port}: {arrived} frames arrived, and {told} are counted"), None);
+            }
+        }
+        Ok(())
+    }
+
+    pub fn end(mut self, score: &mut Score) -> Result<(), Failure> {
+        self.balance()?;
+        for (at, reason) in DropReason::ALL.into_iter().enumerate() {
+            score.died_in[at] += self.lab.total(|c| c.drops_in.get(reason));
+            score.died_out[at] += self.lab.total(|c| c.drops_out.get(reason));
+        }
+        score.segmented += self.lab.total(|c| c.segmented.get());
+        score.checksummed += self.lab.total(|c| c.checksummed.get());
+        score.suppressed += self.lab.total(|c| c.suppressed.get());
+        score.mirrored += self.lab.total(|c| c.mirrored.get());
+        score.unlearned += self.lab.total(|c| c.unlearned.get());
+        self.lab.end();
+        Ok(())
+    }
+}
+
+/// A frame as it is on its network: at which port, and without the tag that says so. `None`: it is on none.
+fn arrive(town: &Town, shot: &Shot) -> Option<(usize, Vec<u8>, Leave)> {
+    let (mut bytes, leave) = (shot.bytes.clone(), Leave::read(&shot.offload));
+    if !town.bases[shot.base].carrier || bytes.get(12..14) != Some(&[0x81, 0x00]) {
+        return Some((town.at(shot.base, 0)?, bytes, leave));
+    }
+    if bytes.len() < 18 {
+        return None;
+    }
+    let vid = u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff;
+    bytes.drain(12..16);
+    Some((town.at(shot.base, vid)?, bytes, leave.pulled(4)?))
+}
+
+/// As how many frames one counts when it comes in: what its offload header says, if that fits it; and if it does no
+/// longer once its tag has been taken off, as one.
+fn counts(town: &Town, shot: &Shot) -> u64 {
+    let (leave, bytes) = (Leave::read(&shot.offload), &shot.bytes);
+    if town.bases[shot.base].carrier && bytes.len() >= 18 && bytes[12..14] == [0x81, 0x00] && leave.pulled(4).is_none()
+    {
+        let vid = u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff;
+        let place = town.at(shot.base, vid).filter(|&place| town.is_up(place));
+        if place.is_some_and(|place| !(town.places[place].uplink && is_of_the_wire(bytes))) {
+            return 1;
+        }
+    }
+    leave.parts(bytes).map_or(1, |(_, parts)| parts as u64)
+}
+
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
