@@ -142,10 +142,10 @@ impl World {
             };
             let barred = is_barred(&self.town, &Seen { place, bytes: &bytes, leave });
             score.classes[shot.class][1] += u64::from(barred.is_some());
-            if let Some(source) = address(&bytes, 6) {
-                if barred.is_none() {
-                    self.spoken.insert((place, source));
-                }
+            if let Some(source) = address(&bytes, 6)
+                && barred.is_none()
+            {
+                self.spoken.insert((place, source));
             }
             if bytes.len() >= 14 {
                 score.kinds.insert(u16::from_be_bytes([bytes[12], bytes[13]]));
