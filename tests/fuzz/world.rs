@@ -64,10 +64,6 @@ pub struct World {
     lab: Lab,
     /// Whose frames had this source, as far as they were let pass.
     spoken: HashSet<(usize, Address)>,
-    /// The only port that has sent this source, if it is one.
-    only: HashMap<Address, Option<usize>>,
-    /// Sources of a port at its limit whose frames have arrived somewhere.
-    heard: HashMap<usize, HashSet<Address>>,
     /// By the place where it is counted: frames that were sent, and that arrived.
     offered: u64,
     arrived: Vec<u64>,
@@ -87,7 +83,7 @@ impl World {
         town.shuffle(&mut dice(seed, world, 1 + epoch));
         let lab = town.build();
         let arrived = vec![0; lab.ports.len()];
-        World { town, lab, spoken: HashSet::new(), only: HashMap::new(), heard: HashMap::new(), offered: 0, arrived }
+        World { town, lab, spoken: HashSet::new(), offered: 0, arrived }
     }
 
     /// Sends `frames` frames. `note` is told of each burst before it is sent, and of its epoch.
@@ -146,12 +142,10 @@ impl World {
             };
             let barred = is_barred(&self.town, &Seen { place, bytes: &bytes, leave });
             score.classes[shot.class][1] += u64::from(barred.is_some());
-            if let Some(source) = address(&bytes, 6) {
-                if barred.is_none() {
-                    self.spoken.insert((place, source));
-                }
-                let only = self.only.entry(source).or_insert(Some(place));
-                *only = only.filter(|&by| by == place);
+            if let Some(source) = address(&bytes, 6)
+                && barred.is_none()
+            {
+                self.spoken.insert((place, source));
             }
             if bytes.len() >= 14 {
                 score.kinds.insert(u16::from_be_bytes([bytes[12], bytes[13]]));
@@ -303,20 +297,6 @@ impl World {
                     );
                 }
                 score.due += 1;
-            }
-            if let Some((limit, true)) = from.limit.filter(|_| !one.got.is_empty() && !pinned) {
-                let heard = self.heard.entry(one.place).or_default();
-                heard.insert(source);
-                let only: Vec<_> = heard.iter().filter(|mac| self.only[*mac] == Some(one.place)).collect();
-                // Its own address is no station that counts, even where others may use it as well.
-                let only = only.iter().filter(|&&&mac| mac != from.mac).count();
-                // Where its own may be used by others it has a place, which is not kept for it.
-                if only > limit + 1 {
-                    return wrong(
-                        format!("{only} stations from port {}, whose limit is {limit}", one.place),
-                        Some(one.shot),
-                    );
-                }
             }
         }
         Ok(())
