@@ -13,7 +13,8 @@
 
 use std::collections::HashMap;
 
-use super::judge::{Judge, Judged, Question, fetch_ahead, is_spoofed, read};
+use super::judge::{Judge, Judged};
+use super::question::{Question, fetch_ahead, is_spoofed, read};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::{DropReason, PortId, PortRules, Reach, Role, Rules, Switch, Verdict, Verdicts};

@@ -3,15 +3,12 @@
 use std::sync::Arc;
 
 use super::carrier::{Origin, Origins};
+use super::question::{Question, ask, fetch_ahead, refuse_spoofed};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::{AtLimit, Audience, DropReason, Fdb, Learned, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
-use crate::frame::{BURST, Batch, Frame};
+use crate::frame::{BURST, Batch};
 use crate::time::Moment;
-use crate::wire::{Claim, Header, Mac, TAG_LEN, tags};
-
-/// Bytes of tables that are surely in the processor's cache; larger ones are fetched ahead.
-const WARM: usize = 512 << 10;
 
 /// News for other workers: a station was seen behind a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,120 +183,6 @@ fn watch(port: &Port, verdicts: &mut [Verdict]) {
         if let Verdict::To(to) = *verdict {
             *verdict = Verdict::Watched { from: port.rules.id.place(), to: to.place() };
         }
-    }
-}
-
-/// Refuses the frames whose source is allowed, and which name senders above Ethernet that are not.
-#[inline(never)]
-fn refuse_spoofed(port: &Port, batch: &Batch, verdicts: &mut Verdicts, questions: &mut [Question]) {
-    for (((_, head), verdict), question) in batch.heads().zip(verdicts).zip(questions) {
-        if !question.is_none() && is_spoofed(port, question.source.mac(), head) {
-            (*verdict, *question) = (Verdict::Drop(DropReason::SpoofedIp), Question::NONE);
-        }
-    }
-}
-
-/// Whether a frame with an allowed source names a sender above Ethernet that is not. Of others this is not
-/// asked: they die for their source.
-#[inline]
-pub(super) fn is_spoofed(port: &Port, source: Mac, head: &[u8]) -> bool {
-    port.bindings.as_ref().is_some_and(|bindings| port.allows(source) && !bindings.allow(source, &Claim::read(head)))
-}
-
-/// Reads the headers of a burst: a question for each frame, or its verdict.
-#[inline(never)] // with registers of its own
-fn ask(rules: &Rules, port: &Port, batch: &Batch, verdicts: &mut Verdicts, questions: &mut [Question]) {
-    for (((frame, head), verdict), question) in batch.heads().zip(verdicts).zip(questions) {
-        *question = match read(port, frame, head) {
-            Ok(header) => Question::new(rules, port, &header),
-            Err(reason) => {
-                *verdict = Verdict::Drop(reason);
-                Question::NONE
-            }
-        };
-    }
-}
-
-/// What a frame says of itself.
-#[inline(always)]
-pub(super) fn read(port: &Port, frame: &Frame, head: &[u8]) -> Result<Header, DropReason> {
-    use DropReason::*;
-    // 2. header sane
-    let Some(header) = Header::read(head) else { return Err(Runt) };
-    if !(frame.is_plain() && frame.len() <= port.longest) {
-        fits(port, frame, head)?;
-    }
-    if !header.source.is_station() {
-        return Err(BadSource);
-    }
-    // 5. reserved groups
-    if header.destination.is_group() && port.reserved.refuses(header.destination) {
-        return Err(ReservedGroup);
-    }
-    Ok(header)
-}
-
-/// Whether a frame that stands for several, or seems too long, is as it should be.
-#[inline(never)]
-#[allow(clippy::cast_possible_truncation)] // 8 at most
-fn fits(port: &Port, frame: &Frame, head: &[u8]) -> Result<(), DropReason> {
-    if !frame.is_sound() {
-        return Err(DropReason::BadOffload);
-    }
-    // Its tags are forgiven, two at most.
-    if frame.longest() > port.longest && frame.longest() > port.longest + (tags(head) * TAG_LEN) as u32 {
-        return Err(DropReason::TooLong);
-    }
-    Ok(())
-}
-
-/// What a sane frame asks the tables: may this source be here, and where is this destination?
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Question {
-    source: Station,
-    destination: Station,
-    source_hash: u64,
-    destination_hash: u64,
-}
-
-impl Question {
-    /// None to be asked: the frame has its verdict.
-    pub(super) const NONE: Question =
-        Question { source: Station::NONE, destination: Station::NONE, source_hash: 0, destination_hash: 0 };
-
-    #[inline(always)]
-    fn is_none(&self) -> bool {
-        self.source == Station::NONE
-    }
-
-    #[inline(always)]
-    pub(super) fn new(rules: &Rules, port: &Port, header: &Header) -> Question {
-        let source = Station::new(port.rules.network, header.source);
-        let destination = Station::new(port.rules.network, header.destination);
-        let (source_hash, destination_hash) = (rules.hash(source), rules.hash(destination));
-        Question { source, destination, source_hash, destination_hash }
-    }
-}
-
-/// Fetches what the questions of a burst will look up, where the tables are too large to be at
-/// hand. Two rounds, as the second needs what the first has fetched: index, entries.
-#[inline]
-pub(super) fn fetch_ahead(rules: &Rules, fdb: &Fdb, questions: &[Question]) {
-    let pins_are_cold = rules.pins().bytes() > WARM;
-    if fdb.len() * 40 <= WARM && !pins_are_cold {
-        return;
-    }
-    for question in questions {
-        for hash in [question.source_hash, question.destination_hash] {
-            if pins_are_cold {
-                rules.pins().prefetch(hash);
-            }
-            fdb.prefetch_index(hash);
-        }
-    }
-    for question in questions {
-        fdb.prefetch_entry(question.source_hash);
-        fdb.prefetch_entry(question.destination_hash);
     }
 }
 

@@ -17,6 +17,7 @@ mod judge;
 mod members;
 mod names;
 mod pins;
+mod question;
 mod reserved;
 mod rules;
 mod security;
