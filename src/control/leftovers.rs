@@ -78,8 +78,8 @@ pub fn read(kept: &Value) -> Leftovers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::blueprint;
     use crate::control::config::strategy;
+    use crate::control::seats;
     use proptest::prelude::*;
 
     proptest! {
@@ -89,9 +89,9 @@ mod tests {
             let wanted = netdevs(&config);
             let ports = config.ports().filter_map(|(_, port)| {
                 let network = config.networks.iter().find(|network| network.id == port.network_id).unwrap();
-                Leftover::of(&blueprint::device(port, network, 64)?)
+                Leftover::of(&seats::device(port, network, 64)?)
             });
-            let uplinks = config.uplinks.iter().map(|uplink| blueprint::uplink_device(uplink, &config, 64));
+            let uplinks = config.uplinks.iter().map(|uplink| seats::uplink_device(uplink, &config, 64));
             let devices = ports.chain(uplinks.filter_map(|device| Leftover::of(&device)));
             prop_assert_eq!(&devices.collect::<Leftovers>(), &wanted);
             prop_assert_eq!(&read(&written(&wanted)), &wanted);

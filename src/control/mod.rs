@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   file ─► config (as written ─► as meant, admission) ─┐
-//!           change: to another configuration, or not ───┴─► plan ─► places, blueprint (rules, devices)
+//!           change: to another configuration, or not ───┴─► plan ─► places, seats (devices), blueprint (rules)
 //!           difference: the same for people to read                      │
 //!                                                                        │
 //!   cli ─► client ─► socket, server ─► handle ─► controller ─────────────┴─► staff ─► mail to the workers
@@ -31,6 +31,7 @@ pub mod lines;
 pub mod places;
 pub mod plan;
 mod report;
+pub mod seats;
 pub mod server;
 pub mod socket;
 pub mod staff;

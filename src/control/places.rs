@@ -44,7 +44,7 @@ pub struct Places {
 
 impl Places {
     /// The places for a first configuration, in its order. It fits
-    /// ([`blueprint::fits`](super::blueprint::fits)).
+    /// ([`seats::fits`](super::seats::fits)).
     pub fn first(config: &Config) -> Places {
         let mut places = Places::default();
         places.follow(&super::plan::plan(&Config::default(), config), config);
@@ -224,9 +224,9 @@ fn index(id: PortId) -> Option<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::blueprint;
     use crate::control::config::{Device, Network, Port, Vm, strategy};
     use crate::control::plan::plan;
+    use crate::control::seats;
     use proptest::prelude::*;
 
     fn distinct<T: Eq + std::hash::Hash>(all: impl Iterator<Item = T>) -> bool {
@@ -355,7 +355,7 @@ mod tests {
             Config { networks: networks.collect(), vms: vec![Vm { id: "v".into(), ports }], ..Config::default() }
         };
         let (a, b) = (full("a"), full("b"));
-        blueprint::fits(&a).unwrap();
+        seats::fits(&a).unwrap();
         let mut places = Places::first(&a);
         places.follow(&plan(&a, &b), &b);
         check(&places, &b);

@@ -6,9 +6,9 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::blueprint;
 use super::config::{Config, Network, Port, Uplink, Vm};
 use super::lines::lines;
+use super::seats;
 use crate::device::{Settings, packet, xdp};
 
 /// The steps, in the order in which they are taken.
@@ -164,7 +164,7 @@ fn uplinks(config: &Config) -> HashMap<&str, &Uplink> {
 pub fn plan(old: &Config, new: &Config) -> Plan {
     let (ports_before, ports_after) = (ports(old), ports(new));
     let (networks_before, networks_after) = (networks(old), networks(new));
-    let (fill_before, fill) = (blueprint::fill(old), blueprint::fill(new));
+    let (fill_before, fill) = (seats::fill(old), seats::fill(new));
     let mut steps = Vec::new();
     // A port that comes by a device of its own and becomes a subport, or the other way round, is another one.
     let stays = |before: &Port, after: &Port| before.subport().is_some() == after.subport().is_some();
@@ -193,8 +193,8 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
             (networks_before.get(before.network_id.as_str()), networks_after.get(port.network_id.as_str()));
         let device = match (below_before, below) {
             (Some(below_before), Some(below)) => {
-                let was = blueprint::device(before, below_before, fill_before);
-                let devices = was.zip(blueprint::device(port, below, fill));
+                let was = seats::device(before, below_before, fill_before);
+                let devices = was.zip(seats::device(port, below, fill));
                 devices.map_or(DeviceStep::Keep, |(was, device)| device_step(&was, &device))
             }
             _ => DeviceStep::Keep,
@@ -244,11 +244,11 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
 fn uplink_steps(old: &Config, new: &Config) -> Vec<Step> {
     let before = uplinks(old);
     // How the device of one that stays has to be turned; `None` for one that is new.
-    let (fill_before, fill) = (blueprint::fill(old), blueprint::fill(new));
+    let (fill_before, fill) = (seats::fill(old), seats::fill(new));
     let device = |uplink: &Uplink| {
         let was = before.get(uplink.id.as_str())?;
-        let was = blueprint::uplink_device(was, old, fill_before);
-        Some(device_step(&was, &blueprint::uplink_device(uplink, new, fill)))
+        let was = seats::uplink_device(was, old, fill_before);
+        Some(device_step(&was, &seats::uplink_device(uplink, new, fill)))
     };
     let mut steps = Vec::new();
     for line in lines(new) {
@@ -409,7 +409,7 @@ mod tests {
                 "mac_address": "02:00:00:00:00:01", "device": {text}}}]}}]}}"#
         );
         let config = crate::control::config::parse_json(&port, "x").unwrap();
-        blueprint::device(&config.vms[0].ports[0], &config.networks[0], 64).unwrap()
+        seats::device(&config.vms[0].ports[0], &config.networks[0], 64).unwrap()
     }
 
     #[test]

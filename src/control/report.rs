@@ -3,12 +3,12 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use super::blueprint::{Names, Stand};
 use super::config::{Carried, Config, Device, Named, Network};
 use super::controller::{Port, State};
 use super::failover::Groups;
 use super::lines::lines;
 use super::places::Places;
+use super::seats::{Names, Stand};
 use super::staff::Staff;
 use super::view::{
     AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CarriedView, CountsView, DeviceView,

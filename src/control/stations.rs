@@ -3,11 +3,12 @@
 
 use std::collections::HashMap;
 
-use super::blueprint::{Stand, outsides};
+use super::blueprint::outsides;
 use super::config::Config;
 use super::controller::Port;
 use super::failover::Groups;
 use super::places::Places;
+use super::seats::Stand;
 use super::store::KeptStation;
 use super::view::{StationKind, StationView};
 use crate::switch::{Learned, NetworkId, PortId, Rules, Station};

@@ -12,6 +12,7 @@ use vifswitch::control::blueprint;
 use vifswitch::control::config::parse_toml;
 use vifswitch::control::failover::Groups;
 use vifswitch::control::places::Places;
+use vifswitch::control::seats;
 use vifswitch::switch::{DropReason, Rules, Secret, Security};
 use vifswitch::wire::{Mac, Offload};
 
@@ -67,7 +68,7 @@ fn rules(plugs: &[Plug], told: &[Told], security: Option<&str>, workers: u16) ->
     }
     let config = parse_toml(&text, "law").unwrap_or_else(|e| panic!("{e}\n{text}"));
     let places = Places::first(&config);
-    let seats = blueprint::seats(&config, &places);
+    let seats = seats::seats(&config, &places);
     // The lab's ports stand in the same places.
     assert!(seats.iter().enumerate().all(|(index, seat)| seat.id.index() == index));
     let reached = seats.iter().map(|seat| (seat, Some(seat.id.index() as u16 % workers)));

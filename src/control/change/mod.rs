@@ -12,12 +12,12 @@ use std::collections::{HashMap, HashSet};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::blueprint;
 use super::config::{
     Config, Device, Network, Port, PortKeys, Problem, SwitchSettings, UnknownUnicast, Vm, judge_part, judge_written,
     kind, nearest, trunk, written,
 };
 use super::difference;
+use super::seats;
 use crate::wire::Mac;
 
 /// What someone wants changed.
@@ -134,7 +134,7 @@ impl Change {
             Change::Detach { port } => detach(now, port),
             Change::Set { port, keys } => set(now, port, keys),
         }?;
-        blueprint::fits(&wanted).map_err(|e| Refusal::conflict("too_many", e.to_string()))?;
+        seats::fits(&wanted).map_err(|e| Refusal::conflict("too_many", e.to_string()))?;
         Ok(wanted)
     }
 }

@@ -14,9 +14,9 @@ use tracing::{debug, info, warn};
 
 use super::devices::Outcome;
 use super::{Controller, Port, State};
-use crate::control::blueprint::{Kind, Names};
 use crate::control::events::{Event, EventKind};
 use crate::control::lines::{Line, LineName, lines};
+use crate::control::seats::{Kind, Names};
 use crate::device::Settings;
 use crate::sys::link;
 use crate::sys::link_events::{LinkEvents, LinkState, Listener};

@@ -39,7 +39,6 @@ use self::links::Links;
 use self::transition::{Transition, Unconfirmed};
 use self::writing::Writing;
 use super::at_limit::AtLimit;
-use super::blueprint::{self, Names, Seat, TooMany};
 use super::change::{Changed, Refusal};
 use super::config::Config;
 use super::events::{Event, EventKind};
@@ -50,6 +49,7 @@ use super::keeper::Keeper;
 use super::leftovers::{self, Leftovers};
 use super::places::Places;
 use super::report::Report;
+use super::seats::{self, Names, Seat, TooMany};
 use super::staff::Staff;
 use super::stations::Directory;
 use crate::frame::Pool;
@@ -168,7 +168,7 @@ impl Controller {
 
     /// Makes a configuration come true. What cannot be opened is down, and will be tried again.
     pub async fn begin(&mut self, config: Config) -> Result<(), TooMany> {
-        blueprint::fits(&config)?;
+        seats::fits(&config)?;
         self.config.switch = config.switch.clone();
         let left = self.clear_the_way(&config).await;
         self.make(config, Transition::default()).await;

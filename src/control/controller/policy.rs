@@ -5,9 +5,9 @@ use tracing::{info, warn};
 
 use super::{Controller, Port};
 use crate::control::at_limit::{HOLD, Turn};
-use crate::control::blueprint::{Names, Seat, Stand};
 use crate::control::config::{self, Config, PortSecurity};
 use crate::control::events::EventKind;
+use crate::control::seats::{Names, Seat, Stand};
 use crate::switch::{AtLimit, DropReason, MacLimit, PortId};
 use crate::time;
 use crate::wire::Mac;

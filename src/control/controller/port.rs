@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::control::at_limit::AtLimit;
-use crate::control::blueprint::Seat;
+use crate::control::seats::Seat;
 use crate::switch::PortId;
 use crate::sys::link_events::LinkState;
 use crate::sys::netns::Identity;

@@ -3,8 +3,8 @@
 use tracing::{info, warn};
 
 use super::{Controller, State};
-use crate::control::blueprint::{By, Names, Stand};
 use crate::control::events::EventKind;
+use crate::control::seats::{By, Names, Stand};
 
 impl Controller {
     /// The subports of a port. They are among the ports of its VM, which stand together.

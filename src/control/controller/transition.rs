@@ -14,13 +14,13 @@ use tracing::{info, warn};
 use super::devices::{Attempt, Closing};
 use super::writing::{Attempted, Then};
 use super::{Controller, Port, State};
-use crate::control::blueprint::{self, Kind, Names, Seat, Stand};
 use crate::control::change::{Change, Changed, Refusal};
 use crate::control::config::{self, Config};
 use crate::control::difference::differences;
 use crate::control::events::EventKind;
 use crate::control::leftovers;
 use crate::control::plan::{DeviceStep, Step, plan};
+use crate::control::seats::{self, Kind, Names, Seat, Stand};
 use crate::device::Settings;
 use crate::switch::PortId;
 use crate::time::{self, Moment};
@@ -183,7 +183,7 @@ impl Controller {
         let mut old: HashMap<(Kind, String), Port> =
             self.ports.drain(..).map(|port| (key(port.seat.key()), port)).collect();
         let (mut errands, mut stricter) = (Vec::new(), Vec::new());
-        for seat in blueprint::seats(&self.config, &self.places) {
+        for seat in seats::seats(&self.config, &self.places) {
             let Some(mut port) = old.remove(&key(seat.key())) else {
                 let port = self.new_port(seat);
                 transition.wanted.extend(port.seat.device().map(|_| port.key));

@@ -11,9 +11,9 @@ use rustix::process::{Resource, getrlimit};
 
 use super::super::{choose_cores, needed};
 use super::{Finding, Severity};
-use crate::control::blueprint::{self, Seat};
 use crate::control::config::Config;
 use crate::control::places::Places;
+use crate::control::seats::{self, Seat};
 use crate::control::socket::is_listened_at;
 use crate::device::{self, OpenError, Settings};
 use crate::frame::SLOT;
@@ -26,8 +26,8 @@ const OTHER_FILES: u64 = 256;
 /// All that there is to say, the most important first.
 pub(super) fn ask(config: &Config) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let seats = match blueprint::fits(config) {
-        Ok(()) => blueprint::seats(config, &Places::first(config)),
+    let seats = match seats::fits(config) {
+        Ok(()) => seats::seats(config, &Places::first(config)),
         Err(why) => {
             findings.push(finding(Severity::InTheWay, "the configuration", why));
             Vec::new()
