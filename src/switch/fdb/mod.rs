@@ -23,13 +23,15 @@
 //! form a list from the oldest to the newest, linked in an array of its own to keep the part that
 //! is read small. 40 bytes a station in all.
 
+mod lists;
+#[cfg(test)]
+mod tests;
+
+use self::lists::Lists;
 use super::pins::place;
-use super::{MOST_NETWORKS, MOST_PORTS, PortId, Secret, Station};
+use super::{MOST_NETWORKS, PortId, Secret, Station};
 use crate::frame::prefetch;
 use crate::sys::memory::prefer_huge_pages;
-
-/// "No entry", in a list.
-const NIL: u32 = u32::MAX;
 
 /// How many stations may be learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,22 +77,6 @@ pub struct Learned {
     pub seen: u32,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Links {
-    older: u32,
-    newer: u32,
-}
-
-/// The stations of one port, from the one that was silent longest.
-#[derive(Debug, Clone, Copy)]
-struct List {
-    oldest: u32,
-    newest: u32,
-    len: u32,
-}
-
-const EMPTY: List = List { oldest: NIL, newest: NIL, len: 0 };
-
 /// The table of learned stations.
 #[derive(Debug)]
 pub struct Fdb {
@@ -98,12 +84,10 @@ pub struct Fdb {
     /// Zero: nothing. Else bits of the hash, and the entry's number plus one.
     index: Vec<u32>,
     entries: Vec<Learned>,
-    links: Vec<Links>,
+    /// By number, as in `entries`.
+    lists: Lists,
     capacity: usize,
-    /// Entries that were used and are free again, linked by `newer`.
-    free: u32,
     len: usize,
-    ports: Vec<List>,
     networks: Vec<u32>,
     /// Where the next tidying goes on.
     broom: usize,
@@ -117,19 +101,15 @@ impl Fdb {
         let size = (capacity * 4).next_power_of_two();
         let mut index = vec![0; size];
         let mut entries = Vec::with_capacity(capacity);
-        let mut links = Vec::with_capacity(capacity);
         prefer_huge_pages(&mut index);
         prefer_huge_pages(&mut entries);
-        prefer_huge_pages(&mut links);
         Fdb {
             secret,
             index,
             entries,
-            links,
+            lists: Lists::new(capacity),
             capacity,
-            free: NIL,
             len: 0,
-            ports: vec![EMPTY; MOST_PORTS],
             networks: vec![0; MOST_NETWORKS],
             broom: 0,
             refused: 0,
@@ -158,7 +138,7 @@ impl Fdb {
 
     /// Bytes that its tables may take.
     pub fn bytes(&self) -> usize {
-        self.index.len() * size_of::<u32>() + self.capacity * (size_of::<Learned>() + size_of::<Links>())
+        self.index.len() * size_of::<u32>() + self.capacity * (size_of::<Learned>() + Lists::BYTES)
     }
 
     /// The hash under which a station is filed.
@@ -208,8 +188,8 @@ impl Fdb {
             let quarter = (ageing / 4).max(1);
             let told = entry.seen / quarter == now / quarter;
             entry.seen = now;
-            self.unlink(port, id);
-            self.append(port, id);
+            self.lists.unlink(port, id);
+            self.lists.append(port, id);
             return if told { Seen::Known } else { Seen::Retell };
         }
         self.move_to(id, port, now, limits)
@@ -219,10 +199,9 @@ impl Fdb {
     /// `oldest` are forgotten.
     #[cold]
     pub fn make_room(&mut self, port: PortId, most: u32, oldest: u32) -> bool {
-        while self.ports[port.index()].len >= most {
-            let silent = self.ports[port.index()].oldest;
-            match self.entries.get(silent as usize) {
-                Some(entry) if entry.seen < oldest => self.remove(silent as usize),
+        while self.lists.len(port) >= most {
+            match self.lists.oldest(port) {
+                Some(silent) if self.entries[silent].seen < oldest => self.remove(silent),
                 _ => return false,
             }
         }
@@ -279,12 +258,12 @@ impl Fdb {
     #[cold]
     fn move_to(&mut self, id: usize, port: PortId, now: u32, limits: Limits) -> Seen {
         let from = self.entries[id].port;
-        if self.ports[port.index()].len >= limits.port {
+        if self.lists.len(port) >= limits.port {
             // Its quota is full: the mover goes out with its old port's count, its own oldest with it.
-            self.remove(self.ports[port.index()].oldest as usize);
+            self.remove(self.lists.oldest(port).expect("a quota is one at least"));
         }
-        self.unlink(from, id);
-        self.append(port, id);
+        self.lists.unlink(from, id);
+        self.lists.append(port, id);
         self.entries[id].port = port;
         self.entries[id].seen = now;
         Seen::Moved { from }
@@ -292,32 +271,26 @@ impl Fdb {
 
     #[cold]
     fn learn(&mut self, station: Station, hash: u64, port: PortId, now: u32, limits: Limits) -> Seen {
-        let own = self.ports[port.index()];
         let network = self.networks[station.network().index()];
-        if own.len >= limits.port || network >= limits.network || self.len >= self.capacity {
-            if own.len == 0 {
+        if self.lists.len(port) >= limits.port || network >= limits.network || self.len >= self.capacity {
+            let Some(oldest) = self.lists.oldest(port) else {
                 self.refused += 1;
                 return Seen::Refused;
-            }
-            self.remove(own.oldest as usize);
+            };
+            self.remove(oldest);
         }
         let entry = Learned { station, port, seen: now };
-        let id = if self.free == NIL {
-            self.entries.push(entry);
-            self.links.push(Links { older: NIL, newer: NIL });
-            self.entries.len() - 1
-        } else {
-            let id = self.free as usize;
-            self.free = self.links[id].newer;
-            self.entries[id] = entry;
-            id
-        };
+        let id = self.lists.take();
+        match self.entries.get_mut(id) {
+            Some(free) => *free = entry,
+            None => self.entries.push(entry),
+        }
         let mut at = place(hash, self.index.len());
         while self.index[at] != 0 {
             at = place(at as u64 + 1, self.index.len());
         }
         self.index[at] = self.tag(hash) | word(id + 1);
-        self.append(port, id);
+        self.lists.append(port, id);
         self.networks[station.network().index()] += 1;
         self.len += 1;
         Seen::New
@@ -345,39 +318,11 @@ impl Fdb {
             }
         }
         self.index[hole] = 0;
-        self.unlink(port, id);
+        self.lists.unlink(port, id);
         self.networks[station.network().index()] -= 1;
         self.len -= 1;
         self.entries[id].station = Station::default();
-        self.links[id].newer = self.free;
-        self.free = word(id);
-    }
-
-    /// Takes entry `id` out of the list of `port`.
-    fn unlink(&mut self, port: PortId, id: usize) {
-        let Links { older, newer } = self.links[id];
-        let list = &mut self.ports[port.index()];
-        list.len -= 1;
-        match older {
-            NIL => list.oldest = newer,
-            older => self.links[older as usize].newer = newer,
-        }
-        match newer {
-            NIL => list.newest = older,
-            newer => self.links[newer as usize].older = older,
-        }
-    }
-
-    /// Puts entry `id` at the new end of the list of `port`.
-    fn append(&mut self, port: PortId, id: usize) {
-        let list = &mut self.ports[port.index()];
-        let older = std::mem::replace(&mut list.newest, word(id));
-        list.len += 1;
-        self.links[id] = Links { older, newer: NIL };
-        match older {
-            NIL => list.oldest = word(id),
-            older => self.links[older as usize].newer = word(id),
-        }
+        self.lists.give_back(id);
     }
 
     /// Looks at the next `budget` entries and forgets those for which `keep` does not speak.
@@ -426,188 +371,4 @@ impl Fdb {
 #[allow(clippy::cast_possible_truncation)] // the capacity is at most 2^23
 const fn word(id: usize) -> u32 {
     id as u32
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::switch::NetworkId;
-    use crate::wire::Mac;
-    use proptest::prelude::*;
-    use std::collections::HashMap;
-
-    const AGEING: u32 = 300;
-
-    fn station(network: u16, mac: u64) -> Station {
-        Station::new(NetworkId::new(network), Mac::from_bits(mac))
-    }
-
-    fn fdb(capacity: u32) -> Fdb {
-        Fdb::new(capacity, Secret::new([42; 16]))
-    }
-
-    fn see(fdb: &mut Fdb, s: Station, port: PortId, now: u32, limits: Limits) -> Seen {
-        fdb.see(s, fdb.hash(s), port, now, limits, AGEING)
-    }
-
-    fn find(fdb: &Fdb, s: Station, now: u32) -> Option<PortId> {
-        fdb.find(s, fdb.hash(s), (now + 1).saturating_sub(AGEING))
-    }
-
-    /// The same table, written to be obviously right.
-    #[derive(Default)]
-    struct Model {
-        /// In the order in which they were last refreshed.
-        stations: Vec<Learned>,
-        capacity: usize,
-    }
-
-    impl Model {
-        fn count(&self, f: impl Fn(&Learned) -> bool) -> u32 {
-            self.stations.iter().filter(|l| f(l)).count() as u32
-        }
-
-        fn drop_oldest_of(&mut self, port: PortId) {
-            let at = self.stations.iter().position(|l| l.port.index() == port.index()).unwrap();
-            self.stations.remove(at);
-        }
-
-        fn see(&mut self, s: Station, port: PortId, now: u32, limits: Limits) -> Seen {
-            let new = Learned { station: s, port, seen: now };
-            let full = |m: &Model| m.count(|l| l.port.index() == port.index()) >= limits.port;
-            if let Some(at) = self.stations.iter().position(|l| l.station == s) {
-                let old = self.stations[at];
-                if old.port == port {
-                    if old.seen >= now {
-                        return Seen::Known;
-                    }
-                    self.stations.remove(at);
-                    self.stations.push(new);
-                    return if old.seen / (AGEING / 4) == now / (AGEING / 4) { Seen::Known } else { Seen::Retell };
-                }
-                if full(self) {
-                    self.drop_oldest_of(port);
-                }
-                self.stations.retain(|l| l.station != s);
-                self.stations.push(new);
-                return Seen::Moved { from: old.port };
-            }
-            let network = self.count(|l| l.station.network() == s.network());
-            if full(self) || network >= limits.network || self.stations.len() >= self.capacity {
-                if self.count(|l| l.port.index() == port.index()) == 0 {
-                    return Seen::Refused;
-                }
-                self.drop_oldest_of(port);
-            }
-            self.stations.push(new);
-            Seen::New
-        }
-
-        fn find(&self, s: Station, now: u32) -> Option<PortId> {
-            self.stations.iter().find(|l| l.station == s && now - l.seen < AGEING).map(|l| l.port)
-        }
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(300))]
-        #[test]
-        fn does_what_the_model_does(
-            capacity in 4u32..40, quota in 1u32..12, per_network in 1u32..30,
-            steps in proptest::collection::vec((0u64..24, 0u16..3, 0u16..4, 0u32..40, 0u8..12), 1..400)
-        ) {
-            let mut table = fdb(capacity);
-            let mut model = Model { capacity: capacity as usize, ..Model::default() };
-            let limits = Limits { network: per_network, port: quota };
-            let mut now = 1000;
-            for (mac, network, port, later, what) in steps {
-                now += later;
-                // a port is on one network, as admission has it
-                let (s, port) = (station(network, mac + 1), PortId::new(network * 4 + port, 0));
-                match what {
-                    0 => {
-                        table.tidy(3, |l| now - l.seen < AGEING);
-                        // the model forgets what the table just did, and nothing that is still valid
-                        let mut page = Vec::with_capacity(64);
-                        table.page(0, &mut page);
-                        let left: HashMap<_, _> = page.iter().map(|l| (l.station, l)).collect();
-                        model.stations.retain(|l| now - l.seen < AGEING || left.contains_key(&l.station));
-                    }
-                    1..6 => prop_assert_eq!(find(&table, s, now), model.find(s, now)),
-                    _ => prop_assert_eq!(see(&mut table, s, port, now, limits), model.see(s, port, now, limits)),
-                }
-                prop_assert_eq!(table.len(), model.stations.len());
-            }
-            let mut page = Vec::with_capacity(64);
-            prop_assert_eq!(table.page(0, &mut page), None);
-            let key = |l: &Learned| (l.station, l.port.index(), l.seen);
-            let (mut a, mut b): (Vec<_>, Vec<_>) = (page.iter().map(key).collect(), model.stations.iter().map(key).collect());
-            a.sort_unstable();
-            b.sort_unstable();
-            prop_assert_eq!(a, b);
-        }
-    }
-
-    #[test]
-    fn a_flood_of_addresses_hurts_only_its_sender() {
-        let mut table = fdb(4096);
-        let limits = Limits { network: 4096, port: 1000 };
-        let (victim, attacker) = (PortId::new(1, 0), PortId::new(2, 0));
-        for mac in 1..=500 {
-            assert_eq!(see(&mut table, station(0, mac), victim, 1, limits), Seen::New);
-        }
-        for mac in 0..20_000 {
-            assert_eq!(see(&mut table, station(0, 0x0200_0000_0000 + mac), attacker, 2, limits), Seen::New);
-        }
-        assert!((1..=500).all(|mac| find(&table, station(0, mac), 2) == Some(victim)));
-        assert_eq!(table.len(), 1500);
-        assert_eq!(find(&table, station(0, 0x0200_0000_0000 + 19_999), 2), Some(attacker), "its newest are kept");
-    }
-
-    #[test]
-    fn a_full_table_refuses_only_those_who_own_nothing() {
-        let mut table = fdb(8);
-        let limits = Limits::default();
-        for mac in 1..=8 {
-            see(&mut table, station(0, mac), PortId::new(1, 0), 1, limits);
-        }
-        assert_eq!(see(&mut table, station(0, 99), PortId::new(2, 0), 1, limits), Seen::Refused);
-        assert_eq!(table.refused(), 1);
-        assert_eq!(see(&mut table, station(0, 99), PortId::new(1, 0), 1, limits), Seen::New);
-        assert_eq!(find(&table, station(0, 1), 1), None, "its own oldest made room");
-    }
-
-    #[test]
-    fn silence_is_forgotten_and_traffic_is_not() {
-        let mut table = fdb(8);
-        let port = PortId::new(1, 0);
-        see(&mut table, station(0, 1), port, 100, Limits::default());
-        see(&mut table, station(0, 2), port, 100, Limits::default());
-        assert_eq!(see(&mut table, station(0, 2), port, 350, Limits::default()), Seen::Retell);
-        assert_eq!(find(&table, station(0, 1), 399), Some(port));
-        assert_eq!(find(&table, station(0, 1), 400), None);
-        assert_eq!(find(&table, station(0, 2), 400), Some(port));
-        table.tidy(8, |l| 400 - l.seen < AGEING);
-        assert_eq!(table.len(), 1);
-    }
-
-    #[test]
-    fn a_million_stations_fit_in_forty_mebibytes() {
-        assert!(fdb(1_000_000).bytes() <= 40 << 20);
-    }
-
-    #[test]
-    fn pages_meet_every_station_once() {
-        let mut table = fdb(1000);
-        for mac in 1..=1000 {
-            see(&mut table, station(1, mac), PortId::new(0, 0), 1, Limits { network: 1000, port: 1000 });
-        }
-        let (mut all, mut cursor) = (Vec::new(), Some(0));
-        while let Some(at) = cursor {
-            let mut page = Vec::with_capacity(64);
-            cursor = table.page(at, &mut page);
-            all.extend(page.iter().map(|l| l.station.mac().bits()));
-        }
-        all.sort_unstable();
-        assert_eq!(all, (1..=1000).collect::<Vec<_>>());
-    }
 }
