@@ -21,6 +21,7 @@ mod question;
 mod reserved;
 mod rules;
 mod security;
+mod settings;
 mod verdict;
 
 pub use carrier::{CarrierRules, Origin, Origins};
@@ -28,6 +29,7 @@ pub use fdb::{Fdb, Learned, Limits, Seen};
 pub use judge::{Judged, Sighting, Switch};
 pub use names::{MOST_NETWORKS, MOST_PORTS, NetworkId, PortId, Secret, Station};
 pub use reserved::{ReservedGroup, ReservedMask};
-pub use rules::{NetworkRules, Owner, PortRules, Reach, Role, Rules};
+pub use rules::Rules;
 pub use security::{AtLimit, Binding, MacLimit, Security};
+pub use settings::{NetworkRules, Owner, PortRules, Reach, Role};
 pub use verdict::{Audience, DropReason, Flood, Verdict, Verdicts};

@@ -17,112 +17,10 @@ use super::members::{Members, Stretch};
 use super::pins::Pins;
 use super::security::Bindings;
 use super::{
-    Audience, DropReason, Flood, Limits, MOST_PORTS, MacLimit, NetworkId, PortId, ReservedMask, Secret, Security,
-    Station,
+    Audience, DropReason, Flood, Limits, MOST_PORTS, MacLimit, NetworkId, NetworkRules, PortId, PortRules, Reach,
+    ReservedMask, Role, Secret, Security, Station,
 };
-use crate::wire::{HEADER_LEN, Mac, Vid};
-
-/// Whose port it is: ports of one owner on one network are siblings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Owner(pub u32);
-
-/// What a port is to its network.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Role {
-    /// An interface of a VM.
-    Vif,
-    /// A way to the outside. It has no address of its own, any source may come from there, and what
-    /// comes by one uplink does not leave by another.
-    Uplink,
-}
-
-/// By which device the frames of a port come and go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
-    /// By one of its own.
-    Own,
-    /// By one that carries several ports.
-    Carried {
-        /// That device: the one by which frames leave. They may come by others as well. The parent of a trunk
-        /// is its own carrier.
-        carrier: PortId,
-        /// The VLAN id that frames have on it; `None`: untagged.
-        vlan: Option<Vid>,
-    },
-}
-
-/// What is asked about a port.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PortRules {
-    /// Its name.
-    pub id: PortId,
-    /// The network it is on.
-    pub network: NetworkId,
-    /// Its VM.
-    pub owner: Owner,
-    /// Its own address, which is pinned to it. An uplink has none: zero.
-    pub mac: Mac,
-    /// Which sources it may use.
-    pub security: Security,
-    /// Whether control wants it to carry frames.
-    pub admin_up: bool,
-    /// The worker through which others reach its device; `None` while it has none.
-    pub worker: Option<u16>,
-    /// What it is to its network.
-    pub role: Role,
-    /// By which device its frames come and go.
-    pub reach: Reach,
-    /// Whether it gets frames for stations that nobody knows. Only a port whose address is pinned to it can
-    /// do without: what is for it is known.
-    pub unknown_unicast: bool,
-    /// Whether it gets a copy of every frame that is forwarded on its network.
-    pub promiscuous: bool,
-    /// How many stations may be learned behind it. `None`: as many as behind every port of its network, and the
-    /// newest displaces the oldest.
-    pub mac_limit: Option<MacLimit>,
-}
-
-impl PortRules {
-    /// Whether it is a way to the outside.
-    pub fn is_uplink(&self) -> bool {
-        self.role == Role::Uplink
-    }
-
-    /// Whether it is a subport: a port of a VM whose frames have a tag on the device of another one.
-    pub fn is_subport(&self) -> bool {
-        self.role == Role::Vif && !matches!(self.reach, Reach::Own) && self.own_carrier() == PortId::NONE
-    }
-
-    /// The carrier that has its name: of the parent of a trunk, itself; of others, none.
-    fn own_carrier(&self) -> PortId {
-        match self.reach {
-            Reach::Carried { carrier, vlan: None } if carrier == self.id => carrier,
-            _ => PortId::NONE,
-        }
-    }
-
-    /// Whether it gets no unknown unicast. One that is promiscuous gets everything.
-    fn is_incurious(&self) -> bool {
-        !self.unknown_unicast && !self.promiscuous
-    }
-}
-
-/// What is asked about a network.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetworkRules {
-    /// Its name.
-    pub id: NetworkId,
-    /// Bytes that a frame may carry behind its header and tags.
-    pub mtu: u16,
-    /// Seconds after which a silent station is forgotten.
-    pub ageing: u32,
-    /// How many stations may be learned.
-    pub limits: Limits,
-    /// Whether a source pinned to another VM's port is refused.
-    pub guard: bool,
-    /// Which reserved group addresses pass between its VMs.
-    pub reserved: ReservedMask,
-}
+use crate::wire::{HEADER_LEN, Mac};
 
 /// A port, compiled.
 #[derive(Debug)]
@@ -444,6 +342,8 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::switch::Owner;
+    use crate::wire::Vid;
 
     fn network(index: u16) -> NetworkRules {
         NetworkRules {
