@@ -3,14 +3,12 @@
 
 use std::time::Duration;
 
-use vifswitch::device::memory::Memory;
 use vifswitch::switch::{AtLimit, Binding, DropReason, MacLimit, ReservedMask, Security};
 use vifswitch::wire::{Mac, Offload};
 
+use crate::by_hand::KINDS;
 use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
 use crate::scenery::{tcp, wild};
-
-const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
 
 /// Sends one frame and settles. Which ports got it, each named once for each copy.
 fn sent(lab: &mut Lab, from: usize, bytes: &[u8], offload: Offload) -> Vec<usize> {
