@@ -29,6 +29,7 @@ pub mod keeper;
 pub mod leftovers;
 pub mod lines;
 pub mod loops;
+pub mod meters;
 pub mod places;
 pub mod plan;
 mod report;
