@@ -132,6 +132,9 @@ fn draw<'a>(
                     unknown_unicast: port.unknown_unicast == UnknownUnicast::Deliver,
                     promiscuous: port.promiscuous,
                     mac_limit: port.mac_limit,
+                    held: false,
+                    splits: false,
+                    shares_mac: false,
                 });
             }
             Stand::Uplink { index } => drop(reached.insert(index, (seat.id, worker))),
@@ -160,6 +163,9 @@ fn draw<'a>(
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            held: false,
+            splits: false,
+            shares_mac: false,
         });
         on_line.entry(line.members).or_default().push((vlan, id));
     }

@@ -5,7 +5,7 @@
 //! breaths, when its lanes are empty. In a reading these hold exactly, whatever the traffic:
 //!
 //! * of each port, `rx = forwarded + flooded + Σ drops in`;
-//! * of the worker, `forwarded + copies + heard = tx + Σ drops out + sent`, where *sent* and *heard*
+//! * of the worker, `forwarded + copies + probes + heard = tx + Σ drops out + sent`, where *sent* and *heard*
 //!   are the frames handed to other workers and taken over from them.
 //!
 //! Between workers frames are on their way. Readings are taken twice, so that there is a bound
@@ -30,6 +30,7 @@ pub struct Parted {
     term: Counter,
     forwarded: Counter,
     copies: Counter,
+    probes: Counter,
     tx_frames: Counter,
     drops_out: Counter,
 }
@@ -56,6 +57,7 @@ impl Parted {
     fn add(&self, book: &PortCounters, sign: fn(u64) -> u64) {
         self.forwarded.add(sign(book.forwarded.get()));
         self.copies.add(sign(book.copies.get()));
+        self.probes.add(sign(book.probes.get()));
         self.tx_frames.add(sign(book.tx_frames.get()));
         self.drops_out.add(sign(book.drops_out.total()));
     }
@@ -97,6 +99,8 @@ pub struct Reading {
     pub forwarded: u64,
     /// Copies made of flooded ones.
     pub copies: u64,
+    /// Loop probes that the switch sent.
+    pub probes: u64,
     /// Frames that went out.
     pub tx_frames: u64,
     /// Frames that died going out, for whatever reason.
@@ -122,6 +126,7 @@ impl Reading {
     pub fn take(&mut self, books: &[Option<Arc<PortCounters>>], own: &WorkerCounters) {
         self.forwarded = own.parted.forwarded.get();
         self.copies = own.parted.copies.get();
+        self.probes = own.parted.probes.get();
         self.tx_frames = own.parted.tx_frames.get();
         self.died = own.parted.drops_out.get().wrapping_add(own.strays.get());
         self.frames_sent = own.frames_sent.get();
@@ -145,6 +150,7 @@ impl Reading {
             }
             self.forwarded = self.forwarded.wrapping_add(share.forwarded);
             self.copies = self.copies.wrapping_add(book.copies.get());
+            self.probes = self.probes.wrapping_add(book.probes.get());
             self.tx_frames = self.tx_frames.wrapping_add(book.tx_frames.get());
             if self.shares.len() < self.shares.capacity() {
                 self.shares.push(share);
@@ -154,7 +160,7 @@ impl Reading {
 
     /// By how many frames more were to go out than is accounted for. 0 is right.
     pub fn off(&self) -> i64 {
-        let meant = self.forwarded.wrapping_add(self.copies).wrapping_add(self.frames_heard);
+        let meant = self.forwarded.wrapping_add(self.copies).wrapping_add(self.probes).wrapping_add(self.frames_heard);
         let went = self.tx_frames.wrapping_add(self.died).wrapping_add(self.frames_sent);
         difference(meant, went)
     }
