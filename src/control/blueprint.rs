@@ -9,7 +9,8 @@ use super::lines::{Line, lines};
 use super::places::{OUTSIDE, Places};
 use super::seats::{By, Names, Seat, Stand};
 use crate::switch::{
-    Binding, CarrierRules, Limits, NetworkId, NetworkRules, PortId, PortRules, Reach, Role, Rules, Secret, Security,
+    Binding, CarrierRules, Limits, NetworkId, NetworkRules, PortId, PortRules, PortStorm, Reach, Role, Rules, Secret,
+    Security,
 };
 use crate::wire::{Mac, Vid};
 
@@ -134,7 +135,9 @@ fn draw<'a>(
                     mac_limit: port.mac_limit,
                     held: false,
                     splits: false,
-                    shares_mac: false,
+                    shares_mac: config.vms[vm].share_mac,
+                    storm: PortStorm::default(),
+                    pack: None,
                 });
             }
             Stand::Uplink { index } => drop(reached.insert(index, (seat.id, worker))),
@@ -166,6 +169,8 @@ fn draw<'a>(
             held: false,
             splits: false,
             shares_mac: false,
+            storm: PortStorm::default(),
+            pack: None,
         });
         on_line.entry(line.members).or_default().push((vlan, id));
     }

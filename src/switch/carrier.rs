@@ -182,7 +182,7 @@ impl Switch {
         for (index, (((question, verdict), place), origin)) in
             questions.iter_mut().zip(&mut *verdicts).zip(&mut ports).zip(&mut *self.origins).enumerate()
         {
-            *question = match carrier.admit(rules, batch, index, origin) {
+            *question = match carrier.admit(rules, batch, index, now, origin) {
                 Ok((port, header)) => {
                     *place = Some(port);
                     Question::new(rules, port, &header)
@@ -199,12 +199,12 @@ impl Switch {
             };
         }
         fetch_ahead(rules, fdb, questions);
-        let (moment, now) = (now, now.secs());
+        let (moment, now, batch) = (now, now.secs(), &*batch);
         for (index, ((question, verdict), port)) in questions.iter().zip(verdicts).zip(ports).enumerate() {
             let Some(port) = port else { continue };
             let oldest = (now + 1).saturating_sub(port.ageing);
-            let mut judge = Judge { rules, port, fdb, news, moves, moment, now, oldest, unlearned: false };
-            *verdict = match judge.answer(question) {
+            let mut judge = Judge { rules, port, batch, fdb, news, moves, moment, now, oldest, unlearned: false };
+            *verdict = match judge.answer(question, index) {
                 // 11. split horizon: another uplink has heard of it on the outside.
                 Verdict::To(to) if port.is_uplink() && rules.port(to).is_some_and(PortRules::is_uplink) => {
                     Verdict::Drop(DropReason::SplitHorizon)
@@ -242,6 +242,7 @@ impl Carrier {
         rules: &'a Rules,
         batch: &mut Batch,
         index: usize,
+        now: Moment,
         origin: &mut Origin,
     ) -> Result<(&'a Port, Header), Refusal> {
         let head = batch.head(index);
@@ -271,7 +272,7 @@ impl Carrier {
             origin.tag = TAG_LEN as u64;
         }
         // 2. header sane: as the frame is on its network
-        let header = match read(port, batch.frame(index), batch.head(index)) {
+        let header = match read(port, batch.frame(index), batch.head(index), now) {
             Err(DropReason::Probe) => return Err(Refusal::Probe(port.rules.id)),
             _ if port.rules.held => return Err(DropReason::Quarantined.into()),
             header => header?,

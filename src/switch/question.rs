@@ -2,7 +2,9 @@
 //! the tables; every other one has its verdict.
 
 use super::probes::Ears;
+use super::reserved::is_of_the_wire;
 use super::rules::Port;
+use super::storm::is_bpdu;
 use super::{DropReason, Fdb, Rules, Station, Verdict, Verdicts};
 use crate::frame::{Batch, Frame};
 use crate::time::Moment;
@@ -35,12 +37,13 @@ pub(super) fn ask(
     rules: &Rules,
     port: &Port,
     batch: &Batch,
+    now: Moment,
     verdicts: &mut Verdicts,
     questions: &mut [Question],
 ) -> bool {
     let mut probes = false;
     for (((frame, head), verdict), question) in batch.heads().zip(verdicts).zip(questions) {
-        *question = match read(port, frame, head) {
+        *question = match read(port, frame, head, now) {
             Ok(header) => Question::new(rules, port, &header),
             Err(reason) => {
                 *verdict = Verdict::Drop(reason);
@@ -66,7 +69,7 @@ pub(super) fn listen(port: &Port, ears: &mut Ears, batch: &Batch, now: Moment, v
 #[cold]
 pub(super) fn refuse_held(port: &Port, ears: &mut Ears, batch: &Batch, now: Moment, verdicts: &mut Verdicts) {
     for ((frame, head), verdict) in batch.heads().zip(&mut *verdicts) {
-        *verdict = Verdict::Drop(match read(port, frame, head) {
+        *verdict = Verdict::Drop(match read(port, frame, head, now) {
             Err(DropReason::Probe) => DropReason::Probe,
             _ => DropReason::Quarantined,
         });
@@ -76,8 +79,8 @@ pub(super) fn refuse_held(port: &Port, ears: &mut Ears, batch: &Batch, now: Mome
 
 /// What a frame says of itself.
 #[inline(always)]
-pub(super) fn read(port: &Port, frame: &Frame, head: &[u8]) -> Result<Header, DropReason> {
-    use DropReason::{BadSource, ReservedGroup, Runt};
+pub(super) fn read(port: &Port, frame: &Frame, head: &[u8], now: Moment) -> Result<Header, DropReason> {
+    use DropReason::{BadSource, Runt};
     // 2. header sane
     let Some(header) = Header::read(head) else { return Err(Runt) };
     if !(frame.is_plain() && frame.len() <= port.longest) {
@@ -92,11 +95,23 @@ pub(super) fn read(port: &Port, frame: &Frame, head: &[u8]) -> Result<Header, Dr
             return Err(DropReason::Probe);
         }
         // 5. reserved groups
-        if port.reserved.refuses(header.destination) {
-            return Err(ReservedGroup);
+        if is_of_the_wire(header.destination) {
+            keep_reserved(port, frame, header.destination, now)?;
         }
     }
     Ok(header)
+}
+
+/// Whether a frame to a reserved group may pass.
+#[inline(never)]
+fn keep_reserved(port: &Port, frame: &Frame, destination: Mac, now: Moment) -> Result<(), DropReason> {
+    if port.reserved.refuses(destination) {
+        return Err(DropReason::ReservedGroup);
+    }
+    if is_bpdu(destination) && !port.rules.storm.admits_bpdus(frame.count(), now) {
+        return Err(DropReason::StormBpdu);
+    }
+    Ok(())
 }
 
 /// Whether a frame that stands for several, or seems too long, is as it should be.

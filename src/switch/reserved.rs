@@ -6,23 +6,15 @@ use std::fmt;
 
 use crate::wire::Mac;
 
-/// 01:80:c2:00:00:00, the address of spanning tree (IEEE 802.1Q-2018, table 8-1).
-const BPDU: Mac = Mac::from_bits(0x0180_c200_0000);
-
 /// 01:00:0c:cc:cc:cd, the address of per-VLAN spanning tree (PVST+), which many switches send on
 /// trunks.
-const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);
+pub(super) const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);
 
 /// Whether an address is one that only the two ends of a wire are to hear: spanning tree, PAUSE, LACP,
 /// EAPOL, LLDP and the like (IEEE 802.1Q-2018, table 8-1), and PVST+. Told without a branch.
 #[inline(always)]
 pub(super) const fn is_of_the_wire(mac: Mac) -> bool {
     mac.is_reserved_group() | (mac.bits() == PVST.bits())
-}
-
-/// Whether an address is that of spanning tree: frames to it are how bridges find their loops.
-pub(super) const fn is_of_bridges(mac: Mac) -> bool {
-    mac.bits() == BPDU.bits() || mac.bits() == PVST.bits()
 }
 
 /// Which of the reserved group addresses pass between the VMs of a network: bit n stands for

@@ -1,6 +1,6 @@
 //! What control asks for of each port and each network, not compiled yet.
 
-use super::{Limits, MacLimit, NetworkId, PortId, ReservedMask, Security};
+use super::{Limits, MacLimit, NetworkId, Pack, PortId, PortStorm, ReservedMask, Security};
 use crate::wire::{Mac, Vid};
 
 /// Whose port it is: ports of one owner on one network are siblings.
@@ -69,6 +69,10 @@ pub struct PortRules {
     /// Whether stations may wander between it and other ports of its VM on its network, which share them, as often
     /// as they like.
     pub shares_mac: bool,
+    /// How much it may send to everybody.
+    pub storm: PortStorm,
+    /// How much it may together with its siblings; all of them have the same. `None`: anything, at no cost.
+    pub pack: Option<Pack>,
 }
 
 impl PortRules {

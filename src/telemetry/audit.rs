@@ -15,13 +15,35 @@
 //! A port that is closed takes its counters with it. What they had comes to the [`Parted`] of the
 //! worker, so that the books balance over everything there ever was.
 
+use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
 use super::{Counter, PortCounters, WorkerCounters};
 use crate::switch::DropReason;
 
 /// One count for each reason to die.
-pub type ByReason = [u64; DropReason::ALL.len()];
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByReason([u64; DropReason::ALL.len()]);
+
+impl Default for ByReason {
+    fn default() -> ByReason {
+        ByReason([0; DropReason::ALL.len()])
+    }
+}
+
+impl Index<DropReason> for ByReason {
+    type Output = u64;
+
+    fn index(&self, reason: DropReason) -> &u64 {
+        &self.0[reason as usize]
+    }
+}
+
+impl IndexMut<DropReason> for ByReason {
+    fn index_mut(&mut self, reason: DropReason) -> &mut u64 {
+        &mut self.0[reason as usize]
+    }
+}
 
 /// What is kept of the counters of ports that are no more.
 #[derive(Debug, Default)]
@@ -144,8 +166,8 @@ impl Reading {
             for reason in DropReason::ALL {
                 let (died_in, died_out) = (book.drops_in.get(reason), book.drops_out.get(reason));
                 share.drops_in += died_in;
-                self.drops_in[reason as usize] += died_in;
-                self.drops_out[reason as usize] += died_out;
+                self.drops_in[reason] += died_in;
+                self.drops_out[reason] += died_out;
                 self.died = self.died.wrapping_add(died_out);
             }
             self.forwarded = self.forwarded.wrapping_add(share.forwarded);

@@ -51,8 +51,14 @@ impl Counter {
 }
 
 /// How many frames died, by reason.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Drops([Counter; DropReason::ALL.len()]);
+
+impl Default for Drops {
+    fn default() -> Drops {
+        Drops(std::array::from_fn(|_| Counter::default()))
+    }
+}
 
 impl Drops {
     /// Counts `frames` that died for `reason`.
