@@ -170,9 +170,9 @@ impl Loop {
 }
 
 impl Book {
-    /// A probe that left by `from` has come back at `at`.
-    pub fn hear(&mut self, from: End, at: End, now: Moment) {
-        self.links.hear(from, at, now);
+    /// A probe that left by `from` has come back at `at`. Whether nothing was known of that.
+    pub fn hear(&mut self, from: End, at: End, now: Moment) -> bool {
+        self.links.hear(from, at, now)
     }
 
     /// The loops that there are.

@@ -44,7 +44,7 @@ impl Clocks {
     }
 
     /// The moment at so many milliseconds since 1970. What was before the host booted is as it booted.
-    fn moment(self, millis: i64) -> Moment {
+    pub fn moment(self, millis: i64) -> Moment {
         let ahead = millis.saturating_sub(self.millis(self.now));
         let span = Duration::from_millis(ahead.unsigned_abs());
         if ahead >= 0 { self.now + span } else { self.now - span }

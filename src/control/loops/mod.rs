@@ -21,5 +21,6 @@ pub mod ladder;
 pub mod layout;
 pub mod schedule;
 pub mod storms;
+pub mod told;
 pub mod verdicts;
 pub mod view;

@@ -36,6 +36,8 @@ pub struct Storm {
     /// How much had been refused at the last look, and when that was.
     refused: u64,
     looked: Option<Moment>,
+    /// How much was refused between the last two looks.
+    more: u64,
     spell: Option<Spell>,
 }
 
@@ -46,7 +48,8 @@ impl Storm {
         let before = self.looked.replace(now);
         // A port that has been detached takes its counters with it.
         let more = refused.saturating_sub(std::mem::replace(&mut self.refused, refused));
-        let Some(before) = before else { return None };
+        self.more = if before.is_some() { more } else { 0 };
+        let before = before?;
         if more == 0 {
             let spell = self.spell.filter(|spell| now.since(spell.last) >= CALM)?;
             self.spell = None;
@@ -67,9 +70,14 @@ impl Storm {
         self.spell
     }
 
-    /// Whether something has been refused at the last look.
+    /// How much was refused between the last two looks.
+    pub fn more(&self) -> u64 {
+        self.more
+    }
+
+    /// Whether anything was.
     pub fn is_hit(&self) -> bool {
-        self.spell.is_some_and(|spell| Some(spell.last) == self.looked)
+        self.more > 0
     }
 }
 
