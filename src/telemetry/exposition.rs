@@ -17,8 +17,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-use self::contained::Samples;
 pub use self::contained::Contained;
+use self::contained::Samples;
 use crate::control::view::{
     CountsView, Direction, DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
 };
