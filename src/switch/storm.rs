@@ -226,6 +226,11 @@ pub struct Pack {
 }
 
 impl Pack {
+    /// When a frame of this class would pass at the common limit: now, if there is none.
+    pub fn ready(&self, class: StormClass, now: Moment) -> Moment {
+        self.limits.get(class).map_or(now, |limit| self.meter.ready(class, limit, now))
+    }
+
     fn has_copies(&self, copies: u64, now: Moment) -> bool {
         copies == 0 || self.copies.as_ref().is_none_or(|rate| self.meter.0.copies.has(rate, copies, now))
     }
