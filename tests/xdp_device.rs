@@ -316,7 +316,10 @@ fn what_is_to_be_shed_does_not_come_and_is_counted() {
     let tap = guest(&space, "t0");
     space.ip("link set dev t0 mtu 9000");
     let peer = Nic::new(&space, "v0p");
-    let write = |name: &str, bytes: &[u8]| if name == "t0" { drop(tap.send(bytes).unwrap()) } else { peer.send(bytes) };
+    let write = |name: &str, bytes: &[u8]| match name {
+        "t0" => assert_eq!(tap.send(bytes).unwrap(), bytes.len()),
+        _ => peer.send(bytes),
+    };
     let (multicast, station) = (Mac::from_bits(0x0100_5e00_0001), Mac::from_bits(0x0200_0000_0002));
     for (name, mode) in [("v0", Mode::Copy), ("v0", Mode::Generic), ("t0", Mode::Copy)] {
         let mut hands = Hands::new();

@@ -133,6 +133,9 @@ fn draw<'a>(
                     unknown_unicast: port.unknown_unicast == UnknownUnicast::Deliver,
                     promiscuous: port.promiscuous,
                     mac_limit: port.mac_limit,
+                    held: false,
+                    splits: false,
+                    shares_mac: config.vms[vm].share_mac,
                     storm: PortStorm::default(),
                     pack: None,
                 });
@@ -163,6 +166,9 @@ fn draw<'a>(
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            held: false,
+            splits: false,
+            shares_mac: false,
             storm: PortStorm::default(),
             pack: None,
         });

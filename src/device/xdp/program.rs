@@ -16,7 +16,7 @@ use crate::sys::bpf::{Instruction, LoadError, Program, XDP_DROP, XDP_PASS, XskMa
 
 use super::assembler::{AssembleError, Assembler, If, Register::*};
 use super::shedding::ShedTable;
-use crate::wire::Mac;
+use crate::wire::{Mac, Probe};
 
 // Where `struct xdp_md` has the beginning of a frame, the end of its first piece, and its receive queue.
 const DATA: i16 = 0;
@@ -37,8 +37,7 @@ const HEADER: i32 = 14;
 
 /// Groups whose frames are never shed: loop probes, which have to arrive most of all while there is a storm, and
 /// spanning tree, of one kind and the other.
-pub const SPARED: [Mac; 3] =
-    [Mac::from_bits(0x0376_6966_7377), Mac::from_bits(0x0180_c200_0000), Mac::from_bits(0x0100_0ccc_cccd)];
+pub const SPARED: [Mac; 3] = [Probe::DESTINATION, Mac::BRIDGES, Mac::PVST];
 
 /// What becomes of a frame whose queue has no socket.
 ///
