@@ -208,10 +208,11 @@ impl Worker {
             if self.switch.has_findings() {
                 self.tell_findings();
             }
+            let in_vain = !seen_to.lived && self.batch.is_full();
             self.end_burst(seen_to.borrowed);
             if let Some(gate) = self.gates.get_mut(number) {
                 gate.device.release();
-                gate.was_read(received == BURST && !seen_to.lived);
+                gate.was_read(in_vain);
             }
             if seen_to.died_of & OF_STORMS != 0 && !judged.by_carrier {
                 self.shed(number, now);

@@ -18,5 +18,6 @@ mod model;
 mod scenery;
 mod shedding;
 mod stations;
+mod storms;
 mod trunks;
 mod uplinks;
