@@ -82,6 +82,7 @@ const COUNTERS: &[Metric<CountsView, u64>] = &[
     ("forwarded_frames", "Frames {from} that were meant for one port.", |c| c.forwarded),
     ("flooded_frames", "Frames {from} that were meant for everybody on the network.", |c| c.flooded),
     ("flood_copies", "Copies made of the flooded frames {from}.", |c| c.copies),
+    ("probe_frames", "Loop probes that the switch sent {to}.", |c| c.probes),
     ("missed_frames", "Frames {from} that were lost before the switch could receive them.", |c| c.missed),
 ];
 
@@ -138,6 +139,7 @@ const WORKER_COUNTERS: &[Metric<WorkerView, u64>] = &[
     ("worker_breaths", "Turns of the worker's loop.", |w| w.breaths),
     ("worker_busy_breaths", "Turns of the worker's loop in which there was something to do.", |w| w.busy_breaths),
     ("worker_sleeps", "Times the worker went to sleep.", |w| w.sleeps),
+    ("worker_deferred_reads", "Times a port was not read, because all its frames have died lately.", |w| w.deferred),
     ("worker_stations_refused", "Times a station went unlearned for lack of room.", |w| w.stations_refused),
     ("worker_sightings_lost", "Sightings that did not fit the ring to a peer; they are told again.", |w| {
         w.sightings_lost
