@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use vifswitch::control::config::{
     self, AddressPair, Base, Carried, Config, Device, Errors, IpAllocation, Network, Packet, Poll, Port, PortSecurity,
-    Problem, SwitchSettings, Tap, UnknownUnicast, Uplink, Vm, Xdp, kind, parse_json, parse_toml,
+    Problem, Storm, SwitchSettings, Tap, UnknownUnicast, Uplink, Vm, Xdp, kind, parse_json, parse_toml,
 };
 use vifswitch::device::xdp::Mode;
 use vifswitch::wire::Vid;
@@ -87,6 +87,7 @@ fn the_example_means_what_it_says() {
         unknown_unicast: UnknownUnicast::Deliver,
         promiscuous: false,
         mac_limit: None,
+        storm: Storm::default(),
         admin_state_up: true,
         base: Base::Device(Device::Tap(tap)),
     };
@@ -101,6 +102,8 @@ fn the_example_means_what_it_says() {
         vms: vec![
             Vm {
                 id: "fw-3".to_string(),
+                storm: Storm::default(),
+                share_mac: false,
                 ports: vec![
                     Port {
                         allowed_address_pairs: vec![AddressPair { mac: "00:00:5e:00:01:01".parse().ok(), ip: None }],
@@ -124,6 +127,8 @@ fn the_example_means_what_it_says() {
             },
             Vm {
                 id: "client".to_string(),
+                storm: Storm::default(),
+                share_mac: false,
                 ports: vec![Port {
                     fixed_ips: vec!["10.5.0.1".parse().unwrap()],
                     ip_allocation: IpAllocation::Immediate,
@@ -150,6 +155,7 @@ fn the_example_means_what_it_says() {
                     Carried { network_id: "net1".to_string(), vlan: Vid::new(120) },
                     Carried { network_id: "net2".to_string(), vlan: None },
                 ],
+                storm: Storm::OFF,
                 admin_state_up: true,
                 device: Device::Xdp(Xdp {
                     name: "eth1".to_string(),
@@ -166,6 +172,7 @@ fn the_example_means_what_it_says() {
                     Carried { network_id: "net2".to_string(), vlan: None },
                     Carried { network_id: "net1".to_string(), vlan: Vid::new(120) },
                 ],
+                storm: Storm::OFF,
                 admin_state_up: false,
                 device: Device::Packet(Packet {
                     name: "eth2".to_string(),

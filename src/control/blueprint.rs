@@ -9,7 +9,8 @@ use super::lines::{Line, lines};
 use super::places::{OUTSIDE, Places};
 use super::seats::{By, Names, Seat, Stand};
 use crate::switch::{
-    Binding, CarrierRules, Limits, NetworkId, NetworkRules, PortId, PortRules, Reach, Role, Rules, Secret, Security,
+    Binding, CarrierRules, Limits, NetworkId, NetworkRules, PortId, PortRules, PortStorm, Reach, Role, Rules, Secret,
+    Security,
 };
 use crate::wire::{Mac, Vid};
 
@@ -132,6 +133,8 @@ fn draw<'a>(
                     unknown_unicast: port.unknown_unicast == UnknownUnicast::Deliver,
                     promiscuous: port.promiscuous,
                     mac_limit: port.mac_limit,
+                    storm: PortStorm::default(),
+                    pack: None,
                 });
             }
             Stand::Uplink { index } => drop(reached.insert(index, (seat.id, worker))),
@@ -160,6 +163,8 @@ fn draw<'a>(
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            storm: PortStorm::default(),
+            pack: None,
         });
         on_line.entry(line.members).or_default().push((vlan, id));
     }

@@ -342,7 +342,7 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::switch::Owner;
+    use crate::switch::{Owner, PortStorm};
     use crate::wire::Vid;
 
     fn network(index: u16) -> NetworkRules {
@@ -370,6 +370,8 @@ mod tests {
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            storm: PortStorm::default(),
+            pack: None,
         }
     }
 

@@ -171,7 +171,7 @@ fn attach(now: &Config, vm: &str, ports: &[Port]) -> Result<Config, Refusal> {
     let mut wanted = now.clone();
     match wanted.vms.iter_mut().find(|known| known.id == vm) {
         Some(known) => known.ports.extend(ports),
-        None => wanted.vms.push(Vm { id: vm.to_owned(), ports }),
+        None => wanted.vms.push(Vm { id: vm.to_owned(), ports, ..Vm::default() }),
     }
     fits_together(&wanted)?;
     Ok(wanted)

@@ -36,6 +36,8 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
             let vms = vms.into_iter().enumerate();
             let vms = vms.map(|(number, (id, ports))| Vm {
                 id: format!("{number}{id}"),
+                storm: Storm::default(),
+                share_mac: false,
                 ports: ports.into_iter().map(&mut own).collect(),
             });
             let vms = vms.collect();
@@ -429,6 +431,9 @@ fn network() -> impl Strategy<Value = Network> {
             fdb_limit_per_port: a.min(b).max(1),
             guard,
             reserved_groups: ReservedMask(reserved),
+            storm: Storm::DEFAULT,
+            probe_seconds: 1,
+            freeze_seconds: 60,
         },
     )
 }
@@ -465,6 +470,7 @@ fn port() -> impl Strategy<Value = Port> {
                 unknown_unicast,
                 promiscuous,
                 mac_limit,
+                storm: Storm::default(),
                 admin_state_up,
                 base: Base::Device(device),
             }
@@ -508,6 +514,7 @@ fn uplink() -> impl Strategy<Value = Uplink> {
         id,
         group: None,
         networks: vlans.into_iter().map(|vlan| Carried { network_id: String::new(), vlan }).collect(),
+        storm: Storm::OFF,
         admin_state_up,
         device,
     })
