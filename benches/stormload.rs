@@ -8,10 +8,10 @@
 //!     [--rate PPS] [--time S] [--cpu N]
 //! ```
 //!
-//! `loop`: A and B send each other unicast frames at a rate. After a while the guest's bridge is set up, which
-//! closes a loop if it has two ports on one network, and set down again. `foreign`: A and B each send a
-//! broadcast every 50 ms, all the time; `own`: the guest's bridge itself sends a single one, when it is up.
-//! Who talks and listens has one core, who sets the bridge up and sends broadcasts the other one: a storm that
+//! `loop`: A asks B at a rate, and B answers, and says nothing else, so that it is found again only if the switch
+//! has not lost it. After a while the guest's bridge is set up, which closes a loop if it has two ports on one
+//! network, and set down again. `foreign`: until then A and B each send a broadcast every 50 ms; `own`: the
+//! guest's bridge itself sends a single one, when it is up. Who talks and listens has one core, who sets the bridge up and sends broadcasts the other one: a storm that
 //! runs where it began does not run where it is measured.
 //!
 //! `storm`: A sends to B at a rate; with what is left of the same core a third one sends as fast as it can.
@@ -28,11 +28,11 @@ use std::sync::OnceLock;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use netdev::{Counters, Place, stay_on};
+use netdev::{Place, stay_on};
 use rustix::io::Errno;
 use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
 use serde_json::{Value, json};
-use vifswitch::sys::packet::{NOTHING, Socket};
+use vifswitch::sys::packet::{NOTHING, Socket, Statistics};
 use vifswitch::wire::Mac;
 
 /// Ethertypes for local experiments (IEEE 802-2014, 9.2.3), which no stack answers: what the bystanders say to
@@ -43,7 +43,7 @@ const NOISE: u16 = 0x88b6;
 const PATIENCE: Duration = Duration::from_millis(300);
 /// Between two broadcasts of a bystander.
 const SEED: Duration = Duration::from_millis(50);
-/// Between two looks at how many frames a bystander got.
+/// Between two looks at how many copies a bystander got.
 const LOOK: Duration = Duration::from_millis(10);
 /// What is called a rate of copies is one over this time.
 const WINDOW: Duration = Duration::from_millis(100);
@@ -81,35 +81,64 @@ fn frame(to: Mac, from: Mac, kind: u16) -> Vec<u8> {
     frame
 }
 
-/// What one says to another: numbered frames, and when each was sent and came.
-struct Talk {
+/// One way, from a netdev to another.
+struct Way {
     from: Socket,
     to: Socket,
     frame: Vec<u8>,
-    sent: Vec<Duration>,
-    came: Vec<Option<Duration>>,
-    /// How many have come, each counted once.
-    heard: u64,
 }
 
-impl Talk {
-    fn new(from: &Place, to: &Place) -> Talk {
-        let (sent, came) = (Vec::with_capacity(1 << 20), Vec::with_capacity(1 << 20));
-        let frame = frame(to.mac(), from.mac(), TALK);
-        Talk { from: from.socket(NOTHING), to: to.socket(TALK), frame, sent, came, heard: 0 }
+impl Way {
+    fn new(from: &Place, to: &Place) -> Way {
+        Way { from: from.socket(NOTHING), to: to.socket(TALK), frame: frame(to.mac(), from.mac(), TALK) }
     }
 
-    /// Sends the next one. One that the kernel refuses is lost, as others are.
-    fn say(&mut self, begin: Instant) {
-        self.frame[14..18].copy_from_slice(&(self.sent.len() as u32).to_be_bytes());
-        self.sent.push(begin.elapsed());
-        self.came.push(None);
+    /// Sends a frame with a number. One that the kernel refuses is lost, as others are.
+    fn send(&mut self, number: usize) {
+        self.frame[14..18].copy_from_slice(&(number as u32).to_be_bytes());
         match self.from.send(&self.frame) {
             Err(e) if !matches!(Errno::from_io_error(&e), Some(Errno::AGAIN | Errno::NOBUFS)) => {
                 panic!("sending: {e}")
             }
             _ => {}
         }
+    }
+
+    /// The number of the next frame that has come. What comes the other way, as loops have it, is none.
+    fn take(&self) -> Option<usize> {
+        let mut room = [0; 2048];
+        while let Some(received) = self.to.receive(&mut room).unwrap() {
+            if received.len == self.frame.len() && room[..12] == self.frame[..12] {
+                return Some(u32::from_be_bytes(room[14..18].try_into().unwrap()) as usize);
+            }
+        }
+        None
+    }
+}
+
+/// What one says to another: numbered frames, and when each was sent and came; or was answered, if it is.
+struct Talk {
+    way: Way,
+    back: Option<Way>,
+    sent: Vec<Duration>,
+    /// Which were heard at the other end.
+    heard: Vec<bool>,
+    /// How many were heard there that had been heard before.
+    again: u64,
+    came: Vec<Option<Duration>>,
+}
+
+impl Talk {
+    fn new(from: &Place, to: &Place, answered: bool) -> Talk {
+        let (way, back) = (Way::new(from, to), answered.then(|| Way::new(to, from)));
+        Talk { way, back, sent: vec![], heard: vec![], again: 0, came: vec![] }
+    }
+
+    fn say(&mut self, begin: Instant) {
+        self.sent.push(begin.elapsed());
+        self.heard.push(false);
+        self.came.push(None);
+        self.way.send(self.sent.len() - 1);
     }
 
     /// Sends those that are due by now, so many at most.
@@ -120,19 +149,25 @@ impl Talk {
         }
     }
 
-    /// Takes what has come, so many at most.
+    /// Takes what has come, so many at most of each way. Of copies the first one counts.
     fn hear(&mut self, begin: Instant, most: usize) {
-        let mut room = [0; 2048];
         for _ in 0..most {
-            let Some(received) = self.to.receive(&mut room).unwrap() else { return };
-            // not those of the other direction, which loops bring as well
-            if received.len != self.frame.len() || room[..12] != self.frame[..12] {
-                continue;
+            let Some(number) = self.way.take() else { break };
+            match self.heard.get_mut(number) {
+                Some(heard @ false) => {
+                    *heard = true;
+                    match &mut self.back {
+                        Some(back) => back.send(number),
+                        None => self.came[number] = Some(begin.elapsed()),
+                    }
+                }
+                _ => self.again += 1,
             }
-            let number = u32::from_be_bytes(room[14..18].try_into().unwrap()) as usize;
+        }
+        for _ in 0..most {
+            let Some(number) = self.back.as_ref().and_then(Way::take) else { break };
             if let Some(came @ None) = self.came.get_mut(number) {
                 *came = Some(begin.elapsed());
-                self.heard += 1;
             }
         }
     }
@@ -149,14 +184,12 @@ impl Talk {
 }
 
 /// What became of the frames of a span of time.
-fn outcome<'a>(talks: impl Iterator<Item = &'a Talk> + Clone, from: Duration, to: Duration) -> Value {
+fn outcome(talk: &Talk, from: Duration, to: Duration) -> Value {
     let (mut sent, mut lost, mut times) = (0u64, 0u64, Vec::new());
-    for talk in talks {
-        for number in talk.within(from, to) {
-            sent += 1;
-            lost += u64::from(!talk.arrived(number));
-            times.extend(talk.came[number].map(|came| (came - talk.sent[number]).as_secs_f64() * 1e6));
-        }
+    for number in talk.within(from, to) {
+        sent += 1;
+        lost += u64::from(!talk.arrived(number));
+        times.extend(talk.came[number].map(|came| (came - talk.sent[number]).as_secs_f64() * 1e6));
     }
     times.sort_by(f64::total_cmp);
     let at = |part: f64| times.get((times.len() as f64 * part) as usize).map(|us| (us * 10.0).round() / 10.0);
@@ -201,8 +234,8 @@ impl Loop<'_> {
     /// Closes the loop and opens it again, and sends what is to go around in it.
     fn make(&self, begin: Instant) {
         stay_on(number(self.options, "--other-cpu", 1.0) as usize);
-        let [before, during, after] =
-            [("--before", 1.0), ("--during", 2.0), ("--after", 2.0)].map(|(key, s)| seconds(self.options, key, s));
+        let [before, during] =
+            [("--before", 1.0), ("--during", 2.0)].map(|(key, default)| seconds(self.options, key, default));
         let seeds = self.places.each_ref().map(|place| {
             let frame = frame(Mac::BROADCAST, place.mac(), NOISE);
             (place.socket(NOTHING), frame)
@@ -231,38 +264,33 @@ impl Loop<'_> {
         seed_until(before + during);
         bridge("down");
         self.opened.set(Turn { at: begin.elapsed(), wall: SystemTime::now() }).unwrap();
-        seed_until(before + during + after);
     }
 
     /// Talks all the time, and counts.
     fn measure(&self, begin: Instant) -> Value {
         stay_on(number(self.options, "--cpu", 0.0) as usize);
         let [a, b] = &self.places;
-        let mut talks = [Talk::new(a, b), Talk::new(b, a)];
-        let mut seen = Seen { counters: b.counters(), looks: vec![] };
+        let mut talk = Talk::new(a, b, true);
+        let mut seen = Seen::new(b);
         let (rate, after) = (number(self.options, "--rate", 1000.0), seconds(self.options, "--after", 2.0));
-        // both are known to the switch before anything is measured
-        talks.iter_mut().for_each(|talk| talk.say(begin));
         loop {
             let now = begin.elapsed();
             let ended = self.opened.get().map(|turn| turn.at + after);
             if ended.is_some_and(|end| now > end + PATIENCE) {
                 break;
             }
-            for talk in &mut talks {
-                if ended.is_none_or(|end| now < end) {
-                    talk.say_due(begin, rate, 16);
-                }
-                talk.hear(begin, 256);
+            if ended.is_none_or(|end| now < end) {
+                talk.say_due(begin, rate, 16);
             }
+            talk.hear(begin, 256);
             if seen.looks.last().is_none_or(|(at, _)| now > *at + LOOK) {
-                seen.look(begin, talks[0].heard);
+                seen.look(begin, &talk);
             }
         }
-        self.tell(&talks, &seen)
+        self.tell(&talk, &seen)
     }
 
-    fn tell(&self, talks: &[Talk], seen: &Seen) -> Value {
+    fn tell(&self, talk: &Talk, seen: &Seen) -> Value {
         let (closed, opened) = (*self.closed.get().unwrap(), *self.opened.get().unwrap());
         let warm = closed.at.mul_f64(0.2);
         let end = opened.at + seconds(self.options, "--after", 2.0);
@@ -281,10 +309,8 @@ impl Loop<'_> {
             looks().filter(|(at, _)| seen.between(closed.at, *at) as f64 > allowed(*at - closed.at)).map(|(at, _)| *at);
         let noisy = looks().filter(|(at, _)| seen.between(*at - WINDOW, *at) > ORDINARY).map(|(at, _)| *at);
         let peak = looks().map(|(at, _)| seen.between(*at - WINDOW, *at)).max().unwrap_or_default();
-        let lost_after = talks.iter().flat_map(|talk| {
-            talk.within(opened.at, end).filter(|&number| !talk.arrived(number)).map(|number| talk.sent[number])
-        });
-        let healed = match lost_after.max() {
+        let lost_after = talk.within(opened.at, end).filter(|&number| !talk.arrived(number));
+        let healed = match lost_after.map(|number| talk.sent[number]).max() {
             None => json!(0.0),
             Some(last) if last + 2 * WINDOW > end => Value::Null,
             Some(last) => json!((last - opened.at).as_secs_f64()),
@@ -292,9 +318,9 @@ impl Loop<'_> {
         json!({
             "closed": wall(closed.wall), "opened": wall(opened.wall),
             "seconds": (opened.at - closed.at).as_secs_f64(),
-            "before": outcome(talks.iter(), warm, closed.at),
-            "during": outcome(talks.iter(), closed.at, opened.at),
-            "after": outcome(talks.iter(), opened.at, end),
+            "before": outcome(talk, warm, closed.at),
+            "during": outcome(talk, closed.at, opened.at),
+            "after": outcome(talk, opened.at, end),
             "seeds": if self.own { 1 } else { seen_seeds(opened.at - closed.at) }, "copies": copies, "allowed": allowed(opened.at - closed.at) as u64,
             "copies_per_second": copies as f64 / (opened.at - closed.at).as_secs_f64(),
             "peak_per_second": peak as f64 / WINDOW.as_secs_f64(),
@@ -313,17 +339,26 @@ fn wall(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
-/// How many frames a bystander had got at a time that were not for it, or were copies.
+/// How many frames a bystander had got at a time that were not said to it, or not for the first time.
 struct Seen {
-    counters: Counters,
+    noise: Socket,
+    /// Of noise, so far.
+    heard: u64,
     looks: Vec<(Duration, u64)>,
 }
 
 impl Seen {
-    /// `heard`: how many were its own.
-    fn look(&mut self, begin: Instant, heard: u64) {
-        let copies = self.counters.received().saturating_sub(heard);
-        self.looks.push((begin.elapsed(), copies));
+    fn new(place: &Place) -> Seen {
+        let noise = place.socket(NOISE);
+        // nobody reads them: what finds no room is counted as well, and costs least
+        noise.set_room(0, 0).unwrap();
+        Seen { noise, heard: 0, looks: vec![] }
+    }
+
+    fn look(&mut self, begin: Instant, talk: &Talk) {
+        let Statistics { taken, lost } = self.noise.statistics().unwrap();
+        self.heard += u64::from(taken) + u64::from(lost);
+        self.looks.push((begin.elapsed(), self.heard + talk.again));
     }
 
     /// How many came between two times.
@@ -348,10 +383,9 @@ fn storm(options: &Options) -> Value {
         other => panic!("--to {other}: broadcast, multicast or unknown"),
     };
     let (noise, socket) = (frame(to, x.mac(), NOISE), x.socket(NOTHING));
-    let mut talk = Talk::new(&a, &b);
-    let mut back = Talk::new(&b, &a);
+    let mut talk = Talk::new(&a, &b, false);
     // the receiver speaks first, so that it is known where it is
-    back.say(Instant::now());
+    Way::new(&b, &a).send(0);
     let warm = Duration::from_millis(200);
     let (begin, mut storm) = (Instant::now(), 0u64);
     while begin.elapsed() < warm + time {
@@ -371,7 +405,7 @@ fn storm(options: &Options) -> Value {
         talk.hear(begin, 64);
     }
     let kept = talk.within(warm, spent).count() as f64 / (spent - warm).as_secs_f64();
-    let mut told = outcome([&talk].into_iter(), warm, spent);
+    let mut told = outcome(&talk, warm, spent);
     let more = json!({ "rate": kept.round(), "storm_per_second": (storm as f64 / spent.as_secs_f64()).round() });
     told.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     told
