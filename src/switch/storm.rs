@@ -226,6 +226,11 @@ pub struct Pack {
 }
 
 impl Pack {
+    /// Whether there are no limits.
+    pub fn is_off(&self) -> bool {
+        self.limits.is_off() && self.copies.is_none()
+    }
+
     fn has_copies(&self, copies: u64, now: Moment) -> bool {
         copies == 0 || self.copies.as_ref().is_none_or(|rate| self.meter.0.copies.has(rate, copies, now))
     }

@@ -19,6 +19,11 @@ fn clear(port: &mut written::Port, keys: &[String]) {
         match key.as_str() {
             // Two words for one thing, of which the other one is kept.
             "port_security_enabled" => port.clear("port_security"),
+            _ if key.starts_with("storm.") => {
+                if let Some(written::Storm::Table(classes)) = &mut port.storm {
+                    classes.clear(&key["storm.".len()..]);
+                }
+            }
             // Without a limit there is nothing to be done at it.
             "mac_limit" => port.clear("mac_limit_policy"),
             _ => {}
@@ -48,6 +53,18 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
         }),
         (now, keys) => keys.or(now),
     };
+    // A class that is set is as it stands there, and the others stay.
+    let storm = match (now.storm, keys.storm) {
+        (Some(written::Storm::Table(now)), Some(written::Storm::Table(keys))) => {
+            Some(written::Storm::Table(written::StormClasses {
+                broadcast: keys.broadcast.or(now.broadcast),
+                multicast: keys.multicast.or(now.multicast),
+                unknown_unicast: keys.unknown_unicast.or(now.unknown_unicast),
+                copies: keys.copies.or(now.copies),
+            }))
+        }
+        (now, keys) => keys.or(now),
+    };
     written::Port {
         port_id: now.port_id,
         network_id: keys.network_id.or(now.network_id),
@@ -61,6 +78,7 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
         promiscuous: keys.promiscuous.or(now.promiscuous),
         mac_limit: keys.mac_limit.or(now.mac_limit),
         mac_limit_policy: keys.mac_limit_policy.or(now.mac_limit_policy),
+        storm,
         admin_state_up: keys.admin_state_up.or(now.admin_state_up),
         device,
         parent: keys.parent.or(now.parent),

@@ -245,7 +245,7 @@ fn judge(now: &Config, vm: &str, ports: Vec<written::Port>, here: &str) -> Resul
     let file = written::Config {
         switch: None,
         networks: Some(networks),
-        vms: Some(vec![written::Vm { id: Some(vm.to_owned()), ports: Some(ports) }]),
+        vms: Some(vec![written::Vm { id: Some(vm.to_owned()), ports: Some(ports), ..Default::default() }]),
         uplinks: None,
     };
     match judge_part(&file) {
