@@ -30,14 +30,14 @@ fn a_vm_that_migrates_is_found_at_once_and_nothing_is_raised() {
     for on in [On::Tap, On::Xdp] {
         let Some(mut scene) = Scene::new(on, &[("a", &["net1"])], Said::default()) else { return };
         let (Some(wire), Some(host)) = (Space::new(), Space::new()) else { return };
-        let uplink = Vif { kind: "packet", name: "up".into(), netns: host.0.clone(), ..Vif::new("none", 90, &wire) };
+        let uplink = Vif { kind: "packet", name: "out".into(), netns: host.0.clone(), ..Vif::new("none", 90, &wire) };
         lay(&uplink, &wire, 1500);
         let text = std::fs::read_to_string(scene.daemon.file()).unwrap();
-        let device = format!("device = {{ kind = \"packet\", name = \"up\", netns = \"{}\" }}", host.0);
+        let device = format!("device = {{ kind = \"packet\", name = \"out\", netns = \"{}\" }}", host.0);
         let text = format!("{text}[[uplinks]]\nid = \"up0\"\n{device}\nnetworks = [{{ network_id = \"net1\" }}]\n");
         scene.daemon.configure(&text);
         scene.daemon.done(&["apply", scene.daemon.file().to_str().unwrap()], "");
-        let (outside, here) = (Nic::new(&wire, "up"), scene.nic("a", 0));
+        let (outside, here) = (Nic::new(&wire, "out"), scene.nic("a", 0));
         let a = scene.vif("a", 0).mac;
         let mac = Mac::from_bits(0x0200_0000_0a01);
         outside.send(&noise(mac, 0));

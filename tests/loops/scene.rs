@@ -126,9 +126,14 @@ impl Scene {
         Nic::new(self.space(CULPRIT), "gb").send(&noise(mac, 0));
     }
 
-    /// Everything that has happened, as programs read it.
+    /// Everything that has happened, as programs read it. Between the lines stand the sizes of chunks.
     pub fn events(&self) -> Vec<Value> {
-        self.daemon.page("/v1/events").lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        self.daemon
+            .page("/v1/events")
+            .lines()
+            .filter(|line| line.starts_with('{'))
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     pub fn events_of(&self, kind: &str) -> Vec<Value> {
