@@ -14,7 +14,7 @@
 //! guest's bridge itself sends a single one, when it is up. Who talks and listens has one core, who sets the bridge up and sends broadcasts the other one: a storm that
 //! runs where it began does not run where it is measured.
 //!
-//! `storm`: A sends to B at a rate; with what is left of the same core a third one sends as fast as it can.
+//! `storm`: A sends to B at a rate; with what that leaves of the same core a third one sends as fast as it can.
 //!
 //! Both print one line of JSON. A frame is late, not lost, if it arrives within [`PATIENCE`].
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
@@ -141,12 +141,13 @@ impl Talk {
         self.way.send(self.sent.len() - 1);
     }
 
-    /// Sends those that are due by now, so many at most.
-    fn say_due(&mut self, begin: Instant, rate: f64, most: usize) {
-        let due = (begin.elapsed().as_secs_f64() * rate) as usize;
-        for _ in 0..due.saturating_sub(self.sent.len()).min(most) {
+    /// Sends those that are due by now, so many at most. Whether that was all.
+    fn say_due(&mut self, begin: Instant, rate: f64, most: usize) -> bool {
+        let due = ((begin.elapsed().as_secs_f64() * rate) as usize).saturating_sub(self.sent.len());
+        for _ in 0..due.min(most) {
             self.say(begin);
         }
+        due <= most
     }
 
     /// Takes what has come, so many at most of each way. Of copies the first one counts.
@@ -389,8 +390,11 @@ fn storm(options: &Options) -> Value {
     let warm = Duration::from_millis(200);
     let (begin, mut storm) = (Instant::now(), 0u64);
     while begin.elapsed() < warm + time {
-        talk.say_due(begin, rate, BURST);
+        let is_on_time = talk.say_due(begin, rate, BURST);
         talk.hear(begin, 64);
+        if !is_on_time {
+            continue;
+        }
         let slices = [IoSlice::new(&noise)];
         let mut controls: [_; BURST] = std::array::from_fn(|_| SendAncillaryBuffer::default());
         let mut messages: Vec<_> = controls.iter_mut().map(|control| MMsgHdr::new(&slices, control)).collect();
