@@ -197,3 +197,180 @@ const fn ahead(point: u64, now: u64) -> u64 {
     let ahead = point.wrapping_sub(now);
     if ahead > FURTHEST { 0 } else { ahead }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    /// A time of its own, far from the beginning.
+    const START: Moment = Moment::from_secs(1_000_000);
+
+    fn after(nanos: u64) -> Moment {
+        START + Duration::from_nanos(nanos)
+    }
+
+    /// Tokens that come in a time, rounded down.
+    fn come(rate: &Rate, nanos: u64) -> u64 {
+        u64::try_from(u128::from(rate.per_second()) * u128::from(nanos) / 1_000_000_000).unwrap()
+    }
+
+    fn rate() -> impl Strategy<Value = Rate> {
+        let per_second = prop_oneof![1u64..100, 1u64..100_000, 1u64..Rate::MOST];
+        (per_second, prop_oneof![1u64..10, 1u64..100_000, any::<u64>()]).prop_map(|(r, burst)| Rate::new(r, burst))
+    }
+
+    /// Takes all that there is. How much that was.
+    fn drain(bucket: &Bucket, rate: &Rate, now: Moment, shared: bool) -> u64 {
+        let (mut taken, mut cost) = (0, rate.burst());
+        while cost > 0 {
+            if bucket.take(rate, cost, now, shared) {
+                taken += cost;
+            } else {
+                cost /= 2;
+            }
+        }
+        taken
+    }
+
+    proptest! {
+        /// In any window, from any admitted charge to any other.
+        #[test]
+        fn no_window_has_more_than_its_rate_and_a_burst(
+            rate in rate(),
+            tries in vec((0u64..50, 0u64..30), 1..200),
+            shared: bool,
+        ) {
+            let bucket = Bucket::default();
+            // In steps that are of the size of the burst and of the interval.
+            let unit = 1_000_000_000 / rate.per_second() / 7 + rate.burst_units / 1000 / 64 + 1;
+            let mut now = 0;
+            let mut admitted: Vec<(u64, u64)> = Vec::new();
+            for (wait, cost) in tries {
+                now += wait * unit;
+                let cost = cost * (rate.burst() / 20 + 1);
+                let had = bucket.has(&rate, cost, after(now));
+                let took = bucket.take(&rate, cost, after(now), shared);
+                prop_assert_eq!(had, took);
+                if took {
+                    admitted.push((now, cost.min(rate.burst())));
+                }
+            }
+            for (first, &(begin, _)) in admitted.iter().enumerate() {
+                let mut sum = 0;
+                for &(end, cost) in &admitted[first..] {
+                    sum += cost;
+                    prop_assert!(sum <= rate.burst() + come(&rate, end - begin) + 1);
+                }
+            }
+        }
+
+        /// Whoever always takes all there is gets it to the token, however long it goes on.
+        #[test]
+        fn whoever_wants_more_gets_all_of_it(rate in rate(), waits in vec(1u64..1_000_000_000, 1..100), shared: bool) {
+            let bucket = Bucket::default();
+            let (mut now, mut taken) = (0, drain(&bucket, &rate, START, shared));
+            prop_assert_eq!(taken, rate.burst(), "it is full at first");
+            for wait in waits {
+                // Never so long that it would be full.
+                now += wait % (rate.burst_units / 64 + 1);
+                taken += drain(&bucket, &rate, after(now), shared);
+                let due = rate.burst() + come(&rate, now);
+                prop_assert!(taken <= due + 1 && taken + 1 >= due, "{} of {}", taken, due);
+            }
+        }
+
+        #[test]
+        fn it_is_ready_when_it_says(rate in rate(), waits in vec(0u64..2_000_000_000, 1..20)) {
+            let bucket = Bucket::default();
+            let mut now = START;
+            for wait in waits {
+                now = now + Duration::from_nanos(wait);
+                drain(&bucket, &rate, now, false);
+                let ready = bucket.ready(&rate, now);
+                prop_assert!(ready > now);
+                prop_assert!(!bucket.has(&rate, 1, ready - Duration::from_nanos(1)));
+                prop_assert!(bucket.has(&rate, 1, ready));
+                prop_assert_eq!(bucket.ready(&rate, ready), ready);
+            }
+        }
+
+        /// It is full again after the time of a burst, and stays so for years.
+        #[test]
+        fn an_idle_bucket_is_full(rate in rate(), start in 0u64..1 << 40, idle in 0u64..(1 << 58) - (1 << 44)) {
+            let bucket = Bucket::default();
+            let start = Moment::from_nanos(start);
+            prop_assert_eq!(drain(&bucket, &rate, start, false), rate.burst());
+            let idle = Duration::from_nanos((rate.burst_units >> 6) + 2 + idle);
+            prop_assert!(bucket.take(&rate, rate.burst(), start + idle, false));
+        }
+
+        /// Another rate holds from the next charge on, and what was taken under one before keeps nobody mute.
+        #[test]
+        fn a_rate_can_change(before in rate(), rate in rate(), wait in 0u64..3_000_000_000, shared: bool) {
+            let bucket = Bucket::default();
+            drain(&bucket, &before, START, shared);
+            let mut taken = drain(&bucket, &rate, after(wait), shared);
+            prop_assert!(taken <= rate.burst());
+            for step in 1..10 {
+                let nanos = step * 300_000_000;
+                taken += drain(&bucket, &rate, after(wait + nanos), shared);
+                prop_assert!(taken <= rate.burst() + come(&rate, nanos) + 1);
+            }
+            let token = 1_000_000_000 / rate.per_second() + 1;
+            prop_assert!(bucket.ready(&rate, after(wait + 3_000_000_000)) <= after(wait + 4_000_000_000 + token));
+        }
+
+        /// What costs more than a burst costs a burst, and passes when the bucket is full.
+        #[test]
+        fn what_is_larger_than_the_bucket_is_not_mute_for_ever(rate in rate(), more in 0u64..1000) {
+            let bucket = Bucket::default();
+            let cost = rate.burst().saturating_add(more);
+            prop_assert!(bucket.take(&rate, cost, START, false));
+            prop_assert!(!bucket.has(&rate, 1, START));
+            let full = START + Duration::from_nanos((rate.burst_units >> 6) + 2);
+            prop_assert!(bucket.take(&rate, cost, full, false));
+        }
+    }
+
+    #[test]
+    fn a_rate_of_nothing_is_one_of_little() {
+        assert_eq!(Rate::new(0, 0), Rate::new(1, 1));
+        assert_eq!(Rate::new(1, u64::MAX), Rate::new(1, 3600));
+        assert_eq!(Rate::new(u64::MAX, 1).per_second(), Rate::MOST);
+    }
+
+    /// Several threads whose clocks differ have one rate together.
+    #[test]
+    fn several_threads_share_one_rate() {
+        // Within a second: so far clocks may differ.
+        const STEPS: u64 = 900;
+        for rate in [Rate::new(100_000, 2000), Rate::new(999_983, 7001), Rate::new(7, 3)] {
+            let bucket = Bucket::default();
+            let taken: u64 = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4u64)
+                    .map(|thread| {
+                        let bucket = &bucket;
+                        scope.spawn(move || {
+                            let steps = (0..STEPS).map(|step| {
+                                let now = after(step * 1_000_000 + thread * 37_000);
+                                (0..).take_while(|_| bucket.take(&rate, 1, now, true)).count() as u64
+                            });
+                            let taken: u64 = steps.sum();
+                            let end = after(STEPS * 1_000_000);
+                            taken + (0..).take_while(|_| bucket.take(&rate, 1, end, true)).count() as u64
+                        })
+                    })
+                    .collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            let due = rate.burst() + come(&rate, STEPS * 1_000_000);
+            assert!(taken <= due + 1, "{taken} of {due}");
+            // The first one to take may have begun later than the others.
+            let late = come(&rate, 3 * 37_000) + 1;
+            assert!(taken + late >= due, "{taken} of {due}");
+        }
+    }
+}

@@ -91,8 +91,8 @@ mod tests {
     use super::super::Blame;
     use super::super::tests::{refused, set, there};
     use super::*;
-    use crate::control::config::{Config, Device, parse_port_keys_json};
-    use crate::switch::{AtLimit, MacLimit};
+    use crate::control::config::{Config, Device, Storm, StormPolicy, parse_port_keys_json};
+    use crate::switch::{AtLimit, MacLimit, Rate, StormClass};
     use crate::wire::Mac;
     use serde_json::{Value, json};
 
@@ -167,6 +167,31 @@ mod tests {
         // The bounds of its network are known.
         let (_, kind, message) = refused(&given(json!({ "mac_limit": 9000 })));
         assert!(kind == "contradiction" && message.contains("\"net1\", which is 8192"), "{message}");
+    }
+
+    #[test]
+    fn classes_of_storms_are_set_one_by_one() {
+        let given = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
+        let of = |config: &Config| config.vms[0].ports[0].storm;
+        let frames = |storm: Storm, class| storm.limit(class).and_then(|limit| limit.frames);
+        let (broadcast, multicast) = (StormClass::Broadcast, StormClass::Multicast);
+        let one = given(json!({ "storm": { "broadcast": { "pps": 50 } } })).to(&there()).unwrap();
+        assert_eq!(frames(of(&one), broadcast), Some(Rate::new(50, 50)));
+        let two = given(json!({ "storm": { "multicast": { "pps": 7 } } })).to(&one).unwrap();
+        assert_eq!(frames(of(&two), broadcast), Some(Rate::new(50, 50)), "the others stay");
+        assert_eq!(frames(of(&two), multicast), Some(Rate::new(7, 7)));
+        // A class is as it stands there, and keeps nothing of what it was.
+        let again = given(json!({ "storm": { "broadcast": { "bps": 8000 } } })).to(&two).unwrap();
+        assert_eq!(frames(of(&again), broadcast), None);
+        assert!(of(&again).limit(broadcast).is_some());
+        let off = given(json!({ "storm": "off" })).to(&two).unwrap();
+        assert_eq!(of(&off).classes, [Some(StormPolicy::Off); 3]);
+        let cleared = given(json!({ "storm": { "broadcast": null } })).to(&two).unwrap();
+        assert_eq!(of(&cleared).classes[0], None, "as its network has it");
+        assert_eq!(frames(of(&cleared), multicast), Some(Rate::new(7, 7)));
+        assert_eq!(of(&given(json!({ "storm": null })).to(&two).unwrap()), Storm::default());
+        let (_, kind, message) = refused(&given(json!({ "storm": { "broadcast": { "pps": 0 } } })));
+        assert!(kind == "bad_value" && message.starts_with("storm.broadcast.pps = 0: "), "{message}");
     }
 
     #[test]
