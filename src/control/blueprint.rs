@@ -140,6 +140,9 @@ fn draw<'a>(
                     mac_limit: port.mac_limit,
                     storm,
                     pack: Some(pack),
+                    held: false,
+                    splits: false,
+                    shares_mac: vm.share_mac,
                 });
             }
             Stand::Uplink { index } => drop(reached.insert(index, (seat.id, worker))),
@@ -172,6 +175,9 @@ fn draw<'a>(
             mac_limit: None,
             storm,
             pack,
+            held: false,
+            splits: false,
+            shares_mac: false,
         });
         on_line.entry(line.members).or_default().push((vlan, id));
     }

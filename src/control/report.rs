@@ -291,8 +291,8 @@ impl Report<'_> {
         for direction in [Direction::In, Direction::Out] {
             for reason in DropReason::ALL {
                 let died = |reading: &Reading| match direction {
-                    Direction::In => reading.drops_in[reason as usize],
-                    Direction::Out => reading.drops_out[reason as usize],
+                    Direction::In => reading.drops_in[reason],
+                    Direction::Out => reading.drops_out[reason],
                 };
                 let frames: u64 = audit.second.iter().map(died).sum();
                 if frames > 0 {

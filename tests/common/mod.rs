@@ -17,11 +17,14 @@ use vifswitch::switch::{
 use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time::Moment;
-use vifswitch::wire::{Mac, Offload, Vid};
-use vifswitch::worker::{Books, Command, Gate, Notice, Post, Room, StationsPage, TeamSettings, Worker, team};
+use vifswitch::wire::{Mac, Offload, ProbeKey, Vid};
+use vifswitch::worker::{Books, Command, Finding, Gate, Notice, Post, Room, StationsPage, TeamSettings, Worker, team};
 
 /// The key of every laboratory: what happened once happens again.
 const SECRET: [u8; 16] = [7; 16];
+
+/// The key of its loop probes.
+pub const PROBE_KEY: ProbeKey = ProbeKey::new([9; 16]);
 
 /// A port of the laboratory: which network, whose, and with what security.
 #[derive(Debug, Clone)]
@@ -35,6 +38,7 @@ pub struct Plug {
     pub unknown_unicast: bool,
     pub promiscuous: bool,
     pub mac_limit: Option<MacLimit>,
+    pub shares_mac: bool,
 }
 
 impl Plug {
@@ -47,6 +51,7 @@ impl Plug {
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            shares_mac: false,
             trunk: None,
         }
     }
@@ -126,6 +131,8 @@ pub struct Lab {
     pub counters: Vec<Arc<WorkerCounters>>,
     /// What the workers tell control unasked.
     pub notices: mpsc::Receiver<Notice>,
+    /// What they have found out about guests.
+    pub findings: mpsc::Receiver<Finding>,
     pub pool: &'static Pool,
     /// The guests' ends of the cables, by port.
     pub ends: Vec<End>,
@@ -164,7 +171,9 @@ impl Lab {
     ) -> Lab {
         let pool = Pool::new(setup.slots).unwrap();
         let secret = Secret::new(SECRET);
-        let team = team(TeamSettings { workers: setup.workers, pool, stations: setup.stations, secret }).unwrap();
+        let team =
+            team(TeamSettings { workers: setup.workers, pool, stations: setup.stations, secret, probe_key: PROBE_KEY })
+                .unwrap();
         let wired = wires.iter().flat_map(|wire| &wire.networks).map(|&(_, network)| network);
         let networks = plugs.iter().map(|plug| plug.network).chain(wired).max().map_or(0, |most| most + 1);
         let networks = (0..networks).map(|index| NetworkRules {
@@ -201,6 +210,9 @@ impl Lab {
             unknown_unicast: plug.unknown_unicast,
             promiscuous: plug.promiscuous,
             mac_limit: plug.mac_limit,
+            held: false,
+            splits: false,
+            shares_mac: plug.shares_mac,
             storm: PortStorm::default(),
             pack: None,
         });
@@ -228,6 +240,9 @@ impl Lab {
                 unknown_unicast: true,
                 promiscuous: false,
                 mac_limit: None,
+                held: false,
+                splits: false,
+                shares_mac: false,
                 storm: PortStorm::default(),
                 pack: None,
             });
@@ -244,6 +259,7 @@ impl Lab {
             posts: team.posts,
             counters: team.counters,
             notices: team.notices,
+            findings: team.findings,
             pool,
             ends: Vec::new(),
             ports,
@@ -457,7 +473,7 @@ impl Lab {
             let went = self.sum(port, |c| c.forwarded.get() + c.flooded.get() + c.drops_in.total());
             assert_eq!(rx, went, "frames from port {port}");
         }
-        let meant = self.total(|c| c.forwarded.get() + c.copies.get());
+        let meant = self.total(|c| c.forwarded.get() + c.copies.get() + c.probes.get());
         let went = self.total(|c| c.tx_frames.get() + c.drops_out.total());
         assert_eq!(meant, went, "frames to all ports");
     }

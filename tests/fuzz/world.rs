@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use vifswitch::switch::DropReason;
+use vifswitch::telemetry::audit::ByReason;
 use vifswitch::wire::Offload;
 
 use crate::common::Lab;
@@ -34,8 +35,8 @@ fn wrong<T>(what: String, shot: Option<usize>) -> Result<T, Failure> {
 pub struct Score {
     /// By class: frames made, those that policy bars, those that arrived somewhere, arrivals.
     pub classes: [[u64; 4]; CLASSES.len()],
-    pub died_in: [u64; DropReason::ALL.len()],
-    pub died_out: [u64; DropReason::ALL.len()],
+    pub died_in: ByReason,
+    pub died_out: ByReason,
     pub kinds: HashSet<u16>,
     pub lengths: HashSet<usize>,
     pub frames: u64,
@@ -329,9 +330,9 @@ impl World {
 
     pub fn end(mut self, score: &mut Score) -> Result<(), Failure> {
         self.balance()?;
-        for (at, reason) in DropReason::ALL.into_iter().enumerate() {
-            score.died_in[at] += self.lab.total(|c| c.drops_in.get(reason));
-            score.died_out[at] += self.lab.total(|c| c.drops_out.get(reason));
+        for reason in DropReason::ALL {
+            score.died_in[reason] += self.lab.total(|c| c.drops_in.get(reason));
+            score.died_out[reason] += self.lab.total(|c| c.drops_out.get(reason));
         }
         score.segmented += self.lab.total(|c| c.segmented.get());
         score.checksummed += self.lab.total(|c| c.checksummed.get());

@@ -42,6 +42,7 @@ pub fn plugs(networks: u16) -> impl Strategy<Value = Vec<Plug>> {
             unknown_unicast,
             promiscuous,
             mac_limit,
+            shares_mac: false,
             trunk: None,
         },
     );
