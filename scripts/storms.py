@@ -4,6 +4,7 @@
     storms.py storm SWITCH CLASS PAIR AT TOLD       a run of `stormload storm`
     storms.py line < RESULTS                        the last run, in a line
     storms.py all QUICK < RESULTS                   the tables, and whether all promises were kept
+    storms.py markdown < RESULTS                    the tables, as the README has them
 
 Results are lines of JSON.
 """
@@ -118,23 +119,29 @@ def promises(it, where, broken):
         broken.append(f"{where}: healed {short(it['healed'])}")
 
 
-def storms(results, quick, broken):
-    print("\nA guest storms as fast as it can; others send at a fixed rate (medians)")
-    rows = [["", "frames/s", "storm/s", "lost", "p99, us", "beside, us", "ratio"]]
+def storm_rows(results):
+    rows = []
     for key in dict.fromkeys((it["switch"], it["class"], it["pair"]) for it in results):
         runs = [it for it in results if (it["switch"], it["class"], it["pair"]) == key]
         here, beside = ([it for it in runs if it["at"] == at] for at in ("l0", "x0"))
         p99, base = (statistics.median(it["p99_us"] for it in these) for these in (here, beside))
         lost = sum(it["lost"] for it in here)
-        network = "its network" if key[2] == "a0:b0" else "another one"
-        where = f"{NAMES[key[0]]}, {key[1]}, {network}"
+        where = f"{NAMES[key[0]]}, {key[1]}, {'its network' if key[2] == 'a0:b0' else 'another one'}"
         middle = (count(statistics.median(it[what] for it in here)) for what in ("rate", "storm_per_second"))
-        rows.append([where, *middle, str(lost), f"{p99:.1f}", f"{base:.1f}", f"{p99 / base:.2f}"])
-        if lost:
-            broken.append(f"{where}: {lost} frames lost in {len(here)} runs")
-        if p99 > RATIO * base and not quick:
-            broken.append(f"{where}: p99 {p99} us, more than {RATIO} times {base} us")
-    table(rows)
+        cells = [where, *middle, str(lost), f"{p99:.1f}", f"{base:.1f}", f"{p99 / base:.2f}"]
+        rows.append({"cells": cells, "where": where, "lost": lost, "p99": p99, "base": base, "runs": len(here)})
+    return rows
+
+
+def storms(results, quick, broken):
+    print("\nA guest storms as fast as it can; others send at a fixed rate (medians)")
+    rows = storm_rows(results)
+    table([["", "frames/s", "storm/s", "lost", "p99, us", "beside, us", "ratio"], *(row["cells"] for row in rows)])
+    for row in rows:
+        if row["lost"]:
+            broken.append(f"{row['where']}: {row['lost']} frames lost in {row['runs']} runs")
+        if row["p99"] > RATIO * row["base"] and not quick:
+            broken.append(f"{row['where']}: p99 {row['p99']} us, more than {RATIO} times {row['base']} us")
 
 
 def everything(quick):
@@ -151,11 +158,35 @@ def everything(quick):
     return not broken
 
 
+def markdown():
+    results = [json.loads(text) for text in sys.stdin]
+    if here := [it for it in results if "k" in it]:
+        print("| L bridges | on | copies/s at a bystander, the worst 100 ms | unicast lost | p99 before, in the loop | contained "
+              "| only ordinary traffic | named | lost after | healed |")
+        print("|---|---|---|---|---|---|---|---|---|---|")
+    for it in here:
+        seeds = "others' broadcasts" if it["seeds_of"] == "foreign" else "one of its own"
+        print("|", " | ".join([
+            f"{it['k']} siblings, {seeds}", NAMES[it["switch"]],
+            f"{count(it['copies_per_second'])}, {count(it['peak_per_second'])}", f"{loss(it['during']):.2f} %",
+            f"{it['before']['p99_us']} and {it['during']['p99_us']} µs", short(it["contained"]), short(it["still"]),
+            short(it["named"]), f"{loss(it['after']):.2f} %", short(it["healed"], "not in 2 s"),
+        ]), "|")
+    if here := [it for it in results if "class" in it]:
+        rows = storm_rows(here)
+        print("\n| storm | frames/s of others | frames/s of the storm | lost | p99, µs | beside the switch, µs | ratio |")
+        print("|---|---|---|---|---|---|---|")
+        for row in rows:
+            print("|", " | ".join(row["cells"]), "|")
+
+
 if __name__ == "__main__":
     what, arguments = sys.argv[1], sys.argv[2:]
     if what == "all":
         sys.exit(0 if everything(arguments[0] != "") else 1)
-    if what == "line":
+    if what == "markdown":
+        markdown()
+    elif what == "line":
         print(line(json.loads(sys.stdin.read().splitlines()[-1])), flush=True)
     else:
         print(json.dumps({"loop": loop, "storm": storm}[what](*arguments)))
