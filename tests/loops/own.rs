@@ -30,10 +30,7 @@ fn is_contained_named_and_released(on: On, siblings: usize, said: Said) {
     });
     scene.names_the_culprit(&event, "net1");
     // the first measure is in force when it is told; what is under way arrives, and nothing more is made of it
-    let stands = scene.loops();
-    let level =
-        stands.iter().find(|one| one["vm"] == CULPRIT).unwrap_or_else(|| panic!("{stands:#?}"))["level"].clone();
-    assert!(level.as_u64() >= Some(1), "{stands:#?}");
+    assert!(scene.level() >= 1, "{:#?}", scene.loops());
     scene.await_probes(CULPRIT, 1);
     talk.ask();
     let seconds = time::now().since(begin).as_secs_f64();
@@ -169,13 +166,6 @@ fn forged_and_repeated_probes_neither_make_a_loop_nor_hide_one() {
         await_that("stale ones to be counted", || (scene.drops(CULPRIT, "probe_stale") > 0).then_some(()));
         scene.await_probes(CULPRIT, 2);
         scene.is_calm("after forged probes");
-        // a bystander that has never been sent one
-        scene.nic("a", 0).send(&probe);
-        await_that("a foreign one to be counted", || {
-            let of = |reason| scene.daemon.drops(scene.vif("a", 0), reason);
-            (of("probe_forged") + of("probe_stale") + of("spoofed_source") + of("probe") > 0).then_some(())
-        });
-
         // the guest is a loop now, and makes up more than it lets pass
         scene.join("stp_state 0");
         scene.close();
@@ -206,12 +196,11 @@ fn measures_outlive_the_switch() {
     scene.close();
     scene.speak();
     scene.await_event("loop_start");
-    let level = |scene: &Scene| scene.loops().iter().find_map(|one| one["level"].as_u64()).unwrap_or_default();
-    let before = level(&scene);
+    assert!(scene.level() >= 1, "{:#?}", scene.loops());
     scene.daemon.signal(rustix::process::Signal::KILL);
     scene.daemon.wait();
     scene.daemon.start();
-    assert!(level(&scene) >= before.min(1), "{:#?}", scene.loops());
+    assert!(scene.level() >= 1, "{:#?}", scene.loops());
     // nothing that the guest says to itself goes round
     let there = scene.nic("b", 0);
     scene.speak();

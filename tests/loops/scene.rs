@@ -151,12 +151,19 @@ impl Scene {
         let alarms: Vec<Value> =
             self.events().into_iter().filter(|event| !ordinary.contains(&event["kind"].as_str().unwrap())).collect();
         assert!(alarms.is_empty(), "{what}: {alarms:#?}");
-        assert!(self.loops().iter().all(|one| one["state"] == "notice"), "{what}: {:#?}", self.loops());
+        assert!(self.loops().iter().all(|one| one["kind"] == "notice"), "{what}: {:#?}", self.loops());
     }
 
-    /// What `show loops` has.
+    /// What `show loops` has of what is there now, notices as well.
     pub fn loops(&self) -> Vec<Value> {
-        self.daemon.get::<Value>("/v1/loops").as_array().unwrap().clone()
+        let all: Value = self.daemon.get("/v1/loops");
+        all.as_array().unwrap().iter().filter(|one| one["active"] == true).cloned().collect()
+    }
+
+    /// What is done about the loop of the culprit: 0 for nothing.
+    pub fn level(&self) -> u64 {
+        let level = |one: &Value| (one["device_id"] == CULPRIT).then(|| one["level"].as_u64().unwrap());
+        self.loops().iter().filter_map(level).max().unwrap_or_default()
     }
 
     /// Waits until each port of a guest has been probed so many times more.
