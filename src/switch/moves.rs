@@ -50,6 +50,18 @@ pub struct Moving {
     pub to: PortId,
 }
 
+/// A port has sent a frame with a source that belongs to a port of another VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Foreign {
+    /// The port.
+    pub at: PortId,
+    /// The source.
+    pub station: Station,
+}
+
+/// How often control is told of a port that sends what belongs to others.
+const FOREIGN: Duration = Duration::from_secs(1);
+
 /// A station that has moved.
 #[derive(Debug, Clone, Copy)]
 struct Mover {
@@ -127,6 +139,10 @@ pub(super) struct Moves {
     opened: Vec<Moment>,
     /// Of whom control is to be told, since it was last asked for.
     pub(super) moving: Vec<Moving>,
+    /// By the place of each port: when control was told of what it sends of others.
+    told_foreign: Vec<Moment>,
+    /// What it is to be told of that.
+    pub(super) foreign: Vec<Foreign>,
 }
 
 impl Moves {
@@ -136,6 +152,18 @@ impl Moves {
             among_siblings: Movers::new(AMONG_SIBLINGS),
             opened: vec![Moment::default(); MOST_PORTS],
             moving: Vec::with_capacity(BURST),
+            told_foreign: vec![Moment::default(); MOST_PORTS],
+            foreign: Vec::with_capacity(BURST),
+        }
+    }
+
+    /// Notes that a port has sent what belongs to another VM. One of these in a second is told of.
+    #[cold]
+    pub(super) fn note_foreign(&mut self, at: PortId, station: Station, now: Moment) {
+        let told = &mut self.told_foreign[at.index() % MOST_PORTS];
+        if now.since(*told) >= FOREIGN && self.foreign.len() < BURST {
+            *told = now;
+            self.foreign.push(Foreign { at, station });
         }
     }
 

@@ -349,6 +349,7 @@ impl Worker {
         let mut tell = |finding| lost += u64::from(findings.try_send(finding).is_err());
         self.switch.returned().for_each(|returned| tell(Finding::Returned(returned)));
         self.switch.moving().for_each(|moving| tell(Finding::Moving(moving)));
+        self.switch.foreign().for_each(|foreign| tell(Finding::Foreign(foreign)));
         self.counters.findings_lost.add(lost);
     }
 

@@ -8,7 +8,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use tokio::sync::oneshot;
 
 use super::{Bell, Gate, Room};
-use crate::switch::{Learned, Moving, NetworkId, PortId, Returned, Rules};
+use crate::switch::{Foreign, Learned, Moving, NetworkId, PortId, Returned, Rules};
 use crate::telemetry::PortCounters;
 use crate::telemetry::audit::Reading;
 use crate::wire::{Mac, Probe};
@@ -116,6 +116,8 @@ pub enum Finding {
     Returned(Returned),
     /// A station has moved too often.
     Moving(Moving),
+    /// A port has sent what belongs to another VM.
+    Foreign(Foreign),
 }
 
 /// Control's end of a worker's mailbox.
