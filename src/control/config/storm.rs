@@ -228,7 +228,8 @@ impl Table<'_, '_> {
     }
 
     fn limit(&mut self, written: &written::StormLimit) -> StormPolicy {
-        if self.misses("pps") && self.misses("bps") {
+        // of a burst without a rate that is said below
+        if ["pps", "bps", "burst", "burst_bytes"].iter().all(|key| self.misses(key)) {
             let message = "it limits nothing; give it pps, bps or both, or write \"off\" instead of the table";
             self.notes.add(&self.path, kind::MISSING, message);
         }
@@ -258,7 +259,7 @@ impl Table<'_, '_> {
                 CopiesPolicy::Off
             }
             written::StormCopies::Table(table) => {
-                if at.misses("pps") {
+                if at.misses("pps") && at.misses("burst") {
                     let message = "it limits nothing; give it pps, or write \"off\" instead of the table";
                     at.notes.add(&at.path, kind::MISSING, message);
                 }
