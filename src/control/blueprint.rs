@@ -228,7 +228,8 @@ mod tests {
         let reached = || seats.iter().map(|seat| (seat, Some(0)));
         let mut meters = Meters::new(2);
         meters.follow(config);
-        let rules = rules(config, places, Secret::new([1; 16]), reached(), &Groups::default(), &meters, &Measures::default());
+        let rules =
+            rules(config, places, Secret::new([1; 16]), reached(), &Groups::default(), &meters, &Measures::default());
         let outsides = outsides(config, places);
         let name = |id: &PortId| match seats.iter().find(|seat| seat.id == *id) {
             Some(seat) => seat.name.clone(),

@@ -10,8 +10,8 @@ use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::storm::{Cost, admit, is_bpdu};
 use super::{
-    AtLimit, Audience, DropReason, Fdb, Flood, Foreign, Learned, Moving, PortId, PortRules, Returned, Rules, Secret, Seen,
-    Station, StormClass, Verdict, Verdicts,
+    AtLimit, Audience, DropReason, Fdb, Flood, Foreign, Learned, Moving, PortId, PortRules, Returned, Rules, Secret,
+    Seen, Station, StormClass, Verdict, Verdicts,
 };
 use crate::frame::{BURST, Batch};
 use crate::time::Moment;

@@ -11,12 +11,14 @@ mod branch;
 mod breath;
 mod carrying;
 mod dressing;
+mod futility;
 mod gate;
 pub mod mail;
 mod outbox;
 mod pace;
 pub mod peer;
 mod probing;
+mod shedding;
 mod team;
 
 pub use bell::Bell;

@@ -48,6 +48,17 @@ pub fn looping(siblings: usize) -> Vec<Guest<'static>> {
     vec![("a", &NET1[..1]), ("b", &NET1[..1]), (CULPRIT, &NET1[..siblings])]
 }
 
+impl Drop for Scene {
+    fn drop(&mut self) {
+        if std::thread::panicking() && self.daemon.is_running() {
+            for port in self.daemon.ports() {
+                eprintln!("{}: {:?}, {} {:?}", port.port_id, port.status, port.status_reason, port.counts);
+            }
+            self.events().iter().for_each(|event| eprintln!("{event}"));
+        }
+    }
+}
+
 impl Scene {
     /// All ports stand on `on`. The culprit may send from any address. `None` where this cannot be tested.
     pub fn new(on: On, guests: &[Guest], said: Said) -> Option<Scene> {

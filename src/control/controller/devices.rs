@@ -364,16 +364,9 @@ impl Controller {
             _ => (&port.seat, None),
         });
         let measures = self.containment.measures();
-        self.rules = blueprint::rules(
-            &self.config,
-            &self.places,
-            self.secret,
-            ports,
-            &self.groups,
-            &self.meters,
-            measures,
-        )
-        .into();
+        self.rules =
+            blueprint::rules(&self.config, &self.places, self.secret, ports, &self.groups, &self.meters, measures)
+                .into();
         let books = self.ports.iter().map(|port| (port.seat.id, &*port.counters));
         self.staff.set_rules(&self.rules, books).await;
     }

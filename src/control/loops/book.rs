@@ -218,7 +218,9 @@ impl Book {
 
     /// Whether this port takes part in a loop: its VM is suspected of what is wrong there.
     pub fn is_suspect(&self, vm: &str, network: &str) -> bool {
-        self.loops.values().any(|of| of.ends().iter().any(|end| end.vm.as_deref() == Some(vm) && end.network == network))
+        self.loops
+            .values()
+            .any(|of| of.ends().iter().any(|end| end.vm.as_deref() == Some(vm) && end.network == network))
     }
 
     /// Looks at what has been heard. `refused`: what storm limits have refused of those ports of which they

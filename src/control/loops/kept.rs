@@ -34,7 +34,11 @@ impl Clocks {
         let wall = self.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
         let wall = i64::try_from(wall).unwrap_or(i64::MAX);
         let of = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
-        if at >= self.now { wall.saturating_add(of(at.since(self.now))) } else { wall.saturating_sub(of(self.now.since(at))) }
+        if at >= self.now {
+            wall.saturating_add(of(at.since(self.now)))
+        } else {
+            wall.saturating_sub(of(self.now.since(at)))
+        }
     }
 
     /// The wall's time at a moment.
@@ -213,14 +217,22 @@ mod tests {
 
     fn json() -> impl Strategy<Value = Value> {
         let leaf = prop_oneof![
-            Just(Value::Null), any::<bool>().prop_map(Value::from), any::<i64>().prop_map(Value::from),
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
             "[a-z]{0,3}".prop_map(Value::from),
         ];
-        leaf.prop_recursive(3, 24, 4, |inner| prop_oneof![
-            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
-            prop::collection::hash_map(prop_oneof![Just("loops"), Just("past"), Just("key"), Just("links")], inner, 0..4)
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map(
+                    prop_oneof![Just("loops"), Just("past"), Just("key"), Just("links")],
+                    inner,
+                    0..4
+                )
                 .prop_map(|map| map.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
-        ])
+            ]
+        })
     }
 
     proptest! {

@@ -76,7 +76,10 @@ pub fn what(of: &Loop, layout: &Layout) -> String {
             let others: BTreeSet<String> = of.others.iter().map(|(a, b)| vm(a.vm.as_ref().or(b.vm.as_ref()))).collect();
             let others: Vec<String> = others.into_iter().collect();
             let joined = bridges(pair, layout);
-            format!("{joined}, which {} joins as well", if others.is_empty() { "another way".into() } else { list(&others) })
+            format!(
+                "{joined}, which {} joins as well",
+                if others.is_empty() { "another way".into() } else { list(&others) }
+            )
         }
     }
 }
@@ -113,7 +116,9 @@ pub fn sentence(of: &Loop, over: Option<&Over>, layout: &Layout, clocks: Clocks)
         None => {
             let until = rfc3339(clocks.wall(of.ladder.until));
             let measures = measures(of, layout);
-            format!("{what}, since {since}; {copies}; level {level}: {measures}, until {until} or longer if it is still there then")
+            format!(
+                "{what}, since {since}; {copies}; level {level}: {measures}, until {until} or longer if it is still there then"
+            )
         }
         Some(over) => {
             let (ended, seen) = (rfc3339(clocks.wall(over.at)), rfc3339(clocks.wall(of.ladder.seen)));
@@ -208,8 +213,18 @@ mod tests {
 
     #[test]
     fn one_sentence_says_all() {
-        let end = |vm: &str, network: &str, port: &str| End { vm: Some(vm.into()), network: network.into(), port: port.into() };
-        let ends = [end("fw-3", "net1", "b"), end("fw-3", "net1", "a"), end("fw-3", "net2", "c"), end("x", "net1", "d"), end("x", "net2", "e")];
+        let end = |vm: &str, network: &str, port: &str| End {
+            vm: Some(vm.into()),
+            network: network.into(),
+            port: port.into(),
+        };
+        let ends = [
+            end("fw-3", "net1", "b"),
+            end("fw-3", "net1", "a"),
+            end("fw-3", "net2", "c"),
+            end("x", "net1", "d"),
+            end("x", "net2", "e"),
+        ];
         let networks = ["net1", "net2"].map(|network| (network.to_owned(), Duration::from_secs(1)));
         let layout = Layout::new(networks, ends.iter().cloned().zip([0, 2, 3, 0, 1]));
         let mut book = Book::default();
@@ -240,6 +255,9 @@ mod tests {
         book.release("a", now);
         let over = book.over().next().unwrap();
         let told = sentence(&over.was, Some(over), &layout, clocks);
-        assert!(told.ends_with("0 copies suppressed; level 1 was reached; released 1970-01-02T00:00:00.000Z"), "{told}");
+        assert!(
+            told.ends_with("0 copies suppressed; level 1 was reached; released 1970-01-02T00:00:00.000Z"),
+            "{told}"
+        );
     }
 }

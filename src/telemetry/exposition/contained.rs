@@ -91,7 +91,8 @@ impl Samples {
             let sample = out.encode_descriptor(name, help, None, ConstCounter::<u64>::TYPE)?;
             ConstCounter::new(value(&self.counts)).encode(sample)?;
         }
-        let sample = out.encode_descriptor("stations_frozen", "Stations that are frozen.", None, ConstGauge::<u64>::TYPE)?;
+        let sample =
+            out.encode_descriptor("stations_frozen", "Stations that are frozen.", None, ConstGauge::<u64>::TYPE)?;
         ConstGauge::new(self.counts.frozen).encode(sample)
     }
 }

@@ -134,8 +134,11 @@ mod tests {
             class: "broadcast".into(),
             spell: None,
         };
-        let disabled =
-            BTreeMap::from([(end("a"), held(900, Some(1200))), (end("b"), held(950, None)), (end("gone"), held(1, None))]);
+        let disabled = BTreeMap::from([
+            (end("a"), held(900, Some(1200))),
+            (end("b"), held(950, None)),
+            (end("gone"), held(1, None)),
+        ]);
         let mut kept = serde_json::to_value(keep_disabled(&disabled, clocks(1000, 5000))).unwrap();
         kept.as_array_mut().unwrap().extend([json!(7), json!({"end": null}), Value::Null]);
         let layout = Layout::new([], [(end("a"), 0), (end("b"), 1)]);

@@ -125,7 +125,8 @@ impl Containment {
     /// The places of all ports of VMs that take part in a loop, on its networks.
     fn behind(&self, of: &Loop) -> Vec<PortId> {
         let ends = of.ends();
-        let takes_part = |end: &End| end.vm.is_some() && ends.iter().any(|of| of.vm == end.vm && of.network == end.network);
+        let takes_part =
+            |end: &End| end.vm.is_some() && ends.iter().any(|of| of.vm == end.vm && of.network == end.network);
         self.ends.iter().filter(|(_, end)| takes_part(end)).map(|(&id, _)| id).collect()
     }
 }

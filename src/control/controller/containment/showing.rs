@@ -27,7 +27,9 @@ impl Containment {
         if let Some(of) = self.held_for(end) {
             let until = rfc3339(clocks().wall(of.ladder.until));
             let (what, level) = (told::what(of, &self.layout), of.ladder.level.number());
-            return Some(format!("{what}: level {level}, until {until} or longer if it is still there then; {release}"));
+            return Some(format!(
+                "{what}: level {level}, until {until} or longer if it is still there then; {release}"
+            ));
         }
         let disabled = self.disabled.get(end)?;
         let until = match disabled.until {
@@ -70,7 +72,8 @@ impl Controller {
             .into_iter()
             .filter_map(|(who, class, spell)| self.storm_view(who, class, &spell, None))
             .collect();
-        let key = |view: &StormView| (view.since.clone(), view.device_id.clone(), view.port_id.clone(), view.class.clone());
+        let key =
+            |view: &StormView| (view.since.clone(), view.device_id.clone(), view.port_id.clone(), view.class.clone());
         there.sort_by_key(key);
         there.into_iter().chain(self.containment.watch.over.iter().rev().cloned()).collect()
     }

@@ -161,8 +161,7 @@ fn two_vms_joined_outside_lose_the_younger_one() {
 
 #[test]
 fn networks_that_are_bridged_once_are_a_notice_and_twice_a_loop() {
-    let mut town =
-        Town::new(vec![end("a", "1", "a1"), end("a", "2", "a2"), end("b", "1", "b1"), end("b", "2", "b2")]);
+    let mut town = Town::new(vec![end("a", "1", "a1"), end("a", "2", "a2"), end("b", "1", "b1"), end("b", "2", "b2")]);
     town.bridges = vec![vec![0, 1]];
     let news = town.run(60);
     assert_eq!(news.len(), 1, "{news:?}");
