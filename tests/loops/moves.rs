@@ -28,7 +28,7 @@ fn is_found(from: &Nic, (to, mac): (&Nic, Mac), sender: Mac, what: &str) {
 #[test]
 fn a_vm_that_migrates_is_found_at_once_and_nothing_is_raised() {
     for on in [On::Tap, On::Xdp] {
-        let Some(mut scene) = Scene::new(on, &[("a", &["net1"])], Said::default()) else { return };
+        let Some(scene) = Scene::new(on, &[("a", &["net1"])], Said::default()) else { return };
         let (Some(wire), Some(host)) = (Space::new(), Space::new()) else { return };
         let uplink = Vif { kind: "packet", name: "out".into(), netns: host.0.clone(), ..Vif::new("none", 90, &wire) };
         lay(&uplink, &wire, 1500);
