@@ -242,8 +242,8 @@ fn fdb(stations: &[StationView], ports: &[PortView]) -> String {
     let row = |s: &StationView| {
         let (kind, age) = match s.kind {
             StationKind::Learned => ("learned", duration(s.age_seconds.into())),
-            StationKind::Pinned => ("pinned", nothing()),
             StationKind::Frozen => ("frozen", nothing()),
+            StationKind::Pinned => ("pinned", nothing()),
         };
         [
             s.network_id.clone(),

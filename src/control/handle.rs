@@ -107,7 +107,7 @@ impl Handle {
         self.ask(Request::Networks).await
     }
 
-    /// All stations: frozen ones first, then pinned ones, then learned ones, each by network and address.
+    /// All stations: pinned ones first, then frozen ones, then learned ones, each by network and address.
     pub async fn fdb(&self) -> Result<Vec<StationView>, Closing> {
         self.ask(Request::Fdb).await
     }

@@ -14,6 +14,7 @@
 use std::collections::HashMap;
 
 use super::judge::{Judge, Judged};
+use super::probes::whole;
 use super::question::{Question, fetch_ahead, is_spoofed, read};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
@@ -192,8 +193,8 @@ impl Switch {
                     Question::NONE
                 }
                 Err(Refusal::Probe(port)) => {
-                    let (frame, head) = (batch.frame(index), batch.head(index));
-                    *verdict = Verdict::Drop(ears.hear(port, frame, head, now));
+                    let frame = whole(batch.frame(index), batch.head(index));
+                    *verdict = Verdict::Drop(ears.hear(port, frame, now));
                     Question::NONE
                 }
             };

@@ -219,3 +219,72 @@ impl Moves {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::switch::NetworkId;
+    use crate::wire::Mac;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn station(number: u64) -> Station {
+        Station::new(NetworkId::new(0), Mac::from_bits(0x0200_0000_0000 + number))
+    }
+
+    /// All moves there ever were, and when control was told.
+    #[derive(Default)]
+    struct Model {
+        moves: HashMap<u64, Vec<Moment>>,
+        told: HashMap<u64, Moment>,
+    }
+
+    impl Model {
+        fn rule(&mut self, number: u64, now: Moment, time: Duration, has_room: bool) -> Ruling {
+            let moves = self.moves.entry(number).or_default();
+            if moves.iter().filter(|&&at| now.since(at) < time).count() < 4 {
+                moves.push(now);
+                return Ruling::Free;
+            }
+            let is_news = has_room && self.told.get(&number).is_none_or(|&told| now.since(told) >= time);
+            if is_news {
+                self.told.insert(number, now);
+            }
+            Ruling::Refused { is_news }
+        }
+    }
+
+    proptest! {
+        /// In whatever window of the time: four moves at most. And no refusal that is not due, and one piece of news.
+        #[test]
+        fn the_fifth_within_the_time_is_refused(
+            siblings: bool,
+            start in 0..1_000_000_000u64,
+            moves in vec((0..WAYS as u64, prop_oneof![0..3u64, 0..100u64, Just(45), Just(180)], prop::bool::weighted(0.9)), 0..200),
+        ) {
+            let time = if siblings { AMONG_SIBLINGS } else { AMONG_ALL };
+            let (mut movers, mut model) = (Movers::new(time), Model::default());
+            let mut now = Moment::from_nanos(start);
+            for (number, pause, has_room) in moves {
+                now = now + time * u32::try_from(pause).unwrap() / 180;
+                let ruling = movers.rule(station(number), 5, now, has_room);
+                prop_assert_eq!(ruling, model.rule(number, now, time, has_room));
+            }
+        }
+    }
+
+    /// Stations that move once push out each other, and none that has moved more often.
+    #[test]
+    fn what_moves_most_is_remembered_longest() {
+        let (mut movers, now) = (Movers::new(AMONG_ALL), Moment::from_secs(1000));
+        for _ in 0..4 {
+            assert_eq!(movers.rule(station(0), 5, now, true), Ruling::Free);
+        }
+        for number in 1..1000 {
+            assert_eq!(movers.rule(station(number), 5, now, true), Ruling::Free);
+        }
+        assert_eq!(movers.rule(station(0), 5, now, true), Ruling::Refused { is_news: true });
+        assert_eq!(movers.rule(station(0), 5, now + AMONG_ALL, true), Ruling::Free);
+    }
+}

@@ -61,9 +61,8 @@ impl Ears {
 
     /// Listens to a frame to the address of probes that came in at port `at`, and says what it dies as.
     #[cold]
-    pub(super) fn hear(&mut self, at: PortId, frame: &Frame, head: &[u8], now: Moment) -> DropReason {
-        let whole = if frame.len() as usize == head.len() { head } else { &[] };
-        let Ok(probe) = Probe::read(whole, &self.key) else { return DropReason::ProbeForged };
+    pub(super) fn hear(&mut self, at: PortId, frame: &[u8], now: Moment) -> DropReason {
+        let Ok(probe) = Probe::read(frame, &self.key) else { return DropReason::ProbeForged };
         let is_fresh = now.since(probe.sent) <= FRESH && probe.sent.since(now) <= AHEAD;
         if !is_fresh || probe.port == at.bits() {
             return DropReason::ProbeStale;
@@ -84,6 +83,11 @@ impl Ears {
     }
 }
 
+/// The bytes of a frame, if they are in one piece, as those of a probe always are.
+pub(super) fn whole<'a>(frame: &Frame, head: &'a [u8]) -> &'a [u8] {
+    if frame.len() as usize == head.len() { head } else { &[] }
+}
+
 /// Bits of a note that are the time: milliseconds, enough for 34 years. Above them the sequence number, as far as it
 /// tells apart what is sent in a few seconds.
 const TIME: u32 = 40;
@@ -97,4 +101,97 @@ const fn note(sequence: u64, now: Moment) -> u64 {
 const fn is_recent(one: u64, other: u64) -> bool {
     const MASK: u64 = (1 << TIME) - 1;
     (other.wrapping_sub(one) & MASK) <= REMEMBERED
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Mac;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    const KEY: ProbeKey = ProbeKey::new([3; 16]);
+    const AT: PortId = PortId::new(7, 2);
+
+    fn frame(sequence: u64, sent: Moment, port: PortId) -> [u8; Probe::LEN] {
+        Probe { sent, sequence, port: port.bits(), network: 1, owner: 2, mac: Mac::ZERO }.write(&KEY)
+    }
+
+    /// What has been told of, with its time, and never forgotten.
+    #[derive(Default)]
+    struct Model(Vec<(u64, u64)>);
+
+    impl Model {
+        fn hear(&mut self, sequence: u64, sent: u64, is_own: bool, now: u64) -> (DropReason, bool) {
+            let lately = |at: u64| now / 1_000_000 - at / 1_000_000 <= 4000;
+            let told: Vec<_> = self.0.iter().filter(|(at, _)| lately(*at)).map(|(_, told)| *told).collect();
+            if now > sent + 3_000_000_000 || sent > now + 1_000_000_000 || is_own || told.contains(&sequence) {
+                return (DropReason::ProbeStale, false);
+            }
+            let has_room = told.len() < 400;
+            if has_room {
+                self.0.push((now, sequence));
+            }
+            (DropReason::Probe, has_room)
+        }
+    }
+
+    proptest! {
+        /// However they come, fresh or not, once or again: what is told of is what the model tells of.
+        #[test]
+        fn what_is_told_is_fresh_and_new(
+            start in 0..20_000_000_000u64,
+            probes in vec((0..40u64, 0..5_000_000_000u64, prop::bool::weighted(0.05), 0..300_000_000u64), 1..200),
+        ) {
+            let (mut ears, mut model, mut now) = (Ears::new(KEY), Model::default(), start);
+            for (number, (sequence, age, is_own, pause)) in probes.into_iter().enumerate() {
+                now += pause;
+                // From a second and a half in the future to three and a half in the past.
+                let sent = (now + 1_500_000_000).saturating_sub(age);
+                let port = if is_own { AT } else { PortId::new(8, 2) };
+                let frame = frame(sequence, Moment::from_nanos(sent), port);
+                let heard = ears.hear(AT, &frame, Moment::from_nanos(now));
+                let told = ears.returned.drain(..).collect::<Vec<_>>();
+                prop_assert_eq!((heard, !told.is_empty()), model.hear(sequence, sent, is_own, now), "probe {}", number);
+                prop_assert!(told.iter().all(|told| told.at == AT && told.probe.sequence == sequence));
+            }
+        }
+
+        /// No port is told of more than 100 a second, and none less for the bound being there.
+        #[test]
+        fn a_port_is_told_of_a_hundred_a_second(pauses in vec(0..20_000_000u64, 2000)) {
+            let (mut ears, mut model, mut now) = (Ears::new(KEY), Model::default(), 1_000_000_000);
+            for (sequence, pause) in (0..).zip(pauses) {
+                now += pause;
+                let frame = frame(sequence, Moment::from_nanos(now), PortId::new(8, 2));
+                let heard = ears.hear(AT, &frame, Moment::from_nanos(now));
+                let told = ears.returned.drain(..).count() == 1;
+                prop_assert_eq!((heard, told), model.hear(sequence, now, false, now));
+            }
+        }
+    }
+
+    /// Whatever else comes, and however often: a true one is told of.
+    #[test]
+    fn nothing_masks_a_true_one() {
+        let (mut ears, now) = (Ears::new(KEY), Moment::from_secs(100));
+        let other = PortId::new(8, 2);
+        for sequence in 0..50 {
+            let probe = frame(sequence, now, other);
+            assert_eq!(ears.hear(AT, &probe, now), DropReason::Probe);
+            assert_eq!(ears.returned.drain(..).count(), 1, "{sequence}");
+            for place in 0..probe.len() {
+                let mut bent = probe;
+                bent[place] ^= 0x10;
+                assert_eq!(ears.hear(AT, &bent, now) == DropReason::ProbeForged, !(6..12).contains(&place));
+            }
+            for _ in 0..1000 {
+                assert_eq!(ears.hear(AT, &probe, now), DropReason::ProbeStale, "again");
+                assert_eq!(ears.hear(AT, &frame(sequence, now, AT), now), DropReason::ProbeStale, "its own");
+                let old = frame(1_000_000, now - FRESH - Duration::from_nanos(1), other);
+                assert_eq!(ears.hear(AT, &old, now), DropReason::ProbeStale, "too old");
+            }
+            assert!(ears.returned.is_empty());
+        }
+    }
 }

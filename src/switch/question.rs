@@ -1,7 +1,7 @@
 //! What frames say of themselves: the first round of judging. Each frame that is sane becomes a question to
 //! the tables; every other one has its verdict.
 
-use super::probes::Ears;
+use super::probes::{Ears, whole};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::storm::is_bpdu;
@@ -60,7 +60,7 @@ pub(super) fn ask(
 pub(super) fn listen(port: &Port, ears: &mut Ears, batch: &Batch, now: Moment, verdicts: &mut Verdicts) {
     for ((frame, head), verdict) in batch.heads().zip(verdicts) {
         if *verdict == Verdict::Drop(DropReason::Probe) {
-            *verdict = Verdict::Drop(ears.hear(port.rules.id, frame, head, now));
+            *verdict = Verdict::Drop(ears.hear(port.rules.id, whole(frame, head), now));
         }
     }
 }

@@ -277,10 +277,13 @@ impl Rules {
     /// Who does not get a frame that is flooded, and would if it were not for a station that nobody knows: two
     /// stretches.
     pub fn suppressed(&self, flood: Flood) -> [&[PortId]; 2] {
-        match self.compiled(flood.from).and_then(|port| self.network_of(port)) {
-            Some(network) if flood.to == Audience::Unknown => {
-                network.incurious.but(network.incurious.stretch(flood.from))
-            }
+        let Some(port) = self.compiled(flood.from) else { return [&[]; 2] };
+        match self.network_of(port) {
+            Some(network) if flood.to == Audience::Unknown => network.incurious.but(if port.rules.splits {
+                network.incurious.siblings(port.rules.owner)
+            } else {
+                network.incurious.stretch(flood.from)
+            }),
             _ => [&[]; 2],
         }
     }

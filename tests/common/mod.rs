@@ -12,12 +12,12 @@ use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::frame::Pool;
 use vifswitch::switch::{
     CarrierRules, DropReason, Learned, Limits, MacLimit, NetworkId, NetworkRules, Owner, PortId, PortRules, PortStorm,
-    Reach, ReservedMask, Role, Rules, Secret, Security,
+    Reach, ReservedMask, Role, Rules, Secret, Security, Station,
 };
 use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time::Moment;
-use vifswitch::wire::{Mac, Offload, ProbeKey, Vid};
+use vifswitch::wire::{Mac, Offload, Probe, ProbeKey, Vid};
 use vifswitch::worker::{Books, Command, Finding, Gate, Notice, Post, Room, StationsPage, TeamSettings, Worker, team};
 
 /// The key of every laboratory: what happened once happens again.
@@ -39,6 +39,9 @@ pub struct Plug {
     pub promiscuous: bool,
     pub mac_limit: Option<MacLimit>,
     pub shares_mac: bool,
+    /// Measures against loops.
+    pub held: bool,
+    pub splits: bool,
 }
 
 impl Plug {
@@ -52,6 +55,8 @@ impl Plug {
             promiscuous: false,
             mac_limit: None,
             shares_mac: false,
+            held: false,
+            splits: false,
             trunk: None,
         }
     }
@@ -210,8 +215,8 @@ impl Lab {
             unknown_unicast: plug.unknown_unicast,
             promiscuous: plug.promiscuous,
             mac_limit: plug.mac_limit,
-            held: false,
-            splits: false,
+            held: plug.held,
+            splits: plug.splits,
             shares_mac: plug.shares_mac,
             storm: PortStorm::default(),
             pack: None,
@@ -322,12 +327,48 @@ impl Lab {
         &mut self,
         change: impl FnOnce(&mut Vec<NetworkRules>, &mut Vec<PortRules>, &mut Vec<CarrierRules>),
     ) {
+        let rules = self.changed(change);
+        self.set_rules(Arc::new(rules));
+    }
+
+    fn changed(
+        &self,
+        change: impl FnOnce(&mut Vec<NetworkRules>, &mut Vec<PortRules>, &mut Vec<CarrierRules>),
+    ) -> Rules {
         let mut ports: Vec<_> = self.rules.ports().cloned().collect();
         let mut carriers: Vec<_> = self.rules.carriers().cloned().collect();
         let networks = (0..u16::MAX).map_while(|index| self.rules.network(NetworkId::new(index)).cloned());
         let mut networks = networks.collect();
         change(&mut networks, &mut ports, &mut carriers);
-        self.set_rules(Arc::new(Rules::compile(Secret::new(SECRET), networks, ports, carriers)));
+        Rules::compile(Secret::new(SECRET), networks, ports, carriers)
+    }
+
+    /// Freezes stations at ports, until the rules are changed for something else.
+    pub fn freeze(&mut self, stations: &[(Station, PortId)]) {
+        let mut rules = self.changed(|_, _, _| {});
+        rules.freeze(stations.iter().copied());
+        self.set_rules(Arc::new(rules));
+    }
+
+    /// What a loop probe from this port says that is sent now.
+    pub fn probe(&self, port: PortId, sequence: u64) -> Probe {
+        let rules = self.rules.port(port).unwrap();
+        let (network, Owner(owner)) = (rules.network.index() as u16, rules.owner);
+        Probe { sent: self.now, sequence, port: port.bits(), network, owner, mac: rules.mac }
+    }
+
+    /// Has a loop probe sent out of a port, and says what it looks like without tags.
+    pub fn send_probe(&mut self, port: PortId, sequence: u64) -> [u8; Probe::LEN] {
+        let bytes = self.probe(port, sequence).write(&PROBE_KEY);
+        let worker = self.rules.port(port).unwrap().worker.unwrap();
+        let sent = self.command(usize::from(worker), |reply| Command::Probes(vec![(port, bytes)], reply));
+        assert_eq!(sent, [(port, bytes)]);
+        bytes
+    }
+
+    /// What the workers have found out since this was last asked.
+    pub fn found(&mut self) -> Vec<Finding> {
+        std::iter::from_fn(|| self.findings.try_recv().ok()).collect()
     }
 
     /// Uplink `active` carries the frames from now on, and `spare` is in standby; both stand in

@@ -76,6 +76,8 @@ pub struct Notice {
     pub since: Moment,
     /// When that was last seen.
     pub seen: Moment,
+    /// Whether they still do.
+    pub is_there: bool,
 }
 
 /// What storm limits have refused from a port.
@@ -190,9 +192,9 @@ impl Book {
         self.over.iter().rev()
     }
 
-    /// Who joins networks.
-    pub fn notices(&self) -> impl Iterator<Item = &Notice> {
-        self.notices.values()
+    /// Who joins networks, or did lately: at `now`.
+    pub fn notices(&self, now: Moment) -> impl Iterator<Item = &Notice> {
+        self.notices.values().filter(move |notice| notice.is_there || now.since(notice.seen) < SHOWN)
     }
 
     /// What is to be done about all of them.
@@ -229,7 +231,7 @@ impl Book {
         let mut news = Vec::new();
         self.leave(layout, now, &mut news);
         self.links.forget(layout, now);
-        self.note_bridgings(layout, &mut news);
+        self.note_bridgings(&mut news);
         let held = self.measures(layout).held;
         let closing = self.loops.keys().filter_map(|key| match key {
             Key::Bridged { ends } => Some(ends.clone()),
@@ -313,18 +315,22 @@ impl Book {
         news.push(News::Stopped(over));
     }
 
-    fn note_bridgings(&mut self, layout: &Layout, news: &mut Vec<News>) {
+    /// Who joins networks is told of once, however often that comes and goes.
+    fn note_bridgings(&mut self, news: &mut Vec<News>) {
+        self.notices.values_mut().for_each(|notice| notice.is_there = false);
         for (pair, link) in self.links.bridgings() {
             let side = |end: &End| (end.vm.clone(), end.network.clone());
             let mut key = [side(&pair.0), side(&pair.1)];
             key.sort();
             let notice = self.notices.entry(key).or_insert_with(|| {
                 news.push(News::Bridges(pair.clone()));
-                Notice { ends: pair.clone(), since: link.first, seen: link.last }
+                Notice { ends: pair.clone(), since: link.first, seen: link.last, is_there: true }
             });
             notice.seen = notice.seen.max(link.last);
+            if !std::mem::replace(&mut notice.is_there, true) {
+                (notice.ends, notice.since) = (pair.clone(), notice.since.min(link.first));
+            }
         }
-        debug_assert!(self.notices.values().all(|notice| layout.has(&notice.ends.0)));
     }
 
     fn find_again(

@@ -29,8 +29,8 @@ pub const LONGEST: Duration = Duration::from_secs(3600);
 pub const MEMORY: Duration = Duration::from_secs(2 * 3600);
 
 /// After so long without a probe that returns, of four in a second, what was learned by the loop is
-/// forgotten: nobody has to wait for the end of the measures.
-pub const QUIET: Duration = Duration::from_millis(800);
+/// forgotten: nobody has to wait for the end of the measures. If one was only lost, little is.
+pub const QUIET: Duration = Duration::from_millis(600);
 
 /// How much is done about a loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -227,7 +227,7 @@ mod tests {
     fn a_loop_that_goes_at_once_stays_at_the_first_level_and_ends_in_time() {
         let mut ladder = Ladder::begin(Level::Split, 0, at(0));
         assert_eq!(seen(&mut ladder, false, 0, 2), []);
-        assert_eq!(unseen(&mut ladder, 2, 400)[..2], [(2750, Turn::Quiet), (300_000, Turn::Ended)]);
+        assert_eq!(unseen(&mut ladder, 2, 400)[..2], [(2500, Turn::Quiet), (300_000, Turn::Ended)]);
     }
 
     #[test]

@@ -181,7 +181,8 @@ pub fn notice(notice: &Notice, layout: &Layout, clocks: Clocks) -> LoopView {
     let vms: Vec<String> = vms.into_iter().cloned().collect();
     let networks: BTreeSet<&String> = ends.iter().map(|end| &end.network).collect();
     let networks: Vec<String> = networks.into_iter().cloned().collect();
-    let since = rfc3339(clocks.wall(notice.since));
+    let (since, seen) = (rfc3339(clocks.wall(notice.since)), rfc3339(clocks.wall(notice.seen)));
+    let bridges = bridges(&notice.ends, layout);
     LoopView {
         kind: LoopKind::Notice,
         device_id: vms.first().cloned().unwrap_or_default(),
@@ -189,17 +190,20 @@ pub fn notice(notice: &Notice, layout: &Layout, clocks: Clocks) -> LoopView {
         network_id: networks.first().cloned().unwrap_or_default(),
         network_ids: networks,
         ports: ends.iter().map(|end| end.port.clone()).collect(),
-        active: true,
+        active: notice.is_there,
         level: 0,
         measures: "none: this is no loop".into(),
         held: Vec::new(),
         since: since.clone(),
-        seen: rfc3339(clocks.wall(notice.seen)),
+        ended: (!notice.is_there).then(|| seen.clone()),
+        seen: seen.clone(),
         until: None,
-        ended: None,
         repeats: 0,
         copies_suppressed: 0,
-        text: format!("{}, since {since}; this is no loop as long as nobody else does", bridges(&notice.ends, layout)),
+        text: match notice.is_there {
+            true => format!("{bridges}, since {since}; this is no loop as long as nobody else does"),
+            false => format!("{bridges}, from {since} to {seen}; that was no loop"),
+        },
     }
 }
 
@@ -246,7 +250,7 @@ mod tests {
                  1970-01-02T00:05:00.000Z or longer if it is still there then",
             ]
         );
-        let notices: Vec<String> = book.notices().map(|of| notice(of, &layout, clocks).text).collect();
+        let notices: Vec<String> = book.notices(now).map(|of| notice(of, &layout, clocks).text).collect();
         assert_eq!(
             notices[0],
             "VM \"fw-3\" joins networks \"net1\" and \"net2\" by ports \"b\" (#0) and \"c\" (#3), since \

@@ -43,7 +43,7 @@ impl Containment {
     pub fn loops(&self) -> Vec<LoopView> {
         let clocks = clocks();
         let there = self.book.loops().map(|of| view(of, None, &self.layout, clocks));
-        let notices = self.book.notices().map(|of| notice(of, &self.layout, clocks));
+        let notices = self.book.notices(clocks.now).map(|of| notice(of, &self.layout, clocks));
         let over = self.book.over().map(|over| view(&over.was, Some(over), &self.layout, clocks));
         there.chain(notices).chain(over).collect()
     }
@@ -90,7 +90,8 @@ impl Controller {
         };
         let (whose, _) = self.whose(who);
         let since = rfc3339(clocks.wall(spell.since));
-        let how = format!("{} frames suppressed, at most {} a second", spell.suppressed, spell.most);
+        let frames = if spell.suppressed == 1 { "frame" } else { "frames" };
+        let how = format!("{} {frames} suppressed, at most {} a second", spell.suppressed, spell.most);
         let class = class.name();
         let done = match (action, disabled) {
             (_, Some(_)) => "; the port is held",

@@ -166,7 +166,8 @@ fn networks_that_are_bridged_once_are_a_notice_and_twice_a_loop() {
     let news = town.run(60);
     assert_eq!(news.len(), 1, "{news:?}");
     let News::Bridges(_) = &news[0].1 else { panic!("{news:?}") };
-    assert_eq!(town.book.notices().count(), 1);
+    assert!(town.book.notices(town.now()).all(|notice| notice.is_there));
+    assert_eq!(town.book.notices(town.now()).count(), 1);
     assert_eq!(town.book.measures(&town.layout), Measures::default());
     town.bridges.push(vec![2, 3]);
     let news = town.run(60);
@@ -179,6 +180,14 @@ fn networks_that_are_bridged_once_are_a_notice_and_twice_a_loop() {
     let news = town.run(300);
     assert!(matches!(&news[..], [(_, News::Quiet(_)), (_, News::Stopped(over))] if over.was.key == *key), "{news:?}");
     assert_eq!(town.held(), [""; 0]);
+    // It has gone and comes back: that is no news.
+    assert_eq!(town.book.notices(town.now()).filter(|notice| notice.is_there).count(), 1);
+    town.bridges.clear();
+    assert_eq!(town.run(10), []);
+    assert!(town.book.notices(town.now()).all(|notice| !notice.is_there));
+    town.bridges = vec![vec![2, 3]];
+    assert_eq!(town.run(10), []);
+    assert_eq!(town.book.notices(town.now()).filter(|notice| notice.is_there).count(), 1);
 }
 
 #[test]
