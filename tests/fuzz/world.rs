@@ -65,6 +65,8 @@ pub struct World {
     lab: Lab,
     /// Whose frames had this source, as far as they were let pass.
     spoken: HashSet<(usize, Address)>,
+    /// By network: where a source was heard first, as far as it was let pass, and whether elsewhere as well.
+    homes: HashMap<(usize, Address), (usize, bool)>,
     /// By the place where it is counted: frames that were sent, and that arrived.
     offered: u64,
     arrived: Vec<u64>,
@@ -84,7 +86,7 @@ impl World {
         town.shuffle(&mut dice(seed, world, 1 + epoch));
         let lab = town.build();
         let arrived = vec![0; lab.ports.len()];
-        World { town, lab, spoken: HashSet::new(), offered: 0, arrived }
+        World { town, lab, spoken: HashSet::new(), homes: HashMap::new(), offered: 0, arrived }
     }
 
     /// Sends `frames` frames. `note` is told of each burst before it is sent, and of its epoch.
@@ -106,6 +108,7 @@ impl World {
             }
             let many = maker.dice.pick(&[1, 8, 48, 64]).min((frames - sent) as usize);
             let (mut shots, mut has_super) = (Vec::new(), false);
+            maker.now = self.lab.now;
             while shots.len() < many {
                 let shot = maker.next(&self.town, !has_super);
                 has_super |= Leave::read(&shot.offload).is_super();
@@ -147,6 +150,8 @@ impl World {
                 && barred.is_none()
             {
                 self.spoken.insert((place, source));
+                let home = self.homes.entry((self.town.places[place].network, source)).or_insert((place, false));
+                home.1 |= home.0 != place;
             }
             if bytes.len() >= 14 {
                 score.kinds.insert(u16::from_be_bytes([bytes[12], bytes[13]]));
@@ -287,7 +292,9 @@ impl World {
             let pinned = self.town.pinned(from.network, source).is_some();
             // What is spoiled may be refused for more than the witness knows of.
             let is_readable = shots[one.shot].honest || !matches!(from.guarding, Guarding::MacIp(_));
-            let is_free = is_readable && (pinned || from.limit.is_none());
+            // What has been elsewhere may have moved too often.
+            let has_moved = self.homes.get(&(from.network, source)).is_none_or(|&(_, elsewhere)| elsewhere);
+            let is_free = is_readable && (pinned || from.limit.is_none() && !has_moved);
             if let Some(to) =
                 self.town.pinned(from.network, to).filter(|&to| kept(to).is_none() && is_free && quiet(to))
             {

@@ -227,7 +227,7 @@ proptest! {
     ) {
         let mut lab = lab((1, memory));
         let (a, at) = (lab.ports[A], lab.ports[port]);
-        hold(&mut lab, if held { &[at] } else { &[] });
+        hold(&mut lab, &[at][..usize::from(held)]);
         let probe = lab.probe(a, 1);
         let mut bytes = probe.write(&PROBE_KEY);
         for (place, bit) in changes {
