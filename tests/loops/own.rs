@@ -197,6 +197,8 @@ fn measures_outlive_the_switch() {
     scene.speak();
     scene.await_event("loop_start");
     assert!(scene.level() >= 1, "{:#?}", scene.loops());
+    // what is told is told first, and then written down
+    scene.await_probes(CULPRIT, 1);
     scene.daemon.signal(rustix::process::Signal::KILL);
     scene.daemon.wait();
     scene.daemon.start();
