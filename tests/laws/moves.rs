@@ -73,7 +73,8 @@ fn the_fifth_move_within_three_minutes_is_refused() {
         assert!(speaks(&mut lab, 1, station));
         assert!(!speaks(&mut lab, 0, station));
         // Each worker tells of it for itself, and this is another one's port.
-        let news = if lab.workers.len() > 1 { vec![moving(&lab, station, 1, 0)] } else { vec![] };
+        let is_new = lab.workers.len() > 1;
+        let news = if is_new { vec![moving_from_home(&lab, station, 1, 0, 0)] } else { vec![] };
         assert_eq!(lab.found(), news, "nor is it news in the same three minutes");
         lab.pass(Duration::from_secs(10));
         assert!(speaks(&mut lab, 0, station));
