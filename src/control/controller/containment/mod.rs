@@ -211,14 +211,17 @@ impl Controller {
         let ends = &containment.ends;
         containment.freezes.look(|id| ends.contains_key(&id), now);
         let mut frozen = Vec::new();
-        for Moving { station, from, to } in std::mem::take(&mut containment.moving) {
+        for Moving { station, from, to, home } in std::mem::take(&mut containment.moving) {
             let (Some(was), Some(_)) = (containment.ends.get(&from), containment.ends.get(&to)) else { continue };
             let network = self.config.networks.iter().find(|network| network.id == was.network);
             let seconds = network.map_or(60, |network| network.freeze_seconds);
-            let suspects = [from, to].map(|id| containment.is_suspect(id));
-            let suspected = |id| if id == from { suspects[0] } else { suspects[1] };
+            // one that has gone since is no home
+            let home = if containment.ends.contains_key(&home) { home } else { from };
+            let ports = [from, to, home];
+            let suspects = ports.map(|id| containment.is_suspect(id));
+            let suspected = |id| ports.iter().zip(suspects).any(|(&port, is_suspect)| port == id && is_suspect);
             let time = Duration::from_secs(u64::from(seconds));
-            if let Some(freeze) = containment.freezes.freeze(station, [from, to], suspected, time, now) {
+            if let Some(freeze) = containment.freezes.freeze(station, ports, suspected, time, now) {
                 containment.counts.freezes += 1;
                 frozen.push((station, freeze));
             }
