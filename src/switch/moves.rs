@@ -303,12 +303,12 @@ mod tests {
     fn what_moves_most_is_remembered_longest() {
         let (mut movers, now) = (Movers::new(AMONG_ALL), Moment::from_secs(1000));
         for _ in 0..4 {
-            assert_eq!(movers.rule(station(0), 5, now, true), Ruling::Free);
+            assert_eq!(movers.rule(station(0), 5, PortId::NONE, now, true), Ruling::Free);
         }
         for number in 1..1000 {
-            assert_eq!(movers.rule(station(number), 5, now, true), Ruling::Free);
+            assert_eq!(movers.rule(station(number), 5, PortId::NONE, now, true), Ruling::Free);
         }
-        assert_eq!(movers.rule(station(0), 5, now, true), Ruling::Refused { is_news: true });
-        assert_eq!(movers.rule(station(0), 5, now + AMONG_ALL, true), Ruling::Free);
+        assert_eq!(movers.rule(station(0), 5, PortId::NONE, now, true), Ruling::Refused { is_news: true });
+        assert_eq!(movers.rule(station(0), 5, PortId::NONE, now + AMONG_ALL, true), Ruling::Free);
     }
 }

@@ -80,7 +80,7 @@ mod tests {
 
     fn finding(number: u16) -> Finding {
         let station = Station::new(NetworkId::new(0), Mac::from_bits(number.into()));
-        Finding::Moving(Moving { station, from: PortId::new(1, 0), to: PortId::new(2, 0) })
+        Finding::Moving(Moving { station, from: PortId::new(1, 0), to: PortId::new(2, 0), home: PortId::new(1, 0) })
     }
 
     #[test]

@@ -21,7 +21,6 @@ mod watching;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tracing::debug;
 
 use self::keeping::Keeping;
@@ -39,7 +38,7 @@ use crate::control::seats::Stand;
 use crate::switch::{Moving, PortId, Station};
 use crate::time::{self, Moment};
 use crate::wire::ProbeKey;
-use crate::worker::{Finding, Flush};
+use crate::worker::{Finding, Findings, Flush};
 
 /// Stations that move of which control has not decided yet, at most; those behind are told again by the workers.
 const MOST_MOVING: usize = 4096;
@@ -47,7 +46,7 @@ const MOST_MOVING: usize = 4096;
 /// All that is known of loops and storms, and what is done about them.
 #[derive(Debug)]
 pub struct Containment {
-    findings: mpsc::Receiver<Finding>,
+    findings: Findings,
     layout: Layout,
     /// By place in the switch: all ports, and the networks on lines to the outside.
     ends: HashMap<PortId, End>,
@@ -70,7 +69,7 @@ pub struct Containment {
 
 impl Containment {
     /// Nothing is known yet. Probes are sent under this key, and workers tell what they find.
-    pub fn new(key: ProbeKey, findings: mpsc::Receiver<Finding>) -> Containment {
+    pub fn new(key: ProbeKey, findings: Findings) -> Containment {
         Containment {
             findings,
             layout: Layout::default(),
