@@ -232,6 +232,7 @@ impl Report<'_> {
                 busy_breaths: counters.busy_breaths.get(),
                 busy_seconds: counters.busy_nanos.get() as f64 / 1e9,
                 sleeps: counters.sleeps.get(),
+                deferred: counters.deferred.get(),
                 sightings_lost: counters.sightings_lost.get(),
                 frames_sent: counters.frames_sent.get(),
                 frames_heard: counters.frames_heard.get(),

@@ -274,6 +274,9 @@ pub struct WorkerView {
     pub busy_seconds: f64,
     /// Times it went to sleep.
     pub sleeps: u64,
+    /// Times a port was not read, because every frame that it sent lately has died.
+    #[serde(default)]
+    pub deferred: u64,
     /// Sightings that did not fit the ring to a peer.
     pub sightings_lost: u64,
     /// Frames for one port that were handed to other workers.

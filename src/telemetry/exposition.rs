@@ -147,6 +147,7 @@ const WORKER_COUNTERS: &[Metric<WorkerView, u64>] = &[
     ("worker_breaths", "Turns of the worker's loop.", |w| w.breaths),
     ("worker_busy_breaths", "Turns of the worker's loop in which there was something to do.", |w| w.busy_breaths),
     ("worker_sleeps", "Times the worker went to sleep.", |w| w.sleeps),
+    ("worker_deferred_reads", "Times a port was not read, because all its frames have died lately.", |w| w.deferred),
     ("worker_stations_refused", "Times a station went unlearned for lack of room.", |w| w.stations_refused),
     ("worker_sightings_lost", "Sightings that did not fit the ring to a peer; they are told again.", |w| {
         w.sightings_lost

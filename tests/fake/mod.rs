@@ -225,6 +225,7 @@ impl Views {
                 busy_breaths: 10,
                 busy_seconds: 0.25,
                 sleeps: 4,
+                deferred: 0,
                 sightings_lost: 0,
                 frames_sent: 5,
                 frames_heard: 6,

@@ -60,7 +60,7 @@ use crate::frame::Pool;
 use crate::switch::{PortId, Rules, Secret};
 use crate::time;
 use crate::wire::ProbeKey;
-use crate::worker::{self, Finding, Notice};
+use crate::worker::{self, Findings, Notice};
 
 /// How often ports that are down are tried again, and those that are up looked after.
 const RETRY: Duration = Duration::from_millis(250);
@@ -83,7 +83,7 @@ pub struct Beginning {
     /// What they tell unasked.
     pub notices: mpsc::Receiver<Notice>,
     /// What they find out about guests.
-    pub findings: mpsc::Receiver<Finding>,
+    pub findings: Findings,
     /// The key under which loop probes are sent.
     pub probe_key: ProbeKey,
     /// Where changes are kept.

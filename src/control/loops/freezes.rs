@@ -1,8 +1,8 @@
 //! Stations that move to and fro are frozen: kept where they belong for a while, whatever traffic says.
 //!
 //! A worker refuses the move that is one too many and tells it; here it is decided at which of the two
-//! ports the station stays: at the one that is not of a suspected VM, one that storms or loops; else where it
-//! was.
+//! ports the station stays: at the one that is not of a suspected VM, one that storms or loops; if both are, where it
+//! was before it began to move; else where it was.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -35,11 +35,12 @@ pub struct Freezes {
 }
 
 impl Freezes {
-    /// A station was at `was`, and would move to `to` once too often. Whether it is frozen now, and was not before.
+    /// A station that is at home at `home` was at `was`, and would move to `to` once too often. Whether it is frozen now,
+    /// and was not before.
     pub fn freeze(
         &mut self,
         station: Station,
-        [was, to]: [PortId; 2],
+        [was, to, home]: [PortId; 3],
         suspected: impl Fn(PortId) -> bool,
         time: Duration,
         now: Moment,
@@ -47,7 +48,12 @@ impl Freezes {
         if was == to || self.all.contains_key(&station) || self.all.len() >= MOST {
             return None;
         }
-        let (at, from) = if suspected(was) && !suspected(to) { (to, was) } else { (was, to) };
+        let (at, from) = match (suspected(was), suspected(to)) {
+            (true, false) => (to, was),
+            // Where a VM loops what others sent, it goes to and fro between ports of that VM.
+            (true, true) if !suspected(home) => (home, was),
+            _ => (was, to),
+        };
         let freeze = Freeze { at, from, since: now, until: now + time };
         self.all.insert(station, freeze);
         self.changed = true;
@@ -115,13 +121,22 @@ mod tests {
     }
 
     #[test]
-    fn it_stays_at_the_port_that_is_not_suspected_and_else_where_it_was() {
-        for (suspected, expected) in [(vec![], 1), (vec![2], 1), (vec![1], 2), (vec![1, 2], 1)] {
+    fn it_stays_at_the_port_that_is_not_suspected_or_at_home_and_else_where_it_was() {
+        let of_three = [
+            (vec![], 1, 2),
+            (vec![2], 1, 2),
+            (vec![1], 2, 1),
+            (vec![1, 2], 3, 1),
+            (vec![1, 2, 3], 1, 2),
+            (vec![3], 1, 2),
+        ];
+        for (suspected, expected, not) in of_three {
             let suspected: Vec<PortId> = suspected.into_iter().map(port).collect();
             let mut freezes = Freezes::default();
-            let frozen = freezes.freeze(station(7), [port(1), port(2)], |port| suspected.contains(&port), TIME, at(0));
+            let ports = [1, 2, 3].map(port);
+            let frozen = freezes.freeze(station(7), ports, |port| suspected.contains(&port), TIME, at(0));
             assert_eq!(frozen.unwrap().at, port(expected), "{suspected:?}");
-            assert_eq!(frozen.unwrap().from, port(3 - expected));
+            assert_eq!(frozen.unwrap().from, port(not));
             assert!(freezes.take_changed() && !freezes.take_changed());
         }
     }
@@ -130,7 +145,7 @@ mod tests {
     fn there_are_so_many_at_most() {
         let mut freezes = Freezes::default();
         for mac in 0..2 * MOST as u64 {
-            freezes.freeze(station(mac), [port(1), port(2)], |_| false, TIME, at(0));
+            freezes.freeze(station(mac), [1, 2, 1].map(port), |_| false, TIME, at(0));
         }
         assert_eq!(freezes.len(), MOST);
         freezes.look(|_| true, at(60));
@@ -162,7 +177,7 @@ mod tests {
                 match step {
                     Step::Freeze(mac, was, to, time) => {
                         let time_ = Duration::from_secs(time);
-                        let told = freezes.freeze(station(mac), [port(was), port(to)], |_| false, time_, at(now));
+                        let told = freezes.freeze(station(mac), [was, to, was].map(port), |_| false, time_, at(now));
                         let new = was != to && !model.contains_key(&mac);
                         prop_assert_eq!(told.is_some(), new);
                         if new {

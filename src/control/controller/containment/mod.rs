@@ -21,7 +21,6 @@ mod watching;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tracing::debug;
 
 use self::keeping::Keeping;
@@ -39,7 +38,7 @@ use crate::control::seats::Stand;
 use crate::switch::{Moving, PortId, Station};
 use crate::time::{self, Moment};
 use crate::wire::ProbeKey;
-use crate::worker::{Finding, Flush};
+use crate::worker::{Finding, Findings, Flush};
 
 /// Stations that move of which control has not decided yet, at most; those behind are told again by the workers.
 const MOST_MOVING: usize = 4096;
@@ -47,7 +46,7 @@ const MOST_MOVING: usize = 4096;
 /// All that is known of loops and storms, and what is done about them.
 #[derive(Debug)]
 pub struct Containment {
-    findings: mpsc::Receiver<Finding>,
+    findings: Findings,
     layout: Layout,
     /// By place in the switch: all ports, and the networks on lines to the outside.
     ends: HashMap<PortId, End>,
@@ -70,7 +69,7 @@ pub struct Containment {
 
 impl Containment {
     /// Nothing is known yet. Probes are sent under this key, and workers tell what they find.
-    pub fn new(key: ProbeKey, findings: mpsc::Receiver<Finding>) -> Containment {
+    pub fn new(key: ProbeKey, findings: Findings) -> Containment {
         Containment {
             findings,
             layout: Layout::default(),
@@ -211,14 +210,17 @@ impl Controller {
         let ends = &containment.ends;
         containment.freezes.look(|id| ends.contains_key(&id), now);
         let mut frozen = Vec::new();
-        for Moving { station, from, to } in std::mem::take(&mut containment.moving) {
+        for Moving { station, from, to, home } in std::mem::take(&mut containment.moving) {
             let (Some(was), Some(_)) = (containment.ends.get(&from), containment.ends.get(&to)) else { continue };
             let network = self.config.networks.iter().find(|network| network.id == was.network);
             let seconds = network.map_or(60, |network| network.freeze_seconds);
-            let suspects = [from, to].map(|id| containment.is_suspect(id));
-            let suspected = |id| if id == from { suspects[0] } else { suspects[1] };
+            // one that has gone since is no home
+            let home = if containment.ends.contains_key(&home) { home } else { from };
+            let ports = [from, to, home];
+            let suspects = ports.map(|id| containment.is_suspect(id));
+            let suspected = |id| ports.iter().zip(suspects).any(|(&port, is_suspect)| port == id && is_suspect);
             let time = Duration::from_secs(u64::from(seconds));
-            if let Some(freeze) = containment.freezes.freeze(station, [from, to], suspected, time, now) {
+            if let Some(freeze) = containment.freezes.freeze(station, ports, suspected, time, now) {
                 containment.counts.freezes += 1;
                 frozen.push((station, freeze));
             }
