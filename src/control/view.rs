@@ -14,6 +14,8 @@ pub enum Status {
     Active,
     /// They cannot: there is no device, or the port is administratively down.
     Down,
+    /// They may not: the port is held for a loop or a storm.
+    Quarantined,
 }
 
 impl Status {
@@ -22,6 +24,7 @@ impl Status {
         match self {
             Status::Active => "ACTIVE",
             Status::Down => "DOWN",
+            Status::Quarantined => "QUARANTINED",
         }
     }
 }
@@ -67,6 +70,8 @@ pub struct CountsView {
     pub flooded: u64,
     /// The copies made of these.
     pub copies: u64,
+    /// Loop probes that the switch sent out.
+    pub probes: u64,
     /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
     /// other counter.
     pub missed: u64,
@@ -220,6 +225,8 @@ pub struct NetworkView {
 pub enum StationKind {
     /// From its traffic.
     Learned,
+    /// From its traffic, which was too restless: there it stays for a while.
+    Frozen,
     /// From the configuration.
     Pinned,
 }
@@ -238,7 +245,7 @@ pub struct StationView {
     pub uplink_id: Option<String>,
     /// How it is known.
     pub kind: StationKind,
-    /// Seconds since it was last heard; 0 for a pinned one.
+    /// Seconds since it was last heard; 0 for a pinned or a frozen one.
     pub age_seconds: u32,
 }
 
@@ -267,6 +274,9 @@ pub struct WorkerView {
     pub busy_seconds: f64,
     /// Times it went to sleep.
     pub sleeps: u64,
+    /// Times a port was not read, because every frame that it sent lately has died.
+    #[serde(default)]
+    pub deferred: u64,
     /// Sightings that did not fit the ring to a peer.
     pub sightings_lost: u64,
     /// Frames for one port that were handed to other workers.
@@ -363,7 +373,7 @@ pub struct AuditPortView {
 }
 
 /// What was to go out at a worker:
-/// `forwarded + copies + frames_heard = tx_frames + drops_out + frames_sent`.
+/// `forwarded + copies + probes + frames_heard = tx_frames + drops_out + frames_sent`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditWorkerView {
     /// The worker.
@@ -372,6 +382,8 @@ pub struct AuditWorkerView {
     pub forwarded: u64,
     /// Copies made of flooded ones.
     pub copies: u64,
+    /// Loop probes that the switch sent.
+    pub probes: u64,
     /// Frames taken over from other workers.
     pub frames_heard: u64,
     /// Frames that went out.

@@ -1,6 +1,7 @@
 //! What control asks for of each port and each network, not compiled yet.
 
-use super::{Limits, MacLimit, NetworkId, Pack, PortId, PortStorm, ReservedMask, Security};
+use super::{DropReason, Limits, MacLimit, NetworkId, Pack, PortId, PortStorm, ReservedMask, Security, StormClass};
+use crate::time::Moment;
 use crate::wire::{Mac, Vid};
 
 /// Whose port it is: ports of one owner on one network are siblings.
@@ -61,6 +62,14 @@ pub struct PortRules {
     /// How many stations may be learned behind it. `None`: as many as behind every port of its network, and the
     /// newest displaces the oldest.
     pub mac_limit: Option<MacLimit>,
+    /// Whether it is in quarantine: nothing comes in by it and nothing goes out, but for loop probes, both ways.
+    pub held: bool,
+    /// Whether what it floods does not go to other ports of its VM on its network. Spanning tree does, and what is
+    /// for a station that is known.
+    pub splits: bool,
+    /// Whether stations may wander between it and other ports of its VM on its network, which share them, as often
+    /// as they like.
+    pub shares_mac: bool,
     /// How much it may send to everybody.
     pub storm: PortStorm,
     /// How much it may together with its siblings; all of them have the same. `None`: anything, at no cost.
@@ -71,6 +80,20 @@ impl PortRules {
     /// Whether it is a way to the outside.
     pub fn is_uplink(&self) -> bool {
         self.role == Role::Uplink
+    }
+
+    /// Until when all frames of this class die that it sends to everybody, and of what: its own limit, or that which it
+    /// has in common with its siblings. `None`: not all of them do now.
+    pub fn mute_until(&self, class: StormClass, now: Moment) -> Option<(Moment, DropReason)> {
+        let own = (self.storm.ready(class, now), class.reason());
+        let common = (self.pack.as_ref().map_or(now, |pack| pack.ready(class, now)), DropReason::StormVm);
+        // In the order in which a frame would come to them.
+        [own, common].into_iter().find(|&(until, _)| until > now)
+    }
+
+    /// Whether frames may come in by it, as far as it is up to itself.
+    pub(super) fn is_open(&self) -> bool {
+        self.admin_up && !self.held
     }
 
     /// Whether it is a subport: a port of a VM whose frames have a tag on the device of another one.

@@ -8,11 +8,13 @@ use tokio::sync::mpsc;
 
 use super::Bell;
 use super::dressing::Dressing;
+use super::findings::{Finder, Finding};
 use super::gate::{Gate, GateState, Gates};
 use super::mail::{Books, Command, Flushed, Notice, StationsPage};
 use super::outbox::{Outbox, book};
 use super::pace::{Pace, Pacer};
 use super::peer::Peer;
+use super::shedding::{NEVER, OF_STORMS};
 use super::team::TeamSettings;
 use crate::frame::{BURST, Batch, Cache, Sent};
 use crate::switch::{DropReason, Origins, PortId, Switch, Verdict, Verdicts};
@@ -48,22 +50,36 @@ pub struct Work {
     pub stop: bool,
 }
 
+/// What came of carrying out the verdicts on a burst.
+#[derive(Debug, Clone, Copy)]
+struct SeenTo {
+    /// Whether a lane has borrowed from the batch.
+    borrowed: bool,
+    /// Whether some frame was not to die.
+    lived: bool,
+    /// For which reasons others have: a set of bits.
+    died_of: u64,
+}
+
 /// One thread's share of the switch: its gates, its table, its memory.
 pub struct Worker {
     index: u16,
     mailbox: Receiver<Command>,
     notices: mpsc::Sender<Notice>,
+    finder: Finder,
     bell: Bell,
     peers: Vec<Option<Peer>>,
-    gates: Gates,
-    switch: Switch,
-    books: Books,
+    pub(super) gates: Gates,
+    pub(super) switch: Switch,
+    pub(super) books: Books,
+    /// When to look again at what devices shed.
+    pub(super) shed_until: Moment,
     batch: Batch,
     verdicts: Box<Verdicts>,
     dressing: Dressing,
     /// Frames taken in since the lanes were last sent off.
     inhaled: usize,
-    cache: Cache,
+    pub(super) cache: Cache,
     pacer: Pacer,
     counters: Arc<WorkerCounters>,
     stop: bool,
@@ -82,6 +98,7 @@ impl std::fmt::Debug for Worker {
 }
 
 impl Worker {
+    #[allow(clippy::too_many_arguments)] // its ends of all that leads to others
     pub(super) fn new(
         index: u16,
         settings: &TeamSettings,
@@ -90,17 +107,20 @@ impl Worker {
         peers: Vec<Option<Peer>>,
         counters: Arc<WorkerCounters>,
         notices: mpsc::Sender<Notice>,
+        finder: Finder,
     ) -> io::Result<Worker> {
         Ok(Worker {
             index,
             mailbox,
             notices,
+            finder,
             pacer: Pacer::new(&bell)?,
             bell,
             peers,
             gates: Gates::new(index),
-            switch: Switch::new(settings.stations, settings.secret),
+            switch: Switch::new(settings.stations, settings.secret, settings.probe_key),
             books: Books::new(),
+            shed_until: NEVER,
             batch: Batch::new(),
             verdicts: Box::new([Verdict::Drop(DropReason::PortClosed); BURST]),
             dressing: Dressing::new(),
@@ -142,7 +162,7 @@ impl Worker {
 
     /// One breath: take in what has arrived, decide, let it out. Bounded work, no waiting.
     pub fn breathe(&mut self, now: Moment) -> Work {
-        let mut done = self.read_mail();
+        let mut done = self.read_mail(now);
         done += self.hear_peers(now);
         self.pacer.rouse(&mut self.gates, &self.bell);
         for number in 0..self.gates.len() {
@@ -159,12 +179,19 @@ impl Worker {
     fn inhale(&mut self, number: usize, now: Moment) -> usize {
         let open = self.gates.open();
         let Some(gate) = self.gates.get_mut(number) else { return 0 };
-        if gate.state != GateState::Polled {
-            return 0;
+        match gate.state {
+            GateState::Polled => {}
+            GateState::Deferred(left) => {
+                gate.was_passed_by(left);
+                self.counters.deferred.add(1);
+                return 1; // there may be more to do, so that it is no time to sleep
+            }
+            GateState::Resting | GateState::Gone => return 0,
         }
         let (port, lost) = (gate.port, gate.device.receive(&mut self.batch, &mut self.cache).is_err());
         let received = self.batch.len();
         if received == 0 {
+            gate.futile = 0;
             self.pacer.was_quiet(number, gate, open);
             if gate.quiet == PAUSE {
                 self.count_missed(number);
@@ -173,15 +200,23 @@ impl Worker {
             gate.quiet = 0;
             self.pacer.was_loud(gate);
             let judged = self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts);
-            let borrowed = if judged.by_carrier {
+            let seen_to = if judged.by_carrier {
                 self.outbox(|outbox, origins| outbox.deliver_carried(port, origins, judged.unlearned))
             } else {
                 self.outbox(|outbox, _| outbox.deliver(port, judged.unlearned))
             };
             self.tell_peers();
-            self.end_burst(borrowed);
+            if self.switch.has_findings() {
+                self.tell_findings();
+            }
+            let in_vain = !seen_to.lived && self.batch.is_full();
+            self.end_burst(seen_to.borrowed);
             if let Some(gate) = self.gates.get_mut(number) {
                 gate.device.release();
+                gate.was_read(in_vain);
+            }
+            if seen_to.died_of & OF_STORMS != 0 && !judged.by_carrier {
+                self.shed(number, now);
             }
         }
         if lost {
@@ -190,19 +225,20 @@ impl Worker {
         received
     }
 
-    /// Enters what a device has missed into the books.
+    /// Enters what a device has missed or shed into the books.
     #[cold]
     fn count_missed(&mut self, number: usize) {
         let Some(gate) = self.gates.get_mut(number) else { return };
+        gate.count_shed(&self.books);
         let missed = gate.device.missed();
         if let Some(book) = book(&self.books, gate.port).filter(|_| missed > 0) {
             book.missed.add(missed);
         }
     }
 
-    /// Lets `f` fill the outbox. Whether a lane has borrowed from the batch.
+    /// Lets `f` fill the outbox.
     #[inline]
-    fn outbox(&mut self, f: impl FnOnce(&mut Outbox<'_>, &Origins)) -> bool {
+    fn outbox(&mut self, f: impl FnOnce(&mut Outbox<'_>, &Origins)) -> SeenTo {
         let mut outbox = Outbox {
             me: self.index,
             rules: self.switch.rules(),
@@ -214,9 +250,11 @@ impl Worker {
             batch: &mut self.batch,
             cache: &mut self.cache,
             borrowed: false,
+            lived: false,
+            died_of: 0,
         };
         f(&mut outbox, self.switch.origins());
-        outbox.borrowed
+        SeenTo { borrowed: outbox.borrowed, lived: outbox.lived, died_of: outbox.died_of }
     }
 
     /// Makes the batch free for the next burst. What was borrowed from it goes out first.
@@ -231,7 +269,7 @@ impl Worker {
 
     /// Sends what waits in the lanes: one call for each port that has something.
     #[inline]
-    fn exhale(&mut self) {
+    pub(super) fn exhale(&mut self) {
         self.inhaled = 0;
         for word in 0..self.gates.len().div_ceil(64) {
             let mut waiting = self.gates.take_waiting(word);
@@ -307,14 +345,17 @@ impl Worker {
             }
             let frames = self.batch.len();
             if frames > 0 {
-                let borrowed = self.outbox(|outbox, _| {
+                let seen_to = self.outbox(|outbox, _| {
                     for (index, address) in addresses.into_iter().flatten().enumerate() {
                         outbox.accept(index, address);
                     }
                 });
-                self.end_burst(borrowed);
+                self.end_burst(seen_to.borrowed);
             }
             heard += frames + sightings;
+        }
+        if self.switch.has_findings() {
+            self.tell_findings();
         }
         heard
     }
@@ -332,6 +373,17 @@ impl Worker {
         }
     }
 
+    /// Tells control what the last burst has brought to light.
+    #[cold]
+    fn tell_findings(&mut self) {
+        let (finder, mut lost) = (&self.finder, 0);
+        let mut tell = |finding| lost += u64::from(!finder.tell(finding));
+        self.switch.returned().for_each(|returned| tell(Finding::Returned(returned)));
+        self.switch.moving().for_each(|moving| tell(Finding::Moving(moving)));
+        self.switch.foreign().for_each(|foreign| tell(Finding::Foreign(foreign)));
+        self.counters.findings_lost.add(lost);
+    }
+
     /// Wakes the workers that were sent something in this breath.
     #[inline]
     fn ring_peers(&mut self) {
@@ -343,6 +395,9 @@ impl Worker {
 
     fn tidy(&mut self, now: Moment) {
         self.switch.tidy(TIDY, now);
+        if now >= self.shed_until {
+            self.end_sheds(now);
+        }
         self.counters.breaths.add(1);
         let breaths = self.counters.breaths.get();
         if breaths.is_multiple_of(TURN) && self.gates.len() > 0 {
@@ -354,13 +409,15 @@ impl Worker {
     }
 
     /// Reads at most one command.
-    fn read_mail(&mut self) -> usize {
+    fn read_mail(&mut self, now: Moment) -> usize {
         let Ok(command) = self.mailbox.try_recv() else { return 0 };
         // An answer that nobody waits for any more is dropped with what it carries.
         match command {
             Command::Rules(rules, books, reply) => {
+                // Other limits may hold from the next frame on.
+                self.lift_sheds();
                 self.counters.parted.settle(&self.books, &books);
-                let old = (self.switch.replace_rules(rules), std::mem::replace(&mut self.books, books));
+                let old = (self.switch.replace_rules(rules, now), std::mem::replace(&mut self.books, books));
                 self.gates.find_doors(self.switch.rules());
                 let _ = reply.send(old);
             }
@@ -383,6 +440,7 @@ impl Worker {
             }
             Command::Audit(mut reading, reply) => {
                 // The lanes are empty: what they hold within a breath is in no counter.
+                self.count_sheds();
                 reading.take(&self.books, &self.counters);
                 let _ = reply.send(reading);
             }
@@ -394,6 +452,10 @@ impl Worker {
             Command::Learn(stations, reply) => {
                 stations.iter().for_each(|&learned| self.switch.remember(learned));
                 let _ = reply.send(stations);
+            }
+            Command::Probes(probes, reply) => {
+                self.send_probes(&probes);
+                let _ = reply.send(probes);
             }
             Command::Stop(reply) => {
                 let gates = (0..self.gates.len()).filter_map(|number| self.take_gate(number)).collect();
@@ -419,6 +481,7 @@ impl Worker {
 
     fn take_gate(&mut self, number: usize) -> Option<Gate> {
         let gate = self.gates.get_mut(number)?;
+        gate.lift_sheds(&self.books);
         if gate.state != GateState::Gone {
             self.pacer.forget(gate);
         }

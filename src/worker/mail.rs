@@ -11,7 +11,7 @@ use super::{Bell, Gate, Room};
 use crate::switch::{Learned, NetworkId, PortId, Rules};
 use crate::telemetry::PortCounters;
 use crate::telemetry::audit::Reading;
-use crate::wire::Mac;
+use crate::wire::{Mac, Probe};
 
 /// Commands that a mailbox holds. Control waits for each answer, so it never fills.
 const MAILBOX: usize = 64;
@@ -61,6 +61,9 @@ pub struct Flushed {
     pub cursor: Option<usize>,
 }
 
+/// Loop probes, and the ports out of which they are to go.
+pub type Probes = Vec<(PortId, [u8; Probe::LEN])>;
+
 /// A command, and where its answer goes.
 #[derive(Debug)]
 pub enum Command {
@@ -86,6 +89,9 @@ pub enum Command {
     Flush(Flush, oneshot::Sender<Flushed>),
     /// Learn these stations, where nothing is known of them yet. They come back.
     Learn(Vec<Learned>, oneshot::Sender<Vec<Learned>>),
+    /// Send these loop probes, in this order. They come back, and each has been counted as one of the `probes` of its
+    /// port, whatever became of it; those for a port that is closed are not.
+    Probes(Probes, oneshot::Sender<Probes>),
     /// Stop. All gates come back.
     Stop(oneshot::Sender<Vec<Gate>>),
 }
