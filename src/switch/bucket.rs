@@ -37,8 +37,9 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// The highest rate that can be kept, in tokens a second.
-    pub const MOST: u64 = 50_000_000_000;
+    /// The highest rate that can be kept, in tokens a second: a token takes two units at least, as long as what is
+    /// left over can make a charge too early.
+    pub const MOST: u64 = 30_000_000_000;
 
     /// `per_second` tokens a second, of which `burst` may be taken at once.
     ///

@@ -119,6 +119,7 @@ impl Switch {
     pub fn hear(&mut self, sighting: Sighting, now: Moment) {
         if let Some(port) = self.rules.compiled(sighting.port) {
             let hash = self.fdb.hash(sighting.station);
+            yield_place(&mut self.fdb, port);
             note(&mut self.fdb, &mut self.moves, &self.rules, port, (sighting.station, hash), now);
         }
     }
@@ -128,6 +129,7 @@ impl Switch {
         let Some(port) = self.rules.compiled(learned.port) else { return };
         let hash = self.fdb.hash(learned.station);
         if self.fdb.find(learned.station, hash, 0).is_none() {
+            yield_place(&mut self.fdb, port);
             self.fdb.see(learned.station, hash, learned.port, learned.seen, port.limits, port.ageing);
         }
     }
@@ -244,6 +246,14 @@ fn watch(port: &Port, verdicts: &mut [Verdict]) {
         if let Verdict::To(to) = *verdict {
             *verdict = Verdict::Watched { from: port.rules.id.place(), to: to.place() };
         }
+    }
+}
+
+/// Gives up the place that a port's own address has had among its stations since before it was pinned: there is none
+/// for it in what may be learned, and another station would be displaced for it.
+fn yield_place(fdb: &mut Fdb, port: &Port) {
+    if port.mac_limit.is_some() && port.pinned.mac() != Mac::ZERO {
+        fdb.lose(port.pinned, fdb.hash(port.pinned), port.rules.id);
     }
 }
 
@@ -456,6 +466,7 @@ impl Judge<'_> {
         if q.source == own || self.fdb.find(q.source, q.source_hash, self.oldest) == Some(id) {
             return true;
         }
+        yield_place(self.fdb, self.port);
         let own_is_learned = self.fdb.find(own, self.rules.hash(own), self.oldest) == Some(id);
         self.fdb.make_room(id, most.saturating_add(u32::from(own_is_learned)), self.oldest)
     }

@@ -9,10 +9,9 @@ use vifswitch::switch::{DropReason, PortId};
 use vifswitch::wire::{Mac, Offload};
 use vifswitch::worker::{Gate, Notice};
 
+use crate::by_hand::KINDS;
 use crate::common::{Lab, Plug, Setup, frame, mac};
 use crate::scenery::{header, tcp, wild};
-
-const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
 
 fn plugs(count: u32) -> Vec<Plug> {
     (0..count).map(|owner| Plug::new(0, owner)).collect()

@@ -6,6 +6,7 @@
 mod common;
 
 mod blindness;
+mod by_hand;
 mod conservation;
 mod delivery;
 mod dressing;

@@ -6,7 +6,8 @@ use vifswitch::wire::{Mac, Offload};
 
 use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
 use crate::scenery::wild;
-use crate::stations::{KINDS, reached};
+use crate::by_hand::KINDS;
+use crate::stations::reached;
 
 const BPDU: Mac = Mac::from_bits(0x0180_c200_0000);
 const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);

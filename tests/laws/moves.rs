@@ -6,9 +6,10 @@ use vifswitch::switch::{DropReason, Moving, NetworkId, Security, Station};
 use vifswitch::wire::Mac;
 use vifswitch::worker::Finding;
 
+use crate::by_hand::KINDS;
 use crate::common::{Lab, Plug, Setup, Wire, frame, mac, uplink_port};
 use crate::scenery::wild;
-use crate::stations::{KINDS, reached};
+use crate::stations::reached;
 
 /// Labs of every kind with these ports on one network, and an uplink if asked for.
 fn labs(plugs: &[Plug], wires: &[Wire]) -> impl Iterator<Item = Lab> {

@@ -101,7 +101,7 @@ pub enum News {
     /// Its probes do not return any more.
     Quiet(Key),
     /// It is over.
-    Stopped(Over),
+    Stopped(Box<Over>),
     /// Networks are joined: no loop by itself.
     Bridges(Pair),
 }
@@ -312,7 +312,7 @@ impl Book {
             self.over.pop_front();
         }
         self.over.push_back(over.clone());
-        news.push(News::Stopped(over));
+        news.push(News::Stopped(over.into()));
     }
 
     /// Who joins networks is told of once, however often that comes and goes.

@@ -11,6 +11,7 @@ pub const TURN: Duration = Duration::from_millis(250);
 
 /// Whether the port that is number `place` of all is probed at this turn.
 pub fn is_due(turn: u64, place: usize, interval: Duration, suspected: bool) -> bool {
+    #[allow(clippy::cast_possible_truncation)] // an interval is seconds
     let turns = (interval.as_millis() / TURN.as_millis()).max(1) as u64;
     suspected || turn % turns == place as u64 % turns
 }

@@ -33,6 +33,7 @@ use crate::control::change::{Changed, Refusal};
 use crate::control::loops::book::{Book, Loop, News, Refused};
 use crate::control::loops::freezes::{Freeze, Freezes};
 use crate::control::loops::layout::{End, Layout};
+use crate::control::loops::told::what;
 use crate::control::loops::view::LoopCounts;
 use crate::control::seats::Stand;
 use crate::switch::{Moving, PortId, Station};
@@ -289,8 +290,7 @@ impl Controller {
     async fn release_at(&mut self, port: &str, is_meant: impl Fn(PortId) -> bool) -> Changed {
         let now = time::now();
         let mut differences = Vec::new();
-        let opened = self.containment.disabled.extract_if(.., |end, _| end.port == port && end.vm.is_some());
-        let opened: Vec<_> = opened.collect();
+        let opened = self.containment.take_disabled(|end, _| end.port == port && end.vm.is_some());
         for (end, disabled) in opened {
             differences.push(format!("port {port:?} is no longer held for a {} storm", disabled.class));
             self.tell_reopened(&end, &disabled, "released by hand");
@@ -298,7 +298,7 @@ impl Controller {
         let news = self.containment.book.release(port, now);
         for news in &news {
             if let News::Stopped(over) = news {
-                let what = crate::control::loops::told::what(&over.was, &self.containment.layout);
+                let what = what(&over.was, &self.containment.layout);
                 differences.push(format!("nothing is done any more about this: {what}"));
             }
         }

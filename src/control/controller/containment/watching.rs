@@ -299,8 +299,7 @@ impl Controller {
 
     /// Opens the ports whose time in quarantine for a storm is over.
     pub(super) fn let_go_disabled(&mut self, now: Moment) {
-        let is_over = |_: &End, disabled: &mut Disabled| disabled.until.is_some_and(|until| now >= until);
-        let opened: Vec<(End, Disabled)> = self.containment.disabled.extract_if(.., is_over).collect();
+        let opened = self.containment.take_disabled(|_, disabled| disabled.until.is_some_and(|until| now >= until));
         for (end, disabled) in opened {
             self.containment.keeping.is_due = true;
             self.tell_reopened(&end, &disabled, "its time is over");
@@ -318,6 +317,13 @@ impl Controller {
 }
 
 impl Containment {
+    /// Those ports that are held for a storm of which `is_meant` speaks, which are not from now on.
+    pub(super) fn take_disabled(&mut self, is_meant: impl Fn(&End, &Disabled) -> bool) -> Vec<(End, Disabled)> {
+        let meant = self.disabled.iter().filter(|(end, disabled)| is_meant(end, disabled)).map(|(end, _)| end.clone());
+        let meant: Vec<End> = meant.collect();
+        meant.into_iter().filter_map(|end| self.disabled.remove_entry(&end)).collect()
+    }
+
     /// Whether the VM of this port storms, or is in a loop.
     pub(super) fn is_suspect(&self, id: PortId) -> bool {
         let Some(end) = self.ends.get(&id) else { return false };
