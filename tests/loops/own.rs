@@ -151,7 +151,7 @@ fn forged_and_repeated_probes_neither_make_a_loop_nor_hide_one() {
     for on in [On::Tap, On::Xdp] {
         let Some(scene) = Scene::new(on, &looping(2), Said::default()) else { return };
         let nics = [0, 1].map(|number| scene.nic(CULPRIT, number));
-        let probe = await_that("a probe", || nics[0].rest().into_iter().find(|frame| is_probe(frame)));
+        let probe = await_that("a probe", || nics[0].try_take_any().filter(|frame| is_probe(frame)));
         for bit in 0..8 * probe.len() {
             // the first bits say whom it is for, and that it is a probe at all
             if (8 * 14..).contains(&bit) {
