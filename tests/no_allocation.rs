@@ -16,7 +16,7 @@ use vifswitch::worker::Command;
 mod common;
 use common::stream::open_frame;
 mod host;
-use common::{Lab, Plug, Setup, Wire, frame, mac};
+use common::{Lab, PROBE_KEY, Plug, Setup, Wire, frame, mac};
 
 /// How often this thread allocates or frees meanwhile; 0 only if it does neither.
 fn counted(work: impl FnOnce()) -> u64 {
@@ -191,6 +191,29 @@ fn questions_do_not_make_a_worker_allocate() {
     assert_eq!(counted_breaths(&mut lab).0, 0);
     assert_eq!(reading.try_recv().unwrap().shares.len(), PORTS);
     pong.try_recv().unwrap();
+    lab.end();
+}
+
+/// Probes go out and come back, a station moves to and fro, and control does not listen.
+#[test]
+fn neither_do_loops() {
+    let plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32)).collect();
+    let mut lab = Lab::new(Setup::default(), &plugs);
+    warm(&mut lab, 2);
+    for round in 0..100 {
+        let (to, at) = (lab.ports[0], round as usize % 2);
+        let probe = lab.probe(to, round).write(&PROBE_KEY);
+        let (reply, mut sent) = oneshot::channel();
+        assert!(lab.posts[0].send(Command::Probes(vec![(to, probe); 64], reply)));
+        assert!(lab.send(1, &probe));
+        assert!(lab.send(at, &frame(mac(2), Mac::from_bits(0x0a_00_00_00_00_01), 0x88b5, &[1; 46])));
+        assert_eq!(counted_breaths(&mut lab).0, 0, "round {round}");
+        assert_eq!(sent.try_recv().unwrap().len(), 64);
+        lab.ends.iter_mut().for_each(End::discard);
+    }
+    // It stays where it was heard a fifth time.
+    assert_eq!(lab.found().len(), 100 + 1);
+    lab.check_ledger();
     lab.end();
 }
 

@@ -14,6 +14,8 @@ pub enum Status {
     Active,
     /// They cannot: there is no device, or the port is administratively down.
     Down,
+    /// They may not: the port is held for a loop or a storm.
+    Quarantined,
 }
 
 impl Status {
@@ -22,6 +24,7 @@ impl Status {
         match self {
             Status::Active => "ACTIVE",
             Status::Down => "DOWN",
+            Status::Quarantined => "QUARANTINED",
         }
     }
 }

@@ -10,8 +10,8 @@ use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::storm::{Cost, admit, is_bpdu};
 use super::{
-    AtLimit, Audience, DropReason, Fdb, Flood, Learned, Moving, PortId, PortRules, Returned, Rules, Secret, Seen,
-    Station, StormClass, Verdict, Verdicts,
+    AtLimit, Audience, DropReason, Fdb, Flood, Foreign, Learned, Moving, PortId, PortRules, Returned, Rules, Secret,
+    Seen, Station, StormClass, Verdict, Verdicts,
 };
 use crate::frame::{BURST, Batch};
 use crate::time::Moment;
@@ -103,10 +103,16 @@ impl Switch {
         self.moves.moving.drain(..)
     }
 
+    /// The ports that sent what belongs to others, since this was last asked: each once in a second at most.
+    #[inline]
+    pub fn foreign(&mut self) -> impl ExactSizeIterator<Item = Foreign> + '_ {
+        self.moves.foreign.drain(..)
+    }
+
     /// Whether control is to be told of something.
     #[inline]
     pub fn has_findings(&self) -> bool {
-        !(self.ears.returned.is_empty() && self.moves.moving.is_empty())
+        !(self.ears.returned.is_empty() && self.moves.moving.is_empty() && self.moves.foreign.is_empty())
     }
 
     /// Notes what another worker saw. A move of a station counts here as well.
@@ -391,7 +397,7 @@ impl Judge<'_> {
     /// Whether a source that is not the port's own pin is one that the port may use, and then
     /// whether it is pinned at all.
     #[inline(never)]
-    fn examine(&self, q: &Question) -> Result<bool, DropReason> {
+    fn examine(&mut self, q: &Question) -> Result<bool, DropReason> {
         let port = self.port;
         let pinned = self.rules.pins().find(q.source, q.source_hash);
         if pinned.is_some_and(|pin| pin.is_frozen && pin.port != port.rules.id) {
@@ -401,6 +407,7 @@ impl Judge<'_> {
             && let Some(owner) = pinned.and_then(|pin| self.rules.compiled(pin.port))
             && owner.rules.owner != port.rules.owner
         {
+            self.moves.note_foreign(port.rules.id, q.source, self.moment);
             return Err(DropReason::ForeignSource);
         }
         // Its own pins are sources that it allows; what is frozen at it need not be.

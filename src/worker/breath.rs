@@ -8,8 +8,9 @@ use tokio::sync::mpsc;
 
 use super::Bell;
 use super::dressing::Dressing;
+use super::findings::{Finder, Finding};
 use super::gate::{Gate, GateState, Gates};
-use super::mail::{Books, Command, Finding, Flushed, Notice, StationsPage};
+use super::mail::{Books, Command, Flushed, Notice, StationsPage};
 use super::outbox::{Outbox, book};
 use super::pace::{Pace, Pacer};
 use super::peer::Peer;
@@ -65,7 +66,7 @@ pub struct Worker {
     index: u16,
     mailbox: Receiver<Command>,
     notices: mpsc::Sender<Notice>,
-    findings: mpsc::Sender<Finding>,
+    finder: Finder,
     bell: Bell,
     peers: Vec<Option<Peer>>,
     pub(super) gates: Gates,
@@ -106,13 +107,13 @@ impl Worker {
         peers: Vec<Option<Peer>>,
         counters: Arc<WorkerCounters>,
         notices: mpsc::Sender<Notice>,
-        findings: mpsc::Sender<Finding>,
+        finder: Finder,
     ) -> io::Result<Worker> {
         Ok(Worker {
             index,
             mailbox,
             notices,
-            findings,
+            finder,
             pacer: Pacer::new(&bell)?,
             bell,
             peers,
@@ -375,10 +376,11 @@ impl Worker {
     /// Tells control what the last burst has brought to light.
     #[cold]
     fn tell_findings(&mut self) {
-        let (findings, mut lost) = (&self.findings, 0);
-        let mut tell = |finding| lost += u64::from(findings.try_send(finding).is_err());
+        let (finder, mut lost) = (&self.finder, 0);
+        let mut tell = |finding| lost += u64::from(!finder.tell(finding));
         self.switch.returned().for_each(|returned| tell(Finding::Returned(returned)));
         self.switch.moving().for_each(|moving| tell(Finding::Moving(moving)));
+        self.switch.foreign().for_each(|foreign| tell(Finding::Foreign(foreign)));
         self.counters.findings_lost.add(lost);
     }
 

@@ -68,6 +68,8 @@ pub struct World {
     spoken: HashSet<(usize, Address)>,
     /// As they were when the epoch began.
     tables: Tables,
+    /// By network: where a source was heard first, as far as it was let pass, and whether elsewhere as well.
+    homes: HashMap<(usize, Address), (usize, bool)>,
     /// By the place where it is counted: frames that were sent, and that arrived.
     offered: u64,
     arrived: Vec<u64>,
@@ -88,7 +90,7 @@ impl World {
         let lab = town.build();
         let arrived = vec![0; lab.ports.len()];
         let tables = Tables::begin(&lab);
-        World { town, lab, spoken: HashSet::new(), tables, offered: 0, arrived }
+        World { town, lab, spoken: HashSet::new(), tables, homes: HashMap::new(), offered: 0, arrived }
     }
 
     /// Sends `frames` frames. `note` is told of each burst before it is sent, and of its epoch.
@@ -111,6 +113,7 @@ impl World {
             }
             let many = maker.dice.pick(&[1, 8, 48, 64]).min((frames - sent) as usize);
             let (mut shots, mut has_super) = (Vec::new(), false);
+            maker.now = self.lab.now;
             while shots.len() < many {
                 let shot = maker.next(&self.town, !has_super);
                 has_super |= Leave::read(&shot.offload).is_super();
@@ -152,6 +155,8 @@ impl World {
                 && barred.is_none()
             {
                 self.spoken.insert((place, source));
+                let home = self.homes.entry((self.town.places[place].network, source)).or_insert((place, false));
+                home.1 |= home.0 != place;
             }
             if bytes.len() >= 14 {
                 score.kinds.insert(u16::from_be_bytes([bytes[12], bytes[13]]));
@@ -293,7 +298,9 @@ impl World {
             let pinned = self.town.pinned(from.network, source).is_some();
             // What is spoiled may be refused for more than the witness knows of.
             let is_readable = shots[one.shot].honest || !matches!(from.guarding, Guarding::MacIp(_));
-            let is_free = is_readable && (pinned || from.limit.is_none());
+            // What has been elsewhere may have moved too often.
+            let has_moved = self.homes.get(&(from.network, source)).is_none_or(|&(_, elsewhere)| elsewhere);
+            let is_free = is_readable && (pinned || from.limit.is_none() && !has_moved);
             if let Some(to) =
                 self.town.pinned(from.network, to).filter(|&to| kept(to).is_none() && is_free && quiet(to))
             {
