@@ -7,6 +7,7 @@
 //!                                                                        │
 //!   cli ─► client ─► socket, server ─► handle ─► controller ─────────────┴─► staff ─► mail to the workers
 //!                                                    ├─► report, stations ─► view
+//!                                                    ├─► loops: probes, the ladder, storms, freezes
 //!                                                    └─► journal (events), keeper ─► store
 //! ```
 //!

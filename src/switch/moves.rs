@@ -247,6 +247,8 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
 
+    const HOME: PortId = PortId::new(1, 0);
+
     fn station(number: u64) -> Station {
         Station::new(NetworkId::new(0), Mac::from_bits(0x0200_0000_0000 + number))
     }
@@ -303,12 +305,12 @@ mod tests {
     fn what_moves_most_is_remembered_longest() {
         let (mut movers, now) = (Movers::new(AMONG_ALL), Moment::from_secs(1000));
         for _ in 0..4 {
-            assert_eq!(movers.rule(station(0), 5, PortId::NONE, now, true), Ruling::Free);
+            assert_eq!(movers.rule(station(0), 5, HOME, now, true), Ruling::Free);
         }
         for number in 1..1000 {
-            assert_eq!(movers.rule(station(number), 5, PortId::NONE, now, true), Ruling::Free);
+            assert_eq!(movers.rule(station(number), 5, HOME, now, true), Ruling::Free);
         }
-        assert_eq!(movers.rule(station(0), 5, PortId::NONE, now, true), Ruling::Refused { is_news: true });
-        assert_eq!(movers.rule(station(0), 5, PortId::NONE, now + AMONG_ALL, true), Ruling::Free);
+        assert_eq!(movers.rule(station(0), 5, HOME, now, true), Ruling::Refused { is_news: true });
+        assert_eq!(movers.rule(station(0), 5, HOME, now + AMONG_ALL, true), Ruling::Free);
     }
 }
