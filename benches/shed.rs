@@ -8,7 +8,8 @@
 //! The holder of the tap writes on core 0, the worker is on core 1 and may sleep; on a tap the program runs on the
 //! core of the holder, so that its own cost is in the rate that the holder reaches. Without shedding the worker is
 //! the same, over a device that does not do as it is told. Of the processor time of the worker, in percent of a
-//! core and per frame of the storm, the medians of all runs, interleaved.
+//! core and per frame of the storm, the medians of all runs, interleaved. On a machine that has other things to do
+//! it says nothing: where the worker is not on its core, frames are missed in either case.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::io;
@@ -21,7 +22,7 @@ use tokio::sync::oneshot;
 use vifswitch::device::xdp::{self, Mode, Settings};
 use vifswitch::device::{Abilities, Device};
 use vifswitch::frame::{Batch, Cache, Lane, Sent};
-use vifswitch::switch::{DropReason, StormLimits};
+use vifswitch::switch::StormLimits;
 use vifswitch::sys::cores;
 use vifswitch::wire::Mac;
 use vifswitch::worker::{Command, Gate, Pace};
@@ -126,9 +127,8 @@ fn run(sheds: bool, len: usize, long: Duration) -> Option<Figures> {
     let spent = thread.join().unwrap();
     let missed: u64 = gates.iter_mut().map(|gate| gate.device.missed()).sum::<u64>() + lab.sum(0, |c| c.missed.get());
     let received = lab.sum(0, |c| c.rx_frames.get());
-    let died = lab.drops_in(0, DropReason::StormBroadcast);
     // Some may be in the rings still.
-    assert!(received + missed <= sent && died > 0, "{received} and {missed} of {sent}, {died} died");
+    assert!(received + missed <= sent, "{received} and {missed} of {sent}");
     Some(Figures {
         offered: sent as f64 / elapsed.as_secs_f64(),
         missed: missed as f64 / sent as f64,
