@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::branch::{Branch, Room};
 use crate::device::Device;
-use crate::frame::{BURST, Lane};
-use crate::switch::{MOST_PORTS, PortId, PortRules, Reach, Rules};
+use crate::frame::{BURST, Frame, Lane};
+use crate::switch::{MOST_PORTS, PortId, PortRules, Reach, Rules, Verdict};
 use crate::wire::Vid;
 
 /// Frames that wait in one lane at most: a worker sends its lanes off after a burst or two.
@@ -270,6 +270,30 @@ impl Gates {
         self.waiting[usize::from(door.gate / 64) % WORDS] |= 1 << (door.gate % 64);
         let number = usize::from(door.gate);
         if number < self.lanes.len() { &mut self.lanes[number] } else { self.enter_branch(number) }
+    }
+
+    /// Moves frames out of their places into the lanes of the ports that they are for, from the first on: as far
+    /// as each owns one slot and nothing is left to be done to it, and its port has a device of its own here. How
+    /// many these were, and their bytes.
+    #[inline(never)] // with registers of its own
+    pub(super) fn pass_on(&mut self, frames: &mut [Frame], verdicts: &[Verdict]) -> (usize, u64) {
+        let (mut passed, mut bytes) = (0, 0);
+        for (frame, verdict) in frames.iter_mut().zip(verdicts) {
+            let Verdict::To(to) = *verdict else { break };
+            let door = self.doors[to.index() % MOST_PORTS];
+            let number = usize::from(door.gate);
+            if door.port != to || !frame.is_plain_slot() {
+                break;
+            }
+            let Some(lane) = self.lanes.get_mut(number) else { break };
+            if lane.is_empty() {
+                self.waiting[number / 64 % WORDS] |= 1 << (number % 64);
+            }
+            bytes += u64::from(frame.len());
+            passed += 1;
+            lane.take_in(frame);
+        }
+        (passed, bytes)
     }
 
     #[inline(never)] // it takes the place of what would be a panic
