@@ -157,11 +157,7 @@ impl Switch {
         if port.mac_limit.is_some() {
             return judge.answer_limited(questions, verdicts);
         }
-        for (question, verdict) in questions.iter().zip(&mut *verdicts) {
-            if !question.is_none() {
-                *verdict = judge.answer(question);
-            }
-        }
+        judge.answer_all(questions, verdicts);
         if port.is_watched {
             watch(port, &mut verdicts[..questions.len()]);
         }

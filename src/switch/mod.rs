@@ -14,6 +14,7 @@
 mod carrier;
 mod fdb;
 mod judge;
+mod known;
 mod members;
 mod names;
 mod pins;
