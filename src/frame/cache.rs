@@ -224,7 +224,7 @@ mod tests {
         }
         assert_eq!(asked, [64, 6, 0]);
         assert_eq!(batches.each_ref().map(Batch::len), [64, 6]);
-        batches.each_mut().map(|batch| batch.clear(&mut cache));
+        batches.iter_mut().for_each(|batch| batch.clear(&mut cache));
         drop(cache);
         assert_eq!(pool.free(), 70);
     }
