@@ -1,5 +1,6 @@
 //! A worker that floods: broadcasts from one port to all others of its network, over cables that
-//! copy. The time is that of the worker alone, reported per copy.
+//! copy. The time is that of the worker alone, reported per copy. Once without storm limits, and once with those of
+//! a port and of its VM, so high that all of it passes: the difference is what they cost.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 use std::cell::LazyCell;
@@ -9,18 +10,32 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use vifswitch::device::memory::{Capacity, End, Memory};
 use vifswitch::frame::BURST;
+use vifswitch::switch::{ClassLimit, Pack, PortStorm, Rate, StormLimits};
 use vifswitch::wire::{Mac, Offload};
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 use common::{Lab, Plug, Setup, frame, mac};
 
-/// A network of this many members.
-fn network(members: usize, memory: Memory) -> Lab {
+/// More than all that is sent, though the clock stands still.
+const PLENTY: Rate = Rate::new(32_000_000_000, u64::MAX);
+
+/// A network of this many members, each with limits on what it may send to everybody if so asked for.
+fn network(members: usize, memory: Memory, limited: bool) -> Lab {
     let plugs: Vec<_> = (0..members).map(|port| Plug::new(0, port as u32)).collect();
     // Few blocks, used again and again: what is measured is the worker, not memory that nobody has touched.
     let cable = Capacity { blocks: 2, block_bytes: 1 << 17 };
-    Lab::new(Setup { cable, memory, ..Setup::default() }, &plugs)
+    let mut lab = Lab::new(Setup { cable, memory, ..Setup::default() }, &plugs);
+    if limited {
+        let limits = StormLimits([Some(ClassLimit::frames(PLENTY)); 3]);
+        lab.change_ports(|ports| {
+            for port in ports {
+                port.storm = PortStorm { limits, ..PortStorm::default() };
+                port.pack = Some(Pack { limits, copies: Some(PLENTY), ..Pack::default() });
+            }
+        });
+    }
+    lab
 }
 
 /// Time of the worker for `copies` copies.
@@ -48,12 +63,15 @@ fn run(lab: &mut Lab, copies: u64, bytes: &[u8]) -> Duration {
 fn flood(c: &mut Criterion) {
     let mut group = c.benchmark_group("flood");
     group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(2));
-    for memory in [Memory::Owned, Memory::Lent] {
+    for (memory, limited) in [(Memory::Owned, false), (Memory::Owned, true), (Memory::Lent, false)] {
         for members in [2, 8, 64, 256] {
-            let mut lab = LazyCell::new(|| network(members, memory));
+            let mut lab = LazyCell::new(|| network(members, memory, limited));
             for len in [64, 1514] {
                 let bytes = frame(Mac::BROADCAST, mac(0), 0x88b5, &vec![0; len - 14]);
-                let name = BenchmarkId::new(format!("{memory:?}/{len}B"), format!("{members} members"));
+                let name = BenchmarkId::new(
+                    format!("{memory:?}{}/{len}B", if limited { ", limited" } else { "" }),
+                    format!("{members} members"),
+                );
                 group.bench_function(name, |b| b.iter_custom(|copies| run(&mut lab, copies, &bytes)));
             }
         }

@@ -3,9 +3,10 @@
 use proptest::prelude::*;
 use vifswitch::control::config::{
     self, AddressPair, Base, Carried, Config, Device, Errors, IpAllocation, Network, Packet, Poll, Port, PortSecurity,
-    Problem, SwitchSettings, Tap, UnknownUnicast, Uplink, Vm, Xdp, kind, parse_json, parse_toml,
+    Problem, Storm, StormAction, SwitchSettings, Tap, UnknownUnicast, Uplink, Vm, Xdp, kind, parse_json, parse_toml,
 };
 use vifswitch::device::xdp::Mode;
+use vifswitch::switch::{ClassLimit, Rate, StormClass, StormLimits};
 use vifswitch::wire::Vid;
 
 /// The example of the manual, without what this version does not have.
@@ -87,6 +88,7 @@ fn the_example_means_what_it_says() {
         unknown_unicast: UnknownUnicast::Deliver,
         promiscuous: false,
         mac_limit: None,
+        storm: Storm::default(),
         admin_state_up: true,
         base: Base::Device(Device::Tap(tap)),
     };
@@ -101,6 +103,8 @@ fn the_example_means_what_it_says() {
         vms: vec![
             Vm {
                 id: "fw-3".to_string(),
+                storm: Storm::default(),
+                share_mac: false,
                 ports: vec![
                     Port {
                         allowed_address_pairs: vec![AddressPair { mac: "00:00:5e:00:01:01".parse().ok(), ip: None }],
@@ -124,6 +128,8 @@ fn the_example_means_what_it_says() {
             },
             Vm {
                 id: "client".to_string(),
+                storm: Storm::default(),
+                share_mac: false,
                 ports: vec![Port {
                     fixed_ips: vec!["10.5.0.1".parse().unwrap()],
                     ip_allocation: IpAllocation::Immediate,
@@ -150,6 +156,7 @@ fn the_example_means_what_it_says() {
                     Carried { network_id: "net1".to_string(), vlan: Vid::new(120) },
                     Carried { network_id: "net2".to_string(), vlan: None },
                 ],
+                storm: Storm::OFF,
                 admin_state_up: true,
                 device: Device::Xdp(Xdp {
                     name: "eth1".to_string(),
@@ -166,6 +173,7 @@ fn the_example_means_what_it_says() {
                     Carried { network_id: "net2".to_string(), vlan: None },
                     Carried { network_id: "net1".to_string(), vlan: Vid::new(120) },
                 ],
+                storm: Storm::OFF,
                 admin_state_up: false,
                 device: Device::Packet(Packet {
                     name: "eth2".to_string(),
@@ -218,9 +226,34 @@ const MISTAKES: &[Mistake] = &[
     // keys
     ("mac_address = \"02:00:00:00:01:0b\"", "mac_addres = \"x\"\nmac_address = \"02:00:00:00:01:0b\"", "vms[0].ports[1].mac_addres", Some("\"x\""), kind::UNKNOWN_KEY, &["did you mean mac_address?"]),
     ("mtu = 1500", "zzz = 1", "networks[0].zzz", Some("1"), kind::UNKNOWN_KEY, &["id, mtu, ageing_seconds"]),
-    ("mtu = 1500", "probe_seconds = 1", "networks[0].probe_seconds", Some("1"), kind::NOT_YET, &["known, but not in this version yet"]),
-    ("fixed_ips   = []", "storm = { broadcast = \"off\" }", "vms[0].ports[0].storm", Some("{ broadcast = \"off\" }"), kind::NOT_YET, &["not in this version yet"]),
-    ("id = \"fw-3\"", "id = \"fw-3\"\nshare_mac = true", "vms[0].share_mac", Some("true"), kind::NOT_YET, &["not in this version yet"]),
+    ("mtu = 1500", "vlan = 1", "networks[0].vlan", Some("1"), kind::NOT_YET, &["known, but not in this version yet"]),
+    ("mtu = 1500", "probe_seconds = 0", "networks[0].probe_seconds", Some("0"), kind::BAD_VALUE, &["1 to 10"]),
+    ("mtu = 1500", "freeze_seconds = 29", "networks[0].freeze_seconds", Some("29"), kind::BAD_VALUE, &["30 to 3600"]),
+    ("id = \"fw-3\"", "id = \"fw-3\"\nshare_mac = 1", "vms[0].share_mac", Some("1"), kind::WRONG_TYPE, &["true or false"]),
+    // storms
+    ("mtu = 1500", "storm = 0", "networks[0].storm", Some("0"), kind::WRONG_TYPE, &["\"off\"", "a table of classes"]),
+    ("mtu = 1500", "storm = \"none\"", "networks[0].storm", Some("\"none\""), kind::BAD_VALUE, &["\"off\"", "{ broadcast = { pps = 500 } }"]),
+    ("mtu = 1500", "storm = { broadcasts = \"off\" }", "networks[0].storm.broadcasts", Some("\"off\""), kind::UNKNOWN_KEY, &["did you mean broadcast?"]),
+    ("mtu = 1500", "storm = { broadcast = 0 }", "networks[0].storm.broadcast", Some("0"), kind::WRONG_TYPE, &["\"off\"", "{ pps = 500, burst = 500 }"]),
+    ("mtu = 1500", "storm = { broadcast = \"none\" }", "networks[0].storm.broadcast", Some("\"none\""), kind::BAD_VALUE, &["\"off\"", "pps = 500"]),
+    ("mtu = 1500", "storm = { multicast = {} }", "networks[0].storm.multicast", Some("{}"), kind::MISSING, &["limits nothing", "pps, bps or both", "\"off\""]),
+    ("mtu = 1500", "storm = { multicast = { pps = 0 } }", "networks[0].storm.multicast.pps", Some("0"), kind::BAD_VALUE, &["\"off\"", "1 to 1000000000"]),
+    ("mtu = 1500", "storm = { multicast = { pps = -1 } }", "networks[0].storm.multicast.pps", Some("-1"), kind::BAD_VALUE, &["1 to 1000000000"]),
+    ("mtu = 1500", "storm = { multicast = { bps = 0 } }", "networks[0].storm.multicast.bps", Some("0"), kind::BAD_VALUE, &["\"off\"", "1000 to 400000000000"]),
+    ("mtu = 1500", "storm = { multicast = { pps = 5, burst = 0 } }", "networks[0].storm.multicast.burst", Some("0"), kind::BAD_VALUE, &["1 to 18000"]),
+    ("mtu = 1500", "storm = { multicast = { pps = 5, burst = 18001 } }", "networks[0].storm.multicast.burst", Some("18001"), kind::BAD_VALUE, &["1 to 18000"]),
+    ("mtu = 1500", "storm = { multicast = { bps = 8000, burst = 10 } }", "networks[0].storm.multicast.burst", Some("10"), kind::CONTRADICTION, &["there is none", "give pps"]),
+    ("mtu = 1500", "storm = { multicast = { pps = 10, burst_bytes = 10 } }", "networks[0].storm.multicast.burst_bytes", Some("10"), kind::CONTRADICTION, &["give bps"]),
+    ("mtu = 1500", "storm = { multicast = { bps = 8000, burst_bytes = 3600001 } }", "networks[0].storm.multicast.burst_bytes", Some("3600001"), kind::BAD_VALUE, &["1 to 3600000"]),
+    ("mtu = 1500", "storm = { multicast = { pps = \"many\" } }", "networks[0].storm.multicast.pps", Some("\"many\""), kind::WRONG_TYPE, &["a whole number"]),
+    ("mtu = 1500", "storm = { multicast = { pps = 5, action = \"shutdown\" } }", "networks[0].storm.multicast.action", Some("\"shutdown\""), kind::BAD_VALUE, &["\"drop\", \"drop+event\", \"disable\""]),
+    ("mtu = 1500", "storm = { multicast = { pps = 5, recovery_seconds = 9 } }", "networks[0].storm.multicast.recovery_seconds", Some("9"), kind::CONTRADICTION, &["\"disable\""]),
+    ("mtu = 1500", "storm = { multicast = { pps = 5, action = \"disable\", recovery_seconds = 86401 } }", "networks[0].storm.multicast.recovery_seconds", Some("86401"), kind::BAD_VALUE, &["0 to 86400"]),
+    ("mtu = 1500", "storm = { copies = { burst = 5 } }", "networks[0].storm.copies.burst", Some("5"), kind::CONTRADICTION, &["give pps"]),
+    ("mtu = 1500", "storm = { copies = {} }", "networks[0].storm.copies", Some("{}"), kind::MISSING, &["give it pps"]),
+    ("id = \"fw-3\"", "id = \"fw-3\"\nstorm = { copies = { pps = 0 } }", "vms[0].storm.copies.pps", Some("0"), kind::BAD_VALUE, &["\"off\""]),
+    ("fixed_ips   = []", "storm = { copies = \"off\" }", "vms[0].ports[0].storm.copies", Some("\"off\""), kind::CONTRADICTION, &["for a VM on a network"]),
+    ("id       = \"up1\"", "id       = \"up1\"\nstorm = { broadcast = { pps = 0 } }", "uplinks[1].storm.broadcast.pps", Some("0"), kind::BAD_VALUE, &["\"off\""]),
     // values of a port
     ("02:00:00:00:01:0b", "02:00:00:00:01", "vms[0].ports[1].mac_address", Some("\"02:00:00:00:01\""), kind::BAD_VALUE, &["not a MAC address", "02:00:00:00:01:0a"]),
     ("02:00:00:00:01:0b", "03:00:00:00:01:0b", "vms[0].ports[1].mac_address", Some("\"03:00:00:00:01:0b\""), kind::BAD_VALUE, &["a group address", "even"]),
@@ -541,4 +574,65 @@ fn every_character_left_out_or_replaced_is_judged() {
             is_judged(parse_toml(&format!("{}{new}{}", &EXAMPLE[..at], &EXAMPLE[at + old.len_utf8()..]), "x"));
         }
     }
+}
+
+/// What is said of storms in four places, and what it comes to.
+#[test]
+fn storm_limits_are_what_is_said_nearest_to_them() {
+    const TEXT: &str = r#"
+        [[networks]]
+        id = "net1"
+        storm = { broadcast = { pps = 700 }, multicast = { bps = 8_000_000, action = "drop" } }
+        [[networks]]
+        id = "net2"
+        storm = "off"
+        [[vms]]
+        id = "a"
+        storm = { unknown_unicast = { pps = 50, burst = 5, action = "disable", recovery_seconds = 0 }, copies = { pps = 9 } }
+        [[vms.ports]]
+        port_id = "p1"
+        network_id = "net1"
+        mac_address = "02:00:00:00:00:01"
+        storm = { multicast = "off", broadcast = { pps = 1000, bps = 8000 } }
+        device = { kind = "tap" }
+        [[vms.ports]]
+        port_id = "p2"
+        network_id = "net2"
+        mac_address = "02:00:00:00:00:02"
+        device = { kind = "tap" }
+        [[uplinks]]
+        id = "up0"
+        networks = [{ network_id = "net1" }]
+        device = { kind = "xdp", name = "eth1" }
+        [[uplinks]]
+        id = "up1"
+        networks = [{ network_id = "net2" }]
+        storm = { broadcast = { pps = 100 } }
+        device = { kind = "xdp", name = "eth2" }
+    "#;
+    let config = parse_toml(TEXT, "x").unwrap();
+    let frames = |rate, burst| Some(ClassLimit::frames(Rate::new(rate, burst)));
+    let bytes = |rate, burst| Some(Rate::new(rate, burst));
+    let vm = &config.vms[0];
+    let port = |index: usize| config.storm_of_port(&vm.ports[index]);
+    let of_vm = |index: usize| config.storm_of_vm(vm, &config.networks[index]);
+    // By class: broadcast, multicast, unknown unicast. A class that is named is as it stands there, nothing of it is
+    // of another place; a burst is a second of the rate, and of bytes the longest frame at least.
+    let p1 = [Some(ClassLimit { frames: bytes(1000, 1000), bytes: bytes(1000, 9238) }), None, frames(1000, 1000)];
+    assert_eq!(port(0).limits().0, p1);
+    assert_eq!(port(1).limits(), StormLimits::OFF);
+    let multicast = Some(ClassLimit { frames: None, bytes: bytes(1_000_000, 1_000_000) });
+    assert_eq!(of_vm(0).limits().0, [frames(700, 700), multicast, frames(50, 5)]);
+    assert_eq!((of_vm(0).copies(), of_vm(1).copies()), (bytes(9, 9), bytes(9, 9)));
+    assert_eq!(of_vm(1).limits().0, [None, None, frames(50, 5)]);
+    assert_eq!(config.networks[1].storm.copies(), None);
+    let does = |storm: &Storm, class| storm.limit(class).map(|limit| (limit.action, limit.recovery_seconds));
+    assert_eq!(does(&of_vm(0), StormClass::UnknownUnicast), Some((StormAction::Disable, 0)));
+    assert_eq!(does(&of_vm(0), StormClass::Multicast), Some((StormAction::Drop, 300)));
+    assert_eq!(does(&of_vm(0), StormClass::Broadcast), Some((StormAction::DropEvent, 300)));
+    assert_eq!(config.storm_of_uplink(&config.uplinks[0]), Storm::OFF);
+    assert_eq!(config.storm_of_uplink(&config.uplinks[1]).limits().0, [frames(100, 100), None, None]);
+    // What is said nowhere is as by default.
+    assert_eq!(Network::new("n").storm.limits(), StormLimits::VM_DEFAULT);
+    assert_eq!(Network::new("n").storm.copies(), Some(Rate::new(100_000, 10_000)));
 }

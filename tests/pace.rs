@@ -13,7 +13,8 @@ use tokio::sync::oneshot;
 use vifswitch::device::{Abilities, Device};
 use vifswitch::frame::{Batch, Cache, Fate, Lane, Pool, Sent};
 use vifswitch::switch::{
-    Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, ReservedMask, Role, Rules, Secret, Security,
+    Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, PortStorm, Reach, ReservedMask, Role, Rules, Secret,
+    Security,
 };
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time;
@@ -125,6 +126,8 @@ impl House {
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            storm: PortStorm::default(),
+            pack: None,
         });
         let rules = Arc::new(Rules::compile(secret, networks, rules.collect(), Vec::new()));
         for worker in 0..usize::from(workers) {

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::config::{Config, Port, PortSecurity, UnknownUnicast};
 use super::failover::Groups;
 use super::lines::{Line, lines};
+use super::meters::Meters;
 use super::places::{OUTSIDE, Places};
 use super::seats::{By, Names, Seat, Stand};
 use crate::switch::{
@@ -60,15 +61,17 @@ fn security(port: &Port) -> Security {
 }
 
 /// The rules for these seats. With each: the worker through which it is reached, if it has a device
-/// now. `groups` says which uplinks carry the frames.
+/// now. `groups` says which uplinks carry the frames, and `meters` how much of the storm limits is used; they have
+/// followed this configuration.
 pub fn rules<'a>(
     config: &Config,
     places: &Places,
     secret: Secret,
     seats: impl Iterator<Item = (&'a Seat, Option<u16>)>,
     groups: &Groups,
+    meters: &Meters,
 ) -> Rules {
-    let drawn = draw(config, places, seats, groups);
+    let drawn = draw(config, places, seats, groups, meters);
     Rules::compile(secret, drawn.networks, drawn.ports, drawn.carriers)
 }
 
@@ -85,6 +88,7 @@ fn draw<'a>(
     places: &Places,
     seats: impl Iterator<Item = (&'a Seat, Option<u16>)>,
     groups: &Groups,
+    meters: &Meters,
 ) -> Drawn {
     let networks = config.networks.iter().filter_map(|network| {
         Some(NetworkRules {
@@ -117,8 +121,10 @@ fn draw<'a>(
             By::Device(_) => (worker, Reach::Own),
         };
         match seat.stand {
-            Stand::Port { vm, position, network_id, owner, .. } => {
-                let port = &config.vms[vm].ports[position];
+            Stand::Port { vm, position, network, network_id, owner } => {
+                let vm = &config.vms[vm];
+                let port = &vm.ports[position];
+                let (storm, pack) = meters.of_port(vm, port, &config.networks[network]);
                 drawn.ports.push(PortRules {
                     id: seat.id,
                     network: network_id,
@@ -132,6 +138,8 @@ fn draw<'a>(
                     unknown_unicast: port.unknown_unicast == UnknownUnicast::Deliver,
                     promiscuous: port.promiscuous,
                     mac_limit: port.mac_limit,
+                    storm,
+                    pack: Some(pack),
                 });
             }
             Stand::Uplink { index } => drop(reached.insert(index, (seat.id, worker))),
@@ -144,9 +152,11 @@ fn draw<'a>(
         drawn.carriers.push(CarrierRules { id: seat.id, admin_up, worker, standby: false, ports });
     }
     let mut on_line: HashMap<Vec<usize>, Vec<(Option<Vid>, PortId)>> = HashMap::new();
-    for Outside { id, network_id, vlan, line, .. } in outsides(config, places) {
+    for Outside { id, network, network_id, vlan, line } in outsides(config, places) {
         let active = line.active(groups);
         let Some(&(carrier, worker)) = reached.get(&active) else { continue };
+        let network_name = &config.networks[network].id;
+        let (storm, pack) = meters.of_line(config, &line, network_name, &config.uplinks[active]);
         drawn.ports.push(PortRules {
             id,
             network: network_id,
@@ -160,6 +170,8 @@ fn draw<'a>(
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            storm,
+            pack,
         });
         on_line.entry(line.members).or_default().push((vlan, id));
     }
@@ -192,7 +204,9 @@ mod tests {
     fn by_name(config: &Config, places: &Places) -> Vec<String> {
         let seats = seats(config, places);
         let reached = || seats.iter().map(|seat| (seat, Some(0)));
-        let rules = rules(config, places, Secret::new([1; 16]), reached(), &Groups::default());
+        let mut meters = Meters::new(2);
+        meters.follow(config);
+        let rules = rules(config, places, Secret::new([1; 16]), reached(), &Groups::default(), &meters);
         let outsides = outsides(config, places);
         let name = |id: &PortId| match seats.iter().find(|seat| seat.id == *id) {
             Some(seat) => seat.name.clone(),
@@ -218,12 +232,12 @@ mod tests {
                 let (unknown, promiscuous, limit) = (port.unknown_unicast, port.promiscuous, port.mac_limit);
                 format!(
                     "{} {} {security:?} {up} {unknown} {promiscuous} {limit:?} {mtu} {ageing} {limits:?} {guard} \
-                     {reserved:?} {siblings:?} {flood:?} {:?}",
-                    seat.name, port.mac, seat.by
+                     {reserved:?} {siblings:?} {flood:?} {:?} {:?} {:?}",
+                    seat.name, port.mac, seat.by, port.storm, port.pack
                 )
             })
             .collect();
-        let drawn = draw(config, places, reached(), &Groups::default());
+        let drawn = draw(config, places, reached(), &Groups::default(), &meters);
         let carriers =
             seats.iter().filter_map(|seat| Some((seat, drawn.carriers.iter().find(|carrier| carrier.id == seat.id)?)));
         all.extend(carriers.map(|(seat, carrier)| {
@@ -242,7 +256,9 @@ mod tests {
             let seats = seats(&config, &places);
             prop_assert_eq!(seats.len(), config.ports().count() + config.uplinks.len());
             let reached = || seats.iter().map(|seat| (seat, Some(0)));
-            let rules = rules(&config, &places, Secret::new([1; 16]), reached(), &Groups::default());
+            let mut meters = Meters::new(2);
+            meters.follow(&config);
+            let rules = rules(&config, &places, Secret::new([1; 16]), reached(), &Groups::default(), &meters);
             let outside = outsides(&config, &places).len();
             prop_assert_eq!(rules.ports().count(), config.ports().count() + outside);
             for seat in &seats {
@@ -265,7 +281,9 @@ mod tests {
                 groups.look(uplink.group.as_deref().unwrap_or_default(), &fit, crate::time::Moment::from_secs(1));
             }
             let reached = seats.iter().map(|seat| (seat, Some(u16::from(seat.is_uplink()))));
-            let drawn = draw(&config, &places, reached, &groups);
+            let mut meters = Meters::new(2);
+            meters.follow(&config);
+            let drawn = draw(&config, &places, reached, &groups, &meters);
             let parents: std::collections::HashSet<_> =
                 config.ports().filter_map(|(_, port)| Some(&port.subport()?.parent)).collect();
             prop_assert_eq!(drawn.carriers.len(), config.uplinks.len() + parents.len());

@@ -54,8 +54,21 @@ fn vms(old: &Config, new: &Config, told: &mut Vec<String>) {
     );
     told.extend(gone(&old.vms, &after, |vm| &vm.id).map(|vm| format!("VM {:?} is gone", vm.id)));
     for vm in &new.vms {
-        if !before.contains_key(vm.id.as_str()) {
-            told.push(format!("VM {:?} is new", vm.id));
+        match before.get(vm.id.as_str()) {
+            None => told.push(format!("VM {:?} is new", vm.id)),
+            Some(was) if (was.storm, was.share_mac) != (vm.storm, vm.share_mac) => {
+                let own = |vm: &Vm| {
+                    keys(
+                        &Vm { id: vm.id.clone(), storm: vm.storm, share_mac: vm.share_mac, ports: Vec::new() }
+                            .to_written(),
+                    )
+                };
+                told.extend(
+                    otherwise(&own(was), &own(vm))
+                        .map(|(key, was, is)| format!("VM {:?}: {key} was {was} and is {is}", vm.id)),
+                );
+            }
+            Some(_) => {}
         }
         for port in &vm.ports {
             let Some((vm_before, was)) = ports_before.get(port.id()) else {

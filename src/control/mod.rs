@@ -28,6 +28,7 @@ mod journal;
 pub mod keeper;
 pub mod leftovers;
 pub mod lines;
+pub mod meters;
 pub mod places;
 pub mod plan;
 mod report;

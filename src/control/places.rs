@@ -352,7 +352,11 @@ mod tests {
                 .map(|number| Port { port_id: format!("{prefix}{number}"), ..one_port("a").vms[0].ports[0].clone() })
                 .collect();
             let networks = (0..MOST_NETWORKS).map(|number| Network::new(format!("{prefix}{number}")));
-            Config { networks: networks.collect(), vms: vec![Vm { id: "v".into(), ports }], ..Config::default() }
+            Config {
+                networks: networks.collect(),
+                vms: vec![Vm { id: "v".into(), ports, ..Vm::default() }],
+                ..Config::default()
+            }
         };
         let (a, b) = (full("a"), full("b"));
         seats::fits(&a).unwrap();

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::config::{Config, Network, Port, Uplink, Vm};
+use super::config::{Config, Network, Port, Storm, Uplink, Vm};
 use super::lines::lines;
 use super::seats;
 use crate::device::{Settings, packet, xdp};
@@ -47,6 +47,15 @@ pub enum Step {
         vm: String,
         /// How it shall be.
         port: Port,
+    },
+    /// This VM is otherwise in what holds for all its ports together. It is there, or comes with its ports.
+    PutVm {
+        /// The VM.
+        vm: String,
+        /// What it may send to everybody.
+        storm: Storm,
+        /// Whether its ports may use one source in turns.
+        share_mac: bool,
     },
     /// This uplink stays and is otherwise: it, or a network that it carries.
     ChangeUplink {
@@ -127,7 +136,7 @@ impl Order {
                 Step::Open { vm, port } => enter.push((vm, &port.port_id)),
                 Step::CloseUplink(id) => self.uplinks.retain(|known| known != id),
                 Step::OpenUplink(uplink) => self.uplinks.push(uplink.id.clone()),
-                Step::ChangeUplink { .. } | Step::Arrange(_) => {}
+                Step::PutVm { .. } | Step::ChangeUplink { .. } | Step::Arrange(_) => {}
             }
         }
         self.networks.retain(|network| known.contains(network));
@@ -226,6 +235,13 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
         }
         steps.push(Step::Change { vm: vm.id.clone(), port: port.clone(), forget, device });
     }
+    let vms_before: HashMap<&str, &Vm> = old.vms.iter().map(|vm| (vm.id.as_str(), vm)).collect();
+    let unsaid = Vm::default();
+    steps.extend(new.vms.iter().filter_map(|vm| {
+        let was = vms_before.get(vm.id.as_str()).copied().unwrap_or(&unsaid);
+        let (storm, share_mac) = (vm.storm, vm.share_mac);
+        ((was.storm, was.share_mac) != (storm, share_mac)).then(|| Step::PutVm { vm: vm.id.clone(), storm, share_mac })
+    }));
     steps.extend(uplink_steps(old, new));
     steps.extend(
         old.networks
@@ -312,6 +328,8 @@ pub fn apply(plan: &Plan, config: &Config) -> Config {
     let mut networks: HashMap<&str, &Network> = networks(config);
     let mut ports: HashMap<&str, &Port> = ports(config).into_iter().map(|(id, (_, port))| (id, port)).collect();
     let mut uplinks: HashMap<&str, &Uplink> = uplinks(config);
+    let mut vms: HashMap<&str, (Storm, bool)> =
+        config.vms.iter().map(|vm| (vm.id.as_str(), (vm.storm, vm.share_mac))).collect();
     for step in &plan.steps {
         match step {
             Step::Close(port) => drop(ports.remove(port.as_str())),
@@ -320,15 +338,20 @@ pub fn apply(plan: &Plan, config: &Config) -> Config {
             Step::RemoveNetwork(network) => drop(networks.remove(network.as_str())),
             Step::PutNetwork(network) => drop(networks.insert(&network.id, network)),
             Step::Change { port, .. } | Step::Open { port, .. } => drop(ports.insert(&port.port_id, port)),
+            Step::PutVm { vm, storm, share_mac } => drop(vms.insert(vm, (*storm, *share_mac))),
             Step::Arrange(_) => {}
         }
     }
     let order = Order::of(config).after(&plan.steps);
     let listed = |ids: Vec<String>| ids.iter().filter_map(|id| ports.get(id.as_str()).copied().cloned()).collect();
+    let vm = |(id, ids): (String, Vec<String>)| {
+        let (storm, share_mac) = vms.get(id.as_str()).copied().unwrap_or_default();
+        Vm { id, storm, share_mac, ports: listed(ids) }
+    };
     Config {
         switch: config.switch.clone(),
         networks: order.networks.iter().filter_map(|id| networks.get(id.as_str()).copied().cloned()).collect(),
-        vms: order.vms.into_iter().map(|(id, ids)| Vm { id, ports: listed(ids) }).collect(),
+        vms: order.vms.into_iter().map(vm).collect(),
         uplinks: order.uplinks.iter().filter_map(|id| uplinks.get(id.as_str()).copied().cloned()).collect(),
     }
 }
@@ -396,6 +419,14 @@ mod tests {
                     Step::RemoveNetwork(id) => prop_assert!(!below.contains_key(id.as_str())),
                     Step::PutNetwork(network) => {
                         prop_assert_ne!(below_before.get(network.id.as_str()), Some(&&network));
+                    }
+                    Step::PutVm { vm, storm, share_mac } => {
+                        let of = |config: &Config| {
+                            let found = config.vms.iter().find(|known| known.id == vm);
+                            found.map(|vm| (vm.storm, vm.share_mac))
+                        };
+                        prop_assert_eq!(of(&new), Some((storm, share_mac)));
+                        prop_assert_ne!(of(&old).unwrap_or_default(), (storm, share_mac));
                     }
                     Step::Arrange(order) => prop_assert_eq!(order, Order::of(&new)),
                 }

@@ -306,6 +306,7 @@ mod tests {
                 id: format!("up{number}"),
                 group: None,
                 networks: Vec::new(),
+                storm: crate::control::config::Storm::OFF,
                 admin_state_up: true,
                 device: Device::Xdp(crate::control::config::Xdp {
                     name: format!("eth{number}"),

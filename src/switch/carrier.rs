@@ -181,7 +181,7 @@ impl Switch {
         for (index, (((question, verdict), place), origin)) in
             questions.iter_mut().zip(&mut *verdicts).zip(&mut ports).zip(&mut *self.origins).enumerate()
         {
-            *question = match carrier.admit(rules, batch, index, origin) {
+            *question = match carrier.admit(rules, batch, index, now, origin) {
                 Ok((port, header)) => {
                     *place = Some(port);
                     Question::new(rules, port, &header)
@@ -193,12 +193,12 @@ impl Switch {
             };
         }
         fetch_ahead(rules, fdb, questions);
-        let now = now.secs();
+        let (moment, now, batch) = (now, now.secs(), &*batch);
         for (index, ((question, verdict), port)) in questions.iter().zip(verdicts).zip(ports).enumerate() {
             let Some(port) = port else { continue };
             let oldest = (now + 1).saturating_sub(port.ageing);
-            let mut judge = Judge { rules, port, fdb, news, now, oldest, unlearned: false };
-            *verdict = match judge.answer(question) {
+            let mut judge = Judge { rules, port, batch, fdb, news, moment, now, oldest, unlearned: false };
+            *verdict = match judge.answer(question, index) {
                 // 11. split horizon: another uplink has heard of it on the outside.
                 Verdict::To(to) if port.is_uplink() && rules.port(to).is_some_and(PortRules::is_uplink) => {
                     Verdict::Drop(DropReason::SplitHorizon)
@@ -222,6 +222,7 @@ impl Carrier {
         rules: &'a Rules,
         batch: &mut Batch,
         index: usize,
+        now: Moment,
         origin: &mut Origin,
     ) -> Result<(&'a Port, Header), DropReason> {
         let head = batch.head(index);
@@ -251,7 +252,7 @@ impl Carrier {
             origin.tag = TAG_LEN as u64;
         }
         // 2. header sane: as the frame is on its network
-        let header = read(port, batch.frame(index), batch.head(index))?;
+        let header = read(port, batch.frame(index), batch.head(index), now)?;
         // 7. port security, as far as it is about what is behind the header
         if is_spoofed(port, header.source, batch.head(index)) {
             return Err(DropReason::SpoofedIp);

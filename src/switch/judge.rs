@@ -6,9 +6,14 @@ use super::carrier::{Origin, Origins};
 use super::question::{Question, ask, fetch_ahead, refuse_spoofed};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
-use super::{AtLimit, Audience, DropReason, Fdb, Learned, PortId, Rules, Secret, Seen, Station, Verdict, Verdicts};
+use super::storm::{Cost, admit, is_bpdu};
+use super::{
+    AtLimit, Audience, DropReason, Fdb, Flood, Learned, PortId, PortRules, Rules, Secret, Seen, Station, StormClass,
+    Verdict, Verdicts,
+};
 use crate::frame::{BURST, Batch};
 use crate::time::Moment;
+use crate::wire::Mac;
 
 /// News for other workers: a station was seen behind a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,14 +150,14 @@ impl Switch {
         };
         let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
         let questions = &mut self.questions[..batch.len()];
-        ask(rules, port, batch, verdicts, questions);
+        ask(rules, port, batch, now, verdicts, questions);
         if port.bindings.is_some() {
             refuse_spoofed(port, batch, verdicts, questions);
         }
         fetch_ahead(rules, fdb, questions);
-        let now = now.secs();
+        let (moment, now) = (now, now.secs());
         let oldest = (now + 1).saturating_sub(port.ageing);
-        let mut judge = Judge { rules, port, fdb, news, now, oldest, unlearned: false };
+        let mut judge = Judge { rules, port, batch, fdb, news, moment, now, oldest, unlearned: false };
         // What few ports have is asked once for a burst, and not of each frame.
         if port.mac_limit.is_some() {
             return judge.answer_limited(questions, verdicts);
@@ -182,30 +187,27 @@ fn watch(port: &Port, verdicts: &mut [Verdict]) {
     }
 }
 
-/// What becomes of a frame for nobody in particular.
-#[inline(never)] // it would crowd the registers of the way that most frames go
-fn flood(port: &Port, q: &Question) -> Verdict {
-    if q.destination == q.source {
-        // Whoever this is, it is behind the port that the frame came from: it sent it.
-        return Verdict::Drop(DropReason::Hairpin);
-    }
-    let mac = q.destination.mac();
-    Verdict::Flood(if is_of_the_wire(mac) {
+/// Whom a frame from a port is for that is for nobody in particular.
+#[inline]
+fn audience(port: &Port, destination: Mac) -> Audience {
+    if is_of_the_wire(destination) {
         Audience::Inside
-    } else if port.suppresses && !mac.is_group() {
+    } else if port.suppresses && !destination.is_group() {
         Audience::Unknown
     } else {
         Audience::All
-    })
+    }
 }
 
 /// What the frames of one burst have in common.
 pub(super) struct Judge<'a> {
     pub(super) rules: &'a Rules,
     pub(super) port: &'a Port,
+    pub(super) batch: &'a Batch,
     pub(super) fdb: &'a mut Fdb,
     pub(super) news: &'a mut Vec<Sighting>,
-    /// In seconds.
+    pub(super) moment: Moment,
+    /// The same in seconds.
     pub(super) now: u32,
     /// When a station must have been heard to be remembered, in seconds.
     pub(super) oldest: u32,
@@ -214,10 +216,10 @@ pub(super) struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    /// Everything that the tables decide about a frame, in the order in which it is decided. The
-    /// order is the policy: nothing is learned from a frame that may not be here.
+    /// Everything that the tables decide about frame `index` of the burst, in the order in which it is decided. The
+    /// order is the policy: nothing is learned from a frame that may not be here, or goes no further.
     #[inline(always)]
-    pub(super) fn answer(&mut self, q: &Question) -> Verdict {
+    pub(super) fn answer(&mut self, q: &Question, index: usize) -> Verdict {
         let port = self.port;
         // 6. and 7. guard, port security; a port's own pin passes both and need not be learned
         let mut learn = false;
@@ -235,15 +237,61 @@ impl Judge<'_> {
         if to == port.rules.id {
             return Verdict::Drop(DropReason::Hairpin);
         }
+        if to == PortId::NONE {
+            return self.flood(q, index, learn);
+        }
         // 10. learn the source
-        if learn && !self.fdb.is_current(q.source, q.source_hash, port.rules.id, self.now) && !self.see(q) {
+        if learn && !self.knows(q) && !self.see(q) {
             return Verdict::Drop(DropReason::MacLimit);
         }
-        // 11. forward or flood
-        if to != PortId::NONE {
-            return Verdict::To(to);
+        // 11. forward
+        Verdict::To(to)
+    }
+
+    /// What becomes of frame `index`, which is for nobody in particular. `learn`: whether its source is still to
+    /// be learned.
+    #[inline(never)] // it would crowd the registers of the way that most frames go
+    fn flood(&mut self, q: &Question, index: usize, learn: bool) -> Verdict {
+        let to = audience(self.port, q.destination.mac());
+        let is_for_itself = q.destination == q.source;
+        // 9. storm control
+        if self.port.is_policed
+            && !is_for_itself
+            && let Err(reason) = self.police(q.destination.mac(), index, to)
+        {
+            return Verdict::Drop(reason);
         }
-        flood(port, q)
+        // 10. learn the source
+        if learn && !self.knows(q) && !self.see(q) {
+            return Verdict::Drop(DropReason::MacLimit);
+        }
+        if is_for_itself {
+            // Whoever this is, it is behind the port that the frame came from: it sent it.
+            return Verdict::Drop(DropReason::Hairpin);
+        }
+        // 11. flood
+        Verdict::Flood(to)
+    }
+
+    /// Whether frame `index` may go to many, as far as storm limits are concerned. BPDUs have been counted before.
+    fn police(&self, destination: Mac, index: usize, to: Audience) -> Result<(), DropReason> {
+        if is_bpdu(destination) {
+            return Ok(());
+        }
+        let (frames, bytes) = self.batch.frame(index).counts();
+        let copies = || {
+            let reached = self.rules.reached(Flood::new(self.port.rules.id, to));
+            reached.iter().map(|ports| ports.len() as u64).sum()
+        };
+        let PortRules { storm, pack, .. } = &self.port.rules;
+        let class = StormClass::of(destination);
+        admit(storm, pack.as_ref(), class, Cost { frames, bytes }, copies, self.moment)
+    }
+
+    /// Whether the source is known to be where it is, and has been heard just now.
+    #[inline(always)]
+    fn knows(&self, q: &Question) -> bool {
+        self.fdb.is_current(q.source, q.source_hash, self.port.rules.id, self.now)
     }
 
     /// Answers the questions of a burst from a port at which it matters how many stations have been learned.
@@ -253,7 +301,7 @@ impl Judge<'_> {
         let mut unlearned = 0;
         for (index, (question, verdict)) in questions.iter().zip(&mut *verdicts).enumerate() {
             if !question.is_none() {
-                *verdict = self.answer(question);
+                *verdict = self.answer(question, index);
                 unlearned |= u64::from(self.goes_unlearned(verdict)) << index;
             }
         }

@@ -19,21 +19,21 @@ impl Judge<'_> {
             while at < known {
                 at += self.pass(&questions[at..known], &mut verdicts[at..known]);
                 if at < known {
-                    self.answer_one(&questions[at], &mut verdicts[at]);
+                    self.answer_one(&questions[at], at, &mut verdicts[at]);
                     at += 1;
                 }
             }
             if at < questions.len() {
-                self.answer_one(&questions[at], &mut verdicts[at]);
+                self.answer_one(&questions[at], at, &mut verdicts[at]);
                 at += 1;
             }
         }
     }
 
     #[inline(never)] // it would crowd the registers of the way that most frames go
-    fn answer_one(&mut self, question: &Question, verdict: &mut Verdict) {
+    fn answer_one(&mut self, question: &Question, index: usize, verdict: &mut Verdict) {
         if !question.is_none() {
-            *verdict = self.answer(question);
+            *verdict = self.answer(question, index);
         }
     }
 
@@ -90,9 +90,10 @@ mod tests {
     use crate::frame::{BURST, Batch, Cache, Pool};
     use crate::switch::question::ask;
     use crate::switch::{
-        DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach, ReservedMask, Role,
-        Rules, Secret, Security, Station, Switch,
+        DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, PortStorm, Reach, ReservedMask,
+        Role, Rules, Secret, Security, Station, Switch,
     };
+    use crate::time::Moment;
     use crate::wire::{Mac, Offload};
 
     static POOL: LazyLock<&Pool> = LazyLock::new(|| Pool::new(512).unwrap());
@@ -120,6 +121,8 @@ mod tests {
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            storm: PortStorm::default(),
+            pack: None,
         };
         Arc::new(Rules::compile(Secret::new([5; 16]), vec![network], (0..ports).map(port).collect(), Vec::new()))
     }
@@ -145,12 +148,15 @@ mod tests {
         let port = rules.compiled(PortId::new(0, 0)).unwrap();
         let mut verdicts = [Verdict::Drop(DropReason::PortClosed); BURST];
         let questions = &mut questions[..batch.len()];
-        ask(rules, port, batch, &mut verdicts, questions);
-        let mut judge = Judge { rules, port, fdb, news, now, oldest: now - 300, unlearned: false };
+        let moment = Moment::from_secs(now.into());
+        ask(rules, port, batch, moment, &mut verdicts, questions);
+        let mut judge = Judge { rules, port, batch, fdb, news, moment, now, oldest: now - 300, unlearned: false };
         if is_short {
             judge.answer_all(questions, &mut verdicts);
         } else {
-            questions.iter().zip(&mut verdicts).for_each(|(question, verdict)| judge.answer_one(question, verdict));
+            for (index, (question, verdict)) in questions.iter().zip(&mut verdicts).enumerate() {
+                judge.answer_one(question, index, verdict);
+            }
         }
         verdicts[..questions.len()].to_vec()
     }

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bucket;
 mod carrier;
 mod fdb;
 mod judge;
@@ -23,8 +24,10 @@ mod reserved;
 mod rules;
 mod security;
 mod settings;
+mod storm;
 mod verdict;
 
+pub use bucket::{Bucket, Rate};
 pub use carrier::{CarrierRules, Origin, Origins};
 pub use fdb::{Fdb, Learned, Limits, Seen};
 pub use judge::{Judged, Sighting, Switch};
@@ -33,4 +36,5 @@ pub use reserved::{ReservedGroup, ReservedMask};
 pub use rules::Rules;
 pub use security::{AtLimit, Binding, MacLimit, Security};
 pub use settings::{NetworkRules, Owner, PortRules, Reach, Role};
+pub use storm::{BPDU_RATE, COPIES_DEFAULT, ClassLimit, Meter, Pack, PortStorm, StormClass, StormLimits};
 pub use verdict::{Audience, DropReason, Flood, Verdict, Verdicts};

@@ -1,9 +1,12 @@
 //! What frames say of themselves: the first round of judging. Each frame that is sane becomes a question to
 //! the tables; every other one has its verdict.
 
+use super::reserved::is_of_the_wire;
 use super::rules::Port;
+use super::storm::is_bpdu;
 use super::{DropReason, Fdb, Rules, Station, Verdict, Verdicts};
 use crate::frame::{Batch, Frame};
+use crate::time::Moment;
 use crate::wire::{Claim, Header, Mac, TAG_LEN, tags};
 
 /// Bytes of tables that are surely in the processor's cache; larger ones are fetched ahead.
@@ -28,9 +31,16 @@ pub(super) fn is_spoofed(port: &Port, source: Mac, head: &[u8]) -> bool {
 
 /// Reads the headers of a burst: a question for each frame, or its verdict.
 #[inline(never)] // with registers of its own
-pub(super) fn ask(rules: &Rules, port: &Port, batch: &Batch, verdicts: &mut Verdicts, questions: &mut [Question]) {
+pub(super) fn ask(
+    rules: &Rules,
+    port: &Port,
+    batch: &Batch,
+    now: Moment,
+    verdicts: &mut Verdicts,
+    questions: &mut [Question],
+) {
     for (((frame, head), verdict), question) in batch.heads().zip(verdicts).zip(questions) {
-        *question = match read(port, frame, head) {
+        *question = match read(port, frame, head, now) {
             Ok(header) => Question::new(rules, port, &header),
             Err(reason) => {
                 *verdict = Verdict::Drop(reason);
@@ -42,7 +52,7 @@ pub(super) fn ask(rules: &Rules, port: &Port, batch: &Batch, verdicts: &mut Verd
 
 /// What a frame says of itself.
 #[inline(always)]
-pub(super) fn read(port: &Port, frame: &Frame, head: &[u8]) -> Result<Header, DropReason> {
+pub(super) fn read(port: &Port, frame: &Frame, head: &[u8], now: Moment) -> Result<Header, DropReason> {
     use DropReason::*;
     // 2. header sane
     let Some(header) = Header::read(head) else { return Err(Runt) };
@@ -53,10 +63,22 @@ pub(super) fn read(port: &Port, frame: &Frame, head: &[u8]) -> Result<Header, Dr
         return Err(BadSource);
     }
     // 5. reserved groups
-    if header.destination.is_group() && port.reserved.refuses(header.destination) {
-        return Err(ReservedGroup);
+    if header.destination.is_group() && is_of_the_wire(header.destination) {
+        keep_reserved(port, frame, header.destination, now)?;
     }
     Ok(header)
+}
+
+/// Whether a frame to a reserved group may pass.
+#[inline(never)]
+fn keep_reserved(port: &Port, frame: &Frame, destination: Mac, now: Moment) -> Result<(), DropReason> {
+    if port.reserved.refuses(destination) {
+        return Err(DropReason::ReservedGroup);
+    }
+    if is_bpdu(destination) && !port.rules.storm.admits_bpdus(frame.count(), now) {
+        return Err(DropReason::StormBpdu);
+    }
+    Ok(())
 }
 
 /// Whether a frame that stands for several, or seems too long, is as it should be.

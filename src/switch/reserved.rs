@@ -8,7 +8,7 @@ use crate::wire::Mac;
 
 /// 01:00:0c:cc:cc:cd, the address of per-VLAN spanning tree (PVST+), which many switches send on
 /// trunks.
-const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);
+pub(super) const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);
 
 /// Whether an address is one that only the two ends of a wire are to hear: spanning tree, PAUSE, LACP,
 /// EAPOL, LLDP and the like (IEEE 802.1Q-2018, table 8-1), and PVST+. Told without a branch.

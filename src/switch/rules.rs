@@ -45,6 +45,8 @@ pub(super) struct Port {
     pub(super) is_watched: bool,
     /// How many stations may be learned, where this is a limit at which none is displaced.
     pub(super) mac_limit: Option<MacLimit>,
+    /// Whether there are limits on what it may send to everybody.
+    pub(super) is_policed: bool,
     /// Its number among the subports of all trunks, if it is one.
     branch: Option<u16>,
     /// Bytes of the longest frame without tags.
@@ -185,6 +187,7 @@ impl Rules {
                 suppresses: !network.incurious.is_empty(),
                 is_watched: network.watchers.all().iter().any(|&watcher| watcher != rules.id),
                 mac_limit,
+                is_policed: !rules.storm.limits.is_off() || rules.pack.as_ref().is_some_and(|pack| !pack.is_off()),
                 guard: network.rules.guard && !rules.is_uplink(),
                 branch: rules.is_subport().then(|| {
                     branches += 1;
@@ -348,7 +351,7 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::switch::Owner;
+    use crate::switch::{Owner, PortStorm};
     use crate::wire::Vid;
 
     fn network(index: u16) -> NetworkRules {
@@ -376,6 +379,8 @@ mod tests {
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            storm: PortStorm::default(),
+            pack: None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! What control asks for of each port and each network, not compiled yet.
 
-use super::{Limits, MacLimit, NetworkId, PortId, ReservedMask, Security};
+use super::{Limits, MacLimit, NetworkId, Pack, PortId, PortStorm, ReservedMask, Security};
 use crate::wire::{Mac, Vid};
 
 /// Whose port it is: ports of one owner on one network are siblings.
@@ -61,6 +61,10 @@ pub struct PortRules {
     /// How many stations may be learned behind it. `None`: as many as behind every port of its network, and the
     /// newest displaces the oldest.
     pub mac_limit: Option<MacLimit>,
+    /// How much it may send to everybody.
+    pub storm: PortStorm,
+    /// How much it may together with its siblings; all of them have the same. `None`: anything, at no cost.
+    pub pack: Option<Pack>,
 }
 
 impl PortRules {

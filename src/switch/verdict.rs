@@ -35,6 +35,18 @@ pub enum DropReason {
     /// In: ARP, IP or neighbor discovery names a sender that port security does not allow here, or one that
     /// cannot be read.
     SpoofedIp,
+    /// In: more broadcast than the port may send.
+    StormBroadcast,
+    /// In: more multicast than the port may send.
+    StormMulticast,
+    /// In: more frames for stations that nobody knows than the port may send.
+    StormUnknownUnicast,
+    /// In: more of one of these classes than the VM may send on the network, by all its ports together.
+    StormVm,
+    /// In: it would go to everybody, and as many copies as the VM may cause on the network have been made.
+    StormCopies,
+    /// In: more BPDUs than a port may send.
+    StormBpdu,
     /// In: as many stations as may be have been learned behind the port, and this is another one.
     MacLimit,
     /// In: the destination is behind the port that the frame came from.
@@ -63,7 +75,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them, in the order of their counters.
-    pub const ALL: [DropReason; 23] = [
+    pub const ALL: [DropReason; 29] = [
         DropReason::PortClosed,
         DropReason::AdminDown,
         DropReason::Standby,
@@ -76,6 +88,12 @@ impl DropReason {
         DropReason::ForeignSource,
         DropReason::SpoofedSource,
         DropReason::SpoofedIp,
+        DropReason::StormBroadcast,
+        DropReason::StormMulticast,
+        DropReason::StormUnknownUnicast,
+        DropReason::StormVm,
+        DropReason::StormCopies,
+        DropReason::StormBpdu,
         DropReason::MacLimit,
         DropReason::Hairpin,
         DropReason::SplitHorizon,
@@ -104,6 +122,12 @@ impl DropReason {
             DropReason::ForeignSource => "foreign_source",
             DropReason::SpoofedSource => "spoofed_source",
             DropReason::SpoofedIp => "spoofed_ip",
+            DropReason::StormBroadcast => "storm_broadcast",
+            DropReason::StormMulticast => "storm_multicast",
+            DropReason::StormUnknownUnicast => "storm_unknown_unicast",
+            DropReason::StormVm => "storm_vm",
+            DropReason::StormCopies => "storm_copies",
+            DropReason::StormBpdu => "storm_bpdu",
             DropReason::MacLimit => "mac_limit",
             DropReason::Hairpin => "hairpin",
             DropReason::SplitHorizon => "split_horizon",
@@ -137,6 +161,14 @@ impl DropReason {
             DropReason::SpoofedIp => {
                 "port security does not allow the sender that ARP or IP names here, or it cannot be read"
             }
+            DropReason::StormBroadcast => "more broadcast than the port may send",
+            DropReason::StormMulticast => "more multicast than the port may send",
+            DropReason::StormUnknownUnicast => "more frames for stations that nobody knows than the port may send",
+            DropReason::StormVm => {
+                "more broadcast, multicast or unknown unicast than the VM may send on the network by all its ports"
+            }
+            DropReason::StormCopies => "the VM has caused as many copies on the network as it may",
+            DropReason::StormBpdu => "more BPDUs than a port may send",
             DropReason::MacLimit => "as many stations as may be have been learned behind the port",
             DropReason::Hairpin => "the destination is behind the port the frame came from",
             DropReason::SplitHorizon => "came by one uplink, and the destination is behind another",

@@ -11,8 +11,8 @@ use vifswitch::device::Device;
 use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::frame::Pool;
 use vifswitch::switch::{
-    CarrierRules, DropReason, Learned, Limits, MacLimit, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach,
-    ReservedMask, Role, Rules, Secret, Security,
+    CarrierRules, DropReason, Learned, Limits, MacLimit, NetworkId, NetworkRules, Owner, PortId, PortRules, PortStorm,
+    Reach, ReservedMask, Role, Rules, Secret, Security,
 };
 use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
@@ -201,6 +201,8 @@ impl Lab {
             unknown_unicast: plug.unknown_unicast,
             promiscuous: plug.promiscuous,
             mac_limit: plug.mac_limit,
+            storm: PortStorm::default(),
+            pack: None,
         });
         let (mut rules, mut carriers) = (vifs.collect::<Vec<_>>(), Vec::new());
         for (parent, plug) in plugs.iter().enumerate().filter(|(parent, _)| subports(*parent).next().is_some()) {
@@ -226,6 +228,8 @@ impl Lab {
                 unknown_unicast: true,
                 promiscuous: false,
                 mac_limit: None,
+                storm: PortStorm::default(),
+                pack: None,
             });
             if wire.spare_of.is_none() {
                 rules.extend(uplinks);

@@ -11,6 +11,7 @@ use proptest::prelude::*;
 use vifswitch::control::blueprint;
 use vifswitch::control::config::parse_toml;
 use vifswitch::control::failover::Groups;
+use vifswitch::control::meters::Meters;
 use vifswitch::control::places::Places;
 use vifswitch::control::seats;
 use vifswitch::switch::{DropReason, Rules, Secret, Security};
@@ -72,7 +73,9 @@ fn rules(plugs: &[Plug], told: &[Told], security: Option<&str>, workers: u16) ->
     // The lab's ports stand in the same places.
     assert!(seats.iter().enumerate().all(|(index, seat)| seat.id.index() == index));
     let reached = seats.iter().map(|seat| (seat, Some(seat.id.index() as u16 % workers)));
-    blueprint::rules(&config, &places, Secret::new([7; 16]), reached, &Groups::default())
+    let mut meters = Meters::new(workers);
+    meters.follow(&config);
+    blueprint::rules(&config, &places, Secret::new([7; 16]), reached, &Groups::default(), &meters)
 }
 
 /// A frame that says an address: of a port, mostly its own.

@@ -16,5 +16,6 @@ mod matrix;
 mod model;
 mod scenery;
 mod stations;
+mod storms;
 mod trunks;
 mod uplinks;

@@ -19,6 +19,11 @@ fn clear(port: &mut written::Port, keys: &[String]) {
         match key.as_str() {
             // Two words for one thing, of which the other one is kept.
             "port_security_enabled" => port.clear("port_security"),
+            _ if key.starts_with("storm.") => {
+                if let Some(written::Storm::Table(classes)) = &mut port.storm {
+                    classes.clear(&key["storm.".len()..]);
+                }
+            }
             // Without a limit there is nothing to be done at it.
             "mac_limit" => port.clear("mac_limit_policy"),
             _ => {}
@@ -48,6 +53,18 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
         }),
         (now, keys) => keys.or(now),
     };
+    // A class that is set is as it stands there, and the others stay.
+    let storm = match (now.storm, keys.storm) {
+        (Some(written::Storm::Table(now)), Some(written::Storm::Table(keys))) => {
+            Some(written::Storm::Table(written::StormClasses {
+                broadcast: keys.broadcast.or(now.broadcast),
+                multicast: keys.multicast.or(now.multicast),
+                unknown_unicast: keys.unknown_unicast.or(now.unknown_unicast),
+                copies: keys.copies.or(now.copies),
+            }))
+        }
+        (now, keys) => keys.or(now),
+    };
     written::Port {
         port_id: now.port_id,
         network_id: keys.network_id.or(now.network_id),
@@ -61,6 +78,7 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
         promiscuous: keys.promiscuous.or(now.promiscuous),
         mac_limit: keys.mac_limit.or(now.mac_limit),
         mac_limit_policy: keys.mac_limit_policy.or(now.mac_limit_policy),
+        storm,
         admin_state_up: keys.admin_state_up.or(now.admin_state_up),
         device,
         parent: keys.parent.or(now.parent),
@@ -73,8 +91,8 @@ mod tests {
     use super::super::Blame;
     use super::super::tests::{refused, set, there};
     use super::*;
-    use crate::control::config::{Config, Device, parse_port_keys_json};
-    use crate::switch::{AtLimit, MacLimit};
+    use crate::control::config::{Config, Device, Storm, StormPolicy, parse_port_keys_json};
+    use crate::switch::{AtLimit, MacLimit, Rate, StormClass};
     use crate::wire::Mac;
     use serde_json::{Value, json};
 
@@ -149,6 +167,31 @@ mod tests {
         // The bounds of its network are known.
         let (_, kind, message) = refused(&given(json!({ "mac_limit": 9000 })));
         assert!(kind == "contradiction" && message.contains("\"net1\", which is 8192"), "{message}");
+    }
+
+    #[test]
+    fn classes_of_storms_are_set_one_by_one() {
+        let given = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
+        let of = |config: &Config| config.vms[0].ports[0].storm;
+        let frames = |storm: Storm, class| storm.limit(class).and_then(|limit| limit.frames);
+        let (broadcast, multicast) = (StormClass::Broadcast, StormClass::Multicast);
+        let one = given(json!({ "storm": { "broadcast": { "pps": 50 } } })).to(&there()).unwrap();
+        assert_eq!(frames(of(&one), broadcast), Some(Rate::new(50, 50)));
+        let two = given(json!({ "storm": { "multicast": { "pps": 7 } } })).to(&one).unwrap();
+        assert_eq!(frames(of(&two), broadcast), Some(Rate::new(50, 50)), "the others stay");
+        assert_eq!(frames(of(&two), multicast), Some(Rate::new(7, 7)));
+        // A class is as it stands there, and keeps nothing of what it was.
+        let again = given(json!({ "storm": { "broadcast": { "bps": 8000 } } })).to(&two).unwrap();
+        assert_eq!(frames(of(&again), broadcast), None);
+        assert!(of(&again).limit(broadcast).is_some());
+        let off = given(json!({ "storm": "off" })).to(&two).unwrap();
+        assert_eq!(of(&off).classes, [Some(StormPolicy::Off); 3]);
+        let cleared = given(json!({ "storm": { "broadcast": null } })).to(&two).unwrap();
+        assert_eq!(of(&cleared).classes[0], None, "as its network has it");
+        assert_eq!(frames(of(&cleared), multicast), Some(Rate::new(7, 7)));
+        assert_eq!(of(&given(json!({ "storm": null })).to(&two).unwrap()), Storm::default());
+        let (_, kind, message) = refused(&given(json!({ "storm": { "broadcast": { "pps": 0 } } })));
+        assert!(kind == "bad_value" && message.starts_with("storm.broadcast.pps = 0: "), "{message}");
     }
 
     #[test]

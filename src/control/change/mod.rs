@@ -171,7 +171,7 @@ fn attach(now: &Config, vm: &str, ports: &[Port]) -> Result<Config, Refusal> {
     let mut wanted = now.clone();
     match wanted.vms.iter_mut().find(|known| known.id == vm) {
         Some(known) => known.ports.extend(ports),
-        None => wanted.vms.push(Vm { id: vm.to_owned(), ports }),
+        None => wanted.vms.push(Vm { id: vm.to_owned(), ports, ..Vm::default() }),
     }
     fits_together(&wanted)?;
     Ok(wanted)
@@ -245,7 +245,7 @@ fn judge(now: &Config, vm: &str, ports: Vec<written::Port>, here: &str) -> Resul
     let file = written::Config {
         switch: None,
         networks: Some(networks),
-        vms: Some(vec![written::Vm { id: Some(vm.to_owned()), ports: Some(ports) }]),
+        vms: Some(vec![written::Vm { id: Some(vm.to_owned()), ports: Some(ports), ..Default::default() }]),
         uplinks: None,
     };
     match judge_part(&file) {

@@ -13,8 +13,8 @@ use super::{judge_over, meaning};
 
 /// The key of a port that stands alone which names its VM.
 const OWNER: &str = "device_id";
-/// The key of a port that has a table.
-const DEVICE: &str = "device";
+/// The keys of a port that have tables.
+const TABLES: [&str; 2] = ["device", "storm"];
 
 /// Some keys of a port that are to be otherwise.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -78,8 +78,8 @@ pub(super) fn port_keys(document: Result<Node, SyntaxError>, name: &str) -> Resu
     let mut notes = Notes::new(name, &root);
     let given = written::Port::read(&root, &Path::default(), &mut notes).unwrap_or_default();
     let mut cleared = nothings(&root, "");
-    if let Some(device) = root.get(DEVICE) {
-        cleared.extend(nothings(device, "device."));
+    for key in TABLES {
+        cleared.extend(root.get(key).into_iter().flat_map(|table| nothings(table, &format!("{key}."))));
     }
     notes.finish().map_or(Ok(PortKeys { given, cleared }), Err)
 }

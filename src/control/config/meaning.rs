@@ -14,6 +14,7 @@ use crate::wire::Mac;
 use super::meant::{Config, Device, IpAllocation, Named, Network, Port, SwitchSettings, Vm};
 use super::notes::{Notes, Path};
 use super::problem::kind;
+use super::storm::Of;
 use super::{device, written};
 
 /// `sun_path` without its final zero.
@@ -31,6 +32,8 @@ pub(super) fn config(written: &written::Config, notes: &mut Notes<'_>) -> Config
         networks: each(&top.key("networks"), written.networks.as_deref(), notes, |mut at, table| at.network(table)),
         vms: each(&top.key("vms"), written.vms.as_deref(), notes, |mut at, table| Vm {
             id: at.id("id", table.id.as_deref()),
+            storm: at.storm(table.storm.as_ref(), Of::Vm),
+            share_mac: table.share_mac.unwrap_or(false),
             ports: each(&at.path.key("ports"), table.ports.as_deref(), at.notes, |mut at, table| at.port(table)),
         }),
         uplinks: each(&top.key("uplinks"), written.uplinks.as_deref(), notes, |mut at, table| at.uplink(table)),
@@ -140,6 +143,9 @@ impl Table<'_, '_> {
                 }
                 None => default.reserved_groups,
             },
+            storm: self.storm(written.storm.as_ref(), Of::Network).over(default.storm),
+            probe_seconds: self.number("probe_seconds", written.probe_seconds, 1..=10, default.probe_seconds),
+            freeze_seconds: self.number("freeze_seconds", written.freeze_seconds, 30..=3600, default.freeze_seconds),
         }
     }
 
@@ -159,6 +165,7 @@ impl Table<'_, '_> {
             unknown_unicast: self.unknown_unicast(written),
             promiscuous: written.promiscuous.unwrap_or(false),
             mac_limit: self.mac_limit(written),
+            storm: self.storm(written.storm.as_ref(), Of::Port),
             admin_state_up: written.admin_state_up.unwrap_or(true),
             base: self.base(written, &port_id),
             port_id,

@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use super::policy::{AddressPair, PortSecurity, UnknownUnicast};
+use super::storm::Storm;
 use crate::device::xdp;
 use crate::switch::{MacLimit, ReservedMask};
 use crate::wire::{Mac, Vid};
@@ -86,6 +87,13 @@ pub struct Network {
     pub guard: bool,
     /// Which of the reserved group addresses pass between its VMs.
     pub reserved_groups: ReservedMask,
+    /// What each port on it may send to everybody, and each VM by all its ports together. Of all classes and of
+    /// copies something is said.
+    pub storm: Storm,
+    /// Seconds between two probes for loops that go out of a port: 1 to 10.
+    pub probe_seconds: u32,
+    /// How long a station stays where it is that moved too often: 30 to 3600 seconds.
+    pub freeze_seconds: u32,
 }
 
 impl Network {
@@ -99,6 +107,9 @@ impl Network {
             fdb_limit_per_port: 8192,
             guard: true,
             reserved_groups: ReservedMask::VM_DEFAULT,
+            storm: Storm::DEFAULT,
+            probe_seconds: 1,
+            freeze_seconds: 60,
         }
     }
 }
@@ -108,6 +119,10 @@ impl Network {
 pub struct Vm {
     /// Neutron's `device_id`.
     pub id: String,
+    /// What it may send to everybody by all its ports on a network together, where that is not as the network has it.
+    pub storm: Storm,
+    /// Whether its ports on one network may use one source in turns, as some bonds do.
+    pub share_mac: bool,
     /// In the order in which the VM sees them; any number of them may be on one network.
     pub ports: Vec<Port>,
 }
@@ -136,6 +151,8 @@ pub struct Port {
     pub promiscuous: bool,
     /// Learned stations at most; `None`: as its network has it, and the oldest makes room.
     pub mac_limit: Option<MacLimit>,
+    /// What it may send to everybody, where that is not as its network has it.
+    pub storm: Storm,
     /// `false`: no frame passes in either direction.
     pub admin_state_up: bool,
     /// By what its frames come and go.
@@ -200,6 +217,8 @@ pub struct Uplink {
     pub group: Option<String>,
     /// At least one, each once. Two uplinks of one group have the same.
     pub networks: Vec<Carried>,
+    /// What may come in by it to everybody, on each network. Of all classes and of copies something is said.
+    pub storm: Storm,
     /// `false`: no frame passes in either direction.
     pub admin_state_up: bool,
     /// What the uplink stands on.

@@ -24,6 +24,7 @@ mod problem;
 mod remarks;
 mod security;
 mod source;
+mod storm;
 pub(super) mod trunk;
 mod uplink;
 mod way_back;
@@ -44,6 +45,7 @@ pub use policy::{AddressPair, PortSecurity, UnknownUnicast, WrongReservedGroups}
 pub use problem::{Errors, Problem, kind};
 pub use remarks::Remark;
 pub use source::Source;
+pub use storm::{BitRate, CopiesPolicy, Storm, StormAction, StormLimit, StormPolicy};
 
 use document::{Node, SyntaxError};
 use notes::Notes;

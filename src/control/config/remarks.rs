@@ -2,8 +2,10 @@
 
 use std::collections::HashMap;
 
-use super::meant::{Config, Named, Port};
+use super::meant::{Config, Named, Network, Port, Vm};
 use super::policy::{PortSecurity, UnknownUnicast};
+use super::storm::StormPolicy;
+use crate::switch::StormClass;
 use crate::wire::Mac;
 
 /// Something that an operator may want to look at again.
@@ -30,11 +32,14 @@ impl Config {
             }
         }
         let is_shared = |port: &Port, mac| users.get(&(port.network_id.as_str(), mac)).is_some_and(|users| *users > 1);
+        let networks: HashMap<&str, &Network> = self.networks.iter().map(|of| (of.id.as_str(), of)).collect();
         let mut remarks = Vec::new();
         for (vm, port) in self.ports() {
             let about = format!("port {:?} (VM {:?})", port.port_id, vm.id);
             let of_port = [unused_pairs(port), mute(port), idle_limit(port), unreachable(port, &is_shared)];
-            let of_port = of_port.into_iter().flatten();
+            let network = networks.get(port.network_id.as_str());
+            let idle = network.and_then(|network| idle_storm_limit(vm, port, network));
+            let of_port = of_port.into_iter().flatten().chain(idle);
             remarks.extend(of_port.map(|message| Remark { about: about.clone(), message }));
         }
         remarks
@@ -71,6 +76,25 @@ fn idle_limit(port: &Port) -> Option<String> {
             port.port_security.name()
         )
     })
+}
+
+/// A port that is allowed more than its VM.
+fn idle_storm_limit(vm: &Vm, port: &Port, network: &Network) -> Option<String> {
+    let common = vm.storm.over(network.storm);
+    let class = StormClass::ALL.into_iter().find(|&class| {
+        let of_vm = common.limit(class).and_then(|limit| limit.frames).map(|rate| rate.per_second());
+        match (port.storm.classes[class as usize], of_vm) {
+            (Some(StormPolicy::Off), Some(_)) => true,
+            (Some(StormPolicy::Limit(own)), Some(of_vm)) => own.frames.is_some_and(|own| own.per_second() > of_vm),
+            (None, _) | (_, None) => false,
+        }
+    })?;
+    Some(format!(
+        "storm.{0} allows it more than its VM may send on network {1:?} by all its ports together, and that holds as \
+         well; allow the VM as much, with storm.{0} of the VM or of the network",
+        class.name(),
+        network.id
+    ))
 }
 
 fn unreachable(port: &Port, is_shared: &impl Fn(&Port, Mac) -> bool) -> Option<String> {
@@ -121,6 +145,7 @@ mod tests {
             "unknown_unicast = \"suppress\"",
             "promiscuous = true",
             "port_security = \"off\"\nmac_limit = 4",
+            "storm = { broadcast = { pps = 400 }, unknown_unicast = { bps = 1000000 } }",
         ] {
             assert_eq!(said(keys), [""; 0], "{keys}");
         }
@@ -134,6 +159,8 @@ mod tests {
             ("port_security = \"mac+ip\"", "no IP address that it may use"),
             ("mac_limit = 4", "do not count"),
             ("port_security = \"off\"\nunknown_unicast = \"suppress\"", "without port security"),
+            ("storm = { broadcast = { pps = 501 } }", "storm.broadcast allows it more"),
+            ("storm.multicast = \"off\"", "storm.multicast of the VM or of the network"),
             (
                 "unknown_unicast = \"suppress\"\nallowed_address_pairs = [{ mac_address = \"00:00:5e:00:01:01\" }]",
                 "00:00:5e:00:01:01 is allowed to other ports",
@@ -152,6 +179,7 @@ mod tests {
                 port.port_security = super::PortSecurity::Mac;
                 port.allowed_address_pairs.clear();
                 port.mac_limit = None;
+                port.storm = super::super::Storm::default();
             }
             prop_assert_eq!(config.remarks(), []);
         }

@@ -9,14 +9,14 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 
 use crate::device::xdp::Mode;
-use crate::switch::{AtLimit, MacLimit, ReservedMask};
+use crate::switch::{AtLimit, MacLimit, Rate, ReservedMask};
 use crate::wire::{Mac, Vid};
 
 use super::*;
 
 /// Any configuration that [`parse_toml`] could have given.
 pub(crate) fn config() -> impl Strategy<Value = Config> {
-    let vms = vec((id(), vec((port(), any::<Index>()), 0..5)), 0..5);
+    let vms = vec((id(), storm(true), any::<bool>(), vec((port(), any::<Index>()), 0..5)), 0..5);
     let wishes = vec((any::<Index>(), any::<Index>(), 1..4095u16), 0..6);
     (switch(), vec(network(), 1..5), vms, vec((uplink(), any::<bool>()), 0..3), wishes).prop_map(
         |(switch, mut networks, vms, outside, wishes)| {
@@ -34,8 +34,10 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
                 port
             };
             let vms = vms.into_iter().enumerate();
-            let vms = vms.map(|(number, (id, ports))| Vm {
+            let vms = vms.map(|(number, (id, storm, share_mac, ports))| Vm {
                 id: format!("{number}{id}"),
+                storm,
+                share_mac,
                 ports: ports.into_iter().map(&mut own).collect(),
             });
             let vms = vms.collect();
@@ -214,7 +216,20 @@ edits! {
     Mac AdminState Security Queues Offloads Name
     Vlan OwnDevice Subport
     Strict Lend Suppress Promiscuous Limit Reserved
+    NetworkStorm VmStorm ShareMac PortStorm UplinkStorm
     Network Kind DropUplink SwapUplinks UplinkState UplinkDevice UplinkVlan UplinkNetwork Ungroup
+}
+
+/// What is said of a class becomes otherwise.
+fn flip(said: &mut Option<StormPolicy>, otherwise: Option<StormPolicy>) {
+    let limit = StormLimit {
+        frames: Some(Rate::new(7, 7)),
+        bits: None,
+        action: StormAction::Drop,
+        recovery_seconds: StormLimit::RECOVERY,
+    };
+    let limit = Some(StormPolicy::Limit(limit));
+    *said = if *said == limit { otherwise } else { limit };
 }
 
 impl Arbitrary for Edit {
@@ -244,6 +259,11 @@ impl Edit {
             Edit::SwapNetworks => return config.networks.swap(a.index(networks), b.index(networks)),
             Edit::Mtu => return config.networks[a.index(networks)].mtu ^= 1,
             Edit::Ageing => return config.networks[a.index(networks)].ageing_seconds ^= 1,
+            Edit::NetworkStorm => {
+                let network = &mut config.networks[a.index(networks)];
+                network.probe_seconds = network.probe_seconds % 10 + 1;
+                return flip(&mut network.storm.classes[b.index(3)], Some(StormPolicy::Off));
+            }
             Edit::Reserved => return config.networks[a.index(networks)].reserved_groups.0 ^= 0x4000,
             Edit::DropNetwork if networks > 1 => {
                 let gone = config.networks.remove(a.index(networks)).id;
@@ -258,6 +278,8 @@ impl Edit {
         match self {
             Edit::SwapVms => return config.vms.swap(a.index(vms), b.index(vms)),
             Edit::DropVm => return drop(config.vms.remove(a.index(vms))),
+            Edit::VmStorm => return flip(&mut config.vms[a.index(vms)].storm.classes[b.index(3)], None),
+            Edit::ShareMac => return config.vms[a.index(vms)].share_mac ^= true,
             Edit::EmptyVm => return config.vms[a.index(vms)].ports.clear(),
             _ => {}
         }
@@ -308,6 +330,7 @@ impl Edit {
                 port.unknown_unicast = UnknownUnicast::Deliver;
                 port.promiscuous = true;
             }
+            Edit::PortStorm => flip(&mut port.storm.classes[b.index(3)], None),
             Edit::Limit => {
                 port.mac_limit = match port.mac_limit {
                     Some(_) => None,
@@ -357,9 +380,13 @@ impl Edit {
 
     /// Makes the change if it is one to uplinks. Whether it is.
     fn make_outside(self, uplinks: &mut Vec<Uplink>, a: Index, b: Index) -> bool {
-        use Edit::{DropUplink, SwapUplinks, Ungroup, UplinkDevice, UplinkNetwork, UplinkState, UplinkVlan};
-        if !matches!(self, DropUplink | SwapUplinks | Ungroup | UplinkDevice | UplinkNetwork | UplinkState | UplinkVlan)
-        {
+        use Edit::{
+            DropUplink, SwapUplinks, Ungroup, UplinkDevice, UplinkNetwork, UplinkState, UplinkStorm, UplinkVlan,
+        };
+        if !matches!(
+            self,
+            DropUplink | SwapUplinks | Ungroup | UplinkDevice | UplinkNetwork | UplinkState | UplinkStorm | UplinkVlan
+        ) {
             return false;
         }
         let all = uplinks.len();
@@ -372,6 +399,7 @@ impl Edit {
             DropUplink => drop(uplinks.remove(index)),
             SwapUplinks => uplinks.swap(index, b.index(all)),
             Ungroup => uplinks[index].group = None,
+            UplinkStorm => flip(&mut uplinks[index].storm.classes[b.index(3)], Some(StormPolicy::Off)),
             UplinkState => uplinks[index].admin_state_up ^= true,
             UplinkDevice => rename(&mut uplinks[index].device, |name| format!("z{}", &name[..name.len().min(14)])),
             _ => {
@@ -420,17 +448,22 @@ fn switch() -> impl Strategy<Value = SwitchSettings> {
 }
 
 fn network() -> impl Strategy<Value = Network> {
-    (id(), 68u16..=9216, 10u32..=1_000_000, any::<(u32, u32)>(), any::<bool>(), any::<u16>()).prop_map(
-        |(id, mtu, ageing_seconds, (a, b), guard, reserved)| Network {
-            id,
-            mtu,
-            ageing_seconds,
-            fdb_limit: a.max(b).max(1),
-            fdb_limit_per_port: a.min(b).max(1),
-            guard,
-            reserved_groups: ReservedMask(reserved),
-        },
-    )
+    let seconds = (1u32..=10, 30u32..=3600);
+    (id(), 68u16..=9216, 10u32..=1_000_000, any::<(u32, u32)>(), any::<bool>(), any::<u16>(), storm(true), seconds)
+        .prop_map(|(id, mtu, ageing_seconds, (a, b), guard, reserved, storm, (probe_seconds, freeze_seconds))| {
+            Network {
+                id,
+                mtu,
+                ageing_seconds,
+                fdb_limit: a.max(b).max(1),
+                fdb_limit_per_port: a.min(b).max(1),
+                guard,
+                reserved_groups: ReservedMask(reserved),
+                storm: storm.over(Storm::DEFAULT),
+                probe_seconds,
+                freeze_seconds,
+            }
+        })
 }
 
 /// Its ids, its address and its name are not unique yet, and its network is not there.
@@ -445,30 +478,33 @@ fn port() -> impl Strategy<Value = Port> {
         delivery(),
         option::of((1u32.., any::<bool>())),
         any::<bool>(),
-        device(),
+        (device(), storm(false)),
     )
-        .prop_map(|(port_id, mac, fixed_ips, ip_allocation, security, delivery, limit, admin_state_up, device)| {
-            let (port_security, allowed_address_pairs) = security;
-            let (unknown_unicast, promiscuous) = delivery;
-            let mac_limit = limit.map(|(stations, drop)| MacLimit {
-                stations,
-                policy: if drop { AtLimit::Drop } else { AtLimit::ForwardUnlearned },
-            });
-            Port {
-                port_id,
-                network_id: String::new(),
-                mac,
-                fixed_ips,
-                ip_allocation,
-                port_security,
-                allowed_address_pairs,
-                unknown_unicast,
-                promiscuous,
-                mac_limit,
-                admin_state_up,
-                base: Base::Device(device),
-            }
-        })
+        .prop_map(
+            |(port_id, mac, fixed_ips, ip_allocation, security, delivery, limit, admin_state_up, (device, storm))| {
+                let (port_security, allowed_address_pairs) = security;
+                let (unknown_unicast, promiscuous) = delivery;
+                let mac_limit = limit.map(|(stations, drop)| MacLimit {
+                    stations,
+                    policy: if drop { AtLimit::Drop } else { AtLimit::ForwardUnlearned },
+                });
+                Port {
+                    port_id,
+                    network_id: String::new(),
+                    mac,
+                    fixed_ips,
+                    ip_allocation,
+                    port_security,
+                    allowed_address_pairs,
+                    unknown_unicast,
+                    promiscuous,
+                    mac_limit,
+                    storm,
+                    admin_state_up,
+                    base: Base::Device(device),
+                }
+            },
+        )
 }
 
 fn security() -> impl Strategy<Value = (PortSecurity, Vec<AddressPair>)> {
@@ -504,13 +540,37 @@ fn uplink() -> impl Strategy<Value = Uplink> {
         let vlans = vlans.into_iter().enumerate();
         vlans.map(|(index, vlan)| if native && index == 0 { None } else { Vid::new(vlan) }).collect::<Vec<_>>()
     });
-    (id(), vlans, any::<bool>(), device()).prop_map(|(id, vlans, admin_state_up, device)| Uplink {
+    (id(), vlans, any::<bool>(), device(), storm(true)).prop_map(|(id, vlans, admin_state_up, device, storm)| Uplink {
         id,
         group: None,
         networks: vlans.into_iter().map(|vlan| Carried { network_id: String::new(), vlan }).collect(),
+        storm: storm.over(Storm::OFF),
         admin_state_up,
         device,
     })
+}
+
+/// What may be said of storms; with `copies`, also of these.
+fn storm(copies: bool) -> impl Strategy<Value = Storm> {
+    let frames = || (1u64..=1_000_000_000, 1u64..=3600).prop_map(|(rate, times)| Rate::new(rate, rate / 7 * times + 1));
+    let bits = (1000u64..=400_000_000_000, 1u64..=1000)
+        .prop_map(|(per_second, burst)| BitRate { per_second, burst_bytes: burst * (per_second / 1000) });
+    let amounts = prop_oneof![
+        frames().prop_map(|frames| (Some(frames), None)),
+        bits.clone().prop_map(|bits| (None, Some(bits))),
+        (frames(), bits).prop_map(|(frames, bits)| (Some(frames), Some(bits))),
+    ];
+    let action = prop_oneof![
+        select(&[StormAction::Drop, StormAction::DropEvent]).prop_map(|action| (action, StormLimit::RECOVERY)),
+        (0u32..=86_400).prop_map(|seconds| (StormAction::Disable, seconds)),
+    ];
+    let limit = (amounts, action).prop_map(|((frames, bits), (action, recovery_seconds))| {
+        StormPolicy::Limit(StormLimit { frames, bits, action, recovery_seconds })
+    });
+    let policy = || option::of(prop_oneof![1 => Just(StormPolicy::Off), 2 => limit.clone()]);
+    let of_copies = option::of(prop_oneof![Just(CopiesPolicy::Off), frames().prop_map(CopiesPolicy::Limit)]);
+    ([policy(), policy(), policy()], of_copies)
+        .prop_map(move |(classes, of_copies)| Storm { classes, copies: of_copies.filter(|_| copies) })
 }
 
 fn device() -> impl Strategy<Value = Device> {

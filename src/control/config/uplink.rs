@@ -6,6 +6,7 @@ use super::meaning::{Table, each};
 use super::meant::{Carried, Config, Uplink};
 use super::notes::{Notes, Path};
 use super::problem::kind;
+use super::storm::{Of, Storm};
 use super::written;
 use crate::wire::Vid;
 
@@ -16,6 +17,7 @@ impl Table<'_, '_> {
         Uplink {
             group: written.group.as_deref().map(|group| self.id("group", Some(group))),
             networks: self.carried(written.networks.as_deref()),
+            storm: self.storm(written.storm.as_ref(), Of::Uplink).over(Storm::OFF),
             admin_state_up: written.admin_state_up.unwrap_or(true),
             device: self.device(written.device.as_ref(), &id),
             id,

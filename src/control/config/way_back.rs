@@ -53,6 +53,9 @@ impl Network {
             fdb_limit_per_port: Some(self.fdb_limit_per_port.into()),
             guard: Some(self.guard),
             reserved_groups: Some(self.reserved_groups.to_string()),
+            storm: self.storm.to_written(),
+            probe_seconds: Some(self.probe_seconds.into()),
+            freeze_seconds: Some(self.freeze_seconds.into()),
         }
     }
 }
@@ -60,7 +63,12 @@ impl Network {
 impl Vm {
     /// One of `[[vms]]` that means this.
     pub fn to_written(&self) -> written::Vm {
-        written::Vm { id: Some(self.id.clone()), ports: Some(self.ports.iter().map(Port::to_written).collect()) }
+        written::Vm {
+            id: Some(self.id.clone()),
+            storm: self.storm.to_written(),
+            share_mac: Some(self.share_mac),
+            ports: Some(self.ports.iter().map(Port::to_written).collect()),
+        }
     }
 }
 
@@ -89,6 +97,7 @@ impl Port {
             promiscuous: Some(self.promiscuous),
             mac_limit: self.mac_limit.map(|limit| limit.stations.into()),
             mac_limit_policy: self.mac_limit.map(|limit| limit.policy.name().to_string()),
+            storm: self.storm.to_written(),
             admin_state_up: Some(self.admin_state_up),
             parent: self.subport().map(|subport| subport.parent.clone()),
             vlan: self.subport().map(|subport| subport.vlan.get().into()),
@@ -104,6 +113,7 @@ impl Uplink {
             id: Some(self.id.clone()),
             group: self.group.clone(),
             networks: Some(self.networks.iter().map(Carried::to_written).collect()),
+            storm: self.storm.to_written(),
             admin_state_up: Some(self.admin_state_up),
             device: Some(self.device.to_written()),
         }

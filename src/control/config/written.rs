@@ -152,6 +152,10 @@ macro_rules! table {
     };
 }
 
+mod storm;
+
+pub use storm::{CopiesLimit, Storm, StormClass, StormClasses, StormCopies, StormLimit};
+
 table! {
     /// The whole file.
     Config {
@@ -205,8 +209,14 @@ table! {
         guard: bool,
         /// Which of 01:80:c2:00:00:0x pass between VMs: `vm-default`, `all`, `none`, or a mask as `0xfffd`.
         reserved_groups: String,
+        /// What each port on it may send to everybody, and each VM by all its ports on it; or `off`: anything.
+        storm: Storm,
+        /// Seconds between two probes for loops, 1 to 10.
+        probe_seconds: i64,
+        /// Seconds for which a station that moved too often stays where it is, 30 to 3600.
+        freeze_seconds: i64,
     }
-    later { probe_seconds freeze_seconds storm vlan }
+    later { vlan }
 }
 
 table! {
@@ -214,10 +224,14 @@ table! {
     Vm {
         /// Neutron's `device_id`.
         id: String,
+        /// What it may send to everybody by all its ports on a network, if not as the network has it; or `off`.
+        storm: Storm,
+        /// `true`: its ports on one network may use one source in turns.
+        share_mac: bool,
         /// `[[vms.ports]]`, in the order in which the VM sees them.
         ports: Vec<Port>,
     }
-    later { storm share_mac }
+    later {}
 }
 
 table! {
@@ -247,6 +261,8 @@ table! {
         mac_limit: i64,
         /// What becomes of frames from further stations: `drop` or `forward-unlearned`.
         mac_limit_policy: String,
+        /// What it may send to everybody, if not as its network has it; or `off`: anything.
+        storm: Storm,
         /// `false`: no frame passes in either direction.
         admin_state_up: bool,
         /// What the port stands on, unless it is a subport.
@@ -256,7 +272,7 @@ table! {
         /// Of a subport: the tag of its frames there, 1 to 4094.
         vlan: i64,
     }
-    later { storm }
+    later {}
 }
 
 table! {
@@ -279,12 +295,14 @@ table! {
         group: String,
         /// The networks, at least one.
         networks: Vec<Carried>,
+        /// What may come in by it to everybody, on each of its networks; by default `off`: anything.
+        storm: Storm,
         /// `false`: no frame passes in either direction.
         admin_state_up: bool,
         /// What the uplink stands on.
         device: Device,
     }
-    later { storm }
+    later {}
 }
 
 table! {

@@ -358,11 +358,13 @@ impl Controller {
     /// Puts into force what follows from the configuration and the devices that there are.
     pub(super) async fn set_rules(&mut self) {
         self.choose_uplinks();
+        self.meters.follow(&self.config);
         let ports = self.ports.iter().map(|port| match port.state {
             State::Up { worker, .. } => (&port.seat, Some(worker)),
             _ => (&port.seat, None),
         });
-        self.rules = blueprint::rules(&self.config, &self.places, self.secret, ports, &self.groups).into();
+        self.rules =
+            blueprint::rules(&self.config, &self.places, self.secret, ports, &self.groups, &self.meters).into();
         let books = self.ports.iter().map(|port| (port.seat.id, &*port.counters));
         self.staff.set_rules(&self.rules, books).await;
     }

@@ -47,6 +47,7 @@ use super::handle::{Flush, Request};
 use super::journal::Journal;
 use super::keeper::Keeper;
 use super::leftovers::{self, Leftovers};
+use super::meters::Meters;
 use super::places::Places;
 use super::report::Report;
 use super::seats::{self, Names, Seat, TooMany};
@@ -104,6 +105,8 @@ pub struct Controller {
     places: Places,
     /// Which uplinks carry the frames of their groups.
     groups: Groups,
+    /// How much of the storm limits is used.
+    meters: Meters,
     /// What is heard of links.
     links: Links,
     rules: Arc<Rules>,
@@ -140,6 +143,7 @@ impl Controller {
             config: Config::default(),
             cores,
             secret,
+            meters: Meters::new(staff.len()),
             staff,
             left: keeper.left(),
             swept: false,

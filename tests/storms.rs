@@ -1,0 +1,187 @@
+//! Storm limits on real devices: the rate that is met, what a change of the limits does to frames that flow, and what
+//! is known in the meantime and passes. As root; skipped otherwise.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // the helpers of a test fail as the test does
+
+mod host;
+
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
+
+use host::Finally;
+use host::daemon::{Daemon, Vif, config};
+use host::nic::{Nic, experiment};
+use host::rig::{On, guests, stream, two_workers};
+use rustix::event::Timespec;
+use rustix::thread::nanosleep;
+use vifswitch::time;
+use vifswitch::wire::Mac;
+
+const GROUP: Mac = Mac::from_bits(0x0100_5e01_0203);
+const NOBODY: Mac = Mac::from_bits(0x0a00_0000_ffff);
+
+/// Siblings of the VM that storms.
+const SIBLINGS: usize = 8;
+
+/// A limit that is tried: of which class, how many frames a second, and by how many siblings.
+struct Limit {
+    class: &'static str,
+    to: Mac,
+    rate: u64,
+    siblings: usize,
+}
+
+/// Each has a bucket that was not used before.
+const LIMITS: [Limit; 4] = [
+    Limit { class: "broadcast", to: Mac::BROADCAST, rate: 100, siblings: 1 },
+    Limit { class: "multicast", to: GROUP, rate: 500, siblings: SIBLINGS },
+    Limit { class: "unknown_unicast", to: NOBODY, rate: 10_000, siblings: 1 },
+    Limit { class: "broadcast", to: Mac::BROADCAST, rate: 10_000, siblings: SIBLINGS },
+];
+
+/// A configuration with one limit: of the first port, if it storms alone, else of its VM.
+fn limited(daemon: &Daemon, switch: &str, vifs: &[Vif], limit: &Limit) -> String {
+    let Limit { class, rate, siblings, .. } = limit;
+    let said = format!("storm = {{ {class} = {{ pps = {rate} }} }}\n");
+    let mut vifs = vifs.to_vec();
+    if *siblings == 1 {
+        vifs[0].more = said.clone();
+    }
+    let text = config(&daemon.socket(), switch, &[("net1", 1500)], &vifs);
+    let text = text.replacen("mtu = 1500\n", "mtu = 1500\nstorm = \"off\"\n", 1);
+    let vm = "[[vms]]\nid = \"loud\"\n";
+    assert!(text.contains(vm), "{text}");
+    if *siblings == 1 { text } else { text.replacen(vm, &format!("{vm}{said}"), 1) }
+}
+
+/// Sends twice as many frames as may be, by all of these in turn, for so long. How long it took.
+fn storm(nics: &[(Nic, Mac)], to: Mac, rate: u64, length: Duration) -> Duration {
+    let (start, mut sent) = (time::now(), 0);
+    loop {
+        let spent = time::now().since(start);
+        let due = spent.min(length).as_micros() as u64 * 2 * rate / 1_000_000;
+        for number in sent..due {
+            let (nic, mac) = &nics[number as usize % nics.len()];
+            // What its device has no room for is not sent.
+            let _ = nic.try_send(&experiment(to, *mac, b"storm"));
+        }
+        sent = due.max(sent);
+        if spent >= length {
+            return time::now().since(start);
+        }
+        let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 200_000 });
+    }
+}
+
+/// Of what storms, as much passes as may, within 5 %: rate · time + burst; and a sibling that speaks to somebody who is
+/// known loses nothing meanwhile.
+fn the_rate_is_met(on: On, switch: &str) {
+    let vms: Vec<&str> = [["loud"; SIBLINGS + 1].as_slice(), &["peer"]].concat();
+    let Some((spaces, vifs)) = guests(&vms, &[on], 1500) else { return };
+    let mut daemon = Daemon::new();
+    daemon.configure(&limited(&daemon, switch, &vifs, &LIMITS[0]));
+    daemon.start();
+    vifs.iter().for_each(|vif| _ = daemon.await_active(vif));
+    let nic = |at: usize| Nic::new(&spaces[at], &vifs[at].name);
+    let nics: Vec<(Nic, Mac)> = (0..SIBLINGS).map(|at| (nic(at), vifs[at].mac)).collect();
+    let (talker, peer) = (nic(SIBLINGS), nic(SIBLINGS + 1));
+    let flooded = |daemon: &Daemon| -> (u64, u64) {
+        let ports = daemon.quiet();
+        let of = |port: &vifswitch::control::view::PortView| {
+            let dropped = port.counts.drops.iter().filter(|(reason, _)| reason.starts_with("storm_"));
+            (port.counts.flooded, dropped.map(|(_, frames)| frames).sum::<u64>())
+        };
+        ports.iter().filter(|port| port.device_id == "loud").map(of).fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1))
+    };
+    for limit in &LIMITS {
+        daemon.configure(&limited(&daemon, switch, &vifs, limit));
+        let file = daemon.file();
+        daemon.done(&["apply", file.to_str().unwrap()], "");
+        let (before, refused_before) = flooded(&daemon);
+        let done = AtomicBool::new(false);
+        let (talks, hears) = ((&talker, &vifs[SIBLINGS]), (&peer, &vifs[SIBLINGS + 1]));
+        let took = thread::scope(|scope| {
+            let finally = Finally(&done);
+            let streaming = scope.spawn(|| stream(talks, hears, 500, &done));
+            let took = storm(&nics[..limit.siblings], limit.to, limit.rate, Duration::from_secs(2));
+            drop(finally);
+            assert!(streaming.join().unwrap() > 100, "somebody was spoken to");
+            took
+        });
+        let (now, refused) = flooded(&daemon);
+        let (passed, due) = ((now - before) as f64, limit.rate as f64 * (took.as_secs_f64() + 1.0));
+        let Limit { class, rate, siblings, .. } = limit;
+        let name = format!("{on:?} {switch} {class} {rate} a second, {siblings} siblings");
+        assert!((passed / due - 1.0).abs() < 0.05, "{name}: {passed} of {due}");
+        assert!(refused > refused_before, "{name}");
+        eprintln!("{name}: {passed} of {due:.0}, {} refused", refused - refused_before);
+    }
+}
+
+#[test]
+fn the_rate_is_met_on_taps() {
+    the_rate_is_met(On::Tap, "");
+}
+
+#[test]
+fn the_rate_is_met_on_taps_by_two_workers() {
+    if let Some(switch) = two_workers() {
+        the_rate_is_met(On::Tap, switch);
+    }
+}
+
+#[test]
+fn the_rate_is_met_on_xdp() {
+    the_rate_is_met(On::Xdp, "");
+}
+
+#[test]
+fn the_rate_is_met_on_xdp_by_two_workers() {
+    if let Some(switch) = two_workers() {
+        the_rate_is_met(On::Xdp, switch);
+    }
+}
+
+/// A limit is changed under traffic by `set`, and holds from the next frame on.
+#[test]
+fn a_limit_is_set_while_frames_flow() {
+    let Some((spaces, vifs)) = guests(&["a", "b"], &[On::Tap], 1500) else { return };
+    let daemon = Daemon::over(&vifs);
+    vifs.iter().for_each(|vif| _ = daemon.await_active(vif));
+    let nic = Nic::new(&spaces[0], &vifs[0].name);
+    let send = |frames: u64| {
+        let before = daemon.port(&vifs[0]).counts.rx_frames;
+        for sent in 1..=frames {
+            nic.send(&experiment(Mac::BROADCAST, vifs[0].mac, b"x"));
+            // No more than a tap holds.
+            if sent % 100 == 0 || sent == frames {
+                daemon.await_port("it has come", &vifs[0], |port| port.counts.rx_frames >= before + sent);
+            }
+        }
+    };
+    let set = |keys: &[&str]| daemon.done(&[&["set", &vifs[0].port], keys].concat(), "");
+    // Hardly anything comes back while this runs.
+    set(&["storm.broadcast={ pps = 1, burst = 1 }"]);
+    let before = daemon.drops(&vifs[0], "storm_broadcast");
+    let start = time::now();
+    send(200);
+    let came = time::now().since(start).as_secs() + 2;
+    let refused = daemon.drops(&vifs[0], "storm_broadcast") - before;
+    assert!(refused <= 200 && refused + came >= 200, "{refused} of 200 in {came} seconds");
+    set(&["storm.broadcast=off"]);
+    let before = daemon.drops(&vifs[0], "storm_broadcast");
+    send(200);
+    assert_eq!(daemon.drops(&vifs[0], "storm_broadcast"), before);
+    // It is said in the configuration, and gone when it is taken back.
+    let said = |text: &str| daemon.page("/v1/config").contains(text);
+    assert!(said(r#""broadcast":"off""#));
+    set(&["storm="]);
+    assert!(!said(r#""broadcast":"off""#));
+    let told = daemon.tell(&["set", &vifs[0].port, "storm.broadcast.pps=0"], "");
+    let why = String::from_utf8(told.stderr).unwrap();
+    assert!(
+        told.status.code() == Some(1) && why.contains("storm.broadcast.pps = 0") && why.contains("\"off\""),
+        "{why}"
+    );
+}
