@@ -31,6 +31,7 @@ use crate::frame::Pool;
 use crate::switch::Secret;
 use crate::sys::cores;
 use crate::sys::privileges::{self, Privilege};
+use crate::wire::ProbeKey;
 use crate::worker::{Pace, TeamSettings, Worker, team};
 
 /// Says `what` is wrong, and ends with `code`.
@@ -137,10 +138,13 @@ async fn serve_until_told(config: Config, keeper: Keeper, cores: Vec<usize>) -> 
     let mut random = [0; 16];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
     let secret = Secret::new(random);
+    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
+    let probe_key = ProbeKey::new(random);
     let pool = Pool::new(config.switch.frames)
         .map_err(|why| named(format!("{} frames of 4 KiB", config.switch.frames), &why))?;
     #[allow(clippy::cast_possible_truncation)] // cores are numbered below 1024
-    let settings = TeamSettings { workers: cores.len() as u16, pool, stations: config.switch.stations, secret };
+    let settings =
+        TeamSettings { workers: cores.len() as u16, pool, stations: config.switch.stations, secret, probe_key };
     let team = team(settings)?;
     let pace = match config.switch.poll {
         Poll::Adaptive => Pace::Adaptive,

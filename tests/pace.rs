@@ -18,7 +18,7 @@ use vifswitch::switch::{
 };
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time;
-use vifswitch::wire::Mac;
+use vifswitch::wire::{Mac, ProbeKey};
 use vifswitch::worker::{Command, Gate, Pace, Post, SPIN, StationsPage, TeamSettings, team};
 
 mod common;
@@ -96,7 +96,8 @@ impl House {
     /// Ports are dealt out to the workers in turn, all on one network.
     fn new(workers: u16, ports: u16, pace: Pace) -> House {
         let (pool, secret) = (Pool::new(4096).unwrap(), Secret::new([7; 16]));
-        let team = team(TeamSettings { workers, pool, stations: 1024, secret }).unwrap();
+        let team =
+            team(TeamSettings { workers, pool, stations: 1024, secret, probe_key: ProbeKey::new([5; 16]) }).unwrap();
         let mut house = House {
             threads: team.workers.into_iter().map(|worker| thread::spawn(move || worker.run(pace))).collect(),
             posts: team.posts,
@@ -126,6 +127,9 @@ impl House {
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            held: false,
+            splits: false,
+            shares_mac: false,
             storm: PortStorm::default(),
             pack: None,
         });

@@ -38,6 +38,7 @@ fn went_out(audit: &AuditView) -> String {
         Text("WORKER"),
         Number("FORWARDED"),
         Number("+ COPIES"),
+        Number("+ PROBES"),
         Number("+ HEARD"),
         Number("= WENT OUT"),
         Number("+ DROPS OUT"),
@@ -45,9 +46,9 @@ fn went_out(audit: &AuditView) -> String {
         Number("OFF"),
     ];
     let workers = audit.workers.iter().map(|w| {
-        let counts = [w.forwarded, w.copies, w.frames_heard, w.tx_frames, w.drops_out, w.frames_sent];
-        let [forwarded, copies, heard, tx, drops, sent] = counts.map(|frames| frames.to_string());
-        [w.worker.to_string(), forwarded, copies, heard, tx, drops, sent, off(w.off)]
+        let counts = [w.forwarded, w.copies, w.probes, w.frames_heard, w.tx_frames, w.drops_out, w.frames_sent];
+        let [forwarded, copies, probes, heard, tx, drops, sent] = counts.map(|frames| frames.to_string());
+        [w.worker.to_string(), forwarded, copies, probes, heard, tx, drops, sent, off(w.off)]
     });
     draw(columns, workers, "no workers")
 }

@@ -235,6 +235,7 @@ fn fdb(stations: &[StationView], ports: &[PortView]) -> String {
     let row = |s: &StationView| {
         let (kind, age) = match s.kind {
             StationKind::Learned => ("learned", duration(s.age_seconds.into())),
+            StationKind::Frozen => ("frozen", nothing()),
             StationKind::Pinned => ("pinned", nothing()),
         };
         [

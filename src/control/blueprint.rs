@@ -138,6 +138,9 @@ fn draw<'a>(
                     unknown_unicast: port.unknown_unicast == UnknownUnicast::Deliver,
                     promiscuous: port.promiscuous,
                     mac_limit: port.mac_limit,
+                    held: false,
+                    splits: false,
+                    shares_mac: vm.share_mac,
                     storm,
                     pack: Some(pack),
                 });
@@ -170,6 +173,9 @@ fn draw<'a>(
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            held: false,
+            splits: false,
+            shares_mac: false,
             storm,
             pack,
         });

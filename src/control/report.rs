@@ -281,6 +281,7 @@ impl Report<'_> {
             worker,
             forwarded: reading.forwarded,
             copies: reading.copies,
+            probes: reading.probes,
             frames_heard: reading.frames_heard,
             tx_frames: reading.tx_frames,
             drops_out: reading.died,
@@ -291,8 +292,8 @@ impl Report<'_> {
         for direction in [Direction::In, Direction::Out] {
             for reason in DropReason::ALL {
                 let died = |reading: &Reading| match direction {
-                    Direction::In => reading.drops_in[reason as usize],
-                    Direction::Out => reading.drops_out[reason as usize],
+                    Direction::In => reading.drops_in[reason],
+                    Direction::Out => reading.drops_out[reason],
                 };
                 let frames: u64 = audit.second.iter().map(died).sum();
                 if frames > 0 {
@@ -354,6 +355,7 @@ fn counts(port: &Port) -> CountsView {
         forwarded: port.sum(|c| c.forwarded.get()),
         flooded: port.sum(|c| c.flooded.get()),
         copies: port.sum(|c| c.copies.get()),
+        probes: port.sum(|c| c.probes.get()),
         missed: port.sum(|c| c.missed.get()),
         segmented: port.sum(|c| c.segmented.get()),
         checksummed: port.sum(|c| c.checksummed.get()),

@@ -13,10 +13,14 @@ use tokio::time::sleep;
 use crate::switch::{Learned, MOST_NETWORKS, MOST_PORTS, PortId, Rules, Station};
 use crate::telemetry::audit::{Audit, Reading};
 use crate::telemetry::{PortCounters, WorkerCounters};
-use crate::worker::{Books, Command, Flush, Gate, Post, Room, StationsPage};
+use crate::wire::Probe;
+use crate::worker::{Books, Command, Flush, Gate, Post, Probes, Room, StationsPage};
 
 /// Stations asked for at a time: a worker copies them within one breath.
 const PAGE: usize = 1024;
+
+/// Loop probes that a worker sends for one command.
+const PROBES: usize = 64;
 
 /// Between two pages: a worker is to spend next to nothing of its time on answers, each of which costs
 /// it a system call to wake control. A million stations take a second or two at this pace.
@@ -186,6 +190,24 @@ impl Staff {
             for page in stations.chunks(PAGE) {
                 // The page comes back, and is dropped here.
                 drop(self.ask(worker, |reply| Command::Learn(page.to_vec(), reply)).await);
+            }
+        }
+    }
+
+    /// Sends loop probes, each out of its port by the worker that these rules, which are in force, name. Those for
+    /// ports that have none are not sent.
+    pub async fn probe(&self, rules: &Rules, probes: impl Iterator<Item = (PortId, [u8; Probe::LEN])>) {
+        let mut of_worker = vec![Probes::new(); self.posts.len()];
+        for (port, bytes) in probes {
+            let worker = rules.port(port).and_then(|port| port.worker);
+            if let Some(probes) = worker.and_then(|worker| of_worker.get_mut(usize::from(worker))) {
+                probes.push((port, bytes));
+            }
+        }
+        for (worker, probes) in of_worker.iter().enumerate() {
+            for probes in probes.chunks(PROBES) {
+                // They come back, and are dropped here.
+                drop(self.ask(worker, |reply| Command::Probes(probes.to_vec(), reply)).await);
             }
         }
     }

@@ -66,7 +66,7 @@ impl Directory {
         (age < entry.ageing).then_some((entry, age))
     }
 
-    /// All stations at `now`: the pinned, then the learned, each by network and address.
+    /// All stations at `now`: the pinned, the frozen, then the learned, each by network and address.
     pub fn views(&self, rules: &Rules, learned: Vec<Learned>, now: Moment) -> Vec<StationView> {
         let view = |learned: Learned, kind| {
             let (entry, age_seconds) = self.find(&learned, now)?;
@@ -82,8 +82,13 @@ impl Directory {
         let seen = now.secs();
         let pinned =
             rules.pinned().filter_map(|(station, port)| view(Learned { station, port, seen }, StationKind::Pinned));
-        let learned = learned.into_iter().filter_map(|learned| view(learned, StationKind::Learned));
-        let mut all: Vec<StationView> = pinned.chain(learned).collect();
+        let frozen: HashMap<Station, PortId> = rules.frozen().collect();
+        // Where one was learned is of no account as long as it is frozen.
+        let learned = learned.into_iter().filter(|learned| !frozen.contains_key(&learned.station));
+        let learned = learned.filter_map(|learned| view(learned, StationKind::Learned));
+        let frozen = frozen.iter().map(|(&station, &port)| Learned { station, port, seen });
+        let frozen = frozen.filter_map(|learned| view(learned, StationKind::Frozen));
+        let mut all: Vec<StationView> = pinned.chain(frozen).chain(learned).collect();
         all.sort_by(|a, b| (b.kind, &a.network_id, &a.mac_address).cmp(&(a.kind, &b.network_id, &b.mac_address)));
         all
     }

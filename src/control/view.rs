@@ -67,6 +67,8 @@ pub struct CountsView {
     pub flooded: u64,
     /// The copies made of these.
     pub copies: u64,
+    /// Loop probes that the switch sent out.
+    pub probes: u64,
     /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
     /// other counter.
     pub missed: u64,
@@ -220,6 +222,8 @@ pub struct NetworkView {
 pub enum StationKind {
     /// From its traffic.
     Learned,
+    /// From its traffic, which was too restless: there it stays for a while.
+    Frozen,
     /// From the configuration.
     Pinned,
 }
@@ -238,7 +242,7 @@ pub struct StationView {
     pub uplink_id: Option<String>,
     /// How it is known.
     pub kind: StationKind,
-    /// Seconds since it was last heard; 0 for a pinned one.
+    /// Seconds since it was last heard; 0 for a pinned or a frozen one.
     pub age_seconds: u32,
 }
 
@@ -363,7 +367,7 @@ pub struct AuditPortView {
 }
 
 /// What was to go out at a worker:
-/// `forwarded + copies + frames_heard = tx_frames + drops_out + frames_sent`.
+/// `forwarded + copies + probes + frames_heard = tx_frames + drops_out + frames_sent`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditWorkerView {
     /// The worker.
@@ -372,6 +376,8 @@ pub struct AuditWorkerView {
     pub forwarded: u64,
     /// Copies made of flooded ones.
     pub copies: u64,
+    /// Loop probes that the switch sent.
+    pub probes: u64,
     /// Frames taken over from other workers.
     pub frames_heard: u64,
     /// Frames that went out.

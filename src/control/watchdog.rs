@@ -66,12 +66,19 @@ mod tests {
     use crate::frame::Pool;
     use crate::switch::Secret;
     use crate::time::Moment;
+    use crate::wire::ProbeKey;
     use crate::worker::{TeamSettings, team};
 
     #[test]
     fn all_must_answer_every_time() {
         let pool = Pool::new(64).unwrap();
-        let settings = TeamSettings { workers: 2, pool, stations: 64, secret: Secret::new([7; 16]) };
+        let settings = TeamSettings {
+            workers: 2,
+            pool,
+            stations: 64,
+            secret: Secret::new([7; 16]),
+            probe_key: ProbeKey::new([5; 16]),
+        };
         let mut team = team(settings).unwrap();
         let (handle, mut requests) = Handle::new();
         let watchdog = Watchdog::new(team.posts.clone(), handle);

@@ -14,6 +14,7 @@
 use std::collections::HashMap;
 
 use super::judge::{Judge, Judged};
+use super::probes::whole;
 use super::question::{Question, fetch_ahead, is_spoofed, read};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
@@ -175,6 +176,7 @@ impl Switch {
                 return Judged { by_carrier: true, unlearned: 0 };
             }
         };
+        let (ears, moves) = (&mut self.ears, &mut self.moves);
         let questions = &mut self.questions[..batch.len()];
         let mut ports: [Option<&Port>; BURST] = [None; BURST];
         let mut unlearned = 0;
@@ -186,8 +188,13 @@ impl Switch {
                     *place = Some(port);
                     Question::new(rules, port, &header)
                 }
-                Err(reason) => {
+                Err(Refusal::Dies(reason)) => {
                     *verdict = Verdict::Drop(reason);
+                    Question::NONE
+                }
+                Err(Refusal::Probe(port)) => {
+                    let frame = whole(batch.frame(index), batch.head(index));
+                    *verdict = Verdict::Drop(ears.hear(port, frame, now));
                     Question::NONE
                 }
             };
@@ -197,7 +204,7 @@ impl Switch {
         for (index, ((question, verdict), port)) in questions.iter().zip(verdicts).zip(ports).enumerate() {
             let Some(port) = port else { continue };
             let oldest = (now + 1).saturating_sub(port.ageing);
-            let mut judge = Judge { rules, port, batch, fdb, news, moment, now, oldest, unlearned: false };
+            let mut judge = Judge { rules, port, batch, fdb, news, moves, moment, now, oldest, unlearned: false };
             *verdict = match judge.answer(question, index) {
                 // 11. split horizon: another uplink has heard of it on the outside.
                 Verdict::To(to) if port.is_uplink() && rules.port(to).is_some_and(PortRules::is_uplink) => {
@@ -213,6 +220,20 @@ impl Switch {
     }
 }
 
+/// Why a frame is not asked about.
+enum Refusal {
+    /// It dies.
+    Dies(DropReason),
+    /// It is one to the address of loop probes, at this port.
+    Probe(PortId),
+}
+
+impl From<DropReason> for Refusal {
+    fn from(reason: DropReason) -> Refusal {
+        Refusal::Dies(reason)
+    }
+}
+
 impl Carrier {
     /// Finds out whose frame `index` is, and takes off the tag that says so. Its port, and its header;
     /// or why it goes no further.
@@ -224,18 +245,18 @@ impl Carrier {
         index: usize,
         now: Moment,
         origin: &mut Origin,
-    ) -> Result<(&'a Port, Header), DropReason> {
+    ) -> Result<(&'a Port, Header), Refusal> {
         let head = batch.head(index);
         let header = Header::read(head).ok_or(DropReason::Runt)?;
         // 5. reserved groups: before the VLAN is asked for, as those who send them seldom use one.
         if self.is_uplink && is_of_the_wire(header.destination) {
-            return Err(DropReason::ReservedGroup);
+            return Err(DropReason::ReservedGroup.into());
         }
         // 3. VLAN admit
         let id = match Tagging::read(&header, head) {
             Tagging::Untagged => None,
             Tagging::Tagged(id) => Some(id),
-            Tagging::CutOff => return Err(DropReason::Runt),
+            Tagging::CutOff => return Err(DropReason::Runt.into()),
         };
         let port = self.ports[usize::from(id.unwrap_or(0)) % IDS];
         let port = rules.compiled(port).ok_or(DropReason::UnknownVlan)?;
@@ -243,19 +264,23 @@ impl Carrier {
             origin.port = port.rules.id;
         }
         if !port.rules.admin_up {
-            return Err(DropReason::AdminDown);
+            return Err(DropReason::AdminDown.into());
         }
         if id.is_some() {
             if !batch.pop_tag(index) {
-                return Err(DropReason::Runt);
+                return Err(DropReason::Runt.into());
             }
             origin.tag = TAG_LEN as u64;
         }
         // 2. header sane: as the frame is on its network
-        let header = read(port, batch.frame(index), batch.head(index), now)?;
+        let header = match read(port, batch.frame(index), batch.head(index), now) {
+            Err(DropReason::Probe) => return Err(Refusal::Probe(port.rules.id)),
+            _ if port.rules.held => return Err(DropReason::Quarantined.into()),
+            header => header?,
+        };
         // 7. port security, as far as it is about what is behind the header
         if is_spoofed(port, header.source, batch.head(index)) {
-            return Err(DropReason::SpoofedIp);
+            return Err(DropReason::SpoofedIp.into());
         }
         Ok((port, header))
     }

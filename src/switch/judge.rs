@@ -3,17 +3,19 @@
 use std::sync::Arc;
 
 use super::carrier::{Origin, Origins};
-use super::question::{Question, ask, fetch_ahead, refuse_spoofed};
+use super::moves::Moves;
+use super::probes::Ears;
+use super::question::{Question, ask, fetch_ahead, listen, refuse_held, refuse_spoofed};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::storm::{Cost, admit, is_bpdu};
 use super::{
-    AtLimit, Audience, DropReason, Fdb, Flood, Learned, PortId, PortRules, Rules, Secret, Seen, Station, StormClass,
-    Verdict, Verdicts,
+    AtLimit, Audience, DropReason, Fdb, Flood, Learned, Moving, PortId, PortRules, Returned, Rules, Secret, Seen,
+    Station, StormClass, Verdict, Verdicts,
 };
 use crate::frame::{BURST, Batch};
 use crate::time::Moment;
-use crate::wire::Mac;
+use crate::wire::{Mac, ProbeKey};
 
 /// News for other workers: a station was seen behind a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +33,10 @@ pub struct Switch {
     pub(super) fdb: Fdb,
     /// What other workers are to be told, since they were last told. At most a burst.
     pub(super) news: Vec<Sighting>,
+    /// The loop probes that came back.
+    pub(super) ears: Ears,
+    /// The stations that have moved lately.
+    pub(super) moves: Moves,
     /// Room for what the frames of a burst ask.
     pub(super) questions: Box<[Question; BURST]>,
     /// Of the last burst that came by a carrier.
@@ -48,12 +54,14 @@ pub struct Judged {
 }
 
 impl Switch {
-    /// A switch without ports that can learn `stations` stations.
-    pub fn new(stations: u32, secret: Secret) -> Switch {
+    /// A switch without ports that can learn `stations` stations, and knows its own loop probes by `key`.
+    pub fn new(stations: u32, secret: Secret, key: ProbeKey) -> Switch {
         Switch {
             rules: Arc::new(Rules::none(secret)),
             fdb: Fdb::new(stations, secret),
             news: Vec::with_capacity(BURST),
+            ears: Ears::new(key),
+            moves: Moves::new(),
             questions: Box::new([Question::NONE; BURST]),
             origins: Box::new([Origin { port: PortId::NONE, tag: 0 }; BURST]),
         }
@@ -66,7 +74,8 @@ impl Switch {
     }
 
     /// Puts new rules in force, and hands back the old ones.
-    pub fn replace_rules(&mut self, rules: Arc<Rules>) -> Arc<Rules> {
+    pub fn replace_rules(&mut self, rules: Arc<Rules>, now: Moment) -> Arc<Rules> {
+        self.moves.note_opened(&self.rules, &rules, now);
         std::mem::replace(&mut self.rules, rules)
     }
 
@@ -81,11 +90,30 @@ impl Switch {
         self.news.drain(..)
     }
 
-    /// Notes what another worker saw.
+    /// The loop probes that came back since this was last asked: of one burst, or some of them are lost.
+    #[inline]
+    pub fn returned(&mut self) -> impl ExactSizeIterator<Item = Returned> + '_ {
+        self.ears.returned.drain(..)
+    }
+
+    /// The stations that moved too often since this was last asked: of one burst, or some of them are lost until they
+    /// have come to rest.
+    #[inline]
+    pub fn moving(&mut self) -> impl ExactSizeIterator<Item = Moving> + '_ {
+        self.moves.moving.drain(..)
+    }
+
+    /// Whether control is to be told of something.
+    #[inline]
+    pub fn has_findings(&self) -> bool {
+        !(self.ears.returned.is_empty() && self.moves.moving.is_empty())
+    }
+
+    /// Notes what another worker saw. A move of a station counts here as well.
     pub fn hear(&mut self, sighting: Sighting, now: Moment) {
         if let Some(port) = self.rules.compiled(sighting.port) {
             let hash = self.fdb.hash(sighting.station);
-            self.fdb.see(sighting.station, hash, sighting.port, now.secs(), port.limits, port.ageing);
+            note(&mut self.fdb, &mut self.moves, &self.rules, port, (sighting.station, hash), now);
         }
     }
 
@@ -144,20 +172,26 @@ impl Switch {
     fn judge_own(&mut self, from: PortId, batch: &Batch, now: Moment, verdicts: &mut Verdicts) -> u64 {
         // 1. port open, admin up
         let port = match self.rules.compiled(from) {
-            Some(port) if port.rules.admin_up => port,
+            Some(port) if port.is_open => port,
+            Some(port) if port.rules.admin_up => {
+                refuse_held(port, &mut self.ears, batch, now, verdicts);
+                return 0;
+            }
             Some(_) => return all_die(verdicts, DropReason::AdminDown),
             None => return all_die(verdicts, DropReason::PortClosed),
         };
         let (rules, fdb, news) = (&*self.rules, &mut self.fdb, &mut self.news);
         let questions = &mut self.questions[..batch.len()];
-        ask(rules, port, batch, now, verdicts, questions);
+        if ask(rules, port, batch, now, verdicts, questions) {
+            listen(port, &mut self.ears, batch, now, verdicts);
+        }
         if port.bindings.is_some() {
             refuse_spoofed(port, batch, verdicts, questions);
         }
         fetch_ahead(rules, fdb, questions);
-        let (moment, now) = (now, now.secs());
+        let (moves, moment, now) = (&mut self.moves, now, now.secs());
         let oldest = (now + 1).saturating_sub(port.ageing);
-        let mut judge = Judge { rules, port, batch, fdb, news, moment, now, oldest, unlearned: false };
+        let mut judge = Judge { rules, port, batch, fdb, news, moves, moment, now, oldest, unlearned: false };
         // What few ports have is asked once for a burst, and not of each frame.
         if port.mac_limit.is_some() {
             return judge.answer_limited(questions, verdicts);
@@ -168,6 +202,22 @@ impl Switch {
         }
         0
     }
+}
+
+/// Notes that a station was seen behind a port, unless it moves too often.
+fn note(
+    fdb: &mut Fdb,
+    moves: &mut Moves,
+    rules: &Rules,
+    port: &Port,
+    (station, hash): (Station, u64),
+    now: Moment,
+) -> Seen {
+    let seconds = now.secs();
+    let oldest = (seconds + 1).saturating_sub(port.ageing);
+    fdb.see_if((station, hash), port.rules.id, seconds, port.limits, port.ageing, |learned| {
+        moves.allow(rules, learned, hash, oldest, &port.rules, now)
+    })
 }
 
 /// All frames of a burst die for the same reason, and none is unlearned.
@@ -191,7 +241,7 @@ fn watch(port: &Port, verdicts: &mut [Verdict]) {
 #[inline]
 fn audience(port: &Port, destination: Mac) -> Audience {
     if is_of_the_wire(destination) {
-        Audience::Inside
+        if port.rules.splits && is_bpdu(destination) { Audience::Bridges } else { Audience::Inside }
     } else if port.suppresses && !destination.is_group() {
         Audience::Unknown
     } else {
@@ -206,6 +256,7 @@ pub(super) struct Judge<'a> {
     pub(super) batch: &'a Batch,
     pub(super) fdb: &'a mut Fdb,
     pub(super) news: &'a mut Vec<Sighting>,
+    pub(super) moves: &'a mut Moves,
     pub(super) moment: Moment,
     /// The same in seconds.
     pub(super) now: u32,
@@ -241,8 +292,11 @@ impl Judge<'_> {
             return self.flood(q, index, learn);
         }
         // 10. learn the source
-        if learn && !self.knows(q) && !self.see(q) {
-            return Verdict::Drop(DropReason::MacLimit);
+        if learn
+            && !self.knows(q)
+            && let Err(reason) = self.see(q)
+        {
+            return Verdict::Drop(reason);
         }
         // 11. forward
         Verdict::To(to)
@@ -262,8 +316,11 @@ impl Judge<'_> {
             return Verdict::Drop(reason);
         }
         // 10. learn the source
-        if learn && !self.knows(q) && !self.see(q) {
-            return Verdict::Drop(DropReason::MacLimit);
+        if learn
+            && !self.knows(q)
+            && let Err(reason) = self.see(q)
+        {
+            return Verdict::Drop(reason);
         }
         if is_for_itself {
             // Whoever this is, it is behind the port that the frame came from: it sent it.
@@ -323,13 +380,17 @@ impl Judge<'_> {
     fn examine(&self, q: &Question) -> Result<bool, DropReason> {
         let port = self.port;
         let pinned = self.rules.pins().find(q.source, q.source_hash);
+        if pinned.is_some_and(|pin| pin.is_frozen && pin.port != port.rules.id) {
+            return Err(DropReason::FrozenSource);
+        }
         if port.guard
-            && let Some(owner) = pinned.and_then(|pinned| self.rules.compiled(pinned))
+            && let Some(owner) = pinned.and_then(|pin| self.rules.compiled(pin.port))
             && owner.rules.owner != port.rules.owner
         {
             return Err(DropReason::ForeignSource);
         }
-        if pinned == Some(port.rules.id) || port.allows(q.source.mac()) {
+        // Its own pins are sources that it allows; what is frozen at it need not be.
+        if pinned.is_some_and(|pin| pin.port == port.rules.id && !pin.is_frozen) || port.allows(q.source.mac()) {
             Ok(pinned.is_some())
         } else {
             Err(DropReason::SpoofedSource)
@@ -344,9 +405,9 @@ impl Judge<'_> {
             return PortId::NONE;
         }
         if self.rules.pins().may_hold(hash)
-            && let Some(port) = self.rules.pins().find(station, hash)
+            && let Some(pin) = self.rules.pins().find(station, hash)
         {
-            return port;
+            return pin.port;
         }
         match self.fdb.find(station, hash, self.oldest) {
             // A port that was closed takes its stations with it.
@@ -355,25 +416,26 @@ impl Judge<'_> {
         }
     }
 
-    /// Learns a source. Whether the frame may go on.
+    /// Learns a source. Whether the frame may go on, or why not.
     #[inline(never)]
-    fn see(&mut self, q: &Question) -> bool {
+    fn see(&mut self, q: &Question) -> Result<(), DropReason> {
         let port = self.port;
         if let Some(limit) = port.mac_limit
             && !self.has_room(q, limit.stations)
         {
             self.unlearned = limit.policy == AtLimit::ForwardUnlearned;
-            return self.unlearned;
+            return if self.unlearned { Ok(()) } else { Err(DropReason::MacLimit) };
         }
-        match self.fdb.see(q.source, q.source_hash, port.rules.id, self.now, port.limits, port.ageing) {
+        match note(self.fdb, self.moves, self.rules, port, (q.source, q.source_hash), self.moment) {
             Seen::Known | Seen::Refused => {}
+            Seen::Stays => return Err(DropReason::FrozenSource),
             Seen::New | Seen::Moved { .. } | Seen::Retell => {
                 if self.news.len() < BURST {
                     self.news.push(Sighting { station: q.source, port: port.rules.id });
                 }
             }
         }
-        true
+        Ok(())
     }
 
     /// Whether a source is one of the `most` stations that may be learned behind the port, or can become one.

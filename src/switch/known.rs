@@ -63,7 +63,7 @@ impl Judge<'_> {
             if station.mac().is_group() {
                 return index;
             }
-            let pinned = if sieve.may_hold(hash) { pins.find(station, hash) } else { None };
+            let pinned = if sieve.may_hold(hash) { pins.find(station, hash).map(|pin| pin.port) } else { None };
             let to = match pinned.or_else(|| {
                 stations.find(station, hash, oldest).filter(|&port| open[port.index() % MOST_PORTS] == port)
             }) {
@@ -94,7 +94,7 @@ mod tests {
         Role, Rules, Secret, Security, Station, Switch,
     };
     use crate::time::Moment;
-    use crate::wire::{Mac, Offload};
+    use crate::wire::{Mac, Offload, ProbeKey};
 
     static POOL: LazyLock<&Pool> = LazyLock::new(|| Pool::new(512).unwrap());
 
@@ -121,6 +121,9 @@ mod tests {
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            held: false,
+            splits: false,
+            shares_mac: false,
             storm: PortStorm::default(),
             pack: None,
         };
@@ -144,13 +147,14 @@ mod tests {
 
     /// What becomes of a burst from port 0.
     fn judge(switch: &mut Switch, batch: &Batch, now: u32, is_short: bool) -> Vec<Verdict> {
-        let Switch { rules, fdb, news, questions, .. } = switch;
+        let Switch { rules, fdb, news, moves, questions, .. } = switch;
         let port = rules.compiled(PortId::new(0, 0)).unwrap();
         let mut verdicts = [Verdict::Drop(DropReason::PortClosed); BURST];
         let questions = &mut questions[..batch.len()];
         let moment = Moment::from_secs(now.into());
         ask(rules, port, batch, moment, &mut verdicts, questions);
-        let mut judge = Judge { rules, port, batch, fdb, news, moment, now, oldest: now - 300, unlearned: false };
+        let mut judge =
+            Judge { rules, port, batch, fdb, news, moves, moment, now, oldest: now - 300, unlearned: false };
         if is_short {
             judge.answer_all(questions, &mut verdicts);
         } else {
@@ -172,14 +176,14 @@ mod tests {
             let mut results = [Vec::new(), Vec::new()];
             for (is_short, results) in [true, false].into_iter().zip(&mut results) {
                 let mut cache = Cache::new(*POOL);
-                let mut switch = Switch::new(16, Secret::new([5; 16]));
-                switch.replace_rules(rules(picky, 4));
+                let mut switch = Switch::new(16, Secret::new([5; 16]), ProbeKey::new([6; 16]));
+                switch.replace_rules(rules(picky, 4), Moment::from_secs(1));
                 for &(number, port, seen) in &learned {
                     let station = Station::new(NetworkId::new(0), mac(number));
                     switch.remember(Learned { station, port: PortId::new(port, 0), seen });
                 }
                 // What was learned behind the last one leads nowhere any more.
-                switch.replace_rules(rules(picky, 3));
+                switch.replace_rules(rules(picky, 3), Moment::from_secs(1));
                 for (now, frames) in (1000..).zip(&bursts) {
                     let mut batch = Batch::new();
                     for (to, from, len) in frames {

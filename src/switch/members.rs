@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::PortId;
+use super::{Owner, PortId};
 
 /// Ports of one network: siblings next to each other, uplinks last.
 #[derive(Debug, Default)]
@@ -12,19 +12,25 @@ pub(super) struct Members {
     inside: usize,
     /// Where each stands.
     places: HashMap<PortId, usize>,
+    /// Where those of each VM stand.
+    siblings: HashMap<Owner, Stretch>,
 }
 
 /// The stretch of a list that is left out.
 pub(super) type Stretch = (usize, usize);
 
 impl Members {
-    /// These, and whether each of them is an uplink; in the order in which they shall stand.
-    pub(super) fn new(ports: impl IntoIterator<Item = (PortId, bool)>) -> Members {
+    /// These, and whose each of them is, if it is no uplink; in the order in which they shall stand.
+    pub(super) fn new(ports: impl IntoIterator<Item = (PortId, Option<Owner>)>) -> Members {
         let mut members = Members::default();
         let mut all = Vec::new();
-        for (id, is_uplink) in ports {
-            members.places.insert(id, all.len());
-            members.inside += usize::from(!is_uplink);
+        for (id, owner) in ports {
+            let at = all.len();
+            members.places.insert(id, at);
+            if let Some(owner) = owner {
+                members.inside += 1;
+                members.siblings.entry(owner).or_insert((at, at)).1 = at + 1;
+            }
             all.push(id);
         }
         members.all = all.into();
@@ -46,6 +52,11 @@ impl Members {
         self.places.get(&port).map_or((0, 0), |&at| (at, at + 1))
     }
 
+    /// The stretch in which the ports of this VM stand; an empty one if there is none.
+    pub(super) fn siblings(&self, owner: Owner) -> Stretch {
+        self.siblings.get(&owner).copied().unwrap_or_default()
+    }
+
     /// The stretch in which the uplinks stand.
     pub(super) fn uplinks(&self) -> Stretch {
         (self.inside, self.all.len())
@@ -63,15 +74,14 @@ impl Members {
         self.until(self.inside, skip)
     }
 
-    /// All but these two, which need not be there. They are looked for: it is a short list for which this is
-    /// asked.
-    pub(super) fn but_two(&self, one: PortId, other: Option<PortId>) -> [&[PortId]; 3] {
+    /// All but those in a stretch, and this one, which need not be there. It is looked for: it is a short list for
+    /// which this is asked.
+    pub(super) fn but_also(&self, skip: Stretch, other: Option<PortId>) -> [&[PortId]; 3] {
         let find = |port| self.all.iter().position(|&id| id == port).map_or((0, 0), |at| (at, at + 1));
-        let (one, other) = (find(one), other.map_or((0, 0), find));
-        let (first, second) = if one <= other { (one, other) } else { (other, one) };
-        let end = self.all.len();
+        let other = other.map_or((0, 0), find);
+        let (first, second) = if skip <= other { (skip, other) } else { (other, skip) };
         let between = self.all.get(first.1..second.0).unwrap_or_default();
-        [&self.all[..first.0], between, self.all.get(second.1..end).unwrap_or_default()]
+        [&self.all[..first.0], between, self.all.get(second.1.max(first.1)..).unwrap_or_default()]
     }
 
     #[inline]

@@ -38,6 +38,16 @@ impl PortId {
         self.0 as u16
     }
 
+    /// As a number, which names it as long as the switch runs.
+    pub const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The port with this number, if it can be one.
+    pub const fn from_bits(bits: u32) -> Option<PortId> {
+        if (bits & 0xffff) < MOST_PORTS as u32 { Some(PortId(bits)) } else { None }
+    }
+
     /// Which of the ports at this place it is.
     #[allow(clippy::cast_possible_truncation)] // the upper half
     pub const fn generation(self) -> u16 {

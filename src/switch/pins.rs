@@ -1,4 +1,5 @@
-//! The pinned stations: which address belongs to which port, whatever traffic says.
+//! The pinned stations: which address belongs to which port, whatever traffic says. Some are pinned for a while only:
+//! these are frozen.
 
 use std::collections::HashMap;
 
@@ -11,7 +12,7 @@ use crate::frame::prefetch;
 #[derive(Debug)]
 pub(super) struct Pins {
     /// The places that are not taken hold [`Station::NONE`].
-    table: Box<[(Station, PortId)]>,
+    table: Box<[(Station, Pin)]>,
     sieve: Box<[u64]>,
 }
 
@@ -29,6 +30,14 @@ impl Sieve<'_> {
     }
 }
 
+/// Where a station is pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pin {
+    pub(super) port: PortId,
+    /// Whether it is frozen there, and nobody's for good.
+    pub(super) is_frozen: bool,
+}
+
 impl Pins {
     pub(super) fn new(secret: Secret, ports: &[PortRules]) -> Pins {
         let mut owners: HashMap<Station, Option<PortId>> = HashMap::new();
@@ -40,17 +49,33 @@ impl Pins {
                     .or_insert(Some(port.id));
             }
         }
-        let pinned: Vec<_> = owners.into_iter().filter_map(|(station, owner)| Some((station, owner?))).collect();
+        let pin = |port| Pin { port, is_frozen: false };
+        let pinned = owners.into_iter().filter_map(|(station, owner)| Some((station, pin(owner?))));
+        Pins::build(secret, pinned.collect())
+    }
+
+    /// The same, and these stations frozen at these ports. What is pinned stays where it is, and so does what is frozen
+    /// already.
+    pub(super) fn with_frozen(&self, secret: Secret, frozen: impl Iterator<Item = (Station, PortId)>) -> Pins {
+        let mut pinned: HashMap<Station, Pin> = self.iter().collect();
+        for (station, port) in frozen {
+            pinned.entry(station).or_insert(Pin { port, is_frozen: true });
+        }
+        Pins::build(secret, pinned.into_iter().collect())
+    }
+
+    fn build(secret: Secret, pinned: Vec<(Station, Pin)>) -> Pins {
+        let nowhere = Pin { port: PortId::NONE, is_frozen: false };
         // At most an eighth of the places is taken, and one bit in 64 is set.
-        let mut table = vec![(Station::NONE, PortId::NONE); (pinned.len() * 8).next_power_of_two()];
+        let mut table = vec![(Station::NONE, nowhere); (pinned.len() * 8).next_power_of_two()];
         let mut sieve = vec![0; pinned.len().next_power_of_two()];
-        for (station, owner) in pinned {
+        for (station, pin) in pinned {
             let hash = secret.hash(station);
             let mut at = place(hash, table.len());
             while table[at].0 != Station::NONE {
                 at = place(at as u64 + 1, table.len());
             }
-            table[at] = (station, owner);
+            table[at] = (station, pin);
             let at = place(hash >> 6, sieve.len());
             sieve[at] |= 1u64 << (hash % 64);
         }
@@ -70,14 +95,14 @@ impl Pins {
         self.sieve().may_hold(hash)
     }
 
-    /// The port that a station is pinned to.
+    /// Where a station is pinned.
     #[inline(always)]
-    pub(super) fn find(&self, station: Station, hash: u64) -> Option<PortId> {
+    pub(super) fn find(&self, station: Station, hash: u64) -> Option<Pin> {
         let mut at = place(hash, self.table.len());
         loop {
-            let (here, port) = self.table[at];
+            let (here, pin) = self.table[at];
             if here == station {
-                return Some(port);
+                return Some(pin);
             }
             if here == Station::NONE {
                 return None;
@@ -86,8 +111,8 @@ impl Pins {
         }
     }
 
-    /// All of them, and their ports.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (Station, PortId)> {
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Station, Pin)> {
         self.table.iter().filter(|(station, _)| *station != Station::NONE).copied()
     }
 

@@ -1,13 +1,14 @@
 //! What frames say of themselves: the first round of judging. Each frame that is sane becomes a question to
 //! the tables; every other one has its verdict.
 
+use super::probes::{Ears, whole};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::storm::is_bpdu;
 use super::{DropReason, Fdb, Rules, Station, Verdict, Verdicts};
 use crate::frame::{Batch, Frame};
 use crate::time::Moment;
-use crate::wire::{Claim, Header, Mac, TAG_LEN, tags};
+use crate::wire::{Claim, Header, Mac, Probe, TAG_LEN, tags};
 
 /// Bytes of tables that are surely in the processor's cache; larger ones are fetched ahead.
 const WARM: usize = 512 << 10;
@@ -29,7 +30,8 @@ pub(super) fn is_spoofed(port: &Port, source: Mac, head: &[u8]) -> bool {
     port.bindings.as_ref().is_some_and(|bindings| port.allows(source) && !bindings.allow(source, &Claim::read(head)))
 }
 
-/// Reads the headers of a burst: a question for each frame, or its verdict.
+/// Reads the headers of a burst: a question for each frame, or its verdict. Whether there are frames to the address of
+/// loop probes, which die as [`DropReason::Probe`] so far.
 #[inline(never)] // with registers of its own
 pub(super) fn ask(
     rules: &Rules,
@@ -38,22 +40,47 @@ pub(super) fn ask(
     now: Moment,
     verdicts: &mut Verdicts,
     questions: &mut [Question],
-) {
+) -> bool {
+    let mut probes = false;
     for (((frame, head), verdict), question) in batch.heads().zip(verdicts).zip(questions) {
         *question = match read(port, frame, head, now) {
             Ok(header) => Question::new(rules, port, &header),
             Err(reason) => {
                 *verdict = Verdict::Drop(reason);
+                probes |= reason == DropReason::Probe;
                 Question::NONE
             }
         };
     }
+    probes
+}
+
+/// Listens to the frames of a burst that die as [`DropReason::Probe`]: what they really die as.
+#[cold]
+pub(super) fn listen(port: &Port, ears: &mut Ears, batch: &Batch, now: Moment, verdicts: &mut Verdicts) {
+    for ((frame, head), verdict) in batch.heads().zip(verdicts) {
+        if *verdict == Verdict::Drop(DropReason::Probe) {
+            *verdict = Verdict::Drop(ears.hear(port.rules.id, whole(frame, head), now));
+        }
+    }
+}
+
+/// Judges a burst from a port in quarantine: loop probes are heard, and nothing else.
+#[cold]
+pub(super) fn refuse_held(port: &Port, ears: &mut Ears, batch: &Batch, now: Moment, verdicts: &mut Verdicts) {
+    for ((frame, head), verdict) in batch.heads().zip(&mut *verdicts) {
+        *verdict = Verdict::Drop(match read(port, frame, head, now) {
+            Err(DropReason::Probe) => DropReason::Probe,
+            _ => DropReason::Quarantined,
+        });
+    }
+    listen(port, ears, batch, now, verdicts);
 }
 
 /// What a frame says of itself.
 #[inline(always)]
 pub(super) fn read(port: &Port, frame: &Frame, head: &[u8], now: Moment) -> Result<Header, DropReason> {
-    use DropReason::*;
+    use DropReason::{BadSource, Runt};
     // 2. header sane
     let Some(header) = Header::read(head) else { return Err(Runt) };
     if !(frame.is_plain() && frame.len() <= port.longest) {
@@ -62,9 +89,15 @@ pub(super) fn read(port: &Port, frame: &Frame, head: &[u8], now: Moment) -> Resu
     if !header.source.is_station() {
         return Err(BadSource);
     }
-    // 5. reserved groups
-    if header.destination.is_group() && is_of_the_wire(header.destination) {
-        keep_reserved(port, frame, header.destination, now)?;
+    if header.destination.is_group() {
+        // 4. loop probe
+        if header.destination == Probe::DESTINATION {
+            return Err(DropReason::Probe);
+        }
+        // 5. reserved groups
+        if is_of_the_wire(header.destination) {
+            keep_reserved(port, frame, header.destination, now)?;
+        }
     }
     Ok(header)
 }

@@ -8,7 +8,11 @@
 //!
 //! *Pins.* The address of each port is pinned to it, and so are allowed addresses that no other
 //! port of the network shares. A pin is found here and never in the table of learned stations;
-//! traffic can neither move nor displace it.
+//! traffic can neither move nor displace it. For a while others can be pinned as well: *frozen* where they are.
+//!
+//! *Measures* against loops are of the same stuff. A port in quarantine (*held*) is in no list, and no way leads out by
+//! it. One that *splits* leaves out the stretch of all its siblings. The first test of a frame's way is the only one
+//! that knows of it.
 
 use std::collections::HashMap;
 
@@ -26,6 +30,8 @@ use crate::wire::{HEADER_LEN, Mac};
 #[derive(Debug)]
 pub(super) struct Port {
     pub(super) rules: PortRules,
+    /// Whether frames may come in by it.
+    pub(super) is_open: bool,
     /// Its own address, if that is pinned to it; the zero address, which no frame that is read so far
     /// can have for its source, if it is shared.
     pub(super) pinned: Station,
@@ -39,6 +45,8 @@ pub(super) struct Port {
     skip: Stretch,
     /// The same, of those that are to get unknown unicast.
     skip_unknown: Stretch,
+    /// The same, of those that are promiscuous.
+    skip_watchers: Stretch,
     /// Whether there are ports on its network that are not to.
     pub(super) suppresses: bool,
     /// Whether there are ports on its network, others than itself, that get copies of all that is forwarded.
@@ -87,7 +95,8 @@ impl Network {
     /// The network of these ports, uplinks last.
     fn new(rules: NetworkRules, ports: &[&PortRules]) -> Network {
         let those = |which: fn(&PortRules) -> bool| {
-            Members::new(ports.iter().filter(|port| which(port)).map(|port| (port.id, port.is_uplink())))
+            let owner = |port: &PortRules| (!port.is_uplink()).then_some(port.owner);
+            Members::new(ports.iter().filter(|port| which(port)).map(|port| (port.id, owner(port))))
         };
         Network {
             rules,
@@ -133,7 +142,7 @@ impl Rules {
         let carriers = Carriers::new(carriers, &ports);
 
         let mut members: HashMap<NetworkId, Vec<&PortRules>> = HashMap::new();
-        for port in ports.iter().filter(|port| port.admin_up && port.worker.is_some() && carriers.let_out(port)) {
+        for port in ports.iter().filter(|port| port.is_open() && port.worker.is_some() && carriers.let_out(port)) {
             members.entry(port.network).or_default().push(port);
         }
         let mut table: Vec<Option<Network>> = Vec::new();
@@ -151,10 +160,12 @@ impl Rules {
         for rules in ports {
             let network = table.get(rules.network.index()).and_then(Option::as_ref).expect("its network is there");
             let skip = |members: &Members| match rules.role {
+                Role::Vif if rules.splits => members.siblings(rules.owner),
                 Role::Vif => members.stretch(rules.id),
                 Role::Uplink => members.uplinks(),
             };
-            let (skip, skip_unknown) = (skip(&network.members), skip(&network.curious));
+            let (skip, skip_unknown, skip_watchers) =
+                (skip(&network.members), skip(&network.curious), skip(&network.watchers));
             #[allow(clippy::cast_possible_truncation)] // 14
             let longest = u32::from(network.rules.mtu) + HEADER_LEN as u32;
             let place = rules.id.index();
@@ -164,7 +175,7 @@ impl Rules {
                 "two ports at one place"
             );
             let own = Station::new(rules.network, rules.mac);
-            let is_pinned = pins.find(own, secret.hash(own)) == Some(rules.id);
+            let is_pinned = pins.find(own, secret.hash(own)).is_some_and(|pin| pin.port == rules.id);
             let is_picky = rules.security != Security::Off;
             let mut allowed: Vec<Mac> = rules.security.macs().collect();
             allowed.sort_unstable();
@@ -177,6 +188,7 @@ impl Rules {
             }
             open[place] = rules.id;
             compiled[place] = Some(Port {
+                is_open: rules.is_open(),
                 pinned: if is_pinned { own } else { Station::new(rules.network, Mac::ZERO) },
                 is_picky,
                 allowed: allowed.into(),
@@ -197,6 +209,7 @@ impl Rules {
                 rules,
                 skip,
                 skip_unknown,
+                skip_watchers,
                 longest,
                 limits,
                 ageing: network.rules.ageing,
@@ -209,6 +222,16 @@ impl Rules {
     /// No port, no network.
     pub fn none(secret: Secret) -> Rules {
         Rules::compile(secret, Vec::new(), Vec::new(), Vec::new())
+    }
+
+    /// Freezes each of these stations at a port, on top of those that are frozen already: there it is, whatever traffic
+    /// says, and from nowhere else it is heard. Stations that are pinned to a port are not touched, and a port that is
+    /// closed holds nobody.
+    pub fn freeze(&mut self, stations: impl Iterator<Item = (Station, PortId)>) {
+        let stations: Vec<_> = stations.filter(|&(_, port)| self.is_open(port)).collect();
+        if !stations.is_empty() {
+            self.pins = self.pins.with_frozen(self.secret, stations.into_iter());
+        }
     }
 
     #[inline]
@@ -244,8 +267,9 @@ impl Rules {
         let [before, behind] = match flood.to {
             Audience::All => network.members.but(port.skip),
             Audience::Inside => network.members.inside(port.skip),
+            Audience::Bridges => network.members.inside(network.members.stretch(flood.from)),
             Audience::Unknown => network.curious.but(port.skip_unknown),
-            Audience::Watchers => return network.watchers.but_two(flood.from, flood.but),
+            Audience::Watchers => return network.watchers.but_also(port.skip_watchers, flood.but),
         };
         [before, behind, &[]]
     }
@@ -253,10 +277,13 @@ impl Rules {
     /// Who does not get a frame that is flooded, and would if it were not for a station that nobody knows: two
     /// stretches.
     pub fn suppressed(&self, flood: Flood) -> [&[PortId]; 2] {
-        match self.compiled(flood.from).and_then(|port| self.network_of(port)) {
-            Some(network) if flood.to == Audience::Unknown => {
-                network.incurious.but(network.incurious.stretch(flood.from))
-            }
+        let Some(port) = self.compiled(flood.from) else { return [&[]; 2] };
+        match self.network_of(port) {
+            Some(network) if flood.to == Audience::Unknown => network.incurious.but(if port.rules.splits {
+                network.incurious.siblings(port.rules.owner)
+            } else {
+                network.incurious.stretch(flood.from)
+            }),
             _ => [&[]; 2],
         }
     }
@@ -289,6 +316,12 @@ impl Rules {
 
     /// The port of this name, if frames may leave for it; or why they may not.
     pub fn way_out(&self, id: PortId) -> Result<&PortRules, DropReason> {
+        let port = self.way_out_of_probes(id)?;
+        if port.held { Err(DropReason::Quarantined) } else { Ok(port) }
+    }
+
+    /// The same for loop probes: a port in quarantine is no obstacle.
+    pub fn way_out_of_probes(&self, id: PortId) -> Result<&PortRules, DropReason> {
         let port = self.port(id).ok_or(DropReason::PortClosed)?;
         if !port.admin_up {
             return Err(DropReason::AdminDown);
@@ -342,9 +375,14 @@ impl Rules {
         &self.pins
     }
 
-    /// The pinned stations and their ports.
+    /// The pinned stations and their ports, without those that are frozen.
     pub fn pinned(&self) -> impl Iterator<Item = (Station, PortId)> {
-        self.pins.iter()
+        self.pins.iter().filter(|(_, pin)| !pin.is_frozen).map(|(station, pin)| (station, pin.port))
+    }
+
+    /// The frozen stations and their ports.
+    pub fn frozen(&self) -> impl Iterator<Item = (Station, PortId)> {
+        self.pins.iter().filter(|(_, pin)| pin.is_frozen).map(|(station, pin)| (station, pin.port))
     }
 }
 
@@ -379,6 +417,9 @@ mod tests {
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            held: false,
+            splits: false,
+            shares_mac: false,
             storm: PortStorm::default(),
             pack: None,
         }
@@ -433,7 +474,7 @@ mod tests {
         let rules = Rules::compile(secret(), vec![network(0), network(1)], ports, Vec::new());
         let find = |net, bits| {
             let station = Station::new(NetworkId::new(net), Mac::from_bits(bits));
-            rules.pins().find(station, rules.hash(station)).map(|id| id.index())
+            rules.pins().find(station, rules.hash(station)).map(|pin| pin.port.index())
         };
         assert_eq!(find(0, vrrp), None);
         assert_eq!(find(1, vrrp), Some(2));

@@ -61,6 +61,14 @@ pub struct PortRules {
     /// How many stations may be learned behind it. `None`: as many as behind every port of its network, and the
     /// newest displaces the oldest.
     pub mac_limit: Option<MacLimit>,
+    /// Whether it is in quarantine: nothing comes in by it and nothing goes out, but for loop probes, both ways.
+    pub held: bool,
+    /// Whether what it floods does not go to other ports of its VM on its network. Spanning tree does, and what is
+    /// for a station that is known.
+    pub splits: bool,
+    /// Whether stations may wander between it and other ports of its VM on its network, which share them, as often
+    /// as they like.
+    pub shares_mac: bool,
     /// How much it may send to everybody.
     pub storm: PortStorm,
     /// How much it may together with its siblings; all of them have the same. `None`: anything, at no cost.
@@ -71,6 +79,11 @@ impl PortRules {
     /// Whether it is a way to the outside.
     pub fn is_uplink(&self) -> bool {
         self.role == Role::Uplink
+    }
+
+    /// Whether frames may come in by it, as far as it is up to itself.
+    pub(super) fn is_open(&self) -> bool {
+        self.admin_up && !self.held
     }
 
     /// Whether it is a subport: a port of a VM whose frames have a tag on the device of another one.

@@ -13,6 +13,8 @@ pub enum DropReason {
     PortClosed,
     /// In and out: the port is administratively down.
     AdminDown,
+    /// In and out: the port is in quarantine. Loop probes are heard all the same.
+    Quarantined,
     /// In and out: another uplink of its group carries the frames at present.
     Standby,
     /// In: shorter than an Ethernet header.
@@ -23,6 +25,12 @@ pub enum DropReason {
     BadOffload,
     /// In: nobody has this VLAN id on the uplink or trunk, or no network of the uplink is untagged.
     UnknownVlan,
+    /// In: a loop probe of this switch that has come back. It is control's from here on.
+    Probe,
+    /// In: a frame to the address of loop probes that is none of this switch.
+    ProbeForged,
+    /// In: a loop probe of this switch that is too old, has come in here before, or was sent by this port.
+    ProbeStale,
     /// In: the source is a group address or zero.
     BadSource,
     /// In: a reserved group address that the network does not let pass, as PAUSE. From an uplink, all groups
@@ -30,6 +38,8 @@ pub enum DropReason {
     ReservedGroup,
     /// In: the source belongs to a port of another VM.
     ForeignSource,
+    /// In: the source is frozen at another port, or has moved too often.
+    FrozenSource,
     /// In: port security does not allow this source here.
     SpoofedSource,
     /// In: ARP, IP or neighbor discovery names a sender that port security does not allow here, or one that
@@ -75,17 +85,22 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them, in the order of their counters.
-    pub const ALL: [DropReason; 29] = [
+    pub const ALL: [DropReason; 34] = [
         DropReason::PortClosed,
         DropReason::AdminDown,
+        DropReason::Quarantined,
         DropReason::Standby,
         DropReason::Runt,
         DropReason::TooLong,
         DropReason::BadOffload,
         DropReason::UnknownVlan,
+        DropReason::Probe,
+        DropReason::ProbeForged,
+        DropReason::ProbeStale,
         DropReason::BadSource,
         DropReason::ReservedGroup,
         DropReason::ForeignSource,
+        DropReason::FrozenSource,
         DropReason::SpoofedSource,
         DropReason::SpoofedIp,
         DropReason::StormBroadcast,
@@ -112,14 +127,19 @@ impl DropReason {
         match self {
             DropReason::PortClosed => "port_closed",
             DropReason::AdminDown => "admin_down",
+            DropReason::Quarantined => "quarantined",
             DropReason::Standby => "standby",
             DropReason::Runt => "runt",
             DropReason::TooLong => "too_long",
             DropReason::BadOffload => "bad_offload",
             DropReason::UnknownVlan => "unknown_vlan",
+            DropReason::Probe => "probe",
+            DropReason::ProbeForged => "probe_forged",
+            DropReason::ProbeStale => "probe_stale",
             DropReason::BadSource => "bad_source",
             DropReason::ReservedGroup => "reserved_group",
             DropReason::ForeignSource => "foreign_source",
+            DropReason::FrozenSource => "frozen_source",
             DropReason::SpoofedSource => "spoofed_source",
             DropReason::SpoofedIp => "spoofed_ip",
             DropReason::StormBroadcast => "storm_broadcast",
@@ -147,16 +167,21 @@ impl DropReason {
         match self {
             DropReason::PortClosed => "the port was closed while the frame was on its way",
             DropReason::AdminDown => "the port is administratively down",
+            DropReason::Quarantined => "the port is in quarantine, for a loop or a storm",
             DropReason::Standby => "another uplink of the group carries the frames at present",
             DropReason::Runt => "shorter than an Ethernet header",
             DropReason::TooLong => "longer than the MTU of the network allows",
             DropReason::BadOffload => "the offload header does not fit the frame",
             DropReason::UnknownVlan => "nobody has this VLAN id on the uplink or trunk, or none is untagged there",
+            DropReason::Probe => "a loop probe of this switch that has come back",
+            DropReason::ProbeForged => "sent to the address of loop probes, and none of this switch",
+            DropReason::ProbeStale => "a loop probe that is too old, was here before, or was sent by this port",
             DropReason::BadSource => "the source is a group address or zero",
             DropReason::ReservedGroup => {
                 "sent to a group address that bridges keep to themselves (by default PAUSE; on uplinks also BPDU, LACP, LLDP)"
             }
             DropReason::ForeignSource => "the source belongs to a port of another VM",
+            DropReason::FrozenSource => "the source is frozen at another port, or has moved too often",
             DropReason::SpoofedSource => "port security does not allow this source here",
             DropReason::SpoofedIp => {
                 "port security does not allow the sender that ARP or IP names here, or it cannot be read"
@@ -218,6 +243,8 @@ pub enum Audience {
     All,
     /// All but uplinks.
     Inside,
+    /// The same, and the siblings of a port that splits as well: for their spanning tree.
+    Bridges,
     /// All that are to get frames for stations that nobody knows. It is only told from all where there is a port
     /// that is not to.
     Unknown,

@@ -5,7 +5,7 @@
 //! breaths, when its lanes are empty. In a reading these hold exactly, whatever the traffic:
 //!
 //! * of each port, `rx = forwarded + flooded + Σ drops in`;
-//! * of the worker, `forwarded + copies + heard = tx + Σ drops out + sent`, where *sent* and *heard*
+//! * of the worker, `forwarded + copies + probes + heard = tx + Σ drops out + sent`, where *sent* and *heard*
 //!   are the frames handed to other workers and taken over from them.
 //!
 //! Between workers frames are on their way. Readings are taken twice, so that there is a bound
@@ -15,13 +15,35 @@
 //! A port that is closed takes its counters with it. What they had comes to the [`Parted`] of the
 //! worker, so that the books balance over everything there ever was.
 
+use std::ops::{Index, IndexMut};
 use std::sync::Arc;
 
 use super::{Counter, PortCounters, WorkerCounters};
 use crate::switch::DropReason;
 
 /// One count for each reason to die.
-pub type ByReason = [u64; DropReason::ALL.len()];
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByReason([u64; DropReason::ALL.len()]);
+
+impl Default for ByReason {
+    fn default() -> ByReason {
+        ByReason([0; DropReason::ALL.len()])
+    }
+}
+
+impl Index<DropReason> for ByReason {
+    type Output = u64;
+
+    fn index(&self, reason: DropReason) -> &u64 {
+        &self.0[reason as usize]
+    }
+}
+
+impl IndexMut<DropReason> for ByReason {
+    fn index_mut(&mut self, reason: DropReason) -> &mut u64 {
+        &mut self.0[reason as usize]
+    }
+}
 
 /// What is kept of the counters of ports that are no more.
 #[derive(Debug, Default)]
@@ -30,6 +52,7 @@ pub struct Parted {
     term: Counter,
     forwarded: Counter,
     copies: Counter,
+    probes: Counter,
     tx_frames: Counter,
     drops_out: Counter,
 }
@@ -56,6 +79,7 @@ impl Parted {
     fn add(&self, book: &PortCounters, sign: fn(u64) -> u64) {
         self.forwarded.add(sign(book.forwarded.get()));
         self.copies.add(sign(book.copies.get()));
+        self.probes.add(sign(book.probes.get()));
         self.tx_frames.add(sign(book.tx_frames.get()));
         self.drops_out.add(sign(book.drops_out.total()));
     }
@@ -97,6 +121,8 @@ pub struct Reading {
     pub forwarded: u64,
     /// Copies made of flooded ones.
     pub copies: u64,
+    /// Loop probes that the switch sent.
+    pub probes: u64,
     /// Frames that went out.
     pub tx_frames: u64,
     /// Frames that died going out, for whatever reason.
@@ -122,6 +148,7 @@ impl Reading {
     pub fn take(&mut self, books: &[Option<Arc<PortCounters>>], own: &WorkerCounters) {
         self.forwarded = own.parted.forwarded.get();
         self.copies = own.parted.copies.get();
+        self.probes = own.parted.probes.get();
         self.tx_frames = own.parted.tx_frames.get();
         self.died = own.parted.drops_out.get().wrapping_add(own.strays.get());
         self.frames_sent = own.frames_sent.get();
@@ -139,12 +166,13 @@ impl Reading {
             for reason in DropReason::ALL {
                 let (died_in, died_out) = (book.drops_in.get(reason), book.drops_out.get(reason));
                 share.drops_in += died_in;
-                self.drops_in[reason as usize] += died_in;
-                self.drops_out[reason as usize] += died_out;
+                self.drops_in[reason] += died_in;
+                self.drops_out[reason] += died_out;
                 self.died = self.died.wrapping_add(died_out);
             }
             self.forwarded = self.forwarded.wrapping_add(share.forwarded);
             self.copies = self.copies.wrapping_add(book.copies.get());
+            self.probes = self.probes.wrapping_add(book.probes.get());
             self.tx_frames = self.tx_frames.wrapping_add(book.tx_frames.get());
             if self.shares.len() < self.shares.capacity() {
                 self.shares.push(share);
@@ -154,7 +182,7 @@ impl Reading {
 
     /// By how many frames more were to go out than is accounted for. 0 is right.
     pub fn off(&self) -> i64 {
-        let meant = self.forwarded.wrapping_add(self.copies).wrapping_add(self.frames_heard);
+        let meant = self.forwarded.wrapping_add(self.copies).wrapping_add(self.probes).wrapping_add(self.frames_heard);
         let went = self.tx_frames.wrapping_add(self.died).wrapping_add(self.frames_sent);
         difference(meant, went)
     }

@@ -82,6 +82,7 @@ const COUNTERS: &[Metric<CountsView, u64>] = &[
     ("forwarded_frames", "Frames {from} that were meant for one port.", |c| c.forwarded),
     ("flooded_frames", "Frames {from} that were meant for everybody on the network.", |c| c.flooded),
     ("flood_copies", "Copies made of the flooded frames {from}.", |c| c.copies),
+    ("probe_frames", "Loop probes that the switch sent {to}.", |c| c.probes),
     ("missed_frames", "Frames {from} that were lost before the switch could receive them.", |c| c.missed),
 ];
 

@@ -12,7 +12,7 @@
 //! * at each port, what came in was forwarded, flooded, or dropped for a reason:
 //!   `rx = forwarded + flooded + Σ drops in`;
 //! * over all ports, what was to go out went out, or was dropped for a reason:
-//!   `Σ (forwarded + copies) = Σ (tx + Σ drops out)`, but for frames that are on their way between
+//!   `Σ (forwarded + copies + probes) = Σ (tx + Σ drops out)`, but for frames that are on their way between
 //!   workers at this moment.
 //!
 //! [`audit`] proves it on a switch that runs.
@@ -51,8 +51,14 @@ impl Counter {
 }
 
 /// How many frames died, by reason.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Drops([Counter; DropReason::ALL.len()]);
+
+impl Default for Drops {
+    fn default() -> Drops {
+        Drops(std::array::from_fn(|_| Counter::default()))
+    }
+}
 
 impl Drops {
     /// Counts `frames` that died for `reason`.
@@ -107,6 +113,8 @@ pub struct PortCounters {
     pub flooded: Counter,
     /// Copies that were made of the flooded ones, and, for promiscuous ports, of the others.
     pub copies: Counter,
+    /// Loop probes that the switch sent out of it, or was to send.
+    pub probes: Counter,
     /// Frames that came and were lost before they could be received, as far as the device tells: they are
     /// in no other counter.
     pub missed: Counter,
@@ -152,6 +160,8 @@ pub struct WorkerCounters {
     pub refused: Counter,
     /// Sightings that did not fit the ring to a peer. They are told again.
     pub sightings_lost: Counter,
+    /// Loop probes and stations that move of which control was not told, for lack of room.
+    pub findings_lost: Counter,
     /// Frames for one port that were handed to other workers.
     pub frames_sent: Counter,
     /// And those that were taken over from them.

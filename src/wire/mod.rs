@@ -13,6 +13,7 @@ mod finish;
 mod mac;
 mod offload;
 mod prefix;
+mod probe;
 mod source;
 mod vlan;
 
@@ -21,5 +22,6 @@ pub use finish::{Finished, Finishing, Unfinishable};
 pub use mac::{Mac, NotAMac};
 pub use offload::{BadOffload, MOST_SEGMENTS, Offload, Segmentation};
 pub use prefix::{NotAPrefix, Prefix};
+pub use probe::{Forged, Probe, ProbeKey};
 pub use source::{Claim, Neighbor};
 pub use vlan::{NotAVid, Tagging, Vid, is_without_vlan};

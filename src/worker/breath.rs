@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::Bell;
 use super::dressing::Dressing;
 use super::gate::{Gate, GateState, Gates};
-use super::mail::{Books, Command, Flushed, Notice, StationsPage};
+use super::mail::{Books, Command, Finding, Flushed, Notice, StationsPage};
 use super::outbox::{Outbox, book};
 use super::pace::{Pace, Pacer};
 use super::peer::Peer;
@@ -53,17 +53,18 @@ pub struct Worker {
     index: u16,
     mailbox: Receiver<Command>,
     notices: mpsc::Sender<Notice>,
+    findings: mpsc::Sender<Finding>,
     bell: Bell,
     peers: Vec<Option<Peer>>,
-    gates: Gates,
-    switch: Switch,
-    books: Books,
+    pub(super) gates: Gates,
+    pub(super) switch: Switch,
+    pub(super) books: Books,
     batch: Batch,
     verdicts: Box<Verdicts>,
     dressing: Dressing,
     /// Frames taken in since the lanes were last sent off.
     inhaled: usize,
-    cache: Cache,
+    pub(super) cache: Cache,
     pacer: Pacer,
     counters: Arc<WorkerCounters>,
     stop: bool,
@@ -82,6 +83,7 @@ impl std::fmt::Debug for Worker {
 }
 
 impl Worker {
+    #[allow(clippy::too_many_arguments)] // its ends of all that leads to others
     pub(super) fn new(
         index: u16,
         settings: &TeamSettings,
@@ -90,16 +92,18 @@ impl Worker {
         peers: Vec<Option<Peer>>,
         counters: Arc<WorkerCounters>,
         notices: mpsc::Sender<Notice>,
+        findings: mpsc::Sender<Finding>,
     ) -> io::Result<Worker> {
         Ok(Worker {
             index,
             mailbox,
             notices,
+            findings,
             pacer: Pacer::new(&bell)?,
             bell,
             peers,
             gates: Gates::new(index),
-            switch: Switch::new(settings.stations, settings.secret),
+            switch: Switch::new(settings.stations, settings.secret, settings.probe_key),
             books: Books::new(),
             batch: Batch::new(),
             verdicts: Box::new([Verdict::Drop(DropReason::PortClosed); BURST]),
@@ -142,7 +146,7 @@ impl Worker {
 
     /// One breath: take in what has arrived, decide, let it out. Bounded work, no waiting.
     pub fn breathe(&mut self, now: Moment) -> Work {
-        let mut done = self.read_mail();
+        let mut done = self.read_mail(now);
         done += self.hear_peers(now);
         self.pacer.rouse(&mut self.gates, &self.bell);
         for number in 0..self.gates.len() {
@@ -179,6 +183,9 @@ impl Worker {
                 self.outbox(|outbox, _| outbox.deliver(port, judged.unlearned))
             };
             self.tell_peers();
+            if self.switch.has_findings() {
+                self.tell_findings();
+            }
             self.end_burst(borrowed);
             if let Some(gate) = self.gates.get_mut(number) {
                 gate.device.release();
@@ -231,7 +238,7 @@ impl Worker {
 
     /// Sends what waits in the lanes: one call for each port that has something.
     #[inline]
-    fn exhale(&mut self) {
+    pub(super) fn exhale(&mut self) {
         self.inhaled = 0;
         for word in 0..self.gates.len().div_ceil(64) {
             let mut waiting = self.gates.take_waiting(word);
@@ -316,6 +323,9 @@ impl Worker {
             }
             heard += frames + sightings;
         }
+        if self.switch.has_findings() {
+            self.tell_findings();
+        }
         heard
     }
 
@@ -330,6 +340,16 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Tells control what the last burst has brought to light.
+    #[cold]
+    fn tell_findings(&mut self) {
+        let (findings, mut lost) = (&self.findings, 0);
+        let mut tell = |finding| lost += u64::from(findings.try_send(finding).is_err());
+        self.switch.returned().for_each(|returned| tell(Finding::Returned(returned)));
+        self.switch.moving().for_each(|moving| tell(Finding::Moving(moving)));
+        self.counters.findings_lost.add(lost);
     }
 
     /// Wakes the workers that were sent something in this breath.
@@ -354,13 +374,13 @@ impl Worker {
     }
 
     /// Reads at most one command.
-    fn read_mail(&mut self) -> usize {
+    fn read_mail(&mut self, now: Moment) -> usize {
         let Ok(command) = self.mailbox.try_recv() else { return 0 };
         // An answer that nobody waits for any more is dropped with what it carries.
         match command {
             Command::Rules(rules, books, reply) => {
                 self.counters.parted.settle(&self.books, &books);
-                let old = (self.switch.replace_rules(rules), std::mem::replace(&mut self.books, books));
+                let old = (self.switch.replace_rules(rules, now), std::mem::replace(&mut self.books, books));
                 self.gates.find_doors(self.switch.rules());
                 let _ = reply.send(old);
             }
@@ -394,6 +414,10 @@ impl Worker {
             Command::Learn(stations, reply) => {
                 stations.iter().for_each(|&learned| self.switch.remember(learned));
                 let _ = reply.send(stations);
+            }
+            Command::Probes(probes, reply) => {
+                self.send_probes(&probes);
+                let _ = reply.send(probes);
             }
             Command::Stop(reply) => {
                 let gates = (0..self.gates.len()).filter_map(|number| self.take_gate(number)).collect();

@@ -5,7 +5,7 @@ use std::fmt;
 use super::branch::{Branch, Room};
 use crate::device::Device;
 use crate::frame::{BURST, Frame, Lane};
-use crate::switch::{MOST_PORTS, PortId, PortRules, Reach, Rules, Verdict};
+use crate::switch::{DropReason, MOST_PORTS, PortId, PortRules, Reach, Rules, Verdict};
 use crate::wire::Vid;
 
 /// Frames that wait in one lane at most: a worker sends its lanes off after a burst or two.
@@ -94,22 +94,23 @@ const SHUT: Door = Door { port: PortId::NONE, gate: u16::MAX, offloads: false, f
 pub(super) type CarriedDoor = (Door, Option<Vid>);
 
 /// The doors that lead through one gate: that of its port, or those of the ports that it carries. Not
-/// those of ports or carriers that are administratively down or in standby.
-fn doors(gate: &Gate, number: u16, me: u16, rules: &Rules) -> impl Iterator<Item = (Door, Reach)> {
+/// those of ports or carriers that are administratively down or in standby. By those of ports in quarantine
+/// only loop probes may leave.
+fn doors<'a>(gate: &Gate, number: u16, me: u16, rules: &'a Rules) -> impl Iterator<Item = (Door, &'a PortRules)> {
     let own = rules.port(gate.port).filter(|port| port.reach == Reach::Own);
     let carried = rules.carrier(gate.port).into_iter().flat_map(|carrier| &carrier.ports).filter_map(|&(vlan, id)| {
         let reach = Reach::Carried { carrier: gate.port, vlan };
         rules.port(id).filter(|port| port.reach == reach)
     });
+    let leads_out = |port: &&PortRules| gate.state != GateState::Gone && rules.way_out_of_probes(port.id).is_ok();
+    own.into_iter().chain(carried).filter(leads_out).map(move |port| (door(gate, number, me, rules, port), port))
+}
+
+/// The door of a port through a gate that leads there.
+fn door(gate: &Gate, number: u16, me: u16, rules: &Rules, port: &PortRules) -> Door {
     #[allow(clippy::cast_possible_truncation)] // there are at most as many branches as ports
-    let to_door = move |port: &PortRules| Door {
-        port: port.id,
-        gate: rules.branch(port.id).map_or(number, |branch| (BRANCHES + branch) as u16),
-        offloads: gate.offloads,
-        floods: port.worker == Some(me),
-    };
-    let leads_out = |port: &&PortRules| gate.state != GateState::Gone && rules.way_out(port.id).is_ok();
-    own.into_iter().chain(carried).filter(leads_out).map(move |port| (to_door(port), port.reach))
+    let through = rules.branch(port.id).map_or(number, |branch| (BRANCHES + branch) as u16);
+    Door { port: port.id, gate: through, offloads: gate.offloads, floods: port.worker == Some(me) }
 }
 
 /// The gates of a worker, by a number that stays while they are open.
@@ -222,16 +223,16 @@ impl Gates {
         self.doors.fill(SHUT);
         self.carried.fill(None);
         for (number, gate) in (0..).zip(&self.slots).filter_map(|(number, gate)| Some((number, gate.as_ref()?))) {
-            for (door, reach) in doors(gate, number, self.me, rules) {
+            for (door, port) in doors(gate, number, self.me, rules) {
                 let (plain, carried) = (&mut self.doors[door.port.index()], &mut self.carried[door.port.index()]);
-                match reach {
-                    Reach::Own if plain.port != door.port => *plain = door,
+                match port.reach {
+                    Reach::Own if plain.port != door.port && !port.held => *plain = door,
                     Reach::Carried { vlan, .. } if carried.is_none() => {
                         let branch = usize::from(door.gate).checked_sub(BRANCHES);
                         // What waits in a branch stays in it: the rules number them.
                         let has_lane =
                             branch.is_none_or(|branch| self.branches.assign(branch, door.port, number.into()));
-                        *carried = has_lane.then_some((door, vlan));
+                        *carried = (has_lane && !port.held).then_some((door, vlan));
                     }
                     _ => {}
                 }
@@ -247,7 +248,23 @@ impl Gates {
         let gates = (0..).zip(&self.slots).filter_map(|(number, gate)| Some((number, gate.as_ref()?)));
         let mut found =
             gates.filter(|(_, gate)| gate.port == port).flat_map(|(number, gate)| doors(gate, number, self.me, rules));
-        self.doors[port.index()] = found.next().map_or(SHUT, |(door, _)| door);
+        self.doors[port.index()] = found.find(|(_, port)| !port.held).map_or(SHUT, |(door, _)| door);
+    }
+
+    /// How loop probes leave for `port`, be it in quarantine or not, or why they cannot.
+    pub(super) fn door_for_probes(&self, port: PortId, rules: &Rules) -> Result<CarriedDoor, DropReason> {
+        let port = rules.way_out_of_probes(port)?;
+        let (by, vlan) = match port.reach {
+            Reach::Own => (port.id, None),
+            Reach::Carried { carrier, vlan } => (carrier, vlan),
+        };
+        let gates = (0..).zip(&self.slots).filter_map(|(number, gate)| Some((number, gate.as_ref()?)));
+        let mut fit = gates.filter(|(_, gate)| gate.port == by && gate.state != GateState::Gone);
+        let (number, gate) = fit.next().ok_or(DropReason::NoDevice)?;
+        if rules.branch(port.id).is_some_and(|branch| branch >= self.branches.len()) {
+            return Err(DropReason::NoDevice);
+        }
+        Ok((door(gate, number, self.me, rules, port), vlan))
     }
 
     /// How frames leave for `port` by a device of its own. `None`: it has none here, or the port is

@@ -8,10 +8,10 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use tokio::sync::oneshot;
 
 use super::{Bell, Gate, Room};
-use crate::switch::{Learned, NetworkId, PortId, Rules};
+use crate::switch::{Learned, Moving, NetworkId, PortId, Returned, Rules};
 use crate::telemetry::PortCounters;
 use crate::telemetry::audit::Reading;
-use crate::wire::Mac;
+use crate::wire::{Mac, Probe};
 
 /// Commands that a mailbox holds. Control waits for each answer, so it never fills.
 const MAILBOX: usize = 64;
@@ -61,6 +61,9 @@ pub struct Flushed {
     pub cursor: Option<usize>,
 }
 
+/// Loop probes, and the ports out of which they are to go.
+pub type Probes = Vec<(PortId, [u8; Probe::LEN])>;
+
 /// A command, and where its answer goes.
 #[derive(Debug)]
 pub enum Command {
@@ -86,6 +89,9 @@ pub enum Command {
     Flush(Flush, oneshot::Sender<Flushed>),
     /// Learn these stations, where nothing is known of them yet. They come back.
     Learn(Vec<Learned>, oneshot::Sender<Vec<Learned>>),
+    /// Send these loop probes, in this order. They come back, and each has been counted as one of the `probes` of its
+    /// port, whatever became of it; those for a port that is closed are not.
+    Probes(Probes, oneshot::Sender<Probes>),
     /// Stop. All gates come back.
     Stop(oneshot::Sender<Vec<Gate>>),
 }
@@ -100,6 +106,16 @@ pub enum Notice {
         /// Which of its queues.
         queue: u16,
     },
+}
+
+/// What a worker has found out about guests. It has a channel of its own, in which there may be no room: then it is
+/// counted, and lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finding {
+    /// A loop probe has come back.
+    Returned(Returned),
+    /// A station has moved too often.
+    Moving(Moving),
 }
 
 /// Control's end of a worker's mailbox.

@@ -16,12 +16,13 @@ pub mod mail;
 mod outbox;
 mod pace;
 pub mod peer;
+mod probing;
 mod team;
 
 pub use bell::Bell;
 pub use branch::Room;
 pub use breath::{Work, Worker};
 pub use gate::Gate;
-pub use mail::{Books, Command, Flush, Flushed, Notice, Post, StationsPage};
+pub use mail::{Books, Command, Finding, Flush, Flushed, Notice, Post, Probes, StationsPage};
 pub use pace::{Pace, SPIN};
 pub use team::{Team, TeamSettings, team};

@@ -149,7 +149,8 @@ impl Outbox<'_> {
                     self.forward(index, to);
                 } else {
                     // It was closed meanwhile. Sending the frame on would let it wander.
-                    self.lose(index, to, DropReason::NoDevice);
+                    let reason = self.rules.way_out(to).err().filter(|reason| *reason == DropReason::Quarantined);
+                    self.lose(index, to, reason.unwrap_or(DropReason::NoDevice));
                 }
             }
             Address::Flood(flood) => {

@@ -6,13 +6,17 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 
 use super::peer::{MOST_WORKERS, Peer, pair};
-use super::{Bell, Notice, Post, Worker};
+use super::{Bell, Finding, Notice, Post, Worker};
 use crate::frame::Pool;
 use crate::switch::Secret;
 use crate::telemetry::WorkerCounters;
+use crate::wire::ProbeKey;
 
 /// Notices on their way to control, at most: two for each queue there can be.
 const NOTICES: usize = 8192;
+
+/// Findings on their way to control, at most. Behind these they are counted and lost.
+const FINDINGS: usize = 4096;
 
 /// What all workers of a switch have in common.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +29,8 @@ pub struct TeamSettings {
     pub stations: u32,
     /// The key under which stations are filed.
     pub secret: Secret,
+    /// The key under which loop probes are sent.
+    pub probe_key: ProbeKey,
 }
 
 /// Workers that know each other, and control's ends of what leads to them.
@@ -38,6 +44,8 @@ pub struct Team {
     pub counters: Vec<Arc<WorkerCounters>>,
     /// What they tell unasked.
     pub notices: mpsc::Receiver<Notice>,
+    /// What they have found out about guests.
+    pub findings: mpsc::Receiver<Finding>,
 }
 
 /// Makes a team.
@@ -57,11 +65,21 @@ pub fn team(settings: TeamSettings) -> io::Result<Team> {
         }
     }
     let (notify, notices) = mpsc::channel(NOTICES);
-    let mut team = Team { workers: Vec::new(), posts: Vec::new(), counters: Vec::new(), notices };
+    let (find, findings) = mpsc::channel(FINDINGS);
+    let mut team = Team { workers: Vec::new(), posts: Vec::new(), counters: Vec::new(), notices, findings };
     for ((index, bell), peers) in (0..settings.workers).zip(bells).zip(peers) {
         let (post, mailbox) = Post::new(bell.clone());
         let counters = Arc::new(WorkerCounters::default());
-        team.workers.push(Worker::new(index, &settings, mailbox, bell, peers, counters.clone(), notify.clone())?);
+        team.workers.push(Worker::new(
+            index,
+            &settings,
+            mailbox,
+            bell,
+            peers,
+            counters.clone(),
+            notify.clone(),
+            find.clone(),
+        )?);
         team.posts.push(post);
         team.counters.push(counters);
     }

@@ -195,7 +195,7 @@ fn every_page_looks_as_it_says() {
 /// What programs read by name. A key may come, none may go.
 #[test]
 fn ports_and_uplinks_keep_their_keys() {
-    let counts = "rx_frames rx_bytes tx_frames tx_bytes forwarded flooded copies missed segmented checksummed \
+    let counts = "rx_frames rx_bytes tx_frames tx_bytes forwarded flooded copies probes missed segmented checksummed \
                   unlearned suppressed mirrored reserved_groups drops";
     let alike = "status status_reason admin_state_up device worker";
     let port = "port_id device_id network_id mac_address position port_security unknown_unicast promiscuous \

@@ -12,16 +12,19 @@ use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::frame::Pool;
 use vifswitch::switch::{
     CarrierRules, DropReason, Learned, Limits, MacLimit, NetworkId, NetworkRules, Owner, PortId, PortRules, PortStorm,
-    Reach, ReservedMask, Role, Rules, Secret, Security,
+    Reach, ReservedMask, Role, Rules, Secret, Security, Station,
 };
 use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time::Moment;
-use vifswitch::wire::{Mac, Offload, Vid};
-use vifswitch::worker::{Books, Command, Gate, Notice, Post, Room, StationsPage, TeamSettings, Worker, team};
+use vifswitch::wire::{Mac, Offload, Probe, ProbeKey, Vid};
+use vifswitch::worker::{Books, Command, Finding, Gate, Notice, Post, Room, StationsPage, TeamSettings, Worker, team};
 
 /// The key of every laboratory: what happened once happens again.
 const SECRET: [u8; 16] = [7; 16];
+
+/// The key of its loop probes.
+pub const PROBE_KEY: ProbeKey = ProbeKey::new([9; 16]);
 
 /// A port of the laboratory: which network, whose, and with what security.
 #[derive(Debug, Clone)]
@@ -35,6 +38,10 @@ pub struct Plug {
     pub unknown_unicast: bool,
     pub promiscuous: bool,
     pub mac_limit: Option<MacLimit>,
+    pub shares_mac: bool,
+    /// Measures against loops.
+    pub held: bool,
+    pub splits: bool,
 }
 
 impl Plug {
@@ -47,6 +54,9 @@ impl Plug {
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
+            shares_mac: false,
+            held: false,
+            splits: false,
             trunk: None,
         }
     }
@@ -126,6 +136,8 @@ pub struct Lab {
     pub counters: Vec<Arc<WorkerCounters>>,
     /// What the workers tell control unasked.
     pub notices: mpsc::Receiver<Notice>,
+    /// What they have found out about guests.
+    pub findings: mpsc::Receiver<Finding>,
     pub pool: &'static Pool,
     /// The guests' ends of the cables, by port.
     pub ends: Vec<End>,
@@ -164,7 +176,9 @@ impl Lab {
     ) -> Lab {
         let pool = Pool::new(setup.slots).unwrap();
         let secret = Secret::new(SECRET);
-        let team = team(TeamSettings { workers: setup.workers, pool, stations: setup.stations, secret }).unwrap();
+        let team =
+            team(TeamSettings { workers: setup.workers, pool, stations: setup.stations, secret, probe_key: PROBE_KEY })
+                .unwrap();
         let wired = wires.iter().flat_map(|wire| &wire.networks).map(|&(_, network)| network);
         let networks = plugs.iter().map(|plug| plug.network).chain(wired).max().map_or(0, |most| most + 1);
         let networks = (0..networks).map(|index| NetworkRules {
@@ -201,6 +215,9 @@ impl Lab {
             unknown_unicast: plug.unknown_unicast,
             promiscuous: plug.promiscuous,
             mac_limit: plug.mac_limit,
+            held: plug.held,
+            splits: plug.splits,
+            shares_mac: plug.shares_mac,
             storm: PortStorm::default(),
             pack: None,
         });
@@ -228,6 +245,9 @@ impl Lab {
                 unknown_unicast: true,
                 promiscuous: false,
                 mac_limit: None,
+                held: false,
+                splits: false,
+                shares_mac: false,
                 storm: PortStorm::default(),
                 pack: None,
             });
@@ -244,6 +264,7 @@ impl Lab {
             posts: team.posts,
             counters: team.counters,
             notices: team.notices,
+            findings: team.findings,
             pool,
             ends: Vec::new(),
             ports,
@@ -306,12 +327,48 @@ impl Lab {
         &mut self,
         change: impl FnOnce(&mut Vec<NetworkRules>, &mut Vec<PortRules>, &mut Vec<CarrierRules>),
     ) {
+        let rules = self.changed(change);
+        self.set_rules(Arc::new(rules));
+    }
+
+    fn changed(
+        &self,
+        change: impl FnOnce(&mut Vec<NetworkRules>, &mut Vec<PortRules>, &mut Vec<CarrierRules>),
+    ) -> Rules {
         let mut ports: Vec<_> = self.rules.ports().cloned().collect();
         let mut carriers: Vec<_> = self.rules.carriers().cloned().collect();
         let networks = (0..u16::MAX).map_while(|index| self.rules.network(NetworkId::new(index)).cloned());
         let mut networks = networks.collect();
         change(&mut networks, &mut ports, &mut carriers);
-        self.set_rules(Arc::new(Rules::compile(Secret::new(SECRET), networks, ports, carriers)));
+        Rules::compile(Secret::new(SECRET), networks, ports, carriers)
+    }
+
+    /// Freezes stations at ports, until the rules are changed for something else.
+    pub fn freeze(&mut self, stations: &[(Station, PortId)]) {
+        let mut rules = self.changed(|_, _, _| {});
+        rules.freeze(stations.iter().copied());
+        self.set_rules(Arc::new(rules));
+    }
+
+    /// What a loop probe from this port says that is sent now.
+    pub fn probe(&self, port: PortId, sequence: u64) -> Probe {
+        let rules = self.rules.port(port).unwrap();
+        let (network, Owner(owner)) = (rules.network.index() as u16, rules.owner);
+        Probe { sent: self.now, sequence, port: port.bits(), network, owner, mac: rules.mac }
+    }
+
+    /// Has a loop probe sent out of a port, and says what it looks like without tags.
+    pub fn send_probe(&mut self, port: PortId, sequence: u64) -> [u8; Probe::LEN] {
+        let bytes = self.probe(port, sequence).write(&PROBE_KEY);
+        let worker = self.rules.port(port).unwrap().worker.unwrap();
+        let sent = self.command(usize::from(worker), |reply| Command::Probes(vec![(port, bytes)], reply));
+        assert_eq!(sent, [(port, bytes)]);
+        bytes
+    }
+
+    /// What the workers have found out since this was last asked.
+    pub fn found(&mut self) -> Vec<Finding> {
+        std::iter::from_fn(|| self.findings.try_recv().ok()).collect()
     }
 
     /// Uplink `active` carries the frames from now on, and `spare` is in standby; both stand in
@@ -457,7 +514,7 @@ impl Lab {
             let went = self.sum(port, |c| c.forwarded.get() + c.flooded.get() + c.drops_in.total());
             assert_eq!(rx, went, "frames from port {port}");
         }
-        let meant = self.total(|c| c.forwarded.get() + c.copies.get());
+        let meant = self.total(|c| c.forwarded.get() + c.copies.get() + c.probes.get());
         let went = self.total(|c| c.tx_frames.get() + c.drops_out.total());
         assert_eq!(meant, went, "frames to all ports");
     }

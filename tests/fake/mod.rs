@@ -127,6 +127,7 @@ impl Views {
                 forwarded: 8,
                 flooded: 2,
                 copies: 6,
+                probes: 3,
                 segmented: 3,
                 checksummed: 4,
                 missed: 5,
@@ -175,6 +176,7 @@ impl Views {
                 forwarded: 20,
                 flooded: 1,
                 copies: 2,
+                probes: 3,
                 reserved_groups: BTreeMap::from([("bpdu".into(), 6)]),
                 drops: BTreeMap::from([("device_full".into(), 3)]),
                 ..CountsView::default()
@@ -325,6 +327,7 @@ pub fn audit() -> AuditView {
             worker: 0,
             forwarded: 8,
             copies: 6,
+            probes: 0,
             frames_heard: 0,
             tx_frames: 13,
             drops_out: 1,

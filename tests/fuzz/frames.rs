@@ -2,15 +2,18 @@
 //! spoiled.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use etherparse::checksum::Sum16BitWords;
-use vifswitch::wire::Offload;
+use vifswitch::time::Moment;
+use vifswitch::wire::{Mac, Offload, Probe};
 
+use crate::common::PROBE_KEY;
 use crate::dice::Dice;
 use crate::town::{Address, Guarding, Town, private, v4, v6, wild};
 use crate::witness::NEAR;
 
-pub const CLASSES: [&str; 20] = [
+pub const CLASSES: [&str; 21] = [
     "noise",
     "ethertypes",
     "lengths",
@@ -31,6 +34,7 @@ pub const CLASSES: [&str; 20] = [
     "open checksums",
     "super-frames",
     "false offloads",
+    "loop probes",
 ];
 
 /// Longest that is tried without being a super-frame: MTU, header, two tags.
@@ -51,6 +55,8 @@ pub struct Shot {
 /// Makes frames, each with its number.
 pub struct Maker {
     pub dice: Dice,
+    /// By the clock of the switch.
+    pub now: Moment,
     number: u64,
     kinds: usize,
     lengths: usize,
@@ -62,7 +68,14 @@ impl Maker {
     /// Lengths and types are gone through from where `world` has them begin.
     pub fn new(dice: Dice, world: u64) -> Maker {
         let start = world as usize;
-        Maker { dice, number: 0, kinds: start.wrapping_mul(2503), lengths: start.wrapping_mul(2503), odd: false }
+        Maker {
+            dice,
+            now: Moment::default(),
+            number: 0,
+            kinds: start.wrapping_mul(2503),
+            lengths: start.wrapping_mul(2503),
+            odd: false,
+        }
     }
 
     /// The next frame; one super-frame at most, if `may_be_super`.
@@ -159,6 +172,22 @@ impl Maker {
                 bytes.extend(self.dice.pick(&[[0x88, 0x08], [0x88, 0xcc], [0x88, 0x09], [0, 38], [0x88, 0x8e]]));
                 bytes.extend(self.dice.some(46));
             }
+            20 => {
+                let at = self.dice.below(town.places.len());
+                let age = Duration::from_millis(self.dice.pick(&[0, 0, 10, 2999, 3001, 60_000]));
+                let probe = Probe {
+                    sent: self.now - age,
+                    sequence: self.number / 3,
+                    port: town.places[at].id.bits(),
+                    network: 0,
+                    owner: 0,
+                    mac: Mac::new(town.places[at].mac),
+                };
+                bytes = probe.write(&PROBE_KEY).to_vec();
+                if self.dice.percent(30) {
+                    bytes[6..12].copy_from_slice(&source);
+                }
+            }
             _ => {
                 let len = self.dice.below(22);
                 bytes.extend(self.dice.some(12));
@@ -199,13 +228,13 @@ impl Maker {
         honest &= tags < 400;
         self.number += 1;
         // Where it is from, as padding where there may be some.
-        if !matches!(class, 2 | 16) && bytes.len() >= 22 && bytes.len() + 8 <= LONGEST && start == 4 * tags {
+        if !matches!(class, 2 | 16 | 20) && bytes.len() >= 22 && bytes.len() + 8 <= LONGEST && start == 4 * tags {
             bytes.extend(self.number.to_be_bytes());
-        } else if bytes.len() >= 60 && (class < 17 || bytes.len() >= start + 28) {
+        } else if class != 20 && bytes.len() >= 60 && (class < 17 || bytes.len() >= start + 28) {
             let at = bytes.len() - 8;
             bytes[at..].copy_from_slice(&self.number.to_be_bytes());
         }
-        if class >= 17 {
+        if (17..20).contains(&class) {
             leave[6..8].copy_from_slice(&(start as u16).to_le_bytes());
         }
         if class == 19 {

@@ -101,7 +101,8 @@ fn print(score: &Score) {
         println!("{name:18} {made:9} {barred:9} {arrived:9} {copies:9}");
     }
     println!("\n{:20} {:>9} {:>9}", "died", "in", "out");
-    for ((reason, died_in), died_out) in DropReason::ALL.into_iter().zip(score.died_in).zip(score.died_out) {
+    for reason in DropReason::ALL {
+        let (died_in, died_out) = (score.died_in[reason], score.died_out[reason]);
         if died_in + died_out > 0 {
             println!("{:20} {died_in:9} {died_out:9}", reason.name());
         }
@@ -163,7 +164,12 @@ fn nothing_arrives_that_policy_forbids() {
             UnknownVlan,
             BadSource,
             ReservedGroup,
+            Quarantined,
+            Probe,
+            ProbeForged,
+            ProbeStale,
             ForeignSource,
+            FrozenSource,
             SpoofedSource,
             SpoofedIp,
             MacLimit,
@@ -171,7 +177,7 @@ fn nothing_arrives_that_policy_forbids() {
             SplitHorizon,
         ];
         for reason in reasons {
-            assert!(score.died_in[reason as usize] > 0, "nothing died for {}", reason.name());
+            assert!(score.died_in[reason] > 0, "nothing died for {}", reason.name());
         }
         let reached =
             [score.due, score.segmented, score.checksummed, score.suppressed, score.mirrored, score.unlearned];

@@ -35,6 +35,8 @@ pub struct Place {
     pub vid: u16,
     pub mac: Address,
     pub up: bool,
+    /// It is in quarantine.
+    pub held: bool,
     pub guarding: Guarding,
     pub suppress: bool,
     pub promiscuous: bool,
@@ -122,6 +124,7 @@ impl Town {
                     vid: trunks[index].map_or(0, |(_, vid)| vid),
                     mac: mac(index).octets(),
                     up: true,
+                    held: false,
                     guarding: Guarding::Off,
                     suppress: false,
                     promiscuous: false,
@@ -139,6 +142,7 @@ impl Town {
                 vid,
                 mac: [0; 6],
                 up: true,
+                held: false,
                 guarding: Guarding::Off,
                 suppress: false,
                 promiscuous: false,
@@ -187,6 +191,7 @@ impl Town {
             let place = &mut self.places[index];
             place.guarding = guarding;
             place.up = dice.percent(93);
+            place.held = dice.percent(4);
             place.promiscuous = dice.percent(10);
         }
         for index in 0..self.vifs {
@@ -233,7 +238,7 @@ impl Town {
             }
             for rules in ports.iter_mut() {
                 let place = self.places.iter().find(|place| place.id == rules.id).unwrap();
-                rules.admin_up = place.up;
+                (rules.admin_up, rules.held) = (place.up, place.held);
                 rules.security = place.guarding.rules();
                 (rules.unknown_unicast, rules.promiscuous) = (!place.suppress, place.promiscuous);
                 rules.mac_limit = place.limit.map(|(stations, drop)| MacLimit {
@@ -250,8 +255,8 @@ impl Town {
 
     /// Whether frames may come and go by a port at all.
     pub fn is_up(&self, place: usize) -> bool {
-        let Place { up, base, .. } = self.places[place];
-        up && !self.bases[base].standby && (base >= self.vifs || self.places[base].up)
+        let Place { up, held, base, .. } = self.places[place];
+        up && !held && !self.bases[base].standby && (base >= self.vifs || self.places[base].up)
     }
 
     /// The port that a tag stands for on a cable; 0: none.

@@ -123,6 +123,9 @@ pub fn is_barred(town: &Town, seen: &Seen<'_>) -> Option<&'static str> {
     if source[0] & 1 == 1 || source == [0; 6] {
         return Some("no station can have its source");
     }
+    if to == [0x03, 0x76, 0x69, 0x66, 0x73, 0x77] {
+        return Some("it is for the loop probes of the switch");
+    }
     if to[..5] == [0x01, 0x80, 0xc2, 0, 0] && to[5] < 16 && (from.uplink || net.mask >> to[5] & 1 == 0) {
         return Some("a reserved group");
     }
@@ -344,6 +347,7 @@ mod tests {
             vid: 0,
             mac: OWN[index],
             up: true,
+            held: false,
             guarding: Guarding::Off,
             suppress: index == 1,
             promiscuous: false,

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use vifswitch::switch::DropReason;
+use vifswitch::telemetry::audit::ByReason;
 use vifswitch::wire::Offload;
 
 use crate::common::Lab;
@@ -34,8 +35,8 @@ fn wrong<T>(what: String, shot: Option<usize>) -> Result<T, Failure> {
 pub struct Score {
     /// By class: frames made, those that policy bars, those that arrived somewhere, arrivals.
     pub classes: [[u64; 4]; CLASSES.len()],
-    pub died_in: [u64; DropReason::ALL.len()],
-    pub died_out: [u64; DropReason::ALL.len()],
+    pub died_in: ByReason,
+    pub died_out: ByReason,
     pub kinds: HashSet<u16>,
     pub lengths: HashSet<usize>,
     pub frames: u64,
@@ -64,6 +65,8 @@ pub struct World {
     lab: Lab,
     /// Whose frames had this source, as far as they were let pass.
     spoken: HashSet<(usize, Address)>,
+    /// By network: where a source was heard first, as far as it was let pass, and whether elsewhere as well.
+    homes: HashMap<(usize, Address), (usize, bool)>,
     /// By the place where it is counted: frames that were sent, and that arrived.
     offered: u64,
     arrived: Vec<u64>,
@@ -83,7 +86,7 @@ impl World {
         town.shuffle(&mut dice(seed, world, 1 + epoch));
         let lab = town.build();
         let arrived = vec![0; lab.ports.len()];
-        World { town, lab, spoken: HashSet::new(), offered: 0, arrived }
+        World { town, lab, spoken: HashSet::new(), homes: HashMap::new(), offered: 0, arrived }
     }
 
     /// Sends `frames` frames. `note` is told of each burst before it is sent, and of its epoch.
@@ -105,6 +108,7 @@ impl World {
             }
             let many = maker.dice.pick(&[1, 8, 48, 64]).min((frames - sent) as usize);
             let (mut shots, mut has_super) = (Vec::new(), false);
+            maker.now = self.lab.now;
             while shots.len() < many {
                 let shot = maker.next(&self.town, !has_super);
                 has_super |= Leave::read(&shot.offload).is_super();
@@ -146,6 +150,8 @@ impl World {
                 && barred.is_none()
             {
                 self.spoken.insert((place, source));
+                let home = self.homes.entry((self.town.places[place].network, source)).or_insert((place, false));
+                home.1 |= home.0 != place;
             }
             if bytes.len() >= 14 {
                 score.kinds.insert(u16::from_be_bytes([bytes[12], bytes[13]]));
@@ -286,7 +292,9 @@ impl World {
             let pinned = self.town.pinned(from.network, source).is_some();
             // What is spoiled may be refused for more than the witness knows of.
             let is_readable = shots[one.shot].honest || !matches!(from.guarding, Guarding::MacIp(_));
-            let is_free = is_readable && (pinned || from.limit.is_none());
+            // What has been elsewhere may have moved too often.
+            let has_moved = self.homes.get(&(from.network, source)).is_none_or(|&(_, elsewhere)| elsewhere);
+            let is_free = is_readable && (pinned || from.limit.is_none() && !has_moved);
             if let Some(to) =
                 self.town.pinned(from.network, to).filter(|&to| kept(to).is_none() && is_free && quiet(to))
             {
@@ -329,9 +337,9 @@ impl World {
 
     pub fn end(mut self, score: &mut Score) -> Result<(), Failure> {
         self.balance()?;
-        for (at, reason) in DropReason::ALL.into_iter().enumerate() {
-            score.died_in[at] += self.lab.total(|c| c.drops_in.get(reason));
-            score.died_out[at] += self.lab.total(|c| c.drops_out.get(reason));
+        for reason in DropReason::ALL {
+            score.died_in[reason] += self.lab.total(|c| c.drops_in.get(reason));
+            score.died_out[reason] += self.lab.total(|c| c.drops_out.get(reason));
         }
         score.segmented += self.lab.total(|c| c.segmented.get());
         score.checksummed += self.lab.total(|c| c.checksummed.get());

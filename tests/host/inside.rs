@@ -16,6 +16,7 @@ use vifswitch::control::staff::Staff;
 use vifswitch::control::view::{PortView, StationView, Status};
 use vifswitch::frame::Pool;
 use vifswitch::switch::Secret;
+use vifswitch::wire::ProbeKey;
 use vifswitch::worker::{Pace, TeamSettings, team};
 
 use super::await_that;
@@ -62,7 +63,9 @@ impl Inside {
             runtime().block_on(async {
                 let (config, keeper) = Keeper::begin(file, state.as_deref()).await.unwrap();
                 let (pool, secret) = (Pool::new(4096).unwrap(), Secret::new([5; 16]));
-                let team = team(TeamSettings { workers, pool, stations: 4096, secret }).unwrap();
+                let team =
+                    team(TeamSettings { workers, pool, stations: 4096, secret, probe_key: ProbeKey::new([5; 16]) })
+                        .unwrap();
                 let threads: Vec<_> =
                     team.workers.into_iter().map(|worker| thread::spawn(move || worker.run(Pace::Adaptive))).collect();
                 let (staff, cores) = (Staff::new(team.posts, team.counters), (0..workers.into()).collect());

@@ -10,10 +10,10 @@ use proptest::prelude::*;
 use vifswitch::device::fault::{Fault, Faults};
 use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::switch::{DropReason, NetworkId, Rules, Secret};
-use vifswitch::wire::{Mac, Offload};
+use vifswitch::wire::{Mac, Offload, Probe};
 use vifswitch::worker::{Books, Command, Gate};
 
-use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
+use crate::common::{Lab, PROBE_KEY, Plug, Setup, Wire, frame, mac};
 use crate::scenery::{self, Sketch, any_frame, header};
 
 #[derive(Debug, Clone)]
@@ -27,6 +27,12 @@ enum Act {
     Read(usize),
     /// The port goes administratively down, or up again.
     Flip(usize),
+    /// The port is put in quarantine, or out of it; or it splits, or does so no more.
+    Measure(usize, bool),
+    /// A loop probe is sent out of the port.
+    Probe(usize),
+    /// The guest sends a loop probe from elsewhere: the last one that any guest has read.
+    Echo(usize),
     /// Its device is closed, or opened again.
     Plug(usize),
     /// The uplink in standby changes places with the other one.
@@ -44,6 +50,9 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
         3 => (0..11usize).prop_map(Act::Read),
         1 => (0..11usize).prop_map(Act::Flip),
         1 => (0..11usize).prop_map(Act::Plug),
+        1 => (0..11usize, any::<bool>()).prop_map(|(port, hold)| Act::Measure(port, hold)),
+        4 => (0..11usize).prop_map(Act::Probe),
+        3 => (0..11usize).prop_map(Act::Echo),
         1 => Just(Act::FailOver),
         2 => Just(Act::Audit),
     ];
@@ -75,13 +84,18 @@ fn count(bytes: &[u8], offload: &Offload) -> u64 {
 }
 
 /// Counts what has arrived at the end of the cable of port `base`, in frames, where it belongs.
-fn read(lab: &mut Lab, base: usize, second: Option<&mut End>, received: &mut [u64]) {
+fn read(lab: &mut Lab, base: usize, second: Option<&mut End>, received: &mut [u64]) -> Option<Vec<u8>> {
     let mut arrived: Vec<_> = std::iter::from_fn(|| lab.ends[base].take()).collect();
     arrived.extend(second.into_iter().flat_map(|end| std::iter::from_fn(|| end.take()).collect::<Vec<_>>()));
+    let mut probe = None;
     for (mut bytes, mut offload) in arrived {
         let frames = count(&bytes, &offload);
         received[lab.sort_out(base, &mut bytes, &mut offload)] += frames;
+        if Probe::read(&bytes, &PROBE_KEY).is_ok() {
+            probe = Some(bytes);
+        }
     }
+    probe
 }
 
 struct Case {
@@ -119,6 +133,7 @@ fn run(case: Case) {
     let mut received = vec![0; ports];
     let mut offered = vec![0; ports];
     let mut was_closed = vec![false; ports];
+    let (mut sequence, mut seen) = (0, None);
     for act in acts {
         match act {
             Act::Send(sketch) => {
@@ -134,7 +149,30 @@ fn run(case: Case) {
             Act::Step => _ = lab.step(),
             Act::Breathe(worker) => _ = lab.workers[worker % workers].breathe(lab.now),
             Act::Pass(seconds) => lab.pass(Duration::from_secs(seconds)),
-            Act::Read(port) => read(&mut lab, port % ports, None, &mut received),
+            Act::Read(port) => seen = read(&mut lab, port % ports, None, &mut received).or(seen),
+            Act::Measure(port, hold) => {
+                let port = lab.ports[port % ports];
+                lab.change_ports(|all| {
+                    for rules in all.iter_mut().filter(|rules| rules.id == port) {
+                        if hold { rules.held ^= true } else { rules.splits ^= true }
+                    }
+                });
+            }
+            Act::Probe(port) => {
+                // Of an uplink, by the port of one of its networks.
+                let all: Vec<_> = lab.rules.ports().map(|port| port.id).collect();
+                sequence += 1;
+                lab.send_probe(all[port % all.len()], sequence);
+            }
+            Act::Echo(port) => {
+                let port = port % ports;
+                let Some(bytes) = &seen else { continue };
+                let Some((bytes, offload)) = lab.tagged(port, bytes, Offload::NONE) else { continue };
+                let base = lab.base(port);
+                if lab.ends[base].send(&bytes, offload) {
+                    offered[base] += 1;
+                }
+            }
             Act::Flip(port) => {
                 let port = lab.ports[port % ports];
                 lab.change_rules(|all, carriers| {
@@ -176,7 +214,7 @@ fn run(case: Case) {
     assert!(audit.is_quiet() && audit.adds_up(), "{audit:#?}");
     for (port, second) in seconds.iter_mut().enumerate().take(ports) {
         assert_eq!(audit.port(port).rx_frames, lab.sum(port, |c| c.rx_frames.get()));
-        read(&mut lab, port, second.as_mut(), &mut received);
+        drop(read(&mut lab, port, second.as_mut(), &mut received));
     }
     for port in 0..ports {
         assert_eq!(received[port], lab.sum(port, |c| c.tx_frames.get()), "what port {port} was sent, it got");
@@ -197,7 +235,7 @@ proptest! {
 
     #[test]
     fn frames_and_slots_are_conserved(
-        plugs in prop_oneof![scenery::plugs(3), scenery::trunks(3)],
+        plugs in scenery::measured(prop_oneof![scenery::plugs(3), scenery::trunks(3)]),
         wires in scenery::wires(3),
         wiring in vec(wiring(), 11),
         workers in prop::sample::select(vec![1u16, 2, 3]),
@@ -259,6 +297,7 @@ fn cooked_books_do_not_add_up() {
         &book.forwarded,
         &book.flooded,
         &book.copies,
+        &book.probes,
         &book.tx_frames,
         &worker.frames_sent,
         &worker.frames_heard,

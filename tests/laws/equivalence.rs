@@ -49,7 +49,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn one_worker_and_several_deliver_the_same(plugs in prop_oneof![scenery::plugs(2), scenery::trunks(2)], wires in scenery::wires(2), acts in scenery::acts(9, 60)) {
+    fn one_worker_and_several_deliver_the_same(plugs in scenery::measured(prop_oneof![scenery::plugs(2), scenery::trunks(2)]), wires in scenery::wires(2), acts in scenery::acts(9, 60)) {
         let one = deliveries(&plugs, &wires, 1, Memory::Owned, &acts);
         for (workers, memory) in [(1, Memory::Lent), (2, Memory::Owned), (2, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)] {
             let these = deliveries(&plugs, &wires, workers, memory, &acts);

@@ -38,6 +38,8 @@ struct Model {
     reserved: u16,
     /// By network and address: behind which port, and when it was last seen.
     learned: HashMap<(u16, Address), (usize, u64)>,
+    /// When each moved that way: among ports of one VM, and otherwise.
+    moves: HashMap<(u16, Address, bool), Vec<u64>>,
     now: u64,
 }
 
@@ -76,6 +78,9 @@ impl Model {
         let plug = &self.plugs[from];
         if !plug.admin_up {
             return Err(DropReason::AdminDown);
+        }
+        if plug.held {
+            return Err(DropReason::Quarantined);
         }
         if frame.len() < 14 {
             return Err(DropReason::Runt);
@@ -119,11 +124,19 @@ impl Model {
             match self.plugs[from].mac_limit.filter(|limit| !self.has_room(from, source, limit.stations)) {
                 Some(limit) if limit.policy == AtLimit::Drop => return Err(DropReason::MacLimit),
                 Some(_) => unlearned = true,
-                None => _ = self.learned.insert((network, source), (from, self.now)),
+                None if self.may_move(from, source) => _ = self.learned.insert((network, source), (from, self.now)),
+                None => return Err(DropReason::FrozenSource),
             }
         }
         let others = |which: &dyn Fn(&Plug) -> bool| -> Vec<usize> {
-            let is_there = |port: &usize| *port != from && self.network(*port) == network && self.plugs[*port].admin_up;
+            let plug = &self.plugs[from];
+            // Spanning tree is for all.
+            let is_bpdu = [[0x01, 0x80, 0xc2, 0, 0, 0], [0x01, 0, 0x0c, 0xcc, 0xcc, 0xcd]].contains(&to);
+            let is_there = |port: &usize| {
+                let other = &self.plugs[*port];
+                let is_split = plug.splits && other.owner == plug.owner && !is_bpdu;
+                *port != from && other.network == network && other.admin_up && !other.held && !is_split
+            };
             (0..self.plugs.len()).filter(is_there).filter(|&port| which(&self.plugs[port])).collect()
         };
         match found {
@@ -140,6 +153,25 @@ impl Model {
                 Ok(Delivery { to: others(&wants), suppressed, unlearned, ..Delivery::default() })
             }
         }
+    }
+
+    /// Whether a source may be at a port, as far as it has been elsewhere. If so, it is.
+    fn may_move(&mut self, to: usize, source: Address) -> bool {
+        let network = self.network(to);
+        let Some(&(from, seen)) = self.learned.get(&(network, source)) else { return true };
+        let (from, to) = ((from, &self.plugs[from]), (to, &self.plugs[to]));
+        let is_gone = self.now - seen >= AGEING || !from.1.admin_up || from.1.held;
+        let are_siblings = from.1.owner == to.1.owner;
+        if from.0 == to.0 || is_gone || are_siblings && to.1.shares_mac {
+            return true;
+        }
+        let time = if are_siblings { 1 } else { 180 };
+        let moves = self.moves.entry((network, source, are_siblings)).or_default();
+        let may = moves.iter().filter(|&&at| self.now - at < time).count() < 4;
+        if may {
+            moves.push(self.now);
+        }
+        may
     }
 
     /// Whether a source is learned behind a port, or may be. Its own address is not counted; that of one which
@@ -237,7 +269,7 @@ proptest! {
 
     #[test]
     fn each_frame_goes_where_the_model_says(
-        plugs in scenery::plugs(3),
+        plugs in scenery::measured(scenery::plugs(3)),
         memory in scenery::memory(),
         reserved in scenery::reserved(),
         workers in prop::sample::select(vec![1u16, 1, 3]),
@@ -246,7 +278,7 @@ proptest! {
         let ports = plugs.len();
         let mut lab = Lab::new(Setup { workers, memory, mtu: MTU as u16, reserved, ..Setup::default() }, &plugs);
         let ReservedMask(reserved) = reserved;
-        let mut model = Model { plugs, reserved, learned: HashMap::new(), now: 0 };
+        let mut model = Model { plugs, reserved, learned: HashMap::new(), moves: HashMap::new(), now: 0 };
         let mut groups: HashMap<(usize, Address), u64> = HashMap::new();
         for (number, act) in acts.iter().enumerate() {
             let sketch = match act {
@@ -291,8 +323,8 @@ proptest! {
             }
             let reached: HashSet<usize> = delivery.to.into_iter().chain(delivery.mirrored).collect();
             for port in 0..ports {
-                // A frame may be meant for a port that is down, and dies there.
-                let expected = reached.contains(&port) && model.plugs[port].admin_up;
+                // A frame may be meant for a port that is down or in quarantine, and dies there.
+                let expected = reached.contains(&port) && model.plugs[port].admin_up && !model.plugs[port].held;
                 let received = lab.received(port);
                 prop_assert_eq!(received.len(), usize::from(expected), "act {}: frames at port {}", number, port);
                 prop_assert!(received.iter().all(|frame| *frame == bytes), "act {}: changed at port {}", number, port);
@@ -307,7 +339,8 @@ proptest! {
             let named = its.map(|((_, to), frames)| (ReservedGroup::new(Mac::new(*to)).unwrap().name(), *frames));
             prop_assert_eq!(counted, named.collect());
         }
-        let down = (0..ports).map(|port| lab.drops_out(port, DropReason::AdminDown)).sum::<u64>();
+        let shut = [DropReason::AdminDown, DropReason::Quarantined];
+        let down = (0..ports).flat_map(|port| shut.map(|reason| lab.drops_out(port, reason))).sum::<u64>();
         prop_assert_eq!(lab.total(|c| c.drops_out.total()), down, "nothing else dies on its way out");
         lab.check_ledger();
         lab.end();

@@ -24,6 +24,15 @@ fn binding() -> impl Strategy<Value = Binding> {
     (mac, ip).prop_map(|(mac, ip)| Binding { mac, ip: ip.parse::<Prefix>().ok() })
 }
 
+/// The same, with measures against loops: some in quarantine, some that split; and some that share their addresses.
+pub fn measured(plugs: impl Strategy<Value = Vec<Plug>>) -> impl Strategy<Value = Vec<Plug>> {
+    let measures = (prop::bool::weighted(0.1), prop::bool::weighted(0.3), prop::bool::weighted(0.2));
+    (plugs, vec(measures, 24)).prop_map(|(plugs, measures)| {
+        let with = |(plug, (held, splits, shares_mac)): (Plug, _)| Plug { held, splits, shares_mac, ..plug };
+        plugs.into_iter().zip(measures).map(with).collect()
+    })
+}
+
 pub fn plugs(networks: u16) -> impl Strategy<Value = Vec<Plug>> {
     let security = prop_oneof![
         3 => Just(Security::Off),
@@ -42,6 +51,9 @@ pub fn plugs(networks: u16) -> impl Strategy<Value = Vec<Plug>> {
             unknown_unicast,
             promiscuous,
             mac_limit,
+            shares_mac: false,
+            held: false,
+            splits: false,
             trunk: None,
         },
     );

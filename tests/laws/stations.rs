@@ -10,12 +10,12 @@ use crate::common::{Lab, Plug, Setup, frame, mac};
 use crate::scenery::wild;
 
 /// A frame that says who it is.
-fn note(to: Mac, from: Mac, number: u32) -> Vec<u8> {
+pub fn note(to: Mac, from: Mac, number: u32) -> Vec<u8> {
     frame(to, from, 0x88b5, &number.to_be_bytes())
 }
 
 /// Sends one frame and settles. Which ports got it, each named once for each copy.
-fn reached(lab: &mut Lab, from: usize, to: Mac, source: Mac) -> Vec<usize> {
+pub fn reached(lab: &mut Lab, from: usize, to: Mac, source: Mac) -> Vec<usize> {
     let bytes = note(to, source, 0x1234_5678);
     assert!(lab.send(from, &bytes));
     lab.settle();
@@ -30,7 +30,7 @@ fn lab(workers: u16, memory: Memory, owners: &[u32]) -> Lab {
     Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs)
 }
 
-const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
+pub const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
 
 /// Port 0 sends from very many addresses; what was learned behind port 1 stays.
 fn storm_of_addresses(workers: u16, stations: u32, limits: Limits) {
@@ -128,6 +128,7 @@ fn a_station_that_moves_is_found_where_it_is() {
         let mut lab = lab(workers, memory, &[0, 1, 2, 3]);
         for _ in 0..5 {
             for port in [0, 1, 3] {
+                lab.pass(Duration::from_secs(60));
                 reached(&mut lab, port, mac(2), wild(0));
                 assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [port]);
             }
@@ -193,6 +194,7 @@ fn a_shared_address_wanders() {
         assert_eq!(reached(&mut lab, 2, vrrp, mac(2)), [0, 1]);
         for _ in 0..3 {
             for port in [0, 1] {
+                lab.pass(Duration::from_secs(60));
                 assert_eq!(reached(&mut lab, port, mac(2), vrrp), [2]);
                 assert_eq!(reached(&mut lab, 2, vrrp, mac(2)), [port]);
             }

@@ -12,6 +12,7 @@ use crate::control::config::Network;
 use crate::control::handle::Handle;
 use crate::control::store::Store;
 use crate::frame::Pool;
+use crate::wire::ProbeKey;
 use crate::worker::{Pace, TeamSettings, team};
 
 fn config(networks: &[&str]) -> Config {
@@ -40,7 +41,8 @@ async fn while_running(ask: impl AsyncFnOnce(Handle, Arc<Store>)) {
     let store = keeper.store().unwrap().clone();
     let secret = Secret::new([7; 16]);
     let pool = Pool::new(64).unwrap();
-    let mut team = team(TeamSettings { workers: 1, pool, stations: 64, secret }).unwrap();
+    let mut team =
+        team(TeamSettings { workers: 1, pool, stations: 64, secret, probe_key: ProbeKey::new([5; 16]) }).unwrap();
     let worker = team.workers.remove(0);
     let thread = thread::spawn(move || worker.run(Pace::Adaptive));
     let staff = Staff::new(team.posts, team.counters);

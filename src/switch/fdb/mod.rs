@@ -62,6 +62,8 @@ pub enum Seen {
         /// That port.
         from: PortId,
     },
+    /// It is behind another port, and may not move.
+    Stays,
     /// There is no room for it that this port may take.
     Refused,
 }
@@ -183,6 +185,20 @@ impl Fdb {
 
     /// Notes that a station was seen behind `port`.
     pub fn see(&mut self, station: Station, hash: u64, port: PortId, now: u32, limits: Limits, ageing: u32) -> Seen {
+        self.see_if((station, hash), port, now, limits, ageing, |_| true)
+    }
+
+    /// The same, where it is asked whether a station that is behind another port may move.
+    #[inline]
+    pub fn see_if(
+        &mut self,
+        (station, hash): (Station, u64),
+        port: PortId,
+        now: u32,
+        limits: Limits,
+        ageing: u32,
+        may_move: impl FnOnce(&Learned) -> bool,
+    ) -> Seen {
         let Some((_, id)) = self.search(station, hash) else {
             return self.learn(station, hash, port, now, limits);
         };
@@ -197,6 +213,9 @@ impl Fdb {
             self.lists.unlink(port, id);
             self.lists.append(port, id);
             return if told { Seen::Known } else { Seen::Retell };
+        }
+        if !may_move(entry) {
+            return Seen::Stays;
         }
         self.move_to(id, port, now, limits)
     }

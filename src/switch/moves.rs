@@ -1,0 +1,262 @@
+//! Stations that move. A few moves are a bond that fails over, or a machine that migrates; many are a loop, or somebody
+//! who takes what others are sent. RFC 7432, 15.1 draws the line at five within three minutes, and so does this: the
+//! fifth is refused, and control hears of it, which freezes the station where it thinks right. Until then, and as long
+//! as four lie within the time, it stays where it is.
+//!
+//! *Between ports of one VM* there is a line of its own, five within a second: a bond may fail over 20 times in a
+//! minute, and nobody else is harmed. Not at all counted are
+//!
+//! * moves between ports of a VM that shares its addresses among them;
+//! * moves from a port that is closed, administratively down or in quarantine, or of a station that has aged: it is
+//!   not there any more;
+//! * moves between an uplink and a port that was opened within the last minute: a machine has come from another host.
+//!   Opened it is when it first has a device and is administratively up, or is so again.
+//!
+//! *The table is of a fixed size*, and filed under the keyed hash of stations. Where it is full, what moved least
+//! makes room. Moves among siblings have a table of their own, so that a VM that moves what is its own cannot push out
+//! what it shares with others.
+
+use std::time::Duration;
+
+use super::{Learned, MOST_PORTS, PortId, PortRules, Rules, Station};
+use crate::frame::BURST;
+use crate::switch::pins::place;
+use crate::time::Moment;
+
+/// Moves that are let pass within the time.
+const FREE: usize = 4;
+
+/// The time for moves between VMs, and to and from uplinks (RFC 7432, 15.1).
+const AMONG_ALL: Duration = Duration::from_secs(180);
+
+/// The time for moves between ports of one VM.
+const AMONG_SIBLINGS: Duration = Duration::from_secs(1);
+
+/// How long moves between an uplink and a port are not counted, from when it was opened.
+const ARRIVAL: Duration = Duration::from_secs(60);
+
+/// Stations of which moves are remembered in each of the tables, at most: so many sets of so many.
+const SETS: usize = 256;
+const WAYS: usize = 8;
+
+/// A station has moved too often: its last move was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moving {
+    /// The station.
+    pub station: Station,
+    /// Where it stays.
+    pub from: PortId,
+    /// Where it was seen.
+    pub to: PortId,
+}
+
+/// A station that has moved.
+#[derive(Debug, Clone, Copy)]
+struct Mover {
+    station: Station,
+    /// Its last moves, from the oldest; so many of them are any.
+    moves: [Moment; FREE],
+    len: usize,
+    /// When control was told of it.
+    told: Option<Moment>,
+}
+
+impl Mover {
+    const NONE: Mover = Mover { station: Station::NONE, moves: [Moment::from_nanos(0); FREE], len: 0, told: None };
+
+    /// How many of its moves lie within the time.
+    fn lately(&self, now: Moment, time: Duration) -> usize {
+        self.moves[..self.len].iter().filter(|&&at| now.since(at) < time).count()
+    }
+}
+
+/// What becomes of a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ruling {
+    Free,
+    Refused { is_news: bool },
+}
+
+/// The stations that have moved lately, and their moves within a certain time.
+#[derive(Debug)]
+struct Movers {
+    movers: Vec<Mover>,
+    time: Duration,
+}
+
+impl Movers {
+    fn new(time: Duration) -> Movers {
+        Movers { movers: vec![Mover::NONE; SETS * WAYS], time }
+    }
+
+    /// Whether a station may move, and if so, that it does. Without room for it, a refusal is no news, and may be later.
+    fn rule(&mut self, station: Station, hash: u64, now: Moment, has_room: bool) -> Ruling {
+        let time = self.time;
+        let set = &mut self.movers[place(hash, SETS) * WAYS..][..WAYS];
+        let at = set.iter().position(|mover| mover.station == station).unwrap_or_else(|| {
+            // What moved least, and of these what moved last longest ago.
+            let rank = |mover: &Mover| (mover.lately(now, time), mover.moves[..mover.len].last().copied());
+            let least = (0..WAYS).min_by_key(|&at| rank(&set[at])).unwrap_or(0);
+            set[least] = Mover { station, ..Mover::NONE };
+            least
+        });
+        let mover = &mut set[at];
+        if mover.lately(now, time) == FREE {
+            let is_news = has_room && mover.told.is_none_or(|told| now.since(told) >= time);
+            if is_news {
+                mover.told = Some(now);
+            }
+            return Ruling::Refused { is_news };
+        }
+        if mover.len == FREE {
+            mover.moves.rotate_left(1);
+            mover.len -= 1;
+        }
+        mover.moves[mover.len] = now;
+        mover.len += 1;
+        Ruling::Free
+    }
+}
+
+/// What one worker remembers of stations that move.
+#[derive(Debug)]
+pub(super) struct Moves {
+    among_all: Movers,
+    among_siblings: Movers,
+    /// By the place of each port: when it was opened.
+    opened: Vec<Moment>,
+    /// Of whom control is to be told, since it was last asked for.
+    pub(super) moving: Vec<Moving>,
+}
+
+impl Moves {
+    pub(super) fn new() -> Moves {
+        Moves {
+            among_all: Movers::new(AMONG_ALL),
+            among_siblings: Movers::new(AMONG_SIBLINGS),
+            opened: vec![Moment::default(); MOST_PORTS],
+            moving: Vec::with_capacity(BURST),
+        }
+    }
+
+    /// Notes which ports are opened as new rules come into force.
+    pub(super) fn note_opened(&mut self, old: &Rules, new: &Rules, now: Moment) {
+        let is_out = |port: &PortRules| port.admin_up && port.worker.is_some();
+        for port in new.ports().filter(|port| is_out(port)) {
+            if !old.port(port.id).is_some_and(is_out) {
+                self.opened[port.id.index() % MOST_PORTS] = now;
+            }
+        }
+    }
+
+    /// Whether a station that was `learned` behind another port may move to port `to`, and if so, that it does.
+    /// `oldest`: when it must have been heard to be there still, in seconds.
+    #[cold]
+    pub(super) fn allow(
+        &mut self,
+        rules: &Rules,
+        learned: &Learned,
+        hash: u64,
+        oldest: u32,
+        to: &PortRules,
+        now: Moment,
+    ) -> bool {
+        let station = learned.station;
+        let ruling = match rules.port(learned.port) {
+            Some(from) if learned.seen >= oldest && from.admin_up && !from.held => {
+                self.rule(from, to, station, hash, now)
+            }
+            _ => Ruling::Free,
+        };
+        match ruling {
+            Ruling::Free => return true,
+            Ruling::Refused { is_news: false } => {}
+            Ruling::Refused { is_news: true } => {
+                self.moving.push(Moving { station, from: learned.port, to: to.id });
+            }
+        }
+        false
+    }
+
+    fn rule(&mut self, from: &PortRules, to: &PortRules, station: Station, hash: u64, now: Moment) -> Ruling {
+        let has_arrived =
+            |port: &PortRules| !port.is_uplink() && now.since(self.opened[port.id.index() % MOST_PORTS]) < ARRIVAL;
+        let has_room = self.moving.len() < BURST;
+        match (from.is_uplink(), to.is_uplink()) {
+            (true, false) if has_arrived(to) => Ruling::Free,
+            (false, true) if has_arrived(from) => Ruling::Free,
+            (false, false) if from.owner == to.owner && to.shares_mac => Ruling::Free,
+            (false, false) if from.owner == to.owner => self.among_siblings.rule(station, hash, now, has_room),
+            _ => self.among_all.rule(station, hash, now, has_room),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::switch::NetworkId;
+    use crate::wire::Mac;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn station(number: u64) -> Station {
+        Station::new(NetworkId::new(0), Mac::from_bits(0x0200_0000_0000 + number))
+    }
+
+    /// All moves there ever were, and when control was told.
+    #[derive(Default)]
+    struct Model {
+        moves: HashMap<u64, Vec<Moment>>,
+        told: HashMap<u64, Moment>,
+    }
+
+    impl Model {
+        fn rule(&mut self, number: u64, now: Moment, time: Duration, has_room: bool) -> Ruling {
+            let moves = self.moves.entry(number).or_default();
+            if moves.iter().filter(|&&at| now.since(at) < time).count() < 4 {
+                moves.push(now);
+                return Ruling::Free;
+            }
+            let is_news = has_room && self.told.get(&number).is_none_or(|&told| now.since(told) >= time);
+            if is_news {
+                self.told.insert(number, now);
+            }
+            Ruling::Refused { is_news }
+        }
+    }
+
+    proptest! {
+        /// In whatever window of the time: four moves at most. And no refusal that is not due, and one piece of news.
+        #[test]
+        fn the_fifth_within_the_time_is_refused(
+            siblings: bool,
+            start in 0..1_000_000_000u64,
+            moves in vec((0..WAYS as u64, prop_oneof![0..3u64, 0..100u64, Just(45), Just(180)], prop::bool::weighted(0.9)), 0..200),
+        ) {
+            let time = if siblings { AMONG_SIBLINGS } else { AMONG_ALL };
+            let (mut movers, mut model) = (Movers::new(time), Model::default());
+            let mut now = Moment::from_nanos(start);
+            for (number, pause, has_room) in moves {
+                now = now + time * u32::try_from(pause).unwrap() / 180;
+                let ruling = movers.rule(station(number), 5, now, has_room);
+                prop_assert_eq!(ruling, model.rule(number, now, time, has_room));
+            }
+        }
+    }
+
+    /// Stations that move once push out each other, and none that has moved more often.
+    #[test]
+    fn what_moves_most_is_remembered_longest() {
+        let (mut movers, now) = (Movers::new(AMONG_ALL), Moment::from_secs(1000));
+        for _ in 0..4 {
+            assert_eq!(movers.rule(station(0), 5, now, true), Ruling::Free);
+        }
+        for number in 1..1000 {
+            assert_eq!(movers.rule(station(number), 5, now, true), Ruling::Free);
+        }
+        assert_eq!(movers.rule(station(0), 5, now, true), Ruling::Refused { is_news: true });
+        assert_eq!(movers.rule(station(0), 5, now + AMONG_ALL, true), Ruling::Free);
+    }
+}

@@ -1,0 +1,248 @@
+//! The loop probe: a frame of the switch's own that goes out of one port, and is not to come back by another.
+//!
+//! It is Ethernet and nothing above it, of the type that IEEE 802 leaves to local experiments (IEEE 802-2014, 9.2),
+//! to a locally administered group address: bridges forward that, other than 01:80:c2:00:00:00 to 0f, which they
+//! keep to themselves. Guests may bridge it into a VLAN; the tags that it has then are skipped.
+//!
+//! ```text
+//!  0  destination 03:76:69:66:73:77    16  network        26  MAC address of the port
+//!  6  source      02:76:69:66:73:77    18  port           32  when it was sent, in nanoseconds
+//! 12  type 0x88b5                      22  owner          40  sequence number
+//! 14  version 1, then a zero                              48  tag (SipHash-2-4, 128 bits, of 14 to 47)
+//! ```
+//!
+//! Everything is in network order. Guests see probes, and can send what they like: so each bears a tag under a key
+//! that is drawn at every start, and is known to nobody else. The addresses are not part of what it says.
+
+use std::fmt;
+
+use siphasher::sip128::SipHasher24;
+
+use super::{HEADER_LEN, Mac, TAG_LEN, tags};
+use crate::time::Moment;
+
+/// The version that is spoken here.
+const VERSION: u8 = 1;
+
+/// Bytes of what it says, the version included.
+const SAID: usize = 34;
+
+/// The key under which the probes of this switch are told from those of others.
+#[derive(Clone, Copy)]
+pub struct ProbeKey([u8; 16]);
+
+impl ProbeKey {
+    /// From 16 random bytes.
+    pub const fn new(random: [u8; 16]) -> ProbeKey {
+        ProbeKey(random)
+    }
+
+    fn tag(&self, said: &[u8]) -> [u8; 16] {
+        SipHasher24::new_with_key(&self.0).hash(said).as_bytes()
+    }
+}
+
+impl fmt::Debug for ProbeKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ProbeKey") // whoever reads a log cannot make probes
+    }
+}
+
+/// What a probe says: by which port it was sent, when, and as which of all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Probe {
+    /// When it was sent.
+    pub sent: Moment,
+    /// Its number among all probes; these count up.
+    pub sequence: u64,
+    /// The port, as a number that names it for good.
+    pub port: u32,
+    /// The network of the port.
+    pub network: u16,
+    /// The VM of the port.
+    pub owner: u32,
+    /// The address of the port.
+    pub mac: Mac,
+}
+
+/// Why a frame to the address of probes is none of this switch: another length, type or version, or a tag that is
+/// not right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a probe of this switch")]
+pub struct Forged;
+
+impl Probe {
+    /// Where probes are sent to: a group address that is in no standard, and means "vifsw" to those who read it.
+    pub const DESTINATION: Mac = Mac::from_bits(0x0376_6966_7377);
+
+    /// Where they say they come from. Nobody learns it here.
+    pub const SOURCE: Mac = Mac::from_bits(0x0276_6966_7377);
+
+    /// The Ethernet type: Local Experimental 1.
+    pub const KIND: u16 = 0x88b5;
+
+    /// Bytes of a probe without VLAN tags. No device has to fill it up.
+    pub const LEN: usize = HEADER_LEN + SAID + 16;
+
+    /// The frame that says this.
+    pub fn write(&self, key: &ProbeKey) -> [u8; Probe::LEN] {
+        let mut frame = [0; Probe::LEN];
+        let mut rest = &mut frame[..];
+        let mut put = |bytes: &[u8]| {
+            let (here, behind) = std::mem::take(&mut rest).split_at_mut(bytes.len());
+            here.copy_from_slice(bytes);
+            rest = behind;
+        };
+        put(&Probe::DESTINATION.octets());
+        put(&Probe::SOURCE.octets());
+        put(&Probe::KIND.to_be_bytes());
+        put(&[VERSION, 0]);
+        put(&self.network.to_be_bytes());
+        put(&self.port.to_be_bytes());
+        put(&self.owner.to_be_bytes());
+        put(&self.mac.octets());
+        put(&self.sent.nanos().to_be_bytes());
+        put(&self.sequence.to_be_bytes());
+        let (said, tag) = frame.split_at_mut(HEADER_LEN + SAID);
+        tag.copy_from_slice(&key.tag(&said[HEADER_LEN..]));
+        frame
+    }
+
+    /// Reads a whole frame, with two VLAN tags at most.
+    pub fn read(frame: &[u8], key: &ProbeKey) -> Result<Probe, Forged> {
+        let start = HEADER_LEN + tags(frame) * TAG_LEN;
+        let body = frame.get(start..).filter(|body| body.len() == Probe::LEN - HEADER_LEN).ok_or(Forged)?;
+        let kind = frame.get(start - 2..start).ok_or(Forged)?;
+        if frame[..6] != Probe::DESTINATION.octets() || kind != Probe::KIND.to_be_bytes() {
+            return Err(Forged);
+        }
+        let (said, tag) = body.split_at(SAID);
+        // As numbers, so that how long it takes says nothing of where they differ.
+        let tag = u128::from_ne_bytes(tag.try_into().map_err(|_| Forged)?);
+        if u128::from_ne_bytes(key.tag(said)) != tag {
+            return Err(Forged);
+        }
+        Probe::say(said).ok_or(Forged)
+    }
+
+    fn say(mut said: &[u8]) -> Option<Probe> {
+        let rest = &mut said;
+        (take(rest)? == [VERSION, 0]).then_some(())?;
+        Some(Probe {
+            network: u16::from_be_bytes(take(rest)?),
+            port: u32::from_be_bytes(take(rest)?),
+            owner: u32::from_be_bytes(take(rest)?),
+            mac: Mac::new(take(rest)?),
+            sent: Moment::from_nanos(u64::from_be_bytes(take(rest)?)),
+            sequence: u64::from_be_bytes(take(rest)?),
+        })
+    }
+}
+
+/// The next bytes, which are taken off the rest.
+fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
+    let (here, behind) = rest.split_first_chunk()?;
+    *rest = behind;
+    Some(*here)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    const KEY: ProbeKey = ProbeKey::new([9; 16]);
+
+    fn probe() -> impl Strategy<Value = Probe> {
+        (any::<(u64, u64, u32, u16, u32)>(), 0..1u64 << 48).prop_map(|((sent, sequence, port, network, owner), mac)| {
+            Probe { sent: Moment::from_nanos(sent), sequence, port, network, owner, mac: Mac::from_bits(mac) }
+        })
+    }
+
+    fn tagged(frame: &[u8], kinds: &[usize]) -> Vec<u8> {
+        let mut bytes = frame.to_vec();
+        for (number, kind) in kinds.iter().enumerate() {
+            let [a, b] = [[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]][*kind];
+            let at = 12 + number * TAG_LEN;
+            bytes.splice(at..at, [a, b, 0x20, 0x05]);
+        }
+        bytes
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(probe in probe(), kinds in vec(0..3usize, 0..4), source in any::<[u8; 6]>()) {
+            let mut frame = tagged(&probe.write(&KEY), &kinds);
+            frame[6..12].copy_from_slice(&source);
+            let expected = if kinds.len() <= 2 { Ok(probe) } else { Err(Forged) };
+            prop_assert_eq!(Probe::read(&frame, &KEY), expected);
+        }
+
+        /// Whatever is changed but the source, in whatever it says, and however it is cut or grown.
+        #[test]
+        fn what_is_bent_is_forged(probe in probe(), kinds in vec(0..3usize, 0..3), bit in 0..8 * Probe::LEN, extra in vec(any::<u8>(), 1..100), cut in 0..Probe::LEN) {
+            let frame = probe.write(&KEY);
+            if !(48..96).contains(&bit) {
+                let mut bent = frame;
+                bent[bit / 8] ^= 1 << (bit % 8);
+                prop_assert_eq!(Probe::read(&bent, &KEY), Err(Forged));
+                prop_assert_eq!(Probe::read(&tagged(&bent, &kinds), &KEY), Err(Forged));
+            }
+            let whole = tagged(&frame, &kinds);
+            prop_assert_eq!(Probe::read(&whole[..cut + kinds.len() * TAG_LEN], &KEY), Err(Forged));
+            prop_assert_eq!(Probe::read(&[whole, extra].concat(), &KEY), Err(Forged));
+        }
+
+        #[test]
+        fn any_bytes_are_forged(bytes in vec(any::<u8>(), 0..120), to_us: bool, kind: bool) {
+            let mut bytes = bytes;
+            if to_us && bytes.len() >= 14 {
+                bytes[..6].copy_from_slice(&Probe::DESTINATION.octets());
+                if kind {
+                    bytes[12..14].copy_from_slice(&Probe::KIND.to_be_bytes());
+                }
+            }
+            prop_assert_eq!(Probe::read(&bytes, &KEY), Err(Forged));
+        }
+
+        #[test]
+        fn another_key_is_another_switch(probe in probe(), random: [u8; 16]) {
+            let key = ProbeKey::new(random);
+            prop_assert_eq!(Probe::read(&probe.write(&key), &KEY).is_ok(), random == [9; 16]);
+        }
+    }
+
+    /// What stands on the wire is a promise to whoever reads captures. The tag is that of the reference
+    /// implementation, whose first vectors the crate is tested with.
+    #[test]
+    fn it_looks_as_it_is_described() {
+        let probe = Probe {
+            sent: Moment::from_nanos(0x0102_0304_0506_0708),
+            sequence: 0x1112_1314_1516_1718,
+            port: 0x2122_2324,
+            network: 0x3132,
+            owner: 0x4142_4344,
+            mac: Mac::from_bits(0x0200_0000_0001),
+        };
+        let frame = probe.write(&KEY);
+        assert_eq!(Probe::LEN, 64);
+        let said = [
+            &[3, 0x76, 0x69, 0x66, 0x73, 0x77, 2, 0x76, 0x69, 0x66, 0x73, 0x77, 0x88, 0xb5, 1, 0][..],
+            &[0x31, 0x32, 0x21, 0x22, 0x23, 0x24, 0x41, 0x42, 0x43, 0x44, 2, 0, 0, 0, 0, 1],
+            &[1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14, 0x15, 0x16, 0x17, 0x18],
+        ];
+        assert_eq!(frame[..48], said.concat());
+        assert!(Probe::DESTINATION.is_group() && !Probe::DESTINATION.is_reserved_group());
+        assert!(Probe::SOURCE.is_station());
+    }
+
+    /// The first of the vectors of the reference implementation (`vectors_sip128`): no bytes at all, under the key
+    /// 00 to 0f.
+    #[test]
+    fn the_tag_is_siphash_2_4_of_128_bits() {
+        let key = ProbeKey::new(std::array::from_fn(|at| at as u8));
+        let expected = [0xa3, 0x81, 0x7f, 0x04, 0xba, 0x25, 0xa8, 0xe6, 0x6d, 0xf6, 0x72, 0x14, 0xc7, 0x55, 0x02, 0x93];
+        assert_eq!(key.tag(&[]), expected);
+    }
+}

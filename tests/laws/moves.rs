@@ -1,0 +1,234 @@
+//! Stations that move: four times is a bond or a migration, five times is a loop.
+
+use std::time::Duration;
+
+use vifswitch::switch::{DropReason, Moving, NetworkId, Security, Station};
+use vifswitch::wire::Mac;
+use vifswitch::worker::Finding;
+
+use crate::common::{Lab, Plug, Setup, Wire, frame, mac, uplink_port};
+use crate::scenery::wild;
+use crate::stations::{KINDS, reached};
+
+/// Labs of every kind with these ports on one network, and an uplink if asked for.
+fn labs(plugs: &[Plug], wires: &[Wire]) -> impl Iterator<Item = Lab> {
+    KINDS
+        .into_iter()
+        .map(move |(workers, memory)| Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, plugs, wires))
+}
+
+fn plugs(owners: &[u32]) -> Vec<Plug> {
+    owners.iter().map(|&owner| Plug::new(0, owner)).collect()
+}
+
+/// A station is heard at a port. Whether its frame came through.
+fn speaks(lab: &mut Lab, port: usize, station: Mac) -> bool {
+    let before = lab.drops_in(port, DropReason::FrozenSource);
+    assert!(lab.send(port, &frame(Mac::BROADCAST, station, 0x88b5, &[0; 46])));
+    lab.settle();
+    let arrived = lab.all_received().iter().any(|frames| !frames.is_empty());
+    let died = lab.drops_in(port, DropReason::FrozenSource) - before;
+    assert_eq!(died, u64::from(!arrived), "it arrives, or has a reason not to");
+    arrived
+}
+
+fn moving(lab: &Lab, station: Mac, from: usize, to: usize) -> Finding {
+    let station = Station::new(NetworkId::new(0), station);
+    Finding::Moving(Moving { station, from: lab.ports[from], to: lab.ports[to] })
+}
+
+fn done(mut lab: Lab) {
+    assert_eq!(lab.found(), []);
+    lab.check_ledger();
+    lab.end();
+}
+
+const STATION: usize = 3;
+
+#[test]
+fn the_fifth_move_within_three_minutes_is_refused() {
+    for mut lab in labs(&plugs(&[0, 1, 2]), &[]) {
+        let station = wild(STATION);
+        assert!(speaks(&mut lab, 0, station));
+        for to in [1, 0, 1, 0] {
+            lab.pass(Duration::from_secs(10));
+            assert!(speaks(&mut lab, to, station));
+            assert_eq!(reached(&mut lab, 2, station, mac(2)), [to], "it moves at once");
+        }
+        lab.pass(Duration::from_secs(10));
+        for _ in 0..20 {
+            assert!(!speaks(&mut lab, 1, station), "the fifth, and all after it");
+            assert_eq!(reached(&mut lab, 2, station, mac(2)), [0], "it stays where it was");
+            assert!(speaks(&mut lab, 0, station), "and is heard there");
+        }
+        assert_eq!(lab.found(), [moving(&lab, station, 0, 1)], "control is told once");
+        // The first of the four is 180 seconds ago, less a little; and no longer.
+        lab.pass(Duration::from_secs(140) - Duration::from_nanos(1));
+        assert!(!speaks(&mut lab, 1, station));
+        lab.pass(Duration::from_nanos(1));
+        assert!(speaks(&mut lab, 1, station));
+        assert!(!speaks(&mut lab, 0, station));
+        // Each worker tells of it for itself, and this is another one's port.
+        let news = if lab.workers.len() > 1 { vec![moving(&lab, station, 1, 0)] } else { vec![] };
+        assert_eq!(lab.found(), news, "nor is it news in the same three minutes");
+        lab.pass(Duration::from_secs(10));
+        assert!(speaks(&mut lab, 0, station));
+        assert!(!speaks(&mut lab, 1, station));
+        lab.pass(Duration::from_secs(30));
+        for _ in 0..3 {
+            speaks(&mut lab, 1, station);
+            speaks(&mut lab, 0, station);
+        }
+        assert_eq!(lab.found().len(), 1, "but later it is");
+        done(lab);
+    }
+}
+
+/// Two VMs with an address of a VRRP group, which both of them list: three times it goes from one to the other.
+#[test]
+fn a_shared_address_may_fail_over() {
+    let vrrp = Mac::from_bits(0x0000_5e00_0101);
+    let mut plugs = plugs(&[0, 1, 2]);
+    for plug in &mut plugs[..2] {
+        plug.security = Security::Mac([vrrp].into());
+    }
+    for mut lab in labs(&plugs, &[]) {
+        for to in [0, 1, 0, 1] {
+            assert!(speaks(&mut lab, to, vrrp));
+            assert_eq!(reached(&mut lab, 2, vrrp, mac(2)), [to]);
+        }
+        done(lab);
+    }
+}
+
+/// The bond of a guest over two of its ports fails over 20 times in a minute.
+#[test]
+fn siblings_have_a_line_of_their_own() {
+    for mut lab in labs(&plugs(&[7, 7, 1]), &[]) {
+        let station = wild(STATION);
+        for _ in 0..10 {
+            for to in [0, 1] {
+                assert!(speaks(&mut lab, to, station));
+                assert_eq!(reached(&mut lab, 2, station, mac(2)), [to]);
+                lab.pass(Duration::from_secs(3));
+            }
+        }
+        assert_eq!(lab.found(), []);
+        // Within one second it is too much.
+        for to in [0, 1, 0, 1] {
+            lab.pass(Duration::from_millis(200));
+            assert!(speaks(&mut lab, to, station));
+        }
+        assert!(!speaks(&mut lab, 0, station));
+        assert_eq!(lab.found(), [moving(&lab, station, 1, 0)]);
+        lab.pass(Duration::from_millis(399));
+        assert!(!speaks(&mut lab, 0, station));
+        lab.pass(Duration::from_millis(1));
+        assert!(speaks(&mut lab, 0, station));
+        // What went on among siblings does not count elsewhere.
+        for to in [2, 0, 2, 0] {
+            assert!(speaks(&mut lab, to, station));
+        }
+        assert!(!speaks(&mut lab, 2, station));
+        assert_eq!(lab.found(), [moving(&lab, station, 0, 2)]);
+        done(lab);
+    }
+}
+
+#[test]
+fn who_shares_addresses_may_do_so_with_every_frame() {
+    let mut plugs = plugs(&[7, 7, 1]);
+    plugs[..2].iter_mut().for_each(|plug| plug.shares_mac = true);
+    for mut lab in labs(&plugs, &[]) {
+        for turn in 0..200 {
+            assert!(speaks(&mut lab, turn % 2, wild(STATION)));
+            assert_eq!(reached(&mut lab, 2, wild(STATION), mac(2)), [turn % 2]);
+        }
+        done(lab);
+    }
+}
+
+/// What comes from a port that is gone, or shut, is a migration, and counts for nothing.
+#[test]
+fn who_leaves_a_port_that_is_shut_is_free() {
+    for mut lab in labs(&plugs(&[0, 1, 2]), &[]) {
+        let station = wild(STATION);
+        assert!(speaks(&mut lab, 0, station));
+        for turn in 0..12 {
+            let (from, to) = (turn % 2, (turn + 1) % 2);
+            let shut = lab.ports[from];
+            let set = |lab: &mut Lab, is_shut: bool| {
+                lab.change_ports(|all| {
+                    for port in all.iter_mut().filter(|port| port.id == shut) {
+                        if turn % 4 < 2 { port.admin_up = !is_shut } else { port.held = is_shut }
+                    }
+                });
+            };
+            set(&mut lab, true);
+            assert!(speaks(&mut lab, to, station));
+            set(&mut lab, false);
+        }
+        for to in [1, 0, 1, 0] {
+            assert!(speaks(&mut lab, to, station), "none of these was counted");
+        }
+        assert!(!speaks(&mut lab, 1, station));
+        assert_eq!(lab.found(), [moving(&lab, station, 0, 1)]);
+        done(lab);
+    }
+}
+
+/// A machine comes from another host: with it its addresses come in from the uplink to a port that is new. For its
+/// first minute nobody counts; and what has been there for long does not wander in and out.
+#[test]
+fn a_port_has_a_minute_to_arrive() {
+    let uplink = 2;
+    for mut lab in labs(&plugs(&[0, 1]), &[Wire::new(&[(0, 0)])]) {
+        let station = wild(STATION);
+        let arrive = |lab: &mut Lab| {
+            for _ in 0..10 {
+                assert!(speaks(lab, uplink, station) && speaks(lab, 0, station));
+            }
+        };
+        arrive(&mut lab);
+        lab.pass(Duration::from_secs(60) - Duration::from_nanos(1));
+        arrive(&mut lab);
+        lab.pass(Duration::from_nanos(1));
+        for to in [uplink, 0, uplink, 0] {
+            assert!(speaks(&mut lab, to, station));
+        }
+        assert!(!speaks(&mut lab, uplink, station));
+        let found =
+            Moving { station: Station::new(NetworkId::new(0), station), from: lab.ports[0], to: uplink_port(0, 0) };
+        assert_eq!(lab.found(), [Finding::Moving(found)]);
+        // Opened again it is when it is administratively up again, and not when it comes out of quarantine.
+        let id = lab.ports[0];
+        for (hold, is_free) in [(true, false), (false, true)] {
+            for shut in [true, false] {
+                lab.change_ports(|all| {
+                    for port in all.iter_mut().filter(|port| port.id == id) {
+                        if hold { port.held = shut } else { port.admin_up = !shut }
+                    }
+                });
+            }
+            assert_eq!(speaks(&mut lab, uplink, station), is_free, "held: {hold}");
+        }
+        arrive(&mut lab);
+        done(lab);
+    }
+}
+
+/// What has aged is not there any more: it does not move, it comes.
+#[test]
+fn what_has_aged_comes_anew() {
+    let mut lab = labs(&plugs(&[0, 1, 2]), &[]).next().unwrap();
+    for turn in 0..12 {
+        assert!(speaks(&mut lab, turn % 2, wild(STATION)));
+        lab.pass(Duration::from_secs(300));
+    }
+    for turn in 0..5 {
+        assert!(speaks(&mut lab, turn % 2, wild(STATION)));
+    }
+    assert!(!speaks(&mut lab, 1, wild(STATION)));
+    assert_eq!(lab.found(), [moving(&lab, wild(STATION), 0, 1)]);
+    done(lab);
+}

@@ -1,0 +1,249 @@
+//! Loop probes: where they go, and what becomes of those that come back.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+use vifswitch::device::memory::Memory;
+use vifswitch::switch::{DropReason, PortId, Returned};
+use vifswitch::wire::{Mac, Offload, Probe, ProbeKey};
+use vifswitch::worker::Finding;
+
+use crate::common::{Lab, PROBE_KEY, Plug, Setup, Wire, uplink_port};
+use crate::scenery;
+
+/// Two siblings and a subport of the first on another network; another VM; and an uplink with both networks.
+const A: usize = 0;
+const B: usize = 1;
+const SUB: usize = 2;
+const OTHER: usize = 3;
+const W: usize = 4;
+
+fn labs() -> impl Iterator<Item = Lab> {
+    [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)].into_iter().map(lab)
+}
+
+fn lab((workers, memory): (u16, Memory)) -> Lab {
+    let plugs = [Plug::new(0, 7), Plug::new(0, 7), Plug::new(1, 7).behind(A, 70), Plug::new(0, 1)];
+    let setup = Setup { workers, memory, ..Setup::default() };
+    Lab::with_uplinks(setup, &plugs, &[Wire::new(&[(120, 0), (0, 1)])])
+}
+
+fn hold(lab: &mut Lab, ports: &[PortId]) {
+    lab.change_ports(|all| all.iter_mut().for_each(|port| port.held = ports.contains(&port.id)));
+}
+
+/// What a guest sends, and why it died: nobody gets it.
+fn dies(lab: &mut Lab, port: usize, bytes: &[u8]) -> DropReason {
+    let before = DropReason::ALL.map(|reason| lab.drops_in(port, reason));
+    let (bytes, offload) = lab.tagged(port, bytes, Offload::NONE).unwrap();
+    let base = lab.base(port);
+    assert!(lab.ends[base].send(&bytes, offload));
+    lab.settle();
+    assert!(lab.all_received().iter().all(Vec::is_empty), "probes are not forwarded");
+    let died: Vec<_> =
+        DropReason::ALL.into_iter().filter(|&why| lab.drops_in(port, why) > before[why as usize]).collect();
+    assert_eq!(died.len(), 1, "{died:?}");
+    died[0]
+}
+
+fn tagged(frame: &[u8], tag: &[u8]) -> Vec<u8> {
+    [&frame[..12], tag, &frame[12..]].concat()
+}
+
+fn done(mut lab: Lab) {
+    assert_eq!(lab.found(), []);
+    lab.check_ledger();
+    assert!(lab.audit().adds_up());
+    assert!((0..lab.workers.len()).all(|worker| lab.stations(worker).is_empty()), "nobody learns of probes");
+    lab.end();
+}
+
+#[test]
+fn a_probe_goes_out_of_its_port_and_no_other() {
+    for mut lab in labs() {
+        for held in [false, true] {
+            let all: Vec<_> = lab.ports.iter().copied().chain([uplink_port(0, 0), uplink_port(0, 1)]).collect();
+            hold(&mut lab, if held { &all } else { &[] });
+            let way = |port: usize| (lab.ports[port], port, port, Vec::new());
+            let mut ways = vec![way(A), way(B), way(OTHER)];
+            ways.push((lab.ports[SUB], A, SUB, vec![0x81, 0x00, 0, 70]));
+            ways.push((uplink_port(0, 0), W, W, vec![0x81, 0x00, 0, 120]));
+            ways.push((uplink_port(0, 1), W, W, Vec::new()));
+            for (sequence, (port, base, counted, tag)) in (0..).zip(ways) {
+                let sent = lab.sum(counted, |c| c.probes.get());
+                let probe = lab.send_probe(port, sequence);
+                lab.settle();
+                let received = lab.all_received();
+                assert_eq!(received[base], [tagged(&probe, &tag)]);
+                assert_eq!(received.iter().flatten().count(), 1);
+                assert_eq!(lab.sum(counted, |c| c.probes.get()), sent + 1);
+            }
+        }
+        assert_eq!(lab.total(|c| c.tx_frames.get()), 12);
+        assert_eq!(lab.total(|c| c.drops_out.total()), 0);
+        done(lab);
+    }
+}
+
+/// What cannot go out is counted, and says why.
+#[test]
+fn a_probe_that_cannot_leave_has_a_reason() {
+    for mut lab in labs() {
+        let (a, b, sub) = (lab.ports[A], lab.ports[B], lab.ports[SUB]);
+        lab.change_ports(|all| all.iter_mut().filter(|port| port.id == b).for_each(|port| port.admin_up = false));
+        lab.send_probe(b, 0);
+        assert_eq!(lab.drops_out(B, DropReason::AdminDown), 1);
+        drop(lab.close(a, 0));
+        for (port, id) in [(A, a), (SUB, sub)] {
+            lab.send_probe(id, 1);
+            assert_eq!(lab.drops_out(port, DropReason::NoDevice), 1);
+        }
+        lab.settle();
+        assert!(lab.all_received().iter().all(Vec::is_empty));
+        assert_eq!(lab.total(|c| c.probes.get()), 3);
+        done(lab);
+    }
+}
+
+/// At whatever port it comes back, in quarantine or not: control hears of it, where and which.
+#[test]
+fn a_probe_that_comes_back_is_told_of() {
+    for mut lab in labs() {
+        for held in [false, true] {
+            let all: Vec<_> = lab.ports.iter().copied().chain([uplink_port(0, 0), uplink_port(0, 1)]).collect();
+            hold(&mut lab, if held { &all } else { &[] });
+            let a = lab.ports[A];
+            let probe = lab.probe(a, 100 + u64::from(held));
+            let bytes = probe.write(&PROBE_KEY);
+            let tags: [&[u8]; 4] =
+                [&[], &[0x88, 0xa8, 0, 5], &[0x91, 0x00, 0, 5, 0x88, 0xa8, 0, 5], &[0x88, 0xa8, 0, 1, 0x81, 0, 0, 1]];
+            let ways = [(B, lab.ports[B]), (SUB, lab.ports[SUB]), (OTHER, lab.ports[OTHER]), (W, uplink_port(0, 1))];
+            for ((port, at), tag) in ways.into_iter().zip(tags) {
+                let bytes = tagged(&bytes, tag);
+                assert_eq!(dies(&mut lab, port, &bytes), DropReason::Probe);
+                assert_eq!(lab.found(), [Finding::Returned(Returned { at, probe })]);
+                assert_eq!(dies(&mut lab, port, &bytes), DropReason::ProbeStale, "a second time");
+            }
+            let by_tag = tagged(&bytes, &[0x81, 0x00, 0, 120]);
+            assert_eq!(dies(&mut lab, W, &by_tag), DropReason::Probe);
+            assert_eq!(lab.found(), [Finding::Returned(Returned { at: uplink_port(0, 0), probe })]);
+            assert_eq!(dies(&mut lab, A, &bytes), DropReason::ProbeStale, "where it was sent");
+        }
+        done(lab);
+    }
+}
+
+#[test]
+fn what_is_old_or_not_ours_is_harmless() {
+    for mut lab in labs() {
+        let a = lab.ports[A];
+        let probe = lab.probe(a, 1);
+        let at = |sent| Probe { sent, ..probe }.write(&PROBE_KEY);
+        let (three, one, least) = (Duration::from_secs(3), Duration::from_secs(1), Duration::from_nanos(1));
+        assert_eq!(dies(&mut lab, B, &at(probe.sent - three - least)), DropReason::ProbeStale);
+        assert_eq!(dies(&mut lab, B, &at(probe.sent + one + least)), DropReason::ProbeStale);
+        let forged = probe.write(&ProbeKey::new([1; 16]));
+        assert_eq!(dies(&mut lab, B, &forged), DropReason::ProbeForged);
+        let true_one = at(probe.sent);
+        assert_eq!(dies(&mut lab, B, &true_one[..60]), DropReason::ProbeForged, "cut off");
+        assert_eq!(dies(&mut lab, B, &[&true_one[..], &[0]].concat()), DropReason::ProbeForged, "too long");
+        let mut long = true_one.to_vec();
+        long.resize(1514, 0);
+        assert_eq!(dies(&mut lab, B, &long), DropReason::ProbeForged);
+        long.push(0);
+        assert_eq!(dies(&mut lab, B, &long), DropReason::TooLong);
+        assert_eq!(lab.found(), []);
+        assert_eq!(dies(&mut lab, B, &at(probe.sent - three)), DropReason::Probe, "not too old");
+        assert_eq!(lab.found().len(), 1);
+        done(lab);
+    }
+}
+
+/// A guest sends forged ones, and what it has seen, as fast as it can. The true one among them is told of.
+#[test]
+fn a_true_one_cannot_be_masked() {
+    for mut lab in labs() {
+        let a = lab.ports[A];
+        for round in 0..20 {
+            let probe = lab.probe(a, round);
+            let bytes = probe.write(&PROBE_KEY);
+            for number in 0..1000 {
+                let mut bent = bytes;
+                bent[14 + number % 50] ^= 1 << (number % 8);
+                assert!(lab.send(B, &bent));
+                if number >= 500 {
+                    assert!(lab.send(B, &bytes));
+                }
+                if number % 20 == 0 {
+                    lab.settle();
+                }
+            }
+            lab.settle();
+            assert_eq!(lab.found(), [Finding::Returned(Returned { at: lab.ports[B], probe })]);
+            lab.pass(Duration::from_millis(50));
+        }
+        assert_eq!(lab.drops_in(B, DropReason::ProbeForged), 20_000);
+        assert_eq!(lab.drops_in(B, DropReason::ProbeStale), 20 * 499);
+        assert_eq!(lab.drops_in(B, DropReason::Probe), 20);
+        done(lab);
+    }
+}
+
+/// Control does not listen for a while. What it has no room for is counted, and the notices of devices are not in its
+/// way.
+#[test]
+fn what_control_has_no_room_for_is_counted() {
+    let mut lab = labs().next().unwrap();
+    let (a, mut sent) = (lab.ports[A], 0);
+    for _ in 0..11 {
+        for _ in 0..400 {
+            let probe = lab.probe(a, sent).write(&PROBE_KEY);
+            sent += 1;
+            assert!(lab.send(B, &probe));
+            if sent % 50 == 0 {
+                lab.settle();
+            }
+        }
+        lab.pass(Duration::from_secs(5));
+    }
+    lab.settle();
+    let lost = lab.counters[0].findings_lost.get();
+    assert!(lost > 0);
+    assert_eq!(lab.found().len() as u64 + lost, sent);
+    assert_eq!(lab.drops_in(B, DropReason::Probe), sent);
+    done(lab);
+}
+
+proptest! {
+    /// Whatever is done to a true probe on its way through a guest: it is told of as it was, or it dies unheard, and
+    /// nobody gets it.
+    #[test]
+    fn bent_ones_die_unheard(
+        held: bool,
+        memory in scenery::memory(),
+        changes in prop::collection::vec((12..Probe::LEN, 0..8u32), 0..3),
+        port in prop::sample::select(vec![B, SUB, OTHER]),
+        source in any::<[u8; 6]>(),
+    ) {
+        let mut lab = lab((1, memory));
+        let (a, at) = (lab.ports[A], lab.ports[port]);
+        hold(&mut lab, &[at][..usize::from(held)]);
+        let probe = lab.probe(a, 1);
+        let mut bytes = probe.write(&PROBE_KEY);
+        for (place, bit) in changes {
+            bytes[place] ^= 1 << bit;
+        }
+        let is_whole = bytes == probe.write(&PROBE_KEY);
+        bytes[6..12].copy_from_slice(&source);
+        let expected = match (Mac::new(source).is_station(), is_whole) {
+            (false, _) if held => DropReason::Quarantined,
+            (false, _) => DropReason::BadSource,
+            (true, true) => DropReason::Probe,
+            (true, false) => DropReason::ProbeForged,
+        };
+        prop_assert_eq!(dies(&mut lab, port, &bytes), expected);
+        let told = if expected == DropReason::Probe { vec![Finding::Returned(Returned { at, probe })] } else { vec![] };
+        prop_assert_eq!(lab.found(), told);
+        done(lab);
+    }
+}
