@@ -377,6 +377,13 @@ impl Frame {
         self.place == Place::Slot
     }
 
+    /// Whether it is lent for its burst, stands for itself alone, and can be sent as it is by a device that takes
+    /// offload headers, or by one that does not.
+    #[inline(always)]
+    pub fn is_plain_loan(&self, offloads: bool) -> bool {
+        self.place == Place::Landing && self.is_plain() && (offloads || !self.offload().is_pending())
+    }
+
     /// All its bytes, if it lies in one slot that it owns.
     #[inline(always)]
     pub(super) fn slot_bytes(&self) -> Option<&[u8]> {

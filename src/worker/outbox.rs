@@ -59,10 +59,11 @@ impl Outbox<'_> {
         let mut index = 0;
         while index < self.batch.len() {
             // The way of most frames: the door is here, and there is nothing to be dressed.
-            let (frames, bytes) = self.gates.pass_on(self.batch.from(index), &self.verdicts[index..]);
-            plain += frames as u64;
-            plain_bytes += bytes;
-            index += frames;
+            let passed = self.gates.pass_on(self.batch.from(index), index, &self.verdicts[index..]);
+            plain += passed.frames as u64;
+            plain_bytes += passed.bytes;
+            self.borrowed |= passed.borrowed;
+            index += passed.frames;
             if index < self.batch.len() {
                 self.carry_out(index, self.verdicts[index], from, &mut rest);
                 index += 1;
