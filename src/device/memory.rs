@@ -13,7 +13,7 @@ use std::os::fd::BorrowedFd;
 use rtrb::{Consumer, Producer, RingBuffer};
 
 use super::{Abilities, Device};
-use crate::frame::{Batch, Cache, Fate, Lane, Sent, Tail};
+use crate::frame::{Batch, Cache, Fate, Lane, Sent, Small, Tail, copy};
 use crate::wire::Offload;
 
 const RECORD: usize = 16;
@@ -66,24 +66,24 @@ struct Block {
     used: usize,
 }
 
-impl Block {
-    /// Appends a record. Whether there was room.
-    #[inline(always)]
-    fn put(&mut self, len: usize, offload: Offload, head: &[u8], tail: Option<Tail<'_>>) -> bool {
-        let room = &mut self.bytes[self.used..];
-        let Some((record, room)) = room.split_first_chunk_mut::<RECORD>() else { return false };
-        let Some(room) = room.get_mut(..len) else { return false };
-        let (first, second) = record.split_at_mut(8);
-        let (word, csum_offset) = offload.words();
-        first.copy_from_slice(&(len as u64 | u64::from(csum_offset) << 48).to_ne_bytes());
-        second.copy_from_slice(&word.to_ne_bytes());
-        match tail {
-            None => room.copy_from_slice(head),
-            Some(tail) => copy_segments(room, head, tail),
-        }
-        self.used += RECORD + len;
-        true
+/// Puts a record at the beginning of `room`, which is what is behind it then. Whether there was room.
+#[inline(always)]
+fn put(room: &mut &mut [u8], len: usize, offload: Offload, head: &[u8], tail: Option<Tail<'_>>) -> bool {
+    if room.len() < RECORD + len {
+        return false;
     }
+    let (record, behind) = std::mem::take(room).split_at_mut(RECORD + len);
+    *room = behind;
+    let (word, csum_offset) = offload.words();
+    let (first, record) = record.split_at_mut(8);
+    first.copy_from_slice(&(len as u64 | u64::from(csum_offset) << 48).to_ne_bytes());
+    let (second, place) = record.split_at_mut(8);
+    second.copy_from_slice(&word.to_ne_bytes());
+    match tail {
+        None => copy(head, place),
+        Some(tail) => copy_segments(place, head, tail),
+    }
+    true
 }
 
 #[cold]
@@ -109,11 +109,23 @@ struct Outward {
 
 impl Outward {
     /// Sees to it that there is a block to fill, if there can be.
-    #[inline]
+    #[inline(always)]
     fn open(&mut self) {
         if self.block.bytes.is_empty() {
             self.block = self.empty.pop().unwrap_or_default();
         }
+    }
+
+    /// Lets `f` put records into the block that is being filled, if there is one.
+    #[inline(always)]
+    fn fill<T>(&mut self, f: impl FnOnce(&mut &mut [u8]) -> T) -> T {
+        self.open();
+        let Block { bytes, used } = &mut self.block;
+        let size = bytes.len();
+        let mut room = &mut bytes[*used..];
+        let done = f(&mut room);
+        *used = size - room.len();
+        done
     }
 
     /// Sends off the block that is being filled.
@@ -137,16 +149,18 @@ struct Inward {
 }
 
 impl Inward {
+    /// What has not been read of the present block.
+    #[inline(always)]
+    fn rest(&self) -> &[u8] {
+        self.block.bytes.get(self.read..self.block.used).unwrap_or_default()
+    }
+
     /// The next record, and where the one behind it begins.
     #[inline(always)]
     fn next(&self) -> Option<(&[u8], Offload, usize)> {
-        let (record, rest) = self.block.bytes.get(self.read..self.block.used)?.split_first_chunk::<RECORD>()?;
-        let [a, b, c, d, e, f, g, h, word @ ..] = *record;
-        let first = u64::from_ne_bytes([a, b, c, d, e, f, g, h]);
-        #[allow(clippy::cast_possible_truncation)] // its two parts
-        let (len, csum_offset) = (first as u32 as usize, (first >> 48) as u16);
-        let offload = Offload::from_words(u64::from_ne_bytes(word), csum_offset);
-        Some((rest.get(..len)?, offload, self.read + RECORD + len))
+        let rest = self.rest();
+        let (frame, offload, behind) = record(rest)?;
+        Some((frame, offload, self.read + rest.len() - behind.len()))
     }
 
     /// Goes on to the next block, if the present one has been read. Whether there is something.
@@ -169,6 +183,17 @@ impl Inward {
         }
         true
     }
+}
+
+/// The record at the beginning of these bytes, and what is behind it.
+#[inline(always)]
+fn record(bytes: &[u8]) -> Option<(&[u8], Offload, &[u8])> {
+    let (head, rest) = bytes.split_first_chunk::<RECORD>()?;
+    let (first, word) = (u64::from_ne_bytes(*head.first_chunk()?), u64::from_ne_bytes(*head.last_chunk()?));
+    #[allow(clippy::cast_possible_truncation)] // its two parts
+    let (len, csum_offset) = (first as u32 as usize, (first >> 48) as u16);
+    let (frame, behind) = rest.split_at_checked(len)?;
+    Some((frame, Offload::from_words(word, csum_offset), behind))
 }
 
 fn way(capacity: Capacity) -> (Outward, Inward) {
@@ -221,8 +246,7 @@ impl End {
 
     /// Adds a frame to a burst that [`End::publish`] sends. Whether there was room for it.
     pub fn stage(&mut self, frame: &[u8], offload: Offload) -> bool {
-        self.outward.open();
-        self.outward.block.put(frame.len(), offload, frame, None)
+        self.outward.fill(|room| put(room, frame.len(), offload, frame, None))
     }
 
     /// Sends the burst that was staged.
@@ -252,6 +276,17 @@ impl End {
 impl Device for End {
     fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
         while !batch.is_full() && self.inward.refill() {
+            if self.memory == Memory::Owned {
+                let mut rest = self.inward.rest();
+                cache.push_small(batch, || {
+                    let (frame, offload, behind) = record(rest)?;
+                    let small = Small::new(frame, offload)?;
+                    rest = behind;
+                    Some(small)
+                });
+                self.inward.read = self.inward.block.used - rest.len();
+            }
+            // Whatever that has left off at, or each.
             while let Some((frame, offload, read)) = self.inward.next() {
                 // Without a slot it waits in the cable, as in a ring of the kernel.
                 if batch.is_full() || !self.memory.hand_over(frame, offload, batch, cache) {
@@ -264,16 +299,17 @@ impl Device for End {
     }
 
     fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
-        let outward = &mut self.outward;
-        outward.open();
-        let sent = lane.send_each(batch, cache, |view| {
-            let tail = (!view.is_one_piece()).then(|| view.tail());
-            match outward.block.put(view.frame.len() as usize, view.frame.offload(), view.head, tail) {
-                true => Fate::Sent,
-                false => Fate::Full,
-            }
+        let sent = self.outward.fill(|room| {
+            let plain = |room: &mut &mut [u8], bytes: &[u8], offload| put(room, bytes.len(), offload, bytes, None);
+            lane.send_plain_first(batch, cache, room, plain, |room, view| {
+                let tail = (!view.is_one_piece()).then(|| view.tail());
+                match put(room, view.frame.len() as usize, view.frame.offload(), view.head, tail) {
+                    true => Fate::Sent,
+                    false => Fate::Full,
+                }
+            })
         });
-        outward.publish();
+        self.outward.publish();
         sent
     }
 

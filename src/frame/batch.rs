@@ -89,8 +89,22 @@ impl Batch {
     pub fn push(&mut self, frame: Frame) {
         let place = self.frames.get_mut(self.len).expect("a burst has at most 64 frames");
         self.bytes += weight(&frame);
-        *place = frame;
+        place.fill(frame);
         self.len += 1;
+    }
+
+    /// Places for as many frames as the burst may still have. Those that are put there belong to it when
+    /// [`Batch::grow`] says so.
+    #[inline(always)]
+    pub(super) fn places(&mut self) -> &mut [Frame] {
+        if self.is_full() { &mut [] } else { &mut self.frames[self.len..] }
+    }
+
+    /// Appends the small frames that have been put into so many [`places`](Batch::places). Each is reckoned alike.
+    #[inline(always)]
+    pub(super) fn grow(&mut self, frames: usize) {
+        self.len += frames;
+        self.bytes += frames * LEAST_BYTES;
     }
 
     /// Lets `read` put a frame into the next receive buffer and appends it. With `header`, what is
@@ -122,7 +136,7 @@ impl Batch {
             frame.measure(Some(&rest[..len]));
             self.bytes += weight(&frame) - len;
         }
-        self.frames[buffer] = frame;
+        self.frames[buffer].fill(frame);
         self.len += 1;
         Ok(())
     }
@@ -164,10 +178,10 @@ impl Batch {
         }
     }
 
-    /// A place of the batch, for whoever takes frames out as it goes through them.
+    /// The frames from the one at `index` on, for whoever takes them out of their places.
     #[inline(always)]
-    pub fn place(&mut self, index: usize) -> &mut Frame {
-        &mut self.frames[index % BURST]
+    pub fn from(&mut self, index: usize) -> &mut [Frame] {
+        self.frames[..self.len].get_mut(index..).unwrap_or_default()
     }
 
     /// Takes the frame at `index`, if it owns its slots. It is gone from the batch then, and its
@@ -254,7 +268,7 @@ impl Batch {
     /// Ends the burst: what is still here goes home, and the receive buffers are free again.
     #[inline(always)]
     pub fn clear(&mut self, cache: &mut Cache) {
-        for frame in &mut self.frames[..self.len] {
+        for frame in self.frames[..self.len].iter_mut().filter(|frame| frame.is_here()) {
             cache.recycle_from(frame);
         }
         (self.len, self.bytes) = (0, 0);

@@ -1,64 +1,83 @@
 //! A worker's private stock of free slots: how it takes and returns frames without a lock.
 
 use super::Batch;
-use super::descriptor::Frame;
+use super::descriptor::{Frame, Small};
 use super::pool::{CHUNK, NONE, Pool};
 use crate::wire::Offload;
 
-/// Slots a cache keeps at most before it gives a chunk back.
+/// Slots a cache keeps at most: for another one, it gives a chunk back.
 const MOST: usize = 8 * CHUNK as usize;
 
 /// A private stock of free slots. What is left goes back to the pool when it is dropped.
 #[derive(Debug)]
 pub struct Cache {
     pool: &'static Pool,
-    stock: Vec<u32>,
+    /// The first `len` of them are free, and nobody else's.
+    stock: Box<[u32; MOST]>,
+    len: usize,
 }
 
 impl Cache {
     /// An empty stock, filled from `pool` as needed.
     pub fn new(pool: &'static Pool) -> Cache {
-        // Room for the stock and for the longest frame that is recycled on top of it.
-        Cache { pool, stock: Vec::with_capacity(2 * MOST) }
+        Cache { pool, stock: Box::new([NONE; MOST]), len: 0 }
     }
 
     /// A frame with these bytes; `None` when the pool has no slots left.
     #[inline]
     pub fn frame(&mut self, bytes: &[u8], offload: Offload) -> Option<Frame> {
-        let slot = self.slot()?;
-        Frame::small(self.pool, slot, bytes, offload).or_else(|| self.long_frame(slot, bytes, offload))
-    }
-
-    /// Appends a frame with these bytes to `batch`. Whether there were slots for it.
-    #[inline(always)]
-    pub fn push_frame(&mut self, bytes: &[u8], offload: Offload, batch: &mut Batch) -> bool {
-        let Some(slot) = self.slot() else { return false };
-        match Frame::small(self.pool, slot, bytes, offload) {
-            Some(frame) => {
-                batch.push(frame);
-                true
-            }
-            None => self.push_long_frame(slot, bytes, offload, batch),
+        match Small::new(bytes, offload) {
+            Some(small) => Some(Frame::small(self.pool, self.pool.room(), self.slot()?, small)),
+            None => self.long_frame(bytes, offload),
         }
     }
 
-    #[cold]
-    fn push_long_frame(&mut self, slot: u32, bytes: &[u8], offload: Offload, batch: &mut Batch) -> bool {
-        self.long_frame(slot, bytes, offload).map(|frame| batch.push(frame)).is_some()
+    /// Appends frames to `batch` for as long as that has places, there are slots, and `next` hands out another
+    /// one. It is not asked for one that there is no place or no slot for.
+    #[inline(always)]
+    pub fn push_small<'a>(&mut self, batch: &mut Batch, mut next: impl FnMut() -> Option<Small<'a>>) {
+        if self.len == 0 {
+            let Some(slot) = self.refill() else { return };
+            self.put_back(slot);
+        }
+        let (pool, room) = (self.pool, self.pool.room());
+        let places = batch.places();
+        let stock = self.stock.get(..self.len).unwrap_or_default();
+        let (rest, mut slots) = stock.split_at(stock.len().saturating_sub(places.len()));
+        let most = slots.len();
+        // They are out of the stock until it is known how many have been used: none is ever in it and in a
+        // frame at once, should `next` panic.
+        self.len = rest.len();
+        for place in places {
+            let [rest @ .., slot] = slots else { break };
+            let Some(small) = next() else { break };
+            place.fill(Frame::small(pool, room, *slot, small));
+            slots = rest;
+        }
+        self.len += slots.len();
+        batch.grow(most - slots.len());
+    }
+
+    /// Appends a frame with these bytes to `batch`. Whether there were slots for it.
+    #[inline]
+    pub fn push_frame(&mut self, bytes: &[u8], offload: Offload, batch: &mut Batch) -> bool {
+        self.frame(bytes, offload).map(|frame| batch.push(frame)).is_some()
     }
 
     /// A free slot, which is the caller's now.
     #[inline(always)]
     pub(super) fn slot(&mut self) -> Option<u32> {
-        match self.stock.pop() {
-            Some(slot) => Some(slot),
-            None => refill(self.pool, &mut self.stock),
+        match self.len.checked_sub(1) {
+            Some(last) => {
+                self.len = last;
+                Some(self.stock[last])
+            }
+            None => self.refill(),
         }
     }
 
     #[cold]
-    fn long_frame(&mut self, slot: u32, mut bytes: &[u8], offload: Offload) -> Option<Frame> {
-        self.stock.push(slot);
+    fn long_frame(&mut self, mut bytes: &[u8], offload: Offload) -> Option<Frame> {
         #[allow(clippy::cast_possible_truncation)] // no frame has 4 GiB
         let len = bytes.len() as u32;
         self.build(len, offload, |part| {
@@ -72,8 +91,7 @@ impl Cache {
     /// slots left.
     #[inline(always)]
     pub fn build(&mut self, len: u32, offload: Offload, fill: impl FnMut(&mut [u8])) -> Option<Frame> {
-        let (pool, stock) = (self.pool, &mut self.stock);
-        Frame::build(pool, || stock.pop().or_else(|| refill(pool, stock)), len, offload, fill)
+        Frame::build(self.pool, || self.slot(), len, offload, fill)
     }
 
     /// Takes back the slots of a frame. A frame that is only lent has none.
@@ -85,23 +103,57 @@ impl Cache {
     /// Takes back the slots of the frame in this place, which is empty then.
     #[inline(always)]
     pub(super) fn recycle_from(&mut self, place: &mut Frame) {
-        let Some((pool, slot, simple)) = place.surrender() else { return };
-        if !simple {
-            return self.recycle_chain(pool, slot, true);
+        match place.surrender_to(self.pool) {
+            Some(slot) => self.put_back(slot),
+            None if place.is_owned() => self.recycle_other(place),
+            None => place.empty(),
+        }
+    }
+
+    /// The same for a frame that has not just one slot of this pool.
+    #[inline(never)]
+    fn recycle_other(&mut self, place: &mut Frame) {
+        let Some((pool, mut slot, simple)) = place.surrender() else { return };
+        if simple {
+            pool.link(slot, NONE);
         }
         if !std::ptr::eq(pool, self.pool) {
-            return self.recycle_chain(pool, slot, false);
+            return pool.give(slot);
         }
-        self.put_back(slot);
+        while slot != NONE {
+            let next = pool.after(slot);
+            self.put_back(slot);
+            slot = next;
+        }
     }
 
     /// Takes back a slot of its pool that the caller holds.
     #[inline(always)]
     pub(super) fn put_back(&mut self, slot: u32) {
-        self.stock.push(slot);
-        if self.stock.len() > MOST {
+        match self.stock.get_mut(self.len) {
+            Some(place) => {
+                *place = slot;
+                self.len += 1;
+            }
+            None => self.put_on_top(slot),
+        }
+    }
+
+    /// Places for `slots` slots that will be taken back, or for as many as there is room for at all; how many of
+    /// them have been filled is to be said to [`Cache::close`].
+    #[inline(always)]
+    pub(super) fn open(&mut self, slots: usize) -> &mut [u32] {
+        let slots = slots.min(MOST);
+        while self.len > MOST - slots {
             self.give_chunk();
         }
+        &mut self.stock[self.len..][..slots]
+    }
+
+    /// Takes back the slots that have been put into so many places of [`Cache::open`], and which the caller held.
+    #[inline(always)]
+    pub(super) fn close(&mut self, slots: usize) {
+        self.len += slots;
     }
 
     /// The pool that its slots are from.
@@ -110,54 +162,85 @@ impl Cache {
         self.pool
     }
 
+    /// Takes back a slot for which there is no room.
     #[cold]
-    fn recycle_chain(&mut self, pool: &Pool, mut slot: u32, chain: bool) {
-        if !chain {
-            pool.link(slot, NONE);
-        }
-        if !std::ptr::eq(pool, self.pool) {
-            return pool.give(slot);
-        }
-        while slot != NONE {
-            let next = pool.after(slot);
-            self.stock.push(slot);
-            slot = next;
-        }
-        while self.stock.len() > MOST {
-            self.give_chunk();
-        }
+    fn put_on_top(&mut self, slot: u32) {
+        self.give_chunk();
+        self.put_back(slot);
     }
 
     #[cold]
     fn give_chunk(&mut self) {
-        let keep = self.stock.len().saturating_sub(CHUNK as usize);
+        let keep = self.len.saturating_sub(CHUNK as usize);
         let mut chunk = NONE;
-        for slot in self.stock.drain(keep..) {
+        for &slot in &self.stock[keep..self.len] {
             self.pool.link(slot, chunk);
             chunk = slot;
         }
+        self.len = keep;
         if chunk != NONE {
             self.pool.give(chunk);
         }
     }
-}
 
-/// Takes a chunk from the pool: one slot to use now, the others to stock.
-#[cold]
-fn refill(pool: &Pool, stock: &mut Vec<u32>) -> Option<u32> {
-    let first = pool.grab()?;
-    let mut slot = pool.after(first);
-    while slot != NONE {
-        stock.push(slot);
-        slot = pool.after(slot);
+    /// Takes a chunk from the pool: one slot to use now, the others to stock. For an empty stock.
+    #[cold]
+    fn refill(&mut self) -> Option<u32> {
+        let first = self.pool.grab()?;
+        let mut slot = self.pool.after(first);
+        while slot != NONE {
+            let next = self.pool.after(slot);
+            self.put_back(slot);
+            slot = next;
+        }
+        Some(first)
     }
-    Some(first)
 }
 
 impl Drop for Cache {
     fn drop(&mut self) {
-        while !self.stock.is_empty() {
+        while self.len > 0 {
             self.give_chunk();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+
+    #[test]
+    fn nobody_is_asked_for_what_there_is_no_slot_for() {
+        let pool = Pool::new(70).unwrap();
+        let (mut cache, mut batches) = (Cache::new(pool), [Batch::new(), Batch::new()]);
+        let mut asked = [0; 3];
+        for (asked, batch) in asked.iter_mut().zip([0, 1, 1]) {
+            cache.push_small(&mut batches[batch], || {
+                *asked += 1;
+                Small::new(&[7; 60], Offload::NONE)
+            });
+        }
+        assert_eq!(asked, [64, 6, 0]);
+        assert_eq!(batches.each_ref().map(Batch::len), [64, 6]);
+        batches.iter_mut().for_each(|batch| batch.clear(&mut cache));
+        drop(cache);
+        assert_eq!(pool.free(), 70);
+    }
+
+    #[test]
+    fn a_panic_gives_no_slot_to_two() {
+        let pool = Pool::new(8).unwrap();
+        let (mut cache, mut batch) = (Cache::new(pool), Batch::new());
+        let mut asked = 0;
+        let next = || {
+            asked += 1;
+            assert!(asked < 3, "the third is one too many");
+            Small::new(&[7; 60], Offload::NONE)
+        };
+        catch_unwind(AssertUnwindSafe(|| cache.push_small(&mut batch, next))).unwrap_err();
+        drop((cache, batch));
+        assert_eq!(pool.free(), 2, "those of the two frames; the others are lost");
     }
 }

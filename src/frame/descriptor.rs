@@ -9,7 +9,8 @@
 mod tag;
 pub(super) use tag::TAG_AT;
 
-use super::pool::{NONE, Pool, SLOT};
+use super::copy;
+use super::pool::{NONE, Pool, Room, SLOT};
 use crate::wire::Offload;
 
 const SLOT_BYTES: u32 = SLOT as u32;
@@ -19,7 +20,10 @@ const FRONT: u16 = 128;
 
 /// Bytes from the beginning of a frame that are looked at for its headers: what surely lies in the
 /// first segment. So a frame is measured alike wherever it lies, also after it has been adopted.
-const HEADERS: usize = SLOT - FRONT as usize - 64 * 15;
+const HEADERS: usize = SMALL;
+
+/// Bytes that one slot takes, whichever it is.
+pub(super) const SMALL: usize = SLOT - FRONT as usize - 64 * 15;
 
 /// Where the first byte of a frame goes in slot `slot`. Slots are a page apart, so that without
 /// this the headers of a whole burst would compete for one set of the processor's cache.
@@ -43,10 +47,25 @@ pub(super) enum Place {
     Nowhere,
 }
 
+/// The bytes of a frame to be made, as most are: they fit in any slot, and nothing is left to be done to them.
+#[derive(Debug, Clone, Copy)]
+pub struct Small<'a> {
+    bytes: &'a [u8],
+    offload: Offload,
+}
+
+impl<'a> Small<'a> {
+    /// These bytes, with this offload header; `None` if they are no such frame.
+    #[inline(always)]
+    pub fn new(bytes: &'a [u8], offload: Offload) -> Option<Small<'a>> {
+        (bytes.len() <= SMALL && !offload.is_pending()).then_some(Small { bytes, offload })
+    }
+}
+
 /// One Ethernet frame, and the right to its bytes. See the room's page for where they are.
 #[derive(Debug)]
 pub struct Frame {
-    /// The pool of its slots; none for a frame that is lent.
+    /// The pool of its slots, as long as it owns any: `place` says whether it does.
     pool: Option<&'static Pool>,
     /// The two words of its offload header: apart, they leave no gap.
     offload: u64,
@@ -56,9 +75,9 @@ pub struct Frame {
     len: u32,
     /// Where the first segment begins in its slot or buffer.
     start: u16,
+    csum_offset: u16,
     /// Bytes that each of the frames repeats that this one stands for.
     headers: u16,
-    csum_offset: u16,
     /// How many frames this stands for; 0 if its offload header does not fit it.
     frames: u8,
     place: Place,
@@ -98,18 +117,14 @@ impl Frame {
         Some(frame)
     }
 
-    /// A frame with these bytes in a slot that the caller hands over. `None` if it takes more than
-    /// the one slot, or a closer look at its header; the slot is the caller's then.
+    /// A frame with these bytes in a slot that the caller hands over, of a pool whose slots are there.
     #[inline(always)]
-    pub(super) fn small(pool: &'static Pool, at: u32, bytes: &[u8], offload: Offload) -> Option<Frame> {
-        let start = front(at);
-        if bytes.len() > SLOT - usize::from(start) || offload.is_pending() {
-            return None;
-        }
-        let len = bytes.len() as u32;
-        // SAFETY: the slot was handed over, and nobody else has it; start + len lies within it.
-        unsafe { pool.bytes_mut(at, start, len as u16) }.copy_from_slice(bytes);
-        Some(Frame::new(Some(pool), at, start, len, offload, Place::Slot))
+    pub(super) fn small(pool: &'static Pool, room: Room, at: u32, Small { bytes, offload }: Small<'_>) -> Frame {
+        let (start, len) = (front(at), bytes.len() as u32);
+        // SAFETY: the slot was handed over, and nobody else has it; behind start it has room for as many
+        // bytes as a small frame has at most.
+        copy(bytes, unsafe { room.bytes_mut(at, start, len as u16) });
+        Frame::new(Some(pool), at, start, len, offload, Place::Slot)
     }
 
     /// Adds the segments behind the first. If slots run out, the frame has those it got.
@@ -220,6 +235,21 @@ impl Frame {
         (self.place == Place::Borrowed).then_some(self.at as usize)
     }
 
+    /// Puts a frame into this place, where there is none.
+    #[inline(always)]
+    pub(super) fn fill(&mut self, frame: Frame) {
+        debug_assert!(!self.is_here());
+        // There is nothing to drop, which would have to be found out first.
+        std::mem::forget(std::mem::replace(self, frame));
+    }
+
+    /// Forgets a frame that is only lent, or a borrow.
+    #[inline(always)]
+    pub(super) fn empty(&mut self) {
+        debug_assert!(!self.is_owned());
+        self.place = Place::Nowhere;
+    }
+
     /// Takes the frame out of its place.
     #[inline(always)]
     pub fn take(&mut self) -> Frame {
@@ -236,7 +266,7 @@ impl Frame {
         // two that hold the same slots; none of them is dropped before the next statement, which
         // cannot panic, leaves only one. What was there held nothing.
         unsafe { std::ptr::copy_nonoverlapping(self, there, 1) };
-        (self.pool, self.place) = (None, Place::Nowhere);
+        self.place = Place::Nowhere;
     }
 
     /// Whether there is a frame in this place, or only what is left of one that was taken.
@@ -335,10 +365,23 @@ impl Frame {
         matches!(self.place, Place::Slot | Place::Chain)
     }
 
+    /// The pool of its slots, if it owns any.
+    #[inline(always)]
+    fn home(&self) -> Option<&'static Pool> {
+        self.pool.filter(|_| self.is_owned())
+    }
+
     /// Whether it lies in one slot that it owns, and nothing is left to be done to it.
     #[inline(always)]
     pub fn is_plain_slot(&self) -> bool {
         self.place == Place::Slot
+    }
+
+    /// Whether it is lent for its burst, stands for itself alone, and can be sent as it is by a device that takes
+    /// offload headers, or by one that does not.
+    #[inline(always)]
+    pub fn is_plain_loan(&self, offloads: bool) -> bool {
+        self.place == Place::Landing && self.is_plain() && (offloads || !self.offload().is_pending())
     }
 
     /// All its bytes, if it lies in one slot that it owns.
@@ -352,10 +395,33 @@ impl Frame {
         self.pool.map(|pool| unsafe { pool.bytes(self.at, self.start, self.len as u16) })
     }
 
+    /// Its slot and all its bytes, if it lies in one slot that it owns, of this pool, whose slots are there.
+    #[inline(always)]
+    pub(super) fn slot_in(&self, pool: &'static Pool, room: Room) -> Option<(u32, &[u8])> {
+        if self.place != Place::Slot || !self.is_of(pool) {
+            return None;
+        }
+        // SAFETY: as for `slot_bytes`.
+        Some((self.at, unsafe { room.bytes(self.at, self.start, self.len as u16) }))
+    }
+
+    /// Leaves the slot that it lies in to the caller, who has been told which it is.
+    #[inline(always)]
+    pub(super) fn leave_slot(&mut self) {
+        debug_assert!(self.place == Place::Slot);
+        self.place = Place::Nowhere;
+    }
+
+    /// Whether its slots, if it owns any, are of this pool.
+    #[inline(always)]
+    fn is_of(&self, pool: &'static Pool) -> bool {
+        self.pool.is_some_and(|home| std::ptr::eq(home, pool))
+    }
+
     /// The first segment of an owned frame; it holds all its headers. Empty for any other.
     #[inline(always)]
     pub(super) fn owned_head(&self) -> &[u8] {
-        match self.pool {
+        match self.home() {
             // SAFETY: the slot is this frame's, and only who has the frame to himself writes it. The
             // first segment ends within its slot: `build` saw to that.
             Some(pool) => unsafe { pool.bytes(self.at, self.start, self.head() as u16) },
@@ -377,10 +443,19 @@ impl Frame {
     /// Gives up the slots: the pool, the first of them, and whether it is the only one.
     #[inline(always)]
     pub(super) fn surrender(&mut self) -> Option<(&'static Pool, u32, bool)> {
-        let only = self.place == Place::Slot;
+        let (home, only) = (self.home(), self.place == Place::Slot);
         self.place = Place::Nowhere;
-        let pool = self.pool.take()?;
-        Some((pool, self.at, only))
+        Some((home?, self.at, only))
+    }
+
+    /// Gives up its slot, if that is all it has and is one of this pool. Nothing has changed if it is not.
+    #[inline(always)]
+    pub(super) fn surrender_to(&mut self, pool: &'static Pool) -> Option<u32> {
+        if self.place != Place::Slot || !self.is_of(pool) {
+            return None;
+        }
+        self.place = Place::Nowhere;
+        Some(self.at)
     }
 }
 
@@ -389,19 +464,20 @@ impl Drop for Frame {
     /// which is cheaper.
     #[inline(always)]
     fn drop(&mut self) {
-        if let Some(pool) = self.pool {
-            self.go_home(pool);
+        if self.is_owned() {
+            self.go_home();
         }
     }
 }
 
 impl Frame {
     #[cold]
-    fn go_home(&mut self, pool: &'static Pool) {
-        if self.place == Place::Slot {
-            pool.link(self.at, NONE);
+    fn go_home(&mut self) {
+        let Some((pool, slot, only)) = self.surrender() else { return };
+        if only {
+            pool.link(slot, NONE);
         }
-        pool.give(self.at);
+        pool.give(slot);
     }
 }
 

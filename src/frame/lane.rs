@@ -5,6 +5,7 @@ use std::slice;
 
 use super::descriptor::Frame;
 use super::{Batch, Cache, View};
+use crate::wire::Offload;
 
 /// Frames in the order in which one port sends them: owned ones, and borrows of the present burst
 /// by their place in it.
@@ -135,10 +136,59 @@ impl Lane {
     /// Shows each frame to `send`, in order, and sees to what comes of it. The lane is empty
     /// afterwards: what could not be sent is dropped, and counted.
     #[inline(always)]
-    pub fn send_each(&mut self, batch: &Batch, cache: &mut Cache, mut send: impl FnMut(View<'_>) -> Fate) -> Sent {
+    pub fn send_each(&mut self, batch: &Batch, cache: &mut Cache, send: impl FnMut(View<'_>) -> Fate) -> Sent {
+        self.send_from(0, batch, cache, send)
+    }
+
+    /// The same for a device that is quicker with frames in one slot each to which nothing is left to be done, as
+    /// most are: the first ones are shown to `put` as they are, as long as it takes them and no other comes.
+    /// Both are handed `device`.
+    #[inline(always)]
+    pub fn send_plain_first<D>(
+        &mut self,
+        batch: &Batch,
+        cache: &mut Cache,
+        device: &mut D,
+        mut put: impl FnMut(&mut D, &[u8], Offload) -> bool,
+        mut send: impl FnMut(&mut D, View<'_>) -> Fate,
+    ) -> Sent {
+        let (pool, room) = (cache.pool(), cache.pool().room());
+        let waiting = &mut self.entries[..self.len];
+        let free = cache.open(waiting.len());
+        let (mut frames, mut bytes) = (0, 0);
+        for (entry, free) in waiting.iter_mut().zip(free) {
+            let Some((slot, head)) = entry.slot_in(pool, room) else { break };
+            if !put(device, head, entry.offload()) {
+                break;
+            }
+            bytes += head.len() as u64;
+            frames += 1;
+            *free = slot;
+            entry.leave_slot();
+        }
+        cache.close(frames);
+        let plain = Sent { frames: frames as u64, bytes, ..Sent::default() };
+        if frames == self.len {
+            self.len = 0;
+            return plain;
+        }
+        let mut sent = self.send_from(frames, batch, cache, |view| send(device, view));
+        sent += plain;
+        sent
+    }
+
+    /// Shows each frame from the one at `first` on to `send`; those in front of it are gone.
+    #[inline(always)]
+    fn send_from(
+        &mut self,
+        first: usize,
+        batch: &Batch,
+        cache: &mut Cache,
+        mut send: impl FnMut(View<'_>) -> Fate,
+    ) -> Sent {
         let (mut plain, mut plain_bytes) = (0, 0);
         let mut rest = Sent::default();
-        let mut waiting = self.entries[..self.len].iter_mut();
+        let mut waiting = self.entries[first..self.len].iter_mut();
         self.len = 0;
         for entry in &mut waiting {
             let fate = send(view(entry, batch));
@@ -320,7 +370,6 @@ fn frame_of<'a>(entry: &'a Frame, batch: &'a Batch) -> &'a Frame {
 mod tests {
     use super::*;
     use crate::frame::Pool;
-    use crate::wire::Offload;
     use proptest::collection::vec;
     use proptest::prelude::*;
 
@@ -435,6 +484,58 @@ mod tests {
             prop_assert_eq!(&seen[0], &seen[1]);
             drop(cache);
             prop_assert_eq!(pool.free(), 128);
+        }
+    }
+
+    proptest! {
+        /// A device that takes plain frames as they are, while it has room: the same as one that is shown all.
+        #[test]
+        fn plain_frames_fare_as_all_do(kinds in vec(0u8..4, 0..40), room in 0usize..50) {
+            let (pool, other) = (Pool::new(256).unwrap(), Pool::new(64).unwrap());
+            let (mut cache, mut others) = (Cache::new(pool), Cache::new(other));
+            let mut results = Vec::new();
+            for plain_first in [false, true] {
+                let (mut batch, mut lane) = (Batch::new(), Lane::with_capacity(64));
+                for (number, &kind) in (0u8..).zip(&kinds) {
+                    let frame = cache.frame(&[number; 9000][..if kind == 1 { 9000 } else { 60 }], Offload::NONE).unwrap();
+                    match kind {
+                        0 => {
+                            lane.borrow(u8::try_from(batch.len()).unwrap());
+                            batch.push(frame);
+                        }
+                        1 | 2 => lane.push(frame),
+                        _ if number > 20 => lane.push(others.frame(&[number; 60], Offload::NONE).unwrap()),
+                        _ => lane.push(frame),
+                    }
+                }
+                let mut seen = Vec::new();
+                let take = |seen: &mut Vec<u8>, first: u8| {
+                    seen.len() < room && {
+                        seen.push(first);
+                        true
+                    }
+                };
+                let sent = if plain_first {
+                    lane.send_plain_first(
+                        &batch,
+                        &mut cache,
+                        &mut seen,
+                        |seen, bytes, _| take(seen, bytes[0]),
+                        |seen, view| if take(seen, view.head[0]) { Fate::Sent } else { Fate::Full },
+                    )
+                } else {
+                    lane.send_each(&batch, &mut cache, |view| match take(&mut seen, view.head[0]) {
+                        true => Fate::Sent,
+                        false => Fate::Full,
+                    })
+                };
+                prop_assert!(lane.is_empty());
+                batch.clear(&mut cache);
+                results.push((sent, seen));
+            }
+            prop_assert_eq!(&results[0], &results[1]);
+            drop((cache, others));
+            prop_assert_eq!((pool.free(), other.free()), (256, 64));
         }
     }
 

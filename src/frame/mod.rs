@@ -17,6 +17,7 @@
 
 mod batch;
 mod cache;
+mod copy;
 mod descriptor;
 mod exchange;
 mod lane;
@@ -25,7 +26,8 @@ mod prefetch;
 
 pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, Untaggable, View};
 pub use cache::Cache;
-pub use descriptor::{Frame, Tail};
+pub use copy::copy;
+pub use descriptor::{Frame, Small, Tail};
 pub use exchange::{Copying, Exchange};
 pub use lane::{Fate, Lane, Progress, Sent, Views};
 pub use pool::{Pool, SLOT};

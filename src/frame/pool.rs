@@ -15,6 +15,7 @@
 
 use std::fmt;
 use std::io;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -34,6 +35,7 @@ pub(super) const NONE: u32 = u32::MAX;
 /// The arena that all frames of a process share.
 pub struct Pool {
     memory: &'static Mapping,
+    room: Room,
     slots: u32,
     /// Behind a slot: the next one of the same frame or of the same free chunk. Written by whoever
     /// holds the slot.
@@ -51,6 +53,54 @@ pub struct Pool {
     exchanges: AtomicU32,
     /// The registration with the kernel, from when it is first needed.
     umem: Mutex<Option<Arc<Umem>>>,
+}
+
+/// Where the slots of a pool are: as a value, so that whoever goes through a burst asks once. They are there for
+/// the life of the process, as the pool is.
+#[derive(Clone, Copy)]
+pub(super) struct Room {
+    base: NonNull<u8>,
+    slots: u32,
+}
+
+// SAFETY: an address and a number. What may be done at that address is for the holders of slots to know.
+unsafe impl Send for Room {}
+// SAFETY: the same.
+unsafe impl Sync for Room {}
+
+impl Room {
+    /// The bytes of a slot that the caller holds.
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the slot, `start + len` is at most [`SLOT`], and nobody writes the slot
+    /// while the slice lives.
+    #[inline(always)]
+    pub(super) unsafe fn bytes(self, slot: u32, start: u16, len: u16) -> &'static [u8] {
+        debug_assert!(slot < self.slots && usize::from(start) + usize::from(len) <= SLOT);
+        let at = slot as usize * SLOT + usize::from(start);
+        // SAFETY: at + len lies within slot `slot`, and so within the mapping.
+        let base = unsafe { self.base.as_ptr().add(at) };
+        // SAFETY: the range is mapped and zeroed from the start, lives as long as the pool, and by
+        // the caller's word is not written meanwhile.
+        unsafe { std::slice::from_raw_parts(base, usize::from(len)) }
+    }
+
+    /// The bytes of a slot that the caller holds, to write.
+    ///
+    /// # Safety
+    ///
+    /// The caller holds the slot, `start + len` is at most [`SLOT`], and nobody else reads or writes
+    /// the slot while the slice lives.
+    #[inline(always)]
+    pub(super) unsafe fn bytes_mut(self, slot: u32, start: u16, len: u16) -> &'static mut [u8] {
+        debug_assert!(slot < self.slots && usize::from(start) + usize::from(len) <= SLOT);
+        let at = slot as usize * SLOT + usize::from(start);
+        // SAFETY: at + len lies within slot `slot`, and so within the mapping.
+        let base = unsafe { self.base.as_ptr().add(at) };
+        // SAFETY: the range is mapped, lives as long as the pool, and by the caller's word is ours.
+        unsafe { std::slice::from_raw_parts_mut(base, usize::from(len)) }
+    }
 }
 
 /// No exchange has left this slot to the kernel.
@@ -73,6 +123,7 @@ impl Pool {
         let (next, extent, below) = (table(slots), table(slots), table(slots));
         let pool = Pool {
             memory,
+            room: Room { base: memory.base(), slots },
             slots,
             next,
             extent,
@@ -189,36 +240,33 @@ impl Pool {
         }
     }
 
-    /// The bytes of a slot that the caller holds.
-    ///
-    /// # Safety
-    ///
-    /// The caller holds the slot, `start + len` is at most [`SLOT`], and nobody writes the slot
-    /// while the slice lives.
-    pub(super) unsafe fn bytes(&self, slot: u32, start: u16, len: u16) -> &[u8] {
-        debug_assert!(slot < self.slots && usize::from(start) + usize::from(len) <= SLOT);
-        let at = slot as usize * SLOT + usize::from(start);
-        // SAFETY: at + len lies within slot `slot`, and so within the mapping.
-        let base = unsafe { self.memory.base().as_ptr().add(at) };
-        // SAFETY: the range is mapped and zeroed from the start, lives as long as the pool, and by
-        // the caller's word is not written meanwhile.
-        unsafe { std::slice::from_raw_parts(base, usize::from(len)) }
+    /// Where its slots are.
+    #[inline(always)]
+    pub(super) fn room(&self) -> Room {
+        self.room
     }
 
-    /// The bytes of a slot that the caller holds, to write.
+    /// The same as of its [`Room`].
     ///
     /// # Safety
     ///
-    /// The caller holds the slot, `start + len` is at most [`SLOT`], and nobody else reads or writes
-    /// the slot while the slice lives.
+    /// As there.
+    #[inline(always)]
+    pub(super) unsafe fn bytes(&self, slot: u32, start: u16, len: u16) -> &[u8] {
+        // SAFETY: by the caller's word; and the room is there as long as the pool.
+        unsafe { self.room.bytes(slot, start, len) }
+    }
+
+    /// The same as of its [`Room`].
+    ///
+    /// # Safety
+    ///
+    /// As there.
     #[allow(clippy::mut_from_ref)] // exclusive by the right to the slot, not to the pool
+    #[inline(always)]
     pub(super) unsafe fn bytes_mut(&self, slot: u32, start: u16, len: u16) -> &mut [u8] {
-        debug_assert!(slot < self.slots && usize::from(start) + usize::from(len) <= SLOT);
-        let at = slot as usize * SLOT + usize::from(start);
-        // SAFETY: at + len lies within slot `slot`, and so within the mapping.
-        let base = unsafe { self.memory.base().as_ptr().add(at) };
-        // SAFETY: the range is mapped, lives as long as the pool, and by the caller's word is ours.
-        unsafe { std::slice::from_raw_parts_mut(base, usize::from(len)) }
+        // SAFETY: by the caller's word; and the room is there as long as the pool.
+        unsafe { self.room.bytes_mut(slot, start, len) }
     }
 
     /// Where in a slot that the caller holds its segment lies: start and length.

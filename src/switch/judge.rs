@@ -204,11 +204,7 @@ impl Switch {
         if port.mac_limit.is_some() {
             return judge.answer_limited(questions, verdicts);
         }
-        for (index, (question, verdict)) in questions.iter().zip(&mut *verdicts).enumerate() {
-            if !question.is_none() {
-                *verdict = judge.answer(question, index);
-            }
-        }
+        judge.answer_all(questions, verdicts);
         if port.is_watched {
             watch(port, &mut verdicts[..questions.len()]);
         }

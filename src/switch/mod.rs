@@ -15,6 +15,7 @@ mod bucket;
 mod carrier;
 mod fdb;
 mod judge;
+mod known;
 mod members;
 mod moves;
 mod names;

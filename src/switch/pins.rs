@@ -16,6 +16,20 @@ pub(super) struct Pins {
     sieve: Box<[u64]>,
 }
 
+/// What stands in front of the pinned stations.
+#[derive(Clone, Copy)]
+pub(super) struct Sieve<'a> {
+    words: &'a [u64],
+}
+
+impl Sieve<'_> {
+    /// Whether a station with this hash may be pinned.
+    #[inline(always)]
+    pub(super) fn may_hold(&self, hash: u64) -> bool {
+        self.words[place(hash >> 6, self.words.len())] >> (hash % 64) & 1 != 0
+    }
+}
+
 /// Where a station is pinned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pin {
@@ -68,10 +82,17 @@ impl Pins {
         Pins { table: table.into(), sieve: sieve.into() }
     }
 
+    /// The sieve, for many to be put through.
+    #[inline(always)]
+    pub(super) fn sieve(&self) -> Sieve<'_> {
+        assert!(!self.sieve.is_empty(), "a sieve has a word at least");
+        Sieve { words: &self.sieve }
+    }
+
     /// Whether a station with this hash may be pinned. Most that are not are found out here.
     #[inline(always)]
     pub(super) fn may_hold(&self, hash: u64) -> bool {
-        self.sieve[place(hash >> 6, self.sieve.len())] >> (hash % 64) & 1 != 0
+        self.sieve().may_hold(hash)
     }
 
     /// Where a station is pinned.

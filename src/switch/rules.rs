@@ -358,6 +358,12 @@ impl Rules {
         self.open[id.index() % MOST_PORTS] == id
     }
 
+    /// The ports that there are, by [`PortId::index`], others [`PortId::NONE`].
+    #[inline(always)]
+    pub(super) fn open(&self) -> &[PortId; MOST_PORTS] {
+        &self.open
+    }
+
     /// The hash under which a station is filed, among pins and among learned stations.
     #[inline(always)]
     pub(super) fn hash(&self, station: Station) -> u64 {

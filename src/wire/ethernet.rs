@@ -31,7 +31,7 @@ impl Header {
         let header = frame.first_chunk::<HEADER_LEN>()?;
         Some(Header {
             destination: Mac::from_bits(u64::from_be_bytes(*header.first_chunk()?) >> 16),
-            source: Mac::from_bits(u64::from_be_bytes(*header[4..].first_chunk()?)),
+            source: Mac::from_bits(u64::from_be_bytes(*header.last_chunk()?) >> 16),
             kind: u16::from_be_bytes(*header.last_chunk()?),
         })
     }

@@ -46,7 +46,8 @@ impl Mac {
 
     /// Whether this address can be a frame's source: neither a group nor zero.
     pub const fn is_station(self) -> bool {
-        !self.is_group() && self.0 != 0
+        // With the group bit for its sign, such an address is a number above zero: one comparison.
+        self.0.rotate_left(23).cast_signed() > 0
     }
 
     /// Whether this is one of `01:80:c2:00:00:00` to `0f`, which a standard bridge keeps to itself

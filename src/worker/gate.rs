@@ -3,10 +3,11 @@
 use std::fmt;
 
 use super::branch::{Branch, Room};
+use super::outbox::place;
 use super::shedding::Shedding;
 use crate::device::Device;
-use crate::frame::{BURST, Lane};
-use crate::switch::{DropReason, MOST_PORTS, PortId, PortRules, Reach, Rules};
+use crate::frame::{BURST, Frame, Lane};
+use crate::switch::{DropReason, MOST_PORTS, PortId, PortRules, Reach, Rules, Verdict};
 use crate::wire::Vid;
 
 /// Frames that wait in one lane at most: a worker sends its lanes off after a burst or two.
@@ -75,6 +76,17 @@ impl Gate {
             shedding: Shedding::default(),
         }
     }
+}
+
+/// Frames that went into lanes the short way.
+#[derive(Debug, Default)]
+pub(super) struct Passed {
+    /// How many.
+    pub(super) frames: usize,
+    /// And their bytes.
+    pub(super) bytes: u64,
+    /// Whether some of them were borrowed.
+    pub(super) borrowed: bool,
 }
 
 /// The numbers of branches begin here, behind those of all gates.
@@ -296,6 +308,38 @@ impl Gates {
         self.waiting[usize::from(door.gate / 64) % WORDS] |= 1 << (door.gate % 64);
         let number = usize::from(door.gate);
         if number < self.lanes.len() { &mut self.lanes[number] } else { self.enter_branch(number) }
+    }
+
+    /// Puts frames into the lanes of the ports that they are for, from the one at `first` of their burst on: as far as
+    /// nothing has to be done to them, and the port has a device of its own here. A frame that owns its slot is taken
+    /// out of its place, one that is lent is borrowed.
+    #[inline(never)] // with registers of its own
+    pub(super) fn pass_on(&mut self, frames: &mut [Frame], first: usize, verdicts: &[Verdict]) -> Passed {
+        let mut passed = Passed::default();
+        for (frame, verdict) in frames.iter_mut().zip(verdicts) {
+            let Verdict::To(to) = *verdict else { break };
+            let door = self.doors[to.index() % MOST_PORTS];
+            let number = usize::from(door.gate);
+            if door.port != to {
+                break;
+            }
+            let Some(lane) = self.lanes.get_mut(number) else { break };
+            if lane.is_empty() {
+                self.waiting[number / 64 % WORDS] |= 1 << (number % 64);
+            }
+            let len = u64::from(frame.len());
+            if frame.is_plain_slot() {
+                lane.take_in(frame);
+            } else if frame.is_plain_loan(door.offloads) {
+                lane.borrow(place(first + passed.frames));
+                passed.borrowed = true;
+            } else {
+                break;
+            }
+            passed.bytes += len;
+            passed.frames += 1;
+        }
+        passed
     }
 
     #[inline(never)] // it takes the place of what would be a panic

@@ -68,18 +68,17 @@ impl Outbox<'_> {
         if unlearned != 0 {
             self.count_unlearned(|_| from, unlearned);
         }
-        for (index, &verdict) in self.verdicts.iter().enumerate().take(self.batch.len()) {
+        let mut index = 0;
+        while index < self.batch.len() {
             // The way of most frames: the door is here, and there is nothing to be dressed.
-            let frame = self.batch.place(index);
-            if let Verdict::To(to) = verdict
-                && frame.is_plain_slot()
-                && let Some(door) = self.gates.door(to)
-            {
-                plain += 1;
-                plain_bytes += u64::from(frame.len());
-                self.gates.enter(door).take_in(frame);
-            } else {
-                self.carry_out(index, verdict, from, &mut rest);
+            let passed = self.gates.pass_on(self.batch.from(index), index, &self.verdicts[index..]);
+            plain += passed.frames as u64;
+            plain_bytes += passed.bytes;
+            self.borrowed |= passed.borrowed;
+            index += passed.frames;
+            if index < self.batch.len() {
+                self.carry_out(index, self.verdicts[index], from, &mut rest);
+                index += 1;
             }
         }
         rest.frames += plain;

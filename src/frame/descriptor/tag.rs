@@ -22,7 +22,7 @@ impl Frame {
 
     /// Some bytes of the first slot that it owns.
     fn slot_mut(&mut self, start: usize, len: usize) -> Option<&mut [u8]> {
-        let pool = self.pool?;
+        let pool = self.home()?;
         assert!(start + len <= SLOT, "within a slot");
         // SAFETY: the slot is this frame's, and whoever reads it through the frame has borrowed that,
         // which we have to ourselves; the range lies within the slot.
