@@ -3,7 +3,7 @@
 
 use super::gate::{Door, Gates};
 use super::mail::Books;
-use super::peer::{Address, Parcel, Peer};
+use super::peer::{Address, FOR_ONE, Parcel, Peer};
 use crate::frame::{Batch, Cache, Frame};
 use crate::switch::{Audience, DropReason, Flood, PortId, ReservedGroup, Rules, Verdict, Verdicts};
 use crate::telemetry::{PortCounters, WorkerCounters};
@@ -338,6 +338,10 @@ impl Outbox<'_> {
 
     fn send(&mut self, worker: usize, frame: Frame, address: Address) -> Result<(), DropReason> {
         let peer = self.peers.get_mut(worker).and_then(Option::as_mut).ok_or(DropReason::NoDevice)?;
+        if matches!(address, Address::Flood(_)) && peer.parcels_out.slots() <= FOR_ONE {
+            self.cache.recycle(frame);
+            return Err(DropReason::PeerFull);
+        }
         match peer.parcels_out.push(Parcel { frame, address }) {
             Ok(()) => {
                 peer.fresh = true;
