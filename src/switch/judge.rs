@@ -1,47 +1,18 @@
 //! The story of one frame.
 
-use std::sync::Arc;
-
-use super::carrier::{Origin, Origins};
 use super::moves::Moves;
-use super::probes::Ears;
 use super::question::{Question, ask, fetch_ahead, listen, refuse_held, refuse_spoofed};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
+use super::state::{note, yield_place};
 use super::storm::{Cost, admit, is_bpdu};
 use super::{
-    AtLimit, Audience, DropReason, Fdb, Flood, Foreign, Learned, Moving, PortId, PortRules, Returned, Rules, Secret,
-    Seen, Station, StormClass, Verdict, Verdicts,
+    AtLimit, Audience, DropReason, Fdb, Flood, PortId, PortRules, Rules, Seen, Sighting, Station, StormClass, Switch,
+    Verdict, Verdicts,
 };
 use crate::frame::{BURST, Batch};
 use crate::time::Moment;
-use crate::wire::{Mac, ProbeKey};
-
-/// News for other workers: a station was seen behind a port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Sighting {
-    /// The station.
-    pub station: Station,
-    /// The port.
-    pub port: PortId,
-}
-
-/// The rules, and what one worker remembers.
-#[derive(Debug)]
-pub struct Switch {
-    pub(super) rules: Arc<Rules>,
-    pub(super) fdb: Fdb,
-    /// What other workers are to be told, since they were last told. At most a burst.
-    pub(super) news: Vec<Sighting>,
-    /// The loop probes that came back.
-    pub(super) ears: Ears,
-    /// The stations that have moved lately.
-    pub(super) moves: Moves,
-    /// Room for what the frames of a burst ask.
-    pub(super) questions: Box<[Question; BURST]>,
-    /// Of the last burst that came by a carrier.
-    pub(super) origins: Box<Origins>,
-}
+use crate::wire::Mac;
 
 /// What is to be known of a burst beside its verdicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -54,107 +25,6 @@ pub struct Judged {
 }
 
 impl Switch {
-    /// A switch without ports that can learn `stations` stations, and knows its own loop probes by `key`.
-    pub fn new(stations: u32, secret: Secret, key: ProbeKey) -> Switch {
-        Switch {
-            rules: Arc::new(Rules::none(secret)),
-            fdb: Fdb::new(stations, secret),
-            news: Vec::with_capacity(BURST),
-            ears: Ears::new(key),
-            moves: Moves::new(),
-            questions: Box::new([Question::NONE; BURST]),
-            origins: Box::new([Origin { port: PortId::NONE, tag: 0 }; BURST]),
-        }
-    }
-
-    /// The rules in force.
-    #[inline]
-    pub fn rules(&self) -> &Arc<Rules> {
-        &self.rules
-    }
-
-    /// Puts new rules in force, and hands back the old ones.
-    pub fn replace_rules(&mut self, rules: Arc<Rules>, now: Moment) -> Arc<Rules> {
-        self.moves.note_opened(&self.rules, &rules, now);
-        std::mem::replace(&mut self.rules, rules)
-    }
-
-    /// The learned stations.
-    pub fn fdb(&self) -> &Fdb {
-        &self.fdb
-    }
-
-    /// What other workers have to be told since this was last asked.
-    #[inline]
-    pub fn news(&mut self) -> impl ExactSizeIterator<Item = Sighting> + '_ {
-        self.news.drain(..)
-    }
-
-    /// The loop probes that came back since this was last asked: of one burst, or some of them are lost.
-    #[inline]
-    pub fn returned(&mut self) -> impl ExactSizeIterator<Item = Returned> + '_ {
-        self.ears.returned.drain(..)
-    }
-
-    /// The stations that moved too often since this was last asked: of one burst, or some of them are lost until they
-    /// have come to rest.
-    #[inline]
-    pub fn moving(&mut self) -> impl ExactSizeIterator<Item = Moving> + '_ {
-        self.moves.moving.drain(..)
-    }
-
-    /// The ports that sent what belongs to others, since this was last asked: each once in a second at most.
-    #[inline]
-    pub fn foreign(&mut self) -> impl ExactSizeIterator<Item = Foreign> + '_ {
-        self.moves.foreign.drain(..)
-    }
-
-    /// Whether control is to be told of something.
-    #[inline]
-    pub fn has_findings(&self) -> bool {
-        !(self.ears.returned.is_empty() && self.moves.moving.is_empty() && self.moves.foreign.is_empty())
-    }
-
-    /// Notes what another worker saw. A move of a station counts here as well.
-    pub fn hear(&mut self, sighting: Sighting, now: Moment) {
-        if let Some(port) = self.rules.compiled(sighting.port) {
-            let hash = self.fdb.hash(sighting.station);
-            yield_place(&mut self.fdb, port);
-            note(&mut self.fdb, &mut self.moves, &self.rules, port, (sighting.station, hash), now);
-        }
-    }
-
-    /// Learns what was known before the switch was started. Whatever has been seen since is right.
-    pub fn remember(&mut self, learned: Learned) {
-        let Some(port) = self.rules.compiled(learned.port) else { return };
-        let hash = self.fdb.hash(learned.station);
-        if self.fdb.find(learned.station, hash, 0).is_none() {
-            yield_place(&mut self.fdb, port);
-            self.fdb.see(learned.station, hash, learned.port, learned.seen, port.limits, port.ageing);
-        }
-    }
-
-    /// Looks at `budget` entries of the table from `cursor` on, and forgets those of which `forget`
-    /// speaks. How many these were, of those whose port is there, and where to go on; `None` at
-    /// the end.
-    pub fn forget(&mut self, cursor: usize, budget: usize, forget: impl Fn(&Learned) -> bool) -> (u32, Option<usize>) {
-        let (rules, mut forgotten) = (&self.rules, 0);
-        let cursor = self.fdb.forget(cursor, budget, |learned| {
-            let so = forget(learned);
-            forgotten += u32::from(so && rules.compiled(learned.port).is_some());
-            so
-        });
-        (forgotten, cursor)
-    }
-
-    /// Looks at the next few learned stations, and forgets those that have aged.
-    pub fn tidy(&mut self, budget: usize, now: Moment) {
-        let (rules, now) = (&self.rules, now.secs());
-        self.fdb.tidy(budget, |learned| {
-            rules.compiled(learned.port).is_some_and(|port| now.saturating_sub(learned.seen) < port.ageing)
-        });
-    }
-
     /// Judges the burst that came in at port `from`: one verdict per frame, in its place. If `from` is a
     /// carrier, the tags by which its ports are told apart are taken off, and [`origins`](Switch::origins) says
     /// whose frames they are.
@@ -164,12 +34,6 @@ impl Switch {
             return self.judge_carried(from, batch, now, verdicts);
         }
         Judged { by_carrier: false, unlearned: self.judge_own(from, batch, now, verdicts) }
-    }
-
-    /// Where the frames of the last burst that came by a carrier belong.
-    #[inline]
-    pub fn origins(&self) -> &Origins {
-        &self.origins
     }
 
     /// Judges the burst that came in at a port by a device of its own.
@@ -212,22 +76,6 @@ impl Switch {
     }
 }
 
-/// Notes that a station was seen behind a port, unless it moves too often.
-fn note(
-    fdb: &mut Fdb,
-    moves: &mut Moves,
-    rules: &Rules,
-    port: &Port,
-    (station, hash): (Station, u64),
-    now: Moment,
-) -> Seen {
-    let seconds = now.secs();
-    let oldest = (seconds + 1).saturating_sub(port.ageing);
-    fdb.see_if((station, hash), port.rules.id, seconds, port.limits, port.ageing, |learned| {
-        moves.allow(rules, learned, hash, oldest, &port.rules, now)
-    })
-}
-
 /// All frames of a burst die for the same reason, and none is unlearned.
 #[cold]
 fn all_die(verdicts: &mut Verdicts, reason: DropReason) -> u64 {
@@ -242,14 +90,6 @@ fn watch(port: &Port, verdicts: &mut [Verdict]) {
         if let Verdict::To(to) = *verdict {
             *verdict = Verdict::Watched { from: port.rules.id.place(), to: to.place() };
         }
-    }
-}
-
-/// Gives up the place that a port's own address has had among its stations since before it was pinned: there is none
-/// for it in what may be learned, and another station would be displaced for it.
-fn yield_place(fdb: &mut Fdb, port: &Port) {
-    if port.mac_limit.is_some() && port.pinned.mac() != Mac::ZERO {
-        fdb.lose(port.pinned, fdb.hash(port.pinned), port.rules.id);
     }
 }
 

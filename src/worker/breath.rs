@@ -9,8 +9,8 @@ use tokio::sync::mpsc;
 use super::Bell;
 use super::dressing::Dressing;
 use super::findings::{Finder, Finding};
-use super::gate::{Gate, GateState, Gates};
-use super::mail::{Books, Command, Flushed, Notice, StationsPage};
+use super::gate::{GateState, Gates};
+use super::mail::{Books, Command, Notice};
 use super::outbox::{Outbox, book};
 use super::pace::{Pace, Pacer};
 use super::peer::Peer;
@@ -30,9 +30,6 @@ const BREATH: usize = 2 * BURST;
 
 /// Sightings heard from each peer in one breath, at most.
 const HEARD: usize = 256;
-
-/// Stations looked at for one command to forget some.
-const FLUSH: usize = 1024;
 
 /// Receives that found nothing in a row, after which a device is asked what it has missed. That is a system
 /// call for some, made when there is time, and once between two busy spells.
@@ -64,8 +61,8 @@ struct SeenTo {
 /// One thread's share of the switch: its gates, its table, its memory.
 pub struct Worker {
     index: u16,
-    mailbox: Receiver<Command>,
-    notices: mpsc::Sender<Notice>,
+    pub(super) mailbox: Receiver<Command>,
+    pub(super) notices: mpsc::Sender<Notice>,
     finder: Finder,
     bell: Bell,
     peers: Vec<Option<Peer>>,
@@ -80,9 +77,9 @@ pub struct Worker {
     /// Frames taken in since the lanes were last sent off.
     inhaled: usize,
     pub(super) cache: Cache,
-    pacer: Pacer,
-    counters: Arc<WorkerCounters>,
-    stop: bool,
+    pub(super) pacer: Pacer,
+    pub(super) counters: Arc<WorkerCounters>,
+    pub(super) stop: bool,
 }
 
 // A worker is made by control and then moves to its own thread.
@@ -406,97 +403,6 @@ impl Worker {
         }
         self.counters.stations.set(self.switch.fdb().len() as u64);
         self.counters.refused.set(self.switch.fdb().refused());
-    }
-
-    /// Reads at most one command.
-    fn read_mail(&mut self, now: Moment) -> usize {
-        let Ok(command) = self.mailbox.try_recv() else { return 0 };
-        // An answer that nobody waits for any more is dropped with what it carries.
-        match command {
-            Command::Rules(rules, books, reply) => {
-                // Other limits may hold from the next frame on.
-                self.lift_sheds();
-                self.counters.parted.settle(&self.books, &books);
-                let old = (self.switch.replace_rules(rules, now), std::mem::replace(&mut self.books, books));
-                self.gates.find_doors(self.switch.rules());
-                let _ = reply.send(old);
-            }
-            Command::Room(room, reply) => {
-                let _ = reply.send(self.gates.take_room(room, self.switch.rules()));
-            }
-            Command::Open(gate, reply) => {
-                let _ = reply.send(self.open(gate));
-            }
-            Command::Close(port, queue, reply) => {
-                let _ = reply.send(self.close(port, queue));
-            }
-            Command::Stations(StationsPage { mut stations, cursor }, reply) => {
-                let cursor = cursor.and_then(|at| self.switch.fdb().page(at, &mut stations));
-                let _ = reply.send(StationsPage { stations, cursor });
-            }
-            Command::Census(mut counts, reply) => {
-                self.switch.fdb().census(&mut counts);
-                let _ = reply.send(counts);
-            }
-            Command::Audit(mut reading, reply) => {
-                // The lanes are empty: what they hold within a breath is in no counter.
-                self.count_sheds();
-                reading.take(&self.books, &self.counters);
-                let _ = reply.send(reading);
-            }
-            Command::Ping(reply) => drop(reply.send(())),
-            Command::Flush(flush, reply) => {
-                let (stations, cursor) = self.switch.forget(flush.cursor, FLUSH, |learned| flush.means(learned));
-                let _ = reply.send(Flushed { stations, cursor });
-            }
-            Command::Learn(stations, reply) => {
-                stations.iter().for_each(|&learned| self.switch.remember(learned));
-                let _ = reply.send(stations);
-            }
-            Command::Probes(probes, reply) => {
-                self.send_probes(&probes);
-                let _ = reply.send(probes);
-            }
-            Command::Stop(reply) => {
-                let gates = (0..self.gates.len()).filter_map(|number| self.take_gate(number)).collect();
-                let _ = reply.send(gates);
-                self.stop = true;
-            }
-        }
-        1
-    }
-
-    #[allow(clippy::result_large_err)] // it is the gate that comes back
-    fn open(&mut self, gate: Gate) -> Result<(), Gate> {
-        let number = self.gates.insert(gate, self.switch.rules())?;
-        match self.gates.get_mut(number).map(|gate| self.pacer.watch(number, gate)) {
-            Some(Ok(())) => Ok(()),
-            _ => self.gates.remove(number, self.switch.rules()).map_or(Ok(()), Err),
-        }
-    }
-
-    fn close(&mut self, port: PortId, queue: u16) -> Option<Gate> {
-        self.take_gate(self.gates.number_of(port, queue)?)
-    }
-
-    fn take_gate(&mut self, number: usize) -> Option<Gate> {
-        let gate = self.gates.get_mut(number)?;
-        gate.lift_sheds(&self.books);
-        if gate.state != GateState::Gone {
-            self.pacer.forget(gate);
-        }
-        self.gates.remove(number, self.switch.rules())
-    }
-
-    /// Stops polling a gate whose device is gone, and tells control.
-    #[cold]
-    fn lose(&mut self, number: usize) {
-        let Some(gate) = self.gates.get_mut(number) else { return };
-        self.pacer.forget(gate);
-        let notice = Notice::DeviceGone { port: gate.port, queue: gate.queue };
-        self.gates.lose(number, self.switch.rules());
-        // There is room for more notices than there can be gates; each is lost at most once.
-        let _ = self.notices.try_send(notice);
     }
 
     /// What this worker remembers. For tests that step workers by hand.

@@ -10,6 +10,7 @@ mod bell;
 mod branch;
 mod breath;
 mod carrying;
+mod commands;
 mod dressing;
 mod findings;
 mod futility;
