@@ -18,7 +18,7 @@ mod common;
 use common::{Lab, Plug, Setup, frame, mac};
 
 /// More than all that is sent, though the clock stands still.
-const PLENTY: Rate = Rate::new(32_000_000_000, u64::MAX);
+const PLENTY: Rate = Rate::new(16_000_000_000, u64::MAX);
 
 /// A network of this many members, each with limits on what it may send to everybody if so asked for.
 fn network(members: usize, memory: Memory, limited: bool) -> Lab {

@@ -14,17 +14,17 @@
 //! offload headers, `poll`: it sleeps when there is nothing to do.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
+mod netdev;
+
 use std::collections::HashMap;
-use std::fs;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
+use netdev::Place;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::netdevice::name_to_index;
 use rustix::net::{MMsgHdr, RecvFlags, SendAncillaryBuffer, SendFlags, recv, send, sendmmsg};
 use vifswitch::sys::cores;
-use vifswitch::sys::netns::{Netns, within};
 use vifswitch::sys::packet::{NOTHING, Socket};
 use vifswitch::sys::tun::{Flags, Queue};
 
@@ -78,39 +78,6 @@ fn forward(arguments: &[String]) {
     }
 }
 
-/// A netdev in a namespace.
-struct Place {
-    netns: Netns,
-    device: String,
-}
-
-impl Place {
-    fn written(text: &str) -> Place {
-        let (netns, device) = text.split_once(':').expect("NETNS:DEVICE");
-        Place { netns: Netns::written(netns), device: device.into() }
-    }
-
-    /// A socket for whole frames. It hears those of `ethertype`.
-    fn socket(&self, ethertype: u16) -> Socket {
-        within(&self.netns, || {
-            let socket = Socket::new().unwrap();
-            let index = name_to_index(&socket, &self.device).unwrap();
-            socket.bind(index, ethertype).unwrap();
-            socket
-        })
-        .unwrap()
-    }
-
-    /// Frames that the netdev has received.
-    fn received(&self) -> u64 {
-        // of the thread: the process is in another namespace
-        let table = within(&self.netns, || fs::read_to_string("/proc/thread-self/net/dev").unwrap()).unwrap();
-        let lines = table.lines().filter_map(|line| line.trim().split_once(':'));
-        let counters = lines.filter(|(name, _)| *name == self.device).map(|(_, counters)| counters).next();
-        counters.expect("the netdev").split_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-}
-
 fn frame(to: [u8; 6], from: [u8; 6], size: usize) -> Vec<u8> {
     let mut frame = [to, from].concat();
     frame.extend(EXPERIMENT.to_be_bytes());
@@ -157,9 +124,10 @@ fn throughput(socket: &Socket, to: &Place, frame: &[u8], time: Duration) {
         }
     };
     send_for(WARM_UP);
-    let (before, begin) = (to.received(), Instant::now());
+    let mut counters = to.counters();
+    let (before, begin) = (counters.received(), Instant::now());
     send_for(time);
-    let (received, spent) = (to.received() - before, begin.elapsed().as_secs_f64());
+    let (received, spent) = (counters.received() - before, begin.elapsed().as_secs_f64());
     println!(
         r#"{{"offered_pps":{:.0},"received_pps":{:.0}}}"#,
         offered as f64 / (spent + WARM_UP.as_secs_f64()),

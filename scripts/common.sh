@@ -1,4 +1,5 @@
-# What scripts/demo, scripts/tour, scripts/uplinks, scripts/vm-lab, scripts/test, scripts/fuzz and scripts/bench have in common.
+# What scripts/demo, scripts/tour, scripts/uplinks, scripts/vm-lab, scripts/storm-lab, scripts/test, scripts/fuzz and
+# scripts/bench have in common.
 # To be sourced by bash.
 # shellcheck shell=bash
 

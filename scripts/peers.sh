@@ -2,6 +2,9 @@
 # b0 in bench-b, and tear_down takes it away. To be sourced by scripts/bench.
 # shellcheck shell=bash
 
+# shellcheck source=scripts/ovs.sh
+source "$root/scripts/ovs.sh"
+
 ours=   # process id of the switch or loop that is measured
 loop=   # process id of a bare loop, of testpmd, of Open vSwitch, or of a guest
 server= # process id of a server of iperf3, or of the database of Open vSwitch
@@ -121,32 +124,11 @@ set_up_testpmd() {
     die "testpmd does not start"
 }
 
-# set_up_ovs: Open vSwitch with AF_XDP, without a kernel module and apart from one that runs already
+# set_up_ovs: Open vSwitch with AF_XDP
 set_up_ovs() {
-    local usr daemon waited port
-    usr=$(dirname "$(dirname "$ovs")")
-    daemon=$(command -v ovs-vswitchd || printf '%s' "$usr/lib/openvswitch-switch/ovs-vswitchd")
     add_veths
-    mkdir -p "$work/ovs"
-    ovsdb-tool create "$work/ovs/conf.db" "$usr/share/openvswitch/vswitch.ovsschema"
-    ovsdb-server "--remote=punix:$work/ovs/db.sock" "--unixctl=$work/ovs/db.ctl" "$work/ovs/conf.db" >"$work/ovs/db" 2>&1 &
-    server=$!
-    for ((waited = 0; waited < 200; waited++)); do if [[ -S $work/ovs/db.sock ]]; then break; fi; pause; done
-    vsctl --no-wait init
-    vsctl --no-wait set Open_vSwitch . other_config:pmd-cpu-mask=0x2
-    OVS_RUNDIR=$work/ovs ip netns exec bench-sw "$daemon" "unix:$work/ovs/db.sock" "--unixctl=$work/ovs/ctl" >"$work/ovs/log" 2>&1 &
-    loop=$!
-    ours=$loop
-    # it waits until each of these is done
-    vsctl add-br br0 -- set bridge br0 datapath_type=netdev
-    for port in v0 v1; do vsctl add-port br0 "$port" -- set interface "$port" type=afxdp options:n_rxq=1; done
-    if [[ -n $(vsctl --bare --columns=error list interface | tr -d '\n') ]]; then
-        vsctl --columns=name,error list interface >&2
-        die "Open vSwitch does not have its ports"
-    fi
+    start_ovs bench-sw v0 v1
 }
-
-vsctl() { ovs-vsctl --timeout=20 "--db=unix:$work/ovs/db.sock" "$@"; }
 
 # Pages of 2 MiB for DPDK, mounted for us alone. release_pages gives back those that were not there before.
 huge_pages() {

@@ -157,7 +157,8 @@ async fn serve_until_told(config: Config, keeper: Keeper, cores: Vec<usize>) -> 
 
     let posts = team.posts.clone();
     let staff = Staff::new(team.posts, team.counters);
-    let beginning = Beginning { cores, secret, staff, notices: team.notices, keeper, pool };
+    let (notices, findings) = (team.notices, team.findings);
+    let beginning = Beginning { cores, secret, staff, notices, findings, probe_key, keeper, pool };
     let mut controller = Controller::new(beginning);
     let (handle, requests) = Handle::new();
     let (stop, stopped) = watch::channel(());

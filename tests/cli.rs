@@ -118,6 +118,8 @@ fn json_is_what_the_api_says() {
     assert_eq!(said("fdb"), serde_json::to_value(&views.fdb).unwrap());
     assert_eq!(said("workers"), serde_json::to_value(&views.workers).unwrap());
     assert_eq!(said("drops"), serde_json::to_value(&views.drops).unwrap());
+    assert_eq!(said("loops"), serde_json::to_value(&views.loops).unwrap());
+    assert_eq!(said("storms"), serde_json::to_value(&views.storms).unwrap());
 }
 
 /// The words of each line of a table.
@@ -166,6 +168,18 @@ fn tables_are_for_reading() {
     assert_eq!(lines[0], ["PORT", "VM", "DIRECTION", "REASON", "FRAMES", "MEANING"]);
     assert_eq!(lines[1][..6], [ODD, "web", "in", "spoofed_source", "2", "port"]);
 
+    let text = out(&show(&fake, &["loops"]));
+    let lines = words(&text);
+    assert_eq!(lines[0], ["VM", "NETWORK", "KIND", "STATE", "LEVEL", "SUPPRESSED", "WHAT"]);
+    assert_eq!(lines[1][..8], ["web", "net1", "siblings", "there", "2", "12.3k", "it", "loops"]);
+    assert_eq!(lines[2][3], "over");
+
+    let text = out(&show(&fake, &["storms"]));
+    let lines = words(&text);
+    assert_eq!(lines[0], ["VM", "NETWORK", "PORT", "CLASS", "STATE", "SUPPRESSED", "HIGHEST", "WHAT"]);
+    assert_eq!(lines[1][..7], ["web", "net1", ODD, "broadcast", "there", "777", "88/s"]);
+    assert_eq!(lines[2][2..4], ["-", "vm"]);
+
     for what in ["vms", "networks", "workers"] {
         assert!(words(&out(&show(&fake, &[what]))).len() > 1, "{what}");
     }
@@ -182,6 +196,8 @@ fn an_empty_table_says_so() {
         ("fdb", "no stations\n"),
         ("workers", "no workers\n"),
         ("drops", "no drops\n"),
+        ("loops", "no loops\n"),
+        ("storms", "no storms\n"),
     ] {
         assert_eq!(out(&show(&fake, &[what])), text);
         assert_eq!(out(&show(&fake, &[what, "--json"])), "[]\n");
@@ -512,7 +528,7 @@ fn books_that_balance_are_shown_and_are_0() {
     let text = out(&show(&fake, &["drops", "--verify"]));
     let lines = words(&text);
     assert_eq!(lines[1], [ODD, "web", "12", "8", "2", "2", "0"]);
-    assert!(lines.contains(&vec!["0", "8", "6", "0", "13", "1", "0", "0"]), "{text}");
+    assert!(lines.contains(&vec!["0", "8", "6", "0", "0", "13", "1", "0", "0"]), "{text}");
     assert!(text.contains("spoofed_source") && text.ends_with("adds up: every frame is accounted for\n"), "{text}");
     let said: Value = serde_json::from_str(&out(&show(&fake, &["drops", "--verify", "--json"]))).unwrap();
     assert_eq!(said, serde_json::to_value(&views.audit).unwrap());

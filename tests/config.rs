@@ -239,7 +239,7 @@ const MISTAKES: &[Mistake] = &[
     ("mtu = 1500", "storm = { multicast = {} }", "networks[0].storm.multicast", Some("{}"), kind::MISSING, &["limits nothing", "pps, bps or both", "\"off\""]),
     ("mtu = 1500", "storm = { multicast = { pps = 0 } }", "networks[0].storm.multicast.pps", Some("0"), kind::BAD_VALUE, &["\"off\"", "1 to 1000000000"]),
     ("mtu = 1500", "storm = { multicast = { pps = -1 } }", "networks[0].storm.multicast.pps", Some("-1"), kind::BAD_VALUE, &["1 to 1000000000"]),
-    ("mtu = 1500", "storm = { multicast = { bps = 0 } }", "networks[0].storm.multicast.bps", Some("0"), kind::BAD_VALUE, &["\"off\"", "1000 to 400000000000"]),
+    ("mtu = 1500", "storm = { multicast = { bps = 0 } }", "networks[0].storm.multicast.bps", Some("0"), kind::BAD_VALUE, &["\"off\"", "1000 to 200000000000"]),
     ("mtu = 1500", "storm = { multicast = { pps = 5, burst = 0 } }", "networks[0].storm.multicast.burst", Some("0"), kind::BAD_VALUE, &["1 to 18000"]),
     ("mtu = 1500", "storm = { multicast = { pps = 5, burst = 18001 } }", "networks[0].storm.multicast.burst", Some("18001"), kind::BAD_VALUE, &["1 to 18000"]),
     ("mtu = 1500", "storm = { multicast = { bps = 8000, burst = 10 } }", "networks[0].storm.multicast.burst", Some("10"), kind::CONTRADICTION, &["there is none", "give pps"]),

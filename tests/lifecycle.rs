@@ -309,7 +309,7 @@ fn nothing_gets_lost(kind: Kind) {
         assert_eq!(counts.drops.values().sum::<u64>(), died_in + died_out);
         assert_eq!(counts.copies, counts.flooded * 4, "{port:?}");
     }
-    let meant: u64 = ports.iter().map(|port| port.counts.forwarded + port.counts.copies).sum();
+    let meant: u64 = ports.iter().map(|port| port.counts.forwarded + port.counts.copies + port.counts.probes).sum();
     let went: u64 = ports.iter().map(|port| port.counts.tx_frames + died(port, Direction::Out)).sum();
     assert_eq!((meant, went), sums(&ports));
     assert_eq!(meant, went);

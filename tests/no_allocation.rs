@@ -16,7 +16,7 @@ use vifswitch::worker::Command;
 mod common;
 use common::stream::open_frame;
 mod host;
-use common::{Lab, Plug, Setup, Wire, frame, mac};
+use common::{Lab, PROBE_KEY, Plug, Setup, Wire, frame, mac};
 
 /// How often this thread allocates or frees meanwhile; 0 only if it does neither.
 fn counted(work: impl FnOnce()) -> u64 {
@@ -136,7 +136,7 @@ fn a_warm_worker_does_not_allocate(memory: Memory, trunks: bool) {
     let mut dice = Dice(1);
     let (mut calls, mut breaths) = (0, 0);
     warm(&mut lab, 16);
-    for round in 0..3000u64 {
+    for round in 0..4500u64 {
         guests_send(&mut lab, &mut dice, trunks);
         let (more_calls, more_breaths) = counted_breaths(&mut lab);
         calls += more_calls;
@@ -152,7 +152,8 @@ fn a_warm_worker_does_not_allocate(memory: Memory, trunks: bool) {
     assert!(lab.total(|c| c.forwarded.get()) > 10_000 && lab.total(|c| c.copies.get()) > 10_000);
     assert!(lab.total(|c| c.segmented.get()) > 1000 && lab.total(|c| c.checksummed.get()) > 1000);
     assert!(lab.workers.iter().all(|worker| worker.switch().fdb().len() > 100));
-    assert!(lab.drops_in(1, DropReason::SpoofedIp) > 100 && lab.sum(1, |c| c.forwarded.get()) > 1000);
+    let bound = (lab.drops_in(1, DropReason::SpoofedIp), lab.sum(1, |c| c.forwarded.get()));
+    assert!(bound.0 > 100 && bound.1 > 1000, "{bound:?}");
     assert!(lab.sum(2, |c| c.mirrored.get()) > 10_000 && lab.sum(3, |c| c.suppressed.get()) > 1000);
     assert!(lab.sum(4, |c| c.unlearned.get()) > 1000);
     for port in [1, 3, PORTS, PORTS + 1] {
@@ -191,6 +192,29 @@ fn questions_do_not_make_a_worker_allocate() {
     assert_eq!(counted_breaths(&mut lab).0, 0);
     assert_eq!(reading.try_recv().unwrap().shares.len(), PORTS);
     pong.try_recv().unwrap();
+    lab.end();
+}
+
+/// Probes go out and come back, a station moves to and fro, and control does not listen.
+#[test]
+fn neither_do_loops() {
+    let plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32)).collect();
+    let mut lab = Lab::new(Setup::default(), &plugs);
+    warm(&mut lab, 2);
+    for round in 0..100 {
+        let (to, at) = (lab.ports[0], round as usize % 2);
+        let probe = lab.probe(to, round).write(&PROBE_KEY);
+        let (reply, mut sent) = oneshot::channel();
+        assert!(lab.posts[0].send(Command::Probes(vec![(to, probe); 64], reply)));
+        assert!(lab.send(1, &probe));
+        assert!(lab.send(at, &frame(mac(2), Mac::from_bits(0x0a_00_00_00_00_01), 0x88b5, &[1; 46])));
+        assert_eq!(counted_breaths(&mut lab).0, 0, "round {round}");
+        assert_eq!(sent.try_recv().unwrap().len(), 64);
+        lab.ends.iter_mut().for_each(End::discard);
+    }
+    // It stays where it was heard a fifth time.
+    assert_eq!(lab.found().len(), 100 + 1);
+    lab.check_ledger();
     lab.end();
 }
 

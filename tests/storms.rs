@@ -55,9 +55,11 @@ fn limited(daemon: &Daemon, switch: &str, vifs: &[Vif], limit: &Limit) -> String
     if *siblings == 1 { text } else { text.replacen(vm, &format!("{vm}{said}"), 1) }
 }
 
-/// Sends twice as many frames as may be, by all of these in turn, for so long. How long it took.
+/// Sends twice as many frames as may be, by all of these in turn, for so long. How long it took from the first one on:
+/// before that the bucket was full, and nothing was added.
 fn storm(nics: &[(Nic, Mac)], to: Mac, rate: u64, length: Duration) -> Duration {
-    let (start, mut sent) = (time::now(), 0);
+    nics[0].0.send(&experiment(to, nics[0].1, b"storm"));
+    let (start, mut sent) = (time::now(), 1);
     loop {
         let spent = time::now().since(start);
         let due = spent.min(length).as_micros() as u64 * 2 * rate / 1_000_000;

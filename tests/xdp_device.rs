@@ -10,10 +10,12 @@ use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use host::nic::{Nic, experiment};
 use host::{Space, await_that, readable};
 use tun_tap::{Iface, Mode as Layer};
-use vifswitch::device::xdp::{self, Mode, Settings};
-use vifswitch::device::{Device, OpenError, Opened};
+use vifswitch::device::xdp::{self, Mode, Settings, program};
+use vifswitch::device::{Device, Group, OpenError, Opened, Shed};
 use vifswitch::frame::{Batch, Cache, Lane, Pool, Sent};
 use vifswitch::sys::link::XdpMode;
+use vifswitch::sys::tun::{self, Flags};
+use vifswitch::time::Moment;
 use vifswitch::wire::{Mac, Offload};
 
 const SLOTS: u32 = 4096;
@@ -297,6 +299,89 @@ fn a_netdev_that_is_bound_is_nobody_elses() {
     assert!(matches!(busy, OpenError::Busy { .. }), "{busy}");
     drop(opened);
     theirs.open(&space.xdp("v0"));
+}
+
+/// A moment that never comes.
+const NEVER: Moment = Moment::from_nanos(u64::MAX);
+
+fn to(mac: Mac, len: usize) -> Vec<u8> {
+    experiment(mac, Mac::from_bits(0x0200_0000_0001), &vec![7; len - 14])
+}
+
+/// On a veth in each mode, and on a tap: what is shed does not come and is counted to the byte, in pieces or not.
+#[test]
+fn what_is_to_be_shed_does_not_come_and_is_counted() {
+    let Some(space) = Space::new() else { return };
+    space.veth("v0", 9100);
+    let tap = guest(&space, "t0");
+    space.ip("link set dev t0 mtu 9000");
+    let peer = Nic::new(&space, "v0p");
+    let write = |name: &str, bytes: &[u8]| match name {
+        "t0" => assert_eq!(tap.send(bytes).unwrap(), bytes.len()),
+        _ => peer.send(bytes),
+    };
+    let (multicast, station) = (Mac::from_bits(0x0100_5e00_0001), Mac::from_bits(0x0200_0000_0002));
+    for (name, mode) in [("v0", Mode::Copy), ("v0", Mode::Generic), ("t0", Mode::Copy)] {
+        let mut hands = Hands::new();
+        let mut device = hands.only(&Settings { mode, ..space.xdp(name) });
+        let mut expect = |device: &mut Box<dyn Device>, expected: &[Vec<u8>]| {
+            let mut came = Vec::new();
+            while came.len() < expected.len() {
+                readable(device.fd().unwrap());
+                device.receive(&mut hands.batch, &mut hands.cache).unwrap();
+                came.extend((0..hands.batch.len()).map(|index| hands.batch.view(index).to_vec()));
+                hands.batch.clear(&mut hands.cache);
+            }
+            assert_eq!(came, expected, "{name}, {mode:?}");
+        };
+        // Whatever comes last is for a station, and comes behind what is shed.
+        let last = to(station, 60);
+        for (shed, other) in [(Group::Broadcast, multicast), (Group::Multicast, Mac::BROADCAST)] {
+            device.shed(shed, NEVER);
+            let dying = if shed == Group::Broadcast { Mac::BROADCAST } else { multicast };
+            let spared = program::SPARED.map(|mac| to(mac, 64));
+            let mut expected = Shed::default();
+            for len in [60, 64, 1514, 3841, 9014] {
+                write(name, &to(dying, len));
+                expected[shed].frames += 1;
+                expected[shed].bytes += len as u64;
+            }
+            write(name, &to(other, 100));
+            spared.iter().chain([&last]).for_each(|bytes| write(name, bytes));
+            expect(&mut device, &[&[to(other, 100)], &spared[..], std::slice::from_ref(&last)].concat());
+            assert_eq!(device.was_shed(), expected, "{name}, {mode:?}");
+            assert_eq!(device.was_shed(), Shed::default(), "it is told once");
+            device.shed(shed, Moment::default());
+            write(name, &to(dying, 9014));
+            expect(&mut device, &[to(dying, 9014)]);
+            assert_eq!(device.was_shed(), Shed::default());
+        }
+        drop((device, hands.cache));
+        assert_eq!(hands.pool.free(), SLOTS);
+    }
+}
+
+/// Each queue sheds for itself: it is its worker who says so, and who counts.
+#[test]
+fn each_queue_sheds_for_itself() {
+    let Some(space) = Space::new() else { return };
+    let flags = Flags { vnet_header: false, multi_queue: true, exclusive: false };
+    let held = [(); 2].map(|()| space.within(|| tun::Queue::open("t0", flags)).unwrap());
+    space.ip("link set dev t0 up");
+    let mut hands = Hands::new();
+    let mut devices = hands.open(&space.xdp("t0")).queues;
+    devices[1].shed(Group::Broadcast, NEVER);
+    held.iter().for_each(|queue| queue.write(&to(Mac::BROADCAST, 60)).unwrap());
+    readable(devices[0].fd().unwrap());
+    for (number, device) in devices.iter_mut().enumerate() {
+        device.receive(&mut hands.batch, &mut hands.cache).unwrap();
+        assert_eq!(hands.batch.len(), 1 - number);
+        hands.batch.clear(&mut hands.cache);
+        let mut expected = Shed::default();
+        expected[Group::Broadcast].frames = number as u64;
+        expected[Group::Broadcast].bytes = number as u64 * 60;
+        assert_eq!(device.was_shed(), expected);
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
 use vifswitch::device::xdp::assembler::{Assembler, Register};
 use vifswitch::device::xdp::program::{self, NoSocket};
+use vifswitch::device::xdp::shedding::ShedTable;
 use vifswitch::sys::bpf::{Arrival, Attach, Link, Program, XDP_PASS, XDP_REDIRECT, XskMap};
 use vifswitch::sys::link::{self, Attached, XdpMode};
 use vifswitch::sys::netns::{Netns, within};
@@ -81,7 +82,7 @@ impl Space {
 }
 
 fn redirect(no_socket: NoSocket) -> Program {
-    program::load(&XskMap::new(2).unwrap(), no_socket).unwrap()
+    program::load(&XskMap::new(2).unwrap(), &ShedTable::new(2).unwrap(), no_socket).unwrap()
 }
 
 fn pass_everything(frags: bool) -> Program {
@@ -201,7 +202,7 @@ fn a_frame_without_a_socket_is_dropped_and_counted_or_passes_as_chosen() {
 fn each_queue_has_its_own_socket() {
     let Some((space, _tap)) = netdevs() else { return };
     let sockets = XskMap::new(2).unwrap();
-    let program = program::load(&sockets, NoSocket::Pass).unwrap();
+    let program = program::load(&sockets, &ShedTable::new(2).unwrap(), NoSocket::Pass).unwrap();
     let _link = space.attach(&program, "v1", Attach::Native).unwrap();
     let ifindex = space.link("v1").unwrap().index;
     let verdict = |queue: u32| {

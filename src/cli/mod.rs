@@ -5,6 +5,7 @@
 
 mod audit;
 mod change;
+mod contained;
 mod doctor;
 mod events;
 mod keys;

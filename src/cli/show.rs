@@ -4,10 +4,9 @@ use std::collections::HashMap;
 
 use clap::{Args, ValueEnum};
 
-use super::audit;
 use super::table::Column::{self, Number, Text};
 use super::table::{bytes, count, draw, duration};
-use super::{Failure, Where, block_on};
+use super::{Failure, Where, audit, block_on, contained};
 use crate::control::client::{Client, Error};
 use crate::control::config::{Named, UnknownUnicast};
 use crate::control::view::{
@@ -53,6 +52,10 @@ enum What {
     Workers,
     /// Frames that died, and why
     Drops,
+    /// Storms: who is held to storm limits, and was lately
+    Storms,
+    /// Loops: who joins what, and what is done about it; and those that were lately
+    Loops,
 }
 
 impl What {
@@ -65,6 +68,8 @@ impl What {
             What::Fdb => "/v1/fdb",
             What::Workers => "/v1/workers",
             What::Drops => "/v1/drops",
+            What::Storms => "/v1/storms",
+            What::Loops => "/v1/loops",
         }
     }
 }
@@ -103,6 +108,8 @@ impl Show {
             What::Fdb => fdb(&client.get::<Vec<_>>(path).await?, &client.get::<Vec<_>>(What::Ports.path()).await?),
             What::Workers => workers(&client.get::<Vec<_>>(path).await?),
             What::Drops => drops(&client.get::<Vec<_>>(path).await?),
+            What::Storms => contained::storms(&client.get::<Vec<_>>(path).await?),
+            What::Loops => contained::loops(&client.get::<Vec<_>>(path).await?),
         })
     }
 }
@@ -306,6 +313,6 @@ fn drops(drops: &[DropView]) -> String {
 }
 
 /// What stands where there is nothing to say.
-fn nothing() -> String {
+pub(super) fn nothing() -> String {
     "-".into()
 }

@@ -1,7 +1,7 @@
 //! The configuration, drawn up for the switch: the rules that follow from who sits where and which
 //! devices are there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::config::{Config, Port, PortSecurity, UnknownUnicast};
 use super::failover::Groups;
@@ -11,6 +11,7 @@ use super::places::{OUTSIDE, Places};
 use super::seats::{By, Names, Seat, Stand};
 use crate::switch::{
     Binding, CarrierRules, Limits, NetworkId, NetworkRules, PortId, PortRules, Reach, Role, Rules, Secret, Security,
+    Station,
 };
 use crate::wire::{Mac, Vid};
 
@@ -60,9 +61,20 @@ fn security(port: &Port) -> Security {
     }
 }
 
+/// What is done about loops and storms, in the terms of the switch.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Measures {
+    /// Ports that are in quarantine.
+    pub held: HashSet<PortId>,
+    /// Ports whose floods do not reach their siblings.
+    pub splits: HashSet<PortId>,
+    /// Stations that are frozen, and where.
+    pub frozen: BTreeMap<Station, PortId>,
+}
+
 /// The rules for these seats. With each: the worker through which it is reached, if it has a device
 /// now. `groups` says which uplinks carry the frames, and `meters` how much of the storm limits is used; they have
-/// followed this configuration.
+/// followed this configuration. `measures` are in force.
 pub fn rules<'a>(
     config: &Config,
     places: &Places,
@@ -70,9 +82,12 @@ pub fn rules<'a>(
     seats: impl Iterator<Item = (&'a Seat, Option<u16>)>,
     groups: &Groups,
     meters: &Meters,
+    measures: &Measures,
 ) -> Rules {
-    let drawn = draw(config, places, seats, groups, meters);
-    Rules::compile(secret, drawn.networks, drawn.ports, drawn.carriers)
+    let drawn = draw(config, places, seats, groups, meters, measures);
+    let mut rules = Rules::compile(secret, drawn.networks, drawn.ports, drawn.carriers);
+    rules.freeze(measures.frozen.iter().map(|(&station, &port)| (station, port)));
+    rules
 }
 
 /// What rules are made of.
@@ -89,6 +104,7 @@ fn draw<'a>(
     seats: impl Iterator<Item = (&'a Seat, Option<u16>)>,
     groups: &Groups,
     meters: &Meters,
+    measures: &Measures,
 ) -> Drawn {
     let networks = config.networks.iter().filter_map(|network| {
         Some(NetworkRules {
@@ -138,8 +154,8 @@ fn draw<'a>(
                     unknown_unicast: port.unknown_unicast == UnknownUnicast::Deliver,
                     promiscuous: port.promiscuous,
                     mac_limit: port.mac_limit,
-                    held: false,
-                    splits: false,
+                    held: measures.held.contains(&seat.id),
+                    splits: measures.splits.contains(&seat.id),
                     shares_mac: vm.share_mac,
                     storm,
                     pack: Some(pack),
@@ -212,7 +228,8 @@ mod tests {
         let reached = || seats.iter().map(|seat| (seat, Some(0)));
         let mut meters = Meters::new(2);
         meters.follow(config);
-        let rules = rules(config, places, Secret::new([1; 16]), reached(), &Groups::default(), &meters);
+        let rules =
+            rules(config, places, Secret::new([1; 16]), reached(), &Groups::default(), &meters, &Measures::default());
         let outsides = outsides(config, places);
         let name = |id: &PortId| match seats.iter().find(|seat| seat.id == *id) {
             Some(seat) => seat.name.clone(),
@@ -243,7 +260,7 @@ mod tests {
                 )
             })
             .collect();
-        let drawn = draw(config, places, reached(), &Groups::default(), &meters);
+        let drawn = draw(config, places, reached(), &Groups::default(), &meters, &Measures::default());
         let carriers =
             seats.iter().filter_map(|seat| Some((seat, drawn.carriers.iter().find(|carrier| carrier.id == seat.id)?)));
         all.extend(carriers.map(|(seat, carrier)| {
@@ -264,7 +281,7 @@ mod tests {
             let reached = || seats.iter().map(|seat| (seat, Some(0)));
             let mut meters = Meters::new(2);
             meters.follow(&config);
-            let rules = rules(&config, &places, Secret::new([1; 16]), reached(), &Groups::default(), &meters);
+            let rules = rules(&config, &places, Secret::new([1; 16]), reached(), &Groups::default(), &meters, &Measures::default());
             let outside = outsides(&config, &places).len();
             prop_assert_eq!(rules.ports().count(), config.ports().count() + outside);
             for seat in &seats {
@@ -289,7 +306,7 @@ mod tests {
             let reached = seats.iter().map(|seat| (seat, Some(u16::from(seat.is_uplink()))));
             let mut meters = Meters::new(2);
             meters.follow(&config);
-            let drawn = draw(&config, &places, reached, &groups, &meters);
+            let drawn = draw(&config, &places, reached, &groups, &meters, &Measures::default());
             let parents: std::collections::HashSet<_> =
                 config.ports().filter_map(|(_, port)| Some(&port.subport()?.parent)).collect();
             prop_assert_eq!(drawn.carriers.len(), config.uplinks.len() + parents.len());

@@ -16,6 +16,22 @@ pub enum EventKind {
     Uplink,
     /// A port has come to its MAC limit, or is below again.
     MacLimit,
+    /// Storm limits begin to refuse frames.
+    StormStart,
+    /// They have refused none for a while.
+    StormStop,
+    /// Somebody joins what the switch keeps apart, and frames can go round.
+    LoopStart,
+    /// Something else is done about a loop, or for longer.
+    LoopLevel,
+    /// A loop is over, and nothing is done about it any more.
+    LoopStop,
+    /// Somebody joins two networks. That is no loop, as long as nobody else does.
+    Bridges,
+    /// A station has moved too often, and stays where it is.
+    MacFreeze,
+    /// A port sends frames as if they came from another VM.
+    Guard,
     /// The desired state has been changed.
     Config,
     /// Nothing of the switch: a follower has missed events, because it did not read them in time.

@@ -6,6 +6,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::change::{Change, Changed, Refusal};
 use super::events::Event;
+use super::loops::view::{LoopCounts, LoopView, StormView};
 use super::view::{AuditView, DropView, NetworkView, PortView, StationView, UplinkView, VmView, WorkerView};
 
 /// What has happened, and what will.
@@ -28,6 +29,12 @@ pub enum Request {
     Workers(oneshot::Sender<Vec<WorkerView>>),
     /// The drop ledger.
     Drops(oneshot::Sender<Vec<DropView>>),
+    /// The loops that there are and were lately, and who joins networks.
+    Loops(oneshot::Sender<Vec<LoopView>>),
+    /// The storms that there are and were lately.
+    Storms(oneshot::Sender<Vec<StormView>>),
+    /// How many of these there were.
+    LoopCounts(oneshot::Sender<LoopCounts>),
     /// Whether the ledger adds up.
     Audit(oneshot::Sender<AuditView>),
     /// The configuration as JSON, in the shape in which it is written.
@@ -100,7 +107,7 @@ impl Handle {
         self.ask(Request::Networks).await
     }
 
-    /// All stations: pinned ones first, then learned ones, each by network and address.
+    /// All stations: pinned ones first, then frozen ones, then learned ones, each by network and address.
     pub async fn fdb(&self) -> Result<Vec<StationView>, Closing> {
         self.ask(Request::Fdb).await
     }
@@ -113,6 +120,21 @@ impl Handle {
     /// All reasons for which frames have died, by port and direction.
     pub async fn drops(&self) -> Result<Vec<DropView>, Closing> {
         self.ask(Request::Drops).await
+    }
+
+    /// The loops that there are, who joins networks, and the loops that were lately.
+    pub async fn loops(&self) -> Result<Vec<LoopView>, Closing> {
+        self.ask(Request::Loops).await
+    }
+
+    /// The storms that there are, and those that were lately.
+    pub async fn storms(&self) -> Result<Vec<StormView>, Closing> {
+        self.ask(Request::Storms).await
+    }
+
+    /// How many loops and storms there were, and what became of probes.
+    pub async fn loop_counts(&self) -> Result<LoopCounts, Closing> {
+        self.ask(Request::LoopCounts).await
     }
 
     /// Whether every frame is accounted for, as the workers themselves have it.

@@ -140,6 +140,15 @@ impl Keeper {
         }
     }
 
+    /// What was known of loops before.
+    pub async fn take_loops(&self) -> Value {
+        let Some(store) = self.store() else { return Value::Null };
+        store.loops().await.unwrap_or_else(|why| {
+            warn!("what was done about loops before is not known: {why}");
+            Value::Null
+        })
+    }
+
     /// The stations that were learned before.
     pub async fn take_stations(&self) -> Vec<KeptStation> {
         let Some(store) = self.store() else { return Vec::new() };

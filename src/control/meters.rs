@@ -1,6 +1,7 @@
 //! The state of storm limits, which outlives the rules: each port, and each VM on each network, has a meter as long as
 //! it is there. Whatever else changes, nobody gets a full bucket for it.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use super::config::{Config, Device, Network, Port, Storm, Uplink, Vm};
@@ -80,9 +81,9 @@ impl Meters {
 fn follow<K: Eq + std::hash::Hash>(meters: &mut HashMap<K, Meter>, keys: impl Iterator<Item = K>) {
     let mut before = std::mem::take(meters);
     for key in keys {
-        if !meters.contains_key(&key) {
-            let meter = before.remove(&key).unwrap_or_default();
-            meters.insert(key, meter);
+        if let Entry::Vacant(place) = meters.entry(key) {
+            let meter = before.remove(place.key()).unwrap_or_default();
+            place.insert(meter);
         }
     }
 }

@@ -7,6 +7,7 @@
 //!                                                                        │
 //!   cli ─► client ─► socket, server ─► handle ─► controller ─────────────┴─► staff ─► mail to the workers
 //!                                                    ├─► report, stations ─► view
+//!                                                    ├─► loops: probes, the ladder, storms, freezes
 //!                                                    └─► journal (events), keeper ─► store
 //! ```
 //!
@@ -28,6 +29,7 @@ mod journal;
 pub mod keeper;
 pub mod leftovers;
 pub mod lines;
+pub mod loops;
 pub mod meters;
 pub mod places;
 pub mod plan;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use super::config::{Carried, Config, Device, Named, Network};
-use super::controller::{Port, State};
+use super::controller::{Containment, Port, State};
 use super::failover::Groups;
 use super::lines::lines;
 use super::places::Places;
@@ -32,6 +32,8 @@ pub struct Report<'a> {
     pub cores: &'a [usize],
     /// The workers.
     pub staff: &'a Staff,
+    /// Loops and storms.
+    pub containment: &'a Containment,
     /// Since when everything is counted.
     pub since: SystemTime,
 }
@@ -46,14 +48,19 @@ impl Report<'_> {
         let Stand::Port { vm, position, .. } = port.seat.stand else { return None };
         let vm = &self.config.vms[vm];
         let wanted = &vm.ports[position];
+        let held = self.containment.why_held(port.seat.id).filter(|_| self.could_flow(port));
         Some(PortView {
             port_id: wanted.port_id.clone(),
             device_id: vm.id.clone(),
             network_id: wanted.network_id.clone(),
             mac_address: wanted.mac.to_string(),
             position,
-            status: if self.is_active(port) { Status::Active } else { Status::Down },
-            status_reason: self.reason(port),
+            status: match held {
+                Some(_) => Status::Quarantined,
+                None if self.is_active(port) => Status::Active,
+                None => Status::Down,
+            },
+            status_reason: held.unwrap_or_else(|| self.reason(port)),
             admin_state_up: wanted.admin_state_up,
             port_security: wanted.port_security.name().into(),
             unknown_unicast: wanted.unknown_unicast.name().into(),
@@ -123,7 +130,7 @@ impl Report<'_> {
         };
         match self.own_reason(base) {
             _ if !own => "administratively down".into(),
-            _ if self.is_active(base) => String::new(),
+            _ if self.could_flow(base) => String::new(),
             why => format!("its parent, {}, is down: {why}", base.seat),
         }
     }
@@ -140,6 +147,11 @@ impl Report<'_> {
     }
 
     fn is_active(&self, port: &Port) -> bool {
+        self.could_flow(port) && !self.containment.holds(port.seat.id)
+    }
+
+    /// Whether frames can flow through a port, if they may.
+    fn could_flow(&self, port: &Port) -> bool {
         let base = self.base(port);
         matches!(base.state, State::Up { .. }) && port.seat.names(self.config).admin_up && base.dead_link().is_none()
     }
@@ -220,6 +232,7 @@ impl Report<'_> {
                 busy_breaths: counters.busy_breaths.get(),
                 busy_seconds: counters.busy_nanos.get() as f64 / 1e9,
                 sleeps: counters.sleeps.get(),
+                deferred: counters.deferred.get(),
                 sightings_lost: counters.sightings_lost.get(),
                 frames_sent: counters.frames_sent.get(),
                 frames_heard: counters.frames_heard.get(),

@@ -14,6 +14,8 @@ pub enum Status {
     Active,
     /// They cannot: there is no device, or the port is administratively down.
     Down,
+    /// They may not: the port is held for a loop or a storm.
+    Quarantined,
 }
 
 impl Status {
@@ -22,6 +24,7 @@ impl Status {
         match self {
             Status::Active => "ACTIVE",
             Status::Down => "DOWN",
+            Status::Quarantined => "QUARANTINED",
         }
     }
 }
@@ -271,6 +274,9 @@ pub struct WorkerView {
     pub busy_seconds: f64,
     /// Times it went to sleep.
     pub sleeps: u64,
+    /// Times a port was not read, because every frame that it sent lately has died.
+    #[serde(default)]
+    pub deferred: u64,
     /// Sightings that did not fit the ring to a peer.
     pub sightings_lost: u64,
     /// Frames for one port that were handed to other workers.

@@ -8,8 +8,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{Abilities, Device};
+use super::{Abilities, Device, Group, Shed};
 use crate::frame::{Batch, Cache, Fate, Lane, Sent};
+use crate::time::Moment;
 use crate::wire::Offload;
 
 /// What goes wrong, and how often.
@@ -128,6 +129,14 @@ impl<D: Device> Device for Fault<D> {
 
     fn missed(&mut self) -> u64 {
         self.device.missed()
+    }
+
+    fn shed(&mut self, group: Group, until: Moment) {
+        self.device.shed(group, until);
+    }
+
+    fn was_shed(&mut self) -> Shed {
+        self.device.was_shed()
     }
 }
 

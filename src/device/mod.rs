@@ -16,6 +16,7 @@ use thiserror::Error;
 
 use crate::frame::{Batch, Cache, Lane, Pool, Sent};
 use crate::sys::netns::Netns;
+use crate::time::Moment;
 
 pub mod doctor;
 pub mod fault;
@@ -23,8 +24,11 @@ pub mod memory;
 mod others;
 pub mod packet;
 pub mod pcap;
+mod shed;
 pub mod tap;
 pub mod xdp;
+
+pub use shed::{Amount, Group, Shed};
 
 /// Which device to open, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,8 +84,8 @@ impl Settings {
     pub fn files(&self) -> u64 {
         match self {
             Settings::Tap(tap) => tap.queues.into(),
-            // A socket for each queue; the program, its table and its link.
-            Settings::Xdp(xdp) => u64::from(xdp.queues.unwrap_or(1)) + 3,
+            // A socket for each queue; the program, its two tables and its link.
+            Settings::Xdp(xdp) => u64::from(xdp.queues.unwrap_or(1)) + 4,
             Settings::Packet(_) => 2,
         }
     }
@@ -265,6 +269,15 @@ pub trait Device: Send {
     fn missed(&mut self) -> u64 {
         0
     }
+
+    /// Has frames to groups of this kind dropped where they arrive, from now until then and no longer; a moment
+    /// that is over ends it at once. No system call. Most cannot, and do not.
+    fn shed(&mut self, _group: Group, _until: Moment) {}
+
+    /// What was dropped so since this was last asked. It has come in, and nobody has counted it.
+    fn was_shed(&mut self) -> Shed {
+        Shed::default()
+    }
 }
 
 /// What a device can do with the frames it is to send.
@@ -295,5 +308,11 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn missed(&mut self) -> u64 {
         (**self).missed()
+    }
+    fn shed(&mut self, group: Group, until: Moment) {
+        (**self).shed(group, until);
+    }
+    fn was_shed(&mut self) -> Shed {
+        (**self).was_shed()
     }
 }

@@ -18,8 +18,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
-use super::{Abilities, Device};
+use super::{Abilities, Device, Group, Shed};
 use crate::frame::{Batch, Cache, Lane, Sent, View};
+use crate::time::Moment;
 
 /// Bytes that can wait to be written.
 const RING: usize = 4 << 20;
@@ -149,6 +150,14 @@ impl<D: Device> Device for Pcap<D> {
 
     fn missed(&mut self) -> u64 {
         self.device.missed()
+    }
+
+    fn shed(&mut self, group: Group, until: Moment) {
+        self.device.shed(group, until);
+    }
+
+    fn was_shed(&mut self) -> Shed {
+        self.device.was_shed()
     }
 }
 

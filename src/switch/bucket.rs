@@ -37,8 +37,9 @@ pub struct Rate {
 }
 
 impl Rate {
-    /// The highest rate that can be kept, in tokens a second.
-    pub const MOST: u64 = 50_000_000_000;
+    /// The highest rate that can be kept, in tokens a second: a token takes two units at least, as long as what is
+    /// left over can make a charge too early.
+    pub const MOST: u64 = 30_000_000_000;
 
     /// `per_second` tokens a second, of which `burst` may be taken at once.
     ///
@@ -272,7 +273,9 @@ mod tests {
         fn whoever_wants_more_gets_all_of_it(rate in rate(), waits in vec(1u64..1_000_000_000, 1..100), shared: bool) {
             // As long as it is sure that the bucket is not full in between, and so loses what comes then.
             let room = (rate.burst_units - rate.token.0) / 64;
-            prop_assume!(room > 0);
+            if room == 0 {
+                return Ok(());
+            }
             let bucket = Bucket::default();
             let (mut now, mut taken) = (0, drain(&bucket, &rate, START, shared));
             prop_assert_eq!(taken, rate.burst(), "it is full at first");

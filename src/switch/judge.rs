@@ -10,8 +10,8 @@ use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::storm::{Cost, admit, is_bpdu};
 use super::{
-    AtLimit, Audience, DropReason, Fdb, Flood, Learned, Moving, PortId, PortRules, Returned, Rules, Secret, Seen,
-    Station, StormClass, Verdict, Verdicts,
+    AtLimit, Audience, DropReason, Fdb, Flood, Foreign, Learned, Moving, PortId, PortRules, Returned, Rules, Secret,
+    Seen, Station, StormClass, Verdict, Verdicts,
 };
 use crate::frame::{BURST, Batch};
 use crate::time::Moment;
@@ -103,16 +103,23 @@ impl Switch {
         self.moves.moving.drain(..)
     }
 
+    /// The ports that sent what belongs to others, since this was last asked: each once in a second at most.
+    #[inline]
+    pub fn foreign(&mut self) -> impl ExactSizeIterator<Item = Foreign> + '_ {
+        self.moves.foreign.drain(..)
+    }
+
     /// Whether control is to be told of something.
     #[inline]
     pub fn has_findings(&self) -> bool {
-        !(self.ears.returned.is_empty() && self.moves.moving.is_empty())
+        !(self.ears.returned.is_empty() && self.moves.moving.is_empty() && self.moves.foreign.is_empty())
     }
 
     /// Notes what another worker saw. A move of a station counts here as well.
     pub fn hear(&mut self, sighting: Sighting, now: Moment) {
         if let Some(port) = self.rules.compiled(sighting.port) {
             let hash = self.fdb.hash(sighting.station);
+            yield_place(&mut self.fdb, port);
             note(&mut self.fdb, &mut self.moves, &self.rules, port, (sighting.station, hash), now);
         }
     }
@@ -122,6 +129,7 @@ impl Switch {
         let Some(port) = self.rules.compiled(learned.port) else { return };
         let hash = self.fdb.hash(learned.station);
         if self.fdb.find(learned.station, hash, 0).is_none() {
+            yield_place(&mut self.fdb, port);
             self.fdb.see(learned.station, hash, learned.port, learned.seen, port.limits, port.ageing);
         }
     }
@@ -234,6 +242,14 @@ fn watch(port: &Port, verdicts: &mut [Verdict]) {
         if let Verdict::To(to) = *verdict {
             *verdict = Verdict::Watched { from: port.rules.id.place(), to: to.place() };
         }
+    }
+}
+
+/// Gives up the place that a port's own address has had among its stations since before it was pinned: there is none
+/// for it in what may be learned, and another station would be displaced for it.
+fn yield_place(fdb: &mut Fdb, port: &Port) {
+    if port.mac_limit.is_some() && port.pinned.mac() != Mac::ZERO {
+        fdb.lose(port.pinned, fdb.hash(port.pinned), port.rules.id);
     }
 }
 
@@ -377,7 +393,7 @@ impl Judge<'_> {
     /// Whether a source that is not the port's own pin is one that the port may use, and then
     /// whether it is pinned at all.
     #[inline(never)]
-    fn examine(&self, q: &Question) -> Result<bool, DropReason> {
+    fn examine(&mut self, q: &Question) -> Result<bool, DropReason> {
         let port = self.port;
         let pinned = self.rules.pins().find(q.source, q.source_hash);
         if pinned.is_some_and(|pin| pin.is_frozen && pin.port != port.rules.id) {
@@ -387,6 +403,7 @@ impl Judge<'_> {
             && let Some(owner) = pinned.and_then(|pin| self.rules.compiled(pin.port))
             && owner.rules.owner != port.rules.owner
         {
+            self.moves.note_foreign(port.rules.id, q.source, self.moment);
             return Err(DropReason::ForeignSource);
         }
         // Its own pins are sources that it allows; what is frozen at it need not be.
@@ -445,6 +462,7 @@ impl Judge<'_> {
         if q.source == own || self.fdb.find(q.source, q.source_hash, self.oldest) == Some(id) {
             return true;
         }
+        yield_place(self.fdb, self.port);
         let own_is_learned = self.fdb.find(own, self.rules.hash(own), self.oldest) == Some(id);
         self.fdb.make_room(id, most.saturating_add(u32::from(own_is_learned)), self.oldest)
     }

@@ -33,7 +33,7 @@ pub use bucket::{Bucket, Rate};
 pub use carrier::{CarrierRules, Origin, Origins};
 pub use fdb::{Fdb, Learned, Limits, Seen};
 pub use judge::{Judged, Sighting, Switch};
-pub use moves::Moving;
+pub use moves::{Foreign, Moving};
 pub use names::{MOST_NETWORKS, MOST_PORTS, NetworkId, PortId, Secret, Station};
 pub use probes::{FRESH, Returned};
 pub use reserved::{ReservedGroup, ReservedMask};

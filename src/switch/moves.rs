@@ -48,7 +48,21 @@ pub struct Moving {
     pub from: PortId,
     /// Where it was seen.
     pub to: PortId,
+    /// Where it was before it began to move from VM to VM; where it stays, if it has not.
+    pub home: PortId,
 }
+
+/// A port has sent a frame with a source that belongs to a port of another VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Foreign {
+    /// The port.
+    pub at: PortId,
+    /// The source.
+    pub station: Station,
+}
+
+/// How often control is told of a port that sends what belongs to others.
+const FOREIGN: Duration = Duration::from_secs(1);
 
 /// A station that has moved.
 #[derive(Debug, Clone, Copy)]
@@ -57,12 +71,15 @@ struct Mover {
     /// Its last moves, from the oldest; so many of them are any.
     moves: [Moment; FREE],
     len: usize,
+    /// Where it was before those that lie within the time.
+    home: PortId,
     /// When control was told of it.
     told: Option<Moment>,
 }
 
 impl Mover {
-    const NONE: Mover = Mover { station: Station::NONE, moves: [Moment::from_nanos(0); FREE], len: 0, told: None };
+    const NONE: Mover =
+        Mover { station: Station::NONE, moves: [Moment::from_nanos(0); FREE], len: 0, home: PortId::NONE, told: None };
 
     /// How many of its moves lie within the time.
     fn lately(&self, now: Moment, time: Duration) -> usize {
@@ -89,8 +106,16 @@ impl Movers {
         Movers { movers: vec![Mover::NONE; SETS * WAYS], time }
     }
 
-    /// Whether a station may move, and if so, that it does. Without room for it, a refusal is no news, and may be later.
-    fn rule(&mut self, station: Station, hash: u64, now: Moment, has_room: bool) -> Ruling {
+    /// Where a station was before it began to move, if it has lately.
+    fn home(&self, station: Station, hash: u64, now: Moment) -> Option<PortId> {
+        let set = &self.movers[place(hash, SETS) * WAYS..][..WAYS];
+        let mover = set.iter().find(|mover| mover.station == station)?;
+        (mover.lately(now, self.time) > 0).then_some(mover.home)
+    }
+
+    /// Whether a station may move from a port, and if so, that it does. Without room for it, a refusal is no news, and
+    /// may be later.
+    fn rule(&mut self, station: Station, hash: u64, from: PortId, now: Moment, has_room: bool) -> Ruling {
         let time = self.time;
         let set = &mut self.movers[place(hash, SETS) * WAYS..][..WAYS];
         let at = set.iter().position(|mover| mover.station == station).unwrap_or_else(|| {
@@ -101,7 +126,11 @@ impl Movers {
             least
         });
         let mover = &mut set[at];
-        if mover.lately(now, time) == FREE {
+        let lately = mover.lately(now, time);
+        if lately == 0 {
+            mover.home = from;
+        }
+        if lately == FREE {
             let is_news = has_room && mover.told.is_none_or(|told| now.since(told) >= time);
             if is_news {
                 mover.told = Some(now);
@@ -127,6 +156,10 @@ pub(super) struct Moves {
     opened: Vec<Moment>,
     /// Of whom control is to be told, since it was last asked for.
     pub(super) moving: Vec<Moving>,
+    /// By the place of each port: when control was told of what it sends of others.
+    told_foreign: Vec<Moment>,
+    /// What it is to be told of that.
+    pub(super) foreign: Vec<Foreign>,
 }
 
 impl Moves {
@@ -136,6 +169,18 @@ impl Moves {
             among_siblings: Movers::new(AMONG_SIBLINGS),
             opened: vec![Moment::default(); MOST_PORTS],
             moving: Vec::with_capacity(BURST),
+            told_foreign: vec![Moment::default(); MOST_PORTS],
+            foreign: Vec::with_capacity(BURST),
+        }
+    }
+
+    /// Notes that a port has sent what belongs to another VM. One of these in a second is told of.
+    #[cold]
+    pub(super) fn note_foreign(&mut self, at: PortId, station: Station, now: Moment) {
+        let told = &mut self.told_foreign[at.index() % MOST_PORTS];
+        if now.since(*told) >= FOREIGN && self.foreign.len() < BURST {
+            *told = now;
+            self.foreign.push(Foreign { at, station });
         }
     }
 
@@ -172,7 +217,8 @@ impl Moves {
             Ruling::Free => return true,
             Ruling::Refused { is_news: false } => {}
             Ruling::Refused { is_news: true } => {
-                self.moving.push(Moving { station, from: learned.port, to: to.id });
+                let home = self.among_all.home(station, hash, now).unwrap_or(learned.port);
+                self.moving.push(Moving { station, from: learned.port, to: to.id, home });
             }
         }
         false
@@ -186,8 +232,8 @@ impl Moves {
             (true, false) if has_arrived(to) => Ruling::Free,
             (false, true) if has_arrived(from) => Ruling::Free,
             (false, false) if from.owner == to.owner && to.shares_mac => Ruling::Free,
-            (false, false) if from.owner == to.owner => self.among_siblings.rule(station, hash, now, has_room),
-            _ => self.among_all.rule(station, hash, now, has_room),
+            (false, false) if from.owner == to.owner => self.among_siblings.rule(station, hash, from.id, now, has_room),
+            _ => self.among_all.rule(station, hash, from.id, now, has_room),
         }
     }
 }
@@ -201,6 +247,8 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::HashMap;
 
+    const HOME: PortId = PortId::new(1, 0);
+
     fn station(number: u64) -> Station {
         Station::new(NetworkId::new(0), Mac::from_bits(0x0200_0000_0000 + number))
     }
@@ -209,12 +257,16 @@ mod tests {
     #[derive(Default)]
     struct Model {
         moves: HashMap<u64, Vec<Moment>>,
+        homes: HashMap<u64, PortId>,
         told: HashMap<u64, Moment>,
     }
 
     impl Model {
-        fn rule(&mut self, number: u64, now: Moment, time: Duration, has_room: bool) -> Ruling {
+        fn rule(&mut self, number: u64, from: PortId, now: Moment, time: Duration, has_room: bool) -> Ruling {
             let moves = self.moves.entry(number).or_default();
+            if moves.iter().all(|&at| now.since(at) >= time) {
+                self.homes.insert(number, from);
+            }
             if moves.iter().filter(|&&at| now.since(at) < time).count() < 4 {
                 moves.push(now);
                 return Ruling::Free;
@@ -240,8 +292,10 @@ mod tests {
             let mut now = Moment::from_nanos(start);
             for (number, pause, has_room) in moves {
                 now = now + time * u32::try_from(pause).unwrap() / 180;
-                let ruling = movers.rule(station(number), 5, now, has_room);
-                prop_assert_eq!(ruling, model.rule(number, now, time, has_room));
+                let from = PortId::new(u16::try_from(pause).unwrap(), 0);
+                let ruling = movers.rule(station(number), 5, from, now, has_room);
+                prop_assert_eq!(ruling, model.rule(number, from, now, time, has_room));
+                prop_assert_eq!(movers.home(station(number), 5, now), model.homes.get(&number).copied());
             }
         }
     }
@@ -251,12 +305,12 @@ mod tests {
     fn what_moves_most_is_remembered_longest() {
         let (mut movers, now) = (Movers::new(AMONG_ALL), Moment::from_secs(1000));
         for _ in 0..4 {
-            assert_eq!(movers.rule(station(0), 5, now, true), Ruling::Free);
+            assert_eq!(movers.rule(station(0), 5, HOME, now, true), Ruling::Free);
         }
         for number in 1..1000 {
-            assert_eq!(movers.rule(station(number), 5, now, true), Ruling::Free);
+            assert_eq!(movers.rule(station(number), 5, HOME, now, true), Ruling::Free);
         }
-        assert_eq!(movers.rule(station(0), 5, now, true), Ruling::Refused { is_news: true });
-        assert_eq!(movers.rule(station(0), 5, now + AMONG_ALL, true), Ruling::Free);
+        assert_eq!(movers.rule(station(0), 5, HOME, now, true), Ruling::Refused { is_news: true });
+        assert_eq!(movers.rule(station(0), 5, HOME, now + AMONG_ALL, true), Ruling::Free);
     }
 }

@@ -45,7 +45,7 @@ impl PortId {
 
     /// The port with this number, if it can be one.
     pub const fn from_bits(bits: u32) -> Option<PortId> {
-        if (bits & 0xffff) < MOST_PORTS as u32 { Some(PortId(bits)) } else { None }
+        if ((bits & 0xffff) as usize) < MOST_PORTS { Some(PortId(bits)) } else { None }
     }
 
     /// Which of the ports at this place it is.

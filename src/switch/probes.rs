@@ -76,7 +76,7 @@ impl Ears {
         let place = &mut heard[usize::from(*oldest)];
         if !is_recent(*place, note) && self.returned.len() < BURST {
             *place = note;
-            *oldest = (*oldest + 1) % MOST as u16;
+            *oldest = if usize::from(*oldest) + 1 < MOST { *oldest + 1 } else { 0 };
             self.returned.push(Returned { at, probe });
         }
         DropReason::Probe

@@ -6,15 +6,11 @@ use std::fmt;
 
 use crate::wire::Mac;
 
-/// 01:00:0c:cc:cc:cd, the address of per-VLAN spanning tree (PVST+), which many switches send on
-/// trunks.
-pub(super) const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);
-
 /// Whether an address is one that only the two ends of a wire are to hear: spanning tree, PAUSE, LACP,
 /// EAPOL, LLDP and the like (IEEE 802.1Q-2018, table 8-1), and PVST+. Told without a branch.
 #[inline(always)]
 pub(super) const fn is_of_the_wire(mac: Mac) -> bool {
-    mac.is_reserved_group() | (mac.bits() == PVST.bits())
+    mac.is_reserved_group() | (mac.bits() == Mac::PVST.bits())
 }
 
 /// Which of the reserved group addresses pass between the VMs of a network: bit n stands for
@@ -60,7 +56,7 @@ impl ReservedGroup {
 
     /// The one with this address, if it is one.
     pub const fn new(mac: Mac) -> Option<ReservedGroup> {
-        if mac.bits() == PVST.bits() {
+        if mac.bits() == Mac::PVST.bits() {
             return Some(ReservedGroup(16));
         }
         #[allow(clippy::cast_possible_truncation)] // four bits

@@ -1,6 +1,7 @@
 //! What control asks for of each port and each network, not compiled yet.
 
-use super::{Limits, MacLimit, NetworkId, Pack, PortId, PortStorm, ReservedMask, Security};
+use super::{DropReason, Limits, MacLimit, NetworkId, Pack, PortId, PortStorm, ReservedMask, Security, StormClass};
+use crate::time::Moment;
 use crate::wire::{Mac, Vid};
 
 /// Whose port it is: ports of one owner on one network are siblings.
@@ -79,6 +80,15 @@ impl PortRules {
     /// Whether it is a way to the outside.
     pub fn is_uplink(&self) -> bool {
         self.role == Role::Uplink
+    }
+
+    /// Until when all frames of this class die that it sends to everybody, and of what: its own limit, or that which it
+    /// has in common with its siblings. `None`: not all of them do now.
+    pub fn mute_until(&self, class: StormClass, now: Moment) -> Option<(Moment, DropReason)> {
+        let own = (self.storm.ready(class, now), class.reason());
+        let common = (self.pack.as_ref().map_or(now, |pack| pack.ready(class, now)), DropReason::StormVm);
+        // In the order in which a frame would come to them.
+        [own, common].into_iter().find(|&(until, _)| until > now)
     }
 
     /// Whether frames may come in by it, as far as it is up to itself.

@@ -8,7 +8,6 @@
 use std::fmt;
 use std::sync::Arc;
 
-use super::reserved::PVST;
 use super::{Bucket, DropReason, Rate};
 use crate::time::Moment;
 use crate::wire::Mac;
@@ -16,13 +15,10 @@ use crate::wire::Mac;
 /// Bridge protocol data units: what spanning tree speaks. They have a bucket of their own at each port.
 pub const BPDU_RATE: Rate = Rate::new(100, 100);
 
-/// 01:80:c2:00:00:00, the group of all bridges (IEEE 802.1Q-2018, table 8-1).
-const BRIDGES: Mac = Mac::from_bits(0x0180_c200_0000);
-
 /// Whether frames to this address are BPDUs, of spanning tree or of PVST+.
 #[inline]
 pub(super) const fn is_bpdu(destination: Mac) -> bool {
-    destination.bits() == BRIDGES.bits() || destination.bits() == PVST.bits()
+    destination.bits() == Mac::BRIDGES.bits() || destination.bits() == Mac::PVST.bits()
 }
 
 /// What may become a storm: a frame that goes to everybody. Frames for a station that is known are in no class.
@@ -226,6 +222,11 @@ pub struct Pack {
 }
 
 impl Pack {
+    /// When a frame of this class would pass at the common limit: now, if there is none.
+    pub fn ready(&self, class: StormClass, now: Moment) -> Moment {
+        self.limits.get(class).map_or(now, |limit| self.meter.ready(class, limit, now))
+    }
+
     /// Whether there are no limits.
     pub fn is_off(&self) -> bool {
         self.limits.is_off() && self.copies.is_none()

@@ -3,6 +3,8 @@
 //! The values are read for each scrape, not kept in a registry of their own. *Receive* is from the
 //! guest into the switch, *transmit* is to the guest, as for the ports of any other switch.
 
+mod contained;
+
 use std::fmt;
 use std::time::SystemTime;
 
@@ -15,6 +17,8 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
+pub use self::contained::Contained;
+use self::contained::Samples;
 use crate::control::view::{
     CountsView, Direction, DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
 };
@@ -31,6 +35,7 @@ pub fn render(
     workers: Vec<WorkerView>,
     drops: Vec<DropView>,
     uplinks: Vec<UplinkView>,
+    contained: Contained,
 ) -> String {
     let mut registry = Registry::with_prefix("vifswitch");
     registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -38,7 +43,9 @@ pub fn render(
     let (uplink_drops, drops) = drops.into_iter().partition(|drop: &DropView| drop.uplink_id.is_some());
     let uplink_drops: Vec<DropView> = uplink_drops;
     let uplink_drops = uplink_drops.into_iter().map(UplinkDrop).collect();
-    registry.register_collector(Box::new(Views { ports, vms, networks, workers, drops, uplinks, uplink_drops }));
+    let contained = contained.samples();
+    let views = Views { ports, vms, networks, workers, drops, uplinks, uplink_drops, contained };
+    registry.register_collector(Box::new(views));
     let mut text = String::new();
     // Writing to a string does not fail.
     let _ = encode(&mut text, &registry);
@@ -55,6 +62,7 @@ struct Views {
     drops: Vec<DropView>,
     uplinks: Vec<UplinkView>,
     uplink_drops: Vec<UplinkDrop>,
+    contained: Samples,
 }
 
 /// A line of the ledger that is about an uplink.
@@ -139,6 +147,7 @@ const WORKER_COUNTERS: &[Metric<WorkerView, u64>] = &[
     ("worker_breaths", "Turns of the worker's loop.", |w| w.breaths),
     ("worker_busy_breaths", "Turns of the worker's loop in which there was something to do.", |w| w.busy_breaths),
     ("worker_sleeps", "Times the worker went to sleep.", |w| w.sleeps),
+    ("worker_deferred_reads", "Times a port was not read, because all its frames have died lately.", |w| w.deferred),
     ("worker_stations_refused", "Times a station went unlearned for lack of room.", |w| w.stations_refused),
     ("worker_sightings_lost", "Sightings that did not fit the ring to a peer; they are told again.", |w| {
         w.sightings_lost
@@ -181,6 +190,8 @@ impl Collector for Views {
         for &(name, help, value) in NETWORK_GAUGES {
             family(out, name, help, None, &self.networks, |n| ConstGauge::new(value(n)))?;
         }
+
+        self.contained.encode(out)?;
 
         for &(name, help, value) in WORKER_GAUGES {
             family(out, name, help, None, &self.workers, |w| ConstGauge::new(value(w)))?;

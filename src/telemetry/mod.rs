@@ -154,6 +154,8 @@ pub struct WorkerCounters {
     pub busy_nanos: Counter,
     /// Times it went to sleep.
     pub sleeps: Counter,
+    /// Times a gate was not read, because nothing has lived of what it brought.
+    pub deferred: Counter,
     /// Stations in its table.
     pub stations: Counter,
     /// Times a station went unlearned for lack of room.

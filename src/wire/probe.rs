@@ -241,7 +241,7 @@ mod tests {
     /// 00 to 0f.
     #[test]
     fn the_tag_is_siphash_2_4_of_128_bits() {
-        let key = ProbeKey::new(std::array::from_fn(|at| at as u8));
+        let key = ProbeKey::new(std::array::from_fn(|at| u8::try_from(at).unwrap()));
         let expected = [0xa3, 0x81, 0x7f, 0x04, 0xba, 0x25, 0xa8, 0xe6, 0x6d, 0xf6, 0x72, 0x14, 0xc7, 0x55, 0x02, 0x93];
         assert_eq!(key.tag(&[]), expected);
     }

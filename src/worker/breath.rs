@@ -8,11 +8,13 @@ use tokio::sync::mpsc;
 
 use super::Bell;
 use super::dressing::Dressing;
+use super::findings::{Finder, Finding};
 use super::gate::{Gate, GateState, Gates};
-use super::mail::{Books, Command, Finding, Flushed, Notice, StationsPage};
+use super::mail::{Books, Command, Flushed, Notice, StationsPage};
 use super::outbox::{Outbox, book};
 use super::pace::{Pace, Pacer};
 use super::peer::Peer;
+use super::shedding::{NEVER, OF_STORMS};
 use super::team::TeamSettings;
 use crate::frame::{BURST, Batch, Cache, Sent};
 use crate::switch::{DropReason, Origins, PortId, Switch, Verdict, Verdicts};
@@ -48,17 +50,30 @@ pub struct Work {
     pub stop: bool,
 }
 
+/// What came of carrying out the verdicts on a burst.
+#[derive(Debug, Clone, Copy)]
+struct SeenTo {
+    /// Whether a lane has borrowed from the batch.
+    borrowed: bool,
+    /// Whether some frame was not to die.
+    lived: bool,
+    /// For which reasons others have: a set of bits.
+    died_of: u64,
+}
+
 /// One thread's share of the switch: its gates, its table, its memory.
 pub struct Worker {
     index: u16,
     mailbox: Receiver<Command>,
     notices: mpsc::Sender<Notice>,
-    findings: mpsc::Sender<Finding>,
+    finder: Finder,
     bell: Bell,
     peers: Vec<Option<Peer>>,
     pub(super) gates: Gates,
     pub(super) switch: Switch,
     pub(super) books: Books,
+    /// When to look again at what devices shed.
+    pub(super) shed_until: Moment,
     batch: Batch,
     verdicts: Box<Verdicts>,
     dressing: Dressing,
@@ -92,19 +107,20 @@ impl Worker {
         peers: Vec<Option<Peer>>,
         counters: Arc<WorkerCounters>,
         notices: mpsc::Sender<Notice>,
-        findings: mpsc::Sender<Finding>,
+        finder: Finder,
     ) -> io::Result<Worker> {
         Ok(Worker {
             index,
             mailbox,
             notices,
-            findings,
+            finder,
             pacer: Pacer::new(&bell)?,
             bell,
             peers,
             gates: Gates::new(index),
             switch: Switch::new(settings.stations, settings.secret, settings.probe_key),
             books: Books::new(),
+            shed_until: NEVER,
             batch: Batch::new(),
             verdicts: Box::new([Verdict::Drop(DropReason::PortClosed); BURST]),
             dressing: Dressing::new(),
@@ -163,12 +179,19 @@ impl Worker {
     fn inhale(&mut self, number: usize, now: Moment) -> usize {
         let open = self.gates.open();
         let Some(gate) = self.gates.get_mut(number) else { return 0 };
-        if gate.state != GateState::Polled {
-            return 0;
+        match gate.state {
+            GateState::Polled => {}
+            GateState::Deferred(left) => {
+                gate.was_passed_by(left);
+                self.counters.deferred.add(1);
+                return 1; // there may be more to do, so that it is no time to sleep
+            }
+            GateState::Resting | GateState::Gone => return 0,
         }
         let (port, lost) = (gate.port, gate.device.receive(&mut self.batch, &mut self.cache).is_err());
         let received = self.batch.len();
         if received == 0 {
+            gate.futile = 0;
             self.pacer.was_quiet(number, gate, open);
             if gate.quiet == PAUSE {
                 self.count_missed(number);
@@ -177,7 +200,7 @@ impl Worker {
             gate.quiet = 0;
             self.pacer.was_loud(gate);
             let judged = self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts);
-            let borrowed = if judged.by_carrier {
+            let seen_to = if judged.by_carrier {
                 self.outbox(|outbox, origins| outbox.deliver_carried(port, origins, judged.unlearned))
             } else {
                 self.outbox(|outbox, _| outbox.deliver(port, judged.unlearned))
@@ -186,9 +209,14 @@ impl Worker {
             if self.switch.has_findings() {
                 self.tell_findings();
             }
-            self.end_burst(borrowed);
+            let in_vain = !seen_to.lived && self.batch.is_full();
+            self.end_burst(seen_to.borrowed);
             if let Some(gate) = self.gates.get_mut(number) {
                 gate.device.release();
+                gate.was_read(in_vain);
+            }
+            if seen_to.died_of & OF_STORMS != 0 && !judged.by_carrier {
+                self.shed(number, now);
             }
         }
         if lost {
@@ -197,19 +225,20 @@ impl Worker {
         received
     }
 
-    /// Enters what a device has missed into the books.
+    /// Enters what a device has missed or shed into the books.
     #[cold]
     fn count_missed(&mut self, number: usize) {
         let Some(gate) = self.gates.get_mut(number) else { return };
+        gate.count_shed(&self.books);
         let missed = gate.device.missed();
         if let Some(book) = book(&self.books, gate.port).filter(|_| missed > 0) {
             book.missed.add(missed);
         }
     }
 
-    /// Lets `f` fill the outbox. Whether a lane has borrowed from the batch.
+    /// Lets `f` fill the outbox.
     #[inline]
-    fn outbox(&mut self, f: impl FnOnce(&mut Outbox<'_>, &Origins)) -> bool {
+    fn outbox(&mut self, f: impl FnOnce(&mut Outbox<'_>, &Origins)) -> SeenTo {
         let mut outbox = Outbox {
             me: self.index,
             rules: self.switch.rules(),
@@ -221,9 +250,11 @@ impl Worker {
             batch: &mut self.batch,
             cache: &mut self.cache,
             borrowed: false,
+            lived: false,
+            died_of: 0,
         };
         f(&mut outbox, self.switch.origins());
-        outbox.borrowed
+        SeenTo { borrowed: outbox.borrowed, lived: outbox.lived, died_of: outbox.died_of }
     }
 
     /// Makes the batch free for the next burst. What was borrowed from it goes out first.
@@ -314,12 +345,12 @@ impl Worker {
             }
             let frames = self.batch.len();
             if frames > 0 {
-                let borrowed = self.outbox(|outbox, _| {
+                let seen_to = self.outbox(|outbox, _| {
                     for (index, address) in addresses.into_iter().flatten().enumerate() {
                         outbox.accept(index, address);
                     }
                 });
-                self.end_burst(borrowed);
+                self.end_burst(seen_to.borrowed);
             }
             heard += frames + sightings;
         }
@@ -345,10 +376,11 @@ impl Worker {
     /// Tells control what the last burst has brought to light.
     #[cold]
     fn tell_findings(&mut self) {
-        let (findings, mut lost) = (&self.findings, 0);
-        let mut tell = |finding| lost += u64::from(findings.try_send(finding).is_err());
+        let (finder, mut lost) = (&self.finder, 0);
+        let mut tell = |finding| lost += u64::from(!finder.tell(finding));
         self.switch.returned().for_each(|returned| tell(Finding::Returned(returned)));
         self.switch.moving().for_each(|moving| tell(Finding::Moving(moving)));
+        self.switch.foreign().for_each(|foreign| tell(Finding::Foreign(foreign)));
         self.counters.findings_lost.add(lost);
     }
 
@@ -363,6 +395,9 @@ impl Worker {
 
     fn tidy(&mut self, now: Moment) {
         self.switch.tidy(TIDY, now);
+        if now >= self.shed_until {
+            self.end_sheds(now);
+        }
         self.counters.breaths.add(1);
         let breaths = self.counters.breaths.get();
         if breaths.is_multiple_of(TURN) && self.gates.len() > 0 {
@@ -379,6 +414,8 @@ impl Worker {
         // An answer that nobody waits for any more is dropped with what it carries.
         match command {
             Command::Rules(rules, books, reply) => {
+                // Other limits may hold from the next frame on.
+                self.lift_sheds();
                 self.counters.parted.settle(&self.books, &books);
                 let old = (self.switch.replace_rules(rules, now), std::mem::replace(&mut self.books, books));
                 self.gates.find_doors(self.switch.rules());
@@ -403,6 +440,7 @@ impl Worker {
             }
             Command::Audit(mut reading, reply) => {
                 // The lanes are empty: what they hold within a breath is in no counter.
+                self.count_sheds();
                 reading.take(&self.books, &self.counters);
                 let _ = reply.send(reading);
             }
@@ -443,6 +481,7 @@ impl Worker {
 
     fn take_gate(&mut self, number: usize) -> Option<Gate> {
         let gate = self.gates.get_mut(number)?;
+        gate.lift_sheds(&self.books);
         if gate.state != GateState::Gone {
             self.pacer.forget(gate);
         }

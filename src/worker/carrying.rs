@@ -28,7 +28,8 @@ impl Outbox<'_> {
         self.enter_tally(at, &tally);
     }
 
-    fn enter_tally(&self, port: PortId, tally: &Tally) {
+    fn enter_tally(&mut self, port: PortId, tally: &Tally) {
+        self.lived |= tally.lives();
         if let Some(book) = book(self.books, port) {
             tally.enter(book);
         }

@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::branch::{Branch, Room};
 use super::outbox::place;
+use super::shedding::Shedding;
 use crate::device::Device;
 use crate::frame::{BURST, Frame, Lane};
 use crate::switch::{DropReason, MOST_PORTS, PortId, PortRules, Reach, Rules, Verdict};
@@ -32,6 +33,10 @@ pub struct Gate {
     /// Bursts received and bursts sent since its descriptor is watched, up to where it is watched no longer.
     pub(super) loud: u8,
     pub(super) state: GateState,
+    /// Full bursts in a row of which no frame lived.
+    pub(super) futile: u8,
+    /// Frames to each kind of group that its device sheds.
+    pub(super) shedding: Shedding,
 }
 
 /// Whether a gate is polled.
@@ -41,6 +46,8 @@ pub(super) enum GateState {
     Polled,
     /// It has been quiet, and is left alone until its descriptor becomes readable.
     Resting,
+    /// It is, but not for this many breaths: nothing lives of what it brings.
+    Deferred(u8),
     /// Its device is gone.
     Gone,
 }
@@ -65,6 +72,8 @@ impl Gate {
             quiet: 0,
             loud: 0,
             state: GateState::Polled,
+            futile: 0,
+            shedding: Shedding::default(),
         }
     }
 }

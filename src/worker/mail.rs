@@ -8,7 +8,7 @@ use crossbeam::channel::{Receiver, Sender, bounded};
 use tokio::sync::oneshot;
 
 use super::{Bell, Gate, Room};
-use crate::switch::{Learned, Moving, NetworkId, PortId, Returned, Rules};
+use crate::switch::{Learned, NetworkId, PortId, Rules};
 use crate::telemetry::PortCounters;
 use crate::telemetry::audit::Reading;
 use crate::wire::{Mac, Probe};
@@ -106,16 +106,6 @@ pub enum Notice {
         /// Which of its queues.
         queue: u16,
     },
-}
-
-/// What a worker has found out about guests. It has a channel of its own, in which there may be no room: then it is
-/// counted, and lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Finding {
-    /// A loop probe has come back.
-    Returned(Returned),
-    /// A station has moved too often.
-    Moving(Moving),
 }
 
 /// Control's end of a worker's mailbox.

@@ -3,7 +3,7 @@
 
 use super::gate::{Door, Gates};
 use super::mail::Books;
-use super::peer::{Address, Parcel, Peer};
+use super::peer::{Address, FOR_ONE, Parcel, Peer};
 use crate::frame::{Batch, Cache, Frame};
 use crate::switch::{Audience, DropReason, Flood, PortId, ReservedGroup, Rules, Verdict, Verdicts};
 use crate::telemetry::{PortCounters, WorkerCounters};
@@ -23,7 +23,14 @@ pub(super) struct Outbox<'a> {
     /// Whether some lane has borrowed from the batch, which has to be sent off before the batch
     /// is used again.
     pub(super) borrowed: bool,
+    /// Whether some frame was not to die.
+    pub(super) lived: bool,
+    /// For which reasons frames that came in have died: a set of bits.
+    pub(super) died_of: u64,
 }
+
+// A bit for each.
+const _: () = assert!(DropReason::ALL.len() <= 64);
 
 /// What came in with a burst, and what became of it.
 #[derive(Debug, Default)]
@@ -36,6 +43,11 @@ pub(super) struct Tally {
 }
 
 impl Tally {
+    /// Whether some frame was not to die.
+    pub(super) fn lives(&self) -> bool {
+        self.forwarded + self.flooded > 0
+    }
+
     /// Enters it into a book.
     pub(super) fn enter(&self, book: &PortCounters) {
         book.rx_frames.add(self.frames);
@@ -69,10 +81,11 @@ impl Outbox<'_> {
                 index += 1;
             }
         }
+        rest.frames += plain;
+        rest.bytes += plain_bytes;
+        rest.forwarded += plain;
+        self.lived = rest.lives();
         if let Some(book) = book(self.books, from) {
-            rest.frames += plain;
-            rest.bytes += plain_bytes;
-            rest.forwarded += plain;
             rest.enter(book);
         }
     }
@@ -97,6 +110,7 @@ impl Outbox<'_> {
             Verdict::Flood(to) => self.flood_and_tally(index, Flood::new(from, to), tally),
             Verdict::FloodFrom(from, to) => self.flood_and_tally(index, Flood::new(from, to), tally),
             Verdict::Drop(reason) => {
+                self.died_of |= bit(reason);
                 if let Some(book) = book(self.books, from) {
                     book.drops_in.add(reason, count);
                 }
@@ -324,6 +338,10 @@ impl Outbox<'_> {
 
     fn send(&mut self, worker: usize, frame: Frame, address: Address) -> Result<(), DropReason> {
         let peer = self.peers.get_mut(worker).and_then(Option::as_mut).ok_or(DropReason::NoDevice)?;
+        if matches!(address, Address::Flood(_)) && peer.parcels_out.slots() <= FOR_ONE {
+            self.cache.recycle(frame);
+            return Err(DropReason::PeerFull);
+        }
         match peer.parcels_out.push(Parcel { frame, address }) {
             Ok(()) => {
                 peer.fresh = true;
@@ -353,6 +371,11 @@ impl Outbox<'_> {
 #[inline]
 pub(super) fn book(books: &Books, port: PortId) -> Option<&PortCounters> {
     books.get(port.index())?.as_deref()
+}
+
+/// The bit of a reason in a set of them.
+pub(super) const fn bit(reason: DropReason) -> u64 {
+    1 << reason as u8
 }
 
 #[allow(clippy::cast_possible_truncation)] // a burst has 64 places

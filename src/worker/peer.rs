@@ -13,6 +13,9 @@ use crate::switch::{Flood, PortId, Sighting};
 /// Frames on their way from one worker to another, at most.
 const PARCELS: usize = 1024;
 
+/// Places in the ring that frames to be flooded leave free: a storm crowds out no frame for one port.
+pub(super) const FOR_ONE: usize = PARCELS / 2;
+
 /// Sightings on their way from one worker to another, at most.
 const SIGHTINGS: usize = 4096;
 

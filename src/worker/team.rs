@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
+use super::findings::findings;
 use super::peer::{MOST_WORKERS, Peer, pair};
-use super::{Bell, Finding, Notice, Post, Worker};
+use super::{Bell, Findings, Notice, Post, Worker};
 use crate::frame::Pool;
 use crate::switch::Secret;
 use crate::telemetry::WorkerCounters;
@@ -14,9 +15,6 @@ use crate::wire::ProbeKey;
 
 /// Notices on their way to control, at most: two for each queue there can be.
 const NOTICES: usize = 8192;
-
-/// Findings on their way to control, at most. Behind these they are counted and lost.
-const FINDINGS: usize = 4096;
 
 /// What all workers of a switch have in common.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +43,7 @@ pub struct Team {
     /// What they tell unasked.
     pub notices: mpsc::Receiver<Notice>,
     /// What they have found out about guests.
-    pub findings: mpsc::Receiver<Finding>,
+    pub findings: Findings,
 }
 
 /// Makes a team.
@@ -65,7 +63,7 @@ pub fn team(settings: TeamSettings) -> io::Result<Team> {
         }
     }
     let (notify, notices) = mpsc::channel(NOTICES);
-    let (find, findings) = mpsc::channel(FINDINGS);
+    let (finder, findings) = findings();
     let mut team = Team { workers: Vec::new(), posts: Vec::new(), counters: Vec::new(), notices, findings };
     for ((index, bell), peers) in (0..settings.workers).zip(bells).zip(peers) {
         let (post, mailbox) = Post::new(bell.clone());
@@ -78,7 +76,7 @@ pub fn team(settings: TeamSettings) -> io::Result<Team> {
             peers,
             counters.clone(),
             notify.clone(),
-            find.clone(),
+            finder.clone(),
         )?);
         team.posts.push(post);
         team.counters.push(counters);

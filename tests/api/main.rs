@@ -90,6 +90,8 @@ fn every_page_has_the_keys_of_the_contract() {
         ("/v1/fdb", "network_id mac_address port_id kind age_seconds"),
         ("/v1/workers", "worker core poll stations breaths busy_seconds sleeps"),
         ("/v1/drops", "port_id device_id direction reason meaning frames"),
+        ("/v1/loops", "kind device_id device_ids network_id ports active level since seen copies_suppressed text"),
+        ("/v1/storms", "device_id network_id class active since suppressed highest_rate action text"),
     ] {
         let answer = ask(&fake, "GET", path);
         assert_eq!(answer.0, 200, "{path}");
@@ -480,6 +482,16 @@ fn the_metrics_can_be_scraped() {
     assert_eq!(value("vm_receive_bytes_total", &vm), Some(1_234_567.0));
     assert_eq!((value("vm_transmit_frames_total", &vm), value("vm_drops_total", &vm)), (Some(7.0), Some(2.0)));
     assert_eq!(value("network_stations", &[("network", "net1")]), Some(3.0));
+    let looped = [("vm", "web"), ("network", "net1")];
+    assert_eq!(value("loop_level", &looped), Some(2.0));
+    assert_eq!(value("loop_copies_suppressed", &looped), Some(12_345.0), "of what is there");
+    let storm = |port, class| [("vm", "web"), ("network", "net1"), ("port", port), ("class", class)];
+    assert_eq!(value("storm_suppressed_frames", &storm(ODD, "broadcast")), Some(777.0));
+    assert_eq!(value("storm_highest_rate", &storm("", "vm")), Some(88.0));
+    assert_eq!((value("loops_total", &[]), value("storms_total", &[])), (Some(2.0), Some(3.0)));
+    assert_eq!((value("freezes_total", &[]), value("stations_frozen", &[])), (Some(4.0), Some(1.0)));
+    assert_eq!((value("probes_sent_total", &[]), value("probes_returned_total", &[])), (Some(500.0), Some(20.0)));
+    assert_eq!((value("probes_forged_total", &[]), value("probes_stale_total", &[])), (Some(6.0), Some(7.0)));
     let worker = [("worker", "0"), ("core", "1")];
     assert_eq!(value("worker_breaths_total", &worker), Some(1_000_000.0));
     assert_eq!(value("worker_busy_seconds_total", &worker), Some(0.25));
@@ -493,6 +505,6 @@ fn the_metrics_can_be_scraped() {
 #[test]
 fn a_switch_without_anything_can_be_scraped() {
     let fake = Fake::showing(Views::default());
-    assert_eq!(scrape(&ask(&fake, "GET", "/metrics").2).len(), 1, "only what it is");
+    assert_eq!(scrape(&ask(&fake, "GET", "/metrics").2).len(), 9, "what it is, and that there were no loops");
     assert_eq!(ask(&fake, "GET", "/v1/ports").2, "[]");
 }

@@ -18,7 +18,9 @@ use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time::Moment;
 use vifswitch::wire::{Mac, Offload, Probe, ProbeKey, Vid};
-use vifswitch::worker::{Books, Command, Finding, Gate, Notice, Post, Room, StationsPage, TeamSettings, Worker, team};
+use vifswitch::worker::{
+    Books, Command, Finding, Findings, Gate, Notice, Post, Room, StationsPage, TeamSettings, Worker, team,
+};
 
 /// The key of every laboratory: what happened once happens again.
 const SECRET: [u8; 16] = [7; 16];
@@ -137,7 +139,7 @@ pub struct Lab {
     /// What the workers tell control unasked.
     pub notices: mpsc::Receiver<Notice>,
     /// What they have found out about guests.
-    pub findings: mpsc::Receiver<Finding>,
+    pub findings: Findings,
     pub pool: &'static Pool,
     /// The guests' ends of the cables, by port.
     pub ends: Vec<End>,

@@ -12,6 +12,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use vifswitch::control::change::{Blame, Change, Changed, Refusal};
 use vifswitch::control::events::{Event, EventKind};
 use vifswitch::control::handle::{Flush, Handle, Request};
+use vifswitch::control::loops::view::{LoopCounts, LoopKind, LoopView, StormView};
 use vifswitch::control::server::{api, serve};
 use vifswitch::control::socket::Socket;
 use vifswitch::control::view::{
@@ -33,6 +34,9 @@ pub struct Views {
     pub workers: Vec<WorkerView>,
     pub drops: Vec<DropView>,
     pub audit: AuditView,
+    pub loops: Vec<LoopView>,
+    pub storms: Vec<StormView>,
+    pub loop_counts: LoopCounts,
     pub events: Vec<Event>,
 }
 
@@ -221,6 +225,7 @@ impl Views {
                 busy_breaths: 10,
                 busy_seconds: 0.25,
                 sleeps: 4,
+                deferred: 0,
                 sightings_lost: 0,
                 frames_sent: 5,
                 frames_heard: 6,
@@ -252,6 +257,18 @@ impl Views {
                 },
             ],
             audit: audit(),
+            loops: vec![a_loop(true), a_loop(false)],
+            storms: vec![a_storm(Some(ODD)), a_storm(None)],
+            loop_counts: LoopCounts {
+                loops: 2,
+                storms: 3,
+                freezes: 4,
+                frozen: 1,
+                probes_sent: 500,
+                probes_returned: 20,
+                probes_forged: 6,
+                probes_stale: 7,
+            },
             events: vec![
                 event("2025-11-03T09:00:00.000Z", "it is up"),
                 Event { vm: None, ports: vec![], network: None, ..event("2025-11-03T09:00:01.000Z", "it is so") },
@@ -276,6 +293,9 @@ impl Views {
                 Request::Fdb(reply) => drop(reply.send(self.fdb.clone())),
                 Request::Workers(reply) => drop(reply.send(self.workers.clone())),
                 Request::Drops(reply) => drop(reply.send(self.drops.clone())),
+                Request::Loops(reply) => drop(reply.send(self.loops.clone())),
+                Request::Storms(reply) => drop(reply.send(self.storms.clone())),
+                Request::LoopCounts(reply) => drop(reply.send(self.loop_counts)),
                 Request::Audit(reply) => drop(reply.send(self.audit.clone())),
                 Request::Config(reply) => drop(reply.send(json!({ "switch": { "cores": [1] } }))),
                 Request::Change(change, confirm, reply) => {
@@ -305,6 +325,49 @@ impl Views {
                 }
             }
         }
+    }
+}
+
+/// A loop that is there, or was.
+pub fn a_loop(active: bool) -> LoopView {
+    let time = || "2026-01-31T12:00:00.000Z".to_owned();
+    LoopView {
+        kind: LoopKind::Siblings,
+        device_id: "web".into(),
+        device_ids: vec!["web".into()],
+        network_id: "net1".into(),
+        network_ids: vec!["net1".into()],
+        ports: vec!["p7".into(), ODD.into()],
+        active,
+        level: 2,
+        measures: "one is held".into(),
+        held: vec![ODD.into()],
+        since: time(),
+        seen: time(),
+        until: active.then(time),
+        ended: (!active).then(time),
+        repeats: 1,
+        copies_suppressed: 12_345,
+        text: "it loops its ports".into(),
+    }
+}
+
+/// A storm of a port, or of all ports of a VM.
+pub fn a_storm(port: Option<&str>) -> StormView {
+    StormView {
+        device_id: "web".into(),
+        network_id: "net1".into(),
+        port_id: port.map(str::to_owned),
+        class: if port.is_some() { "broadcast".into() } else { "vm".into() },
+        active: true,
+        since: "2026-01-31T12:00:00.000Z".into(),
+        ended: None,
+        suppressed: 777,
+        highest_rate: 88,
+        action: "drop+event".into(),
+        held: false,
+        until: None,
+        text: "it storms".into(),
     }
 }
 

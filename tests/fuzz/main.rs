@@ -10,6 +10,7 @@ mod common;
 
 mod dice;
 mod frames;
+mod limits;
 mod parts;
 mod town;
 mod witness;

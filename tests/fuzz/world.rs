@@ -10,6 +10,7 @@ use vifswitch::wire::Offload;
 use crate::common::Lab;
 use crate::dice::Dice;
 use crate::frames::{CLASSES, Maker, Shot};
+use crate::limits::Tables;
 use crate::parts;
 use crate::town::{Address, Guarding, Town};
 use crate::witness::{Leave, Seen, address, is_barred, is_kept_from, is_of_the_wire};
@@ -65,6 +66,8 @@ pub struct World {
     lab: Lab,
     /// Whose frames had this source, as far as they were let pass.
     spoken: HashSet<(usize, Address)>,
+    /// As they were when the epoch began.
+    tables: Tables,
     /// By network: where a source was heard first, as far as it was let pass, and whether elsewhere as well.
     homes: HashMap<(usize, Address), (usize, bool)>,
     /// By the place where it is counted: frames that were sent, and that arrived.
@@ -86,7 +89,8 @@ impl World {
         town.shuffle(&mut dice(seed, world, 1 + epoch));
         let lab = town.build();
         let arrived = vec![0; lab.ports.len()];
-        World { town, lab, spoken: HashSet::new(), homes: HashMap::new(), offered: 0, arrived }
+        let tables = Tables::begin(&lab);
+        World { town, lab, spoken: HashSet::new(), tables, homes: HashMap::new(), offered: 0, arrived }
     }
 
     /// Sends `frames` frames. `note` is told of each burst before it is sent, and of its epoch.
@@ -105,6 +109,7 @@ impl World {
                 self.balance()?;
                 self.town.shuffle(&mut dice(seed, world, 1 + epoch));
                 self.town.enact(&mut self.lab);
+                self.tables = Tables::begin(&self.lab);
             }
             let many = maker.dice.pick(&[1, 8, 48, 64]).min((frames - sent) as usize);
             let (mut shots, mut has_super) = (Vec::new(), false);
@@ -175,7 +180,8 @@ impl World {
             }
         }
         self.join(shots, &mut sent, pieces, &died)?;
-        self.judge(shots, &sent, &died, score)
+        self.judge(shots, &sent, &died, score)?;
+        self.tables.check(&self.town, &self.lab).or_else(|what| wrong(what, None))
     }
 
     fn stage(&mut self, shot: &Shot, offload: Offload) {

@@ -261,6 +261,11 @@ impl Daemon {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// Whether it has been started, and has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
@@ -406,7 +411,7 @@ impl Drop for Killed<'_> {
 /// What was to go out of the ports, and what did or died on the way.
 pub fn sums(ports: &[PortView]) -> (u64, u64) {
     let counts = || ports.iter().map(|port| &port.counts);
-    let meant = counts().map(|counts| counts.forwarded + counts.copies).sum();
+    let meant = counts().map(|counts| counts.forwarded + counts.copies + counts.probes).sum();
     // Both directions stand in one map. What came in is known, and so what of it died.
     let out = |counts: &CountsView| counts.tx_frames + counts.drops.values().sum::<u64>();
     let died_coming_in = |counts: &CountsView| counts.rx_frames.saturating_sub(counts.forwarded + counts.flooded);

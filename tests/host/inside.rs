@@ -69,8 +69,9 @@ impl Inside {
                 let threads: Vec<_> =
                     team.workers.into_iter().map(|worker| thread::spawn(move || worker.run(Pace::Adaptive))).collect();
                 let (staff, cores) = (Staff::new(team.posts, team.counters), (0..workers.into()).collect());
-                let mut controller =
-                    Controller::new(Beginning { cores, secret, staff, notices: team.notices, keeper, pool });
+                let (notices, findings, probe_key) = (team.notices, team.findings, ProbeKey::new([5; 16]));
+                let beginning = Beginning { cores, secret, staff, notices, findings, probe_key, keeper, pool };
+                let mut controller = Controller::new(beginning);
                 controller.begin(config).await.unwrap();
                 ready.send(()).unwrap();
                 controller.run(requests, async { drop(stopped.await) }).await;

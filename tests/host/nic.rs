@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind};
 
 use tun_tap::{Iface, Mode};
 use vifswitch::sys::packet::{EVERYTHING, HEADER, Socket, Tag};
-use vifswitch::wire::Mac;
+use vifswitch::wire::{Mac, Probe};
 
 use super::{EXPERIMENT, Space, await_that, readable};
 
@@ -66,8 +66,14 @@ impl Nic {
         self.try_send(frame).unwrap_or_else(|e| panic!("{} bytes: {e}", frame.len()));
     }
 
-    /// The next frame, if there is one now. A tag that the kernel has put aside is back in it.
+    /// The next frame that is no loop probe of the switch, if there is one now.
     pub fn try_take(&self) -> Option<Vec<u8>> {
+        let is_probe = |frame: &[u8]| frame[self.header..].starts_with(&Probe::DESTINATION.octets());
+        std::iter::from_fn(|| self.try_take_any()).find(|frame| !is_probe(frame))
+    }
+
+    /// The next frame, whatever it is, if there is one now. A tag that the kernel has put aside is back in it.
+    pub fn try_take_any(&self) -> Option<Vec<u8>> {
         let mut frame = vec![0u8; 70_000];
         let socket = match &self.end {
             End::Netdev(socket) => socket,

@@ -75,7 +75,15 @@ fn rules(plugs: &[Plug], told: &[Told], security: Option<&str>, workers: u16) ->
     let reached = seats.iter().map(|seat| (seat, Some(seat.id.index() as u16 % workers)));
     let mut meters = Meters::new(workers);
     meters.follow(&config);
-    blueprint::rules(&config, &places, Secret::new([7; 16]), reached, &Groups::default(), &meters)
+    blueprint::rules(
+        &config,
+        &places,
+        Secret::new([7; 16]),
+        reached,
+        &Groups::default(),
+        &meters,
+        &blueprint::Measures::default(),
+    )
 }
 
 /// A frame that says an address: of a port, mostly its own.

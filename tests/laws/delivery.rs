@@ -3,14 +3,12 @@
 
 use std::time::Duration;
 
-use vifswitch::device::memory::Memory;
 use vifswitch::switch::{AtLimit, Binding, DropReason, MacLimit, ReservedMask, Security};
 use vifswitch::wire::{Mac, Offload};
 
+use crate::by_hand::KINDS;
 use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
 use crate::scenery::{tcp, wild};
-
-const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
 
 /// Sends one frame and settles. Which ports got it, each named once for each copy.
 fn sent(lab: &mut Lab, from: usize, bytes: &[u8], offload: Offload) -> Vec<usize> {
@@ -120,6 +118,32 @@ fn at_its_limit_a_port_learns_nobody_else() {
             lab.pass(Duration::from_secs(300));
             assert_eq!(reached(&mut lab, 0, mac(1), wild(5)), [1]);
             assert_eq!(reached(&mut lab, 1, wild(5), mac(1)), [0]);
+            lab.check_ledger();
+            lab.end();
+        }
+    }
+}
+
+/// An address that several ports name is learned, and has a place of its own; pinned, it needs none, and what it had is
+/// not taken from another station.
+#[test]
+fn no_station_is_displaced_for_an_address_that_has_been_pinned() {
+    for (workers, memory) in KINDS {
+        for policy in [AtLimit::Drop, AtLimit::ForwardUnlearned] {
+            let mut plugs = plugs(3);
+            plugs[0].mac_limit = Some(MacLimit { stations: 2, policy });
+            plugs[2].security = Security::Mac([mac(0)].into());
+            let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+            for source in [wild(0), mac(0)] {
+                assert_eq!(reached(&mut lab, 0, mac(1), source), [1]);
+            }
+            lab.change_ports(|ports| ports.iter_mut().for_each(|port| port.security = Security::Off));
+            assert_eq!(reached(&mut lab, 0, mac(1), wild(1)), [1], "its own does not count");
+            let passes: &[usize] = if policy == AtLimit::Drop { &[] } else { &[1] };
+            assert_eq!(reached(&mut lab, 0, mac(1), wild(2)), passes);
+            assert_eq!([wild(0), wild(1)].map(|to| reached(&mut lab, 1, to, mac(1))), [[0], [0]]);
+            assert_eq!(reached(&mut lab, 1, wild(2), mac(1)), [0, 2], "nobody has learned it");
+            assert_eq!(reached(&mut lab, 1, mac(0), mac(1)), [0]);
             lab.check_ledger();
             lab.end();
         }

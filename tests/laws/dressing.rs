@@ -5,11 +5,10 @@ use vifswitch::frame::Cache;
 use vifswitch::switch::DropReason;
 use vifswitch::wire::{Mac, Offload};
 
+use crate::by_hand::KINDS;
 use crate::common::stream::{HEADERS, content, is_whole, open_frame, payload};
 use crate::common::{Lab, Plug, Setup, frame, mac};
 use crate::scenery::{header, tcp};
-
-const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
 
 /// Four ports of different VMs. Those at 1 and 2 take no offload headers.
 fn lab(setup: Setup) -> Lab {

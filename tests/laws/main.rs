@@ -6,10 +6,12 @@
 mod common;
 
 mod blindness;
+mod by_hand;
 mod conservation;
 mod delivery;
 mod dressing;
 mod equivalence;
+mod fairness;
 mod forgetting;
 mod gates;
 mod matrix;
@@ -18,6 +20,7 @@ mod model;
 mod moves;
 mod probes;
 mod scenery;
+mod shedding;
 mod stations;
 mod storms;
 mod trunks;

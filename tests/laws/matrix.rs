@@ -1,10 +1,10 @@
 //! The frame matrix: A sends to B, C is a bystander. Each row says who gets it, and it arrives with
 //! every byte as it was.
 
-use vifswitch::device::memory::Memory;
 use vifswitch::switch::DropReason;
 use vifswitch::wire::Mac;
 
+use crate::by_hand::{KINDS, payload};
 use crate::common::{Lab, Plug, Setup, frame, mac};
 
 const A: usize = 0;
@@ -27,11 +27,6 @@ struct Row {
     name: &'static str,
     expected: Expected,
     bytes: Vec<u8>,
-}
-
-/// Bytes that differ from each other, so that one out of place is seen.
-fn payload(len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 31 + at / 251) as u8).collect()
 }
 
 fn from_a(name: &'static str, expected: Expected, to: Mac, kind: u16, payload: &[u8]) -> Row {
@@ -172,12 +167,10 @@ fn rows() -> Vec<Row> {
 
 /// One worker and three, frames in slots and lent.
 fn labs(mtu: u16) -> impl Iterator<Item = Lab> {
-    [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)].into_iter().map(
-        move |(workers, memory)| {
-            let setup = Setup { workers, memory, mtu, ..Setup::default() };
-            Lab::new(setup, &[Plug::new(0, 1), Plug::new(0, 2), Plug::new(0, 3)])
-        },
-    )
+    KINDS.into_iter().map(move |(workers, memory)| {
+        let setup = Setup { workers, memory, mtu, ..Setup::default() };
+        Lab::new(setup, &[Plug::new(0, 1), Plug::new(0, 2), Plug::new(0, 3)])
+    })
 }
 
 #[test]

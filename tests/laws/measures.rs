@@ -4,9 +4,10 @@ use vifswitch::device::memory::Memory;
 use vifswitch::switch::{DropReason, NetworkId, PortRules, Security, Station};
 use vifswitch::wire::{Mac, Offload};
 
+use crate::by_hand::KINDS;
 use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
 use crate::scenery::wild;
-use crate::stations::{KINDS, reached};
+use crate::stations::reached;
 
 const BPDU: Mac = Mac::from_bits(0x0180_c200_0000);
 const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);

@@ -6,9 +6,10 @@ use vifswitch::switch::{DropReason, Moving, NetworkId, Security, Station};
 use vifswitch::wire::Mac;
 use vifswitch::worker::Finding;
 
+use crate::by_hand::KINDS;
 use crate::common::{Lab, Plug, Setup, Wire, frame, mac, uplink_port};
 use crate::scenery::wild;
-use crate::stations::{KINDS, reached};
+use crate::stations::reached;
 
 /// Labs of every kind with these ports on one network, and an uplink if asked for.
 fn labs(plugs: &[Plug], wires: &[Wire]) -> impl Iterator<Item = Lab> {
@@ -33,8 +34,12 @@ fn speaks(lab: &mut Lab, port: usize, station: Mac) -> bool {
 }
 
 fn moving(lab: &Lab, station: Mac, from: usize, to: usize) -> Finding {
+    moving_from_home(lab, station, from, to, from)
+}
+
+fn moving_from_home(lab: &Lab, station: Mac, from: usize, to: usize, home: usize) -> Finding {
     let station = Station::new(NetworkId::new(0), station);
-    Finding::Moving(Moving { station, from: lab.ports[from], to: lab.ports[to] })
+    Finding::Moving(Moving { station, from: lab.ports[from], to: lab.ports[to], home: lab.ports[home] })
 }
 
 fn done(mut lab: Lab) {
@@ -69,7 +74,8 @@ fn the_fifth_move_within_three_minutes_is_refused() {
         assert!(speaks(&mut lab, 1, station));
         assert!(!speaks(&mut lab, 0, station));
         // Each worker tells of it for itself, and this is another one's port.
-        let news = if lab.workers.len() > 1 { vec![moving(&lab, station, 1, 0)] } else { vec![] };
+        let is_new = lab.workers.len() > 1;
+        let news = if is_new { vec![moving_from_home(&lab, station, 1, 0, 0)] } else { vec![] };
         assert_eq!(lab.found(), news, "nor is it news in the same three minutes");
         lab.pass(Duration::from_secs(10));
         assert!(speaks(&mut lab, 0, station));
@@ -197,8 +203,12 @@ fn a_port_has_a_minute_to_arrive() {
             assert!(speaks(&mut lab, to, station));
         }
         assert!(!speaks(&mut lab, uplink, station));
-        let found =
-            Moving { station: Station::new(NetworkId::new(0), station), from: lab.ports[0], to: uplink_port(0, 0) };
+        let found = Moving {
+            station: Station::new(NetworkId::new(0), station),
+            from: lab.ports[0],
+            to: uplink_port(0, 0),
+            home: lab.ports[0],
+        };
         assert_eq!(lab.found(), [Finding::Moving(found)]);
         // Opened again it is when it is administratively up again, and not when it comes out of quarantine.
         let id = lab.ports[0];

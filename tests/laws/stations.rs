@@ -6,6 +6,7 @@ use vifswitch::device::memory::{Capacity, End, Memory};
 use vifswitch::switch::{DropReason, Limits, Security};
 use vifswitch::wire::{Mac, Offload};
 
+use crate::by_hand::KINDS;
 use crate::common::{Lab, Plug, Setup, frame, mac};
 use crate::scenery::wild;
 
@@ -29,8 +30,6 @@ fn lab(workers: u16, memory: Memory, owners: &[u32]) -> Lab {
     let plugs: Vec<_> = owners.iter().map(|&owner| Plug::new(0, owner)).collect();
     Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs)
 }
-
-pub const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
 
 /// Port 0 sends from very many addresses; what was learned behind port 1 stays.
 fn storm_of_addresses(workers: u16, stations: u32, limits: Limits) {

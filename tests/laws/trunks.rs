@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vifswitch::device::memory::Memory;
 use vifswitch::switch::{DropReason, Reach};
 use vifswitch::wire::{Mac, Offload, is_without_vlan};
 
-use crate::common::{Lab, Plug, Setup, frame, mac};
+use crate::by_hand::{KINDS, done, sent, tagged};
+use crate::common::{Lab, Plug, Setup, mac};
 use crate::scenery::{self, Sketch, any_frame, header, tcp, wild};
-
-const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
 
 /// The parent, and its subports: two on its own network, under 101 and 102, and one on another, under 4094.
 const P: usize = 0;
@@ -39,33 +37,6 @@ fn labs(mtu: u16) -> impl Iterator<Item = Lab> {
     KINDS
         .into_iter()
         .map(move |(workers, memory)| Lab::new(Setup { workers, memory, mtu, ..Setup::default() }, &plugs()))
-}
-
-/// A frame with these tags, each a type and what follows.
-fn tagged(to: Mac, from: Mac, tags: &[(u16, u16)], payload: &[u8]) -> Vec<u8> {
-    let mut bytes = frame(to, from, 0x88b5, payload);
-    for &(kind, control) in tags.iter().rev() {
-        let [a, b] = kind.to_be_bytes();
-        let [c, d] = control.to_be_bytes();
-        bytes.splice(12..12, [a, b, c, d]);
-    }
-    bytes
-}
-
-/// Sends bytes as they are by a cable; what then arrives at which, in order.
-fn sent(lab: &mut Lab, cable: usize, bytes: &[u8]) -> Vec<(usize, Vec<u8>)> {
-    assert!(lab.send(cable, bytes));
-    lab.settle();
-    let arrived = lab.all_received().into_iter().enumerate();
-    let mut all: Vec<_> =
-        arrived.flat_map(|(port, frames)| frames.into_iter().map(move |frame| (port, frame))).collect();
-    all.sort();
-    all
-}
-
-fn done(lab: Lab) {
-    lab.check_ledger();
-    lab.end();
 }
 
 /// What it is, by which cable and with which tags it comes, to whom; and where it arrives, with which tags.
@@ -113,7 +84,9 @@ fn a_tag_says_whose_frame_it_is() {
             let mut expected: Vec<_> =
                 expected.iter().map(|&(port, tags)| (port, tagged(to, source, tags, b"hello"))).collect();
             expected.sort();
-            assert_eq!(sent(&mut lab, cable, &tagged(to, source, tags, b"hello")), expected, "{name}");
+            let mut arrived = sent(&mut lab, cable, &tagged(to, source, tags, b"hello"));
+            arrived.sort();
+            assert_eq!(arrived, expected, "{name}");
         }
         assert_eq!(lab.total(|c| c.drops_in.total() + c.drops_out.total()), 0);
         done(lab);

@@ -8,10 +8,9 @@ use vifswitch::switch::{DropReason, Security};
 use vifswitch::wire::{Mac, Offload, is_without_vlan};
 use vifswitch::worker::Gate;
 
-use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
+use crate::by_hand::{KINDS, done, payload, sent, tagged};
+use crate::common::{Lab, Plug, Setup, Wire, mac};
 use crate::scenery::{self, Act, WILD, header, tcp, wild};
-
-const KINDS: [(u16, Memory); 4] = [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)];
 
 /// Two VMs on the first network, one on each of the others.
 const A: usize = 0;
@@ -36,29 +35,6 @@ fn labs(mtu: u16, wires: &[Wire]) -> impl Iterator<Item = Lab> {
     KINDS.into_iter().map(move |(workers, memory)| lab_of(Setup { workers, memory, mtu, ..Setup::default() }, wires))
 }
 
-/// A frame with this type and these bytes behind the addresses of its tags: each a type and what follows.
-fn tagged(to: Mac, from: Mac, tags: &[(u16, u16)], payload: &[u8]) -> Vec<u8> {
-    let mut bytes = frame(to, from, 0x88b5, payload);
-    for &(kind, control) in tags.iter().rev() {
-        let [a, b] = kind.to_be_bytes();
-        let [c, d] = control.to_be_bytes();
-        bytes.splice(12..12, [a, b, c, d]);
-    }
-    bytes
-}
-
-fn payload(len: usize) -> Vec<u8> {
-    (0..len).map(|at| (at * 31 + at / 251) as u8).collect()
-}
-
-/// Sends a frame at a port; who then gets what.
-fn sent(lab: &mut Lab, port: usize, bytes: &[u8]) -> Vec<(usize, Vec<u8>)> {
-    assert!(lab.send(port, bytes));
-    lab.settle();
-    let arrived = lab.all_received().into_iter().enumerate();
-    arrived.flat_map(|(port, frames)| frames.into_iter().map(move |frame| (port, frame))).collect()
-}
-
 /// The ports that get a frame sent at a port.
 fn reached(lab: &mut Lab, port: usize, bytes: &[u8]) -> Vec<usize> {
     sent(lab, port, bytes).into_iter().map(|(port, _)| port).collect()
@@ -71,11 +47,6 @@ fn died(lab: &mut Lab, port: usize, bytes: &[u8]) -> Vec<DropReason> {
     let after = DropReason::ALL.map(|reason| lab.drops_in(port, reason));
     let grown = DropReason::ALL.into_iter().zip(before).zip(after);
     grown.flat_map(|((reason, before), after)| (before..after).map(move |_| reason)).collect()
-}
-
-fn done(lab: Lab) {
-    lab.check_ledger();
-    lab.end();
 }
 
 const ALL: Mac = Mac::BROADCAST;

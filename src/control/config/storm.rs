@@ -178,7 +178,7 @@ const LONGEST_FRAME: u64 = 9216 + 14 + 8;
 /// Frames or copies a second at most.
 const MOST_FRAMES: u64 = 1_000_000_000;
 /// Bits a second at most.
-const MOST_BITS: u64 = 400_000_000_000;
+const MOST_BITS: u64 = 200_000_000_000;
 /// Bits a second at least: with less, a frame takes minutes.
 const LEAST_BITS: u64 = 1000;
 /// A day.

@@ -553,7 +553,7 @@ fn uplink() -> impl Strategy<Value = Uplink> {
 /// What may be said of storms; with `copies`, also of these.
 fn storm(copies: bool) -> impl Strategy<Value = Storm> {
     let frames = || (1u64..=1_000_000_000, 1u64..=3600).prop_map(|(rate, times)| Rate::new(rate, rate / 7 * times + 1));
-    let bits = (1000u64..=400_000_000_000, 1u64..=1000)
+    let bits = (1000u64..=200_000_000_000, 1u64..=1000)
         .prop_map(|(per_second, burst)| BitRate { per_second, burst_bytes: burst * (per_second / 1000) });
     let amounts = prop_oneof![
         frames().prop_map(|frames| (Some(frames), None)),

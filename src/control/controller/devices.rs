@@ -363,8 +363,10 @@ impl Controller {
             State::Up { worker, .. } => (&port.seat, Some(worker)),
             _ => (&port.seat, None),
         });
+        let measures = self.containment.measures();
         self.rules =
-            blueprint::rules(&self.config, &self.places, self.secret, ports, &self.groups, &self.meters).into();
+            blueprint::rules(&self.config, &self.places, self.secret, ports, &self.groups, &self.meters, measures)
+                .into();
         let books = self.ports.iter().map(|port| (port.seat.id, &*port.counters));
         self.staff.set_rules(&self.rules, books).await;
     }

@@ -14,6 +14,7 @@
 //!
 //! A change is a `transition`: a switch that starts goes over from nothing to its configuration.
 
+mod containment;
 mod devices;
 mod links;
 mod policy;
@@ -32,6 +33,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::warn;
 
+pub use self::containment::Containment;
 pub use self::port::{Port, State};
 
 use self::devices::Outcome;
@@ -39,7 +41,7 @@ use self::links::Links;
 use self::transition::{Transition, Unconfirmed};
 use self::writing::Writing;
 use super::at_limit::AtLimit;
-use super::change::{Changed, Refusal};
+use super::change::Refusal;
 use super::config::Config;
 use super::events::{Event, EventKind};
 use super::failover::Groups;
@@ -47,6 +49,7 @@ use super::handle::{Flush, Request};
 use super::journal::Journal;
 use super::keeper::Keeper;
 use super::leftovers::{self, Leftovers};
+use super::loops::schedule::TURN;
 use super::meters::Meters;
 use super::places::Places;
 use super::report::Report;
@@ -56,7 +59,8 @@ use super::stations::Directory;
 use crate::frame::Pool;
 use crate::switch::{PortId, Rules, Secret};
 use crate::time;
-use crate::worker::{self, Notice};
+use crate::wire::ProbeKey;
+use crate::worker::{self, Findings, Notice};
 
 /// How often ports that are down are tried again, and those that are up looked after.
 const RETRY: Duration = Duration::from_millis(250);
@@ -78,6 +82,10 @@ pub struct Beginning {
     pub staff: Staff,
     /// What they tell unasked.
     pub notices: mpsc::Receiver<Notice>,
+    /// What they find out about guests.
+    pub findings: Findings,
+    /// The key under which loop probes are sent.
+    pub probe_key: ProbeKey,
     /// Where changes are kept.
     pub keeper: Keeper,
     /// The slots of the workers.
@@ -107,6 +115,8 @@ pub struct Controller {
     groups: Groups,
     /// How much of the storm limits is used.
     meters: Meters,
+    /// Loops and storms, and what is done about them.
+    containment: Containment,
     /// What is heard of links.
     links: Links,
     rules: Arc<Rules>,
@@ -137,7 +147,7 @@ impl std::fmt::Debug for Controller {
 impl Controller {
     /// A controller of a switch without anything.
     pub fn new(beginning: Beginning) -> Controller {
-        let Beginning { cores, secret, staff, notices, keeper, pool } = beginning;
+        let Beginning { cores, secret, staff, notices, findings, probe_key, keeper, pool } = beginning;
         let (done, outcomes) = mpsc::unbounded_channel();
         Controller {
             config: Config::default(),
@@ -155,6 +165,7 @@ impl Controller {
             standing: HashMap::new(),
             places: Places::default(),
             groups: Groups::default(),
+            containment: Containment::new(probe_key, findings),
             links: Links::default(),
             rules: Arc::new(Rules::none(secret)),
             notices,
@@ -175,6 +186,7 @@ impl Controller {
         seats::fits(&config)?;
         self.config.switch = config.switch.clone();
         let left = self.clear_the_way(&config).await;
+        self.containment.resume_later(self.keeper.take_loops().await);
         self.make(config, Transition::default()).await;
         // Before the first frame comes: nothing that was known is flooded.
         let kept = self.keeper.take_stations().await;
@@ -197,6 +209,8 @@ impl Controller {
         let mut keep = tokio::time::interval(KEEP_STATIONS);
         keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         keep.reset();
+        let mut turn = tokio::time::interval(TURN);
+        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             while !self.is_busy()
                 && let Some(request) = self.waiting.pop_front()
@@ -213,6 +227,8 @@ impl Controller {
                 Some(request) = requests.recv() => self.answer(request).await,
                 Some(outcome) = self.outcomes.recv() => self.receive(outcome).await,
                 Some(notice) = self.notices.recv() => self.lose(notice).await,
+                Some(finding) = self.containment.next() => self.heed_findings(finding).await,
+                _ = turn.tick() => self.contain().await,
                 Some(heard) = self.links.next() => self.heed(heard),
                 () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => self.go_back().await,
                 _ = retry.tick() => {
@@ -223,7 +239,10 @@ impl Controller {
                     self.watch_limits();
                     self.write_what_is_swept();
                 }
-                _ = keep.tick() => self.keep_stations(),
+                _ = keep.tick() => {
+                    self.keep_stations();
+                    self.keep_loops_soon();
+                }
             }
         }
     }
@@ -232,6 +251,8 @@ impl Controller {
     /// when this returns.
     pub async fn close_all(mut self) {
         self.keep_stations();
+        self.keep_loops_soon();
+        self.finish_keeping_loops().await;
         if let Some(keeping) = self.keeping.take() {
             let _ = keeping.await;
         }
@@ -319,7 +340,10 @@ impl Controller {
             Request::Confirm(reply) => self.confirm(reply),
             Request::Diff(change, reply) => drop(reply.send(self.outcome(&change).map(|(_, changed)| changed))),
             Request::Events(since, reply) => self.read_events(since, reply),
-            Request::Release(port, reply) => drop(reply.send(self.release(&port))),
+            Request::Release(port, reply) => {
+                let released = self.release(&port).await;
+                let _ = reply.send(released);
+            }
             Request::Flush(flush, reply) => match self.which(&flush) {
                 Err(refusal) => drop(reply.send(Err(refusal))),
                 Ok(flush) => {
@@ -356,6 +380,7 @@ impl Controller {
             groups: &self.groups,
             cores: &self.cores,
             staff: &self.staff,
+            containment: &self.containment,
             since: self.since,
         };
         match request {
@@ -365,6 +390,9 @@ impl Controller {
             Request::Networks(reply) => drop(reply.send(report.networks().await)),
             Request::Workers(reply) => drop(reply.send(report.workers())),
             Request::Drops(reply) => drop(reply.send(report.drops())),
+            Request::Loops(reply) => drop(reply.send(self.containment.loops())),
+            Request::Storms(reply) => drop(reply.send(self.storms())),
+            Request::LoopCounts(reply) => drop(reply.send(self.containment.counts(&self.ports))),
             Request::Audit(reply) => drop(reply.send(report.audit().await)),
             Request::Config(reply) => drop(reply.send(report.config())),
             // These are answered above.
@@ -395,14 +423,5 @@ impl Controller {
         let uplink = uplink.ok_or_else(|| Refusal::unknown_port(&self.config, id))?;
         let carried = uplink.networks.iter().filter_map(|of| self.places.carried(&uplink.line(), &of.network_id));
         Ok(carried.map(behind).collect())
-    }
-
-    /// Lifts what holds a port: there are no measures yet that could.
-    fn release(&self, port: &str) -> Result<Changed, Refusal> {
-        if self.places.port(port).is_none() && self.places.carrier(port).is_none() {
-            return Err(Refusal::unknown_port(&self.config, port));
-        }
-        let remarks = vec![format!("nothing holds port {port:?}; there was nothing to lift")];
-        Ok(Changed { differences: Vec::new(), remarks })
     }
 }

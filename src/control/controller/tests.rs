@@ -46,7 +46,8 @@ async fn while_running(ask: impl AsyncFnOnce(Handle, Arc<Store>)) {
     let worker = team.workers.remove(0);
     let thread = thread::spawn(move || worker.run(Pace::Adaptive));
     let staff = Staff::new(team.posts, team.counters);
-    let beginning = Beginning { cores: vec![0], secret, staff, notices: team.notices, keeper, pool };
+    let (notices, findings, probe_key) = (team.notices, team.findings, ProbeKey::new([5; 16]));
+    let beginning = Beginning { cores: vec![0], secret, staff, notices, findings, probe_key, keeper, pool };
     let mut controller = Controller::new(beginning);
     controller.begin(first).await.unwrap();
     let (handle, requests) = Handle::new();

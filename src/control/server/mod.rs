@@ -66,6 +66,8 @@ fn readable() -> Router<Desk> {
         .route("/v1/fdb", get(pages::fdb))
         .route("/v1/workers", get(pages::workers))
         .route("/v1/drops", get(pages::drops))
+        .route("/v1/loops", get(pages::loops))
+        .route("/v1/storms", get(pages::storms))
         .route("/v1/audit", get(pages::audit))
         .route("/v1/config", get(pages::config))
         .route("/metrics", get(pages::metrics))

@@ -24,6 +24,8 @@ use super::{changes, follow, pages};
         pages::fdb,
         pages::workers,
         pages::drops,
+        pages::loops,
+        pages::storms,
         pages::audit,
         pages::config,
         pages::metrics,

@@ -16,8 +16,9 @@ use super::Desk;
 use super::problem::{Failure, Problem};
 use crate::control::config::written;
 use crate::control::handle::Closing;
+use crate::control::loops::view::{LoopView, StormView};
 use crate::control::view::{AuditView, DropView, NetworkView, PortView, StationView, UplinkView, VmView, WorkerView};
-use crate::telemetry::exposition;
+use crate::telemetry::exposition::{self, Contained};
 
 /// Items of a long list that are sent in one piece.
 const PIECE: usize = 512;
@@ -120,6 +121,20 @@ pub async fn drops(State(desk): State<Desk>) -> Result<Json<Vec<DropView>>, Prob
     answer(desk.handle.drops().await)
 }
 
+/// Loops: who joins what, since when, what is done about it; and those that were lately
+///
+/// A VM that joins two networks stands here as well, as a notice: nothing is done about that.
+#[utoipa::path(get, path = "/v1/loops", tag = "state", responses((status = 200, body = Vec<LoopView>)))]
+pub async fn loops(State(desk): State<Desk>) -> Result<Json<Vec<LoopView>>, Problem> {
+    answer(desk.handle.loops().await)
+}
+
+/// Storms: who is held to storm limits, since when, how much; and those that were lately
+#[utoipa::path(get, path = "/v1/storms", tag = "state", responses((status = 200, body = Vec<StormView>)))]
+pub async fn storms(State(desk): State<Desk>) -> Result<Json<Vec<StormView>>, Problem> {
+    answer(desk.handle.storms().await)
+}
+
 /// The proof that every frame is accounted for
 #[utoipa::path(get, path = "/v1/audit", tag = "state", responses((status = 200, body = AuditView)))]
 pub async fn audit(State(desk): State<Desk>) -> Result<Json<AuditView>, Problem> {
@@ -139,6 +154,8 @@ pub async fn metrics(State(desk): State<Desk>) -> Result<Response, Problem> {
     let handle = desk.handle;
     let (ports, vms, networks) = (handle.ports().await?, handle.vms().await?, handle.networks().await?);
     let (workers, drops, uplinks) = (handle.workers().await?, handle.drops().await?, handle.uplinks().await?);
-    let text = exposition::render(ports, vms, networks, workers, drops, uplinks);
+    let (loops, storms, counts) = (handle.loops().await?, handle.storms().await?, handle.loop_counts().await?);
+    let contained = Contained { loops, storms, counts };
+    let text = exposition::render(ports, vms, networks, workers, drops, uplinks, contained);
     Ok(([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response())
 }

@@ -96,17 +96,19 @@ impl Database {
         |why| StoreError::told(&self.path, why)
     }
 
+    /// What is kept under this name.
+    fn part(&self, part: &str) -> Result<Option<Value>, StoreError> {
+        let text: Option<String> = self
+            .connection
+            .query_row("SELECT json FROM desired WHERE part = ?1", [part], |row| row.get(0))
+            .optional()
+            .map_err(self.told())?;
+        let parse = |text: String| serde_json::from_str(&text).map_err(|why| self.corrupt(format!("{part}: {why}")));
+        text.map(parse).transpose()
+    }
+
     fn desired(&self) -> Result<Option<Desired>, StoreError> {
-        let read = |part: &str| -> Result<Option<Value>, StoreError> {
-            let text: Option<String> = self
-                .connection
-                .query_row("SELECT json FROM desired WHERE part = ?1", [part], |row| row.get(0))
-                .optional()
-                .map_err(self.told())?;
-            let parse =
-                |text: String| serde_json::from_str(&text).map_err(|why| self.corrupt(format!("{part}: {why}")));
-            text.map(parse).transpose()
-        };
+        let read = |part| self.part(part);
         match (read("base")?, read("config")?) {
             (Some(base), Some(config)) => {
                 // Switches before this one had none.
@@ -132,6 +134,16 @@ impl Database {
     pub fn note(&mut self, leftovers: Option<&Value>, events: &[Event]) -> Result<(), StoreError> {
         let parts: Vec<_> = leftovers.map(|leftovers| ("leftovers", leftovers)).into_iter().collect();
         self.put(&parts, events)
+    }
+
+    /// Keeps what is known of loops, on the disk.
+    pub fn keep_loops(&mut self, loops: &Value) -> Result<(), StoreError> {
+        self.put(&[("loops", loops)], &[])
+    }
+
+    /// What was known of loops; null if that was nothing.
+    pub fn loops(&self) -> Result<Value, StoreError> {
+        Ok(self.part("loops")?.unwrap_or_default())
     }
 
     fn put(&mut self, parts: &[(&str, &Value)], events: &[Event]) -> Result<(), StoreError> {

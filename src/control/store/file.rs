@@ -28,7 +28,7 @@ const FORMAT: i64 = 1;
 /// No database is shorter, and the database takes a file that is for an empty one of its own.
 const SHORTEST: u64 = 512;
 
-/// Its tables. `part` is one of `base`, `config`, `leftovers`. `at` is in microseconds since 1970, `ends` the bytes
+/// Its tables. `part` is one of `base`, `config`, `leftovers`, `loops`. `at` is in microseconds since 1970, `ends` the bytes
 /// of all events ever up to this one. Stations are saved in turn into one of two sets, so that there
 /// is a whole one at any time; `current` says which, and since when, in milliseconds since 1970.
 const SCHEMA: &str = "

@@ -1,5 +1,5 @@
-//! What outlives the switch, in one file: the desired state, the history of events, and the stations
-//! that were learned.
+//! What outlives the switch, in one file: the desired state, the history of events, the stations
+//! that were learned, and what is done about loops.
 //!
 //! The file is an SQLite database with a thread of its own, which does one thing after the other in
 //! the order in which it was asked. What [`Store::commit`] has answered survives `kill -9` and a power
@@ -146,6 +146,16 @@ impl Store {
     pub async fn take_stations(&self) -> Result<Vec<KeptStation>, StoreError> {
         let now = unix_millis(time::wall());
         self.ask(move |database| database.stations(now)).await
+    }
+
+    /// Keeps what is known of loops, and what is done about them, in place of what was kept before.
+    pub async fn keep_loops(&self, loops: Value) -> Result<(), StoreError> {
+        self.ask(move |database| database.keep_loops(&loops)).await
+    }
+
+    /// What was known of loops when it was last kept; null if that was nothing.
+    pub async fn loops(&self) -> Result<Value, StoreError> {
+        self.ask(|database| database.loops()).await
     }
 
     /// Lets the thread hang, as a disk may, until the other end is dropped.

@@ -14,18 +14,31 @@ use crate::sys::bpf::Instruction;
 
 // Opcodes: RFC 9669, appendix A.
 const LOAD_64: u8 = 0x18;
+const LOAD_BYTE: u8 = 0x71;
+const LOAD_HALF: u8 = 0x69;
 const LOAD_WORD: u8 = 0x61;
+const LOAD_LONG: u8 = 0x79;
+const STORE_WORD: u8 = 0x63;
+const ATOMIC_LONG: u8 = 0xdb;
 const ADD: u8 = 0x07;
+const AND: u8 = 0x57;
 const MOVE: u8 = 0xb7;
+const COPY: u8 = 0xbf;
 const JUMP: u8 = 0x05;
+const JUMP_ABOVE: u8 = 0x2d;
+const JUMP_WORD: u8 = 0x56;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
+
+/// In the constant of [`ATOMIC_LONG`]: which operation.
+const ADD_ATOMICALLY: i32 = 0;
 
 /// BPF_PSEUDO_MAP_FD, in place of a source: the constant of [`LOAD_64`] is a map's descriptor.
 const MAP: u8 = 1;
 
 /// A register. R0 is what calls and the program itself return, R1 to R5 are arguments that a call
-/// does not keep, and R1 is where the program finds its context at the beginning.
+/// does not keep, R6 to R9 are kept, and R1 is where the program finds its context at the beginning. R10 is the
+/// end of 512 bytes of the program's own, and never changes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Register {
@@ -35,6 +48,11 @@ pub enum Register {
     R3,
     R4,
     R5,
+    R6,
+    R7,
+    R8,
+    R9,
+    R10,
 }
 
 /// When a jump is made, by comparing 64 bits of a register with a constant.
@@ -101,9 +119,35 @@ impl Assembler {
         self
     }
 
-    /// `target` = the 32 bits that are `offset` bytes after where `source` points to.
+    /// `target` = the 8 bits that are `offset` bytes after where `source` points to.
+    pub fn load_byte(&mut self, target: Register, source: Register, offset: i16) -> &mut Assembler {
+        self.add_instruction(LOAD_BYTE, target as u8, source as u8, offset, 0)
+    }
+
+    /// The same with 16 bits.
+    pub fn load_half(&mut self, target: Register, source: Register, offset: i16) -> &mut Assembler {
+        self.add_instruction(LOAD_HALF, target as u8, source as u8, offset, 0)
+    }
+
+    /// The same with 32 bits.
     pub fn load_word(&mut self, target: Register, source: Register, offset: i16) -> &mut Assembler {
         self.add_instruction(LOAD_WORD, target as u8, source as u8, offset, 0)
+    }
+
+    /// The same with 64 bits.
+    pub fn load_long(&mut self, target: Register, source: Register, offset: i16) -> &mut Assembler {
+        self.add_instruction(LOAD_LONG, target as u8, source as u8, offset, 0)
+    }
+
+    /// The 32 bits that are `offset` bytes after where `target` points to = those of `source`.
+    pub fn store_word(&mut self, target: Register, offset: i16, source: Register) -> &mut Assembler {
+        self.add_instruction(STORE_WORD, target as u8, source as u8, offset, 0)
+    }
+
+    /// The 64 bits that are `offset` bytes after where `target` points to = the sum of themselves and `source`, at once for
+    /// everybody else.
+    pub fn add_at_once(&mut self, target: Register, offset: i16, source: Register) -> &mut Assembler {
+        self.add_instruction(ATOMIC_LONG, target as u8, source as u8, offset, ADD_ATOMICALLY)
     }
 
     /// `target` = a map. It must be open when the program is loaded, which keeps it from then on.
@@ -117,7 +161,17 @@ impl Assembler {
         self.add_instruction(MOVE, target as u8, 0, 0, constant)
     }
 
-    /// `target` = itself and a constant.
+    /// `target` = `source`.
+    pub fn copy(&mut self, target: Register, source: Register) -> &mut Assembler {
+        self.add_instruction(COPY, target as u8, source as u8, 0, 0)
+    }
+
+    /// `target` = the bits that it has in common with a constant.
+    pub fn and(&mut self, target: Register, constant: i32) -> &mut Assembler {
+        self.add_instruction(AND, target as u8, 0, 0, constant)
+    }
+
+    /// `target` = the sum of itself and a constant.
     pub fn add(&mut self, target: Register, constant: i32) -> &mut Assembler {
         self.add_instruction(ADD, target as u8, 0, 0, constant)
     }
@@ -137,6 +191,18 @@ impl Assembler {
     pub fn jump_if(&mut self, register: Register, is: If, constant: i32, to: &'static str) -> &mut Assembler {
         self.jumps.push((self.code.len(), to));
         self.add_instruction(is.code(), register as u8, 0, 0, constant)
+    }
+
+    /// Goes on at a place if the lower 32 bits of `register` are not those of the constant.
+    pub fn jump_if_word_differs(&mut self, register: Register, word: u32, to: &'static str) -> &mut Assembler {
+        self.jumps.push((self.code.len(), to));
+        self.add_instruction(JUMP_WORD, register as u8, 0, 0, word.cast_signed())
+    }
+
+    /// Goes on at a place if `register` is greater than `other`. Both are without a sign.
+    pub fn jump_if_above(&mut self, register: Register, other: Register, to: &'static str) -> &mut Assembler {
+        self.jumps.push((self.code.len(), to));
+        self.add_instruction(JUMP_ABOVE, register as u8, other as u8, 0, 0)
     }
 
     /// The program ends with R0.
@@ -281,12 +347,15 @@ mod tests {
 
     #[test]
     fn every_kind_of_instruction_is_as_the_standard_has_it() {
-        use Register::{R0, R1, R2, R3, R4, R5};
+        use Register::*;
         let file = tempfile::tempfile().unwrap();
         let mut assembler = Assembler::new();
         assembler.load_word(R2, R1, 16).load_map(R1, file.as_fd()).set(R3, -2).add(R4, 7).call(51).place("here");
         assembler.jump_if(R5, If::Equal, 1, "here").jump_if(R5, If::Different, 2, "here");
         assembler.jump_if(R0, If::Greater, 3, "here").jump("here").exit();
+        assembler.load_byte(R6, R7, 1).load_half(R7, R8, 2).load_long(R8, R9, 8).store_word(R10, -4, R9);
+        assembler.add_at_once(R9, 16, R1).copy(R6, R1).and(R5, 1);
+        assembler.jump_if_word_differs(R7, u32::MAX, "here").jump_if_above(R4, R3, "here");
         let expected = [
             (0x61, 2, 1, 16, 0),
             (0x18, 1, 1, 0, file.as_raw_fd()),
@@ -299,6 +368,15 @@ mod tests {
             (0x25, 0, 0, -3, 3),
             (0x05, 0, 0, -4, 0),
             (0x95, 0, 0, 0, 0),
+            (0x71, 6, 7, 1, 0),
+            (0x69, 7, 8, 2, 0),
+            (0x79, 8, 9, 8, 0),
+            (0x63, 10, 9, -4, 0),
+            (0xdb, 9, 1, 16, 0),
+            (0xbf, 6, 1, 0, 0),
+            (0x57, 5, 0, 0, 1),
+            (0x56, 7, 0, -13, -1),
+            (0x2d, 4, 3, -14, 0),
         ];
         let code: Vec<_> = assembler.finish().unwrap();
         let code: Vec<_> = code.iter().map(|i| (i.code, i.target(), i.source(), i.offset, i.immediate)).collect();

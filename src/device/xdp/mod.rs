@@ -15,6 +15,7 @@ pub mod assembler;
 pub mod program;
 mod queue;
 mod redirect;
+pub mod shedding;
 
 use std::fmt;
 use std::io;
@@ -235,8 +236,9 @@ fn climb(
     match Redirect::attach(link.index, &sockets, rung.attach()) {
         Ok(redirect) => {
             let redirect = Arc::new(redirect);
-            let queue = |exchange| Box::new(Queue::new(exchange, Arc::clone(&redirect))) as Box<dyn Device>;
-            Ok(Ok(exchanges.into_iter().map(queue).collect()))
+            let queue =
+                |(number, exchange)| Box::new(Queue::new(exchange, number, Arc::clone(&redirect))) as Box<dyn Device>;
+            Ok(Ok((0..).zip(exchanges).map(queue).collect()))
         }
         Err(Failure::Attach(e)) if rung != Rung::Generic && is(&e, Errno::OPNOTSUPP) => {
             let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
@@ -280,7 +282,7 @@ fn not_attached(settings: &Settings, link: &Link, failure: Failure) -> OpenError
                 _ => others::refused(&settings.at(), e.to_string()),
             };
         }
-        Failure::Map(e) => return others::failed(&settings.at(), "making the table of its sockets")(e),
+        Failure::Map(e) => return others::failed(&settings.at(), "making the tables of its program")(e),
         Failure::Attach(e) => e,
     };
     match e.kind() {

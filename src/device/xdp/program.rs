@@ -2,6 +2,10 @@
 //!
 //! It judges nothing. What is not forwarded (PAUSE, runts, whatever else) is for the switch to drop,
 //! which has a reason and a counter for each; a frame that died here would have neither.
+//!
+//! The one thing that it does drop is what the switch has judged already: while a port has used up what it may
+//! send to groups, the worker has it *shed* such frames until a moment that stands in a [`ShedTable`], where the
+//! program counts them. Frames to one station are none of its business, and cost a look at one byte.
 
 #![forbid(unsafe_code)]
 
@@ -10,13 +14,30 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::sys::bpf::{Instruction, LoadError, Program, XDP_DROP, XDP_PASS, XskMap};
 
-use super::assembler::{AssembleError, Assembler, Register::*};
+use super::assembler::{AssembleError, Assembler, If, Register::*};
+use super::shedding::ShedTable;
+use crate::wire::{Mac, Probe};
 
-/// Where `struct xdp_md` has the receive queue of a frame.
+// Where `struct xdp_md` has the beginning of a frame, the end of its first piece, and its receive queue.
+const DATA: i16 = 0;
+const DATA_END: i16 = 4;
 const RX_QUEUE_INDEX: i16 = 16;
 
-/// BPF_FUNC_redirect_map, of `enum bpf_func_id`
+// enum bpf_func_id
+const MAP_LOOKUP_ELEM: i32 = 1;
+const KTIME_GET_NS: i32 = 5;
 const REDIRECT_MAP: i32 = 51;
+const XDP_GET_BUFF_LEN: i32 = 188;
+
+/// Where the program has the number of a queue, from the end of its own memory.
+const KEY: i16 = -4;
+
+/// Bytes of an Ethernet header.
+const HEADER: i32 = 14;
+
+/// Groups whose frames are never shed: loop probes, which have to arrive most of all while there is a storm, and
+/// spanning tree, of one kind and the other.
+pub const SPARED: [Mac; 3] = [Probe::DESTINATION, Mac::BRIDGES, Mac::PVST];
 
 /// What becomes of a frame whose queue has no socket.
 ///
@@ -33,38 +54,80 @@ pub enum NoSocket {
     Pass,
 }
 
-/// Loads the program that sends frames to the sockets in `sockets`, also frames in several pieces.
-pub fn load(sockets: &XskMap, no_socket: NoSocket) -> Result<Program, LoadError> {
-    let code = redirect(sockets.as_fd(), no_socket)
+/// Loads the program that sends frames to the sockets in `sockets`, also frames in several pieces, and sheds
+/// what it is told to in `shedding`.
+pub fn load(sockets: &XskMap, shedding: &ShedTable, no_socket: NoSocket) -> Result<Program, LoadError> {
+    let code = redirect(sockets.as_fd(), shedding.as_fd(), no_socket)
         .map_err(|e| LoadError { source: io::Error::new(io::ErrorKind::InvalidInput, e), log: String::new() })?;
     Program::load(&code, true)
 }
 
-/// `return bpf_redirect_map(sockets, context->rx_queue_index, no_socket);`
-fn redirect(sockets: BorrowedFd<'_>, no_socket: NoSocket) -> Result<Vec<Instruction>, AssembleError> {
+/// The program.
+///
+/// ```c
+/// if (data + 14 > data_end || !(data[0] & 1) || is_spared(data)) goto redirect;
+/// entry = bpf_map_lookup_elem(shedding, &context->rx_queue_index);
+/// if (!entry) goto redirect;
+/// part = is_broadcast(data) ? &entry->broadcast : &entry->multicast;
+/// if (!part->until || bpf_ktime_get_ns() >= part->until) goto redirect;
+/// part->frames += 1;                                  // both at once for everybody else
+/// part->bytes += bpf_xdp_get_buff_len(context);
+/// return XDP_DROP;
+/// redirect:
+/// return bpf_redirect_map(sockets, context->rx_queue_index, no_socket);
+/// ```
+fn redirect(
+    sockets: BorrowedFd<'_>,
+    shedding: BorrowedFd<'_>,
+    no_socket: NoSocket,
+) -> Result<Vec<Instruction>, AssembleError> {
     // The lower two bits of the flags are what the helper returns if there is no socket.
     let flags = match no_socket {
         NoSocket::Drop => XDP_DROP,
         NoSocket::Pass => XDP_PASS,
     };
-    Assembler::new()
-        .load_word(R2, R1, RX_QUEUE_INDEX)
-        .load_map(R1, sockets)
-        .set(R3, flags.cast_signed())
-        .call(REDIRECT_MAP)
-        .exit()
-        .finish()
+    let mut code = Assembler::new();
+    code.copy(R6, R1).load_word(R2, R6, DATA).load_word(R3, R6, DATA_END);
+    code.copy(R4, R2).add(R4, HEADER).jump_if_above(R4, R3, "redirect");
+    code.load_byte(R5, R2, 0).and(R5, 1).jump_if(R5, If::Equal, 0, "redirect");
+    code.load_word(R7, R2, 0).load_half(R8, R2, 4);
+    for (group, next) in SPARED.into_iter().zip(["second", "third", "look up"]) {
+        let (word, half) = parts(group);
+        code.jump_if_word_differs(R7, word, next).jump_if(R8, If::Equal, half, "redirect").place(next);
+    }
+    code.load_word(R4, R6, RX_QUEUE_INDEX).store_word(R10, KEY, R4);
+    code.load_map(R1, shedding).copy(R2, R10).add(R2, KEY.into()).call(MAP_LOOKUP_ELEM);
+    code.jump_if(R0, If::Equal, 0, "redirect").copy(R9, R0);
+    let (word, half) = parts(Mac::BROADCAST);
+    code.jump_if_word_differs(R7, word, "multicast").jump_if(R8, If::Equal, half, "is it time");
+    code.place("multicast").add(R9, ShedTable::TO_MULTICAST.into());
+    code.place("is it time").load_long(R7, R9, ShedTable::UNTIL).jump_if(R7, If::Equal, 0, "redirect");
+    code.call(KTIME_GET_NS).jump_if_above(R7, R0, "shed").jump("redirect");
+    code.place("shed").set(R1, 1).add_at_once(R9, ShedTable::FRAMES, R1);
+    code.copy(R1, R6).call(XDP_GET_BUFF_LEN).add_at_once(R9, ShedTable::BYTES, R0);
+    code.set(R0, XDP_DROP.cast_signed()).exit();
+    code.place("redirect").load_word(R2, R6, RX_QUEUE_INDEX);
+    code.load_map(R1, sockets).set(R3, flags.cast_signed()).call(REDIRECT_MAP).exit();
+    code.finish()
+}
+
+/// An address as it is loaded: its first four bytes, and its last two.
+fn parts(mac: Mac) -> (u32, i32) {
+    let [a, b, c, d, e, f] = mac.octets();
+    (u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]).into())
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::fd::{AsRawFd, OwnedFd};
+    use std::time::Duration;
 
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
     use super::*;
-    use crate::device::xdp::assembler::If;
+    use crate::device::{Amount, Group, Shed};
     use crate::sys::bpf::{Ran, XDP_REDIRECT};
+    use crate::time::{self, Moment};
 
     /// Whether programs can be loaded; a word about it if not.
     fn may_load() -> bool {
@@ -85,23 +148,153 @@ mod tests {
 
     #[test]
     fn the_program_reads_like_this() {
-        let map = tempfile::tempfile().unwrap();
+        let (sockets, shedding) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         for (no_socket, verdict) in [(NoSocket::Drop, 1), (NoSocket::Pass, 2)] {
-            let code = redirect(map.as_fd(), no_socket).unwrap();
+            let code = redirect(sockets.as_fd(), shedding.as_fd(), no_socket).unwrap();
             let listing: Vec<String> = code
                 .iter()
                 .map(|i| format!("{:02x} r{} r{} {:+} {}", i.code, i.target(), i.source(), i.offset, i.immediate))
                 .collect();
+            let word = |bytes: [u8; 4]| u32::from_ne_bytes(bytes).cast_signed();
+            let half = |bytes: [u8; 2]| u16::from_ne_bytes(bytes);
             let expected = [
-                "61 r2 r1 +16 0".to_owned(),                // r2 = context->rx_queue_index
-                format!("18 r1 r1 +0 {}", map.as_raw_fd()), // r1 = sockets
-                "00 r0 r0 +0 0".to_owned(),
-                format!("b7 r3 r0 +0 {verdict}"), // r3 = no_socket
-                "85 r0 r0 +0 51".to_owned(),      // r0 = bpf_redirect_map(r1, r2, r3)
-                "95 r0 r0 +0 0".to_owned(),       // return r0
+                "bf r6 r1 +0 0".to_owned(),  // r6 = context
+                "61 r2 r6 +0 0".to_owned(),  // r2 = data
+                "61 r3 r6 +4 0".to_owned(),  // r3 = data_end
+                "bf r4 r2 +0 0".to_owned(),  //
+                "07 r4 r0 +0 14".to_owned(), //
+                "2d r4 r3 +35 0".to_owned(), // too short: redirect
+                "71 r5 r2 +0 0".to_owned(),  // r5 = data[0]
+                "57 r5 r0 +0 1".to_owned(),  //
+                "15 r5 r0 +32 0".to_owned(), // to a station: redirect
+                "61 r7 r2 +0 0".to_owned(),  // r7 = data[0..4]
+                "69 r8 r2 +4 0".to_owned(),  // r8 = data[4..6]
+                format!("56 r7 r0 +1 {}", word([0x03, 0x76, 0x69, 0x66])),
+                format!("15 r8 r0 +28 {}", half([0x73, 0x77])), // a probe: redirect
+                format!("56 r7 r0 +1 {}", word([0x01, 0x80, 0xc2, 0x00])),
+                "15 r8 r0 +26 0".to_owned(), // spanning tree: redirect
+                format!("56 r7 r0 +1 {}", word([0x01, 0x00, 0x0c, 0xcc])),
+                format!("15 r8 r0 +24 {}", half([0xcc, 0xcd])), // PVST: redirect
+                "61 r4 r6 +16 0".to_owned(),                    // the receive queue is the key
+                "63 r10 r4 -4 0".to_owned(),                    //
+                format!("18 r1 r1 +0 {}", shedding.as_raw_fd()), // r1 = shedding
+                "00 r0 r0 +0 0".to_owned(),                     //
+                "bf r2 r10 +0 0".to_owned(),                    // r2 = &key
+                "07 r2 r0 +0 -4".to_owned(),                    //
+                "85 r0 r0 +0 1".to_owned(),                     // r0 = bpf_map_lookup_elem(r1, r2)
+                "15 r0 r0 +16 0".to_owned(),                    // no such queue: redirect
+                "bf r9 r0 +0 0".to_owned(),                     // r9 = entry
+                "56 r7 r0 +1 -1".to_owned(),                    //
+                "15 r8 r0 +1 65535".to_owned(),                 // a broadcast
+                "07 r9 r0 +0 24".to_owned(),                    // the part about multicasts
+                "79 r7 r9 +0 0".to_owned(),                     // r7 = until
+                "15 r7 r0 +10 0".to_owned(),                    // never: redirect
+                "85 r0 r0 +0 5".to_owned(),                     // r0 = bpf_ktime_get_ns()
+                "2d r7 r0 +1 0".to_owned(),                     // until > now: shed
+                "05 r0 r0 +7 0".to_owned(),                     // redirect
+                "b7 r1 r0 +0 1".to_owned(),                     //
+                "db r9 r1 +8 0".to_owned(),                     // frames += 1
+                "bf r1 r6 +0 0".to_owned(),                     //
+                "85 r0 r0 +0 188".to_owned(),                   // r0 = bpf_xdp_get_buff_len(context)
+                "db r9 r0 +16 0".to_owned(),                    // bytes += r0
+                "b7 r0 r0 +0 1".to_owned(),                     // return XDP_DROP
+                "95 r0 r0 +0 0".to_owned(),                     //
+                "61 r2 r6 +16 0".to_owned(),                    // r2 = context->rx_queue_index
+                format!("18 r1 r1 +0 {}", sockets.as_raw_fd()), // r1 = sockets
+                "00 r0 r0 +0 0".to_owned(),                     //
+                format!("b7 r3 r0 +0 {verdict}"),               // r3 = no_socket
+                "85 r0 r0 +0 51".to_owned(),                    // r0 = bpf_redirect_map(r1, r2, r3)
+                "95 r0 r0 +0 0".to_owned(),                     // return r0
             ];
             assert_eq!(listing, expected);
         }
+    }
+
+    /// A frame of this length to a destination.
+    fn to(mac: Mac, len: usize) -> Vec<u8> {
+        [&mac.octets()[..], &[2, 0, 0, 0, 0, 1, 0x88, 0xb5], &vec![7; len - 14]].concat()
+    }
+
+    /// A moment that never comes.
+    const NEVER_OVER: Moment = Moment::from_nanos(u64::MAX);
+
+    /// All that this program does about time: as long as it is not over, frames to groups of one kind die here and
+    /// are counted, to the byte, and all others go their way.
+    #[test]
+    fn what_is_to_be_shed_dies_and_is_counted_and_nothing_else_does() {
+        if !may_load() {
+            return;
+        }
+        let (sockets, shedding, socket) = (XskMap::new(1).unwrap(), ShedTable::new(1).unwrap(), socket());
+        sockets.set(0, socket.as_fd()).unwrap();
+        let program = load(&sockets, &shedding, NoSocket::Drop).unwrap();
+        // near each of those that are spared, and near broadcast, there are others that are not
+        let near = SPARED
+            .into_iter()
+            .chain([Mac::BROADCAST])
+            .flat_map(|mac| (0..48).map(move |bit| Mac::from_bits(mac.bits() ^ 1 << bit)).chain([mac]));
+        let any = (0u64..200).map(|n| Mac::from_bits(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16));
+        let all: Vec<Mac> = near.chain(any).collect();
+        let over = Moment::from_nanos(1);
+        let mut expected = Shed::default();
+        for (broadcast, multicast) in
+            [(Moment::default(), Moment::default()), (NEVER_OVER, over), (over, NEVER_OVER), (NEVER_OVER, NEVER_OVER)]
+        {
+            shedding.shed(0, Group::Broadcast, broadcast);
+            shedding.shed(0, Group::Multicast, multicast);
+            for (len, &mac) in (14..1514).cycle().step_by(37).zip(&all) {
+                let group = if mac == Mac::BROADCAST { Group::Broadcast } else { Group::Multicast };
+                let until = if mac == Mac::BROADCAST { broadcast } else { multicast };
+                let dies = mac.is_group() && !SPARED.contains(&mac) && until == NEVER_OVER;
+                if dies {
+                    expected[group].frames += 1;
+                    expected[group].bytes += len as u64;
+                }
+                let ran = program.test_run(&to(mac, len), None).unwrap();
+                assert_eq!(ran.verdict, if dies { XDP_DROP } else { XDP_REDIRECT }, "{mac}");
+                assert_eq!(ran.frame, to(mac, len), "{mac}");
+            }
+            for group in Group::ALL {
+                assert_eq!(shedding.total(0, group), expected[group], "{group:?}");
+            }
+        }
+        assert!(Group::ALL.iter().all(|&group| expected[group].frames > 1));
+    }
+
+    /// The clock of the program is ours.
+    #[test]
+    fn a_moment_is_over_for_the_program_when_it_is_for_us() {
+        if !may_load() {
+            return;
+        }
+        let (sockets, shedding) = (XskMap::new(1).unwrap(), ShedTable::new(1).unwrap());
+        let program = load(&sockets, &shedding, NoSocket::Pass).unwrap();
+        let verdict = || program.test_run(&to(Mac::BROADCAST, 60), None).unwrap().verdict;
+        let mut shed = 0;
+        for micros in [0, 10, 1_000, 30_000] {
+            let until = time::now() + Duration::from_micros(micros);
+            shedding.shed(0, Group::Broadcast, until);
+            loop {
+                let before = time::now();
+                let verdict = verdict();
+                let after = time::now();
+                shed += u64::from(verdict == XDP_DROP);
+                match verdict {
+                    XDP_DROP => assert!(before < until),
+                    _ => assert!(after >= until),
+                }
+                if after >= until {
+                    break;
+                }
+            }
+        }
+        assert_eq!(shedding.total(0, Group::Broadcast), Amount { frames: shed, bytes: shed * 60 });
+        assert!(shed > 0, "30 ms are enough for one run");
+        // What is lifted is lifted at once.
+        shedding.shed(0, Group::Broadcast, NEVER_OVER);
+        assert_eq!(verdict(), XDP_DROP);
+        shedding.shed(0, Group::Broadcast, Moment::default());
+        assert_eq!(verdict(), XDP_PASS);
     }
 
     #[test]
@@ -111,7 +304,7 @@ mod tests {
         }
         for (no_socket, verdict) in [(NoSocket::Drop, XDP_DROP), (NoSocket::Pass, XDP_PASS)] {
             let sockets = XskMap::new(2).unwrap();
-            let program = load(&sockets, no_socket).unwrap();
+            let program = load(&sockets, &ShedTable::new(2).unwrap(), no_socket).unwrap();
             let run = |len: usize| {
                 let Ran { verdict, frame: left } = program.test_run(&frame(len), None).unwrap();
                 assert_eq!(left, frame(len));

@@ -5,13 +5,15 @@
 //! then the driver's work is done within that call.
 
 use std::io;
+use std::mem;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use super::redirect::Redirect;
-use crate::device::{Abilities, Device};
+use crate::device::{Abilities, Device, Group, Shed};
 use crate::frame::{Batch, Cache, Exchange, Fate, Lane, Sent};
 use crate::sys::xsk::Kick;
+use crate::time::Moment;
 
 /// A queue, and its share of the program that brings the frames.
 #[derive(Debug)]
@@ -22,8 +24,12 @@ pub(super) struct Queue {
     /// Frames wait in the ring that the kernel has not taken yet.
     waiting: bool,
     state: State,
+    /// Which of the queues it is.
+    number: u32,
+    /// What had been shed when it was last asked.
+    shed: Shed,
     /// The program goes when the last queue of its netdev does.
-    _redirect: Arc<Redirect>,
+    redirect: Arc<Redirect>,
 }
 
 /// The state of the netdev, as far as sending has told.
@@ -35,8 +41,8 @@ enum State {
 }
 
 impl Queue {
-    pub(super) fn new(exchange: Exchange, redirect: Arc<Redirect>) -> Queue {
-        Queue { exchange, missed: 0, waiting: false, state: State::Up, _redirect: redirect }
+    pub(super) fn new(exchange: Exchange, number: u32, redirect: Arc<Redirect>) -> Queue {
+        Queue { exchange, missed: 0, waiting: false, state: State::Up, number, shed: Shed::default(), redirect }
     }
 
     /// Has the kernel send what is in the ring. How many frames the device has dropped.
@@ -52,7 +58,7 @@ impl Queue {
                 Kick::Gone => self.state = State::Gone,
             }
             // Without progress now there is none to be expected soon: the next breath asks again.
-            let before = std::mem::replace(&mut left, self.exchange.unsent());
+            let before = mem::replace(&mut left, self.exchange.unsent());
             if left == before {
                 break;
             }
@@ -110,6 +116,21 @@ impl Device for Queue {
         // A netdev that is gone tells no more.
         let news = total.saturating_sub(self.missed);
         self.missed += news;
+        news
+    }
+
+    fn shed(&mut self, group: Group, until: Moment) {
+        self.redirect.shedding.shed(self.number, group, until);
+    }
+
+    fn was_shed(&mut self) -> Shed {
+        let mut news = Shed::default();
+        for group in Group::ALL {
+            let total = self.redirect.shedding.total(self.number, group);
+            let last = mem::replace(&mut self.shed[group], total);
+            news[group].frames = total.frames.wrapping_sub(last.frames);
+            news[group].bytes = total.bytes.wrapping_sub(last.bytes);
+        }
         news
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::program::{self, NoSocket};
+use super::shedding::ShedTable;
 use crate::sys::bpf::{Attach, Link, LoadError, Program, XskMap};
 
 /// Our program on a netdev, until this is dropped or the process ends, however it ends.
@@ -12,6 +13,8 @@ pub(super) struct Redirect {
     _link: Link,
     _program: Program,
     _sockets: XskMap,
+    /// What it sheds.
+    pub(super) shedding: ShedTable,
 }
 
 /// Why the program is not there.
@@ -32,8 +35,9 @@ impl Redirect {
         for (queue, socket) in (0..queues).zip(sockets) {
             map.set(queue, *socket).map_err(Failure::Map)?;
         }
-        let program = program::load(&map, NoSocket::default()).map_err(Failure::Load)?;
+        let shedding = ShedTable::new(queues).map_err(Failure::Map)?;
+        let program = program::load(&map, &shedding, NoSocket::default()).map_err(Failure::Load)?;
         let link = Link::attach(&program, index, attach).map_err(Failure::Attach)?;
-        Ok(Redirect { _link: link, _program: program, _sockets: map })
+        Ok(Redirect { _link: link, _program: program, _sockets: map, shedding })
     }
 }

@@ -236,6 +236,16 @@ impl Fdb {
         true
     }
 
+    /// Forgets a station, if it is known behind `port`.
+    #[cold]
+    pub fn lose(&mut self, station: Station, hash: u64, port: PortId) {
+        if let Some((_, id)) = self.search(station, hash)
+            && self.entries[id].port == port
+        {
+            self.remove(id);
+        }
+    }
+
     /// The part of an index word that is the number; the rest is bits of the hash.
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // at most 2^25

@@ -1,7 +1,7 @@
 //! XDP programs, and what they are attached to netdevs with: bpf(2), of which `rustix` has nothing.
 //!
-//! A [`Program`] is loaded from instructions, finds its sockets in an [`XskMap`], and runs wherever a
-//! [`Link`] attaches it. Each of these is a file descriptor: a program and a map live as long as
+//! A [`Program`] is loaded from instructions, finds its sockets in an [`XskMap`], has words in common with us
+//! in a [`SharedArray`], and runs wherever a [`Link`] attaches it. Each of these is a file descriptor: a program and a map live as long as
 //! something uses them, a link as long as its descriptor. So a process that dies, however it dies,
 //! leaves nothing attached.
 //!
@@ -12,10 +12,13 @@ use std::ffi::{c_int, c_long};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+mod array;
 mod link;
+mod map;
 mod program;
 mod xskmap;
 
+pub use array::SharedArray;
 pub use link::{Attach, Link};
 pub use program::{Arrival, Instruction, LoadError, Program, Ran, XDP_DROP, XDP_PASS, XDP_REDIRECT};
 pub use xskmap::XskMap;

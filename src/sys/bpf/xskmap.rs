@@ -4,36 +4,21 @@ use std::ffi::c_long;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::{NAME, address, call, number, open};
+use super::{address, call, map, number};
 
 // enum bpf_cmd
-const MAP_CREATE: c_long = 0;
 const MAP_UPDATE_ELEM: c_long = 2;
 const MAP_DELETE_ELEM: c_long = 3;
 
 /// BPF_MAP_TYPE_XSKMAP
 const TYPE_XSKMAP: u32 = 17;
 
-/// Bytes of a queue's number, and of a descriptor.
+/// Bytes of a descriptor.
 const WORD: u32 = 4;
 
 /// Which socket the frames of which queue go to.
 #[derive(Debug)]
 pub struct XskMap(OwnedFd);
-
-/// The attributes of MAP_CREATE, as far as we have any.
-#[repr(C)]
-struct MapAttributes {
-    kind: u32,
-    key_size: u32,
-    value_size: u32,
-    entries: u32,
-    flags: u32,
-    inner: u32,
-    node: u32,
-    name: [u8; 16],
-}
-const _: () = assert!(size_of::<MapAttributes>() == 44);
 
 /// The attributes of MAP_UPDATE_ELEM and MAP_DELETE_ELEM.
 #[repr(C)]
@@ -51,18 +36,7 @@ impl XskMap {
     ///
     /// Needs the same capabilities as a program.
     pub fn new(queues: u32) -> io::Result<XskMap> {
-        let mut attributes = MapAttributes {
-            kind: TYPE_XSKMAP,
-            key_size: WORD,
-            value_size: WORD,
-            entries: queues,
-            flags: 0,
-            inner: 0,
-            node: 0,
-            name: NAME,
-        };
-        // SAFETY: there are no addresses in these attributes.
-        unsafe { open(MAP_CREATE, &mut attributes) }.map(XskMap)
+        map::create(TYPE_XSKMAP, WORD, queues, 0).map(XskMap)
     }
 
     /// From now on the frames of `queue` go to `socket`, an AF_XDP socket that is bound to that queue.

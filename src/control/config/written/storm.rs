@@ -14,6 +14,7 @@ macro_rules! word_or_table {
         $(#[$about])*
         #[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
         #[serde(untagged)]
+        #[allow(clippy::large_enum_variant)] // there are few at a time
         pub enum $name {
             /// `off`.
             Word(String),

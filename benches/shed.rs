@@ -1,0 +1,174 @@
+//! What a broadcast storm costs the switch, with and without shedding it at the door: one worker over two AF_XDP
+//! ports on taps, of which one sends broadcasts as fast as its holder can, at the default limit. As root.
+//!
+//! ```text
+//! cargo bench --bench shed -- [--runs 3] [--seconds 2]
+//! ```
+//!
+//! The holder of the tap writes on core 0, the worker is on core 1 and may sleep; on a tap the program runs on the
+//! core of the holder, so that its own cost is in the rate that the holder reaches. Without shedding the worker is
+//! the same, over a device that does not do as it is told. Of the processor time of the worker, in percent of a
+//! core and per frame of the storm, the medians of all runs, interleaved. On a machine that has other things to do
+//! it says nothing: where the worker is not on its core, frames are missed in either case.
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::time::{ClockId, clock_gettime};
+use tokio::sync::oneshot;
+use vifswitch::device::xdp::{self, Mode, Settings};
+use vifswitch::device::{Abilities, Device};
+use vifswitch::frame::{Batch, Cache, Lane, Sent};
+use vifswitch::switch::StormLimits;
+use vifswitch::sys::cores;
+use vifswitch::wire::Mac;
+use vifswitch::worker::{Command, Gate, Pace};
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+#[path = "../tests/host/mod.rs"]
+mod host;
+
+use common::{Lab, Plug, Setup, frame, mac};
+use host::Space;
+use host::nic::Nic;
+
+/// A device that sheds nothing, whatever it is told.
+struct Deaf(Box<dyn Device>);
+
+impl Device for Deaf {
+    fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
+        self.0.receive(batch, cache)
+    }
+    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
+        self.0.transmit(lane, batch, cache)
+    }
+    fn release(&mut self) {
+        self.0.release();
+    }
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.fd()
+    }
+    fn is_cheap_to_ask(&self) -> bool {
+        self.0.is_cheap_to_ask()
+    }
+    fn abilities(&self) -> Abilities {
+        self.0.abilities()
+    }
+    fn missed(&mut self) -> u64 {
+        self.0.missed()
+    }
+}
+
+/// What a run came to.
+#[derive(Debug, Clone, Copy)]
+struct Figures {
+    /// Frames a second that the holder has written.
+    offered: f64,
+    /// Of these, what the rings had no room for.
+    missed: f64,
+    /// Of the time, what the worker was on its core.
+    busy: f64,
+    /// Nanoseconds of that for each frame that was written.
+    each: f64,
+}
+
+fn on_core(core: usize) {
+    assert!(cores::pin(core), "core {core} cannot be had");
+}
+
+fn run(sheds: bool, len: usize, long: Duration) -> Option<Figures> {
+    let space = Space::new()?;
+    let taps = ["storm", "other"].map(|name| {
+        let tap = Nic::held(&space, name);
+        space.ip(&format!("link set dev {name} up"));
+        tap
+    });
+    let mut lab = Lab::new(Setup { slots: 16384, ..Setup::default() }, &[Plug::new(0, 0), Plug::new(0, 1)]);
+    lab.change_ports(|ports| ports[0].storm.limits = StormLimits::VM_DEFAULT);
+    for (name, port) in ["storm", "other"].into_iter().zip(lab.ports.clone()) {
+        let settings = Settings {
+            name: name.into(),
+            netns: space.netns(),
+            queues: None,
+            mode: Mode::Auto,
+            takeover: false,
+            mtu: 1500,
+            fill: 2048,
+            owner: name.into(),
+        };
+        let device = xdp::open(&settings, lab.pool).unwrap().queues.remove(0);
+        lab.close(port, 0).expect("its cable");
+        lab.open(Gate::new(port, 0, if sheds { device } else { Box::new(Deaf(device)) }));
+    }
+    let worker = lab.workers.remove(0);
+    let thread = thread::spawn(move || {
+        on_core(1);
+        worker.run(Pace::Adaptive);
+        let spent = clock_gettime(ClockId::ThreadCPUTime);
+        Duration::new(spent.tv_sec as u64, spent.tv_nsec as u32)
+    });
+    let bytes = frame(Mac::BROADCAST, mac(0), 0x88b5, &vec![7; len - 14]);
+    let (start, mut sent) = (Instant::now(), 0u64);
+    while start.elapsed() < long {
+        for _ in 0..64 {
+            taps[0].send(&bytes);
+        }
+        sent += 64;
+        while taps[1].try_take().is_some() {}
+    }
+    let elapsed = start.elapsed();
+    let (reply, gates) = oneshot::channel();
+    assert!(lab.posts[0].send(Command::Stop(reply)));
+    let mut gates = gates.blocking_recv().unwrap();
+    let spent = thread.join().unwrap();
+    let missed: u64 = gates.iter_mut().map(|gate| gate.device.missed()).sum::<u64>() + lab.sum(0, |c| c.missed.get());
+    let received = lab.sum(0, |c| c.rx_frames.get());
+    // Some may be in the rings still.
+    assert!(received + missed <= sent, "{received} and {missed} of {sent}");
+    Some(Figures {
+        offered: sent as f64 / elapsed.as_secs_f64(),
+        missed: missed as f64 / sent as f64,
+        busy: spent.as_secs_f64() / elapsed.as_secs_f64(),
+        each: spent.as_nanos() as f64 / sent as f64,
+    })
+}
+
+fn median(all: &[Figures], of: impl Fn(&Figures) -> f64) -> f64 {
+    let mut values: Vec<f64> = all.iter().map(of).collect();
+    values.sort_unstable_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().collect();
+    let number = |name: &str, default: u64| {
+        let at = arguments.iter().position(|argument| argument == name);
+        at.map_or(default, |at| arguments[at + 1].parse().unwrap_or_else(|_| panic!("{name} takes a number")))
+    };
+    let (runs, long) = (number("--runs", 3), Duration::from_secs(number("--seconds", 2)));
+    on_core(0);
+    println!("{:<10} {:<9} {:>12} {:>9} {:>10} {:>12}", "", "", "frames/s", "missed", "CPU", "CPU a frame");
+    for len in [60, 1514] {
+        let mut all = [Vec::new(), Vec::new()];
+        for _ in 0..runs {
+            for (sheds, figures) in [false, true].into_iter().zip(&mut all) {
+                let Some(run) = run(sheds, len, long) else { return };
+                figures.push(run);
+            }
+        }
+        for (what, figures) in ["received", "shed"].iter().zip(&all) {
+            println!(
+                "{:<10} {what:<9} {:>12.0} {:>8.1}% {:>9.1}% {:>9.1} ns",
+                format!("{len} bytes"),
+                median(figures, |f| f.offered),
+                median(figures, |f| f.missed) * 100.0,
+                median(figures, |f| f.busy) * 100.0,
+                median(figures, |f| f.each),
+            );
+        }
+    }
+}

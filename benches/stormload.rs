@@ -1,0 +1,421 @@
+//! Load for `scripts/storm-lab`: two bystanders that talk while a guest makes a loop or a storm, and what they
+//! notice of it. No benchmark by itself: `cargo bench` leaves it alone.
+//!
+//! ```text
+//! stormload loop --a NETNS:DEVICE --b NETNS:DEVICE --guest NETNS:BRIDGE --seeds foreign|own
+//!     [--before S] [--during S] [--after S] [--rate PPS] [--limit PPS --burst FRAMES] [--cpu N] [--other-cpu N]
+//! stormload storm --a NETNS:DEVICE --b NETNS:DEVICE --storm NETNS:DEVICE [--to broadcast|multicast|unknown]
+//!     [--rate PPS] [--time S] [--cpu N]
+//! ```
+//!
+//! `loop`: A asks B at a rate, and B answers, and says nothing else, so that it is found again only if the switch
+//! has not lost it. After a while the guest's bridge is set up, which closes a loop if it has two ports on one
+//! network, and set down again. `foreign`: until then A and B each send a broadcast every 50 ms; `own`: the
+//! guest's bridge itself sends a single one, when it is up. Who talks and listens has one core, who sets the bridge up and sends broadcasts the other one: a storm that
+//! runs where it began does not run where it is measured.
+//!
+//! `storm`: A sends to B at a rate; with what that leaves of the same core a third one sends as fast as it can.
+//!
+//! Both print one line of JSON. A frame is late, not lost, if it arrives within [`PATIENCE`].
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
+
+mod netdev;
+
+use std::collections::HashMap;
+use std::io::IoSlice;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use netdev::{Place, stay_on};
+use rustix::io::Errno;
+use rustix::net::{MMsgHdr, SendAncillaryBuffer, SendFlags, sendmmsg};
+use serde_json::{Value, json};
+use vifswitch::sys::packet::{NOTHING, Socket, Statistics};
+use vifswitch::wire::Mac;
+
+/// Ethertypes for local experiments (IEEE 802-2014, 9.2.3), which no stack answers: what the bystanders say to
+/// each other, and what is to be multiplied.
+const TALK: u16 = 0x88b5;
+const NOISE: u16 = 0x88b6;
+/// How long a frame may take. Long, as who waits for a core that others have is late, and loses nothing.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Between two broadcasts of a bystander.
+const SEED: Duration = Duration::from_millis(50);
+/// Between two looks at how many copies a bystander got.
+const LOOK: Duration = Duration::from_millis(10);
+/// What is called a rate of copies is one over this time.
+const WINDOW: Duration = Duration::from_millis(100);
+/// Copies in a window that are still ordinary traffic.
+const ORDINARY: u64 = 10;
+
+type Options<'a> = HashMap<&'a str, &'a str>;
+
+fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let options: Options =
+        words.get(1..).unwrap_or_default().chunks_exact(2).map(|pair| (pair[0].as_str(), pair[1].as_str())).collect();
+    let told = match words.first().map(String::as_str) {
+        Some("loop") => around(&options),
+        Some("storm") => storm(&options),
+        _ => {
+            eprintln!("usage: stormload loop|storm --a NETNS:DEVICE --b NETNS:DEVICE …");
+            std::process::exit(2);
+        }
+    };
+    println!("{told}");
+}
+
+fn number(options: &Options, key: &str, default: f64) -> f64 {
+    options.get(key).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{key}: {text}")))
+}
+
+fn seconds(options: &Options, key: &str, default: f64) -> Duration {
+    Duration::from_secs_f64(number(options, key, default))
+}
+
+fn frame(to: Mac, from: Mac, kind: u16) -> Vec<u8> {
+    let mut frame = [&to.octets(), &from.octets(), &kind.to_be_bytes()[..]].concat();
+    frame.resize(60, 0);
+    frame
+}
+
+/// One way, from a netdev to another.
+struct Way {
+    from: Socket,
+    to: Socket,
+    frame: Vec<u8>,
+}
+
+impl Way {
+    fn new(from: &Place, to: &Place) -> Way {
+        Way { from: from.socket(NOTHING), to: to.socket(TALK), frame: frame(to.mac(), from.mac(), TALK) }
+    }
+
+    /// Sends a frame with a number. One that the kernel refuses is lost, as others are.
+    fn send(&mut self, number: usize) {
+        self.frame[14..18].copy_from_slice(&(number as u32).to_be_bytes());
+        match self.from.send(&self.frame) {
+            Err(e) if !matches!(Errno::from_io_error(&e), Some(Errno::AGAIN | Errno::NOBUFS)) => {
+                panic!("sending: {e}")
+            }
+            _ => {}
+        }
+    }
+
+    /// The number of the next frame that has come. What comes the other way, as loops have it, is none.
+    fn take(&self) -> Option<usize> {
+        let mut room = [0; 2048];
+        while let Some(received) = self.to.receive(&mut room).unwrap() {
+            if received.len == self.frame.len() && room[..12] == self.frame[..12] {
+                return Some(u32::from_be_bytes(room[14..18].try_into().unwrap()) as usize);
+            }
+        }
+        None
+    }
+}
+
+/// What one says to another: numbered frames, and when each was sent and came; or was answered, if it is.
+struct Talk {
+    way: Way,
+    back: Option<Way>,
+    sent: Vec<Duration>,
+    /// Which were heard at the other end.
+    heard: Vec<bool>,
+    /// How many were heard there that had been heard before.
+    again: u64,
+    came: Vec<Option<Duration>>,
+}
+
+impl Talk {
+    fn new(from: &Place, to: &Place, answered: bool) -> Talk {
+        let (way, back) = (Way::new(from, to), answered.then(|| Way::new(to, from)));
+        Talk { way, back, sent: vec![], heard: vec![], again: 0, came: vec![] }
+    }
+
+    fn say(&mut self, begin: Instant) {
+        self.sent.push(begin.elapsed());
+        self.heard.push(false);
+        self.came.push(None);
+        self.way.send(self.sent.len() - 1);
+    }
+
+    /// Sends those that are due by now, so many at most. Whether that was all.
+    fn say_due(&mut self, begin: Instant, rate: f64, most: usize) -> bool {
+        let due = ((begin.elapsed().as_secs_f64() * rate) as usize).saturating_sub(self.sent.len());
+        for _ in 0..due.min(most) {
+            self.say(begin);
+        }
+        due <= most
+    }
+
+    /// Takes what has come, so many at most of each way. Of copies the first one counts.
+    fn hear(&mut self, begin: Instant, most: usize) {
+        for _ in 0..most {
+            let Some(number) = self.way.take() else { break };
+            match self.heard.get_mut(number) {
+                Some(heard @ false) => {
+                    *heard = true;
+                    match &mut self.back {
+                        Some(back) => back.send(number),
+                        None => self.came[number] = Some(begin.elapsed()),
+                    }
+                }
+                _ => self.again += 1,
+            }
+        }
+        for _ in 0..most {
+            let Some(number) = self.back.as_ref().and_then(Way::take) else { break };
+            if let Some(came @ None) = self.came.get_mut(number) {
+                *came = Some(begin.elapsed());
+            }
+        }
+    }
+
+    /// Whether all have come.
+    fn is_complete(&self) -> bool {
+        self.came.iter().all(Option::is_some)
+    }
+
+    /// Whether a frame came, in time.
+    fn arrived(&self, number: usize) -> bool {
+        self.came[number].is_some_and(|came| came - self.sent[number] < PATIENCE)
+    }
+
+    /// Those that were sent in a span of time.
+    fn within(&self, from: Duration, to: Duration) -> impl Iterator<Item = usize> {
+        (0..self.sent.len()).filter(move |&number| (from..to).contains(&self.sent[number]))
+    }
+}
+
+/// What became of the frames of a span of time.
+fn outcome(talk: &Talk, from: Duration, to: Duration) -> Value {
+    let (mut sent, mut lost, mut times) = (0u64, 0u64, Vec::new());
+    for number in talk.within(from, to) {
+        sent += 1;
+        lost += u64::from(!talk.arrived(number));
+        times.extend(talk.came[number].map(|came| (came - talk.sent[number]).as_secs_f64() * 1e6));
+    }
+    times.sort_by(f64::total_cmp);
+    let at = |part: f64| times.get((times.len() as f64 * part) as usize).map(|us| (us * 10.0).round() / 10.0);
+    json!({ "sent": sent, "lost": lost, "p50_us": at(0.5), "p99_us": at(0.99) })
+}
+
+/// When the guest's bridge was set up and down, by the clock of the one who measures.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    /// Just before the loop was closed, and when it was open again.
+    at: Duration,
+    /// The same as the world counts.
+    wall: SystemTime,
+}
+
+struct Loop<'a> {
+    places: [Place; 2],
+    guest: Place,
+    own: bool,
+    options: &'a Options<'a>,
+    closed: OnceLock<Turn>,
+    opened: OnceLock<Turn>,
+}
+
+fn around(options: &Options) -> Value {
+    let [a, b, guest] = ["--a", "--b", "--guest"].map(|key| Place::written(options[key]));
+    let own = match options["--seeds"] {
+        "own" => true,
+        "foreign" => false,
+        other => panic!("--seeds {other}: own or foreign"),
+    };
+    let (closed, opened) = (OnceLock::new(), OnceLock::new());
+    let it = Loop { places: [a, b], guest, own, options, closed, opened };
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        scope.spawn(|| it.make(begin));
+        it.measure(begin)
+    })
+}
+
+impl Loop<'_> {
+    /// Closes the loop and opens it again, and sends what is to go around in it.
+    fn make(&self, begin: Instant) {
+        stay_on(number(self.options, "--other-cpu", 1.0) as usize);
+        let [before, during] =
+            [("--before", 1.0), ("--during", 2.0)].map(|(key, default)| seconds(self.options, key, default));
+        let seeds = self.places.each_ref().map(|place| {
+            let frame = frame(Mac::BROADCAST, place.mac(), NOISE);
+            (place.socket(NOTHING), frame)
+        });
+        let bridge = |state: &str| {
+            let path = self.guest.netns.path().expect("a namespace with a name");
+            let space = path.file_name().unwrap().to_str().unwrap();
+            let done = Command::new("ip").args(["-n", space, "link", "set", "dev", &self.guest.device, state]).status();
+            assert!(done.unwrap().success(), "the guest's bridge cannot be set {state}");
+        };
+        let seed_until = |end: Duration| {
+            while begin.elapsed() < end {
+                if !self.own {
+                    // one that cannot be sent in a storm is no less a storm
+                    seeds.iter().for_each(|(socket, frame)| drop(socket.send(frame)));
+                }
+                thread::sleep(SEED.min(end.saturating_sub(begin.elapsed())));
+            }
+        };
+        seed_until(before);
+        self.closed.set(Turn { at: begin.elapsed(), wall: SystemTime::now() }).unwrap();
+        bridge("up");
+        if self.own {
+            self.guest.socket(NOTHING).send(&frame(Mac::BROADCAST, self.guest.mac(), NOISE)).unwrap();
+        }
+        seed_until(before + during);
+        bridge("down");
+        self.opened.set(Turn { at: begin.elapsed(), wall: SystemTime::now() }).unwrap();
+    }
+
+    /// Talks all the time, and counts.
+    fn measure(&self, begin: Instant) -> Value {
+        stay_on(number(self.options, "--cpu", 0.0) as usize);
+        let [a, b] = &self.places;
+        let mut talk = Talk::new(a, b, true);
+        let mut seen = Seen::new(b);
+        let (rate, after) = (number(self.options, "--rate", 1000.0), seconds(self.options, "--after", 2.0));
+        loop {
+            let now = begin.elapsed();
+            let ended = self.opened.get().map(|turn| turn.at + after);
+            if ended.is_some_and(|end| now > end + PATIENCE || now > end && talk.is_complete()) {
+                break;
+            }
+            if ended.is_none_or(|end| now < end) {
+                talk.say_due(begin, rate, 16);
+            }
+            talk.hear(begin, 256);
+            if seen.looks.last().is_none_or(|(at, _)| now > *at + LOOK) {
+                seen.look(begin, &talk);
+            }
+        }
+        self.tell(&talk, &seen)
+    }
+
+    fn tell(&self, talk: &Talk, seen: &Seen) -> Value {
+        let (closed, opened) = (*self.closed.get().unwrap(), *self.opened.get().unwrap());
+        let warm = closed.at.mul_f64(0.2);
+        let end = opened.at + seconds(self.options, "--after", 2.0);
+        let (rate, burst) = (number(self.options, "--limit", 500.0), number(self.options, "--burst", 500.0));
+        let copies = seen.between(closed.at, opened.at);
+        // what A alone has to say to B, twice, comes on top
+        let allowed = |t: Duration| burst + (rate + 2.0 / SEED.as_secs_f64()) * t.as_secs_f64() + 2.0;
+        // the last of those to come in a span, and nothing if the span ends with one of them
+        let until = |bad: Vec<Duration>| match bad.last() {
+            None => json!(0.0),
+            Some(&last) if last + 2 * WINDOW > opened.at => Value::Null,
+            Some(&last) => json!((last - closed.at).as_secs_f64()),
+        };
+        let looks = || seen.looks.iter().filter(|(at, _)| (closed.at..opened.at).contains(at));
+        let beyond =
+            looks().filter(|(at, _)| seen.between(closed.at, *at) as f64 > allowed(*at - closed.at)).map(|(at, _)| *at);
+        let noisy = looks().filter(|(at, _)| seen.between(*at - WINDOW, *at) > ORDINARY).map(|(at, _)| *at);
+        let peak = looks().map(|(at, _)| seen.between(*at - WINDOW, *at)).max().unwrap_or_default();
+        let lost_after = talk.within(opened.at, end).filter(|&number| !talk.arrived(number));
+        let healed = match lost_after.map(|number| talk.sent[number]).max() {
+            None => json!(0.0),
+            Some(last) if last + 2 * WINDOW > end => Value::Null,
+            Some(last) => json!((last - opened.at).as_secs_f64()),
+        };
+        json!({
+            "closed": wall(closed.wall), "opened": wall(opened.wall),
+            "seconds": (opened.at - closed.at).as_secs_f64(),
+            "before": outcome(talk, warm, closed.at),
+            "during": outcome(talk, closed.at, opened.at),
+            "after": outcome(talk, opened.at, end),
+            "seeds": if self.own { 1 } else { seen_seeds(opened.at - closed.at) }, "copies": copies, "allowed": allowed(opened.at - closed.at) as u64,
+            "copies_per_second": copies as f64 / (opened.at - closed.at).as_secs_f64(),
+            "peak_per_second": peak as f64 / WINDOW.as_secs_f64(),
+            "contained": until(beyond.collect()), "still": until(noisy.collect()), "healed": healed,
+        })
+    }
+}
+
+/// How many broadcasts of the other bystander one gets in a time.
+fn seen_seeds(time: Duration) -> u64 {
+    time.div_duration_f64(SEED).ceil() as u64
+}
+
+/// Seconds since 1970.
+fn wall(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+/// How many frames a bystander had got at a time that were not said to it, or not for the first time.
+struct Seen {
+    noise: Socket,
+    /// Of noise, so far.
+    heard: u64,
+    looks: Vec<(Duration, u64)>,
+}
+
+impl Seen {
+    fn new(place: &Place) -> Seen {
+        let noise = place.socket(NOISE);
+        // nobody reads them: what finds no room is counted as well, and costs least
+        noise.set_room(0, 0).unwrap();
+        Seen { noise, heard: 0, looks: vec![] }
+    }
+
+    fn look(&mut self, begin: Instant, talk: &Talk) {
+        let Statistics { taken, lost } = self.noise.statistics().unwrap();
+        self.heard += u64::from(taken) + u64::from(lost);
+        self.looks.push((begin.elapsed(), self.heard + talk.again));
+    }
+
+    /// How many came between two times.
+    fn between(&self, from: Duration, to: Duration) -> u64 {
+        let at = |time: Duration| {
+            let after = self.looks.partition_point(|(at, _)| *at <= time);
+            self.looks[after.saturating_sub(1)].1
+        };
+        at(to).saturating_sub(at(from))
+    }
+}
+
+fn storm(options: &Options) -> Value {
+    const BURST: usize = 8;
+    stay_on(number(options, "--cpu", 0.0) as usize);
+    let [a, b, x] = ["--a", "--b", "--storm"].map(|key| Place::written(options[key]));
+    let (rate, time) = (number(options, "--rate", 100_000.0), seconds(options, "--time", 2.0));
+    let to = match options.get("--to").copied().unwrap_or("broadcast") {
+        "broadcast" => Mac::BROADCAST,
+        "multicast" => Mac::from_bits(0x0100_5e01_0203),
+        "unknown" => Mac::from_bits(0x0200_0000_dead),
+        other => panic!("--to {other}: broadcast, multicast or unknown"),
+    };
+    let (noise, socket) = (frame(to, x.mac(), NOISE), x.socket(NOTHING));
+    let mut talk = Talk::new(&a, &b, false);
+    // the receiver speaks first, so that it is known where it is
+    Way::new(&b, &a).send(0);
+    let warm = Duration::from_millis(200);
+    let (begin, mut storm) = (Instant::now(), 0u64);
+    while begin.elapsed() < warm + time {
+        let is_on_time = talk.say_due(begin, rate, BURST);
+        talk.hear(begin, 64);
+        if !is_on_time {
+            continue;
+        }
+        let slices = [IoSlice::new(&noise)];
+        let mut controls: [_; BURST] = std::array::from_fn(|_| SendAncillaryBuffer::default());
+        let mut messages: Vec<_> = controls.iter_mut().map(|control| MMsgHdr::new(&slices, control)).collect();
+        match sendmmsg(&socket, &mut messages, SendFlags::DONTWAIT) {
+            Ok(sent) => storm += sent as u64,
+            Err(Errno::AGAIN | Errno::NOBUFS) => {}
+            Err(e) => panic!("sending: {e}"),
+        }
+    }
+    let spent = begin.elapsed();
+    while begin.elapsed() < spent + PATIENCE && !talk.is_complete() {
+        talk.hear(begin, 64);
+    }
+    let kept = talk.within(warm, spent).count() as f64 / (spent - warm).as_secs_f64();
+    let mut told = outcome(&talk, warm, spent);
+    let more = json!({ "rate": kept.round(), "storm_per_second": (storm as f64 / spent.as_secs_f64()).round() });
+    told.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    told
+}

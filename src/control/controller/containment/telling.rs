@@ -1,0 +1,270 @@
+//! What is told of loops, storms and stations that move: one event for each transition.
+
+use tracing::{info, warn};
+
+use super::keeping::clocks;
+use super::watching::{Class, Disabled, Who};
+use super::{Containment, Controller};
+use crate::control::config::{StormAction, StormLimit};
+use crate::control::events::{Event, EventKind};
+use crate::control::loops::book::{Loop, News, Over};
+use crate::control::loops::freezes::Freeze;
+use crate::control::loops::layout::End;
+use crate::control::loops::told::{bridges, measures, sentence, span, view, what};
+use crate::control::loops::view::StormView;
+use crate::control::seats::Stand;
+use crate::switch::{Station, StormClass};
+
+impl Controller {
+    /// Tells of a loop.
+    pub(super) fn tell_news(&mut self, news: News) {
+        let layout = &self.containment.layout;
+        let find = |key| self.containment.book.find(key);
+        match news {
+            News::Started(key) => {
+                self.containment.counts.loops += 1;
+                let Some(of) = self.containment.book.find(&key) else { return };
+                let text = sentence(of, None, &self.containment.layout, clocks());
+                self.tell_loop(EventKind::LoopStart, &of.clone(), None, text);
+            }
+            News::Raised(key, level) => {
+                let Some(of) = find(&key) else { return };
+                let (what, now) = (what(of, layout), measures(of, layout));
+                let text = format!("{what}, and that goes on; level {}: {now}", level.number());
+                self.tell_loop(EventKind::LoopLevel, &of.clone(), None, text);
+            }
+            News::Prolonged(key, time) => {
+                let Some(of) = find(&key) else { return };
+                let (what, level, now) = (what(of, layout), of.ladder.level.number(), measures(of, layout));
+                let text = format!("{what}, still; level {level} stays for {} more: {now}", span(time));
+                self.tell_loop(EventKind::LoopLevel, &of.clone(), None, text);
+            }
+            News::Quiet(_) => {}
+            News::Stopped(over) => {
+                let text = sentence(&over.was, Some(&over), layout, clocks());
+                self.tell_loop(EventKind::LoopStop, &over.was, Some(&over), text);
+            }
+            News::Bridges(pair) => {
+                let (a, b) = &pair;
+                let text = format!("{}: no loop, as long as nobody else does", bridges(&pair, layout));
+                info!("bridges: {text}");
+                let event = Event {
+                    vm: a.vm.clone().or_else(|| b.vm.clone()),
+                    ports: vec![a.port.clone(), b.port.clone()],
+                    network: Some(a.network.clone()),
+                    ..self.event(EventKind::Bridges, text)
+                };
+                self.journal.tell(event);
+            }
+        }
+    }
+
+    fn tell_loop(&mut self, kind: EventKind, of: &Loop, over: Option<&Over>, text: String) {
+        let view = view(of, over, &self.containment.layout, clocks());
+        let (vm, network, level) = (&view.device_id, &view.network_id, view.level);
+        match kind {
+            EventKind::LoopStart => warn!(vm, network, level, "loop_start: {text}"),
+            EventKind::LoopLevel => warn!(vm, network, level, "loop_level: {text}"),
+            _ => info!(vm, network, level, "loop_stop: {text}"),
+        }
+        let vm = Some(view.device_id).filter(|vm| !vm.is_empty());
+        let event = Event { vm, network: Some(view.network_id), ports: view.ports, ..self.event(kind, text) };
+        self.journal.tell(event);
+    }
+
+    /// Tells that storm limits begin to refuse frames.
+    pub(super) fn tell_storm(&mut self, who: Who, class: Class, action: StormAction, recovery: u32) {
+        let Some(index) = self.of(who) else { return };
+        let (whose, ports) = self.whose(who);
+        let limit = self.limit(index, class);
+        let done = match (action, recovery) {
+            (StormAction::Disable, 0) => "the port is held until it is released by hand".to_owned(),
+            (StormAction::Disable, seconds) => {
+                format!("the port is held for {}", span(std::time::Duration::from_secs(seconds.into())))
+            }
+            _ => "what is beyond it is dropped".to_owned(),
+        };
+        let text = format!("{whose} sends more {} than {limit}: {done}", sent(class));
+        self.tell_of_storm(EventKind::StormStart, index, ports, text);
+    }
+
+    /// Tells that a storm is over.
+    pub(super) fn tell_storm_over(&mut self, view: &StormView) {
+        let found = self.ports.iter().position(|port| match port.seat.stand {
+            Stand::Port { vm, position, .. } => {
+                let vm = &self.config.vms[vm];
+                let port = &vm.ports[position];
+                match &view.port_id {
+                    Some(id) => *id == port.port_id,
+                    None => vm.id == view.device_id && port.network_id == view.network_id,
+                }
+            }
+            Stand::Uplink { .. } => view.port_id.as_ref() == Some(&port.seat.name) && view.device_id.is_empty(),
+        });
+        let Some(index) = found else { return };
+        let ports = match &view.port_id {
+            Some(id) => vec![id.clone()],
+            None => self.siblings(index),
+        };
+        self.tell_of_storm(EventKind::StormStop, index, ports, view.text.clone());
+    }
+
+    /// Tells that a port is open again that was held for a storm.
+    pub(super) fn tell_reopened(&mut self, end: &End, disabled: &Disabled, why: &str) {
+        let Some(index) = self.containment.ids.get(end).and_then(|&id| self.ports.iter().position(|port| port.is(id)))
+        else {
+            return;
+        };
+        let since = crate::time::rfc3339(clocks().wall(disabled.since));
+        let refused = disabled.spell.map_or(0, |spell| spell.suppressed);
+        let most = disabled.spell.map_or(0, |spell| spell.most);
+        let text = format!(
+            "port {} of VM {:?} on network {:?} is open again, {why}: it was held since {since} for a {} storm, of which \
+             {refused} frames were suppressed, at most {most} a second",
+            self.containment.layout.told(end),
+            end.vm.as_deref().unwrap_or_default(),
+            end.network,
+            disabled.class,
+        );
+        self.tell_of_storm(EventKind::StormStop, index, vec![end.port.clone()], text);
+    }
+
+    fn tell_of_storm(&mut self, kind: EventKind, index: usize, ports: Vec<String>, text: String) {
+        let names = self.names(index);
+        let (vm, network) = (names.vm, names.network);
+        if kind == EventKind::StormStart {
+            warn!(vm, network, "storm_start: {text}");
+        } else {
+            info!(vm, network, "storm_stop: {text}");
+        }
+        let event = Event { ports, ..self.event_of(&names, kind, &text) };
+        self.journal.tell(event);
+    }
+
+    /// Tells that a port begins to send what belongs to others.
+    pub(super) fn tell_guard(&mut self, index: usize, station: Option<Station>) {
+        let Some(end) = self.containment.ends.get(&self.ports[index].seat.id).cloned() else { return };
+        let of = station.and_then(|station| {
+            let (_, owner) = self.rules.pinned().find(|(pinned, _)| *pinned == station)?;
+            let owner = self.containment.ends.get(&owner)?;
+            let whose = format!("port {} of VM {:?}", self.containment.layout.told(owner), owner.vm.as_deref()?);
+            Some(format!("{}, which belongs to {whose}", station.mac()))
+        });
+        let of = of.unwrap_or_else(|| "an address that belongs to another VM".into());
+        let text = format!(
+            "port {} of VM {:?} on network {:?} sends frames as if they came from {of}: they are dropped. This is told again \
+             only when there have been none for 30 seconds",
+            self.containment.layout.told(&end),
+            end.vm.as_deref().unwrap_or_default(),
+            end.network
+        );
+        let names = self.names(index);
+        let (vm, network, port) = (names.vm, names.network, names.id);
+        warn!(vm, network, port, "guard: {text}");
+        let mac = station.map(|station| station.mac().to_string());
+        let event = Event { mac, ..self.event_of(&names, EventKind::Guard, &text) };
+        self.journal.tell(event);
+    }
+
+    /// Tells that a station stays where it is for a while.
+    pub(super) fn tell_freeze(&mut self, station: Station, freeze: &Freeze) {
+        let Containment { ends, layout, .. } = &self.containment;
+        let (Some(at), Some(from)) = (ends.get(&freeze.at), ends.get(&freeze.from)) else { return };
+        let named = |end: &End| match &end.vm {
+            Some(vm) => format!("port {} of VM {vm:?}", layout.told(end)),
+            None => end.to_string(),
+        };
+        let mac = station.mac().to_string();
+        let text = format!(
+            "station {mac} on network {:?} moves to and fro between {} and {}: it stays at {} for {}, and is not heard from \
+             anywhere else",
+            at.network,
+            named(at),
+            named(from),
+            named(at),
+            span(freeze.until.since(freeze.since)),
+        );
+        warn!(mac, network = at.network, "mac_freeze: {text}");
+        let event = Event {
+            vm: from.vm.clone().or_else(|| at.vm.clone()),
+            network: Some(at.network.clone()),
+            ports: vec![at.port.clone(), from.port.clone()],
+            mac: Some(mac),
+            ..self.event(EventKind::MacFreeze, text)
+        };
+        self.journal.tell(event);
+    }
+
+    /// Whose storm it is, and the ports that it is of.
+    pub(super) fn whose(&self, who: Who) -> (String, Vec<String>) {
+        let Some(index) = self.of(who) else { return (String::new(), Vec::new()) };
+        let names = self.names(index);
+        match (who, names.vm, names.network) {
+            (Who::Port(id), Some(vm), Some(network)) => {
+                let told = self.containment.ends.get(&id).map(|end| self.containment.layout.told(end));
+                let told = told.unwrap_or_else(|| format!("{:?}", names.id));
+                (format!("port {told} of VM {vm:?} on network {network:?}"), vec![names.id.to_owned()])
+            }
+            (Who::Vm(..), Some(vm), Some(network)) => {
+                (format!("VM {vm:?} by all its ports on network {network:?}"), self.siblings(index))
+            }
+            _ => (format!("uplink {:?}", names.id), vec![names.id.to_owned()]),
+        }
+    }
+
+    /// All ports of the VM of a port, on its network.
+    fn siblings(&self, index: usize) -> Vec<String> {
+        let Stand::Port { vm, network, .. } = self.ports[index].seat.stand else { return Vec::new() };
+        let network = &self.config.networks[network].id;
+        let ports = self.config.vms[vm].ports.iter().filter(|port| port.network_id == *network);
+        ports.map(|port| port.port_id.clone()).collect()
+    }
+
+    /// The limit that is hit, as people read it.
+    fn limit(&self, index: usize, class: Class) -> String {
+        let of = |storm_class: StormClass| {
+            let told = |limit: Option<&StormLimit>| limit.map(told_limit);
+            match self.ports[index].seat.stand {
+                Stand::Port { vm, position, .. } => {
+                    told(self.config.storm_of_port(&self.config.vms[vm].ports[position]).limit(storm_class))
+                }
+                Stand::Uplink { index } => {
+                    told(self.config.storm_of_uplink(&self.config.uplinks[index]).limit(storm_class))
+                }
+            }
+        };
+        let limit = match class {
+            Class::Broadcast => of(StormClass::Broadcast),
+            Class::Multicast => of(StormClass::Multicast),
+            Class::UnknownUnicast => of(StormClass::UnknownUnicast),
+            Class::Bpdu => Some("100 frames a second".into()),
+            Class::Vm => Some("all its ports together may".into()),
+            Class::Copies => match self.ports[index].seat.stand {
+                Stand::Port { vm, network, .. } => {
+                    let storm = self.config.storm_of_vm(&self.config.vms[vm], &self.config.networks[network]);
+                    storm.copies().map(|rate| format!("{} copies a second", rate.per_second()))
+                }
+                Stand::Uplink { .. } => None,
+            },
+        };
+        limit.unwrap_or_else(|| "it may".into())
+    }
+}
+
+/// What a storm is made of.
+fn sent(class: Class) -> &'static str {
+    match class {
+        Class::Broadcast => "broadcast",
+        Class::Multicast => "multicast",
+        Class::UnknownUnicast => "to unknown stations",
+        Class::Bpdu => "spanning tree",
+        Class::Vm => "to everybody",
+        Class::Copies => "to everybody, and so to more ports,",
+    }
+}
+
+fn told_limit(limit: &StormLimit) -> String {
+    let frames = limit.frames.map(|rate| format!("{} frames a second (burst {})", rate.per_second(), rate.burst()));
+    let bits = limit.bits.map(|rate| format!("{} bits a second (burst {} bytes)", rate.per_second, rate.burst_bytes));
+    [frames, bits].into_iter().flatten().collect::<Vec<_>>().join(" or ")
+}

@@ -1,0 +1,265 @@
+//! Loops over a restart: what is kept of them, and what of that still means something.
+//!
+//! Moments are of the host's boot clock, which begins anew with the host; what is kept is of the wall
+//! clock. Where that has been turned back or on, times come out wrong, and are bounded by what they can
+//! be; a loop that is still there is found anyway.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::book::{Book, Loop, Past};
+use super::ladder::{LONGEST, Ladder, Level, MEMORY};
+use super::layout::{End, Layout};
+use super::verdicts::{Key, Pair};
+use crate::time::Moment;
+
+/// Loops taken over from before, at most.
+const MOST: usize = 10_000;
+
+/// One moment by both clocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Clocks {
+    /// The host's.
+    pub now: Moment,
+    /// The wall's.
+    pub wall: SystemTime,
+}
+
+impl Clocks {
+    /// Milliseconds since 1970 at a moment.
+    pub fn millis(self, at: Moment) -> i64 {
+        let wall = self.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let wall = i64::try_from(wall).unwrap_or(i64::MAX);
+        let of = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        if at >= self.now {
+            wall.saturating_add(of(at.since(self.now)))
+        } else {
+            wall.saturating_sub(of(self.now.since(at)))
+        }
+    }
+
+    /// The wall's time at a moment.
+    pub fn wall(self, at: Moment) -> SystemTime {
+        let earlier = self.wall.checked_sub(self.now.since(at)).unwrap_or(UNIX_EPOCH);
+        earlier.checked_add(at.since(self.now)).unwrap_or(earlier)
+    }
+
+    /// The moment at so many milliseconds since 1970. What was before the host booted is as it booted.
+    pub fn moment(self, millis: i64) -> Moment {
+        let ahead = millis.saturating_sub(self.millis(self.now));
+        let span = Duration::from_millis(ahead.unsigned_abs());
+        if ahead >= 0 { self.now + span } else { self.now - span }
+    }
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptLoop {
+    key: Key,
+    links: Vec<Pair>,
+    #[serde(default)]
+    receiver: Option<End>,
+    #[serde(default)]
+    others: Vec<Pair>,
+    level: Level,
+    since: i64,
+    raised: i64,
+    until: i64,
+    seen: i64,
+    repeats: u32,
+    suppressed: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct KeptPast {
+    key: Key,
+    repeats: u32,
+    at: i64,
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Kept {
+    #[serde(default)]
+    loops: Vec<Value>,
+    #[serde(default)]
+    past: Vec<Value>,
+}
+
+/// What is kept of all loops; null if there is nothing.
+pub fn keep(book: &Book, clocks: Clocks) -> Value {
+    if book.loops.is_empty() && book.past.is_empty() {
+        return Value::Null;
+    }
+    let value = |kept| serde_json::to_value(kept).unwrap_or_default();
+    let loops = book.loops.values().map(|of| KeptLoop {
+        key: of.key.clone(),
+        links: of.links.keys().cloned().collect(),
+        receiver: of.receiver.clone(),
+        others: of.others.clone(),
+        level: of.ladder.level,
+        since: clocks.millis(of.ladder.since),
+        raised: clocks.millis(of.ladder.raised),
+        until: clocks.millis(of.ladder.until),
+        seen: clocks.millis(of.ladder.seen),
+        repeats: of.ladder.repeats,
+        suppressed: of.suppressed,
+    });
+    let past = book.past.iter().map(|(key, past)| KeptPast {
+        key: key.clone(),
+        repeats: past.repeats,
+        at: clocks.millis(past.at),
+    });
+    let kept = Kept {
+        loops: loops.map(|of| serde_json::to_value(of).unwrap_or_default()).collect(),
+        past: past.map(|of| serde_json::to_value(of).unwrap_or_default()).collect(),
+    };
+    value(kept)
+}
+
+/// Takes over what was kept, as far as it still means something: the ends are there, and belong together as
+/// it is said. The rest is not taken.
+pub fn resume(kept: Value, layout: &Layout, clocks: Clocks) -> Book {
+    let kept: Kept = serde_json::from_value(kept).unwrap_or_default();
+    let mut book = Book::default();
+    for of in kept.loops.into_iter().take(MOST).filter_map(|of| serde_json::from_value::<KeptLoop>(of).ok()) {
+        if let Some(of) = take(of, layout, clocks) {
+            book.loops.insert(of.key.clone(), of);
+        }
+    }
+    for of in kept.past.into_iter().take(MOST).filter_map(|of| serde_json::from_value::<KeptPast>(of).ok()) {
+        let at = clocks.moment(of.at).min(clocks.now);
+        if clocks.now.since(at) < MEMORY {
+            book.past.insert(of.key, Past { repeats: of.repeats, at });
+        }
+    }
+    book
+}
+
+fn take(of: KeptLoop, layout: &Layout, clocks: Clocks) -> Option<Loop> {
+    let now = clocks.now;
+    let is_right = |pair: &Pair| pair.0 < pair.1 && of.key.fits(pair) && layout.has(&pair.0) && layout.has(&pair.1);
+    // When each was seen is not kept: the loop itself has to be seen again before its time is over.
+    let links: BTreeMap<Pair, Moment> = of.links.into_iter().filter(is_right).map(|pair| (pair, now)).collect();
+    if links.is_empty() {
+        return None;
+    }
+    let past = |millis: i64| clocks.moment(millis).min(now);
+    let until = clocks.moment(of.until).min(now + LONGEST);
+    let times = [past(of.since), past(of.raised), until, past(of.seen)];
+    let ladder = Ladder::resume(of.level, times, of.repeats, now);
+    let receiver = of.receiver.filter(|receiver| links.keys().any(|(a, b)| a == receiver || b == receiver));
+    Some(Loop { key: of.key, ladder, links, receiver, others: of.others, suppressed: of.suppressed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn end(vm: &str, network: &str, port: &str) -> End {
+        End { vm: Some(vm.into()), network: network.into(), port: port.into() }
+    }
+
+    fn ends() -> Vec<End> {
+        vec![end("v", "n", "a"), end("v", "n", "b"), end("v", "m", "c"), end("w", "n", "d"), end("w", "m", "e")]
+    }
+
+    fn layout(ends: Vec<End>) -> Layout {
+        let networks = ["n", "m"].map(|network| (network.to_owned(), Duration::from_secs(1)));
+        Layout::new(networks, ends.into_iter().map(|end| (end, 0)))
+    }
+
+    /// As many seconds since boot, and as many since 1970.
+    fn clocks(boot: u64, wall: u64) -> Clocks {
+        Clocks { now: Moment::from_secs(boot), wall: UNIX_EPOCH + Duration::from_secs(wall) }
+    }
+
+    /// A book in which something has been linked for ten seconds.
+    fn book(links: &[(usize, usize)]) -> Book {
+        let (ends, mut book) = (ends(), Book::default());
+        for second in 990..1000 {
+            for &(a, b) in links {
+                book.hear(ends[a].clone(), ends[b].clone(), Moment::from_secs(second));
+            }
+            book.look(&layout(ends.clone()), &HashMap::new(), Moment::from_secs(second));
+        }
+        book
+    }
+
+    #[test]
+    fn levels_and_times_come_back_also_after_a_boot() {
+        let book = book(&[(0, 1), (0, 2), (3, 4)]);
+        let before = book.measures(&layout(ends()));
+        assert_eq!(before.held.len(), 2, "{before:?}");
+        let kept = keep(&book, clocks(1000, 1_000_000));
+        // Sixty seconds later, on a host that has just booted.
+        let back = resume(kept, &layout(ends()), clocks(7, 1_000_060));
+        assert_eq!(back.measures(&layout(ends())), before);
+        for of in back.loops() {
+            let was = &book.find(&of.key).unwrap().ladder;
+            assert_eq!(of.ladder.level, was.level);
+            assert_eq!(of.ladder.until.since(Moment::from_secs(7)), was.until.since(Moment::from_secs(1060)));
+        }
+    }
+
+    #[test]
+    fn whoever_is_not_there_any_more_is_not_held() {
+        let kept = keep(&book(&[(0, 1)]), clocks(1000, 1_000_000));
+        let gone = layout(ends()[1..].to_vec());
+        assert_eq!(resume(kept.clone(), &gone, clocks(1000, 1_000_000)).loops().count(), 0);
+        let mut elsewhere = ends();
+        elsewhere[0].network = "m".into();
+        assert_eq!(resume(kept, &layout(elsewhere), clocks(1000, 1_000_000)).loops().count(), 0);
+    }
+
+    fn json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            "[a-z]{0,3}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map(
+                    prop_oneof![Just("loops"), Just("past"), Just("key"), Just("links")],
+                    inner,
+                    0..4
+                )
+                .prop_map(|map| map.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Nonsense is ignored, and whatever the clocks are: no loop is let loose at once, none is held for
+        /// longer than it can be, and nothing is of the future.
+        #[test]
+        fn nonsense_is_ignored(kept in json(), other in json()) {
+            let back = resume(kept, &layout(ends()), clocks(1, 1));
+            prop_assert_eq!(back.loops().count(), 0);
+            let mut bent = keep(&book(&[(0, 1)]), clocks(1000, 1_000_000));
+            if let Value::Object(of) = &mut bent["loops"][0] {
+                let key = of.keys().nth(other.to_string().len() % of.len()).cloned().unwrap();
+                of.insert(key, other);
+            }
+            let back = resume(bent, &layout(ends()), clocks(500, 77));
+            prop_assert!(back.loops().count() <= 1);
+        }
+
+        #[test]
+        fn times_are_what_they_can_be(boot in 0u64..1 << 30, wall in 0u64..1 << 40, since in 0u64..1 << 40) {
+            let kept = keep(&book(&[(0, 1), (3, 4)]), clocks(1000, since));
+            let clocks = clocks(boot, wall);
+            for of in resume(kept, &layout(ends()), clocks).loops() {
+                let Ladder { since, raised, until, seen, .. } = of.ladder;
+                prop_assert!(since <= clocks.now && raised <= clocks.now && seen <= clocks.now);
+                prop_assert!(until > clocks.now && until <= clocks.now + LONGEST);
+            }
+        }
+    }
+}

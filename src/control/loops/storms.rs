@@ -1,0 +1,151 @@
+//! Storms, from counters: one begins when frames are refused by a storm limit, and is over when none
+//! has been for [`CALM`].
+
+use std::time::Duration;
+
+use crate::time::Moment;
+
+/// For how long nothing may be refused before a storm is over.
+pub const CALM: Duration = Duration::from_secs(5);
+
+/// A storm that is there, or was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spell {
+    /// When it was noticed.
+    pub since: Moment,
+    /// When something was refused last.
+    pub last: Moment,
+    /// How many frames were refused.
+    pub suppressed: u64,
+    /// The most in a second, as the looks tell.
+    pub most: u64,
+}
+
+/// What a look has come to, if there are news.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// It begins.
+    Started,
+    /// It is over; how it was.
+    Stopped(Spell),
+}
+
+/// What is known of one limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Storm {
+    /// How much had been refused at the last look, and when that was.
+    refused: u64,
+    looked: Option<Moment>,
+    /// How much was refused between the last two looks.
+    more: u64,
+    spell: Option<Spell>,
+}
+
+impl Storm {
+    /// Looks at a limit that has ever refused so many frames. What was refused before the first look is of
+    /// the past.
+    pub fn look(&mut self, refused: u64, now: Moment) -> Option<Turn> {
+        let before = self.looked.replace(now);
+        // A port that has been detached takes its counters with it.
+        let more = refused.saturating_sub(std::mem::replace(&mut self.refused, refused));
+        self.more = if before.is_some() { more } else { 0 };
+        let before = before?;
+        if more == 0 {
+            let spell = self.spell.filter(|spell| now.since(spell.last) >= CALM)?;
+            self.spell = None;
+            return Some(Turn::Stopped(spell));
+        }
+        let millis = now.since(before).as_millis().max(1);
+        let rate = u64::try_from(u128::from(more) * 1000 / millis).unwrap_or(u64::MAX);
+        let is_new = self.spell.is_none();
+        let spell = self.spell.get_or_insert(Spell { since: now, last: now, suppressed: 0, most: 0 });
+        spell.last = now;
+        spell.suppressed = spell.suppressed.saturating_add(more);
+        spell.most = spell.most.max(rate);
+        is_new.then_some(Turn::Started)
+    }
+
+    /// The storm, if there is one.
+    pub fn spell(&self) -> Option<Spell> {
+        self.spell
+    }
+
+    /// How much was refused between the last two looks.
+    pub fn more(&self) -> u64 {
+        self.more
+    }
+
+    /// Whether anything was.
+    pub fn is_hit(&self) -> bool {
+        self.more > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(millis: u64) -> Moment {
+        Moment::from_secs(1000) + Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn each_transition_is_told_once_with_what_there_was() {
+        let mut storm = Storm::default();
+        assert_eq!(storm.look(77, at(0)), None, "of the past");
+        assert_eq!(storm.look(77, at(250)), None);
+        assert_eq!(storm.look(177, at(500)), Some(Turn::Started));
+        assert_eq!(storm.look(677, at(750)), None);
+        assert!(storm.is_hit());
+        assert_eq!(storm.look(677, at(1000)), None);
+        assert!(!storm.is_hit());
+        assert_eq!(storm.look(677, at(5749)), None, "not for long enough");
+        let spell = Spell { since: at(500), last: at(750), suppressed: 600, most: 2000 };
+        assert_eq!(storm.look(677, at(5750)), Some(Turn::Stopped(spell)));
+        assert_eq!(storm.look(677, at(50_000)), None);
+        assert_eq!(storm.look(5, at(50_250)), None, "counted anew");
+        assert_eq!(storm.look(6, at(50_500)), Some(Turn::Started));
+    }
+
+    proptest! {
+        /// Starts and stops alternate; a stop tells all that was refused since the start, and comes as soon as
+        /// it may.
+        #[test]
+        fn nothing_is_lost(steps in prop::collection::vec((prop_oneof![3 => Just(0u64), 2 => 1u64..1000], 1u64..6000), 1..80)) {
+            let mut storm = Storm::default();
+            storm.look(0, at(0));
+            let (mut refused, mut now) = (0, 0);
+            // Since when, how much, and when last.
+            let mut model: Option<(u64, u64, u64)> = None;
+            for (more, pause) in steps {
+                refused += more;
+                now += pause;
+                let turn = storm.look(refused, at(now));
+                let expected = match &mut model {
+                    None if more > 0 => {
+                        model = Some((now, more, now));
+                        Some((true, 0))
+                    }
+                    Some((_, all, last)) if more > 0 => {
+                        (*all, *last) = (*all + more, now);
+                        None
+                    }
+                    Some((_, all, last)) if now - *last >= 5000 => {
+                        let all = *all;
+                        model = None;
+                        Some((false, all))
+                    }
+                    _ => None,
+                };
+                let told = turn.map(|turn| match turn {
+                    Turn::Started => (true, 0),
+                    Turn::Stopped(spell) => (false, spell.suppressed),
+                });
+                prop_assert_eq!(told, expected);
+                prop_assert_eq!(storm.spell().map(|spell| (spell.since, spell.suppressed, spell.last)),
+                    model.map(|(since, all, last)| (at(since), all, at(last))));
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Fairness: however much one port sends, the others are read at every breath; and a port of which nothing lives
+//! is read less often.
+
+use proptest::prelude::*;
+use vifswitch::device::memory::{Capacity, Memory};
+use vifswitch::switch::DropReason;
+use vifswitch::wire::{Mac, Offload};
+
+use crate::common::{Lab, Plug, Setup, frame, mac};
+
+/// Frames that a breath takes from a gate at most.
+const BURST: u64 = 64;
+
+/// Far shorter cables than others have: memory is taken as it is first used, and much of it takes its time.
+fn setup(memory: Memory) -> Setup {
+    Setup { memory, cable: Capacity { blocks: 64, block_bytes: 1 << 15 }, ..Setup::default() }
+}
+
+/// What the loud port sends.
+#[derive(Debug, Clone, Copy)]
+enum Noise {
+    Known,
+    Unknown,
+    Broadcast,
+    /// What dies at once.
+    Bad,
+    /// What comes back to where it came from.
+    Hairpin,
+}
+
+impl Noise {
+    fn frame(self, len: usize) -> Vec<u8> {
+        let (to, from) = match self {
+            Noise::Known => (mac(1), mac(0)),
+            Noise::Unknown => (mac(77), mac(0)),
+            Noise::Broadcast => (Mac::BROADCAST, mac(0)),
+            Noise::Bad => (mac(1), Mac::BROADCAST),
+            Noise::Hairpin => (mac(0), mac(0)),
+        };
+        frame(to, from, 0x88b5, &vec![7; len])
+    }
+}
+
+fn noise() -> impl Strategy<Value = Noise> {
+    prop::sample::select(vec![Noise::Known, Noise::Unknown, Noise::Broadcast, Noise::Bad, Noise::Hairpin])
+}
+
+fn memory() -> impl Strategy<Value = Memory> {
+    prop::sample::select(vec![Memory::Owned, Memory::Lent])
+}
+
+/// Puts so many frames into the cable of a port, as one burst.
+fn put(lab: &mut Lab, port: usize, bytes: &[u8], frames: u64) {
+    for _ in 0..frames {
+        assert!(lab.ends[port].stage(bytes, Offload::NONE), "the cable has room");
+    }
+    lab.ends[port].publish();
+}
+
+fn received(lab: &Lab, port: usize) -> u64 {
+    lab.sum(port, |c| c.rx_frames.get())
+}
+
+proptest! {
+    /// Port 0 always has more to send than is taken, ports 1 to 3 one frame each now and then, for port 4.
+    #[test]
+    fn a_port_at_line_rate_takes_a_burst_of_each_breath_and_starves_nobody(
+        noise in noise(),
+        memory in memory(),
+        len in 0usize..200,
+        breaths in prop::collection::vec((0..=BURST, 0u8..8), 1..60),
+    ) {
+        let plugs: Vec<_> = (0..5).map(|owner| Plug::new(0, owner)).collect();
+        let mut lab = Lab::new(setup(memory), &plugs);
+        let (loud, mut sent) = (noise.frame(len), 0);
+        for (number, (more, quiet)) in (0u32..).zip(breaths) {
+            let before = received(&lab, 0);
+            put(&mut lab, 0, &loud, BURST + more - (sent - before).min(BURST));
+            sent += BURST + more - (sent - before).min(BURST);
+            let ports: Vec<usize> = (1..4).filter(|port| quiet & 1 << port != 0).collect();
+            for &port in &ports {
+                prop_assert!(lab.send(port, &frame(mac(4), mac(port), 0x88b5, &number.to_be_bytes())));
+            }
+            let deferred = lab.counters[0].deferred.get();
+            lab.step();
+            let passed_by = lab.counters[0].deferred.get() - deferred;
+            prop_assert_eq!(received(&lab, 0) - before, if passed_by > 0 { 0 } else { BURST });
+            prop_assert!(passed_by == 0 || matches!(noise, Noise::Bad | Noise::Hairpin));
+            let came: Vec<_> = lab.received(4).into_iter().filter(|bytes| bytes[6..12] != mac(0).octets()).collect();
+            let expected: Vec<_> =
+                ports.iter().map(|&port| frame(mac(4), mac(port), 0x88b5, &number.to_be_bytes())).collect();
+            prop_assert_eq!(came, expected, "in the very breath");
+            (0..4).for_each(|port| lab.ends[port].discard());
+        }
+        lab.settle();
+        prop_assert_eq!(received(&lab, 0), sent, "all of it in the end");
+        lab.check_ledger();
+        lab.end();
+    }
+
+    /// Burst by burst: when is the port read, and when passed by? Only full bursts without a survivor count, four of
+    /// them in a row are forgiven, and any other burst makes up for all of them.
+    #[test]
+    fn a_port_of_which_nothing_lives_is_read_less_and_less(
+        bursts in prop::collection::vec(prop_oneof![
+            20 => Just((BURST, None)),
+            1 => (Just(BURST), (0..BURST).prop_map(Some)),
+            1 => (0..BURST).prop_map(|frames| (frames, None)),
+        ], 1..60),
+        memory in memory(),
+        trunk: bool,
+    ) {
+        let subport = if trunk { Plug::new(0, 0).behind(0, 5) } else { Plug::new(0, 0) };
+        let mut lab = Lab::new(setup(memory), &[Plug::new(0, 0), Plug::new(0, 1), subport]);
+        let (dead, alive) = (Noise::Bad.frame(46), Noise::Known.frame(46));
+        let (mut futile, mut rest) = (0u32, 0);
+        for (frames, survivor) in bursts {
+            for number in 0..frames {
+                let bytes = if survivor == Some(number) { &alive } else { &dead };
+                prop_assert!(lab.ends[0].stage(bytes, Offload::NONE));
+            }
+            lab.ends[0].publish();
+            let (before, deferred) = (received(&lab, 0), lab.counters[0].deferred.get());
+            for left in (0..rest).rev() {
+                prop_assert!(lab.step() > 0, "it is no time to sleep");
+                prop_assert_eq!(received(&lab, 0), before, "{} to go", left);
+            }
+            prop_assert_eq!(lab.counters[0].deferred.get(), deferred + rest);
+            lab.step();
+            prop_assert_eq!((received(&lab, 0), lab.counters[0].deferred.get()), (before + frames, deferred + rest));
+            futile = if frames == BURST && survivor.is_none() { futile + 1 } else { 0 };
+            rest = if futile < 4 { 0 } else { (1 << (futile - 3).min(4)) - 1 };
+            prop_assert_eq!(lab.received(1).len(), usize::from(survivor.is_some()));
+        }
+        prop_assert_eq!(lab.total(|c| c.drops_in.total()), lab.drops_in(0, DropReason::BadSource));
+        lab.check_ledger();
+        lab.end();
+    }
+}

@@ -1,0 +1,102 @@
+//! AT-13, a and d: addresses that go from one place to another for good reasons.
+
+use vifswitch::wire::Mac;
+
+use super::scene::{Said, Scene, noise};
+use crate::host::daemon::Vif;
+use crate::host::nic::{Nic, experiment, frame};
+use crate::host::rig::{On, lay};
+use crate::host::{Space, await_that};
+
+const RARP: u16 = 0x8035;
+
+/// What QEMU says when a VM has arrived: a reverse ARP request for its own address.
+fn announcement(mac: Mac) -> Vec<u8> {
+    let head = [0, 1, 8, 0, 6, 4, 0, 3];
+    let payload = [&head[..], &mac.octets(), &[0; 4], &mac.octets(), &[0; 4], &[0; 18]].concat();
+    frame(Mac::BROADCAST, mac, RARP, &payload)
+}
+
+/// Sends a frame to an address, and waits for it at one place.
+fn is_found(from: &Nic, (to, mac): (&Nic, Mac), sender: Mac, what: &str) {
+    let hello = experiment(mac, sender, what.as_bytes());
+    from.send(&hello);
+    await_that(what, || to.rest().contains(&hello).then_some(()));
+}
+
+/// A VM comes from another host, behind the uplink, and goes there again.
+#[test]
+fn a_vm_that_migrates_is_found_at_once_and_nothing_is_raised() {
+    for on in [On::Tap, On::Xdp] {
+        let Some(scene) = Scene::new(on, &[("a", &["net1"])], Said::default()) else { return };
+        let (Some(wire), Some(host)) = (Space::new(), Space::new()) else { return };
+        let uplink = Vif { kind: "packet", name: "out".into(), netns: host.0.clone(), ..Vif::new("none", 90, &wire) };
+        lay(&uplink, &wire, 1500);
+        let text = std::fs::read_to_string(scene.daemon.file()).unwrap();
+        let device = format!("device = {{ kind = \"packet\", name = \"out\", netns = \"{}\" }}", host.0);
+        let text = format!("{text}[[uplinks]]\nid = \"up0\"\n{device}\nnetworks = [{{ network_id = \"net1\" }}]\n");
+        scene.daemon.configure(&text);
+        scene.daemon.done(&["apply", scene.daemon.file().to_str().unwrap()], "");
+        let (outside, here) = (Nic::new(&wire, "out"), scene.nic("a", 0));
+        let a = scene.vif("a", 0).mac;
+        let mac = Mac::from_bits(0x0200_0000_0a01);
+        outside.send(&noise(mac, 0));
+        await_that("it to be heard", || here.rest().contains(&noise(mac, 0)).then_some(()));
+        is_found(&here, (&outside, mac), a, "behind the uplink");
+        for turn in 0..3 {
+            let Some(space) = Space::new() else { return };
+            let mut vif = Vif { mac, ..Vif::new("m", 20 + turn, &space) };
+            if on != On::Tap {
+                (vif.kind, vif.netns) = (on.kind(), host.0.clone());
+                lay(&vif, &space, 1500);
+            }
+            scene.daemon.attach(&vif);
+            let arrived = Nic::new(&space, &vif.name);
+            for _ in 0..5 {
+                arrived.send(&announcement(mac));
+            }
+            // nothing but the last of five tells that all have passed
+            await_that("five announcements", || {
+                let heard = scene.daemon.port(&vif).counts.rx_frames;
+                (heard >= 5).then_some(())
+            });
+            is_found(&here, (&arrived, mac), a, &format!("arrived, {turn}"));
+            scene.daemon.detach(&vif);
+            for _ in 0..5 {
+                outside.send(&announcement(mac));
+            }
+            await_that("where it went", || (scene.place_of(mac).is_some_and(|(port, _)| port == "up0")).then_some(()));
+            is_found(&here, (&outside, mac), a, &format!("gone again, {turn}"));
+        }
+        scene.is_calm("migrations");
+        let drops = scene.daemon.port(scene.vif("a", 0)).counts.drops;
+        assert_eq!(drops, [].into(), "{on:?}");
+    }
+}
+
+/// The virtual router of RFC 5798 goes from one VM to another, and back.
+#[test]
+fn a_virtual_router_moves_and_nothing_is_raised() {
+    for on in [On::Tap, On::Xdp] {
+        let router = Mac::from_bits(0x0000_5e00_0101);
+        let guests: &[super::scene::Guest] = &[("a", &["net1"]), ("b", &["net1"]), ("c", &["net1"])];
+        let scene = Scene::with(on, guests, Said::default(), |vifs| {
+            for guest in &mut vifs[1..] {
+                guest[0].more = format!("allowed_address_pairs = [{{ mac_address = \"{router}\" }}]");
+            }
+        });
+        let Some(scene) = scene else { return };
+        let nics = ["a", "b", "c"].map(|guest| scene.nic(guest, 0));
+        let a = scene.vif("a", 0).mac;
+        for number in 0..4u32 {
+            let master = &nics[1 + number as usize % 2];
+            master.send(&noise(router, number));
+            await_that("the advertisement", || nics[0].rest().contains(&noise(router, number)).then_some(()));
+            is_found(&nics[0], (master, router), a, &format!("master {number}"));
+        }
+        scene.is_calm("a virtual router");
+        for guest in ["a", "b", "c"] {
+            assert_eq!(scene.daemon.port(scene.vif(guest, 0)).counts.drops, [].into(), "{on:?}, {guest}");
+        }
+    }
+}

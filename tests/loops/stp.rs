@@ -1,0 +1,65 @@
+//! AT-14: a guest whose bridge speaks the spanning tree protocol sees its own loop, if it gets to hear itself.
+
+use super::scene::{CULPRIT, Said, Scene, Talk, looping, state_of};
+use crate::host::await_that;
+use crate::host::nic::Nic;
+use crate::host::rig::On;
+
+/// The states of the two ports of the guest's bridge.
+fn states(scene: &Scene) -> [String; 2] {
+    [0, 1].map(|number| state_of(scene.space(CULPRIT), &scene.vif(CULPRIT, number).name))
+}
+
+/// The shortest times that there are (IEEE 802.1D-2004, 17.14), so that nobody waits for longer.
+const STP: &str = "stp_state 1 forward_delay 200 hello_time 100 max_age 600";
+
+#[test]
+fn a_guest_that_speaks_stp_blocks_one_of_its_siblings() {
+    for on in [On::Tap, On::Xdp] {
+        let Some(scene) = Scene::new(on, &looping(2), Said::default()) else { return };
+        scene.join(STP);
+        scene.close();
+        await_that("one that blocks, and one that forwards", || {
+            let mut states = states(&scene);
+            states.sort();
+            (states == ["blocking", "forwarding"]).then_some(())
+        });
+        let mut talk = Talk::of(&scene);
+        let inside = Nic::new(scene.space(CULPRIT), "gb");
+        for _ in 0..20 {
+            talk.round();
+        }
+        scene.await_probes(CULPRIT, 4);
+        talk.rest();
+        assert_eq!(talk.copies, 20, "{on:?}: each once");
+        let heard = inside.rest().iter().filter(|frame| super::scene::is_noise(frame)).count();
+        assert_eq!(heard, 40, "{on:?}: the guest hears each of both once");
+        scene.is_calm("a guest with STP");
+        let drops = |vif| scene.daemon.port(vif).counts.drops;
+        for vif in &scene.vifs[scene.at(CULPRIT)] {
+            // of probes that come to a bridge, none passes it
+            assert_eq!(drops(vif), [].into(), "{on:?}");
+        }
+    }
+}
+
+/// Where the network keeps BPDUs to itself, the guest cannot know, and the switch finds out.
+#[test]
+fn where_bpdus_do_not_pass_the_switch_finds_the_loop() {
+    for on in [On::Tap, On::Xdp] {
+        let said = Said { network: "reserved_groups = \"none\"", ..Said::default() };
+        let Some(scene) = Scene::new(on, &looping(2), said) else { return };
+        scene.join(STP);
+        scene.close();
+        let event = scene.await_event("loop_start");
+        scene.names_the_culprit(&event, "net1");
+        assert_eq!(states(&scene), ["forwarding", "forwarding"], "{on:?}: it does not know");
+        assert!(scene.drops(CULPRIT, "reserved_group") > 0, "{on:?}");
+        let mut talk = Talk::of(&scene);
+        for _ in 0..20 {
+            talk.round();
+        }
+        talk.rest();
+        assert!(talk.copies <= 40, "{on:?}: {} copies of 20", talk.copies);
+    }
+}
