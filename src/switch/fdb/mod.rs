@@ -24,10 +24,13 @@
 //! is read small. 40 bytes a station in all.
 
 mod lists;
+mod stations;
 #[cfg(test)]
 mod tests;
 
 use self::lists::Lists;
+pub(super) use self::stations::Stations;
+use self::stations::tag;
 use super::pins::place;
 use super::{MOST_NETWORKS, PortId, Secret, Station};
 use crate::frame::prefetch;
@@ -371,71 +374,6 @@ impl Fdb {
         page.extend(entries.iter().filter(|entry| entry.station != Station::default()));
         (end < self.entries.len()).then_some(end)
     }
-}
-
-/// The table of learned stations as it is looked up.
-#[derive(Clone, Copy)]
-pub(super) struct Stations<'a> {
-    index: &'a [u32],
-    entries: &'a [Learned],
-    /// The part of an index word that is the number.
-    number: u32,
-}
-
-impl<'a> Stations<'a> {
-    /// The same as [`Fdb::find`].
-    #[inline(always)]
-    pub(super) fn find(&self, station: Station, hash: u64, oldest: u32) -> Option<PortId> {
-        let entry = self.lookup(station, hash)?;
-        (entry.seen >= oldest).then_some(entry.port)
-    }
-
-    /// The same as [`Fdb::is_current`].
-    #[inline(always)]
-    pub(super) fn is_current(&self, station: Station, hash: u64, port: PortId, now: u32) -> bool {
-        self.lookup(station, hash).is_some_and(|entry| entry.port == port && entry.seen >= now)
-    }
-
-    /// A station's entry. Nearly always it is named in one of the two words with which a search
-    /// begins; which one is found out without a branch, as no processor could foresee it.
-    #[inline(always)]
-    fn lookup(&self, station: Station, hash: u64) -> Option<&'a Learned> {
-        let at = place(hash, self.index.len());
-        let elsewhere = (self.index[at] ^ tag(hash, self.number)) & !self.number != 0;
-        let word = self.index[place(at as u64 + u64::from(elsewhere), self.index.len())];
-        match self.entries.get(((word & self.number) as usize).wrapping_sub(1)) {
-            Some(entry) if entry.station == station => Some(entry),
-            _ => self.search(station, hash).map(|(_, id)| &self.entries[id]),
-        }
-    }
-
-    /// Where the index names a station, and the number of its entry.
-    #[inline(never)]
-    fn search(&self, station: Station, hash: u64) -> Option<(usize, usize)> {
-        let tag = tag(hash, self.number);
-        let mut at = place(hash, self.index.len());
-        loop {
-            let word = self.index[at];
-            if word == 0 {
-                return None;
-            }
-            if word & !self.number == tag {
-                let id = (word & self.number) as usize - 1;
-                if self.entries[id].station == station {
-                    return Some((at, id));
-                }
-            }
-            at = place(at as u64 + 1, self.index.len());
-        }
-    }
-}
-
-/// The bits of a hash that stand in an index word beside the number.
-#[inline(always)]
-const fn tag(hash: u64, number: u32) -> u32 {
-    #[allow(clippy::cast_possible_truncation)] // the high half
-    let high = (hash >> 32) as u32;
-    high & !number
 }
 
 #[allow(clippy::cast_possible_truncation)] // the capacity is at most 2^23
