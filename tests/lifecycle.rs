@@ -253,7 +253,9 @@ fn samples(text: &str) -> BTreeMap<&str, f64> {
 #[test]
 fn metrics_and_json_agree() {
     let Some(spaces) = (0..3).map(|_| Space::new()).collect::<Option<Vec<_>>>() else { return };
-    let vifs: Vec<Vif> = (1..).zip(&spaces).map(|(number, space)| Vif::new("fw", number, space)).collect();
+    // Each of a VM of its own: siblings are sent loop probes, and what is compared here is read one after the other.
+    let vif = |(number, space)| Vif::new(&format!("fw-{number}"), number, space);
+    let vifs: Vec<Vif> = (1..).zip(&spaces).map(vif).collect();
     // Somebody else may take the port between these two lines; so a few are tried.
     let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (daemon, address): (Daemon, SocketAddr) = await_that("a free port", || {

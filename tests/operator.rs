@@ -18,7 +18,7 @@ use vifswitch::control::events::{Event, EventKind};
 use vifswitch::control::view::{PortView, StationKind, StationView, Status};
 use vifswitch::sys::link;
 use vifswitch::sys::netns::{Netns, within};
-use vifswitch::wire::Mac;
+use vifswitch::wire::{Mac, Probe};
 
 /// One that keeps its state, over these ports on net1 and none on net2.
 fn keeper(vifs: &[Vif]) -> Daemon {
@@ -31,6 +31,15 @@ fn keeper(vifs: &[Vif]) -> Daemon {
 
 fn shown(daemon: &Daemon) -> Vec<PortView> {
     serde_json::from_str(&daemon.done(&["show", "ports", "--json"], "")).unwrap()
+}
+
+/// The same as if siblings were sent no loop probes, which come by the clock.
+fn but_probes(mut ports: Vec<PortView>) -> Vec<PortView> {
+    for counts in ports.iter_mut().map(|port| &mut port.counts) {
+        counts.tx_bytes -= counts.probes * Probe::LEN as u64;
+        counts.tx_frames -= std::mem::take(&mut counts.probes);
+    }
+    ports
 }
 
 fn port(vif: &Vif) -> serde_json::Value {
@@ -65,13 +74,13 @@ fn siblings_are_attached_at_once_and_a_port_once() {
         let mut twice = vifs.clone();
         let again = Vif { mac: Mac::from_bits(0x0200_0000_0999), name: "again".into(), ..vifs[0].clone() };
         twice.push(again);
-        let (before, links) = (shown(&daemon), space.links());
+        let (before, links) = (but_probes(shown(&daemon)), space.links());
         let refused = attach(&vm, twice.iter().map(port).collect()).unwrap_err();
         assert!(
             matches!(&refused, Error::Refused { status: 400, kind, .. } if kind == "duplicate_port"),
             "{refused:?}"
         );
-        assert_eq!((shown(&daemon), space.links()), (before, links), "nothing has been done");
+        assert_eq!((but_probes(shown(&daemon)), space.links()), (before, links), "nothing has been done");
 
         attach(&vm, vifs.iter().map(port).collect()).unwrap();
         let ports: Vec<PortView> = shown(&daemon).into_iter().filter(|port| port.device_id == vm).collect();
