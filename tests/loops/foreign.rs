@@ -96,15 +96,15 @@ fn stations_that_loops_move_are_frozen_and_found_again() {
         let named = || scene.events_of("loop_start").is_empty();
         while named() {
             talk.seed();
-            talk.asks_in_time(|| false);
+            talk.ask_once();
         }
         scene.await_event("mac_freeze");
         // it may be that the freeze came first; both are found, with the loop still closed
-        let found = |talk: &mut Talk| {
-            let until = vifswitch::time::now();
-            talk.asks_in_time(|| vifswitch::time::now().since(until).as_millis() < 200)
-        };
-        crate::host::await_that("a question that is heard", || found(&mut talk).then_some(()));
+        let first = talk.ask_once();
+        crate::host::await_that("a question that is heard", || {
+            talk.ask_once();
+            talk.is_heard(first).then_some(())
+        });
         let frozen = scene.events_of("mac_freeze");
         assert!(
             frozen.iter().all(|event| macs.iter().any(|mac| event["mac"] == mac.to_string().as_str())),

@@ -286,21 +286,21 @@ impl<'a> Talk<'a> {
         self.asked += 1;
     }
 
-    /// A question, and whether it was heard among what has come by then.
-    pub fn asks_in_time(&mut self, patience: impl Fn() -> bool) -> bool {
+    /// One asks, and waits for nothing: the question may be lost. Its number.
+    pub fn ask_once(&mut self) -> u32 {
         let [here, there] = self.macs;
-        let question = question(there, here, self.asked);
+        let number = self.asked;
         self.asked += 1;
-        self.nics[0].send(&question);
-        while patience() {
-            while let Some(frame) = self.nics[1].try_take() {
-                self.copies += u64::from(is_noise(&frame));
-                if frame == question {
-                    return true;
-                }
-            }
-        }
-        false
+        self.nics[0].send(&question(there, here, number));
+        number
+    }
+
+    /// Whether a question from number `first` on is among what has come by now.
+    pub fn is_heard(&mut self, first: u32) -> bool {
+        let [here, there] = self.macs;
+        let came = self.nics[1].rest();
+        self.copies += came.iter().filter(|frame| is_noise(frame)).count() as u64;
+        (first..self.asked).any(|number| came.contains(&question(there, here, number)))
     }
 
     fn pass(&mut self, from: usize, frame: &[u8]) {
