@@ -12,10 +12,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use vifswitch::device::{Abilities, Device};
 use vifswitch::frame::{Batch, Cache, Fate, Lane, Pool, Sent};
-use vifswitch::switch::{
-    Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, PortStorm, Reach, ReservedMask, Role, Rules, Secret,
-    Security,
-};
+use vifswitch::switch::{Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, ReservedMask, Rules, Secret};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
 use vifswitch::time;
 use vifswitch::wire::{Mac, ProbeKey};
@@ -115,23 +112,8 @@ impl House {
             reserved: ReservedMask::VM_DEFAULT,
         }];
         let rules = (0..ports).map(|index| PortRules {
-            id: PortId::new(index, 0),
-            network,
-            owner: Owner(u32::from(index)),
-            mac: mac(usize::from(index)),
-            security: Security::Off,
-            admin_up: true,
             worker: Some(index % workers),
-            role: Role::Vif,
-            reach: Reach::Own,
-            unknown_unicast: true,
-            promiscuous: false,
-            mac_limit: None,
-            held: false,
-            splits: false,
-            shares_mac: false,
-            storm: PortStorm::default(),
-            pack: None,
+            ..PortRules::vif(PortId::new(index, 0), network, Owner(index.into()), mac(index.into()))
         });
         let rules = Arc::new(Rules::compile(secret, networks, rules.collect(), Vec::new()));
         for worker in 0..usize::from(workers) {

@@ -13,7 +13,7 @@ use crate::switch::{
     Binding, CarrierRules, Limits, NetworkId, NetworkRules, PortId, PortRules, Reach, Role, Rules, Secret, Security,
     Station,
 };
-use crate::wire::{Mac, Vid};
+use crate::wire::Vid;
 
 /// A network on a line to the outside: a port of the switch without a device of its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,23 +177,11 @@ fn draw<'a>(
         let network_name = &config.networks[network].id;
         let (storm, pack) = meters.of_line(config, &line, network_name, &config.uplinks[active]);
         drawn.ports.push(PortRules {
-            id,
-            network: network_id,
-            owner: OUTSIDE,
-            mac: Mac::ZERO,
-            security: Security::Off,
             admin_up: config.uplinks[active].admin_state_up,
             worker,
-            role: Role::Uplink,
-            reach: Reach::Carried { carrier, vlan },
-            unknown_unicast: true,
-            promiscuous: false,
-            mac_limit: None,
-            held: false,
-            splits: false,
-            shares_mac: false,
             storm,
             pack,
+            ..PortRules::uplink(id, network_id, OUTSIDE, carrier, vlan)
         });
         on_line.entry(line.members).or_default().push((vlan, id));
     }
@@ -322,7 +310,7 @@ mod tests {
                     prop_assert!(rules.ports.contains(&(of.vlan, id)));
                     let port = drawn.ports.iter().find(|port| port.id == id).unwrap();
                     prop_assert_eq!(port.network, places.network(&of.network_id).unwrap());
-                    prop_assert_eq!((port.role, port.mac, &port.security), (Role::Uplink, Mac::ZERO, &Security::Off));
+                    prop_assert_eq!((port.role, port.mac, &port.security), (Role::Uplink, crate::wire::Mac::ZERO, &Security::Off));
                     prop_assert_eq!((port.owner, port.worker), (OUTSIDE, Some(1)));
                     if !rules.standby {
                         prop_assert_eq!(port.reach, Reach::Carried { carrier, vlan: of.vlan });

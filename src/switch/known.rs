@@ -90,8 +90,8 @@ mod tests {
     use crate::frame::{BURST, Batch, Cache, Pool};
     use crate::switch::question::ask;
     use crate::switch::{
-        DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, PortStorm, Reach, ReservedMask,
-        Role, Rules, Secret, Security, Station, Switch,
+        DropReason, Learned, Limits, NetworkId, NetworkRules, Owner, PortId, PortRules, ReservedMask, Rules, Secret,
+        Security, Station, Switch,
     };
     use crate::time::Moment;
     use crate::wire::{Mac, Offload, ProbeKey};
@@ -109,23 +109,14 @@ mod tests {
             reserved: ReservedMask::VM_DEFAULT,
         };
         let port = |index: u16| PortRules {
-            id: PortId::new(index, 0),
-            network: NetworkId::new(0),
-            owner: Owner(u32::from(index.min(2))),
-            mac: mac(100 + u64::from(index)),
             security: if picky { Security::Mac([mac(2)].into()) } else { Security::Off },
-            admin_up: true,
             worker: Some(0),
-            role: Role::Vif,
-            reach: Reach::Own,
-            unknown_unicast: true,
-            promiscuous: false,
-            mac_limit: None,
-            held: false,
-            splits: false,
-            shares_mac: false,
-            storm: PortStorm::default(),
-            pack: None,
+            ..PortRules::vif(
+                PortId::new(index, 0),
+                NetworkId::new(0),
+                Owner(u32::from(index.min(2))),
+                mac(100 + u64::from(index)),
+            )
         };
         Arc::new(Rules::compile(Secret::new([5; 16]), vec![network], (0..ports).map(port).collect(), Vec::new()))
     }

@@ -389,7 +389,7 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::switch::{Owner, PortStorm};
+    use crate::switch::Owner;
     use crate::wire::Vid;
 
     fn network(index: u16) -> NetworkRules {
@@ -404,31 +404,18 @@ mod tests {
     }
 
     fn port(index: u16, network: u16, owner: u32, also: &[u64]) -> PortRules {
+        let mac = Mac::from_bits(0x0200_0000_0000 + u64::from(index));
         PortRules {
-            id: PortId::new(index, 0),
-            network: NetworkId::new(network),
-            owner: Owner(owner),
-            mac: Mac::from_bits(0x0200_0000_0000 + u64::from(index)),
             security: Security::Mac(also.iter().map(|&bits| Mac::from_bits(bits)).collect()),
-            admin_up: true,
             worker: Some(0),
-            role: Role::Vif,
-            reach: Reach::Own,
-            unknown_unicast: true,
-            promiscuous: false,
-            mac_limit: None,
-            held: false,
-            splits: false,
-            shares_mac: false,
-            storm: PortStorm::default(),
-            pack: None,
+            ..PortRules::vif(PortId::new(index, 0), NetworkId::new(network), Owner(owner), mac)
         }
     }
 
     /// An uplink's port, carried by port 20 under its own number.
     fn uplink(index: u16, network: u16) -> PortRules {
-        let reach = Reach::Carried { carrier: PortId::new(20, 0), vlan: Vid::new(index) };
-        PortRules { mac: Mac::ZERO, security: Security::Off, role: Role::Uplink, reach, ..port(index, network, 0, &[]) }
+        let (id, network) = (PortId::new(index, 0), NetworkId::new(network));
+        PortRules { worker: Some(0), ..PortRules::uplink(id, network, Owner(0), PortId::new(20, 0), Vid::new(index)) }
     }
 
     fn carrier(id: u16, ports: &[PortRules]) -> CarrierRules {

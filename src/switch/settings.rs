@@ -77,6 +77,36 @@ pub struct PortRules {
 }
 
 impl PortRules {
+    /// An interface of a VM that is to have a device of its own and has none yet. Nothing is kept from it, and nothing
+    /// else is said of it.
+    pub fn vif(id: PortId, network: NetworkId, owner: Owner, mac: Mac) -> PortRules {
+        PortRules {
+            id,
+            network,
+            owner,
+            mac,
+            security: Security::Off,
+            admin_up: true,
+            worker: None,
+            role: Role::Vif,
+            reach: Reach::Own,
+            unknown_unicast: true,
+            promiscuous: false,
+            mac_limit: None,
+            held: false,
+            splits: false,
+            shares_mac: false,
+            storm: PortStorm::default(),
+            pack: None,
+        }
+    }
+
+    /// The same, for a way to the outside by a carrier.
+    pub fn uplink(id: PortId, network: NetworkId, owner: Owner, carrier: PortId, vlan: Option<Vid>) -> PortRules {
+        let reach = Reach::Carried { carrier, vlan };
+        PortRules { role: Role::Uplink, reach, ..PortRules::vif(id, network, owner, Mac::ZERO) }
+    }
+
     /// Whether it is a way to the outside.
     pub fn is_uplink(&self) -> bool {
         self.role == Role::Uplink

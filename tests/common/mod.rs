@@ -11,8 +11,8 @@ use vifswitch::device::Device;
 use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::frame::Pool;
 use vifswitch::switch::{
-    CarrierRules, DropReason, Learned, Limits, MacLimit, NetworkId, NetworkRules, Owner, PortId, PortRules, PortStorm,
-    Reach, ReservedMask, Role, Rules, Secret, Security, Station,
+    CarrierRules, DropReason, Learned, Limits, MacLimit, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach,
+    ReservedMask, Rules, Secret, Security, Station,
 };
 use vifswitch::telemetry::audit::{Audit, Reading};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
@@ -205,14 +205,9 @@ impl Lab {
             None => Reach::Own,
         };
         let vifs = plugs.iter().zip(&ports).map(|(plug, &id)| PortRules {
-            id,
-            network: NetworkId::new(plug.network),
-            owner: Owner(plug.owner),
-            mac: mac(id.index()),
             security: plug.security.clone(),
             admin_up: plug.admin_up,
             worker: worker(id),
-            role: Role::Vif,
             reach: reach(id),
             unknown_unicast: plug.unknown_unicast,
             promiscuous: plug.promiscuous,
@@ -220,8 +215,7 @@ impl Lab {
             held: plug.held,
             splits: plug.splits,
             shares_mac: plug.shares_mac,
-            storm: PortStorm::default(),
-            pack: None,
+            ..PortRules::vif(id, NetworkId::new(plug.network), Owner(plug.owner), mac(id.index()))
         });
         let (mut rules, mut carriers) = (vifs.collect::<Vec<_>>(), Vec::new());
         for (parent, plug) in plugs.iter().enumerate().filter(|(parent, _)| subports(*parent).next().is_some()) {
@@ -235,23 +229,8 @@ impl Lab {
             let places = wire.networks.iter().map(|&(vid, network)| (Vid::new(vid), uplink_port(shared, network)));
             let places: Vec<_> = places.collect();
             let uplinks = wire.networks.iter().zip(&places).map(|(&(_, network), &(vlan, port))| PortRules {
-                id: port,
-                network: NetworkId::new(network),
-                owner: Owner(u32::MAX),
-                mac: Mac::ZERO,
-                security: Security::Off,
-                admin_up: true,
                 worker: worker(id),
-                role: Role::Uplink,
-                reach: Reach::Carried { carrier: id, vlan },
-                unknown_unicast: true,
-                promiscuous: false,
-                mac_limit: None,
-                held: false,
-                splits: false,
-                shares_mac: false,
-                storm: PortStorm::default(),
-                pack: None,
+                ..PortRules::uplink(port, NetworkId::new(network), Owner(u32::MAX), id, vlan)
             });
             if wire.spare_of.is_none() {
                 rules.extend(uplinks);
