@@ -6,17 +6,20 @@
 //!     [--before S] [--during S] [--after S] [--rate PPS] [--limit PPS --burst FRAMES] [--cpu N] [--other-cpu N]
 //! stormload storm --a NETNS:DEVICE --b NETNS:DEVICE --storm NETNS:DEVICE [--to broadcast|multicast|unknown]
 //!     [--rate PPS] [--time S] [--cpu N]
+//! stormload stalls [--time S] [--cpu N]
 //! ```
 //!
 //! `loop`: A asks B at a rate, and B answers, and says nothing else, so that it is found again only if the switch
 //! has not lost it. After a while the guest's bridge is set up, which closes a loop if it has two ports on one
 //! network, and set down again. `foreign`: until then A and B each send a broadcast every 50 ms; `own`: the
-//! guest's bridge itself sends a single one, when it is up. Who talks and listens has one core, who sets the bridge up and sends broadcasts the other one: a storm that
-//! runs where it began does not run where it is measured.
+//! guest's bridge itself sends a single one, when it is up. Who talks and listens has one core, who sets the bridge up
+//! and sends broadcasts the other one: a storm that runs where it began does not run where it is measured.
 //!
 //! `storm`: A sends to B at a rate; with what that leaves of the same core a third one sends as fast as it can.
 //!
-//! Both print one line of JSON. A frame is late, not lost, if it arrives within [`PATIENCE`].
+//! `stalls`: does nothing but watch the clock of a core, for how long that core does something else.
+//!
+//! All print one line of JSON. A frame is late, not lost, if it arrives within [`PATIENCE`].
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 mod netdev;
@@ -45,8 +48,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 const SEED: Duration = Duration::from_millis(50);
 /// Between two looks at how many copies a bystander got.
 const LOOK: Duration = Duration::from_millis(10);
-/// What is called a rate of copies is one over this time.
+/// What is called a rate of copies is one over this time, and a latency is looked at by as much of it.
 const WINDOW: Duration = Duration::from_millis(100);
+/// For how long a core is elsewhere at least if it is said to stall: longer than an interrupt.
+const STALL: Duration = Duration::from_micros(200);
 /// Copies in a window that are still ordinary traffic.
 const ORDINARY: u64 = 10;
 
@@ -59,8 +64,9 @@ fn main() {
     let told = match words.first().map(String::as_str) {
         Some("loop") => around(&options),
         Some("storm") => storm(&options),
+        Some("stalls") => stalls(&options),
         _ => {
-            eprintln!("usage: stormload loop|storm --a NETNS:DEVICE --b NETNS:DEVICE …");
+            eprintln!("usage: stormload loop|storm|stalls --a NETNS:DEVICE --b NETNS:DEVICE …");
             std::process::exit(2);
         }
     };
@@ -415,7 +421,24 @@ fn storm(options: &Options) -> Value {
     }
     let kept = talk.within(warm, spent).count() as f64 / (spent - warm).as_secs_f64();
     let mut told = outcome(&talk, warm, spent);
-    let more = json!({ "rate": kept.round(), "storm_per_second": (storm as f64 / spent.as_secs_f64()).round() });
+    let windows = (0..).map(|number| warm + number * WINDOW).take_while(|&from| from + WINDOW <= spent);
+    let p99s: Vec<_> = windows.map(|from| outcome(&talk, from, from + WINDOW)["p99_us"].take()).collect();
+    let storm = (storm as f64 / spent.as_secs_f64()).round();
+    let more = json!({ "rate": kept.round(), "storm_per_second": storm, "p99s_us": p99s });
     told.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     told
+}
+
+fn stalls(options: &Options) -> Value {
+    stay_on(number(options, "--cpu", 1.0) as usize);
+    let time = seconds(options, "--time", 2.0);
+    let (begin, mut last, mut stalls) = (Instant::now(), Duration::ZERO, Vec::new());
+    while last < time {
+        let now = begin.elapsed();
+        stalls.extend(Some(now - last).filter(|&stall| stall > STALL));
+        last = now;
+    }
+    let [all, longest] = [stalls.iter().sum(), stalls.iter().max().copied().unwrap_or_default()];
+    json!({ "cpu": number(options, "--cpu", 1.0), "stalled": all.as_secs_f64() / time.as_secs_f64(),
+        "longest_ms": longest.as_secs_f64() * 1e3 })
 }

@@ -2,14 +2,18 @@
 
     storms.py loop SWITCH K SEEDS TOLD [EVENTS]     a run of `stormload loop`, and what the switch has said
     storms.py storm SWITCH CLASS PAIR AT TOLD       a run of `stormload storm`
+    storms.py stalls TOLD                           a run of `stormload stalls`
     storms.py line < RESULTS                        the last run, in a line
     storms.py all QUICK < RESULTS                   the tables, and whether all promises were kept
     storms.py markdown < RESULTS                    the tables, as the README has them
 
-Results are lines of JSON.
+Results are lines of JSON. A latency beside a storm is the median of the 99th percentiles of all tenths of a second of all
+runs: a machine whose cores stand still now and then, as virtual ones do, shows nothing else in that of a whole run. That
+one is printed as well, and so is for how long the cores stood still when nothing was to be done.
 """
 
 import json
+import math
 import statistics
 import sys
 from datetime import datetime
@@ -45,6 +49,10 @@ def storm(switch, kind, pair, at, path):
     return told(path) | {"switch": switch, "class": kind, "pair": pair, "at": at}
 
 
+def stalls(path):
+    return told(path)
+
+
 def loss(part):
     return 100 * part["lost"] / part["sent"]
 
@@ -59,7 +67,13 @@ def count(number):
     return f"{number:,.0f}".replace(",", " ")
 
 
+def middle(it):
+    return statistics.median(us if us is not None else math.inf for us in it["p99s_us"])
+
+
 def line(it):
+    if "stalled" in it:
+        return f"   core {it['cpu']:.0f}, with nothing to do, stood still for {100 * it['stalled']:.2f} % of the time, {it['longest_ms']:.1f} ms at most"
     if "k" in it:
         return (
             f"   {NAMES[it['switch']]:14} k = {it['k']}, {it['seeds_of']:7}  {count(it['copies_per_second']):>9} copies/s, "
@@ -69,7 +83,7 @@ def line(it):
     where = "beside the switch" if it["at"] == "x0" else "at the switch"
     return (
         f"   {NAMES[it['switch']]:14} {it['class']} {where}, {count(it['storm_per_second'])}/s; {it['pair']}: "
-        f"{count(it['rate'])} frames/s, lost {it['lost']}, p50 {it['p50_us']}, p99 {it['p99_us']} us"
+        f"{count(it['rate'])} frames/s, lost {it['lost']}, p50 {it['p50_us']}, p99 {it['p99_us']} us (of a tenth of it: {middle(it)})"
     )
 
 
@@ -124,11 +138,13 @@ def storm_rows(results):
     for key in dict.fromkeys((it["switch"], it["class"], it["pair"]) for it in results):
         runs = [it for it in results if (it["switch"], it["class"], it["pair"]) == key]
         here, beside = ([it for it in runs if it["at"] == at] for at in ("l0", "x0"))
-        p99, base = (statistics.median(it["p99_us"] for it in these) for these in (here, beside))
+        p99, base = (statistics.median(us if us is not None else math.inf for it in these for us in it["p99s_us"])
+                     for these in (here, beside))
+        whole = (f"{statistics.median(it['p99_us'] for it in these):.1f}" for these in (here, beside))
         lost = sum(it["lost"] for it in here)
         where = f"{NAMES[key[0]]}, {key[1]}, {'its network' if key[2] == 'a0:b0' else 'another one'}"
         middle = (count(statistics.median(it[what] for it in here)) for what in ("rate", "storm_per_second"))
-        cells = [where, *middle, str(lost), f"{p99:.1f}", f"{base:.1f}", f"{p99 / base:.2f}"]
+        cells = [where, *middle, str(lost), f"{p99:.1f}", f"{base:.1f}", f"{p99 / base:.2f}", *whole]
         rows.append({"cells": cells, "where": where, "lost": lost, "p99": p99, "base": base, "runs": len(here)})
     return rows
 
@@ -136,7 +152,7 @@ def storm_rows(results):
 def storms(results, quick, broken):
     print("\nA guest storms as fast as it can; others send at a fixed rate (medians)")
     rows = storm_rows(results)
-    table([["", "frames/s", "storm/s", "lost", "p99, us", "beside, us", "ratio"], *(row["cells"] for row in rows)])
+    table([["", "frames/s", "storm/s", "lost", "p99, us", "beside, us", "ratio", "of whole runs", "beside"], *(row["cells"] for row in rows)])
     for row in rows:
         if row["lost"] and not quick:
             broken.append(f"{row['where']}: {row['lost']} frames lost in {row['runs']} runs")
@@ -174,8 +190,9 @@ def markdown():
         ]), "|")
     if here := [it for it in results if "class" in it]:
         rows = storm_rows(here)
-        print("\n| storm | frames/s of others | frames/s of the storm | lost | p99, µs | beside the switch, µs | ratio |")
-        print("|---|---|---|---|---|---|---|")
+        print("\n| storm | frames/s of others | frames/s of the storm | lost | p99, µs | beside the switch, µs | ratio "
+              "| of whole runs, µs | beside, µs |")
+        print("|---|---|---|---|---|---|---|---|---|")
         for row in rows:
             print("|", " | ".join(row["cells"]), "|")
 
@@ -189,4 +206,4 @@ if __name__ == "__main__":
     elif what == "line":
         print(line(json.loads(sys.stdin.read().splitlines()[-1])), flush=True)
     else:
-        print(json.dumps({"loop": loop, "storm": storm}[what](*arguments)))
+        print(json.dumps({"loop": loop, "storm": storm, "stalls": stalls}[what](*arguments)))

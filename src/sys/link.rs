@@ -57,6 +57,8 @@ pub struct Link {
     pub alias: String,
     /// The most segments of a super-frame that is sent through it.
     pub gso_max_segs: u32,
+    /// How many frames may wait to be sent through it, in each of its queues.
+    pub queue_len: u32,
     /// What there is to know of a tap; `None` for every other kind of device.
     pub tap: Option<TapInfo>,
     /// The XDP program on it, whoever attached it and however; `None` if there is none.
@@ -136,6 +138,8 @@ pub struct Wanted {
     /// The most segments of a super-frame that is sent through it. A wish: a kernel that does not
     /// know it keeps its own.
     pub gso_max_segs: Option<u32>,
+    /// How many frames may wait to be sent through it, in each of its queues.
+    pub queue_len: Option<u32>,
     /// Whether to set it up. It is never set down.
     pub up: bool,
 }
@@ -182,6 +186,10 @@ pub fn change(link: &Link, wanted: &Wanted) -> io::Result<Vec<&'static str>> {
     if let Some(alias) = wanted.alias.as_ref().filter(|&alias| *alias != link.alias) {
         message = message.alias(alias);
         changed.push("alias");
+    }
+    if let Some(len) = wanted.queue_len.filter(|&len| len != link.queue_len) {
+        message = message.append_extra_attribute(LinkAttribute::TxQueueLen(len));
+        changed.push("queue length");
     }
     if wanted.up && !link.up {
         message = message.up();
@@ -283,6 +291,7 @@ fn read(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
             LinkAttribute::GsoMaxSegs(segs) => link.gso_max_segs = *segs,
+            LinkAttribute::TxQueueLen(len) => link.queue_len = *len,
             LinkAttribute::LinkInfo(infos) => link.tap = read_tap(infos),
             LinkAttribute::Xdp(programs) => link.xdp = read_xdp(programs),
             _ => {}
