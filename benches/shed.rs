@@ -55,6 +55,9 @@ impl Device for Deaf {
     fn is_cheap_to_ask(&self) -> bool {
         self.0.is_cheap_to_ask()
     }
+    fn most_at_once(&self) -> usize {
+        self.0.most_at_once()
+    }
     fn abilities(&self) -> Abilities {
         self.0.abilities()
     }

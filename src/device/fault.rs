@@ -123,6 +123,10 @@ impl<D: Device> Device for Fault<D> {
         self.device.is_cheap_to_ask()
     }
 
+    fn most_at_once(&self) -> usize {
+        self.device.most_at_once()
+    }
+
     fn abilities(&self) -> Abilities {
         self.device.abilities()
     }

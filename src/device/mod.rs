@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 
 use thiserror::Error;
 
-use crate::frame::{Batch, Cache, Lane, Pool, Sent};
+use crate::frame::{BURST, Batch, Cache, Lane, Pool, Sent};
 use crate::sys::netns::Netns;
 use crate::time::Moment;
 
@@ -261,6 +261,12 @@ pub trait Device: Send {
         false
     }
 
+    /// How many frames it hands over at once, at most. Fewer than a batch holds where each costs a system call: a
+    /// port that sends as fast as it can would keep the others of its worker waiting.
+    fn most_at_once(&self) -> usize {
+        BURST
+    }
+
     /// What frames it can send.
     fn abilities(&self) -> Abilities;
 
@@ -302,6 +308,9 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn is_cheap_to_ask(&self) -> bool {
         (**self).is_cheap_to_ask()
+    }
+    fn most_at_once(&self) -> usize {
+        (**self).most_at_once()
     }
     fn abilities(&self) -> Abilities {
         (**self).abilities()

@@ -144,6 +144,10 @@ impl<D: Device> Device for Pcap<D> {
         self.device.is_cheap_to_ask()
     }
 
+    fn most_at_once(&self) -> usize {
+        self.device.most_at_once()
+    }
+
     fn abilities(&self) -> Abilities {
         self.device.abilities()
     }

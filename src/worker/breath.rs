@@ -206,11 +206,11 @@ impl Worker {
             if self.switch.has_findings() {
                 self.tell_findings();
             }
-            let in_vain = !seen_to.lived && self.batch.is_full();
+            let was_full = self.batch.is_full();
             self.end_burst(seen_to.borrowed);
             if let Some(gate) = self.gates.get_mut(number) {
                 gate.device.release();
-                gate.was_read(in_vain);
+                gate.was_read(!seen_to.lived && (was_full || received >= gate.most));
             }
             if seen_to.died_of & OF_STORMS != 0 && !judged.by_carrier {
                 self.shed(number, now);

@@ -24,6 +24,8 @@ pub struct Gate {
     /// Its lane, until it is opened and after it has been closed; meanwhile [`Gates`] has it.
     lane: Lane,
     offloads: bool,
+    /// How many frames its device hands over at once, at most.
+    pub(super) most: usize,
     /// Whether it is polled even when it is quiet.
     pub(super) never_rests: bool,
     /// Whether its lane has frames that have to be finished before they can leave by it.
@@ -65,6 +67,7 @@ impl Gate {
             port,
             queue,
             offloads: device.abilities().offloads,
+            most: device.most_at_once(),
             never_rests: device.is_cheap_to_ask() || device.fd().is_none(),
             device,
             lane: Lane::with_capacity(LANE),
