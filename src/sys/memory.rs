@@ -13,7 +13,7 @@ const HUGE: usize = 2 << 20;
 pub enum Pages {
     /// Reserved huge pages (`vm.nr_hugepages`).
     Huge,
-    /// Ordinary pages, which the kernel has been asked to join where it can.
+    /// Ordinary pages.
     Ordinary,
 }
 

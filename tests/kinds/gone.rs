@@ -122,6 +122,33 @@ fn a_netdev_that_is_replaced_at_once_by_one_of_its_name_is_bound_anew() {
     }
 }
 
+/// However it comes between the steps in which its port is closed and opened: a link that is up at last carries frames.
+#[test]
+fn a_netdev_that_flaps_carries_on_when_it_is_up_at_last() {
+    let on = &[On::Tap, On::Xdp, On::Packet];
+    let Some(rig) = Rig::new(Kind { on, ..PLAIN }, &["a", "b", "c"]) else { return };
+    let host = rig.spaces.last().unwrap();
+    for round in 0..41 {
+        for index in [1, 2] {
+            let vif = &rig.vifs[index];
+            host.ip(&format!("link set dev {} down", vif.name));
+            // As often as not before anybody has noticed.
+            if round % 2 == 0 {
+                rig.daemon.await_down(vif);
+            }
+            host.ip(&format!("link set dev {} up", vif.name));
+        }
+        for index in [1, 2] {
+            rig.daemon.await_active(&rig.vifs[index]);
+        }
+    }
+    let nics: Vec<Nic> = (0..3).map(|index| rig.nic(index)).collect();
+    for index in [1, 2] {
+        rig.pass((0, &nics[0]), (index, &nics[index]), "there");
+        rig.pass((index, &nics[index]), (0, &nics[0]), "back");
+    }
+}
+
 /// Whoever finds out first, the worker or the news of links: what is said is that it is down.
 #[test]
 fn a_netdev_that_is_set_down_and_up_carries_on() {

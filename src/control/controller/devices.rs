@@ -215,7 +215,7 @@ impl Controller {
 
     /// Puts into force what came of some attempts.
     pub(super) async fn settle(&mut self, attempts: Vec<Attempt>) {
-        let mut gates = Vec::new();
+        let (mut gates, mut watched) = (Vec::new(), Vec::new());
         let last_look = self.links.last_look();
         for Attempt { port: key, namespace, link, result, .. } in attempts {
             let workers = usize::from(self.staff.len());
@@ -225,6 +225,7 @@ impl Controller {
                 Ok(Opened { queues, made, notes, mode }) => {
                     (port.made, port.namespace) = (Some(made), namespace);
                     (port.link, port.looked) = (link, last_look);
+                    watched.extend(links::watched(port));
                     let id = port.seat.id;
                     #[allow(clippy::cast_possible_truncation)] // there are at most 64 workers, 256 queues
                     let (worker, count) = ((id.index() % workers) as u16, queues.len() as u16);
@@ -256,6 +257,8 @@ impl Controller {
             let why = format!("worker {worker} has too many queues to poll; give the switch more cores");
             self.take_back(vec![(index, why)]).await;
         }
+        // What has happened to their links while they were being opened was not for them yet.
+        self.look_once_more(watched);
     }
 
     /// Notes why a port is down. That it is down is told once; another reason is for the log.

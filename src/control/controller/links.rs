@@ -129,6 +129,12 @@ fn is_watched(port: &Port) -> bool {
     port.seat.device().is_some_and(Settings::is_of_others) || port.seat.is_uplink()
 }
 
+/// The netdev of a port, if its link is of interest.
+pub(super) fn watched(port: &Port) -> Option<(Netns, String)> {
+    let device = port.seat.device().filter(|_| is_watched(port))?;
+    Some((device.netns().clone(), device.name().to_owned()))
+}
+
 /// How it is with the netdev of a device now. In its namespace, and may wait.
 pub(super) fn look(device: &Settings) -> io::Result<Option<LinkState>> {
     within(device.netns(), || find(device.name()))?
@@ -177,11 +183,18 @@ impl Controller {
             }
             next = self.links.hear.try_recv().ok();
         }
-        for (netns, heard) in by_netns {
-            let watched = self.ports.iter().filter(|port| is_watched(port)).filter_map(|port| port.seat.device());
-            let watched = watched.filter(|device| *device.netns() == netns);
-            let names = watched.map(Settings::name).filter(|name| heard.contains(*name));
-            let names = names.map(str::to_owned).collect();
+        let is_heard = |(netns, name): &(Netns, String)| by_netns.get(netns).is_some_and(|names| names.contains(name));
+        let netdevs = self.ports.iter().filter_map(watched).filter(is_heard).collect();
+        self.look_once_more(netdevs);
+    }
+
+    /// Looks at netdevs of which nothing need have been heard.
+    pub(super) fn look_once_more(&mut self, netdevs: Vec<(Netns, String)>) {
+        let mut by_netns: HashMap<Netns, HashSet<String>> = HashMap::new();
+        for (netns, name) in netdevs {
+            by_netns.entry(netns).or_default().insert(name);
+        }
+        for (netns, names) in by_netns {
             self.look_at(netns, names);
         }
     }
