@@ -67,8 +67,8 @@ def count(number):
     return f"{number:,.0f}".replace(",", " ")
 
 
-def middle(it):
-    return statistics.median(us if us is not None else math.inf for us in it["p99s_us"])
+def p99(runs):
+    return statistics.median(us if us is not None else math.inf for it in runs for us in it["p99s_us"])
 
 
 def line(it):
@@ -83,7 +83,7 @@ def line(it):
     where = "beside the switch" if it["at"] == "x0" else "at the switch"
     return (
         f"   {NAMES[it['switch']]:14} {it['class']} {where}, {count(it['storm_per_second'])}/s; {it['pair']}: "
-        f"{count(it['rate'])} frames/s, lost {it['lost']}, p50 {it['p50_us']}, p99 {it['p99_us']} us (of a tenth of it: {middle(it)})"
+        f"{count(it['rate'])} frames/s, lost {it['lost']}, p50 {it['p50_us']}, p99 {it['p99_us']} us (of a tenth of it: {p99([it])})"
     )
 
 
@@ -138,14 +138,13 @@ def storm_rows(results):
     for key in dict.fromkeys((it["switch"], it["class"], it["pair"]) for it in results):
         runs = [it for it in results if (it["switch"], it["class"], it["pair"]) == key]
         here, beside = ([it for it in runs if it["at"] == at] for at in ("l0", "x0"))
-        p99, base = (statistics.median(us if us is not None else math.inf for it in these for us in it["p99s_us"])
-                     for these in (here, beside))
+        latency, base = p99(here), p99(beside)
         whole = (f"{statistics.median(it['p99_us'] for it in these):.1f}" for these in (here, beside))
         lost = sum(it["lost"] for it in here)
         where = f"{NAMES[key[0]]}, {key[1]}, {'its network' if key[2] == 'a0:b0' else 'another one'}"
         middle = (count(statistics.median(it[what] for it in here)) for what in ("rate", "storm_per_second"))
-        cells = [where, *middle, str(lost), f"{p99:.1f}", f"{base:.1f}", f"{p99 / base:.2f}", *whole]
-        rows.append({"cells": cells, "where": where, "lost": lost, "p99": p99, "base": base, "runs": len(here)})
+        cells = [where, *middle, str(lost), f"{latency:.1f}", f"{base:.1f}", f"{latency / base:.2f}", *whole]
+        rows.append({"cells": cells, "where": where, "lost": lost, "p99": latency, "base": base, "runs": len(here)})
     return rows
 
 

@@ -258,7 +258,7 @@ impl Controller {
             self.take_back(vec![(index, why)]).await;
         }
         // What has happened to their links while they were being opened was not for them yet.
-        self.look_once_more(watched);
+        self.look_at_all(watched);
     }
 
     /// Notes why a port is down. That it is down is told once; another reason is for the log.

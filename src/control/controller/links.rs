@@ -185,11 +185,11 @@ impl Controller {
         }
         let is_heard = |(netns, name): &(Netns, String)| by_netns.get(netns).is_some_and(|names| names.contains(name));
         let netdevs = self.ports.iter().filter_map(watched).filter(is_heard).collect();
-        self.look_once_more(netdevs);
+        self.look_at_all(netdevs);
     }
 
-    /// Looks at netdevs of which nothing need have been heard.
-    pub(super) fn look_once_more(&mut self, netdevs: Vec<(Netns, String)>) {
+    /// Looks at these netdevs, elsewhere.
+    pub(super) fn look_at_all(&mut self, netdevs: Vec<(Netns, String)>) {
         let mut by_netns: HashMap<Netns, HashSet<String>> = HashMap::new();
         for (netns, name) in netdevs {
             by_netns.entry(netns).or_default().insert(name);
