@@ -58,6 +58,9 @@ impl Device for Deaf {
     fn most_at_once(&self) -> usize {
         self.0.most_at_once()
     }
+    fn gathering_time(&self) -> Duration {
+        self.0.gathering_time()
+    }
     fn abilities(&self) -> Abilities {
         self.0.abilities()
     }

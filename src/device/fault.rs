@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use super::{Abilities, Device, Group, Shed};
 use crate::frame::{Batch, Cache, Fate, Lane, Sent};
@@ -125,6 +126,10 @@ impl<D: Device> Device for Fault<D> {
 
     fn most_at_once(&self) -> usize {
         self.device.most_at_once()
+    }
+
+    fn gathering_time(&self) -> Duration {
+        self.device.gathering_time()
     }
 
     fn abilities(&self) -> Abilities {

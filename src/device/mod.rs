@@ -11,6 +11,7 @@
 use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -267,6 +268,12 @@ pub trait Device: Send {
         BURST
     }
 
+    /// How long it pays to leave it alone where frames come one after the other, so that several can be sent with
+    /// one call. Not at all for most, which would only hold them up.
+    fn gathering_time(&self) -> Duration {
+        Duration::ZERO
+    }
+
     /// What frames it can send.
     fn abilities(&self) -> Abilities;
 
@@ -311,6 +318,9 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn most_at_once(&self) -> usize {
         (**self).most_at_once()
+    }
+    fn gathering_time(&self) -> Duration {
+        (**self).gathering_time()
     }
     fn abilities(&self) -> Abilities {
         (**self).abilities()

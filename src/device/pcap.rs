@@ -14,7 +14,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
@@ -146,6 +146,10 @@ impl<D: Device> Device for Pcap<D> {
 
     fn most_at_once(&self) -> usize {
         self.device.most_at_once()
+    }
+
+    fn gathering_time(&self) -> Duration {
+        self.device.gathering_time()
     }
 
     fn abilities(&self) -> Abilities {

@@ -177,13 +177,13 @@ impl Worker {
         let open = self.gates.open();
         let Some(gate) = self.gates.get_mut(number) else { return 0 };
         match gate.state {
-            GateState::Polled => {}
+            GateState::Polled if gate.gathering.is_over(now) => {}
             GateState::Deferred(left) => {
                 gate.was_passed_by(left);
                 self.counters.deferred.add(1);
                 return 1; // there may be more to do, so that it is no time to sleep
             }
-            GateState::Resting | GateState::Gone => return 0,
+            GateState::Polled | GateState::Resting | GateState::Gone => return 0,
         }
         let (port, lost) = (gate.port, gate.device.receive(&mut self.batch, &mut self.cache).is_err());
         let received = self.batch.len();
@@ -195,6 +195,7 @@ impl Worker {
             }
         } else {
             gate.quiet = 0;
+            gate.gathering.was_read(received, now);
             self.pacer.was_loud(gate);
             let judged = self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts);
             let seen_to = if judged.by_carrier {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::branch::{Branch, Room};
+use super::gathering::Gathering;
 use super::outbox::place;
 use super::shedding::Shedding;
 use crate::device::Device;
@@ -26,6 +27,8 @@ pub struct Gate {
     offloads: bool,
     /// How many frames its device hands over at once, at most.
     pub(super) most: usize,
+    /// Whether its device is left alone for a moment.
+    pub(super) gathering: Gathering,
     /// Whether it is polled even when it is quiet.
     pub(super) never_rests: bool,
     /// Whether its lane has frames that have to be finished before they can leave by it.
@@ -68,6 +71,7 @@ impl Gate {
             queue,
             offloads: device.abilities().offloads,
             most: device.most_at_once(),
+            gathering: Gathering::new(device.gathering_time()),
             never_rests: device.is_cheap_to_ask() || device.fd().is_none(),
             device,
             lane: Lane::with_capacity(LANE),

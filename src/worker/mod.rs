@@ -15,6 +15,7 @@ mod dressing;
 mod findings;
 mod futility;
 mod gate;
+mod gathering;
 pub mod mail;
 mod outbox;
 mod pace;

@@ -8,12 +8,18 @@ use std::io;
 use std::mem;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::redirect::Redirect;
 use crate::device::{Abilities, Device, Group, Shed};
-use crate::frame::{Batch, Cache, Exchange, Fate, Lane, Sent};
+use crate::frame::{Batch, Cache, Copying, Exchange, Fate, Lane, Sent};
 use crate::sys::xsk::Kick;
 use crate::time::Moment;
+
+/// How long frames that come one after the other gather before they are taken. A send is a system call, so that a frame
+/// sent alone costs half as much again as one of four; and it is a tenth of the time that waking a
+/// sleeping reader takes.
+const GATHERING_TIME: Duration = Duration::from_micros(4);
 
 /// A queue, and its share of the program that brings the frames.
 #[derive(Debug)]
@@ -105,6 +111,15 @@ impl Device for Queue {
     /// It is a look into a ring.
     fn is_cheap_to_ask(&self) -> bool {
         true
+    }
+
+    /// What comes in here mostly leaves by another such queue.
+    fn gathering_time(&self) -> Duration {
+        match self.exchange.copying() {
+            Copying::Copies => GATHERING_TIME,
+            // The driver sends by itself, and the hardware moderates.
+            Copying::None => Duration::ZERO,
+        }
     }
 
     fn abilities(&self) -> Abilities {
