@@ -4,6 +4,7 @@
 //! ```text
 //! tapload blast --tx NETNS:DEVICE --rx NETNS:DEVICE [--cpu N] [--size 64] [--time S] [--rate PPS --lat]
 //! tapload forward A B [vnet] [poll]
+//! tapload guest PORTS
 //! ```
 //!
 //! `blast` sends as fast as it can and counts what the receiving netdev counts; or, with `--lat`, it
@@ -12,6 +13,9 @@
 //!
 //! `forward` makes two taps in its own namespace and passes frames between them, for ever; `vnet`: with
 //! offload headers, `poll`: it sleeps when there is nothing to do.
+//!
+//! `guest` holds the other ends of taps v0, v1, …, as QEMU does, says "ready", and then writes 64-byte
+//! frames (the FCS counted) in bursts to the even ones and reads what comes at all of them, for ever.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 mod netdev;
@@ -41,8 +45,11 @@ fn main() {
     match arguments.split_first() {
         Some((what, rest)) if what == "forward" && rest.len() >= 2 => forward(rest),
         Some((what, rest)) if what == "blast" => blast(rest),
+        Some((what, [ports])) if what == "guest" => guest(ports.parse().unwrap()),
         _ => {
-            eprintln!("usage: tapload blast --tx NETNS:DEVICE --rx NETNS:DEVICE … | tapload forward A B [vnet] [poll]");
+            eprintln!(
+                "usage: tapload blast --tx NETNS:DEVICE --rx NETNS:DEVICE … | tapload forward A B [vnet] [poll] | tapload guest PORTS"
+            );
             std::process::exit(2);
         }
     }
@@ -74,6 +81,31 @@ fn forward(arguments: &[String]) {
         if idle && has("poll") {
             let mut ends = taps.each_ref().map(|tap| PollFd::new(tap, PollFlags::IN));
             let _ = poll(&mut ends, None);
+        }
+    }
+}
+
+fn guest(ports: u8) {
+    let flags = Flags { vnet_header: false, multi_queue: false, exclusive: true };
+    let taps: Vec<_> = (0..ports).map(|port| Queue::open(&format!("v{port}"), flags).unwrap()).collect();
+    for tap in &taps {
+        tap.clear_offloads().unwrap();
+    }
+    println!("ready");
+    let mac = |port: u8| [2, 0, 0, 0, 0, port + 1];
+    let frames: Vec<_> = (0..ports).step_by(2).map(|port| frame(mac(port + 1), mac(port), 64)).collect();
+    // as many frames in a round, however many ports there are
+    let burst = 2 * BURST / frames.len();
+    let mut room = [0; 2048];
+    loop {
+        for (pair, frame) in taps.chunks_exact(2).zip(&frames) {
+            for _ in 0..burst {
+                // refused as long as the netdev is not up
+                let _ = pair[0].write(frame);
+            }
+            for tap in pair {
+                while tap.read(&mut room).is_ok() {}
+            }
         }
     }
 }

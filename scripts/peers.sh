@@ -6,7 +6,8 @@
 source "$root/scripts/ovs.sh"
 
 ours=   # process id of the switch or loop that is measured
-loop=   # process id of a bare loop, of testpmd, of Open vSwitch, or of a guest
+loop=   # process id of a bare loop, of testpmd, or of Open vSwitch
+holder= # process id of a guest
 server= # process id of a server of iperf3, or of the database of Open vSwitch
 
 # write_config KIND POLL PORTS: of each port the device is a tap in bench-a (of the second one in
@@ -106,8 +107,12 @@ set_up_loop() {
 # set_up_testpmd KIND: DPDK's testpmd, which passes on what comes in at one end at the other one and looks
 # at nothing, over net_af_xdp or net_af_packet
 set_up_testpmd() {
-    local waited
     add_veths
+    start_testpmd "$1"
+}
+
+start_testpmd() {
+    local waited
     huge_pages
     # a terminal that says nothing: at the end of its input it would go
     ip netns exec bench-sw stdbuf -oL dpdk-testpmd -l 0,1 --no-pci --file-prefix="bench$$" --huge-dir="$work/huge" -m 256 \
@@ -146,40 +151,16 @@ release_pages() {
     printf '%s\n' "$pages_before" >/proc/sys/vm/nr_hugepages
 }
 
-# A guest, as QEMU is one: it holds the other ends of taps, of each of which the netdev is in bench-sw. To
-# the even ones it writes 64-byte frames, with the FCS not counted; what comes at the odd ones it reads.
-GUEST='
-import fcntl, os, struct, sys
-taps = []
-for port in range(int(sys.argv[1])):
-    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", b"v%d" % port, 0x1002))  # TUNSETIFF, a tap without PI
-    taps.append(tap)
-def frame(to, sender): return bytes([2, 0, 0, 0, 0, to + 1, 2, 0, 0, 0, 0, sender + 1, 0x88, 0xB5]) + bytes(46)
-pairs = [(taps[n], taps[n + 1], frame(n + 1, n)) for n in range(0, len(taps), 2)]
-print("ready", flush=True)
-def drain(tap):
-    try:
-        while True: os.read(tap, 2048)
-    except OSError: pass
-while True:
-    for here, there, words in pairs:
-        try:
-            for _ in range(64 // len(pairs)): os.write(here, words)
-        except OSError: pass  # its netdev is not up yet
-        drain(there)
-        drain(here)
-'
-
-# set_up_guest PORTS: that guest on core 0, and the switch with AF_XDP on its taps on core 1
+# set_up_guest PORTS [testpmd]: a guest on core 0 that holds the other ends of taps of which the netdevs are in
+# bench-sw, and the switch with AF_XDP on them on core 1; or testpmd, on two of them
 set_up_guest() {
     local port line=''
-    exec {guest}< <(exec ip netns exec bench-sw taskset -c 0 python3 -c "$GUEST" "$1" 9>&-)
-    loop=$!
+    exec {guest}< <(exec ip netns exec bench-sw taskset -c 0 "$tapload" guest "$1" 9>&-)
+    holder=$!
     read -r -t 10 -u "$guest" line || die "the guest does not start"
     exec {guest}<&-
     for ((port = 0; port < $1; port++)); do ip -n bench-sw link set "v$port" up; done
-    start_ours xdp busy "$1"
+    if [[ ${2:-} == testpmd ]]; then start_testpmd af_xdp; else start_ours xdp busy "$1"; fi
 }
 
 tear_down() {
@@ -189,6 +170,8 @@ tear_down() {
     rm -rf "$work/ovs"
     server='' loop='' ours=''
     stop_switch || true
+    if [[ -n $holder ]]; then stop "$holder" || true; fi
+    holder=''
     ip -n bench-a link del a0 2>/dev/null || true
     ip -n bench-b link del b0 2>/dev/null || true
     ip -n bench-sw link del br0 2>/dev/null || true
