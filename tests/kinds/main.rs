@@ -14,7 +14,7 @@
 //! | a chunk holds 3840 bytes of a frame | `xdp_device`, `pairs` |
 //! | a redirect into a veth without a program or GRO at its other end loses frames silently | `pairs`, whose guests have neither: we send by sockets, and redirect to sockets only |
 //! | a program of others is in the way, for ever if it was left by netlink | `xdp_program`, `taken` |
-//! | counters of rings wrap | the tests of `src/sys/xsk.rs` |
+//! | counters of rings wrap | the tests of `src/sys/xsk/ring.rs` |
 //! | frames are received somewhere inside a chunk | `exchange`, `xdp_device`: every slot comes home |
 //! | a UMEM for each socket costs a copy | `exchange`: one pool serves netdevs of several namespaces |
 //! | a UMEM counts as locked memory | not here, as root may lock any: `check` looks at the limit, and the unit lifts it |

@@ -13,24 +13,24 @@
 //!
 //! See `Documentation/networking/af_xdp.rst` of the kernel.
 
-use std::ffi::c_void;
+mod ring;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::ptr::{self, NonNull};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::ptr::NonNull;
 
 use rustix::io::Errno;
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::net::sockopt;
 use rustix::net::xdp::{
     SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
     XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpDesc, XdpDescOptions, XdpMmapOffsets, XdpOptionsFlags,
-    XdpRingFlags, XdpRingOffset, XdpStatistics, XdpUmemReg, XdpUmemRegFlags,
+    XdpStatistics, XdpUmemReg, XdpUmemRegFlags,
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, send, socket_with};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::memory::Mapping;
+use ring::Ring;
 
 /// Bytes of a chunk.
 pub const CHUNK: u32 = 4096;
@@ -306,250 +306,5 @@ impl Socket {
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
-    }
-}
-
-/// One of the rings: a producer of entries for the kernel, or a consumer of the kernel's.
-#[derive(Debug)]
-struct Ring<T> {
-    our_counter: NonNull<AtomicU32>,
-    their_counter: NonNull<AtomicU32>,
-    flags: NonNull<AtomicU32>,
-    entries: NonNull<T>,
-    mask: u32,
-    /// Our counter, which the kernel has not seen all of yet.
-    ours: u32,
-    /// Their counter as it was when we looked last.
-    theirs: u32,
-    is_producer: bool,
-    map: *mut c_void,
-    map_len: usize,
-}
-
-// SAFETY: a ring is memory that is shared with the kernel, not with another thread; whoever holds it has
-// it alone.
-unsafe impl<T: Send> Send for Ring<T> {}
-
-impl<T> Ring<T> {
-    fn map(fd: &OwnedFd, entries: u32, page: u64, offsets: &XdpRingOffset) -> io::Result<Ring<T>> {
-        assert!(entries.is_power_of_two());
-        let [producer, consumer, desc] = [offsets.producer, offsets.consumer, offsets.desc].map(to_usize);
-        let flags = to_usize(offsets.flags.ok_or(Errno::NOSYS)?);
-        let map_len = desc + entries as usize * size_of::<T>();
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let place = MapFlags::SHARED | MapFlags::POPULATE;
-        // SAFETY: a mapping at an address of the kernel's choosing touches no memory that anyone holds.
-        let map = unsafe { mmap(ptr::null_mut(), map_len, protection, place, fd, page) }?;
-        let base = NonNull::new(map.cast::<u8>()).ok_or(Errno::FAULT)?;
-        // The kernel says where in the mapping its counters and entries are; that it is right is all we have.
-        let at = |offset: usize| {
-            assert!(offset < map_len);
-            // SAFETY: the offset is within the mapping.
-            unsafe { base.add(offset) }
-        };
-        let (producer, consumer) = (at(producer).cast::<AtomicU32>(), at(consumer).cast::<AtomicU32>());
-        let is_producer = page == XDP_PGOFF_TX_RING || page == XDP_UMEM_PGOFF_FILL_RING;
-        let (our_counter, their_counter) = if is_producer { (producer, consumer) } else { (consumer, producer) };
-        // SAFETY: the counter is within the mapping, aligned, and only ever used as an atomic.
-        let ours = unsafe { our_counter.as_ref() }.load(Ordering::Relaxed);
-        Ok(Ring {
-            our_counter,
-            their_counter,
-            flags: at(flags).cast(),
-            entries: at(desc).cast(),
-            mask: entries - 1,
-            ours,
-            theirs: ours,
-            is_producer,
-            map,
-            map_len,
-        })
-    }
-
-    #[inline(always)]
-    fn look(&mut self) {
-        // SAFETY: the counter is within the mapping, which lives as long as the ring.
-        self.theirs = unsafe { self.their_counter.as_ref() }.load(Ordering::Acquire);
-    }
-
-    /// Entries that can be put. Looks at their counter only when a quarter is left or less.
-    #[inline(always)]
-    fn room(&mut self) -> u32 {
-        debug_assert!(self.is_producer);
-        let room = |ring: &Ring<T>| (ring.mask + 1).wrapping_sub(ring.ours.wrapping_sub(ring.theirs));
-        if room(self) <= self.mask / 4 {
-            self.look();
-        }
-        room(self)
-    }
-
-    /// Entries that the other side has not read yet.
-    #[inline(always)]
-    fn unread(&mut self) -> u32 {
-        debug_assert!(self.is_producer);
-        self.look();
-        self.ours.wrapping_sub(self.theirs)
-    }
-
-    #[inline(always)]
-    fn put(&mut self, entry: T) {
-        debug_assert!(self.is_producer);
-        // SAFETY: masked, the index is within the entries.
-        let place = unsafe { self.entries.add((self.ours & self.mask) as usize) };
-        // SAFETY: the place is within the mapping, and the other side does not read it before it is published.
-        unsafe { place.write(entry) };
-        self.ours = self.ours.wrapping_add(1);
-    }
-
-    #[inline(always)]
-    fn take(&mut self) -> Option<T> {
-        debug_assert!(!self.is_producer);
-        if self.ours == self.theirs {
-            self.look();
-            if self.ours == self.theirs {
-                return None;
-            }
-        }
-        // SAFETY: masked, the index is within the entries.
-        let place = unsafe { self.entries.add((self.ours & self.mask) as usize) };
-        // SAFETY: the place is within the mapping; the other side has published it, and does not write it again
-        // before it is given back. Any bytes are a valid entry.
-        let entry = unsafe { place.read() };
-        self.ours = self.ours.wrapping_add(1);
-        Some(entry)
-    }
-
-    /// Lets the other side see how far we are.
-    #[inline(always)]
-    fn publish(&mut self) {
-        // SAFETY: the counter is within the mapping, which lives as long as the ring.
-        unsafe { self.our_counter.as_ref() }.store(self.ours, Ordering::Release);
-    }
-
-    #[inline(always)]
-    fn wants_wakeup(&self) -> bool {
-        // SAFETY: the flags are within the mapping, which lives as long as the ring.
-        let flags = unsafe { self.flags.as_ref() }.load(Ordering::Relaxed);
-        flags & XdpRingFlags::XDP_RING_NEED_WAKEUP.bits() != 0
-    }
-}
-
-impl<T> Drop for Ring<T> {
-    fn drop(&mut self) {
-        // SAFETY: the mapping is this ring's alone, and nothing in it is used after this.
-        let done = unsafe { munmap(self.map, self.map_len) };
-        debug_assert!(done.is_ok(), "unmapping our own mapping cannot fail");
-    }
-}
-
-#[allow(clippy::cast_possible_truncation)] // 64 bits, on the machines we run on
-const fn to_usize(offset: u64) -> usize {
-    offset as usize
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use std::fs::File;
-    use std::os::unix::fs::FileExt;
-
-    use rustix::fs::{MemfdFlags, memfd_create};
-
-    use super::*;
-
-    const ENTRIES: u32 = 8;
-    const PRODUCER: u64 = 0;
-    const CONSUMER: u64 = 64;
-    const FLAGS: u64 = 128;
-    const DESC: u64 = 192;
-
-    /// The kernel's side of a ring: the same memory, as a file.
-    struct Kernel {
-        file: File,
-        page: u64,
-    }
-
-    impl Kernel {
-        /// A ring that has been used so often that its counters are about to wrap.
-        fn new(page: u64, begun: u32) -> (Kernel, Ring<u64>) {
-            let fd = memfd_create("ring", MemfdFlags::CLOEXEC).unwrap();
-            let kernel = Kernel { file: File::from(fd.try_clone().unwrap()), page };
-            kernel.file.set_len(page + 4096).unwrap();
-            kernel.set(PRODUCER, begun);
-            kernel.set(CONSUMER, begun);
-            let offsets = XdpRingOffset { producer: PRODUCER, consumer: CONSUMER, desc: DESC, flags: Some(FLAGS) };
-            let ring = Ring::map(&fd, ENTRIES, page, &offsets).unwrap();
-            (kernel, ring)
-        }
-
-        fn set(&self, at: u64, value: u32) {
-            self.file.write_all_at(&value.to_ne_bytes(), self.page + at).unwrap();
-        }
-
-        fn get(&self, at: u64) -> u32 {
-            let mut bytes = [0; 4];
-            self.file.read_exact_at(&mut bytes, self.page + at).unwrap();
-            u32::from_ne_bytes(bytes)
-        }
-
-        fn place(&self, counter: u32) -> u64 {
-            self.page + DESC + u64::from(counter % ENTRIES) * 8
-        }
-    }
-
-    #[test]
-    fn what_we_produce_is_in_order_while_the_counters_wrap() {
-        for page in [XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_FILL_RING] {
-            let (kernel, mut ring) = Kernel::new(page, u32::MAX - 20);
-            let (mut put, mut seen) = (0u64, 0u64);
-            for round in 0..100u32 {
-                let room = ring.room();
-                // It may look less than there is, which it then looks for; never more.
-                assert!(u64::from(room) <= u64::from(ENTRIES) - (put - seen), "round {round}");
-                for _ in 0..room.min(1 + round % 7) {
-                    ring.put(put);
-                    put += 1;
-                }
-                ring.publish();
-                assert_eq!(u64::from(ring.unread()), put - seen);
-                let (end, mut at) = (kernel.get(PRODUCER), kernel.get(CONSUMER));
-                for _ in 0..(end.wrapping_sub(at)).min(1 + round % 5) {
-                    let mut bytes = [0; 8];
-                    kernel.file.read_exact_at(&mut bytes, kernel.place(at)).unwrap();
-                    assert_eq!(u64::from_ne_bytes(bytes), seen);
-                    seen += 1;
-                    at = at.wrapping_add(1);
-                }
-                kernel.set(CONSUMER, at);
-            }
-            assert!(seen > 100 && kernel.get(CONSUMER) < 1000, "they have wrapped");
-        }
-    }
-
-    #[test]
-    fn what_we_consume_is_in_order_while_the_counters_wrap() {
-        let (kernel, mut ring) = Kernel::new(XDP_PGOFF_RX_RING, u32::MAX - 20);
-        let (mut put, mut seen) = (0u64, 0u64);
-        for round in 0..100u32 {
-            let (mut at, end) = (kernel.get(PRODUCER), kernel.get(CONSUMER));
-            for _ in 0..(ENTRIES - at.wrapping_sub(end)).min(1 + round % 7) {
-                kernel.file.write_all_at(&put.to_ne_bytes(), kernel.place(at)).unwrap();
-                put += 1;
-                at = at.wrapping_add(1);
-            }
-            kernel.set(PRODUCER, at);
-            for _ in 0..1 + round % 5 {
-                let Some(entry) = ring.take() else { break };
-                assert_eq!(entry, seen);
-                seen += 1;
-            }
-            ring.publish();
-        }
-        while let Some(entry) = ring.take() {
-            assert_eq!(entry, seen);
-            seen += 1;
-        }
-        assert_eq!((seen, seen > 100), (put, true));
-        assert!(kernel.get(PRODUCER) < 1000, "they have wrapped");
     }
 }
