@@ -125,8 +125,8 @@ fn not_there<'a>(what: &str, id: &str, ids: impl Iterator<Item = &'a str>) -> St
 impl Change {
     /// The configuration that is wanted instead of `now`.
     ///
-    /// A VM goes with its last port: it is nothing but its ports. One without ports is there only
-    /// where a whole configuration lists it so.
+    /// A VM of which nothing is said but its ports goes with the last of them. One without ports is there only where
+    /// a whole configuration lists it so, or something else was said of it.
     pub fn to(&self, now: &Config) -> Result<Config, Refusal> {
         let wanted = match self {
             Change::Apply(config) => apply(now, config),
@@ -186,7 +186,7 @@ fn detach(now: &Config, port: &str) -> Result<Config, Refusal> {
     }
     let mut wanted = now.clone();
     wanted.vms[vm].ports.remove(position);
-    if wanted.vms[vm].ports.is_empty() {
+    if wanted.vms[vm].ports.is_empty() && !wanted.vms[vm].has_settings() {
         wanted.vms.remove(vm);
     }
     Ok(wanted)

@@ -121,6 +121,20 @@ fn a_vm_goes_with_its_last_port() {
     assert_eq!(listed(&detach("p1").to(&listed_empty).unwrap()), [("empty", vec![])]);
 }
 
+/// What an operator has said of a VM holds for the ports that come when the last one has gone.
+#[test]
+fn a_vm_of_which_something_is_said_stays_without_ports() {
+    for said in [json!({"storm": "off"}), json!({"share_mac": true})] {
+        let mut vm = json!({"id": "a", "ports": [port("p1", "net1", 1, "t1")]});
+        vm.as_object_mut().unwrap().extend(said.as_object().unwrap().clone());
+        let alone = detach("p1").to(&config(&json!([vm]))).unwrap();
+        assert_eq!(listed(&alone), [("a", vec![])]);
+        let again = attach("a", ports(&[port("p2", "net2", 2, "t2")])).to(&alone).unwrap();
+        assert_eq!(listed(&again), [("a", vec!["p2"])]);
+        assert!(again.vms[0].has_settings(), "{said}");
+    }
+}
+
 #[test]
 fn what_can_never_be_attached_is_the_fault_of_the_request() {
     use Blame::Request;

@@ -127,6 +127,14 @@ pub struct Vm {
     pub ports: Vec<Port>,
 }
 
+impl Vm {
+    /// Whether something is said of it besides which ports it has.
+    pub fn has_settings(&self) -> bool {
+        let Vm { id: _, storm, share_mac, ports: _ } = self;
+        *share_mac || *storm != Storm::default()
+    }
+}
+
 /// One virtual interface.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Port {
