@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use vifswitch::device::memory::{Capacity, End, Memory};
@@ -16,29 +17,38 @@ use crate::common::{Lab, Plug, Setup, frame, mac};
 /// Frames that a breath takes from a gate at most.
 const BURST: u64 = 64;
 
-/// An end that hands over fewer frames at once, as taps do.
-struct Sips(End, u64);
+/// An end that is read in a way of its own.
+struct Choosy {
+    end: End,
+    /// Frames that it hands over at once, as taps have it.
+    most: u64,
+    /// How long frames gather there, as AF_XDP has it.
+    gathering: Duration,
+}
 
-impl Device for Sips {
+impl Device for Choosy {
     fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
-        while (batch.len() as u64) < self.1
-            && let Some((frame, offload)) = self.0.take()
+        while (batch.len() as u64) < self.most
+            && let Some((frame, offload)) = self.end.take()
         {
             assert!(cache.push_frame(&frame, offload, batch), "there are slots");
         }
         Ok(())
     }
     fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
-        self.0.transmit(lane, batch, cache)
+        self.end.transmit(lane, batch, cache)
     }
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
     fn most_at_once(&self) -> usize {
-        self.1 as usize
+        self.most as usize
+    }
+    fn gathering_time(&self) -> Duration {
+        self.gathering
     }
     fn abilities(&self) -> Abilities {
-        self.0.abilities()
+        self.end.abilities()
     }
 }
 
@@ -86,6 +96,16 @@ fn put(lab: &mut Lab, port: usize, bytes: &[u8], frames: u64) {
         assert!(lab.ends[port].stage(bytes, Offload::NONE), "the cable has room");
     }
     lab.ends[port].publish();
+}
+
+const GATHERING: Duration = Duration::from_micros(4);
+
+/// Three ports. At the first frames gather.
+fn gathering_lab() -> Lab {
+    let plugs: Vec<_> = (0..3).map(|owner| Plug::new(0, owner)).collect();
+    Lab::with_devices(setup(Memory::Owned), &plugs, |port, end| {
+        if port == 0 { Box::new(Choosy { end, most: BURST, gathering: GATHERING }) } else { Box::new(end) }
+    })
 }
 
 fn received(lab: &Lab, port: usize) -> u64 {
@@ -144,7 +164,8 @@ proptest! {
     ) {
         let subport = if trunk { Plug::new(0, 0).behind(0, 5) } else { Plug::new(0, 0) };
         let mut lab = Lab::with_devices(setup(memory), &[Plug::new(0, 0), Plug::new(0, 1), subport], |port, end| {
-            if port == 0 && most < BURST { Box::new(Sips(end, most)) } else { Box::new(end) }
+            let gathering = Duration::ZERO;
+            if port == 0 && most < BURST { Box::new(Choosy { end, most, gathering }) } else { Box::new(end) }
         });
         let (dead, alive) = (Noise::Bad.frame(46), Noise::Known.frame(46));
         let (mut futile, mut rest) = (0u32, 0);
@@ -172,4 +193,54 @@ proptest! {
         lab.check_ledger();
         lab.end();
     }
+
+    /// Port 0 has a device where frames gather, port 1 has none. Whoever sends there waits for no longer than that,
+    /// nobody else waits for it, and nothing is lost or overtaken.
+    #[test]
+    fn frames_gather_for_a_moment_and_hold_up_nobody_else(
+        steps in prop::collection::vec((0u64..6_000, 0u8..4, any::<bool>()), 1..80),
+    ) {
+        let mut lab = gathering_lab();
+        let numbered = |port: usize, number: u32| frame(mac(2), mac(port), 0x88b5, &number.to_be_bytes());
+        let (mut number, mut waiting) = (0u32, Vec::new());
+        for (wait, gathers, plain) in steps {
+            lab.pass(Duration::from_nanos(wait));
+            for _ in 0..gathers {
+                waiting.push((lab.now, numbered(0, number)));
+                prop_assert!(lab.send(0, &numbered(0, number)));
+                number += 1;
+            }
+            if plain {
+                prop_assert!(lab.send(1, &numbered(1, number)));
+            }
+            lab.step();
+            let (theirs, here): (Vec<_>, Vec<_>) =
+                lab.received(2).into_iter().partition(|bytes| bytes[6..12] == mac(1).octets());
+            prop_assert_eq!(theirs.len(), usize::from(plain), "in the very breath");
+            for bytes in here {
+                prop_assert_eq!(bytes, waiting.remove(0).1);
+            }
+            prop_assert!(waiting.iter().all(|&(since, _)| lab.now < since + GATHERING));
+        }
+        lab.pass(GATHERING);
+        lab.settle();
+        prop_assert_eq!(lab.received(2), waiting.into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>());
+        lab.check_ledger();
+        lab.end();
+    }
+}
+
+#[test]
+fn frames_that_come_steadily_are_taken_several_at_once() {
+    let mut lab = gathering_lab();
+    let heaps: Vec<usize> = (0..100u32)
+        .map(|number| {
+            lab.pass(GATHERING / 2);
+            assert!(lab.send(0, &frame(mac(2), mac(0), 0x88b5, &number.to_be_bytes())));
+            lab.step();
+            lab.received(2).len()
+        })
+        .filter(|&frames| frames > 0)
+        .collect();
+    assert!(heaps.len() <= 52 && heaps.iter().sum::<usize>() >= 98, "{heaps:?}");
 }
