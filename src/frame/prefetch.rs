@@ -2,7 +2,7 @@
 
 /// Starts to fetch the cache line at which `thing` begins, and does not wait for it.
 #[inline(always)]
-pub fn prefetch<T>(thing: &T) {
+pub fn prefetch<T: ?Sized>(thing: &T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
