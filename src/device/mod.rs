@@ -268,7 +268,7 @@ pub trait Device: Send {
         BURST
     }
 
-    /// How long it pays to leave it alone where frames come one after the other, so that several can be sent with
+    /// How long it pays to leave it alone where frames come fast one after the other, so that several can be sent with
     /// one call. Not at all for most, which would only hold them up.
     fn gathering_time(&self) -> Duration {
         Duration::ZERO

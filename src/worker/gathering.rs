@@ -1,9 +1,9 @@
-//! Leaves a device alone for a moment where frames come one after the other and every send is a system
+//! Leaves a device alone for a moment where frames come fast one after the other and every send is a system
 //! call: they gather at the device, and one call sends several of them. NICs moderate their interrupts
 //! for the same reason.
 //!
-//! Nobody waits who need not: a frame that comes after a pause is taken at once, and so is the next one.
-//! Where as many come as a call takes, there is nothing to wait for either.
+//! Nobody waits who need not: it takes a while of so many frames that waiting brings company, and what comes
+//! after a pause is taken at once. Where as many come as a call takes, there is nothing to wait for either.
 
 use std::time::Duration;
 
@@ -13,18 +13,30 @@ use crate::time::Moment;
 /// one call.
 const ENOUGH: usize = 32;
 
+/// Waiting pays where so many frames or more come in its time.
+const COMPANY: u32 = 2;
+
+/// Over how many times of waiting that is counted. It outlasts the moments at which a core stands still, behind
+/// which frames come faster than they are sent.
+const WHILE: u32 = 20;
+
 /// Whether a device is left alone just now.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Gathering {
     /// How long it is, at most. Nothing for most devices.
     time: Duration,
-    /// When it is to be asked again; when it was last read, if it may be asked.
+    /// When it was last read.
+    read: Moment,
+    /// When it may be asked again.
     until: Moment,
+    /// By how many nanoseconds frames have come earlier than so that waiting just pays. It falls to [`WHILE`]
+    /// times of waiting below zero and rises to one above: waiting begins slowly and ends soon.
+    ahead: i64,
 }
 
 impl Gathering {
     pub(super) fn new(time: Duration) -> Gathering {
-        Gathering { time, until: Moment::default() }
+        Gathering { time, read: Moment::default(), until: Moment::default(), ahead: 0 }
     }
 
     /// Whether the device may be asked.
@@ -36,9 +48,20 @@ impl Gathering {
     /// Notes that so many frames have come at once, more than none.
     #[inline]
     pub(super) fn was_read(&mut self, frames: usize, now: Moment) {
-        let they_come_steadily = now < self.until + self.time;
-        self.until = if they_come_steadily && frames < ENOUGH { now + self.time } else { now };
+        if self.time.is_zero() {
+            return;
+        }
+        let (most, passed) = (nanos(self.time), nanos(now.since(self.read)));
+        let due = most / i64::from(COMPANY) * i64::try_from(frames).unwrap_or(0);
+        self.ahead = (self.ahead + due).saturating_sub(passed).clamp(-most * i64::from(WHILE), most);
+        self.read = now;
+        self.until = if self.ahead > 0 && frames < ENOUGH { now + self.time } else { now };
     }
+}
+
+fn nanos(time: Duration) -> i64 {
+    // 292 years
+    i64::try_from(time.as_nanos()).unwrap_or(i64::MAX)
 }
 
 #[cfg(test)]
@@ -47,7 +70,7 @@ mod tests {
 
     use super::*;
 
-    const TIME: Duration = Duration::from_micros(4);
+    const TIME: Duration = Duration::from_micros(5);
 
     fn at(nanos: u64) -> Moment {
         Moment::from_secs(1) + Duration::from_nanos(nanos)
@@ -69,17 +92,27 @@ mod tests {
         unreachable!()
     }
 
-    #[test]
-    fn what_comes_after_a_pause_is_taken_at_once_and_so_is_the_next() {
-        assert_eq!(taken(TIME, &[0, 1_000, 50_000, 51_000]), [0, 1_000, 50_000, 51_000]);
+    /// Frames at equal distances.
+    fn each(nanos: u64) -> Vec<u64> {
+        (0..2000).map(|number| number * nanos).collect()
     }
 
     #[test]
-    fn of_what_comes_steadily_several_are_taken_at_once() {
-        let every_two: Vec<u64> = (0..100).map(|number| number * 2_000).collect();
-        let mut reads = taken(TIME, &every_two);
+    fn what_comes_after_a_pause_is_taken_at_once_and_so_are_the_next() {
+        let trains: Vec<u64> = (0..100).flat_map(|train| (0..60).map(move |n| train * 200_000 + n * 1_000)).collect();
+        assert_eq!(taken(TIME, &trains), trains);
+    }
+
+    #[test]
+    fn of_what_comes_fast_for_a_while_several_are_taken_at_once() {
+        let mut reads = taken(TIME, &each(2_000));
         reads.dedup();
-        assert!(reads.len() <= 52, "{reads:?}");
+        assert!(reads.len() < 1100, "{reads:?}");
+    }
+
+    #[test]
+    fn where_waiting_brings_hardly_anybody_nobody_waits() {
+        assert_eq!(taken(TIME, &each(2_600)), each(2_600));
     }
 
     #[test]
@@ -93,8 +126,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn nobody_waits_longer_than_that_and_without_it_nobody_waits(pauses in prop::collection::vec(0u64..20_000, 1..60)) {
-            let arrivals: Vec<u64> = pauses.iter().scan(0, |at, pause| { *at += pause; Some(*at) }).collect();
+        fn nobody_waits_longer_than_that_and_without_it_nobody_waits(
+            pauses in prop::collection::vec(prop_oneof![9 => 0u64..3_000, 1 => 0u64..60_000], 1..200),
+        ) {
+            // It begins where frames gather.
+            let pauses = [1_000; 100].into_iter().chain(pauses);
+            let arrivals: Vec<u64> = pauses.scan(0, |at, pause| { *at += pause; Some(*at) }).collect();
             for time in [Duration::ZERO, TIME] {
                 for (taken, &arrival) in taken(time, &arrivals).into_iter().zip(&arrivals) {
                     prop_assert!(taken < arrival + 100 + u64::try_from(time.as_nanos()).unwrap());

@@ -98,7 +98,7 @@ fn put(lab: &mut Lab, port: usize, bytes: &[u8], frames: u64) {
     lab.ends[port].publish();
 }
 
-const GATHERING: Duration = Duration::from_micros(4);
+const GATHERING: Duration = Duration::from_micros(5);
 
 /// Three ports. At the first frames gather.
 fn gathering_lab() -> Lab {
@@ -198,12 +198,13 @@ proptest! {
     /// nobody else waits for it, and nothing is lost or overtaken.
     #[test]
     fn frames_gather_for_a_moment_and_hold_up_nobody_else(
-        steps in prop::collection::vec((0u64..6_000, 0u8..4, any::<bool>()), 1..80),
+        steps in prop::collection::vec((prop_oneof![9 => 0u64..3_000, 1 => 0u64..60_000], 0u8..4, any::<bool>()), 1..80),
     ) {
         let mut lab = gathering_lab();
         let numbered = |port: usize, number: u32| frame(mac(2), mac(port), 0x88b5, &number.to_be_bytes());
         let (mut number, mut waiting) = (0u32, Vec::new());
-        for (wait, gathers, plain) in steps {
+        // It begins where frames gather.
+        for (wait, gathers, plain) in [(1_000, 1, false); 100].into_iter().chain(steps) {
             lab.pass(Duration::from_nanos(wait));
             for _ in 0..gathers {
                 waiting.push((lab.now, numbered(0, number)));
@@ -231,16 +232,16 @@ proptest! {
 }
 
 #[test]
-fn frames_that_come_steadily_are_taken_several_at_once() {
+fn of_frames_that_come_fast_for_a_while_several_are_taken_at_once() {
     let mut lab = gathering_lab();
-    let heaps: Vec<usize> = (0..100u32)
+    let heaps: Vec<usize> = (0..2000u32)
         .map(|number| {
-            lab.pass(GATHERING / 2);
+            lab.pass(GATHERING * 2 / 5);
             assert!(lab.send(0, &frame(mac(2), mac(0), 0x88b5, &number.to_be_bytes())));
             lab.step();
             lab.received(2).len()
         })
         .filter(|&frames| frames > 0)
         .collect();
-    assert!(heaps.len() <= 52 && heaps.iter().sum::<usize>() >= 98, "{heaps:?}");
+    assert!(heaps.len() < 1100 && heaps.iter().sum::<usize>() >= 1998, "{heaps:?}");
 }
