@@ -98,7 +98,7 @@ fn put(lab: &mut Lab, port: usize, bytes: &[u8], frames: u64) {
     lab.ends[port].publish();
 }
 
-const GATHERING: Duration = Duration::from_micros(5);
+const GATHERING: Duration = Duration::from_nanos(6_500);
 
 /// Three ports. At the first frames gather.
 fn gathering_lab() -> Lab {
@@ -204,7 +204,7 @@ proptest! {
         let numbered = |port: usize, number: u32| frame(mac(2), mac(port), 0x88b5, &number.to_be_bytes());
         let (mut number, mut waiting) = (0u32, Vec::new());
         // It begins where frames gather.
-        for (wait, gathers, plain) in [(1_000, 1, false); 100].into_iter().chain(steps) {
+        for (wait, gathers, plain) in [(1_000, 1, false); 200].into_iter().chain(steps) {
             lab.pass(Duration::from_nanos(wait));
             for _ in 0..gathers {
                 waiting.push((lab.now, numbered(0, number)));
@@ -236,12 +236,12 @@ fn of_frames_that_come_fast_for_a_while_several_are_taken_at_once() {
     let mut lab = gathering_lab();
     let heaps: Vec<usize> = (0..2000u32)
         .map(|number| {
-            lab.pass(GATHERING * 2 / 5);
+            lab.pass(GATHERING / 5);
             assert!(lab.send(0, &frame(mac(2), mac(0), 0x88b5, &number.to_be_bytes())));
             lab.step();
             lab.received(2).len()
         })
         .filter(|&frames| frames > 0)
         .collect();
-    assert!(heaps.len() < 1100 && heaps.iter().sum::<usize>() >= 1998, "{heaps:?}");
+    assert!(heaps.len() < 1100 && heaps.iter().sum::<usize>() >= 1995, "{heaps:?}");
 }
