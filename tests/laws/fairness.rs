@@ -243,5 +243,5 @@ fn of_frames_that_come_fast_for_a_while_several_are_taken_at_once() {
         })
         .filter(|&frames| frames > 0)
         .collect();
-    assert!(heaps.len() < 1100 && heaps.iter().sum::<usize>() >= 1995, "{heaps:?}");
+    assert!(heaps.len() < 600 && heaps.iter().sum::<usize>() >= 1995, "{heaps:?}");
 }
