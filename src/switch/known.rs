@@ -38,25 +38,26 @@ impl Judge<'_> {
     }
 
     /// How many of the questions, from the first on, are about sources that may be here and of which nothing is
-    /// to be noted.
+    /// to be noted, as far as one glance at the table tells.
     #[inline(never)] // with registers of its own
     fn known(&self, questions: &[Question]) -> usize {
         let (port, now) = (self.port, self.now);
         let (id, pinned, is_picky) = (port.rules.id, port.pinned, port.is_picky);
-        let (sieve, stations) = (self.rules.pins().sieve(), self.fdb.stations());
+        let (sieve, lines) = (self.rules.pins().sieve(), self.fdb.lines());
+        let is_current =
+            |q: &Question| lines.glance(q.source, q.source_hash).is_some_and(|learned| learned.is_current(id, now));
         let is_known = |q: &Question| {
-            let is_heard = || !sieve.may_hold(q.source_hash) && stations.is_current(q.source, q.source_hash, id, now);
-            q.source == pinned || !is_picky && is_heard() || q.is_none()
+            q.source == pinned || !is_picky && !sieve.may_hold(q.source_hash) && is_current(q) || q.is_none()
         };
         questions.iter().position(|question| !is_known(question)).unwrap_or(questions.len())
     }
 
-    /// Answers the questions about frames for one station of which it is known that it is behind another port, as
-    /// many as there are from the first on. How many these are.
+    /// Answers the questions about frames for one station of which one glance at the table tells that it is behind
+    /// another port, as many as there are from the first on. How many these are.
     #[inline(never)] // with registers of its own
     fn pass(&self, questions: &[Question], verdicts: &mut [Verdict]) -> usize {
         let (rules, id, oldest) = (self.rules, self.port.rules.id, self.oldest);
-        let (pins, sieve, stations, open) = (rules.pins(), rules.pins().sieve(), self.fdb.stations(), rules.open());
+        let (pins, sieve, lines, open) = (rules.pins(), rules.pins().sieve(), self.fdb.lines(), rules.open());
         for (index, (q, verdict)) in questions.iter().zip(verdicts).enumerate() {
             let (station, hash) = (q.destination, q.destination_hash);
             // What is no question looks like a group as well.
@@ -65,7 +66,8 @@ impl Judge<'_> {
             }
             let pinned = if sieve.may_hold(hash) { pins.find(station, hash).map(|pin| pin.port) } else { None };
             let to = match pinned.or_else(|| {
-                stations.find(station, hash, oldest).filter(|&port| open[port.index() % MOST_PORTS] == port)
+                let port = lines.glance(station, hash)?.port_since(oldest)?;
+                (open[port.index() % MOST_PORTS] == port).then_some(port)
             }) {
                 Some(to) => to,
                 None => return index,

@@ -156,12 +156,11 @@ impl Question {
     }
 }
 
-/// Fetches what the questions of a burst will look up, where the tables are too large to be at
-/// hand. Two rounds, as the second needs what the first has fetched: index, entries.
+/// Fetches what the questions of a burst will look up, where the tables are too large to be at hand.
 #[inline]
 pub(super) fn fetch_ahead(rules: &Rules, fdb: &Fdb, questions: &[Question]) {
     let pins_are_cold = rules.pins().bytes() > WARM;
-    if fdb.len() * 40 <= WARM && !pins_are_cold {
+    if fdb.len() * 64 <= WARM && !pins_are_cold {
         return;
     }
     for question in questions {
@@ -169,11 +168,7 @@ pub(super) fn fetch_ahead(rules: &Rules, fdb: &Fdb, questions: &[Question]) {
             if pins_are_cold {
                 rules.pins().prefetch(hash);
             }
-            fdb.prefetch_index(hash);
+            fdb.prefetch(hash);
         }
-    }
-    for question in questions {
-        fdb.prefetch_entry(question.source_hash);
-        fdb.prefetch_entry(question.destination_hash);
     }
 }

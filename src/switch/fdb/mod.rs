@@ -11,30 +11,37 @@
 //!   more, whether or not [`Fdb::tidy`] has come round to removing it.
 //! * **Most visits only read.** When a station was last heard is kept in seconds, so that a busy
 //!   one is written to once a second.
-//! * **A large table is cold.** [`Fdb::prefetch_index`] and [`Fdb::prefetch_entry`] fetch what a whole
-//!   burst will need, before the first frame of it is judged.
+//! * **A large table is cold.** [`Fdb::prefetch`] fetches what a frame will need, for a whole burst before the
+//!   first of its frames is judged.
 //!
 //! # How it is laid out
 //!
-//! Entries stand close together, in the order in which they were first needed, and never move; an
-//! index of four times as many words leads to them (linear probing, removal by shifting back; at a
-//! quarter full, most searches end where they begin). A word of the index holds the entry's number
-//! and some bits of the hash, so that a probe seldom visits a wrong entry. The entries of a port
-//! form a list from the oldest to the newest, linked in an array of its own to keep the part that
-//! is read small. 40 bytes a station in all.
+//! Stations lie in places, four in a line of the processor's cache, and a hash leads to a line. Whoever
+//! finds it full lies in the next one that is not. At 17 places for ten stations, 93 in 100 lie in their
+//! own line even when the table is full, and so cost one visit to memory. A line counts who passed it by,
+//! so that a search knows where to stop, and nobody ever moves. The stations of a port form a list from the
+//! oldest to the newest, linked by place in an array of its own to keep the part that is read small.
+//! 41.5 bytes a station in all.
 
 mod lists;
-mod stations;
+mod places;
 #[cfg(test)]
 mod tests;
 
 use self::lists::Lists;
-pub(super) use self::stations::Stations;
-use self::stations::tag;
-use super::pins::place;
+pub(super) use self::places::Lines;
+use self::places::Places;
 use super::{MOST_NETWORKS, PortId, Secret, Station};
-use crate::frame::prefetch;
-use crate::sys::memory::prefer_huge_pages;
+
+/// Places for ten stations. With fewer, too many lie in the lines of others; with more, a million stations would not
+/// fit in 40 MiB.
+const FOR_TEN: usize = 17;
+
+/// Places up to which a table has four for each station: where memory is not the matter, next to nobody shares a line.
+const SMALL: usize = 1 << 16;
+
+/// Places that are looked at in one go, at most, where most are free.
+const LOOK: usize = 1 << 14;
 
 /// How many stations may be learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,14 +89,25 @@ pub struct Learned {
     pub seen: u32,
 }
 
+impl Learned {
+    /// The port, if the station was seen behind it not before `oldest`, in seconds.
+    #[inline(always)]
+    pub(super) fn port_since(&self, oldest: u32) -> Option<PortId> {
+        (self.seen >= oldest).then_some(self.port)
+    }
+
+    /// Whether it says already that the station was seen behind `port` at `now`.
+    #[inline(always)]
+    pub(super) fn is_current(&self, port: PortId, now: u32) -> bool {
+        self.port == port && self.seen >= now
+    }
+}
+
 /// The table of learned stations.
 #[derive(Debug)]
 pub struct Fdb {
     secret: Secret,
-    /// Zero: nothing. Else bits of the hash, and the entry's number plus one.
-    index: Vec<u32>,
-    entries: Vec<Learned>,
-    /// By number, as in `entries`.
+    places: Places,
     lists: Lists,
     capacity: usize,
     len: usize,
@@ -103,16 +121,11 @@ impl Fdb {
     /// An empty table for `capacity` stations.
     pub fn new(capacity: u32, secret: Secret) -> Fdb {
         let capacity = capacity.clamp(1, 1 << 23) as usize;
-        let size = (capacity * 4).next_power_of_two();
-        let mut index = vec![0; size];
-        let mut entries = Vec::with_capacity(capacity);
-        prefer_huge_pages(&mut index);
-        prefer_huge_pages(&mut entries);
+        let places = Places::new((capacity * FOR_TEN).div_ceil(10).max((capacity * 4).min(SMALL)));
         Fdb {
             secret,
-            index,
-            entries,
-            lists: Lists::new(capacity),
+            lists: Lists::new(places.len()),
+            places,
             capacity,
             len: 0,
             networks: vec![0; MOST_NETWORKS],
@@ -141,9 +154,9 @@ impl Fdb {
         self.refused
     }
 
-    /// Bytes that its tables may take.
+    /// Bytes of its tables.
     pub fn bytes(&self) -> usize {
-        self.index.len() * size_of::<u32>() + self.capacity * (size_of::<Learned>() + Lists::BYTES)
+        self.places.bytes() + self.places.len() * Lists::BYTES
     }
 
     /// The hash under which a station is filed.
@@ -152,38 +165,28 @@ impl Fdb {
         self.secret.hash(station)
     }
 
-    /// Starts to fetch the place in the index where this hash is looked for.
+    /// Starts to fetch what will be asked about this hash.
     #[inline]
-    pub fn prefetch_index(&self, hash: u64) {
-        prefetch(&self.index[place(hash, self.index.len())]);
-    }
-
-    /// Starts to fetch the entry that the index names first for this hash.
-    #[inline]
-    pub fn prefetch_entry(&self, hash: u64) {
-        let word = self.index[place(hash, self.index.len())];
-        if let Some(entry) = self.entries.get(((word & self.number()) as usize).wrapping_sub(1)) {
-            prefetch(entry);
-        }
+    pub fn prefetch(&self, hash: u64) {
+        self.places.prefetch(hash);
     }
 
     /// The port behind which a station was seen, if that was not before `oldest`, in seconds.
-    #[inline(always)]
+    #[inline]
     pub fn find(&self, station: Station, hash: u64, oldest: u32) -> Option<PortId> {
-        self.stations().find(station, hash, oldest)
+        self.places.lookup(station, hash)?.port_since(oldest)
     }
 
     /// Whether it is noted already that a station was seen behind `port` at `now`.
-    #[inline(always)]
+    #[inline]
     pub fn is_current(&self, station: Station, hash: u64, port: PortId, now: u32) -> bool {
-        self.stations().is_current(station, hash, port, now)
+        self.places.lookup(station, hash).is_some_and(|learned| learned.is_current(port, now))
     }
 
-    /// The table as it is looked up, for many to be looked up in it.
+    /// Where nearly all of the stations are, for many to be looked up in it.
     #[inline(always)]
-    pub(super) fn stations(&self) -> Stations<'_> {
-        assert!(!self.index.is_empty(), "an index has a word at least");
-        Stations { index: &self.index, entries: &self.entries, number: self.number() }
+    pub(super) fn lines(&self) -> Lines<'_> {
+        self.places.lines()
     }
 
     /// Notes that a station was seen behind `port`.
@@ -202,25 +205,25 @@ impl Fdb {
         ageing: u32,
         may_move: impl FnOnce(&Learned) -> bool,
     ) -> Seen {
-        let Some((_, id)) = self.search(station, hash) else {
+        let Some(at) = self.places.search(station, hash) else {
             return self.learn(station, hash, port, now, limits);
         };
-        let entry = &mut self.entries[id];
-        if entry.port == port {
-            if entry.seen >= now {
+        let learned = self.places.get_mut(at);
+        if learned.port == port {
+            if learned.seen >= now {
                 return Seen::Known;
             }
             let quarter = (ageing / 4).max(1);
-            let told = entry.seen / quarter == now / quarter;
-            entry.seen = now;
-            self.lists.unlink(port, id);
-            self.lists.append(port, id);
+            let told = learned.seen / quarter == now / quarter;
+            learned.seen = now;
+            self.lists.unlink(port, at);
+            self.lists.append(port, at);
             return if told { Seen::Known } else { Seen::Retell };
         }
-        if !may_move(entry) {
+        if !may_move(learned) {
             return Seen::Stays;
         }
-        self.move_to(id, port, now, limits)
+        self.move_to(at, port, now, limits)
     }
 
     /// Whether fewer than `most` stations are known behind `port`. To find out, those that were not heard since
@@ -229,7 +232,7 @@ impl Fdb {
     pub fn make_room(&mut self, port: PortId, most: u32, oldest: u32) -> bool {
         while self.lists.len(port) >= most {
             match self.lists.oldest(port) {
-                Some(silent) if self.entries[silent].seen < oldest => self.remove(silent),
+                Some(silent) if self.places.get(silent).seen < oldest => self.remove(silent),
                 _ => return false,
             }
         }
@@ -239,41 +242,24 @@ impl Fdb {
     /// Forgets a station, if it is known behind `port`.
     #[cold]
     pub fn lose(&mut self, station: Station, hash: u64, port: PortId) {
-        if let Some((_, id)) = self.search(station, hash)
-            && self.entries[id].port == port
+        if let Some(at) = self.places.search(station, hash)
+            && self.places.get(at).port == port
         {
-            self.remove(id);
+            self.remove(at);
         }
     }
 
-    /// The part of an index word that is the number; the rest is bits of the hash.
-    #[inline(always)]
-    #[allow(clippy::cast_possible_truncation)] // at most 2^25
-    fn number(&self) -> u32 {
-        (self.index.len() - 1) as u32
-    }
-
-    #[inline(always)]
-    fn tag(&self, hash: u64) -> u32 {
-        tag(hash, self.number())
-    }
-
-    /// Where the index names a station, and the number of its entry.
-    fn search(&self, station: Station, hash: u64) -> Option<(usize, usize)> {
-        self.stations().search(station, hash)
-    }
-
     #[cold]
-    fn move_to(&mut self, id: usize, port: PortId, now: u32, limits: Limits) -> Seen {
-        let from = self.entries[id].port;
+    fn move_to(&mut self, at: usize, port: PortId, now: u32, limits: Limits) -> Seen {
+        let from = self.places.get(at).port;
         if self.lists.len(port) >= limits.port {
             // Its quota is full: the mover goes out with its old port's count, its own oldest with it.
             self.remove(self.lists.oldest(port).expect("a quota is one at least"));
         }
-        self.lists.unlink(from, id);
-        self.lists.append(port, id);
-        self.entries[id].port = port;
-        self.entries[id].seen = now;
+        self.lists.unlink(from, at);
+        self.lists.append(port, at);
+        let learned = self.places.get_mut(at);
+        (learned.port, learned.seen) = (port, now);
         Seen::Moved { from }
     }
 
@@ -287,77 +273,51 @@ impl Fdb {
             };
             self.remove(oldest);
         }
-        let entry = Learned { station, port, seen: now };
-        let id = self.lists.take();
-        match self.entries.get_mut(id) {
-            Some(free) => *free = entry,
-            None => self.entries.push(entry),
-        }
-        let mut at = place(hash, self.index.len());
-        while self.index[at] != 0 {
-            at = place(at as u64 + 1, self.index.len());
-        }
-        self.index[at] = self.tag(hash) | word(id + 1);
-        self.lists.append(port, id);
+        let at = self.places.put(hash, Learned { station, port, seen: now });
+        self.lists.append(port, at);
         self.networks[station.network().index()] += 1;
         self.len += 1;
         Seen::New
     }
 
-    /// Forgets entry `id`.
-    fn remove(&mut self, id: usize) {
-        let Learned { station, port, .. } = self.entries[id];
-        let hash = self.secret.hash(station);
-        let mask = self.index.len() - 1;
-        let (mut hole, _) = self.search(station, hash).expect("an entry in use is in the index");
-        // Close the hole: what was put off because the hole was taken comes back into it.
-        let mut at = hole;
-        loop {
-            at = place(at as u64 + 1, self.index.len());
-            let word = self.index[at];
-            if word == 0 {
-                break;
-            }
-            let home =
-                place(self.secret.hash(self.entries[(word & self.number()) as usize - 1].station), self.index.len());
-            if at.wrapping_sub(home) & mask >= at.wrapping_sub(hole) & mask {
-                self.index[hole] = word;
-                hole = at;
-            }
-        }
-        self.index[hole] = 0;
-        self.lists.unlink(port, id);
+    /// Forgets who lies at `at`.
+    fn remove(&mut self, at: usize) {
+        let Learned { station, port, .. } = *self.places.get(at);
+        self.places.free(self.secret.hash(station), at);
+        self.lists.unlink(port, at);
         self.networks[station.network().index()] -= 1;
         self.len -= 1;
-        self.entries[id].station = Station::default();
-        self.lists.give_back(id);
     }
 
-    /// Looks at the next `budget` entries and forgets those for which `keep` does not speak.
+    /// Looks at the next few stations, at most `budget`, and forgets those for which `keep` does not speak.
     pub fn tidy(&mut self, budget: usize, mut keep: impl FnMut(&Learned) -> bool) {
-        for _ in 0..budget.min(self.entries.len()) {
-            if self.broom >= self.entries.len() {
-                self.broom = 0;
-            }
-            let entry = self.entries[self.broom];
-            if entry.station != Station::default() && !keep(&entry) {
-                self.remove(self.broom);
-            }
-            self.broom += 1;
-        }
-    }
-
-    /// Looks at `budget` entries from `cursor` on, and forgets those of which `forget` speaks. Where
-    /// to go on; `None` at the end.
-    pub fn forget(&mut self, cursor: usize, budget: usize, mut forget: impl FnMut(&Learned) -> bool) -> Option<usize> {
-        let end = cursor.saturating_add(budget).min(self.entries.len());
-        for at in cursor..end {
-            let entry = self.entries[at];
-            if entry.station != Station::default() && forget(&entry) {
+        let end = Places::end_of_word(self.broom).min(self.places.len());
+        for _ in 0..budget {
+            let Some(at) = self.places.next_taken(self.broom, end) else {
+                self.broom = end % self.places.len();
+                return;
+            };
+            if !keep(self.places.get(at)) {
                 self.remove(at);
             }
+            self.broom = at + 1;
         }
-        (end < self.entries.len()).then_some(end)
+    }
+
+    /// Looks at `budget` stations at most, from `cursor` on, and forgets those of which `forget` speaks. Where
+    /// to go on; `None` at the end.
+    pub fn forget(&mut self, cursor: usize, budget: usize, mut forget: impl FnMut(&Learned) -> bool) -> Option<usize> {
+        let (mut from, end) = (cursor, self.end_of_look(cursor));
+        for _ in 0..budget {
+            let Some(at) = self.places.next_taken(from, end) else {
+                return (end < self.places.len()).then_some(end);
+            };
+            if forget(self.places.get(at)) {
+                self.remove(at);
+            }
+            from = at + 1;
+        }
+        Some(from)
     }
 
     /// Says how many stations of each network there are, by [`NetworkId::index`](super::NetworkId::index).
@@ -365,18 +325,27 @@ impl Fdb {
         counts.iter_mut().zip(&self.networks).for_each(|(to, from)| *to = *from);
     }
 
-    /// Looks at as many entries as `page` has capacity left, from the entry `cursor` on, and appends
-    /// the stations in them; entries that are free make a page shorter, never dearer. Where to go on;
-    /// `None` at the end.
+    /// Appends stations to `page`, from `cursor` on and as many as it has capacity left. Where to go on; `None`
+    /// at the end. Free places make a page shorter, never dearer.
     pub fn page(&self, cursor: usize, page: &mut Vec<Learned>) -> Option<usize> {
-        let end = cursor.saturating_add(page.capacity() - page.len()).min(self.entries.len());
-        let entries = self.entries.get(cursor..end).unwrap_or_default();
-        page.extend(entries.iter().filter(|entry| entry.station != Station::default()));
-        (end < self.entries.len()).then_some(end)
+        let (mut from, end) = (cursor, self.end_of_look(cursor));
+        while let Some(at) = self.places.next_taken(from, end) {
+            if page.len() == page.capacity() {
+                return Some(at);
+            }
+            page.push(*self.places.get(at));
+            from = at + 1;
+        }
+        (end < self.places.len()).then_some(end)
+    }
+
+    /// Up to where one looks in one go who starts at `cursor`.
+    fn end_of_look(&self, cursor: usize) -> usize {
+        cursor.saturating_add(LOOK).min(self.places.len())
     }
 }
 
-#[allow(clippy::cast_possible_truncation)] // the capacity is at most 2^23
-const fn word(id: usize) -> u32 {
-    id as u32
+#[allow(clippy::cast_possible_truncation)] // of 1.7 * 2^23 at most
+const fn word(at: usize) -> u32 {
+    at as u32
 }
