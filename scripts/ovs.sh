@@ -1,14 +1,26 @@
-# Open vSwitch as a peer to measure against: with AF_XDP, without a kernel module, and apart from one that
-# runs already. To be sourced by bash, with `ovs` the path of ovs-vsctl, `work` a directory and pause() a short wait.
+# Open vSwitch as a peer to measure against: in userspace with AF_XDP, its own or that of DPDK, and apart from one that
+# runs already. To be sourced by bash, with `ovs` the path of ovs-vsctl, `work` a directory and pause() a short wait;
+# for DPDK with huge pages mounted at $work/huge.
 # shellcheck shell=bash
 
-# start_ovs SPACE NETDEV…: joins these netdevs of a namespace; one thread on core 1 does it. Sets `server` and
-# `loop` to the process ids of its database and of itself, and `ours` to that of the latter.
+# The daemon that is built with DPDK, if there is one.
+ovs_with_dpdk() {
+    local daemon
+    daemon=$(dirname "$(dirname "$ovs")")/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk
+    if [[ -x $daemon ]]; then printf '%s' "$daemon"; fi
+}
+
+# start_ovs afxdp|dpdk SPACE NETDEV…: joins these netdevs of a namespace; one thread on core 1 does it. Sets `server`
+# and `loop` to the process ids of its database and of itself, and `ours` to that of the latter.
 start_ovs() {
-    local space=$1 usr daemon waited port
-    shift
+    local kind=$1 space=$2 usr daemon waited port number=0
+    shift 2
     usr=$(dirname "$(dirname "$ovs")")
-    daemon=$(command -v ovs-vswitchd || printf '%s' "$usr/lib/openvswitch-switch/ovs-vswitchd")
+    if [[ $kind == dpdk ]]; then
+        daemon=$(ovs_with_dpdk)
+    else
+        daemon=$(command -v ovs-vswitchd || printf '%s' "$usr/lib/openvswitch-switch/ovs-vswitchd")
+    fi
     mkdir -p "$work/ovs"
     ovsdb-tool create "$work/ovs/conf.db" "$usr/share/openvswitch/vswitch.ovsschema"
     ovsdb-server "--remote=punix:$work/ovs/db.sock" "--unixctl=$work/ovs/db.ctl" "$work/ovs/conf.db" >"$work/ovs/db" 2>&1 9>&- &
@@ -16,13 +28,26 @@ start_ovs() {
     for ((waited = 0; waited < 200; waited++)); do if [[ -S $work/ovs/db.sock ]]; then break; fi; pause; done
     vsctl --no-wait init
     vsctl --no-wait set Open_vSwitch . other_config:pmd-cpu-mask=0x2
+    if [[ $kind == dpdk ]]; then
+        vsctl --no-wait set Open_vSwitch . other_config:dpdk-init=true other_config:dpdk-lcore-mask=0x1 \
+            other_config:dpdk-socket-mem=512 \
+            "other_config:dpdk-extra=--no-pci --file-prefix=bench$$ --huge-dir=$work/huge"
+    fi
     OVS_RUNDIR=$work/ovs ip netns exec "$space" "$daemon" "unix:$work/ovs/db.sock" "--unixctl=$work/ovs/ctl" >"$work/ovs/log" 2>&1 9>&- &
     loop=$!
     # shellcheck disable=SC2034 # for whoever sources this
     ours=$loop
     # it waits until each of these is done
     vsctl add-br br0 -- set bridge br0 datapath_type=netdev
-    for port; do vsctl add-port br0 "$port" -- set interface "$port" type=afxdp options:n_rxq=1; done
+    for port; do
+        case $kind in
+        afxdp) vsctl add-port br0 "$port" -- set interface "$port" type=afxdp options:n_rxq=1 ;;
+        dpdk)
+            vsctl add-port br0 "d$port" -- set interface "d$port" type=dpdk \
+                "options:dpdk-devargs=net_af_xdp$((number++)),iface=$port"
+            ;;
+        esac
+    done
     if [[ -n $(vsctl --bare --columns=error list interface | tr -d '\n') ]]; then
         vsctl --columns=name,error list interface >&2
         die "Open vSwitch does not have its ports"

@@ -129,10 +129,11 @@ start_testpmd() {
     die "testpmd does not start"
 }
 
-# set_up_ovs: Open vSwitch with AF_XDP
+# set_up_ovs [afxdp|dpdk]: Open vSwitch with AF_XDP, its own or that of DPDK
 set_up_ovs() {
     add_veths
-    start_ovs bench-sw v0 v1
+    if [[ ${1:-} == dpdk ]]; then huge_pages; fi
+    start_ovs "${1:-afxdp}" bench-sw v0 v1
 }
 
 # Pages of 2 MiB for DPDK, mounted for us alone. release_pages gives back those that were not there before.
