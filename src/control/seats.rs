@@ -11,9 +11,9 @@ use crate::switch::{MOST_NETWORKS, MOST_PORTS, NetworkId, Owner, PortId};
 use crate::sys::netns::Netns;
 use crate::wire::{Mac, Vid};
 
-/// Slots that may wait in the fill ring of a queue. The kernel goes through all of them in turn, so that fewer
-/// keep caches warmer: with 512, 64-byte frames pass a tenth faster. But they are also what is left when the
-/// worker stands still for a moment: with 1024 the rate at which none is lost falls by a seventh.
+/// Slots that may wait in the fill ring of a queue, as many as there are for small frames. Fewer keep caches warmer:
+/// with 512, 64-byte frames pass a tenth faster. But they are also what is left when the worker stands still for a
+/// moment: with 1024 the rate at which none is lost falls by a seventh.
 const FILL: std::ops::RangeInclusive<u32> = 64..=2048;
 
 /// Whoever frames come from and go to, with its place in the switch: a port or an uplink.

@@ -17,6 +17,7 @@ use rustix::thread::nanosleep;
 use rustix::time::Timespec;
 
 use super::descriptor::Frame;
+use super::filling::Filling;
 use super::pool::{HERE, NONE, Pool, SLOT};
 use super::{Batch, Cache, prefetch};
 use crate::sys::netns::{self, Netns, within};
@@ -50,7 +51,7 @@ pub struct Exchange {
     /// Slots that wait in the fill ring.
     filled: u32,
     /// Slots that shall wait there.
-    fill: u32,
+    filling: Filling,
     /// A frame of which some segments have come, and its last slot.
     begun: Option<(Frame, u32)>,
     /// Pieces that came although they were not lent, or did not lie within a slot: none, unless the
@@ -60,7 +61,7 @@ pub struct Exchange {
 
 impl Exchange {
     /// Binds a socket to queue `queue` of the netdev `index` of the calling thread's namespace. Its rings have
-    /// `entries` places, a power of two; `fill` slots wait to be received into.
+    /// `entries` places, a power of two; at most `fill` slots wait to be received into.
     pub fn open(
         pool: &'static Pool,
         (index, queue): (u32, u32),
@@ -83,7 +84,7 @@ impl Exchange {
                 Copying::None => Some(Claim { index, queue, netns: netns::here()? }),
             },
             filled: 0,
-            fill: fill.min(entries),
+            filling: Filling::new(fill.min(entries)),
             begun: None,
             strange: 0,
         };
@@ -101,11 +102,12 @@ impl Exchange {
     #[inline]
     pub fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) {
         let Some(socket) = &mut self.socket else { return };
-        let mut taken = 0;
+        let (mut taken, mut bytes) = (0, 0);
         let room = self.pool.room();
         while !batch.is_full() {
             let Some(piece) = socket.received() else { break };
             taken += 1;
+            bytes += u64::from(piece.len);
             let slot = (piece.address / SLOT as u64) as u32;
             let start = (piece.address % SLOT as u64) as u32;
             if self.pool.lent(slot) != self.number || start + piece.len > SLOT as u32 {
@@ -126,9 +128,10 @@ impl Exchange {
         if taken > 0 {
             socket.release_received();
             self.filled -= taken;
+            self.filling.came(taken, bytes);
         }
         // In small heaps: the counters are shared with the kernel, and a look at them is not free.
-        if self.filled + 16 <= self.fill {
+        if self.filled + 16 <= self.filling.wanted() {
             self.refill(cache);
         }
     }
@@ -136,7 +139,7 @@ impl Exchange {
     fn refill(&mut self, cache: &mut Cache) {
         let Some(socket) = &mut self.socket else { return };
         debug_assert!(std::ptr::eq(self.pool, cache.pool()));
-        let wanted = (self.fill - self.filled).min(socket.fill_room());
+        let wanted = self.filling.wanted().saturating_sub(self.filled).min(socket.fill_room());
         let mut given = 0;
         while given < wanted {
             let Some(slot) = cache.slot() else { break };

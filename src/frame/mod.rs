@@ -20,6 +20,7 @@ mod cache;
 mod copy;
 mod descriptor;
 mod exchange;
+mod filling;
 mod lane;
 mod pool;
 mod prefetch;
