@@ -92,8 +92,13 @@ fn a_loop_is_named_held_released_and_ends_with_its_ports() {
         let again = await_loop(&daemon, "the loop again", |_| true);
         assert_eq!((again.level, again.repeats), (1, 0));
         looped.iter().for_each(|vif| drop(daemon.detach(vif)));
-        await_that("the end", || (told(&daemon, EventKind::LoopStop).len() == 2).then_some(()));
-        assert_eq!(told(&daemon, EventKind::LoopStart).len(), 2);
+        let counts = || [EventKind::LoopStart, EventKind::LoopStop].map(|kind| told(&daemon, kind).len());
+        let [starts, _] = await_that("the end", || {
+            let is_over = loops(&daemon).iter().all(|of| !of.active);
+            Some(counts()).filter(|[starts, stops]| is_over && starts == stops)
+        });
+        // Where the first of three goes before the others were seen to be joined, these are found anew.
+        assert!((2..=usize::from(count)).contains(&starts), "{starts}");
     }
 }
 

@@ -40,6 +40,9 @@ const FOR_TEN: usize = 17;
 /// Places up to which a table has four for each station: where memory is not the matter, next to nobody shares a line.
 const SMALL: usize = 1 << 16;
 
+/// Places that are swept in one go, at most, where most are free: what one line of the processor's cache says of them.
+const SWEEP: usize = 512;
+
 /// Places that are looked at in one go, at most, where most are free.
 const LOOK: usize = 1 << 14;
 
@@ -291,7 +294,7 @@ impl Fdb {
 
     /// Looks at the next few stations, at most `budget`, and forgets those for which `keep` does not speak.
     pub fn tidy(&mut self, budget: usize, mut keep: impl FnMut(&Learned) -> bool) {
-        let end = Places::end_of_word(self.broom).min(self.places.len());
+        let end = ((self.broom / SWEEP + 1) * SWEEP).min(self.places.len());
         for _ in 0..budget {
             let Some(at) = self.places.next_taken(self.broom, end) else {
                 self.broom = end % self.places.len();

@@ -133,14 +133,9 @@ impl Places {
             if word != 0 {
                 return Some(at + word.trailing_zeros() as usize).filter(|&found| found < end);
             }
-            at = Places::end_of_word(at);
+            at = (at / WORD + 1) * WORD;
         }
         None
-    }
-
-    /// Where the places end of which the same word speaks as of this one.
-    pub(super) fn end_of_word(at: usize) -> usize {
-        (at / WORD + 1) * WORD
     }
 
     /// The line that is looked at after this one.
