@@ -119,7 +119,7 @@ impl Switch {
         }
     }
 
-    /// Looks at `budget` entries of the table from `cursor` on, and forgets those of which `forget`
+    /// Looks at `budget` stations at most, from `cursor` on, and forgets those of which `forget`
     /// speaks. How many these were, of those whose port is there, and where to go on; `None` at
     /// the end.
     pub fn forget(&mut self, cursor: usize, budget: usize, forget: impl Fn(&Learned) -> bool) -> (u32, Option<usize>) {
