@@ -271,6 +271,13 @@ impl Batch {
         for frame in self.frames[..self.len].iter_mut().filter(|frame| frame.is_here()) {
             cache.recycle_from(frame);
         }
+        self.end();
+    }
+
+    /// Ends a burst of which all frames have been taken out.
+    #[inline(always)]
+    pub fn end(&mut self) {
+        debug_assert!(self.frames.iter().all(|frame| !frame.is_here()), "they would be lost");
         (self.len, self.bytes) = (0, 0);
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use super::Bell;
 use super::dressing::Dressing;
 use super::findings::{Finder, Finding};
-use super::gate::{GateState, Gates};
+use super::gate::{AT_ONCE, GateState, Gates};
 use super::mail::{Books, Command, Notice};
 use super::outbox::{Outbox, book};
 use super::pace::{Pace, Pacer};
@@ -52,6 +52,8 @@ pub struct Work {
 struct SeenTo {
     /// Whether a lane has borrowed from the batch.
     borrowed: bool,
+    /// Whether all frames have been taken out of it.
+    emptied: bool,
     /// Whether some frame was not to die.
     lived: bool,
     /// For which reasons others have: a set of bits.
@@ -208,7 +210,7 @@ impl Worker {
                 self.tell_findings();
             }
             let was_full = self.batch.is_full();
-            self.end_burst(seen_to.borrowed);
+            self.end_burst(&seen_to);
             if let Some(gate) = self.gates.get_mut(number) {
                 gate.device.release();
                 gate.was_read(!seen_to.lived && (was_full || received >= gate.most));
@@ -248,38 +250,43 @@ impl Worker {
             batch: &mut self.batch,
             cache: &mut self.cache,
             borrowed: false,
+            emptied: false,
             lived: false,
             died_of: 0,
         };
         f(&mut outbox, self.switch.origins());
-        SeenTo { borrowed: outbox.borrowed, lived: outbox.lived, died_of: outbox.died_of }
+        SeenTo { borrowed: outbox.borrowed, emptied: outbox.emptied, lived: outbox.lived, died_of: outbox.died_of }
     }
 
     /// Makes the batch free for the next burst. What was borrowed from it goes out first.
     #[inline]
-    fn end_burst(&mut self, borrowed: bool) {
+    fn end_burst(&mut self, seen_to: &SeenTo) {
         self.inhaled += self.batch.len();
-        if borrowed || self.inhaled > BREATH {
+        if seen_to.borrowed || self.inhaled > BREATH {
             self.exhale();
         }
-        self.batch.clear(&mut self.cache);
+        if seen_to.emptied {
+            self.batch.end();
+        } else {
+            self.batch.clear(&mut self.cache);
+        }
     }
 
     /// Sends what waits in the lanes: one call for each port that has something.
     #[inline]
     pub(super) fn exhale(&mut self) {
         self.inhaled = 0;
-        for word in 0..self.gates.len().div_ceil(64) {
-            let mut waiting = self.gates.take_waiting(word);
+        for first in (0..self.gates.len()).step_by(AT_ONCE) {
+            let mut waiting = self.gates.take_waiting(first);
             while waiting != 0 {
-                self.send_off(word * 64 + waiting.trailing_zeros() as usize);
+                self.send_off(first + (waiting.trailing_zeros() / u8::BITS) as usize);
                 waiting &= waiting - 1;
             }
         }
-        for word in self.gates.branch_words() {
-            let mut waiting = self.gates.take_waiting(word);
+        for first in self.gates.branch_numbers() {
+            let mut waiting = self.gates.take_waiting(first);
             while waiting != 0 {
-                self.send_off_branch(word * 64 + waiting.trailing_zeros() as usize);
+                self.send_off_branch(first + (waiting.trailing_zeros() / u8::BITS) as usize);
                 waiting &= waiting - 1;
             }
         }
@@ -348,7 +355,7 @@ impl Worker {
                         outbox.accept(index, address);
                     }
                 });
-                self.end_burst(seen_to.borrowed);
+                self.end_burst(&seen_to);
             }
             heard += frames + sightings;
         }

@@ -99,8 +99,11 @@ pub(super) struct Passed {
 /// The numbers of branches begin here, behind those of all gates.
 const BRANCHES: usize = MOST_PORTS;
 
-/// Words of a set of gates and branches.
-const WORDS: usize = (BRANCHES + MOST_PORTS) / 64;
+/// Numbers of gates and branches.
+const NUMBERS: usize = BRANCHES + MOST_PORTS;
+
+/// Of how many gates, or branches, it is asked at once whether they have something to send.
+pub(super) const AT_ONCE: usize = 8;
 
 /// How frames leave for a port.
 #[derive(Debug, Clone, Copy)]
@@ -155,8 +158,9 @@ pub(super) struct Gates {
     /// The same for ports that are carried. These have no door above, so that a frame that finds one
     /// there has nothing more to ask.
     carried: Box<[Option<CarriedDoor>; MOST_PORTS]>,
-    /// The gates and branches whose lanes are not empty: a set of bits by number.
-    waiting: Box<[u64; WORDS]>,
+    /// By number: 1 for the gates and branches whose lanes are not empty. Bytes, and not bits, as one is written for
+    /// each frame.
+    waiting: Box<[u8; NUMBERS]>,
     /// The lanes of subports, in the order of the rules.
     branches: Room,
     open: usize,
@@ -170,7 +174,7 @@ impl Gates {
             lanes: Vec::with_capacity(MOST_PORTS),
             doors: Box::new([SHUT; MOST_PORTS]),
             carried: Box::new([None; MOST_PORTS]),
-            waiting: Box::new([0; WORDS]),
+            waiting: Box::new([0; NUMBERS]),
             branches: Room::default(),
             open: 0,
         }
@@ -225,7 +229,7 @@ impl Gates {
         let mut gate = self.slots.get_mut(number)?.take()?;
         gate.lane = std::mem::take(&mut self.lanes[number]);
         self.open -= 1;
-        self.waiting[number / 64] &= !(1 << (number % 64));
+        self.waiting[number] = 0;
         self.find_door(gate.port, rules);
         Some(gate)
     }
@@ -312,8 +316,8 @@ impl Gates {
     /// The lane behind a door, for a frame to be put into it.
     #[inline(always)]
     pub(super) fn enter(&mut self, door: Door) -> &mut Lane {
-        self.waiting[usize::from(door.gate / 64) % WORDS] |= 1 << (door.gate % 64);
         let number = usize::from(door.gate);
+        self.waiting[number % NUMBERS] = 1;
         if number < self.lanes.len() { &mut self.lanes[number] } else { self.enter_branch(number) }
     }
 
@@ -331,9 +335,8 @@ impl Gates {
                 break;
             }
             let Some(lane) = self.lanes.get_mut(number) else { break };
-            if lane.is_empty() {
-                self.waiting[number / 64 % WORDS] |= 1 << (number % 64);
-            }
+            // Also where frames wait in it: whether they do, no processor could foresee.
+            self.waiting[number % NUMBERS] = 1;
             let len = u64::from(frame.len());
             if frame.is_plain_slot() {
                 lane.take_in(frame);
@@ -365,12 +368,10 @@ impl Gates {
         }
     }
 
-    /// The words in which branches are to be looked for that have something to send: none, if there
-    /// is no trunk.
+    /// The numbers of branches, [`AT_ONCE`] at a time: none, if there is no trunk.
     #[inline]
-    pub(super) fn branch_words(&self) -> std::ops::Range<usize> {
-        const FIRST: usize = BRANCHES / 64;
-        FIRST..FIRST + self.branches.len().div_ceil(64)
+    pub(super) fn branch_numbers(&self) -> impl Iterator<Item = usize> + use<> {
+        (BRANCHES..BRANCHES + self.branches.len()).step_by(AT_ONCE)
     }
 
     /// A branch, by its number, and the gate by which it leaves.
@@ -379,11 +380,11 @@ impl Gates {
         Some((self.slots.get_mut(branch.gate)?.as_mut()?, branch))
     }
 
-    /// Of the gates and branches from 64 × `word` on, those that have something to send, as a set of bits. It
-    /// is not remembered any longer.
+    /// Of [`AT_ONCE`] gates or branches from `first` on, those that have something to send, as a set of bits with
+    /// room for eight times as many. It is not remembered any longer.
     #[inline]
-    pub(super) fn take_waiting(&mut self, word: usize) -> u64 {
-        std::mem::take(&mut self.waiting[word])
+    pub(super) fn take_waiting(&mut self, first: usize) -> u64 {
+        self.waiting[first..].first_chunk_mut().map_or(0, |bytes| u64::from_le_bytes(std::mem::take(bytes)))
     }
 
     /// A gate and its lane.

@@ -23,6 +23,8 @@ pub(super) struct Outbox<'a> {
     /// Whether some lane has borrowed from the batch, which has to be sent off before the batch
     /// is used again.
     pub(super) borrowed: bool,
+    /// Whether all frames have been taken out of the batch.
+    pub(super) emptied: bool,
     /// Whether some frame was not to die.
     pub(super) lived: bool,
     /// For which reasons frames that came in have died: a set of bits.
@@ -85,6 +87,7 @@ impl Outbox<'_> {
         rest.bytes += plain_bytes;
         rest.forwarded += plain;
         self.lived = rest.lives();
+        self.emptied = plain == self.batch.len() as u64 && !self.borrowed;
         if let Some(book) = book(self.books, from) {
             rest.enter(book);
         }
