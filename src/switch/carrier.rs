@@ -199,7 +199,7 @@ impl Switch {
                 }
             };
         }
-        fetch_ahead(rules, fdb, questions);
+        fetch_ahead(fdb, questions);
         let (moment, now, batch) = (now, now.secs(), &*batch);
         for (index, ((question, verdict), port)) in questions.iter().zip(verdicts).zip(ports).enumerate() {
             let Some(port) = port else { continue };

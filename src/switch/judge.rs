@@ -60,7 +60,7 @@ impl Switch {
         if port.bindings.is_some() {
             refuse_spoofed(port, batch, verdicts, questions);
         }
-        fetch_ahead(rules, fdb, questions);
+        fetch_ahead(fdb, questions);
         let (moves, moment, now) = (&mut self.moves, now, now.secs());
         let oldest = (now + 1).saturating_sub(port.ageing);
         let mut judge = Judge { rules, port, batch, fdb, news, moves, moment, now, oldest, unlearned: false };
@@ -128,6 +128,10 @@ impl Judge<'_> {
     #[inline(always)]
     pub(super) fn answer(&mut self, q: &Question, index: usize) -> Verdict {
         let port = self.port;
+        // 2. header sane, as far as it has not been asked before
+        if !q.source.mac().is_station() {
+            return Verdict::Drop(DropReason::BadSource);
+        }
         // 6. and 7. guard, port security; a port's own pin passes both and need not be learned
         let mut learn = false;
         if q.source != port.pinned {

@@ -1,31 +1,31 @@
 //! Frames between stations that are known: the short way through the tables, which most go.
 //!
-//! What becomes of a frame is said by [`Judge::answer`]. Here, the same is found out for frames of which the
-//! tables say all, and to which nothing has to be written. In two loops that ask one question each, as all
-//! that a loop needs then stays in the processor's registers.
+//! What becomes of a frame is said by [`Judge::answer`]. Here, the same is found out for frames of which one table
+//! says all, and to which nothing has to be written: that of learned stations, among which the pinned ones lie as well.
 
+use super::fdb::FOR_GOOD;
 use super::judge::Judge;
 use super::question::Question;
 use super::{MOST_PORTS, Verdict};
+use crate::frame::BURST;
+
+/// A whole burst, as a set of bits.
+const ALL: u64 = u64::MAX;
+const _: () = assert!(BURST == u64::BITS as usize);
 
 impl Judge<'_> {
-    /// Answers the questions of a burst, in order.
+    /// Answers the questions of a burst, as if one after the other.
     #[inline(always)]
     pub(super) fn answer_all(&mut self, questions: &[Question], verdicts: &mut [Verdict]) {
-        let mut at = 0;
-        while at < questions.len() {
-            let known = at + self.known(&questions[at..]);
-            // Nothing is learned from these, so that all the same it is as if they came one after the other.
-            while at < known {
-                at += self.pass(&questions[at..known], &mut verdicts[at..known]);
-                if at < known {
-                    self.answer_one(&questions[at], at, &mut verdicts[at]);
-                    at += 1;
-                }
-            }
-            if at < questions.len() {
-                self.answer_one(&questions[at], at, &mut verdicts[at]);
-                at += 1;
+        let mut left = self.pass(questions, verdicts);
+        while left != 0 {
+            let (next, at) = (left.trailing_zeros() + 1, left.trailing_zeros() as usize);
+            left &= left - 1;
+            let told = self.news.len();
+            self.answer_one(&questions[at], at, &mut verdicts[at]);
+            if self.news.len() > told {
+                // A station has come or moved, maybe in the place of another: what was found ahead may hold no more.
+                left = ALL.checked_shl(next).unwrap_or(0) & ALL >> (BURST - questions.len());
             }
         }
     }
@@ -37,47 +37,42 @@ impl Judge<'_> {
         }
     }
 
-    /// How many of the questions, from the first on, are about sources that may be here and of which nothing is
-    /// to be noted, as far as one glance at the table tells.
+    /// Answers the questions about frames of which a glance at the table tells that their source is where it is
+    /// known to be, with nothing to be noted of it, and their destination behind another port. Which are left, as a
+    /// set of bits; what the table may still say of these is being fetched.
     #[inline(never)] // with registers of its own
-    fn known(&self, questions: &[Question]) -> usize {
-        let (port, now) = (self.port, self.now);
-        let (id, pinned, is_picky) = (port.rules.id, port.pinned, port.is_picky);
-        let (sieve, lines) = (self.rules.pins().sieve(), self.fdb.lines());
-        let is_current =
-            |q: &Question| lines.glance(q.source, q.source_hash).is_some_and(|learned| learned.is_current(id, now));
-        let is_known = |q: &Question| {
-            q.source == pinned || !is_picky && !sieve.may_hold(q.source_hash) && is_current(q) || q.is_none()
-        };
-        questions.iter().position(|question| !is_known(question)).unwrap_or(questions.len())
+    fn pass(&self, questions: &[Question], verdicts: &mut [Verdict]) -> u64 {
+        let (id, oldest, lines, open) = (self.port.rules.id, self.oldest, self.fdb.lines(), self.rules.open());
+        // What a port with a list may use is not for the table to say, but for what is its own.
+        let since = if self.port.is_picky { FOR_GOOD } else { self.now };
+        let mut left = 0;
+        for (index, (q, verdict)) in questions.iter().zip(verdicts).enumerate() {
+            // What is no question has a source that nobody knows. No group is in the table, nor what cannot be a source.
+            let is_known = lines.glance(q.source, q.source_hash).is_some_and(|source| source.is_current(id, since));
+            if is_known
+                && let Some(learned) = lines.glance(q.destination, q.destination_hash)
+                && let Some(to) = learned.port_since(oldest)
+                && to != id
+                && open[to.index() % MOST_PORTS] == to
+            {
+                *verdict = Verdict::To(to);
+            } else {
+                left |= 1 << index;
+                self.fetch_behind(q);
+            }
+        }
+        left
     }
 
-    /// Answers the questions about frames for one station of which one glance at the table tells that it is behind
-    /// another port, as many as there are from the first on. How many these are.
-    #[inline(never)] // with registers of its own
-    fn pass(&self, questions: &[Question], verdicts: &mut [Verdict]) -> usize {
-        let (rules, id, oldest) = (self.rules, self.port.rules.id, self.oldest);
-        let (pins, sieve, lines, open) = (rules.pins(), rules.pins().sieve(), self.fdb.lines(), rules.open());
-        for (index, (q, verdict)) in questions.iter().zip(verdicts).enumerate() {
-            let (station, hash) = (q.destination, q.destination_hash);
-            // What is no question looks like a group as well.
-            if station.mac().is_group() {
-                return index;
+    /// Starts to fetch where the stations of a question may lie that do not lie in their own lines.
+    #[cold]
+    #[inline(never)]
+    fn fetch_behind(&self, q: &Question) {
+        for (station, hash) in [(q.source, q.source_hash), (q.destination, q.destination_hash)] {
+            if !station.mac().is_group() && self.fdb.lines().glance(station, hash).is_none() {
+                self.fdb.prefetch_behind(hash);
             }
-            let pinned = if sieve.may_hold(hash) { pins.find(station, hash).map(|pin| pin.port) } else { None };
-            let to = match pinned.or_else(|| {
-                let port = lines.glance(station, hash)?.port_since(oldest)?;
-                (open[port.index() % MOST_PORTS] == port).then_some(port)
-            }) {
-                Some(to) => to,
-                None => return index,
-            };
-            if to == id {
-                return index;
-            }
-            *verdict = Verdict::To(to);
         }
-        questions.len()
     }
 }
 
@@ -100,8 +95,8 @@ mod tests {
 
     static POOL: LazyLock<&Pool> = LazyLock::new(|| Pool::new(512).unwrap());
 
-    /// Ports 0 to 3, of which 2 and 3 have one owner.
-    fn rules(picky: bool, ports: u16) -> Arc<Rules> {
+    /// Ports 0 to 3, of which 2 and 3 have one owner, and stations that are frozen at some of them.
+    fn rules(picky: bool, ports: u16, frozen: &[(u64, u16)]) -> Arc<Rules> {
         let network = NetworkRules {
             id: NetworkId::new(0),
             mtu: 1500,
@@ -120,7 +115,11 @@ mod tests {
                 mac(100 + u64::from(index)),
             )
         };
-        Arc::new(Rules::compile(Secret::new([5; 16]), vec![network], (0..ports).map(port).collect(), Vec::new()))
+        let mut rules = Rules::compile(Secret::new([5; 16]), vec![network], (0..ports).map(port).collect(), Vec::new());
+        let frozen =
+            frozen.iter().map(|&(number, port)| (Station::new(NetworkId::new(0), mac(number)), PortId::new(port, 0)));
+        rules.freeze(frozen);
+        Arc::new(rules)
     }
 
     fn mac(number: u64) -> Mac {
@@ -165,18 +164,19 @@ mod tests {
             learned in vec((0u64..14, 0u16..4, 600u32..1002), 0..14),
             bursts in vec(vec((address(), address(), 10usize..70), 0..BURST), 1..4),
             picky: bool,
+            frozen in vec((0u64..14, 0u16..3), 0..4),
         ) {
             let mut results = [Vec::new(), Vec::new()];
             for (is_short, results) in [true, false].into_iter().zip(&mut results) {
                 let mut cache = Cache::new(*POOL);
                 let mut switch = Switch::new(16, Secret::new([5; 16]), ProbeKey::new([6; 16]));
-                switch.replace_rules(rules(picky, 4), Moment::from_secs(1));
+                switch.replace_rules(rules(picky, 4, &[]), Moment::from_secs(1));
                 for &(number, port, seen) in &learned {
                     let station = Station::new(NetworkId::new(0), mac(number));
                     switch.remember(Learned { station, port: PortId::new(port, 0), seen });
                 }
                 // What was learned behind the last one leads nowhere any more.
-                switch.replace_rules(rules(picky, 3), Moment::from_secs(1));
+                switch.replace_rules(rules(picky, 3, &frozen), Moment::from_secs(1));
                 for (now, frames) in (1000..).zip(&bursts) {
                     let mut batch = Batch::new();
                     for (to, from, len) in frames {

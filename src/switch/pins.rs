@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 
 use super::{PortId, PortRules, Secret, Station};
-use crate::frame::prefetch;
 
 /// The pinned stations: open addressing with linear probing. In front of it stands a *sieve*, a bit
 /// for each of a few hash bits, so that a search in vain is one test, which the processor foresees:
@@ -14,20 +13,6 @@ pub(super) struct Pins {
     /// The places that are not taken hold [`Station::NONE`].
     table: Box<[(Station, Pin)]>,
     sieve: Box<[u64]>,
-}
-
-/// What stands in front of the pinned stations.
-#[derive(Clone, Copy)]
-pub(super) struct Sieve<'a> {
-    words: &'a [u64],
-}
-
-impl Sieve<'_> {
-    /// Whether a station with this hash may be pinned.
-    #[inline(always)]
-    pub(super) fn may_hold(&self, hash: u64) -> bool {
-        self.words[place(hash >> 6, self.words.len())] >> (hash % 64) & 1 != 0
-    }
 }
 
 /// Where a station is pinned.
@@ -82,17 +67,10 @@ impl Pins {
         Pins { table: table.into(), sieve: sieve.into() }
     }
 
-    /// The sieve, for many to be put through.
-    #[inline(always)]
-    pub(super) fn sieve(&self) -> Sieve<'_> {
-        assert!(!self.sieve.is_empty(), "a sieve has a word at least");
-        Sieve { words: &self.sieve }
-    }
-
     /// Whether a station with this hash may be pinned. Most that are not are found out here.
     #[inline(always)]
     pub(super) fn may_hold(&self, hash: u64) -> bool {
-        self.sieve().may_hold(hash)
+        self.sieve[place(hash >> 6, self.sieve.len())] >> (hash % 64) & 1 != 0
     }
 
     /// Where a station is pinned.
@@ -114,18 +92,6 @@ impl Pins {
     /// All of them.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Station, Pin)> {
         self.table.iter().filter(|(station, _)| *station != Station::NONE).copied()
-    }
-
-    /// Starts to fetch what will be asked about this hash.
-    #[inline]
-    pub(super) fn prefetch(&self, hash: u64) {
-        prefetch(&self.sieve[place(hash >> 6, self.sieve.len())]);
-        prefetch(&self.table[place(hash, self.table.len())]);
-    }
-
-    /// Bytes of the table.
-    pub(super) fn bytes(&self) -> usize {
-        size_of_val(&*self.table)
     }
 }
 

@@ -27,7 +27,8 @@ pub(super) fn refuse_spoofed(port: &Port, batch: &Batch, verdicts: &mut Verdicts
 /// asked: they die for their source.
 #[inline]
 pub(super) fn is_spoofed(port: &Port, source: Mac, head: &[u8]) -> bool {
-    port.bindings.as_ref().is_some_and(|bindings| port.allows(source) && !bindings.allow(source, &Claim::read(head)))
+    let is_allowed = || source.is_station() && port.allows(source);
+    port.bindings.as_ref().is_some_and(|bindings| is_allowed() && !bindings.allow(source, &Claim::read(head)))
 }
 
 /// Reads the headers of a burst: a question for each frame, or its verdict. Whether there are frames to the address of
@@ -77,7 +78,8 @@ pub(super) fn refuse_held(port: &Port, ears: &mut Ears, batch: &Batch, now: Mome
     listen(port, ears, batch, now, verdicts);
 }
 
-/// What a frame says of itself.
+/// What a frame says of itself. Whether its source can be one is only asked of frames to groups: the tables know no
+/// other sources, and who is not known to them is asked by [`Judge::answer`](super::judge::Judge::answer).
 #[inline(always)]
 pub(super) fn read(port: &Port, frame: &Frame, head: &[u8], now: Moment) -> Result<Header, DropReason> {
     use DropReason::{BadSource, Runt};
@@ -86,10 +88,10 @@ pub(super) fn read(port: &Port, frame: &Frame, head: &[u8], now: Moment) -> Resu
     if !(frame.is_plain() && frame.len() <= port.longest) {
         fits(port, frame, head)?;
     }
-    if !header.source.is_station() {
-        return Err(BadSource);
-    }
     if header.destination.is_group() {
+        if !header.source.is_station() {
+            return Err(BadSource);
+        }
         // 4. loop probe
         if header.destination == Probe::DESTINATION {
             return Err(DropReason::Probe);
@@ -156,19 +158,14 @@ impl Question {
     }
 }
 
-/// Fetches what the questions of a burst will look up, where the tables are too large to be at hand.
+/// Fetches what the questions of a burst will look up, where that is too much to be at hand.
 #[inline]
-pub(super) fn fetch_ahead(rules: &Rules, fdb: &Fdb, questions: &[Question]) {
-    let pins_are_cold = rules.pins().bytes() > WARM;
-    if fdb.len() * 64 <= WARM && !pins_are_cold {
+pub(super) fn fetch_ahead(fdb: &Fdb, questions: &[Question]) {
+    if fdb.bytes_in_use() <= WARM {
         return;
     }
     for question in questions {
-        for hash in [question.source_hash, question.destination_hash] {
-            if pins_are_cold {
-                rules.pins().prefetch(hash);
-            }
-            fdb.prefetch(hash);
-        }
+        fdb.prefetch(question.source_hash);
+        fdb.prefetch(question.destination_hash);
     }
 }

@@ -7,8 +7,9 @@
 //! no policy left in it. Where some ports are not to get all, there are more such lists.
 //!
 //! *Pins.* The address of each port is pinned to it, and so are allowed addresses that no other
-//! port of the network shares. A pin is found here and never in the table of learned stations;
-//! traffic can neither move nor displace it. For a while others can be pinned as well: *frozen* where they are.
+//! port of the network shares. What is pinned is not learned, and traffic can neither move nor displace it; a copy
+//! lies among the learned stations, to be found at the same glance. For a while others can be pinned as well: *frozen*
+//! where they are.
 //!
 //! *Measures* against loops are of the same stuff. A port in quarantine (*held*) is in no list, and no way leads out by
 //! it. One that *splits* leaves out the stretch of all its siblings. The first test of a frame's way is the only one

@@ -61,7 +61,10 @@ impl Switch {
     /// Puts new rules in force, and hands back the old ones.
     pub fn replace_rules(&mut self, rules: Arc<Rules>, now: Moment) -> Arc<Rules> {
         self.moves.note_opened(&self.rules, &rules, now);
-        std::mem::replace(&mut self.rules, rules)
+        let old = std::mem::replace(&mut self.rules, rules);
+        self.fdb.unpin(old.pins().iter().map(|(station, _)| station));
+        self.fdb.pin(self.rules.pins().iter());
+        old
     }
 
     /// The learned stations.
@@ -113,7 +116,7 @@ impl Switch {
     pub fn remember(&mut self, learned: Learned) {
         let Some(port) = self.rules.compiled(learned.port) else { return };
         let hash = self.fdb.hash(learned.station);
-        if self.fdb.find(learned.station, hash, 0).is_none() {
+        if learned.station.mac().is_station() && self.fdb.find(learned.station, hash, 0).is_none() {
             yield_place(&mut self.fdb, port);
             self.fdb.see(learned.station, hash, learned.port, learned.seen, port.limits, port.ageing);
         }

@@ -5,13 +5,30 @@ use super::word;
 use crate::switch::{MOST_PORTS, PortId};
 use crate::sys::memory::prefer_huge_pages;
 
-/// "No place", in a list.
-const NIL: u32 = u32::MAX;
+/// "No place", in a list: the highest number that a link can hold.
+const NIL: u32 = u32::MAX >> 8;
+
+/// A place in three bytes, of which each that is saved makes room for more places.
+#[derive(Debug, Clone, Copy)]
+struct Link([u8; 3]);
+
+impl Link {
+    /// To this place, which is below [`NIL`] or that.
+    const fn to(at: u32) -> Link {
+        let [a, b, c, _] = at.to_le_bytes();
+        Link([a, b, c])
+    }
+
+    const fn at(self) -> u32 {
+        let Link([a, b, c]) = self;
+        u32::from_le_bytes([a, b, c, 0])
+    }
+}
 
 #[derive(Debug, Clone, Copy)]
 struct Links {
-    older: u32,
-    newer: u32,
+    older: Link,
+    newer: Link,
 }
 
 /// The stations of one port, from the one that was silent longest.
@@ -37,11 +54,12 @@ impl Lists {
     /// Bytes that a place takes here.
     pub(super) const BYTES: usize = size_of::<Links>();
 
-    /// Empty lists over so many places.
+    /// Empty lists over so many places, which are fewer than 2^24.
     pub(super) fn new(places: usize) -> Lists {
+        assert!(places <= NIL as usize, "a place has a number of three bytes");
         let mut links = Vec::with_capacity(places);
         prefer_huge_pages(&mut links);
-        links.resize(places, Links { older: NIL, newer: NIL });
+        links.resize(places, Links { older: Link::to(NIL), newer: Link::to(NIL) });
         Lists { links, ports: vec![EMPTY; MOST_PORTS] }
     }
 
@@ -61,12 +79,12 @@ impl Lists {
         let Links { older, newer } = self.links[at];
         let list = &mut self.ports[port.index()];
         list.len -= 1;
-        match older {
-            NIL => list.oldest = newer,
+        match older.at() {
+            NIL => list.oldest = newer.at(),
             older => self.links[older as usize].newer = newer,
         }
-        match newer {
-            NIL => list.newest = older,
+        match newer.at() {
+            NIL => list.newest = older.at(),
             newer => self.links[newer as usize].older = older,
         }
     }
@@ -76,10 +94,10 @@ impl Lists {
         let list = &mut self.ports[port.index()];
         let older = std::mem::replace(&mut list.newest, word(at));
         list.len += 1;
-        self.links[at] = Links { older, newer: NIL };
+        self.links[at] = Links { older: Link::to(older), newer: Link::to(NIL) };
         match older {
             NIL => list.oldest = word(at),
-            older => self.links[older as usize].newer = word(at),
+            older => self.links[older as usize].newer = Link::to(word(at)),
         }
     }
 }
