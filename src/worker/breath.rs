@@ -197,7 +197,7 @@ impl Worker {
             }
         } else {
             gate.quiet = 0;
-            gate.gathering.was_read(received, now);
+            gate.gathering.was_read(received, self.batch.frame(0).len() as usize, now);
             self.pacer.was_loud(gate);
             let judged = self.switch.judge_burst(port, &mut self.batch, now, &mut self.verdicts);
             let seen_to = if judged.by_carrier {

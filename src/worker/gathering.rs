@@ -11,10 +11,13 @@ use crate::time::Moment;
 
 /// Frames in a burst from which on the next is not waited for: what the kernel copies out of a ring in
 /// one call.
-const ENOUGH: usize = 32;
+const ENOUGH: i64 = 32;
 
-/// Waiting pays where more than so many frames come in its time.
-const COMPANY: u32 = 3;
+/// Waiting pays where more than so many small frames come in its time.
+const COMPANY: i64 = 3;
+
+/// Bytes of a frame that are as much work as another small one: of large frames, fewer are enough.
+const HEAVY: i64 = 3 << 10;
 
 /// Over how many times of waiting that is counted. It outlasts the moments at which a core stands still, behind
 /// which frames come faster than they are sent.
@@ -45,14 +48,15 @@ impl Gathering {
         now >= self.until
     }
 
-    /// Notes that so many frames have come at once, more than none.
+    /// Notes that so many frames have come at once, more than none, and how long they are, or the first of them.
     #[inline]
-    pub(super) fn was_read(&mut self, frames: usize, now: Moment) {
+    pub(super) fn was_read(&mut self, frames: usize, len: usize, now: Moment) {
         if self.time.is_zero() {
             return;
         }
         let (most, passed) = (nanos(self.time), nanos(now.since(self.read)));
-        let due = most / i64::from(COMPANY) * i64::try_from(frames).unwrap_or(0);
+        let (frames, len) = (i64::try_from(frames).unwrap_or(0), i64::try_from(len).unwrap_or(0));
+        let due = most * frames * (HEAVY + len) / (HEAVY * COMPANY);
         self.ahead = (self.ahead + due).saturating_sub(passed).clamp(-most * i64::from(WHILE), most);
         self.read = now;
         self.until = if self.ahead > 0 && frames < ENOUGH { now + self.time } else { now };
@@ -76,8 +80,8 @@ mod tests {
         Moment::from_secs(1) + Duration::from_nanos(nanos)
     }
 
-    /// A device to which frames come at these moments, asked every 100 ns. When each was taken.
-    fn taken(time: Duration, arrivals: &[u64]) -> Vec<u64> {
+    /// A device to which frames of this length come at these moments, asked every 100 ns. When each was taken.
+    fn taken(time: Duration, len: usize, arrivals: &[u64]) -> Vec<u64> {
         let (mut gathering, mut taken) = (Gathering::new(time), Vec::new());
         for now in (0..).step_by(100) {
             if taken.len() == arrivals.len() {
@@ -85,7 +89,7 @@ mod tests {
             }
             let here = arrivals[taken.len()..].iter().filter(|&&arrival| arrival <= now).count();
             if here > 0 && gathering.is_over(at(now)) {
-                gathering.was_read(here, at(now));
+                gathering.was_read(here, len, at(now));
                 taken.extend(std::iter::repeat_n(now, here));
             }
         }
@@ -100,19 +104,28 @@ mod tests {
     #[test]
     fn what_comes_after_a_pause_is_taken_at_once_and_so_are_the_next() {
         let trains: Vec<u64> = (0..100).flat_map(|train| (0..60).map(move |n| train * 200_000 + n * 1_000)).collect();
-        assert_eq!(taken(TIME, &trains), trains);
+        assert_eq!(taken(TIME, 60, &trains), trains);
     }
 
     #[test]
     fn of_what_comes_fast_for_a_while_several_are_taken_at_once() {
-        let mut reads = taken(TIME, &each(1_500));
+        let mut reads = taken(TIME, 60, &each(1_500));
         reads.dedup();
         assert!(reads.len() < 650, "{reads:?}");
     }
 
     #[test]
     fn where_waiting_brings_hardly_anybody_nobody_waits() {
-        assert_eq!(taken(TIME, &each(2_200)), each(2_200));
+        assert_eq!(taken(TIME, 60, &each(2_300)), each(2_300));
+    }
+
+    /// At a distance at which small ones do not wait.
+    #[test]
+    fn of_large_frames_fewer_are_enough() {
+        let mut reads = taken(TIME, 1_514, &each(2_900));
+        reads.dedup();
+        assert!(reads.len() < 1_300, "{reads:?}");
+        assert_eq!(taken(TIME, 1_514, &each(3_300)), each(3_300));
     }
 
     #[test]
@@ -120,7 +133,7 @@ mod tests {
         let mut gathering = Gathering::new(TIME);
         for now in 0..10 {
             assert!(gathering.is_over(at(now)));
-            gathering.was_read(ENOUGH, at(now));
+            gathering.was_read(32, 60, at(now));
         }
     }
 
@@ -133,7 +146,7 @@ mod tests {
             let pauses = [1_000; 200].into_iter().chain(pauses);
             let arrivals: Vec<u64> = pauses.scan(0, |at, pause| { *at += pause; Some(*at) }).collect();
             for time in [Duration::ZERO, TIME] {
-                for (taken, &arrival) in taken(time, &arrivals).into_iter().zip(&arrivals) {
+                for (taken, &arrival) in taken(time, 60, &arrivals).into_iter().zip(&arrivals) {
                     prop_assert!(taken < arrival + 100 + u64::try_from(time.as_nanos()).unwrap());
                 }
             }
