@@ -13,6 +13,7 @@ pub(super) struct Pins {
     /// The places that are not taken hold [`Station::NONE`].
     table: Box<[(Station, Pin)]>,
     sieve: Box<[u64]>,
+    secret: Secret,
 }
 
 /// Where a station is pinned.
@@ -41,12 +42,12 @@ impl Pins {
 
     /// The same, and these stations frozen at these ports. What is pinned stays where it is, and so does what is frozen
     /// already.
-    pub(super) fn with_frozen(&self, secret: Secret, frozen: impl Iterator<Item = (Station, PortId)>) -> Pins {
+    pub(super) fn with_frozen(&self, frozen: impl Iterator<Item = (Station, PortId)>) -> Pins {
         let mut pinned: HashMap<Station, Pin> = self.iter().collect();
         for (station, port) in frozen {
             pinned.entry(station).or_insert(Pin { port, is_frozen: true });
         }
-        Pins::build(secret, pinned.into_iter().collect())
+        Pins::build(self.secret, pinned.into_iter().collect())
     }
 
     fn build(secret: Secret, pinned: Vec<(Station, Pin)>) -> Pins {
@@ -64,7 +65,7 @@ impl Pins {
             let at = place(hash >> 6, sieve.len());
             sieve[at] |= 1u64 << (hash % 64);
         }
-        Pins { table: table.into(), sieve: sieve.into() }
+        Pins { table: table.into(), sieve: sieve.into(), secret }
     }
 
     /// Whether a station with this hash may be pinned. Most that are not are found out here.
@@ -87,6 +88,11 @@ impl Pins {
             }
             at = place(at as u64 + 1, self.table.len());
         }
+    }
+
+    /// Those that are not pinned alike among these others.
+    pub(super) fn but<'a>(&'a self, others: &'a Pins) -> impl Iterator<Item = (Station, Pin)> + 'a {
+        self.iter().filter(|&(station, pin)| others.find(station, others.secret.hash(station)) != Some(pin))
     }
 
     /// All of them.

@@ -231,7 +231,7 @@ impl Rules {
     pub fn freeze(&mut self, stations: impl Iterator<Item = (Station, PortId)>) {
         let stations: Vec<_> = stations.filter(|&(_, port)| self.is_open(port)).collect();
         if !stations.is_empty() {
-            self.pins = self.pins.with_frozen(self.secret, stations.into_iter());
+            self.pins = self.pins.with_frozen(stations.into_iter());
         }
     }
 

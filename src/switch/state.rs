@@ -62,8 +62,9 @@ impl Switch {
     pub fn replace_rules(&mut self, rules: Arc<Rules>, now: Moment) -> Arc<Rules> {
         self.moves.note_opened(&self.rules, &rules, now);
         let old = std::mem::replace(&mut self.rules, rules);
-        self.fdb.unpin(old.pins().iter().map(|(station, _)| station));
-        self.fdb.pin(self.rules.pins().iter());
+        // Most stay as they are, also among the learned stations.
+        self.fdb.unpin(old.pins().but(self.rules.pins()).map(|(station, _)| station));
+        self.fdb.pin(self.rules.pins().but(old.pins()));
         old
     }
 
