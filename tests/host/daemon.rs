@@ -172,10 +172,12 @@ impl Daemon {
         std::fs::write(self.file(), text).unwrap();
     }
 
-    /// The program, in an environment that says nothing.
+    /// The program in a clean environment: the one under test, or the one that `VIFSWITCH` names. So the same test can
+    /// be run against another build.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vifswitch"));
-        for variable in ["NOTIFY_SOCKET", "VIFSWITCH_LOG", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+        let program = std::env::var_os("VIFSWITCH").unwrap_or_else(|| env!("CARGO_BIN_EXE_vifswitch").into());
+        let mut command = Command::new(program);
+        for variable in ["VIFSWITCH", "NOTIFY_SOCKET", "VIFSWITCH_LOG", "WATCHDOG_USEC", "WATCHDOG_PID"] {
             command.env_remove(variable);
         }
         command

@@ -1,0 +1,1 @@
+//! Local addresses are announced when they become reachable by another wire.

@@ -1,0 +1,1 @@
+//! One frame that a device refuses costs no other frame.

@@ -1,0 +1,1 @@
+//! MAC-move dampening never works against a port that may use the address.

@@ -1,0 +1,1 @@
+//! Guests cannot flood the event log; events are complete and bounded.

@@ -1,0 +1,1 @@
+//! The FDB stays consistent whatever moves, ages and is reopened.

@@ -1,0 +1,1 @@
+//! What the host's own network stack does with guest frames is prevented or told.

@@ -1,0 +1,25 @@
+//! One named case for each fault that a running switch has had, each through the program, its configuration file and its
+//! API alone. `VIFSWITCH=path cargo test --test regressions` runs them against another build.
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)] // tests
+
+#[path = "../host/mod.rs"]
+mod host;
+
+mod activation;
+mod announcements;
+mod api;
+mod bad_frames;
+mod dampening;
+mod events;
+mod fdb;
+mod host_stack;
+mod log;
+mod netdevs;
+mod offloads;
+mod opening;
+mod port_security;
+mod priority_tags;
+mod signals;
+mod state;
+mod storm_limits;
+mod trunk_tags;

@@ -1,0 +1,1 @@
+//! Checksums and segmentation that guests leave to others are completed correctly or passed on.

@@ -1,0 +1,1 @@
+//! No device, namespace or file system holds up control, other ports or READY.

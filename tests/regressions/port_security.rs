@@ -1,0 +1,1 @@
+//! Port security reads what hosts read, and names what it refuses.

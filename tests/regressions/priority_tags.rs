@@ -1,0 +1,1 @@
+//! 802.1Q priority tags keep their priority, and untagged frames their minimum length.

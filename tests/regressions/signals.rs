@@ -1,0 +1,1 @@
+//! SIGTERM, SIGINT and SIGHUP end or reload the switch in time, whatever is going on.

@@ -1,0 +1,1 @@
+//! The configuration file and the stored state are merged, and neither loses anything.

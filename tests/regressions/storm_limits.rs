@@ -1,0 +1,1 @@
+//! A storm limit that is met names the key that lifts it.

@@ -1,0 +1,1 @@
+//! A frame never reaches the network of another VLAN.
