@@ -1,5 +1,5 @@
-//! What a driver says of its netdev, by ethtool's ioctl: its name and its queues. In the namespace
-//! of the calling thread.
+//! What a driver says of its netdev, by ethtool's ioctl: its name, its queues and its offload features. In the
+//! namespace of the calling thread.
 
 use std::ffi::{CStr, c_void};
 use std::io;
@@ -15,7 +15,23 @@ const SIOCETHTOOL: Opcode = 0x8946;
 
 // linux/ethtool.h
 const GDRVINFO: u32 = 0x03;
+const GSTRINGS: u32 = 0x1b;
+const GSSET_INFO: u32 = 0x37;
+const GFEATURES: u32 = 0x3a;
+const SFEATURES: u32 = 0x3b;
 const GCHANNELS: u32 = 0x3c;
+
+/// ETH_SS_FEATURES: the set of strings that are names of features.
+const FEATURE_NAMES: u32 = 4;
+
+/// Bytes of a string in such a set (ETH_GSTRING_LEN).
+const NAME_LEN: usize = 32;
+
+/// Features that a reply has room for: kernels have about 64.
+const MAX_FEATURES: usize = 256;
+
+/// 32-bit blocks that these take.
+const BLOCKS: usize = MAX_FEATURES / 32;
 
 /// `struct ethtool_channels`
 #[repr(C)]
@@ -36,6 +52,58 @@ struct DriverReply {
     cmd: u32,
     driver: [u8; 32],
     rest: [u8; 160],
+}
+
+/// `struct ethtool_sset_info` for one set.
+#[repr(C)]
+struct SetSizeReply {
+    cmd: u32,
+    reserved: u32,
+    mask: u64,
+    count: u32,
+}
+
+/// `struct ethtool_gstrings`
+#[repr(C)]
+struct StringsReply {
+    cmd: u32,
+    set: u32,
+    count: u32,
+    names: [[u8; NAME_LEN]; MAX_FEATURES],
+}
+
+/// `struct ethtool_get_features_block`
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct FeatureBlock {
+    available: u32,
+    requested: u32,
+    active: u32,
+    never_changed: u32,
+}
+
+/// `struct ethtool_gfeatures`
+#[repr(C)]
+struct FeaturesReply {
+    cmd: u32,
+    blocks: u32,
+    features: [FeatureBlock; BLOCKS],
+}
+
+/// `struct ethtool_set_features_block`
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct SetBlock {
+    valid: u32,
+    requested: u32,
+}
+
+/// `struct ethtool_sfeatures`
+#[repr(C)]
+struct SetFeatures {
+    cmd: u32,
+    blocks: u32,
+    features: [SetBlock; BLOCKS],
 }
 
 /// `struct ifreq` as this ioctl reads it, and what it points to.
@@ -94,15 +162,125 @@ pub fn driver(name: &str) -> Option<String> {
     (!driver.is_empty()).then(|| driver.to_owned())
 }
 
+/// The offload features of a netdev, by the names that `ethtool -k` lists, such as `tx-tcp-segmentation`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Features {
+    names: Vec<String>,
+    blocks: Vec<FeatureBlock>,
+}
+
+impl Features {
+    /// Whether the feature is on. A feature that the kernel does not know is off.
+    pub fn is_active(&self, feature: &str) -> bool {
+        self.bit(feature, |block| block.active)
+    }
+
+    /// Whether the feature can be turned on and off.
+    pub fn can_change(&self, feature: &str) -> bool {
+        self.bit(feature, |block| block.available & !block.never_changed)
+    }
+
+    /// The names of all features that are on, in the kernel's order.
+    pub fn active(&self) -> impl Iterator<Item = &str> {
+        self.names.iter().map(String::as_str).filter(|name| self.is_active(name))
+    }
+
+    fn bit(&self, feature: &str, of: impl Fn(&FeatureBlock) -> u32) -> bool {
+        let place = self.names.iter().position(|name| name == feature);
+        place.is_some_and(|place| self.blocks.get(place / 32).is_some_and(|block| of(block) >> (place % 32) & 1 != 0))
+    }
+}
+
+/// Which features the kernel knows, in the order of their bits. It is the same for every netdev.
+fn feature_names(netdev: &str) -> io::Result<Vec<String>> {
+    let mut size = SetSizeReply { cmd: GSSET_INFO, reserved: 0, mask: 1 << FEATURE_NAMES, count: 0 };
+    ask(netdev, &mut size)?;
+    // The kernel writes all of them, however much room it is told of.
+    if size.mask == 0 || size.count as usize > MAX_FEATURES {
+        return Err(Errno::OVERFLOW.into());
+    }
+    let names = [[0; NAME_LEN]; MAX_FEATURES];
+    let mut reply = Box::new(StringsReply { cmd: GSTRINGS, set: FEATURE_NAMES, count: size.count, names });
+    ask(netdev, &mut *reply)?;
+    let text = |name: &[u8; NAME_LEN]| {
+        let end = name.iter().position(|&byte| byte == 0).unwrap_or(NAME_LEN);
+        String::from_utf8_lossy(&name[..end]).into_owned()
+    };
+    Ok(reply.names.iter().take(reply.count as usize).map(text).collect())
+}
+
+/// How many blocks the features of the kernel take.
+#[allow(clippy::cast_possible_truncation)] // at most BLOCKS
+fn blocks_of(names: &[String]) -> u32 {
+    names.len().div_ceil(32) as u32
+}
+
+/// The offload features of a netdev.
+pub fn features(netdev: &str) -> io::Result<Features> {
+    let names = feature_names(netdev)?;
+    let features = [FeatureBlock::default(); BLOCKS];
+    let mut reply = FeaturesReply { cmd: GFEATURES, blocks: blocks_of(&names), features };
+    ask(netdev, &mut reply)?;
+    let blocks = reply.features.into_iter().take(reply.blocks as usize).collect();
+    Ok(Features { names, blocks })
+}
+
+/// Turns an offload feature of a netdev on or off. Whether it then is as asked: the driver has the last word.
+pub fn set_feature(netdev: &str, feature: &str, on: bool) -> io::Result<bool> {
+    let names = feature_names(netdev)?;
+    let Some(place) = names.iter().position(|name| name == feature) else { return Ok(!on) };
+    let bit = 1 << (place % 32);
+    let mut features = [SetBlock::default(); BLOCKS];
+    features[place / 32] = SetBlock { valid: bit, requested: if on { bit } else { 0 } };
+    ask(netdev, &mut SetFeatures { cmd: SFEATURES, blocks: blocks_of(&names), features })?;
+    Ok(self::features(netdev)?.is_active(feature) == on)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::netns::{Netns, within};
 
     #[test]
     fn what_is_not_there_is_an_error() {
         assert!(receive_queues("vift-nothing").is_err());
         assert!(receive_queues("a name that no device can have").is_err());
         assert_eq!(driver("vift-nothing"), None);
+        assert!(features("vift-nothing").is_err());
+        assert!(set_feature("vift-nothing", "tx-vlan-hw-insert", false).is_err());
+    }
+
+    #[test]
+    fn features_are_known_by_the_names_of_ethtool() {
+        let features = features("lo").unwrap();
+        assert!(features.is_active("loopback") && !features.can_change("loopback"));
+        assert!(features.is_active("tx-generic-segmentation") && features.can_change("tx-generic-segmentation"));
+        assert!(!features.is_active("rx-vlan-hw-parse") && !features.is_active("no-such-feature"));
+        assert!(features.active().any(|name| name == "loopback"));
+        assert!(!features.active().any(|name| name == "rx-vlan-hw-parse"));
+    }
+
+    #[test]
+    fn a_feature_is_turned_off_and_on() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: needs root, to make a namespace");
+        }
+        let name = format!("vift-ethtool-{}", std::process::id());
+        let ip = |command: &str| std::process::Command::new("ip").args(["netns", command, &name]).status().unwrap();
+        assert!(ip("add").success());
+        let tried = within(&Netns::Named(name.clone()), || {
+            let mut seen = Vec::new();
+            for on in [false, true] {
+                let done = set_feature("lo", "tx-generic-segmentation", on);
+                seen.push((done.ok(), features("lo").map(|all| all.is_active("tx-generic-segmentation")).ok()));
+            }
+            let fixed = set_feature("lo", "loopback", false).ok();
+            (seen, fixed, set_feature("lo", "no-such-feature", false).ok())
+        });
+        assert!(ip("del").success());
+        let (seen, fixed, unknown) = tried.unwrap();
+        assert_eq!(seen, [(Some(true), Some(false)), (Some(true), Some(true))]);
+        assert_eq!((fixed, unknown), (Some(false), Some(true)), "what cannot be changed stays");
     }
 
     #[test]
