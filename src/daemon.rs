@@ -3,9 +3,10 @@
 #![forbid(unsafe_code)]
 
 mod check;
+mod log;
 mod watchdog;
 
-use std::io::{self, IsTerminal};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
@@ -18,8 +19,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
-use tracing_subscriber::EnvFilter;
 
+use self::log::Log;
 use crate::control::config::{self, Config, Poll, SwitchSettings};
 use crate::control::controller::{Beginning, Controller};
 use crate::control::handle::Handle;
@@ -36,7 +37,8 @@ use crate::worker::{Pace, TeamSettings, Worker, team};
 
 /// Says `what` is wrong, and ends with `code`.
 fn complain(what: impl std::fmt::Display, code: u8) -> ExitCode {
-    eprintln!("{what}");
+    // If standard error is closed there is nobody to read it.
+    let _ = writeln!(io::stderr(), "{what}");
     ExitCode::from(code)
 }
 
@@ -49,45 +51,53 @@ pub fn run(path: Option<PathBuf>, state: Option<PathBuf>) -> ExitCode {
         Ok(file) => file,
         Err(errors) => return complain(errors, 2),
     };
-    let filter = EnvFilter::try_from_env("VIFSWITCH_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_target(false)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
-        .init();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build();
-    let runtime = match runtime {
-        Ok(runtime) => runtime,
-        Err(why) => return complain(format_args!("vifswitch run: {why}"), 1),
+    let log = Log::install();
+    let code = match run_logged(&log, file, path, state) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failed { why, code }) => {
+            log.say(&why);
+            ExitCode::from(code)
+        }
     };
+    // Nobody has to read it for the process to end.
+    log.finish();
+    code
+}
+
+/// Why a switch did not start or ended early, and its exit code.
+struct Failed {
+    why: String,
+    code: u8,
+}
+
+impl Failed {
+    fn new(why: impl std::fmt::Display, code: u8) -> Failed {
+        Failed { why: format!("vifswitch run: {why}"), code }
+    }
+}
+
+fn run_logged(log: &Log, file: Option<Config>, path: Option<PathBuf>, state: Option<PathBuf>) -> Result<(), Failed> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build();
+    let runtime = runtime.map_err(|why| Failed::new(why, 1))?;
 
     let path_of_state = state.or_else(|| file.as_ref().and_then(|file| file.switch.state.clone()));
     let (settings, origin) = match &path {
         Some(path) => (file.as_ref().map(|file| file.switch.clone()).unwrap_or_default(), path.display().to_string()),
         None => match runtime.block_on(keeper::kept(path_of_state.as_deref())) {
             Ok(config) => (config.switch, "the state that is kept".to_owned()),
-            Err(why) => return complain(format_args!("vifswitch run: {why}"), 2),
+            Err(why) => return Err(Failed::new(why, 2)),
         },
     };
     // Before there is another thread, which would keep what it has.
-    if let Err(why) = privileges::keep_only(&needed(&settings)) {
-        return complain(format_args!("vifswitch run: cannot give up capabilities: {why}"), 1);
-    }
-    let cores = match choose_cores(&settings) {
-        Ok(cores) => cores,
-        Err(why) => return complain(format_args!("{origin}: {why}"), 2),
-    };
+    privileges::keep_only(&needed(&settings))
+        .map_err(|why| Failed::new(format_args!("cannot give up capabilities: {why}"), 1))?;
+    let cores = choose_cores(&settings).map_err(|why| Failed { why: format!("{origin}: {why}"), code: 2 })?;
     // What is started from here on stays away from the workers.
     cores::avoid(&cores);
-    let (config, keeper) = match runtime.block_on(Keeper::begin(file, path_of_state.as_deref())) {
-        Ok(begun) => begun,
-        Err(why) => return complain(format_args!("vifswitch run: {why}"), 1),
-    };
-    match runtime.block_on(serve_until_told(config, keeper, cores)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(why) => complain(format_args!("vifswitch run: {why}"), 1),
-    }
+    log.start();
+    let (config, keeper) =
+        runtime.block_on(Keeper::begin(file, path_of_state.as_deref())).map_err(|why| Failed::new(why, 1))?;
+    runtime.block_on(serve_until_told(config, keeper, cores)).map_err(|why| Failed::new(why, 1))
 }
 
 /// The capabilities that a running switch needs: to open what there is, and what may come.

@@ -6,6 +6,7 @@
 
 mod host;
 
+use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -51,35 +52,54 @@ impl Severity {
 /// Says whether a configuration is right, and what this host says to it. Exit code 0 if a switch
 /// would start with it; otherwise that with which it would end.
 pub fn check(path: &Path, json: bool) -> ExitCode {
+    match print_findings(path, json) {
+        Ok(code) => code,
+        Err(why) => super::complain(format_args!("vifswitch check: cannot write: {why}"), 1),
+    }
+}
+
+fn print_findings(path: &Path, json: bool) -> io::Result<ExitCode> {
     let config = match config::check(path) {
         Ok(config) => config,
         Err(errors) if json => {
-            println!("{:#}", problems(path, &errors));
-            return ExitCode::from(2);
+            print(&format!("{:#}\n", problems(path, &errors)))?;
+            return Ok(ExitCode::from(2));
         }
-        Err(errors) => return super::complain(errors, 2),
+        Err(errors) => return Ok(super::complain(errors, 2)),
     };
     // What cannot be given up was not there: then nothing is asked with more than a switch has.
     let _ = privileges::keep_only(&needed(&config.switch));
     let findings = host::ask(&config);
     let worst = findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Remark);
     if json {
-        println!("{:#}", report(path, &config, &findings));
-        return ExitCode::from(worst.code());
+        print(&format!("{:#}\n", report(path, &config, &findings)))?;
+        return Ok(ExitCode::from(worst.code()));
     }
     let (networks, vms, ports) = sizes(&config);
     let uplinks = match config.uplinks.len() {
         0 => String::new(),
         uplinks => format!(", {uplinks} uplinks"),
     };
-    println!("{}: right: {networks} networks, {vms} VMs, {ports} ports{uplinks}", path.display());
+    print(&format!("{}: right: {networks} networks, {vms} VMs, {ports} ports{uplinks}\n", path.display()))?;
     for Finding { severity, about, message } in &findings {
         match severity {
-            Severity::Remark => println!("remark: {about}: {message}"),
-            Severity::InTheWay | Severity::Wrong => eprintln!("{}: {about}: {message}", path.display()),
+            Severity::Remark => print(&format!("remark: {about}: {message}\n"))?,
+            // If standard error is closed there is nobody to read it; the exit code says the same.
+            Severity::InTheWay | Severity::Wrong => {
+                let _ = writeln!(io::stderr(), "{}: {about}: {message}", path.display());
+            }
         }
     }
-    ExitCode::from(worst.code())
+    Ok(ExitCode::from(worst.code()))
+}
+
+/// Prints `text`. A reader who has read enough and left is no error: the exit code says what was found.
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(why) if why.kind() != io::ErrorKind::BrokenPipe => Err(why),
+        _ => Ok(()),
+    }
 }
 
 fn sizes(config: &Config) -> (usize, usize, usize) {

@@ -6,6 +6,7 @@
 mod contained;
 
 use std::fmt;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use prometheus_client::collector::Collector;
@@ -22,6 +23,7 @@ use self::contained::Samples;
 use crate::control::view::{
     CountsView, Direction, DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
 };
+use crate::telemetry::LOG_LINES_LOST;
 use crate::time;
 
 /// What the text is called in a `Content-Type` header.
@@ -205,6 +207,9 @@ impl Collector for Views {
             let sample = out.encode_descriptor("start_time", help, Some(&Unit::Seconds), ConstGauge::<f64>::TYPE)?;
             ConstGauge::new(seconds).encode(sample)?;
         }
+        let help = "Log lines that were lost, because standard error was not read in time or refused them.";
+        let sample = out.encode_descriptor("log_lines_lost", help, None, ConstCounter::<u64>::TYPE)?;
+        ConstCounter::new(LOG_LINES_LOST.load(Ordering::Relaxed)).encode(sample)?;
         let help = "Time spent in turns in which there was something to do.";
         let unit = Some(&Unit::Seconds);
         family(out, "worker_busy", help, unit, &self.workers, |w| ConstCounter::new(w.busy_seconds))

@@ -26,6 +26,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::switch::{DropReason, ReservedGroup};
 
+/// Log lines that were lost, because standard error was not read in time or refused them. Of the process, as its log
+/// is.
+pub static LOG_LINES_LOST: AtomicU64 = AtomicU64::new(0);
+
 /// A number that one thread adds to and any thread may read: a plain load and store, not a locked
 /// addition.
 #[derive(Debug, Default)]

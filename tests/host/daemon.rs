@@ -205,9 +205,20 @@ impl Daemon {
         self.spawn_as(self.command(), option, path);
     }
 
-    fn spawn_as(&mut self, mut command: Command, option: &str, path: &Path) {
-        assert!(self.child.is_none());
+    fn spawn_as(&mut self, command: Command, option: &str, path: &Path) {
         let log = File::create(self.dir.path().join("log")).unwrap();
+        self.spawn_logging_to(log, command, option, path);
+    }
+
+    /// Starts it by `command` over its configuration with this as its standard error, and waits until it is ready.
+    pub fn start_logging_to(&mut self, log: impl Into<Stdio>, command: Command) {
+        let file = self.file();
+        self.spawn_logging_to(log, command, "--config", &file);
+        self.await_note("READY=1");
+    }
+
+    fn spawn_logging_to(&mut self, log: impl Into<Stdio>, mut command: Command, option: &str, path: &Path) {
+        assert!(self.child.is_none());
         command.arg("run").arg(option).arg(path);
         command.env("NOTIFY_SOCKET", self.dir.path().join("notify")).stderr(log);
         self.child = Some(command.spawn().unwrap());

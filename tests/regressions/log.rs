@@ -1,1 +1,167 @@
 //! Nobody who reads the log, or fails to, can hold up or end the switch.
+
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
+use std::thread;
+
+use rustix::pipe::{fcntl_setpipe_size, pipe};
+use rustix::process::Signal;
+use vifswitch::control::view::Status;
+
+use crate::host::daemon::{Daemon, Vif, config};
+use crate::host::{Space, await_that};
+
+/// A pipe that one page fills.
+fn small_pipe() -> (File, OwnedFd) {
+    let (read, write) = pipe().unwrap();
+    fcntl_setpipe_size(&write, 4096).unwrap();
+    (read.into(), write)
+}
+
+/// Many changes, each of which is logged. Each is answered.
+fn change_often(daemon: &Daemon) {
+    for number in 0..120 {
+        let security = ["port_security=off", "port_security=mac"][number % 2];
+        daemon.done(&["set", "port-1", security], "");
+    }
+}
+
+/// A switch with a port on one end of a veth pair, whose other end is the guest's.
+fn guest(log: impl Into<Stdio>, environment: &[(&str, &str)]) -> Option<(Daemon, Space, Vif)> {
+    let space = Space::new()?;
+    space.ip("link add port1 type veth peer name guest1");
+    space.ip("link set port1 up");
+    space.ip("link set guest1 up");
+    let vif = Vif { kind: "packet", name: "port1".into(), ..Vif::new("vm", 1, &space) };
+    let mut daemon = Daemon::new();
+    daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif)));
+    let mut command = daemon.command();
+    command.envs(environment.iter().copied());
+    daemon.start_logging_to(log, command);
+    daemon.await_active(&vif);
+    Some((daemon, space, vif))
+}
+
+/// The guest takes its link down and up again, which is logged both times.
+fn flap(daemon: &Daemon, space: &Space, vif: &Vif) {
+    space.ip("link set guest1 down");
+    daemon.await_port("no carrier", vif, |port| port.status == Status::Down);
+    space.ip("link set guest1 up");
+    daemon.await_active(vif);
+}
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_neither_changes_nor_the_watchdog_nor_the_end() {
+    let (_read, write) = small_pipe();
+    let Some((mut daemon, space, vif)) = guest(write, &[("WATCHDOG_USEC", "3000000")]) else { return };
+    change_often(&daemon);
+    flap(&daemon, &space, &vif);
+    daemon.await_note("WATCHDOG=1"); // of the past
+    while daemon.note_within(rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }).is_some() {}
+    daemon.await_note("WATCHDOG=1");
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
+
+#[test]
+fn a_log_whose_reader_has_left_ends_nothing() {
+    let (read, write) = small_pipe();
+    let Some((mut daemon, space, vif)) = guest(write, &[]) else { return };
+    drop(read);
+    flap(&daemon, &space, &vif);
+    change_often(&daemon);
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
+
+#[test]
+fn a_log_on_a_full_disk_ends_nothing() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let Some((mut daemon, space, vif)) = guest(full, &[]) else { return };
+    flap(&daemon, &space, &vif);
+    change_often(&daemon);
+    let metrics = daemon.page("/metrics");
+    assert!(lost(&metrics) > 100, "{metrics}");
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
+
+/// Log lines that were lost, as the metrics have it.
+fn lost(metrics: &str) -> u64 {
+    metrics.lines().find_map(|line| line.strip_prefix("vifswitch_log_lines_lost_total ")?.parse().ok()).unwrap()
+}
+
+#[test]
+fn log_lines_that_are_lost_are_counted_and_logged_in_their_place() {
+    let (mut read, write) = small_pipe();
+    let mut daemon = Daemon::new();
+    // Long names make long lines.
+    let names: Vec<String> = (0..20).map(|number| format!("{number:0>240}")).collect();
+    let configure = |daemon: &Daemon, mtu: u16| {
+        let networks: Vec<(&str, u16)> = names.iter().map(|name| (name.as_str(), mtu)).collect();
+        daemon.configure(&config(&daemon.socket(), "", &networks, &[]));
+    };
+    configure(&daemon, 1500);
+    daemon.start_logging_to(write, daemon.command());
+    let apply = |daemon: &Daemon, mtu: u16| {
+        configure(daemon, mtu);
+        assert!(daemon.try_command(&["apply", "FILE", "--socket", daemon.socket().to_str().unwrap()]).status.success());
+    };
+    let mut changes = 0;
+    while lost(&daemon.page("/metrics")) < 10 {
+        changes += 1;
+        assert!(changes < 1000, "nothing is lost");
+        apply(&daemon, 1500 + changes);
+    }
+    // There is a reader again. It reads what waited, then how much is missing, then what comes.
+    let reader = thread::spawn(move || {
+        let mut text = String::new();
+        read.read_to_string(&mut text).map(|_| text).unwrap()
+    });
+    await_that("the queue is empty", || {
+        apply(&daemon, 1400);
+        let before = lost(&daemon.page("/metrics"));
+        apply(&daemon, 1401);
+        (lost(&daemon.page("/metrics")) == before).then_some(())
+    });
+    let lost = lost(&daemon.page("/metrics"));
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+    let text = reader.join().unwrap();
+    let count = |line: &str| line.split_once(" WARN ")?.1.split_once(" log lines lost here")?.0.parse::<u64>().ok();
+    assert_eq!(text.lines().filter_map(count).sum::<u64>(), lost, "{text}");
+    assert!(text.lines().next_back().unwrap().contains("stopped"), "{text}");
+}
+
+/// A command whose standard output is a pipe that nobody reads any more, as behind `| head -1`.
+#[test]
+fn a_command_whose_reader_has_left_ends_quietly() {
+    let Some((daemon, ..)) = guest(Stdio::null(), &[]) else { return };
+    let (file, socket) = (daemon.file(), daemon.socket());
+    let (file, socket) = (file.to_str().unwrap(), socket.to_str().unwrap());
+    let commands: &[&[&str]] = &[
+        &["check", file],
+        &["check", file, "--json"],
+        &["show", "ports", "--socket", socket],
+        &["show", "ports", "--json", "--socket", socket],
+        &["events", "--socket", socket],
+        &["diff", file, "--socket", socket],
+        &["doctor"],
+        &["--help"],
+        &[],
+    ];
+    let run = |arguments: &[&str], out: Stdio, err: Stdio| {
+        let mut command: Command = daemon.command();
+        command.args(arguments).stdout(out).stderr(err).output().unwrap()
+    };
+    let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    for arguments in commands {
+        let (read, write) = pipe().unwrap();
+        drop(read);
+        let ended = run(arguments, write.into(), Stdio::piped());
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(0), "{arguments:?}: {said}");
+        assert_eq!(said, "", "{arguments:?}");
+        // On a full disk it has failed, and is not killed by saying so.
+        let code = run(arguments, full(), full()).status.code();
+        assert!(matches!(code, Some(0..=3)), "{arguments:?}: {code:?}");
+    }
+}
