@@ -21,10 +21,10 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use self::log::Log;
-use crate::control::config::{self, Config, Poll, SwitchSettings};
+use crate::control::config::{self, Config, ConfigFile, Poll, SwitchSettings};
 use crate::control::controller::{Beginning, Controller};
 use crate::control::handle::Handle;
-use crate::control::keeper::{self, Keeper};
+use crate::control::keeper::{self, Keeper, Precedence};
 use crate::control::server::{api, pages, serve};
 use crate::control::socket::Socket;
 use crate::control::staff::Staff;
@@ -45,14 +45,14 @@ fn complain(what: impl std::fmt::Display, code: u8) -> ExitCode {
 /// Runs the switch until it is told to stop by SIGTERM or SIGINT.
 ///
 /// Without a configuration it goes on with the state that is kept at `state`, by default where a
-/// switch keeps it. With one, [`keeper`] says which of the two holds.
-pub fn run(path: Option<PathBuf>, state: Option<PathBuf>) -> ExitCode {
-    let file = match path.as_ref().map(config::load).transpose() {
+/// switch keeps it. With one, [`keeper`] says what becomes of the two.
+pub fn run(path: Option<PathBuf>, state: Option<PathBuf>, precedence: Precedence) -> ExitCode {
+    let file = match path.as_ref().map(config::load_file).transpose() {
         Ok(file) => file,
         Err(errors) => return complain(errors, 2),
     };
     let log = Log::install();
-    let code = match run_logged(&log, file, path, state) {
+    let code = match run_logged(&log, file, path, state, precedence) {
         Ok(()) => ExitCode::SUCCESS,
         Err(Failed { why, code }) => {
             log.say(&why);
@@ -76,13 +76,21 @@ impl Failed {
     }
 }
 
-fn run_logged(log: &Log, file: Option<Config>, path: Option<PathBuf>, state: Option<PathBuf>) -> Result<(), Failed> {
+fn run_logged(
+    log: &Log,
+    file: Option<ConfigFile>,
+    path: Option<PathBuf>,
+    state: Option<PathBuf>,
+    precedence: Precedence,
+) -> Result<(), Failed> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build();
     let runtime = runtime.map_err(|why| Failed::new(why, 1))?;
 
-    let path_of_state = state.or_else(|| file.as_ref().and_then(|file| file.switch.state.clone()));
+    let path_of_state = state.or_else(|| file.as_ref().and_then(|file| file.config.switch.state.clone()));
     let (settings, origin) = match &path {
-        Some(path) => (file.as_ref().map(|file| file.switch.clone()).unwrap_or_default(), path.display().to_string()),
+        Some(path) => {
+            (file.as_ref().map(|file| file.config.switch.clone()).unwrap_or_default(), path.display().to_string())
+        }
         None => match runtime.block_on(keeper::kept(path_of_state.as_deref())) {
             Ok(config) => (config.switch, "the state that is kept".to_owned()),
             Err(why) => return Err(Failed::new(why, 2)),
@@ -95,8 +103,9 @@ fn run_logged(log: &Log, file: Option<Config>, path: Option<PathBuf>, state: Opt
     // What is started from here on stays away from the workers.
     cores::avoid(&cores);
     log.start();
-    let (config, keeper) =
-        runtime.block_on(Keeper::begin(file, path_of_state.as_deref())).map_err(|why| Failed::new(why, 1))?;
+    let (config, keeper) = runtime
+        .block_on(Keeper::begin(file, path_of_state.as_deref(), precedence))
+        .map_err(|why| Failed::new(why, 1))?;
     runtime.block_on(serve_until_told(config, keeper, cores)).map_err(|why| Failed::new(why, 1))
 }
 

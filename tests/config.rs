@@ -494,7 +494,7 @@ fn files_are_read_by_their_names() {
         path
     };
     let config = config::load(write("a.toml", EXAMPLE.as_bytes())).unwrap();
-    assert_eq!(config::check(write("a.json", &serde_json::to_vec(&config).unwrap())), Ok(config));
+    assert_eq!(config::load(write("a.json", &serde_json::to_vec(&config).unwrap())), Ok(config));
     let kind = |result: Result<Config, Errors>| result.unwrap_err().kind();
     assert_eq!(kind(config::load(write("b.toml", b"a = \"\xff\""))), kind::UNREADABLE);
     assert_eq!(kind(config::load(dir.path().join("missing.toml"))), kind::UNREADABLE);

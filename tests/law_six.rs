@@ -3,7 +3,7 @@
 //!
 //! What it must come back with: the state of the last change that was answered, or that of the one in
 //! flight; of a change that was to be confirmed and was not, nothing. And the netdevs of its ports are
-//! there, and those of all others are gone.
+//! there, and those of all others are gone. Where the file has been edited, that is merged with it.
 //!
 //! `LAW_SIX_SEED` repeats a run, as far as the kernel lets the same things happen at the same moments.
 
@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use vifswitch::control::change::Change;
 use vifswitch::control::client::{Client, Error};
 use vifswitch::control::config::{Config, Device, parse_json, parse_toml, written};
+use vifswitch::control::merge::merge;
 use vifswitch::control::view::Status;
 
 /// Moments at which each of the two tests kills.
@@ -111,6 +112,8 @@ struct Scene {
     runtime: tokio::runtime::Runtime,
     /// The file has been edited, and nobody may have seen it yet.
     unread: bool,
+    /// What the file said when it was last applied.
+    base: Config,
     tally: Tally,
 }
 
@@ -121,7 +124,16 @@ impl Scene {
         let daemon = Daemon::new();
         let client = Client::new(daemon.socket());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Some(Scene { daemon, spaces, vifs, client, runtime, unread: false, tally: Tally::default() })
+        Some(Scene {
+            daemon,
+            spaces,
+            vifs,
+            client,
+            runtime,
+            unread: false,
+            base: Config::default(),
+            tally: Tally::default(),
+        })
     }
 
     /// The ports of these numbers, each once, as ports of a VM.
@@ -267,13 +279,11 @@ impl Scene {
     /// Lives one life and is killed. What it promised until then.
     fn live(&mut self, life: &Life, option: &str, path: &Path, mut promised: Vec<Config>) -> Vec<Config> {
         if let Some(ports) = life.edited.as_ref().filter(|_| option == "--config" && !self.unread) {
-            let text = self.file(ports);
-            // A file that says what it said before is none that has been edited.
-            if text != std::fs::read_to_string(path).unwrap() {
-                self.daemon.configure(&text);
-                self.unread = true;
-                promised = vec![self.meant(ports)];
-            }
+            let file = self.meant(ports);
+            self.daemon.configure(&self.file(ports));
+            self.unread = true;
+            promised = promised.iter().map(|kept| merge(&self.base, &file, kept).config).collect();
+            self.base = file;
         }
         self.daemon.spawn_over(option, path);
         if let Some(micros) = life.stillborn {
@@ -327,7 +337,8 @@ fn killed_at_random_moments(option: &str) {
     // Something to begin with.
     scene.daemon.configure(&scene.file(&[0, 1]));
     scene.daemon.start();
-    let begun = scene.came_back(vec![scene.meant(&[0, 1])]);
+    scene.base = scene.meant(&[0, 1]);
+    let begun = scene.came_back(vec![scene.base.clone()]);
     scene.daemon.stop(Signal::KILL);
     let path = if option == "--config" { scene.daemon.file() } else { scene.daemon.state() };
     let mut promised = vec![begun];

@@ -337,15 +337,15 @@ fn a_restart_forgets_neither_changes_nor_stations() {
         speak(2);
         assert!(first(&inside).starts_with(&told), "what happened before is still told");
     }
-    // A file that has been edited holds.
+    // What was edited in the file is applied, and what was attached stays.
     inside.stop();
     let edited = [vifs[0].clone(), vifs[1].clone(), vifs[3].clone()];
     inside = Inside::new(1, file(&edited), Some(&state));
-    assert_eq!(inside.listed(), ["port-1", "port-2", "port-4"]);
+    assert_eq!(inside.listed(), ["port-1", "port-3", "port-2", "port-4"]);
     inside.detach(&vifs[3]);
     inside.stop();
     inside = Inside::new(1, None, Some(&state));
-    assert_eq!(inside.listed(), ["port-1", "port-2"]);
+    assert_eq!(inside.listed(), ["port-1", "port-3", "port-2"]);
 }
 
 #[test]

@@ -21,6 +21,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::control::client::{self, Client};
 use crate::control::config::Errors;
+use crate::control::keeper::Precedence;
 use crate::daemon;
 
 /// Where a switch listens unless it is told otherwise.
@@ -47,8 +48,12 @@ enum Command {
         /// Where the state is kept, instead of where the configuration says
         #[arg(long, value_name = "FILE")]
         state: Option<PathBuf>,
+        /// Replace the stored state by the configuration file, instead of merging both
+        #[arg(long, requires = "config")]
+        replace: bool,
     },
-    /// Say whether a configuration is right, and whether this host would carry it; touches nothing
+    /// Say whether a configuration is right, whether this host would carry it, and what a start would change in the
+    /// stored state; touches nothing
     Check {
         /// The configuration file
         #[arg(value_name = "FILE")]
@@ -124,7 +129,9 @@ pub fn main() -> ExitCode {
     };
     match cli.command {
         None => say(&Cli::command().render_help().to_string()),
-        Some(Command::Run { config, state }) => daemon::run(config, state),
+        Some(Command::Run { config, state, replace }) => {
+            daemon::run(config, state, if replace { Precedence::Replace } else { Precedence::Merge })
+        }
         Some(Command::Check { config, json }) => daemon::check(&config, json),
         Some(Command::Doctor(doctor)) => doctor.run(),
         Some(Command::Diff(diff)) => end(diff.run()),

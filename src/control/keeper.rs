@@ -1,40 +1,69 @@
 //! Whether and where changes are kept, and with which configuration a switch begins.
 //!
-//! The rule at a start: the file is what an operator edits, and the state is what the API has made
-//! of it. As long as the file says what it said when the state was derived from it, the state goes
-//! on. Once the file has been edited, the file holds and the state is given up. Both ways the log
-//! says in what they differ. `[switch]` is always as the file has it.
+//! The rule at a start: the file is what an operator edits, and the state is what the API has made of it. Both are merged
+//! ([`merge`]): what the file has changed since it was last applied is applied, what was changed by API stays, and where
+//! both have changed the same the file has precedence. The log and an event say what that changes in the state.
+//! `[switch]` is always as the file has it. A file that is to replace the state takes its place as it is.
+//!
+//! The file is kept as it is written, so that its next edit is known; the state is kept without defaults. What of the
+//! state this version does not understand is kept as it is.
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde_json::Value;
 use tracing::{error, info, warn};
 
 use super::change::Refusal;
-use super::config::{self, Config, SwitchSettings};
+use super::config::{self, Config, ConfigFile, Stored, SwitchSettings, Unread};
 use super::difference::differences;
-use super::events::Event;
+use super::events::{Event, EventKind};
 use super::leftovers::{self, Leftovers};
-use super::store::{Desired, KeptStation, Store, StoreError};
+use super::merge::{Merged, merge};
+use super::store::{self, Desired, KeptStation, Store, StoreError};
+use crate::time;
 
 /// Differences told in the log, at most.
 const TOLD: usize = 50;
 
-/// Where changes are kept. Clones share it.
+/// Differences told in an event, at most.
+const TOLD_IN_EVENT: usize = 20;
+
+/// How long a state that another process has open is waited for: a switch that is stopping, a backup.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// Between two looks whether it is still in use.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// What a file is to the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precedence {
+    /// Both are merged.
+    #[default]
+    Merge,
+    /// The file replaces the state.
+    Replace,
+}
+
+/// Where changes are kept, and beside what. Clones share it.
 #[derive(Debug, Clone)]
-pub enum Keeper {
+pub struct Keeper {
+    place: Place,
+    /// The configuration file as it was last applied, as it is written and without `[switch]`; null without one.
+    base: Arc<Value>,
+    /// What of the state this version does not understand.
+    unread: Arc<Unread>,
+    /// What was left behind before.
+    left: Leftovers,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
     /// Nowhere: nothing is to be kept.
     Nowhere,
     /// In the store.
-    Store {
-        /// The store.
-        store: Arc<Store>,
-        /// What the configuration file meant when the state was derived from it; null without one.
-        base: Arc<Value>,
-        /// What was left behind before.
-        left: Leftovers,
-    },
+    Store(Arc<Store>),
     /// They should be, and cannot: why.
     Broken(String),
 }
@@ -61,13 +90,28 @@ pub enum NoBeginning {
     },
 }
 
+/// What a start over a file would make of a state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Preview {
+    /// What would be otherwise than the state has it, a sentence for each thing.
+    pub changes: Vec<String>,
+    /// What was changed by API and would not hold any more, and why.
+    pub dropped: Vec<String>,
+    /// What of the state is not understood, and would be kept as it is.
+    pub unread: Vec<String>,
+}
+
 impl Keeper {
     /// With which configuration to begin, and where its changes are kept: over `file`, if there is
     /// one, else over what is kept at `path`.
-    pub async fn begin(file: Option<Config>, path: Option<&Path>) -> Result<(Config, Keeper), NoBeginning> {
+    pub async fn begin(
+        file: Option<ConfigFile>,
+        path: Option<&Path>,
+        precedence: Precedence,
+    ) -> Result<(Config, Keeper), NoBeginning> {
         match (file, path) {
-            (Some(file), Some(path)) => Ok(over_file(file, path).await),
-            (Some(file), None) => Ok((file, Keeper::Nowhere)),
+            (Some(file), Some(path)) => Ok(over_file(file, path, precedence).await),
+            (Some(file), None) => Ok(Keeper::at(Place::Nowhere, file)),
             (None, path) => {
                 let kept = SwitchSettings::default().state;
                 resume(path.or(kept.as_deref()).unwrap_or(Path::new(""))).await
@@ -75,17 +119,29 @@ impl Keeper {
         }
     }
 
+    /// One over a file, beside which nothing is known.
+    fn at(place: Place, file: ConfigFile) -> (Config, Keeper) {
+        let base = base(&file).into();
+        (file.config, Keeper { place, base, unread: Arc::default(), left: Leftovers::new() })
+    }
+
+    /// What of `config` and beside it is kept.
+    fn desired(&self, config: &Config, left: &Leftovers) -> Desired {
+        let mut kept = config.to_sparse();
+        self.unread.graft(&mut kept);
+        Desired { base: self.base.as_ref().clone(), config: kept, leftovers: leftovers::written(left) }
+    }
+
     /// Keeps a configuration, what it leaves behind, and what happened on the way to it. When this
     /// returns it is kept.
     pub async fn commit(&self, config: &Config, left: &Leftovers, events: Vec<Event>) -> Result<(), Refusal> {
-        match self {
-            Keeper::Nowhere => Ok(()),
-            Keeper::Store { store, base, .. } => {
-                let leftovers = leftovers::written(left);
-                let desired = Desired { base: base.as_ref().clone(), config: value(config), leftovers };
-                store.commit(desired, events).await.map_err(|why| Refusal::switch("store_failed", why.to_string()))
+        match &self.place {
+            Place::Nowhere => Ok(()),
+            Place::Store(store) => {
+                let kept = store.commit(self.desired(config, left), events).await;
+                kept.map_err(|why| Refusal::switch("store_failed", why.to_string()))
             }
-            Keeper::Broken(why) => Err(Refusal::switch("store_failed", why.as_str())),
+            Place::Broken(why) => Err(Refusal::switch("store_failed", why.as_str())),
         }
     }
 
@@ -100,24 +156,21 @@ impl Keeper {
 
     /// What an earlier life has left behind.
     pub fn left(&self) -> Leftovers {
-        match self {
-            Keeper::Store { left, .. } => left.clone(),
-            _ => Leftovers::new(),
-        }
+        self.left.clone()
     }
 
     /// Whether changes can be taken at all.
     pub fn check(&self) -> Result<(), Refusal> {
-        match self {
-            Keeper::Broken(why) => Err(Refusal::switch("store_failed", why.as_str())),
+        match &self.place {
+            Place::Broken(why) => Err(Refusal::switch("store_failed", why.as_str())),
             _ => Ok(()),
         }
     }
 
     /// The store, if there is one.
     pub fn store(&self) -> Option<&Arc<Store>> {
-        match self {
-            Keeper::Store { store, .. } => Some(store),
+        match &self.place {
+            Place::Store(store) => Some(store),
             _ => None,
         }
     }
@@ -133,7 +186,7 @@ impl Keeper {
     /// Closes the store, if there is one and no clone of this is left: its file is whole, and free for
     /// the next one, when this returns.
     pub async fn close(self) {
-        if let Keeper::Store { store, .. } = self
+        if let Place::Store(store) = self.place
             && let Some(store) = Arc::into_inner(store)
         {
             store.close().await;
@@ -159,74 +212,136 @@ impl Keeper {
     }
 }
 
-fn value(config: &Config) -> Value {
-    // Its types have no map with other keys than texts, which is all that could fail.
-    serde_json::to_value(config).unwrap_or_default()
+/// What of a file is compared with its next edit: all but `[switch]`, which is fixed at each start.
+fn base(file: &ConfigFile) -> Value {
+    let mut raw = file.raw.clone();
+    if let Some(keys) = raw.as_object_mut() {
+        keys.remove("switch");
+    }
+    raw
 }
 
-/// What of a file is the beginning of a state: all but `[switch]`, which is fixed at each start.
-fn base(file: &Config) -> Value {
-    value(&Config { switch: SwitchSettings::default(), ..file.clone() })
+/// What the file meant when it was last applied, as this version of the switch reads it; nothing if that is not known.
+fn applied(desired: &Desired) -> Config {
+    config::read_stored(&desired.base).map(|stored| stored.config).unwrap_or_default()
 }
 
-/// Whether a state was derived from what `file` says. It may have been kept by another version, which
-/// had other keys: what they mean is compared.
-fn is_base(kept: &Value, file: &Config) -> bool {
-    let kept = config::parse_json(&kept.to_string(), "the state");
-    kept.is_ok_and(|kept| kept == Config { switch: SwitchSettings::default(), ..file.clone() })
+/// What a file makes of a state that it is applied to.
+fn apply(file: &ConfigFile, desired: &Desired, kept: &Stored, precedence: Precedence) -> (Merged, Preview) {
+    let merged = match precedence {
+        Precedence::Merge => merge(&applied(desired), &file.config, &kept.config),
+        Precedence::Replace => Merged { config: file.config.clone(), conflicts: Vec::new() },
+    };
+    let was = Config { switch: file.config.switch.clone(), ..kept.config.clone() };
+    let changes = differences(&was, &merged.config);
+    let preview = Preview { changes, dropped: merged.conflicts.clone(), unread: kept.unread.told.clone() };
+    (merged, preview)
 }
 
-fn read(desired: &Desired) -> Result<Config, String> {
-    config::parse_json(&desired.config.to_string(), "the state").map_err(|errors| errors.to_string())
-}
-
-async fn over_file(file: Config, path: &Path) -> (Config, Keeper) {
-    let (store, desired) = match Store::open(path.to_owned()).await {
+async fn over_file(file: ConfigFile, path: &Path, precedence: Precedence) -> (Config, Keeper) {
+    let (store, desired) = match open(path).await {
         Ok(opened) => opened,
         Err(why) => {
             error!("{why}. The switch runs as the configuration file says, and takes no changes");
-            return (file, Keeper::Broken(why.to_string()));
+            return Keeper::at(Place::Broken(why.to_string()), file);
         }
     };
-    let base = base(&file);
-    let mut left = desired.as_ref().map(|desired| leftovers::read(&desired.leftovers)).unwrap_or_default();
-    let config = match desired.as_ref().map(|desired| (is_base(&desired.base, &file), read(desired))) {
-        None => file,
-        Some((same, Ok(kept))) => {
-            let kept = Config { switch: file.switch.clone(), ..kept };
-            // Whichever of the two holds: what only the state had is of no use any more.
-            left.extend(leftovers::netdevs(&kept));
-            let differ = differences(&file, &kept);
-            if differ.is_empty() {
-                file
-            } else if same {
-                info!("changes that were made over the configuration file go on:{}", lines(&differ));
-                kept
-            } else {
-                warn!(
-                    "the configuration file has been edited and holds. Of the state at {} this is given up:{}",
-                    path.display(),
-                    lines(&differences(&file, &kept))
-                );
-                file
-            }
-        }
-        Some((_, Err(why))) => {
-            let path = path.display();
+    let shown = path.display();
+    let kept = match desired.as_ref().map(|desired| config::read_stored(&desired.config)).transpose() {
+        Ok(kept) => kept,
+        Err(why) => {
             error!(
-                "the state at {path} is not understood and is left as it is: {why}. The switch runs as the configuration file says, and takes no changes"
+                "the state at {shown} is not understood and is left as it is: {why}. The switch runs as the configuration \
+                 file says, and takes no changes"
             );
-            return (file, Keeper::Broken(format!("the state at {path} is not understood: {why}")));
+            store.close().await;
+            return Keeper::at(Place::Broken(format!("the state at {shown} is not understood: {why}")), file);
         }
     };
-    let left = &left - &leftovers::netdevs(&config);
-    let keeper = Keeper::Store { store: Arc::new(store), base: Arc::new(base), left: left.clone() };
-    if desired.is_none_or(|desired| desired.config != value(&config) || Some(&desired.base) != keeper.base())
-        && let Err(why) = keeper.commit(&config, &left, Vec::new()).await
-    {
-        warn!("the configuration has not been kept: {why}");
+    let base = base(&file).into();
+    let mut keeper =
+        Keeper { place: Place::Store(Arc::new(store)), base, unread: Arc::default(), left: Leftovers::new() };
+    let (Some(desired), Some(kept)) = (desired, kept) else {
+        keeper.keep(&file.config, None, Vec::new()).await;
+        return (file.config, keeper);
+    };
+    let (Merged { config, .. }, told) = apply(&file, &desired, &kept, precedence);
+    let events = tell(path, &file, &config, &told, precedence);
+    // What only the state had is of no use any more.
+    let mut left = leftovers::read(&desired.leftovers);
+    left.extend(leftovers::netdevs(&kept.config));
+    keeper.left = &left - &leftovers::netdevs(&config);
+    if precedence == Precedence::Merge {
+        keeper.unread = kept.unread.into();
     }
+    keeper.keep(&config, Some(desired), events).await;
     (config, keeper)
+}
+
+impl Keeper {
+    /// Keeps what a switch begins with, unless that is what is kept already.
+    async fn keep(&self, config: &Config, before: Option<Desired>, events: Vec<Event>) {
+        if before.is_some_and(|before| before == self.desired(config, &self.left)) {
+            return;
+        }
+        if let Err(why) = self.commit(config, &self.left, events).await {
+            warn!("the configuration has not been kept: {why}");
+        }
+    }
+}
+
+/// Says in the log, and in events, what a file makes of a state.
+fn tell(path: &Path, file: &ConfigFile, config: &Config, told: &Preview, precedence: Precedence) -> Vec<Event> {
+    let Preview { changes, dropped, unread } = told;
+    let path = path.display();
+    if !unread.is_empty() && precedence == Precedence::Merge {
+        warn!("not understood by this version, and kept in the state at {path} as it is:{}", lines(unread));
+    }
+    let stays = differences(&file.config, config);
+    if !stays.is_empty() {
+        info!("changes that were made by API go on; they differ from the configuration file:{}", lines(&stays));
+    }
+    let mut texts = Vec::new();
+    if !changes.is_empty() {
+        let what = match precedence {
+            Precedence::Merge => "the configuration file has been edited; this changes in the stored state",
+            Precedence::Replace => "the configuration file replaces the stored state; this changes",
+        };
+        warn!("{what} at {path}:{}", lines(changes));
+        texts.push(format!("{what}: {}", on_one_line(changes)));
+    }
+    if !dropped.is_empty() {
+        let what = "changed by API, and dropped because the configuration file has precedence";
+        warn!("{what}:{}", lines(dropped));
+        texts.push(format!("{what}: {}", on_one_line(dropped)));
+    }
+    let time = time::rfc3339(time::wall());
+    let event = |text| Event {
+        time: time.clone(),
+        kind: EventKind::Config,
+        vm: None,
+        ports: Vec::new(),
+        network: None,
+        mac: None,
+        text,
+    };
+    texts.into_iter().map(event).collect()
+}
+
+/// Opens the store at `path`. While another process has it open it is waited for, some time.
+async fn open(path: &Path) -> Result<(Store, Option<Desired>), StoreError> {
+    let (start, mut told) = (time::now(), false);
+    loop {
+        match Store::open(path.to_owned()).await {
+            Err(why @ StoreError::InUse { .. }) if time::now().since(start) < BUSY => {
+                if !std::mem::replace(&mut told, true) {
+                    warn!("{why}; waiting for it for {} s", BUSY.as_secs());
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            opened => return opened,
+        }
+    }
 }
 
 /// The configuration that is kept at `path`, by default where a switch keeps it. Looked at only.
@@ -237,29 +352,39 @@ pub async fn kept(path: Option<&Path>) -> Result<Config, NoBeginning> {
         // Looking for a state does not make one.
         return Err(NoBeginning::NothingKept { path: path.display().to_string() });
     }
-    let (store, desired) = Store::open(path.to_owned()).await?;
+    let (store, desired) = open(path).await?;
     store.close().await;
     let path = path.display().to_string();
     let Some(desired) = desired else { return Err(NoBeginning::NothingKept { path }) };
-    read(&desired).map_err(|why| NoBeginning::NotUnderstood { path, why })
+    Ok(read(&desired, path)?.config)
+}
+
+/// What a start over `file` would make of the state at `path`; `None` if there is none. It is looked at only, also while
+/// a switch has it open.
+pub fn preview(file: &ConfigFile, path: &Path) -> Result<Option<Preview>, NoBeginning> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let Some(desired) = store::peek(path)? else { return Ok(None) };
+    let kept = read(&desired, path.display().to_string())?;
+    Ok(Some(apply(file, &desired, &kept, Precedence::Merge).1))
+}
+
+fn read(desired: &Desired, path: String) -> Result<Stored, NoBeginning> {
+    config::read_stored(&desired.config).map_err(|why| NoBeginning::NotUnderstood { path, why: why.to_string() })
 }
 
 async fn resume(path: &Path) -> Result<(Config, Keeper), NoBeginning> {
-    let (store, desired) = Store::open(path.to_owned()).await?;
+    let (store, desired) = open(path).await?;
     let path = path.display().to_string();
     let Some(desired) = desired else { return Err(NoBeginning::NothingKept { path }) };
-    let config = read(&desired).map_err(|why| NoBeginning::NotUnderstood { path, why })?;
-    let left = &leftovers::read(&desired.leftovers) - &leftovers::netdevs(&config);
-    Ok((config, Keeper::Store { store: Arc::new(store), base: Arc::new(desired.base), left }))
-}
-
-impl Keeper {
-    fn base(&self) -> Option<&Value> {
-        match self {
-            Keeper::Store { base, .. } => Some(base),
-            _ => None,
-        }
+    let Stored { config, unread } = read(&desired, path)?;
+    if !unread.is_empty() {
+        warn!("not understood by this version, and kept in the state as it is:{}", lines(&unread.told));
     }
+    let left = &leftovers::read(&desired.leftovers) - &leftovers::netdevs(&config);
+    let (base, unread) = (desired.base.into(), unread.into());
+    Ok((config, Keeper { place: Place::Store(Arc::new(store)), base, unread, left }))
 }
 
 /// Sentences, each on a line of its own, not too many.
@@ -271,31 +396,40 @@ fn lines(differences: &[String]) -> String {
     text
 }
 
+/// Sentences one behind the other, not too many.
+fn on_one_line(differences: &[String]) -> String {
+    let mut text = differences.iter().take(TOLD_IN_EVENT).map(String::as_str).collect::<Vec<_>>().join("; ");
+    if differences.len() > TOLD_IN_EVENT {
+        text.push_str(&format!("; and {} more", differences.len() - TOLD_IN_EVENT));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::control::config::Network;
-    use crate::control::events::EventKind;
+    use serde_json::json;
 
     fn config(networks: &[&str]) -> Config {
         Config { networks: networks.iter().map(|&id| Network::new(id)).collect(), ..Config::default() }
     }
 
     async fn begin(file: Option<Config>, path: &Path) -> (Config, Keeper) {
-        Keeper::begin(file, Some(path)).await.unwrap()
+        Keeper::begin(file.map(Into::into), Some(path), Precedence::Merge).await.unwrap()
     }
 
     /// So that the file is free for the next one.
     async fn end(keeper: Keeper) {
-        let Keeper::Store { store, .. } = keeper else { panic!("{keeper:?}") };
+        let Place::Store(store) = keeper.place else { panic!("{keeper:?}") };
         Arc::into_inner(store).unwrap().close().await;
     }
 
     #[tokio::test]
-    async fn the_state_goes_on_until_the_file_is_edited() {
+    async fn what_was_changed_goes_on_and_an_edit_of_the_file_is_applied() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
-        let (file, changed, edited) = (config(&["a"]), config(&["a", "b"]), config(&["c"]));
+        let (file, changed) = (config(&["a"]), config(&["a", "b"]));
 
         let (begun, keeper) = begin(Some(file.clone()), &path).await;
         assert_eq!(begun, file);
@@ -314,39 +448,62 @@ mod tests {
         end(keeper).await;
         assert_eq!(kept(Some(&path)).await.unwrap().networks, changed.networks);
 
-        let (begun, keeper) = begin(Some(edited.clone()), &path).await;
+        let (edited, both) = (config(&["c"]), config(&["b", "c"]));
+        let preview = preview(&edited.clone().into(), &path).unwrap().unwrap();
+        assert_eq!(preview.changes.len(), 2, "a goes, and c comes: {preview:?}");
+        for _ in 0..2 {
+            let (begun, keeper) = begin(Some(edited.clone()), &path).await;
+            assert_eq!(begun, both);
+            assert_eq!(keeper.store().unwrap().events(None, 9).await.unwrap().len(), 1, "told once");
+            end(keeper).await;
+        }
+        let replace = Keeper::begin(Some(edited.clone().into()), Some(&path), Precedence::Replace);
+        let (begun, keeper) = replace.await.unwrap();
         assert_eq!(begun, edited);
         end(keeper).await;
-        let (begun, keeper) = begin(None, &path).await;
-        assert_eq!(begun, edited, "what was given up does not come back");
-        end(keeper).await;
-        let (begun, keeper) = begin(Some(file.clone()), &path).await;
-        assert_eq!(begun, file, "also not with the file that was there before");
+        let (begun, keeper) = begin(Some(edited.clone()), &path).await;
+        assert_eq!(begun, edited, "what was replaced does not come back");
         end(keeper).await;
     }
 
-    /// An earlier version kept no key that it did not have, and meant what such a file means now.
+    /// What is kept of the file is what is written in it.
     #[tokio::test]
-    async fn the_state_of_an_earlier_version_goes_on() {
+    async fn a_default_is_no_edit() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
         let (file, changed) = (config(&["a"]), config(&["a", "b"]));
+        // As if `mtu` had been 1400 by default when this was kept.
         let (store, _) = Store::open(path.clone()).await.unwrap();
-        let earlier = |config: &Config| {
-            let mut kept = value(config);
-            kept.as_object_mut().unwrap().remove("uplinks").expect("it is written");
-            kept
-        };
-        let desired = Desired { base: earlier(&file), config: earlier(&changed), leftovers: Value::Null };
+        let base = json!({"networks": [{"id": "a"}]});
+        let desired = Desired { base, config: changed.to_sparse(), leftovers: Value::Null };
         store.commit(desired, Vec::new()).await.unwrap();
         store.close().await;
-        let (begun, keeper) = begin(Some(file.clone()), &path).await;
+        let (begun, keeper) = begin(Some(file), &path).await;
         assert_eq!(begun.networks, changed.networks);
         end(keeper).await;
     }
 
+    #[tokio::test]
+    async fn what_is_not_understood_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let later = json!({"planets": 8, "networks": [{"id": "a", "colour": "blue"}, {"id": "b"}]});
+        let (store, _) = Store::open(path.clone()).await.unwrap();
+        let desired = Desired { base: Value::Null, config: later, leftovers: Value::Null };
+        store.commit(desired, Vec::new()).await.unwrap();
+        store.close().await;
+        let (begun, keeper) = begin(Some(config(&["a"])), &path).await;
+        assert_eq!(begun, config(&["a", "b"]));
+        keeper.commit(&config(&["a"]), &Leftovers::new(), Vec::new()).await.unwrap();
+        end(keeper).await;
+        let (store, desired) = Store::open(path).await.unwrap();
+        let desired = desired.unwrap();
+        assert_eq!((&desired.config["planets"], &desired.config["networks"][0]["colour"]), (&json!(8), &json!("blue")));
+        store.close().await;
+    }
+
     fn with_port(id: &str) -> Config {
-        let text = serde_json::json!({"networks": [{"id": "n"}], "vms": [{"id": "v", "ports": [{"port_id": id,
+        let text = json!({"networks": [{"id": "n"}], "vms": [{"id": "v", "ports": [{"port_id": id,
             "network_id": "n", "mac_address": "02:00:00:00:00:01", "device": {"kind": "tap", "name": id}}]}]});
         config::parse_json(&text.to_string(), "x").unwrap()
     }
@@ -365,9 +522,9 @@ mod tests {
         assert_eq!(ids(&keeper), ["a"]);
         keeper.leave(&leftovers::netdevs(&with_port("c")), Vec::new()).await.unwrap();
         end(keeper).await;
-        // An edited file gives up the state, and what the state had.
-        let (_, keeper) = begin(Some(with_port("d")), &path).await;
-        assert_eq!(ids(&keeper), ["b", "c"]);
+        // The port of the file has the address of the one that was attached, which is dropped with what it had.
+        let (begun, keeper) = begin(Some(with_port("d")), &path).await;
+        assert_eq!((begun, ids(&keeper)), (with_port("d"), vec!["b".to_owned(), "c".to_owned()]));
         end(keeper).await;
         // It is told again if the switch was killed before it was done, but not what is wanted again.
         let (_, keeper) = begin(Some(with_port("b")), &path).await;
@@ -385,10 +542,12 @@ mod tests {
         let path = dir.path().join("state.db");
         let told = kept(Some(&path)).await.unwrap_err().to_string();
         assert!(told.contains("--config FILE") && told.contains("state.db"), "{told}");
+        assert_eq!(preview(&config(&["a"]).into(), &path).unwrap(), None);
         assert!(!path.exists(), "looking makes nothing");
         let (store, _) = Store::open(path.clone()).await.unwrap();
         store.close().await;
-        assert!(matches!(Keeper::begin(None, Some(&path)).await, Err(NoBeginning::NothingKept { .. })));
+        let begun = Keeper::begin(None, Some(&path), Precedence::Merge).await;
+        assert!(matches!(begun, Err(NoBeginning::NothingKept { .. })));
     }
 
     #[tokio::test]
@@ -405,7 +564,7 @@ mod tests {
         std::fs::write(&rubbish, [7; 5000]).unwrap();
         let strange = dir.path().join("strange.db");
         let (store, _) = Store::open(strange.clone()).await.unwrap();
-        let desired = Desired { base: Value::Null, config: serde_json::json!({"planets": 8}), leftovers: Value::Null };
+        let desired = Desired { base: Value::Null, config: json!({"networks": 8}), leftovers: Value::Null };
         store.commit(desired, Vec::new()).await.unwrap();
         store.close().await;
         for path in [&rubbish, &strange] {
@@ -414,14 +573,14 @@ mod tests {
             assert_eq!(begun, file);
             assert!(refused(&keeper).contains(&path.display().to_string()));
             assert_eq!(keeper.commit(&file, &Leftovers::new(), Vec::new()).await.unwrap_err().kind, "store_failed");
-            assert!(Keeper::begin(None, Some(path)).await.is_err());
+            assert!(Keeper::begin(None, Some(path), Precedence::Merge).await.is_err());
             assert_eq!(std::fs::read(path).unwrap(), before, "it is left as it is");
         }
     }
 
     #[tokio::test]
     async fn nothing_is_kept_where_nothing_is_to_be() {
-        let (begun, keeper) = Keeper::begin(Some(config(&["a"])), None).await.unwrap();
+        let (begun, keeper) = Keeper::begin(Some(config(&["a"]).into()), None, Precedence::Merge).await.unwrap();
         assert_eq!(begun, config(&["a"]));
         keeper.check().unwrap();
         keeper.commit(&begun, &Leftovers::new(), Vec::new()).await.unwrap();

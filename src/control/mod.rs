@@ -8,7 +8,7 @@
 //!   cli ─► client ─► socket, server ─► handle ─► controller ─────────────┴─► staff ─► mail to the workers
 //!                                                    ├─► report, stations ─► view
 //!                                                    ├─► loops: probes, the ladder, storms, freezes
-//!                                                    └─► journal (events), keeper ─► store
+//!                                                    └─► journal (events), keeper (merge: file and state) ─► store
 //! ```
 //!
 //! Beside it the watchdog asks both the controller and the workers whether they are alive.
@@ -30,6 +30,7 @@ pub mod keeper;
 pub mod leftovers;
 pub mod lines;
 pub mod loops;
+pub mod merge;
 pub mod meters;
 pub mod places;
 pub mod plan;

@@ -1,4 +1,5 @@
-//! `vifswitch check`: is a configuration right, and would this host carry it? Nothing is touched.
+//! `vifswitch check`: is a configuration right, would this host carry it, and what would a start with it make of the
+//! stored state? Nothing is touched.
 //!
 //! The host is asked with the rights that a running switch has. What would keep it from starting is
 //! an error, and the exit code is the one that it would end with. What would only keep a port down
@@ -14,7 +15,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::needed;
-use crate::control::config::{self, Config, Errors};
+use crate::control::config::{self, Config, ConfigFile, Errors};
+use crate::control::keeper::{self, Preview};
 use crate::sys::privileges;
 
 /// What a finding comes to.
@@ -59,28 +61,33 @@ pub fn check(path: &Path, json: bool) -> ExitCode {
 }
 
 fn print_findings(path: &Path, json: bool) -> io::Result<ExitCode> {
-    let config = match config::check(path) {
-        Ok(config) => config,
+    let file = match config::load_file(path) {
+        Ok(file) => file,
         Err(errors) if json => {
             print(&format!("{:#}\n", problems(path, &errors)))?;
             return Ok(ExitCode::from(2));
         }
         Err(errors) => return Ok(super::complain(errors, 2)),
     };
+    let config = &file.config;
     // What cannot be given up was not there: then nothing is asked with more than a switch has.
     let _ = privileges::keep_only(&needed(&config.switch));
-    let findings = host::ask(&config);
+    let mut findings = host::ask(config);
+    let state = stored(&file, &mut findings);
     let worst = findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Remark);
     if json {
-        print(&format!("{:#}\n", report(path, &config, &findings)))?;
+        print(&format!("{:#}\n", report(path, config, &findings, state.as_ref())))?;
         return Ok(ExitCode::from(worst.code()));
     }
-    let (networks, vms, ports) = sizes(&config);
+    let (networks, vms, ports) = sizes(config);
     let uplinks = match config.uplinks.len() {
         0 => String::new(),
         uplinks => format!(", {uplinks} uplinks"),
     };
     print(&format!("{}: right: {networks} networks, {vms} VMs, {ports} ports{uplinks}\n", path.display()))?;
+    if let Some((at, preview)) = &state {
+        print(&told(at, preview))?;
+    }
     for Finding { severity, about, message } in &findings {
         match severity {
             Severity::Remark => print(&format!("remark: {about}: {message}\n"))?,
@@ -102,11 +109,46 @@ fn print(text: &str) -> io::Result<()> {
     }
 }
 
+/// What a start would make of the stored state, and where that is, if there is one.
+fn stored<'f>(file: &'f ConfigFile, findings: &mut Vec<Finding>) -> Option<(&'f Path, Preview)> {
+    let path = file.config.switch.state.as_deref()?;
+    match keeper::preview(file, path) {
+        Ok(preview) => Some((path, preview?)),
+        Err(why) => {
+            let message =
+                format!("{why}; a switch that starts now runs as the configuration file says, and takes no changes");
+            findings.push(Finding { severity: Severity::Remark, about: "switch.state".into(), message });
+            None
+        }
+    }
+}
+
+/// What a start would make of the stored state, for people to read.
+fn told(path: &Path, Preview { changes, dropped, unread }: &Preview) -> String {
+    let path = path.display();
+    let mut text = String::new();
+    if changes.is_empty() {
+        text.push_str(&format!("stored state {path}: a start changes nothing in it\n"));
+    }
+    let parts = [
+        (changes, "a start changes in it"),
+        (dropped, "a start drops from it, because the file has precedence"),
+        (unread, "not understood by this version, and kept as it is"),
+    ];
+    for (sentences, what) in parts {
+        if !sentences.is_empty() {
+            text.push_str(&format!("stored state {path}: {what}:\n"));
+        }
+        sentences.iter().for_each(|sentence| text.push_str(&format!("  {sentence}\n")));
+    }
+    text
+}
+
 fn sizes(config: &Config) -> (usize, usize, usize) {
     (config.networks.len(), config.vms.len(), config.vms.iter().map(|vm| vm.ports.len()).sum())
 }
 
-fn report(path: &Path, config: &Config, findings: &[Finding]) -> Value {
+fn report(path: &Path, config: &Config, findings: &[Finding], state: Option<&(&Path, Preview)>) -> Value {
     let (networks, vms, ports) = sizes(config);
     let starts = findings.iter().all(|finding| finding.severity == Severity::Remark);
     json!({
@@ -119,6 +161,12 @@ fn report(path: &Path, config: &Config, findings: &[Finding]) -> Value {
         "uplinks": config.uplinks.len(),
         "starts": starts,
         "findings": findings,
+        "state": state.map(|(path, Preview { changes, dropped, unread })| json!({
+            "path": path.display().to_string(),
+            "changes": changes,
+            "dropped": dropped,
+            "unread": unread,
+        })),
     })
 }
 

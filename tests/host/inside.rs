@@ -11,7 +11,7 @@ use vifswitch::control::change::{Change, Changed, Refusal};
 use vifswitch::control::config::{Config, Port, parse_toml};
 use vifswitch::control::controller::{Beginning, Controller};
 use vifswitch::control::handle::Handle;
-use vifswitch::control::keeper::Keeper;
+use vifswitch::control::keeper::{Keeper, Precedence};
 use vifswitch::control::staff::Staff;
 use vifswitch::control::view::{PortView, StationView, Status};
 use vifswitch::frame::Pool;
@@ -61,7 +61,8 @@ impl Inside {
         let state = state.map(Path::to_owned);
         let thread = thread::spawn(move || {
             runtime().block_on(async {
-                let (config, keeper) = Keeper::begin(file, state.as_deref()).await.unwrap();
+                let (config, keeper) =
+                    Keeper::begin(file.map(Into::into), state.as_deref(), Precedence::Merge).await.unwrap();
                 let (pool, secret) = (Pool::new(4096).unwrap(), Secret::new([5; 16]));
                 let team =
                     team(TeamSettings { workers, pool, stations: 4096, secret, probe_key: ProbeKey::new([5; 16]) })

@@ -24,6 +24,8 @@ mod problem;
 mod remarks;
 mod security;
 mod source;
+mod sparse;
+mod stored;
 mod storm;
 pub(super) mod trunk;
 mod uplink;
@@ -44,7 +46,8 @@ pub use meant::{
 pub use policy::{AddressPair, PortSecurity, UnknownUnicast, WrongReservedGroups};
 pub use problem::{Errors, Problem, kind};
 pub use remarks::Remark;
-pub use source::Source;
+pub use source::{ConfigFile, Source};
+pub use stored::{Stored, Unread, read_stored};
 pub use storm::{BitRate, CopiesPolicy, Storm, StormAction, StormLimit, StormPolicy};
 
 use document::{Node, SyntaxError};
@@ -58,9 +61,9 @@ pub fn load(path: impl AsRef<Path>) -> Result<Config, Errors> {
     Source::read(path.as_ref())?.config()
 }
 
-/// Is this file right? The same as [`load`], under the name of the command that asks.
-pub fn check(path: impl AsRef<Path>) -> Result<Config, Errors> {
-    load(path)
+/// The same, with what is written in it.
+pub fn load_file(path: impl AsRef<Path>) -> Result<ConfigFile, Errors> {
+    Source::read(path.as_ref())?.config_file()
 }
 
 /// Reads and judges a TOML text. `file_name` is what its problems call it.

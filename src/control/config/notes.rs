@@ -18,9 +18,12 @@ const MOST: usize = 1000;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Path(Vec<Step>);
 
+/// One step of a way.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Step {
+pub(super) enum Step {
+    /// To a key of a table.
     Key(String),
+    /// To an item of a list.
     Item(usize),
 }
 
@@ -33,6 +36,11 @@ impl Path {
     /// One step further, to an item of this list.
     pub fn item(&self, index: usize) -> Path {
         self.then(Step::Item(index))
+    }
+
+    /// The steps, from the top on.
+    pub fn steps(&self) -> &[Step] {
+        &self.0
     }
 
     fn then(&self, step: Step) -> Path {
@@ -63,13 +71,14 @@ pub(super) struct Notes<'d> {
     file: &'d str,
     root: &'d Node,
     problems: Vec<Problem>,
+    paths: Vec<Path>,
     more: usize,
 }
 
 impl<'d> Notes<'d> {
     /// Nothing noted yet.
     pub fn new(file: &'d str, root: &'d Node) -> Notes<'d> {
-        Notes { file, root, problems: Vec::new(), more: 0 }
+        Notes { file, root, problems: Vec::new(), paths: Vec::new(), more: 0 }
     }
 
     /// Something is wrong at `path`.
@@ -79,6 +88,7 @@ impl<'d> Notes<'d> {
             return;
         }
         let found = self.walk(path);
+        self.paths.push(path.clone());
         self.problems.push(Problem {
             file: self.file.to_string(),
             line: found.line,
@@ -105,6 +115,12 @@ impl<'d> Notes<'d> {
             Some(line) => format!("{path} (line {line})"),
             None => path.to_string(),
         }
+    }
+
+    /// Where the problems are, of which kind, and what is told of them, in the order in which they were noted.
+    pub fn take_paths(&mut self) -> Vec<(Path, &'static str, String)> {
+        let of = std::mem::take(&mut self.paths).into_iter().zip(&self.problems);
+        of.map(|(path, problem)| (path, problem.kind, problem.told())).collect()
     }
 
     /// All that was noted, or `None` if nothing was.

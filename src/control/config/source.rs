@@ -17,6 +17,23 @@ pub struct Source {
     is_json: bool,
 }
 
+/// A configuration file: what it means, and what is written in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ConfigFile {
+    /// What it means.
+    pub config: Config,
+    /// What is written in it, as JSON.
+    pub raw: serde_json::Value,
+}
+
+/// One in which all is written that is not so by default.
+impl From<Config> for ConfigFile {
+    fn from(config: Config) -> ConfigFile {
+        let raw = config.to_sparse();
+        ConfigFile { config, raw }
+    }
+}
+
 impl Source {
     /// The file at `path`: JSON if its name ends in `.json`, otherwise whatever it looks like.
     pub fn read(path: &Path) -> Result<Source, Errors> {
@@ -41,6 +58,12 @@ impl Source {
     /// A whole configuration.
     pub fn config(&self) -> Result<Config, Errors> {
         judge(self.document(), &self.name)
+    }
+
+    /// A whole configuration, with what is written.
+    pub fn config_file(&self) -> Result<ConfigFile, Errors> {
+        let config = self.config()?;
+        Ok(ConfigFile { config, raw: self.to_json()? })
     }
 
     /// One port, and the VM that its `device_id` names.

@@ -137,42 +137,58 @@ fn rename(device: &mut Device, name: impl FnOnce(&str) -> String) {
 /// Two configurations with the same `[switch]` that have much in common: the second is the first
 /// one, changed here and there, with some of a third.
 pub(crate) fn two() -> impl Strategy<Value = (Config, Config)> {
-    (config(), config(), vec((any::<Edit>(), any::<Index>(), any::<Index>()), 0..8)).prop_map(
-        |(old, mut other, edits)| {
-            // Ids of their own, so that parts of the one can stand in the other.
-            for network in &mut other.networks {
-                network.id.insert(0, 'x');
+    (config(), config(), edits()).prop_map(|(old, other, edits)| {
+        let new = edited(&old, other, 'x', 0x8000, edits);
+        (old, new)
+    })
+}
+
+/// The same with three: the second and the third are the first one, changed in two ways.
+pub(crate) fn three() -> impl Strategy<Value = [Config; 3]> {
+    (config(), [config(), config()], [edits(), edits()]).prop_map(|(old, [a, b], [of_a, of_b])| {
+        let a = edited(&old, a, 'x', 0x8000, of_a);
+        let b = edited(&old, b, 'y', 0x4000, of_b);
+        [old, a, b]
+    })
+}
+
+fn edits() -> impl Strategy<Value = Vec<(Edit, Index, Index)>> {
+    vec((any::<Edit>(), any::<Index>(), any::<Index>()), 0..8)
+}
+
+fn edited(old: &Config, mut other: Config, mark: char, bit: u64, edits: Vec<(Edit, Index, Index)>) -> Config {
+    // Ids of their own, so that parts of the one can stand in the other.
+    for network in &mut other.networks {
+        network.id.insert(0, mark);
+    }
+    for vm in &mut other.vms {
+        vm.id.insert(0, mark);
+        for port in &mut vm.ports {
+            port.network_id.insert(0, mark);
+            port.port_id.insert(0, mark);
+            port.mac = Mac::from_bits(port.mac.bits() | bit);
+            match &mut port.base {
+                Base::Parent(subport) => subport.parent.insert(0, mark),
+                Base::Device(device) => rename(device, |name| format!("{mark}{name}")),
             }
-            for vm in &mut other.vms {
-                vm.id.insert(0, 'x');
-                for port in &mut vm.ports {
-                    port.network_id.insert(0, 'x');
-                    port.port_id.insert(0, 'x');
-                    port.mac = Mac::from_bits(port.mac.bits() | 0x8000);
-                    match &mut port.base {
-                        Base::Parent(subport) => subport.parent.insert(0, 'x'),
-                        Base::Device(device) => rename(device, |name| format!("x{name}")),
-                    }
-                }
-            }
-            for uplink in &mut other.uplinks {
-                uplink.id.insert(0, 'x');
-                if let Some(group) = &mut uplink.group {
-                    group.insert(0, 'x');
-                }
-                for carried in &mut uplink.networks {
-                    carried.network_id.insert(0, 'x');
-                }
-                rename(&mut uplink.device, |name| format!("x{name}"));
-            }
-            let mut new = old.clone();
-            for (edit, a, b) in edits {
-                edit.make(&mut new, &mut other, a, b);
-            }
-            mend(&mut new);
-            (old, new)
-        },
-    )
+        }
+    }
+    for uplink in &mut other.uplinks {
+        uplink.id.insert(0, mark);
+        if let Some(group) = &mut uplink.group {
+            group.insert(0, mark);
+        }
+        for carried in &mut uplink.networks {
+            carried.network_id.insert(0, mark);
+        }
+        rename(&mut uplink.device, |name| format!("{mark}{name}"));
+    }
+    let mut new = old.clone();
+    for (edit, a, b) in edits {
+        edit.make(&mut new, &mut other, a, b);
+    }
+    mend(&mut new);
+    new
 }
 
 /// Takes out what edits have made wrong: networks that are not there any more, groups of one, and what

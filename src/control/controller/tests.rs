@@ -10,6 +10,7 @@ use super::*;
 use crate::control::change::Change;
 use crate::control::config::Network;
 use crate::control::handle::Handle;
+use crate::control::keeper::Precedence;
 use crate::control::store::Store;
 use crate::frame::Pool;
 use crate::wire::ProbeKey;
@@ -27,6 +28,10 @@ async fn networks(handle: &Handle) -> Vec<String> {
     handle.networks().await.unwrap().into_iter().map(|network| network.network_id).collect()
 }
 
+async fn begin(file: Config, path: &std::path::Path) -> (Config, Keeper) {
+    Keeper::begin(Some(file.into()), Some(path), Precedence::Merge).await.unwrap()
+}
+
 /// Lets a store hang until what comes back is dropped.
 async fn hang(store: &Store) -> std_mpsc::Sender<()> {
     let (go_on, until) = std_mpsc::channel();
@@ -37,7 +42,7 @@ async fn hang(store: &Store) -> std_mpsc::Sender<()> {
 /// Runs a switch with network "a" as long as `ask` asks it, and stops it in order.
 async fn while_running(ask: impl AsyncFnOnce(Handle, Arc<Store>)) {
     let dir = tempfile::tempdir().unwrap();
-    let (first, keeper) = Keeper::begin(Some(config(&["a"])), Some(&dir.path().join("state.db"))).await.unwrap();
+    let (first, keeper) = begin(config(&["a"]), &dir.path().join("state.db")).await;
     let store = keeper.store().unwrap().clone();
     let secret = Secret::new([7; 16]);
     let pool = Pool::new(64).unwrap();

@@ -25,7 +25,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tracing::warn;
 
 use super::error::StoreError;
@@ -127,7 +127,8 @@ impl Database {
     /// Keeps a desired state and events: all or nothing, on the disk.
     pub fn commit(&mut self, desired: &Desired, events: &[Event]) -> Result<(), StoreError> {
         let Desired { base, config, leftovers } = desired;
-        self.put(&[("base", base), ("config", config), ("leftovers", leftovers)], events)
+        let version = json!({ "format": file::VERSION, "switch": env!("CARGO_PKG_VERSION") });
+        self.put(&[("base", base), ("config", config), ("leftovers", leftovers), ("version", &version)], events)
     }
 
     /// Keeps leftovers, if any are given, and events: all or nothing, on the disk.
@@ -148,7 +149,7 @@ impl Database {
 
     fn put(&mut self, parts: &[(&str, &Value)], events: &[Event]) -> Result<(), StoreError> {
         let events =
-            events.iter().map(|event| Ok((micros(&event.time)?, json(event)))).collect::<Result<Vec<_>, _>>()?;
+            events.iter().map(|event| Ok((micros(&event.time)?, text(event)))).collect::<Result<Vec<_>, _>>()?;
         let history = self.history;
         self.transact(|transaction| {
             // What is the same is not written again: the base hardly ever changes.
@@ -157,7 +158,7 @@ impl Database {
                  WHERE json IS NOT excluded.json",
             )?;
             for (part, value) in parts {
-                put.execute(params![part, json(value)])?;
+                put.execute(params![part, text(value)])?;
             }
             if !events.is_empty() {
                 append(transaction, &events)?;
@@ -379,6 +380,6 @@ fn micros(text: &str) -> Result<i64, StoreError> {
 }
 
 /// As JSON. Neither values nor events have anything in them that is none.
-fn json<T: serde::Serialize>(value: &T) -> String {
+fn text<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }

@@ -107,6 +107,18 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The same, said of a file of which another one is a copy.
+    pub(super) fn at(self, original: &Path) -> StoreError {
+        let path = original.to_owned();
+        match self {
+            StoreError::Corrupt { why, .. } => StoreError::Corrupt { path, why },
+            StoreError::Foreign { what, .. } => StoreError::Foreign { path, what },
+            StoreError::Newer { found, known, .. } => StoreError::Newer { path, found, known },
+            StoreError::Failed { why, .. } => StoreError::Failed { path, why },
+            other => other,
+        }
+    }
+
     /// From what the database says about the file at `path`.
     pub(super) fn told(path: &Path, why: rusqlite::Error) -> StoreError {
         let path = path.to_owned();

@@ -22,13 +22,19 @@ const FILE_MODE: u32 = 0o640;
 /// Says that the file is ours: "vifs".
 const APPLICATION: i64 = 0x7669_6673;
 
-/// The format in which we write.
+/// The lowest version of the format whose readers understand what we write. It is raised only if they would take
+/// something for what it is not; what they may leave alone raises [`VERSION`].
 const FORMAT: i64 = 1;
+
+/// The version of the format that we write. 1: both configurations with all their defaults, the base as it was meant. 2:
+/// the base as the file has it, the configuration without defaults, and with what was not understood.
+pub const VERSION: i64 = 2;
 
 /// No database is shorter, and the database takes a file that is for an empty one of its own.
 const SHORTEST: u64 = 512;
 
-/// Its tables. `part` is one of `base`, `config`, `leftovers`, `loops`. `at` is in microseconds since 1970, `ends` the bytes
+/// Its tables. `part` is one of `base`, `config`, `leftovers`, `loops`,
+/// `version` (of the format, and of the switch that has written last). `at` is in microseconds since 1970, `ends` the bytes
 /// of all events ever up to this one. Stations are saved in turn into one of two sets, so that there
 /// is a whole one at any time; `current` says which, and since when, in milliseconds since 1970.
 const SCHEMA: &str = "
@@ -132,7 +138,7 @@ fn sync(directory: &Path) -> io::Result<()> {
 }
 
 /// The file whose name is that of `path` with `suffix` behind it.
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()

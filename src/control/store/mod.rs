@@ -10,6 +10,7 @@
 mod database;
 mod error;
 mod file;
+mod peek;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +23,7 @@ use tokio::sync::{Mutex, mpsc, oneshot};
 
 use self::database::Database;
 pub use self::error::StoreError;
+pub use self::peek::peek;
 use super::events::Event;
 use crate::time;
 use crate::wire::Mac;
@@ -35,7 +37,7 @@ const CHUNK: usize = 10_000;
 /// The desired state, in the shape in which a configuration is written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Desired {
-    /// What the configuration file meant when the state was derived from it; null without a file.
+    /// The configuration file as it was when it was last applied; null without a file.
     pub base: Value,
     /// What is wanted.
     pub config: Value,

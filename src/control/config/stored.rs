@@ -1,0 +1,317 @@
+//! A configuration that another version of the switch may have kept.
+//!
+//! A file with a mistake is refused. A kept configuration must not be: the host would start without the ports that it
+//! had. So what this version cannot read is put aside, and is kept as it stands beside what the configuration becomes:
+//! a key that is unknown, a value of a network or a VM that is not understood, and a port or an uplink of which
+//! something is not understood. A version that understands it finds it there.
+
+use serde_json::{Map, Value};
+
+use super::document::{self, Node};
+use super::meant::Config;
+use super::notes::{Notes, Path, Step};
+use super::problem::{Errors, Problem, kind};
+use super::written::{self, Read};
+use super::{admission, meaning, trunk};
+
+/// A kept configuration, as far as this version understands it.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    /// What is understood.
+    pub config: Config,
+    /// What is not.
+    pub unread: Unread,
+}
+
+/// What of a kept configuration this version does not understand.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Unread {
+    parts: Vec<(Vec<Place>, Value)>,
+    /// A sentence for each.
+    pub told: Vec<String>,
+}
+
+/// One step to a part that is put aside.
+#[derive(Debug, Clone, PartialEq)]
+enum Place {
+    Key(String),
+    /// An item of a list, by the key and the value that it is known by.
+    Item {
+        id: &'static str,
+        is: Value,
+    },
+    /// An item of a list whose items are known by nothing.
+    Index(usize),
+}
+
+/// Reads a configuration that was kept. It is refused only if its very shape is not understood.
+pub fn read_stored(kept: &Value) -> Result<Stored, Errors> {
+    const NAME: &str = "the stored state";
+    let mut kept = kept.clone();
+    let mut unread = Unread::default();
+    loop {
+        let node = document::from_json(&kept.to_string()).map_err(|e| Errors::from(Problem::of_syntax(NAME, e)))?;
+        let mut notes = Notes::new(NAME, &node);
+        let written = written::Config::read(&node, &Path::default(), &mut notes).unwrap_or_default();
+        let config = meaning::config(&written, &mut notes);
+        admission::check(&config, &mut notes);
+        trunk::check(&config, &mut notes);
+        let paths = notes.take_paths();
+        let Some(errors) = notes.finish() else { return Ok(Stored { config, unread }) };
+        if !unread.put_aside(&mut kept, &paths, &node) {
+            return Err(errors);
+        }
+    }
+}
+
+impl Unread {
+    /// Whether all was understood.
+    pub fn is_empty(&self) -> bool {
+        self.parts.is_empty()
+    }
+
+    /// Puts back what was put aside, as far as what it belongs to is there, and nothing else is in its place.
+    pub fn graft(&self, config: &mut Value) {
+        // What was put aside last may have what was put aside before.
+        for (place, value) in self.parts.iter().rev() {
+            graft(config, place, value);
+        }
+    }
+
+    /// Takes out of `kept` what problems are about. Nothing, if nothing can be taken out.
+    fn put_aside(&mut self, kept: &mut Value, paths: &[(Path, &'static str, String)], root: &Node) -> bool {
+        // Keys first: an entity is whole again without them, perhaps.
+        let is_key = |path: &Path, kind: &str| {
+            let last = path.steps().last();
+            let unknown = kind == kind::UNKNOWN_KEY || kind == kind::NOT_YET && *last_key(path) != *"kind";
+            matches!(last, Some(Step::Key(_))) && unknown
+        };
+        let keys: Vec<_> = paths.iter().filter(|(path, kind, _)| is_key(path, kind)).collect();
+        let mut taken = false;
+        if keys.is_empty() {
+            // One at a time: what is wrong with others may have been because of it.
+            let Some((path, _, told)) = paths.first() else { return false };
+            let Some(steps) = entity(path.steps()) else { return false };
+            taken |= self.take(kept, &steps, told, root);
+        }
+        for (path, _, told) in keys {
+            taken |= self.take(kept, path.steps(), told, root);
+        }
+        taken
+    }
+
+    fn take(&mut self, kept: &mut Value, steps: &[Step], told: &str, root: &Node) -> bool {
+        let Some(place) = place(steps, root) else { return false };
+        let Some(value) = remove(kept, steps) else { return false };
+        self.parts.push((place, value));
+        self.told.push(told.to_owned());
+        true
+    }
+}
+
+fn last_key(path: &Path) -> &str {
+    match path.steps().last() {
+        Some(Step::Key(key)) => key,
+        _ => "",
+    }
+}
+
+/// What is put aside where the value at `steps` is not understood: a port, an uplink, or a key of something else.
+fn entity(steps: &[Step]) -> Option<Vec<Step>> {
+    let key = |at: usize| match steps.get(at) {
+        Some(Step::Key(key)) => key.as_str(),
+        _ => "",
+    };
+    let is_item = |at: usize| matches!(steps.get(at), Some(Step::Item(_)));
+    let length = match (key(0), key(2)) {
+        ("vms", "ports") if is_item(1) && is_item(3) => 4,
+        // Without an id it is nobody's.
+        ("networks" | "vms", "id") if is_item(1) => 2,
+        ("networks" | "vms", other) if is_item(1) && !other.is_empty() => 3,
+        ("networks" | "vms" | "uplinks", _) if is_item(1) => 2,
+        ("switch", _) if steps.len() > 1 => 2,
+        _ => return None,
+    };
+    Some(steps[..length].to_vec())
+}
+
+/// A place that holds whatever stands before it in its lists.
+fn place(steps: &[Step], root: &Node) -> Option<Vec<Place>> {
+    let (mut node, mut list) = (Some(root), "");
+    let mut place = Vec::new();
+    for step in steps {
+        place.push(match step {
+            Step::Key(key) => {
+                node = node.and_then(|node| node.get(key));
+                list = key;
+                Place::Key(key.clone())
+            }
+            Step::Item(index) => {
+                node = node.and_then(|node| node.item(*index));
+                let id = match list {
+                    "ports" => "port_id",
+                    "networks" if place.len() > 1 => "network_id",
+                    "networks" | "vms" | "uplinks" => "id",
+                    _ => {
+                        place.push(Place::Index(*index));
+                        continue;
+                    }
+                };
+                Place::Item { id, is: node?.get(id).cloned().map(Value::from).unwrap_or_default() }
+            }
+        });
+    }
+    Some(place)
+}
+
+fn remove(table: &mut Value, steps: &[Step]) -> Option<Value> {
+    let (first, rest) = steps.split_first()?;
+    match first {
+        Step::Key(key) if rest.is_empty() => table.as_object_mut()?.remove(key),
+        Step::Key(key) => remove(table.get_mut(key)?, rest),
+        Step::Item(index) if rest.is_empty() => {
+            let list = table.as_array_mut()?;
+            (*index < list.len()).then(|| list.remove(*index))
+        }
+        Step::Item(index) => remove(table.get_mut(*index)?, rest),
+    }
+}
+
+fn graft(table: &mut Value, place: &[Place], value: &Value) {
+    let Some((first, rest)) = place.split_first() else { return };
+    match first {
+        Place::Key(key) => {
+            let Some(keys) = table.as_object_mut() else { return };
+            if rest.is_empty() {
+                keys.entry(key.clone()).or_insert_with(|| value.clone());
+            } else {
+                // A table that has nothing but defaults is not written; a list that has nothing in it may not be.
+                let empty = || match rest[0] {
+                    Place::Key(_) => Map::new().into(),
+                    _ => Vec::<Value>::new().into(),
+                };
+                graft(keys.entry(key.clone()).or_insert_with(empty), rest, value);
+            }
+        }
+        Place::Index(index) => {
+            let item = table.get_mut(*index);
+            item.into_iter().for_each(|item| graft(item, rest, value));
+        }
+        Place::Item { id, is } => {
+            let Some(items) = table.as_array_mut() else { return };
+            let found = items.iter_mut().find(|item| item.get(id) == Some(is));
+            match found {
+                Some(item) if !rest.is_empty() => graft(item, rest, value),
+                None if rest.is_empty() => items.push(value.clone()),
+                // A VM of which all ports are put aside.
+                None if matches!(&rest[0], Place::Key(key) if key == "ports") && rest.len() == 2 => {
+                    let vm =
+                        Map::from_iter([((*id).to_owned(), is.clone()), ("ports".into(), vec![value.clone()].into())]);
+                    items.push(vm.into());
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{parse_json, strategy};
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    fn kept() -> Value {
+        json!({"networks": [{"id": "n"}], "vms": [{"id": "v", "ports": [
+            {"port_id": "p", "network_id": "n", "mac_address": "02:00:00:00:00:01", "device": {"kind": "tap", "name": "p"}},
+            {"port_id": "q", "network_id": "n", "mac_address": "02:00:00:00:00:02", "device": {"kind": "tap", "name": "q"}},
+        ]}]})
+    }
+
+    /// What is put aside is there again behind a change that has nothing to do with it.
+    fn round(stored: &Stored) -> Value {
+        let mut written = stored.config.to_sparse();
+        stored.unread.graft(&mut written);
+        written
+    }
+
+    #[test]
+    fn unknown_keys_are_ignored_and_kept() {
+        let mut with = kept();
+        with["planets"] = json!(8);
+        with["networks"][0]["colour"] = json!("blue");
+        with["vms"][0]["ports"][1]["device"]["speed"] = json!({"up": 1});
+        with["vms"][0]["ports"][1]["shape"] = json!([1, 2]);
+        let stored = read_stored(&with).unwrap();
+        assert_eq!(Ok(stored.config.clone()), parse_json(&kept().to_string(), "x"));
+        assert_eq!(stored.unread.told.len(), 4, "{:?}", stored.unread.told);
+        assert!(stored.unread.told[0].contains("colour") || stored.unread.told[0].contains("planets"));
+        let mut written = round(&stored);
+        written.as_object_mut().unwrap().retain(|key, _| with.get(key).is_some());
+        assert_eq!(written, with);
+        // With the port its keys go.
+        let mut less = stored.clone();
+        less.config.vms[0].ports.remove(1);
+        let written = round(&less);
+        assert_eq!(written["vms"][0]["ports"].as_array().unwrap().len(), 1);
+        assert_eq!(written["planets"], 8);
+    }
+
+    #[test]
+    fn a_port_of_a_later_kind_is_put_aside_and_kept() {
+        let mut with = kept();
+        with["vms"][0]["ports"][0]["device"] = json!({"kind": "vhost-user", "path": "/run/p.sock", "zz": 1});
+        with["networks"].as_array_mut().unwrap().push(json!({"id": "m", "reserved_groups": "some"}));
+        let stored = read_stored(&with).unwrap();
+        let ids: Vec<&str> = stored.config.ports().map(|(_, port)| port.id()).collect();
+        assert_eq!(ids, ["q"]);
+        assert_eq!(stored.config.networks.len(), 2, "a value of a network is ignored, not the network");
+        let written = round(&stored);
+        let ports = written["vms"][0]["ports"].as_array().unwrap();
+        assert_eq!(ports[1], with["vms"][0]["ports"][0]);
+        assert_eq!(written["networks"][1]["reserved_groups"], "some");
+        // A VM that has nothing else.
+        let mut alone = with.clone();
+        alone["vms"][0]["ports"].as_array_mut().unwrap().pop();
+        let mut stored = read_stored(&alone).unwrap();
+        stored.config.vms.clear();
+        assert_eq!(round(&stored)["vms"][0], alone["vms"][0]);
+    }
+
+    #[test]
+    fn another_shape_is_refused() {
+        for wrong in [json!(7), json!({"networks": 7}), json!({"vms": {"a": 1}})] {
+            assert!(read_stored(&wrong).is_err(), "{wrong}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_we_have_written_is_understood(config in strategy::config()) {
+            let stored = read_stored(&config.to_sparse()).unwrap();
+            prop_assert_eq!(&stored.config, &config);
+            prop_assert!(stored.unread.is_empty());
+        }
+
+        /// Whatever is in a state: it is read or refused, and never twice the same is put aside.
+        #[test]
+        fn nonsense_in_a_value_costs_one_entity_at_most(config in strategy::config(), at in any::<prop::sample::Index>()) {
+            let mut with = config.to_sparse();
+            let ports: usize = config.ports().count();
+            prop_assume!(ports > 0);
+            let at = at.index(ports);
+            let port = with["vms"].as_array_mut().unwrap().iter_mut()
+                .flat_map(|vm| vm.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten()).nth(at).unwrap();
+            port["port_security"] = json!("a word of tomorrow");
+            let subports = config.subports_of(port["port_id"].as_str().unwrap()).count();
+            let stored = read_stored(&with).unwrap();
+            prop_assert_eq!(stored.config.ports().count(), ports - 1 - subports);
+            let mut back = stored.config.to_sparse();
+            stored.unread.graft(&mut back);
+            let again = read_stored(&back).unwrap();
+            prop_assert_eq!(again.config.ports().count(), ports - 1 - subports);
+            prop_assert_eq!(again.unread.parts.len(), stored.unread.parts.len());
+        }
+    }
+}
