@@ -51,6 +51,7 @@ fn a_veth_is_what_was_predicted_and_untouched() {
         mtu: 1500,
         fill: 64,
         owner: "p".into(),
+        vlan_demux: false,
     };
     let opened = xdp::open(&settings, Pool::new(256).unwrap()).unwrap();
     let why = kind(&report, "xdp")["why"].as_str().unwrap().to_owned();
@@ -88,6 +89,7 @@ fn a_program_of_others_keeps_af_xdp_out_and_is_named() {
         mtu: 1500,
         fill: 64,
         owner: "p".into(),
+        vlan_demux: false,
     };
     let _others = xdp::open(&settings(Mode::Copy), Pool::new(256).unwrap()).unwrap();
     let id = space.link("v0").unwrap().xdp.unwrap().program;

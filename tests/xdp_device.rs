@@ -37,6 +37,7 @@ impl Space {
             mtu: 1500,
             fill: 256,
             owner: "port-1".into(),
+            vlan_demux: false,
         }
     }
 }
@@ -89,6 +90,18 @@ impl Hands {
     }
 }
 
+/// A bridge in `guest` with the netdev `outside` and i0, whose other end is i1.
+fn bridge(guest: &Space, outside: &str) {
+    guest.ip("link add br0 mtu 9100 type bridge");
+    guest.ip("link add i0 mtu 9100 type veth peer name i1 mtu 9100");
+    for name in [outside, "i0"] {
+        guest.ip(&format!("link set dev {name} master br0"));
+    }
+    for name in ["br0", "i0", "i1", outside] {
+        guest.ip(&format!("link set dev {name} up"));
+    }
+}
+
 fn frame(len: usize) -> Vec<u8> {
     let payload: Vec<u8> = (0..len - 14).map(|i| (i * 31 + len) as u8).collect();
     experiment(Mac::BROADCAST, Mac::from_bits(0x0200_0000_0001), &payload)
@@ -107,7 +120,8 @@ fn a_veth_is_bound_in_the_driver_and_says_why_not_better() {
     drop(opened);
     assert_eq!(space.link("v0").unwrap().xdp, None);
     let generic = hands.open(&Settings { mode: Mode::Generic, ..space.xdp("v0") });
-    assert_eq!((generic.mode.as_deref(), generic.notes.len()), (Some("generic copy"), 0));
+    assert_eq!((generic.mode.as_deref(), generic.notes.len()), (Some("generic copy"), 1));
+    assert!(generic.notes[0].contains("VLAN tag of a frame may be lost"), "{:?}", generic.notes);
     assert_eq!(space.link("v0").unwrap().xdp.unwrap().mode, XdpMode::Generic);
     drop(generic);
     let refused = xdp::open(&Settings { mode: Mode::ZeroCopy, ..space.xdp("v0") }, hands.pool).unwrap_err();
@@ -115,6 +129,62 @@ fn a_veth_is_bound_in_the_driver_and_says_why_not_better() {
     assert!(matches!(refused, OpenError::Refused { .. }));
     drop(hands.cache);
     assert_eq!(hands.pool.free(), SLOTS);
+}
+
+/// A bridge of the guest puts the outer tag of a frame beside it, and so it leaves by a veth. It comes in as it was.
+#[test]
+fn a_tag_beside_the_frame_is_put_back() {
+    let (Some(space), Some(guest)) = (Space::new(), Space::new()) else { return };
+    space.ip(&format!("link add v0 mtu 9100 type veth peer name eth0 mtu 9100 netns {}", guest.0));
+    space.ip("link set dev v0 up");
+    bridge(&guest, "eth0");
+    let inside = Nic::new(&guest, "i1");
+    let mut hands = Hands::new();
+    for vlan_demux in [false, true] {
+        let mut device = hands.only(&Settings { vlan_demux, ..space.xdp("v0") });
+        // The bridge itself speaks as well, and forwards only a while after its ports are up.
+        let mut take = |send: Option<&[u8]>, written: &[u8]| {
+            await_that(&format!("{} bytes: {:?}", written.len(), &written[12..]), || {
+                send.into_iter().for_each(|again| inside.send(again));
+                device.receive(&mut hands.batch, &mut hands.cache).unwrap();
+                let came: Vec<_> = (0..hands.batch.len()).map(|index| hands.batch.view(index).to_vec()).collect();
+                hands.batch.clear(&mut hands.cache);
+                came.into_iter().find(|came| came[..12] == written[..12])
+            })
+        };
+        let hello = experiment(Mac::BROADCAST, Mac::from_bits(0x0200_0000_0002), b"hello");
+        take(Some(&hello), &hello);
+        for len in [16, 46, 60, 1500, 3836, 3840, 8000] {
+            for tags in
+                [&[][..], &[[0x81, 0, 0, 101]], &[[0x81, 0, 0xb0, 5]], &[[0x88, 0xa8, 0xe0, 7], [0x81, 0, 0, 9]]]
+            {
+                let plain = frame(len);
+                let written = [&plain[..12], &tags.concat(), &plain[12..]].concat();
+                inside.send(&written);
+                assert_eq!(take(None, &written), written, "{len}, {tags:?}");
+            }
+        }
+        assert_eq!(device.missed(), 0);
+    }
+}
+
+/// Where no program can ask for the tag, nothing is assigned by it.
+#[test]
+fn a_trunk_is_refused_where_tags_may_be_lost() {
+    let Some(space) = Space::new() else { return };
+    space.veth("v0", 1500);
+    let hands = Hands::new();
+    let settings = Settings { mode: Mode::Generic, vlan_demux: true, ..space.xdp("v0") };
+    for refused in [xdp::open(&settings, hands.pool).unwrap_err(), xdp::look(&settings).unwrap_err()] {
+        assert!(matches!(refused, OpenError::Refused { .. }) && refused.to_string().contains("packet"), "{refused}");
+    }
+    assert_eq!(space.link("v0").unwrap().xdp, None, "nothing is left of it");
+    let alone = Settings { vlan_demux: false, ..settings.clone() };
+    assert!(hands.open(&alone).may_lose_tags);
+    assert!(xdp::look(&alone).unwrap().iter().any(|note| note.contains("VLAN tag")));
+    let native = Settings { mode: Mode::Auto, ..settings };
+    assert!(!hands.open(&native).may_lose_tags);
+    assert_eq!(xdp::look(&native).unwrap(), [""; 0]);
 }
 
 #[test]

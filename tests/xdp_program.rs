@@ -82,7 +82,7 @@ impl Space {
 }
 
 fn redirect(no_socket: NoSocket) -> Program {
-    program::load(&XskMap::new(2).unwrap(), &ShedTable::new(2).unwrap(), no_socket).unwrap()
+    program::load(&XskMap::new(2).unwrap(), &ShedTable::new(2).unwrap(), no_socket, None).unwrap()
 }
 
 fn pass_everything(frags: bool) -> Program {
@@ -202,7 +202,7 @@ fn a_frame_without_a_socket_is_dropped_and_counted_or_passes_as_chosen() {
 fn each_queue_has_its_own_socket() {
     let Some((space, _tap)) = netdevs() else { return };
     let sockets = XskMap::new(2).unwrap();
-    let program = program::load(&sockets, &ShedTable::new(2).unwrap(), NoSocket::Pass).unwrap();
+    let program = program::load(&sockets, &ShedTable::new(2).unwrap(), NoSocket::Pass, None).unwrap();
     let _link = space.attach(&program, "v1", Attach::Native).unwrap();
     let ifindex = space.link("v1").unwrap().index;
     let verdict = |queue: u32| {

@@ -285,6 +285,16 @@ fn uplink_steps(old: &Config, new: &Config) -> Vec<Step> {
     steps
 }
 
+/// The same of a device that is open. Where tags may be lost it cannot be the parent of a trunk, and opening it says so.
+pub fn device_step_of_open(before: &Settings, after: &Settings, may_lose_tags: bool) -> DeviceStep {
+    match device_step(before, after) {
+        DeviceStep::Keep | DeviceStep::Adjust if may_lose_tags && after.is_vlan_demux() && !before.is_vlan_demux() => {
+            DeviceStep::Reopen { anew: false }
+        }
+        step => step,
+    }
+}
+
 /// What becomes of a device that was to be `before` and shall be `after`.
 pub fn device_step(before: &Settings, after: &Settings) -> DeviceStep {
     match (before, after) {
@@ -300,14 +310,16 @@ pub fn device_step(before: &Settings, after: &Settings) -> DeviceStep {
                 before.name == after.name && before.netns == after.netns && (before.queues > 1) == (after.queues > 1);
             DeviceStep::Reopen { anew: !same }
         }
-        // How many slots wait in its rings is a matter of how many others there are, and not of its own.
+        // How many slots wait in its rings is a matter of how many others there are, and not of its own. A subport
+        // that comes or goes needs nothing either, unless tags may be lost: see `device_step_of_open`.
         (Settings::Xdp(before), Settings::Xdp(after))
-            if xdp::Settings { fill: after.fill, ..before.clone() } == *after =>
+            if xdp::Settings { fill: after.fill, vlan_demux: after.vlan_demux, ..before.clone() } == *after =>
         {
             DeviceStep::Keep
         }
         (Settings::Xdp(before), Settings::Xdp(after))
-            if xdp::Settings { fill: after.fill, mtu: after.mtu, ..before.clone() } == *after =>
+            if xdp::Settings { fill: after.fill, mtu: after.mtu, vlan_demux: after.vlan_demux, ..before.clone() }
+                == *after =>
         {
             DeviceStep::Adjust
         }
@@ -451,6 +463,15 @@ mod tests {
         let Settings::Xdp(plain) = &xdp else { panic!("{xdp:?}") };
         let fuller = Settings::Xdp(xdp::Settings { fill: 2048, ..plain.clone() });
         assert_eq!(device_step(&xdp, &fuller), DeviceStep::Keep, "no frame is lost because others come");
+        let parent = Settings::Xdp(xdp::Settings { vlan_demux: true, ..plain.clone() });
+        for (before, after, may_lose_tags, step) in [
+            (&xdp, &parent, false, DeviceStep::Keep),
+            (&parent, &xdp, true, DeviceStep::Keep),
+            (&parent, &parent, true, DeviceStep::Keep),
+            (&xdp, &parent, true, DeviceStep::Reopen { anew: false }),
+        ] {
+            assert_eq!(device_step_of_open(before, after, may_lose_tags), step);
+        }
         let longer = Settings::Xdp(xdp::Settings { mtu: 9000, ..plain.clone() });
         assert_eq!(device_step(&xdp, &longer), DeviceStep::Adjust, "its netdev is as others have it");
         for (before, after) in [(&tap, &xdp), (&xdp, &packet), (&packet, &tap)] {

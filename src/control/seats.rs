@@ -1,6 +1,6 @@
 //! Who has which place in the tables of the switch, and what device each port and uplink asks for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use super::config::{Base, Config, Device, Network, Port, Subport, Uplink};
@@ -176,6 +176,7 @@ pub fn fits(config: &Config) -> Result<(), TooMany> {
 /// then the uplinks.
 pub fn seats(config: &Config, places: &Places) -> Vec<Seat> {
     let fill = fill(config);
+    let parents: HashSet<&str> = config.ports().filter_map(|(_, port)| Some(port.subport()?.parent.as_str())).collect();
     let networks: HashMap<&str, usize> =
         config.networks.iter().enumerate().map(|(index, network)| (network.id.as_str(), index)).collect();
     // All ports stand before the uplinks, in order: so it is known where each comes to stand.
@@ -197,7 +198,8 @@ pub fn seats(config: &Config, places: &Places) -> Vec<Seat> {
             id: places.port(&port.port_id)?,
             by: match &port.base {
                 Base::Device(device) => {
-                    By::Device(settings(device, &port.port_id, port.mac, config.networks[network].mtu, fill))
+                    let demux = parents.contains(port.port_id.as_str());
+                    By::Device(settings(device, &port.port_id, port.mac, config.networks[network].mtu, fill, demux))
                 }
                 Base::Parent(Subport { parent, vlan }) => {
                     let position = config.vms[vm].ports.iter().position(|port| port.port_id == *parent)?;
@@ -234,9 +236,10 @@ pub fn fill(config: &Config) -> u32 {
     share.clamp(*FILL.start(), *FILL.end())
 }
 
-/// The device that a port of this network asks for, unless it is a subport. `fill` is what [`fill`] says.
+/// The device that a port of this network asks for, unless it is a subport. `fill` is what [`fill`] says. Whether it
+/// has subports is left open.
 pub fn device(port: &Port, network: &Network, fill: u32) -> Option<Settings> {
-    Some(settings(port.device()?, &port.port_id, port.mac, network.mtu, fill))
+    Some(settings(port.device()?, &port.port_id, port.mac, network.mtu, fill, false))
 }
 
 /// The device that an uplink asks for: frames of all of its networks have to pass.
@@ -244,7 +247,7 @@ pub fn uplink_device(uplink: &Uplink, config: &Config, fill: u32) -> Settings {
     let carried = |network: &&Network| uplink.networks.iter().any(|of| of.network_id == network.id);
     let mtu = config.networks.iter().filter(carried).map(|network| network.mtu).max();
     // Admission has seen to it that there is one.
-    settings(&uplink.device, &uplink.id, uplink_mac(&uplink.id), mtu.unwrap_or(1500), fill)
+    settings(&uplink.device, &uplink.id, uplink_mac(&uplink.id), mtu.unwrap_or(1500), fill, true)
 }
 
 /// The address of a tap that is made for an uplink: one of our own administration, the same in every
@@ -257,7 +260,7 @@ fn uplink_mac(id: &str) -> Mac {
     Mac::from_bits((hash ^ hash >> 48) & 0xfcff_ffff_ffff | 0x0200_0000_0000)
 }
 
-fn settings(device: &Device, owner: &str, mac: Mac, mtu: u16, fill: u32) -> Settings {
+fn settings(device: &Device, owner: &str, mac: Mac, mtu: u16, fill: u32, vlan_demux: bool) -> Settings {
     let (name, netns) = (device.name().to_owned(), device.netns().map_or(Netns::Host, Netns::written));
     let owner = owner.to_owned();
     match device {
@@ -280,6 +283,7 @@ fn settings(device: &Device, owner: &str, mac: Mac, mtu: u16, fill: u32) -> Sett
             mtu,
             fill,
             owner,
+            vlan_demux,
         }),
         Device::Packet(packet) => {
             Settings::Packet(packet::Settings { name, netns, offloads: packet.offloads, mtu, owner })

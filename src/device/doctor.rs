@@ -7,6 +7,7 @@ use std::path::Path;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
+use super::xdp::tags::{self, TagFacts, Tags};
 use super::{OpenError, Whereabouts, others, tap, xdp};
 use crate::sys::ethtool;
 use crate::sys::link::{self, Link};
@@ -29,6 +30,19 @@ pub struct Facts {
     pub queues: Option<u32>,
     /// What its driver does with XDP programs, if the kernel tells.
     pub features: Option<XdpFeatures>,
+    /// How it treats VLAN tags.
+    pub tags: TagFacts,
+}
+
+impl Facts {
+    /// Why the VLAN tag of a frame may be lost by AF_XDP, if so.
+    fn tags_lost(&self) -> Option<String> {
+        let native = self.features.is_none_or(|can| can.native() && can.redirect());
+        match self.tags.decide(native) {
+            Tags::MayBeLost(why) => Some(why),
+            Tags::InFrame | Tags::Told(_) | Tags::InFrameWithout(_) => None,
+        }
+    }
 }
 
 /// What a kind of port would come to on a netdev.
@@ -134,7 +148,8 @@ pub fn examine(at: &Whereabouts) -> Report {
         let queues = ethtool::receive_queues(&at.device).map_err(others::failed(at, "asking for its queues"))?;
         // Whatever keeps the kernel from telling: then nothing is known.
         let features = netdev::xdp_features(link.index).ok().flatten();
-        Ok(Facts { queues, features, driver: ethtool::driver(&at.device), link })
+        let tags = TagFacts::of(&at.device, &link);
+        Ok(Facts { queues, features, driver: ethtool::driver(&at.device), tags, link })
     });
     let mut report = match facts {
         Ok(facts) => decide(at, &facts),
@@ -188,6 +203,7 @@ pub fn decide(at: &Whereabouts, facts: &Facts) -> Report {
         ));
     }
     remarks.extend(xdp::lost_offloads(link));
+    remarks.extend(facts.tags_lost().map(|why| format!("with kind = xdp {}", tags::remark(&why))));
     Report {
         driver: facts.driver.clone(),
         mtu: Some(link.mtu),
@@ -212,7 +228,7 @@ fn as_tap(Facts { link, .. }: &Facts) -> Prospect {
 }
 
 fn as_xdp(facts: &Facts) -> Prospect {
-    let Facts { link, driver, queues, features } = facts;
+    let Facts { link, driver, queues, features, .. } = facts;
     let queues = queues.or(link.tap.map(|tap| tap.queues)).unwrap_or(1).max(1);
     let driver = driver.as_deref().unwrap_or("its driver");
     let jumbo = link.mtu > ONE_PAGE;
@@ -240,7 +256,8 @@ fn as_packet() -> Prospect {
     Prospect { kind: "packet", usable: true, queues: 1, offloads: true, why }
 }
 
-fn prefer(Facts { link, driver, features, .. }: &Facts, kinds: &[Prospect]) -> (&'static str, &'static str) {
+fn prefer(facts: &Facts, kinds: &[Prospect]) -> (&'static str, &'static str) {
+    let Facts { link, driver, features, .. } = facts;
     let usable = |kind: &str| kinds.iter().any(|prospect| prospect.kind == kind && prospect.usable);
     match features {
         _ if usable("tap") => ("tap", "nobody holds it, and super-frames pass whole"),
@@ -250,6 +267,9 @@ fn prefer(Facts { link, driver, features, .. }: &Facts, kinds: &[Prospect]) -> (
         }
         _ if driver.as_deref() == Some("veth") => {
             ("packet", "the stack behind it may leave checksums open, and by AF_XDP they stay so")
+        }
+        _ if facts.tags_lost().is_some() => {
+            ("packet", "it sees the VLAN tag of every frame, and by AF_XDP one may be lost")
         }
         Some(can) if can.native() && can.redirect() => {
             ("xdp", "the driver runs the program, and small frames are fastest")
@@ -271,7 +291,8 @@ mod tests {
     /// A NIC that is up.
     fn nic(features: Option<u64>) -> Facts {
         let link = Link { index: 2, ethernet: true, mtu: 1500, up: true, carrier: true, ..Link::default() };
-        Facts { link, driver: Some("ice".into()), queues: Some(4), features: features.map(XdpFeatures) }
+        let tags = TagFacts { hardware: true, ..TagFacts::default() };
+        Facts { link, driver: Some("ice".into()), queues: Some(4), features: features.map(XdpFeatures), tags }
     }
 
     fn xdp(facts: &Facts) -> (bool, String) {
@@ -324,6 +345,17 @@ mod tests {
             assert_eq!(report.prefer, Some(if vnet_header { "packet" } else { "xdp" }), "{report}");
             assert_eq!(report.to_string().contains("XDP door"), vnet_header, "{report}");
         }
+    }
+
+    #[test]
+    fn where_tags_may_be_lost_the_kind_that_sees_them_is_preferred() {
+        let mut facts = nic(Some(3));
+        facts.tags = TagFacts { strips: vec!["rx-vlan-hw-parse"], driver: facts.driver.clone(), ..facts.tags };
+        let report = judged(&facts);
+        assert_eq!((xdp(&facts).0, report.prefer), (true, Some("packet")), "{report}");
+        assert!(report.to_string().contains("ice takes tags out of frames"), "{report}");
+        facts.tags.can_stop = true;
+        assert_eq!(judged(&facts).prefer, Some("xdp"));
     }
 
     #[test]

@@ -76,6 +76,11 @@ impl Settings {
         }
     }
 
+    /// Whether frames are assigned to ports and networks by their VLAN tag, as far as that matters to the device.
+    pub fn is_vlan_demux(&self) -> bool {
+        matches!(self, Settings::Xdp(xdp) if xdp.vlan_demux)
+    }
+
     /// Whether others own its netdev: they make it, set it up and delete it.
     pub fn is_of_others(&self) -> bool {
         !matches!(self, Settings::Tap(_))
@@ -102,6 +107,8 @@ pub struct Opened {
     pub notes: Vec<String>,
     /// In which mode it is used, if there are several.
     pub mode: Option<String>,
+    /// Whether a frame may come in without the VLAN tag that it was sent with.
+    pub may_lose_tags: bool,
 }
 
 impl fmt::Debug for Opened {

@@ -51,7 +51,10 @@ struct ChannelsReply {
 struct DriverReply {
     cmd: u32,
     driver: [u8; 32],
-    rest: [u8; 160],
+    version: [u8; 32],
+    firmware: [u8; 32],
+    bus: [u8; 32],
+    rest: [u8; 64],
 }
 
 /// `struct ethtool_sset_info` for one set.
@@ -156,10 +159,25 @@ pub fn receive_queues(name: &str) -> io::Result<Option<u32>> {
 
 /// The name of a netdev's driver. `None`: it has none, or does not tell.
 pub fn driver(name: &str) -> Option<String> {
-    let mut reply = DriverReply { cmd: GDRVINFO, driver: [0; 32], rest: [0; 160] };
+    text(&driver_info(name)?.driver)
+}
+
+/// Where on a bus the hardware of a netdev is, or the device that a hypervisor shows. `None`: it is made of software.
+pub fn bus(name: &str) -> Option<String> {
+    text(&driver_info(name)?.bus)
+}
+
+fn driver_info(name: &str) -> Option<DriverReply> {
+    let nothing = [0; 32];
+    let (driver, version, firmware, bus) = (nothing, nothing, nothing, nothing);
+    let mut reply = DriverReply { cmd: GDRVINFO, driver, version, firmware, bus, rest: [0; 64] };
     ask(name, &mut reply).ok()?;
-    let driver = CStr::from_bytes_until_nul(&reply.driver).ok()?.to_str().ok()?;
-    (!driver.is_empty()).then(|| driver.to_owned())
+    Some(reply)
+}
+
+fn text(field: &[u8; 32]) -> Option<String> {
+    let text = CStr::from_bytes_until_nul(field).ok()?.to_str().ok()?;
+    (!text.is_empty()).then(|| text.to_owned())
 }
 
 /// The offload features of a netdev, by the names that `ethtool -k` lists, such as `tx-tcp-segmentation`.

@@ -27,6 +27,9 @@ const FAMILY_NAME: u16 = 2;
 const DEV_GET: u8 = 1;
 const DEV_IFINDEX: u16 = 1;
 const DEV_XDP_FEATURES: u16 = 3;
+const DEV_XDP_RX_METADATA_FEATURES: u16 = 5;
+/// NETDEV_XDP_RX_METADATA_VLAN_TAG
+const VLAN_TAG: u64 = 4;
 
 /// The bits of an attribute's type that are not its number (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
 const NOT_A_TYPE: u16 = 0xc000;
@@ -62,6 +65,16 @@ impl XdpFeatures {
 
 /// What the driver of a netdev does with XDP programs. `None`: the kernel does not tell.
 pub fn xdp_features(index: u32) -> io::Result<Option<XdpFeatures>> {
+    Ok(bits(index, DEV_XDP_FEATURES)?.map(XdpFeatures))
+}
+
+/// Whether an XDP program can ask the driver of a netdev for the VLAN tag that it keeps beside a frame.
+pub fn tells_vlan_tags(index: u32) -> io::Result<bool> {
+    Ok(bits(index, DEV_XDP_RX_METADATA_FEATURES)?.is_some_and(|bits| bits & VLAN_TAG != 0))
+}
+
+/// An attribute of 64 bits of a netdev. `None`: the kernel does not have it.
+fn bits(index: u32, wanted: u16) -> io::Result<Option<u64>> {
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::GENERIC))?;
     bind(&socket, &SocketAddrNetlink::new(0, 0))?;
     sockopt::set_socket_timeout(&socket, sockopt::Timeout::Recv, Some(std::time::Duration::from_secs(1)))?;
@@ -73,8 +86,7 @@ pub fn xdp_features(index: u32) -> io::Result<Option<XdpFeatures>> {
     };
     let Some(family) = family else { return Ok(None) };
     let answer = ask(&socket, &request(family, DEV_GET, DEV_IFINDEX, &index.to_ne_bytes()))?;
-    let features = attribute(&answer, DEV_XDP_FEATURES).and_then(|bits| bits.try_into().ok());
-    Ok(features.map(|bits| XdpFeatures(u64::from_ne_bytes(bits))))
+    Ok(attribute(&answer, wanted).and_then(|bits| bits.try_into().ok()).map(u64::from_ne_bytes))
 }
 
 /// A request with one attribute.
@@ -157,5 +169,6 @@ mod tests {
     #[test]
     fn what_is_not_there_is_no_answer() {
         assert!(!matches!(xdp_features(u32::MAX >> 1), Ok(Some(_))));
+        assert!(!matches!(tells_vlan_tags(u32::MAX >> 1), Ok(true)));
     }
 }

@@ -13,7 +13,7 @@ use crate::control::blueprint;
 use crate::control::config::Config;
 use crate::control::events::EventKind;
 use crate::control::leftovers::{self, Leftover, Leftovers};
-use crate::control::plan::{DeviceStep, device_step};
+use crate::control::plan::{DeviceStep, device_step_of_open};
 use crate::control::seats::Names;
 use crate::device::{self, Device, OpenError, Opened, Removal, Settings};
 use crate::sys::link_events::LinkState;
@@ -198,7 +198,11 @@ impl Controller {
             return self.close(vec![Closing { port: attempt.port, queues, remove: Some(attempt.settings) }]);
         };
         // A subport never asks for a device.
-        let step = port.seat.device().map_or(DeviceStep::Keep, |device| device_step(&attempt.settings, device));
+        let may_lose_tags = attempt.result.as_ref().is_ok_and(|opened| opened.may_lose_tags);
+        let step = port
+            .seat
+            .device()
+            .map_or(DeviceStep::Keep, |device| device_step_of_open(&attempt.settings, device, may_lose_tags));
         if step != DeviceStep::Keep {
             // It shall be otherwise meanwhile.
             port.state = State::Down { reason: String::new() };
@@ -222,7 +226,8 @@ impl Controller {
             let Some(&index) = self.standing.get(&key) else { continue };
             let port = &mut self.ports[index];
             match result {
-                Ok(Opened { queues, made, notes, mode }) => {
+                Ok(Opened { queues, made, notes, mode, may_lose_tags }) => {
+                    port.may_lose_tags = may_lose_tags;
                     (port.made, port.namespace) = (Some(made), namespace);
                     (port.link, port.looked) = (link, last_look);
                     watched.extend(links::watched(port));

@@ -280,6 +280,7 @@ impl Controller {
             link: None,
             looked: 0,
             held: true,
+            may_lose_tags: false,
             at_limit: AtLimit::default(),
         }
     }

@@ -34,6 +34,8 @@ pub struct Port {
     pub(super) looked: u64,
     /// It is not opened as long as devices are being closed: one of them may be in its way.
     pub(super) held: bool,
+    /// Whether its device, if it is open, may lose VLAN tags.
+    pub(super) may_lose_tags: bool,
     /// Whether it is at its MAC limit.
     pub(super) at_limit: AtLimit,
 }

@@ -19,7 +19,7 @@ use crate::control::config::{self, Config};
 use crate::control::difference::differences;
 use crate::control::events::EventKind;
 use crate::control::leftovers;
-use crate::control::plan::{DeviceStep, Step, plan};
+use crate::control::plan::{DeviceStep, Step, device_step_of_open, plan};
 use crate::control::seats::{self, Kind, Names, Seat, Stand};
 use crate::device::Settings;
 use crate::switch::PortId;
@@ -193,8 +193,17 @@ impl Controller {
             let was = std::mem::replace(&mut port.seat, seat);
             let was_up = was.names(&before).admin_up;
             let index = self.ports.len();
+            let planned = steps.get(&was.key()).copied();
+            // Of a port that is otherwise only in what subports it has, nothing is planned.
+            let devices = was.device().zip(port.seat.device()).filter(|_| port.may_lose_tags);
+            let planned = match devices.map(|(before, after)| device_step_of_open(before, after, true)) {
+                Some(step @ DeviceStep::Reopen { .. }) if !matches!(planned, Some((_, DeviceStep::Reopen { .. }))) => {
+                    Some((planned.is_some_and(|(forget, _)| forget), step))
+                }
+                _ => planned,
+            };
             self.ports.push(port);
-            if let Some(&(forget, device)) = steps.get(&was.key()) {
+            if let Some((forget, device)) = planned {
                 errands.extend(self.turn(index, &was, forget, device, &mut transition));
                 self.tell_admin_state(index, was_up);
                 stricter.extend(self.stricter(index, &was, &before));

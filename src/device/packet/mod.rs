@@ -104,7 +104,8 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
         ear.bind(link.index, EVERYTHING).map_err(others::failed(&at, "listening to it"))?;
         let queue = Queue::new(ring, ear, mouth, settings.offloads, netdev);
         let mode = if has_ring { "ring" } else { "a call for each frame" };
-        Ok(Opened { queues: vec![Box::new(queue) as Box<dyn Device>], made: false, notes, mode: Some(mode.to_owned()) })
+        let (queues, mode) = (vec![Box::new(queue) as Box<dyn Device>], Some(mode.to_owned()));
+        Ok(Opened { queues, made: false, notes, mode, may_lose_tags: false })
     })
 }
 

@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 use thiserror::Error;
 
-use crate::sys::bpf::Instruction;
+use crate::sys::bpf::{Instruction, KernelFunction};
 
 // Opcodes: RFC 9669, appendix A.
 const LOAD_64: u8 = 0x18;
@@ -18,15 +18,18 @@ const LOAD_BYTE: u8 = 0x71;
 const LOAD_HALF: u8 = 0x69;
 const LOAD_WORD: u8 = 0x61;
 const LOAD_LONG: u8 = 0x79;
+const STORE_HALF: u8 = 0x6b;
 const STORE_WORD: u8 = 0x63;
 const ATOMIC_LONG: u8 = 0xdb;
 const ADD: u8 = 0x07;
 const AND: u8 = 0x57;
 const MOVE: u8 = 0xb7;
 const COPY: u8 = 0xbf;
+const TO_BIG_ENDIAN: u8 = 0xdc;
 const JUMP: u8 = 0x05;
 const JUMP_ABOVE: u8 = 0x2d;
 const JUMP_WORD: u8 = 0x56;
+const JUMP_WORD_EQUAL: u8 = 0x16;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 
@@ -35,6 +38,9 @@ const ADD_ATOMICALLY: i32 = 0;
 
 /// BPF_PSEUDO_MAP_FD, in place of a source: the constant of [`LOAD_64`] is a map's descriptor.
 const MAP: u8 = 1;
+
+/// BPF_PSEUDO_KFUNC_CALL, in place of a source: the constant of [`CALL`] is the BTF id of a kernel function.
+const KERNEL_FUNCTION: u8 = 2;
 
 /// A register. R0 is what calls and the program itself return, R1 to R5 are arguments that a call
 /// does not keep, R6 to R9 are kept, and R1 is where the program finds its context at the beginning. R10 is the
@@ -144,6 +150,11 @@ impl Assembler {
         self.add_instruction(STORE_WORD, target as u8, source as u8, offset, 0)
     }
 
+    /// The same with 16 bits.
+    pub fn store_half(&mut self, target: Register, offset: i16, source: Register) -> &mut Assembler {
+        self.add_instruction(STORE_HALF, target as u8, source as u8, offset, 0)
+    }
+
     /// The 64 bits that are `offset` bytes after where `target` points to = the sum of themselves and `source`, at once for
     /// everybody else.
     pub fn add_at_once(&mut self, target: Register, offset: i16, source: Register) -> &mut Assembler {
@@ -181,6 +192,18 @@ impl Assembler {
         self.add_instruction(CALL, 0, 0, 0, helper)
     }
 
+    /// R0 = what the kernel function with this BTF id ([`KernelFunction`]) answers to R1 to R5.
+    ///
+    /// [`KernelFunction`]: crate::sys::bpf::KernelFunction
+    pub fn call_kernel(&mut self, function: KernelFunction) -> &mut Assembler {
+        self.add_instruction(CALL, 0, KERNEL_FUNCTION, 0, function.btf_id())
+    }
+
+    /// The lower 16 bits of `target` in network byte order; its other bits are 0.
+    pub fn to_network_order_16(&mut self, target: Register) -> &mut Assembler {
+        self.add_instruction(TO_BIG_ENDIAN, target as u8, 0, 0, 16)
+    }
+
     /// Goes on at a place.
     pub fn jump(&mut self, to: &'static str) -> &mut Assembler {
         self.jumps.push((self.code.len(), to));
@@ -197,6 +220,12 @@ impl Assembler {
     pub fn jump_if_word_differs(&mut self, register: Register, word: u32, to: &'static str) -> &mut Assembler {
         self.jumps.push((self.code.len(), to));
         self.add_instruction(JUMP_WORD, register as u8, 0, 0, word.cast_signed())
+    }
+
+    /// Goes on at a place if the lower 32 bits of `register` are those of the constant.
+    pub fn jump_if_word_equals(&mut self, register: Register, word: u32, to: &'static str) -> &mut Assembler {
+        self.jumps.push((self.code.len(), to));
+        self.add_instruction(JUMP_WORD_EQUAL, register as u8, 0, 0, word.cast_signed())
     }
 
     /// Goes on at a place if `register` is greater than `other`. Both are without a sign.
@@ -356,6 +385,8 @@ mod tests {
         assembler.load_byte(R6, R7, 1).load_half(R7, R8, 2).load_long(R8, R9, 8).store_word(R10, -4, R9);
         assembler.add_at_once(R9, 16, R1).copy(R6, R1).and(R5, 1);
         assembler.jump_if_word_differs(R7, u32::MAX, "here").jump_if_above(R4, R3, "here");
+        assembler.store_half(R2, 12, R7).to_network_order_16(R7).call_kernel(KernelFunction::with_btf_id(66));
+        assembler.jump_if_word_equals(R0, 5, "here");
         let expected = [
             (0x61, 2, 1, 16, 0),
             (0x18, 1, 1, 0, file.as_raw_fd()),
@@ -377,6 +408,10 @@ mod tests {
             (0x57, 5, 0, 0, 1),
             (0x56, 7, 0, -13, -1),
             (0x2d, 4, 3, -14, 0),
+            (0x6b, 2, 7, 12, 0),
+            (0xdc, 7, 0, 0, 16),
+            (0x85, 0, 2, 0, 66),
+            (0x16, 0, 0, -18, 5),
         ];
         let code: Vec<_> = assembler.finish().unwrap();
         let code: Vec<_> = code.iter().map(|i| (i.code, i.target(), i.source(), i.offset, i.immediate)).collect();

@@ -8,6 +8,8 @@
 //! copies (native); the network stack runs it (generic). Each rung is tried in turn, and why a better
 //! one was not to be had is told.
 //!
+//! The outer VLAN tag of a frame may be beside it, where no program reads it: see [`tags`].
+//!
 //! Offload headers do not pass an XDP program. Super-frames and open checksums that a guest writes to a tap lose
 //! their header there, so such a guest must have its offloads off.
 
@@ -16,6 +18,7 @@ pub mod program;
 mod queue;
 mod redirect;
 pub mod shedding;
+pub mod tags;
 
 use std::fmt;
 use std::io;
@@ -34,6 +37,7 @@ use crate::sys::netdev;
 use crate::sys::netns::Netns;
 use queue::Queue;
 use redirect::{Failure, Redirect};
+use tags::{TagFacts, Tags, TagsKept};
 
 /// Places in each ring of a queue.
 const RING: u32 = 2048;
@@ -70,6 +74,9 @@ pub struct Settings {
     pub fill: u32,
     /// The port it is for.
     pub owner: String,
+    /// Whether frames are assigned to ports and networks by their VLAN tag: the parent of a trunk, an uplink. Then no
+    /// tag may be lost.
+    pub vlan_demux: bool,
 }
 
 /// Which mode is asked for.
@@ -170,11 +177,13 @@ fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError
     let mut not_better = Vec::new();
     for &rung in settings.mode.rungs() {
         match climb(settings, pool, &link, queues, rung)? {
-            Ok(queues) => {
+            Ok(Bound { queues, tags_lost }) => {
                 if !not_better.is_empty() {
                     notes.push(format!("{rung}, as {}", not_better.join(", ")));
                 }
-                return Ok(Opened { queues, made: false, notes, mode: Some(rung.to_string()) });
+                notes.extend(tags_lost.as_deref().map(tags::remark));
+                let (mode, may_lose_tags) = (Some(rung.to_string()), tags_lost.is_some());
+                return Ok(Opened { queues, made: false, notes, mode, may_lose_tags });
             }
             Err(why) => not_better.push(why),
         }
@@ -204,6 +213,13 @@ fn queues(settings: &Settings, link: &Link) -> Result<u32, OpenError> {
     }
 }
 
+/// A netdev that is bound.
+struct Bound {
+    queues: Vec<Box<dyn Device>>,
+    /// Why the VLAN tag of a frame may be lost, if so.
+    tags_lost: Option<String>,
+}
+
 /// Tries one rung. The inner error is why it cannot be had while a lower one might.
 fn climb(
     settings: &Settings,
@@ -211,7 +227,7 @@ fn climb(
     link: &Link,
     queues: u32,
     rung: Rung,
-) -> Result<Result<Vec<Box<dyn Device>>, String>, OpenError> {
+) -> Result<Result<Bound, String>, OpenError> {
     let no_zero_copy = || {
         let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
         Ok(Err(format!("{driver} has no zero-copy")))
@@ -223,6 +239,19 @@ fn climb(
     {
         return no_zero_copy();
     }
+    let (mut ask, mut kept, mut tags_lost) = (None, None, None);
+    match TagFacts::of(&settings.name, link).decide(rung != Rung::Generic) {
+        Tags::InFrame => {}
+        Tags::Told(function) => ask = Some(function),
+        Tags::InFrameWithout(features) => match TagsKept::turn_off(&settings.name, link.index, &features) {
+            Ok(done) => kept = Some(done),
+            Err(why) => tags_lost = Some(why),
+        },
+        Tags::MayBeLost(why) => tags_lost = Some(why),
+    }
+    if let Some(why) = tags_lost.as_deref().filter(|_| settings.vlan_demux) {
+        return Err(others::refused(&settings.at(), tags::refusal(why)));
+    }
     let fill = settings.fill.max(LEAST_FILL);
     let mut exchanges = Vec::new();
     for queue in 0..queues {
@@ -233,12 +262,22 @@ fn climb(
         }
     }
     let sockets: Vec<_> = exchanges.iter().filter_map(Exchange::fd).collect();
-    match Redirect::attach(link.index, &sockets, rung.attach()) {
+    let mut attached = Redirect::attach(link.index, &sockets, rung.attach(), ask, kept);
+    if let (Some(_), Err(Failure::Load(why))) = (ask, &attached)
+        && why.source.kind() != io::ErrorKind::PermissionDenied
+    {
+        tags_lost = Some(format!("the kernel refuses a program that asks for tags ({})", why.source));
+        attached = Redirect::attach(link.index, &sockets, rung.attach(), None, None);
+    }
+    match attached {
+        Ok(_) if settings.vlan_demux && tags_lost.is_some() => {
+            Err(others::refused(&settings.at(), tags::refusal(&tags_lost.unwrap_or_default())))
+        }
         Ok(redirect) => {
             let redirect = Arc::new(redirect);
             let queue =
                 |(number, exchange)| Box::new(Queue::new(exchange, number, Arc::clone(&redirect))) as Box<dyn Device>;
-            Ok(Ok((0..).zip(exchanges).map(queue).collect()))
+            Ok(Ok(Bound { queues: (0..).zip(exchanges).map(queue).collect(), tags_lost }))
         }
         Err(Failure::Attach(e)) if rung != Rung::Generic && is(&e, Errno::OPNOTSUPP) => {
             let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
@@ -313,8 +352,26 @@ pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
         let (link, mut notes) = others::find(&at, settings.mtu)?;
         notes.extend(lost_offloads(&link));
         queues(settings, &link)?;
+        if let Tags::MayBeLost(why) = expected_tags(settings.mode, &settings.name, &link) {
+            if settings.vlan_demux {
+                return Err(others::refused(&at, tags::refusal(&why)));
+            }
+            notes.push(tags::remark(&why));
+        }
         Ok(notes)
     })
+}
+
+/// Where tags would be found in the mode that would be had.
+pub(super) fn expected_tags(mode: Mode, name: &str, link: &Link) -> Tags {
+    // Where the kernel does not tell what the driver can, it is taken for one that runs programs.
+    let native = || !matches!(netdev::xdp_features(link.index), Ok(Some(features)) if !features.native());
+    let native = match mode {
+        Mode::Generic => false,
+        Mode::ZeroCopy | Mode::Copy => true,
+        Mode::Auto => native(),
+    };
+    TagFacts::of(name, link).decide(native)
 }
 
 /// What becomes of the offloads of a guest, if the netdev is a tap whose holder writes offload headers.

@@ -3,6 +3,10 @@
 //! It judges nothing. What is not forwarded (PAUSE, runts, whatever else) is for the switch to drop,
 //! which has a reason and a counter for each; a frame that died here would have neither.
 //!
+//! Some drivers keep the outer VLAN tag of a frame beside it: a veth whose peer lets them (`tx-vlan-hw-insert`), a NIC
+//! that takes tags out (`rx-vlan-hw-parse`). Where the driver can be asked for it, the program puts the tag back
+//! first, so that a frame is the same to the switch wherever its tag was.
+//!
 //! The one thing that it does drop is what the switch has judged already: while a port has used up what it may
 //! send to groups, the worker has it *shed* such frames until a moment that stands in a [`ShedTable`], where the
 //! program counts them. Frames to one station are none of its business, and cost a look at one byte.
@@ -12,7 +16,7 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use crate::sys::bpf::{Instruction, LoadError, Program, XDP_DROP, XDP_PASS, XskMap};
+use crate::sys::bpf::{Instruction, KernelFunction, LoadError, Program, XDP_DROP, XDP_PASS, XskMap};
 
 use super::assembler::{AssembleError, Assembler, If, Register::*};
 use super::shedding::ShedTable;
@@ -26,14 +30,23 @@ const RX_QUEUE_INDEX: i16 = 16;
 // enum bpf_func_id
 const MAP_LOOKUP_ELEM: i32 = 1;
 const KTIME_GET_NS: i32 = 5;
+const XDP_ADJUST_HEAD: i32 = 44;
 const REDIRECT_MAP: i32 = 51;
 const XDP_GET_BUFF_LEN: i32 = 188;
 
 /// Where the program has the number of a queue, from the end of its own memory.
 const KEY: i16 = -4;
 
+/// And what the driver answers when it is asked for a tag: the type, in network order, and the tag itself, in the
+/// host's.
+const TAG_TYPE: i16 = -8;
+const TAG: i16 = -6;
+
 /// Bytes of an Ethernet header.
 const HEADER: i32 = 14;
+
+/// ENODATA: the frame has no tag beside it.
+const NO_TAG: i32 = -61;
 
 /// Groups whose frames are never shed: loop probes, which have to arrive most of all while there is a storm, and
 /// spanning tree, of one kind and the other.
@@ -54,15 +67,68 @@ pub enum NoSocket {
     Pass,
 }
 
-/// Loads the program that sends frames to the sockets in `sockets`, also frames in several pieces, and sheds
-/// what it is told to in `shedding`.
-pub fn load(sockets: &XskMap, shedding: &ShedTable, no_socket: NoSocket) -> Result<Program, LoadError> {
-    let code = redirect(sockets.as_fd(), shedding.as_fd(), no_socket)
-        .map_err(|e| LoadError { source: io::Error::new(io::ErrorKind::InvalidInput, e), log: String::new() })?;
-    Program::load(&code, true)
+/// A driver that a program can ask for the tag it keeps beside a frame.
+#[derive(Debug, Clone, Copy)]
+pub struct TagSource {
+    /// The function that asks it.
+    pub function: KernelFunction,
+    /// Its netdev, by index in the namespace of the calling thread. The program attaches to no other.
+    pub ifindex: u32,
 }
 
-/// The program.
+/// Loads the program that sends frames to the sockets in `sockets`, also frames in several pieces, and sheds
+/// what it is told to in `shedding`. With `tags` it puts back the tag that the driver keeps beside a frame.
+pub fn load(
+    sockets: &XskMap,
+    shedding: &ShedTable,
+    no_socket: NoSocket,
+    tags: Option<TagSource>,
+) -> Result<Program, LoadError> {
+    let code = redirect(sockets.as_fd(), shedding.as_fd(), no_socket, tags.map(|tags| tags.function))
+        .map_err(|e| LoadError { source: io::Error::new(io::ErrorKind::InvalidInput, e), log: String::new() })?;
+    match tags {
+        Some(TagSource { ifindex, .. }) => Program::load_for(&code, true, ifindex),
+        None => Program::load(&code, true),
+    }
+}
+
+/// Puts the tag back that the driver keeps beside the frame. R6 is the context.
+///
+/// ```c
+/// error = bpf_xdp_metadata_rx_vlan_tag(context, &type, &tag);
+/// if (error == -ENODATA) goto whole;
+/// if (error || bpf_xdp_adjust_head(context, -4) || data + 18 > data_end) goto lost;
+/// memmove(data, data + 4, 12);
+/// data[12..14] = type;
+/// data[14..16] = htons(tag);
+/// goto whole;
+/// lost:                                               // without its tag it would be another network's
+/// entry = bpf_map_lookup_elem(shedding, &context->rx_queue_index);
+/// if (entry) entry->lost += 1;
+/// return XDP_DROP;
+/// whole:
+/// ```
+fn put_tag_back(code: &mut Assembler, function: KernelFunction, shedding: BorrowedFd<'_>) {
+    // The verifier wants what is pointed to written first.
+    code.set(R1, 0).store_word(R10, TAG_TYPE, R1);
+    code.copy(R1, R6).copy(R2, R10).add(R2, TAG_TYPE.into()).copy(R3, R10).add(R3, TAG.into());
+    code.call_kernel(function).jump_if_word_equals(R0, NO_TAG.cast_unsigned(), "whole");
+    code.jump_if(R0, If::Different, 0, "lost");
+    code.copy(R1, R6).set(R2, -4).call(XDP_ADJUST_HEAD).jump_if(R0, If::Different, 0, "lost");
+    code.load_word(R2, R6, DATA).load_word(R3, R6, DATA_END);
+    code.copy(R4, R2).add(R4, HEADER + 4).jump_if_above(R4, R3, "lost");
+    for at in [0, 4, 8] {
+        code.load_word(R5, R2, at + 4).store_word(R2, at, R5);
+    }
+    code.load_half(R5, R10, TAG_TYPE).store_half(R2, 12, R5);
+    code.load_half(R5, R10, TAG).to_network_order_16(R5).store_half(R2, 14, R5).jump("whole");
+    code.place("lost").load_word(R4, R6, RX_QUEUE_INDEX).store_word(R10, KEY, R4);
+    code.load_map(R1, shedding).copy(R2, R10).add(R2, KEY.into()).call(MAP_LOOKUP_ELEM);
+    code.jump_if(R0, If::Equal, 0, "gone").set(R1, 1).add_at_once(R0, ShedTable::LOST, R1);
+    code.place("gone").set(R0, XDP_DROP.cast_signed()).exit().place("whole");
+}
+
+/// The program, behind [`put_tag_back`].
 ///
 /// ```c
 /// if (data + 14 > data_end || !(data[0] & 1) || is_spared(data)) goto redirect;
@@ -80,6 +146,7 @@ fn redirect(
     sockets: BorrowedFd<'_>,
     shedding: BorrowedFd<'_>,
     no_socket: NoSocket,
+    tags: Option<KernelFunction>,
 ) -> Result<Vec<Instruction>, AssembleError> {
     // The lower two bits of the flags are what the helper returns if there is no socket.
     let flags = match no_socket {
@@ -87,7 +154,11 @@ fn redirect(
         NoSocket::Pass => XDP_PASS,
     };
     let mut code = Assembler::new();
-    code.copy(R6, R1).load_word(R2, R6, DATA).load_word(R3, R6, DATA_END);
+    code.copy(R6, R1);
+    if let Some(function) = tags {
+        put_tag_back(&mut code, function, shedding);
+    }
+    code.load_word(R2, R6, DATA).load_word(R3, R6, DATA_END);
     code.copy(R4, R2).add(R4, HEADER).jump_if_above(R4, R3, "redirect");
     code.load_byte(R5, R2, 0).and(R5, 1).jump_if(R5, If::Equal, 0, "redirect");
     code.load_word(R7, R2, 0).load_half(R8, R2, 4);
@@ -150,7 +221,7 @@ mod tests {
     fn the_program_reads_like_this() {
         let (sockets, shedding) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         for (no_socket, verdict) in [(NoSocket::Drop, 1), (NoSocket::Pass, 2)] {
-            let code = redirect(sockets.as_fd(), shedding.as_fd(), no_socket).unwrap();
+            let code = redirect(sockets.as_fd(), shedding.as_fd(), no_socket, None).unwrap();
             let listing: Vec<String> = code
                 .iter()
                 .map(|i| format!("{:02x} r{} r{} {:+} {}", i.code, i.target(), i.source(), i.offset, i.immediate))
@@ -227,7 +298,7 @@ mod tests {
         }
         let (sockets, shedding, socket) = (XskMap::new(1).unwrap(), ShedTable::new(1).unwrap(), socket());
         sockets.set(0, socket.as_fd()).unwrap();
-        let program = load(&sockets, &shedding, NoSocket::Drop).unwrap();
+        let program = load(&sockets, &shedding, NoSocket::Drop, None).unwrap();
         // near each of those that are spared, and near broadcast, there are others that are not
         let near = SPARED
             .into_iter()
@@ -268,7 +339,7 @@ mod tests {
             return;
         }
         let (sockets, shedding) = (XskMap::new(1).unwrap(), ShedTable::new(1).unwrap());
-        let program = load(&sockets, &shedding, NoSocket::Pass).unwrap();
+        let program = load(&sockets, &shedding, NoSocket::Pass, None).unwrap();
         let verdict = || program.test_run(&to(Mac::BROADCAST, 60), None).unwrap().verdict;
         let mut shed = 0;
         for micros in [0, 10, 1_000, 30_000] {
@@ -304,7 +375,7 @@ mod tests {
         }
         for (no_socket, verdict) in [(NoSocket::Drop, XDP_DROP), (NoSocket::Pass, XDP_PASS)] {
             let sockets = XskMap::new(2).unwrap();
-            let program = load(&sockets, &ShedTable::new(2).unwrap(), no_socket).unwrap();
+            let program = load(&sockets, &ShedTable::new(2).unwrap(), no_socket, None).unwrap();
             let run = |len: usize| {
                 let Ran { verdict, frame: left } = program.test_run(&frame(len), None).unwrap();
                 assert_eq!(left, frame(len));

@@ -3,9 +3,10 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::program::{self, NoSocket};
+use super::program::{self, NoSocket, TagSource};
 use super::shedding::ShedTable;
-use crate::sys::bpf::{Attach, Link, LoadError, Program, XskMap};
+use super::tags::TagsKept;
+use crate::sys::bpf::{Attach, KernelFunction, Link, LoadError, Program, XskMap};
 
 /// Our program on a netdev, until this is dropped or the process ends, however it ends.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub(super) struct Redirect {
     _sockets: XskMap,
     /// What it sheds.
     pub(super) shedding: ShedTable,
+    /// Last: while the program is there, tags stay in the frames.
+    _tags: Option<TagsKept>,
 }
 
 /// Why the program is not there.
@@ -28,7 +31,14 @@ pub(super) enum Failure {
 impl Redirect {
     /// Attaches the program to the netdev `index` of the calling thread's namespace. `sockets` are those
     /// of its queues, from the first to the last: no frame goes past them.
-    pub(super) fn attach(index: u32, sockets: &[BorrowedFd<'_>], attach: Attach) -> Result<Redirect, Failure> {
+    /// With `ask` it has the driver tell it of tags beside frames; `kept` is held as long as it is there.
+    pub(super) fn attach(
+        index: u32,
+        sockets: &[BorrowedFd<'_>],
+        attach: Attach,
+        ask: Option<KernelFunction>,
+        kept: Option<TagsKept>,
+    ) -> Result<Redirect, Failure> {
         #[allow(clippy::cast_possible_truncation)] // far fewer queues
         let queues = sockets.len() as u32;
         let map = XskMap::new(queues).map_err(Failure::Map)?;
@@ -36,8 +46,9 @@ impl Redirect {
             map.set(queue, *socket).map_err(Failure::Map)?;
         }
         let shedding = ShedTable::new(queues).map_err(Failure::Map)?;
-        let program = program::load(&map, &shedding, NoSocket::default()).map_err(Failure::Load)?;
+        let tags = ask.map(|function| TagSource { function, ifindex: index });
+        let program = program::load(&map, &shedding, NoSocket::default(), tags).map_err(Failure::Load)?;
         let link = Link::attach(&program, index, attach).map_err(Failure::Attach)?;
-        Ok(Redirect { _link: link, _program: program, _sockets: map, shedding })
+        Ok(Redirect { _link: link, _program: program, _sockets: map, shedding, _tags: kept })
     }
 }

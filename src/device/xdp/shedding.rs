@@ -12,7 +12,7 @@ use crate::device::{Amount, Group};
 use crate::sys::bpf::SharedArray;
 use crate::time::Moment;
 
-/// Words of an entry: three for each kind of group, and the rest of a cache line.
+/// Words of an entry: three for each kind of group, one of frames that were lost, and the rest of a cache line.
 const WORDS: usize = 8;
 
 // Where they are, by words: those of multicasts come after those of broadcasts.
@@ -20,6 +20,7 @@ const EACH: usize = 3;
 const UNTIL: usize = 0;
 const FRAMES: usize = 1;
 const BYTES: usize = 2;
+const LOST: usize = 6;
 
 /// For each queue and kind of group: until when its frames are shed, in nanoseconds of the monotonic clock, 0
 /// for never; and how many frames and bytes have been, ever.
@@ -33,6 +34,8 @@ impl ShedTable {
     pub(super) const FRAMES: i16 = bytes(FRAMES);
     /// Of the count of bytes.
     pub(super) const BYTES: i16 = bytes(BYTES);
+    /// Of the count of frames that were lost, in an entry.
+    pub(super) const LOST: i16 = bytes(LOST);
     /// From there to the part about multicasts.
     pub(super) const TO_MULTICAST: i16 = bytes(EACH);
 
@@ -56,6 +59,11 @@ impl ShedTable {
     pub fn total(&self, queue: u32, group: Group) -> Amount {
         let count = |word| self.word(queue, group, word).map_or(0, |word| word.load(Ordering::Relaxed));
         Amount { frames: count(FRAMES), bytes: count(BYTES) }
+    }
+
+    /// Frames that were lost at `queue` as their VLAN tag could not be put back, ever.
+    pub fn lost(&self, queue: u32) -> u64 {
+        self.0.entry(queue).and_then(|entry| entry.get(LOST)).map_or(0, |word| word.load(Ordering::Relaxed))
     }
 
     #[inline]

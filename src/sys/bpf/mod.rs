@@ -13,12 +13,14 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 mod array;
+mod btf;
 mod link;
 mod map;
 mod program;
 mod xskmap;
 
 pub use array::SharedArray;
+pub use btf::KernelFunction;
 pub use link::{Attach, Link};
 pub use program::{Arrival, Instruction, LoadError, Program, Ran, XDP_DROP, XDP_PASS, XDP_REDIRECT};
 pub use xskmap::XskMap;

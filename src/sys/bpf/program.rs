@@ -24,6 +24,8 @@ const OBJ_GET_INFO_BY_FD: c_long = 15;
 const TYPE_XDP: u32 = 6;
 /// BPF_F_XDP_HAS_FRAGS
 const HAS_FRAGS: u32 = 1 << 5;
+/// BPF_F_XDP_DEV_BOUND_ONLY
+const DEVICE_BOUND: u32 = 1 << 6;
 
 /// The project's own licence in the words of the kernel, for which it is one of those that may call
 /// every helper.
@@ -124,8 +126,10 @@ struct LoadAttributes {
     kernel_version: u32,
     flags: u32,
     name: [u8; 16],
+    ifindex: u32,
+    expected_attach_type: u32,
 }
-const _: () = assert!(size_of::<LoadAttributes>() == 64);
+const _: () = assert!(size_of::<LoadAttributes>() == 72);
 
 /// The attributes of PROG_TEST_RUN, as far as we have any.
 #[repr(C)]
@@ -184,14 +188,25 @@ impl Program {
     ///
     /// Needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN.
     pub fn load(code: &[Instruction], frags: bool) -> Result<Program, LoadError> {
-        let source = match load(code, frags, &mut []) {
+        Program::load_with(code, frags, None)
+    }
+
+    /// The same for one netdev of the calling thread's namespace, by index. Such a program may call the driver's
+    /// functions that read metadata of a frame, and attaches natively to this netdev only. EINVAL: the kernel is
+    /// older than Linux 6.3.
+    pub fn load_for(code: &[Instruction], frags: bool, ifindex: u32) -> Result<Program, LoadError> {
+        Program::load_with(code, frags, Some(ifindex))
+    }
+
+    fn load_with(code: &[Instruction], frags: bool, ifindex: Option<u32>) -> Result<Program, LoadError> {
+        let source = match load(code, frags, ifindex, &mut []) {
             Ok(program) => return Ok(Program(program)),
             Err(source) => source,
         };
         // The log is asked for separately: with one, not having had the room for it is an error, too,
         // and takes the place of the one that is looked for.
         let mut log = vec![0; LOG];
-        match load(code, frags, &mut log) {
+        match load(code, frags, ifindex, &mut log) {
             Ok(program) => Ok(Program(program)),
             Err(_) => {
                 let text = log.split(|&byte| byte == 0).next().unwrap_or_default();
@@ -247,7 +262,7 @@ impl Program {
 }
 
 /// PROG_LOAD, with the words of the verifier in `log` if that has room for any.
-fn load(code: &[Instruction], frags: bool, log: &mut [u8]) -> io::Result<OwnedFd> {
+fn load(code: &[Instruction], frags: bool, ifindex: Option<u32>, log: &mut [u8]) -> io::Result<OwnedFd> {
     let mut attributes = LoadAttributes {
         kind: TYPE_XDP,
         count: u32::try_from(code.len()).unwrap_or(u32::MAX), // far more than it takes
@@ -257,8 +272,10 @@ fn load(code: &[Instruction], frags: bool, log: &mut [u8]) -> io::Result<OwnedFd
         log_size: u32::try_from(log.len()).unwrap_or(u32::MAX),
         log: if log.is_empty() { 0 } else { address(log.as_mut_ptr()) },
         kernel_version: 0,
-        flags: if frags { HAS_FRAGS } else { 0 },
+        flags: if frags { HAS_FRAGS } else { 0 } | if ifindex.is_some() { DEVICE_BOUND } else { 0 },
         name: NAME,
+        ifindex: ifindex.unwrap_or_default(),
+        expected_attach_type: 0,
     };
     let mut interruptions = 0;
     loop {

@@ -1,0 +1,134 @@
+//! BTF, the kernel's own description of its types and functions: by it a program names a kernel function that it calls.
+//!
+//! See `Documentation/bpf/btf.rst` of the kernel.
+
+use std::sync::LazyLock;
+
+/// Where the kernel has it. Kernels without CONFIG_DEBUG_INFO_BTF have none.
+const KERNEL: &str = "/sys/kernel/btf/vmlinux";
+
+const MAGIC: u16 = 0xeb9f;
+
+/// BTF_KIND_FUNC
+const FUNCTION: u32 = 12;
+
+/// A function of the kernel that programs may call (a kfunc).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KernelFunction(i32);
+
+impl KernelFunction {
+    /// `bpf_xdp_metadata_rx_vlan_tag`, which reads the VLAN tag that a driver keeps beside a frame (Linux 6.8). `None`:
+    /// the kernel has no such function, or does not describe itself. Its description is read once.
+    pub fn rx_vlan_tag() -> Option<KernelFunction> {
+        static FOUND: LazyLock<Option<KernelFunction>> = LazyLock::new(|| {
+            let described = std::fs::read(KERNEL).ok()?;
+            function_id(&described, b"bpf_xdp_metadata_rx_vlan_tag").map(KernelFunction)
+        });
+        *FOUND
+    }
+
+    /// By its BTF id, for tests of what is made of it.
+    #[cfg(test)]
+    pub const fn with_btf_id(id: i32) -> KernelFunction {
+        KernelFunction(id)
+    }
+
+    /// Its number among all types of the kernel.
+    pub const fn btf_id(self) -> i32 {
+        self.0
+    }
+}
+
+/// The id of the function of this name. `None` also for what cannot be read.
+fn function_id(btf: &[u8], name: &[u8]) -> Option<i32> {
+    let word = |at: usize| btf.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+    if btf.get(..2)?.try_into().ok().map(u16::from_ne_bytes)? != MAGIC {
+        return None;
+    }
+    let header = word(4)?;
+    let section = |offset: usize, len: usize| {
+        let start = header.checked_add(word(offset)?)? as usize;
+        btf.get(start..start.checked_add(word(len)? as usize)?)
+    };
+    let (mut types, names) = (section(8, 12)?, section(16, 20)?);
+    let mut id = 0;
+    while !types.is_empty() {
+        id += 1;
+        let field = |at: usize| types.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
+        let (name_at, info) = (field(0)? as usize, field(4)?);
+        let kind = info >> 24 & 0x1f;
+        if kind == FUNCTION {
+            let rest = names.get(name_at..)?;
+            if rest.starts_with(name) && rest.get(name.len()) == Some(&0) {
+                return Some(id);
+            }
+        }
+        types = types.get(12 + more_bytes(kind, (info & 0xffff) as usize)?..)?;
+    }
+    None
+}
+
+/// Bytes behind the first twelve of a type of this kind, of which `members` are told.
+fn more_bytes(kind: u32, members: usize) -> Option<usize> {
+    match kind {
+        // pointer, forward, typedef, volatile, const, restrict, function, float, type tag
+        2 | 7..=12 | 16 | 18 => Some(0),
+        // integer, variable, declaration tag
+        1 | 14 | 17 => Some(4),
+        // array
+        3 => Some(12),
+        // enumeration, prototype
+        6 | 13 => Some(8 * members),
+        // structure, union, data section, enumeration of 64 bits
+        4 | 5 | 15 | 19 => Some(12 * members),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// A description with these types: name, kind, members and what is behind.
+    fn described(types: &[(&str, u32, u32, usize)]) -> Vec<u8> {
+        let (mut records, mut names) = (Vec::new(), vec![0]);
+        for &(name, kind, members, more) in types {
+            records.extend((names.len() as u32).to_ne_bytes());
+            records.extend((kind << 24 | members).to_ne_bytes());
+            records.extend(vec![0; 4 + more]);
+            names.extend(name.bytes().chain([0]));
+        }
+        let sizes = [24, 0, records.len() as u32, records.len() as u32, names.len() as u32];
+        let sizes = sizes.into_iter().flat_map(u32::to_ne_bytes);
+        MAGIC.to_ne_bytes().into_iter().chain([1, 0]).chain(sizes).chain(records).chain(names).collect()
+    }
+
+    #[test]
+    fn a_function_is_found_behind_types_of_every_kind() {
+        let kinds = [(1, 0, 4), (2, 0, 0), (3, 0, 12), (4, 3, 36), (6, 2, 16), (13, 5, 40), (14, 0, 4), (19, 1, 12)];
+        let mut types: Vec<_> =
+            kinds.into_iter().map(|(kind, members, more)| ("wanted", kind, members, more)).collect();
+        types.extend([("wanted_not", FUNCTION, 0, 0), ("wante", FUNCTION, 0, 0), ("wanted", FUNCTION, 0, 0)]);
+        assert_eq!(function_id(&described(&types), b"wanted"), Some(11));
+        assert_eq!(function_id(&described(&types), b"other"), None);
+        types.insert(0, ("", 31, 0, 0));
+        assert_eq!(function_id(&described(&types), b"wanted"), None, "a kind that is not known hides what is behind");
+    }
+
+    proptest! {
+        #[test]
+        fn no_description_is_too_strange(
+            bytes in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..200, at in 0usize..200, with: u8
+        ) {
+            let mut torn = described(&[("a", 4, 1, 12), ("wanted", FUNCTION, 0, 0)]);
+            torn.truncate(cut);
+            if let Some(byte) = torn.get_mut(at) {
+                *byte = with;
+            }
+            let _ = function_id(&torn, b"wanted");
+            let _ = function_id(&bytes, b"wanted");
+        }
+    }
+}
