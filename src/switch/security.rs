@@ -2,8 +2,10 @@
 //!
 //! *Above Ethernet*, only ARP, IPv4, IPv6 and neighbor discovery name a sender that is looked at; every other
 //! frame passes if its source does. A MAC address that is bound to any address of IP has the link-local address
-//! that it makes as well, and may ask for others by DHCP and neighbor discovery; one that is bound to none says
-//! nothing in IP. ARP probes pass from each.
+//! that it makes as well. It may also send what an RFC has hosts send from the unspecified address, as that names
+//! nobody: requests for an address, and membership of groups. From a link-local address that it has made in
+//! another way (RFC 7217, RFC 8064) it may send what configures a host: neighbor discovery about itself,
+//! membership of groups, and DHCPv6. One that is bound to none says nothing in IP. ARP probes pass from each.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -120,7 +122,8 @@ impl Bindings {
             }
             Claim::V6 { ip, asks, neighbor } => {
                 let Some(sender) = self.of(source) else { return false };
-                (sender.has_v6(ip) || asks && sender.may_speak()) && self.allow_neighbor(sender, ip, neighbor)
+                let may_ask = asks && (ip.is_unspecified() || sender.may_have_made(ip)) && sender.may_speak();
+                (sender.has_v6(ip) || may_ask) && self.allow_neighbor(sender, ip, neighbor)
             }
         }
     }
@@ -130,8 +133,8 @@ impl Bindings {
     fn allow_neighbor(&self, sender: &Sender, ip: Ipv6Addr, says: Neighbor) -> bool {
         let Some(told) = says.link.map_or(Some(sender), |link| self.of(link)) else { return false };
         match says.target {
-            Some(target) => told.has_v6(target),
-            None => says.link.is_none() || ip.is_unspecified() || told.has_v6(ip),
+            Some(target) => told.has_v6(target) || told.may_have_made(target),
+            None => says.link.is_none() || ip.is_unspecified() || told.has_v6(ip) || told.may_have_made(ip),
         }
     }
 
@@ -145,6 +148,12 @@ impl Sender {
     /// Whether it has any address. If not, it has no business with IP at all.
     fn may_speak(&self) -> bool {
         !self.v6.is_empty()
+    }
+
+    /// Whether this is a link-local address that it may have made by itself, and not of a MAC address: of its own
+    /// the address is bound anyway, and that of another MAC address belongs to somebody else.
+    fn may_have_made(&self, ip: Ipv6Addr) -> bool {
+        self.may_speak() && is_opaque_link_local(ip)
     }
 
     fn has_v4(&self, ip: Ipv4Addr) -> bool {
@@ -181,6 +190,22 @@ fn join<T: Ord + Copy>(mut stretches: Vec<(T, T)>, next: impl Fn(T) -> Option<T>
 fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.octets();
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])
+}
+
+/// Whether a host may have made this address by itself with an opaque interface identifier (RFC 7217, 5; RFC 8064).
+/// It is in fe80::/64 (RFC 4291, 2.5.6), and its identifier is none of these:
+/// * made of a MAC address (EUI-64, RFC 4291, appendix A): that is another's;
+/// * reserved (RFC 5453; the others of these are made of MAC addresses);
+/// * small, as those that people write, such as a router's fe80::1.
+///
+/// One in 65 000 opaque identifiers looks as if it were made of a MAC address.
+fn is_opaque_link_local(ip: Ipv6Addr) -> bool {
+    const ANYCAST: u64 = 0xfdff_ffff_ffff_ff80;
+    #[allow(clippy::cast_possible_truncation)] // the lower half
+    let (prefix, identifier) = ((ip.to_bits() >> 64) as u64, ip.to_bits() as u64);
+    let is_small = identifier >> 32 == 0;
+    let is_of_mac = identifier >> 24 & 0xffff == 0xfffe;
+    prefix == 0xfe80_0000_0000_0000 && !is_small && !is_of_mac && identifier & ANYCAST != ANYCAST
 }
 
 #[cfg(test)]
@@ -254,7 +279,8 @@ mod tests {
             let target = target.map(|target| target.parse().unwrap());
             let neighbor = Neighbor { target, link: link.map(mac) };
             let ip: Ipv6Addr = ip.parse().unwrap();
-            bindings.allow(mac(1), &Claim::V6 { ip, asks: ip.is_unspecified(), neighbor })
+            let asks = ip.is_unspecified() || ip.is_unicast_link_local();
+            bindings.allow(mac(1), &Claim::V6 { ip, asks, neighbor })
         };
         for (ip, target, link, expected) in [
             ("fd::1", None, None, true),
@@ -272,8 +298,33 @@ mod tests {
             ("fd::1", None, Some(3), false),
             ("::", None, Some(2), true),
             ("::", None, Some(3), false),
+            // Of its own making (RFC 7217).
+            ("fe80::a1b2:c3d4:e5f6:789", None, None, true),
+            ("fe80::a1b2:c3d4:e5f6:789", None, Some(1), true),
+            ("fe80::a1b2:c3d4:e5f6:789", None, Some(3), false),
+            ("fe80::a1b2:c3d4:e5f6:789", Some("fe80::a1b2:c3d4:e5f6:789"), Some(1), true),
+            ("fe80::a1b2:c3d4:e5f6:789", Some("fd::1"), Some(1), true),
+            ("fe80::a1b2:c3d4:e5f6:789", Some("fd::2"), Some(1), false),
+            ("fe80::a1b2:c3d4:e5f6:789", Some("fe80::ff:fe00:9"), Some(1), false),
+            ("fd::1", Some("fe80::a1b2:c3d4:e5f6:789"), Some(1), true),
+            ("fd::1", Some("fe80::1"), Some(1), false),
+            ("fe80::1", None, None, false),
+            ("fe80::200:5eff:fe00:201", None, None, false),
+            ("fe80:0:0:1:a1b2:c3d4:e5f6:789", None, None, false),
+            ("fe80::fdff:ffff:ffff:fffe", None, None, false),
         ] {
             assert_eq!(says(ip, target, link), expected, "{ip} {target:?} {link:?}");
+        }
+    }
+
+    #[test]
+    fn of_an_address_of_its_own_making_only_configuration_passes() {
+        let bind = |number, ip: &str| Binding { mac: mac(number), ip: ip.parse().ok() };
+        let bindings = Bindings::new(mac(1), &[bind(2, "10.0.0.1")]);
+        let ip: Ipv6Addr = "fe80::a1b2:c3d4:e5f6:789".parse().unwrap();
+        for (number, asks, expected) in [(2, true, true), (2, false, false), (1, true, false), (3, true, false)] {
+            let claim = Claim::V6 { ip, asks, neighbor: Neighbor::default() };
+            assert_eq!(bindings.allow(mac(number), &claim), expected, "{number} {asks}");
         }
     }
 

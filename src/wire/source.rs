@@ -1,8 +1,9 @@
 //! Whom a frame names as its sender above Ethernet: what ARP, IPv4, IPv6 and neighbor discovery say of it.
 //!
-//! [`Claim::read`] looks behind the VLAN tags of a frame, of any of the three types and at any depth, in its
-//! first 2048 bytes. What would have to be read and cannot, as it is cut off, malformed
-//! or farther back, is [`Claim::Unreadable`]: never taken for nothing.
+//! [`Claim::read`] looks behind the VLAN tags of a frame, of any of the three types and at any depth, and behind
+//! LLC/SNAP headers (IEEE 802.2, RFC 1042, IEEE 802.1H), in its first 2048 bytes. Hosts and access points accept IP and
+//! ARP in each of these encapsulations and combine them freely (CVE-2021-27853 and its siblings). What would have to
+//! be read and cannot, as it is cut off, malformed or farther back, is [`Claim::Unreadable`]: never taken for nothing.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -25,6 +26,15 @@ const FIRST: usize = 2048;
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 
+/// The port of DHCPv6 servers and relay agents (RFC 8415, 7.2).
+const DHCPV6_SERVER: u16 = 547;
+
+/// Ethertypes begin here; smaller values are the length of an LLC frame (IEEE 802.3, 3.2.6).
+const FIRST_ETHERTYPE: u16 = 0x0600;
+
+/// The ethertype of LLC frames whose length does not fit into the length field (draft-ietf-isis-ext-eth).
+const LONG_LLC: EtherType = EtherType(0x8870);
+
 /// What a frame says of its sender, above Ethernet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Claim {
@@ -43,16 +53,17 @@ pub enum Claim {
     V4 {
         /// That address.
         ip: Ipv4Addr,
-        /// Whether this is how a host without an address asks for one: a datagram from the client's to the
-        /// server's port of DHCP. Only told where the source is unspecified.
+        /// Whether an RFC has hosts without an address send this: DHCP from the client's to the server's port, and
+        /// IGMP. Only set where the source is unspecified.
         asks: bool,
     },
     /// IPv6: the source address.
     V6 {
         /// That address.
         ip: Ipv6Addr,
-        /// Whether this is something that a host says as long as it has no address: MLD, a solicitation of
-        /// routers or neighbors. Only told where the source is unspecified.
+        /// Whether an RFC has hosts send this from the unspecified address, or from a link-local address that
+        /// they have made themselves: MLD and neighbor discovery of hosts, from a link-local address also DHCPv6
+        /// to a server. Only set where the source is one of these.
         asks: bool,
         /// What neighbor discovery says beside.
         neighbor: Neighbor,
@@ -92,15 +103,73 @@ fn first(bytes: &[u8]) -> &[u8] {
 
 #[inline(never)]
 fn read_other(mut kind: EtherType, mut rest: &[u8]) -> Result<Claim, Unreadable> {
-    while is_tag(kind) {
-        kind = SingleVlanHeaderSlice::from_slice(rest).map_err(|_| Unreadable)?.ether_type();
-        rest = &rest[TAG_LEN..];
+    // Tags and LLC headers in any order: each step consumes bytes.
+    loop {
+        if is_tag(kind) {
+            kind = SingleVlanHeaderSlice::from_slice(rest).map_err(|_| Unreadable)?.ether_type();
+            rest = &rest[TAG_LEN..];
+        } else if kind.0 < FIRST_ETHERTYPE || kind == LONG_LLC {
+            // The length is not trusted: receivers differ in what they do with a wrong one.
+            match read_llc(rest)? {
+                Some(inner) => (kind, rest) = inner,
+                None => return Ok(Claim::Nothing),
+            }
+        } else {
+            break;
+        }
     }
     match kind {
         ether_type::IPV4 => read_v4(rest),
         ether_type::IPV6 => read_v6(rest),
         ether_type::ARP => read_arp(rest),
         _ => Ok(Claim::Nothing),
+    }
+}
+
+/// Service access points of LLC (IEEE 802.2), without the bit that distinguishes groups: that of SNAP, and those once
+/// assigned to IP and ARP themselves (RFC 948; IANA, "IEEE 802 Numbers").
+const SNAP: u8 = 0xaa;
+const LLC_IP: u8 = 0x06;
+const LLC_ARP: u8 = 0x98;
+
+/// Reads an LLC header: the ethertype that it stands for and what is behind it. `None` if it stands for none.
+fn read_llc(bytes: &[u8]) -> Result<Option<(EtherType, &[u8])>, Unreadable> {
+    let (&dsap, rest) = bytes.split_first().ok_or(Unreadable)?;
+    // The source's access point is no part of the decision: receivers go by the destination's.
+    match dsap & !1 {
+        SNAP => read_snap(rest.get(1..).ok_or(Unreadable)?),
+        LLC_IP => Ok(Some((ether_type::IPV4, rest.get(2..).ok_or(Unreadable)?))),
+        LLC_ARP => Ok(Some((ether_type::ARP, rest.get(2..).ok_or(Unreadable)?))),
+        _ => Ok(None),
+    }
+}
+
+/// Reads a SNAP header from the control field of LLC on.
+fn read_snap(bytes: &[u8]) -> Result<Option<(EtherType, &[u8])>, Unreadable> {
+    /// The last two bits of the control field of an unnumbered frame, which is one byte long.
+    const UNNUMBERED: u8 = 0b11;
+    let (&control, rest) = bytes.split_first().ok_or(Unreadable)?;
+    let inner = read_protocol(rest)?;
+    // Other control fields are two bytes long, and no protocol sends IP or ARP behind them. Receivers that do not
+    // look at the control field, and those that do, find the protocol in different places: neither may find one.
+    if control & UNNUMBERED != UNNUMBERED
+        && (inner.is_some() || read_protocol(rest.get(1..).ok_or(Unreadable)?)?.is_some())
+    {
+        return Err(Unreadable);
+    }
+    Ok(inner)
+}
+
+/// Reads the protocol of SNAP: an organisation and a number of its own. Two organisations stand for ethertypes: 0 (RFC
+/// 1042), and that of bridges to other media (IEEE 802.1H).
+fn read_protocol(bytes: &[u8]) -> Result<Option<(EtherType, &[u8])>, Unreadable> {
+    let (organisation, rest) = bytes.split_first_chunk::<3>().ok_or(Unreadable)?;
+    match organisation {
+        [0, 0, 0 | 0xf8] => {
+            let (kind, rest) = rest.split_first_chunk::<2>().ok_or(Unreadable)?;
+            Ok(Some((EtherType(u16::from_be_bytes(*kind)), rest)))
+        }
+        _ => Ok(None),
     }
 }
 
@@ -117,15 +186,23 @@ fn read_arp(bytes: &[u8]) -> Result<Claim, Unreadable> {
 fn read_v4(bytes: &[u8]) -> Result<Claim, Unreadable> {
     let header = Ipv4HeaderSlice::from_slice(bytes).map_err(|_| Unreadable)?;
     let ip = header.source_addr();
-    Ok(Claim::V4 { ip, asks: ip.is_unspecified() && asks_by_dhcp(&header, &bytes[header.slice().len()..]) })
+    Ok(Claim::V4 { ip, asks: ip.is_unspecified() && needs_no_v4_address(&header, &bytes[header.slice().len()..]) })
 }
 
+/// Whether a packet of IPv4 is one that an RFC has hosts without an address send: a request for an address (RFC 2131,
+/// 4.1), or membership of groups (IGMP: RFC 3376, 4.2.13; of proxies: RFC 4541, 2.1.1).
 #[inline(never)]
-fn asks_by_dhcp(header: &Ipv4HeaderSlice<'_>, rest: &[u8]) -> bool {
-    header.protocol() == ip_number::UDP
-        && !header.is_fragmenting_payload()
-        && UdpHeaderSlice::from_slice(rest)
-            .is_ok_and(|udp| udp.source_port() == DHCP_CLIENT && udp.destination_port() == DHCP_SERVER)
+fn needs_no_v4_address(header: &Ipv4HeaderSlice<'_>, rest: &[u8]) -> bool {
+    let is_whole = !header.is_fragmenting_payload();
+    match header.protocol() {
+        ip_number::IGMP => is_whole,
+        ip_number::UDP => {
+            is_whole
+                && UdpHeaderSlice::from_slice(rest)
+                    .is_ok_and(|udp| udp.source_port() == DHCP_CLIENT && udp.destination_port() == DHCP_SERVER)
+        }
+        _ => false,
+    }
 }
 
 fn read_v6(bytes: &[u8]) -> Result<Claim, Unreadable> {
@@ -162,7 +239,8 @@ fn read_v6(bytes: &[u8]) -> Result<Claim, Unreadable> {
         rest = &rest[len..];
     }
     if kind != ip_number::IPV6_ICMP {
-        return Ok(Claim::V6 { ip, asks: false, neighbor: Neighbor::default() });
+        let asks = kind == ip_number::UDP && !is_fragment && ip.is_unicast_link_local() && is_for_dhcp_server(rest);
+        return Ok(Claim::V6 { ip, asks, neighbor: Neighbor::default() });
     }
     // Behind the packet there may be padding.
     let behind = bytes.len() - rest.len() - header.slice().len();
@@ -185,15 +263,35 @@ fn read_icmp(ip: Ipv6Addr, bytes: &[u8], len: usize, is_fragment: bool) -> Resul
         }
         _ => Neighbor::default(),
     };
-    Ok(Claim::V6 { ip, asks: ip.is_unspecified() && is_said_without(kind), neighbor })
+    let asks = match ip.is_unspecified() {
+        true => is_said_without(kind),
+        false => ip.is_unicast_link_local() && is_said_by_hosts(kind),
+    };
+    Ok(Claim::V6 { ip, asks, neighbor })
+}
+
+/// Whether a datagram goes to a server or relay agent of DHCPv6. Clients send from a link-local address, whatever other
+/// addresses they have (RFC 8415, 17.1).
+fn is_for_dhcp_server(bytes: &[u8]) -> bool {
+    UdpHeaderSlice::from_slice(bytes).is_ok_and(|udp| udp.destination_port() == DHCPV6_SERVER)
+}
+
+/// Version 2 of MLD (RFC 3810, 5.2).
+const LISTENER_REPORT_V2: u8 = 143;
+/// Of secure neighbor discovery (RFC 3971, 6.4.1).
+const CERTIFICATION_PATH_SOLICITATION: u8 = 148;
+
+/// Whether a host sends a message of ICMPv6 of this type from its link-local address to configure itself: what it may
+/// send without an address, and neighbor advertisement. Router advertisement and redirect are those of routers: they
+/// change how others send, so that routers have to be bound to the address that they send these from.
+const fn is_said_by_hosts(kind: u8) -> bool {
+    is_said_without(kind) || kind == icmpv6::TYPE_NEIGHBOR_ADVERTISEMENT
 }
 
 /// Whether a message of ICMPv6 of this type may come from a host that has no address yet: listeners of groups
-/// (RFC 3590, 4), router solicitation (RFC 4861, 4.1), and neighbor solicitation, with which it finds out
-/// whether an address is free (RFC 4862, 5.4.2).
+/// (RFC 3590, 4), router solicitation (RFC 4861, 4.1), also for certificates (RFC 3971, 6.4.1), and neighbor
+/// solicitation, with which it finds out whether an address is free (RFC 4862, 5.4.2).
 const fn is_said_without(kind: u8) -> bool {
-    /// Version 2 of MLD (RFC 3810, 5.2).
-    const LISTENER_REPORT_V2: u8 = 143;
     matches!(
         kind,
         icmpv6::TYPE_MULTICAST_LISTENER_QUERY
@@ -202,6 +300,7 @@ const fn is_said_without(kind: u8) -> bool {
             | icmpv6::TYPE_ROUTER_SOLICITATION
             | icmpv6::TYPE_NEIGHBOR_SOLICITATION
             | LISTENER_REPORT_V2
+            | CERTIFICATION_PATH_SOLICITATION
     )
 }
 
@@ -294,6 +393,52 @@ mod tests {
 
     const NOBODY: Neighbor = Neighbor { target: None, link: None };
 
+    /// What can stand between the addresses of a frame and its ethertype.
+    #[derive(Debug, Clone)]
+    enum Layer {
+        Tag(u16, u16),
+        /// The length that it says, the control field, the last byte of the organisation, the access points.
+        Snap(u16, u8, u8, [u8; 2]),
+    }
+
+    impl Layer {
+        /// In front of an ethertype and what is behind that.
+        fn wrap(&self, behind: &[u8]) -> Vec<u8> {
+            match *self {
+                Layer::Tag(kind, tci) => [&kind.to_be_bytes()[..], &tci.to_be_bytes(), behind].concat(),
+                Layer::Snap(length, control, organisation, [dsap, ssap]) => {
+                    [&length.to_be_bytes()[..], &[dsap, ssap, control, 0, 0, organisation], behind].concat()
+                }
+            }
+        }
+    }
+
+    fn layer() -> impl Strategy<Value = Layer> {
+        let tag = (prop::sample::select(vec![0x8100u16, 0x88a8, 0x9100]), any::<u16>());
+        let length = prop_oneof![4 => 0..0x600u16, 1 => Just(0x8870)];
+        let control = prop::sample::select(vec![3u8, 0x13, 0xaf, 0xe3]);
+        let organisation = prop::sample::select(vec![0u8, 0xf8]);
+        let points = prop::sample::select(vec![[0xaau8, 0xaa], [0xab, 0xaa], [0xaa, 0xab], [0xaa, 0x42]]);
+        prop_oneof![
+            tag.prop_map(|(kind, tci)| Layer::Tag(kind, tci)),
+            (length, control, organisation, points).prop_map(|(l, c, o, p)| Layer::Snap(l, c, o, p)),
+        ]
+    }
+
+    /// An ethertype, what is behind it, and what it says.
+    fn sample() -> impl Strategy<Value = (u16, Vec<u8>, Claim)> {
+        let v4 = [&[0x45, 0, 0, 20, 0, 1, 0, 0, 64, 1, 0, 0, 192, 0, 2, 7][..], &[10, 5, 0, 2]].concat();
+        let arp = [&[0, 1, 8, 0, 6, 4, 0, 2][..], &FROM, &[192, 0, 2, 7], &TO, &[10, 5, 0, 2]].concat();
+        let ra = v6([0xfd; 16], 58, &message(134, &[0; 8], &option(1, FROM)));
+        let neighbor = Neighbor { target: None, link: Some(Mac::new(FROM)) };
+        prop::sample::select(vec![
+            (0x0800, v4, Claim::V4 { ip: [192, 0, 2, 7].into(), asks: false }),
+            (0x0806, arp, Claim::Arp { mac: Mac::new(FROM), ip: [192, 0, 2, 7].into() }),
+            (0x86dd, ra[14..].to_vec(), of_v6([0xfd; 16], false, neighbor)),
+            (0x8137, vec![0xff; 40], Claim::Nothing),
+        ])
+    }
+
     fn tags() -> impl Strategy<Value = Vec<u16>> {
         vec(prop::sample::select(vec![0x8100u16, 0x88a8, 0x9100]), 0..6)
     }
@@ -307,7 +452,7 @@ mod tests {
             kind in prop::sample::select(vec![0x0800u16, 0x86dd, 0x0806, 0x8100, 0x88b5, 46]),
             tags in tags(),
             bytes in vec(any::<u8>(), 0..200),
-            shape in prop::sample::select(vec![vec![], vec![0x45], vec![0x4f], vec![0x60, 0, 0, 0, 0, 80, 58, 255], vec![0x60, 0, 0, 0, 0, 80, 0, 255], vec![0, 1, 8, 0, 6, 4]]),
+            shape in prop::sample::select(vec![vec![], vec![0xaa, 0xaa, 3, 0, 0, 0], vec![0xaa, 0xaa, 0], vec![0x45], vec![0x4f], vec![0x60, 0, 0, 0, 0, 80, 58, 255], vec![0x60, 0, 0, 0, 0, 80, 0, 255], vec![0, 1, 8, 0, 6, 4]]),
             cut in 0..260usize,
         ) {
             let whole = tagged(&frame(kind, &[shape, bytes].concat()), &tags);
@@ -335,6 +480,32 @@ mod tests {
             };
             let bytes = &bytes[..len];
             prop_assert_eq!(Claim::read(&tagged(bytes, &tags)), Claim::V4 { ip: from.into(), asks: false });
+        }
+
+        /// IGMP needs no address, whatever its type, and no other protocol does.
+        #[test]
+        fn of_protocols_of_ipv4_only_igmp_needs_no_address(protocol in 0..=255u8, from in 0..2u8, payload in vec(any::<u8>(), 0..40), options: bool, fragment: bool) {
+            prop_assume!(protocol != 17);
+            let mut bytes = vec![if options { 0x46 } else { 0x45 }, 0, 0, 60, 0, 1, u8::from(fragment) << 5, 0, 1, protocol, 0, 0, 0, 0, 0, from];
+            bytes.extend([224, 0, 0, 22]);
+            bytes.extend([0x94, 4, 0, 0].iter().filter(|_| options));
+            bytes.extend(payload);
+            let asks = protocol == 2 && from == 0 && !fragment;
+            prop_assert_eq!(Claim::read(&frame(0x0800, &bytes)), Claim::V4 { ip: [0, 0, 0, from].into(), asks });
+        }
+
+        /// Whatever LLC, SNAP and tags stand in front: it is read as if they did not, whatever lengths they say.
+        #[test]
+        fn encapsulation_hides_nothing(
+            layers in vec(layer(), 0..6), inner in sample(), padding in 0..20usize,
+        ) {
+            let mut bytes = frame(inner.0, &inner.1);
+            for layer in &layers {
+                let behind = bytes.split_off(12);
+                bytes.extend(layer.wrap(&behind));
+            }
+            bytes.extend(vec![0; padding]);
+            prop_assert_eq!(Claim::read(&bytes), inner.2, "{:?}", layers);
         }
 
         #[test]
@@ -412,7 +583,8 @@ mod tests {
                 target: of_target.then(|| target.into()),
                 link: told.then(|| Mac::new(mac)),
             };
-            let asks = source == [0; 16] && kind != 134 && kind != 136;
+            let is_local = Ipv6Addr::from(source).is_unicast_link_local();
+            let asks = kind != 134 && (is_local || source == [0; 16] && kind != 136);
             prop_assert_eq!(Claim::read(&tagged(&bytes, &tags)), of_v6(source, asks, neighbor));
             // Cut off anywhere, it is not read for less than it says.
             let whole = bytes.len() - padding;
@@ -447,6 +619,18 @@ mod tests {
             ("ARP with long addresses", frame(0x0806, &[&[0, 1, 8, 0, 8, 4, 0, 1][..], &[0; 24]].concat())),
             ("half a tag", frame(0x8100, &[0, 5])),
             ("a tag and half a type", frame(0x8100, &[0, 5, 8])),
+            ("no LLC header", frame(46, &[])),
+            ("half a SNAP header", frame(8, &[0xaa, 0xaa, 3, 0, 0, 0, 8])),
+            ("SNAP headers without end", frame(46, &[0xaa, 0xaa, 3, 0, 0, 0, 0, 46].repeat(300))),
+            (
+                "IP behind a numbered SNAP frame",
+                frame(46, &[&[0xaa, 0xaa, 0, 0, 0, 0, 0, 8, 0][..], &[0; 30]].concat()),
+            ),
+            (
+                "the same, the control field taken for one byte",
+                frame(46, &[&[0xaa, 0xaa, 0, 0, 0, 0, 8, 0][..], &[0x45; 30]].concat()),
+            ),
+            ("half an IP header behind LLC", frame(46, &[0x06, 0x06, 3, 0x45, 0, 0, 20])),
             ("tags without end", tagged(&frame(0x88b5, &[]), &[0x8100; 600])),
             ("an extension that is not there", v6(target, 60, &[58, 9, 0, 0, 0, 0, 0, 0])),
             ("extensions without end", v6(target, 60, &[60, 0, 0, 0, 0, 0, 0, 0].repeat(300))),
@@ -480,6 +664,30 @@ mod tests {
         }
         let twice = v6(target, 58, &message(135, &target, &own.repeat(2)));
         assert_eq!(Claim::read(&twice), of_v6(target, false, Neighbor { target: None, link: Some(Mac::new(FROM)) }));
+        for (name, llc) in [
+            ("spanning tree", &[0x42, 0x42, 3, 0, 0, 0, 0, 0][..]),
+            ("IS-IS", &[0xfe, 0xfe, 3, 0x83, 27, 1]),
+            ("IPX, raw", &[0xff, 0xff, 0, 40]),
+            ("IPX behind LLC", &[0xe0, 0xe0, 3, 0xff, 0xff]),
+            ("IPX behind SNAP", &[0xaa, 0xaa, 3, 0, 0, 0, 0x81, 0x37, 0xff, 0xff]),
+            ("AppleTalk", &[0xaa, 0xaa, 3, 8, 0, 7, 0x80, 0x9b, 0]),
+            ("AppleTalk ARP", &[0xaa, 0xaa, 3, 0, 0, 0, 0x80, 0xf3, 0]),
+            ("PVST+", &[0xaa, 0xaa, 3, 0, 0, 0x0c, 1, 0x0b, 0]),
+            ("CDP", &[0xaa, 0xaa, 3, 0, 0, 0x0c, 0x20, 0, 2]),
+            ("NetBIOS", &[0xf0, 0xf0, 3, 0x45, 0, 0]),
+            ("XID of SNAP", &[0xaa, 0xaa, 0xbf, 0x81, 1, 0]),
+        ] {
+            for kind in [llc.len() as u16, 3, 0x5ff, 0x8870] {
+                let plain = frame(kind, &[llc, &[0; 40]].concat());
+                assert_eq!(Claim::read(&plain), Claim::Nothing, "{name}, {kind:x}");
+                assert_eq!(Claim::read(&tagged(&plain, &[0x8100, 0x8100])), Claim::Nothing, "{name}, tagged");
+            }
+        }
+        for (dsap, behind) in [(0x06, 0x0800), (0x98, 0x0806)] {
+            let packet = [0x45; 40];
+            let claim = Claim::read(&frame(43, &[&[dsap, dsap, 3], &packet[..]].concat()));
+            assert_eq!(claim, Claim::read(&frame(behind, &packet)), "the access point of {behind:x}");
+        }
         for kind in [0x8035u16, 0x8864, 0x88b5, 0x88cc, 46, 1500] {
             assert_eq!(Claim::read(&frame(kind, &[0x45; 60])), Claim::Nothing, "{kind:x}");
         }
@@ -496,9 +704,29 @@ mod tests {
                 _ => &[0xfe; 16],
             };
             let claim = Claim::read(&v6(none, 58, &message(kind, fixed, &[])));
-            let asks = [130, 131, 132, 133, 135, 143].contains(&kind);
+            let asks = [130, 131, 132, 133, 135, 143, 148].contains(&kind);
             let Claim::V6 { asks: read, .. } = claim else { panic!("{kind}: {claim:?}") };
             assert_eq!(read, asks, "{kind}");
+        }
+        // From a link-local address hosts advertise themselves as well.
+        let local = [0xfe, 0x80, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        for kind in 0..=255u8 {
+            let fixed: &[u8] = match kind {
+                133 => &[],
+                134 => &[0; 8],
+                _ => &[0xfe; 16],
+            };
+            let claim = Claim::read(&v6(local, 58, &message(kind, fixed, &[])));
+            let asks = [130, 131, 132, 133, 135, 136, 143, 148].contains(&kind);
+            let Claim::V6 { asks: read, .. } = claim else { panic!("{kind}: {claim:?}") };
+            assert_eq!(read, asks, "{kind}");
+        }
+        for (port, asks) in [(546, false), (547, true), (53, false)] {
+            let [a, b] = u16::to_be_bytes(port);
+            let udp = [2, 34, a, b, 0, 8, 0, 0];
+            assert_eq!(Claim::read(&v6(local, 17, &udp)), of_v6(local, asks, NOBODY), "to port {port}");
+            assert_eq!(Claim::read(&v6([0xfd; 16], 17, &udp)), of_v6([0xfd; 16], false, NOBODY), "to port {port}");
+            assert_eq!(Claim::read(&v6(none, 17, &udp)), of_v6(none, false, NOBODY), "to port {port}");
         }
         // A report of MLD has a router alert in front of it.
         let alert = [&[58, 0, 5, 2, 0, 0, 1, 0][..], &message(143, &[], &[])].concat();
