@@ -12,6 +12,9 @@ pub enum EventKind {
     /// A port or an uplink has lost its device, or has been taken down; or the link below it
     /// is dead.
     PortDown,
+    /// Somebody has changed the netdev of a port or an uplink: what is not as the port has it, what has been put
+    /// right, or that all is as the port has it again.
+    NetdevChanged,
     /// Another uplink of a group carries its frames now.
     Uplink,
     /// A port has come to its MAC limit, or is below again.

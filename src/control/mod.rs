@@ -22,6 +22,7 @@ pub mod client;
 pub mod config;
 pub mod controller;
 mod difference;
+pub mod drift;
 pub mod events;
 pub mod failover;
 pub mod handle;

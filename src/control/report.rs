@@ -140,7 +140,7 @@ impl Report<'_> {
         match &port.state {
             State::Carried { .. } => String::new(),
             State::Up { .. } if !is_wanted => "administratively down".into(),
-            State::Up { notes, .. } => port.dead_link().unwrap_or_else(|| notes.clone()),
+            State::Up { .. } => port.dead_link().unwrap_or_else(|| port.remarks()),
             State::Opening { reason } if reason.is_empty() => "being opened".into(),
             State::Opening { reason } | State::Down { reason } => reason.clone(),
         }

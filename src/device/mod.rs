@@ -25,6 +25,7 @@ pub mod memory;
 mod others;
 pub mod packet;
 pub mod pcap;
+pub mod properties;
 mod shed;
 pub mod tap;
 pub mod xdp;

@@ -17,7 +17,7 @@ use rustix::time::Timespec;
 
 use super::{Abilities, Device, OpenError, Opened, Removal, Whereabouts};
 use crate::frame::{Batch, Cache, Fate, Lane, Sent, View};
-use crate::sys::link::{self, Link, TapInfo, Wanted};
+use crate::sys::link::{self, Found, Link, TapInfo, Wanted};
 use crate::sys::netns::{Netns, within};
 use crate::sys::tun::{self, Flags, NoFrame, Offloads, Queue, Unsent};
 use crate::wire::{MOST_SEGMENTS, Mac, Offload};
@@ -163,16 +163,27 @@ pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
 
 /// Gives the netdev of an open tap its address and MTU. Its queues stay as they are.
 pub fn adjust(settings: &Settings) -> Result<(), OpenError> {
-    settings.check()?;
     let wanted = Wanted { mac: Some(settings.mac), mtu: Some(settings.mtu.into()), ..Wanted::default() };
-    let adjusted = within(&settings.netns, || match link::find(&settings.name)? {
-        Some(link) if link.tap.is_some() => link::change(&link, &wanted).map(drop),
+    change(settings, None, &wanted).map_err(settings.failed("setting its MAC address and MTU"))
+}
+
+/// The same for one that somebody else has changed, which may have been set down and renamed as well. It is told by its
+/// `index`.
+pub fn restore(settings: &Settings, index: u32) -> Result<(), OpenError> {
+    let wanted = Wanted { mac: Some(settings.mac), mtu: Some(settings.mtu.into()), up: true, ..Wanted::default() };
+    change(settings, Some(index), &wanted).map_err(settings.failed("putting its MAC address, MTU and link state right"))
+}
+
+fn change(settings: &Settings, index: Option<u32>, wanted: &Wanted) -> io::Result<()> {
+    let changed = within(&settings.netns, || match link::find_each(&[(&settings.name, index)]).pop() {
+        Some(Ok(Some(Found { link, .. }))) if link.tap.is_some() => link::change(&link, wanted).map(drop),
+        Some(Err(e)) => Err(e),
         // It went meanwhile: whoever looks after it finds that out, and opens it anew as it is wanted.
         _ => Ok(()),
     });
-    match adjusted {
+    match changed {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        adjusted => adjusted.and_then(|adjusted| adjusted).map_err(settings.failed("setting its MAC address and MTU")),
+        changed => changed.and_then(|changed| changed),
     }
 }
 

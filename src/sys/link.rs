@@ -11,7 +11,7 @@ use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::link::{
     InfoData, InfoKind, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
-use rtnetlink::{LinkHandle, LinkUnspec};
+use rtnetlink::{LinkGetRequest, LinkHandle, LinkUnspec};
 
 use futures_util::TryStreamExt;
 
@@ -57,6 +57,12 @@ pub struct Link {
     pub alias: String,
     /// The most segments of a super-frame that is sent through it.
     pub gso_max_segs: u32,
+    /// Bytes of a GSO packet that is sent through it, at most; 0 if the kernel does not say.
+    pub gso_max_size: u32,
+    /// The same for IPv4, where the kernel tells it apart (from Linux 6.3 on); 0 otherwise.
+    pub gso_ipv4_max_size: u32,
+    /// The index of the bridge, bond or the like that it is a port of; 0 if it is of none.
+    pub master: u32,
     /// How many frames may wait to be sent through it, in each of its queues.
     pub queue_len: u32,
     /// What there is to know of a tap; `None` for every other kind of device.
@@ -147,12 +153,50 @@ pub struct Wanted {
 /// The netdev of this name, if there is one.
 pub fn find(name: &str) -> io::Result<Option<Link>> {
     let name = name.to_owned();
-    ask(async |links| match links.get().match_name(name).execute().try_next().await {
-        Ok(found) => Ok(found.as_ref().map(read)),
-        Err(e) => match told(e) {
-            e if e.raw_os_error() == Some(NO_DEVICE) => Ok(None),
-            e => Err(e),
-        },
+    ask(async |links| Ok(get(links.get().match_name(name)).await?.as_ref().map(read)))
+}
+
+/// A netdev as [`find_each`] finds it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its name now.
+    pub name: String,
+    /// What the kernel says of it.
+    pub link: Link,
+    /// The name of its master, if it has one.
+    pub master: Option<String>,
+}
+
+/// The netdev of each name; the one with the index instead if that stands beside the name, whatever its name is now.
+pub fn find_each(wanted: &[(&str, Option<u32>)]) -> Vec<io::Result<Option<Found>>> {
+    let asked = ask(async |links| {
+        let mut all = Vec::with_capacity(wanted.len());
+        for &(name, index) in wanted {
+            all.push(find_one(&links, name, index).await);
+        }
+        Ok(all)
+    });
+    asked.unwrap_or_else(|e| wanted.iter().map(|_| Err(io::Error::new(e.kind(), e.to_string()))).collect())
+}
+
+async fn find_one(links: &LinkHandle, wanted: &str, index: Option<u32>) -> io::Result<Option<Found>> {
+    let request = match index {
+        Some(index) => links.get().match_index(index),
+        None => links.get().match_name(wanted.to_owned()),
+    };
+    let Some(message) = get(request).await? else { return Ok(None) };
+    let link = read(&message);
+    let master = match link.master {
+        0 => None,
+        index => get(links.get().match_index(index)).await?.as_ref().and_then(name),
+    };
+    Ok(Some(Found { name: name(&message).unwrap_or_default(), link, master }))
+}
+
+async fn get(request: LinkGetRequest) -> io::Result<Option<LinkMessage>> {
+    request.execute().try_next().await.or_else(|e| match told(e) {
+        e if e.raw_os_error() == Some(NO_DEVICE) => Ok(None),
+        e => Err(e),
     })
 }
 
@@ -164,7 +208,7 @@ pub fn all() -> io::Result<Vec<(String, Link)>> {
     })
 }
 
-fn name(message: &LinkMessage) -> Option<String> {
+pub(super) fn name(message: &LinkMessage) -> Option<String> {
     message.attributes.iter().find_map(|attribute| match attribute {
         LinkAttribute::IfName(name) => Some(name.clone()),
         _ => None,
@@ -278,7 +322,7 @@ fn told(e: rtnetlink::Error) -> io::Error {
     }
 }
 
-fn read(message: &LinkMessage) -> Link {
+pub(super) fn read(message: &LinkMessage) -> Link {
     let flags = message.header.flags;
     let (up, carrier) = (flags.contains(LinkFlags::Up), flags.contains(LinkFlags::LowerUp));
     let ethernet = message.header.link_layer_type == LinkLayerType::Ether;
@@ -291,6 +335,9 @@ fn read(message: &LinkMessage) -> Link {
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
             LinkAttribute::GsoMaxSegs(segs) => link.gso_max_segs = *segs,
+            LinkAttribute::GsoMaxSize(size) => link.gso_max_size = *size,
+            LinkAttribute::GsoIpv4MaxSize(size) => link.gso_ipv4_max_size = *size,
+            LinkAttribute::Controller(index) => link.master = *index,
             LinkAttribute::TxQueueLen(len) => link.queue_len = *len,
             LinkAttribute::LinkInfo(infos) => link.tap = read_tap(infos),
             LinkAttribute::Xdp(programs) => link.xdp = read_xdp(programs),

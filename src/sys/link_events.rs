@@ -2,8 +2,8 @@
 //! netdevs of its namespace.
 //!
 //! The kernel tells of much that is of no interest here. So this keeps a table of what there is, and
-//! says only which names lead to something else than before: nothing, another netdev, one that has
-//! been set up or down, that has won or lost its carrier or has another MTU. When the kernel had more
+//! says only which names lead to something else than before: nothing, another netdev, or one with another
+//! [`LinkState`] or other offload features. When the kernel had more
 //! to tell than the socket had room for, all netdevs are asked for again, and compared.
 
 use std::collections::{HashMap, HashSet};
@@ -14,14 +14,15 @@ use rtnetlink::packet_core::{
     NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::packet_route::RouteNetlinkMessage;
-use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkMessage};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkEvent, LinkMessage};
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, bind, recv, sendto, socket_with};
 
 use tokio::io::unix::AsyncFd;
 
-use super::link::Link;
+use super::link::{self, Link};
+use crate::wire::Mac;
 
 /// The group that is told of netdevs: RTNLGRP_LINK as a bit.
 const GROUP: u32 = 1;
@@ -30,7 +31,7 @@ const GROUP: u32 = 1;
 const ROOM: usize = 64 << 10;
 
 /// How it is with a netdev.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LinkState {
     /// Its index in its namespace: another one of the same name has another.
     pub index: u32,
@@ -40,12 +41,22 @@ pub struct LinkState {
     pub carrier: bool,
     /// Its MTU.
     pub mtu: u32,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// The index of its master; 0 if it has none.
+    pub master: u32,
+    /// Bytes of a GSO packet that is sent through it, at most.
+    pub gso_max_size: u32,
+    /// The same for IPv4.
+    pub gso_ipv4_max_size: u32,
+    /// Segments of such a packet, at most.
+    pub gso_max_segs: u32,
 }
 
 impl From<&Link> for LinkState {
     fn from(link: &Link) -> LinkState {
-        let Link { index, up, carrier, mtu, .. } = *link;
-        LinkState { index, up, carrier, mtu }
+        let Link { index, up, carrier, mtu, mac, master, gso_max_size, gso_ipv4_max_size, gso_max_segs, .. } = *link;
+        LinkState { index, up, carrier, mtu, mac, master, gso_max_size, gso_ipv4_max_size, gso_max_segs }
     }
 }
 
@@ -147,26 +158,17 @@ impl LinkEvents {
         Ok(())
     }
 
-    fn note(&mut self, link: &LinkMessage, names: &mut HashSet<String>) {
-        let flags = link.header.flags;
-        let index = link.header.index;
-        let (mut name, mut mtu) = (None, 0);
-        for attribute in &link.attributes {
-            match attribute {
-                LinkAttribute::IfName(told) => name = Some(told.clone()),
-                LinkAttribute::Mtu(told) => mtu = *told,
-                _ => {}
-            }
-        }
+    fn note(&mut self, message: &LinkMessage, names: &mut HashSet<String>) {
+        let state = LinkState::from(&link::read(message));
         // Messages of bridges about their ports come here too, and have no name or no MTU of theirs.
-        let Some(name) = name.filter(|_| mtu > 0) else { return };
+        let Some(name) = link::name(message).filter(|_| state.mtu > 0) else { return };
         if let Some(seen) = &mut self.seen {
-            seen.insert(index);
+            seen.insert(state.index);
         }
-        let state =
-            LinkState { index, up: flags.contains(LinkFlags::Up), carrier: flags.contains(LinkFlags::LowerUp), mtu };
-        match self.table.insert(index, (name.clone(), state)) {
-            Some((was, before)) if was == name && before == state => {}
+        // Which features it has now does not stand in the message.
+        let other_features = message.attributes.contains(&LinkAttribute::Event(LinkEvent::Features));
+        match self.table.insert(state.index, (name.clone(), state)) {
+            Some((was, before)) if was == name && before == state && !other_features => {}
             Some((was, _)) => names.extend([was, name]),
             None => drop(names.insert(name)),
         }
@@ -228,6 +230,7 @@ mod tests {
     use crate::sys::netns::{Netns, within};
     use proptest::prelude::*;
     use rtnetlink::packet_core::Emitable;
+    use rtnetlink::packet_route::link::LinkFlags;
 
     /// One that has not been told anything.
     fn deaf() -> LinkEvents {
@@ -275,6 +278,16 @@ mod tests {
         assert_eq!(told(&mut events, vec![NewLink(link(7, "a", false, 1500))]), ["a"], "set down");
         assert_eq!(told(&mut events, vec![NewLink(link(7, "a", false, 9000))]), ["a"], "its MTU");
         assert_eq!(told(&mut events, vec![NewLink(link(7, "c", false, 9000))]), ["a", "c"], "renamed");
+        let with = |attribute: LinkAttribute| {
+            let mut message = link(7, "c", false, 9000);
+            message.attributes.push(attribute);
+            NewLink(message)
+        };
+        let features = || with(LinkAttribute::Event(LinkEvent::Features));
+        assert_eq!(told(&mut events, vec![features()]), ["c"], "its features");
+        assert_eq!(told(&mut events, vec![features()]), ["c"], "again");
+        assert_eq!(told(&mut events, vec![with(LinkAttribute::Address(vec![2, 0, 0, 0, 0, 7]))]), ["c"], "its address");
+        assert_eq!(told(&mut events, vec![with(LinkAttribute::Controller(9))]), ["c"], "its master");
         assert_eq!(told(&mut events, vec![DelLink(link(7, "c", false, 9000))]), ["c"]);
         assert_eq!(told(&mut events, vec![DelLink(link(7, "c", false, 9000))]), [""; 0]);
         let mut of_a_bridge = link(8, "b", false, 1500);

@@ -5,7 +5,9 @@
 pub mod bpf;
 pub mod cores;
 pub mod ethtool;
+pub mod ethtool_events;
 pub mod event;
+mod genetlink;
 pub mod link;
 pub mod link_events;
 pub mod memory;

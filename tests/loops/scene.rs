@@ -158,7 +158,7 @@ impl Scene {
 
     /// Nothing has happened but what ports do, and what operators ask for.
     pub fn is_calm(&self, what: &str) {
-        let ordinary = ["port_up", "port_down", "config", "uplink", "bridges"];
+        let ordinary = ["port_up", "port_down", "netdev_changed", "config", "uplink", "bridges"];
         let alarms: Vec<Value> =
             self.events().into_iter().filter(|event| !ordinary.contains(&event["kind"].as_str().unwrap())).collect();
         assert!(alarms.is_empty(), "{what}: {alarms:#?}");

@@ -1,1 +1,271 @@
 //! What a netdev can do, and every later change of it, is asked, watched and told.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+use super::host::daemon::{Daemon, Vif, config};
+use super::host::nic::{Nic, experiment};
+use super::host::rig::lay;
+use super::host::{Space, await_that, run};
+use vifswitch::time;
+use vifswitch::wire::Mac;
+
+/// A port as it is shown, whatever this build knows of it.
+fn shown(daemon: &Daemon, port: &str) -> Value {
+    let ports: Value = daemon.get("/v1/ports");
+    ports.as_array().unwrap().iter().find(|shown| shown["port_id"] == port).unwrap().clone()
+}
+
+/// Waits until the reason that is shown for a port has all of these pieces.
+fn await_reason(daemon: &Daemon, vif: &Vif, pieces: &[&str]) {
+    let has = |reason: &str| pieces.iter().all(|piece| reason.contains(piece));
+    await_that(&format!("{pieces:?} in the reason of {}", vif.port), || {
+        shown(daemon, &vif.port)["status_reason"].as_str().is_some_and(has).then_some(())
+    });
+}
+
+/// The texts of the events of this kind about a port.
+fn events(daemon: &Daemon, kind: &str, vif: &Vif) -> Vec<String> {
+    let lines = daemon.page("/v1/events");
+    let all = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let about = all.filter(|event| event["kind"] == kind && event["ports"][0] == vif.port);
+    about.map(|event| event["text"].as_str().unwrap_or_default().to_owned()).collect()
+}
+
+/// Waits for an event that names VM, port and network, with this in its text.
+fn await_event(daemon: &Daemon, vif: &Vif, piece: &str) {
+    await_that(&format!("an event with {piece:?}"), || {
+        let page = daemon.page("/v1/events");
+        let mut all = page.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let is_it = |event: &Value| event["kind"] == "netdev_changed" && event["text"].to_string().contains(piece);
+        let event = all.find(is_it)?;
+        assert_eq!((&event["vm"], &event["ports"][0]), (&vif.vm.as_str().into(), &vif.port.as_str().into()), "{event}");
+        assert_eq!(event["network"], vif.network, "{event}");
+        Some(())
+    });
+}
+
+/// A switch whose own namespace is `space`: netdevs there stand in the host's namespace for it.
+fn living_in(space: &Space, vifs: &[Vif]) -> Daemon {
+    let mut daemon = Daemon::new();
+    let text = config(&daemon.socket(), "", &[("net1", 1500)], vifs);
+    daemon.configure(&text.replace(&format!(", netns = \"{}\"", space.0), ""));
+    let program = daemon.command();
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", &space.0]).arg(program.get_program());
+    for (name, _) in program.get_envs() {
+        command.env_remove(name);
+    }
+    let file = daemon.file();
+    daemon.start_as(command, "--config", &file);
+    daemon
+}
+
+#[test]
+fn somebody_changes_a_tap_in_its_namespace_and_it_is_told_with_both_values() {
+    let Some(space) = Space::new() else { return };
+    let vif = Vif::new("a", 1, &space);
+    let daemon = Daemon::over(std::slice::from_ref(&vif));
+    daemon.await_active(&vif);
+    space.ip("link set dev tap1 address 02:99:99:99:99:99");
+    let address = format!("has MAC address 02:99:99:99:99:99, port has {}", vif.mac);
+    await_reason(&daemon, &vif, &["tap1", &address]);
+    await_event(&daemon, &vif, &address);
+    space.ip("link set dev tap1 mtu 900");
+    await_reason(&daemon, &vif, &[&address, "has MTU 900, port has 1500"]);
+    await_event(&daemon, &vif, "has MTU 900, port has 1500");
+    space.ip("link add br0 type bridge");
+    space.ip("link set dev tap1 master br0");
+    await_reason(&daemon, &vif, &["has master br0, port has none"]);
+    await_event(&daemon, &vif, "has master br0, port has none");
+    // Whoever lives there has the last word.
+    let link = space.link("tap1").unwrap();
+    assert_eq!((link.mac, link.mtu), (Mac::from_bits(0x0299_9999_9999), 900));
+    // All as it was: nothing is left to say.
+    space.ip("link set dev tap1 nomaster");
+    space.ip(&format!("link set dev tap1 mtu 1500 address {}", vif.mac));
+    await_event(&daemon, &vif, "as the port has it again");
+    assert_eq!(shown(&daemon, &vif.port)["status_reason"], "");
+}
+
+#[test]
+fn a_tap_that_is_renamed_moved_or_set_down_is_told() {
+    let (Some(space), Some(elsewhere)) = (Space::new(), Space::new()) else { return };
+    let vif = Vif::new("a", 1, &space);
+    let daemon = Daemon::over(std::slice::from_ref(&vif));
+    daemon.await_active(&vif);
+    space.ip("link set dev tap1 down");
+    await_reason(&daemon, &vif, &["link is down", "ip link set dev tap1 up"]);
+    assert_eq!(shown(&daemon, &vif.port)["status"], "DOWN");
+    space.ip("link set dev tap1 name blue");
+    space.ip("link set dev blue up");
+    await_reason(&daemon, &vif, &["has name blue, port has tap1"]);
+    assert_eq!(shown(&daemon, &vif.port)["status"], "ACTIVE");
+    // It is still the same netdev, and followed under its new name.
+    space.ip("link set dev blue address 02:99:99:99:99:99");
+    await_reason(&daemon, &vif, &["has MAC address 02:99:99:99:99:99"]);
+    space.ip(&format!("link set dev blue netns {}", elsewhere.0));
+    await_reason(&daemon, &vif, &["moved it to another namespace"]);
+}
+
+#[test]
+fn a_tap_of_ours_in_the_hosts_namespace_is_put_right() {
+    let Some(space) = Space::new() else { return };
+    let vif = Vif::new("a", 1, &space);
+    let daemon = living_in(&space, std::slice::from_ref(&vif));
+    daemon.await_active(&vif);
+    let before = space.link("tap1").unwrap();
+    let mut pause = std::time::Duration::ZERO;
+    for change in ["mtu 900", "address 02:99:99:99:99:99", "down"] {
+        space.ip(&format!("link set dev tap1 {change}"));
+        let start = time::now();
+        await_that(&format!("put right after {change:?}"), || (space.link("tap1").unwrap() == before).then_some(()));
+        pause = pause.max(time::now().since(start));
+    }
+    await_event(&daemon, &vif, "had MTU 900, port has 1500; put right");
+    await_that("ACTIVE with nothing to say", || {
+        let shown = shown(&daemon, &vif.port);
+        (shown["status"] == "ACTIVE" && shown["status_reason"] == "").then_some(())
+    });
+    // Whoever does it again and again is not fought at full speed, and the port says what is wrong meanwhile.
+    let start = time::now();
+    for _ in 0..100 {
+        space.ip("link set dev tap1 mtu 900");
+        space.ip("link set dev tap1 mtu 1500");
+    }
+    space.ip("link set dev tap1 mtu 900");
+    let restored = || events(&daemon, "netdev_changed", &vif).iter().filter(|text| text.contains("put right")).count();
+    let elapsed = time::now().since(start).as_secs() + pause.as_secs();
+    // The pause doubles from one second on.
+    let most = 5 + usize::try_from(elapsed.checked_ilog2().unwrap_or(0)).unwrap();
+    assert!(restored() <= most, "{} in {elapsed} s: {:#?}", restored(), events(&daemon, "netdev_changed", &vif));
+}
+
+#[test]
+fn a_guest_that_changes_its_address_all_the_time_fills_no_log() {
+    let Some(space) = Space::new() else { return };
+    let vif = Vif::new("a", 1, &space);
+    let daemon = Daemon::over(std::slice::from_ref(&vif));
+    daemon.await_active(&vif);
+    let start = time::now();
+    for number in 0..100 {
+        space.ip(&format!("link set dev tap1 address 02:99:00:00:00:{number:02x}"));
+    }
+    await_reason(&daemon, &vif, &["has MAC address 02:99:00:00:00:63"]);
+    let told = events(&daemon, "netdev_changed", &vif).len() as u64;
+    assert!(told >= 1, "it is told");
+    assert!(told <= 9 + time::now().since(start).as_secs() / 10, "{told} events");
+}
+
+#[test]
+fn what_others_change_of_their_netdev_is_told() {
+    let (Some(host), Some(guest)) = (Space::new(), Space::new()) else { return };
+    for (number, kind) in [(1, "packet"), (2, "xdp")] {
+        let vif = Vif { kind, netns: host.0.clone(), ..Vif::new("a", number, &guest) };
+        lay(&vif, &guest, 1500);
+        let daemon = Daemon::over(std::slice::from_ref(&vif));
+        daemon.await_active(&vif);
+        host.ip(&format!("link set dev {} address 02:99:99:99:99:99", vif.name));
+        await_event(&daemon, &vif, "and is 02:99:99:99:99:99");
+        host.ip(&format!("link add br{number} type bridge"));
+        host.ip(&format!("link set dev {} master br{number}", vif.name));
+        await_reason(&daemon, &vif, &[&format!("has master br{number}, port has none"), "nomaster"]);
+        await_event(&daemon, &vif, "has master");
+    }
+}
+
+/// One flow for each of 64 source ports, from a guest whose netdev spreads them over its queues.
+fn flows(guest: &Space, to: &str) {
+    guest.within(|| {
+        for port in 20_000..20_064 {
+            let socket = std::net::UdpSocket::bind(("10.5.0.1", port)).unwrap();
+            socket.send_to(b"flow", (to, 9)).unwrap();
+        }
+    });
+}
+
+/// A guest behind a veth with four queues, of which one is in use.
+fn four_queues(host: &Space, guest: &Space, vif: &Vif) {
+    let queues = "numrxqueues 4 numtxqueues 4";
+    let Vif { name, mac, .. } = vif;
+    host.ip(&format!("link add {name} {queues} type veth peer name {name} address {mac} {queues} netns {}", guest.0));
+    for space in [host, guest] {
+        space.within(|| run("ethtool", &["-L", name, "rx", "1", "tx", "1"]));
+        space.ip(&format!("link set dev {name} up"));
+    }
+    guest.within(|| run("ethtool", &["-K", name, "tx", "off", "tso", "off", "gso", "off"]));
+}
+
+#[test]
+fn queues_that_come_after_an_xdp_port_was_bound_are_bound_too() {
+    let (Some(host), Some(guest), Some(other)) = (Space::new(), Space::new(), Space::new()) else { return };
+    let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
+    let there = Vif::new("b", 2, &other);
+    four_queues(&host, &guest, &vif);
+    let daemon = Daemon::over(&[vif.clone(), there.clone()]);
+    daemon.await_active(&vif);
+    guest.ip("addr add 10.5.0.1/24 dev tap1");
+    guest.ip(&format!("neigh add 10.5.0.2 lladdr {} dev tap1", there.mac));
+    let nic = Nic::new(&other, "tap2");
+    let all_arrive = |what: &str| {
+        flows(&guest, "10.5.0.2");
+        let mut came = 0;
+        await_that(what, || {
+            came += std::iter::from_fn(|| nic.try_take()).filter(|frame| frame.ends_with(b"flow")).count();
+            (came == 64).then_some(())
+        });
+    };
+    all_arrive("64 flows by one queue");
+    let set = |queues: &str| {
+        for space in [&host, &guest] {
+            space.within(|| run("ethtool", &["-L", "tap1", "rx", queues, "tx", queues]));
+        }
+    };
+    set("4");
+    await_that("four queues", || {
+        let port = shown(&daemon, &vif.port);
+        (port["device"]["queues"] == 4 && port["status"] == "ACTIVE").then_some(())
+    });
+    all_arrive("64 flows by four queues");
+    let said = events(&daemon, "port_down", &vif);
+    assert!(said.iter().any(|text| text.contains("had 1 receive queues and has 4")), "{said:?}");
+}
+
+#[test]
+fn a_port_that_asks_for_fewer_queues_than_there_are_now_is_down_with_the_setting_to_make() {
+    let (Some(host), Some(guest)) = (Space::new(), Space::new()) else { return };
+    let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) }.device(", queues = 1");
+    four_queues(&host, &guest, &vif);
+    let daemon = Daemon::over(std::slice::from_ref(&vif));
+    daemon.await_active(&vif);
+    host.within(|| run("ethtool", &["-L", "tap1", "rx", "4", "tx", "4"]));
+    await_reason(&daemon, &vif, &["it has 4 receive queues and 1 are asked for", "ethtool -L tap1"]);
+    assert_eq!(shown(&daemon, &vif.port)["status"], "DOWN");
+    // The other way round, there are fewer than were bound.
+    host.within(|| run("ethtool", &["-L", "tap1", "rx", "1", "tx", "1"]));
+    daemon.await_active(&vif);
+}
+
+#[test]
+fn offloads_that_change_later_are_followed() {
+    let (Some(host), Some(guest), Some(other)) = (Space::new(), Space::new(), Space::new()) else { return };
+    let vif = Vif { kind: "packet", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
+    let there = Vif::new("b", 2, &other);
+    lay(&vif, &guest, 1500);
+    let daemon = Daemon::over(&[vif.clone(), there.clone()]);
+    daemon.await_active(&vif);
+    host.within(|| run("ethtool", &["-K", "tap1", "tso", "off"]));
+    let said = || [events(&daemon, "port_down", &vif), events(&daemon, "netdev_changed", &vif)].concat();
+    let is_said = |piece: &str| said().iter().any(|text| text.contains(piece)).then_some(());
+    await_that("the end of TSO", || is_said("tx-tcp-segmentation off"));
+    daemon.await_active(&vif);
+    host.ip("link set dev tap1 gso_max_size 20000");
+    await_that("another limit", || is_said("gso_max_size was 65536 and is 20000"));
+    daemon.await_active(&vif);
+    // It still carries frames.
+    let (near, far) = (Nic::new(&guest, "tap1"), Nic::new(&other, "tap2"));
+    let frame = experiment(there.mac, vif.mac, b"after all that");
+    near.send(&frame);
+    assert_eq!(far.take(), frame);
+}

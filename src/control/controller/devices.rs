@@ -7,6 +7,7 @@ use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::links::{self, Looked};
+use super::netdevs::Restored;
 use super::writing::Written;
 use super::{Controller, State};
 use crate::control::blueprint;
@@ -15,8 +16,8 @@ use crate::control::events::EventKind;
 use crate::control::leftovers::{self, Leftover, Leftovers};
 use crate::control::plan::{DeviceStep, device_step_of_open};
 use crate::control::seats::Names;
+use crate::device::properties::{self, Properties};
 use crate::device::{self, Device, OpenError, Opened, Removal, Settings};
-use crate::sys::link_events::LinkState;
 use crate::sys::netns::{Identity, Netns};
 use crate::worker::{Gate, Notice};
 
@@ -35,6 +36,8 @@ pub(super) enum Outcome {
     Looked(Looked),
     /// A netdev was changed, or not.
     Adjusted { port: u64, result: Result<(), OpenError> },
+    /// A netdev that somebody has changed was put right, or not.
+    Restored(Restored),
 }
 
 /// What is to be closed for good.
@@ -55,8 +58,8 @@ pub(super) struct Attempt {
     /// How it was to be.
     settings: Settings,
     namespace: Option<Identity>,
-    /// How it was with its netdev just before.
-    link: Option<LinkState>,
+    /// The properties of its netdev.
+    netdev: Option<Properties>,
     result: Result<Opened, OpenError>,
 }
 
@@ -78,12 +81,14 @@ impl Controller {
                 // First: if it is replaced right now, we shall find that out and come again.
                 let namespace = settings.netns().identity();
                 let of_others = settings.is_of_others();
-                let link = if of_others { links::look(&settings).ok().flatten() } else { None };
+                let read = |is_due: bool| if is_due { properties::read(&settings).ok().flatten() } else { None };
+                let before = read(of_others);
                 let result = device::open(&settings, may_create, pool);
-                // What we make is there only now.
-                let link = if is_uplink && !of_others { links::look(&settings).ok().flatten() } else { link };
+                // What we make is there only now, and opening may change features.
+                let after = read(is_uplink || of_others && result.is_ok());
+                let netdev = properties::when_opened(&settings, before, after);
                 // Nobody listens any more when the switch is being closed; the device is dropped.
-                let _ = done.send(Outcome::Opened(Attempt { port: key, settings, namespace, link, result }));
+                let _ = done.send(Outcome::Opened(Attempt { port: key, settings, namespace, netdev, result }));
             });
         }
     }
@@ -153,6 +158,7 @@ impl Controller {
             Outcome::Swept { left, result } => return self.note_sweep(left, result),
             Outcome::Written(written) => return self.receive_written(written).await,
             Outcome::Looked(looked) => return self.receive_look(looked).await,
+            Outcome::Restored(restored) => return self.receive_restored(restored),
             Outcome::Closed { port, removed, remark } => {
                 if let Some(removed) = removed {
                     self.left.remove(&removed);
@@ -169,6 +175,7 @@ impl Controller {
                     warn!("a netdev is not as it shall be: {remark}");
                 }
                 self.has_come(port, remark);
+                self.look_at_port(port);
             }
         }
         self.advance().await;
@@ -221,7 +228,7 @@ impl Controller {
     pub(super) async fn settle(&mut self, attempts: Vec<Attempt>) {
         let (mut gates, mut watched) = (Vec::new(), Vec::new());
         let last_look = self.links.last_look();
-        for Attempt { port: key, namespace, link, result, .. } in attempts {
+        for Attempt { port: key, namespace, netdev, result, .. } in attempts {
             let workers = usize::from(self.staff.len());
             let Some(&index) = self.standing.get(&key) else { continue };
             let port = &mut self.ports[index];
@@ -229,7 +236,11 @@ impl Controller {
                 Ok(Opened { queues, made, notes, mode, may_lose_tags }) => {
                     port.may_lose_tags = may_lose_tags;
                     (port.made, port.namespace) = (Some(made), namespace);
-                    (port.link, port.looked) = (link, last_look);
+                    (port.netdev, port.looked) = (netdev, last_look);
+                    port.drift.find();
+                    if let (Some(device), Some(netdev)) = (port.seat.device(), &port.netdev) {
+                        port.drift.note(properties::remarks(device, netdev), Vec::new());
+                    }
                     watched.extend(links::watched(port));
                     let id = port.seat.id;
                     #[allow(clippy::cast_possible_truncation)] // there are at most 64 workers, 256 queues
@@ -290,7 +301,8 @@ impl Controller {
 
     /// Notes that frames can flow through a port.
     pub(super) fn tell_up(&mut self, index: usize) {
-        let State::Up { worker, queues, notes, .. } = self.ports[index].state.clone() else { return };
+        let State::Up { worker, queues, .. } = self.ports[index].state else { return };
+        let notes = self.ports[index].remarks();
         if !self.is_wanted_up(index) {
             return;
         }

@@ -1,14 +1,21 @@
-//! The links of netdevs that are not all ours: those that others own, and the wires of uplinks.
+//! The netdevs of all ports and uplinks, watched: somebody else may change every one of them.
 //!
-//! In each namespace that has one a socket hears what happens to netdevs
-//! ([`link_events`](crate::sys::link_events)). What it hears is a hint: then the netdev is looked at,
-//! and what is found is acted on. So nothing that is of the past is taken for the present, however
-//! late it is heard. Ears are kept open as long as they are needed, and opened again if they fail.
+//! In each namespace that has one, sockets receive what happens to netdevs
+//! ([`link_events`](crate::sys::link_events), [`ethtool_events`](crate::sys::ethtool_events)). An event is a hint: then
+//! the properties of the netdev are read, and what is found is acted on (`netdevs`). So nothing that is of the past is
+//! taken for the present, however late it is heard. Ears are kept open as long as they are needed, and opened again if
+//! they fail. What nobody sends an event for is read once a second.
+//!
+//! All of this is done by a thread of its own and its helpers: the kernel answers none of these questions while
+//! somebody holds its lock on netdevs, and control goes on meanwhile.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
+use std::thread;
+use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::runtime::{self, Handle};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{AbortHandle, spawn_blocking};
 use tracing::{debug, info, warn};
 
@@ -18,10 +25,20 @@ use crate::control::events::{Event, EventKind};
 use crate::control::lines::{Line, LineName, lines};
 use crate::control::seats::{Kind, Names};
 use crate::device::Settings;
-use crate::sys::link;
-use crate::sys::link_events::{LinkEvents, LinkState, Listener};
+use crate::device::properties::{self, Properties, Wanted};
+use crate::sys::ethtool_events::{EthtoolEvents, EthtoolListener};
+use crate::sys::link_events::{LinkEvents, Listener};
 use crate::sys::netns::{Identity, Netns, within};
-use crate::time;
+use crate::time::{self, Moment};
+
+/// How often properties are read for which there may be no event.
+const POLL: Duration = Duration::from_secs(1);
+
+/// How long an ear waits after each news: whoever changes netdevs all the time is not followed more often.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Threads that may wait for the kernel at the same time.
+const HELPERS: usize = 8;
 
 /// What has been heard in a namespace.
 #[derive(Debug)]
@@ -39,7 +56,32 @@ pub(super) struct Looked {
     netns: Netns,
     /// Which look it was.
     number: u64,
-    found: HashMap<String, io::Result<Option<LinkState>>>,
+    found: HashMap<String, io::Result<Option<Properties>>>,
+}
+
+/// The thread that waits for the kernel in place of control.
+#[derive(Debug)]
+struct Watcher {
+    handle: Handle,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Watcher {
+    fn start() -> io::Result<Watcher> {
+        let runtime = runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(HELPERS)
+            .thread_name("netdev-helper")
+            .build()?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        thread::Builder::new().name("netdevs".into()).spawn(move || {
+            let _ = runtime.block_on(stopped);
+            // A helper that still waits for the kernel is not waited for.
+            runtime.shutdown_background();
+        })?;
+        Ok(Watcher { handle, _stop: stop })
+    }
 }
 
 /// The ears, and the looks that are being taken.
@@ -53,6 +95,9 @@ pub(super) struct Links {
     looking: HashMap<Netns, HashSet<String>>,
     /// How many looks there have been.
     looks: u64,
+    /// When all were last read that there may be no event for.
+    polled: Moment,
+    watcher: Option<Watcher>,
 }
 
 #[derive(Debug)]
@@ -73,7 +118,16 @@ impl Drop for Ear {
 impl Default for Links {
     fn default() -> Links {
         let (tell, hear) = mpsc::unbounded_channel();
-        Links { ears: HashMap::new(), next_ear: 0, hear, tell, looking: HashMap::new(), looks: 0 }
+        Links {
+            ears: HashMap::new(),
+            next_ear: 0,
+            hear,
+            tell,
+            looking: HashMap::new(),
+            looks: 0,
+            polled: Moment::default(),
+            watcher: None,
+        }
     }
 }
 
@@ -81,6 +135,26 @@ impl Links {
     /// The number of the look that was begun last.
     pub fn last_look(&self) -> u64 {
         self.looks
+    }
+
+    /// Where netdevs are asked about.
+    pub(super) fn watcher(&mut self) -> Handle {
+        if self.watcher.is_none() {
+            match Watcher::start() {
+                Ok(watcher) => self.watcher = Some(watcher),
+                Err(why) => debug!("there is no thread to watch netdevs: {why}"),
+            }
+        }
+        self.watcher.as_ref().map_or_else(Handle::current, |watcher| watcher.handle.clone())
+    }
+
+    /// Whether it is time again to read what there may be no event for.
+    pub(super) fn poll_is_due(&mut self, now: Moment) -> bool {
+        let is_due = now.since(self.polled) >= POLL;
+        if is_due {
+            self.polled = now;
+        }
+        is_due
     }
 
     /// What is heard next.
@@ -99,7 +173,7 @@ impl Links {
             let number = self.next_ear;
             // First: if it is replaced right now, that is found out the next time.
             let identity = netns.identity();
-            let listening = tokio::spawn(listen(netns.clone(), number, self.tell.clone())).abort_handle();
+            let listening = self.watcher().spawn(listen(netns.clone(), number, self.tell.clone())).abort_handle();
             self.ears.insert(netns.clone(), Ear { number, identity, listening });
         }
     }
@@ -115,58 +189,37 @@ async fn listen(netns: Netns, ear: u64, tell: mpsc::UnboundedSender<Heard>) {
 
 async fn hear(netns: &Netns, ear: u64, tell: &mpsc::UnboundedSender<Heard>) -> io::Result<()> {
     let inside = netns.clone();
-    let opened = spawn_blocking(move || within(&inside, LinkEvents::open)).await.map_err(io::Error::other)?;
-    let mut listener = Listener::new(opened??)?;
+    let open =
+        move || within(&inside, || Ok::<_, io::Error>((LinkEvents::open()?, EthtoolEvents::open().ok().flatten())));
+    let (links, ethtool) = spawn_blocking(open).await.map_err(io::Error::other)???;
+    let mut links = Listener::new(links)?;
+    let mut ethtool = ethtool.map(EthtoolListener::new).transpose()?;
     loop {
-        let names = Some(listener.next().await?);
-        let _ = tell.send(Heard { netns: netns.clone(), ear, names });
+        let of_ethtool = async {
+            match &mut ethtool {
+                Some(ethtool) => ethtool.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        let names = tokio::select! {
+            names = links.next() => names?,
+            names = of_ethtool => names?,
+        };
+        let _ = tell.send(Heard { netns: netns.clone(), ear, names: Some(names) });
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
-/// Whether the link of such a netdev is of interest: others may take it away or set it down, or it is
-/// the wire of an uplink.
-fn is_watched(port: &Port) -> bool {
-    port.seat.device().is_some_and(Settings::is_of_others) || port.seat.is_uplink()
-}
-
-/// The netdev of a port, if its link is of interest.
+/// The netdev of a port that has a device of its own.
 pub(super) fn watched(port: &Port) -> Option<(Netns, String)> {
-    let device = port.seat.device().filter(|_| is_watched(port))?;
+    let device = port.seat.device()?;
     Some((device.netns().clone(), device.name().to_owned()))
-}
-
-/// How it is with the netdev of a device now. In its namespace, and may wait.
-pub(super) fn look(device: &Settings) -> io::Result<Option<LinkState>> {
-    within(device.netns(), || find(device.name()))?
-}
-
-fn find(name: &str) -> io::Result<Option<LinkState>> {
-    Ok(link::find(name)?.as_ref().map(LinkState::from))
-}
-
-/// Why a device that others own has to be given up, if it has: it was opened when its link `was` so,
-/// and it is so `now`.
-fn lost(name: &str, was: Option<LinkState>, now: Option<LinkState>) -> Option<String> {
-    let Some(now) = now else { return Some("its netdev is gone; it is opened again as soon as it is back".into()) };
-    match was {
-        _ if !now.up => {
-            Some(format!("its link is down; `ip link set dev {name} up` sets it up, and it is opened again then"))
-        }
-        Some(was) if was.index != now.index => {
-            Some("its netdev has been replaced by another one of the same name; it is opened again".into())
-        }
-        Some(was) if was.mtu != now.mtu => {
-            Some(format!("the MTU of its netdev was {} and is {}; it is opened again", was.mtu, now.mtu))
-        }
-        _ => None,
-    }
 }
 
 impl Controller {
     /// Listens where there is something of interest.
     pub(super) fn listen_to_links(&mut self) {
-        let watched = self.ports.iter().filter(|port| is_watched(port));
-        self.links.listen(watched.filter_map(|port| Some(port.seat.device()?.netns())).collect());
+        self.links.listen(self.ports.iter().filter_map(|port| Some(port.seat.device()?.netns())).collect());
     }
 
     /// Looks at the netdevs of which something has been heard.
@@ -183,8 +236,12 @@ impl Controller {
             }
             next = self.links.hear.try_recv().ok();
         }
-        let is_heard = |(netns, name): &(Netns, String)| by_netns.get(netns).is_some_and(|names| names.contains(name));
-        let netdevs = self.ports.iter().filter_map(watched).filter(is_heard).collect();
+        let is_heard = |port: &Port| {
+            let names = by_netns.get(port.seat.device()?.netns())?;
+            let is_named = port.netdev.as_ref().is_some_and(|netdev| names.contains(&netdev.name));
+            watched(port).filter(|(_, name)| is_named || names.contains(name))
+        };
+        let netdevs = self.ports.iter().filter_map(is_heard).collect();
         self.look_at_all(netdevs);
     }
 
@@ -201,57 +258,82 @@ impl Controller {
 
     /// Looks at netdevs, elsewhere; one look at a time in each namespace.
     fn look_at(&mut self, netns: Netns, names: HashSet<String>) {
-        if names.is_empty() {
-            return;
-        }
         if let Some(afterwards) = self.links.looking.get_mut(&netns) {
             afterwards.extend(names);
+            return;
+        }
+        let wanted = |port: &Port| {
+            let settings =
+                port.seat.device().filter(|device| *device.netns() == netns && names.contains(device.name()))?;
+            // One that we hold is known by its index; one of others by its name.
+            let held =
+                port.netdev.as_ref().filter(|_| !settings.is_of_others() && matches!(port.state, State::Up { .. }));
+            Some(Wanted { settings: settings.clone(), index: held.map(|netdev| netdev.link.index) })
+        };
+        let wanted: Vec<Wanted> = self.ports.iter().filter_map(wanted).collect();
+        if wanted.is_empty() {
             return;
         }
         self.links.looking.insert(netns.clone(), HashSet::new());
         self.links.looks += 1;
         let (number, done) = (self.links.looks, self.done.clone());
-        spawn_blocking(move || {
-            let look = || names.iter().map(|name| (name.clone(), find(name))).collect();
+        self.links.watcher().spawn_blocking(move || {
+            let look = || {
+                let names = wanted.iter().map(|wanted| wanted.settings.name().to_owned());
+                names.zip(properties::read_each(&wanted)).collect()
+            };
             // A namespace that is gone is noticed by its identity.
             let found = within(&netns, look).unwrap_or_default();
             let _ = done.send(Outcome::Looked(Looked { netns, number, found }));
         });
     }
 
+    /// Looks at the netdev of the port with this key, elsewhere.
+    pub(super) fn look_at_port(&mut self, key: u64) {
+        let port = self.standing.get(&key).and_then(|&index| self.ports.get(index));
+        self.look_at_all(port.and_then(watched).into_iter().collect());
+    }
+
+    /// Reads what there may be no event for, if it is time.
+    pub(super) fn poll_netdevs(&mut self) {
+        if !self.links.poll_is_due(time::now()) {
+            return;
+        }
+        let is_polled = |port: &&Port| {
+            let is_of_others = port.seat.device().is_some_and(Settings::is_of_others);
+            matches!(port.state, State::Up { .. }) && (is_of_others || port.drift.is_missed())
+        };
+        let netdevs = self.ports.iter().filter(is_polled).filter_map(watched).collect();
+        self.look_at_all(netdevs);
+    }
+
     /// Acts on what has been found.
     pub(super) async fn receive_look(&mut self, looked: Looked) {
-        let Looked { netns, number, found } = looked;
+        let Looked { netns, number, mut found } = looked;
         let mut again = self.links.looking.remove(&netns).unwrap_or_default();
         let (mut gone, mut changed, mut is_hope) = (Vec::new(), Vec::new(), false);
-        for (index, port) in self.ports.iter_mut().enumerate() {
+        for (index, port) in self.ports.iter().enumerate() {
             let Some(device) = port.seat.device().filter(|device| *device.netns() == netns) else { continue };
-            if !is_watched(port) {
-                continue;
-            }
             let name = device.name();
-            let Some(Ok(now)) = found.get(name) else { continue };
+            let Some(Ok(now)) = found.remove(name) else { continue };
             match port.state {
                 State::Up { .. } if port.looked >= number => drop(again.insert(name.to_owned())),
-                State::Up { .. } => {
-                    let was = port.link;
-                    let why = lost(name, was, *now).filter(|_| device.is_of_others());
-                    if let Some(why) = why {
-                        is_hope |= now.is_some_and(|now| now.up);
+                // It is being changed: what comes of that is looked at afterwards.
+                State::Up { .. } if self.is_awaited(port.key) => {}
+                State::Up { .. } => match properties::outdated(device, port.netdev.as_ref(), now.as_ref()) {
+                    Some(why) => {
+                        is_hope |= now.is_some_and(|now| now.link.up);
                         gone.push((index, why));
-                    } else if now.is_some() && was != *now {
-                        let before = port.dead_link();
-                        port.link = *now;
-                        changed.extend((before != port.dead_link()).then_some(index));
                     }
-                }
-                State::Down { .. } => is_hope |= now.is_some_and(|now| now.up),
+                    None => changed.push((index, now)),
+                },
+                State::Down { .. } => is_hope |= now.is_some_and(|now| now.link.up),
                 State::Opening { .. } | State::Carried { .. } => {}
             }
         }
         self.take_back(gone).await;
-        for index in changed {
-            self.tell_up(index);
+        for (index, now) in changed {
+            self.follow_netdev(index, now);
         }
         self.turn_over().await;
         if is_hope {
@@ -344,23 +426,5 @@ impl Controller {
         info!(uplink = id(now), "uplink: {text}");
         let event = Event { ports: vec![id(now).to_owned()], ..self.event(EventKind::Uplink, text) };
         self.journal.tell(event);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_device_is_given_up_only_for_a_reason() {
-        let up = LinkState { index: 7, up: true, carrier: true, mtu: 1500 };
-        let lost = |now| lost("eth1", Some(up), now);
-        assert_eq!(lost(Some(up)), None);
-        assert_eq!(lost(Some(LinkState { carrier: false, ..up })), None, "it may come back any time");
-        assert!(lost(None).unwrap().contains("gone"));
-        assert!(lost(Some(LinkState { up: false, ..up })).unwrap().contains("`ip link set dev eth1 up`"));
-        assert!(lost(Some(LinkState { index: 8, ..up })).unwrap().contains("replaced"));
-        assert!(lost(Some(LinkState { mtu: 9000, ..up })).unwrap().contains("was 1500 and is 9000"));
-        assert_eq!(super::lost("eth1", None, Some(up)), None, "nothing is known of before");
     }
 }

@@ -17,6 +17,7 @@
 mod containment;
 mod devices;
 mod links;
+mod netdevs;
 mod policy;
 mod port;
 mod subports;
@@ -43,6 +44,7 @@ use self::writing::Writing;
 use super::at_limit::AtLimit;
 use super::change::Refusal;
 use super::config::Config;
+use super::drift::Drift;
 use super::events::{Event, EventKind};
 use super::failover::Groups;
 use super::handle::{Flush, Request};
@@ -234,6 +236,7 @@ impl Controller {
                 _ = retry.tick() => {
                     self.leave_lost_namespaces().await;
                     self.listen_to_links();
+                    self.watch_netdevs();
                     self.turn_over().await;
                     self.try_down_ports();
                     self.watch_limits();
@@ -277,7 +280,8 @@ impl Controller {
             told_down: false,
             made: None,
             namespace: None,
-            link: None,
+            netdev: None,
+            drift: Drift::default(),
             looked: 0,
             held: true,
             may_lose_tags: false,

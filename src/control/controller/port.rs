@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use crate::control::at_limit::AtLimit;
+use crate::control::drift::Drift;
 use crate::control::seats::Seat;
+use crate::device::properties::Properties;
 use crate::switch::PortId;
 use crate::sys::link_events::LinkState;
 use crate::sys::netns::Identity;
@@ -26,9 +28,10 @@ pub struct Port {
     pub(super) made: Option<bool>,
     /// The namespace its device was opened in.
     pub(super) namespace: Option<Identity>,
-    /// How it was with its netdev when its device was opened, or has been since. Only of those that
-    /// [`links`](super::links) watches.
-    pub(super) link: Option<LinkState>,
+    /// The properties that its netdev had when its device was opened, or has had since, as far as they are known.
+    pub(super) netdev: Option<Properties>,
+    /// What of its netdev is not as it has it.
+    pub(super) drift: Drift,
     /// The last look at links that had begun before its device was opened: it and those before do not
     /// count.
     pub(super) looked: u64,
@@ -75,11 +78,19 @@ impl Port {
     /// Why no frames flow although it has a device: its link, if that is watched.
     pub fn dead_link(&self) -> Option<String> {
         let name = self.seat.device()?.name();
-        match self.link? {
+        // What it was like before it went says nothing.
+        match self.netdev.as_ref().filter(|_| !self.drift.is_lost())?.link {
             LinkState { up: false, .. } => Some(format!("its link is down; `ip link set dev {name} up` sets it up")),
             LinkState { carrier: false, .. } => Some("its link has no carrier: nobody is at its other end".into()),
             _ => None,
         }
+    }
+
+    /// Remarks on a port that is up: on how it was opened, and on what its netdev is now.
+    pub fn remarks(&self) -> String {
+        let State::Up { notes, .. } = &self.state else { return String::new() };
+        let notes = Some(notes.as_str()).filter(|notes| !notes.is_empty());
+        notes.into_iter().chain(self.drift.remarks().iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
     }
 
     /// Whether this is the port with this id of the switch.

@@ -58,6 +58,11 @@ pub(super) struct Unconfirmed {
 }
 
 impl Transition {
+    /// Whether something that is done with this port is waited for.
+    pub fn is_awaited(&self, key: u64) -> bool {
+        self.awaited.contains(&key)
+    }
+
     /// It is not begun.
     pub fn refuse(self, refusal: Refusal) {
         if let Some(reply) = self.reply {

@@ -1,5 +1,6 @@
 //! What the host says to a configuration: its cores, paths, namespaces, netdevs and rights.
 
+use std::collections::HashSet;
 use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
@@ -22,6 +23,9 @@ use crate::sys::privileges;
 
 /// Files that a switch has open besides the queues of its ports: sockets, and a few of each worker.
 const OTHER_FILES: u64 = 256;
+
+/// Sockets by which the netdevs of a namespace are watched.
+const FILES_OF_A_NAMESPACE: u64 = 2;
 
 /// All that there is to say, the most important first.
 pub(super) fn ask(config: &Config) -> Vec<Finding> {
@@ -161,7 +165,9 @@ fn available(meminfo: &str) -> Option<(u64, u64)> {
 }
 
 fn files(seats: &[Seat], findings: &mut Vec<Finding>) {
-    let needed = devices(seats).map(Settings::files).sum::<u64>() + OTHER_FILES;
+    let namespaces: HashSet<_> = devices(seats).map(Settings::netns).collect();
+    let needed =
+        devices(seats).map(Settings::files).sum::<u64>() + FILES_OF_A_NAMESPACE * namespaces.len() as u64 + OTHER_FILES;
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|&limit| limit < needed) {
         let why = format!("{limit} files may be open, and {needed} may be needed; raise the limit (ulimit -n)");
         findings.push(finding(Severity::Remark, "open files", why));

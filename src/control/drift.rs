@@ -1,0 +1,196 @@
+//! What has been reported of a netdev that is not as its port has it, and when it may be put right again.
+//!
+//! Whoever lives where the netdev stands can change it as often as he likes. So events are limited for each port, and
+//! putting right what somebody changes back again pauses twice as long each time.
+
+use std::time::Duration;
+
+use crate::time::Moment;
+
+/// Events that a port may have at once.
+const BURST: u32 = 8;
+
+/// How long it takes until it may have one more.
+const REFILL: Duration = Duration::from_secs(10);
+
+/// Changes that are kept for the next event, at most.
+const KEPT_CHANGES: usize = 8;
+
+/// How long a netdev is looked for in vain before that is taken for true: that one was deleted is noticed by its device,
+/// within this time.
+const PATIENCE: Duration = Duration::from_millis(800);
+
+/// The pause after which a netdev is put right again, at first and at most.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(64);
+
+/// What is known of the netdev of one port.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Drift {
+    /// What is not as the port has it now.
+    remarks: Vec<String>,
+    /// What of it the last event said.
+    reported: Vec<String>,
+    /// What else has changed since then, and how many more changes there were.
+    changes: Vec<String>,
+    more_changes: u32,
+    /// Events that it has had of late.
+    events: u32,
+    /// Since when that is so.
+    counted_from: Moment,
+    /// When it was last put right, and how long to pause after that.
+    restored: Option<(Moment, Duration)>,
+    /// Since when it is looked for in vain, and whether that is certain.
+    missing: Option<Moment>,
+    is_lost: bool,
+}
+
+impl Drift {
+    /// What is not as the port has it.
+    pub fn remarks(&self) -> &[String] {
+        &self.remarks
+    }
+
+    /// Takes in what is not as the port has it now, and what has changed.
+    pub fn note(&mut self, remarks: Vec<String>, changes: Vec<String>) {
+        self.remarks = remarks;
+        for change in changes {
+            if self.changes.len() < KEPT_CHANGES {
+                self.changes.push(change);
+            } else {
+                self.more_changes = self.more_changes.saturating_add(1);
+            }
+        }
+    }
+
+    /// The netdev was looked for and is not there. Whether that is certain.
+    pub fn miss(&mut self, now: Moment) -> bool {
+        let since = *self.missing.get_or_insert(now);
+        self.is_lost = now.since(since) >= PATIENCE;
+        self.is_lost
+    }
+
+    /// The netdev was looked for and is there.
+    pub fn find(&mut self) {
+        (self.missing, self.is_lost) = (None, false);
+    }
+
+    /// Whether it was not there when it was last looked for.
+    pub fn is_missed(&self) -> bool {
+        self.missing.is_some()
+    }
+
+    /// Whether it is certain that it is not there.
+    pub fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
+    /// The text of the event that is due, if there is one.
+    pub fn report(&mut self, now: Moment) -> Option<String> {
+        if self.remarks == self.reported && self.changes.is_empty() || !self.may_report(now) {
+            return None;
+        }
+        let mut parts = std::mem::take(&mut self.changes);
+        match std::mem::take(&mut self.more_changes) {
+            0 => {}
+            more => parts.push(format!("{more} more changes since")),
+        }
+        let news = self.remarks.iter().filter(|remark| !self.reported.contains(remark));
+        parts.extend(news.cloned());
+        if self.remarks.is_empty() && !self.reported.is_empty() {
+            parts.push("its netdev is as the port has it again".into());
+        } else if parts.is_empty() {
+            parts.push(format!("still: {}", self.remarks.join("; ")));
+        }
+        self.reported.clone_from(&self.remarks);
+        Some(parts.join("; "))
+    }
+
+    fn may_report(&mut self, now: Moment) -> bool {
+        let refilled = now.since(self.counted_from).as_nanos() / REFILL.as_nanos();
+        if refilled > 0 {
+            self.events = self.events.saturating_sub(u32::try_from(refilled).unwrap_or(u32::MAX));
+            self.counted_from = now;
+        }
+        let may = self.events < BURST;
+        self.events += u32::from(may);
+        may
+    }
+
+    /// Whether the netdev may be put right now. If so, that is noted.
+    pub fn may_restore(&mut self, now: Moment) -> bool {
+        let pause = match self.restored {
+            None => FIRST_PAUSE,
+            Some((last, pause)) if now.since(last) < pause => return false,
+            // Nobody has changed it for twice as long.
+            Some((last, pause)) if now.since(last) > LONGEST_PAUSE + pause => FIRST_PAUSE,
+            Some((_, pause)) => (pause * 2).min(LONGEST_PAUSE),
+        };
+        self.restored = Some((now, pause));
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Moment {
+        Moment::from_nanos(1_000_000_000_000 + millis * 1_000_000)
+    }
+
+    fn remarks(of: &[&str]) -> Vec<String> {
+        of.iter().map(|&remark| remark.to_owned()).collect()
+    }
+
+    #[test]
+    fn each_difference_is_reported_once_and_its_end_too() {
+        let mut drift = Drift::default();
+        assert_eq!(drift.report(at(0)), None);
+        drift.note(remarks(&["has MTU 900, port has 1500"]), Vec::new());
+        assert_eq!(drift.report(at(1)).as_deref(), Some("has MTU 900, port has 1500"));
+        assert_eq!(drift.report(at(2)), None);
+        drift.note(remarks(&["has MTU 900, port has 1500", "has master br0"]), Vec::new());
+        assert_eq!(drift.report(at(3)).as_deref(), Some("has master br0"));
+        drift.note(remarks(&["has master br0"]), Vec::new());
+        assert_eq!(drift.report(at(4)).as_deref(), Some("still: has master br0"));
+        drift.note(Vec::new(), Vec::new());
+        assert_eq!(drift.report(at(5)).as_deref(), Some("its netdev is as the port has it again"));
+        drift.note(Vec::new(), remarks(&["the MAC address was a and is b"]));
+        assert_eq!(drift.report(at(6)).as_deref(), Some("the MAC address was a and is b"));
+        assert_eq!(drift.report(at(7)), None);
+    }
+
+    #[test]
+    fn whoever_changes_it_all_the_time_gets_few_events_and_the_last_state_is_reported() {
+        let mut drift = Drift::default();
+        let mut events = 0;
+        for millis in 0..20_000 {
+            drift.note(remarks(&[&format!("MTU {millis}")]), remarks(&["MAC"]));
+            events += u64::from(drift.report(at(millis)).is_some());
+        }
+        assert_eq!(events, u64::from(BURST) + 1, "one more in ten seconds");
+        let last = drift.report(at(60_000)).unwrap();
+        assert!(last.contains("MTU 19999") && last.contains("more changes"), "{last}");
+    }
+
+    #[test]
+    fn a_netdev_is_lost_when_it_is_missed_for_a_while() {
+        let mut drift = Drift::default();
+        assert!(!drift.miss(at(0)) && !drift.miss(at(1)) && drift.is_missed());
+        drift.find();
+        assert!(!drift.miss(at(5000)) && !drift.is_lost() && drift.miss(at(6000)) && drift.is_lost());
+        drift.find();
+        assert!(!drift.is_lost() && !drift.is_missed());
+    }
+
+    #[test]
+    fn putting_right_never_becomes_a_fight() {
+        let mut drift = Drift::default();
+        let times: Vec<u64> = (0..200_000).step_by(10).filter(|&millis| drift.may_restore(at(millis))).collect();
+        assert_eq!(times[..5], [0, 1000, 3000, 7000, 15_000]);
+        assert!(times.len() <= 9, "{times:?}");
+        // Left alone for long enough, it is put right at once again.
+        assert!(drift.may_restore(at(400_000)) && !drift.may_restore(at(400_900)) && drift.may_restore(at(401_000)));
+    }
+}

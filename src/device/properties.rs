@@ -1,0 +1,349 @@
+//! Properties of a netdev that a port depends on: read when its device is opened and whenever they may have
+//! changed, compared with what the port asks for, and followed.
+//!
+//! What becomes of a difference depends on who else can want it:
+//!
+//! | netdev | property | |
+//! |---|---|---|
+//! | made by the switch, in the host's namespace | MAC address, MTU, link state | put right |
+//! | the same, in another namespace | all | reported: whoever lives there may change them |
+//! | any tap | name, master | reported |
+//! | of others (`packet`, `xdp`) | MTU, link state, queues, offload features | followed: the device is opened again |
+//! | of others | MAC address, master | reported |
+
+use std::io;
+
+use super::{OpenError, Settings, tap};
+use crate::sys::ethtool;
+use crate::sys::link;
+use crate::sys::link_events::LinkState;
+use crate::sys::netns::{Netns, within};
+
+/// What a netdev has.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Properties {
+    /// Its name, which may not be the one that it was opened under.
+    pub name: String,
+    /// Index, link state, MTU, MAC address, limits on GSO packets.
+    pub link: LinkState,
+    /// The name of the bridge, bond or the like that it is a port of.
+    pub master: Option<String>,
+    /// Its receive queues. `None` where no kind of port depends on them, or they are not known.
+    pub queues: Option<u32>,
+    /// Those of its offload features that are on and that its kind of port depends on.
+    pub features: Vec<String>,
+}
+
+/// A netdev to read the properties of.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// The device of a port.
+    pub settings: Settings,
+    /// The index of the netdev, if it is to be found by that whatever its name is now.
+    pub index: Option<u32>,
+}
+
+/// Reads the properties of netdevs in the namespace of the calling thread. May wait for the kernel. `None`: the
+/// netdev is not there.
+pub fn read_each(wanted: &[Wanted]) -> Vec<io::Result<Option<Properties>>> {
+    let names: Vec<_> = wanted.iter().map(|Wanted { settings, index }| (settings.name(), *index)).collect();
+    let found = link::find_each(&names);
+    let read = |(found, wanted): (io::Result<Option<link::Found>>, &Wanted)| {
+        Ok(found?.map(|found| Properties::of(&wanted.settings, found)))
+    };
+    found.into_iter().zip(wanted).map(read).collect()
+}
+
+/// Reads the properties of a device's netdev, in its namespace.
+pub fn read(settings: &Settings) -> io::Result<Option<Properties>> {
+    let wanted = [Wanted { settings: settings.clone(), index: None }];
+    within(settings.netns(), || read_each(&wanted))?.pop().unwrap_or(Ok(None))
+}
+
+/// The properties under which a device was opened, by what was read before and after it was opened.
+pub fn when_opened(settings: &Settings, before: Option<Properties>, after: Option<Properties>) -> Option<Properties> {
+    match (settings, before, after) {
+        // What opening itself has turned off is no change.
+        (Settings::Xdp(_), Some(before), Some(after)) => Some(Properties { features: after.features, ..before }),
+        (_, None, after) => after,
+        // What has changed since may have come too late.
+        (_, before, _) => before,
+    }
+}
+
+impl Properties {
+    fn of(settings: &Settings, found: link::Found) -> Properties {
+        let link::Found { name, link, master } = found;
+        // What cannot be read is not known: then nothing is compared.
+        let queues = match settings {
+            Settings::Xdp(_) => ethtool::receive_queues(&name).unwrap_or(None).or(link.tap.map(|tap| tap.queues)),
+            Settings::Tap(_) | Settings::Packet(_) => None,
+        };
+        let features = match is_relevant(settings) {
+            Some(is_relevant) => ethtool::features(&name)
+                .map(|features| features.active().filter(|name| is_relevant(name)).map(str::to_owned).collect())
+                .unwrap_or_default(),
+            None => Vec::new(),
+        };
+        Properties { name, link: LinkState::from(&link), master, queues: queues.filter(|&queues| queues > 0), features }
+    }
+}
+
+/// Which offload features a device of this kind depends on, if any.
+fn is_relevant(settings: &Settings) -> Option<fn(&str) -> bool> {
+    match settings {
+        Settings::Tap(_) => None,
+        // What may be sent unfinished.
+        Settings::Packet(_) => Some(|feature| feature.starts_with("tx-") && !feature.contains("vlan")),
+        // What takes VLAN tags out of received frames.
+        Settings::Xdp(_) => Some(|feature| feature.starts_with("rx-vlan") && feature.ends_with("-parse")),
+    }
+}
+
+/// Why a device on a netdev of others has to be opened again, if so: it was opened when the netdev `was` so, and it
+/// is so `now`.
+pub fn outdated(settings: &Settings, was: Option<&Properties>, now: Option<&Properties>) -> Option<String> {
+    let name = settings.name();
+    if !settings.is_of_others() {
+        return None;
+    }
+    let Some(now) = now else { return Some("its netdev is gone; it is opened again as soon as it is back".into()) };
+    if !now.link.up {
+        return Some(format!("its link is down; `ip link set dev {name} up` sets it up, and it is opened again then"));
+    }
+    let was = was?;
+    if was.link.index != now.link.index {
+        return Some("its netdev has been replaced by another one of the same name; it is opened again".into());
+    }
+    if was.link.mtu != now.link.mtu {
+        return Some(format!("the MTU of its netdev was {} and is {}; it is opened again", was.link.mtu, now.link.mtu));
+    }
+    if let (Some(was), Some(now)) = (was.queues, now.queues)
+        && was != now
+    {
+        return Some(format!(
+            "its netdev had {was} receive queues and has {now}; it is opened again to bind all of them"
+        ));
+    }
+    let changed = match settings {
+        // A driver that takes tags out of frames now. What it no longer does loses nothing.
+        Settings::Xdp(_) => missing(&now.features, &was.features).map(|feature| format!("{feature} on")).collect(),
+        _ => [feature_changes(was, now), gso_changes(was, now)].concat(),
+    };
+    (!changed.is_empty())
+        .then(|| format!("offloads of its netdev have changed ({}); it is opened again", changed.join(", ")))
+}
+
+/// Those of some features that are not among others.
+fn missing<'a>(of: &'a [String], from: &'a [String]) -> impl Iterator<Item = &'a String> {
+    of.iter().filter(|feature| !from.contains(feature))
+}
+
+fn feature_changes(was: &Properties, now: &Properties) -> Vec<String> {
+    let off = missing(&was.features, &now.features).map(|feature| format!("{feature} off"));
+    let on = missing(&now.features, &was.features).map(|feature| format!("{feature} on"));
+    off.chain(on).collect()
+}
+
+fn gso_changes(was: &Properties, now: &Properties) -> Vec<String> {
+    let limits = |of: &Properties| {
+        let LinkState { gso_max_size, gso_ipv4_max_size, gso_max_segs, .. } = of.link;
+        [("gso_max_size", gso_max_size), ("gso_ipv4_max_size", gso_ipv4_max_size), ("gso_max_segs", gso_max_segs)]
+    };
+    let pairs = limits(was).into_iter().zip(limits(now)).filter(|(was, now)| was != now);
+    pairs.map(|((limit, was), (_, now))| format!("{limit} was {was} and is {now}")).collect()
+}
+
+/// What has changed of a netdev of others that stays in use, in words.
+pub fn changes(settings: &Settings, was: &Properties, now: &Properties) -> Vec<String> {
+    let mut changes = Vec::new();
+    if settings.is_of_others() && was.link.mac != now.link.mac {
+        changes.push(format!("the MAC address of {} was {} and is {}", settings.at(), was.link.mac, now.link.mac));
+    }
+    changes
+}
+
+/// What is not as the port has it, in words, each with its remedy.
+pub fn remarks(settings: &Settings, now: &Properties) -> Vec<String> {
+    let (at, name) = (settings.at(), &now.name);
+    let mut remarks = Vec::new();
+    if let Settings::Tap(tap) = settings {
+        if *name != tap.name {
+            remarks.push(format!(
+                "{at} has name {name}, port has {}; the next start would make another tap: `ip link set dev {name} name {}` \
+                 there puts it right",
+                tap.name, tap.name
+            ));
+        }
+        if now.link.mac != tap.mac {
+            remarks.push(format!(
+                "{at} has MAC address {}, port has {}; port security drops what it does not allow: `ip link set dev {name} \
+                 address {}` there puts it right",
+                now.link.mac, tap.mac, tap.mac
+            ));
+        }
+        if now.link.mtu != u32::from(tap.mtu) {
+            remarks.push(format!(
+                "{at} has MTU {}, port has {}; `ip link set dev {name} mtu {}` there puts it right",
+                now.link.mtu, tap.mtu, tap.mtu
+            ));
+        }
+    }
+    if let Some(master) = &now.master {
+        let effect = match settings {
+            Settings::Tap(_) => "it is a port of that one too",
+            Settings::Packet(_) => "each frame is forwarded there as well as here",
+            Settings::Xdp(_) => "what that one sends by it goes past the switch",
+        };
+        remarks.push(format!(
+            "{at} has master {master}, port has none; {effect}: `ip link set dev {name} nomaster` there takes it out"
+        ));
+    }
+    remarks
+}
+
+/// Whether the netdev of a port is put right when somebody changes it: it is ours, and nobody else lives where it
+/// stands.
+pub fn is_restored(settings: &Settings, made: bool) -> bool {
+    made && matches!(settings, Settings::Tap(tap) if tap.netns == Netns::Host)
+}
+
+/// What [`restore`] would put right, in words.
+pub fn restorable(settings: &Settings, now: &Properties) -> Vec<String> {
+    let Settings::Tap(tap) = settings else { return Vec::new() };
+    let mut off = Vec::new();
+    if now.link.mac != tap.mac {
+        off.push(format!("MAC address {}, port has {}", now.link.mac, tap.mac));
+    }
+    if now.link.mtu != u32::from(tap.mtu) {
+        off.push(format!("MTU {}, port has {}", now.link.mtu, tap.mtu));
+    }
+    if !now.link.up {
+        off.push("link state down, port has up".to_owned());
+    }
+    off
+}
+
+/// Gives a netdev that we made its MAC address, MTU and link state. `index` is the one that it has. May wait.
+pub fn restore(settings: &Settings, index: u32) -> Result<(), OpenError> {
+    match settings {
+        Settings::Tap(tap) => tap::restore(tap, index),
+        // Others own it.
+        Settings::Xdp(_) | Settings::Packet(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{packet, xdp};
+    use crate::wire::Mac;
+
+    fn mac(n: u64) -> Mac {
+        Mac::from_bits(0x0200_0000_0000 + n)
+    }
+
+    fn tap(netns: Netns) -> Settings {
+        Settings::Tap(tap::Settings {
+            name: "tap1".into(),
+            netns,
+            queues: 1,
+            offloads: true,
+            persist: true,
+            mac: mac(1),
+            mtu: 1500,
+            owner: "p".into(),
+        })
+    }
+
+    fn packet() -> Settings {
+        Settings::Packet(packet::Settings {
+            name: "eth1".into(),
+            netns: Netns::Host,
+            offloads: true,
+            mtu: 1500,
+            owner: "p".into(),
+        })
+    }
+
+    fn xdp() -> Settings {
+        Settings::Xdp(xdp::Settings {
+            name: "eth1".into(),
+            netns: Netns::Host,
+            queues: None,
+            mode: xdp::Mode::Auto,
+            takeover: false,
+            vlan_demux: false,
+            mtu: 1500,
+            fill: 64,
+            owner: "p".into(),
+        })
+    }
+
+    fn of(settings: &Settings) -> Properties {
+        let link = LinkState { index: 7, up: true, carrier: true, mtu: 1500, mac: mac(1), ..LinkState::default() };
+        Properties { name: settings.name().into(), link, ..Properties::default() }
+    }
+
+    #[test]
+    fn each_property_of_a_tap_that_differs_is_named_with_both_values_and_the_remedy() {
+        let tap = tap(Netns::Named("blue".into()));
+        let right = of(&tap);
+        assert_eq!(remarks(&tap, &right), [""; 0]);
+        let said = |change: fn(&mut Properties), pieces: &[&str]| {
+            let mut now = right.clone();
+            change(&mut now);
+            let [remark] = &remarks(&tap, &now)[..] else { panic!("{:?}", remarks(&tap, &now)) };
+            assert!(pieces.iter().all(|piece| remark.contains(piece)), "{remark}");
+        };
+        let address = "has MAC address 02:00:00:00:00:63, port has 02:00:00:00:00:01";
+        said(|now| now.link.mac = mac(99), &["tap1 in namespace blue", address, "address 02:00:00:00:00:01`"]);
+        said(|now| now.link.mtu = 900, &["has MTU 900, port has 1500", "ip link set dev tap1 mtu 1500"]);
+        said(|now| now.name = "b0".into(), &["has name b0, port has tap1", "ip link set dev b0 name tap1"]);
+        said(|now| now.master = Some("br0".into()), &["has master br0, port has none", "nomaster"]);
+    }
+
+    #[test]
+    fn only_a_netdev_of_ours_in_the_hosts_namespace_is_put_right() {
+        assert!(is_restored(&tap(Netns::Host), true));
+        for (settings, made) in [(tap(Netns::Host), false), (tap(Netns::Named("blue".into())), true), (packet(), true)]
+        {
+            assert!(!is_restored(&settings, made), "{settings:?}");
+        }
+        let mut now = of(&tap(Netns::Host));
+        assert_eq!(restorable(&tap(Netns::Host), &now), [""; 0]);
+        (now.link.mac, now.link.mtu, now.link.up) = (mac(9), 900, false);
+        assert_eq!(restorable(&tap(Netns::Host), &now).len(), 3);
+    }
+
+    #[test]
+    fn a_device_of_others_is_opened_again_only_for_a_reason() {
+        for settings in [packet(), xdp()] {
+            let up = Properties { queues: Some(1), features: vec!["a".into(), "b".into()], ..of(&settings) };
+            let why = |change: fn(&mut Properties)| {
+                let mut now = up.clone();
+                change(&mut now);
+                outdated(&settings, Some(&up), Some(&now))
+            };
+            assert_eq!(why(|_| ()), None);
+            assert_eq!(why(|now| now.link.carrier = false), None, "it may come back any time");
+            assert_eq!(why(|now| now.link.mac = mac(9)), None);
+            assert_eq!(why(|now| now.queues = None), None, "not known");
+            let said = |change: fn(&mut Properties), piece: &str| {
+                let why = why(change).unwrap();
+                assert!(why.contains(piece), "{why}");
+            };
+            said(|now| now.link.up = false, "`ip link set dev eth1 up`");
+            said(|now| now.link.index = 8, "replaced");
+            said(|now| now.link.mtu = 9000, "was 1500 and is 9000");
+            said(|now| now.queues = Some(4), "had 1 receive queues and has 4");
+            said(|now| now.features = vec!["b".into(), "c".into()], "c on");
+            let is_packet = matches!(settings, Settings::Packet(_));
+            assert_eq!(why(|now| drop(now.features.pop())).is_some(), is_packet, "for xdp that is no loss");
+            assert_eq!(why(|now| now.link.gso_max_size = 9000).is_some(), is_packet, "xdp sends no GSO packets");
+            assert!(outdated(&settings, Some(&up), None).unwrap().contains("gone"));
+            assert_eq!(outdated(&settings, None, Some(&up)), None, "nothing is known of before");
+        }
+        assert_eq!(outdated(&tap(Netns::Host), None, None), None, "ours is not opened again");
+    }
+}
