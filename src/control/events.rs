@@ -35,6 +35,8 @@ pub enum EventKind {
     MacFreeze,
     /// A port sends frames as if they came from another VM.
     Guard,
+    /// A port names an IP address that its port security does not allow.
+    SpoofedIp,
     /// The desired state has been changed.
     Config,
     /// Nothing of the switch: a follower has missed events, because it did not read them in time.
@@ -60,6 +62,9 @@ pub struct Event {
     /// The address it is about.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mac: Option<String>,
+    /// The IP address it is about.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub ip: Option<String>,
     /// What happened, in a sentence.
     pub text: String,
 }

@@ -104,6 +104,7 @@ mod tests {
             ports: Vec::new(),
             network: None,
             mac: None,
+            ip: None,
             text: number.to_string(),
         }
     }

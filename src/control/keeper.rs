@@ -323,6 +323,7 @@ fn tell(path: &Path, file: &ConfigFile, config: &Config, told: &Preview, precede
         ports: Vec::new(),
         network: None,
         mac: None,
+        ip: None,
         text,
     };
     texts.into_iter().map(event).collect()
@@ -587,7 +588,7 @@ mod tests {
         let time = crate::time::rfc3339(std::time::SystemTime::UNIX_EPOCH);
         let kind = EventKind::Config;
         let text = String::new();
-        let event = Event { time, kind, vm: None, ports: Vec::new(), network: None, mac: None, text };
+        let event = Event { time, kind, vm: None, ports: Vec::new(), network: None, mac: None, ip: None, text };
         keeper.note(vec![event]).await.unwrap();
         assert_eq!(keeper.take_stations().await, []);
     }

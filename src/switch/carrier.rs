@@ -15,13 +15,13 @@ use std::collections::HashMap;
 
 use super::judge::{Judge, Judged};
 use super::probes::whole;
-use super::question::{Question, fetch_ahead, is_spoofed, read};
+use super::question::{Question, fetch_ahead, is_spoofed, note_spoofed, read};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
 use super::{DropReason, PortId, PortRules, Reach, Role, Rules, Switch, Verdict, Verdicts};
 use crate::frame::{BURST, Batch};
 use crate::time::Moment;
-use crate::wire::{Header, TAG_LEN, Tagging, Vid};
+use crate::wire::{Header, Mac, TAG_LEN, Tagging, Vid};
 
 /// VLAN ids that 12 bits can say.
 const IDS: usize = 1 << 12;
@@ -176,7 +176,7 @@ impl Switch {
                 return Judged { by_carrier: true, unlearned: 0 };
             }
         };
-        let (ears, moves) = (&mut self.ears, &mut self.moves);
+        let (ears, moves, spoofing) = (&mut self.ears, &mut self.moves, &mut self.spoofing);
         let questions = &mut self.questions[..batch.len()];
         let mut ports: [Option<&Port>; BURST] = [None; BURST];
         let mut unlearned = 0;
@@ -187,6 +187,11 @@ impl Switch {
                 Ok((port, header)) => {
                     *place = Some(port);
                     Question::new(rules, port, &header)
+                }
+                Err(Refusal::Spoofed(port, source)) => {
+                    note_spoofed(port, source, batch.head(index), now, spoofing);
+                    *verdict = Verdict::Drop(DropReason::SpoofedIp);
+                    Question::NONE
                 }
                 Err(Refusal::Dies(reason)) => {
                     *verdict = Verdict::Drop(reason);
@@ -221,15 +226,17 @@ impl Switch {
 }
 
 /// Why a frame is not asked about.
-enum Refusal {
+enum Refusal<'a> {
+    /// It names a sender above Ethernet that this port may not be, from this source.
+    Spoofed(&'a Port, Mac),
     /// It dies.
     Dies(DropReason),
     /// It is one to the address of loop probes, at this port.
     Probe(PortId),
 }
 
-impl From<DropReason> for Refusal {
-    fn from(reason: DropReason) -> Refusal {
+impl From<DropReason> for Refusal<'_> {
+    fn from(reason: DropReason) -> Self {
         Refusal::Dies(reason)
     }
 }
@@ -245,7 +252,7 @@ impl Carrier {
         index: usize,
         now: Moment,
         origin: &mut Origin,
-    ) -> Result<(&'a Port, Header), Refusal> {
+    ) -> Result<(&'a Port, Header), Refusal<'a>> {
         let head = batch.head(index);
         let header = Header::read(head).ok_or(DropReason::Runt)?;
         // 5. reserved groups: before the VLAN is asked for, as those who send them seldom use one.
@@ -280,7 +287,7 @@ impl Carrier {
         };
         // 7. port security, as far as it is about what is behind the header
         if is_spoofed(port, header.source, batch.head(index)) {
-            return Err(DropReason::SpoofedIp.into());
+            return Err(Refusal::Spoofed(port, header.source));
         }
         Ok((port, header))
     }

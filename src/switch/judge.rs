@@ -58,7 +58,7 @@ impl Switch {
             listen(port, &mut self.ears, batch, now, verdicts);
         }
         if port.bindings.is_some() {
-            refuse_spoofed(port, batch, verdicts, questions);
+            refuse_spoofed(port, batch, now, &mut self.spoofing, verdicts, questions);
         }
         fetch_ahead(fdb, questions);
         let (moves, moment, now) = (&mut self.moves, now, now.secs());

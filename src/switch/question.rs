@@ -4,6 +4,7 @@
 use super::probes::{Ears, whole};
 use super::reserved::is_of_the_wire;
 use super::rules::Port;
+use super::spoofing::Spoofing;
 use super::storm::is_bpdu;
 use super::{DropReason, Fdb, Rules, Station, Verdict, Verdicts};
 use crate::frame::{Batch, Frame};
@@ -15,9 +16,17 @@ const WARM: usize = 512 << 10;
 
 /// Refuses the frames whose source is allowed, and which name senders above Ethernet that are not.
 #[inline(never)]
-pub(super) fn refuse_spoofed(port: &Port, batch: &Batch, verdicts: &mut Verdicts, questions: &mut [Question]) {
+pub(super) fn refuse_spoofed(
+    port: &Port,
+    batch: &Batch,
+    now: Moment,
+    spoofing: &mut Spoofing,
+    verdicts: &mut Verdicts,
+    questions: &mut [Question],
+) {
     for (((_, head), verdict), question) in batch.heads().zip(verdicts).zip(questions) {
         if !question.is_none() && is_spoofed(port, question.source.mac(), head) {
+            note_spoofed(port, question.source.mac(), head, now, spoofing);
             (*verdict, *question) = (Verdict::Drop(DropReason::SpoofedIp), Question::NONE);
         }
     }
@@ -29,6 +38,14 @@ pub(super) fn refuse_spoofed(port: &Port, batch: &Batch, verdicts: &mut Verdicts
 pub(super) fn is_spoofed(port: &Port, source: Mac, head: &[u8]) -> bool {
     let is_allowed = || source.is_station() && port.allows(source);
     port.bindings.as_ref().is_some_and(|bindings| is_allowed() && !bindings.allow(source, &Claim::read(head)))
+}
+
+/// Notes which sender was refused.
+#[cold]
+pub(super) fn note_spoofed(port: &Port, source: Mac, head: &[u8], now: Moment, spoofing: &mut Spoofing) {
+    if let Some(bindings) = &port.bindings {
+        spoofing.note(port.rules.id, bindings.refused(source, &Claim::read(head)), now);
+    }
 }
 
 /// Reads the headers of a burst: a question for each frame, or its verdict. Whether there are frames to the address of

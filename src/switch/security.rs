@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::Refused;
 use crate::wire::{Claim, Mac, Neighbor, Prefix};
 
 /// Which source addresses a port may use.
@@ -138,6 +139,24 @@ impl Bindings {
         }
     }
 
+    /// The sender for which a frame is refused: a binding of it would let the frame pass, or bring the next one to light.
+    pub(super) fn refused(&self, source: Mac, claim: &Claim) -> Refused {
+        let (mac, ip) = match *claim {
+            Claim::Nothing | Claim::Unreadable => (source, None),
+            Claim::Arp { mac, ip } => (mac, Some(ip.into())),
+            Claim::V4 { ip, .. } => (source, Some(ip.into())),
+            Claim::V6 { ip, asks, neighbor } => {
+                let speaks = Claim::V6 { ip, asks, neighbor: Neighbor::default() };
+                match neighbor.link.unwrap_or(source) {
+                    // Of what it says in neighbor discovery, unless it may not speak from there at all.
+                    told if self.allow(source, &speaks) => (told, Some(neighbor.target.unwrap_or(ip).into())),
+                    _ => (source, Some(ip.into())),
+                }
+            }
+        };
+        Refused { mac, ip }
+    }
+
     fn of(&self, mac: Mac) -> Option<&Sender> {
         let at = self.senders.binary_search_by_key(&mac, |sender| sender.mac).ok()?;
         self.senders.get(at)
@@ -205,7 +224,7 @@ fn is_opaque_link_local(ip: Ipv6Addr) -> bool {
     let (prefix, identifier) = ((ip.to_bits() >> 64) as u64, ip.to_bits() as u64);
     let is_small = identifier >> 32 == 0;
     let is_of_mac = identifier >> 24 & 0xffff == 0xfffe;
-    prefix == 0xfe80_0000_0000_0000 && !is_small && !is_of_mac && identifier & ANYCAST != ANYCAST
+    prefix == 0xfe80_0000_0000_0000 && !is_small && !is_of_mac && identifier >> 7 != ANYCAST >> 7
 }
 
 #[cfg(test)]
@@ -325,6 +344,30 @@ mod tests {
         for (number, asks, expected) in [(2, true, true), (2, false, false), (1, true, false), (3, true, false)] {
             let claim = Claim::V6 { ip, asks, neighbor: Neighbor::default() };
             assert_eq!(bindings.allow(mac(number), &claim), expected, "{number} {asks}");
+        }
+    }
+
+    #[test]
+    fn the_sender_that_is_refused_is_named() {
+        let bind = |number, ip: &str| Binding { mac: mac(number), ip: ip.parse().ok() };
+        let bindings = Bindings::new(mac(1), &[bind(1, "fd::1"), bind(2, "fd::2")]);
+        let v6 = |ip: &str, target: Option<&str>, link: Option<u64>| {
+            let target = target.map(|target| target.parse().unwrap());
+            Claim::V6 { ip: ip.parse().unwrap(), asks: false, neighbor: Neighbor { target, link: link.map(mac) } }
+        };
+        for (claim, number, ip) in [
+            (Claim::Unreadable, 1, None),
+            (Claim::Arp { mac: mac(2), ip: [10, 0, 0, 1].into() }, 2, Some("10.0.0.1")),
+            (Claim::V4 { ip: [10, 0, 0, 1].into(), asks: false }, 1, Some("10.0.0.1")),
+            (v6("fd::2", None, None), 1, Some("fd::2")),
+            (v6("fd::2", Some("fd::3"), None), 1, Some("fd::2")),
+            (v6("fd::1", Some("fd::3"), None), 1, Some("fd::3")),
+            (v6("fd::1", Some("fd::1"), Some(3)), 3, Some("fd::1")),
+            (v6("fd::1", None, Some(2)), 2, Some("fd::1")),
+        ] {
+            assert!(!bindings.allow(mac(1), &claim), "{claim:?}");
+            let ip = ip.map(|ip| ip.parse().unwrap());
+            assert_eq!(bindings.refused(mac(1), &claim), Refused { mac: mac(number), ip }, "{claim:?}");
         }
     }
 

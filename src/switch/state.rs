@@ -7,6 +7,7 @@ use super::moves::Moves;
 use super::probes::Ears;
 use super::question::Question;
 use super::rules::Port;
+use super::spoofing::{SpoofedIp, Spoofing};
 use super::{Fdb, Foreign, Learned, Moving, PortId, Returned, Rules, Secret, Seen, Station};
 use crate::frame::BURST;
 use crate::time::Moment;
@@ -32,6 +33,8 @@ pub struct Switch {
     pub(super) ears: Ears,
     /// The stations that have moved lately.
     pub(super) moves: Moves,
+    /// The senders above Ethernet that were refused lately.
+    pub(super) spoofing: Spoofing,
     /// Room for what the frames of a burst ask.
     pub(super) questions: Box<[Question; BURST]>,
     /// Of the last burst that came by a carrier.
@@ -47,6 +50,7 @@ impl Switch {
             news: Vec::with_capacity(BURST),
             ears: Ears::new(key),
             moves: Moves::new(),
+            spoofing: Spoofing::new(),
             questions: Box::new([Question::NONE; BURST]),
             origins: Box::new([Origin { port: PortId::NONE, tag: 0 }; BURST]),
         }
@@ -98,10 +102,19 @@ impl Switch {
         self.moves.foreign.drain(..)
     }
 
+    /// The senders above Ethernet that were refused since this was last asked: of each port four a second at most.
+    #[inline]
+    pub fn spoofed(&mut self) -> impl ExactSizeIterator<Item = SpoofedIp> + '_ {
+        self.spoofing.found.drain(..)
+    }
+
     /// Whether control is to be told of something.
     #[inline]
     pub fn has_findings(&self) -> bool {
-        !(self.ears.returned.is_empty() && self.moves.moving.is_empty() && self.moves.foreign.is_empty())
+        !(self.ears.returned.is_empty()
+            && self.moves.moving.is_empty()
+            && self.moves.foreign.is_empty()
+            && self.spoofing.found.is_empty())
     }
 
     /// Notes what another worker saw. A move of a station counts here as well.

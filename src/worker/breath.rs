@@ -386,6 +386,7 @@ impl Worker {
         self.switch.returned().for_each(|returned| tell(Finding::Returned(returned)));
         self.switch.moving().for_each(|moving| tell(Finding::Moving(moving)));
         self.switch.foreign().for_each(|foreign| tell(Finding::Foreign(foreign)));
+        self.switch.spoofed().for_each(|spoofed| tell(Finding::SpoofedIp(spoofed)));
         self.counters.findings_lost.add(lost);
     }
 

@@ -9,7 +9,7 @@ use crossbeam::queue::ArrayQueue;
 use futures_util::task::AtomicWaker;
 use tokio::sync::mpsc::error::TryRecvError;
 
-use crate::switch::{Foreign, Moving, Returned};
+use crate::switch::{Foreign, Moving, Returned, SpoofedIp};
 
 /// Findings on their way to control, at most. Behind these they are counted and lost.
 const FINDINGS: usize = 4096;
@@ -23,6 +23,8 @@ pub enum Finding {
     Moving(Moving),
     /// A port has sent what belongs to another VM.
     Foreign(Foreign),
+    /// A port was refused a frame that names a sender which it may not be.
+    SpoofedIp(SpoofedIp),
 }
 
 #[derive(Debug)]

@@ -90,6 +90,7 @@ pub fn event(time: &str, text: &str) -> Event {
         ports: vec!["p1".into(), ODD.into()],
         network: Some("net1".into()),
         mac: None,
+        ip: None,
         text: text.into(),
     }
 }

@@ -196,15 +196,43 @@ fn is_plain(bytes: &[u8]) -> bool {
 
 /// Whether ARP, IP and neighbor discovery name a sender that this port may be. What cannot be read does not.
 fn names_a_sender_of(place: &Place, source: Address, bytes: &[u8]) -> bool {
-    let Some(at) = behind_tags(bytes).filter(|&at| at < 2100) else { return false };
-    let rest = &bytes[at + 2..];
-    let named = match pair(bytes, at) {
-        Some(0x0806) => arp(place, rest),
-        Some(0x0800) => ipv4(place, source, rest),
-        Some(0x86dd) => ipv6(place, source, rest),
+    let Some((kind, at)) = behind_all(bytes).filter(|&(_, at)| at < 2100) else { return false };
+    let Some(rest) = bytes.get(at..) else { return false };
+    let named = match kind {
+        0x0806 => arp(place, rest),
+        0x0800 => ipv4(place, source, rest),
+        0x86dd => ipv6(place, source, rest),
         _ => Some(true),
     };
     named == Some(true)
+}
+
+/// The ethertype behind tags and LLC/SNAP headers, and where the rest begins. Of other protocols of LLC: none that
+/// there is. `None` if it cannot be read.
+fn behind_all(bytes: &[u8]) -> Option<(u16, usize)> {
+    const OTHER: u16 = 0xffff;
+    let mut at = 12;
+    loop {
+        let kind = pair(bytes, at)?;
+        if is_tag(Some(kind)) {
+            at += 4;
+            continue;
+        }
+        if kind >= 0x600 && kind != 0x8870 {
+            return Some((kind, at + 2));
+        }
+        match bytes.get(at + 2)? & 0xfe {
+            0x06 => return Some((0x0800, at + 5)),
+            0x98 => return Some((0x0806, at + 5)),
+            0xaa if bytes.get(at + 4)? & 3 == 3 => match bytes.get(at + 5..at + 8)? {
+                [0, 0, 0 | 0xf8] => at += 8,
+                _ => return Some((OTHER, at)),
+            },
+            // No one knows where its protocol stands.
+            0xaa => return None,
+            _ => return Some((OTHER, at)),
+        }
+    }
 }
 
 fn has(place: &Place, mac: Address, ip: IpAddr) -> bool {
@@ -232,6 +260,14 @@ fn link_local(mac: Address) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f)
 }
 
+/// Whether a host may have made this link-local address by itself, and of no MAC address (RFC 7217).
+fn is_opaque(ip: Ipv6Addr) -> bool {
+    let [a, b, c, d, e, f, g, h] = ip.segments();
+    let of_mac = f & 0xff == 0xff && g >> 8 == 0xfe;
+    let anycast = [e, f, g] == [0xfdff, 0xffff, 0xffff] && h >= 0xff80;
+    [a, b, c, d] == [0xfe80, 0, 0, 0] && (e, f) != (0, 0) && !of_mac && !anycast
+}
+
 /// RFC 826, RFC 5227.
 fn arp(place: &Place, bytes: &[u8]) -> Option<bool> {
     if bytes.len() < 28 || bytes[..6] != [0, 1, 8, 0, 6, 4] {
@@ -250,9 +286,8 @@ fn ipv4(place: &Place, source: Address, bytes: &[u8]) -> Option<bool> {
     }
     let ip = Ipv4Addr::new(bytes[12], bytes[13], bytes[14], bytes[15]);
     let asks = ip.is_unspecified()
-        && bytes[9] == 17
         && pair(bytes, 6)? & 0x3fff == 0
-        && bytes.get(header..header + 4) == Some(&[0, 68, 0, 67]);
+        && (bytes[9] == 2 || bytes[9] == 17 && bytes.get(header..header + 4) == Some(&[0, 68, 0, 67]));
     Some(has(place, source, ip.into()) || asks && may_speak(place, source))
 }
 
@@ -279,14 +314,17 @@ fn ipv6(place: &Place, source: Address, bytes: &[u8]) -> Option<bool> {
             return None;
         }
     }
+    let own = |mac: Address, ip: Ipv6Addr| may_speak(place, mac) && is_opaque(ip);
     if next != 58 {
-        return Some(has_source);
+        let is_dhcp = next == 17 && !fragment && bytes.len() >= at + 8 && pair(bytes, at + 2) == Some(547);
+        return Some(has_source || is_dhcp && own(source, ip));
     }
     let (kind, end) = (*bytes.get(at)?, 40 + usize::from(pair(bytes, 4)?));
     if end <= at {
         return None;
     }
-    let asks = ip.is_unspecified() && [130, 131, 132, 133, 135, 143].contains(&kind) && may_speak(place, source);
+    let asks = [130, 131, 132, 133, 135, 143, 148].contains(&kind) && ip.is_unspecified() && may_speak(place, source)
+        || [130, 131, 132, 133, 135, 136, 143, 148].contains(&kind) && own(source, ip);
     if !(133..=136).contains(&kind) {
         return Some(has_source || asks);
     }
@@ -318,9 +356,9 @@ fn ipv6(place: &Place, source: Address, bytes: &[u8]) -> Option<bool> {
     let mut fits = has_source || asks;
     fits &= links.iter().all(|&link| place.names(link) && link == links[0]);
     let told = links.first().copied().unwrap_or(source);
-    fits &= target.is_none_or(|target| has(place, told, target.into()));
+    fits &= target.is_none_or(|target| has(place, told, target.into()) || own(told, target));
     if target.is_none() && !links.is_empty() {
-        fits &= ip.is_unspecified() || has(place, told, ip.into());
+        fits &= ip.is_unspecified() || has(place, told, ip.into()) || own(told, ip);
     }
     Some(fits)
 }
@@ -393,6 +431,12 @@ mod tests {
             (0x0800, packet(0, 17, [0, 67, 0, 68]), false),
             (0x0800, packet(0, 6, [0, 68, 0, 67]), false),
             (0x0800, packet(7, 17, [0; 4])[..19].to_vec(), false),
+            (0x0800, packet(0, 2, [0x22, 0, 0, 0]), true),
+            (0x0800, packet(8, 2, [0x22, 0, 0, 0]), false),
+            (46, [&[0xaa, 0xaa, 3, 0, 0, 0, 8, 0][..], &packet(7, 17, [0; 4])].concat(), true),
+            (46, [&[0xaa, 0xaa, 3, 0, 0, 0xf8, 8, 0][..], &packet(8, 17, [0; 4])].concat(), false),
+            (0x8870, [&[0xaa, 0xaa, 3, 0, 0, 0, 8, 6][..], &arp(OWN[0], 8)].concat(), false),
+            (46, vec![0xfe, 0xfe, 3, 0x83], true),
             (0x8100, tagged(&packet(7, 17, [0; 4])), true),
             (0x88a8, tagged(&packet(8, 17, [0; 4])), false),
             (0x8100, vec![0], false),

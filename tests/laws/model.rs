@@ -218,7 +218,7 @@ impl Model {
             }
             [0x08, 0x00] if body.len() >= 20 => {
                 let ip = <[u8; 4]>::try_from(&body[12..16]).unwrap();
-                let asks = body.len() >= 28 && body[9] == 17 && body[20..24] == [0, 68, 0, 67];
+                let asks = body.len() >= 28 && body[9] == 17 && body[20..24] == [0, 68, 0, 67] || body[9] == 2;
                 ip == [0; 4] && asks && speaks || self.is_bound(port, source, ip.into())
             }
             [0x86, 0xdd] if body.len() >= 40 => {

@@ -265,3 +265,65 @@ fn a_link_local_address_of_the_guests_own_making_configures_it() {
         scene.check(&frames);
     }
 }
+
+/// The events that name a refused address.
+fn spoofed(daemon: &Daemon) -> Vec<Value> {
+    let events = daemon.page("/v1/events");
+    let events = events.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    events.filter(|event| event["kind"] == "spoofed_ip").collect()
+}
+
+/// A guest whose address is refused is no riddle: an event names the address, and the key that allows it does.
+#[test]
+fn a_refused_address_is_named_once_with_the_key_that_allows_it() {
+    for scene in [Scene::new(On::Tap), Scene::behind_a_trunk()] {
+        let Some(scene) = scene else { return };
+        let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
+        let port = scene.vifs[0].port.as_str();
+        let echo = |source: &str| frame(peer, me, IPV6, &ipv6(source, 58, &icmpv6(128, &[], None)));
+        let refused = |what: &str, frame: Vec<u8>| scene.check(&[(what.to_owned(), frame, false)]);
+        refused("an echo", echo(LOCAL));
+        let event = await_that("the event", || spoofed(&scene.daemon).pop());
+        assert_eq!((&event["vm"], &event["network"]), (&"fw".into(), &"net1".into()), "{event}");
+        assert_eq!((&event["ports"][0], &event["ip"]), (&port.into(), &LOCAL.into()), "{event}");
+        assert_eq!(event["mac"], me.to_string(), "{event}");
+        let text = event["text"].as_str().unwrap();
+        let key = format!("{{ ip_address = \"{LOCAL}\" }}");
+        assert!(text.contains(&key) && text.contains("allowed_address_pairs") && text.contains("spoofed_ip"), "{text}");
+
+        // Another address is named as well; this one is not again.
+        (0..20).for_each(|_| refused("an echo", echo(LOCAL)));
+        let arp = frame(Mac::BROADCAST, me, ARP, &arp(2, me, WRONG4, OWN4));
+        let event = await_that("the second event", || {
+            // What comes too soon after the first is not reported.
+            refused("ARP", arp.clone());
+            spoofed(&scene.daemon).into_iter().nth(1)
+        });
+        assert_eq!(event["ip"], "10.5.0.9", "{event}");
+        assert_eq!(spoofed(&scene.daemon).len(), 2);
+
+        scene.daemon.done(&["set", port, &format!("allowed_address_pairs=[{key}]")], "");
+        scene.check(&[("an echo".to_owned(), echo(LOCAL), true)]);
+    }
+}
+
+/// A guest that names more addresses than anybody can read fills neither log nor events.
+#[test]
+fn a_guest_that_names_every_address_is_announced_a_few_times() {
+    let Some(scene) = Scene::new(On::Tap) else { return };
+    let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
+    let here = scene.nic(0);
+    let mut number = 0u32;
+    await_that("the last event for a while", || {
+        for _ in 0..50 {
+            number += 1;
+            let [_, b, c, d] = number.to_be_bytes();
+            here.send(&frame(peer, me, IPV4, &ipv4([11, b, c, d], OWN4, 17, &udp(9, 9))));
+        }
+        let events = spoofed(&scene.daemon);
+        let text = events.last()?["text"].as_str()?.to_owned();
+        text.contains("once in 60 seconds from now on").then_some(())
+    });
+    let before = spoofed(&scene.daemon).len();
+    assert!(before <= 9, "{before} events");
+}

@@ -292,7 +292,7 @@ impl Controller {
     /// Something that happens now.
     fn event(&self, kind: EventKind, text: String) -> Event {
         let time = time::rfc3339(time::wall());
-        Event { time, kind, vm: None, ports: Vec::new(), network: None, mac: None, text }
+        Event { time, kind, vm: None, ports: Vec::new(), network: None, mac: None, ip: None, text }
     }
 
     /// Something happens to a port or an uplink now.

@@ -19,6 +19,7 @@ pub mod guard;
 pub mod kept;
 pub mod ladder;
 pub mod layout;
+pub mod refusals;
 pub mod schedule;
 pub mod storms;
 pub mod told;

@@ -111,6 +111,7 @@ fn lagged(missed: u64) -> Event {
         ports: Vec::new(),
         network: None,
         mac: None,
+        ip: None,
         text: format!("{missed} events were not told here, because they were not read in time; ask for them anew"),
     }
 }

@@ -13,7 +13,16 @@ const HISTORY: History = History { events: 8, bytes: 1200 };
 
 fn event(time: &str, text: &str) -> Event {
     let (vm, network, mac) = (Some(text.into()), None, Some("02:00:00:00:00:01".into()));
-    Event { time: time.into(), kind: EventKind::Config, vm, ports: vec![text.into()], network, mac, text: text.into() }
+    Event {
+        time: time.into(),
+        kind: EventKind::Config,
+        vm,
+        ports: vec![text.into()],
+        network,
+        mac,
+        ip: None,
+        text: text.into(),
+    }
 }
 
 fn open(path: &std::path::Path) -> (Database, Option<Desired>) {

@@ -32,6 +32,7 @@ use crate::control::change::{Changed, Refusal};
 use crate::control::loops::book::{Book, Loop, News, Refused};
 use crate::control::loops::freezes::{Freeze, Freezes};
 use crate::control::loops::layout::{End, Layout};
+use crate::control::loops::refusals::Refusals;
 use crate::control::loops::told::what;
 use crate::control::loops::view::LoopCounts;
 use crate::control::seats::Stand;
@@ -56,6 +57,7 @@ pub struct Containment {
     freezes: Freezes,
     moving: Vec<Moving>,
     watch: Watch,
+    refusals: Refusals,
     /// What storm limits refused at the last turn.
     refused: HashMap<End, Refused>,
     disabled: BTreeMap<End, Disabled>,
@@ -80,6 +82,7 @@ impl Containment {
             freezes: Freezes::default(),
             moving: Vec::new(),
             watch: Watch::default(),
+            refusals: Refusals::default(),
             refused: HashMap::new(),
             disabled: BTreeMap::new(),
             in_force: Measures::default(),
@@ -161,6 +164,7 @@ impl Controller {
         containment.disabled.retain(|end, _| containment.layout.has(end));
         let ends = &containment.ends;
         containment.watch.keep(|id| ends.contains_key(&id));
+        containment.refusals.keep(|id| ends.contains_key(&id));
         containment.freezes.look(|id| ends.contains_key(&id), time::now());
         containment.resume();
         containment.in_force = containment.wanted();
@@ -192,6 +196,7 @@ impl Controller {
                 }
                 Finding::Moving(_) => {}
                 Finding::Foreign(foreign) => self.containment.watch.note_foreign(foreign),
+                Finding::SpoofedIp(spoofed) => self.note_spoofed_ip(spoofed, now),
             }
             next = self.containment.findings.try_recv().ok();
         }

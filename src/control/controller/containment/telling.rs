@@ -1,19 +1,24 @@
 //! What is told of loops, storms and stations that move: one event for each transition.
 
+use std::net::IpAddr;
+
 use tracing::{info, warn};
 
 use super::keeping::clocks;
 use super::watching::{Class, Disabled, Who};
 use super::{Containment, Controller};
-use crate::control::config::{StormAction, StormLimit};
+use crate::control::config::{Port, StormAction, StormLimit};
 use crate::control::events::{Event, EventKind};
 use crate::control::loops::book::{Loop, News, Over};
 use crate::control::loops::freezes::Freeze;
 use crate::control::loops::layout::End;
+use crate::control::loops::refusals::{Announcement, EVERY};
 use crate::control::loops::told::{bridges, measures, sentence, span, view, what};
 use crate::control::loops::view::StormView;
-use crate::control::seats::Stand;
-use crate::switch::{Station, StormClass};
+use crate::control::seats::{Names, Stand};
+use crate::switch::{Refused, SpoofedIp, Station, StormClass};
+use crate::time::Moment;
+use crate::wire::Prefix;
 
 impl Controller {
     /// Tells of a loop.
@@ -166,6 +171,21 @@ impl Controller {
         self.journal.tell(event);
     }
 
+    /// Announces a sender above Ethernet that a port was refused, unless that has been announced lately.
+    pub(super) fn note_spoofed_ip(&mut self, SpoofedIp { at, sender }: SpoofedIp, now: Moment) {
+        let Some(index) = self.ports.iter().position(|port| port.is(at)) else { return };
+        let Stand::Port { vm, position, .. } = self.ports[index].seat.stand else { return };
+        let Some(announcement) = self.containment.refusals.note(at, sender, now) else { return };
+        let names = self.names(index);
+        let port = &self.config.vms[vm].ports[position];
+        let text = spoofed_ip(&names, port, sender, announcement);
+        let (vm, network, port) = (names.vm, names.network, names.id);
+        warn!(vm, network, port, "spoofed_ip: {text}");
+        let (mac, ip) = (Some(sender.mac.to_string()), sender.ip.map(|ip| ip.to_string()));
+        let event = Event { mac, ip, ..self.event_of(&names, EventKind::SpoofedIp, &text) };
+        self.journal.tell(event);
+    }
+
     /// Tells that a station stays where it is for a while.
     pub(super) fn tell_freeze(&mut self, station: Station, freeze: &Freeze) {
         let Containment { ends, layout, .. } = &self.containment;
@@ -249,6 +269,45 @@ impl Controller {
         };
         limit.unwrap_or_else(|| "it may".into())
     }
+}
+
+/// The sentence about a sender that was refused, with the key that allows it.
+fn spoofed_ip(names: &Names<'_>, port: &Port, sender: Refused, announcement: Announcement) -> String {
+    let whose = format!(
+        "port {:?} of VM {:?} on network {:?}",
+        names.id,
+        names.vm.unwrap_or_default(),
+        names.network.unwrap_or_default()
+    );
+    let Refused { mac, ip } = sender;
+    let own = mac == port.mac;
+    let what = match ip {
+        Some(ip) => format!("names the IP address {ip} with the MAC address {mac}"),
+        None => format!("sends frames of {mac} in which no IP address can be read, as they are malformed or cut off"),
+    };
+    let remedy = match ip {
+        _ if port.fixed_ips.is_empty() && port.allowed_address_pairs.is_empty() => {
+            "the port has no IP address; list its addresses in fixed_ips, or set port_security = \"mac\"".to_owned()
+        }
+        None => "set port_security = \"mac\" if they are right".to_owned(),
+        Some(ip) => {
+            let of = if own { String::new() } else { format!("mac_address = \"{mac}\", ") };
+            let prefix = match ip {
+                IpAddr::V6(address) if own => {
+                    let prefix = Prefix::new(IpAddr::V6(address), 64);
+                    prefix.map(|prefix| format!(", or its prefix {prefix} where the guest changes its addresses"))
+                }
+                _ => None,
+            };
+            let prefix = prefix.unwrap_or_default();
+            format!("to allow it, add {{ {of}ip_address = \"{ip}\" }} to allowed_address_pairs{prefix}")
+        }
+    };
+    let bound = match announcement.is_last {
+        true => format!(". Others of this port are announced once in {} from now on", span(EVERY)),
+        false => String::new(),
+    };
+    format!("{whose} {what}, which is not allowed: dropped as spoofed_ip; {remedy}{bound}")
 }
 
 /// What a storm is made of.

@@ -1,0 +1,136 @@
+//! Addresses that ports name and may not use: what control is told of them, so that people learn which address was
+//! refused. A guest can name any number: each port has a few places, and is told of four times a second at most.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{MOST_PORTS, PortId};
+use crate::frame::BURST;
+use crate::time::Moment;
+use crate::wire::Mac;
+
+/// Between two reports of one port.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// For how long, in seconds, the same address of a port is not reported again. So a rare address is seen beside a
+/// frequent one.
+const AGAIN: u32 = 10;
+
+/// Addresses of a port that are remembered for that.
+const PLACES: usize = 4;
+
+/// A port was refused a frame that names a sender above Ethernet which the port may not be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpoofedIp {
+    /// The port.
+    pub at: PortId,
+    /// The sender.
+    pub sender: Refused,
+}
+
+/// The sender that was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Refused {
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its IP address; `None` if the frame could not be read.
+    pub ip: Option<IpAddr>,
+}
+
+/// What was reported of one port.
+#[derive(Debug, Clone, Copy, Default)]
+struct Reported {
+    /// Digests of senders. Two senders with the same digest count as one; that only delays a report.
+    senders: [u32; PLACES],
+    /// When each was reported, in seconds.
+    at: [u32; PLACES],
+    /// When the next report may follow.
+    next: Moment,
+}
+
+/// What one worker reports.
+#[derive(Debug)]
+pub(super) struct Spoofing {
+    /// By the place of each port.
+    ports: Vec<Reported>,
+    /// What is to be reported.
+    pub(super) found: Vec<SpoofedIp>,
+}
+
+impl Spoofing {
+    pub(super) fn new() -> Spoofing {
+        Spoofing { ports: vec![Reported::default(); MOST_PORTS], found: Vec::with_capacity(BURST) }
+    }
+
+    /// Notes that a port was refused a sender.
+    #[cold]
+    pub(super) fn note(&mut self, at: PortId, sender: Refused, now: Moment) {
+        let port = &mut self.ports[at.index() % MOST_PORTS];
+        if now < port.next || self.found.len() == BURST {
+            return;
+        }
+        let (digest, second) = (digest(sender), now.secs());
+        let is_recent = |(&of, &at): (&u32, &u32)| of == digest && at != 0 && second.saturating_sub(at) < AGAIN;
+        if port.senders.iter().zip(&port.at).any(is_recent) {
+            return;
+        }
+        let oldest = (0..PLACES).min_by_key(|&place| port.at[place]).unwrap_or(0);
+        (port.senders[oldest], port.at[oldest]) = (digest, second.max(1));
+        port.next = now + PAUSE;
+        self.found.push(SpoofedIp { at, sender });
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // half of it is enough
+fn digest(sender: Refused) -> u32 {
+    let mut hasher = DefaultHasher::new();
+    sender.hash(&mut hasher);
+    hasher.finish() as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PORT: PortId = PortId::new(3, 0);
+
+    fn at(millis: u64) -> Moment {
+        Moment::from_secs(1000) + Duration::from_millis(millis)
+    }
+
+    fn sender(number: u8) -> Refused {
+        Refused { mac: Mac::from_bits(0x0200_0000_0001), ip: Some([10, 0, 0, number].into()) }
+    }
+
+    fn reports(spoofing: &mut Spoofing) -> Vec<Refused> {
+        spoofing.found.drain(..).map(|found| found.sender).collect()
+    }
+
+    #[test]
+    fn a_rare_address_is_reported_beside_a_frequent_one() {
+        let mut spoofing = Spoofing::new();
+        for millis in 0..9000 {
+            spoofing.note(PORT, sender(1), at(millis));
+            if millis == 5000 {
+                spoofing.note(PORT, sender(2), at(millis));
+            }
+        }
+        assert_eq!(reports(&mut spoofing), [sender(1), sender(2)]);
+        spoofing.note(PORT, sender(1), at(10_000));
+        assert_eq!(reports(&mut spoofing), [sender(1)], "after a while again");
+    }
+
+    #[test]
+    fn a_port_that_names_everybody_is_reported_four_times_a_second() {
+        let mut spoofing = Spoofing::new();
+        let mut all = 0;
+        for millis in 0..10_000u64 {
+            spoofing.note(PORT, sender(millis.to_le_bytes()[0]), at(millis));
+            all += reports(&mut spoofing).len();
+        }
+        assert_eq!(all, 40);
+        spoofing.note(PortId::new(4, 0), sender(1), at(10_000));
+        assert_eq!(reports(&mut spoofing).len(), 1, "another port has places of its own");
+    }
+}
