@@ -2,8 +2,9 @@
 
 use proptest::prelude::*;
 use vifswitch::control::config::{
-    self, AddressPair, Base, Carried, Config, Device, Errors, IpAllocation, Network, Packet, Poll, Port, PortSecurity,
-    Problem, Storm, StormAction, SwitchSettings, Tap, UnknownUnicast, Uplink, Vm, Xdp, kind, parse_json, parse_toml,
+    self, Activation, AddressPair, Base, Carried, Config, Device, Errors, IpAllocation, Network, Packet, Poll, Port,
+    PortSecurity, Problem, Storm, StormAction, SwitchSettings, Tap, UnknownUnicast, Uplink, Vm, Xdp, kind, parse_json,
+    parse_toml,
 };
 use vifswitch::device::xdp::Mode;
 use vifswitch::switch::{ClassLimit, Rate, StormClass, StormLimits};
@@ -89,6 +90,7 @@ fn the_example_means_what_it_says() {
         promiscuous: false,
         mac_limit: None,
         storm: Storm::default(),
+        activation: Activation::Immediate,
         admin_state_up: true,
         base: Base::Device(Device::Tap(tap)),
     };
@@ -278,6 +280,7 @@ const MISTAKES: &[Mistake] = &[
     ("device = { kind = \"tap\", persist = false }", "parent = \"p3\"\nvlan = 7", "vms[0].ports[1].parent", Some("\"p3\""), kind::CONTRADICTION, &["of VM \"client\""]),
     ("device = { kind = \"tap\", persist = false }", "parent = \"0c11a9e4\"\nvlan = 7", "vms[0].ports[1].parent", Some("\"0c11a9e4\""), kind::UNKNOWN_PARENT, &["did you mean \"0c11a9e4-6f1b"]),
     ("device = { kind = \"tap\", persist = false }", "parent = \"9b2f77d0-0000-4b0e-9a51-7f5f9c1f0002\"\nvlan = 7", "vms[0].ports[1].parent", Some("\"9b2f77d0-0000-4b0e-9a51-7f5f9c1f0002\""), kind::CONTRADICTION, &["its own parent"]),
+    ("admin_state_up = true", "activation = \"rarp\"", "vms[0].ports[0].activation", Some("\"rarp\""), kind::BAD_VALUE, &["\"immediate\", \"first-frame\""]),
     ("admin_state_up = true", "promiscuous = \"yes\"", "vms[0].ports[0].promiscuous", Some("\"yes\""), kind::WRONG_TYPE, &["true or false"]),
     ("admin_state_up = true", "mac_limit = 0", "vms[0].ports[0].mac_limit", Some("0"), kind::BAD_VALUE, &["1 to 4294967295"]),
     ("admin_state_up = true", "mac_limit = 8193", "vms[0].ports[0].mac_limit", Some("8193"), kind::CONTRADICTION, &["fdb_limit_per_port", "\"net1\"", "8192"]),

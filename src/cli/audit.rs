@@ -39,6 +39,7 @@ fn went_out(audit: &AuditView) -> String {
         Number("FORWARDED"),
         Number("+ COPIES"),
         Number("+ PROBES"),
+        Number("+ ANNOUNCED"),
         Number("+ HEARD"),
         Number("= WENT OUT"),
         Number("+ DROPS OUT"),
@@ -46,9 +47,10 @@ fn went_out(audit: &AuditView) -> String {
         Number("OFF"),
     ];
     let workers = audit.workers.iter().map(|w| {
-        let counts = [w.forwarded, w.copies, w.probes, w.frames_heard, w.tx_frames, w.drops_out, w.frames_sent];
-        let [forwarded, copies, probes, heard, tx, drops, sent] = counts.map(|frames| frames.to_string());
-        [w.worker.to_string(), forwarded, copies, probes, heard, tx, drops, sent, off(w.off)]
+        let own = [w.forwarded, w.copies, w.probes, w.announcements].map(|frames| frames.to_string());
+        let other = [w.frames_heard, w.tx_frames, w.drops_out, w.frames_sent].map(|frames| frames.to_string());
+        let ([forwarded, copies, probes, announced], [heard, tx, drops, sent]) = (own, other);
+        [w.worker.to_string(), forwarded, copies, probes, announced, heard, tx, drops, sent, off(w.off)]
     });
     draw(columns, workers, "no workers")
 }

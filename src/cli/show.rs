@@ -141,6 +141,8 @@ fn security(port: &PortView) -> String {
     all.extend((port.unknown_unicast == UnknownUnicast::Suppress.name()).then(|| port.unknown_unicast.clone()));
     all.extend(port.promiscuous.then(|| "promiscuous".into()));
     all.extend(port.mac_limit.map(|limit| format!("limit={limit}")));
+    // What an older switch says nothing of is as it always was.
+    all.extend((port.admin_state_up && !port.pinned && !port.activation.is_empty()).then(|| "not pinned".into()));
     all.join(",")
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use super::activation::Activations;
 use super::config::{Config, Port, PortSecurity, UnknownUnicast};
 use super::failover::Groups;
 use super::lines::{Line, lines};
@@ -74,7 +75,7 @@ pub struct Measures {
 
 /// The rules for these seats. With each: the worker through which it is reached, if it has a device
 /// now. `groups` says which uplinks carry the frames, and `meters` how much of the storm limits is used; they have
-/// followed this configuration. `measures` are in force.
+/// followed this configuration. `measures` are in force, and `activations` say what is pinned.
 pub fn rules<'a>(
     config: &Config,
     places: &Places,
@@ -83,8 +84,9 @@ pub fn rules<'a>(
     groups: &Groups,
     meters: &Meters,
     measures: &Measures,
+    activations: &Activations,
 ) -> Rules {
-    let drawn = draw(config, places, seats, groups, meters, measures);
+    let drawn = draw(config, places, seats, groups, meters, measures, activations);
     let mut rules = Rules::compile(secret, drawn.networks, drawn.ports, drawn.carriers);
     rules.freeze(measures.frozen.iter().map(|(&station, &port)| (station, port)));
     rules
@@ -105,6 +107,7 @@ fn draw<'a>(
     groups: &Groups,
     meters: &Meters,
     measures: &Measures,
+    activations: &Activations,
 ) -> Drawn {
     let networks = config.networks.iter().filter_map(|network| {
         Some(NetworkRules {
@@ -147,6 +150,8 @@ fn draw<'a>(
                     owner,
                     mac: port.mac,
                     security: security(port),
+                    pins: activations.pins(port),
+                    yielded: activations.yielded(port),
                     admin_up: port.admin_state_up,
                     worker,
                     role: Role::Vif,
@@ -216,8 +221,16 @@ mod tests {
         let reached = || seats.iter().map(|seat| (seat, Some(0)));
         let mut meters = Meters::new(2);
         meters.follow(config);
-        let rules =
-            rules(config, places, Secret::new([1; 16]), reached(), &Groups::default(), &meters, &Measures::default());
+        let rules = rules(
+            config,
+            places,
+            Secret::new([1; 16]),
+            reached(),
+            &Groups::default(),
+            &meters,
+            &Measures::default(),
+            &Activations::default(),
+        );
         let outsides = outsides(config, places);
         let name = |id: &PortId| match seats.iter().find(|seat| seat.id == *id) {
             Some(seat) => seat.name.clone(),
@@ -248,7 +261,8 @@ mod tests {
                 )
             })
             .collect();
-        let drawn = draw(config, places, reached(), &Groups::default(), &meters, &Measures::default());
+        let drawn =
+            draw(config, places, reached(), &Groups::default(), &meters, &Measures::default(), &Activations::default());
         let carriers =
             seats.iter().filter_map(|seat| Some((seat, drawn.carriers.iter().find(|carrier| carrier.id == seat.id)?)));
         all.extend(carriers.map(|(seat, carrier)| {
@@ -269,7 +283,7 @@ mod tests {
             let reached = || seats.iter().map(|seat| (seat, Some(0)));
             let mut meters = Meters::new(2);
             meters.follow(&config);
-            let rules = rules(&config, &places, Secret::new([1; 16]), reached(), &Groups::default(), &meters, &Measures::default());
+            let rules = rules(&config, &places, Secret::new([1; 16]), reached(), &Groups::default(), &meters, &Measures::default(), &Activations::default());
             let outside = outsides(&config, &places).len();
             prop_assert_eq!(rules.ports().count(), config.ports().count() + outside);
             for seat in &seats {
@@ -294,7 +308,7 @@ mod tests {
             let reached = seats.iter().map(|seat| (seat, Some(u16::from(seat.is_uplink()))));
             let mut meters = Meters::new(2);
             meters.follow(&config);
-            let drawn = draw(&config, &places, reached, &groups, &meters, &Measures::default());
+            let drawn = draw(&config, &places, reached, &groups, &meters, &Measures::default(), &Activations::default());
             let parents: std::collections::HashSet<_> =
                 config.ports().filter_map(|(_, port)| Some(&port.subport()?.parent)).collect();
             prop_assert_eq!(drawn.carriers.len(), config.uplinks.len() + parents.len());

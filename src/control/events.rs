@@ -37,6 +37,10 @@ pub enum EventKind {
     Guard,
     /// A port names an IP address that its port security does not allow.
     SpoofedIp,
+    /// A port that waited for it has sent a frame: its addresses are pinned to it from now on.
+    PortActivated,
+    /// A station that is pinned to a port has announced itself behind an uplink: the pin holds no longer.
+    PinYielded,
     /// The desired state has been changed.
     Config,
     /// Nothing of the switch: a follower has missed events, because it did not read them in time.

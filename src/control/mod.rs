@@ -8,6 +8,7 @@
 //!   cli ─► client ─► socket, server ─► handle ─► controller ─────────────┴─► staff ─► mail to the workers
 //!                                                    ├─► report, stations ─► view
 //!                                                    ├─► loops: probes, the ladder, storms, freezes
+//!                                                    ├─► activation (pins that come and go), announcements (to the outside)
 //!                                                    └─► journal (events), keeper (merge: file and state) ─► store
 //! ```
 //!
@@ -15,6 +16,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod activation;
+pub mod announcements;
 pub mod at_limit;
 pub mod blueprint;
 pub mod change;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use super::activation::Activations;
 use super::config::{Carried, Config, Device, Named, Network};
 use super::controller::{Containment, Port, State};
 use super::failover::Groups;
@@ -34,6 +35,8 @@ pub struct Report<'a> {
     pub staff: &'a Staff,
     /// Loops and storms.
     pub containment: &'a Containment,
+    /// Which ports have been heard, and which pins have yielded.
+    pub activations: &'a Activations,
     /// Since when everything is counted.
     pub since: SystemTime,
 }
@@ -65,6 +68,8 @@ impl Report<'_> {
             port_security: wanted.port_security.name().into(),
             unknown_unicast: wanted.unknown_unicast.name().into(),
             promiscuous: wanted.promiscuous,
+            activation: wanted.activation.name().into(),
+            pinned: port.seat.names(self.config).admin_up && self.activations.pins(wanted),
             mac_limit: wanted.mac_limit.map(|limit| limit.stations),
             mac_limit_policy: wanted.mac_limit.map(|limit| limit.policy.name().into()),
             parent: wanted.subport().map(|subport| subport.parent.clone()),
@@ -295,6 +300,7 @@ impl Report<'_> {
             forwarded: reading.forwarded,
             copies: reading.copies,
             probes: reading.probes,
+            announcements: reading.announcements,
             frames_heard: reading.frames_heard,
             tx_frames: reading.tx_frames,
             drops_out: reading.died,
@@ -369,6 +375,7 @@ fn counts(port: &Port) -> CountsView {
         flooded: port.sum(|c| c.flooded.get()),
         copies: port.sum(|c| c.copies.get()),
         probes: port.sum(|c| c.probes.get()),
+        announcements: port.sum(|c| c.announcements.get()),
         missed: port.sum(|c| c.missed.get()),
         segmented: port.sum(|c| c.segmented.get()),
         checksummed: port.sum(|c| c.checksummed.get()),

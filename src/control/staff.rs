@@ -13,8 +13,8 @@ use tokio::time::sleep;
 use crate::switch::{Learned, MOST_NETWORKS, MOST_PORTS, PortId, Rules, Station};
 use crate::telemetry::audit::{Audit, Reading};
 use crate::telemetry::{PortCounters, WorkerCounters};
-use crate::wire::Probe;
-use crate::worker::{Books, Command, Flush, Gate, Post, Probes, Room, StationsPage};
+use crate::wire::{Announcement, Probe};
+use crate::worker::{Announcements, Books, Command, Flush, Gate, Post, Probes, Room, StationsPage};
 
 /// Stations asked for at a time: a worker copies them within one breath.
 const PAGE: usize = 1024;
@@ -208,6 +208,24 @@ impl Staff {
             for probes in probes.chunks(PROBES) {
                 // They come back, and are dropped here.
                 drop(self.ask(worker, |reply| Command::Probes(probes.to_vec(), reply)).await);
+            }
+        }
+    }
+
+    /// Sends announcements, each by the uplink whose port on a network it names, and by the worker that these rules,
+    /// which are in force, name.
+    pub async fn announce(&self, rules: &Rules, frames: impl Iterator<Item = (PortId, [u8; Announcement::LEN])>) {
+        let mut of_worker = vec![Announcements::new(); self.posts.len()];
+        for (port, frame) in frames {
+            let worker = rules.port(port).and_then(|port| port.worker);
+            if let Some(announcements) = worker.and_then(|worker| of_worker.get_mut(usize::from(worker))) {
+                announcements.push((port, frame));
+            }
+        }
+        for (worker, announcements) in of_worker.into_iter().enumerate() {
+            if !announcements.is_empty() {
+                // They come back, and are dropped here.
+                drop(self.ask(worker, |reply| Command::Announce(announcements, reply)).await);
             }
         }
     }

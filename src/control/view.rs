@@ -72,6 +72,10 @@ pub struct CountsView {
     pub copies: u64,
     /// Loop probes that the switch sent out.
     pub probes: u64,
+    /// Announcements of local stations that the switch sent out.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub announcements: u64,
     /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
     /// other counter.
     pub missed: u64,
@@ -117,6 +121,15 @@ pub struct PortView {
     pub unknown_unicast: String,
     /// Whether it gets a copy of every frame that is forwarded on its network.
     pub promiscuous: bool,
+    /// `immediate` or `first-frame`: since when its addresses are pinned to it.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub activation: String,
+    /// Whether its addresses are pinned to it now. If not, it is administratively down, or the switch waits for a frame
+    /// from it.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub pinned: bool,
     /// Learned stations at most; absent where that is as its network has it.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub mac_limit: Option<u32>,
@@ -373,7 +386,7 @@ pub struct AuditPortView {
 }
 
 /// What was to go out at a worker:
-/// `forwarded + copies + probes + frames_heard = tx_frames + drops_out + frames_sent`.
+/// `forwarded + copies + probes + announcements + frames_heard = tx_frames + drops_out + frames_sent`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct AuditWorkerView {
     /// The worker.
@@ -384,6 +397,10 @@ pub struct AuditWorkerView {
     pub copies: u64,
     /// Loop probes that the switch sent.
     pub probes: u64,
+    /// Announcements of local stations that the switch sent.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub announcements: u64,
     /// Frames taken over from other workers.
     pub frames_heard: u64,
     /// Frames that went out.

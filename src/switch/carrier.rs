@@ -145,6 +145,14 @@ impl Carriers {
         self.0.get(place).is_some_and(|there| there.as_ref().is_some_and(|carrier| carrier.rules.id != but))
     }
 
+    /// Whether the carrier of this port, if it has one, is administratively up.
+    pub(super) fn want_up(&self, port: &PortRules) -> bool {
+        match port.reach {
+            Reach::Own => true,
+            Reach::Carried { carrier, .. } => self.get(carrier).is_some_and(|carrier| carrier.rules.admin_up),
+        }
+    }
+
     /// Whether frames for this port can leave, as far as its carrier is concerned.
     pub(super) fn let_out(&self, port: &PortRules) -> bool {
         match port.reach {
@@ -177,6 +185,7 @@ impl Switch {
             }
         };
         let (ears, moves, spoofing) = (&mut self.ears, &mut self.moves, &mut self.spoofing);
+        let reports = &mut self.pin_reports;
         let questions = &mut self.questions[..batch.len()];
         let mut ports: [Option<&Port>; BURST] = [None; BURST];
         let mut unlearned = 0;
@@ -209,7 +218,8 @@ impl Switch {
         for (index, ((question, verdict), port)) in questions.iter().zip(verdicts).zip(ports).enumerate() {
             let Some(port) = port else { continue };
             let oldest = (now + 1).saturating_sub(port.ageing);
-            let mut judge = Judge { rules, port, batch, fdb, news, moves, moment, now, oldest, unlearned: false };
+            let mut judge =
+                Judge { rules, port, batch, fdb, news, moves, reports, moment, now, oldest, unlearned: false };
             *verdict = match judge.answer(question, index) {
                 // 11. split horizon: another uplink has heard of it on the outside.
                 Verdict::To(to) if port.is_uplink() && rules.port(to).is_some_and(PortRules::is_uplink) => {

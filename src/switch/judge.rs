@@ -1,5 +1,6 @@
 //! The story of one frame.
 
+use super::activation::PinReports;
 use super::moves::Moves;
 use super::question::{Question, ask, fetch_ahead, listen, refuse_held, refuse_spoofed};
 use super::reserved::is_of_the_wire;
@@ -7,12 +8,12 @@ use super::rules::Port;
 use super::state::{note, yield_place};
 use super::storm::{Cost, admit, is_bpdu};
 use super::{
-    AtLimit, Audience, DropReason, Fdb, Flood, PortId, PortRules, Rules, Seen, Sighting, Station, StormClass, Switch,
-    Verdict, Verdicts,
+    AtLimit, Audience, DropReason, Fdb, Flood, PinReport, PortId, PortRules, Rules, Seen, Sighting, Station,
+    StormClass, Switch, Verdict, Verdicts,
 };
 use crate::frame::{BURST, Batch};
 use crate::time::Moment;
-use crate::wire::Mac;
+use crate::wire::{Announcement, Mac};
 
 /// What is to be known of a burst beside its verdicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,9 +62,9 @@ impl Switch {
             refuse_spoofed(port, batch, now, &mut self.spoofing, verdicts, questions);
         }
         fetch_ahead(fdb, questions);
-        let (moves, moment, now) = (&mut self.moves, now, now.secs());
+        let (moves, reports, moment, now) = (&mut self.moves, &mut self.pin_reports, now, now.secs());
         let oldest = (now + 1).saturating_sub(port.ageing);
-        let mut judge = Judge { rules, port, batch, fdb, news, moves, moment, now, oldest, unlearned: false };
+        let mut judge = Judge { rules, port, batch, fdb, news, moves, reports, moment, now, oldest, unlearned: false };
         // What few ports have is asked once for a burst, and not of each frame.
         if port.mac_limit.is_some() {
             return judge.answer_limited(questions, verdicts);
@@ -113,6 +114,7 @@ pub(super) struct Judge<'a> {
     pub(super) fdb: &'a mut Fdb,
     pub(super) news: &'a mut Vec<Sighting>,
     pub(super) moves: &'a mut Moves,
+    pub(super) reports: &'a mut PinReports,
     pub(super) moment: Moment,
     /// The same in seconds.
     pub(super) now: u32,
@@ -136,8 +138,8 @@ impl Judge<'_> {
         let mut learn = false;
         if q.source != port.pinned {
             learn = true;
-            if port.is_picky || self.rules.pins().may_hold(q.source_hash) {
-                match self.examine(q) {
+            if port.is_examined || self.rules.pins().may_hold(q.source_hash) {
+                match self.examine(q, index) {
                     Ok(is_pinned) => learn = !is_pinned,
                     Err(reason) => return Verdict::Drop(reason),
                 }
@@ -154,7 +156,7 @@ impl Judge<'_> {
         // 10. learn the source
         if learn
             && !self.knows(q)
-            && let Err(reason) = self.see(q)
+            && let Err(reason) = self.see(q, index)
         {
             return Verdict::Drop(reason);
         }
@@ -178,13 +180,16 @@ impl Judge<'_> {
         // 10. learn the source
         if learn
             && !self.knows(q)
-            && let Err(reason) = self.see(q)
+            && let Err(reason) = self.see(q, index)
         {
             return Verdict::Drop(reason);
         }
         if is_for_itself {
             // Whoever this is, it is behind the port that the frame came from: it sent it.
             return Verdict::Drop(DropReason::Hairpin);
+        }
+        if !learn && q.destination.mac().is_group() && !self.port.is_uplink() {
+            self.report_own(q, index);
         }
         // 11. flood
         Verdict::Flood(to)
@@ -237,24 +242,60 @@ impl Judge<'_> {
     /// Whether a source that is not the port's own pin is one that the port may use, and then
     /// whether it is pinned at all.
     #[inline(never)]
-    fn examine(&mut self, q: &Question) -> Result<bool, DropReason> {
+    fn examine(&mut self, q: &Question, index: usize) -> Result<bool, DropReason> {
         let port = self.port;
         let pinned = self.rules.pins().find(q.source, q.source_hash);
-        if pinned.is_some_and(|pin| pin.is_frozen && pin.port != port.rules.id) {
-            return Err(DropReason::FrozenSource);
-        }
-        if port.guard
-            && let Some(owner) = pinned.and_then(|pin| self.rules.compiled(pin.port))
-            && owner.rules.owner != port.rules.owner
-        {
-            self.moves.note_foreign(port.rules.id, q.source, self.moment);
-            return Err(DropReason::ForeignSource);
+        // What belongs to the port comes back to it, wherever it has been frozen.
+        if let Some(pin) = pinned.filter(|pin| pin.port != port.rules.id && !port.claims(q.source.mac())) {
+            if pin.is_frozen {
+                return Err(DropReason::FrozenSource);
+            }
+            if port.guard && self.rules.compiled(pin.port).is_some_and(|owner| owner.rules.owner != port.rules.owner) {
+                self.moves.note_foreign(port.rules.id, q.source, self.moment);
+                return Err(DropReason::ForeignSource);
+            }
         }
         // Its own pins are sources that it allows; what is frozen at it need not be.
-        if pinned.is_some_and(|pin| pin.port == port.rules.id && !pin.is_frozen) || port.allows(q.source.mac()) {
-            Ok(pinned.is_some())
-        } else {
-            Err(DropReason::SpoofedSource)
+        if !(pinned.is_some_and(|pin| pin.port == port.rules.id && !pin.is_frozen) || port.allows(q.source.mac())) {
+            return Err(DropReason::SpoofedSource);
+        }
+        if port.is_uplink() {
+            if let Some(pin) = pinned {
+                self.report_elsewhere(q, index, pin.port)?;
+            }
+        } else if port.awaits(q.source.mac()) {
+            let report = PinReport::Heard { at: port.rules.id, station: q.source };
+            self.reports.add(report, q.source_hash, self.moment);
+        }
+        Ok(pinned.is_some())
+    }
+
+    /// The announcement that frame `index` is, if it is one.
+    fn announcement(&self, index: usize) -> Option<Announcement> {
+        Announcement::read(self.batch.head(index), self.rules.announcements())
+    }
+
+    /// Reports that frame `index`, which came by an uplink, announces a station that is pinned to another port; or says
+    /// that it is one of the switch's own.
+    #[cold]
+    fn report_elsewhere(&mut self, q: &Question, index: usize, pinned: PortId) -> Result<(), DropReason> {
+        match self.announcement(index) {
+            Some(Announcement { is_own: true, .. }) => Err(DropReason::OwnAnnouncement),
+            Some(_) => {
+                let report = PinReport::Elsewhere { pinned, at: self.port.rules.id, station: q.source };
+                self.reports.add(report, q.source_hash, self.moment);
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Reports that frame `index`, whose source is pinned to the port that it came from, announces it, if it does.
+    #[inline(never)]
+    fn report_own(&mut self, q: &Question, index: usize) {
+        if self.announcement(index).is_some() {
+            let report = PinReport::Announced { at: self.port.rules.id, station: q.source };
+            self.reports.add(report, q.source_hash, self.moment);
         }
     }
 
@@ -277,10 +318,13 @@ impl Judge<'_> {
         }
     }
 
-    /// Learns a source. Whether the frame may go on, or why not.
+    /// Learns a source of frame `index`. Whether the frame may go on, or why not.
     #[inline(never)]
-    fn see(&mut self, q: &Question) -> Result<(), DropReason> {
+    fn see(&mut self, q: &Question, index: usize) -> Result<(), DropReason> {
         let port = self.port;
+        if port.is_uplink() && self.announcement(index).is_some_and(|announcement| announcement.is_own) {
+            return Err(DropReason::OwnAnnouncement);
+        }
         if let Some(limit) = port.mac_limit
             && !self.has_room(q, limit.stations)
         {

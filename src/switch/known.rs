@@ -43,8 +43,8 @@ impl Judge<'_> {
     #[inline(never)] // with registers of its own
     fn pass(&self, questions: &[Question], verdicts: &mut [Verdict]) -> u64 {
         let (id, oldest, lines, open) = (self.port.rules.id, self.oldest, self.fdb.lines(), self.rules.open());
-        // What a port with a list may use is not for the table to say, but for what is its own.
-        let since = if self.port.is_picky { FOR_GOOD } else { self.now };
+        // Where each source is examined, the table says nothing but what is pinned to the port.
+        let since = if self.port.is_examined { FOR_GOOD } else { self.now };
         let mut left = 0;
         for (index, (q, verdict)) in questions.iter().zip(verdicts).enumerate() {
             // What is no question has a source that nobody knows. No group is in the table, nor what cannot be a source.
@@ -139,14 +139,14 @@ mod tests {
 
     /// What becomes of a burst from port 0.
     fn judge(switch: &mut Switch, batch: &Batch, now: u32, is_short: bool) -> Vec<Verdict> {
-        let Switch { rules, fdb, news, moves, questions, .. } = switch;
+        let Switch { rules, fdb, news, moves, pin_reports: reports, questions, .. } = switch;
         let port = rules.compiled(PortId::new(0, 0)).unwrap();
         let mut verdicts = [Verdict::Drop(DropReason::PortClosed); BURST];
         let questions = &mut questions[..batch.len()];
         let moment = Moment::from_secs(now.into());
         ask(rules, port, batch, moment, &mut verdicts, questions);
         let mut judge =
-            Judge { rules, port, batch, fdb, news, moves, moment, now, oldest: now - 300, unlearned: false };
+            Judge { rules, port, batch, fdb, news, moves, reports, moment, now, oldest: now - 300, unlearned: false };
         if is_short {
             judge.answer_all(questions, &mut verdicts);
         } else {

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod activation;
 mod bucket;
 mod carrier;
 mod fdb;
@@ -31,6 +32,7 @@ mod state;
 mod storm;
 mod verdict;
 
+pub use activation::PinReport;
 pub use bucket::{Bucket, Rate};
 pub use carrier::{CarrierRules, Origin, Origins};
 pub use fdb::{Fdb, Learned, Limits, Seen};

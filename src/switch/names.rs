@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::wire::Mac;
+use crate::wire::{AnnouncementKey, Mac};
 
 /// Ports that one switch can hold.
 pub const MOST_PORTS: usize = 4096;
@@ -13,7 +13,7 @@ pub const MOST_NETWORKS: usize = 4096;
 /// A port: its place in the tables, and which of the ports that stood there in turn. A station
 /// learned on a port that is closed names a generation that nobody has any more, and so stops
 /// resolving at once, without a sweep.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct PortId(u32); // one word: it is compared for every frame
 
 impl PortId {
@@ -118,6 +118,7 @@ impl fmt::Debug for Station {
 pub struct Secret {
     mask: u64,
     factor: u64,
+    announcements: AnnouncementKey,
 }
 
 impl Secret {
@@ -127,7 +128,13 @@ impl Secret {
         #[allow(clippy::cast_possible_truncation)] // its two halves
         let (mask, factor) = (word as u64, (word >> 64) as u64);
         // An even factor would lose the top bit; one with a pattern in it would mix badly.
-        Secret { mask: scramble(mask), factor: scramble(factor) | 1 }
+        let announcements = AnnouncementKey::derive(random);
+        Secret { mask: scramble(mask), factor: scramble(factor) | 1, announcements }
+    }
+
+    /// The key under which this switch tags its announcements.
+    pub const fn announcements(&self) -> &AnnouncementKey {
+        &self.announcements
     }
 
     /// The hash of a station: two full products of 128 bits, each folded. With one alone,

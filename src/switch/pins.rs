@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 
 use super::{PortId, PortRules, Secret, Station};
+use crate::wire::Mac;
 
 /// The pinned stations: open addressing with linear probing. In front of it stands a *sieve*, a bit
 /// for each of a few hash bits, so that a search in vain is one test, which the processor foresees:
@@ -20,32 +21,46 @@ pub(super) struct Pins {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pin {
     pub(super) port: PortId,
-    /// Whether it is frozen there, and nobody's for good.
+    /// Whether it is frozen there: from no other port are its frames let pass.
     pub(super) is_frozen: bool,
 }
 
 impl Pins {
-    pub(super) fn new(secret: Secret, ports: &[PortRules]) -> Pins {
-        let mut owners: HashMap<Station, Option<PortId>> = HashMap::new();
+    /// The pins of these ports, of which `is_up` are administratively up. A port that is down pins nothing. With the
+    /// pins: by port that is up, the addresses that would be pinned to it, had it been heard and had none of them yielded.
+    pub(super) fn new(
+        secret: Secret,
+        ports: &[PortRules],
+        is_up: impl Fn(&PortRules) -> bool,
+    ) -> (Pins, HashMap<PortId, Vec<Mac>>) {
+        let mut owners: HashMap<Station, Option<&PortRules>> = HashMap::new();
         for port in ports.iter().filter(|port| !port.is_uplink()) {
             for mac in std::iter::once(port.mac).chain(port.security.macs()) {
                 owners
                     .entry(Station::new(port.network, mac))
-                    .and_modify(|owner| *owner = owner.filter(|&id| id == port.id))
-                    .or_insert(Some(port.id));
+                    .and_modify(|owner| *owner = owner.filter(|owner| owner.id == port.id))
+                    .or_insert(Some(port));
             }
         }
-        let pin = |port| Pin { port, is_frozen: false };
-        let pinned = owners.into_iter().filter_map(|(station, owner)| Some((station, pin(owner?))));
-        Pins::build(secret, pinned.collect())
+        let (mut pinned, mut unpinned) = (Vec::new(), HashMap::<PortId, Vec<Mac>>::new());
+        for (station, owner) in owners {
+            let Some(port) = owner.filter(|&owner| is_up(owner)) else { continue };
+            if port.pins && !port.yielded.contains(&station.mac()) {
+                pinned.push((station, Pin { port: port.id, is_frozen: false }));
+            } else {
+                unpinned.entry(port.id).or_default().push(station.mac());
+            }
+        }
+        (Pins::build(secret, pinned), unpinned)
     }
 
-    /// The same, and these stations frozen at these ports. What is pinned stays where it is, and so does what is frozen
-    /// already.
+    /// The same, and these stations frozen at these ports. What is pinned stays where it is, and is frozen there if that
+    /// is the port. So does what is frozen already.
     pub(super) fn with_frozen(&self, frozen: impl Iterator<Item = (Station, PortId)>) -> Pins {
         let mut pinned: HashMap<Station, Pin> = self.iter().collect();
         for (station, port) in frozen {
-            pinned.entry(station).or_insert(Pin { port, is_frozen: true });
+            let frozen = Pin { port, is_frozen: true };
+            pinned.entry(station).and_modify(|pin| pin.is_frozen |= pin.port == port).or_insert(frozen);
         }
         Pins::build(self.secret, pinned.into_iter().collect())
     }

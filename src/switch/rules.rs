@@ -7,7 +7,8 @@
 //! no policy left in it. Where some ports are not to get all, there are more such lists.
 //!
 //! *Pins.* The address of each port is pinned to it, and so are allowed addresses that no other
-//! port of the network shares. What is pinned is not learned, and traffic can neither move nor displace it; a copy
+//! port of the network shares. A port that is administratively down, or that control has not seen a frame of, pins
+//! nothing: see [`activation`](super::activation). What is pinned is not learned, and traffic can neither move nor displace it; a copy
 //! lies among the learned stations, to be found at the same glance. For a while others can be pinned as well: *frozen*
 //! where they are.
 //!
@@ -25,7 +26,7 @@ use super::{
     Audience, DropReason, Flood, Limits, MOST_PORTS, MacLimit, NetworkId, NetworkRules, PortId, PortRules, Reach,
     ReservedMask, Role, Secret, Security, Station,
 };
-use crate::wire::{HEADER_LEN, Mac};
+use crate::wire::{AnnouncementKey, HEADER_LEN, Mac};
 
 /// A port, compiled.
 #[derive(Debug)]
@@ -38,6 +39,10 @@ pub(super) struct Port {
     pub(super) pinned: Station,
     /// Whether port security may object to a source.
     pub(super) is_picky: bool,
+    /// Whether each source has to be examined: for port security, or since control waits for frames of the port.
+    pub(super) is_examined: bool,
+    /// The addresses that belong to it and are not pinned to it now, sorted: it has not been heard, or they have yielded.
+    unpinned: Box<[Mac]>,
     /// The sources that it allows, sorted.
     allowed: Box<[Mac]>,
     /// What senders may be named above Ethernet, if that is asked for.
@@ -71,6 +76,18 @@ impl Port {
     #[inline]
     pub(super) fn is_uplink(&self) -> bool {
         self.rules.is_uplink()
+    }
+
+    /// Whether control waits for a frame from this source, which port security lets pass.
+    #[inline]
+    pub(super) fn awaits(&self, source: Mac) -> bool {
+        !self.rules.pins || self.claims(source)
+    }
+
+    /// Whether this address belongs to it, and is not pinned to it now.
+    #[inline]
+    pub(super) fn claims(&self, source: Mac) -> bool {
+        self.unpinned.binary_search(&source).is_ok()
     }
 
     /// Whether port security lets this source pass.
@@ -139,8 +156,8 @@ impl Rules {
         // Uplinks last, and siblings next to each other; the sort is stable, so that the order asked
         // for is kept.
         ports.sort_by_key(|port| (port.network.index(), port.role, port.owner));
-        let pins = Pins::new(secret, &ports);
         let carriers = Carriers::new(carriers, &ports);
+        let (pins, mut unpinned) = Pins::new(secret, &ports, |port| port.admin_up && carriers.want_up(port));
 
         let mut members: HashMap<NetworkId, Vec<&PortRules>> = HashMap::new();
         for port in ports.iter().filter(|port| port.is_open() && port.worker.is_some() && carriers.let_out(port)) {
@@ -178,6 +195,8 @@ impl Rules {
             let own = Station::new(rules.network, rules.mac);
             let is_pinned = pins.find(own, secret.hash(own)).is_some_and(|pin| pin.port == rules.id);
             let is_picky = rules.security != Security::Off;
+            let mut unpinned = unpinned.remove(&rules.id).unwrap_or_default();
+            unpinned.sort_unstable();
             let mut allowed: Vec<Mac> = rules.security.macs().collect();
             allowed.sort_unstable();
             // Where port security says who may be learned, there is nobody left to be limited.
@@ -192,6 +211,8 @@ impl Rules {
                 is_open: rules.is_open(),
                 pinned: if is_pinned { own } else { Station::new(rules.network, Mac::ZERO) },
                 is_picky,
+                is_examined: is_picky || !unpinned.is_empty() || !(rules.pins || rules.is_uplink()),
+                unpinned: unpinned.into(),
                 allowed: allowed.into(),
                 bindings: match &rules.security {
                     Security::MacIp(bindings) => Some(Bindings::new(rules.mac, bindings)),
@@ -226,7 +247,7 @@ impl Rules {
     }
 
     /// Freezes each of these stations at a port, on top of those that are frozen already: there it is, whatever traffic
-    /// says, and from nowhere else it is heard. Stations that are pinned to a port are not touched, and a port that is
+    /// says, and from nowhere else it is heard. Stations that are pinned to another port are not touched, and a port that is
     /// closed holds nobody.
     pub fn freeze(&mut self, stations: impl Iterator<Item = (Station, PortId)>) {
         let stations: Vec<_> = stations.filter(|&(_, port)| self.is_open(port)).collect();
@@ -369,6 +390,11 @@ impl Rules {
     #[inline(always)]
     pub(super) fn hash(&self, station: Station) -> u64 {
         self.secret.hash(station)
+    }
+
+    /// The key under which the switch tags its announcements.
+    pub(super) fn announcements(&self) -> &AnnouncementKey {
+        self.secret.announcements()
     }
 
     #[inline]

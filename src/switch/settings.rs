@@ -46,6 +46,11 @@ pub struct PortRules {
     pub mac: Mac,
     /// Which sources it may use.
     pub security: Security,
+    /// Whether its addresses, its own and those that only it may use, are pinned to it. If not, they are learned
+    /// wherever they are heard, and control waits for a frame from the port.
+    pub pins: bool,
+    /// Those of its addresses that are not pinned to it all the same, until it sends a frame from them.
+    pub yielded: Vec<Mac>,
     /// Whether control wants it to carry frames.
     pub admin_up: bool,
     /// The worker through which others reach its device; `None` while it has none.
@@ -55,7 +60,7 @@ pub struct PortRules {
     /// By which device its frames come and go.
     pub reach: Reach,
     /// Whether it gets frames for stations that nobody knows. Only a port whose address is pinned to it can
-    /// do without: what is for it is known.
+    /// do without: what is for it is known. As long as nothing is pinned to it, it gets them in any case.
     pub unknown_unicast: bool,
     /// Whether it gets a copy of every frame that is forwarded on its network.
     pub promiscuous: bool,
@@ -86,6 +91,8 @@ impl PortRules {
             owner,
             mac,
             security: Security::Off,
+            pins: true,
+            yielded: Vec::new(),
             admin_up: true,
             worker: None,
             role: Role::Vif,
@@ -141,7 +148,7 @@ impl PortRules {
 
     /// Whether it gets no unknown unicast. One that is promiscuous gets everything.
     pub(super) fn is_incurious(&self) -> bool {
-        !self.unknown_unicast && !self.promiscuous
+        !self.unknown_unicast && !self.promiscuous && self.pins
     }
 }
 

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use super::activation::PinReports;
 use super::carrier::{Origin, Origins};
 use super::moves::Moves;
 use super::probes::Ears;
 use super::question::Question;
 use super::rules::Port;
 use super::spoofing::{SpoofedIp, Spoofing};
-use super::{Fdb, Foreign, Learned, Moving, PortId, Returned, Rules, Secret, Seen, Station};
+use super::{Fdb, Foreign, Learned, Moving, PinReport, PortId, Returned, Rules, Secret, Seen, Station};
 use crate::frame::BURST;
 use crate::time::Moment;
 use crate::wire::{Mac, ProbeKey};
@@ -35,6 +36,8 @@ pub struct Switch {
     pub(super) moves: Moves,
     /// The senders above Ethernet that were refused lately.
     pub(super) spoofing: Spoofing,
+    /// What frames have said about pinned stations.
+    pub(super) pin_reports: PinReports,
     /// Room for what the frames of a burst ask.
     pub(super) questions: Box<[Question; BURST]>,
     /// Of the last burst that came by a carrier.
@@ -51,6 +54,7 @@ impl Switch {
             ears: Ears::new(key),
             moves: Moves::new(),
             spoofing: Spoofing::new(),
+            pin_reports: PinReports::new(),
             questions: Box::new([Question::NONE; BURST]),
             origins: Box::new([Origin { port: PortId::NONE, tag: 0 }; BURST]),
         }
@@ -108,13 +112,20 @@ impl Switch {
         self.spoofing.found.drain(..)
     }
 
+    /// What frames have said about pinned stations since this was last asked.
+    #[inline]
+    pub fn pin_reports(&mut self) -> impl ExactSizeIterator<Item = PinReport> + '_ {
+        self.pin_reports.pending.drain(..)
+    }
+
     /// Whether control is to be told of something.
     #[inline]
     pub fn has_findings(&self) -> bool {
         !(self.ears.returned.is_empty()
             && self.moves.moving.is_empty()
             && self.moves.foreign.is_empty()
-            && self.spoofing.found.is_empty())
+            && self.spoofing.found.is_empty()
+            && self.pin_reports.pending.is_empty())
     }
 
     /// Notes what another worker saw. A move of a station counts here as well.
@@ -164,7 +175,8 @@ impl Switch {
     }
 }
 
-/// Notes that a station was seen behind a port, unless it moves too often.
+/// Notes that a station was seen behind a port, unless it moves too often. An address that belongs to the port may
+/// always come back to it.
 pub(super) fn note(
     fdb: &mut Fdb,
     moves: &mut Moves,
@@ -176,7 +188,7 @@ pub(super) fn note(
     let seconds = now.secs();
     let oldest = (seconds + 1).saturating_sub(port.ageing);
     fdb.see_if((station, hash), port.rules.id, seconds, port.limits, port.ageing, |learned| {
-        moves.allow(rules, learned, hash, oldest, &port.rules, now)
+        port.claims(station.mac()) || moves.allow(rules, learned, hash, oldest, &port.rules, now)
     })
 }
 

@@ -31,6 +31,8 @@ pub enum DropReason {
     ProbeForged,
     /// In: a loop probe of this switch that is too old, has come in here before, or was sent by this port.
     ProbeStale,
+    /// In: an announcement of this switch that a network outside has returned.
+    OwnAnnouncement,
     /// In: the source is a group address or zero.
     BadSource,
     /// In: a reserved group address that the network does not let pass, as PAUSE. From an uplink, all groups
@@ -85,7 +87,7 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them, in the order of their counters.
-    pub const ALL: [DropReason; 34] = [
+    pub const ALL: [DropReason; 35] = [
         DropReason::PortClosed,
         DropReason::AdminDown,
         DropReason::Quarantined,
@@ -97,6 +99,7 @@ impl DropReason {
         DropReason::Probe,
         DropReason::ProbeForged,
         DropReason::ProbeStale,
+        DropReason::OwnAnnouncement,
         DropReason::BadSource,
         DropReason::ReservedGroup,
         DropReason::ForeignSource,
@@ -136,6 +139,7 @@ impl DropReason {
             DropReason::Probe => "probe",
             DropReason::ProbeForged => "probe_forged",
             DropReason::ProbeStale => "probe_stale",
+            DropReason::OwnAnnouncement => "own_announcement",
             DropReason::BadSource => "bad_source",
             DropReason::ReservedGroup => "reserved_group",
             DropReason::ForeignSource => "foreign_source",
@@ -176,6 +180,7 @@ impl DropReason {
             DropReason::Probe => "a loop probe of this switch that has come back",
             DropReason::ProbeForged => "sent to the address of loop probes, and none of this switch",
             DropReason::ProbeStale => "a loop probe that is too old, was here before, or was sent by this port",
+            DropReason::OwnAnnouncement => "an announcement of this switch that the network outside has returned",
             DropReason::BadSource => "the source is a group address or zero",
             DropReason::ReservedGroup => {
                 "sent to a group address that bridges keep to themselves (by default PAUSE; on uplinks also BPDU, LACP, LLDP)"

@@ -5,8 +5,8 @@
 //! breaths, when its lanes are empty. In a reading these hold exactly, whatever the traffic:
 //!
 //! * of each port, `rx = forwarded + flooded + Σ drops in`;
-//! * of the worker, `forwarded + copies + probes + heard = tx + Σ drops out + sent`, where *sent* and *heard*
-//!   are the frames handed to other workers and taken over from them.
+//! * of the worker, `forwarded + copies + probes + announcements + heard = tx + Σ drops out + sent`, where *sent*
+//!   and *heard* are the frames handed to other workers and taken over from them.
 //!
 //! Between workers frames are on their way. Readings are taken twice, so that there is a bound
 //! whatever moves: nothing that the first of them has as heard may be missing from what the second
@@ -53,6 +53,7 @@ pub struct Parted {
     forwarded: Counter,
     copies: Counter,
     probes: Counter,
+    announcements: Counter,
     tx_frames: Counter,
     drops_out: Counter,
 }
@@ -80,6 +81,7 @@ impl Parted {
         self.forwarded.add(sign(book.forwarded.get()));
         self.copies.add(sign(book.copies.get()));
         self.probes.add(sign(book.probes.get()));
+        self.announcements.add(sign(book.announcements.get()));
         self.tx_frames.add(sign(book.tx_frames.get()));
         self.drops_out.add(sign(book.drops_out.total()));
     }
@@ -123,6 +125,8 @@ pub struct Reading {
     pub copies: u64,
     /// Loop probes that the switch sent.
     pub probes: u64,
+    /// Announcements of local stations that the switch sent.
+    pub announcements: u64,
     /// Frames that went out.
     pub tx_frames: u64,
     /// Frames that died going out, for whatever reason.
@@ -149,6 +153,7 @@ impl Reading {
         self.forwarded = own.parted.forwarded.get();
         self.copies = own.parted.copies.get();
         self.probes = own.parted.probes.get();
+        self.announcements = own.parted.announcements.get();
         self.tx_frames = own.parted.tx_frames.get();
         self.died = own.parted.drops_out.get().wrapping_add(own.strays.get());
         self.frames_sent = own.frames_sent.get();
@@ -173,6 +178,7 @@ impl Reading {
             self.forwarded = self.forwarded.wrapping_add(share.forwarded);
             self.copies = self.copies.wrapping_add(book.copies.get());
             self.probes = self.probes.wrapping_add(book.probes.get());
+            self.announcements = self.announcements.wrapping_add(book.announcements.get());
             self.tx_frames = self.tx_frames.wrapping_add(book.tx_frames.get());
             if self.shares.len() < self.shares.capacity() {
                 self.shares.push(share);
@@ -182,7 +188,8 @@ impl Reading {
 
     /// By how many frames more were to go out than is accounted for. 0 is right.
     pub fn off(&self) -> i64 {
-        let meant = self.forwarded.wrapping_add(self.copies).wrapping_add(self.probes).wrapping_add(self.frames_heard);
+        let own = self.probes.wrapping_add(self.announcements);
+        let meant = self.forwarded.wrapping_add(self.copies).wrapping_add(own).wrapping_add(self.frames_heard);
         let went = self.tx_frames.wrapping_add(self.died).wrapping_add(self.frames_sent);
         difference(meant, went)
     }

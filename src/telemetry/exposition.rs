@@ -93,6 +93,7 @@ const COUNTERS: &[Metric<CountsView, u64>] = &[
     ("flooded_frames", "Frames {from} that were meant for everybody on the network.", |c| c.flooded),
     ("flood_copies", "Copies made of the flooded frames {from}.", |c| c.copies),
     ("probe_frames", "Loop probes that the switch sent {to}.", |c| c.probes),
+    ("announcement_frames", "Announcements of local stations that the switch sent {to}.", |c| c.announcements),
     ("missed_frames", "Frames {from} that were lost before the switch could receive them.", |c| c.missed),
 ];
 

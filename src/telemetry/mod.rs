@@ -12,8 +12,8 @@
 //! * at each port, what came in was forwarded, flooded, or dropped for a reason:
 //!   `rx = forwarded + flooded + Σ drops in`;
 //! * over all ports, what was to go out went out, or was dropped for a reason:
-//!   `Σ (forwarded + copies + probes) = Σ (tx + Σ drops out)`, but for frames that are on their way between
-//!   workers at this moment.
+//!   `Σ (forwarded + copies + probes + announcements) = Σ (tx + Σ drops out)`, but for frames that are on their way
+//!   between workers at this moment.
 //!
 //! [`audit`] proves it on a switch that runs.
 
@@ -119,6 +119,8 @@ pub struct PortCounters {
     pub copies: Counter,
     /// Loop probes that the switch sent out of it, or was to send.
     pub probes: Counter,
+    /// Announcements of local stations that the switch sent out of it, or was to send.
+    pub announcements: Counter,
     /// Frames that came and were lost before they could be received, as far as the device tells: they are
     /// in no other counter.
     pub missed: Counter,

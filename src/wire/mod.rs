@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod announcement;
 mod checksum;
 mod ethernet;
 mod finish;
@@ -17,6 +18,7 @@ mod probe;
 mod source;
 mod vlan;
 
+pub use announcement::{Announcement, AnnouncementKey};
 pub use ethernet::{HEADER_LEN, Header, TAG_LEN, tags};
 pub use finish::{Finished, Finishing, Unfinishable};
 pub use mac::{Mac, NotAMac};

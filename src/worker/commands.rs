@@ -59,6 +59,10 @@ impl Worker {
                 self.send_probes(&probes);
                 let _ = reply.send(probes);
             }
+            Command::Announce(announcements, reply) => {
+                self.send_announcements(&announcements);
+                let _ = reply.send(announcements);
+            }
             Command::Stop(reply) => {
                 let gates = (0..self.gates.len()).filter_map(|number| self.take_gate(number)).collect();
                 let _ = reply.send(gates);

@@ -9,7 +9,7 @@ use crossbeam::queue::ArrayQueue;
 use futures_util::task::AtomicWaker;
 use tokio::sync::mpsc::error::TryRecvError;
 
-use crate::switch::{Foreign, Moving, Returned, SpoofedIp};
+use crate::switch::{Foreign, Moving, PinReport, Returned, SpoofedIp};
 
 /// Findings on their way to control, at most. Behind these they are counted and lost.
 const FINDINGS: usize = 4096;
@@ -25,6 +25,8 @@ pub enum Finding {
     Foreign(Foreign),
     /// A port was refused a frame that names a sender which it may not be.
     SpoofedIp(SpoofedIp),
+    /// A frame says where a station is that is pinned to a port, or is to be.
+    Pin(PinReport),
 }
 
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use super::{Bell, Gate, Room};
 use crate::switch::{Learned, NetworkId, PortId, Rules};
 use crate::telemetry::PortCounters;
 use crate::telemetry::audit::Reading;
-use crate::wire::{Mac, Probe};
+use crate::wire::{Announcement, Mac, Probe};
 
 /// Commands that a mailbox holds. Control waits for each answer, so it never fills.
 const MAILBOX: usize = 64;
@@ -64,6 +64,9 @@ pub struct Flushed {
 /// Loop probes, and the ports out of which they are to go.
 pub type Probes = Vec<(PortId, [u8; Probe::LEN])>;
 
+/// Announcements of local stations, and the uplinks by which they are to go, each as its port on one network.
+pub type Announcements = Vec<(PortId, [u8; Announcement::LEN])>;
+
 /// A command, and where its answer goes.
 #[derive(Debug)]
 pub enum Command {
@@ -92,6 +95,9 @@ pub enum Command {
     /// Send these loop probes, in this order. They come back, and each has been counted as one of the `probes` of its
     /// port, whatever became of it; those for a port that is closed are not.
     Probes(Probes, oneshot::Sender<Probes>),
+    /// Send these announcements, in this order. They come back, and each has been counted as one of the `announcements`
+    /// of its uplink, whatever became of it; those for a port that is closed, or is none of an uplink, are not.
+    Announce(Announcements, oneshot::Sender<Announcements>),
     /// Stop. All gates come back.
     Stop(oneshot::Sender<Vec<Gate>>),
 }

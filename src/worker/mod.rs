@@ -29,6 +29,6 @@ pub use branch::Room;
 pub use breath::{Work, Worker};
 pub use findings::{Finding, Findings};
 pub use gate::Gate;
-pub use mail::{Books, Command, Flush, Flushed, Notice, Post, Probes, StationsPage};
+pub use mail::{Announcements, Books, Command, Flush, Flushed, Notice, Post, Probes, StationsPage};
 pub use pace::{Pace, SPIN};
 pub use team::{Team, TeamSettings, team};

@@ -1,11 +1,12 @@
-//! Loop probes on their way out: frames of the switch's own, which no port sent and no verdict is about.
+//! Loop probes and announcements on their way out: frames of the switch's own, which no port sent and no verdict is
+//! about.
 
 use super::Worker;
 use super::gate::CarriedDoor;
 use super::outbox::book;
 use crate::frame::{BURST, Frame};
 use crate::switch::{DropReason, PortId};
-use crate::wire::{Offload, Probe, TAG_LEN, Vid};
+use crate::wire::{Announcement, Offload, Probe, TAG_LEN, Vid};
 
 impl Worker {
     /// Sends loop probes, each out of its port, also if that is in quarantine. Between two breaths: the lanes are
@@ -26,28 +27,60 @@ impl Worker {
             return;
         }
         let at = rules.counted_at(port);
-        let found = self.gates.door_for_probes(port, rules);
-        let entered = found.and_then(|door| self.enter_probe(door, bytes));
+        let sent = self.send_own(port, bytes);
         if let Some(book) = book(&self.books, at) {
             book.probes.add(1);
-            if let Err(reason) = entered {
+            if let Err(reason) = sent {
                 book.drops_out.add(reason, 1);
             }
         }
     }
 
-    /// Puts a probe into the lane behind a door, with the tag that it needs there.
-    fn enter_probe(&mut self, (door, vlan): CarriedDoor, bytes: &[u8; Probe::LEN]) -> Result<(), DropReason> {
-        let frame = self.build_probe(vlan, bytes).ok_or(DropReason::NoBuffer)?;
+    /// Sends announcements, each by its uplink and nowhere else. Between two breaths, as probes.
+    #[cold]
+    pub(super) fn send_announcements(&mut self, announcements: &[(PortId, [u8; Announcement::LEN])]) {
+        for burst in announcements.chunks(BURST) {
+            for (port, bytes) in burst {
+                self.send_announcement(*port, bytes);
+            }
+            self.exhale();
+        }
+    }
+
+    fn send_announcement(&mut self, port: PortId, bytes: &[u8; Announcement::LEN]) {
+        let rules = self.switch.rules();
+        // Guests are never announced to: a port that is none of an uplink is not meant.
+        if !rules.port(port).is_some_and(|port| port.is_uplink()) {
+            return;
+        }
+        let at = rules.counted_at(port);
+        let sent = self.send_own(port, bytes);
+        if let Some(book) = book(&self.books, at) {
+            book.announcements.add(1);
+            if let Err(reason) = sent {
+                book.drops_out.add(reason, 1);
+            }
+        }
+    }
+
+    fn send_own(&mut self, port: PortId, bytes: &[u8]) -> Result<(), DropReason> {
+        let door = self.gates.door_for_probes(port, self.switch.rules())?;
+        self.enter_own(door, bytes)
+    }
+
+    /// Puts a frame of the switch's own into the lane behind a door, with the tag that it needs there.
+    fn enter_own(&mut self, (door, vlan): CarriedDoor, bytes: &[u8]) -> Result<(), DropReason> {
+        let frame = self.build_own(vlan, bytes).ok_or(DropReason::NoBuffer)?;
         self.gates.enter(door).push(frame);
         Ok(())
     }
 
-    fn build_probe(&mut self, vlan: Option<Vid>, bytes: &[u8; Probe::LEN]) -> Option<Frame> {
+    fn build_own(&mut self, vlan: Option<Vid>, bytes: &[u8]) -> Option<Frame> {
         const ADDRESSES: usize = 12;
         const MOST: usize = Probe::LEN + TAG_LEN;
+        const { assert!(Announcement::LEN <= Probe::LEN) };
         let mut tagged = [0; MOST];
-        let (before, behind) = bytes.split_at(ADDRESSES);
+        let (before, behind) = bytes.split_at_checked(ADDRESSES)?;
         let tag = vlan.map(Vid::tag);
         let parts = before.iter().chain(tag.iter().flatten()).chain(behind);
         let len = tagged.iter_mut().zip(parts).map(|(to, &from)| *to = from).count();

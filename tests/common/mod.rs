@@ -23,7 +23,7 @@ use vifswitch::worker::{
 };
 
 /// The key of every laboratory: what happened once happens again.
-const SECRET: [u8; 16] = [7; 16];
+pub const SECRET: [u8; 16] = [7; 16];
 
 /// The key of its loop probes.
 pub const PROBE_KEY: ProbeKey = ProbeKey::new([9; 16]);
@@ -495,7 +495,7 @@ impl Lab {
             let went = self.sum(port, |c| c.forwarded.get() + c.flooded.get() + c.drops_in.total());
             assert_eq!(rx, went, "frames from port {port}");
         }
-        let meant = self.total(|c| c.forwarded.get() + c.copies.get() + c.probes.get());
+        let meant = self.total(|c| c.forwarded.get() + c.copies.get() + c.probes.get() + c.announcements.get());
         let went = self.total(|c| c.tx_frames.get() + c.drops_out.total());
         assert_eq!(meant, went, "frames to all ports");
     }

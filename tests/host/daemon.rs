@@ -424,7 +424,8 @@ impl Drop for Killed<'_> {
 /// What was to go out of the ports, and what did or died on the way.
 pub fn sums(ports: &[PortView]) -> (u64, u64) {
     let counts = || ports.iter().map(|port| &port.counts);
-    let meant = counts().map(|counts| counts.forwarded + counts.copies + counts.probes).sum();
+    let own = |counts: &CountsView| counts.probes + counts.announcements;
+    let meant = counts().map(|counts| counts.forwarded + counts.copies + own(counts)).sum();
     // Both directions stand in one map. What came in is known, and so what of it died.
     let out = |counts: &CountsView| counts.tx_frames + counts.drops.values().sum::<u64>();
     let died_coming_in = |counts: &CountsView| counts.rx_frames.saturating_sub(counts.forwarded + counts.flooded);

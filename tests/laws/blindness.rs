@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
+use vifswitch::control::activation::Activations;
 use vifswitch::control::blueprint;
 use vifswitch::control::config::parse_toml;
 use vifswitch::control::failover::Groups;
@@ -83,6 +84,7 @@ fn rules(plugs: &[Plug], told: &[Told], security: Option<&str>, workers: u16) ->
         &Groups::default(),
         &meters,
         &blueprint::Measures::default(),
+        &Activations::default(),
     )
 }
 

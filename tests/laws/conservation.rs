@@ -298,6 +298,7 @@ fn cooked_books_do_not_add_up() {
         &book.flooded,
         &book.copies,
         &book.probes,
+        &book.announcements,
         &book.tx_frames,
         &worker.frames_sent,
         &worker.frames_heard,

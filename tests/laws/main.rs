@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod activation;
 mod blindness;
 mod by_hand;
 mod conservation;

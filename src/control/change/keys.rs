@@ -79,6 +79,7 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
         mac_limit: keys.mac_limit.or(now.mac_limit),
         mac_limit_policy: keys.mac_limit_policy.or(now.mac_limit_policy),
         storm,
+        activation: keys.activation.or(now.activation),
         admin_state_up: keys.admin_state_up.or(now.admin_state_up),
         device,
         parent: keys.parent.or(now.parent),

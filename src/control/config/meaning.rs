@@ -13,6 +13,7 @@ use crate::wire::Mac;
 
 use super::meant::{Config, Device, IpAllocation, Named, Network, Port, SwitchSettings, Vm};
 use super::notes::{Notes, Path};
+use super::policy::Activation;
 use super::problem::kind;
 use super::storm::Of;
 use super::{device, written};
@@ -166,6 +167,7 @@ impl Table<'_, '_> {
             promiscuous: written.promiscuous.unwrap_or(false),
             mac_limit: self.mac_limit(written),
             storm: self.storm(written.storm.as_ref(), Of::Port),
+            activation: self.word("activation", written.activation.as_deref(), Activation::default()),
             admin_state_up: written.admin_state_up.unwrap_or(true),
             base: self.base(written, &port_id),
             port_id,

@@ -6,7 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use super::policy::{AddressPair, PortSecurity, UnknownUnicast};
+use super::policy::{Activation, AddressPair, PortSecurity, UnknownUnicast};
 use super::storm::Storm;
 use crate::device::xdp;
 use crate::switch::{MacLimit, ReservedMask};
@@ -161,6 +161,8 @@ pub struct Port {
     pub mac_limit: Option<MacLimit>,
     /// What it may send to everybody, where that is not as its network has it.
     pub storm: Storm,
+    /// Since when its addresses are pinned to it.
+    pub activation: Activation,
     /// `false`: no frame passes in either direction.
     pub admin_state_up: bool,
     /// By what its frames come and go.

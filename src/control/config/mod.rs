@@ -43,7 +43,7 @@ pub use meant::{
     Base, Carried, Config, Device, IpAllocation, Named, Network, Packet, Poll, Port, Subport, SwitchSettings, Tap,
     Uplink, Vm, Xdp,
 };
-pub use policy::{AddressPair, PortSecurity, UnknownUnicast, WrongReservedGroups};
+pub use policy::{Activation, AddressPair, PortSecurity, UnknownUnicast, WrongReservedGroups};
 pub use problem::{Errors, Problem, kind};
 pub use remarks::Remark;
 pub use source::{ConfigFile, Source};

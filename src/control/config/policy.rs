@@ -47,6 +47,21 @@ impl Named for UnknownUnicast {
         &[("deliver", UnknownUnicast::Deliver), ("suppress", UnknownUnicast::Suppress)];
 }
 
+/// Since when the addresses of a port are pinned to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activation {
+    /// From the start.
+    #[default]
+    Immediate,
+    /// From its first frame that port security lets pass. Until then they are learned wherever they are heard.
+    FirstFrame,
+}
+
+impl Named for Activation {
+    const NAMES: &'static [(&'static str, Activation)] =
+        &[("immediate", Activation::Immediate), ("first-frame", Activation::FirstFrame)];
+}
+
 impl Named for AtLimit {
     const NAMES: &'static [(&'static str, AtLimit)] =
         &[("drop", AtLimit::Drop), ("forward-unlearned", AtLimit::ForwardUnlearned)];

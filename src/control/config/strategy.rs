@@ -493,11 +493,12 @@ fn port() -> impl Strategy<Value = Port> {
         security(),
         delivery(),
         option::of((1u32.., any::<bool>())),
-        any::<bool>(),
+        (any::<bool>(), select(&[Activation::Immediate, Activation::FirstFrame])),
         (device(), storm(false)),
     )
         .prop_map(
-            |(port_id, mac, fixed_ips, ip_allocation, security, delivery, limit, admin_state_up, (device, storm))| {
+            |(port_id, mac, fixed_ips, ip_allocation, security, delivery, limit, states, (device, storm))| {
+                let (admin_state_up, activation) = states;
                 let (port_security, allowed_address_pairs) = security;
                 let (unknown_unicast, promiscuous) = delivery;
                 let mac_limit = limit.map(|(stations, drop)| MacLimit {
@@ -516,6 +517,7 @@ fn port() -> impl Strategy<Value = Port> {
                     promiscuous,
                     mac_limit,
                     storm,
+                    activation,
                     admin_state_up,
                     base: Base::Device(device),
                 }

@@ -98,6 +98,7 @@ impl Port {
             mac_limit: self.mac_limit.map(|limit| limit.stations.into()),
             mac_limit_policy: self.mac_limit.map(|limit| limit.policy.name().to_string()),
             storm: self.storm.to_written(),
+            activation: Some(self.activation.name().to_string()),
             admin_state_up: Some(self.admin_state_up),
             parent: self.subport().map(|subport| subport.parent.clone()),
             vlan: self.subport().map(|subport| subport.vlan.get().into()),

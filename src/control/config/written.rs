@@ -263,6 +263,8 @@ table! {
         mac_limit_policy: String,
         /// What it may send to everybody, if not as its network has it; or `off`: anything.
         storm: Storm,
+        /// `immediate`, or `first-frame`: until it is heard, its addresses are learned wherever they are heard.
+        activation: String,
         /// `false`: no frame passes in either direction.
         admin_state_up: bool,
         /// What the port stands on, unless it is a subport.

@@ -384,11 +384,21 @@ impl Controller {
             _ => (&port.seat, None),
         });
         let measures = self.containment.measures();
-        self.rules =
-            blueprint::rules(&self.config, &self.places, self.secret, ports, &self.groups, &self.meters, measures)
-                .into();
+        let activations = &self.activations;
+        self.rules = blueprint::rules(
+            &self.config,
+            &self.places,
+            self.secret,
+            ports,
+            &self.groups,
+            &self.meters,
+            measures,
+            activations,
+        )
+        .into();
         let books = self.ports.iter().map(|port| (port.seat.id, &*port.counters));
         self.staff.set_rules(&self.rules, books).await;
+        self.follow_announcements();
     }
 
     /// What a port or an uplink is called.

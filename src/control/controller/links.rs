@@ -336,6 +336,7 @@ impl Controller {
             self.follow_netdev(index, now);
         }
         self.turn_over().await;
+        self.follow_announcements();
         if is_hope {
             self.try_down_ports();
         }
@@ -399,7 +400,7 @@ impl Controller {
     }
 
     /// Why an uplink cannot carry frames, if it cannot.
-    fn why_unfit(&self, uplink: usize) -> Option<String> {
+    pub(super) fn why_unfit(&self, uplink: usize) -> Option<String> {
         let config = &self.config.uplinks[uplink];
         let Some(port) = self.ports.iter().find(|port| port.seat.key() == (Kind::Uplink, &config.id)) else {
             return Some("it is not there".into());

@@ -14,10 +14,12 @@
 //!
 //! A change is a `transition`: a switch that starts goes over from nothing to its configuration.
 
+mod announcing;
 mod containment;
 mod devices;
 mod links;
 mod netdevs;
+mod pins;
 mod policy;
 mod port;
 mod subports;
@@ -37,10 +39,12 @@ use tracing::warn;
 pub use self::containment::Containment;
 pub use self::port::{Port, State};
 
+use self::announcing::Announcing;
 use self::devices::Outcome;
 use self::links::Links;
 use self::transition::{Transition, Unconfirmed};
 use self::writing::Writing;
+use super::activation::Activations;
 use super::at_limit::AtLimit;
 use super::change::Refusal;
 use super::config::Config;
@@ -119,6 +123,10 @@ pub struct Controller {
     meters: Meters,
     /// Loops and storms, and what is done about them.
     containment: Containment,
+    /// Which ports have been heard, and which pins have yielded.
+    activations: Activations,
+    /// What the network outside is told of local stations.
+    announcing: Announcing,
     /// What is heard of links.
     links: Links,
     rules: Arc<Rules>,
@@ -168,6 +176,8 @@ impl Controller {
             places: Places::default(),
             groups: Groups::default(),
             containment: Containment::new(probe_key, findings),
+            activations: Activations::default(),
+            announcing: Announcing::default(),
             links: Links::default(),
             rules: Arc::new(Rules::none(secret)),
             notices,
@@ -188,7 +198,9 @@ impl Controller {
         seats::fits(&config)?;
         self.config.switch = config.switch.clone();
         let left = self.clear_the_way(&config).await;
-        self.containment.resume_later(self.keeper.take_loops().await);
+        let kept = self.keeper.take_loops().await;
+        self.activations.resume(&kept["activations"]);
+        self.containment.resume_later(kept);
         self.make(config, Transition::default()).await;
         // Before the first frame comes: nothing that was known is flooded.
         let kept = self.keeper.take_stations().await;
@@ -224,6 +236,7 @@ impl Controller {
             let may_go_back = self.transition.is_none() && self.writing != Some(Writing::Change);
             let unconfirmed = self.unconfirmed.as_ref().filter(|_| may_go_back);
             let left = unconfirmed.map(|unconfirmed| unconfirmed.deadline.since(time::now()));
+            let announced = self.announcing.due().map(|due| due.since(time::now()));
             tokio::select! {
                 () = &mut stop => return,
                 Some(request) = requests.recv() => self.answer(request).await,
@@ -232,6 +245,10 @@ impl Controller {
                 Some(finding) = self.containment.next() => self.heed_findings(finding).await,
                 _ = turn.tick() => self.contain().await,
                 Some(heard) = self.links.next() => self.heed(heard),
+                Some(found) = self.announcing.next() => self.announce_learned(found),
+                () = tokio::time::sleep(announced.unwrap_or_default()), if announced.is_some() => {
+                    self.send_announcements().await;
+                }
                 () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => self.go_back().await,
                 _ = retry.tick() => {
                     self.leave_lost_namespaces().await;
@@ -386,6 +403,7 @@ impl Controller {
             cores: &self.cores,
             staff: &self.staff,
             containment: &self.containment,
+            activations: &self.activations,
             since: self.since,
         };
         match request {

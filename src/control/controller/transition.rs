@@ -233,6 +233,7 @@ impl Controller {
         }
         self.listen_to_links();
         self.follow_layout();
+        self.follow_activations(&before);
         self.set_rules().await;
         self.forget_behind(stricter).await;
         (0..self.ports.len()).for_each(|index| self.tell_subport(index));

@@ -90,6 +90,12 @@ impl Controller {
         keeping.is_due |= book.loops().next().is_some() || !disabled.is_empty();
     }
 
+    /// Writes down which ports have been heard and which pins have yielded, as soon as can be.
+    pub(in crate::control::controller) fn keep_activations(&mut self) {
+        self.containment.keeping.is_due = true;
+        self.keep_loops();
+    }
+
     /// Begins to write down what is known, if that is due and not under way.
     pub(in crate::control::controller) fn keep_loops(&mut self) {
         let Containment { book, disabled, keeping, .. } = &mut self.containment;
@@ -99,7 +105,11 @@ impl Controller {
         }
         let Some(store) = self.keeper.store().cloned() else { return };
         let clocks = clocks();
-        let kept = json!({"loops": kept::keep(book, clocks), "disabled": keep_disabled(disabled, clocks)});
+        let kept = json!({
+            "loops": kept::keep(book, clocks),
+            "disabled": keep_disabled(disabled, clocks),
+            "activations": self.activations.keep(),
+        });
         keeping.writing = Some(tokio::spawn(async move {
             if let Err(why) = store.keep_loops(kept).await {
                 warn!("what is done about loops has not been kept: {why}");

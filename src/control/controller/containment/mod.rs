@@ -188,6 +188,7 @@ impl Controller {
     pub(super) async fn heed_findings(&mut self, finding: Finding) {
         let now = time::now();
         let (mut next, mut is_new) = (Some(finding), false);
+        let mut pins = Vec::new();
         while let Some(finding) = next {
             match finding {
                 Finding::Returned(returned) => is_new |= self.containment.hear(returned, now),
@@ -197,8 +198,12 @@ impl Controller {
                 Finding::Moving(_) => {}
                 Finding::Foreign(foreign) => self.containment.watch.note_foreign(foreign),
                 Finding::SpoofedIp(spoofed) => self.note_spoofed_ip(spoofed, now),
+                Finding::Pin(report) => pins.push(report),
             }
             next = self.containment.findings.try_recv().ok();
+        }
+        if !pins.is_empty() {
+            self.heed_pins(pins).await;
         }
         if is_new {
             let Containment { book, layout, refused, .. } = &mut self.containment;
@@ -207,6 +212,22 @@ impl Controller {
             let news = book.look(layout, refused, now);
             self.enforce(news, Vec::new()).await;
         }
+    }
+
+    /// Keeps stations at the ports that they are pinned to, which have moved too often between these and others: each
+    /// with its port, and where it is not to move.
+    pub(super) async fn dampen_at(&mut self, stations: Vec<(Station, PortId, PortId)>, now: Moment) {
+        let mut frozen = Vec::new();
+        for (station, at, from) in stations {
+            let Some(end) = self.containment.ends.get(&at) else { continue };
+            let network = self.config.networks.iter().find(|network| network.id == end.network);
+            let time = Duration::from_secs(u64::from(network.map_or(60, |network| network.freeze_seconds)));
+            if let Some(freeze) = self.containment.freezes.freeze(station, [at, from, at], |_| false, time, now) {
+                self.containment.counts.freezes += 1;
+                frozen.push((station, freeze));
+            }
+        }
+        self.enforce(Vec::new(), frozen).await;
     }
 
     /// Decides on the stations that moved too often.

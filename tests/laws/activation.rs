@@ -1,0 +1,252 @@
+//! Pins that come and go: a port that pins nothing yet, announcements from outside, and those of the switch itself.
+
+use std::time::Duration;
+
+use vifswitch::switch::{DropReason, NetworkId, PinReport, PortId, Secret, Security, Station};
+use vifswitch::wire::{Announcement, Mac};
+use vifswitch::worker::{Command, Finding};
+
+use crate::by_hand::{KINDS, done};
+use crate::common::{Lab, Plug, SECRET, Setup, Wire, frame, mac, uplink_port};
+
+/// Two VMs on one network, and an uplink with it.
+const A: usize = 0;
+const B: usize = 1;
+const W: usize = 2;
+
+/// An address of both VMs' pairs, or of the first alone.
+const VRRP: Mac = Mac::new([0, 0, 0x5e, 0, 1, 1]);
+
+fn labs(security: &Security) -> impl Iterator<Item = Lab> {
+    let plugs = [Plug { security: security.clone(), ..Plug::new(0, 0) }, Plug::new(0, 1)];
+    KINDS.into_iter().map(move |(workers, memory)| {
+        Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &[Wire::new(&[(0, 0)])])
+    })
+}
+
+fn station(mac: Mac) -> Station {
+    Station::new(NetworkId::new(0), mac)
+}
+
+fn own_announcement(mac: Mac) -> Vec<u8> {
+    Announcement::write(mac, Secret::new(SECRET).announcements()).to_vec()
+}
+
+/// The announcement of another switch, or of a VMM.
+fn announcement(mac: Mac) -> Vec<u8> {
+    let mut frame = own_announcement(mac);
+    frame[44..].fill(0);
+    frame
+}
+
+/// Has the port at `index` pin what is its own, or nothing.
+fn pin(lab: &mut Lab, index: usize, pins: bool) {
+    let id = lab.ports[index];
+    lab.change_ports(|ports| ports.iter_mut().filter(|port| port.id == id).for_each(|port| port.pins = pins));
+}
+
+/// Who gets a frame to a station, by port.
+fn reached(lab: &mut Lab, from: usize, to: Mac) -> Vec<usize> {
+    let source = if from == W { Mac::from_bits(0x0600_0000_0001) } else { mac(from) };
+    assert!(lab.send(from, &frame(to, source, 0x88b5, &[0; 46])));
+    arrived(lab)
+}
+
+fn arrived(lab: &mut Lab) -> Vec<usize> {
+    lab.settle();
+    let received = lab.all_received();
+    received.iter().enumerate().flat_map(|(port, frames)| vec![port; frames.len()]).collect()
+}
+
+fn reports(lab: &mut Lab) -> Vec<PinReport> {
+    let found = lab.found().into_iter();
+    found.map(|finding| if let Finding::Pin(report) = finding { report } else { panic!("{finding:?}") }).collect()
+}
+
+#[test]
+fn a_silent_port_draws_nothing_and_from_its_first_frame_on_everything() {
+    for security in [Security::Off, Security::Mac([VRRP].into())] {
+        for mut lab in labs(&security) {
+            pin(&mut lab, A, false);
+            assert_eq!(reached(&mut lab, B, mac(A)), [A, W], "nobody knows where it is");
+            assert!(lab.send(W, &frame(Mac::BROADCAST, mac(A), 0x88b5, &[0; 46])));
+            arrived(&mut lab);
+            assert_eq!(reached(&mut lab, B, mac(A)), [W], "its VM is still outside");
+            assert_eq!(reports(&mut lab), []);
+            // It has moved as often as a station may.
+            for _ in 0..10 {
+                assert!(lab.send(W, &frame(Mac::BROADCAST, mac(A), 0x88b5, &[0; 46])));
+                arrived(&mut lab);
+                lab.pass(Duration::from_secs(1));
+                assert!(lab.send(A, &announcement(mac(A))));
+                assert_eq!(arrived(&mut lab), [B, W], "what is its own is never refused");
+                assert_eq!(reached(&mut lab, B, mac(A)), [A], "at once, and at every worker");
+                let report = PinReport::Heard { at: lab.ports[A], station: station(mac(A)) };
+                assert_eq!(reports(&mut lab), [report]);
+            }
+            pin(&mut lab, A, true);
+            assert_eq!(reached(&mut lab, B, mac(A)), [A]);
+            assert!(lab.send(A, &frame(mac(B), mac(A), 0x88b5, &[0; 46])));
+            assert_eq!(arrived(&mut lab), [B]);
+            assert_eq!(reports(&mut lab), [], "nobody waits for it any more");
+            done(lab);
+        }
+    }
+}
+
+#[test]
+fn what_port_security_refuses_activates_nothing() {
+    for mut lab in labs(&Security::Mac([].into())) {
+        pin(&mut lab, A, false);
+        assert!(lab.send(A, &frame(Mac::BROADCAST, VRRP, 0x88b5, &[0; 46])));
+        assert_eq!(arrived(&mut lab), [0; 0]);
+        assert_eq!(lab.drops_in(A, DropReason::SpoofedSource), 1);
+        assert_eq!(reports(&mut lab), []);
+        done(lab);
+    }
+}
+
+#[test]
+fn a_port_that_is_down_pins_nothing() {
+    for mut lab in labs(&Security::Off) {
+        let id = lab.ports[A];
+        lab.change_ports(|ports| ports.iter_mut().filter(|port| port.id == id).for_each(|port| port.admin_up = false));
+        assert_eq!(reached(&mut lab, B, mac(A)), [W]);
+        assert!(lab.send(W, &frame(mac(B), mac(A), 0x88b5, &[0; 46])));
+        assert_eq!(arrived(&mut lab), [B]);
+        assert_eq!(reached(&mut lab, B, mac(A)), [W], "it is learned where it is heard");
+        done(lab);
+    }
+}
+
+/// A subport whose parent is down is as far away.
+#[test]
+fn a_subport_of_a_parent_that_is_down_pins_nothing() {
+    for (workers, memory) in KINDS {
+        let plugs = [Plug::new(1, 0), Plug::new(0, 1), Plug::new(0, 0).behind(0, 7)];
+        let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &[Wire::new(&[(0, 0)])]);
+        assert_eq!(reached(&mut lab, 1, mac(2)), [0]);
+        lab.change_rules(|ports, carriers| {
+            ports[0].admin_up = false;
+            carriers.iter_mut().filter(|carrier| carrier.id == PortId::new(0, 0)).for_each(|of| of.admin_up = false);
+        });
+        assert_eq!(reached(&mut lab, 1, mac(2)), [3]);
+        done(lab);
+    }
+}
+
+#[test]
+fn an_announcement_from_outside_is_reported_and_other_frames_are_not() {
+    for mut lab in labs(&Security::Mac([VRRP].into())) {
+        for address in [mac(A), VRRP] {
+            let elsewhere =
+                PinReport::Elsewhere { pinned: lab.ports[A], at: uplink_port(0, 0), station: station(address) };
+            assert!(lab.send(W, &frame(Mac::BROADCAST, address, 0x88b5, &[0; 46])));
+            assert!(lab.send(W, &frame(mac(B), address, 0x8035, &announcement(address)[14..])));
+            assert_eq!(arrived(&mut lab), [A, B, B]);
+            assert_eq!(reports(&mut lab), [], "it may be spoofed");
+            for _ in 0..100 {
+                assert!(lab.send(W, &announcement(address)));
+                assert_eq!(arrived(&mut lab), [A, B]);
+            }
+            assert_eq!(reports(&mut lab), [elsewhere], "once in a while");
+            assert_eq!(reached(&mut lab, B, address), [A], "control decides");
+        }
+        // Of nobody here, and of one that is learned here.
+        assert!(lab.send(W, &announcement(Mac::from_bits(0x0600_0000_0001))));
+        assert_eq!(arrived(&mut lab), [A, B]);
+        assert_eq!(reports(&mut lab), []);
+        done(lab);
+    }
+}
+
+#[test]
+fn an_address_that_has_yielded_comes_back_with_the_next_frame_from_it() {
+    for mut lab in labs(&Security::Mac([VRRP].into())) {
+        let id = lab.ports[A];
+        lab.change_ports(|ports| {
+            ports.iter_mut().filter(|port| port.id == id).for_each(|port| port.yielded = vec![VRRP])
+        });
+        assert!(lab.send(W, &announcement(VRRP)));
+        arrived(&mut lab);
+        assert_eq!(reached(&mut lab, B, VRRP), [W]);
+        assert_eq!(reached(&mut lab, B, mac(A)), [A], "its own stays");
+        assert_eq!(reached(&mut lab, A, VRRP), [W]);
+        assert_eq!(reports(&mut lab), []);
+        assert!(lab.send(A, &frame(mac(B), VRRP, 0x88b5, &[0; 46])));
+        assert_eq!(arrived(&mut lab), [B]);
+        assert_eq!(reports(&mut lab), [PinReport::Heard { at: id, station: station(VRRP) }]);
+        assert_eq!(reached(&mut lab, B, VRRP), [A]);
+        done(lab);
+    }
+}
+
+#[test]
+fn what_a_guest_says_of_itself_is_reported() {
+    for mut lab in labs(&Security::Mac([].into())) {
+        assert!(lab.send(A, &frame(Mac::BROADCAST, mac(A), 0x88b5, &[0; 46])));
+        arrived(&mut lab);
+        assert_eq!(reports(&mut lab), []);
+        assert!(lab.send(A, &announcement(mac(A))));
+        assert_eq!(arrived(&mut lab), [B, W]);
+        assert_eq!(reports(&mut lab), [PinReport::Announced { at: lab.ports[A], station: station(mac(A)) }]);
+        done(lab);
+    }
+}
+
+/// A station that is frozen at its own port is not heard from outside.
+#[test]
+fn a_pinned_station_can_be_frozen_where_it_is_pinned() {
+    for mut lab in labs(&Security::Mac([].into())) {
+        let at = lab.ports[A];
+        lab.freeze(&[(station(mac(A)), at), (station(mac(B)), at)]);
+        assert!(lab.send(W, &announcement(mac(A))));
+        assert_eq!(arrived(&mut lab), [0; 0]);
+        assert_eq!(lab.drops_in(W, DropReason::FrozenSource), 1);
+        assert!(lab.send(A, &announcement(mac(A))));
+        assert_eq!(arrived(&mut lab), [B, W]);
+        assert_eq!(reached(&mut lab, B, mac(A)), [A]);
+        assert_eq!(reached(&mut lab, A, mac(B)), [B], "what is pinned elsewhere stays there");
+        reports(&mut lab);
+        done(lab);
+    }
+}
+
+/// It leaves by the uplink, with its tag, and is counted there. No guest gets it, also not when it is returned.
+#[test]
+fn announcements_of_the_switch_go_outside_and_nowhere_else() {
+    for (workers, memory) in KINDS {
+        let plugs = [Plug::new(0, 0), Plug::new(0, 1), Plug::new(1, 2)];
+        let wires = [Wire::new(&[(120, 0), (0, 1)])];
+        let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &wires);
+        let (by, worker) = (uplink_port(0, 0), 3 % usize::from(workers));
+        let bytes: [u8; Announcement::LEN] = own_announcement(mac(A)).try_into().unwrap();
+        let all = vec![(by, bytes), (uplink_port(0, 1), bytes), (lab.ports[B], bytes), (PortId::new(77, 0), bytes)];
+        lab.command(worker, |reply| Command::Announce(all.clone(), reply));
+        lab.settle();
+        let received = lab.all_received();
+        let tagged = [&bytes[..12], &[0x81, 0, 0, 120], &bytes[12..]].concat();
+        assert_eq!(received[3], [tagged.clone(), bytes.to_vec()]);
+        assert!(received[..3].iter().all(Vec::is_empty));
+        assert_eq!((lab.sum(3, |c| c.announcements.get()), lab.total(|c| c.announcements.get())), (2, 2));
+        // A network outside returns it: of a station that is pinned, of one that is learned, of one that is unknown.
+        let learned = Mac::from_bits(0x0600_0000_0001);
+        assert!(lab.send(A, &frame(Mac::BROADCAST, learned, 0x88b5, &[0; 46])));
+        arrived(&mut lab);
+        for station in [mac(A), learned, Mac::from_bits(0x0600_0000_0002)] {
+            let bytes = own_announcement(station);
+            let tagged = [&bytes[..12], &[0x81, 0, 0, 120], &bytes[12..]].concat();
+            assert!(lab.send(3, &tagged));
+            assert_eq!(arrived(&mut lab), [0; 0]);
+        }
+        assert_eq!(lab.drops_in(3, DropReason::OwnAnnouncement), 3);
+        assert_eq!(reached(&mut lab, B, learned), [A], "nothing is learned of it");
+        assert_eq!(reports(&mut lab), []);
+        // An uplink in standby sends none, and says so.
+        lab.change_rules(|_, carriers| carriers[0].standby = true);
+        lab.command(worker, |reply| Command::Announce(vec![(by, bytes)], reply));
+        assert_eq!(lab.drops_out(3, DropReason::Standby), 1);
+        assert!(lab.audit().adds_up());
+        done(lab);
+    }
+}
