@@ -1,1 +1,421 @@
-//! Ports that pin their addresses only when they are heard, and pins that yield.
+//! Pins that come and go with the VM: ports that wait for their first frame, pins that yield, live migration.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::Timespec;
+use rustix::process::Signal;
+use rustix::thread::nanosleep;
+use vifswitch::time::{self, Moment};
+use vifswitch::wire::Mac;
+
+use crate::host::daemon::{Daemon, Vif};
+use crate::host::nic::{Nic, experiment};
+use crate::host::rig::two_workers;
+use crate::host::{Finally, Space, await_that};
+use crate::wires::{
+    Place, VLANS, arrives, attach_waiting, await_events, events, gratuitous_arp, lay_wire, rarp, station, tagged,
+    unsolicited_advertisement, untagged, wired,
+};
+
+const OBSERVER: usize = 0;
+const OTHER: usize = 1;
+const VM: usize = 2;
+
+/// An observer, another VM, and the one that it is about, with the outside.
+struct Scene {
+    daemon: Daemon,
+    vifs: [Vif; 3],
+    spaces: [Space; 3],
+    outside: Space,
+    _host: Space,
+}
+
+/// Where the VM of a scene is.
+const HERE: &[usize] = &[0];
+const OUTSIDE: &[usize] = &[1];
+
+impl Scene {
+    /// The port of the VM is there from the start, or is not attached yet.
+    fn new(switch: &str, is_attached: bool) -> Option<Scene> {
+        let spaces = [Space::new()?, Space::new()?, Space::new()?];
+        let (host, outside) = (Space::new()?, Space::new()?);
+        lay_wire(&host, &outside, "up0");
+        let vif = |number: usize| Vif::new(&format!("vm-{number}"), number as u8, &spaces[number]);
+        let vifs = [vif(OBSERVER), vif(OTHER), vif(VM)];
+        let mut daemon = Daemon::new();
+        let first = if is_attached { &vifs[..] } else { &vifs[..VM] };
+        daemon.configure(&wired(&daemon, switch, first, &host, &["up0"]));
+        daemon.start();
+        Some(Scene { daemon, vifs, spaces, outside, _host: host })
+    }
+
+    /// With one worker, and with two where that can be.
+    fn each(is_attached: bool) -> impl Iterator<Item = Scene> {
+        [Some(""), two_workers()].into_iter().flatten().filter_map(move |switch| Scene::new(switch, is_attached))
+    }
+
+    fn nic(&self, index: usize) -> Nic {
+        Nic::new(&self.spaces[index], &self.vifs[index].name)
+    }
+
+    fn wire(&self) -> Nic {
+        Nic::new(&self.outside, "up0")
+    }
+
+    fn restart(&mut self, signal: Signal) {
+        self.daemon.stop(signal);
+        self.daemon.start();
+        self.vifs.iter().for_each(|vif| drop(self.daemon.await_active(vif)));
+    }
+}
+
+/// What speaks in a scene, and where the VM is said to be.
+struct Lines {
+    observer: (Nic, Mac),
+    other: (Nic, Mac),
+    vm: (Nic, Mac),
+    wire: Nic,
+}
+
+impl Lines {
+    fn of(scene: &Scene) -> Lines {
+        let line = |index: usize| (scene.nic(index), scene.vifs[index].mac);
+        Lines { observer: line(OBSERVER), other: line(OTHER), vm: line(VM), wire: scene.wire() }
+    }
+
+    /// Where frames from the observer to the VM arrive.
+    fn reached(&self, tale: &str) -> Vec<usize> {
+        let places = [Place(&self.vm.0, None), Place(&self.wire, Some(VLANS[0]))];
+        arrives((&self.observer.0, self.observer.1), self.vm.1, &places, tale)
+    }
+
+    fn await_reached(&self, places: &[usize], tale: &str) {
+        let mut number = 0;
+        await_that(tale, || {
+            number += 1;
+            (self.reached(&format!("{tale} {number}")) == places).then_some(())
+        });
+    }
+
+    /// The VM sends a frame to the observer, from here or from outside.
+    fn speak(&self, is_here: bool, tale: &str) {
+        let frame = experiment(self.observer.1, self.vm.1, tale.as_bytes());
+        if is_here {
+            self.vm.0.send(&frame)
+        } else {
+            self.wire.send(&tagged(VLANS[0], &frame))
+        }
+        await_that(tale, || self.observer.0.try_take().filter(|frame| frame[14..].starts_with(tale.as_bytes())));
+    }
+
+    fn announce_outside(&self, frame: &[u8]) {
+        self.wire.send(&tagged(VLANS[0], frame));
+    }
+
+    /// The other VM is announced outside, and speaks again: all that was reported before has been acted on then.
+    fn await_all_reports(&self, scene: &Scene, count: usize) {
+        let port = &scene.vifs[OTHER].port;
+        self.announce_outside(&rarp(self.other.1));
+        await_events(&scene.daemon, "pin_yielded", port, count);
+        self.other.0.send(&experiment(self.observer.1, self.other.1, b"here"));
+        await_events(&scene.daemon, "port_activated", port, count);
+    }
+}
+
+#[test]
+fn a_port_that_waits_draws_no_traffic_until_it_is_heard_and_all_of_it_from_then_on() {
+    for mut scene in Scene::each(false) {
+        let vif = scene.vifs[VM].clone();
+        let wire = scene.wire();
+        let observer = (scene.nic(OBSERVER), scene.vifs[OBSERVER].mac);
+        wire.send(&tagged(VLANS[0], &experiment(observer.1, vif.mac, b"from outside")));
+        observer.0.take();
+        attach_waiting(&scene.daemon, &vif);
+        scene.daemon.await_active(&vif);
+        let lines = Lines::of(&scene);
+        for round in 0..3 {
+            assert_eq!(lines.reached(&format!("waiting {round}")), OUTSIDE, "the VM has not been heard here");
+        }
+        lines.speak(false, "still outside");
+        // A frame that port security refuses is not heard.
+        lines.vm.0.send(&experiment(observer.1, Mac::new([6, 0, 0, 0, 0, 1]), b"spoofed"));
+        scene.daemon.await_port("a spoofed frame", &vif, |port| port.counts.drops.contains_key("spoofed_source"));
+        assert_eq!(lines.reached("spoofed"), OUTSIDE);
+        assert_eq!(events(&scene.daemon, "port_activated", &vif.port).len(), 0);
+        lines.vm.0.send(&rarp(vif.mac));
+        lines.await_reached(HERE, "activated");
+        let event = await_events(&scene.daemon, "port_activated", &vif.port, 1);
+        assert_eq!((&event["vm"], &event["mac"]), (&vif.vm.as_str().into(), &vif.mac.to_string().as_str().into()));
+        assert_eq!(station(&scene.daemon, vif.mac), Some((vif.port.clone(), "pinned".into())));
+        lines.speak(false, "no announcement");
+        assert_eq!(lines.reached("pinned"), HERE);
+        drop(lines);
+        // A VM that only receives stays reachable over a restart, and when its port is set down and up.
+        for signal in [Signal::TERM, Signal::KILL] {
+            await_that("that it is written down", || std::fs::metadata(scene.daemon.state()).ok().map(drop));
+            scene.daemon.done(&["set", &vif.port, "promiscuous=false"], "");
+            scene.restart(signal);
+            let lines = Lines::of(&scene);
+            lines.speak(false, "after the restart");
+            assert_eq!(lines.reached("restarted"), HERE);
+            scene.daemon.done(&["set", &vif.port, "admin_state_up=false"], "");
+            scene.daemon.done(&["set", &vif.port, "admin_state_up=true"], "");
+            scene.daemon.await_active(&vif);
+            lines.speak(false, "after down and up");
+            assert_eq!(lines.reached("up again"), HERE);
+        }
+        assert_eq!(events(&scene.daemon, "port_activated", &vif.port).len(), 1, "it is told once");
+    }
+}
+
+#[test]
+fn a_pin_yields_to_an_announcement_from_outside_until_the_port_is_heard_again() {
+    let forms: [fn(Mac) -> Vec<u8>; 3] = [rarp, gratuitous_arp, unsolicited_advertisement];
+    for (round, mut scene) in Scene::each(true).enumerate() {
+        let vif = scene.vifs[VM].clone();
+        // No address moves as often as this one would: each form has a switch that knows of no move.
+        for (number, form) in forms.into_iter().enumerate() {
+            let lines = Lines::of(&scene);
+            assert_eq!(lines.reached(&format!("{round} {number} before")), HERE);
+            lines.announce_outside(&form(vif.mac));
+            lines.await_reached(OUTSIDE, "yielded");
+            let event = await_events(&scene.daemon, "pin_yielded", &vif.port, number + 1);
+            assert!(event["text"].as_str().unwrap().contains("uplink \"up0\""), "{event}");
+            assert_eq!(station(&scene.daemon, vif.mac), Some(("up0".into(), "learned".into())));
+            drop(lines);
+            scene.restart(Signal::TERM);
+            let lines = Lines::of(&scene);
+            lines.speak(false, "still outside");
+            assert_eq!(lines.reached("yielded after the restart"), OUTSIDE);
+            lines.speak(true, "back");
+            assert_eq!(lines.reached("back"), HERE, "from the first frame on");
+            await_events(&scene.daemon, "port_activated", &vif.port, number + 1);
+            assert_eq!(station(&scene.daemon, vif.mac), Some((vif.port.clone(), "pinned".into())));
+            drop(lines);
+            scene.restart(Signal::TERM);
+        }
+    }
+}
+
+/// What the guest says, and what the switch itself says of it, may come back from a network that loops.
+#[test]
+fn a_pin_does_not_yield_to_what_was_sent_from_here() {
+    for scene in Scene::each(true) {
+        let vif = &scene.vifs[VM];
+        // The switch has announced it when it became active.
+        let (lines, wire) = (Lines::of(&scene), scene.wire());
+        lines.await_reached(HERE, "reached");
+        scene.daemon.done(&["set", &vif.port, "network_id=net2"], "");
+        scene.daemon.done(&["set", &vif.port, "network_id=net1"], "");
+        let is_own = |frame: &Vec<u8>| frame[6..12] == vif.mac.octets() && frame[16..18] == [0x80, 0x35];
+        let own = await_that("an announcement of the switch", || wire.try_take().filter(is_own));
+        for _ in 0..3 {
+            lines.wire.send(&own);
+        }
+        for said in [rarp(vif.mac), gratuitous_arp(vif.mac)] {
+            lines.vm.0.send(&said);
+            let came = await_that("what the guest says", || {
+                wire.try_take().and_then(|frame| untagged(VLANS[0], &frame)).filter(|frame| *frame == said)
+            });
+            lines.announce_outside(&came);
+        }
+        lines.await_all_reports(&scene, 1);
+        assert_eq!(events(&scene.daemon, "pin_yielded", &vif.port).len(), 0);
+        assert_eq!(lines.reached("at the end"), HERE);
+    }
+}
+
+#[test]
+fn who_goes_back_and_forth_ends_at_the_local_port() {
+    for scene in Scene::each(true) {
+        let (lines, vif) = (Lines::of(&scene), &scene.vifs[VM]);
+        for round in 1..=2 {
+            lines.announce_outside(&rarp(vif.mac));
+            await_events(&scene.daemon, "pin_yielded", &vif.port, round);
+            lines.speak(true, "here");
+            await_events(&scene.daemon, "port_activated", &vif.port, round);
+            // The guest has just been heard: a little later that can be no echo any more.
+            let heard = time::now();
+            await_that("that the echo is over", || (time::now().since(heard) > Duration::from_secs(1)).then_some(()));
+        }
+        lines.announce_outside(&rarp(vif.mac));
+        let event = await_events(&scene.daemon, "mac_freeze", &vif.port, 1);
+        assert_eq!(event["mac"], vif.mac.to_string());
+        for _ in 0..3 {
+            lines.announce_outside(&rarp(vif.mac));
+            assert_eq!(lines.reached("dampened"), HERE);
+        }
+        assert_eq!(events(&scene.daemon, "pin_yielded", &vif.port).len(), 2);
+        lines.speak(true, "and is not kept from speaking");
+    }
+}
+
+#[test]
+fn a_port_that_is_administratively_down_pins_nothing() {
+    for scene in Scene::each(true) {
+        let (lines, vif) = (Lines::of(&scene), &scene.vifs[VM]);
+        assert_eq!(lines.reached("up"), HERE);
+        scene.daemon.done(&["set", &vif.port, "admin_state_up=false"], "");
+        let down = |tale: &str| {
+            let places = [Place(&lines.wire, Some(VLANS[0]))];
+            arrives((&lines.observer.0, lines.observer.1), vif.mac, &places, tale)
+        };
+        assert_eq!(down("down"), [0], "it goes where it may be");
+        lines.speak(false, "from outside");
+        assert_eq!(down("learned outside"), [0]);
+        assert_eq!(station(&scene.daemon, vif.mac), Some(("up0".into(), "learned".into())));
+        scene.daemon.done(&["set", &vif.port, "admin_state_up=true"], "");
+        assert_eq!(lines.reached("up again"), HERE);
+        assert_eq!(station(&scene.daemon, vif.mac), Some((vif.port.clone(), "pinned".into())));
+    }
+}
+
+/// How long a stream has been interrupted at most.
+#[derive(Debug, Default)]
+struct Gap {
+    last: Option<Moment>,
+    longest: Duration,
+}
+
+impl Gap {
+    fn came(&mut self, now: Moment) {
+        if let Some(last) = self.last.replace(now) {
+            self.longest = self.longest.max(now.since(last));
+        }
+    }
+
+    fn end(&mut self) -> Duration {
+        self.came(time::now());
+        self.longest
+    }
+}
+
+/// Somebody who asks the VM and the other observer all the time, and answers the other one.
+struct Observer<'a> {
+    nic: Nic,
+    mac: Mac,
+    other: Mac,
+    vm: Mac,
+    /// Answers of the other observer.
+    answers: &'a AtomicU64,
+    gaps: &'a Mutex<[Gap; 2]>,
+}
+
+const QUESTION: u8 = 1;
+const ANSWER: u8 = 2;
+
+impl Observer<'_> {
+    fn run(&self, done: &AtomicBool) {
+        while !done.load(Ordering::Relaxed) {
+            for to in [self.vm, self.other] {
+                self.nic.send(&experiment(to, self.mac, &[QUESTION; 46]));
+            }
+            while let Some(frame) = self.nic.try_take() {
+                let (to, from) = (&frame[..6], &frame[6..12]);
+                if to != self.mac.octets() || frame[12..14] != [0x88, 0xb5] {
+                    continue;
+                }
+                match (frame[14], from == self.vm.octets()) {
+                    (QUESTION, _) => self.nic.send(&experiment(self.other, self.mac, &[ANSWER; 46])),
+                    (_, of_vm) => {
+                        self.gaps.lock().unwrap()[usize::from(!of_vm)].came(time::now());
+                        self.answers.fetch_add(u64::from(!of_vm), Ordering::Relaxed);
+                    }
+                }
+            }
+            let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 1_000_000 });
+        }
+    }
+}
+
+const PAUSED: usize = 2;
+
+/// The VM at one of two places: it answers where it runs, and is deaf elsewhere.
+fn run_vm(nic: &Nic, at: usize, mac: Mac, place: &AtomicUsize, done: &AtomicBool) {
+    while !done.load(Ordering::Relaxed) {
+        for frame in nic.rest() {
+            let from = Mac::new(frame[6..12].try_into().unwrap());
+            if place.load(Ordering::Relaxed) == at && frame[..6] == mac.octets() && frame[14] == QUESTION {
+                nic.send(&experiment(from, mac, &[ANSWER; 46]));
+            }
+        }
+        let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 200_000 });
+    }
+}
+
+/// Two hosts with a wire between them. The port at the destination is attached while the VM runs at the source, as
+/// libvirt does it; then the VM is paused, and runs at the destination, whose VMM announces it.
+#[test]
+fn a_vm_that_is_migrated_is_missed_by_nobody_for_long() {
+    let spaces: Option<Vec<Space>> = (0..6).map(|_| Space::new()).collect();
+    let Some(spaces) = spaces else { return };
+    let [source, destination, observers @ .., at_source, at_destination] = &spaces[..] else { unreachable!() };
+    lay_wire(source, destination, "up0");
+    let mac = Mac::new([2, 0, 0, 0, 0x0f, 1]);
+    let vm = |space: &Space| Vif { mac, ..Vif::new("vm", 9, space) };
+    let observer = |number: usize| Vif::new("observer", number as u8, &observers[number]);
+    let cores = if two_workers().is_some() { ["cores = [0]", "cores = [1]"] } else { [""; 2] };
+    let switch = |number: usize, host: &Space, vifs: &[Vif]| {
+        let mut daemon = Daemon::new();
+        daemon.configure(&wired(&daemon, cores[number], vifs, host, &["up0"]));
+        daemon.start();
+        vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+        daemon
+    };
+    let (old, new) = (vm(at_source), vm(at_destination));
+    let daemons = [switch(0, source, &[observer(0), old.clone()]), switch(1, destination, &[observer(1)])];
+
+    let (done, answers, place) = (AtomicBool::new(false), AtomicU64::new(0), AtomicUsize::new(0));
+    let gaps: [Mutex<[Gap; 2]>; 2] = [Mutex::default(), Mutex::default()];
+    thread::scope(|scope| {
+        let _finally = Finally(&done);
+        for number in 0..2 {
+            let (vif, other) = (observer(number), observer(1 - number));
+            let nic = Nic::new(&observers[number], &vif.name);
+            let (answers, gaps) = (&answers, &gaps[number]);
+            let observer = Observer { nic, mac: vif.mac, other: other.mac, vm: mac, answers, gaps };
+            let done = &done;
+            scope.spawn(move || observer.run(done));
+        }
+        let (place, done, answers) = (&place, &done, &answers);
+        let at_source = Nic::new(at_source, &old.name);
+        scope.spawn(move || run_vm(&at_source, 0, mac, place, done));
+        // So many answers of the control stream, which goes on whatever becomes of the VM: a second or more.
+        let pass = |what: &str| {
+            let before = answers.load(Ordering::Relaxed);
+            await_that(what, || (answers.load(Ordering::Relaxed) >= before + 1600).then_some(()));
+        };
+        let has_answered = |gaps: &Mutex<[Gap; 2]>| gaps.lock().unwrap().iter().all(|gap| gap.last.is_some());
+        await_that("both are answered", || gaps.iter().all(has_answered).then_some(()));
+        pass("before the migration");
+        // The destination's tap is there before the VM is: QEMU has opened it, and is silent.
+        attach_waiting(&daemons[1], &new);
+        daemons[1].await_active(&new);
+        let rarps = Nic::new(at_destination, &new.name);
+        let at_destination = Nic::new(at_destination, &new.name);
+        scope.spawn(move || run_vm(&at_destination, 1, mac, place, done));
+        pass("while memory is copied");
+        place.store(PAUSED, Ordering::Relaxed);
+        let paused = time::now();
+        await_that("the VM is paused", || (time::now().since(paused) > Duration::from_millis(30)).then_some(()));
+        place.store(1, Ordering::Relaxed);
+        rarps.send(&rarp(mac));
+        pass("at the destination");
+        daemons[0].detach(&old);
+        pass("after the source has been detached");
+    });
+    let ends = gaps.map(|gaps| gaps.into_inner().unwrap().map(|mut gap| gap.end()));
+    let [[at_source, control_there], [at_destination, control_here]] = ends;
+    println!(
+        "longest gaps: VM {at_source:?} at the source, {at_destination:?} at the destination; control stream {control_there:?}, {control_here:?}"
+    );
+    for (gap, control) in [(at_source, control_there), (at_destination, control_here)] {
+        // Half a second, and what the machine itself stood still.
+        assert!(gap < Duration::from_millis(500) + 2 * control, "{gap:?}, and a stream beside it {control:?}");
+    }
+    await_events(&daemons[0], "pin_yielded", &old.port, 1);
+    await_events(&daemons[1], "port_activated", &new.port, 1);
+}

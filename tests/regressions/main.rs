@@ -23,3 +23,4 @@ mod signals;
 mod state;
 mod storm_limits;
 mod trunk_tags;
+mod wires;

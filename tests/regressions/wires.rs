@@ -1,0 +1,149 @@
+//! A switch with an uplink: what the tests of activation and of announcements stand on.
+
+use std::fmt::Write as _;
+use std::net::Ipv6Addr;
+
+use serde_json::Value;
+use vifswitch::wire::Mac;
+
+use crate::host::daemon::{Daemon, Vif, attachment, config, keeping};
+use crate::host::nic::{Nic, experiment, frame};
+use crate::host::{Space, await_that, run};
+
+/// The VLAN of net1 outside, and of net2.
+pub const VLANS: [u16; 2] = [120, 130];
+
+/// Lays a wire from the host to the outside; both ends have the same name.
+pub fn lay_wire(host: &Space, outside: &Space, name: &str) {
+    let Space(outside_name) = outside;
+    host.ip(&format!("link add {name} type veth peer name {name} netns {outside_name}"));
+    for space in [host, outside] {
+        // Tags stay in the frames, as on a wire.
+        space.within(|| run("ethtool", &["-K", name, "txvlan", "off", "rxvlan", "off"]));
+        space.ip(&format!("link set dev {name} up"));
+    }
+}
+
+/// The text of a configuration over ports on net1, and uplinks with net1 and net2. Two uplinks are a group.
+pub fn wired(daemon: &Daemon, switch: &str, vifs: &[Vif], host: &Space, wires: &[&str]) -> String {
+    let mut text = config(&daemon.socket(), switch, &[("net1", 1500), ("net2", 1500)], vifs);
+    for wire in wires {
+        let group = if wires.len() > 1 { "group = \"wire\"\n" } else { "" };
+        let [one, two] = VLANS;
+        write!(
+            text,
+            "[[uplinks]]\nid = \"{wire}\"\n{group}device = {{ kind = \"packet\", name = \"{wire}\", netns = \"{}\" }}\n\
+             networks = [{{ network_id = \"net1\", vlan = {one} }}, {{ network_id = \"net2\", vlan = {two} }}]\n",
+            host.0
+        )
+        .unwrap();
+    }
+    keeping(&text, &daemon.state())
+}
+
+/// Attaches a port that waits for its first frame. A switch that does not know of that has it as it was.
+pub fn attach_waiting(daemon: &Daemon, vif: &Vif) {
+    let waiting = Vif { more: format!("{}\nactivation = \"first-frame\"", vif.more), ..vif.clone() };
+    if !daemon.tell(&["attach", "-"], &attachment(&waiting)).status.success() {
+        daemon.attach(vif);
+    }
+}
+
+/// A frame with the tag of a VLAN.
+pub fn tagged(vlan: u16, frame: &[u8]) -> Vec<u8> {
+    let [a, b] = vlan.to_be_bytes();
+    [&frame[..12], &[0x81, 0, a, b], &frame[12..]].concat()
+}
+
+/// The frame behind its tag, if it is one of this VLAN.
+pub fn untagged(vlan: u16, frame: &[u8]) -> Option<Vec<u8>> {
+    let [a, b] = vlan.to_be_bytes();
+    (frame.get(12..16)? == [0x81, 0, a, b]).then(|| [&frame[..12], &frame[16..]].concat())
+}
+
+/// RARP as QEMU sends it after a migration.
+pub fn rarp(mac: Mac) -> Vec<u8> {
+    let sender = mac.octets();
+    let packet = [&[0, 1, 8, 0, 6, 4, 0, 3][..], &sender, &[0; 4], &sender, &[0; 4], &[0; 18]].concat();
+    frame(Mac::BROADCAST, mac, 0x8035, &packet)
+}
+
+/// An ARP request for the sender's own address.
+pub fn gratuitous_arp(mac: Mac) -> Vec<u8> {
+    let ip = [10, 5, 0, 7];
+    let packet = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &mac.octets(), &ip, &[0; 6], &ip, &[0; 18]].concat();
+    frame(Mac::BROADCAST, mac, 0x0806, &packet)
+}
+
+/// A neighbor advertisement that nobody has asked for.
+pub fn unsolicited_advertisement(mac: Mac) -> Vec<u8> {
+    let own: Ipv6Addr = "fd00::7".parse().unwrap();
+    let all_nodes: Ipv6Addr = "ff02::1".parse().unwrap();
+    let message = [&[136, 0, 0, 0, 0x20, 0, 0, 0][..], &own.octets(), &[2, 1], &mac.octets()].concat();
+    let ip = [&[0x60, 0, 0, 0, 0, 32, 58, 255][..], &own.octets(), &all_nodes.octets()].concat();
+    frame(Mac::new([0x33, 0x33, 0, 0, 0, 1]), mac, 0x86dd, &[ip, message].concat())
+}
+
+/// The address that a frame announces by RARP, if it does.
+pub fn announced(frame: &[u8]) -> Option<Mac> {
+    let is_rarp = frame.len() >= 42 && frame[..6] == [0xff; 6] && frame[12..22] == [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3];
+    let mac = Mac::new(frame.get(6..12)?.try_into().unwrap());
+    (is_rarp && frame[22..28] == mac.octets()).then_some(mac)
+}
+
+/// The events of a kind that name a port, as they were told.
+pub fn events(daemon: &Daemon, kind: &str, port: &str) -> Vec<Value> {
+    let page = daemon.page("/v1/events");
+    let events = page.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let names = |event: &Value| event["ports"].as_array().is_some_and(|ports| ports.iter().any(|name| name == port));
+    events.filter(|event| event["kind"] == kind && names(event)).collect()
+}
+
+/// Waits until there have been so many events of a kind that name a port. The last one.
+pub fn await_events(daemon: &Daemon, kind: &str, port: &str, count: usize) -> Value {
+    await_that(&format!("event {count} {kind} of {port}"), || {
+        let mut events = events(daemon, kind, port);
+        (events.len() >= count).then(|| events.remove(count - 1))
+    })
+}
+
+/// Where the switch has a station, and how.
+pub fn station(daemon: &Daemon, mac: Mac) -> Option<(String, String)> {
+    let all: Value = daemon.get("/v1/fdb");
+    let found = all.as_array().unwrap().iter().find(|station| station["mac_address"] == mac.to_string())?;
+    let text = |key: &str| found[key].as_str().unwrap().to_owned();
+    Some((text("port_id"), text("kind")))
+}
+
+/// A place where frames arrive: a guest's, or the outside, with the tag of a VLAN.
+pub struct Place<'a>(pub &'a Nic, pub Option<u16>);
+
+impl Place<'_> {
+    /// The frames up to this one, which is awaited.
+    fn take_until(&self, last: &[u8]) -> Vec<Vec<u8>> {
+        let next = || {
+            let frame = self.0.take();
+            match self.1 {
+                Some(vlan) => untagged(vlan, &frame).unwrap_or_default(),
+                None => frame,
+            }
+        };
+        std::iter::from_fn(|| Some(next()).filter(|frame| frame != last)).collect()
+    }
+}
+
+/// At which of these places a frame from `from` to a station arrives: a broadcast behind it tells when it must have.
+pub fn arrives(from: (&Nic, Mac), to: Mac, places: &[Place<'_>], tale: &str) -> Vec<usize> {
+    let last = experiment(Mac::BROADCAST, from.1, format!("last {tale}").as_bytes());
+    let wanted = experiment(to, from.1, tale.as_bytes());
+    // What is shorter than a frame may be is filled up on its way.
+    let padded = |mut frame: Vec<u8>| {
+        frame.resize(60, 0);
+        frame
+    };
+    let (wanted, last) = (padded(wanted), padded(last));
+    from.0.send(&wanted);
+    from.0.send(&last);
+    let came = places.iter().map(|place| place.take_until(&last).contains(&wanted));
+    came.enumerate().filter_map(|(index, came)| came.then_some(index)).collect()
+}
