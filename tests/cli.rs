@@ -528,7 +528,7 @@ fn books_that_balance_are_shown_and_are_0() {
     let text = out(&show(&fake, &["drops", "--verify"]));
     let lines = words(&text);
     assert_eq!(lines[1], [ODD, "web", "12", "8", "2", "2", "0"]);
-    assert!(lines.contains(&vec!["0", "8", "6", "0", "0", "13", "1", "0", "0"]), "{text}");
+    assert!(lines.contains(&vec!["0", "8", "6", "0", "0", "0", "13", "1", "0", "0"]), "{text}");
     assert!(text.contains("spoofed_source") && text.ends_with("adds up: every frame is accounted for\n"), "{text}");
     let said: Value = serde_json::from_str(&out(&show(&fake, &["drops", "--verify", "--json"]))).unwrap();
     assert_eq!(said, serde_json::to_value(&views.audit).unwrap());

@@ -66,10 +66,13 @@ impl Nic {
         self.try_send(frame).unwrap_or_else(|e| panic!("{} bytes: {e}", frame.len()));
     }
 
-    /// The next frame that is no loop probe of the switch, if there is one now.
+    /// The next frame that is not of the switch itself, no loop probe and no announcement, if there is one now.
     pub fn try_take(&self) -> Option<Vec<u8>> {
-        let is_probe = |frame: &[u8]| frame[self.header..].starts_with(&Probe::DESTINATION.octets());
-        std::iter::from_fn(|| self.try_take_any()).find(|frame| !is_probe(frame))
+        let is_own = |frame: &[u8]| {
+            let frame = &frame[self.header..];
+            frame.starts_with(&Probe::DESTINATION.octets()) || is_announcement(frame)
+        };
+        std::iter::from_fn(|| self.try_take_any()).find(|frame| !is_own(frame))
     }
 
     /// The next frame, whatever it is, if there is one now. A tag that the kernel has put aside is back in it.
@@ -122,6 +125,13 @@ impl Nic {
     pub fn take_until(&self, last: &[u8]) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| Some(self.take()).filter(|frame| frame != last)).collect()
     }
+}
+
+/// Whether a frame is RARP with something in its padding, as only the switch sends it by uplinks.
+pub fn is_announcement(frame: &[u8]) -> bool {
+    let start = if frame.get(12..14) == Some(&[0x81, 0]) { 18 } else { 14 };
+    let (kind, padding) = (frame.get(start - 2..start), frame.get(start + 28..));
+    kind == Some(&[0x80, 0x35]) && padding.is_some_and(|padding| padding.iter().any(|&byte| byte != 0))
 }
 
 /// A frame of the type that no stack answers.

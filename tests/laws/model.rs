@@ -62,11 +62,11 @@ impl Model {
         self.plugs[port].network
     }
 
-    /// The only port of the network that lists this address.
+    /// The only port of the network that lists this address, if it is up.
     fn pinned(&self, network: u16, address: Address) -> Option<usize> {
         let mut listing =
             (0..self.plugs.len()).filter(|&port| self.network(port) == network && self.lists(port, address));
-        listing.next().filter(|_| listing.next().is_none())
+        listing.next().filter(|&port| listing.next().is_none() && self.plugs[port].admin_up)
     }
 
     fn find(&self, network: u16, address: Address) -> Option<usize> {
