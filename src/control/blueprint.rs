@@ -73,22 +73,30 @@ pub struct Measures {
     pub frozen: BTreeMap<Station, PortId>,
 }
 
+/// What control has decided beside the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Decided<'a> {
+    /// Which uplinks carry the frames of their groups.
+    pub groups: &'a Groups,
+    /// What is done about loops and storms.
+    pub measures: &'a Measures,
+    /// Which ports have been heard, and which pins have yielded.
+    pub activations: &'a Activations,
+}
+
 /// The rules for these seats. With each: the worker through which it is reached, if it has a device
-/// now. `groups` says which uplinks carry the frames, and `meters` how much of the storm limits is used; they have
-/// followed this configuration. `measures` are in force, and `activations` say what is pinned.
+/// now. `meters` say how much of the storm limits is used. They and what is `decided` have followed this configuration.
 pub fn rules<'a>(
     config: &Config,
     places: &Places,
     secret: Secret,
     seats: impl Iterator<Item = (&'a Seat, Option<u16>)>,
-    groups: &Groups,
     meters: &Meters,
-    measures: &Measures,
-    activations: &Activations,
+    decided: Decided<'_>,
 ) -> Rules {
-    let drawn = draw(config, places, seats, groups, meters, measures, activations);
+    let drawn = draw(config, places, seats, meters, decided);
     let mut rules = Rules::compile(secret, drawn.networks, drawn.ports, drawn.carriers);
-    rules.freeze(measures.frozen.iter().map(|(&station, &port)| (station, port)));
+    rules.freeze(decided.measures.frozen.iter().map(|(&station, &port)| (station, port)));
     rules
 }
 
@@ -104,11 +112,10 @@ fn draw<'a>(
     config: &Config,
     places: &Places,
     seats: impl Iterator<Item = (&'a Seat, Option<u16>)>,
-    groups: &Groups,
     meters: &Meters,
-    measures: &Measures,
-    activations: &Activations,
+    decided: Decided<'_>,
 ) -> Drawn {
+    let Decided { groups, measures, activations } = decided;
     let networks = config.networks.iter().filter_map(|network| {
         Some(NetworkRules {
             id: places.network(&network.id)?,
@@ -213,6 +220,14 @@ mod tests {
     use crate::control::plan::{apply, plan};
     use crate::control::seats::seats;
     use proptest::prelude::*;
+    use std::sync::LazyLock;
+
+    static ACTIVATIONS: LazyLock<Activations> = LazyLock::new(Activations::default);
+    static MEASURES: LazyLock<Measures> = LazyLock::new(Measures::default);
+
+    fn decided(groups: &Groups) -> Decided<'_> {
+        Decided { groups, measures: &MEASURES, activations: &ACTIVATIONS }
+    }
 
     /// The rules as they would be if everything had been there from the start: ports and networks
     /// by name instead of by place.
@@ -221,16 +236,7 @@ mod tests {
         let reached = || seats.iter().map(|seat| (seat, Some(0)));
         let mut meters = Meters::new(2);
         meters.follow(config);
-        let rules = rules(
-            config,
-            places,
-            Secret::new([1; 16]),
-            reached(),
-            &Groups::default(),
-            &meters,
-            &Measures::default(),
-            &Activations::default(),
-        );
+        let rules = rules(config, places, Secret::new([1; 16]), reached(), &meters, decided(&Groups::default()));
         let outsides = outsides(config, places);
         let name = |id: &PortId| match seats.iter().find(|seat| seat.id == *id) {
             Some(seat) => seat.name.clone(),
@@ -261,8 +267,7 @@ mod tests {
                 )
             })
             .collect();
-        let drawn =
-            draw(config, places, reached(), &Groups::default(), &meters, &Measures::default(), &Activations::default());
+        let drawn = draw(config, places, reached(), &meters, decided(&Groups::default()));
         let carriers =
             seats.iter().filter_map(|seat| Some((seat, drawn.carriers.iter().find(|carrier| carrier.id == seat.id)?)));
         all.extend(carriers.map(|(seat, carrier)| {
@@ -283,7 +288,7 @@ mod tests {
             let reached = || seats.iter().map(|seat| (seat, Some(0)));
             let mut meters = Meters::new(2);
             meters.follow(&config);
-            let rules = rules(&config, &places, Secret::new([1; 16]), reached(), &Groups::default(), &meters, &Measures::default(), &Activations::default());
+            let rules = rules(&config, &places, Secret::new([1; 16]), reached(), &meters, decided(&Groups::default()));
             let outside = outsides(&config, &places).len();
             prop_assert_eq!(rules.ports().count(), config.ports().count() + outside);
             for seat in &seats {
@@ -308,7 +313,7 @@ mod tests {
             let reached = seats.iter().map(|seat| (seat, Some(u16::from(seat.is_uplink()))));
             let mut meters = Meters::new(2);
             meters.follow(&config);
-            let drawn = draw(&config, &places, reached, &groups, &meters, &Measures::default(), &Activations::default());
+            let drawn = draw(&config, &places, reached, &meters, decided(&groups));
             let parents: std::collections::HashSet<_> =
                 config.ports().filter_map(|(_, port)| Some(&port.subport()?.parent)).collect();
             prop_assert_eq!(drawn.carriers.len(), config.uplinks.len() + parents.len());

@@ -9,7 +9,7 @@ use std::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vifswitch::control::activation::Activations;
-use vifswitch::control::blueprint;
+use vifswitch::control::blueprint::{self, Decided, Measures};
 use vifswitch::control::config::parse_toml;
 use vifswitch::control::failover::Groups;
 use vifswitch::control::meters::Meters;
@@ -76,16 +76,9 @@ fn rules(plugs: &[Plug], told: &[Told], security: Option<&str>, workers: u16) ->
     let reached = seats.iter().map(|seat| (seat, Some(seat.id.index() as u16 % workers)));
     let mut meters = Meters::new(workers);
     meters.follow(&config);
-    blueprint::rules(
-        &config,
-        &places,
-        Secret::new([7; 16]),
-        reached,
-        &Groups::default(),
-        &meters,
-        &blueprint::Measures::default(),
-        &Activations::default(),
-    )
+    let (groups, measures, activations) = (Groups::default(), Measures::default(), Activations::default());
+    let decided = Decided { groups: &groups, measures: &measures, activations: &activations };
+    blueprint::rules(&config, &places, Secret::new([7; 16]), reached, &meters, decided)
 }
 
 /// A frame that says an address: of a port, mostly its own.

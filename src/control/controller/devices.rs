@@ -10,7 +10,7 @@ use super::links::{self, Looked};
 use super::netdevs::Restored;
 use super::writing::Written;
 use super::{Controller, State};
-use crate::control::blueprint;
+use crate::control::blueprint::{self, Decided};
 use crate::control::config::Config;
 use crate::control::events::EventKind;
 use crate::control::leftovers::{self, Leftover, Leftovers};
@@ -384,18 +384,8 @@ impl Controller {
             _ => (&port.seat, None),
         });
         let measures = self.containment.measures();
-        let activations = &self.activations;
-        self.rules = blueprint::rules(
-            &self.config,
-            &self.places,
-            self.secret,
-            ports,
-            &self.groups,
-            &self.meters,
-            measures,
-            activations,
-        )
-        .into();
+        let decided = Decided { groups: &self.groups, measures, activations: &self.activations };
+        self.rules = blueprint::rules(&self.config, &self.places, self.secret, ports, &self.meters, decided).into();
         let books = self.ports.iter().map(|port| (port.seat.id, &*port.counters));
         self.staff.set_rules(&self.rules, books).await;
         self.follow_announcements();
