@@ -7,7 +7,7 @@ mod host;
 
 use host::nic::{Nic, experiment};
 use host::{Space, await_that};
-use vifswitch::frame::{Cache, Copying, Exchange, Frame, Pool};
+use vifswitch::frame::{Batch, Cache, Copying, Exchange, Frame, Pool};
 use vifswitch::sys::xsk::Kick;
 use vifswitch::wire::{Mac, Offload};
 
@@ -132,4 +132,101 @@ fn what_is_not_there_cannot_be_bound() {
         assert!(space.within(|| Exchange::open(pool, (index, queue), copying, 256, 64)).is_err());
     }
     assert_eq!(pool.free(), SLOTS);
+}
+
+/// A netdev without a carrier drops each frame, and the kernel does not say at once how many it has taken.
+#[test]
+fn a_frame_that_is_dropped_is_known_by_its_place_and_its_bytes() {
+    let Some(space) = veth(9200) else { return };
+    let pool = Pool::new(SLOTS).unwrap();
+    let mut cache = Cache::new(pool);
+    let mut exchange = open(&space, pool).unwrap();
+    let peer = Nic::new(&space, "peer");
+    let lens = [60, 9014, 100, 4000, 1514, 3000, 9014];
+    for round in 0..100 {
+        let carrier = round % 3 == 0;
+        space.ip(&format!("link set dev peer {}", if carrier { "up" } else { "down" }));
+        let first = exchange.position();
+        for len in lens {
+            assert!(exchange.send(&mut cache.frame(&frame(len), Offload::NONE).unwrap()));
+        }
+        exchange.flush();
+        assert_eq!(exchange.unsent_frames(), lens.len() as u64);
+        let mut dropped = Vec::new();
+        while exchange.unsent() > 0 {
+            match exchange.kick() {
+                Kick::Dropped => dropped.push(exchange.dropped().unwrap()),
+                kick => assert_eq!((kick, carrier), (Kick::Done, true)),
+            }
+        }
+        let expected: Vec<u64> = lens.iter().map(|&len| len as u64).filter(|_| !carrier).collect();
+        assert_eq!(dropped.iter().map(|dropped| dropped.bytes).collect::<Vec<_>>(), expected, "round {round}");
+        assert!(dropped.iter().all(|dropped| dropped.is_since(first)));
+        assert!(dropped.is_sorted_by(|one, next| next.is_since(one.position) && !one.is_since(next.position)));
+        assert!(dropped.iter().all(|dropped| !dropped.is_since(exchange.position())));
+        assert_eq!((exchange.dropped(), exchange.unsent_frames()), (None, 0));
+        exchange.reap(&mut cache);
+        let came = if carrier { lens.map(|_| peer.take().len()).to_vec() } else { Vec::new() };
+        assert_eq!(came, if carrier { lens.to_vec() } else { Vec::new() });
+    }
+    drop((cache, exchange));
+    assert_eq!(pool.free(), SLOTS);
+}
+
+/// What has been sent comes home while nothing else is to do, and before a sleep.
+#[test]
+fn slots_that_were_sent_come_home_without_another_send() {
+    let Some(space) = veth(1500) else { return };
+    let pool = Pool::new(SLOTS).unwrap();
+    let mut exchange = open(&space, pool).unwrap();
+    let idle = pool.free();
+    for before_sleep in [false, true] {
+        let mut cache = Cache::new(pool);
+        assert_eq!(send(&mut exchange, &mut cache.frame(&frame(60), Offload::NONE).unwrap()), Kick::Done);
+        drop(cache);
+        await_that("the slot", || {
+            let (mut cache, mut batch) = (Cache::new(pool), Batch::new());
+            if before_sleep {
+                exchange.prepare_sleep(&mut cache);
+            } else {
+                exchange.receive(&mut batch, &mut cache);
+            }
+            batch.clear(&mut cache);
+            drop(cache);
+            (pool.free() == idle).then_some(())
+        });
+    }
+}
+
+/// Without a slot left to the kernel no frame can come, and so nobody would be woken.
+#[test]
+fn whoever_sleeps_without_a_slot_for_frames_is_told() {
+    let Some(space) = veth(1500) else { return };
+    let pool = Pool::new(128).unwrap();
+    let mut cache = Cache::new(pool);
+    let mut all: Vec<Frame> = std::iter::from_fn(|| cache.frame(&[0; 60], Offload::NONE)).collect();
+    let mut exchange = open(&space, pool).unwrap();
+    assert!(!exchange.prepare_sleep(&mut cache), "all slots are in use");
+    all.truncate(100);
+    assert!(exchange.prepare_sleep(&mut cache), "some are free again");
+    drop((all, exchange, cache));
+    assert_eq!(pool.free(), 128);
+}
+
+#[test]
+#[should_panic(expected = "slots of one pool")]
+fn frames_of_another_pool_are_not_left_to_the_kernel() {
+    let Some(space) = veth(1500) else { panic!("skipped: slots of one pool") };
+    let (pool, other) = (Pool::new(SLOTS).unwrap(), Pool::new(16).unwrap());
+    let mut exchange = open(&space, pool).unwrap();
+    exchange.send(&mut Cache::new(other).frame(&frame(60), Offload::NONE).unwrap());
+}
+
+#[test]
+#[should_panic(expected = "slots of one pool")]
+fn slots_of_another_pool_are_not_left_to_the_kernel() {
+    let Some(space) = veth(1500) else { panic!("skipped: slots of one pool") };
+    let (pool, other) = (Pool::new(SLOTS).unwrap(), Pool::new(16).unwrap());
+    let mut exchange = open(&space, pool).unwrap();
+    exchange.receive(&mut Batch::new(), &mut Cache::new(other));
 }

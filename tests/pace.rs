@@ -86,12 +86,19 @@ struct House {
     posts: Vec<Post>,
     counters: Vec<Arc<WorkerCounters>>,
     guests: Vec<UnixDatagram>,
+    /// By worker and port.
+    books: Vec<Vec<Arc<PortCounters>>>,
     pool: &'static Pool,
 }
 
 impl House {
     /// Ports are dealt out to the workers in turn, all on one network.
     fn new(workers: u16, ports: u16, pace: Pace) -> House {
+        House::with(workers, ports, pace, |_, socket| Box::new(socket))
+    }
+
+    /// The same with the devices that `device` makes of the number of a port and its socket.
+    fn with(workers: u16, ports: u16, pace: Pace, device: impl Fn(u16, Socket) -> Box<dyn Device>) -> House {
         let (pool, secret) = (Pool::new(4096).unwrap(), Secret::new([7; 16]));
         let team =
             team(TeamSettings { workers, pool, stations: 1024, secret, probe_key: ProbeKey::new([5; 16]) }).unwrap();
@@ -100,6 +107,7 @@ impl House {
             posts: team.posts,
             counters: team.counters,
             guests: Vec::new(),
+            books: (0..workers).map(|_| (0..ports).map(|_| Arc::default()).collect()).collect(),
             pool,
         };
         let network = NetworkId::new(0);
@@ -117,14 +125,14 @@ impl House {
         });
         let rules = Arc::new(Rules::compile(secret, networks, rules.collect(), Vec::new()));
         for worker in 0..usize::from(workers) {
-            let books = (0..ports).map(|_| Some(Arc::<PortCounters>::default())).collect();
+            let books = house.books[worker].iter().cloned().map(Some).collect();
             house.command(worker, |reply| Command::Rules(rules.clone(), books, reply));
         }
         for index in 0..ports {
             let (here, there) = UnixDatagram::pair().unwrap();
             here.set_nonblocking(true).unwrap();
             there.set_nonblocking(true).unwrap();
-            let gate = Gate::new(PortId::new(index, 0), 0, Box::new(Socket(here)));
+            let gate = Gate::new(PortId::new(index, 0), 0, device(index, Socket(here)));
             house.command(usize::from(index % workers), |reply| Command::Open(gate, reply)).unwrap();
             house.guests.push(there);
         }
@@ -303,6 +311,99 @@ fn a_gate_that_was_loud_wakes_its_worker_again() {
         house.wait_for_sleep(0);
         house.end();
     }
+}
+
+/// A device that is full whenever it is sent something: the frame waits, and leaves when it is tried the second time.
+struct Full {
+    socket: Socket,
+    waiting: Vec<Vec<u8>>,
+    tries: u32,
+    lost: u64,
+}
+
+impl Full {
+    fn try_again(&mut self) {
+        self.tries += 1;
+        if self.tries >= 2 {
+            self.waiting.drain(..).for_each(|frame| drop(self.socket.0.send(&frame)));
+        }
+    }
+}
+
+impl Device for Full {
+    fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
+        self.socket.receive(batch, cache)
+    }
+
+    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
+        self.tries = 0;
+        lane.send_each(batch, cache, |view| {
+            self.waiting.push(view.to_vec());
+            Fate::Sent
+        })
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.socket.fd()
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.socket.abilities()
+    }
+
+    fn prepare_sleep(&mut self, _: &mut Cache) -> bool {
+        self.try_again();
+        !self.waiting.is_empty()
+    }
+
+    fn prepare_close(&mut self, _: &mut Cache) {
+        self.try_again();
+        self.lost += self.waiting.drain(..).count() as u64;
+    }
+
+    fn missed(&mut self) -> u64 {
+        7
+    }
+
+    fn tx_lost(&mut self) -> u64 {
+        std::mem::take(&mut self.lost)
+    }
+}
+
+/// Nothing tells when a device has room again. Its worker asks it, asleep or not.
+#[test]
+fn what_waits_in_a_device_does_not_wait_for_the_longest_sleep() {
+    for ports in [2, 12] {
+        let full = |_, socket| Box::new(Full { socket, waiting: Vec::new(), tries: 0, lost: 0 }) as Box<dyn Device>;
+        let house = House::with(1, ports, Pace::Adaptive, full);
+        let mut number = 0u32;
+        none_is_slow(200, || {
+            number += 1;
+            let bytes = frame(mac(1), mac(0), 0x88b5, &number.to_be_bytes());
+            house.guests[0].send(&bytes).unwrap();
+            assert_eq!(house.receive(1), bytes);
+        });
+        house.end();
+    }
+}
+
+/// Nobody asks a device afterwards.
+#[test]
+fn what_a_device_has_lost_is_counted_when_it_is_closed() {
+    // One that polls on never asks before a sleep.
+    let full = |_, socket| Box::new(Full { socket, waiting: Vec::new(), tries: 0, lost: 0 }) as Box<dyn Device>;
+    let house = House::with(1, 2, Pace::Busy, full);
+    let book = &house.books[0][1];
+    for _ in 0..3 {
+        house.guests[0].send(&frame(mac(1), mac(0), 0x88b5, b"waits")).unwrap();
+    }
+    wait_for("the frames", || (book.tx_frames.get() == 3).then_some(()));
+    let missed = book.missed.get();
+    assert_eq!(book.tx_lost.get(), 0);
+    drop(house.command(0, |reply| Command::Close(PortId::new(1, 0), 0, reply)).expect("it was open"));
+    assert!(book.missed.get() > missed, "asked once more");
+    assert_eq!(book.tx_lost.get(), 3);
+    house.end();
 }
 
 /// What one worker learns the other one hears, asleep or not.

@@ -377,6 +377,7 @@ fn counts(port: &Port) -> CountsView {
         probes: port.sum(|c| c.probes.get()),
         announcements: port.sum(|c| c.announcements.get()),
         missed: port.sum(|c| c.missed.get()),
+        tx_lost: port.sum(|c| c.tx_lost.get()),
         segmented: port.sum(|c| c.segmented.get()),
         checksummed: port.sum(|c| c.checksummed.get()),
         unlearned: port.sum(|c| c.unlearned.get()),

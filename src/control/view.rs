@@ -79,6 +79,9 @@ pub struct CountsView {
     /// Frames that were lost before the switch could receive them, as far as the device tells. They are in no
     /// other counter.
     pub missed: u64,
+    /// Of the frames that went out: those that the device took and lost before they left, as far as it tells.
+    #[serde(default)]
+    pub tx_lost: u64,
     /// Super-frames going out that were divided, since the device takes none.
     pub segmented: u64,
     /// Other frames going out whose checksum was completed, since the device takes none that is open.

@@ -91,8 +91,8 @@ impl Settings {
     pub fn files(&self) -> u64 {
         match self {
             Settings::Tap(tap) => tap.queues.into(),
-            // A socket for each queue; the program, its two tables and its link.
-            Settings::Xdp(xdp) => u64::from(xdp.queues.unwrap_or(1)) + 4,
+            // A socket for each queue; the program, its two tables, its link and what asks for the netdev's flags.
+            Settings::Xdp(xdp) => u64::from(xdp.queues.unwrap_or(1)) + 5,
             Settings::Packet(_) => 2,
         }
     }
@@ -291,6 +291,21 @@ pub trait Device: Send {
         0
     }
 
+    /// Frames that count as sent and were lost all the same, since this was last asked: they waited in a queue of
+    /// the device, which then dropped them or was closed. Most have a netdev that counts them, and know of none.
+    fn tx_lost(&mut self) -> u64 {
+        0
+    }
+
+    /// The worker that polls it is about to sleep, until a descriptor tells of something. Whether there is work of
+    /// which none will tell, such as frames that wait to be sent: then the worker sleeps for a moment only.
+    fn prepare_sleep(&mut self, _cache: &mut Cache) -> bool {
+        false
+    }
+
+    /// Its queue is about to be closed, or given to another worker: what waits to be sent has a last chance now.
+    fn prepare_close(&mut self, _cache: &mut Cache) {}
+
     /// Has frames to groups of this kind dropped where they arrive, from now until then and no longer; a moment
     /// that is over ends it at once. No system call. Most cannot, and do not.
     fn shed(&mut self, _group: Group, _until: Moment) {}
@@ -335,6 +350,15 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn missed(&mut self) -> u64 {
         (**self).missed()
+    }
+    fn tx_lost(&mut self) -> u64 {
+        (**self).tx_lost()
+    }
+    fn prepare_sleep(&mut self, cache: &mut Cache) -> bool {
+        (**self).prepare_sleep(cache)
+    }
+    fn prepare_close(&mut self, cache: &mut Cache) {
+        (**self).prepare_close(cache);
     }
     fn shed(&mut self, group: Group, until: Moment) {
         (**self).shed(group, until);

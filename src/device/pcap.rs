@@ -160,6 +160,18 @@ impl<D: Device> Device for Pcap<D> {
         self.device.missed()
     }
 
+    fn tx_lost(&mut self) -> u64 {
+        self.device.tx_lost()
+    }
+
+    fn prepare_sleep(&mut self, cache: &mut Cache) -> bool {
+        self.device.prepare_sleep(cache)
+    }
+
+    fn prepare_close(&mut self, cache: &mut Cache) {
+        self.device.prepare_close(cache);
+    }
+
     fn shed(&mut self, group: Group, until: Moment) {
         self.device.shed(group, until);
     }

@@ -291,7 +291,7 @@ impl Frame {
 
     /// Whether its slots, if it owns any, are of this pool.
     #[inline(always)]
-    fn is_of(&self, pool: &'static Pool) -> bool {
+    pub(super) fn is_of(&self, pool: &'static Pool) -> bool {
         self.pool.is_some_and(|home| std::ptr::eq(home, pool))
     }
 

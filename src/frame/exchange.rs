@@ -48,6 +48,10 @@ pub struct Exchange {
     copying: Copying,
     /// What it takes to find out whether the hardware has let go of the queue. `None` where it never has it.
     claim: Option<Claim>,
+    /// Pieces that the kernel has taken out of the transmit ring, as far as is known, modulo 2^32.
+    taken: u32,
+    /// Slots that were left to it to be sent, and have not come back.
+    sending: u32,
     /// Slots that wait in the fill ring.
     filled: u32,
     /// Slots that shall wait there.
@@ -83,6 +87,8 @@ impl Exchange {
                 Copying::Copies => None,
                 Copying::None => Some(Claim { index, queue, netns: netns::here()? }),
             },
+            taken: 0,
+            sending: 0,
             filled: 0,
             filling: Filling::new(fill.min(entries)),
             begun: None,
@@ -99,8 +105,13 @@ impl Exchange {
 
     /// Appends what has arrived to the batch, until that is full or nothing is left, and leaves as many slots
     /// to the kernel again.
+    ///
+    /// # Panics
+    ///
+    /// If the cache is one of another pool.
     #[inline]
     pub fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) {
+        assert!(std::ptr::eq(self.pool, cache.pool()), "slots of one pool");
         let Some(socket) = &mut self.socket else { return };
         let (mut taken, mut bytes) = (0, 0);
         let room = self.pool.room();
@@ -129,6 +140,12 @@ impl Exchange {
             socket.release_received();
             self.filled -= taken;
             self.filling.came(taken, bytes);
+        } else {
+            // There is time. Slots that have been sent may be what others lack.
+            if self.sending > 0 {
+                self.reap(cache);
+            }
+            self.wake_receive();
         }
         // In small heaps: the counters are shared with the kernel, and a look at them is not free.
         if self.filled + 16 <= self.filling.wanted() {
@@ -136,9 +153,29 @@ impl Exchange {
         }
     }
 
+    /// Wakes a driver that has stopped receiving for want of slots. Where frames are copied none ever does.
+    #[inline]
+    fn wake_receive(&mut self) {
+        if let (Copying::None, Some(socket)) = (self.copying, &mut self.socket) {
+            socket.wake_receive();
+        }
+    }
+
+    /// Takes back what has been sent and leaves slots to the kernel, for a caller who then sleeps until a frame has
+    /// come. Whether one can come: without a slot left to the kernel it is lost, and nobody is woken.
+    ///
+    /// # Panics
+    ///
+    /// If the cache is one of another pool.
+    pub fn prepare_sleep(&mut self, cache: &mut Cache) -> bool {
+        self.reap(cache);
+        self.refill(cache);
+        self.wake_receive();
+        self.filled > 0
+    }
+
     fn refill(&mut self, cache: &mut Cache) {
         let Some(socket) = &mut self.socket else { return };
-        debug_assert!(std::ptr::eq(self.pool, cache.pool()));
         let wanted = self.filling.wanted().saturating_sub(self.filled).min(socket.fill_room());
         let mut given = 0;
         while given < wanted {
@@ -160,15 +197,17 @@ impl Exchange {
     ///
     /// # Panics
     ///
-    /// If the frame does not own its slots.
+    /// If the frame does not own its slots, or they are of another pool: the kernel would send other bytes.
     #[inline(always)]
     pub fn send(&mut self, frame: &mut Frame) -> bool {
         let Some(socket) = &mut self.socket else { return false };
         let Some((slot, start, len)) = frame.slot() else { return self.send_chain(frame) };
+        assert!(frame.is_of(self.pool), "slots of one pool");
         if socket.transmit_room() == 0 {
             return false;
         }
         frame.surrender();
+        self.sending += 1;
         self.pool.set_lent(slot, self.number);
         let address = u64::from(slot) * SLOT as u64 + u64::from(start);
         // SAFETY: the slot was the frame's, which has given it up, and its bytes lie within it. The ledger
@@ -181,12 +220,14 @@ impl Exchange {
     fn send_chain(&mut self, frame: &mut Frame) -> bool {
         let Some(socket) = &mut self.socket else { return false };
         assert!(frame.is_owned(), "only what owns its slots can be left to the kernel");
+        assert!(frame.is_of(self.pool), "slots of one pool");
         if (socket.transmit_room() as usize) < 1 + frame.tail().count() {
             return false;
         }
         let Some((pool, mut slot, _)) = frame.surrender() else { return false };
         while slot != NONE {
             let (next, (start, len)) = (pool.after(slot), pool.extent(slot));
+            self.sending += 1;
             pool.set_lent(slot, self.number);
             let address = u64::from(slot) * SLOT as u64 + u64::from(start);
             // SAFETY: as in `send`; the chain was the frame's, and each extent lies within its slot.
@@ -217,14 +258,66 @@ impl Exchange {
     /// Pieces that the kernel has not begun to send.
     #[inline(always)]
     pub fn unsent(&mut self) -> u32 {
-        self.socket.as_mut().map_or(0, Socket::untransmitted)
+        let Some(socket) = &mut self.socket else { return 0 };
+        // Of what it has dropped we know before it says so.
+        let taken = socket.transmit_taken();
+        if is_behind(self.taken, taken) {
+            self.taken = taken;
+        }
+        socket.transmit_position().wrapping_sub(self.taken)
+    }
+
+    /// The position of the next frame that is sent, by which it is known when it has been dropped.
+    #[inline(always)]
+    pub fn position(&self) -> u32 {
+        self.socket.as_ref().map_or(0, Socket::transmit_position)
+    }
+
+    /// Which frame was dropped by the kick that has just said so. To be asked after each such kick, before which
+    /// [`Exchange::unsent`] was asked. `None`: there was none to drop.
+    #[cold]
+    pub fn dropped(&mut self) -> Option<Dropped> {
+        let before = self.taken;
+        if self.unsent() == 0 && self.taken == before {
+            return None;
+        }
+        let socket = self.socket.as_ref()?;
+        if self.taken == before {
+            // The first frame of the call: the kernel has taken it, and does not say so yet.
+            let end = socket.transmit_position();
+            while socket.transmit_piece(self.taken).more && self.taken.wrapping_add(1) != end {
+                self.taken = self.taken.wrapping_add(1);
+            }
+            self.taken = self.taken.wrapping_add(1);
+        }
+        // It is the last one that was taken.
+        let mut position = self.taken.wrapping_sub(1);
+        let mut bytes = u64::from(socket.transmit_piece(position).len);
+        while position != before && socket.transmit_piece(position.wrapping_sub(1)).more {
+            position = position.wrapping_sub(1);
+            bytes += u64::from(socket.transmit_piece(position).len);
+        }
+        Some(Dropped { position, bytes })
+    }
+
+    /// Frames, whole ones, that the kernel has not begun to send.
+    #[cold]
+    pub fn unsent_frames(&mut self) -> u64 {
+        let unsent = self.unsent();
+        let Some(socket) = &self.socket else { return 0 };
+        let pieces = (0..unsent).map(|at| socket.transmit_piece(self.taken.wrapping_add(at)));
+        pieces.filter(|piece| !piece.more).count() as u64
     }
 
     /// Takes back the slots of what has been sent.
+    ///
+    /// # Panics
+    ///
+    /// If the cache is one of another pool.
     #[inline(always)]
     pub fn reap(&mut self, cache: &mut Cache) {
+        assert!(std::ptr::eq(self.pool, cache.pool()), "slots of one pool");
         let Some(socket) = &mut self.socket else { return };
-        debug_assert!(std::ptr::eq(self.pool, cache.pool()));
         let mut any = false;
         while let Some(address) = socket.completed() {
             any = true;
@@ -232,6 +325,7 @@ impl Exchange {
             if self.pool.lent(slot) == self.number {
                 self.pool.set_lent(slot, HERE);
                 cache.put_back(slot);
+                self.sending -= 1;
             } else {
                 self.strange += 1;
             }
@@ -249,10 +343,38 @@ impl Exchange {
         counted + self.strange
     }
 
+    /// Frames that were left to the kernel and that it did not take for frames: none, unless we are wrong.
+    pub fn invalid(&self) -> u64 {
+        let counted = self.socket.as_ref().and_then(|socket| socket.statistics().ok());
+        counted.map_or(0, |counted| counted.tx_invalid_descs)
+    }
+
     /// The descriptor that becomes readable when something has arrived.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(AsFd::as_fd)
     }
+}
+
+/// A frame that was dropped after it had been left to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dropped {
+    /// Where it began.
+    pub position: u32,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+impl Dropped {
+    /// Whether it was sent at this position or later.
+    pub fn is_since(&self, position: u32) -> bool {
+        !is_behind(self.position, position)
+    }
+}
+
+/// Whether one position in a ring comes before another one. They wrap at 2^32, and are less than half of that apart.
+#[inline(always)]
+fn is_behind(position: u32, other: u32) -> bool {
+    other.wrapping_sub(position).cast_signed() > 0
 }
 
 /// A queue of a netdev that was used without a copy.

@@ -29,7 +29,7 @@ pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, Untaggable, View};
 pub use cache::Cache;
 pub use copy::copy;
 pub use descriptor::{Frame, Small, Tail};
-pub use exchange::{Copying, Exchange};
+pub use exchange::{Copying, Dropped, Exchange};
 pub use lane::{Fate, Lane, Progress, Sent, Views};
 pub use pool::{Pool, SLOT};
 pub use prefetch::prefetch;

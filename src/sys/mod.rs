@@ -15,5 +15,6 @@ pub mod netdev;
 pub mod netns;
 pub mod packet;
 pub mod privileges;
+pub mod running;
 pub mod tun;
 pub mod xsk;

@@ -94,6 +94,7 @@ const COUNTERS: &[Metric<CountsView, u64>] = &[
     ("flood_copies", "Copies made of the flooded frames {from}.", |c| c.copies),
     ("probe_frames", "Loop probes that the switch sent {to}.", |c| c.probes),
     ("announcement_frames", "Announcements of local stations that the switch sent {to}.", |c| c.announcements),
+    ("transmit_lost_frames", "Frames {to} that the device took and lost before they left.", |c| c.tx_lost),
     ("missed_frames", "Frames {from} that were lost before the switch could receive them.", |c| c.missed),
 ];
 

@@ -128,6 +128,8 @@ pub struct PortCounters {
     pub tx_frames: Counter,
     /// And their bytes, without frame check sequence.
     pub tx_bytes: Counter,
+    /// Of these: frames that a device took and lost before they left, as far as it tells.
+    pub tx_lost: Counter,
     /// Super-frames that were divided for it into the frames they stand for.
     pub segmented: Counter,
     /// Other frames of which a checksum was completed for it.

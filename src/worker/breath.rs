@@ -43,6 +43,9 @@ const TURN: u64 = 4096;
 pub struct Work {
     /// Frames that were received or heard of, super-frames counted once, and commands.
     pub done: usize,
+    /// Of these: queues that were not read, because nothing has lived lately of what they bring. There may be more to
+    /// do soon, but nothing has been done.
+    pub passed_by: usize,
     /// Whether the worker has been told to stop.
     pub stop: bool,
 }
@@ -141,8 +144,10 @@ impl Worker {
             }
             if work.done > 0 {
                 self.pacer.was_busy(now);
-                self.counters.busy_breaths.add(1);
-                self.counters.busy_nanos.add(now.nanos() - then.nanos());
+                if work.done > work.passed_by {
+                    self.counters.busy_breaths.add(1);
+                    self.counters.busy_nanos.add(now.nanos() - then.nanos());
+                }
             } else if pace == Pace::Adaptive && self.pacer.is_tired(now) {
                 self.sleep();
                 now = time::now();
@@ -154,13 +159,14 @@ impl Worker {
     fn sleep(&mut self) {
         let (mailbox, peers) = (&self.mailbox, &self.peers);
         let has_news = || !mailbox.is_empty() || peers.iter().flatten().any(Peer::has_news);
-        if self.pacer.sleep(&mut self.gates, &self.bell, has_news) {
+        if self.pacer.sleep(&mut self.gates, &mut self.cache, &self.bell, has_news) {
             self.counters.sleeps.add(1);
         }
     }
 
     /// One breath: take in what has arrived, decide, let it out. Bounded work, no waiting.
     pub fn breathe(&mut self, now: Moment) -> Work {
+        let deferred = self.counters.deferred.get();
         let mut done = self.read_mail(now);
         done += self.hear_peers(now);
         self.pacer.rouse(&mut self.gates, &self.bell);
@@ -170,7 +176,8 @@ impl Worker {
         self.exhale();
         self.ring_peers();
         self.tidy(now);
-        Work { done, stop: self.stop }
+        let passed_by = usize::try_from(self.counters.deferred.get() - deferred).unwrap_or(usize::MAX);
+        Work { done, passed_by, stop: self.stop }
     }
 
     /// Receives a burst at one gate and sees to each of its frames.
@@ -225,14 +232,15 @@ impl Worker {
         received
     }
 
-    /// Enters what a device has missed or shed into the books.
+    /// Enters what a device has missed, shed or lost into the books.
     #[cold]
-    fn count_missed(&mut self, number: usize) {
+    pub(super) fn count_missed(&mut self, number: usize) {
         let Some(gate) = self.gates.get_mut(number) else { return };
         gate.count_shed(&self.books);
-        let missed = gate.device.missed();
-        if let Some(book) = book(&self.books, gate.port).filter(|_| missed > 0) {
+        let (missed, tx_lost) = (gate.device.missed(), gate.device.tx_lost());
+        if let Some(book) = book(&self.books, gate.port).filter(|_| missed + tx_lost > 0) {
             book.missed.add(missed);
+            book.tx_lost.add(tx_lost);
         }
     }
 

@@ -88,6 +88,10 @@ impl Worker {
     fn take_gate(&mut self, number: usize) -> Option<Gate> {
         let gate = self.gates.get_mut(number)?;
         gate.lift_sheds(&self.books);
+        gate.device.prepare_close(&mut self.cache);
+        // Nobody asks it any more.
+        self.count_missed(number);
+        let gate = self.gates.get_mut(number)?;
         if gate.state != GateState::Gone {
             self.pacer.forget(gate);
         }
@@ -97,6 +101,9 @@ impl Worker {
     /// Stops polling a gate whose device is gone, and tells control.
     #[cold]
     pub(super) fn lose(&mut self, number: usize) {
+        let Some(gate) = self.gates.get_mut(number) else { return };
+        gate.device.prepare_close(&mut self.cache);
+        self.count_missed(number);
         let Some(gate) = self.gates.get_mut(number) else { return };
         self.pacer.forget(gate);
         let notice = Notice::DeviceGone { port: gate.port, queue: gate.queue };

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 use super::Bell;
 use super::gate::{Gate, GateState, Gates};
+use crate::frame::Cache;
 use crate::sys::event::Poller;
 use crate::time::Moment;
 
@@ -38,6 +39,9 @@ const SHORT: Duration = Duration::from_micros(90);
 
 /// The longest sleep; a worker that nobody wakes looks up once in this time.
 const NAP: Duration = Duration::from_secs(1);
+
+/// The longest sleep while a device has work of which no descriptor tells.
+const SHORT_NAP: Duration = Duration::from_millis(1);
 
 /// Reads in vain after which a gate may rest.
 const QUIET: u8 = 64;
@@ -208,14 +212,32 @@ impl Pacer {
         self.busy_until = now;
     }
 
+    /// Whether a device has work of which no descriptor will tell.
+    fn has_untold_work(gates: &mut Gates, cache: &mut Cache) -> bool {
+        let mut any = false;
+        for number in 0..gates.len() {
+            if let Some(gate) = gates.get_mut(number).filter(|gate| gate.state != GateState::Gone) {
+                any |= gate.device.prepare_sleep(cache);
+            }
+        }
+        any
+    }
+
     /// Sleeps until something happens. `has_news` looks into mailbox and rings; whatever is put
     /// there after that rings the bell. It does not sleep while there is a gate that it cannot watch, as the
     /// kernel has no memory for that.
-    pub(super) fn sleep(&mut self, gates: &mut Gates, bell: &Bell, has_news: impl FnOnce() -> bool) -> bool {
+    pub(super) fn sleep(
+        &mut self,
+        gates: &mut Gates,
+        cache: &mut Cache,
+        bell: &Bell,
+        has_news: impl FnOnce() -> bool,
+    ) -> bool {
         bell.arm();
         let sleeps = self.watch_all(gates) && !has_news();
         if sleeps {
-            self.wait(NAP, gates, bell);
+            let patience = if Pacer::has_untold_work(gates, cache) { SHORT_NAP } else { NAP };
+            self.wait(patience, gates, bell);
         }
         bell.disarm();
         sleeps

@@ -139,6 +139,7 @@ impl Views {
                 segmented: 3,
                 checksummed: 4,
                 missed: 5,
+                tx_lost: 6,
                 unlearned: 9,
                 suppressed: 10,
                 mirrored: 11,

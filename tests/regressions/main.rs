@@ -6,6 +6,7 @@
 mod host;
 
 mod activation;
+mod af_xdp;
 mod announcements;
 mod api;
 mod bad_frames;

@@ -3,6 +3,15 @@
 //! Receiving costs no system call: frames stand in slots of the pool when they are found in a ring, and
 //! stay there until they are sent. Sending is one call for up to 32 frames where they are copied, and
 //! then the driver's work is done within that call.
+//!
+//! What the kernel answers to such a call concerns one frame, and the others go on:
+//!
+//! * EBUSY: the device has dropped one frame, as its queue is full or it has no carrier. The frame dies for that reason,
+//!   and the call is made again for those behind it. As long as nothing but drops comes of it, a burst costs one call:
+//!   its first frame is tried, and the others share its lot.
+//! * EAGAIN, ENOBUFS, ENOMEM and whatever else there may be: nothing was dropped. The frames wait in the ring, in order,
+//!   and are tried again soon. They count as sent; if they are lost in the end, that is counted beside.
+//! * ENETDOWN: the netdev is set down, and so is this queue, until a frame in the ring leaves. ENXIO: it is gone.
 
 use std::io;
 use std::mem;
@@ -12,7 +21,7 @@ use std::time::Duration;
 
 use super::redirect::Redirect;
 use crate::device::{Abilities, Device, Group, Shed};
-use crate::frame::{Batch, Cache, Copying, Exchange, Fate, Lane, Sent};
+use crate::frame::{Batch, Cache, Copying, Exchange, Fate, Frame, Lane, Sent};
 use crate::sys::xsk::Kick;
 use crate::time::Moment;
 
@@ -27,9 +36,15 @@ pub(super) struct Queue {
     exchange: Exchange,
     /// Frames that were missed until it was last asked.
     missed: u64,
-    /// Frames wait in the ring that the kernel has not taken yet.
+    /// Frames that count as sent, wait in the ring, and that the kernel has not taken yet.
     waiting: bool,
     state: State,
+    /// The last frame that was tried has been dropped.
+    dropping: bool,
+    /// Frames that counted as sent when the device dropped them, since it was last asked.
+    dropped_late: u64,
+    /// Frames that the kernel did not take for such until it was last asked.
+    invalid: u64,
     /// Which of the queues it is.
     number: u32,
     /// What had been shed when it was last asked.
@@ -46,39 +61,99 @@ enum State {
     Gone,
 }
 
+/// Frames of one burst that the device has dropped.
+#[derive(Debug, Clone, Copy, Default)]
+struct Drops {
+    frames: u64,
+    bytes: u64,
+}
+
 impl Queue {
     pub(super) fn new(exchange: Exchange, number: u32, redirect: Arc<Redirect>) -> Queue {
-        Queue { exchange, missed: 0, waiting: false, state: State::Up, number, shed: Shed::default(), redirect }
+        Queue {
+            exchange,
+            missed: 0,
+            waiting: false,
+            state: State::Up,
+            dropping: false,
+            dropped_late: 0,
+            invalid: 0,
+            number,
+            shed: Shed::default(),
+            redirect,
+        }
     }
 
-    /// Has the kernel send what is in the ring. How many frames the device has dropped.
+    /// Has the kernel send what is in the ring. Notes what the device has dropped of a burst that begins at position
+    /// `first`.
     #[inline]
-    fn push_out(&mut self) -> u64 {
-        let mut dropped = 0;
+    fn push_out(&mut self, first: u32, drops: &mut Drops) {
         let mut left = self.exchange.unsent();
         while left > 0 {
             match self.exchange.kick() {
-                Kick::Done | Kick::Full => self.state = State::Up,
-                Kick::Dropped => dropped += 1,
+                Kick::Done | Kick::Full => (self.state, self.dropping) = (State::Up, false),
+                Kick::Dropped => {
+                    (self.state, self.dropping) = (State::Up, true);
+                    self.note_dropped(first, drops);
+                }
                 Kick::Down => self.state = State::Down,
                 Kick::Gone => self.state = State::Gone,
             }
-            // Without progress now there is none to be expected soon: the next breath asks again.
+            // Without progress now there is none to be expected soon: it is tried again later.
             let before = mem::replace(&mut left, self.exchange.unsent());
             if left == before {
                 break;
             }
         }
         self.waiting = left > 0;
-        dropped
+    }
+
+    #[cold]
+    fn note_dropped(&mut self, first: u32, drops: &mut Drops) {
+        match self.exchange.dropped() {
+            Some(dropped) if dropped.is_since(first) => {
+                drops.frames += 1;
+                drops.bytes += dropped.bytes;
+            }
+            Some(_) => self.dropped_late += 1,
+            None => {}
+        }
+    }
+
+    /// Tries again to send what waits.
+    #[cold]
+    fn push_out_waiting(&mut self) {
+        // All of it counts as sent already.
+        self.push_out(self.exchange.position(), &mut Drops::default());
+    }
+
+    /// Leaves a frame of the burst that begins at position `first` to the kernel. After a drop one frame is tried, and
+    /// no other as long as that is dropped as well.
+    #[inline(always)]
+    fn send(&mut self, frame: &mut Frame, first: u32, drops: &mut Drops) -> bool {
+        if self.dropping {
+            return self.try_one(frame, first, drops);
+        }
+        self.exchange.send(frame)
+    }
+
+    #[cold]
+    fn try_one(&mut self, frame: &mut Frame, first: u32, drops: &mut Drops) -> bool {
+        if drops.frames > 0 || !self.exchange.send(frame) {
+            return false;
+        }
+        self.exchange.flush();
+        self.push_out(first, drops);
+        true
     }
 }
 
 impl Device for Queue {
     fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
-        if self.waiting {
-            // They are counted as sent; what the device drops of them shows in its own counters.
-            self.push_out();
+        // Of a netdev that is down nothing is to be expected before somebody sets it up: that shows with the next
+        // burst, or when there is time.
+        if self.waiting && self.state == State::Up {
+            self.push_out_waiting();
         }
         if self.state == State::Gone {
             return Err(io::ErrorKind::NotConnected.into());
@@ -90,16 +165,20 @@ impl Device for Queue {
     fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
         if self.state == State::Down {
             // What is in the ring already tells whether it is up again.
-            self.push_out();
+            self.push_out_waiting();
         }
-        let mut sent = match self.state {
-            State::Up => lane.send_owned(batch, cache, |frame| self.exchange.send(frame)),
-            State::Down | State::Gone => lane.send_each(batch, cache, |_| Fate::LinkDown),
-        };
+        if self.state != State::Up {
+            let sent = lane.send_each(batch, cache, |_| Fate::LinkDown);
+            self.exchange.reap(cache);
+            return sent;
+        }
+        let (first, mut drops) = (self.exchange.position(), Drops::default());
+        let mut sent = lane.send_owned(batch, cache, |frame| self.send(frame, first, &mut drops));
         self.exchange.flush();
-        let dropped = self.push_out().min(sent.frames);
-        sent.frames -= dropped;
-        sent.full += dropped;
+        self.push_out(first, &mut drops);
+        if drops.frames > 0 {
+            self.correct(&mut sent, drops);
+        }
         self.exchange.reap(cache);
         sent
     }
@@ -126,12 +205,38 @@ impl Device for Queue {
         Abilities { offloads: false }
     }
 
+    fn prepare_sleep(&mut self, cache: &mut Cache) -> bool {
+        if self.waiting {
+            self.push_out_waiting();
+        }
+        let can_receive = self.exchange.prepare_sleep(cache);
+        self.waiting && self.state == State::Up || !can_receive && self.state != State::Gone
+    }
+
+    fn prepare_close(&mut self, cache: &mut Cache) {
+        if self.waiting {
+            self.push_out_waiting();
+        }
+        self.exchange.reap(cache);
+        self.dropped_late += self.exchange.unsent_frames();
+    }
+
     fn missed(&mut self) -> u64 {
-        let total = self.exchange.missed();
+        if self.waiting && self.state == State::Down {
+            self.push_out_waiting();
+        }
+        let total = self.exchange.missed() + self.redirect.shedding.lost(self.number);
         // A netdev that is gone tells no more.
         let news = total.saturating_sub(self.missed);
         self.missed += news;
         news
+    }
+
+    fn tx_lost(&mut self) -> u64 {
+        let total = self.exchange.invalid();
+        let news = total.saturating_sub(self.invalid);
+        self.invalid += news;
+        mem::take(&mut self.dropped_late) + news
     }
 
     fn shed(&mut self, group: Group, until: Moment) {
@@ -147,5 +252,19 @@ impl Device for Queue {
             news[group].bytes = total.bytes.wrapping_sub(last.bytes);
         }
         news
+    }
+}
+
+impl Queue {
+    /// Takes what the device has dropped of a burst out of what was sent. What was not even tried after that died of the
+    /// same.
+    #[cold]
+    fn correct(&self, sent: &mut Sent, drops: Drops) {
+        sent.frames -= drops.frames.min(sent.frames);
+        sent.bytes -= drops.bytes.min(sent.bytes);
+        sent.full += drops.frames;
+        if !self.redirect.running.is_running() {
+            sent.link_down += mem::take(&mut sent.full);
+        }
     }
 }

@@ -7,6 +7,7 @@ use super::program::{self, NoSocket, TagSource};
 use super::shedding::ShedTable;
 use super::tags::TagsKept;
 use crate::sys::bpf::{Attach, KernelFunction, Link, LoadError, Program, XskMap};
+use crate::sys::running::Running;
 
 /// Our program on a netdev, until this is dropped or the process ends, however it ends.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub(super) struct Redirect {
     _sockets: XskMap,
     /// What it sheds.
     pub(super) shedding: ShedTable,
+    /// Whether frames can leave by the netdev.
+    pub(super) running: Running,
     /// Last: while the program is there, tags stay in the frames.
     _tags: Option<TagsKept>,
 }
@@ -46,9 +49,10 @@ impl Redirect {
             map.set(queue, *socket).map_err(Failure::Map)?;
         }
         let shedding = ShedTable::new(queues).map_err(Failure::Map)?;
+        let running = Running::new(index).map_err(Failure::Map)?;
         let tags = ask.map(|function| TagSource { function, ifindex: index });
         let program = program::load(&map, &shedding, NoSocket::default(), tags).map_err(Failure::Load)?;
         let link = Link::attach(&program, index, attach).map_err(Failure::Attach)?;
-        Ok(Redirect { _link: link, _program: program, _sockets: map, shedding, _tags: kept })
+        Ok(Redirect { _link: link, _program: program, _sockets: map, shedding, running, _tags: kept })
     }
 }

@@ -38,6 +38,9 @@ pub const CHUNK: u32 = 4096;
 /// Bytes that the kernel leaves free in front of each received frame (XDP_PACKET_HEADROOM).
 pub const HEADROOM: u32 = 256;
 
+/// Bytes that frames may take which the driver has not freed yet, by half of what the kernel counts.
+const SEND_BUFFER: usize = 4 << 20;
+
 /// The index of the loopback, in each namespace.
 const LOOPBACK: u32 = 1;
 
@@ -134,7 +137,7 @@ impl From<Piece> for XdpDesc {
 pub enum Kick {
     /// It has taken all that it takes at a time, or all there is.
     Done,
-    /// The device has dropped one frame, and the call ended there.
+    /// The device has dropped one frame, and the call ended there: its queue is full, or it has no carrier.
     Dropped,
     /// There was no room, of whichever kind; the frames stay in the ring.
     Full,
@@ -161,6 +164,9 @@ impl Socket {
     pub fn copying(umem: &Umem, index: u32, queue: u32, entries: u32) -> io::Result<Socket> {
         let fd = socket()?;
         rings(&fd, entries)?;
+        // Frames count against it until the driver has freed them, and a ring of long ones is more than the default.
+        // With the default, fewer leave at a time.
+        let _ = sockopt::set_socket_send_buffer_size_force(&fd, SEND_BUFFER);
         let socket = Socket::map(fd, entries)?;
         // A bind that shares carries this flag alone; all others are those of the socket it shares with.
         let addr = SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, index, queue);
@@ -222,7 +228,14 @@ impl Socket {
     #[inline(always)]
     pub fn publish_fill(&mut self) {
         self.fill.publish();
-        if self.fill.wants_wakeup() {
+        self.wake_receive();
+    }
+
+    /// Wakes a driver that has stopped receiving for want of chunks, if there are some for it again. It may have
+    /// stopped after the fill ring was last published, without having seen what was put there.
+    #[inline(always)]
+    pub fn wake_receive(&mut self) {
+        if self.fill.wants_wakeup() && self.fill.unread() > 0 {
             let mut nothing = [0; 0];
             let _ = recv(&self.fd, &mut nothing, RecvFlags::DONTWAIT); // all it does is to wake
         }
@@ -251,10 +264,22 @@ impl Socket {
         self.transmit.publish();
     }
 
-    /// How many pieces the kernel has not taken out of the transmit ring yet.
+    /// How many pieces were ever put into the transmit ring, modulo 2^32.
     #[inline(always)]
-    pub fn untransmitted(&mut self) -> u32 {
-        self.transmit.unread()
+    pub fn transmit_position(&self) -> u32 {
+        self.transmit.position()
+    }
+
+    /// How many of these the kernel says that it has taken out. It says so late: not after a call that ends with the
+    /// drop of its first frame.
+    #[inline(always)]
+    pub fn transmit_taken(&mut self) -> u32 {
+        self.transmit.other_position()
+    }
+
+    /// The piece that was put at this position, one of the last.
+    pub fn transmit_piece(&self, position: u32) -> Piece {
+        self.transmit.entry(position).into()
     }
 
     /// Whether the kernel sends only when it is asked to. Always so where frames are copied.

@@ -93,6 +93,33 @@ impl<T> Ring<T> {
         self.ours.wrapping_sub(self.theirs)
     }
 
+    /// Our counter, including what the other side cannot see yet.
+    #[inline(always)]
+    pub(super) fn position(&self) -> u32 {
+        self.ours
+    }
+
+    /// The other side's counter.
+    #[inline(always)]
+    pub(super) fn other_position(&mut self) -> u32 {
+        self.look();
+        self.theirs
+    }
+
+    /// The entry that we have put at a position, of which at most as many are kept as the ring has entries.
+    #[cold]
+    pub(super) fn entry(&self, position: u32) -> T
+    where
+        T: Copy,
+    {
+        debug_assert!(self.is_producer);
+        // SAFETY: masked, the index is within the entries.
+        let place = unsafe { self.entries.add((position & self.mask) as usize) };
+        // SAFETY: the place is within the mapping. Only a producer writes entries, and that is us. Any bytes are a
+        // valid entry.
+        unsafe { place.read() }
+    }
+
     #[inline(always)]
     pub(super) fn put(&mut self, entry: T) {
         debug_assert!(self.is_producer);

@@ -1,0 +1,119 @@
+//! Whether frames can leave by a netdev, asked without waiting for anybody: the kernel takes no lock for it.
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, ioctl};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+// linux/sockios.h
+const SIOCGIFNAME: Opcode = 0x8910;
+const SIOCGIFFLAGS: Opcode = 0x8913;
+
+/// IFF_RUNNING, linux/if.h
+const RUNNING: u16 = 1 << 6;
+
+/// Asks about one netdev, whatever it is called, from any namespace.
+#[derive(Debug)]
+pub struct Running {
+    socket: OwnedFd,
+    index: u32,
+}
+
+/// `struct ifreq` with a number in it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct IfReq {
+    name: [u8; 16],
+    data: [u8; 24],
+}
+
+/// One of the two requests; its answer is the structure as the kernel has left it.
+struct Request {
+    opcode: Opcode,
+    request: IfReq,
+}
+
+// SAFETY: both opcodes read and write one whole `struct ifreq`, which has 40 bytes on all 64-bit platforms.
+unsafe impl Ioctl for Request {
+    type Output = IfReq;
+    const IS_MUTATING: bool = true;
+
+    fn opcode(&self) -> Opcode {
+        self.opcode
+    }
+
+    fn as_ptr(&mut self) -> *mut c_void {
+        (&raw mut self.request).cast()
+    }
+
+    unsafe fn output_from_ptr(_: IoctlOutput, filled: *mut c_void) -> rustix::io::Result<IfReq> {
+        // SAFETY: it is the pointer that `as_ptr` gave, to a structure without invalid values.
+        Ok(unsafe { filled.cast::<IfReq>().read() })
+    }
+}
+
+impl Running {
+    /// For the netdev with this index in the namespace of the calling thread.
+    pub fn new(index: u32) -> io::Result<Running> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+        Ok(Running { socket, index })
+    }
+
+    /// Whether it is set up and somebody is at its other end. Also if it is gone, or nobody knows: then something else
+    /// says so.
+    pub fn is_running(&self) -> bool {
+        let mut request = IfReq { name: [0; 16], data: [0; 24] };
+        request.data[..4].copy_from_slice(&self.index.to_ne_bytes());
+        let Ok(named) = self.ask(SIOCGIFNAME, request) else { return true };
+        let Ok(told) = self.ask(SIOCGIFFLAGS, IfReq { data: [0; 24], ..named }) else { return true };
+        u16::from_ne_bytes([told.data[0], told.data[1]]) & RUNNING != 0
+    }
+
+    fn ask(&self, opcode: Opcode, request: IfReq) -> io::Result<IfReq> {
+        // SAFETY: the request is one that the opcode expects; see the implementation.
+        Ok(unsafe { ioctl(&self.socket, Request { opcode, request }) }?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::link;
+    use crate::sys::netns::{Netns, within};
+
+    #[test]
+    fn a_netdev_runs_while_it_is_up_and_somebody_is_at_its_other_end() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: needs root, to make a namespace");
+        }
+        let space = format!("vift-running-{}", std::process::id());
+        let ip = |arguments: &str| {
+            let done = std::process::Command::new("ip").args(arguments.split(' ')).output().unwrap();
+            assert!(done.status.success(), "{arguments}: {done:?}");
+        };
+        ip(&format!("netns add {space}"));
+        ip(&format!("-n {space} link add v0 type veth peer name v1"));
+        let netns = Netns::Named(space.clone());
+        let running = within(&netns, || Running::new(link::find("v0").unwrap().unwrap().index).unwrap()).unwrap();
+        let mut seen = vec![running.is_running()];
+        for command in ["set dev v0 up", "set dev v1 up", "set dev v1 down", "set dev v1 up", "set dev v0 down"] {
+            ip(&format!("-n {space} link {command}"));
+            // The kernel notes a change of the carrier a little later.
+            let expected = matches!(command, "set dev v1 up");
+            let start = crate::time::now();
+            while running.is_running() != expected {
+                assert!(crate::time::now().since(start).as_secs() < 20, "{command}");
+                std::thread::yield_now();
+            }
+            seen.push(running.is_running());
+        }
+        ip(&format!("netns del {space}"));
+        assert_eq!(seen, [false, false, true, false, true, false]);
+        let gone = crate::time::now();
+        while !running.is_running() {
+            assert!(crate::time::now().since(gone).as_secs() < 20, "of one that is gone nothing is known");
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! Whatever the kernel answers when frames are sent by AF_XDP: each frame leaves soon, or dies for a true reason.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use vifswitch::wire::Mac;
+
+use crate::host::daemon::{Daemon, Vif};
+use crate::host::nic::{Nic, experiment};
+use crate::host::rig::{Kind, On, PLAIN, Rig};
+use crate::host::{Space, await_that};
+
+/// Bytes of the frames that are sent.
+const LEN: usize = 60;
+
+/// Numbers of frames from here on are of those that come last.
+const LAST: u64 = 1 << 40;
+
+/// What the kernel answers to the calls with which a worker sends, until this is dropped.
+struct Answers(Child);
+
+impl Answers {
+    /// `inject` as strace has it. `None`, and a word about it, where there is no strace.
+    fn inject(daemon: &Daemon, inject: &str) -> Option<Answers> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+        let is_worker = |task: &std::path::Path| {
+            std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.trim() == "vifswitch-w0")
+        };
+        let worker = tasks.map(|task| task.unwrap().path()).find(|task| is_worker(task)).unwrap();
+        let worker = worker.file_name().unwrap().to_str().unwrap().to_owned();
+        let mut command = Command::new("strace");
+        command.args([
+            "-o",
+            "/dev/null",
+            "-e",
+            "trace=sendto",
+            "-e",
+            &format!("inject=sendto:{inject}"),
+            "-p",
+            &worker,
+        ]);
+        let Ok(mut child) = command.stderr(Stdio::piped()).spawn() else {
+            eprintln!("skipped: needs strace");
+            return None;
+        };
+        let mut said = String::new();
+        BufReader::new(child.stderr.take().unwrap()).read_line(&mut said).unwrap();
+        assert!(said.contains("attached"), "{said}");
+        Some(Answers(child))
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        // Whoever is killed leaves its tracee stopped; whoever is asked lets go of it.
+        let _ = kill_process(Pid::from_child(&self.0), Signal::TERM);
+        let _ = self.0.wait();
+    }
+}
+
+/// Two VMs on AF_XDP.
+fn rig() -> Option<Rig> {
+    let rig = Rig::new(Kind { on: &[On::Xdp], ..PLAIN }, &["a", "b"])?;
+    rig.vifs.iter().for_each(|vif| drop(shown(&rig.daemon, vif, |port| port["status"] == "ACTIVE")));
+    Some(rig)
+}
+
+/// The port once it is as `wanted` has it, as JSON.
+fn shown(daemon: &Daemon, vif: &Vif, wanted: impl Fn(&Value) -> bool) -> Value {
+    let mut last = Value::Null;
+    await_that(&format!("{} as it should be", vif.port), || {
+        let all: Value = serde_json::from_str(&daemon.done(&["show", "ports", "--json"], "")).unwrap();
+        last = all.as_array().unwrap().iter().find(|port| port["port_id"] == vif.port.as_str())?.clone();
+        wanted(&last).then(|| last.clone())
+    })
+}
+
+fn number(port: &Value, counter: &str) -> u64 {
+    port[counter].as_u64().unwrap_or_default()
+}
+
+fn frame(to: Mac, from: Mac, number: u64) -> Vec<u8> {
+    experiment(to, from, &[&number.to_be_bytes()[..], &[0; LEN - 22]].concat())
+}
+
+/// A device that is full for a while: frames wait in its ring, and nothing tells when there is room again.
+#[test]
+fn frames_that_wait_for_room_leave_although_their_worker_sleeps() {
+    let Some(rig) = rig() else { return };
+    let (from, to) = (rig.nic(0), rig.nic(1));
+    rig.pass((0, &from), (1, &to), "hello");
+    // More often than a worker that wakes up once a second asks within the patience of this test.
+    let Some(_answers) = Answers::inject(&rig.daemon, "error=EAGAIN:when=1..300") else { return };
+    for number in 0..3 {
+        from.send(&frame(rig.vifs[1].mac, rig.vifs[0].mac, number));
+    }
+    for number in 0..3 {
+        assert_eq!(to.take(), frame(rig.vifs[1].mac, rig.vifs[0].mac, number));
+    }
+    let port = shown(&rig.daemon, &rig.vifs[1], |port| number(port, "tx_frames") == 4);
+    assert_eq!(port["drops"], serde_json::json!({}));
+}
+
+/// One error costs nobody anything; a netdev that is down costs what is sent meanwhile.
+#[test]
+fn whatever_a_send_answers_the_frames_behind_it_go_on() {
+    let Some(rig) = rig() else { return };
+    let (from, to) = (rig.nic(0), rig.nic(1));
+    let (there, here) = (rig.vifs[1].mac, rig.vifs[0].mac);
+    let mut sent = 0;
+    for error in ["EAGAIN", "ENOBUFS", "ENOMEM", "EMSGSIZE", "EINVAL", "EINTR", "ENETDOWN"] {
+        let before = shown(&rig.daemon, &rig.vifs[1], |_| true);
+        let Some(_answers) = Answers::inject(&rig.daemon, &format!("error={error}:when=1..3")) else { return };
+        for number in sent..sent + 40 {
+            from.send(&frame(there, here, number));
+        }
+        // Others, sent one by one, tell that it goes on.
+        let last = frame(there, here, LAST + sent);
+        let mut came = Vec::new();
+        await_that(error, || {
+            from.send(&last);
+            came.extend(to.rest().iter().map(|frame| u64::from_be_bytes(frame[14..22].try_into().unwrap())));
+            came.contains(&(LAST + sent)).then_some(())
+        });
+        let distinct: Vec<u64> = came.iter().copied().filter(|&number| number < LAST).collect();
+        assert!(distinct.is_sorted_by(|one, next| one < next), "{error}: in order, and once: {distinct:?}");
+        sent += 40;
+        let port = shown(&rig.daemon, &rig.vifs[1], |port| {
+            let forwarded = number(&shown(&rig.daemon, &rig.vifs[0], |_| true), "forwarded");
+            number(port, "tx_frames") + number(&port["drops"], "link_down") == forwarded
+        });
+        let lost = number(&port["drops"], "link_down") - number(&before["drops"], "link_down");
+        assert!(distinct.len() as u64 + lost >= 40, "{error}: {distinct:?} came, {lost} died");
+        assert!(lost == 0 || error == "ENETDOWN", "{error}: {port}");
+        assert_eq!(number(&port["drops"], "device_full"), 0, "{error}");
+    }
+}
+
+/// A netdev without a carrier drops each frame that it is sent. It is the link that is down, and nothing is full.
+#[test]
+fn frames_to_a_guest_that_has_set_its_interface_down_die_of_that() {
+    let Some(rig) = rig() else { return };
+    let (from, to) = (rig.nic(0), rig.nic(1));
+    rig.pass((0, &from), (1, &to), "hello");
+    rig.spaces[1].ip(&format!("link set dev {} down", rig.vifs[1].name));
+    shown(&rig.daemon, &rig.vifs[1], |port| port["status"] == "DOWN");
+    let before = shown(&rig.daemon, &rig.vifs[1], |_| true);
+    for number in 0..1000 {
+        from.send(&frame(rig.vifs[1].mac, rig.vifs[0].mac, number));
+    }
+    shown(&rig.daemon, &rig.vifs[0], |port| number(port, "rx_frames") == 1001);
+    let port = shown(&rig.daemon, &rig.vifs[1], |port| number(&port["drops"], "link_down") == 1000);
+    assert_eq!(port["drops"], serde_json::json!({ "link_down": 1000 }));
+    for counter in ["tx_frames", "tx_bytes"] {
+        assert_eq!(port[counter], before[counter], "{counter}: nothing has left");
+    }
+    // The first frame after that passes, and none is found that has waited.
+    rig.spaces[1].ip(&format!("link set dev {} up", rig.vifs[1].name));
+    shown(&rig.daemon, &rig.vifs[1], |port| port["status"] == "ACTIVE");
+    to.rest();
+    let later = frame(rig.vifs[1].mac, rig.vifs[0].mac, 1000);
+    await_that("a frame", || {
+        from.send(&later);
+        let came = to.rest();
+        assert!(came.iter().all(|frame| *frame == later));
+        came.first().map(drop)
+    });
+}
+
+/// A tap holds so many frames for its VMM, and drops those behind them: to the frame and to the byte.
+#[test]
+fn what_a_tap_that_nobody_reads_has_dropped_does_not_count_as_sent() {
+    let (Some(guest), Some(host)) = (Space::new(), Space::new()) else { return };
+    let held = Nic::held(&host, "held");
+    host.ip("link set dev held up");
+    let mut vifs = [Vif::new("a", 1, &guest), Vif { kind: "xdp", name: "held".into(), ..Vif::new("b", 2, &host) }];
+    vifs[1].more = "port_security = \"off\"".into();
+    let daemon = Daemon::over(&vifs);
+    vifs.iter().for_each(|vif| drop(shown(&daemon, vif, |port| port["status"] == "ACTIVE")));
+    let from = Nic::new(&guest, "tap1");
+    let sent = 2000;
+    for number in 0..sent {
+        from.send(&frame(vifs[1].mac, vifs[0].mac, number));
+    }
+    let port =
+        shown(&daemon, &vifs[1], |port| number(port, "tx_frames") + number(&port["drops"], "device_full") == sent);
+    let went = number(&port, "tx_frames");
+    assert!(went > 0 && went < sent, "{port}");
+    assert_eq!(port["drops"], serde_json::json!({ "device_full": sent - went }));
+    assert_eq!(number(&port, "tx_bytes"), went * LEN as u64, "{port}");
+    let came = held.rest();
+    assert_eq!(came.len() as u64, went);
+    let expected: Vec<_> = (0..went).map(|number| frame(vifs[1].mac, vifs[0].mac, number)).collect();
+    assert!(came == expected, "the first ones");
+    // There is room again.
+    let later = frame(vifs[1].mac, vifs[0].mac, sent);
+    from.send(&later);
+    assert_eq!(held.take(), later);
+}
+
+/// Frames in the ring of a netdev that goes are lost, and somebody says so.
+#[test]
+fn frames_that_wait_when_their_netdev_goes_are_counted() {
+    let Some(rig) = rig() else { return };
+    let (from, to) = (rig.nic(0), rig.nic(1));
+    rig.pass((0, &from), (1, &to), "hello");
+    let Some(answers) = Answers::inject(&rig.daemon, "error=EAGAIN:when=1+") else { return };
+    for number in 0..5 {
+        from.send(&frame(rig.vifs[1].mac, rig.vifs[0].mac, number));
+    }
+    shown(&rig.daemon, &rig.vifs[1], |port| number(port, "tx_frames") == 6);
+    delete_netdev(&rig);
+    let port = shown(&rig.daemon, &rig.vifs[1], |port| port["status"] == "DOWN");
+    drop(answers);
+    assert_eq!(port["tx_lost"], 5, "{port}");
+    assert_eq!(to.rest(), [[0; 0]; 0]);
+}
+
+/// Deletes the netdev of the second port.
+fn delete_netdev(rig: &Rig) {
+    let host = rig.spaces.last().unwrap();
+    host.ip(&format!("link del dev {}", rig.vifs[1].name));
+}
