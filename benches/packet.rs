@@ -39,7 +39,14 @@ fn median<T>(mut prepare: impl FnMut() -> T, mut work: impl FnMut(T)) -> f64 {
 }
 
 fn open(space: &Space, offloads: bool) -> Box<dyn Device> {
-    let settings = Settings { name: "port".into(), netns: space.netns(), offloads, mtu: 1500, owner: "port-1".into() };
+    let settings = Settings {
+        name: "port".into(),
+        netns: space.netns(),
+        offloads,
+        isolate: false,
+        mtu: 1500,
+        owner: "port-1".into(),
+    };
     let Opened { mut queues, .. } = packet::open(&settings).unwrap();
     queues.remove(0)
 }

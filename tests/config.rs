@@ -181,6 +181,7 @@ fn the_example_means_what_it_says() {
                     name: "eth2".to_string(),
                     netns: Some("wire".to_string()),
                     offloads: false,
+                    isolate: false,
                 }),
             },
         ],

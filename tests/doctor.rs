@@ -68,14 +68,14 @@ fn a_tap_with_offload_headers_is_a_trap_that_is_told_of() {
         space.ip(&format!("link set dev {name} up"));
         let (code, report) = ask(&format!("{}:{name}", space.0));
         assert_eq!(code, 0, "{report}");
-        assert_eq!(said(&report, "XDP door"), trap, "{report}");
+        assert_eq!(said(&report, "XDP hook"), trap, "{report}");
         assert_eq!(report["prefer"], if trap { "packet" } else { "xdp" }, "{report}");
         drop(held);
     }
 }
 
 #[test]
-fn a_program_of_others_keeps_af_xdp_out_and_is_named() {
+fn a_netdev_that_a_vifswitch_serves_is_known_as_such() {
     let Some(space) = Space::new() else { return };
     space.ip("link add v0 type veth peer name v1");
     space.ip("link set dev v0 up");
@@ -91,12 +91,12 @@ fn a_program_of_others_keeps_af_xdp_out_and_is_named() {
         owner: "p".into(),
         vlan_demux: false,
     };
-    let _others = xdp::open(&settings(Mode::Copy), Pool::new(256).unwrap()).unwrap();
+    let _ours = xdp::open(&settings(Mode::Copy), Pool::new(256).unwrap()).unwrap();
     let id = space.link("v0").unwrap().xdp.unwrap().program;
     let (code, report) = ask(&format!("{}:v0", space.0));
-    assert_eq!((code, &kind(&report, "xdp")["usable"]), (0, &Value::Bool(false)), "{report}");
-    assert!(said(&report, &id.to_string()), "{report}");
-    assert_eq!(report["prefer"], "packet");
+    assert_eq!((code, &kind(&report, "xdp")["usable"]), (0, &Value::Bool(true)), "{report}");
+    assert!(said(&report, &format!("id {id}) is that of a vifswitch")), "{report}");
+    assert!(!said(&report, "takeover") && !said(&report, "xdpdrv off"), "{report}");
 }
 
 #[test]

@@ -241,6 +241,7 @@ fn neither_does_a_packet_port() {
         name: "port".into(),
         netns: port.netns(),
         offloads: true,
+        isolate: false,
         mtu: 9000,
         owner: "port-1".into(),
     };

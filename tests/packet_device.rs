@@ -142,7 +142,14 @@ impl Cable {
 }
 
 fn settings(space: &Space, name: &str) -> Settings {
-    Settings { name: name.into(), netns: space.netns(), offloads: true, mtu: 1500, owner: "port-1".into() }
+    Settings {
+        name: name.into(),
+        netns: space.netns(),
+        offloads: true,
+        isolate: false,
+        mtu: 1500,
+        owner: "port-1".into(),
+    }
 }
 
 fn open(settings: &Settings) -> Box<dyn Device> {

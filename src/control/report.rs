@@ -353,7 +353,9 @@ fn device(wanted: &Device, port: &Port) -> DeviceView {
             DeviceView { queues: Some(tap.queues), offloads: Some(tap.offloads), persist: Some(tap.persist), ..view }
         }
         Device::Xdp(xdp) => DeviceView { queues: open.or(xdp.queues), mode, ..view },
-        Device::Packet(packet) => DeviceView { queues: open, offloads: Some(packet.offloads), mode, ..view },
+        Device::Packet(packet) => {
+            DeviceView { queues: open, offloads: Some(packet.offloads), isolate: Some(packet.isolate), mode, ..view }
+        }
     }
 }
 

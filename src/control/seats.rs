@@ -285,9 +285,14 @@ fn settings(device: &Device, owner: &str, mac: Mac, mtu: u16, fill: u32, vlan_de
             owner,
             vlan_demux,
         }),
-        Device::Packet(packet) => {
-            Settings::Packet(packet::Settings { name, netns, offloads: packet.offloads, mtu, owner })
-        }
+        Device::Packet(packet) => Settings::Packet(packet::Settings {
+            name,
+            netns,
+            offloads: packet.offloads,
+            isolate: packet.isolate,
+            mtu,
+            owner,
+        }),
     }
 }
 

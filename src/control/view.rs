@@ -45,6 +45,9 @@ pub struct DeviceView {
     /// Whether open checksums and super-frames pass.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub offloads: Option<bool>,
+    /// Whether what the netdev receives is kept from the host's own network stack; of `packet`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub isolate: Option<bool>,
     /// Whether the netdev outlives the daemon.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub persist: Option<bool>,

@@ -8,12 +8,13 @@ use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use super::xdp::tags::{self, TagFacts, Tags};
-use super::{OpenError, Whereabouts, others, tap, xdp};
-use crate::sys::ethtool;
+use super::{OpenError, Whereabouts, others, properties, tap, xdp};
 use crate::sys::link::{self, Link};
 use crate::sys::netdev::{self, XdpFeatures};
 use crate::sys::netns::Netns;
 use crate::sys::privileges::{self, Privilege};
+use crate::sys::stack::{self, HostStack};
+use crate::sys::{bpf, ethtool};
 
 /// The longest MTU, in bytes, with which a frame surely fits one page with an XDP program's room around
 /// it: 4096 less headroom (256), `skb_shared_info` (320) and Ethernet with two tags (22).
@@ -30,6 +31,10 @@ pub struct Facts {
     pub queues: Option<u32>,
     /// What its driver does with XDP programs, if the kernel tells.
     pub features: Option<XdpFeatures>,
+    /// Whether the XDP program on it is that of a vifswitch, which serves it.
+    pub own_program: bool,
+    /// What the network stack of its namespace does with what it receives.
+    pub stack: HostStack,
     /// How it treats VLAN tags.
     pub tags: TagFacts,
 }
@@ -149,7 +154,9 @@ pub fn examine(at: &Whereabouts) -> Report {
         // Whatever keeps the kernel from telling: then nothing is known.
         let features = netdev::xdp_features(link.index).ok().flatten();
         let tags = TagFacts::of(&at.device, &link);
-        Ok(Facts { queues, features, driver: ethtool::driver(&at.device), tags, link })
+        let own_program = link.xdp.is_some_and(|attached| bpf::is_ours(attached.program).unwrap_or(false));
+        let stack = stack::host_stack(&at.device, link.index, &stack::addresses().unwrap_or_default());
+        Ok(Facts { queues, features, driver: ethtool::driver(&at.device), tags, own_program, stack, link })
     });
     let mut report = match facts {
         Ok(facts) => decide(at, &facts),
@@ -183,7 +190,7 @@ pub fn decide(at: &Whereabouts, facts: &Facts) -> Report {
     if !link.ethernet {
         return Report::without(at, "it is no Ethernet device, and has no frames; choose another one".into());
     }
-    let kinds = vec![as_tap(facts), as_xdp(facts), as_packet()];
+    let kinds = vec![as_tap(facts), as_xdp(facts), as_packet(facts)];
     let (prefer, because) = prefer(facts, &kinds);
     let mut remarks = Vec::new();
     if !link.up {
@@ -194,7 +201,13 @@ pub fn decide(at: &Whereabouts, facts: &Facts) -> Report {
     } else if !link.carrier {
         remarks.push("it has no carrier, and xdp and packet wait until somebody is at its other end".into());
     }
-    if let Some(other) = link.xdp {
+    if let Some(own) = link.xdp.filter(|_| facts.own_program) {
+        remarks.push(format!(
+            "the XDP program on it ({}, id {}) is that of a vifswitch, which serves it; leave it there",
+            own.mode.option(),
+            own.program
+        ));
+    } else if let Some(other) = link.xdp {
         remarks.push(format!(
             "{other} is on it; end its owner or, if that is gone, take it off: ip link set dev {} {} off, or \
              takeover = true",
@@ -203,6 +216,8 @@ pub fn decide(at: &Whereabouts, facts: &Facts) -> Report {
         ));
     }
     remarks.extend(xdp::lost_offloads(link));
+    let shared = properties::shared_with(&facts.stack, &at.device);
+    remarks.extend(shared.map(|said| format!("with kind = packet {said}")));
     remarks.extend(facts.tags_lost().map(|why| format!("with kind = xdp {}", tags::remark(&why))));
     Report {
         driver: facts.driver.clone(),
@@ -220,11 +235,14 @@ pub fn decide(at: &Whereabouts, facts: &Facts) -> Report {
 
 fn as_tap(Facts { link, .. }: &Facts) -> Prospect {
     let (usable, why) = match link.tap {
-        None => (false, "it is no tap, and the name is taken"),
-        Some(tap) if tap::is_held(link, tap) => (false, "it is a tap that others hold"),
-        Some(_) => (true, "it is a tap with a free queue"),
+        None => (false, "it is no tap, and the name is taken".to_owned()),
+        Some(tap) if tap::is_held(link, tap) => match link.alias.strip_prefix(tap::OURS) {
+            Some(port) => (false, format!("a vifswitch holds it, for port {port:?}")),
+            None => (false, "it is a tap that others hold".to_owned()),
+        },
+        Some(_) => (true, "it is a tap with a free queue".to_owned()),
     };
-    Prospect { kind: "tap", usable, queues: u32::from(usable), offloads: usable, why: why.into() }
+    Prospect { kind: "tap", usable, queues: u32::from(usable), offloads: usable, why }
 }
 
 fn as_xdp(facts: &Facts) -> Prospect {
@@ -233,7 +251,7 @@ fn as_xdp(facts: &Facts) -> Prospect {
     let driver = driver.as_deref().unwrap_or("its driver");
     let jumbo = link.mtu > ONE_PAGE;
     let (usable, why) = match features {
-        _ if link.xdp.is_some() => (false, "an XDP program of others is on it".to_owned()),
+        _ if link.xdp.is_some() && !facts.own_program => (false, "an XDP program of others is on it".to_owned()),
         None => (true, "the kernel does not tell what the driver can; each mode is tried in turn".to_owned()),
         Some(can) if !can.native() => (true, format!("generic copy, as {driver} runs no XDP programs")),
         Some(can) if jumbo && !can.pieces() => (
@@ -248,11 +266,16 @@ fn as_xdp(facts: &Facts) -> Prospect {
         }
         Some(_) => (true, format!("native copy, as {driver} has no zero-copy")),
     };
+    let why = if facts.own_program { format!("a vifswitch serves it so now; {why}") } else { why };
     Prospect { kind: "xdp", usable, queues, offloads: false, why }
 }
 
-fn as_packet() -> Prospect {
-    let why = "packet sockets work with every Ethernet device".into();
+fn as_packet(Facts { link, .. }: &Facts) -> Prospect {
+    let why = format!(
+        "packet sockets work with every Ethernet device; one tag of 802.1Q is allowed for, and full-size frames with two tags, \
+         or one of 802.1ad, need an MTU of {}",
+        link.mtu.saturating_add(4)
+    );
     Prospect { kind: "packet", usable: true, queues: 1, offloads: true, why }
 }
 
@@ -292,7 +315,8 @@ mod tests {
     fn nic(features: Option<u64>) -> Facts {
         let link = Link { index: 2, ethernet: true, mtu: 1500, up: true, carrier: true, ..Link::default() };
         let tags = TagFacts { hardware: true, ..TagFacts::default() };
-        Facts { link, driver: Some("ice".into()), queues: Some(4), features: features.map(XdpFeatures), tags }
+        let features = features.map(XdpFeatures);
+        Facts { link, driver: Some("ice".into()), queues: Some(4), features, tags, ..Facts::default() }
     }
 
     fn xdp(facts: &Facts) -> (bool, String) {
@@ -337,13 +361,37 @@ mod tests {
     }
 
     #[test]
+    fn a_program_of_our_own_is_left_where_it_is() {
+        let mut facts = nic(Some(11));
+        facts.link.xdp = Some(Attached { mode: XdpMode::Native, program: 7 });
+        facts.own_program = true;
+        let report = judged(&facts);
+        assert!(xdp(&facts).0 && xdp(&facts).1.contains("a vifswitch serves it"), "{report}");
+        let said = report.to_string();
+        assert!(
+            said.contains("is that of a vifswitch") && !said.contains("off,") && !said.contains("takeover"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn what_the_stack_of_the_host_does_is_told_with_the_remedy() {
+        let mut facts = nic(Some(11));
+        assert!(!judged(&facts).to_string().contains("network stack"));
+        facts.stack = HostStack { ipv6: true, autoconfigures: true, ..HostStack::default() };
+        let said = judged(&facts).to_string();
+        assert!(said.contains("router advertisements") && said.contains("isolate = true"), "{said}");
+        assert!(said.contains("net.ipv6.conf.d0.disable_ipv6=1") && !said.contains("arp_ignore"), "{said}");
+    }
+
+    #[test]
     fn a_tap_of_a_guest_with_offloads_is_a_trap() {
         for vnet_header in [false, true] {
             let mut facts = nic(Some(3));
             facts.link.tap = Some(TapInfo { vnet_header, multi_queue: true, queues: 2, ..TapInfo::default() });
             let report = judged(&facts);
             assert_eq!(report.prefer, Some(if vnet_header { "packet" } else { "xdp" }), "{report}");
-            assert_eq!(report.to_string().contains("XDP door"), vnet_header, "{report}");
+            assert_eq!(report.to_string().contains("XDP hook"), vnet_header, "{report}");
         }
     }
 

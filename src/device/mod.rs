@@ -28,6 +28,7 @@ pub mod pcap;
 pub mod properties;
 mod shed;
 pub mod tap;
+mod vxlan;
 pub mod xdp;
 
 pub use shed::{Amount, Group, Shed};
@@ -197,11 +198,15 @@ pub fn open(settings: &Settings, may_create: bool, pool: &'static Pool) -> Resul
 /// What [`open`] would come to now, as far as can be told without touching anything: why it would
 /// fail, or remarks on what would not be quite as asked for. May wait as well.
 pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
-    match settings {
-        Settings::Tap(tap) => tap::look(tap),
+    let mut remarks = match settings {
+        // It would be made as it is wanted.
+        Settings::Tap(tap) => return tap::look(tap),
         Settings::Xdp(xdp) => xdp::look(xdp),
         Settings::Packet(packet) => packet::look(packet),
-    }
+    }?;
+    let now = properties::read(settings).ok().flatten();
+    remarks.extend(now.map(|now| properties::remarks(settings, &now)).unwrap_or_default());
+    Ok(remarks)
 }
 
 /// Deletes the netdevs that [`open`] made for ports, all in the namespace `netns`; their queues may be

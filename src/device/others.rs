@@ -4,7 +4,7 @@ use std::io;
 
 use rustix::io::Errno;
 
-use super::{OpenError, Whereabouts};
+use super::{OpenError, Whereabouts, vxlan};
 use crate::sys::link::{self, Link};
 use crate::sys::netns::within;
 use crate::sys::tun;
@@ -40,7 +40,9 @@ pub(super) fn find(at: &Whereabouts, mtu: u16) -> Result<(Link, Vec<String>), Op
         return Err(OpenError::Down { at: at.clone(), reason });
     }
     let mut notes = Vec::new();
-    if link.mtu < mtu.into() {
+    if let Some(remark) = vxlan::remark(at, &link, mtu) {
+        notes.extend(remark);
+    } else if link.mtu < mtu.into() {
         notes.push(format!(
             "{at} has an MTU of {}, and its network one of {mtu}: longer frames do not pass; \
              `ip link set dev {} mtu {mtu}` changes that",

@@ -18,6 +18,7 @@ use crate::sys::ethtool;
 use crate::sys::link;
 use crate::sys::link_events::LinkState;
 use crate::sys::netns::{Netns, within};
+use crate::sys::stack::{self, HostStack};
 
 /// What a netdev has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -30,6 +31,8 @@ pub struct Properties {
     pub master: Option<String>,
     /// Its receive queues. `None` where no kind of port depends on them, or they are not known.
     pub queues: Option<u32>,
+    /// What the network stack of its namespace does with what it receives. Of `packet`; nothing if it is isolated.
+    pub stack: HostStack,
     /// Those of its offload features that are on and that its kind of port depends on.
     pub features: Vec<String>,
 }
@@ -48,8 +51,18 @@ pub struct Wanted {
 pub fn read_each(wanted: &[Wanted]) -> Vec<io::Result<Option<Properties>>> {
     let names: Vec<_> = wanted.iter().map(|Wanted { settings, index }| (settings.name(), *index)).collect();
     let found = link::find_each(&names);
+    let is_shared = |settings: &Settings| matches!(settings, Settings::Packet(packet) if !packet.isolate);
+    let addresses = match wanted.iter().any(|wanted| is_shared(&wanted.settings)) {
+        true => stack::addresses().unwrap_or_default(),
+        false => Vec::new(),
+    };
     let read = |(found, wanted): (io::Result<Option<link::Found>>, &Wanted)| {
-        Ok(found?.map(|found| Properties::of(&wanted.settings, found)))
+        let Some(found) = found? else { return Ok(None) };
+        let stack = match is_shared(&wanted.settings) {
+            true => stack::host_stack(&found.name, found.link.index, &addresses),
+            false => HostStack::default(),
+        };
+        Ok(Some(Properties { stack, ..Properties::of(&wanted.settings, found) }))
     };
     found.into_iter().zip(wanted).map(read).collect()
 }
@@ -85,7 +98,8 @@ impl Properties {
                 .unwrap_or_default(),
             None => Vec::new(),
         };
-        Properties { name, link: LinkState::from(&link), master, queues: queues.filter(|&queues| queues > 0), features }
+        let queues = queues.filter(|&queues| queues > 0);
+        Properties { name, link: LinkState::from(&link), master, queues, features, stack: HostStack::default() }
     }
 }
 
@@ -199,7 +213,23 @@ pub fn remarks(settings: &Settings, now: &Properties) -> Vec<String> {
             "{at} has master {master}, port has none; {effect}: `ip link set dev {name} nomaster` there takes it out"
         ));
     }
+    remarks.extend(shared_with(&now.stack, name).map(|said| format!("{at}: {said}")));
     remarks
+}
+
+/// What there is to say of a netdev by `packet` whose frames the network stack of its namespace receives as well.
+pub(super) fn shared_with(stack: &HostStack, name: &str) -> Option<String> {
+    (!stack.is_silent()).then(|| {
+        let mut settings = Vec::new();
+        settings.extend((!stack.answers.is_empty()).then(|| format!("net.ipv4.conf.{name}.arp_ignore=8")));
+        settings.extend(stack.forwards.then(|| format!("net.ipv4.conf.{name}.forwarding=0")));
+        settings.extend(stack.ipv6.then(|| format!("net.ipv6.conf.{name}.disable_ipv6=1")));
+        format!(
+            "the host's own network stack receives each frame too: it {stack}; isolate = true for the device keeps frames from \
+             it, or there: sysctl -w {}",
+            settings.join(" ")
+        )
+    })
 }
 
 /// Whether the netdev of a port is put right when somebody changes it: it is ours, and nobody else lives where it
@@ -261,6 +291,7 @@ mod tests {
             name: "eth1".into(),
             netns: Netns::Host,
             offloads: true,
+            isolate: false,
             mtu: 1500,
             owner: "p".into(),
         })

@@ -41,7 +41,7 @@ const ATTEMPTS: u32 = 50;
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// What the aliases of the netdevs that we made begin with; the port follows.
-const OURS: &str = "vifswitch:";
+pub(super) const OURS: &str = "vifswitch:";
 
 /// How a tap shall be.
 #[derive(Debug, Clone, PartialEq, Eq)]

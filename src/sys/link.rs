@@ -6,12 +6,13 @@
 
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 
 use rtnetlink::packet_core::Nla;
 use rtnetlink::packet_route::link::{
-    InfoData, InfoKind, InfoTun, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
+    InfoData, InfoKind, InfoTun, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp,
 };
-use rtnetlink::{LinkGetRequest, LinkHandle, LinkUnspec};
+use rtnetlink::{Handle, LinkGetRequest, LinkHandle, LinkUnspec};
 
 use futures_util::TryStreamExt;
 
@@ -65,10 +66,23 @@ pub struct Link {
     pub master: u32,
     /// How many frames may wait to be sent through it, in each of its queues.
     pub queue_len: u32,
+    /// What there is to know of a VXLAN netdev; `None` for every other kind of device.
+    pub vxlan: Option<Vxlan>,
     /// What there is to know of a tap; `None` for every other kind of device.
     pub tap: Option<TapInfo>,
     /// The XDP program on it, whoever attached it and however; `None` if there is none.
     pub xdp: Option<Attached>,
+}
+
+/// A VXLAN netdev as the kernel has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Vxlan {
+    /// The index of the netdev that its packets leave by; 0 if their route says.
+    pub lower: u32,
+    /// Its own address.
+    pub local: Option<IpAddr>,
+    /// The other end, or the group of those; `None` if these are in its forwarding table.
+    pub remote: Option<IpAddr>,
 }
 
 /// An XDP program on a netdev.
@@ -307,15 +321,20 @@ pub fn take_over(link: &Link) -> io::Result<()> {
 }
 
 fn ask<T>(work: impl AsyncFnOnce(LinkHandle) -> io::Result<T>) -> io::Result<T> {
+    connected(async |handle| work(handle.link()).await)
+}
+
+/// Does something with a connection to the kernel, from the namespace of the calling thread.
+pub(super) fn connected<T>(work: impl AsyncFnOnce(Handle) -> io::Result<T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        work(handle.link()).await
+        work(handle).await
     })
 }
 
-fn told(e: rtnetlink::Error) -> io::Error {
+pub(super) fn told(e: rtnetlink::Error) -> io::Error {
     match e {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         e => io::Error::other(e),
@@ -339,12 +358,31 @@ pub(super) fn read(message: &LinkMessage) -> Link {
             LinkAttribute::GsoIpv4MaxSize(size) => link.gso_ipv4_max_size = *size,
             LinkAttribute::Controller(index) => link.master = *index,
             LinkAttribute::TxQueueLen(len) => link.queue_len = *len,
-            LinkAttribute::LinkInfo(infos) => link.tap = read_tap(infos),
+            LinkAttribute::LinkInfo(infos) => (link.tap, link.vxlan) = (read_tap(infos), read_vxlan(infos)),
             LinkAttribute::Xdp(programs) => link.xdp = read_xdp(programs),
             _ => {}
         }
     }
     link
+}
+
+fn read_vxlan(infos: &[LinkInfo]) -> Option<Vxlan> {
+    let attributes = infos.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Vxlan(attributes)) => Some(attributes),
+        _ => None,
+    })?;
+    let mut vxlan = Vxlan::default();
+    for attribute in attributes {
+        match *attribute {
+            InfoVxlan::Link(index) => vxlan.lower = index,
+            InfoVxlan::Local(address) => vxlan.local = Some(address.into()),
+            InfoVxlan::Local6(address) => vxlan.local = Some(address.into()),
+            InfoVxlan::Group(address) => vxlan.remote = Some(address.into()),
+            InfoVxlan::Group6(address) => vxlan.remote = Some(address.into()),
+            _ => {}
+        }
+    }
+    Some(vxlan)
 }
 
 fn read_tap(infos: &[LinkInfo]) -> Option<TapInfo> {

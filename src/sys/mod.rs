@@ -16,5 +16,6 @@ pub mod netns;
 pub mod packet;
 pub mod privileges;
 pub mod running;
+pub mod stack;
 pub mod tun;
 pub mod xsk;

@@ -122,6 +122,7 @@ impl Views {
                 netns: Some(device_id.into()),
                 queues: Some(1),
                 offloads: Some(true),
+                isolate: None,
                 persist: Some(true),
                 mode: None,
             },

@@ -1,1 +1,145 @@
 //! What the host's own network stack does with guest frames is prevented or told.
+
+use std::fs;
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
+
+use super::host::daemon::{Daemon, Vif};
+use super::host::nic::{Nic, experiment, frame};
+use super::host::{Space, await_that, run};
+use vifswitch::wire::Mac;
+
+const HOST: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
+const GUEST: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 1);
+
+/// A namespace that stands for the host: it has an address, on no netdev of the switch, and IPv6.
+struct Host {
+    host: Space,
+    guest: Space,
+    vif: Vif,
+}
+
+fn host_with_addresses(device: &str) -> Option<Host> {
+    let (host, guest) = (Space::new()?, Space::new()?);
+    host.within(|| {
+        for who in ["all", "default"] {
+            fs::write(format!("/proc/sys/net/ipv6/conf/{who}/disable_ipv6"), "0").unwrap();
+        }
+    });
+    host.ip("link set dev lo up");
+    host.ip(&format!("addr add {HOST}/32 dev lo"));
+    let vif = Vif { kind: "packet", netns: host.0.clone(), ..Vif::new("a", 1, &guest) }.device(device);
+    let mac = vif.mac;
+    host.ip(&format!("link add tap1 type veth peer name tap1 address {mac} netns {}", guest.0));
+    host.ip("link set dev tap1 up");
+    guest.ip("link set dev tap1 up");
+    Some(Host { host, guest, vif })
+}
+
+impl Host {
+    /// Asks by ARP who has the host's address.
+    fn ask(&self, nic: &Nic) {
+        let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
+        arp.extend(self.vif.mac.octets());
+        arp.extend(GUEST.octets());
+        arp.extend([0; 6]);
+        arp.extend(HOST.octets());
+        nic.send(&frame(Mac::BROADCAST, self.vif.mac, 0x0806, &arp));
+    }
+
+    /// A router advertisement of the guest's, as a default route for an hour.
+    fn advertise(&self, nic: &Nic) {
+        let source = [0xfe80_u16, 0, 0, 0, 0, 0xff, 0xfe00, 0x0101];
+        let target = [0xff02_u16, 0, 0, 0, 0, 0, 0, 1];
+        let mut icmp = vec![134, 0, 0, 0, 64, 0, 14, 16, 0, 0, 0, 0, 0, 0, 0, 0];
+        let addresses: Vec<u8> = source.iter().chain(&target).flat_map(|word| word.to_be_bytes()).collect();
+        let mut sum: u32 =
+            [&addresses[..], &icmp].concat().chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(w[1])).sum();
+        sum += 58 + icmp.len() as u32;
+        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        icmp[2..4].copy_from_slice(&sum.to_be_bytes());
+        let mut packet = vec![0x60, 0, 0, 0, 0, icmp.len() as u8, 58, 255];
+        packet.extend(addresses);
+        packet.extend(icmp);
+        nic.send(&frame(Mac::from_bits(0x3333_0000_0001), self.vif.mac, 0x86dd, &packet));
+    }
+
+    fn has_default_route(&self) -> bool {
+        let routes = self.host.within(|| fs::read_to_string("/proc/thread-self/net/ipv6_route")).unwrap();
+        let default = "00000000000000000000000000000000 00 ";
+        routes.lines().any(|line| line.starts_with(default) && line.ends_with("tap1"))
+    }
+}
+
+fn reason(daemon: &Daemon) -> String {
+    let ports: Value = daemon.get("/v1/ports");
+    ports[0]["status_reason"].as_str().unwrap().to_owned()
+}
+
+const SAID: [&str; 5] = [
+    "answers ARP for 10.9.9.9",
+    "router advertisements",
+    "isolate = true",
+    "net.ipv4.conf.tap1.arp_ignore=8",
+    "net.ipv6.conf.tap1.disable_ipv6=1",
+];
+
+#[test]
+fn that_the_hosts_stack_hears_guests_is_told_with_the_remedy() {
+    let Some(lab) = host_with_addresses("") else { return };
+    let daemon = Daemon::over(std::slice::from_ref(&lab.vif));
+    daemon.await_active(&lab.vif);
+    await_that("what the stack does", || SAID.iter().all(|piece| reason(&daemon).contains(piece)).then_some(()));
+    let checked = String::from_utf8(daemon.try_command(&["check", "FILE"]).stdout).unwrap();
+    assert!(SAID.iter().all(|piece| checked.contains(piece)), "{checked}");
+    let doctor = daemon.try_command(&["doctor", &format!("{}:tap1", lab.host.0)]);
+    let doctor = String::from_utf8(doctor.stdout).unwrap();
+    assert!(SAID.iter().all(|piece| doctor.contains(piece)), "{doctor}");
+    // Whoever makes the settings is left in peace.
+    lab.host.within(|| {
+        fs::write("/proc/sys/net/ipv4/conf/tap1/arp_ignore", "8").unwrap();
+        fs::write("/proc/sys/net/ipv6/conf/tap1/disable_ipv6", "1").unwrap();
+    });
+    await_that("nothing to say", || reason(&daemon).is_empty().then_some(()));
+}
+
+#[test]
+fn an_isolated_netdev_answers_no_guest_and_takes_no_route_from_it() {
+    let Some(lab) = host_with_addresses("") else { return };
+    // As a control, what happens without.
+    let nic = Nic::new(&lab.guest, "tap1");
+    let answers = |frame: &Vec<u8>| frame[12..14] == [8, 6] && frame[20..22] == [0, 2];
+    lab.ask(&nic);
+    await_that("an answer of the host's", || nic.try_take().filter(answers));
+    await_that("a route from the guest", || {
+        lab.advertise(&nic);
+        lab.has_default_route().then_some(())
+    });
+    lab.host.within(|| run("ip", &["-6", "route", "flush", "dev", "tap1", "proto", "ra"]));
+    assert!(!lab.has_default_route());
+
+    let there = Vif::new("b", 2, &lab.guest);
+    let isolated = lab.vif.clone().device(", isolate = true");
+    let mut daemon = Daemon::over(&[isolated.clone(), there.clone()]);
+    daemon.await_active(&isolated);
+    assert_eq!(reason(&daemon), "");
+    let far = Nic::new(&lab.guest, "tap2");
+    nic.rest();
+    lab.ask(&nic);
+    lab.advertise(&nic);
+    // What comes behind them has arrived, so they have been there.
+    let last = experiment(there.mac, lab.vif.mac, b"behind them");
+    nic.send(&last);
+    assert!(far.take_until(&last).iter().any(|frame| frame[12..14] == [8, 6]), "the switch has them all");
+    let back = experiment(lab.vif.mac, there.mac, b"and back");
+    far.send(&back);
+    assert!(!nic.take_until(&back).iter().any(answers), "nobody on the network has that address");
+    assert!(!lab.has_default_route());
+    // It ends with the switch, however that ends.
+    daemon.stop(rustix::process::Signal::KILL);
+    await_that("the stack is back", || {
+        lab.ask(&nic);
+        nic.try_take().filter(answers)
+    });
+}

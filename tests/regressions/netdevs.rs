@@ -269,3 +269,46 @@ fn offloads_that_change_later_are_followed() {
     near.send(&frame);
     assert_eq!(far.take(), frame);
 }
+
+#[test]
+fn no_remark_about_a_vxlan_netdev_leads_into_fragments() {
+    let (Some(host), Some(other)) = (Space::new(), Space::new()) else { return };
+    host.ip(&format!("link add under mtu 1500 type veth peer name under mtu 1500 netns {}", other.0));
+    host.ip("addr add 10.7.0.1/24 dev under");
+    for space in [&host, &other] {
+        space.ip("link set dev under up");
+    }
+    host.ip("link add vx1 type vxlan id 7 dstport 4789 local 10.7.0.1 remote 10.7.0.2");
+    host.ip("link set dev vx1 mtu 1450 up");
+    let vif = Vif { kind: "packet", netns: host.0.clone(), name: "vx1".into(), ..Vif::new("a", 1, &host) };
+    let daemon = Daemon::over(std::slice::from_ref(&vif));
+    daemon.await_active(&vif);
+    await_reason(&daemon, &vif, &["longer frames do not pass", "an MTU of 1550, or the network one of 1450"]);
+    // The naive remedy: now they pass, in fragments.
+    host.ip("link set dev vx1 mtu 1500");
+    await_reason(&daemon, &vif, &["longer than 1450 bytes", "sent in fragments", "an MTU of 1550"]);
+    for space in [&host, &other] {
+        space.ip("link set dev under mtu 1550");
+    }
+    // Nobody tells of a route; it is asked for when the port is opened.
+    host.ip("link set dev vx1 down");
+    host.ip("link set dev vx1 up");
+    await_that("nothing to say", || {
+        let port = shown(&daemon, &vif.port);
+        let reason = port["status_reason"].as_str()?;
+        (port["status"] == "ACTIVE" && !reason.contains("fragments") && !reason.contains("MTU")).then_some(())
+    });
+}
+
+#[test]
+fn doctor_knows_the_program_of_the_switch_that_serves_a_netdev() {
+    let (Some(host), Some(guest)) = (Space::new(), Space::new()) else { return };
+    let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
+    lay(&vif, &guest, 1500);
+    let daemon = Daemon::over(std::slice::from_ref(&vif));
+    daemon.await_active(&vif);
+    let said = daemon.try_command(&["doctor", &format!("{}:tap1", host.0)]);
+    let said = String::from_utf8(said.stdout).unwrap();
+    assert!(!said.contains("take it off") && !said.contains("takeover") && !said.contains("of others"), "{said}");
+    assert!(said.contains("is that of a vifswitch") && said.contains("xdp        yes"), "{said}");
+}

@@ -47,6 +47,7 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
             netns: keys.netns.or(now.netns),
             queues: keys.queues.or(now.queues),
             offloads: keys.offloads.or(now.offloads),
+            isolate: keys.isolate.or(now.isolate),
             persist: keys.persist.or(now.persist),
             mode: keys.mode.or(now.mode),
             takeover: keys.takeover.or(now.takeover),

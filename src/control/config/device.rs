@@ -17,6 +17,7 @@ const MOST_QUEUES: u16 = 256;
 const OF_SOME: &[(&str, &[&str], &str)] = &[
     ("queues", &["tap", "xdp"], "one socket serves all queues of its netdev"),
     ("offloads", &["tap", "packet"], "no offload header passes it, and what needs one is completed in software"),
+    ("isolate", &["packet"], "no frame of it reaches the host's own network stack"),
     ("persist", &["tap"], "others own its netdev, and it is theirs to delete"),
     ("mode", &["xdp"], "there is one way only that its frames can take"),
     ("takeover", &["xdp"], "it has no XDP program that another one could be in the way of"),
@@ -56,9 +57,12 @@ pub(super) fn read(written: &written::Device, id: &str, at: &mut Table<'_, '_>) 
             mode: at.word("mode", written.mode.as_deref(), Mode::Auto),
             takeover: written.takeover.unwrap_or(false),
         }),
-        Some("packet") => {
-            Device::Packet(Packet { name: given_name(written, at), netns, offloads: written.offloads.unwrap_or(true) })
-        }
+        Some("packet") => Device::Packet(Packet {
+            name: given_name(written, at),
+            netns,
+            offloads: written.offloads.unwrap_or(true),
+            isolate: written.isolate.unwrap_or(false),
+        }),
         // What cannot be told apart is judged as the kind that most are of.
         _ => Device::Tap(Tap {
             name: name(written, id, at),
@@ -75,6 +79,7 @@ fn refuse_keys_of_others(written: &written::Device, this: &str, at: &mut Table<'
     let is_written = |key| match key {
         "queues" => written.queues.is_some(),
         "offloads" => written.offloads.is_some(),
+        "isolate" => written.isolate.is_some(),
         "persist" => written.persist.is_some(),
         "mode" => written.mode.is_some(),
         _ => written.takeover.is_some(),

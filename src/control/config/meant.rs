@@ -346,6 +346,8 @@ pub struct Packet {
     pub netns: Option<String>,
     /// Whether open checksums and super-frames pass.
     pub offloads: bool,
+    /// Whether what the netdev receives is kept from the network stack of its namespace.
+    pub isolate: bool,
 }
 
 /// A value that is written as one of a few words.

@@ -361,7 +361,7 @@ impl Edit {
             }
             Edit::OwnDevice if port.subport().is_some() => {
                 let name = format!("o{}", port.mac.bits() & 0xffff);
-                port.base = Base::Device(Device::Packet(Packet { name, netns: None, offloads: true }));
+                port.base = Base::Device(Device::Packet(Packet { name, netns: None, offloads: true, isolate: false }));
             }
             Edit::Subport => {
                 if let Some(parent) = neighbour {
@@ -385,7 +385,7 @@ impl Edit {
                         Device::Tap(_) => {
                             Device::Xdp(Xdp { name, netns, queues: None, mode: Mode::Auto, takeover: false })
                         }
-                        Device::Xdp(_) => Device::Packet(Packet { name, netns, offloads: true }),
+                        Device::Xdp(_) => Device::Packet(Packet { name, netns, offloads: true, isolate: false }),
                         Device::Packet(_) => Device::Tap(Tap { name, netns, queues: 1, offloads: true, persist: true }),
                     }
                 }
@@ -600,7 +600,7 @@ fn device() -> impl Strategy<Value = Device> {
     let mode = select(&[Mode::Auto, Mode::ZeroCopy, Mode::Copy, Mode::Generic]);
     let xdp = (common(), option::of(1u16..=256), mode, any::<bool>())
         .prop_map(|((name, netns), queues, mode, takeover)| Device::Xdp(Xdp { name, netns, queues, mode, takeover }));
-    let packet = (common(), any::<bool>())
-        .prop_map(|((name, netns), offloads)| Device::Packet(Packet { name, netns, offloads }));
+    let packet = (common(), any::<(bool, bool)>())
+        .prop_map(|((name, netns), (offloads, isolate))| Device::Packet(Packet { name, netns, offloads, isolate }));
     prop_oneof![2 => tap, 1 => xdp, 1 => packet]
 }

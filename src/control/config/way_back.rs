@@ -150,8 +150,8 @@ impl Device {
                 takeover: Some(*takeover),
                 ..common
             },
-            Device::Packet(Packet { name: _, netns: _, offloads }) => {
-                written::Device { offloads: Some(*offloads), ..common }
+            Device::Packet(Packet { name: _, netns: _, offloads, isolate }) => {
+                written::Device { offloads: Some(*offloads), isolate: Some(*isolate), ..common }
             }
         }
     }

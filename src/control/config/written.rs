@@ -331,6 +331,8 @@ table! {
         queues: i64,
         /// Whether open checksums and super-frames pass. `tap` and `packet`.
         offloads: bool,
+        /// Whether what the netdev receives is kept from the host's own network stack. `packet`.
+        isolate: bool,
         /// Whether the netdev outlives the daemon. `tap`.
         persist: bool,
         /// `auto`, `zero-copy`, `copy` or `generic`. `xdp`.

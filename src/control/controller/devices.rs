@@ -25,7 +25,7 @@ use crate::worker::{Gate, Notice};
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// A device was opened, or not.
-    Opened(Attempt),
+    Opened(Box<Attempt>),
     /// A device is closed for good. There may be a remark on how that went.
     Closed { port: u64, removed: Option<Leftover>, remark: Option<String> },
     /// What an earlier life has left behind is gone, or could not be removed.
@@ -88,7 +88,8 @@ impl Controller {
                 let after = read(is_uplink || of_others && result.is_ok());
                 let netdev = properties::when_opened(&settings, before, after);
                 // Nobody listens any more when the switch is being closed; the device is dropped.
-                let _ = done.send(Outcome::Opened(Attempt { port: key, settings, namespace, netdev, result }));
+                let _ =
+                    done.send(Outcome::Opened(Box::new(Attempt { port: key, settings, namespace, netdev, result })));
             });
         }
     }
@@ -154,7 +155,7 @@ impl Controller {
     /// Does what follows from something that was done elsewhere.
     pub(super) async fn receive(&mut self, outcome: Outcome) {
         match outcome {
-            Outcome::Opened(attempt) => return self.receive_attempt(attempt).await,
+            Outcome::Opened(attempt) => return self.receive_attempt(*attempt).await,
             Outcome::Swept { left, result } => return self.note_sweep(left, result),
             Outcome::Written(written) => return self.receive_written(written).await,
             Outcome::Looked(looked) => return self.receive_look(looked).await,

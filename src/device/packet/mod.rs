@@ -5,12 +5,9 @@
 //! for every address as long as the port is open.
 //!
 //! **Frames that come in are also handed to the host's own stack**, unlike at the port of a bridge: a
-//! packet socket listens and takes nothing away. If the netdev has IP addresses, the host answers as
-//! well, beside whoever is behind the switch. So give it none, in its namespace:
-//!
-//! ```text
-//! ip addr flush dev NAME; sysctl net.ipv6.conf.NAME.disable_ipv6=1
-//! ```
+//! packet socket listens and takes nothing away. The host answers as well then, for all of its addresses, beside
+//! whoever is behind the switch, and configures itself by what guests say. With `isolate` a program on the netdev
+//! drops each frame behind the socket ([`IngressDrop`]); without it, ports and `check` say what the stack does.
 //!
 //! For the same reason it must be in no bridge: that would forward each frame a second time. What the
 //! host itself sends by the netdev is not heard; what the switch sends is not seen by other listeners
@@ -27,6 +24,7 @@ use std::io;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use super::{Device, OpenError, Opened, Whereabouts, others};
+use crate::sys::bpf::IngressDrop;
 use crate::sys::netns::Netns;
 use crate::sys::packet::{EVERYTHING, NOTHING, Ring, Socket};
 use queue::Queue;
@@ -62,6 +60,8 @@ pub struct Settings {
     /// Whether frames with open checksums and super-frames are sent by it. They are received in any
     /// case: nobody else would know that such a frame is not finished.
     pub offloads: bool,
+    /// Whether what it receives is kept from the network stack of its namespace.
+    pub isolate: bool,
     /// The MTU of the network, with which that of the netdev is compared.
     pub mtu: u16,
     /// The port it is for.
@@ -100,13 +100,27 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
         let mouth = Socket::new().map_err(others::failed(&at, "opening a packet socket"))?;
         let ring = listen(&ear, link.index, has_ring).map_err(others::failed(&at, "listening to it"))?;
         prepare(&mouth, link.index, settings.offloads).map_err(others::failed(&at, "setting up what is sent by it"))?;
+        let isolation = settings.isolate.then(|| IngressDrop::attach(link.index)).transpose();
+        let isolation = isolation.map_err(|why| not_isolated(&at, &why))?;
         // Last: from here on there is something to receive.
         ear.bind(link.index, EVERYTHING).map_err(others::failed(&at, "listening to it"))?;
-        let queue = Queue::new(ring, ear, mouth, settings.offloads, netdev);
+        let queue = Queue::new(ring, ear, mouth, settings.offloads, netdev).isolated(isolation);
         let mode = if has_ring { "ring" } else { "a call for each frame" };
         let (queues, mode) = (vec![Box::new(queue) as Box<dyn Device>], Some(mode.to_owned()));
         Ok(Opened { queues, made: false, notes, mode, may_lose_tags: false })
     })
+}
+
+fn not_isolated(at: &Whereabouts, why: &io::Error) -> OpenError {
+    let reason = match why.raw_os_error() {
+        Some(libc::EINVAL) => {
+            "isolate = true takes a kernel with tcx (Linux 6.6); leave it out, and see what `check` says of \
+                               the host's stack"
+                .to_owned()
+        }
+        _ => format!("isolate = true: the program that keeps frames from the host's stack cannot be attached: {why}"),
+    };
+    others::refused(at, reason)
 }
 
 /// What [`open`] would come to now: why it would fail, or remarks.
@@ -145,6 +159,7 @@ mod tests {
             name: "vift-none".into(),
             netns: Netns::Named("vift-nowhere".into()),
             offloads: true,
+            isolate: false,
             mtu: 1500,
             owner: "port-1".into(),
         }

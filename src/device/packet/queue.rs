@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::{Netdev, offload, remember_halt};
 use crate::device::{Abilities, Device};
 use crate::frame::{BURST, Batch, Cache, Fate, HEADROOM, Lane, Progress, Sent, View, Views};
+use crate::sys::bpf::IngressDrop;
 use crate::sys::packet::{Arrival, Burst, HEADER, Outgoing, Received, Ring, Socket, State, Tag};
 use crate::wire::TAG_LEN;
 
@@ -51,6 +52,8 @@ pub(super) struct Queue {
     outgoing: Outgoing,
     offloads: bool,
     netdev: Netdev,
+    /// What keeps its frames from the host's stack, if that is asked for.
+    _isolation: Option<IngressDrop>,
     /// Receives that found nothing, since the last look.
     in_vain: u32,
     /// Whether a frame has come in since then.
@@ -83,6 +86,7 @@ impl Queue {
             outgoing: Outgoing::new(FRAMES, PIECES),
             offloads,
             netdev,
+            _isolation: None,
             in_vain: 0,
             heard: false,
             suspicious: false,
@@ -90,6 +94,12 @@ impl Queue {
             halted: false,
             missed: 0,
         }
+    }
+
+    /// The same, which holds this as long as it is open.
+    pub(super) fn isolated(mut self, isolation: Option<IngressDrop>) -> Queue {
+        self._isolation = isolation;
+        self
     }
 
     /// Receives from the ring.

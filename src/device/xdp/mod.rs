@@ -43,9 +43,11 @@ use tags::{TagFacts, Tags, TagsKept};
 const RING: u32 = 2048;
 
 /// What is to be known of a tap whose frames have an offload header, which no XDP program sees.
-const LOST_OFFLOADS: &str = "the guest's offloads lose their header at the XDP door: checksums stay open and super-frames \
-     lose their segment size; start the VM with csum=off,guest_csum=off,host_tso4=off,host_tso6=off,host_ufo=off,gso=off \
-     on its virtio-net device, or use kind = packet";
+const LOST_OFFLOADS: &str = "unless the guest's offloads are off, their header is lost at the XDP hook: checksums stay partial and \
+     GSO packets lose their segment size; QEMU: csum=off,guest_csum=off,host_tso4=off,host_tso6=off,host_ufo=off,gso=off \
+     on the virtio-net device; libvirt: <driver name='qemu'><host csum='off' gso='off' tso4='off' tso6='off' ecn='off' \
+     ufo='off' mrg_rxbuf='off'/><guest csum='off' tso4='off' tso6='off' ecn='off' ufo='off'/></driver> in the <interface>; \
+     or use kind = packet";
 
 /// Slots in the fill ring of a queue, at least.
 const LEAST_FILL: u32 = 64;

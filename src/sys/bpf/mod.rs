@@ -14,6 +14,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 mod array;
 mod btf;
+mod info;
+mod ingress;
 mod link;
 mod map;
 mod program;
@@ -21,6 +23,8 @@ mod xskmap;
 
 pub use array::SharedArray;
 pub use btf::KernelFunction;
+pub use info::is_ours;
+pub use ingress::IngressDrop;
 pub use link::{Attach, Link};
 pub use program::{Arrival, Instruction, LoadError, Program, Ran, XDP_DROP, XDP_PASS, XDP_REDIRECT};
 pub use xskmap::XskMap;

@@ -1,0 +1,119 @@
+//! Whether full-size frames fit through a VXLAN netdev: what it sends is longer by its headers, and has to fit the MTU of
+//! the underlay as well, or it is sent in fragments, at a tenth of the speed.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
+
+use super::Whereabouts;
+use crate::sys::link::{self, Link, Vxlan};
+use crate::sys::stack;
+
+/// What VXLAN adds to the bytes that count for an MTU: the inner Ethernet header, its own, UDP and IPv4 (RFC 7348); and
+/// with IPv6.
+const OVER_IPV4: u32 = 14 + 8 + 8 + 20;
+const OVER_IPV6: u32 = 14 + 8 + 8 + 40;
+
+/// The port of VXLAN. Any one gives the same route.
+const PORT: u16 = 4789;
+
+/// What carries the packets of a VXLAN netdev.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Underlay {
+    /// In words: `the route to 10.0.0.2`.
+    what: String,
+    mtu: u32,
+    /// Bytes that are added to a frame.
+    overhead: u32,
+}
+
+/// Remarks on a VXLAN netdev in the namespace of the calling thread, whose network has this MTU. `None`: it is no VXLAN
+/// netdev, or its underlay is not known.
+pub(super) fn remark(at: &Whereabouts, link: &Link, mtu: u16) -> Option<Option<String>> {
+    let underlay = underlay(link.vxlan.as_ref()?)?;
+    Some(decide(at, link.mtu, mtu.into(), &underlay))
+}
+
+fn decide(at: &Whereabouts, own: u32, wanted: u32, underlay: &Underlay) -> Option<String> {
+    let Underlay { what, mtu, overhead } = underlay;
+    let (device, fits) = (&at.device, mtu.saturating_sub(*overhead));
+    let needed = wanted + overhead;
+    let remedy = format!("give the underlay an MTU of {needed}, or the network one of {}", fits.min(wanted));
+    match (own >= wanted, fits >= wanted) {
+        (true, true) => None,
+        (false, true) => Some(format!(
+            "{at} has an MTU of {own}, and its network one of {wanted}: longer frames do not pass; \
+             `ip link set dev {device} mtu {wanted}` changes that"
+        )),
+        (true, false) => Some(format!(
+            "{at} adds {overhead} bytes to a frame and {what} has MTU {mtu}: frames longer than {fits} bytes of its network's \
+             {wanted} are sent in fragments; {remedy}"
+        )),
+        (false, false) => Some(format!(
+            "{at} has an MTU of {own}, and its network one of {wanted}: longer frames do not pass, and with a larger MTU here \
+             they would be sent in fragments, as it adds {overhead} bytes and {what} has MTU {mtu}; {remedy}, and then \
+             `ip link set dev {device} mtu {wanted}`"
+        )),
+    }
+}
+
+fn underlay(vxlan: &Vxlan) -> Option<Underlay> {
+    let of = |what: String, mtu: u32, is_ipv4: bool| {
+        Some(Underlay { what, mtu, overhead: if is_ipv4 { OVER_IPV4 } else { OVER_IPV6 } })
+    };
+    let is_ipv4 = vxlan.remote.or(vxlan.local).is_none_or(|address| address.is_ipv4());
+    if let Some(remote) = vxlan.remote.filter(|remote| !remote.is_multicast())
+        && let Ok(mtu) = route_mtu(vxlan.local, remote)
+    {
+        return of(format!("the route to {remote}"), mtu, is_ipv4);
+    }
+    let lower = (vxlan.lower > 0).then_some(vxlan.lower).or_else(|| {
+        // Where remotes are known by the FDB only, packets leave where its address is.
+        let local = vxlan.local?;
+        stack::addresses().ok()?.into_iter().find(|(_, address)| *address == local).map(|(index, _)| index)
+    })?;
+    let found = link::find_each(&[("", Some(lower))]).pop()?.ok()??;
+    of(found.name, found.link.mtu, is_ipv4)
+}
+
+/// The MTU of the route to an address, in the namespace of the calling thread. Nothing is sent.
+fn route_mtu(local: Option<IpAddr>, remote: IpAddr) -> io::Result<u32> {
+    let family = if remote.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let any = match remote {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let local = local.filter(|local| local.is_ipv4() == remote.is_ipv4()).unwrap_or(any);
+    bind(&socket, &SocketAddr::new(local, 0))?;
+    connect(&socket, &SocketAddr::new(remote, PORT))?;
+    Ok(if remote.is_ipv4() { sockopt::ip_mtu(&socket) } else { sockopt::ipv6_mtu(&socket) }?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::netns::Netns;
+
+    #[test]
+    fn no_advice_leads_into_fragments() {
+        let at = Whereabouts { device: "vx1".into(), netns: Netns::Host };
+        let said = |own, wanted, mtu, overhead| {
+            decide(&at, own, wanted, &Underlay { what: "the route to 10.0.0.2".into(), mtu, overhead })
+                .unwrap_or_default()
+        };
+        assert_eq!(said(1500, 1500, 1550, OVER_IPV4), "");
+        assert_eq!(said(1450, 1450, 1500, OVER_IPV4), "");
+        assert!(said(1450, 1500, 1600, OVER_IPV4).contains("`ip link set dev vx1 mtu 1500`"));
+        let fragments = said(1500, 1500, 1500, OVER_IPV4);
+        assert!(fragments.contains("longer than 1450") && fragments.contains("an MTU of 1550"), "{fragments}");
+        let neither = said(1450, 1500, 1500, OVER_IPV4);
+        assert!(
+            neither.contains("do not pass") && neither.contains("an MTU of 1550, or the network one of 1450"),
+            "{neither}"
+        );
+        let ipv6 = said(1500, 1500, 1550, OVER_IPV6);
+        assert!(ipv6.contains("longer than 1480") && ipv6.contains("an MTU of 1570"), "{ipv6}");
+    }
+}

@@ -1,0 +1,70 @@
+//! What the kernel says of a program that somebody has loaded.
+
+use std::ffi::c_long;
+use std::io;
+
+use super::{NAME, address, call, number, open};
+
+// enum bpf_cmd
+const PROG_GET_FD_BY_ID: c_long = 13;
+const OBJ_GET_INFO_BY_FD: c_long = 15;
+
+/// The attributes of PROG_GET_FD_BY_ID.
+#[repr(C)]
+struct IdAttributes {
+    id: u32,
+    next: u32,
+    flags: u32,
+}
+const _: () = assert!(size_of::<IdAttributes>() == 12);
+
+/// The beginning of `struct bpf_prog_info`, up to the name.
+#[repr(C)]
+struct Info {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+    lengths: [u32; 2],
+    code: [u64; 2],
+    load_time: u64,
+    user: u32,
+    maps: u32,
+    map_ids: u64,
+    name: [u8; 16],
+}
+const INFO: u32 = 80;
+const _: () = assert!(size_of::<Info>() == INFO as usize);
+
+/// The attributes of OBJ_GET_INFO_BY_FD.
+#[repr(C)]
+struct InfoAttributes {
+    fd: u32,
+    size: u32,
+    info: u64,
+}
+const _: () = assert!(size_of::<InfoAttributes>() == 16);
+
+/// Whether the program with this number, among all of the host, is one of a vifswitch: it has its name. Needs
+/// CAP_SYS_ADMIN.
+pub fn is_ours(program: u32) -> io::Result<bool> {
+    let mut attributes = IdAttributes { id: program, next: 0, flags: 0 };
+    // SAFETY: there are no addresses in these attributes.
+    let program = unsafe { open(PROG_GET_FD_BY_ID, &mut attributes) }?;
+    let mut info = Info {
+        kind: 0,
+        id: 0,
+        tag: [0; 8],
+        lengths: [0; 2],
+        code: [0; 2],
+        load_time: 0,
+        user: 0,
+        maps: 0,
+        map_ids: 0,
+        name: [0; 16],
+    };
+    let mut attributes = InfoAttributes { fd: number(&program), size: INFO, info: address(&raw mut info) };
+    // SAFETY: the kernel reads and writes as many bytes of `info` as it has, which outlives the call. It has no room for
+    // instructions and maps, as the lengths in it say.
+    unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info.name == NAME)
+}

@@ -1,0 +1,86 @@
+//! A program that keeps what a netdev receives from the network stack of its namespace. Packet sockets have it before.
+
+use std::ffi::{CStr, c_long};
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::{Instruction, NAME, address, number, open};
+
+// enum bpf_cmd
+const PROG_LOAD: c_long = 5;
+const LINK_CREATE: c_long = 28;
+
+/// BPF_PROG_TYPE_SCHED_CLS
+const TYPE_SCHED_CLS: u32 = 3;
+/// BPF_TCX_INGRESS, of `enum bpf_attach_type`
+const ATTACH_TCX_INGRESS: u32 = 46;
+
+/// `return TC_ACT_SHOT`
+const PROGRAM: [Instruction; 2] = [Instruction::new(0xb7, 0, 0, 0, 2), Instruction::new(0x95, 0, 0, 0, 0)];
+
+const LICENSE: &CStr = c"Dual MIT/GPL";
+
+/// The attributes of PROG_LOAD, as far as we have any.
+#[repr(C)]
+struct LoadAttributes {
+    kind: u32,
+    count: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+}
+const _: () = assert!(size_of::<LoadAttributes>() == 64);
+
+/// The attributes of LINK_CREATE for tcx. Zeros at the end: after all that are there, whatever their revision.
+#[repr(C)]
+struct LinkAttributes {
+    program: u32,
+    ifindex: u32,
+    kind: u32,
+    flags: u32,
+    relative: u32,
+    _gap: u32,
+    revision: u64,
+}
+const _: () = assert!(size_of::<LinkAttributes>() == 32);
+
+/// As long as this is held, nothing that a netdev receives reaches the network stack: no protocol, bridge or VLAN
+/// interface on it. It ends with the process, however that ends.
+#[derive(Debug)]
+pub struct IngressDrop {
+    _link: OwnedFd,
+}
+
+impl IngressDrop {
+    /// Attaches it to the netdev with this index in the namespace of the calling thread.
+    ///
+    /// # Errors
+    ///
+    /// EINVAL: the kernel has no such programs (before Linux 6.6). EPERM: CAP_BPF and CAP_NET_ADMIN are missing.
+    pub fn attach(ifindex: u32) -> io::Result<IngressDrop> {
+        let mut attributes = LoadAttributes {
+            kind: TYPE_SCHED_CLS,
+            count: 2,
+            code: address(PROGRAM.as_ptr()),
+            license: address(LICENSE.as_ptr()),
+            log_level: 0,
+            log_size: 0,
+            log: 0,
+            kernel_version: 0,
+            flags: 0,
+            name: NAME,
+        };
+        // SAFETY: the kernel reads two instructions and a text that ends with a zero, both of which are constants.
+        let program = unsafe { open(PROG_LOAD, &mut attributes) }?;
+        let (program, kind) = (number(&program), ATTACH_TCX_INGRESS);
+        let mut attributes = LinkAttributes { program, ifindex, kind, flags: 0, relative: 0, _gap: 0, revision: 0 };
+        // SAFETY: there are no addresses in these attributes.
+        let link = unsafe { open(LINK_CREATE, &mut attributes) }?;
+        Ok(IngressDrop { _link: link })
+    }
+}
