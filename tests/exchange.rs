@@ -7,6 +7,7 @@ mod host;
 
 use host::nic::{Nic, experiment};
 use host::{Space, await_that};
+use rustix::net::sockopt::socket_send_buffer_size;
 use vifswitch::frame::{Batch, Cache, Copying, Exchange, Frame, Pool};
 use vifswitch::sys::xsk::Kick;
 use vifswitch::wire::{Mac, Offload};
@@ -51,6 +52,8 @@ fn what_is_sent_arrives_and_every_slot_comes_home() {
     let pool = Pool::new(SLOTS).unwrap();
     let mut cache = Cache::new(pool);
     let mut exchange = open(&space, pool).unwrap();
+    let sends = socket_send_buffer_size(exchange.fd().unwrap()).unwrap();
+    assert_eq!(sends, 8 << 20, "4 MiB, which the kernel doubles");
     let peer = Nic::new(&space, "peer");
     for len in [14, 15, 60, 1514, 3000, 4000, 4096, 8000, 9014] {
         let written = frame(len);

@@ -13,7 +13,7 @@ use std::thread::{self, JoinHandle};
 use host::daemon::{Daemon, Vif};
 use host::nic::{Nic, experiment};
 use host::rig::{On, guests, offloads, ping, stream, tcp_both_ways};
-use host::{Finally, Space, await_that, run};
+use host::{Finally, Space, await_that};
 use rustix::event::Timespec;
 use rustix::process::Signal;
 use rustix::thread::nanosleep;
@@ -56,12 +56,8 @@ struct Interfaces {
 }
 
 impl Interfaces {
-    fn new(trunk: &Trunk, on: On) -> Interfaces {
+    fn new(trunk: &Trunk) -> Interfaces {
         let (space, base) = (&trunk.spaces[0], &trunk.vifs[0].name);
-        if on == On::Xdp {
-            // A tag that a veth keeps beside the frame does not pass an XDP program.
-            space.within(|| run("ethtool", &["-K", base, "txvlan", "off"]));
-        }
         let mut interfaces = Interfaces { done: Arc::default(), tagging: Vec::new() };
         for (subport, vlan) in trunk.subports.iter().zip([101u16, 102]) {
             let mac = subport.mac;
@@ -122,7 +118,7 @@ fn tagged(frame: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
 
 fn a_guest_talks_on_three_networks(on: On) {
     let Some(trunk) = trunk(on) else { return };
-    let interfaces = Interfaces::new(&trunk, on);
+    let interfaces = Interfaces::new(&trunk);
     let Trunk { daemon, spaces, vifs, subports } = &trunk;
     let address = |network: u8, host: u8| Ipv4Addr::new(10, 5, network, host);
     for (network, device) in [(1, vifs[0].name.as_str()), (2, "v101"), (3, "v102")] {

@@ -99,7 +99,20 @@ impl Lab {
         self.inside.send(&tagged(&plain(b"frame"), tags));
         self.inside.send(&plain(b"last"));
         self.inside.send(&tagged(&plain(b"last"), &[[0x81, 0, 0, 101]]));
-        [0, 1].map(|network| self.observers[network].take_until(&plain(b"last")))
+        [0, 1].map(|network| {
+            std::iter::from_fn(|| Some(self.take(network)).filter(|frame| *frame != plain(b"last"))).collect()
+        })
+    }
+
+    /// The next broadcast from behind the bridge that an observer hears. The bridge itself speaks to groups.
+    fn take(&self, network: usize) -> Vec<u8> {
+        let addresses = [Mac::BROADCAST.octets(), OUTSIDE.octets()].concat();
+        loop {
+            let frame = self.observers[network].take();
+            if frame.starts_with(&addresses) {
+                return frame;
+            }
+        }
     }
 }
 
@@ -157,7 +170,7 @@ fn a_tag_beside_the_frame_passes_a_port_that_is_no_trunk() {
         for tags in [&[[0x81, 0, 0x60, 101]][..], &[[0x88, 0xa8, 0, 5], [0x81, 0, 0, 101]]] {
             let written = [&plain[..12], &tags.concat(), &plain[12..]].concat();
             lab.inside.send(&written);
-            assert_eq!(lab.observers[0].take(), written, "{on:?}");
+            assert_eq!(lab.take(0), written, "{on:?}");
         }
         assert_eq!(lab.observers[1].rest(), [[0; 0]; 0], "{on:?}");
     }
@@ -199,6 +212,6 @@ fn a_trunk_or_uplink_whose_tags_may_be_lost_is_refused() {
         lab.await_status(what, key, id, "ACTIVE");
         let later = experiment(Mac::BROADCAST, OUTSIDE, &[1; 46]);
         lab.inside.send(&later);
-        assert_eq!(lab.observers[0].take(), later, "nothing came while it was refused");
+        assert_eq!(lab.take(0), later, "nothing came while it was refused");
     }
 }

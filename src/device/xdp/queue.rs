@@ -30,6 +30,10 @@ use crate::time::Moment;
 /// that waking a sleeping reader takes.
 const GATHERING_TIME: Duration = Duration::from_nanos(6_500);
 
+/// Reads after which frames that wait are tried again, at most, if they were tried in vain before: each try costs a
+/// system call, which others of the worker wait for.
+const MOST_READS_BETWEEN: u8 = 63;
+
 /// A queue, and its share of the program that brings the frames.
 #[derive(Debug)]
 pub(super) struct Queue {
@@ -38,6 +42,10 @@ pub(super) struct Queue {
     missed: u64,
     /// Frames that count as sent, wait in the ring, and that the kernel has not taken yet.
     waiting: bool,
+    /// Reads before these are tried again.
+    reads_left: u8,
+    /// And how many there were before the last try.
+    reads_between: u8,
     state: State,
     /// The last frame that was tried has been dropped.
     dropping: bool,
@@ -74,6 +82,8 @@ impl Queue {
             exchange,
             missed: 0,
             waiting: false,
+            reads_left: 0,
+            reads_between: 0,
             state: State::Up,
             dropping: false,
             dropped_late: 0,
@@ -123,8 +133,22 @@ impl Queue {
     /// Tries again to send what waits.
     #[cold]
     fn push_out_waiting(&mut self) {
+        let before = self.exchange.unsent();
         // All of it counts as sent already.
         self.push_out(self.exchange.position(), &mut Drops::default());
+        let in_vain = self.waiting && self.exchange.unsent() == before;
+        self.reads_between =
+            if in_vain { (self.reads_between.saturating_mul(2) + 1).min(MOST_READS_BETWEEN) } else { 0 };
+        self.reads_left = self.reads_between;
+    }
+
+    /// Tries the same now and then, while its worker reads on.
+    #[cold]
+    fn push_out_in_time(&mut self) {
+        match self.reads_left.checked_sub(1) {
+            Some(left) => self.reads_left = left,
+            None => self.push_out_waiting(),
+        }
     }
 
     /// Leaves a frame of the burst that begins at position `first` to the kernel. After a drop one frame is tried, and
@@ -153,7 +177,7 @@ impl Device for Queue {
         // Of a netdev that is down nothing is to be expected before somebody sets it up: that shows with the next
         // burst, or when there is time.
         if self.waiting && self.state == State::Up {
-            self.push_out_waiting();
+            self.push_out_in_time();
         }
         if self.state == State::Gone {
             return Err(io::ErrorKind::NotConnected.into());
