@@ -57,7 +57,11 @@ impl Hands {
     }
 
     fn open(&self, settings: &Settings) -> Opened {
-        xdp::open(settings, self.pool).unwrap()
+        // The kernel frees a queue a little later than its socket.
+        await_that("the netdev is free", || match xdp::open(settings, self.pool) {
+            Err(OpenError::Busy { .. }) => None,
+            opened => Some(opened.unwrap()),
+        })
     }
 
     fn only(&self, settings: &Settings) -> Box<dyn Device> {

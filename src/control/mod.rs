@@ -19,6 +19,7 @@
 pub mod activation;
 pub mod announcements;
 pub mod at_limit;
+pub mod backoff;
 pub mod blueprint;
 pub mod change;
 pub mod client;
@@ -29,6 +30,7 @@ pub mod drift;
 pub mod events;
 pub mod failover;
 pub mod handle;
+pub mod jobs;
 mod journal;
 pub mod keeper;
 pub mod leftovers;

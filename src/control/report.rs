@@ -146,8 +146,12 @@ impl Report<'_> {
             State::Carried { .. } => String::new(),
             State::Up { .. } if !is_wanted => "administratively down".into(),
             State::Up { .. } => port.dead_link().unwrap_or_else(|| port.remarks()),
-            State::Opening { reason } if reason.is_empty() => "being opened".into(),
-            State::Opening { reason } | State::Down { reason } => reason.clone(),
+            State::Opening { reason } => match port.overdue(time::now()) {
+                Some(why) => why,
+                None if reason.is_empty() => "being opened".into(),
+                None => reason.clone(),
+            },
+            State::Down { reason } => reason.clone(),
         }
     }
 

@@ -184,7 +184,7 @@ pub enum OpenError {
     },
 }
 
-/// Opens a device. May wait, up to a second or so, and must not be called from a runtime's thread
+/// Tries to open a device, once. May wait for the kernel, and must not be called from a runtime's thread
 /// that has other things to do. Without `may_create`, a netdev that is not there is not made. `pool` is
 /// that of the workers.
 pub fn open(settings: &Settings, may_create: bool, pool: &'static Pool) -> Result<Opened, OpenError> {

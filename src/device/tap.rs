@@ -12,9 +12,6 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::thread::nanosleep;
-use rustix::time::Timespec;
-
 use super::{Abilities, Device, OpenError, Opened, Removal, Whereabouts};
 use crate::frame::{Batch, Cache, Fate, Lane, Sent, View};
 use crate::sys::link::{self, Found, Link, TapInfo, Wanted};
@@ -34,11 +31,6 @@ const MOST_AT_ONCE: usize = 32;
 /// Frames from a guest that wait in each queue of a netdev that we made, while their worker is kept from the processor or
 /// is busy with others. The kernel's own 1000 are 10 ms of 100 000 frames/s, and hosts do stand still that long.
 const QUEUE: u32 = 4096;
-
-/// How often a held device is tried, and how long to wait in between: a second in all. A process
-/// that was killed lets go of its files a little later.
-const ATTEMPTS: u32 = 50;
-const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// What the aliases of the netdevs that we made begin with; the port follows.
 pub(super) const OURS: &str = "vifswitch:";
@@ -121,20 +113,11 @@ fn alias(port: &str) -> String {
     format!("{OURS}{port}")
 }
 
-/// Opens the queues of a tap, and makes its netdev if there is none and we may. Waits a second for
-/// one that is held.
+/// Opens the queues of a tap, and makes its netdev if there is none and we may.
 pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> {
     settings.check()?;
-    let opened = within(&settings.netns, || {
-        for _ in 0..ATTEMPTS {
-            if let Some(opened) = attempt(settings, may_create)? {
-                return Ok(opened);
-            }
-            let _ = nanosleep(&PAUSE); // woken early, it asks early
-        }
-        Err(OpenError::Busy { at: settings.at() })
-    });
-    opened.map_err(settings.kept_out())?
+    let opened = within(&settings.netns, || attempt(settings, may_create)).map_err(settings.kept_out())??;
+    opened.ok_or_else(|| OpenError::Busy { at: settings.at() })
 }
 
 /// What [`open`] would come to now: why it would fail, or remarks. Nothing is touched.

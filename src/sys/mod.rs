@@ -13,6 +13,7 @@ pub mod link_events;
 pub mod memory;
 pub mod netdev;
 pub mod netns;
+pub mod netns_names;
 pub mod packet;
 pub mod privileges;
 pub mod running;

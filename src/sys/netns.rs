@@ -5,17 +5,20 @@
 //! inside (a socket, a tap) stays there and works from any thread.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::thread;
 
+use rustix::fs::{FileType, Mode, OFlags, fstat, fstatfs};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Where `ip netns` keeps the namespaces that have a name.
-const NAMED: &str = "/run/netns";
+pub const NAMED: &str = "/run/netns";
+
+/// The file system of namespaces: NSFS_MAGIC.
+const NSFS: i64 = 0x6e73_6673;
 
 /// A network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -44,10 +47,12 @@ impl Netns {
         }
     }
 
-    /// Which namespace the name leads to now. `None`: to none, or it is the host's own, which stays.
+    /// Which namespace the name leads to now. `None`: to none, or it is the host's own, which stays. Waits as long as
+    /// the file system does.
     pub fn identity(&self) -> Option<Identity> {
-        let file = fs::metadata(self.path()?).ok()?;
-        Some(Identity { device: file.dev(), inode: file.ino() })
+        let file = find(&self.path()?).ok()?;
+        let stat = fstat(&file).ok()?;
+        is_namespace(&file).ok()?.then_some(Identity { device: stat.st_dev, inode: stat.st_ino })
     }
 }
 
@@ -89,19 +94,45 @@ pub fn within<T: Send>(netns: &Netns, work: impl FnOnce() -> T + Send) -> io::Re
     })
 }
 
+/// Opens a namespace. Anything else at this path is looked at only: a FIFO would wait for its other end, and a device
+/// may act on being opened.
 fn open(netns: &Netns, path: &Path) -> io::Result<File> {
+    let wrong = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{netns}: {what}")));
     if matches!(netns, Netns::Named(name) if name.contains('/') || matches!(name.as_str(), "" | "." | "..")) {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{netns}: no namespace can have this name")));
+        return wrong("no namespace can have this name");
     }
-    File::open(path)
+    let found = find(path)?;
+    if is_namespace(&found)? {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let path = format!("/proc/thread-self/fd/{}", found.as_raw_fd());
+        return Ok(rustix::fs::open(path, flags, Mode::empty())?.into());
+    }
+    match FileType::from_raw_mode(fstat(&found)?.st_mode) {
+        // `ip netns add` makes the file first and binds the namespace to it afterwards.
+        FileType::RegularFile => Err(unbound(netns)),
+        FileType::Fifo => wrong("this is a FIFO, and no network namespace"),
+        FileType::Directory => wrong("this is a directory, and no network namespace"),
+        _ => wrong("this is no network namespace"),
+    }
+}
+
+/// What is at `path`, without opening it.
+fn find(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn is_namespace(file: &OwnedFd) -> io::Result<bool> {
+    Ok(fstatfs(file)?.f_type == NSFS)
+}
+
+fn unbound(netns: &Netns) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("{netns}: no network namespace is bound to this file"))
 }
 
 fn enter(netns: &Netns, door: &File) -> io::Result<()> {
     move_into_link_name_space(door.as_fd(), Some(LinkNameSpaceType::Network)).map_err(|e| match e {
-        // `ip netns add` makes the file first and binds the namespace to it afterwards.
-        rustix::io::Errno::INVAL => {
-            io::Error::new(io::ErrorKind::NotFound, format!("{netns}: no network namespace is bound to this file"))
-        }
+        // A namespace of another kind.
+        rustix::io::Errno::INVAL => unbound(netns),
         e => e.into(),
     })
 }
@@ -126,6 +157,25 @@ mod tests {
             assert!(matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied), "{netns}: {e}");
         }
         assert_eq!(within(&Netns::Named("..".into()), || ()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn what_is_no_namespace_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        for (path, what) in
+            [(fifo.as_path(), "a FIFO"), (dir.path(), "a directory"), (Path::new("/dev/null"), "no network")]
+        {
+            let netns = Netns::At(path.to_owned());
+            let e = within(&netns, || ()).unwrap_err();
+            assert_eq!(e.kind(), io::ErrorKind::InvalidInput);
+            assert!(e.to_string().contains(what), "{e}");
+            assert_eq!(netns.identity(), None);
+        }
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(within(&Netns::At(file), || ()).unwrap_err().kind(), io::ErrorKind::NotFound, "it may come");
     }
 
     #[test]

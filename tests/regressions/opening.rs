@@ -1,1 +1,245 @@
 //! No device, namespace or file system holds up control, other ports or READY.
+
+use std::fs::File;
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use vifswitch::control::view::Status;
+use vifswitch::device::{Opened, tap};
+use vifswitch::time;
+
+use crate::host::daemon::{Daemon, Vif, config};
+use crate::host::{Space, await_that};
+
+/// How long a change may take that waits for nobody. It takes milliseconds.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// The time that something takes.
+fn timed<T>(what: impl FnOnce() -> T) -> (T, Duration) {
+    let start = time::now();
+    let done = what();
+    (done, time::now().since(start))
+}
+
+/// A port as the API shows it.
+fn raw(daemon: &Daemon, vif: &Vif) -> Value {
+    serde_json::from_str(&daemon.page(&format!("/v1/ports/{}", vif.port))).unwrap()
+}
+
+#[test]
+fn a_namespace_that_is_a_fifo_holds_up_nobody() {
+    let Some(space) = Space::new() else { return };
+    let mut daemon = Daemon::new();
+    let fifo = daemon.file().with_file_name("fifo");
+    mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+    let strange = Vif { netns: fifo.to_str().unwrap().to_owned(), ..Vif::new("vm", 1, &space) };
+    let (first, second) = (Vif::new("vm", 2, &space), Vif::new("vm", 3, &space));
+    daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &[strange.clone(), first.clone()]));
+    daemon.start();
+    daemon.await_active(&first);
+    let down = daemon.await_down(&strange);
+    assert!(down.status_reason.contains("FIFO"), "{}", down.status_reason);
+    daemon.attach(&second);
+    daemon.await_active(&second);
+    daemon.detach(&strange);
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
+
+/// A file system that answers nothing: a FUSE one that nobody serves. It is gone with this.
+struct Hung {
+    dir: TempDir,
+    _served_by_nobody: File,
+}
+
+impl Hung {
+    /// `None`, and a word about it, where there is no FUSE.
+    fn new() -> Option<Hung> {
+        let Ok(server) = File::options().read(true).write(true).open("/dev/fuse") else {
+            eprintln!("skipped: needs /dev/fuse");
+            return None;
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let mount = ["-i", "-t", "fuse", "-o", "fd=0,rootmode=40000,user_id=0,group_id=0", "hung"];
+        let mounted = Command::new("mount").args(mount).arg(dir.path()).stdin(server.try_clone().unwrap()).status();
+        assert!(mounted.unwrap().success());
+        Some(Hung { dir, _served_by_nobody: server })
+    }
+
+    /// The same port, in a namespace that would be in this file system.
+    fn hold(&self, vif: Vif) -> Vif {
+        Vif { netns: self.dir.path().join("netns").to_str().unwrap().to_owned(), ..vif }
+    }
+}
+
+impl Drop for Hung {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(self.dir.path()).status();
+    }
+}
+
+#[test]
+fn an_open_that_never_returns_holds_up_neither_ready_nor_changes_nor_the_end() {
+    let (Some(space), Some(fs)) = (Space::new(), Hung::new()) else { return };
+    let hung: Vec<Vif> = (1..=12).map(|number| fs.hold(Vif::new("hung", number, &space))).collect();
+    let (first, second) = (Vif::new("vm", 21, &space), Vif::new("vm", 22, &space));
+    let mut daemon = Daemon::new();
+    let all: Vec<Vif> = hung.iter().chain([&first]).cloned().collect();
+    daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &all));
+    daemon.start();
+    daemon.await_active(&first);
+    for vif in &hung {
+        let down = daemon.await_port("reported", vif, |port| port.status_reason.contains("not returned"));
+        assert_eq!(down.status, Status::Down);
+    }
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap().count();
+    let before = threads();
+    let attached = timed(|| daemon.attach(&second)).1;
+    assert!(attached < AT_ONCE, "{attached:?}");
+    daemon.await_active(&second);
+    // Changes to what hangs are made as well, and no more threads hang for it.
+    daemon.done(&["set", &hung[0].port, "admin_state_up=false"], "");
+    daemon.detach(&hung[1]);
+    daemon.attach(&hung[1]);
+    assert!(threads() <= before + 4, "{before} threads have become {}", threads());
+    let events = daemon.events();
+    let told = events.iter().filter(|event| event.ports == [hung[2].port.clone()]).count();
+    assert_eq!(told, 1, "{events:?}");
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
+
+/// Holds the tap of a port, as another process would.
+fn hold(space: &Space, vif: &Vif) -> Opened {
+    let settings = tap::Settings {
+        name: vif.name.clone(),
+        netns: space.netns(),
+        queues: 1,
+        offloads: true,
+        persist: true,
+        mac: vif.mac,
+        mtu: 1500,
+        owner: vif.port.clone(),
+    };
+    tap::open(&settings, true).unwrap()
+}
+
+#[test]
+fn taps_that_others_hold_hold_up_nobody() {
+    let Some(space) = Space::new() else { return };
+    let held: Vec<Vif> = (1..=64).map(|number| Vif::new("held", number, &space)).collect();
+    let holders: Vec<Opened> = held.iter().map(|vif| hold(&space, vif)).collect();
+    let (first, second) = (Vif::new("vm", 101, &space), Vif::new("vm", 102, &space));
+    let all: Vec<Vif> = held.iter().chain([&first]).cloned().collect();
+    let mut daemon = Daemon::new();
+    daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &all));
+    let mut command = daemon.command();
+    command.env("WATCHDOG_USEC", "3000000");
+    let file = daemon.file();
+    daemon.start_as(command, "--config", &file);
+    for vif in [&held[0], &held[63]] {
+        assert!(daemon.await_down(vif).status_reason.contains("held by another process"));
+    }
+    for _ in 0..3 {
+        let (_, attached) = timed(|| daemon.attach(&second));
+        assert!(attached < AT_ONCE, "{attached:?}");
+        daemon.await_active(&second);
+        let (_, detached) = timed(|| daemon.detach(&second));
+        assert!(detached < AT_ONCE, "{detached:?}");
+    }
+    // A change that wants a held one waits for that for a while; others do not wait for it.
+    let third = Vif::new("vm", 103, &space);
+    let holder = hold(&space, &third);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| daemon.attach(&third));
+        await_that("the change is made", || daemon.listed().contains(&third.port).then_some(()));
+        daemon.attach(&second);
+        assert!(waiting.join().unwrap().contains("held by another process"));
+    });
+    daemon.await_note("WATCHDOG=1");
+    drop((holders, holder));
+    for vif in held.iter().chain([&third]) {
+        daemon.await_active(vif);
+    }
+}
+
+#[test]
+fn what_comes_back_after_a_long_time_is_opened_at_once() {
+    let Some(space) = Space::new() else { return };
+    let Some(later) = Space::planned() else { return };
+    let in_later = Vif::new("vm", 1, &later);
+    let netdev = Vif { kind: "packet", ..Vif::new("vm", 2, &space) };
+    let link = Vif { kind: "packet", ..Vif::new("vm", 3, &space) };
+    let held = Vif::new("vm", 4, &space);
+    let holder = hold(&space, &held);
+    space.ip("link add tap3 type veth peer name far3");
+    space.ip("link set far3 up");
+    let by_path = Vif { netns: format!("/run/netns/../netns/{}", later.0), ..Vif::new("vm", 5, &later) };
+    let daemon = Daemon::over(&[in_later.clone(), netdev.clone(), link.clone(), held.clone(), by_path.clone()]);
+    for vif in [&in_later, &netdev, &link, &held, &by_path] {
+        daemon.await_down(vif);
+    }
+    // By now it is tried less and less often.
+    let start = time::now();
+    await_that("eight seconds", || (time::now().since(start) > Duration::from_secs(8)).then_some(()));
+    let is_soon = |what: &str, vif: &Vif| {
+        let (_, took) = timed(|| daemon.await_active(vif));
+        assert!(took < Duration::from_millis(1800), "{what}: {took:?}"); // a second is promised
+    };
+    space.ip("link add tap2 type veth peer name far2");
+    space.ip("link set tap2 up");
+    space.ip("link set far2 up");
+    is_soon("a netdev comes", &netdev);
+    space.ip("link set tap3 up");
+    is_soon("a link is set up", &link);
+    drop(holder);
+    is_soon("a tap is let go of", &held);
+    later.make();
+    is_soon("a namespace comes", &in_later);
+    is_soon("a namespace comes, by a path", &by_path);
+}
+
+/// Time that a process has spent on processors.
+fn cpu(daemon: &Daemon) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+    let fields: Vec<u64> = stat.rsplit_once(')').unwrap().1.split(' ').filter_map(|field| field.parse().ok()).collect();
+    // utime and stime are the 14th and 15th; the state before them is no number.
+    Duration::from_millis((fields[10] + fields[11]) * 10)
+}
+
+#[test]
+fn ports_that_wait_cost_next_to_nothing() {
+    let (Some(space), Some(nowhere)) = (Space::new(), Space::planned()) else { return };
+    let waits = |number: u8| match number % 2 {
+        0 => Vif { kind: "packet", ..Vif::new("vm", number, &space) },
+        _ => Vif::new("vm", number, &nowhere),
+    };
+    let idle = Daemon::over(&[]);
+    let waiting = Daemon::over(&(0..200).map(waits).collect::<Vec<_>>());
+    let start = time::now();
+    await_that("ten seconds", || (time::now().since(start) > Duration::from_secs(10)).then_some(()));
+    let before = [&idle, &waiting].map(cpu);
+    await_that("sixteen seconds", || (time::now().since(start) > Duration::from_secs(16)).then_some(()));
+    let [idle, waiting] = [cpu(&idle) - before[0], cpu(&waiting) - before[1]];
+    let share = (waiting.as_secs_f64() - idle.as_secs_f64()) / time::now().since(start).as_secs_f64() * 16.0 / 6.0;
+    assert!(share < 0.06, "{waiting:?} of 6 seconds, and {idle:?} without ports");
+}
+
+/// What hangs is reported with a time that grows.
+#[test]
+fn how_long_an_open_has_not_returned_is_shown() {
+    let (Some(space), Some(fs)) = (Space::new(), Hung::new()) else { return };
+    let hung = fs.hold(Vif::new("hung", 1, &space));
+    let mut daemon = Daemon::new();
+    daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&hung)));
+    daemon.start();
+    let seconds = || {
+        let reason = raw(&daemon, &hung)["status_reason"].as_str().unwrap().to_owned();
+        let (_, rest) = reason.split_once("has not returned for ")?;
+        rest.split_once(" seconds")?.0.parse::<u64>().ok()
+    };
+    let first = await_that("reported", seconds);
+    await_that("a greater number", || seconds().filter(|&then| then > first));
+}

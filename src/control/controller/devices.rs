@@ -1,25 +1,39 @@
 //! Devices: opened, handed to workers, taken back, closed. What may wait for the kernel is done off
 //! the thread of control, and comes back as an [`Outcome`].
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
 
-use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
 use super::links::{self, Looked};
+use super::namespaces::Identified;
 use super::netdevs::Restored;
 use super::writing::Written;
-use super::{Controller, State};
+use super::{Controller, Port, State};
+use crate::control::backoff::Backoff;
 use crate::control::blueprint::{self, Decided};
 use crate::control::config::Config;
 use crate::control::events::EventKind;
+use crate::control::jobs::PATIENCE;
 use crate::control::leftovers::{self, Leftover, Leftovers};
 use crate::control::plan::{DeviceStep, device_step_of_open};
 use crate::control::seats::Names;
 use crate::device::properties::{self, Properties};
 use crate::device::{self, Device, OpenError, Opened, Removal, Settings};
 use crate::sys::netns::{Identity, Netns};
+use crate::time::{self, Moment};
 use crate::worker::{Gate, Notice};
+
+/// Between two attempts to open a device for which nothing new has been reported, at most.
+const RARELY: Duration = Duration::from_secs(5);
+
+/// For how long a device that others hold is tried before it is reported. A process that was killed lets go of its
+/// files a little later, and the kernel frees a queue a little later than its socket.
+const HELD: Duration = Duration::from_secs(1);
+
+/// What came from elsewhere that is dealt with at once.
+const AT_ONCE: usize = 256;
 
 /// What came of something that was done elsewhere. Ports are named by their key.
 #[derive(Debug)]
@@ -34,6 +48,8 @@ pub(super) enum Outcome {
     Written(Written),
     /// Netdevs were looked at.
     Looked(Looked),
+    /// The name of a namespace was looked at.
+    Identified(Identified),
     /// A netdev was changed, or not.
     Adjusted { port: u64, result: Result<(), OpenError> },
     /// A netdev that somebody has changed was put right, or not.
@@ -64,20 +80,35 @@ pub(super) struct Attempt {
 }
 
 impl Controller {
-    /// Starts an attempt to open each port that is down and for which there is hope.
+    /// Starts an attempt to open each port that is down and for which it is time.
     pub(super) fn try_down_ports(&mut self) {
+        let now = time::now();
+        self.next_attempt = None;
         for port in &mut self.ports {
-            let State::Down { reason } = &mut port.state else { continue };
+            let reason = match &mut port.state {
+                State::Down { reason } => reason,
+                // Held by others up to now.
+                State::Opening { reason } if port.attempt.is_none() => reason,
+                _ => continue,
+            };
             let Some(settings) = port.seat.device().cloned() else { continue };
-            if port.held || !reason.is_empty() && !may_be_there(&settings) {
+            // The first attempt says what is missing.
+            let is_hopeless = !reason.is_empty() && self.namespaces.is_missing(settings.netns());
+            if port.held || port.closing > 0 || is_hopeless {
+                continue;
+            }
+            if !port.retry.is_due(now) {
+                let next = port.retry.next();
+                self.next_attempt = Some(self.next_attempt.map_or(next, |earlier: Moment| earlier.min(next)));
                 continue;
             }
             port.state = State::Opening { reason: std::mem::take(reason) };
+            port.retry.tried(now, RARELY, now.nanos() ^ port.key);
             let (key, done, pool) = (port.key, self.done.clone(), self.pool);
             // What others made, others make again.
             let may_create = port.made.unwrap_or(true);
             let is_uplink = port.seat.is_uplink();
-            spawn_blocking(move || {
+            port.attempt = Some(self.jobs.run(&settings.netns().clone(), move || {
                 // First: if it is replaced right now, we shall find that out and come again.
                 let namespace = settings.netns().identity();
                 let of_others = settings.is_of_others();
@@ -90,20 +121,50 @@ impl Controller {
                 // Nobody listens any more when the switch is being closed; the device is dropped.
                 let _ =
                     done.send(Outcome::Opened(Box::new(Attempt { port: key, settings, namespace, netdev, result })));
-            });
+            }));
+        }
+    }
+
+    /// Reports the attempts that have not returned in time: nobody waits for them any longer.
+    pub(super) fn note_overdue(&mut self) {
+        let now = time::now();
+        self.jobs.look_after();
+        for index in 0..self.ports.len() {
+            let port = &mut self.ports[index];
+            let (State::Opening { .. }, Some(attempt), false) = (&port.state, &port.attempt, port.is_overdue) else {
+                continue;
+            };
+            let netns = port.seat.device().map(|device| device.netns().clone()).unwrap_or_default();
+            let waits = attempt.running_since().is_none() && self.jobs.stuck_since(&netns, now).is_some();
+            if !attempt.is_overdue(now) && !waits {
+                continue;
+            }
+            port.is_overdue = true;
+            let Some(why) = port.overdue(now) else { continue };
+            port.state = State::Opening { reason: why.clone() };
+            if self.is_wanted_up(index) && !std::mem::replace(&mut self.ports[index].told_down, true) {
+                self.tell(EventKind::PortDown, index, &why);
+                let Names { vm, network, .. } = self.names(index);
+                let (port, uplink) = self.label(index);
+                warn!(vm, network, port, uplink, "port_down: {why}");
+            }
+            self.tell_subports(index);
         }
     }
 
     /// Closes devices for good, elsewhere: those that are in one namespace together.
-    pub(super) fn close(&self, closings: Vec<Closing>) {
+    pub(super) fn close(&mut self, closings: Vec<Closing>) {
         let mut by_netns: HashMap<Option<Netns>, Vec<Closing>> = HashMap::new();
         for closing in closings {
+            if let Some(&index) = self.standing.get(&closing.port) {
+                self.ports[index].closing += 1;
+            }
             let of = closing.remove.as_ref().map(|settings| settings.netns().clone());
             by_netns.entry(of).or_default().push(closing);
         }
         for (of, closings) in by_netns {
             let done = self.done.clone();
-            spawn_blocking(move || {
+            self.jobs.run(&of.clone().unwrap_or_default(), move || {
                 let remove: Vec<Settings> = closings.iter().filter_map(|closing| closing.remove.clone()).collect();
                 let results = of.map(|of| device::remove(&of, &remove)).unwrap_or_default();
                 let mut results = results.into_iter();
@@ -119,26 +180,40 @@ impl Controller {
         }
     }
 
+    /// Closes queues that are polled no longer, elsewhere.
+    fn close_queues(&mut self, queues: Vec<(u64, Box<dyn Device>)>) {
+        let mut by_port: HashMap<u64, Closing> = HashMap::new();
+        for (port, queue) in queues {
+            by_port.entry(port).or_insert_with(|| Closing { port, ..Closing::default() }).queues.push(queue);
+        }
+        self.close(by_port.into_values().collect());
+    }
+
     /// Removes what an earlier life has left behind, elsewhere.
     pub(super) fn sweep(&self, left: Leftover) {
         let done = self.done.clone();
-        spawn_blocking(move || {
+        self.jobs.run(&left.at().netns, move || {
             let result = device::remove_left(&left.at(), &left.port_id);
             let _ = done.send(Outcome::Swept { left, result });
         });
     }
 
     /// Removes those leftovers under whose names `config` wants netdevs of other ports. The others are
-    /// the answer.
+    /// the answer. One that cannot be removed in time is left in the way.
     pub(super) async fn clear_the_way(&mut self, config: &Config) -> Leftovers {
         let wanted = leftovers::netdevs(config);
         let in_the_way = |left: &Leftover| wanted.iter().any(|wanted| wanted.is_in_the_way_of(left));
         let (first, later): (Leftovers, Leftovers) = self.left.iter().cloned().partition(in_the_way);
         first.iter().cloned().for_each(|left| self.sweep(left));
-        for _ in first {
-            if let Some(outcome) = self.outcomes.recv().await {
-                self.receive(outcome).await;
+        let clear = async {
+            for _ in first {
+                if let Some(outcome) = self.outcomes.recv().await {
+                    self.receive(outcome).await;
+                }
             }
+        };
+        if tokio::time::timeout(PATIENCE, clear).await.is_err() {
+            warn!("netdevs of an earlier life have not been removed in {} seconds", PATIENCE.as_secs());
         }
         later
     }
@@ -146,40 +221,55 @@ impl Controller {
     /// Changes the netdev of a port that is up, elsewhere.
     pub(super) fn adjust(&self, port: u64, settings: Settings) {
         let done = self.done.clone();
-        spawn_blocking(move || {
+        self.jobs.run(&settings.netns().clone(), move || {
             let result = device::adjust(&settings);
             let _ = done.send(Outcome::Adjusted { port, result });
         });
     }
 
-    /// Does what follows from something that was done elsewhere.
+    /// Does what follows from something that was done elsewhere, and from what else has been since: many devices that
+    /// have been opened are put into force together.
     pub(super) async fn receive(&mut self, outcome: Outcome) {
-        match outcome {
-            Outcome::Opened(attempt) => return self.receive_attempt(*attempt).await,
-            Outcome::Swept { left, result } => return self.note_sweep(left, result),
-            Outcome::Written(written) => return self.receive_written(written).await,
-            Outcome::Looked(looked) => return self.receive_look(looked).await,
-            Outcome::Restored(restored) => return self.receive_restored(restored),
-            Outcome::Closed { port, removed, remark } => {
-                if let Some(removed) = removed {
-                    self.left.remove(&removed);
-                    self.swept = true;
+        let mut outcomes = VecDeque::from([outcome]);
+        outcomes.extend(std::iter::from_fn(|| self.outcomes.try_recv().ok()).take(AT_ONCE));
+        let mut attempts = Vec::new();
+        for outcome in outcomes {
+            match outcome {
+                Outcome::Opened(attempt) => attempts.extend(self.receive_attempt(*attempt)),
+                Outcome::Swept { left, result } => self.note_sweep(left, result),
+                Outcome::Written(written) => self.receive_written(written).await,
+                Outcome::Looked(looked) => self.receive_look(looked).await,
+                Outcome::Restored(restored) => self.receive_restored(restored),
+                Outcome::Identified(identified) => self.receive_identity(identified).await,
+                Outcome::Closed { port, removed, remark } => {
+                    if let Some(removed) = removed {
+                        self.left.remove(&removed);
+                        self.swept = true;
+                    }
+                    if let Some(remark) = &remark {
+                        warn!("a port that was closed: {remark}");
+                    }
+                    if let Some(&index) = self.standing.get(&port) {
+                        let port = &mut self.ports[index];
+                        port.closing = port.closing.saturating_sub(1);
+                        port.retry.kick(time::now());
+                    }
+                    self.has_come(port, remark);
                 }
-                if let Some(remark) = &remark {
-                    warn!("a port that was closed: {remark}");
+                Outcome::Adjusted { port, result } => {
+                    let remark = result.err().map(|why| why.to_string());
+                    if let Some(remark) = &remark {
+                        warn!("a netdev is not as it shall be: {remark}");
+                    }
+                    self.has_come(port, remark);
+                    self.look_at_port(port);
                 }
-                self.has_come(port, remark);
-            }
-            Outcome::Adjusted { port, result } => {
-                let remark = result.err().map(|why| why.to_string());
-                if let Some(remark) = &remark {
-                    warn!("a netdev is not as it shall be: {remark}");
-                }
-                self.has_come(port, remark);
-                self.look_at_port(port);
             }
         }
+        self.settle(attempts).await;
         self.advance().await;
+        self.try_down_ports();
+        self.answer_pending();
     }
 
     fn note_sweep(&mut self, left: Leftover, result: Result<Removal, OpenError>) {
@@ -199,11 +289,13 @@ impl Controller {
         self.swept = true;
     }
 
-    async fn receive_attempt(&mut self, attempt: Attempt) {
+    /// What came of an attempt, if the port is still to be so. Otherwise the device is closed.
+    fn receive_attempt(&mut self, attempt: Attempt) -> Option<Attempt> {
         let Some(port) = self.standing.get(&attempt.port).map(|&index| &mut self.ports[index]) else {
             // It has been detached meanwhile.
             let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
-            return self.close(vec![Closing { port: attempt.port, queues, remove: Some(attempt.settings) }]);
+            self.close(vec![Closing { port: attempt.port, queues, remove: Some(attempt.settings) }]);
+            return None;
         };
         // A subport never asks for a device.
         let may_lose_tags = attempt.result.as_ref().is_ok_and(|opened| opened.may_lose_tags);
@@ -213,26 +305,28 @@ impl Controller {
             .map_or(DeviceStep::Keep, |device| device_step_of_open(&attempt.settings, device, may_lose_tags));
         if step != DeviceStep::Keep {
             // It shall be otherwise meanwhile.
+            (port.attempt, port.is_overdue) = (None, false);
             port.state = State::Down { reason: String::new() };
             port.held = true;
+            port.retry = Backoff::default();
             let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
             let remove = (step == DeviceStep::Reopen { anew: true }).then_some(attempt.settings);
-            return self.close(vec![Closing { port: attempt.port, queues, remove }]);
+            self.close(vec![Closing { port: attempt.port, queues, remove }]);
+            return None;
         }
-        match self.keep_for_later(attempt) {
-            Some(attempt) => self.settle(vec![attempt]).await,
-            None => self.advance().await,
-        }
+        Some(attempt)
     }
 
     /// Puts into force what came of some attempts.
-    pub(super) async fn settle(&mut self, attempts: Vec<Attempt>) {
+    async fn settle(&mut self, attempts: Vec<Attempt>) {
+        let now = time::now();
         let (mut gates, mut watched) = (Vec::new(), Vec::new());
         let last_look = self.links.last_look();
         for Attempt { port: key, namespace, netdev, result, .. } in attempts {
             let workers = usize::from(self.staff.len());
             let Some(&index) = self.standing.get(&key) else { continue };
             let port = &mut self.ports[index];
+            (port.attempt, port.is_overdue) = (None, false);
             match result {
                 Ok(Opened { queues, made, notes, mode, may_lose_tags }) => {
                     port.may_lose_tags = may_lose_tags;
@@ -242,6 +336,7 @@ impl Controller {
                     if let (Some(device), Some(netdev)) = (port.seat.device(), &port.netdev) {
                         port.drift.note(properties::remarks(device, netdev), Vec::new());
                     }
+                    (port.retry, port.busy, port.opened) = (Backoff::default(), None, now);
                     watched.extend(links::watched(port));
                     let id = port.seat.id;
                     #[allow(clippy::cast_possible_truncation)] // there are at most 64 workers, 256 queues
@@ -253,23 +348,30 @@ impl Controller {
                         }),
                     );
                 }
-                Err(error) => self.fail(index, error.to_string()),
+                Err(OpenError::Busy { .. }) if may_be_let_go(port, now) => {}
+                Err(error) => {
+                    if !matches!(error, OpenError::Busy { .. }) {
+                        port.busy = None;
+                    }
+                    self.fail(index, error.to_string());
+                }
             }
         }
         if gates.is_empty() {
             return;
         }
         self.set_rules().await;
-        let mut without = HashSet::new();
+        let (mut without, mut refused) = (HashSet::new(), Vec::new());
         for (index, worker, gate) in gates {
             let queue = gate.queue;
             if let Err(gate) = self.staff.open(worker, gate).await {
-                drop_elsewhere(vec![gate.device]).await;
+                refused.push((self.ports[index].key, gate.device));
                 without.insert((index, worker));
             } else if queue == 0 {
                 self.tell_up(index);
             }
         }
+        self.close_queues(refused);
         for (index, worker) in without {
             let why = format!("worker {worker} has too many queues to poll; give the switch more cores");
             self.take_back(vec![(index, why)]).await;
@@ -340,29 +442,16 @@ impl Controller {
         self.take_back(gone).await;
     }
 
-    /// Takes back the devices whose namespace has been deleted or replaced. They would never tell:
-    /// what is open inside keeps a namespace alive, unseen, and with it its netdevs.
-    pub(super) async fn leave_lost_namespaces(&mut self) {
-        // Many ports are in one; it is looked at once.
-        let mut now: HashMap<&Netns, Option<Identity>> = HashMap::new();
-        let up = self.ports.iter().enumerate().filter(|(_, port)| matches!(port.state, State::Up { .. }));
-        let lost = up.filter_map(|(index, port)| {
-            let netns = port.seat.device()?.netns();
-            let is_lost = *now.entry(netns).or_insert_with(|| netns.identity()) != port.namespace;
-            is_lost
-                .then(|| (index, format!("{netns} has been deleted; its device is opened again as soon as it is back")))
-        });
-        let lost = lost.collect();
-        self.take_back(lost).await;
-    }
-
     /// Takes back the devices of ports that are up, which are down from now on.
     pub(super) async fn take_back(&mut self, ports: Vec<(usize, String)>) {
         let mut gates = Vec::new();
         for (index, why) in ports {
             // Each of its queues may tell that it is gone; the first one is enough.
             let State::Up { worker, queues, .. } = self.ports[index].state else { continue };
-            gates.extend((0..queues).map(|queue| (self.ports[index].seat.id, queue, self.staff.home(worker, queue))));
+            let port = &mut self.ports[index];
+            port.retry = Backoff::default();
+            let (key, id) = (port.key, port.seat.id);
+            gates.extend((0..queues).map(|queue| (key, id, queue, self.staff.home(worker, queue))));
             self.fail(index, why);
         }
         if gates.is_empty() {
@@ -370,10 +459,11 @@ impl Controller {
         }
         self.set_rules().await;
         let mut devices = Vec::new();
-        for (id, queue, worker) in gates {
-            devices.extend(self.staff.close(worker, id, queue).await.map(|gate| gate.device));
+        for (key, id, queue, worker) in gates {
+            devices.extend(self.staff.close(worker, id, queue).await.map(|gate| (key, gate.device)));
         }
-        drop_elsewhere(devices).await;
+        // It is opened again when they are closed.
+        self.close_queues(devices);
     }
 
     /// Puts into force what follows from the configuration and the devices that there are.
@@ -405,12 +495,7 @@ impl Controller {
     }
 }
 
-/// Whether it is worth while to try to open a device: a look that costs next to nothing.
-fn may_be_there(settings: &Settings) -> bool {
-    settings.netns().path().is_none_or(|path| path.exists())
-}
-
-/// Closes devices, which may wait for the kernel.
-async fn drop_elsewhere(devices: Vec<Box<dyn Device>>) {
-    let _ = spawn_blocking(move || drop(devices)).await;
+/// Whether a device that others hold is tried on for a while, before that is reported.
+fn may_be_let_go(port: &mut Port, now: Moment) -> bool {
+    now.since(*port.busy.get_or_insert(now)) < HELD
 }

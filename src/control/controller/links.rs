@@ -6,7 +6,7 @@
 //! taken for the present, however late it is heard. Ears are kept open as long as they are needed, and opened again if
 //! they fail. What nobody sends an event for is read once a second.
 //!
-//! All of this is done by a thread of its own and its helpers: the kernel answers none of these questions while
+//! All of this is done by a thread of its own, and by [`jobs`](crate::control::jobs): the kernel answers none of these questions while
 //! somebody holds its lock on netdevs, and control goes on meanwhile.
 
 use std::collections::{HashMap, HashSet};
@@ -16,12 +16,13 @@ use std::time::Duration;
 
 use tokio::runtime::{self, Handle};
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::task::AbortHandle;
 use tracing::{debug, info, warn};
 
 use super::devices::Outcome;
 use super::{Controller, Port, State};
 use crate::control::events::{Event, EventKind};
+use crate::control::jobs::Jobs;
 use crate::control::lines::{Line, LineName, lines};
 use crate::control::seats::{Kind, Names};
 use crate::device::Settings;
@@ -36,9 +37,6 @@ const POLL: Duration = Duration::from_secs(1);
 
 /// How long an ear waits after each news: whoever changes netdevs all the time is not followed more often.
 const PAUSE: Duration = Duration::from_millis(20);
-
-/// Threads that may wait for the kernel at the same time.
-const HELPERS: usize = 8;
 
 /// What has been heard in a namespace.
 #[derive(Debug)]
@@ -68,17 +66,11 @@ struct Watcher {
 
 impl Watcher {
     fn start() -> io::Result<Watcher> {
-        let runtime = runtime::Builder::new_current_thread()
-            .enable_all()
-            .max_blocking_threads(HELPERS)
-            .thread_name("netdev-helper")
-            .build()?;
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         thread::Builder::new().name("netdevs".into()).spawn(move || {
             let _ = runtime.block_on(stopped);
-            // A helper that still waits for the kernel is not waited for.
-            runtime.shutdown_background();
         })?;
         Ok(Watcher { handle, _stop: stop })
     }
@@ -163,35 +155,35 @@ impl Links {
     }
 
     /// Listens in these namespaces and in no others, and anew where the name of one leads to another.
-    fn listen(&mut self, wanted: HashSet<&Netns>) {
-        self.ears.retain(|netns, ear| wanted.contains(netns) && netns.identity() == ear.identity);
-        for netns in wanted {
-            if self.ears.contains_key(netns) || netns.path().is_some_and(|path| !path.exists()) {
+    fn listen(&mut self, wanted: HashMap<&Netns, Option<Identity>>, jobs: &Jobs) {
+        self.ears.retain(|netns, ear| wanted.get(netns) == Some(&ear.identity));
+        for (netns, identity) in wanted {
+            if self.ears.contains_key(netns) {
                 continue;
             }
             self.next_ear += 1;
             let number = self.next_ear;
-            // First: if it is replaced right now, that is found out the next time.
-            let identity = netns.identity();
-            let listening = self.watcher().spawn(listen(netns.clone(), number, self.tell.clone())).abort_handle();
-            self.ears.insert(netns.clone(), Ear { number, identity, listening });
+            let watcher = self.watcher();
+            let (netns, tell) = (netns.clone(), self.tell.clone());
+            let listening = watcher.spawn(listen(netns.clone(), number, tell, jobs.clone())).abort_handle();
+            self.ears.insert(netns, Ear { number, identity, listening });
         }
     }
 }
 
-async fn listen(netns: Netns, ear: u64, tell: mpsc::UnboundedSender<Heard>) {
-    if let Err(why) = hear(&netns, ear, &tell).await {
+async fn listen(netns: Netns, ear: u64, tell: mpsc::UnboundedSender<Heard>, jobs: Jobs) {
+    if let Err(why) = hear(&netns, ear, &tell, &jobs).await {
         // Not news for people: every netdev is looked after by its device as well, and the ear is opened again.
         debug!("links in {netns} cannot be listened to: {why}");
     }
     let _ = tell.send(Heard { netns, ear, names: None });
 }
 
-async fn hear(netns: &Netns, ear: u64, tell: &mpsc::UnboundedSender<Heard>) -> io::Result<()> {
-    let inside = netns.clone();
-    let open =
-        move || within(&inside, || Ok::<_, io::Error>((LinkEvents::open()?, EthtoolEvents::open().ok().flatten())));
-    let (links, ethtool) = spawn_blocking(open).await.map_err(io::Error::other)???;
+async fn hear(netns: &Netns, ear: u64, tell: &mpsc::UnboundedSender<Heard>, jobs: &Jobs) -> io::Result<()> {
+    let (inside, (opened, opening)) = (netns.clone(), oneshot::channel());
+    let open = || Ok::<_, io::Error>((LinkEvents::open()?, EthtoolEvents::open().ok().flatten()));
+    jobs.run(netns, move || drop(opened.send(within(&inside, open))));
+    let (links, ethtool) = opening.await.map_err(io::Error::other)???;
     let mut links = Listener::new(links)?;
     let mut ethtool = ethtool.map(EthtoolListener::new).transpose()?;
     loop {
@@ -210,6 +202,11 @@ async fn hear(netns: &Netns, ear: u64, tell: &mpsc::UnboundedSender<Heard>) -> i
     }
 }
 
+/// Whether a port waits for its device: something that happens to its netdev may let it be opened.
+fn waits(port: &Port) -> bool {
+    matches!(port.state, State::Down { .. } | State::Opening { .. })
+}
+
 /// The netdev of a port that has a device of its own.
 pub(super) fn watched(port: &Port) -> Option<(Netns, String)> {
     let device = port.seat.device()?;
@@ -219,7 +216,14 @@ pub(super) fn watched(port: &Port) -> Option<(Netns, String)> {
 impl Controller {
     /// Listens where there is something of interest.
     pub(super) fn listen_to_links(&mut self) {
-        self.links.listen(self.ports.iter().filter_map(|port| Some(port.seat.device()?.netns())).collect());
+        let known = self.ports.iter().filter_map(|port| self.netns_of(port)).collect();
+        self.links.listen(known, &self.jobs);
+    }
+
+    /// The namespace of a port, if its name leads to one.
+    fn netns_of<'a>(&self, port: &'a Port) -> Option<(&'a Netns, Option<Identity>)> {
+        let netns = port.seat.device()?.netns();
+        Some((netns, self.namespaces.identity(netns)?))
     }
 
     /// Looks at the netdevs of which something has been heard.
@@ -235,6 +239,18 @@ impl Controller {
                 _ => {}
             }
             next = self.links.hear.try_recv().ok();
+        }
+        // Also where a netdev is held by others, and where it is down, another attempt may succeed now.
+        let (now, mut is_hope) = (time::now(), false);
+        for port in self.ports.iter_mut().filter(|port| waits(port)) {
+            let device = port.seat.device();
+            if device.is_some_and(|of| by_netns.get(of.netns()).is_some_and(|names| names.contains(of.name()))) {
+                port.retry.kick(now);
+                is_hope = true;
+            }
+        }
+        if is_hope {
+            self.try_down_ports();
         }
         let is_heard = |port: &Port| {
             let names = by_netns.get(port.seat.device()?.netns())?;
@@ -277,7 +293,7 @@ impl Controller {
         self.links.looking.insert(netns.clone(), HashSet::new());
         self.links.looks += 1;
         let (number, done) = (self.links.looks, self.done.clone());
-        self.links.watcher().spawn_blocking(move || {
+        self.jobs.run(&netns.clone(), move || {
             let look = || {
                 let names = wanted.iter().map(|wanted| wanted.settings.name().to_owned());
                 names.zip(properties::read_each(&wanted)).collect()
@@ -311,7 +327,7 @@ impl Controller {
     pub(super) async fn receive_look(&mut self, looked: Looked) {
         let Looked { netns, number, mut found } = looked;
         let mut again = self.links.looking.remove(&netns).unwrap_or_default();
-        let (mut gone, mut changed, mut is_hope) = (Vec::new(), Vec::new(), false);
+        let (mut gone, mut changed) = (Vec::new(), Vec::new());
         for (index, port) in self.ports.iter().enumerate() {
             let Some(device) = port.seat.device().filter(|device| *device.netns() == netns) else { continue };
             let name = device.name();
@@ -321,14 +337,10 @@ impl Controller {
                 // It is being changed: what comes of that is looked at afterwards.
                 State::Up { .. } if self.is_awaited(port.key) => {}
                 State::Up { .. } => match properties::outdated(device, port.netdev.as_ref(), now.as_ref()) {
-                    Some(why) => {
-                        is_hope |= now.is_some_and(|now| now.link.up);
-                        gone.push((index, why));
-                    }
+                    Some(why) => gone.push((index, why)),
                     None => changed.push((index, now)),
                 },
-                State::Down { .. } => is_hope |= now.is_some_and(|now| now.link.up),
-                State::Opening { .. } | State::Carried { .. } => {}
+                State::Down { .. } | State::Opening { .. } | State::Carried { .. } => {}
             }
         }
         self.take_back(gone).await;
@@ -337,9 +349,6 @@ impl Controller {
         }
         self.turn_over().await;
         self.follow_announcements();
-        if is_hope {
-            self.try_down_ports();
-        }
         self.look_at(netns, again);
     }
 

@@ -18,6 +18,7 @@ mod announcing;
 mod containment;
 mod devices;
 mod links;
+mod namespaces;
 mod netdevs;
 mod pins;
 mod policy;
@@ -34,6 +35,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{sleep, timeout};
 use tracing::warn;
 
 pub use self::containment::Containment;
@@ -42,16 +44,19 @@ pub use self::port::{Port, State};
 use self::announcing::Announcing;
 use self::devices::Outcome;
 use self::links::Links;
-use self::transition::{Transition, Unconfirmed};
+use self::namespaces::Namespaces;
+use self::transition::{Pending, Transition, Unconfirmed};
 use self::writing::Writing;
 use super::activation::Activations;
 use super::at_limit::AtLimit;
+use super::backoff::Backoff;
 use super::change::Refusal;
 use super::config::Config;
 use super::drift::Drift;
 use super::events::{Event, EventKind};
 use super::failover::Groups;
 use super::handle::{Flush, Request};
+use super::jobs::{Jobs, PATIENCE};
 use super::journal::Journal;
 use super::keeper::Keeper;
 use super::leftovers::{self, Leftovers};
@@ -64,11 +69,12 @@ use super::staff::Staff;
 use super::stations::Directory;
 use crate::frame::Pool;
 use crate::switch::{PortId, Rules, Secret};
-use crate::time;
+use crate::sys::netns::Netns;
+use crate::time::{self, Moment};
 use crate::wire::ProbeKey;
 use crate::worker::{self, Findings, Notice};
 
-/// How often ports that are down are tried again, and those that are up looked after.
+/// How often ports are looked after.
 const RETRY: Duration = Duration::from_millis(250);
 
 /// How often the learned stations are kept, for a switch that is killed.
@@ -129,6 +135,12 @@ pub struct Controller {
     announcing: Announcing,
     /// What is heard of links.
     links: Links,
+    /// Which namespaces there are.
+    namespaces: Namespaces,
+    /// What is done elsewhere, as it may wait.
+    jobs: Jobs,
+    /// When a port that is down is tried again next.
+    next_attempt: Option<Moment>,
     rules: Arc<Rules>,
     notices: mpsc::Receiver<Notice>,
     outcomes: mpsc::UnboundedReceiver<Outcome>,
@@ -137,6 +149,8 @@ pub struct Controller {
     writing: Option<Writing>,
     /// The change that is under way.
     transition: Option<Transition>,
+    /// Changes that are made but for ports that are being opened.
+    pending: Vec<Pending>,
     /// Requests that wait for it to be over.
     waiting: VecDeque<Request>,
     /// The change that goes back unless it is confirmed.
@@ -179,12 +193,16 @@ impl Controller {
             activations: Activations::default(),
             announcing: Announcing::default(),
             links: Links::default(),
+            namespaces: Namespaces::default(),
+            jobs: Jobs::default(),
+            next_attempt: None,
             rules: Arc::new(Rules::none(secret)),
             notices,
             outcomes,
             done,
             writing: None,
             transition: None,
+            pending: Vec::new(),
             waiting: VecDeque::new(),
             unconfirmed: None,
             keeping: None,
@@ -206,9 +224,14 @@ impl Controller {
         let kept = self.keeper.take_stations().await;
         let directory = self.directory();
         self.staff.learn(&directory.learned(kept, time::now())).await;
-        while self.transition.is_some() {
-            let Some(outcome) = self.outcomes.recv().await else { break };
-            self.receive(outcome).await;
+        let mut retry = tokio::time::interval(RETRY);
+        while self.transition.is_some() || !self.pending.is_empty() {
+            let next = self.next_attempt.map(|at| at.since(time::now()));
+            tokio::select! {
+                Some(outcome) = self.outcomes.recv() => self.receive(outcome).await,
+                () = sleep(next.unwrap_or_default()), if next.is_some() => self.try_down_ports(),
+                _ = retry.tick() => self.look_after_ports().await,
+            }
         }
         // What is in nobody's way has time.
         left.into_iter().for_each(|left| self.sweep(left));
@@ -233,10 +256,12 @@ impl Controller {
             }
             self.write_events();
             // A change goes back only when it has been made, and not while it is being confirmed.
-            let may_go_back = self.transition.is_none() && self.writing != Some(Writing::Change);
+            let is_being_made = self.transition.is_some() || self.pending.iter().any(|of| of.to_be_confirmed);
+            let may_go_back = !is_being_made && self.writing != Some(Writing::Change);
             let unconfirmed = self.unconfirmed.as_ref().filter(|_| may_go_back);
             let left = unconfirmed.map(|unconfirmed| unconfirmed.deadline.since(time::now()));
             let announced = self.announcing.due().map(|due| due.since(time::now()));
+            let next = self.next_attempt.map(|at| at.since(time::now()));
             tokio::select! {
                 () = &mut stop => return,
                 Some(request) = requests.recv() => self.answer(request).await,
@@ -246,16 +271,14 @@ impl Controller {
                 _ = turn.tick() => self.contain().await,
                 Some(heard) = self.links.next() => self.heed(heard),
                 Some(found) = self.announcing.next() => self.announce_learned(found),
-                () = tokio::time::sleep(announced.unwrap_or_default()), if announced.is_some() => {
-                    self.send_announcements().await;
-                }
-                () = tokio::time::sleep(left.unwrap_or_default()), if left.is_some() => self.go_back().await,
+                () = sleep(announced.unwrap_or_default()), if announced.is_some() => self.send_announcements().await,
+                names = self.namespaces.next() => self.heed_names(names),
+                () = sleep(next.unwrap_or_default()), if next.is_some() => self.try_down_ports(),
+                () = sleep(left.unwrap_or_default()), if left.is_some() => self.go_back().await,
                 _ = retry.tick() => {
-                    self.leave_lost_namespaces().await;
-                    self.listen_to_links();
+                    self.look_after_ports().await;
                     self.watch_netdevs();
                     self.turn_over().await;
-                    self.try_down_ports();
                     self.watch_limits();
                     self.write_what_is_swept();
                 }
@@ -265,6 +288,16 @@ impl Controller {
                 }
             }
         }
+    }
+
+    /// Looks after namespaces, links and attempts to open ports.
+    async fn look_after_ports(&mut self) {
+        self.look_at_namespaces();
+        self.listen_to_links();
+        self.note_overdue();
+        self.advance().await;
+        self.try_down_ports();
+        self.answer_pending();
     }
 
     /// Closes everything, and keeps what is known. Netdevs of ours that do not persist are gone
@@ -278,8 +311,14 @@ impl Controller {
         }
         self.finish_writing().await;
         let gates = self.staff.stop().await;
-        // Closing a tap waits for the kernel to take the netdev down.
-        let _ = spawn_blocking(move || drop(gates)).await;
+        // Closing a tap waits for the kernel to take the netdev down. A driver that does not return is left to the end
+        // of the process.
+        let (done, closed) = tokio::sync::oneshot::channel();
+        self.jobs.run(&Netns::Host, move || {
+            drop(gates);
+            let _ = done.send(());
+        });
+        let _ = timeout(PATIENCE, closed).await;
         self.keeper.close().await;
     }
 
@@ -302,6 +341,12 @@ impl Controller {
             looked: 0,
             held: true,
             may_lose_tags: false,
+            closing: 0,
+            retry: Backoff::default(),
+            attempt: None,
+            is_overdue: false,
+            busy: None,
+            opened: Moment::default(),
             at_limit: AtLimit::default(),
         }
     }

@@ -81,7 +81,7 @@ impl Controller {
             return false;
         }
         let (key, netdev, settings, done) = (port.key, now.link.index, device.clone(), self.done.clone());
-        self.links.watcher().spawn_blocking(move || {
+        self.jobs.run(&settings.netns().clone(), move || {
             let result = properties::restore(&settings, netdev);
             let _ = done.send(Outcome::Restored(Restored { port: key, was, result }));
         });

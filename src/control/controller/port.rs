@@ -3,13 +3,16 @@
 use std::sync::Arc;
 
 use crate::control::at_limit::AtLimit;
+use crate::control::backoff::Backoff;
 use crate::control::drift::Drift;
+use crate::control::jobs::Ticket;
 use crate::control::seats::Seat;
 use crate::device::properties::Properties;
 use crate::switch::PortId;
 use crate::sys::link_events::LinkState;
 use crate::sys::netns::Identity;
 use crate::telemetry::PortCounters;
+use crate::time::Moment;
 
 /// A port or an uplink, as it is.
 #[derive(Debug)]
@@ -39,6 +42,18 @@ pub struct Port {
     pub(super) held: bool,
     /// Whether its device, if it is open, may lose VLAN tags.
     pub(super) may_lose_tags: bool,
+    /// Devices of its own that are being closed.
+    pub(super) closing: u32,
+    /// When it is tried again while it is down.
+    pub(super) retry: Backoff,
+    /// The attempt to open it that is under way.
+    pub(super) attempt: Option<Ticket>,
+    /// It is reported that the attempt has not returned.
+    pub(super) is_overdue: bool,
+    /// Since when its device is held by others, in this series of attempts.
+    pub(super) busy: Option<Moment>,
+    /// When its device was opened.
+    pub(super) opened: Moment,
     /// Whether it is at its MAC limit.
     pub(super) at_limit: AtLimit,
 }
@@ -91,6 +106,18 @@ impl Port {
         let State::Up { notes, .. } = &self.state else { return String::new() };
         let notes = Some(notes.as_str()).filter(|notes| !notes.is_empty());
         notes.into_iter().chain(self.drift.remarks().iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Why it is not open yet, if the attempt to open it has not returned in time.
+    pub fn overdue(&self, now: Moment) -> Option<String> {
+        let device = self.seat.device().filter(|_| self.is_overdue)?;
+        match self.attempt.as_ref()?.running_since() {
+            Some(since) => {
+                let seconds = now.since(since).as_secs();
+                Some(format!("opening {} has not returned for {seconds} seconds; it goes on when it does", device.at()))
+            }
+            None => Some(format!("opening {} waits for others there that have not returned", device.at())),
+        }
     }
 
     /// Whether this is the port with this id of the switch.

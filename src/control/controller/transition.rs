@@ -2,8 +2,9 @@
 //!
 //! First everything that goes: rules without it, then its gates come back, and its devices are
 //! closed. Only then what comes: a device that is closed may be in the way of one that is opened.
-//! In between questions are answered, and another change waits. When all has come that was waited
-//! for, new rules are put in force once, the gates are opened, and the answer is given.
+//! In between questions are answered, and another change waits. Once all is closed, others may be
+//! made: what is being opened settles port by port, and the answer is given when all have, or have
+//! had their time. A close that does not return is not waited for either.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -11,13 +12,14 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
-use super::devices::{Attempt, Closing};
+use super::devices::Closing;
 use super::writing::{Attempted, Then};
 use super::{Controller, Port, State};
 use crate::control::change::{Change, Changed, Refusal};
 use crate::control::config::{self, Config};
 use crate::control::difference::differences;
 use crate::control::events::EventKind;
+use crate::control::jobs::PATIENCE;
 use crate::control::leftovers;
 use crate::control::plan::{DeviceStep, Step, device_step_of_open, plan};
 use crate::control::seats::{self, Kind, Names, Seat, Stand};
@@ -43,10 +45,21 @@ pub(super) struct Transition {
     awaited: HashSet<u64>,
     /// Ports, by key, that are to have a device in the end.
     wanted: HashSet<u64>,
-    /// Whether all is closed that was to be, and the ports that are awaited are being opened.
-    opening: bool,
-    /// What has come of that.
-    attempts: Vec<Attempt>,
+    /// Since when that is waited for.
+    since: Moment,
+    /// Whether it goes back unless it is confirmed.
+    to_be_confirmed: bool,
+}
+
+/// A change that is made, but for ports that are being opened. Each of them settles by itself, and other changes go on.
+#[derive(Debug)]
+pub(super) struct Pending {
+    changed: Changed,
+    reply: Option<Reply>,
+    /// Ports, by key, that were to have a device.
+    wanted: HashSet<u64>,
+    since: Moment,
+    pub(super) to_be_confirmed: bool,
 }
 
 /// A change that is made and goes back unless it is confirmed.
@@ -110,7 +123,7 @@ impl Controller {
         self.tell_config(format!("to be confirmed within {}: {text}", seconds(within)));
         let previous = self.config.clone();
         self.unconfirmed = Some(Unconfirmed { previous, within, deadline: time::now() + within });
-        self.make(*config, *transition).await;
+        self.make(*config, Transition { to_be_confirmed: true, ..*transition }).await;
     }
 
     /// Whether a change may be, and the configuration to which it leads; `None` if it is so
@@ -224,7 +237,10 @@ impl Controller {
         for port in gone {
             self.tell_gone(&before, &port);
             let Some(device) = port.seat.device().cloned() else { continue };
-            transition.awaited.insert(port.key);
+            // An attempt that has not returned in time may never do so.
+            if !port.is_overdue {
+                transition.awaited.insert(port.key);
+            }
             let gates = self.gates(&port, port.seat.id);
             // One that is being opened comes back when it is open, and is closed then.
             if !matches!(port.state, State::Opening { .. }) {
@@ -242,6 +258,7 @@ impl Controller {
             closings.extend(self.run_errand(errand).await);
         }
         self.close(closings);
+        transition.since = time::now();
         self.transition = Some(transition);
         self.advance().await;
     }
@@ -374,49 +391,57 @@ impl Controller {
         }
     }
 
-    /// Keeps an attempt for which a change waits until the others are there.
-    pub(super) fn keep_for_later(&mut self, attempt: Attempt) -> Option<Attempt> {
-        if let Some(transition) = &mut self.transition
-            && transition.opening
-            && transition.awaited.remove(&attempt.port)
-        {
-            transition.attempts.push(attempt);
-            return None;
-        }
-        Some(attempt)
-    }
-
-    /// Goes on with the change that is under way, if nothing is waited for.
+    /// Goes on with the change that is under way, if nothing is waited for or that has had its time.
     pub(super) async fn advance(&mut self) {
+        let now = time::now();
         let Some(transition) = &mut self.transition else { return };
         if !transition.awaited.is_empty() {
-            return;
-        }
-        if !transition.opening {
-            transition.opening = true;
-            self.ports.iter_mut().for_each(|port| port.held = false);
-            self.try_down_ports();
-            let Some(transition) = &mut self.transition else { return };
-            let opening = self.ports.iter().filter(|port| matches!(port.state, State::Opening { .. }));
-            transition.awaited = opening.map(|port| port.key).filter(|key| transition.wanted.contains(key)).collect();
-            if !transition.awaited.is_empty() {
+            if now.since(transition.since) < PATIENCE {
                 return;
             }
+            let seconds = PATIENCE.as_secs();
+            let late = std::mem::take(&mut transition.awaited);
+            warn!("{} devices have not been closed in {seconds} seconds; they are closed when they can be", late.len());
+            let remark = format!("{} devices have not been closed in {seconds} seconds", late.len());
+            transition.changed.remarks.push(remark);
         }
-        let Some(mut transition) = self.transition.take() else { return };
-        self.settle(std::mem::take(&mut transition.attempts)).await;
-        let wanted = self.ports.iter().filter(|port| transition.wanted.contains(&port.key));
-        transition.changed.remarks.extend(wanted.filter_map(|port| match &port.state {
-            State::Down { reason } | State::Opening { reason } => Some(format!("{} is down: {reason}", port.seat)),
-            State::Up { .. } | State::Carried { .. } => None,
-        }));
-        if let Some(reply) = transition.reply {
+        let Some(Transition { changed, reply, wanted, to_be_confirmed, .. }) = self.transition.take() else { return };
+        self.ports.iter_mut().for_each(|port| port.held = false);
+        self.try_down_ports();
+        self.pending.push(Pending { changed, reply, wanted, since: now, to_be_confirmed });
+        self.answer_pending();
+    }
+
+    /// Answers the changes whose ports have all been opened, or not, or have had their time.
+    pub(super) fn answer_pending(&mut self) {
+        let now = time::now();
+        let is_settled = |key: &u64| {
+            let port = self.standing.get(key).map(|&index| &self.ports[index]);
+            port.is_none_or(|port| match &port.state {
+                State::Up { .. } | State::Carried { .. } => true,
+                State::Opening { .. } => port.is_overdue,
+                State::Down { reason } => !reason.is_empty(),
+            })
+        };
+        // What waits behind something that does not return has twice the time.
+        let is_over = |pending: &Pending| now.since(pending.since) >= 2 * PATIENCE;
+        let is_done = |pending: &mut Pending| is_over(pending) || pending.wanted.iter().all(is_settled);
+        let done: Vec<Pending> = self.pending.extract_if(.., is_done).collect();
+        for Pending { mut changed, reply, wanted, to_be_confirmed, .. } in done {
+            let wanted = self.ports.iter().filter(|port| wanted.contains(&port.key));
+            changed.remarks.extend(wanted.filter_map(|port| match &port.state {
+                State::Opening { reason } if reason.is_empty() => Some(format!("{} is still being opened", port.seat)),
+                State::Down { reason } | State::Opening { reason } => Some(format!("{} is down: {reason}", port.seat)),
+                State::Up { .. } | State::Carried { .. } => None,
+            }));
             // The time to confirm it begins when it can be looked at.
-            if let Some(unconfirmed) = &mut self.unconfirmed {
-                unconfirmed.deadline = time::now() + unconfirmed.within;
+            if let Some(unconfirmed) = self.unconfirmed.as_mut().filter(|_| to_be_confirmed) {
+                unconfirmed.deadline = now + unconfirmed.within;
             }
-            // Whoever asked may be gone; it is true all the same.
-            let _ = reply.send(Ok(transition.changed));
+            if let Some(reply) = reply {
+                // Whoever asked may be gone; it is true all the same.
+                let _ = reply.send(Ok(changed));
+            }
         }
     }
 }

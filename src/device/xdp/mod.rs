@@ -25,8 +25,6 @@ use std::io;
 use std::sync::Arc;
 
 use rustix::io::Errno;
-use rustix::thread::nanosleep;
-use rustix::time::Timespec;
 
 use super::{Device, OpenError, Opened, Whereabouts, others};
 use crate::frame::{Copying, Exchange, Pool};
@@ -51,11 +49,6 @@ const LOST_OFFLOADS: &str = "unless the guest's offloads are off, their header i
 
 /// Slots in the fill ring of a queue, at least.
 const LEAST_FILL: u32 = 64;
-
-/// How often a queue that is held is tried, and how long to wait in between: a second in all. The
-/// kernel frees a queue a little later than its socket.
-const ATTEMPTS: u32 = 50;
-const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
 /// How a netdev shall be bound.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,20 +140,9 @@ impl Settings {
     }
 }
 
-/// Binds all queues of a netdev. Waits a second for one that is held.
+/// Binds all queues of a netdev.
 pub fn open(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError> {
-    let at = settings.at();
-    others::visit(&at, || {
-        let mut opened = attempt(settings, pool);
-        for _ in 1..ATTEMPTS {
-            if !matches!(opened, Err(OpenError::Busy { .. })) {
-                break;
-            }
-            let _ = nanosleep(&PAUSE); // woken early, it asks early
-            opened = attempt(settings, pool);
-        }
-        opened
-    })
+    others::visit(&settings.at(), || attempt(settings, pool))
 }
 
 fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError> {

@@ -1,0 +1,115 @@
+//! When something that failed is tried again: soon at first, then less and less often, and at once when there is a
+//! sign that it may succeed.
+
+use std::time::Duration;
+
+use crate::time::Moment;
+
+/// Between the first attempt and the second.
+const FIRST: Duration = Duration::from_millis(20);
+
+/// Between two attempts, however many signs there are: others can provoke these.
+const LEAST: Duration = Duration::from_millis(100);
+
+/// A sign so long after the last attempt begins a new series of attempts.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// The times of attempts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backoff {
+    delay: Duration,
+    next: Moment,
+    last: Moment,
+}
+
+impl Default for Backoff {
+    fn default() -> Backoff {
+        Backoff { delay: FIRST, next: Moment::default(), last: Moment::default() }
+    }
+}
+
+impl Backoff {
+    /// When it is to be tried.
+    pub fn next(&self) -> Moment {
+        self.next
+    }
+
+    /// Whether it is to be tried now.
+    pub fn is_due(&self, now: Moment) -> bool {
+        now >= self.next
+    }
+
+    /// It is being tried. If it fails, it is tried again later, `cap` at most, and a quarter sooner or later by
+    /// `chance`: what fails together is not tried together for ever.
+    pub fn tried(&mut self, now: Moment, cap: Duration, chance: u64) {
+        let delay = self.delay.min(cap);
+        let eighths = u32::try_from(chance % 5).unwrap_or_default() + 6;
+        (self.last, self.next) = (now, now + delay / 8 * eighths);
+        self.delay = (delay * 2).min(cap);
+    }
+
+    /// There is a sign that it may succeed now.
+    pub fn kick(&mut self, now: Moment) {
+        let soonest = if self.last == Moment::default() { now } else { self.last + LEAST };
+        self.next = self.next.min(soonest.max(now));
+        if now.since(self.last) >= SILENCE {
+            self.delay = FIRST;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const CAP: Duration = Duration::from_secs(5);
+
+    fn at(millis: u64) -> Moment {
+        Moment::from_secs(1000) + Duration::from_millis(millis)
+    }
+
+    proptest! {
+        #[test]
+        fn attempts_grow_rare_and_never_cease(chances: [u64; 64]) {
+            let (mut backoff, mut now) = (Backoff::default(), at(0));
+            prop_assert!(backoff.is_due(now));
+            let mut before = Duration::ZERO;
+            for (number, chance) in chances.into_iter().enumerate() {
+                backoff.tried(now, CAP, chance);
+                let pause = backoff.next().since(now);
+                prop_assert!(!backoff.is_due(now) && backoff.is_due(now + pause));
+                prop_assert!(pause <= CAP * 5 / 4);
+                prop_assert!(number > 8 || pause > before, "{pause:?} after {before:?}");
+                prop_assert!(number < 9 || pause >= CAP * 3 / 4);
+                (before, now) = (pause, now + pause);
+            }
+        }
+
+        #[test]
+        fn signs_help_at_once_and_are_no_lever(signs in prop::collection::vec(0u64..30, 1..500)) {
+            let mut backoff = Backoff::default();
+            (0..20).for_each(|_| backoff.tried(at(0), CAP, 2));
+            let (mut now, mut attempts) = (0, 0);
+            for pause in signs {
+                now += pause;
+                backoff.kick(at(now));
+                prop_assert!(backoff.next().since(at(now)) <= LEAST);
+                if backoff.is_due(at(now)) {
+                    attempts += 1;
+                    backoff.tried(at(now), CAP, 2);
+                }
+            }
+            prop_assert!(attempts <= now / 100 + 1, "{attempts} in {now} ms");
+        }
+    }
+
+    #[test]
+    fn a_sign_after_a_silence_helps_at_once() {
+        let mut backoff = Backoff::default();
+        (0..20).for_each(|_| backoff.tried(at(0), CAP, 0));
+        assert!(!backoff.is_due(at(1000)));
+        backoff.kick(at(1000));
+        assert!(backoff.is_due(at(1000)));
+    }
+}

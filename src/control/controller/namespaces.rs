@@ -1,0 +1,191 @@
+//! Which namespaces the ports are in, and whether their names lead to the same ones as before.
+//!
+//! A device keeps its namespace alive, unseen, when that is deleted, and nothing is reported by it. So the names are
+//! looked at: at once when inotify reports a change to a name, and from time to time. Ports whose namespace comes are
+//! opened; devices whose namespace has been deleted or replaced are closed.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::devices::Outcome;
+use super::{Controller, State};
+use crate::control::backoff::Backoff;
+use crate::sys::netns::{Identity, Netns};
+use crate::sys::netns_names::{Name, NetnsNames};
+use crate::time::{self, Moment};
+
+/// Between two looks at a name of which inotify reports changes.
+const REPORTED: Duration = Duration::from_secs(2);
+
+/// Between two looks at any other name, such as `/proc/PID/ns/net`.
+const UNREPORTED: Duration = Duration::from_millis(400);
+
+/// What is known of namespaces.
+#[derive(Debug)]
+pub(super) struct Namespaces {
+    known: HashMap<Netns, Known>,
+    changed: mpsc::UnboundedReceiver<Vec<Name>>,
+    /// Whether changes to names are reported.
+    is_reported: bool,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Which namespace it is; `None` inside: none. Outside: it has not been looked at yet.
+    identity: Option<Option<Identity>>,
+    is_being_looked_at: bool,
+    looks: Backoff,
+}
+
+/// What came of looking at a name.
+#[derive(Debug)]
+pub(super) struct Identified {
+    netns: Netns,
+    identity: Option<Identity>,
+    began: Moment,
+}
+
+impl Default for Namespaces {
+    fn default() -> Namespaces {
+        Namespaces { known: HashMap::new(), changed: mpsc::unbounded_channel().1, is_reported: false }
+    }
+}
+
+impl Namespaces {
+    /// Begins to watch names, unless that is done already.
+    pub fn watch(&mut self) {
+        if self.is_reported {
+            return;
+        }
+        let watching = NetnsNames::watch();
+        let (report, changed) = mpsc::unbounded_channel();
+        match watching {
+            Ok(names) => {
+                (self.changed, self.is_reported) = (changed, true);
+                tokio::spawn(report_changes(names, report));
+            }
+            // The names are looked at all the same.
+            Err(why) => debug!("changes to names of namespaces are not reported: {why}"),
+        }
+    }
+
+    /// The names that have changed; `None`: nothing more is reported.
+    pub async fn next(&mut self) -> Option<Vec<Name>> {
+        if !self.is_reported {
+            std::future::pending::<()>().await;
+        }
+        self.changed.recv().await
+    }
+
+    /// Whether it is known that a name leads to no namespace.
+    pub fn is_missing(&self, netns: &Netns) -> bool {
+        self.known.get(netns).is_some_and(|known| known.identity == Some(None))
+    }
+
+    /// Which namespace a name leads to, if that is known. The host's own has no identity.
+    pub fn identity(&self, netns: &Netns) -> Option<Option<Identity>> {
+        match netns {
+            Netns::Host => Some(None),
+            _ => self.known.get(netns)?.identity.filter(Option::is_some),
+        }
+    }
+}
+
+async fn report_changes(mut names: NetnsNames, report: mpsc::UnboundedSender<Vec<Name>>) {
+    let ended: io::Result<()> = async {
+        loop {
+            let names = names.next().await?;
+            if report.send(names).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    .await;
+    if let Err(why) = ended {
+        debug!("changes to names of namespaces are no longer reported: {why}");
+    }
+}
+
+impl Controller {
+    /// Looks at those names for which it is time, aside.
+    pub(super) fn look_at_namespaces(&mut self) {
+        self.namespaces.watch();
+        let now = time::now();
+        let devices = self.ports.iter().filter_map(|port| port.seat.device());
+        let wanted: HashSet<&Netns> = devices.map(|device| device.netns()).filter(|&of| *of != Netns::Host).collect();
+        self.namespaces.known.retain(|netns, _| wanted.contains(netns));
+        for netns in wanted {
+            let cap = match netns {
+                Netns::Named(_) if self.namespaces.is_reported => REPORTED,
+                _ => UNREPORTED,
+            };
+            let known = self.namespaces.known.entry(netns.clone()).or_default();
+            if known.is_being_looked_at || !known.looks.is_due(now) {
+                continue;
+            }
+            known.is_being_looked_at = true;
+            known.looks.tried(now, cap, now.nanos());
+            let (netns, done) = (netns.clone(), self.done.clone());
+            self.jobs.run(&netns.clone(), move || {
+                let began = time::now();
+                let identity = netns.identity();
+                let _ = done.send(Outcome::Identified(Identified { netns, identity, began }));
+            });
+        }
+    }
+
+    /// Looks again at the names that have changed.
+    pub(super) fn heed_names(&mut self, names: Option<Vec<Name>>) {
+        let Some(names) = names else {
+            self.namespaces.is_reported = false;
+            return;
+        };
+        let now = time::now();
+        let all = names.contains(&None);
+        for (netns, known) in &mut self.namespaces.known {
+            if all || matches!(netns, Netns::Named(name) if names.contains(&Some(name.clone()))) {
+                known.looks = Backoff::default();
+                known.looks.kick(now);
+            }
+        }
+        self.look_at_namespaces();
+    }
+
+    /// Acts on what a name leads to: opens what waits for it, and closes what is in another one.
+    pub(super) async fn receive_identity(&mut self, identified: Identified) {
+        let Identified { netns, identity, began } = identified;
+        let now = time::now();
+        let Some(known) = self.namespaces.known.get_mut(&netns) else { return };
+        known.is_being_looked_at = false;
+        let before = known.identity.replace(identity);
+        let (mut lost, mut has_come) = (Vec::new(), false);
+        for (index, port) in self.ports.iter_mut().enumerate() {
+            if port.seat.device().is_none_or(|device| *device.netns() != netns) {
+                continue;
+            }
+            match port.state {
+                // A look that began before it was opened may have seen what was there before.
+                State::Up { .. } if port.namespace != identity && began > port.opened => {
+                    let why = format!("{netns} has been deleted; its device is opened again as soon as it is back");
+                    lost.push((index, why));
+                }
+                State::Down { .. } | State::Opening { .. } if identity.is_some() && before != Some(identity) => {
+                    port.retry.kick(now);
+                    has_come = true;
+                }
+                _ => {}
+            }
+        }
+        self.take_back(lost).await;
+        if before != Some(identity) {
+            self.listen_to_links();
+        }
+        if has_come {
+            self.try_down_ports();
+        }
+    }
+}

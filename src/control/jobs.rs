@@ -1,0 +1,228 @@
+//! Work that may wait for the kernel or for a file system, away from the thread of control: opening and closing
+//! devices, and looking into namespaces.
+//!
+//! Each namespace has a *lane* with few threads of its own, so that one that never answers holds up nobody else. A
+//! thread ends when its lanes have no more work; one that hangs is left behind at the end of the process.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use crate::sys::netns::Netns;
+use crate::time::{self, Moment};
+
+/// Jobs that run at a time in the host's own namespace.
+const HOST: usize = 8;
+
+/// Jobs that run at a time in another namespace.
+const LANE: usize = 4;
+
+/// Threads in namespaces other than the host's own.
+const THREADS: usize = 128;
+
+/// How long a job may run before others are not kept waiting for it.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// The lanes. Clones share them.
+#[derive(Clone, Default)]
+pub struct Jobs(Arc<Mutex<Lanes>>);
+
+#[derive(Default)]
+struct Lanes {
+    lanes: HashMap<Netns, Lane>,
+    /// Lanes that have jobs waiting, in turn.
+    turns: VecDeque<Netns>,
+    /// Threads that run, but for those of the host's lane.
+    threads: usize,
+}
+
+#[derive(Default)]
+struct Lane {
+    waiting: VecDeque<(Ticket, Work)>,
+    running: Vec<Ticket>,
+}
+
+/// What is known of a job that was asked for.
+#[derive(Debug, Clone, Default)]
+pub struct Ticket(Arc<AtomicU64>);
+
+impl Ticket {
+    /// Since when it runs; `None`: it still waits.
+    pub fn running_since(&self) -> Option<Moment> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|&nanos| nanos > 0).map(Moment::from_nanos)
+    }
+
+    /// Whether it has run for longer than others wait for it.
+    pub fn is_overdue(&self, now: Moment) -> bool {
+        self.running_since().is_some_and(|since| now.since(since) >= PATIENCE)
+    }
+}
+
+impl fmt::Debug for Jobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jobs").field("threads", &self.lock().threads).finish_non_exhaustive()
+    }
+}
+
+impl Jobs {
+    /// Runs `work` in the lane of `netns`, as soon as that has a thread for it.
+    pub fn run(&self, netns: &Netns, work: impl FnOnce() + Send + 'static) -> Ticket {
+        let ticket = Ticket::default();
+        let mut lanes = self.lock();
+        let lane = lanes.lanes.entry(netns.clone()).or_default();
+        lane.waiting.push_back((ticket.clone(), Box::new(work)));
+        if lane.waiting.len() == 1 {
+            lanes.turns.push_back(netns.clone());
+        }
+        drop(lanes);
+        self.look_after();
+        ticket
+    }
+
+    /// Since when a lane is stuck: all its threads run jobs that are overdue. `None`: it is not.
+    pub fn stuck_since(&self, netns: &Netns, now: Moment) -> Option<Moment> {
+        let lanes = self.lock();
+        let lane = lanes.lanes.get(netns)?;
+        let is_stuck = !lane.running.is_empty() && lane.running.iter().all(|ticket| ticket.is_overdue(now));
+        lane.running.iter().filter(|_| is_stuck).filter_map(Ticket::running_since).min()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Lanes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tries again what waits for a thread that could not be had.
+    pub fn look_after(&self) {
+        let lanes = self.lock();
+        let (now, turns) = (time::now(), lanes.turns.len());
+        let may_run = (0..turns).any(|at| lanes.may_run(&lanes.turns[at], now));
+        drop(lanes);
+        if may_run {
+            self.start_thread();
+        }
+    }
+
+    fn start_thread(&self) {
+        let jobs = self.clone();
+        // Without a thread the job goes on waiting.
+        let _ = thread::Builder::new().name("vifswitch-job".into()).spawn(move || jobs.work());
+    }
+
+    /// A thread: one job after the other.
+    fn work(&self) {
+        let mut next = self.lock().next();
+        while let Some((netns, ticket, work)) = next {
+            // A panic ends the process where it is released. Elsewhere the lane goes on.
+            let _ = catch_unwind(AssertUnwindSafe(work));
+            let mut lanes = self.lock();
+            lanes.finish(&netns, &ticket);
+            next = lanes.next();
+        }
+    }
+}
+
+impl Lanes {
+    /// A job that may run now, of the lane whose turn it is.
+    fn next(&mut self) -> Option<(Netns, Ticket, Work)> {
+        let now = time::now();
+        let at = self.turns.iter().position(|netns| self.may_run(netns, now))?;
+        let netns = self.turns.remove(at)?;
+        let lane = self.lanes.get_mut(&netns)?;
+        let (ticket, work) = lane.waiting.pop_front()?;
+        ticket.0.store(now.nanos().max(1), Ordering::Relaxed);
+        lane.running.push(ticket.clone());
+        if !lane.waiting.is_empty() {
+            self.turns.push_back(netns.clone());
+        }
+        self.threads += usize::from(netns != Netns::Host);
+        Some((netns, ticket, work))
+    }
+
+    fn may_run(&self, netns: &Netns, now: Moment) -> bool {
+        let Some(lane) = self.lanes.get(netns) else { return false };
+        match netns {
+            Netns::Host => lane.running.len() < HOST,
+            // Where one hangs, the next ones would hang as well.
+            _ => {
+                let hangs = lane.running.iter().any(|ticket| ticket.is_overdue(now));
+                !hangs && lane.running.len() < LANE && self.threads < THREADS
+            }
+        }
+    }
+
+    fn finish(&mut self, netns: &Netns, ticket: &Ticket) {
+        self.threads -= usize::from(*netns != Netns::Host);
+        let Some(lane) = self.lanes.get_mut(netns) else { return };
+        lane.running.retain(|running| !Arc::ptr_eq(&running.0, &ticket.0));
+        if lane.running.is_empty() && lane.waiting.is_empty() {
+            self.lanes.remove(netns);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(60);
+
+    fn named(name: &str) -> Netns {
+        Netns::Named(name.into())
+    }
+
+    /// A job that says that it runs, and ends when the other end of `until` is dropped.
+    fn hanging(jobs: &Jobs, netns: &Netns, runs: &Sender<()>) -> (Ticket, Sender<()>) {
+        let (go_on, until): (Sender<()>, Receiver<()>) = channel();
+        let runs = runs.clone();
+        let ticket = jobs.run(netns, move || {
+            runs.send(()).unwrap();
+            let _ = until.recv();
+        });
+        (ticket, go_on)
+    }
+
+    #[test]
+    fn a_lane_that_hangs_holds_up_no_other_one() {
+        let jobs = Jobs::default();
+        let (runs, running) = channel();
+        let hangs: Vec<_> = (0..3 * LANE).map(|_| hanging(&jobs, &named("hung"), &runs)).collect();
+        (0..LANE).for_each(|_| running.recv_timeout(SOON).unwrap());
+        let (done, finished) = channel();
+        for netns in [Netns::Host, named("other"), Netns::At("/run/netns/hung".into())] {
+            let done = done.clone();
+            jobs.run(&netns, move || done.send(()).unwrap());
+            finished.recv_timeout(SOON).unwrap();
+        }
+        let (now, later) = (time::now(), time::now() + PATIENCE);
+        assert_eq!(hangs.iter().filter(|(ticket, _)| ticket.running_since().is_some()).count(), LANE);
+        assert!(hangs.iter().all(|(ticket, _)| !ticket.is_overdue(Moment::from_nanos(1)) || now == later));
+        assert!(jobs.stuck_since(&named("hung"), later + SOON).is_some());
+        assert_eq!(jobs.stuck_since(&named("other"), later + SOON), None);
+        // When it answers again, the others are done as well.
+        drop(hangs);
+        (LANE..3 * LANE).for_each(|_| running.recv_timeout(SOON).unwrap());
+    }
+
+    #[test]
+    fn hung_namespaces_leave_threads_to_the_host_and_are_bounded() {
+        let jobs = Jobs::default();
+        let (runs, running) = channel();
+        let hangs: Vec<_> = (0..2 * THREADS).map(|n| hanging(&jobs, &named(&n.to_string()), &runs)).collect();
+        (0..THREADS).for_each(|_| running.recv_timeout(SOON).unwrap());
+        assert_eq!(jobs.lock().threads, THREADS);
+        let (done, finished) = channel();
+        jobs.run(&Netns::Host, move || done.send(()).unwrap());
+        finished.recv_timeout(SOON).unwrap();
+        assert_eq!(jobs.lock().threads, THREADS);
+        drop(hangs);
+        (0..THREADS).for_each(|_| running.recv_timeout(SOON).unwrap());
+    }
+}
