@@ -47,6 +47,8 @@ struct Pins {
     addresses: BTreeSet<Mac>,
     /// When the guest has announced an address, lately.
     announced: HashMap<Mac, Moment>,
+    /// When the pin of an address has yielded last.
+    gone: HashMap<Mac, Moment>,
     /// When an address has moved to an uplink or back, within [`WINDOW`].
     moves: HashMap<Mac, Vec<Moment>>,
     /// When events began to be counted, and how many there were.
@@ -134,20 +136,23 @@ impl Activations {
         }
     }
 
-    /// A port, on which control waits for a frame, has sent one from `source`. What that changes.
+    /// A port, on which control waits for a frame, has sent one from `source`. What that changes. A frame that came
+    /// before the pin has yielded, and is reported only now, changes nothing.
     pub fn hear(&mut self, port: &config::Port, source: Mac, now: Moment) -> Option<Heard> {
         let waits = port.activation == Activation::FirstFrame;
         let pins = self.0.entry(port.id().to_owned()).or_default();
         // It may have been an announcement.
         pins.announced.insert(source, now);
-        if pins.addresses.remove(&source) {
+        let is_later = |gone: Option<&Moment>| gone.is_none_or(|&gone| now >= gone);
+        if is_later(pins.gone.get(&source)) && pins.addresses.remove(&source) {
             pins.count(source, now);
             // The port has been heard as well.
             if !pins.yielded && (pins.heard || !waits) {
                 return Some(Heard::Address);
             }
         }
-        if std::mem::take(&mut pins.yielded) {
+        if pins.yielded && is_later(pins.gone.get(&port.mac)) {
+            pins.yielded = false;
             pins.heard = waits;
             pins.count(port.mac, now);
             return Some(Heard::Again);
@@ -155,11 +160,14 @@ impl Activations {
         (waits && !std::mem::replace(&mut pins.heard, true)).then_some(Heard::First)
     }
 
-    /// The guest behind a port has announced one of its addresses.
-    pub fn announce(&mut self, port: &config::Port, mac: Mac, now: Moment) {
+    /// The guest behind a port has announced one of its addresses. If the pin has yielded to the echo of that, which
+    /// another worker may have reported first, it is taken back: what that changes.
+    pub fn announce(&mut self, port: &config::Port, mac: Mac, now: Moment) -> Option<Heard> {
         let pins = self.0.entry(port.id().to_owned()).or_default();
         pins.announced.retain(|_, at| now.since(*at) < ECHO);
         pins.announced.insert(mac, now);
+        let gone = pins.gone.get(&mac).copied().filter(|gone| gone.since(now) < ECHO)?;
+        self.hear(port, mac, gone.max(now))
     }
 
     /// An address that is pinned to a port has announced itself behind an uplink. What that changes.
@@ -176,6 +184,7 @@ impl Activations {
             return Some(Elsewhere::Flaps);
         }
         pins.count(mac, now);
+        pins.gone.insert(mac, now);
         if mac == port.mac {
             pins.yielded = true;
             return Some(Elsewhere::Port);
@@ -293,6 +302,23 @@ mod tests {
             assert!(!all.pins(port));
             assert_eq!(all.hear(port, VRRP, at(1200)), Some(Heard::Again));
             assert!(all.pins(port));
+        }
+    }
+
+    /// Workers report independently of each other, and control may come to it late.
+    #[test]
+    fn the_order_of_reports_does_not_matter() {
+        let config = of("immediate");
+        let (port, mut all) = (port(&config), Activations::default());
+        for mac in [OWN, VRRP] {
+            assert!(all.hear_elsewhere(port, mac, at(1001)).is_some());
+            assert!(all.announce(port, mac, at(1000)).is_some(), "that was the echo");
+            assert!(all.pins(port) && all.yielded(port).is_empty());
+            assert!(all.hear_elsewhere(port, mac, at(2000)).is_some());
+            assert_eq!(all.hear(port, mac, at(1999)), None, "it came before");
+            assert_eq!(all.announce(port, mac, at(1500)), None, "and that is no echo any more");
+            assert!(!all.pins(port) || all.yielded(port) == [mac]);
+            assert!(all.hear(port, mac, at(2000)).is_some());
         }
     }
 

@@ -58,8 +58,8 @@ pub enum PinReport {
 pub(super) struct PinReports {
     /// By hash of the station: the last report, and when it was made.
     last: Box<[Option<(PinReport, Moment)>]>,
-    /// Those that control has not been given yet. At most a burst.
-    pub(super) pending: Vec<PinReport>,
+    /// Those that control has not been given yet, each with its time. At most a burst.
+    pub(super) pending: Vec<(PinReport, Moment)>,
 }
 
 impl PinReports {
@@ -75,7 +75,7 @@ impl PinReports {
         // What there is no room for is reported with the next frame.
         if !is_repeated && self.pending.len() < BURST {
             *last = Some((report, now));
-            self.pending.push(report);
+            self.pending.push((report, now));
         }
     }
 }

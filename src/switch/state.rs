@@ -112,9 +112,9 @@ impl Switch {
         self.spoofing.found.drain(..)
     }
 
-    /// What frames have said about pinned stations since this was last asked.
+    /// What frames have said about pinned stations since this was last asked, and when.
     #[inline]
-    pub fn pin_reports(&mut self) -> impl ExactSizeIterator<Item = PinReport> + '_ {
+    pub fn pin_reports(&mut self) -> impl ExactSizeIterator<Item = (PinReport, Moment)> + '_ {
         self.pin_reports.pending.drain(..)
     }
 

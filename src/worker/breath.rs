@@ -395,7 +395,7 @@ impl Worker {
         self.switch.moving().for_each(|moving| tell(Finding::Moving(moving)));
         self.switch.foreign().for_each(|foreign| tell(Finding::Foreign(foreign)));
         self.switch.spoofed().for_each(|spoofed| tell(Finding::SpoofedIp(spoofed)));
-        self.switch.pin_reports().for_each(|report| tell(Finding::Pin(report)));
+        self.switch.pin_reports().for_each(|(report, at)| tell(Finding::Pin(report, at)));
         self.counters.findings_lost.add(lost);
     }
 

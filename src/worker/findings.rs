@@ -10,6 +10,7 @@ use futures_util::task::AtomicWaker;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use crate::switch::{Foreign, Moving, PinReport, Returned, SpoofedIp};
+use crate::time::Moment;
 
 /// Findings on their way to control, at most. Behind these they are counted and lost.
 const FINDINGS: usize = 4096;
@@ -25,8 +26,8 @@ pub enum Finding {
     Foreign(Foreign),
     /// A port was refused a frame that names a sender which it may not be.
     SpoofedIp(SpoofedIp),
-    /// A frame says where a station is that is pinned to a port, or is to be.
-    Pin(PinReport),
+    /// A frame says where a station is that is pinned to a port, or is to be; and when it came.
+    Pin(PinReport, Moment),
 }
 
 #[derive(Debug)]

@@ -264,11 +264,13 @@ impl Town {
         self.places.iter().position(|place| place.base == base && place.vid == vid)
     }
 
-    /// The one port of a network, if it is only one, that names this address as its own or as allowed.
+    /// The one port of a network, if it is only one, that names this address as its own or as allowed. One that is down
+    /// pins nothing, and neither does a subport whose parent is.
     pub fn pinned(&self, network: usize, address: Address) -> Option<usize> {
         let naming = |place: &Place| !place.uplink && place.network == network && place.names(address);
         let mut these = (0..self.places.len()).filter(|&index| naming(&self.places[index]));
-        these.next().filter(|_| these.next().is_none())
+        let is_wanted = |place: &Place| place.up && (place.base >= self.vifs || self.places[place.base].up);
+        these.next().filter(|&only| these.next().is_none() && is_wanted(&self.places[only]))
     }
 }
 

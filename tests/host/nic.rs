@@ -127,11 +127,12 @@ impl Nic {
     }
 }
 
-/// Whether a frame is RARP with something in its padding, as only the switch sends it by uplinks.
-pub fn is_announcement(frame: &[u8]) -> bool {
+/// Whether a frame is a RARP request with something in its padding, as only the switch sends it, by uplinks.
+fn is_announcement(frame: &[u8]) -> bool {
     let start = if frame.get(12..14) == Some(&[0x81, 0]) { 18 } else { 14 };
-    let (kind, padding) = (frame.get(start - 2..start), frame.get(start + 28..));
-    kind == Some(&[0x80, 0x35]) && padding.is_some_and(|padding| padding.iter().any(|&byte| byte != 0))
+    let (begin, padding) = (frame.get(start - 2..start + 8), frame.get(start + 28..));
+    begin == Some(&[0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3])
+        && padding.is_some_and(|padding| padding.iter().any(|&byte| byte != 0))
 }
 
 /// A frame of the type that no stack answers.

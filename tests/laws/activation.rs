@@ -60,7 +60,7 @@ fn arrived(lab: &mut Lab) -> Vec<usize> {
 
 fn reports(lab: &mut Lab) -> Vec<PinReport> {
     let found = lab.found().into_iter();
-    found.map(|finding| if let Finding::Pin(report) = finding { report } else { panic!("{finding:?}") }).collect()
+    found.map(|finding| if let Finding::Pin(report, _) = finding { report } else { panic!("{finding:?}") }).collect()
 }
 
 #[test]

@@ -224,6 +224,8 @@ fn a_pin_does_not_yield_to_what_was_sent_from_here() {
         }
         lines.await_all_reports(&scene, 1);
         assert_eq!(events(&scene.daemon, "pin_yielded", &vif.port).len(), 0);
+        let uplinks: serde_json::Value = scene.daemon.get("/v1/uplinks");
+        assert_eq!(uplinks[0]["drops"]["own_announcement"], 3, "no guest has got them");
         assert_eq!(lines.reached("at the end"), HERE);
     }
 }

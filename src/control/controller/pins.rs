@@ -22,21 +22,23 @@ struct Change {
 }
 
 impl Controller {
-    /// Acts on reports.
-    pub(super) async fn heed_pins(&mut self, reports: Vec<PinReport>) {
+    /// Acts on reports, each with the time at which a worker made it: control may be late.
+    pub(super) async fn heed_pins(&mut self, reports: Vec<(PinReport, Moment)>) {
         let now = time::now();
         let (mut changes, mut elsewhere, mut flapping) = (Vec::new(), Vec::new(), Vec::new());
-        for report in reports {
+        for (report, when) in reports {
             match report {
-                PinReport::Heard { at, station } => changes.extend(self.hear(at, station, now)),
-                PinReport::Announced { at, station } => {
-                    if let Some((_, port)) = find(&self.ports, &self.config, at) {
-                        self.activations.announce(port, station.mac(), now);
-                    }
+                PinReport::Heard { at, station } | PinReport::Announced { at, station } => {
+                    let Some((index, port)) = find(&self.ports, &self.config, at) else { continue };
+                    let heard = match report {
+                        PinReport::Heard { .. } => self.activations.hear(port, station.mac(), when),
+                        _ => self.activations.announce(port, station.mac(), when),
+                    };
+                    changes.extend(heard.map(|heard| self.heard(index, station, heard)));
                 }
                 PinReport::Elsewhere { pinned, at, station } => {
                     let Some((index, port)) = find(&self.ports, &self.config, pinned) else { continue };
-                    let came = self.activations.hear_elsewhere(port, station.mac(), now);
+                    let came = self.activations.hear_elsewhere(port, station.mac(), when);
                     let whose = match came {
                         None => continue,
                         Some(Elsewhere::Flaps) => {
@@ -67,17 +69,15 @@ impl Controller {
         }
     }
 
-    /// A port on which control waits has sent a frame.
-    fn hear(&mut self, at: PortId, station: Station, now: Moment) -> Option<Change> {
-        let (index, port) = find(&self.ports, &self.config, at)?;
-        let heard = self.activations.hear(port, station.mac(), now)?;
+    /// What a frame of a port has changed.
+    fn heard(&self, index: usize, station: Station, heard: Heard) -> Change {
         let (named, mac) = (self.named_port(index), station.mac());
         let text = match heard {
             Heard::First => format!("{named} has sent its first frame, from {mac}: its addresses are pinned to it"),
             Heard::Again => format!("{named} sends frames again, from {mac}: its addresses are pinned to it again"),
             Heard::Address => format!("{named} sends frames from {mac} again: this address is pinned to it again"),
         };
-        Some(Change { kind: EventKind::PortActivated, index, station, text })
+        Change { kind: EventKind::PortActivated, index, station, text }
     }
 
     fn tell_pins(&mut self, change: Change, now: Moment) {

@@ -198,7 +198,7 @@ impl Controller {
                 Finding::Moving(_) => {}
                 Finding::Foreign(foreign) => self.containment.watch.note_foreign(foreign),
                 Finding::SpoofedIp(spoofed) => self.note_spoofed_ip(spoofed, now),
-                Finding::Pin(report) => pins.push(report),
+                Finding::Pin(report, at) => pins.push((report, at)),
             }
             next = self.containment.findings.try_recv().ok();
         }
