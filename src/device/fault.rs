@@ -136,6 +136,10 @@ impl<D: Device> Device for Fault<D> {
         self.device.abilities()
     }
 
+    fn leads_to_wire(&self) -> bool {
+        self.device.leads_to_wire()
+    }
+
     fn missed(&mut self) -> u64 {
         self.device.missed()
     }

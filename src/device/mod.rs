@@ -290,6 +290,11 @@ pub trait Device: Send {
     /// What frames it can send.
     fn abilities(&self) -> Abilities;
 
+    /// Whether it sends by a netdev that may lead to a wire, and does not lengthen frames that are too short for one.
+    fn leads_to_wire(&self) -> bool {
+        false
+    }
+
     /// Frames that came in and were lost before they could be received, since this was last asked, as
     /// far as the device knows. Most have a netdev that counts them, and know of none.
     fn missed(&mut self) -> u64 {
@@ -352,6 +357,9 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn abilities(&self) -> Abilities {
         (**self).abilities()
+    }
+    fn leads_to_wire(&self) -> bool {
+        (**self).leads_to_wire()
     }
     fn missed(&mut self) -> u64 {
         (**self).missed()

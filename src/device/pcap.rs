@@ -156,6 +156,10 @@ impl<D: Device> Device for Pcap<D> {
         self.device.abilities()
     }
 
+    fn leads_to_wire(&self) -> bool {
+        self.device.leads_to_wire()
+    }
+
     fn missed(&mut self) -> u64 {
         self.device.missed()
     }

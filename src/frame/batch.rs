@@ -2,7 +2,7 @@
 
 use super::Cache;
 use super::descriptor::{Frame, TAG_AT, Tail};
-use crate::wire::{Offload, Vid};
+use crate::wire::{MIN_WIRE_LEN, Offload, Priority, TAG_LEN, Vid};
 
 /// Frames in a burst, at most.
 pub const BURST: usize = 64;
@@ -43,6 +43,10 @@ pub struct Batch {
     len: usize,
     landing: Box<[u8]>,
     bytes: usize,
+    /// By place: the priority of the tag that was taken off a frame.
+    priorities: Box<[Option<Priority>; BURST]>,
+    /// Whether there is any.
+    has_priorities: bool,
 }
 
 impl Default for Batch {
@@ -59,6 +63,8 @@ impl Batch {
             len: 0,
             landing: vec![0; STRIDE * BURST].into_boxed_slice(),
             bytes: 0,
+            priorities: Box::new([None; BURST]),
+            has_priorities: false,
         }
     }
 
@@ -199,23 +205,88 @@ impl Batch {
         gather(std::iter::once(view.head).chain(view.tail()), view.frame.len(), view.frame.offload(), cache)
     }
 
-    /// The same, with the tag of this VLAN behind its addresses.
-    pub fn adopt_tagged(&self, index: usize, vid: Vid, cache: &mut Cache) -> Result<Frame, Untaggable> {
-        let (view, tag) = (self.view(index), vid.tag());
+    /// The priority of the tag that was taken off the frame at `index`, if one was.
+    #[inline]
+    pub fn priority(&self, index: usize) -> Option<Priority> {
+        self.priorities[index]
+    }
+
+    /// Notes the priority of the tag that was taken off the frame at `index`.
+    #[inline]
+    pub fn set_priority(&mut self, index: usize, priority: Option<Priority>) {
+        self.priorities[index] = priority;
+        self.has_priorities |= priority.is_some();
+    }
+
+    /// The tag that the frame at `index` gets on this VLAN, and whether it takes the place of one. The priority is that
+    /// of the tag that was taken off it; of a frame that has only said a priority, it is that one, and its tag goes.
+    fn tag_for(&self, index: usize, vid: Vid) -> ([u8; TAG_LEN], bool) {
+        if let Some(priority) = self.priority(index) {
+            return (vid.tag_with(priority), false);
+        }
+        match Priority::of_priority_tag(self.head(index)) {
+            Some(priority) => (vid.tag_with(priority), true),
+            None => (vid.tag(), false),
+        }
+    }
+
+    /// The same, with the tag of this VLAN behind its addresses. With `pads`, it is as long as frames on a wire have to
+    /// be.
+    pub fn adopt_tagged(&self, index: usize, vid: Vid, pads: bool, cache: &mut Cache) -> Result<Frame, Untaggable> {
+        let (view, (tag, replaces)) = (self.view(index), self.tag_for(index, vid));
         let (addresses, rest) = view.head.split_at_checked(TAG_AT).ok_or(Untaggable::Offsets)?;
-        let (offload, headers) = view.frame.tagged().ok_or(Untaggable::Offsets)?;
-        let parts = [addresses, &tag, rest].into_iter().chain(view.tail());
+        let (rest, after) = match replaces {
+            true => (rest.get(TAG_LEN..).unwrap_or_default(), Some(view.frame.untouched())),
+            false => (rest, view.frame.tagged()),
+        };
+        let (offload, headers) = after.ok_or(Untaggable::Offsets)?;
         #[allow(clippy::cast_possible_truncation)] // 4
-        let len = view.frame.len() + tag.len() as u32;
+        let len = view.frame.len() + if replaces { 0 } else { TAG_LEN as u32 };
+        let padding = if pads && !offload.is_pending() { padding(len) } else { &[] };
+        let parts = [addresses, &tag, rest].into_iter().chain(view.tail()).chain([padding]);
+        #[allow(clippy::cast_possible_truncation)] // 60 at most
+        let len = len + padding.len() as u32;
         let mut copy = gather(parts, len, offload, cache).ok_or(Untaggable::NoSlot)?;
         copy.count_as(view.frame, headers);
         Ok(copy)
     }
 
+    /// Whether the frame at `index` is shorter than frames on a wire have to be. One that is still to be finished is
+    /// not: who finishes it sees to that.
+    #[inline]
+    pub fn is_short(&self, index: usize) -> bool {
+        let frame = self.frame(index);
+        frame.len() < MIN_WIRE_LEN && !frame.offload().is_pending()
+    }
+
+    /// A copy of a short frame, as long as frames on a wire have to be. `None` when the pool has no slots left.
+    pub fn adopt_padded(&self, index: usize, cache: &mut Cache) -> Option<Frame> {
+        let view = self.view(index);
+        let parts = std::iter::once(view.head).chain(view.tail()).chain([padding(view.frame.len())]);
+        gather(parts, view.frame.len().max(MIN_WIRE_LEN), view.frame.offload(), cache)
+    }
+
+    /// Makes a short frame as long as frames on a wire have to be. No lane may have borrowed it.
+    #[cold]
+    pub fn pad(&mut self, index: usize, cache: &mut Cache) -> Result<(), Untaggable> {
+        let frame = &mut self.frames[index];
+        let done = match frame.landing() {
+            Some((buffer, _)) => frame.pad_landed(&mut self.landing[buffer * STRIDE..][..STRIDE]),
+            None => frame.pad_owned(),
+        };
+        if !done {
+            let copy = self.adopt_padded(index, cache).ok_or(Untaggable::NoSlot)?;
+            cache.recycle(std::mem::replace(&mut self.frames[index], copy));
+        }
+        Ok(())
+    }
+
     /// Takes the tag behind its addresses off the frame at `index`, whatever its type. What its
-    /// offload header says is moved along; if that makes no sense any more, the frame is not sound.
+    /// offload header says is moved along; if that makes no sense any more, the frame is not sound. The priority of the
+    /// tag is noted, for the tag that the frame may get elsewhere.
     /// `false` if it is too short to be a frame without these four bytes.
     pub fn pop_tag(&mut self, index: usize) -> bool {
+        self.set_priority(index, Priority::of_tag(self.head(index)));
         let frame = &mut self.frames[index];
         match frame.landing() {
             Some((buffer, _)) => frame.pop_landed(&mut self.landing[buffer * STRIDE..][..STRIDE]),
@@ -224,15 +295,19 @@ impl Batch {
     }
 
     /// Puts the tag of this VLAN behind the addresses of the frame at `index`: in place, or, if there
-    /// is no room in front of it, in a copy that takes its place. No lane may have borrowed it.
+    /// is no room in front of it, in a copy that takes its place. A tag that only says a priority is replaced. No lane
+    /// may have borrowed the frame.
     pub fn push_tag(&mut self, index: usize, vid: Vid, cache: &mut Cache) -> Result<(), Untaggable> {
+        let (tag, replaces) = self.tag_for(index, vid);
         let frame = &mut self.frames[index];
-        let done = match frame.landing() {
-            Some((buffer, _)) => frame.push_landed(vid.tag(), &mut self.landing[buffer * STRIDE..][..STRIDE]),
-            None => frame.push_owned(vid.tag()),
+        let done = match (frame.landing(), replaces) {
+            (Some((buffer, _)), true) => frame.replace_landed(tag, &mut self.landing[buffer * STRIDE..][..STRIDE]),
+            (Some((buffer, _)), false) => frame.push_landed(tag, &mut self.landing[buffer * STRIDE..][..STRIDE]),
+            (None, true) => frame.replace_owned(tag),
+            (None, false) => frame.push_owned(tag),
         };
         if !done {
-            let copy = self.adopt_tagged(index, vid, cache)?;
+            let copy = self.adopt_tagged(index, vid, false, cache)?;
             cache.recycle(std::mem::replace(&mut self.frames[index], copy));
         }
         Ok(())
@@ -279,7 +354,16 @@ impl Batch {
     pub fn end(&mut self) {
         debug_assert!(self.frames.iter().all(|frame| !frame.is_here()), "they would be lost");
         (self.len, self.bytes) = (0, 0);
+        if std::mem::take(&mut self.has_priorities) {
+            self.priorities.fill(None);
+        }
     }
+}
+
+/// The bytes that a frame of this length lacks on a wire.
+fn padding(len: u32) -> &'static [u8] {
+    const NOTHING: &[u8] = &[0; MIN_WIRE_LEN as usize];
+    NOTHING.get(len as usize..).unwrap_or_default()
 }
 
 /// A frame of `len` bytes in slots of its own, from these parts.

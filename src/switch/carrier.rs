@@ -81,6 +81,11 @@ impl Carrier {
         }
     }
 
+    /// Whether all its ports are uplinks.
+    pub(super) const fn is_uplink(&self) -> bool {
+        self.is_uplink
+    }
+
     fn new(rules: CarrierRules, all: &HashMap<PortId, &PortRules>) -> Carrier {
         let mut ports = Box::new([PortId::NONE; IDS]);
         let mut networks = Vec::new();

@@ -331,6 +331,11 @@ impl Rules {
         self.carriers.get(id).map(|carrier| &carrier.rules)
     }
 
+    /// Whether this is an uplink: a carrier that leads outside.
+    pub fn is_uplink(&self, id: PortId) -> bool {
+        self.carriers.get(id).is_some_and(Carrier::is_uplink)
+    }
+
     /// All carriers.
     pub fn carriers(&self) -> impl Iterator<Item = &CarrierRules> {
         self.carriers.iter().map(|carrier| &carrier.rules)

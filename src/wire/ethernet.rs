@@ -8,6 +8,9 @@ use super::Mac;
 /// themselves. A frame of just this length is legal here: runts are the receiver's business.
 pub const HEADER_LEN: usize = 14;
 
+/// Bytes of the shortest frame on a wire, without the frame check sequence (IEEE 802.3, 4.2.3.3).
+pub const MIN_WIRE_LEN: u32 = 60;
+
 /// Bytes of one VLAN tag.
 pub const TAG_LEN: usize = 4;
 

@@ -19,11 +19,11 @@ mod source;
 mod vlan;
 
 pub use announcement::{Announcement, AnnouncementKey};
-pub use ethernet::{HEADER_LEN, Header, TAG_LEN, tags};
+pub use ethernet::{HEADER_LEN, Header, MIN_WIRE_LEN, TAG_LEN, tags};
 pub use finish::{Finished, Finishing, Unfinishable};
 pub use mac::{Mac, NotAMac};
 pub use offload::{BadOffload, MOST_SEGMENTS, Offload, Segmentation};
 pub use prefix::{NotAPrefix, Prefix};
 pub use probe::{Forged, Probe, ProbeKey};
 pub use source::{Claim, Neighbor};
-pub use vlan::{NotAVid, Tagging, Vid, is_without_vlan};
+pub use vlan::{NotAVid, Priority, Tagging, Vid, is_without_vlan};

@@ -40,9 +40,14 @@ impl Vid {
 
     /// The tag that says so, as it stands between the addresses and the type of a frame. Priority 0.
     pub const fn tag(self) -> [u8; TAG_LEN] {
+        self.tag_with(Priority(0))
+    }
+
+    /// The same with another priority.
+    pub const fn tag_with(self, priority: Priority) -> [u8; TAG_LEN] {
         let [a, b] = TAGGED.to_be_bytes();
         let [c, d] = self.0.get().to_be_bytes();
-        [a, b, c, d]
+        [a, b, c | priority.0 << 4, d]
     }
 }
 
@@ -74,6 +79,27 @@ impl FromStr for Vid {
             return Err(NotAVid);
         }
         text.parse().ok().and_then(Vid::new).ok_or(NotAVid)
+    }
+}
+
+/// Priority and drop eligibility of a frame: PCP and DEI, the upper four bits of its tag (IEEE 802.1Q-2018, 9.6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Priority(u8);
+
+impl Priority {
+    /// That of the 802.1Q tag behind the addresses of a frame, whatever VLAN it names.
+    pub fn of_tag(frame: &[u8]) -> Option<Priority> {
+        match frame.get(HEADER_LEN - 2..HEADER_LEN + TAG_LEN)? {
+            &[0x81, 0x00, high, _, _, _] => Some(Priority(high >> 4)),
+            _ => None,
+        }
+    }
+
+    /// That of a frame whose tag says a priority only, and no VLAN. On a VLAN of the outside the tag of the VLAN takes
+    /// its place (IEEE 802.1Q-2018, 6.9).
+    pub fn of_priority_tag(frame: &[u8]) -> Option<Priority> {
+        let tag = frame.get(HEADER_LEN..HEADER_LEN + 2)?;
+        Priority::of_tag(frame).filter(|_| tag[0] & 0x0f == 0 && tag[1] == 0)
     }
 }
 
@@ -153,6 +179,27 @@ mod tests {
                 Tagging::CutOff => prop_assert!(bytes.len() < HEADER_LEN + TAG_LEN),
             }
         }
+    }
+
+    #[test]
+    fn the_priority_of_a_tag_is_kept_in_another() {
+        let frame = |tag: &[u8]| [&[0; 12], tag, &[0x88, 0xb5]].concat();
+        for (tag, of_tag, of_priority_tag) in [
+            (&[0x81, 0x00, 0xd0, 0x00][..], Some(0xd), Some(0xd)),
+            (&[0x81, 0x00, 0x00, 0x00], Some(0), Some(0)),
+            (&[0x81, 0x00, 0xd0, 0x65], Some(0xd), None),
+            (&[0x81, 0x00, 0x01, 0x00], Some(0), None),
+            (&[0x88, 0xa8, 0xd0, 0x00], None, None),
+            (&[0x81, 0x00], None, None),
+            (&[], None, None),
+        ] {
+            let frame = frame(tag);
+            assert_eq!(Priority::of_tag(&frame).map(|it| it.0), of_tag, "{tag:x?}");
+            assert_eq!(Priority::of_priority_tag(&frame).map(|it| it.0), of_priority_tag, "{tag:x?}");
+        }
+        let vid = Vid::new(0x123).unwrap();
+        assert_eq!(vid.tag_with(Priority(0xd)), [0x81, 0x00, 0xd1, 0x23]);
+        assert_eq!(vid.tag(), [0x81, 0x00, 0x01, 0x23]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::frame::{BURST, Batch, Cache, Sent};
 use crate::switch::{DropReason, Origins, PortId, Switch, Verdict, Verdicts};
 use crate::telemetry::WorkerCounters;
 use crate::time::{self, Moment};
+use crate::wire::MIN_WIRE_LEN;
 
 /// Stations looked at in each breath to see whether they have aged.
 const TIDY: usize = 8;
@@ -305,7 +306,8 @@ impl Worker {
         self.pacer.was_loud(gate);
         let (port, device) = (gate.port, &mut *gate.device);
         let sent = if std::mem::take(&mut gate.unfinished) {
-            self.dressing.send_off(device, port, lane, &self.batch, &mut self.cache, &self.books)
+            let shortest = if gate.leads_to_wire && self.switch.rules().is_uplink(port) { MIN_WIRE_LEN } else { 0 };
+            self.dressing.send_off(device, port, shortest, lane, &self.batch, &mut self.cache, &self.books)
         } else {
             device.transmit(lane, &self.batch, &mut self.cache)
         };
@@ -318,7 +320,7 @@ impl Worker {
         self.pacer.was_loud(gate);
         let (port, device) = (branch.port, &mut *gate.device);
         let sent = if std::mem::take(&mut branch.unfinished) {
-            self.dressing.send_off(device, port, &mut branch.lane, &self.batch, &mut self.cache, &self.books)
+            self.dressing.send_off(device, port, 0, &mut branch.lane, &self.batch, &mut self.cache, &self.books)
         } else {
             device.transmit(&mut branch.lane, &self.batch, &mut self.cache)
         };
@@ -355,6 +357,7 @@ impl Worker {
                 let Ok(parcel) = peer.parcels_in.pop() else { break };
                 *address = Some(parcel.address);
                 self.batch.push(parcel.frame);
+                self.batch.set_priority(self.batch.len() - 1, parcel.priority);
             }
             let frames = self.batch.len();
             if frames > 0 {

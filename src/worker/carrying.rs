@@ -40,13 +40,17 @@ impl Outbox<'_> {
     /// it has been seen to.
     #[inline(never)] // it would crowd the registers of the way to devices of one port
     pub(super) fn by_carrier(&mut self, index: usize, to: PortId) -> Option<Door> {
-        let Some((door, vlan)) = self.gates.carried_door(to) else {
+        let Some(CarriedDoor { door, vlan, pads }) = self.gates.carried_door(to) else {
             self.send_away(index, to);
             return None;
         };
         let done = match vlan {
             Some(vid) => self.batch.push_tag(index, vid, self.cache).map_err(reason),
             None => self.goes_untagged(index),
+        };
+        let done = match done {
+            Ok(()) if pads && self.batch.is_short(index) => self.batch.pad(index, self.cache).map_err(reason),
+            done => done,
         };
         match done {
             Ok(()) => Some(door),
@@ -58,23 +62,30 @@ impl Outbox<'_> {
     }
 
     /// Puts frame `index`, which goes elsewhere as well, into the lane behind a door of port `to`: a
-    /// copy of it, if it needs a tag.
+    /// copy of it, if it needs a tag, or is too short for a wire.
     #[inline(never)]
-    pub(super) fn flood_carried(&mut self, index: usize, to: PortId, (door, vlan): CarriedDoor) {
+    pub(super) fn flood_carried(&mut self, index: usize, to: PortId, carried: CarriedDoor) {
+        let CarriedDoor { door, vlan, pads } = carried;
         if self.batch.frame(index).offload().is_pending() && !door.offloads {
             self.gates.note_unfinished(door);
         }
         let done = match vlan {
-            Some(vid) => match self.batch.adopt_tagged(index, vid, self.cache) {
+            Some(vid) => match self.batch.adopt_tagged(index, vid, pads, self.cache) {
                 Ok(copy) => {
                     self.gates.enter(door).push(copy);
                     Ok(())
                 }
                 Err(why) => Err(reason(why)),
             },
-            None => self.goes_untagged(index).map(|()| {
-                self.gates.enter(door).borrow(place(index));
-                self.borrowed = true;
+            None => self.goes_untagged(index).and_then(|()| {
+                if pads && self.batch.is_short(index) {
+                    let copy = self.batch.adopt_padded(index, self.cache).ok_or(DropReason::NoBuffer)?;
+                    self.gates.enter(door).push(copy);
+                } else {
+                    self.gates.enter(door).borrow(place(index));
+                    self.borrowed = true;
+                }
+                Ok(())
             }),
         };
         if let Err(reason) = done {

@@ -39,18 +39,19 @@ impl Dressing {
     }
 
     /// Sends a lane by a device that takes no offload headers, and counts at `port` all but what was sent. The
-    /// lane is empty afterwards.
+    /// lane is empty afterwards. What is finished is `shortest` bytes long at least: a wire asks for that.
     #[inline(never)] // most lanes need none of it
     pub(super) fn send_off(
         &mut self,
         device: &mut dyn Device,
         port: PortId,
+        shortest: u32,
         lane: &mut Lane,
         batch: &Batch,
         cache: &mut Cache,
         books: &Books,
     ) -> Sent {
-        let mut way = Way { device, ready: &mut self.ready, batch, cache, done: Done::default() };
+        let mut way = Way { device, ready: &mut self.ready, shortest, batch, cache, done: Done::default() };
         for place in 0..lane.len() {
             let view = lane.view(place, batch);
             if way.is_blocked() {
@@ -79,6 +80,7 @@ impl Dressing {
 struct Way<'a> {
     device: &'a mut dyn Device,
     ready: &'a mut Lane,
+    shortest: u32,
     batch: &'a Batch,
     cache: &'a mut Cache,
     done: Done,
@@ -141,15 +143,21 @@ impl Way<'_> {
     }
 
     fn build<'b>(&mut self, part: Finished<'_, 'b, Tail<'b>>) -> Option<Frame> {
-        build(self.cache, part.clone()).or_else(|| {
+        build(self.cache, self.shortest, part.clone()).or_else(|| {
             // What is ready may have them.
             self.send();
-            build(self.cache, part)
+            build(self.cache, self.shortest, part)
         })
     }
 }
 
 #[inline]
-fn build<'b>(cache: &mut Cache, mut part: Finished<'_, 'b, Tail<'b>>) -> Option<Frame> {
-    cache.build(part.len(), Offload::NONE, |room| part.fill(room))
+fn build<'b>(cache: &mut Cache, shortest: u32, mut part: Finished<'_, 'b, Tail<'b>>) -> Option<Frame> {
+    let len = part.len();
+    cache.build(len.max(shortest), Offload::NONE, |room| {
+        // What is so short lies in one piece.
+        let (bytes, padding) = if len < shortest { room.split_at_mut(len as usize) } else { (room, &mut [][..]) };
+        part.fill(bytes);
+        padding.fill(0);
+    })
 }

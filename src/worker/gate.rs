@@ -25,6 +25,8 @@ pub struct Gate {
     /// Its lane, until it is opened and after it has been closed; meanwhile [`Gates`] has it.
     lane: Lane,
     offloads: bool,
+    /// Whether its device leads to a wire.
+    pub(super) leads_to_wire: bool,
     /// How many frames its device hands over at once, at most.
     pub(super) most: usize,
     /// Whether its device is left alone for a moment.
@@ -70,6 +72,7 @@ impl Gate {
             port,
             queue,
             offloads: device.abilities().offloads,
+            leads_to_wire: device.leads_to_wire(),
             most: device.most_at_once(),
             gathering: Gathering::new(device.gathering_time()),
             never_rests: device.is_cheap_to_ask() || device.fd().is_none(),
@@ -121,8 +124,16 @@ pub(super) struct Door {
 /// No door.
 const SHUT: Door = Door { port: PortId::NONE, gate: u16::MAX, offloads: false, floods: false };
 
-/// How frames leave for a port by a device that carries several: through this door, with this tag if any.
-pub(super) type CarriedDoor = (Door, Option<Vid>);
+/// How frames leave for a port by a device that carries several.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CarriedDoor {
+    /// Through this door.
+    pub(super) door: Door,
+    /// With this tag, if any.
+    pub(super) vlan: Option<Vid>,
+    /// Whether they have to be as long as frames on a wire: it is an uplink, and its device may lead to one.
+    pub(super) pads: bool,
+}
 
 /// The doors that lead through one gate: that of its port, or those of the ports that it carries. Not
 /// those of ports or carriers that are administratively down or in standby. By those of ports in quarantine
@@ -264,7 +275,8 @@ impl Gates {
                         // What waits in a branch stays in it: the rules number them.
                         let has_lane =
                             branch.is_none_or(|branch| self.branches.assign(branch, door.port, number.into()));
-                        *carried = (has_lane && !port.held).then_some((door, vlan));
+                        let pads = gate.leads_to_wire && port.is_uplink();
+                        *carried = (has_lane && !port.held).then_some(CarriedDoor { door, vlan, pads });
                     }
                     _ => {}
                 }
@@ -296,7 +308,7 @@ impl Gates {
         if rules.branch(port.id).is_some_and(|branch| branch >= self.branches.len()) {
             return Err(DropReason::NoDevice);
         }
-        Ok((door(gate, number, self.me, rules, port), vlan))
+        Ok(CarriedDoor { door: door(gate, number, self.me, rules, port), vlan, pads: false })
     }
 
     /// How frames leave for `port` by a device of its own. `None`: it has none here, or the port is
@@ -310,7 +322,7 @@ impl Gates {
     /// How frames leave for `port` by a device that carries several.
     #[inline]
     pub(super) fn carried_door(&self, port: PortId) -> Option<CarriedDoor> {
-        self.carried[port.index() % MOST_PORTS].filter(|(door, _)| door.port == port)
+        self.carried[port.index() % MOST_PORTS].filter(|carried| carried.door.port == port)
     }
 
     /// The lane behind a door, for a frame to be put into it.

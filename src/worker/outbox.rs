@@ -245,7 +245,7 @@ impl Outbox<'_> {
         let mut copies = here;
         for worker in (0..self.peers.len()).filter(|worker| there & 1 << worker != 0) {
             let sent = match self.batch.adopt(index, self.cache) {
-                Some(frame) => self.send(worker, frame, Address::Flood(flood)),
+                Some(frame) => self.send(worker, self.parcel(index, frame, Address::Flood(flood))),
                 None => Err(DropReason::NoBuffer),
             };
             if sent.is_ok() {
@@ -290,7 +290,7 @@ impl Outbox<'_> {
     /// worker that is to do so, if it is not this one; otherwise there is a copy, whatever became of it.
     #[inline(never)] // it would crowd the registers of the loop over a flood
     fn flood_elsewhere(&mut self, index: usize, to: PortId) -> Option<u16> {
-        if let Some(carried) = self.gates.carried_door(to).filter(|(door, _)| door.floods) {
+        if let Some(carried) = self.gates.carried_door(to).filter(|carried| carried.door.floods) {
             self.flood_carried(index, to, carried);
             return None;
         }
@@ -308,14 +308,16 @@ impl Outbox<'_> {
         // It is gone from the batch after this, and may yet have to be counted.
         let count = self.batch.frame(index).count();
         let frame = self.batch.take(index).or_else(|| self.batch.adopt(index, self.cache));
-        self.send_and_count(worker, frame, to, count);
+        let parcel = frame.map(|frame| self.parcel(index, frame, Address::To(to)));
+        self.send_and_count(worker, parcel, to, count);
     }
 
     /// The same with a copy of it.
     fn send_copy_away(&mut self, index: usize, to: PortId) {
         let Some(worker) = self.other_worker(index, to) else { return };
         let frame = self.batch.adopt(index, self.cache);
-        self.send_and_count(worker, frame, to, self.batch.frame(index).count());
+        let parcel = frame.map(|frame| self.parcel(index, frame, Address::To(to)));
+        self.send_and_count(worker, parcel, to, self.batch.frame(index).count());
     }
 
     /// The worker that polls the device of port `to`. If that is this one, or none, frame `index` is counted as
@@ -328,9 +330,14 @@ impl Outbox<'_> {
         worker.map_err(|reason| self.lose(index, to, reason)).ok()
     }
 
-    fn send_and_count(&mut self, worker: u16, frame: Option<Frame>, to: PortId, count: u64) {
-        let sent = match frame {
-            Some(frame) => self.send(usize::from(worker), frame, Address::To(to)),
+    /// A frame for another worker that is, or is a copy of, frame `index`.
+    fn parcel(&self, index: usize, frame: Frame, address: Address) -> Parcel {
+        Parcel { frame, address, priority: self.batch.priority(index) }
+    }
+
+    fn send_and_count(&mut self, worker: u16, parcel: Option<Parcel>, to: PortId, count: u64) {
+        let sent = match parcel {
+            Some(parcel) => self.send(usize::from(worker), parcel),
             None => Err(DropReason::NoBuffer),
         };
         match sent {
@@ -339,13 +346,13 @@ impl Outbox<'_> {
         }
     }
 
-    fn send(&mut self, worker: usize, frame: Frame, address: Address) -> Result<(), DropReason> {
+    fn send(&mut self, worker: usize, parcel: Parcel) -> Result<(), DropReason> {
         let peer = self.peers.get_mut(worker).and_then(Option::as_mut).ok_or(DropReason::NoDevice)?;
-        if matches!(address, Address::Flood(_)) && peer.parcels_out.slots() <= FOR_ONE {
-            self.cache.recycle(frame);
+        if matches!(parcel.address, Address::Flood(_)) && peer.parcels_out.slots() <= FOR_ONE {
+            self.cache.recycle(parcel.frame);
             return Err(DropReason::PeerFull);
         }
-        match peer.parcels_out.push(Parcel { frame, address }) {
+        match peer.parcels_out.push(parcel) {
             Ok(()) => {
                 peer.fresh = true;
                 Ok(())

@@ -9,6 +9,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use super::Bell;
 use crate::frame::Frame;
 use crate::switch::{Flood, PortId, Sighting};
+use crate::wire::Priority;
 
 /// Frames on their way from one worker to another, at most.
 const PARCELS: usize = 1024;
@@ -29,6 +30,8 @@ pub struct Parcel {
     pub frame: Frame,
     /// What to do with it.
     pub address: Address,
+    /// The priority of the tag that was taken off it, for the tag that it may get there.
+    pub priority: Option<Priority>,
 }
 
 /// Where a parcel is to go. It is not judged again.

@@ -69,7 +69,7 @@ impl Worker {
     }
 
     /// Puts a frame of the switch's own into the lane behind a door, with the tag that it needs there.
-    fn enter_own(&mut self, (door, vlan): CarriedDoor, bytes: &[u8]) -> Result<(), DropReason> {
+    fn enter_own(&mut self, CarriedDoor { door, vlan, .. }: CarriedDoor, bytes: &[u8]) -> Result<(), DropReason> {
         let frame = self.build_own(vlan, bytes).ok_or(DropReason::NoBuffer)?;
         self.gates.enter(door).push(frame);
         Ok(())

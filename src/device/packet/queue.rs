@@ -238,6 +238,10 @@ impl Device for Queue {
         Abilities { offloads: self.offloads }
     }
 
+    fn leads_to_wire(&self) -> bool {
+        true
+    }
+
     fn missed(&mut self) -> u64 {
         mem::take(&mut self.missed)
     }

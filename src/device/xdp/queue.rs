@@ -229,6 +229,10 @@ impl Device for Queue {
         Abilities { offloads: false }
     }
 
+    fn leads_to_wire(&self) -> bool {
+        true
+    }
+
     fn prepare_sleep(&mut self, cache: &mut Cache) -> bool {
         if self.waiting {
             self.push_out_waiting();

@@ -2,7 +2,7 @@
 //! move, into the room that the tag leaves or into the headroom. What follows stays where it is.
 
 use super::{Frame, Place, SLOT};
-use crate::wire::{HEADER_LEN, Offload, TAG_LEN};
+use crate::wire::{HEADER_LEN, MIN_WIRE_LEN, Offload, TAG_LEN};
 
 /// Bytes of a tag.
 const TAG: u16 = TAG_LEN as u16;
@@ -111,6 +111,54 @@ impl Frame {
         true
     }
 
+    /// Its offload header and the bytes that each of its frames repeats, as they are.
+    pub(in crate::frame) fn untouched(&self) -> (Offload, u16) {
+        (self.offload(), self.headers)
+    }
+
+    /// Puts another tag in the place of the one behind the addresses of a frame that owns its slots. Whether there was
+    /// one.
+    pub(in crate::frame) fn replace_owned(&mut self, tag: [u8; TAG_LEN]) -> bool {
+        if !self.has_room_for_tag() {
+            return false;
+        }
+        let Some(bytes) = self.slot_mut(usize::from(self.start) + TAG_AT, TAG_LEN) else { return false };
+        bytes.copy_from_slice(&tag);
+        true
+    }
+
+    /// The same for a frame that lies in this receive buffer.
+    pub(in crate::frame) fn replace_landed(&mut self, tag: [u8; TAG_LEN], buffer: &mut [u8]) -> bool {
+        if !self.has_room_for_tag() {
+            return false;
+        }
+        buffer[usize::from(self.start) + TAG_AT..][..TAG_LEN].copy_from_slice(&tag);
+        true
+    }
+
+    /// Lengthens a frame that lies in one slot of its own to what a wire asks for, with zeros. Whether there was room.
+    pub(in crate::frame) fn pad_owned(&mut self) -> bool {
+        const LEN: usize = MIN_WIRE_LEN as usize;
+        let (start, len) = (usize::from(self.start), self.len as usize);
+        if self.place != Place::Slot || len > LEN || start + LEN > SLOT {
+            return false;
+        }
+        let Some(bytes) = self.slot_mut(start + len, LEN - len) else { return false };
+        bytes.fill(0);
+        self.len = MIN_WIRE_LEN;
+        true
+    }
+
+    /// The same for a frame that lies in this receive buffer.
+    pub(in crate::frame) fn pad_landed(&mut self, buffer: &mut [u8]) -> bool {
+        const LEN: usize = MIN_WIRE_LEN as usize;
+        let (start, len) = (usize::from(self.start), self.len as usize);
+        let Some(bytes) = buffer.get_mut(start + len..start + LEN) else { return false };
+        bytes.fill(0);
+        self.len = MIN_WIRE_LEN;
+        true
+    }
+
     /// Notes that a tag has been put in.
     fn extend_front(&mut self, (offload, headers): (Offload, u16)) {
         self.begin_at(self.start - TAG);
@@ -213,7 +261,7 @@ mod tests {
             let vid = Vid::new(vid).unwrap();
             let index = put(&sketch, landed, &mut batch, &mut cache);
             let before = looks(&batch, index);
-            let after = batch.adopt_tagged(index, vid, &mut cache);
+            let after = batch.adopt_tagged(index, vid, false, &mut cache);
             let pushed = batch.push_tag(index, vid, &mut cache);
             match pushed {
                 Ok(()) => {
@@ -274,6 +322,88 @@ mod tests {
                     prop_assert_eq!((copy.counts(), copy.is_sound()), (after.3, true));
                     cache.recycle(copy);
                 }
+            }
+            batch.clear(&mut cache);
+            drop(cache);
+            prop_assert_eq!(pool.free(), 256);
+        }
+    }
+
+    proptest! {
+        /// Whatever tag a frame has or had: one of the VLAN takes the place of a priority tag, and keeps the priority.
+        #[test]
+        fn a_priority_is_kept(
+            sketch in sketch(), landed: bool, tci: u16, vid in 1..4095u16, popped: bool, kind in prop::sample::select(vec![0x8100u16, 0x88a8]),
+        ) {
+            prop_assume!(sketch.bytes.len() >= 18);
+            let pool = Pool::new(256).unwrap();
+            let (mut cache, mut batch) = (Cache::new(pool), Batch::new());
+            let tci = if popped { tci } else { tci & 0xf000 };
+            let mut sketch = sketch;
+            sketch.bytes[12..14].copy_from_slice(&kind.to_be_bytes());
+            sketch.bytes[14..16].copy_from_slice(&tci.to_be_bytes());
+            let index = put(&sketch, landed, &mut batch, &mut cache);
+            let sound = batch.frame(index).is_sound();
+            if popped {
+                prop_assert!(batch.pop_tag(index));
+            }
+            let before = looks(&batch, index);
+            let vid = Vid::new(vid).unwrap();
+            let is_known = kind == 0x8100;
+            let tag = [&[0x81, 0x00][..], &((if is_known { tci & 0xf000 } else { 0 }) | vid.get()).to_be_bytes()].concat();
+            let behind = if is_known && !popped { 16 } else { 12 };
+            let expected = [&before.0[..12], &tag, &before.0[behind..]].concat();
+            let copy = batch.adopt_tagged(index, vid, false, &mut cache);
+            if batch.push_tag(index, vid, &mut cache).is_ok() {
+                let after = looks(&batch, index);
+                prop_assert_eq!(&after.0, &expected);
+                if is_known && !popped {
+                    prop_assert_eq!((after.2, after.3, after.5), (before.2, before.3, before.5));
+                }
+                batch.push(copy.unwrap());
+                let copy = looks(&batch, index + 1);
+                prop_assert_eq!((&copy.0, copy.2, copy.3, copy.5), (&after.0, after.2, after.3, after.5));
+            } else {
+                prop_assert!(copy.is_err() && before.2.is_pending() && !(is_known && !popped));
+            }
+            let _ = sound;
+            batch.clear(&mut cache);
+            // The next burst knows nothing of it.
+            let plain = Sketch { header: [0; 12], bytes: vec![7; 60] };
+            let index = put(&plain, landed, &mut batch, &mut cache);
+            prop_assert_eq!(batch.priority(index), None);
+            batch.clear(&mut cache);
+            drop(cache);
+            prop_assert_eq!(pool.free(), 256);
+        }
+
+        #[test]
+        fn a_short_frame_is_padded(len in 14..60usize, landed: bool, header in any::<[u8; 12]>(), vid in 1..4095u16) {
+            let pool = Pool::new(256).unwrap();
+            let (mut cache, mut batch) = (Cache::new(pool), Batch::new());
+            let sketch = Sketch { header, bytes: (1..=len).map(|at| at as u8).collect() };
+            // What lay in the memory before does not show.
+            for _ in 0..2 {
+                put(&Sketch { header: [0; 12], bytes: vec![0xee; 200] }, landed, &mut batch, &mut cache);
+                batch.clear(&mut cache);
+            }
+            let index = put(&sketch, landed, &mut batch, &mut cache);
+            let is_pending = Offload::read(&header).is_pending();
+            prop_assert_eq!(batch.is_short(index), !is_pending);
+            if !is_pending {
+                let vid = Vid::new(vid).unwrap();
+                let tagged = batch.adopt_tagged(index, vid, true, &mut cache).unwrap();
+                let copy = batch.adopt_padded(index, &mut cache).unwrap();
+                batch.pad(index, &mut cache).unwrap();
+                batch.push(copy);
+                batch.push(tagged);
+                let mut expected = sketch.bytes.clone();
+                expected.resize(60, 0);
+                prop_assert_eq!(batch.view(index).to_vec(), &expected[..]);
+                prop_assert_eq!(batch.view(index + 1).to_vec(), expected);
+                let mut expected = with_tag(&sketch.bytes, vid);
+                expected.resize(expected.len().max(60), 0);
+                prop_assert_eq!(batch.view(index + 2).to_vec(), expected);
             }
             batch.clear(&mut cache);
             drop(cache);
