@@ -41,6 +41,7 @@ impl Dressing {
     /// Sends a lane by a device that takes no offload headers, and counts at `port` all but what was sent. The
     /// lane is empty afterwards. What is finished is `shortest` bytes long at least: a wire asks for that.
     #[inline(never)] // most lanes need none of it
+    #[allow(clippy::too_many_arguments)] // the parts of a worker that it needs
     pub(super) fn send_off(
         &mut self,
         device: &mut dyn Device,
