@@ -53,7 +53,7 @@ fn ring(pool: &'static Pool, parcels: u64) -> Duration {
     let start = Instant::now();
     for _ in 0..bursts {
         for frame in stock.drain(..) {
-            there.push(Parcel { frame, address: black_box(address) }).unwrap();
+            there.push(Parcel { frame, address: black_box(address), priority: None }).unwrap();
         }
         while let Ok(parcel) = here.pop() {
             black_box(parcel.address);
