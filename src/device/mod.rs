@@ -22,6 +22,7 @@ use crate::time::Moment;
 pub mod doctor;
 pub mod fault;
 pub mod memory;
+mod observed;
 mod others;
 pub mod packet;
 pub mod pcap;
@@ -31,6 +32,7 @@ pub mod tap;
 mod vxlan;
 pub mod xdp;
 
+pub use observed::Observed;
 pub use shed::{Amount, Group, Shed};
 
 /// Which device to open, and how.
@@ -111,6 +113,8 @@ pub struct Opened {
     pub mode: Option<String>,
     /// Whether a frame may come in without the VLAN tag that it was sent with.
     pub may_lose_tags: bool,
+    /// What it observes about its frames, if it observes anything.
+    pub observed: Option<Observed>,
 }
 
 impl fmt::Debug for Opened {

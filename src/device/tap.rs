@@ -266,7 +266,7 @@ fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, Open
     furnish(settings, &link, &queues[0], made, created, &mut notes)?;
     let header = settings.offloads;
     let queues = queues.into_iter().map(|queue| Box::new(Tap { queue, header }) as Box<dyn Device>).collect();
-    Ok(Some(Opened { queues, made, notes, mode: None, may_lose_tags: false }))
+    Ok(Some(Opened { queues, made, notes, mode: None, may_lose_tags: false, observed: None }))
 }
 
 /// What to go by when the device is there already.

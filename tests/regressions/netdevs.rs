@@ -312,3 +312,35 @@ fn doctor_knows_the_program_of_the_switch_that_serves_a_netdev() {
     assert!(!said.contains("take it off") && !said.contains("takeover") && !said.contains("of others"), "{said}");
     assert!(said.contains("is that of a vifswitch") && said.contains("xdp        yes"), "{said}");
 }
+
+#[test]
+fn partial_checksums_that_come_in_by_xdp_are_told() {
+    let (Some(host), Some(guest)) = (Space::new(), Space::new()) else { return };
+    let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
+    let there = Vif::new("b", 2, &guest);
+    lay(&vif, &guest, 1500);
+    let daemon = Daemon::over(&[vif.clone(), there.clone()]);
+    daemon.await_active(&vif);
+    guest.ip("addr add 10.5.0.1/24 dev tap1");
+    guest.ip(&format!("neigh add 10.5.0.2 lladdr {} dev tap1", there.mac));
+    let far = Nic::new(&guest, "tap2");
+    let send_some = || {
+        flows(&guest, "10.5.0.2");
+        // Whatever else is there to be read would fill the socket.
+        far.rest();
+    };
+    // Complete checksums are nothing to speak of.
+    let start = time::now();
+    await_that("two seconds of complete checksums", || {
+        send_some();
+        (time::now().since(start).as_secs() >= 2).then_some(())
+    });
+    assert!(!shown(&daemon, &vif.port)["status_reason"].as_str().unwrap().contains("checksum"));
+    guest.within(|| run("ethtool", &["-K", "tap1", "tx", "on"]));
+    await_that("the remark on partial checksums", || {
+        send_some();
+        let port = shown(&daemon, &vif.port);
+        port["status_reason"].as_str()?.contains("partial checksums").then_some(())
+    });
+    await_event(&daemon, &vif, "partial checksums");
+}

@@ -328,13 +328,14 @@ impl Controller {
             let port = &mut self.ports[index];
             (port.attempt, port.is_overdue) = (None, false);
             match result {
-                Ok(Opened { queues, made, notes, mode, may_lose_tags }) => {
+                Ok(Opened { queues, made, notes, mode, may_lose_tags, observed }) => {
                     port.may_lose_tags = may_lose_tags;
                     (port.made, port.namespace) = (Some(made), namespace);
                     (port.netdev, port.looked) = (netdev, last_look);
                     port.drift.find();
-                    if let (Some(device), Some(netdev)) = (port.seat.device(), &port.netdev) {
-                        port.drift.note(properties::remarks(device, netdev), Vec::new());
+                    port.observed = observed;
+                    if let Some(remarks) = port.netdev_remarks() {
+                        port.drift.note(remarks, Vec::new());
                     }
                     (port.retry, port.busy, port.opened) = (Backoff::default(), None, now);
                     watched.extend(links::watched(port));

@@ -25,8 +25,8 @@ use crate::control::events::{Event, EventKind};
 use crate::control::jobs::Jobs;
 use crate::control::lines::{Line, LineName, lines};
 use crate::control::seats::{Kind, Names};
-use crate::device::Settings;
 use crate::device::properties::{self, Properties, Wanted};
+use crate::device::{Observed, Settings};
 use crate::sys::ethtool_events::{EthtoolEvents, EthtoolListener};
 use crate::sys::link_events::{LinkEvents, Listener};
 use crate::sys::netns::{Identity, Netns, within};
@@ -315,6 +315,7 @@ impl Controller {
         if !self.links.poll_is_due(time::now()) {
             return;
         }
+        self.ports.iter().filter_map(|port| port.observed.as_ref()).for_each(Observed::give_turn);
         let is_polled = |port: &&Port| {
             let is_of_others = port.seat.device().is_some_and(Settings::is_of_others);
             matches!(port.state, State::Up { .. }) && (is_of_others || port.drift.is_missed())

@@ -337,6 +337,7 @@ impl Controller {
             made: None,
             namespace: None,
             netdev: None,
+            observed: None,
             drift: Drift::default(),
             looked: 0,
             held: true,

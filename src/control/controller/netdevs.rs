@@ -8,7 +8,7 @@ use super::{Controller, State};
 use crate::control::events::EventKind;
 use crate::control::seats::Names;
 use crate::device::properties::{self, Properties};
-use crate::device::{OpenError, Settings};
+use crate::device::{Observed, OpenError, Settings};
 use crate::time;
 
 /// What came of putting a netdev right.
@@ -41,10 +41,10 @@ impl Controller {
             return;
         };
         port.drift.find();
-        let remarks = properties::remarks(device, &now);
         let changes = port.netdev.as_ref().map(|was| properties::changes(device, was, &now)).unwrap_or_default();
         let before = port.dead_link();
         port.netdev = Some(now);
+        let remarks = port.netdev_remarks().unwrap_or_default();
         port.drift.note(remarks, changes);
         // What was put right at once was never reported as down.
         let is_turned = before != port.dead_link() && (port.told_down || port.dead_link().is_some());
@@ -62,9 +62,20 @@ impl Controller {
     pub(super) fn watch_netdevs(&mut self) {
         self.poll_netdevs();
         for index in 0..self.ports.len() {
+            self.take_observations(index);
             if matches!(self.ports[index].state, State::Up { .. }) && !self.restore(index) {
                 self.report_drift(index);
             }
+        }
+    }
+
+    /// Takes in what the device of a port has observed.
+    fn take_observations(&mut self, index: usize) {
+        let port = &mut self.ports[index];
+        if port.observed.as_ref().is_some_and(Observed::take_news)
+            && let Some(remarks) = port.netdev_remarks()
+        {
+            port.drift.note(remarks, Vec::new());
         }
     }
 

@@ -7,7 +7,8 @@ use crate::control::backoff::Backoff;
 use crate::control::drift::Drift;
 use crate::control::jobs::Ticket;
 use crate::control::seats::Seat;
-use crate::device::properties::Properties;
+use crate::device::Observed;
+use crate::device::properties::{self, Properties};
 use crate::switch::PortId;
 use crate::sys::link_events::LinkState;
 use crate::sys::netns::Identity;
@@ -33,6 +34,8 @@ pub struct Port {
     pub(super) namespace: Option<Identity>,
     /// The properties that its netdev had when its device was opened, or has had since, as far as they are known.
     pub(super) netdev: Option<Properties>,
+    /// What its device observes about its frames.
+    pub(super) observed: Option<Observed>,
     /// What of its netdev is not as it has it.
     pub(super) drift: Drift,
     /// The last look at links that had begun before its device was opened: it and those before do not
@@ -99,6 +102,14 @@ impl Port {
             LinkState { carrier: false, .. } => Some("its link has no carrier: nobody is at its other end".into()),
             _ => None,
         }
+    }
+
+    /// What there is to remark on its netdev now, as far as that is known.
+    pub(super) fn netdev_remarks(&self) -> Option<Vec<String>> {
+        let (device, now) = (self.seat.device()?, self.netdev.as_ref()?);
+        let mut remarks = properties::remarks(device, now);
+        remarks.extend(self.observed.iter().flat_map(|observed| observed.remarks(device, now)));
+        Some(remarks)
     }
 
     /// Remarks on a port that is up: on how it was opened, and on what its netdev is now.

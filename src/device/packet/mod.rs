@@ -107,7 +107,7 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
         let queue = Queue::new(ring, ear, mouth, settings.offloads, netdev).isolated(isolation);
         let mode = if has_ring { "ring" } else { "a call for each frame" };
         let (queues, mode) = (vec![Box::new(queue) as Box<dyn Device>], Some(mode.to_owned()));
-        Ok(Opened { queues, made: false, notes, mode, may_lose_tags: false })
+        Ok(Opened { queues, made: false, notes, mode, may_lose_tags: false, observed: None })
     })
 }
 

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::{Device, OpenError, Opened, Whereabouts, others};
+use super::{Device, Observed, OpenError, Opened, Whereabouts, others};
 use crate::frame::{Copying, Exchange, Pool};
 use crate::sys::bpf::Attach;
 use crate::sys::ethtool;
@@ -161,13 +161,13 @@ fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError
     let mut not_better = Vec::new();
     for &rung in settings.mode.rungs() {
         match climb(settings, pool, &link, queues, rung)? {
-            Ok(Bound { queues, tags_lost }) => {
+            Ok(Bound { queues, tags_lost, observed }) => {
                 if !not_better.is_empty() {
                     notes.push(format!("{rung}, as {}", not_better.join(", ")));
                 }
                 notes.extend(tags_lost.as_deref().map(tags::remark));
                 let (mode, may_lose_tags) = (Some(rung.to_string()), tags_lost.is_some());
-                return Ok(Opened { queues, made: false, notes, mode, may_lose_tags });
+                return Ok(Opened { queues, made: false, notes, mode, may_lose_tags, observed: Some(observed) });
             }
             Err(why) => not_better.push(why),
         }
@@ -200,6 +200,8 @@ fn queues(settings: &Settings, link: &Link) -> Result<u32, OpenError> {
 /// A netdev that is bound.
 struct Bound {
     queues: Vec<Box<dyn Device>>,
+    /// What they observe.
+    observed: Observed,
     /// Why the VLAN tag of a frame may be lost, if so.
     tags_lost: Option<String>,
 }
@@ -258,10 +260,12 @@ fn climb(
             Err(others::refused(&settings.at(), tags::refusal(&tags_lost.unwrap_or_default())))
         }
         Ok(redirect) => {
-            let redirect = Arc::new(redirect);
-            let queue =
-                |(number, exchange)| Box::new(Queue::new(exchange, number, Arc::clone(&redirect))) as Box<dyn Device>;
-            Ok(Ok(Bound { queues: (0..).zip(exchanges).map(queue).collect(), tags_lost }))
+            let (redirect, observed) = (Arc::new(redirect), Observed::default());
+            let queue = |(number, exchange)| {
+                Box::new(Queue::new(exchange, number, Arc::clone(&redirect), observed.clone())) as Box<dyn Device>
+            };
+            let queues = (0..).zip(exchanges).map(queue).collect();
+            Ok(Ok(Bound { queues, observed, tags_lost }))
         }
         Err(Failure::Attach(e)) if rung != Rung::Generic && is(&e, Errno::OPNOTSUPP) => {
             let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());

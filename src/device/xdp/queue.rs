@@ -20,7 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::redirect::Redirect;
-use crate::device::{Abilities, Device, Group, Shed};
+use crate::device::observed::Samples;
+use crate::device::{Abilities, Device, Group, Observed, Shed};
 use crate::frame::{Batch, Cache, Copying, Exchange, Fate, Frame, Lane, Sent};
 use crate::sys::xsk::Kick;
 use crate::time::Moment;
@@ -59,6 +60,9 @@ pub(super) struct Queue {
     shed: Shed,
     /// The program goes when the last queue of its netdev does.
     redirect: Arc<Redirect>,
+    /// Received frames that are sampled, and what comes of it.
+    samples: Samples,
+    observed: Observed,
 }
 
 /// The state of the netdev, as far as sending has told.
@@ -77,7 +81,7 @@ struct Drops {
 }
 
 impl Queue {
-    pub(super) fn new(exchange: Exchange, number: u32, redirect: Arc<Redirect>) -> Queue {
+    pub(super) fn new(exchange: Exchange, number: u32, redirect: Arc<Redirect>, observed: Observed) -> Queue {
         Queue {
             exchange,
             missed: 0,
@@ -91,6 +95,8 @@ impl Queue {
             number,
             shed: Shed::default(),
             redirect,
+            samples: Samples::default(),
+            observed,
         }
     }
 
@@ -127,6 +133,14 @@ impl Queue {
             }
             Some(_) => self.dropped_late += 1,
             None => {}
+        }
+    }
+
+    /// Looks at one received frame.
+    #[cold]
+    fn sample(&mut self, batch: &Batch, index: usize) {
+        if self.samples.take(batch.view(index).head) {
+            self.observed.note_partial_checksums();
         }
     }
 
@@ -182,7 +196,11 @@ impl Device for Queue {
         if self.state == State::Gone {
             return Err(io::ErrorKind::NotConnected.into());
         }
+        let before = batch.len();
         self.exchange.receive(batch, cache);
+        if self.samples.is_due() && batch.len() > before {
+            self.sample(batch, before);
+        }
         Ok(())
     }
 
@@ -250,6 +268,9 @@ impl Device for Queue {
     }
 
     fn missed(&mut self) -> u64 {
+        if self.observed.take_turn() {
+            self.samples.begin();
+        }
         if self.waiting && self.state == State::Down {
             self.push_out_waiting();
         }

@@ -1,0 +1,146 @@
+//! What the open device of a port has observed about its frames, for control to report.
+//!
+//! The worker that polls the device writes, rarely; control reads, once a second.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+
+use super::Settings;
+use super::properties::Properties;
+
+/// What has been observed, shared with control.
+#[derive(Debug, Clone, Default)]
+pub struct Observed(Arc<Observations>);
+
+#[derive(Debug, Default)]
+struct Observations {
+    /// Control wants some received frames to be sampled.
+    turn: AtomicBool,
+    /// Checksums of received frames are partial.
+    partial: AtomicBool,
+    /// The MTU that the longest frame would have needed that was refused for its length.
+    needed_mtu: AtomicU32,
+    /// Something of it is new.
+    news: AtomicBool,
+}
+
+impl Observed {
+    /// Has some frames sampled that are received next.
+    pub fn give_turn(&self) {
+        self.0.turn.store(true, Relaxed);
+    }
+
+    /// Whether some frames are to be sampled now.
+    pub fn take_turn(&self) -> bool {
+        self.0.turn.load(Relaxed) && self.0.turn.swap(false, Relaxed)
+    }
+
+    /// Checksums of received frames are partial.
+    pub fn note_partial_checksums(&self) {
+        if !self.0.partial.swap(true, Relaxed) {
+            self.0.news.store(true, Relaxed);
+        }
+    }
+
+    /// A frame was refused for its length, which the netdev would take with this MTU.
+    pub fn note_needed_mtu(&self, mtu: u32) {
+        if self.0.needed_mtu.fetch_max(mtu, Relaxed) < mtu {
+            self.0.news.store(true, Relaxed);
+        }
+    }
+
+    /// Whether there is something new since this was last asked.
+    pub fn take_news(&self) -> bool {
+        self.0.news.load(Relaxed) && self.0.news.swap(false, Relaxed)
+    }
+
+    /// What has been observed, in words.
+    pub fn remarks(&self, settings: &Settings, now: &Properties) -> Vec<String> {
+        let (at, name) = (settings.at(), settings.name());
+        let mut remarks = Vec::new();
+        if self.0.partial.load(Relaxed) {
+            remarks.push(format!(
+                "{at}: frames come in with partial checksums, which AF_XDP cannot complete, and receivers drop them; turn \
+                 checksum offload off at the other end (`ethtool -K NETDEV tx off`; in a VM's configuration csum=off), or use \
+                 kind = packet"
+            ));
+        }
+        let needed = self.0.needed_mtu.load(Relaxed);
+        if needed > now.link.mtu {
+            remarks.push(format!(
+                "{at} has an MTU of {}, and VLAN tags count for it (but one of 802.1Q): frames were refused that need {needed}; \
+                 `ip link set dev {name} mtu {needed}` lets them pass",
+                now.link.mtu
+            ));
+        }
+        remarks
+    }
+}
+
+/// Samples of received frames: how many have a partial checksum.
+#[derive(Debug, Default)]
+pub(super) struct Samples {
+    /// How many frames are still to be sampled.
+    left: u8,
+    judged: u8,
+    partial: u8,
+}
+
+impl Samples {
+    /// Frames that are sampled at each turn.
+    const TURN: u8 = 8;
+    /// Partial checksums among these that are no accident: one is in 65 536 frames.
+    const ENOUGH: u8 = 3;
+
+    /// Begins to sample.
+    pub(super) fn begin(&mut self) {
+        *self = Samples { left: Samples::TURN, judged: 0, partial: 0 };
+    }
+
+    /// Whether a frame is to be sampled.
+    #[inline(always)]
+    pub(super) fn is_due(&self) -> bool {
+        self.left > 0
+    }
+
+    /// Takes in a frame. Whether partial checksums are what it mostly receives.
+    pub(super) fn take(&mut self, frame: &[u8]) -> bool {
+        self.left = self.left.saturating_sub(1);
+        if let Some(is_partial) = crate::wire::is_partial_checksum(frame) {
+            self.judged += 1;
+            self.partial += u8::from(is_partial);
+        }
+        self.partial >= Samples::ENOUGH && self.partial * 2 >= self.judged
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_observed_is_news_once() {
+        let observed = Observed::default();
+        assert!(!observed.take_news() && !observed.take_turn());
+        observed.give_turn();
+        assert!(observed.take_turn() && !observed.take_turn());
+        for _ in 0..3 {
+            observed.note_partial_checksums();
+        }
+        assert!(observed.take_news() && !observed.take_news());
+        observed.note_needed_mtu(1504);
+        observed.note_needed_mtu(1504);
+        assert!(observed.take_news() && !observed.take_news());
+        observed.note_needed_mtu(1508);
+        assert!(observed.take_news());
+    }
+
+    #[test]
+    fn a_turn_is_over_after_a_few_frames() {
+        let mut samples = Samples::default();
+        assert!(!samples.is_due());
+        samples.begin();
+        let taken = (0..100).take_while(|_| samples.is_due() && !samples.take(&[0; 60])).count();
+        assert_eq!(taken, usize::from(Samples::TURN));
+    }
+}
