@@ -142,10 +142,31 @@ fn a_tag_beside_the_frame_is_put_back() {
     space.ip(&format!("link add v0 mtu 9100 type veth peer name eth0 mtu 9100 netns {}", guest.0));
     space.ip("link set dev v0 up");
     bridge(&guest, "eth0");
-    let inside = Nic::new(&guest, "i1");
+    tags_come_in((&space, "v0"), &guest, &[16, 46, 60, 1500, 3836, 3840, 8000]);
+}
+
+/// What comes out of a VXLAN packet is a whole frame, also for the network stack's programs.
+#[test]
+fn a_tag_in_a_tunnel_stays_in_the_frame() {
+    let (Some(space), Some(guest)) = (Space::new(), Space::new()) else { return };
+    space.ip(&format!("link add under mtu 9100 type veth peer name under mtu 9100 netns {}", guest.0));
+    for (end, own, other) in [(&space, 1, 2), (&guest, 2, 1)] {
+        end.ip(&format!("addr add 10.5.0.{own}/24 dev under"));
+        end.ip("link set dev under up");
+        let tunnel = format!("type vxlan id 5 dstport 4789 local 10.5.0.{own} remote 10.5.0.{other} dev under");
+        end.ip(&format!("link add vx0 mtu 9000 {tunnel}"));
+    }
+    space.ip("link set dev vx0 up");
+    bridge(&guest, "vx0");
+    tags_come_in((&space, "vx0"), &guest, &[60, 1500]);
+}
+
+/// What a guest sends behind its bridge comes in at a netdev as it was, with tags of every kind.
+fn tags_come_in((space, name): (&Space, &str), guest: &Space, lens: &[usize]) {
+    let inside = Nic::new(guest, "i1");
     let mut hands = Hands::new();
     for vlan_demux in [false, true] {
-        let mut device = hands.only(&Settings { vlan_demux, ..space.xdp("v0") });
+        let mut device = hands.only(&Settings { vlan_demux, ..space.xdp(name) });
         // The bridge itself speaks as well, and forwards only a while after its ports are up.
         let mut take = |send: Option<&[u8]>, written: &[u8]| {
             await_that(&format!("{} bytes: {:?}", written.len(), &written[12..]), || {
@@ -158,7 +179,7 @@ fn a_tag_beside_the_frame_is_put_back() {
         };
         let hello = experiment(Mac::BROADCAST, Mac::from_bits(0x0200_0000_0002), b"hello");
         take(Some(&hello), &hello);
-        for len in [16, 46, 60, 1500, 3836, 3840, 8000] {
+        for &len in lens {
             for tags in
                 [&[][..], &[[0x81, 0, 0, 101]], &[[0x81, 0, 0xb0, 5]], &[[0x88, 0xa8, 0xe0, 7], [0x81, 0, 0, 9]]]
             {

@@ -325,7 +325,7 @@ impl Exchange {
             if self.pool.lent(slot) == self.number {
                 self.pool.set_lent(slot, HERE);
                 cache.put_back(slot);
-                self.sending -= 1;
+                self.sending = self.sending.saturating_sub(1);
             } else {
                 self.strange += 1;
             }

@@ -223,3 +223,15 @@ fn delete_netdev(rig: &Rig) {
     let host = rig.spaces.last().unwrap();
     host.ip(&format!("link del dev {}", rig.vifs[1].name));
 }
+
+/// A netdev whose driver runs no programs is bound in the network stack. Trying the driver first is not in the way.
+#[test]
+fn a_netdev_whose_driver_runs_no_programs_is_bound_all_the_same() {
+    let Some(host) = Space::new() else { return };
+    host.ip("link add vx0 type vxlan id 5 dstport 4789 local 127.0.0.1 remote 127.0.0.1");
+    host.ip("link set dev vx0 up");
+    let vif = Vif { kind: "xdp", name: "vx0".into(), ..Vif::new("a", 1, &host) };
+    let daemon = Daemon::over(std::slice::from_ref(&vif));
+    let port = shown(&daemon, &vif, |port| port["status"] == "ACTIVE");
+    assert_eq!(port["status_reason"], "generic copy, as vxlan has no zero-copy, vxlan runs no XDP programs");
+}

@@ -1,6 +1,7 @@
 //! A frame never reaches the network of another VLAN.
 
 use std::fmt::Write as _;
+use std::process::Command;
 
 use serde_json::Value;
 use vifswitch::wire::Mac;
@@ -45,6 +46,11 @@ impl Lab {
     /// `uplink`: the bridge is on the wire of an uplink that carries net1 untagged and net2 as VLAN 101; else it is
     /// in a guest, the parent of whose trunk is on net1, with a subport of VLAN 101 on net2. `None`: cannot be tested.
     fn new(on: On, uplink: bool, device: &str) -> Option<Lab> {
+        Lab::started_by(on, uplink, device, Daemon::command)
+    }
+
+    /// The same with a switch that is started by this command.
+    fn started_by(on: On, uplink: bool, device: &str, command: impl FnOnce(&Daemon) -> Command) -> Option<Lab> {
         let (guest, host) = (Space::new()?, Space::new()?);
         let spaces = [Space::new()?, Space::new()?];
         let mut parent = Vif { kind: on.kind(), netns: host.0.clone(), ..Vif::new("a", 1, &guest) }.device(device);
@@ -67,7 +73,8 @@ impl Lab {
             writeln!(text, "device = {{ kind = \"{kind}\", name = \"{name}\", netns = \"{netns}\"{device} }}").unwrap();
         }
         daemon.configure(&text);
-        daemon.start();
+        let (command, file) = (command(&daemon), daemon.file());
+        daemon.start_as(command, "--config", &file);
         others.iter().for_each(|vif| drop(daemon.await_active(vif)));
         let observers = [Nic::new(&spaces[0], "tap2"), Nic::new(&spaces[1], "tap3")];
         Some(Lab { daemon, guest, _host: host, inside, observers, _spaces: spaces })
@@ -174,6 +181,25 @@ fn a_tag_beside_the_frame_passes_a_port_that_is_no_trunk() {
         }
         assert_eq!(lab.observers[1].rest(), [[0; 0]; 0], "{on:?}");
     }
+}
+
+/// On a kernel that does not describe its functions a program cannot ask the driver of a veth.
+#[test]
+fn a_trunk_is_refused_by_a_kernel_that_tells_no_tags() {
+    let hidden = |daemon: &Daemon| {
+        let (plain, mut command) = (daemon.command(), Command::new("unshare"));
+        let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" \"$@\"";
+        command.args(["--mount", "sh", "-c", script]).arg(plain.get_program());
+        command.env_remove("NOTIFY_SOCKET").env_remove("VIFSWITCH_LOG");
+        command
+    };
+    let Some(lab) = Lab::started_by(On::Xdp, false, "", hidden) else { return };
+    let refused = lab.await_status("ports", "port_id", "port-1", "DOWN");
+    let why = refused["status_reason"].as_str().unwrap();
+    assert!(why.contains("CONFIG_DEBUG_INFO_BTF") && why.contains("kind = packet"), "{why}");
+    lab.daemon.done(&["detach", "port-4"], "");
+    let alone = lab.await_status("ports", "port_id", "port-1", "ACTIVE");
+    assert!(alone["status_reason"].as_str().unwrap().contains("native copy"), "{alone}");
 }
 
 /// In generic mode no program sees a tag that is beside the frame. Nobody is served by guesses.

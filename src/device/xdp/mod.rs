@@ -218,12 +218,18 @@ fn climb(
         let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
         Ok(Err(format!("{driver} has no zero-copy")))
     };
-    // Trying it pins the whole pool once more, and takes its time; so it is asked first.
-    if rung == Rung::ZeroCopy
-        && let Ok(Some(features)) = netdev::xdp_features(link.index)
-        && !features.zero_copy()
-    {
-        return no_zero_copy();
+    let no_native = || {
+        let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
+        Ok(Err(format!("{driver} runs no XDP programs")))
+    };
+    // It is asked first: trying zero-copy pins the whole pool once more and takes its time, and a queue that was bound in
+    // vain is busy for a while, also for the next rung.
+    if let Ok(Some(features)) = netdev::xdp_features(link.index) {
+        match rung {
+            Rung::ZeroCopy if !features.zero_copy() => return no_zero_copy(),
+            Rung::Native if !features.native() => return no_native(),
+            Rung::ZeroCopy | Rung::Native | Rung::Generic => {}
+        }
     }
     let (mut ask, mut kept, mut tags_lost) = (None, None, None);
     match TagFacts::of(&settings.name, link).decide(rung != Rung::Generic) {
@@ -267,10 +273,7 @@ fn climb(
             let queues = (0..).zip(exchanges).map(queue).collect();
             Ok(Ok(Bound { queues, observed, tags_lost }))
         }
-        Err(Failure::Attach(e)) if rung != Rung::Generic && is(&e, Errno::OPNOTSUPP) => {
-            let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
-            Ok(Err(format!("{driver} runs no XDP programs")))
-        }
+        Err(Failure::Attach(e)) if rung != Rung::Generic && is(&e, Errno::OPNOTSUPP) => no_native(),
         Err(failure) => Err(not_attached(settings, link, failure)),
     }
 }

@@ -150,7 +150,9 @@ impl Queue {
         let before = self.exchange.unsent();
         // All of it counts as sent already.
         self.push_out(self.exchange.position(), &mut Drops::default());
-        let in_vain = self.waiting && self.exchange.unsent() == before;
+        // A driver that works without a copy takes them by itself, and is only asked to when it says so.
+        let is_asked = self.exchange.copying() == Copying::Copies;
+        let in_vain = is_asked && self.waiting && self.exchange.unsent() == before;
         self.reads_between =
             if in_vain { (self.reads_between.saturating_mul(2) + 1).min(MOST_READS_BETWEEN) } else { 0 };
         self.reads_left = self.reads_between;
@@ -264,7 +266,10 @@ impl Device for Queue {
             self.push_out_waiting();
         }
         self.exchange.reap(cache);
-        self.dropped_late += self.exchange.unsent_frames();
+        // A driver that works without a copy is about to send what is left, as hardware is with what is in its rings.
+        if self.exchange.copying() == Copying::Copies || self.state != State::Up {
+            self.dropped_late += self.exchange.unsent_frames();
+        }
     }
 
     fn missed(&mut self) -> u64 {

@@ -26,8 +26,8 @@ const STRIPPING: [&str; 2] = ["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"];
 pub struct TagFacts {
     /// Its driver, if it tells.
     pub driver: Option<String>,
-    /// Whether it is a tap: what its holder writes is the whole frame.
-    pub tap: bool,
+    /// Whether what it receives are whole frames: what the holder of a tap writes, what comes out of a VXLAN packet.
+    pub whole_frames: bool,
     /// Whether hardware, or what a hypervisor shows as such, is behind it. What software hands on may have been
     /// received elsewhere, and its tag taken out there.
     pub hardware: bool,
@@ -60,10 +60,11 @@ impl TagFacts {
         // Where the kernel does not tell, tags may be taken out.
         let features = ethtool::features(name).ok();
         let on = |feature: &&str| features.as_ref().is_none_or(|features| features.is_active(feature));
+        let driver = ethtool::driver(name);
         let strips: Vec<&str> = STRIPPING.into_iter().filter(on).collect();
         TagFacts {
-            driver: ethtool::driver(name),
-            tap: link.tap.is_some(),
+            whole_frames: link.tap.is_some() || driver.as_deref() == Some("vxlan"),
+            driver,
             hardware: ethtool::bus(name).is_some(),
             tells: netdev::tells_vlan_tags(link.index).unwrap_or(false),
             function: KernelFunction::rx_vlan_tag(),
@@ -76,7 +77,7 @@ impl TagFacts {
     pub fn decide(&self, native: bool) -> Tags {
         let driver = self.driver.as_deref().unwrap_or("its driver");
         match self {
-            TagFacts { tap: true, .. } => Tags::InFrame,
+            TagFacts { whole_frames: true, .. } => Tags::InFrame,
             TagFacts { tells: true, function: Some(function), .. } if native => Tags::Told(*function),
             TagFacts { hardware: true, strips, .. } if strips.is_empty() => Tags::InFrame,
             TagFacts { hardware: true, strips, can_stop: true, .. } => Tags::InFrameWithout(strips.clone()),
@@ -199,7 +200,7 @@ mod tests {
 
     #[test]
     fn what_is_written_to_a_tap_is_the_frame() {
-        let tap = TagFacts { tap: true, ..TagFacts::default() };
+        let tap = TagFacts { whole_frames: true, ..TagFacts::default() };
         assert_eq!([tap.decide(true), tap.decide(false)], [Tags::InFrame, Tags::InFrame]);
     }
 
