@@ -4,23 +4,26 @@
 
 mod check;
 mod log;
+mod reload;
+mod signals;
 mod watchdog;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
+use std::time::Duration;
 
 pub use check::check;
 
 use axum::Router;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use self::log::Log;
+use self::signals::Signals;
 use crate::control::config::{self, Config, ConfigFile, Poll, SwitchSettings};
 use crate::control::controller::{Beginning, Controller};
 use crate::control::handle::Handle;
@@ -41,6 +44,9 @@ fn complain(what: impl std::fmt::Display, code: u8) -> ExitCode {
     let _ = writeln!(io::stderr(), "{what}");
     ExitCode::from(code)
 }
+
+/// How long what hangs elsewhere is waited for at the end.
+const LEFT_ALONE: Duration = Duration::from_millis(500);
 
 /// Runs the switch until it is told to stop by SIGTERM or SIGINT.
 ///
@@ -91,7 +97,7 @@ fn run_logged(
         Some(path) => {
             (file.as_ref().map(|file| file.config.switch.clone()).unwrap_or_default(), path.display().to_string())
         }
-        None => match runtime.block_on(keeper::kept(path_of_state.as_deref())) {
+        None => match keeper::kept(path_of_state.as_deref()) {
             Ok(config) => (config.switch, "the state that is kept".to_owned()),
             Err(why) => return Err(Failed::new(why, 2)),
         },
@@ -103,10 +109,23 @@ fn run_logged(
     // What is started from here on stays away from the workers.
     cores::avoid(&cores);
     log.start();
-    let (config, keeper) = runtime
-        .block_on(Keeper::begin(file, path_of_state.as_deref(), precedence))
-        .map_err(|why| Failed::new(why, 1))?;
-    runtime.block_on(serve_until_told(config, keeper, cores)).map_err(|why| Failed::new(why, 1))
+    let signals = Signals::receive(log).map_err(|why| Failed::new(format_args!("cannot receive signals: {why}"), 1))?;
+    let served = runtime.block_on(async {
+        // Who shall be able to talk to us, first: a second switch on the same socket opens nothing.
+        let socket = Socket::bind(&settings.api).map_err(|why| why.to_string())?;
+        let begun = tokio::select! {
+            begun = Keeper::begin(file, path_of_state.as_deref(), precedence) => begun,
+            () = signals.stop() => {
+                info!("stopped before it has begun");
+                return Ok(());
+            }
+        };
+        let (config, keeper) = begun.map_err(|why| why.to_string())?;
+        serve_until_told(config, keeper, cores, socket, signals, path).await.map_err(|why| why.to_string())
+    });
+    // What hangs elsewhere is not waited for.
+    runtime.shutdown_timeout(LEFT_ALONE);
+    served.map_err(|why| Failed::new(why, 1))
 }
 
 /// The capabilities that a running switch needs: to open what there is, and what may come.
@@ -141,12 +160,14 @@ fn choose_cores(settings: &SwitchSettings) -> Result<Vec<usize>, String> {
     Ok(settings.cores.clone())
 }
 
-async fn serve_until_told(config: Config, keeper: Keeper, cores: Vec<usize>) -> io::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-
-    // Who shall be able to talk to us, first: a second switch on the same socket opens nothing.
-    let socket = Socket::bind(&config.switch.api)?;
+async fn serve_until_told(
+    config: Config,
+    keeper: Keeper,
+    cores: Vec<usize>,
+    socket: Socket,
+    signals: Signals,
+    path: Option<PathBuf>,
+) -> io::Result<()> {
     let metrics = match config.switch.metrics {
         Some(address) => {
             Some(TcpListener::bind(address).await.map_err(|why| named(format!("metrics on {address}"), &why))?)
@@ -186,18 +207,20 @@ async fn serve_until_told(config: Config, keeper: Keeper, cores: Vec<usize>) -> 
         metrics.map(|listener| spawn_server(listener, pages(handle.clone()), &stopped)),
     ];
 
-    controller.begin(config).await.map_err(io::Error::other)?;
-    notify(NotifyState::Ready);
-    info!("ready");
-    watchdog::start(posts, handle.clone());
-
-    let told = async {
-        tokio::select! {
-            _ = terminate.recv() => info!("told to stop by SIGTERM"),
-            _ = interrupt.recv() => info!("told to stop by SIGINT"),
-        }
+    let begun = tokio::select! {
+        begun = controller.begin(config) => Some(begun.map_err(io::Error::other)?),
+        () = signals.stop() => None,
     };
-    controller.run(requests, told).await;
+    if begun.is_some() {
+        notify(NotifyState::Ready);
+        info!("ready");
+        watchdog::start(posts, handle.clone());
+        let stop = signals.stop();
+        tokio::spawn(reload::whenever_told(signals.reload, path, handle));
+        controller.run(requests, stop).await;
+    } else {
+        drop(requests);
+    }
 
     // In order: nobody new comes in, devices come home, workers end.
     notify(NotifyState::Stopping);
@@ -215,7 +238,12 @@ async fn serve_until_told(config: Config, keeper: Keeper, cores: Vec<usize>) -> 
 
 /// Tells the supervisor. One that has gone meanwhile is no reason not to go on.
 fn notify(state: NotifyState<'_>) {
-    if let Err(why) = sd_notify::notify(&[state]) {
+    notify_all(&[state]);
+}
+
+/// The same, with several things at once.
+fn notify_all(states: &[NotifyState<'_>]) {
+    if let Err(why) = sd_notify::notify(states) {
         warn!("cannot tell the supervisor of a change: {why}");
     }
 }

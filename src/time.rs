@@ -2,9 +2,11 @@
 //! handed a [`Moment`], so that tests can make up their own.
 
 use std::ops::{Add, Sub};
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 /// A point in time: nanoseconds of the monotonic clock since the host booted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -78,6 +80,76 @@ pub fn wall() -> SystemTime {
     SystemTime::now()
 }
 
+/// A point in time that can be compared with one of another life of the switch, and of another life of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// Which life of the host; nothing if that is not known.
+    boot: String,
+    /// Milliseconds of the monotonic clock.
+    boot_millis: i64,
+    /// Milliseconds since 1970; 0 before that.
+    pub wall_millis: i64,
+}
+
+/// No host is off for longer, and what was kept before that is of no use any more. A wall clock that says more has been
+/// set.
+const LONGEST_OFF: Duration = Duration::from_secs(31 * 24 * 3600);
+
+impl Stamp {
+    /// Now.
+    pub fn now() -> Stamp {
+        static BOOT: OnceLock<String> = OnceLock::new();
+        let boot = BOOT.get_or_init(|| {
+            let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+            boot.trim().to_owned()
+        });
+        Stamp {
+            boot: boot.clone(),
+            boot_millis: millis(Duration::from_nanos(now().nanos())),
+            wall_millis: wall_millis(),
+        }
+    }
+
+    /// One of which only the wall clock is known.
+    pub fn of_wall(wall_millis: i64) -> Stamp {
+        Stamp { boot: String::new(), boot_millis: 0, wall_millis }
+    }
+
+    /// How much time has passed until `now`. As long as the host has not been booted in between, that is known exactly,
+    /// whatever has been done to the wall clock. Else the wall clock tells; nothing grows younger by it.
+    pub fn age(&self, now: &Stamp) -> Duration {
+        let passed = if self.is_of_one_boot(now) {
+            now.boot_millis.saturating_sub(self.boot_millis)
+        } else {
+            now.wall_millis.saturating_sub(self.wall_millis)
+        };
+        Duration::from_millis(u64::try_from(passed).unwrap_or(0))
+    }
+
+    /// The same for what must neither end too early nor never: where the wall clock cannot be right, as much has passed
+    /// as the host has been up.
+    pub fn passed(&self, now: &Stamp) -> Duration {
+        let age = self.age(now);
+        if self.boot.is_empty() || self.is_of_one_boot(now) {
+            return age;
+        }
+        let up = Duration::from_millis(u64::try_from(now.boot_millis).unwrap_or(0));
+        if age <= LONGEST_OFF { age.max(up) } else { up }
+    }
+
+    fn is_of_one_boot(&self, other: &Stamp) -> bool {
+        !self.boot.is_empty() && self.boot == other.boot
+    }
+}
+
+fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn wall_millis() -> i64 {
+    wall().duration_since(SystemTime::UNIX_EPOCH).map_or(0, millis)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,6 +162,26 @@ mod tests {
             prop_assert_eq!(parse_rfc3339(&rfc3339(a)), Some(a));
             prop_assert_eq!(a.cmp(&b), rfc3339(a).cmp(&rfc3339(b)));
         }
+    }
+
+    #[test]
+    fn what_has_passed_is_known_whatever_the_wall_clock_says() {
+        const YEARS: i64 = 10 * 365 * 86_400_000;
+        let at = |boot: &str, boot_millis, wall_millis| Stamp { boot: boot.into(), boot_millis, wall_millis };
+        let (then, seconds) = (at("a", 5_000, 100 * YEARS), Duration::from_secs);
+        for jump in [0, YEARS, -YEARS] {
+            let same = at("a", 12_000, 100 * YEARS + jump);
+            assert_eq!(then.passed(&same), seconds(7), "{jump}");
+        }
+        // Over a boot the wall clock tells, unless it cannot be right.
+        assert_eq!(then.passed(&at("b", 3_000, 100 * YEARS + 60_000)), seconds(60));
+        assert_eq!(then.passed(&at("b", 30_000, 100 * YEARS + YEARS)), seconds(30));
+        assert_eq!(then.passed(&at("b", 30_000, 90 * YEARS)), seconds(30));
+        assert_eq!(then.age(&at("b", 30_000, 100 * YEARS + YEARS)), seconds(10 * 365 * 86_400));
+        assert_eq!(Stamp::of_wall(YEARS).passed(&at("b", 30_000, YEARS + 9_000)), seconds(9));
+        assert_eq!(Stamp::of_wall(YEARS).passed(&at("b", 30_000, 0)), seconds(0));
+        let now = Stamp::now();
+        assert!(!now.boot.is_empty() && now.passed(&Stamp::now()) < seconds(60));
     }
 
     #[test]

@@ -43,6 +43,8 @@ pub enum EventKind {
     PinYielded,
     /// The desired state has been changed.
     Config,
+    /// Changes cannot be kept any more, or can be again.
+    State,
     /// Nothing of the switch: a follower has missed events, because it did not read them in time.
     Lagged,
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::sync::{broadcast, mpsc, oneshot};
 
 use super::change::{Change, Changed, Refusal};
+use super::config::ConfigFile;
 use super::events::Event;
 use super::loops::view::{LoopCounts, LoopView, StormView};
 use super::view::{AuditView, DropView, NetworkView, PortView, StationView, UplinkView, VmView, WorkerView};
@@ -45,6 +46,8 @@ pub enum Request {
     Diff(Change, oneshot::Sender<Result<Changed, Refusal>>),
     /// The last change that waits to be confirmed shall stay.
     Confirm(oneshot::Sender<Result<Changed, Refusal>>),
+    /// The configuration file is applied as it is now, or could not be read: why.
+    Reload(Box<Result<ConfigFile, String>>, oneshot::Sender<Result<Changed, Refusal>>),
     /// Learned stations shall be forgotten. How many were.
     Flush(Flush, oneshot::Sender<Result<u64, Refusal>>),
     /// Whatever measure holds this port shall be lifted. What was lifted, in sentences.
@@ -52,6 +55,13 @@ pub enum Request {
     /// What has happened since a time (RFC 3339; `None`: all that is remembered), and what will
     /// happen from then on.
     Events(Option<String>, oneshot::Sender<Result<History, Refusal>>),
+}
+
+impl Request {
+    /// Whether it asks for another configuration.
+    pub fn is_change(&self) -> bool {
+        matches!(self, Request::Change(..) | Request::Confirm(_) | Request::Reload(..))
+    }
 }
 
 /// Which stations to forget: those to which all that is given applies.
@@ -67,7 +77,7 @@ pub struct Flush {
 
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the switch is shutting down")]
+#[error("the switch is shutting down; a change that was under way and is not answered may have been kept")]
 pub struct Closing;
 
 /// The way to the controller. Clones share it.
@@ -160,6 +170,11 @@ impl Handle {
     /// Keeps the change that waits to be confirmed.
     pub async fn confirm(&self) -> Result<Result<Changed, Refusal>, Closing> {
         self.ask(Request::Confirm).await
+    }
+
+    /// Applies the configuration file as it is now, or says why it could not be read.
+    pub async fn reload(&self, file: Result<ConfigFile, String>) -> Result<Result<Changed, Refusal>, Closing> {
+        self.ask(|reply| Request::Reload(file.into(), reply)).await
     }
 
     /// Forgets learned stations, and says how many.

@@ -8,7 +8,7 @@
 //! The file is kept as it is written, so that its next edit is known; the state is kept without defaults. What of the
 //! state this version does not understand is kept as it is.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +56,8 @@ pub struct Keeper {
     unread: Arc<Unread>,
     /// What was left behind before.
     left: Leftovers,
+    /// What the switch begins with could not be kept.
+    is_due: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -64,8 +66,16 @@ enum Place {
     Nowhere,
     /// In the store.
     Store(Arc<Store>),
-    /// They should be, and cannot: why.
-    Broken(String),
+    /// They should be, and cannot now: why, and what to try again.
+    Broken(String, Arc<Again>),
+}
+
+/// How to begin again with a state that could not be used.
+#[derive(Debug)]
+struct Again {
+    file: Option<ConfigFile>,
+    path: PathBuf,
+    precedence: Precedence,
 }
 
 /// Why a switch cannot begin.
@@ -81,7 +91,7 @@ pub enum NoBeginning {
     #[error("{0}")]
     Store(#[from] StoreError),
     /// The state is not a configuration that this version understands.
-    #[error("the state that {path} keeps is not understood: {why}; name a configuration with --config FILE")]
+    #[error("the state at {path} is not understood and is left as it is: {why}")]
     NotUnderstood {
         /// Where it is kept.
         path: String,
@@ -109,20 +119,28 @@ impl Keeper {
         path: Option<&Path>,
         precedence: Precedence,
     ) -> Result<(Config, Keeper), NoBeginning> {
-        match (file, path) {
-            (Some(file), Some(path)) => Ok(over_file(file, path, precedence).await),
-            (Some(file), None) => Ok(Keeper::at(Place::Nowhere, file)),
-            (None, path) => {
-                let kept = SwitchSettings::default().state;
-                resume(path.or(kept.as_deref()).unwrap_or(Path::new(""))).await
-            }
-        }
+        let (file, path) = match (file, path) {
+            (Some(file), None) => return Ok(Keeper::at(Place::Nowhere, file)),
+            (file, Some(path)) => (file, path.to_owned()),
+            (None, None) => (None, SwitchSettings::default().state.unwrap_or_default()),
+        };
+        begin_over(Again { file, path, precedence }.into()).await
+    }
+
+    /// Begins again, if the state could not be used. With the same configuration, or with one that has what only the
+    /// state has; an error: it still cannot.
+    pub async fn begin_again(&self) -> Option<Result<(Config, Keeper), String>> {
+        let Place::Broken(_, again) = &self.place else { return None };
+        Some(match open(&again.path, Duration::ZERO).await {
+            Ok((store, desired)) => over_store(again, store, desired).await.map_err(|why| why.to_string()),
+            Err(why) => Err(why.to_string()),
+        })
     }
 
     /// One over a file, beside which nothing is known.
     fn at(place: Place, file: ConfigFile) -> (Config, Keeper) {
         let base = base(&file).into();
-        (file.config, Keeper { place, base, unread: Arc::default(), left: Leftovers::new() })
+        (file.config, Keeper { place, base, unread: Arc::default(), left: Leftovers::new(), is_due: false })
     }
 
     /// What of `config` and beside it is kept.
@@ -141,8 +159,21 @@ impl Keeper {
                 let kept = store.commit(self.desired(config, left), events).await;
                 kept.map_err(|why| Refusal::switch("store_failed", why.to_string()))
             }
-            Place::Broken(why) => Err(Refusal::switch("store_failed", why.as_str())),
+            Place::Broken(why, _) => Err(Refusal::switch("store_failed", why.as_str())),
         }
+    }
+
+    /// Keeps what the switch has begun with, if that is still due, and what happened.
+    pub async fn commit_due(&self, config: &Config, left: &Leftovers, events: Vec<Event>) -> Result<(), StoreError> {
+        match self.store() {
+            Some(store) => store.commit(self.desired(config, left), events).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What the switch has begun with is kept.
+    pub fn is_kept(&mut self) {
+        self.is_due = false;
     }
 
     /// Keeps what is left behind beside the configuration that is kept, and what happened. When this
@@ -154,15 +185,35 @@ impl Keeper {
         }
     }
 
+    /// The configuration file as it was last applied, without `[switch]`.
+    pub fn base(&self) -> &Value {
+        &self.base
+    }
+
+    /// Another configuration file has been applied.
+    pub fn rebase(&mut self, base: Arc<Value>) {
+        self.base = base;
+    }
+
+    /// What a file makes of the configuration in force.
+    pub fn merge(&self, file: &ConfigFile, config: &Config) -> Merged {
+        merge(&applied(&self.base), &file.config, config)
+    }
+
     /// What an earlier life has left behind.
     pub fn left(&self) -> Leftovers {
         self.left.clone()
     }
 
+    /// Whether what the switch has begun with is still to be kept.
+    pub fn is_due(&self) -> bool {
+        self.is_due
+    }
+
     /// Whether changes can be taken at all.
     pub fn check(&self) -> Result<(), Refusal> {
         match &self.place {
-            Place::Broken(why) => Err(Refusal::switch("store_failed", why.as_str())),
+            Place::Broken(why, _) => Err(Refusal::switch("store_failed", why.as_str())),
             _ => Ok(()),
         }
     }
@@ -202,18 +253,28 @@ impl Keeper {
         })
     }
 
-    /// The stations that were learned before.
-    pub async fn take_stations(&self) -> Vec<KeptStation> {
-        let Some(store) = self.store() else { return Vec::new() };
-        store.take_stations().await.unwrap_or_else(|why| {
+    /// Some of the stations that were learned before, from a place on (the first is 0), and the place at which it goes on,
+    /// if there are more.
+    pub async fn take_stations(&self, from: i64) -> (Vec<KeptStation>, Option<i64>) {
+        let Some(store) = self.store() else { return (Vec::new(), None) };
+        store.some_stations(from).await.unwrap_or_else(|why| {
             warn!("the stations that were learned before are not known: {why}");
-            Vec::new()
+            (Vec::new(), None)
         })
+    }
+
+    /// Looks for damage in the state that does not show at a start.
+    pub async fn verify(&self) {
+        if let Some(store) = self.store()
+            && let Err(why) = store.verify().await
+        {
+            error!("{why}");
+        }
     }
 }
 
 /// What of a file is compared with its next edit: all but `[switch]`, which is fixed at each start.
-fn base(file: &ConfigFile) -> Value {
+pub fn base(file: &ConfigFile) -> Value {
     let mut raw = file.raw.clone();
     if let Some(keys) = raw.as_object_mut() {
         keys.remove("switch");
@@ -222,14 +283,14 @@ fn base(file: &ConfigFile) -> Value {
 }
 
 /// What the file meant when it was last applied, as this version of the switch reads it; nothing if that is not known.
-fn applied(desired: &Desired) -> Config {
-    config::read_stored(&desired.base).map(|stored| stored.config).unwrap_or_default()
+fn applied(base: &Value) -> Config {
+    config::read_stored(base).map(|stored| stored.config).unwrap_or_default()
 }
 
 /// What a file makes of a state that it is applied to.
 fn apply(file: &ConfigFile, desired: &Desired, kept: &Stored, precedence: Precedence) -> (Merged, Preview) {
     let merged = match precedence {
-        Precedence::Merge => merge(&applied(desired), &file.config, &kept.config),
+        Precedence::Merge => merge(&applied(&desired.base), &file.config, &kept.config),
         Precedence::Replace => Merged { config: file.config.clone(), conflicts: Vec::new() },
     };
     let was = Config { switch: file.config.switch.clone(), ..kept.config.clone() };
@@ -238,54 +299,114 @@ fn apply(file: &ConfigFile, desired: &Desired, kept: &Stored, precedence: Preced
     (merged, preview)
 }
 
-async fn over_file(file: ConfigFile, path: &Path, precedence: Precedence) -> (Config, Keeper) {
-    let (store, desired) = match open(path).await {
-        Ok(opened) => opened,
-        Err(why) => {
-            error!("{why}. The switch runs as the configuration file says, and takes no changes");
-            return Keeper::at(Place::Broken(why.to_string()), file);
-        }
-    };
-    let shown = path.display();
-    let kept = match desired.as_ref().map(|desired| config::read_stored(&desired.config)).transpose() {
-        Ok(kept) => kept,
-        Err(why) => {
-            error!(
-                "the state at {shown} is not understood and is left as it is: {why}. The switch runs as the configuration \
-                 file says, and takes no changes"
-            );
-            store.close().await;
-            return Keeper::at(Place::Broken(format!("the state at {shown} is not understood: {why}")), file);
-        }
-    };
-    let base = base(&file).into();
-    let mut keeper =
-        Keeper { place: Place::Store(Arc::new(store)), base, unread: Arc::default(), left: Leftovers::new() };
-    let (Some(desired), Some(kept)) = (desired, kept) else {
-        keeper.keep(&file.config, None, Vec::new()).await;
-        return (file.config, keeper);
-    };
-    let (Merged { config, .. }, told) = apply(&file, &desired, &kept, precedence);
-    let events = tell(path, &file, &config, &told, precedence);
-    // What only the state had is of no use any more.
-    let mut left = leftovers::read(&desired.leftovers);
-    left.extend(leftovers::netdevs(&kept.config));
-    keeper.left = &left - &leftovers::netdevs(&config);
-    if precedence == Precedence::Merge {
-        keeper.unread = kept.unread.into();
+/// Begins with a file, a state, or both. A state that another process has open is waited for.
+async fn begin_over(again: Arc<Again>) -> Result<(Config, Keeper), NoBeginning> {
+    let path = again.path.clone();
+    if again.file.is_none() && !path.exists() {
+        // Looking for a state does not make one.
+        return Err(NoBeginning::NothingKept { path: path.display().to_string() });
     }
-    keeper.keep(&config, Some(desired), events).await;
-    (config, keeper)
+    let why = match open(&path, BUSY).await {
+        Ok((store, desired)) => match over_store(&again, store, desired).await {
+            Ok(begun) => return Ok(begun),
+            Err(why) => return without_state(&again, why),
+        },
+        Err(why) => why,
+    };
+    // What cannot be written, or is in use, may still be read.
+    let Ok(desired) = store::peek(&path) else { return without_state(&again, why.into()) };
+    match over(&again, desired, Place::Broken(why.to_string(), again.clone())) {
+        Ok(Begun { config, keeper, .. }) => {
+            error!("{why}. The switch runs as the state says, and takes no changes until the state can be written");
+            // Whoever has it open may want what is left over.
+            Ok((config, Keeper { left: Leftovers::new(), ..keeper }))
+        }
+        Err(why) => without_state(&again, why),
+    }
+}
+
+/// Begins with an open store.
+async fn over_store(
+    again: &Arc<Again>,
+    store: Store,
+    desired: Option<Desired>,
+) -> Result<(Config, Keeper), NoBeginning> {
+    let store = Arc::new(store);
+    match over(again, desired, Place::Store(store.clone())) {
+        Ok(Begun { config, mut keeper, before, events }) => {
+            drop(store);
+            keeper.keep(&config, before, events).await;
+            Ok((config, keeper))
+        }
+        Err(why) => {
+            if let Some(store) = Arc::into_inner(store) {
+                store.close().await;
+            }
+            Err(why)
+        }
+    }
+}
+
+/// Begins with the file alone, as the state cannot be used.
+fn without_state(again: &Arc<Again>, why: NoBeginning) -> Result<(Config, Keeper), NoBeginning> {
+    let Some(file) = again.file.clone() else { return Err(why) };
+    error!("{why}. The switch runs as the configuration file says, and takes no changes until the state can be used");
+    Ok(Keeper::at(Place::Broken(why.to_string(), again.clone()), file))
+}
+
+/// A beginning that is still to be kept.
+struct Begun {
+    config: Config,
+    keeper: Keeper,
+    /// What is kept until then.
+    before: Option<Desired>,
+    events: Vec<Event>,
+}
+
+/// What becomes of a file and a state.
+fn over(again: &Again, desired: Option<Desired>, place: Place) -> Result<Begun, NoBeginning> {
+    let path = again.path.display().to_string();
+    let kept = desired.as_ref().map(|desired| read(desired, path.clone())).transpose()?;
+    let (Some(before), Some(kept)) = (desired, kept) else {
+        let Some(file) = again.file.clone() else { return Err(NoBeginning::NothingKept { path }) };
+        let (config, keeper) = Keeper::at(place, file);
+        return Ok(Begun { config, keeper, before: None, events: Vec::new() });
+    };
+    let Stored { config: state, unread } = &kept;
+    let (config, base, events) = match &again.file {
+        Some(file) => {
+            let (Merged { config, .. }, told) = apply(file, &before, &kept, again.precedence);
+            let events = tell(&again.path, file, &config, &told, again.precedence);
+            (config, base(file), events)
+        }
+        None => {
+            if !unread.is_empty() {
+                warn!("not understood by this version, and kept in the state as it is:{}", lines(&unread.told));
+            }
+            (state.clone(), before.base.clone(), Vec::new())
+        }
+    };
+    // What only the state had is of no use any more.
+    let mut left = leftovers::read(&before.leftovers);
+    left.extend(leftovers::netdevs(state));
+    let left = &left - &leftovers::netdevs(&config);
+    let unread = match again.precedence {
+        Precedence::Merge => unread.clone().into(),
+        Precedence::Replace => Arc::default(),
+    };
+    let keeper = Keeper { place, base: base.into(), unread, left, is_due: false };
+    Ok(Begun { config, keeper, before: Some(before), events })
 }
 
 impl Keeper {
     /// Keeps what a switch begins with, unless that is what is kept already.
-    async fn keep(&self, config: &Config, before: Option<Desired>, events: Vec<Event>) {
+    async fn keep(&mut self, config: &Config, before: Option<Desired>, events: Vec<Event>) {
         if before.is_some_and(|before| before == self.desired(config, &self.left)) {
             return;
         }
         if let Err(why) = self.commit(config, &self.left, events).await {
             warn!("the configuration has not been kept: {why}");
+            self.is_due = true;
         }
     }
 }
@@ -330,13 +451,13 @@ fn tell(path: &Path, file: &ConfigFile, config: &Config, told: &Preview, precede
 }
 
 /// Opens the store at `path`. While another process has it open it is waited for, some time.
-async fn open(path: &Path) -> Result<(Store, Option<Desired>), StoreError> {
+async fn open(path: &Path, patience: Duration) -> Result<(Store, Option<Desired>), StoreError> {
     let (start, mut told) = (time::now(), false);
     loop {
         match Store::open(path.to_owned()).await {
-            Err(why @ StoreError::InUse { .. }) if time::now().since(start) < BUSY => {
+            Err(why @ StoreError::InUse { .. }) if time::now().since(start) < patience => {
                 if !std::mem::replace(&mut told, true) {
-                    warn!("{why}; waiting for it for {} s", BUSY.as_secs());
+                    warn!("{why}; waiting for it for {} s", patience.as_secs());
                 }
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
@@ -345,19 +466,17 @@ async fn open(path: &Path) -> Result<(Store, Option<Desired>), StoreError> {
     }
 }
 
-/// The configuration that is kept at `path`, by default where a switch keeps it. Looked at only.
-pub async fn kept(path: Option<&Path>) -> Result<Config, NoBeginning> {
+/// The configuration that is kept at `path`, by default where a switch keeps it. It is looked at only, whoever has it
+/// open.
+pub fn kept(path: Option<&Path>) -> Result<Config, NoBeginning> {
     let default = SwitchSettings::default().state;
     let path = path.or(default.as_deref()).unwrap_or(Path::new(""));
+    let shown = path.display().to_string();
     if !path.exists() {
-        // Looking for a state does not make one.
-        return Err(NoBeginning::NothingKept { path: path.display().to_string() });
+        return Err(NoBeginning::NothingKept { path: shown });
     }
-    let (store, desired) = open(path).await?;
-    store.close().await;
-    let path = path.display().to_string();
-    let Some(desired) = desired else { return Err(NoBeginning::NothingKept { path }) };
-    Ok(read(&desired, path)?.config)
+    let Some(desired) = store::peek(path)? else { return Err(NoBeginning::NothingKept { path: shown }) };
+    Ok(read(&desired, shown)?.config)
 }
 
 /// What a start over `file` would make of the state at `path`; `None` if there is none. It is looked at only, also while
@@ -373,19 +492,6 @@ pub fn preview(file: &ConfigFile, path: &Path) -> Result<Option<Preview>, NoBegi
 
 fn read(desired: &Desired, path: String) -> Result<Stored, NoBeginning> {
     config::read_stored(&desired.config).map_err(|why| NoBeginning::NotUnderstood { path, why: why.to_string() })
-}
-
-async fn resume(path: &Path) -> Result<(Config, Keeper), NoBeginning> {
-    let (store, desired) = open(path).await?;
-    let path = path.display().to_string();
-    let Some(desired) = desired else { return Err(NoBeginning::NothingKept { path }) };
-    let Stored { config, unread } = read(&desired, path)?;
-    if !unread.is_empty() {
-        warn!("not understood by this version, and kept in the state as it is:{}", lines(&unread.told));
-    }
-    let left = &leftovers::read(&desired.leftovers) - &leftovers::netdevs(&config);
-    let (base, unread) = (desired.base.into(), unread.into());
-    Ok((config, Keeper { place: Place::Store(Arc::new(store)), base, unread, left }))
 }
 
 /// Sentences, each on a line of its own, not too many.
@@ -447,7 +553,7 @@ mod tests {
         let (begun, keeper) = begin(None, &path).await;
         assert_eq!((begun.networks, begun.switch.frames), (changed.networks.clone(), 1024));
         end(keeper).await;
-        assert_eq!(kept(Some(&path)).await.unwrap().networks, changed.networks);
+        assert_eq!(kept(Some(&path)).unwrap().networks, changed.networks);
 
         let (edited, both) = (config(&["c"]), config(&["b", "c"]));
         let preview = preview(&edited.clone().into(), &path).unwrap().unwrap();
@@ -541,7 +647,7 @@ mod tests {
     async fn without_a_file_and_a_state_there_is_nothing_to_run() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("state.db");
-        let told = kept(Some(&path)).await.unwrap_err().to_string();
+        let told = kept(Some(&path)).unwrap_err().to_string();
         assert!(told.contains("--config FILE") && told.contains("state.db"), "{told}");
         assert_eq!(preview(&config(&["a"]).into(), &path).unwrap(), None);
         assert!(!path.exists(), "looking makes nothing");
@@ -590,6 +696,6 @@ mod tests {
         let text = String::new();
         let event = Event { time, kind, vm: None, ports: Vec::new(), network: None, mac: None, ip: None, text };
         keeper.note(vec![event]).await.unwrap();
-        assert_eq!(keeper.take_stations().await, []);
+        assert_eq!(keeper.take_stations(0).await, (vec![], None));
     }
 }

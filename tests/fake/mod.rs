@@ -317,6 +317,8 @@ impl Views {
                     mind.hear(Asked::Confirm);
                     drop(reply.send(mind.answer.clone()));
                 }
+                // Nobody asks for it over the API.
+                Request::Reload(_, reply) => drop(reply.send(mind.answer.clone())),
                 Request::Flush(flush, reply) => {
                     mind.hear(Asked::Flush(flush));
                     drop(reply.send(mind.answer.clone().map(|_| 7)));

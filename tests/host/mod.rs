@@ -3,6 +3,8 @@
 #![allow(dead_code, missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)] // each user uses a part of it
 
 pub mod daemon;
+pub mod disk;
+pub mod inject;
 pub mod inside;
 pub mod nic;
 pub mod relay;

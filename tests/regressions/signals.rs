@@ -1,1 +1,177 @@
 //! SIGTERM, SIGINT and SIGHUP end or reload the switch in time, whatever is going on.
+
+use std::path::PathBuf;
+use std::process::Output;
+use std::thread;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::host::daemon::{Daemon, Vif, attachment, config, keeping};
+use super::host::inject::Injected;
+use super::host::{Space, await_that, run};
+
+/// A switch that keeps its state, over the first of three ports.
+fn switch() -> Option<(Daemon, Vec<Vif>, Space)> {
+    let space = Space::new()?;
+    let vifs: Vec<Vif> = (1..).zip(["a", "a", "b"]).map(|(number, vm)| Vif::new(vm, number, &space)).collect();
+    let daemon = Daemon::new();
+    write(&daemon, &vifs[..1], "");
+    Some((daemon, vifs, space))
+}
+
+/// Writes the file of a switch, with a further key of the network.
+fn write(daemon: &Daemon, vifs: &[Vif], network: &str) {
+    let text = config(&daemon.socket(), "", &[("net1", 1500)], vifs);
+    let text = text.replacen("mtu = 1500\n", &format!("mtu = 1500\n{network}\n"), 1);
+    daemon.configure(&keeping(&text, &daemon.state()));
+}
+
+fn said(output: &Output) -> String {
+    [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said).into_owned()).concat()
+}
+
+/// The client got an empty reply, and the change was made all the same.
+#[test]
+fn a_change_that_is_under_way_at_sigterm_is_finished_and_answered() {
+    let Some((mut daemon, vifs, _space)) = switch() else { return };
+    daemon.start();
+    // The disk is slow: the change is under way when the signal comes.
+    let Some(slow) = Injected::new(&daemon, "vifswitch-store", "fdatasync,fsync", "delay_enter=700ms") else { return };
+    let (under_way, waiting, read) = thread::scope(|scope| {
+        let change = scope.spawn(|| daemon.tell(&["attach", "-"], &attachment(&vifs[1])));
+        // What waits behind it has not begun, and is refused in words.
+        pause(200);
+        let behind = scope.spawn(|| daemon.tell(&["attach", "-"], &attachment(&vifs[2])));
+        pause(200);
+        daemon.signal(Signal::TERM);
+        let read = daemon.tell(&["show", "ports", "--json"], "");
+        (change.join().unwrap(), behind.join().unwrap(), read)
+    });
+    assert!(under_way.status.success(), "{}\n{}", said(&under_way), daemon.log());
+    assert!(!waiting.status.success() && said(&waiting).contains("shutting down"), "{}", said(&waiting));
+    assert!(read.status.success(), "questions are answered meanwhile: {}", said(&read));
+    drop(slow);
+    assert_eq!(daemon.wait().code(), Some(0));
+    daemon.start();
+    assert_eq!(daemon.listed(), ["port-1", "port-2"]);
+}
+
+/// A change that waits for a device that never opens is kept, so it is answered; and the process does not outlive its end.
+#[test]
+fn a_switch_ends_in_time_whatever_hangs_elsewhere() {
+    let Some((mut daemon, mut vifs, _space)) = switch() else { return };
+    let fifo = fifo(&daemon);
+    daemon.start();
+    vifs[1].netns = fifo.to_str().unwrap().to_owned();
+    let answer = thread::scope(|scope| {
+        let change = scope.spawn(|| daemon.tell(&["attach", "-"], &attachment(&vifs[1])));
+        pause(500);
+        daemon.signal(Signal::TERM);
+        change.join().unwrap()
+    });
+    let answered = ["is down", "is kept", "shutting down"].iter().any(|words| said(&answer).contains(words));
+    assert!(answered, "{}\n{}", said(&answer), daemon.log());
+    assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
+    assert!(daemon.log().contains("stopped"));
+}
+
+/// The signal was ignored until the switch was ready, which may be never.
+#[test]
+fn a_switch_that_is_starting_can_be_ended() {
+    let Some((mut daemon, mut vifs, _space)) = switch() else { return };
+    // A namespace that hangs whoever opens it.
+    vifs[0].netns = fifo(&daemon).to_str().unwrap().to_owned();
+    write(&daemon, &vifs[..1], "");
+    let file = daemon.file();
+    daemon.spawn_over("--config", &file);
+    await_that("it opens devices", || daemon.log().contains("workers started").then_some(()));
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0), "{}", daemon.log());
+    // And while it waits for its state, which another process has open.
+    let other = rusqlite::Connection::open(daemon.state()).unwrap();
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    daemon.spawn_over("--config", &file);
+    await_that("it finds the state in use", || daemon.log().contains("in use by another process").then_some(()));
+    assert_eq!(daemon.stop(Signal::INT).code(), Some(0), "{}", daemon.log());
+    drop(other);
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let Some((mut daemon, vifs, _space)) = switch() else { return };
+    daemon.start();
+    let Some(slow) = Injected::new(&daemon, "vifswitch-store", "fdatasync,fsync", "delay_enter=60s") else { return };
+    thread::scope(|scope| {
+        scope.spawn(|| daemon.tell(&["attach", "-"], &attachment(&vifs[1])));
+        pause(300);
+        daemon.signal(Signal::TERM);
+        await_that("it is told", || daemon.log().contains("told to stop by SIGTERM").then_some(()));
+        daemon.signal(Signal::INT);
+        await_that("its end", || {
+            let status = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();
+            status.contains(") Z ").then_some(())
+        });
+        drop(slow);
+    });
+    assert_eq!(daemon.wait().code(), Some(1), "{}", daemon.log());
+    assert!(daemon.log().contains("once more by SIGINT"), "{}", daemon.log());
+}
+
+/// SIGHUP killed the switch.
+#[test]
+fn sighup_reloads_the_file_and_keeps_what_was_attached() {
+    let Some((mut daemon, vifs, space)) = switch() else { return };
+    daemon.start();
+    daemon.attach(&vifs[1]);
+    let link = space.link("tap2");
+    write(&daemon, &[vifs[0].clone(), vifs[2].clone()], "ageing_seconds = 60");
+    daemon.signal(Signal::HUP);
+    daemon.await_note("RELOADING=1");
+    daemon.await_note("READY=1");
+    assert_eq!(daemon.listed(), ["port-1", "port-2", "port-3"]);
+    let ageing = |daemon: &Daemon| daemon.get::<Value>("/v1/config")["networks"][0]["ageing_seconds"].take();
+    assert_eq!(ageing(&daemon), 60);
+    daemon.await_active(&vifs[2]);
+    assert_eq!(space.link("tap2"), link);
+
+    // What is wrong leaves everything as it was, and is told.
+    let good = std::fs::read_to_string(daemon.file()).unwrap();
+    let wrong = [
+        ("a mistake", good.replace("ageing_seconds = 60", "ageing_seconds = 7"), "ageing_seconds"),
+        ("no file", good.replace("[switch]", "[switch"), "reload failed"),
+        ("what is fixed", good.replace("frames = 2048", "frames = 4096"), "fixed at start"),
+    ];
+    for (what, text, told) in wrong {
+        daemon.configure(&text);
+        daemon.signal(Signal::HUP);
+        daemon.await_note("READY=1");
+        let events = daemon.events();
+        let last = &events.last().unwrap().text;
+        assert!(last.contains("nothing has been changed") && last.contains(told), "{what}: {last}");
+        assert_eq!((daemon.listed().len(), ageing(&daemon)), (3, Value::from(60)), "{what}");
+    }
+
+    // A port that is taken out goes, and that stays so at the next start: the file has been applied.
+    write(&daemon, &vifs[2..], "ageing_seconds = 60");
+    daemon.signal(Signal::HUP);
+    daemon.await_note("READY=1");
+    assert_eq!(daemon.listed(), ["port-2", "port-3"]);
+    await_that("its netdev is gone", || space.link("tap1").is_none().then_some(()));
+    daemon.detach(&vifs[2]);
+    daemon.stop(Signal::KILL);
+    daemon.start();
+    assert_eq!(daemon.listed(), ["port-2"], "the file has not been edited since");
+    assert_eq!(space.link("tap2"), link);
+}
+
+/// A fifo that nobody writes to.
+fn fifo(daemon: &Daemon) -> PathBuf {
+    let path = daemon.file().with_extension("fifo");
+    run("mkfifo", &[path.to_str().unwrap()]);
+    path
+}
+
+/// Lets something get under way: what matters is the answer, at whatever moment.
+fn pause(millis: i64) {
+    let _ = rustix::thread::nanosleep(&rustix::event::Timespec { tv_sec: 0, tv_nsec: millis * 1_000_000 });
+}

@@ -1,13 +1,20 @@
 //! The configuration file and the stored state are merged, and neither loses anything.
 
 use std::fs;
+use std::path::Path;
 
+use rusqlite::Connection;
 use rustix::process::Signal;
-use serde_json::Value;
+use serde_json::{Value, json};
+use vifswitch::control::view::Status;
 use vifswitch::sys::link::Link;
+use vifswitch::wire::Mac;
 
-use super::host::Space;
-use super::host::daemon::{Daemon, Vif, config, keeping};
+use super::host::daemon::{Daemon, Vif, attachment, config, keeping};
+use super::host::disk::Disk;
+use super::host::inject::Injected;
+use super::host::nic::{Nic, experiment};
+use super::host::{Space, await_that};
 
 /// A switch that keeps its state, over a file of its own that can be edited.
 struct Kept {
@@ -81,7 +88,7 @@ fn an_edit_of_the_file_keeps_the_ports_that_were_attached_and_their_netdevs() {
     kept.daemon.start();
     assert_eq!(kept.daemon.listed(), ["port-2", "port-3", "port-4"]);
     assert_eq!(kept.links(&[1, 2]), before[1..]);
-    super::host::await_that("the netdev of port-1 is gone", || kept.links(&[0])[0].is_none().then_some(()));
+    await_that("the netdev of port-1 is gone", || kept.links(&[0])[0].is_none().then_some(()));
 }
 
 #[test]
@@ -155,9 +162,395 @@ fn a_file_that_replaces_the_state_is_taken_as_it_is() {
     let file = kept.daemon.file();
     kept.daemon.start_as(command, "--config", &file);
     assert_eq!(kept.daemon.listed(), ["port-1"]);
-    super::host::await_that("the netdev of port-2 is gone", || kept.links(&[1])[0].is_none().then_some(()));
+    await_that("the netdev of port-2 is gone", || kept.links(&[1])[0].is_none().then_some(()));
     assert!(kept.daemon.log().contains("replaces the stored state"), "{}", kept.daemon.log());
     kept.daemon.stop(Signal::TERM);
     kept.daemon.start();
     assert_eq!(kept.daemon.listed(), ["port-1"]);
+}
+
+/// Puts a state of another version of the switch where the daemon keeps its own: its namespaces are `space`.
+fn put_state(dump: &str, kept: &Kept) {
+    let state = kept.daemon.state();
+    let database = Connection::open(&state).unwrap();
+    database.execute_batch(&dump.replace("golden-netns", &kept.space.0)).unwrap();
+    drop(database);
+}
+
+/// The parts of the desired state, as they are kept.
+fn part(path: &Path, name: &str) -> Value {
+    let database = Connection::open(path).unwrap();
+    let text: String =
+        database.query_row("SELECT json FROM desired WHERE part = ?1", [name], |row| row.get(0)).unwrap();
+    serde_json::from_str(&text).unwrap()
+}
+
+fn edit_part(path: &Path, name: &str, edit: impl FnOnce(&mut Value)) {
+    let mut value = part(path, name);
+    edit(&mut value);
+    let database = Connection::open(path).unwrap();
+    database.execute("UPDATE desired SET json = ?2 WHERE part = ?1", [name, &value.to_string()]).unwrap();
+}
+
+/// States as they were written by the versions before are read by this one: with what was attached and set, and learned.
+#[test]
+fn the_states_of_all_versions_are_understood() {
+    let dumps = [("1", include_str!("../golden/state-1.sql")), ("2", include_str!("../golden/state-2.sql"))];
+    for (version, dump) in dumps {
+        let Some(mut kept) = Kept::new() else { return };
+        kept.space.ip("link add golden0 type veth peer name golden1");
+        // Where the state was made, it was made a moment ago.
+        put_state(dump, &kept);
+        let state = kept.daemon.state();
+        edit_part(&state, "config", |config| {
+            config["switch"] = json!({"api": kept.daemon.socket(), "state": state, "frames": 2048, "stations": 4096});
+        });
+        kept.daemon.start_over("--state", &state);
+        assert_eq!(kept.daemon.listed(), ["file-1", "file-2", "api-1"], "version {version}");
+        let config: Value = kept.daemon.get("/v1/config");
+        let [network, port, api] =
+            [&config["networks"][0], &config["vms"][0]["ports"][0], &config["vms"][1]["ports"][0]];
+        assert_eq!((&network["ageing_seconds"], &config["networks"][1]["mtu"]), (&json!(600), &json!(1400)));
+        assert_eq!(
+            (&network["storm"]["broadcast"]["pps"], &network["storm"]["multicast"]),
+            (&json!(400), &json!("off"))
+        );
+        assert_eq!(
+            (&port["promiscuous"], &port["port_security"], &port["fixed_ips"]),
+            (&json!(true), &json!("mac+ip"), &json!(["10.5.0.1"]))
+        );
+        assert_eq!(
+            (&api["port_security"], &api["mac_limit"], &api["device"]["queues"]),
+            (&json!("off"), &json!(100), &json!(2))
+        );
+        assert_eq!((&config["uplinks"][0]["id"], &config["vms"][0]["share_mac"]), (&json!("up"), &json!(true)));
+        assert!(!kept.daemon.events().is_empty());
+        kept.daemon.stop(Signal::TERM);
+        // What is kept from now on has no defaults, and says of which version it is.
+        kept.daemon.start_over("--state", &state);
+        assert_eq!(kept.daemon.get::<Value>("/v1/config"), config, "version {version}");
+        kept.daemon.stop(Signal::TERM);
+        assert_eq!(part(&state, "version")["format"], 2);
+        assert_eq!(part(&state, "config")["networks"][1], json!({"id": "net2", "mtu": 1400}));
+    }
+}
+
+/// After a roll-back of the program, one key that it did not know made it start without the ports that were attached.
+#[test]
+fn a_state_with_unknown_keys_is_understood_and_they_are_kept() {
+    let Some(mut kept) = Kept::new() else { return };
+    kept.daemon.start();
+    kept.daemon.attach(&kept.vifs[1]);
+    kept.daemon.attach(&kept.vifs[2]);
+    kept.daemon.stop(Signal::TERM);
+    let (state, later) = (kept.daemon.state(), json!({"fast": true}));
+    edit_part(&state, "config", |config| {
+        config["planets"] = json!(8);
+        config["vms"][0]["ports"][1]["later"] = later.clone();
+        // One of a kind that this version does not have.
+        config["vms"][1]["ports"][0]["device"] = json!({"kind": "vhost-user", "path": "/run/p.sock"});
+    });
+    let port = part(&state, "config")["vms"][1]["ports"][0].clone();
+    kept.daemon.start();
+    assert_eq!(kept.daemon.listed(), ["port-1", "port-2"]);
+    assert!(kept.daemon.log().contains("not understood by this version"), "{}", kept.daemon.log());
+    kept.daemon.done(&["set", "port-2", "promiscuous=true"], "");
+    kept.daemon.stop(Signal::TERM);
+    let config = part(&state, "config");
+    assert_eq!((&config["planets"], &config["vms"][0]["ports"][1]["later"]), (&json!(8), &later));
+    assert_eq!(config["vms"][1]["ports"][0], port);
+    assert!(kept.space.link("tap3").is_some(), "the netdev of a port that is not understood is left alone");
+    // And the other way round: no key is written that has its default, so that one that a version lacks is not there.
+    assert_eq!(config["vms"][0]["ports"][1]["promiscuous"], true);
+    assert_eq!(config["vms"][0]["ports"][1].get("port_security"), None);
+}
+
+#[test]
+fn a_state_of_a_later_format_is_refused_in_words_and_left_as_it_is() {
+    let Some(mut kept) = Kept::new() else { return };
+    kept.daemon.start();
+    kept.daemon.stop(Signal::TERM);
+    let state = kept.daemon.state();
+    Connection::open(&state).unwrap().pragma_update(None, "user_version", 7).unwrap();
+    let before = fs::read(&state).unwrap();
+    let said = kept.check();
+    assert!(said.contains("of a later version of vifswitch (its format is 7"), "{said}");
+    kept.daemon.start();
+    let refused = kept.daemon.tell(&["detach", "port-1"], "");
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && why.contains("its format is 7") && why.contains("run that version"), "{why}");
+    kept.daemon.stop(Signal::TERM);
+    assert!(fs::read(&state).unwrap() == before, "it is left as it is");
+}
+
+/// A lock that another process holds for seconds cost the host the ports that were attached, until the next start.
+#[test]
+fn a_state_that_is_in_use_for_seconds_is_waited_for() {
+    let Some(mut kept) = Kept::new() else { return };
+    kept.daemon.start();
+    kept.daemon.attach(&kept.vifs[1]);
+    kept.daemon.stop(Signal::TERM);
+    let other = Connection::open(kept.daemon.state()).unwrap();
+    other.execute_batch("BEGIN EXCLUSIVE").unwrap();
+    let file = kept.daemon.file();
+    kept.daemon.spawn_over("--config", &file);
+    // The first try takes half a second; the old one was the only one.
+    await_that("it has found the state in use", || {
+        kept.daemon.log().contains("in use by another process").then_some(())
+    });
+    drop(other);
+    kept.daemon.await_note("READY=1");
+    assert_eq!(kept.daemon.listed(), ["port-1", "port-2"]);
+    kept.daemon.attach(&kept.vifs[2]);
+}
+
+impl Kept {
+    /// The same, with its state on a disk.
+    fn on(disk: &Disk) -> Option<Kept> {
+        let kept = Kept::new()?;
+        let text = fs::read_to_string(kept.daemon.file()).unwrap();
+        let [from, to] = [kept.daemon.state(), disk.state()].map(|path| format!("{path:?}"));
+        kept.daemon.configure(&text.replace(&from, &to));
+        Some(kept)
+    }
+
+    fn is_refused(&self, vif: &Vif) {
+        let output = self.daemon.tell(&["attach", "-"], &attachment(vif));
+        let why = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "a change was taken that cannot be kept");
+        assert!(why.contains(self.where_it_is().as_str()), "{why}");
+    }
+
+    /// The path of the state, as the file has it.
+    fn where_it_is(&self) -> String {
+        let text = fs::read_to_string(self.daemon.file()).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("state = ")).unwrap();
+        line.trim_matches('"').to_owned()
+    }
+
+    /// Waits until a port can be attached, without a restart, and is there after one. Both is told by events.
+    fn recovers(&mut self, vif: &Vif) {
+        await_that("changes are taken again", || {
+            self.daemon.tell(&["attach", "-"], &attachment(vif)).status.success().then_some(())
+        });
+        let states = |daemon: &Daemon| -> Vec<String> {
+            let told = daemon.page("/v1/events");
+            let events = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            events
+                .filter(|event| event["kind"] == "state")
+                .map(|event| event["text"].as_str().unwrap().to_owned())
+                .collect()
+        };
+        let told = await_that("both events", || Some(states(&self.daemon)).filter(|told| told.len() >= 2));
+        assert!(told[0].contains("store_failed") && told[0].contains(&self.where_it_is()), "{told:?}");
+        assert!(told[1].contains("written again") && told.len() == 2, "{told:?}");
+        self.daemon.await_active(vif);
+        self.daemon.stop(Signal::KILL);
+        self.daemon.start();
+        assert!(self.daemon.listed().contains(&vif.port), "what was answered is kept");
+        assert_eq!(states(&self.daemon), told, "and what happened");
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_at_the_start_is_noticed_when_it_has_room_again() {
+    let Some(disk) = Disk::new("size=1m") else { return };
+    let Some(mut kept) = Kept::on(&disk) else { return };
+    disk.fill();
+    kept.daemon.start();
+    kept.daemon.await_active(&kept.vifs[0]);
+    kept.is_refused(&kept.vifs[1]);
+    disk.make_room();
+    kept.recovers(&kept.vifs[1].clone());
+}
+
+/// With a state, which can be read: then the ports are there that were attached.
+#[test]
+fn a_state_that_can_only_be_read_at_the_start_is_read_and_written_when_it_can_be() {
+    for how in ["inodes", "read-only"] {
+        let Some(disk) = Disk::new("size=4m,nr_inodes=12") else { return };
+        let Some(mut kept) = Kept::on(&disk) else { return };
+        kept.daemon.start();
+        kept.daemon.attach(&kept.vifs[1]);
+        // Killed, what is wanted is in the log of the file alone.
+        kept.daemon.stop(if how == "inodes" { Signal::TERM } else { Signal::KILL });
+        if how == "inodes" {
+            disk.take_inodes()
+        } else {
+            disk.remount("ro")
+        }
+        kept.daemon.start();
+        assert_eq!(kept.daemon.listed(), ["port-1", "port-2"], "{how}");
+        kept.is_refused(&kept.vifs[2]);
+        if how == "inodes" {
+            disk.make_room()
+        } else {
+            disk.remount("rw")
+        }
+        kept.recovers(&kept.vifs[2].clone());
+    }
+}
+
+/// The state cannot be read at all at the start, and can be later: the ports that were attached come then.
+#[test]
+fn a_state_that_can_be_used_later_than_the_start_brings_its_ports() {
+    let Some(mut kept) = Kept::new() else { return };
+    kept.daemon.start();
+    kept.daemon.attach(&kept.vifs[1]);
+    kept.daemon.stop(Signal::TERM);
+    let (state, away) = (kept.daemon.state(), kept.daemon.state().with_extension("away"));
+    fs::rename(&state, &away).unwrap();
+    // Something is in its place that is no file: the mount point of a disk that comes late, say.
+    fs::create_dir(&state).unwrap();
+    kept.daemon.start();
+    assert_eq!(kept.daemon.listed(), ["port-1"]);
+    assert_eq!(
+        kept.links(&[1]).iter().flatten().count(),
+        1,
+        "the netdev of a port that is not known now is left alone"
+    );
+    fs::remove_dir(&state).unwrap();
+    fs::rename(&away, &state).unwrap();
+    await_that("the port that was attached", || (kept.daemon.listed() == ["port-1", "port-2"]).then_some(()));
+    kept.daemon.await_active(&kept.vifs[1]);
+    kept.recovers(&kept.vifs[2].clone());
+    assert_eq!(kept.daemon.listed(), ["port-1", "port-2", "port-3"]);
+}
+
+/// What is written into a file that has no name any more is lost at the next start.
+#[test]
+fn a_state_that_is_taken_away_while_it_is_used_is_made_anew() {
+    let Some(disk) = Disk::new("size=4m") else { return };
+    let Some(mut kept) = Kept::on(&disk) else { return };
+    kept.daemon.start();
+    kept.daemon.attach(&kept.vifs[1]);
+    for file in fs::read_dir(disk.path()).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    kept.daemon.attach(&kept.vifs[2]);
+    kept.daemon.stop(Signal::KILL);
+    kept.daemon.start();
+    assert_eq!(kept.daemon.listed(), ["port-1", "port-2", "port-3"]);
+}
+
+#[test]
+fn a_disk_that_fails_while_the_switch_runs_stops_changes_until_it_works_again() {
+    let Some(mut kept) = Kept::new() else { return };
+    kept.daemon.start();
+    let failing = Injected::new(&kept.daemon, "vifswitch-store", "pwrite64,fdatasync,fsync", "error=EIO");
+    let Some(failing) = failing else { return };
+    kept.is_refused(&kept.vifs[1]);
+    assert_eq!(kept.daemon.listed(), ["port-1"]);
+    drop(failing);
+    kept.recovers(&kept.vifs[1].clone());
+}
+
+/// The wall clock was ahead, or behind, by ten years when a port was held, and is right at the next start.
+#[test]
+fn a_quarantine_is_neither_lost_nor_without_end_when_the_clock_is_set_over_a_restart() {
+    const YEARS: i64 = 10 * 365 * 86_400_000;
+    for shift in [YEARS, -YEARS] {
+        let Some(mut kept) = Kept::new() else { return };
+        let recovery = 6;
+        kept.vifs[0].more =
+            format!("storm = {{ broadcast = {{ pps = 5, action = \"disable\", recovery_seconds = {recovery} }} }}");
+        kept.write(&[0, 2], "", "");
+        kept.daemon.start();
+        let nic = Nic::new(&kept.space, &kept.vifs[0].name);
+        let held = |kept: &Kept| kept.daemon.port(&kept.vifs[0]).status == Status::Quarantined;
+        await_that("the port is held", || {
+            (0..40).for_each(|number| nic.send(&experiment(Mac::BROADCAST, kept.vifs[0].mac, &[number])));
+            held(&kept).then_some(())
+        });
+        kept.daemon.stop(Signal::TERM);
+        // What was kept is as it would be if the clock had been so then.
+        edit_part(&kept.daemon.state(), "loops", |loops| {
+            for of in loops["disabled"].as_array_mut().unwrap() {
+                for key in ["since", "until"] {
+                    of[key] = json!(of[key].as_i64().unwrap() + shift);
+                }
+            }
+            if let Some(wall) = loops["stamp"]["wall_millis"].as_i64() {
+                loops["stamp"]["wall_millis"] = json!(wall + shift);
+            }
+        });
+        kept.daemon.start();
+        assert!(held(&kept), "it is lost: shifted by {shift}");
+        // Within the time that it has, and what a slow machine takes.
+        await_that("its end", || (!held(&kept)).then_some(()));
+    }
+}
+
+/// An id that the alias of its netdev cannot hold was accepted, and the port was down for ever.
+#[test]
+fn an_id_that_is_too_long_for_its_netdev_is_refused_with_its_limit() {
+    let Some(mut kept) = Kept::new() else { return };
+    kept.daemon.start();
+    let mut vif = kept.vifs[1].clone();
+    vif.port = "x".repeat(244);
+    kept.daemon.attach(&vif);
+    kept.daemon.await_active(&vif);
+    // In bytes: each of these characters has two.
+    for id in ["y".repeat(245), format!("z{}", "ü".repeat(123)), "y".repeat(255)] {
+        let mut vif = kept.vifs[2].clone();
+        vif.port = id;
+        let output = kept.daemon.tell(&["attach", "-"], &attachment(&vif));
+        let why = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{} bytes are accepted: {why}", vif.port.len());
+        let length = format!("{} bytes long", vif.port.len());
+        for piece in ["port_id", &vif.port[..19], length.as_str(), "1 to 244 bytes"] {
+            assert!(why.contains(piece), "no {piece} in {why}");
+        }
+    }
+    kept.vifs[0].port = "w".repeat(245);
+    kept.write(&[0], "", "");
+    let output = kept.daemon.try_command(&["check", "FILE"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    // The path of an API request is an id as well.
+    kept.daemon.detach(&vif);
+}
+
+/// A start read all stations, and looked through the whole state, before the first port was opened.
+#[test]
+fn very_many_stations_are_there_after_a_restart_and_no_port_waits_for_them() {
+    const STATIONS: i64 = 262_144;
+    let Some(mut kept) = Kept::new() else { return };
+    let text = fs::read_to_string(kept.daemon.file()).unwrap().replace("stations = 4096", "stations = 524288");
+    let text = text.replace("mtu = 1500\n", "mtu = 1500\nfdb_limit = 524288\nfdb_limit_per_port = 524288\n");
+    kept.daemon.configure(&text.replace("network_id = \"net1\"\n", "network_id = \"net1\"\nport_security = \"off\"\n"));
+    kept.daemon.start();
+    kept.daemon.stop(Signal::TERM);
+    let state = kept.daemon.state();
+    let mut database = Connection::open(&state).unwrap();
+    let transaction = database.transaction().unwrap();
+    let set: i64 = transaction.query_row("SELECT stations FROM current", [], |row| row.get(0)).unwrap();
+    transaction.execute(&format!("DELETE FROM places_{set}"), []).unwrap();
+    transaction.execute(&format!("INSERT INTO places_{set} VALUES (0, 'net1', 'port-1')"), []).unwrap();
+    let first = 0x0a00_0000_0000_i64;
+    transaction
+        .execute(
+            &format!(
+                "INSERT INTO stations_{set} WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n LIMIT {STATIONS})
+                 SELECT {first} + n, 0, 0 FROM n"
+            ),
+            [],
+        )
+        .unwrap();
+    transaction.commit().unwrap();
+    drop(database);
+    // All of them come; and a switch that is stopped before that has them again.
+    let known = |kept: &Kept| -> i64 { kept.daemon.get::<Value>("/v1/networks")[0]["stations"].as_i64().unwrap() };
+    let is_ready_before = |kept: &mut Kept| {
+        kept.daemon.start();
+        let at_ready = known(kept);
+        kept.daemon.stop(Signal::TERM);
+        at_ready < STATIONS
+    };
+    // Whoever asks may be late now and then.
+    assert!((0..5).any(|_| is_ready_before(&mut kept)), "it is ready only when all stations are there");
+    kept.daemon.start();
+    await_that("all stations", || {
+        let now = known(&kept);
+        (now >= STATIONS).then_some(())
+    });
 }

@@ -164,12 +164,12 @@ fn wrong_netns(netns: &str) -> Option<&'static str> {
         return Some("has control characters in it");
     }
     if netns.starts_with('/') {
-        return (netns.len() > 4095).then_some("longer than a path can be");
+        return (netns.len() > 4095).then_some("longer than a path can be, which is 4095 bytes");
     }
     match netns {
         "." | ".." => Some("not a name"),
         _ if netns.contains('/') => Some("neither a name nor an absolute path"),
-        _ if netns.len() > 255 => Some("longer than a name can be"),
+        _ if netns.len() > 255 => Some("longer than a name can be, which is 255 bytes"),
         _ => None,
     }
 }

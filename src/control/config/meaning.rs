@@ -46,15 +46,26 @@ pub(super) fn port(path: Path, written: &written::Port, notes: &mut Notes<'_>) -
     Table { path, notes }.port(written)
 }
 
-/// Why nothing can be known by this text, if nothing can.
+/// The longest id of anything, in bytes.
+const LONGEST_ID: usize = 255;
+
+/// The longest id of a port or an uplink, in bytes: the alias of its netdev has it behind `vifswitch:`, and of an alias
+/// the kernel takes 255 bytes with the zero at its end (`IFALIASZ`; tried).
+const LONGEST_PORT_ID: usize = LONGEST_ID - 1 - "vifswitch:".len();
+
+/// Why nothing but a port or an uplink can be known by this text, if nothing can.
 pub fn wrong_id(text: &str) -> Option<String> {
-    let wrong = match text.chars().count() {
-        0 => "empty",
-        256.. => "too long",
-        _ if text.chars().any(char::is_control) => "has control characters in it",
+    wrong_id_within(LONGEST_ID, text)
+}
+
+fn wrong_id_within(longest: usize, text: &str) -> Option<String> {
+    let wrong = match text.len() {
+        0 => "empty".to_owned(),
+        length if length > longest => format!("{length} bytes long"),
+        _ if text.chars().any(char::is_control) => "has control characters in it".to_owned(),
         _ => return None,
     };
-    Some(format!("{wrong}; an id is 1 to 255 characters, none of them control characters"))
+    Some(format!("{wrong}; an id here is 1 to {longest} bytes, none of them control characters"))
 }
 
 /// What each table of a list means.
@@ -151,7 +162,7 @@ impl Table<'_, '_> {
     }
 
     fn port(&mut self, written: &written::Port) -> Port {
-        let port_id = self.id("port_id", written.port_id.as_deref());
+        let port_id = self.port_id("port_id", written.port_id.as_deref());
         let mac = self.station("mac_address", written.mac_address.as_deref());
         let port_security = self.security(written);
         let fixed_ips = self.addresses(written.fixed_ips.as_deref().unwrap_or_default());
@@ -186,13 +197,22 @@ impl Table<'_, '_> {
 
     /// A text that something is known by.
     pub fn id(&mut self, key: &str, written: Option<&str>) -> String {
+        self.id_within(LONGEST_ID, key, written)
+    }
+
+    /// A text that a port or an uplink is known by.
+    pub fn port_id(&mut self, key: &str, written: Option<&str>) -> String {
+        self.id_within(LONGEST_PORT_ID, key, written)
+    }
+
+    fn id_within(&mut self, longest: usize, key: &str, written: Option<&str>) -> String {
         let Some(text) = written else {
             if self.misses(key) {
-                self.note(key, kind::MISSING, "must be given: a text of 1 to 255 characters");
+                self.note(key, kind::MISSING, format!("must be given: a text of 1 to {longest} bytes"));
             }
             return String::new();
         };
-        let Some(wrong) = wrong_id(text) else { return text.to_string() };
+        let Some(wrong) = wrong_id_within(longest, text) else { return text.to_string() };
         self.note(key, kind::BAD_VALUE, wrong);
         String::new()
     }

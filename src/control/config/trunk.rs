@@ -30,7 +30,7 @@ impl Table<'_, '_> {
             self.note("vlan", kind::MISSING, "must be given: the VLAN id of the subport on its parent, 1 to 4094");
         }
         let vlan = Vid::new(self.number("vlan", written.vlan, 1..=Vid::MOST, 0));
-        let parent = self.id("parent", Some(parent));
+        let parent = self.port_id("parent", Some(parent));
         // one of which something is wrong is nobody's subport, and is not judged any further
         let (parent, vlan) = vlan.map_or((String::new(), Vid::ONE), |vlan| (parent, vlan));
         Base::Parent(Subport { parent, vlan })

@@ -13,7 +13,7 @@ use crate::wire::Vid;
 impl Table<'_, '_> {
     /// What one of `[[uplinks]]` means.
     pub fn uplink(&mut self, written: &written::Uplink) -> Uplink {
-        let id = self.id("id", written.id.as_deref());
+        let id = self.port_id("id", written.id.as_deref());
         Uplink {
             group: written.group.as_deref().map(|group| self.id("group", Some(group))),
             networks: self.carried(written.networks.as_deref()),

@@ -16,6 +16,7 @@ use crate::control::blueprint::{self, Decided};
 use crate::control::config::Config;
 use crate::control::events::EventKind;
 use crate::control::jobs::PATIENCE;
+use crate::control::keeper::Keeper;
 use crate::control::leftovers::{self, Leftover, Leftovers};
 use crate::control::plan::{DeviceStep, device_step_of_open};
 use crate::control::seats::Names;
@@ -46,6 +47,8 @@ pub(super) enum Outcome {
     Swept { left: Leftover, result: Result<Removal, OpenError> },
     /// Something was written down, or not.
     Written(Written),
+    /// The state can be used again, or still not.
+    Again(Box<Result<(Config, Keeper), String>>),
     /// Netdevs were looked at.
     Looked(Looked),
     /// The name of a namespace was looked at.
@@ -238,6 +241,7 @@ impl Controller {
                 Outcome::Opened(attempt) => attempts.extend(self.receive_attempt(*attempt)),
                 Outcome::Swept { left, result } => self.note_sweep(left, result),
                 Outcome::Written(written) => self.receive_written(written).await,
+                Outcome::Again(begun) => self.receive_again(*begun),
                 Outcome::Looked(looked) => self.receive_look(looked).await,
                 Outcome::Restored(restored) => self.receive_restored(restored),
                 Outcome::Identified(identified) => self.receive_identity(identified).await,

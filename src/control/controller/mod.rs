@@ -46,7 +46,7 @@ use self::devices::Outcome;
 use self::links::Links;
 use self::namespaces::Namespaces;
 use self::transition::{Pending, Transition, Unconfirmed};
-use self::writing::Writing;
+use self::writing::{Unwritten, Writing};
 use super::activation::Activations;
 use super::at_limit::AtLimit;
 use super::backoff::Backoff;
@@ -56,7 +56,7 @@ use super::drift::Drift;
 use super::events::{Event, EventKind};
 use super::failover::Groups;
 use super::handle::{Flush, Request};
-use super::jobs::{Jobs, PATIENCE};
+use super::jobs::Jobs;
 use super::journal::Journal;
 use super::keeper::Keeper;
 use super::leftovers::{self, Leftovers};
@@ -79,6 +79,12 @@ const RETRY: Duration = Duration::from_millis(250);
 
 /// How often the learned stations are kept, for a switch that is killed.
 const KEEP_STATIONS: Duration = Duration::from_secs(60);
+
+/// How long a change that is under way may take when the switch is told to stop.
+const FINISHING: Duration = Duration::from_secs(4);
+
+/// How long each may take at the end: to keep what is known, to give back the devices, and to close the store.
+const ENDING: Duration = Duration::from_secs(2);
 
 /// Events told of the past, at most.
 const MOST_EVENTS: usize = 10_000;
@@ -117,8 +123,8 @@ pub struct Controller {
     /// What is kept of them is more than there is.
     swept: bool,
     journal: Journal,
-    /// Whether what happens cannot be written down: that is told once.
-    unwritten: bool,
+    /// Since when what happens cannot be written down, and when that is tried again.
+    unwritten: Option<Unwritten>,
     ports: Vec<Port>,
     /// Where in `ports` each stands, by its key.
     standing: HashMap<u64, usize>,
@@ -155,6 +161,10 @@ pub struct Controller {
     waiting: VecDeque<Request>,
     /// The change that goes back unless it is confirmed.
     unconfirmed: Option<Unconfirmed>,
+    /// It has begun with its configuration.
+    is_begun: bool,
+    /// The state can be used, which could not be at the start.
+    recovered: Option<(Config, Keeper)>,
     /// The learned stations are being kept.
     keeping: Option<JoinHandle<()>>,
     next_key: u64,
@@ -184,7 +194,9 @@ impl Controller {
             keeper,
             pool,
             journal: Journal::default(),
-            unwritten: false,
+            unwritten: None,
+            recovered: None,
+            is_begun: false,
             ports: Vec::new(),
             standing: HashMap::new(),
             places: Places::default(),
@@ -214,16 +226,16 @@ impl Controller {
     /// Makes a configuration come true. What cannot be opened is down, and will be tried again.
     pub async fn begin(&mut self, config: Config) -> Result<(), TooMany> {
         seats::fits(&config)?;
+        self.tell_state_at_start();
         self.config.switch = config.switch.clone();
         let left = self.clear_the_way(&config).await;
         let kept = self.keeper.take_loops().await;
         self.activations.resume(&kept["activations"]);
         self.containment.resume_later(kept);
         self.make(config, Transition::default()).await;
-        // Before the first frame comes: nothing that was known is flooded.
-        let kept = self.keeper.take_stations().await;
-        let directory = self.directory();
-        self.staff.learn(&directory.learned(kept, time::now())).await;
+        // While devices are opened, before the first frame comes: nothing that was known is flooded. If there are very
+        // many, ports do not wait for them all.
+        let more = self.take_stations(0).await;
         let mut retry = tokio::time::interval(RETRY);
         while self.transition.is_some() || !self.pending.is_empty() {
             let next = self.next_attempt.map(|at| at.since(time::now()));
@@ -235,7 +247,30 @@ impl Controller {
         }
         // What is in nobody's way has time.
         left.into_iter().for_each(|left| self.sweep(left));
+        self.look_through_state(more);
+        self.is_begun = true;
         Ok(())
+    }
+
+    /// Learns some of the stations that were known before. Where it goes on, if there are more.
+    async fn take_stations(&self, from: i64) -> Option<i64> {
+        let (kept, more) = self.keeper.take_stations(from).await;
+        self.staff.learn(&self.directory().learned(kept, time::now())).await;
+        more
+    }
+
+    /// Learns the other stations that were known before, and looks for damage in the state. Until that is done no others
+    /// are kept: those that are kept are whole.
+    fn look_through_state(&mut self, mut more: Option<i64>) {
+        let (keeper, staff, directory) = (self.keeper.clone(), self.staff.clone(), self.directory());
+        self.keeping = Some(tokio::spawn(async move {
+            while let Some(from) = more {
+                let (kept, next) = keeper.take_stations(from).await;
+                staff.learn(&directory.learned(kept, time::now())).await;
+                more = next;
+            }
+            keeper.verify().await;
+        }));
     }
 
     /// Keeps things as they shall be and answers questions, until `stop` is ready.
@@ -248,12 +283,24 @@ impl Controller {
         keep.reset();
         let mut turn = tokio::time::interval(TURN);
         turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut leaving: Option<Moment> = None;
         loop {
-            while !self.is_busy()
+            // The change in hand is finished and answered, unless it takes too long.
+            if let Some(until) = leaving {
+                if !self.has_change_in_hand() {
+                    return;
+                }
+                if time::now() >= until {
+                    return self.leave_changes();
+                }
+            }
+            while leaving.is_none()
+                && !self.is_busy()
                 && let Some(request) = self.waiting.pop_front()
             {
                 self.answer(request).await;
             }
+            self.recover().await;
             self.write_events();
             // A change goes back only when it has been made, and not while it is being confirmed.
             let is_being_made = self.transition.is_some() || self.pending.iter().any(|of| of.to_be_confirmed);
@@ -263,8 +310,16 @@ impl Controller {
             let announced = self.announcing.due().map(|due| due.since(time::now()));
             let next = self.next_attempt.map(|at| at.since(time::now()));
             tokio::select! {
-                () = &mut stop => return,
-                Some(request) = requests.recv() => self.answer(request).await,
+                () = &mut stop, if leaving.is_none() => {
+                    leaving = Some(time::now() + FINISHING);
+                    // Whoever waits hears that the switch leaves.
+                    self.waiting.clear();
+                }
+                Some(request) = requests.recv() => {
+                    if leaving.is_none() || !request.is_change() {
+                        self.answer(request).await;
+                    }
+                }
                 Some(outcome) = self.outcomes.recv() => self.receive(outcome).await,
                 Some(notice) = self.notices.recv() => self.lose(notice).await,
                 Some(finding) = self.containment.next() => self.heed_findings(finding).await,
@@ -281,6 +336,7 @@ impl Controller {
                     self.turn_over().await;
                     self.watch_limits();
                     self.write_what_is_swept();
+                    self.try_state_again();
                 }
                 _ = keep.tick() => {
                     self.keep_stations();
@@ -303,14 +359,22 @@ impl Controller {
     /// Closes everything, and keeps what is known. Netdevs of ours that do not persist are gone
     /// when this returns.
     pub async fn close_all(mut self) {
-        self.keep_stations();
-        self.keep_loops_soon();
-        self.finish_keeping_loops().await;
-        if let Some(keeping) = self.keeping.take() {
-            let _ = keeping.await;
+        // Of one that has not begun nothing is known that was not kept.
+        let keep = async {
+            if self.is_begun {
+                self.keep_stations();
+                self.keep_loops_soon();
+            }
+            self.finish_keeping_loops().await;
+            if let Some(keeping) = self.keeping.take() {
+                let _ = keeping.await;
+            }
+            self.finish_writing().await;
+        };
+        if timeout(ENDING, keep).await.is_err() {
+            warn!("what is known has not been kept within {} s: the state hangs", ENDING.as_secs());
         }
-        self.finish_writing().await;
-        let gates = self.staff.stop().await;
+        let gates = timeout(ENDING, self.staff.stop()).await;
         // Closing a tap waits for the kernel to take the netdev down. A driver that does not return is left to the end
         // of the process.
         let (done, closed) = tokio::sync::oneshot::channel();
@@ -318,8 +382,10 @@ impl Controller {
             drop(gates);
             let _ = done.send(());
         });
-        let _ = timeout(PATIENCE, closed).await;
-        self.keeper.close().await;
+        if timeout(ENDING, closed).await.is_err() {
+            warn!("devices have not been closed within {} s", ENDING.as_secs());
+        }
+        let _ = timeout(ENDING, self.keeper.close()).await;
     }
 
     fn new_port(&mut self, seat: Seat) -> Port {
@@ -400,12 +466,13 @@ impl Controller {
     async fn answer(&mut self, request: Request) {
         // Whoever asked and has gone meanwhile gets no answer.
         match request {
-            request @ (Request::Change(..) | Request::Confirm(_)) if self.is_busy() => {
+            request @ (Request::Change(..) | Request::Confirm(_) | Request::Reload(..)) if self.is_busy() => {
                 self.waiting.push_back(request);
             }
             request @ Request::Events(..) if self.writing.is_some() => self.waiting.push_back(request),
             Request::Change(change, confirm, reply) => self.change(change, confirm, reply).await,
             Request::Confirm(reply) => self.confirm(reply),
+            Request::Reload(file, reply) => self.reload(*file, reply),
             Request::Diff(change, reply) => drop(reply.send(self.outcome(&change).map(|(_, changed)| changed))),
             Request::Events(since, reply) => self.read_events(since, reply),
             Request::Release(port, reply) => {
@@ -468,6 +535,7 @@ impl Controller {
             Request::Fdb(_)
             | Request::Change(..)
             | Request::Confirm(_)
+            | Request::Reload(..)
             | Request::Diff(..)
             | Request::Events(..)
             | Request::Release(..)

@@ -16,11 +16,13 @@ use super::devices::Closing;
 use super::writing::{Attempted, Then};
 use super::{Controller, Port, State};
 use crate::control::change::{Change, Changed, Refusal};
-use crate::control::config::{self, Config};
+use crate::control::config::{self, Config, ConfigFile};
 use crate::control::difference::differences;
 use crate::control::events::EventKind;
 use crate::control::jobs::PATIENCE;
+use crate::control::keeper;
 use crate::control::leftovers;
+use crate::control::merge::Merged;
 use crate::control::plan::{DeviceStep, Step, device_step_of_open, plan};
 use crate::control::seats::{self, Kind, Names, Seat, Stand};
 use crate::device::Settings;
@@ -107,7 +109,7 @@ impl Controller {
                 let event = self.event(EventKind::Config, text);
                 let left = self.left(&config, &config);
                 let then = Then::Make { config: config.clone().into(), transition };
-                self.write_change(config, left, event, then);
+                self.write_change(config, left, event, then, None);
             }
             // The process may end before it has gone back: what it would leave behind is kept.
             Some(within) => {
@@ -115,6 +117,51 @@ impl Controller {
                 self.write_attempt(left, Attempted { config: config.into(), transition, within, text });
             }
         }
+    }
+
+    /// Applies the configuration file as it is now. What was changed by API since it was last applied stays.
+    pub(super) fn reload(&mut self, file: Result<ConfigFile, String>, reply: Reply) {
+        let (file, merged, changed) = match self.reloaded(file) {
+            Ok(reloaded) => reloaded,
+            Err(refusal) => {
+                self.tell_config(format!("reload failed, and nothing has been changed: {}", refusal.message));
+                return drop(reply.send(Err(refusal)));
+            }
+        };
+        let base = keeper::base(&file);
+        if merged.config == self.config && base == *self.keeper.base() {
+            info!("config: reloaded; nothing has been changed");
+            return drop(reply.send(Ok(changed)));
+        }
+        let mut text = format!("reloaded: {}", summary(&changed.differences));
+        if !merged.conflicts.is_empty() {
+            text.push_str("; changed by API, and dropped because the configuration file has precedence: ");
+            text.push_str(&summary(&merged.conflicts));
+        }
+        let event = self.event(EventKind::Config, text);
+        let left = self.left(&merged.config, &merged.config);
+        let transition = Transition { changed, reply: Some(reply), ..Transition::default() }.into();
+        let then = Then::Make { config: merged.config.clone().into(), transition };
+        self.write_change(merged.config, left, event, then, Some(base.into()));
+    }
+
+    /// What comes of the file as it is now.
+    fn reloaded(&self, file: Result<ConfigFile, String>) -> Result<(ConfigFile, Merged, Changed), Refusal> {
+        let file = file.map_err(|why| Refusal::request("unreadable", why))?;
+        self.is_free()?;
+        let merged = self.keeper.merge(&file, &self.config);
+        let (config, changed) = self.outcome(&Change::Apply(merged.config))?;
+        Ok((file, Merged { config, ..merged }, changed))
+    }
+
+    /// The switch stops, and what is in hand takes too long. It is kept, so it is answered.
+    pub(super) fn leave_changes(&mut self) {
+        self.pending.iter_mut().for_each(|pending| pending.since = Moment::default());
+        self.answer_pending();
+        let Some(Transition { mut changed, reply: Some(reply), .. }) = self.transition.take() else { return };
+        changed.remarks.push("the switch stops while devices are being closed or changed; it is kept".into());
+        // Whoever asked may be gone.
+        let _ = reply.send(Ok(changed));
     }
 
     /// Makes a change that goes back unless it is confirmed.
@@ -129,13 +176,19 @@ impl Controller {
     /// Whether a change may be, and the configuration to which it leads; `None` if it is so
     /// already.
     fn admit(&self, change: &Change) -> Result<Option<(Config, Changed)>, Refusal> {
+        self.is_free()?;
+        let (config, changed) = self.outcome(change)?;
+        Ok((config != self.config).then_some((config, changed)))
+    }
+
+    /// Whether any change may be.
+    fn is_free(&self) -> Result<(), Refusal> {
         self.keeper.check()?;
         if self.unconfirmed.is_some() {
             let message = "the last change waits to be confirmed; confirm it, or wait until it has gone back";
             return Err(Refusal::conflict("unconfirmed", message));
         }
-        let (config, changed) = self.outcome(change)?;
-        Ok((config != self.config).then_some((config, changed)))
+        Ok(())
     }
 
     /// What a change would come to.
@@ -155,7 +208,7 @@ impl Controller {
         let event = self.event(EventKind::Config, format!("confirmed: {}", summary(&differences)));
         let left = self.left(&self.config, &self.config);
         let changed = Changed { differences, remarks: Vec::new() };
-        self.write_change(self.config.clone(), left, event, Then::Stay { changed, reply });
+        self.write_change(self.config.clone(), left, event, Then::Stay { changed, reply }, None);
     }
 
     /// Goes back to what was before the change that has not been confirmed.

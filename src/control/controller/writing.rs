@@ -2,8 +2,10 @@
 //! disk may hang. Meanwhile questions are answered, devices that are gone are taken back, and ports
 //! that are down are tried again. Changes wait, in their order.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::oneshot;
 use tracing::{info, warn};
 
@@ -12,10 +14,27 @@ use super::transition::{Reply, Transition};
 use super::{Controller, MOST_EVENTS};
 use crate::control::change::{Changed, Refusal};
 use crate::control::config::Config;
-use crate::control::events::Event;
+use crate::control::difference::differences;
+use crate::control::events::{Event, EventKind};
 use crate::control::handle::History;
+use crate::control::keeper::Keeper;
 use crate::control::leftovers::Leftovers;
+use crate::control::seats;
 use crate::control::store::StoreError;
+use crate::time::{self, Moment};
+
+/// After how long a state that cannot be written is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(2);
+
+/// As long as somebody else says when.
+const NEVER: Duration = Duration::from_secs(1 << 32);
+
+/// The state cannot be written.
+#[derive(Debug)]
+pub(super) struct Unwritten {
+    /// When it is tried again.
+    again: Moment,
+}
 
 /// What is being written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +49,7 @@ pub(super) enum Writing {
 #[derive(Debug)]
 pub(super) enum Written {
     /// What has happened.
-    Events(Result<(), StoreError>),
+    Events(Result<(), StoreError>, Vec<Event>),
     /// A change.
     Change(Box<WrittenChange>),
     /// What a change would leave behind that is to be confirmed.
@@ -45,6 +64,8 @@ pub(super) struct WrittenChange {
     event: Event,
     before: Vec<Event>,
     then: Then,
+    /// The configuration file that was applied with it, if one was.
+    base: Option<Arc<Value>>,
 }
 
 /// What is done when a change has been written down.
@@ -75,22 +96,37 @@ impl Controller {
         self.transition.is_some() || self.writing.is_some()
     }
 
+    /// Whether a change is being made, or written down.
+    pub(super) fn has_change_in_hand(&self) -> bool {
+        self.transition.is_some() || !self.pending.is_empty() || self.writing == Some(Writing::Change)
+    }
+
     /// Begins to write down what has happened, unless something is being written down.
     pub(super) fn write_events(&mut self) {
-        if self.writing.is_some() || !self.journal.has_unsaved() {
+        let is_due = self.keeper.is_due() && self.transition.is_none();
+        let waits = self.unwritten.as_ref().is_some_and(|unwritten| time::now() < unwritten.again);
+        if self.writing.is_some() || waits || self.keeper.check().is_err() || !(self.journal.has_unsaved() || is_due) {
             return;
         }
         let (events, keeper, done) = (self.journal.take_unsaved(), self.keeper.clone(), self.done.clone());
         self.writing = Some(Writing::Events);
+        // With what the switch has begun with, if that could not be kept.
+        let kept = self.unconfirmed.as_ref().map_or(&self.config, |unconfirmed| &unconfirmed.previous);
+        let due = is_due.then(|| (kept.clone(), self.left(&self.config, kept)));
         tokio::spawn(async move {
-            let _ = done.send(Outcome::Written(Written::Events(keeper.note(events).await)));
+            let told = events.clone();
+            let result = match due {
+                Some((config, left)) => keeper.commit_due(&config, &left, told).await,
+                None => keeper.note(told).await,
+            };
+            let _ = done.send(Outcome::Written(Written::Events(result, events)));
         });
     }
 
     /// Begins to write down that netdevs have been removed, unless something is being written down.
     /// This is not urgent: they are looked for in vain at worst.
     pub(super) fn write_what_is_swept(&mut self) {
-        if self.writing.is_some() || !std::mem::take(&mut self.swept) {
+        if self.writing.is_some() || self.unwritten.is_some() || !std::mem::take(&mut self.swept) {
             return;
         }
         let kept = self.unconfirmed.as_ref().map_or(&self.config, |unconfirmed| &unconfirmed.previous);
@@ -98,7 +134,8 @@ impl Controller {
         let (events, keeper, done) = (self.journal.take_unsaved(), self.keeper.clone(), self.done.clone());
         self.writing = Some(Writing::Events);
         tokio::spawn(async move {
-            let _ = done.send(Outcome::Written(Written::Events(keeper.leave(&left, events).await)));
+            let result = keeper.leave(&left, events.clone()).await;
+            let _ = done.send(Outcome::Written(Written::Events(result, events)));
         });
     }
 
@@ -114,15 +151,26 @@ impl Controller {
     }
 
     /// Begins to write down a change that leads to `config` and leaves `left` behind, which `event`
-    /// tells of. Nothing is being written down.
-    pub(super) fn write_change(&mut self, config: Config, left: Leftovers, event: Event, then: Then) {
+    /// tells of. With it the configuration file was applied that reads like `base`, if one was. Nothing is being written
+    /// down.
+    pub(super) fn write_change(
+        &mut self,
+        config: Config,
+        left: Leftovers,
+        event: Event,
+        then: Then,
+        base: Option<Arc<Value>>,
+    ) {
         let before = self.journal.take_unsaved();
-        let (keeper, done) = (self.keeper.clone(), self.done.clone());
+        let (mut keeper, done) = (self.keeper.clone(), self.done.clone());
+        if let Some(base) = &base {
+            keeper.rebase(base.clone());
+        }
         self.writing = Some(Writing::Change);
         tokio::spawn(async move {
             let events = before.iter().chain([&event]).cloned().collect();
             let result = keeper.commit(&config, &left, events).await;
-            let written = WrittenChange { result, event, before, then };
+            let written = WrittenChange { result, event, before, then, base };
             let _ = done.send(Outcome::Written(Written::Change(written.into())));
         });
     }
@@ -134,12 +182,13 @@ impl Controller {
             Ok(remembered) => remembered,
             Err(refusal) => return drop(reply.send(Err(refusal))),
         };
-        let (unsaved, live) = (self.journal.take_unsaved(), self.journal.listen());
+        let live = self.journal.listen();
         let Some(store) = self.keeper.store().cloned() else { return drop(reply.send(Ok((remembered, live)))) };
+        let unsaved = self.journal.take_unsaved();
         let done = self.done.clone();
         self.writing = Some(Writing::Events);
         tokio::spawn(async move {
-            let noted = if unsaved.is_empty() { Ok(()) } else { store.note(unsaved).await };
+            let noted = if unsaved.is_empty() { Ok(()) } else { store.note(unsaved.clone()).await };
             let told = match store.events(since, MOST_EVENTS).await {
                 Ok(past) => Ok((past, live)),
                 Err(why @ StoreError::NotATime { .. }) => Err(Refusal::request("bad_value", why.to_string())),
@@ -150,7 +199,7 @@ impl Controller {
             };
             // Whoever asked and has gone meanwhile gets no answer.
             let _ = reply.send(told);
-            let _ = done.send(Outcome::Written(Written::Events(noted)));
+            let _ = done.send(Outcome::Written(Written::Events(noted, unsaved)));
         });
     }
 
@@ -158,17 +207,24 @@ impl Controller {
     pub(super) async fn receive_written(&mut self, written: Written) {
         self.writing = None;
         match written {
-            Written::Events(result) => self.tell_unwritten(result.err()),
-            Written::Change(written) => self.receive_change(*written).await,
-            Written::Attempt(Ok(()), attempted) => self.attempt(attempted).await,
+            Written::Events(result, events) => self.receive_events(result, events),
+            Written::Change(written) => {
+                self.tell_unwritten(written.result.as_ref().err().map(|refusal| refusal.message.clone()));
+                self.receive_change(*written).await;
+            }
+            Written::Attempt(Ok(()), attempted) => {
+                self.tell_unwritten(None);
+                self.attempt(attempted).await;
+            }
             Written::Attempt(Err(why), attempted) => {
+                self.tell_unwritten(Some(why.to_string()));
                 attempted.transition.refuse(Refusal::switch("store_failed", why.to_string()));
             }
         }
     }
 
     async fn receive_change(&mut self, written: WrittenChange) {
-        let WrittenChange { result, event, before, then } = written;
+        let WrittenChange { result, event, before, then, base } = written;
         if let Err(refusal) = result {
             self.journal.put_back(before);
             return match then {
@@ -177,6 +233,10 @@ impl Controller {
             };
         }
         info!("config: {}", event.text);
+        self.keeper.is_kept();
+        if let Some(base) = base {
+            self.keeper.rebase(base);
+        }
         self.journal.tell_kept(event);
         match then {
             Then::Make { config, transition } => self.make(*config, *transition).await,
@@ -187,24 +247,107 @@ impl Controller {
         }
     }
 
-    fn tell_unwritten(&mut self, failed: Option<StoreError>) {
-        if let Some(why) = failed.as_ref().filter(|_| !self.unwritten) {
-            warn!("what happens is remembered only as long as the switch runs: {why}");
-        } else if failed.is_none() && self.unwritten {
-            info!("what happens is written down again");
+    fn receive_events(&mut self, result: Result<(), StoreError>, events: Vec<Event>) {
+        if result.is_ok() {
+            self.keeper.is_kept();
+        } else {
+            self.journal.put_back(events);
         }
-        self.unwritten = failed.is_some();
+        self.tell_unwritten(result.err().map(|why| why.to_string()));
+    }
+
+    /// Says that the state cannot be written, and that it can be again: once each.
+    fn tell_unwritten(&mut self, failed: Option<String>) {
+        let was = self.unwritten.take();
+        let again = time::now() + TRY_AGAIN;
+        if let Some(why) = failed {
+            if was.is_none() {
+                self.tell_state(format!(
+                    "store_failed: changes cannot be kept, and none are taken until they can be: {why}"
+                ));
+            }
+            self.unwritten = Some(Unwritten { again });
+        } else if was.is_some() {
+            self.tell_state("the state is written again, and changes are taken".into());
+        }
+    }
+
+    fn tell_state(&mut self, text: String) {
+        warn!("state: {text}");
+        let event = self.event(EventKind::State, text);
+        self.journal.tell(event);
+    }
+
+    /// Says that the state could not be used at the start, if that is so.
+    pub(super) fn tell_state_at_start(&mut self) {
+        if let Err(refusal) = self.keeper.check() {
+            self.tell_unwritten(Some(refusal.message));
+        }
+    }
+
+    /// Begins to try whether the state can be used again that could not be used at the start, if it is time.
+    pub(super) fn try_state_again(&mut self) {
+        let is_time = self.unwritten.as_ref().is_some_and(|unwritten| time::now() >= unwritten.again);
+        if self.keeper.check().is_ok() || self.recovered.is_some() || !is_time {
+            return;
+        }
+        // It tells when it is done.
+        self.unwritten = Some(Unwritten { again: time::now() + NEVER });
+        let (keeper, done) = (self.keeper.clone(), self.done.clone());
+        tokio::spawn(async move {
+            if let Some(begun) = keeper.begin_again().await {
+                let _ = done.send(Outcome::Again(begun.into()));
+            }
+        });
+    }
+
+    pub(super) fn receive_again(&mut self, begun: Result<(Config, Keeper), String>) {
+        match begun {
+            Ok(begun) => self.recovered = Some(begun),
+            Err(_) => self.unwritten = Some(Unwritten { again: time::now() + TRY_AGAIN }),
+        }
+    }
+
+    /// Goes over to what the state has, which can be used again, and keeps changes from now on.
+    pub(super) async fn recover(&mut self) {
+        if self.is_busy() {
+            return;
+        }
+        let Some((config, keeper)) = self.recovered.take() else { return };
+        self.left = keeper.left();
+        self.keeper = keeper;
+        self.tell_unwritten(None);
+        if config == self.config {
+            let left = std::mem::take(&mut self.left);
+            left.iter().cloned().for_each(|left| self.sweep(left));
+            self.left = left;
+            return;
+        }
+        if let Err(why) = seats::fits(&config) {
+            warn!("what the state has beside the configuration file is not taken: {why}");
+            return;
+        }
+        let differences = differences(&self.config, &config);
+        let event = self.event(EventKind::Config, format!("from the stored state: {}", differences.join("; ")));
+        info!("config: {}", event.text);
+        self.journal.tell(event);
+        let left = self.clear_the_way(&config).await;
+        self.make(config, Transition::default()).await;
+        left.into_iter().for_each(|left| self.sweep(left));
     }
 
     /// Waits until all has been written down.
     pub(super) async fn finish_writing(&mut self) {
+        if let Some(unwritten) = &mut self.unwritten {
+            unwritten.again = Moment::default();
+        }
         self.write_events();
         self.write_what_is_swept();
         while self.writing.is_some() {
             match self.outcomes.recv().await {
-                Some(Outcome::Written(Written::Events(result))) => {
+                Some(Outcome::Written(Written::Events(result, events))) => {
                     self.writing = None;
-                    self.tell_unwritten(result.err());
+                    self.receive_events(result, events);
                 }
                 // It is kept, and made at the next start: whoever asked hears that the switch leaves.
                 Some(Outcome::Written(Written::Change(written))) => {

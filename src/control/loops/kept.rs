@@ -1,8 +1,9 @@
 //! Loops over a restart: what is kept of them, and what of that still means something.
 //!
 //! Moments are of the host's boot clock, which begins anew with the host; what is kept is of the wall
-//! clock. Where that has been turned back or on, times come out wrong, and are bounded by what they can
-//! be; a loop that is still there is found anyway.
+//! clock. It is kept by both clocks when that was, so that a wall clock that is set in between is of no account as long
+//! as the host is not booted. Where times come out wrong all the same, they are bounded by what they can be; a loop that
+//! is still there is found anyway.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,7 +15,7 @@ use super::book::{Book, Loop, Past};
 use super::ladder::{LONGEST, Ladder, Level, MEMORY};
 use super::layout::{End, Layout};
 use super::verdicts::{Key, Pair};
-use crate::time::Moment;
+use crate::time::{Moment, Stamp};
 
 /// Loops taken over from before, at most.
 const MOST: usize = 10_000;
@@ -29,6 +30,12 @@ pub struct Clocks {
 }
 
 impl Clocks {
+    /// The clocks by which what was kept at `kept` is read `now`: the wall's is what it would be if nobody had set it.
+    pub fn since(kept: &Stamp, stamp: &Stamp, now: Moment) -> Clocks {
+        let then = Duration::from_millis(u64::try_from(kept.wall_millis).unwrap_or(0));
+        Clocks { now, wall: UNIX_EPOCH + then + kept.passed(stamp) }
+    }
+
     /// Milliseconds since 1970 at a moment.
     pub fn millis(self, at: Moment) -> i64 {
         let wall = self.wall.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();

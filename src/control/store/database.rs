@@ -31,6 +31,7 @@ use tracing::warn;
 use super::error::StoreError;
 use super::{Desired, KeptStation, file};
 use crate::control::events::Event;
+use crate::time::Stamp;
 use crate::wire::Mac;
 
 /// How much of the history is kept: the newest.
@@ -57,6 +58,9 @@ const RESERVE: u64 = 16 << 20;
 
 /// How long to wait for a lock. A tool that has a look is done by then; a switch is not.
 const PATIENCE: Duration = Duration::from_millis(500);
+
+/// The tables whose damage shows only when they are read: those that a start does not wait for.
+pub const TABLES: [&str; 5] = ["events", "places_0", "stations_0", "places_1", "stations_1"];
 
 /// The open file.
 #[derive(Debug)]
@@ -244,38 +248,56 @@ impl Database {
         })
     }
 
-    /// Makes the stations that have been added the current ones, as of `now` in milliseconds since
-    /// 1970, and forgets those before.
-    pub fn finish_stations(&mut self, now: i64) -> Result<(), StoreError> {
+    /// Makes the stations that have been added the current ones, as of `now`, and forgets those before.
+    pub fn finish_stations(&mut self, now: &Stamp) -> Result<(), StoreError> {
         let Some(Saving { set, .. }) = self.saving.take() else { return Err(StoreError::Closed) };
         self.transact(|transaction| {
-            transaction.execute("UPDATE current SET stations = ?1, saved_at = ?2", [set, now])?;
+            transaction.execute("UPDATE current SET stations = ?1, saved_at = ?2", [set, now.wall_millis])?;
+            transaction.execute(
+                "INSERT INTO desired VALUES ('stations', ?1) ON CONFLICT (part) DO UPDATE SET json = excluded.json",
+                [text(now)],
+            )?;
             clear(transaction, 1 - set)
         })
     }
 
-    /// The stations saved last, older by the time from then to `now` in milliseconds since 1970. A
-    /// clock that was set back makes nobody younger.
-    pub fn stations(&self, now: i64) -> Result<Vec<KeptStation>, StoreError> {
-        let read = || -> rusqlite::Result<Vec<KeptStation>> {
-            let (set, saved_at) = self.connection.query_row("SELECT stations, saved_at FROM current", [], |row| {
+    /// Of the stations saved last `most` from a place on, older by the time from then to `now`, and the place at which it
+    /// goes on, if there are more.
+    pub fn stations(&self, now: &Stamp, from: i64, most: usize) -> Result<(Vec<KeptStation>, Option<i64>), StoreError> {
+        let (set, saved_at) = self
+            .connection
+            .query_row("SELECT stations, saved_at FROM current", [], |row| {
                 Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
-            })?;
-            let passed = u32::try_from(now.saturating_sub(saved_at).max(0) / 1000).unwrap_or(u32::MAX);
+            })
+            .map_err(self.told())?;
+        // A switch before this one kept the wall clock alone, and may have saved since.
+        let stamp = self.part("stations")?.and_then(|stamp| serde_json::from_value::<Stamp>(stamp).ok());
+        let stamp = stamp.filter(|stamp| stamp.wall_millis == saved_at).unwrap_or(Stamp::of_wall(saved_at));
+        let passed = u32::try_from(stamp.age(now).as_secs()).unwrap_or(u32::MAX);
+        let read = || -> rusqlite::Result<Vec<(i64, KeptStation)>> {
             let mut find = self.connection.prepare(&format!(
-                "SELECT network, mac, port, age FROM stations_{set} JOIN places_{set} USING (place) ORDER BY stations_{set}.rowid"
+                "SELECT network, mac, port, age, stations_{set}.rowid FROM stations_{set} JOIN places_{set} USING (place)
+                 WHERE stations_{set}.rowid > ?1 ORDER BY stations_{set}.rowid LIMIT ?2"
             ))?;
             let station = |row: &rusqlite::Row<'_>| {
-                Ok(KeptStation {
+                let station = KeptStation {
                     network_id: row.get(0)?,
                     mac_address: Mac::from_bits(row.get::<_, i64>(1)?.cast_unsigned()),
                     port_id: row.get(2)?,
                     age_seconds: row.get::<_, u32>(3)?.saturating_add(passed),
-                })
+                };
+                Ok((row.get(4)?, station))
             };
-            find.query_map([], station)?.collect()
+            find.query_map(params![from, i64::try_from(most).unwrap_or(i64::MAX)], station)?.collect()
         };
-        read().map_err(self.told())
+        let found = read().map_err(self.told())?;
+        let next = found.last().filter(|_| found.len() == most).map(|(row, _)| *row);
+        Ok((found.into_iter().map(|(_, station)| station).collect(), next))
+    }
+
+    /// Looks for damage in a table.
+    pub fn verify(&self, table: &str) -> Result<(), StoreError> {
+        quick_check(&self.connection, &self.path, table)
     }
 
     /// What one of the settings of the database is, as a text.
@@ -321,12 +343,19 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
         return Err(StoreError::Corrupt { path: path.to_owned(), why: format!("its journal stays {journal}") });
     }
     database.pragma_update_and_check(None, "journal_size_limit", LOG_LIMIT, |_| Ok(())).map_err(told)?;
-    // Damage is better known now than after the first change.
-    let found: String = database.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(told)?;
-    if found != "ok" {
-        return Err(StoreError::Corrupt { path: path.to_owned(), why: found });
-    }
+    // Damage of what is wanted is better known now than after the first change. The rest may be large.
+    quick_check(&database, path, "desired")?;
     Ok(database)
+}
+
+/// Looks for damage in a table.
+fn quick_check(database: &Connection, path: &Path, table: &str) -> Result<(), StoreError> {
+    let found: rusqlite::Result<String> =
+        database.query_row(&format!("PRAGMA quick_check('{table}')"), [], |row| row.get(0));
+    match found.map_err(|why| StoreError::told(path, why))? {
+        ok if ok == "ok" => Ok(()),
+        why => Err(StoreError::Corrupt { path: path.to_owned(), why }),
+    }
 }
 
 /// Adds events, with the time each and its text, behind the others.

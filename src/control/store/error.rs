@@ -119,6 +119,11 @@ impl StoreError {
         }
     }
 
+    /// Whether another request would end the same as long as the file stays open: it has to be opened again.
+    pub(super) fn is_of_the_open_file(&self) -> bool {
+        matches!(self, StoreError::ReadOnly { .. } | StoreError::Failed { .. } | StoreError::Corrupt { .. })
+    }
+
     /// From what the database says about the file at `path`.
     pub(super) fn told(path: &Path, why: rusqlite::Error) -> StoreError {
         let path = path.to_owned();

@@ -10,28 +10,29 @@
 mod database;
 mod error;
 mod file;
+mod held;
 mod peek;
 #[cfg(test)]
 mod tests;
 
 use std::path::PathBuf;
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use self::database::Database;
 pub use self::error::StoreError;
+use self::held::Held;
 pub use self::peek::peek;
 use super::events::Event;
-use crate::time;
+use crate::time::Stamp;
 use crate::wire::Mac;
 
 /// Requests that may wait for the thread.
 const QUEUE: usize = 64;
 
-/// Stations that are saved at a time: how long a commit waits at most for a save that is under way.
+/// Stations that are saved or read at a time: how long a commit waits at most for them.
 const CHUNK: usize = 10_000;
 
 /// The desired state, in the shape in which a configuration is written.
@@ -59,7 +60,7 @@ pub struct KeptStation {
 }
 
 /// What the thread is asked to do.
-type Request = Box<dyn FnOnce(&mut Database) + Send>;
+type Request = Box<dyn FnOnce(&mut Held) + Send>;
 
 /// The way to the thread that has the file open. When this is dropped the thread does what it was
 /// asked before and ends; [`close`](Store::close) waits for that.
@@ -80,12 +81,12 @@ impl Store {
         let (opened, opening) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let work = move || {
-            match Database::open(&path) {
-                Ok((mut database, desired)) => {
+            match Held::open(path) {
+                Ok(mut held) => {
                     // Nobody waits for it: then nobody asks either.
-                    let _ = opened.send(Ok(desired));
+                    let _ = opened.send(Ok(held.desired().cloned()));
                     while let Some(request) = asked.blocking_recv() {
-                        request(&mut database);
+                        request(&mut held);
                     }
                 }
                 Err(why) => drop(opened.send(Err(why))),
@@ -108,18 +109,18 @@ impl Store {
     /// Keeps a new desired state and what has happened on the way to it: both or, on an error,
     /// neither. When this returns they are on the disk.
     pub async fn commit(&self, desired: Desired, events: Vec<Event>) -> Result<(), StoreError> {
-        self.ask(move |database| database.commit(&desired, &events)).await
+        self.ask_held(move |held| held.commit(desired, &events)).await
     }
 
     /// Keeps what has happened: all or, on an error, none.
     pub async fn note(&self, events: Vec<Event>) -> Result<(), StoreError> {
-        self.ask(move |database| database.note(None, &events)).await
+        self.ask_held(move |held| held.note(None, &events)).await
     }
 
     /// Keeps other leftovers beside the desired state, and what has happened: both or, on an error,
     /// neither.
     pub async fn leave(&self, leftovers: Value, events: Vec<Event>) -> Result<(), StoreError> {
-        self.ask(move |database| database.note(Some(&leftovers), &events)).await
+        self.ask_held(move |held| held.note(Some(leftovers), &events)).await
     }
 
     /// What has happened at `since` (RFC 3339, any offset) or later, of that the newest `most`, in the
@@ -131,7 +132,7 @@ impl Store {
     /// Keeps these stations in place of those that were kept before: all or, on an error, none.
     /// Commits are not held up: they come in between.
     pub async fn save_stations(&self, mut stations: Vec<KeptStation>) -> Result<(), StoreError> {
-        let now = unix_millis(time::wall());
+        let now = Stamp::now();
         let _alone = self.saving.lock().await;
         self.ask(|database| database.begin_stations()).await?;
         while !stations.is_empty() {
@@ -139,15 +140,29 @@ impl Store {
             let chunk = stations.split_off(stations.len().saturating_sub(CHUNK));
             self.ask(move |database| database.add_stations(&chunk)).await?;
         }
-        self.ask(move |database| database.finish_stations(now)).await
+        self.ask(move |database| database.finish_stations(&now)).await
     }
 
-    /// The stations that were saved last, older by the time that has passed since, by the wall clock,
-    /// in no order. They stay in the file until others are saved: a switch that is killed before it has saved
-    /// its own has them again.
+    /// The stations that were saved last, older by the time that has passed since, in no order. They stay in the file
+    /// until others are saved: a switch that is killed before it has saved its own has them again.
     pub async fn take_stations(&self) -> Result<Vec<KeptStation>, StoreError> {
-        let now = unix_millis(time::wall());
-        self.ask(move |database| database.stations(now)).await
+        let now = Stamp::now();
+        Ok(self.ask(move |database| database.stations(&now, 0, usize::MAX)).await?.0)
+    }
+
+    /// Some of these, from a place on (the first is 0), and the place at which it goes on, if there are more. Others come
+    /// in between, which must not save stations.
+    pub async fn some_stations(&self, from: i64) -> Result<(Vec<KeptStation>, Option<i64>), StoreError> {
+        let now = Stamp::now();
+        self.ask(move |database| database.stations(&now, from, CHUNK)).await
+    }
+
+    /// Looks for damage that does not show when the file is opened. Others come in between.
+    pub async fn verify(&self) -> Result<(), StoreError> {
+        for table in database::TABLES {
+            self.ask(move |database| database.verify(table)).await?;
+        }
+        Ok(())
     }
 
     /// Keeps what is known of loops, and what is done about them, in place of what was kept before.
@@ -167,20 +182,23 @@ impl Store {
         self.requests.send(request).await.expect("the store is open");
     }
 
-    /// Lets the thread do something, and waits for what comes of it.
+    /// Lets the thread do something with the open file, and waits for what comes of it.
     async fn ask<T: Send + 'static>(
         &self,
         work: impl FnOnce(&mut Database) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.ask_held(|held| held.work(work)).await
+    }
+
+    /// Lets the thread do something, and waits for what comes of it.
+    async fn ask_held<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Held) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
         // Whoever asked and has gone meanwhile gets no answer.
-        let request = Box::new(move |database: &mut Database| drop(reply.send(work(database))));
+        let request = Box::new(move |held: &mut Held| drop(reply.send(work(held))));
         self.requests.send(request).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
-}
-
-/// Milliseconds since 1970; nothing before that.
-fn unix_millis(time: SystemTime) -> i64 {
-    time.duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }

@@ -13,7 +13,7 @@ use super::watching::Disabled;
 use super::{Containment, Controller};
 use crate::control::loops::kept::{self, Clocks};
 use crate::control::loops::layout::{End, Layout};
-use crate::time;
+use crate::time::{self, Stamp};
 
 /// The longest that a port can be held for a storm, but for those that are to be released by hand: a day.
 const LONGEST: Duration = Duration::from_secs(86_400);
@@ -67,7 +67,11 @@ impl Containment {
     /// Takes over what was kept before, if that has not been done.
     pub(super) fn resume(&mut self) {
         let Some(mut kept) = self.keeping.resumed.take() else { return };
-        let clocks = clocks();
+        let clocks = match Stamp::deserialize(&kept["stamp"]) {
+            Ok(stamp) => Clocks::since(&stamp, &Stamp::now(), time::now()),
+            // A switch before this one kept the wall clock alone.
+            Err(_) => clocks(),
+        };
         self.disabled = resume_disabled(&kept["disabled"], &self.layout, clocks);
         self.book = kept::resume(kept["loops"].take(), &self.layout, clocks);
         let (loops, disabled) = (self.book.loops().count(), self.disabled.len());
@@ -106,6 +110,7 @@ impl Controller {
         let Some(store) = self.keeper.store().cloned() else { return };
         let clocks = clocks();
         let kept = json!({
+            "stamp": Stamp::now(),
             "loops": kept::keep(book, clocks),
             "disabled": keep_disabled(disabled, clocks),
             "activations": self.activations.keep(),

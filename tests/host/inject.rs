@@ -1,0 +1,43 @@
+//! System calls of a thread of the switch that fail or take long, for a while.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::await_that;
+use super::daemon::Daemon;
+
+/// Until this is dropped, system calls are as it says.
+pub struct Injected(Child);
+
+impl Injected {
+    /// `calls` of the thread of this name are `so`, as strace has it: `error=EIO`, `delay_enter=500ms`. `None`, and a word
+    /// about it, without strace.
+    pub fn new(daemon: &Daemon, thread: &str, calls: &str, so: &str) -> Option<Injected> {
+        let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
+        let is_it = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == thread);
+        let thread = threads.map(|thread| thread.unwrap().path()).find(is_it).unwrap();
+        let strace = Command::new("strace")
+            .args(["-e", &format!("trace={calls}"), "-e", &format!("inject={calls}:{so}"), "-o", "/dev/null", "-p"])
+            .arg(thread.file_name().unwrap())
+            .stderr(Stdio::null())
+            .spawn();
+        let strace = strace.map_err(|e| eprintln!("skipped: needs strace: {e}")).ok()?;
+        let tracer = format!("TracerPid:\t{}", strace.id());
+        let injected = Injected(strace);
+        await_that("it is traced", || {
+            fs::read_to_string(thread.join("status")).unwrap().lines().any(|line| line == tracer).then_some(())
+        });
+        Some(injected)
+    }
+}
+
+impl Drop for Injected {
+    fn drop(&mut self) {
+        // By a signal that lets the thread go, which runs on.
+        let _ = kill_process(Pid::from_child(&self.0), Signal::INT);
+        let _ = self.0.wait();
+    }
+}
