@@ -148,6 +148,16 @@ pub enum OpenError {
         /// Which device.
         at: Whereabouts,
     },
+    /// There is a file of the name of the namespace, and no namespace is bound to it, as far as this process can see.
+    #[error(
+        "{at}: no namespace is bound to the file of its name: it was made in another mount namespace, and the switch is in a \
+         private one, which does not see it (unshare -m, or PrivateMounts=, PrivateTmp=, ProtectSystem= and the like in its \
+         unit): start the switch in the host's mount namespace; or it is being made right now, and is opened then"
+    )]
+    Unbound {
+        /// Which device.
+        at: Whereabouts,
+    },
     /// There is no such device, and others make it. There may be one later.
     #[error("{at}: there is no such device yet; it is opened as soon as somebody makes it")]
     NoDevice {

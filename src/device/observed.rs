@@ -3,10 +3,9 @@
 //! The worker that polls the device writes, rarely; control reads, once a second.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::Settings;
-use super::properties::Properties;
 
 /// What has been observed, shared with control.
 #[derive(Debug, Clone, Default)]
@@ -18,8 +17,6 @@ struct Observations {
     turn: AtomicBool,
     /// Checksums of received frames are partial.
     partial: AtomicBool,
-    /// The MTU that the longest frame would have needed that was refused for its length.
-    needed_mtu: AtomicU32,
     /// Something of it is new.
     news: AtomicBool,
 }
@@ -42,38 +39,21 @@ impl Observed {
         }
     }
 
-    /// A frame was refused for its length, which the netdev would take with this MTU.
-    pub fn note_needed_mtu(&self, mtu: u32) {
-        if self.0.needed_mtu.fetch_max(mtu, Relaxed) < mtu {
-            self.0.news.store(true, Relaxed);
-        }
-    }
-
     /// Whether there is something new since this was last asked.
     pub fn take_news(&self) -> bool {
         self.0.news.load(Relaxed) && self.0.news.swap(false, Relaxed)
     }
 
     /// What has been observed, in words.
-    pub fn remarks(&self, settings: &Settings, now: &Properties) -> Vec<String> {
-        let (at, name) = (settings.at(), settings.name());
-        let mut remarks = Vec::new();
-        if self.0.partial.load(Relaxed) {
-            remarks.push(format!(
-                "{at}: frames come in with partial checksums, which AF_XDP cannot complete, and receivers drop them; turn \
+    pub fn remarks(&self, settings: &Settings) -> Option<String> {
+        self.0.partial.load(Relaxed).then(|| {
+            format!(
+                "{}: frames come in with partial checksums, which AF_XDP cannot complete, and receivers drop them; turn \
                  checksum offload off at the other end (`ethtool -K NETDEV tx off`; in a VM's configuration csum=off), or use \
-                 kind = packet"
-            ));
-        }
-        let needed = self.0.needed_mtu.load(Relaxed);
-        if needed > now.link.mtu {
-            remarks.push(format!(
-                "{at} has an MTU of {}, and VLAN tags count for it (but one of 802.1Q): frames were refused that need {needed}; \
-                 `ip link set dev {name} mtu {needed}` lets them pass",
-                now.link.mtu
-            ));
-        }
-        remarks
+                 kind = packet",
+                settings.at()
+            )
+        })
     }
 }
 
@@ -128,11 +108,6 @@ mod tests {
             observed.note_partial_checksums();
         }
         assert!(observed.take_news() && !observed.take_news());
-        observed.note_needed_mtu(1504);
-        observed.note_needed_mtu(1504);
-        assert!(observed.take_news() && !observed.take_news());
-        observed.note_needed_mtu(1508);
-        assert!(observed.take_news());
     }
 
     #[test]

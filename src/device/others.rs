@@ -6,7 +6,7 @@ use rustix::io::Errno;
 
 use super::{OpenError, Whereabouts, vxlan};
 use crate::sys::link::{self, Link};
-use crate::sys::netns::within;
+use crate::sys::netns::{self, within};
 use crate::sys::tun;
 
 /// Does `work` in the namespace of the device.
@@ -19,6 +19,7 @@ pub(super) fn visit<T: Send>(
         return Err(refused(at, reason));
     }
     within(&at.netns, work).map_err(|source| match source.kind() {
+        _ if netns::is_unbound(&source) => OpenError::Unbound { at: at.clone() },
         io::ErrorKind::NotFound => OpenError::NoNamespace { at: at.clone() },
         _ => OpenError::Io { at: at.clone(), attempt: "entering the namespace", source },
     })?

@@ -19,6 +19,7 @@ use crate::sys::link;
 use crate::sys::link_events::LinkState;
 use crate::sys::netns::{Netns, within};
 use crate::sys::stack::{self, HostStack};
+use crate::wire::TAG_LEN;
 
 /// What a netdev has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -232,6 +233,22 @@ pub(super) fn shared_with(stack: &HostStack, name: &str) -> Option<String> {
     })
 }
 
+/// What there is to say of a device that has refused frames, if their tags may be the reason: a packet socket counts them
+/// for the MTU, but for one of 802.1Q.
+pub fn refusals(settings: &Settings, now: &Properties) -> Option<String> {
+    let Settings::Packet(packet) = settings else { return None };
+    let needed = u32::from(packet.mtu) + 2 * TAG_LEN as u32;
+    (now.link.mtu < needed).then(|| {
+        format!(
+            "{} has refused frames (device_refused): with its MTU of {}, frames of full size pass with one tag of 802.1Q, and not \
+             with two or with one of 802.1ad; `ip link set dev {} mtu {needed}` lets them pass",
+            settings.at(),
+            now.link.mtu,
+            now.name
+        )
+    })
+}
+
 /// Whether the netdev of a port is put right when somebody changes it: it is ours, and nobody else lives where it
 /// stands.
 pub fn is_restored(settings: &Settings, made: bool) -> bool {
@@ -332,6 +349,15 @@ mod tests {
         said(|now| now.link.mtu = 900, &["has MTU 900, port has 1500", "ip link set dev tap1 mtu 1500"]);
         said(|now| now.name = "b0".into(), &["has name b0, port has tap1", "ip link set dev b0 name tap1"]);
         said(|now| now.master = Some("br0".into()), &["has master br0, port has none", "nomaster"]);
+    }
+
+    #[test]
+    fn what_tags_need_is_told_of_packet_sockets() {
+        let mut now = of(&packet());
+        assert!(refusals(&packet(), &now).unwrap().contains("mtu 1508`"));
+        now.link.mtu = 1508;
+        assert_eq!(refusals(&packet(), &now), None);
+        assert_eq!(refusals(&xdp(), &of(&xdp())), None);
     }
 
     #[test]

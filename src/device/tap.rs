@@ -15,7 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use super::{Abilities, Device, OpenError, Opened, Removal, Whereabouts};
 use crate::frame::{Batch, Cache, Fate, Lane, Sent, View};
 use crate::sys::link::{self, Found, Link, TapInfo, Wanted};
-use crate::sys::netns::{Netns, within};
+use crate::sys::netns::{self, Netns, within};
 use crate::sys::tun::{self, Flags, NoFrame, Offloads, Queue, Unsent};
 use crate::wire::{MOST_SEGMENTS, Mac, Offload};
 
@@ -80,6 +80,7 @@ impl Settings {
     fn kept_out(&self) -> impl FnOnce(io::Error) -> OpenError {
         let at = self.at();
         move |source| match source.kind() {
+            _ if netns::is_unbound(&source) => OpenError::Unbound { at },
             io::ErrorKind::NotFound => OpenError::NoNamespace { at },
             _ => OpenError::Io { at, attempt: "entering the namespace", source },
         }

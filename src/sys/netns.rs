@@ -56,6 +56,16 @@ impl Netns {
     }
 }
 
+impl Netns {
+    /// Whether there is a file of its name to which no namespace is bound, as far as this process can see. Waits as long
+    /// as the file system does.
+    pub fn is_unbound(&self) -> bool {
+        let Some(file) = self.path().and_then(|path| find(&path).ok()) else { return false };
+        let kind = fstat(&file).map(|stat| FileType::from_raw_mode(stat.st_mode));
+        matches!(is_namespace(&file), Ok(false)) && kind == Ok(FileType::RegularFile)
+    }
+}
+
 /// What tells a namespace from every other one, as long as something holds on to it. What was
 /// opened inside does: a tap keeps its namespace alive when everybody else has forgotten it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,6 +133,12 @@ fn find(path: &Path) -> io::Result<OwnedFd> {
 
 fn is_namespace(file: &OwnedFd) -> io::Result<bool> {
     Ok(fstatfs(file)?.f_type == NSFS)
+}
+
+/// Whether entering a namespace failed because there is a file of its name to which none is bound.
+pub fn is_unbound(error: &io::Error) -> bool {
+    // The system's own errors have nothing within.
+    error.kind() == io::ErrorKind::NotFound && error.get_ref().is_some()
 }
 
 fn unbound(netns: &Netns) -> io::Error {

@@ -344,3 +344,58 @@ fn partial_checksums_that_come_in_by_xdp_are_told() {
     });
     await_event(&daemon, &vif, "partial checksums");
 }
+
+#[test]
+fn full_size_frames_with_two_tags_are_refused_with_the_mtu_to_set() {
+    let (Some(host), Some(guest)) = (Space::new(), Space::new()) else { return };
+    let from = Vif::new("a", 1, &guest);
+    let to = Vif { kind: "packet", netns: host.0.clone(), ..Vif::new("b", 2, &guest) };
+    host.ip(&format!("link add tap2 mtu 1500 type veth peer name tap2 mtu 1508 netns {}", guest.0));
+    host.ip("link set dev tap2 up");
+    guest.ip("link set dev tap2 up");
+    let daemon = Daemon::over(&[from.clone(), to.clone()]);
+    daemon.await_active(&to);
+    guest.ip("link set dev tap1 mtu 1508");
+    let (near, far) = (Nic::new(&guest, "tap1"), Nic::new(&guest, "tap2"));
+    let tagged = |tags: &[u8]| {
+        let mut frame = experiment(to.mac, from.mac, &[7; 1500]);
+        frame.splice(12..12, tags.iter().copied());
+        frame
+    };
+    let one = tagged(&[0x81, 0, 0, 5]);
+    near.send(&one);
+    far.take_until(&one);
+    let reason = || shown(&daemon, &to.port)["status_reason"].as_str().unwrap().to_owned();
+    assert!(!reason().contains("refused"), "{}", reason());
+    let two = tagged(&[0x88, 0xa8, 0, 5, 0x81, 0, 0, 6]);
+    near.send(&two);
+    await_reason(&daemon, &to, &["has refused frames", "ip link set dev tap2 mtu 1508"]);
+    await_event(&daemon, &to, "mtu 1508");
+    // What it says is true.
+    host.ip("link set dev tap2 mtu 1508");
+    await_that("ACTIVE and nothing refused", || {
+        let port = shown(&daemon, &to.port);
+        (port["status"] == "ACTIVE" && !port["status_reason"].as_str()?.contains("refused")).then_some(())
+    });
+    near.send(&two);
+    far.take_until(&two);
+}
+
+#[test]
+fn a_switch_in_a_private_mount_namespace_names_the_cause() {
+    let Some(space) = Space::planned() else { return };
+    let vif = Vif::new("a", 1, &space);
+    let mut daemon = Daemon::new();
+    daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif)));
+    let program = daemon.command();
+    let mut command = Command::new("unshare");
+    command.args(["-m", "--propagation", "private"]).arg(program.get_program());
+    for (name, _) in program.get_envs() {
+        command.env_remove(name);
+    }
+    let file = daemon.file();
+    daemon.start_as(command, "--config", &file);
+    await_reason(&daemon, &vif, &["there is no such namespace yet"]);
+    space.make();
+    await_reason(&daemon, &vif, &["another mount namespace", "start the switch in the host's mount namespace"]);
+}

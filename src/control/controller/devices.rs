@@ -337,7 +337,7 @@ impl Controller {
                     (port.made, port.namespace) = (Some(made), namespace);
                     (port.netdev, port.looked) = (netdev, last_look);
                     port.drift.find();
-                    port.observed = observed;
+                    (port.observed, port.refused_before, port.has_refused) = (observed, port.refusals(), false);
                     if let Some(remarks) = port.netdev_remarks() {
                         port.drift.note(remarks, Vec::new());
                     }

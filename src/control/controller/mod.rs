@@ -404,6 +404,8 @@ impl Controller {
             namespace: None,
             netdev: None,
             observed: None,
+            refused_before: 0,
+            has_refused: false,
             drift: Drift::default(),
             looked: 0,
             held: true,

@@ -14,6 +14,7 @@ use tracing::debug;
 use super::devices::Outcome;
 use super::{Controller, State};
 use crate::control::backoff::Backoff;
+use crate::device::OpenError;
 use crate::sys::netns::{Identity, Netns};
 use crate::sys::netns_names::{Name, NetnsNames};
 use crate::time::{self, Moment};
@@ -46,6 +47,8 @@ struct Known {
 pub(super) struct Identified {
     netns: Netns,
     identity: Option<Identity>,
+    /// There is a file of its name, and no namespace bound to it.
+    is_unbound: bool,
     began: Moment,
 }
 
@@ -133,7 +136,8 @@ impl Controller {
             self.jobs.run(&netns.clone(), move || {
                 let began = time::now();
                 let identity = netns.identity();
-                let _ = done.send(Outcome::Identified(Identified { netns, identity, began }));
+                let is_unbound = identity.is_none() && netns.is_unbound();
+                let _ = done.send(Outcome::Identified(Identified { netns, identity, is_unbound, began }));
             });
         }
     }
@@ -155,9 +159,24 @@ impl Controller {
         self.look_at_namespaces();
     }
 
+    /// Ports that wait for a namespace of which there is only a file say so.
+    fn note_unbound(&mut self, netns: &Netns) {
+        for index in 0..self.ports.len() {
+            let port = &self.ports[index];
+            let Some(device) = port.seat.device().filter(|device| device.netns() == netns) else { continue };
+            let why = OpenError::Unbound { at: device.at() }.to_string();
+            if matches!(&port.state, State::Down { reason } if *reason != why && !reason.is_empty()) {
+                self.fail(index, why);
+            }
+        }
+    }
+
     /// Acts on what a name leads to: opens what waits for it, and closes what is in another one.
     pub(super) async fn receive_identity(&mut self, identified: Identified) {
-        let Identified { netns, identity, began } = identified;
+        let Identified { netns, identity, is_unbound, began } = identified;
+        if is_unbound {
+            self.note_unbound(&netns);
+        }
         let now = time::now();
         let Some(known) = self.namespaces.known.get_mut(&netns) else { return };
         known.is_being_looked_at = false;

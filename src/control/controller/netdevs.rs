@@ -72,7 +72,9 @@ impl Controller {
     /// Takes in what the device of a port has observed.
     fn take_observations(&mut self, index: usize) {
         let port = &mut self.ports[index];
-        if port.observed.as_ref().is_some_and(Observed::take_news)
+        let has_refused = port.refusals() > port.refused_before;
+        let is_news = std::mem::replace(&mut port.has_refused, has_refused) != has_refused;
+        if (is_news || port.observed.as_ref().is_some_and(Observed::take_news))
             && let Some(remarks) = port.netdev_remarks()
         {
             port.drift.note(remarks, Vec::new());

@@ -9,7 +9,7 @@ use crate::control::jobs::Ticket;
 use crate::control::seats::Seat;
 use crate::device::Observed;
 use crate::device::properties::{self, Properties};
-use crate::switch::PortId;
+use crate::switch::{DropReason, PortId};
 use crate::sys::link_events::LinkState;
 use crate::sys::netns::Identity;
 use crate::telemetry::PortCounters;
@@ -36,6 +36,9 @@ pub struct Port {
     pub(super) netdev: Option<Properties>,
     /// What its device observes about its frames.
     pub(super) observed: Option<Observed>,
+    /// Frames that its device had refused before it was opened, and whether more were since, at the last look.
+    pub(super) refused_before: u64,
+    pub(super) has_refused: bool,
     /// What of its netdev is not as it has it.
     pub(super) drift: Drift,
     /// The last look at links that had begun before its device was opened: it and those before do not
@@ -104,11 +107,17 @@ impl Port {
         }
     }
 
+    /// Frames that its device has refused to send.
+    pub(super) fn refusals(&self) -> u64 {
+        self.sum(|counters| counters.drops_out.get(DropReason::DeviceRefused))
+    }
+
     /// What there is to remark on its netdev now, as far as that is known.
     pub(super) fn netdev_remarks(&self) -> Option<Vec<String>> {
         let (device, now) = (self.seat.device()?, self.netdev.as_ref()?);
         let mut remarks = properties::remarks(device, now);
-        remarks.extend(self.observed.iter().flat_map(|observed| observed.remarks(device, now)));
+        remarks.extend(self.observed.as_ref().and_then(|observed| observed.remarks(device)));
+        remarks.extend(properties::refusals(device, now).filter(|_| self.refusals() > self.refused_before));
         Some(remarks)
     }
 
