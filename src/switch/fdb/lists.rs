@@ -37,17 +37,27 @@ struct List {
     oldest: u32,
     newest: u32,
     len: u32,
+    /// The port that owns the list; [`PortId::NONE`] while there is none.
+    owner: PortId,
 }
 
-const EMPTY: List = List { oldest: NIL, newest: NIL, len: 0 };
+const EMPTY: List = List { oldest: NIL, newest: NIL, len: 0, owner: PortId::NONE };
 
-/// Who lies behind which port. Ports are told apart by their index alone: what stood behind an earlier one is in the
-/// list of the next.
+/// The list of stations whose port is closed, behind those of the ports.
+const DEAD: usize = MOST_PORTS;
+
+/// One LRU list per port index, and one for the stations of closed ports.
+///
+/// A list belongs to one generation of its port index. When the next generation takes it over, its entries move to the
+/// list of dead ones in one step. So a station is in the list of its port if that port owns it, and is dead otherwise:
+/// the entry itself needs no mark.
 #[derive(Debug)]
 pub(super) struct Lists {
     /// By place.
     links: Vec<Links>,
-    ports: Vec<List>,
+    lists: Vec<List>,
+    /// By port index: the generation that owned the list last, if any did.
+    generations: Vec<Option<u16>>,
 }
 
 impl Lists {
@@ -60,24 +70,81 @@ impl Lists {
         let mut links = Vec::with_capacity(places);
         prefer_huge_pages(&mut links);
         links.resize(places, Links { older: Link::to(NIL), newer: Link::to(NIL) });
-        Lists { links, ports: vec![EMPTY; MOST_PORTS] }
+        Lists { links, lists: vec![EMPTY; MOST_PORTS + 1], generations: vec![None; MOST_PORTS] }
     }
 
-    /// How many stations are behind `port`.
+    /// Number of stations behind `port`.
     pub(super) fn len(&self, port: PortId) -> u32 {
-        self.ports[port.index()].len
+        if self.is_owner(port) { self.lists[port.index()].len } else { 0 }
     }
 
-    /// Where the one lies that was silent longest of those behind `port`, if there is any.
+    /// Number of stations whose port is closed.
+    pub(super) fn dead(&self) -> u32 {
+        self.lists[DEAD].len
+    }
+
+    /// The place of the station behind `port` that was silent longest.
     pub(super) fn oldest(&self, port: PortId) -> Option<usize> {
-        let oldest = self.ports[port.index()].oldest;
-        (oldest != NIL).then_some(oldest as usize)
+        if self.is_owner(port) { self.lists[port.index()].oldest() } else { None }
     }
 
-    /// Takes place `at` out of the list of `port`.
+    /// The place of the station that has been dead longest.
+    pub(super) fn oldest_dead(&self) -> Option<usize> {
+        self.lists[DEAD].oldest()
+    }
+
+    /// The place that follows `at` in its list.
+    pub(super) fn newer(&self, at: usize) -> Option<usize> {
+        existing(self.links[at].newer.at())
+    }
+
+    /// Whether `port` owns the list of its index.
+    #[inline(always)]
+    pub(super) fn is_owner(&self, port: PortId) -> bool {
+        self.lists[port.index()].owner == port
+    }
+
+    /// The place of the newest station in the list of this index.
+    pub(super) fn newest(&self, index: usize) -> Option<usize> {
+        existing(self.lists[index].newest)
+    }
+
+    /// Whether `port` is a later generation than all that have owned the list of its index: no dead station names it.
+    pub(super) fn is_newer(&self, port: PortId) -> bool {
+        self.generations[port.index()] < Some(port.generation())
+    }
+
+    /// Makes `port` the owner of the list of its index, which is empty.
+    pub(super) fn take_over(&mut self, port: PortId) {
+        let list = &mut self.lists[port.index()];
+        debug_assert_eq!(list.len, 0);
+        list.owner = port;
+        let last = &mut self.generations[port.index()];
+        *last = (*last).max(Some(port.generation()));
+    }
+
+    /// Moves all stations of the list of this index to the list of dead ones, and leaves it without an owner. Returns
+    /// how many there were.
+    pub(super) fn retire(&mut self, index: usize) -> u32 {
+        let retired = std::mem::replace(&mut self.lists[index], EMPTY);
+        if retired.len > 0 {
+            let dead = &mut self.lists[DEAD];
+            let newest = std::mem::replace(&mut dead.newest, retired.newest);
+            dead.len += retired.len;
+            match newest {
+                NIL => dead.oldest = retired.oldest,
+                newest => self.links[newest as usize].newer = Link::to(retired.oldest),
+            }
+            self.links[retired.oldest as usize].older = Link::to(newest);
+        }
+        retired.len
+    }
+
+    /// Takes place `at` out of the list of `port`, or out of that of dead stations if `port` owns none.
     pub(super) fn unlink(&mut self, port: PortId, at: usize) {
         let Links { older, newer } = self.links[at];
-        let list = &mut self.ports[port.index()];
+        let list = if self.is_owner(port) { port.index() } else { DEAD };
+        let list = &mut self.lists[list];
         list.len -= 1;
         match older.at() {
             NIL => list.oldest = newer.at(),
@@ -89,9 +156,10 @@ impl Lists {
         }
     }
 
-    /// Puts place `at` at the new end of the list of `port`.
+    /// Puts place `at` at the new end of the list that `port` owns.
     pub(super) fn append(&mut self, port: PortId, at: usize) {
-        let list = &mut self.ports[port.index()];
+        debug_assert!(self.is_owner(port));
+        let list = &mut self.lists[port.index()];
         let older = std::mem::replace(&mut list.newest, word(at));
         list.len += 1;
         self.links[at] = Links { older: Link::to(older), newer: Link::to(NIL) };
@@ -99,5 +167,37 @@ impl Lists {
             NIL => list.oldest = word(at),
             older => self.links[older as usize].newer = Link::to(word(at)),
         }
+    }
+}
+
+impl List {
+    fn oldest(&self) -> Option<usize> {
+        existing(self.oldest)
+    }
+}
+
+fn existing(at: u32) -> Option<usize> {
+    (at != NIL).then_some(at as usize)
+}
+
+#[cfg(test)]
+impl Lists {
+    /// The lists of the first `ports` indices and that of the dead, each with its owner and its places from the oldest
+    /// to the newest. Panics where links and lengths contradict each other.
+    pub(super) fn check(&self, ports: usize) -> Vec<(PortId, Vec<usize>)> {
+        let lists = (0..ports).chain([DEAD]).map(|index| (index, &self.lists[index]));
+        let checked = lists.map(|(index, list)| {
+            let (mut places, mut at, mut older) = (Vec::new(), list.oldest, NIL);
+            while at != NIL {
+                assert!(places.len() < list.len as usize, "list {index} is longer than it says");
+                let links = self.links[at as usize];
+                assert_eq!(links.older.at(), older, "list {index}: the way back from {at}");
+                places.push(at as usize);
+                (older, at) = (at, links.newer.at());
+            }
+            assert_eq!((places.len(), older), (list.len as usize, list.newest), "list {index}: its end");
+            (list.owner, places)
+        });
+        checked.collect()
     }
 }

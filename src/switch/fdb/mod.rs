@@ -7,6 +7,8 @@
 //!   quota: at its quota a port displaces its own station that was silent longest. Where the table
 //!   or the network is full, a port may likewise displace only a station of its own; one that has
 //!   none goes unlearned, and its traffic floods. So a flood of addresses hurts only its sender.
+//! * **Ports close.** The stations of a closed port are *dead* at once: they are not found, count against no limit, and
+//!   make room before any other station does. [`Fdb::close`] costs the same for one station and for a million.
 //! * **Stations age.** A station that was silent for the network's ageing time is not found any
 //!   more, whether or not [`Fdb::tidy`] has come round to removing it.
 //! * **Most visits only read.** When a station was last heard is kept in seconds, so that a busy
@@ -27,6 +29,8 @@
 mod lists;
 mod pinned;
 mod places;
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;
 
@@ -117,9 +121,11 @@ pub struct Fdb {
     places: Places,
     lists: Lists,
     capacity: usize,
+    /// Stations whose port is open. Together with the dead ones, at most `capacity`.
     len: usize,
     /// Stations that lie among these because they are pinned.
     pinned: usize,
+    /// By network: stations whose port is open.
     networks: Vec<u32>,
     /// Where the next tidying goes on.
     broom: usize,
@@ -144,7 +150,8 @@ impl Fdb {
         }
     }
 
-    /// How many stations are in it, those included that have aged and not been removed yet.
+    /// How many stations are in it, those included that have aged and not been removed yet. Those of closed ports are
+    /// not.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -166,7 +173,7 @@ impl Fdb {
 
     /// Bytes of it that are in use at most, when frames are on their way.
     pub(super) fn bytes_in_use(&self) -> usize {
-        (self.len + self.pinned) * Places::LINE
+        (self.len + self.lists.dead() as usize + self.pinned) * Places::LINE
     }
 
     /// Bytes of its tables.
@@ -204,8 +211,9 @@ impl Fdb {
         self.learned(station, hash).is_some_and(|learned| learned.is_current(port, now))
     }
 
+    /// A station as it was learned, whether or not it has aged or its port is closed.
     #[inline(always)]
-    fn learned(&self, station: Station, hash: u64) -> Option<&Learned> {
+    pub(super) fn learned(&self, station: Station, hash: u64) -> Option<&Learned> {
         self.places.lookup(station, hash).filter(|learned| !learned.is_pinned())
     }
 
@@ -239,6 +247,10 @@ impl Fdb {
             if learned.seen >= now {
                 return Seen::Known;
             }
+            if !self.lists.is_owner(port) {
+                // The port was closed and is open again under the same name.
+                return self.revive(at, station, hash, port, now, limits);
+            }
             let quarter = (ageing / 4).max(1);
             let told = learned.seen / quarter == now / quarter;
             learned.seen = now;
@@ -249,7 +261,7 @@ impl Fdb {
         if !may_move(learned) {
             return Seen::Stays;
         }
-        self.move_to(at, port, now, limits)
+        self.move_to(at, station, hash, port, now, limits)
     }
 
     /// Whether fewer than `most` stations are known behind `port`. To find out, those that were not heard since
@@ -277,12 +289,58 @@ impl Fdb {
         }
     }
 
+    /// Declares the stations behind `port` dead.
     #[cold]
-    fn move_to(&mut self, at: usize, port: PortId, now: u32, limits: Limits) -> Seen {
+    pub fn close(&mut self, port: PortId) {
+        if self.lists.is_owner(port) {
+            self.retire(port.index());
+        }
+    }
+
+    /// Declares the stations in the list of this port index dead.
+    fn retire(&mut self, index: usize) {
+        let newest = self.lists.newest(index);
+        let retired = self.lists.retire(index);
+        if let Some(newest) = newest {
+            // The stations behind one port are all on its network.
+            self.networks[self.places.get(newest).station.network().index()] -= retired;
+        }
+        self.len -= retired as usize;
+    }
+
+    /// Makes `port` the owner of the list of its index. The stations of an earlier owner are dead from now on.
+    fn own_list(&mut self, port: PortId) {
+        if self.lists.is_owner(port) {
+            return;
+        }
+        self.retire(port.index());
+        if !self.lists.is_newer(port) {
+            // This generation was there before: what died under its name must not come to life with it.
+            let mut next = self.lists.oldest_dead();
+            while let Some(at) = next {
+                next = self.lists.newer(at);
+                if self.places.get(at).port == port {
+                    self.remove(at);
+                }
+            }
+        }
+        self.lists.take_over(port);
+    }
+
+    #[cold]
+    fn move_to(&mut self, at: usize, station: Station, hash: u64, port: PortId, now: u32, limits: Limits) -> Seen {
+        self.own_list(port);
         let from = self.places.get(at).port;
+        if !self.lists.is_owner(from) {
+            return self.revive(at, station, hash, port, now, limits);
+        }
         if self.lists.len(port) >= limits.port {
-            // Its quota is full: the mover goes out with its old port's count, its own oldest with it.
-            self.remove(self.lists.oldest(port).expect("a quota is one at least"));
+            // The mover is not in the list of `port` and cannot be evicted here. Its old port's count goes down.
+            let Some(oldest) = self.lists.oldest(port) else {
+                self.refused += 1;
+                return Seen::Refused;
+            };
+            self.remove(oldest);
         }
         self.lists.unlink(from, at);
         self.lists.append(port, at);
@@ -291,8 +349,16 @@ impl Fdb {
         Seen::Moved { from }
     }
 
+    /// Learns a station that is dead. It counts from now on, and so needs room like a new one.
+    #[cold]
+    fn revive(&mut self, at: usize, station: Station, hash: u64, port: PortId, now: u32, limits: Limits) -> Seen {
+        self.remove(at);
+        self.learn(station, hash, port, now, limits)
+    }
+
     #[cold]
     fn learn(&mut self, station: Station, hash: u64, port: PortId, now: u32, limits: Limits) -> Seen {
+        self.own_list(port);
         let network = self.networks[station.network().index()];
         if self.lists.len(port) >= limits.port || network >= limits.network || self.len >= self.capacity {
             let Some(oldest) = self.lists.oldest(port) else {
@@ -300,6 +366,10 @@ impl Fdb {
                 return Seen::Refused;
             };
             self.remove(oldest);
+        } else if self.len + self.lists.dead() as usize >= self.capacity
+            && let Some(dead) = self.lists.oldest_dead()
+        {
+            self.remove(dead);
         }
         let at = self.places.put(hash, Learned { station, port, seen: now });
         self.lists.append(port, at);
@@ -311,10 +381,12 @@ impl Fdb {
     /// Forgets who lies at `at`.
     fn remove(&mut self, at: usize) {
         let Learned { station, port, .. } = *self.places.get(at);
+        if self.lists.is_owner(port) {
+            self.networks[station.network().index()] -= 1;
+            self.len -= 1;
+        }
         self.places.free(self.secret.hash(station), at);
         self.lists.unlink(port, at);
-        self.networks[station.network().index()] -= 1;
-        self.len -= 1;
     }
 
     /// Looks at the next few stations, at most `budget`, and forgets those for which `keep` does not speak.

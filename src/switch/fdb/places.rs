@@ -174,6 +174,34 @@ impl Places {
     }
 }
 
+#[cfg(test)]
+impl Places {
+    /// Every place that holds a station, with whether [`next_taken`](Places::next_taken) finds it. Panics where a
+    /// search does not lead there, or a line does not count right who passed it.
+    pub(super) fn check(&self, hash: impl Fn(Station) -> u64) -> Vec<(usize, Learned, bool)> {
+        let (mut all, mut passed) = (Vec::new(), vec![0u32; self.lines.len()]);
+        for at in 0..self.len() {
+            let (learned, is_taken) = (*self.get(at), self.taken[at / WORD] >> (at % WORD) & 1 != 0);
+            if learned.station == Station::NONE {
+                assert!(!is_taken, "place {at} is free");
+                continue;
+            }
+            let hash = hash(learned.station);
+            assert_eq!(self.search(learned.station, hash), Some(at), "{:?} is found where it is", learned.station);
+            let mut line = home(hash, self.lines.len());
+            assert!(is_taken || line == at / WIDE, "what is pinned lies in its own line");
+            while line != at / WIDE {
+                passed[line] += 1;
+                line = self.behind(line);
+            }
+            all.push((at, learned, is_taken));
+        }
+        let counted = self.passed.iter().map(|&passed| u32::from(passed));
+        assert!(counted.eq(passed), "who passed a line is counted there");
+        all
+    }
+}
+
 /// The lines alone.
 #[derive(Clone, Copy)]
 pub(in crate::switch) struct Lines<'a>(&'a [Line]);

@@ -1,0 +1,299 @@
+//! The table beside a model of it, with quotas, generations, pins and ageing: random operations, and a check of the whole
+//! structure after each.
+//!
+//! `FDB_OPERATIONS=10000000 cargo test --lib fdb::model` makes ten million of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+use crate::switch::NetworkId;
+use crate::switch::pins::Pin;
+use crate::wire::Mac;
+
+const AGEING: u32 = 60;
+
+/// Port indices in use.
+const PORTS: usize = 5;
+
+const NETWORKS: u16 = 3;
+
+/// Random numbers, the same in each run (splitmix64).
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut word = self.0;
+        word = (word ^ word >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        word = (word ^ word >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (word ^ word >> 31) % below
+    }
+
+    fn one_in(&mut self, many: u64) -> bool {
+        self.next(many) == 0
+    }
+}
+
+/// What the table is to hold, written to be obviously right.
+struct Model {
+    capacity: usize,
+    /// By port index: the port that was learned at last, and its stations from the oldest.
+    ports: [(PortId, Vec<Learned>); PORTS],
+    /// The stations of closed ports, from the one that died first.
+    dead: Vec<Learned>,
+    pins: BTreeMap<Station, (PortId, bool)>,
+}
+
+impl Model {
+    fn new(capacity: u32) -> Model {
+        let ports = std::array::from_fn(|_| (PortId::NONE, Vec::new()));
+        Model { capacity: capacity as usize, ports, dead: Vec::new(), pins: BTreeMap::new() }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Learned> {
+        self.living().chain(&self.dead)
+    }
+
+    fn living(&self) -> impl Iterator<Item = &Learned> {
+        self.ports.iter().flat_map(|(_, stations)| stations)
+    }
+
+    fn of_network(&self, network: NetworkId) -> usize {
+        self.living().filter(|learned| learned.station.network() == network).count()
+    }
+
+    fn get(&self, station: Station) -> Option<Learned> {
+        self.all().find(|learned| learned.station == station).copied()
+    }
+
+    fn remove(&mut self, station: Station) {
+        let lists = self.ports.iter_mut().map(|(_, stations)| stations).chain([&mut self.dead]);
+        lists.for_each(|stations| stations.retain(|learned| learned.station != station));
+    }
+
+    fn is_alive(&self, learned: &Learned) -> bool {
+        self.ports[learned.port.index()].0 == learned.port
+    }
+
+    fn close(&mut self, port: PortId) {
+        if self.ports[port.index()].0 == port {
+            self.hand_over(port.index(), PortId::NONE);
+        }
+    }
+
+    fn own(&mut self, port: PortId) {
+        if self.ports[port.index()].0 != port {
+            self.hand_over(port.index(), port);
+            self.dead.retain(|learned| learned.port != port);
+        }
+    }
+
+    fn hand_over(&mut self, index: usize, to: PortId) {
+        let (owner, stations) = &mut self.ports[index];
+        *owner = to;
+        self.dead.append(stations);
+    }
+
+    fn see(&mut self, station: Station, port: PortId, now: u32, limits: Limits, may_move: bool) -> Seen {
+        let new = Learned { station, port, seen: now };
+        let Some(old) = self.get(station) else { return self.learn(new, limits) };
+        if old.port == port {
+            if old.seen >= now {
+                return Seen::Known;
+            }
+            let is_alive = self.is_alive(&old);
+            self.remove(station);
+            if !is_alive {
+                return self.learn(new, limits);
+            }
+            self.ports[port.index()].1.push(new);
+            return if old.seen / (AGEING / 4) == now / (AGEING / 4) { Seen::Known } else { Seen::Retell };
+        }
+        if !may_move {
+            return Seen::Stays;
+        }
+        self.own(port);
+        let is_alive = self.is_alive(&old);
+        if !is_alive {
+            self.remove(station);
+            return self.learn(new, limits);
+        }
+        if self.ports[port.index()].1.len() >= limits.port as usize {
+            self.ports[port.index()].1.remove(0);
+        }
+        self.remove(station);
+        self.ports[port.index()].1.push(new);
+        Seen::Moved { from: old.port }
+    }
+
+    fn learn(&mut self, new: Learned, limits: Limits) -> Seen {
+        self.own(new.port);
+        let (here, network) = (self.ports[new.port.index()].1.len(), self.of_network(new.station.network()));
+        let len = self.living().count();
+        if here >= limits.port as usize || network >= limits.network as usize || len >= self.capacity {
+            if here == 0 {
+                return Seen::Refused;
+            }
+            self.ports[new.port.index()].1.remove(0);
+        } else if len + self.dead.len() >= self.capacity {
+            self.dead.remove(0);
+        }
+        self.ports[new.port.index()].1.push(new);
+        Seen::New
+    }
+
+    fn has_room(&mut self, port: PortId, most: u32, oldest: u32) -> bool {
+        let (owner, stations) = &mut self.ports[port.index()];
+        if *owner != port {
+            return most > 0;
+        }
+        while stations.len() >= most as usize {
+            match stations.first() {
+                Some(first) if first.seen < oldest => drop(stations.remove(0)),
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Compares all that the table holds with what it is to hold.
+    fn check(&self, table: &Fdb) {
+        let places = table.places.check(|station| table.hash(station));
+        let taken: BTreeMap<usize, Learned> =
+            places.iter().filter(|&&(_, _, is_taken)| is_taken).map(|&(at, learned, _)| (at, learned)).collect();
+        let lists = table.lists.check(PORTS);
+        let mut listed = BTreeSet::new();
+        let expected = self.ports.iter().map(|(_, stations)| stations).chain([&self.dead]);
+        for ((owner, list), expected) in lists.iter().zip(expected) {
+            let here: Vec<Learned> = list.iter().map(|at| taken[at]).collect();
+            assert_eq!(&here, expected, "behind {owner:?}, from the oldest");
+            assert!(here.iter().all(|learned| *owner == PortId::NONE || learned.port == *owner));
+            assert!(list.iter().all(|&at| listed.insert(at)), "a place is in one list");
+        }
+        assert!(listed.iter().eq(taken.keys()), "a place is in a list or free");
+        let owners: Vec<PortId> = lists.iter().map(|&(owner, _)| owner).collect();
+        assert!(self.dead.iter().all(|learned| !owners.contains(&learned.port)), "no owner's station is dead");
+        for network in (0..NETWORKS).map(NetworkId::new) {
+            assert_eq!(table.networks[network.index()] as usize, self.of_network(network));
+        }
+        assert_eq!(table.len(), self.living().count());
+        assert!(table.len() + self.dead.len() <= self.capacity);
+        let pinned: Vec<&Learned> = places.iter().filter(|place| !place.2).map(|(_, learned, _)| learned).collect();
+        assert_eq!(pinned.len(), table.pinned);
+        for pin in pinned {
+            let (port, is_frozen) = self.pins[&pin.station];
+            assert_eq!((pin.port, pin.seen == FOR_GOOD), (port, !is_frozen));
+        }
+    }
+}
+
+/// One table, for so many operations.
+fn run(random: &mut Random, operations: u64) {
+    let capacity = 4 + random.next(36) as u32;
+    let limits = Limits { network: 1 + random.next(24) as u32, port: 1 + random.next(12) as u32 };
+    let mut table = Fdb::new(capacity, Secret::new([random.next(256) as u8; 16]));
+    let mut model = Model::new(capacity);
+    let (mut now, mut generations) = (1000, [0u16; PORTS]);
+    for _ in 0..operations {
+        now += u32::from(random.one_in(4)) * random.next(20) as u32;
+        let index = random.next(PORTS as u64) as u16;
+        let generation = generations[usize::from(index)];
+        // Another generation of a port may be on another network.
+        let network = |generation: u16| NetworkId::new((index + generation) % NETWORKS);
+        let port = PortId::new(index, generation);
+        let station = Station::new(network(generation), Mac::from_bits(2 + 2 * random.next(24)));
+        let (hash, oldest) = (table.hash(station), now - AGEING);
+        match random.next(100) {
+            0..70 if !model.pins.contains_key(&station) => {
+                let may_move = !random.one_in(8);
+                let seen = table.see_if((station, hash), port, now, limits, AGEING, |_| may_move);
+                assert_eq!(seen, model.see(station, port, now, limits, may_move));
+            }
+            70..78 => {
+                let found = model.get(station).filter(|learned| learned.seen >= oldest).map(|learned| learned.port);
+                assert_eq!(table.find(station, hash, oldest), found);
+                let is_current = model.get(station).is_some_and(|learned| learned.is_current(port, now));
+                assert_eq!(table.is_current(station, hash, port, now), is_current);
+            }
+            78..82 => {
+                let most = 1 + random.next(12) as u32;
+                assert_eq!(table.make_room(port, most, oldest), model.has_room(port, most, oldest));
+            }
+            82..85 => {
+                table.lose(station, hash, port);
+                if model.get(station).is_some_and(|learned| learned.port == port) {
+                    model.remove(station);
+                }
+            }
+            85..88 => generations[usize::from(index)] += 1, // its list is taken over when the next one learns
+            88..91 => {
+                table.close(port);
+                model.close(port);
+                // Some come back under the same name.
+                generations[usize::from(index)] += u16::from(!random.one_in(4));
+            }
+            91 if generation > 0 && !model.pins.contains_key(&station) => {
+                // A generation that has been there before.
+                let old = generation - 1;
+                let station = Station::new(network(old), station.mac());
+                if !model.pins.contains_key(&station) {
+                    let (hash, old) = (table.hash(station), PortId::new(index, old));
+                    let seen = table.see(station, hash, old, now, limits, AGEING);
+                    assert_eq!(seen, model.see(station, old, now, limits, true));
+                }
+            }
+            92..96 => {
+                let mut gone = Vec::new();
+                table.tidy(1 + random.next(8) as usize, |learned| {
+                    let keep = learned.seen >= oldest && model.is_alive(learned);
+                    gone.extend((!keep).then_some(learned.station));
+                    keep
+                });
+                gone.into_iter().for_each(|station| model.remove(station));
+            }
+            96 => {
+                let (mut gone, cursor) = (Vec::new(), random.next(200) as usize);
+                table.forget(cursor, 20, |learned| {
+                    let goes = learned.port.index() == port.index();
+                    gone.extend(goes.then_some(learned.station));
+                    goes
+                });
+                gone.into_iter().for_each(|station| model.remove(station));
+            }
+            97 => {
+                table.unpin(model.pins.keys().copied());
+                let pin = |_| {
+                    let number = random.next(24);
+                    let station = Station::new(NetworkId::new((number % 3) as u16), Mac::from_bits(2 + 2 * number));
+                    (station, (PortId::new((number % 4) as u16, 0), random.one_in(2)))
+                };
+                model.pins = (0..6).map(pin).collect();
+                let pins: Vec<_> = model.pins.iter().map(|(&station, &(port, is_frozen))| (station, Pin { port, is_frozen })).collect();
+                table.pin(pins.into_iter());
+                let pinned: Vec<Station> = model.pins.keys().copied().collect();
+                pinned.into_iter().for_each(|station| model.remove(station));
+            }
+            _ => {
+                let mut page = Vec::with_capacity(64);
+                table.page(0, &mut page);
+                let mut all: Vec<_> = model.all().copied().collect();
+                page.sort_unstable_by_key(|learned| learned.station);
+                all.sort_unstable_by_key(|learned| learned.station);
+                assert_eq!(page, all);
+            }
+        }
+        model.check(&table);
+    }
+}
+
+#[test]
+fn the_whole_table_is_sound_after_each_operation() {
+    let operations = std::env::var("FDB_OPERATIONS").ok().and_then(|number| number.parse().ok()).unwrap_or(200_000);
+    let mut random = Random(42);
+    for round in 0..operations / 1000 {
+        if round % 1000 == 999 {
+            eprintln!("{} operations", (round + 1) * 1000);
+        }
+        run(&mut random, 1000);
+    }
+}
