@@ -69,6 +69,8 @@ pub struct Measures {
     pub held: HashSet<PortId>,
     /// Ports whose floods do not reach their siblings.
     pub splits: HashSet<PortId>,
+    /// Ports whose VM loops or storms, of networks on which an address may be allowed at several ports.
+    pub suspects: HashSet<PortId>,
     /// Stations that are frozen, and where.
     pub frozen: BTreeMap<Station, PortId>,
 }
@@ -168,6 +170,7 @@ fn draw<'a>(
                     mac_limit: port.mac_limit,
                     held: measures.held.contains(&seat.id),
                     splits: measures.splits.contains(&seat.id),
+                    suspect: measures.suspects.contains(&seat.id),
                     shares_mac: vm.share_mac,
                     storm,
                     pack: Some(pack),

@@ -37,6 +37,8 @@ pub enum EventKind {
     Guard,
     /// A port names an IP address that its port security does not allow.
     SpoofedIp,
+    /// A port sends frames from the address of another port of its VM, and its port security does not allow that.
+    SiblingMac,
     /// A port that waited for it has sent a frame: its addresses are pinned to it from now on.
     PortActivated,
     /// A station that is pinned to a port has announced itself behind an uplink: the pin holds no longer.

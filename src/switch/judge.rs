@@ -257,6 +257,9 @@ impl Judge<'_> {
         }
         // Its own pins are sources that it allows; what is frozen at it need not be.
         if !(pinned.is_some_and(|pin| pin.port == port.rules.id && !pin.is_frozen) || port.allows(q.source.mac())) {
+            if port.is_of_sibling(q.source.mac()) {
+                self.moves.siblings.note(port.rules.id, q.source, self.moment);
+            }
             return Err(DropReason::SpoofedSource);
         }
         if port.is_uplink() {
@@ -331,12 +334,13 @@ impl Judge<'_> {
             self.unlearned = limit.policy == AtLimit::ForwardUnlearned;
             return if self.unlearned { Ok(()) } else { Err(DropReason::MacLimit) };
         }
-        match note(self.fdb, self.moves, self.rules, port, (q.source, q.source_hash), self.moment) {
+        match note(self.fdb, self.moves, self.rules, port, (q.source, q.source_hash), self.now, self.moment) {
             Seen::Known | Seen::Refused => {}
             Seen::Stays => return Err(DropReason::FrozenSource),
             Seen::New | Seen::Moved { .. } | Seen::Retell => {
+                let at = self.moves.times.advance(q.source, q.source_hash, self.moment);
                 if self.news.len() < BURST {
-                    self.news.push(Sighting { station: q.source, port: port.rules.id });
+                    self.news.push(Sighting { station: q.source, port: port.rules.id, at });
                 }
             }
         }

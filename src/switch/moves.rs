@@ -3,6 +3,12 @@
 //! fifth is refused, and control hears of it, which freezes the station where it thinks right. Until then, and as long
 //! as four lie within the time, it stays where it is.
 //!
+//! *Between ports that are both allowed to use the address*, as by `allowed_address_pairs` on both, more is normal: the
+//! master of a VRRP group changes, and a backup that starts speaks with the group's address as well, between two
+//! adverts of the master (RFC 9568, 7.3 and 8.1.2). There 32 moves within a second are free, which no backup needs and
+//! every loop of frames exceeds. An uplink may use any address. A port whose VM loops or storms now has no such right,
+//! nor has one without port security: nobody said what it may use.
+//!
 //! *Between ports of one VM* there is a line of its own, five within a second: a bond may fail over 20 times in a
 //! minute, and nobody else is harmed. Not at all counted are
 //!
@@ -18,9 +24,12 @@
 
 use std::time::Duration;
 
+use super::pins::place;
+use super::rules::Port;
+use super::siblings::SiblingSources;
+use super::times::UpdateTimes;
 use super::{Learned, MOST_PORTS, PortId, PortRules, Rules, Station};
 use crate::frame::BURST;
-use crate::switch::pins::place;
 use crate::time::Moment;
 
 /// Moves that are let pass within the time.
@@ -32,12 +41,18 @@ const AMONG_ALL: Duration = Duration::from_secs(180);
 /// The time for moves between ports of one VM.
 const AMONG_SIBLINGS: Duration = Duration::from_secs(1);
 
+/// Moves that are let pass within [`AMONG_SIBLINGS`] between ports that are both allowed to use the address.
+const FREE_SHARED: usize = 32;
+
 /// How long moves between an uplink and a port are not counted, from when it was opened.
 const ARRIVAL: Duration = Duration::from_secs(60);
 
 /// Stations of which moves are remembered in each of the tables, at most: so many sets of so many.
 const SETS: usize = 256;
 const WAYS: usize = 8;
+
+/// Sets for addresses that several ports are allowed to use: few are.
+const SETS_SHARED: usize = 32;
 
 /// A station has moved too often: its last move was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +81,7 @@ const FOREIGN: Duration = Duration::from_secs(1);
 
 /// A station that has moved.
 #[derive(Debug, Clone, Copy)]
-struct Mover {
+struct Mover<const FREE: usize> {
     station: Station,
     /// Its last moves, from the oldest; so many of them are any.
     moves: [Moment; FREE],
@@ -77,8 +92,8 @@ struct Mover {
     told: Option<Moment>,
 }
 
-impl Mover {
-    const NONE: Mover =
+impl<const FREE: usize> Mover<FREE> {
+    const NONE: Self =
         Mover { station: Station::NONE, moves: [Moment::from_nanos(0); FREE], len: 0, home: PortId::NONE, told: None };
 
     /// How many of its moves lie within the time.
@@ -94,21 +109,26 @@ enum Ruling {
     Refused { is_news: bool },
 }
 
-/// The stations that have moved lately, and their moves within a certain time.
+/// The stations that have moved lately, and their moves within a certain time, of which `FREE` are let pass.
 #[derive(Debug)]
-struct Movers {
-    movers: Vec<Mover>,
+struct Movers<const FREE: usize> {
+    movers: Vec<Mover<FREE>>,
     time: Duration,
 }
 
-impl Movers {
-    fn new(time: Duration) -> Movers {
-        Movers { movers: vec![Mover::NONE; SETS * WAYS], time }
+impl<const FREE: usize> Movers<FREE> {
+    fn new(sets: usize, time: Duration) -> Self {
+        Movers { movers: vec![Mover::NONE; sets * WAYS], time }
+    }
+
+    /// The first mover of the set of a station.
+    fn set(&self, hash: u64) -> usize {
+        place(hash, self.movers.len() / WAYS) * WAYS
     }
 
     /// Where a station was before it began to move, if it has lately.
     fn home(&self, station: Station, hash: u64, now: Moment) -> Option<PortId> {
-        let set = &self.movers[place(hash, SETS) * WAYS..][..WAYS];
+        let set = &self.movers[self.set(hash)..][..WAYS];
         let mover = set.iter().find(|mover| mover.station == station)?;
         (mover.lately(now, self.time) > 0).then_some(mover.home)
     }
@@ -116,11 +136,11 @@ impl Movers {
     /// Whether a station may move from a port, and if so, that it does. Without room for it, a refusal is no news, and
     /// may be later.
     fn rule(&mut self, station: Station, hash: u64, from: PortId, now: Moment, has_room: bool) -> Ruling {
-        let time = self.time;
-        let set = &mut self.movers[place(hash, SETS) * WAYS..][..WAYS];
+        let (time, set) = (self.time, self.set(hash));
+        let set = &mut self.movers[set..][..WAYS];
         let at = set.iter().position(|mover| mover.station == station).unwrap_or_else(|| {
             // What moved least, and of these what moved last longest ago.
-            let rank = |mover: &Mover| (mover.lately(now, time), mover.moves[..mover.len].last().copied());
+            let rank = |mover: &Mover<FREE>| (mover.lately(now, time), mover.moves[..mover.len].last().copied());
             let least = (0..WAYS).min_by_key(|&at| rank(&set[at])).unwrap_or(0);
             set[least] = Mover { station, ..Mover::NONE };
             least
@@ -150,8 +170,14 @@ impl Movers {
 /// What one worker remembers of stations that move.
 #[derive(Debug)]
 pub(super) struct Moves {
-    among_all: Movers,
-    among_siblings: Movers,
+    among_all: Movers<FREE>,
+    among_siblings: Movers<FREE>,
+    /// Between ports that are both allowed to use the address.
+    among_allowed: Movers<FREE_SHARED>,
+    /// Sources that belong to a sibling.
+    pub(super) siblings: SiblingSources,
+    /// When stations were announced last.
+    pub(super) times: UpdateTimes,
     /// By the place of each port: when it was opened.
     opened: Vec<Moment>,
     /// Of whom control is to be told, since it was last asked for.
@@ -165,8 +191,11 @@ pub(super) struct Moves {
 impl Moves {
     pub(super) fn new() -> Moves {
         Moves {
-            among_all: Movers::new(AMONG_ALL),
-            among_siblings: Movers::new(AMONG_SIBLINGS),
+            among_all: Movers::new(SETS, AMONG_ALL),
+            among_siblings: Movers::new(SETS, AMONG_SIBLINGS),
+            among_allowed: Movers::new(SETS_SHARED, AMONG_SIBLINGS),
+            siblings: SiblingSources::new(),
+            times: UpdateTimes::new(),
             opened: vec![Moment::default(); MOST_PORTS],
             moving: Vec::with_capacity(BURST),
             told_foreign: vec![Moment::default(); MOST_PORTS],
@@ -203,14 +232,12 @@ impl Moves {
         learned: &Learned,
         hash: u64,
         oldest: u32,
-        to: &PortRules,
+        to: &Port,
         now: Moment,
     ) -> bool {
         let station = learned.station;
-        let ruling = match rules.port(learned.port) {
-            Some(from) if learned.seen >= oldest && from.admin_up && !from.held => {
-                self.rule(from, to, station, hash, now)
-            }
+        let ruling = match rules.compiled(learned.port) {
+            Some(from) if learned.seen >= oldest && from.is_open => self.rule(from, to, station, hash, now),
             _ => Ruling::Free,
         };
         match ruling {
@@ -218,21 +245,24 @@ impl Moves {
             Ruling::Refused { is_news: false } => {}
             Ruling::Refused { is_news: true } => {
                 let home = self.among_all.home(station, hash, now).unwrap_or(learned.port);
-                self.moving.push(Moving { station, from: learned.port, to: to.id, home });
+                self.moving.push(Moving { station, from: learned.port, to: to.rules.id, home });
             }
         }
         false
     }
 
-    fn rule(&mut self, from: &PortRules, to: &PortRules, station: Station, hash: u64, now: Moment) -> Ruling {
+    fn rule(&mut self, from: &Port, to: &Port, station: Station, hash: u64, now: Moment) -> Ruling {
         let has_arrived =
             |port: &PortRules| !port.is_uplink() && now.since(self.opened[port.id.index() % MOST_PORTS]) < ARRIVAL;
         let has_room = self.moving.len() < BURST;
+        let is_allowed = from.may_share(station.mac()) && to.may_share(station.mac());
+        let (from, to) = (&from.rules, &to.rules);
         match (from.is_uplink(), to.is_uplink()) {
             (true, false) if has_arrived(to) => Ruling::Free,
             (false, true) if has_arrived(from) => Ruling::Free,
             (false, false) if from.owner == to.owner && to.shares_mac => Ruling::Free,
             (false, false) if from.owner == to.owner => self.among_siblings.rule(station, hash, from.id, now, has_room),
+            (false, _) | (_, false) if is_allowed => self.among_allowed.rule(station, hash, from.id, now, has_room),
             _ => self.among_all.rule(station, hash, from.id, now, has_room),
         }
     }
@@ -288,7 +318,7 @@ mod tests {
             moves in vec((0..WAYS as u64, prop_oneof![0..3u64, 0..100u64, Just(45), Just(180)], prop::bool::weighted(0.9)), 0..200),
         ) {
             let time = if siblings { AMONG_SIBLINGS } else { AMONG_ALL };
-            let (mut movers, mut model) = (Movers::new(time), Model::default());
+            let (mut movers, mut model) = (Movers::<FREE>::new(SETS, time), Model::default());
             let mut now = Moment::from_nanos(start);
             for (number, pause, has_room) in moves {
                 now = now + time * u32::try_from(pause).unwrap() / 180;
@@ -303,7 +333,7 @@ mod tests {
     /// Stations that move once push out each other, and none that has moved more often.
     #[test]
     fn what_moves_most_is_remembered_longest() {
-        let (mut movers, now) = (Movers::new(AMONG_ALL), Moment::from_secs(1000));
+        let (mut movers, now) = (Movers::<FREE>::new(SETS, AMONG_ALL), Moment::from_secs(1000));
         for _ in 0..4 {
             assert_eq!(movers.rule(station(0), 5, HOME, now, true), Ruling::Free);
         }

@@ -23,8 +23,8 @@ use super::members::{Members, Stretch};
 use super::pins::Pins;
 use super::security::Bindings;
 use super::{
-    Audience, DropReason, Flood, Limits, MOST_PORTS, MacLimit, NetworkId, NetworkRules, PortId, PortRules, Reach,
-    ReservedMask, Role, Secret, Security, Station,
+    Audience, DropReason, Flood, Limits, MOST_PORTS, MacLimit, NetworkId, NetworkRules, Owner, PortId, PortRules,
+    Reach, ReservedMask, Role, Secret, Security, Station,
 };
 use crate::wire::{AnnouncementKey, HEADER_LEN, Mac};
 
@@ -45,6 +45,8 @@ pub(super) struct Port {
     unpinned: Box<[Mac]>,
     /// The sources that it allows, sorted.
     allowed: Box<[Mac]>,
+    /// The addresses of the other ports of its VM, on whichever network, where port security objects to them. Sorted.
+    of_siblings: Box<[Mac]>,
     /// What senders may be named above Ethernet, if that is asked for.
     pub(super) bindings: Option<Bindings>,
     /// The stretch of its network's members that a flood from here leaves out.
@@ -94,6 +96,19 @@ impl Port {
     #[inline]
     pub(super) fn allows(&self, source: Mac) -> bool {
         !self.is_picky || source == self.rules.mac || self.allowed.binary_search(&source).is_ok()
+    }
+}
+
+impl Port {
+    /// Whether an address is that of another port of its VM.
+    pub(super) fn is_of_sibling(&self, mac: Mac) -> bool {
+        self.of_siblings.binary_search(&mac).is_ok()
+    }
+
+    /// Whether this address may wander between the port and others that are allowed to use it too: somebody has said
+    /// that it may use it, or it is a way to the outside, and its VM neither loops nor storms.
+    pub(super) fn may_share(&self, mac: Mac) -> bool {
+        self.is_uplink() || self.is_picky && !self.rules.suspect && self.allows(mac)
     }
 }
 
@@ -172,6 +187,12 @@ impl Rules {
             table[place] = Some(Network::new(rules, &members));
         }
 
+        let mut of_vms: HashMap<Owner, Vec<Mac>> = HashMap::new();
+        for port in ports.iter().filter(|port| !port.is_uplink()) {
+            of_vms.entry(port.owner).or_default().push(port.mac);
+        }
+        of_vms.values_mut().for_each(|macs| macs.sort_unstable());
+
         let mut compiled: Vec<Option<Port>> = Vec::new();
         let mut branches = 0;
         let mut open = vec![PortId::NONE; MOST_PORTS];
@@ -214,6 +235,11 @@ impl Rules {
                 is_examined: is_picky || !unpinned.is_empty() || !(rules.pins || rules.is_uplink()),
                 unpinned: unpinned.into(),
                 allowed: allowed.into(),
+                of_siblings: if is_picky {
+                    of_vms.get(&rules.owner).cloned().unwrap_or_default().into()
+                } else {
+                    [].into()
+                },
                 bindings: match &rules.security {
                     Security::MacIp(bindings) => Some(Bindings::new(rules.mac, bindings)),
                     Security::Off | Security::Mac(_) => None,
@@ -421,7 +447,6 @@ impl Rules {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::switch::Owner;
     use crate::wire::Vid;
 
     fn network(index: u16) -> NetworkRules {

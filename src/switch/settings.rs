@@ -72,6 +72,9 @@ pub struct PortRules {
     /// Whether what it floods does not go to other ports of its VM on its network. Spanning tree does, and what is
     /// for a station that is known.
     pub splits: bool,
+    /// Whether its VM loops or storms now. Then no station may wander between it and other ports more often than between
+    /// any.
+    pub suspect: bool,
     /// Whether stations may wander between it and other ports of its VM on its network, which share them, as often
     /// as they like.
     pub shares_mac: bool,
@@ -102,6 +105,7 @@ impl PortRules {
             mac_limit: None,
             held: false,
             splits: false,
+            suspect: false,
             shares_mac: false,
             storm: PortStorm::default(),
             pack: None,

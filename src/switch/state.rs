@@ -9,7 +9,7 @@ use super::probes::Ears;
 use super::question::Question;
 use super::rules::Port;
 use super::spoofing::{SpoofedIp, Spoofing};
-use super::{Fdb, Foreign, Learned, Moving, PinReport, PortId, Returned, Rules, Secret, Seen, Station};
+use super::{Fdb, Foreign, Learned, Moving, PinReport, PortId, Returned, Rules, Secret, Seen, SiblingSource, Station};
 use crate::frame::BURST;
 use crate::time::Moment;
 use crate::wire::{Mac, ProbeKey};
@@ -21,6 +21,9 @@ pub struct Sighting {
     pub station: Station,
     /// The port.
     pub port: PortId,
+    /// When it was seen there. Of two updates for one station, the later one holds at every worker, in whatever order
+    /// they arrive.
+    pub at: Moment,
 }
 
 /// The rules, and what one worker remembers.
@@ -70,6 +73,9 @@ impl Switch {
     pub fn replace_rules(&mut self, rules: Arc<Rules>, now: Moment) -> Arc<Rules> {
         self.moves.note_opened(&self.rules, &rules, now);
         let old = std::mem::replace(&mut self.rules, rules);
+        // The stations of ports that are gone count no longer.
+        let ports = old.open().iter().zip(self.rules.open());
+        ports.filter(|(old, new)| old != new && **old != PortId::NONE).for_each(|(&old, _)| self.fdb.close(old));
         // Most stay as they are, also among the learned stations.
         self.fdb.unpin(old.pins().but(self.rules.pins()).map(|(station, _)| station));
         self.fdb.pin(self.rules.pins().but(old.pins()));
@@ -118,30 +124,65 @@ impl Switch {
         self.pin_reports.pending.drain(..)
     }
 
+    /// The ports that sent from the address of a sibling without being allowed to, since this was last asked: each once in
+    /// a second at most.
+    #[inline]
+    pub fn sibling_sources(&mut self) -> impl ExactSizeIterator<Item = SiblingSource> + '_ {
+        self.moves.siblings.found.drain(..)
+    }
+
     /// Whether control is to be told of something.
     #[inline]
     pub fn has_findings(&self) -> bool {
+        let Moves { moving, foreign, siblings, .. } = &self.moves;
         !(self.ears.returned.is_empty()
-            && self.moves.moving.is_empty()
-            && self.moves.foreign.is_empty()
+            && moving.is_empty()
+            && foreign.is_empty()
+            && siblings.found.is_empty()
             && self.spoofing.found.is_empty()
             && self.pin_reports.pending.is_empty())
     }
 
-    /// Notes what another worker saw. A move of a station counts here as well.
+    /// Applies what another worker saw. A move of a station counts here as well.
+    ///
+    /// The other worker may have seen it under other rules, and before or after this one saw the same station elsewhere.
+    /// So the rules in force here decide whether the port may have the station, and the times decide which of the two
+    /// places holds. Where this worker knows better, it says so.
     pub fn hear(&mut self, sighting: Sighting, now: Moment) {
-        if let Some(port) = self.rules.compiled(sighting.port) {
-            let hash = self.fdb.hash(sighting.station);
-            yield_place(&mut self.fdb, port);
-            note(&mut self.fdb, &mut self.moves, &self.rules, port, (sighting.station, hash), now);
+        let Sighting { station, port: id, at } = sighting;
+        let Some(port) = self.rules.compiled(id).filter(|port| port.is_open) else { return };
+        let hash = self.fdb.hash(station);
+        if !may_be_learned(&self.rules, port, station, hash) {
+            return;
+        }
+        let oldest = (now.secs() + 1).saturating_sub(port.ageing);
+        if let Some(known) = self.fdb.learned(station, hash)
+            && known.port != id
+            && known.seen >= oldest
+            && self.rules.is_open(known.port)
+        {
+            let known_at = self.moves.times.get(station, hash).max(Moment::from_secs(known.seen.into()));
+            if (known_at, known.port.bits()) > (at, id.bits()) {
+                if self.news.len() < BURST {
+                    self.news.push(Sighting { station, port: known.port, at: known_at });
+                }
+                return;
+            }
+        }
+        yield_place(&mut self.fdb, port);
+        match note(&mut self.fdb, &mut self.moves, &self.rules, port, (station, hash), at.secs(), now) {
+            Seen::Stays | Seen::Refused => {}
+            Seen::Known | Seen::Retell | Seen::New | Seen::Moved { .. } => self.moves.times.put(station, hash, at),
         }
     }
 
-    /// Learns what was known before the switch was started. Whatever has been seen since is right.
+    /// Learns what was known before the switch was started, as far as the rules allow it. Whatever has been seen since is
+    /// right.
     pub fn remember(&mut self, learned: Learned) {
         let Some(port) = self.rules.compiled(learned.port) else { return };
         let hash = self.fdb.hash(learned.station);
-        if learned.station.mac().is_station() && self.fdb.find(learned.station, hash, 0).is_none() {
+        if may_be_learned(&self.rules, port, learned.station, hash) && self.fdb.find(learned.station, hash, 0).is_none()
+        {
             yield_place(&mut self.fdb, port);
             self.fdb.see(learned.station, hash, learned.port, learned.seen, port.limits, port.ageing);
         }
@@ -175,20 +216,29 @@ impl Switch {
     }
 }
 
-/// Notes that a station was seen behind a port, unless it moves too often. An address that belongs to the port may
-/// always come back to it.
+/// Whether a station that was not seen in a frame here may be learned behind a port: it is on the port's network, port
+/// security lets it pass, and it is pinned nowhere.
+fn may_be_learned(rules: &Rules, port: &Port, station: Station, hash: u64) -> bool {
+    station.network() == port.rules.network
+        && station.mac().is_station()
+        && port.allows(station.mac())
+        && rules.pins().find(station, hash).is_none()
+}
+
+/// Notes that a station was seen behind a port, and when, in seconds; unless it moves too often. An address that
+/// belongs to the port may always come back to it.
 pub(super) fn note(
     fdb: &mut Fdb,
     moves: &mut Moves,
     rules: &Rules,
     port: &Port,
     (station, hash): (Station, u64),
+    seen: u32,
     now: Moment,
 ) -> Seen {
-    let seconds = now.secs();
-    let oldest = (seconds + 1).saturating_sub(port.ageing);
-    fdb.see_if((station, hash), port.rules.id, seconds, port.limits, port.ageing, |learned| {
-        port.claims(station.mac()) || moves.allow(rules, learned, hash, oldest, &port.rules, now)
+    let oldest = (now.secs() + 1).saturating_sub(port.ageing);
+    fdb.see_if((station, hash), port.rules.id, seen, port.limits, port.ageing, |learned| {
+        port.claims(station.mac()) || moves.allow(rules, learned, hash, oldest, port, now)
     })
 }
 

@@ -340,40 +340,58 @@ impl Worker {
         }
     }
 
-    /// Takes in what other workers have sent: at most a burst of frames and a few sightings of each.
+    /// Takes in what other workers have sent: of each, the frames that stood in its ring when this began, which the size
+    /// of the ring bounds, and a few sightings. A worker may send for many ports of its own, so a burst for each worker
+    /// would be less than a burst for each port.
     fn hear_peers(&mut self, now: Moment) -> usize {
         let mut heard = 0;
         for worker in 0..self.peers.len() {
             let Some(peer) = &mut self.peers[worker] else { continue };
-            let sightings = peer.sightings_in.slots().min(HEARD);
+            let (sightings, mut frames) = (peer.sightings_in.slots().min(HEARD), peer.parcels_in.slots());
             if let Ok(chunk) = peer.sightings_in.read_chunk(sightings) {
                 chunk.into_iter().for_each(|sighting| self.switch.hear(sighting, now));
             }
-            let mut addresses = [None; BURST];
-            for address in &mut addresses {
-                if self.batch.is_full() {
-                    break;
+            heard += sightings + frames;
+            while frames > 0 {
+                frames -= self.accept_burst(worker, frames).min(frames);
+                if frames > 0 {
+                    // A device takes one burst at a time, as if it came from a queue.
+                    self.exhale();
                 }
-                let Ok(parcel) = peer.parcels_in.pop() else { break };
-                *address = Some(parcel.address);
-                self.batch.push(parcel.frame);
-                self.batch.set_priority(self.batch.len() - 1, parcel.priority);
             }
-            let frames = self.batch.len();
-            if frames > 0 {
-                let seen_to = self.outbox(|outbox, _| {
-                    for (index, address) in addresses.into_iter().flatten().enumerate() {
-                        outbox.accept(index, address);
-                    }
-                });
-                self.end_burst(&seen_to);
-            }
-            heard += frames + sightings;
         }
+        // What was heard may be known better here.
+        self.tell_peers();
         if self.switch.has_findings() {
             self.tell_findings();
         }
         heard
+    }
+
+    /// Sends on at most a burst, and at most `most`, of the frames that a worker has sent. Returns how many there were.
+    fn accept_burst(&mut self, worker: usize, most: usize) -> usize {
+        let mut addresses = [None; BURST];
+        let Some(peer) = &mut self.peers[worker] else { return most };
+        for address in addresses.iter_mut().take(most) {
+            if self.batch.is_full() {
+                break;
+            }
+            let Ok(parcel) = peer.parcels_in.pop() else { break };
+            *address = Some(parcel.address);
+            self.batch.push(parcel.frame);
+            self.batch.set_priority(self.batch.len() - 1, parcel.priority);
+        }
+        let frames = self.batch.len();
+        if frames == 0 {
+            return most;
+        }
+        let seen_to = self.outbox(|outbox, _| {
+            for (index, address) in addresses.into_iter().flatten().enumerate() {
+                outbox.accept(index, address);
+            }
+        });
+        self.end_burst(&seen_to);
+        frames
     }
 
     /// Passes on to all other workers what was learned from the last burst.
@@ -399,6 +417,7 @@ impl Worker {
         self.switch.foreign().for_each(|foreign| tell(Finding::Foreign(foreign)));
         self.switch.spoofed().for_each(|spoofed| tell(Finding::SpoofedIp(spoofed)));
         self.switch.pin_reports().for_each(|(report, at)| tell(Finding::Pin(report, at)));
+        self.switch.sibling_sources().for_each(|source| tell(Finding::SiblingSource(source)));
         self.counters.findings_lost.add(lost);
     }
 

@@ -9,7 +9,7 @@ use crossbeam::queue::ArrayQueue;
 use futures_util::task::AtomicWaker;
 use tokio::sync::mpsc::error::TryRecvError;
 
-use crate::switch::{Foreign, Moving, PinReport, Returned, SpoofedIp};
+use crate::switch::{Foreign, Moving, PinReport, Returned, SiblingSource, SpoofedIp};
 use crate::time::Moment;
 
 /// Findings on their way to control, at most. Behind these they are counted and lost.
@@ -28,6 +28,8 @@ pub enum Finding {
     SpoofedIp(SpoofedIp),
     /// A frame says where a station is that is pinned to a port, or is to be; and when it came.
     Pin(PinReport, Moment),
+    /// A port has sent from the address of a sibling, and may not.
+    SiblingSource(SiblingSource),
 }
 
 #[derive(Debug)]

@@ -246,3 +246,29 @@ fn of_frames_that_come_fast_for_a_while_several_are_taken_at_once() {
         .collect();
     assert!(heaps.len() < 600 && heaps.iter().sum::<usize>() >= 1995, "{heaps:?}");
 }
+
+/// Each of 32 ports at one worker sends to a port at another one, many times as much as a burst together: nothing is
+/// left behind in the ring between the two.
+#[test]
+fn many_ports_at_another_worker_are_read_like_those_at_this_one() {
+    const PORTS: usize = 32;
+    let plugs: Vec<_> = (0..2 * PORTS as u32).map(|owner| Plug::new(0, owner)).collect();
+    for memory in [Memory::Owned, Memory::Lent] {
+        let mut lab = Lab::new(Setup { workers: 2, slots: 8192, ..setup(memory) }, &plugs);
+        // Those with an even number are at worker 0, the others at worker 1.
+        for turn in 1..=40 {
+            for port in 0..PORTS {
+                let bytes = frame(mac(2 * port + 1), mac(2 * port), 0x88b5, &[7; 46]);
+                put(&mut lab, 2 * port, &bytes, 16);
+            }
+            lab.step();
+            lab.ends.iter_mut().for_each(End::discard);
+            for port in 0..PORTS {
+                assert_eq!(lab.sum(2 * port + 1, |c| c.tx_frames.get()), turn * 16, "to port {port}");
+            }
+        }
+        assert_eq!(lab.total(|c| c.drops_out.total()), 0);
+        lab.check_ledger();
+        lab.end();
+    }
+}

@@ -25,4 +25,5 @@ mod shedding;
 mod stations;
 mod storms;
 mod trunks;
+mod updates;
 mod uplinks;

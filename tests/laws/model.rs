@@ -38,9 +38,19 @@ struct Model {
     reserved: u16,
     /// By network and address: behind which port, and when it was last seen.
     learned: HashMap<(u16, Address), (usize, u64)>,
-    /// When each moved that way: among ports of one VM, and otherwise.
-    moves: HashMap<(u16, Address, bool), Vec<u64>>,
+    /// When each moved that way.
+    moves: HashMap<(u16, Address, Line), Vec<u64>>,
     now: u64,
+}
+
+/// Between which ports an address moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Line {
+    /// Of one VM.
+    Siblings,
+    /// Both are allowed to use it.
+    Allowed,
+    All,
 }
 
 impl Model {
@@ -165,9 +175,16 @@ impl Model {
         if from.0 == to.0 || is_gone || are_siblings && to.1.shares_mac {
             return true;
         }
-        let time = if are_siblings { 1 } else { 180 };
-        let moves = self.moves.entry((network, source, are_siblings)).or_default();
-        let may = moves.iter().filter(|&&at| self.now - at < time).count() < 4;
+        // Who is allowed to use an address that others are allowed to use as well may do so more often.
+        let is_picky = from.1.security != Security::Off && to.1.security != Security::Off;
+        let are_allowed = is_picky && self.lists(from.0, source) && self.lists(to.0, source);
+        let (line, free, time) = match (are_siblings, are_allowed) {
+            (true, _) => (Line::Siblings, 4, 1),
+            (false, true) => (Line::Allowed, 32, 1),
+            (false, false) => (Line::All, 4, 180),
+        };
+        let moves = self.moves.entry((network, source, line)).or_default();
+        let may = moves.iter().filter(|&&at| self.now - at < time).count() < free;
         if may {
             moves.push(self.now);
         }

@@ -107,6 +107,104 @@ fn a_shared_address_may_fail_over() {
     }
 }
 
+/// Ports of two VMs with an address of a VRRP group in the pairs of both, and one of a third.
+fn virtual_router(wires: &[Wire]) -> (Mac, Vec<Lab>) {
+    let router = Mac::from_bits(0x0000_5e00_01c6);
+    let mut plugs = plugs(&[0, 1, 2]);
+    for plug in &mut plugs[..2] {
+        plug.security = Security::Mac([router].into());
+    }
+    (router, labs(&plugs, wires).collect())
+}
+
+/// A backup that starts speaks from the group's address as well, and the master's adverts win (RFC 9568, 8.1.2).
+#[test]
+fn an_address_allowed_at_both_ports_moves_as_often_as_masters_change() {
+    let (router, labs) = virtual_router(&[]);
+    for mut lab in labs {
+        for _ in 0..60 {
+            for (to, pause) in [(0, 200), (1, 30), (0, 1), (1, 800)] {
+                assert!(speaks(&mut lab, to, router));
+                assert_eq!(reached(&mut lab, 2, router, mac(2)), [to]);
+                lab.pass(Duration::from_millis(pause));
+            }
+        }
+        done(lab);
+    }
+}
+
+/// Another member of the group is on another host.
+#[test]
+fn an_address_that_ports_share_with_an_uplink_moves_as_often() {
+    let (router, labs) = virtual_router(&[Wire::new(&[(0, 0)])]);
+    for mut lab in labs {
+        lab.pass(Duration::from_secs(100)); // the ports have arrived
+        for _ in 0..20 {
+            for to in [0, 3, 1] {
+                assert!(speaks(&mut lab, to, router));
+                lab.pass(Duration::from_millis(100));
+            }
+        }
+        done(lab);
+    }
+}
+
+/// Frames that go round move their source with each turn.
+#[test]
+fn an_address_allowed_at_both_ports_is_contained_at_the_rate_of_a_loop() {
+    let (router, labs) = virtual_router(&[]);
+    for mut lab in labs {
+        assert!(speaks(&mut lab, 0, router));
+        for turn in 1..=32 {
+            assert!(speaks(&mut lab, turn % 2, router), "move {turn}");
+            lab.pass(Duration::from_millis(10));
+        }
+        assert!(!speaks(&mut lab, 1, router));
+        assert_eq!(lab.found(), [moving(&lab, router, 0, 1)]);
+        done(lab);
+    }
+}
+
+/// Where control knows of a loop or a storm, four moves are enough for these addresses as well.
+#[test]
+fn a_suspect_does_not_share_an_address() {
+    for suspect in [0, 1] {
+        let (router, labs) = virtual_router(&[]);
+        for mut lab in labs {
+            let id = lab.ports[suspect];
+            lab.change_ports(|all| all.iter_mut().filter(|port| port.id == id).for_each(|port| port.suspect = true));
+            for to in [0, 1, 0, 1, 0] {
+                assert!(speaks(&mut lab, to, router));
+                lab.pass(Duration::from_secs(10));
+            }
+            assert!(!speaks(&mut lab, 1, router));
+            assert_eq!(lab.found(), [moving(&lab, router, 0, 1)]);
+            lab.change_ports(|all| all.iter_mut().for_each(|port| port.suspect = false));
+            assert!(speaks(&mut lab, 1, router), "as soon as it is none");
+            done(lab);
+        }
+    }
+}
+
+/// Without port security nobody said which addresses a port may use.
+#[test]
+fn a_port_without_security_is_allowed_no_address() {
+    let router = Mac::from_bits(0x0000_5e00_01c6);
+    let mut plugs = plugs(&[0, 1, 2]);
+    for plug in &mut plugs[1..] {
+        plug.security = Security::Mac([router].into());
+    }
+    for mut lab in labs(&plugs, &[]) {
+        for to in [0, 1, 0, 1, 0] {
+            assert!(speaks(&mut lab, to, router));
+            lab.pass(Duration::from_secs(10));
+        }
+        assert!(!speaks(&mut lab, 1, router));
+        assert_eq!(lab.found(), [moving(&lab, router, 0, 1)]);
+        done(lab);
+    }
+}
+
 /// The bond of a guest over two of its ports fails over 20 times in a minute.
 #[test]
 fn siblings_have_a_line_of_their_own() {

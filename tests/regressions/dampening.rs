@@ -1,1 +1,164 @@
-//! MAC-move dampening never works against a port that may use the address.
+//! Addresses that move: when that is normal, and what is said where it is not.
+
+use serde_json::Value;
+use vifswitch::wire::Mac;
+
+use crate::host::daemon::{Daemon, Vif};
+use crate::host::nic::{Nic, experiment, frame};
+use crate::host::rig::{On, guests};
+use crate::host::{Space, await_that};
+
+/// The virtual router of VRRP group 198 (RFC 9568, 7.3).
+const ROUTER: Mac = Mac::from_bits(0x0000_5e00_01c6);
+
+const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
+
+/// A client and two routers; those may use the address of the group.
+struct Scene {
+    daemon: Daemon,
+    vifs: Vec<Vif>,
+    nics: Vec<Nic>,
+    _spaces: Vec<Space>,
+}
+
+impl Scene {
+    /// The keys of the two routers.
+    fn new(keys: [&str; 2]) -> Option<Scene> {
+        let (spaces, mut vifs) = guests(&["a", "b", "c"], &[On::Tap], 1500)?;
+        for (vif, keys) in vifs[1..].iter_mut().zip(keys) {
+            vif.more = keys.into();
+        }
+        let daemon = Daemon::over(&vifs);
+        vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+        let nics = spaces.iter().zip(&vifs).map(|(space, vif)| Nic::new(space, &vif.name)).collect();
+        Some(Scene { daemon, vifs, nics, _spaces: spaces })
+    }
+
+    /// A router sends a multicast frame, which the client receives.
+    fn speaks(&self, router: usize, frame: &[u8]) {
+        self.nics[router].send(frame);
+        await_that("the frame of a router", || self.nics[0].rest().iter().any(|came| came == frame).then_some(()));
+    }
+
+    /// Where the address of the group is, and how it is known.
+    fn place(&self) -> (String, String) {
+        let stations: Value = self.daemon.get("/v1/fdb");
+        let of = |station: &&Value| station["mac_address"] == ROUTER.to_string();
+        let station = stations.as_array().unwrap().iter().find(of).expect("it is known").clone();
+        (station["port_id"].as_str().unwrap().into(), station["kind"].as_str().unwrap().into())
+    }
+
+    /// The text of each event whose kind says so.
+    fn told(&self, kinds: &[&str]) -> Vec<Value> {
+        let events = self.daemon.page("/v1/events");
+        let events = events.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter(|event| kinds.contains(&event["kind"].as_str().unwrap_or_default())).collect()
+    }
+}
+
+const DAMPENED: [&str; 2] = ["mac_freeze", "mac_dampened"];
+
+fn pairs() -> String {
+    format!("allowed_address_pairs = [{{ mac_address = \"{ROUTER}\" }}]")
+}
+
+/// What the master sends each second, and what the kernel of a backup sends from the same address when it starts.
+fn advert(number: u8) -> Vec<u8> {
+    let payload = [&[0x45, 0xc0, 0, 0x28, 0, number, 0, 0, 0xff, 0x70, 0, 0, 10, 5, 0, 2, 224, 0, 0, 18][..], &[0; 26]];
+    frame(Mac::new([0x01, 0, 0x5e, 0, 0, 0x12]), ROUTER, IPV4, &payload.concat())
+}
+
+fn of_a_backup(number: u8) -> Vec<u8> {
+    let payload = [&[0x60, 0, 0, 0, 0, 0, 59, 255][..], &[0; 32], &[number], &[0; 10]];
+    frame(Mac::new([0x33, 0x33, 0, 0, 0, 0x16]), ROUTER, IPV6, &payload.concat())
+}
+
+#[test]
+fn a_virtual_address_follows_the_master_while_a_backup_starts() {
+    let Some(scene) = Scene::new([&pairs(), &pairs()]) else { return };
+    scene.speaks(1, &advert(0));
+    scene.speaks(2, &advert(1)); // now c is the master, and b starts as a backup
+    for number in 2..8 {
+        scene.speaks(1, &of_a_backup(number));
+        scene.speaks(2, &advert(number));
+    }
+    assert_eq!(scene.place(), ("port-3".into(), "learned".into()));
+    let hello = experiment(ROUTER, scene.vifs[0].mac, b"to the master");
+    scene.nics[0].send(&hello);
+    await_that("a frame to the master", || scene.nics[2].rest().contains(&hello).then_some(()));
+    assert!(!scene.nics[1].rest().contains(&hello), "the backup gets none");
+    assert_eq!(scene.told(&DAMPENED), Vec::<Value>::new());
+}
+
+/// Nobody said which addresses a port without security may use, so that it can take none from another one.
+#[test]
+fn a_port_without_security_takes_no_virtual_address_by_moving_it() {
+    let Some(scene) = Scene::new([&pairs(), "port_security = \"off\""]) else { return };
+    // The address is pinned to the only port that is allowed to use it.
+    scene.speaks(1, &advert(0));
+    scene.nics[2].send(&advert(1));
+    let refused =
+        || scene.daemon.drops(&scene.vifs[2], "foreign_source") + scene.daemon.drops(&scene.vifs[2], "spoofed_mac");
+    await_that("a frame of the other one to be refused", || (refused() > 0).then_some(()));
+    assert_eq!(scene.place().0, "port-2");
+}
+
+/// A VM that storms is held to four moves, as are all addresses that nobody is allowed to use.
+#[test]
+fn a_virtual_address_is_dampened_where_a_port_storms() {
+    let storm = "storm = { broadcast = { pps = 10, burst = 10 } }";
+    let Some(scene) = Scene::new([&format!("{}\n{storm}", pairs()), &pairs()]) else { return };
+    scene.speaks(1, &advert(0));
+    let noise = experiment(Mac::BROADCAST, scene.vifs[1].mac, &[7; 46]);
+    let mut number = 0;
+    let event = await_that("it is dampened", || {
+        (0..40).for_each(|_| scene.nics[1].send(&noise));
+        for router in [2, 1] {
+            scene.nics[router].send(&advert(number));
+            number = number.wrapping_add(1);
+        }
+        scene.told(&DAMPENED).pop()
+    });
+    assert_eq!(event["mac"], ROUTER.to_string(), "{event:#}");
+    assert_eq!(scene.place().0, "port-3", "at the one that does not storm");
+}
+
+/// LACP of the second leg of a bond has the address of the first one.
+#[test]
+fn the_second_leg_of_a_bond_is_named_with_the_key_that_allows_it() {
+    // On one network and on two.
+    for network in ["net1", "net2"] {
+        let Some((spaces, mut vifs)) = guests(&["a", "a"], &[On::Tap], 1500) else { return };
+        vifs[1] = vifs[1].clone().on(network);
+        let daemon = Daemon::with("", &[("net1", 1500), ("net2", 1500)], &vifs);
+        vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+        let leg = Nic::new(&spaces[1], &vifs[1].name);
+        let lacp = frame(Mac::new([0x01, 0x80, 0xc2, 0, 0, 2]), vifs[0].mac, 0x8809, &[1; 46]);
+        let told = || -> Vec<Value> {
+            let events = daemon.page("/v1/events");
+            let events = events.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            events.filter(|event| event["text"].as_str().unwrap_or_default().contains("share_mac")).collect()
+        };
+        for _ in 0..100 {
+            leg.send(&lacp);
+        }
+        let event = await_that("an event that names the key", || told().pop());
+        assert_eq!(event["vm"], "a", "{event:#}");
+        assert_eq!(event["ports"], serde_json::json!(["port-2", "port-1"]), "{event:#}");
+        assert_eq!(event["mac"], vifs[0].mac.to_string(), "{event:#}");
+        // However often it happens, it is told once.
+        for _ in 0..100 {
+            leg.send(&lacp);
+        }
+        let refused = || daemon.drops(&vifs[1], "spoofed_source");
+        await_that("all of them to be refused", || (refused() == 200).then_some(()));
+        assert_eq!(told().len(), 1);
+        // What the event says helps.
+        let pair = format!("allowed_address_pairs=[{{ mac_address = \"{}\" }}]", vifs[0].mac);
+        daemon.done(&["set", "port-2", &pair], "");
+        leg.send(&frame(Mac::BROADCAST, vifs[0].mac, 0x88b5, &[1; 46]));
+        await_that("one of them to pass", || (daemon.port(&vifs[1]).counts.flooded > 0).then_some(()));
+        assert_eq!(refused(), 200);
+    }
+}

@@ -27,10 +27,10 @@
 //! room, so that for most frames one table says all.
 
 mod lists;
-mod pinned;
-mod places;
 #[cfg(test)]
 mod model;
+mod pinned;
+mod places;
 #[cfg(test)]
 mod tests;
 

@@ -268,7 +268,11 @@ fn run(random: &mut Random, operations: u64) {
                     (station, (PortId::new((number % 4) as u16, 0), random.one_in(2)))
                 };
                 model.pins = (0..6).map(pin).collect();
-                let pins: Vec<_> = model.pins.iter().map(|(&station, &(port, is_frozen))| (station, Pin { port, is_frozen })).collect();
+                let pins: Vec<_> = model
+                    .pins
+                    .iter()
+                    .map(|(&station, &(port, is_frozen))| (station, Pin { port, is_frozen }))
+                    .collect();
                 table.pin(pins.into_iter());
                 let pinned: Vec<Station> = model.pins.keys().copied().collect();
                 pinned.into_iter().for_each(|station| model.remove(station));

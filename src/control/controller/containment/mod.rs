@@ -10,11 +10,13 @@
 //!   telling    events
 //!   keeping    over a restart
 //!   showing    what is shown of all this
+//!   siblings   ports that use the address of a sibling, and how to allow it
 //! ```
 
 mod keeping;
 mod probing;
 mod showing;
+mod siblings;
 mod telling;
 mod watching;
 
@@ -53,11 +55,15 @@ pub struct Containment {
     ends: HashMap<PortId, End>,
     ids: HashMap<End, PortId>,
     probed: Vec<Probed>,
+    /// Networks with a port that may use more than its own address.
+    with_pairs: HashSet<String>,
     book: Book,
     freezes: Freezes,
     moving: Vec<Moving>,
     watch: Watch,
     refusals: Refusals,
+    /// The addresses of siblings that ports were refused.
+    sibling_sources: Refusals,
     /// What storm limits refused at the last turn.
     refused: HashMap<End, Refused>,
     disabled: BTreeMap<End, Disabled>,
@@ -78,11 +84,13 @@ impl Containment {
             ends: HashMap::new(),
             ids: HashMap::new(),
             probed: Vec::new(),
+            with_pairs: HashSet::new(),
             book: Book::default(),
             freezes: Freezes::default(),
             moving: Vec::new(),
             watch: Watch::default(),
             refusals: Refusals::default(),
+            sibling_sources: Refusals::default(),
             refused: HashMap::new(),
             disabled: BTreeMap::new(),
             in_force: Measures::default(),
@@ -118,8 +126,11 @@ impl Containment {
             let splits = |vm: &String| measures.splits.contains(&(vm.clone(), end.network.clone()));
             !measures.splits.is_empty() && end.vm.as_ref().is_some_and(splits)
         });
+        let suspects = self.ends.iter().filter(|(_, end)| self.with_pairs.contains(&end.network));
+        let suspects = suspects.map(|(&id, _)| id).filter(|&id| self.is_suspect(id));
         Measures {
             held,
+            suspects: suspects.collect(),
             splits: splits.map(|(&id, _)| id).collect(),
             frozen: self.freezes.iter().map(|(station, freeze)| (station, freeze.at)).collect(),
         }
@@ -161,10 +172,13 @@ impl Controller {
         containment.ids = ends.iter().map(|(id, end, _)| (end.clone(), *id)).collect();
         containment.ends = ends.into_iter().map(|(id, end, _)| (id, end)).collect();
         containment.probed = probing::probed(&self.config, &self.ports);
+        let with_pairs = self.config.ports().filter(|(_, port)| !port.allowed_address_pairs.is_empty());
+        containment.with_pairs = with_pairs.map(|(_, port)| port.network_id.clone()).collect();
         containment.disabled.retain(|end, _| containment.layout.has(end));
         let ends = &containment.ends;
         containment.watch.keep(|id| ends.contains_key(&id));
         containment.refusals.keep(|id| ends.contains_key(&id));
+        containment.sibling_sources.keep(|id| ends.contains_key(&id));
         containment.freezes.look(|id| ends.contains_key(&id), time::now());
         containment.resume();
         containment.in_force = containment.wanted();
@@ -199,6 +213,7 @@ impl Controller {
                 Finding::Foreign(foreign) => self.containment.watch.note_foreign(foreign),
                 Finding::SpoofedIp(spoofed) => self.note_spoofed_ip(spoofed, now),
                 Finding::Pin(report, at) => pins.push((report, at)),
+                Finding::SiblingSource(source) => self.note_sibling_source(source, now),
             }
             next = self.containment.findings.try_recv().ok();
         }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use tracing::{info, warn};
 
 use super::keeping::clocks;
+use super::siblings::remedy;
 use super::watching::{Class, Disabled, Who};
 use super::{Containment, Controller};
 use crate::control::config::{Port, StormAction, StormLimit};
@@ -197,12 +198,13 @@ impl Controller {
         let mac = station.mac().to_string();
         let text = format!(
             "station {mac} on network {:?} moves to and fro between {} and {}: it stays at {} for {}, and is not heard from \
-             anywhere else",
+             anywhere else{}",
             at.network,
             named(at),
             named(from),
             named(at),
             span(freeze.until.since(freeze.since)),
+            remedy(at, from),
         );
         warn!(mac, network = at.network, "mac_freeze: {text}");
         let event = Event {
