@@ -88,6 +88,7 @@ fn the_example_means_what_it_says() {
         allowed_address_pairs: vec![],
         unknown_unicast: UnknownUnicast::Deliver,
         promiscuous: false,
+        mac_learning: true,
         mac_limit: None,
         storm: Storm::default(),
         activation: Activation::Immediate,
@@ -107,6 +108,7 @@ fn the_example_means_what_it_says() {
                 id: "fw-3".to_string(),
                 storm: Storm::default(),
                 share_mac: false,
+                sibling_split_horizon: false,
                 ports: vec![
                     Port {
                         allowed_address_pairs: vec![AddressPair { mac: "00:00:5e:00:01:01".parse().ok(), ip: None }],
@@ -132,6 +134,7 @@ fn the_example_means_what_it_says() {
                 id: "client".to_string(),
                 storm: Storm::default(),
                 share_mac: false,
+                sibling_split_horizon: false,
                 ports: vec![Port {
                     fixed_ips: vec!["10.5.0.1".parse().unwrap()],
                     ip_allocation: IpAllocation::Immediate,

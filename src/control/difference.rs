@@ -56,13 +56,8 @@ fn vms(old: &Config, new: &Config, told: &mut Vec<String>) {
     for vm in &new.vms {
         match before.get(vm.id.as_str()) {
             None => told.push(format!("VM {:?} is new", vm.id)),
-            Some(was) if (was.storm, was.share_mac) != (vm.storm, vm.share_mac) => {
-                let own = |vm: &Vm| {
-                    keys(
-                        &Vm { id: vm.id.clone(), storm: vm.storm, share_mac: vm.share_mac, ports: Vec::new() }
-                            .to_written(),
-                    )
-                };
+            Some(was) if was.settings() != vm.settings() => {
+                let own = |vm: &Vm| keys(&vm.settings().vm(vm.id.clone(), Vec::new()).to_written());
                 told.extend(
                     otherwise(&own(was), &own(vm))
                         .map(|(key, was, is)| format!("VM {:?}: {key} was {was} and is {is}", vm.id)),

@@ -6,7 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use super::config::{Config, Network, Port, Storm, Uplink, Vm};
+use super::config::{Config, Network, Port, Uplink, Vm, VmSettings};
 use super::lines::lines;
 use super::seats;
 use crate::device::{Settings, packet, xdp};
@@ -52,10 +52,8 @@ pub enum Step {
     PutVm {
         /// The VM.
         vm: String,
-        /// What it may send to everybody.
-        storm: Storm,
-        /// Whether its ports may use one source in turns.
-        share_mac: bool,
+        /// What is said of it.
+        settings: VmSettings,
     },
     /// This uplink stays and is otherwise: it, or a network that it carries.
     ChangeUplink {
@@ -212,6 +210,7 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
         // into another network, is not there any more.
         let forget = vm != vm_before
             || port.network_id != before.network_id
+            || before.mac_learning && !port.mac_learning
             || before.admin_state_up && !port.admin_state_up
             || before.subport() != port.subport()
             || matches!(device, DeviceStep::Reopen { .. });
@@ -239,8 +238,8 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
     let unsaid = Vm::default();
     steps.extend(new.vms.iter().filter_map(|vm| {
         let was = vms_before.get(vm.id.as_str()).copied().unwrap_or(&unsaid);
-        let (storm, share_mac) = (vm.storm, vm.share_mac);
-        ((was.storm, was.share_mac) != (storm, share_mac)).then(|| Step::PutVm { vm: vm.id.clone(), storm, share_mac })
+        let settings = vm.settings();
+        (was.settings() != settings).then(|| Step::PutVm { vm: vm.id.clone(), settings })
     }));
     steps.extend(uplink_steps(old, new));
     steps.extend(
@@ -340,8 +339,7 @@ pub fn apply(plan: &Plan, config: &Config) -> Config {
     let mut networks: HashMap<&str, &Network> = networks(config);
     let mut ports: HashMap<&str, &Port> = ports(config).into_iter().map(|(id, (_, port))| (id, port)).collect();
     let mut uplinks: HashMap<&str, &Uplink> = uplinks(config);
-    let mut vms: HashMap<&str, (Storm, bool)> =
-        config.vms.iter().map(|vm| (vm.id.as_str(), (vm.storm, vm.share_mac))).collect();
+    let mut vms: HashMap<&str, VmSettings> = config.vms.iter().map(|vm| (vm.id.as_str(), vm.settings())).collect();
     for step in &plan.steps {
         match step {
             Step::Close(port) => drop(ports.remove(port.as_str())),
@@ -350,16 +348,13 @@ pub fn apply(plan: &Plan, config: &Config) -> Config {
             Step::RemoveNetwork(network) => drop(networks.remove(network.as_str())),
             Step::PutNetwork(network) => drop(networks.insert(&network.id, network)),
             Step::Change { port, .. } | Step::Open { port, .. } => drop(ports.insert(&port.port_id, port)),
-            Step::PutVm { vm, storm, share_mac } => drop(vms.insert(vm, (*storm, *share_mac))),
+            Step::PutVm { vm, settings } => drop(vms.insert(vm, *settings)),
             Step::Arrange(_) => {}
         }
     }
     let order = Order::of(config).after(&plan.steps);
     let listed = |ids: Vec<String>| ids.iter().filter_map(|id| ports.get(id.as_str()).copied().cloned()).collect();
-    let vm = |(id, ids): (String, Vec<String>)| {
-        let (storm, share_mac) = vms.get(id.as_str()).copied().unwrap_or_default();
-        Vm { id, storm, share_mac, ports: listed(ids) }
-    };
+    let vm = |(id, ids): (String, Vec<String>)| vms.get(id.as_str()).copied().unwrap_or_default().vm(id, listed(ids));
     Config {
         switch: config.switch.clone(),
         networks: order.networks.iter().filter_map(|id| networks.get(id.as_str()).copied().cloned()).collect(),
@@ -432,13 +427,13 @@ mod tests {
                     Step::PutNetwork(network) => {
                         prop_assert_ne!(below_before.get(network.id.as_str()), Some(&&network));
                     }
-                    Step::PutVm { vm, storm, share_mac } => {
+                    Step::PutVm { vm, settings } => {
                         let of = |config: &Config| {
                             let found = config.vms.iter().find(|known| known.id == vm);
-                            found.map(|vm| (vm.storm, vm.share_mac))
+                            found.map(Vm::settings)
                         };
-                        prop_assert_eq!(of(&new), Some((storm, share_mac)));
-                        prop_assert_ne!(of(&old).unwrap_or_default(), (storm, share_mac));
+                        prop_assert_eq!(of(&new), Some(settings));
+                        prop_assert_ne!(of(&old).unwrap_or_default(), settings);
                     }
                     Step::Arrange(order) => prop_assert_eq!(order, Order::of(&new)),
                 }

@@ -68,6 +68,7 @@ impl Report<'_> {
             port_security: wanted.port_security.name().into(),
             unknown_unicast: wanted.unknown_unicast.name().into(),
             promiscuous: wanted.promiscuous,
+            mac_learning: wanted.mac_learning,
             activation: wanted.activation.name().into(),
             pinned: port.seat.names(self.config).admin_up && self.activations.pins(wanted),
             mac_limit: wanted.mac_limit.map(|limit| limit.stations),

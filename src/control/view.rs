@@ -127,6 +127,10 @@ pub struct PortView {
     pub unknown_unicast: String,
     /// Whether it gets a copy of every frame that is forwarded on its network.
     pub promiscuous: bool,
+    /// Whether sources are learned behind it.
+    #[serde(default)]
+    #[schema(required = true)]
+    pub mac_learning: bool,
     /// `immediate` or `first-frame`: since when its addresses are pinned to it.
     #[serde(default)]
     #[schema(required = true)]

@@ -137,10 +137,10 @@ impl Judge<'_> {
         // 6. and 7. guard, port security; a port's own pin passes both and need not be learned
         let mut learn = false;
         if q.source != port.pinned {
-            learn = true;
+            learn = port.rules.learns;
             if port.is_examined || self.rules.pins().may_hold(q.source_hash) {
                 match self.examine(q, index) {
-                    Ok(is_pinned) => learn = !is_pinned,
+                    Ok(is_pinned) => learn &= !is_pinned,
                     Err(reason) => return Verdict::Drop(reason),
                 }
             }

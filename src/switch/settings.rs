@@ -64,6 +64,9 @@ pub struct PortRules {
     pub unknown_unicast: bool,
     /// Whether it gets a copy of every frame that is forwarded on its network.
     pub promiscuous: bool,
+    /// Whether the sources of its frames are learned. Where they are not, they stay where they are known, if they are,
+    /// and do not move.
+    pub learns: bool,
     /// How many stations may be learned behind it. `None`: as many as behind every port of its network, and the
     /// newest displaces the oldest.
     pub mac_limit: Option<MacLimit>,
@@ -102,6 +105,7 @@ impl PortRules {
             reach: Reach::Own,
             unknown_unicast: true,
             promiscuous: false,
+            learns: true,
             mac_limit: None,
             held: false,
             splits: false,

@@ -219,7 +219,8 @@ impl Switch {
 /// Whether a station that was not seen in a frame here may be learned behind a port: it is on the port's network, port
 /// security lets it pass, and it is pinned nowhere.
 fn may_be_learned(rules: &Rules, port: &Port, station: Station, hash: u64) -> bool {
-    station.network() == port.rules.network
+    port.rules.learns
+        && station.network() == port.rules.network
         && station.mac().is_station()
         && port.allows(station.mac())
         && rules.pins().find(station, hash).is_none()

@@ -110,6 +110,7 @@ impl Views {
             port_security: "mac".into(),
             unknown_unicast: "deliver".into(),
             promiscuous: true,
+            mac_learning: true,
             activation: "immediate".into(),
             pinned: true,
             mac_limit: Some(16),

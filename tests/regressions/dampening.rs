@@ -162,3 +162,106 @@ fn the_second_leg_of_a_bond_is_named_with_the_key_that_allows_it() {
         assert_eq!(refused(), 200);
     }
 }
+
+/// The ring of HSR (IEC 62439-3): each node sends a frame both ways, and passes on what comes by one of its ports to the
+/// other. So on each network between two nodes the same source arrives from both sides.
+struct Ring {
+    daemon: Daemon,
+    vifs: Vec<Vif>,
+    nics: Vec<Nic>,
+    _spaces: Vec<Space>,
+}
+
+/// Behind the first node.
+const SOURCE: Mac = Mac::from_bits(0x0a00_0000_0001);
+const DESTINATION: Mac = Mac::from_bits(0x0a00_0000_0002);
+
+/// By which port a frame leaves a node and by which it comes to the next one, all the way round.
+const ROUND: [[(usize, usize); 3]; 2] = [[(1, 2), (3, 4), (5, 0)], [(0, 5), (4, 3), (2, 1)]];
+
+impl Ring {
+    fn new() -> Option<Ring> {
+        let (spaces, mut vifs) = guests(&["a", "a", "b", "b", "c", "c"], &[On::Tap], 1500)?;
+        let networks = ["net1", "net2", "net2", "net3", "net3", "net1"];
+        for (vif, network) in vifs.iter_mut().zip(networks) {
+            *vif = Vif { more: "port_security = \"off\"".into(), ..vif.clone().on(network) };
+        }
+        let daemon = Daemon::with("", &[("net1", 1500), ("net2", 1500), ("net3", 1500)], &vifs);
+        vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+        let nics = spaces.iter().zip(&vifs).map(|(space, vif)| Nic::new(space, &vif.name)).collect();
+        Some(Ring { daemon, vifs, nics, _spaces: spaces })
+    }
+
+    /// Sends a frame one way round. Whether it comes to each node, or else where it died.
+    fn send(&self, way: usize, number: u32) -> Result<(), String> {
+        let sent = experiment(DESTINATION, SOURCE, &[&[way as u8][..], &number.to_be_bytes(), &[0; 41]].concat());
+        for (from, to) in ROUND[way] {
+            let vif = &self.vifs[from];
+            let refused = || self.daemon.drops(vif, "frozen_source") + self.daemon.drops(vif, "dampened_source");
+            let before = refused();
+            self.nics[from].send(&sent);
+            let arrived = await_that("the frame at the next node, or its end", || {
+                let came = self.nics[to].rest().contains(&sent);
+                (came || refused() > before).then_some(came)
+            });
+            if !arrived {
+                return Err(vif.port.clone());
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_source_may_come_both_ways_round_a_ring_with_the_setting_that_the_event_names() {
+    let Some(ring) = Ring::new() else { return };
+    let died = (0..10).find_map(|number| [0, 1].into_iter().find_map(|way| ring.send(way, number).err()));
+    assert!(died.is_some(), "without the setting, a loop looks the same");
+    let event = await_that("an event that names the setting", || {
+        let events = ring.daemon.page("/v1/events");
+        events.lines().find(|event| event.contains("mac_learning")).map(str::to_owned)
+    });
+    assert!(event.contains(&SOURCE.to_string()), "{event}");
+    for vif in &ring.vifs {
+        ring.daemon.done(&["set", &vif.port, "mac_learning=false"], "");
+    }
+    for number in 100..200 {
+        for way in [0, 1] {
+            ring.send(way, number).unwrap();
+        }
+    }
+    // One way round is enough, whichever it is, and at once.
+    (200..220).for_each(|number| ring.send(1, number).unwrap());
+    (220..240).for_each(|number| ring.send(0, number).unwrap());
+    let ports: Value = ring.daemon.get("/v1/ports");
+    assert!(ports.as_array().unwrap().iter().all(|port| port["mac_learning"] == false), "{ports:#}");
+}
+
+/// The legs of a bond are one interface of the guest: what it sends by one of them does not come back by the other.
+#[test]
+fn what_one_leg_of_a_bond_floods_does_not_come_back_by_the_other() {
+    let Some((spaces, mut vifs)) = guests(&["a", "a", "b"], &[On::Tap], 1500) else { return };
+    let bond = vifs[0].mac;
+    vifs[1].more = format!("allowed_address_pairs = [{{ mac_address = \"{bond}\" }}]");
+    let mut daemon = Daemon::new();
+    let text = crate::host::daemon::config(&daemon.socket(), "", &[("net1", 1500)], &vifs);
+    let keys = "id = \"a\"\nshare_mac = true\nsibling_split_horizon = true\n";
+    daemon.configure(&text.replacen("id = \"a\"\n", keys, 1));
+    daemon.start();
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let nics: Vec<Nic> = spaces.iter().zip(&vifs).map(|(space, vif)| Nic::new(space, &vif.name)).collect();
+    for number in 0..20u8 {
+        // Duplicate address detection.
+        let solicitation =
+            frame(Mac::new([0x33, 0x33, 0xff, 0, 1, 1]), bond, IPV6, &[&[number][..], &[0; 63]].concat());
+        let leg = usize::from(number % 2);
+        nics[leg].send(&solicitation);
+        await_that("the other VM to receive it", || nics[2].rest().contains(&solicitation).then_some(()));
+        // What is for all comes by both legs, and nothing else came before it.
+        let marker = frame(Mac::BROADCAST, vifs[2].mac, 0x88b5, &[number; 46]);
+        nics[2].send(&marker);
+        for nic in &nics[..2] {
+            assert!(nic.take() == marker, "its own frame came back");
+        }
+    }
+}

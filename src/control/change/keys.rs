@@ -77,6 +77,7 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
         allowed_address_pairs: keys.allowed_address_pairs.or(now.allowed_address_pairs),
         unknown_unicast: keys.unknown_unicast.or(now.unknown_unicast),
         promiscuous: keys.promiscuous.or(now.promiscuous),
+        mac_learning: keys.mac_learning.or(now.mac_learning),
         mac_limit: keys.mac_limit.or(now.mac_limit),
         mac_limit_policy: keys.mac_limit_policy.or(now.mac_limit_policy),
         storm,

@@ -123,15 +123,42 @@ pub struct Vm {
     pub storm: Storm,
     /// Whether its ports on one network may use one source in turns, as some bonds do.
     pub share_mac: bool,
+    /// Whether what one of its ports floods does not reach its other ports on the same network.
+    pub sibling_split_horizon: bool,
     /// In the order in which the VM sees them; any number of them may be on one network.
     pub ports: Vec<Port>,
+}
+
+/// What holds for all ports of a VM together.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct VmSettings {
+    /// [`Vm::storm`].
+    pub storm: Storm,
+    /// [`Vm::share_mac`].
+    pub share_mac: bool,
+    /// [`Vm::sibling_split_horizon`].
+    pub sibling_split_horizon: bool,
+}
+
+impl VmSettings {
+    /// A VM of which this is said.
+    pub fn vm(self, id: String, ports: Vec<Port>) -> Vm {
+        let VmSettings { storm, share_mac, sibling_split_horizon } = self;
+        Vm { id, storm, share_mac, sibling_split_horizon, ports }
+    }
 }
 
 impl Vm {
     /// Whether something is said of it besides which ports it has.
     pub fn has_settings(&self) -> bool {
-        let Vm { id: _, storm, share_mac, ports: _ } = self;
-        *share_mac || *storm != Storm::default()
+        self.settings() != VmSettings::default()
+    }
+
+    /// What is said of it besides which ports it has.
+    pub fn settings(&self) -> VmSettings {
+        let Vm { id: _, storm, share_mac, sibling_split_horizon, ports: _ } = self;
+        let (storm, share_mac, sibling_split_horizon) = (*storm, *share_mac, *sibling_split_horizon);
+        VmSettings { storm, share_mac, sibling_split_horizon }
     }
 }
 
@@ -157,6 +184,8 @@ pub struct Port {
     pub unknown_unicast: UnknownUnicast,
     /// Whether it gets a copy of every frame that is forwarded on its network.
     pub promiscuous: bool,
+    /// Whether sources are learned behind it.
+    pub mac_learning: bool,
     /// Learned stations at most; `None`: as its network has it, and the oldest makes room.
     pub mac_limit: Option<MacLimit>,
     /// What it may send to everybody, where that is not as its network has it.

@@ -41,7 +41,7 @@ pub use fragment::{PortKeys, parse_json_over, parse_port_keys_json, parse_ports_
 pub use meaning::wrong_id;
 pub use meant::{
     Base, Carried, Config, Device, IpAllocation, Named, Network, Packet, Poll, Port, Subport, SwitchSettings, Tap,
-    Uplink, Vm, Xdp,
+    Uplink, Vm, VmSettings, Xdp,
 };
 pub use policy::{Activation, AddressPair, PortSecurity, UnknownUnicast, WrongReservedGroups};
 pub use problem::{Errors, Problem, kind};

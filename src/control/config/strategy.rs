@@ -38,6 +38,7 @@ pub(crate) fn config() -> impl Strategy<Value = Config> {
                 id: format!("{number}{id}"),
                 storm,
                 share_mac,
+                sibling_split_horizon: share_mac && number % 2 == 0,
                 ports: ports.into_iter().map(&mut own).collect(),
             });
             let vms = vms.collect();
@@ -295,7 +296,11 @@ impl Edit {
             Edit::SwapVms => return config.vms.swap(a.index(vms), b.index(vms)),
             Edit::DropVm => return drop(config.vms.remove(a.index(vms))),
             Edit::VmStorm => return flip(&mut config.vms[a.index(vms)].storm.classes[b.index(3)], None),
-            Edit::ShareMac => return config.vms[a.index(vms)].share_mac ^= true,
+            Edit::ShareMac => {
+                let vm = &mut config.vms[a.index(vms)];
+                (vm.share_mac, vm.sibling_split_horizon) = (!vm.share_mac, vm.share_mac);
+                return;
+            }
             Edit::EmptyVm => return config.vms[a.index(vms)].ports.clear(),
             _ => {}
         }
@@ -515,6 +520,7 @@ fn port() -> impl Strategy<Value = Port> {
                     allowed_address_pairs,
                     unknown_unicast,
                     promiscuous,
+                    mac_learning: !promiscuous || admin_state_up,
                     mac_limit,
                     storm,
                     activation,

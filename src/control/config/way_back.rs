@@ -67,6 +67,7 @@ impl Vm {
             id: Some(self.id.clone()),
             storm: self.storm.to_written(),
             share_mac: Some(self.share_mac),
+            sibling_split_horizon: Some(self.sibling_split_horizon),
             ports: Some(self.ports.iter().map(Port::to_written).collect()),
         }
     }
@@ -95,6 +96,7 @@ impl Port {
             ),
             unknown_unicast: Some(self.unknown_unicast.name().to_string()),
             promiscuous: Some(self.promiscuous),
+            mac_learning: Some(self.mac_learning),
             mac_limit: self.mac_limit.map(|limit| limit.stations.into()),
             mac_limit_policy: self.mac_limit.map(|limit| limit.policy.name().to_string()),
             storm: self.storm.to_written(),

@@ -228,6 +228,9 @@ table! {
         storm: Storm,
         /// `true`: its ports on one network may use one source in turns.
         share_mac: bool,
+        /// `true`: what one of its ports floods is not delivered to its other ports on the same network, as for the legs
+        /// of a bond.
+        sibling_split_horizon: bool,
         /// `[[vms.ports]]`, in the order in which the VM sees them.
         ports: Vec<Port>,
     }
@@ -257,6 +260,9 @@ table! {
         unknown_unicast: String,
         /// `true`: it gets a copy of every frame that is forwarded on its network.
         promiscuous: bool,
+        /// `false`: no source is learned behind it, and so none is moved to it or dampened. For ports of a ring (HSR), where
+        /// a source arrives by two ports.
+        mac_learning: bool,
         /// Learned stations of the port at most, if not as its network has it.
         mac_limit: i64,
         /// What becomes of frames from further stations: `drop` or `forward-unlearned`.

@@ -158,8 +158,8 @@ impl Controller {
         });
         let of = of.unwrap_or_else(|| "an address that belongs to another VM".into());
         let text = format!(
-            "port {} of VM {:?} on network {:?} sends frames as if they came from {of}: they are dropped. This is told again \
-             only when there have been none for 30 seconds",
+            "port {} of VM {:?} on network {:?} sends frames as if they came from {of}: they are dropped. Where that is right, as \
+             in an HSR ring, set guard = false of the network. This is told again only when there have been none for 30 seconds",
             self.containment.layout.told(&end),
             end.vm.as_deref().unwrap_or_default(),
             end.network
