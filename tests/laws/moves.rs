@@ -252,6 +252,28 @@ fn who_shares_addresses_may_do_so_with_every_frame() {
     }
 }
 
+/// Behind a port that does not learn, no source is known, moves or is dampened; also not where others hear of it.
+#[test]
+fn a_port_that_does_not_learn_is_a_piece_of_cable() {
+    for mut lab in labs(&plugs(&[0, 1, 2]), &[]) {
+        let ids = [lab.ports[0], lab.ports[1]];
+        lab.change_ports(|all| {
+            all.iter_mut().filter(|port| ids.contains(&port.id)).for_each(|port| port.learns = false)
+        });
+        for turn in 0..50 {
+            assert!(speaks(&mut lab, turn % 2, wild(STATION)));
+            assert_eq!(reached(&mut lab, turn % 2, wild(5), wild(STATION)), [(turn + 1) % 2, 2]);
+        }
+        assert!(lab.workers.iter().all(|worker| worker.switch().fdb().is_empty()));
+        // What is known elsewhere stays there, and is reached from here.
+        assert!(speaks(&mut lab, 2, wild(5)));
+        assert!(speaks(&mut lab, 0, wild(5)));
+        assert_eq!(reached(&mut lab, 1, wild(5), wild(STATION)), [2]);
+        assert_eq!(lab.found(), []);
+        done(lab);
+    }
+}
+
 /// What comes from a port that is gone, or shut, is a migration, and counts for nothing.
 #[test]
 fn who_leaves_a_port_that_is_shut_is_free() {

@@ -64,3 +64,32 @@ fn a_port_at_its_quota_may_go_to_another_vm_while_its_stations_talk() {
     talker.send(&last);
     await_that("a frame from one of them", || listener.rest().contains(&last).then_some(()));
 }
+
+/// What was learned before a port was taken down does not count against its limit when it is up again.
+#[test]
+fn stations_from_before_a_port_was_down_do_not_count_against_its_mac_limit() {
+    let Some((spaces, mut vifs)) = guests(&["a", "b"], &[On::Tap], 1500) else { return };
+    vifs[0].more = "port_security = \"off\"\nmac_limit = 8\nmac_limit_policy = \"drop\"".into();
+    let mut daemon = Daemon::new();
+    // A large table, which is swept slowly.
+    let text = config(&daemon.socket(), "", &[("net1", 1500)], &vifs);
+    daemon.configure(&text.replace("stations = 4096", "stations = 2000000"));
+    daemon.start();
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let [talker, listener] = [0, 1].map(|at| Nic::new(&spaces[at], &vifs[at].name));
+    for round in 0..10u64 {
+        let frames = (0..QUOTA).map(|number| Mac::from_bits(0x0a00_0000_0000 | round << 8 | number));
+        let frames: Vec<Vec<u8>> = frames.map(|mac| experiment(vifs[1].mac, mac, &[7; 46])).collect();
+        frames.iter().for_each(|frame| talker.send(frame));
+        let mut came = Vec::new();
+        await_that("a frame from each station, or its end", || {
+            came.extend(listener.rest().into_iter().filter(|frame| frames.contains(frame)));
+            let refused = daemon.drops(&vifs[0], "mac_limit");
+            assert_eq!(refused, 0, "in round {round}");
+            (came.len() == frames.len()).then_some(())
+        });
+        for up in ["false", "true"] {
+            daemon.done(&["set", "port-1", &format!("admin_state_up={up}")], "");
+        }
+    }
+}
