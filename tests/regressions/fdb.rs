@@ -39,14 +39,30 @@ fn a_port_at_its_quota_may_go_to_another_vm_while_its_stations_talk() {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
-            while !done.load(Ordering::Relaxed) {
+            let stranger = |number| experiment(vifs[1].mac, Mac::from_bits(0x0b00_0000_0000 + number), &[7; 46]);
+            let strangers: Vec<Vec<u8>> = (0..2 * QUOTA).map(stranger).collect();
+            for turn in 1u64.. {
                 // The queue of the tap may be full: the guest is faster than the switch.
                 frames.iter().for_each(|frame| drop(talker.try_send(frame)));
                 listener.rest();
+                if turn.is_multiple_of(200) {
+                    // They displace all that is in the list of the port.
+                    strangers.iter().for_each(|frame| drop(talker.try_send(frame)));
+                }
+                if done.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+        });
+        // Another port keeps the worker busy, so that it comes less often to sweep the table.
+        scope.spawn(|| {
+            let noise = experiment(vifs[0].mac, vifs[1].mac, &[7; 46]);
+            while !done.load(Ordering::Relaxed) {
+                drop(listener.try_send(&noise));
             }
         });
         let _end = Finally(&done);
-        for turn in 1..=40 {
+        for turn in 1..=80 {
             daemon.configure(&texts[turn % 2]);
             daemon.done(&["apply", daemon.file().to_str().unwrap()], "");
             assert!(daemon.is_running(), "{}", daemon.log());
