@@ -102,7 +102,7 @@ fn a_tap_is_made_in_its_namespace_as_asked_and_goes_with_us() {
     assert!(opened.queues[0].abilities().offloads);
     let link = space.link("tap0").unwrap();
     assert_eq!((link.mac, link.mtu, link.up), (settings.mac, 9000, true));
-    assert_eq!((link.alias.as_str(), link.gso_max_segs, link.queue_len), ("vifswitch:port-1", 128, 4096));
+    assert_eq!((link.alias.as_str(), link.gso_max_segs, link.queue_len), ("vifswitch:port-1", 65_535, 4096));
     let info = link.tap.unwrap();
     assert!(info.vnet_header && !info.persist && !info.multi_queue);
     assert_eq!(within(&Netns::Host, || link::find("tap0")).unwrap().unwrap(), None, "it is not in the host");

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::{Abilities, Device, Group, Shed};
 use crate::frame::{Batch, Cache, Fate, Lane, Sent};
 use crate::time::Moment;
-use crate::wire::Offload;
+use crate::wire::{Offload, OffloadSet};
 
 /// What goes wrong, and how often.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -138,6 +138,22 @@ impl<D: Device> Device for Fault<D> {
 
     fn leads_to_wire(&self) -> bool {
         self.device.leads_to_wire()
+    }
+
+    fn offload_set(&self) -> OffloadSet {
+        self.device.offload_set()
+    }
+
+    fn second_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.device.second_fd()
+    }
+
+    fn needs_inspection(&self) -> bool {
+        self.device.needs_inspection()
+    }
+
+    fn inspect(&mut self) -> bool {
+        self.device.inspect()
     }
 
     fn missed(&mut self) -> u64 {

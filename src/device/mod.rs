@@ -18,8 +18,10 @@ use thiserror::Error;
 use crate::frame::{BURST, Batch, Cache, Lane, Pool, Sent};
 use crate::sys::netns::Netns;
 use crate::time::Moment;
+use crate::wire::OffloadSet;
 
 pub mod doctor;
+mod egress;
 pub mod fault;
 pub mod memory;
 mod observed;
@@ -32,6 +34,7 @@ pub mod tap;
 mod vxlan;
 pub mod xdp;
 
+pub use egress::Egress;
 pub use observed::Observed;
 pub use shed::{Amount, Group, Shed};
 
@@ -96,7 +99,8 @@ impl Settings {
             Settings::Tap(tap) => tap.queues.into(),
             // A socket for each queue; the program, its two tables, its link and what asks for the netdev's flags.
             Settings::Xdp(xdp) => u64::from(xdp.queues.unwrap_or(1)) + 5,
-            Settings::Packet(_) => 2,
+            // One that listens, one that is to take its place, and one that sends.
+            Settings::Packet(_) => 3,
         }
     }
 }
@@ -115,6 +119,8 @@ pub struct Opened {
     pub may_lose_tags: bool,
     /// What it observes about its frames, if it observes anything.
     pub observed: Option<Observed>,
+    /// What it takes of offload work, where that follows the netdev and can change while it is open.
+    pub egress: Option<Egress>,
 }
 
 impl fmt::Debug for Opened {
@@ -309,6 +315,28 @@ pub trait Device: Send {
         false
     }
 
+    /// The offload work that it takes at present: all, or none, unless it follows a netdev.
+    fn offload_set(&self) -> OffloadSet {
+        if self.abilities().offloads { OffloadSet::ALL } else { OffloadSet::NONE }
+    }
+
+    /// A second descriptor that is watched like the first one. Most have none.
+    fn second_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Whether the kernel may touch the descriptor without making it readable, and [`Device::inspect`] is to be called
+    /// then. Its descriptors are watched edge-triggered for that.
+    fn needs_inspection(&self) -> bool {
+        false
+    }
+
+    /// The kernel has touched the descriptor, which is not readable. Whether there is something for
+    /// [`Device::receive`] to do. Called for devices that need inspection only.
+    fn inspect(&mut self) -> bool {
+        false
+    }
+
     /// Frames that came in and were lost before they could be received, since this was last asked, as
     /// far as the device knows. Most have a netdev that counts them, and know of none.
     fn missed(&mut self) -> u64 {
@@ -343,7 +371,8 @@ pub trait Device: Send {
 /// What a device can do with the frames it is to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Abilities {
-    /// It takes the offload header along: open checksums and super-frames pass.
+    /// It takes the offload header along: partial checksums and GSO packets pass, those of its
+    /// [`OffloadSet`](Device::offload_set).
     pub offloads: bool,
 }
 
@@ -374,6 +403,18 @@ impl<D: Device + ?Sized> Device for Box<D> {
     }
     fn leads_to_wire(&self) -> bool {
         (**self).leads_to_wire()
+    }
+    fn offload_set(&self) -> OffloadSet {
+        (**self).offload_set()
+    }
+    fn second_fd(&self) -> Option<BorrowedFd<'_>> {
+        (**self).second_fd()
+    }
+    fn needs_inspection(&self) -> bool {
+        (**self).needs_inspection()
+    }
+    fn inspect(&mut self) -> bool {
+        (**self).inspect()
     }
     fn missed(&mut self) -> u64 {
         (**self).missed()

@@ -21,6 +21,7 @@ use rtrb::{Consumer, Producer, RingBuffer};
 use super::{Abilities, Device, Group, Shed};
 use crate::frame::{Batch, Cache, Lane, Sent, View};
 use crate::time::Moment;
+use crate::wire::OffloadSet;
 
 /// Bytes that can wait to be written.
 const RING: usize = 4 << 20;
@@ -158,6 +159,22 @@ impl<D: Device> Device for Pcap<D> {
 
     fn leads_to_wire(&self) -> bool {
         self.device.leads_to_wire()
+    }
+
+    fn offload_set(&self) -> OffloadSet {
+        self.device.offload_set()
+    }
+
+    fn second_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.device.second_fd()
+    }
+
+    fn needs_inspection(&self) -> bool {
+        self.device.needs_inspection()
+    }
+
+    fn inspect(&mut self) -> bool {
+        self.device.inspect()
     }
 
     fn missed(&mut self) -> u64 {

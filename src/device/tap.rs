@@ -17,7 +17,7 @@ use crate::frame::{Batch, Cache, Fate, Lane, Sent, View};
 use crate::sys::link::{self, Found, Link, TapInfo, Wanted};
 use crate::sys::netns::{self, Netns, within};
 use crate::sys::tun::{self, Flags, NoFrame, Offloads, Queue, Unsent};
-use crate::wire::{MOST_SEGMENTS, Mac, Offload};
+use crate::wire::{Mac, Offload, OffloadSet};
 
 /// Queues of a tap, at most (MAX_TAP_QUEUES of the kernel).
 const MOST_QUEUES: u16 = 256;
@@ -31,6 +31,9 @@ const MOST_AT_ONCE: usize = 32;
 /// Frames from a guest that wait in each queue of a netdev that we made, while their worker is kept from the processor or
 /// is busy with others. The kernel's own 1000 are 10 ms of 100 000 frames/s, and hosts do stand still that long.
 const QUEUE: u32 = 4096;
+
+/// The kernel's own limit for the segments of a GSO packet (`GSO_MAX_SEGS`).
+const GSO_MAX_SEGS: u32 = 65_535;
 
 /// What the aliases of the netdevs that we made begin with; the port follows.
 pub(super) const OURS: &str = "vifswitch:";
@@ -264,10 +267,10 @@ fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, Open
     }
     let created = found.is_none();
     let made = created || link.alias == settings.alias();
-    furnish(settings, &link, &queues[0], made, created, &mut notes)?;
-    let header = settings.offloads;
-    let queues = queues.into_iter().map(|queue| Box::new(Tap { queue, header }) as Box<dyn Device>).collect();
-    Ok(Some(Opened { queues, made, notes, mode: None, may_lose_tags: false, observed: None }))
+    let takes = furnish(settings, &link, &queues[0], made, created, &mut notes)?;
+    let tap = |queue| Box::new(Tap { queue, header: settings.offloads, takes, missed: 0 }) as Box<dyn Device>;
+    let queues = queues.into_iter().map(tap).collect();
+    Ok(Some(Opened { queues, made, notes, mode: None, egress: None, may_lose_tags: false, observed: None }))
 }
 
 /// What to go by when the device is there already.
@@ -288,7 +291,7 @@ fn follow(settings: &Settings, link: &Link, notes: &mut Vec<String>) -> Result<T
     }
 }
 
-/// Gives the device its header and the netdev what the port asks for.
+/// Gives the device its header and the netdev what the port asks for. What the device takes of offload work.
 fn furnish(
     settings: &Settings,
     link: &Link,
@@ -296,12 +299,14 @@ fn furnish(
     made: bool,
     created: bool,
     notes: &mut Vec<String>,
-) -> Result<(), OpenError> {
+) -> Result<OffloadSet, OpenError> {
+    let mut takes = OffloadSet::NONE;
     if settings.offloads {
         let taken = queue.set_offloads().map_err(settings.failed("setting its offloads"))?;
         if taken == Offloads::TcpOnly {
             notes.push(format!("{}: this kernel passes no UDP super-frames through a tap", settings.at()));
         }
+        takes = offload_set(taken);
     } else {
         queue.clear_offloads().map_err(settings.failed("clearing its offloads"))?;
     }
@@ -309,7 +314,8 @@ fn furnish(
         mac: Some(settings.mac),
         mtu: Some(settings.mtu.into()),
         alias: created.then(|| settings.alias()),
-        gso_max_segs: settings.offloads.then_some(MOST_SEGMENTS),
+        // An earlier version of the switch lowered it.
+        gso_max_segs: settings.offloads.then_some(GSO_MAX_SEGS),
         queue_len: created.then_some(QUEUE),
         up: true,
     };
@@ -325,7 +331,18 @@ fn furnish(
     if made && link.tap.is_some_and(|tap| tap.persist != settings.persist) {
         queue.set_persist(settings.persist).map_err(settings.failed("setting whether it persists"))?;
     }
-    Ok(())
+    Ok(takes)
+}
+
+/// What is written to a tap goes to the stack behind it as if a driver had received it, which takes GSO packets of any
+/// size and number of segments. Tunnels it would take for what they carry.
+fn offload_set(offloads: Offloads) -> OffloadSet {
+    let tcp = OffloadSet::CSUM | OffloadSet::TSO4 | OffloadSet::TSO6 | OffloadSet::ECN;
+    let kinds = match offloads {
+        Offloads::All => tcp | OffloadSet::USO,
+        Offloads::TcpOnly => tcp,
+    };
+    OffloadSet::new(kinds | OffloadSet::STACKED_TAGS | OffloadSet::ANY_NETWORK, u32::MAX, u32::MAX)
 }
 
 /// One queue of a tap.
@@ -334,6 +351,10 @@ struct Tap {
     queue: Queue,
     /// Whether an offload header stands in front of each frame.
     header: bool,
+    /// What it takes of offload work.
+    takes: OffloadSet,
+    /// Frames that the kernel could not hand over, since it was last asked.
+    missed: u64,
 }
 
 impl Tap {
@@ -363,10 +384,15 @@ impl Tap {
 
 impl Device for Tap {
     fn receive(&mut self, batch: &mut Batch, _: &mut Cache) -> io::Result<()> {
-        while !batch.is_full() && batch.len() < MOST_AT_ONCE {
+        // Also of frames that are lost, no more is seen to in one go.
+        for _ in 0..MOST_AT_ONCE {
+            if batch.is_full() {
+                break;
+            }
             match batch.land(self.header, |room| self.queue.read(room)) {
                 Ok(()) => {}
                 Err(NoFrame::Nothing) => break,
+                Err(NoFrame::Lost) => self.missed += 1,
                 Err(NoFrame::Gone(e)) => return Err(e),
             }
         }
@@ -374,11 +400,19 @@ impl Device for Tap {
     }
 
     fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
-        lane.send_each(batch, cache, |view| match self.send(&view) {
-            Ok(()) => Fate::Sent,
-            Err(Unsent::Full) => Fate::Full,
-            Err(Unsent::Down) => Fate::LinkDown,
-            Err(Unsent::Refused) => Fate::Refused,
+        let mut was_full = false;
+        lane.send_each(batch, cache, |view| {
+            let fate = match self.send(&view) {
+                Ok(()) => Fate::Sent,
+                // Twice in a row it is the device, and not this frame.
+                Err(Unsent::Full) if was_full => return Fate::Full,
+                Err(Unsent::Full) => Fate::NoRoom,
+                Err(Unsent::NoMemory) => Fate::NoBuffer,
+                Err(Unsent::Down) => Fate::LinkDown,
+                Err(Unsent::Refused) => Fate::Refused,
+            };
+            was_full = fate == Fate::NoRoom;
+            fate
         })
     }
 
@@ -392,6 +426,14 @@ impl Device for Tap {
 
     fn abilities(&self) -> Abilities {
         Abilities { offloads: self.header }
+    }
+
+    fn offload_set(&self) -> OffloadSet {
+        self.takes
+    }
+
+    fn missed(&mut self) -> u64 {
+        std::mem::take(&mut self.missed)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Cache;
 use super::descriptor::{Frame, TAG_AT, Tail};
-use crate::wire::{MIN_WIRE_LEN, Offload, Priority, TAG_LEN, Vid};
+use crate::wire::{MIN_WIRE_LEN, Offload, OffloadSet, Priority, TAG_LEN, Vid};
 
 /// Frames in a burst, at most.
 pub const BURST: usize = 64;
@@ -417,6 +417,13 @@ impl<'a> View<'a> {
     /// The segments behind the first.
     pub fn tail(&self) -> Tail<'a> {
         self.frame.tail()
+    }
+
+    /// Whether nothing has to be done to it before it is sent by a device that takes `set`.
+    #[inline]
+    pub fn is_ready_for(&self, set: OffloadSet) -> bool {
+        let offload = self.frame.offload();
+        !offload.is_pending() || set.takes(offload, self.head, self.frame.len(), self.frame.count())
     }
 
     /// Whether the first segment is all of it.

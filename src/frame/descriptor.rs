@@ -51,13 +51,16 @@ pub struct Frame {
     csum_offset: u16,
     /// Bytes that each of the frames repeats that this one stands for.
     headers: u16,
-    /// How many frames this stands for; 0 if its offload header does not fit it.
+    /// For how many frames it stands: none, if its offload header is invalid, itself alone, or [`MANY`].
     frames: u8,
     place: Place,
 }
 
 // Frames are moved from batch to lane to device.
 const _: () = assert!(size_of::<Frame>() == 32);
+
+/// A GSO packet of several segments. How many follows from its length, which is cheap to compute for so few.
+const MANY: u8 = 2;
 
 impl Frame {
     /// The slot that holds all of it, and where in it: start and length. `None` for any other
@@ -159,7 +162,7 @@ impl Frame {
         let head = head.unwrap_or(self.owned_head());
         let head = &head[..head.len().min(HEADERS)];
         (self.frames, self.headers) = match self.offload().segmentation(head, self.len) {
-            Ok(s) => (s.frames, s.headers),
+            Ok(s) => (if s.frames == 1 { 1 } else { MANY }, s.headers),
             Err(_) => (0, 0),
         };
     }
@@ -207,13 +210,20 @@ impl Frame {
     /// How many frames it stands for; none, if its offload header does not fit it.
     #[inline(always)]
     pub(super) fn frames(&self) -> usize {
-        usize::from(self.frames)
+        if self.frames < MANY { usize::from(self.frames) } else { self.segments() as usize }
+    }
+
+    /// How many segments it has, where these are [`MANY`].
+    #[inline(never)]
+    fn segments(&self) -> u32 {
+        let payload = self.len.saturating_sub(u32::from(self.headers));
+        payload.div_ceil(u32::from(self.offload().segment_size()).max(1)).max(1)
     }
 
     /// How many frames it counts as: those it will become. One, where its header is a lie.
     #[inline(always)]
     pub fn count(&self) -> u64 {
-        u64::from(self.frames.max(1))
+        if self.frames < MANY { 1 } else { u64::from(self.segments()) }
     }
 
     /// How many frames it counts as, and how many bytes these have together, each with its headers.
@@ -224,7 +234,8 @@ impl Frame {
 
     #[inline(never)]
     fn counts_of_many(&self) -> (u64, u64) {
-        (self.count(), u64::from(self.len) + u64::from(self.headers) * (self.count() - 1))
+        let count = self.count();
+        (count, u64::from(self.len) + u64::from(self.headers) * (count - 1))
     }
 
     /// Bytes of the longest frame that it will become; its own length for a plain one.
@@ -258,7 +269,9 @@ impl Frame {
     /// offload headers, or by one that does not.
     #[inline(always)]
     pub fn is_plain_loan(&self, offloads: bool) -> bool {
-        self.place == Place::Landing && self.is_plain() && (offloads || !self.offload().is_pending())
+        self.place == Place::Landing
+            && self.is_plain()
+            && (!self.offload().is_pending() || offloads && !self.offload().has_crc32c() && !self.offload().is_gso())
     }
 
     /// All its bytes, if it lies in one slot that it owns.

@@ -23,6 +23,8 @@ pub enum Fate {
     Sent,
     /// The device has no room left now, for this frame and for those behind it.
     Full,
+    /// The device had no room for this frame. That says nothing of those behind it.
+    NoRoom,
     /// The device will not take this frame.
     Refused,
     /// The device is there, but its link is down.
@@ -215,8 +217,8 @@ impl Lane {
 
     /// Shows the frames to `send`, which sends as many of them in one call as it can; those behind
     /// these are shown again, until there are none. The lane is empty afterwards: what could not be
-    /// sent is dropped, and counted. For the frames behind one that found the link down, or no room,
-    /// it would be the same.
+    /// sent is dropped, and counted. For the frames behind one that found the link down, or the device full,
+    /// it would be the same; any other fate is that of one frame.
     #[inline]
     pub fn send_bursts(
         &mut self,
@@ -241,7 +243,7 @@ impl Lane {
                 // It would be shown the same frames for ever.
                 _ if stalled => (Fate::Full, rest.len()),
                 Fate::Sent => (Fate::Sent, 0),
-                Fate::Refused => (Fate::Refused, rest.len().min(1)),
+                fate @ (Fate::Refused | Fate::NoRoom | Fate::NoBuffer) => (fate, rest.len().min(1)),
                 fate => (fate, rest.len()),
             };
             let (failed, rest) = rest.split_at_mut(failed);
@@ -346,7 +348,7 @@ impl Sent {
             Fate::Refused => self.refused += count,
             Fate::LinkDown => self.link_down += count,
             Fate::NoBuffer => self.no_buffer += count,
-            Fate::Full => self.full += count,
+            Fate::Full | Fate::NoRoom => self.full += count,
         }
         fate != Fate::Full
     }
@@ -430,10 +432,12 @@ mod tests {
 
     /// What a device does with one frame after the other, by the numbers in them.
     fn fate(number: u8) -> Fate {
-        match number % 8 {
-            5 => Fate::Refused,
+        match number % 16 {
+            5 | 8 => Fate::Refused,
             6 => Fate::Full,
             7 => Fate::LinkDown,
+            9 => Fate::NoRoom,
+            10 => Fate::NoBuffer,
             _ => Fate::Sent,
         }
     }

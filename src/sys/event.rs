@@ -26,19 +26,29 @@ impl Poller {
         Ok(epoll::add(&self.0, fd, epoll::EventData::new_u64(key), epoll::EventFlags::IN)?)
     }
 
+    /// Reports `key` each time that something happens at `fd`, once, also if that does not make it readable. For
+    /// descriptors that are always writable.
+    pub fn add_edges(&self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
+        Ok(epoll::add(&self.0, fd, epoll::EventData::new_u64(key), flags)?)
+    }
+
     /// Forgets `fd`.
     pub fn remove(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         Ok(epoll::delete(&self.0, fd)?)
     }
 
-    /// Calls `ready` with the keys of what is readable; waits for the first of them as long as
-    /// `patience`, and not at all if that is zero.
-    pub fn wait(&self, patience: Duration, ready: impl FnMut(u64)) -> io::Result<()> {
+    /// Calls `ready` with the key of each descriptor to report, and whether it is readable; waits for the first of them
+    /// as long as `patience`, and not at all if that is zero.
+    pub fn wait(&self, patience: Duration, mut ready: impl FnMut(u64, bool)) -> io::Result<()> {
         let mut events = [MaybeUninit::uninit(); READY];
         let timeout = Timespec::try_from(patience).map_err(|_| Errno::INVAL)?;
         match epoll::wait(&self.0, &mut events, Some(&timeout)) {
             Ok((events, _)) => {
-                events.iter().map(|event| event.data.u64()).for_each(ready);
+                for event in events {
+                    let flags = event.flags;
+                    ready(event.data.u64(), flags.contains(epoll::EventFlags::IN));
+                }
                 Ok(())
             }
             Err(Errno::INTR) => Ok(()),

@@ -56,6 +56,8 @@ pub enum Offloads {
 pub enum NoFrame {
     /// There is none now.
     Nothing,
+    /// There was one that the kernel could not hand over. It has been dropped; there may be others behind it.
+    Lost,
     /// The device is gone, or so broken that it may as well be.
     Gone(io::Error),
 }
@@ -65,6 +67,8 @@ pub enum NoFrame {
 pub enum Unsent {
     /// There is no room for it now.
     Full,
+    /// The kernel had no memory for it.
+    NoMemory,
     /// The netdev is down or gone.
     Down,
     /// The kernel does not take this frame.
@@ -208,9 +212,10 @@ impl AsFd for Queue {
 
 fn no_frame(e: Errno) -> NoFrame {
     match e {
-        // Older kernels answer EIO while the netdev is down. EINVAL is a frame whose offloads have
-        // no form in the header: the kernel has dropped it. Both pass.
-        Errno::AGAIN | Errno::IO | Errno::INVAL | Errno::NOMEM | Errno::NOBUFS => NoFrame::Nothing,
+        // Older kernels answer EIO while the netdev is down.
+        Errno::AGAIN | Errno::IO => NoFrame::Nothing,
+        // EINVAL: its offloads have no form in the header. The frame has left the queue in any case.
+        Errno::INVAL | Errno::NOMEM | Errno::NOBUFS | Errno::FAULT | Errno::MSGSIZE => NoFrame::Lost,
         // EBADFD: the netdev has been deleted.
         e => NoFrame::Gone(e.into()),
     }
@@ -218,7 +223,8 @@ fn no_frame(e: Errno) -> NoFrame {
 
 fn unsent(e: Errno) -> Unsent {
     match e {
-        Errno::AGAIN | Errno::NOBUFS | Errno::NOMEM => Unsent::Full,
+        Errno::AGAIN => Unsent::Full,
+        Errno::NOBUFS | Errno::NOMEM => Unsent::NoMemory,
         Errno::IO | Errno::BADFD => Unsent::Down,
         _ => Unsent::Refused,
     }
@@ -227,6 +233,16 @@ fn unsent(e: Errno) -> Unsent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_of_one_frame_is_told_from_one_of_the_device() {
+        assert!(matches!(no_frame(Errno::INVAL), NoFrame::Lost));
+        assert!(matches!(no_frame(Errno::AGAIN), NoFrame::Nothing));
+        assert!(matches!(no_frame(Errno::BADFD), NoFrame::Gone(_)));
+        let told = [Errno::AGAIN, Errno::NOBUFS, Errno::NOMEM, Errno::INVAL, Errno::MSGSIZE, Errno::IO].map(unsent);
+        use Unsent::{Down, Full, NoMemory, Refused};
+        assert_eq!(told, [Full, NoMemory, NoMemory, Refused, Refused, Down]);
+    }
 
     #[test]
     fn numbers_are_those_of_the_header_file() {

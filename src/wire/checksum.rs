@@ -39,6 +39,12 @@ impl Checksum {
         self.sum = plus(self.sum, behind.sum);
     }
 
+    /// The sum itself, as it stands in a header whose checksum is left to be done.
+    #[inline]
+    pub(super) fn partial(self) -> [u8; 2] {
+        fold(self.sum).to_le_bytes()
+    }
+
     /// The checksum, as it stands in a header: what makes the sum of everything come out as all ones.
     #[inline]
     pub(super) fn finish(self) -> [u8; 2] {

@@ -10,15 +10,15 @@ use std::fmt;
 
 use thiserror::Error;
 
-/// The most frames that one super-frame may stand for.
-pub const MOST_SEGMENTS: u32 = 128;
-
 const NEEDS_CSUM: u8 = 1;
 const GSO_NONE: u8 = 0;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
+
+/// Where the checksum of SCTP stands in its header (RFC 9260, 3.1), and of no other protocol.
+const CRC32C_OFFSET: u16 = 8;
 
 #[allow(clippy::cast_possible_truncation)] // 4
 const TAG: u16 = super::TAG_LEN as u16;
@@ -60,8 +60,8 @@ pub(super) enum Gso {
 /// How a super-frame falls into frames. Of a plain frame: one frame, nothing more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segmentation {
-    /// How many frames it stands for, 1 to [`MOST_SEGMENTS`].
-    pub frames: u8,
+    /// How many frames it stands for, at least 1. Virtio sets no limit (1.2, 5.1.6.2), so there is none here.
+    pub frames: u32,
     /// Bytes of headers that each of them repeats; 0 for a plain frame.
     pub headers: u16,
 }
@@ -75,9 +75,9 @@ pub enum BadOffload {
     /// A segmentation type that was never offered.
     #[error("its segmentation type was never offered")]
     UnknownType,
-    /// Segments of no length, or more of them than [`MOST_SEGMENTS`].
-    #[error("it would make no or too many segments")]
-    SegmentCount,
+    /// Segments of no length.
+    #[error("its segments have no length")]
+    EmptySegments,
 }
 
 impl Offload {
@@ -86,6 +86,11 @@ impl Offload {
 
     /// Nothing is left to be done.
     pub const NONE: Offload = Offload { word: 0, csum_offset: 0 };
+
+    /// The checksum from `start` on is left to be done, to be put `offset` bytes behind that.
+    pub(super) const fn partial(start: u16, offset: u16) -> Offload {
+        Offload { word: NEEDS_CSUM as u64 | (start as u64) << 48, csum_offset: offset }
+    }
 
     /// Reads the 12 bytes of the wire form. Any bytes are accepted: [`Offload::segmentation`] checks.
     #[inline(always)]
@@ -139,6 +144,22 @@ impl Offload {
             GSO_UDP_L4 => Some(Gso::Udp),
             _ => None,
         }
+    }
+
+    /// Whether it asks for segmentation, be it of a type that was offered or not.
+    pub const fn is_gso(&self) -> bool {
+        self.gso_type() & !GSO_ECN != GSO_NONE
+    }
+
+    /// Whether the segmentation is of TCP with the CWR flag.
+    pub(super) const fn has_ecn(&self) -> bool {
+        self.gso_type() & GSO_ECN != 0
+    }
+
+    /// Whether the partial checksum of a single frame is one of SCTP: a CRC32c, and no ones' complement sum.
+    #[inline(always)]
+    pub const fn has_crc32c(&self) -> bool {
+        self.flags() & NEEDS_CSUM != 0 && self.csum_offset == CRC32C_OFFSET && !self.is_gso()
     }
 
     #[allow(clippy::cast_possible_truncation)] // one of its words
@@ -229,13 +250,9 @@ impl Offload {
         let payload = len.checked_sub(u32::from(headers)).ok_or(BadOffload::OutOfFrame)?;
         let size = u32::from(self.segment_size());
         if size == 0 {
-            return Err(BadOffload::SegmentCount);
+            return Err(BadOffload::EmptySegments);
         }
-        let frames = payload.div_ceil(size).max(1);
-        match u8::try_from(frames) {
-            Ok(frames) if u32::from(frames) <= MOST_SEGMENTS => Ok(Segmentation { frames, headers }),
-            _ => Err(BadOffload::SegmentCount),
-        }
+        Ok(Segmentation { frames: payload.div_ceil(size).max(1), headers })
     }
 }
 
@@ -272,7 +289,7 @@ mod tests {
         fn any_header_over_any_frame_is_bounded(b in any::<[u8; 12]>(), frame in proptest::collection::vec(any::<u8>(), 0..200), extra in 0u32..70_000) {
             let len = u32::try_from(frame.len()).unwrap() + extra;
             if let Ok(s) = Offload::read(&b).segmentation(&frame, len) {
-                prop_assert!(s.frames >= 1 && u32::from(s.frames) <= MOST_SEGMENTS);
+                prop_assert!(s.frames >= 1 && s.frames <= len.max(1));
                 prop_assert!(u32::from(s.headers) <= len);
             }
         }
@@ -302,19 +319,12 @@ mod tests {
         }
 
         #[test]
-        fn segments_carry_the_whole_payload(size in 536u16..9000, payload in 1u32..64_000) {
+        fn segments_carry_the_whole_payload(size in 1u16..9000, payload in 1u32..64_000) {
             let len = 66 + payload;
-            match tcp(size).segmentation(&tcp_frame(66), len) {
-                Ok(s) => {
-                    prop_assert_eq!(s.headers, 66);
-                    prop_assert!(u32::from(s.frames) * u32::from(size) >= payload);
-                    prop_assert!((u32::from(s.frames) - 1) * u32::from(size) < payload);
-                }
-                Err(e) => {
-                    prop_assert_eq!(e, BadOffload::SegmentCount);
-                    prop_assert!(payload.div_ceil(u32::from(size)) > MOST_SEGMENTS);
-                }
-            }
+            let s = tcp(size).segmentation(&tcp_frame(66), len).unwrap();
+            prop_assert_eq!(s.headers, 66);
+            prop_assert!(s.frames * u32::from(size) >= payload);
+            prop_assert!((s.frames - 1) * u32::from(size) < payload);
         }
     }
 
@@ -331,8 +341,8 @@ mod tests {
     #[test]
     fn lies_are_found() {
         let frame = tcp_frame(1514);
-        assert_eq!(tcp(0).segmentation(&frame, 1514), Err(BadOffload::SegmentCount));
-        assert_eq!(tcp(1).segmentation(&frame, 1514), Err(BadOffload::SegmentCount));
+        assert_eq!(tcp(0).segmentation(&frame, 1514), Err(BadOffload::EmptySegments));
+        assert_eq!(tcp(1).segmentation(&frame, 1514), Ok(Segmentation { frames: 1448, headers: 66 }));
         assert_eq!(tcp(1448).segmentation(&frame[..40], 40), Err(BadOffload::OutOfFrame));
         assert_eq!(offload(NEEDS_CSUM, 0x7f, 1448, 34).segmentation(&frame, 1514), Err(BadOffload::UnknownType));
         assert_eq!(offload(0, GSO_TCPV4, 1448, 34).segmentation(&frame, 1514), Err(BadOffload::OutOfFrame));

@@ -47,6 +47,12 @@ impl Room {
         self.0.get_mut(branch)
     }
 
+    /// The number of the gate by which a branch leaves.
+    #[inline]
+    pub(super) fn gate_of(&self, branch: usize) -> Option<usize> {
+        self.0.get(branch).map(|branch| branch.gate)
+    }
+
     /// Notes by which gate a subport leaves. `false` if there is no room for it.
     pub(super) fn assign(&mut self, branch: usize, port: PortId, gate: usize) -> bool {
         let Some(branch) = self.0.get_mut(branch) else { return false };

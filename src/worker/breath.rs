@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crossbeam::channel::Receiver;
 use tokio::sync::mpsc;
@@ -36,8 +37,8 @@ const HEARD: usize = 256;
 /// call for some, made when there is time, and once between two busy spells.
 const PAUSE: u8 = 32;
 
-/// Breaths after which one device, each in its turn, is asked the same, for those that never pause.
-const TURN: u64 = 4096;
+/// After so long each device is asked the same, one in each breath: for those that never pause, or never for long.
+const ROUND: Duration = Duration::from_secs(1);
 
 /// What came of a breath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -77,6 +78,9 @@ pub struct Worker {
     pub(super) books: Books,
     /// When to look again at what devices shed.
     pub(super) shed_until: Moment,
+    /// So many devices have been asked in this round what they have missed, and when the next one begins.
+    asked: usize,
+    next_round: Moment,
     batch: Batch,
     verdicts: Box<Verdicts>,
     dressing: Dressing,
@@ -124,6 +128,8 @@ impl Worker {
             switch: Switch::new(settings.stations, settings.secret, settings.probe_key),
             books: Books::new(),
             shed_until: NEVER,
+            asked: 0,
+            next_round: Moment::default(),
             batch: Batch::new(),
             verdicts: Box::new([Verdict::Drop(DropReason::PortClosed); BURST]),
             dressing: Dressing::new(),
@@ -436,10 +442,11 @@ impl Worker {
             self.end_sheds(now);
         }
         self.counters.breaths.add(1);
-        let breaths = self.counters.breaths.get();
-        if breaths.is_multiple_of(TURN) && self.gates.len() > 0 {
-            let turn = (breaths / TURN) % self.gates.len() as u64;
-            self.count_missed(usize::try_from(turn).unwrap_or_default());
+        if self.asked < self.gates.len() {
+            self.count_missed(self.asked);
+            self.asked += 1;
+        } else if now >= self.next_round {
+            (self.asked, self.next_round) = (0, now + ROUND);
         }
         self.counters.stations.set(self.switch.fdb().len() as u64);
         self.counters.refused.set(self.switch.fdb().refused());

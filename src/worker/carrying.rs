@@ -66,9 +66,7 @@ impl Outbox<'_> {
     #[inline(never)]
     pub(super) fn flood_carried(&mut self, index: usize, to: PortId, carried: CarriedDoor) {
         let CarriedDoor { door, vlan, pads } = carried;
-        if self.batch.frame(index).offload().is_pending() && !door.offloads {
-            self.gates.note_unfinished(door);
-        }
+        self.note_unfinished(index, door);
         let done = match vlan {
             Some(vid) => match self.batch.adopt_tagged(index, vid, pads, self.cache) {
                 Ok(copy) => {

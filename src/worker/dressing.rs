@@ -1,5 +1,5 @@
 //! Egress dressing: what a port cannot pass on is done to its frames before they leave. Checksums are
-//! completed, super-frames divided.
+//! completed, super-frames divided. The segments of a super-frame keep a partial checksum where the port passes that on.
 //!
 //! It is done as a lane is sent off, and not as it is filled: until then a super-frame waits as one
 //! frame, so that lanes stay as long as bursts are, and a flood borrows it for all its ports. What it
@@ -11,7 +11,7 @@ use super::outbox::book;
 use crate::device::Device;
 use crate::frame::{BURST, Batch, Cache, Frame, Lane, Sent, Tail, View};
 use crate::switch::{DropReason, PortId};
-use crate::wire::{Finished, Finishing, Offload};
+use crate::wire::{Finished, Finishing, Offload, OffloadSet};
 
 /// A worker's room for frames that are about to leave.
 #[derive(Debug)]
@@ -52,12 +52,15 @@ impl Dressing {
         cache: &mut Cache,
         books: &Books,
     ) -> Sent {
-        let mut way = Way { device, ready: &mut self.ready, shortest, batch, cache, done: Done::default() };
+        let takes = device.offload_set();
+        let leaves_checksums = takes.has(OffloadSet::CSUM);
+        let ready = &mut self.ready;
+        let mut way = Way { device, ready, shortest, batch, cache, leaves_checksums, done: Done::default() };
         for place in 0..lane.len() {
             let view = lane.view(place, batch);
             if way.is_blocked() {
                 way.done.sent.full += view.frame.count();
-            } else if view.frame.offload().is_pending() {
+            } else if !view.is_ready_for(takes) {
                 way.finish(&view);
             } else {
                 way.make_room();
@@ -84,6 +87,8 @@ struct Way<'a> {
     shortest: u32,
     batch: &'a Batch,
     cache: &'a mut Cache,
+    /// Whether the device takes segments with partial checksums.
+    leaves_checksums: bool,
     done: Done,
 }
 
@@ -125,6 +130,7 @@ impl Way<'_> {
 
     /// Makes ready the frames, `count` of them, that come of one. How many there was room for.
     fn make_ready<'b>(&mut self, work: &mut Finishing<'b, Tail<'b>>, count: u64) -> u64 {
+        let left = if self.leaves_checksums { work.leave_checksums() } else { Offload::NONE };
         let mut made = 0;
         while let Some(part) = work.finish_next() {
             self.make_room();
@@ -132,7 +138,7 @@ impl Way<'_> {
                 self.done.sent.full += count - made;
                 return made;
             }
-            let Some(frame) = self.build(part) else {
+            let Some(frame) = self.build(part, left) else {
                 self.done.no_buffer += count - made;
                 return made;
             };
@@ -143,19 +149,19 @@ impl Way<'_> {
         made
     }
 
-    fn build<'b>(&mut self, part: Finished<'_, 'b, Tail<'b>>) -> Option<Frame> {
-        build(self.cache, self.shortest, part.clone()).or_else(|| {
+    fn build<'b>(&mut self, part: Finished<'_, 'b, Tail<'b>>, left: Offload) -> Option<Frame> {
+        build(self.cache, self.shortest, part.clone(), left).or_else(|| {
             // What is ready may have them.
             self.send();
-            build(self.cache, self.shortest, part)
+            build(self.cache, self.shortest, part, left)
         })
     }
 }
 
 #[inline]
-fn build<'b>(cache: &mut Cache, shortest: u32, mut part: Finished<'_, 'b, Tail<'b>>) -> Option<Frame> {
+fn build<'b>(cache: &mut Cache, shortest: u32, mut part: Finished<'_, 'b, Tail<'b>>, left: Offload) -> Option<Frame> {
     let len = part.len();
-    cache.build(len.max(shortest), Offload::NONE, |room| {
+    cache.build(len.max(shortest), left, |room| {
         // What is so short lies in one piece.
         let (bytes, padding) = if len < shortest { room.split_at_mut(len as usize) } else { (room, &mut [][..]) };
         part.fill(bytes);

@@ -7,7 +7,7 @@ use super::gathering::Gathering;
 use super::outbox::place;
 use super::shedding::Shedding;
 use crate::device::Device;
-use crate::frame::{BURST, Frame, Lane};
+use crate::frame::{BURST, Frame, Lane, View};
 use crate::switch::{DropReason, MOST_PORTS, PortId, PortRules, Reach, Rules, Verdict};
 use crate::wire::Vid;
 
@@ -367,6 +367,15 @@ impl Gates {
     #[inline(never)] // it takes the place of what would be a panic
     fn enter_branch(&mut self, number: usize) -> &mut Lane {
         self.branches.lane(number - BRANCHES)
+    }
+
+    /// Whether a frame with offload work can leave by a door as it is.
+    #[inline(never)] // hardly any frame asks
+    pub(super) fn takes(&self, door: Door, view: &View<'_>) -> bool {
+        let number = usize::from(door.gate);
+        let number = number.checked_sub(BRANCHES).map_or(Some(number), |branch| self.branches.gate_of(branch));
+        let gate = number.and_then(|number| self.slots.get(number)?.as_ref());
+        gate.is_some_and(|gate| view.is_ready_for(gate.device.offload_set()))
     }
 
     /// Notes that a frame goes into the lane behind a door that has to be finished first.

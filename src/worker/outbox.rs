@@ -186,9 +186,7 @@ impl Outbox<'_> {
     fn forward(&mut self, index: usize, to: PortId) {
         let Some(door) = self.gates.door(to).or_else(|| self.by_carrier(index, to)) else { return };
         // 12. egress dressing: what the port cannot pass on is finished as the lane is sent off.
-        if self.batch.frame(index).offload().is_pending() && !door.offloads {
-            self.gates.note_unfinished(door);
-        }
+        self.note_unfinished(index, door);
         let lane = self.gates.enter(door);
         match self.batch.take(index) {
             Some(frame) => lane.push(frame),
@@ -211,12 +209,20 @@ impl Outbox<'_> {
         }
     }
 
+    /// Notes that a lane has frames to be finished, if frame `index` is one behind this door.
+    #[inline(always)]
+    pub(super) fn note_unfinished(&mut self, index: usize, door: Door) {
+        if self.batch.frame(index).offload().is_pending()
+            && !(door.offloads && self.gates.takes(door, &self.batch.view(index)))
+        {
+            self.gates.note_unfinished(door);
+        }
+    }
+
     /// Lets the lane behind a door borrow frame `index`.
     #[inline(always)]
     fn lend(&mut self, index: usize, door: Door) {
-        if self.batch.frame(index).offload().is_pending() && !door.offloads {
-            self.gates.note_unfinished(door);
-        }
+        self.note_unfinished(index, door);
         self.gates.enter(door).borrow(place(index));
         self.borrowed = true;
     }

@@ -19,7 +19,7 @@
 //! what has arrived by then is reported at once.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use super::Bell;
@@ -74,6 +74,8 @@ pub(super) struct Pacer {
     resting: usize,
     /// Gates that have been loud.
     unwatched: usize,
+    /// Whether there has been a gate whose descriptor is watched edge-triggered.
+    has_edges: bool,
     busy_until: Moment,
     /// How long to poll in vain at present.
     spin: Duration,
@@ -83,18 +85,39 @@ impl Pacer {
     pub(super) fn new(bell: &Bell) -> io::Result<Pacer> {
         let poller = Poller::new()?;
         poller.add(bell.as_fd(), BELL)?;
-        Ok(Pacer { poller, deaf: 0, resting: 0, unwatched: 0, busy_until: Moment::default(), spin: SPIN })
+        Ok(Pacer {
+            poller,
+            deaf: 0,
+            resting: 0,
+            unwatched: 0,
+            has_edges: false,
+            busy_until: Moment::default(),
+            spin: SPIN,
+        })
     }
 
     /// Watches a gate that has been opened.
     pub(super) fn watch(&mut self, number: usize, gate: &Gate) -> io::Result<()> {
-        match gate.device.fd() {
-            Some(fd) => self.poller.add(fd, number as u64),
-            None => {
-                self.deaf += 1;
-                Ok(())
-            }
+        let Some(fd) = gate.device.fd() else {
+            self.deaf += 1;
+            return Ok(());
+        };
+        let key = number as u64;
+        if !gate.device.needs_inspection() {
+            return self.poller.add(fd, key);
         }
+        self.has_edges = true;
+        self.poller.add_edges(fd, key)?;
+        let Some(second) = gate.device.second_fd() else { return Ok(()) };
+        self.poller.add_edges(second, key).inspect_err(|_| drop(self.poller.remove(fd)))
+    }
+
+    /// Removes the descriptors of a gate from the set. Whether they were in it.
+    fn remove(&self, gate: &Gate, fd: BorrowedFd<'_>) -> bool {
+        if let Some(second) = gate.device.second_fd() {
+            let _ = self.poller.remove(second);
+        }
+        self.poller.remove(fd).is_ok()
     }
 
     /// Watches a gate no longer: it is about to be closed, or its device is gone.
@@ -102,7 +125,7 @@ impl Pacer {
         match gate.device.fd() {
             Some(_) if gate.loud == LOUD => self.unwatched -= 1,
             // The descriptor may be dead already, and out of the set with that.
-            Some(fd) => drop(self.poller.remove(fd)),
+            Some(fd) => drop(self.remove(gate, fd)),
             None => self.deaf -= 1,
         }
         gate.loud = 0;
@@ -136,7 +159,7 @@ impl Pacer {
     #[cold]
     fn unwatch(&mut self, gate: &mut Gate) {
         match gate.device.fd() {
-            Some(fd) if self.poller.remove(fd).is_ok() => self.unwatched += 1,
+            Some(fd) if self.remove(gate, fd) => self.unwatched += 1,
             _ => gate.loud = 0,
         }
     }
@@ -174,23 +197,31 @@ impl Pacer {
         }
     }
 
-    fn wait(&mut self, patience: Duration, gates: &mut Gates, bell: &Bell) {
-        let mut roused = 0;
-        let ready = |key| {
+    /// Waits for a descriptor. Whether any of those reported has something to do.
+    fn wait(&mut self, patience: Duration, gates: &mut Gates, bell: &Bell) -> bool {
+        let (mut roused, mut has_work) = (0, false);
+        let ready = |key, readable: bool| {
             if key == BELL {
                 bell.clear();
-            } else if let Some(gate) = usize::try_from(key).ok().and_then(|number| gates.get_mut(number))
-                && gate.state == GateState::Resting
-            {
-                gate.state = GateState::Polled;
-                gate.quiet = 0;
-                roused += 1;
+                has_work = true;
+            } else if let Some(gate) = usize::try_from(key).ok().and_then(|number| gates.get_mut(number)) {
+                // A frame that has been received already leaves an edge behind.
+                if !readable && gate.device.needs_inspection() && !gate.device.inspect() {
+                    return;
+                }
+                has_work = true;
+                if gate.state == GateState::Resting {
+                    gate.state = GateState::Polled;
+                    gate.quiet = 0;
+                    roused += 1;
+                }
             }
         };
         // Nothing that a running worker could do about an error of epoll, and none is documented
         // for a valid descriptor: the gates are read at the next breath all the same.
         let _ = self.poller.wait(patience, ready);
         self.resting -= roused;
+        has_work
     }
 
     /// Notes that there was something to do at `now`.
@@ -234,7 +265,11 @@ impl Pacer {
         has_news: impl FnOnce() -> bool,
     ) -> bool {
         bell.arm();
-        let sleeps = self.watch_all(gates) && !has_news();
+        let mut sleeps = self.watch_all(gates) && !has_news();
+        if sleeps && self.has_edges {
+            // Edges of frames that have been received would end the sleep at once.
+            sleeps = !self.wait(Duration::ZERO, gates, bell);
+        }
         if sleeps {
             let patience = if Pacer::has_untold_work(gates, cache) { SHORT_NAP } else { NAP };
             self.wait(patience, gates, bell);

@@ -63,7 +63,7 @@ impl Leave {
         let headers = self.start + transport;
         let payload = frame.len().checked_sub(headers)?;
         let parts = payload.div_ceil(Some(self.size).filter(|&size| size > 0)?).max(1);
-        (self.csum && parts <= 128).then_some((headers, parts))
+        self.csum.then_some((headers, parts))
     }
 }
 

@@ -1,1 +1,282 @@
-//! Checksums and segmentation that guests leave to others are completed correctly or passed on.
+//! Offload work passes where the netdev takes it, and is done by the switch where it does not: never silence, never a
+//! wrong checksum.
+
+use std::net::Ipv4Addr;
+
+use serde_json::Value;
+use vifswitch::wire::Mac;
+
+use super::bad_frames::{ethernet, header, held, ipv4, pseudo, sum, tcp, udp};
+use crate::host::daemon::{Daemon, Vif};
+use crate::host::nic::Nic;
+use crate::host::rig::{Kind, On, PLAIN, Rig, lay, tcp_both_ways};
+use crate::host::{Space, await_that, run};
+
+/// A guest by `packet`, on the other side of a veth.
+fn packet(vm: &str, number: u8, host: &Space) -> Option<(Space, Vif)> {
+    let space = Space::new()?;
+    let mut vif = Vif::new(vm, number, &space);
+    (vif.kind, vif.netns) = ("packet", host.0.clone());
+    lay(&vif, &space, 1500);
+    Some((space, vif))
+}
+
+fn turn_off(space: &Space, name: &str, features: &[&str]) {
+    for feature in features {
+        space.within(|| run("ethtool", &["-K", name, feature, "off"]));
+    }
+}
+
+/// The next frames with IPv4 in them, so many.
+fn take(nic: &Nic, count: usize, header: usize) -> Vec<Vec<u8>> {
+    let mut frames = Vec::new();
+    while frames.len() < count {
+        let frame = nic.take();
+        if frame[header + 12..header + 14] == [8, 0] {
+            frames.push(frame);
+        }
+    }
+    frames
+}
+
+/// Asserts that each frame is a segment of TCP with right checksums, and that they carry the payload, in order.
+fn assert_segments(frames: &[Vec<u8>], size: usize, payload: &[u8]) {
+    let mut all: Vec<u8> = Vec::new();
+    for frame in frames {
+        let ip = &frame[14..];
+        assert_eq!(usize::from(u16::from_be_bytes([ip[2], ip[3]])), ip.len(), "the length of IP");
+        assert_eq!(sum(&ip[..20]), 0xffff, "the checksum of IP");
+        assert_eq!(sum(&[&pseudo(6, ip.len() - 20).to_be_bytes(), &ip[20..]].concat()), 0xffff, "the checksum of TCP");
+        assert_eq!(u32::from_be_bytes([ip[24], ip[25], ip[26], ip[27]]), 1000 + all.len() as u32, "the sequence");
+        assert!(ip.len() <= 40 + size, "{} bytes", ip.len());
+        all.extend(&ip[40..]);
+    }
+    assert!(all == payload, "{} of {} bytes", all.len(), payload.len());
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|at| (at * 31 + at / 251) as u8).collect()
+}
+
+fn counter(daemon: &Daemon, vif: &Vif, name: &str) -> u64 {
+    let ports = daemon.get::<Vec<Value>>("/v1/ports");
+    let port = ports.iter().find(|port| port["port_id"] == vif.port.as_str()).unwrap();
+    port[name].as_u64().unwrap_or_default()
+}
+
+/// A GSO packet of more than 128 segments: virtio sets no limit, so it passes where the egress takes it, and is segmented
+/// where it does not.
+#[test]
+fn a_small_mss_passes_whole_or_in_segments() {
+    let Some(host) = Space::new() else { return };
+    let (Some((from_space, from)), Some((to_space, to))) = (packet("from", 1, &host), packet("to", 2, &host)) else {
+        return;
+    };
+    let plain_space = Space::new().unwrap();
+    let plain = Vif::new("plain", 3, &plain_space).device(", offloads = false");
+    let daemon = Daemon::over(&[from.clone(), to.clone(), plain.clone()]);
+    [&from, &to, &plain].iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let sender = Nic::with_header(&from_space, &from.name);
+    let (whole, parts) = (Nic::with_header(&to_space, &to.name), Nic::new(&plain_space, &plain.name));
+    for (size, len) in [(200usize, 60_000usize), (88, 60_000), (500, 65_000), (48, 20_000)] {
+        let payload = bytes(len);
+        let packet = |to: Mac| ethernet(to, from.mac, 0x0800, &ipv4(6, &tcp(0x10, &payload)));
+        let header = header(1, 1, 54, size as u16, 34, 16);
+        sender.send(&[&header[..], &packet(to.mac)].concat());
+        let came = take(&whole, 1, 10).remove(0);
+        assert!(came[10..] == packet(to.mac), "it passes as it was, {} bytes", came.len());
+        assert_eq!(&came[1..2], &header[1..2], "the type");
+        assert_eq!(&came[4..6], &header[4..6], "the size of a segment");
+        sender.send(&[&header[..], &packet(plain.mac)].concat());
+        assert_segments(&take(&parts, len.div_ceil(size), 0), size, &payload);
+    }
+    let ports = daemon.quiet();
+    assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
+}
+
+/// What a netdev takes is asked at opening: GSO packets that it does not take are segmented before.
+#[test]
+fn a_netdev_without_tso_gets_segments() {
+    for off in ["tso", "tx-tcp-segmentation", "gso_max_size", "gso_max_segs"] {
+        let Some(host) = Space::new() else { return };
+        let (Some((from_space, from)), Some((to_space, to))) = (packet("from", 1, &host), packet("to", 2, &host))
+        else {
+            return;
+        };
+        match off {
+            "gso_max_size" => host.ip(&format!("link set dev {} gso_max_size 20000", to.name)),
+            "gso_max_segs" => host.ip(&format!("link set dev {} gso_max_segs 10", to.name)),
+            feature => turn_off(&host, &to.name, &[feature]),
+        }
+        let daemon = Daemon::over(&[from.clone(), to.clone()]);
+        daemon.await_active(&from);
+        daemon.await_active(&to);
+        let (sender, there) = (Nic::with_header(&from_space, &from.name), Nic::with_header(&to_space, &to.name));
+        let payload = bytes(30_000);
+        let packet = ethernet(to.mac, from.mac, 0x0800, &ipv4(6, &tcp(0x10, &payload)));
+        sender.send(&[&header(1, 1, 54, 1448, 34, 16)[..], &packet].concat());
+        let count = payload.len().div_ceil(1448);
+        let segments: Vec<Vec<u8>> = take(&there, count, 10).iter().map(|frame| completed(frame)).collect();
+        assert_segments(&segments, 1448, &payload);
+        assert_eq!(counter(&daemon, &to, "segmented"), 1, "{off}");
+        // And streams, which is what it is for.
+        from_space.ip(&format!("addr add 10.5.0.1/24 dev {}", from.name));
+        to_space.ip(&format!("addr add 10.5.0.2/24 dev {}", to.name));
+        tcp_both_ways(&from_space, &to_space, Ipv4Addr::new(10, 5, 0, 2), 2_000_000);
+        assert!(daemon.quiet().iter().all(|port| port.counts.drops.is_empty()), "{off}");
+    }
+}
+
+/// A frame behind its offload header, its checksum completed if it was left partial.
+fn completed(frame: &[u8]) -> Vec<u8> {
+    let (header, frame) = frame.split_at(10);
+    let mut frame = frame.to_vec();
+    assert_eq!(header[1], 0, "no GSO packet");
+    if header[0] & 1 != 0 {
+        let [start, offset] = [6, 8].map(|at| usize::from(u16::from_le_bytes([header[at], header[at + 1]])));
+        let checksum = !sum(&frame[start..]);
+        frame[start + offset..][..2].copy_from_slice(&checksum.to_be_bytes());
+    }
+    frame
+}
+
+/// The offload header has no word for tunnels. A GSO packet of TCP in VXLAN is segmented by the switch, each segment in a
+/// tunnel of its own.
+#[test]
+fn a_gso_packet_in_a_tunnel_is_segmented() {
+    let Some(host) = Space::new() else { return };
+    let file = held(&host, "tap1");
+    let from = Vif { kind: "packet", ..Vif::new("from", 1, &host) };
+    let Some((to_space, to)) = packet("to", 2, &host) else { return };
+    let tap_space = Space::new().unwrap();
+    let taps = [
+        Vif::new("tap", 3, &tap_space),
+        Vif { name: "tap4".into(), ..Vif::new("tap", 4, &tap_space) }.device(", offloads = false"),
+    ];
+    let daemon = Daemon::over(&[&[from.clone(), to.clone()][..], &taps].concat());
+    [&from, &to, &taps[0], &taps[1]].iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let payload = bytes(20_000);
+    let inner = ethernet(Mac::from_bits(0x02_0000_0077), from.mac, 0x0800, &ipv4(6, &tcp(0x18, &payload)));
+    for (space, vif) in [(&to_space, &to), (&tap_space, &taps[0]), (&tap_space, &taps[1])] {
+        let there = Nic::with_header(space, &vif.name);
+        let mut vxlan = udp(&[&[8, 0, 0, 0, 0, 0, 7, 0], &inner[..]].concat());
+        vxlan[6..8].fill(0);
+        let packet = ethernet(vif.mac, from.mac, 0x0800, &ipv4(17, &vxlan));
+        let start = (14 + 20 + 8 + 8 + 34) as u16;
+        let header = header(1, 1, start + 20, 1400, start, 16);
+        file.write(&[&header[..], &[0, 0], &packet].concat()).unwrap();
+        let segments: Vec<Vec<u8>> = take(&there, payload.len().div_ceil(1400), 10)
+            .iter()
+            .map(|frame| {
+                let frame = completed(frame);
+                let outer = &frame[14..];
+                assert_eq!(usize::from(u16::from_be_bytes([outer[2], outer[3]])), outer.len());
+                assert_eq!(sum(&outer[..20]), 0xffff);
+                assert_eq!(usize::from(u16::from_be_bytes([outer[24], outer[25]])), outer.len() - 20);
+                frame[50..].to_vec()
+            })
+            .collect();
+        assert_segments(&segments, 1400, &payload);
+    }
+    assert!(daemon.quiet().iter().all(|port| port.counts.drops.is_empty()));
+}
+
+/// Two guests with VXLAN between them, over ports that take all offloads but those of tunnels.
+#[test]
+fn streams_in_vxlan_pass_between_packet_ports() {
+    let Some(rig) = Rig::new(Kind { on: &[On::Packet], ..PLAIN }, &["a", "b"]) else { return };
+    for (index, space) in rig.spaces[..2].iter().enumerate() {
+        rig.address(index);
+        let (local, remote, device) = (index + 1, 2 - index, &rig.vifs[index].name);
+        let tunnel = format!("type vxlan id 7 dstport 4789 local 10.5.0.{local} remote 10.5.0.{remote} dev {device}");
+        space.ip(&format!("link add vx0 {tunnel}"));
+        space.ip(&format!("addr add 10.9.0.{local}/24 dev vx0"));
+        space.ip("link set dev vx0 up");
+    }
+    tcp_both_ways(&rig.spaces[0], &rig.spaces[1], Ipv4Addr::new(10, 9, 0, 2), 4_000_000);
+    let ports = rig.daemon.quiet();
+    assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
+    assert!(ports.iter().all(|port| port.counts.segmented > 0), "{ports:?}");
+}
+
+/// SCTP has a CRC32c (RFC 9260, 6.8) where others have a ones' complement sum. The offload header cannot say so, so that
+/// no egress computes it.
+#[test]
+fn a_partial_checksum_of_sctp_becomes_a_crc() {
+    let Some(host) = Space::new() else { return };
+    let Some((from_space, from)) = packet("from", 1, &host) else { return };
+    let Some((to_space, to)) = packet("to", 2, &host) else { return };
+    let tap_space = Space::new().unwrap();
+    let taps = [Vif::new("tap", 3, &tap_space), Vif::new("tap", 4, &tap_space).device(", offloads = false")];
+    let daemon = Daemon::over(&[&[from.clone(), to.clone()][..], &taps].concat());
+    [&from, &to, &taps[0], &taps[1]].iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let sender = Nic::with_header(&from_space, &from.name);
+    let chunk = [
+        0x13, 0x88, 0x13, 0x89, 0x11, 0x22, 0x33, 0x44, 0, 0, 0, 0, 1, 0, 0, 0x14, 0xaa, 0xbb, 0xcc, 0xdd, 0, 1, 0, 0,
+        0, 10, 0, 10, 0, 0, 0, 1,
+    ];
+    for (space, vif) in [(&to_space, &to), (&tap_space, &taps[0]), (&tap_space, &taps[1])] {
+        let there = Nic::with_header(space, &vif.name);
+        let frame = ethernet(vif.mac, from.mac, 0x0800, &ipv4(132, &chunk));
+        sender.send(&[&header(1, 0, 0, 0, 34, 8)[..], &frame].concat());
+        let came = take(&there, 1, 10).remove(0);
+        assert_eq!(came[0] & 1, 0, "{}: nothing is left to be done", vif.kind);
+        assert_eq!(came[10 + 42..10 + 46], [0x8e, 0xb1, 0x55, 0x9a], "{}", vif.kind);
+        // Of what is no SCTP, nobody knows what belongs there.
+        let other = ethernet(vif.mac, from.mac, 0x0800, &ipv4(6, &tcp(0x10, &[7; 100])));
+        sender.send(&[&header(1, 0, 0, 0, 34, 8)[..], &other].concat());
+        await_that("it is dropped", || (daemon.drops(vif, "offload_unsupported") == 1).then_some(()));
+    }
+}
+
+/// Lengths and pseudo-headers that senders leave open are filled in. Never is there a wrong sum.
+#[test]
+fn lengths_and_seeds_that_are_left_open_are_filled_in() {
+    let Some(space) = Space::new() else { return };
+    let host = Space::new().unwrap();
+    let file = held(&host, "tap1");
+    let from = Vif { kind: "packet", ..Vif::new("from", 1, &host) };
+    let to = Vif::new("to", 2, &space).device(", offloads = false");
+    let daemon = Daemon::over(&[from.clone(), to.clone()]);
+    daemon.await_active(&from);
+    daemon.await_active(&to);
+    let there = Nic::new(&space, &to.name);
+    let payload = bytes(5000);
+    let packet = ethernet(to.mac, from.mac, 0x0800, &ipv4(6, &tcp(0x10, &payload)));
+    let edit = |edits: &[(usize, u16)]| {
+        let mut packet = packet.clone();
+        edits.iter().for_each(|&(at, value)| packet[at..at + 2].copy_from_slice(&value.to_be_bytes()));
+        packet
+    };
+    let (length, seed) = (16, 50);
+    for (name, edits) in [
+        ("all is said", &[][..]),
+        ("no length of IP", &[(length, 0)]),
+        ("a seed without a length", &[(seed, pseudo(6, 0))]),
+        ("no seed", &[(seed, 0)]),
+        ("any seed", &[(seed, 0x1234)]),
+        ("none of it", &[(length, 0), (seed, 0), (24, 0)]),
+    ] {
+        file.write(&[&header(1, 1, 54, 1000, 34, 16)[..], &[0, 0], &edit(edits)].concat()).unwrap();
+        let frames = take(&there, 5, 0);
+        eprintln!("{name}");
+        assert_segments(&frames, 1000, &payload);
+    }
+    // A single frame as well, and datagrams.
+    let mut single = ethernet(to.mac, from.mac, 0x0800, &ipv4(6, &tcp(0x10, &payload[..1000])));
+    single[seed..seed + 2].fill(0);
+    file.write(&[&header(1, 0, 0, 0, 34, 16)[..], &[0, 0], &single].concat()).unwrap();
+    assert_segments(&take(&there, 1, 0), 1000, &payload[..1000]);
+    for said in [0u16, 1008, 5008] {
+        let mut datagrams = ethernet(to.mac, from.mac, 0x0800, &ipv4(17, &udp(&payload)));
+        datagrams[38..40].copy_from_slice(&said.to_be_bytes());
+        file.write(&[&header(1, 5, 42, 1000, 34, 6)[..], &[0, 0], &datagrams].concat()).unwrap();
+        for (frame, part) in take(&there, 5, 0).iter().zip(payload.chunks(1000)) {
+            assert_eq!((&frame[38..40], &frame[42..]), (&1008u16.to_be_bytes()[..], part));
+            assert_eq!(sum(&[&pseudo(17, 1008).to_be_bytes(), &frame[34..]].concat()), 0xffff);
+        }
+    }
+    // A length that is another one says that something is wrong.
+    file.write(&[&header(1, 1, 54, 1000, 34, 16)[..], &[0, 0], &edit(&[(length, 1500)])].concat()).unwrap();
+    await_that("it is dropped", || (daemon.drops(&to, "offload_unsupported") == 5).then_some(()));
+}

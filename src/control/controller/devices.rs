@@ -332,7 +332,7 @@ impl Controller {
             let port = &mut self.ports[index];
             (port.attempt, port.is_overdue) = (None, false);
             match result {
-                Ok(Opened { queues, made, notes, mode, may_lose_tags, observed }) => {
+                Ok(Opened { queues, made, notes, mode, egress: _, may_lose_tags, observed }) => {
                     port.may_lose_tags = may_lose_tags;
                     (port.made, port.namespace) = (Some(made), namespace);
                     (port.netdev, port.looked) = (netdev, last_look);

@@ -15,18 +15,26 @@
 //!
 //! Two frames that another port would take are refused here, as `device_refused`: those longer than the
 //! MTU of the netdev, and full ones with two tags or one of 802.1ad; the kernel allows for one of 802.1Q.
+//! A frame that is refused costs no other one.
+//!
+//! Of GSO packets, those are sent that the netdev takes: its features and limits are asked at opening
+//! ([`offload_set`]), and what it does not take is segmented before.
 
 mod offload;
 mod queue;
+mod refusals;
 
 use std::collections::HashSet;
 use std::io;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use super::{Device, OpenError, Opened, Whereabouts, others};
+use super::{Device, Egress, OpenError, Opened, Whereabouts, others};
 use crate::sys::bpf::IngressDrop;
+use crate::sys::ethtool;
+use crate::sys::link::Link;
 use crate::sys::netns::Netns;
 use crate::sys::packet::{EVERYTHING, NOTHING, Ring, Socket};
+use crate::wire::{OffloadSet, TAG_LEN};
 use queue::Queue;
 
 /// Frames that may wait in the ring: some more than a tap has room for. 2 MiB.
@@ -38,6 +46,13 @@ const RECEIVE_ROOM: usize = 8 << 20;
 
 /// And of what has been sent, and has not left yet.
 const SEND_ROOM: usize = 4 << 20;
+
+/// The size that GSO packets of a kernel have which tells of none (`GSO_LEGACY_MAX_SIZE`).
+const GSO_LEGACY_MAX_SIZE: u32 = 65_536;
+
+/// Bytes of a VLAN tag.
+const TAG: u32 = 4;
+const _: () = assert!(TAG as usize == TAG_LEN);
 
 /// A netdev, told from another one that comes after it under the same name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -98,16 +113,20 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
         }
         let ear = Socket::new().map_err(others::failed(&at, "opening a packet socket"))?;
         let mouth = Socket::new().map_err(others::failed(&at, "opening a packet socket"))?;
+        let egress = Egress::new(egress_set(settings, &link).map_err(others::failed(&at, "asking for its offloads"))?);
+        let spare = has_ring.then(|| stand_by(link.index)).transpose();
+        let spare = spare.map_err(others::failed(&at, "opening a packet socket"))?;
         let ring = listen(&ear, link.index, has_ring).map_err(others::failed(&at, "listening to it"))?;
         prepare(&mouth, link.index, settings.offloads).map_err(others::failed(&at, "setting up what is sent by it"))?;
         let isolation = settings.isolate.then(|| IngressDrop::attach(link.index)).transpose();
         let isolation = isolation.map_err(|why| not_isolated(&at, &why))?;
         // Last: from here on there is something to receive.
         ear.bind(link.index, EVERYTHING).map_err(others::failed(&at, "listening to it"))?;
-        let queue = Queue::new(ring, ear, mouth, settings.offloads, netdev).isolated(isolation);
+        let sockets = (ear, spare, mouth);
+        let queue = Queue::new(ring, sockets, settings.offloads, egress.clone(), netdev).isolated(isolation);
         let mode = if has_ring { "ring" } else { "a call for each frame" };
         let (queues, mode) = (vec![Box::new(queue) as Box<dyn Device>], Some(mode.to_owned()));
-        Ok(Opened { queues, made: false, notes, mode, may_lose_tags: false, observed: None })
+        Ok(Opened { queues, made: false, notes, mode, egress: Some(egress), may_lose_tags: false, observed: None })
     })
 }
 
@@ -121,6 +140,37 @@ fn not_isolated(at: &Whereabouts, why: &io::Error) -> OpenError {
         _ => format!("isolate = true: the program that keeps frames from the host's stack cannot be attached: {why}"),
     };
     others::refused(at, reason)
+}
+
+/// The offload work that the netdev takes now. To be asked again, and given to the [`Egress`] of the open device, when
+/// its features or its GSO limits have changed. May wait, as [`open`] does.
+pub fn offload_set(settings: &Settings) -> Result<OffloadSet, OpenError> {
+    let at = settings.at();
+    others::visit(&at, || {
+        let (link, _) = others::find(&at, settings.mtu)?;
+        egress_set(settings, &link).map_err(others::failed(&at, "asking for its offloads"))
+    })
+}
+
+/// What a netdev takes of what the kernel would have to segment otherwise, and does not for packets that bypass the
+/// queueing discipline. It always completes checksums.
+fn egress_set(settings: &Settings, link: &Link) -> io::Result<OffloadSet> {
+    if !settings.offloads {
+        return Ok(OffloadSet::NONE);
+    }
+    let features = ethtool::features(&settings.name)?;
+    let kinds = [
+        ("tx-tcp-segmentation", OffloadSet::TSO4),
+        ("tx-tcp6-segmentation", OffloadSet::TSO6),
+        ("tx-tcp-ecn-segmentation", OffloadSet::ECN),
+        ("tx-udp-segmentation", OffloadSet::USO),
+    ];
+    let active = kinds.iter().filter(|(name, _)| features.is_active(name)).map(|&(_, kind)| kind);
+    let kinds = active.fold(OffloadSet::CSUM, |set, kind| set | kind);
+    // The kernel's packets are shorter than this. A tag may have to be added.
+    let told = [link.gso_max_size, link.gso_ipv4_max_size].into_iter().filter(|&size| size > 0).min();
+    let max_len = told.unwrap_or(GSO_LEGACY_MAX_SIZE).saturating_sub(1 + TAG);
+    Ok(OffloadSet::new(kinds, max_len, link.gso_max_segs))
 }
 
 /// What [`open`] would come to now: why it would fail, or remarks.
@@ -139,6 +189,17 @@ fn listen(ear: &Socket, index: u32, has_ring: bool) -> io::Result<Option<Ring>> 
     }
     ear.tell_tags()?;
     Ok(None)
+}
+
+/// A socket that is set up to listen, and does not yet.
+fn stand_by(index: u32) -> io::Result<Socket> {
+    let spare = Socket::new()?;
+    spare.set_header()?;
+    spare.ignore_outgoing()?;
+    spare.set_room(RECEIVE_ROOM, 0)?;
+    spare.tell_tags()?;
+    spare.bind(index, NOTHING)?;
+    Ok(spare)
 }
 
 fn prepare(mouth: &Socket, index: u32, offloads: bool) -> io::Result<()> {

@@ -167,7 +167,8 @@ fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError
                 }
                 notes.extend(tags_lost.as_deref().map(tags::remark));
                 let (mode, may_lose_tags) = (Some(rung.to_string()), tags_lost.is_some());
-                return Ok(Opened { queues, made: false, notes, mode, may_lose_tags, observed: Some(observed) });
+                let observed = Some(observed);
+                return Ok(Opened { queues, made: false, notes, mode, egress: None, may_lose_tags, observed });
             }
             Err(why) => not_better.push(why),
         }

@@ -107,11 +107,19 @@ impl<'b> Burst<'_, 'b> {
             first = first.wrapping_add(message.msg_hdr.msg_iovlen);
         }
         let (fd, first, count) = (socket.fd.as_raw_fd(), messages.as_mut_ptr(), self.messages as c_uint);
-        // SAFETY: the first `count` messages are ours, and so are the pieces that they point to: as many
-        // as each says, filled in by `push`. These point to headers of ours and to bytes that outlive
-        // this burst ('b); they are read only.
-        let sent = unsafe { libc::sendmmsg(fd, first, count, libc::MSG_DONTWAIT as _) };
-        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+        loop {
+            // SAFETY: the first `count` messages are ours, and so are the pieces that they point to: as many
+            // as each says, filled in by `push`. These point to headers of ours and to bytes that outlive
+            // this burst ('b); they are read only.
+            let sent = unsafe { libc::sendmmsg(fd, first, count, libc::MSG_DONTWAIT as _) };
+            if let Ok(sent) = usize::try_from(sent) {
+                return Ok(sent);
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
     }
 }
 

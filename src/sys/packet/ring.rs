@@ -81,6 +81,17 @@ impl Ring {
         Ok(Ring { base, slots, next: 0 })
     }
 
+    /// How many frames there is room for.
+    #[allow(clippy::len_without_is_empty)] // it has slots, whatever is in them
+    pub fn len(&self) -> usize {
+        self.slots
+    }
+
+    /// Whether a frame has come.
+    pub fn has_arrival(&self) -> bool {
+        self.status().load(Ordering::Acquire) & libc::TP_STATUS_USER != 0
+    }
+
     /// The frame that came next, if it has come.
     #[inline(always)]
     pub fn arrival(&mut self) -> Option<Arrival<'_>> {

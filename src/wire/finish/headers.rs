@@ -1,63 +1,61 @@
-//! The headers of a super-frame: what each of its frames gets, changed for its place.
+//! The headers of a GSO packet: what each of its segments gets, changed for its place.
 
-use etherparse::{EtherType, IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, ether_type, ip_number};
+use etherparse::{TcpHeaderSlice, ip_number};
 
 use super::Unfinishable;
+use crate::wire::Offload;
 use crate::wire::checksum::Checksum;
-use crate::wire::ethernet::is_tag;
+use crate::wire::layers::{self, Kind, Layer, Layers, Unreadable, V6_LEN};
 use crate::wire::offload::Gso;
-use crate::wire::{HEADER_LEN, Offload, TAG_LEN};
 
-/// Bytes of headers that a super-frame may have: Ethernet, four tags, IPv6, the longest header of TCP,
-/// and 126 bytes of extensions between these two.
+/// Bytes of headers that a GSO packet may have: Ethernet, four tags, IPv6, the longest header of TCP, and 126 bytes of
+/// extensions or of a tunnel between these two.
 pub(super) const MOST_HEADERS: usize = 256;
 
 // Where things stand in the header of TCP (RFC 9293, 3.1),
 const TCP_SEQUENCE: usize = 4;
 const TCP_FLAGS: usize = 12;
-const TCP_CSUM: usize = 16;
+pub(super) const TCP_CSUM: usize = 16;
 const TCP_URGENT: usize = 18;
 const FIN: u16 = 0x01;
 const PSH: u16 = 0x08;
 const URG: u16 = 0x20;
 const CWR: u16 = 0x80;
 // of UDP (RFC 768),
-const UDP_LENGTH: usize = 4;
-const UDP_CSUM: usize = 6;
+pub(super) const UDP_LENGTH: usize = 4;
+pub(super) const UDP_CSUM: usize = 6;
+const UDP_LEN: usize = 8;
 // of IPv4 (RFC 791, 3.1),
 const V4_LENGTH: usize = 2;
 const V4_ID: usize = 4;
 const V4_CSUM: usize = 10;
+const V4_ADDRESSES: std::ops::Range<usize> = 12..20;
 // and of IPv6 (RFC 8200, 3).
 const V6_LENGTH: usize = 4;
-const V6_LEN: usize = 40;
+const V6_ADDRESSES: std::ops::Range<usize> = 8..40;
 
-/// The headers of a super-frame, read once.
+/// The headers of a GSO packet, read once.
 ///
-/// What differs from frame to frame is taken out, and what is left is summed up: for each frame it is put
-/// in, and added to these sums.
+/// What differs from segment to segment in the transport header is taken out, and what is left is summed up: for each
+/// segment it is put in, and added to this sum.
 #[derive(Debug, Clone)]
 pub(super) struct Headers {
-    /// What all have in common: the first `len` of them, zero where they differ.
+    /// What all have in common: the first `len` of them.
     bytes: [u8; MOST_HEADERS],
     len: usize,
-    is_v4: bool,
+    layers: Layers,
     is_tcp: bool,
-    /// Where the header of IP begins.
-    network: usize,
     /// Where that of TCP or UDP begins.
     transport: usize,
-    /// The number of the packet, of IPv4.
-    id: u16,
     /// What differs in a header of TCP.
     tcp: Tcp,
-    /// The sum of the header of IPv4.
-    network_sum: Checksum,
-    /// That of the header of TCP or UDP, and of the pseudo-header without its length.
+    /// The sum of the pseudo-header without its length.
+    pseudo: Checksum,
+    /// That of the header of TCP or UDP.
     transport_sum: Checksum,
 }
 
-/// What differs from frame to frame in a header of TCP.
+/// What differs from segment to segment in a header of TCP.
 #[derive(Debug, Clone, Copy, Default)]
 struct Tcp {
     sequence: u32,
@@ -66,10 +64,10 @@ struct Tcp {
     urgent: u16,
 }
 
-/// The place of a frame in its super-frame.
+/// The place of a segment in its GSO packet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Seat {
-    /// How many frames are in front of it.
+    /// How many segments are in front of it.
     pub(super) index: u16,
     /// Bytes of payload in front of it.
     pub(super) before: u32,
@@ -79,7 +77,7 @@ pub(super) struct Seat {
 }
 
 impl Headers {
-    /// Reads the headers of a super-frame of `len` bytes, the first `headers` of `head`. What is not
+    /// Reads the headers of a GSO packet of `len` bytes, the first `headers` of `head`. What is not
     /// wholly understood is refused.
     pub(super) fn read(
         head: &[u8],
@@ -93,38 +91,44 @@ impl Headers {
         let mut bytes = [0; MOST_HEADERS];
         bytes.get_mut(..headers).ok_or(Unfinishable::TooManyHeaders)?.copy_from_slice(head);
         let transport = usize::from(offload.csum_start());
-        let (kind, network) = network(head).ok_or(Unfinishable::Contradiction)?;
-        let (ip, segment) = match (head.get(network..transport), head.get(transport..)) {
-            (Some(ip), Some(segment)) => (ip, segment),
-            _ => return Err(Unfinishable::Contradiction),
-        };
+        let layers = layers::read(head, transport).map_err(|why| match why {
+            Unreadable::NotIp => Unfinishable::Contradiction,
+            Unreadable::Fragment => Unfinishable::Fragment,
+            Unreadable::Unknown => Unfinishable::Tunnel,
+        })?;
         let is_tcp = gso != Gso::Udp;
-        let protocol = if is_tcp { ip_number::TCP } else { ip_number::UDP };
-        // Behind the header of IP there is nothing but what it speaks of: no padding that would be taken
-        // for payload.
-        let length = len as usize - network;
-        let is_v4 = match kind {
-            ether_type::IPV4 if gso != Gso::TcpV6 => {
-                read_v4(ip, length, protocol)?;
-                true
-            }
-            ether_type::IPV6 if gso != Gso::TcpV4 => {
-                read_v6(ip, length, protocol)?;
-                false
-            }
-            _ => return Err(Unfinishable::Contradiction),
+        if layers.protocol != if is_tcp { ip_number::TCP } else { ip_number::UDP } {
+            return Err(Unfinishable::Tunnel);
+        }
+        let network = layers.network();
+        let is_of_type = match network.kind {
+            Kind::V4 => gso != Gso::TcpV6,
+            _ => gso != Gso::TcpV4,
         };
-        let length = u16::try_from(length - ip.len()).map_err(|_| Unfinishable::Lengths)?;
-        let field = if is_tcp { read_tcp(segment)? } else { read_udp(segment, length)? };
+        if !is_of_type {
+            return Err(Unfinishable::Contradiction);
+        }
+        let len = len as usize;
+        if !layers.iter().all(|layer| has_length(head, *layer, len)) {
+            return Err(Unfinishable::Lengths);
+        }
+        let (segment, length) = (&head[transport..], len - transport);
+        let field = if is_tcp { read_tcp(segment)? } else { read_udp(segment, length, offload.segment_size())? };
         if usize::from(offload.csum_offset()) != field {
             return Err(Unfinishable::Contradiction);
         }
-        let (network_bytes, segment) = bytes[..headers].split_at_mut(transport);
-        let ip = &mut network_bytes[network..];
-        let mut transport_sum = Checksum::default();
-        transport_sum.add_number(take(segment, field));
-        // What the sender has added for the whole, each frame gets for itself.
-        transport_sum.take_off(length);
+        let (mut pseudo_sum, mut transport_sum) = (Checksum::default(), Checksum::default());
+        let segment = &mut bytes[transport..headers];
+        let seed = take(segment, field);
+        if layers.is_routed {
+            // Only the sender knows the destination that its pseudo-header has. What it has added for the whole, each
+            // segment gets for itself.
+            pseudo_sum.add_number(seed);
+            pseudo_sum.take_off(u16::try_from(length).map_err(|_| Unfinishable::Lengths)?);
+        } else {
+            // Some senders leave out the length, or the whole pseudo-header.
+            pseudo_sum.join(pseudo(head, network, layers.protocol.0));
+        }
         let mut tcp = Tcp::default();
         if is_tcp {
             let [high, low] = [take(segment, TCP_SEQUENCE), take(segment, TCP_SEQUENCE + 2)].map(u32::from);
@@ -134,14 +138,7 @@ impl Headers {
             take(segment, UDP_LENGTH);
         }
         transport_sum.add(segment);
-        let (mut id, mut network_sum) = (0, Checksum::default());
-        if is_v4 {
-            take(ip, V4_LENGTH);
-            take(ip, V4_CSUM);
-            id = take(ip, V4_ID);
-            network_sum.add(ip);
-        }
-        Ok(Headers { bytes, len: headers, is_v4, is_tcp, network, transport, id, tcp, network_sum, transport_sum })
+        Ok(Headers { bytes, len: headers, layers, is_tcp, transport, tcp, pseudo: pseudo_sum, transport_sum })
     }
 
     /// How many bytes they are.
@@ -149,41 +146,91 @@ impl Headers {
         self.len
     }
 
-    /// Writes the headers of the frame at `seat` to `out`. `payload`: the sum of its payload.
-    pub(super) fn write<'o>(&self, seat: Seat, payload: Checksum, out: &'o mut [u8; MOST_HEADERS]) -> &'o [u8] {
+    /// What is left to be done to a segment whose checksum is left partial.
+    pub(super) fn partial(&self) -> Offload {
+        Offload::partial(short(self.transport), short(if self.is_tcp { TCP_CSUM } else { UDP_CSUM }))
+    }
+
+    /// Writes the headers of the segment at `seat` to `out`. `payload`: the sum of its payload; without it, the checksum
+    /// of the transport header is left partial.
+    pub(super) fn write<'o>(&self, seat: Seat, payload: Option<Checksum>, out: &'o mut [u8; MOST_HEADERS]) -> &'o [u8] {
         let out = &mut out[..self.len];
         out.copy_from_slice(&self.bytes[..self.len]);
-        let (network, segment) = out.split_at_mut(self.transport);
-        let network = &mut network[self.network..];
+        let segment = &mut out[self.transport..];
         let length = short(segment.len()) + seat.payload;
-        if self.is_v4 {
-            let mut sum = self.network_sum;
-            put(network, V4_LENGTH, short(network.len()) + length, &mut sum);
-            // Each is a packet of its own, numbered from the number of the super-frame on.
-            put(network, V4_ID, self.id.wrapping_add(seat.index), &mut sum);
-            network[V4_CSUM..][..2].copy_from_slice(&sum.finish());
-        } else {
-            let length = short(network.len() - V6_LEN) + length;
-            network[V6_LENGTH..][..2].copy_from_slice(&length.to_be_bytes());
-        }
+        let mut pseudo = self.pseudo;
+        pseudo.add_number(length);
         let mut sum = self.transport_sum;
-        sum.add_number(length);
-        sum.join(payload);
         if self.is_tcp {
             self.tcp.write(segment, seat, &mut sum);
-            segment[TCP_CSUM..][..2].copy_from_slice(&sum.finish());
         } else {
-            put(segment, UDP_LENGTH, length, &mut sum);
-            segment[UDP_CSUM..][..2].copy_from_slice(&super::closed(sum.finish()));
+            put(segment, UDP_LENGTH, length);
+            sum.add_number(length);
+        }
+        let field = if self.is_tcp { TCP_CSUM } else { UDP_CSUM };
+        // What the transport header and all behind it sum up to, once the checksum is complete.
+        let mut inside = Checksum::default();
+        match payload {
+            Some(payload) => {
+                sum.join(pseudo);
+                sum.join(payload);
+                let checksum = sum.finish();
+                let checksum = if self.is_tcp { checksum } else { super::closed(checksum) };
+                segment[field..][..2].copy_from_slice(&checksum);
+                inside.add(segment);
+                inside.join(payload);
+            }
+            None => {
+                let seed = pseudo.partial();
+                segment[field..][..2].copy_from_slice(&seed);
+                inside.take_off(u16::from_be_bytes(seed));
+            }
+        }
+        // From the inside to the outside: the checksum of a tunnel covers all that it carries.
+        for (index, layer) in self.layers.iter().enumerate().rev() {
+            self.write_layer(index, *layer, seat, inside, out);
         }
         out
+    }
+
+    /// Writes what differs in the header of a layer. `inside`: the sum of the transport header and what is behind it.
+    fn write_layer(&self, index: usize, layer: Layer, seat: Seat, inside: Checksum, out: &mut [u8]) {
+        let length = short(self.len - layer.start) + seat.payload;
+        match layer.kind {
+            Kind::V4 => {
+                let header = &mut out[layer.start..layer.end];
+                put(header, V4_LENGTH, length);
+                // Each is a packet of its own, numbered from the number of the GSO packet on.
+                put(header, V4_ID, number(header, V4_ID).wrapping_add(seat.index));
+                put(header, V4_CSUM, 0);
+                let mut sum = Checksum::default();
+                sum.add(header);
+                header[V4_CSUM..][..2].copy_from_slice(&sum.finish());
+            }
+            Kind::V6 => put(&mut out[layer.start..], V6_LENGTH, length - short(V6_LEN)),
+            Kind::Udp => {
+                put(&mut out[layer.start..], UDP_LENGTH, length);
+                // None stays none (RFC 768; RFC 6935 for IPv6).
+                if number(&out[layer.start..], UDP_CSUM) != 0
+                    && let Some(network) = self.layers.network_before(index)
+                {
+                    put(&mut out[layer.start..], UDP_CSUM, 0);
+                    let mut sum = pseudo(out, network, ip_number::UDP.0);
+                    sum.add_number(length);
+                    sum.add(&out[layer.start..self.transport]);
+                    sum.join(inside);
+                    out[layer.start + UDP_CSUM..][..2].copy_from_slice(&super::closed(sum.finish()));
+                }
+            }
+            Kind::Gre => {}
+        }
     }
 }
 
 impl Tcp {
     /// What is said once must not be heard twice: that the window was reduced (RFC 3168, 6.1.2) is for the
-    /// first frame to say, the push and the end of the stream are for the last. Where urgent data ends is
-    /// counted from where each frame begins, and is no news behind that.
+    /// first segment to say, the push and the end of the stream are for the last. Where urgent data ends is
+    /// counted from where each segment begins, and is no news behind that.
     fn write(&self, segment: &mut [u8], seat: Seat, sum: &mut Checksum) {
         let (mut flags, mut urgent) = (self.flags, self.urgent);
         if seat.index > 0 {
@@ -199,63 +246,45 @@ impl Tcp {
             }
         }
         let [a, b, c, d] = self.sequence.wrapping_add(seat.before).to_be_bytes();
-        put(segment, TCP_SEQUENCE, u16::from_be_bytes([a, b]), sum);
-        put(segment, TCP_SEQUENCE + 2, u16::from_be_bytes([c, d]), sum);
-        put(segment, TCP_FLAGS, flags, sum);
-        put(segment, TCP_URGENT, urgent, sum);
-    }
-}
-
-/// The type of a frame behind all its tags, and where its payload begins.
-fn network(head: &[u8]) -> Option<(EtherType, usize)> {
-    let mut at = HEADER_LEN;
-    loop {
-        let kind = EtherType(u16::from_be_bytes(*head.get(..at)?.last_chunk()?));
-        if !is_tag(kind) {
-            return Some((kind, at));
+        for (at, number) in [
+            (TCP_SEQUENCE, u16::from_be_bytes([a, b])),
+            (TCP_SEQUENCE + 2, u16::from_be_bytes([c, d])),
+            (TCP_FLAGS, flags),
+            (TCP_URGENT, urgent),
+        ] {
+            put(segment, at, number);
+            sum.add_number(number);
         }
-        at += TAG_LEN;
     }
 }
 
-/// Checks what stands between Ethernet and transport: a header of IPv4 that speaks of `length` bytes.
-fn read_v4(ip: &[u8], length: usize, protocol: IpNumber) -> Result<(), Unfinishable> {
-    let header = Ipv4HeaderSlice::from_slice(ip).map_err(|_| Unfinishable::Contradiction)?;
-    if header.is_fragmenting_payload() {
-        return Err(Unfinishable::Fragment);
-    }
-    if header.slice().len() != ip.len() || header.protocol() != protocol {
-        return Err(Unfinishable::Tunnel);
-    }
-    if usize::from(header.total_len()) != length {
-        return Err(Unfinishable::Lengths);
-    }
-    Ok(())
+/// The sum of the pseudo-header of `protocol` behind this IP header, without the length (RFC 9293, 3.1; RFC 8200, 8.1).
+pub(super) fn pseudo(head: &[u8], network: Layer, protocol: u8) -> Checksum {
+    let addresses = if network.kind == Kind::V4 { V4_ADDRESSES } else { V6_ADDRESSES };
+    let mut sum = Checksum::default();
+    sum.add(&head[network.start..][addresses]);
+    sum.add_number(protocol.into());
+    sum
 }
 
-/// The same for IPv6 with its extensions. What belongs to one packet only, or vouches for it, is
-/// refused: a fragment, authentication (RFC 4302).
-fn read_v6(ip: &[u8], length: usize, protocol: IpNumber) -> Result<(), Unfinishable> {
-    let header = Ipv6HeaderSlice::from_slice(ip).map_err(|_| Unfinishable::Contradiction)?;
-    let (mut next, mut at) = (header.next_header(), V6_LEN);
-    while at < ip.len() {
-        match next {
-            ip_number::IPV6_HEADER_HOP_BY_HOP | ip_number::IPV6_ROUTE_HEADER | ip_number::IPV6_DESTINATION_OPTIONS => {}
-            ip_number::IPV6_FRAGMENTATION_HEADER => return Err(Unfinishable::Fragment),
-            _ => return Err(Unfinishable::Tunnel),
-        }
-        // The next header, and a length in units of 8 bytes without the first (RFC 8200, 4.2 to 4.6).
-        let &[following, units] = ip[at..].first_chunk().ok_or(Unfinishable::Contradiction)?;
-        next = IpNumber(following);
-        at += 8 * (usize::from(units) + 1);
+/// The length that an IP header, or UDP of a tunnel, says from its first byte on; 0 if it says none.
+pub(super) fn said_length(head: &[u8], layer: Layer) -> usize {
+    let header = &head[layer.start..];
+    match layer.kind {
+        Kind::V4 => number(header, V4_LENGTH).into(),
+        Kind::V6 => match number(header, V6_LENGTH) {
+            0 => 0,
+            length => usize::from(length) + V6_LEN,
+        },
+        Kind::Udp => number(header, UDP_LENGTH).into(),
+        Kind::Gre => 0,
     }
-    if at != ip.len() || next != protocol {
-        return Err(Unfinishable::Tunnel);
-    }
-    if usize::from(header.payload_length()) + V6_LEN != length {
-        return Err(Unfinishable::Lengths);
-    }
-    Ok(())
+}
+
+/// Whether a layer speaks of all that comes behind it in a packet of `len` bytes: no padding that would be taken for
+/// payload. Some senders leave the length to whoever segments, and packets beyond 64 KiB have none.
+fn has_length(head: &[u8], layer: Layer, len: usize) -> bool {
+    matches!(said_length(head, layer), said if said == 0 || said == len - layer.start)
 }
 
 /// Checks a header of TCP, and says where its checksum stands.
@@ -268,22 +297,23 @@ fn read_tcp(segment: &[u8]) -> Result<usize, Unfinishable> {
     Ok(TCP_CSUM)
 }
 
-/// Checks a header of UDP that speaks of `length` bytes, and says where its checksum stands.
-fn read_udp(segment: &[u8], length: u16) -> Result<usize, Unfinishable> {
-    match segment.get(UDP_LENGTH..UDP_LENGTH + 2) {
-        Some(_) if number(segment, UDP_LENGTH) == length => Ok(UDP_CSUM),
+/// Checks a header of UDP that speaks of `length` bytes, of one segment with `size` bytes of payload, or of none, and
+/// says where its checksum stands.
+fn read_udp(segment: &[u8], length: usize, size: u16) -> Result<usize, Unfinishable> {
+    let said = segment.get(..UDP_LEN).map(|header| usize::from(number(header, UDP_LENGTH)));
+    match said {
+        Some(said) if said == 0 || said == length || said == UDP_LEN + usize::from(size) => Ok(UDP_CSUM),
         _ => Err(Unfinishable::Lengths),
     }
 }
 
-fn number(bytes: &[u8], at: usize) -> u16 {
+pub(super) fn number(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-/// Puts a number where there was zero, and adds it to the sum of what it stands in.
-fn put(bytes: &mut [u8], at: usize, number: u16, sum: &mut Checksum) {
+/// Puts a number where there was another one.
+fn put(bytes: &mut [u8], at: usize, number: u16) {
     bytes[at..][..2].copy_from_slice(&number.to_be_bytes());
-    sum.add_number(number);
 }
 
 /// Takes a number out, and leaves zero.
@@ -293,8 +323,8 @@ fn take(bytes: &mut [u8], at: usize) -> u16 {
     taken
 }
 
-/// A length within a frame of which IP says in 16 bits how long it is.
-#[allow(clippy::cast_possible_truncation)] // `read_v4` and `read_v6` have compared it
+/// A length within a segment: its headers are few, and its payload is counted in 16 bits.
+#[allow(clippy::cast_possible_truncation)] // MOST_HEADERS at most
 const fn short(length: usize) -> u16 {
     length as u16
 }

@@ -5,23 +5,31 @@
 //! wants it: bytes of our own (headers, a checksum), and bytes of the frame, which are copied once.
 //!
 //! A checksum is completed wherever it stands, whatever is around it: the field holds what the sender
-//! wants to have added (virtio 1.x, 5.1.6.2), the sum of the pseudo-header. Dividing needs more
-//! insight. TCP over IPv4 and IPv6, and UDP over both, are divided, under any VLAN tags and with options and
-//! extension headers, each frame as its sender would have sent it alone. All else is refused: a frame
-//! that is not understood would be divided wrongly.
+//! wants to have added (virtio 1.x, 5.1.6.2), the sum of the pseudo-header. Where that can be known, for TCP and UDP,
+//! it is computed instead, since some senders leave it out. SCTP has a CRC32c (RFC 9260, 6.8), and gets one. Dividing
+//! needs more insight. TCP over IPv4 and IPv6, and UDP over both, are divided, under any VLAN tags, with options and
+//! extension headers, and inside the tunnels of [`layers`](super::layers), each frame as its sender would have sent it alone. All else
+//! is refused: a frame that is not understood would be divided wrongly.
 
 mod headers;
 mod pieces;
 
 use thiserror::Error;
 
-use self::headers::{Headers, MOST_HEADERS, Seat};
+use etherparse::ip_number;
+
+use self::headers::{Headers, MOST_HEADERS, Seat, TCP_CSUM, UDP_CSUM, UDP_LENGTH, number, pseudo, said_length};
 use self::pieces::Pieces;
 use super::checksum::Checksum;
+use super::layers;
 use super::offload::{BadOffload, Offload};
 
-/// Where the checksum of UDP, UDP-Lite and DCCP stands in their headers; of no protocol else.
-const UDP_CSUM: u16 = 6;
+/// Segments that a GSO packet is divided into, at most: 64 KiB at the smallest MSS that Linux lets a peer ask for, 48
+/// bytes (net.ipv4.tcp_min_snd_mss). It bounds the work for one frame; who takes the packet as it is sets no such bound.
+pub const MAX_FALLBACK_SEGMENTS: u32 = 65_536 / 48 + 1;
+
+/// Bytes of the checksum of SCTP.
+const CRC_LEN: usize = 4;
 
 /// Why a frame cannot be finished.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
@@ -41,15 +49,23 @@ pub enum Unfinishable {
     /// It is a part of a packet already.
     #[error("it is a fragment")]
     Fragment,
-    /// What is to be divided is inside something else: a tunnel, IPsec.
-    #[error("what is to be divided is inside a tunnel")]
+    /// What is to be divided is inside something else: an unknown tunnel, IPsec.
+    #[error("what is to be divided is inside an unknown tunnel")]
     Tunnel,
+    /// It would become more segments than [`MAX_FALLBACK_SEGMENTS`].
+    #[error("it would become more than {MAX_FALLBACK_SEGMENTS} segments")]
+    TooManySegments,
+    /// Its checksum stands where that of SCTP does, and it is no SCTP packet.
+    #[error("its checksum is of no known protocol")]
+    UnknownChecksum,
 }
 
 /// A frame that is being finished. `R`: the pieces of it behind the first.
 #[derive(Debug)]
 pub struct Finishing<'a, R> {
     work: Work,
+    /// What is left to be done to each frame that comes of it.
+    left: Offload,
     /// What of the frame has not been given out.
     bytes: Pieces<'a, R>,
     /// Room for the bytes of ours in one frame.
@@ -59,12 +75,21 @@ pub struct Finishing<'a, R> {
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant)] // it is made once and stays where it is
 enum Work {
-    /// The checksum from `start` on, to be put to `field`.
+    /// The checksum from `start` to `end`, to be put to `field`. `seed`: what is added, in place of what is there.
     Checksum {
         start: usize,
+        end: usize,
         field: usize,
+        seed: Option<Checksum>,
         len: u32,
         is_udp: bool,
+    },
+    /// The CRC32c from `start` to `end`, to be put to `field`.
+    Crc {
+        start: usize,
+        end: usize,
+        field: usize,
+        len: u32,
     },
     /// Frames of `size` bytes of payload; `left` is left of it.
     Segments {
@@ -95,6 +120,7 @@ impl<'a, R: Iterator<Item = &'a [u8]> + Clone> Finishing<'a, R> {
         let parts = offload.segmentation(head, len)?;
         let mut bytes = Pieces::new(head, tail);
         let work = match offload.gso() {
+            Some(_) if parts.frames > MAX_FALLBACK_SEGMENTS => return Err(Unfinishable::TooManySegments),
             Some(gso) => {
                 let headers = Headers::read(head, parts.headers, len, gso, offload)?;
                 bytes.skip(headers.len());
@@ -102,14 +128,19 @@ impl<'a, R: Iterator<Item = &'a [u8]> + Clone> Finishing<'a, R> {
                 let next = Seat { index: 0, before: 0, payload: 0, is_last: false };
                 Work::Segments { headers, size: offload.segment_size(), left, next }
             }
-            None if offload.is_pending() => {
-                let start = usize::from(offload.csum_start());
-                let field = start + usize::from(offload.csum_offset());
-                Work::Checksum { start, field, len, is_udp: offload.csum_offset() == UDP_CSUM }
-            }
+            None if offload.is_pending() => checksum(head, len, offload)?,
             None => return Err(Unfinishable::Contradiction),
         };
-        Ok(Finishing { work, bytes, own: [0; MOST_HEADERS] })
+        Ok(Finishing { work, left: Offload::NONE, bytes, own: [0; MOST_HEADERS] })
+    }
+
+    /// Leaves the checksums of TCP and UDP in the segments to be done by who gets them: so the payload is not read. What
+    /// is then left to be done to each.
+    pub fn leave_checksums(&mut self) -> Offload {
+        if let Work::Segments { headers, .. } = &self.work {
+            self.left = headers.partial();
+        }
+        self.left
     }
 
     /// Whether it is a super-frame, which is divided.
@@ -121,14 +152,30 @@ impl<'a, R: Iterator<Item = &'a [u8]> + Clone> Finishing<'a, R> {
     /// [`Segmentation::frames`](super::Segmentation::frames) says.
     pub fn finish_next(&mut self) -> Option<Finished<'_, 'a, R>> {
         match self.work {
-            Work::Checksum { start, field, len, is_udp } => {
+            Work::Checksum { start, end, field, seed, len, is_udp } => {
                 let mut read = self.bytes.clone();
                 read.skip(start);
-                let checksum = sum(&mut read, len as usize - start).finish();
+                let mut sum = sum(&mut read, end - start);
+                seed.into_iter().for_each(|seed| sum.join(seed));
+                let checksum = sum.finish();
                 self.own[..2].copy_from_slice(&if is_udp { closed(checksum) } else { checksum });
                 self.work = Work::Done;
                 let bytes = self.bytes.clone();
                 Some(Finished { len, lead: field, own: &self.own[..2], instead: 2, bytes })
+            }
+            Work::Crc { start, end, field, len } => {
+                let mut read = self.bytes.clone();
+                read.skip(start);
+                let mut crc = 0;
+                read.read(field - start, |part| crc = crc32c::crc32c_append(crc, part));
+                // The field counts as zero.
+                crc = crc32c::crc32c_append(crc, &[0; CRC_LEN]);
+                read.skip(CRC_LEN);
+                read.read(end - field - CRC_LEN, |part| crc = crc32c::crc32c_append(crc, part));
+                self.own[..CRC_LEN].copy_from_slice(&crc.to_le_bytes());
+                self.work = Work::Done;
+                let bytes = self.bytes.clone();
+                Some(Finished { len, lead: field, own: &self.own[..CRC_LEN], instead: CRC_LEN, bytes })
             }
             Work::Segments { ref headers, size, ref mut left, ref mut next } => {
                 if *left == 0 && next.index > 0 {
@@ -138,7 +185,12 @@ impl<'a, R: Iterator<Item = &'a [u8]> + Clone> Finishing<'a, R> {
                 *left -= u32::from(next.payload);
                 next.is_last = *left == 0;
                 let bytes = self.bytes.clone();
-                let payload = sum(&mut self.bytes, usize::from(next.payload));
+                let payload = if self.left.is_pending() {
+                    self.bytes.skip(next.payload.into());
+                    None
+                } else {
+                    Some(sum(&mut self.bytes, next.payload.into()))
+                };
                 let own = headers.write(*next, payload, &mut self.own);
                 #[allow(clippy::cast_possible_truncation)] // MOST_HEADERS at most
                 let len = own.len() as u32 + u32::from(next.payload);
@@ -149,6 +201,45 @@ impl<'a, R: Iterator<Item = &'a [u8]> + Clone> Finishing<'a, R> {
             Work::Done => None,
         }
     }
+}
+
+/// What there is to do about the checksum of a single frame of `len` bytes.
+fn checksum(head: &[u8], len: u32, offload: Offload) -> Result<Work, Unfinishable> {
+    let start = usize::from(offload.csum_start());
+    let field = start + usize::from(offload.csum_offset());
+    let is_udp = usize::from(offload.csum_offset()) == UDP_CSUM;
+    let layers = layers::read(head, start).ok();
+    // A frame may be padded behind its packet.
+    let packet_end = layers.as_ref().map_or(0, |layers| {
+        let network = layers.network();
+        network.start + said_length(head, network)
+    });
+    let end = if packet_end >= field + 2 && packet_end <= len as usize { packet_end } else { len as usize };
+    if offload.has_crc32c() {
+        let is_sctp = layers.is_some_and(|layers| layers.protocol == ip_number::SCTP);
+        return match is_sctp && field + CRC_LEN <= end {
+            true => Ok(Work::Crc { start, end, field, len }),
+            false => Err(Unfinishable::UnknownChecksum),
+        };
+    }
+    let as_said = Work::Checksum { start, end: len as usize, field, seed: None, len, is_udp };
+    let Some(layers) = layers.filter(|layers| !layers.is_routed) else { return Ok(as_said) };
+    let mut end = end;
+    match (layers.protocol, usize::from(offload.csum_offset())) {
+        (ip_number::TCP, TCP_CSUM) => {}
+        (ip_number::UDP, UDP_CSUM) => {
+            let said = head.get(start..field).map_or(0, |header| usize::from(number(header, UDP_LENGTH)));
+            if said >= UDP_CSUM + 2 && start + said <= end {
+                end = start + said;
+            }
+        }
+        _ => return Ok(as_said),
+    }
+    let (Some(old), Ok(length)) = (head.get(field..field + 2), u16::try_from(end - start)) else { return Ok(as_said) };
+    let mut seed = pseudo(head, layers.network(), layers.protocol.0);
+    seed.add_number(length);
+    seed.take_off(u16::from_be_bytes([old[0], old[1]]));
+    Ok(Work::Checksum { start, end, field, seed: Some(seed), len, is_udp })
 }
 
 /// The sum of the next `len` bytes.

@@ -1,0 +1,57 @@
+//! What a device takes of offload work while it is open.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::wire::OffloadSet;
+
+/// The offload set of an open device. The worker that sends by the device reads it for each frame with offload work;
+/// control changes it when the netdev changes. A change holds from the next frame on, and nothing is reopened.
+///
+/// Who watches a netdev of kind `packet` keeps the handle that came with [`Opened`](super::Opened), and after each
+/// change of the netdev's features or GSO limits does
+///
+/// ```ignore
+/// if let Some(egress) = &opened.egress {
+///     egress.set(vifswitch::device::packet::offload_set(&settings)?);
+/// }
+/// ```
+///
+/// where `offload_set` enters the namespace and asks the netdev: it may block, and belongs where `open` is called.
+#[derive(Debug, Clone)]
+pub struct Egress(Arc<AtomicU64>);
+
+impl Egress {
+    /// A device that takes `set` at first.
+    pub fn new(set: OffloadSet) -> Egress {
+        Egress(Arc::new(AtomicU64::new(set.to_word())))
+    }
+
+    /// What the device takes now.
+    #[inline(always)]
+    pub fn get(&self) -> OffloadSet {
+        // The set stands alone: no other memory is read because of it.
+        OffloadSet::from_word(self.0.load(Ordering::Relaxed))
+    }
+
+    /// From now on the device takes `set`.
+    pub fn set(&self, set: OffloadSet) {
+        self.0.store(set.to_word(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_handles_of_a_device_see_a_change() {
+        let (ours, theirs) = {
+            let egress = Egress::new(OffloadSet::ALL);
+            (egress.clone(), egress)
+        };
+        assert_eq!(theirs.get(), OffloadSet::ALL);
+        ours.set(OffloadSet::new(OffloadSet::CSUM, 0, 0));
+        assert!(theirs.get().has(OffloadSet::CSUM) && !theirs.get().has(OffloadSet::TSO4));
+    }
+}

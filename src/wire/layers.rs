@@ -1,0 +1,247 @@
+//! The headers between Ethernet and the transport header that an offload header points to: IP, or tunnels of IP.
+//!
+//! The offload header has no word for tunnels. A Linux guest whose netdev takes tunnel offloads sends a GSO packet of
+//! TCP whose checksum starts at the inner TCP header, and what lies in front of it follows from the headers alone:
+//! VXLAN (RFC 7348), Geneve (RFC 8926), GRE (RFC 2784, 2890), and IP in IP (RFC 2003, 2473, 4213).
+
+use etherparse::{EtherType, IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice, ether_type, ip_number};
+
+use super::ethernet::is_tag;
+use super::offload::{Gso, Offload};
+use super::{HEADER_LEN, TAG_LEN};
+
+/// Layers in front of the transport header, at most: two tunnels.
+pub(super) const MAX_LAYERS: usize = 6;
+
+/// Bytes of the header of IPv6 without extensions (RFC 8200, 3).
+pub(super) const V6_LEN: usize = 40;
+
+const UDP_LEN: usize = 8;
+const VXLAN_LEN: usize = 8;
+const GENEVE_LEN: usize = 8;
+
+/// VXLAN: the network identifier is valid; and the flag of its generic extension, which may carry anything.
+const VXLAN_VALID: u8 = 0x08;
+const VXLAN_GENERIC: u8 = 0x04;
+
+/// Ethernet in GRE and Geneve (Trans-Ether bridging).
+const ETHERNET: EtherType = EtherType(0x6558);
+
+/// What a layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    V4,
+    V6,
+    /// UDP of a tunnel.
+    Udp,
+    /// GRE with neither checksum nor sequence number.
+    Gre,
+}
+
+/// One layer: where its header begins and ends. Extension headers are part of IPv6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Layer {
+    pub(super) kind: Kind,
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
+
+/// All layers in front of a transport header.
+#[derive(Debug, Clone)]
+pub(super) struct Layers {
+    layers: [Layer; MAX_LAYERS],
+    len: usize,
+    /// Of the transport header.
+    pub(super) protocol: IpNumber,
+    /// The packet goes on from the address in its IPv6 header: the pseudo-header has another one.
+    pub(super) is_routed: bool,
+}
+
+/// Why the layers could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unreadable {
+    /// It is no IP packet, or its header is cut off.
+    NotIp,
+    /// It is a part of a packet.
+    Fragment,
+    /// Something that is not known is between the IP header and the transport header.
+    Unknown,
+}
+
+impl Layers {
+    /// From the outermost to the innermost.
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Layer> + ExactSizeIterator {
+        self.layers[..self.len].iter()
+    }
+
+    /// The IP header in front of the transport header.
+    pub(super) fn network(&self) -> Layer {
+        self.layers[self.len - 1]
+    }
+
+    /// The IP header in front of layer `index`.
+    pub(super) fn network_before(&self, index: usize) -> Option<Layer> {
+        self.layers[..index.min(self.len)].last().copied()
+    }
+
+    fn push(&mut self, kind: Kind, start: usize, end: usize) -> Result<(), Unreadable> {
+        *self.layers.get_mut(self.len).ok_or(Unreadable::Unknown)? = Layer { kind, start, end };
+        self.len += 1;
+        Ok(())
+    }
+}
+
+/// The type of a frame, or of Ethernet in a tunnel, behind all its tags, and where its payload begins.
+pub(super) fn network(head: &[u8], start: usize) -> Option<(EtherType, usize)> {
+    let mut at = start + HEADER_LEN;
+    loop {
+        let kind = EtherType(u16::from_be_bytes(*head.get(..at)?.last_chunk()?));
+        if !is_tag(kind) {
+            return Some((kind, at));
+        }
+        at += TAG_LEN;
+    }
+}
+
+/// Whether the transport header that a GSO packet is segmented by comes right behind the outermost IP header and is of
+/// the type that its offload header says. `None`: it is no IP packet.
+pub(super) fn is_direct(head: &[u8], offload: Offload) -> Option<bool> {
+    let (kind, at) = network(head, 0)?;
+    let (protocol, end) = match (kind, offload.gso()?) {
+        (ether_type::IPV4, gso) => {
+            let start = head.get(at..at + 20)?;
+            let protocol = IpNumber(start[9]);
+            (protocol, (gso != Gso::TcpV6).then_some(at + usize::from(start[0] & 0x0f) * 4))
+        }
+        (ether_type::IPV6, gso) => {
+            let (protocol, end, _) = v6(head, at).ok()?;
+            (protocol, (gso != Gso::TcpV4).then_some(end))
+        }
+        _ => return None,
+    };
+    let expected = if offload.gso() == Some(Gso::Udp) { ip_number::UDP } else { ip_number::TCP };
+    Some(protocol == expected && end == Some(usize::from(offload.csum_start())))
+}
+
+/// Reads the layers of a frame up to the transport header at `transport`.
+pub(super) fn read(head: &[u8], transport: usize) -> Result<Layers, Unreadable> {
+    let nothing = Layer { kind: Kind::Udp, start: 0, end: 0 };
+    let mut layers = Layers { layers: [nothing; MAX_LAYERS], len: 0, protocol: IpNumber(0), is_routed: false };
+    let (mut kind, mut at) = network(head, 0).ok_or(Unreadable::NotIp)?;
+    loop {
+        let ip = match kind {
+            ether_type::IPV4 => v4(head, at),
+            ether_type::IPV6 => v6(head, at),
+            _ => Err(Unreadable::NotIp),
+        };
+        let (protocol, end, is_routed) = ip.map_err(|why| match why {
+            // It is one, with something else in it.
+            Unreadable::NotIp if layers.len > 0 => Unreadable::Unknown,
+            why => why,
+        })?;
+        layers.push(if kind == ether_type::IPV4 { Kind::V4 } else { Kind::V6 }, at, end)?;
+        if end >= transport {
+            (layers.protocol, layers.is_routed) = (protocol, is_routed);
+            return if end == transport { Ok(layers) } else { Err(Unreadable::Unknown) };
+        }
+        // The pseudo-header of a tunnel would have to be known as well.
+        if is_routed {
+            return Err(Unreadable::Unknown);
+        }
+        (kind, at) = match protocol {
+            ip_number::IPV4 => (ether_type::IPV4, end),
+            ip_number::IPV6 => (ether_type::IPV6, end),
+            ip_number::GRE => {
+                let (inner, inside) = gre(head, end).ok_or(Unreadable::Unknown)?;
+                layers.push(Kind::Gre, end, inside)?;
+                within(head, inner, inside)?
+            }
+            ip_number::UDP => {
+                let (inner, inside) = udp_tunnel(head, end).ok_or(Unreadable::Unknown)?;
+                layers.push(Kind::Udp, end, inside)?;
+                within(head, inner, inside)?
+            }
+            ip_number::IPV6_FRAGMENTATION_HEADER => return Err(Unreadable::Fragment),
+            _ => return Err(Unreadable::Unknown),
+        };
+    }
+}
+
+/// What a tunnel carries: behind a further Ethernet header, or at once.
+fn within(head: &[u8], kind: EtherType, at: usize) -> Result<(EtherType, usize), Unreadable> {
+    if kind == ETHERNET { network(head, at).ok_or(Unreadable::Unknown) } else { Ok((kind, at)) }
+}
+
+/// The protocol behind an IPv4 header at `at`, and where it begins.
+fn v4(head: &[u8], at: usize) -> Result<(IpNumber, usize, bool), Unreadable> {
+    let header = Ipv4HeaderSlice::from_slice(head.get(at..).unwrap_or_default()).map_err(|_| Unreadable::NotIp)?;
+    if header.is_fragmenting_payload() {
+        return Err(Unreadable::Fragment);
+    }
+    Ok((header.protocol(), at + header.slice().len(), false))
+}
+
+/// The same for IPv6 with its extensions, and whether a routing header says that the packet goes on. What belongs to
+/// one packet only, or authenticates it (RFC 4302), ends the walk: a protocol of its own.
+fn v6(head: &[u8], at: usize) -> Result<(IpNumber, usize, bool), Unreadable> {
+    let header = Ipv6HeaderSlice::from_slice(head.get(at..).unwrap_or_default()).map_err(|_| Unreadable::NotIp)?;
+    let (mut next, mut at, mut is_routed) = (header.next_header(), at + V6_LEN, false);
+    loop {
+        match next {
+            ip_number::IPV6_HEADER_HOP_BY_HOP | ip_number::IPV6_DESTINATION_OPTIONS => {}
+            // Segments left (RFC 8200, 4.4).
+            ip_number::IPV6_ROUTE_HEADER => is_routed |= head.get(at + 3).is_none_or(|&left| left != 0),
+            ip_number::IPV6_FRAGMENTATION_HEADER => return Err(Unreadable::Fragment),
+            _ => return Ok((next, at, is_routed)),
+        }
+        // The next header, and a length in units of 8 bytes without the first (RFC 8200, 4.2 to 4.6).
+        let &[following, units] = head.get(at..).and_then(|rest| rest.first_chunk()).ok_or(Unreadable::Unknown)?;
+        next = IpNumber(following);
+        at += 8 * (usize::from(units) + 1);
+    }
+}
+
+/// What GRE at `at` carries, and where that begins. With a checksum or a number in it, each segment would need its own.
+fn gre(head: &[u8], at: usize) -> Option<(EtherType, usize)> {
+    let &[flags, version, a, b] = head.get(at..)?.first_chunk()?;
+    let has_key = flags & 0x20 != 0;
+    let is_plain = flags & !0x20 == 0 && version == 0;
+    is_plain.then_some((EtherType(u16::from_be_bytes([a, b])), at + if has_key { 8 } else { 4 }))
+}
+
+/// What VXLAN or Geneve behind UDP at `at` carries, and where that begins. Their ports are anybody's choice.
+fn udp_tunnel(head: &[u8], at: usize) -> Option<(EtherType, usize)> {
+    let at = at + UDP_LEN;
+    let &[first, _, a, b] = head.get(at..)?.first_chunk()?;
+    let kind = EtherType(u16::from_be_bytes([a, b]));
+    let is_geneve = first >> 6 == 0 && matches!(kind, ETHERNET | ether_type::IPV4 | ether_type::IPV6);
+    if is_geneve {
+        return Some((kind, at + GENEVE_LEN + usize::from(first & 0x3f) * 4));
+    }
+    let is_vxlan = first & (VXLAN_VALID | VXLAN_GENERIC) == VXLAN_VALID;
+    is_vxlan.then_some((ETHERNET, at + VXLAN_LEN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn any_bytes_have_layers_or_none(
+            mut head in vec(any::<u8>(), 0..120), transport in 0usize..140, start: bool, v6: bool, next in 0u8..64,
+        ) {
+            if start && head.len() > 40 {
+                head[12..14].copy_from_slice(if v6 { &[0x86, 0xdd] } else { &[8, 0] });
+                head[14] = if v6 { 0x60 } else { 0x45 };
+                head[if v6 { 20 } else { 23 }] = next;
+            }
+            if let Ok(layers) = read(&head, transport) {
+                prop_assert_eq!(layers.network().end, transport);
+                prop_assert!(layers.iter().all(|layer| layer.start < layer.end && layer.end <= transport));
+            }
+        }
+    }
+}
