@@ -82,7 +82,7 @@ pub struct Decided<'a> {
     pub groups: &'a Groups,
     /// What is done about loops and storms.
     pub measures: &'a Measures,
-    /// Which ports have been heard, and which pins have yielded.
+    /// Which ports are active, and which pins have yielded.
     pub activations: &'a Activations,
 }
 

@@ -39,9 +39,9 @@ pub enum EventKind {
     SpoofedIp,
     /// A port sends frames from the address of another port of its VM, and its port security does not allow that.
     SiblingMac,
-    /// A port that waited for it has sent a frame: its addresses are pinned to it from now on.
+    /// A port has sent the frame that control waited for: its addresses are pinned to it from now on.
     PortActivated,
-    /// A station that is pinned to a port has announced itself behind an uplink: the pin holds no longer.
+    /// A station that is pinned to a port has announced itself behind an uplink: the pin has yielded.
     PinYielded,
     /// The desired state has been changed.
     Config,

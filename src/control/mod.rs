@@ -8,7 +8,7 @@
 //!   cli ─► client ─► socket, server ─► handle ─► controller ─────────────┴─► staff ─► mail to the workers
 //!                                                    ├─► report, stations ─► view
 //!                                                    ├─► loops: probes, the ladder, storms, freezes
-//!                                                    ├─► activation (pins that come and go), announcements (to the outside)
+//!                                                    ├─► activation of pins, announcements of local stations
 //!                                                    └─► journal (events), keeper (merge: file and state) ─► store
 //! ```
 //!

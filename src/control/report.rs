@@ -35,7 +35,7 @@ pub struct Report<'a> {
     pub staff: &'a Staff,
     /// Loops and storms.
     pub containment: &'a Containment,
-    /// Which ports have been heard, and which pins have yielded.
+    /// Which ports are active, and which pins have yielded.
     pub activations: &'a Activations,
     /// Since when everything is counted.
     pub since: SystemTime,

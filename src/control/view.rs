@@ -135,8 +135,8 @@ pub struct PortView {
     #[serde(default)]
     #[schema(required = true)]
     pub activation: String,
-    /// Whether its addresses are pinned to it now. If not, it is administratively down, or the switch waits for a frame
-    /// from it.
+    /// Whether its addresses are pinned to it now. If not, the port is administratively down, or the switch waits for a
+    /// frame from it.
     #[serde(default)]
     #[schema(required = true)]
     pub pinned: bool,

@@ -1,13 +1,12 @@
-//! Pins that come and go with the traffic: what a worker reports to control, which decides.
+//! Activation of pins: the reports from which control decides which addresses are pinned.
 //!
-//! A port may be *silent*: nothing is pinned to it until it sends its first frame ([`PortRules::pins`]). And a pin
-//! yields where its station announces itself behind an uplink: the VM has moved to another host. A worker sees both and
-//! reports them; new rules follow within milliseconds. Until then tables carry the change: what a silent port sends is
-//! learned at once, also from an uplink and however often the station has moved, and other workers hear of it as of any
-//! other station.
+//! Nothing is pinned to an *inactive* port ([`PortRules::pins`]) until it sends its first frame. A pin yields when its
+//! station announces itself behind an uplink, because the VM runs on another host then. A worker reports both to control,
+//! and new rules follow within milliseconds. Until then the FDB carries the change: the source of a frame from an inactive
+//! port is learned at once, never counts as flapping, and is synchronised with other workers as any other station.
 //!
-//! Only frames that take the slow path are looked at: those from silent ports, those whose source is pinned to another
-//! port, and those that a guest sends to a group.
+//! Only frames on the slow path are examined: frames from inactive ports, frames whose source is pinned to another port,
+//! and frames that a guest floods.
 //!
 //! [`PortRules::pins`]: super::PortRules::pins
 
@@ -18,47 +17,47 @@ use super::{PortId, Station};
 use crate::frame::BURST;
 use crate::time::Moment;
 
-/// For how long the same report is not repeated: control answers it with new rules long before.
+/// The time for which the same report is not repeated. Control answers it with new rules long before.
 const REPEAT: Duration = Duration::from_millis(50);
 
-/// Reports that are remembered for that. One that pushes out another costs a repetition and nothing else.
+/// Reports that are remembered for that. A collision costs a repeated report and nothing else.
 const REMEMBERED: usize = 512;
 
 /// What a frame says about where a station is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PinReport {
-    /// A port to which the station is to be pinned, but is not yet, or no longer, has sent a frame.
-    Heard {
+    /// A port to which the station belongs, but is not pinned, has sent a frame.
+    Received {
         /// The port.
         at: PortId,
         /// The source of the frame.
         station: Station,
     },
-    /// A guest has announced the station behind the port that pins it. A network outside may return the frame.
+    /// A guest has announced the station at the port that pins it. The external network may return the frame.
     Announced {
         /// The port.
         at: PortId,
         /// The station.
         station: Station,
     },
-    /// The station, which is pinned to one port, has announced itself behind an uplink. The switch did not send the
-    /// frame.
+    /// The station, which is pinned to one port, has announced itself behind an uplink, by a frame that this switch did
+    /// not send.
     Elsewhere {
         /// The port that pins it.
         pinned: PortId,
-        /// The uplink, as the port of the network that it carries.
+        /// The uplink VLAN at which the frame was received.
         at: PortId,
         /// The station.
         station: Station,
     },
 }
 
-/// What one worker has to report.
+/// The reports of one worker.
 #[derive(Debug)]
 pub(super) struct PinReports {
     /// By hash of the station: the last report, and when it was made.
     last: Box<[Option<(PinReport, Moment)>]>,
-    /// Those that control has not been given yet, each with its time. At most a burst.
+    /// Reports that are not sent to control yet, each with its time. At most a burst.
     pub(super) pending: Vec<(PinReport, Moment)>,
 }
 
@@ -67,12 +66,12 @@ impl PinReports {
         PinReports { last: vec![None; REMEMBERED].into(), pending: Vec::with_capacity(BURST) }
     }
 
-    /// Reports it, unless that has just been done. `hash` is that of the station.
+    /// Adds a report, unless the same one has just been made. `hash` is that of the station.
     #[cold]
     pub(super) fn add(&mut self, report: PinReport, hash: u64, now: Moment) {
         let last = &mut self.last[place(hash, REMEMBERED)];
         let is_repeated = last.is_some_and(|(last, at)| last == report && now.since(at) < REPEAT);
-        // What there is no room for is reported with the next frame.
+        // A report that does not fit is made with the next frame.
         if !is_repeated && self.pending.len() < BURST {
             *last = Some((report, now));
             self.pending.push((report, now));
@@ -91,18 +90,18 @@ mod tests {
         let mut reports = PinReports::new();
         let station = Station::new(NetworkId::new(0), Mac::from_bits(0x0200_0000_0001));
         let (port, uplink) = (PortId::new(1, 0), PortId::new(2, 0));
-        let heard = PinReport::Heard { at: port, station };
+        let received = PinReport::Received { at: port, station };
         let elsewhere = PinReport::Elsewhere { pinned: port, at: uplink, station };
         let start = Moment::from_secs(100);
         let mut add = |report, at| {
             reports.add(report, 7, at);
             reports.pending.drain(..).count()
         };
-        assert_eq!(add(heard, start), 1);
-        assert_eq!(add(heard, start + REPEAT - Duration::from_nanos(1)), 0);
+        assert_eq!(add(received, start), 1);
+        assert_eq!(add(received, start + REPEAT - Duration::from_nanos(1)), 0);
         assert_eq!(add(elsewhere, start), 1);
-        assert_eq!(add(heard, start), 1, "the other way round it is news again");
-        assert_eq!(add(heard, start + REPEAT), 1);
+        assert_eq!(add(received, start), 1, "the other way round it is news again");
+        assert_eq!(add(received, start + REPEAT), 1);
     }
 
     /// A report that did not fit is made later, and not taken for one that was made.
@@ -110,7 +109,7 @@ mod tests {
     fn no_report_is_lost_for_lack_of_room() {
         let mut reports = PinReports::new();
         let now = Moment::from_secs(100);
-        let report = |number: u64| PinReport::Heard {
+        let report = |number: u64| PinReport::Received {
             at: PortId::new(1, 0),
             station: Station::new(NetworkId::new(0), Mac::from_bits(number)),
         };

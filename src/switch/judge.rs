@@ -245,7 +245,7 @@ impl Judge<'_> {
     fn examine(&mut self, q: &Question, index: usize) -> Result<bool, DropReason> {
         let port = self.port;
         let pinned = self.rules.pins().find(q.source, q.source_hash);
-        // What belongs to the port comes back to it, wherever it has been frozen.
+        // An address that belongs to the port is accepted there, also while it is dampened elsewhere.
         if let Some(pin) = pinned.filter(|pin| pin.port != port.rules.id && !port.claims(q.source.mac())) {
             if pin.is_frozen {
                 return Err(DropReason::FrozenSource);
@@ -267,7 +267,7 @@ impl Judge<'_> {
                 self.report_elsewhere(q, index, pin.port)?;
             }
         } else if port.awaits(q.source.mac()) {
-            let report = PinReport::Heard { at: port.rules.id, station: q.source };
+            let report = PinReport::Received { at: port.rules.id, station: q.source };
             self.reports.add(report, q.source_hash, self.moment);
         }
         Ok(pinned.is_some())
@@ -278,8 +278,8 @@ impl Judge<'_> {
         Announcement::read(self.batch.head(index), self.rules.announcements())
     }
 
-    /// Reports that frame `index`, which came by an uplink, announces a station that is pinned to another port; or says
-    /// that it is one of the switch's own.
+    /// Reports that frame `index`, received from an uplink, announces a station that is pinned to another port. An
+    /// announcement of this switch is dropped.
     #[cold]
     fn report_elsewhere(&mut self, q: &Question, index: usize, pinned: PortId) -> Result<(), DropReason> {
         match self.announcement(index) {
@@ -293,7 +293,7 @@ impl Judge<'_> {
         }
     }
 
-    /// Reports that frame `index`, whose source is pinned to the port that it came from, announces it, if it does.
+    /// Reports that frame `index` announces its source, which is pinned to the ingress port, if it does.
     #[inline(never)]
     fn report_own(&mut self, q: &Question, index: usize) {
         if self.announcement(index).is_some() {

@@ -21,13 +21,13 @@ pub(super) struct Pins {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pin {
     pub(super) port: PortId,
-    /// Whether it is frozen there: from no other port are its frames let pass.
+    /// Whether the station is frozen there: frames from it are dropped at all other ports.
     pub(super) is_frozen: bool,
 }
 
 impl Pins {
-    /// The pins of these ports, of which `is_up` are administratively up. A port that is down pins nothing. With the
-    /// pins: by port that is up, the addresses that would be pinned to it, had it been heard and had none of them yielded.
+    /// The pins of these ports. A port that is not `is_up`, administratively, pins nothing. The second value has, by port,
+    /// the addresses that are not pinned to it because it is inactive or because they have yielded.
     pub(super) fn new(
         secret: Secret,
         ports: &[PortRules],

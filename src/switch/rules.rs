@@ -7,8 +7,8 @@
 //! no policy left in it. Where some ports are not to get all, there are more such lists.
 //!
 //! *Pins.* The address of each port is pinned to it, and so are allowed addresses that no other
-//! port of the network shares. A port that is administratively down, or that control has not seen a frame of, pins
-//! nothing: see [`activation`](super::activation). What is pinned is not learned, and traffic can neither move nor displace it; a copy
+//! port of the network shares. A port that is administratively down or inactive pins nothing: see
+//! [`activation`](super::activation). What is pinned is not learned, and traffic can neither move nor displace it; a copy
 //! lies among the learned stations, to be found at the same glance. For a while others can be pinned as well: *frozen*
 //! where they are.
 //!
@@ -39,9 +39,10 @@ pub(super) struct Port {
     pub(super) pinned: Station,
     /// Whether port security may object to a source.
     pub(super) is_picky: bool,
-    /// Whether each source has to be examined: for port security, or since control waits for frames of the port.
+    /// Whether each source has to be examined: for port security, or because control waits for a frame of the port.
     pub(super) is_examined: bool,
-    /// The addresses that belong to it and are not pinned to it now, sorted: it has not been heard, or they have yielded.
+    /// The addresses that belong to the port and are not pinned to it now, sorted: the port is inactive, or they have
+    /// yielded.
     unpinned: Box<[Mac]>,
     /// The sources that it allows, sorted.
     allowed: Box<[Mac]>,

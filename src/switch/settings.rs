@@ -46,10 +46,10 @@ pub struct PortRules {
     pub mac: Mac,
     /// Which sources it may use.
     pub security: Security,
-    /// Whether its addresses, its own and those that only it may use, are pinned to it. If not, they are learned
-    /// wherever they are heard, and control waits for a frame from the port.
+    /// Whether its addresses, its own and those that only it may use, are pinned to it. If not, the port is inactive:
+    /// they are learned at any port, and control waits for a frame from this one.
     pub pins: bool,
-    /// Those of its addresses that are not pinned to it all the same, until it sends a frame from them.
+    /// Addresses of the port whose pins have yielded one by one, each until the port sends a frame from it.
     pub yielded: Vec<Mac>,
     /// Whether control wants it to carry frames.
     pub admin_up: bool,
@@ -60,7 +60,7 @@ pub struct PortRules {
     /// By which device its frames come and go.
     pub reach: Reach,
     /// Whether it gets frames for stations that nobody knows. Only a port whose address is pinned to it can
-    /// do without: what is for it is known. As long as nothing is pinned to it, it gets them in any case.
+    /// do without: what is for it is known. An inactive port gets them in any case.
     pub unknown_unicast: bool,
     /// Whether it gets a copy of every frame that is forwarded on its network.
     pub promiscuous: bool,

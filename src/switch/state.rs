@@ -39,7 +39,7 @@ pub struct Switch {
     pub(super) moves: Moves,
     /// The senders above Ethernet that were refused lately.
     pub(super) spoofing: Spoofing,
-    /// What frames have said about pinned stations.
+    /// Reports about pinned stations.
     pub(super) pin_reports: PinReports,
     /// Room for what the frames of a burst ask.
     pub(super) questions: Box<[Question; BURST]>,
@@ -118,7 +118,7 @@ impl Switch {
         self.spoofing.found.drain(..)
     }
 
-    /// What frames have said about pinned stations since this was last asked, and when.
+    /// Reports about pinned stations since the last call, each with its time.
     #[inline]
     pub fn pin_reports(&mut self) -> impl ExactSizeIterator<Item = (PinReport, Moment)> + '_ {
         self.pin_reports.pending.drain(..)

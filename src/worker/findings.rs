@@ -26,7 +26,7 @@ pub enum Finding {
     Foreign(Foreign),
     /// A port was refused a frame that names a sender which it may not be.
     SpoofedIp(SpoofedIp),
-    /// A frame says where a station is that is pinned to a port, or is to be; and when it came.
+    /// A report about a pinned station, and when it was made.
     Pin(PinReport, Moment),
     /// A port has sent from the address of a sibling, and may not.
     SiblingSource(SiblingSource),

@@ -81,7 +81,7 @@ fn a_silent_port_draws_nothing_and_from_its_first_frame_on_everything() {
                 assert!(lab.send(A, &announcement(mac(A))));
                 assert_eq!(arrived(&mut lab), [B, W], "what is its own is never refused");
                 assert_eq!(reached(&mut lab, B, mac(A)), [A], "at once, and at every worker");
-                let report = PinReport::Heard { at: lab.ports[A], station: station(mac(A)) };
+                let report = PinReport::Received { at: lab.ports[A], station: station(mac(A)) };
                 assert_eq!(reports(&mut lab), [report]);
             }
             pin(&mut lab, A, true);
@@ -135,6 +135,28 @@ fn a_subport_of_a_parent_that_is_down_pins_nothing() {
     }
 }
 
+/// A subport is activated by a frame with its tag, and not by one of its parent.
+#[test]
+fn an_inactive_subport_is_activated_by_its_own_frames() {
+    for (workers, memory) in KINDS {
+        let plugs = [Plug::new(1, 0), Plug::new(0, 1), Plug::new(0, 0).behind(0, 7)];
+        let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &[Wire::new(&[(0, 0)])]);
+        pin(&mut lab, 2, false);
+        assert!(lab.send(W + 1, &frame(Mac::BROADCAST, mac(2), 0x88b5, &[0; 46])));
+        arrived(&mut lab);
+        assert_eq!(reached(&mut lab, 1, mac(2)), [W + 1]);
+        assert!(lab.send(0, &frame(Mac::BROADCAST, mac(0), 0x88b5, &[0; 46])));
+        arrived(&mut lab);
+        assert_eq!(reports(&mut lab), []);
+        let own = frame(Mac::BROADCAST, mac(2), 0x88b5, &[0; 46]);
+        assert!(lab.send(0, &[&own[..12], &[0x81, 0, 0, 7], &own[12..]].concat()));
+        assert_eq!(arrived(&mut lab), [1, W + 1]);
+        assert_eq!(reports(&mut lab), [PinReport::Received { at: lab.ports[2], station: station(mac(2)) }]);
+        assert_eq!(reached(&mut lab, 1, mac(2)), [0]);
+        done(lab);
+    }
+}
+
 #[test]
 fn an_announcement_from_outside_is_reported_and_other_frames_are_not() {
     for mut lab in labs(&Security::Mac([VRRP].into())) {
@@ -175,7 +197,7 @@ fn an_address_that_has_yielded_comes_back_with_the_next_frame_from_it() {
         assert_eq!(reports(&mut lab), []);
         assert!(lab.send(A, &frame(mac(B), VRRP, 0x88b5, &[0; 46])));
         assert_eq!(arrived(&mut lab), [B]);
-        assert_eq!(reports(&mut lab), [PinReport::Heard { at: id, station: station(VRRP) }]);
+        assert_eq!(reports(&mut lab), [PinReport::Received { at: id, station: station(VRRP) }]);
         assert_eq!(reached(&mut lab, B, VRRP), [A]);
         done(lab);
     }

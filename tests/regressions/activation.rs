@@ -1,4 +1,4 @@
-//! Pins that come and go with the VM: ports that wait for their first frame, pins that yield, live migration.
+//! Activation: ports that pin from their first frame on, pins that yield, live migration.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -126,7 +126,7 @@ impl Lines {
 }
 
 #[test]
-fn a_port_that_waits_draws_no_traffic_until_it_is_heard_and_all_of_it_from_then_on() {
+fn an_inactive_port_draws_no_traffic_before_its_first_frame() {
     for mut scene in Scene::each(false) {
         let vif = scene.vifs[VM].clone();
         let wire = scene.wire();
@@ -172,7 +172,7 @@ fn a_port_that_waits_draws_no_traffic_until_it_is_heard_and_all_of_it_from_then_
 }
 
 #[test]
-fn a_pin_yields_to_an_announcement_from_outside_until_the_port_is_heard_again() {
+fn a_pin_yields_to_an_announcement_from_an_uplink_until_the_next_frame_of_the_port() {
     let forms: [fn(Mac) -> Vec<u8>; 3] = [rarp, gratuitous_arp, unsolicited_advertisement];
     for (round, mut scene) in Scene::each(true).enumerate() {
         let vif = scene.vifs[VM].clone();
@@ -200,9 +200,9 @@ fn a_pin_yields_to_an_announcement_from_outside_until_the_port_is_heard_again() 
     }
 }
 
-/// What the guest says, and what the switch itself says of it, may come back from a network that loops.
+/// An external network that loops returns the announcements of the guest and those of the switch.
 #[test]
-fn a_pin_does_not_yield_to_what_was_sent_from_here() {
+fn a_pin_does_not_yield_to_the_echo_of_a_local_announcement() {
     for scene in Scene::each(true) {
         let vif = &scene.vifs[VM];
         // The switch has announced it when it became active.
@@ -231,7 +231,7 @@ fn a_pin_does_not_yield_to_what_was_sent_from_here() {
 }
 
 #[test]
-fn who_goes_back_and_forth_ends_at_the_local_port() {
+fn an_address_that_flaps_stays_at_the_local_port() {
     for scene in Scene::each(true) {
         let (lines, vif) = (Lines::of(&scene), &scene.vifs[VM]);
         for round in 1..=2 {
@@ -351,7 +351,7 @@ fn run_vm(nic: &Nic, at: usize, mac: Mac, place: &AtomicUsize, done: &AtomicBool
 /// Two hosts with a wire between them. The port at the destination is attached while the VM runs at the source, as
 /// libvirt does it; then the VM is paused, and runs at the destination, whose VMM announces it.
 #[test]
-fn a_vm_that_is_migrated_is_missed_by_nobody_for_long() {
+fn a_live_migration_interrupts_no_observer_for_half_a_second() {
     let spaces: Option<Vec<Space>> = (0..6).map(|_| Space::new()).collect();
     let Some(spaces) = spaces else { return };
     let [source, destination, observers @ .., at_source, at_destination] = &spaces[..] else { unreachable!() };

@@ -1,4 +1,4 @@
-//! The network outside is told where local stations are.
+//! Announcements of local stations to the external network.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -158,7 +158,7 @@ fn local_stations_are_announced_where_an_uplink_takes_over() {
 }
 
 #[test]
-fn a_port_is_announced_when_it_becomes_active_or_moves_and_one_that_waits_when_it_is_heard() {
+fn a_port_is_announced_when_it_becomes_active_or_moves_and_with_first_frame_at_that_frame() {
     let [net1, net2] = VLANS;
     for scene in each(&["up0"]) {
         let (wire, nics) = (scene.wire("up0"), scene.nics());

@@ -53,7 +53,7 @@ pub enum Activation {
     /// From the start.
     #[default]
     Immediate,
-    /// From its first frame that port security lets pass. Until then they are learned wherever they are heard.
+    /// From its first frame that port security lets pass. Until then they are learned at any port.
     FirstFrame,
 }
 

@@ -269,7 +269,7 @@ table! {
         mac_limit_policy: String,
         /// What it may send to everybody, if not as its network has it; or `off`: anything.
         storm: Storm,
-        /// `immediate`, or `first-frame`: until it is heard, its addresses are learned wherever they are heard.
+        /// `immediate`, or `first-frame`: its addresses are pinned from its first frame on, and learned at any port before.
         activation: String,
         /// `false`: no frame passes in either direction.
         admin_state_up: bool,

@@ -1,5 +1,5 @@
-//! Announcements on their way: what is deliverable where, the stations that uplinks announce when they take over, and
-//! sending.
+//! Sends announcements: derives which stations are at which uplinks, looks up learned stations after a takeover, and has
+//! workers send what is due.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,46 +7,46 @@ use tokio::sync::mpsc;
 use tracing::info;
 
 use super::{Controller, State};
-use crate::control::announcements::{Announcer, Layout, Takeover, Way};
+use crate::control::announcements::{ActiveUplink, Announcer, Layout, Takeover};
 use crate::control::blueprint::outsides;
 use crate::control::seats::Stand;
 use crate::switch::{Learned, PortId, Station};
 use crate::time::{self, Moment};
 use crate::wire::Announcement;
 
-/// Learned stations that are announced when an uplink takes over, at most: those that were heard last.
-const LEARNED: usize = 4096;
+/// Learned stations that are announced after a takeover, at most: those that were seen last.
+const MAX_LEARNED: usize = 4096;
 
-/// Stations that have been learned when uplinks took over.
+/// The stations that were learned when uplinks took over.
 #[derive(Debug)]
-pub(super) struct Found {
+pub(super) struct LearnedStations {
     takeovers: Vec<Takeover>,
     stations: Vec<Learned>,
 }
 
-/// What is announced, and the stations that are being looked for.
+/// The announcer, and lookups of learned stations.
 #[derive(Debug)]
 pub(super) struct Announcing {
     announcer: Announcer,
-    found: mpsc::UnboundedReceiver<Found>,
-    look: mpsc::UnboundedSender<Found>,
+    found: mpsc::UnboundedReceiver<LearnedStations>,
+    sender: mpsc::UnboundedSender<LearnedStations>,
 }
 
 impl Default for Announcing {
     fn default() -> Announcing {
-        let (look, found) = mpsc::unbounded_channel();
-        Announcing { announcer: Announcer::default(), found, look }
+        let (sender, found) = mpsc::unbounded_channel();
+        Announcing { announcer: Announcer::default(), found, sender }
     }
 }
 
 impl Announcing {
-    /// When announcements are to be sent next.
+    /// When the next announcements are due.
     pub(super) fn due(&self) -> Option<Moment> {
         self.announcer.due()
     }
 
-    /// The stations that have been found next.
-    pub(super) async fn next(&mut self) -> Option<Found> {
+    /// The result of the next lookup.
+    pub(super) async fn next(&mut self) -> Option<LearnedStations> {
         self.found.recv().await
     }
 }
@@ -59,26 +59,26 @@ impl Controller {
         if takeovers.is_empty() {
             return;
         }
-        let (staff, look) = (self.staff.clone(), self.announcing.look.clone());
+        let (staff, sender) = (self.staff.clone(), self.announcing.sender.clone());
         tokio::spawn(async move {
             let stations = staff.stations().await;
-            // Nobody listens any more when the switch is being closed.
-            let _ = look.send(Found { takeovers, stations });
+            // The receiver is dropped when the switch is closed.
+            let _ = sender.send(LearnedStations { takeovers, stations });
         });
     }
 
     fn announced_layout(&self) -> Layout {
-        let ways = outsides(&self.config, &self.places).into_iter().filter_map(|outside| {
+        let uplinks = outsides(&self.config, &self.places).into_iter().filter_map(|outside| {
             let active = outside.line.active(&self.groups);
-            let carrier = self.places.carrier(&self.config.uplinks[active].id)?;
-            let way = Way { network: outside.network_id, carrier };
-            self.why_unfit(active).is_none().then_some((outside.id, way))
+            let uplink = self.places.carrier(&self.config.uplinks[active].id)?;
+            let is_up = self.why_unfit(active).is_none();
+            is_up.then_some((outside.id, ActiveUplink { network: outside.network_id, uplink }))
         });
-        let ways: BTreeMap<PortId, Way> = ways.collect();
-        if ways.is_empty() {
+        let uplinks: BTreeMap<PortId, ActiveUplink> = uplinks.collect();
+        if uplinks.is_empty() {
             return Layout::default();
         }
-        let mut layout = Layout { ways, ..Layout::default() };
+        let mut layout = Layout { uplinks, ..Layout::default() };
         for port in &self.ports {
             let Stand::Port { vm, position, network_id, .. } = port.seat.stand else { continue };
             let wanted = &self.config.vms[vm].ports[position];
@@ -99,9 +99,9 @@ impl Controller {
         layout
     }
 
-    /// Announces the stations that were learned behind local ports when uplinks took over.
-    pub(super) fn announce_learned(&mut self, found: Found) {
-        let Found { takeovers, stations } = found;
+    /// Schedules announcements of the stations that were learned behind local ports when uplinks took over.
+    pub(super) fn announce_learned(&mut self, learned: LearnedStations) {
+        let LearnedStations { takeovers, stations } = learned;
         let now = time::now();
         let is_local = |learned: &Learned| {
             let port = self.rules.port(learned.port).filter(|port| !port.is_uplink());
@@ -109,27 +109,27 @@ impl Controller {
                 .is_some_and(|network| now.secs().saturating_sub(learned.seen) < network.ageing)
         };
         for takeover in takeovers {
-            let network = takeover.way.network;
+            let network = takeover.active.network;
             let mut here: Vec<&Learned> =
                 stations.iter().filter(|learned| learned.station.network() == network && is_local(learned)).collect();
             here.sort_by_key(|learned| std::cmp::Reverse(learned.seen));
-            if here.len() > LEARNED {
-                let (all, uplink) = (here.len(), self.named_uplink(takeover.outside));
+            if here.len() > MAX_LEARNED {
+                let (all, uplink) = (here.len(), self.named_uplink(takeover.vlan));
                 info!(
-                    "{uplink} takes over: of {all} learned stations those {LEARNED} that were heard last are announced"
+                    "{uplink} takes over: of {all} learned stations, the {MAX_LEARNED} that were seen last are announced"
                 );
             }
-            for learned in here.into_iter().take(LEARNED) {
+            for learned in here.into_iter().take(MAX_LEARNED) {
                 self.announcing.announcer.add_learned(takeover, learned.port, learned.station, now);
             }
         }
     }
 
-    /// Sends the announcements that are due.
+    /// Has workers send the announcements that are due.
     pub(super) async fn send_announcements(&mut self) {
         let due = self.announcing.announcer.take(time::now());
         let key = self.secret.announcements();
-        let frames = due.into_iter().map(|(outside, mac)| (outside, Announcement::write(mac, key)));
+        let frames = due.into_iter().map(|(vlan, mac)| (vlan, Announcement::write(mac, key)));
         self.staff.announce(&self.rules, frames).await;
     }
 }

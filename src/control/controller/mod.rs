@@ -135,9 +135,9 @@ pub struct Controller {
     meters: Meters,
     /// Loops and storms, and what is done about them.
     containment: Containment,
-    /// Which ports have been heard, and which pins have yielded.
+    /// Which ports are active, and which pins have yielded.
     activations: Activations,
-    /// What the network outside is told of local stations.
+    /// Announcements of local stations.
     announcing: Announcing,
     /// What is heard of links.
     links: Links,

@@ -94,7 +94,7 @@ impl Controller {
         keeping.is_due |= book.loops().next().is_some() || !disabled.is_empty();
     }
 
-    /// Writes down which ports have been heard and which pins have yielded, as soon as can be.
+    /// Writes the state of pins as soon as possible.
     pub(in crate::control::controller) fn keep_activations(&mut self) {
         self.containment.keeping.is_due = true;
         self.keep_loops();
@@ -113,7 +113,7 @@ impl Controller {
             "stamp": Stamp::now(),
             "loops": kept::keep(book, clocks),
             "disabled": keep_disabled(disabled, clocks),
-            "activations": self.activations.keep(),
+            "activations": self.activations.to_value(),
         });
         keeping.writing = Some(tokio::spawn(async move {
             if let Err(why) = store.keep_loops(kept).await {

@@ -218,7 +218,7 @@ impl Controller {
             next = self.containment.findings.try_recv().ok();
         }
         if !pins.is_empty() {
-            self.heed_pins(pins).await;
+            self.apply_pin_reports(pins).await;
         }
         if is_new {
             let Containment { book, layout, refused, .. } = &mut self.containment;
@@ -229,8 +229,8 @@ impl Controller {
         }
     }
 
-    /// Keeps stations at the ports that they are pinned to, which have moved too often between these and others: each
-    /// with its port, and where it is not to move.
+    /// Dampens stations at the ports to which they are pinned. Each stands with its port and the port to which it must not
+    /// move.
     pub(super) async fn dampen_at(&mut self, stations: Vec<(Station, PortId, PortId)>, now: Moment) {
         let mut frozen = Vec::new();
         for (station, at, from) in stations {
