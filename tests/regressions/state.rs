@@ -6,6 +6,7 @@ use std::path::Path;
 use rusqlite::Connection;
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use vifswitch::control::client::{Client, Error};
 use vifswitch::control::view::Status;
 use vifswitch::sys::link::Link;
 use vifswitch::wire::Mac;
@@ -553,4 +554,209 @@ fn very_many_stations_are_there_after_a_restart_and_no_port_waits_for_them() {
         let now = known(&kept);
         (now >= STATIONS).then_some(())
     });
+}
+
+/// Numbers that look like dice, from a seed that is printed.
+struct Dice(u64);
+
+impl Dice {
+    /// One below `sides`.
+    fn roll(&mut self, sides: u64) -> u64 {
+        // xorshift64*
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % sides
+    }
+}
+
+/// What is known of a port that is attached and detached by API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    Attached,
+    Detached,
+    /// The last change was not answered.
+    Either,
+}
+
+/// A switch whose file is edited while ports are attached and detached by API.
+struct Town {
+    kept: Kept,
+    /// Ports of the file, and whether each stands in it.
+    of_file: Vec<(Vif, bool)>,
+    of_api: Vec<(Vif, Known)>,
+    /// The netdevs, by port, that must not go any more: by the index of the kernel.
+    netdevs: std::collections::HashMap<String, u32>,
+    dice: Dice,
+    answered: u32,
+    unanswered: u32,
+}
+
+impl Town {
+    /// Edits the file, at once for whoever reads it.
+    fn edit(&mut self) {
+        let change = self.dice.roll(self.of_file.len() as u64) as usize;
+        self.of_file[change].1 ^= true;
+        let ageing = format!("ageing_seconds = {}", 60 + self.dice.roll(1000));
+        let vifs: Vec<Vif> = self.of_file.iter().filter(|(_, stands)| *stands).map(|(vif, _)| vif.clone()).collect();
+        let text = config(&self.kept.daemon.socket(), "", &[("net1", 1500)], &vifs);
+        let text = text.replacen("mtu = 1500\n", &format!("mtu = 1500\n{ageing}\n"), 1);
+        let new = self.kept.daemon.file().with_extension("new");
+        fs::write(&new, keeping(&text, &self.kept.daemon.state())).unwrap();
+        fs::rename(new, self.kept.daemon.file()).unwrap();
+        for (vif, stands) in &self.of_file {
+            if !stands {
+                self.netdevs.remove(&vif.port);
+            }
+        }
+    }
+
+    /// Attaches and detaches until `until`, or the switch does not answer any more.
+    fn change_until(&mut self, until: &std::sync::atomic::AtomicBool) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let client = Client::new(self.kept.daemon.socket());
+        while !until.load(std::sync::atomic::Ordering::Relaxed) {
+            let which = self.dice.roll(self.of_api.len() as u64) as usize;
+            let (vif, known) = &mut self.of_api[which];
+            let attach = *known != Known::Attached;
+            let answer = runtime.block_on(async {
+                if attach {
+                    let device = json!({"kind": "tap", "name": vif.name, "netns": vif.netns});
+                    let mac = vif.mac.to_string();
+                    let body =
+                        json!({"port_id": vif.port, "network_id": vif.network, "mac_address": mac, "device": device});
+                    client.ask(hyper::Method::POST, &format!("/v1/vms/{}/ports", vif.vm), Some(&body)).await
+                } else {
+                    client.ask(hyper::Method::DELETE, &format!("/v1/ports/{}", vif.port), None).await
+                }
+            });
+            match answer {
+                Ok(_) => {
+                    *known = if attach { Known::Attached } else { Known::Detached };
+                    self.answered += 1;
+                    if !attach {
+                        self.netdevs.remove(&vif.port);
+                    }
+                }
+                // It is so already.
+                Err(Error::Refused { kind, .. }) if *known == Known::Either && kind == "port_in_use" => {
+                    *known = Known::Attached;
+                }
+                Err(Error::Refused { kind, .. }) if kind != "shutting_down" => panic!("{attach} {vif:?}: {kind}"),
+                // Whether it is kept is not known: it is one of the two.
+                Err(_) => {
+                    *known = Known::Either;
+                    self.netdevs.remove(&vif.port);
+                    self.unanswered += 1;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What was answered is so, and no netdev of a port that is wanted has gone.
+    fn check(&mut self) {
+        let listed = self.kept.daemon.listed();
+        let of_file =
+            self.of_file.iter().map(|(vif, stands)| (vif, if *stands { Known::Attached } else { Known::Detached }));
+        let of_api = self.of_api.iter().map(|(vif, known)| (vif, *known));
+        for (vif, known) in of_file.chain(of_api) {
+            let is_listed = listed.contains(&vif.port);
+            assert!(
+                known == Known::Either || is_listed == (known == Known::Attached),
+                "{known:?}: {vif:?}, {listed:?}"
+            );
+            let link = || self.kept.space.link(&vif.name).map(|link| link.index);
+            if !is_listed {
+                await_that("the netdev of a port that nobody wants goes", || link().is_none().then_some(()));
+                continue;
+            }
+            let index = link().unwrap_or_else(|| panic!("the netdev of {} has gone", vif.port));
+            let before = *self.netdevs.entry(vif.port.clone()).or_insert(index);
+            assert_eq!(index, before, "the netdev of {} has been made anew", vif.port);
+        }
+        for (vif, known) in &mut self.of_api {
+            *known = if listed.contains(&vif.port) { Known::Attached } else { Known::Detached };
+        }
+    }
+
+    /// The switch is ended or told to reload at some moment while it is changed, and its file edited.
+    fn moment(&mut self) {
+        let signal = [Signal::KILL, Signal::TERM, Signal::HUP][self.dice.roll(3) as usize];
+        let most = [2, 20, 60, 200][self.dice.roll(4) as usize] * 1000;
+        let micros = self.dice.roll(most) as i64;
+        let pid = rustix::process::Pid::from_raw(self.kept.daemon.pid().cast_signed()).unwrap();
+        if self.dice.roll(2) == 0 {
+            self.edit();
+        }
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let over = &over;
+            scope.spawn(move || {
+                let pass = |micros: i64| {
+                    let _ = rustix::thread::nanosleep(&rustix::event::Timespec { tv_sec: 0, tv_nsec: micros * 1000 });
+                };
+                pass(micros);
+                rustix::process::kill_process(pid, signal).unwrap();
+                if signal == Signal::HUP {
+                    // Changes go on while the file is read.
+                    pass(20_000);
+                    over.store(true, std::sync::atomic::Ordering::Relaxed);
+                }
+            });
+            self.change_until(over);
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        if signal == Signal::HUP {
+            self.kept.daemon.await_note("READY=1");
+        } else {
+            let ended = self.kept.daemon.wait();
+            assert!(signal == Signal::KILL || ended.code() == Some(0), "{ended:?}\n{}", self.kept.daemon.log());
+            if self.dice.roll(2) == 0 {
+                self.edit();
+            }
+            self.kept.daemon.start();
+        }
+        self.check();
+    }
+}
+
+/// Killed, stopped and reloaded at random moments during changes, with the file edited in between. `STATE_MOMENTS=200
+/// cargo test --test regressions whatever_moment` tries more of them; `STATE_SEED` repeats a run, as far as the kernel lets
+/// the same things happen at the same moments.
+#[test]
+fn at_whatever_moment_it_is_ended_or_reloaded_no_wanted_netdev_goes_and_no_answered_change_is_lost() {
+    let number = |name: &str| std::env::var(name).ok().map(|text| text.parse::<u64>().expect("a number"));
+    let (moments, seed) = (number("STATE_MOMENTS").unwrap_or(12), number("STATE_SEED"));
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | 0x5_eed5);
+    println!("STATE_SEED={seed}");
+    let Some(mut kept) = Kept::new() else { return };
+    let vif = |number: u8, vm: &str| Vif::new(vm, number, &kept.space);
+    let of_file: Vec<_> = (1..=3).map(|number| (vif(number, "a"), true)).collect();
+    // Of a VM of the file, and of others.
+    let of_api = (4..=7).map(|number| (vif(number, if number < 6 { "a" } else { "b" }), Known::Detached)).collect();
+    kept.write(&[], "", "");
+    kept.daemon.start();
+    let mut town = Town {
+        kept,
+        of_file,
+        of_api,
+        netdevs: std::collections::HashMap::new(),
+        dice: Dice(seed | 1),
+        answered: 0,
+        unanswered: 0,
+    };
+    for (vif, stands) in &mut town.of_file {
+        *stands = vif.port == "port-1";
+    }
+    town.edit();
+    town.kept.daemon.stop(Signal::TERM);
+    town.kept.daemon.start();
+    town.check();
+    for _ in 0..moments {
+        town.moment();
+    }
+    let Town { answered, unanswered, .. } = town;
+    println!("{moments} moments: {answered} changes were answered, {unanswered} not");
+    assert!(answered > 0 && unanswered > 0);
 }
