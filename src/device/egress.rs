@@ -6,18 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::wire::OffloadSet;
 
 /// The offload set of an open device. The worker that sends by the device reads it for each frame with offload work;
-/// control changes it when the netdev changes. A change holds from the next frame on, and nothing is reopened.
-///
-/// Who watches a netdev of kind `packet` keeps the handle that came with [`Opened`](super::Opened), and after each
-/// change of the netdev's features or GSO limits does
-///
-/// ```ignore
-/// if let Some(egress) = &opened.egress {
-///     egress.set(vifswitch::device::packet::offload_set(&settings)?);
-/// }
-/// ```
-///
-/// where `offload_set` enters the namespace and asks the netdev: it may block, and belongs where `open` is called.
+/// control changes it when the netdev changes ([`Properties::offloads`](super::properties::Properties::offloads)). A change
+/// holds from the next frame on, and nothing is reopened.
 #[derive(Debug, Clone)]
 pub struct Egress(Arc<AtomicU64>);
 

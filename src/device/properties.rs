@@ -8,18 +8,19 @@
 //! | made by the switch, in the host's namespace | MAC address, MTU, link state | put right |
 //! | the same, in another namespace | all | reported: whoever lives there may change them |
 //! | any tap | name, master | reported |
-//! | of others (`packet`, `xdp`) | MTU, link state, queues, offload features | followed: the device is opened again |
+//! | of others (`packet`, `xdp`) | MTU, link state, queues | followed: the device is opened again |
+//! | of others | offload features and limits of GSO packets | followed while it is open (`packet`) |
 //! | of others | MAC address, master | reported |
 
 use std::io;
 
-use super::{OpenError, Settings, tap};
+use super::{OpenError, Settings, packet, tap};
 use crate::sys::ethtool;
 use crate::sys::link;
 use crate::sys::link_events::LinkState;
 use crate::sys::netns::{Netns, within};
 use crate::sys::stack::{self, HostStack};
-use crate::wire::TAG_LEN;
+use crate::wire::{OffloadSet, TAG_LEN};
 
 /// What a netdev has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -34,6 +35,8 @@ pub struct Properties {
     pub queues: Option<u32>,
     /// What the network stack of its namespace does with what it receives. Of `packet`; nothing if it is isolated.
     pub stack: HostStack,
+    /// The offload work that it takes. Of `packet`; `None` where it cannot be read.
+    pub offloads: Option<OffloadSet>,
     /// Those of its offload features that are on and that its kind of port depends on.
     pub features: Vec<String>,
 }
@@ -100,7 +103,12 @@ impl Properties {
             None => Vec::new(),
         };
         let queues = queues.filter(|&queues| queues > 0);
-        Properties { name, link: LinkState::from(&link), master, queues, features, stack: HostStack::default() }
+        let offloads = match settings {
+            Settings::Packet(packet) => packet::egress_set(packet, &link).ok(),
+            Settings::Tap(_) | Settings::Xdp(_) => None,
+        };
+        let link = LinkState::from(&link);
+        Properties { name, link, master, queues, offloads, features, stack: HostStack::default() }
     }
 }
 
@@ -140,13 +148,10 @@ pub fn outdated(settings: &Settings, was: Option<&Properties>, now: Option<&Prop
             "its netdev had {was} receive queues and has {now}; it is opened again to bind all of them"
         ));
     }
-    let changed = match settings {
-        // A driver that takes tags out of frames now. What it no longer does loses nothing.
-        Settings::Xdp(_) => missing(&now.features, &was.features).map(|feature| format!("{feature} on")).collect(),
-        _ => [feature_changes(was, now), gso_changes(was, now)].concat(),
-    };
-    (!changed.is_empty())
-        .then(|| format!("offloads of its netdev have changed ({}); it is opened again", changed.join(", ")))
+    // A driver that takes tags out of frames now. What it no longer does loses nothing.
+    let is_xdp = matches!(settings, Settings::Xdp(_));
+    let stripped = missing(&now.features, &was.features).find(|_| is_xdp)?;
+    Some(format!("its netdev takes VLAN tags out of frames now ({stripped} on); it is opened again"))
 }
 
 /// Those of some features that are not among others.
@@ -174,6 +179,16 @@ pub fn changes(settings: &Settings, was: &Properties, now: &Properties) -> Vec<S
     let mut changes = Vec::new();
     if settings.is_of_others() && was.link.mac != now.link.mac {
         changes.push(format!("the MAC address of {} was {} and is {}", settings.at(), was.link.mac, now.link.mac));
+    }
+    if matches!(settings, Settings::Packet(_)) {
+        let of_offloads = [feature_changes(was, now), gso_changes(was, now)].concat();
+        if !of_offloads.is_empty() {
+            changes.push(format!(
+                "offloads of {} have changed and are followed: {}",
+                settings.at(),
+                of_offloads.join(", ")
+            ));
+        }
     }
     changes
 }
@@ -283,7 +298,7 @@ pub fn restore(settings: &Settings, index: u32) -> Result<(), OpenError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::device::{packet, xdp};
+    use crate::device::xdp;
     use crate::wire::Mac;
 
     fn mac(n: u64) -> Mac {
@@ -394,10 +409,15 @@ mod tests {
             said(|now| now.link.index = 8, "replaced");
             said(|now| now.link.mtu = 9000, "was 1500 and is 9000");
             said(|now| now.queues = Some(4), "had 1 receive queues and has 4");
-            said(|now| now.features = vec!["b".into(), "c".into()], "c on");
             let is_packet = matches!(settings, Settings::Packet(_));
-            assert_eq!(why(|now| drop(now.features.pop())).is_some(), is_packet, "for xdp that is no loss");
-            assert_eq!(why(|now| now.link.gso_max_size = 9000).is_some(), is_packet, "xdp sends no GSO packets");
+            assert_eq!(why(|now| now.features.push("c".into())).is_none(), is_packet, "for xdp tags are lost then");
+            assert_eq!(why(|now| drop(now.features.pop())), None);
+            assert_eq!(why(|now| now.link.gso_max_size = 9000), None, "that is followed");
+            let mut now = Properties { features: vec!["b".into(), "c".into()], ..up.clone() };
+            now.link.gso_max_size = 9000;
+            let said = changes(&settings, &up, &now).concat();
+            let pieces = ["a off, c on", "gso_max_size was 0 and is 9000"];
+            assert!(pieces.iter().all(|piece| said.contains(piece) == is_packet), "{said}");
             assert!(outdated(&settings, Some(&up), None).unwrap().contains("gone"));
             assert_eq!(outdated(&settings, None, Some(&up)), None, "nothing is known of before");
         }

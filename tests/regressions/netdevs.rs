@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::host::daemon::{Daemon, Vif, config};
 use super::host::nic::{Nic, experiment};
-use super::host::rig::lay;
+use super::host::rig::{lay, tcp_both_ways};
 use super::host::{Space, await_that, run};
 use vifswitch::time;
 use vifswitch::wire::Mac;
@@ -259,7 +259,11 @@ fn offloads_that_change_later_are_followed() {
     let said = || [events(&daemon, "port_down", &vif), events(&daemon, "netdev_changed", &vif)].concat();
     let is_said = |piece: &str| said().iter().any(|text| text.contains(piece)).then_some(());
     await_that("the end of TSO", || is_said("tx-tcp-segmentation off"));
-    daemon.await_active(&vif);
+    // Nothing is opened again for it, and no GSO packet is lost.
+    guest.ip("addr add 10.5.0.1/24 dev tap1");
+    other.ip("addr add 10.5.0.2/24 dev tap2");
+    tcp_both_ways(&other, &guest, std::net::Ipv4Addr::new(10, 5, 0, 1), 4_000_000);
+    assert_eq!(events(&daemon, "port_down", &vif), [""; 0]);
     host.ip("link set dev tap1 gso_max_size 20000");
     await_that("another limit", || is_said("gso_max_size was 65536 and is 20000"));
     daemon.await_active(&vif);

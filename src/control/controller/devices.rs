@@ -332,11 +332,12 @@ impl Controller {
             let port = &mut self.ports[index];
             (port.attempt, port.is_overdue) = (None, false);
             match result {
-                Ok(Opened { queues, made, notes, mode, egress: _, may_lose_tags, observed }) => {
+                Ok(Opened { queues, made, notes, mode, egress, may_lose_tags, observed }) => {
                     port.may_lose_tags = may_lose_tags;
                     (port.made, port.namespace) = (Some(made), namespace);
                     (port.netdev, port.looked) = (netdev, last_look);
                     port.drift.find();
+                    port.egress = egress;
                     (port.observed, port.refused_before, port.has_refused) = (observed, port.refusals(), false);
                     if let Some(remarks) = port.netdev_remarks() {
                         port.drift.note(remarks, Vec::new());

@@ -403,6 +403,7 @@ impl Controller {
             made: None,
             namespace: None,
             netdev: None,
+            egress: None,
             observed: None,
             refused_before: 0,
             has_refused: false,

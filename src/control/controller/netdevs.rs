@@ -41,6 +41,9 @@ impl Controller {
             return;
         };
         port.drift.find();
+        if let (Some(egress), Some(offloads)) = (&port.egress, now.offloads) {
+            egress.set(offloads);
+        }
         let changes = port.netdev.as_ref().map(|was| properties::changes(device, was, &now)).unwrap_or_default();
         let before = port.dead_link();
         port.netdev = Some(now);

@@ -7,8 +7,8 @@ use crate::control::backoff::Backoff;
 use crate::control::drift::Drift;
 use crate::control::jobs::Ticket;
 use crate::control::seats::Seat;
-use crate::device::Observed;
 use crate::device::properties::{self, Properties};
+use crate::device::{Egress, Observed};
 use crate::switch::{DropReason, PortId};
 use crate::sys::link_events::LinkState;
 use crate::sys::netns::Identity;
@@ -34,6 +34,8 @@ pub struct Port {
     pub(super) namespace: Option<Identity>,
     /// The properties that its netdev had when its device was opened, or has had since, as far as they are known.
     pub(super) netdev: Option<Properties>,
+    /// The offload work that its device takes, where that can change while it is open.
+    pub(super) egress: Option<Egress>,
     /// What its device observes about its frames.
     pub(super) observed: Option<Observed>,
     /// Frames that its device had refused before it was opened, and whether more were since, at the last look.

@@ -142,19 +142,9 @@ fn not_isolated(at: &Whereabouts, why: &io::Error) -> OpenError {
     others::refused(at, reason)
 }
 
-/// The offload work that the netdev takes now. To be asked again, and given to the [`Egress`] of the open device, when
-/// its features or its GSO limits have changed. May wait, as [`open`] does.
-pub fn offload_set(settings: &Settings) -> Result<OffloadSet, OpenError> {
-    let at = settings.at();
-    others::visit(&at, || {
-        let (link, _) = others::find(&at, settings.mtu)?;
-        egress_set(settings, &link).map_err(others::failed(&at, "asking for its offloads"))
-    })
-}
-
 /// What a netdev takes of what the kernel would have to segment otherwise, and does not for packets that bypass the
 /// queueing discipline. It always completes checksums.
-fn egress_set(settings: &Settings, link: &Link) -> io::Result<OffloadSet> {
+pub(super) fn egress_set(settings: &Settings, link: &Link) -> io::Result<OffloadSet> {
     if !settings.offloads {
         return Ok(OffloadSet::NONE);
     }
