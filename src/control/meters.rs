@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::config::{Config, Device, Network, Port, Storm, Uplink, Vm};
 use super::lines::{Line, LineName, lines};
-use crate::switch::{Meter, Pack, PortStorm};
+use crate::switch::{Meter, Pack, PortStorm, StormClass};
 
 /// All meters.
 #[derive(Debug, Default)]
@@ -50,13 +50,22 @@ impl Meters {
         };
         let siblings = vm.ports.iter().filter(|sibling| sibling.network_id == port.network_id);
         let common = vm.storm.over(network.storm);
+        // Whoever lifts a limit of this port means that its frames pass: they count in no other limit either.
+        let lifted = |class| port.storm.lifts(class);
+        let limits = StormClass::ALL.into_iter().filter(|&class| lifted(class));
         let pack = Pack {
-            limits: common.limits(),
+            limits: limits.fold(common.limits(), |limits, class| limits.with(class, None)),
             copies: common.copies(),
+            copies_off: StormClass::ALL.map(lifted),
             meter: self.packs.get(&(vm.id.clone(), port.network_id.clone())).cloned().unwrap_or_default(),
             shared: self.workers > 1 && (siblings.clone().nth(1).is_some() || has_queues(vm, port)),
         };
         (storm, pack)
+    }
+
+    /// The state of the limits that the ports of a VM have in common on a network.
+    pub fn of_vm(&self, vm: &str, network: &str) -> Option<&Meter> {
+        self.packs.get(&(vm.to_owned(), network.to_owned()))
     }
 
     /// The limits of a line on a network that it carries, and those of the copies that are made of what comes by it.
@@ -139,7 +148,8 @@ mod tests {
             }
         }
 
-        /// The siblings of a VM on a network have one meter and the same limits; with one worker nothing is shared.
+        /// The siblings of a VM on a network have one meter and the same limits, but for classes that a port has off; with
+        /// one worker nothing is shared.
         #[test]
         fn siblings_have_one_meter(config in strategy::config(), workers in 1u16..3) {
             let mut meters = Meters::new(workers);
@@ -154,7 +164,13 @@ mod tests {
                     let (_, others) = of(other_vm, other);
                     let are_siblings = vm.id == other_vm.id && port.network_id == other.network_id;
                     prop_assert_eq!(pack.meter == others.meter, are_siblings);
-                    prop_assert!(!are_siblings || (pack.limits, pack.copies) == (others.limits, others.copies));
+                    prop_assert!(!are_siblings || pack.copies == others.copies);
+                    for class in StormClass::ALL.into_iter().filter(|_| are_siblings) {
+                        let [own, its] = [port, other].map(|port| port.storm.lifts(class));
+                        prop_assert!(own || its || pack.limits.get(class) == others.limits.get(class));
+                        prop_assert!(!own || pack.limits.get(class).is_none());
+                        prop_assert_eq!(pack.copies_off[class as usize], own);
+                    }
                     prop_assert!(workers == 1 || !are_siblings || port == other || pack.shared);
                 }
             }

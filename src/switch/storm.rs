@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 
 use super::{Bucket, DropReason, Rate};
 use crate::time::Moment;
@@ -133,6 +134,10 @@ struct Buckets {
     classes: [ClassBuckets; 3],
     copies: Bucket,
     bpdus: Bucket,
+    /// The classes, as a set of bits, of which the common limit has refused frames since this was last asked.
+    hit: AtomicU8,
+    /// The same of the limit on copies.
+    hit_copies: AtomicU8,
 }
 
 /// The state of all limits of a port, or of a VM on a network. Clones are the same meter, and only they are equal.
@@ -151,6 +156,21 @@ impl fmt::Debug for Meter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Meter")
     }
+}
+
+/// Notes that a limit has refused a frame of this class. Mostly that is known already, and nothing is written.
+#[cold]
+fn note(hit: &AtomicU8, class: StormClass) {
+    let bit = 1 << class as u8;
+    if hit.load(Ordering::Relaxed) & bit == 0 {
+        hit.fetch_or(bit, Ordering::Relaxed);
+    }
+}
+
+/// The classes of a set, which is empty afterwards.
+fn classes(hit: &AtomicU8) -> Vec<StormClass> {
+    let hit = hit.swap(0, Ordering::Relaxed);
+    StormClass::ALL.into_iter().filter(|&class| hit & 1 << class as u8 != 0).collect()
 }
 
 /// What a frame that goes to everybody costs.
@@ -174,6 +194,16 @@ impl Meter {
         let buckets = &self.0.classes[class as usize];
         limit.frames.as_ref().is_none_or(|rate| buckets.frames.take(rate, cost.frames, now, shared))
             && limit.bytes.as_ref().is_none_or(|rate| buckets.bytes.take(rate, cost.bytes, now, shared))
+    }
+
+    /// The classes of which the common limit has refused frames since this was last asked.
+    pub fn take_hit(&self) -> Vec<StormClass> {
+        classes(&self.0.hit)
+    }
+
+    /// The classes of which the limit on copies has refused frames since this was last asked.
+    pub fn take_hit_copies(&self) -> Vec<StormClass> {
+        classes(&self.0.hit_copies)
     }
 
     /// When a limit will let a frame pass again that is of the least size: now, if it does.
@@ -215,6 +245,8 @@ pub struct Pack {
     pub limits: StormLimits,
     /// How many copies a second may be made of that.
     pub copies: Option<Rate>,
+    /// Whether copies of each class are counted at all, by its place: not of one that the port itself has off.
+    pub copies_off: [bool; 3],
     /// How much of all that they have used.
     pub meter: Meter,
     /// Whether several workers can judge frames of these ports.
@@ -261,10 +293,12 @@ pub(super) fn admit(
     };
     let common = pack.limits.get(class);
     if common.is_some_and(|limit| !pack.meter.has(class, limit, cost, now)) {
+        note(&pack.meter.0.hit, class);
         return Err(DropReason::StormVm);
     }
-    let copies = cost.frames * copies();
+    let copies = if pack.copies_off[class as usize] { 0 } else { cost.frames * copies() };
     if !pack.has_copies(copies, now) {
+        note(&pack.meter.0.hit_copies, class);
         return Err(DropReason::StormCopies);
     }
     // Where several workers take, one may be too late for what it has seen.
@@ -272,7 +306,12 @@ pub(super) fn admit(
         return Err(class.reason());
     }
     if common.is_some_and(|limit| !pack.meter.take(class, limit, cost, now, pack.shared)) {
+        note(&pack.meter.0.hit, class);
         return Err(DropReason::StormVm);
     }
-    if pack.take_copies(copies, now) { Ok(()) } else { Err(DropReason::StormCopies) }
+    if pack.take_copies(copies, now) {
+        return Ok(());
+    }
+    note(&pack.meter.0.hit_copies, class);
+    Err(DropReason::StormCopies)
 }

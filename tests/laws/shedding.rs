@@ -84,7 +84,7 @@ impl House {
             for port in ports {
                 port.storm = PortStorm { meter: Meter::default(), limits: StormLimits::OFF, shared: false };
                 let meter = packs[port.owner.0 as usize].clone();
-                port.pack = Some(Pack { limits: StormLimits::OFF, copies: None, meter, shared: workers > 1 });
+                port.pack = Some(Pack { limits: StormLimits::OFF, meter, shared: workers > 1, ..Pack::default() });
             }
         });
         house

@@ -7,7 +7,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use vifswitch::device::memory::{Capacity, Memory};
 use vifswitch::switch::{
-    BPDU_RATE, ClassLimit, DropReason, Meter, NetworkId, Owner, Pack, PortStorm, Rate, Station, StormClass, StormLimits,
+    BPDU_RATE, ClassLimit, DropReason, NetworkId, Owner, Pack, PortStorm, Rate, Station, StormClass, StormLimits,
 };
 use vifswitch::wire::{Mac, Offload};
 
@@ -49,7 +49,7 @@ fn limit_port(lab: &mut Lab, port: usize, limits: StormLimits) {
 
 /// Gives the VM 0 limits for all its ports together.
 fn limit_vm(lab: &mut Lab, limits: StormLimits, copies: Option<Rate>) {
-    let pack = Pack { limits, copies, meter: Meter::default(), shared: lab.workers.len() > 1 };
+    let pack = Pack { limits, copies, shared: lab.workers.len() > 1, ..Pack::default() };
     lab.change_ports(|ports| {
         ports.iter_mut().filter(|rules| rules.owner == Owner(0)).for_each(|rules| rules.pack = Some(pack.clone()));
     });

@@ -8,6 +8,20 @@ pub fn over(mut port: written::Port, keys: &PortKeys) -> written::Port {
     merge(port, keys.given.clone())
 }
 
+/// What is said of the VM once these keys have been set.
+pub fn over_vm(mut vm: written::VmKeys, keys: &PortKeys) -> written::VmKeys {
+    for key in keys.cleared.iter().filter_map(|key| key.strip_prefix("vm.")) {
+        vm.clear(key);
+        if let (Some(class), Some(written::Storm::Table(classes))) = (key.strip_prefix("storm."), &mut vm.storm) {
+            classes.clear(class);
+        }
+    }
+    written::VmKeys {
+        storm: merge_storm(vm.storm, keys.vm.storm.clone()),
+        share_mac: keys.vm.share_mac.or(vm.share_mac),
+    }
+}
+
 /// Makes it as if these keys had not been written.
 fn clear(port: &mut written::Port, keys: &[String]) {
     for key in keys {
@@ -54,18 +68,7 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
         }),
         (now, keys) => keys.or(now),
     };
-    // A class that is set is as it stands there, and the others stay.
-    let storm = match (now.storm, keys.storm) {
-        (Some(written::Storm::Table(now)), Some(written::Storm::Table(keys))) => {
-            Some(written::Storm::Table(written::StormClasses {
-                broadcast: keys.broadcast.or(now.broadcast),
-                multicast: keys.multicast.or(now.multicast),
-                unknown_unicast: keys.unknown_unicast.or(now.unknown_unicast),
-                copies: keys.copies.or(now.copies),
-            }))
-        }
-        (now, keys) => keys.or(now),
-    };
+    let storm = merge_storm(now.storm, keys.storm);
     written::Port {
         port_id: now.port_id,
         network_id: keys.network_id.or(now.network_id),
@@ -86,6 +89,21 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
         device,
         parent: keys.parent.or(now.parent),
         vlan: keys.vlan.or(now.vlan),
+    }
+}
+
+/// A class that is set is as it stands there, and the others stay.
+fn merge_storm(now: Option<written::Storm>, keys: Option<written::Storm>) -> Option<written::Storm> {
+    match (now, keys) {
+        (Some(written::Storm::Table(now)), Some(written::Storm::Table(keys))) => {
+            Some(written::Storm::Table(written::StormClasses {
+                broadcast: keys.broadcast.or(now.broadcast),
+                multicast: keys.multicast.or(now.multicast),
+                unknown_unicast: keys.unknown_unicast.or(now.unknown_unicast),
+                copies: keys.copies.or(now.copies),
+            }))
+        }
+        (now, keys) => keys.or(now),
     }
 }
 
@@ -170,6 +188,30 @@ mod tests {
         // The bounds of its network are known.
         let (_, kind, message) = refused(&given(json!({ "mac_limit": 9000 })));
         assert!(kind == "contradiction" && message.contains("\"net1\", which is 8192"), "{message}");
+    }
+
+    #[test]
+    fn keys_of_the_vm_are_set_by_a_port_of_it() {
+        let given = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
+        let now = there();
+        let one = given(json!({ "vm": { "storm": { "multicast": "off" }, "share_mac": true } })).to(&now).unwrap();
+        assert!(one.vms[0].storm.lifts(StormClass::Multicast) && one.vms[0].share_mac);
+        assert_eq!((&one.vms[0].ports, &one.vms[1..]), (&now.vms[0].ports, &now.vms[1..]), "nothing else");
+        let two = given(json!({ "vm": { "storm": { "copies": "off", "broadcast": { "pps": 7 } } } })).to(&one).unwrap();
+        assert_eq!(two.vms[0].storm.copies(), None);
+        assert!(two.vms[0].storm.lifts(StormClass::Multicast));
+        let three = given(json!({ "vm": { "storm": { "multicast": null }, "share_mac": null } })).to(&two).unwrap();
+        assert!(!three.vms[0].storm.lifts(StormClass::Multicast) && !three.vms[0].share_mac);
+        let frames = three.vms[0].storm.limit(StormClass::Broadcast).and_then(|limit| limit.frames);
+        assert_eq!(frames, Some(Rate::new(7, 7)));
+        let back = given(json!({ "vm": { "storm": null } })).to(&three).unwrap();
+        assert_eq!(back, now);
+        let off = given(json!({ "vm": { "storm": "off" } })).to(&now).unwrap();
+        assert_eq!(off.vms[0].storm, Storm::OFF);
+        let (_, kind, message) = refused(&given(json!({ "vm": { "storm": { "broadcast": { "pps": 0 } } } })));
+        assert!(kind == "bad_value" && message.starts_with("vm.storm.broadcast.pps = 0: "), "{message}");
+        let wrong = parse_port_keys_json(&json!({ "vm": { "id": "other" } }).to_string(), "x").unwrap_err();
+        assert!(wrong.to_string().contains("vm.id"), "{wrong}");
     }
 
     #[test]

@@ -198,10 +198,16 @@ fn set(now: &Config, port: &str, keys: &PortKeys) -> Result<Config, Refusal> {
         let message = "port_id is what a port is known by and cannot be set; detach it and attach another one";
         return Err(Refusal::request("fixed_key", message));
     }
-    let written = keys::over(now.vms[vm].ports[position].to_written(), keys);
-    let ports = judge(now, &now.vms[vm].id, vec![written], "vms[0].ports[0].")?;
+    let there = &now.vms[vm];
+    let written = keys::over(there.ports[position].to_written(), keys);
+    let of_vm = written::VmKeys { storm: there.storm.to_written(), share_mac: there.share_mac.then_some(true) };
+    let written::VmKeys { storm, share_mac } = keys::over_vm(of_vm, keys);
+    let (id, ports) = (Some(there.id.clone()), Some(vec![written]));
+    let Vm { storm, share_mac, ports, .. } =
+        judge_vm(now, written::Vm { id, storm, share_mac, ports }, "vms[0].ports[0].")?;
     in_the_way(now, &ports, Some(port))?;
     let mut wanted = now.clone();
+    (wanted.vms[vm].storm, wanted.vms[vm].share_mac) = (storm, share_mac);
     wanted.vms[vm].ports.splice(position..=position, ports);
     fits_together(&wanted)?;
     Ok(wanted)
@@ -233,8 +239,15 @@ fn find(now: &Config, port: &str) -> Result<(usize, usize), Refusal> {
 /// Judges ports as if they stood in a file beside the networks of `now`. `here` is where the
 /// request begins in that file.
 fn judge(now: &Config, vm: &str, ports: Vec<written::Port>, here: &str) -> Result<Vec<Port>, Refusal> {
+    let vm = written::Vm { id: Some(vm.to_owned()), ports: Some(ports), ..Default::default() };
+    judge_vm(now, vm, here).map(|vm| vm.ports)
+}
+
+/// The same of a VM with its ports and all else that is said of it.
+fn judge_vm(now: &Config, vm: written::Vm, here: &str) -> Result<Vm, Refusal> {
     // The bounds of the networks that they are on are asked for, and of the others the names.
-    let asked: HashSet<&str> = ports.iter().filter_map(|port| port.network_id.as_deref()).collect();
+    let ports = vm.ports.iter().flatten();
+    let asked: HashSet<&str> = ports.filter_map(|port| port.network_id.as_deref()).collect();
     let network = |network: &Network| {
         if asked.contains(network.id.as_str()) {
             return network.to_written();
@@ -242,16 +255,12 @@ fn judge(now: &Config, vm: &str, ports: Vec<written::Port>, here: &str) -> Resul
         written::Network { id: Some(network.id.clone()), ..Default::default() }
     };
     let networks = now.networks.iter().map(network).collect();
-    let file = written::Config {
-        switch: None,
-        networks: Some(networks),
-        vms: Some(vec![written::Vm { id: Some(vm.to_owned()), ports: Some(ports), ..Default::default() }]),
-        uplinks: None,
-    };
+    let file = written::Config { switch: None, networks: Some(networks), vms: Some(vec![vm.clone()]), uplinks: None };
     match judge_part(&file) {
-        Ok(config) => Ok(config.vms.into_iter().flat_map(|vm| vm.ports).collect()),
+        Ok(config) => Ok(config.vms.into_iter().next().unwrap_or_default()),
         Err(errors) => {
-            let told: Vec<String> = errors.problems().iter().map(|problem| problem.told().replace(here, "")).collect();
+            let told = |problem: &Problem| problem.told().replace(here, "").replace("vms[0].", "vm.");
+            let told: Vec<String> = errors.problems().iter().map(told).collect();
             let message = told.join("\n");
             let wrong = errors.problems().iter().find(|problem| problem.kind != kind::UNKNOWN_NETWORK);
             Err(wrong.map_or_else(

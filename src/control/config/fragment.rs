@@ -15,20 +15,24 @@ use super::{judge_over, meaning};
 const OWNER: &str = "device_id";
 /// The keys of a port that have tables.
 const TABLES: [&str; 2] = ["device", "storm"];
+/// The table of keys of its VM, beside those of a port that are set.
+const VM: &str = "vm";
 
 /// Some keys of a port that are to be otherwise.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct PortKeys {
     /// The values that they shall have. What is not written stays as it is.
     pub given: written::Port,
+    /// What is set of its VM.
+    pub vm: written::VmKeys,
     /// The keys that shall be as if they were not written in a file, like `fixed_ips` and
-    /// `device.netns`: those that are `null`.
+    /// `device.netns`, or `vm.storm`: those that are `null`.
     pub cleared: Vec<String>,
 }
 
 impl From<written::Port> for PortKeys {
     fn from(given: written::Port) -> PortKeys {
-        PortKeys { given, cleared: Vec::new() }
+        PortKeys { given, ..PortKeys::default() }
     }
 }
 
@@ -76,12 +80,21 @@ pub(super) fn port(document: Result<Node, SyntaxError>, name: &str) -> Result<(S
 pub(super) fn port_keys(document: Result<Node, SyntaxError>, name: &str) -> Result<PortKeys, Errors> {
     let root = parsed(document, name)?;
     let mut notes = Notes::new(name, &root);
-    let given = written::Port::read(&root, &Path::default(), &mut notes).unwrap_or_default();
-    let mut cleared = nothings(&root, "");
+    let (mut keys, mut vm) = (root.clone(), None);
+    if let Value::Table(entries) = &mut keys.value {
+        vm = entries.iter().position(|(key, _)| key == VM).map(|at| entries.remove(at).1);
+    }
+    let given = written::Port::read(&keys, &Path::default(), &mut notes).unwrap_or_default();
+    let mut cleared = nothings(&keys, "");
+    let of_vm = vm.as_ref().and_then(|vm| {
+        cleared.extend(nothings(vm, "vm."));
+        cleared.extend(vm.get("storm").into_iter().flat_map(|storm| nothings(storm, "vm.storm.")));
+        written::VmKeys::read(vm, &Path::default().key(VM), &mut notes)
+    });
     for key in TABLES {
         cleared.extend(root.get(key).into_iter().flat_map(|table| nothings(table, &format!("{key}."))));
     }
-    notes.finish().map_or(Ok(PortKeys { given, cleared }), Err)
+    notes.finish().map_or(Ok(PortKeys { given, vm: of_vm.unwrap_or_default(), cleared }), Err)
 }
 
 /// The keys of a table that are there and have no value.

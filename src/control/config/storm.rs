@@ -118,6 +118,11 @@ impl Storm {
         Storm { classes, copies: self.copies.or(there.copies) }
     }
 
+    /// Whether it is said here that anything is allowed of a class.
+    pub fn lifts(&self, class: StormClass) -> bool {
+        self.classes[class as usize] == Some(StormPolicy::Off)
+    }
+
     /// The limit of a class, if there is one.
     pub fn limit(&self, class: StormClass) -> Option<&StormLimit> {
         match &self.classes[class as usize] {

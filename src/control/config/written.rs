@@ -152,6 +152,27 @@ macro_rules! table {
     };
 }
 
+table! {
+    /// What is set of the VM of a port, beside keys of the port.
+    VmKeys {
+        /// As in `vms`.
+        storm: Storm,
+        /// As in `vms`.
+        share_mac: bool,
+    }
+    later {}
+}
+
+/// What is set of a port, and of its VM.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct PortPatch {
+    /// Keys of the port.
+    #[serde(flatten)]
+    pub port: Port,
+    /// Keys of its VM.
+    pub vm: Option<VmKeys>,
+}
+
 mod storm;
 
 pub use storm::{CopiesLimit, Storm, StormClass, StormClasses, StormCopies, StormLimit};

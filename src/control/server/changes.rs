@@ -132,7 +132,7 @@ pub async fn attach(
 /// Changes some keys of a port; those that are not given stay as they are
 ///
 /// A key that is `null` becomes what it is in a file that does not have it: its default.
-#[utoipa::path(patch, path = "/v1/ports/{id}", tag = "ports", request_body = written::Port,
+#[utoipa::path(patch, path = "/v1/ports/{id}", tag = "ports", request_body = written::PortPatch,
     params(("id" = String, Path, description = "the port")),
     responses((status = 200, body = Changed), (status = "4XX", body = Failure), (status = 503, body = Failure)))]
 pub async fn set(State(desk): State<Desk>, id: Name, headers: HeaderMap, body: Body) -> Done {

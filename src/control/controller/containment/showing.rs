@@ -89,6 +89,7 @@ impl Controller {
             Who::Vm(..) => None,
         };
         let (whose, _) = self.whose(who);
+        let lift = self.limit(who, index, class).lift;
         let since = rfc3339(clocks.wall(spell.since));
         let frames = if spell.suppressed == 1 { "frame" } else { "frames" };
         let how = format!("{} {frames} suppressed, at most {} a second", spell.suppressed, spell.most);
@@ -100,7 +101,7 @@ impl Controller {
         };
         let ended = ended.map(|_| rfc3339(clocks.wall(spell.last)));
         let text = match &ended {
-            None => format!("{class} storm of {whose} since {since}: {how}{done}"),
+            None => format!("{class} storm of {whose} since {since}: {how}{done}; {lift}"),
             Some(ended) => format!("{class} storm of {whose} from {since} to {ended}: {how}{done}"),
         };
         Some(StormView {

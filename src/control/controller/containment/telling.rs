@@ -14,7 +14,7 @@ use crate::control::loops::book::{Loop, News, Over};
 use crate::control::loops::freezes::Freeze;
 use crate::control::loops::layout::End;
 use crate::control::loops::refusals::{Announcement, EVERY};
-use crate::control::loops::told::{bridges, measures, sentence, span, view, what};
+use crate::control::loops::told::{bridges, list, measures, sentence, span, view, what};
 use crate::control::loops::view::StormView;
 use crate::control::seats::{Names, Stand};
 use crate::switch::{Refused, SpoofedIp, Station, StormClass};
@@ -82,7 +82,7 @@ impl Controller {
     pub(super) fn tell_storm(&mut self, who: Who, class: Class, action: StormAction, recovery: u32) {
         let Some(index) = self.of(who) else { return };
         let (whose, ports) = self.whose(who);
-        let limit = self.limit(index, class);
+        let limit = self.limit(who, index, class);
         let done = match (action, recovery) {
             (StormAction::Disable, 0) => "the port is held until it is released by hand".to_owned(),
             (StormAction::Disable, seconds) => {
@@ -90,7 +90,8 @@ impl Controller {
             }
             _ => "what is beyond it is dropped".to_owned(),
         };
-        let text = format!("{whose} sends more {} than {limit}: {done}", sent(class));
+        let Limit { sent, what, lift } = limit;
+        let text = format!("{whose} sends more {sent} than {what}: {done}; {lift}");
         self.tell_of_storm(EventKind::StormStart, index, ports, text);
     }
 
@@ -243,33 +244,91 @@ impl Controller {
     }
 
     /// The limit that is hit, as people read it.
-    fn limit(&self, index: usize, class: Class) -> String {
-        let of = |storm_class: StormClass| {
-            let told = |limit: Option<&StormLimit>| limit.map(told_limit);
-            match self.ports[index].seat.stand {
-                Stand::Port { vm, position, .. } => {
-                    told(self.config.storm_of_port(&self.config.vms[vm].ports[position]).limit(storm_class))
-                }
-                Stand::Uplink { index } => {
-                    told(self.config.storm_of_uplink(&self.config.uplinks[index]).limit(storm_class))
+    pub(super) fn limit(&self, who: Who, index: usize, class: Class) -> Limit {
+        let names = self.names(index);
+        let set = |keys: &[String]| {
+            format!("if that is legitimate, `vifswitch set {} {}` lifts it", shell(names.id), keys.join(" "))
+        };
+        let (vm, storm) = match self.ports[index].seat.stand {
+            Stand::Port { vm, position, network, .. } => {
+                let vm = &self.config.vms[vm];
+                let of_port = self.config.storm_of_port(&vm.ports[position]);
+                (Some(self.config.storm_of_vm(vm, &self.config.networks[network])), of_port)
+            }
+            Stand::Uplink { index } => (None, self.config.storm_of_uplink(&self.config.uplinks[index])),
+        };
+        let hits = self.containment.watch.hits(who, class);
+        let sent = list(&hits.iter().map(|&class| sent(class).to_owned()).collect::<Vec<_>>());
+        let of_port = |storm_class: StormClass| {
+            let key = format!("storm.{}", storm_class.name());
+            let figure = storm.limit(storm_class).map_or_else(|| "another limit".into(), told_limit);
+            let lift = match &vm {
+                Some(_) => set(&[format!("{key}=off")]),
+                None => format!(
+                    "if that is legitimate, set {key} = \"off\" of the uplink in the configuration and apply it"
+                ),
+            };
+            Limit { sent: self::sent(storm_class).to_owned(), what: format!("its limit {key} of {figure}"), lift }
+        };
+        match class {
+            Class::Broadcast => of_port(StormClass::Broadcast),
+            Class::Multicast => of_port(StormClass::Multicast),
+            Class::UnknownUnicast => of_port(StormClass::UnknownUnicast),
+            Class::Bpdu => Limit {
+                sent: "spanning tree".into(),
+                what: "the limit of 100 frames a second (burst 100)".into(),
+                lift: "this limit is fixed, and no key lifts it".into(),
+            },
+            Class::Vm => {
+                let keys: Vec<String> = hits.iter().map(|class| format!("vm.storm.{}", class.name())).collect();
+                let figure = |(key, &class): (&String, &StormClass)| {
+                    let limit = vm.as_ref().and_then(|storm| storm.limit(class));
+                    format!("{key} of {}", limit.map_or_else(|| "another limit".into(), told_limit))
+                };
+                let what = list(&keys.iter().zip(hits).map(figure).collect::<Vec<_>>());
+                let lift: Vec<String> = keys.iter().map(|key| format!("{key}=off")).collect();
+                match keys.is_empty() {
+                    true => Limit {
+                        sent: "to everybody".into(),
+                        what: "its limit vm.storm".into(),
+                        lift: set(&["vm.storm=off".into()]),
+                    },
+                    false => Limit { sent, what: format!("its limit {what}"), lift: set(&lift) },
                 }
             }
-        };
-        let limit = match class {
-            Class::Broadcast => of(StormClass::Broadcast),
-            Class::Multicast => of(StormClass::Multicast),
-            Class::UnknownUnicast => of(StormClass::UnknownUnicast),
-            Class::Bpdu => Some("100 frames a second".into()),
-            Class::Vm => Some("all its ports together may".into()),
-            Class::Copies => match self.ports[index].seat.stand {
-                Stand::Port { vm, network, .. } => {
-                    let storm = self.config.storm_of_vm(&self.config.vms[vm], &self.config.networks[network]);
-                    storm.copies().map(|rate| format!("{} copies a second", rate.per_second()))
+            Class::Copies => {
+                let figure = vm.and_then(|storm| storm.copies());
+                let figure = figure.map_or_else(
+                    || "another limit".into(),
+                    |rate| format!("{} copies a second (burst {})", rate.per_second(), rate.burst()),
+                );
+                let sent = if sent.is_empty() { "to everybody".into() } else { sent };
+                Limit {
+                    sent: format!("{sent} to so many ports"),
+                    what: format!("its limit vm.storm.copies of {figure}"),
+                    lift: set(&["vm.storm.copies=off".into()]),
                 }
-                Stand::Uplink { .. } => None,
-            },
-        };
-        limit.unwrap_or_else(|| "it may".into())
+            }
+        }
+    }
+}
+
+/// A limit that is hit, as people read it.
+pub(super) struct Limit {
+    /// What is sent.
+    sent: String,
+    /// The key and its value.
+    what: String,
+    /// How it is lifted.
+    pub(super) lift: String,
+}
+
+/// A word as a shell takes it.
+fn shell(word: &str) -> String {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:/@%+,".contains(&byte);
+    match !word.is_empty() && word.bytes().all(is_plain) && !word.starts_with('-') {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', "'\\''")),
     }
 }
 
@@ -313,14 +372,11 @@ fn spoofed_ip(names: &Names<'_>, port: &Port, sender: Refused, announcement: Ann
 }
 
 /// What a storm is made of.
-fn sent(class: Class) -> &'static str {
+fn sent(class: StormClass) -> &'static str {
     match class {
-        Class::Broadcast => "broadcast",
-        Class::Multicast => "multicast",
-        Class::UnknownUnicast => "to unknown stations",
-        Class::Bpdu => "spanning tree",
-        Class::Vm => "to everybody",
-        Class::Copies => "to everybody, and so to more ports,",
+        StormClass::Broadcast => "broadcast",
+        StormClass::Multicast => "multicast",
+        StormClass::UnknownUnicast => "unknown unicast",
     }
 }
 

@@ -114,6 +114,8 @@ pub(super) struct Watch {
     vms: HashMap<(Owner, NetworkId), [Storm; 2]>,
     /// The VMs that storm, or did a moment ago.
     storming: HashSet<Owner>,
+    /// The classes that hit the common limit, and the limit on copies, when the storm began.
+    hits: HashMap<(Owner, NetworkId, Class), Vec<StormClass>>,
     pub(super) over: VecDeque<StormView>,
 }
 
@@ -126,6 +128,14 @@ impl Watch {
     /// Whether storm limits refuse frames of this VM.
     pub(super) fn storms(&self, owner: Owner) -> bool {
         self.storming.contains(&owner)
+    }
+
+    /// The classes that hit a limit of a VM when the storm began.
+    pub(super) fn hits(&self, who: Who, class: Class) -> &[StormClass] {
+        match who {
+            Who::Vm(owner, network) => self.hits.get(&(owner, network, class)).map_or(&[], Vec::as_slice),
+            Who::Port(_) => &[],
+        }
     }
 
     /// A port has sent a frame that names the station of another VM.
@@ -243,6 +253,7 @@ impl Controller {
             }
         }
         watch.vms.retain(|who, _| vms.contains_key(who));
+        watch.hits.retain(|&(owner, network, _), _| vms.contains_key(&(owner, network)));
         for (who, (sums, ports)) in vms {
             let storms = watch.vms.entry(who).or_default();
             for ((class, storm), sum) in OF_VM.into_iter().zip(storms).zip(sums) {
@@ -264,6 +275,7 @@ impl Controller {
 
     fn begin_storm(&mut self, who: Who, class: Class, ports: &[usize], now: Moment) {
         self.containment.counts.storms += 1;
+        self.take_hits(who, class);
         let Some(&index) = ports.first().or(self.of(who).as_ref()) else { return };
         let (action, recovery) = action(&self.config, self.ports[index].seat.stand, class);
         if action == StormAction::Disable {
@@ -280,8 +292,24 @@ impl Controller {
         }
     }
 
+    /// Takes the classes that have hit a limit of a VM.
+    fn take_hits(&mut self, who: Who, class: Class) {
+        let (Who::Vm(owner, network), Some(index)) = (who, self.of(who)) else { return };
+        let names = self.names(index);
+        let meter = self.meters.of_vm(names.vm.unwrap_or_default(), names.network.unwrap_or_default());
+        let hit = match (meter, class) {
+            (Some(meter), Class::Vm) => meter.take_hit(),
+            (Some(meter), Class::Copies) => meter.take_hit_copies(),
+            _ => return,
+        };
+        self.containment.watch.hits.insert((owner, network, class), hit);
+    }
+
     fn end_storm(&mut self, who: Who, class: Class, spell: Spell, now: Moment) {
-        let Some(view) = self.storm_view(who, class, &spell, Some(now)) else { return };
+        let view = self.storm_view(who, class, &spell, Some(now));
+        // What it was of is of the past.
+        self.take_hits(who, class);
+        let Some(view) = view else { return };
         let disabled = match who {
             Who::Port(id) => self.containment.ends.get(&id).and_then(|end| self.containment.disabled.get_mut(end)),
             Who::Vm(..) => None,
@@ -297,12 +325,46 @@ impl Controller {
         self.containment.watch.remember(view);
     }
 
-    /// Opens the ports whose time in quarantine for a storm is over.
+    /// Opens the ports whose time in quarantine for a storm is over, and those whose limit has been lifted.
     pub(super) fn let_go_disabled(&mut self, now: Moment) {
+        if !self.containment.disabled.is_empty() {
+            let lifted: HashSet<End> = self
+                .containment
+                .disabled
+                .iter()
+                .filter(|of| !self.may_disable(of.0, of.1))
+                .map(|of| of.0.clone())
+                .collect();
+            for (end, disabled) in self.containment.take_disabled(|end, _| lifted.contains(end)) {
+                self.containment.keeping.is_due = true;
+                self.tell_reopened(&end, &disabled, "its limit no longer holds it");
+            }
+        }
         let opened = self.containment.take_disabled(|_, disabled| disabled.until.is_some_and(|until| now >= until));
         for (end, disabled) in opened {
             self.containment.keeping.is_due = true;
             self.tell_reopened(&end, &disabled, "its time is over");
+        }
+    }
+
+    /// Whether the limit for which a port is held still says so.
+    fn may_disable(&self, end: &End, disabled: &Disabled) -> bool {
+        let Some(&id) = self.containment.ids.get(end) else { return true };
+        let Some(port) = self.ports.iter().find(|port| port.is(id)) else { return true };
+        let class = OF_PORT.into_iter().chain(OF_VM).find(|class| class.name() == disabled.class);
+        let Stand::Port { vm, position, network, .. } = port.seat.stand else { return true };
+        let (vm, network) = (&self.config.vms[vm], &self.config.networks[network]);
+        let disables = |limit: Option<&crate::control::config::StormLimit>| {
+            limit.is_some_and(|limit| limit.action == StormAction::Disable)
+        };
+        match class.map(|class| (class, class.storm_class())) {
+            Some((_, Some(class))) => disables(self.config.storm_of_port(&vm.ports[position]).limit(class)),
+            Some((Class::Vm, None)) => {
+                let own = &vm.ports[position].storm;
+                let storm = self.config.storm_of_vm(vm, network);
+                StormClass::ALL.into_iter().any(|class| !own.lifts(class) && disables(storm.limit(class)))
+            }
+            _ => true,
         }
     }
 
