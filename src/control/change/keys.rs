@@ -19,6 +19,7 @@ pub fn over_vm(mut vm: written::VmKeys, keys: &PortKeys) -> written::VmKeys {
     written::VmKeys {
         storm: merge_storm(vm.storm, keys.vm.storm.clone()),
         share_mac: keys.vm.share_mac.or(vm.share_mac),
+        sibling_split_horizon: keys.vm.sibling_split_horizon.or(vm.sibling_split_horizon),
     }
 }
 

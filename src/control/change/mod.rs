@@ -200,15 +200,20 @@ fn set(now: &Config, port: &str, keys: &PortKeys) -> Result<Config, Refusal> {
     }
     let there = &now.vms[vm];
     let written = keys::over(there.ports[position].to_written(), keys);
-    let of_vm = written::VmKeys { storm: there.storm.to_written(), share_mac: there.share_mac.then_some(true) };
-    let written::VmKeys { storm, share_mac } = keys::over_vm(of_vm, keys);
+    let of_vm = written::VmKeys {
+        storm: there.storm.to_written(),
+        share_mac: Some(there.share_mac),
+        sibling_split_horizon: Some(there.sibling_split_horizon),
+    };
+    let written::VmKeys { storm, share_mac, sibling_split_horizon } = keys::over_vm(of_vm, keys);
     let (id, ports) = (Some(there.id.clone()), Some(vec![written]));
-    let Vm { storm, share_mac, ports, .. } =
-        judge_vm(now, written::Vm { id, storm, share_mac, ports }, "vms[0].ports[0].")?;
+    let of_vm = written::Vm { id, storm, share_mac, sibling_split_horizon, ports };
+    let Vm { storm, share_mac, sibling_split_horizon, ports, .. } = judge_vm(now, of_vm, "vms[0].ports[0].")?;
     in_the_way(now, &ports, Some(port))?;
     let mut wanted = now.clone();
-    (wanted.vms[vm].storm, wanted.vms[vm].share_mac) = (storm, share_mac);
-    wanted.vms[vm].ports.splice(position..=position, ports);
+    let there = &mut wanted.vms[vm];
+    (there.storm, there.share_mac, there.sibling_split_horizon) = (storm, share_mac, sibling_split_horizon);
+    there.ports.splice(position..=position, ports);
     fits_together(&wanted)?;
     Ok(wanted)
 }

@@ -159,6 +159,8 @@ table! {
         storm: Storm,
         /// As in `vms`.
         share_mac: bool,
+        /// As in `vms`.
+        sibling_split_horizon: bool,
     }
     later {}
 }
