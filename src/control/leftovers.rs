@@ -47,6 +47,11 @@ impl Leftover {
         Whereabouts { device: self.name.clone(), netns }
     }
 
+    /// Whether `other` has its name and its port, and a namespace of another name, which may be the same.
+    pub fn is_elsewhere(&self, other: &Leftover) -> bool {
+        (&self.port_id, &self.name) == (&other.port_id, &other.name) && self.netns != other.netns
+    }
+
     /// Whether `other` stands under the same name.
     pub fn is_in_the_way_of(&self, other: &Leftover) -> bool {
         (&self.netns, &self.name) == (&other.netns, &other.name)

@@ -57,6 +57,15 @@ impl Netns {
 }
 
 impl Netns {
+    /// Whether both names lead to one namespace now. Waits as long as the file system does.
+    pub fn is_same(&self, other: &Netns) -> bool {
+        let identity = |of: &Netns| match of {
+            Netns::Host => Netns::At(PathBuf::from("/proc/self/ns/net")).identity(),
+            named => named.identity(),
+        };
+        identity(self).is_some_and(|this| identity(other) == Some(this))
+    }
+
     /// Whether there is a file of its name to which no namespace is bound, as far as this process can see. Waits as long
     /// as the file system does.
     pub fn is_unbound(&self) -> bool {

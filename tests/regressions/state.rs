@@ -556,6 +556,34 @@ fn very_many_stations_are_there_after_a_restart_and_no_port_waits_for_them() {
     });
 }
 
+/// The file calls the namespace of a port by another name: its netdev is the same, and stays.
+#[test]
+fn a_netdev_stays_when_its_namespace_is_called_by_another_name() {
+    let Some(mut kept) = Kept::new() else { return };
+    kept.daemon.start();
+    let before = kept.links(&[0]);
+    let name = kept.space.0.clone();
+    // While it runs, and over a restart.
+    for (signal, netns) in
+        [(Signal::TERM, format!("/run/./netns/{name}")), (Signal::HUP, format!("/run//netns/{name}"))]
+    {
+        kept.vifs[0].netns = netns;
+        kept.write(&[0], "", "");
+        if signal == Signal::HUP {
+            kept.daemon.signal(signal);
+            kept.daemon.await_note("READY=1");
+        } else {
+            kept.daemon.stop(signal);
+            kept.daemon.start();
+        }
+        kept.daemon.await_active(&kept.vifs[0]);
+        assert_eq!(kept.links(&[0]), before, "{signal:?}");
+    }
+    // And it is still known as ours: it goes with its port.
+    kept.daemon.detach(&kept.vifs[0]);
+    await_that("its netdev is gone", || kept.links(&[0])[0].is_none().then_some(()));
+}
+
 /// Numbers that look like dice, from a seed that is printed.
 struct Dice(u64);
 

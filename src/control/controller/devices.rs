@@ -68,6 +68,8 @@ pub(super) struct Closing {
     pub queues: Vec<Box<dyn Device>>,
     /// Its netdev is removed if we made it as these say.
     pub remove: Option<Settings>,
+    /// Where a netdev of this name is wanted for the same port: it stays if that is the same namespace by another name.
+    pub wanted: Vec<Netns>,
 }
 
 /// What came of trying to open a device.
@@ -158,20 +160,27 @@ impl Controller {
     /// Closes devices for good, elsewhere: those that are in one namespace together.
     pub(super) fn close(&mut self, closings: Vec<Closing>) {
         let mut by_netns: HashMap<Option<Netns>, Vec<Closing>> = HashMap::new();
-        for closing in closings {
+        for mut closing in closings {
             if let Some(&index) = self.standing.get(&closing.port) {
                 self.ports[index].closing += 1;
             }
+            closing.wanted =
+                closing.remove.as_ref().and_then(Leftover::of).map_or_else(Vec::new, |of| self.wanted(&of));
             let of = closing.remove.as_ref().map(|settings| settings.netns().clone());
             by_netns.entry(of).or_default().push(closing);
         }
         for (of, closings) in by_netns {
             let done = self.done.clone();
             self.jobs.run(&of.clone().unwrap_or_default(), move || {
+                let mut closings = closings;
+                for closing in &mut closings {
+                    let stays = |of: &Settings| closing.wanted.iter().any(|wanted| wanted.is_same(of.netns()));
+                    closing.remove = closing.remove.take().filter(|of| !stays(of));
+                }
                 let remove: Vec<Settings> = closings.iter().filter_map(|closing| closing.remove.clone()).collect();
                 let results = of.map(|of| device::remove(&of, &remove)).unwrap_or_default();
                 let mut results = results.into_iter();
-                for Closing { port, queues, remove } in closings {
+                for Closing { port, queues, remove, .. } in closings {
                     drop(queues);
                     let failed = remove.as_ref().and_then(|_| results.next()?.err());
                     let removed = remove.as_ref().filter(|_| failed.is_none()).and_then(Leftover::of);
@@ -194,11 +203,18 @@ impl Controller {
 
     /// Removes what an earlier life has left behind, elsewhere.
     pub(super) fn sweep(&self, left: Leftover) {
-        let done = self.done.clone();
+        let (done, wanted) = (self.done.clone(), self.wanted(&left));
         self.jobs.run(&left.at().netns, move || {
-            let result = device::remove_left(&left.at(), &left.port_id);
+            let stays = wanted.iter().any(|wanted| wanted.is_same(&left.at().netns));
+            let result = if stays { Ok(Removal::Gone) } else { device::remove_left(&left.at(), &left.port_id) };
             let _ = done.send(Outcome::Swept { left, result });
         });
+    }
+
+    /// Where a netdev is wanted that has the name of this one, and is for the same port, in a namespace of another name.
+    fn wanted(&self, left: &Leftover) -> Vec<Netns> {
+        let netdevs = leftovers::netdevs(&self.config).into_iter();
+        netdevs.filter(|wanted| wanted.is_elsewhere(left)).map(|wanted| wanted.at().netns).collect()
     }
 
     /// Removes those leftovers under whose names `config` wants netdevs of other ports. The others are
@@ -298,7 +314,12 @@ impl Controller {
         let Some(port) = self.standing.get(&attempt.port).map(|&index| &mut self.ports[index]) else {
             // It has been detached meanwhile.
             let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
-            self.close(vec![Closing { port: attempt.port, queues, remove: Some(attempt.settings) }]);
+            self.close(vec![Closing {
+                port: attempt.port,
+                queues,
+                remove: Some(attempt.settings),
+                ..Closing::default()
+            }]);
             return None;
         };
         // A subport never asks for a device.
@@ -315,7 +336,7 @@ impl Controller {
             port.retry = Backoff::default();
             let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
             let remove = (step == DeviceStep::Reopen { anew: true }).then_some(attempt.settings);
-            self.close(vec![Closing { port: attempt.port, queues, remove }]);
+            self.close(vec![Closing { port: attempt.port, queues, remove, ..Closing::default() }]);
             return None;
         }
         Some(attempt)

@@ -383,7 +383,7 @@ impl Controller {
                 for (worker, id, queue) in gates {
                     queues.extend(self.staff.close(worker, id, queue).await.map(|gate| gate.device));
                 }
-                return Some(Closing { port, queues, remove });
+                return Some(Closing { port, queues, remove, ..Closing::default() });
             }
             Errand::Rename { gates, id } => {
                 for (worker, old, queue) in gates {
