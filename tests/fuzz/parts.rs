@@ -16,6 +16,45 @@ pub fn completed(frame: &[u8], leave: &Leave) -> Option<Vec<u8>> {
     Some(done)
 }
 
+/// Whether `done` is the frame with its checksum completed: by what the sender has put there, or, since some leave that
+/// out, by a pseudo-header of IP in front of it.
+pub fn is_completed(frame: &[u8], leave: &Leave, done: &[u8]) -> bool {
+    if completed(frame, leave).is_some_and(|expected| expected == done) {
+        return true;
+    }
+    let field = leave.start + leave.offset;
+    let is_same =
+        frame.len() == done.len() && (0..frame.len()).all(|at| at == field || at == field + 1 || frame[at] == done[at]);
+    let protocol = match leave.offset {
+        16 => 6,
+        6 => 17,
+        _ => return false,
+    };
+    let Some(network) = behind_tags(frame).map(|at| at + 2).filter(|_| is_same && leave.parts(frame).is_some()) else {
+        return false;
+    };
+    let is_right = |at: usize| {
+        let ip = &done[at..];
+        let word =
+            |at: usize| ip.get(at..at + 2).map_or(0, |bytes| usize::from(u16::from_be_bytes([bytes[0], bytes[1]])));
+        let (addresses, said) = match ip[0] >> 4 {
+            4 => (ip.get(12..20), word(2)),
+            6 => (ip.get(8..40), word(4) + 40),
+            _ => return false,
+        };
+        let udp = done
+            .get(leave.start + 4..leave.start + 6)
+            .map_or(0, |said| usize::from(u16::from_be_bytes([said[0], said[1]])));
+        let ends = [done.len(), at + said, leave.start + udp];
+        ends.into_iter().filter(|end| (field + 2..=done.len()).contains(end)).any(|end| {
+            let len = ((end - leave.start) as u32).to_be_bytes();
+            let mut sum = Sum16BitWords::new().add_slice(addresses.unwrap_or_default()).add_2bytes([0, protocol]);
+            sum.add_4bytes(len).add_slice(&done[leave.start..end]).ones_complement() == 0
+        })
+    };
+    (network..leave.start).any(is_right)
+}
+
 /// Whether these, in this order, are what a super-frame becomes: the payload once and in order, each behind the same
 /// headers but for what has to differ. If some were `lost` on their way out, those that are left.
 pub fn are_of(pieces: &[Vec<u8>], whole: &[u8], leave: &Leave, honest: bool, lost: bool) -> Result<(), String> {

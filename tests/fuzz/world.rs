@@ -226,7 +226,7 @@ impl World {
                 one.leave.csum
                     && !one.leave.is_super()
                     && leave.is_nothing()
-                    && parts::completed(&one.bytes, &one.leave).as_ref() == Some(&bytes)
+                    && parts::is_completed(&one.bytes, &one.leave, &bytes)
             })
         };
         match same.or_else(completed) {
