@@ -252,7 +252,8 @@ pub(super) fn shared_with(stack: &HostStack, name: &str) -> Option<String> {
 /// for the MTU, but for one of 802.1Q.
 pub fn refusals(settings: &Settings, now: &Properties) -> Option<String> {
     let Settings::Packet(packet) = settings else { return None };
-    let needed = u32::from(packet.mtu) + 2 * TAG_LEN as u32;
+    #[allow(clippy::cast_possible_truncation)] // 8
+    let needed = u32::from(packet.mtu) + (2 * TAG_LEN) as u32;
     (now.link.mtu < needed).then(|| {
         format!(
             "{} has refused frames (device_refused): with its MTU of {}, frames of full size pass with one tag of 802.1Q, and not \
