@@ -83,8 +83,11 @@ const KEEP_STATIONS: Duration = Duration::from_secs(60);
 /// How long a change that is under way may take when the switch is told to stop.
 const FINISHING: Duration = Duration::from_secs(4);
 
-/// How long each may take at the end: to keep what is known, to give back the devices, and to close the store.
-const ENDING: Duration = Duration::from_secs(2);
+/// How long it may take at the end to keep what is known.
+const KEEPING: Duration = Duration::from_secs(4);
+
+/// How long each may take then: the workers to end, the devices to close, and the store.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// Events told of the past, at most.
 const MOST_EVENTS: usize = 10_000;
@@ -366,13 +369,17 @@ impl Controller {
                 self.keep_loops_soon();
             }
             self.finish_keeping_loops().await;
-            if let Some(keeping) = self.keeping.take() {
+            if let Some(keeping) = &mut self.keeping {
                 let _ = keeping.await;
             }
             self.finish_writing().await;
         };
-        if timeout(ENDING, keep).await.is_err() {
-            warn!("what is known has not been kept within {} s: the state hangs", ENDING.as_secs());
+        if timeout(KEEPING, keep).await.is_err() {
+            warn!("what is known has not been kept within {} s", KEEPING.as_secs());
+        }
+        // Without workers it would keep less than there was.
+        if let Some(keeping) = self.keeping.take() {
+            keeping.abort();
         }
         let gates = timeout(ENDING, self.staff.stop()).await;
         // Closing a tap waits for the kernel to take the netdev down. A driver that does not return is left to the end
