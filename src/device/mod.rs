@@ -23,6 +23,7 @@ use crate::wire::OffloadSet;
 pub mod doctor;
 mod egress;
 pub mod fault;
+mod limit;
 pub mod memory;
 mod observed;
 mod others;

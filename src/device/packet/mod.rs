@@ -22,7 +22,6 @@
 
 mod offload;
 mod queue;
-mod refusals;
 
 use std::collections::HashSet;
 use std::io;

@@ -4,8 +4,8 @@ use std::io::{self, ErrorKind, IoSliceMut};
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::refusals::{ALWAYS_TAKEN, Limit};
 use super::{Netdev, offload, remember_halt};
+use crate::device::limit::{ALWAYS_TAKEN, Limit};
 use crate::device::{Abilities, Device, Egress};
 use crate::frame::{BURST, Batch, Cache, Fate, HEADROOM, Lane, Progress, Sent, View, Views};
 use crate::sys::bpf::IngressDrop;

@@ -6,9 +6,9 @@
 //!
 //! What the kernel answers to such a call concerns one frame, and the others go on:
 //!
-//! * EBUSY: the device has dropped one frame, as its queue is full or it has no carrier. The frame dies for that reason,
-//!   and the call is made again for those behind it. As long as nothing but drops comes of it, a burst costs one call:
-//!   its first frame is tried, and the others share its lot.
+//! * EBUSY: the device has dropped one frame, as its queue is full, it has no carrier, or the frame is too long for what
+//!   is behind it. The frame dies for that reason, and the call is made again for those behind it. As long as nothing but
+//!   drops for lack of room comes of it, a burst costs one call: its first frame is tried, and the others share its lot.
 //! * EAGAIN, ENOBUFS, ENOMEM and whatever else there may be: nothing was dropped. The frames wait in the ring, in order,
 //!   and are tried again soon. They count as sent; if they are lost in the end, that is counted beside.
 //! * ENETDOWN: the netdev is set down, and so is this queue, until a frame in the ring leaves. ENXIO: it is gone.
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::redirect::Redirect;
+use crate::device::limit::{ALWAYS_TAKEN, Limit};
 use crate::device::observed::Samples;
 use crate::device::{Abilities, Device, Group, Observed, Shed};
 use crate::frame::{Batch, Cache, Copying, Exchange, Fate, Frame, Lane, Sent};
@@ -50,6 +51,11 @@ pub(super) struct Queue {
     state: State,
     /// The last frame that was tried has been dropped.
     dropping: bool,
+    /// How long frames may be.
+    limit: Limit,
+    /// Whether it has ever dropped a frame. From then on the lengths in each burst are of interest.
+    has_dropped: bool,
+    lengths: Lengths,
     /// Frames that counted as sent when the device dropped them, since it was last asked.
     dropped_late: u64,
     /// Frames that the kernel did not take for such until it was last asked.
@@ -78,6 +84,34 @@ enum State {
 struct Drops {
     frames: u64,
     bytes: u64,
+    /// Those of them that were refused for their length.
+    refused: u64,
+    /// The longest of them, and how many are so long.
+    longest: (u32, u32),
+}
+
+/// How long the frames of a burst are, once a frame has been dropped: which lengths pass is of interest then.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lengths {
+    longest: u32,
+    /// How many are so long.
+    count: u32,
+}
+
+impl Lengths {
+    #[cold]
+    fn add(&mut self, len: u32) {
+        if len > self.longest {
+            *self = Lengths { longest: len, count: 0 };
+        }
+        self.count += u32::from(len == self.longest);
+    }
+
+    /// The longest frame of the burst, if it is known to have passed.
+    fn passed(self, drops: Drops) -> Option<u32> {
+        let (dropped, count) = drops.longest;
+        (self.longest > dropped || self.longest == dropped && self.count > count).then_some(self.longest)
+    }
 }
 
 impl Queue {
@@ -90,6 +124,9 @@ impl Queue {
             reads_between: 0,
             state: State::Up,
             dropping: false,
+            limit: Limit::new(),
+            has_dropped: false,
+            lengths: Lengths::default(),
             dropped_late: 0,
             invalid: 0,
             number,
@@ -128,8 +165,17 @@ impl Queue {
     fn note_dropped(&mut self, first: u32, drops: &mut Drops) {
         match self.exchange.dropped() {
             Some(dropped) if dropped.is_since(first) => {
+                self.has_dropped = true;
                 drops.frames += 1;
                 drops.bytes += dropped.bytes;
+                let len = u32::try_from(dropped.bytes).unwrap_or(u32::MAX);
+                let (longest, count) = drops.longest;
+                drops.longest = (longest.max(len), if len > longest { 1 } else { count + u32::from(len == longest) });
+                if len > ALWAYS_TAKEN && self.limit.refuses(len) {
+                    // That says nothing of those behind it.
+                    drops.refused += 1;
+                    self.dropping = false;
+                }
             }
             Some(_) => self.dropped_late += 1,
             None => {}
@@ -141,6 +187,18 @@ impl Queue {
     fn sample(&mut self, batch: &Batch, index: usize) {
         if self.samples.take(batch.view(index).head) {
             self.observed.note_partial_checksums();
+        }
+    }
+
+    /// Notes how long the frames of a burst were that have passed: their mean, until a frame has been dropped.
+    #[inline]
+    fn note_passed(&mut self, sent: Sent, drops: Drops) {
+        if self.has_dropped {
+            if let Some(len) = self.lengths.passed(drops) {
+                self.limit.passed(len);
+            }
+        } else if sent.bytes > sent.frames * u64::from(self.limit.longest()) {
+            self.limit.passed(u32::try_from(sent.bytes.div_ceil(sent.frames)).unwrap_or_default());
         }
     }
 
@@ -171,6 +229,9 @@ impl Queue {
     /// no other as long as that is dropped as well.
     #[inline(always)]
     fn send(&mut self, frame: &mut Frame, first: u32, drops: &mut Drops) -> bool {
+        if self.has_dropped {
+            self.lengths.add(frame.len());
+        }
         if self.dropping {
             return self.try_one(frame, first, drops);
         }
@@ -179,7 +240,7 @@ impl Queue {
 
     #[cold]
     fn try_one(&mut self, frame: &mut Frame, first: u32, drops: &mut Drops) -> bool {
-        if drops.frames > 0 || !self.exchange.send(frame) {
+        if drops.frames > drops.refused || !self.exchange.send(frame) {
             return false;
         }
         self.exchange.flush();
@@ -217,11 +278,15 @@ impl Device for Queue {
             return sent;
         }
         let (first, mut drops) = (self.exchange.position(), Drops::default());
+        self.lengths = Lengths::default();
         let mut sent = lane.send_owned(batch, cache, |frame| self.send(frame, first, &mut drops));
         self.exchange.flush();
         self.push_out(first, &mut drops);
         if drops.frames > 0 {
             self.correct(&mut sent, drops);
+        }
+        if !self.waiting {
+            self.note_passed(sent, drops);
         }
         self.exchange.reap(cache);
         sent
@@ -316,9 +381,10 @@ impl Queue {
     fn correct(&self, sent: &mut Sent, drops: Drops) {
         sent.frames -= drops.frames.min(sent.frames);
         sent.bytes -= drops.bytes.min(sent.bytes);
-        sent.full += drops.frames;
+        sent.full += drops.frames - drops.refused;
+        sent.refused += drops.refused;
         if !self.redirect.running.is_running() {
-            sent.link_down += mem::take(&mut sent.full);
+            sent.link_down += mem::take(&mut sent.full) + mem::take(&mut sent.refused);
         }
     }
 }

@@ -1,6 +1,6 @@
-//! Tells why the kernel did not send a frame.
+//! Tells whether the kernel did not send a frame for its length or for lack of room.
 //!
-//! For a packet socket that bypasses the queueing discipline, ENOBUFS has three meanings (`packet_direct_xmit` and
+//! For a packet socket that bypasses the queueing discipline, ENOBUFS has three meanings, and so has EBUSY for AF_XDP (`packet_direct_xmit` and
 //! `net_xmit_errno` of the kernel): the queue of the driver is stopped; what the driver hands frames to, such as the
 //! backlog behind a veth or the ring of a tap, has no room; or this one frame was refused, because it is longer than the
 //! MTU at the other end of a veth, or because the kernel would have to segment it. The first two hold for the frames
@@ -12,11 +12,11 @@ const FAILURES: u32 = 64;
 
 /// The longest frame that every netdev takes: the smallest MTU is 68 (`ETH_MIN_MTU`), and the header comes on top. If
 /// there is no buffer for this one, there is none for any.
-pub(super) const ALWAYS_TAKEN: u32 = 68 + 14;
+pub(in crate::device) const ALWAYS_TAKEN: u32 = 68 + 14;
 
 /// What is known of how long frames may be, learned from those that passed and those that failed.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Limit {
+pub(in crate::device) struct Limit {
     /// The longest that has passed.
     passed: u32,
     /// The shortest that has failed since one so long has passed, though one so long had passed before.
@@ -28,13 +28,19 @@ pub(super) struct Limit {
 }
 
 impl Limit {
-    pub(super) fn new() -> Limit {
+    pub(in crate::device) fn new() -> Limit {
         Limit { passed: 0, suspect: u32::MAX, failures: 0, since: 0 }
+    }
+
+    /// The longest frame that has passed.
+    #[inline(always)]
+    pub(in crate::device) fn longest(&self) -> u32 {
+        self.passed
     }
 
     /// Notes that frames have been sent, the longest of which had `len` bytes.
     #[inline]
-    pub(super) fn passed(&mut self, len: u32) {
+    pub(in crate::device) fn passed(&mut self, len: u32) {
         if len > self.passed {
             self.passed = len;
         }
@@ -52,7 +58,7 @@ impl Limit {
     }
 
     /// Whether a frame of `len` bytes, for which there was no buffer, was refused for its length.
-    pub(super) fn refuses(&mut self, len: u32) -> bool {
+    pub(in crate::device) fn refuses(&mut self, len: u32) -> bool {
         if len > self.passed {
             return true;
         }
