@@ -18,6 +18,7 @@ use vifswitch::control::change::{Blame, Change};
 use vifswitch::control::config::written;
 use vifswitch::control::events::{Event, EventKind};
 use vifswitch::control::handle::Flush;
+use vifswitch::control::journal::Which;
 use vifswitch::control::view::{StationKind, Status};
 use vifswitch::wire::Mac;
 
@@ -100,7 +101,7 @@ fn a_port_that_is_down_is_silent_and_forgotten_and_comes_back_as_it_was() {
     let Some((spaces, mut vifs)) = vifs(&["a", "b"]) else { return };
     vifs[1].more = "port_security = \"off\"".into();
     let inside = Inside::over(&vifs);
-    let (past, mut live) = inside.wait(inside.handle.events(None)).unwrap().unwrap();
+    let (past, mut live) = inside.wait(inside.handle.events(Which::default())).unwrap().unwrap();
     assert_eq!(past.iter().map(|event| event.kind).collect::<Vec<_>>(), [EventKind::PortUp; 2]);
     let nics = [0, 1].map(|index| Nic::new(&spaces[index], &vifs[index].name));
     let hello = experiment(vifs[0].mac, wild(1), b"hello");
@@ -273,7 +274,7 @@ fn what_is_not_confirmed_goes_back() {
     let mut inside = Inside::new(1, Some(file.clone()), Some(&state));
     let attach = || Change::Attach { vm: "b".into(), ports: ports(&vifs[1..]) };
     let change = |change, seconds| inside.wait(inside.handle.change(change, Some(seconds))).unwrap();
-    let (_, mut live) = inside.wait(inside.handle.events(None)).unwrap().unwrap();
+    let (_, mut live) = inside.wait(inside.handle.events(Which::default())).unwrap().unwrap();
 
     change(attach(), Duration::from_millis(1)).unwrap();
     assert!(next_config(&mut live, &inside).text.starts_with("to be confirmed within"));
@@ -309,7 +310,7 @@ fn a_restart_forgets_neither_changes_nor_stations() {
     let file = |vifs: &[Vif]| Some(meant(&[("net1", 1500)], vifs));
     let mut inside = Inside::new(1, file(&vifs[..2]), Some(&state));
     inside.attach(&vifs[2..3]);
-    let first = |inside: &Inside| inside.wait(inside.handle.events(None)).unwrap().unwrap().0;
+    let first = |inside: &Inside| inside.wait(inside.handle.events(Which::default())).unwrap().unwrap().0;
     let told = first(&inside);
     let speak = |to: usize| {
         let nics = [0, 1, 2].map(|index| Nic::new(&spaces[index], &vifs[index].name));

@@ -21,7 +21,18 @@ use vifswitch::wire::Mac;
 
 fn event(text: &str) -> Event {
     let (time, vm, network, mac) = ("2026-11-20T12:00:00.000Z".into(), None, None, None);
-    Event { time, kind: EventKind::Config, vm, ports: Vec::new(), network, mac, ip: None, text: text.into() }
+    Event {
+        id: 0,
+        start: String::new(),
+        time,
+        kind: EventKind::Config,
+        vm,
+        ports: Vec::new(),
+        network,
+        mac,
+        ip: None,
+        text: text.into(),
+    }
 }
 
 fn desired(number: u64) -> Desired {

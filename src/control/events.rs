@@ -1,10 +1,12 @@
 //! What happened: one event for each transition, never one for each frame.
 
+use std::time::SystemTime;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 /// What has happened, in one word.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
     /// A port or an uplink has its device; frames can flow both ways.
@@ -54,6 +56,13 @@ pub enum EventKind {
 /// One thing that happened, as the API tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
+    /// Its number: each event has the next one. One that tells of a change has its number from when the change is
+    /// being kept, and comes when it has been: a number that is missing comes later. 0: from before there were numbers.
+    #[serde(skip_serializing_if = "is_none", default)]
+    pub id: u64,
+    /// Which start of the switch it is of. Where no state is kept, numbers begin anew with each.
+    #[serde(skip_serializing_if = "String::is_empty", default)]
+    pub start: String,
     /// When: RFC 3339, UTC, milliseconds.
     pub time: String,
     /// What.
@@ -75,4 +84,69 @@ pub struct Event {
     pub ip: Option<String>,
     /// What happened, in a sentence.
     pub text: String,
+}
+
+/// Bytes of the text of an event; a longer one is cut.
+const TEXT: usize = 4096;
+
+/// Ports that an event names.
+const PORTS: usize = 64;
+
+impl EventKind {
+    /// As it is written.
+    pub fn name(self) -> String {
+        // A kind is a text to serde, and nothing else.
+        serde_json::to_value(self).ok().and_then(|kind| Some(kind.as_str()?.to_owned())).unwrap_or_default()
+    }
+}
+
+impl Event {
+    /// Something that happens at `time`, of which nothing else is known yet.
+    pub fn new(kind: EventKind, time: SystemTime) -> Event {
+        let time = crate::time::rfc3339(time);
+        let (id, start) = (0, String::new());
+        Event {
+            id,
+            start,
+            time,
+            kind,
+            vm: None,
+            ports: Vec::new(),
+            network: None,
+            mac: None,
+            ip: None,
+            text: String::new(),
+        }
+    }
+
+    /// The same, with nothing in it that is longer than an event may be.
+    pub fn bounded(mut self) -> Event {
+        shorten(&mut self.text, TEXT);
+        if self.ports.len() > PORTS {
+            self.text.push_str(&format!("; and {} more ports", self.ports.len() - PORTS));
+            self.ports.truncate(PORTS);
+        }
+        self
+    }
+
+    /// About how many bytes it takes up.
+    pub fn size(&self) -> usize {
+        let texts = [&self.vm, &self.network, &self.mac, &self.ip].map(|text| text.as_ref().map_or(0, String::len));
+        let ports: usize = self.ports.iter().map(|port| port.len() + size_of::<String>()).sum();
+        size_of::<Event>() + self.text.len() + texts.iter().sum::<usize>() + ports
+    }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // as serde has it
+fn is_none(id: &u64) -> bool {
+    *id == 0
+}
+
+/// Cuts a text to `most` bytes, and says so at its end.
+pub fn shorten(text: &mut String, most: usize) {
+    if text.len() > most {
+        let end = (0..=most).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
 }

@@ -7,11 +7,39 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use super::change::{Change, Changed, Refusal};
 use super::config::ConfigFile;
 use super::events::Event;
+use super::journal::Which;
 use super::loops::view::{LoopCounts, LoopView, StormView};
 use super::view::{AuditView, DropView, NetworkView, PortView, StationView, UplinkView, VmView, WorkerView};
 
 /// What has happened, and what will.
 pub type History = (Vec<Event>, broadcast::Receiver<Event>);
+
+/// What a request takes up as long as it is not answered, also when whoever asked has gone.
+pub type Hold = Box<dyn std::any::Any + Send>;
+
+/// Where an answer goes. What the request takes up is free when this is gone.
+pub struct Reply<T> {
+    answer: oneshot::Sender<T>,
+    _hold: Hold,
+}
+
+impl<T> Reply<T> {
+    /// Answers. It comes back if whoever asked has gone.
+    pub fn send(self, answer: T) -> Result<(), T> {
+        self.answer.send(answer)
+    }
+
+    /// Whether whoever asked has gone.
+    pub fn is_abandoned(&self) -> bool {
+        self.answer.is_closed()
+    }
+}
+
+impl<T> std::fmt::Debug for Reply<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reply").field("is_abandoned", &self.is_abandoned()).finish()
+    }
+}
 
 /// A question to the controller.
 #[derive(Debug)]
@@ -25,7 +53,7 @@ pub enum Request {
     /// All networks.
     Networks(oneshot::Sender<Vec<NetworkView>>),
     /// The forwarding database.
-    Fdb(oneshot::Sender<Vec<StationView>>),
+    Fdb(Reply<Vec<StationView>>),
     /// All workers.
     Workers(oneshot::Sender<Vec<WorkerView>>),
     /// The drop ledger.
@@ -41,20 +69,32 @@ pub enum Request {
     /// The configuration as JSON, in the shape in which it is written.
     Config(oneshot::Sender<serde_json::Value>),
     /// A change. With a time, it is taken back unless it is confirmed within that.
-    Change(Change, Option<Duration>, oneshot::Sender<Result<Changed, Refusal>>),
+    Change(Change, Option<Duration>, Reply<Result<Changed, Refusal>>),
     /// What a change would come to; nothing is done.
-    Diff(Change, oneshot::Sender<Result<Changed, Refusal>>),
+    Diff(Change, Reply<Result<Changed, Refusal>>),
     /// The last change that waits to be confirmed shall stay.
-    Confirm(oneshot::Sender<Result<Changed, Refusal>>),
+    Confirm(Reply<Result<Changed, Refusal>>),
     /// The configuration file is applied as it is now, or could not be read: why.
-    Reload(Box<Result<ConfigFile, String>>, oneshot::Sender<Result<Changed, Refusal>>),
+    Reload(Box<Result<ConfigFile, String>>, Reply<Result<Changed, Refusal>>),
     /// Learned stations shall be forgotten. How many were.
-    Flush(Flush, oneshot::Sender<Result<u64, Refusal>>),
+    Flush(Flush, Reply<Result<u64, Refusal>>),
     /// Whatever measure holds this port shall be lifted. What was lifted, in sentences.
-    Release(String, oneshot::Sender<Result<Changed, Refusal>>),
-    /// What has happened since a time (RFC 3339; `None`: all that is remembered), and what will
-    /// happen from then on.
-    Events(Option<String>, oneshot::Sender<Result<History, Refusal>>),
+    Release(String, Reply<Result<Changed, Refusal>>),
+    /// What has happened, of what is kept, and what will happen from then on.
+    Events(Which, oneshot::Sender<Result<History, Refusal>>),
+}
+
+impl Request {
+    /// Whether it is a change whose client has gone: it is not made.
+    pub fn is_abandoned(&self) -> bool {
+        match self {
+            Request::Change(_, _, reply) | Request::Diff(_, reply) | Request::Confirm(reply) => reply.is_abandoned(),
+            Request::Release(_, reply) => reply.is_abandoned(),
+            Request::Flush(_, reply) => reply.is_abandoned(),
+            Request::Fdb(reply) => reply.is_abandoned(),
+            _ => false,
+        }
+    }
 }
 
 impl Request {
@@ -97,6 +137,10 @@ impl Handle {
         answer.await.map_err(|_| Closing)
     }
 
+    async fn ask_holding<T>(&self, hold: Hold, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Closing> {
+        self.ask(|answer| request(Reply { answer, _hold: hold })).await
+    }
+
     /// All ports, in the order of the configuration.
     pub async fn ports(&self) -> Result<Vec<PortView>, Closing> {
         self.ask(Request::Ports).await
@@ -119,7 +163,12 @@ impl Handle {
 
     /// All stations: pinned ones first, then frozen ones, then learned ones, each by network and address.
     pub async fn fdb(&self) -> Result<Vec<StationView>, Closing> {
-        self.ask(Request::Fdb).await
+        self.fdb_holding(Box::new(())).await
+    }
+
+    /// The same, as a request that takes up something.
+    pub async fn fdb_holding(&self, hold: Hold) -> Result<Vec<StationView>, Closing> {
+        self.ask_holding(hold, Request::Fdb).await
     }
 
     /// All workers.
@@ -159,36 +208,66 @@ impl Handle {
 
     /// Makes a change. When this returns it is true on every worker, and kept.
     pub async fn change(&self, change: Change, confirm: Option<Duration>) -> Result<Result<Changed, Refusal>, Closing> {
-        self.ask(|reply| Request::Change(change, confirm, reply)).await
+        self.change_holding(change, confirm, Box::new(())).await
+    }
+
+    /// The same, as a request that takes up something. It is not made if this future is dropped before its turn.
+    pub async fn change_holding(
+        &self,
+        change: Change,
+        confirm: Option<Duration>,
+        hold: Hold,
+    ) -> Result<Result<Changed, Refusal>, Closing> {
+        self.ask_holding(hold, |reply| Request::Change(change, confirm, reply)).await
     }
 
     /// What a change would come to.
     pub async fn diff(&self, change: Change) -> Result<Result<Changed, Refusal>, Closing> {
-        self.ask(|reply| Request::Diff(change, reply)).await
+        self.diff_holding(change, Box::new(())).await
+    }
+
+    /// The same, as a request that takes up something.
+    pub async fn diff_holding(&self, change: Change, hold: Hold) -> Result<Result<Changed, Refusal>, Closing> {
+        self.ask_holding(hold, |reply| Request::Diff(change, reply)).await
     }
 
     /// Keeps the change that waits to be confirmed.
     pub async fn confirm(&self) -> Result<Result<Changed, Refusal>, Closing> {
-        self.ask(Request::Confirm).await
+        self.confirm_holding(Box::new(())).await
+    }
+
+    /// The same, as a request that takes up something.
+    pub async fn confirm_holding(&self, hold: Hold) -> Result<Result<Changed, Refusal>, Closing> {
+        self.ask_holding(hold, Request::Confirm).await
     }
 
     /// Applies the configuration file as it is now, or says why it could not be read.
     pub async fn reload(&self, file: Result<ConfigFile, String>) -> Result<Result<Changed, Refusal>, Closing> {
-        self.ask(|reply| Request::Reload(file.into(), reply)).await
+        self.ask_holding(Box::new(()), |reply| Request::Reload(file.into(), reply)).await
     }
 
     /// Forgets learned stations, and says how many.
     pub async fn flush(&self, flush: Flush) -> Result<Result<u64, Refusal>, Closing> {
-        self.ask(|reply| Request::Flush(flush, reply)).await
+        self.flush_holding(flush, Box::new(())).await
+    }
+
+    /// The same, as a request that takes up something.
+    pub async fn flush_holding(&self, flush: Flush, hold: Hold) -> Result<Result<u64, Refusal>, Closing> {
+        self.ask_holding(hold, |reply| Request::Flush(flush, reply)).await
     }
 
     /// Lifts whatever measure holds a port.
     pub async fn release(&self, port: String) -> Result<Result<Changed, Refusal>, Closing> {
-        self.ask(|reply| Request::Release(port, reply)).await
+        self.release_holding(port, Box::new(())).await
+    }
+
+    /// The same, as a request that takes up something.
+    pub async fn release_holding(&self, port: String, hold: Hold) -> Result<Result<Changed, Refusal>, Closing> {
+        self.ask_holding(hold, |reply| Request::Release(port, reply)).await
     }
 
     /// What has happened, and what will.
-    pub async fn events(&self, since: Option<String>) -> Result<Result<History, Refusal>, Closing> {
-        self.ask(|reply| Request::Events(since, reply)).await
+    pub async fn events(&self, which: Which) -> Result<Result<History, Refusal>, Closing> {
+        self.ask(|reply| Request::Events(which, reply)).await
     }
 }

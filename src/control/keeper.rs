@@ -24,6 +24,9 @@ use super::merge::{Merged, merge};
 use super::store::{self, Desired, KeptStation, Store, StoreError};
 use crate::time;
 
+/// Events among which the one with the greatest number is: more than ever wait for a change to be kept.
+const LAST: usize = 1000;
+
 /// Differences told in the log, at most.
 const TOLD: usize = 50;
 
@@ -234,6 +237,13 @@ impl Keeper {
         }
     }
 
+    /// The greatest number of an event that is kept; 0 if none is.
+    pub async fn last_event(&self) -> u64 {
+        let Some(store) = self.store() else { return 0 };
+        let last = store.events(None, LAST).await.unwrap_or_default();
+        last.iter().map(|event| event.id).max().unwrap_or_default()
+    }
+
     /// Closes the store, if there is one and no clone of this is left: its file is whole, and free for
     /// the next one, when this returns.
     pub async fn close(self) {
@@ -436,17 +446,8 @@ fn tell(path: &Path, file: &ConfigFile, config: &Config, told: &Preview, precede
         warn!("{what}:{}", lines(dropped));
         texts.push(format!("{what}: {}", on_one_line(dropped)));
     }
-    let time = time::rfc3339(time::wall());
-    let event = |text| Event {
-        time: time.clone(),
-        kind: EventKind::Config,
-        vm: None,
-        ports: Vec::new(),
-        network: None,
-        mac: None,
-        ip: None,
-        text,
-    };
+    let now = time::wall();
+    let event = |text| Event { text, ..Event::new(EventKind::Config, now) }.bounded();
     texts.into_iter().map(event).collect()
 }
 
@@ -694,7 +695,7 @@ mod tests {
         let time = crate::time::rfc3339(std::time::SystemTime::UNIX_EPOCH);
         let kind = EventKind::Config;
         let text = String::new();
-        let event = Event { time, kind, vm: None, ports: Vec::new(), network: None, mac: None, ip: None, text };
+        let event = Event { time, text, ..Event::new(kind, std::time::SystemTime::UNIX_EPOCH) };
         keeper.note(vec![event]).await.unwrap();
         assert_eq!(keeper.take_stations(0).await, (vec![], None));
     }

@@ -84,6 +84,8 @@ impl Mind {
 /// Something that happened.
 pub fn event(time: &str, text: &str) -> Event {
     Event {
+        id: 0,
+        start: String::new(),
         time: time.into(),
         kind: EventKind::PortUp,
         vm: Some("fw-3".into()),
@@ -328,8 +330,8 @@ impl Views {
                     mind.hear(Asked::Release(port));
                     drop(reply.send(mind.answer.clone()));
                 }
-                Request::Events(since, reply) => {
-                    mind.hear(Asked::Events(since));
+                Request::Events(which, reply) => {
+                    mind.hear(Asked::Events(which.since));
                     let events = (self.events.clone(), mind.happening.subscribe());
                     drop(reply.send(mind.answer.clone().map(|_| events)));
                 }

@@ -1,1 +1,170 @@
 //! Requests that disconnect, come in pieces, or ask for what can never work.
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::process::Command;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use serde_json::{Value, json};
+
+use crate::host::daemon::{Daemon, TIMEOUT, config, keeping};
+use crate::host::{Space, await_that};
+
+/// Waits until there is something to read, for a while.
+fn is_answered(stream: &UnixStream, patience: Timespec) -> bool {
+    poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&patience)).unwrap() > 0
+}
+
+fn head(method: &str, path: &str, length: usize) -> String {
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: vifswitch\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n"
+    )
+}
+
+/// Python's http.client sends the head and then the body.
+#[test]
+fn a_refusal_reaches_a_client_that_sends_its_body_after_the_head() {
+    let daemon = Daemon::over(&[]);
+    let long = vec![b' '; 17 * 1024 * 1024];
+    for (method, path, body, status) in [
+        ("POST", "/v1/nothing", &long[..4_000_000], 404),
+        ("POST", "/v1/ports", &long[..4_000_000], 405),
+        ("PUT", "/v1/config?confirm=never", &long[..4_000_000], 400),
+        ("PUT", "/v1/config", &long[..], 413),
+        ("GET", "/v1/ports", &long[..4_000_000], 200),
+    ] {
+        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.write_all(head(method, path, body.len()).as_bytes()).unwrap();
+        // A switch that answers the head alone has done so by now.
+        is_answered(&stream, Timespec { tv_sec: 0, tv_nsec: 100_000_000 });
+        stream.write_all(body).unwrap_or_else(|e| panic!("{method} {path}: {e}"));
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{method} {path}: {answer}");
+    }
+    // One that never sends its body holds nobody up, and is answered.
+    let mut silent = UnixStream::connect(daemon.socket()).unwrap();
+    silent.set_read_timeout(Some(TIMEOUT)).unwrap();
+    silent.write_all(head("POST", "/v1/nothing", 100).as_bytes()).unwrap();
+    assert!(daemon.ports().is_empty());
+    let mut answer = String::new();
+    silent.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 404 "), "{answer}");
+    // On a connection that stays, the next request is answered as well.
+    let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    let request = head("POST", "/v1/nothing", 3).replace("close", "keep-alive") + "abc";
+    for _ in 0..2 {
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut some = [0; 4096];
+        let len = stream.read(&mut some).unwrap();
+        assert!(some[..len].starts_with(b"HTTP/1.1 404 "), "{}", String::from_utf8_lossy(&some[..len]));
+    }
+}
+
+#[test]
+fn changes_whose_clients_have_left_are_not_made() {
+    if Space::planned().is_none() {
+        return;
+    }
+    if !Command::new("strace").arg("-V").output().is_ok_and(|ended| ended.status.success()) {
+        return eprintln!("skipped: needs strace");
+    }
+    let mut daemon = Daemon::new();
+    daemon.configure(&keeping(&config(&daemon.socket(), "", &[], &[]), &daemon.state()));
+    daemon.start();
+    // A slow disk: each change takes a second to be kept.
+    let pid = daemon.pid().to_string();
+    let delay = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,fsync"];
+    let inject = ["-e", "inject=fdatasync,fsync:delay_enter=1000000", "-p", &pid];
+    let mut tracer = Command::new("strace").args(delay).args(inject).spawn().unwrap();
+    await_that("it is traced", || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        (!status.contains("TracerPid:\t0")).then_some(())
+    });
+    for number in 0..24 {
+        let body = json!({ "networks": [{ "id": format!("left-{number}") }] }).to_string();
+        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        stream.write_all((head("PUT", "/v1/config", body.len()) + &body).as_bytes()).unwrap();
+        // It has been read, and waits for those before.
+        is_answered(&stream, Timespec { tv_sec: 0, tv_nsec: 30_000_000 });
+    }
+    let wanted = config(&daemon.socket(), "", &[("stays", 1500)], &[]);
+    daemon.configure(&keeping(&wanted, &daemon.state()));
+    let applied = daemon.try_command(&["apply", "FILE", "--socket", daemon.socket().to_str().unwrap()]);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&tracer), rustix::process::Signal::INT).unwrap();
+    tracer.wait().unwrap();
+    assert!(applied.status.success(), "{}", String::from_utf8_lossy(&applied.stderr));
+    let made = daemon.events().iter().filter(|event| event.text.contains("left-")).count();
+    // The first one was on its way when its client left; the last one is told of by what took its place.
+    assert!(made <= 3, "{made} of 24 were made");
+}
+
+/// A change of nearly a megabyte is one line of the history, and no long one.
+#[test]
+fn events_are_bounded_in_bytes() {
+    let Some(space) = Space::new() else { return };
+    let vif = crate::host::daemon::Vif::new("vm", 1, &space);
+    let daemon = Daemon::over(std::slice::from_ref(&vif));
+    for round in 0..4u32 {
+        let mut pairs = String::new();
+        for number in 0..12_000u32 {
+            let [_, a, b, c] = (round * 12_000 + number).to_be_bytes();
+            let comma = if number == 0 { "" } else { "," };
+            write!(
+                pairs,
+                "{comma}{{\"mac_address\":\"02:00:01:{a:02x}:{b:02x}:{c:02x}\",\"ip_address\":\"10.{a}.{b}.{c}\"}}"
+            )
+            .unwrap();
+        }
+        let body = format!("{{\"allowed_address_pairs\":[{pairs}]}}");
+        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.write_all((head("PATCH", "/v1/ports/port-1", body.len()) + &body).as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 "), "{answer:.200}");
+    }
+    let events = daemon.page("/v1/events");
+    assert!(events.lines().all(|line| line.len() < 16_384), "{} bytes", events.len());
+    assert!(daemon.log().len() < 200_000, "{} bytes of log", daemon.log().len());
+}
+
+/// Events have numbers without gaps, by which they are resumed whatever the clock does.
+#[test]
+fn events_are_resumed_by_their_number() {
+    let Some(space) = Space::new() else { return };
+    let vif = crate::host::daemon::Vif::new("vm", 1, &space);
+    let mut daemon = Daemon::new();
+    let text = config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif));
+    daemon.configure(&keeping(&text, &daemon.state()));
+    daemon.start();
+    daemon.await_active(&vif);
+    let read = |daemon: &Daemon, query: &str| -> Vec<Value> {
+        let page = daemon.page(&format!("/v1/events{query}"));
+        // In between stand the lengths of the pieces.
+        page.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let ids = |events: &[Value]| events.iter().map(|event| event["id"].as_u64().unwrap()).collect::<Vec<_>>();
+    for security in ["off", "mac", "off"] {
+        daemon.done(&["set", "port-1", &format!("port_security={security}")], "");
+    }
+    let all = ids(&read(&daemon, ""));
+    assert!(all.len() >= 4 && all.windows(2).all(|pair| pair[1] == pair[0] + 1), "{all:?}");
+    let last = *all.last().unwrap();
+    assert_eq!(ids(&read(&daemon, &format!("?after={}", last - 2))), [last - 1, last]);
+    assert_eq!(ids(&read(&daemon, &format!("?after={last}"))), [] as [u64; 0]);
+    // They go on behind those of the start before.
+    let start = read(&daemon, "")[0]["start"].clone();
+    assert_eq!(daemon.stop(rustix::process::Signal::TERM).code(), Some(0));
+    daemon.start();
+    let next = await_that("more events", || {
+        Some(read(&daemon, &format!("?after={last}"))).filter(|events| !events.is_empty())
+    });
+    assert!(next.iter().any(|event| event["start"] != start));
+    let all = ids(&read(&daemon, ""));
+    assert!(all.windows(2).all(|pair| pair[1] == pair[0] + 1), "{all:?}");
+}

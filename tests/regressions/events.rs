@@ -1,1 +1,94 @@
 //! Guests cannot flood the event log; events are complete and bounded.
+
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use vifswitch::control::view::Status;
+
+use crate::host::daemon::{Daemon, Vif, config, keeping};
+use crate::host::{Space, await_that};
+
+/// The events as the API tells them.
+fn events(daemon: &Daemon) -> Vec<Value> {
+    // In between stand the lengths of the pieces.
+    let page = daemon.page("/v1/events");
+    page.lines().filter(|line| line.starts_with('{')).map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A guest that takes its link down and up as fast as it can is reported with the number of times, and the last word
+/// is true.
+#[test]
+fn a_flapping_guest_floods_neither_events_nor_log() {
+    let Some(space) = Space::new() else { return };
+    for number in [1, 2] {
+        space.ip(&format!("link add tap{number} type veth peer name guest{number}"));
+        space.ip(&format!("link set tap{number} up"));
+        space.ip(&format!("link set guest{number} up"));
+    }
+    let vifs = [1, 2].map(|number| Vif { kind: "packet", ..Vif::new("vm", number, &space) });
+    let daemon = Daemon::over(&vifs);
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    // Each time is waited for, so that none is missed.
+    let mut flaps = 0;
+    for _ in 0..60 {
+        space.ip("link set guest1 down");
+        daemon.await_port("no carrier", &vifs[0], |port| port.status == Status::Down);
+        space.ip("link set guest1 up");
+        daemon.await_active(&vifs[0]);
+        flaps += 2;
+    }
+    space.ip("link set guest2 down");
+    let of =
+        |port: &str| -> Vec<Value> { events(&daemon).into_iter().filter(|event| event["ports"][0] == port).collect() };
+    await_that("the other port is reported at once", || (of("port-2").len() == 2).then_some(()));
+    let others = |event: &Value| -> Option<u64> {
+        let (_, rest) = event["text"].as_str()?.split_once("; and ")?;
+        rest.split_once(" more events of this port in 10 seconds")?.0.parse().ok()
+    };
+    // The first port_up, the flaps, and perhaps more: a flap that is slow is seen as several changes.
+    await_that("all are accounted for", || {
+        let told = of("port-1");
+        let all = told.len() as u64 + told.iter().filter_map(others).sum::<u64>();
+        (all > flaps && told.iter().any(|event| others(event).is_some())).then_some(())
+    });
+    let told = of("port-1");
+    assert!(told.len() <= 40, "{} events", told.len());
+    assert_eq!(told.last().unwrap()["kind"], "port_up", "{:?}", told.last());
+    let lines = daemon.log().lines().filter(|line| line.contains("port-1")).count();
+    assert!(lines <= 40, "{lines} lines");
+}
+
+/// What is remembered is answered while the disk hangs.
+#[test]
+fn events_do_not_wait_for_the_disk() {
+    let Some(space) = Space::new() else { return };
+    if !Command::new("strace").arg("-V").output().is_ok_and(|ended| ended.status.success()) {
+        return eprintln!("skipped: needs strace");
+    }
+    let vif = Vif::new("vm", 1, &space);
+    let mut daemon = Daemon::new();
+    let text = config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif));
+    daemon.configure(&keeping(&text, &daemon.state()));
+    daemon.start();
+    daemon.await_active(&vif);
+    let pid = daemon.pid().to_string();
+    let delay = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,fsync"];
+    let inject = ["-e", "inject=fdatasync,fsync:delay_enter=12000000", "-p", &pid];
+    let mut tracer = Command::new("strace").args(delay).args(inject).spawn().unwrap();
+    await_that("it is traced", || {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        (!status.contains("TracerPid:\t0")).then_some(())
+    });
+    // From here on writing hangs.
+    space.ip("link del tap1");
+    let start = vifswitch::time::now();
+    await_that("what has happened is answered", || {
+        events(&daemon).iter().any(|event| event["kind"] == "port_down").then_some(())
+    });
+    let took = vifswitch::time::now().since(start);
+    assert!(took < std::time::Duration::from_secs(8), "{took:?}");
+    rustix::process::kill_process(rustix::process::Pid::from_child(&tracer), Signal::INT).unwrap();
+    tracer.wait().unwrap();
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}

@@ -211,11 +211,8 @@ fn cpu(daemon: &Daemon) -> Duration {
 
 #[test]
 fn ports_that_wait_cost_next_to_nothing() {
-    let (Some(space), Some(nowhere)) = (Space::new(), Space::planned()) else { return };
-    let waits = |number: u8| match number % 2 {
-        0 => Vif { kind: "packet", ..Vif::new("vm", number, &space) },
-        _ => Vif::new("vm", number, &nowhere),
-    };
+    let Some(space) = Space::new() else { return };
+    let waits = |number: u8| Vif { kind: "packet", ..Vif::new("vm", number, &space) };
     let idle = Daemon::over(&[]);
     let waiting = Daemon::over(&(0..200).map(waits).collect::<Vec<_>>());
     let start = time::now();

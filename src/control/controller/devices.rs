@@ -147,8 +147,10 @@ impl Controller {
             port.is_overdue = true;
             let Some(why) = port.overdue(now) else { continue };
             port.state = State::Opening { reason: why.clone() };
-            if self.is_wanted_up(index) && !std::mem::replace(&mut self.ports[index].told_down, true) {
-                self.tell(EventKind::PortDown, index, &why);
+            if self.is_wanted_up(index)
+                && !std::mem::replace(&mut self.ports[index].told_down, true)
+                && self.tell(EventKind::PortDown, index, &why)
+            {
                 let Names { vm, network, .. } = self.names(index);
                 let (port, uplink) = self.label(index);
                 warn!(vm, network, port, uplink, "port_down: {why}");
@@ -416,15 +418,13 @@ impl Controller {
             return;
         }
         let told = std::mem::replace(&mut self.ports[index].told_down, true);
-        if !told {
-            self.tell(EventKind::PortDown, index, &why);
-        }
+        let is_reported = !told && self.tell(EventKind::PortDown, index, &why);
         self.tell_subports(index);
         let Names { vm, network, .. } = self.names(index);
         let (port, uplink) = self.label(index);
-        if !told {
+        if is_reported {
             warn!(vm, network, port, uplink, "port_down: {why}");
-        } else if news {
+        } else if told && news {
             info!(vm, network, port, uplink, "still down: {why}");
         }
     }
@@ -441,10 +441,12 @@ impl Controller {
         }
         let text = if notes.is_empty() { String::from("frames can flow both ways") } else { notes.clone() };
         self.ports[index].told_down = false;
-        self.tell(EventKind::PortUp, index, &text);
-        let Names { vm, network, .. } = self.names(index);
-        let (port, uplink) = self.label(index);
-        info!(vm, network, port, uplink, worker, queues, "port_up{}{notes}", if notes.is_empty() { "" } else { ": " });
+        if self.tell(EventKind::PortUp, index, &text) {
+            let Names { vm, network, .. } = self.names(index);
+            let (port, uplink) = self.label(index);
+            let colon = if notes.is_empty() { "" } else { ": " };
+            info!(vm, network, port, uplink, worker, queues, "port_up{colon}{notes}");
+        }
         self.tell_subports(index);
     }
 

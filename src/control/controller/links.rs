@@ -355,8 +355,7 @@ impl Controller {
 
     /// Tells that no frames flow through a port or an uplink that has its device. It is told once.
     pub(super) fn tell_dead(&mut self, index: usize, why: &str) {
-        if !std::mem::replace(&mut self.ports[index].told_down, true) {
-            self.tell(EventKind::PortDown, index, why);
+        if !std::mem::replace(&mut self.ports[index].told_down, true) && self.tell(EventKind::PortDown, index, why) {
             let Names { vm, network, .. } = self.names(index);
             let (port, uplink) = self.label(index);
             warn!(vm, network, port, uplink, "port_down: {why}");
@@ -434,8 +433,10 @@ impl Controller {
             None => "it is the preferred one and its link has held".into(),
         };
         let text = format!("uplink {:?} carries the frames of group {group:?}: {why}", id(now));
-        info!(uplink = id(now), "uplink: {text}");
-        let event = Event { ports: vec![id(now).to_owned()], ..self.event(EventKind::Uplink, text) };
-        self.journal.tell(event);
+        let id = id(now).to_owned();
+        let event = Event { ports: vec![id.clone()], ..self.event(EventKind::Uplink, text.clone()) };
+        if self.journal.tell(event, time::now()) {
+            info!(uplink = id, "uplink: {text}");
+        }
     }
 }

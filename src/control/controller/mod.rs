@@ -36,7 +36,7 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
-use tracing::warn;
+use tracing::{info, warn};
 
 pub use self::containment::Containment;
 pub use self::port::{Port, State};
@@ -76,6 +76,9 @@ use crate::worker::{self, Findings, Notice};
 
 /// How often ports are looked after.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// How long an answer waits for the disk.
+const DISK: Duration = Duration::from_secs(1);
 
 /// How often the learned stations are kept, for a switch that is killed.
 const KEEP_STATIONS: Duration = Duration::from_secs(60);
@@ -231,6 +234,9 @@ impl Controller {
         seats::fits(&config)?;
         self.tell_state_at_start();
         self.config.switch = config.switch.clone();
+        let last = timeout(DISK, self.keeper.last_event()).await.unwrap_or_default();
+        self.journal
+            .begin(last, self.since.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |t| t.as_micros()).to_string());
         let left = self.clear_the_way(&config).await;
         let kept = self.keeper.take_loops().await;
         self.activations.resume(&kept["activations"]);
@@ -351,6 +357,7 @@ impl Controller {
 
     /// Looks after namespaces, links and attempts to open ports.
     async fn look_after_ports(&mut self) {
+        self.tell_late(false);
         self.look_at_namespaces();
         self.listen_to_links();
         self.note_overdue();
@@ -362,6 +369,7 @@ impl Controller {
     /// Closes everything, and keeps what is known. Netdevs of ours that do not persist are gone
     /// when this returns.
     pub async fn close_all(mut self) {
+        self.tell_late(true);
         // Of one that has not begun nothing is known that was not kept.
         let keep = async {
             if self.is_begun {
@@ -430,14 +438,28 @@ impl Controller {
 
     /// Something that happens now.
     fn event(&self, kind: EventKind, text: String) -> Event {
-        let time = time::rfc3339(time::wall());
-        Event { time, kind, vm: None, ports: Vec::new(), network: None, mac: None, ip: None, text }
+        Event { text, ..Event::new(kind, time::wall()) }
     }
 
     /// Something happens to a port or an uplink now.
-    fn tell(&mut self, kind: EventKind, index: usize, text: &str) {
+    fn tell(&mut self, kind: EventKind, index: usize, text: &str) -> bool {
         let event = self.event_of(&self.ports[index].seat.names(&self.config), kind, text);
-        self.journal.tell(event);
+        self.journal.tell(event, time::now())
+    }
+
+    /// Reports an event, and logs it: as a warning, or for information.
+    fn emit(&mut self, is_warning: bool, event: Event) {
+        let logged = event.clone();
+        if self.journal.tell(event, time::now()) {
+            log_event(is_warning, &logged);
+        }
+    }
+
+    /// Reports what sources that have caused too many events have caused last.
+    fn tell_late(&mut self, all: bool) {
+        for event in self.journal.tell_late(time::now(), all) {
+            log_event(true, &event);
+        }
     }
 
     /// Something that happens to one of this name now.
@@ -474,17 +496,19 @@ impl Controller {
     }
 
     async fn answer(&mut self, request: Request) {
-        // Whoever asked and has gone meanwhile gets no answer.
+        // Whoever asked and has gone meanwhile gets no answer, and what only they wanted is not done.
+        if request.is_abandoned() {
+            return;
+        }
         match request {
             request @ (Request::Change(..) | Request::Confirm(_) | Request::Reload(..)) if self.is_busy() => {
                 self.waiting.push_back(request);
             }
-            request @ Request::Events(..) if self.writing.is_some() => self.waiting.push_back(request),
             Request::Change(change, confirm, reply) => self.change(change, confirm, reply).await,
             Request::Confirm(reply) => self.confirm(reply),
             Request::Reload(file, reply) => self.reload(*file, reply),
             Request::Diff(change, reply) => drop(reply.send(self.outcome(&change).map(|(_, changed)| changed))),
-            Request::Events(since, reply) => self.read_events(since, reply),
+            Request::Events(which, reply) => self.read_events(which, reply),
             Request::Release(port, reply) => {
                 let released = self.release(&port).await;
                 let _ = reply.send(released);
@@ -570,5 +594,15 @@ impl Controller {
         let uplink = uplink.ok_or_else(|| Refusal::unknown_port(&self.config, id))?;
         let carried = uplink.networks.iter().filter_map(|of| self.places.carried(&uplink.line(), &of.network_id));
         Ok(carried.map(behind).collect())
+    }
+}
+
+fn log_event(is_warning: bool, event: &Event) {
+    let Event { kind, vm, network, ports, text, .. } = event;
+    let (kind, port) = (kind.name(), ports.first().filter(|_| ports.len() == 1));
+    if is_warning {
+        warn!(vm, network, port, "{kind}: {text}");
+    } else {
+        info!(vm, network, port, "{kind}: {text}");
     }
 }

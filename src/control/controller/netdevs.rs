@@ -131,7 +131,9 @@ impl Controller {
     }
 
     fn report_netdev(&mut self, index: usize, text: &str) {
-        self.tell(EventKind::NetdevChanged, index, text);
+        if !self.tell(EventKind::NetdevChanged, index, text) {
+            return;
+        }
         let Names { vm, network, .. } = self.names(index);
         let (port, uplink) = self.label(index);
         if self.ports[index].drift.remarks().is_empty() {

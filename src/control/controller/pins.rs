@@ -3,8 +3,6 @@
 //! [`activation`](crate::control::activation) decides, and is pure. Here the decision is applied: new rules at all
 //! workers, then the station is learned at its new place, then events are emitted and the state is written.
 
-use tracing::{info, warn};
-
 use super::Controller;
 use crate::control::activation::{Activated, Elsewhere, EventLimit};
 use crate::control::config;
@@ -89,13 +87,8 @@ impl Controller {
             EventLimit::Exceeded => return,
         }
         let names = self.names(index);
-        let Names { id: port, vm, network, .. } = names;
-        match kind {
-            EventKind::PinYielded => warn!(vm, network, port, "pin_yielded: {text}"),
-            _ => info!(vm, network, port, "port_activated: {text}"),
-        }
         let event = Event { mac: Some(station.mac().to_string()), ..self.event_of(&names, kind, &text) };
-        self.journal.tell(event);
+        self.emit(kind == EventKind::PinYielded, event);
     }
 
     /// `port "p1" of VM "fw-3" on network "net1"`

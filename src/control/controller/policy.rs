@@ -99,7 +99,9 @@ impl Controller {
                 )
             }
         };
-        self.tell(EventKind::MacLimit, index, &text);
+        if !self.tell(EventKind::MacLimit, index, &text) {
+            return;
+        }
         let Names { vm, network, id: port, .. } = self.names(index);
         match turn {
             Turn::Reached => warn!(vm, network, port, "mac_limit: {text}"),

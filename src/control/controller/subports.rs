@@ -1,10 +1,8 @@
 //! Subports, as far as they are told of: they are up as long as their parent is, whose device is theirs.
 
-use tracing::{info, warn};
-
 use super::{Controller, State};
 use crate::control::events::EventKind;
-use crate::control::seats::{By, Names, Stand};
+use crate::control::seats::{By, Stand};
 
 impl Controller {
     /// The subports of a port. They are among the ports of its VM, which stand together.
@@ -42,14 +40,12 @@ impl Controller {
             None => {
                 let By::Parent { seat: parent, vlan, .. } = self.ports[index].seat.by else { return };
                 let text = format!("frames can flow both ways, as VLAN {vlan} of {}", self.ports[parent].seat);
-                self.tell(EventKind::PortUp, index, &text);
-                let Names { id: port, vm, network, .. } = self.names(index);
-                info!(vm, network, port, "port_up: {text}");
+                let event = self.event_of(&self.names(index), EventKind::PortUp, &text);
+                self.emit(false, event);
             }
             Some(why) => {
-                self.tell(EventKind::PortDown, index, &why);
-                let Names { id: port, vm, network, .. } = self.names(index);
-                warn!(vm, network, port, "port_down: {why}");
+                let event = self.event_of(&self.names(index), EventKind::PortDown, &why);
+                self.emit(true, event);
             }
         }
     }

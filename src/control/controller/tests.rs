@@ -10,6 +10,7 @@ use super::*;
 use crate::control::change::Change;
 use crate::control::config::Network;
 use crate::control::handle::Handle;
+use crate::control::journal::Which;
 use crate::control::keeper::Precedence;
 use crate::control::store::Store;
 use crate::frame::Pool;
@@ -74,24 +75,23 @@ async fn while_the_disk_hangs_questions_are_answered_and_changes_wait_in_their_o
         let go_on = hang(&store).await;
         let mut first = pin!(handle.change(apply(&["a", "b"]), None));
         let mut second = pin!(handle.change(apply(&["a", "b", "c"]), None));
-        let mut events = pin!(handle.events(None));
         for _ in 0..20 {
             tokio::select! {
                 biased;
                 _ = &mut first => panic!("it is not kept yet"),
                 _ = &mut second => panic!("the one before is not kept yet"),
-                _ = &mut events => panic!("what is not kept yet may not be told"),
                 there = networks(&handle) => assert_eq!(there, ["a"]),
             }
             assert_eq!(handle.workers().await.unwrap().len(), 1, "the watchdog asks so");
             assert_eq!(handle.diff(apply(&["b"])).await.unwrap().unwrap().differences.len(), 2);
         }
+        let (mut told, mut live) = handle.events(Which::default()).await.unwrap().unwrap();
+        assert_eq!(told, [], "what is remembered is answered, and what is not kept yet is not told");
         drop(go_on);
-        let (first, second, events) = tokio::join!(first, second, events);
+        let (first, second) = tokio::join!(first, second);
         assert_eq!(first.unwrap().unwrap().differences, ["network \"b\" is new, with MTU 1500"]);
         assert_eq!(second.unwrap().unwrap().differences, ["network \"c\" is new, with MTU 1500"]);
         assert_eq!(networks(&handle).await, ["a", "b", "c"]);
-        let (mut told, mut live) = events.unwrap().unwrap();
         told.extend(std::iter::from_fn(|| live.try_recv().ok()));
         let texts = |told: &[Event]| told.iter().map(|event| event.text.clone()).collect::<Vec<_>>();
         let expected = ["network \"b\" is new, with MTU 1500", "network \"c\" is new, with MTU 1500"];

@@ -9,7 +9,6 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::devices::Closing;
@@ -18,7 +17,8 @@ use super::{Controller, Port, State};
 use crate::control::change::{Change, Changed, Refusal};
 use crate::control::config::{self, Config, ConfigFile};
 use crate::control::difference::differences;
-use crate::control::events::EventKind;
+use crate::control::events::{EventKind, shorten};
+use crate::control::handle;
 use crate::control::jobs::PATIENCE;
 use crate::control::keeper;
 use crate::control::leftovers;
@@ -31,10 +31,13 @@ use crate::time::{self, Moment};
 use crate::worker::{Flush, Gate};
 
 /// Where the answer to a change goes.
-pub(super) type Reply = oneshot::Sender<Result<Changed, Refusal>>;
+pub(super) type Reply = handle::Reply<Result<Changed, Refusal>>;
 
 /// Sentences on differences that an event has, at most.
 const TOLD: usize = 20;
+
+/// Bytes that an event has of one of them.
+const DIFFERENCE: usize = 600;
 
 /// A change under way.
 #[derive(Debug, Default)]
@@ -221,9 +224,8 @@ impl Controller {
     }
 
     fn tell_config(&mut self, text: String) {
-        warn!("config: {text}");
         let event = self.event(EventKind::Config, text);
-        self.journal.tell(event);
+        self.emit(true, event);
     }
 
     /// Goes over to another configuration.
@@ -407,10 +409,11 @@ impl Controller {
             self.tell_up(index);
         } else {
             self.ports[index].told_down = true;
-            self.tell(EventKind::PortDown, index, "administratively down");
-            let Names { vm, network, .. } = self.names(index);
-            let (port, uplink) = self.label(index);
-            info!(vm, network, port, uplink, "port_down: administratively down");
+            if self.tell(EventKind::PortDown, index, "administratively down") {
+                let Names { vm, network, .. } = self.names(index);
+                let (port, uplink) = self.label(index);
+                info!(vm, network, port, uplink, "port_down: administratively down");
+            }
             self.tell_subports(index);
         }
     }
@@ -418,14 +421,8 @@ impl Controller {
     fn tell_gone(&mut self, before: &Config, port: &Port) {
         let names = port.seat.names(before);
         if matches!(port.state, State::Up { .. } | State::Carried { told: Some(true) }) && names.admin_up {
-            let (why, Names { id, vm, network, .. }) = ("detached", names);
-            if port.seat.is_uplink() {
-                info!(uplink = id, "port_down: {why}");
-            } else {
-                info!(vm, network, port = id, "port_down: {why}");
-            }
-            let event = self.event_of(&names, EventKind::PortDown, why);
-            self.journal.tell(event);
+            let event = self.event_of(&names, EventKind::PortDown, "detached");
+            self.emit(false, event);
         }
     }
 
@@ -501,7 +498,12 @@ impl Controller {
 
 /// The differences in one text, not too long.
 fn summary(differences: &[String]) -> String {
-    let mut text = differences.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join("; ");
+    let short = |difference: &String| {
+        let mut text = difference.clone();
+        shorten(&mut text, DIFFERENCE);
+        text
+    };
+    let mut text = differences.iter().take(TOLD).map(short).collect::<Vec<_>>().join("; ");
     if differences.len() > TOLD {
         text.push_str(&format!("; and {} more", differences.len() - TOLD));
     }

@@ -7,16 +7,18 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tokio::sync::oneshot;
-use tracing::{info, warn};
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
 
 use super::devices::Outcome;
 use super::transition::{Reply, Transition};
-use super::{Controller, MOST_EVENTS};
+use super::{Controller, DISK, MOST_EVENTS};
 use crate::control::change::{Changed, Refusal};
 use crate::control::config::Config;
 use crate::control::difference::differences;
-use crate::control::events::{Event, EventKind};
+use crate::control::events::{Event, EventKind, shorten};
 use crate::control::handle::History;
+use crate::control::journal::Which;
 use crate::control::keeper::Keeper;
 use crate::control::leftovers::Leftovers;
 use crate::control::seats;
@@ -162,6 +164,7 @@ impl Controller {
         base: Option<Arc<Value>>,
     ) {
         let before = self.journal.take_unsaved();
+        let event = self.journal.numbered(event);
         let (mut keeper, done) = (self.keeper.clone(), self.done.clone());
         if let Some(base) = &base {
             keeper.rebase(base.clone());
@@ -175,31 +178,41 @@ impl Controller {
         });
     }
 
-    /// Begins to read what has happened, and says what will: nothing is missed in between, and
-    /// nothing told twice. Nothing is being written down.
-    pub(super) fn read_events(&mut self, since: Option<String>, reply: oneshot::Sender<Result<History, Refusal>>) {
-        let remembered = match self.journal.since(since.as_deref()) {
-            Ok(remembered) => remembered,
+    /// Answers what has happened, and what will: nothing is missed in between, and nothing told twice. What is
+    /// remembered is answered also while the disk hangs.
+    pub(super) fn read_events(&self, which: Which, reply: oneshot::Sender<Result<History, Refusal>>) {
+        let which = match which.normal() {
+            Ok(which) => which,
             Err(refusal) => return drop(reply.send(Err(refusal))),
         };
-        let live = self.journal.listen();
-        let Some(store) = self.keeper.store().cloned() else { return drop(reply.send(Ok((remembered, live)))) };
-        let unsaved = self.journal.take_unsaved();
-        let done = self.done.clone();
-        self.writing = Some(Writing::Events);
+        let (mut remembered, live) = (self.journal.remembered(), self.journal.listen());
+        let first = remembered.first().map_or(u64::MAX, |event| event.id);
+        let is_enough = which.after.is_some_and(|after| after + 1 >= first);
+        let Some(store) = self.keeper.store().cloned().filter(|_| !is_enough) else {
+            remembered.retain(|event| which.means(event));
+            return drop(reply.send(Ok((remembered, live))));
+        };
         tokio::spawn(async move {
-            let noted = if unsaved.is_empty() { Ok(()) } else { store.note(unsaved.clone()).await };
-            let told = match store.events(since, MOST_EVENTS).await {
-                Ok(past) => Ok((past, live)),
-                Err(why @ StoreError::NotATime { .. }) => Err(Refusal::request("bad_value", why.to_string())),
-                Err(why) => {
-                    warn!("events of the past cannot be read: {why}");
-                    Ok((remembered, live))
+            let mut past = match timeout(DISK, store.events(which.since.clone(), MOST_EVENTS)).await {
+                Ok(Ok(past)) => past,
+                Ok(Err(why)) => {
+                    // Whoever asks often must not fill the log.
+                    debug!("events of the past cannot be read: {why}");
+                    Vec::new()
+                }
+                Err(_) => {
+                    debug!("events of the past have not been read within {} seconds", DISK.as_secs());
+                    Vec::new()
                 }
             };
+            // Those of earlier starts that kept no state have numbers of their own.
+            past.retain(|event| event.id < first);
+            past.append(&mut remembered);
+            past.retain(|event| which.means(event));
+            let excess = past.len().saturating_sub(MOST_EVENTS);
+            past.drain(..excess);
             // Whoever asked and has gone meanwhile gets no answer.
-            let _ = reply.send(told);
-            let _ = done.send(Outcome::Written(Written::Events(noted, unsaved)));
+            let _ = reply.send(Ok((past, live)));
         });
     }
 
@@ -227,6 +240,11 @@ impl Controller {
         let WrittenChange { result, event, before, then, base } = written;
         if let Err(refusal) = result {
             self.journal.put_back(before);
+            // Its number is taken: what has become of it stands there.
+            let mut text = format!("not kept, and not made: {refusal}: {}", event.text);
+            shorten(&mut text, 1024);
+            warn!("config: {text}");
+            self.journal.tell_kept(Event { text, ..event });
             return match then {
                 Then::Make { transition, .. } => transition.refuse(refusal),
                 Then::Stay { reply, .. } => drop(reply.send(Err(refusal))),
@@ -273,9 +291,8 @@ impl Controller {
     }
 
     fn tell_state(&mut self, text: String) {
-        warn!("state: {text}");
         let event = self.event(EventKind::State, text);
-        self.journal.tell(event);
+        self.emit(true, event);
     }
 
     /// Says that the state could not be used at the start, if that is so.
@@ -329,8 +346,7 @@ impl Controller {
         }
         let differences = differences(&self.config, &config);
         let event = self.event(EventKind::Config, format!("from the stored state: {}", differences.join("; ")));
-        info!("config: {}", event.text);
-        self.journal.tell(event);
+        self.emit(false, event);
         let left = self.clear_the_way(&config).await;
         self.make(config, Transition::default()).await;
         left.into_iter().for_each(|left| self.sweep(left));

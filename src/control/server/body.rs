@@ -1,10 +1,17 @@
 //! The bodies of requests: JSON, bounded in bytes and in time.
 
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::Next;
+use axum::response::Response;
 use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -22,8 +29,11 @@ pub const REQUEST: usize = 1024 * 1024;
 /// How long a body may take to come.
 const SENDING: Duration = Duration::from_secs(5);
 
-/// How long a body that is too large is read on: whoever is still sending would miss the answer.
-const LINGERING: Duration = Duration::from_secs(1);
+/// How long a body that nobody wants is read on: whoever is still sending would miss the answer.
+const LINGERING: Duration = Duration::from_secs(3);
+
+/// Bytes of a body that are read on.
+const UNWANTED: usize = 4 * CONFIGURATION;
 
 /// Longer bodies are read aside, so that they hold up nobody else.
 const LONG: usize = 64 * 1024;
@@ -43,23 +53,13 @@ impl Text {
     pub async fn receive(headers: &HeaderMap, mut body: Body, limit: usize, bounds: &Bounds) -> Result<Text, Problem> {
         let told = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         if told.is_some_and(|length| length > limit as u64) {
-            // One who asks first has not begun to send.
-            if !headers.contains_key(header::EXPECT) {
-                pass_over(body, limit).await;
-            }
             return Err(too_large(limit));
         }
         let collected = timeout(SENDING, collect(&mut body, limit, bounds)).await.map_err(|_| {
             let message = format!("the body has not come within {} seconds", SENDING.as_secs());
             Problem::new(StatusCode::REQUEST_TIMEOUT, "slow_body", message)
         })?;
-        let (bytes, room) = match collected {
-            Ok(collected) => collected,
-            Err(problem) => {
-                pass_over(body, limit).await;
-                return Err(problem);
-            }
-        };
+        let (bytes, room) = collected?;
         if !bytes.is_empty() && !is_json(headers) {
             let message = "the body must be JSON, and say so: content-type: application/json";
             return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", message));
@@ -89,9 +89,54 @@ impl Text {
     }
 }
 
+/// Answers a request only when its body has come, wanted or not: the connection of a client that sends its body after
+/// the head would be closed before it has the answer. It has a few seconds for that.
+pub async fn drain(request: Request, next: Next) -> Response {
+    // One who asks first has not begun to send.
+    let asks_first = request.headers().contains_key(header::EXPECT);
+    let back = Arc::new(Mutex::new(None));
+    let lend = |body| Body::new(Lent { body, back: back.clone() });
+    let response = next.run(request.map(lend)).await;
+    let left = back.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(body) = left.filter(|body: &Body| !asks_first && !body.is_end_stream()) {
+        pass_over(body).await;
+    }
+    response
+}
+
+/// A body that comes back when nobody reads it any more.
+struct Lent {
+    body: Body,
+    back: Arc<Mutex<Option<Body>>>,
+}
+
+impl hyper::body::Body for Lent {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let body = std::mem::take(&mut self.body);
+        *self.back.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
+    }
+}
+
 /// Reads on for a while, and forgets what comes.
-async fn pass_over(mut body: Body, limit: usize) {
-    let mut left = limit;
+async fn pass_over(mut body: Body) {
+    let mut left = UNWANTED;
     let passing = async {
         while let Some(Ok(frame)) = body.frame().await {
             left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len()));

@@ -61,8 +61,8 @@ pub async fn apply(
         )),
     });
     let confirm = confirm.transpose()?;
-    let (change, _room) = wanted(&desk, &headers, body).await?;
-    make(&desk, change, confirm).await
+    let (change, room) = wanted(&desk, &headers, body).await?;
+    make(&desk, change, confirm, room).await
 }
 
 /// What would change if this configuration were put in force; nothing is done
@@ -75,16 +75,17 @@ pub async fn diff(
     body: Body,
 ) -> Done {
     query_of(query)?;
-    let (change, _room) = wanted(&desk, &headers, body).await?;
-    let _place = desk.bounds.change()?;
-    Ok(Json(desk.handle.diff(change).await??))
+    let (change, room) = wanted(&desk, &headers, body).await?;
+    let hold = Box::new((desk.bounds.change()?, room));
+    Ok(Json(desk.handle.diff_holding(change, hold).await??))
 }
 
 /// Keeps the change that waits to be confirmed
 #[utoipa::path(post, path = "/v1/confirm", tag = "configuration",
     responses((status = 200, body = Changed), (status = 409, body = Failure), (status = 503, body = Failure)))]
 pub async fn confirm(State(desk): State<Desk>) -> Done {
-    Ok(Json(desk.handle.confirm().await??))
+    let hold = Box::new(desk.bounds.change()?);
+    Ok(Json(desk.handle.confirm_holding(hold).await??))
 }
 
 /// One port, or several in their order.
@@ -120,9 +121,9 @@ pub async fn attach(
     }
     let text = Text::receive(&headers, body, REQUEST, &desk.bounds).await?;
     let owner = vm.clone();
-    let (ports, _room) = text.read(move |text| Ok(config::parse_ports_json(text, BODY, &owner)?)).await?;
+    let (ports, room) = text.read(move |text| Ok(config::parse_ports_json(text, BODY, &owner)?)).await?;
     let ids: HashSet<String> = ports.iter().map(|port| port.port_id.clone()).collect();
-    let Json(Changed { differences, remarks }) = make(&desk, Change::Attach { vm, ports }, None).await?;
+    let Json(Changed { differences, remarks }) = make(&desk, Change::Attach { vm, ports }, None, room).await?;
     // It is done; that the switch is leaving since then does not undo it.
     let mut ports = desk.handle.ports().await.unwrap_or_default();
     ports.retain(|port| ids.contains(&port.port_id));
@@ -138,8 +139,8 @@ pub async fn attach(
 pub async fn set(State(desk): State<Desk>, id: Name, headers: HeaderMap, body: Body) -> Done {
     let port = port_id(id)?;
     let text = Text::receive(&headers, body, REQUEST, &desk.bounds).await?;
-    let (keys, _room) = text.read(|text| Ok(config::parse_port_keys_json(text, BODY)?)).await?;
-    make(&desk, Change::Set { port, keys }, None).await
+    let (keys, room) = text.read(|text| Ok(config::parse_port_keys_json(text, BODY)?)).await?;
+    make(&desk, Change::Set { port, keys }, None, room).await
 }
 
 /// Detaches a port; its siblings keep their order
@@ -148,7 +149,7 @@ pub async fn set(State(desk): State<Desk>, id: Name, headers: HeaderMap, body: B
     responses((status = 200, body = Changed), (status = "4XX", body = Failure), (status = 503, body = Failure)))]
 pub async fn detach(State(desk): State<Desk>, id: Name) -> Done {
     let port = port_id(id)?;
-    make(&desk, Change::Detach { port }, None).await
+    make(&desk, Change::Detach { port }, None, None).await
 }
 
 /// Lifts whatever measure holds a port
@@ -157,8 +158,8 @@ pub async fn detach(State(desk): State<Desk>, id: Name) -> Done {
     responses((status = 200, body = Changed), (status = "4XX", body = Failure), (status = 503, body = Failure)))]
 pub async fn release(State(desk): State<Desk>, id: Name) -> Done {
     let port = port_id(id)?;
-    let _place = desk.bounds.change()?;
-    Ok(Json(desk.handle.release(port).await??))
+    let hold = Box::new(desk.bounds.change()?);
+    Ok(Json(desk.handle.release_holding(port, hold).await??))
 }
 
 /// Which stations to forget.
@@ -178,9 +179,9 @@ pub struct FlushRequest {
     responses((status = 200, body = Flushed), (status = "4XX", body = Failure), (status = 503, body = Failure)))]
 pub async fn flush(State(desk): State<Desk>, headers: HeaderMap, body: Body) -> Result<Json<Flushed>, Problem> {
     let text = Text::receive(&headers, body, REQUEST, &desk.bounds).await?;
-    let (flush, _room) = text.read(flush_of).await?;
-    let _place = desk.bounds.change()?;
-    let flushed = desk.handle.flush(flush).await??;
+    let (flush, room) = text.read(flush_of).await?;
+    let hold = Box::new((desk.bounds.change()?, room));
+    let flushed = desk.handle.flush_holding(flush, hold).await??;
     Ok(Json(Flushed { flushed }))
 }
 
@@ -225,7 +226,9 @@ async fn running(desk: &Desk) -> Result<SwitchSettings, Problem> {
     Ok(switch)
 }
 
-async fn make(desk: &Desk, change: Change, confirm: Option<Duration>) -> Done {
-    let _place = desk.bounds.change()?;
-    Ok(Json(desk.handle.change(change, confirm).await??))
+/// Makes a change. Its place among the changes, and the room of its body, are free when it is made or given up, and not
+/// already when its client goes.
+async fn make(desk: &Desk, change: Change, confirm: Option<Duration>, room: Room) -> Done {
+    let hold = Box::new((desk.bounds.change()?, room));
+    Ok(Json(desk.handle.change_holding(change, confirm, hold).await??))
 }

@@ -19,6 +19,7 @@ use super::Desk;
 use super::listener::Leave;
 use super::problem::{Failure, Problem};
 use crate::control::events::{Event, EventKind};
+use crate::control::journal;
 use crate::time;
 
 /// What newline-delimited JSON is called.
@@ -32,6 +33,7 @@ const PIECE: usize = 256;
 #[serde(deny_unknown_fields)]
 pub struct Which {
     since: Option<String>,
+    after: Option<u64>,
     #[serde(default)]
     follow: bool,
 }
@@ -43,6 +45,7 @@ pub struct Which {
 #[utoipa::path(get, path = "/v1/events", tag = "events",
     params(
         ("since" = Option<String>, Query, description = "from this time on, RFC 3339; without: all that is remembered"),
+        ("after" = Option<u64>, Query, description = "only those with a greater id"),
         ("follow" = Option<bool>, Query, description = "whether to stay and hear what happens next")
     ),
     responses((status = 200, body = Event, content_type = "application/x-ndjson"),
@@ -52,9 +55,9 @@ pub async fn events(
     Extension(leave): Extension<Leave>,
     query: Result<Query<Which>, QueryRejection>,
 ) -> Result<Response, Problem> {
-    let Query(Which { since, follow }) = query.map_err(|e| Problem::wrong("bad_query", e.body_text()))?;
+    let Query(Which { since, after, follow }) = query.map_err(|e| Problem::wrong("bad_query", e.body_text()))?;
     let place = if follow { Some(desk.bounds.follower()?) } else { None };
-    let (past, coming) = desk.handle.events(since).await??;
+    let (past, coming) = desk.handle.events(journal::Which { since, after }).await??;
     let coming = place.map(|place| Follower { coming, leave, _place: place });
     let telling = Telling { past: past.into_iter(), coming };
     let body = Body::from_stream(stream::unfold(telling, Telling::next));
@@ -105,14 +108,11 @@ impl Follower {
 /// What a follower is told who has been too slow.
 fn lagged(missed: u64) -> Event {
     Event {
-        time: time::rfc3339(time::wall()),
-        kind: EventKind::Lagged,
-        vm: None,
-        ports: Vec::new(),
-        network: None,
-        mac: None,
-        ip: None,
-        text: format!("{missed} events were not told here, because they were not read in time; ask for them anew"),
+        text: format!(
+            "{missed} events are missing here, because they were not read in time; ask for them with `after` and the \
+             last id before this line"
+        ),
+        ..Event::new(EventKind::Lagged, time::wall())
     }
 }
 

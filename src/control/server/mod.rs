@@ -9,7 +9,7 @@
 
 use axum::Router;
 use axum::http::{Method, Uri};
-use axum::middleware::from_fn_with_state;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{get, patch, post, put};
 
 use super::handle::Handle;
@@ -79,5 +79,6 @@ fn finish(routes: Router<Desk>, handle: Handle) -> Router {
         .fallback(async |uri: Uri| Problem::unknown("unknown_path", format!("there is nothing at {}", uri.path())))
         .method_not_allowed_fallback(async |method: Method, uri: Uri| Problem::method(&method, uri.path()))
         .layer(from_fn_with_state(bounds.clone(), bounds::admit))
+        .layer(from_fn(body::drain))
         .with_state(Desk { handle, bounds })
 }

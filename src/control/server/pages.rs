@@ -1,6 +1,7 @@
 //! What can be read: one page for each part of the state.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -79,13 +80,14 @@ pub async fn networks(State(desk): State<Desk>) -> Result<Json<Vec<NetworkView>>
 /// It may be long: it is sent piece by piece, to few clients at a time.
 #[utoipa::path(get, path = "/v1/fdb", tag = "state", responses((status = 200, body = Vec<StationView>)))]
 pub async fn fdb(State(desk): State<Desk>) -> Result<Response, Problem> {
-    let place = desk.bounds.long_answer().await;
-    Ok(long_list(desk.handle.fdb().await?, place))
+    // Until the last piece is on its way, and until control has it together even if the client goes before.
+    let place = desk.bounds.long_answer().await.map(Arc::new);
+    Ok(long_list(desk.handle.fdb_holding(Box::new(place.clone())).await?, place))
 }
 
 /// A list as JSON, made while it is sent, so that neither memory nor the thread of control has to
 /// hold all of its text. `place` is kept until the last piece is on its way.
-fn long_list<T: Serialize + Send + 'static>(items: Vec<T>, place: Option<OwnedSemaphorePermit>) -> Response {
+fn long_list<T: Serialize + Send + 'static>(items: Vec<T>, place: Option<Arc<OwnedSemaphorePermit>>) -> Response {
     if items.len() <= PIECE {
         return Json(items).into_response();
     }

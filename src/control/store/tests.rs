@@ -14,6 +14,8 @@ const HISTORY: History = History { events: 8, bytes: 1200 };
 fn event(time: &str, text: &str) -> Event {
     let (vm, network, mac) = (Some(text.into()), None, Some("02:00:00:00:00:01".into()));
     Event {
+        id: 0,
+        start: String::new(),
         time: time.into(),
         kind: EventKind::Config,
         vm,

@@ -1,7 +1,5 @@
 //! One address at several ports: which setting allows it, where it is right.
 
-use tracing::warn;
-
 use super::Controller;
 use crate::control::events::{Event, EventKind};
 use crate::control::loops::layout::End;
@@ -35,8 +33,7 @@ impl Controller {
             mac: Some(mac.to_string()),
             ..self.event_of(&self.names(index), EventKind::SiblingMac, &text)
         };
-        warn!(vm = id, network = port.network_id, port = port_id, "sibling_mac: {text}");
-        self.journal.tell(event);
+        self.emit(true, event);
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::net::IpAddr;
 
-use tracing::{info, warn};
-
 use super::keeping::clocks;
 use super::siblings::remedy;
 use super::watching::{Class, Disabled, Who};
@@ -53,29 +51,22 @@ impl Controller {
             News::Bridges(pair) => {
                 let (a, b) = &pair;
                 let text = format!("{}: no loop, as long as nobody else does", bridges(&pair, layout));
-                info!("bridges: {text}");
                 let event = Event {
                     vm: a.vm.clone().or_else(|| b.vm.clone()),
                     ports: vec![a.port.clone(), b.port.clone()],
                     network: Some(a.network.clone()),
                     ..self.event(EventKind::Bridges, text)
                 };
-                self.journal.tell(event);
+                self.emit(false, event);
             }
         }
     }
 
     fn tell_loop(&mut self, kind: EventKind, of: &Loop, over: Option<&Over>, text: String) {
         let view = view(of, over, &self.containment.layout, clocks());
-        let (vm, network, level) = (&view.device_id, &view.network_id, view.level);
-        match kind {
-            EventKind::LoopStart => warn!(vm, network, level, "loop_start: {text}"),
-            EventKind::LoopLevel => warn!(vm, network, level, "loop_level: {text}"),
-            _ => info!(vm, network, level, "loop_stop: {text}"),
-        }
         let vm = Some(view.device_id).filter(|vm| !vm.is_empty());
         let event = Event { vm, network: Some(view.network_id), ports: view.ports, ..self.event(kind, text) };
-        self.journal.tell(event);
+        self.emit(kind != EventKind::LoopStop, event);
     }
 
     /// Tells that storm limits begin to refuse frames.
@@ -138,14 +129,8 @@ impl Controller {
 
     fn tell_of_storm(&mut self, kind: EventKind, index: usize, ports: Vec<String>, text: String) {
         let names = self.names(index);
-        let (vm, network) = (names.vm, names.network);
-        if kind == EventKind::StormStart {
-            warn!(vm, network, "storm_start: {text}");
-        } else {
-            info!(vm, network, "storm_stop: {text}");
-        }
         let event = Event { ports, ..self.event_of(&names, kind, &text) };
-        self.journal.tell(event);
+        self.emit(kind == EventKind::StormStart, event);
     }
 
     /// Tells that a port begins to send what belongs to others.
@@ -166,11 +151,9 @@ impl Controller {
             end.network
         );
         let names = self.names(index);
-        let (vm, network, port) = (names.vm, names.network, names.id);
-        warn!(vm, network, port, "guard: {text}");
         let mac = station.map(|station| station.mac().to_string());
         let event = Event { mac, ..self.event_of(&names, EventKind::Guard, &text) };
-        self.journal.tell(event);
+        self.emit(true, event);
     }
 
     /// Announces a sender above Ethernet that a port was refused, unless that has been announced lately.
@@ -181,11 +164,9 @@ impl Controller {
         let names = self.names(index);
         let port = &self.config.vms[vm].ports[position];
         let text = spoofed_ip(&names, port, sender, announcement);
-        let (vm, network, port) = (names.vm, names.network, names.id);
-        warn!(vm, network, port, "spoofed_ip: {text}");
         let (mac, ip) = (Some(sender.mac.to_string()), sender.ip.map(|ip| ip.to_string()));
         let event = Event { mac, ip, ..self.event_of(&names, EventKind::SpoofedIp, &text) };
-        self.journal.tell(event);
+        self.emit(true, event);
     }
 
     /// Tells that a station stays where it is for a while.
@@ -207,7 +188,6 @@ impl Controller {
             span(freeze.until.since(freeze.since)),
             remedy(at, from),
         );
-        warn!(mac, network = at.network, "mac_freeze: {text}");
         let event = Event {
             vm: from.vm.clone().or_else(|| at.vm.clone()),
             network: Some(at.network.clone()),
@@ -215,7 +195,7 @@ impl Controller {
             mac: Some(mac),
             ..self.event(EventKind::MacFreeze, text)
         };
-        self.journal.tell(event);
+        self.emit(true, event);
     }
 
     /// Whose storm it is, and the ports that it is of.
