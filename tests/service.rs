@@ -5,8 +5,10 @@
 mod host;
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -19,6 +21,7 @@ use nix::sys::ptrace;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use rustix::event::Timespec;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use vifswitch::wire::Mac;
 
@@ -80,6 +83,31 @@ fn works(daemon: &Daemon, spaces: &[Space], vifs: &[Vif]) {
     vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
 }
 
+/// `setpriv`, where users may open /dev/net/tun, as udev has it (mode 0666). On a host without udev the node may be for
+/// root alone; then another one, made in `directory`, lies over it in a mount namespace of the command's own. Mounts of
+/// the host still come in, as with systemd's `PrivateMounts=`.
+fn with_tun_for_all(directory: &Path) -> Command {
+    const TUN: &str = "/dev/net/tun";
+    let tun = fs::metadata(TUN).unwrap();
+    if tun.permissions().mode() & 0o006 == 0o006 {
+        return Command::new("setpriv");
+    }
+    let node = directory.join("tun");
+    mknodat(CWD, &node, FileType::CharacterDevice, Mode::from_raw_mode(0o666), tun.rdev()).unwrap();
+    fs::set_permissions(&node, Permissions::from_mode(0o666)).unwrap();
+    let mut command = Command::new("unshare");
+    command.args([
+        "--mount",
+        "--propagation",
+        "slave",
+        "sh",
+        "-c",
+        "mount --bind \"$0\" \"$1\" && shift && exec setpriv \"$@\"",
+    ]);
+    command.arg(&node).arg(TUN);
+    command
+}
+
 #[test]
 fn as_the_unit_has_it_it_is_not_root_and_works() {
     let Some(spaces) = (0..2).map(|_| Space::new()).collect::<Option<Vec<_>>>() else { return };
@@ -90,7 +118,7 @@ fn as_the_unit_has_it_it_is_not_root_and_works() {
     // Where it was built, others may have no business.
     let program = daemon.file().with_file_name("vifswitch");
     fs::copy(env!("CARGO_BIN_EXE_vifswitch"), &program).unwrap();
-    let mut command = Command::new("setpriv");
+    let mut command = with_tun_for_all(daemon.file().parent().unwrap());
     let rights = rights_of_unit();
     command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]);
     command.args(["--bounding-set", &rights, "--inh-caps", &rights, "--ambient-caps", &rights]).arg(program);
