@@ -199,9 +199,14 @@ impl World {
         pieces: &mut HashMap<usize, Vec<Vec<u8>>>,
     ) -> Result<(), Failure> {
         let mut vid = 0;
+        let mut replaced = None;
         if self.town.bases[base].carrier && bytes.get(12..14) == Some(&[0x81, 0x00]) && bytes.len() >= 18 {
             vid = u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff;
             if vid != 0 {
+                // The tag may have taken the place of one that only said a priority.
+                let mut before = bytes.clone();
+                (before[14], before[15]) = (before[14] & 0xf0, 0);
+                replaced = Some((before, leave));
                 bytes.drain(12..16);
                 let Some(pulled) = leave.pulled(4) else {
                     return wrong(format!("cable {base}: an offload header that does not fit: {}", hex(&bytes)), None);
@@ -219,7 +224,23 @@ impl World {
         if !leave.is_nothing() && !self.town.bases[base].offloads {
             return wrong(format!("port {place}: an offload header, and it takes none: {}", hex(&bytes)), None);
         }
-        let same = by_bytes.get(&bytes).copied().filter(|&index| sent[index].leave == leave);
+        let same_as =
+            |bytes: &Vec<u8>, leave: Leave| by_bytes.get(bytes).copied().filter(|&index| sent[index].leave == leave);
+        let whole = sent.iter().find(|one| one.leave.is_super()).map(|one| one.bytes.as_slice());
+        let is_priority = |bytes: &[u8]| matches!(bytes.get(12..16), Some([0x81, 0x00, high, 0]) if high & 15 == 0);
+        let is_known = |bytes: &Vec<u8>, leave: Leave| {
+            same_as(bytes, leave).is_some()
+                || sent.iter().any(|one| {
+                    one.leave.csum && !one.leave.is_super() && parts::is_completed(&one.bytes, &one.leave, bytes)
+                })
+        };
+        if let Some((before, leave_before)) = replaced
+            && !is_known(&bytes, leave)
+            && (is_known(&before, leave_before) || whole.is_some_and(is_priority) && !is_priority(&bytes))
+        {
+            (bytes, leave) = (before, leave_before);
+        }
+        let same = same_as(&bytes, leave);
         // A checksum that has been completed changes two bytes.
         let completed = || {
             sent.iter().position(|one| {

@@ -49,11 +49,19 @@ fn a_tag_says_whose_frame_it_is() {
     const C: (u16, u16) = (0x8100, 4094);
     const INNER: (u16, u16) = (0x8100, 7);
     const PROVIDER: (u16, u16) = (0x88a8, 101);
+    const URGENT: u16 = 0xe000;
     let rows: &[Row<'_>] = &[
         ("the parent's own", P, &[], ALL, &[(P, &[A]), (P, &[B]), (X, &[])]),
-        ("only a priority", P, &[(0x8100, 0xe000)], ALL, &[(P, &[A]), (P, &[B]), (X, &[])]),
+        (
+            "only a priority",
+            P,
+            &[(0x8100, URGENT)],
+            ALL,
+            &[(P, &[(0x8100, URGENT | 101)]), (P, &[(0x8100, URGENT | 102)]), (X, &[])],
+        ),
         ("a subport's", P, &[A], ALL, &[(P, &[]), (P, &[B]), (X, &[])]),
-        ("with a priority", P, &[(0x8100, 0xe000 | 102)], ALL, &[(P, &[]), (P, &[A]), (X, &[])]),
+        ("with a priority", P, &[(0x8100, URGENT | 102)], ALL, &[(P, &[]), (P, &[(0x8100, URGENT | 101)]), (X, &[])]),
+        ("only a priority, from another VM", X, &[(0x8100, URGENT)], mac(S), &[(P, &[(0x8100, URGENT | 101)])]),
         ("on another network", P, &[C], ALL, &[(Y, &[])]),
         ("from another VM", X, &[], ALL, &[(P, &[]), (P, &[A]), (P, &[B])]),
         ("from another VM there", Y, &[], ALL, &[(P, &[C])]),

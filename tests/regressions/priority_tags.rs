@@ -193,7 +193,8 @@ fn no_uplink_sends_a_frame_that_is_too_short() {
 #[test]
 fn what_is_finished_for_a_wire_is_long_enough() {
     for switch in std::iter::once("").chain(two_workers()) {
-        let Some(Scene { daemon, offloading, native, .. }) = Scene::new(On::Xdp, switch) else { return };
+        let Some(scene) = Scene::new(On::Xdp, switch) else { return };
+        let Scene { offloading, native, .. } = &scene;
         let builder = || PacketBuilder::ethernet2(B.octets(), H.octets()).ipv4([10, 5, 0, 2], [10, 5, 0, 9], 64);
         let open = |frame: &mut Vec<u8>, protocol: u8, at: usize| {
             let len = ((frame.len() - 34) as u16).to_be_bytes();
@@ -206,15 +207,15 @@ fn what_is_finished_for_a_wire_is_long_enough() {
         expected.resize(60, 0);
         open(&mut datagram, 17, 40);
         offloading.send(&[&[1, 0, 0, 0, 0, 0, 34, 0, 6, 0][..], &datagram].concat());
-        assert_eq!(take(&native, B), expected);
+        assert_eq!(take(native, B), expected);
 
         let mut stream = vec![0; 54 + 101];
         builder().tcp(9, 9, 1, 1024).write_to_slice(&mut stream, &[7; 101]).unwrap();
         open(&mut stream, 6, 50);
         offloading.send(&[&[1, 1, 54, 0, 100, 0, 34, 0, 16, 0][..], &stream].concat());
-        let pieces = [take(&native, B), take(&native, B)];
+        let pieces = [take(native, B), take(native, B)];
         assert_eq!(pieces.each_ref().map(Vec::len), [154, 60]);
         assert_eq!(pieces[1][54..], [7, 0, 0, 0, 0, 0]);
-        daemon.page("/v1/audit");
+        scene.adds_up();
     }
 }

@@ -165,14 +165,25 @@ table! {
     later {}
 }
 
-/// What is set of a port, and of its VM.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct PortPatch {
-    /// Keys of the port.
-    #[serde(flatten)]
-    pub port: Port,
-    /// Keys of its VM.
-    pub vm: Option<VmKeys>,
+/// What is set of a port, and of its VM: the keys of [`Port`], and `vm`. It is only described.
+#[derive(Debug)]
+pub struct PortPatch;
+
+impl utoipa::PartialSchema for PortPatch {
+    fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::Schema> {
+        let mut schema = Port::schema();
+        if let utoipa::openapi::RefOr::T(utoipa::openapi::Schema::Object(object)) = &mut schema {
+            object.properties.insert("vm".into(), VmKeys::schema());
+        }
+        schema
+    }
+}
+
+impl ToSchema for PortPatch {
+    fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::Schema>)>) {
+        Port::schemas(schemas);
+        VmKeys::schemas(schemas);
+    }
 }
 
 mod storm;
