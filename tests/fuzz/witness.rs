@@ -228,8 +228,11 @@ fn behind_all(bytes: &[u8]) -> Option<(u16, usize)> {
                 [0, 0, 0 | 0xf8] => at += 8,
                 _ => return Some((OTHER, at)),
             },
-            // No one knows where its protocol stands.
-            0xaa => return None,
+            // Its protocol may stand in two places; nobody may take either for an ethertype.
+            0xaa => {
+                let stands = |at: usize| Some(matches!(bytes.get(at..at + 3)?, [0, 0, 0 | 0xf8]));
+                return (!stands(at + 5)? && !stands(at + 6)?).then_some((OTHER, at));
+            }
             _ => return Some((OTHER, at)),
         }
     }
