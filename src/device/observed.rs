@@ -17,6 +17,8 @@ struct Observations {
     turn: AtomicBool,
     /// Checksums of received frames are partial.
     partial: AtomicBool,
+    /// The receive ring has come to a halt.
+    halted: AtomicBool,
     /// Something of it is new.
     news: AtomicBool,
 }
@@ -39,21 +41,37 @@ impl Observed {
         }
     }
 
+    /// The receive ring has come to a halt, and the device goes on without it.
+    pub fn note_halted_ring(&self) {
+        if !self.0.halted.swap(true, Relaxed) {
+            self.0.news.store(true, Relaxed);
+        }
+    }
+
     /// Whether there is something new since this was last asked.
     pub fn take_news(&self) -> bool {
         self.0.news.load(Relaxed) && self.0.news.swap(false, Relaxed)
     }
 
     /// What has been observed, in words.
-    pub fn remarks(&self, settings: &Settings) -> Option<String> {
-        self.0.partial.load(Relaxed).then(|| {
+    pub fn remarks(&self, settings: &Settings) -> Vec<String> {
+        let halted = self.0.halted.load(Relaxed).then(|| {
+            format!(
+                "{}: a GSO packet of a kind that the kernel cannot hand over (UDP fragmentation, SCTP) has halted the \
+                 receive ring; each frame now takes a system call, and such packets are lost; turn that offload off in the \
+                 guest (in a VM's configuration ufo=off)",
+                settings.at()
+            )
+        });
+        let partial = self.0.partial.load(Relaxed).then(|| {
             format!(
                 "{}: frames come in with partial checksums, which AF_XDP cannot complete, and receivers drop them; turn \
                  checksum offload off at the other end (`ethtool -K NETDEV tx off`; in a VM's configuration csum=off), or use \
                  kind = packet",
                 settings.at()
             )
-        })
+        });
+        halted.into_iter().chain(partial).collect()
     }
 }
 

@@ -384,6 +384,11 @@ fn a_frame_that_halts_the_ring_of_a_port_does_not_silence_it() {
             let counted = await_that("all that was lost is counted", || {
                 Some(missed(&daemon, &vif)).filter(|&missed| missed >= lost)
             });
+            await_that("the operator is told", || {
+                let ports = daemon.get::<Vec<Value>>("/v1/ports");
+                let reason = ports.iter().find(|port| port["port_id"] == vif.port.as_str())?["status_reason"].clone();
+                reason.as_str()?.contains("halted the receive ring").then_some(())
+            });
             // Both rings may have met a frame while one took over from the other.
             assert!(counted <= lost + 2, "{counted} for {lost}");
             daemon.quiet();

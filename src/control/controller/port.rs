@@ -118,7 +118,7 @@ impl Port {
     pub(super) fn netdev_remarks(&self) -> Option<Vec<String>> {
         let (device, now) = (self.seat.device()?, self.netdev.as_ref()?);
         let mut remarks = properties::remarks(device, now);
-        remarks.extend(self.observed.as_ref().and_then(|observed| observed.remarks(device)));
+        remarks.extend(self.observed.iter().flat_map(|observed| observed.remarks(device)));
         remarks.extend(properties::refusals(device, now).filter(|_| self.refusals() > self.refused_before));
         Some(remarks)
     }

@@ -27,7 +27,7 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use super::{Device, Egress, OpenError, Opened, Whereabouts, others};
+use super::{Device, Egress, Observed, OpenError, Opened, Whereabouts, others};
 use crate::sys::bpf::IngressDrop;
 use crate::sys::ethtool;
 use crate::sys::link::Link;
@@ -122,10 +122,20 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
         // Last: from here on there is something to receive.
         ear.bind(link.index, EVERYTHING).map_err(others::failed(&at, "listening to it"))?;
         let sockets = (ear, spare, mouth);
-        let queue = Queue::new(ring, sockets, settings.offloads, egress.clone(), netdev).isolated(isolation);
+        let observed = Observed::default();
+        let queue = Queue::new(ring, sockets, settings.offloads, (egress.clone(), observed.clone()), netdev)
+            .isolated(isolation);
         let mode = if has_ring { "ring" } else { "a call for each frame" };
         let (queues, mode) = (vec![Box::new(queue) as Box<dyn Device>], Some(mode.to_owned()));
-        Ok(Opened { queues, made: false, notes, mode, egress: Some(egress), may_lose_tags: false, observed: None })
+        Ok(Opened {
+            queues,
+            made: false,
+            notes,
+            mode,
+            egress: Some(egress),
+            may_lose_tags: false,
+            observed: Some(observed),
+        })
     })
 }
 

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use super::{Netdev, offload, remember_halt};
 use crate::device::limit::{ALWAYS_TAKEN, Limit};
-use crate::device::{Abilities, Device, Egress};
+use crate::device::{Abilities, Device, Egress, Observed};
 use crate::frame::{BURST, Batch, Cache, Fate, HEADROOM, Lane, Progress, Sent, View, Views};
 use crate::sys::bpf::IngressDrop;
 use crate::sys::packet::{Arrival, Burst, EVERYTHING, HEADER, Outgoing, Received, Ring, Socket, State, Tag};
@@ -58,6 +58,7 @@ pub(super) struct Queue {
     mouth: Socket,
     outgoing: Outgoing,
     egress: Egress,
+    observed: Observed,
     offloads: bool,
     netdev: Netdev,
     /// What keeps its frames from the host's stack, if that is asked for.
@@ -98,7 +99,7 @@ impl Queue {
         ring: Option<Ring>,
         (ear, spare, mouth): (Socket, Option<Socket>, Socket),
         offloads: bool,
-        egress: Egress,
+        (egress, observed): (Egress, Observed),
         netdev: Netdev,
     ) -> Queue {
         Queue {
@@ -109,6 +110,7 @@ impl Queue {
             mouth,
             outgoing: Outgoing::new(FRAMES, PIECES),
             egress,
+            observed,
             offloads,
             netdev,
             _isolation: None,
@@ -221,6 +223,7 @@ impl Queue {
         self.missed += u64::from(self.ear.statistics()?.lost);
         mem::swap(spare, &mut self.ear);
         self.stuck = self.ring.take();
+        self.observed.note_halted_ring();
         Ok(())
     }
 
