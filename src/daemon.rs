@@ -6,6 +6,7 @@ mod check;
 mod log;
 mod reload;
 mod signals;
+mod supervisor;
 mod watchdog;
 
 use std::io::{self, Write};
@@ -20,10 +21,11 @@ use axum::Router;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::info;
 
 use self::log::Log;
 use self::signals::Signals;
+use self::supervisor::notify_all;
 use crate::control::config::{self, Config, ConfigFile, Poll, SwitchSettings};
 use crate::control::controller::{Beginning, Controller};
 use crate::control::handle::Handle;
@@ -239,13 +241,6 @@ async fn serve_until_told(
 /// Tells the supervisor. One that has gone meanwhile is no reason not to go on.
 fn notify(state: NotifyState<'_>) {
     notify_all(&[state]);
-}
-
-/// The same, with several things at once.
-fn notify_all(states: &[NotifyState<'_>]) {
-    if let Err(why) = sd_notify::notify(states) {
-        warn!("cannot tell the supervisor of a change: {why}");
-    }
 }
 
 fn named(what: String, why: &io::Error) -> io::Error {

@@ -168,3 +168,23 @@ fn events_are_resumed_by_their_number() {
     let all = ids(&read(&daemon, ""));
     assert!(all.windows(2).all(|pair| pair[1] == pair[0] + 1), "{all:?}");
 }
+
+/// The socket of a supervisor holds few messages. One that hangs does not read them.
+#[test]
+fn a_supervisor_that_does_not_read_holds_up_nothing() {
+    let Some(space) = Space::new() else { return };
+    let vif = crate::host::daemon::Vif::new("vm", 1, &space);
+    let mut daemon = Daemon::new();
+    daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif)));
+    let (mut command, file) = (daemon.command(), daemon.file());
+    // A beat every 20 ms. From READY on nobody reads.
+    command.env("WATCHDOG_USEC", "60000");
+    daemon.start_as(command, "--config", &file);
+    let start = vifswitch::time::now();
+    let mut changes = 0;
+    while changes < 40 || vifswitch::time::now().since(start) < std::time::Duration::from_secs(3) {
+        daemon.done(&["set", "port-1", ["port_security=off", "port_security=mac"][changes % 2]], "");
+        changes += 1;
+    }
+    assert_eq!(daemon.stop(rustix::process::Signal::TERM).code(), Some(0));
+}
