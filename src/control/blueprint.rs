@@ -221,6 +221,7 @@ fn draw<'a>(
 mod tests {
     use super::*;
     use crate::control::config::strategy;
+    use crate::control::failover::Fitness;
     use crate::control::plan::{apply, plan};
     use crate::control::seats::seats;
     use proptest::prelude::*;
@@ -311,8 +312,9 @@ mod tests {
             let seats = seats(&config, &places);
             let mut groups = Groups::default();
             for uplink in &config.uplinks {
-                let fit = [!second, second];
-                groups.look(uplink.group.as_deref().unwrap_or_default(), &fit, crate::time::Moment::from_secs(1));
+                let mut fitness = [Fitness::Fit, Fitness::Unfit];
+                fitness.rotate_right(usize::from(second));
+                groups.look(uplink.group.as_deref().unwrap_or_default(), &fitness, crate::time::Moment::from_secs(1));
             }
             let reached = seats.iter().map(|seat| (seat, Some(u16::from(seat.is_uplink()))));
             let mut meters = Meters::new(2);

@@ -5,6 +5,9 @@
 //! The preferred one takes back when it has been fit for [`HOLD`] without a break, so that a link
 //! that flaps does not make the whole group flap; at once if the other one fails. When neither is
 //! fit nothing changes: there is nothing to be gained.
+//!
+//! An uplink that carries and is being opened for the first time is waited for, up to [`HOLD`]: at a start both are
+//! opened side by side, and which one is first says nothing.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,6 +16,17 @@ use crate::time::Moment;
 
 /// For how long the preferred uplink has to be fit before it takes back.
 pub const HOLD: Duration = Duration::from_secs(2);
+
+/// Whether an uplink can carry frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fitness {
+    /// It can.
+    Fit,
+    /// It cannot.
+    Unfit,
+    /// Its first opening has not ended.
+    Pending,
+}
 
 /// The state of all groups. One that is not known begins with its preferred uplink.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +39,8 @@ struct Group {
     active: usize,
     /// Since when the preferred one is fit.
     fit_since: Option<Moment>,
+    /// Since when the one that carries is pending.
+    pending_since: Option<Moment>,
 }
 
 impl Groups {
@@ -35,17 +51,25 @@ impl Groups {
 
     /// Looks at the uplinks of a group, of which the preferred one is given first. Whether another one
     /// carries from now on.
-    pub fn look(&mut self, group: &str, fit: &[bool], now: Moment) -> bool {
+    pub fn look(&mut self, group: &str, fitness: &[Fitness], now: Moment) -> bool {
         let state = self.0.entry(group.to_owned()).or_default();
-        let is_fit = |place: usize| fit.get(place).copied().unwrap_or(false);
+        let of = |place: usize| fitness.get(place).copied().unwrap_or(Fitness::Unfit);
+        let is_fit = |place: usize| of(place) == Fitness::Fit;
         let before = state.active;
+        if of(state.active) == Fitness::Pending {
+            if now.since(*state.pending_since.get_or_insert(now)) < HOLD {
+                return false;
+            }
+        } else {
+            state.pending_since = None;
+        }
         if is_fit(0) {
             state.fit_since.get_or_insert(now);
         } else {
             state.fit_since = None;
         }
         if !is_fit(state.active) {
-            state.active = (0..fit.len()).find(|&place| is_fit(place)).unwrap_or(state.active);
+            state.active = (0..fitness.len()).find(|&place| is_fit(place)).unwrap_or(state.active);
         } else if state.fit_since.is_some_and(|since| now.since(since) >= HOLD) {
             state.active = 0;
         }
@@ -60,7 +84,7 @@ impl Groups {
     /// The uplinks of a group are others, or stand otherwise. `active` is the place of the one that
     /// carries, if it is still there.
     pub fn rearrange(&mut self, group: &str, active: Option<usize>) {
-        let state = Group { active: active.unwrap_or_default(), fit_since: None };
+        let state = Group { active: active.unwrap_or_default(), ..Group::default() };
         self.0.insert(group.to_owned(), state);
     }
 }
@@ -78,7 +102,7 @@ mod tests {
     fn the_preferred_one_carries_and_takes_back_when_it_has_held() {
         let mut groups = Groups::default();
         let mut look = |fit: [bool; 2], now| {
-            let turned = groups.look("g", &fit, at(now));
+            let turned = groups.look("g", &fit.map(fitness), at(now));
             (turned, groups.active("g"))
         };
         assert_eq!(look([false, false], 0), (false, 0), "nobody is there yet");
@@ -97,6 +121,28 @@ mod tests {
         assert_eq!(look([false, true], 5503), (true, 1));
     }
 
+    fn fitness(is_fit: bool) -> Fitness {
+        if is_fit { Fitness::Fit } else { Fitness::Unfit }
+    }
+
+    #[test]
+    fn an_uplink_whose_first_opening_has_not_ended_is_waited_for_within_bounds() {
+        use Fitness::{Fit, Pending, Unfit};
+        let mut groups = Groups::default();
+        let mut look = |fitness: [Fitness; 2], now| {
+            groups.look("g", &fitness, at(now));
+            groups.active("g")
+        };
+        assert_eq!(look([Pending, Fit], 0), 0, "the other one was faster");
+        assert_eq!(look([Pending, Fit], 1999), 0);
+        assert_eq!(look([Fit, Fit], 1999), 0);
+        assert_eq!(look([Pending, Fit], 3000), 0, "of another configuration: it is waited for again");
+        assert_eq!(look([Pending, Fit], 4999), 0);
+        assert_eq!(look([Pending, Fit], 5000), 1, "its opening hangs");
+        assert_eq!(look([Unfit, Fit], 5001), 1);
+        assert_eq!(look([Pending, Unfit], 5002), 1, "nobody is fit");
+    }
+
     proptest! {
         /// Whatever happens: who carries is fit if one of them is, and nobody is relieved who is fit,
         /// but the second one by the preferred one.
@@ -107,7 +153,7 @@ mod tests {
             for (fit, pause) in steps {
                 now += pause;
                 let before = groups.active("g");
-                let turned = groups.look("g", &fit, at(now));
+                let turned = groups.look("g", &fit.map(fitness), at(now));
                 let after = groups.active("g");
                 prop_assert_eq!(turned, before != after);
                 prop_assert!(fit[after] || !fit[0] && !fit[1]);

@@ -22,6 +22,7 @@ use tracing::{debug, info, warn};
 use super::devices::Outcome;
 use super::{Controller, Port, State};
 use crate::control::events::{Event, EventKind};
+use crate::control::failover::Fitness;
 use crate::control::jobs::Jobs;
 use crate::control::lines::{Line, LineName, lines};
 use crate::control::seats::{Kind, Names};
@@ -376,8 +377,8 @@ impl Controller {
         for line in lines(&self.config) {
             let LineName::Group(group) = &line.name else { continue };
             let before = line.active(&self.groups);
-            let fit: Vec<bool> = line.members.iter().map(|&member| self.why_unfit(member).is_none()).collect();
-            if self.groups.look(group, &fit, time::now()) {
+            let fitness: Vec<Fitness> = line.members.iter().map(|&member| self.fitness(member)).collect();
+            if self.groups.look(group, &fitness, time::now()) {
                 self.tell_turn(group, &line, before);
                 is_otherwise = true;
             }
@@ -406,6 +407,21 @@ impl Controller {
             (line, id)
         };
         lines(&self.config).into_iter().map(carrying).collect()
+    }
+
+    /// Whether an uplink can carry frames.
+    fn fitness(&self, uplink: usize) -> Fitness {
+        let config = &self.config.uplinks[uplink];
+        let port = self.ports.iter().find(|port| port.seat.key() == (Kind::Uplink, &config.id));
+        match (self.why_unfit(uplink), port.map(|port| &port.state)) {
+            (None, _) => Fitness::Fit,
+            (Some(_), Some(State::Opening { reason } | State::Down { reason }))
+                if config.admin_state_up && reason.is_empty() =>
+            {
+                Fitness::Pending
+            }
+            (Some(_), _) => Fitness::Unfit,
+        }
     }
 
     /// Why an uplink cannot carry frames, if it cannot.
