@@ -91,7 +91,7 @@ pub enum Elsewhere {
 pub enum EventLimit {
     /// The event is emitted.
     Within,
-    /// The event is emitted, as the last one within [`EVENT_WINDOW`].
+    /// The event is emitted, as the last one within the window of a minute.
     Last,
     /// The event is suppressed.
     Exceeded,

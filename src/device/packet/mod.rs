@@ -17,8 +17,8 @@
 //! MTU of the netdev, and full ones with two tags or one of 802.1ad; the kernel allows for one of 802.1Q.
 //! A frame that is refused costs no other one.
 //!
-//! Of GSO packets, those are sent that the netdev takes: its features and limits are asked at opening
-//! ([`offload_set`]), and what it does not take is segmented before.
+//! Of GSO packets, those are sent that the netdev takes: its features and limits are asked at opening,
+//! and what it does not take is segmented before.
 
 mod offload;
 mod queue;
