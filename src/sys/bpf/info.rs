@@ -3,6 +3,7 @@
 use std::ffi::c_long;
 use std::io;
 
+use super::program::InfoAttributes;
 use super::{NAME, address, call, number, open};
 
 // enum bpf_cmd
@@ -34,15 +35,6 @@ struct Info {
 }
 const INFO: u32 = 80;
 const _: () = assert!(size_of::<Info>() == INFO as usize);
-
-/// The attributes of OBJ_GET_INFO_BY_FD.
-#[repr(C)]
-struct InfoAttributes {
-    fd: u32,
-    size: u32,
-    info: u64,
-}
-const _: () = assert!(size_of::<InfoAttributes>() == 16);
 
 /// Whether the program with this number, among all of the host, is one of a vifswitch: it has its name. Needs
 /// CAP_SYS_ADMIN.

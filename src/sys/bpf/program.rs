@@ -175,10 +175,10 @@ const _: () = assert!(size_of::<Info>() == INFO as usize);
 
 /// The attributes of OBJ_GET_INFO_BY_FD.
 #[repr(C)]
-struct InfoAttributes {
-    fd: u32,
-    size: u32,
-    info: u64,
+pub(super) struct InfoAttributes {
+    pub(super) fd: u32,
+    pub(super) size: u32,
+    pub(super) info: u64,
 }
 const _: () = assert!(size_of::<InfoAttributes>() == 16);
 
