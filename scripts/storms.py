@@ -5,7 +5,7 @@
     storms.py stalls TOLD                           a run of `stormload stalls`
     storms.py line < RESULTS                        the last run, in a line
     storms.py all QUICK < RESULTS                   the tables, and whether all promises were kept
-    storms.py markdown < RESULTS                    the tables, as the README has them
+    storms.py markdown < RESULTS                    the tables, as docs/benchmarks.md has them
 
 Results are lines of JSON. A latency beside a storm is the median of the 99th percentiles of all tenths of a second of all
 runs: a machine whose cores stand still now and then, as virtual ones do, shows nothing else in that of a whole run. That
