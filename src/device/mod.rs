@@ -311,7 +311,8 @@ pub trait Device: Send {
     /// What frames it can send.
     fn abilities(&self) -> Abilities;
 
-    /// Whether it sends by a netdev that may lead to a wire, and does not lengthen frames that are too short for one.
+    /// Whether the netdev may lead to a wire and the kernel does not pad short frames. The worker pads those of an uplink to
+    /// the Ethernet minimum then.
     fn leads_to_wire(&self) -> bool {
         false
     }

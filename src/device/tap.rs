@@ -428,6 +428,11 @@ impl Device for Tap {
         Abilities { offloads: self.header }
     }
 
+    /// The host may forward what its netdev receives to a NIC.
+    fn leads_to_wire(&self) -> bool {
+        true
+    }
+
     fn offload_set(&self) -> OffloadSet {
         self.takes
     }

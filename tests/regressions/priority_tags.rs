@@ -45,11 +45,15 @@ impl Scene {
             ("up1", r#"[{ network_id = "net1" }]"#),
         ];
         for (number, (name, networks)) in (8..).zip(carried) {
-            let vif = Vif { name: name.into(), netns: host.0.clone(), kind: on.kind(), ..Vif::new("up", number, wire) };
-            lay(&vif, wire, 1500);
-            // A veth keeps tags beside its frames, where AF_XDP does not see them.
-            for space in [wire, host] {
-                space.within(|| crate::host::run("ethtool", &["-K", name, "txvlan", "off", "rxvlan", "off"]));
+            // The switch makes a tap itself.
+            if on != On::Tap {
+                let vif =
+                    Vif { name: name.into(), netns: host.0.clone(), kind: on.kind(), ..Vif::new("up", number, wire) };
+                lay(&vif, wire, 1500);
+                // A veth keeps tags beside its frames, where AF_XDP does not see them.
+                for space in [wire, host] {
+                    space.within(|| crate::host::run("ethtool", &["-K", name, "txvlan", "off", "rxvlan", "off"]));
+                }
             }
             text += &format!(
                 "[[uplinks]]\nid = \"{name}\"\nnetworks = {networks}\n\
@@ -66,7 +70,8 @@ impl Scene {
         });
         let nic = |space: &Space, name: &str| Nic::new(space, name);
         let (a, b) = (nic(guest_a, "tap1"), nic(guest_b, "tap2"));
-        let (tagged, native) = (nic(wire, "up0"), nic(wire, "up1"));
+        let outside = if on == On::Tap { host } else { wire };
+        let (tagged, native) = (nic(outside, "up0"), nic(outside, "up1"));
         let offloading = Nic::with_header(guest_b, "tap2");
         Some(Scene { daemon, a, b, offloading, tagged, native, _spaces: spaces })
     }
@@ -79,9 +84,9 @@ impl Scene {
         });
     }
 
-    /// On each kind that leads to a wire, with one worker and with two.
+    /// With uplinks of each kind of device, with one worker and with two.
     fn each(test: impl Fn(&str, &Scene)) {
-        for on in [On::Packet, On::Xdp] {
+        for on in On::ALL {
             for switch in std::iter::once("").chain(two_workers()) {
                 let Some(scene) = Scene::new(on, switch) else { return };
                 test(&format!("{on:?} {switch}"), &scene);
@@ -193,6 +198,7 @@ fn no_uplink_sends_a_frame_that_is_too_short() {
 #[test]
 fn what_is_finished_for_a_wire_is_long_enough() {
     for switch in std::iter::once("").chain(two_workers()) {
+        // The others leave it to the kernel.
         let Some(scene) = Scene::new(On::Xdp, switch) else { return };
         let Scene { offloading, native, .. } = &scene;
         let builder = || PacketBuilder::ethernet2(B.octets(), H.octets()).ipv4([10, 5, 0, 2], [10, 5, 0, 9], 64);
