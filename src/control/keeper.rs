@@ -140,6 +140,13 @@ impl Keeper {
         })
     }
 
+    /// The state still cannot be used: why.
+    pub fn still_broken(&mut self, reason: String) {
+        if let Place::Broken(why, _) = &mut self.place {
+            *why = reason;
+        }
+    }
+
     /// One over a file, beside which nothing is known.
     fn at(place: Place, file: ConfigFile) -> (Config, Keeper) {
         let base = base(&file).into();

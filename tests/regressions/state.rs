@@ -365,6 +365,39 @@ fn a_disk_that_is_full_at_the_start_is_noticed_when_it_has_room_again() {
     kept.recovers(&kept.vifs[1].clone());
 }
 
+/// A change was refused until the next retry of the state, up to two seconds later.
+#[test]
+fn the_first_change_after_a_full_disk_has_room_again_is_taken() {
+    let Some(disk) = Disk::new("size=1m") else { return };
+    let Some(mut kept) = Kept::on(&disk) else { return };
+    disk.fill();
+    kept.daemon.start();
+    for _ in 0..3 {
+        kept.is_refused(&kept.vifs[1]);
+    }
+    let reload = |kept: &Kept| kept.daemon.page("/v1/events").matches("reload failed").count();
+    kept.daemon.signal(Signal::HUP);
+    await_that("a reload is refused", || (reload(&kept) == 1).then_some(()));
+    disk.make_room();
+    kept.daemon.attach(&kept.vifs[1]);
+    assert_eq!(kept.daemon.listed(), ["port-1", "port-2"]);
+    kept.daemon.await_active(&kept.vifs[1]);
+    // While it runs as well.
+    disk.fill();
+    let is_taken = |kept: &Kept, value: usize| {
+        let value = format!("mac_limit={value}");
+        kept.daemon.tell(&["set", "port-1", &value], "").status.success()
+    };
+    let refused = (0..2000).find(|&value| !is_taken(&kept, 100 + value));
+    assert!(refused.is_some(), "the disk is not full");
+    disk.make_room();
+    assert!(is_taken(&kept, 99));
+    kept.daemon.stop(Signal::KILL);
+    kept.daemon.start();
+    assert_eq!(kept.daemon.listed(), ["port-1", "port-2"]);
+    assert_eq!(kept.daemon.get::<Value>("/v1/config")["vms"][0]["ports"][0]["mac_limit"], 99);
+}
+
 /// With a state, which can be read: then the ports are there that were attached.
 #[test]
 fn a_state_that_can_only_be_read_at_the_start_is_read_and_written_when_it_can_be() {

@@ -15,6 +15,7 @@ use crate::control::backoff::Backoff;
 use crate::control::blueprint::{self, Decided};
 use crate::control::config::Config;
 use crate::control::events::EventKind;
+use crate::control::handle::Request;
 use crate::control::jobs::PATIENCE;
 use crate::control::keeper::Keeper;
 use crate::control::leftovers::{self, Leftover, Leftovers};
@@ -47,8 +48,8 @@ pub(super) enum Outcome {
     Swept { left: Leftover, result: Result<Removal, OpenError> },
     /// Something was written down, or not.
     Written(Written),
-    /// The state can be used again, or still not.
-    Again(Box<Result<(Config, Keeper), String>>),
+    /// The state can be used again, or still not; and the changes that wait for that.
+    Again(Box<Result<(Config, Keeper), String>>, VecDeque<Request>),
     /// Netdevs were looked at.
     Looked(Looked),
     /// The name of a namespace was looked at.
@@ -259,7 +260,7 @@ impl Controller {
                 Outcome::Opened(attempt) => attempts.extend(self.receive_attempt(*attempt)),
                 Outcome::Swept { left, result } => self.note_sweep(left, result),
                 Outcome::Written(written) => self.receive_written(written).await,
-                Outcome::Again(begun) => self.receive_again(*begun),
+                Outcome::Again(begun, changes) => self.receive_retry(*begun, changes).await,
                 Outcome::Looked(looked) => self.receive_look(looked).await,
                 Outcome::Restored(restored) => self.receive_restored(restored),
                 Outcome::Identified(identified) => self.receive_identity(identified).await,

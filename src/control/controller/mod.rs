@@ -171,6 +171,8 @@ pub struct Controller {
     is_begun: bool,
     /// The state can be used, which could not be at the start.
     recovered: Option<(Config, Keeper)>,
+    /// The state that could not be used at the start is being retried.
+    retries_state: bool,
     /// The learned stations are being kept.
     keeping: Option<JoinHandle<()>>,
     next_key: u64,
@@ -202,6 +204,7 @@ impl Controller {
             journal: Journal::default(),
             unwritten: None,
             recovered: None,
+            retries_state: false,
             is_begun: false,
             ports: Vec::new(),
             standing: HashMap::new(),
@@ -303,13 +306,13 @@ impl Controller {
                     return self.leave_changes();
                 }
             }
+            self.recover().await;
             while leaving.is_none()
                 && !self.is_busy()
                 && let Some(request) = self.waiting.pop_front()
             {
                 self.answer(request).await;
             }
-            self.recover().await;
             self.write_events();
             // A change goes back only when it has been made, and not while it is being confirmed.
             let is_being_made = self.transition.is_some() || self.pending.iter().any(|of| of.to_be_confirmed);
@@ -501,12 +504,14 @@ impl Controller {
             return;
         }
         match request {
-            request @ (Request::Change(..) | Request::Confirm(_) | Request::Reload(..)) if self.is_busy() => {
-                self.waiting.push_back(request);
+            request if request.is_change() && self.is_busy() => self.waiting.push_back(request),
+            request if request.is_change() && self.keeper.check().is_err() => {
+                // The cause may be gone since the last retry.
+                let mut changes = std::mem::take(&mut self.waiting);
+                changes.push_front(request);
+                self.retry_state(changes);
             }
-            Request::Change(change, confirm, reply) => self.change(change, confirm, reply).await,
-            Request::Confirm(reply) => self.confirm(reply),
-            Request::Reload(file, reply) => self.reload(*file, reply),
+            request if request.is_change() => self.apply_change(request).await,
             Request::Diff(change, reply) => drop(reply.send(self.outcome(&change).map(|(_, changed)| changed))),
             Request::Events(which, reply) => self.read_events(which, reply),
             Request::Release(port, reply) => {
@@ -538,6 +543,17 @@ impl Controller {
                 });
             }
             request => self.report(request).await,
+        }
+    }
+
+    /// Applies a change. Nothing else is in its way.
+    async fn apply_change(&mut self, request: Request) {
+        match request {
+            Request::Change(change, confirm, reply) => self.change(change, confirm, reply).await,
+            Request::Confirm(reply) => self.confirm(reply),
+            Request::Reload(file, reply) => self.reload(*file, reply),
+            // The rest are no changes.
+            _ => {}
         }
     }
 

@@ -2,6 +2,7 @@
 //! disk may hang. Meanwhile questions are answered, devices that are gone are taken back, and ports
 //! that are down are tried again. Changes wait, in their order.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ use crate::control::change::{Changed, Refusal};
 use crate::control::config::Config;
 use crate::control::difference::differences;
 use crate::control::events::{Event, EventKind, shorten};
-use crate::control::handle::History;
+use crate::control::handle::{History, Request};
 use crate::control::journal::Which;
 use crate::control::keeper::Keeper;
 use crate::control::leftovers::Leftovers;
@@ -27,9 +28,6 @@ use crate::time::{self, Moment};
 
 /// After how long a state that cannot be written is tried again.
 const TRY_AGAIN: Duration = Duration::from_secs(2);
-
-/// As long as somebody else says when.
-const NEVER: Duration = Duration::from_secs(1 << 32);
 
 /// The state cannot be written.
 #[derive(Debug)]
@@ -93,9 +91,9 @@ pub(super) struct Attempted {
 }
 
 impl Controller {
-    /// Whether a change has to wait: another one is under way, or something is being written down.
+    /// Whether a change has to wait: another one is under way, something is being written down, or the state is retried.
     pub(super) fn is_busy(&self) -> bool {
-        self.transition.is_some() || self.writing.is_some()
+        self.transition.is_some() || self.writing.is_some() || self.retries_state
     }
 
     /// Whether a change is being made, or written down.
@@ -302,26 +300,47 @@ impl Controller {
         }
     }
 
-    /// Begins to try whether the state can be used again that could not be used at the start, if it is time.
+    /// Retries the state that could not be used at the start, if a retry is due.
     pub(super) fn try_state_again(&mut self) {
-        let is_time = self.unwritten.as_ref().is_some_and(|unwritten| time::now() >= unwritten.again);
-        if self.keeper.check().is_ok() || self.recovered.is_some() || !is_time {
-            return;
+        let is_due = self.unwritten.as_ref().is_some_and(|unwritten| time::now() >= unwritten.again);
+        if is_due && self.keeper.check().is_err() && self.recovered.is_none() && !self.retries_state {
+            self.retry_state(VecDeque::new());
         }
-        // It tells when it is done.
-        self.unwritten = Some(Unwritten { again: time::now() + NEVER });
+    }
+
+    /// Retries the state that could not be used at the start. `changes` wait for the result, and are refused if the state
+    /// still cannot be used. No other retry is in progress.
+    pub(super) fn retry_state(&mut self, changes: VecDeque<Request>) {
+        self.retries_state = true;
         let (keeper, done) = (self.keeper.clone(), self.done.clone());
         tokio::spawn(async move {
             if let Some(begun) = keeper.begin_again().await {
-                let _ = done.send(Outcome::Again(begun.into()));
+                let _ = done.send(Outcome::Again(begun.into(), changes));
             }
         });
     }
 
-    pub(super) fn receive_again(&mut self, begun: Result<(Config, Keeper), String>) {
+    /// Handles the result of a retry.
+    pub(super) async fn receive_retry(
+        &mut self,
+        begun: Result<(Config, Keeper), String>,
+        mut changes: VecDeque<Request>,
+    ) {
+        self.retries_state = false;
         match begun {
-            Ok(begun) => self.recovered = Some(begun),
-            Err(_) => self.unwritten = Some(Unwritten { again: time::now() + TRY_AGAIN }),
+            Ok(begun) => {
+                self.recovered = Some(begun);
+                changes.append(&mut self.waiting);
+                self.waiting = changes;
+            }
+            Err(why) => {
+                self.keeper.still_broken(why);
+                self.unwritten = Some(Unwritten { again: time::now() + TRY_AGAIN });
+                // Each is refused with the present reason.
+                for change in changes {
+                    self.apply_change(change).await;
+                }
+            }
         }
     }
 
