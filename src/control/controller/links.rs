@@ -3,8 +3,8 @@
 //! In each namespace that has one, sockets receive what happens to netdevs
 //! ([`link_events`](crate::sys::link_events), [`ethtool_events`](crate::sys::ethtool_events)). An event is a hint: then
 //! the properties of the netdev are read, and what is found is acted on (`netdevs`). So nothing that is of the past is
-//! taken for the present, however late it is heard. Ears are kept open as long as they are needed, and opened again if
-//! they fail. What nobody sends an event for is read once a second.
+//! taken for the present, however late it arrives. A watcher stays open as long as its namespace has ports, and is opened
+//! again if it fails. Properties without events are read once a second.
 //!
 //! All of this is done by a thread of its own, and by [`jobs`](crate::control::jobs): the kernel answers none of these questions while
 //! somebody holds its lock on netdevs, and control goes on meanwhile.
@@ -36,16 +36,16 @@ use crate::time::{self, Moment};
 /// How often properties are read for which there may be no event.
 const POLL: Duration = Duration::from_secs(1);
 
-/// How long an ear waits after each news: whoever changes netdevs all the time is not followed more often.
+/// The pause of a watcher after each event: netdevs that change all the time are not read more often.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What has been heard in a namespace.
+/// Events of the netdevs in a namespace.
 #[derive(Debug)]
-pub(super) struct Heard {
+pub(super) struct LinkEvent {
     netns: Netns,
-    /// By which ear.
-    ear: u64,
-    /// Names that may lead to something else now. `None`: nothing more can be heard.
+    /// The number of the watcher.
+    watcher: u64,
+    /// Names of netdevs that may have changed. `None`: the watcher has ended.
     names: Option<HashSet<String>>,
 }
 
@@ -58,68 +58,69 @@ pub(super) struct Looked {
     found: HashMap<String, io::Result<Option<Properties>>>,
 }
 
-/// The thread that waits for the kernel in place of control.
+/// The thread on which netlink sockets are read, so that control does not wait for the kernel.
 #[derive(Debug)]
-struct Watcher {
+struct WatchThread {
     handle: Handle,
     _stop: oneshot::Sender<()>,
 }
 
-impl Watcher {
-    fn start() -> io::Result<Watcher> {
+impl WatchThread {
+    fn start() -> io::Result<WatchThread> {
         let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
         thread::Builder::new().name("netdevs".into()).spawn(move || {
             let _ = runtime.block_on(stopped);
         })?;
-        Ok(Watcher { handle, _stop: stop })
+        Ok(WatchThread { handle, _stop: stop })
     }
 }
 
-/// The ears, and the looks that are being taken.
+/// The watchers, and the reads in progress.
 #[derive(Debug)]
 pub(super) struct Links {
-    ears: HashMap<Netns, Ear>,
-    next_ear: u64,
-    hear: mpsc::UnboundedReceiver<Heard>,
-    tell: mpsc::UnboundedSender<Heard>,
+    watchers: HashMap<Netns, Watcher>,
+    next_watcher: u64,
+    events: mpsc::UnboundedReceiver<LinkEvent>,
+    event_sender: mpsc::UnboundedSender<LinkEvent>,
     /// By namespace in which a look is being taken: what to look at afterwards.
     looking: HashMap<Netns, HashSet<String>>,
     /// How many looks there have been.
     looks: u64,
     /// When all were last read that there may be no event for.
     polled: Moment,
-    watcher: Option<Watcher>,
+    thread: Option<WatchThread>,
 }
 
+/// The netlink sockets of one namespace.
 #[derive(Debug)]
-struct Ear {
+struct Watcher {
     number: u64,
     /// The namespace that the name led to.
     identity: Option<Identity>,
-    listening: AbortHandle,
+    task: AbortHandle,
 }
 
-impl Drop for Ear {
+impl Drop for Watcher {
     fn drop(&mut self) {
-        // Its socket is closed with it, and does not keep the namespace alive.
-        self.listening.abort();
+        // Closes its sockets, which would keep the namespace alive.
+        self.task.abort();
     }
 }
 
 impl Default for Links {
     fn default() -> Links {
-        let (tell, hear) = mpsc::unbounded_channel();
+        let (event_sender, events) = mpsc::unbounded_channel();
         Links {
-            ears: HashMap::new(),
-            next_ear: 0,
-            hear,
-            tell,
+            watchers: HashMap::new(),
+            next_watcher: 0,
+            events,
+            event_sender,
             looking: HashMap::new(),
             looks: 0,
             polled: Moment::default(),
-            watcher: None,
+            thread: None,
         }
     }
 }
@@ -132,13 +133,13 @@ impl Links {
 
     /// Where netdevs are asked about.
     pub(super) fn watcher(&mut self) -> Handle {
-        if self.watcher.is_none() {
-            match Watcher::start() {
-                Ok(watcher) => self.watcher = Some(watcher),
+        if self.thread.is_none() {
+            match WatchThread::start() {
+                Ok(thread) => self.thread = Some(thread),
                 Err(why) => debug!("there is no thread to watch netdevs: {why}"),
             }
         }
-        self.watcher.as_ref().map_or_else(Handle::current, |watcher| watcher.handle.clone())
+        self.thread.as_ref().map_or_else(Handle::current, |thread| thread.handle.clone())
     }
 
     /// Whether it is time again to read what there may be no event for.
@@ -150,37 +151,42 @@ impl Links {
         is_due
     }
 
-    /// What is heard next.
-    pub async fn next(&mut self) -> Option<Heard> {
-        self.hear.recv().await
+    /// The next event.
+    pub async fn next(&mut self) -> Option<LinkEvent> {
+        self.events.recv().await
     }
 
-    /// Listens in these namespaces and in no others, and anew where the name of one leads to another.
+    /// Opens watchers in these namespaces, replaces those of names that lead to another namespace now, and closes the rest.
     fn listen(&mut self, wanted: HashMap<&Netns, Option<Identity>>, jobs: &Jobs) {
-        self.ears.retain(|netns, ear| wanted.get(netns) == Some(&ear.identity));
+        self.watchers.retain(|netns, watcher| wanted.get(netns) == Some(&watcher.identity));
         for (netns, identity) in wanted {
-            if self.ears.contains_key(netns) {
+            if self.watchers.contains_key(netns) {
                 continue;
             }
-            self.next_ear += 1;
-            let number = self.next_ear;
-            let watcher = self.watcher();
-            let (netns, tell) = (netns.clone(), self.tell.clone());
-            let listening = watcher.spawn(listen(netns.clone(), number, tell, jobs.clone())).abort_handle();
-            self.ears.insert(netns, Ear { number, identity, listening });
+            self.next_watcher += 1;
+            let number = self.next_watcher;
+            let thread = self.watcher();
+            let (netns, sender) = (netns.clone(), self.event_sender.clone());
+            let task = thread.spawn(watch(netns.clone(), number, sender, jobs.clone())).abort_handle();
+            self.watchers.insert(netns, Watcher { number, identity, task });
         }
     }
 }
 
-async fn listen(netns: Netns, ear: u64, tell: mpsc::UnboundedSender<Heard>, jobs: Jobs) {
-    if let Err(why) = hear(&netns, ear, &tell, &jobs).await {
-        // Not news for people: every netdev is looked after by its device as well, and the ear is opened again.
+async fn watch(netns: Netns, watcher: u64, sender: mpsc::UnboundedSender<LinkEvent>, jobs: Jobs) {
+    if let Err(why) = forward_events(&netns, watcher, &sender, &jobs).await {
+        // For debugging only: each device detects errors of its netdev as well, and the watcher is opened again.
         debug!("links in {netns} cannot be listened to: {why}");
     }
-    let _ = tell.send(Heard { netns, ear, names: None });
+    let _ = sender.send(LinkEvent { netns, watcher, names: None });
 }
 
-async fn hear(netns: &Netns, ear: u64, tell: &mpsc::UnboundedSender<Heard>, jobs: &Jobs) -> io::Result<()> {
+async fn forward_events(
+    netns: &Netns,
+    watcher: u64,
+    sender: &mpsc::UnboundedSender<LinkEvent>,
+    jobs: &Jobs,
+) -> io::Result<()> {
     let (inside, (opened, opening)) = (netns.clone(), oneshot::channel());
     let open = || Ok::<_, io::Error>((LinkEvents::open()?, EthtoolEvents::open().ok().flatten()));
     jobs.run(netns, move || drop(opened.send(within(&inside, open))));
@@ -198,7 +204,7 @@ async fn hear(netns: &Netns, ear: u64, tell: &mpsc::UnboundedSender<Heard>, jobs
             names = links.next() => names?,
             names = of_ethtool => names?,
         };
-        let _ = tell.send(Heard { netns: netns.clone(), ear, names: Some(names) });
+        let _ = sender.send(LinkEvent { netns: netns.clone(), watcher, names: Some(names) });
         tokio::time::sleep(PAUSE).await;
     }
 }
@@ -227,19 +233,19 @@ impl Controller {
         Some((netns, self.namespaces.identity(netns)?))
     }
 
-    /// Looks at the netdevs of which something has been heard.
-    pub(super) fn heed(&mut self, heard: Heard) {
+    /// Handles an event and those that are queued behind it: reads the netdevs that they name.
+    pub(super) fn handle_link_event(&mut self, event: LinkEvent) {
         let mut by_netns: HashMap<Netns, HashSet<String>> = HashMap::new();
         // One after the other: whole racks of links go at once.
-        let mut next = Some(heard);
-        while let Some(Heard { netns, ear, names }) = next {
-            let is_open = self.links.ears.get(&netns).is_some_and(|open| open.number == ear);
+        let mut next = Some(event);
+        while let Some(LinkEvent { netns, watcher, names }) = next {
+            let is_open = self.links.watchers.get(&netns).is_some_and(|open| open.number == watcher);
             match names {
-                None if is_open => drop(self.links.ears.remove(&netns)),
+                None if is_open => drop(self.links.watchers.remove(&netns)),
                 Some(names) if is_open => by_netns.entry(netns).or_default().extend(names),
                 _ => {}
             }
-            next = self.links.hear.try_recv().ok();
+            next = self.links.events.try_recv().ok();
         }
         // Also where a netdev is held by others, and where it is down, another attempt may succeed now.
         let (now, mut is_hope) = (time::now(), false);
@@ -253,12 +259,12 @@ impl Controller {
         if is_hope {
             self.try_down_ports();
         }
-        let is_heard = |port: &Port| {
+        let is_concerned = |port: &Port| {
             let names = by_netns.get(port.seat.device()?.netns())?;
             let is_named = port.netdev.as_ref().is_some_and(|netdev| names.contains(&netdev.name));
             watched(port).filter(|(_, name)| is_named || names.contains(name))
         };
-        let netdevs = self.ports.iter().filter_map(is_heard).collect();
+        let netdevs = self.ports.iter().filter_map(is_concerned).collect();
         self.look_at_all(netdevs);
     }
 

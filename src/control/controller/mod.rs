@@ -336,7 +336,7 @@ impl Controller {
                 Some(notice) = self.notices.recv() => self.lose(notice).await,
                 Some(finding) = self.containment.next() => self.heed_findings(finding).await,
                 _ = turn.tick() => self.contain().await,
-                Some(heard) = self.links.next() => self.heed(heard),
+                Some(event) = self.links.next() => self.handle_link_event(event),
                 Some(found) = self.announcing.next() => self.announce_learned(found),
                 () = sleep(announced.unwrap_or_default()), if announced.is_some() => self.send_announcements().await,
                 names = self.namespaces.next() => self.heed_names(names),
