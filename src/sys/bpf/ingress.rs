@@ -1,13 +1,12 @@
 //! A program that keeps what a netdev receives from the network stack of its namespace. Packet sockets have it before.
 
-use std::ffi::{CStr, c_long};
+use std::ffi::c_long;
 use std::io;
 use std::os::fd::OwnedFd;
 
-use super::{Instruction, NAME, address, number, open};
+use super::{Instruction, LICENSE, LoadAttributes, NAME, PROG_LOAD, address, number, open};
 
 // enum bpf_cmd
-const PROG_LOAD: c_long = 5;
 const LINK_CREATE: c_long = 28;
 
 /// BPF_PROG_TYPE_SCHED_CLS
@@ -17,24 +16,6 @@ const ATTACH_TCX_INGRESS: u32 = 46;
 
 /// `return TC_ACT_SHOT`
 const PROGRAM: [Instruction; 2] = [Instruction::new(0xb7, 0, 0, 0, 2), Instruction::new(0x95, 0, 0, 0, 0)];
-
-const LICENSE: &CStr = c"Dual MIT/GPL";
-
-/// The attributes of PROG_LOAD, as far as we have any.
-#[repr(C)]
-struct LoadAttributes {
-    kind: u32,
-    count: u32,
-    code: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-    name: [u8; 16],
-}
-const _: () = assert!(size_of::<LoadAttributes>() == 64);
 
 /// The attributes of LINK_CREATE for tcx. Zeros at the end: after all that are there, whatever their revision.
 #[repr(C)]
@@ -68,12 +49,8 @@ impl IngressDrop {
             count: 2,
             code: address(PROGRAM.as_ptr()),
             license: address(LICENSE.as_ptr()),
-            log_level: 0,
-            log_size: 0,
-            log: 0,
-            kernel_version: 0,
-            flags: 0,
             name: NAME,
+            ..LoadAttributes::default()
         };
         // SAFETY: the kernel reads two instructions and a text that ends with a zero, both of which are constants.
         let program = unsafe { open(PROG_LOAD, &mut attributes) }?;

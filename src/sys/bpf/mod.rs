@@ -8,7 +8,7 @@
 //! Errors carry the errno of the kernel (`raw_os_error`): what it means depends on the netdev, and is
 //! for those to say who know it.
 
-use std::ffi::{c_int, c_long};
+use std::ffi::{CStr, c_int, c_long};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
@@ -31,6 +31,32 @@ pub use xskmap::XskMap;
 
 /// What programs and maps are called where people list them, as `bpftool` does.
 const NAME: [u8; 16] = *b"vifswitch\0\0\0\0\0\0\0";
+
+/// BPF_PROG_LOAD, of `enum bpf_cmd`
+const PROG_LOAD: c_long = 5;
+
+/// The project's own licence in the words of the kernel, for which it is one of those that may call
+/// every helper.
+const LICENSE: &CStr = c"Dual MIT/GPL";
+
+/// The attributes of PROG_LOAD, as far as we have any.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttributes {
+    kind: u32,
+    count: u32,
+    code: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    expected_attach_type: u32,
+}
+const _: () = assert!(size_of::<LoadAttributes>() == 72);
 
 /// The number of a descriptor, as attributes say it.
 fn number(fd: &impl AsRawFd) -> u32 {

@@ -1,12 +1,12 @@
 //! A program: loaded, tried out, and told from others.
 
-use std::ffi::{CStr, c_long};
+use std::ffi::c_long;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use thiserror::Error;
 
-use super::{NAME, address, call, number, open};
+use super::{LICENSE, LoadAttributes, NAME, PROG_LOAD, address, call, number, open};
 
 /// XDP_DROP, of `enum xdp_action`: the frame dies here.
 pub const XDP_DROP: u32 = 1;
@@ -16,7 +16,6 @@ pub const XDP_PASS: u32 = 2;
 pub const XDP_REDIRECT: u32 = 4;
 
 // enum bpf_cmd
-const PROG_LOAD: c_long = 5;
 const PROG_TEST_RUN: c_long = 10;
 const OBJ_GET_INFO_BY_FD: c_long = 15;
 
@@ -26,10 +25,6 @@ const TYPE_XDP: u32 = 6;
 const HAS_FRAGS: u32 = 1 << 5;
 /// BPF_F_XDP_DEV_BOUND_ONLY
 const DEVICE_BOUND: u32 = 1 << 6;
-
-/// The project's own licence in the words of the kernel, for which it is one of those that may call
-/// every helper.
-const LICENSE: &CStr = c"Dual MIT/GPL";
 
 /// Bytes for what the verifier has to say. Of what is longer it keeps the end (until Linux 6.4, the
 /// beginning).
@@ -112,24 +107,6 @@ pub struct Ran {
     /// The frame as the program has left it.
     pub frame: Vec<u8>,
 }
-
-/// The attributes of PROG_LOAD, as far as we have any.
-#[repr(C)]
-struct LoadAttributes {
-    kind: u32,
-    count: u32,
-    code: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log: u64,
-    kernel_version: u32,
-    flags: u32,
-    name: [u8; 16],
-    ifindex: u32,
-    expected_attach_type: u32,
-}
-const _: () = assert!(size_of::<LoadAttributes>() == 72);
 
 /// The attributes of PROG_TEST_RUN, as far as we have any.
 #[repr(C)]
@@ -271,11 +248,10 @@ fn load(code: &[Instruction], frags: bool, ifindex: Option<u32>, log: &mut [u8])
         log_level: u32::from(!log.is_empty()),
         log_size: u32::try_from(log.len()).unwrap_or(u32::MAX),
         log: if log.is_empty() { 0 } else { address(log.as_mut_ptr()) },
-        kernel_version: 0,
         flags: if frags { HAS_FRAGS } else { 0 } | if ifindex.is_some() { DEVICE_BOUND } else { 0 },
         name: NAME,
         ifindex: ifindex.unwrap_or_default(),
-        expected_attach_type: 0,
+        ..LoadAttributes::default()
     };
     let mut interruptions = 0;
     loop {
