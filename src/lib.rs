@@ -10,7 +10,7 @@
 //! |---|---|
 //! | [`wire`] | bytes → meaning: addresses, tags, the offload header. Never panics |
 //! | [`frame`] | the right to bytes: [`Frame`](frame::Frame), [`Batch`](frame::Batch), [`Lane`](frame::Lane), [`Pool`](frame::Pool), [`Cache`](frame::Cache) |
-//! | [`device`] | how frames enter and leave: the trait [`Device`](device::Device), taps, packet sockets, cables, devices around devices |
+//! | [`device`] | how frames enter and leave: the trait [`Device`](device::Device), taps, packet sockets, cables |
 //! | [`sys`] | the operating system, thin, safe outside |
 //! | [`switch`] | what to do with a frame: rules, table of stations, verdicts. Pure |
 //! | [`worker`] | one thread: breath, gates, outbox, peers, mail, pace |

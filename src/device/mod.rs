@@ -6,7 +6,7 @@
 //! [`open`] is the one place that tells the kinds apart. A new kind is a file or folder here, a
 //! variant of [`Settings`] and an arm in [`open`]. `tap` holds the file of a tap; `packet` has sockets
 //! on a netdev that others own; `memory` is a cable between two ends in this process, for tests and
-//! benches; `pcap` and `fault` are devices around a device.
+//! benches.
 
 use std::fmt;
 use std::io;
@@ -22,13 +22,11 @@ use crate::wire::OffloadSet;
 
 pub mod doctor;
 mod egress;
-pub mod fault;
 mod limit;
 pub mod memory;
 mod observed;
 mod others;
 pub mod packet;
-pub mod pcap;
 pub mod properties;
 mod shed;
 pub mod tap;
@@ -376,64 +374,4 @@ pub struct Abilities {
     /// It takes the offload header along: partial checksums and GSO packets pass, those of its
     /// [`OffloadSet`](Device::offload_set).
     pub offloads: bool,
-}
-
-impl<D: Device + ?Sized> Device for Box<D> {
-    fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
-        (**self).receive(batch, cache)
-    }
-    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
-        (**self).transmit(lane, batch, cache)
-    }
-    fn release(&mut self) {
-        (**self).release();
-    }
-    fn fd(&self) -> Option<BorrowedFd<'_>> {
-        (**self).fd()
-    }
-    fn is_cheap_to_ask(&self) -> bool {
-        (**self).is_cheap_to_ask()
-    }
-    fn most_at_once(&self) -> usize {
-        (**self).most_at_once()
-    }
-    fn gathering_time(&self) -> Duration {
-        (**self).gathering_time()
-    }
-    fn abilities(&self) -> Abilities {
-        (**self).abilities()
-    }
-    fn leads_to_wire(&self) -> bool {
-        (**self).leads_to_wire()
-    }
-    fn offload_set(&self) -> OffloadSet {
-        (**self).offload_set()
-    }
-    fn second_fd(&self) -> Option<BorrowedFd<'_>> {
-        (**self).second_fd()
-    }
-    fn needs_inspection(&self) -> bool {
-        (**self).needs_inspection()
-    }
-    fn inspect(&mut self) -> bool {
-        (**self).inspect()
-    }
-    fn missed(&mut self) -> u64 {
-        (**self).missed()
-    }
-    fn tx_lost(&mut self) -> u64 {
-        (**self).tx_lost()
-    }
-    fn prepare_sleep(&mut self, cache: &mut Cache) -> bool {
-        (**self).prepare_sleep(cache)
-    }
-    fn prepare_close(&mut self, cache: &mut Cache) {
-        (**self).prepare_close(cache);
-    }
-    fn shed(&mut self, group: Group, until: Moment) {
-        (**self).shed(group, until);
-    }
-    fn was_shed(&mut self) -> Shed {
-        (**self).was_shed()
-    }
 }

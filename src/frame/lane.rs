@@ -101,11 +101,6 @@ impl Lane {
         self.len += 1;
     }
 
-    /// The frames that wait, in order.
-    pub fn views<'a>(&'a self, batch: &'a Batch) -> Views<'a> {
-        Views { entries: self.entries[..self.len].iter(), batch }
-    }
-
     /// The frame at `place`: how it would go out.
     ///
     /// # Panics
@@ -393,7 +388,7 @@ mod tests {
         lane.clear(&mut cache);
         assert!(lane.is_empty());
         assert_eq!(
-            other.views(&batch).map(|view| (view.head[0], view.frame.len())).collect::<Vec<_>>(),
+            [0, 1, 2].map(|place| other.view(place, &batch)).map(|view| (view.head[0], view.frame.len())),
             [(1, 60), (2, 60), (4, 9000)]
         );
         other.clear(&mut cache);

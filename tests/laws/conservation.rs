@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vifswitch::device::fault::{Fault, Faults};
 use vifswitch::device::memory::{Capacity, End, Memory, cable};
 use vifswitch::switch::{DropReason, NetworkId, Rules, Secret};
 use vifswitch::wire::{Mac, Offload, Probe};
 use vifswitch::worker::{Books, Command, Gate};
 
 use crate::common::{Lab, PROBE_KEY, Plug, Setup, Wire, frame, mac};
+use crate::fault::{Fault, Faults};
 use crate::scenery::{self, Sketch, any_frame, header};
 
 #[derive(Debug, Clone)]

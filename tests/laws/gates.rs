@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use vifswitch::device::Device;
-use vifswitch::device::fault::{Fault, Faults};
 use vifswitch::device::memory::{Memory, cable};
 use vifswitch::switch::{DropReason, PortId};
 use vifswitch::wire::{Mac, Offload};
@@ -11,6 +10,7 @@ use vifswitch::worker::{Gate, Notice};
 
 use crate::by_hand::KINDS;
 use crate::common::{Lab, Plug, Setup, frame, mac};
+use crate::fault::{Fault, Faults};
 use crate::scenery::{header, tcp, wild};
 
 fn plugs(count: u32) -> Vec<Plug> {

@@ -13,6 +13,7 @@ mod delivery;
 mod dressing;
 mod equivalence;
 mod fairness;
+mod fault;
 mod forgetting;
 mod gates;
 mod matrix;

@@ -1,0 +1,183 @@
+//! The end of a cable that fails on purpose: for tests of what the switch does
+//! about it, and of whether it counts what it lost.
+//!
+//! The same seed makes the same mistakes in the same order.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use vifswitch::device::memory::{Capacity, End, Memory, cable};
+use vifswitch::device::{Abilities, Device};
+use vifswitch::frame::{Batch, Cache, Fate, Lane, Pool, Sent};
+use vifswitch::wire::Offload;
+
+/// What goes wrong, and how often.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Faults {
+    /// Where the generator starts.
+    pub seed: u64,
+    /// Of 1000 frames that arrive, how many are lost.
+    pub lose: u32,
+    /// Of 1000 calls to send, how many find no room for any frame.
+    pub full: u32,
+    /// How many calls to receive succeed before the device is gone for good.
+    pub die_after: Option<u64>,
+}
+
+/// The end of a cable, with faults.
+#[derive(Debug)]
+pub struct Fault {
+    device: End,
+    faults: Faults,
+    state: u64,
+    calls: u64,
+    lost: Arc<AtomicU64>,
+    /// What `device` has handed over; frames from `next` on wait for their turn.
+    inbox: Batch,
+    next: usize,
+}
+
+impl Fault {
+    /// `device`, with these faults.
+    pub fn new(device: End, faults: Faults) -> Fault {
+        Fault { device, faults, state: faults.seed, calls: 0, lost: Arc::default(), inbox: Batch::new(), next: 0 }
+    }
+
+    /// How many frames it has lost so far. The counter stays readable wherever the device goes.
+    pub fn lost(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.lost)
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood 2014): true in `permille` of 1000 cases.
+    fn chance(&mut self, permille: u32) -> bool {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % 1000 < u64::from(permille)
+    }
+
+    fn is_dead(&self) -> bool {
+        self.faults.die_after.is_some_and(|calls| self.calls > calls)
+    }
+
+    /// Hands the next frame of the inbox on, in the kind of memory it came in.
+    fn pass(&mut self, batch: &mut Batch) {
+        let index = self.next;
+        self.next += 1;
+        if self.chance(self.faults.lose) {
+            self.lost.fetch_add(self.inbox.frame(index).count(), Ordering::Relaxed);
+        } else if let Some(frame) = self.inbox.take(index) {
+            batch.push(frame);
+        } else {
+            let view = self.inbox.view(index);
+            let landed = batch.land::<std::convert::Infallible>(true, |room| {
+                let (header, rest) = room.split_at_mut(Offload::LEN);
+                header.copy_from_slice(&view.frame.offload().write());
+                rest[..view.head.len()].copy_from_slice(view.head);
+                Ok(Offload::LEN + view.head.len())
+            });
+            let Ok(()) = landed;
+        }
+    }
+}
+
+impl Device for Fault {
+    fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
+        self.calls += 1;
+        if self.is_dead() {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        while !batch.is_full() {
+            if self.next == self.inbox.len() {
+                self.inbox.clear(cache);
+                self.next = 0;
+                self.device.release();
+                self.device.receive(&mut self.inbox, cache)?;
+                if self.inbox.is_empty() {
+                    break;
+                }
+            }
+            self.pass(batch);
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
+        if self.is_dead() {
+            return lane.send_each(batch, cache, |_| Fate::LinkDown);
+        }
+        if self.chance(self.faults.full) {
+            return lane.send_each(batch, cache, |_| Fate::Full);
+        }
+        self.device.transmit(lane, batch, cache)
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.device.fd()
+    }
+
+    fn abilities(&self) -> Abilities {
+        self.device.abilities()
+    }
+}
+
+/// What arrives and what is lost of 1000 frames, and the state of the pool afterwards.
+fn run(memory: Memory, faults: Faults) -> (Vec<u32>, u64) {
+    let pool = Pool::new(2048).unwrap();
+    let mut cache = Cache::new(pool);
+    let (end, mut far) = cable(Capacity { blocks: 2048, ..Capacity::default() });
+    let mut device = Fault::new(end.with_memory(memory), faults);
+    let lost = device.lost();
+    let (mut batch, mut seen) = (Batch::new(), Vec::new());
+    for i in 0..1000u32 {
+        assert!(far.send(&[&i.to_be_bytes()[..], &[7; 60]].concat(), Offload::NONE));
+    }
+    loop {
+        device.receive(&mut batch, &mut cache).unwrap();
+        if batch.is_empty() {
+            break;
+        }
+        seen.extend((0..batch.len()).map(|i| u32::from_be_bytes(*batch.head(i).first_chunk().unwrap())));
+        batch.clear(&mut cache);
+        device.release();
+    }
+    drop((device, cache));
+    assert_eq!(pool.free(), 2048, "lost frames go home as well");
+    (seen, lost.load(Ordering::Relaxed))
+}
+
+#[test]
+fn what_does_not_arrive_is_counted_as_lost() {
+    for memory in [Memory::Owned, Memory::Lent] {
+        let (seen, lost) = run(memory, Faults { seed: 5, lose: 300, ..Faults::default() });
+        assert_eq!(seen.len() as u64 + lost, 1000);
+        assert!((200..400).contains(&lost), "{lost}");
+        assert!(seen.is_sorted(), "frames keep their order");
+        assert_eq!(run(memory, Faults { seed: 5, lose: 300, ..Faults::default() }), (seen, lost));
+        assert_eq!(run(memory, Faults::default()).1, 0);
+    }
+}
+
+#[test]
+fn a_full_device_says_so_and_a_dead_one_is_down() {
+    let pool = Pool::new(64).unwrap();
+    let mut cache = Cache::new(pool);
+    let (end, _far) = cable(Capacity::default());
+    let mut device = Fault::new(end, Faults { full: 1000, die_after: Some(2), ..Faults::default() });
+    let (mut batch, mut lane) = (Batch::new(), Lane::with_capacity(8));
+    let mut transmit = |device: &mut Fault, cache: &mut Cache, batch: &Batch| {
+        lane.push(cache.frame(&[1; 60], Offload::NONE).unwrap());
+        device.transmit(&mut lane, batch, cache)
+    };
+    assert_eq!(transmit(&mut device, &mut cache, &batch), Sent { full: 1, ..Sent::default() });
+    device.receive(&mut batch, &mut cache).unwrap();
+    device.receive(&mut batch, &mut cache).unwrap();
+    assert!(device.receive(&mut batch, &mut cache).is_err());
+    assert!(device.receive(&mut batch, &mut cache).is_err(), "and stays so");
+    assert_eq!(transmit(&mut device, &mut cache, &batch), Sent { link_down: 1, ..Sent::default() });
+    drop((device, cache));
+    assert_eq!(pool.free(), 64);
+}
