@@ -16,8 +16,8 @@ use crate::host::nic::{Nic, experiment};
 use crate::host::rig::two_workers;
 use crate::host::{Finally, Space, await_that};
 use crate::wires::{
-    Place, VLANS, arrives, attach_waiting, await_events, events, gratuitous_arp, lay_wire, rarp, station, tagged,
-    unsolicited_advertisement, untagged, wired,
+    Place, VLANS, announced, arrives, attach_waiting, await_events, events, gratuitous_arp, lay_wire, rarp, station,
+    tagged, unsolicited_advertisement, untagged, wired,
 };
 
 const OBSERVER: usize = 0;
@@ -210,10 +210,13 @@ fn a_pin_does_not_yield_to_the_echo_of_a_local_announcement() {
         lines.await_reached(HERE, "reached");
         scene.daemon.done(&["set", &vif.port, "network_id=net2"], "");
         scene.daemon.done(&["set", &vif.port, "network_id=net1"], "");
-        let is_own = |frame: &Vec<u8>| frame[6..12] == vif.mac.octets() && frame[16..18] == [0x80, 0x35];
-        let own = await_that("an announcement of the switch", || wire.try_take_any().filter(is_own));
-        for _ in 0..3 {
-            lines.wire.send(&own);
+        let is_own = |frame: &Vec<u8>| announced(frame) == Some(vif.mac);
+        let own = await_that("an announcement of the switch", || {
+            wire.try_take_any().and_then(|frame| untagged(VLANS[0], &frame)).filter(is_own)
+        });
+        // Where the address is pinned, and where it would be learned.
+        for vlan in VLANS {
+            (0..3).for_each(|_| lines.wire.send(&tagged(vlan, &own)));
         }
         for said in [rarp(vif.mac), gratuitous_arp(vif.mac)] {
             lines.vm.0.send(&said);
@@ -225,7 +228,7 @@ fn a_pin_does_not_yield_to_the_echo_of_a_local_announcement() {
         lines.await_all_reports(&scene, 1);
         assert_eq!(events(&scene.daemon, "pin_yielded", &vif.port).len(), 0);
         let uplinks: serde_json::Value = scene.daemon.get("/v1/uplinks");
-        assert_eq!(uplinks[0]["drops"]["own_announcement"], 3, "no guest has got them");
+        assert_eq!(uplinks[0]["drops"]["own_announcement"], 6, "no guest has got them");
         assert_eq!(lines.reached("at the end"), HERE);
     }
 }

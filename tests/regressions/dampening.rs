@@ -1,6 +1,9 @@
 //! Addresses that move: when that is normal, and what is said where it is not.
 
+use std::time::Duration;
+
 use serde_json::Value;
+use vifswitch::time;
 use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, Vif};
@@ -111,15 +114,26 @@ fn a_virtual_address_is_dampened_where_a_port_storms() {
     let Some(scene) = Scene::new([&format!("{}\n{storm}", pairs()), &pairs()]) else { return };
     scene.speaks(1, &advert(0));
     let noise = experiment(Mac::BROADCAST, scene.vifs[1].mac, &[7; 46]);
-    let mut number = 0;
-    let event = await_that("it is dampened", || {
-        (0..40).for_each(|_| scene.nics[1].send(&noise));
-        for router in [2, 1] {
-            scene.nics[router].send(&advert(number));
-            number = number.wrapping_add(1);
-        }
-        scene.told(&DAMPENED).pop()
+    let storm = || (0..40).for_each(|_| scene.nics[1].send(&noise));
+    await_that("the storm", || {
+        storm();
+        scene.told(&["storm_start"]).pop()
     });
+    let refused = || {
+        let of =
+            |router: &Vif| scene.daemon.drops(router, "frozen_source") + scene.daemon.drops(router, "dampened_source");
+        scene.vifs[1..].iter().map(of).sum::<u64>()
+    };
+    // More than four moves, and fewer in each second than are free where nobody storms.
+    let is_refused = (0..40u8).any(|number| {
+        storm();
+        scene.nics[if number % 2 == 0 { 2 } else { 1 }].send(&advert(number));
+        let sent = time::now();
+        await_that("a while", || (time::now().since(sent) > Duration::from_millis(50)).then_some(()));
+        refused() > 0
+    });
+    assert!(is_refused, "it moves on and on");
+    let event = await_that("it is dampened", || scene.told(&DAMPENED).pop());
     assert_eq!(event["mac"], ROUTER.to_string(), "{event:#}");
     assert_eq!(scene.place().0, "port-3", "at the one that does not storm");
 }

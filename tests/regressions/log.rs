@@ -6,16 +6,21 @@ use std::os::fd::OwnedFd;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use rustix::pipe::{fcntl_setpipe_size, pipe};
+use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::process::Signal;
 use vifswitch::control::view::Status;
 
 use crate::host::daemon::{Daemon, Vif, config};
 use crate::host::{Space, await_that};
 
+/// A pipe of which no other process gets the reading end: it would be one more reader.
+fn pipe() -> (OwnedFd, OwnedFd) {
+    pipe_with(PipeFlags::CLOEXEC).unwrap()
+}
+
 /// A pipe that one page fills.
 fn small_pipe() -> (File, OwnedFd) {
-    let (read, write) = pipe().unwrap();
+    let (read, write) = pipe();
     fcntl_setpipe_size(&write, 4096).unwrap();
     (read.into(), write)
 }
@@ -154,7 +159,7 @@ fn a_command_whose_reader_has_left_ends_quietly() {
     };
     let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
     for arguments in commands {
-        let (read, write) = pipe().unwrap();
+        let (read, write) = pipe();
         drop(read);
         let ended = run(arguments, write.into(), Stdio::piped());
         let said = String::from_utf8_lossy(&ended.stderr).into_owned();

@@ -1,6 +1,5 @@
 //! SIGTERM, SIGINT and SIGHUP end or reload the switch in time, whatever is going on.
 
-use std::path::PathBuf;
 use std::process::Output;
 use std::thread;
 
@@ -9,7 +8,8 @@ use serde_json::Value;
 
 use super::host::daemon::{Daemon, Vif, attachment, config, keeping};
 use super::host::inject::Injected;
-use super::host::{Space, await_that, run};
+use super::host::{Space, await_that};
+use super::opening::Hung;
 
 /// A switch that keeps its state, over the first of three ports.
 fn switch() -> Option<(Daemon, Vec<Vif>, Space)> {
@@ -60,18 +60,22 @@ fn a_change_that_is_under_way_at_sigterm_is_finished_and_answered() {
 /// A change that waits for a device that never opens is kept, so it is answered; and the process does not outlive its end.
 #[test]
 fn a_switch_ends_in_time_whatever_hangs_elsewhere() {
-    let Some((mut daemon, mut vifs, _space)) = switch() else { return };
-    let fifo = fifo(&daemon);
+    let (Some((mut daemon, mut vifs, _space)), Some(fs)) = (switch(), Hung::new()) else { return };
     daemon.start();
-    vifs[1].netns = fifo.to_str().unwrap().to_owned();
+    // Somebody has it read its file again, and that hangs as well.
+    std::fs::remove_file(daemon.file()).unwrap();
+    std::os::unix::fs::symlink(fs.file(), daemon.file()).unwrap();
+    daemon.signal(Signal::HUP);
+    daemon.await_note("RELOADING=1");
+    vifs[1] = fs.hold(vifs[1].clone());
     let answer = thread::scope(|scope| {
         let change = scope.spawn(|| daemon.tell(&["attach", "-"], &attachment(&vifs[1])));
-        pause(500);
+        // It is made, and is answered when its port is open or has had its time.
+        await_that("the port is being opened", || daemon.listed().contains(&vifs[1].port).then_some(()));
         daemon.signal(Signal::TERM);
         change.join().unwrap()
     });
-    let answered = ["is down", "is kept", "shutting down"].iter().any(|words| said(&answer).contains(words));
-    assert!(answered, "{}\n{}", said(&answer), daemon.log());
+    assert!(answer.status.success(), "{}\n{}", said(&answer), daemon.log());
     assert_eq!(daemon.wait().code(), Some(0), "{}", daemon.log());
     assert!(daemon.log().contains("stopped"));
 }
@@ -79,20 +83,22 @@ fn a_switch_ends_in_time_whatever_hangs_elsewhere() {
 /// The signal was ignored until the switch was ready, which may be never.
 #[test]
 fn a_switch_that_is_starting_can_be_ended() {
-    let Some((mut daemon, mut vifs, _space)) = switch() else { return };
+    let (Some((mut daemon, mut vifs, _space)), Some(fs)) = (switch(), Hung::new()) else { return };
     // A namespace that hangs whoever opens it.
-    vifs[0].netns = fifo(&daemon).to_str().unwrap().to_owned();
+    vifs[0] = fs.hold(vifs[0].clone());
     write(&daemon, &vifs[..1], "");
     let file = daemon.file();
     daemon.spawn_over("--config", &file);
     await_that("it opens devices", || daemon.log().contains("workers started").then_some(()));
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0), "{}", daemon.log());
+    assert!(!daemon.log().contains("INFO ready"), "it has been ready before: {}", daemon.log());
     // And while it waits for its state, which another process has open.
     let other = rusqlite::Connection::open(daemon.state()).unwrap();
     other.execute_batch("BEGIN EXCLUSIVE").unwrap();
     daemon.spawn_over("--config", &file);
     await_that("it finds the state in use", || daemon.log().contains("in use by another process").then_some(()));
     assert_eq!(daemon.stop(Signal::INT).code(), Some(0), "{}", daemon.log());
+    assert!(daemon.log().contains("stopped before it has begun"), "{}", daemon.log());
     drop(other);
 }
 
@@ -162,13 +168,6 @@ fn sighup_reloads_the_file_and_keeps_what_was_attached() {
     daemon.start();
     assert_eq!(daemon.listed(), ["port-2"], "the file has not been edited since");
     assert_eq!(space.link("tap2"), link);
-}
-
-/// A fifo that nobody writes to.
-fn fifo(daemon: &Daemon) -> PathBuf {
-    let path = daemon.file().with_extension("fifo");
-    run("mkfifo", &[path.to_str().unwrap()]);
-    path
 }
 
 /// Lets something get under way: what matters is the answer, at whatever moment.

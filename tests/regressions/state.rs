@@ -600,10 +600,12 @@ fn a_netdev_stays_when_its_namespace_is_called_by_another_name() {
     kept.daemon.start();
     let before = kept.links(&[0]);
     let name = kept.space.0.clone();
-    // While it runs, and over a restart.
-    for (signal, netns) in
-        [(Signal::TERM, format!("/run/./netns/{name}")), (Signal::HUP, format!("/run//netns/{name}"))]
-    {
+    // While it runs, and over a restart. To a path, the first two are one.
+    for (signal, netns) in [
+        (Signal::TERM, format!("/run/./netns/{name}")),
+        (Signal::HUP, format!("/run//netns/{name}")),
+        (Signal::HUP, format!("/run/netns/../netns/{name}")),
+    ] {
         kept.vifs[0].netns = netns;
         kept.write(&[0], "", "");
         if signal == Signal::HUP {
