@@ -458,9 +458,20 @@ fn a_state_that_is_taken_away_while_it_is_used_is_made_anew() {
     let Some(mut kept) = Kept::on(&disk) else { return };
     kept.daemon.start();
     kept.daemon.attach(&kept.vifs[1]);
-    for file in fs::read_dir(disk.path()).unwrap() {
-        fs::remove_file(file.unwrap().path()).unwrap();
-    }
+    let take_away = || {
+        for file in fs::read_dir(disk.path()).unwrap() {
+            fs::remove_file(file.unwrap().path()).unwrap();
+        }
+    };
+    // Something happens that changes nothing of what is wanted.
+    take_away();
+    kept.space.ip("link del tap2");
+    await_that("the state", || disk.state().exists().then_some(()));
+    kept.daemon.stop(Signal::TERM);
+    kept.daemon.start();
+    assert_eq!(kept.daemon.listed(), ["port-1", "port-2"]);
+    // And a change.
+    take_away();
     kept.daemon.attach(&kept.vifs[2]);
     kept.daemon.stop(Signal::KILL);
     kept.daemon.start();
