@@ -224,10 +224,10 @@ fn frames_of_every_length_pass_from_veth_to_veth_untouched() {
     for len in [14, 15, 59, 60, 64, 1500, 1514, 1518, 3840, 3841, 4096, 7680, 7681, 9014] {
         let written = frame(len);
         left.send(&written);
-        hands.pass(&mut a, &mut b);
+        hands.pass(&mut *a, &mut *b);
         assert_eq!(right.take(), written, "{len}");
         right.send(&written);
-        hands.pass(&mut b, &mut a);
+        hands.pass(&mut *b, &mut *a);
         assert_eq!(left.take(), written, "{len}");
     }
     // Tags are part of the frame.
@@ -235,7 +235,7 @@ fn frames_of_every_length_pass_from_veth_to_veth_untouched() {
         let mut written = frame(60);
         types.iter().for_each(|tag| drop(written.splice(12..12, [tag.to_be_bytes(), 77u16.to_be_bytes()].concat())));
         left.send(&written);
-        hands.pass(&mut a, &mut b);
+        hands.pass(&mut *a, &mut *b);
         assert_eq!(right.take(), written, "{types:x?}");
     }
     drop((a, b));
@@ -268,7 +268,7 @@ fn frames_pass_from_tap_to_tap_while_others_hold_them() {
     for len in [14, 60, 1514, 3841, 9014] {
         let written = frame(len);
         left.send(&written).unwrap();
-        hands.pass(&mut a, &mut b);
+        hands.pass(&mut *a, &mut *b);
         assert_eq!(guest_takes(&right), written, "{len}");
     }
 }
