@@ -76,9 +76,8 @@ impl Members {
 
     /// All but those in a stretch, and this one, which need not be there. It is looked for: it is a short list for
     /// which this is asked.
-    pub(super) fn but_also(&self, skip: Stretch, other: Option<PortId>) -> [&[PortId]; 3] {
-        let find = |port| self.all.iter().position(|&id| id == port).map_or((0, 0), |at| (at, at + 1));
-        let other = other.map_or((0, 0), find);
+    pub(super) fn but_also(&self, skip: Stretch, other: PortId) -> [&[PortId]; 3] {
+        let other = self.all.iter().position(|&id| id == other).map_or((0, 0), |at| (at, at + 1));
         let (first, second) = if skip <= other { (skip, other) } else { (other, skip) };
         let between = self.all.get(first.1..second.0).unwrap_or_default();
         [&self.all[..first.0], between, self.all.get(second.1.max(first.1)..).unwrap_or_default()]

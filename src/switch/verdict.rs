@@ -264,19 +264,19 @@ pub struct Flood {
     pub from: PortId,
     /// Who gets it.
     pub to: Audience,
-    /// One that gets it anyway, and not a second time.
-    pub but: Option<PortId>,
+    /// One that gets it anyway, and not a second time; [`PortId::NONE`] if there is none.
+    pub but: PortId,
 }
 
 impl Flood {
     /// All of these get it.
     pub const fn new(from: PortId, to: Audience) -> Flood {
-        Flood { from, to, but: None }
+        Flood { from, to, but: PortId::NONE }
     }
 
     /// Promiscuous ports get copies of what one port gets.
     pub const fn copies(from: PortId, to: PortId) -> Flood {
-        Flood { from, to: Audience::Watchers, but: Some(to) }
+        Flood { from, to: Audience::Watchers, but: to }
     }
 }
 

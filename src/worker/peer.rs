@@ -33,6 +33,8 @@ pub struct Parcel {
     /// The priority of the tag that was taken off it, for the tag that it may get there.
     pub priority: Option<Priority>,
 }
+// It is copied into a ring and out of it for each frame.
+const _: () = assert!(size_of::<Parcel>() == 48);
 
 /// Where a parcel is to go. It is not judged again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
