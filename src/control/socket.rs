@@ -6,9 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use axum::serve::Listener;
-use rustix::fs::Mode;
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::unix::SocketAddr;
@@ -19,6 +22,10 @@ const MODE: u32 = 0o660;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 128;
+
+/// How long a switch waits for another one that is starting to listen in the same directory, which takes it less than
+/// a millisecond.
+const STARTING: Duration = Duration::from_secs(5);
 
 /// A unix socket that is listened at. Its file is removed when this is dropped.
 #[derive(Debug)]
@@ -31,7 +38,8 @@ pub struct Socket {
 
 impl Socket {
     /// Listens at `path`, with mode 0660. Its directory is made if there is none. A socket that a
-    /// dead switch left behind is replaced; a living one, or anything else, is an error.
+    /// dead switch left behind is replaced; a living one, or anything else, is an error. Of several switches that start
+    /// at the same time one listens, and for the others it is a living one.
     ///
     /// To be called within a tokio runtime.
     pub fn bind(path: &Path) -> io::Result<Socket> {
@@ -39,6 +47,8 @@ impl Socket {
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(|e| told("cannot make the directory of", e))?;
         }
+        // A socket that is bound and not yet listened at refuses connections, as that of a dead switch does.
+        let _locked = lock_directory(path).map_err(|e| told("cannot lock the directory of", e))?;
         remove_stale(path)?;
         let listener = listen(path).map_err(|e| told("cannot listen at", e.into()))?;
         let file = identity(path)?;
@@ -79,6 +89,26 @@ pub fn is_listened_at(path: &Path) -> io::Result<bool> {
             Err(e) => Err(e.into()),
         },
     }
+}
+
+/// Locks the directory of `path` against other switches that start to listen there, until this is dropped.
+fn lock_directory(path: &Path) -> io::Result<OwnedFd> {
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(directory, flags, Mode::empty())?;
+    let (done, locked) = mpsc::channel();
+    thread::Builder::new().name("lock".into()).spawn(move || {
+        let result = flock(&directory, FlockOperation::LockExclusive);
+        // Nobody receives it after the time is up.
+        let _ = done.send(result.map(|()| directory));
+    })?;
+    locked
+        .recv_timeout(STARTING)
+        .map_err(|_| {
+            let why = format!("another process has had it locked for {} seconds", STARTING.as_secs());
+            io::Error::new(io::ErrorKind::ResourceBusy, why)
+        })?
+        .map_err(io::Error::from)
 }
 
 /// Removes the socket of a dead switch, if there is one at `path`.

@@ -205,7 +205,8 @@ impl Daemon {
         self.spawn_as(self.command(), option, path);
     }
 
-    fn spawn_as(&mut self, command: Command, option: &str, path: &Path) {
+    /// Starts it by `command`, to which its arguments are added, and waits for nothing.
+    pub fn spawn_as(&mut self, command: Command, option: &str, path: &Path) {
         let log = File::create(self.dir.path().join("log")).unwrap();
         self.spawn_logging_to(log, command, option, path);
     }

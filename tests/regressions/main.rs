@@ -21,6 +21,7 @@ mod opening;
 mod port_security;
 mod priority_tags;
 mod signals;
+mod starting;
 mod state;
 mod storm_limits;
 mod trunk_tags;
