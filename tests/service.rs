@@ -14,12 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use host::daemon::{Daemon, Vif, config};
+use host::inject::{Stopped, thread_of};
 use host::nic::{Nic, experiment};
 use host::rig::{Kind, PLAIN, Rig, two_workers};
 use host::{Finally, Space, await_that};
-use nix::sys::ptrace;
-use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
 use rustix::event::Timespec;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
@@ -175,31 +173,6 @@ fn the_unit_is_well_formed() {
         Ok(output) => assert!(output.status.success() && output.stderr.is_empty(), "{output:?}"),
     }
     assert_eq!((of_unit("Type"), of_unit("Restart")), ("notify", "always"));
-}
-
-/// A thread of another process that stands still until this is dropped.
-struct Stopped(Pid);
-
-impl Stopped {
-    fn new(thread: Pid) -> Stopped {
-        ptrace::seize(thread, ptrace::Options::empty()).unwrap();
-        ptrace::interrupt(thread).unwrap();
-        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
-        Stopped(thread)
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        let _ = ptrace::detach(self.0, None);
-    }
-}
-
-/// A thread of a process, by its name.
-fn thread_of(pid: u32, name: &str) -> Option<Pid> {
-    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap());
-    let found = threads.find(|thread| fs::read_to_string(thread.path().join("comm")).unwrap().trim() == name)?;
-    found.file_name().to_str().unwrap().parse().ok().map(Pid::from_raw)
 }
 
 #[test]

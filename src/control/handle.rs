@@ -117,7 +117,9 @@ pub struct Flush {
 
 /// Why there is no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the switch is shutting down; a change that was under way and is not answered may have been kept")]
+#[error(
+    "the switch is shutting down, or a worker hangs, as its log says; a change that was under way and is not answered may have been kept"
+)]
 pub struct Closing;
 
 /// The way to the controller. Clones share it.

@@ -1,14 +1,21 @@
 //! Control's side of the workers: their mailboxes, and waiting for their answers. When a call here
-//! returns, what it asked for is true on every worker it was asked of.
+//! returns, what it asked for is true on every worker it was asked of, unless one hangs.
+//!
+//! Nothing here waits for a worker without a bound. Of one that has not answered in time, control logs that it hangs, and
+//! waits for it no longer: commands that change something stay in its mailbox, in order, and everything else is left out.
+//! The supervisor's watchdog decides whether the switch is restarted. If the worker answers after all, the devices that it
+//! polls are opened again, so that what control believes is true.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::time::sleep;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+use tracing::{error, info};
 
 use crate::switch::{Learned, MOST_NETWORKS, MOST_PORTS, PortId, Rules, Station};
 use crate::telemetry::audit::{Audit, Reading};
@@ -26,11 +33,29 @@ const PROBES: usize = 64;
 /// it a system call to wake control. A million stations take a second or two at this pace.
 const PAUSE: Duration = Duration::from_millis(1);
 
+/// How long the answer to a command that changes something is waited for. It takes a worker less than a millisecond.
+const CHANGING: Duration = Duration::from_secs(10);
+
+/// How long the answer to a question is waited for. Less than clients wait.
+const ASKING: Duration = Duration::from_secs(3);
+
+/// Whether a worker answers.
+#[derive(Debug, Default)]
+struct Health {
+    /// It has not answered in time.
+    hangs: AtomicBool,
+    /// Control went on without the answer to a command that changes something.
+    was_given_up: AtomicBool,
+    /// And it has answered since.
+    is_back: AtomicBool,
+}
+
 /// The workers, as control knows them. Clones share them.
 #[derive(Debug, Clone)]
 pub struct Staff {
     posts: Vec<Post>,
     counters: Vec<Arc<WorkerCounters>>,
+    health: Vec<Arc<Health>>,
     /// For how many subports the workers have room.
     room: Arc<AtomicUsize>,
 }
@@ -38,7 +63,8 @@ pub struct Staff {
 impl Staff {
     /// From what [`team`](crate::worker::team) made.
     pub fn new(posts: Vec<Post>, counters: Vec<Arc<WorkerCounters>>) -> Staff {
-        Staff { posts, counters, room: Arc::default() }
+        let health = posts.iter().map(|_| Arc::default()).collect();
+        Staff { posts, counters, health, room: Arc::default() }
     }
 
     /// How many workers there are.
@@ -63,10 +89,78 @@ impl Staff {
         &self.counters
     }
 
-    async fn ask<T>(&self, worker: usize, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+    /// Has a worker change something. `None` if it has ended, or hangs.
+    async fn ask<T: Send + 'static>(
+        &self,
+        worker: usize,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.posts[worker].send(command(reply)).then_some(())?;
-        answer.await.ok()
+        self.changed(worker, answer).await
+    }
+
+    /// The answer to a command that changes something.
+    async fn changed<T: Send + 'static>(&self, worker: usize, answer: oneshot::Receiver<T>) -> Option<T> {
+        let hangs = self.health[worker].hangs.load(Ordering::Relaxed);
+        let answer = self.answer(worker, answer, if hangs { Duration::ZERO } else { CHANGING }).await;
+        answer.unwrap_or_else(|()| {
+            self.health[worker].was_given_up.store(true, Ordering::Relaxed);
+            None
+        })
+    }
+
+    /// Asks a worker something, or has it do what is of no use later. `None` if it has ended, or hangs.
+    async fn question<T: Send + 'static>(
+        &self,
+        worker: usize,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Option<T> {
+        if self.health[worker].hangs.load(Ordering::Relaxed) {
+            return None;
+        }
+        let (reply, answer) = oneshot::channel();
+        self.posts[worker].offer(command(reply)).then_some(())?;
+        self.answer(worker, answer, ASKING).await.unwrap_or_default()
+    }
+
+    /// Waits for an answer for a while; an error is that it has not come. What comes later is dropped.
+    async fn answer<T: Send + 'static>(
+        &self,
+        worker: usize,
+        mut answer: oneshot::Receiver<T>,
+        patience: Duration,
+    ) -> Result<Option<T>, ()> {
+        let (post, health) = (&self.posts[worker], &self.health[worker]);
+        if let Ok(answer) = timeout(patience, post.answered(&mut answer)).await {
+            return Ok(answer.ok());
+        }
+        if !health.hangs.swap(true, Ordering::Relaxed) {
+            error!(worker, "the worker has not answered for {} s; control goes on without it", patience.as_secs());
+        }
+        let (post, health) = (post.clone(), health.clone());
+        tokio::spawn(async move {
+            let late = post.answered(&mut answer).await;
+            if health.hangs.swap(false, Ordering::Relaxed) && late.is_ok() {
+                info!(worker, "the worker answers again");
+            }
+            if late.is_ok() && health.was_given_up.swap(false, Ordering::Relaxed) {
+                health.is_back.store(true, Ordering::Relaxed);
+            }
+            // To close a device may take a while.
+            let _ = spawn_blocking(move || drop(late)).await;
+        });
+        Err(())
+    }
+
+    /// The workers that answer again after control went on without them, once: what they poll is to be opened again.
+    pub fn take_returned(&self) -> Vec<u16> {
+        let is_back = |health: &Arc<Health>| health.is_back.swap(false, Ordering::Relaxed);
+        let back: Vec<u16> = (0..).zip(&self.health).filter(|(_, health)| is_back(health)).map(|(id, _)| id).collect();
+        if !back.is_empty() {
+            self.room.store(0, Ordering::Relaxed);
+        }
+        back
     }
 
     /// Puts rules in force at all workers. `books`: the counters of each port, by worker.
@@ -85,12 +179,12 @@ impl Staff {
             }
             let (reply, answer) = oneshot::channel();
             if post.send(Command::Rules(rules.clone(), of_worker, reply)) {
-                answers.push(answer);
+                answers.push((worker, answer));
             }
         }
-        for answer in answers {
+        for (worker, answer) in answers {
             // The old rules and books come back, and are dropped here.
-            drop(answer.await);
+            drop(self.changed(worker, answer).await);
         }
     }
 
@@ -118,14 +212,15 @@ impl Staff {
         self.ask(usize::from(worker), |reply| Command::Close(port, queue, reply)).await?
     }
 
-    /// All stations that some worker has learned; where workers differ, as the latest saw it.
-    pub async fn stations(&self) -> Vec<Learned> {
+    /// All stations that some worker has learned; where workers differ, as the latest saw it. `None` if a worker hangs or
+    /// has ended.
+    pub async fn stations(&self) -> Option<Vec<Learned>> {
         let mut all: HashMap<Station, Learned> = HashMap::new();
         for worker in 0..self.posts.len() {
             let mut cursor = Some(0);
             while cursor.is_some() {
                 let page = StationsPage { stations: Vec::with_capacity(PAGE), cursor };
-                let Some(page) = self.ask(worker, |reply| Command::Stations(page, reply)).await else { break };
+                let page = self.question(worker, |reply| Command::Stations(page, reply)).await?;
                 for learned in page.stations {
                     match all.entry(learned.station) {
                         Entry::Occupied(known) if known.get().seen >= learned.seen => {}
@@ -139,7 +234,7 @@ impl Staff {
                 }
             }
         }
-        all.into_values().collect()
+        Some(all.into_values().collect())
     }
 
     /// How many stations are learned on each network, as the fullest table has it.
@@ -147,7 +242,7 @@ impl Staff {
         let mut most = vec![0; MOST_NETWORKS];
         for worker in 0..self.posts.len() {
             let counts = vec![0; MOST_NETWORKS];
-            let Some(counts) = self.ask(worker, |reply| Command::Census(counts, reply)).await else { continue };
+            let Some(counts) = self.question(worker, |reply| Command::Census(counts, reply)).await else { continue };
             most.iter_mut().zip(counts).for_each(|(most, count)| *most = count.max(*most));
         }
         most
@@ -163,7 +258,7 @@ impl Staff {
         for worker in 0..self.posts.len() {
             let reading = Box::new(Reading::with_capacity(MOST_PORTS));
             // Of a worker that has ended there is nothing to be had, and nothing to be balanced.
-            all.extend(self.ask(worker, |reply| Command::Audit(reading, reply)).await.map(|reading| *reading));
+            all.extend(self.question(worker, |reply| Command::Audit(reading, reply)).await.map(|reading| *reading));
         }
         all
     }
@@ -189,7 +284,7 @@ impl Staff {
         for worker in 0..self.posts.len() {
             for page in stations.chunks(PAGE) {
                 // The page comes back, and is dropped here.
-                drop(self.ask(worker, |reply| Command::Learn(page.to_vec(), reply)).await);
+                drop(self.question(worker, |reply| Command::Learn(page.to_vec(), reply)).await);
             }
         }
     }
@@ -207,7 +302,7 @@ impl Staff {
         for (worker, probes) in of_worker.iter().enumerate() {
             for probes in probes.chunks(PROBES) {
                 // They come back, and are dropped here.
-                drop(self.ask(worker, |reply| Command::Probes(probes.to_vec(), reply)).await);
+                drop(self.question(worker, |reply| Command::Probes(probes.to_vec(), reply)).await);
             }
         }
     }
@@ -225,7 +320,7 @@ impl Staff {
         for (worker, announcements) in of_worker.into_iter().enumerate() {
             if !announcements.is_empty() {
                 // They come back, and are dropped here.
-                drop(self.ask(worker, |reply| Command::Announce(announcements, reply)).await);
+                drop(self.question(worker, |reply| Command::Announce(announcements, reply)).await);
             }
         }
     }

@@ -35,8 +35,8 @@ impl Watchdog {
             }
             answers.push(answer);
         }
-        for answer in answers {
-            answer.await.map_err(|_| Closing)?;
+        for (post, mut answer) in self.posts.iter().zip(answers) {
+            post.answered(&mut answer).await.map_err(|_| Closing)?;
         }
         self.handle.workers().await.map(drop)
     }

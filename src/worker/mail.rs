@@ -2,10 +2,14 @@
 //! each handled in bounded time. What control gave, control gets back: old rules and closed devices
 //! return in the reply and are dropped there.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use crossbeam::channel::{Receiver, Sender, bounded};
+use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::RecvError;
+use tokio::time::sleep;
 
 use super::{Bell, Gate, Room};
 use crate::switch::{Learned, NetworkId, PortId, Rules};
@@ -13,8 +17,14 @@ use crate::telemetry::PortCounters;
 use crate::telemetry::audit::Reading;
 use crate::wire::{Announcement, Mac, Probe};
 
-/// Commands that a mailbox holds. Control waits for each answer, so it never fills.
+/// Commands that a mailbox holds. It fills only if the worker hangs.
 const MAILBOX: usize = 64;
+
+/// Commands that wait for room in a full mailbox.
+const WAITING: usize = 4096;
+
+/// How often a mailbox is looked at for which commands wait.
+const FORWARD: Duration = Duration::from_millis(50);
 
 /// The counters of one worker, by [`PortId::index`]: of uplinks as carriers, and of ports of VMs, subports
 /// included.
@@ -114,24 +124,121 @@ pub enum Notice {
     },
 }
 
-/// Control's end of a worker's mailbox.
+/// Control's end of a worker's mailbox. Nothing here blocks, whatever the worker does.
 #[derive(Debug, Clone)]
 pub struct Post {
     mailbox: Sender<Command>,
     bell: Bell,
+    /// Commands that did not fit into the mailbox, in order.
+    waiting: Arc<Mutex<VecDeque<Command>>>,
 }
 
 impl Post {
     /// A mailbox: the end that sends and the end that reads.
     pub fn new(bell: Bell) -> (Post, Receiver<Command>) {
         let (mailbox, read) = bounded(MAILBOX);
-        (Post { mailbox, bell }, read)
+        (Post { mailbox, bell, waiting: Arc::default() }, read)
     }
 
-    /// Sends a command. `false` if the worker is gone.
+    /// Sends a command, behind all that were sent before. `false` if the worker is gone, or has not read thousands of
+    /// commands.
     pub fn send(&self, command: Command) -> bool {
-        let sent = self.mailbox.send(command).is_ok();
+        let mut waiting = self.waiting();
+        if !waiting.is_empty() {
+            if waiting.len() >= WAITING {
+                return false;
+            }
+            waiting.push_back(command);
+            return self.move_waiting(&mut waiting);
+        }
+        match self.mailbox.try_send(command) {
+            Err(TrySendError::Full(command)) => waiting.push_back(command),
+            Err(TrySendError::Disconnected(_)) => return false,
+            Ok(()) => {}
+        }
+        self.bell.ring();
+        true
+    }
+
+    /// Sends a command if there is room in the mailbox.
+    pub fn offer(&self, command: Command) -> bool {
+        let sent = self.waiting().is_empty() && self.mailbox.try_send(command).is_ok();
         self.bell.ring();
         sent
+    }
+
+    /// Waits for the answer to a command that was sent. Meanwhile commands that wait move into the mailbox.
+    pub async fn answered<T>(&self, answer: &mut oneshot::Receiver<T>) -> Result<T, RecvError> {
+        while !self.waiting().is_empty() {
+            tokio::select! {
+                answered = &mut *answer => return answered,
+                () = sleep(FORWARD) => drop(self.move_waiting(&mut self.waiting())),
+            }
+        }
+        answer.await
+    }
+
+    /// Moves commands that wait into the mailbox, as far as there is room. `false` if the worker is gone.
+    fn move_waiting(&self, waiting: &mut VecDeque<Command>) -> bool {
+        while let Some(command) = waiting.pop_front() {
+            match self.mailbox.try_send(command) {
+                Ok(()) => {}
+                Err(TrySendError::Full(command)) => {
+                    waiting.push_front(command);
+                    break;
+                }
+                Err(TrySendError::Disconnected(_)) => {
+                    waiting.clear();
+                    return false;
+                }
+            }
+        }
+        self.bell.ring();
+        true
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Command>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_that_reads_nothing_blocks_nobody_and_gets_every_command_in_order() {
+        let (post, read) = Post::new(Bell::new().unwrap());
+        let ping = || {
+            let (reply, answer) = oneshot::channel();
+            (Command::Ping(reply), answer)
+        };
+        let mut answers: Vec<_> = std::iter::from_fn(|| {
+            let (command, answer) = ping();
+            post.send(command).then_some(answer)
+        })
+        .collect();
+        assert_eq!(answers.len(), MAILBOX + WAITING);
+        assert!(!post.offer(ping().0), "what has no use later is not kept for later");
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(async {
+            let reader = tokio::spawn(async move {
+                let mut order = 0;
+                while order < MAILBOX + WAITING {
+                    match read.try_recv() {
+                        Ok(Command::Ping(reply)) => order += usize::from(reply.send(()).is_ok()),
+                        _ => sleep(Duration::from_millis(1)).await,
+                    }
+                }
+                read
+            });
+            for answer in &mut answers {
+                post.answered(answer).await.unwrap();
+            }
+            let read = reader.await.unwrap();
+            assert!(post.offer(ping().0));
+            drop(read);
+            assert!(!post.send(ping().0), "it is gone");
+        });
     }
 }

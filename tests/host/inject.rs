@@ -4,6 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use nix::sys::ptrace;
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::await_that;
@@ -40,4 +42,29 @@ impl Drop for Injected {
         let _ = kill_process(Pid::from_child(&self.0), Signal::INT);
         let _ = self.0.wait();
     }
+}
+
+/// A thread of another process that stands still until this is dropped.
+pub struct Stopped(nix::unistd::Pid);
+
+impl Stopped {
+    pub fn new(thread: nix::unistd::Pid) -> Stopped {
+        ptrace::seize(thread, ptrace::Options::empty()).unwrap();
+        ptrace::interrupt(thread).unwrap();
+        waitpid(thread, Some(WaitPidFlag::__WALL)).unwrap();
+        Stopped(thread)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = ptrace::detach(self.0, None);
+    }
+}
+
+/// A thread of a process, by its name.
+pub fn thread_of(pid: u32, name: &str) -> Option<nix::unistd::Pid> {
+    let mut threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|thread| thread.unwrap());
+    let found = threads.find(|thread| fs::read_to_string(thread.path().join("comm")).unwrap().trim() == name)?;
+    found.file_name().to_str().unwrap().parse().ok().map(nix::unistd::Pid::from_raw)
 }

@@ -14,6 +14,7 @@ mod dampening;
 mod events;
 mod fdb;
 mod host_stack;
+mod hung_worker;
 mod log;
 mod netdevs;
 mod offloads;

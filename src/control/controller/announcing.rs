@@ -61,7 +61,7 @@ impl Controller {
         }
         let (staff, sender) = (self.staff.clone(), self.announcing.sender.clone());
         tokio::spawn(async move {
-            let stations = staff.stations().await;
+            let Some(stations) = staff.stations().await else { return };
             // The receiver is dropped when the switch is closed.
             let _ = sender.send(LearnedStations { takeovers, stations });
         });

@@ -472,6 +472,22 @@ impl Controller {
         self.take_back(gone).await;
     }
 
+    /// Opens again what is polled by workers without whose answers control went on.
+    pub(super) async fn reopen_behind_returned(&mut self) {
+        let back = self.staff.take_returned();
+        if back.is_empty() {
+            return;
+        }
+        let is_polled = |port: &Port| match port.state {
+            State::Up { worker, queues, .. } => (0..queues).any(|queue| back.contains(&self.staff.home(worker, queue))),
+            _ => false,
+        };
+        let ports = self.ports.iter().enumerate().filter(|(_, port)| is_polled(port));
+        let why = "its worker hung, and answers again; its netdev is opened again";
+        let ports = ports.map(|(index, _)| (index, why.to_owned())).collect();
+        self.take_back(ports).await;
+    }
+
     /// Takes back the devices of ports that are up, which are down from now on.
     pub(super) async fn take_back(&mut self, ports: Vec<(usize, String)>) {
         let mut gates = Vec::new();

@@ -361,6 +361,7 @@ impl Controller {
     /// Looks after namespaces, links and attempts to open ports.
     async fn look_after_ports(&mut self) {
         self.tell_late(false);
+        self.reopen_behind_returned().await;
         self.look_at_namespaces();
         self.listen_to_links();
         self.note_overdue();
@@ -491,7 +492,9 @@ impl Controller {
         let (Some(store), false) = (self.keeper.store().cloned(), under_way) else { return };
         let (staff, directory) = (self.staff.clone(), self.directory());
         self.keeping = Some(tokio::spawn(async move {
-            let kept = directory.kept(staff.stations().await, time::now());
+            // Those of all workers, or none: what is kept takes the place of what was.
+            let Some(stations) = staff.stations().await else { return };
+            let kept = directory.kept(stations, time::now());
             if let Err(why) = store.save_stations(kept).await {
                 warn!("the learned stations have not been kept: {why}");
             }
@@ -536,7 +539,8 @@ impl Controller {
                 let (staff, rules) = (self.staff.clone(), self.rules.clone());
                 let directory = self.directory();
                 tokio::spawn(async move {
-                    let learned = staff.stations().await;
+                    // Who gets no answer is told to ask again.
+                    let Some(learned) = staff.stations().await else { return };
                     // Naming and sorting a million is seconds of work.
                     let views = move || drop(reply.send(directory.views(&rules, learned, time::now())));
                     let _ = spawn_blocking(views).await;

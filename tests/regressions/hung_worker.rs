@@ -1,0 +1,50 @@
+//! A worker that hangs takes neither control nor the other workers with it.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+
+use rustix::process::Signal;
+use vifswitch::control::view::NetworkView;
+
+use crate::host::await_that;
+use crate::host::daemon::Daemon;
+use crate::host::inject::{Stopped, thread_of};
+use crate::host::nic::Nic;
+use crate::host::rig::{On, guests, pass};
+
+/// Questions filled its mailbox, and the next one blocked control for good.
+#[test]
+fn control_does_not_wait_for_a_worker_that_hangs() {
+    let Some((spaces, vifs)) = guests(&["a", "b", "c"], &[On::Tap], 1500) else { return };
+    let mut daemon = Daemon::over(&vifs[..2]);
+    vifs[..2].iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let hang = |daemon: &Daemon| Stopped::new(thread_of(daemon.pid(), "vifswitch-w0").unwrap());
+    let stopped = hang(&daemon);
+    // More questions than its mailbox holds, by clients that do not wait for the answers.
+    for _ in 0..80 {
+        let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+        stream.write_all(b"GET /v1/fdb HTTP/1.1\r\nhost: vifswitch\r\n\r\n").unwrap();
+    }
+    assert_eq!(daemon.ports().len(), 2, "control answers");
+    // What takes an answer of the worker is answered without it.
+    assert_eq!(daemon.get::<Vec<NetworkView>>("/v1/networks").len(), 1);
+    // Changes are made, and reach the worker when it answers again.
+    daemon.attach(&vifs[2]);
+    daemon.detach(&vifs[1]);
+    for _ in 0..40 {
+        daemon.done(&["set", "port-3", "port_security=off"], "");
+        daemon.done(&["set", "port-3", "port_security=mac"], "");
+    }
+    assert!(daemon.log().contains("the worker has not answered for"), "{}", daemon.log());
+    drop(stopped);
+    await_that("it answers again", || daemon.log().contains("the worker answers again").then_some(()));
+    await_that("its devices are opened again", || daemon.log().contains("its worker hung").then_some(()));
+    let left = [&vifs[0], &vifs[2]];
+    left.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let nics = [0, 2].map(|index: usize| Nic::new(&spaces[index], &vifs[index].name));
+    pass((&nics[0], left[0]), (&nics[1], left[1]), "hello");
+    pass((&nics[1], left[1]), (&nics[0], left[0]), "hello");
+    assert!(spaces[1].link(&vifs[1].name).is_none(), "the detached port is gone");
+    drop(nics);
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
