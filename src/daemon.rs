@@ -140,6 +140,9 @@ fn needed(settings: &SwitchSettings) -> Vec<Privilege> {
         privileges::IPC_LOCK,
         privileges::SYS_PTRACE,
     ];
+    if !privileges::SYS_ADMIN.is_held() {
+        needed.extend([privileges::BPF, privileges::PERFMON]);
+    }
     needed.extend(low_port.then_some(privileges::NET_BIND_SERVICE));
     needed
 }

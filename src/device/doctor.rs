@@ -179,6 +179,7 @@ fn needed(netns: &Netns) -> Vec<Privilege> {
     let mut needed = vec![privileges::NET_ADMIN, privileges::NET_RAW];
     needed.extend(getrlimit(Resource::Memlock).current.map(|_| privileges::IPC_LOCK));
     needed.extend((*netns != Netns::Host).then_some(privileges::SYS_ADMIN));
+    needed.extend((!privileges::SYS_ADMIN.is_held()).then_some(privileges::BPF));
     let by_process = matches!(netns, Netns::At(path) if path.starts_with(Path::new("/proc")));
     needed.extend(by_process.then_some(privileges::SYS_PTRACE));
     needed

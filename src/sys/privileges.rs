@@ -40,6 +40,20 @@ pub const NET_RAW: Privilege = Privilege {
     capability: CapabilitySet::NET_RAW,
 };
 
+/// To load XDP programs. CAP_SYS_ADMIN includes it.
+pub const BPF: Privilege = Privilege {
+    name: "CAP_BPF",
+    without: "no XDP program can be loaded (CAP_SYS_ADMIN does as well)",
+    capability: CapabilitySet::BPF,
+};
+
+/// To load XDP programs without barriers against speculative execution. CAP_SYS_ADMIN includes it.
+pub const PERFMON: Privilege = Privilege {
+    name: "CAP_PERFMON",
+    without: "XDP programs have barriers against speculative execution, and take longer for each frame",
+    capability: CapabilitySet::PERFMON,
+};
+
 /// To pin the pool in memory, beyond what the limit on locked memory allows.
 pub const IPC_LOCK: Privilege = Privilege {
     name: "CAP_IPC_LOCK",

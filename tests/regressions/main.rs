@@ -21,6 +21,7 @@ mod offloads;
 mod opening;
 mod port_security;
 mod priority_tags;
+mod privileges;
 mod signals;
 mod starting;
 mod state;

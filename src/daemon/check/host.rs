@@ -185,6 +185,12 @@ fn rights(config: &Config, seats: &[Seat], findings: &mut Vec<Finding>) {
                 let is_limited = getrlimit(Resource::Memlock).current.is_some();
                 is_limited && devices(seats).any(|device| matches!(device, Settings::Xdp(_)))
             }
+            privileges::BPF => devices(seats).any(|device| match device {
+                Settings::Xdp(_) => true,
+                Settings::Packet(packet) => packet.isolate,
+                _ => false,
+            }),
+            privileges::PERFMON => devices(seats).any(|device| matches!(device, Settings::Xdp(_))),
             privileges::SYS_ADMIN => namespaces().any(|netns| *netns != Netns::Host),
             privileges::SYS_PTRACE => {
                 namespaces().any(|netns| matches!(netns, Netns::At(path) if path.starts_with("/proc")))

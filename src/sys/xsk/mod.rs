@@ -60,7 +60,7 @@ unsafe impl Sync for Umem {}
 
 impl Umem {
     /// Registers the first `len` bytes of `memory`, a whole number of chunks. All of it is taken from the
-    /// system and pinned. Opens a namespace of its own for a moment, in a thread of its own.
+    /// system and pinned. Opens a namespace of its own for a moment, in a thread of its own, if it may.
     pub fn register(memory: &'static Mapping, len: usize) -> io::Result<Umem> {
         assert!(len <= memory.len());
         let (base, len) = (memory.base(), len as u64);
@@ -70,7 +70,11 @@ impl Umem {
             let visit = std::thread::Builder::new().name("umem".into()).spawn_scoped(scope, || {
                 // SAFETY: the thread shares its other resources as before, and ends before anything is
                 // done that could depend on which namespace it is in.
-                unsafe { unshare_unsafe(UnshareFlags::NEWNET) }?;
+                match unsafe { unshare_unsafe(UnshareFlags::NEWNET) } {
+                    // Without CAP_SYS_ADMIN the loopback of the present one has to do, which serves one process.
+                    Ok(()) | Err(Errno::PERM) => {}
+                    Err(e) => return Err(e),
+                }
                 let fd = socket()?;
                 registration(&fd, address, len)?;
                 rings(&fd, 64)?;
