@@ -478,7 +478,7 @@ fn events_are_told_one_line_each() {
 }
 
 #[test]
-fn events_are_followed_until_the_switch_stops() {
+fn events_are_followed_beyond_the_end_of_the_switch() {
     let (mind, _asked) = Mind::willing();
     let happening = mind.happening.clone();
     let mut fake = Fake::minded(Views::made_up(), mind);
@@ -496,9 +496,11 @@ fn events_are_followed_until_the_switch_stops() {
     happening.send(fake::event("2025-11-03T09:00:02.000Z", "a\nb")).unwrap();
     assert!(lines.next().unwrap().unwrap().ends_with("a\u{fffd}b"));
     fake.stop();
-    assert!(lines.next().is_none());
-    let output = child.wait_with_output().unwrap();
-    assert!(err(&output, 3).contains("has stopped"));
+    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(told.next().unwrap().unwrap().contains("has stopped"));
+    assert!(child.try_wait().unwrap().is_none(), "it waits for the switch to come back");
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
 
 #[test]

@@ -1,22 +1,35 @@
 //! `vifswitch events`: what happened, one line each.
+//!
+//! With `--follow` it outlives the connection: it connects again, asks for the events behind the last one that it has
+//! printed, and prints each event once. It says where events may be missing.
 
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::Args;
 use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
 use super::table::printable;
-use super::{Failure, Where, block_on};
-use crate::control::client::{Client, escaped};
+use super::{Failure, Where, block_on, warn};
+use crate::control::client::{self, Client, escaped};
 use crate::time;
+
+/// Before the first attempt to connect again; twice as long before each further one.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+
+/// At most this long before an attempt to connect again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Numbers behind a missing one that are remembered. An event whose number was reserved comes later than those behind it.
+const BEYOND: usize = 1024;
 
 /// The arguments of the command.
 #[derive(Debug, Args)]
 pub struct Events {
-    /// Stay, and tell what happens
+    /// Stay, and print events as they happen, also after the switch has been restarted
     #[arg(long)]
     follow: bool,
     /// Only what happened since then: a time as 2025-11-03T09:00:00Z, or how long ago, as 10m
@@ -29,6 +42,10 @@ pub struct Events {
 /// An event as this program shows it; a switch of another version may have other kinds.
 #[derive(Debug, Deserialize)]
 struct Line {
+    #[serde(default)]
+    id: u64,
+    #[serde(default)]
+    start: String,
     time: String,
     kind: String,
     vm: Option<String>,
@@ -38,42 +55,206 @@ struct Line {
     text: String,
 }
 
+/// The events of one start of the switch that have been printed, by their numbers.
+#[derive(Debug)]
+struct OfStart {
+    first: u64,
+    /// All from the first to this one.
+    last: u64,
+    /// Others behind it.
+    beyond: BTreeSet<u64>,
+}
+
+/// The events that have been printed.
+#[derive(Debug, Default)]
+struct Printed {
+    starts: HashMap<String, OfStart>,
+    /// The start that the latest one is of.
+    latest: Option<String>,
+}
+
+impl Printed {
+    /// Notes that an event is printed. `false` if it has been printed already.
+    fn note(&mut self, id: u64, start: &str) -> bool {
+        // A switch of an earlier version has no numbers.
+        if id == 0 {
+            return true;
+        }
+        let Some(of) = self.starts.get_mut(start) else {
+            self.starts.insert(start.to_owned(), OfStart { first: id, last: id, beyond: BTreeSet::new() });
+            self.latest = Some(start.to_owned());
+            return true;
+        };
+        if id < of.first {
+            return true;
+        }
+        if id <= of.last || !of.beyond.insert(id) {
+            return false;
+        }
+        // One that is missing for long does not come any more.
+        let is_over = of.beyond.len() > BEYOND;
+        while let Some(next) = of.beyond.first().copied().filter(|&next| next == of.last + 1 || is_over) {
+            of.beyond.remove(&next);
+            of.last = next;
+        }
+        true
+    }
+
+    /// The number behind which events are missing, and the start that it is of.
+    fn last(&self) -> Option<(u64, &str)> {
+        let start = self.latest.as_deref()?;
+        Some((self.starts.get(start)?.last, start))
+    }
+}
+
+/// How a connection ended.
+enum End {
+    /// The switch has no more to say.
+    Finished,
+    /// There is none, or it broke.
+    Broken(client::Error),
+    /// The switch has left events out, because they were not read in time.
+    Lagged,
+    /// Whoever reads what is printed has gone.
+    Unread,
+}
+
 impl Events {
     /// Prints events as they come. There is nothing left to be printed then.
     pub fn run(&self) -> Result<String, Failure> {
         let client = Client::new(&self.at.socket);
-        let mut path = format!("/v1/events?follow={}", self.follow);
-        if let Some(since) = &self.since {
-            path = format!("{path}&since={}", escaped(since));
-        }
-        let mut out = io::stdout().lock();
-        let mut end: Result<bool, Failure> = Ok(false);
-        let each = |line: &[u8]| {
-            let text = if self.at.json {
-                Ok(String::from_utf8_lossy(line).into_owned())
-            } else {
-                client.parse::<Line>(line).map(|line| line.to_string())
+        let mut end = Ok(());
+        block_on(&client, async {
+            end = self.print_all(&client).await;
+            Ok(())
+        })?;
+        end.map(|()| String::new())
+    }
+
+    async fn print_all(&self, client: &Client) -> Result<(), Failure> {
+        let mut printed = Printed::default();
+        let mut path = self.path(None);
+        let (mut pause, mut is_first) = (FIRST_PAUSE, true);
+        loop {
+            let mut has_come = false;
+            let end = self.print(client, &path, &mut printed, &mut has_come).await?;
+            match end {
+                End::Unread => return Ok(()),
+                End::Finished if !self.follow => return Ok(()),
+                End::Broken(why) if is_first && !has_come || !self.follow || !may_come_back(&why) => {
+                    return Err(why.into());
+                }
+                _ => {}
+            }
+            if has_come {
+                pause = FIRST_PAUSE;
+            }
+            let mut is_told = matches!(end, End::Lagged) || !(is_first || has_come);
+            is_first = false;
+            path = loop {
+                if !matches!(end, End::Lagged) {
+                    if !std::mem::replace(&mut is_told, true) {
+                        let socket = self.at.socket.display();
+                        warn(format_args!("the switch at {socket} has stopped; connecting again until it is back"));
+                    }
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                match self.resume(client, &printed).await {
+                    Ok(path) => break path,
+                    Err(why) if may_come_back(&why) => {}
+                    Err(why) => return Err(why.into()),
+                }
             };
-            let written = match text {
-                Ok(text) => writeln!(out, "{text}").and_then(|()| out.flush()),
+        }
+    }
+
+    /// The page of events behind the one with this number.
+    fn path(&self, after: Option<u64>) -> String {
+        let path = format!("/v1/events?follow={}", self.follow);
+        match (after, &self.since) {
+            (Some(after), _) => format!("{path}&after={after}"),
+            (None, Some(since)) => format!("{path}&since={}", escaped(since)),
+            (None, None) => path,
+        }
+    }
+
+    /// Looks where the events go on behind those that have been printed. Says so if some are missing.
+    async fn resume(&self, client: &Client, printed: &Printed) -> Result<String, client::Error> {
+        let Some((last, start)) = printed.last() else { return Ok(self.path(None)) };
+        // The last one is asked for as well: if it is not there, its number is of no use.
+        let (mut next, mut wrong) = (None, None);
+        let each = |line: &[u8]| {
+            match client.parse::<Line>(line) {
+                Ok(line) => next = Some((line.id, line.start)),
+                Err(e) => wrong = Some(e),
+            }
+            ControlFlow::Break(())
+        };
+        client.lines(&format!("/v1/events?after={}", last - 1), each).await?;
+        match (wrong, next) {
+            (Some(wrong), _) => Err(wrong),
+            (None, Some((id, of))) if of == start => {
+                if id > last + 1 {
+                    warn(format_args!("{} events are missing here: the switch keeps no more of them", id - last - 1));
+                }
+                Ok(self.path(Some(last)))
+            }
+            _ => {
+                warn("events may be missing here: the switch does not know those that were printed last");
+                Ok(self.path(None))
+            }
+        }
+    }
+
+    /// Prints the events at `path` that have not been printed. `has_come`: there was an answer.
+    async fn print(
+        &self,
+        client: &Client,
+        path: &str,
+        printed: &mut Printed,
+        has_come: &mut bool,
+    ) -> Result<End, Failure> {
+        let mut out = io::stdout().lock();
+        let mut end: Result<End, Failure> = Ok(End::Finished);
+        let each = |text: &[u8]| {
+            *has_come = true;
+            let line = match client.parse::<Line>(text) {
+                Ok(line) => line,
                 Err(e) => {
                     end = Err(e.into());
                     return ControlFlow::Break(());
                 }
             };
-            match written {
+            // What is missing is asked for, if there is a number behind which.
+            if line.kind == "lagged" && printed.last().is_some() {
+                end = Ok(End::Lagged);
+                return ControlFlow::Break(());
+            }
+            if !printed.note(line.id, &line.start) {
+                return ControlFlow::Continue(());
+            }
+            let text = if self.at.json { String::from_utf8_lossy(text).into_owned() } else { line.to_string() };
+            match writeln!(out, "{text}").and_then(|()| out.flush()) {
                 Ok(()) => return ControlFlow::Continue(()),
                 // A reader who has read enough and gone is no error.
-                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => end = Ok(true),
+                Err(e) if e.kind() == io::ErrorKind::BrokenPipe => end = Ok(End::Unread),
                 Err(e) => end = Err(Failure::Output(e)),
             }
             ControlFlow::Break(())
         };
-        block_on(&client, client.lines(&path, each))?;
-        match end? {
-            false if self.follow => Err(Failure::Left(self.at.socket.clone())),
-            _ => Ok(String::new()),
+        match client.lines(path, each).await {
+            Ok(()) => end,
+            Err(why) => Ok(End::Broken(why)),
         }
+    }
+}
+
+/// Whether it may be otherwise if it is tried again.
+fn may_come_back(why: &client::Error) -> bool {
+    match why {
+        client::Error::NoSwitch { .. } | client::Error::Broken { .. } => true,
+        client::Error::Refused { status, .. } => matches!(status, 429 | 503),
     }
 }
 
@@ -115,6 +296,31 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+
+    #[test]
+    fn each_event_is_printed_once() {
+        let mut printed = Printed::default();
+        assert!(printed.last().is_none());
+        for (id, start, is_new, last) in [
+            (0, "", true, None),
+            (7, "a", true, Some(7)),
+            (9, "a", true, Some(7)),
+            (9, "a", false, Some(7)),
+            (8, "a", true, Some(9)),
+            (8, "a", false, Some(9)),
+            (6, "a", true, Some(9)),
+            // A start that goes on behind the one before, and one with numbers of its own.
+            (10, "b", true, Some(10)),
+            (9, "a", false, Some(10)),
+            (1, "c", true, Some(1)),
+            (1, "c", false, Some(1)),
+        ] {
+            assert_eq!((printed.note(id, start), printed.last().map(|(id, _)| id)), (is_new, last), "{id} of {start}");
+        }
+        // One that never comes is not waited for.
+        assert!((3..2000).all(|id| printed.note(id, "c")));
+        assert_eq!(printed.last(), Some((1999, "c")));
+    }
 
     #[test]
     fn times_are_points_or_ages() {

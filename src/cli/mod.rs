@@ -112,9 +112,6 @@ enum Failure {
     /// What was to be said cannot be written.
     #[error("cannot write: {0}")]
     Output(io::Error),
-    /// The switch that was listened to is no more.
-    #[error("the switch at {} has stopped", .0.display())]
-    Left(PathBuf),
 }
 
 /// Does what the command line says.
@@ -191,7 +188,6 @@ fn complain(failure: &Failure) -> ExitCode {
             warn("start one with `vifswitch run`, or name the socket of one that runs with `--socket PATH`");
             ExitCode::from(3)
         }
-        Failure::Left(_) => ExitCode::from(3),
         Failure::Wrong(_) | Failure::Usage(_) => ExitCode::from(2),
         Failure::Switch(_) | Failure::Output(_) => ExitCode::FAILURE,
     }

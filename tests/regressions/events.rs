@@ -1,6 +1,8 @@
 //! Guests cannot flood the event log; events are complete and bounded.
 
-use std::process::Command;
+use std::collections::HashSet;
+use std::fs::File;
+use std::process::{Child, Command};
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -94,4 +96,86 @@ fn events_do_not_wait_for_the_disk() {
     rustix::process::kill_process(rustix::process::Pid::from_child(&tracer), Signal::INT).unwrap();
     tracer.wait().unwrap();
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
+
+/// `vifswitch events --follow --json`, until this is dropped.
+struct Follower {
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Follower {
+    fn new(daemon: &Daemon) -> Follower {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| File::create(directory.path().join(name)).unwrap();
+        let mut command = daemon.command();
+        command.args(["events", "--follow", "--json", "--socket"]).arg(daemon.socket());
+        let child = command.stdout(file("out")).stderr(file("err")).spawn().unwrap();
+        Follower { child, directory }
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(self.directory.path().join("err")).unwrap()
+    }
+
+    /// What it has printed: each event by its start and its number.
+    fn printed(&self) -> Vec<(String, u64)> {
+        let printed = std::fs::read_to_string(self.directory.path().join("out")).unwrap();
+        let whole = printed.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| name(&serde_json::from_str(line).unwrap())).collect()
+    }
+
+    /// Waits until it has printed all that the switch remembers, and sees that it has printed nothing twice.
+    fn await_all(&mut self, daemon: &Daemon) {
+        let all: Vec<_> = events(daemon).iter().map(name).collect();
+        await_that("all events are printed", || {
+            assert!(self.child.try_wait().unwrap().is_none(), "it has ended: {}", self.said());
+            let printed: HashSet<_> = self.printed().into_iter().collect();
+            all.iter().all(|event| printed.contains(event)).then_some(())
+        });
+        let printed = self.printed();
+        assert_eq!(printed.iter().collect::<HashSet<_>>().len(), printed.len(), "{printed:?}");
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn name(event: &Value) -> (String, u64) {
+    (event["start"].as_str().unwrap().to_owned(), event["id"].as_u64().unwrap())
+}
+
+/// It ended with the switch. Now it goes on where it was, and says so where that cannot be.
+#[test]
+fn a_follower_outlives_restarts_and_prints_each_event_once() {
+    let Some(space) = Space::new() else { return };
+    let vif = Vif::new("vm", 1, &space);
+    for is_kept in [true, false] {
+        let mut daemon = Daemon::new();
+        let mut text = config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif));
+        if is_kept {
+            text = keeping(&text, &daemon.state());
+        }
+        daemon.configure(&text);
+        daemon.start();
+        daemon.await_active(&vif);
+        let mut follower = Follower::new(&daemon);
+        for signal in [Signal::TERM, Signal::KILL, Signal::TERM] {
+            for security in ["off", "mac", "off", "mac"] {
+                daemon.done(&["set", "port-1", &format!("port_security={security}")], "");
+            }
+            follower.await_all(&daemon);
+            daemon.stop(signal);
+            daemon.start();
+            daemon.await_active(&vif);
+            follower.await_all(&daemon);
+        }
+        let said = follower.said();
+        assert_eq!(said.matches("has stopped").count(), 3, "{said}");
+        assert_eq!(said.matches("events may be missing").count(), if is_kept { 0 } else { 3 }, "{said}");
+    }
 }
