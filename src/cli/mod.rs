@@ -114,6 +114,11 @@ enum Failure {
     Output(io::Error),
 }
 
+/// The commands and their arguments, as the parser has them.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Does what the command line says.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -125,7 +130,7 @@ pub fn main() -> ExitCode {
         }
     };
     match cli.command {
-        None => say(&Cli::command().render_help().to_string()),
+        None => say(&command().render_help().to_string()),
         Some(Command::Run { config, state, replace }) => {
             daemon::run(config, state, if replace { Precedence::Replace } else { Precedence::Merge })
         }
@@ -208,6 +213,6 @@ mod tests {
 
     #[test]
     fn the_command_line_is_well_formed() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }

@@ -24,6 +24,7 @@ mod pages;
 mod problem;
 
 pub use listener::serve;
+pub use openapi::description;
 
 use bounds::Bounds;
 use problem::Problem;

@@ -43,8 +43,13 @@ use super::{changes, follow, pages};
 )]
 struct Document;
 
+/// The description of all requests and answers, with the types of their bodies.
+pub fn description() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
 /// This description
 #[utoipa::path(get, path = "/v1/openapi.json", tag = "state", responses((status = 200, body = Object)))]
 pub async fn page() -> Json<utoipa::openapi::OpenApi> {
-    Json(Document::openapi())
+    Json(description())
 }
