@@ -29,9 +29,9 @@ const RX_QUEUE_INDEX: i16 = 16;
 
 // enum bpf_func_id
 const MAP_LOOKUP_ELEM: i32 = 1;
-const KTIME_GET_NS: i32 = 5;
 const XDP_ADJUST_HEAD: i32 = 44;
 const REDIRECT_MAP: i32 = 51;
+const KTIME_GET_BOOT_NS: i32 = 125;
 const XDP_GET_BUFF_LEN: i32 = 188;
 
 /// Where the program has the number of a queue, from the end of its own memory.
@@ -135,7 +135,7 @@ fn put_tag_back(code: &mut Assembler, function: KernelFunction, shedding: Borrow
 /// entry = bpf_map_lookup_elem(shedding, &context->rx_queue_index);
 /// if (!entry) goto redirect;
 /// part = is_broadcast(data) ? &entry->broadcast : &entry->multicast;
-/// if (!part->until || bpf_ktime_get_ns() >= part->until) goto redirect;
+/// if (!part->until || bpf_ktime_get_boot_ns() >= part->until) goto redirect;
 /// part->frames += 1;                                  // both at once for everybody else
 /// part->bytes += bpf_xdp_get_buff_len(context);
 /// return XDP_DROP;
@@ -173,7 +173,7 @@ fn redirect(
     code.jump_if_word_differs(R7, word, "multicast").jump_if(R8, If::Equal, half, "is it time");
     code.place("multicast").add(R9, ShedTable::TO_MULTICAST.into());
     code.place("is it time").load_long(R7, R9, ShedTable::UNTIL).jump_if(R7, If::Equal, 0, "redirect");
-    code.call(KTIME_GET_NS).jump_if_above(R7, R0, "shed").jump("redirect");
+    code.call(KTIME_GET_BOOT_NS).jump_if_above(R7, R0, "shed").jump("redirect");
     code.place("shed").set(R1, 1).add_at_once(R9, ShedTable::FRAMES, R1);
     code.copy(R1, R6).call(XDP_GET_BUFF_LEN).add_at_once(R9, ShedTable::BYTES, R0);
     code.set(R0, XDP_DROP.cast_signed()).exit();
@@ -260,7 +260,7 @@ mod tests {
                 "07 r9 r0 +0 24".to_owned(),                    // the part about multicasts
                 "79 r7 r9 +0 0".to_owned(),                     // r7 = until
                 "15 r7 r0 +10 0".to_owned(),                    // never: redirect
-                "85 r0 r0 +0 5".to_owned(),                     // r0 = bpf_ktime_get_ns()
+                "85 r0 r0 +0 125".to_owned(),                   // r0 = bpf_ktime_get_boot_ns()
                 "2d r7 r0 +1 0".to_owned(),                     // until > now: shed
                 "05 r0 r0 +7 0".to_owned(),                     // redirect
                 "b7 r1 r0 +0 1".to_owned(),                     //

@@ -22,7 +22,7 @@ const FRAMES: usize = 1;
 const BYTES: usize = 2;
 const LOST: usize = 6;
 
-/// For each queue and kind of group: until when its frames are shed, in nanoseconds of the monotonic clock, 0
+/// For each queue and kind of group: until when its frames are shed, in nanoseconds since the host booted, 0
 /// for never; and how many frames and bytes have been, ever.
 #[derive(Debug)]
 pub struct ShedTable(SharedArray<WORDS>);
