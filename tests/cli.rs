@@ -103,7 +103,7 @@ fn no_switch_is_3() {
 #[test]
 fn what_the_switch_refuses_is_1() {
     let text = err(&show(&Fake::closing(), &[]), 1);
-    assert!(text.starts_with("vifswitch: the switch is shutting down; "), "{text}");
+    assert!(text.starts_with("vifswitch: the switch is shutting down, or a worker hangs"), "{text}");
 }
 
 #[test]
