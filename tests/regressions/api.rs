@@ -188,3 +188,88 @@ fn a_supervisor_that_does_not_read_holds_up_nothing() {
     }
     assert_eq!(daemon.stop(rustix::process::Signal::TERM).code(), Some(0));
 }
+
+/// The greatest resident set that a process has had, in bytes.
+fn peak(daemon: &Daemon) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.pid())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().strip_suffix(" kB").unwrap().parse::<usize>().unwrap() * 1024
+}
+
+/// Clients that send much, slowly, or do not read cost no more memory than the bounds of a listener allow, and a flood is
+/// told to come again.
+#[test]
+fn hostile_clients_are_refused_and_memory_is_bounded() {
+    const MIB: usize = 1 << 20;
+    // Bodies, and the buffers of as many connections as a listener has.
+    const BOUND: usize = 64 * MIB + 64 * MIB / 2 + 16 * MIB;
+    let daemon = Daemon::over(&[]);
+    assert!(daemon.ports().is_empty());
+    let before = peak(&daemon);
+    let connect = || {
+        let stream = UnixStream::connect(daemon.socket()).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+        stream.set_write_timeout(Some(TIMEOUT)).unwrap();
+        stream
+    };
+
+    // More questions at once than may wait for their turn.
+    let question = "GET /v1/networks HTTP/1.1\r\nhost: vifswitch\r\n\r\n".repeat(30);
+    let last = question[..question.len() / 30 - 2].to_owned() + "connection: close\r\n\r\n";
+    let flood: Vec<_> = (0..40)
+        .map(|_| {
+            let mut stream = connect();
+            stream.write_all((question.clone() + &last).as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    let mut told = String::new();
+    for mut stream in flood {
+        stream.read_to_string(&mut told).unwrap();
+    }
+    let answers = |status: u16| told.matches(&format!("HTTP/1.1 {status} ")).count();
+    assert_eq!(answers(200) + answers(429), 40 * 31);
+    assert!(answers(200) >= 400 && answers(429) > 0, "{} and {}", answers(200), answers(429));
+    assert_eq!(told.matches("retry-after: 1").count(), answers(429));
+
+    for _ in 0..2 {
+        // Bodies that come but for their end, heads without an end, and answers that are not read.
+        let long = vec![b' '; 15 * MIB];
+        let slow: Vec<_> = (0..12)
+            .map(|_| {
+                let mut stream = connect();
+                // One that is refused may be cut off.
+                let _ = stream.write_all(head("PUT", "/v1/config", 16 * MIB).as_bytes());
+                let _ = stream.write_all(&long);
+                stream
+            })
+            .collect();
+        let heads: Vec<_> = (0..30)
+            .map(|_| {
+                let mut stream = connect();
+                let _ = write!(stream, "GET /v1/ports HTTP/1.1\r\nx: {}", "x".repeat(60_000));
+                stream
+            })
+            .collect();
+        let unread: Vec<_> = (0..10)
+            .map(|_| {
+                let mut stream = connect();
+                let _ = stream.write_all(b"GET /v1/events?follow=true HTTP/1.1\r\nhost: vifswitch\r\n\r\n");
+                stream
+            })
+            .collect();
+        assert!(daemon.ports().is_empty(), "others are answered");
+        let status = |mut stream: UnixStream| {
+            let mut start = [0; 12];
+            stream
+                .read_exact(&mut start)
+                .map_or_else(|_| String::new(), |()| String::from_utf8_lossy(&start[9..]).into())
+        };
+        let answers: Vec<String> = slow.into_iter().map(status).collect();
+        let refused = answers.iter().filter(|status| *status == "429").count();
+        assert!(refused >= 7, "all but four long bodies are refused: {answers:?}");
+        drop((heads, unread));
+    }
+    let grown = peak(&daemon) - before;
+    assert!(grown < BOUND, "{} MiB", grown / MIB);
+}
