@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use rustix::event::Timespec;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -14,6 +15,8 @@ use vifswitch::device::{Opened, tap};
 use vifswitch::time;
 
 use crate::host::daemon::{Daemon, Vif, config};
+use crate::host::nic::Nic;
+use crate::host::rig::pass;
 use crate::host::{Space, await_that};
 
 /// How long a change may take that waits for nobody. It takes milliseconds.
@@ -139,29 +142,39 @@ fn hold(space: &Space, vif: &Vif) -> Opened {
 
 #[test]
 fn taps_that_others_hold_hold_up_nobody() {
+    const HELD: u8 = 240;
+    /// For the watchdog that `command` sets. A tap that is held was waited for a second, eight at a time.
+    const WATCHDOG: Timespec = Timespec { tv_sec: 3, tv_nsec: 0 };
     let Some(space) = Space::new() else { return };
-    let held: Vec<Vif> = (1..=64).map(|number| Vif::new("held", number, &space)).collect();
+    let held: Vec<Vif> = (1..=HELD).map(|number| Vif::new("held", number, &space)).collect();
     let holders: Vec<Opened> = held.iter().map(|vif| hold(&space, vif)).collect();
-    let (first, second) = (Vif::new("vm", 101, &space), Vif::new("vm", 102, &space));
+    let [first, second, third] = [1, 2, 3].map(|number| Vif::new("vm", HELD + number, &space));
     let all: Vec<Vif> = held.iter().chain([&first]).cloned().collect();
     let mut daemon = Daemon::new();
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &all));
-    let mut command = daemon.command();
-    command.env("WATCHDOG_USEC", "3000000");
-    let file = daemon.file();
-    daemon.start_as(command, "--config", &file);
-    for vif in [&held[0], &held[63]] {
+    let start = |daemon: &mut Daemon| {
+        let mut command = daemon.command();
+        command.env("WATCHDOG_USEC", "3000000");
+        let file = daemon.file();
+        timed(|| daemon.start_as(command, "--config", &file)).1
+    };
+    let ready = start(&mut daemon);
+    assert!(ready < AT_ONCE, "READY after {ready:?}");
+    for vif in [&held[0], &held[usize::from(HELD) - 1]] {
         assert!(daemon.await_down(vif).status_reason.contains("held by another process"));
     }
     for _ in 0..3 {
         let (_, attached) = timed(|| daemon.attach(&second));
         assert!(attached < AT_ONCE, "{attached:?}");
         daemon.await_active(&second);
+        let nics = [&first, &second].map(|vif| Nic::new(&space, &vif.name));
+        pass((&nics[0], &first), (&nics[1], &second), "hello");
+        pass((&nics[1], &second), (&nics[0], &first), "hello");
+        drop(nics);
         let (_, detached) = timed(|| daemon.detach(&second));
         assert!(detached < AT_ONCE, "{detached:?}");
     }
     // A change that wants a held one waits for that for a while; others do not wait for it.
-    let third = Vif::new("vm", 103, &space);
     let holder = hold(&space, &third);
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| daemon.attach(&third));
@@ -169,9 +182,16 @@ fn taps_that_others_hold_hold_up_nobody() {
         daemon.attach(&second);
         assert!(waiting.join().unwrap().contains("held by another process"));
     });
-    daemon.await_note("WATCHDOG=1");
+    while daemon.note_within(Timespec { tv_sec: 0, tv_nsec: 0 }).is_some() {}
+    for _ in 0..4 {
+        let note = daemon.note_within(WATCHDOG).unwrap_or_default();
+        assert_eq!(note.trim_end(), "WATCHDOG=1");
+    }
+    let (code, ended) = timed(|| daemon.stop(Signal::TERM).code());
+    assert!(code == Some(0) && ended < AT_ONCE, "{code:?} after {ended:?}");
+    start(&mut daemon);
     drop((holders, holder));
-    for vif in held.iter().chain([&third]) {
+    for vif in held.iter().chain([&first]) {
         daemon.await_active(vif);
     }
 }
