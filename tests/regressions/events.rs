@@ -2,14 +2,17 @@
 
 use std::collections::HashSet;
 use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command};
 
 use rustix::process::Signal;
 use serde_json::Value;
 use vifswitch::control::view::Status;
+use vifswitch::sys::tun::{Flags, Queue};
 
 use crate::host::daemon::{Daemon, Vif, config, keeping};
-use crate::host::{Space, await_that};
+use crate::host::{Space, await_that, run};
 
 /// The events as the API tells them.
 fn events(daemon: &Daemon) -> Vec<Value> {
@@ -178,4 +181,81 @@ fn a_follower_outlives_restarts_and_prints_each_event_once() {
         assert_eq!(said.matches("has stopped").count(), 3, "{said}");
         assert_eq!(said.matches("events may be missing").count(), if is_kept { 0 } else { 3 }, "{said}");
     }
+}
+
+/// What a guest, a container or a client can do again and again is reported a limited number of times, whatever it is;
+/// and what happens to others is reported all the same.
+#[test]
+fn nothing_that_others_provoke_floods_events_or_log() {
+    const TIMES: usize = 100;
+    const MOST: usize = 45;
+    let Some(space) = Space::new() else { return };
+    // One netdev that the switch makes, where its guest is root; one tap of a hypervisor that comes and goes; a bystander.
+    space.ip("tuntap add dev tap2 mode tap multi_queue");
+    space.ip("link set tap2 up");
+    space.ip("link add tap3 type veth peer name guest3");
+    space.ip("link set tap3 up");
+    space.ip("link set guest3 up");
+    let kinds = ["tap", "packet", "packet"];
+    let vifs: Vec<Vif> =
+        (1..).zip(kinds).map(|(number, kind)| Vif { kind, ..Vif::new("vm", number, &space) }).collect();
+    let daemon = Daemon::over(&vifs);
+    [0, 2].into_iter().for_each(|index: usize| drop(daemon.await_active(&vifs[index])));
+    let batch = |lines: &dyn Fn(usize) -> String| {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("batch");
+        std::fs::write(&file, (0..TIMES).map(lines).collect::<String>()).unwrap();
+        run("ip", &["-n", &space.0, "-force", "-batch", file.to_str().unwrap()]);
+    };
+    // Each time is waited for, so that none is missed.
+    let open_and_close = || {
+        for _ in 0..30 {
+            let flags = Flags { vnet_header: false, multi_queue: true, exclusive: false };
+            let queue = space.within(|| Queue::open("tap2", flags)).unwrap();
+            daemon.await_active(&vifs[1]);
+            drop(queue);
+            daemon.await_port("no carrier", &vifs[1], |port| port.status == Status::Down);
+        }
+    };
+    let refused = || {
+        for _ in 0..TIMES {
+            let wrong = r#"{"mtu_of_nothing":1}"#;
+            let mut stream = UnixStream::connect(daemon.socket()).unwrap();
+            write!(
+                stream,
+                "PATCH /v1/ports/port-1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+                 content-length: {}\r\n\r\n{wrong}",
+                wrong.len()
+            )
+            .unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            assert!(answer.starts_with("HTTP/1.1 4"), "{answer}");
+        }
+    };
+    let provoke: [(&str, &str, &dyn Fn()); 5] = [
+        ("MAC", "port-1", &|| batch(&|n| format!("link set tap1 address 02:00:00:00:77:{:02x}\n", n % 250))),
+        ("MTU", "port-1", &|| batch(&|n| format!("link set tap1 mtu {}\n", 1000 + n))),
+        ("promisc", "port-1", &|| batch(&|n| format!("link set tap1 promisc {}\n", ["on", "off"][n % 2]))),
+        ("queue", "port-2", &open_and_close),
+        ("refused", "port-1", &refused),
+    ];
+    let lines = |port: &str| daemon.log().lines().filter(|line| line.contains(port)).count();
+    let told = |port: &str| events(&daemon).iter().filter(|event| event["ports"][0] == port).count();
+    for (index, (what, port, provoke)) in provoke.iter().enumerate() {
+        let before = (told(port), lines(port), daemon.log().lines().count());
+        provoke();
+        space.ip(&format!("link set guest3 {}", ["down", "up"][index % 2]));
+        let last = ["port_down", "port_up"][index % 2];
+        await_that("the bystander is reported", || {
+            let all = events(&daemon);
+            let of_bystander = all.iter().filter(|event| event["ports"][0] == "port-3");
+            of_bystander.last().is_some_and(|event| event["kind"] == last).then_some(())
+        });
+        let events = told(port) - before.0;
+        assert!(events <= MOST, "{what}: {events} events");
+        assert!(lines(port) - before.1 <= MOST, "{what}: {} lines", lines(port) - before.1);
+        assert!(daemon.log().lines().count() - before.2 <= 2 * MOST, "{what}: {}", daemon.log());
+    }
+    daemon.await_active(&vifs[0]);
 }
