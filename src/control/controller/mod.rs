@@ -33,7 +33,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
@@ -173,8 +173,10 @@ pub struct Controller {
     recovered: Option<(Config, Keeper)>,
     /// The state that could not be used at the start is being retried.
     retries_state: bool,
-    /// The learned stations are being kept.
+    /// The learned stations are being stored, or those that were stored before are being learned.
     keeping: Option<JoinHandle<()>>,
+    /// The state is being verified.
+    verification: Option<JoinHandle<()>>,
     next_key: u64,
     /// Since when it counts.
     since: SystemTime,
@@ -227,6 +229,7 @@ impl Controller {
             waiting: VecDeque::new(),
             unconfirmed: None,
             keeping: None,
+            verification: None,
             next_key: 0,
             since: time::wall(),
         }
@@ -271,16 +274,22 @@ impl Controller {
         more
     }
 
-    /// Learns the other stations that were known before, and looks for damage in the state. Until that is done no others
-    /// are kept: those that are kept are whole.
+    /// Learns the stored stations from a place on, and verifies the state then. Until all are learned none are stored in
+    /// their place: those that are stored are complete.
     fn look_through_state(&mut self, mut more: Option<i64>) {
         let (keeper, staff, directory) = (self.keeper.clone(), self.staff.clone(), self.directory());
+        let (done, learned) = oneshot::channel::<()>();
         self.keeping = Some(tokio::spawn(async move {
             while let Some(from) = more {
                 let (kept, next) = keeper.take_stations(from).await;
                 staff.learn(&directory.learned(kept, time::now())).await;
                 more = next;
             }
+            drop(done);
+        }));
+        let keeper = self.keeper.clone();
+        self.verification = Some(tokio::spawn(async move {
+            let _ = learned.await;
             keeper.verify().await;
         }));
     }
@@ -374,16 +383,21 @@ impl Controller {
     /// when this returns.
     pub async fn close_all(mut self) {
         self.tell_late(true);
+        // The next start verifies the state again.
+        if let Some(verification) = self.verification.take() {
+            verification.abort();
+            let _ = verification.await;
+        }
         // Of one that has not begun nothing is known that was not kept.
         let keep = async {
+            // What is being stored does not have what was learned since.
+            self.finish_keeping_stations().await;
             if self.is_begun {
                 self.keep_stations();
                 self.keep_loops_soon();
             }
             self.finish_keeping_loops().await;
-            if let Some(keeping) = &mut self.keeping {
-                let _ = keeping.await;
-            }
+            self.finish_keeping_stations().await;
             self.finish_writing().await;
         };
         if timeout(KEEPING, keep).await.is_err() {
@@ -396,7 +410,7 @@ impl Controller {
         let gates = timeout(ENDING, self.staff.stop()).await;
         // Closing a tap waits for the kernel to take the netdev down. A driver that does not return is left to the end
         // of the process.
-        let (done, closed) = tokio::sync::oneshot::channel();
+        let (done, closed) = oneshot::channel();
         self.jobs.run(&Netns::Host, move || {
             drop(gates);
             let _ = done.send(());
@@ -499,6 +513,14 @@ impl Controller {
                 warn!("the learned stations have not been kept: {why}");
             }
         }));
+    }
+
+    /// Waits until no stations are being stored or learned any more.
+    async fn finish_keeping_stations(&mut self) {
+        if let Some(keeping) = &mut self.keeping {
+            let _ = keeping.await;
+            self.keeping = None;
+        }
     }
 
     async fn answer(&mut self, request: Request) {

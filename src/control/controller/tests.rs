@@ -4,17 +4,18 @@ use std::pin::pin;
 use std::sync::mpsc as std_mpsc;
 use std::thread;
 
+use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::*;
 use crate::control::change::Change;
-use crate::control::config::Network;
+use crate::control::config::{Network, parse_json};
 use crate::control::handle::Handle;
 use crate::control::journal::Which;
 use crate::control::keeper::Precedence;
-use crate::control::store::Store;
+use crate::control::store::{KeptStation, Store};
 use crate::frame::Pool;
-use crate::wire::ProbeKey;
+use crate::wire::{Mac, ProbeKey};
 use crate::worker::{Pace, TeamSettings, team};
 
 fn config(networks: &[&str]) -> Config {
@@ -43,7 +44,18 @@ async fn hang(store: &Store) -> std_mpsc::Sender<()> {
 /// Runs a switch with network "a" as long as `ask` asks it, and stops it in order.
 async fn while_running(ask: impl AsyncFnOnce(Handle, Arc<Store>)) {
     let dir = tempfile::tempdir().unwrap();
-    let (first, keeper) = begin(config(&["a"]), &dir.path().join("state.db")).await;
+    run(config(&["a"]), &dir.path().join("state.db"), async |_| {}, ask).await;
+}
+
+/// Runs a switch with this configuration as long as `ask` asks it, and stops it in order. `begun` has the controller
+/// before it runs.
+async fn run(
+    file: Config,
+    path: &std::path::Path,
+    begun: impl AsyncFnOnce(&mut Controller),
+    ask: impl AsyncFnOnce(Handle, Arc<Store>),
+) {
+    let (first, keeper) = begin(file, path).await;
     let store = keeper.store().unwrap().clone();
     let secret = Secret::new([7; 16]);
     let pool = Pool::new(64).unwrap();
@@ -56,13 +68,14 @@ async fn while_running(ask: impl AsyncFnOnce(Handle, Arc<Store>)) {
     let beginning = Beginning { cores: vec![0], secret, staff, notices, findings, probe_key, keeper, pool };
     let mut controller = Controller::new(beginning);
     controller.begin(first).await.unwrap();
+    begun(&mut controller).await;
     let (handle, requests) = Handle::new();
     let (stop, stopped) = oneshot::channel::<()>();
     let asking = async {
         ask(handle, store).await;
         drop(stop);
     };
-    let log = dir.path().join("state.db-wal");
+    let log = path.with_extension("db-wal");
     tokio::join!(controller.run(requests, async { drop(stopped.await) }), asking);
     controller.close_all().await;
     thread.join().unwrap();
@@ -121,4 +134,45 @@ async fn while_the_disk_hangs_an_unconfirmed_change_goes_back() {
         assert_eq!(store.events(None, 10).await.unwrap().len(), 3, "made, taken back, and the next one");
     })
     .await;
+}
+
+/// What was learned since was lost when the switch stopped while the state was being verified.
+#[tokio::test]
+async fn a_stop_stores_the_stations_also_while_the_state_is_verified_or_stations_are_stored() {
+    let text = json!({"networks": [{"id": "a"}], "vms": [{"id": "v", "ports": [{"port_id": "p", "network_id": "a",
+        "mac_address": "02:00:00:00:00:01", "port_security": "off", "device": {"kind": "tap", "name": "p", "netns": "no-such-netns"}}]}]});
+    let file = parse_json(&text.to_string(), "x").unwrap();
+    let station = |last: u8| KeptStation {
+        network_id: "a".into(),
+        mac_address: Mac::new([2, 0, 0, 0, 1, last]),
+        port_id: "p".into(),
+        age_seconds: 0,
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    for (last, is_stored) in [(1, false), (2, true)] {
+        let begun = async |controller: &mut Controller| {
+            if is_stored {
+                controller.finish_keeping_stations().await;
+            }
+            // The verification that has been begun, and what is stored, wait for this.
+            let go_on = hang(controller.keeper.store().unwrap()).await;
+            controller.keep_stations();
+            tokio::task::yield_now().await;
+            let learned = controller.directory().learned(vec![station(last)], time::now());
+            controller.staff.learn(&learned).await;
+            tokio::spawn(async move {
+                // Until the switch, which stops, waits for the store as well.
+                for _ in 0..1000 {
+                    tokio::task::yield_now().await;
+                }
+                drop(go_on);
+            });
+        };
+        run(file.clone(), &path, begun, async |_, _| {}).await;
+        let (store, _) = Store::open(path.clone()).await.unwrap();
+        let stored: Vec<Mac> = store.take_stations().await.unwrap().iter().map(|station| station.mac_address).collect();
+        assert!(stored.contains(&station(last).mac_address), "{stored:?}");
+        store.close().await;
+    }
 }
