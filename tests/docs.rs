@@ -563,6 +563,16 @@ fn each_drop_reason_is_documented_and_no_other() {
     assert_eq!(documented, reasons);
 }
 
+#[test]
+fn each_crate_has_its_reason_and_no_other() {
+    let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
+    let names = |section: &str| manifest[section].as_table().unwrap().keys().cloned().collect::<Vec<_>>();
+    let crates: BTreeSet<String> = names("dependencies").into_iter().chain(names("dev-dependencies")).collect();
+    let rows = Page::named("README.md").table("The crates, and why each is here");
+    let listed: BTreeSet<String> = rows.iter().flat_map(|row| codes(&row[0])).map(str::to_owned).collect();
+    assert_eq!(listed, crates);
+}
+
 // ---- Commands ----
 
 /// The words of the commands in a line of a shell; comments and redirections are left out.
