@@ -8,6 +8,7 @@
 //! | `toml,port` | one port with its `device_id`, as `vifswitch attach` reads it |
 //! | `json request METHOD PATH`, `json response METHOD PATH` | a body of the API, with the type that OpenAPI has there |
 //! | `console`, `sh` | commands: behind `# ` in `console`, where other lines are output |
+#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
