@@ -100,7 +100,7 @@ fn main() {
             while !done.load(Ordering::SeqCst) {
                 asking.store(true, Ordering::SeqCst);
                 if paging.load(Ordering::SeqCst) {
-                    assert_eq!(runtime.block_on(staff.stations()).len(), STATIONS);
+                    assert_eq!(runtime.block_on(staff.stations()).unwrap().len(), STATIONS);
                     tables.fetch_add(1, Ordering::Relaxed);
                 }
                 asking.store(false, Ordering::SeqCst);
