@@ -20,6 +20,7 @@ use vifswitch::cli;
 use vifswitch::control::config::{Source, kind, parse_json, parse_toml};
 use vifswitch::control::server;
 use vifswitch::switch::DropReason;
+use vifswitch::telemetry::exposition::{self, Contained};
 
 /// The root of the source tree.
 fn root() -> &'static Path {
@@ -565,6 +566,28 @@ fn each_drop_reason_is_documented_and_no_other() {
 }
 
 #[test]
+fn each_metric_is_documented_and_no_other() {
+    let worker = json!({
+        "worker": 0, "core": 0, "poll": "busy", "queues": 0, "stations": 0, "stations_limit": 0, "stations_refused": 0,
+        "breaths": 0, "busy_breaths": 0, "busy_seconds": 0.0, "sleeps": 0, "sightings_lost": 0, "since": "2025-11-03T09:00:00Z"
+    });
+    let workers = vec![serde_json::from_value(worker).unwrap()];
+    let text = exposition::render(vec![], vec![], vec![], workers, vec![], vec![], Contained::default());
+    let metrics: BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+        .map(|(name, kind)| match kind {
+            "counter" => format!("{name}_total"),
+            "info" => format!("{name}_info"),
+            _ => name.to_owned(),
+        })
+        .collect();
+    let rows = Page::named("docs/api.md").table("Metrics");
+    let documented: BTreeSet<String> = rows.iter().flat_map(|row| codes(&row[0])).map(str::to_owned).collect();
+    assert_eq!(documented, metrics);
+}
+
+#[test]
 fn each_crate_has_its_reason_and_no_other() {
     let manifest: toml::Table = fs::read_to_string(root().join("Cargo.toml")).unwrap().parse().unwrap();
     let names = |section: &str| manifest[section].as_table().unwrap().keys().cloned().collect::<Vec<_>>();
@@ -635,9 +658,17 @@ fn is_ours(command: &[String]) -> bool {
     command[0] == "vifswitch" || command[0].ends_with("/vifswitch")
 }
 
+/// Whether a request of `/v1/ports/p1` goes to `/v1/ports/{id}`.
+fn is_at(known: &str, path: &str) -> bool {
+    let (known, path) = (known.split('/'), path.split('?').next().unwrap_or_default().split('/'));
+    known.clone().count() == path.clone().count() && known.zip(path).all(|(a, b)| a == b || a.starts_with('{'))
+}
+
 #[test]
 fn command_lines_are_accepted() {
     let mut wrong = Wrong::default();
+    let document = openapi();
+    let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
     let mut seen = 0;
     for (at, command) in shown() {
         let script = root().join(command[0].trim_start_matches("./"));
@@ -649,6 +680,11 @@ fn command_lines_are_accepted() {
             }
         } else if command[0].starts_with("scripts/") && !script.is_file() {
             wrong.add(&at, format!("there is no {}", command[0]));
+        } else if command[0] == "curl" {
+            let path = command.iter().find_map(|word| word.strip_prefix("http://vifswitch"));
+            if !path.is_some_and(|path| paths.iter().any(|known| is_at(known, path))) {
+                wrong.add(&at, format!("the API has nothing at {path:?}"));
+            }
         }
     }
     assert!(seen > 10, "only {seen} command lines are ours");
