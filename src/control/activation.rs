@@ -218,12 +218,15 @@ impl Activations {
         serde_json::to_value(all.into_values().collect::<Vec<_>>()).unwrap_or_default()
     }
 
-    /// Restores the state from the state file. Entries that cannot be parsed are ignored.
-    pub fn resume(&mut self, kept: &Value) {
+    /// Restores the state from the state file. Entries that cannot be parsed are ignored, and those of ports for which more
+    /// recent state is known, or for which `has_forwarded` holds.
+    pub fn resume(&mut self, kept: &Value, has_forwarded: impl Fn(&str) -> bool) {
         let all = kept.as_array().map(Vec::as_slice).unwrap_or_default();
         for Kept { port, active, yielded, addresses } in all.iter().filter_map(|one| Kept::deserialize(one).ok()) {
             let addresses = addresses.iter().filter_map(|mac| mac.parse().ok()).collect();
-            self.0.insert(port, Pins { active, yielded, addresses, ..Pins::default() });
+            if !has_forwarded(&port) {
+                self.0.entry(port).or_insert(Pins { active, yielded, addresses, ..Pins::default() });
+            }
         }
     }
 }
@@ -362,11 +365,11 @@ mod tests {
         all.announce_elsewhere(port(&waits), VRRP, at(5000));
         let resumed = |all: &Activations| {
             let mut back = Activations::default();
-            back.resume(&serde_json::from_str(&all.to_value().to_string()).unwrap());
+            back.resume(&serde_json::from_str(&all.to_value().to_string()).unwrap(), |_| false);
             back
         };
         let mut back = resumed(&all);
-        back.resume(&serde_json::json!([7, null, {"port": 3}]));
+        back.resume(&serde_json::json!([7, null, {"port": 3}]), |_| false);
         back.follow(&Config::default(), &waits, |_| false);
         assert_eq!((back.pins(port(&waits)), back.yielded(port(&waits))), (true, vec![VRRP]));
         back.announce_elsewhere(port(&waits), OWN, at(9000));

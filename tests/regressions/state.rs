@@ -451,6 +451,49 @@ fn a_state_that_can_be_used_later_than_the_start_brings_its_ports() {
     assert_eq!(kept.daemon.listed(), ["port-1", "port-2", "port-3"]);
 }
 
+/// Stations, measures and the state of pins were lost when the state could be used only later than the start.
+#[test]
+fn a_state_that_can_be_used_later_than_the_start_brings_its_stations_and_measures() {
+    let Some(mut kept) = Kept::new() else { return };
+    kept.vifs[0].more = "storm = { broadcast = { pps = 5, action = \"disable\", recovery_seconds = 3600 } }".to_owned();
+    kept.vifs[2].more = "port_security = \"off\"".to_owned();
+    kept.vifs[3].more = "activation = \"first-frame\"".to_owned();
+    kept.write(&[0, 2, 3], "", "");
+    kept.daemon.start();
+    let [storming, open, waiting] = [0, 2, 3].map(|port| {
+        kept.daemon.await_active(&kept.vifs[port]);
+        Nic::new(&kept.space, &kept.vifs[port].name)
+    });
+    let station = Mac::from_bits(0x0200_0000_7777);
+    open.send(&experiment(Mac::BROADCAST, station, b"here"));
+    waiting.send(&experiment(Mac::BROADCAST, kept.vifs[3].mac, b"here"));
+    let found = |kept: &Kept, mac: Mac, kind: &str| {
+        let stations: Value = kept.daemon.get("/v1/fdb");
+        let all = stations.as_array().unwrap();
+        all.iter().any(|of| of["mac_address"] == mac.to_string() && of["kind"] == kind)
+    };
+    let is_held = |kept: &Kept| kept.daemon.port(&kept.vifs[0]).status == Status::Quarantined;
+    let has_all =
+        |kept: &Kept| is_held(kept) && found(kept, station, "learned") && found(kept, kept.vifs[3].mac, "pinned");
+    await_that("all of it", || {
+        (0..40).for_each(|number| storming.send(&experiment(Mac::BROADCAST, kept.vifs[0].mac, &[number])));
+        has_all(&kept).then_some(())
+    });
+    kept.daemon.stop(Signal::TERM);
+    let (state, away) = (kept.daemon.state(), kept.daemon.state().with_extension("away"));
+    fs::rename(&state, &away).unwrap();
+    fs::create_dir(&state).unwrap();
+    kept.daemon.start();
+    assert!(!is_held(&kept) && !found(&kept, station, "learned") && !found(&kept, kept.vifs[3].mac, "pinned"));
+    fs::remove_dir(&state).unwrap();
+    fs::rename(&away, &state).unwrap();
+    await_that("all of it again", || has_all(&kept).then_some(()));
+    // And it is stored again.
+    kept.daemon.stop(Signal::TERM);
+    kept.daemon.start();
+    await_that("all of it after a restart", || has_all(&kept).then_some(()));
+}
+
 /// What is written into a file that has no name any more is lost at the next start.
 #[test]
 fn a_state_that_is_taken_away_while_it_is_used_is_made_anew() {

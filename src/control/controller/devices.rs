@@ -9,7 +9,7 @@ use tracing::{info, warn};
 use super::links::{self, Looked};
 use super::namespaces::Identified;
 use super::netdevs::Restored;
-use super::writing::Written;
+use super::writing::{Recovered, Written};
 use super::{Controller, Port, State};
 use crate::control::backoff::Backoff;
 use crate::control::blueprint::{self, Decided};
@@ -17,7 +17,6 @@ use crate::control::config::Config;
 use crate::control::events::EventKind;
 use crate::control::handle::Request;
 use crate::control::jobs::PATIENCE;
-use crate::control::keeper::Keeper;
 use crate::control::leftovers::{self, Leftover, Leftovers};
 use crate::control::plan::{DeviceStep, device_step_of_open};
 use crate::control::seats::Names;
@@ -49,7 +48,7 @@ pub(super) enum Outcome {
     /// Something was written down, or not.
     Written(Written),
     /// The state can be used again, or still not; and the changes that wait for that.
-    Again(Box<Result<(Config, Keeper), String>>, VecDeque<Request>),
+    Again(Box<Result<Recovered, String>>, VecDeque<Request>),
     /// Netdevs were looked at.
     Looked(Looked),
     /// The name of a namespace was looked at.

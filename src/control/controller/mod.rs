@@ -46,7 +46,7 @@ use self::devices::Outcome;
 use self::links::Links;
 use self::namespaces::Namespaces;
 use self::transition::{Pending, Transition, Unconfirmed};
-use self::writing::{Unwritten, Writing};
+use self::writing::{Recovered, Unwritten, Writing};
 use super::activation::Activations;
 use super::at_limit::AtLimit;
 use super::backoff::Backoff;
@@ -170,7 +170,7 @@ pub struct Controller {
     /// It has begun with its configuration.
     is_begun: bool,
     /// The state can be used, which could not be at the start.
-    recovered: Option<(Config, Keeper)>,
+    recovered: Option<Recovered>,
     /// The state that could not be used at the start is being retried.
     retries_state: bool,
     /// The learned stations are being stored, or those that were stored before are being learned.
@@ -245,7 +245,7 @@ impl Controller {
             .begin(last, self.since.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |t| t.as_micros()).to_string());
         let left = self.clear_the_way(&config).await;
         let kept = self.keeper.take_loops().await;
-        self.activations.resume(&kept["activations"]);
+        self.resume_activations(&kept["activations"]);
         self.containment.resume_later(kept);
         self.make(config, Transition::default()).await;
         // While devices are opened, before the first frame comes: nothing that was known is flooded. If there are very

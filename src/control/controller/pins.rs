@@ -3,6 +3,8 @@
 //! [`activation`](crate::control::activation) decides, and is pure. Here the decision is applied: new rules at all
 //! workers, then the station is learned at its new place, then events are emitted and the state is written.
 
+use serde_json::Value;
+
 use super::Controller;
 use crate::control::activation::{Activated, Elsewhere, EventLimit};
 use crate::control::config;
@@ -106,12 +108,19 @@ impl Controller {
 
     /// Follows a change from the configuration `before` to the present one.
     pub(super) fn follow_activations(&mut self, before: &config::Config) {
-        let has_forwarded = |id: &str| {
-            let port = self.ports.iter().find(|port| !port.seat.is_uplink() && port.seat.name == id);
-            port.is_some_and(|port| port.sum(|counters| counters.forwarded.get() + counters.flooded.get()) > 0)
-        };
-        self.activations.follow(before, &self.config, has_forwarded);
+        self.activations.follow(before, &self.config, |id| has_forwarded(&self.ports, id));
     }
+
+    /// Restores the state of pins from the state file, but of ports that have sent frames since the start.
+    pub(super) fn resume_activations(&mut self, kept: &Value) {
+        self.activations.resume(kept, |id| has_forwarded(&self.ports, id));
+    }
+}
+
+/// Whether frames of this port have been forwarded or flooded since the start.
+fn has_forwarded(ports: &[super::Port], id: &str) -> bool {
+    let port = ports.iter().find(|port| !port.seat.is_uplink() && port.seat.name == id);
+    port.is_some_and(|port| port.sum(|counters| counters.forwarded.get() + counters.flooded.get()) > 0)
 }
 
 /// The index of a port, and its configuration.

@@ -36,6 +36,15 @@ pub(super) struct Unwritten {
     again: Moment,
 }
 
+/// The state that could not be used at the start, and can be now.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    config: Config,
+    keeper: Keeper,
+    /// Measures against loops and storms, and the state of pins.
+    measures: Value,
+}
+
 /// What is being written down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Writing {
@@ -314,18 +323,20 @@ impl Controller {
         self.retries_state = true;
         let (keeper, done) = (self.keeper.clone(), self.done.clone());
         tokio::spawn(async move {
-            if let Some(begun) = keeper.begin_again().await {
-                let _ = done.send(Outcome::Again(begun.into(), changes));
-            }
+            let begun = match keeper.begin_again().await {
+                Some(Ok((config, keeper))) => {
+                    let measures = keeper.take_loops().await;
+                    Ok(Recovered { config, keeper, measures })
+                }
+                Some(Err(why)) => Err(why),
+                None => return,
+            };
+            let _ = done.send(Outcome::Again(begun.into(), changes));
         });
     }
 
     /// Handles the result of a retry.
-    pub(super) async fn receive_retry(
-        &mut self,
-        begun: Result<(Config, Keeper), String>,
-        mut changes: VecDeque<Request>,
-    ) {
+    pub(super) async fn receive_retry(&mut self, begun: Result<Recovered, String>, mut changes: VecDeque<Request>) {
         self.retries_state = false;
         match begun {
             Ok(begun) => {
@@ -349,26 +360,29 @@ impl Controller {
         if self.is_busy() {
             return;
         }
-        let Some((config, keeper)) = self.recovered.take() else { return };
+        let Some(Recovered { config, keeper, measures }) = self.recovered.take() else { return };
         self.left = keeper.left();
         self.keeper = keeper;
         self.tell_unwritten(None);
-        if config == self.config {
-            let left = std::mem::take(&mut self.left);
-            left.iter().cloned().for_each(|left| self.sweep(left));
-            self.left = left;
-            return;
+        let config = match seats::fits(&config) {
+            Ok(()) => config,
+            Err(why) => {
+                warn!("what the state has beside the configuration file is not taken: {why}");
+                self.config.clone()
+            }
+        };
+        if config != self.config {
+            let differences = differences(&self.config, &config);
+            let event = self.event(EventKind::Config, format!("from the stored state: {}", differences.join("; ")));
+            self.emit(false, event);
         }
-        if let Err(why) = seats::fits(&config) {
-            warn!("what the state has beside the configuration file is not taken: {why}");
-            return;
-        }
-        let differences = differences(&self.config, &config);
-        let event = self.event(EventKind::Config, format!("from the stored state: {}", differences.join("; ")));
-        self.emit(false, event);
         let left = self.clear_the_way(&config).await;
+        self.resume_activations(&measures["activations"]);
+        self.containment.resume_later(measures);
         self.make(config, Transition::default()).await;
         left.into_iter().for_each(|left| self.sweep(left));
+        self.keep_activations();
+        self.look_through_state(Some(0));
     }
 
     /// Waits until all has been written down.

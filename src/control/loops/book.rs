@@ -177,6 +177,16 @@ impl Book {
         self.links.hear(from, at, now)
     }
 
+    /// Adds the loops of an earlier book that this one does not have.
+    pub fn add(&mut self, earlier: Book) {
+        for (key, of) in earlier.loops {
+            self.loops.entry(key).or_insert(of);
+        }
+        for (key, past) in earlier.past {
+            self.past.entry(key).or_insert(past);
+        }
+    }
+
     /// The loops that there are.
     pub fn loops(&self) -> impl Iterator<Item = &Loop> {
         self.loops.values()

@@ -72,8 +72,11 @@ impl Containment {
             // A switch before this one kept the wall clock alone.
             Err(_) => clocks(),
         };
-        self.disabled = resume_disabled(&kept["disabled"], &self.layout, clocks);
-        self.book = kept::resume(kept["loops"].take(), &self.layout, clocks);
+        // What has been found since the start is more recent.
+        for (end, disabled) in resume_disabled(&kept["disabled"], &self.layout, clocks) {
+            self.disabled.entry(end).or_insert(disabled);
+        }
+        self.book.add(kept::resume(kept["loops"].take(), &self.layout, clocks));
         let (loops, disabled) = (self.book.loops().count(), self.disabled.len());
         if loops + disabled > 0 {
             info!(loops, disabled, "measures against loops and storms go on that were in force before");
