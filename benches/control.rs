@@ -19,11 +19,11 @@ use rustix::process::Signal;
 use serde_json::json;
 use tokio::runtime::Runtime;
 use vifswitch::control::client::Client;
-use vifswitch::control::view::Status;
+use vifswitch::control::responses::Status;
 
 #[path = "../tests/host/mod.rs"]
 mod host;
-use host::Space;
+use host::Namespace;
 use host::daemon::Daemon;
 
 /// Ports of a VM, which has a namespace of its own.
@@ -71,7 +71,7 @@ struct Size {
 struct Bench {
     size: Size,
     daemon: Daemon,
-    spaces: Vec<Space>,
+    spaces: Vec<Namespace>,
     runtime: Runtime,
 }
 
@@ -79,7 +79,7 @@ impl Bench {
     /// `None` where this cannot be measured.
     fn new(size: Size) -> Option<Bench> {
         // One more, for the port that comes and goes.
-        let spaces = (0..size.ports.div_ceil(SIBLINGS) + 1).map(|_| Space::new()).collect::<Option<_>>()?;
+        let spaces = (0..size.ports.div_ceil(SIBLINGS) + 1).map(|_| Namespace::new()).collect::<Option<_>>()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         Some(Bench { size, daemon: Daemon::new(), spaces, runtime })
     }
@@ -122,9 +122,9 @@ impl Bench {
         })
     }
 
-    fn ask(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> serde_json::Value {
+    fn request(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> serde_json::Value {
         let client = Client::new(self.daemon.socket());
-        let answer = self.runtime.block_on(client.ask(method, path, body));
+        let answer = self.runtime.block_on(client.request(method, path, body));
         serde_json::from_str(&answer.unwrap_or_else(|e| panic!("{path}: {e}\n{}", self.daemon.log()))).unwrap()
     }
 
@@ -146,7 +146,7 @@ impl Bench {
         if let Some(down) = there.iter().find(|port| port.status != Status::Active) {
             panic!("{down:?}");
         }
-        let netdevs: usize = self.spaces.iter().map(|space| space.links().len() - 1).sum();
+        let netdevs: usize = self.spaces.iter().map(|namespace| namespace.links().len() - 1).sum();
         assert_eq!(netdevs, ports, "beside the loopback");
     }
 
@@ -170,9 +170,9 @@ impl Bench {
         figures.millis("apply all from nothing", self.apply(all));
         for _ in 0..cycles {
             let (port, vm) = (self.port(all), format!("/v1/vms/vm{}/ports", all / SIBLINGS));
-            figures.millis("attach one more", timed(|| self.ask(Method::POST, &vm, Some(&port))).1);
+            figures.millis("attach one more", timed(|| self.request(Method::POST, &vm, Some(&port))).1);
             let path = format!("/v1/ports/{}", port["port_id"].as_str().unwrap());
-            figures.millis("detach it", timed(|| self.ask(Method::DELETE, &path, None)).1);
+            figures.millis("detach it", timed(|| self.request(Method::DELETE, &path, None)).1);
         }
         figures.millis("show all ports", timed(|| self.daemon.ports()).1);
         figures.note("memory with all (VmRSS)", "MiB", self.memory("VmRSS"));

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use vifswitch::frame::BURST;
-use vifswitch::switch::{Fdb, Limits, NetworkId, PortId, Secret, Station};
+use vifswitch::switch::{Fdb, HashKey, Limits, NetworkId, PortId, Station};
 use vifswitch::wire::Mac;
 
 const AGEING: u32 = 300;
@@ -38,9 +38,9 @@ fn home(station: Station) -> PortId {
 }
 
 /// Numbers that look random, the same each time.
-struct Dice(u64);
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
+struct Rng(u64);
+impl Rng {
+    fn below(&mut self, sides: u64) -> u64 {
         self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (self.0 >> 33) % sides
     }
@@ -50,14 +50,14 @@ impl Fixture {
     /// A table that is full.
     fn new(stations: u64) -> Fixture {
         let limits = Limits { network: stations as u32, port: stations as u32 };
-        let mut fdb = Fdb::new(stations as u32, Secret::new([7; 16]));
+        let mut fdb = Fdb::new(stations as u32, HashKey::new([7; 16]));
         for number in 0..stations {
-            fdb.see(station(number), fdb.hash(station(number)), port(number), 1, limits, AGEING);
+            fdb.learn(station(number), fdb.hash(station(number)), port(number), 1, limits, AGEING);
         }
         assert_eq!(fdb.len() as u64, stations);
-        let mut dice = Dice(1);
+        let mut rng = Rng(1);
         let visits = stations.clamp(1 << 12, 1 << 18);
-        let mut visits = |first: u64| (0..visits).map(|_| station(first + dice.roll(stations))).collect();
+        let mut visits = |first: u64| (0..visits).map(|_| station(first + rng.below(stations))).collect();
         Fixture { known: visits(0), unknown: visits(stations), fdb, limits, now: 1 }
     }
 
@@ -105,14 +105,14 @@ impl Fixture {
         let spent = Fixture::visit(&mut self.fdb, &self.known, visits, ahead, |fdb, station, hash| {
             seen += 1;
             now += u32::from(seen % 65_536 == 0);
-            black_box(fdb.see(station, hash, home(station), now, limits, AGEING));
+            black_box(fdb.learn(station, hash, home(station), now, limits, AGEING));
         });
         self.now = now + 1;
         spent
     }
 
     /// Every station is new, and the oldest of its port goes for it.
-    fn learn(&mut self, visits: u64, ahead: bool, fresh: &mut Dice) -> Duration {
+    fn learn(&mut self, visits: u64, ahead: bool, fresh: &mut Rng) -> Duration {
         let (limits, now, len) = (self.limits, self.now, self.fdb.len());
         let mut spent = Duration::ZERO;
         let mut left = visits;
@@ -125,7 +125,7 @@ impl Fixture {
             let stations: Vec<_> =
                 (0..(now_visits as usize).next_multiple_of(BURST) as u64).map(|n| station(first + n)).collect();
             spent += Fixture::visit(&mut self.fdb, &stations, now_visits, ahead, |fdb, station, hash| {
-                black_box(fdb.see(station, hash, home(station), now, limits, AGEING));
+                black_box(fdb.learn(station, hash, home(station), now, limits, AGEING));
             });
         }
         assert_eq!(self.fdb.len(), len, "one comes, one goes");
@@ -139,7 +139,7 @@ fn fdb(c: &mut Criterion) {
     for stations in [1 << 10, 1 << 16, 1 << 20] {
         let mut fixture = LazyCell::new(|| Fixture::new(stations));
         let mut learning = LazyCell::new(|| Fixture::new(stations));
-        let mut fresh = Dice(1);
+        let mut fresh = Rng(1);
         for ahead in [false, true] {
             let name = |what: &str| {
                 BenchmarkId::new(

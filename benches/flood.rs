@@ -8,30 +8,30 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use vifswitch::device::memory::{Capacity, End, Memory};
+use vifswitch::device::loopback::{Loopback, LoopbackCapacity, RxMemory};
 use vifswitch::frame::BURST;
-use vifswitch::switch::{ClassLimit, Pack, PortStorm, Rate, StormLimits};
+use vifswitch::switch::{ClassLimit, PortPolicer, Rate, StormLimits, VmPolicer};
 use vifswitch::wire::{Mac, Offload};
 
 #[path = "../tests/common/mod.rs"]
 mod common;
-use common::{Lab, Plug, Setup, frame, mac};
+use common::{Lab, PortSpec, Setup, frame, mac};
 
 /// More than all that is sent, though the clock stands still.
 const PLENTY: Rate = Rate::new(16_000_000_000, u64::MAX);
 
 /// A network of this many members, each with limits on what it may send to everybody if so asked for.
-fn network(members: usize, memory: Memory, limited: bool) -> Lab {
-    let plugs: Vec<_> = (0..members).map(|port| Plug::new(0, port as u32)).collect();
+fn network(members: usize, memory: RxMemory, limited: bool) -> Lab {
+    let plugs: Vec<_> = (0..members).map(|port| PortSpec::new(0, port as u32)).collect();
     // Few blocks, used again and again: what is measured is the worker, not memory that nobody has touched.
-    let cable = Capacity { blocks: 2, block_bytes: 1 << 17 };
-    let mut lab = Lab::new(Setup { cable, memory, ..Setup::default() }, &plugs);
+    let loopback = LoopbackCapacity { blocks: 2, block_bytes: 1 << 17 };
+    let mut lab = Lab::new(Setup { capacity: loopback, memory, ..Setup::default() }, &plugs);
     if limited {
         let limits = StormLimits([Some(ClassLimit::frames(PLENTY)); 3]);
         lab.change_ports(|ports| {
             for port in ports {
-                port.storm = PortStorm { limits, ..PortStorm::default() };
-                port.pack = Some(Pack { limits, copies: Some(PLENTY), ..Pack::default() });
+                port.storm = PortPolicer { limits, ..PortPolicer::default() };
+                port.vm_policer = Some(VmPolicer { limits, copies: Some(PLENTY), ..VmPolicer::default() });
             }
         });
     }
@@ -51,9 +51,9 @@ fn run(lab: &mut Lab, copies: u64, bytes: &[u8]) -> Duration {
         lab.ends[0].publish();
         let now = lab.now;
         let start = Instant::now();
-        while black_box(lab.workers[0].breathe(black_box(now))).done > 0 {}
+        while black_box(lab.workers[0].poll_once(black_box(now))).done > 0 {}
         spent += start.elapsed();
-        lab.ends.iter_mut().for_each(End::discard);
+        lab.ends.iter_mut().for_each(Loopback::discard);
         done += BURST as u64 * each;
     }
     assert_eq!(lab.total(|c| c.tx_frames.get()) - before, done, "each copy arrives");
@@ -63,7 +63,7 @@ fn run(lab: &mut Lab, copies: u64, bytes: &[u8]) -> Duration {
 fn flood(c: &mut Criterion) {
     let mut group = c.benchmark_group("flood");
     group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(2));
-    for (memory, limited) in [(Memory::Owned, false), (Memory::Owned, true), (Memory::Lent, false)] {
+    for (memory, limited) in [(RxMemory::Owned, false), (RxMemory::Owned, true), (RxMemory::Lent, false)] {
         for members in [2, 8, 64, 256] {
             let mut lab = LazyCell::new(|| network(members, memory, limited));
             for len in [64, 1514] {

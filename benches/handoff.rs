@@ -9,18 +9,18 @@ use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use rtrb::RingBuffer;
-use vifswitch::device::memory::{End, Memory};
-use vifswitch::frame::{BURST, Cache, Pool};
+use vifswitch::device::loopback::{Loopback, RxMemory};
+use vifswitch::frame::{BURST, Magazine, Pool};
 use vifswitch::switch::PortId;
 use vifswitch::wire::Offload;
-use vifswitch::worker::peer::{Address, Parcel};
+use vifswitch::worker::peer::{HandoffFrame, HandoffTarget};
 
 #[path = "../tests/common/mod.rs"]
 mod common;
-use common::{Lab, Plug, Setup, frame, mac};
+use common::{Lab, PortSpec, Setup, frame, mac};
 
-fn pair(workers: u16, memory: Memory) -> Lab {
-    Lab::new(Setup { workers, memory, ..Setup::default() }, &[Plug::new(0, 0), Plug::new(0, 1)])
+fn pair(workers: u16, memory: RxMemory) -> Lab {
+    Lab::new(Setup { workers, memory, ..Setup::default() }, &[PortSpec::new(0, 0), PortSpec::new(0, 1)])
 }
 
 /// Time of all workers together for `frames` frames from port 0 to port 1.
@@ -36,7 +36,7 @@ fn run(lab: &mut Lab, frames: u64, bytes: &[u8]) -> Duration {
         let start = Instant::now();
         while black_box(lab.step()) > 0 {}
         spent += start.elapsed();
-        lab.ends.iter_mut().for_each(End::discard);
+        lab.ends.iter_mut().for_each(Loopback::discard);
         done += 2 * BURST as u64;
     }
     assert_eq!(lab.sum(1, |c| c.tx_frames.get()) - before, done, "each frame arrives once");
@@ -44,29 +44,29 @@ fn run(lab: &mut Lab, frames: u64, bytes: &[u8]) -> Duration {
 }
 
 /// Time for `parcels` parcels to go through a ring in bursts, there and back again.
-fn ring(pool: &'static Pool, parcels: u64) -> Duration {
-    let mut cache = Cache::new(pool);
-    let (mut there, mut here) = RingBuffer::<Parcel>::new(1024);
-    let address = Address::To(PortId::new(1, 0));
-    let mut stock: Vec<_> = (0..BURST).map(|_| cache.frame(&[0; 60], Offload::NONE).unwrap()).collect();
-    let bursts = parcels.div_ceil(BURST as u64);
+fn ring(pool: &'static Pool, frames: u64) -> Duration {
+    let mut magazine = Magazine::new(pool);
+    let (mut there, mut here) = RingBuffer::<HandoffFrame>::new(1024);
+    let address = HandoffTarget::Port(PortId::new(1, 0));
+    let mut free_slots: Vec<_> = (0..BURST).map(|_| magazine.frame(&[0; 60], Offload::NONE).unwrap()).collect();
+    let bursts = frames.div_ceil(BURST as u64);
     let start = Instant::now();
     for _ in 0..bursts {
-        for frame in stock.drain(..) {
-            there.push(Parcel { frame, address: black_box(address), priority: None }).unwrap();
+        for frame in free_slots.drain(..) {
+            there.push(HandoffFrame { frame, target: black_box(address), priority: None }).unwrap();
         }
-        while let Ok(parcel) = here.pop() {
-            black_box(parcel.address);
-            stock.push(parcel.frame);
+        while let Ok(handoff) = here.pop() {
+            black_box(handoff.target);
+            free_slots.push(handoff.frame);
         }
     }
-    start.elapsed().mul_f64(parcels as f64 / (bursts * BURST as u64) as f64)
+    start.elapsed().mul_f64(frames as f64 / (bursts * BURST as u64) as f64)
 }
 
 fn handoff(c: &mut Criterion) {
     let mut group = c.benchmark_group("handoff");
     group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(2));
-    for memory in [Memory::Owned, Memory::Lent] {
+    for memory in [RxMemory::Owned, RxMemory::Lent] {
         for workers in [1, 2] {
             let mut lab = LazyCell::new(|| pair(workers, memory));
             for len in [64, 1514] {
@@ -77,7 +77,7 @@ fn handoff(c: &mut Criterion) {
         }
     }
     let pool = LazyCell::new(|| Pool::new(256).unwrap());
-    group.bench_function("ring", |b| b.iter_custom(|parcels| ring(*pool, parcels)));
+    group.bench_function("ring", |b| b.iter_custom(|handoffs| ring(*pool, handoffs)));
     group.finish();
 }
 

@@ -13,18 +13,18 @@ use std::time::Instant;
 
 use vifswitch::device::packet::{self, Settings};
 use vifswitch::device::{Device, Opened};
-use vifswitch::frame::{BURST, Batch, Cache, Lane, Pool};
+use vifswitch::frame::{BURST, Batch, Magazine, Pool, TxBatch};
 use vifswitch::sys::packet::{EVERYTHING, Socket};
 use vifswitch::wire::Offload;
 
 #[path = "../tests/host/mod.rs"]
 mod host;
 use host::nic::Nic;
-use host::{EXPERIMENT, Space};
+use host::{EXPERIMENT, Namespace};
 
 const ROUNDS: usize = 2000;
 
-/// The median of what `work` takes, in nanoseconds a frame. `prepare` is not counted.
+/// The median of what `work` takes, in nanoseconds a frame. `prepare_tx` is not counted.
 fn median<T>(mut prepare: impl FnMut() -> T, mut work: impl FnMut(T)) -> f64 {
     let mut spent: Vec<u128> = (0..ROUNDS)
         .map(|_| {
@@ -38,10 +38,10 @@ fn median<T>(mut prepare: impl FnMut() -> T, mut work: impl FnMut(T)) -> f64 {
     spent[ROUNDS / 2] as f64 / BURST as f64
 }
 
-fn open(space: &Space, offloads: bool) -> Box<dyn Device> {
+fn open(namespace: &Namespace, offloads: bool) -> Box<dyn Device> {
     let settings = Settings {
         name: "port".into(),
-        netns: space.netns(),
+        netns: namespace.netns(),
         offloads,
         isolate: false,
         mtu: 1500,
@@ -52,17 +52,17 @@ fn open(space: &Space, offloads: bool) -> Box<dyn Device> {
 }
 
 fn main() {
-    let Some(spaces) = (0..2).map(|_| Space::new()).collect::<Option<Vec<_>>>() else { return };
+    let Some(spaces) = (0..2).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
     let [port, guest] = &spaces[..] else { unreachable!("there are two") };
     port.ip(&format!("link add dev port type veth peer name guest netns {}", guest.0));
     port.ip("link set dev port up");
     guest.ip("link set dev guest up");
     let index = port.link("port").unwrap().index;
-    let mut cache = Cache::new(Pool::new(4096).unwrap());
+    let mut magazine = Magazine::new(Pool::new(4096).unwrap());
     let mut batch = Batch::new();
-    let mut lane = Lane::with_capacity(BURST);
+    let mut tx = TxBatch::with_capacity(BURST);
     println!("{:<44} {:>8} {:>8}", "ns a frame", "60 B", "1514 B");
-    let told = |what: &str, cost: &mut dyn FnMut(&[u8]) -> f64| {
+    let message = |what: &str, cost: &mut dyn FnMut(&[u8]) -> f64| {
         let costs = [60, 1514].map(|len| {
             let mut frame = [&[2, 0xbb, 0, 0, 0, 1], &[2, 0xaa, 0, 0, 0, 1], &EXPERIMENT.to_be_bytes()[..]].concat();
             frame.resize(len, 0);
@@ -74,24 +74,24 @@ fn main() {
     let mut device = open(port, true);
     let nic = Nic::new(guest, "guest");
     let burst_from_nic = |frame: &[u8]| (0..BURST).for_each(|_| nic.send(frame));
-    told("received by the ring", &mut |frame| {
+    message("received by the ring", &mut |frame| {
         median(
             || burst_from_nic(frame),
             |()| {
-                device.receive(&mut batch, &mut cache).unwrap();
+                device.receive(&mut batch, &mut magazine).unwrap();
                 assert_eq!(batch.len(), BURST);
-                batch.clear(&mut cache);
+                batch.clear(&mut magazine);
             },
         )
     });
     drop(device);
-    let socket = port.within(Socket::new).unwrap();
+    let socket = port.run_in(Socket::new).unwrap();
     socket.set_header().unwrap();
     socket.tell_tags().unwrap();
     socket.set_room(8 << 20, 0).unwrap();
     socket.bind(index, EVERYTHING).unwrap();
     let mut room = vec![0; 70_000];
-    told("received one by one", &mut |frame| {
+    message("received one by one", &mut |frame| {
         median(
             || burst_from_nic(frame),
             |()| (0..BURST).for_each(|_| assert!(socket.receive(&mut room).unwrap().is_some())),
@@ -101,12 +101,12 @@ fn main() {
     let batch = Batch::new();
     for (what, offloads) in [("sent, with an offload header", true), ("sent, without one", false)] {
         let mut device = open(port, offloads);
-        told(what, &mut |frame| {
+        message(what, &mut |frame| {
             median(
                 || (),
                 |()| {
-                    (0..BURST).for_each(|_| lane.push(cache.frame(frame, Offload::NONE).unwrap()));
-                    assert_eq!(device.transmit(&mut lane, &batch, &mut cache).frames, BURST as u64);
+                    (0..BURST).for_each(|_| tx.push(magazine.frame(frame, Offload::NONE).unwrap()));
+                    assert_eq!(device.transmit(&mut tx, &batch, &mut magazine).frames, BURST as u64);
                 },
             )
         });

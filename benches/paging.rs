@@ -7,23 +7,23 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use vifswitch::control::staff::Staff;
-use vifswitch::device::memory::{Capacity, End};
+use vifswitch::control::workers::WorkerHandles;
+use vifswitch::device::loopback::{Loopback, LoopbackCapacity};
 use vifswitch::switch::Limits;
 use vifswitch::sys::cores;
 use vifswitch::wire::{Mac, Offload};
 
 #[path = "../tests/common/mod.rs"]
 mod common;
-use common::{Lab, Plug, Setup, frame};
+use common::{Lab, PortSpec, Setup, frame};
 
 const PORTS: usize = 8;
 const STATIONS: usize = 1 << 20;
 /// Frames in each cable between two refills.
 const FILL: usize = 64;
 /// Turns of each kind, and how long the worker works in one.
-const TURNS: usize = 31;
-const TURN: Duration = Duration::from_millis(100);
+const ROUNDS: usize = 31;
+const ROUND_TIME: Duration = Duration::from_millis(100);
 
 fn station(number: usize) -> Mac {
     Mac::from_bits(0x0a_00_00_00_00_00 | number as u64)
@@ -31,28 +31,28 @@ fn station(number: usize) -> Mac {
 
 fn learned_lab() -> Lab {
     let limits = Limits { network: STATIONS as u32 + 1, port: STATIONS as u32 + 1 };
-    let cable = Capacity { blocks: PORTS / 2 + 4, block_bytes: 1 << 17 };
-    let setup = Setup { cable, slots: 16384, stations: STATIONS as u32, limits, ..Setup::default() };
-    let plugs: Vec<_> = (0..PORTS).map(|port| Plug::new(0, port as u32)).collect();
+    let loopback = LoopbackCapacity { blocks: PORTS / 2 + 4, block_bytes: 1 << 17 };
+    let setup = Setup { capacity: loopback, slots: 16384, stations: STATIONS as u32, limits, ..Setup::default() };
+    let plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32)).collect();
     let mut lab = Lab::new(setup, &plugs);
     for number in 0..STATIONS {
         // to the sender itself, so that nothing is flooded
         let bytes = frame(station(number), station(number), 0x88b5, &[0; 46]);
         while !lab.send(number % PORTS, &bytes) {
             lab.settle();
-            lab.ends.iter_mut().for_each(End::discard);
+            lab.ends.iter_mut().for_each(Loopback::discard);
         }
     }
     lab.settle();
-    lab.ends.iter_mut().for_each(End::discard);
+    lab.ends.iter_mut().for_each(Loopback::discard);
     assert_eq!(lab.workers[0].switch().fdb().len(), STATIONS);
     lab
 }
 
 /// Nanoseconds of the worker for a frame, over a turn. Filling and emptying cables is not counted.
-fn turn(lab: &mut Lab, next: &mut usize) -> f64 {
+fn round(lab: &mut Lab, next: &mut usize) -> f64 {
     let (mut spent, mut frames) = (Duration::ZERO, 0);
-    while spent < TURN {
+    while spent < ROUND_TIME {
         for port in 0..PORTS {
             for _ in 0..FILL {
                 // A stride that is prime to their number meets all of them, in an order of no use.
@@ -66,10 +66,10 @@ fn turn(lab: &mut Lab, next: &mut usize) -> f64 {
         let now = lab.now;
         let begin = Instant::now();
         // One breath takes them all, and a command if there is one: the most that control can ask.
-        let work = lab.workers[0].breathe(now);
+        let work = lab.workers[0].poll_once(now);
         spent += begin.elapsed();
         assert!(work.done >= PORTS * FILL);
-        lab.ends.iter_mut().for_each(End::discard);
+        lab.ends.iter_mut().for_each(Loopback::discard);
         frames += PORTS * FILL;
     }
     spent.as_nanos() as f64 / frames as f64
@@ -90,7 +90,7 @@ fn main() {
     // What taught the table its stations went nowhere.
     let counted = |lab: &Lab| (lab.total(|c| c.rx_frames.get()), lab.total(|c| c.forwarded.get()));
     let (received, forwarded) = counted(&lab);
-    let staff = Staff::new(lab.posts.clone(), lab.counters.clone());
+    let workers = WorkerHandles::new(lab.mailboxes.clone(), lab.counters.clone());
     let [paging, asking, done] = [false; 3].map(AtomicBool::new);
     let tables = AtomicU64::new(0);
     std::thread::scope(|scope| {
@@ -100,7 +100,7 @@ fn main() {
             while !done.load(Ordering::SeqCst) {
                 asking.store(true, Ordering::SeqCst);
                 if paging.load(Ordering::SeqCst) {
-                    assert_eq!(runtime.block_on(staff.stations()).unwrap().len(), STATIONS);
+                    assert_eq!(runtime.block_on(workers.stations()).unwrap().len(), STATIONS);
                     tables.fetch_add(1, Ordering::Relaxed);
                 }
                 asking.store(false, Ordering::SeqCst);
@@ -109,11 +109,11 @@ fn main() {
         });
         cores::pin(second);
         let (mut alone, mut paged, mut next) = (Vec::new(), Vec::new(), 0);
-        turn(&mut lab, &mut next);
-        for _ in 0..TURNS {
-            alone.push(turn(&mut lab, &mut next));
+        round(&mut lab, &mut next);
+        for _ in 0..ROUNDS {
+            alone.push(round(&mut lab, &mut next));
             paging.store(true, Ordering::SeqCst);
-            paged.push(turn(&mut lab, &mut next));
+            paged.push(round(&mut lab, &mut next));
             paging.store(false, Ordering::SeqCst);
             // What is still asked is answered before the next turn.
             while asking.load(Ordering::SeqCst) {
@@ -126,6 +126,6 @@ fn main() {
         let ratios = alone.iter().zip(&paged).map(|(alone, paged)| paged / alone).collect();
         let (alone, paged) = (median(alone), median(paged));
         println!("alone {alone:.1} ns a frame, while the table is read {paged:.1} ns ({tables:?} tables)");
-        println!("ratio {:.3}, median of {TURNS} pairs", median(ratios));
+        println!("ratio {:.3}, median of {ROUNDS} pairs", median(ratios));
     });
 }

@@ -6,8 +6,8 @@
 use std::hint::black_box;
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use vifswitch::frame::{Batch, Cache, Frame, Pool};
-use vifswitch::wire::{Finishing, Offload};
+use vifswitch::frame::{Batch, Frame, Magazine, Pool};
+use vifswitch::wire::{Offload, Segmenter};
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -23,50 +23,50 @@ fn offload(kind: u8) -> Offload {
 }
 
 /// A burst of one frame, in a receive buffer.
-fn landed(bytes: &[u8], offload: Offload) -> Batch {
+fn received(bytes: &[u8], offload: Offload) -> Batch {
     let mut batch = Batch::new();
-    let landed = batch.land(true, |room| {
+    let received = batch.receive(true, |room| {
         room[..Offload::LEN].copy_from_slice(&offload.write());
         room[Offload::LEN..][..bytes.len()].copy_from_slice(bytes);
         Ok::<_, ()>(Offload::LEN + bytes.len())
     });
-    landed.unwrap();
+    received.unwrap();
     batch
 }
 
 /// Finishes the frame of a batch, and lets go of what comes of it. How many frames that was.
-fn finish(batch: &Batch, cache: &mut Cache, ready: &mut Vec<Frame>) -> usize {
-    let view = batch.view(0);
-    let mut work = Finishing::new(view.head, view.tail(), view.frame.len(), view.frame.offload()).unwrap();
-    while let Some(mut part) = work.finish_next() {
-        ready.push(cache.build(part.len(), Offload::NONE, |room| part.fill(room)).unwrap());
+fn finish(batch: &Batch, magazine: &mut Magazine, ready: &mut Vec<Frame>) -> usize {
+    let view = batch.frame_ref(0);
+    let mut work = Segmenter::new(view.head, view.tail(), view.frame.len(), view.frame.offload()).unwrap();
+    while let Some(mut part) = work.next_segment() {
+        ready.push(magazine.build(part.len(), Offload::NONE, |room| part.fill(room)).unwrap());
     }
     let count = ready.len();
-    ready.drain(..).for_each(|frame| cache.recycle(frame));
+    ready.drain(..).for_each(|frame| magazine.recycle(frame));
     count
 }
 
 fn segment(c: &mut Criterion) {
     let pool = Pool::new(4096).unwrap();
-    let mut cache = Cache::new(pool);
+    let mut magazine = Magazine::new(pool);
     let mut ready = Vec::with_capacity(128);
     // As long as IPv4 can say.
     let whole = open_frame(mac(1), mac(0), 0, 65_495);
     let single = open_frame(mac(1), mac(0), 0, SIZE.into());
     let cases = [("a super-frame of 64 KiB", &whole, offload(1), 45), ("an open checksum", &single, offload(0), 1)];
     for (name, bytes, offload, frames) in cases {
-        let batch = landed(bytes, offload);
-        assert_eq!(finish(&batch, &mut cache, &mut ready), frames);
+        let batch = received(bytes, offload);
+        assert_eq!(finish(&batch, &mut magazine, &mut ready), frames);
         for (unit, throughput) in
             [("frames", Throughput::Elements(frames as u64)), ("bytes", Throughput::Bytes(bytes.len() as u64))]
         {
             let mut group = c.benchmark_group(format!("segment/{unit}"));
             group.throughput(throughput);
-            group.bench_function(name, |b| b.iter(|| finish(black_box(&batch), &mut cache, &mut ready)));
+            group.bench_function(name, |b| b.iter(|| finish(black_box(&batch), &mut magazine, &mut ready)));
             group.bench_function(format!("{name}, only copied"), |b| {
                 b.iter(|| {
-                    let copy = black_box(&batch).adopt(0, &mut cache).unwrap();
-                    cache.recycle(copy);
+                    let copy = black_box(&batch).copy_to_pool(0, &mut magazine).unwrap();
+                    magazine.recycle(copy);
                 });
             });
             group.finish();

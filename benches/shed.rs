@@ -20,31 +20,31 @@ use std::time::{Duration, Instant};
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::oneshot;
 use vifswitch::device::xdp::{self, Mode, Settings};
-use vifswitch::device::{Abilities, Device};
-use vifswitch::frame::{Batch, Cache, Lane, Sent};
+use vifswitch::device::{Device, DeviceCaps};
+use vifswitch::frame::{Batch, Magazine, TxBatch, TxStats};
 use vifswitch::switch::StormLimits;
 use vifswitch::sys::cores;
 use vifswitch::wire::Mac;
-use vifswitch::worker::{Command, Gate, Pace};
+use vifswitch::worker::{Command, Pace, RxQueue};
 
 #[path = "../tests/common/mod.rs"]
 mod common;
 #[path = "../tests/host/mod.rs"]
 mod host;
 
-use common::{Lab, Plug, Setup, frame, mac};
-use host::Space;
+use common::{Lab, PortSpec, Setup, frame, mac};
+use host::Namespace;
 use host::nic::Nic;
 
 /// A device that sheds nothing, whatever it is told.
-struct Deaf(Box<dyn Device>);
+struct NoEarlyDrop(Box<dyn Device>);
 
-impl Device for Deaf {
-    fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
-        self.0.receive(batch, cache)
+impl Device for NoEarlyDrop {
+    fn receive(&mut self, batch: &mut Batch, magazine: &mut Magazine) -> io::Result<()> {
+        self.0.receive(batch, magazine)
     }
-    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
-        self.0.transmit(lane, batch, cache)
+    fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats {
+        self.0.transmit(tx, batch, magazine)
     }
     fn release(&mut self) {
         self.0.release();
@@ -52,20 +52,20 @@ impl Device for Deaf {
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.0.fd()
     }
-    fn is_cheap_to_ask(&self) -> bool {
-        self.0.is_cheap_to_ask()
+    fn is_cheap_to_poll(&self) -> bool {
+        self.0.is_cheap_to_poll()
     }
-    fn most_at_once(&self) -> usize {
-        self.0.most_at_once()
+    fn max_burst(&self) -> usize {
+        self.0.max_burst()
     }
-    fn gathering_time(&self) -> Duration {
-        self.0.gathering_time()
+    fn moderation_time(&self) -> Duration {
+        self.0.moderation_time()
     }
-    fn abilities(&self) -> Abilities {
-        self.0.abilities()
+    fn caps(&self) -> DeviceCaps {
+        self.0.caps()
     }
-    fn missed(&mut self) -> u64 {
-        self.0.missed()
+    fn rx_missed(&mut self) -> u64 {
+        self.0.rx_missed()
     }
 }
 
@@ -75,7 +75,7 @@ struct Figures {
     /// Frames a second that the holder has written.
     offered: f64,
     /// Of these, what the rings had no room for.
-    missed: f64,
+    rx_missed: f64,
     /// Of the time, what the worker was on its core.
     busy: f64,
     /// Nanoseconds of that for each frame that was written.
@@ -87,28 +87,28 @@ fn on_core(core: usize) {
 }
 
 fn run(sheds: bool, len: usize, long: Duration) -> Option<Figures> {
-    let space = Space::new()?;
+    let namespace = Namespace::new()?;
     let taps = ["storm", "other"].map(|name| {
-        let tap = Nic::held(&space, name);
-        space.ip(&format!("link set dev {name} up"));
+        let tap = Nic::owned_tap(&namespace, name);
+        namespace.ip(&format!("link set dev {name} up"));
         tap
     });
-    let mut lab = Lab::new(Setup { slots: 16384, ..Setup::default() }, &[Plug::new(0, 0), Plug::new(0, 1)]);
+    let mut lab = Lab::new(Setup { slots: 16384, ..Setup::default() }, &[PortSpec::new(0, 0), PortSpec::new(0, 1)]);
     lab.change_ports(|ports| ports[0].storm.limits = StormLimits::VM_DEFAULT);
     for (name, port) in ["storm", "other"].into_iter().zip(lab.ports.clone()) {
         let settings = Settings {
             name: name.into(),
-            netns: space.netns(),
+            netns: namespace.netns(),
             queues: None,
             mode: Mode::Auto,
-            takeover: false,
+            replace_xdp_program: false,
             mtu: 1500,
             fill: 2048,
             owner: name.into(),
         };
         let device = xdp::open(&settings, lab.pool).unwrap().queues.remove(0);
         lab.close(port, 0).expect("its cable");
-        lab.open(Gate::new(port, 0, if sheds { device } else { Box::new(Deaf(device)) }));
+        lab.open(RxQueue::new(port, 0, if sheds { device } else { Box::new(NoEarlyDrop(device)) }));
     }
     let worker = lab.workers.remove(0);
     let thread = thread::spawn(move || {
@@ -127,17 +127,18 @@ fn run(sheds: bool, len: usize, long: Duration) -> Option<Figures> {
         while taps[1].try_take().is_some() {}
     }
     let elapsed = start.elapsed();
-    let (reply, gates) = oneshot::channel();
-    assert!(lab.posts[0].send(Command::Stop(reply)));
-    let mut gates = gates.blocking_recv().unwrap();
+    let (reply, queues) = oneshot::channel();
+    assert!(lab.mailboxes[0].send(Command::Stop(reply)));
+    let mut queues = queues.blocking_recv().unwrap();
     let spent = thread.join().unwrap();
-    let missed: u64 = gates.iter_mut().map(|gate| gate.device.missed()).sum::<u64>() + lab.sum(0, |c| c.missed.get());
+    let rx_missed: u64 =
+        queues.iter_mut().map(|queue| queue.device.rx_missed()).sum::<u64>() + lab.sum(0, |c| c.rx_missed.get());
     let received = lab.sum(0, |c| c.rx_frames.get());
     // Some may be in the rings still.
-    assert!(received + missed <= sent, "{received} and {missed} of {sent}");
+    assert!(received + rx_missed <= sent, "{received} and {rx_missed} of {sent}");
     Some(Figures {
         offered: sent as f64 / elapsed.as_secs_f64(),
-        missed: missed as f64 / sent as f64,
+        rx_missed: rx_missed as f64 / sent as f64,
         busy: spent.as_secs_f64() / elapsed.as_secs_f64(),
         each: spent.as_nanos() as f64 / sent as f64,
     })
@@ -157,7 +158,7 @@ fn main() {
     };
     let (runs, long) = (number("--runs", 3), Duration::from_secs(number("--seconds", 2)));
     on_core(0);
-    println!("{:<10} {:<9} {:>12} {:>9} {:>10} {:>12}", "", "", "frames/s", "missed", "CPU", "CPU a frame");
+    println!("{:<10} {:<9} {:>12} {:>9} {:>10} {:>12}", "", "", "frames/s", "rx_missed", "CPU", "CPU a frame");
     for len in [60, 1514] {
         let mut all = [Vec::new(), Vec::new()];
         for _ in 0..runs {
@@ -171,7 +172,7 @@ fn main() {
                 "{:<10} {what:<9} {:>12.0} {:>8.1}% {:>9.1}% {:>9.1} ns",
                 format!("{len} bytes"),
                 median(figures, |f| f.offered),
-                median(figures, |f| f.missed) * 100.0,
+                median(figures, |f| f.rx_missed) * 100.0,
                 median(figures, |f| f.busy) * 100.0,
                 median(figures, |f| f.each),
             );

@@ -19,7 +19,7 @@
 //!
 //! `stalls`: does nothing but watch the clock of a core, for how long that core does something else.
 //!
-//! All print one line of JSON. A frame is late, not lost, if it arrives within [`PATIENCE`].
+//! All print one line of JSON. A frame is late, not lost, if it arrives within [`TIMEOUT`].
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
 
 mod netdev;
@@ -43,7 +43,7 @@ use vifswitch::wire::Mac;
 const TALK: u16 = 0x88b5;
 const NOISE: u16 = 0x88b6;
 /// How long a frame may take. Long, as who waits for a core that others have is late, and loses nothing.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two broadcasts of a bystander.
 const SEED: Duration = Duration::from_millis(50);
 /// Between two looks at how many copies a bystander got.
@@ -61,7 +61,7 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let options: Options =
         words.get(1..).unwrap_or_default().chunks_exact(2).map(|pair| (pair[0].as_str(), pair[1].as_str())).collect();
-    let told = match words.first().map(String::as_str) {
+    let message = match words.first().map(String::as_str) {
         Some("loop") => around(&options),
         Some("storm") => storm(&options),
         Some("stalls") => stalls(&options),
@@ -70,7 +70,7 @@ fn main() {
             std::process::exit(2);
         }
     };
-    println!("{told}");
+    println!("{message}");
 }
 
 fn number(options: &Options, key: &str, default: f64) -> f64 {
@@ -128,7 +128,7 @@ struct Talk {
     back: Option<Way>,
     sent: Vec<Duration>,
     /// Which were heard at the other end.
-    heard: Vec<bool>,
+    received: Vec<bool>,
     /// How many were heard there that had been heard before.
     again: u64,
     came: Vec<Option<Duration>>,
@@ -137,12 +137,12 @@ struct Talk {
 impl Talk {
     fn new(from: &Place, to: &Place, answered: bool) -> Talk {
         let (way, back) = (Way::new(from, to), answered.then(|| Way::new(to, from)));
-        Talk { way, back, sent: vec![], heard: vec![], again: 0, came: vec![] }
+        Talk { way, back, sent: vec![], received: vec![], again: 0, came: vec![] }
     }
 
     fn say(&mut self, begin: Instant) {
         self.sent.push(begin.elapsed());
-        self.heard.push(false);
+        self.received.push(false);
         self.came.push(None);
         self.way.send(self.sent.len() - 1);
     }
@@ -157,12 +157,12 @@ impl Talk {
     }
 
     /// Takes what has come, so many at most of each way. Of copies the first one counts.
-    fn hear(&mut self, begin: Instant, most: usize) {
+    fn receive(&mut self, begin: Instant, most: usize) {
         for _ in 0..most {
             let Some(number) = self.way.take() else { break };
-            match self.heard.get_mut(number) {
-                Some(heard @ false) => {
-                    *heard = true;
+            match self.received.get_mut(number) {
+                Some(received @ false) => {
+                    *received = true;
                     match &mut self.back {
                         Some(back) => back.send(number),
                         None => self.came[number] = Some(begin.elapsed()),
@@ -186,7 +186,7 @@ impl Talk {
 
     /// Whether a frame came, in time.
     fn arrived(&self, number: usize) -> bool {
-        self.came[number].is_some_and(|came| came - self.sent[number] < PATIENCE)
+        self.came[number].is_some_and(|came| came - self.sent[number] < TIMEOUT)
     }
 
     /// Those that were sent in a span of time.
@@ -210,7 +210,7 @@ fn outcome(talk: &Talk, from: Duration, to: Duration) -> Value {
 
 /// When the guest's bridge was set up and down, by the clock of the one who measures.
 #[derive(Debug, Clone, Copy)]
-struct Turn {
+struct BridgeCycle {
     /// Just before the loop was closed, and when it was open again.
     at: Duration,
     /// The same as the world counts.
@@ -222,8 +222,8 @@ struct Loop<'a> {
     guest: Place,
     own: bool,
     options: &'a Options<'a>,
-    closed: OnceLock<Turn>,
-    opened: OnceLock<Turn>,
+    closed: OnceLock<BridgeCycle>,
+    opened: OnceLock<BridgeCycle>,
 }
 
 fn around(options: &Options) -> Value {
@@ -254,8 +254,8 @@ impl Loop<'_> {
         });
         let bridge = |state: &str| {
             let path = self.guest.netns.path().expect("a namespace with a name");
-            let space = path.file_name().unwrap().to_str().unwrap();
-            let done = Command::new("ip").args(["-n", space, "link", "set", "dev", &self.guest.device, state]).status();
+            let ns = path.file_name().unwrap().to_str().unwrap();
+            let done = Command::new("ip").args(["-n", ns, "link", "set", "dev", &self.guest.device, state]).status();
             assert!(done.unwrap().success(), "the guest's bridge cannot be set {state}");
         };
         let seed_until = |end: Duration| {
@@ -268,14 +268,14 @@ impl Loop<'_> {
             }
         };
         seed_until(before);
-        self.closed.set(Turn { at: begin.elapsed(), wall: SystemTime::now() }).unwrap();
+        self.closed.set(BridgeCycle { at: begin.elapsed(), wall: SystemTime::now() }).unwrap();
         bridge("up");
         if self.own {
             self.guest.socket(NOTHING).send(&frame(Mac::BROADCAST, self.guest.mac(), NOISE)).unwrap();
         }
         seed_until(before + during);
         bridge("down");
-        self.opened.set(Turn { at: begin.elapsed(), wall: SystemTime::now() }).unwrap();
+        self.opened.set(BridgeCycle { at: begin.elapsed(), wall: SystemTime::now() }).unwrap();
     }
 
     /// Talks all the time, and counts.
@@ -288,21 +288,21 @@ impl Loop<'_> {
         loop {
             let now = begin.elapsed();
             let ended = self.opened.get().map(|turn| turn.at + after);
-            if ended.is_some_and(|end| now > end + PATIENCE || now > end && talk.is_complete()) {
+            if ended.is_some_and(|end| now > end + TIMEOUT || now > end && talk.is_complete()) {
                 break;
             }
             if ended.is_none_or(|end| now < end) {
                 talk.say_due(begin, rate, 16);
             }
-            talk.hear(begin, 256);
-            if seen.looks.last().is_none_or(|(at, _)| now > *at + LOOK) {
+            talk.receive(begin, 256);
+            if seen.samples.last().is_none_or(|(at, _)| now > *at + LOOK) {
                 seen.look(begin, &talk);
             }
         }
-        self.tell(&talk, &seen)
+        self.report(&talk, &seen)
     }
 
-    fn tell(&self, talk: &Talk, seen: &Seen) -> Value {
+    fn report(&self, talk: &Talk, seen: &Seen) -> Value {
         let (closed, opened) = (*self.closed.get().unwrap(), *self.opened.get().unwrap());
         let warm = closed.at.mul_f64(0.2);
         let end = opened.at + seconds(self.options, "--after", 2.0);
@@ -316,11 +316,12 @@ impl Loop<'_> {
             Some(&last) if last + 2 * WINDOW > opened.at => Value::Null,
             Some(&last) => json!((last - closed.at).as_secs_f64()),
         };
-        let looks = || seen.looks.iter().filter(|(at, _)| (closed.at..opened.at).contains(at));
-        let beyond =
-            looks().filter(|(at, _)| seen.between(closed.at, *at) as f64 > allowed(*at - closed.at)).map(|(at, _)| *at);
-        let noisy = looks().filter(|(at, _)| seen.between(*at - WINDOW, *at) > ORDINARY).map(|(at, _)| *at);
-        let peak = looks().map(|(at, _)| seen.between(*at - WINDOW, *at)).max().unwrap_or_default();
+        let samples = || seen.samples.iter().filter(|(at, _)| (closed.at..opened.at).contains(at));
+        let excess = samples()
+            .filter(|(at, _)| seen.between(closed.at, *at) as f64 > allowed(*at - closed.at))
+            .map(|(at, _)| *at);
+        let noisy = samples().filter(|(at, _)| seen.between(*at - WINDOW, *at) > ORDINARY).map(|(at, _)| *at);
+        let peak = samples().map(|(at, _)| seen.between(*at - WINDOW, *at)).max().unwrap_or_default();
         let lost_after = talk.within(opened.at, end).filter(|&number| !talk.arrived(number));
         let healed = match lost_after.map(|number| talk.sent[number]).max() {
             None => json!(0.0),
@@ -336,7 +337,7 @@ impl Loop<'_> {
             "seeds": if self.own { 1 } else { seen_seeds(opened.at - closed.at) }, "copies": copies, "allowed": allowed(opened.at - closed.at) as u64,
             "copies_per_second": copies as f64 / (opened.at - closed.at).as_secs_f64(),
             "peak_per_second": peak as f64 / WINDOW.as_secs_f64(),
-            "contained": until(beyond.collect()), "still": until(noisy.collect()), "healed": healed,
+            "contained": until(excess.collect()), "still": until(noisy.collect()), "healed": healed,
         })
     }
 }
@@ -355,8 +356,8 @@ fn wall(time: SystemTime) -> f64 {
 struct Seen {
     noise: Socket,
     /// Of noise, so far.
-    heard: u64,
-    looks: Vec<(Duration, u64)>,
+    received: u64,
+    samples: Vec<(Duration, u64)>,
 }
 
 impl Seen {
@@ -364,20 +365,20 @@ impl Seen {
         let noise = place.socket(NOISE);
         // nobody reads them: what finds no room is counted as well, and costs least
         noise.set_room(0, 0).unwrap();
-        Seen { noise, heard: 0, looks: vec![] }
+        Seen { noise, received: 0, samples: vec![] }
     }
 
     fn look(&mut self, begin: Instant, talk: &Talk) {
         let Statistics { taken, lost } = self.noise.statistics().unwrap();
-        self.heard += u64::from(taken) + u64::from(lost);
-        self.looks.push((begin.elapsed(), self.heard + talk.again));
+        self.received += u64::from(taken) + u64::from(lost);
+        self.samples.push((begin.elapsed(), self.received + talk.again));
     }
 
     /// How many came between two times.
     fn between(&self, from: Duration, to: Duration) -> u64 {
         let at = |time: Duration| {
-            let after = self.looks.partition_point(|(at, _)| *at <= time);
-            self.looks[after.saturating_sub(1)].1
+            let after = self.samples.partition_point(|(at, _)| *at <= time);
+            self.samples[after.saturating_sub(1)].1
         };
         at(to).saturating_sub(at(from))
     }
@@ -402,7 +403,7 @@ fn storm(options: &Options) -> Value {
     let (begin, mut storm) = (Instant::now(), 0u64);
     while begin.elapsed() < warm + time {
         let is_on_time = talk.say_due(begin, rate, BURST);
-        talk.hear(begin, 64);
+        talk.receive(begin, 64);
         if !is_on_time {
             continue;
         }
@@ -416,17 +417,17 @@ fn storm(options: &Options) -> Value {
         }
     }
     let spent = begin.elapsed();
-    while begin.elapsed() < spent + PATIENCE && !talk.is_complete() {
-        talk.hear(begin, 64);
+    while begin.elapsed() < spent + TIMEOUT && !talk.is_complete() {
+        talk.receive(begin, 64);
     }
-    let kept = talk.within(warm, spent).count() as f64 / (spent - warm).as_secs_f64();
-    let mut told = outcome(&talk, warm, spent);
+    let stored = talk.within(warm, spent).count() as f64 / (spent - warm).as_secs_f64();
+    let mut message = outcome(&talk, warm, spent);
     let windows = (0..).map(|number| warm + number * WINDOW).take_while(|&from| from + WINDOW <= spent);
     let p99s: Vec<_> = windows.map(|from| outcome(&talk, from, from + WINDOW)["p99_us"].take()).collect();
     let storm = (storm as f64 / spent.as_secs_f64()).round();
-    let more = json!({ "rate": kept.round(), "storm_per_second": storm, "p99s_us": p99s });
-    told.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-    told
+    let more = json!({ "rate": stored.round(), "storm_per_second": storm, "p99s_us": p99s });
+    message.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    message
 }
 
 fn stalls(options: &Options) -> Value {
@@ -438,7 +439,7 @@ fn stalls(options: &Options) -> Value {
         stalls.extend(Some(now - last).filter(|&stall| stall > STALL));
         last = now;
     }
-    let [all, longest] = [stalls.iter().sum(), stalls.iter().max().copied().unwrap_or_default()];
+    let [all, max_len] = [stalls.iter().sum(), stalls.iter().max().copied().unwrap_or_default()];
     json!({ "cpu": number(options, "--cpu", 1.0), "stalled": all.as_secs_f64() / time.as_secs_f64(),
-        "longest_ms": longest.as_secs_f64() * 1e3 })
+        "longest_ms": max_len.as_secs_f64() * 1e3 })
 }

@@ -27,21 +27,21 @@ use self::log::Log;
 use self::signals::Signals;
 use self::supervisor::notify_all;
 use crate::control::config::{self, Config, ConfigFile, Poll, SwitchSettings};
-use crate::control::controller::{Beginning, Controller};
+use crate::control::controller::{Controller, Startup};
 use crate::control::handle::Handle;
-use crate::control::keeper::{self, Keeper, Precedence};
-use crate::control::server::{api, pages, serve};
+use crate::control::server::{api, read_routes, serve};
 use crate::control::socket::Socket;
-use crate::control::staff::Staff;
+use crate::control::state::{self, Precedence, StateStore};
+use crate::control::workers::WorkerHandles;
 use crate::frame::Pool;
-use crate::switch::Secret;
+use crate::switch::HashKey;
 use crate::sys::cores;
 use crate::sys::privileges::{self, Privilege};
 use crate::wire::ProbeKey;
-use crate::worker::{Pace, TeamSettings, Worker, team};
+use crate::worker::{Pace, Worker, WorkerSetSettings, worker_set};
 
 /// Says `what` is wrong, and ends with `code`.
-fn complain(what: impl std::fmt::Display, code: u8) -> ExitCode {
+fn report_error(what: impl std::fmt::Display, code: u8) -> ExitCode {
     // If standard error is closed there is nobody to read it.
     let _ = writeln!(io::stderr(), "{what}");
     ExitCode::from(code)
@@ -53,16 +53,16 @@ const LEFT_ALONE: Duration = Duration::from_millis(500);
 /// Runs the switch until it is told to stop by SIGTERM or SIGINT.
 ///
 /// Without a configuration it goes on with the state that is kept at `state`, by default where a
-/// switch keeps it. With one, [`keeper`] says what becomes of the two.
+/// switch keeps it. With one, [`state`] says what becomes of the two.
 pub fn run(path: Option<PathBuf>, state: Option<PathBuf>, precedence: Precedence) -> ExitCode {
     let file = match path.as_ref().map(config::load_file).transpose() {
         Ok(file) => file,
-        Err(errors) => return complain(errors, 2),
+        Err(errors) => return report_error(errors, 2),
     };
     let log = Log::install();
     let code = match run_logged(&log, file, path, state, precedence) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Failed { why, code }) => {
+        Err(StartError { why, code }) => {
             log.say(&why);
             ExitCode::from(code)
         }
@@ -73,14 +73,14 @@ pub fn run(path: Option<PathBuf>, state: Option<PathBuf>, precedence: Precedence
 }
 
 /// Why a switch did not start or ended early, and its exit code.
-struct Failed {
+struct StartError {
     why: String,
     code: u8,
 }
 
-impl Failed {
-    fn new(why: impl std::fmt::Display, code: u8) -> Failed {
-        Failed { why: format!("vifswitch run: {why}"), code }
+impl StartError {
+    fn new(why: impl std::fmt::Display, code: u8) -> StartError {
+        StartError { why: format!("vifswitch run: {why}"), code }
     }
 }
 
@@ -90,44 +90,45 @@ fn run_logged(
     path: Option<PathBuf>,
     state: Option<PathBuf>,
     precedence: Precedence,
-) -> Result<(), Failed> {
+) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build();
-    let runtime = runtime.map_err(|why| Failed::new(why, 1))?;
+    let runtime = runtime.map_err(|why| StartError::new(why, 1))?;
 
     let path_of_state = state.or_else(|| file.as_ref().and_then(|file| file.config.switch.state.clone()));
     let (settings, origin) = match &path {
         Some(path) => {
             (file.as_ref().map(|file| file.config.switch.clone()).unwrap_or_default(), path.display().to_string())
         }
-        None => match keeper::kept(path_of_state.as_deref()) {
+        None => match state::stored(path_of_state.as_deref()) {
             Ok(config) => (config.switch, "the state that is kept".to_owned()),
-            Err(why) => return Err(Failed::new(why, 2)),
+            Err(why) => return Err(StartError::new(why, 2)),
         },
     };
     // Before there is another thread, which would keep what it has.
     privileges::keep_only(&needed(&settings))
-        .map_err(|why| Failed::new(format_args!("cannot give up capabilities: {why}"), 1))?;
-    let cores = choose_cores(&settings).map_err(|why| Failed { why: format!("{origin}: {why}"), code: 2 })?;
+        .map_err(|why| StartError::new(format_args!("cannot give up capabilities: {why}"), 1))?;
+    let cores = choose_cores(&settings).map_err(|why| StartError { why: format!("{origin}: {why}"), code: 2 })?;
     // What is started from here on stays away from the workers.
     cores::avoid(&cores);
     log.start();
-    let signals = Signals::receive(log).map_err(|why| Failed::new(format_args!("cannot receive signals: {why}"), 1))?;
+    let signals =
+        Signals::receive(log).map_err(|why| StartError::new(format_args!("cannot receive signals: {why}"), 1))?;
     let served = runtime.block_on(async {
         // Who shall be able to talk to us, first: a second switch on the same socket opens nothing.
         let socket = Socket::bind(&settings.api).map_err(|why| why.to_string())?;
         let begun = tokio::select! {
-            begun = Keeper::begin(file, path_of_state.as_deref(), precedence) => begun,
+            begun = StateStore::open(file, path_of_state.as_deref(), precedence) => begun,
             () = signals.stop() => {
                 info!("stopped before it has begun");
                 return Ok(());
             }
         };
-        let (config, keeper) = begun.map_err(|why| why.to_string())?;
-        serve_until_told(config, keeper, cores, socket, signals, path).await.map_err(|why| why.to_string())
+        let (config, store) = begun.map_err(|why| why.to_string())?;
+        serve_until_told(config, store, cores, socket, signals, path).await.map_err(|why| why.to_string())
     });
     // What hangs elsewhere is not waited for.
     runtime.shutdown_timeout(LEFT_ALONE);
-    served.map_err(|why| Failed::new(why, 1))
+    served.map_err(|why| StartError::new(why, 1))
 }
 
 /// The capabilities that a running switch needs: to open what there is, and what may come.
@@ -167,7 +168,7 @@ fn choose_cores(settings: &SwitchSettings) -> Result<Vec<usize>, String> {
 
 async fn serve_until_told(
     config: Config,
-    keeper: Keeper,
+    store: StateStore,
     cores: Vec<usize>,
     socket: Socket,
     signals: Signals,
@@ -182,34 +183,40 @@ async fn serve_until_told(
 
     let mut random = [0; 16];
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-    let secret = Secret::new(random);
+    let hash_key = HashKey::new(random);
     rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
     let probe_key = ProbeKey::new(random);
     let pool = Pool::new(config.switch.frames)
         .map_err(|why| named(format!("{} frames of 4 KiB", config.switch.frames), &why))?;
     #[allow(clippy::cast_possible_truncation)] // cores are numbered below 1024
-    let settings =
-        TeamSettings { workers: cores.len() as u16, pool, stations: config.switch.stations, secret, probe_key };
-    let team = team(settings)?;
+    let settings = WorkerSetSettings {
+        workers: cores.len() as u16,
+        pool,
+        fdb_capacity: config.switch.stations,
+        hash_key,
+        probe_key,
+    };
+    let worker_set = worker_set(settings)?;
     let pace = match config.switch.poll {
         Poll::Adaptive => Pace::Adaptive,
         Poll::Busy => Pace::Busy,
     };
-    let workers = team.workers.into_iter().zip(&cores).enumerate();
+    let workers = worker_set.workers.into_iter().zip(&cores).enumerate();
     let threads =
         workers.map(|(index, (worker, &core))| start(index, worker, core, pace)).collect::<io::Result<Vec<_>>>()?;
     info!(?cores, ?pace, pages = ?pool.pages(), "workers started");
 
-    let posts = team.posts.clone();
-    let staff = Staff::new(team.posts, team.counters);
-    let (notices, findings) = (team.notices, team.findings);
-    let beginning = Beginning { cores, secret, staff, notices, findings, probe_key, keeper, pool };
+    let mailboxes = worker_set.mailboxes.clone();
+    let worker_handles = WorkerHandles::new(worker_set.mailboxes, worker_set.counters);
+    let (notices, results) = (worker_set.notices, worker_set.events);
+    let beginning =
+        Startup { cores, hash_key, workers: worker_handles, notices, events: results, probe_key, state: store, pool };
     let mut controller = Controller::new(beginning);
     let (handle, requests) = Handle::new();
     let (stop, stopped) = watch::channel(());
     let servers = [
         Some(spawn_server(socket, api(handle.clone()), &stopped)),
-        metrics.map(|listener| spawn_server(listener, pages(handle.clone()), &stopped)),
+        metrics.map(|listener| spawn_server(listener, read_routes(handle.clone()), &stopped)),
     ];
 
     let begun = tokio::select! {
@@ -219,7 +226,7 @@ async fn serve_until_told(
     if begun.is_some() {
         notify(NotifyState::Ready);
         info!("ready");
-        watchdog::start(posts, handle.clone());
+        watchdog::start(mailboxes, handle.clone());
         let stop = signals.stop();
         tokio::spawn(reload::whenever_told(signals.reload, path, handle));
         controller.run(requests, stop).await;

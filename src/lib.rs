@@ -9,7 +9,7 @@
 //! | room | what is in it |
 //! |---|---|
 //! | [`wire`] | bytes → meaning: addresses, tags, the offload header. Never panics |
-//! | [`frame`] | the right to bytes: [`Frame`](frame::Frame), [`Batch`](frame::Batch), [`Lane`](frame::Lane), [`Pool`](frame::Pool), [`Cache`](frame::Cache) |
+//! | [`frame`] | the right to bytes: [`Frame`](frame::Frame), [`Batch`](frame::Batch), [`TxBatch`](frame::TxBatch), [`Pool`](frame::Pool), [`Magazine`](frame::Magazine) |
 //! | [`device`] | how frames enter and leave: the trait [`Device`](device::Device), taps, packet sockets, cables |
 //! | [`sys`] | the operating system, thin, safe outside |
 //! | [`switch`] | what to do with a frame: rules, table of stations, verdicts. Pure |

@@ -1,5 +1,5 @@
 //! Time as a value. This is the one place of the program that reads a clock; everything else is
-//! handed a [`Moment`], so that tests can make up their own.
+//! handed a [`MonoTime`], so that tests can make up their own.
 
 use std::ops::{Add, Sub};
 use std::sync::OnceLock;
@@ -11,17 +11,17 @@ use serde::{Deserialize, Serialize};
 /// A point in time: nanoseconds since the host booted, those in suspend included. So what ages, is held down or expires
 /// does so while the host is suspended, as it does for every other host on the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub struct Moment(u64);
+pub struct MonoTime(u64);
 
-impl Moment {
+impl MonoTime {
     /// The moment `nanos` nanoseconds after the host booted.
-    pub const fn from_nanos(nanos: u64) -> Moment {
-        Moment(nanos)
+    pub const fn from_nanos(nanos: u64) -> MonoTime {
+        MonoTime(nanos)
     }
 
     /// The moment `seconds` seconds after the host booted.
-    pub const fn from_secs(seconds: u64) -> Moment {
-        Moment(seconds * 1_000_000_000)
+    pub const fn from_secs(seconds: u64) -> MonoTime {
+        MonoTime(seconds * 1_000_000_000)
     }
 
     /// Nanoseconds since the host booted.
@@ -36,35 +36,35 @@ impl Moment {
     }
 
     /// How long ago `earlier` was; nothing if it is not in the past.
-    pub const fn since(self, earlier: Moment) -> Duration {
+    pub const fn since(self, earlier: MonoTime) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
 
-impl Add<Duration> for Moment {
-    type Output = Moment;
+impl Add<Duration> for MonoTime {
+    type Output = MonoTime;
     #[allow(clippy::cast_possible_truncation)] // 584 years
-    fn add(self, d: Duration) -> Moment {
-        Moment(self.0.saturating_add(d.as_nanos() as u64))
+    fn add(self, d: Duration) -> MonoTime {
+        MonoTime(self.0.saturating_add(d.as_nanos() as u64))
     }
 }
 
-impl Sub<Duration> for Moment {
-    type Output = Moment;
+impl Sub<Duration> for MonoTime {
+    type Output = MonoTime;
     #[allow(clippy::cast_possible_truncation)] // 584 years
-    fn sub(self, d: Duration) -> Moment {
-        Moment(self.0.saturating_sub(d.as_nanos() as u64))
+    fn sub(self, d: Duration) -> MonoTime {
+        MonoTime(self.0.saturating_sub(d.as_nanos() as u64))
     }
 }
 
 /// Reads CLOCK_BOOTTIME: about 25 ns, so once per breath and never once per frame. XDP programs read the same clock.
-pub fn now() -> Moment {
+pub fn now() -> MonoTime {
     moment(rustix::time::clock_gettime(rustix::time::ClockId::Boottime))
 }
 
 #[allow(clippy::cast_sign_loss)] // the clock starts at boot
-const fn moment(t: rustix::time::Timespec) -> Moment {
-    Moment(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
+const fn moment(t: rustix::time::Timespec) -> MonoTime {
+    MonoTime(t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64)
 }
 
 /// A point in time as text: RFC 3339, UTC, milliseconds. Texts of this form sort as the times do.

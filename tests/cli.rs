@@ -8,15 +8,15 @@ use std::io::{BufRead, BufReader, Write, pipe};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use fake::{Asked, Fake, Mind, ODD, Views};
+use fake::{Fake, FakeBehaviour, ODD, Received, Views};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
-use vifswitch::control::change::{Blame, Change, Changed};
+use vifswitch::control::change::{Change, ChangeResult, ErrorKind};
 use vifswitch::control::config::Network;
 use vifswitch::control::events::Event;
 use vifswitch::control::handle::Flush;
-use vifswitch::control::view::BetweenView;
+use vifswitch::control::responses::BetweenView;
 
 fn vifswitch() -> Command {
     Command::new(env!("CARGO_BIN_EXE_vifswitch"))
@@ -109,7 +109,7 @@ fn what_the_switch_refuses_is_1() {
 #[test]
 fn json_is_what_the_api_says() {
     let views = Views::made_up();
-    let fake = Fake::showing(views.clone());
+    let fake = Fake::with_views(views.clone());
     let said = |what: &str| serde_json::from_str::<Value>(&out(&show(&fake, &[what, "--json"]))).unwrap();
     assert_eq!(said("ports"), serde_json::to_value(&views.ports).unwrap());
     assert_eq!(said("uplinks"), serde_json::to_value(&views.uplinks).unwrap());
@@ -129,7 +129,7 @@ fn words(text: &str) -> Vec<Vec<&str>> {
 
 #[test]
 fn tables_are_for_reading() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     let text = out(&show(&fake, &[]));
     assert!(text.lines().all(|line| line == line.trim_end()), "{text}");
     let lines = words(&text);
@@ -165,19 +165,19 @@ fn tables_are_for_reading() {
     let text = out(&show(&fake, &["drops"]));
     let lines = words(&text);
     assert_eq!(lines[2][..5], ["up0", "(uplink)", "out", "device_full", "3"]);
-    assert_eq!(lines[0], ["PORT", "VM", "DIRECTION", "REASON", "FRAMES", "MEANING"]);
+    assert_eq!(lines[0], ["PORT", "VM", "DIRECTION", "REASON", "FRAMES", "DESCRIPTION"]);
     assert_eq!(lines[1][..6], [ODD, "web", "in", "spoofed_source", "2", "port"]);
 
     let text = out(&show(&fake, &["loops"]));
     let lines = words(&text);
     assert_eq!(lines[0], ["VM", "NETWORK", "KIND", "STATE", "LEVEL", "SUPPRESSED", "WHAT"]);
-    assert_eq!(lines[1][..8], ["web", "net1", "siblings", "there", "2", "12.3k", "it", "loops"]);
-    assert_eq!(lines[2][3], "over");
+    assert_eq!(lines[1][..8], ["web", "net1", "intra_vm", "active", "2", "12.3k", "it", "loops"]);
+    assert_eq!(lines[2][3], "ended");
 
     let text = out(&show(&fake, &["storms"]));
     let lines = words(&text);
     assert_eq!(lines[0], ["VM", "NETWORK", "PORT", "CLASS", "STATE", "SUPPRESSED", "HIGHEST", "WHAT"]);
-    assert_eq!(lines[1][..7], ["web", "net1", ODD, "broadcast", "there", "777", "88/s"]);
+    assert_eq!(lines[1][..7], ["web", "net1", ODD, "broadcast", "active", "777", "88/s"]);
     assert_eq!(lines[2][2..4], ["-", "vm"]);
 
     for what in ["vms", "networks", "workers"] {
@@ -187,7 +187,7 @@ fn tables_are_for_reading() {
 
 #[test]
 fn an_empty_table_says_so() {
-    let fake = Fake::showing(Views::default());
+    let fake = Fake::with_views(Views::default());
     for (what, text) in [
         ("ports", "no ports\n"),
         ("uplinks", "no uplinks\n"),
@@ -206,7 +206,7 @@ fn an_empty_table_says_so() {
 
 #[test]
 fn a_reader_who_has_gone_is_no_error() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     let socket = fake.socket();
     let show = ["show", "--socket", socket.to_str().unwrap()];
     for arguments in [&[][..], &["--help"], &show] {
@@ -235,16 +235,20 @@ const PORT_JSON: &str = r#"{ "device_id": "fw-3", "port_id": "p1", "network_id":
     "mac_address": "02:00:00:00:01:0a", "device": { "kind": "tap" } }"#;
 
 /// A switch that does what it is asked, what it is asked, and a place for files.
-struct Scene {
+struct Scenario {
     fake: Fake,
-    asked: UnboundedReceiver<Asked>,
+    requests: UnboundedReceiver<Received>,
     directory: TempDir,
 }
 
-impl Scene {
-    fn new() -> Scene {
-        let (mind, asked) = Mind::willing();
-        Scene { fake: Fake::minded(Views::made_up(), mind), asked, directory: tempfile::tempdir().unwrap() }
+impl Scenario {
+    fn new() -> Scenario {
+        let (mind, requests) = FakeBehaviour::willing();
+        Scenario {
+            fake: Fake::with_behaviour(Views::made_up(), mind),
+            requests,
+            directory: tempfile::tempdir().unwrap(),
+        }
     }
 
     fn file(&self, name: &str, text: &str) -> String {
@@ -254,23 +258,23 @@ impl Scene {
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
-        tell(&self.fake, arguments, "")
+        run_with_input(&self.fake, arguments, "")
     }
 
     fn change(&mut self) -> (Change, Option<Duration>) {
-        match self.asked.try_recv() {
-            Ok(Asked::Change(change, confirm)) => (change, confirm),
+        match self.requests.try_recv() {
+            Ok(Received::Change(change, confirm)) => (change, confirm),
             other => panic!("{other:?}"),
         }
     }
 
     fn nothing_asked(&mut self) {
-        assert!(self.asked.try_recv().is_err(), "the switch has not been bothered");
+        assert!(self.requests.try_recv().is_err(), "the switch has not been bothered");
     }
 }
 
 /// Runs a command against a switch, with something on its standard input.
-fn tell(fake: &Fake, arguments: &[&str], input: &str) -> Output {
+fn run_with_input(fake: &Fake, arguments: &[&str], input: &str) -> Output {
     let mut child = vifswitch()
         .args(arguments)
         .arg("--socket")
@@ -285,38 +289,38 @@ fn tell(fake: &Fake, arguments: &[&str], input: &str) -> Output {
 }
 
 /// What the fake switch says of every change, in words and as JSON.
-const TOLD: &str = "port p9 is new\nnote: no namespace\n";
-const TOLD_JSON: &str = "{\"differences\":[\"port p9 is new\"],\"remarks\":[\"no namespace\"]}\n";
+const CHANGES: &str = "port p9 is new\nnote: no namespace\n";
+const CHANGES_JSON: &str = "{\"changes\":[\"port p9 is new\"],\"warnings\":[\"no namespace\"]}\n";
 
 #[test]
 fn a_configuration_is_applied() {
-    let mut scene = Scene::new();
+    let mut scene = Scenario::new();
     let (toml, json) = (scene.file("a.toml", CONFIG), scene.file("a.json", r#"{ "networks": [{ "id": "net1" }] }"#));
     for file in [&toml, &json] {
-        assert_eq!(out(&scene.run(&["apply", file])), TOLD);
+        assert_eq!(out(&scene.run(&["apply", file])), CHANGES);
         let (Change::Apply(config), None) = scene.change() else { panic!() };
         assert_eq!(config.networks, [Network::new("net1")]);
         assert_eq!(config.switch.cores, [1], "what is not said of the process stays");
     }
     let text = out(&scene.run(&["apply", &toml, "--confirm", "30"]));
-    assert!(text.starts_with(TOLD) && text.contains("30 seconds") && text.contains("vifswitch confirm"), "{text}");
+    assert!(text.starts_with(CHANGES) && text.contains("30 seconds") && text.contains("vifswitch confirm"), "{text}");
     assert_eq!(scene.change().1, Some(Duration::from_secs(30)));
-    assert_eq!(out(&scene.run(&["apply", &toml, "--json"])), TOLD_JSON);
+    assert_eq!(out(&scene.run(&["apply", &toml, "--json"])), CHANGES_JSON);
     scene.change();
 
-    assert_eq!(out(&scene.run(&["diff", &toml])), TOLD);
-    assert!(matches!(scene.asked.try_recv(), Ok(Asked::Diff(Change::Apply(_)))));
-    assert_eq!(out(&scene.run(&["confirm"])), format!("the change stays:\n{TOLD}"));
-    assert_eq!(scene.asked.try_recv(), Ok(Asked::Confirm));
+    assert_eq!(out(&scene.run(&["diff", &toml])), CHANGES);
+    assert!(matches!(scene.requests.try_recv(), Ok(Received::Diff(Change::Apply(_)))));
+    assert_eq!(out(&scene.run(&["confirm"])), format!("the change stays:\n{CHANGES}"));
+    assert_eq!(scene.requests.try_recv(), Ok(Received::Confirm));
 }
 
 #[test]
 fn a_port_is_attached() {
-    let mut scene = Scene::new();
+    let mut scene = Scenario::new();
     let (toml, json) = (scene.file("p.toml", PORT), scene.file("p.json", PORT_JSON));
     let expected = "port p9 is new\nnote: no namespace\nport p1 of VM fw-3 is ACTIVE\n";
     for (file, input) in [(toml.as_str(), ""), (&json, ""), ("-", PORT), ("-", PORT_JSON)] {
-        assert_eq!(out(&tell(&scene.fake, &["attach", file], input)), expected);
+        assert_eq!(out(&run_with_input(&scene.fake, &["attach", file], input)), expected);
         let (Change::Attach { vm, ports }, None) = scene.change() else { panic!() };
         assert_eq!((vm.as_str(), ports.len(), ports[0].port_id.as_str()), ("fw-3", 1, "p1"));
     }
@@ -324,7 +328,7 @@ fn a_port_is_attached() {
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["ports"][0]["port_id"], "p1");
     // Names that a URL would take for something else.
     let odd = PORT.replace("fw-3", "a/b?c#%d é");
-    out(&tell(&scene.fake, &["attach", "-"], &odd));
+    out(&run_with_input(&scene.fake, &["attach", "-"], &odd));
     scene.change();
     let (Change::Attach { vm, .. }, _) = scene.change() else { panic!() };
     assert_eq!(vm, "a/b?c#%d é");
@@ -332,7 +336,7 @@ fn a_port_is_attached() {
 
 #[test]
 fn what_is_wrong_with_a_file_is_2_and_not_asked() {
-    let mut scene = Scene::new();
+    let mut scene = Scenario::new();
     let config = scene.file("a.toml", "[[networks]]\nid = \"net1\"\nmtu = 7\n\n[[network]]\n");
     let port = scene.file("p.toml", "device_id = \"fw-3\"\nport_id = \"p1\"\nmac_address = \"02\"\n");
     let whose = scene.file("whose.json", &PORT_JSON.replace("\"device_id\": \"fw-3\",", ""));
@@ -349,14 +353,14 @@ fn what_is_wrong_with_a_file_is_2_and_not_asked() {
             assert!(text.contains(mark), "{command}: {mark}: {text}");
         }
     }
-    let text = err(&tell(&scene.fake, &["attach", "-"], "port_id = 7\n"), 2);
+    let text = err(&run_with_input(&scene.fake, &["attach", "-"], "port_id = 7\n"), 2);
     assert!(text.contains("standard input:1: port_id = 7"), "{text}");
     scene.nothing_asked();
 }
 
 #[test]
 fn keys_of_a_port_are_set() {
-    let mut scene = Scene::new();
+    let mut scene = Scenario::new();
     let pairs = [
         "admin_state_up=false",
         "mac_address=02:00:00:00:01:0b",
@@ -364,7 +368,7 @@ fn keys_of_a_port_are_set() {
         "device.netns=",
         "fixed_ips=[\"10.5.0.1\"]",
     ];
-    assert_eq!(out(&scene.run(&[&["set", ODD][..], &pairs].concat())), TOLD);
+    assert_eq!(out(&scene.run(&[&["set", ODD][..], &pairs].concat())), CHANGES);
     let (Change::Set { port, keys }, None) = scene.change() else { panic!() };
     assert_eq!(port, ODD);
     assert_eq!(keys.cleared, ["device.netns"]);
@@ -388,24 +392,24 @@ fn keys_of_a_port_are_set() {
 
 #[test]
 fn a_port_is_detached_and_released_and_stations_are_flushed() {
-    let mut scene = Scene::new();
-    assert_eq!(out(&scene.run(&["detach", ODD])), TOLD);
+    let mut scene = Scenario::new();
+    assert_eq!(out(&scene.run(&["detach", ODD])), CHANGES);
     assert_eq!(scene.change().0, Change::Detach { port: ODD.into() });
-    assert_eq!(out(&scene.run(&["release", "a/b"])), TOLD);
-    assert_eq!(scene.asked.try_recv(), Ok(Asked::Release("a/b".into())));
+    assert_eq!(out(&scene.run(&["release", "a/b"])), CHANGES);
+    assert_eq!(scene.requests.try_recv(), Ok(Received::Release("a/b".into())));
     assert_eq!(out(&scene.run(&["flush"])), "7 stations have been forgotten\n");
-    assert_eq!(scene.asked.try_recv(), Ok(Asked::Flush(Flush::default())));
+    assert_eq!(scene.requests.try_recv(), Ok(Received::Flush(Flush::default())));
     let flush = ["flush", "--network", "net1", "--port", "p1", "--mac", "02:00:00:00:01:0a", "--json"];
     assert_eq!(out(&scene.run(&flush)), "{\"flushed\":7}\n");
     let mac = Some("02:00:00:00:01:0a".parse().unwrap());
     assert_eq!(
-        scene.asked.try_recv(),
-        Ok(Asked::Flush(Flush { network: Some("net1".into()), port: Some("p1".into()), mac }))
+        scene.requests.try_recv(),
+        Ok(Received::Flush(Flush { network: Some("net1".into()), port: Some("p1".into()), mac }))
     );
 }
 
 /// Every command that asks a switch for something, with arguments that are right.
-fn every_command(scene: &Scene) -> Vec<Vec<String>> {
+fn every_command(scene: &Scenario) -> Vec<Vec<String>> {
     let (config, port) = (scene.file("a.toml", CONFIG), scene.file("p.toml", PORT));
     [
         &["apply", &config][..],
@@ -425,29 +429,32 @@ fn every_command(scene: &Scene) -> Vec<Vec<String>> {
 
 #[test]
 fn what_the_switch_refuses_is_1_and_its_reason_is_told() {
-    let scene = Scene::new();
-    let no = Fake::minded(Views::made_up(), Mind::refusing(Blame::Conflict, "port_in_use", "port p1 is in use"));
+    let scene = Scenario::new();
+    let no = Fake::with_behaviour(
+        Views::made_up(),
+        FakeBehaviour::refusing(ErrorKind::Conflict, "port_in_use", "port p1 is in use"),
+    );
     for command in every_command(&scene) {
         let command: Vec<&str> = command.iter().map(String::as_str).collect();
-        assert_eq!(err(&tell(&no, &command, ""), 1), "vifswitch: port p1 is in use\n", "{command:?}");
+        assert_eq!(err(&run_with_input(&no, &command, ""), 1), "vifswitch: port p1 is in use\n", "{command:?}");
     }
 }
 
 #[test]
 fn every_command_knows_when_there_is_no_switch() {
-    let scene = Scene::new();
-    let nowhere = scene.directory.path().join("api.sock");
+    let scene = Scenario::new();
+    let absent = scene.directory.path().join("api.sock");
     for command in every_command(&scene) {
-        let output = vifswitch().args(&command).arg("--socket").arg(&nowhere).output().unwrap();
+        let output = vifswitch().args(&command).arg("--socket").arg(&absent).output().unwrap();
         assert!(err(&output, 3).contains("--socket"), "{command:?}");
     }
 }
 
 #[test]
 fn what_is_so_already_says_so() {
-    let (mind, _asked) = Mind::willing();
-    let fake = Fake::minded(Views::default(), Mind { answer: Ok(Changed::default()), ..mind });
-    let scene = Scene::new();
+    let (mind, _asked) = FakeBehaviour::willing();
+    let fake = Fake::with_behaviour(Views::default(), FakeBehaviour { answer: Ok(ChangeResult::default()), ..mind });
+    let scene = Scenario::new();
     let file = scene.file("a.toml", CONFIG);
     for (command, text) in [
         (&["apply", &file][..], "nothing has changed: it was so already\n"),
@@ -455,13 +462,13 @@ fn what_is_so_already_says_so() {
         (&["set", "p1", "admin_state_up=true"], "nothing has changed: it was so already\n"),
         (&["release", "p1"], "nothing holds this port\n"),
     ] {
-        assert_eq!(out(&tell(&fake, command, "")), text);
+        assert_eq!(out(&run_with_input(&fake, command, "")), text);
     }
 }
 
 #[test]
 fn events_are_told_one_line_each() {
-    let mut scene = Scene::new();
+    let mut scene = Scenario::new();
     let text = out(&scene.run(&["events"]));
     let lines = words(&text);
     assert_eq!(
@@ -470,18 +477,18 @@ fn events_are_told_one_line_each() {
     );
     assert_eq!(lines[1], ["2025-11-03T09:00:01.000Z", "port_up", "-", "-", "-", "it", "is", "so"]);
     assert_eq!(lines.len(), 2);
-    assert_eq!(scene.asked.try_recv(), Ok(Asked::Events(None)));
+    assert_eq!(scene.requests.try_recv(), Ok(Received::Events(None)));
     let text = out(&scene.run(&["events", "--json", "--since", "2025-11-03T10:00:00+01:00"]));
     let events: Vec<Event> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(events, Views::made_up().events);
-    assert_eq!(scene.asked.try_recv(), Ok(Asked::Events(Some("2025-11-03T09:00:00Z".into()))));
+    assert_eq!(scene.requests.try_recv(), Ok(Received::Events(Some("2025-11-03T09:00:00Z".into()))));
 }
 
 #[test]
 fn events_are_followed_beyond_the_end_of_the_switch() {
-    let (mind, _asked) = Mind::willing();
+    let (mind, _asked) = FakeBehaviour::willing();
     let happening = mind.happening.clone();
-    let mut fake = Fake::minded(Views::made_up(), mind);
+    let mut fake = Fake::with_behaviour(Views::made_up(), mind);
     let mut child = vifswitch()
         .args(["events", "--follow", "--socket"])
         .arg(fake.socket())
@@ -496,8 +503,8 @@ fn events_are_followed_beyond_the_end_of_the_switch() {
     happening.send(fake::event("2025-11-03T09:00:02.000Z", "a\nb")).unwrap();
     assert!(lines.next().unwrap().unwrap().ends_with("a\u{fffd}b"));
     fake.stop();
-    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
-    assert!(told.next().unwrap().unwrap().contains("has stopped"));
+    let mut reported = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(reported.next().unwrap().unwrap().contains("has stopped"));
     assert!(child.try_wait().unwrap().is_none(), "it waits for the switch to come back");
     child.kill().unwrap();
     child.wait().unwrap();
@@ -505,9 +512,9 @@ fn events_are_followed_beyond_the_end_of_the_switch() {
 
 #[test]
 fn a_follower_whose_reader_has_gone_is_no_error() {
-    let (mind, _asked) = Mind::willing();
+    let (mind, _asked) = FakeBehaviour::willing();
     let happening = mind.happening.clone();
-    let fake = Fake::minded(Views::made_up(), mind);
+    let fake = Fake::with_behaviour(Views::made_up(), mind);
     let (reader, writer) = pipe().unwrap();
     drop(reader);
     let child = vifswitch()
@@ -526,7 +533,7 @@ fn a_follower_whose_reader_has_gone_is_no_error() {
 #[test]
 fn books_that_balance_are_shown_and_are_0() {
     let views = Views::made_up();
-    let fake = Fake::showing(views.clone());
+    let fake = Fake::with_views(views.clone());
     let text = out(&show(&fake, &["drops", "--verify"]));
     let lines = words(&text);
     assert_eq!(lines[1], [ODD, "web", "12", "8", "2", "2", "0"]);
@@ -539,11 +546,11 @@ fn books_that_balance_are_shown_and_are_0() {
 #[test]
 fn books_that_do_not_balance_are_1() {
     let mut views = Views::made_up();
-    views.audit.adds_up = false;
-    views.audit.ports[0].off = 3;
-    views.audit.workers[0].off = -1;
-    views.audit.frames_between = BetweenView { least: 2, most: 2 };
-    let fake = Fake::showing(views);
+    views.audit.balanced = false;
+    views.audit.ports[0].delta = 3;
+    views.audit.workers[0].delta = -1;
+    views.audit.frames_between = BetweenView { min: 2, max: 2 };
+    let fake = Fake::with_views(views);
     let output = show(&fake, &["drops", "--verify"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();

@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 use vifswitch::control::config::{
-    self, Activation, AddressPair, Base, Carried, Config, Device, Errors, IpAllocation, Network, Packet, Poll, Port,
-    PortSecurity, Problem, Storm, StormAction, SwitchSettings, Tap, UnknownUnicast, Uplink, Vm, Xdp, kind, parse_json,
-    parse_toml,
+    self, Activation, AddressPair, Config, ConfigError, ConfigErrors, Device, IpAllocation, Network, Packet, Poll,
+    Port, PortAttachment, PortSecurity, Storm, StormAction, SwitchSettings, Tap, UnknownUnicast, Uplink, UplinkNetwork,
+    Vm, Xdp, kind, parse_json, parse_toml,
 };
 use vifswitch::device::xdp::Mode;
 use vifswitch::switch::{ClassLimit, Rate, StormClass, StormLimits};
@@ -93,9 +93,9 @@ fn the_example_means_what_it_says() {
         storm: Storm::default(),
         activation: Activation::Immediate,
         admin_state_up: true,
-        base: Base::Device(Device::Tap(tap)),
+        attachment: PortAttachment::Device(Device::Tap(tap)),
     };
-    let meant = Config {
+    let expected = Config {
         switch: SwitchSettings {
             cores: vec![1],
             metrics: Some("127.0.0.1:9477".parse().unwrap()),
@@ -158,8 +158,8 @@ fn the_example_means_what_it_says() {
                 id: "up0".to_string(),
                 group: Some("wire".to_string()),
                 networks: vec![
-                    Carried { network_id: "net1".to_string(), vlan: Vid::new(120) },
-                    Carried { network_id: "net2".to_string(), vlan: None },
+                    UplinkNetwork { network_id: "net1".to_string(), vlan: Vid::new(120) },
+                    UplinkNetwork { network_id: "net2".to_string(), vlan: None },
                 ],
                 storm: Storm::OFF,
                 admin_state_up: true,
@@ -168,15 +168,15 @@ fn the_example_means_what_it_says() {
                     netns: None,
                     queues: None,
                     mode: Mode::Auto,
-                    takeover: false,
+                    replace_xdp_program: false,
                 }),
             },
             Uplink {
                 id: "up1".to_string(),
                 group: Some("wire".to_string()),
                 networks: vec![
-                    Carried { network_id: "net2".to_string(), vlan: None },
-                    Carried { network_id: "net1".to_string(), vlan: Vid::new(120) },
+                    UplinkNetwork { network_id: "net2".to_string(), vlan: None },
+                    UplinkNetwork { network_id: "net1".to_string(), vlan: Vid::new(120) },
                 ],
                 storm: Storm::OFF,
                 admin_state_up: false,
@@ -189,7 +189,7 @@ fn the_example_means_what_it_says() {
             },
         ],
     };
-    assert_eq!(parse_toml(EXAMPLE, "example.toml"), Ok(meant));
+    assert_eq!(parse_toml(EXAMPLE, "example.toml"), Ok(expected));
 }
 
 /// The example with one piece of its text replaced.
@@ -199,9 +199,9 @@ fn spoilt(from: &str, to: &str) -> String {
 }
 
 /// The only problem of a text.
-fn problem(text: &str) -> Problem {
+fn problem(text: &str) -> ConfigError {
     let Err(errors) = parse_toml(text, "vms.toml") else { panic!("nothing wrong with:\n{text}") };
-    let [problem] = errors.problems() else { panic!("not one problem:\n{errors}") };
+    let [problem] = errors.errors() else { panic!("not one problem:\n{errors}") };
     problem.clone()
 }
 
@@ -234,7 +234,7 @@ const MISTAKES: &[Mistake] = &[
     ("mtu = 1500", "zzz = 1", "networks[0].zzz", Some("1"), kind::UNKNOWN_KEY, &["id, mtu, ageing_seconds"]),
     ("mtu = 1500", "vlan = 1", "networks[0].vlan", Some("1"), kind::NOT_YET, &["known, but not in this version yet"]),
     ("mtu = 1500", "probe_seconds = 0", "networks[0].probe_seconds", Some("0"), kind::BAD_VALUE, &["1 to 10"]),
-    ("mtu = 1500", "freeze_seconds = 29", "networks[0].freeze_seconds", Some("29"), kind::BAD_VALUE, &["30 to 3600"]),
+    ("mtu = 1500", "dampening_seconds = 29", "networks[0].dampening_seconds", Some("29"), kind::BAD_VALUE, &["30 to 3600"]),
     ("id = \"fw-3\"", "id = \"fw-3\"\nshare_mac = 1", "vms[0].share_mac", Some("1"), kind::WRONG_TYPE, &["true or false"]),
     // storms
     ("mtu = 1500", "storm = 0", "networks[0].storm", Some("0"), kind::WRONG_TYPE, &["\"off\"", "a table of classes"]),
@@ -301,7 +301,7 @@ const MISTAKES: &[Mistake] = &[
     ("kind = \"tap\", persist", "persist", "vms[0].ports[1].device.kind", None, kind::MISSING, &["\"tap\""]),
     ("kind = \"tap\", persist", "kind = \"xdp\", name = \"eth7\", persist", "vms[0].ports[1].device.persist", Some("false"), kind::CONTRADICTION, &["\"xdp\" has no persist", "only kind \"tap\"", "others own its netdev"]),
     ("kind = \"tap\", persist", "kind = \"packet\", name = \"eth7\", persist", "vms[0].ports[1].device.persist", Some("false"), kind::CONTRADICTION, &["\"packet\" has no persist", "only kind \"tap\""]),
-    ("kind = \"tap\", persist", "kind = \"tap\", takeover = true, persist", "vms[0].ports[1].device.takeover", Some("true"), kind::CONTRADICTION, &["\"tap\" has no takeover", "only kind \"xdp\""]),
+    ("kind = \"tap\", persist", "kind = \"tap\", replace_xdp_program = true, persist", "vms[0].ports[1].device.replace_xdp_program", Some("true"), kind::CONTRADICTION, &["\"tap\" has no replace_xdp_program", "only kind \"xdp\""]),
     ("kind = \"tap\", persist", "kind = \"tap\", mode = \"copy\", persist", "vms[0].ports[1].device.mode", Some("\"copy\""), kind::CONTRADICTION, &["\"tap\" has no mode", "only kind \"xdp\""]),
     ("kind = \"xdp\"", "kind = \"xdp\", offloads = true", "uplinks[0].device.offloads", Some("true"), kind::CONTRADICTION, &["\"xdp\" has no offloads", "only kind \"tap\", \"packet\"", "completed in software"]),
     ("kind = \"packet\"", "kind = \"packet\", queues = 2", "uplinks[1].device.queues", Some("2"), kind::CONTRADICTION, &["\"packet\" has no queues", "only kind \"tap\", \"xdp\""]),
@@ -387,7 +387,7 @@ network_id = "net2"
 device = { kind = "tap", queues = 0, name = "" }
 "#;
     let errors = parse_toml(text, "x").unwrap_err();
-    let found: Vec<_> = errors.problems().iter().map(|problem| (problem.line.unwrap(), problem.key.as_str())).collect();
+    let found: Vec<_> = errors.errors().iter().map(|problem| (problem.line.unwrap(), problem.key.as_str())).collect();
     let wanted = [
         (3, "switch.pol"),
         (4, "switch.frames"),
@@ -407,7 +407,7 @@ device = { kind = "tap", queues = 0, name = "" }
 fn a_flood_of_mistakes_is_cut() {
     let text: String = (0..1500).map(|n| format!("key{n} = {n}\n")).collect();
     let errors = parse_toml(&text, "x").unwrap_err();
-    assert_eq!(errors.problems().len(), 1001);
+    assert_eq!(errors.errors().len(), 1001);
     assert!(errors.to_string().ends_with("x: 500 more problems are not shown"));
 }
 
@@ -449,17 +449,17 @@ fn what_is_wrong_with_several_tables_is_told_of_each() {
     assert!(problem.message.contains("uplinks[0] (line 51)"), "{problem}");
     assert_eq!(problem.owner.as_deref(), Some("uplink \"up1\""));
     let errors = parse_toml(&spoilt("group    = \"wire\"", "group    = \"wires\""), "x").unwrap_err();
-    let found: Vec<_> = errors.problems().iter().map(|problem| (problem.key.as_str(), problem.kind)).collect();
+    let found: Vec<_> = errors.errors().iter().map(|problem| (problem.key.as_str(), problem.kind)).collect();
     assert_eq!(found, ["uplinks[0].group", "uplinks[1].group"].map(|key| (key, kind::CONTRADICTION)), "{errors}");
     assert!(errors.to_string().contains("leave the key out"), "{errors}");
     let errors = parse_toml(&EXAMPLE.replace("\"net1\", vlan", "\"net3\", vlan"), "x").unwrap_err();
-    let found: Vec<_> = errors.problems().iter().map(|problem| (problem.key.as_str(), problem.kind)).collect();
+    let found: Vec<_> = errors.errors().iter().map(|problem| (problem.key.as_str(), problem.kind)).collect();
     let unknown = ["uplinks[0].networks[0].network_id", "uplinks[1].networks[1].network_id"];
     assert_eq!(found, unknown.map(|key| (key, kind::UNKNOWN_NETWORK)), "{errors}");
     let third = format!("{EXAMPLE}[[uplinks]]\nid = \"up2\"\ngroup = \"wire\"\ndevice = {{ kind = \"tap\" }}\n");
     let third = third + "networks = [{ network_id = \"net2\" }, { network_id = \"net1\", vlan = 120 }]\n";
     let errors = parse_toml(&third, "x").unwrap_err();
-    let [problem] = errors.problems() else { panic!("{errors}") };
+    let [problem] = errors.errors() else { panic!("{errors}") };
     assert_eq!((problem.key.as_str(), problem.kind), ("uplinks[2].group", kind::CONTRADICTION), "{problem}");
 }
 
@@ -502,7 +502,7 @@ fn files_are_read_by_their_names() {
     };
     let config = config::load(write("a.toml", EXAMPLE.as_bytes())).unwrap();
     assert_eq!(config::load(write("a.json", &serde_json::to_vec(&config).unwrap())), Ok(config));
-    let kind = |result: Result<Config, Errors>| result.unwrap_err().kind();
+    let kind = |result: Result<Config, ConfigErrors>| result.unwrap_err().kind();
     assert_eq!(kind(config::load(write("b.toml", b"a = \"\xff\""))), kind::UNREADABLE);
     assert_eq!(kind(config::load(dir.path().join("missing.toml"))), kind::UNREADABLE);
     let error = config::load(dir.path().join("missing.toml")).unwrap_err().to_string();
@@ -510,9 +510,9 @@ fn files_are_read_by_their_names() {
 }
 
 /// Neither silence nor panic: what is not right is answered.
-fn is_judged(result: Result<Config, Errors>) {
+fn is_judged(result: Result<Config, ConfigErrors>) {
     if let Err(errors) = result {
-        assert!(!errors.problems().is_empty());
+        assert!(!errors.errors().is_empty());
         let shown = errors.to_string();
         assert!(!shown.contains(|c: char| c.is_control() && c != '\n'), "{shown:?}");
     }
@@ -548,7 +548,7 @@ fn nearly() -> impl Strategy<Value = String> {
         "[[1], 2]",
         "switch.poll",
     ]);
-    prop::collection::vec(piece, 0..40).prop_map(|pieces| pieces.join(" "))
+    prop::collection::vec(piece, 0..40).prop_map(|chunks| chunks.join(" "))
 }
 
 proptest! {

@@ -6,17 +6,17 @@ mod host;
 
 use host::daemon::{Daemon, Vif, config, keeping};
 use host::nic::{Nic, experiment};
-use host::{Space, await_that};
+use host::{Namespace, await_that};
 use rustix::process::Signal;
 use vifswitch::control::events::{Event, EventKind};
-use vifswitch::control::loops::view::{LoopKind, LoopView, StormView};
-use vifswitch::control::view::{StationKind, StationView, Status};
+use vifswitch::control::loops::status::{LoopKind, LoopStatus, StormStatus};
+use vifswitch::control::responses::{StationKind, StationView, Status};
 use vifswitch::time::{rfc3339, wall};
 use vifswitch::wire::Mac;
 
 /// A VM with so many ports on net1, all in one namespace, and one with a port of its own.
-fn siblings(count: u8) -> Option<([Space; 2], Vec<Vif>)> {
-    let spaces = [Space::new()?, Space::new()?];
+fn siblings(count: u8) -> Option<([Namespace; 2], Vec<Vif>)> {
+    let spaces = [Namespace::new()?, Namespace::new()?];
     let mut vifs: Vec<Vif> = (1..=count).map(|number| Vif::new("fw", number, &spaces[0])).collect();
     vifs.push(Vif::new("other", 9, &spaces[1]));
     Some((spaces, vifs))
@@ -29,30 +29,30 @@ fn running(vifs: &[Vif]) -> Daemon {
 }
 
 /// Lets a guest join these by a bridge without spanning tree.
-fn bridge(space: &Space, vifs: &[Vif]) {
-    space.ip("link add br0 type bridge stp_state 0");
-    vifs.iter().for_each(|vif| space.ip(&format!("link set dev {} master br0", vif.name)));
-    space.ip("link set dev br0 up");
+fn bridge(namespace: &Namespace, vifs: &[Vif]) {
+    namespace.ip("link add br0 type bridge stp_state 0");
+    vifs.iter().for_each(|vif| namespace.ip(&format!("link set dev {} master br0", vif.name)));
+    namespace.ip("link set dev br0 up");
 }
 
-fn unbridge(space: &Space) {
-    space.ip("link del dev br0");
+fn unbridge(namespace: &Namespace) {
+    namespace.ip("link del dev br0");
 }
 
-fn told(daemon: &Daemon, kind: EventKind) -> Vec<Event> {
+fn events(daemon: &Daemon, kind: EventKind) -> Vec<Event> {
     daemon.events().into_iter().filter(|event| event.kind == kind).collect()
 }
 
 fn await_told(daemon: &Daemon, kind: EventKind) -> Event {
-    await_that(&format!("{kind:?}"), || told(daemon, kind).pop())
+    await_that(&format!("{kind:?}"), || events(daemon, kind).pop())
 }
 
-fn loops(daemon: &Daemon) -> Vec<LoopView> {
+fn loops(daemon: &Daemon) -> Vec<LoopStatus> {
     daemon.get("/v1/loops")
 }
 
 /// The loop that there is, once it is as `wanted` has it.
-fn await_loop(daemon: &Daemon, what: &str, wanted: impl Fn(&LoopView) -> bool) -> LoopView {
+fn await_loop(daemon: &Daemon, what: &str, wanted: impl Fn(&LoopStatus) -> bool) -> LoopStatus {
     await_that(what, || loops(daemon).into_iter().find(|of| of.active && wanted(of)))
 }
 
@@ -72,11 +72,11 @@ fn a_loop_is_named_held_released_and_ends_with_its_ports() {
         let event = await_told(&daemon, EventKind::LoopStart);
         assert_eq!((event.vm.as_deref(), event.network.as_deref()), (Some("fw"), Some("net1")), "{event:?}");
         let all = await_loop(&daemon, "all of its ports", |of| of.ports == ports(looped));
-        assert_eq!((all.kind, all.device_id.as_str()), (LoopKind::Siblings, "fw"));
+        assert_eq!((all.kind, all.device_id.as_str()), (LoopKind::IntraVm, "fw"));
         assert!(looped.iter().all(|vif| all.text.contains(&vif.port)), "{}", all.text);
-        let held = await_loop(&daemon, "level 2", |of| of.level == 2 && of.held.len() == looped.len() - 1);
-        assert_eq!(held.held, ports(&looped[1..]), "the first one goes on");
-        assert_eq!(told(&daemon, EventKind::LoopLevel).len(), 1);
+        let held = await_loop(&daemon, "level 2", |of| of.level == 2 && of.quarantined.len() == looped.len() - 1);
+        assert_eq!(held.quarantined, ports(&looped[1..]), "the first one goes on");
+        assert_eq!(events(&daemon, EventKind::LoopLevel).len(), 1);
         assert_eq!(daemon.port(&vifs[0]).status, Status::Active);
         let port = daemon.port(&vifs[1]);
         assert_eq!(port.status, Status::Quarantined);
@@ -85,7 +85,7 @@ fn a_loop_is_named_held_released_and_ends_with_its_ports() {
         unbridge(&spaces[0]);
         assert!(daemon.done(&["release", "port-1"], "").contains("nothing is done any more"));
         daemon.await_active(&vifs[1]);
-        assert_eq!(told(&daemon, EventKind::LoopStop).len(), 1);
+        assert_eq!(events(&daemon, EventKind::LoopStop).len(), 1);
         assert!(loops(&daemon).iter().all(|of| !of.active && of.ended.is_some()));
         assert!(daemon.done(&["release", "port-1"], "").contains("nothing"));
         bridge(&spaces[0], looped);
@@ -94,8 +94,8 @@ fn a_loop_is_named_held_released_and_ends_with_its_ports() {
         // By then every two of them were seen to be joined: as long as two are left, it is the same loop.
         await_loop(&daemon, "level 2 again", |of| of.level == 2);
         looped.iter().for_each(|vif| drop(daemon.detach(vif)));
-        await_that("the end", || (told(&daemon, EventKind::LoopStop).len() == 2).then_some(()));
-        assert_eq!(told(&daemon, EventKind::LoopStart).len(), 2);
+        await_that("the end", || (events(&daemon, EventKind::LoopStop).len() == 2).then_some(()));
+        assert_eq!(events(&daemon, EventKind::LoopStart).len(), 2);
     }
 }
 
@@ -109,22 +109,22 @@ fn measures_survive_a_restart_and_go_on() {
     daemon.start();
     vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
     bridge(&spaces[0], &vifs[..2]);
-    let before = await_loop(&daemon, "level 2", |of| of.level == 2 && !of.held.is_empty());
+    let before = await_loop(&daemon, "level 2", |of| of.level == 2 && !of.quarantined.is_empty());
     for signal in [Signal::KILL, Signal::TERM] {
         // What is written down is so within a moment, and killed in that moment it would be found again.
         await_that("what is kept", || daemon.state().exists().then_some(()));
-        let kept = await_loop(&daemon, "the loop", |_| true);
+        let host = await_loop(&daemon, "the loop", |_| true);
         daemon.stop(signal);
         daemon.start();
         let back = loops(&daemon).into_iter().find(|of| of.active);
         let back = back.unwrap_or_else(|| panic!("after {signal:?}: {}", daemon.log()));
-        assert_eq!((back.level, &back.held, &back.ports), (kept.level, &kept.held, &kept.ports));
+        assert_eq!((back.level, &back.quarantined, &back.ports), (host.level, &host.quarantined, &host.ports));
         assert_eq!(back.since[..19], before.since[..19], "it is the same loop");
         assert_eq!(daemon.port(&vifs[1]).status, Status::Quarantined);
         let now = rfc3339(wall());
         await_loop(&daemon, "a probe that returns in this life", |of| of.seen > now);
     }
-    assert_eq!(told(&daemon, EventKind::LoopStart).len(), 1, "in all three lives");
+    assert_eq!(events(&daemon, EventKind::LoopStart).len(), 1, "in all three lives");
 }
 
 #[test]
@@ -140,15 +140,15 @@ fn a_port_that_storms_can_be_disabled_and_recovers() {
     let start = await_told(&daemon, EventKind::StormStart);
     assert_eq!((start.vm.as_deref(), &start.ports), (Some("fw"), &vec!["port-1".to_owned()]), "{start:?}");
     assert!(start.text.contains("100 frames a second (burst 100)"), "{}", start.text);
-    let storms: Vec<StormView> = daemon.get("/v1/storms");
-    assert!(storms.iter().any(|storm| storm.class == "broadcast" && storm.held && storm.action == "disable"));
+    let storms: Vec<StormStatus> = daemon.get("/v1/storms");
+    assert!(storms.iter().any(|storm| storm.class == "broadcast" && storm.quarantined && storm.action == "disable"));
     daemon.await_active(&vifs[0]);
     assert!(await_told(&daemon, EventKind::StormStop).text.contains("is open again"));
     await_that("the storm is over", || {
-        let storms: Vec<StormView> = daemon.get("/v1/storms");
+        let storms: Vec<StormStatus> = daemon.get("/v1/storms");
         storms.iter().all(|storm| !storm.active && storm.suppressed > 0).then_some(())
     });
-    assert_eq!(told(&daemon, EventKind::StormStart).len(), 1);
+    assert_eq!(events(&daemon, EventKind::StormStart).len(), 1);
 }
 
 /// The guard says whose address it is, and once.
@@ -161,14 +161,14 @@ fn a_foreign_source_is_told_once_and_its_owner_named() {
     // A turn has passed, since the counters were first looked at, when there is an event of anything.
     await_that("the guard", || {
         nic.send(&experiment(Mac::BROADCAST, vifs[1].mac, b"not mine"));
-        told(&daemon, EventKind::Guard).pop()
+        events(&daemon, EventKind::SpoofedMac).pop()
     });
-    let event = await_told(&daemon, EventKind::Guard);
+    let event = await_told(&daemon, EventKind::SpoofedMac);
     assert_eq!((event.vm.as_deref(), event.mac.clone()), (Some("fw"), Some(vifs[1].mac.to_string())), "{event:?}");
     assert!(event.text.contains("\"port-9\"") && event.text.contains("\"other\""), "{}", event.text);
     (0..10).for_each(|_| nic.send(&experiment(Mac::BROADCAST, vifs[1].mac, b"not mine")));
     await_that("it is counted", || (daemon.drops(&vifs[0], "foreign_source") > 10).then_some(()));
-    assert_eq!(told(&daemon, EventKind::Guard).len(), 1);
+    assert_eq!(events(&daemon, EventKind::SpoofedMac).len(), 1);
 }
 
 /// A station that nobody owns moves between two VMs: at the fifth time it stays, and is let go by hand.
@@ -177,27 +177,27 @@ fn a_station_that_moves_too_often_is_frozen_where_it_was() {
     let Some((spaces, mut vifs)) = siblings(1) else { return };
     vifs.iter_mut().for_each(|vif| vif.more = "port_security = \"off\"".into());
     let daemon = running(&vifs);
-    let nics: Vec<Nic> = vifs.iter().zip(&spaces).map(|(vif, space)| Nic::new(space, &vif.name)).collect();
+    let nics: Vec<Nic> = vifs.iter().zip(&spaces).map(|(vif, namespace)| Nic::new(namespace, &vif.name)).collect();
     let restless = Mac::from_bits(0x0200_0000_7777);
     let fdb = || -> Option<StationView> {
         let all: Vec<StationView> = daemon.get("/v1/fdb");
         all.into_iter().find(|station| station.mac_address == restless.to_string())
     };
-    for turn in 0..6 {
-        nics[turn % 2].send(&experiment(Mac::BROADCAST, restless, b"here"));
-        let at = &vifs[turn % 2].port;
-        if turn < 5 {
+    for round in 0..6 {
+        nics[round % 2].send(&experiment(Mac::BROADCAST, restless, b"here"));
+        let at = &vifs[round % 2].port;
+        if round < 5 {
             await_that("it is learned", || fdb().filter(|station| station.port_id == *at));
         }
     }
-    let event = await_told(&daemon, EventKind::MacFreeze);
+    let event = await_told(&daemon, EventKind::MacDampened);
     assert_eq!(event.mac, Some(restless.to_string()), "{event:?}");
     assert_eq!(event.ports, ["port-1", "port-9"], "it stays where it was: {event:?}");
-    let frozen = await_that("frozen", || fdb().filter(|station| station.kind == StationKind::Frozen));
-    assert_eq!(frozen.port_id, "port-1");
+    let dampened = await_that("dampened", || fdb().filter(|station| station.kind == StationKind::Dampened));
+    assert_eq!(dampened.port_id, "port-1");
     nics[1].send(&experiment(Mac::BROADCAST, restless, b"here"));
-    await_that("refused", || (daemon.drops(&vifs[1], "frozen_source") > 1).then_some(()));
+    await_that("refused", || (daemon.drops(&vifs[1], "dampened_source") > 1).then_some(()));
     assert!(daemon.done(&["release", "port-9"], "").contains("no longer frozen"));
     assert!(fdb().is_none_or(|station| station.kind == StationKind::Learned));
-    assert_eq!(told(&daemon, EventKind::MacFreeze).len(), 1);
+    assert_eq!(events(&daemon, EventKind::MacDampened).len(), 1);
 }

@@ -20,7 +20,7 @@ use vifswitch::cli;
 use vifswitch::control::config::{Source, kind, parse_json, parse_toml};
 use vifswitch::control::server;
 use vifswitch::switch::DropReason;
-use vifswitch::telemetry::exposition::{self, Contained};
+use vifswitch::telemetry::exposition::{self, Mitigation};
 
 /// The root of the source tree.
 fn root() -> &'static Path {
@@ -365,7 +365,7 @@ fn faults(config: &Value, place: &str, key: &str, value: Option<Value>) -> Vec<(
         Err(_) => format!("{name}.{step}"),
     });
     let Err(errors) = parse_json(&config.to_string(), "x") else { return Vec::new() };
-    let of_table = errors.problems().iter().filter(|problem| problem.key.starts_with(&named));
+    let of_table = errors.errors().iter().filter(|problem| problem.key.starts_with(&named));
     of_table.map(|problem| (problem.kind, problem.key.starts_with(&format!("{named}.{key}")))).collect()
 }
 
@@ -569,10 +569,10 @@ fn each_drop_reason_is_documented_and_no_other() {
 fn each_metric_is_documented_and_no_other() {
     let worker = json!({
         "worker": 0, "core": 0, "poll": "busy", "queues": 0, "stations": 0, "stations_limit": 0, "stations_refused": 0,
-        "breaths": 0, "busy_breaths": 0, "busy_seconds": 0.0, "sleeps": 0, "sightings_lost": 0, "since": "2025-11-03T09:00:00Z"
+        "polls": 0, "busy_polls": 0, "busy_seconds": 0.0, "sleeps": 0, "updates_lost": 0, "since": "2025-11-03T09:00:00Z"
     });
     let workers = vec![serde_json::from_value(worker).unwrap()];
-    let text = exposition::render(vec![], vec![], vec![], workers, vec![], vec![], Contained::default());
+    let text = exposition::render(vec![], vec![], vec![], workers, vec![], vec![], Mitigation::default());
     let metrics: BTreeSet<String> = text
         .lines()
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
@@ -768,8 +768,8 @@ fn each_command_is_documented_with_all_its_arguments() {
 
 /// The anchor that GitHub makes of a heading.
 fn anchor(heading: &str) -> String {
-    let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
-    kept.replace(' ', "-")
+    let host = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c)).collect::<String>();
+    host.replace(' ', "-")
 }
 
 #[test]

@@ -7,14 +7,14 @@ mod host;
 
 use std::process::Command;
 
-use host::{Space, run};
+use host::{Namespace, run};
 use serde_json::Value;
 use vifswitch::device::xdp::{self, Mode, Settings};
 use vifswitch::frame::Pool;
 use vifswitch::sys::tun::{Flags, Queue};
 
 /// What the doctor says of a device, and how it ends.
-fn ask(device: &str) -> (i32, Value) {
+fn request(device: &str) -> (i32, Value) {
     let output = Command::new(env!("CARGO_BIN_EXE_vifswitch")).args(["doctor", "--json", device]).output().unwrap();
     let said = serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default();
     (output.status.code().unwrap(), said[0].clone())
@@ -30,13 +30,13 @@ fn said(report: &Value, what: &str) -> bool {
 
 #[test]
 fn a_veth_is_what_was_predicted_and_untouched() {
-    let Some(space) = Space::new() else { return };
-    space.ip("link add v0 type veth peer name v1");
-    space.ip("link set dev v0 up");
-    space.ip("link set dev v1 up");
-    let before = space.link("v0").unwrap();
-    let (code, report) = ask(&format!("{}:v0", space.0));
-    assert_eq!(space.link("v0").unwrap(), before);
+    let Some(namespace) = Namespace::new() else { return };
+    namespace.ip("link add v0 type veth peer name v1");
+    namespace.ip("link set dev v0 up");
+    namespace.ip("link set dev v1 up");
+    let before = namespace.link("v0").unwrap();
+    let (code, report) = request(&format!("{}:v0", namespace.0));
+    assert_eq!(namespace.link("v0").unwrap(), before);
     assert_eq!((code, report["driver"].as_str()), (0, Some("veth")), "{report}");
     for name in ["xdp", "packet"] {
         assert_eq!(kind(&report, name)["usable"], true, "{report}");
@@ -44,10 +44,10 @@ fn a_veth_is_what_was_predicted_and_untouched() {
     assert_eq!(kind(&report, "tap")["usable"], false);
     let settings = Settings {
         name: "v0".into(),
-        netns: space.netns(),
+        netns: namespace.netns(),
         queues: None,
         mode: Mode::Auto,
-        takeover: false,
+        replace_xdp_program: false,
         mtu: 1500,
         fill: 64,
         owner: "p".into(),
@@ -61,12 +61,12 @@ fn a_veth_is_what_was_predicted_and_untouched() {
 
 #[test]
 fn a_tap_with_offload_headers_is_a_trap_that_is_told_of() {
-    let Some(space) = Space::new() else { return };
+    let Some(namespace) = Namespace::new() else { return };
     for (name, vnet_header, trap) in [("with", true, true), ("without", false, false)] {
         let flags = Flags { vnet_header, multi_queue: false, exclusive: true };
-        let held = space.within(|| Queue::open(name, flags)).unwrap();
-        space.ip(&format!("link set dev {name} up"));
-        let (code, report) = ask(&format!("{}:{name}", space.0));
+        let held = namespace.run_in(|| Queue::open(name, flags)).unwrap();
+        namespace.ip(&format!("link set dev {name} up"));
+        let (code, report) = request(&format!("{}:{name}", namespace.0));
         assert_eq!(code, 0, "{report}");
         assert_eq!(said(&report, "XDP hook"), trap, "{report}");
         assert_eq!(report["prefer"], if trap { "packet" } else { "xdp" }, "{report}");
@@ -76,39 +76,39 @@ fn a_tap_with_offload_headers_is_a_trap_that_is_told_of() {
 
 #[test]
 fn a_netdev_that_a_vifswitch_serves_is_known_as_such() {
-    let Some(space) = Space::new() else { return };
-    space.ip("link add v0 type veth peer name v1");
-    space.ip("link set dev v0 up");
-    space.ip("link set dev v1 up");
+    let Some(namespace) = Namespace::new() else { return };
+    namespace.ip("link add v0 type veth peer name v1");
+    namespace.ip("link set dev v0 up");
+    namespace.ip("link set dev v1 up");
     let settings = |mode| Settings {
         name: "v0".into(),
-        netns: space.netns(),
+        netns: namespace.netns(),
         queues: None,
         mode,
-        takeover: false,
+        replace_xdp_program: false,
         mtu: 1500,
         fill: 64,
         owner: "p".into(),
         vlan_demux: false,
     };
     let _ours = xdp::open(&settings(Mode::Copy), Pool::new(256).unwrap()).unwrap();
-    let id = space.link("v0").unwrap().xdp.unwrap().program;
-    let (code, report) = ask(&format!("{}:v0", space.0));
+    let id = namespace.link("v0").unwrap().xdp.unwrap().program;
+    let (code, report) = request(&format!("{}:v0", namespace.0));
     assert_eq!((code, &kind(&report, "xdp")["usable"]), (0, &Value::Bool(true)), "{report}");
     assert!(said(&report, &format!("id {id}) is that of a vifswitch")), "{report}");
-    assert!(!said(&report, "takeover") && !said(&report, "xdpdrv off"), "{report}");
+    assert!(!said(&report, "replace_xdp_program") && !said(&report, "xdpdrv off"), "{report}");
 }
 
 #[test]
 fn what_is_of_no_use_ends_with_1_and_what_is_no_name_with_2() {
-    let Some(space) = Space::new() else { return };
-    run("ip", &["-n", &space.0, "link", "set", "dev", "lo", "up"]);
-    for device in [format!("{}:lo", space.0), format!("{}:none", space.0), "vift-nowhere:v0".into()] {
-        let (code, report) = ask(&device);
+    let Some(namespace) = Namespace::new() else { return };
+    run("ip", &["-n", &namespace.0, "link", "set", "dev", "lo", "up"]);
+    for device in [format!("{}:lo", namespace.0), format!("{}:none", namespace.0), "vift-nowhere:v0".into()] {
+        let (code, report) = request(&device);
         assert_eq!(code, 1, "{report}");
         assert!(report["problem"].is_string(), "{report}");
     }
     for device in ["a/b", ":x", "a-name-too-long-for-it"] {
-        assert_eq!(ask(device).0, 2, "{device}");
+        assert_eq!(request(device).0, 2, "{device}");
     }
 }

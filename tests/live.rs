@@ -10,16 +10,16 @@ use std::thread;
 use std::time::Duration;
 
 use host::daemon::Vif;
-use host::inside::{Inside, meant, ports};
+use host::inside::{Inside, expected, ports};
 use host::nic::{Nic, experiment};
-use host::rig::pass;
-use host::{Finally, Space, await_that};
-use vifswitch::control::change::{Blame, Change};
-use vifswitch::control::config::written;
+use host::setup::pass;
+use host::{Finally, Namespace, await_that};
+use vifswitch::control::change::{Change, ErrorKind};
+use vifswitch::control::config::raw;
+use vifswitch::control::event_log::EventFilter;
 use vifswitch::control::events::{Event, EventKind};
 use vifswitch::control::handle::Flush;
-use vifswitch::control::journal::Which;
-use vifswitch::control::view::{StationKind, Status};
+use vifswitch::control::responses::{StationKind, Status};
 use vifswitch::wire::Mac;
 
 /// An address that no port has of its own.
@@ -27,18 +27,18 @@ fn wild(number: u64) -> Mac {
     Mac::from_bits(0x0a00_0000_0000 | number)
 }
 
-fn keys() -> written::Port {
-    written::Port::default()
+fn keys() -> raw::Port {
+    raw::Port::default()
 }
 
-fn set(vif: &Vif, keys: written::Port) -> Change {
+fn set(vif: &Vif, keys: raw::Port) -> Change {
     Change::Set { port: vif.port.clone(), keys: keys.into() }
 }
 
 /// Ports of these VMs on net1, each in a namespace of its own.
-fn vifs(vms: &[&str]) -> Option<(Vec<Space>, Vec<Vif>)> {
-    let spaces = vms.iter().map(|_| Space::new()).collect::<Option<Vec<_>>>()?;
-    let vifs = (1..).zip(vms).zip(&spaces).map(|((number, vm), space)| Vif::new(vm, number, space)).collect();
+fn vifs(vms: &[&str]) -> Option<(Vec<Namespace>, Vec<Vif>)> {
+    let spaces = vms.iter().map(|_| Namespace::new()).collect::<Option<Vec<_>>>()?;
+    let vifs = (1..).zip(vms).zip(&spaces).map(|((number, vm), namespace)| Vif::new(vm, number, namespace)).collect();
     Some((spaces, vifs))
 }
 
@@ -48,7 +48,7 @@ fn vifs(vms: &[&str]) -> Option<(Vec<Space>, Vec<Vif>)> {
 fn siblings_come_and_go_and_nobody_loses_a_frame() {
     for workers in [1, 2] {
         let Some((spaces, vifs)) = vifs(&["a", "b", "a"]) else { return };
-        let inside = Inside::new(workers, Some(meant(&[("net1", 1500)], &vifs[..2])), None);
+        let inside = Inside::new(workers, Some(expected(&[("net1", 1500)], &vifs[..2])), None);
         let nics = [0, 1].map(|index| Nic::new(&spaces[index], &vifs[index].name));
         let done = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -101,7 +101,7 @@ fn a_port_that_is_down_is_silent_and_forgotten_and_comes_back_as_it_was() {
     let Some((spaces, mut vifs)) = vifs(&["a", "b"]) else { return };
     vifs[1].more = "port_security = \"off\"".into();
     let inside = Inside::over(&vifs);
-    let (past, mut live) = inside.wait(inside.handle.events(Which::default())).unwrap().unwrap();
+    let (past, mut live) = inside.wait(inside.handle.events(EventFilter::default())).unwrap().unwrap();
     assert_eq!(past.iter().map(|event| event.kind).collect::<Vec<_>>(), [EventKind::PortUp; 2]);
     let nics = [0, 1].map(|index| Nic::new(&spaces[index], &vifs[index].name));
     let hello = experiment(vifs[0].mac, wild(1), b"hello");
@@ -111,9 +111,9 @@ fn a_port_that_is_down_is_silent_and_forgotten_and_comes_back_as_it_was() {
     assert_eq!(learned(), 1);
     let link = spaces[1].link(&vifs[1].name);
 
-    let changed = inside.change(set(&vifs[1], written::Port { admin_state_up: Some(false), ..keys() }));
-    assert_eq!(changed.differences, ["port \"port-2\": admin_state_up was true and is false"]);
-    assert_eq!(changed.remarks, [""; 0]);
+    let changed = inside.change(set(&vifs[1], raw::Port { admin_state_up: Some(false), ..keys() }));
+    assert_eq!(changed.changes, ["port \"port-2\": admin_state_up was true and is false"]);
+    assert_eq!(changed.warnings, [""; 0]);
     assert_eq!((learned(), inside.port(&vifs[1]).status), (0, Status::Down));
     nics[1].send(&hello);
     nics[0].send(&experiment(vifs[1].mac, vifs[0].mac, b"in vain"));
@@ -124,14 +124,14 @@ fn a_port_that_is_down_is_silent_and_forgotten_and_comes_back_as_it_was() {
     });
     assert_eq!((learned(), nics[0].rest().len(), nics[1].rest().len()), (0, 0, 0));
 
-    inside.change(set(&vifs[1], written::Port { admin_state_up: Some(true), ..keys() }));
+    inside.change(set(&vifs[1], raw::Port { admin_state_up: Some(true), ..keys() }));
     pass((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), "up again");
     pass((&nics[1], &vifs[1]), (&nics[0], &vifs[0]), "both ways");
     assert_eq!(spaces[1].link(&vifs[1].name), link, "its netdev has not been touched");
-    let heard: Vec<_> = std::iter::from_fn(|| live.try_recv().ok()).map(|event| (event.kind, event.ports)).collect();
+    let received: Vec<_> = std::iter::from_fn(|| live.try_recv().ok()).map(|event| (event.kind, event.ports)).collect();
     let of = |kind| (kind, vec![vifs[1].port.clone()]);
     let config = (EventKind::Config, Vec::new());
-    assert_eq!(heard, [config.clone(), of(EventKind::PortDown), config, of(EventKind::PortUp)]);
+    assert_eq!(received, [config.clone(), of(EventKind::PortDown), config, of(EventKind::PortUp)]);
 }
 
 #[test]
@@ -143,16 +143,16 @@ fn addresses_and_mtus_are_changed_in_place() {
     let before = [index(0), index(1)];
 
     vifs[1].mac = Mac::from_bits(0x0200_0000_0999);
-    inside.change(set(&vifs[1], written::Port { mac_address: Some(vifs[1].mac.to_string()), ..keys() }));
+    inside.change(set(&vifs[1], raw::Port { mac_address: Some(vifs[1].mac.to_string()), ..keys() }));
     assert_eq!(spaces[1].link(&vifs[1].name).unwrap().mac, vifs[1].mac);
     pass((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), "under the new address");
     pass((&nics[1], &vifs[1]), (&nics[0], &vifs[0]), "from the new address");
 
-    let wanted = meant(&[("net1", 9000)], &vifs);
+    let wanted = expected(&[("net1", 9000)], &vifs);
     let changed = inside.change(Change::Apply(wanted));
-    assert_eq!(changed.differences, ["network \"net1\": mtu was 1500 and is 9000"]);
-    for (space, vif) in spaces.iter().zip(&vifs) {
-        assert_eq!(space.link(&vif.name).unwrap().mtu, 9000);
+    assert_eq!(changed.changes, ["network \"net1\": mtu was 1500 and is 9000"]);
+    for (namespace, vif) in spaces.iter().zip(&vifs) {
+        assert_eq!(namespace.link(&vif.name).unwrap().mtu, 9000);
     }
     pass((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), &"x".repeat(8900));
     assert_eq!([index(0), index(1)], before);
@@ -162,10 +162,10 @@ fn addresses_and_mtus_are_changed_in_place() {
 fn a_device_that_shall_be_otherwise_is_opened_anew() {
     let Some((spaces, vifs)) = vifs(&["a", "b"]) else { return };
     let inside = Inside::over(&vifs);
-    let device = |device| written::Port { device: Some(device), ..keys() };
-    inside.change(set(&vifs[1], device(written::Device { queues: Some(2), ..Default::default() })));
-    inside.change(set(&vifs[1], device(written::Device { name: Some("other".into()), ..Default::default() })));
-    inside.change(set(&vifs[1], device(written::Device { offloads: Some(false), ..Default::default() })));
+    let device = |device| raw::Port { device: Some(device), ..keys() };
+    inside.change(set(&vifs[1], device(raw::Device { queues: Some(2), ..Default::default() })));
+    inside.change(set(&vifs[1], device(raw::Device { name: Some("other".into()), ..Default::default() })));
+    inside.change(set(&vifs[1], device(raw::Device { offloads: Some(false), ..Default::default() })));
     assert_eq!(spaces[1].links(), ["lo", "other"]);
     let other = Vif { name: "other".into(), ..vifs[1].clone() };
     let nics = [Nic::new(&spaces[0], &vifs[0].name), Nic::new(&spaces[1], &other.name)];
@@ -177,15 +177,15 @@ fn a_device_that_shall_be_otherwise_is_opened_anew() {
 /// Two ports change places: each is closed before the other one takes its netdev.
 #[test]
 fn ports_can_exchange_their_netdevs() {
-    let Some(space) = Space::new() else { return };
-    let [one, two] = [1, 2].map(|number| Vif::new("a", number, &space));
+    let Some(namespace) = Namespace::new() else { return };
+    let [one, two] = [1, 2].map(|number| Vif::new("a", number, &namespace));
     let inside = Inside::over(&[one.clone(), two.clone()]);
     let swapped = [Vif { name: two.name.clone(), ..one.clone() }, Vif { name: one.name.clone(), ..two.clone() }];
-    let changed = inside.change(Change::Apply(meant(&[("net1", 1500)], &swapped)));
-    assert_eq!((changed.remarks, space.links()), (vec![], vec!["lo".to_owned(), "tap1".into(), "tap2".into()]));
+    let changed = inside.change(Change::Apply(expected(&[("net1", 1500)], &swapped)));
+    assert_eq!((changed.warnings, namespace.links()), (vec![], vec!["lo".to_owned(), "tap1".into(), "tap2".into()]));
     for vif in &swapped {
         assert_eq!(inside.port(vif).status, Status::Active);
-        assert_eq!(space.link(&vif.name).unwrap().mac, vif.mac);
+        assert_eq!(namespace.link(&vif.name).unwrap().mac, vif.mac);
     }
 }
 
@@ -206,7 +206,7 @@ fn a_port_can_be_given_to_another_vm() {
     let link = spaces[1].link(&vifs[1].name);
     vifs[1].vm = "c".into();
     let moved = [vifs[0].clone(), vifs[2].clone(), vifs[1].clone()];
-    inside.change(Change::Apply(meant(&[("net1", 1500)], &moved)));
+    inside.change(Change::Apply(expected(&[("net1", 1500)], &moved)));
     assert!(!learned());
     assert_eq!((inside.port(&vifs[1]).device_id.as_str(), inside.port(&vifs[1]).position), ("c", 1));
     assert_eq!(spaces[1].link(&vifs[1].name), link);
@@ -230,21 +230,21 @@ fn what_is_refused_changes_nothing() {
     let twice = ports(&[vifs[1].clone(), Vif { port: "x".into(), mac: wild(2), name: "x".into(), ..vifs[1].clone() }]);
     let twice = vec![twice[0].clone(), twice[1].clone(), twice[0].clone()];
     let (before, links) = (inside.ports(), spaces[1].links());
-    let refusal = inside.try_change(attach("b", twice)).unwrap_err();
-    assert_eq!((refusal.blame, refusal.kind), (Blame::Request, "duplicate_port"));
-    let refusal = inside.try_change(attach("b", ports(&vifs[..1]))).unwrap_err();
-    assert_eq!((refusal.blame, refusal.kind), (Blame::Conflict, "port_in_use"));
+    let error = inside.try_change(attach("b", twice)).unwrap_err();
+    assert_eq!((error.category, error.kind), (ErrorKind::Request, "duplicate_port"));
+    let error = inside.try_change(attach("b", ports(&vifs[..1]))).unwrap_err();
+    assert_eq!((error.category, error.kind), (ErrorKind::Conflict, "port_in_use"));
     assert_eq!((inside.ports(), spaces[1].links()), (before, links));
 }
 
 #[test]
 fn what_cannot_be_opened_yet_is_wanted_all_the_same() {
-    let (Some(here), Some(later)) = (Space::new(), Space::planned()) else { return };
+    let (Some(here), Some(later)) = (Namespace::new(), Namespace::planned()) else { return };
     let vifs = [Vif::new("a", 1, &here), Vif::new("b", 2, &later)];
     let inside = Inside::over(&vifs[..1]);
     let changed = inside.attach(&vifs[1..]);
-    assert_eq!(changed.remarks.len(), 1);
-    assert!(changed.remarks[0].starts_with("port \"port-2\" is down: "), "{:?}", changed.remarks);
+    assert_eq!(changed.warnings.len(), 1);
+    assert!(changed.warnings[0].starts_with("port \"port-2\" is down: "), "{:?}", changed.warnings);
     later.make();
     inside.await_active(&vifs[1]);
     let nics = [Nic::new(&here, "tap1"), Nic::new(&later, "tap2")];
@@ -270,11 +270,11 @@ fn what_is_not_confirmed_goes_back() {
     let Some((spaces, vifs)) = vifs(&["a", "b"]) else { return };
     let state = tempfile::tempdir().unwrap();
     let state = state.path().join("state.db");
-    let file = meant(&[("net1", 1500)], &vifs[..1]);
+    let file = expected(&[("net1", 1500)], &vifs[..1]);
     let mut inside = Inside::new(1, Some(file.clone()), Some(&state));
     let attach = || Change::Attach { vm: "b".into(), ports: ports(&vifs[1..]) };
     let change = |change, seconds| inside.wait(inside.handle.change(change, Some(seconds))).unwrap();
-    let (_, mut live) = inside.wait(inside.handle.events(Which::default())).unwrap().unwrap();
+    let (_, mut live) = inside.wait(inside.handle.events(EventFilter::default())).unwrap().unwrap();
 
     change(attach(), Duration::from_millis(1)).unwrap();
     assert!(next_config(&mut live, &inside).text.starts_with("to be confirmed within"));
@@ -285,12 +285,12 @@ fn what_is_not_confirmed_goes_back() {
     let long = Duration::from_secs(3600);
     change(attach(), long).unwrap();
     assert_eq!(inside.port(&vifs[1]).status, Status::Active);
-    let refusal = inside.try_change(Change::Detach { port: vifs[0].port.clone() }).unwrap_err();
-    assert_eq!((refusal.blame, refusal.kind), (Blame::Conflict, "unconfirmed"));
-    let kept = inside.wait(inside.handle.confirm()).unwrap().unwrap();
-    assert_eq!(kept.differences.len(), 2, "{:?}", kept.differences);
-    let refusal = inside.wait(inside.handle.confirm()).unwrap().unwrap_err();
-    assert_eq!((refusal.blame, refusal.kind), (Blame::Conflict, "nothing_to_confirm"));
+    let error = inside.try_change(Change::Detach { port: vifs[0].port.clone() }).unwrap_err();
+    assert_eq!((error.category, error.kind), (ErrorKind::Conflict, "unconfirmed"));
+    let host = inside.wait(inside.handle.confirm()).unwrap().unwrap();
+    assert_eq!(host.changes.len(), 2, "{:?}", host.changes);
+    let error = inside.wait(inside.handle.confirm()).unwrap().unwrap_err();
+    assert_eq!((error.category, error.kind), (ErrorKind::Conflict, "nothing_to_confirm"));
 
     // One that stops before it is confirmed comes back without it.
     let detach = Change::Detach { port: vifs[0].port.clone() };
@@ -307,11 +307,11 @@ fn a_restart_forgets_neither_changes_nor_stations() {
     vifs[1].more = "port_security = \"off\"".into();
     let state = tempfile::tempdir().unwrap();
     let state = state.path().join("state.db");
-    let file = |vifs: &[Vif]| Some(meant(&[("net1", 1500)], vifs));
+    let file = |vifs: &[Vif]| Some(expected(&[("net1", 1500)], vifs));
     let mut inside = Inside::new(1, file(&vifs[..2]), Some(&state));
     inside.attach(&vifs[2..3]);
-    let first = |inside: &Inside| inside.wait(inside.handle.events(Which::default())).unwrap().unwrap().0;
-    let told = first(&inside);
+    let first = |inside: &Inside| inside.wait(inside.handle.events(EventFilter::default())).unwrap().unwrap().0;
+    let events = first(&inside);
     let speak = |to: usize| {
         let nics = [0, 1, 2].map(|index| Nic::new(&spaces[index], &vifs[index].name));
         let hello = experiment(wild(1), vifs[to].mac, b"to one alone");
@@ -337,7 +337,7 @@ fn a_restart_forgets_neither_changes_nor_stations() {
         assert_eq!(inside.listed(), ["port-1", "port-3", "port-2"]);
         speak(0);
         speak(2);
-        assert!(first(&inside).starts_with(&told), "what happened before is still told");
+        assert!(first(&inside).starts_with(&events), "what happened before is still told");
     }
     // What was edited in the file is applied, and what was attached stays.
     inside.stop();
@@ -354,10 +354,10 @@ fn a_restart_forgets_neither_changes_nor_stations() {
 fn without_a_state_that_can_be_written_there_are_no_changes_but_frames() {
     let Some((spaces, vifs)) = vifs(&["a", "b", "c"]) else { return };
     let state = tempfile::tempdir().unwrap();
-    let inside = Inside::new(1, Some(meant(&[("net1", 1500)], &vifs[..2])), Some(state.path()));
-    let refusal = inside.try_change(Change::Attach { vm: "c".into(), ports: ports(&vifs[2..]) }).unwrap_err();
-    assert_eq!((refusal.blame, refusal.kind), (Blame::Switch, "store_failed"));
-    assert!(refusal.message.contains(&state.path().display().to_string()), "{}", refusal.message);
+    let inside = Inside::new(1, Some(expected(&[("net1", 1500)], &vifs[..2])), Some(state.path()));
+    let error = inside.try_change(Change::Attach { vm: "c".into(), ports: ports(&vifs[2..]) }).unwrap_err();
+    assert_eq!((error.category, error.kind), (ErrorKind::Switch, "store_failed"));
+    assert!(error.message.contains(&state.path().display().to_string()), "{}", error.message);
     let nics = [0, 1].map(|index| Nic::new(&spaces[index], &vifs[index].name));
     pass((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), "all the same");
     assert_eq!((inside.listed().len(), spaces[2].links()), (2, vec!["lo".to_owned()]));
@@ -383,28 +383,28 @@ fn stations_are_flushed_and_ports_released_by_name() {
     assert_eq!(flush(Flush { port: Some("port-2".into()), ..Flush::default() }), Ok(3));
     assert_eq!(flush(Flush { network: Some("net1".into()), ..Flush::default() }), Ok(2));
     assert_eq!(flush(Flush::default()), Ok(0));
-    let nowhere = Flush { network: Some("net".into()), ..Flush::default() };
-    assert_eq!(flush(nowhere).unwrap_err().kind, "unknown_network");
+    let absent = Flush { network: Some("net".into()), ..Flush::default() };
+    assert_eq!(flush(absent).unwrap_err().kind, "unknown_network");
     let nobody = Flush { port: Some("nobody".into()), ..Flush::default() };
     assert_eq!(flush(nobody).unwrap_err().kind, "unknown_port");
     let release = |port: &str| inside.wait(inside.handle.release(port.into())).unwrap();
     assert_eq!(release("nobody").unwrap_err().kind, "unknown_port");
-    assert!(release("port-1").unwrap().remarks[0].starts_with("nothing holds port"));
+    assert!(release("port-1").unwrap().warnings[0].starts_with("nothing holds port"));
 }
 
 /// A hundred ports at once, and away again.
 #[test]
 fn many_come_and_go_in_one_step() {
-    let Some(space) = Space::new() else { return };
+    let Some(namespace) = Namespace::new() else { return };
     let vifs: Vec<Vif> =
-        (0..100).map(|number| Vif::new(["a", "b", "c"][usize::from(number) % 3], number, &space)).collect();
-    let inside = Inside::new(2, Some(meant(&[("net1", 1500)], &[])), None);
-    let nothing = meant(&[("net1", 1500)], &[]);
+        (0..100).map(|number| Vif::new(["a", "b", "c"][usize::from(number) % 3], number, &namespace)).collect();
+    let inside = Inside::new(2, Some(expected(&[("net1", 1500)], &[])), None);
+    let empty = expected(&[("net1", 1500)], &[]);
     for _ in 0..2 {
-        let changed = inside.change(Change::Apply(meant(&[("net1", 1500)], &vifs)));
-        assert_eq!((changed.remarks, space.links().len()), (vec![], 101));
+        let changed = inside.change(Change::Apply(expected(&[("net1", 1500)], &vifs)));
+        assert_eq!((changed.warnings, namespace.links().len()), (vec![], 101));
         assert!(inside.ports().iter().all(|port| port.status == Status::Active));
-        let changed = inside.change(Change::Apply(nothing.clone()));
-        assert_eq!((changed.remarks, space.links()), (vec![], vec!["lo".to_owned()]));
+        let changed = inside.change(Change::Apply(empty.clone()));
+        assert_eq!((changed.warnings, namespace.links()), (vec![], vec!["lo".to_owned()]));
     }
 }

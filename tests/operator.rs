@@ -9,19 +9,19 @@ use std::thread;
 
 use host::daemon::{Daemon, Vif, attachment, config, keeping};
 use host::nic::{Nic, experiment};
-use host::rig::{On, guests, pass, stream};
-use host::{Finally, Space, await_that};
+use host::setup::{DeviceKind, guests, pass, stream};
+use host::{Finally, Namespace, await_that};
 use hyper::Method;
 use rustix::process::Signal;
 use vifswitch::control::client::{Client, Error};
 use vifswitch::control::events::{Event, EventKind};
-use vifswitch::control::view::{PortView, StationKind, StationView, Status};
+use vifswitch::control::responses::{PortView, StationKind, StationView, Status};
 use vifswitch::sys::link;
 use vifswitch::sys::netns::{Netns, within};
 use vifswitch::wire::{Mac, Probe};
 
 /// One that keeps its state, over these ports on net1 and none on net2.
-fn keeper(vifs: &[Vif]) -> Daemon {
+fn with_state(vifs: &[Vif]) -> Daemon {
     let mut daemon = Daemon::new();
     let text = config(&daemon.socket(), "", &[("net1", 1500), ("net2", 1500)], vifs);
     daemon.configure(&keeping(&text, &daemon.state()));
@@ -43,18 +43,18 @@ fn but_probes(mut ports: Vec<PortView>) -> Vec<PortView> {
 }
 
 fn port(vif: &Vif) -> serde_json::Value {
-    serde_json::to_value(host::inside::ports(std::slice::from_ref(vif))[0].to_written()).unwrap()
+    serde_json::to_value(host::inside::ports(std::slice::from_ref(vif))[0].to_raw()).unwrap()
 }
 
 /// AT-01: two, three and eight siblings in one request, in its order; a port twice, and nothing is done.
 #[test]
 fn siblings_are_attached_at_once_and_a_port_once() {
-    let Some(space) = Space::new() else { return };
-    let daemon = keeper(&[]);
+    let Some(namespace) = Namespace::new() else { return };
+    let daemon = with_state(&[]);
     let client = Client::new(daemon.socket());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let attach = |vm: &str, body: serde_json::Value| {
-        runtime.block_on(client.ask(Method::POST, &format!("/v1/vms/{vm}/ports"), Some(&body)))
+        runtime.block_on(client.request(Method::POST, &format!("/v1/vms/{vm}/ports"), Some(&body)))
     };
     let mut number = 0;
     let mut there = Vec::new();
@@ -63,24 +63,24 @@ fn siblings_are_attached_at_once_and_a_port_once() {
         let mut vifs: Vec<Vif> = (0..siblings)
             .map(|_| {
                 number += 1;
-                Vif::new(&vm, number, &space)
+                Vif::new(&vm, number, &namespace)
             })
             .collect();
         // In no order of numbers, with one on another network in the middle.
         vifs.reverse();
         vifs.swap(0, usize::from(siblings) / 2);
-        vifs.insert(1, Vif::new(&vm, 100 + siblings, &space).on("net2"));
+        vifs.insert(1, Vif::new(&vm, 100 + siblings, &namespace).on("net2"));
 
         let mut twice = vifs.clone();
         let again = Vif { mac: Mac::from_bits(0x0200_0000_0999), name: "again".into(), ..vifs[0].clone() };
         twice.push(again);
-        let (before, links) = (but_probes(shown(&daemon)), space.links());
+        let (before, links) = (but_probes(shown(&daemon)), namespace.links());
         let refused = attach(&vm, twice.iter().map(port).collect()).unwrap_err();
         assert!(
             matches!(&refused, Error::Refused { status: 400, kind, .. } if kind == "duplicate_port"),
             "{refused:?}"
         );
-        assert_eq!((but_probes(shown(&daemon)), space.links()), (before, links), "nothing has been done");
+        assert_eq!((but_probes(shown(&daemon)), namespace.links()), (before, links), "nothing has been done");
 
         attach(&vm, vifs.iter().map(port).collect()).unwrap();
         let ports: Vec<PortView> = shown(&daemon).into_iter().filter(|port| port.device_id == vm).collect();
@@ -92,7 +92,7 @@ fn siblings_are_attached_at_once_and_a_port_once() {
         }
         there.extend(vifs.clone());
         // Everybody on net1 hears it once, and nobody on net2.
-        let nics: Vec<Nic> = there.iter().map(|vif| Nic::new(&space, &vif.name)).collect();
+        let nics: Vec<Nic> = there.iter().map(|vif| Nic::new(&namespace, &vif.name)).collect();
         let speaker = there.len() - 1;
         let all = experiment(Mac::BROADCAST, there[speaker].mac, b"all");
         nics[speaker].send(&all);
@@ -101,12 +101,12 @@ fn siblings_are_attached_at_once_and_a_port_once() {
                 assert_eq!(nic.take(), all);
             }
         }
-        daemon.quiet();
+        daemon.await_idle();
         assert!(nics.iter().all(|nic| nic.rest().is_empty()));
         // One that is there already is in use.
         let refused = attach("other", port(&vifs[0])).unwrap_err();
         assert!(matches!(&refused, Error::Refused { status: 409, kind, .. } if kind == "port_in_use"), "{refused:?}");
-        let refused = daemon.tell(&["attach", "-"], &attachment(&Vif { vm: "other".into(), ..vifs[0].clone() }));
+        let refused = daemon.run_command(&["attach", "-"], &attachment(&Vif { vm: "other".into(), ..vifs[0].clone() }));
         assert_eq!(refused.status.code(), Some(1));
     }
 }
@@ -114,16 +114,16 @@ fn siblings_are_attached_at_once_and_a_port_once() {
 /// AT-02: five ports in no order of addresses, the third one goes, another one comes, a restart.
 #[test]
 fn the_order_of_ports_is_kept_for_ever() {
-    let Some(space) = Space::new() else { return };
+    let Some(namespace) = Namespace::new() else { return };
     let order = [3, 5, 1, 4, 2];
-    let vifs = order.map(|number| Vif::new("fw", number, &space));
-    let mut daemon = keeper(&[]);
+    let vifs = order.map(|number| Vif::new("fw", number, &namespace));
+    let mut daemon = with_state(&[]);
     vifs.iter().for_each(|vif| drop(daemon.attach(vif)));
     let names = |numbers: &[u8]| numbers.iter().map(|number| format!("port-{number}")).collect::<Vec<_>>();
     assert_eq!(daemon.listed(), names(&order));
     daemon.detach(&vifs[2]);
     assert_eq!(daemon.listed(), names(&[3, 5, 4, 2]));
-    let new = Vif { mac: Mac::from_bits(0x0200_0000_0001), ..Vif::new("fw", 9, &space) };
+    let new = Vif { mac: Mac::from_bits(0x0200_0000_0001), ..Vif::new("fw", 9, &namespace) };
     daemon.attach(&new);
     daemon.done(&["set", "port-5", "admin_state_up=false"], "");
     daemon.done(&["set", "port-5", "admin_state_up=true"], "");
@@ -135,11 +135,11 @@ fn the_order_of_ports_is_kept_for_ever() {
     let ports = shown(&daemon);
     assert_eq!(daemon.listed(), names(&[3, 5, 4, 2, 9]));
     assert!(ports.iter().enumerate().all(|(at, port)| port.position == at && port.status == Status::Active));
-    assert_eq!(space.links(), ["lo", "tap2", "tap3", "tap4", "tap5", "tap9"]);
+    assert_eq!(namespace.links(), ["lo", "tap2", "tap3", "tap4", "tap5", "tap9"]);
 }
 
 /// What the switch made is gone, and what others made is theirs again.
-fn nothing_is_left(guest: &Space, vif: &Vif) {
+fn nothing_is_left(guest: &Namespace, vif: &Vif) {
     if vif.kind == "tap" {
         assert_eq!(guest.links(), ["lo"]);
     } else {
@@ -152,20 +152,20 @@ fn nothing_is_left(guest: &Space, vif: &Vif) {
 /// two others talk.
 #[test]
 fn interfaces_are_exchanged_under_load_and_nobody_loses_a_frame() {
-    interfaces_are_exchanged(&[On::Tap], 50);
+    interfaces_are_exchanged(&[DeviceKind::Tap], 50);
 }
 
 /// The same, fewer times, with everybody on each kind of port. Who sends at a rate does so by a tap, where
 /// frames can wait for a switch that is not on a core right now.
 #[test]
 fn interfaces_on_netdevs_of_others_are_exchanged_under_load_and_nobody_loses_a_frame() {
-    interfaces_are_exchanged(&[On::Tap, On::Xdp, On::Packet, On::Xdp], 10);
-    interfaces_are_exchanged(&[On::Tap, On::Packet, On::Xdp, On::Tap], 10);
+    interfaces_are_exchanged(&[DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Xdp], 10);
+    interfaces_are_exchanged(&[DeviceKind::Tap, DeviceKind::Packet, DeviceKind::Xdp, DeviceKind::Tap], 10);
 }
 
-fn interfaces_are_exchanged(on: &[On], cycles: u32) {
+fn interfaces_are_exchanged(on: &[DeviceKind], cycles: u32) {
     let Some((spaces, vifs)) = guests(&["a", "b", "fw", "fw"], on, 1500) else { return };
-    let daemon = keeper(&vifs[..3]);
+    let daemon = with_state(&vifs[..3]);
     let nics = [0, 1].map(|at| Nic::new(&spaces[at], &vifs[at].name));
     // Whoever sends at a rate does not wait for a switch that is not on a core right now.
     spaces[0].ip("link set tap1 txqueuelen 100000");
@@ -209,22 +209,22 @@ fn interfaces_are_exchanged(on: &[On], cycles: u32) {
 /// AT-15: a port is taken from one VM and given to another one.
 #[test]
 fn a_port_is_given_to_another_vm() {
-    a_port_is_given(&[On::Tap]);
+    a_port_is_given(&[DeviceKind::Tap]);
 }
 
 #[test]
 fn a_port_on_a_netdev_of_others_is_given_to_another_vm() {
-    a_port_is_given(&[On::Tap, On::Xdp, On::Packet]);
-    a_port_is_given(&[On::Xdp, On::Packet, On::Xdp]);
-    a_port_is_given(&[On::Packet, On::Xdp, On::Tap]);
+    a_port_is_given(&[DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet]);
+    a_port_is_given(&[DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Xdp]);
+    a_port_is_given(&[DeviceKind::Packet, DeviceKind::Xdp, DeviceKind::Tap]);
 }
 
-fn a_port_is_given(on: &[On]) {
+fn a_port_is_given(on: &[DeviceKind]) {
     let Some((spaces, vifs)) = guests(&["a", "one", "two"], on, 1500) else { return };
     let open = |vif: &Vif| Vif { more: "port_security = \"off\"".into(), ..vif.clone() };
     // The port of the one, and the same port as it will be of the other.
     let (one, two) = (open(&vifs[1]), Vif { port: vifs[1].port.clone(), mac: vifs[1].mac, ..open(&vifs[2]) });
-    let daemon = keeper(&[vifs[0].clone(), one.clone()]);
+    let daemon = with_state(&[vifs[0].clone(), one.clone()]);
     let nic = Nic::new(&spaces[0], &vifs[0].name);
     let wild = Mac::from_bits(0x0a00_0000_0001);
     let learned = || -> Vec<String> {
@@ -252,27 +252,27 @@ fn a_port_is_given(on: &[On]) {
     }
 }
 
-fn told(daemon: &Daemon, vif: &Vif) -> Vec<Event> {
+fn events(daemon: &Daemon, vif: &Vif) -> Vec<Event> {
     daemon.events().into_iter().filter(|event| event.ports == [vif.port.clone()]).collect()
 }
 
 /// A device that vanishes and comes back is told once each way, and nothing else is told.
 #[test]
 fn what_vanishes_and_comes_back_is_told_once() {
-    let Some(spaces) = (0..2).map(|_| Space::new()).collect::<Option<Vec<_>>>() else { return };
+    let Some(spaces) = (0..2).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
     spaces[1].ip("tuntap add dev tap2 mode tap");
     // One of ours, and one that others made: we make it not again, they do.
-    let vifs: Vec<Vif> = (1..).zip(&spaces).map(|(number, space)| Vif::new("fw", number, space)).collect();
-    let daemon = keeper(&vifs);
-    let kinds = |vif: &Vif| told(&daemon, vif).iter().map(|event| event.kind).collect::<Vec<_>>();
+    let vifs: Vec<Vif> = (1..).zip(&spaces).map(|(number, namespace)| Vif::new("fw", number, namespace)).collect();
+    let daemon = with_state(&vifs);
+    let kinds = |vif: &Vif| events(&daemon, vif).iter().map(|event| event.kind).collect::<Vec<_>>();
     let (up, down) = (EventKind::PortUp, EventKind::PortDown);
     let mut wanted = vec![up];
     let again = |vif: &Vif, wanted: &mut Vec<EventKind>| {
         wanted.extend([down, up]);
         await_that("down and up", || (kinds(vif).len() >= wanted.len()).then_some(()));
         daemon.await_active(vif);
-        assert_eq!(kinds(vif), *wanted, "{:?}", told(&daemon, vif));
-        let [.., gone, back] = &told(&daemon, vif)[..] else { panic!("{:?}", told(&daemon, vif)) };
+        assert_eq!(kinds(vif), *wanted, "{:?}", events(&daemon, vif));
+        let [.., gone, back] = &events(&daemon, vif)[..] else { panic!("{:?}", events(&daemon, vif)) };
         println!("{}: down at {}, up at {}", vif.name, gone.time, back.time);
     };
     for _ in 0..3 {

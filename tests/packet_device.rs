@@ -9,38 +9,42 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use host::nic::Nic;
 use host::relay::relay;
-use host::{EXPERIMENT, Finally, PATIENCE, Space, await_that, readable};
+use host::{EXPERIMENT, Finally, Namespace, TEST_TIMEOUT, await_that, readable};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vifswitch::device::packet::{self, Settings};
 use vifswitch::device::{self, Device, OpenError, tap};
-use vifswitch::frame::{Batch, Cache, Lane, Pool, Sent};
+use vifswitch::frame::{Batch, Magazine, Pool, TxBatch, TxStats};
 use vifswitch::sys::tun::{self, Flags};
 use vifswitch::wire::Offload;
 
 /// A worker's things.
-struct Hands {
-    cache: Cache,
+struct WorkerParts {
+    cache: Magazine,
     batch: Batch,
-    lane: Lane,
+    tx: TxBatch,
 }
 
 /// What came in: the header that was left to be heeded, and the bytes.
 type Came = (Offload, Vec<u8>);
 
-impl Hands {
-    fn new() -> Hands {
-        Hands { cache: Cache::new(Pool::new(1024).unwrap()), batch: Batch::new(), lane: Lane::with_capacity(192) }
+impl WorkerParts {
+    fn new() -> WorkerParts {
+        WorkerParts {
+            cache: Magazine::new(Pool::new(1024).unwrap()),
+            batch: Batch::new(),
+            tx: TxBatch::with_capacity(192),
+        }
     }
 
     fn add(&mut self, frame: &[u8], offload: Offload) {
-        self.lane.push(self.cache.frame(frame, offload).unwrap());
+        self.tx.push(self.cache.frame(frame, offload).unwrap());
     }
 
-    fn transmit(&mut self, device: &mut dyn Device) -> Sent {
-        device.transmit(&mut self.lane, &self.batch, &mut self.cache)
+    fn transmit(&mut self, device: &mut dyn Device) -> TxStats {
+        device.transmit(&mut self.tx, &self.batch, &mut self.cache)
     }
 
-    fn send(&mut self, device: &mut dyn Device, frame: &[u8]) -> Sent {
+    fn send(&mut self, device: &mut dyn Device, frame: &[u8]) -> TxStats {
         self.add(frame, Offload::NONE);
         self.transmit(device)
     }
@@ -49,7 +53,7 @@ impl Hands {
     fn rest(&mut self, device: &mut dyn Device) -> Vec<Came> {
         device.receive(&mut self.batch, &mut self.cache).unwrap();
         let came =
-            (0..self.batch.len()).map(|i| (self.batch.frame(i).offload(), self.batch.view(i).to_vec())).collect();
+            (0..self.batch.len()).map(|i| (self.batch.frame(i).offload(), self.batch.frame_ref(i).to_vec())).collect();
         self.batch.clear(&mut self.cache);
         device.release();
         came
@@ -113,16 +117,16 @@ fn odd_frames() -> Vec<Vec<u8>> {
 }
 
 /// A namespace with the netdev `port`, of which the other end is `guest` in another one.
-struct Cable {
-    port: Space,
-    guest: Space,
+struct VethPair {
+    port: Namespace,
+    guest: Namespace,
 }
 
-impl Cable {
-    fn new(mtu: u32) -> Option<Cable> {
-        let cable = Cable { port: Space::new()?, guest: Space::new()? };
-        cable.lay(mtu);
-        Some(cable)
+impl VethPair {
+    fn new(mtu: u32) -> Option<VethPair> {
+        let loopback = VethPair { port: Namespace::new()?, guest: Namespace::new()? };
+        loopback.lay(mtu);
+        Some(loopback)
     }
 
     fn lay(&self, mtu: u32) {
@@ -141,10 +145,10 @@ impl Cable {
     }
 }
 
-fn settings(space: &Space, name: &str) -> Settings {
+fn settings(namespace: &Namespace, name: &str) -> Settings {
     Settings {
         name: name.into(),
-        netns: space.netns(),
+        netns: namespace.netns(),
         offloads: true,
         isolate: false,
         mtu: 1500,
@@ -159,69 +163,69 @@ fn open(settings: &Settings) -> Box<dyn Device> {
 }
 
 /// A tap whose file somebody else holds, as QEMU does, and its netdev.
-fn held_tap(space: &Space) -> tun::Queue {
+fn held_tap(namespace: &Namespace) -> tun::Queue {
     let flags = Flags { vnet_header: true, multi_queue: false, exclusive: true };
-    let queue = space.within(|| tun::Queue::open("port", flags)).unwrap();
+    let queue = namespace.run_in(|| tun::Queue::open("port", flags)).unwrap();
     let _ = queue.set_offloads().unwrap();
-    space.ip("link set dev port mtu 9000 up");
+    namespace.ip("link set dev port mtu 9000 up");
     queue
 }
 
 #[test]
 fn odd_frames_pass_both_ways_untouched() {
-    let Some(cable) = Cable::new(9000) else { return };
+    let Some(loopback) = VethPair::new(9000) else { return };
     for offloads in [true, false] {
-        let mut device = open(&Settings { offloads, ..cable.settings() });
-        assert_eq!(device.abilities().offloads, offloads);
-        let (nic, mut hands) = (Nic::new(&cable.guest, "guest"), Hands::new());
+        let mut device = open(&Settings { offloads, ..loopback.settings() });
+        assert_eq!(device.caps().offloads, offloads);
+        let (nic, mut parts) = (Nic::new(&loopback.guest, "guest"), WorkerParts::new());
         for frame in odd_frames() {
             nic.send(&frame);
-            assert_eq!(hands.take(&mut *device), (Offload::NONE, frame.clone()));
-            let sent = hands.send(&mut *device, &frame);
+            assert_eq!(parts.take(&mut *device), (Offload::NONE, frame.clone()));
+            let sent = parts.send(&mut *device, &frame);
             assert_eq!((sent.frames, sent.bytes), (1, frame.len() as u64), "{frame:02x?}");
             assert_eq!(nic.take(), frame);
         }
-        assert_eq!(device.missed(), 0);
-        assert!(hands.rest(&mut *device).is_empty(), "what was sent is not heard");
+        assert_eq!(device.rx_missed(), 0);
+        assert!(parts.rest(&mut *device).is_empty(), "what was sent is not heard");
     }
 }
 
 #[test]
 fn frames_stay_in_order_whatever_their_lengths() {
-    let Some(cable) = Cable::new(9000) else { return };
-    let mut device = cable.open();
-    let (nic, mut hands) = (Nic::new(&cable.guest, "guest"), Hands::new());
+    let Some(loopback) = VethPair::new(9000) else { return };
+    let mut device = loopback.open();
+    let (nic, mut parts) = (Nic::new(&loopback.guest, "guest"), WorkerParts::new());
     let frames: Vec<_> =
         (0..300usize).map(|number| frame(&[0x88, 0xb5, number as u8], 60 + number * 7919 % 8900)).collect();
     frames.iter().for_each(|frame| nic.send(frame));
     let mut came = Vec::new();
     while came.len() < frames.len() {
         readable(device.fd().unwrap());
-        came.extend(hands.rest(&mut *device).into_iter().map(|(_, frame)| frame));
+        came.extend(parts.rest(&mut *device).into_iter().map(|(_, frame)| frame));
     }
     assert!(came == frames);
     for some in frames.chunks(150) {
-        some.iter().for_each(|frame| hands.add(frame, Offload::NONE));
-        assert_eq!(hands.transmit(&mut *device).frames, some.len() as u64);
+        some.iter().for_each(|frame| parts.add(frame, Offload::NONE));
+        assert_eq!(parts.transmit(&mut *device).frames, some.len() as u64);
     }
     assert!(frames.iter().all(|frame| nic.take() == *frame));
 }
 
 #[test]
 fn one_frame_that_is_refused_holds_up_no_other() {
-    let Some(cable) = Cable::new(1500) else { return };
-    let (nic, mut hands) = (Nic::new(&cable.guest, "guest"), Hands::new());
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let (nic, mut parts) = (Nic::new(&loopback.guest, "guest"), WorkerParts::new());
     let double = frame(&[0x88, 0xa8, 0, 7, 0x81, 0, 0, 5, 0x88, 0xb5], 1522);
     for offloads in [true, false] {
-        let mut device = open(&Settings { offloads, ..cable.settings() });
+        let mut device = open(&Settings { offloads, ..loopback.settings() });
         let open_checksum = Offload::read(&[1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]);
-        hands.add(&experiment(60), Offload::NONE);
-        hands.add(&experiment(1600), Offload::NONE);
-        hands.add(&experiment(61), Offload::NONE);
-        hands.add(&double, Offload::NONE);
-        hands.add(&experiment(99), open_checksum);
-        hands.add(&experiment(62), Offload::NONE);
-        let sent = hands.transmit(&mut *device);
+        parts.add(&experiment(60), Offload::NONE);
+        parts.add(&experiment(1600), Offload::NONE);
+        parts.add(&experiment(61), Offload::NONE);
+        parts.add(&double, Offload::NONE);
+        parts.add(&experiment(99), open_checksum);
+        parts.add(&experiment(62), Offload::NONE);
+        let sent = parts.transmit(&mut *device);
         let more = u64::from(offloads);
         assert_eq!((sent.frames, sent.refused, sent.full + sent.link_down), (3 + more, 3 - more, 0));
         let mut lengths = vec![60, 61, 99, 62];
@@ -243,32 +247,32 @@ fn super_frame(tag: &[u8]) -> Came {
 
 #[test]
 fn super_frames_pass_with_their_header_and_their_tag() {
-    let Some(cable) = Cable::new(1500) else { return };
-    let Some(space) = Space::new() else { return };
-    let guest = held_tap(&space);
-    let (mut ours, mut theirs) = (cable.open(), open(&settings(&space, "port")));
-    let (nic, mut hands) = (Nic::with_header(&cable.guest, "guest"), Hands::new());
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let Some(namespace) = Namespace::new() else { return };
+    let guest = held_tap(&namespace);
+    let (mut ours, mut theirs) = (loopback.open(), open(&settings(&namespace, "port")));
+    let (nic, mut parts) = (Nic::with_header(&loopback.guest, "guest"), WorkerParts::new());
     for tag in [&[][..], &[0x81, 0, 0x20, 5], &[0x88, 0xa8, 0, 7]] {
         let (offload, frame) = super_frame(tag);
         let written = [&offload.write()[..10], &frame].concat();
         // in by a veth, out by it
         nic.send(&written);
-        let came = hands.take(&mut *ours);
+        let came = parts.take(&mut *ours);
         assert_eq!((came.0.segment_size(), &came.1), (1448, &frame));
         assert_eq!(
             came.0.segmentation(&frame, 20_054 + tag.len() as u32),
             offload.segmentation(&frame, frame.len() as u32)
         );
         assert_eq!(came.0, offload);
-        hands.add(&came.1, came.0);
-        assert_eq!(hands.transmit(&mut *ours).frames, 14);
+        parts.add(&came.1, came.0);
+        assert_eq!(parts.transmit(&mut *ours).frames, 14);
         // To a socket, the header counts without the tag that stands beside the frame.
         assert!(nic.take() == [&super_frame(&[]).0.write()[..10], &frame].concat(), "{tag:02x?}");
         // in by a tap, as a guest behind QEMU sends it; out by the tap, to the guest
         guest.write(&[&offload.write(), &frame[..]].concat()).unwrap();
-        assert!(hands.take(&mut *theirs) == (offload, frame.clone()));
-        hands.add(&frame, offload);
-        assert_eq!(hands.transmit(&mut *theirs).frames, 14);
+        assert!(parts.take(&mut *theirs) == (offload, frame.clone()));
+        parts.add(&frame, offload);
+        assert_eq!(parts.transmit(&mut *theirs).frames, 14);
         let mut room = vec![0; 70_000];
         readable(&guest);
         let len = guest.read(&mut room).unwrap();
@@ -278,7 +282,7 @@ fn super_frames_pass_with_their_header_and_their_tag() {
 
 #[test]
 fn a_tcp_stream_passes_from_veth_to_veth_as_super_frames() {
-    let (Some(left), Some(right)) = (Cable::new(1500), Cable::new(1500)) else { return };
+    let (Some(left), Some(right)) = (VethPair::new(1500), VethPair::new(1500)) else { return };
     left.guest.ip("addr add 10.0.0.1/24 dev guest");
     right.guest.ip("addr add 10.0.0.2/24 dev guest");
     relay(&left.guest, &right.guest, [left.open(), right.open()]);
@@ -286,7 +290,7 @@ fn a_tcp_stream_passes_from_veth_to_veth_as_super_frames() {
 
 #[test]
 fn a_tcp_stream_passes_from_veth_to_tap_as_super_frames() {
-    let (Some(left), Some(right)) = (Cable::new(1500), Space::new()) else { return };
+    let (Some(left), Some(right)) = (VethPair::new(1500), Namespace::new()) else { return };
     let mac = "02:00:00:00:00:02".parse().unwrap();
     let mut opened = tap::open(
         &tap::Settings {
@@ -310,48 +314,48 @@ fn a_tcp_stream_passes_from_veth_to_tap_as_super_frames() {
 /// What is received with an open checksum says so, also if nothing of the kind is to be sent.
 #[test]
 fn an_open_checksum_is_told_in_any_case() {
-    let Some(cable) = Cable::new(1500) else { return };
+    let Some(loopback) = VethPair::new(1500) else { return };
     for offloads in [true, false] {
-        let mut device = open(&Settings { offloads, ..cable.settings() });
-        let (nic, mut hands) = (Nic::with_header(&cable.guest, "guest"), Hands::new());
+        let mut device = open(&Settings { offloads, ..loopback.settings() });
+        let (nic, mut parts) = (Nic::with_header(&loopback.guest, "guest"), WorkerParts::new());
         let header = [1, 0, 0, 0, 0, 0, 34, 0, 6, 0];
         nic.send(&[&header[..], &experiment(100)].concat());
-        let (offload, frame) = hands.take(&mut *device);
-        assert!(offload.is_pending());
+        let (offload, frame) = parts.take(&mut *device);
+        assert!(offload.needs_offload());
         assert_eq!((offload.write()[..10].to_vec(), frame), (header.to_vec(), experiment(100)));
     }
 }
 
 #[test]
 fn more_than_the_ring_takes_is_lost_and_counted() {
-    let Some(cable) = Cable::new(1500) else { return };
-    let mut device = cable.open();
-    let (nic, mut hands) = (Nic::new(&cable.guest, "guest"), Hands::new());
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let mut device = loopback.open();
+    let (nic, mut parts) = (Nic::new(&loopback.guest, "guest"), WorkerParts::new());
     const MANY: u64 = 3000;
     for round in 0..3u8 {
         (0..MANY).for_each(|number| nic.send(&frame(&[0x88, 0xb5, round, number as u8, (number >> 8) as u8], 60)));
         // The last ones come through the queue of a processor: it has been emptied when nothing moves.
         let mut numbers = Vec::new();
-        let mut missed = 0;
+        let mut rx_missed = 0;
         await_that("all frames, come or lost", || {
-            for (_, frame) in hands.rest(&mut *device) {
+            for (_, frame) in parts.rest(&mut *device) {
                 assert_eq!(frame[14], round);
                 numbers.push(u64::from(u16::from_le_bytes([frame[15], frame[16]])));
             }
-            missed += device.missed();
-            (numbers.len() as u64 + missed == MANY).then_some(())
+            rx_missed += device.rx_missed();
+            (numbers.len() as u64 + rx_missed == MANY).then_some(())
         });
         assert!(numbers.is_sorted() && numbers[..512].iter().copied().eq(0..512));
-        assert!(missed >= MANY - 2048, "{missed} of {MANY} did not fit");
+        assert!(rx_missed >= MANY - 2048, "{rx_missed} of {MANY} did not fit");
     }
 }
 
 /// Sends by `device` and receives from it until it says that it is gone.
-fn until_gone(device: &mut dyn Device, hands: &mut Hands) -> std::io::Error {
+fn until_gone(device: &mut dyn Device, parts: &mut WorkerParts) -> std::io::Error {
     await_that("an error", || {
-        hands.send(device, &experiment(60));
-        let gone = device.receive(&mut hands.batch, &mut hands.cache).err();
-        hands.batch.clear(&mut hands.cache);
+        parts.send(device, &experiment(60));
+        let gone = device.receive(&mut parts.batch, &mut parts.cache).err();
+        parts.batch.clear(&mut parts.cache);
         device.release();
         gone
     })
@@ -359,81 +363,83 @@ fn until_gone(device: &mut dyn Device, hands: &mut Hands) -> std::io::Error {
 
 #[test]
 fn a_netdev_that_is_deleted_under_traffic_is_a_device_that_is_gone() {
-    let Some(cable) = Cable::new(1500) else { return };
-    let mut hands = Hands::new();
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let mut parts = WorkerParts::new();
     for silent in [false, true] {
-        let mut device = cable.open();
-        let nic = Nic::new(&cable.guest, "guest");
+        let mut device = loopback.open();
+        let nic = Nic::new(&loopback.guest, "guest");
         let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let _finally = Finally(&done);
             if silent {
-                hands.rest(&mut *device);
+                parts.rest(&mut *device);
             } else {
                 let send = || nic.try_send(&experiment(60)).ok().filter(|()| !done.load(Ordering::Relaxed));
                 scope.spawn(move || std::iter::from_fn(send).for_each(drop));
-                hands.take_some(&mut *device);
+                parts.take_some(&mut *device);
             }
-            cable.port.ip("link del dev port");
+            loopback.port.ip("link del dev port");
             if silent {
                 let mut polled = [PollFd::from_borrowed_fd(device.fd().unwrap(), PollFlags::IN)];
-                assert!(poll(&mut polled, Some(&PATIENCE)).unwrap() > 0, "a sleeping worker is woken by it");
+                assert!(poll(&mut polled, Some(&TEST_TIMEOUT)).unwrap() > 0, "a sleeping worker is woken by it");
                 // A worker asks a port that is quiet so often before it leaves it alone.
-                let gone = (0..64).find_map(|_| device.receive(&mut hands.batch, &mut hands.cache).err());
+                let gone = (0..64).find_map(|_| device.receive(&mut parts.batch, &mut parts.cache).err());
                 assert!(gone.is_some());
             } else {
-                until_gone(&mut *device, &mut hands);
+                until_gone(&mut *device, &mut parts);
             }
         });
-        assert_eq!(hands.send(&mut *device, &experiment(60)).link_down, 1);
-        assert!(matches!(packet::open(&cable.settings()), Err(OpenError::NoDevice { .. })));
+        assert_eq!(parts.send(&mut *device, &experiment(60)).link_down, 1);
+        assert!(matches!(packet::open(&loopback.settings()), Err(OpenError::NoDevice { .. })));
         drop(device);
-        cable.lay(1500);
+        loopback.lay(1500);
     }
 }
 
 #[test]
 fn a_netdev_that_is_set_down_is_given_up_and_opened_again_when_it_is_up() {
-    let Some(cable) = Cable::new(1500) else { return };
-    let mut hands = Hands::new();
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let mut parts = WorkerParts::new();
     for sends in [false, true] {
-        let mut device = cable.open();
-        cable.port.ip("link set dev port down");
+        let mut device = loopback.open();
+        loopback.port.ip("link set dev port down");
         if sends {
             // The error that waits at the socket is told only once, and not to who receives.
-            assert_eq!(hands.send(&mut *device, &experiment(60)).link_down, 1);
-            hands.add(&experiment(60), Offload::NONE);
-            hands.add(&experiment(60), Offload::NONE);
-            assert_eq!(hands.transmit(&mut *device).link_down, 2);
+            assert_eq!(parts.send(&mut *device, &experiment(60)).link_down, 1);
+            parts.add(&experiment(60), Offload::NONE);
+            parts.add(&experiment(60), Offload::NONE);
+            assert_eq!(parts.transmit(&mut *device).link_down, 2);
         }
-        let gone = (0..64).find_map(|_| device.receive(&mut hands.batch, &mut hands.cache).err());
+        let gone = (0..64).find_map(|_| device.receive(&mut parts.batch, &mut parts.cache).err());
         assert!(gone.unwrap().to_string().contains("down"));
-        for down in [packet::open(&cable.settings()).unwrap_err(), packet::look(&cable.settings()).unwrap_err()] {
+        for down in
+            [packet::open(&loopback.settings()).unwrap_err(), packet::preflight(&loopback.settings()).unwrap_err()]
+        {
             assert!(matches!(down, OpenError::Down { .. }), "{down}");
             assert!(down.to_string().contains("ip link set dev port up"), "{down}");
         }
-        cable.port.ip("link set dev port up");
-        let mut device = cable.open();
-        Nic::new(&cable.guest, "guest").send(&experiment(60));
-        assert_eq!(hands.take(&mut *device).1, experiment(60));
+        loopback.port.ip("link set dev port up");
+        let mut device = loopback.open();
+        Nic::new(&loopback.guest, "guest").send(&experiment(60));
+        assert_eq!(parts.take(&mut *device).1, experiment(60));
     }
 }
 
 #[test]
 fn a_netdev_that_is_down_for_a_moment_is_kept() {
-    let Some(cable) = Cable::new(1500) else { return };
-    let (mut device, mut hands) = (cable.open(), Hands::new());
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let (mut device, mut parts) = (loopback.open(), WorkerParts::new());
     for _ in 0..3 {
-        cable.port.ip("link set dev port down");
-        cable.port.ip("link set dev port up");
-        (0..200).for_each(|_| assert!(hands.rest(&mut *device).is_empty()));
+        loopback.port.ip("link set dev port down");
+        loopback.port.ip("link set dev port up");
+        (0..200).for_each(|_| assert!(parts.rest(&mut *device).is_empty()));
         let mut polled = [PollFd::from_borrowed_fd(device.fd().unwrap(), PollFlags::IN)];
         let now = Timespec { tv_sec: 0, tv_nsec: 0 };
         assert_eq!(poll(&mut polled, Some(&now)).unwrap(), 0, "a worker could not sleep");
-        let nic = Nic::new(&cable.guest, "guest");
+        let nic = Nic::new(&loopback.guest, "guest");
         nic.send(&experiment(60));
-        assert_eq!(hands.take(&mut *device).1, experiment(60));
-        assert_eq!(hands.send(&mut *device, &experiment(61)).frames, 1);
+        assert_eq!(parts.take(&mut *device).1, experiment(60));
+        assert_eq!(parts.send(&mut *device, &experiment(61)).frames, 1);
         assert_eq!(nic.take(), experiment(61));
     }
 }
@@ -442,17 +448,17 @@ fn a_netdev_that_is_down_for_a_moment_is_kept() {
 /// sends them, or one that wants to do harm.
 #[test]
 fn a_frame_that_halts_the_ring_costs_the_port_a_moment_and_no_more() {
-    let Some(space) = Space::new() else { return };
-    let guest = held_tap(&space);
-    let settings = settings(&space, "port");
+    let Some(namespace) = Namespace::new() else { return };
+    let guest = held_tap(&namespace);
+    let settings = settings(&namespace, "port");
     let mut device = open(&settings);
-    let mut hands = Hands::new();
+    let mut parts = WorkerParts::new();
     let mut fragments = frame(&[8, 0, 0x45, 0, 0x13, 0x9c, 0, 0, 0, 0, 64, 17], 42 + 5000);
     fragments[38..40].copy_from_slice(&5008u16.to_be_bytes());
     let fragments = [&[1, 3, 42, 0, 0xc8, 5, 34, 0, 6, 0, 0, 0], &fragments[..]].concat();
     let plain = |len| [&[0; 12], &experiment(len)[..]].concat();
     guest.write(&plain(60)).unwrap();
-    assert_eq!(hands.take(&mut *device).1, experiment(60));
+    assert_eq!(parts.take(&mut *device).1, experiment(60));
     guest.write(&fragments).unwrap();
     // Frames that come meanwhile are lost. From then on all of them are read, and by another descriptor.
     await_that("frames that come", || {
@@ -462,62 +468,62 @@ fn a_frame_that_halts_the_ring_costs_the_port_a_moment_and_no_more() {
         if woken.unwrap() == 0 && device.needs_inspection() {
             device.inspect();
         }
-        hands.rest(&mut *device).pop()
+        parts.rest(&mut *device).pop()
     });
-    assert!(device.missed() > 0);
+    assert!(device.rx_missed() > 0);
     for frame in odd_frames() {
         guest.write(&fragments).unwrap();
         guest.write(&[&[0; 12], &frame[..]].concat()).unwrap();
-        assert_eq!(hands.take(&mut *device), (Offload::NONE, frame));
+        assert_eq!(parts.take(&mut *device), (Offload::NONE, frame));
     }
     drop(device);
     let mut opened = packet::open(&settings).unwrap();
-    assert!(opened.notes[0].contains("without a ring"), "{:?}", opened.notes);
+    assert!(opened.warnings[0].contains("without a ring"), "{:?}", opened.warnings);
     let mut device = opened.queues.remove(0);
     for frame in odd_frames() {
         guest.write(&fragments).unwrap();
         guest.write(&[&[0; 12], &frame[..]].concat()).unwrap();
-        assert_eq!(hands.take(&mut *device), (Offload::NONE, frame));
+        assert_eq!(parts.take(&mut *device), (Offload::NONE, frame));
     }
-    assert_eq!(device.missed(), odd_frames().len() as u64);
+    assert_eq!(device.rx_missed(), odd_frames().len() as u64);
     (0..100).for_each(|_| guest.write(&fragments).unwrap());
     let lost = [64, 36].map(|_| {
-        assert!(hands.rest(&mut *device).is_empty());
-        device.missed()
+        assert!(parts.rest(&mut *device).is_empty());
+        device.rx_missed()
     });
     assert_eq!(lost, [64, 36], "a worker has others to see to");
     for tag in [&[][..], &[0x81, 0, 0x20, 5]] {
         let (offload, frame) = super_frame(tag);
         guest.write(&[&offload.write(), &frame[..]].concat()).unwrap();
-        assert!(hands.take(&mut *device) == (offload, frame));
+        assert!(parts.take(&mut *device) == (offload, frame));
     }
-    space.ip("link del dev port");
-    until_gone(&mut *device, &mut hands);
+    namespace.ip("link del dev port");
+    until_gone(&mut *device, &mut parts);
 }
 
 #[test]
 fn nothing_is_changed_about_a_netdev_and_it_stays() {
-    let Some(cable) = Cable::new(1500) else { return };
-    let before = cable.port.link("port").unwrap();
-    let settings = Settings { mtu: 9000, ..cable.settings() };
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let before = loopback.port.link("port").unwrap();
+    let settings = Settings { mtu: 9000, ..loopback.settings() };
     let opened = packet::open(&settings).unwrap();
-    assert!(opened.notes.len() == 1 && opened.notes[0].contains("MTU of 1500"), "{:?}", opened.notes);
-    assert_eq!(packet::look(&settings).unwrap(), opened.notes);
+    assert!(opened.warnings.len() == 1 && opened.warnings[0].contains("MTU of 1500"), "{:?}", opened.warnings);
+    assert_eq!(packet::preflight(&settings).unwrap(), opened.warnings);
     let settings = device::Settings::Packet(settings);
     device::adjust(&settings).unwrap();
-    assert_eq!(cable.port.link("port").unwrap(), before);
+    assert_eq!(loopback.port.link("port").unwrap(), before);
     drop(opened);
-    assert!(matches!(*device::remove(&cable.port.netns(), &[settings]), [Ok(false)]));
-    assert_eq!(cable.port.link("port").unwrap(), before);
+    assert!(matches!(*device::remove(&loopback.port.netns(), &[settings]), [Ok(false)]));
+    assert_eq!(loopback.port.link("port").unwrap(), before);
 }
 
 #[test]
 fn what_is_no_ethernet_device_is_refused() {
-    let Some(space) = Space::new() else { return };
-    space.ip("tuntap add dev tun0 mode tun");
-    space.ip("link set dev tun0 up");
+    let Some(namespace) = Namespace::new() else { return };
+    namespace.ip("tuntap add dev tun0 mode tun");
+    namespace.ip("link set dev tun0 up");
     for name in ["tun0", "lo"] {
-        let refused = packet::open(&settings(&space, name)).unwrap_err();
+        let refused = packet::open(&settings(&namespace, name)).unwrap_err();
         assert!(matches!(refused, OpenError::Refused { .. }), "{refused}");
     }
 }
@@ -525,11 +531,11 @@ fn what_is_no_ethernet_device_is_refused() {
 /// What was made for a tap is removed, and nothing else, and each is told in its place.
 #[test]
 fn taps_and_others_are_removed_in_one_go() {
-    let Some(cable) = Cable::new(1500) else { return };
+    let Some(loopback) = VethPair::new(1500) else { return };
     let tap = |name: &str| {
         device::Settings::Tap(tap::Settings {
             name: name.into(),
-            netns: cable.port.netns(),
+            netns: loopback.port.netns(),
             queues: 1,
             offloads: true,
             persist: true,
@@ -538,12 +544,13 @@ fn taps_and_others_are_removed_in_one_go() {
             owner: "port-1".into(),
         })
     };
-    let asked = [device::Settings::Packet(cable.settings()), tap("tap0"), tap("none"), tap("tap1")];
+    let requests = [device::Settings::Packet(loopback.settings()), tap("tap0"), tap("none"), tap("tap1")];
     let _held = [
-        device::open(&asked[1], true, Pool::new(64).unwrap()).unwrap(),
-        device::open(&asked[3], true, Pool::new(64).unwrap()).unwrap(),
+        device::open(&requests[1], true, Pool::new(64).unwrap()).unwrap(),
+        device::open(&requests[3], true, Pool::new(64).unwrap()).unwrap(),
     ];
-    let removed: Vec<bool> = device::remove(&cable.port.netns(), &asked).into_iter().map(Result::unwrap).collect();
+    let removed: Vec<bool> =
+        device::remove(&loopback.port.netns(), &requests).into_iter().map(Result::unwrap).collect();
     assert_eq!(removed, [false, true, false, true]);
-    assert_eq!(cable.port.links(), ["lo", "port"]);
+    assert_eq!(loopback.port.links(), ["lo", "port"]);
 }

@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use host::daemon::{Daemon, Vif, config, keeping};
 use host::nic::{Nic, experiment};
-use host::{Finally, Space, await_that};
+use host::{Finally, Namespace, await_that};
 use rustix::event::Timespec;
 use rustix::process::Signal;
 use rustix::thread::nanosleep;
-use vifswitch::control::view::{StationKind, StationView};
+use vifswitch::control::responses::{StationKind, StationView};
 use vifswitch::time;
 use vifswitch::wire::Mac;
 
@@ -71,16 +71,16 @@ impl Stream {
 
 #[test]
 fn a_restart_under_traffic_ends_and_floods_nothing() {
-    let Some(spaces) = (0..3).map(|_| Space::new()).collect::<Option<Vec<_>>>() else { return };
+    let Some(spaces) = (0..3).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
     let vifs = (1..).zip(&spaces).zip(["a", "b", "c"]);
-    let vifs: Vec<Vif> = vifs.map(|((number, space), vm)| Vif::new(vm, number, space)).collect();
+    let vifs: Vec<Vif> = vifs.map(|((number, namespace), vm)| Vif::new(vm, number, namespace)).collect();
     let vifs: Vec<Vif> = vifs.into_iter().map(|vif| Vif { more: "port_security = \"off\"".into(), ..vif }).collect();
     let mut daemon = Daemon::new();
     daemon.configure(&keeping(&config(&daemon.socket(), "", &[("net1", 1500)], &vifs), &daemon.state()));
     daemon.start();
     let links = || [0, 1, 2].map(|at: usize| spaces[at].link(&vifs[at].name).unwrap());
     let before = links();
-    let nics: Vec<Nic> = spaces.iter().zip(&vifs).map(|(space, vif)| Nic::new(space, &vif.name)).collect();
+    let nics: Vec<Nic> = spaces.iter().zip(&vifs).map(|(namespace, vif)| Nic::new(namespace, &vif.name)).collect();
     // Where the hearer is becomes known by what it says.
     let hello = experiment(Mac::BROADCAST, HEARER, b"here I am");
     nics[1].send(&hello);

@@ -11,10 +11,10 @@ use std::thread;
 
 use host::daemon::{Daemon, Vif, config};
 use host::nic::{Nic, experiment, frame};
-use host::rig::{On, guests, ping, stream};
-use host::{Finally, Space, await_that};
+use host::setup::{DeviceKind, guests, ping, stream};
+use host::{Finally, Namespace, await_that};
 use vifswitch::control::events::{Event, EventKind};
-use vifswitch::control::view::{NetworkView, PortView};
+use vifswitch::control::responses::{NetworkView, PortView};
 use vifswitch::sys::link;
 use vifswitch::sys::netns::{Netns, within};
 use vifswitch::wire::Mac;
@@ -27,22 +27,23 @@ const IPV6: u16 = 0x86dd;
 const OTHER: Mac = Mac::from_bits(0x0a00_0000_0001);
 
 /// A port that is changed, and others on taps that hear what it says, all on net1.
-struct Scene {
-    spaces: Vec<Space>,
+struct Scenario {
+    spaces: Vec<Namespace>,
     vifs: Vec<Vif>,
     daemon: Daemon,
     /// The netdev of the first one, as the switch has it.
     index: u32,
 }
 
-impl Scene {
+impl Scenario {
     /// The first port has these keys, and stands on `on`.
-    fn new(on: On, vms: &[&str], keys: &str) -> Option<Scene> {
-        let kinds: Vec<On> = vms.iter().enumerate().map(|(at, _)| if at == 0 { on } else { On::Tap }).collect();
+    fn new(on: DeviceKind, vms: &[&str], keys: &str) -> Option<Scenario> {
+        let kinds: Vec<DeviceKind> =
+            vms.iter().enumerate().map(|(at, _)| if at == 0 { on } else { DeviceKind::Tap }).collect();
         let (spaces, mut vifs) = guests(vms, &kinds, 1500)?;
         vifs[0].more = keys.into();
         let daemon = Daemon::over(&vifs);
-        let mut scene = Scene { spaces, vifs, daemon, index: 0 };
+        let mut scene = Scenario { spaces, vifs, daemon, index: 0 };
         scene.index = scene.netdev();
         Some(scene)
     }
@@ -64,8 +65,8 @@ impl Scene {
         let since = self.daemon.events().split_off(before);
         // What the guest has done before is reported whenever it is noticed.
         let is_of_guest = |event: &&Event| matches!(event.kind, EventKind::MacLimit | EventKind::NetdevChanged);
-        let told: Vec<&Event> = since.iter().filter(|event| !is_of_guest(event)).collect();
-        assert!(told.len() == 1 && told[0].kind == EventKind::Config, "{since:?}");
+        let events: Vec<&Event> = since.iter().filter(|event| !is_of_guest(event)).collect();
+        assert!(events.len() == 1 && events[0].kind == EventKind::Config, "{since:?}");
         assert_eq!(self.netdev(), self.index);
     }
 
@@ -129,17 +130,17 @@ fn nd(from: Mac, source: &str, kind: u8, target: &str, link: Option<Mac>) -> Vec
 }
 
 /// Says something through the guest's own stack, and waits for nothing.
-fn attempt(space: &Space, to: Ipv4Addr) {
-    let socket = space.within(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
+fn attempt(namespace: &Namespace, to: Ipv4Addr) {
+    let socket = namespace.run_in(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
     socket.send_to(b"hello", (to, 9)).unwrap();
 }
 
 /// AT-10, with the stacks of two guests: a guest changes its MAC address.
 #[test]
 fn a_guest_that_changes_its_address_is_stopped_until_it_may() {
-    for on in On::ALL {
-        let Some(scene) = Scene::new(on, &["fw", "peer"], "") else { return };
-        let Scene { spaces, vifs, daemon, .. } = &scene;
+    for on in DeviceKind::ALL {
+        let Some(scene) = Scenario::new(on, &["fw", "peer"], "") else { return };
+        let Scenario { spaces, vifs, daemon, .. } = &scene;
         for (at, host) in [(0, 1), (1, 2)] {
             spaces[at].ip(&format!("addr add 10.5.0.{host}/24 dev {}", vifs[at].name));
         }
@@ -177,8 +178,8 @@ fn a_guest_that_changes_its_address_is_stopped_until_it_may() {
 /// `mac` does not look above Ethernet, whatever is there.
 #[test]
 fn the_mac_address_is_all_that_mac_asks_for() {
-    for on in On::ALL {
-        let Some(scene) = Scene::new(on, &["fw", "peer"], "fixed_ips = [\"10.5.0.1\"]") else { return };
+    for on in DeviceKind::ALL {
+        let Some(scene) = Scenario::new(on, &["fw", "peer"], "fixed_ips = [\"10.5.0.1\"]") else { return };
         let (here, there) = (scene.nic(0), scene.nic(1));
         let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
         for (what, frame) in [
@@ -206,8 +207,8 @@ fn senders_above_ethernet_are_judged_where_they_shall_be() {
     const WRONG4: [u8; 4] = [10, 5, 0, 9];
     const OWN6: &str = "2001:db8::1";
     const WRONG6: &str = "2001:db8::9";
-    for on in On::ALL {
-        let Some(scene) = Scene::new(on, &["fw", "peer"], "") else { return };
+    for on in DeviceKind::ALL {
+        let Some(scene) = Scenario::new(on, &["fw", "peer"], "") else { return };
         let (here, there) = (scene.nic(0), scene.nic(1));
         let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
         // 02:00:00:00:01:01 (RFC 4291, appendix A)
@@ -295,12 +296,12 @@ fn senders_above_ethernet_are_judged_where_they_shall_be() {
 /// Everything about a port that talks is changed over and over, and nobody loses a frame.
 #[test]
 fn a_port_is_changed_under_traffic_and_no_frame_is_lost() {
-    for on in On::ALL {
-        let Some(scene) = Scene::new(on, &["fw", "peer"], "") else { return };
+    for on in DeviceKind::ALL {
+        let Some(scene) = Scenario::new(on, &["fw", "peer"], "") else { return };
         let nics = [scene.nic(0), scene.nic(1)];
         // Who sends at a rate does so by a tap, where frames can wait for a switch that is not on a core
         // right now; and that one is changed as well.
-        let (from, to) = if on == On::Tap { (0, 1) } else { (1, 0) };
+        let (from, to) = if on == DeviceKind::Tap { (0, 1) } else { (1, 0) };
         scene.spaces[from].ip(&format!("link set dev {} txqueuelen 100000", scene.vifs[from].name));
         let done = AtomicBool::new(false);
         let frames = thread::scope(|scope| {
@@ -324,7 +325,7 @@ fn a_port_is_changed_under_traffic_and_no_frame_is_lost() {
             drop(finally);
             talk.join().unwrap()
         });
-        let ports = scene.daemon.quiet();
+        let ports = scene.daemon.await_idle();
         println!("{on:?}: {frames} frames while a port was changed, none lost");
         assert!(frames > 0 && ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
         assert_eq!(ports[from].counts.rx_frames, frames, "no frame has been lost on its way in either");
@@ -334,23 +335,25 @@ fn a_port_is_changed_under_traffic_and_no_frame_is_lost() {
 /// What was learned while everything was allowed does not draw frames when it is not any more.
 #[test]
 fn what_may_not_be_used_any_more_is_forgotten() {
-    let Some(scene) = Scene::new(On::Tap, &["fw", "peer", "third"], "port_security = \"off\"") else { return };
+    let Some(scene) = Scenario::new(DeviceKind::Tap, &["fw", "peer", "third"], "port_security = \"off\"") else {
+        return;
+    };
     let nics = [0, 1, 2].map(|at| scene.nic(at));
     let peer = scene.vifs[1].mac;
     scene.passes(&nics[0], &nics[1], &experiment(peer, OTHER, b"here I am"), "the first");
-    let ask = |what: &str| experiment(OTHER, peer, what.as_bytes());
-    scene.passes(&nics[1], &nics[0], &ask("learned"), "it is known");
+    let request = |what: &str| experiment(OTHER, peer, what.as_bytes());
+    scene.passes(&nics[1], &nics[0], &request("learned"), "it is known");
     assert_eq!(nics[2].rest().len(), 0);
     scene.set(&["port_security=mac"]);
-    scene.passes(&nics[1], &nics[0], &ask("where are you"), "it is not known any more");
-    assert_eq!(nics[2].take(), ask("where are you"));
+    scene.passes(&nics[1], &nics[0], &request("where are you"), "it is not known any more");
+    assert_eq!(nics[2].take(), request("where are you"));
 }
 
 /// Frames for stations that nobody knows, and copies of all frames.
 #[test]
 fn delivery_is_changed_live_and_counted() {
-    for on in On::ALL {
-        let Some(scene) = Scene::new(on, &["fw", "peer", "third"], "") else { return };
+    for on in DeviceKind::ALL {
+        let Some(scene) = Scenario::new(on, &["fw", "peer", "third"], "") else { return };
         let nics = [0, 1, 2].map(|at| scene.nic(at));
         let [me, peer, third] = [0, 1, 2].map(|at| scene.vifs[at].mac);
         let nobody = |tale: &str| experiment(OTHER, peer, tale.as_bytes());
@@ -365,26 +368,29 @@ fn delivery_is_changed_live_and_counted() {
         let all = experiment(Mac::BROADCAST, peer, b"for all");
         scene.passes(&nics[1], &nics[0], &all, "what is for all");
         assert_eq!(nics[2].take(), all);
-        let port = scene.daemon.await_port("it is counted", &scene.vifs[0], |port| port.counts.suppressed > 0);
-        assert_eq!((port.counts.suppressed, port.unknown_unicast.as_str(), port.counts.mirrored), (1, "suppress", 0));
+        let port = scene.daemon.await_port("it is counted", &scene.vifs[0], |port| port.counts.not_flooded > 0);
+        assert_eq!(
+            (port.counts.not_flooded, port.unknown_unicast.as_str(), port.counts.mirror_copies),
+            (1, "suppress", 0)
+        );
 
         scene.set(&["unknown_unicast=", "promiscuous=true"]);
         let theirs = experiment(third, peer, b"between us");
         scene.passes(&nics[1], &nics[0], &theirs, "a copy of what is for another");
         assert_eq!(nics[2].take(), theirs);
-        let port = scene.daemon.await_port("it is counted", &scene.vifs[0], |port| port.counts.mirrored > 0);
-        assert_eq!((port.counts.mirrored, port.promiscuous), (1, true));
+        let port = scene.daemon.await_port("it is counted", &scene.vifs[0], |port| port.counts.mirror_copies > 0);
+        assert_eq!((port.counts.mirror_copies, port.promiscuous), (1, true));
         scene.passes(&nics[1], &nics[0], &experiment(me, peer, b"once"), "one of what is for itself");
         scene.set(&["promiscuous=false"]);
         nics[1].send(&theirs);
         assert_eq!(nics[2].take(), theirs);
         scene.passes(&nics[1], &nics[0], &experiment(me, peer, b"end"), "no copy any more");
-        let ports = scene.daemon.quiet();
+        let ports = scene.daemon.await_idle();
         assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
         let metrics = scene.daemon.page("/metrics");
         for line in [
-            r#"vifswitch_port_suppressed_frames_total{port="port-1",vm="fw",network="net1"} 1"#,
-            r#"vifswitch_port_mirrored_frames_total{port="port-1",vm="fw",network="net1"} 1"#,
+            r#"vifswitch_port_not_flooded_frames_total{port="port-1",vm="fw",network="net1"} 1"#,
+            r#"vifswitch_port_mirror_copies_total{port="port-1",vm="fw",network="net1"} 1"#,
         ] {
             assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
         }
@@ -396,38 +402,38 @@ fn delivery_is_changed_live_and_counted() {
 fn a_port_at_its_limit_is_told_of_once() {
     for (policy, reason) in [("drop", Some("mac_limit")), ("forward-unlearned", None)] {
         let keys = format!("port_security = \"off\"\nmac_limit = 2\nmac_limit_policy = \"{policy}\"");
-        let Some(scene) = Scene::new(On::Tap, &["fw", "peer"], &keys) else { return };
+        let Some(scene) = Scenario::new(DeviceKind::Tap, &["fw", "peer"], &keys) else { return };
         let (here, there) = (scene.nic(0), scene.nic(1));
         let from = |number: u64| experiment(scene.vifs[1].mac, Mac::from_bits(0x0a00_0000_0000 + number), b"hello");
-        let told = || -> Vec<Event> {
+        let events = || -> Vec<Event> {
             let limit = |event: &Event| event.kind == EventKind::MacLimit;
             scene.daemon.events().into_iter().filter(limit).collect()
         };
         for number in [1, 2, 1, 2] {
             scene.passes(&here, &there, &from(number), "within the limit");
         }
-        assert_eq!(told(), []);
-        let beyond = |number| match reason {
+        assert_eq!(events(), []);
+        let excess = |number| match reason {
             Some(reason) => scene.is_refused(&here, &from(number), reason, "beyond the limit"),
             None => scene.passes(&here, &there, &from(number), "beyond the limit"),
         };
-        (3..8).for_each(beyond);
+        (3..8).for_each(excess);
         scene.passes(&here, &there, &from(1), "one that is known");
-        let event = await_that("the event", || told().pop());
+        let event = await_that("the event", || events().pop());
         assert_eq!(
             (event.vm.as_deref(), event.network.as_deref(), &event.ports[..]),
             (Some("fw"), Some("net1"), &["port-1".to_owned()][..])
         );
         assert!(event.text.contains("limit of 2 learned stations"), "{}", event.text);
-        scene.daemon.quiet();
+        scene.daemon.await_idle();
         let port = scene.port(0);
-        assert_eq!(port.counts.unlearned, if reason.is_none() { 5 } else { 0 });
+        assert_eq!(port.counts.not_learned, if reason.is_none() { 5 } else { 0 });
         assert_eq!((port.mac_limit, port.mac_limit_policy.as_deref()), (Some(2), Some(policy)));
         // More of them are no news.
-        beyond(9);
+        excess(9);
         scene.set(&["mac_limit="]);
-        await_that("the end of it", || (told().len() == 2).then_some(()));
-        assert!(told()[1].text.contains("none of its own any more"), "{:?}", told());
+        await_that("the end of it", || (events().len() == 2).then_some(()));
+        assert!(events()[1].text.contains("none of its own any more"), "{:?}", events());
         let port = scene.port(0);
         assert_eq!((port.mac_limit, port.mac_limit_policy), (None, None));
         scene.passes(&here, &there, &from(10), "as its network has it");
@@ -438,8 +444,8 @@ fn a_port_at_its_limit_is_told_of_once() {
 #[test]
 fn reserved_groups_pass_as_the_network_has_it() {
     let group = |last: u64| Mac::from_bits(0x0180_c200_0000 + last);
-    for on in On::ALL {
-        let Some(scene) = Scene::new(on, &["fw", "peer"], "") else { return };
+    for on in DeviceKind::ALL {
+        let Some(scene) = Scenario::new(on, &["fw", "peer"], "") else { return };
         let (here, there) = (scene.nic(0), scene.nic(1));
         let me = scene.vifs[0].mac;
         let text = config(&scene.daemon.socket(), "", &[("net1", 1500)], &scene.vifs);
@@ -485,15 +491,15 @@ fn reserved_groups_pass_as_the_network_has_it() {
 /// Two who both want what only one can have are told so, and nothing is changed.
 #[test]
 fn what_contradicts_another_port_is_refused() {
-    let Some(scene) = Scene::new(On::Tap, &["fw", "peer"], "unknown_unicast = \"suppress\"") else { return };
-    let Scene { vifs, daemon, .. } = &scene;
+    let Some(scene) = Scenario::new(DeviceKind::Tap, &["fw", "peer"], "unknown_unicast = \"suppress\"") else { return };
+    let Scenario { vifs, daemon, .. } = &scene;
     let pair = format!("allowed_address_pairs=[{{ mac_address = \"{}\" }}]", vifs[0].mac);
-    let refused = daemon.tell(&["set", &vifs[1].port, &pair], "");
+    let refused = daemon.run_command(&["set", &vifs[1].port, &pair], "");
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(refused.status.code() == Some(1) && said.contains("port \"port-1\" of VM \"fw\""), "{said}");
     scene.set(&["unknown_unicast=deliver"]);
     daemon.done(&["set", &vifs[1].port, &pair], "");
-    let refused = daemon.tell(&["set", &vifs[0].port, "unknown_unicast=suppress"], "");
+    let refused = daemon.run_command(&["set", &vifs[0].port, "unknown_unicast=suppress"], "");
     let said = String::from_utf8(refused.stderr).unwrap();
     assert!(refused.status.code() == Some(1) && said.contains("port \"port-2\" of VM \"peer\""), "{said}");
     assert_eq!(scene.port(0).unknown_unicast, "deliver");

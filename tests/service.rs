@@ -16,8 +16,8 @@ use std::thread;
 use host::daemon::{Daemon, Vif, config};
 use host::inject::{Stopped, thread_of};
 use host::nic::{Nic, experiment};
-use host::rig::{Kind, PLAIN, Rig, two_workers};
-use host::{Finally, Space, await_that};
+use host::setup::{PLAIN, Setup, SetupOptions, two_workers};
+use host::{Finally, Namespace, await_that};
 use rustix::event::Timespec;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
@@ -62,7 +62,7 @@ const SYS_PTRACE: u64 = 1 << 19;
 const SYS_ADMIN: u64 = 1 << 21;
 
 /// Everything that a switch does with rights: opening, forwarding, opening again what has gone.
-fn works(daemon: &Daemon, spaces: &[Space], vifs: &[Vif]) {
+fn works(daemon: &Daemon, spaces: &[Namespace], vifs: &[Vif]) {
     for _ in 0..2 {
         vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
         let nics = [Nic::new(&spaces[0], &vifs[0].name), Nic::new(&spaces[1], &vifs[1].name)];
@@ -70,7 +70,7 @@ fn works(daemon: &Daemon, spaces: &[Space], vifs: &[Vif]) {
         nics[0].send(&frame);
         assert_eq!(nics[1].take(), frame);
         drop(nics);
-        let index = |space: &Space| space.link(&vifs[0].name).map(|link| link.index);
+        let index = |namespace: &Namespace| namespace.link(&vifs[0].name).map(|link| link.index);
         let before = index(&spaces[0]);
         spaces[0].ip("link del tap1");
         await_that("it is made again", || Some(index(&spaces[0])).filter(|&now| now.is_some() && now != before));
@@ -108,7 +108,7 @@ fn with_tun_for_all(directory: &Path) -> Command {
 
 #[test]
 fn as_the_unit_has_it_it_is_not_root_and_works() {
-    let Some(spaces) = (0..2).map(|_| Space::new()).collect::<Option<Vec<_>>>() else { return };
+    let Some(spaces) = (0..2).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
     let vifs = [Vif::new("a", 1, &spaces[0]), Vif::new("b", 2, &spaces[1])];
     let mut daemon = Daemon::new();
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &vifs));
@@ -129,7 +129,7 @@ fn as_the_unit_has_it_it_is_not_root_and_works() {
 
 #[test]
 fn started_by_root_it_gives_up_what_it_does_not_need() {
-    let Some(spaces) = (0..2).map(|_| Space::new()).collect::<Option<Vec<_>>>() else { return };
+    let Some(spaces) = (0..2).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
     let vifs = [Vif::new("a", 1, &spaces[0]), Vif::new("b", 2, &spaces[1])];
     let mut daemon = Daemon::over(&vifs);
     works(&daemon, &spaces, &vifs);
@@ -147,8 +147,8 @@ fn started_by_root_it_gives_up_what_it_does_not_need() {
 /// Why there is a line for each of them in the unit.
 #[test]
 fn without_either_right_a_port_is_down_and_says_so() {
-    let Some(space) = Space::new() else { return };
-    let vif = Vif::new("a", 1, &space);
+    let Some(ns) = Namespace::new() else { return };
+    let vif = Vif::new("a", 1, &ns);
     for (rights, why) in [("-all,+net_admin", "entering the namespace"), ("-all,+sys_admin", "opening a queue")] {
         let mut daemon = Daemon::new();
         daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif)));
@@ -177,9 +177,9 @@ fn the_unit_is_well_formed() {
 
 #[test]
 fn the_supervisor_hears_nothing_while_a_worker_hangs() {
-    let Some(space) = Space::new() else { return };
+    let Some(namespace) = Namespace::new() else { return };
     let switch = two_workers().unwrap_or_default();
-    let vif = Vif::new("a", 1, &space);
+    let vif = Vif::new("a", 1, &namespace);
     let mut daemon = Daemon::new();
     daemon.configure(&config(&daemon.socket(), switch, &[("net1", 1500)], std::slice::from_ref(&vif)));
     let mut command = daemon.command();
@@ -205,11 +205,11 @@ fn the_supervisor_hears_nothing_while_a_worker_hangs() {
 }
 
 /// The books are proved again and again while frames flow, and once more when it is quiet.
-fn adds_up(kind: Kind) {
-    let Some(rig) = Rig::new(kind, &["a", "a", "b", "c"]) else { return };
-    let socket = rig.daemon.socket();
+fn assert_balanced(kind: SetupOptions) {
+    let Some(setup) = Setup::new(kind, &["a", "a", "b", "c"]) else { return };
+    let socket = setup.daemon.socket();
     let verify = || {
-        let output = rig.daemon.try_command(&["show", "drops", "--verify", "--socket", socket.to_str().unwrap()]);
+        let output = setup.daemon.try_command(&["show", "drops", "--verify", "--socket", socket.to_str().unwrap()]);
         let said = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
         assert_eq!(output.status.code(), Some(0), "{}{}", said[0], said[1]);
         said[0].to_string()
@@ -217,8 +217,8 @@ fn adds_up(kind: Kind) {
     let done = AtomicBool::new(false);
     let stranger = Mac::from_bits(0x0200_0000_7777);
     thread::scope(|scope| {
-        for (index, vif) in rig.vifs.iter().enumerate() {
-            let (nic, next, done) = (rig.nic(index), rig.vifs[(index + 1) % rig.vifs.len()].mac, &done);
+        for (index, vif) in setup.vifs.iter().enumerate() {
+            let (nic, next, done) = (setup.nic(index), setup.vifs[(index + 1) % setup.vifs.len()].mac, &done);
             scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
                     for (to, from) in [(next, vif.mac), (Mac::BROADCAST, vif.mac), (next, stranger), (vif.mac, vif.mac)]
@@ -230,25 +230,25 @@ fn adds_up(kind: Kind) {
             });
         }
         let stop = Finally(&done);
-        rig.daemon.await_port("traffic", &rig.vifs[3], |port| port.counts.rx_frames > 1000);
+        setup.daemon.await_port("traffic", &setup.vifs[3], |port| port.counts.rx_frames > 1000);
         for _ in 0..20 {
             let text = verify();
             assert!(text.contains("adds up: every frame is accounted for"), "{text}");
         }
         drop(stop);
     });
-    rig.daemon.quiet();
+    setup.daemon.await_idle();
     let text = verify();
     assert!(text.ends_with("adds up: every frame is accounted for\n") && text.contains("hairpin"), "{text}");
 }
 
 #[test]
 fn the_books_balance_under_traffic() {
-    adds_up(PLAIN);
+    assert_balanced(PLAIN);
 }
 
 #[test]
 fn the_books_balance_between_workers_under_traffic() {
     let Some(switch) = two_workers() else { return };
-    adds_up(Kind { switch, device: ", queues = 2", ..PLAIN });
+    assert_balanced(SetupOptions { switch, device: ", queues = 2", ..PLAIN });
 }

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use vifswitch::control::events::{Event, EventKind};
-use vifswitch::control::store::{Desired, KeptStation, Store, StoreError};
+use vifswitch::control::store::{DesiredState, Store, StoreError, StoredStation};
 use vifswitch::wire::Mac;
 
 fn event(text: &str) -> Event {
@@ -35,18 +35,18 @@ fn event(text: &str) -> Event {
     }
 }
 
-fn desired(number: u64) -> Desired {
-    Desired { base: Value::Null, config: json!({ "number": number }), leftovers: Value::Null }
+fn desired(number: u64) -> DesiredState {
+    DesiredState { last_applied: Value::Null, config: json!({ "number": number }), orphans: Value::Null }
 }
 
 /// The number of a desired state; none yet is 0.
-fn number(desired: Option<&Desired>) -> u64 {
+fn number(desired: Option<&DesiredState>) -> u64 {
     desired.map_or(0, |desired| desired.config["number"].as_u64().unwrap())
 }
 
 /// So many stations, which all say of which save they are.
-fn stations(save: u64, count: usize) -> Vec<KeptStation> {
-    let station = |index: usize| KeptStation {
+fn stations(save: u64, count: usize) -> Vec<StoredStation> {
+    let station = |index: usize| StoredStation {
         network_id: "net1".into(),
         mac_address: Mac::from_bits(0x0200_0000_0000 + index as u64),
         port_id: format!("save-{save}"),
@@ -117,7 +117,7 @@ async fn what_is_kept_is_there_again() {
     assert_eq!(found, None);
     assert_eq!(store.take_stations().await.unwrap(), []);
     store.commit(desired(1), vec![event("one")]).await.unwrap();
-    store.note(vec![event("two"), event("three")]).await.unwrap();
+    store.append_events(vec![event("two"), event("three")]).await.unwrap();
     store.save_stations(stations(1, 3)).await.unwrap();
     store.close().await;
 
@@ -220,9 +220,9 @@ fn what_was_answered_survives_a_kill() {
             killed_on_the_way += found - answered;
             answered = found;
             // The events of a commit are in it, and each once.
-            let told: Vec<_> = store.events(None, usize::MAX).await.unwrap().into_iter().map(|e| e.text).collect();
+            let events: Vec<_> = store.events(None, usize::MAX).await.unwrap().into_iter().map(|e| e.text).collect();
             let all: Vec<_> = (1..=found).map(|number| number.to_string()).collect();
-            assert_eq!(told, all[all.len().saturating_sub(10_000)..]);
+            assert_eq!(events, all[all.len().saturating_sub(10_000)..]);
             let stations = store.take_stations().await.unwrap();
             assert!(stations.is_empty() || stations.len() == STATIONS, "round {round}: {} stations", stations.len());
             assert!(stations.iter().all(|station| station.port_id == stations[0].port_id));
@@ -256,7 +256,7 @@ async fn write_for_ever(path: &Path, count: usize) -> ! {
 #[tokio::test]
 async fn a_full_disk_is_said_and_gets_better() {
     let Some(disk) = Disk::new("size=32m") else { return };
-    let big = |number: u64| Desired { base: json!("x".repeat(400_000)), ..desired(number) };
+    let big = |number: u64| DesiredState { last_applied: json!("x".repeat(400_000)), ..desired(number) };
     let store = open(&disk.state()).await;
     store.commit(desired(1), vec![event("one")]).await.unwrap();
 
@@ -293,11 +293,11 @@ async fn stations_that_do_not_fit_leave_their_room_to_commits() {
     assert!(matches!(why, StoreError::Scarce { .. }), "{why}");
     assert!(why.to_string().contains("less than 16 MiB left"), "{why}");
     for number in 1..500 {
-        let base = json!("x".repeat(100_000) + &number.to_string());
-        store.commit(Desired { base, ..desired(number) }, vec![event("go on")]).await.unwrap();
+        let last_applied = json!("x".repeat(100_000) + &number.to_string());
+        store.commit(DesiredState { last_applied, ..desired(number) }, vec![event("go on")]).await.unwrap();
     }
-    let kept = store.take_stations().await.unwrap();
-    assert_eq!((kept.len(), &*kept[0].port_id), (1000, "save-1"));
+    let host = store.take_stations().await.unwrap();
+    assert_eq!((host.len(), &*host[0].port_id), (1000, "save-1"));
 }
 
 #[tokio::test]
@@ -364,8 +364,8 @@ async fn a_damaged_file_is_said_and_left_alone() {
         fs::write(&path, &bytes).unwrap();
         let why = refused(&path).await;
         assert!(matches!(why, StoreError::Corrupt { .. }), "{what}: {why:?}");
-        let told = why.to_string();
-        assert!(told.contains(path.to_str().unwrap()) && told.contains("move it away"), "{told}");
+        let events = why.to_string();
+        assert!(events.contains(path.to_str().unwrap()) && events.contains("move it away"), "{events}");
         assert!(fs::read(&path).unwrap() == bytes, "{what}: it has been changed");
         // And so it is done.
         fs::rename(&path, path.with_extension("bad")).unwrap();

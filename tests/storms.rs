@@ -12,7 +12,7 @@ use std::time::Duration;
 use host::Finally;
 use host::daemon::{Daemon, Vif, config};
 use host::nic::{Nic, experiment};
-use host::rig::{On, guests, stream, two_workers};
+use host::setup::{DeviceKind, guests, stream, two_workers};
 use rustix::event::Timespec;
 use rustix::thread::nanosleep;
 use vifswitch::time;
@@ -100,7 +100,7 @@ struct Counts {
 /// Of the frames of a storm that *arrive*, those within rate · time + burst pass, and each of the others is counted as
 /// refused. A sibling that sends to a known station loses no frame in the meantime. How many frames arrive is for the
 /// kernel and the machine to say: a sender may be refused some, or stand still.
-fn the_rate_is_met(on: On, switch: &str) {
+fn the_rate_is_met(on: DeviceKind, switch: &str) {
     let vms: Vec<&str> = [["loud"; SIBLINGS + 1].as_slice(), &["peer"]].concat();
     let Some((spaces, vifs)) = guests(&vms, &[on], 1500) else { return };
     let mut daemon = Daemon::new();
@@ -112,7 +112,7 @@ fn the_rate_is_met(on: On, switch: &str) {
     let (talker, peer) = (nic(SIBLINGS), nic(SIBLINGS + 1));
     let count = |daemon: &Daemon| {
         let mut counts = Counts::default();
-        let ports = daemon.quiet();
+        let ports = daemon.await_idle();
         for port in ports.iter().filter(|port| vifs[..SIBLINGS].iter().any(|vif| vif.port == port.port_id)) {
             let refused = port.counts.drops.iter().filter(|(reason, _)| reason.starts_with("storm_"));
             counts.arrived += port.counts.rx_frames;
@@ -140,47 +140,47 @@ fn the_rate_is_met(on: On, switch: &str) {
         let Limit { class, rate, siblings, .. } = limit;
         let name = format!("{on:?} {switch} {class} {rate} a second, {siblings} siblings");
         let counts = count(&daemon);
-        let (arrived, passed, refused) =
+        let (arrived, elapsed, refused) =
             (counts.arrived - before.arrived, counts.passed - before.passed, counts.refused - before.refused);
-        eprintln!("{name}: in {took:?} {arrived} arrived, {passed} passed, {refused} refused; gap {longest_gap:?}");
-        assert_eq!(arrived, passed + refused, "{name}");
+        eprintln!("{name}: in {took:?} {arrived} arrived, {elapsed} passed, {refused} refused; gap {longest_gap:?}");
+        assert_eq!(arrived, elapsed + refused, "{name}");
         // The bucket holds one second of the rate.
         let added = |time: Duration| limit.rate as f64 * time.as_secs_f64();
         let most = limit.rate as f64 + added(took);
-        assert!(passed as f64 <= most * 1.02 + 1.0, "{name}: {passed} of at most {most}");
+        assert!(elapsed as f64 <= most * 1.02 + 1.0, "{name}: {elapsed} of at most {most}");
         let least = (most - added(longest_gap)).min(arrived as f64);
-        assert!(passed as f64 >= least * 0.95 - 1.0, "{name}: {passed} of at least {least}");
+        assert!(elapsed as f64 >= least * 0.95 - 1.0, "{name}: {elapsed} of at least {least}");
     }
 }
 
 #[test]
 fn the_rate_is_met_on_taps() {
-    the_rate_is_met(On::Tap, "");
+    the_rate_is_met(DeviceKind::Tap, "");
 }
 
 #[test]
 fn the_rate_is_met_on_taps_by_two_workers() {
     if let Some(switch) = two_workers() {
-        the_rate_is_met(On::Tap, switch);
+        the_rate_is_met(DeviceKind::Tap, switch);
     }
 }
 
 #[test]
 fn the_rate_is_met_on_xdp() {
-    the_rate_is_met(On::Xdp, "");
+    the_rate_is_met(DeviceKind::Xdp, "");
 }
 
 #[test]
 fn the_rate_is_met_on_xdp_by_two_workers() {
     if let Some(switch) = two_workers() {
-        the_rate_is_met(On::Xdp, switch);
+        the_rate_is_met(DeviceKind::Xdp, switch);
     }
 }
 
 /// A limit is changed under traffic by `set`, and holds from the next frame on.
 #[test]
 fn a_limit_is_set_while_frames_flow() {
-    let Some((spaces, vifs)) = guests(&["a", "b"], &[On::Tap], 1500) else { return };
+    let Some((spaces, vifs)) = guests(&["a", "b"], &[DeviceKind::Tap], 1500) else { return };
     let daemon = Daemon::over(&vifs);
     vifs.iter().for_each(|vif| _ = daemon.await_active(vif));
     let nic = Nic::new(&spaces[0], &vifs[0].name);
@@ -212,10 +212,10 @@ fn a_limit_is_set_while_frames_flow() {
     assert!(said(r#""broadcast":"off""#));
     set(&["storm="]);
     assert!(!said(r#""broadcast":"off""#));
-    let told = daemon.tell(&["set", &vifs[0].port, "storm.broadcast.pps=0"], "");
-    let why = String::from_utf8(told.stderr).unwrap();
+    let events = daemon.run_command(&["set", &vifs[0].port, "storm.broadcast.pps=0"], "");
+    let why = String::from_utf8(events.stderr).unwrap();
     assert!(
-        told.status.code() == Some(1) && why.contains("storm.broadcast.pps = 0") && why.contains("\"off\""),
+        events.status.code() == Some(1) && why.contains("storm.broadcast.pps = 0") && why.contains("\"off\""),
         "{why}"
     );
 }

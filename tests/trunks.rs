@@ -12,13 +12,13 @@ use std::thread::{self, JoinHandle};
 
 use host::daemon::{Daemon, Vif};
 use host::nic::{Nic, experiment};
-use host::rig::{On, guests, offloads, ping, stream, tcp_both_ways};
-use host::{Finally, Space, await_that};
+use host::setup::{DeviceKind, guests, offloads, ping, stream, tcp_both_ways};
+use host::{Finally, Namespace, await_that};
 use rustix::event::Timespec;
 use rustix::process::Signal;
 use rustix::thread::nanosleep;
 use vifswitch::control::events::EventKind;
-use vifswitch::control::view::Status;
+use vifswitch::control::responses::Status;
 use vifswitch::wire::Mac;
 
 const NETWORKS: &[(&str, u16)] = &[("net1", 1500), ("net2", 1500), ("net3", 1400), ("net4", 9000)];
@@ -26,7 +26,7 @@ const NETWORKS: &[(&str, u16)] = &[("net1", 1500), ("net2", 1500), ("net3", 1400
 /// A VM with a trunk, and one on each of its three networks.
 struct Trunk {
     daemon: Daemon,
-    spaces: Vec<Space>,
+    spaces: Vec<Namespace>,
     /// The parent, then one on each network.
     vifs: Vec<Vif>,
     /// On net2 and net3.
@@ -34,12 +34,13 @@ struct Trunk {
 }
 
 /// `None` where this cannot be tested.
-fn trunk(on: On) -> Option<Trunk> {
+fn trunk(on: DeviceKind) -> Option<Trunk> {
     let (spaces, mut vifs) = guests(&["fw", "a", "b", "c"], &[on], 1500)?;
     for (vif, network) in vifs.iter_mut().zip(["net1", "net1", "net2", "net3"]) {
         vif.network = network.into();
     }
-    let subport = |number, network: &str, vlan| Vif::new("fw", number, &spaces[0]).on(network).behind(&vifs[0], vlan);
+    let subport =
+        |number, network: &str, vlan| Vif::new("fw", number, &spaces[0]).on(network).subport_of(&vifs[0], vlan);
     let subports = [subport(11, "net2", 101), subport(12, "net3", 102)];
     let mut all = vifs.clone();
     all.extend(subports.iter().cloned());
@@ -57,24 +58,25 @@ struct Interfaces {
 
 impl Interfaces {
     fn new(trunk: &Trunk) -> Interfaces {
-        let (space, base) = (&trunk.spaces[0], &trunk.vifs[0].name);
+        let (namespace, base) = (&trunk.spaces[0], &trunk.vifs[0].name);
         let mut interfaces = Interfaces { done: Arc::default(), tagging: Vec::new() };
         for (subport, vlan) in trunk.subports.iter().zip([101u16, 102]) {
             let mac = subport.mac;
-            let kernel = format!("-n {} link add link {base} name v{vlan} address {mac} type vlan id {vlan}", space.0);
+            let kernel =
+                format!("-n {} link add link {base} name v{vlan} address {mac} type vlan id {vlan}", namespace.0);
             let made = Command::new("ip").args(kernel.split(' ')).output().unwrap();
             if !made.status.success() {
-                space.ip(&format!("link add v{vlan} address {mac} type veth peer name w{vlan}"));
-                space.ip(&format!("link set dev w{vlan} up"));
+                namespace.ip(&format!("link add v{vlan} address {mac} type veth peer name w{vlan}"));
+                namespace.ip(&format!("link set dev w{vlan} up"));
                 // Super-frames and open checksums would need their headers moved, which is the kernel's.
-                offloads(space, &format!("v{vlan}"), false);
+                offloads(namespace, &format!("v{vlan}"), false);
                 trunk.spaces[1..4]
                     .iter()
                     .zip(&trunk.vifs[1..])
-                    .for_each(|(space, vif)| offloads(space, &vif.name, false));
-                interfaces.tag(Nic::new(space, base), Nic::new(space, &format!("w{vlan}")), vlan);
+                    .for_each(|(namespace, vif)| offloads(namespace, &vif.name, false));
+                interfaces.tag(Nic::new(namespace, base), Nic::new(namespace, &format!("w{vlan}")), vlan);
             }
-            space.ip(&format!("link set dev v{vlan} up"));
+            namespace.ip(&format!("link set dev v{vlan} up"));
         }
         interfaces
     }
@@ -116,7 +118,7 @@ fn tagged(frame: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
     [&frame[..12], &tags.concat(), &frame[12..]].concat()
 }
 
-fn a_guest_talks_on_three_networks(on: On) {
+fn a_guest_talks_on_three_networks(on: DeviceKind) {
     let Some(trunk) = trunk(on) else { return };
     let interfaces = Interfaces::new(&trunk);
     let Trunk { daemon, spaces, vifs, subports } = &trunk;
@@ -161,28 +163,28 @@ fn a_guest_talks_on_three_networks(on: On) {
         let expected = tagged(&back, &[[0x81, 0, 0, 101]]);
         await_that("the frame to the trunk", || trunk.rest().contains(&expected).then_some(()));
     }
-    daemon.quiet();
+    daemon.await_idle();
 }
 
 #[test]
 fn a_guest_talks_on_three_networks_over_a_tap() {
-    a_guest_talks_on_three_networks(On::Tap);
+    a_guest_talks_on_three_networks(DeviceKind::Tap);
 }
 
 #[test]
 fn a_guest_talks_on_three_networks_over_af_xdp() {
-    a_guest_talks_on_three_networks(On::Xdp);
+    a_guest_talks_on_three_networks(DeviceKind::Xdp);
 }
 
 #[test]
 fn a_guest_talks_on_three_networks_over_af_packet() {
-    a_guest_talks_on_three_networks(On::Packet);
+    a_guest_talks_on_three_networks(DeviceKind::Packet);
 }
 
 /// Subports come and go, the first and the last as well, while the parent and its neighbour lose nothing.
 #[test]
 fn subports_come_and_go_under_traffic() {
-    for on in On::ALL {
+    for on in DeviceKind::ALL {
         let Some((spaces, vifs)) = guests(&["fw", "a"], &[on], 1500) else { return };
         let daemon = Daemon::with("", NETWORKS, &vifs);
         vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
@@ -192,7 +194,7 @@ fn subports_come_and_go_under_traffic() {
         let subports = [("net1", 101), ("net2", 4094)];
         let subports = (11..)
             .zip(subports)
-            .map(|(number, (network, vlan))| Vif::new("fw", number, &spaces[0]).on(network).behind(&vifs[0], vlan));
+            .map(|(number, (network, vlan))| Vif::new("fw", number, &spaces[0]).on(network).subport_of(&vifs[0], vlan));
         let subports: Vec<Vif> = subports.collect();
         thread::scope(|scope| {
             let there = scope.spawn(|| stream((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), 2000, &done));
@@ -215,13 +217,13 @@ fn subports_come_and_go_under_traffic() {
         assert_eq!((ups(&vifs[0]), ups(&subports[0])), (1, 10), "{on:?}: its device stayed open");
         let drops = daemon.port(&vifs[0]).counts.drops;
         assert_eq!(drops, [].into(), "{on:?}");
-        daemon.quiet();
+        daemon.await_idle();
     }
 }
 
 #[test]
 fn operators_see_what_a_subport_is() {
-    let Some(Trunk { mut daemon, spaces, vifs, subports }) = trunk(On::Tap) else { return };
+    let Some(Trunk { mut daemon, spaces, vifs, subports }) = trunk(DeviceKind::Tap) else { return };
     let shown = daemon.done(&["show", "ports"], "");
     for piece in ["vlan 101 of port-1", "vlan 102 of port-1", "tap1@"] {
         assert!(shown.contains(piece), "{shown}");
@@ -236,11 +238,11 @@ fn operators_see_what_a_subport_is() {
     assert!(daemon.done(&["show", "drops", "--verify"], "").contains("adds up"));
 
     // The parent does not go before they do.
-    let refused = daemon.tell(&["detach", "port-1"], "");
+    let refused = daemon.run_command(&["detach", "port-1"], "");
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(1) && said.contains("\"port-11\", \"port-12\""), "{said}");
     // Of another VM, of another subport, with a tag that is taken, on a network with a longer MTU.
-    let new = |vm: &str, parent: &Vif, vlan| Vif::new(vm, 20, &spaces[0]).on("net2").behind(parent, vlan);
+    let new = |vm: &str, parent: &Vif, vlan| Vif::new(vm, 20, &spaces[0]).on("net2").subport_of(parent, vlan);
     for (vif, piece) in [
         (new("a", &vifs[0], 7), "of VM \"fw\""),
         (new("fw", &subports[0], 7), "is a subport itself"),
@@ -248,7 +250,7 @@ fn operators_see_what_a_subport_is() {
         (new("fw", &vifs[0], 7).on("net4"), "9000"),
         (Vif { trunk: Some(("port-2x".into(), 7)), ..new("fw", &vifs[0], 7) }, "no port \"port-2x\""),
     ] {
-        let refused = daemon.tell(&["attach", "-"], &host::daemon::attachment(&vif));
+        let refused = daemon.run_command(&["attach", "-"], &host::daemon::attachment(&vif));
         let said = String::from_utf8_lossy(&refused.stderr);
         assert!(refused.status.code() == Some(1) && said.contains(piece), "{piece}: {said}");
     }
@@ -271,16 +273,16 @@ fn operators_see_what_a_subport_is() {
     spaces[0].make();
     daemon.await_active(&subports[0]);
     let events = daemon.events();
-    let told = |vif: &Vif| {
+    let reported = |vif: &Vif| {
         let of = events.iter().filter(|event| event.ports == [vif.port.clone()]);
         of.filter(|event| matches!(event.kind, EventKind::PortUp | EventKind::PortDown))
             .map(|event| event.kind)
             .collect()
     };
     let (up, down) = (EventKind::PortUp, EventKind::PortDown);
-    let of_subport: Vec<EventKind> = told(&subports[0]);
+    let of_subport: Vec<EventKind> = reported(&subports[0]);
     assert_eq!(of_subport, [up, down, up, down, up, down, up], "one for each turn: {events:?}");
-    let of_other: Vec<EventKind> = told(&subports[1]);
+    let of_other: Vec<EventKind> = reported(&subports[1]);
     assert_eq!(of_other, [up, down, up, down, up]);
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
 }

@@ -8,24 +8,24 @@ use std::fmt::Write as _;
 
 use host::daemon::{Daemon, Vif, config, keeping};
 use host::nic::{Nic, experiment, frame};
-use host::{EXPERIMENT, Space, await_that};
+use host::{EXPERIMENT, Namespace, await_that};
 use rustix::process::Signal;
 use vifswitch::control::events::EventKind;
-use vifswitch::control::view::{PortView, StationKind, StationView, Status, UplinkView};
+use vifswitch::control::responses::{PortView, StationKind, StationView, Status, UplinkView};
 use vifswitch::telemetry::exposition;
 use vifswitch::wire::Mac;
 
 const NETWORKS: &[(&str, u16)] = &[("net1", 1500), ("net2", 2000)];
 
 /// Two networks on one uplink: net1 with a tag, net2 without.
-const CARRIED: &str = r#"[{ network_id = "net1", vlan = 120 }, { network_id = "net2" }]"#;
+const UPLINK_NETWORKS: &str = r#"[{ network_id = "net1", vlan = 120 }, { network_id = "net2" }]"#;
 
 /// An uplink on a tap of its own, which the switch makes.
-fn uplink(id: &str, more: &str, space: &Space, networks: &str) -> String {
+fn uplink(id: &str, more: &str, namespace: &Namespace, networks: &str) -> String {
     format!(
         "[[uplinks]]\nid = \"{id}\"\n{more}\nnetworks = {networks}\n\
          device = {{ kind = \"tap\", name = \"{id}\", netns = \"{}\" }}\n",
-        space.0
+        namespace.0
     )
 }
 
@@ -42,12 +42,12 @@ fn await_carrying(daemon: &Daemon, id: &str) -> Vec<UplinkView> {
 
 #[test]
 fn the_other_one_carries_while_the_preferred_one_is_down() {
-    let (Some(left), Some(right)) = (Space::new(), Space::new()) else { return };
+    let (Some(left), Some(right)) = (Namespace::new(), Namespace::new()) else { return };
     let mut daemon = Daemon::new();
     let group = "group = \"wire\"";
     let mut text = config(&daemon.socket(), "", NETWORKS, &[]);
-    text += &uplink("up0", group, &left, CARRIED);
-    text += &uplink("up1", group, &right, CARRIED);
+    text += &uplink("up0", group, &left, UPLINK_NETWORKS);
+    text += &uplink("up1", group, &right, UPLINK_NETWORKS);
     daemon.configure(&text);
     daemon.start();
     let [first, second] = await_carrying(&daemon, "up0").try_into().unwrap();
@@ -67,15 +67,17 @@ fn the_other_one_carries_while_the_preferred_one_is_down() {
     assert_eq!((first.status, first.status_reason.as_str()), (Status::Active, ""));
 
     let events = daemon.events();
-    let told = |kind| events.iter().filter(move |event| event.kind == kind);
-    let turns: Vec<_> = told(EventKind::Uplink).map(|event| (event.ports[0].as_str(), event.text.as_str())).collect();
+    let reported = |kind| events.iter().filter(move |event| event.kind == kind);
+    let turns: Vec<_> =
+        reported(EventKind::Uplink).map(|event| (event.ports[0].as_str(), event.text.as_str())).collect();
     assert_eq!(turns.len(), 2, "{turns:?}");
     assert_eq!((turns[0].0, turns[1].0), ("up1", "up0"));
     assert!(turns[0].1.contains("\"up0\" is down") && turns[0].1.contains("\"wire\""), "{turns:?}");
     assert!(turns[1].1.contains("preferred"), "{turns:?}");
-    let downs: Vec<_> = told(EventKind::PortDown).map(|event| (event.vm.as_deref(), event.ports[0].as_str())).collect();
+    let downs: Vec<_> =
+        reported(EventKind::PortDown).map(|event| (event.vm.as_deref(), event.ports[0].as_str())).collect();
     assert_eq!(downs, [(None, "up0")], "told once");
-    assert_eq!(told(EventKind::PortUp).filter(|event| event.ports == ["up0"]).count(), 2);
+    assert_eq!(reported(EventKind::PortUp).filter(|event| event.ports == ["up0"]).count(), 2);
 
     // It goes with its namespace, and comes back with it.
     left.delete();
@@ -88,7 +90,7 @@ fn the_other_one_carries_while_the_preferred_one_is_down() {
 
 #[test]
 fn uplinks_come_and_go_while_it_runs_and_stay_over_a_restart() {
-    let (Some(guest), Some(wire)) = (Space::new(), Space::new()) else { return };
+    let (Some(guest), Some(wire)) = (Namespace::new(), Namespace::new()) else { return };
     let mut daemon = Daemon::new();
     let vifs = [Vif::new("fw", 1, &guest)];
     let plain = keeping(&config(&daemon.socket(), "", NETWORKS, &vifs), &daemon.state());
@@ -96,7 +98,7 @@ fn uplinks_come_and_go_while_it_runs_and_stay_over_a_restart() {
     daemon.start();
     assert_eq!(daemon.done(&["show", "uplinks"], ""), "no uplinks\n");
 
-    let with = plain.clone() + &uplink("up0", "", &wire, CARRIED);
+    let with = plain.clone() + &uplink("up0", "", &wire, UPLINK_NETWORKS);
     let said = daemon.done(&["diff", "-"], &with);
     assert_eq!(said, "uplink \"up0\" is new, on \"up0\", and carries \"net1\", \"net2\"\n");
     daemon.done(&["apply", "-"], &with);
@@ -116,13 +118,13 @@ fn uplinks_come_and_go_while_it_runs_and_stay_over_a_restart() {
     // A network cannot go as long as it is carried.
     let without = with.replacen("[[networks]]\nid = \"net2\"\nmtu = 2000\n", "", 1);
     assert_ne!(without, with);
-    let refused = daemon.tell(&["apply", "-"], &without);
+    let refused = daemon.run_command(&["apply", "-"], &without);
     let said = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(2), "{said}");
     assert!(said.contains("uplinks[0].networks[1].network_id = \"net2\""), "{said}");
     // A port cannot have its netdev.
     let thief = Vif { name: "up0".into(), netns: wire.0.clone(), ..Vif::new("fw", 2, &guest) };
-    let refused = daemon.tell(&["attach", "-"], &host::daemon::attachment(&thief));
+    let refused = daemon.run_command(&["attach", "-"], &host::daemon::attachment(&thief));
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(1) && said.contains("in use by uplink \"up0\""), "{said}");
 
@@ -143,7 +145,7 @@ fn uplinks_come_and_go_while_it_runs_and_stay_over_a_restart() {
     daemon.await_active(&vifs[0]);
 }
 
-/// The frames of one network on the wire: under the tag 120, as [`CARRIED`] has it, and of the Ethernet minimum length.
+/// The frames of one network on the wire: under the tag 120, as [`UPLINK_NETWORKS`] has it, and of the Ethernet minimum length.
 fn tagged(to: Mac, from: Mac, payload: &[u8]) -> Vec<u8> {
     let mut frame = frame(to, from, 0x8100, &[&[0, 120], &EXPERIMENT.to_be_bytes()[..], payload].concat());
     frame.resize(frame.len().max(60), 0);
@@ -156,7 +158,7 @@ fn untagged(to: Mac, from: Mac, payload: &[u8]) -> Vec<u8> {
     [&frame[..12], &frame[16..]].concat()
 }
 
-fn behind(daemon: &Daemon) -> Vec<(String, Option<String>)> {
+fn subport_of(daemon: &Daemon) -> Vec<(String, Option<String>)> {
     let stations: Vec<StationView> = daemon.get("/v1/fdb");
     let outside = stations.into_iter().filter(|station| station.kind == StationKind::Learned);
     outside.map(|station| (station.port_id, station.uplink_id)).collect()
@@ -166,14 +168,14 @@ fn behind(daemon: &Daemon) -> Vec<(String, Option<String>)> {
 /// stays learned behind the group.
 #[test]
 fn what_is_outside_is_found_by_either_uplink() {
-    let spaces: Option<Vec<Space>> = (0..3).map(|_| Space::new()).collect();
-    let Some([guest, left, right]) = spaces.and_then(|spaces| <[Space; 3]>::try_from(spaces).ok()) else { return };
+    let spaces: Option<Vec<Namespace>> = (0..3).map(|_| Namespace::new()).collect();
+    let Some([guest, left, right]) = spaces.and_then(|spaces| <[Namespace; 3]>::try_from(spaces).ok()) else { return };
     let vif = Vif::new("fw", 1, &guest);
     let mut daemon = Daemon::new();
     let group = "group = \"wire\"";
     let mut text = keeping(&config(&daemon.socket(), "", NETWORKS, std::slice::from_ref(&vif)), &daemon.state());
-    text += &uplink("up0", group, &left, CARRIED);
-    text += &uplink("up1", group, &right, CARRIED);
+    text += &uplink("up0", group, &left, UPLINK_NETWORKS);
+    text += &uplink("up1", group, &right, UPLINK_NETWORKS);
     daemon.configure(&text);
     daemon.start();
     await_carrying(&daemon, "up0");
@@ -183,7 +185,7 @@ fn what_is_outside_is_found_by_either_uplink() {
     assert_eq!(nic.take(), untagged(vif.mac, far, b"from outside"));
     nic.send(&experiment(far, vif.mac, b"from inside"));
     assert_eq!(wire.take(), tagged(far, vif.mac, b"from inside"));
-    assert_eq!(behind(&daemon), [("up0".to_owned(), Some("up0".to_owned()))]);
+    assert_eq!(subport_of(&daemon), [("up0".to_owned(), Some("up0".to_owned()))]);
     // The one that stands by neither receives nor sends.
     other.send(&tagged(vif.mac, far, b"not this way"));
     await_that("the drop", || {
@@ -195,7 +197,7 @@ fn what_is_outside_is_found_by_either_uplink() {
 
     left.ip("link set up0 down");
     await_carrying(&daemon, "up1");
-    assert_eq!(behind(&daemon), [("up1".to_owned(), Some("up1".to_owned()))]);
+    assert_eq!(subport_of(&daemon), [("up1".to_owned(), Some("up1".to_owned()))]);
     nic.send(&experiment(far, vif.mac, b"the other way"));
     assert_eq!(other.take(), tagged(far, vif.mac, b"the other way"));
     // What is learned is kept at a stop, and comes back behind whichever carries then.
@@ -203,22 +205,22 @@ fn what_is_outside_is_found_by_either_uplink() {
     left.ip("link set up0 up");
     daemon.start();
     await_carrying(&daemon, "up0");
-    assert_eq!(behind(&daemon), [("up0".to_owned(), Some("up0".to_owned()))]);
+    assert_eq!(subport_of(&daemon), [("up0".to_owned(), Some("up0".to_owned()))]);
     assert_eq!(daemon.done(&["flush", "--port", "up1", "--json"], "").trim(), "{\"flushed\":1}");
-    assert_eq!(behind(&daemon), []);
+    assert_eq!(subport_of(&daemon), []);
     assert!(daemon.done(&["show", "drops", "--verify"], "").contains("adds up"));
 }
 
 /// What others do to their netdevs is followed, and who stands beside them does not notice.
 fn others_do_as_they_like(kind: &str) {
-    let (Some(space), Some(beside)) = (Space::new(), Space::new()) else { return };
+    let (Some(namespace), Some(beside)) = (Namespace::new(), Namespace::new()) else { return };
     let make = || {
-        space.ip("link add v0 mtu 1500 type veth peer name v1 mtu 1500");
-        space.ip("link set v1 up");
-        space.ip("link set v0 up");
+        namespace.ip("link add v0 mtu 1500 type veth peer name v1 mtu 1500");
+        namespace.ip("link set v1 up");
+        namespace.ip("link set v0 up");
     };
     let bystander = Vif::new("beside", 1, &beside);
-    let guest = Vif { name: "v0".into(), ..Vif::new("fw", 2, &space) };
+    let guest = Vif { name: "v0".into(), ..Vif::new("fw", 2, &namespace) };
     let mut daemon = Daemon::new();
     let text = config(&daemon.socket(), "", NETWORKS, &[bystander.clone(), guest.clone()]);
     let text = text.replace("kind = \"tap\", name = \"v0\"", &format!("kind = \"{kind}\", name = \"v0\""));
@@ -234,29 +236,29 @@ fn others_do_as_they_like(kind: &str) {
     let port = daemon.await_active(&guest);
     assert_eq!(port.device.kind, kind);
     assert!(port.device.mode.is_some() && port.device.queues > Some(0), "{port:?}");
-    space.ip("link set v0 down");
+    namespace.ip("link set v0 down");
     is_down("`ip link set dev v0 up`");
-    space.ip("link set v0 up");
+    namespace.ip("link set v0 up");
     daemon.await_active(&guest);
-    space.ip("link set v1 down");
+    namespace.ip("link set v1 down");
     is_down("no carrier");
-    space.ip("link set v1 up");
+    namespace.ip("link set v1 up");
     daemon.await_active(&guest);
-    space.ip("link set v0 down");
-    space.ip("link set v0 name w0");
+    namespace.ip("link set v0 down");
+    namespace.ip("link set v0 name w0");
     is_down("no such device");
-    space.ip("link set w0 name v0");
-    space.ip("link set v0 up");
+    namespace.ip("link set w0 name v0");
+    namespace.ip("link set v0 up");
     daemon.await_active(&guest);
-    space.ip("link del v0");
+    namespace.ip("link del v0");
     is_down("no such device");
     make();
     daemon.await_active(&guest);
     // A smaller MTU than that of the network is remarked as soon as it is so.
-    space.ip("link set v0 mtu 1400");
+    namespace.ip("link set v0 mtu 1400");
     let remarked = |port: &PortView| port.status == Status::Active && port.status_reason.contains("an MTU of 1400");
     daemon.await_port("a remark", &guest, remarked);
-    let (nic, wire) = (Nic::new(&beside, &bystander.name), Nic::new(&space, "v1"));
+    let (nic, wire) = (Nic::new(&beside, &bystander.name), Nic::new(&namespace, "v1"));
     nic.send(&experiment(guest.mac, bystander.mac, b"there"));
     assert_eq!(wire.take(), experiment(guest.mac, bystander.mac, b"there"));
     let events = daemon.events();
@@ -266,7 +268,7 @@ fn others_do_as_they_like(kind: &str) {
     let turns = [EventKind::PortDown, EventKind::PortUp].repeat(of_guest.len() / 2);
     assert_eq!(of_guest, turns, "one for each turn: {events:#?}");
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
-    assert_eq!(space.links(), ["lo", "v0", "v1"], "they are not ours to delete");
+    assert_eq!(namespace.links(), ["lo", "v0", "v1"], "they are not ours to delete");
 }
 
 #[test]
@@ -282,13 +284,14 @@ fn xdp_ports_follow_the_netdevs_of_others() {
 /// Netdevs of others are waited for, and what they lack is said.
 #[test]
 fn a_netdev_of_others_is_not_set_up_by_us() {
-    let Some(space) = Space::new() else { return };
-    space.ip("link add v0 type veth peer name v1");
+    let Some(namespace) = Namespace::new() else { return };
+    namespace.ip("link add v0 type veth peer name v1");
     let mut daemon = Daemon::new();
     let mut text = config(&daemon.socket(), "", NETWORKS, &[]);
     let device =
-        |kind: &str, name: &str| format!("{{ kind = \"{kind}\", name = \"{name}\", netns = \"{}\" }}", space.0);
-    writeln!(text, "[[uplinks]]\nid = \"up0\"\nnetworks = {CARRIED}\ndevice = {}", device("xdp", "v0")).unwrap();
+        |kind: &str, name: &str| format!("{{ kind = \"{kind}\", name = \"{name}\", netns = \"{}\" }}", namespace.0);
+    writeln!(text, "[[uplinks]]\nid = \"up0\"\nnetworks = {UPLINK_NETWORKS}\ndevice = {}", device("xdp", "v0"))
+        .unwrap();
     write!(
         text,
         "[[vms]]\nid = \"fw\"\n[[vms.ports]]\nport_id = \"p1\"\nnetwork_id = \"net1\"\n\
@@ -304,14 +307,14 @@ fn a_netdev_of_others_is_not_set_up_by_us() {
     assert!(p1.status_reason.contains("`ip link set dev v1 up`"), "{p1:?}");
     assert_eq!((up0.device.kind.as_str(), p1.device.kind.as_str()), ("xdp", "packet"));
     assert_eq!((up0.device.persist, p1.device.offloads, p1.device.queues), (None, Some(true), None));
-    let links = [space.link("v0").unwrap(), space.link("v1").unwrap()];
+    let links = [namespace.link("v0").unwrap(), namespace.link("v1").unwrap()];
     assert!(links.iter().all(|link| !link.up), "that is up to whoever owns them");
     // Once it is up there is another reason, or none.
-    space.ip("link set v0 up");
+    namespace.ip("link set v0 up");
     await_that("another look", || {
         let up0 = uplinks(&daemon).remove(0);
         (!up0.status_reason.contains("`ip link set dev v0 up`")).then_some(())
     });
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
-    assert_eq!(space.links(), ["lo", "v0", "v1"], "they are not ours to delete");
+    assert_eq!(namespace.links(), ["lo", "v0", "v1"], "they are not ours to delete");
 }

@@ -10,14 +10,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, Command, Stdio};
 
 use host::nic::{Nic, experiment};
-use host::{Space, await_that};
+use host::{Namespace, await_that};
 use rtnetlink::LinkUnspec;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, Signal, kill_process};
 use vifswitch::device::xdp::assembler::{Assembler, Register};
-use vifswitch::device::xdp::program::{self, NoSocket};
-use vifswitch::device::xdp::shedding::ShedTable;
+use vifswitch::device::xdp::drop_table::DropTable;
+use vifswitch::device::xdp::program::{self, NoSocketAction};
 use vifswitch::sys::bpf::{Arrival, Attach, Link, Program, XDP_PASS, XDP_REDIRECT, XskMap};
 use vifswitch::sys::link::{self, Attached, XdpMode};
 use vifswitch::sys::netns::{Netns, within};
@@ -28,21 +28,21 @@ const BOTH: [(Attach, XdpMode); 2] = [(Attach::Native, XdpMode::Native), (Attach
 
 /// A namespace with a veth pair of two queues each, `v0` and `v1`, and a tap that is held, `tap0`. All
 /// are up, and nothing in it answers.
-fn netdevs() -> Option<(Space, Queue)> {
-    let space = Space::new()?;
+fn netdevs() -> Option<(Namespace, Queue)> {
+    let namespace = Namespace::new()?;
     let flags = Flags { vnet_header: false, multi_queue: false, exclusive: true };
-    let tap = space.within(|| Queue::open("tap0", flags)).unwrap();
-    space.ip("link add v0 numrxqueues 2 numtxqueues 2 type veth peer name v1 numrxqueues 2 numtxqueues 2");
+    let tap = namespace.run_in(|| Queue::open("tap0", flags)).unwrap();
+    namespace.ip("link add v0 numrxqueues 2 numtxqueues 2 type veth peer name v1 numrxqueues 2 numtxqueues 2");
     for name in ["v0", "v1", "tap0"] {
-        space.ip(&format!("link set dev {name} up"));
+        namespace.ip(&format!("link set dev {name} up"));
     }
-    Some((space, tap))
+    Some((namespace, tap))
 }
 
-impl Space {
+impl Namespace {
     fn attach(&self, program: &Program, name: &str, attach: Attach) -> io::Result<Link> {
         let ifindex = self.link(name).unwrap().index;
-        self.within(|| Link::attach(program, ifindex, attach))
+        self.run_in(|| Link::attach(program, ifindex, attach))
     }
 
     fn xdp(&self, name: &str) -> Option<Attached> {
@@ -61,7 +61,7 @@ impl Space {
         let message = LinkUnspec::new_with_index(self.link(name).unwrap().index)
             .append_extra_attribute(LinkAttribute::Xdp(what))
             .build();
-        self.within(|| {
+        self.run_in(|| {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
             runtime.block_on(async {
                 let (connection, handle, _) = rtnetlink::new_connection().unwrap();
@@ -73,7 +73,7 @@ impl Space {
 
     /// Frames that the netdev has dropped on their way in.
     fn dropped(&self, name: &str) -> u64 {
-        self.within(|| {
+        self.run_in(|| {
             let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
             let line = table.lines().find_map(|line| line.trim().strip_prefix(&format!("{name}:"))).unwrap();
             line.split_whitespace().nth(3).unwrap().parse().unwrap()
@@ -81,8 +81,8 @@ impl Space {
     }
 }
 
-fn redirect(no_socket: NoSocket) -> Program {
-    program::load(&XskMap::new(2).unwrap(), &ShedTable::new(2).unwrap(), no_socket, None).unwrap()
+fn redirect(no_socket: NoSocketAction) -> Program {
+    program::load(&XskMap::new(2).unwrap(), &DropTable::new(2).unwrap(), no_socket, None).unwrap()
 }
 
 fn pass_everything(frags: bool) -> Program {
@@ -100,113 +100,119 @@ fn errno<T>(done: io::Result<T>) -> Option<i32> {
 
 #[test]
 fn a_program_is_on_a_netdev_as_long_as_its_link_is_held() {
-    let Some((space, _tap)) = netdevs() else { return };
-    let program = redirect(NoSocket::Drop);
+    let Some((namespace, _tap)) = netdevs() else { return };
+    let program = redirect(NoSocketAction::Drop);
     for name in ["v1", "tap0", "lo"] {
         for (attach, mode) in BOTH {
-            assert_eq!(space.xdp(name), None);
+            assert_eq!(namespace.xdp(name), None);
             if (name, attach) == ("lo", Attach::Native) {
-                assert_eq!(errno(space.attach(&program, name, attach)), Some(libc::EOPNOTSUPP));
+                assert_eq!(errno(namespace.attach(&program, name, attach)), Some(libc::EOPNOTSUPP));
                 continue;
             }
-            let link = space.attach(&program, name, attach).unwrap_or_else(|e| panic!("{name}, {mode}: {e}"));
+            let link = namespace.attach(&program, name, attach).unwrap_or_else(|e| panic!("{name}, {mode}: {e}"));
             let attached = Attached { mode, program: program.id().unwrap() };
-            assert_eq!(space.xdp(name), Some(attached), "{name}");
+            assert_eq!(namespace.xdp(name), Some(attached), "{name}");
             drop(link);
-            space.await_nothing_on(name);
+            namespace.await_nothing_on(name);
         }
     }
 }
 
 #[test]
 fn nobody_else_gets_onto_a_netdev_meanwhile() {
-    let Some((space, _tap)) = netdevs() else { return };
-    let (ours, others) = (redirect(NoSocket::Drop), pass_everything(true));
+    let Some((namespace, _tap)) = netdevs() else { return };
+    let (ours, others) = (redirect(NoSocketAction::Drop), pass_everything(true));
     for name in ["v1", "tap0"] {
         for (attach, mode) in BOTH {
-            let link = space.attach(&ours, name, attach).unwrap();
+            let link = namespace.attach(&ours, name, attach).unwrap();
             let attached = Some(Attached { mode, program: ours.id().unwrap() });
             for (second, _) in BOTH {
                 let expected = if second == attach { libc::EBUSY } else { libc::EEXIST };
-                assert_eq!(errno(space.attach(&others, name, second)), Some(expected), "{name}, {mode}, {second:?}");
+                assert_eq!(
+                    errno(namespace.attach(&others, name, second)),
+                    Some(expected),
+                    "{name}, {mode}, {second:?}"
+                );
             }
-            let found = space.link(name).unwrap();
-            assert_eq!(errno(space.within(|| link::take_over(&found))), Some(libc::EBUSY));
-            assert_eq!(space.xdp(name), attached);
+            let found = namespace.link(name).unwrap();
+            assert_eq!(errno(namespace.run_in(|| link::remove_xdp_program(&found))), Some(libc::EBUSY));
+            assert_eq!(namespace.xdp(name), attached);
             drop(link);
-            space.await_nothing_on(name);
+            namespace.await_nothing_on(name);
         }
     }
 }
 
 #[test]
 fn a_program_that_nobody_holds_is_seen_and_taken_off() {
-    let Some((space, _tap)) = netdevs() else { return };
-    let ours = redirect(NoSocket::Drop);
+    let Some((namespace, _tap)) = netdevs() else { return };
+    let ours = redirect(NoSocketAction::Drop);
     // XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, and no wish, which is native where there is that
     for (flags, mode) in [(4, XdpMode::Native), (2, XdpMode::Generic), (0, XdpMode::Native)] {
         for name in ["v1", "tap0"] {
             let left = pass_everything(true);
             let attached = Attached { mode, program: left.id().unwrap() };
-            space.attach_by_netlink(&left, name, flags);
+            namespace.attach_by_netlink(&left, name, flags);
             drop(left);
-            assert_eq!(space.xdp(name), Some(attached), "{name}: it outlives its descriptor");
+            assert_eq!(namespace.xdp(name), Some(attached), "{name}: it outlives its descriptor");
             for (attach, wanted) in BOTH {
                 let expected = if wanted == mode { libc::EBUSY } else { libc::EEXIST };
-                assert_eq!(errno(space.attach(&ours, name, attach)), Some(expected), "{name}, {mode}, {wanted}");
+                assert_eq!(errno(namespace.attach(&ours, name, attach)), Some(expected), "{name}, {mode}, {wanted}");
             }
-            let found = space.link(name).unwrap();
-            space.within(|| link::take_over(&found)).unwrap();
-            assert_eq!(space.xdp(name), None, "{name}, {mode}");
-            space.within(|| link::take_over(&found)).expect("what is gone already is as good as taken off");
-            space.attach(&ours, name, Attach::Native).unwrap();
-            space.await_nothing_on(name);
+            let found = namespace.link(name).unwrap();
+            namespace.run_in(|| link::remove_xdp_program(&found)).unwrap();
+            assert_eq!(namespace.xdp(name), None, "{name}, {mode}");
+            namespace
+                .run_in(|| link::remove_xdp_program(&found))
+                .expect("what is gone already is as good as taken off");
+            namespace.attach(&ours, name, Attach::Native).unwrap();
+            namespace.await_nothing_on(name);
         }
     }
 }
 
 #[test]
 fn long_frames_need_a_program_that_knows_pieces() {
-    let Some((space, _tap)) = netdevs() else { return };
-    space.ip("link set dev v0 mtu 9000");
-    space.ip("link set dev v1 mtu 9000");
-    assert_eq!(errno(space.attach(&pass_everything(false), "v1", Attach::Native)), Some(libc::ERANGE));
-    space.attach(&pass_everything(true), "v1", Attach::Native).unwrap();
-    space.await_nothing_on("v1");
-    space.attach(&redirect(NoSocket::Drop), "v1", Attach::Native).unwrap();
+    let Some((namespace, _tap)) = netdevs() else { return };
+    namespace.ip("link set dev v0 mtu 9000");
+    namespace.ip("link set dev v1 mtu 9000");
+    assert_eq!(errno(namespace.attach(&pass_everything(false), "v1", Attach::Native)), Some(libc::ERANGE));
+    namespace.attach(&pass_everything(true), "v1", Attach::Native).unwrap();
+    namespace.await_nothing_on("v1");
+    namespace.attach(&redirect(NoSocketAction::Drop), "v1", Attach::Native).unwrap();
 }
 
 /// On a tap, where a program runs within the call that writes the frame: so one is through with it
 /// before the next is written.
 #[test]
 fn a_frame_without_a_socket_is_dropped_and_counted_or_passes_as_chosen() {
-    let Some((space, tap)) = netdevs() else { return };
-    let nic = Nic::new(&space, "tap0");
+    let Some((namespace, tap)) = netdevs() else { return };
+    let nic = Nic::new(&namespace, "tap0");
     let frame = |number: u8| experiment(Mac::new([2, 0, 0, 0, 0, 1]), Mac::new([2, 0, 0, 0, 0, 2]), &[number; 46]);
     for (attach, mode) in BOTH {
-        let before = space.dropped("tap0");
-        let link = space.attach(&redirect(NoSocket::Drop), "tap0", attach).unwrap();
+        let before = namespace.dropped("tap0");
+        let link = namespace.attach(&redirect(NoSocketAction::Drop), "tap0", attach).unwrap();
         tap.write(&frame(1)).unwrap();
-        assert_eq!(space.dropped("tap0"), before + u64::from(attach == Attach::Native), "{mode}");
-        let passing = redirect(NoSocket::Pass);
+        assert_eq!(namespace.dropped("tap0"), before + u64::from(attach == Attach::Native), "{mode}");
+        let passing = redirect(NoSocketAction::PassToStack);
         link.update(&passing).unwrap();
-        assert_eq!(space.xdp("tap0"), Some(Attached { mode, program: passing.id().unwrap() }));
+        assert_eq!(namespace.xdp("tap0"), Some(Attached { mode, program: passing.id().unwrap() }));
         tap.write(&frame(2)).unwrap();
         assert_eq!(nic.take(), frame(2), "{mode}: the first one was dropped");
         drop(link);
-        space.await_nothing_on("tap0");
+        namespace.await_nothing_on("tap0");
     }
 }
 
 #[test]
 fn each_queue_has_its_own_socket() {
-    let Some((space, _tap)) = netdevs() else { return };
+    let Some((namespace, _tap)) = netdevs() else { return };
     let sockets = XskMap::new(2).unwrap();
-    let program = program::load(&sockets, &ShedTable::new(2).unwrap(), NoSocket::Pass, None).unwrap();
-    let _link = space.attach(&program, "v1", Attach::Native).unwrap();
-    let ifindex = space.link("v1").unwrap().index;
+    let program = program::load(&sockets, &DropTable::new(2).unwrap(), NoSocketAction::PassToStack, None).unwrap();
+    let _link = namespace.attach(&program, "v1", Attach::Native).unwrap();
+    let ifindex = namespace.link("v1").unwrap().index;
     let verdict = |queue: u32| {
-        let run = space.within(|| program.test_run(&[0; 60], Some(Arrival { ifindex, queue })));
+        let run = namespace.run_in(|| program.test_run(&[0; 60], Some(Arrival { ifindex, queue })));
         run.unwrap_or_else(|e| panic!("queue {queue}: {e}")).verdict
     };
     assert_eq!([verdict(0), verdict(1)], [XDP_PASS, XDP_PASS]);
@@ -220,15 +226,15 @@ fn each_queue_has_its_own_socket() {
 
 #[test]
 fn a_link_outlives_its_netdev_and_says_so() {
-    let Some((space, _tap)) = netdevs() else { return };
-    let program = redirect(NoSocket::Drop);
-    let link = space.attach(&program, "v1", Attach::Native).unwrap();
-    let gone = space.link("v1").unwrap();
-    space.ip("link del dev v0");
+    let Some((namespace, _tap)) = netdevs() else { return };
+    let program = redirect(NoSocketAction::Drop);
+    let link = namespace.attach(&program, "v1", Attach::Native).unwrap();
+    let gone = namespace.link("v1").unwrap();
+    namespace.ip("link del dev v0");
     assert_eq!(errno(link.update(&program)), Some(libc::ENOLINK));
-    assert_eq!(errno(space.within(|| Link::attach(&program, gone.index, Attach::Native))), Some(libc::EINVAL));
+    assert_eq!(errno(namespace.run_in(|| Link::attach(&program, gone.index, Attach::Native))), Some(libc::EINVAL));
     assert_eq!(
-        errno(space.within(|| link::take_over(&link::Link { xdp: Some(ATTACHED), ..gone }))),
+        errno(namespace.run_in(|| link::remove_xdp_program(&link::Link { xdp: Some(ATTACHED), ..gone }))),
         Some(libc::ENODEV)
     );
 }
@@ -255,25 +261,25 @@ fn a_process_that_is_killed_leaves_nothing_attached() {
         let netns = Netns::Named(name);
         let on = |name: &str, attach: Attach| {
             let ifindex = within(&netns, || link::find(name)).unwrap().unwrap().unwrap().index;
-            within(&netns, || Link::attach(&redirect(NoSocket::Drop), ifindex, attach)).unwrap().unwrap()
+            within(&netns, || Link::attach(&redirect(NoSocketAction::Drop), ifindex, attach)).unwrap().unwrap()
         };
         let _links = [on("v0", Attach::Generic), on("v1", Attach::Native), on("tap0", Attach::Native)];
         println!("attached");
         let _ = io::stdin().read(&mut [0]);
         return;
     }
-    let Some((space, _tap)) = netdevs() else { return };
+    let Some((namespace, _tap)) = netdevs() else { return };
     for _ in 0..10 {
         let child = Command::new(env::current_exe().unwrap())
             .args(["--exact", "a_process_that_is_killed_leaves_nothing_attached", "--nocapture"])
-            .env(SPACE, &space.0)
+            .env(SPACE, &namespace.0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn();
         let mut child = Killed(child.unwrap());
         let mut said = BufReader::new(child.0.stdout.take().unwrap()).lines().map(Result::unwrap);
         assert!(said.any(|line| line.ends_with("attached")), "it has attached its programs");
-        let mode = |name: &str| space.xdp(name).map(|attached| attached.mode);
+        let mode = |name: &str| namespace.xdp(name).map(|attached| attached.mode);
         assert_eq!(mode("v0"), Some(XdpMode::Generic));
         assert_eq!([mode("v1"), mode("tap0")], [Some(XdpMode::Native); 2]);
         drop(child);

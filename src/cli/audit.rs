@@ -1,18 +1,18 @@
 //! `vifswitch show drops --verify`: what came in, what went out, what died, and whether that adds up.
 
-use super::show::Shown;
+use super::show::Output;
 use super::table::Column::{Number, Text};
 use super::table::draw;
-use crate::control::view::{AuditView, BetweenView, Direction};
+use crate::control::responses::{AuditView, BetweenView, Direction};
 
 /// The audit for people, or as the `json` that it came as; with the verdict.
-pub fn shown(audit: &AuditView, json: Option<String>) -> Shown {
-    Shown { text: json.unwrap_or_else(|| text(audit)), right: audit.adds_up }
+pub fn render(audit: &AuditView, json: Option<String>) -> Output {
+    Output { text: json.unwrap_or_else(|| text(audit)), success: audit.balanced }
 }
 
 fn text(audit: &AuditView) -> String {
-    let (came_in, went_out, died) = (came_in(audit), went_out(audit), died(audit));
-    format!("{came_in}\n{went_out}\n{died}\n{}", verdict(audit))
+    let (came_in, went_out, dropped) = (came_in(audit), went_out(audit), dropped(audit));
+    format!("{came_in}\n{went_out}\n{dropped}\n{}", verdict(audit))
 }
 
 fn came_in(audit: &AuditView) -> String {
@@ -28,7 +28,7 @@ fn came_in(audit: &AuditView) -> String {
     let ports = audit.ports.iter().map(|p| {
         let counts = [p.rx_frames, p.forwarded, p.flooded, p.drops_in].map(|frames| frames.to_string());
         let [rx, forwarded, flooded, drops] = counts;
-        [p.port_id.clone(), p.device_id.clone(), rx, forwarded, flooded, drops, off(p.off)]
+        [p.port_id.clone(), p.device_id.clone(), rx, forwarded, flooded, drops, off(p.delta)]
     });
     draw(columns, ports, "no ports")
 }
@@ -48,42 +48,42 @@ fn went_out(audit: &AuditView) -> String {
     ];
     let workers = audit.workers.iter().map(|w| {
         let own = [w.forwarded, w.copies, w.probes, w.announcements].map(|frames| frames.to_string());
-        let other = [w.frames_heard, w.tx_frames, w.drops_out, w.frames_sent].map(|frames| frames.to_string());
-        let ([forwarded, copies, probes, announced], [heard, tx, drops, sent]) = (own, other);
-        [w.worker.to_string(), forwarded, copies, probes, announced, heard, tx, drops, sent, off(w.off)]
+        let other = [w.peer_rx_frames, w.tx_frames, w.drops_out, w.peer_tx_frames].map(|frames| frames.to_string());
+        let ([forwarded, copies, probes, announced], [received, tx, drops, sent]) = (own, other);
+        [w.worker.to_string(), forwarded, copies, probes, announced, received, tx, drops, sent, off(w.delta)]
     });
     draw(columns, workers, "no workers")
 }
 
-fn died(audit: &AuditView) -> String {
-    let columns = [Text("DIRECTION"), Text("REASON"), Number("FRAMES"), Text("MEANING")];
+fn dropped(audit: &AuditView) -> String {
+    let columns = [Text("DIRECTION"), Text("REASON"), Number("FRAMES"), Text("DESCRIPTION")];
     let drops = audit.drops.iter().map(|d| {
         let direction = match d.direction {
             Direction::In => "in",
             Direction::Out => "out",
         };
-        [direction.into(), d.reason.clone(), d.frames.to_string(), d.meaning.clone()]
+        [direction.into(), d.reason.clone(), d.frames.to_string(), d.description.clone()]
     });
     draw(columns, drops, "no drops")
 }
 
 /// The verdict in a sentence, and what is wrong in one each.
 fn verdict(audit: &AuditView) -> String {
-    if audit.adds_up {
+    if audit.balanced {
         return format!("adds up: every frame is accounted for{}\n", on_the_way(audit));
     }
     let mut text = String::from("DOES NOT ADD UP\n");
-    for port in audit.ports.iter().filter(|port| port.off != 0) {
-        text += &format!("port {:?}: {} of the frames that came in\n", port.port_id, missing(port.off));
+    for port in audit.ports.iter().filter(|port| port.delta != 0) {
+        text += &format!("port {:?}: {} of the frames that came in\n", port.port_id, missing(port.delta));
     }
-    for worker in audit.workers.iter().filter(|worker| worker.off != 0) {
-        text += &format!("worker {}: {} of the frames that were to go out\n", worker.worker, missing(worker.off));
+    for worker in audit.workers.iter().filter(|worker| worker.delta != 0) {
+        text += &format!("worker {}: {} of the frames that were to go out\n", worker.worker, missing(worker.delta));
     }
-    for (what, BetweenView { least, most }) in [("frames", audit.frames_between), ("floods", audit.floods_between)] {
-        if most < least {
-            text += &format!("between workers: {} {what} were heard that nobody has sent\n", least - most);
-        } else if audit.quiet && most != 0 {
-            text += &format!("between workers: {most} {what} were sent and never heard\n");
+    for (what, BetweenView { min, max }) in [("frames", audit.frames_between), ("floods", audit.floods_between)] {
+        if max < min {
+            text += &format!("between workers: {} {what} were heard that nobody has sent\n", min - max);
+        } else if audit.idle && max != 0 {
+            text += &format!("between workers: {max} {what} were sent and never heard\n");
         }
     }
     text
@@ -97,7 +97,7 @@ fn missing(off: i64) -> String {
 }
 
 fn on_the_way(audit: &AuditView) -> String {
-    let most = audit.frames_between.most + audit.floods_between.most;
+    let most = audit.frames_between.max + audit.floods_between.max;
     match most {
         0 => String::new(),
         1 => ", one at most is on its way between workers".into(),

@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 
 use super::keys;
 use super::table::printable;
-use super::{Failure, Where, block_on};
-use crate::control::change::Changed;
+use super::{CliError, Connection, block_on};
+use crate::control::change::ChangeResult;
 use crate::control::client::{Client, escaped};
 use crate::control::config::{self, Source};
-use crate::control::view::{Attached, Flushed, PortView};
+use crate::control::responses::{Attached, Flushed, PortView};
 
 /// The arguments of `apply`.
 #[derive(Debug, Args)]
@@ -27,7 +27,7 @@ pub struct Apply {
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86400))]
     confirm: Option<u32>,
     #[command(flatten)]
-    at: Where,
+    at: Connection,
 }
 
 /// The arguments of `diff`.
@@ -37,14 +37,14 @@ pub struct Diff {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     #[command(flatten)]
-    at: Where,
+    at: Connection,
 }
 
 /// The arguments of `confirm`.
 #[derive(Debug, Args)]
 pub struct Confirm {
     #[command(flatten)]
-    at: Where,
+    at: Connection,
 }
 
 /// The arguments of `attach`.
@@ -54,7 +54,7 @@ pub struct Attach {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     #[command(flatten)]
-    at: Where,
+    at: Connection,
 }
 
 /// The arguments of `detach`.
@@ -64,7 +64,7 @@ pub struct Detach {
     #[arg(value_name = "PORT")]
     port: String,
     #[command(flatten)]
-    at: Where,
+    at: Connection,
 }
 
 /// The arguments of `set`.
@@ -77,7 +77,7 @@ pub struct Set {
     #[arg(value_name = "KEY=VALUE", required = true)]
     keys: Vec<String>,
     #[command(flatten)]
-    at: Where,
+    at: Connection,
 }
 
 /// The arguments of `flush`.
@@ -93,7 +93,7 @@ pub struct Flush {
     #[arg(long, value_name = "MAC")]
     mac: Option<crate::wire::Mac>,
     #[command(flatten)]
-    at: Where,
+    at: Connection,
 }
 
 /// The arguments of `release`.
@@ -103,21 +103,21 @@ pub struct Release {
     #[arg(value_name = "PORT")]
     port: String,
     #[command(flatten)]
-    at: Where,
+    at: Connection,
 }
 
 impl Apply {
     /// What is to be printed.
-    pub fn run(&self) -> Result<String, Failure> {
+    pub fn run(&self) -> Result<String, CliError> {
         let body = configuration(&self.file)?;
         let path = match self.confirm {
             Some(seconds) => format!("/v1/config?confirm={seconds}"),
             None => "/v1/config".to_owned(),
         };
-        self.at.ask(Method::PUT, &path, Some(&body), |changed: Changed| {
-            let mut text = told(&changed, "nothing has changed: it was so already");
+        self.at.request(Method::PUT, &path, Some(&body), |changed: ChangeResult| {
+            let mut text = format_result(&changed, "nothing has changed: it was so already");
             if let Some(seconds) = self.confirm
-                && !changed.differences.is_empty()
+                && !changed.changes.is_empty()
             {
                 // Writing to a string does not fail.
                 let _ = writeln!(text, "it goes back in {seconds} seconds unless `vifswitch confirm` comes before");
@@ -129,33 +129,35 @@ impl Apply {
 
 impl Diff {
     /// What is to be printed.
-    pub fn run(&self) -> Result<String, Failure> {
+    pub fn run(&self) -> Result<String, CliError> {
         let body = configuration(&self.file)?;
         let none = "nothing would change";
-        self.at.ask(Method::POST, "/v1/config/diff", Some(&body), |changed: Changed| told(&changed, none))
+        self.at.request(Method::POST, "/v1/config/diff", Some(&body), |changed: ChangeResult| {
+            format_result(&changed, none)
+        })
     }
 }
 
 impl Confirm {
     /// What is to be printed.
-    pub fn run(&self) -> Result<String, Failure> {
-        self.at.ask(Method::POST, "/v1/confirm", None, |changed: Changed| {
-            format!("the change stays:\n{}", told(&changed, "nothing was otherwise before it"))
+    pub fn run(&self) -> Result<String, CliError> {
+        self.at.request(Method::POST, "/v1/confirm", None, |changed: ChangeResult| {
+            format!("the change stays:\n{}", format_result(&changed, "nothing was otherwise before it"))
         })
     }
 }
 
 impl Attach {
     /// What is to be printed.
-    pub fn run(&self) -> Result<String, Failure> {
+    pub fn run(&self) -> Result<String, CliError> {
         let source = source(&self.file)?;
         let (vm, _) = source.port()?;
         let path = format!("/v1/vms/{}/ports", escaped(&vm));
-        self.at.ask(Method::POST, &path, Some(&source.to_json()?), |attached: Attached| {
-            let Attached { differences, remarks, ports } = attached;
-            let mut text = told(&Changed { differences, remarks }, "nothing has changed");
+        self.at.request(Method::POST, &path, Some(&source.to_json()?), |attached: Attached| {
+            let Attached { changes, warnings, ports } = attached;
+            let mut text = format_result(&ChangeResult { changes, warnings }, "nothing has changed");
             for port in &ports {
-                let _ = writeln!(text, "{}", printable(state(port)));
+                let _ = writeln!(text, "{}", printable(port_state(port)));
             }
             text
         })
@@ -164,26 +166,28 @@ impl Attach {
 
 impl Detach {
     /// What is to be printed.
-    pub fn run(&self) -> Result<String, Failure> {
+    pub fn run(&self) -> Result<String, CliError> {
         let path = format!("/v1/ports/{}", escaped(&self.port));
-        self.at.ask(Method::DELETE, &path, None, |changed: Changed| told(&changed, "nothing has changed"))
+        self.at.request(Method::DELETE, &path, None, |changed: ChangeResult| {
+            format_result(&changed, "nothing has changed")
+        })
     }
 }
 
 impl Set {
     /// What is to be printed.
-    pub fn run(&self) -> Result<String, Failure> {
-        let keys = keys::parse(&self.keys).map_err(Failure::Usage)?;
+    pub fn run(&self) -> Result<String, CliError> {
+        let keys = keys::parse(&self.keys).map_err(CliError::Usage)?;
         config::parse_port_keys_json(&keys.to_string(), "set")?;
         let path = format!("/v1/ports/{}", escaped(&self.port));
         let none = "nothing has changed: it was so already";
-        self.at.ask(Method::PATCH, &path, Some(&keys), |changed: Changed| told(&changed, none))
+        self.at.request(Method::PATCH, &path, Some(&keys), |changed: ChangeResult| format_result(&changed, none))
     }
 }
 
 impl Flush {
     /// What is to be printed.
-    pub fn run(&self) -> Result<String, Failure> {
+    pub fn run(&self) -> Result<String, CliError> {
         let mut body = json!({});
         for (key, value) in [
             ("network_id", self.network.clone()),
@@ -194,7 +198,7 @@ impl Flush {
                 body[key] = value.into();
             }
         }
-        self.at.ask(Method::POST, "/v1/fdb/flush", Some(&body), |Flushed { flushed }| match flushed {
+        self.at.request(Method::POST, "/v1/fdb/flush", Some(&body), |Flushed { flushed }| match flushed {
             1 => "1 station has been forgotten\n".to_owned(),
             _ => format!("{flushed} stations have been forgotten\n"),
         })
@@ -203,57 +207,57 @@ impl Flush {
 
 impl Release {
     /// What is to be printed.
-    pub fn run(&self) -> Result<String, Failure> {
+    pub fn run(&self) -> Result<String, CliError> {
         let path = format!("/v1/ports/{}/release", escaped(&self.port));
         let none = "nothing holds this port";
-        self.at.ask(Method::POST, &path, None, |changed: Changed| told(&changed, none))
+        self.at.request(Method::POST, &path, None, |changed: ChangeResult| format_result(&changed, none))
     }
 }
 
-impl Where {
+impl Connection {
     /// Asks the switch, and says in words what it answered, or as JSON if that is wanted.
-    fn ask<T: serde::de::DeserializeOwned>(
+    fn request<T: serde::de::DeserializeOwned>(
         &self,
         method: Method,
         path: &str,
         body: Option<&Value>,
         words: impl FnOnce(T) -> String,
-    ) -> Result<String, Failure> {
+    ) -> Result<String, CliError> {
         let client = Client::new(&self.socket);
-        let answer = block_on(&client, client.ask(method, path, body))?;
+        let answer = block_on(&client, client.request(method, path, body))?;
         Ok(if self.json { answer + "\n" } else { words(client.parse(answer.as_bytes())?) })
     }
 }
 
 /// A text to be read: a file, or standard input.
-fn source(file: &Path) -> Result<Source, Failure> {
+fn source(file: &Path) -> Result<Source, CliError> {
     if file != Path::new("-") {
         return Ok(Source::read(file)?);
     }
     let mut bytes = Vec::new();
-    io::stdin().read_to_end(&mut bytes).map_err(|e| Failure::Usage(format!("cannot read standard input: {e}")))?;
+    io::stdin().read_to_end(&mut bytes).map_err(|e| CliError::Usage(format!("cannot read standard input: {e}")))?;
     Ok(Source::of("standard input", bytes)?)
 }
 
 /// A configuration that is right, as it is written.
-fn configuration(file: &Path) -> Result<Value, Failure> {
+fn configuration(file: &Path) -> Result<Value, CliError> {
     let source = source(file)?;
     source.config()?;
     Ok(source.to_json()?)
 }
 
 /// What came of a change, a line for each thing; `none` if there was nothing to do.
-fn told(changed: &Changed, none: &str) -> String {
+fn format_result(changed: &ChangeResult, none: &str) -> String {
     let mut text = String::new();
-    let differences = changed.differences.iter().map(|line| ("", line));
-    for (mark, line) in differences.chain(changed.remarks.iter().map(|line| ("note: ", line))) {
+    let changes = changed.changes.iter().map(|line| ("", line));
+    for (mark, line) in changes.chain(changed.warnings.iter().map(|line| ("note: ", line))) {
         let _ = writeln!(text, "{mark}{}", printable(line.clone()));
     }
-    if changed.differences.is_empty() { format!("{none}\n{text}") } else { text }
+    if changed.changes.is_empty() { format!("{none}\n{text}") } else { text }
 }
 
 /// How a port is, in a line.
-fn state(port: &PortView) -> String {
+fn port_state(port: &PortView) -> String {
     let status = port.status.name();
     let reason = if port.status_reason.is_empty() { String::new() } else { format!(": {}", port.status_reason) };
     format!("port {} of VM {} is {status}{reason}", port.port_id, port.device_id)

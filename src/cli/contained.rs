@@ -1,20 +1,20 @@
 //! `vifswitch show loops` and `show storms`, as tables for people. The sentence is the last column: it
 //! says all.
 
-use super::show::nothing;
+use super::show::empty_cell;
 use super::table::Column::{Number, Text};
 use super::table::{count, draw};
-use crate::control::loops::view::{LoopView, StormView};
+use crate::control::loops::status::{LoopStatus, StormStatus};
 
-pub(super) fn loops(loops: &[LoopView]) -> String {
+pub(super) fn loops(loops: &[LoopStatus]) -> String {
     let columns =
         [Text("VM"), Text("NETWORK"), Text("KIND"), Text("STATE"), Number("LEVEL"), Number("SUPPRESSED"), Text("WHAT")];
-    let row = |of: &LoopView| {
+    let row = |of: &LoopStatus| {
         [
             of.device_ids.join(","),
             of.network_ids.join(","),
             of.kind.name().into(),
-            if of.active { "there".into() } else { "over".into() },
+            if of.active { "active".into() } else { "ended".into() },
             of.level.to_string(),
             count(of.copies_suppressed),
             of.text.clone(),
@@ -23,7 +23,7 @@ pub(super) fn loops(loops: &[LoopView]) -> String {
     draw(columns, loops.iter().map(row), "no loops")
 }
 
-pub(super) fn storms(storms: &[StormView]) -> String {
+pub(super) fn storms(storms: &[StormStatus]) -> String {
     let columns = [
         Text("VM"),
         Text("NETWORK"),
@@ -34,13 +34,13 @@ pub(super) fn storms(storms: &[StormView]) -> String {
         Number("HIGHEST"),
         Text("WHAT"),
     ];
-    let row = |of: &StormView| {
+    let row = |of: &StormStatus| {
         [
             of.device_id.clone(),
             of.network_id.clone(),
-            of.port_id.clone().unwrap_or_else(nothing),
+            of.port_id.clone().unwrap_or_else(empty_cell),
             of.class.clone(),
-            if of.active { "there".into() } else { "over".into() },
+            if of.active { "active".into() } else { "ended".into() },
             count(of.suppressed),
             format!("{}/s", count(of.highest_rate)),
             of.text.clone(),

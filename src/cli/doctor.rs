@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::table::printable;
-use super::{Failure, complain, say, warn};
-use crate::device::Whereabouts;
-use crate::device::doctor::{Report, examine};
+use super::{CliError, complain, say, warn};
+use crate::device::DeviceLocation;
+use crate::device::doctor::{Report, inspect};
 use crate::sys::link;
 use crate::sys::netns::{Netns, within};
 use crate::sys::tun;
@@ -34,9 +34,9 @@ impl Doctor {
                     return ExitCode::FAILURE;
                 }
             },
-            Err(failure) => return complain(&failure),
+            Err(error) => return complain(&error),
         };
-        let reports: Vec<Report> = devices.iter().map(examine).collect();
+        let reports: Vec<Report> = devices.iter().map(inspect).collect();
         let text = if self.json {
             format!("{:#}\n", serde_json::json!(reports))
         } else {
@@ -50,26 +50,26 @@ impl Doctor {
     }
 }
 
-fn parse(text: &str) -> Result<Whereabouts, Failure> {
+fn parse(text: &str) -> Result<DeviceLocation, CliError> {
     let (netns, device) = match text.rsplit_once(':') {
         None => (Netns::Host, text),
         Some((netns, device)) if !matches!(netns, "" | "." | "..") => (Netns::written(netns), device),
         Some(_) => {
-            return Err(Failure::Usage(format!("DEVICE {text:?}: no namespace before the ':'; write NETNS:NAME")));
+            return Err(CliError::Usage(format!("DEVICE {text:?}: no namespace before the ':'; write NETNS:NAME")));
         }
     };
     if !tun::is_name(device) {
-        return Err(Failure::Usage(format!(
+        return Err(CliError::Usage(format!(
             "DEVICE {text:?}: {device:?} cannot be the name of a device; use 1 to 15 bytes without spaces, '/', ':' and '%'"
         )));
     }
-    Ok(Whereabouts { device: device.to_owned(), netns })
+    Ok(DeviceLocation { device: device.to_owned(), netns })
 }
 
-fn all() -> std::io::Result<Vec<Whereabouts>> {
+fn all() -> std::io::Result<Vec<DeviceLocation>> {
     let found = within(&Netns::Host, link::all)??;
     let ethernet = found.into_iter().filter(|(_, link)| link.ethernet);
-    Ok(ethernet.map(|(device, _)| Whereabouts { device, netns: Netns::Host }).collect())
+    Ok(ethernet.map(|(device, _)| DeviceLocation { device, netns: Netns::Host }).collect())
 }
 
 #[cfg(test)]

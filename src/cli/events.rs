@@ -13,7 +13,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 
 use super::table::printable;
-use super::{Failure, Where, block_on, warn};
+use super::{CliError, Connection, block_on, warn};
 use crate::control::client::{self, Client, escaped};
 use crate::time;
 
@@ -24,7 +24,7 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Numbers behind a missing one that are remembered. An event whose number was reserved comes later than those behind it.
-const BEYOND: usize = 1024;
+const MAX_OUT_OF_ORDER: usize = 1024;
 
 /// The arguments of the command.
 #[derive(Debug, Args)]
@@ -36,7 +36,7 @@ pub struct Events {
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<String>,
     #[command(flatten)]
-    at: Where,
+    at: Connection,
 }
 
 /// An event as this program shows it; a switch of another version may have other kinds.
@@ -62,7 +62,7 @@ struct OfStart {
     /// All from the first to this one.
     last: u64,
     /// Others behind it.
-    beyond: BTreeSet<u64>,
+    out_of_order: BTreeSet<u64>,
 }
 
 /// The events that have been printed.
@@ -81,20 +81,20 @@ impl Printed {
             return true;
         }
         let Some(of) = self.starts.get_mut(start) else {
-            self.starts.insert(start.to_owned(), OfStart { first: id, last: id, beyond: BTreeSet::new() });
+            self.starts.insert(start.to_owned(), OfStart { first: id, last: id, out_of_order: BTreeSet::new() });
             self.latest = Some(start.to_owned());
             return true;
         };
         if id < of.first {
             return true;
         }
-        if id <= of.last || !of.beyond.insert(id) {
+        if id <= of.last || !of.out_of_order.insert(id) {
             return false;
         }
         // One that is missing for long does not come any more.
-        let is_over = of.beyond.len() > BEYOND;
-        while let Some(next) = of.beyond.first().copied().filter(|&next| next == of.last + 1 || is_over) {
-            of.beyond.remove(&next);
+        let is_over = of.out_of_order.len() > MAX_OUT_OF_ORDER;
+        while let Some(next) = of.out_of_order.first().copied().filter(|&next| next == of.last + 1 || is_over) {
+            of.out_of_order.remove(&next);
             of.last = next;
         }
         true
@@ -121,7 +121,7 @@ enum End {
 
 impl Events {
     /// Prints events as they come. There is nothing left to be printed then.
-    pub fn run(&self) -> Result<String, Failure> {
+    pub fn run(&self) -> Result<String, CliError> {
         let client = Client::new(&self.at.socket);
         let mut end = Ok(());
         block_on(&client, async {
@@ -131,7 +131,7 @@ impl Events {
         end.map(|()| String::new())
     }
 
-    async fn print_all(&self, client: &Client) -> Result<(), Failure> {
+    async fn print_all(&self, client: &Client) -> Result<(), CliError> {
         let mut printed = Printed::default();
         let mut path = self.path(None);
         let (mut pause, mut is_first) = (FIRST_PAUSE, true);
@@ -207,16 +207,16 @@ impl Events {
         }
     }
 
-    /// Prints the events at `path` that have not been printed. `has_come`: there was an answer.
+    /// Prints the events at `path` that have not been printed. `op_finished`: there was an answer.
     async fn print(
         &self,
         client: &Client,
         path: &str,
         printed: &mut Printed,
         has_come: &mut bool,
-    ) -> Result<End, Failure> {
+    ) -> Result<End, CliError> {
         let mut out = io::stdout().lock();
-        let mut end: Result<End, Failure> = Ok(End::Finished);
+        let mut end: Result<End, CliError> = Ok(End::Finished);
         let each = |text: &[u8]| {
             *has_come = true;
             let line = match client.parse::<Line>(text) {
@@ -239,7 +239,7 @@ impl Events {
                 Ok(()) => return ControlFlow::Continue(()),
                 // A reader who has read enough and gone is no error.
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => end = Ok(End::Unread),
-                Err(e) => end = Err(Failure::Output(e)),
+                Err(e) => end = Err(CliError::Output(e)),
             }
             ControlFlow::Break(())
         };

@@ -20,8 +20,8 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::control::client::{self, Client};
-use crate::control::config::Errors;
-use crate::control::keeper::Precedence;
+use crate::control::config::ConfigErrors;
+use crate::control::state::Precedence;
 use crate::daemon;
 
 /// Where a switch listens unless it is told otherwise.
@@ -88,7 +88,7 @@ enum Command {
 
 /// How and where to ask a switch.
 #[derive(Debug, Args)]
-struct Where {
+struct Connection {
     /// As JSON, with exact numbers
     #[arg(long)]
     json: bool,
@@ -99,13 +99,13 @@ struct Where {
 
 /// Why a command was not done.
 #[derive(Debug, thiserror::Error)]
-enum Failure {
+enum CliError {
     /// The switch has not done it.
     #[error(transparent)]
     Switch(#[from] client::Error),
     /// What was to be done is wrong.
     #[error(transparent)]
-    Wrong(#[from] Errors),
+    Wrong(#[from] ConfigErrors),
     /// The command line is wrong.
     #[error("{0}")]
     Usage(String),
@@ -143,7 +143,7 @@ pub fn main() -> ExitCode {
         Some(Command::Detach(detach)) => end(detach.run()),
         Some(Command::Set(set)) => end(set.run()),
         Some(Command::Show(show)) => match show.run() {
-            Ok(show::Shown { text, right: false }) => {
+            Ok(show::Output { text, success: false }) => {
                 say(&text);
                 ExitCode::FAILURE
             }
@@ -162,10 +162,10 @@ fn block_on<T>(client: &Client, work: impl Future<Output = Result<T, client::Err
 }
 
 /// Says what there is to say, and how it ended.
-fn end(done: Result<String, Failure>) -> ExitCode {
+fn end(done: Result<String, CliError>) -> ExitCode {
     match done {
         Ok(text) => say(&text),
-        Err(failure) => complain(&failure),
+        Err(error) => complain(&error),
     }
 }
 
@@ -182,19 +182,19 @@ fn say(text: &str) -> ExitCode {
 }
 
 /// Prints why it was not done, and what can be done about it.
-fn complain(failure: &Failure) -> ExitCode {
-    match failure {
+fn complain(error: &CliError) -> ExitCode {
+    match error {
         // Each line names its file already.
-        Failure::Wrong(errors) => warn_plainly(errors),
-        _ => warn(failure),
+        CliError::Wrong(errors) => warn_plainly(errors),
+        _ => warn(error),
     }
-    match failure {
-        Failure::Switch(client::Error::NoSwitch { .. }) => {
+    match error {
+        CliError::Switch(client::Error::NoSwitch { .. }) => {
             warn("start one with `vifswitch run`, or name the socket of one that runs with `--socket PATH`");
             ExitCode::from(3)
         }
-        Failure::Wrong(_) | Failure::Usage(_) => ExitCode::from(2),
-        Failure::Switch(_) | Failure::Output(_) => ExitCode::FAILURE,
+        CliError::Wrong(_) | CliError::Usage(_) => ExitCode::from(2),
+        CliError::Switch(_) | CliError::Output(_) => ExitCode::FAILURE,
     }
 }
 

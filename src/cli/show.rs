@@ -6,12 +6,12 @@ use clap::{Args, ValueEnum};
 
 use super::table::Column::{self, Number, Text};
 use super::table::{bytes, count, draw, duration};
-use super::{Failure, Where, audit, block_on, contained};
+use super::{CliError, Connection, audit, block_on, contained};
 use crate::control::client::{Client, Error};
 use crate::control::config::{Named, UnknownUnicast};
-use crate::control::view::{
-    CarriedView, CountsView, DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status,
-    UplinkView, VmView, WorkerView,
+use crate::control::responses::{
+    CountsView, DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status,
+    UplinkNetworkView, UplinkView, VmView, WorkerView,
 };
 
 /// The arguments of the command.
@@ -24,16 +24,16 @@ pub struct Show {
     #[arg(long)]
     verify: bool,
     #[command(flatten)]
-    at: Where,
+    at: Connection,
 }
 
 /// What is to be printed, and whether it is as it should be.
 #[derive(Debug)]
-pub struct Shown {
+pub struct Output {
     /// The text.
     pub text: String,
     /// `false`: the books do not balance.
-    pub right: bool,
+    pub success: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -76,26 +76,26 @@ impl What {
 
 impl Show {
     /// What is to be printed.
-    pub fn run(self) -> Result<Shown, Failure> {
+    pub fn run(self) -> Result<Output, CliError> {
         if self.verify && self.what != What::Drops {
-            return Err(Failure::Usage("--verify goes with `show drops` only".into()));
+            return Err(CliError::Usage("--verify goes with `show drops` only".into()));
         }
         let client = Client::new(&self.at.socket);
         Ok(block_on(&client, async {
             if self.verify {
                 return self.audit(&client).await;
             }
-            Ok(Shown { text: self.ask(&client).await?, right: true })
+            Ok(Output { text: self.request(&client).await?, success: true })
         })?)
     }
 
-    async fn audit(&self, client: &Client) -> Result<Shown, Error> {
+    async fn audit(&self, client: &Client) -> Result<Output, Error> {
         let json = client.get_json("/v1/audit").await?;
         let view = serde_json::from_str(&json).map_err(|e| client.broken(e))?;
-        Ok(audit::shown(&view, self.at.json.then(|| json + "\n")))
+        Ok(audit::render(&view, self.at.json.then(|| json + "\n")))
     }
 
-    async fn ask(&self, client: &Client) -> Result<String, Error> {
+    async fn request(&self, client: &Client) -> Result<String, Error> {
         let path = self.what.path();
         if self.at.json {
             return client.get_json(path).await.map(|json| json + "\n");
@@ -156,7 +156,7 @@ fn shared(device: String, status: Status, worker: Option<u16>, counts: &CountsVi
     [
         device,
         status.name().into(),
-        worker.map_or_else(nothing, |worker| worker.to_string()),
+        worker.map_or_else(empty_cell, |worker| worker.to_string()),
         bytes(counts.rx_bytes),
         bytes(counts.tx_bytes),
         counts.drops.values().sum::<u64>().to_string(),
@@ -180,16 +180,16 @@ fn device(device: &DeviceView) -> String {
 fn uplinks(uplinks: &[UplinkView]) -> String {
     let own = [Text("UPLINK"), Text("GROUP"), Text("ACTIVE"), Text("NETWORKS"), Text("KIND")];
     let has_reasons = uplinks.iter().any(|u| !u.status_reason.is_empty());
-    let carried = |of: &CarriedView| match of.vlan {
+    let tagged = |of: &UplinkNetworkView| match of.vlan {
         Some(vlan) => format!("{}:{vlan}", of.network_id),
         None => of.network_id.clone(),
     };
     let row = |u: &UplinkView| {
         let own = [
             u.uplink_id.clone(),
-            u.group.clone().unwrap_or_else(nothing),
+            u.group.clone().unwrap_or_else(empty_cell),
             if u.active { "yes".into() } else { "no".into() },
-            u.networks.iter().map(carried).collect::<Vec<_>>().join(","),
+            u.networks.iter().map(tagged).collect::<Vec<_>>().join(","),
             u.device.mode.as_ref().map_or_else(|| u.device.kind.clone(), |mode| format!("{} ({mode})", u.device.kind)),
         ];
         joined(own, shared(device(&u.device), u.status, u.worker, &u.counts, &u.status_reason))
@@ -244,8 +244,8 @@ fn fdb(stations: &[StationView], ports: &[PortView]) -> String {
     let row = |s: &StationView| {
         let (kind, age) = match s.kind {
             StationKind::Learned => ("learned", duration(s.age_seconds.into())),
-            StationKind::Frozen => ("frozen", nothing()),
-            StationKind::Pinned => ("pinned", nothing()),
+            StationKind::Dampened => ("dampened", empty_cell()),
+            StationKind::Pinned => ("pinned", empty_cell()),
         };
         [
             s.network_id.clone(),
@@ -253,7 +253,7 @@ fn fdb(stations: &[StationView], ports: &[PortView]) -> String {
             s.port_id.clone(),
             match s.uplink_id {
                 Some(_) => "(uplink)".into(),
-                None => vms.get(&s.port_id).map_or_else(nothing, |&vm| vm.clone()),
+                None => vms.get(&s.port_id).map_or_else(empty_cell, |&vm| vm.clone()),
             },
             kind.into(),
             age,
@@ -271,11 +271,11 @@ fn workers(workers: &[WorkerView]) -> String {
         Number("STATIONS"),
         Number("LIMIT"),
         Number("REFUSED"),
-        Number("BREATHS"),
+        Number("POLLS"),
         Number("BUSY"),
         Number("BUSY TIME"),
         Number("SLEEPS"),
-        Number("SIGHTINGS LOST"),
+        Number("UPDATES LOST"),
     ];
     let row = |w: &WorkerView| {
         [
@@ -286,18 +286,18 @@ fn workers(workers: &[WorkerView]) -> String {
             w.stations.to_string(),
             w.stations_limit.to_string(),
             w.stations_refused.to_string(),
-            count(w.breaths),
-            count(w.busy_breaths),
+            count(w.polls),
+            count(w.busy_polls),
             format!("{:.1}s", w.busy_seconds),
             count(w.sleeps),
-            w.sightings_lost.to_string(),
+            w.updates_lost.to_string(),
         ]
     };
     draw(columns, workers.iter().map(row), "no workers")
 }
 
 fn drops(drops: &[DropView]) -> String {
-    let columns = [Text("PORT"), Text("VM"), Text("DIRECTION"), Text("REASON"), Number("FRAMES"), Text("MEANING")];
+    let columns = [Text("PORT"), Text("VM"), Text("DIRECTION"), Text("REASON"), Number("FRAMES"), Text("DESCRIPTION")];
     let row = |d: &DropView| {
         [
             d.port_id.clone(),
@@ -308,13 +308,13 @@ fn drops(drops: &[DropView]) -> String {
             },
             d.reason.clone(),
             d.frames.to_string(),
-            d.meaning.clone(),
+            d.description.clone(),
         ]
     };
     draw(columns, drops.iter().map(row), "no drops")
 }
 
 /// What stands where there is nothing to say.
-pub(super) fn nothing() -> String {
+pub(super) fn empty_cell() -> String {
     "-".into()
 }

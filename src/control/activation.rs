@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::config::{self, Activation, Config};
-use crate::time::Moment;
+use crate::time::MonoTime;
 use crate::wire::Mac;
 
 /// Moves that are permitted within [`WINDOW`].
@@ -38,7 +38,7 @@ const EVENT_WINDOW: Duration = Duration::from_secs(60);
 
 /// The state of the pins of one port.
 #[derive(Debug, Clone, Default)]
-struct Pins {
+struct PinState {
     /// The port has sent a frame. Only for ports with `first-frame`.
     active: bool,
     /// All pins of the port have yielded.
@@ -46,18 +46,18 @@ struct Pins {
     /// Addresses whose pins have yielded one by one.
     addresses: BTreeSet<Mac>,
     /// When the guest last announced an address, within [`ECHO`].
-    announced: HashMap<Mac, Moment>,
+    announced: HashMap<Mac, MonoTime>,
     /// When the pin of an address last yielded.
-    yielded_at: HashMap<Mac, Moment>,
+    yielded_at: HashMap<Mac, MonoTime>,
     /// When an address moved to an uplink or back, within [`WINDOW`].
-    moves: HashMap<Mac, Vec<Moment>>,
+    recent_moves_by_mac: HashMap<Mac, Vec<MonoTime>>,
     /// Start of the event window, and events within it.
-    events: (Moment, u32),
+    events: (MonoTime, u32),
 }
 
 /// The pins of one port in the state file.
 #[derive(Debug, Serialize, Deserialize)]
-struct Kept {
+struct PersistedPins {
     port: String,
     active: bool,
     yielded: bool,
@@ -66,7 +66,7 @@ struct Kept {
 
 /// The effect of a frame that a port has sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activated {
+pub enum ActivationEffect {
     /// The first frame of the port: its addresses are pinned to it.
     First,
     /// The first frame after its pins had yielded: its addresses are pinned to it again.
@@ -77,7 +77,7 @@ pub enum Activated {
 
 /// The effect of an announcement from an uplink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Elsewhere {
+pub enum RemoteEffect {
     /// All pins of the port yield.
     Port,
     /// The pin of this one address yields.
@@ -88,7 +88,7 @@ pub enum Elsewhere {
 
 /// Whether an event is within the limit of its port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EventLimit {
+pub enum PinEventLimit {
     /// The event is emitted.
     Within,
     /// The event is emitted, as the last one within the window of a minute.
@@ -99,7 +99,7 @@ pub enum EventLimit {
 
 /// The state of pins, by port id. A port without an entry has the state that its configuration says.
 #[derive(Debug, Default)]
-pub struct Activations(HashMap<String, Pins>);
+pub struct Activations(HashMap<String, PinState>);
 
 impl Activations {
     /// Whether addresses are pinned to a port that is administratively up.
@@ -129,7 +129,7 @@ impl Activations {
             }
             let Some(pins) = self.0.get_mut(port.id()) else { continue };
             if was.is_some_and(|was| (&was.network_id, was.mac) != (&port.network_id, port.mac)) {
-                *pins = Pins { active: pins.active, ..Pins::default() };
+                *pins = PinState { active: pins.active, ..PinState::default() };
             }
             let allows = |mac: &Mac| port.allowed_address_pairs.iter().any(|pair| pair.mac == Some(*mac));
             pins.addresses.retain(allows);
@@ -138,30 +138,30 @@ impl Activations {
 
     /// Handles a frame from `source` that a port has sent while control waited for one. A report of a frame that was
     /// received before the pin yielded has no effect.
-    pub fn receive(&mut self, port: &config::Port, source: Mac, now: Moment) -> Option<Activated> {
+    pub fn receive(&mut self, port: &config::Port, source: Mac, now: MonoTime) -> Option<ActivationEffect> {
         let waits = port.activation == Activation::FirstFrame;
         let pins = self.0.entry(port.id().to_owned()).or_default();
         // The frame may have been an announcement.
         pins.announced.insert(source, now);
-        let is_later = |yielded_at: Option<&Moment>| yielded_at.is_none_or(|&at| now >= at);
+        let is_later = |yielded_at: Option<&MonoTime>| yielded_at.is_none_or(|&at| now >= at);
         if is_later(pins.yielded_at.get(&source)) && pins.addresses.remove(&source) {
             pins.count(source, now);
             if !pins.yielded && (pins.active || !waits) {
-                return Some(Activated::Address);
+                return Some(ActivationEffect::Address);
             }
         }
         if pins.yielded && is_later(pins.yielded_at.get(&port.mac)) {
             pins.yielded = false;
             pins.active = waits;
             pins.count(port.mac, now);
-            return Some(Activated::Again);
+            return Some(ActivationEffect::Again);
         }
-        (waits && !std::mem::replace(&mut pins.active, true)).then_some(Activated::First)
+        (waits && !std::mem::replace(&mut pins.active, true)).then_some(ActivationEffect::First)
     }
 
     /// Handles an announcement that the guest of a port has sent. If the pin has already yielded to the echo of the
     /// announcement, which another worker may report first, the address is pinned again.
-    pub fn announce(&mut self, port: &config::Port, mac: Mac, now: Moment) -> Option<Activated> {
+    pub fn announce(&mut self, port: &config::Port, mac: Mac, now: MonoTime) -> Option<ActivationEffect> {
         let pins = self.0.entry(port.id().to_owned()).or_default();
         pins.announced.retain(|_, at| now.since(*at) < ECHO);
         pins.announced.insert(mac, now);
@@ -170,7 +170,7 @@ impl Activations {
     }
 
     /// Handles an announcement from an uplink of an address that is pinned to a port.
-    pub fn announce_elsewhere(&mut self, port: &config::Port, mac: Mac, now: Moment) -> Option<Elsewhere> {
+    pub fn announce_elsewhere(&mut self, port: &config::Port, mac: Mac, now: MonoTime) -> Option<RemoteEffect> {
         if !self.pins(port) {
             return None;
         }
@@ -180,20 +180,20 @@ impl Activations {
             return None;
         }
         if pins.recent_moves(mac, now) >= FREE {
-            return Some(Elsewhere::Flaps);
+            return Some(RemoteEffect::Flaps);
         }
         pins.count(mac, now);
         pins.yielded_at.insert(mac, now);
         if mac == port.mac {
             pins.yielded = true;
-            return Some(Elsewhere::Port);
+            return Some(RemoteEffect::Port);
         }
         pins.addresses.insert(mac);
-        Some(Elsewhere::Address)
+        Some(RemoteEffect::Address)
     }
 
     /// Counts an event about the pins of a port against the limit of the port.
-    pub fn count_event(&mut self, port: &config::Port, now: Moment) -> EventLimit {
+    pub fn count_event(&mut self, port: &config::Port, now: MonoTime) -> PinEventLimit {
         let pins = self.0.entry(port.id().to_owned()).or_default();
         let (since, count) = &mut pins.events;
         if *count == 0 || now.since(*since) >= EVENT_WINDOW {
@@ -201,50 +201,52 @@ impl Activations {
         }
         *count = count.saturating_add(1);
         match *count {
-            ..MAX_EVENTS => EventLimit::Within,
-            MAX_EVENTS => EventLimit::Last,
-            _ => EventLimit::Exceeded,
+            ..MAX_EVENTS => PinEventLimit::Within,
+            MAX_EVENTS => PinEventLimit::Last,
+            _ => PinEventLimit::Exceeded,
         }
     }
 
     /// The state as it is written to the state file.
     pub fn to_value(&self) -> Value {
-        let kept = |(port, pins): (&String, &Pins)| {
+        let stored = |(port, pins): (&String, &PinState)| {
             let addresses: Vec<String> = pins.addresses.iter().map(Mac::to_string).collect();
-            let kept = Kept { port: port.clone(), active: pins.active, yielded: pins.yielded, addresses };
-            (kept.active || kept.yielded || !kept.addresses.is_empty()).then_some((port.clone(), kept))
+            let stored = PersistedPins { port: port.clone(), active: pins.active, yielded: pins.yielded, addresses };
+            (stored.active || stored.yielded || !stored.addresses.is_empty()).then_some((port.clone(), stored))
         };
-        let all: BTreeMap<String, Kept> = self.0.iter().filter_map(kept).collect();
+        let all: BTreeMap<String, PersistedPins> = self.0.iter().filter_map(stored).collect();
         serde_json::to_value(all.into_values().collect::<Vec<_>>()).unwrap_or_default()
     }
 
     /// Restores the state from the state file. Entries that cannot be parsed are ignored, and those of ports for which more
     /// recent state is known, or for which `has_forwarded` holds.
-    pub fn resume(&mut self, kept: &Value, has_forwarded: impl Fn(&str) -> bool) {
-        let all = kept.as_array().map(Vec::as_slice).unwrap_or_default();
-        for Kept { port, active, yielded, addresses } in all.iter().filter_map(|one| Kept::deserialize(one).ok()) {
+    pub fn restore(&mut self, stored: &Value, has_forwarded: impl Fn(&str) -> bool) {
+        let all = stored.as_array().map(Vec::as_slice).unwrap_or_default();
+        for PersistedPins { port, active, yielded, addresses } in
+            all.iter().filter_map(|one| PersistedPins::deserialize(one).ok())
+        {
             let addresses = addresses.iter().filter_map(|mac| mac.parse().ok()).collect();
             if !has_forwarded(&port) {
-                self.0.entry(port).or_insert(Pins { active, yielded, addresses, ..Pins::default() });
+                self.0.entry(port).or_insert(PinState { active, yielded, addresses, ..PinState::default() });
             }
         }
     }
 }
 
-impl Pins {
+impl PinState {
     /// Moves of an address within [`WINDOW`].
-    fn recent_moves(&self, mac: Mac, now: Moment) -> usize {
-        let moves = self.moves.get(&mac).map(Vec::as_slice).unwrap_or_default();
-        moves.iter().filter(|&&at| now.since(at) < WINDOW).count()
+    fn recent_moves(&self, mac: Mac, now: MonoTime) -> usize {
+        let flaps = self.recent_moves_by_mac.get(&mac).map(Vec::as_slice).unwrap_or_default();
+        flaps.iter().filter(|&&at| now.since(at) < WINDOW).count()
     }
 
     /// Counts a move of an address.
-    fn count(&mut self, mac: Mac, now: Moment) {
-        self.moves.retain(|_, moves| {
-            moves.retain(|&at| now.since(at) < WINDOW);
-            !moves.is_empty()
+    fn count(&mut self, mac: Mac, now: MonoTime) {
+        self.recent_moves_by_mac.retain(|_, flaps| {
+            flaps.retain(|&at| now.since(at) < WINDOW);
+            !flaps.is_empty()
         });
-        self.moves.entry(mac).or_default().push(now);
+        self.recent_moves_by_mac.entry(mac).or_default().push(now);
     }
 }
 
@@ -276,8 +278,8 @@ mod tests {
         &config.vms[0].ports[0]
     }
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_secs(1000) + Duration::from_millis(millis)
+    fn at(millis: u64) -> MonoTime {
+        MonoTime::from_secs(1000) + Duration::from_millis(millis)
     }
 
     #[test]
@@ -286,7 +288,11 @@ mod tests {
         let mut all = Activations::default();
         assert!(all.pins(port(&immediate)) && !all.pins(port(&waits)));
         assert_eq!(all.announce_elsewhere(port(&waits), OWN, at(0)), None, "nothing is pinned that could yield");
-        assert_eq!(all.receive(port(&waits), VRRP, at(0)), Some(Activated::First), "whichever address it has used");
+        assert_eq!(
+            all.receive(port(&waits), VRRP, at(0)),
+            Some(ActivationEffect::First),
+            "whichever address it has used"
+        );
         assert_eq!(all.receive(port(&waits), OWN, at(0)), None);
         assert!(all.pins(port(&waits)));
     }
@@ -299,10 +305,10 @@ mod tests {
             assert_eq!(all.announce_elsewhere(port, OWN, at(499)), None, "the guest has just sent a frame");
             all.announce(port, OWN, at(600));
             assert_eq!(all.announce_elsewhere(port, OWN, at(1099)), None);
-            assert_eq!(all.announce_elsewhere(port, OWN, at(1100)), Some(Elsewhere::Port));
+            assert_eq!(all.announce_elsewhere(port, OWN, at(1100)), Some(RemoteEffect::Port));
             assert_eq!(all.announce_elsewhere(port, OWN, at(1100)), None, "it has yielded already");
             assert!(!all.pins(port));
-            assert_eq!(all.receive(port, VRRP, at(1200)), Some(Activated::Again));
+            assert_eq!(all.receive(port, VRRP, at(1200)), Some(ActivationEffect::Again));
             assert!(all.pins(port));
         }
     }
@@ -328,14 +334,14 @@ mod tests {
     fn an_allowed_address_yields_alone() {
         let config = of("immediate");
         let (port, mut all) = (port(&config), Activations::default());
-        assert_eq!(all.announce_elsewhere(port, VRRP, at(0)), Some(Elsewhere::Address));
+        assert_eq!(all.announce_elsewhere(port, VRRP, at(0)), Some(RemoteEffect::Address));
         assert_eq!((all.pins(port), all.yielded(port)), (true, vec![VRRP]));
         assert_eq!(all.receive(port, OWN, at(1)), None, "the VM is here, and is not the master");
-        assert_eq!(all.receive(port, VRRP, at(2)), Some(Activated::Address));
+        assert_eq!(all.receive(port, VRRP, at(2)), Some(ActivationEffect::Address));
         assert_eq!(all.yielded(port), []);
-        assert_eq!(all.announce_elsewhere(port, VRRP, at(600)), Some(Elsewhere::Address));
-        assert_eq!(all.announce_elsewhere(port, OWN, at(600)), Some(Elsewhere::Port));
-        assert_eq!(all.receive(port, VRRP, at(700)), Some(Activated::Again), "both at once");
+        assert_eq!(all.announce_elsewhere(port, VRRP, at(600)), Some(RemoteEffect::Address));
+        assert_eq!(all.announce_elsewhere(port, OWN, at(600)), Some(RemoteEffect::Port));
+        assert_eq!(all.receive(port, VRRP, at(700)), Some(ActivationEffect::Again), "both at once");
         assert_eq!((all.pins(port), all.yielded(port)), (true, vec![]));
     }
 
@@ -344,15 +350,15 @@ mod tests {
         let config = of("immediate");
         let (port, mut all) = (port(&config), Activations::default());
         for round in 0..2 {
-            assert_eq!(all.announce_elsewhere(port, OWN, at(round * 10_000)), Some(Elsewhere::Port));
-            assert_eq!(all.receive(port, OWN, at(round * 10_000 + 1000)), Some(Activated::Again));
+            assert_eq!(all.announce_elsewhere(port, OWN, at(round * 10_000)), Some(RemoteEffect::Port));
+            assert_eq!(all.receive(port, OWN, at(round * 10_000 + 1000)), Some(ActivationEffect::Again));
         }
-        assert_eq!(all.announce_elsewhere(port, OWN, at(20_000)), Some(Elsewhere::Flaps), "the fifth move");
+        assert_eq!(all.announce_elsewhere(port, OWN, at(20_000)), Some(RemoteEffect::Flaps), "the fifth move");
         assert!(all.pins(port));
-        assert_eq!(all.announce_elsewhere(port, OWN, at(179_999)), Some(Elsewhere::Flaps));
+        assert_eq!(all.announce_elsewhere(port, OWN, at(179_999)), Some(RemoteEffect::Flaps));
         assert_eq!(
             all.announce_elsewhere(port, OWN, at(180_000)),
-            Some(Elsewhere::Port),
+            Some(RemoteEffect::Port),
             "the first is three minutes ago"
         );
     }
@@ -365,11 +371,11 @@ mod tests {
         all.announce_elsewhere(port(&waits), VRRP, at(5000));
         let resumed = |all: &Activations| {
             let mut back = Activations::default();
-            back.resume(&serde_json::from_str(&all.to_value().to_string()).unwrap(), |_| false);
+            back.restore(&serde_json::from_str(&all.to_value().to_string()).unwrap(), |_| false);
             back
         };
         let mut back = resumed(&all);
-        back.resume(&serde_json::json!([7, null, {"port": 3}]), |_| false);
+        back.restore(&serde_json::json!([7, null, {"port": 3}]), |_| false);
         back.follow(&Config::default(), &waits, |_| false);
         assert_eq!((back.pins(port(&waits)), back.yielded(port(&waits))), (true, vec![VRRP]));
         back.announce_elsewhere(port(&waits), OWN, at(9000));
@@ -421,10 +427,10 @@ mod tests {
                         let came = all.announce_elsewhere(port, mac, at(now));
                         prop_assert!(pinned || came.is_none());
                         let is_pinned = all.pins(port) && !all.yielded(port).contains(&mac);
-                        prop_assert_eq!(is_pinned, pinned && matches!(came, None | Some(Elsewhere::Flaps)));
+                        prop_assert_eq!(is_pinned, pinned && matches!(came, None | Some(RemoteEffect::Flaps)));
                     }
                 }
-                if all.count_event(port, at(now)) != EventLimit::Exceeded {
+                if all.count_event(port, at(now)) != PinEventLimit::Exceeded {
                     emitted.push(now);
                 }
             }

@@ -18,7 +18,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use crate::switch::{NetworkId, PortId, Station};
-use crate::time::Moment;
+use crate::time::MonoTime;
 use crate::wire::Mac;
 
 /// Times at which a place is announced, after it is new.
@@ -44,7 +44,7 @@ pub struct ActiveUplink {
 
 /// Active uplinks, active ports, and the stations that are pinned to these.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Layout {
+pub struct AnnouncementLayout {
     /// By uplink VLAN: the port of the network on the uplink or group.
     pub uplinks: BTreeMap<PortId, ActiveUplink>,
     /// The ports of VMs that are active, and pin their addresses.
@@ -55,7 +55,7 @@ pub struct Layout {
 
 /// An uplink that has taken over the frames of an uplink VLAN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Takeover {
+pub struct Failover {
     /// The uplink VLAN.
     pub vlan: PortId,
     /// The uplink that is active now.
@@ -63,109 +63,109 @@ pub struct Takeover {
 }
 
 /// A place by uplink VLAN and address.
-type Key = (PortId, Mac);
+type AnnouncementKey = (PortId, Mac);
 
 /// A place that has rounds left.
 #[derive(Debug, Clone, Copy)]
-struct Pending {
+struct PendingAnnouncement {
     /// The port of the VM.
     port: PortId,
     uplink: PortId,
     /// The station is learned, not pinned.
     is_learned: bool,
     /// Start of the first round.
-    since: Moment,
+    since: MonoTime,
     /// Rounds that were sent.
     round: usize,
     /// Position in the send queue.
-    position: (Moment, u64),
+    position: (MonoTime, u64),
 }
 
 /// Schedules announcements.
 #[derive(Debug, Default)]
 pub struct Announcer {
-    layout: Layout,
-    pending: HashMap<Key, Pending>,
+    layout: AnnouncementLayout,
+    pending: HashMap<AnnouncementKey, PendingAnnouncement>,
     /// The send queue, by time and then by number.
-    queue: BTreeMap<(Moment, u64), Key>,
+    queue: BTreeMap<(MonoTime, u64), AnnouncementKey>,
     /// Numbers the entries of the queue.
     next: u64,
     /// When the next batch may be sent.
-    ready: Moment,
+    ready: MonoTime,
     /// When the first round of a place was last sent, within [`REPEAT`]; by uplink as well.
-    recent: HashMap<(Key, PortId), Moment>,
+    recent: HashMap<(AnnouncementKey, PortId), MonoTime>,
 }
 
 impl Announcer {
     /// Replaces the layout: schedules new places and cancels those that are gone. Returns the takeovers.
-    pub fn follow(&mut self, layout: Layout, now: Moment) -> Vec<Takeover> {
-        let old = std::mem::replace(&mut self.layout, layout);
-        let (layout, queue) = (&self.layout, &mut self.queue);
+    pub fn follow(&mut self, topology: AnnouncementLayout, now: MonoTime) -> Vec<Failover> {
+        let old = std::mem::replace(&mut self.layout, topology);
+        let (topology, queue) = (&self.layout, &mut self.queue);
         self.recent.retain(|_, at| now.since(*at) < REPEAT);
         self.pending.retain(|&(vlan, mac), pending| {
-            let active = layout.uplinks.get(&vlan).filter(|active| active.uplink == pending.uplink);
+            let active = topology.uplinks.get(&vlan).filter(|active| active.uplink == pending.uplink);
             let is_there = active.is_some_and(|active| {
                 let station = (pending.port, Station::new(active.network, mac));
-                layout.ports.contains(&pending.port) && (pending.is_learned || layout.stations.contains(&station))
+                topology.ports.contains(&pending.port) && (pending.is_learned || topology.stations.contains(&station))
             });
             if !is_there {
                 queue.remove(&pending.position);
             }
             is_there
         });
-        let (mut new, mut takeovers) = (Vec::new(), Vec::new());
-        for (&vlan, &active) in &layout.uplinks {
-            let takeover = Takeover { vlan, active };
+        let (mut new, mut failovers) = (Vec::new(), Vec::new());
+        for (&vlan, &active) in &topology.uplinks {
+            let failover = Failover { vlan, active };
             let is_new = old.uplinks.get(&vlan) != Some(&active);
             if is_new {
-                takeovers.push(takeover);
+                failovers.push(failover);
             }
-            let here = layout.stations.iter().filter(|(_, station)| station.network() == active.network);
+            let here = topology.stations.iter().filter(|(_, station)| station.network() == active.network);
             let here = here.filter(|place| is_new || !old.stations.contains(place) || !old.ports.contains(&place.0));
-            new.extend(here.map(|&(port, station)| (takeover, port, station)));
+            new.extend(here.map(|&(port, station)| (failover, port, station)));
         }
-        for (takeover, port, station) in new {
-            self.schedule(takeover, port, station, false, now);
+        for (failover, port, station) in new {
+            self.schedule(failover, port, station, false, now);
         }
-        takeovers
+        failovers
     }
 
     /// Schedules a learned station behind a port after a takeover.
-    pub fn add_learned(&mut self, takeover: Takeover, port: PortId, station: Station, now: Moment) {
-        let Takeover { vlan, active } = takeover;
+    pub fn add_learned(&mut self, failover: Failover, port: PortId, station: Station, now: MonoTime) {
+        let Failover { vlan, active } = failover;
         let is_there = self.layout.uplinks.get(&vlan) == Some(&active) && self.layout.ports.contains(&port);
         if is_there && station.network() == active.network && !self.pending.contains_key(&(vlan, station.mac())) {
-            self.schedule(takeover, port, station, true, now);
+            self.schedule(failover, port, station, true, now);
         }
     }
 
-    fn schedule(&mut self, takeover: Takeover, port: PortId, station: Station, is_learned: bool, now: Moment) {
-        let Takeover { vlan, active: ActiveUplink { uplink, .. } } = takeover;
+    fn schedule(&mut self, failover: Failover, port: PortId, station: Station, is_learned: bool, now: MonoTime) {
+        let Failover { vlan, active: ActiveUplink { uplink, .. } } = failover;
         let key = (vlan, station.mac());
         let repeated = self.recent.get(&(key, uplink)).map(|&at| at + REPEAT);
         let since = repeated.map_or(now, |at| at.max(now));
         if let Some(before) = self.pending.remove(&key) {
             self.queue.remove(&before.position);
         }
-        self.enqueue(key, Pending { port, uplink, is_learned, since, round: 0, position: (since, 0) });
+        self.enqueue(key, PendingAnnouncement { port, uplink, is_learned, since, round: 0, position: (since, 0) });
     }
 
-    fn enqueue(&mut self, key: Key, pending: Pending) {
+    fn enqueue(&mut self, key: AnnouncementKey, pending: PendingAnnouncement) {
         let Some(&after) = ROUNDS.get(pending.round) else { return };
         let position = (pending.since + after, self.next);
         self.next += 1;
         self.queue.insert(position, key);
-        self.pending.insert(key, Pending { position, ..pending });
+        self.pending.insert(key, PendingAnnouncement { position, ..pending });
     }
 
     /// When the next batch is due, if the queue is not empty.
-    pub fn due(&self) -> Option<Moment> {
+    pub fn due(&self) -> Option<MonoTime> {
         let (&(at, _), _) = self.queue.first_key_value()?;
         Some(at.max(self.ready))
     }
 
     /// Takes the batch that is due now: uplink VLANs and the addresses to announce.
-    pub fn take(&mut self, now: Moment) -> Vec<Key> {
+    pub fn take(&mut self, now: MonoTime) -> Vec<AnnouncementKey> {
         let mut batch = Vec::new();
         while batch.len() < BATCH
             && now >= self.ready
@@ -180,7 +180,7 @@ impl Announcer {
             }
             // A round that is late delays the next one.
             let since = pending.since.max(now - ROUNDS.get(pending.round).copied().unwrap_or_default());
-            self.enqueue(key, Pending { since, round: pending.round + 1, ..pending });
+            self.enqueue(key, PendingAnnouncement { since, round: pending.round + 1, ..pending });
         }
         if !batch.is_empty() {
             self.ready = now + TICK;
@@ -199,8 +199,8 @@ mod tests {
         PortId::new(index, 0)
     }
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_secs(1000) + Duration::from_millis(millis)
+    fn at(millis: u64) -> MonoTime {
+        MonoTime::from_secs(1000) + Duration::from_millis(millis)
     }
 
     fn active(network: u16, uplink: u16) -> ActiveUplink {
@@ -212,8 +212,8 @@ mod tests {
     }
 
     /// Ports with their networks, each with an address of the same number; and active uplinks by VLAN.
-    fn layout(ports: &[(u16, u16)], uplinks: &[(u16, ActiveUplink)]) -> Layout {
-        Layout {
+    fn layout(ports: &[(u16, u16)], uplinks: &[(u16, ActiveUplink)]) -> AnnouncementLayout {
+        AnnouncementLayout {
             uplinks: uplinks.iter().map(|&(vlan, active)| (id(vlan), active)).collect(),
             ports: ports.iter().map(|&(port, _)| id(port)).collect(),
             stations: ports
@@ -249,7 +249,7 @@ mod tests {
         // Another uplink takes over between two rounds.
         let over = [(8, active(0, 21)), (9, active(1, 20))];
         let taken = announcer.follow(layout(&[(1, 0), (2, 0)], &over), at(10_200));
-        assert_eq!(taken, [Takeover { vlan: id(8), active: active(0, 21) }]);
+        assert_eq!(taken, [Failover { vlan: id(8), active: active(0, 21) }]);
         let rounds = [10_200, 10_500, 11_200];
         let expected: Vec<_> = rounds.into_iter().flat_map(|at| [(at, 8, mac(1)), (at, 8, mac(2))]).collect();
         assert_eq!(sent(&mut announcer, 20_000), expected);
@@ -264,16 +264,16 @@ mod tests {
     fn learned_stations_are_announced_as_long_as_their_port_and_the_uplink_are_there() {
         let mut announcer = Announcer::default();
         let uplinks = [(8, active(0, 20))];
-        let takeover = announcer.follow(layout(&[(1, 0)], &uplinks), at(0))[0];
+        let failover = announcer.follow(layout(&[(1, 0)], &uplinks), at(0))[0];
         sent(&mut announcer, 5000);
         let station = |number| Station::new(NetworkId::new(0), mac(number));
-        announcer.add_learned(takeover, id(1), station(100), at(5000));
-        announcer.add_learned(takeover, id(3), station(101), at(5000));
-        announcer.add_learned(takeover, id(1), Station::new(NetworkId::new(1), mac(102)), at(5000));
+        announcer.add_learned(failover, id(1), station(100), at(5000));
+        announcer.add_learned(failover, id(3), station(101), at(5000));
+        announcer.add_learned(failover, id(1), Station::new(NetworkId::new(1), mac(102)), at(5000));
         assert_eq!(sent(&mut announcer, 5000), [(5000, 8, mac(100))], "no such port, and another network");
         announcer.follow(layout(&[(1, 0)], &[]), at(5001));
         assert_eq!(announcer.due(), None);
-        announcer.add_learned(takeover, id(1), station(100), at(5002));
+        announcer.add_learned(failover, id(1), station(100), at(5002));
         assert_eq!(announcer.due(), None, "too late");
     }
 
@@ -335,7 +335,7 @@ mod tests {
                 prop_assert!(all.iter().all(|&(_, vlan, mac)| is_there(vlan, mac)));
                 prop_assert_eq!(announcer.pending.len(), announcer.queue.len());
             }
-            announcer.follow(Layout::default(), at(now));
+            announcer.follow(AnnouncementLayout::default(), at(now));
             prop_assert_eq!(announcer.due(), None);
         }
     }

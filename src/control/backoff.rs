@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::time::Moment;
+use crate::time::MonoTime;
 
 /// Between the first attempt and the second.
 const FIRST: Duration = Duration::from_millis(20);
@@ -18,30 +18,30 @@ const SILENCE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     delay: Duration,
-    next: Moment,
-    last: Moment,
+    next: MonoTime,
+    last: MonoTime,
 }
 
 impl Default for Backoff {
     fn default() -> Backoff {
-        Backoff { delay: FIRST, next: Moment::default(), last: Moment::default() }
+        Backoff { delay: FIRST, next: MonoTime::default(), last: MonoTime::default() }
     }
 }
 
 impl Backoff {
     /// When it is to be tried.
-    pub fn next(&self) -> Moment {
+    pub fn next(&self) -> MonoTime {
         self.next
     }
 
     /// Whether it is to be tried now.
-    pub fn is_due(&self, now: Moment) -> bool {
+    pub fn is_due(&self, now: MonoTime) -> bool {
         now >= self.next
     }
 
     /// It is being tried. If it fails, it is tried again later, `cap` at most, and a quarter sooner or later by
     /// `chance`: what fails together is not tried together for ever.
-    pub fn tried(&mut self, now: Moment, cap: Duration, chance: u64) {
+    pub fn tried(&mut self, now: MonoTime, cap: Duration, chance: u64) {
         let delay = self.delay.min(cap);
         let eighths = u32::try_from(chance % 5).unwrap_or_default() + 6;
         (self.last, self.next) = (now, now + delay / 8 * eighths);
@@ -49,8 +49,8 @@ impl Backoff {
     }
 
     /// There is a sign that it may succeed now.
-    pub fn kick(&mut self, now: Moment) {
-        let soonest = if self.last == Moment::default() { now } else { self.last + LEAST };
+    pub fn kick(&mut self, now: MonoTime) {
+        let soonest = if self.last == MonoTime::default() { now } else { self.last + LEAST };
         self.next = self.next.min(soonest.max(now));
         if now.since(self.last) >= SILENCE {
             self.delay = FIRST;
@@ -65,8 +65,8 @@ mod tests {
 
     const CAP: Duration = Duration::from_secs(5);
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_secs(1000) + Duration::from_millis(millis)
+    fn at(millis: u64) -> MonoTime {
+        MonoTime::from_secs(1000) + Duration::from_millis(millis)
     }
 
     proptest! {

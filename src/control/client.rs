@@ -18,13 +18,13 @@ use tokio::net::UnixStream;
 use tokio::time::{sleep, timeout};
 
 /// How long a question may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const READ_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a change may take: it is answered when it is true, and many ports take their time.
-const CHANGING: Duration = Duration::from_secs(120);
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How often a switch that has too much to do is asked again, and after how long.
-const AGAIN: (usize, Duration) = (30, Duration::from_secs(1));
+const RETRY: (usize, Duration) = (30, Duration::from_secs(1));
 
 /// All that is not an unreserved character of a URL.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -94,7 +94,7 @@ impl Client {
     }
 
     /// Asks for a change with a body of JSON, and gives the answer as JSON.
-    pub async fn ask(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> Result<String, Error> {
+    pub async fn request(&self, method: Method, path: &str, body: Option<&serde_json::Value>) -> Result<String, Error> {
         let body = self.fetch(method, path, body.map(|body| Bytes::from(body.to_string()))).await?;
         self.json(&body)
     }
@@ -125,7 +125,7 @@ impl Client {
             Ok(())
         };
         let stream = self.connect().await?;
-        self.exchange(stream, question(Method::GET, path, None), PATIENCE, answer).await
+        self.round_trip(stream, request(Method::GET, path, None), READ_TIMEOUT, answer).await
     }
 
     fn json(&self, body: &[u8]) -> Result<String, Error> {
@@ -135,7 +135,7 @@ impl Client {
 
     /// Asks, and asks again while the switch says that it has too much to do.
     async fn fetch(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Bytes, Error> {
-        let (mut tries, pause) = AGAIN;
+        let (mut tries, pause) = RETRY;
         loop {
             match self.fetch_once(method.clone(), path, body.clone()).await {
                 Err(Error::Refused { status: 429, .. }) if tries > 0 => {
@@ -148,13 +148,13 @@ impl Client {
     }
 
     async fn fetch_once(&self, method: Method, path: &str, body: Option<Bytes>) -> Result<Bytes, Error> {
-        let patience = if method == Method::GET { PATIENCE } else { CHANGING };
+        let patience = if method == Method::GET { READ_TIMEOUT } else { CHANGE_TIMEOUT };
         let all = async {
             let stream = self.connect().await?;
             let whole = async |answer: Response<Incoming>| Ok(answer.into_body().collect().await?.to_bytes());
-            self.exchange(stream, question(method, path, body), patience, whole).await
+            self.round_trip(stream, request(method, path, body), patience, whole).await
         };
-        timeout(patience, all).await.map_err(|_| self.late(patience))?
+        timeout(patience, all).await.map_err(|_| self.timeout(patience))?
     }
 
     async fn connect(&self) -> Result<UnixStream, Error> {
@@ -168,21 +168,21 @@ impl Client {
     }
 
     /// Says a question over `stream` and reads the answer: an error, or what `read` makes of it. Its
-    /// head must come within `patience`.
-    async fn exchange<T>(
+    /// head must come within `timeout`.
+    async fn round_trip<T>(
         &self,
         stream: UnixStream,
-        question: Result<Request<Full<Bytes>>, hyper::http::Error>,
+        request: Result<Request<Full<Bytes>>, hyper::http::Error>,
         patience: Duration,
         read: impl AsyncFnOnce(Response<Incoming>) -> Result<T, hyper::Error>,
     ) -> Result<T, Error> {
-        let question = question.map_err(|e| self.broken(format_args!("cannot be asked that: {e}")))?;
+        let request = request.map_err(|e| self.broken(format_args!("cannot be asked that: {e}")))?;
         let broke = |e: hyper::Error| self.broken(format_args!("the connection broke: {}", causes(&e)));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broke)?;
         let answer = async move {
-            let answer = match timeout(patience, sender.send_request(question)).await {
+            let answer = match timeout(patience, sender.send_request(request)).await {
                 Ok(answer) => answer.map_err(broke)?,
-                Err(_) => return Err(self.late(patience)),
+                Err(_) => return Err(self.timeout(patience)),
             };
             let status = answer.status();
             if status.is_success() {
@@ -203,15 +203,15 @@ impl Client {
 
     fn refused(&self, status: StatusCode, body: &[u8]) -> Error {
         match serde_json::from_slice(body) {
-            Ok(Refusal { error: Reason { kind, message } }) => {
+            Ok(ErrorBody { error: ErrorDetail { kind, message } }) => {
                 Error::Refused { status: status.as_u16(), kind, message }
             }
             Err(_) => self.broken(format_args!("it answered {status}")),
         }
     }
 
-    fn late(&self, patience: Duration) -> Error {
-        self.broken(format_args!("no answer within {} seconds", patience.as_secs()))
+    fn timeout(&self, timeout: Duration) -> Error {
+        self.broken(format_args!("no answer within {} seconds", timeout.as_secs()))
     }
 
     /// The error for what went wrong on the way to the switch.
@@ -220,16 +220,16 @@ impl Client {
     }
 }
 
-fn question(method: Method, path: &str, body: Option<Bytes>) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
-    let mut question = Request::builder()
+fn request(method: Method, path: &str, body: Option<Bytes>) -> Result<Request<Full<Bytes>>, hyper::http::Error> {
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header(header::HOST, "vifswitch")
         .header(header::CONNECTION, "close");
     if body.is_some() {
-        question = question.header(header::CONTENT_TYPE, "application/json");
+        request = request.header(header::CONTENT_TYPE, "application/json");
     }
-    question.body(Full::new(body.unwrap_or_default()))
+    request.body(Full::new(body.unwrap_or_default()))
 }
 
 /// An error and what is behind it.
@@ -245,12 +245,12 @@ fn causes(e: &dyn std::error::Error) -> String {
 }
 
 #[derive(Deserialize)]
-struct Refusal {
-    error: Reason,
+struct ErrorBody {
+    error: ErrorDetail,
 }
 
 #[derive(Deserialize)]
-struct Reason {
+struct ErrorDetail {
     kind: String,
     message: String,
 }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::time::Moment;
+use crate::time::MonoTime;
 
 /// Events that a port may have at once.
 const BURST: u32 = 8;
@@ -18,7 +18,7 @@ const KEPT_CHANGES: usize = 8;
 
 /// How long a netdev is looked for in vain before that is taken for true: that one was deleted is noticed by its device,
 /// within this time.
-const PATIENCE: Duration = Duration::from_millis(800);
+const MISSING_GRACE: Duration = Duration::from_millis(800);
 
 /// The pause after which a netdev is put right again, at first and at most.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(64);
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Drift {
     /// What is not as the port has it now.
-    remarks: Vec<String>,
+    warnings: Vec<String>,
     /// What of it the last event said.
     reported: Vec<String>,
     /// What else has changed since then, and how many more changes there were.
@@ -37,23 +37,23 @@ pub struct Drift {
     /// Events that it has had of late.
     events: u32,
     /// Since when that is so.
-    counted_from: Moment,
+    counted_from: MonoTime,
     /// When it was last put right, and how long to pause after that.
-    restored: Option<(Moment, Duration)>,
+    restored: Option<(MonoTime, Duration)>,
     /// Since when it is looked for in vain, and whether that is certain.
-    missing: Option<Moment>,
+    missing: Option<MonoTime>,
     is_lost: bool,
 }
 
 impl Drift {
     /// What is not as the port has it.
-    pub fn remarks(&self) -> &[String] {
-        &self.remarks
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Takes in what is not as the port has it now, and what has changed.
-    pub fn note(&mut self, remarks: Vec<String>, changes: Vec<String>) {
-        self.remarks = remarks;
+    pub fn update(&mut self, warnings: Vec<String>, changes: Vec<String>) {
+        self.warnings = warnings;
         for change in changes {
             if self.changes.len() < KEPT_CHANGES {
                 self.changes.push(change);
@@ -64,14 +64,14 @@ impl Drift {
     }
 
     /// The netdev was looked for and is not there. Whether that is certain.
-    pub fn miss(&mut self, now: Moment) -> bool {
+    pub fn record_missing(&mut self, now: MonoTime) -> bool {
         let since = *self.missing.get_or_insert(now);
-        self.is_lost = now.since(since) >= PATIENCE;
+        self.is_lost = now.since(since) >= MISSING_GRACE;
         self.is_lost
     }
 
     /// The netdev was looked for and is there.
-    pub fn find(&mut self) {
+    pub fn record_found(&mut self) {
         (self.missing, self.is_lost) = (None, false);
     }
 
@@ -86,8 +86,8 @@ impl Drift {
     }
 
     /// The text of the event that is due, if there is one.
-    pub fn report(&mut self, now: Moment) -> Option<String> {
-        if self.remarks == self.reported && self.changes.is_empty() || !self.may_report(now) {
+    pub fn report(&mut self, now: MonoTime) -> Option<String> {
+        if self.warnings == self.reported && self.changes.is_empty() || !self.may_report(now) {
             return None;
         }
         let mut parts = std::mem::take(&mut self.changes);
@@ -95,18 +95,18 @@ impl Drift {
             0 => {}
             more => parts.push(format!("{more} more changes since")),
         }
-        let news = self.remarks.iter().filter(|remark| !self.reported.contains(remark));
-        parts.extend(news.cloned());
-        if self.remarks.is_empty() && !self.reported.is_empty() {
+        let events = self.warnings.iter().filter(|warning| !self.reported.contains(warning));
+        parts.extend(events.cloned());
+        if self.warnings.is_empty() && !self.reported.is_empty() {
             parts.push("its netdev is as the port has it again".into());
         } else if parts.is_empty() {
-            parts.push(format!("still: {}", self.remarks.join("; ")));
+            parts.push(format!("still: {}", self.warnings.join("; ")));
         }
-        self.reported.clone_from(&self.remarks);
+        self.reported.clone_from(&self.warnings);
         Some(parts.join("; "))
     }
 
-    fn may_report(&mut self, now: Moment) -> bool {
+    fn may_report(&mut self, now: MonoTime) -> bool {
         let refilled = now.since(self.counted_from).as_nanos() / REFILL.as_nanos();
         if refilled > 0 {
             self.events = self.events.saturating_sub(u32::try_from(refilled).unwrap_or(u32::MAX));
@@ -118,7 +118,7 @@ impl Drift {
     }
 
     /// Whether the netdev may be put right now. If so, that is noted.
-    pub fn may_restore(&mut self, now: Moment) -> bool {
+    pub fn may_restore(&mut self, now: MonoTime) -> bool {
         let pause = match self.restored {
             None => FIRST_PAUSE,
             Some((last, pause)) if now.since(last) < pause => return false,
@@ -135,28 +135,28 @@ impl Drift {
 mod tests {
     use super::*;
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_nanos(1_000_000_000_000 + millis * 1_000_000)
+    fn at(millis: u64) -> MonoTime {
+        MonoTime::from_nanos(1_000_000_000_000 + millis * 1_000_000)
     }
 
-    fn remarks(of: &[&str]) -> Vec<String> {
-        of.iter().map(|&remark| remark.to_owned()).collect()
+    fn warnings(of: &[&str]) -> Vec<String> {
+        of.iter().map(|&warning| warning.to_owned()).collect()
     }
 
     #[test]
     fn each_difference_is_reported_once_and_its_end_too() {
         let mut drift = Drift::default();
         assert_eq!(drift.report(at(0)), None);
-        drift.note(remarks(&["has MTU 900, port has 1500"]), Vec::new());
+        drift.update(warnings(&["has MTU 900, port has 1500"]), Vec::new());
         assert_eq!(drift.report(at(1)).as_deref(), Some("has MTU 900, port has 1500"));
         assert_eq!(drift.report(at(2)), None);
-        drift.note(remarks(&["has MTU 900, port has 1500", "has master br0"]), Vec::new());
+        drift.update(warnings(&["has MTU 900, port has 1500", "has master br0"]), Vec::new());
         assert_eq!(drift.report(at(3)).as_deref(), Some("has master br0"));
-        drift.note(remarks(&["has master br0"]), Vec::new());
+        drift.update(warnings(&["has master br0"]), Vec::new());
         assert_eq!(drift.report(at(4)).as_deref(), Some("still: has master br0"));
-        drift.note(Vec::new(), Vec::new());
+        drift.update(Vec::new(), Vec::new());
         assert_eq!(drift.report(at(5)).as_deref(), Some("its netdev is as the port has it again"));
-        drift.note(Vec::new(), remarks(&["the MAC address was a and is b"]));
+        drift.update(Vec::new(), warnings(&["the MAC address was a and is b"]));
         assert_eq!(drift.report(at(6)).as_deref(), Some("the MAC address was a and is b"));
         assert_eq!(drift.report(at(7)), None);
     }
@@ -166,7 +166,7 @@ mod tests {
         let mut drift = Drift::default();
         let mut events = 0;
         for millis in 0..20_000 {
-            drift.note(remarks(&[&format!("MTU {millis}")]), remarks(&["MAC"]));
+            drift.update(warnings(&[&format!("MTU {millis}")]), warnings(&["MAC"]));
             events += u64::from(drift.report(at(millis)).is_some());
         }
         assert_eq!(events, u64::from(BURST) + 1, "one more in ten seconds");
@@ -177,10 +177,12 @@ mod tests {
     #[test]
     fn a_netdev_is_lost_when_it_is_missed_for_a_while() {
         let mut drift = Drift::default();
-        assert!(!drift.miss(at(0)) && !drift.miss(at(1)) && drift.is_missed());
-        drift.find();
-        assert!(!drift.miss(at(5000)) && !drift.is_lost() && drift.miss(at(6000)) && drift.is_lost());
-        drift.find();
+        assert!(!drift.record_missing(at(0)) && !drift.record_missing(at(1)) && drift.is_missed());
+        drift.record_found();
+        assert!(
+            !drift.record_missing(at(5000)) && !drift.is_lost() && drift.record_missing(at(6000)) && drift.is_lost()
+        );
+        drift.record_found();
         assert!(!drift.is_lost() && !drift.is_missed());
     }
 

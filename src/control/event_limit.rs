@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::events::{Event, EventKind};
-use crate::time::Moment;
+use crate::time::MonoTime;
 
 /// Events of one source that are reported as they come, within a window.
 const BURST: u32 = 20;
@@ -40,43 +40,43 @@ fn group(kind: EventKind) -> Option<Group> {
 #[derive(Debug)]
 struct Source {
     /// When the window began.
-    since: Moment,
+    since: MonoTime,
     reported: u32,
     /// The last event that was not reported, and how many there were.
-    held: Option<(Event, u64)>,
+    suppressed_event: Option<(Event, u64)>,
 }
 
 /// The sources that have caused events lately.
 #[derive(Debug, Default)]
-pub struct EventLimit(HashMap<(Group, Option<String>, Option<String>), Source>);
+pub struct EventLimiter(HashMap<(Group, Option<String>, Option<String>), Source>);
 
-impl EventLimit {
+impl EventLimiter {
     /// Whether this event is reported now.
-    pub fn admit(&mut self, event: &Event, now: Moment) -> bool {
+    pub fn admit(&mut self, event: &Event, now: MonoTime) -> bool {
         let Some(group) = group(event.kind) else { return true };
         // A port is one source; what is of a whole VM is another.
         let source = (group, event.vm.clone(), event.ports.first().cloned());
-        let source = self.0.entry(source).or_insert(Source { since: now, reported: 0, held: None });
-        if source.held.is_none() && now.since(source.since) >= WINDOW {
+        let source = self.0.entry(source).or_insert(Source { since: now, reported: 0, suppressed_event: None });
+        if source.suppressed_event.is_none() && now.since(source.since) >= WINDOW {
             (source.since, source.reported) = (now, 0);
         }
-        if source.held.is_none() && source.reported < BURST {
+        if source.suppressed_event.is_none() && source.reported < BURST {
             source.reported += 1;
             return true;
         }
-        let others = source.held.take().map_or(0, |(_, events)| events);
-        source.held = Some((event.clone(), others + 1));
+        let others = source.suppressed_event.take().map_or(0, |(_, events)| events);
+        source.suppressed_event = Some((event.clone(), others + 1));
         false
     }
 
     /// The last events of those sources whose window is over, each with the number of others. With `all`, of all.
-    pub fn due(&mut self, now: Moment, all: bool) -> Vec<Event> {
+    pub fn due(&mut self, now: MonoTime, all: bool) -> Vec<Event> {
         let mut due = Vec::new();
         self.0.retain(|_, source| {
             if !all && now.since(source.since) < WINDOW {
                 return true;
             }
-            let Some((mut event, events)) = source.held.take() else { return false };
+            let Some((mut event, events)) = source.suppressed_event.take() else { return false };
             // A source that goes on is reported once in a window.
             (source.since, source.reported) = (now, BURST);
             let others = events - 1;
@@ -104,13 +104,13 @@ mod tests {
         }
     }
 
-    fn at(millis: usize) -> Moment {
-        Moment::from_secs(1000) + Duration::from_millis(millis as u64)
+    fn at(millis: usize) -> MonoTime {
+        MonoTime::from_secs(1000) + Duration::from_millis(millis as u64)
     }
 
     #[test]
     fn of_many_events_the_last_is_reported_with_the_number_of_others() {
-        let mut limit = EventLimit::default();
+        let mut limit = EventLimiter::default();
         let mut reported = Vec::new();
         let kinds = [EventKind::PortDown, EventKind::PortUp];
         for number in 0..3000 {
@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn sources_are_limited_one_by_one() {
-        let mut limit = EventLimit::default();
+        let mut limit = EventLimiter::default();
         let admitted = (0..100).filter(|&number| limit.admit(&event(EventKind::PortUp, "p", number), at(0)));
         assert_eq!(admitted.count(), 20);
         assert!(limit.admit(&event(EventKind::PortUp, "q", 0), at(0)));

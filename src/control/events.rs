@@ -32,11 +32,11 @@ pub enum EventKind {
     /// A loop is over, and nothing is done about it any more.
     LoopStop,
     /// Somebody joins two networks. That is no loop, as long as nobody else does.
-    Bridges,
+    NetworksBridged,
     /// A station has moved too often, and stays where it is.
-    MacFreeze,
+    MacDampened,
     /// A port sends frames as if they came from another VM.
-    Guard,
+    SpoofedMac,
     /// A port names an IP address that its port security does not allow.
     SpoofedIp,
     /// A port sends frames from the address of another port of its VM, and its port security does not allow that.

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::time::Moment;
+use crate::time::MonoTime;
 
 /// For how long the preferred uplink has to be fit before it takes back.
 pub const HOLD: Duration = Duration::from_secs(2);
@@ -38,9 +38,9 @@ struct Group {
     /// The place of the one that carries, from 0.
     active: usize,
     /// Since when the preferred one is fit.
-    fit_since: Option<Moment>,
+    fit_since: Option<MonoTime>,
     /// Since when the one that carries is pending.
-    pending_since: Option<Moment>,
+    pending_since: Option<MonoTime>,
 }
 
 impl Groups {
@@ -51,7 +51,7 @@ impl Groups {
 
     /// Looks at the uplinks of a group, of which the preferred one is given first. Whether another one
     /// carries from now on.
-    pub fn look(&mut self, group: &str, fitness: &[Fitness], now: Moment) -> bool {
+    pub fn update(&mut self, group: &str, fitness: &[Fitness], now: MonoTime) -> bool {
         let state = self.0.entry(group.to_owned()).or_default();
         let of = |place: usize| fitness.get(place).copied().unwrap_or(Fitness::Unfit);
         let is_fit = |place: usize| of(place) == Fitness::Fit;
@@ -77,7 +77,7 @@ impl Groups {
     }
 
     /// Forgets the groups that are no more.
-    pub fn keep(&mut self, is_there: impl Fn(&str) -> bool) {
+    pub fn retain(&mut self, is_there: impl Fn(&str) -> bool) {
         self.0.retain(|group, _| is_there(group));
     }
 
@@ -94,15 +94,15 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_secs(1000) + Duration::from_millis(millis)
+    fn at(millis: u64) -> MonoTime {
+        MonoTime::from_secs(1000) + Duration::from_millis(millis)
     }
 
     #[test]
     fn the_preferred_one_carries_and_takes_back_when_it_has_held() {
         let mut groups = Groups::default();
         let mut look = |fit: [bool; 2], now| {
-            let turned = groups.look("g", &fit.map(fitness), at(now));
+            let turned = groups.update("g", &fit.map(fitness), at(now));
             (turned, groups.active("g"))
         };
         assert_eq!(look([false, false], 0), (false, 0), "nobody is there yet");
@@ -130,7 +130,7 @@ mod tests {
         use Fitness::{Fit, Pending, Unfit};
         let mut groups = Groups::default();
         let mut look = |fitness: [Fitness; 2], now| {
-            groups.look("g", &fitness, at(now));
+            groups.update("g", &fitness, at(now));
             groups.active("g")
         };
         assert_eq!(look([Pending, Fit], 0), 0, "the other one was faster");
@@ -153,7 +153,7 @@ mod tests {
             for (fit, pause) in steps {
                 now += pause;
                 let before = groups.active("g");
-                let turned = groups.look("g", &fit.map(fitness), at(now));
+                let turned = groups.update("g", &fit.map(fitness), at(now));
                 let after = groups.active("g");
                 prop_assert_eq!(turned, before != after);
                 prop_assert!(fit[after] || !fit[0] && !fit[1]);

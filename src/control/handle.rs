@@ -4,23 +4,23 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::change::{Change, Changed, Refusal};
+use super::change::{Change, ChangeError, ChangeResult};
 use super::config::ConfigFile;
+use super::event_log::EventFilter;
 use super::events::Event;
-use super::journal::Which;
-use super::loops::view::{LoopCounts, LoopView, StormView};
-use super::view::{AuditView, DropView, NetworkView, PortView, StationView, UplinkView, VmView, WorkerView};
+use super::loops::status::{LoopCounts, LoopStatus, StormStatus};
+use super::responses::{AuditView, DropView, NetworkView, PortView, StationView, UplinkView, VmView, WorkerView};
 
 /// What has happened, and what will.
 pub type History = (Vec<Event>, broadcast::Receiver<Event>);
 
 /// What a request takes up as long as it is not answered, also when whoever asked has gone.
-pub type Hold = Box<dyn std::any::Any + Send>;
+pub type Permit = Box<dyn std::any::Any + Send>;
 
 /// Where an answer goes. What the request takes up is free when this is gone.
 pub struct Reply<T> {
     answer: oneshot::Sender<T>,
-    _hold: Hold,
+    _permit: Permit,
 }
 
 impl<T> Reply<T> {
@@ -59,9 +59,9 @@ pub enum Request {
     /// The drop ledger.
     Drops(oneshot::Sender<Vec<DropView>>),
     /// The loops that there are and were lately, and who joins networks.
-    Loops(oneshot::Sender<Vec<LoopView>>),
+    Loops(oneshot::Sender<Vec<LoopStatus>>),
     /// The storms that there are and were lately.
-    Storms(oneshot::Sender<Vec<StormView>>),
+    Storms(oneshot::Sender<Vec<StormStatus>>),
     /// How many of these there were.
     LoopCounts(oneshot::Sender<LoopCounts>),
     /// Whether the ledger adds up.
@@ -69,19 +69,19 @@ pub enum Request {
     /// The configuration as JSON, in the shape in which it is written.
     Config(oneshot::Sender<serde_json::Value>),
     /// A change. With a time, it is taken back unless it is confirmed within that.
-    Change(Change, Option<Duration>, Reply<Result<Changed, Refusal>>),
+    Change(Change, Option<Duration>, Reply<Result<ChangeResult, ChangeError>>),
     /// What a change would come to; nothing is done.
-    Diff(Change, Reply<Result<Changed, Refusal>>),
+    Diff(Change, Reply<Result<ChangeResult, ChangeError>>),
     /// The last change that waits to be confirmed shall stay.
-    Confirm(Reply<Result<Changed, Refusal>>),
+    Confirm(Reply<Result<ChangeResult, ChangeError>>),
     /// The configuration file is applied as it is now, or could not be read: why.
-    Reload(Box<Result<ConfigFile, String>>, Reply<Result<Changed, Refusal>>),
+    Reload(Box<Result<ConfigFile, String>>, Reply<Result<ChangeResult, ChangeError>>),
     /// Learned stations shall be forgotten. How many were.
-    Flush(Flush, Reply<Result<u64, Refusal>>),
+    Flush(Flush, Reply<Result<u64, ChangeError>>),
     /// Whatever measure holds this port shall be lifted. What was lifted, in sentences.
-    Release(String, Reply<Result<Changed, Refusal>>),
+    Release(String, Reply<Result<ChangeResult, ChangeError>>),
     /// What has happened, of what is kept, and what will happen from then on.
-    Events(Which, oneshot::Sender<Result<History, Refusal>>),
+    Events(EventFilter, oneshot::Sender<Result<History, ChangeError>>),
 }
 
 impl Request {
@@ -120,7 +120,7 @@ pub struct Flush {
 #[error(
     "the switch is shutting down, or a worker hangs, as its log says; a change that was under way and is not answered may have been kept"
 )]
-pub struct Closing;
+pub struct ShuttingDown;
 
 /// The way to the controller. Clones share it.
 #[derive(Debug, Clone)]
@@ -133,143 +133,166 @@ impl Handle {
         (Handle(send), read)
     }
 
-    async fn ask<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, Closing> {
+    async fn request<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T, ShuttingDown> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(request(reply)).await.map_err(|_| Closing)?;
-        answer.await.map_err(|_| Closing)
+        self.0.send(request(reply)).await.map_err(|_| ShuttingDown)?;
+        answer.await.map_err(|_| ShuttingDown)
     }
 
-    async fn ask_holding<T>(&self, hold: Hold, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Closing> {
-        self.ask(|answer| request(Reply { answer, _hold: hold })).await
+    async fn request_with_permit<T>(
+        &self,
+        hold: Permit,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<T, ShuttingDown> {
+        self.request(|answer| request(Reply { answer, _permit: hold })).await
     }
 
     /// All ports, in the order of the configuration.
-    pub async fn ports(&self) -> Result<Vec<PortView>, Closing> {
-        self.ask(Request::Ports).await
+    pub async fn ports(&self) -> Result<Vec<PortView>, ShuttingDown> {
+        self.request(Request::Ports).await
     }
 
     /// All uplinks, in the order of the configuration.
-    pub async fn uplinks(&self) -> Result<Vec<UplinkView>, Closing> {
-        self.ask(Request::Uplinks).await
+    pub async fn uplinks(&self) -> Result<Vec<UplinkView>, ShuttingDown> {
+        self.request(Request::Uplinks).await
     }
 
     /// All VMs, in the order of the configuration.
-    pub async fn vms(&self) -> Result<Vec<VmView>, Closing> {
-        self.ask(Request::Vms).await
+    pub async fn vms(&self) -> Result<Vec<VmView>, ShuttingDown> {
+        self.request(Request::Vms).await
     }
 
     /// All networks, in the order of the configuration.
-    pub async fn networks(&self) -> Result<Vec<NetworkView>, Closing> {
-        self.ask(Request::Networks).await
+    pub async fn networks(&self) -> Result<Vec<NetworkView>, ShuttingDown> {
+        self.request(Request::Networks).await
     }
 
     /// All stations: pinned ones first, then frozen ones, then learned ones, each by network and address.
-    pub async fn fdb(&self) -> Result<Vec<StationView>, Closing> {
-        self.fdb_holding(Box::new(())).await
+    pub async fn fdb(&self) -> Result<Vec<StationView>, ShuttingDown> {
+        self.fdb_with_permit(Box::new(())).await
     }
 
     /// The same, as a request that takes up something.
-    pub async fn fdb_holding(&self, hold: Hold) -> Result<Vec<StationView>, Closing> {
-        self.ask_holding(hold, Request::Fdb).await
+    pub async fn fdb_with_permit(&self, hold: Permit) -> Result<Vec<StationView>, ShuttingDown> {
+        self.request_with_permit(hold, Request::Fdb).await
     }
 
     /// All workers.
-    pub async fn workers(&self) -> Result<Vec<WorkerView>, Closing> {
-        self.ask(Request::Workers).await
+    pub async fn workers(&self) -> Result<Vec<WorkerView>, ShuttingDown> {
+        self.request(Request::Workers).await
     }
 
     /// All reasons for which frames have died, by port and direction.
-    pub async fn drops(&self) -> Result<Vec<DropView>, Closing> {
-        self.ask(Request::Drops).await
+    pub async fn drops(&self) -> Result<Vec<DropView>, ShuttingDown> {
+        self.request(Request::Drops).await
     }
 
     /// The loops that there are, who joins networks, and the loops that were lately.
-    pub async fn loops(&self) -> Result<Vec<LoopView>, Closing> {
-        self.ask(Request::Loops).await
+    pub async fn loops(&self) -> Result<Vec<LoopStatus>, ShuttingDown> {
+        self.request(Request::Loops).await
     }
 
     /// The storms that there are, and those that were lately.
-    pub async fn storms(&self) -> Result<Vec<StormView>, Closing> {
-        self.ask(Request::Storms).await
+    pub async fn storms(&self) -> Result<Vec<StormStatus>, ShuttingDown> {
+        self.request(Request::Storms).await
     }
 
     /// How many loops and storms there were, and what became of probes.
-    pub async fn loop_counts(&self) -> Result<LoopCounts, Closing> {
-        self.ask(Request::LoopCounts).await
+    pub async fn loop_counts(&self) -> Result<LoopCounts, ShuttingDown> {
+        self.request(Request::LoopCounts).await
     }
 
     /// Whether every frame is accounted for, as the workers themselves have it.
-    pub async fn audit(&self) -> Result<AuditView, Closing> {
-        self.ask(Request::Audit).await
+    pub async fn audit(&self) -> Result<AuditView, ShuttingDown> {
+        self.request(Request::Audit).await
     }
 
     /// The configuration.
-    pub async fn config(&self) -> Result<serde_json::Value, Closing> {
-        self.ask(Request::Config).await
+    pub async fn config(&self) -> Result<serde_json::Value, ShuttingDown> {
+        self.request(Request::Config).await
     }
 
     /// Makes a change. When this returns it is true on every worker, and kept.
-    pub async fn change(&self, change: Change, confirm: Option<Duration>) -> Result<Result<Changed, Refusal>, Closing> {
-        self.change_holding(change, confirm, Box::new(())).await
-    }
-
-    /// The same, as a request that takes up something. It is not made if this future is dropped before its turn.
-    pub async fn change_holding(
+    pub async fn change(
         &self,
         change: Change,
         confirm: Option<Duration>,
-        hold: Hold,
-    ) -> Result<Result<Changed, Refusal>, Closing> {
-        self.ask_holding(hold, |reply| Request::Change(change, confirm, reply)).await
+    ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.change_with_permit(change, confirm, Box::new(())).await
+    }
+
+    /// The same, as a request that takes up something. It is not made if this future is dropped before its turn.
+    pub async fn change_with_permit(
+        &self,
+        change: Change,
+        confirm: Option<Duration>,
+        hold: Permit,
+    ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.request_with_permit(hold, |reply| Request::Change(change, confirm, reply)).await
     }
 
     /// What a change would come to.
-    pub async fn diff(&self, change: Change) -> Result<Result<Changed, Refusal>, Closing> {
-        self.diff_holding(change, Box::new(())).await
+    pub async fn diff(&self, change: Change) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.diff_with_permit(change, Box::new(())).await
     }
 
     /// The same, as a request that takes up something.
-    pub async fn diff_holding(&self, change: Change, hold: Hold) -> Result<Result<Changed, Refusal>, Closing> {
-        self.ask_holding(hold, |reply| Request::Diff(change, reply)).await
+    pub async fn diff_with_permit(
+        &self,
+        change: Change,
+        hold: Permit,
+    ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.request_with_permit(hold, |reply| Request::Diff(change, reply)).await
     }
 
     /// Keeps the change that waits to be confirmed.
-    pub async fn confirm(&self) -> Result<Result<Changed, Refusal>, Closing> {
-        self.confirm_holding(Box::new(())).await
+    pub async fn confirm(&self) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.confirm_with_permit(Box::new(())).await
     }
 
     /// The same, as a request that takes up something.
-    pub async fn confirm_holding(&self, hold: Hold) -> Result<Result<Changed, Refusal>, Closing> {
-        self.ask_holding(hold, Request::Confirm).await
+    pub async fn confirm_with_permit(&self, hold: Permit) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.request_with_permit(hold, Request::Confirm).await
     }
 
     /// Applies the configuration file as it is now, or says why it could not be read.
-    pub async fn reload(&self, file: Result<ConfigFile, String>) -> Result<Result<Changed, Refusal>, Closing> {
-        self.ask_holding(Box::new(()), |reply| Request::Reload(file.into(), reply)).await
+    pub async fn reload(
+        &self,
+        file: Result<ConfigFile, String>,
+    ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.request_with_permit(Box::new(()), |reply| Request::Reload(file.into(), reply)).await
     }
 
     /// Forgets learned stations, and says how many.
-    pub async fn flush(&self, flush: Flush) -> Result<Result<u64, Refusal>, Closing> {
-        self.flush_holding(flush, Box::new(())).await
+    pub async fn flush(&self, flush: Flush) -> Result<Result<u64, ChangeError>, ShuttingDown> {
+        self.flush_with_permit(flush, Box::new(())).await
     }
 
     /// The same, as a request that takes up something.
-    pub async fn flush_holding(&self, flush: Flush, hold: Hold) -> Result<Result<u64, Refusal>, Closing> {
-        self.ask_holding(hold, |reply| Request::Flush(flush, reply)).await
+    pub async fn flush_with_permit(
+        &self,
+        flush: Flush,
+        hold: Permit,
+    ) -> Result<Result<u64, ChangeError>, ShuttingDown> {
+        self.request_with_permit(hold, |reply| Request::Flush(flush, reply)).await
     }
 
     /// Lifts whatever measure holds a port.
-    pub async fn release(&self, port: String) -> Result<Result<Changed, Refusal>, Closing> {
-        self.release_holding(port, Box::new(())).await
+    pub async fn release(&self, port: String) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.release_with_permit(port, Box::new(())).await
     }
 
     /// The same, as a request that takes up something.
-    pub async fn release_holding(&self, port: String, hold: Hold) -> Result<Result<Changed, Refusal>, Closing> {
-        self.ask_holding(hold, |reply| Request::Release(port, reply)).await
+    pub async fn release_with_permit(
+        &self,
+        port: String,
+        hold: Permit,
+    ) -> Result<Result<ChangeResult, ChangeError>, ShuttingDown> {
+        self.request_with_permit(hold, |reply| Request::Release(port, reply)).await
     }
 
     /// What has happened, and what will.
-    pub async fn events(&self, which: Which) -> Result<Result<History, Refusal>, Closing> {
-        self.ask(|reply| Request::Events(which, reply)).await
+    pub async fn events(&self, which: EventFilter) -> Result<Result<History, ChangeError>, ShuttingDown> {
+        self.request(|reply| Request::Events(which, reply)).await
     }
 }

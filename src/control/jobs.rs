@@ -13,37 +13,37 @@ use std::thread;
 use std::time::Duration;
 
 use crate::sys::netns::Netns;
-use crate::time::{self, Moment};
+use crate::time::{self, MonoTime};
 
 /// Jobs that run at a time in the host's own namespace.
 const HOST: usize = 8;
 
 /// Jobs that run at a time in another namespace.
-const LANE: usize = 4;
+const MAX_PER_NAMESPACE: usize = 4;
 
 /// Threads in namespaces other than the host's own.
 const THREADS: usize = 128;
 
 /// How long a job may run before others are not kept waiting for it.
-pub const PATIENCE: Duration = Duration::from_secs(3);
+pub const OVERDUE_AFTER: Duration = Duration::from_secs(3);
 
 type Work = Box<dyn FnOnce() + Send>;
 
 /// The lanes. Clones share them.
 #[derive(Clone, Default)]
-pub struct Jobs(Arc<Mutex<Lanes>>);
+pub struct Jobs(Arc<Mutex<JobQueues>>);
 
 #[derive(Default)]
-struct Lanes {
-    lanes: HashMap<Netns, Lane>,
+struct JobQueues {
+    queues: HashMap<Netns, JobQueue>,
     /// Lanes that have jobs waiting, in turn.
-    turns: VecDeque<Netns>,
+    ready: VecDeque<Netns>,
     /// Threads that run, but for those of the host's lane.
     threads: usize,
 }
 
 #[derive(Default)]
-struct Lane {
+struct JobQueue {
     waiting: VecDeque<(Ticket, Work)>,
     running: Vec<Ticket>,
 }
@@ -54,13 +54,13 @@ pub struct Ticket(Arc<AtomicU64>);
 
 impl Ticket {
     /// Since when it runs; `None`: it still waits.
-    pub fn running_since(&self) -> Option<Moment> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|&nanos| nanos > 0).map(Moment::from_nanos)
+    pub fn running_since(&self) -> Option<MonoTime> {
+        Some(self.0.load(Ordering::Relaxed)).filter(|&nanos| nanos > 0).map(MonoTime::from_nanos)
     }
 
     /// Whether it has run for longer than others wait for it.
-    pub fn is_overdue(&self, now: Moment) -> bool {
-        self.running_since().is_some_and(|since| now.since(since) >= PATIENCE)
+    pub fn is_overdue(&self, now: MonoTime) -> bool {
+        self.running_since().is_some_and(|since| now.since(since) >= OVERDUE_AFTER)
     }
 }
 
@@ -74,35 +74,35 @@ impl Jobs {
     /// Runs `work` in the lane of `netns`, as soon as that has a thread for it.
     pub fn run(&self, netns: &Netns, work: impl FnOnce() + Send + 'static) -> Ticket {
         let ticket = Ticket::default();
-        let mut lanes = self.lock();
-        let lane = lanes.lanes.entry(netns.clone()).or_default();
-        lane.waiting.push_back((ticket.clone(), Box::new(work)));
-        if lane.waiting.len() == 1 {
-            lanes.turns.push_back(netns.clone());
+        let mut job_queues = self.lock();
+        let job_queue = job_queues.queues.entry(netns.clone()).or_default();
+        job_queue.waiting.push_back((ticket.clone(), Box::new(work)));
+        if job_queue.waiting.len() == 1 {
+            job_queues.ready.push_back(netns.clone());
         }
-        drop(lanes);
-        self.look_after();
+        drop(job_queues);
+        self.start_waiting();
         ticket
     }
 
     /// Since when a lane is stuck: all its threads run jobs that are overdue. `None`: it is not.
-    pub fn stuck_since(&self, netns: &Netns, now: Moment) -> Option<Moment> {
-        let lanes = self.lock();
-        let lane = lanes.lanes.get(netns)?;
-        let is_stuck = !lane.running.is_empty() && lane.running.iter().all(|ticket| ticket.is_overdue(now));
-        lane.running.iter().filter(|_| is_stuck).filter_map(Ticket::running_since).min()
+    pub fn stuck_since(&self, netns: &Netns, now: MonoTime) -> Option<MonoTime> {
+        let job_queues = self.lock();
+        let job_queue = job_queues.queues.get(netns)?;
+        let is_stuck = !job_queue.running.is_empty() && job_queue.running.iter().all(|ticket| ticket.is_overdue(now));
+        job_queue.running.iter().filter(|_| is_stuck).filter_map(Ticket::running_since).min()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Lanes> {
+    fn lock(&self) -> MutexGuard<'_, JobQueues> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Tries again what waits for a thread that could not be had.
-    pub fn look_after(&self) {
-        let lanes = self.lock();
-        let (now, turns) = (time::now(), lanes.turns.len());
-        let may_run = (0..turns).any(|at| lanes.may_run(&lanes.turns[at], now));
-        drop(lanes);
+    pub fn start_waiting(&self) {
+        let job_queues = self.lock();
+        let (now, ticks) = (time::now(), job_queues.ready.len());
+        let may_run = (0..ticks).any(|at| job_queues.may_run(&job_queues.ready[at], now));
+        drop(job_queues);
         if may_run {
             self.start_thread();
         }
@@ -120,48 +120,48 @@ impl Jobs {
         while let Some((netns, ticket, work)) = next {
             // A panic ends the process where it is released. Elsewhere the lane goes on.
             let _ = catch_unwind(AssertUnwindSafe(work));
-            let mut lanes = self.lock();
-            lanes.finish(&netns, &ticket);
-            next = lanes.next();
+            let mut job_queues = self.lock();
+            job_queues.finish(&netns, &ticket);
+            next = job_queues.next();
         }
     }
 }
 
-impl Lanes {
+impl JobQueues {
     /// A job that may run now, of the lane whose turn it is.
     fn next(&mut self) -> Option<(Netns, Ticket, Work)> {
         let now = time::now();
-        let at = self.turns.iter().position(|netns| self.may_run(netns, now))?;
-        let netns = self.turns.remove(at)?;
-        let lane = self.lanes.get_mut(&netns)?;
-        let (ticket, work) = lane.waiting.pop_front()?;
+        let at = self.ready.iter().position(|netns| self.may_run(netns, now))?;
+        let netns = self.ready.remove(at)?;
+        let job_queue = self.queues.get_mut(&netns)?;
+        let (ticket, work) = job_queue.waiting.pop_front()?;
         ticket.0.store(now.nanos().max(1), Ordering::Relaxed);
-        lane.running.push(ticket.clone());
-        if !lane.waiting.is_empty() {
-            self.turns.push_back(netns.clone());
+        job_queue.running.push(ticket.clone());
+        if !job_queue.waiting.is_empty() {
+            self.ready.push_back(netns.clone());
         }
         self.threads += usize::from(netns != Netns::Host);
         Some((netns, ticket, work))
     }
 
-    fn may_run(&self, netns: &Netns, now: Moment) -> bool {
-        let Some(lane) = self.lanes.get(netns) else { return false };
+    fn may_run(&self, netns: &Netns, now: MonoTime) -> bool {
+        let Some(job_queue) = self.queues.get(netns) else { return false };
         match netns {
-            Netns::Host => lane.running.len() < HOST,
+            Netns::Host => job_queue.running.len() < HOST,
             // Where one hangs, the next ones would hang as well.
             _ => {
-                let hangs = lane.running.iter().any(|ticket| ticket.is_overdue(now));
-                !hangs && lane.running.len() < LANE && self.threads < THREADS
+                let hangs = job_queue.running.iter().any(|ticket| ticket.is_overdue(now));
+                !hangs && job_queue.running.len() < MAX_PER_NAMESPACE && self.threads < THREADS
             }
         }
     }
 
     fn finish(&mut self, netns: &Netns, ticket: &Ticket) {
         self.threads -= usize::from(*netns != Netns::Host);
-        let Some(lane) = self.lanes.get_mut(netns) else { return };
-        lane.running.retain(|running| !Arc::ptr_eq(&running.0, &ticket.0));
-        if lane.running.is_empty() && lane.waiting.is_empty() {
-            self.lanes.remove(netns);
+        let Some(job_queue) = self.queues.get_mut(netns) else { return };
+        job_queue.running.retain(|running| !Arc::ptr_eq(&running.0, &ticket.0));
+        if job_queue.running.is_empty() && job_queue.waiting.is_empty() {
+            self.queues.remove(netns);
         }
     }
 }
@@ -193,22 +193,22 @@ mod tests {
     fn a_lane_that_hangs_holds_up_no_other_one() {
         let jobs = Jobs::default();
         let (runs, running) = channel();
-        let hangs: Vec<_> = (0..3 * LANE).map(|_| hanging(&jobs, &named("hung"), &runs)).collect();
-        (0..LANE).for_each(|_| running.recv_timeout(SOON).unwrap());
+        let hangs: Vec<_> = (0..3 * MAX_PER_NAMESPACE).map(|_| hanging(&jobs, &named("hung"), &runs)).collect();
+        (0..MAX_PER_NAMESPACE).for_each(|_| running.recv_timeout(SOON).unwrap());
         let (done, finished) = channel();
         for netns in [Netns::Host, named("other"), Netns::At("/run/netns/hung".into())] {
             let done = done.clone();
             jobs.run(&netns, move || done.send(()).unwrap());
             finished.recv_timeout(SOON).unwrap();
         }
-        let (now, later) = (time::now(), time::now() + PATIENCE);
-        assert_eq!(hangs.iter().filter(|(ticket, _)| ticket.running_since().is_some()).count(), LANE);
-        assert!(hangs.iter().all(|(ticket, _)| !ticket.is_overdue(Moment::from_nanos(1)) || now == later));
+        let (now, later) = (time::now(), time::now() + OVERDUE_AFTER);
+        assert_eq!(hangs.iter().filter(|(ticket, _)| ticket.running_since().is_some()).count(), MAX_PER_NAMESPACE);
+        assert!(hangs.iter().all(|(ticket, _)| !ticket.is_overdue(MonoTime::from_nanos(1)) || now == later));
         assert!(jobs.stuck_since(&named("hung"), later + SOON).is_some());
         assert_eq!(jobs.stuck_since(&named("other"), later + SOON), None);
         // When it answers again, the others are done as well.
         drop(hangs);
-        (LANE..3 * LANE).for_each(|_| running.recv_timeout(SOON).unwrap());
+        (MAX_PER_NAMESPACE..3 * MAX_PER_NAMESPACE).for_each(|_| running.recv_timeout(SOON).unwrap());
     }
 
     #[test]

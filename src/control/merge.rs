@@ -17,7 +17,7 @@ use std::hash::Hash;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::config::{Config, Errors, Port, Problem, Uplink, Vm, parse_json_over};
+use super::config::{Config, ConfigError, ConfigErrors, Port, Uplink, Vm, parse_json_over};
 
 /// What a file and a state have become.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,7 +30,7 @@ pub struct Merged {
 
 /// An entity of a configuration.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-enum Entity {
+enum ConfigEntity {
     Network(String),
     Vm(String),
     Uplink(String),
@@ -38,13 +38,13 @@ enum Entity {
     Port(String),
 }
 
-impl std::fmt::Display for Entity {
+impl std::fmt::Display for ConfigEntity {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Entity::Network(id) => write!(f, "network {id:?}"),
-            Entity::Vm(id) => write!(f, "VM {id:?}"),
-            Entity::Uplink(id) => write!(f, "uplink {id:?}"),
-            Entity::Port(id) => write!(f, "port {id:?}"),
+            ConfigEntity::Network(id) => write!(f, "network {id:?}"),
+            ConfigEntity::Vm(id) => write!(f, "VM {id:?}"),
+            ConfigEntity::Uplink(id) => write!(f, "uplink {id:?}"),
+            ConfigEntity::Port(id) => write!(f, "port {id:?}"),
         }
     }
 }
@@ -53,59 +53,59 @@ impl std::fmt::Display for Entity {
 const VM: &str = "device_id";
 
 /// The entities of a configuration, each as a table of all its keys.
-type Tables = BTreeMap<Entity, Value>;
+type Tables = BTreeMap<ConfigEntity, Value>;
 
 /// A change by API to an entity: what it becomes with it, or that it is gone.
 #[derive(Debug, Clone)]
-struct Unit {
-    entity: Entity,
-    becomes: Option<Value>,
-    told: String,
+struct EntityChange {
+    entity: ConfigEntity,
+    result: Option<Value>,
+    message: String,
 }
 
 /// Merges a file, which was last applied as `base` says, with a state.
-pub fn merge(base: &Config, file: &Config, state: &Config) -> Merged {
+pub fn merge(last_applied: &Config, file: &Config, state: &Config) -> Merged {
     let state = &Config { switch: file.switch.clone(), ..state.clone() };
-    if same(base, state) || same(file, state) {
+    if same(last_applied, state) || same(file, state) {
         return Merged { config: file.clone(), conflicts: Vec::new() };
     }
-    if same(base, file) {
+    if same(last_applied, file) {
         return Merged { config: state.clone(), conflicts: Vec::new() };
     }
-    let [of_base, of_file, of_state] = [base, file, state].map(tables);
+    let [of_base, of_file, of_state] = [last_applied, file, state].map(tables);
     let mut conflicts = Vec::new();
     let mut units = Vec::new();
-    let all: BTreeSet<&Entity> = of_base.keys().chain(of_file.keys()).chain(of_state.keys()).collect();
+    let all: BTreeSet<&ConfigEntity> = of_base.keys().chain(of_file.keys()).chain(of_state.keys()).collect();
     for entity in all {
-        let [was, written, kept] = [&of_base, &of_file, &of_state].map(|of| of.get(entity));
-        if kept == written || kept == was {
+        let [was, raw, stored] = [&of_base, &of_file, &of_state].map(|of| of.get(entity));
+        if stored == raw || stored == was {
             continue;
         }
-        match (was, written, kept) {
+        match (was, raw, stored) {
             // Attached by API, or there by API.
-            (None, None, Some(kept)) => {
-                units.push(unit(entity, Some(kept.clone()), "was added by API"));
+            (None, None, Some(stored)) => {
+                units.push(entity_change(entity, Some(stored.clone()), "was added by API"));
             }
             // In the file as before, and gone by API.
-            (was, Some(written), None) if was == Some(written) => {
-                units.push(unit(entity, None, "was removed by API"));
+            (was, Some(raw), None) if was == Some(raw) => {
+                units.push(entity_change(entity, None, "was removed by API"));
             }
             (Some(_), Some(_), None) => {
                 conflicts.push(format!("{entity} was removed by API, and is there again: the file has changed it"));
             }
             (Some(_), None, Some(_)) => {
                 // A VM is there as long as it has a port.
-                if !matches!(entity, Entity::Vm(_)) {
+                if !matches!(entity, ConfigEntity::Vm(_)) {
                     conflicts.push(format!("{entity} was changed by API, and is gone: the file has removed it"));
                 }
             }
-            (was, Some(written), Some(kept)) => {
+            (was, Some(raw), Some(stored)) => {
                 let was = was.unwrap_or(&Value::Null);
-                let mut told = Vec::new();
-                let becomes = merge_value("", was, written, kept, &mut told);
-                conflicts.extend(told.into_iter().map(|told| format!("{entity}: {told}")));
-                if becomes != *written {
-                    units.push(unit(entity, Some(becomes), "was changed by API"));
+                let mut messages = Vec::new();
+                let becomes = merge_value("", was, raw, stored, &mut messages);
+                conflicts.extend(messages.into_iter().map(|messages| format!("{entity}: {messages}")));
+                if becomes != *raw {
+                    units.push(entity_change(entity, Some(becomes), "was changed by API"));
                 }
             }
             // Gone from both, or new in the file alone, which is not otherwise than it was.
@@ -113,9 +113,9 @@ pub fn merge(base: &Config, file: &Config, state: &Config) -> Merged {
         }
     }
     order_of(&mut units);
-    let whole = |accepted: &[&Unit]| build([base, file, state], &of_file, accepted);
+    let whole = |accepted: &[&EntityChange]| build([last_applied, file, state], &of_file, accepted);
     let mut accepted = Vec::new();
-    fit(&units, &whole, &mut accepted, &mut conflicts);
+    accept(&units, &whole, &mut accepted, &mut conflicts);
     match whole(&accepted) {
         Ok(config) => Merged { config, conflicts },
         // It was right a moment ago.
@@ -128,15 +128,15 @@ fn same(a: &Config, b: &Config) -> bool {
     (&a.networks, &a.vms, &a.uplinks) == (&b.networks, &b.vms, &b.uplinks)
 }
 
-fn unit(entity: &Entity, becomes: Option<Value>, told: &str) -> Unit {
-    Unit { entity: entity.clone(), becomes, told: format!("{entity} {told}") }
+fn entity_change(entity: &ConfigEntity, result: Option<Value>, messages: &str) -> EntityChange {
+    EntityChange { entity: entity.clone(), result, message: format!("{entity} {messages}") }
 }
 
 /// What is needed by others comes before them, and goes behind them.
-fn order_of(units: &mut Vec<Unit>) {
-    let subport = |unit: &Unit| unit.becomes.as_ref().is_some_and(|table| table.get("parent").is_some());
-    let (gone, mut rest): (Vec<Unit>, Vec<Unit>) =
-        std::mem::take(units).into_iter().partition(|unit| unit.becomes.is_none());
+fn order_of(units: &mut Vec<EntityChange>) {
+    let subport = |unit: &EntityChange| unit.result.as_ref().is_some_and(|table| table.get("parent").is_some());
+    let (gone, mut rest): (Vec<EntityChange>, Vec<EntityChange>) =
+        std::mem::take(units).into_iter().partition(|unit| unit.result.is_none());
     rest.sort_by_key(subport);
     // What goes makes room for what comes; of that, ports are last in order, and go first.
     units.extend(gone.into_iter().rev());
@@ -144,10 +144,10 @@ fn order_of(units: &mut Vec<Unit>) {
 }
 
 /// Accepts of some changes all that go together with those that are accepted already.
-fn fit<'u>(
-    units: &'u [Unit],
-    whole: &impl Fn(&[&Unit]) -> Result<Config, Errors>,
-    accepted: &mut Vec<&'u Unit>,
+fn accept<'u>(
+    units: &'u [EntityChange],
+    whole: &impl Fn(&[&EntityChange]) -> Result<Config, ConfigErrors>,
+    accepted: &mut Vec<&'u EntityChange>,
     conflicts: &mut Vec<String>,
 ) {
     if units.is_empty() {
@@ -158,37 +158,37 @@ fn fit<'u>(
     let Err(errors) = whole(accepted) else { return };
     accepted.truncate(before);
     if let [alone] = units {
-        let why: Vec<String> = errors.problems().iter().map(Problem::told).take(3).collect();
-        conflicts.push(format!("{}, and that does not go with the file: {}", alone.told, why.join("; ")));
+        let why: Vec<String> = errors.errors().iter().map(ConfigError::without_location).take(3).collect();
+        conflicts.push(format!("{}, and that does not go with the file: {}", alone.message, why.join("; ")));
         return;
     }
     let (first, second) = units.split_at(units.len() / 2);
-    fit(first, whole, accepted, conflicts);
-    fit(second, whole, accepted, conflicts);
+    accept(first, whole, accepted, conflicts);
+    accept(second, whole, accepted, conflicts);
 }
 
 /// What a value becomes that was `was` in the file, and is `written` there now and `kept` in the state.
-fn merge_value(key: &str, was: &Value, written: &Value, kept: &Value, told: &mut Vec<String>) -> Value {
-    if kept == written || kept == was {
-        return written.clone();
+fn merge_value(key: &str, was: &Value, raw: &Value, stored: &Value, messages: &mut Vec<String>) -> Value {
+    if stored == raw || stored == was {
+        return raw.clone();
     }
-    if written == was {
-        return kept.clone();
+    if raw == was {
+        return stored.clone();
     }
-    if let (Some(written), Some(kept)) = (written.as_object(), kept.as_object()) {
-        let nothing = Map::new();
-        let was = was.as_object().unwrap_or(&nothing);
-        let keys: BTreeSet<&String> = was.keys().chain(written.keys()).chain(kept.keys()).collect();
+    if let (Some(raw), Some(stored)) = (raw.as_object(), stored.as_object()) {
+        let empty = Map::new();
+        let was = was.as_object().unwrap_or(&empty);
+        let keys: BTreeSet<&String> = was.keys().chain(raw.keys()).chain(stored.keys()).collect();
         let merged = keys.into_iter().map(|of| {
-            let [was, written, kept] = [was, written, kept].map(|table| table.get(of).unwrap_or(&Value::Null));
+            let [was, raw, stored] = [was, raw, stored].map(|table| table.get(of).unwrap_or(&Value::Null));
             let path = if key.is_empty() { of.clone() } else { format!("{key}.{of}") };
-            (of.clone(), merge_value(&path, was, written, kept, told))
+            (of.clone(), merge_value(&path, was, raw, stored, messages))
         });
         return merged.filter(|(_, value)| !value.is_null()).collect::<Map<_, _>>().into();
     }
     let shown = |value: &Value| if value.is_null() { "not set".to_owned() } else { value.to_string() };
-    told.push(format!("{key} was set to {} by API, and is {}: the file has changed it", shown(kept), shown(written)));
-    written.clone()
+    messages.push(format!("{key} was set to {} by API, and is {}: the file has changed it", shown(stored), shown(raw)));
+    raw.clone()
 }
 
 fn table(of: &impl Serialize) -> Value {
@@ -199,52 +199,53 @@ fn table(of: &impl Serialize) -> Value {
 fn tables(config: &Config) -> Tables {
     let mut tables = Tables::new();
     for network in &config.networks {
-        tables.insert(Entity::Network(network.id.clone()), table(&network.to_written()));
+        tables.insert(ConfigEntity::Network(network.id.clone()), table(&network.to_raw()));
     }
     for vm in &config.vms {
         let own = Vm { ports: Vec::new(), id: vm.id.clone(), ..vm.clone() };
-        tables.insert(Entity::Vm(vm.id.clone()), table(&own.to_written()));
+        tables.insert(ConfigEntity::Vm(vm.id.clone()), table(&own.to_raw()));
         for port in &vm.ports {
-            let mut of = table(&Port::to_written(port));
+            let mut of = table(&Port::to_raw(port));
             if let Some(keys) = of.as_object_mut() {
                 keys.insert(VM.into(), vm.id.clone().into());
             }
-            tables.insert(Entity::Port(port.port_id.clone()), of);
+            tables.insert(ConfigEntity::Port(port.port_id.clone()), of);
         }
     }
     for uplink in &config.uplinks {
-        tables.insert(Entity::Uplink(uplink.id.clone()), table(&Uplink::to_written(uplink)));
+        tables.insert(ConfigEntity::Uplink(uplink.id.clone()), table(&Uplink::to_raw(uplink)));
     }
     tables
 }
 
 /// The file with some changes. The three configurations give the order.
-fn build(order: [&Config; 3], file: &Tables, changes: &[&Unit]) -> Result<Config, Errors> {
-    let mut tables: HashMap<&Entity, &Value> = file.iter().collect();
-    for Unit { entity, becomes, .. } in changes {
-        match becomes {
+fn build(order: [&Config; 3], file: &Tables, changes: &[&EntityChange]) -> Result<Config, ConfigErrors> {
+    let mut tables: HashMap<&ConfigEntity, &Value> = file.iter().collect();
+    for EntityChange { entity, result, .. } in changes {
+        match result {
             Some(table) => drop(tables.insert(entity, table)),
             None => drop(tables.remove(entity)),
         }
     }
     let mut ports: HashMap<&str, HashSet<&str>> = HashMap::new();
     for (entity, table) in &tables {
-        if let (Entity::Port(id), Some(vm)) = (entity, table[VM].as_str()) {
+        if let (ConfigEntity::Port(id), Some(vm)) = (entity, table[VM].as_str()) {
             ports.entry(vm).or_default().insert(id);
         }
     }
     let networks = sequence(order.map(|of| ids(&of.networks, |n| &n.id)), |id| {
-        tables.contains_key(&Entity::Network(id.to_owned()))
+        tables.contains_key(&ConfigEntity::Network(id.to_owned()))
     });
     let vms = sequence(order.map(|of| ids(&of.vms, |vm| &vm.id)), |id| {
-        ports.contains_key(id) || tables.contains_key(&Entity::Vm(id.to_owned()))
+        ports.contains_key(id) || tables.contains_key(&ConfigEntity::Vm(id.to_owned()))
     });
-    let uplinks =
-        sequence(order.map(|of| ids(&of.uplinks, |u| &u.id)), |id| tables.contains_key(&Entity::Uplink(id.to_owned())));
+    let uplinks = sequence(order.map(|of| ids(&of.uplinks, |u| &u.id)), |id| {
+        tables.contains_key(&ConfigEntity::Uplink(id.to_owned()))
+    });
     let all_ports = order.map(|of| of.ports().map(|(_, port)| port.id()).collect::<Vec<_>>());
-    let of = |entity: Entity| tables.get(&entity).map(|&table| table.clone());
+    let of = |entity: ConfigEntity| tables.get(&entity).map(|&table| table.clone());
     let vm = |id: &str| {
-        let entity = Entity::Vm(id.to_owned());
+        let entity = ConfigEntity::Vm(id.to_owned());
         let mut vm = file.get(&entity).cloned().unwrap_or_else(|| serde_json::json!({ "id": id }));
         // One that is gone by API is there as the file has it, if the file has a port for it.
         if let Some(table) = of(entity) {
@@ -253,7 +254,7 @@ fn build(order: [&Config; 3], file: &Tables, changes: &[&Unit]) -> Result<Config
         let none = HashSet::new();
         let members = ports.get(id).unwrap_or(&none);
         let of_this = all_ports.clone().map(|ids| ids.into_iter().filter(|id| members.contains(id)).collect());
-        let tables = sequence(of_this, |_| true).into_iter().filter_map(|id| of(Entity::Port(id.to_owned())));
+        let tables = sequence(of_this, |_| true).into_iter().filter_map(|id| of(ConfigEntity::Port(id.to_owned())));
         let tables = tables.map(|mut table| {
             if let Some(keys) = table.as_object_mut() {
                 keys.remove(VM);
@@ -264,9 +265,9 @@ fn build(order: [&Config; 3], file: &Tables, changes: &[&Unit]) -> Result<Config
         vm
     };
     let config = serde_json::json!({
-        "networks": networks.into_iter().filter_map(|id| of(Entity::Network(id.to_owned()))).collect::<Value>(),
+        "networks": networks.into_iter().filter_map(|id| of(ConfigEntity::Network(id.to_owned()))).collect::<Value>(),
         "vms": vms.into_iter().map(vm).collect::<Value>(),
-        "uplinks": uplinks.into_iter().filter_map(|id| of(Entity::Uplink(id.to_owned()))).collect::<Value>(),
+        "uplinks": uplinks.into_iter().filter_map(|id| of(ConfigEntity::Uplink(id.to_owned()))).collect::<Value>(),
     });
     parse_json_over(&config.to_string(), "", order[1].switch.clone())
 }
@@ -277,18 +278,21 @@ fn ids<T>(items: &[T], id: impl Fn(&T) -> &String) -> Vec<&str> {
 
 /// The order of those that `is_there`. The one of the state holds if the file has not changed its own, else that of the
 /// file; what has no place in it comes behind what it is behind in the other, or at the end if it is at the end there.
-fn sequence<'a, T: Eq + Hash + Copy + 'a>([base, file, state]: [Vec<T>; 3], is_there: impl Fn(T) -> bool) -> Vec<T> {
+fn sequence<'a, T: Eq + Hash + Copy + 'a>(
+    [last_applied, file, state]: [Vec<T>; 3],
+    is_there: impl Fn(T) -> bool,
+) -> Vec<T> {
     let common = |of: &[T], with: &[T]| {
         let with: HashSet<T> = with.iter().copied().collect();
         of.iter().copied().filter(|id| with.contains(id)).collect::<Vec<_>>()
     };
-    let is_moved = common(&base, &file) != common(&file, &base);
+    let is_moved = common(&last_applied, &file) != common(&file, &last_applied);
     let (first, second) = if is_moved { (file, state) } else { (state, file) };
     let mut placed: Vec<T> = first.into_iter().filter(|&id| is_there(id)).collect();
     let mut known: HashSet<T> = placed.iter().copied().collect();
     let second: Vec<T> = second.into_iter().filter(|&id| is_there(id)).collect();
     let last_known = second.iter().rposition(|id| known.contains(id)).map_or(0, |at| at + 1);
-    let (among, behind) = second.split_at(last_known);
+    let (among, after) = second.split_at(last_known);
     let mut before = None;
     for &id in among {
         if known.insert(id) {
@@ -297,14 +301,14 @@ fn sequence<'a, T: Eq + Hash + Copy + 'a>([base, file, state]: [Vec<T>; 3], is_t
         }
         before = Some(id);
     }
-    placed.extend(behind);
+    placed.extend(after);
     placed
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::config::{parse_json, strategy};
+    use crate::control::config::{parse_json, testgen};
     use proptest::prelude::*;
 
     /// Ports on net `n`, as `(vm, port, MAC number, other keys)`.
@@ -340,42 +344,42 @@ mod tests {
 
     #[test]
     fn an_edit_in_one_place_leaves_what_was_attached() {
-        let base = config(&[N], &[("a", "p1", 1, "")]);
+        let last_applied = config(&[N], &[("a", "p1", 1, "")]);
         let state = config(&[N], &[("a", "p1", 1, ""), ("a", "p2", 2, ""), ("b", "p3", 3, "")]);
         let file = config(&[r#""id": "n", "ageing_seconds": 60"#], &[("a", "p1", 1, ""), ("a", "p4", 4, "")]);
-        let Merged { config, conflicts } = merge(&base, &file, &state);
+        let Merged { config, conflicts } = merge(&last_applied, &file, &state);
         assert_eq!(ports(&config), [("a", "p1"), ("a", "p2"), ("a", "p4"), ("b", "p3")]);
         assert_eq!((config.networks[0].ageing_seconds, conflicts), (60, vec![]));
     }
 
     #[test]
     fn what_the_file_has_removed_is_gone_and_its_vm_stays_with_what_was_attached() {
-        let base = config(&[N], &[("a", "p1", 1, ""), ("b", "p3", 3, "")]);
+        let last_applied = config(&[N], &[("a", "p1", 1, ""), ("b", "p3", 3, "")]);
         let state = config(&[N], &[("a", "p1", 1, ""), ("a", "p2", 2, ""), ("b", "p3", 3, "")]);
         let file = config(&[N], &[("b", "p3", 3, "")]);
-        let Merged { config, conflicts } = merge(&base, &file, &state);
+        let Merged { config, conflicts } = merge(&last_applied, &file, &state);
         assert_eq!((ports(&config), conflicts), (vec![("a", "p2"), ("b", "p3")], vec![]));
     }
 
     #[test]
     fn what_was_detached_stays_so_until_the_file_changes_it() {
-        let base = config(&[N], &[("a", "p1", 1, ""), ("a", "p2", 2, "")]);
+        let last_applied = config(&[N], &[("a", "p1", 1, ""), ("a", "p2", 2, "")]);
         let state = config(&[N], &[("a", "p2", 2, "")]);
         let more = config(&[N], &[("a", "p1", 1, ""), ("a", "p2", 2, ""), ("c", "p5", 5, "")]);
-        let Merged { config: merged, conflicts } = merge(&base, &more, &state);
+        let Merged { config: merged, conflicts } = merge(&last_applied, &more, &state);
         assert_eq!((ports(&merged), conflicts), (vec![("a", "p2"), ("c", "p5")], vec![]));
         let touched = config(&[N], &[("a", "p1", 1, r#", "promiscuous": true"#), ("a", "p2", 2, "")]);
-        let Merged { config: merged, conflicts } = merge(&base, &touched, &state);
+        let Merged { config: merged, conflicts } = merge(&last_applied, &touched, &state);
         assert_eq!(ports(&merged), [("a", "p1"), ("a", "p2")]);
         assert!(conflicts.len() == 1 && conflicts[0].contains("port \"p1\""), "{conflicts:?}");
     }
 
     #[test]
     fn of_one_port_each_changes_its_own_keys_and_the_file_wins_where_both_do() {
-        let base = config(&[N], &[("a", "p1", 1, "")]);
+        let last_applied = config(&[N], &[("a", "p1", 1, "")]);
         let state = config(&[N], &[("a", "p1", 1, r#", "promiscuous": true, "admin_state_up": false"#)]);
         let file = config(&[N], &[("a", "p1", 9, r#", "port_security": "off""#)]);
-        let Merged { config: merged, conflicts } = merge(&base, &file, &state);
+        let Merged { config: merged, conflicts } = merge(&last_applied, &file, &state);
         let port = merged.ports().next().unwrap().1;
         assert_eq!(
             (port.promiscuous, port.admin_state_up, port.mac.to_string().as_str()),
@@ -384,7 +388,7 @@ mod tests {
         assert_eq!(conflicts, [""; 0]);
         let both = config(&[N], &[("a", "p1", 7, "")]);
         let state = config(&[N], &[("a", "p1", 8, "")]);
-        let Merged { config: merged, conflicts } = merge(&base, &both, &state);
+        let Merged { config: merged, conflicts } = merge(&last_applied, &both, &state);
         assert_eq!(merged, both);
         assert_eq!(
             conflicts,
@@ -396,7 +400,7 @@ mod tests {
 
     #[test]
     fn what_does_not_go_with_the_file_is_dropped_alone() {
-        let base = config(&[N, r#""id": "m""#], &[("a", "p1", 1, "")]);
+        let last_applied = config(&[N, r#""id": "m""#], &[("a", "p1", 1, "")]);
         let on_m = r#", "network_id": "m""#;
         let state = config(
             &[N, r#""id": "m""#],
@@ -404,21 +408,24 @@ mod tests {
         );
         // Network m is gone, and p5 has the address of p2.
         let file = config(&[N], &[("a", "p1", 1, ""), ("d", "p5", 2, "")]);
-        let Merged { config, conflicts } = merge(&base, &file, &state);
+        let Merged { config, conflicts } = merge(&last_applied, &file, &state);
         assert_eq!(ports(&config), [("a", "p1"), ("b", "p4"), ("c", "p6"), ("d", "p5")]);
         assert_eq!(conflicts.len(), 2, "{conflicts:?}");
         assert!(
-            conflicts.iter().any(|told| told.contains("p2") && told.contains("each needs its own")),
+            conflicts.iter().any(|messages| messages.contains("p2") && messages.contains("each needs its own")),
             "{conflicts:?}"
         );
-        assert!(conflicts.iter().any(|told| told.contains("p3") && told.contains("no such network")), "{conflicts:?}");
+        assert!(
+            conflicts.iter().any(|messages| messages.contains("p3") && messages.contains("no such network")),
+            "{conflicts:?}"
+        );
     }
 
     #[test]
     fn the_order_is_that_of_the_state_unless_the_file_has_changed_its_own() {
         let of = |text: &str| text.chars().collect::<Vec<_>>();
-        let all = |base: &str, file: &str, state: &str| {
-            sequence([base, file, state].map(of), |_| true).into_iter().collect::<String>()
+        let all = |last_applied: &str, file: &str, state: &str| {
+            sequence([last_applied, file, state].map(of), |_| true).into_iter().collect::<String>()
         };
         assert_eq!(all("ab", "ab", "abc"), "abc");
         assert_eq!(all("ab", "axb", "abc"), "axbc");
@@ -432,8 +439,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn with_one_side_unchanged_the_other_one_holds((a, b) in strategy::two()) {
-            let merged = |base, file, state| merge(base, file, state);
+        fn with_one_side_unchanged_the_other_one_holds((a, b) in testgen::two()) {
+            let merged = |last_applied, file, state| merge(last_applied, file, state);
             let of_file = |config: &Config| Config { switch: a.switch.clone(), ..config.clone() };
             prop_assert_eq!(merged(&a, &a, &b), Merged { config: of_file(&b), conflicts: vec![] });
             prop_assert_eq!(merged(&a, &b, &a).config, b.clone());
@@ -442,15 +449,15 @@ mod tests {
 
         /// Whatever the three are: it is right, has all that the file has, and no port that nobody wants.
         #[test]
-        fn what_comes_out_is_right([base, file, state] in strategy::three()) {
-            let Merged { config, conflicts } = merge(&base, &file, &state);
+        fn what_comes_out_is_right([last_applied, file, state] in testgen::three()) {
+            let Merged { config, conflicts } = merge(&last_applied, &file, &state);
             prop_assert_eq!(parse_json(&config.to_sparse().to_string(), "x"), Ok(config.clone()));
             let ids = |of: &Config| of.ports().map(|(_, port)| port.port_id.clone()).collect::<HashSet<_>>();
-            let (was, written, kept, is) = (ids(&base), ids(&file), ids(&state), ids(&config));
-            prop_assert!(is.iter().all(|id| written.contains(id) || kept.contains(id)));
-            prop_assert!(written.difference(&is).all(|id| was.contains(id) && !kept.contains(id)));
-            for id in kept.difference(&was).filter(|id| !is.contains(*id)) {
-                prop_assert!(conflicts.iter().any(|told| told.contains(&format!("{id:?}"))), "{id}: {conflicts:?}");
+            let (was, raw, stored, is) = (ids(&last_applied), ids(&file), ids(&state), ids(&config));
+            prop_assert!(is.iter().all(|id| raw.contains(id) || stored.contains(id)));
+            prop_assert!(raw.difference(&is).all(|id| was.contains(id) && !stored.contains(id)));
+            for id in stored.difference(&was).filter(|id| !is.contains(*id)) {
+                prop_assert!(conflicts.iter().any(|messages| messages.contains(&format!("{id:?}"))), "{id}: {conflicts:?}");
             }
             // Once it is applied, nothing is left to do.
             prop_assert_eq!(merge(&file, &file, &config).config, config);

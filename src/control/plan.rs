@@ -7,13 +7,13 @@
 use std::collections::{HashMap, HashSet};
 
 use super::config::{Config, Network, Port, Uplink, Vm, VmSettings};
-use super::lines::lines;
-use super::seats;
+use super::endpoints;
+use super::uplink_groups::uplink_groups;
 use crate::device::{Settings, packet, xdp};
 
 /// The steps, in the order in which they are taken.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Plan {
+pub struct ChangePlan {
     /// The steps.
     pub steps: Vec<Step>,
 }
@@ -37,9 +37,9 @@ pub enum Step {
         /// How it shall be.
         port: Port,
         /// Whether what was learned behind it is forgotten.
-        forget: bool,
+        flush: bool,
         /// What that means for its device.
-        device: DeviceStep,
+        device: DeviceChange,
     },
     /// This port is new, behind those that its VM has. An unknown VM is a new one.
     Open {
@@ -60,9 +60,9 @@ pub enum Step {
         /// How it shall be.
         uplink: Uplink,
         /// Whether what was learned behind its line is forgotten.
-        forget: bool,
+        flush: bool,
         /// What that means for its device.
-        device: DeviceStep,
+        device: DeviceChange,
     },
     /// This uplink is new.
     OpenUplink(Uplink),
@@ -73,7 +73,7 @@ pub enum Step {
 
 /// What becomes of the device of a port that is otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DeviceStep {
+pub enum DeviceChange {
     /// It is right as it is.
     Keep,
     /// Its netdev gets another address or MTU; its queues stay open.
@@ -141,10 +141,10 @@ impl Order {
         for (_, ports) in &mut self.vms {
             ports.retain(|port| !leave.contains(port.as_str()));
         }
-        let mut places: HashMap<String, usize> =
+        let mut ids: HashMap<String, usize> =
             self.vms.iter().enumerate().map(|(index, (vm, _))| (vm.clone(), index)).collect();
         for (vm, port) in enter {
-            let index = *places.entry(vm.to_owned()).or_insert_with(|| {
+            let index = *ids.entry(vm.to_owned()).or_insert_with(|| {
                 self.vms.push((vm.to_owned(), Vec::new()));
                 self.vms.len() - 1
             });
@@ -168,10 +168,10 @@ fn uplinks(config: &Config) -> HashMap<&str, &Uplink> {
 }
 
 /// What has to be done for `new` to be instead of `old`. `[switch]` is fixed at start.
-pub fn plan(old: &Config, new: &Config) -> Plan {
+pub fn plan(old: &Config, new: &Config) -> ChangePlan {
     let (ports_before, ports_after) = (ports(old), ports(new));
     let (networks_before, networks_after) = (networks(old), networks(new));
-    let (fill_before, fill) = (seats::fill(old), seats::fill(new));
+    let (fill_before, fill) = (endpoints::fill(old), endpoints::fill(new));
     let mut steps = Vec::new();
     // A port that comes by a device of its own and becomes a subport, or the other way round, is another one.
     let stays = |before: &Port, after: &Port| before.subport().is_some() == after.subport().is_some();
@@ -194,27 +194,27 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
             .map(|network| Step::PutNetwork(network.clone())),
     );
     // What becomes of the device of a port that stays, and whether what was learned behind it is forgotten.
-    let turn = |vm: &str, port: &Port, vm_before: &str, before: &Port| {
+    let transition = |vm: &str, port: &Port, vm_before: &str, before: &Port| {
         // Admission has seen to it that both are there.
         let (below_before, below) =
             (networks_before.get(before.network_id.as_str()), networks_after.get(port.network_id.as_str()));
         let device = match (below_before, below) {
             (Some(below_before), Some(below)) => {
-                let was = seats::device(before, below_before, fill_before);
-                let devices = was.zip(seats::device(port, below, fill));
-                devices.map_or(DeviceStep::Keep, |(was, device)| device_step(&was, &device))
+                let was = endpoints::device(before, below_before, fill_before);
+                let devices = was.zip(endpoints::device(port, below, fill));
+                devices.map_or(DeviceChange::Keep, |(was, device)| device_step(&was, &device))
             }
-            _ => DeviceStep::Keep,
+            _ => DeviceChange::Keep,
         };
         // What speaks behind a port that was taken down, or given to somebody else, or plugged
         // into another network, is not there any more.
-        let forget = vm != vm_before
+        let flush = vm != vm_before
             || port.network_id != before.network_id
             || before.mac_learning && !port.mac_learning
             || before.admin_state_up && !port.admin_state_up
             || before.subport() != port.subport()
-            || matches!(device, DeviceStep::Reopen { .. });
-        (forget, device)
+            || matches!(device, DeviceChange::Reopen { .. });
+        (flush, device)
     };
     for (vm, port) in new.ports() {
         let was = ports_before.get(port.id()).filter(|(_, before)| stays(before, port));
@@ -222,17 +222,17 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
             steps.push(Step::Open { vm: vm.id.clone(), port: port.clone() });
             continue;
         };
-        let (mut forget, device) = turn(&vm.id, port, vm_before, before);
+        let (mut flush, device) = transition(&vm.id, port, vm_before, before);
         // A subport is there as long as its parent is.
         let parent = port.subport().map(|subport| subport.parent.as_str());
         let parents = parent.and_then(|parent| Some((ports_after.get(parent)?, ports_before.get(parent)?)));
         if let Some((&(home, parent), &(home_before, before))) = parents {
-            forget |= turn(home, parent, home_before, before).0;
+            flush |= transition(home, parent, home_before, before).0;
         }
-        if port == before && vm.id == vm_before && device == DeviceStep::Keep && !forget {
+        if port == before && vm.id == vm_before && device == DeviceChange::Keep && !flush {
             continue;
         }
-        steps.push(Step::Change { vm: vm.id.clone(), port: port.clone(), forget, device });
+        steps.push(Step::Change { vm: vm.id.clone(), port: port.clone(), flush, device });
     }
     let vms_before: HashMap<&str, &Vm> = old.vms.iter().map(|vm| (vm.id.as_str(), vm)).collect();
     let unsaid = Vm::default();
@@ -252,90 +252,92 @@ pub fn plan(old: &Config, new: &Config) -> Plan {
     if Order::of(old).after(&steps) != order {
         steps.push(Step::Arrange(order));
     }
-    Plan { steps }
+    ChangePlan { steps }
 }
 
 /// What has to be done for the uplinks of `new`.
 fn uplink_steps(old: &Config, new: &Config) -> Vec<Step> {
     let before = uplinks(old);
     // How the device of one that stays has to be turned; `None` for one that is new.
-    let (fill_before, fill) = (seats::fill(old), seats::fill(new));
+    let (fill_before, fill) = (endpoints::fill(old), endpoints::fill(new));
     let device = |uplink: &Uplink| {
         let was = before.get(uplink.id.as_str())?;
-        let was = seats::uplink_device(was, old, fill_before);
-        Some(device_step(&was, &seats::uplink_device(uplink, new, fill)))
+        let was = endpoints::uplink_device(was, old, fill_before);
+        Some(device_step(&was, &endpoints::uplink_device(uplink, new, fill)))
     };
     let mut steps = Vec::new();
-    for line in lines(new) {
-        let members = || line.members.iter().map(|&index| &new.uplinks[index]);
+    for group in uplink_groups(new) {
+        let members = || group.members.iter().map(|&index| &new.uplinks[index]);
         // As behind a port; but what is behind a line is there as long as one of its uplinks is.
         let stays = |uplink: &Uplink| {
-            let was = before.get(uplink.id.as_str()).filter(|was| was.line() == line.name);
+            let was = before.get(uplink.id.as_str()).filter(|was| was.group_name() == group.name);
             was.is_some_and(|was| !was.admin_state_up || uplink.admin_state_up)
-                && !matches!(device(uplink), None | Some(DeviceStep::Reopen { .. }))
+                && !matches!(device(uplink), None | Some(DeviceChange::Reopen { .. }))
         };
-        let forget = !members().any(stays);
+        let flush = !members().any(stays);
         steps.extend(members().filter_map(|uplink| match device(uplink) {
             None => Some(Step::OpenUplink(uplink.clone())),
-            Some(DeviceStep::Keep) if before.get(uplink.id.as_str()) == Some(&uplink) => None,
-            Some(device) => Some(Step::ChangeUplink { uplink: uplink.clone(), forget, device }),
+            Some(DeviceChange::Keep) if before.get(uplink.id.as_str()) == Some(&uplink) => None,
+            Some(device) => Some(Step::ChangeUplink { uplink: uplink.clone(), flush, device }),
         }));
     }
     steps
 }
 
 /// The same of a device that is open. Where tags may be lost it cannot be the parent of a trunk, and opening it says so.
-pub fn device_step_of_open(before: &Settings, after: &Settings, may_lose_tags: bool) -> DeviceStep {
+pub fn device_step_of_open(before: &Settings, after: &Settings, may_lose_tags: bool) -> DeviceChange {
     match device_step(before, after) {
-        DeviceStep::Keep | DeviceStep::Adjust if may_lose_tags && after.is_vlan_demux() && !before.is_vlan_demux() => {
-            DeviceStep::Reopen { anew: false }
+        DeviceChange::Keep | DeviceChange::Adjust
+            if may_lose_tags && after.is_vlan_demux() && !before.is_vlan_demux() =>
+        {
+            DeviceChange::Reopen { anew: false }
         }
         step => step,
     }
 }
 
 /// What becomes of a device that was to be `before` and shall be `after`.
-pub fn device_step(before: &Settings, after: &Settings) -> DeviceStep {
+pub fn device_step(before: &Settings, after: &Settings) -> DeviceChange {
     match (before, after) {
-        _ if before == after => DeviceStep::Keep,
+        _ if before == after => DeviceChange::Keep,
         (Settings::Tap(before), Settings::Tap(after)) => {
             let mut adjusted = before.clone();
             (adjusted.mac, adjusted.mtu) = (after.mac, after.mtu);
             if adjusted == *after {
-                return DeviceStep::Adjust;
+                return DeviceChange::Adjust;
             }
             // A netdev is made for one queue or for several, once and for all.
             let same =
                 before.name == after.name && before.netns == after.netns && (before.queues > 1) == (after.queues > 1);
-            DeviceStep::Reopen { anew: !same }
+            DeviceChange::Reopen { anew: !same }
         }
         // How many slots wait in its rings is a matter of how many others there are, and not of its own. A subport
         // that comes or goes needs nothing either, unless tags may be lost: see `device_step_of_open`.
         (Settings::Xdp(before), Settings::Xdp(after))
             if xdp::Settings { fill: after.fill, vlan_demux: after.vlan_demux, ..before.clone() } == *after =>
         {
-            DeviceStep::Keep
+            DeviceChange::Keep
         }
         (Settings::Xdp(before), Settings::Xdp(after))
             if xdp::Settings { fill: after.fill, mtu: after.mtu, vlan_demux: after.vlan_demux, ..before.clone() }
                 == *after =>
         {
-            DeviceStep::Adjust
+            DeviceChange::Adjust
         }
         (Settings::Packet(before), Settings::Packet(after))
             if packet::Settings { mtu: after.mtu, ..before.clone() } == *after =>
         {
-            DeviceStep::Adjust
+            DeviceChange::Adjust
         }
         (Settings::Xdp(_), Settings::Xdp(_)) | (Settings::Packet(_), Settings::Packet(_)) => {
-            DeviceStep::Reopen { anew: false }
+            DeviceChange::Reopen { anew: false }
         }
-        _ => DeviceStep::Reopen { anew: true },
+        _ => DeviceChange::Reopen { anew: true },
     }
 }
 
 /// What the steps of a plan make of a configuration.
-pub fn apply(plan: &Plan, config: &Config) -> Config {
+pub fn apply(plan: &ChangePlan, config: &Config) -> Config {
     let mut networks: HashMap<&str, &Network> = networks(config);
     let mut ports: HashMap<&str, &Port> = ports(config).into_iter().map(|(id, (_, port))| (id, port)).collect();
     let mut uplinks: HashMap<&str, &Uplink> = uplinks(config);
@@ -366,24 +368,24 @@ pub fn apply(plan: &Plan, config: &Config) -> Config {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::config::{Device, strategy};
+    use crate::control::config::{Device, testgen};
     use proptest::prelude::*;
 
     proptest! {
         #[test]
-        fn a_plan_leads_where_it_says((old, new) in strategy::two()) {
+        fn a_plan_leads_where_it_says((old, new) in testgen::two()) {
             let plan = plan(&old, &new);
             prop_assert_eq!(apply(&plan, &old), new, "{:#?}", plan);
         }
 
         #[test]
-        fn there_is_nothing_to_do_from_a_configuration_to_itself(config in strategy::config()) {
-            prop_assert_eq!(plan(&config, &config), Plan::default());
+        fn there_is_nothing_to_do_from_a_configuration_to_itself(config in testgen::config()) {
+            prop_assert_eq!(plan(&config, &config), ChangePlan::default());
         }
 
         /// Whoever is not named in a step is left alone.
         #[test]
-        fn only_what_differs_is_touched((old, new) in strategy::two()) {
+        fn only_what_differs_is_touched((old, new) in testgen::two()) {
             let (before, after) = (ports(&old), ports(&new));
             let (below_before, below) = (networks(&old), networks(&new));
             for step in plan(&old, &new).steps {
@@ -404,13 +406,13 @@ mod tests {
                         let is_parent_otherwise = parent.is_some_and(|parent| after.get(parent) != before.get(parent));
                         prop_assert!(vm != vm_before || port != *port_before || mtu != mtu_before || is_parent_otherwise);
                         if parent.is_some() {
-                            prop_assert_eq!(device, DeviceStep::Keep);
-                        } else if port.base == port_before.base {
+                            prop_assert_eq!(device, DeviceChange::Keep);
+                        } else if port.attachment == port_before.attachment {
                             let is_tap = matches!(port.device(), Some(Device::Tap(_)));
                             let same = (port.mac == port_before.mac || !is_tap) && mtu == mtu_before;
-                            prop_assert_eq!(device, if same { DeviceStep::Keep } else { DeviceStep::Adjust });
+                            prop_assert_eq!(device, if same { DeviceChange::Keep } else { DeviceChange::Adjust });
                         } else {
-                            let reopened = matches!(device, DeviceStep::Reopen { .. });
+                            let reopened = matches!(device, DeviceChange::Reopen { .. });
                             prop_assert!(reopened);
                         }
                     }
@@ -418,9 +420,9 @@ mod tests {
                     Step::OpenUplink(uplink) => prop_assert!(!uplinks(&old).contains_key(uplink.id.as_str())),
                     Step::ChangeUplink { uplink, device, .. } => {
                         let was = uplinks(&old)[uplink.id.as_str()];
-                        prop_assert!(*was != uplink || device != DeviceStep::Keep);
+                        prop_assert!(*was != uplink || device != DeviceChange::Keep);
                         if was.device == uplink.device && old.networks == new.networks && was.networks == uplink.networks {
-                            prop_assert_eq!(device, DeviceStep::Keep);
+                            prop_assert_eq!(device, DeviceChange::Keep);
                         }
                     }
                     Step::RemoveNetwork(id) => prop_assert!(!below.contains_key(id.as_str())),
@@ -447,7 +449,7 @@ mod tests {
                 "mac_address": "02:00:00:00:00:01", "device": {text}}}]}}]}}"#
         );
         let config = crate::control::config::parse_json(&port, "x").unwrap();
-        seats::device(&config.vms[0].ports[0], &config.networks[0], 64).unwrap()
+        endpoints::device(&config.vms[0].ports[0], &config.networks[0], 64).unwrap()
     }
 
     #[test]
@@ -457,22 +459,22 @@ mod tests {
         let packet = device(r#"{"kind": "packet", "name": "a"}"#);
         let Settings::Xdp(plain) = &xdp else { panic!("{xdp:?}") };
         let fuller = Settings::Xdp(xdp::Settings { fill: 2048, ..plain.clone() });
-        assert_eq!(device_step(&xdp, &fuller), DeviceStep::Keep, "no frame is lost because others come");
+        assert_eq!(device_step(&xdp, &fuller), DeviceChange::Keep, "no frame is lost because others come");
         let parent = Settings::Xdp(xdp::Settings { vlan_demux: true, ..plain.clone() });
         for (before, after, may_lose_tags, step) in [
-            (&xdp, &parent, false, DeviceStep::Keep),
-            (&parent, &xdp, true, DeviceStep::Keep),
-            (&parent, &parent, true, DeviceStep::Keep),
-            (&xdp, &parent, true, DeviceStep::Reopen { anew: false }),
+            (&xdp, &parent, false, DeviceChange::Keep),
+            (&parent, &xdp, true, DeviceChange::Keep),
+            (&parent, &parent, true, DeviceChange::Keep),
+            (&xdp, &parent, true, DeviceChange::Reopen { anew: false }),
         ] {
             assert_eq!(device_step_of_open(before, after, may_lose_tags), step);
         }
         let longer = Settings::Xdp(xdp::Settings { mtu: 9000, ..plain.clone() });
-        assert_eq!(device_step(&xdp, &longer), DeviceStep::Adjust, "its netdev is as others have it");
+        assert_eq!(device_step(&xdp, &longer), DeviceChange::Adjust, "its netdev is as others have it");
         for (before, after) in [(&tap, &xdp), (&xdp, &packet), (&packet, &tap)] {
-            assert_eq!(device_step(before, after), DeviceStep::Reopen { anew: true });
+            assert_eq!(device_step(before, after), DeviceChange::Reopen { anew: true });
         }
         let mode = device(r#"{"kind": "xdp", "name": "a", "mode": "copy"}"#);
-        assert_eq!(device_step(&xdp, &mode), DeviceStep::Reopen { anew: false });
+        assert_eq!(device_step(&xdp, &mode), DeviceChange::Reopen { anew: false });
     }
 }

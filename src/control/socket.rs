@@ -43,14 +43,14 @@ impl Socket {
     ///
     /// To be called within a tokio runtime.
     pub fn bind(path: &Path) -> io::Result<Socket> {
-        let told = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()));
+        let messages = |what: &str, e: io::Error| io::Error::new(e.kind(), format!("{what} {}: {e}", path.display()));
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory).map_err(|e| told("cannot make the directory of", e))?;
+            fs::create_dir_all(directory).map_err(|e| messages("cannot make the directory of", e))?;
         }
         // A socket that is bound and not yet listened at refuses connections, as that of a dead switch does.
-        let _locked = lock_directory(path).map_err(|e| told("cannot lock the directory of", e))?;
+        let _locked = lock_directory(path).map_err(|e| messages("cannot lock the directory of", e))?;
         remove_stale(path)?;
-        let listener = listen(path).map_err(|e| told("cannot listen at", e.into()))?;
+        let listener = listen(path).map_err(|e| messages("cannot listen at", e.into()))?;
         let file = identity(path)?;
         Ok(Socket { listener: UnixListener::from_std(listener)?, path: path.to_owned(), file })
     }
@@ -83,7 +83,7 @@ impl Listener for Socket {
 pub fn is_listened_at(path: &Path) -> io::Result<bool> {
     match fs::symlink_metadata(path) {
         Ok(file) if !file.file_type().is_socket() => Err(io::Error::from(io::ErrorKind::AlreadyExists)),
-        _ => match knock(path) {
+        _ => match probe_connect(path) {
             Ok(()) | Err(Errno::AGAIN) => Ok(true),
             Err(Errno::CONNREFUSED | Errno::NOENT) => Ok(false),
             Err(e) => Err(e.into()),
@@ -124,7 +124,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
         }
         Ok(_) => {}
     }
-    match knock(path) {
+    match probe_connect(path) {
         Err(Errno::CONNREFUSED) => {
             fs::remove_file(path).or_else(|e| refuse(e.kind(), format!("cannot remove the old socket {shown}: {e}")))
         }
@@ -141,7 +141,7 @@ fn remove_stale(path: &Path) -> io::Result<()> {
 }
 
 /// Tries to connect to `path`, without waiting.
-fn knock(path: &Path) -> rustix::io::Result<()> {
+fn probe_connect(path: &Path) -> rustix::io::Result<()> {
     rustix::net::connect(stream()?, &SocketAddrUnix::new(path)?)
 }
 

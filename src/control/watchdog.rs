@@ -9,34 +9,34 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::handle::{Closing, Handle};
-use crate::worker::{Command, Post};
+use super::handle::{Handle, ShuttingDown};
+use crate::worker::{Command, Mailbox};
 
 /// Those who have to answer.
 #[derive(Debug)]
 pub struct Watchdog {
-    posts: Vec<Post>,
+    mailboxes: Vec<Mailbox>,
     handle: Handle,
 }
 
 impl Watchdog {
     /// Over all workers, by their mailboxes, and over the controller.
-    pub fn new(posts: Vec<Post>, handle: Handle) -> Watchdog {
-        Watchdog { posts, handle }
+    pub fn new(mailboxes: Vec<Mailbox>, handle: Handle) -> Watchdog {
+        Watchdog { mailboxes, handle }
     }
 
     /// Ready when all have answered, which a hanging one never does. An error: one has ended.
-    pub async fn round(&self) -> Result<(), Closing> {
+    pub async fn round(&self) -> Result<(), ShuttingDown> {
         let mut answers = Vec::new();
-        for post in &self.posts {
+        for post in &self.mailboxes {
             let (reply, answer) = oneshot::channel();
             if !post.send(Command::Ping(reply)) {
-                return Err(Closing);
+                return Err(ShuttingDown);
             }
             answers.push(answer);
         }
-        for (post, mut answer) in self.posts.iter().zip(answers) {
-            post.answered(&mut answer).await.map_err(|_| Closing)?;
+        for (post, mut answer) in self.mailboxes.iter().zip(answers) {
+            post.answered(&mut answer).await.map_err(|_| ShuttingDown)?;
         }
         self.handle.workers().await.map(drop)
     }
@@ -64,38 +64,38 @@ mod tests {
     use super::*;
     use crate::control::handle::Request;
     use crate::frame::Pool;
-    use crate::switch::Secret;
-    use crate::time::Moment;
+    use crate::switch::HashKey;
+    use crate::time::MonoTime;
     use crate::wire::ProbeKey;
-    use crate::worker::{TeamSettings, team};
+    use crate::worker::{WorkerSetSettings, worker_set};
 
     #[test]
     fn all_must_answer_every_time() {
         let pool = Pool::new(64).unwrap();
-        let settings = TeamSettings {
+        let settings = WorkerSetSettings {
             workers: 2,
             pool,
-            stations: 64,
-            secret: Secret::new([7; 16]),
+            fdb_capacity: 64,
+            hash_key: HashKey::new([7; 16]),
             probe_key: ProbeKey::new([5; 16]),
         };
-        let mut team = team(settings).unwrap();
+        let mut worker_set = worker_set(settings).unwrap();
         let (handle, mut requests) = Handle::new();
-        let watchdog = Watchdog::new(team.posts.clone(), handle);
+        let watchdog = Watchdog::new(worker_set.mailboxes.clone(), handle);
         let mut context = Context::from_waker(Waker::noop());
         for first in [0, 1] {
             let mut round = pin!(watchdog.round());
-            let mut ask = || round.as_mut().poll(&mut context);
+            let mut request = || round.as_mut().poll(&mut context);
             for worker in [first, 1 - first] {
-                assert!(ask().is_pending(), "worker {worker} hangs");
-                team.workers[worker].breathe(Moment::from_secs(1));
+                assert!(request().is_pending(), "worker {worker} hangs");
+                worker_set.workers[worker].poll_once(MonoTime::from_secs(1));
             }
-            assert!(ask().is_pending(), "control hangs");
+            assert!(request().is_pending(), "control hangs");
             let Ok(Request::Workers(reply)) = requests.try_recv() else { panic!("control is asked") };
             reply.send(Vec::new()).unwrap();
-            assert_eq!(ask(), Poll::Ready(Ok(())));
+            assert_eq!(request(), Poll::Ready(Ok(())));
         }
-        team.workers.clear();
-        assert_eq!(pin!(watchdog.round()).poll(&mut context), Poll::Ready(Err(Closing)));
+        worker_set.workers.clear();
+        assert_eq!(pin!(watchdog.round()).poll(&mut context), Poll::Ready(Err(ShuttingDown)));
     }
 }

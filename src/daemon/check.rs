@@ -15,8 +15,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::needed;
-use crate::control::config::{self, Config, ConfigFile, Errors};
-use crate::control::keeper::{self, Preview};
+use crate::control::config::{self, Config, ConfigErrors, ConfigFile};
+use crate::control::state::{self, StartPreview};
 use crate::sys::privileges;
 
 /// What a finding comes to.
@@ -24,7 +24,7 @@ use crate::sys::privileges;
 #[serde(rename_all = "snake_case")]
 enum Severity {
     /// The switch would start all the same.
-    Remark,
+    Warning,
     /// It would not: something is in the way on this host.
     InTheWay,
     /// It would not, and never will on this host: the configuration has to be changed.
@@ -33,7 +33,7 @@ enum Severity {
 
 /// Something that the host says to the configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-struct Finding {
+struct CheckResult {
     severity: Severity,
     /// What it is about: a key, or a port.
     about: String,
@@ -44,7 +44,7 @@ impl Severity {
     /// The exit code of a switch that is started all the same.
     fn code(self) -> u8 {
         match self {
-            Severity::Remark => 0,
+            Severity::Warning => 0,
             Severity::InTheWay => 1,
             Severity::Wrong => 2,
         }
@@ -56,7 +56,7 @@ impl Severity {
 pub fn check(path: &Path, json: bool) -> ExitCode {
     match print_findings(path, json) {
         Ok(code) => code,
-        Err(why) => super::complain(format_args!("vifswitch check: cannot write: {why}"), 1),
+        Err(why) => super::report_error(format_args!("vifswitch check: cannot write: {why}"), 1),
     }
 }
 
@@ -67,16 +67,16 @@ fn print_findings(path: &Path, json: bool) -> io::Result<ExitCode> {
             print(&format!("{:#}\n", problems(path, &errors)))?;
             return Ok(ExitCode::from(2));
         }
-        Err(errors) => return Ok(super::complain(errors, 2)),
+        Err(errors) => return Ok(super::report_error(errors, 2)),
     };
     let config = &file.config;
     // What cannot be given up was not there: then nothing is asked with more than a switch has.
     let _ = privileges::keep_only(&needed(&config.switch));
-    let mut findings = host::ask(config);
-    let state = stored(&file, &mut findings);
-    let worst = findings.iter().map(|finding| finding.severity).max().unwrap_or(Severity::Remark);
+    let mut results = host::check_host(config);
+    let state = preview_state(&file, &mut results);
+    let worst = results.iter().map(|result| result.severity).max().unwrap_or(Severity::Warning);
     if json {
-        print(&format!("{:#}\n", report(path, config, &findings, state.as_ref())))?;
+        print(&format!("{:#}\n", report(path, config, &results, state.as_ref())))?;
         return Ok(ExitCode::from(worst.code()));
     }
     let (networks, vms, ports) = sizes(config);
@@ -86,11 +86,11 @@ fn print_findings(path: &Path, json: bool) -> io::Result<ExitCode> {
     };
     print(&format!("{}: right: {networks} networks, {vms} VMs, {ports} ports{uplinks}\n", path.display()))?;
     if let Some((at, preview)) = &state {
-        print(&told(at, preview))?;
+        print(&describe_preview(at, preview))?;
     }
-    for Finding { severity, about, message } in &findings {
+    for CheckResult { severity, about, message } in &results {
         match severity {
-            Severity::Remark => print(&format!("remark: {about}: {message}\n"))?,
+            Severity::Warning => print(&format!("warning: {about}: {message}\n"))?,
             // If standard error is closed there is nobody to read it; the exit code says the same.
             Severity::InTheWay | Severity::Wrong => {
                 let _ = writeln!(io::stderr(), "{}: {about}: {message}", path.display());
@@ -110,21 +110,21 @@ fn print(text: &str) -> io::Result<()> {
 }
 
 /// What a start would make of the stored state, and where that is, if there is one.
-fn stored<'f>(file: &'f ConfigFile, findings: &mut Vec<Finding>) -> Option<(&'f Path, Preview)> {
+fn preview_state<'f>(file: &'f ConfigFile, results: &mut Vec<CheckResult>) -> Option<(&'f Path, StartPreview)> {
     let path = file.config.switch.state.as_deref()?;
-    match keeper::preview(file, path) {
+    match state::preview(file, path) {
         Ok(preview) => Some((path, preview?)),
         Err(why) => {
             let message =
                 format!("{why}; a switch that starts now runs as the configuration file says, and takes no changes");
-            findings.push(Finding { severity: Severity::Remark, about: "switch.state".into(), message });
+            results.push(CheckResult { severity: Severity::Warning, about: "switch.state".into(), message });
             None
         }
     }
 }
 
 /// What a start would make of the stored state, for people to read.
-fn told(path: &Path, Preview { changes, dropped, unread }: &Preview) -> String {
+fn describe_preview(path: &Path, StartPreview { changes, dropped, unknown }: &StartPreview) -> String {
     let path = path.display();
     let mut text = String::new();
     if changes.is_empty() {
@@ -133,7 +133,7 @@ fn told(path: &Path, Preview { changes, dropped, unread }: &Preview) -> String {
     let parts = [
         (changes, "a start changes in it"),
         (dropped, "a start drops from it, because the file has precedence"),
-        (unread, "not understood by this version, and kept as it is"),
+        (unknown, "not understood by this version, and kept as it is"),
     ];
     for (sentences, what) in parts {
         if !sentences.is_empty() {
@@ -148,9 +148,9 @@ fn sizes(config: &Config) -> (usize, usize, usize) {
     (config.networks.len(), config.vms.len(), config.vms.iter().map(|vm| vm.ports.len()).sum())
 }
 
-fn report(path: &Path, config: &Config, findings: &[Finding], state: Option<&(&Path, Preview)>) -> Value {
+fn report(path: &Path, config: &Config, results: &[CheckResult], state: Option<&(&Path, StartPreview)>) -> Value {
     let (networks, vms, ports) = sizes(config);
-    let starts = findings.iter().all(|finding| finding.severity == Severity::Remark);
+    let starts = results.iter().all(|result| result.severity == Severity::Warning);
     json!({
         "file": path.display().to_string(),
         "right": true,
@@ -160,18 +160,18 @@ fn report(path: &Path, config: &Config, findings: &[Finding], state: Option<&(&P
         "ports": ports,
         "uplinks": config.uplinks.len(),
         "starts": starts,
-        "findings": findings,
-        "state": state.map(|(path, Preview { changes, dropped, unread })| json!({
+        "findings": results,
+        "state": state.map(|(path, StartPreview { changes, dropped, unknown })| json!({
             "path": path.display().to_string(),
             "changes": changes,
             "dropped": dropped,
-            "unread": unread,
+            "unread": unknown,
         })),
     })
 }
 
-fn problems(path: &Path, errors: &Errors) -> Value {
-    let problem = |problem: &config::Problem| {
+fn problems(path: &Path, errors: &ConfigErrors) -> Value {
+    let problem = |problem: &config::ConfigError| {
         json!({
             "line": problem.line,
             "key": problem.key,
@@ -181,7 +181,7 @@ fn problems(path: &Path, errors: &Errors) -> Value {
             "message": problem.message,
         })
     };
-    let problems: Vec<Value> = errors.problems().iter().map(problem).collect();
+    let problems: Vec<Value> = errors.errors().iter().map(problem).collect();
     json!({
         "file": path.display().to_string(),
         "right": false,

@@ -15,8 +15,8 @@ use crate::control::handle::Handle;
 const READING: Duration = Duration::from_secs(10);
 
 /// Reloads the file whenever that is asked for.
-pub(super) async fn whenever_told(mut told: mpsc::Receiver<()>, path: Option<PathBuf>, handle: Handle) {
-    while told.recv().await.is_some() {
+pub(super) async fn whenever_told(mut message: mpsc::Receiver<()>, path: Option<PathBuf>, handle: Handle) {
+    while message.recv().await.is_some() {
         let mut notes = vec![NotifyState::Reloading];
         notes.extend(NotifyState::monotonic_usec_now().ok());
         super::notify_all(&notes);

@@ -43,7 +43,7 @@ impl Signals {
                 match Received::register() {
                     Ok(received) => {
                         let _ = registered.send(Ok(()));
-                        received.pass_on(&stopping, &reloading).await;
+                        received.forward(&stopping, &reloading).await;
                         log.say("vifswitch run: the switch has not ended in order, and ends at once");
                         log.finish();
                         std::process::exit(1);
@@ -62,7 +62,7 @@ impl Signals {
         let mut stop = self.stop.clone();
         async move {
             // The thread that would tell is there as long as the process.
-            if stop.wait_for(|&told| told).await.is_err() {
+            if stop.wait_for(|&message| message).await.is_err() {
                 std::future::pending::<()>().await;
             }
         }
@@ -85,7 +85,7 @@ impl Received {
     }
 
     /// Passes signals on. Ready when the process has to end at once.
-    async fn pass_on(mut self, stopping: &watch::Sender<bool>, reloading: &mpsc::Sender<()>) {
+    async fn forward(mut self, stopping: &watch::Sender<bool>, reloading: &mpsc::Sender<()>) {
         loop {
             tokio::select! {
                 name = stop(&mut self.terminate, &mut self.interrupt) => {

@@ -7,8 +7,8 @@ use std::path::Path;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
-use super::xdp::tags::{self, TagFacts, Tags};
-use super::{OpenError, Whereabouts, others, properties, tap, xdp};
+use super::xdp::tags::{self, TagCapabilities, TagLocation};
+use super::{DeviceLocation, OpenError, foreign, properties, tap, xdp};
 use crate::sys::link::{self, Link};
 use crate::sys::netdev::{self, XdpFeatures};
 use crate::sys::netns::Netns;
@@ -36,7 +36,7 @@ pub struct Facts {
     /// What the network stack of its namespace does with what it receives.
     pub stack: HostStack,
     /// How it treats VLAN tags.
-    pub tags: TagFacts,
+    pub tags: TagCapabilities,
 }
 
 impl Facts {
@@ -44,15 +44,15 @@ impl Facts {
     fn tags_lost(&self) -> Option<String> {
         let native = self.features.is_none_or(|can| can.native() && can.redirect());
         match self.tags.decide(native) {
-            Tags::MayBeLost(why) => Some(why),
-            Tags::InFrame | Tags::Told(_) | Tags::InFrameWithout(_) => None,
+            TagLocation::MayBeLost(why) => Some(why),
+            TagLocation::InFrame | TagLocation::Metadata(_) | TagLocation::InFrameWithout(_) => None,
         }
     }
 }
 
 /// What a kind of port would come to on a netdev.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Prospect {
+pub struct KindReport {
     /// As in a configuration: `tap`, `xdp`, `packet`.
     pub kind: &'static str,
     /// Whether it would work.
@@ -83,13 +83,13 @@ pub struct Report {
     /// Whether somebody is at its other end.
     pub carrier: bool,
     /// Each kind of port.
-    pub kinds: Vec<Prospect>,
+    pub kinds: Vec<KindReport>,
     /// The kind to prefer, if any would work.
     pub prefer: Option<&'static str>,
     /// Why that one.
     pub because: Option<&'static str>,
     /// What else the operator should know.
-    pub remarks: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
 impl Report {
@@ -98,10 +98,10 @@ impl Report {
         self.problem.is_none() && self.prefer.is_some()
     }
 
-    fn without(at: &Whereabouts, problem: String) -> Report {
+    fn without(location: &DeviceLocation, problem: String) -> Report {
         Report {
-            device: at.device.clone(),
-            netns: at.netns.path().map(|path| path.display().to_string()),
+            device: location.device.clone(),
+            netns: location.netns.path().map(|path| path.display().to_string()),
             problem: Some(problem),
             driver: None,
             mtu: None,
@@ -110,7 +110,7 @@ impl Report {
             kinds: Vec::new(),
             prefer: None,
             because: None,
-            remarks: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 }
@@ -130,7 +130,7 @@ impl fmt::Display for Report {
             let carrier = if self.carrier { "carrier" } else { "no carrier" };
             writeln!(f, "  netdev     driver {driver}, MTU {mtu}, {up}, {carrier}")?;
         }
-        for Prospect { kind, usable, queues, offloads, why } in &self.kinds {
+        for KindReport { kind, usable, queues, offloads, why } in &self.kinds {
             if *usable {
                 let passes = if *offloads { "offloads pass" } else { "no offloads" };
                 writeln!(f, "  {kind:<9}  yes, queues {queues}, {passes}: {why}")?;
@@ -141,35 +141,36 @@ impl fmt::Display for Report {
         if let Some((prefer, because)) = self.prefer.zip(self.because) {
             writeln!(f, "  prefer     {prefer}: {because}")?;
         }
-        self.remarks.iter().try_for_each(|remark| writeln!(f, "  remark     {remark}"))
+        self.warnings.iter().try_for_each(|warning| writeln!(f, "  warning    {warning}"))
     }
 }
 
 /// Asks the kernel about a device, and says what it is good for. Touches nothing. May wait.
-pub fn examine(at: &Whereabouts) -> Report {
-    let facts = others::visit(at, || {
-        let found = link::find(&at.device).map_err(others::failed(at, "looking for it"))?;
-        let link = found.ok_or_else(|| OpenError::NoDevice { at: at.clone() })?;
-        let queues = ethtool::receive_queues(&at.device).map_err(others::failed(at, "asking for its queues"))?;
+pub fn inspect(location: &DeviceLocation) -> Report {
+    let facts = foreign::in_namespace(location, || {
+        let found = link::find(&location.device).map_err(foreign::failed(location, "looking for it"))?;
+        let link = found.ok_or_else(|| OpenError::NoDevice { at: location.clone() })?;
+        let queues =
+            ethtool::receive_queues(&location.device).map_err(foreign::failed(location, "asking for its queues"))?;
         // Whatever keeps the kernel from telling: then nothing is known.
         let features = netdev::xdp_features(link.index).ok().flatten();
-        let tags = TagFacts::of(&at.device, &link);
+        let tags = TagCapabilities::of(&location.device, &link);
         let own_program = link.xdp.is_some_and(|attached| bpf::is_ours(attached.program).unwrap_or(false));
-        let stack = stack::host_stack(&at.device, link.index, &stack::addresses().unwrap_or_default());
-        Ok(Facts { queues, features, driver: ethtool::driver(&at.device), tags, own_program, stack, link })
+        let stack = stack::host_stack(&location.device, link.index, &stack::addresses().unwrap_or_default());
+        Ok(Facts { queues, features, driver: ethtool::driver(&location.device), tags, own_program, stack, link })
     });
     let mut report = match facts {
-        Ok(facts) => decide(at, &facts),
+        Ok(facts) => decide(location, &facts),
         Err(OpenError::NoDevice { .. }) => {
-            let mut report = Report::without(at, "there is no such device".into());
-            report.remarks.push("the name is free: a port with kind = tap would make it".into());
+            let mut report = Report::without(location, "there is no such device".into());
+            report.warnings.push("the name is free: a port with kind = tap would make it".into());
             report
         }
-        Err(OpenError::NoNamespace { .. }) => Report::without(at, "there is no such namespace".into()),
-        Err(why) => Report::without(at, why.to_string()),
+        Err(OpenError::NoNamespace { .. }) => Report::without(location, "there is no such namespace".into()),
+        Err(why) => Report::without(location, why.to_string()),
     };
-    let missing = needed(&at.netns).into_iter().filter(|privilege| !privilege.is_held());
-    report.remarks.extend(missing.map(|privilege| {
+    let missing = needed(&location.netns).into_iter().filter(|privilege| !privilege.is_held());
+    report.warnings.extend(missing.map(|privilege| {
         format!("{} is not among the rights of whoever asks; without it, {}", privilege.name, privilege.without)
     }));
     report
@@ -186,40 +187,40 @@ fn needed(netns: &Netns) -> Vec<Privilege> {
 }
 
 /// What a netdev is good for, by what is known of it.
-pub fn decide(at: &Whereabouts, facts: &Facts) -> Report {
+pub fn decide(location: &DeviceLocation, facts: &Facts) -> Report {
     let link = &facts.link;
     if !link.ethernet {
-        return Report::without(at, "it is no Ethernet device, and has no frames; choose another one".into());
+        return Report::without(location, "it is no Ethernet device, and has no frames; choose another one".into());
     }
     let kinds = vec![as_tap(facts), as_xdp(facts), as_packet(facts)];
     let (prefer, because) = prefer(facts, &kinds);
-    let mut remarks = Vec::new();
+    let mut warnings = Vec::new();
     if !link.up {
-        remarks.push(format!(
+        warnings.push(format!(
             "it is down, and xdp and packet wait until it is up: ip link set dev {} up (there)",
-            at.device
+            location.device
         ));
     } else if !link.carrier {
-        remarks.push("it has no carrier, and xdp and packet wait until somebody is at its other end".into());
+        warnings.push("it has no carrier, and xdp and packet wait until somebody is at its other end".into());
     }
     if let Some(own) = link.xdp.filter(|_| facts.own_program) {
-        remarks.push(format!(
+        warnings.push(format!(
             "the XDP program on it ({}, id {}) is that of a vifswitch, which serves it; leave it there",
             own.mode.option(),
             own.program
         ));
     } else if let Some(other) = link.xdp {
-        remarks.push(format!(
+        warnings.push(format!(
             "{other} is on it; end its owner or, if that is gone, take it off: ip link set dev {} {} off, or \
-             takeover = true",
-            at.device,
+             replace_xdp_program = true",
+            location.device,
             other.mode.option()
         ));
     }
-    remarks.extend(xdp::lost_offloads(link));
-    let shared = properties::shared_with(&facts.stack, &at.device);
-    remarks.extend(shared.map(|said| format!("with kind = packet {said}")));
-    remarks.extend(facts.tags_lost().map(|why| format!("with kind = xdp {}", tags::remark(&why))));
+    warnings.extend(xdp::lost_offloads(link));
+    let shared = properties::shared_with(&facts.stack, &location.device);
+    warnings.extend(shared.map(|said| format!("with kind = packet {said}")));
+    warnings.extend(facts.tags_lost().map(|why| format!("with kind = xdp {}", tags::warning(&why))));
     Report {
         driver: facts.driver.clone(),
         mtu: Some(link.mtu),
@@ -228,25 +229,25 @@ pub fn decide(at: &Whereabouts, facts: &Facts) -> Report {
         kinds,
         prefer: Some(prefer),
         because: Some(because),
-        remarks,
+        warnings,
         problem: None,
-        ..Report::without(at, String::new())
+        ..Report::without(location, String::new())
     }
 }
 
-fn as_tap(Facts { link, .. }: &Facts) -> Prospect {
+fn as_tap(Facts { link, .. }: &Facts) -> KindReport {
     let (usable, why) = match link.tap {
         None => (false, "it is no tap, and the name is taken".to_owned()),
-        Some(tap) if tap::is_held(link, tap) => match link.alias.strip_prefix(tap::OURS) {
+        Some(tap) if tap::is_in_use(link, tap) => match link.alias.strip_prefix(tap::OURS) {
             Some(port) => (false, format!("a vifswitch holds it, for port {port:?}")),
             None => (false, "it is a tap that others hold".to_owned()),
         },
         Some(_) => (true, "it is a tap with a free queue".to_owned()),
     };
-    Prospect { kind: "tap", usable, queues: u32::from(usable), offloads: usable, why }
+    KindReport { kind: "tap", usable, queues: u32::from(usable), offloads: usable, why }
 }
 
-fn as_xdp(facts: &Facts) -> Prospect {
+fn as_xdp(facts: &Facts) -> KindReport {
     let Facts { link, driver, queues, features, .. } = facts;
     let queues = queues.or(link.tap.map(|tap| tap.queues)).unwrap_or(1).max(1);
     let driver = driver.as_deref().unwrap_or("its driver");
@@ -268,19 +269,19 @@ fn as_xdp(facts: &Facts) -> Prospect {
         Some(_) => (true, format!("native copy, as {driver} has no zero-copy")),
     };
     let why = if facts.own_program { format!("a vifswitch serves it so now; {why}") } else { why };
-    Prospect { kind: "xdp", usable, queues, offloads: false, why }
+    KindReport { kind: "xdp", usable, queues, offloads: false, why }
 }
 
-fn as_packet(Facts { link, .. }: &Facts) -> Prospect {
+fn as_packet(Facts { link, .. }: &Facts) -> KindReport {
     let why = format!(
         "packet sockets work with every Ethernet device; one tag of 802.1Q is allowed for, and full-size frames with two tags, \
          or one of 802.1ad, need an MTU of {}",
         link.mtu.saturating_add(4)
     );
-    Prospect { kind: "packet", usable: true, queues: 1, offloads: true, why }
+    KindReport { kind: "packet", usable: true, queues: 1, offloads: true, why }
 }
 
-fn prefer(facts: &Facts, kinds: &[Prospect]) -> (&'static str, &'static str) {
+fn prefer(facts: &Facts, kinds: &[KindReport]) -> (&'static str, &'static str) {
     let Facts { link, driver, features, .. } = facts;
     let usable = |kind: &str| kinds.iter().any(|prospect| prospect.kind == kind && prospect.usable);
     match features {
@@ -308,20 +309,20 @@ mod tests {
     use super::*;
     use crate::sys::link::{Attached, TapInfo, XdpMode};
 
-    fn judged(facts: &Facts) -> Report {
-        decide(&Whereabouts { device: "d0".into(), netns: Netns::Host }, facts)
+    fn reported(facts: &Facts) -> Report {
+        decide(&DeviceLocation { device: "d0".into(), netns: Netns::Host }, facts)
     }
 
     /// A NIC that is up.
     fn nic(features: Option<u64>) -> Facts {
         let link = Link { index: 2, ethernet: true, mtu: 1500, up: true, carrier: true, ..Link::default() };
-        let tags = TagFacts { hardware: true, ..TagFacts::default() };
+        let tags = TagCapabilities { hardware: true, ..TagCapabilities::default() };
         let features = features.map(XdpFeatures);
         Facts { link, driver: Some("ice".into()), queues: Some(4), features, tags, ..Facts::default() }
     }
 
     fn xdp(facts: &Facts) -> (bool, String) {
-        let Prospect { usable, why, .. } = as_xdp(facts);
+        let KindReport { usable, why, .. } = as_xdp(facts);
         (usable, why)
     }
 
@@ -337,7 +338,7 @@ mod tests {
             let facts = nic(features);
             let (usable, why) = xdp(&facts);
             assert!(usable && why.contains(piece), "{features:?}: {why}");
-            assert_eq!(judged(&facts).prefer, Some(prefer), "{features:?}");
+            assert_eq!(reported(&facts).prefer, Some(prefer), "{features:?}");
         }
         assert_eq!(as_xdp(&nic(None)).queues, 4);
     }
@@ -347,7 +348,7 @@ mod tests {
         let mut facts = nic(Some(3));
         facts.link.mtu = 9000;
         assert!(!xdp(&facts).0);
-        assert_eq!(judged(&facts).prefer, Some("packet"));
+        assert_eq!(reported(&facts).prefer, Some("packet"));
         facts.features = Some(XdpFeatures(3 | 32));
         assert!(xdp(&facts).0);
     }
@@ -356,9 +357,12 @@ mod tests {
     fn a_program_of_others_is_in_the_way_and_can_be_taken_off() {
         let mut facts = nic(Some(11));
         facts.link.xdp = Some(Attached { mode: XdpMode::Generic, program: 7 });
-        let report = judged(&facts);
+        let report = reported(&facts);
         assert_eq!((xdp(&facts).0, report.prefer), (false, Some("packet")));
-        assert!(report.remarks.iter().any(|remark| remark.contains("ip link set dev d0 xdpgeneric off")), "{report}");
+        assert!(
+            report.warnings.iter().any(|warning| warning.contains("ip link set dev d0 xdpgeneric off")),
+            "{report}"
+        );
     }
 
     #[test]
@@ -366,11 +370,11 @@ mod tests {
         let mut facts = nic(Some(11));
         facts.link.xdp = Some(Attached { mode: XdpMode::Native, program: 7 });
         facts.own_program = true;
-        let report = judged(&facts);
+        let report = reported(&facts);
         assert!(xdp(&facts).0 && xdp(&facts).1.contains("a vifswitch serves it"), "{report}");
         let said = report.to_string();
         assert!(
-            said.contains("is that of a vifswitch") && !said.contains("off,") && !said.contains("takeover"),
+            said.contains("is that of a vifswitch") && !said.contains("off,") && !said.contains("replace_xdp_program"),
             "{said}"
         );
     }
@@ -378,9 +382,9 @@ mod tests {
     #[test]
     fn what_the_stack_of_the_host_does_is_told_with_the_remedy() {
         let mut facts = nic(Some(11));
-        assert!(!judged(&facts).to_string().contains("network stack"));
+        assert!(!reported(&facts).to_string().contains("network stack"));
         facts.stack = HostStack { ipv6: true, autoconfigures: true, ..HostStack::default() };
-        let said = judged(&facts).to_string();
+        let said = reported(&facts).to_string();
         assert!(said.contains("router advertisements") && said.contains("isolate = true"), "{said}");
         assert!(said.contains("net.ipv6.conf.d0.disable_ipv6=1") && !said.contains("arp_ignore"), "{said}");
     }
@@ -390,7 +394,7 @@ mod tests {
         for vnet_header in [false, true] {
             let mut facts = nic(Some(3));
             facts.link.tap = Some(TapInfo { vnet_header, multi_queue: true, queues: 2, ..TapInfo::default() });
-            let report = judged(&facts);
+            let report = reported(&facts);
             assert_eq!(report.prefer, Some(if vnet_header { "packet" } else { "xdp" }), "{report}");
             assert_eq!(report.to_string().contains("XDP hook"), vnet_header, "{report}");
         }
@@ -399,20 +403,20 @@ mod tests {
     #[test]
     fn where_tags_may_be_lost_the_kind_that_sees_them_is_preferred() {
         let mut facts = nic(Some(3));
-        facts.tags = TagFacts { strips: vec!["rx-vlan-hw-parse"], driver: facts.driver.clone(), ..facts.tags };
-        let report = judged(&facts);
+        facts.tags = TagCapabilities { strips: vec!["rx-vlan-hw-parse"], driver: facts.driver.clone(), ..facts.tags };
+        let report = reported(&facts);
         assert_eq!((xdp(&facts).0, report.prefer), (true, Some("packet")), "{report}");
         assert!(report.to_string().contains("ice takes tags out of frames"), "{report}");
         facts.tags.can_stop = true;
-        assert_eq!(judged(&facts).prefer, Some("xdp"));
+        assert_eq!(reported(&facts).prefer, Some("xdp"));
     }
 
     #[test]
     fn what_has_no_frames_is_of_no_use() {
-        assert!(!judged(&Facts::default()).is_usable());
+        assert!(!reported(&Facts::default()).is_usable());
         let mut facts = nic(Some(3));
         facts.link.up = false;
-        let report = judged(&facts);
+        let report = reported(&facts);
         assert!(report.is_usable() && report.to_string().contains("ip link set dev d0 up"), "{report}");
     }
 }

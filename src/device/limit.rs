@@ -34,7 +34,7 @@ impl Limit {
 
     /// The longest frame that has passed.
     #[inline(always)]
-    pub(in crate::device) fn longest(&self) -> u32 {
+    pub(in crate::device) fn max_passed(&self) -> u32 {
         self.passed
     }
 

@@ -5,7 +5,7 @@
 //!
 //! [`open`] is the one place that tells the kinds apart. A new kind is a file or folder here, a
 //! variant of [`Settings`] and an arm in [`open`]. `tap` holds the file of a tap; `packet` has sockets
-//! on a netdev that others own; `memory` is a cable between two ends in this process, for tests and
+//! on a netdev that others own; `loopback` is a cable between two ends in this process, for tests and
 //! benches.
 
 use std::fmt;
@@ -15,27 +15,27 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::frame::{BURST, Batch, Cache, Lane, Pool, Sent};
+use crate::frame::{BURST, Batch, Magazine, Pool, TxBatch, TxStats};
 use crate::sys::netns::Netns;
-use crate::time::Moment;
+use crate::time::MonoTime;
 use crate::wire::OffloadSet;
 
 pub mod doctor;
+mod early_drop;
 mod egress;
+mod foreign;
 mod limit;
-pub mod memory;
+pub mod loopback;
 mod observed;
-mod others;
 pub mod packet;
 pub mod properties;
-mod shed;
 pub mod tap;
 mod vxlan;
 pub mod xdp;
 
+pub use early_drop::{DropCount, GroupClass, XdpDropped};
 pub use egress::Egress;
 pub use observed::Observed;
-pub use shed::{Amount, Group, Shed};
 
 /// Which device to open, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,8 +51,8 @@ pub enum Settings {
 
 impl Settings {
     /// Which device, and where.
-    pub fn at(&self) -> Whereabouts {
-        Whereabouts { device: self.name().to_owned(), netns: self.netns().clone() }
+    pub fn at(&self) -> DeviceLocation {
+        DeviceLocation { device: self.name().to_owned(), netns: self.netns().clone() }
     }
 
     /// The namespace of the device.
@@ -88,7 +88,7 @@ impl Settings {
     }
 
     /// Whether others own its netdev: they make it, set it up and delete it.
-    pub fn is_of_others(&self) -> bool {
+    pub fn is_foreign(&self) -> bool {
         !matches!(self, Settings::Tap(_))
     }
 
@@ -111,7 +111,7 @@ pub struct Opened {
     /// Whether its netdev was made by us for this port, now or in an earlier life.
     pub made: bool,
     /// What the operator should know: sentences on what is not quite as asked for.
-    pub notes: Vec<String>,
+    pub warnings: Vec<String>,
     /// In which mode it is used, if there are several.
     pub mode: Option<String>,
     /// Whether a frame may come in without the VLAN tag that it was sent with.
@@ -125,20 +125,24 @@ pub struct Opened {
 impl fmt::Debug for Opened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let queues = self.queues.len();
-        f.debug_struct("Opened").field("queues", &queues).field("made", &self.made).field("notes", &self.notes).finish()
+        f.debug_struct("Opened")
+            .field("queues", &queues)
+            .field("made", &self.made)
+            .field("notes", &self.warnings)
+            .finish()
     }
 }
 
 /// Which device, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Whereabouts {
+pub struct DeviceLocation {
     /// Its name.
     pub device: String,
     /// The namespace it is in, or would be.
     pub netns: Netns,
 }
 
-impl fmt::Display for Whereabouts {
+impl fmt::Display for DeviceLocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} in {}", self.device, self.netns)
     }
@@ -151,7 +155,7 @@ pub enum OpenError {
     #[error("{at}: there is no such namespace yet; it is opened as soon as there is")]
     NoNamespace {
         /// Which device.
-        at: Whereabouts,
+        at: DeviceLocation,
     },
     /// There is a file of the name of the namespace, and no namespace is bound to it, as far as this process can see.
     #[error(
@@ -161,19 +165,19 @@ pub enum OpenError {
     )]
     Unbound {
         /// Which device.
-        at: Whereabouts,
+        at: DeviceLocation,
     },
     /// There is no such device, and others make it. There may be one later.
     #[error("{at}: there is no such device yet; it is opened as soon as somebody makes it")]
     NoDevice {
         /// Which device.
-        at: Whereabouts,
+        at: DeviceLocation,
     },
     /// Others own it and have set it down, or nobody is at its other end. It may be up later.
     #[error("{at}: {reason}, and it is opened then")]
     Down {
         /// Which device.
-        at: Whereabouts,
+        at: DeviceLocation,
         /// What of it is down.
         reason: String,
     },
@@ -181,13 +185,13 @@ pub enum OpenError {
     #[error("{at} is held by another process, or by another port; end that one or choose another device")]
     Busy {
         /// Which device.
-        at: Whereabouts,
+        at: DeviceLocation,
     },
     /// It can never be opened like this.
     #[error("{at}: {reason}")]
     Refused {
         /// Which device.
-        at: Whereabouts,
+        at: DeviceLocation,
         /// Why, and what to do about it.
         reason: String,
     },
@@ -195,7 +199,7 @@ pub enum OpenError {
     #[error("{at}: {attempt} failed: {source}")]
     Io {
         /// Which device.
-        at: Whereabouts,
+        at: DeviceLocation,
         /// What was attempted.
         attempt: &'static str,
         /// How it failed.
@@ -216,16 +220,16 @@ pub fn open(settings: &Settings, may_create: bool, pool: &'static Pool) -> Resul
 
 /// What [`open`] would come to now, as far as can be told without touching anything: why it would
 /// fail, or remarks on what would not be quite as asked for. May wait as well.
-pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
-    let mut remarks = match settings {
+pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
+    let mut warnings = match settings {
         // It would be made as it is wanted.
-        Settings::Tap(tap) => return tap::look(tap),
-        Settings::Xdp(xdp) => xdp::look(xdp),
-        Settings::Packet(packet) => packet::look(packet),
+        Settings::Tap(tap) => return tap::preflight(tap),
+        Settings::Xdp(xdp) => xdp::preflight(xdp),
+        Settings::Packet(packet) => packet::preflight(packet),
     }?;
     let now = properties::read(settings).ok().flatten();
-    remarks.extend(now.map(|now| properties::remarks(settings, &now)).unwrap_or_default());
-    Ok(remarks)
+    warnings.extend(now.map(|now| properties::warnings(settings, &now)).unwrap_or_default());
+    Ok(warnings)
 }
 
 /// Deletes the netdevs that [`open`] made for ports, all in the namespace `netns`; their queues may be
@@ -237,7 +241,7 @@ pub fn remove(netns: &Netns, settings: &[Settings]) -> Vec<Result<bool, OpenErro
         Settings::Xdp(_) | Settings::Packet(_) => None,
     });
     let mut removed = tap::remove(netns, &taps.collect::<Vec<_>>()).into_iter();
-    let mut of = |settings: &Settings| if settings.is_of_others() { None } else { removed.next() };
+    let mut of = |settings: &Settings| if settings.is_foreign() { None } else { removed.next() };
     settings.iter().map(|settings| of(settings).unwrap_or(Ok(false))).collect()
 }
 
@@ -254,8 +258,8 @@ pub enum Removal {
 
 /// Deletes the netdev at `at` if an earlier life of the switch made it for this port and nobody uses
 /// it. May wait as well.
-pub fn remove_left(at: &Whereabouts, port: &str) -> Result<Removal, OpenError> {
-    tap::remove_left(at, port)
+pub fn remove_left(location: &DeviceLocation, port: &str) -> Result<Removal, OpenError> {
+    tap::remove_left(location, port)
 }
 
 /// Gives the netdev of an open device the address and MTU that `settings` ask for, unless it is one
@@ -274,12 +278,12 @@ pub trait Device: Send {
     /// own slots taken from `cache`, or lie in memory that is lent until [`Device::release`].
     ///
     /// An error means that the device is gone for good; it will not be asked again.
-    fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()>;
+    fn receive(&mut self, batch: &mut Batch, magazine: &mut Magazine) -> io::Result<()>;
 
-    /// Sends what waits in `lane`, in order, in as few calls as it can. The lane is empty
+    /// Sends what waits in `tx`, in order, in as few calls as it can. The lane is empty
     /// afterwards, and the answer says what became of its frames. `batch` is the burst from which
     /// frames are borrowed.
-    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent;
+    fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats;
 
     /// The burst that this device was last asked for is over: memory that it lent is its own again.
     fn release(&mut self) {}
@@ -290,34 +294,34 @@ pub trait Device: Send {
 
     /// Whether asking it in vain costs next to nothing, and no system call: then a worker asks it at each
     /// breath, however quiet it is.
-    fn is_cheap_to_ask(&self) -> bool {
+    fn is_cheap_to_poll(&self) -> bool {
         false
     }
 
     /// How many frames it hands over at once, at most. Fewer than a batch holds where each costs a system call: a
     /// port that sends as fast as it can would keep the others of its worker waiting.
-    fn most_at_once(&self) -> usize {
+    fn max_burst(&self) -> usize {
         BURST
     }
 
     /// How long it pays to leave it alone where frames come fast one after the other, so that several can be sent with
     /// one call. Not at all for most, which would only hold them up.
-    fn gathering_time(&self) -> Duration {
+    fn moderation_time(&self) -> Duration {
         Duration::ZERO
     }
 
     /// What frames it can send.
-    fn abilities(&self) -> Abilities;
+    fn caps(&self) -> DeviceCaps;
 
     /// Whether the netdev may lead to a wire and the kernel does not pad short frames. The worker pads those of an uplink to
     /// the Ethernet minimum then.
-    fn leads_to_wire(&self) -> bool {
+    fn needs_padding(&self) -> bool {
         false
     }
 
     /// The offload work that it takes at present: all, or none, unless it follows a netdev.
     fn offload_set(&self) -> OffloadSet {
-        if self.abilities().offloads { OffloadSet::ALL } else { OffloadSet::NONE }
+        if self.caps().offloads { OffloadSet::ALL } else { OffloadSet::NONE }
     }
 
     /// A second descriptor that is watched like the first one. Most have none.
@@ -339,7 +343,7 @@ pub trait Device: Send {
 
     /// Frames that came in and were lost before they could be received, since this was last asked, as
     /// far as the device knows. Most have a netdev that counts them, and know of none.
-    fn missed(&mut self) -> u64 {
+    fn rx_missed(&mut self) -> u64 {
         0
     }
 
@@ -351,26 +355,26 @@ pub trait Device: Send {
 
     /// The worker that polls it is about to sleep, until a descriptor tells of something. Whether there is work of
     /// which none will tell, such as frames that wait to be sent: then the worker sleeps for a moment only.
-    fn prepare_sleep(&mut self, _cache: &mut Cache) -> bool {
+    fn prepare_sleep(&mut self, _cache: &mut Magazine) -> bool {
         false
     }
 
     /// Its queue is about to be closed, or given to another worker: what waits to be sent has a last chance now.
-    fn prepare_close(&mut self, _cache: &mut Cache) {}
+    fn prepare_close(&mut self, _cache: &mut Magazine) {}
 
     /// Has frames to groups of this kind dropped where they arrive, from now until then and no longer; a moment
     /// that is over ends it at once. No system call. Most cannot, and do not.
-    fn shed(&mut self, _group: Group, _until: Moment) {}
+    fn xdp_drop(&mut self, _group: GroupClass, _until: MonoTime) {}
 
     /// What was dropped so since this was last asked. It has come in, and nobody has counted it.
-    fn was_shed(&mut self) -> Shed {
-        Shed::default()
+    fn take_xdp_dropped(&mut self) -> XdpDropped {
+        XdpDropped::default()
     }
 }
 
 /// What a device can do with the frames it is to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Abilities {
+pub struct DeviceCaps {
     /// It takes the offload header along: partial checksums and GSO packets pass, those of its
     /// [`OffloadSet`](Device::offload_set).
     pub offloads: bool,

@@ -14,48 +14,48 @@ pub struct Observed(Arc<Observations>);
 #[derive(Debug, Default)]
 struct Observations {
     /// Control wants some received frames to be sampled.
-    turn: AtomicBool,
+    sample_requested: AtomicBool,
     /// Checksums of received frames are partial.
     partial: AtomicBool,
     /// The receive ring has come to a halt.
-    halted: AtomicBool,
+    ring_stuck: AtomicBool,
     /// Something of it is new.
-    news: AtomicBool,
+    changed: AtomicBool,
 }
 
 impl Observed {
     /// Has some frames sampled that are received next.
-    pub fn give_turn(&self) {
-        self.0.turn.store(true, Relaxed);
+    pub fn request_samples(&self) {
+        self.0.sample_requested.store(true, Relaxed);
     }
 
     /// Whether some frames are to be sampled now.
-    pub fn take_turn(&self) -> bool {
-        self.0.turn.load(Relaxed) && self.0.turn.swap(false, Relaxed)
+    pub fn take_sample_request(&self) -> bool {
+        self.0.sample_requested.load(Relaxed) && self.0.sample_requested.swap(false, Relaxed)
     }
 
     /// Checksums of received frames are partial.
-    pub fn note_partial_checksums(&self) {
+    pub fn report_partial_checksums(&self) {
         if !self.0.partial.swap(true, Relaxed) {
-            self.0.news.store(true, Relaxed);
+            self.0.changed.store(true, Relaxed);
         }
     }
 
     /// The receive ring has come to a halt, and the device goes on without it.
-    pub fn note_halted_ring(&self) {
-        if !self.0.halted.swap(true, Relaxed) {
-            self.0.news.store(true, Relaxed);
+    pub fn report_stuck_ring(&self) {
+        if !self.0.ring_stuck.swap(true, Relaxed) {
+            self.0.changed.store(true, Relaxed);
         }
     }
 
     /// Whether there is something new since this was last asked.
-    pub fn take_news(&self) -> bool {
-        self.0.news.load(Relaxed) && self.0.news.swap(false, Relaxed)
+    pub fn take_changed(&self) -> bool {
+        self.0.changed.load(Relaxed) && self.0.changed.swap(false, Relaxed)
     }
 
     /// What has been observed, in words.
-    pub fn remarks(&self, settings: &Settings) -> Vec<String> {
-        let halted = self.0.halted.load(Relaxed).then(|| {
+    pub fn warnings(&self, settings: &Settings) -> Vec<String> {
+        let ring_stuck = self.0.ring_stuck.load(Relaxed).then(|| {
             format!(
                 "{}: a GSO packet of a kind that the kernel cannot hand over (UDP fragmentation, SCTP) has halted the \
                  receive ring; each frame now takes a system call, and such packets are lost; turn that offload off in the \
@@ -71,7 +71,7 @@ impl Observed {
                 settings.at()
             )
         });
-        halted.into_iter().chain(partial).collect()
+        ring_stuck.into_iter().chain(partial).collect()
     }
 }
 
@@ -80,19 +80,19 @@ impl Observed {
 pub(super) struct Samples {
     /// How many frames are still to be sampled.
     left: u8,
-    judged: u8,
+    taken: u8,
     partial: u8,
 }
 
 impl Samples {
     /// Frames that are sampled at each turn.
-    const TURN: u8 = 8;
+    const PER_REQUEST: u8 = 8;
     /// Partial checksums among these that are no accident: one is in 65 536 frames.
     const ENOUGH: u8 = 3;
 
     /// Begins to sample.
     pub(super) fn begin(&mut self) {
-        *self = Samples { left: Samples::TURN, judged: 0, partial: 0 };
+        *self = Samples { left: Samples::PER_REQUEST, taken: 0, partial: 0 };
     }
 
     /// Whether a frame is to be sampled.
@@ -105,10 +105,10 @@ impl Samples {
     pub(super) fn take(&mut self, frame: &[u8]) -> bool {
         self.left = self.left.saturating_sub(1);
         if let Some(is_partial) = crate::wire::is_partial_checksum(frame) {
-            self.judged += 1;
+            self.taken += 1;
             self.partial += u8::from(is_partial);
         }
-        self.partial >= Samples::ENOUGH && self.partial * 2 >= self.judged
+        self.partial >= Samples::ENOUGH && self.partial * 2 >= self.taken
     }
 }
 
@@ -119,13 +119,13 @@ mod tests {
     #[test]
     fn what_is_observed_is_news_once() {
         let observed = Observed::default();
-        assert!(!observed.take_news() && !observed.take_turn());
-        observed.give_turn();
-        assert!(observed.take_turn() && !observed.take_turn());
+        assert!(!observed.take_changed() && !observed.take_sample_request());
+        observed.request_samples();
+        assert!(observed.take_sample_request() && !observed.take_sample_request());
         for _ in 0..3 {
-            observed.note_partial_checksums();
+            observed.report_partial_checksums();
         }
-        assert!(observed.take_news() && !observed.take_news());
+        assert!(observed.take_changed() && !observed.take_changed());
     }
 
     #[test]
@@ -134,6 +134,6 @@ mod tests {
         assert!(!samples.is_due());
         samples.begin();
         let taken = (0..100).take_while(|_| samples.is_due() && !samples.take(&[0; 60])).count();
-        assert_eq!(taken, usize::from(Samples::TURN));
+        assert_eq!(taken, usize::from(Samples::PER_REQUEST));
     }
 }

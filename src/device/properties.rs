@@ -127,7 +127,7 @@ fn is_relevant(settings: &Settings) -> Option<fn(&str) -> bool> {
 /// is so `now`.
 pub fn outdated(settings: &Settings, was: Option<&Properties>, now: Option<&Properties>) -> Option<String> {
     let name = settings.name();
-    if !settings.is_of_others() {
+    if !settings.is_foreign() {
         return None;
     }
     let Some(now) = now else { return Some("its netdev is gone; it is opened again as soon as it is back".into()) };
@@ -177,7 +177,7 @@ fn gso_changes(was: &Properties, now: &Properties) -> Vec<String> {
 /// What has changed of a netdev of others that stays in use, in words.
 pub fn changes(settings: &Settings, was: &Properties, now: &Properties) -> Vec<String> {
     let mut changes = Vec::new();
-    if settings.is_of_others() && was.link.mac != now.link.mac {
+    if settings.is_foreign() && was.link.mac != now.link.mac {
         changes.push(format!("the MAC address of {} was {} and is {}", settings.at(), was.link.mac, now.link.mac));
     }
     if matches!(settings, Settings::Packet(_)) {
@@ -194,27 +194,27 @@ pub fn changes(settings: &Settings, was: &Properties, now: &Properties) -> Vec<S
 }
 
 /// What is not as the port has it, in words, each with its remedy.
-pub fn remarks(settings: &Settings, now: &Properties) -> Vec<String> {
-    let (at, name) = (settings.at(), &now.name);
-    let mut remarks = Vec::new();
+pub fn warnings(settings: &Settings, now: &Properties) -> Vec<String> {
+    let (location, name) = (settings.at(), &now.name);
+    let mut warnings = Vec::new();
     if let Settings::Tap(tap) = settings {
         if *name != tap.name {
-            remarks.push(format!(
-                "{at} has name {name}, port has {}; the next start would make another tap: `ip link set dev {name} name {}` \
+            warnings.push(format!(
+                "{location} has name {name}, port has {}; the next start would make another tap: `ip link set dev {name} name {}` \
                  there puts it right",
                 tap.name, tap.name
             ));
         }
         if now.link.mac != tap.mac {
-            remarks.push(format!(
-                "{at} has MAC address {}, port has {}; port security drops what it does not allow: `ip link set dev {name} \
+            warnings.push(format!(
+                "{location} has MAC address {}, port has {}; port security drops what it does not allow: `ip link set dev {name} \
                  address {}` there puts it right",
                 now.link.mac, tap.mac, tap.mac
             ));
         }
         if now.link.mtu != u32::from(tap.mtu) {
-            remarks.push(format!(
-                "{at} has MTU {}, port has {}; `ip link set dev {name} mtu {}` there puts it right",
+            warnings.push(format!(
+                "{location} has MTU {}, port has {}; `ip link set dev {name} mtu {}` there puts it right",
                 now.link.mtu, tap.mtu, tap.mtu
             ));
         }
@@ -225,12 +225,12 @@ pub fn remarks(settings: &Settings, now: &Properties) -> Vec<String> {
             Settings::Packet(_) => "each frame is forwarded there as well as here",
             Settings::Xdp(_) => "what that one sends by it goes past the switch",
         };
-        remarks.push(format!(
-            "{at} has master {master}, port has none; {effect}: `ip link set dev {name} nomaster` there takes it out"
+        warnings.push(format!(
+            "{location} has master {master}, port has none; {effect}: `ip link set dev {name} nomaster` there takes it out"
         ));
     }
-    remarks.extend(shared_with(&now.stack, name).map(|said| format!("{at}: {said}")));
-    remarks
+    warnings.extend(shared_with(&now.stack, name).map(|said| format!("{location}: {said}")));
+    warnings
 }
 
 /// What there is to say of a netdev by `packet` whose frames the network stack of its namespace receives as well.
@@ -272,7 +272,7 @@ pub fn is_restored(settings: &Settings, made: bool) -> bool {
 }
 
 /// What [`restore`] would put right, in words.
-pub fn restorable(settings: &Settings, now: &Properties) -> Vec<String> {
+pub fn pending_restore(settings: &Settings, now: &Properties) -> Vec<String> {
     let Settings::Tap(tap) = settings else { return Vec::new() };
     let mut off = Vec::new();
     if now.link.mac != tap.mac {
@@ -336,7 +336,7 @@ mod tests {
             netns: Netns::Host,
             queues: None,
             mode: xdp::Mode::Auto,
-            takeover: false,
+            replace_xdp_program: false,
             vlan_demux: false,
             mtu: 1500,
             fill: 64,
@@ -353,12 +353,12 @@ mod tests {
     fn each_property_of_a_tap_that_differs_is_named_with_both_values_and_the_remedy() {
         let tap = tap(Netns::Named("blue".into()));
         let right = of(&tap);
-        assert_eq!(remarks(&tap, &right), [""; 0]);
-        let said = |change: fn(&mut Properties), pieces: &[&str]| {
+        assert_eq!(warnings(&tap, &right), [""; 0]);
+        let said = |change: fn(&mut Properties), iovecs: &[&str]| {
             let mut now = right.clone();
             change(&mut now);
-            let [remark] = &remarks(&tap, &now)[..] else { panic!("{:?}", remarks(&tap, &now)) };
-            assert!(pieces.iter().all(|piece| remark.contains(piece)), "{remark}");
+            let [warning] = &warnings(&tap, &now)[..] else { panic!("{:?}", warnings(&tap, &now)) };
+            assert!(iovecs.iter().all(|piece| warning.contains(piece)), "{warning}");
         };
         let address = "has MAC address 02:00:00:00:00:63, port has 02:00:00:00:00:01";
         said(|now| now.link.mac = mac(99), &["tap1 in namespace blue", address, "address 02:00:00:00:00:01`"]);
@@ -384,9 +384,9 @@ mod tests {
             assert!(!is_restored(&settings, made), "{settings:?}");
         }
         let mut now = of(&tap(Netns::Host));
-        assert_eq!(restorable(&tap(Netns::Host), &now), [""; 0]);
+        assert_eq!(pending_restore(&tap(Netns::Host), &now), [""; 0]);
         (now.link.mac, now.link.mtu, now.link.up) = (mac(9), 900, false);
-        assert_eq!(restorable(&tap(Netns::Host), &now).len(), 3);
+        assert_eq!(pending_restore(&tap(Netns::Host), &now).len(), 3);
     }
 
     #[test]
@@ -417,8 +417,8 @@ mod tests {
             let mut now = Properties { features: vec!["b".into(), "c".into()], ..up.clone() };
             now.link.gso_max_size = 9000;
             let said = changes(&settings, &up, &now).concat();
-            let pieces = ["a off, c on", "gso_max_size was 0 and is 9000"];
-            assert!(pieces.iter().all(|piece| said.contains(piece) == is_packet), "{said}");
+            let iovecs = ["a off, c on", "gso_max_size was 0 and is 9000"];
+            assert!(iovecs.iter().all(|piece| said.contains(piece) == is_packet), "{said}");
             assert!(outdated(&settings, Some(&up), None).unwrap().contains("gone"));
             assert_eq!(outdated(&settings, None, Some(&up)), None, "nothing is known of before");
         }

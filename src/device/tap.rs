@@ -12,21 +12,21 @@
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{Abilities, Device, OpenError, Opened, Removal, Whereabouts};
-use crate::frame::{Batch, Cache, Fate, Lane, Sent, View};
+use super::{Device, DeviceCaps, DeviceLocation, OpenError, Opened, Removal};
+use crate::frame::{Batch, FrameRef, Magazine, TxBatch, TxStats, TxStatus};
 use crate::sys::link::{self, Found, Link, TapInfo, Wanted};
 use crate::sys::netns::{self, Netns, within};
 use crate::sys::tun::{self, Flags, NoFrame, Offloads, Queue, Unsent};
 use crate::wire::{Mac, Offload, OffloadSet};
 
 /// Queues of a tap, at most (MAX_TAP_QUEUES of the kernel).
-const MOST_QUEUES: u16 = 256;
+const MAX_QUEUES: u16 = 256;
 
 /// Pieces in which a frame is written, at most: its header, and 64 KiB in slots.
-const PIECES: usize = 20;
+const MAX_IOVECS: usize = 20;
 
 /// Frames that are read at once: some 25 µs.
-const MOST_AT_ONCE: usize = 32;
+const MAX_BURST: usize = 32;
 
 /// Frames from a guest that wait in each queue of a netdev that we made, while their worker is kept from the processor or
 /// is busy with others. The kernel's own 1000 are 10 ms of 100 000 frames/s, and hosts do stand still that long.
@@ -61,8 +61,8 @@ pub struct Settings {
 }
 
 impl Settings {
-    fn at(&self) -> Whereabouts {
-        Whereabouts { device: self.name.clone(), netns: self.netns.clone() }
+    fn at(&self) -> DeviceLocation {
+        DeviceLocation { device: self.name.clone(), netns: self.netns.clone() }
     }
 
     /// The alias by which a netdev that we made is known.
@@ -72,7 +72,7 @@ impl Settings {
 
     /// Whether a netdev is one that we made for this port when it was to have several queues, or a
     /// single one, and is to be otherwise now. It cannot be changed.
-    fn has_outgrown(&self, link: &Link) -> bool {
+    fn has_queue_mode_mismatch(&self, link: &Link) -> bool {
         link.alias == self.alias() && link.tap.is_some_and(|tap| tap.multi_queue != (self.queues > 1))
     }
 
@@ -80,18 +80,18 @@ impl Settings {
         OpenError::Refused { at: self.at(), reason: reason.into() }
     }
 
-    fn kept_out(&self) -> impl FnOnce(io::Error) -> OpenError {
-        let at = self.at();
+    fn in_use(&self) -> impl FnOnce(io::Error) -> OpenError {
+        let location = self.at();
         move |source| match source.kind() {
-            _ if netns::is_unbound(&source) => OpenError::Unbound { at },
-            io::ErrorKind::NotFound => OpenError::NoNamespace { at },
-            _ => OpenError::Io { at, attempt: "entering the namespace", source },
+            _ if netns::is_unbound(&source) => OpenError::Unbound { at: location },
+            io::ErrorKind::NotFound => OpenError::NoNamespace { at: location },
+            _ => OpenError::Io { at: location, attempt: "entering the namespace", source },
         }
     }
 
     fn failed(&self, attempt: &'static str) -> impl FnOnce(io::Error) -> OpenError {
-        let at = self.at();
-        move |source| OpenError::Io { at, attempt, source }
+        let location = self.at();
+        move |source| OpenError::Io { at: location, attempt, source }
     }
 
     /// What can be said to be wrong without asking the kernel.
@@ -101,9 +101,9 @@ impl Settings {
                 self.refused("this cannot be the name of a device; use 1 to 15 bytes without spaces, '/', ':' and '%'")
             );
         }
-        if self.queues == 0 || self.queues > MOST_QUEUES {
+        if self.queues == 0 || self.queues > MAX_QUEUES {
             let queues = self.queues;
-            return Err(self.refused(format!("{queues} queues cannot be had; ask for 1 to {MOST_QUEUES}")));
+            return Err(self.refused(format!("{queues} queues cannot be had; ask for 1 to {MAX_QUEUES}")));
         }
         if !self.mac.is_station() {
             return Err(self.refused(format!("{} cannot be the address of a device", self.mac)));
@@ -120,21 +120,21 @@ fn alias(port: &str) -> String {
 /// Opens the queues of a tap, and makes its netdev if there is none and we may.
 pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> {
     settings.check()?;
-    let opened = within(&settings.netns, || attempt(settings, may_create)).map_err(settings.kept_out())??;
+    let opened = within(&settings.netns, || attempt(settings, may_create)).map_err(settings.in_use())??;
     opened.ok_or_else(|| OpenError::Busy { at: settings.at() })
 }
 
 /// What [`open`] would come to now: why it would fail, or remarks. Nothing is touched.
-pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
+pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
     settings.check()?;
-    let found = within(&settings.netns, || link::find(&settings.name)).map_err(settings.kept_out())?;
+    let found = within(&settings.netns, || link::find(&settings.name)).map_err(settings.in_use())?;
     let Some(link) = found.map_err(settings.failed("looking for it"))? else { return Ok(Vec::new()) };
     let mut notes = Vec::new();
-    let is_outgrown = settings.has_outgrown(&link);
+    let is_outgrown = settings.has_queue_mode_mismatch(&link);
     if !is_outgrown {
         follow(settings, &link, &mut notes)?;
     }
-    if link.tap.is_some_and(|tap| is_held(&link, tap)) {
+    if link.tap.is_some_and(|tap| is_in_use(&link, tap)) {
         return Err(OpenError::Busy { at: settings.at() });
     }
     if is_outgrown {
@@ -181,7 +181,7 @@ pub fn remove(netns: &Netns, taps: &[&Settings]) -> Vec<Result<bool, OpenError>>
         let find = |tap: &&Settings| Ok(link::find(&tap.name)?.filter(|link| link.alias == tap.alias()));
         let found: Vec<io::Result<Option<Link>>> = taps.iter().map(find).collect();
         let ours: Vec<u32> = found.iter().flatten().flatten().map(|link| link.index).collect();
-        let deleted = ours.len() > 1 && link::delete_together(&ours).is_ok();
+        let deleted = ours.len() > 1 && link::delete_many(&ours).is_ok();
         let delete = |found: io::Result<Option<Link>>| match found? {
             Some(link) if !deleted => link::delete(link.index).map(|()| true),
             found => Ok(found.is_some()),
@@ -190,33 +190,33 @@ pub fn remove(netns: &Netns, taps: &[&Settings]) -> Vec<Result<bool, OpenError>>
     });
     match removed {
         Ok(removed) => {
-            let told = |(removed, tap): (io::Result<_>, &&Settings)| removed.map_err(tap.failed("deleting it"));
-            removed.into_iter().zip(taps).map(told).collect()
+            let message = |(removed, tap): (io::Result<_>, &&Settings)| removed.map_err(tap.failed("deleting it"));
+            removed.into_iter().zip(taps).map(message).collect()
         }
         Err(e) if e.kind() == io::ErrorKind::NotFound => taps.iter().map(|_| Ok(false)).collect(), // all went with it
         Err(e) => {
-            let told = |tap: &&Settings| Err(tap.kept_out()(io::Error::new(e.kind(), e.to_string())));
-            taps.iter().map(told).collect()
+            let message = |tap: &&Settings| Err(tap.in_use()(io::Error::new(e.kind(), e.to_string())));
+            taps.iter().map(message).collect()
         }
     }
 }
 
 /// Deletes the netdev of a persistent tap that was made for `port` in an earlier life, unless somebody
 /// holds it.
-pub fn remove_left(at: &Whereabouts, port: &str) -> Result<Removal, OpenError> {
-    let removed = within(&at.netns, || {
-        let Some(link) = link::find(&at.device)?.filter(|link| link.alias == alias(port)) else {
+pub fn remove_left(location: &DeviceLocation, port: &str) -> Result<Removal, OpenError> {
+    let removed = within(&location.netns, || {
+        let Some(link) = link::find(&location.device)?.filter(|link| link.alias == alias(port)) else {
             return Ok(Removal::Gone);
         };
         match link.tap {
-            Some(tap) if !is_held(&link, tap) => link::delete(link.index).map(|()| Removal::Done),
+            Some(tap) if !is_in_use(&link, tap) => link::delete(link.index).map(|()| Removal::Done),
             _ => Ok(Removal::InUse),
         }
     });
     match removed {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Removal::Gone), // it went with its namespace
         removed => removed.and_then(|removed| removed).map_err(|source| OpenError::Io {
-            at: at.clone(),
+            at: location.clone(),
             attempt: "deleting it",
             source,
         }),
@@ -224,17 +224,17 @@ pub fn remove_left(at: &Whereabouts, port: &str) -> Result<Removal, OpenError> {
 }
 
 /// Whether somebody holds a tap. Of one that has a single queue only its carrier tells, while it is up.
-pub(super) fn is_held(link: &Link, tap: TapInfo) -> bool {
+pub(super) fn is_in_use(link: &Link, tap: TapInfo) -> bool {
     tap.queues > 0 || (link.up && link.carrier)
 }
 
 /// One attempt, in the namespace. `None`: somebody holds it, or it changed under our hands.
 fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, OpenError> {
     let mut found = link::find(&settings.name).map_err(settings.failed("looking for it"))?;
-    let mut notes = Vec::new();
-    if let Some(link) = found.take_if(|link| may_create && settings.has_outgrown(link)) {
+    let mut warnings = Vec::new();
+    if let Some(link) = found.take_if(|link| may_create && settings.has_queue_mode_mismatch(link)) {
         // Whoever was to do that was killed before.
-        if link.tap.is_some_and(|tap| is_held(&link, tap)) {
+        if link.tap.is_some_and(|tap| is_in_use(&link, tap)) {
             return Ok(None);
         }
         link::delete(link.index).map_err(settings.failed("deleting it, to make it anew"))?;
@@ -242,7 +242,7 @@ fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, Open
     let multi_queue = match &found {
         None if !may_create => return Err(OpenError::NoDevice { at: settings.at() }),
         None => settings.queues > 1,
-        Some(link) => follow(settings, link, &mut notes)?.multi_queue,
+        Some(link) => follow(settings, link, &mut warnings)?.multi_queue,
     };
     // A second holder of a multi-queue device would get a share of its frames, and no error.
     if found.as_ref().and_then(|link| link.tap).is_some_and(|tap| tap.queues > 0) {
@@ -267,10 +267,10 @@ fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, Open
     }
     let created = found.is_none();
     let made = created || link.alias == settings.alias();
-    let takes = furnish(settings, &link, &queues[0], made, created, &mut notes)?;
-    let tap = |queue| Box::new(Tap { queue, header: settings.offloads, takes, missed: 0 }) as Box<dyn Device>;
+    let takes = configure(settings, &link, &queues[0], made, created, &mut warnings)?;
+    let tap = |queue| Box::new(Tap { queue, header: settings.offloads, takes, rx_missed: 0 }) as Box<dyn Device>;
     let queues = queues.into_iter().map(tap).collect();
-    Ok(Some(Opened { queues, made, notes, mode: None, egress: None, may_lose_tags: false, observed: None }))
+    Ok(Some(Opened { queues, made, warnings, mode: None, egress: None, may_lose_tags: false, observed: None }))
 }
 
 /// What to go by when the device is there already.
@@ -292,7 +292,7 @@ fn follow(settings: &Settings, link: &Link, notes: &mut Vec<String>) -> Result<T
 }
 
 /// Gives the device its header and the netdev what the port asks for. What the device takes of offload work.
-fn furnish(
+fn configure(
     settings: &Settings,
     link: &Link,
     queue: &Queue,
@@ -354,65 +354,65 @@ struct Tap {
     /// What it takes of offload work.
     takes: OffloadSet,
     /// Frames that the kernel could not hand over, since it was last asked.
-    missed: u64,
+    rx_missed: u64,
 }
 
 impl Tap {
     #[inline]
-    fn send(&self, view: &View<'_>) -> Result<(), Unsent> {
-        match (self.header, view.with_header) {
-            (true, Some(all)) if view.is_one_piece() => self.queue.write(all),
+    fn send(&self, frame: &FrameRef<'_>) -> Result<(), Unsent> {
+        match (self.header, frame.with_header) {
+            (true, Some(all)) if frame.is_contiguous() => self.queue.write(all),
             // Nobody behind a plain tap could tell that this frame is not finished.
-            (false, _) if view.frame.offload().is_pending() => Err(Unsent::Refused),
-            (false, _) if view.is_one_piece() => self.queue.write(view.head),
-            _ => self.send_pieces(view),
+            (false, _) if frame.frame.offload().needs_offload() => Err(Unsent::Refused),
+            (false, _) if frame.is_contiguous() => self.queue.write(frame.head),
+            _ => self.send_pieces(frame),
         }
     }
 
-    fn send_pieces(&self, view: &View<'_>) -> Result<(), Unsent> {
-        let header = view.frame.offload().write();
+    fn send_pieces(&self, frame: &FrameRef<'_>) -> Result<(), Unsent> {
+        let header = frame.frame.offload().write();
         let header: &[u8] = if self.header { &header } else { &[] };
-        let mut pieces = [IoSlice::new(&[]); PIECES];
+        let mut iovecs = [IoSlice::new(&[]); MAX_IOVECS];
         let mut used = 0;
-        for part in [header, view.head].into_iter().chain(view.tail()) {
-            *pieces.get_mut(used).ok_or(Unsent::Refused)? = IoSlice::new(part);
+        for part in [header, frame.head].into_iter().chain(frame.tail()) {
+            *iovecs.get_mut(used).ok_or(Unsent::Refused)? = IoSlice::new(part);
             used += 1;
         }
-        self.queue.write_pieces(&pieces[..used])
+        self.queue.write_pieces(&iovecs[..used])
     }
 }
 
 impl Device for Tap {
-    fn receive(&mut self, batch: &mut Batch, _: &mut Cache) -> io::Result<()> {
+    fn receive(&mut self, batch: &mut Batch, _: &mut Magazine) -> io::Result<()> {
         // Also of frames that are lost, no more is seen to in one go.
-        for _ in 0..MOST_AT_ONCE {
+        for _ in 0..MAX_BURST {
             if batch.is_full() {
                 break;
             }
-            match batch.land(self.header, |room| self.queue.read(room)) {
+            match batch.receive(self.header, |room| self.queue.read(room)) {
                 Ok(()) => {}
-                Err(NoFrame::Nothing) => break,
-                Err(NoFrame::Lost) => self.missed += 1,
+                Err(NoFrame::Empty) => break,
+                Err(NoFrame::Lost) => self.rx_missed += 1,
                 Err(NoFrame::Gone(e)) => return Err(e),
             }
         }
         Ok(())
     }
 
-    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
+    fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats {
         let mut was_full = false;
-        lane.send_each(batch, cache, |view| {
-            let fate = match self.send(&view) {
-                Ok(()) => Fate::Sent,
+        tx.send_each(batch, magazine, |frame| {
+            let status = match self.send(&frame) {
+                Ok(()) => TxStatus::Sent,
                 // Twice in a row it is the device, and not this frame.
-                Err(Unsent::Full) if was_full => return Fate::Full,
-                Err(Unsent::Full) => Fate::NoRoom,
-                Err(Unsent::NoMemory) => Fate::NoBuffer,
-                Err(Unsent::Down) => Fate::LinkDown,
-                Err(Unsent::Refused) => Fate::Refused,
+                Err(Unsent::Full) if was_full => return TxStatus::Full,
+                Err(Unsent::Full) => TxStatus::NoRoom,
+                Err(Unsent::NoMemory) => TxStatus::NoBuffer,
+                Err(Unsent::Down) => TxStatus::LinkDown,
+                Err(Unsent::Refused) => TxStatus::Refused,
             };
-            was_full = fate == Fate::NoRoom;
-            fate
+            was_full = status == TxStatus::NoRoom;
+            status
         })
     }
 
@@ -420,16 +420,16 @@ impl Device for Tap {
         Some(self.queue.as_fd())
     }
 
-    fn most_at_once(&self) -> usize {
-        MOST_AT_ONCE
+    fn max_burst(&self) -> usize {
+        MAX_BURST
     }
 
-    fn abilities(&self) -> Abilities {
-        Abilities { offloads: self.header }
+    fn caps(&self) -> DeviceCaps {
+        DeviceCaps { offloads: self.header }
     }
 
     /// The host may forward what its netdev receives to a NIC.
-    fn leads_to_wire(&self) -> bool {
+    fn needs_padding(&self) -> bool {
         true
     }
 
@@ -437,8 +437,8 @@ impl Device for Tap {
         self.takes
     }
 
-    fn missed(&mut self) -> u64 {
-        std::mem::take(&mut self.missed)
+    fn rx_missed(&mut self) -> u64 {
+        std::mem::take(&mut self.rx_missed)
     }
 }
 

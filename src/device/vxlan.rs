@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket_with, sockopt};
 
-use super::Whereabouts;
+use super::DeviceLocation;
 use crate::sys::link::{self, Link, Vxlan};
 use crate::sys::stack;
 
@@ -30,28 +30,28 @@ struct Underlay {
 
 /// Remarks on a VXLAN netdev in the namespace of the calling thread, whose network has this MTU. `None`: it is no VXLAN
 /// netdev, or its underlay is not known.
-pub(super) fn remark(at: &Whereabouts, link: &Link, mtu: u16) -> Option<Option<String>> {
+pub(super) fn warning(location: &DeviceLocation, link: &Link, mtu: u16) -> Option<Option<String>> {
     let underlay = underlay(link.vxlan.as_ref()?)?;
-    Some(decide(at, link.mtu, mtu.into(), &underlay))
+    Some(decide(location, link.mtu, mtu.into(), &underlay))
 }
 
-fn decide(at: &Whereabouts, own: u32, wanted: u32, underlay: &Underlay) -> Option<String> {
+fn decide(location: &DeviceLocation, own: u32, wanted: u32, underlay: &Underlay) -> Option<String> {
     let Underlay { what, mtu, overhead } = underlay;
-    let (device, fits) = (&at.device, mtu.saturating_sub(*overhead));
+    let (device, is_ok) = (&location.device, mtu.saturating_sub(*overhead));
     let needed = wanted + overhead;
-    let remedy = format!("give the underlay an MTU of {needed}, or the network one of {}", fits.min(wanted));
-    match (own >= wanted, fits >= wanted) {
+    let remedy = format!("give the underlay an MTU of {needed}, or the network one of {}", is_ok.min(wanted));
+    match (own >= wanted, is_ok >= wanted) {
         (true, true) => None,
         (false, true) => Some(format!(
-            "{at} has an MTU of {own}, and its network one of {wanted}: longer frames do not pass; \
+            "{location} has an MTU of {own}, and its network one of {wanted}: longer frames do not pass; \
              `ip link set dev {device} mtu {wanted}` changes that"
         )),
         (true, false) => Some(format!(
-            "{at} adds {overhead} bytes to a frame and {what} has MTU {mtu}: frames longer than {fits} bytes of its network's \
+            "{location} adds {overhead} bytes to a frame and {what} has MTU {mtu}: frames longer than {is_ok} bytes of its network's \
              {wanted} are sent in fragments; {remedy}"
         )),
         (false, false) => Some(format!(
-            "{at} has an MTU of {own}, and its network one of {wanted}: longer frames do not pass, and with a larger MTU here \
+            "{location} has an MTU of {own}, and its network one of {wanted}: longer frames do not pass, and with a larger MTU here \
              they would be sent in fragments, as it adds {overhead} bytes and {what} has MTU {mtu}; {remedy}, and then \
              `ip link set dev {device} mtu {wanted}`"
         )),
@@ -98,9 +98,9 @@ mod tests {
 
     #[test]
     fn no_advice_leads_into_fragments() {
-        let at = Whereabouts { device: "vx1".into(), netns: Netns::Host };
+        let location = DeviceLocation { device: "vx1".into(), netns: Netns::Host };
         let said = |own, wanted, mtu, overhead| {
-            decide(&at, own, wanted, &Underlay { what: "the route to 10.0.0.2".into(), mtu, overhead })
+            decide(&location, own, wanted, &Underlay { what: "the route to 10.0.0.2".into(), mtu, overhead })
                 .unwrap_or_default()
         };
         assert_eq!(said(1500, 1500, 1550, OVER_IPV4), "");

@@ -1,6 +1,6 @@
 //! A burst of frames, and the memory that a burst may borrow.
 
-use super::Cache;
+use super::Magazine;
 use super::descriptor::{Frame, TAG_AT, Tail};
 use crate::wire::{MIN_WIRE_LEN, Offload, OffloadSet, Priority, TAG_LEN, Vid};
 
@@ -13,8 +13,8 @@ pub const BURST_BYTES: usize = 256 << 10;
 
 /// Bytes that each frame is reckoned as, at least: so those that super-frames stand for, of which an unkind
 /// guest makes many small ones, count for the end of a burst as well. All of them may have to be built.
-const LEAST_BYTES: usize = 1 << 10;
-const _: () = assert!(LEAST_BYTES * BURST < BURST_BYTES, "frames that stand for themselves make no difference");
+const MIN_COST: usize = 1 << 10;
+const _: () = assert!(MIN_COST * BURST < BURST_BYTES, "frames that stand for themselves make no difference");
 
 /// Bytes in front of each frame in a receive buffer: its offload header stands there, so that
 /// header and frame are read, and written again, in one piece.
@@ -37,11 +37,11 @@ const _: () = assert!(STRIDE.is_multiple_of(64) && STRIDE / 64 % 2 == 1);
 /// in them are lent until [`Batch::clear`].
 #[derive(Debug)]
 pub struct Batch {
-    /// The first `len` of them are the burst; one that was taken out leaves [`Frame::GONE`] in its
+    /// The first `len` of them are the burst; one that was taken out leaves [`Frame::EMPTY`] in its
     /// place, and behind the burst there is nothing else.
     frames: Box<[Frame; BURST]>,
     len: usize,
-    landing: Box<[u8]>,
+    rx_buffers: Box<[u8]>,
     bytes: usize,
     /// By place: the priority of the tag that was taken off a frame.
     priorities: Box<[Option<Priority>; BURST]>,
@@ -59,9 +59,9 @@ impl Batch {
     /// An empty batch with its receive buffers, 4 MiB that are taken as they are used.
     pub fn new() -> Batch {
         Batch {
-            frames: Box::new([const { Frame::GONE }; BURST]),
+            frames: Box::new([const { Frame::EMPTY }; BURST]),
             len: 0,
-            landing: vec![0; STRIDE * BURST].into_boxed_slice(),
+            rx_buffers: vec![0; STRIDE * BURST].into_boxed_slice(),
             bytes: 0,
             priorities: Box::new([None; BURST]),
             has_priorities: false,
@@ -93,24 +93,24 @@ impl Batch {
     /// When there are [`BURST`] frames already.
     #[inline(always)]
     pub fn push(&mut self, frame: Frame) {
-        let place = self.frames.get_mut(self.len).expect("a burst has at most 64 frames");
-        self.bytes += weight(&frame);
-        place.fill(frame);
+        let storage = self.frames.get_mut(self.len).expect("a burst has at most 64 frames");
+        self.bytes += cost(&frame);
+        storage.fill(frame);
         self.len += 1;
     }
 
     /// Places for as many frames as the burst may still have. Those that are put there belong to it when
-    /// [`Batch::grow`] says so.
+    /// [`Batch::commit`] says so.
     #[inline(always)]
-    pub(super) fn places(&mut self) -> &mut [Frame] {
+    pub(super) fn spare_mut(&mut self) -> &mut [Frame] {
         if self.is_full() { &mut [] } else { &mut self.frames[self.len..] }
     }
 
-    /// Appends the small frames that have been put into so many [`places`](Batch::places). Each is reckoned alike.
+    /// Appends the small frames that have been put into so many [`spare_mut`](Batch::spare_mut). Each is reckoned alike.
     #[inline(always)]
-    pub(super) fn grow(&mut self, frames: usize) {
+    pub(super) fn commit(&mut self, frames: usize) {
         self.len += frames;
-        self.bytes += frames * LEAST_BYTES;
+        self.bytes += frames * MIN_COST;
     }
 
     /// Lets `read` put a frame into the next receive buffer and appends it. With `header`, what is
@@ -121,11 +121,11 @@ impl Batch {
     ///
     /// When there are [`BURST`] frames already.
     #[inline(always)]
-    pub fn land<E>(&mut self, header: bool, read: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
+    pub fn receive<E>(&mut self, header: bool, read: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
         let buffer = self.len;
         assert!(buffer < BURST, "a burst has at most {BURST} frames");
         let base = buffer * STRIDE + FRONT;
-        let room = &mut self.landing[base - HEADROOM..base + ROOM];
+        let room = &mut self.rx_buffers[base - HEADROOM..base + ROOM];
         let len = if header {
             // Shorter than its header is a frame of no bytes, and is judged as such.
             read(room)?.max(HEADROOM) - HEADROOM
@@ -136,11 +136,11 @@ impl Batch {
         let (front, rest) = room.split_first_chunk().expect("the headroom is a header long");
         let offload = Offload::read(front);
         #[allow(clippy::cast_possible_truncation)] // 64 buffers of 64 KiB and a little
-        let mut frame = Frame::landed(buffer as u8, FRONT as u16, len as u32, offload);
+        let mut frame = Frame::in_rx_buffer(buffer as u8, FRONT as u16, len as u32, offload);
         self.bytes += len;
-        if offload.is_pending() {
-            frame.measure(Some(&rest[..len]));
-            self.bytes += weight(&frame) - len;
+        if offload.needs_offload() {
+            frame.validate(Some(&rest[..len]));
+            self.bytes += cost(&frame) - len;
         }
         self.frames[buffer].fill(frame);
         self.len += 1;
@@ -155,7 +155,7 @@ impl Batch {
     #[inline(always)]
     pub fn frame(&self, index: usize) -> &Frame {
         let frame = &self.frames[index];
-        assert!(frame.is_here(), "the frame has not been taken");
+        assert!(frame.is_some(), "the frame has not been taken");
         frame
     }
 
@@ -173,20 +173,20 @@ impl Batch {
 
     #[inline(always)]
     fn head_of<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
-        frame.slot_bytes().unwrap_or_else(|| self.rare_head_of(frame))
+        frame.slot_bytes().unwrap_or_else(|| self.head_of_slow(frame))
     }
 
     #[inline(never)]
-    fn rare_head_of<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
-        match frame.landing() {
-            Some((buffer, start)) => &self.landing[buffer * STRIDE + start..][..frame.head() as usize],
+    fn head_of_slow<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
+        match frame.rx_buffer() {
+            Some((buffer, start)) => &self.rx_buffers[buffer * STRIDE + start..][..frame.head_len() as usize],
             None => frame.owned_head(),
         }
     }
 
     /// The frames from the one at `index` on, for whoever takes them out of their places.
     #[inline(always)]
-    pub fn from(&mut self, index: usize) -> &mut [Frame] {
+    pub fn frames_from(&mut self, index: usize) -> &mut [Frame] {
         self.frames[..self.len].get_mut(index..).unwrap_or_default()
     }
 
@@ -200,9 +200,9 @@ impl Batch {
 
     /// A copy of the frame at `index` in slots of its own, for one that has to outlive the burst
     /// or to be in two places. `None` when the pool has no slots left.
-    pub fn adopt(&self, index: usize, cache: &mut Cache) -> Option<Frame> {
-        let view = self.view(index);
-        gather(std::iter::once(view.head).chain(view.tail()), view.frame.len(), view.frame.offload(), cache)
+    pub fn copy_to_pool(&self, index: usize, magazine: &mut Magazine) -> Option<Frame> {
+        let frame = self.frame_ref(index);
+        concat(std::iter::once(frame.head).chain(frame.tail()), frame.frame.len(), frame.frame.offload(), magazine)
     }
 
     /// The priority of the tag that was taken off the frame at `index`, if one was.
@@ -232,22 +232,22 @@ impl Batch {
 
     /// The same, with the tag of this VLAN behind its addresses. With `pads`, it is as long as frames on a wire have to
     /// be.
-    pub fn adopt_tagged(&self, index: usize, vid: Vid, pads: bool, cache: &mut Cache) -> Result<Frame, Untaggable> {
-        let (view, (tag, replaces)) = (self.view(index), self.tag_for(index, vid));
-        let (addresses, rest) = view.head.split_at_checked(TAG_AT).ok_or(Untaggable::Offsets)?;
+    pub fn copy_tagged(&self, index: usize, vid: Vid, pads: bool, magazine: &mut Magazine) -> Result<Frame, TagError> {
+        let (frame, (tag, replaces)) = (self.frame_ref(index), self.tag_for(index, vid));
+        let (addresses, rest) = frame.head.split_at_checked(TAG_AT).ok_or(TagError::Offsets)?;
         let (rest, after) = match replaces {
-            true => (rest.get(TAG_LEN..).unwrap_or_default(), Some(view.frame.untouched())),
-            false => (rest, view.frame.tagged()),
+            true => (rest.get(TAG_LEN..).unwrap_or_default(), Some(frame.frame.current())),
+            false => (rest, frame.frame.tagged()),
         };
-        let (offload, headers) = after.ok_or(Untaggable::Offsets)?;
+        let (offload, headers) = after.ok_or(TagError::Offsets)?;
         #[allow(clippy::cast_possible_truncation)] // 4
-        let len = view.frame.len() + if replaces { 0 } else { TAG_LEN as u32 };
-        let padding = if pads && !offload.is_pending() { padding(len) } else { &[] };
-        let parts = [addresses, &tag, rest].into_iter().chain(view.tail()).chain([padding]);
+        let len = frame.frame.len() + if replaces { 0 } else { TAG_LEN as u32 };
+        let padding = if pads && !offload.needs_offload() { padding(len) } else { &[] };
+        let parts = [addresses, &tag, rest].into_iter().chain(frame.tail()).chain([padding]);
         #[allow(clippy::cast_possible_truncation)] // 60 at most
         let len = len + padding.len() as u32;
-        let mut copy = gather(parts, len, offload, cache).ok_or(Untaggable::NoSlot)?;
-        copy.count_as(view.frame, headers);
+        let mut copy = concat(parts, len, offload, magazine).ok_or(TagError::NoSlot)?;
+        copy.count_as(frame.frame, headers);
         Ok(copy)
     }
 
@@ -256,27 +256,27 @@ impl Batch {
     #[inline]
     pub fn is_short(&self, index: usize) -> bool {
         let frame = self.frame(index);
-        frame.len() < MIN_WIRE_LEN && !frame.offload().is_pending()
+        frame.len() < MIN_WIRE_LEN && !frame.offload().needs_offload()
     }
 
     /// A copy of a short frame, as long as frames on a wire have to be. `None` when the pool has no slots left.
-    pub fn adopt_padded(&self, index: usize, cache: &mut Cache) -> Option<Frame> {
-        let view = self.view(index);
-        let parts = std::iter::once(view.head).chain(view.tail()).chain([padding(view.frame.len())]);
-        gather(parts, view.frame.len().max(MIN_WIRE_LEN), view.frame.offload(), cache)
+    pub fn copy_padded(&self, index: usize, magazine: &mut Magazine) -> Option<Frame> {
+        let frame = self.frame_ref(index);
+        let parts = std::iter::once(frame.head).chain(frame.tail()).chain([padding(frame.frame.len())]);
+        concat(parts, frame.frame.len().max(MIN_WIRE_LEN), frame.frame.offload(), magazine)
     }
 
     /// Makes a short frame as long as frames on a wire have to be. No lane may have borrowed it.
     #[cold]
-    pub fn pad(&mut self, index: usize, cache: &mut Cache) -> Result<(), Untaggable> {
+    pub fn pad(&mut self, index: usize, magazine: &mut Magazine) -> Result<(), TagError> {
         let frame = &mut self.frames[index];
-        let done = match frame.landing() {
-            Some((buffer, _)) => frame.pad_landed(&mut self.landing[buffer * STRIDE..][..STRIDE]),
+        let done = match frame.rx_buffer() {
+            Some((buffer, _)) => frame.pad_in_buffer(&mut self.rx_buffers[buffer * STRIDE..][..STRIDE]),
             None => frame.pad_owned(),
         };
         if !done {
-            let copy = self.adopt_padded(index, cache).ok_or(Untaggable::NoSlot)?;
-            cache.recycle(std::mem::replace(&mut self.frames[index], copy));
+            let copy = self.copy_padded(index, magazine).ok_or(TagError::NoSlot)?;
+            magazine.recycle(std::mem::replace(&mut self.frames[index], copy));
         }
         Ok(())
     }
@@ -288,8 +288,8 @@ impl Batch {
     pub fn pop_tag(&mut self, index: usize) -> bool {
         self.set_priority(index, Priority::of_tag(self.head(index)));
         let frame = &mut self.frames[index];
-        match frame.landing() {
-            Some((buffer, _)) => frame.pop_landed(&mut self.landing[buffer * STRIDE..][..STRIDE]),
+        match frame.rx_buffer() {
+            Some((buffer, _)) => frame.pop_in_buffer(&mut self.rx_buffers[buffer * STRIDE..][..STRIDE]),
             None => frame.pop_owned(),
         }
     }
@@ -297,54 +297,56 @@ impl Batch {
     /// Puts the tag of this VLAN behind the addresses of the frame at `index`: in place, or, if there
     /// is no room in front of it, in a copy that takes its place. A tag that only says a priority is replaced. No lane
     /// may have borrowed the frame.
-    pub fn push_tag(&mut self, index: usize, vid: Vid, cache: &mut Cache) -> Result<(), Untaggable> {
+    pub fn push_tag(&mut self, index: usize, vid: Vid, magazine: &mut Magazine) -> Result<(), TagError> {
         let (tag, replaces) = self.tag_for(index, vid);
         let frame = &mut self.frames[index];
-        let done = match (frame.landing(), replaces) {
-            (Some((buffer, _)), true) => frame.replace_landed(tag, &mut self.landing[buffer * STRIDE..][..STRIDE]),
-            (Some((buffer, _)), false) => frame.push_landed(tag, &mut self.landing[buffer * STRIDE..][..STRIDE]),
+        let done = match (frame.rx_buffer(), replaces) {
+            (Some((buffer, _)), true) => {
+                frame.replace_in_buffer(tag, &mut self.rx_buffers[buffer * STRIDE..][..STRIDE])
+            }
+            (Some((buffer, _)), false) => frame.push_in_buffer(tag, &mut self.rx_buffers[buffer * STRIDE..][..STRIDE]),
             (None, true) => frame.replace_owned(tag),
             (None, false) => frame.push_owned(tag),
         };
         if !done {
-            let copy = self.adopt_tagged(index, vid, false, cache)?;
-            cache.recycle(std::mem::replace(&mut self.frames[index], copy));
+            let copy = self.copy_tagged(index, vid, false, magazine)?;
+            magazine.recycle(std::mem::replace(&mut self.frames[index], copy));
         }
         Ok(())
     }
 
     /// The frame at `index` as it goes out.
     #[inline(always)]
-    pub fn view(&self, index: usize) -> View<'_> {
-        self.view_of(self.frame(index))
+    pub fn frame_ref(&self, index: usize) -> FrameRef<'_> {
+        self.frame_ref_of(self.frame(index))
     }
 
     /// A frame as it goes out: one of this batch, or one that owns its slots.
     #[inline(always)]
-    pub(super) fn view_of<'a>(&'a self, frame: &'a Frame) -> View<'a> {
+    pub(super) fn frame_ref_of<'a>(&'a self, frame: &'a Frame) -> FrameRef<'a> {
         match frame.slot_bytes() {
-            Some(head) => View { frame, head, with_header: None },
-            None => self.rare_view_of(frame),
+            Some(head) => FrameRef { frame, head, with_header: None },
+            None => self.frame_ref_of_slow(frame),
         }
     }
 
     #[inline(never)]
-    fn rare_view_of<'a>(&'a self, frame: &'a Frame) -> View<'a> {
-        match frame.landing() {
+    fn frame_ref_of_slow<'a>(&'a self, frame: &'a Frame) -> FrameRef<'a> {
+        match frame.rx_buffer() {
             Some((buffer, start)) => {
                 let with_header =
-                    &self.landing[buffer * STRIDE + start - HEADROOM..][..HEADROOM + frame.head() as usize];
-                View { frame, head: &with_header[HEADROOM..], with_header: Some(with_header) }
+                    &self.rx_buffers[buffer * STRIDE + start - HEADROOM..][..HEADROOM + frame.head_len() as usize];
+                FrameRef { frame, head: &with_header[HEADROOM..], with_header: Some(with_header) }
             }
-            None => View { frame, head: frame.owned_head(), with_header: None },
+            None => FrameRef { frame, head: frame.owned_head(), with_header: None },
         }
     }
 
     /// Ends the burst: what is still here goes home, and the receive buffers are free again.
     #[inline(always)]
-    pub fn clear(&mut self, cache: &mut Cache) {
-        for frame in self.frames[..self.len].iter_mut().filter(|frame| frame.is_here()) {
-            cache.recycle_from(frame);
+    pub fn clear(&mut self, magazine: &mut Magazine) {
+        for frame in self.frames[..self.len].iter_mut().filter(|frame| frame.is_some()) {
+            magazine.recycle_from(frame);
         }
         self.end();
     }
@@ -352,7 +354,7 @@ impl Batch {
     /// Ends a burst of which all frames have been taken out.
     #[inline(always)]
     pub fn end(&mut self) {
-        debug_assert!(self.frames.iter().all(|frame| !frame.is_here()), "they would be lost");
+        debug_assert!(self.frames.iter().all(|frame| !frame.is_some()), "they would be lost");
         (self.len, self.bytes) = (0, 0);
         if std::mem::take(&mut self.has_priorities) {
             self.priorities.fill(None);
@@ -362,20 +364,20 @@ impl Batch {
 
 /// The bytes that a frame of this length lacks on a wire.
 fn padding(len: u32) -> &'static [u8] {
-    const NOTHING: &[u8] = &[0; MIN_WIRE_LEN as usize];
-    NOTHING.get(len as usize..).unwrap_or_default()
+    const ZEROS: &[u8] = &[0; MIN_WIRE_LEN as usize];
+    ZEROS.get(len as usize..).unwrap_or_default()
 }
 
 /// A frame of `len` bytes in slots of its own, from these parts.
 #[inline(always)]
-fn gather<'a>(
+fn concat<'a>(
     mut parts: impl Iterator<Item = &'a [u8]>,
     len: u32,
     offload: Offload,
-    cache: &mut Cache,
+    magazine: &mut Magazine,
 ) -> Option<Frame> {
     let mut part: &[u8] = &[];
-    cache.build(len, offload, |mut out| {
+    magazine.build(len, offload, |mut out| {
         while !out.is_empty() {
             if part.is_empty() {
                 part = parts.next().expect("the segments of a frame add up to its length");
@@ -389,7 +391,7 @@ fn gather<'a>(
 
 /// Why a frame cannot be given a tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Untaggable {
+pub enum TagError {
     /// There is no slot free to copy it to.
     NoSlot,
     /// It has no addresses, or what its offload header says would lie too far back.
@@ -398,13 +400,13 @@ pub enum Untaggable {
 
 /// Bytes that a frame is reckoned as for the end of a burst.
 #[inline(always)]
-fn weight(frame: &Frame) -> usize {
-    (frame.len() as usize).max(frame.frames() * LEAST_BYTES)
+fn cost(frame: &Frame) -> usize {
+    (frame.len() as usize).max(frame.frames() * MIN_COST)
 }
 
 /// A frame as a device sees it that is to send it.
 #[derive(Debug, Clone, Copy)]
-pub struct View<'a> {
+pub struct FrameRef<'a> {
     /// The frame.
     pub frame: &'a Frame,
     /// Its first segment: all of it, unless it is longer than a slot.
@@ -413,7 +415,7 @@ pub struct View<'a> {
     pub with_header: Option<&'a [u8]>,
 }
 
-impl<'a> View<'a> {
+impl<'a> FrameRef<'a> {
     /// The segments behind the first.
     pub fn tail(&self) -> Tail<'a> {
         self.frame.tail()
@@ -421,15 +423,15 @@ impl<'a> View<'a> {
 
     /// Whether nothing has to be done to it before it is sent by a device that takes `set`.
     #[inline]
-    pub fn is_ready_for(&self, set: OffloadSet) -> bool {
+    pub fn is_supported_by(&self, set: OffloadSet) -> bool {
         let offload = self.frame.offload();
-        !offload.is_pending() || set.takes(offload, self.head, self.frame.len(), self.frame.count())
+        !offload.needs_offload() || set.takes(offload, self.head, self.frame.len(), self.frame.count())
     }
 
     /// Whether the first segment is all of it.
     #[inline(always)]
-    pub fn is_one_piece(&self) -> bool {
-        self.frame.head() == self.frame.len()
+    pub fn is_contiguous(&self) -> bool {
+        self.frame.head_len() == self.frame.len()
     }
 
     /// All its bytes, copied together. For tests and captures.
@@ -448,7 +450,7 @@ mod tests {
 
     fn land(batch: &mut Batch, header: bool, bytes: &[u8]) {
         batch
-            .land(header, |room| {
+            .receive(header, |room| {
                 room[..bytes.len()].copy_from_slice(bytes);
                 Ok::<_, ()>(bytes.len())
             })
@@ -463,30 +465,30 @@ mod tests {
         bytes[12..].fill(7);
         land(&mut batch, true, &bytes);
         assert_eq!(batch.head(0), &[7; 60]);
-        assert_eq!(batch.view(0).with_header, Some(&bytes[..]));
-        let mut cache = Cache::new(Pool::new(8).unwrap());
-        batch.clear(&mut cache);
+        assert_eq!(batch.frame_ref(0).with_header, Some(&bytes[..]));
+        let mut magazine = Magazine::new(Pool::new(8).unwrap());
+        batch.clear(&mut magazine);
         land(&mut batch, false, &[9; 60]);
-        assert_eq!(batch.view(0).with_header.unwrap()[..12], [0; 12], "an old header must not show through");
+        assert_eq!(batch.frame_ref(0).with_header.unwrap()[..12], [0; 12], "an old header must not show through");
         assert_eq!(batch.head(0), &[9; 60]);
     }
 
     #[test]
     fn adopting_copies_long_frames_whole() {
         let pool = Pool::new(64).unwrap();
-        let mut cache = Cache::new(pool);
+        let mut magazine = Magazine::new(pool);
         let mut batch = Batch::new();
         let bytes: Vec<u8> = (0..60_000u32).map(|i| (i * 7).to_le_bytes()[0]).collect();
         land(&mut batch, false, &bytes);
-        let adopted = batch.adopt(0, &mut cache).unwrap();
+        let adopted = batch.copy_to_pool(0, &mut magazine).unwrap();
         assert!(adopted.is_owned() && batch.take(0).is_none());
         batch.push(adopted);
-        assert_eq!(batch.view(1).to_vec(), bytes);
-        let again = batch.adopt(1, &mut cache).unwrap();
-        assert_eq!(batch.view_of(&again).to_vec(), bytes);
-        cache.recycle(again);
-        batch.clear(&mut cache);
-        drop(cache);
+        assert_eq!(batch.frame_ref(1).to_vec(), bytes);
+        let again = batch.copy_to_pool(1, &mut magazine).unwrap();
+        assert_eq!(batch.frame_ref_of(&again).to_vec(), bytes);
+        magazine.recycle(again);
+        batch.clear(&mut magazine);
+        drop(magazine);
         assert_eq!(pool.free(), 64);
     }
 
@@ -498,7 +500,7 @@ mod tests {
             land(&mut batch, false, &[0; 60]);
         }
         assert!(batch.is_full());
-        batch.clear(&mut Cache::new(Pool::new(1).unwrap()));
+        batch.clear(&mut Magazine::new(Pool::new(1).unwrap()));
         for _ in 0..4 {
             assert!(!batch.is_full());
             land(&mut batch, false, &vec![0; ROOM]);
@@ -508,7 +510,7 @@ mod tests {
 
     #[test]
     fn a_burst_ends_by_the_frames_that_super_frames_stand_for() {
-        let (mut batch, mut cache) = (Batch::new(), Cache::new(Pool::new(64).unwrap()));
+        let (mut batch, mut magazine) = (Batch::new(), Magazine::new(Pool::new(64).unwrap()));
         // TCP over IPv4 in pieces of 10, 128 of them.
         let header = [1, 1, 54, 0, 10, 0, 34, 0, 16, 0, 0, 0];
         let mut frame = vec![0x50; 54 + 1280];
@@ -516,12 +518,12 @@ mod tests {
             for _ in 0..2 {
                 assert!(!batch.is_full());
                 match owned {
-                    true => batch.push(cache.frame(&frame, Offload::read(&header)).unwrap()),
+                    true => batch.push(magazine.frame(&frame, Offload::read(&header)).unwrap()),
                     false => land(&mut batch, true, &[&header, &frame[..]].concat()),
                 }
             }
             assert_eq!((batch.frame(1).count(), batch.is_full()), (128, true));
-            batch.clear(&mut cache);
+            batch.clear(&mut magazine);
         }
         // Of the size that frames have, it is their bytes that count.
         let header = [1, 1, 54, 0, 0xa8, 5, 34, 0, 16, 0, 0, 0];

@@ -15,11 +15,11 @@ pub fn copy(from: &[u8], to: &mut [u8]) {
         && (HALF..=2 * HALF).contains(&from.len())
         && let (Some(first), Some(last)) = (from.first_chunk::<HALF>(), from.last_chunk::<HALF>())
     {
-        if let Some(place) = to.first_chunk_mut() {
-            *place = *first;
+        if let Some(storage) = to.first_chunk_mut() {
+            *storage = *first;
         }
-        if let Some(place) = to.last_chunk_mut() {
-            *place = *last;
+        if let Some(storage) = to.last_chunk_mut() {
+            *storage = *last;
         }
     } else {
         to.copy_from_slice(from);

@@ -6,14 +6,14 @@
 
 #![allow(clippy::cast_possible_truncation)] // lengths within a slot
 
-mod making;
+mod build;
 mod tag;
-pub use making::Small;
+pub use build::Small;
 pub(super) use tag::TAG_AT;
 
-use super::pool::{NONE, Pool, Room, SLOT};
+use super::pool::{NONE, Pool, SLOT, SlotMemory};
 use crate::wire::Offload;
-use making::SMALL;
+use build::SMALL;
 
 /// Bytes from the beginning of a frame that are looked at for its headers: what surely lies in the
 /// first segment. So a frame is measured alike wherever it lies, also after it has been adopted.
@@ -21,24 +21,24 @@ const HEADERS: usize = SMALL;
 
 /// Where the bytes of a frame are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Place {
+pub(super) enum Storage {
     /// In one slot that the frame owns, and nothing is left to be done to it.
     Slot,
     /// In a chain of slots that the frame owns, or in one with an offload header to be heeded.
     Chain,
     /// In a receive buffer of the batch that the frame stands in, until that burst is released.
-    Landing,
+    RxBuffer,
     /// In the batch, of which this is only the place: a borrow.
     Borrowed,
     /// Nowhere: the frame has been taken out of here, or has given up its slots.
     #[default]
-    Nowhere,
+    Empty,
 }
 
 /// One Ethernet frame, and the right to its bytes. See the room's page for where they are.
 #[derive(Debug)]
 pub struct Frame {
-    /// The pool of its slots, as long as it owns any: `place` says whether it does.
+    /// The pool of its slots, as long as it owns any: `storage` says whether it does.
     pool: Option<&'static Pool>,
     /// The two words of its offload header: apart, they leave no gap.
     offload: u64,
@@ -53,7 +53,7 @@ pub struct Frame {
     headers: u16,
     /// For how many frames it stands: none, if its offload header is invalid, itself alone, or [`MANY`].
     frames: u8,
-    place: Place,
+    storage: Storage,
 }
 
 // Frames are moved from batch to lane to device.
@@ -64,27 +64,27 @@ const MANY: u8 = 2;
 
 impl Frame {
     /// The slot that holds all of it, and where in it: start and length. `None` for any other
-    /// frame than [`Frame::is_plain_slot`] says.
+    /// frame than [`Frame::is_single_slot`] says.
     #[inline(always)]
     pub(super) fn slot(&self) -> Option<(u32, u16, u16)> {
-        (self.place == Place::Slot).then_some((self.at, self.start, self.len as u16))
+        (self.storage == Storage::Slot).then_some((self.at, self.start, self.len as u16))
     }
 
     /// A frame in receive buffer `buffer` of a batch, `len` bytes long. Where its offload header is
     /// pending, it is to be measured.
     #[inline(always)]
-    pub(super) fn landed(buffer: u8, start: u16, len: u32, offload: Offload) -> Frame {
-        Frame::new(None, u32::from(buffer), start, len, offload, Place::Landing)
+    pub(super) fn in_rx_buffer(buffer: u8, start: u16, len: u32, offload: Offload) -> Frame {
+        Frame::new(None, u32::from(buffer), start, len, offload, Storage::RxBuffer)
     }
 
     #[inline(always)]
-    fn new(pool: Option<&'static Pool>, at: u32, start: u16, len: u32, offload: Offload, place: Place) -> Frame {
+    fn new(pool: Option<&'static Pool>, at: u32, start: u16, len: u32, offload: Offload, storage: Storage) -> Frame {
         let (offload, csum_offset) = offload.words();
-        Frame { pool, offload, at, len, start, headers: 0, csum_offset, frames: 1, place }
+        Frame { pool, offload, at, len, start, headers: 0, csum_offset, frames: 1, storage }
     }
 
     /// What is left in the place of a frame that was taken out.
-    pub(super) const GONE: Frame = Frame {
+    pub(super) const EMPTY: Frame = Frame {
         pool: None,
         offload: 0,
         at: 0,
@@ -93,47 +93,47 @@ impl Frame {
         headers: 0,
         csum_offset: 0,
         frames: 0,
-        place: Place::Nowhere,
+        storage: Storage::Empty,
     };
 
     /// A borrow of the frame at place `index` of a batch.
     #[inline(always)]
     pub(super) fn borrowed(index: u8) -> Frame {
-        Frame { at: u32::from(index), place: Place::Borrowed, ..Frame::GONE }
+        Frame { at: u32::from(index), storage: Storage::Borrowed, ..Frame::EMPTY }
     }
 
     /// Makes a borrow of a place where there is no frame.
     #[inline(always)]
-    pub(super) fn become_borrow(&mut self, index: u8) {
-        debug_assert!(!self.is_here());
-        (self.at, self.place) = (u32::from(index), Place::Borrowed);
+    pub(super) fn set_borrowed(&mut self, index: u8) {
+        debug_assert!(!self.is_some());
+        (self.at, self.storage) = (u32::from(index), Storage::Borrowed);
     }
 
     /// The place in its batch of which this is a borrow.
     #[inline(always)]
-    pub(super) fn borrow(&self) -> Option<usize> {
-        (self.place == Place::Borrowed).then_some(self.at as usize)
+    pub(super) fn borrowed_index(&self) -> Option<usize> {
+        (self.storage == Storage::Borrowed).then_some(self.at as usize)
     }
 
     /// Puts a frame into this place, where there is none.
     #[inline(always)]
     pub(super) fn fill(&mut self, frame: Frame) {
-        debug_assert!(!self.is_here());
+        debug_assert!(!self.is_some());
         // There is nothing to drop, which would have to be found out first.
         std::mem::forget(std::mem::replace(self, frame));
     }
 
     /// Forgets a frame that is only lent, or a borrow.
     #[inline(always)]
-    pub(super) fn empty(&mut self) {
+    pub(super) fn forget(&mut self) {
         debug_assert!(!self.is_owned());
-        self.place = Place::Nowhere;
+        self.storage = Storage::Empty;
     }
 
     /// Takes the frame out of its place.
     #[inline(always)]
     pub fn take(&mut self) -> Frame {
-        std::mem::replace(self, Frame::GONE)
+        std::mem::replace(self, Frame::EMPTY)
     }
 
     /// Moves the frame to another place, where there is none. This is what every frame goes through
@@ -141,24 +141,24 @@ impl Frame {
     /// field.
     #[inline(always)]
     pub(super) fn move_to(&mut self, there: &mut Frame) {
-        debug_assert!(!there.is_here());
+        debug_assert!(!there.is_some());
         // SAFETY: both are frames, and two references that may write do not overlap. For the moment there are
         // two that hold the same slots; none of them is dropped before the next statement, which
         // cannot panic, leaves only one. What was there held nothing.
         unsafe { std::ptr::copy_nonoverlapping(self, there, 1) };
-        self.place = Place::Nowhere;
+        self.storage = Storage::Empty;
     }
 
     /// Whether there is a frame in this place, or only what is left of one that was taken.
     #[inline(always)]
-    pub fn is_here(&self) -> bool {
-        self.place != Place::Nowhere
+    pub fn is_some(&self) -> bool {
+        self.storage != Storage::Empty
     }
 
-    /// Checks the offload header against the frame, once for all. `head`: its first segment, if it
+    /// Checks the offload header against the frame, once for all. `head_len`: its first segment, if it
     /// is lent.
     #[cold]
-    pub(super) fn measure(&mut self, head: Option<&[u8]>) {
+    pub(super) fn validate(&mut self, head: Option<&[u8]>) {
         let head = head.unwrap_or(self.owned_head());
         let head = &head[..head.len().min(HEADERS)];
         (self.frames, self.headers) = match self.offload().segmentation(head, self.len) {
@@ -169,15 +169,15 @@ impl Frame {
 
     /// The receive buffer it lies in, if it is lent, and where it begins there.
     #[inline(always)]
-    pub(super) fn landing(&self) -> Option<(usize, usize)> {
-        (self.place == Place::Landing).then_some((self.at as usize, usize::from(self.start)))
+    pub(super) fn rx_buffer(&self) -> Option<(usize, usize)> {
+        (self.storage == Storage::RxBuffer).then_some((self.at as usize, usize::from(self.start)))
     }
 
     /// Bytes of the first segment.
     #[inline(always)]
-    pub(super) fn head(&self) -> u32 {
-        match self.place {
-            Place::Chain => self.pool.map_or(0, |pool| u32::from(pool.extent(self.at).1)),
+    pub(super) fn head_len(&self) -> u32 {
+        match self.storage {
+            Storage::Chain => self.pool.map_or(0, |pool| u32::from(pool.extent(self.at).1)),
             _ => self.len,
         }
     }
@@ -197,13 +197,13 @@ impl Frame {
 
     /// Whether it stands for itself alone, as most do.
     #[inline(always)]
-    pub fn is_plain(&self) -> bool {
+    pub fn is_single(&self) -> bool {
         self.frames == 1
     }
 
     /// Whether its offload header fits it. Nothing else may be done with a frame that is a lie.
     #[inline(always)]
-    pub fn is_sound(&self) -> bool {
+    pub fn is_valid(&self) -> bool {
         self.frames > 0
     }
 
@@ -229,7 +229,7 @@ impl Frame {
     /// How many frames it counts as, and how many bytes these have together, each with its headers.
     #[inline(always)]
     pub fn counts(&self) -> (u64, u64) {
-        if self.is_plain() { (1, u64::from(self.len)) } else { self.counts_of_many() }
+        if self.is_single() { (1, u64::from(self.len)) } else { self.counts_of_many() }
     }
 
     #[inline(never)]
@@ -240,7 +240,7 @@ impl Frame {
 
     /// Bytes of the longest frame that it will become; its own length for a plain one.
     #[inline(always)]
-    pub fn longest(&self) -> u32 {
+    pub fn max_segment_len(&self) -> u32 {
         match self.frames {
             0 | 1 => self.len,
             _ => u32::from(self.headers) + u32::from(self.offload().segment_size()),
@@ -250,34 +250,34 @@ impl Frame {
     /// Whether it owns the slots it lies in, and so may outlive its burst.
     #[inline(always)]
     pub fn is_owned(&self) -> bool {
-        matches!(self.place, Place::Slot | Place::Chain)
+        matches!(self.storage, Storage::Slot | Storage::Chain)
     }
 
     /// The pool of its slots, if it owns any.
     #[inline(always)]
-    fn home(&self) -> Option<&'static Pool> {
+    fn owner(&self) -> Option<&'static Pool> {
         self.pool.filter(|_| self.is_owned())
     }
 
     /// Whether it lies in one slot that it owns, and nothing is left to be done to it.
     #[inline(always)]
-    pub fn is_plain_slot(&self) -> bool {
-        self.place == Place::Slot
+    pub fn is_single_slot(&self) -> bool {
+        self.storage == Storage::Slot
     }
 
     /// Whether it is lent for its burst, stands for itself alone, and can be sent as it is by a device that takes
     /// offload headers, or by one that does not.
     #[inline(always)]
-    pub fn is_plain_loan(&self, offloads: bool) -> bool {
-        self.place == Place::Landing
-            && self.is_plain()
-            && (!self.offload().is_pending() || offloads && !self.offload().has_crc32c() && !self.offload().is_gso())
+    pub fn is_single_borrow(&self, offloads: bool) -> bool {
+        self.storage == Storage::RxBuffer
+            && self.is_single()
+            && (!self.offload().needs_offload() || offloads && !self.offload().has_crc32c() && !self.offload().is_gso())
     }
 
     /// All its bytes, if it lies in one slot that it owns.
     #[inline(always)]
     pub(super) fn slot_bytes(&self) -> Option<&[u8]> {
-        if self.place != Place::Slot {
+        if self.storage != Storage::Slot {
             return None;
         }
         // SAFETY: the slot is this frame's, and only who has the frame to himself writes it; all of it
@@ -287,8 +287,8 @@ impl Frame {
 
     /// Its slot and all its bytes, if it lies in one slot that it owns, of this pool, whose slots are there.
     #[inline(always)]
-    pub(super) fn slot_in(&self, pool: &'static Pool, room: Room) -> Option<(u32, &[u8])> {
-        if self.place != Place::Slot || !self.is_of(pool) {
+    pub(super) fn slot_in(&self, pool: &'static Pool, room: SlotMemory) -> Option<(u32, &[u8])> {
+        if self.storage != Storage::Slot || !self.belongs_to(pool) {
             return None;
         }
         // SAFETY: as for `slot_bytes`.
@@ -297,24 +297,24 @@ impl Frame {
 
     /// Leaves the slot that it lies in to the caller, who has been told which it is.
     #[inline(always)]
-    pub(super) fn leave_slot(&mut self) {
-        debug_assert!(self.place == Place::Slot);
-        self.place = Place::Nowhere;
+    pub(super) fn forget_slot(&mut self) {
+        debug_assert!(self.storage == Storage::Slot);
+        self.storage = Storage::Empty;
     }
 
     /// Whether its slots, if it owns any, are of this pool.
     #[inline(always)]
-    pub(super) fn is_of(&self, pool: &'static Pool) -> bool {
+    pub(super) fn belongs_to(&self, pool: &'static Pool) -> bool {
         self.pool.is_some_and(|home| std::ptr::eq(home, pool))
     }
 
     /// The first segment of an owned frame; it holds all its headers. Empty for any other.
     #[inline(always)]
     pub(super) fn owned_head(&self) -> &[u8] {
-        match self.home() {
+        match self.owner() {
             // SAFETY: the slot is this frame's, and only who has the frame to himself writes it. The
             // first segment ends within its slot: `build` saw to that.
-            Some(pool) => unsafe { pool.bytes(self.at, self.start, self.head() as u16) },
+            Some(pool) => unsafe { pool.bytes(self.at, self.start, self.head_len() as u16) },
             None => &[],
         }
     }
@@ -323,7 +323,7 @@ impl Frame {
     #[inline]
     pub(super) fn tail(&self) -> Tail<'_> {
         match self.pool {
-            Some(pool) if self.place == Place::Chain => {
+            Some(pool) if self.storage == Storage::Chain => {
                 Tail { pool: Some(pool), at: pool.after(self.at), _frame: self }
             }
             _ => Tail { pool: None, at: NONE, _frame: self },
@@ -332,19 +332,19 @@ impl Frame {
 
     /// Gives up the slots: the pool, the first of them, and whether it is the only one.
     #[inline(always)]
-    pub(super) fn surrender(&mut self) -> Option<(&'static Pool, u32, bool)> {
-        let (home, only) = (self.home(), self.place == Place::Slot);
-        self.place = Place::Nowhere;
+    pub(super) fn take_slots(&mut self) -> Option<(&'static Pool, u32, bool)> {
+        let (home, only) = (self.owner(), self.storage == Storage::Slot);
+        self.storage = Storage::Empty;
         Some((home?, self.at, only))
     }
 
     /// Gives up its slot, if that is all it has and is one of this pool. Nothing has changed if it is not.
     #[inline(always)]
-    pub(super) fn surrender_to(&mut self, pool: &'static Pool) -> Option<u32> {
-        if self.place != Place::Slot || !self.is_of(pool) {
+    pub(super) fn take_slot(&mut self, pool: &'static Pool) -> Option<u32> {
+        if self.storage != Storage::Slot || !self.belongs_to(pool) {
             return None;
         }
-        self.place = Place::Nowhere;
+        self.storage = Storage::Empty;
         Some(self.at)
     }
 }
@@ -355,19 +355,19 @@ impl Drop for Frame {
     #[inline(always)]
     fn drop(&mut self) {
         if self.is_owned() {
-            self.go_home();
+            self.free();
         }
     }
 }
 
 impl Frame {
     #[cold]
-    fn go_home(&mut self) {
-        let Some((pool, slot, only)) = self.surrender() else { return };
+    fn free(&mut self) {
+        let Some((pool, slot, only)) = self.take_slots() else { return };
         if only {
             pool.link(slot, NONE);
         }
-        pool.give(slot);
+        pool.push(slot);
     }
 }
 
@@ -396,7 +396,7 @@ impl<'a> Iterator for Tail<'a> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::frame::Cache;
+    use crate::frame::Magazine;
     use proptest::prelude::*;
 
     /// All bytes of a frame that owns its slots.
@@ -410,19 +410,19 @@ pub(super) mod tests {
         #[test]
         fn frames_keep_their_bytes(lens in proptest::collection::vec(14usize..20_000, 1..12)) {
             let pool = Pool::new(256).unwrap();
-            let mut cache = Cache::new(pool);
+            let mut magazine = Magazine::new(pool);
             let written: Vec<Vec<u8>> =
                 lens.iter().enumerate().map(|(i, &len)| (0..len).map(|b| (b * 31 + i) as u8).collect()).collect();
-            let frames: Vec<Frame> = written.iter().filter_map(|b| cache.frame(b, Offload::NONE)).collect();
+            let frames: Vec<Frame> = written.iter().filter_map(|b| magazine.frame(b, Offload::NONE)).collect();
             prop_assert_eq!(frames.len(), written.len());
             for (frame, written) in frames.iter().zip(&written) {
                 prop_assert_eq!(frame.len() as usize, written.len());
                 prop_assert_eq!(&bytes(frame), written);
             }
             for frame in frames {
-                cache.recycle(frame);
+                magazine.recycle(frame);
             }
-            drop(cache);
+            drop(magazine);
             prop_assert_eq!(pool.free(), 256);
         }
     }

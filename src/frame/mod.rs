@@ -12,24 +12,24 @@
 //!                      Lane: what one port sends in one go ──► device.transmit
 //! ```
 //!
-//! Slots go home to the worker's [`Cache`], and from there in chunks to the pool. Those that are left to
-//! the kernel, to be received into or to be sent, go through an [`Exchange`].
+//! Slots go home to the worker's [`Magazine`], and from there in chunks to the pool. Those that are left to
+//! the kernel, to be received into or to be sent, go through an [`XskQueue`].
 
 mod batch;
-mod cache;
 mod copy;
 mod descriptor;
-mod exchange;
-mod filling;
-mod lane;
+mod fill_target;
+mod magazine;
 mod pool;
 mod prefetch;
+mod tx_batch;
+mod xsk_queue;
 
-pub use batch::{BURST, BURST_BYTES, Batch, HEADROOM, Untaggable, View};
-pub use cache::Cache;
+pub use batch::{BURST, BURST_BYTES, Batch, FrameRef, HEADROOM, TagError};
 pub use copy::copy;
 pub use descriptor::{Frame, Small, Tail};
-pub use exchange::{Copying, Dropped, Exchange};
-pub use lane::{Fate, Lane, Progress, Sent, Views};
+pub use magazine::Magazine;
 pub use pool::{Pool, SLOT};
 pub use prefetch::prefetch;
+pub use tx_batch::{FrameRefs, TxBatch, TxProgress, TxStats, TxStatus};
+pub use xsk_queue::{CopyMode, Dropped, XskQueue};

@@ -2,8 +2,8 @@
 //!
 //! One mapping of 4 KiB slots serves the whole process, and lives as long: it is leaked on
 //! purpose, so that a frame can point at it without counting. A slot is either free, and then in
-//! the pool's list or in a worker's [`Cache`](super::Cache), or it belongs to exactly one
-//! [`Frame`](super::Frame), or an [`Exchange`](super::Exchange) has left it to the kernel. Only the holder of a
+//! the pool's list or in a worker's [`Magazine`](super::Magazine), or it belongs to exactly one
+//! [`Frame`](super::Frame), or an [`XskQueue`](super::XskQueue) has left it to the kernel. Only the holder of a
 //! slot reads or writes its bytes; that is the invariant which every `unsafe` block of this room leans on.
 //!
 //! The free list is a stack of *chunks*: chains of slots linked by `next`, so that a worker and
@@ -35,7 +35,7 @@ pub(super) const NONE: u32 = u32::MAX;
 /// The arena that all frames of a process share.
 pub struct Pool {
     memory: &'static Mapping,
-    room: Room,
+    memory_view: SlotMemory,
     slots: u32,
     /// Behind a slot: the next one of the same frame or of the same free chunk. Written by whoever
     /// holds the slot.
@@ -46,11 +46,11 @@ pub struct Pool {
     below: Box<[AtomicU32]>,
     /// The topmost free chunk: tag × 2^32 + slot.
     top: AtomicU64,
-    /// The ledger: which [`Exchange`](super::Exchange) has left a slot to the kernel, by its number;
-    /// [`HERE`] for slots that the kernel has nothing to do with.
-    lent: Box<[AtomicU32]>,
+    /// The ledger: which [`XskQueue`](super::XskQueue) has left a slot to the kernel, by its number;
+    /// [`OWNED_BY_US`] for slots that the kernel has nothing to do with.
+    owner_table: Box<[AtomicU32]>,
     /// How many exchanges there have been.
-    exchanges: AtomicU32,
+    next_owner: AtomicU32,
     /// The registration with the kernel, from when it is first needed.
     umem: Mutex<Option<Arc<Umem>>>,
 }
@@ -58,17 +58,17 @@ pub struct Pool {
 /// Where the slots of a pool are: as a value, so that whoever goes through a burst asks once. They are there for
 /// the life of the process, as the pool is.
 #[derive(Clone, Copy)]
-pub(super) struct Room {
+pub(super) struct SlotMemory {
     base: NonNull<u8>,
     slots: u32,
 }
 
 // SAFETY: an address and a number. What may be done at that address is for the holders of slots to know.
-unsafe impl Send for Room {}
+unsafe impl Send for SlotMemory {}
 // SAFETY: the same.
-unsafe impl Sync for Room {}
+unsafe impl Sync for SlotMemory {}
 
-impl Room {
+impl SlotMemory {
     /// The bytes of a slot that the caller holds.
     ///
     /// # Safety
@@ -104,7 +104,7 @@ impl Room {
 }
 
 /// No exchange has left this slot to the kernel.
-pub(super) const HERE: u32 = 0;
+pub(super) const OWNED_BY_US: u32 = 0;
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -123,14 +123,14 @@ impl Pool {
         let (next, extent, below) = (table(slots), table(slots), table(slots));
         let pool = Pool {
             memory,
-            room: Room { base: memory.base(), slots },
+            memory_view: SlotMemory { base: memory.base(), slots },
             slots,
             next,
             extent,
             below,
             top: AtomicU64::new(u64::from(NONE)),
-            lent: (0..slots).map(|_| AtomicU32::new(HERE)).collect(),
-            exchanges: AtomicU32::new(HERE),
+            owner_table: (0..slots).map(|_| AtomicU32::new(OWNED_BY_US)).collect(),
+            next_owner: AtomicU32::new(OWNED_BY_US),
             umem: Mutex::new(None),
         };
         for first in (0..slots).step_by(CHUNK as usize).rev() {
@@ -138,7 +138,7 @@ impl Pool {
             for slot in first..last - 1 {
                 pool.link(slot, slot + 1);
             }
-            pool.give(first);
+            pool.push(first);
         }
         Ok(Box::leak(Box::new(pool)))
     }
@@ -183,25 +183,25 @@ impl Pool {
     }
 
     /// A number for an exchange, by which the ledger knows it. One is used again after 2^32.
-    pub(super) fn number_exchange(&self) -> u32 {
+    pub(super) fn next_owner_id(&self) -> u32 {
         loop {
-            let number = self.exchanges.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
-            if number != HERE {
+            let number = self.next_owner.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
+            if number != OWNED_BY_US {
                 return number;
             }
         }
     }
 
-    /// Which exchange has left this slot to the kernel; [`HERE`] if none has, or there is no such slot.
+    /// Which exchange has left this slot to the kernel; [`OWNED_BY_US`] if none has, or there is no such slot.
     #[inline(always)]
-    pub(super) fn lent(&self, slot: u32) -> u32 {
-        self.lent.get(slot as usize).map_or(HERE, |lent| lent.load(Ordering::Relaxed))
+    pub(super) fn owner_table(&self, slot: u32) -> u32 {
+        self.owner_table.get(slot as usize).map_or(OWNED_BY_US, |lent| lent.load(Ordering::Relaxed))
     }
 
     /// Notes which exchange has a slot that the caller holds, or that none has it.
     #[inline(always)]
-    pub(super) fn set_lent(&self, slot: u32, exchange: u32) {
-        self.lent[slot as usize].store(exchange, Ordering::Relaxed);
+    pub(super) fn set_lent(&self, slot: u32, queue: u32) {
+        self.owner_table[slot as usize].store(queue, Ordering::Relaxed);
     }
 
     pub(super) fn link(&self, slot: u32, next: u32) {
@@ -213,7 +213,7 @@ impl Pool {
     }
 
     /// Puts a chunk (a chain of slots that the caller holds) on the free list.
-    pub(super) fn give(&self, chunk: u32) {
+    pub(super) fn push(&self, chunk: u32) {
         let mut top = self.top.load(Ordering::Relaxed);
         loop {
             self.below[chunk as usize].store(top_slot(top), Ordering::Relaxed);
@@ -225,7 +225,7 @@ impl Pool {
     }
 
     /// Takes a chunk off the free list: the first slot of a chain that is now the caller's.
-    pub(super) fn grab(&self) -> Option<u32> {
+    pub(super) fn pop(&self) -> Option<u32> {
         let mut top = self.top.load(Ordering::Acquire);
         loop {
             let chunk = top_slot(top);
@@ -242,11 +242,11 @@ impl Pool {
 
     /// Where its slots are.
     #[inline(always)]
-    pub(super) fn room(&self) -> Room {
-        self.room
+    pub(super) fn memory_view(&self) -> SlotMemory {
+        self.memory_view
     }
 
-    /// The same as of its [`Room`].
+    /// The same as of its [`SlotMemory`].
     ///
     /// # Safety
     ///
@@ -254,10 +254,10 @@ impl Pool {
     #[inline(always)]
     pub(super) unsafe fn bytes(&self, slot: u32, start: u16, len: u16) -> &[u8] {
         // SAFETY: by the caller's word; and the room is there as long as the pool.
-        unsafe { self.room.bytes(slot, start, len) }
+        unsafe { self.memory_view.bytes(slot, start, len) }
     }
 
-    /// The same as of its [`Room`].
+    /// The same as of its [`SlotMemory`].
     ///
     /// # Safety
     ///
@@ -266,7 +266,7 @@ impl Pool {
     #[inline(always)]
     pub(super) unsafe fn bytes_mut(&self, slot: u32, start: u16, len: u16) -> &mut [u8] {
         // SAFETY: by the caller's word; and the room is there as long as the pool.
-        unsafe { self.room.bytes_mut(slot, start, len) }
+        unsafe { self.memory_view.bytes_mut(slot, start, len) }
     }
 
     /// Where in a slot that the caller holds its segment lies: start and length.
@@ -292,7 +292,7 @@ const fn retop(old: u64, slot: u32) -> u64 {
 mod tests {
     use super::*;
     use crate::frame::descriptor::tests::bytes;
-    use crate::frame::{Cache, Frame};
+    use crate::frame::{Frame, Magazine};
     use crate::wire::Offload;
 
     #[test]
@@ -305,18 +305,18 @@ mod tests {
     #[test]
     fn a_pool_runs_dry_and_recovers() {
         let pool = Pool::new(100).unwrap();
-        let mut cache = Cache::new(pool);
+        let mut magazine = Magazine::new(pool);
         let mut held = Vec::new();
-        while let Some(frame) = cache.frame(&[1; 60], Offload::NONE) {
+        while let Some(frame) = magazine.frame(&[1; 60], Offload::NONE) {
             held.push(frame);
         }
         assert_eq!(held.len(), 100);
-        assert!(cache.frame(&[0; 60], Offload::NONE).is_none());
+        assert!(magazine.frame(&[0; 60], Offload::NONE).is_none());
         held.pop();
-        assert!(cache.frame(&[0; 5000], Offload::NONE).is_none(), "one slot is too few for two segments");
-        assert!(cache.frame(&[0; 60], Offload::NONE).is_some(), "and the failure lost none");
+        assert!(magazine.frame(&[0; 5000], Offload::NONE).is_none(), "one slot is too few for two segments");
+        assert!(magazine.frame(&[0; 60], Offload::NONE).is_some(), "and the failure lost none");
         drop(held);
-        drop(cache);
+        drop(magazine);
         assert_eq!(pool.free(), 100);
     }
 
@@ -328,21 +328,21 @@ mod tests {
             for seed in 0..3u8 {
                 let give = give.clone();
                 scope.spawn(move || {
-                    let mut cache = Cache::new(pool);
+                    let mut magazine = Magazine::new(pool);
                     for i in 0..20_000u32 {
                         let len = 14 + (i as usize * 37) % 9000;
-                        let Some(frame) = cache.frame(&vec![seed; len], Offload::NONE) else { continue };
-                        if i % 3 == 0 { give.send(frame).unwrap() } else { cache.recycle(frame) }
+                        let Some(frame) = magazine.frame(&vec![seed; len], Offload::NONE) else { continue };
+                        if i % 3 == 0 { give.send(frame).unwrap() } else { magazine.recycle(frame) }
                     }
                 });
             }
             drop(give);
             scope.spawn(move || {
-                let mut cache = Cache::new(pool);
+                let mut magazine = Magazine::new(pool);
                 for frame in take {
                     let all = bytes(&frame);
                     assert!(all.iter().all(|&b| b == all[0]), "nobody else wrote it");
-                    if all[0] == 0 { drop(frame) } else { cache.recycle(frame) }
+                    if all[0] == 0 { drop(frame) } else { magazine.recycle(frame) }
                 }
             });
         });

@@ -9,7 +9,7 @@ use crate::wire::Mac;
 /// Whether an address is one that only the two ends of a wire are to hear: spanning tree, PAUSE, LACP,
 /// EAPOL, LLDP and the like (IEEE 802.1Q-2018, table 8-1), and PVST+. Told without a branch.
 #[inline(always)]
-pub(super) const fn is_of_the_wire(mac: Mac) -> bool {
+pub(super) const fn is_link_local_group(mac: Mac) -> bool {
     mac.is_reserved_group() | (mac.bits() == Mac::PVST.bits())
 }
 
@@ -113,7 +113,7 @@ mod tests {
                 prop_assert_eq!(ReservedMask(mask).refuses(mac), place.is_some_and(|n| mask & 1 << n == 0));
                 let group = ReservedGroup::new(mac).filter(|group| group.name() != "pvst");
                 prop_assert_eq!(group.map(ReservedGroup::index), place.map(usize::from));
-                prop_assert_eq!(is_of_the_wire(mac), ReservedGroup::new(mac).is_some());
+                prop_assert_eq!(is_link_local_group(mac), ReservedGroup::new(mac).is_some());
             }
         }
     }

@@ -10,8 +10,8 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::Refused;
-use crate::wire::{Claim, Mac, Neighbor, Prefix};
+use super::RefusedSender;
+use crate::wire::{Mac, Neighbor, Prefix, SenderInfo};
 
 /// Which source addresses a port may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,12 +73,12 @@ impl Security {
 #[derive(Debug)]
 pub(super) struct Bindings {
     /// Sorted by MAC address, each named once; the port's own is always among them.
-    senders: Box<[Sender]>,
+    senders: Box<[BoundSender]>,
 }
 
 /// What a MAC address of a port may say.
 #[derive(Debug)]
-struct Sender {
+struct BoundSender {
     mac: Mac,
     /// Stretches of addresses: first and last of each. Sorted; they neither overlap nor touch.
     v4: Box<[(u32, u32)]>,
@@ -106,24 +106,25 @@ impl Bindings {
                 let link_local = link_local(mac).to_bits();
                 v6.push((link_local, link_local));
             }
-            Sender { mac, v4: join(v4, |end| end.checked_add(1)), v6: join(v6, |end| end.checked_add(1)) }
+            BoundSender { mac, v4: join(v4, |end| end.checked_add(1)), v6: join(v6, |end| end.checked_add(1)) }
         };
         Bindings { senders: by_mac.into_iter().map(sender).collect() }
     }
 
     /// Whether a frame with an allowed source may say this of its sender.
-    pub(super) fn allow(&self, source: Mac, claim: &Claim) -> bool {
+    pub(super) fn allow(&self, source: Mac, claim: &SenderInfo) -> bool {
         match *claim {
-            Claim::Nothing => true,
-            Claim::Unreadable => false,
+            SenderInfo::Nothing => true,
+            SenderInfo::Unreadable => false,
             // Whoever asks whether an address is free does not say yet that it is his (RFC 5227, 2.1.1).
-            Claim::Arp { mac, ip } => self.of(mac).is_some_and(|sender| ip.is_unspecified() || sender.has_v4(ip)),
-            Claim::V4 { ip, asks } => {
-                self.of(source).is_some_and(|sender| sender.has_v4(ip) || asks && sender.may_speak())
+            SenderInfo::Arp { mac, ip } => self.of(mac).is_some_and(|sender| ip.is_unspecified() || sender.has_v4(ip)),
+            SenderInfo::V4 { ip, address_acquisition } => {
+                self.of(source).is_some_and(|sender| sender.has_v4(ip) || address_acquisition && sender.may_speak())
             }
-            Claim::V6 { ip, asks, neighbor } => {
+            SenderInfo::V6 { ip, address_acquisition, neighbor } => {
                 let Some(sender) = self.of(source) else { return false };
-                let may_ask = asks && (ip.is_unspecified() || sender.may_have_made(ip)) && sender.may_speak();
+                let may_ask =
+                    address_acquisition && (ip.is_unspecified() || sender.may_have_made(ip)) && sender.may_speak();
                 (sender.has_v6(ip) || may_ask) && self.allow_neighbor(sender, ip, neighbor)
             }
         }
@@ -131,39 +132,39 @@ impl Bindings {
 
     /// Whether `sender`, who speaks from `ip`, may say this in neighbor discovery: an address and the link-layer
     /// address that is said to have it must be bound.
-    fn allow_neighbor(&self, sender: &Sender, ip: Ipv6Addr, says: Neighbor) -> bool {
-        let Some(told) = says.link.map_or(Some(sender), |link| self.of(link)) else { return false };
+    fn allow_neighbor(&self, sender: &BoundSender, ip: Ipv6Addr, says: Neighbor) -> bool {
+        let Some(reported) = says.lladdr.map_or(Some(sender), |link| self.of(link)) else { return false };
         match says.target {
-            Some(target) => told.has_v6(target) || told.may_have_made(target),
-            None => says.link.is_none() || ip.is_unspecified() || told.has_v6(ip) || told.may_have_made(ip),
+            Some(target) => reported.has_v6(target) || reported.may_have_made(target),
+            None => says.lladdr.is_none() || ip.is_unspecified() || reported.has_v6(ip) || reported.may_have_made(ip),
         }
     }
 
     /// The sender for which a frame is refused: a binding of it would let the frame pass, or bring the next one to light.
-    pub(super) fn refused(&self, source: Mac, claim: &Claim) -> Refused {
-        let (mac, ip) = match *claim {
-            Claim::Nothing | Claim::Unreadable => (source, None),
-            Claim::Arp { mac, ip } => (mac, Some(ip.into())),
-            Claim::V4 { ip, .. } => (source, Some(ip.into())),
-            Claim::V6 { ip, asks, neighbor } => {
-                let speaks = Claim::V6 { ip, asks, neighbor: Neighbor::default() };
-                match neighbor.link.unwrap_or(source) {
+    pub(super) fn refused_sender(&self, source: Mac, sender: &SenderInfo) -> RefusedSender {
+        let (mac, ip) = match *sender {
+            SenderInfo::Nothing | SenderInfo::Unreadable => (source, None),
+            SenderInfo::Arp { mac, ip } => (mac, Some(ip.into())),
+            SenderInfo::V4 { ip, .. } => (source, Some(ip.into())),
+            SenderInfo::V6 { ip, address_acquisition, neighbor } => {
+                let speaks = SenderInfo::V6 { ip, address_acquisition, neighbor: Neighbor::default() };
+                match neighbor.lladdr.unwrap_or(source) {
                     // Of what it says in neighbor discovery, unless it may not speak from there at all.
-                    told if self.allow(source, &speaks) => (told, Some(neighbor.target.unwrap_or(ip).into())),
+                    reported if self.allow(source, &speaks) => (reported, Some(neighbor.target.unwrap_or(ip).into())),
                     _ => (source, Some(ip.into())),
                 }
             }
         };
-        Refused { mac, ip }
+        RefusedSender { mac, ip }
     }
 
-    fn of(&self, mac: Mac) -> Option<&Sender> {
+    fn of(&self, mac: Mac) -> Option<&BoundSender> {
         let at = self.senders.binary_search_by_key(&mac, |sender| sender.mac).ok()?;
         self.senders.get(at)
     }
 }
 
-impl Sender {
+impl BoundSender {
     /// Whether it has any address. If not, it has no business with IP at all.
     fn may_speak(&self) -> bool {
         !self.v6.is_empty()
@@ -258,34 +259,34 @@ mod tests {
         /// However the bindings overlap: what one of them has is allowed, and nothing else.
         #[test]
         fn a_sender_is_one_binding(bindings in vec(binding(), 0..40)) {
-            let compiled = Bindings::new(mac(0), &bindings);
+            let compiled_port = Bindings::new(mac(0), &bindings);
             for number in 0..5 {
                 let its: Vec<_> = bindings.iter().filter(|binding| binding.mac == mac(number)).collect();
                 for (at, ip) in (0..=255).flat_map(|n| [(n, v4(n)), (n, v6(n))]) {
                     let is_bound = its.iter().any(|binding| binding.ip.is_none_or(|prefix| prefix.contains(ip)));
-                    let claim = match ip {
-                        IpAddr::V4(ip) => Claim::V4 { ip, asks: false },
-                        IpAddr::V6(ip) => Claim::V6 { ip, asks: false, neighbor: Neighbor::default() },
+                    let sender = match ip {
+                        IpAddr::V4(ip) => SenderInfo::V4 { ip, address_acquisition: false },
+                        IpAddr::V6(ip) => SenderInfo::V6 { ip, address_acquisition: false, neighbor: Neighbor::default() },
                     };
-                    prop_assert_eq!(compiled.allow(mac(number), &claim), is_bound, "{} {}", number, at);
+                    prop_assert_eq!(compiled_port.allow(mac(number), &sender), is_bound, "{} {}", number, at);
                     if let IpAddr::V4(ip) = ip {
-                        let arp = Claim::Arp { mac: mac(number), ip };
-                        prop_assert_eq!(compiled.allow(mac(1), &arp), is_bound, "whoever the frame is from");
+                        let arp = SenderInfo::Arp { mac: mac(number), ip };
+                        prop_assert_eq!(compiled_port.allow(mac(1), &arp), is_bound, "whoever the frame is from");
                     }
                 }
                 let link = link_local(mac(number));
-                let claim = Claim::V6 { ip: link, asks: false, neighbor: Neighbor::default() };
-                prop_assert_eq!(compiled.allow(mac(number), &claim), !its.is_empty(), "{}", link);
-                for asks in [true, false] {
+                let sender = SenderInfo::V6 { ip: link, address_acquisition: false, neighbor: Neighbor::default() };
+                prop_assert_eq!(compiled_port.allow(mac(number), &sender), !its.is_empty(), "{}", link);
+                for address_acquisition in [true, false] {
                     let (four, six) = (Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
                     let any = its.iter().any(|binding| binding.ip.is_none());
-                    let may = any || asks && !its.is_empty();
-                    prop_assert_eq!(compiled.allow(mac(number), &Claim::V4 { ip: four, asks }), may);
-                    let claim = Claim::V6 { ip: six, asks, neighbor: Neighbor::default() };
-                    prop_assert_eq!(compiled.allow(mac(number), &claim), may);
+                    let may = any || address_acquisition && !its.is_empty();
+                    prop_assert_eq!(compiled_port.allow(mac(number), &SenderInfo::V4 { ip: four, address_acquisition }), may);
+                    let sender = SenderInfo::V6 { ip: six, address_acquisition, neighbor: Neighbor::default() };
+                    prop_assert_eq!(compiled_port.allow(mac(number), &sender), may);
                 }
-                let probe = Claim::Arp { mac: mac(number), ip: Ipv4Addr::UNSPECIFIED };
-                prop_assert_eq!(compiled.allow(mac(1), &probe), number == 0 || !its.is_empty());
+                let probe = SenderInfo::Arp { mac: mac(number), ip: Ipv4Addr::UNSPECIFIED };
+                prop_assert_eq!(compiled_port.allow(mac(1), &probe), number == 0 || !its.is_empty());
             }
         }
     }
@@ -296,10 +297,10 @@ mod tests {
         let bindings = Bindings::new(mac(1), &[bind(1, "fd::1"), bind(2, "fd::2"), bind(2, "fd::3")]);
         let says = |ip: &str, target: Option<&str>, link: Option<u64>| {
             let target = target.map(|target| target.parse().unwrap());
-            let neighbor = Neighbor { target, link: link.map(mac) };
+            let neighbor = Neighbor { target, lladdr: link.map(mac) };
             let ip: Ipv6Addr = ip.parse().unwrap();
-            let asks = ip.is_unspecified() || ip.is_unicast_link_local();
-            bindings.allow(mac(1), &Claim::V6 { ip, asks, neighbor })
+            let address_acquisition = ip.is_unspecified() || ip.is_unicast_link_local();
+            bindings.allow(mac(1), &SenderInfo::V6 { ip, address_acquisition, neighbor })
         };
         for (ip, target, link, expected) in [
             ("fd::1", None, None, true),
@@ -341,9 +342,11 @@ mod tests {
         let bind = |number, ip: &str| Binding { mac: mac(number), ip: ip.parse().ok() };
         let bindings = Bindings::new(mac(1), &[bind(2, "10.0.0.1")]);
         let ip: Ipv6Addr = "fe80::a1b2:c3d4:e5f6:789".parse().unwrap();
-        for (number, asks, expected) in [(2, true, true), (2, false, false), (1, true, false), (3, true, false)] {
-            let claim = Claim::V6 { ip, asks, neighbor: Neighbor::default() };
-            assert_eq!(bindings.allow(mac(number), &claim), expected, "{number} {asks}");
+        for (number, address_acquisition, expected) in
+            [(2, true, true), (2, false, false), (1, true, false), (3, true, false)]
+        {
+            let sender = SenderInfo::V6 { ip, address_acquisition, neighbor: Neighbor::default() };
+            assert_eq!(bindings.allow(mac(number), &sender), expected, "{number} {address_acquisition}");
         }
     }
 
@@ -353,28 +356,32 @@ mod tests {
         let bindings = Bindings::new(mac(1), &[bind(1, "fd::1"), bind(2, "fd::2")]);
         let v6 = |ip: &str, target: Option<&str>, link: Option<u64>| {
             let target = target.map(|target| target.parse().unwrap());
-            Claim::V6 { ip: ip.parse().unwrap(), asks: false, neighbor: Neighbor { target, link: link.map(mac) } }
+            SenderInfo::V6 {
+                ip: ip.parse().unwrap(),
+                address_acquisition: false,
+                neighbor: Neighbor { target, lladdr: link.map(mac) },
+            }
         };
-        for (claim, number, ip) in [
-            (Claim::Unreadable, 1, None),
-            (Claim::Arp { mac: mac(2), ip: [10, 0, 0, 1].into() }, 2, Some("10.0.0.1")),
-            (Claim::V4 { ip: [10, 0, 0, 1].into(), asks: false }, 1, Some("10.0.0.1")),
+        for (sender, number, ip) in [
+            (SenderInfo::Unreadable, 1, None),
+            (SenderInfo::Arp { mac: mac(2), ip: [10, 0, 0, 1].into() }, 2, Some("10.0.0.1")),
+            (SenderInfo::V4 { ip: [10, 0, 0, 1].into(), address_acquisition: false }, 1, Some("10.0.0.1")),
             (v6("fd::2", None, None), 1, Some("fd::2")),
             (v6("fd::2", Some("fd::3"), None), 1, Some("fd::2")),
             (v6("fd::1", Some("fd::3"), None), 1, Some("fd::3")),
             (v6("fd::1", Some("fd::1"), Some(3)), 3, Some("fd::1")),
             (v6("fd::1", None, Some(2)), 2, Some("fd::1")),
         ] {
-            assert!(!bindings.allow(mac(1), &claim), "{claim:?}");
+            assert!(!bindings.allow(mac(1), &sender), "{sender:?}");
             let ip = ip.map(|ip| ip.parse().unwrap());
-            assert_eq!(bindings.refused(mac(1), &claim), Refused { mac: mac(number), ip }, "{claim:?}");
+            assert_eq!(bindings.refused_sender(mac(1), &sender), RefusedSender { mac: mac(number), ip }, "{sender:?}");
         }
     }
 
     #[test]
     fn what_cannot_be_read_is_refused_and_nothing_passes() {
         let bindings = Bindings::new(mac(1), &[Binding { mac: mac(1), ip: None }]);
-        assert!(!bindings.allow(mac(1), &Claim::Unreadable));
-        assert!(bindings.allow(mac(1), &Claim::Nothing));
+        assert!(!bindings.allow(mac(1), &SenderInfo::Unreadable));
+        assert!(bindings.allow(mac(1), &SenderInfo::Nothing));
     }
 }

@@ -1,12 +1,14 @@
 //! What control asks for of each port and each network, not compiled yet.
 
-use super::{DropReason, Limits, MacLimit, NetworkId, Pack, PortId, PortStorm, ReservedMask, Security, StormClass};
-use crate::time::Moment;
+use super::{
+    DropReason, Limits, MacLimit, NetworkId, PortId, PortPolicer, ReservedMask, Security, StormClass, VmPolicer,
+};
+use crate::time::MonoTime;
 use crate::wire::{Mac, Vid};
 
 /// Whose port it is: ports of one owner on one network are siblings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Owner(pub u32);
+pub struct VmId(pub u32);
 
 /// What a port is to its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -20,14 +22,14 @@ pub enum Role {
 
 /// By which device the frames of a port come and go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum Attachment {
     /// By one of its own.
     Own,
     /// By one that carries several ports.
-    Carried {
+    Tagged {
         /// That device: the one by which frames leave. They may come by others as well. The parent of a trunk
         /// is its own carrier.
-        carrier: PortId,
+        trunk: PortId,
         /// The VLAN id that frames have on it; `None`: untagged.
         vlan: Option<Vid>,
     },
@@ -35,13 +37,13 @@ pub enum Reach {
 
 /// What is asked about a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PortRules {
+pub struct PortConfig {
     /// Its name.
     pub id: PortId,
     /// The network it is on.
     pub network: NetworkId,
     /// Its VM.
-    pub owner: Owner,
+    pub vm: VmId,
     /// Its own address, which is pinned to it. An uplink has none: zero.
     pub mac: Mac,
     /// Which sources it may use.
@@ -50,7 +52,7 @@ pub struct PortRules {
     /// they are learned at any port, and control waits for a frame from this one.
     pub pins: bool,
     /// Addresses of the port whose pins have yielded one by one, each until the port sends a frame from it.
-    pub yielded: Vec<Mac>,
+    pub released_pins: Vec<Mac>,
     /// Whether control wants it to carry frames.
     pub admin_up: bool,
     /// The worker through which others reach its device; `None` while it has none.
@@ -58,7 +60,7 @@ pub struct PortRules {
     /// What it is to its network.
     pub role: Role,
     /// By which device its frames come and go.
-    pub reach: Reach,
+    pub attachment: Attachment,
     /// Whether it gets frames for stations that nobody knows. Only a port whose address is pinned to it can
     /// do without: what is for it is known. An inactive port gets them in any case.
     pub unknown_unicast: bool,
@@ -71,55 +73,55 @@ pub struct PortRules {
     /// newest displaces the oldest.
     pub mac_limit: Option<MacLimit>,
     /// Whether it is in quarantine: nothing comes in by it and nothing goes out, but for loop probes, both ways.
-    pub held: bool,
+    pub quarantined: bool,
     /// Whether what it floods does not go to other ports of its VM on its network. Spanning tree does, and what is
     /// for a station that is known.
-    pub splits: bool,
+    pub sibling_split_horizon: bool,
     /// Whether its VM loops or storms now. Then no station may wander between it and other ports more often than between
     /// any.
     pub suspect: bool,
     /// Whether stations may wander between it and other ports of its VM on its network, which share them, as often
     /// as they like.
-    pub shares_mac: bool,
+    pub mac_sharing: bool,
     /// How much it may send to everybody.
-    pub storm: PortStorm,
+    pub storm: PortPolicer,
     /// How much it may together with its siblings; all of them have the same. `None`: anything, at no cost.
-    pub pack: Option<Pack>,
+    pub vm_policer: Option<VmPolicer>,
 }
 
-impl PortRules {
+impl PortConfig {
     /// An interface of a VM that is to have a device of its own and has none yet. Nothing is kept from it, and nothing
     /// else is said of it.
-    pub fn vif(id: PortId, network: NetworkId, owner: Owner, mac: Mac) -> PortRules {
-        PortRules {
+    pub fn vif(id: PortId, network: NetworkId, vm: VmId, mac: Mac) -> PortConfig {
+        PortConfig {
             id,
             network,
-            owner,
+            vm,
             mac,
             security: Security::Off,
             pins: true,
-            yielded: Vec::new(),
+            released_pins: Vec::new(),
             admin_up: true,
             worker: None,
             role: Role::Vif,
-            reach: Reach::Own,
+            attachment: Attachment::Own,
             unknown_unicast: true,
             promiscuous: false,
             learns: true,
             mac_limit: None,
-            held: false,
-            splits: false,
+            quarantined: false,
+            sibling_split_horizon: false,
             suspect: false,
-            shares_mac: false,
-            storm: PortStorm::default(),
-            pack: None,
+            mac_sharing: false,
+            storm: PortPolicer::default(),
+            vm_policer: None,
         }
     }
 
     /// The same, for a way to the outside by a carrier.
-    pub fn uplink(id: PortId, network: NetworkId, owner: Owner, carrier: PortId, vlan: Option<Vid>) -> PortRules {
-        let reach = Reach::Carried { carrier, vlan };
-        PortRules { role: Role::Uplink, reach, ..PortRules::vif(id, network, owner, Mac::ZERO) }
+    pub fn uplink(id: PortId, network: NetworkId, vm: VmId, trunk: PortId, vlan: Option<Vid>) -> PortConfig {
+        let attachment = Attachment::Tagged { trunk, vlan };
+        PortConfig { role: Role::Uplink, attachment, ..PortConfig::vif(id, network, vm, Mac::ZERO) }
     }
 
     /// Whether it is a way to the outside.
@@ -129,40 +131,41 @@ impl PortRules {
 
     /// Until when all frames of this class die that it sends to everybody, and of what: its own limit, or that which it
     /// has in common with its siblings. `None`: not all of them do now.
-    pub fn mute_until(&self, class: StormClass, now: Moment) -> Option<(Moment, DropReason)> {
+    pub fn blocked_until(&self, class: StormClass, now: MonoTime) -> Option<(MonoTime, DropReason)> {
         let own = (self.storm.ready(class, now), class.reason());
-        let common = (self.pack.as_ref().map_or(now, |pack| pack.ready(class, now)), DropReason::StormVm);
+        let common =
+            (self.vm_policer.as_ref().map_or(now, |vm_policer| vm_policer.ready(class, now)), DropReason::StormVm);
         // In the order in which a frame would come to them.
         [own, common].into_iter().find(|&(until, _)| until > now)
     }
 
     /// Whether frames may come in by it, as far as it is up to itself.
     pub(super) fn is_open(&self) -> bool {
-        self.admin_up && !self.held
+        self.admin_up && !self.quarantined
     }
 
     /// Whether it is a subport: a port of a VM whose frames have a tag on the device of another one.
     pub fn is_subport(&self) -> bool {
-        self.role == Role::Vif && !matches!(self.reach, Reach::Own) && self.own_carrier() == PortId::NONE
+        self.role == Role::Vif && !matches!(self.attachment, Attachment::Own) && self.own_trunk() == PortId::NONE
     }
 
     /// The carrier that has its name: of the parent of a trunk, itself; of others, none.
-    pub(super) fn own_carrier(&self) -> PortId {
-        match self.reach {
-            Reach::Carried { carrier, vlan: None } if carrier == self.id => carrier,
+    pub(super) fn own_trunk(&self) -> PortId {
+        match self.attachment {
+            Attachment::Tagged { trunk, vlan: None } if trunk == self.id => trunk,
             _ => PortId::NONE,
         }
     }
 
     /// Whether it gets no unknown unicast. One that is promiscuous gets everything.
-    pub(super) fn is_incurious(&self) -> bool {
+    pub(super) fn no_flood_unknown(&self) -> bool {
         !self.unknown_unicast && !self.promiscuous && self.pins
     }
 }
 
 /// What is asked about a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetworkRules {
+pub struct NetworkConfig {
     /// Its name.
     pub id: NetworkId,
     /// Bytes that a frame may carry behind its header and tags.
@@ -172,7 +175,7 @@ pub struct NetworkRules {
     /// How many stations may be learned.
     pub limits: Limits,
     /// Whether a source pinned to another VM's port is refused.
-    pub guard: bool,
+    pub anti_spoof: bool,
     /// Which reserved group addresses pass between its VMs.
     pub reserved: ReservedMask,
 }

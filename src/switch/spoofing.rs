@@ -5,9 +5,9 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{MOST_PORTS, PortId};
+use super::{MAX_PORTS, PortId};
 use crate::frame::BURST;
-use crate::time::Moment;
+use crate::time::MonoTime;
 use crate::wire::Mac;
 
 /// Between two reports of one port.
@@ -26,12 +26,12 @@ pub struct SpoofedIp {
     /// The port.
     pub at: PortId,
     /// The sender.
-    pub sender: Refused,
+    pub sender: RefusedSender,
 }
 
 /// The sender that was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Refused {
+pub struct RefusedSender {
     /// Its MAC address.
     pub mac: Mac,
     /// Its IP address; `None` if the frame could not be read.
@@ -40,34 +40,34 @@ pub struct Refused {
 
 /// What was reported of one port.
 #[derive(Debug, Clone, Copy, Default)]
-struct Reported {
+struct PortReports {
     /// Digests of senders. Two senders with the same digest count as one; that only delays a report.
     senders: [u32; PLACES],
     /// When each was reported, in seconds.
     at: [u32; PLACES],
     /// When the next report may follow.
-    next: Moment,
+    next: MonoTime,
 }
 
 /// What one worker reports.
 #[derive(Debug)]
-pub(super) struct Spoofing {
+pub(super) struct SpoofReporter {
     /// By the place of each port.
-    ports: Vec<Reported>,
+    ports: Vec<PortReports>,
     /// What is to be reported.
-    pub(super) found: Vec<SpoofedIp>,
+    pub(super) events: Vec<SpoofedIp>,
 }
 
-impl Spoofing {
-    pub(super) fn new() -> Spoofing {
-        Spoofing { ports: vec![Reported::default(); MOST_PORTS], found: Vec::with_capacity(BURST) }
+impl SpoofReporter {
+    pub(super) fn new() -> SpoofReporter {
+        SpoofReporter { ports: vec![PortReports::default(); MAX_PORTS], events: Vec::with_capacity(BURST) }
     }
 
     /// Notes that a port was refused a sender.
     #[cold]
-    pub(super) fn note(&mut self, at: PortId, sender: Refused, now: Moment) {
-        let port = &mut self.ports[at.index() % MOST_PORTS];
-        if now < port.next || self.found.len() == BURST {
+    pub(super) fn record(&mut self, at: PortId, sender: RefusedSender, now: MonoTime) {
+        let port = &mut self.ports[at.index() % MAX_PORTS];
+        if now < port.next || self.events.len() == BURST {
             return;
         }
         let (digest, second) = (digest(sender), now.secs());
@@ -78,12 +78,12 @@ impl Spoofing {
         let oldest = (0..PLACES).min_by_key(|&place| port.at[place]).unwrap_or(0);
         (port.senders[oldest], port.at[oldest]) = (digest, second.max(1));
         port.next = now + PAUSE;
-        self.found.push(SpoofedIp { at, sender });
+        self.events.push(SpoofedIp { at, sender });
     }
 }
 
 #[allow(clippy::cast_possible_truncation)] // half of it is enough
-fn digest(sender: Refused) -> u32 {
+fn digest(sender: RefusedSender) -> u32 {
     let mut hasher = DefaultHasher::new();
     sender.hash(&mut hasher);
     hasher.finish() as u32
@@ -95,42 +95,42 @@ mod tests {
 
     const PORT: PortId = PortId::new(3, 0);
 
-    fn at(millis: u64) -> Moment {
-        Moment::from_secs(1000) + Duration::from_millis(millis)
+    fn at(millis: u64) -> MonoTime {
+        MonoTime::from_secs(1000) + Duration::from_millis(millis)
     }
 
-    fn sender(number: u8) -> Refused {
-        Refused { mac: Mac::from_bits(0x0200_0000_0001), ip: Some([10, 0, 0, number].into()) }
+    fn sender(number: u8) -> RefusedSender {
+        RefusedSender { mac: Mac::from_bits(0x0200_0000_0001), ip: Some([10, 0, 0, number].into()) }
     }
 
-    fn reports(spoofing: &mut Spoofing) -> Vec<Refused> {
-        spoofing.found.drain(..).map(|found| found.sender).collect()
+    fn reports(spoofing: &mut SpoofReporter) -> Vec<RefusedSender> {
+        spoofing.events.drain(..).map(|found| found.sender).collect()
     }
 
     #[test]
     fn a_rare_address_is_reported_beside_a_frequent_one() {
-        let mut spoofing = Spoofing::new();
+        let mut spoofing = SpoofReporter::new();
         for millis in 0..9000 {
-            spoofing.note(PORT, sender(1), at(millis));
+            spoofing.record(PORT, sender(1), at(millis));
             if millis == 5000 {
-                spoofing.note(PORT, sender(2), at(millis));
+                spoofing.record(PORT, sender(2), at(millis));
             }
         }
         assert_eq!(reports(&mut spoofing), [sender(1), sender(2)]);
-        spoofing.note(PORT, sender(1), at(10_000));
+        spoofing.record(PORT, sender(1), at(10_000));
         assert_eq!(reports(&mut spoofing), [sender(1)], "after a while again");
     }
 
     #[test]
     fn a_port_that_names_everybody_is_reported_four_times_a_second() {
-        let mut spoofing = Spoofing::new();
+        let mut spoofing = SpoofReporter::new();
         let mut all = 0;
         for millis in 0..10_000u64 {
-            spoofing.note(PORT, sender(millis.to_le_bytes()[0]), at(millis));
+            spoofing.record(PORT, sender(millis.to_le_bytes()[0]), at(millis));
             all += reports(&mut spoofing).len();
         }
         assert_eq!(all, 40);
-        spoofing.note(PortId::new(4, 0), sender(1), at(10_000));
+        spoofing.record(PortId::new(4, 0), sender(1), at(10_000));
         assert_eq!(reports(&mut spoofing).len(), 1, "another port has places of its own");
     }
 }

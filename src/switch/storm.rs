@@ -1,7 +1,7 @@
 //! Storm limits: how much a port, and a VM on a network, may send to everybody, of which class; and how many copies
 //! a VM may cause.
 //!
-//! Settings and state are apart: [`StormLimits`] stand in the rules and are replaced with them; a [`Meter`] is the
+//! Settings and state are apart: [`StormLimits`] stand in the rules and are replaced with them; a [`PolicerState`] is the
 //! state of the buckets, made once and handed into each new set of rules, so that a change of the rules gives nobody a
 //! full bucket. A super-frame costs what it stands for.
 
@@ -9,8 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use super::{Bucket, DropReason, Rate};
-use crate::time::Moment;
+use super::{DropReason, Policer, Rate};
+use crate::time::MonoTime;
 use crate::wire::Mac;
 
 /// Bridge protocol data units: what spanning tree speaks. They have a bucket of their own at each port.
@@ -19,7 +19,7 @@ pub const BPDU_RATE: Rate = Rate::new(100, 100);
 /// Whether frames to this address are BPDUs, of spanning tree or of PVST+.
 #[inline]
 pub(super) const fn is_bpdu(destination: Mac) -> bool {
-    destination.bits() == Mac::BRIDGES.bits() || destination.bits() == Mac::PVST.bits()
+    destination.bits() == Mac::BRIDGE_GROUP.bits() || destination.bits() == Mac::PVST.bits()
 }
 
 /// What may become a storm: a frame that goes to everybody. Frames for a station that is known are in no class.
@@ -122,37 +122,37 @@ pub const COPIES_DEFAULT: Rate = Rate::new(100_000, 10_000);
 
 /// The buckets of one class.
 #[derive(Debug, Default)]
-struct ClassBuckets {
-    frames: Bucket,
-    bytes: Bucket,
+struct ClassPolicers {
+    frames: Policer,
+    bytes: Policer,
 }
 
 /// All buckets of a port, or of a VM on a network.
 #[derive(Debug, Default)]
 #[repr(align(128))] // two workers never write to one pair of cache lines
-struct Buckets {
-    classes: [ClassBuckets; 3],
-    copies: Bucket,
-    bpdus: Bucket,
+struct Policers {
+    classes: [ClassPolicers; 3],
+    copies: Policer,
+    bpdus: Policer,
     /// The classes, as a set of bits, of which the common limit has refused frames since this was last asked.
-    hit: AtomicU8,
+    hit_classes: AtomicU8,
     /// The same of the limit on copies.
     hit_copies: AtomicU8,
 }
 
 /// The state of all limits of a port, or of a VM on a network. Clones are the same meter, and only they are equal.
 #[derive(Clone, Default)]
-pub struct Meter(Arc<Buckets>);
+pub struct PolicerState(Arc<Policers>);
 
-impl PartialEq for Meter {
-    fn eq(&self, other: &Meter) -> bool {
+impl PartialEq for PolicerState {
+    fn eq(&self, other: &PolicerState) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
-impl Eq for Meter {}
+impl Eq for PolicerState {}
 
-impl fmt::Debug for Meter {
+impl fmt::Debug for PolicerState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Meter")
     }
@@ -160,7 +160,7 @@ impl fmt::Debug for Meter {
 
 /// Notes that a limit has refused a frame of this class. Mostly that is known already, and nothing is written.
 #[cold]
-fn note(hit: &AtomicU8, class: StormClass) {
+fn record(hit: &AtomicU8, class: StormClass) {
     let bit = 1 << class as u8;
     if hit.load(Ordering::Relaxed) & bit == 0 {
         hit.fetch_or(bit, Ordering::Relaxed);
@@ -180,17 +180,17 @@ pub(super) struct Cost {
     pub(super) bytes: u64,
 }
 
-impl Meter {
+impl PolicerState {
     /// Whether a limit leaves room for this.
     #[inline]
-    fn has(&self, class: StormClass, limit: &ClassLimit, cost: Cost, now: Moment) -> bool {
+    fn has(&self, class: StormClass, limit: &ClassLimit, cost: Cost, now: MonoTime) -> bool {
         let buckets = &self.0.classes[class as usize];
         limit.frames.as_ref().is_none_or(|rate| buckets.frames.has(rate, cost.frames, now))
             && limit.bytes.as_ref().is_none_or(|rate| buckets.bytes.has(rate, cost.bytes, now))
     }
 
     #[inline]
-    fn take(&self, class: StormClass, limit: &ClassLimit, cost: Cost, now: Moment, shared: bool) -> bool {
+    fn take(&self, class: StormClass, limit: &ClassLimit, cost: Cost, now: MonoTime, shared: bool) -> bool {
         let buckets = &self.0.classes[class as usize];
         limit.frames.as_ref().is_none_or(|rate| buckets.frames.take(rate, cost.frames, now, shared))
             && limit.bytes.as_ref().is_none_or(|rate| buckets.bytes.take(rate, cost.bytes, now, shared))
@@ -198,7 +198,7 @@ impl Meter {
 
     /// The classes of which the common limit has refused frames since this was last asked.
     pub fn take_hit(&self) -> Vec<StormClass> {
-        classes(&self.0.hit)
+        classes(&self.0.hit_classes)
     }
 
     /// The classes of which the limit on copies has refused frames since this was last asked.
@@ -207,7 +207,7 @@ impl Meter {
     }
 
     /// When a limit will let a frame pass again that is of the least size: now, if it does.
-    pub fn ready(&self, class: StormClass, limit: &ClassLimit, now: Moment) -> Moment {
+    pub fn ready(&self, class: StormClass, limit: &ClassLimit, now: MonoTime) -> MonoTime {
         let buckets = &self.0.classes[class as usize];
         let frames = limit.frames.as_ref().map_or(now, |rate| buckets.frames.ready(rate, now));
         frames.max(limit.bytes.as_ref().map_or(now, |rate| buckets.bytes.ready(rate, now)))
@@ -216,31 +216,31 @@ impl Meter {
 
 /// The limits of a port.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct PortStorm {
+pub struct PortPolicer {
     /// What it may send to everybody.
     pub limits: StormLimits,
     /// How much of that it has used.
-    pub meter: Meter,
+    pub state: PolicerState,
     /// Whether several workers can judge frames of this port.
     pub shared: bool,
 }
 
-impl PortStorm {
+impl PortPolicer {
     /// When a frame of this class would pass at the port's own limit: now, if there is none.
-    pub fn ready(&self, class: StormClass, now: Moment) -> Moment {
-        self.limits.get(class).map_or(now, |limit| self.meter.ready(class, limit, now))
+    pub fn ready(&self, class: StormClass, now: MonoTime) -> MonoTime {
+        self.limits.get(class).map_or(now, |limit| self.state.ready(class, limit, now))
     }
 
     /// Whether this many BPDUs may pass.
     #[inline]
-    pub(super) fn admits_bpdus(&self, frames: u64, now: Moment) -> bool {
-        self.meter.0.bpdus.take(&BPDU_RATE, frames, now, self.shared)
+    pub(super) fn admits_bpdus(&self, frames: u64, now: MonoTime) -> bool {
+        self.state.0.bpdus.take(&BPDU_RATE, frames, now, self.shared)
     }
 }
 
 /// The limits of a VM on one network, which its ports there have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Pack {
+pub struct VmPolicer {
     /// What they may send to everybody, together.
     pub limits: StormLimits,
     /// How many copies a second may be made of that.
@@ -248,15 +248,15 @@ pub struct Pack {
     /// Whether copies of each class are counted at all, by its place: not of one that the port itself has off.
     pub copies_off: [bool; 3],
     /// How much of all that they have used.
-    pub meter: Meter,
+    pub state: PolicerState,
     /// Whether several workers can judge frames of these ports.
     pub shared: bool,
 }
 
-impl Pack {
+impl VmPolicer {
     /// When a frame of this class would pass at the common limit: now, if there is none.
-    pub fn ready(&self, class: StormClass, now: Moment) -> Moment {
-        self.limits.get(class).map_or(now, |limit| self.meter.ready(class, limit, now))
+    pub fn ready(&self, class: StormClass, now: MonoTime) -> MonoTime {
+        self.limits.get(class).map_or(now, |limit| self.state.ready(class, limit, now))
     }
 
     /// Whether there are no limits.
@@ -264,54 +264,54 @@ impl Pack {
         self.limits.is_off() && self.copies.is_none()
     }
 
-    fn has_copies(&self, copies: u64, now: Moment) -> bool {
-        copies == 0 || self.copies.as_ref().is_none_or(|rate| self.meter.0.copies.has(rate, copies, now))
+    fn has_copies(&self, copies: u64, now: MonoTime) -> bool {
+        copies == 0 || self.copies.as_ref().is_none_or(|rate| self.state.0.copies.has(rate, copies, now))
     }
 
-    fn take_copies(&self, copies: u64, now: Moment) -> bool {
-        copies == 0 || self.copies.as_ref().is_none_or(|rate| self.meter.0.copies.take(rate, copies, now, self.shared))
+    fn take_copies(&self, copies: u64, now: MonoTime) -> bool {
+        copies == 0 || self.copies.as_ref().is_none_or(|rate| self.state.0.copies.take(rate, copies, now, self.shared))
     }
 }
 
 /// Whether the limits of a port and its VM let a frame pass that goes to everybody, as `copies()` copies, or which of
 /// them does not. What is refused costs nothing: all limits are asked before the first one is charged.
 pub(super) fn admit(
-    storm: &PortStorm,
-    pack: Option<&Pack>,
+    storm: &PortPolicer,
+    vm_policer: Option<&VmPolicer>,
     class: StormClass,
     cost: Cost,
     copies: impl FnOnce() -> u64,
-    now: Moment,
+    now: MonoTime,
 ) -> Result<(), DropReason> {
     let own = storm.limits.get(class);
-    if own.is_some_and(|limit| !storm.meter.has(class, limit, cost, now)) {
+    if own.is_some_and(|limit| !storm.state.has(class, limit, cost, now)) {
         return Err(class.reason());
     }
-    let Some(pack) = pack else {
-        let passes = own.is_none_or(|limit| storm.meter.take(class, limit, cost, now, storm.shared));
+    let Some(vm_policer) = vm_policer else {
+        let passes = own.is_none_or(|limit| storm.state.take(class, limit, cost, now, storm.shared));
         return if passes { Ok(()) } else { Err(class.reason()) };
     };
-    let common = pack.limits.get(class);
-    if common.is_some_and(|limit| !pack.meter.has(class, limit, cost, now)) {
-        note(&pack.meter.0.hit, class);
+    let common = vm_policer.limits.get(class);
+    if common.is_some_and(|limit| !vm_policer.state.has(class, limit, cost, now)) {
+        record(&vm_policer.state.0.hit_classes, class);
         return Err(DropReason::StormVm);
     }
-    let copies = if pack.copies_off[class as usize] { 0 } else { cost.frames * copies() };
-    if !pack.has_copies(copies, now) {
-        note(&pack.meter.0.hit_copies, class);
+    let copies = if vm_policer.copies_off[class as usize] { 0 } else { cost.frames * copies() };
+    if !vm_policer.has_copies(copies, now) {
+        record(&vm_policer.state.0.hit_copies, class);
         return Err(DropReason::StormCopies);
     }
     // Where several workers take, one may be too late for what it has seen.
-    if own.is_some_and(|limit| !storm.meter.take(class, limit, cost, now, storm.shared)) {
+    if own.is_some_and(|limit| !storm.state.take(class, limit, cost, now, storm.shared)) {
         return Err(class.reason());
     }
-    if common.is_some_and(|limit| !pack.meter.take(class, limit, cost, now, pack.shared)) {
-        note(&pack.meter.0.hit, class);
+    if common.is_some_and(|limit| !vm_policer.state.take(class, limit, cost, now, vm_policer.shared)) {
+        record(&vm_policer.state.0.hit_classes, class);
         return Err(DropReason::StormVm);
     }
-    if pack.take_copies(copies, now) {
+    if vm_policer.take_copies(copies, now) {
         return Ok(());
     }
-    note(&pack.meter.0.hit_copies, class);
+    record(&vm_policer.state.0.hit_copies, class);
     Err(DropReason::StormCopies)
 }

@@ -40,8 +40,8 @@ pub enum DropReason {
     ReservedGroup,
     /// In: the source belongs to a port of another VM.
     ForeignSource,
-    /// In: the source is frozen at another port, or has moved too often.
-    FrozenSource,
+    /// In: the source is dampened at another port, or has moved too often.
+    DampenedSource,
     /// In: port security does not allow this source here.
     SpoofedSource,
     /// In: ARP, IP or neighbor discovery names a sender that port security does not allow here, or one that
@@ -103,7 +103,7 @@ impl DropReason {
         DropReason::BadSource,
         DropReason::ReservedGroup,
         DropReason::ForeignSource,
-        DropReason::FrozenSource,
+        DropReason::DampenedSource,
         DropReason::SpoofedSource,
         DropReason::SpoofedIp,
         DropReason::StormBroadcast,
@@ -143,7 +143,7 @@ impl DropReason {
             DropReason::BadSource => "bad_source",
             DropReason::ReservedGroup => "reserved_group",
             DropReason::ForeignSource => "foreign_source",
-            DropReason::FrozenSource => "frozen_source",
+            DropReason::DampenedSource => "dampened_source",
             DropReason::SpoofedSource => "spoofed_source",
             DropReason::SpoofedIp => "spoofed_ip",
             DropReason::StormBroadcast => "storm_broadcast",
@@ -167,7 +167,7 @@ impl DropReason {
     }
 
     /// What it means, in one sentence for operators.
-    pub const fn meaning(self) -> &'static str {
+    pub const fn description(self) -> &'static str {
         match self {
             DropReason::PortClosed => "the port was closed while the frame was on its way",
             DropReason::AdminDown => "the port is administratively down",
@@ -186,7 +186,7 @@ impl DropReason {
                 "sent to a group address that bridges keep to themselves (by default PAUSE; on uplinks also BPDU, LACP, LLDP)"
             }
             DropReason::ForeignSource => "the source belongs to a port of another VM",
-            DropReason::FrozenSource => "the source is frozen at another port, or has moved too often",
+            DropReason::DampenedSource => "the source is dampened at another port, or has moved too often",
             DropReason::SpoofedSource => "port security does not allow this source here",
             DropReason::SpoofedIp => {
                 "port security does not allow the sender that ARP or IP names here, or it cannot be read"
@@ -223,17 +223,17 @@ pub enum Verdict {
     To(PortId),
     /// It goes out of one port, and promiscuous ports of its network get copies. Both ports by
     /// [`PortId::index`]: as long as the rules are the same, that is their name.
-    Watched {
+    Mirrored {
         /// The port that it came from: the one it came in at, or one that this carries.
         from: u16,
         /// The port that it goes to.
         to: u16,
     },
     /// It goes to many on the network of the port it came in at:
-    /// [`Rules::reached`](super::Rules::reached) says who that is.
-    Flood(Audience),
+    /// [`ForwardingConfig::flood_ports`](super::ForwardingConfig::flood_ports) says who that is.
+    Flood(FloodScope),
     /// It came in at a carrier, and goes to many on the network of this port that it carries.
-    FloodFrom(PortId, Audience),
+    FloodFrom(PortId, FloodScope),
     /// It dies, for this reason.
     Drop(DropReason),
 }
@@ -243,18 +243,18 @@ const _: () = assert!(size_of::<Verdict>() == 8);
 
 /// Which ports of a network a frame is meant for that is meant for many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Audience {
+pub enum FloodScope {
     /// All.
     All,
     /// All but uplinks.
-    Inside,
+    NoUplinks,
     /// The same, and the siblings of a port that splits as well: for their spanning tree.
-    Bridges,
+    BridgeGroup,
     /// All that are to get frames for stations that nobody knows. It is only told from all where there is a port
     /// that is not to.
     Unknown,
     /// Those that are promiscuous.
-    Watchers,
+    Mirrors,
 }
 
 /// Whom a frame goes to that is meant for many. Also another worker can carry it out.
@@ -263,20 +263,20 @@ pub struct Flood {
     /// The port that it came from, which does not get it.
     pub from: PortId,
     /// Who gets it.
-    pub to: Audience,
-    /// One that gets it anyway, and not a second time; [`PortId::NONE`] if there is none.
-    pub but: PortId,
+    pub scope: FloodScope,
+    /// One that gets it anyway, and not a second time; `PortId::NONE` if there is none.
+    pub except: PortId,
 }
 
 impl Flood {
     /// All of these get it.
-    pub const fn new(from: PortId, to: Audience) -> Flood {
-        Flood { from, to, but: PortId::NONE }
+    pub const fn new(from: PortId, scope: FloodScope) -> Flood {
+        Flood { from, scope, except: PortId::NONE }
     }
 
     /// Promiscuous ports get copies of what one port gets.
     pub const fn copies(from: PortId, to: PortId) -> Flood {
-        Flood { from, to: Audience::Watchers, but: to }
+        Flood { from, scope: FloodScope::Mirrors, except: to }
     }
 }
 

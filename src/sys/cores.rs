@@ -4,18 +4,18 @@ use core_affinity::CoreId;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 /// Cores are numbered below this.
-pub const MOST_CORES: usize = CpuSet::MAX_CPU;
+pub const MAX_CORES: usize = CpuSet::MAX_CPU;
 
 /// The cores that this thread may use, in order.
 pub fn allowed() -> Vec<usize> {
     let set = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
-    (0..MOST_CORES).filter(|&core| set.is_set(core)).collect()
+    (0..MAX_CORES).filter(|&core| set.is_set(core)).collect()
 }
 
 /// Pins this thread to `core`, which may be one that was set apart at boot and is not among the
 /// allowed ones. Whether there is such a core for this process.
 pub fn pin(core: usize) -> bool {
-    core < MOST_CORES && core_affinity::set_for_current(CoreId { id: core })
+    core < MAX_CORES && core_affinity::set_for_current(CoreId { id: core })
 }
 
 /// Keeps this thread, and those that it will start, off `cores`, unless there are no others.
@@ -42,7 +42,7 @@ mod tests {
             assert_eq!(allowed(), [core]);
             avoid(&[core]);
             assert_eq!(allowed(), [core], "there is no other");
-            assert!(!pin(MOST_CORES) && !pin(usize::MAX));
+            assert!(!pin(MAX_CORES) && !pin(usize::MAX));
         })
         .join()
         .unwrap();

@@ -136,7 +136,7 @@ unsafe impl<T> Ioctl for Request<'_, T> {
     }
 }
 
-fn ask<T>(name: &str, reply: &mut T) -> io::Result<()> {
+fn request<T>(name: &str, reply: &mut T) -> io::Result<()> {
     if !tun::is_name(name) {
         return Err(Errno::NODEV.into());
     }
@@ -150,7 +150,7 @@ fn ask<T>(name: &str, reply: &mut T) -> io::Result<()> {
 /// How many receive queues a netdev has now. `None`: its driver does not tell.
 pub fn receive_queues(name: &str) -> io::Result<Option<u32>> {
     let mut reply = ChannelsReply { cmd: GCHANNELS, ..ChannelsReply::default() };
-    match ask(name, &mut reply) {
+    match request(name, &mut reply) {
         Ok(()) => Ok(Some(reply.rx + reply.combined).filter(|&queues| queues > 0)),
         Err(e) if e.raw_os_error() == Some(Errno::OPNOTSUPP.raw_os_error()) => Ok(None),
         Err(e) => Err(e),
@@ -168,10 +168,10 @@ pub fn bus(name: &str) -> Option<String> {
 }
 
 fn driver_info(name: &str) -> Option<DriverReply> {
-    let nothing = [0; 32];
-    let (driver, version, firmware, bus) = (nothing, nothing, nothing, nothing);
+    let empty = [0; 32];
+    let (driver, version, firmware, bus) = (empty, empty, empty, empty);
     let mut reply = DriverReply { cmd: GDRVINFO, driver, version, firmware, bus, rest: [0; 64] };
-    ask(name, &mut reply).ok()?;
+    request(name, &mut reply).ok()?;
     Some(reply)
 }
 
@@ -212,14 +212,14 @@ impl Features {
 /// Which features the kernel knows, in the order of their bits. It is the same for every netdev.
 fn feature_names(netdev: &str) -> io::Result<Vec<String>> {
     let mut size = SetSizeReply { cmd: GSSET_INFO, reserved: 0, mask: 1 << FEATURE_NAMES, count: 0 };
-    ask(netdev, &mut size)?;
+    request(netdev, &mut size)?;
     // The kernel writes all of them, however much room it is told of.
     if size.mask == 0 || size.count as usize > MAX_FEATURES {
         return Err(Errno::OVERFLOW.into());
     }
     let names = [[0; NAME_LEN]; MAX_FEATURES];
     let mut reply = Box::new(StringsReply { cmd: GSTRINGS, set: FEATURE_NAMES, count: size.count, names });
-    ask(netdev, &mut *reply)?;
+    request(netdev, &mut *reply)?;
     let text = |name: &[u8; NAME_LEN]| {
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(NAME_LEN);
         String::from_utf8_lossy(&name[..end]).into_owned()
@@ -238,7 +238,7 @@ pub fn features(netdev: &str) -> io::Result<Features> {
     let names = feature_names(netdev)?;
     let features = [FeatureBlock::default(); BLOCKS];
     let mut reply = FeaturesReply { cmd: GFEATURES, blocks: blocks_of(&names), features };
-    ask(netdev, &mut reply)?;
+    request(netdev, &mut reply)?;
     let blocks = reply.features.into_iter().take(reply.blocks as usize).collect();
     Ok(Features { names, blocks })
 }
@@ -250,7 +250,7 @@ pub fn set_feature(netdev: &str, feature: &str, on: bool) -> io::Result<bool> {
     let bit = 1 << (place % 32);
     let mut features = [SetBlock::default(); BLOCKS];
     features[place / 32] = SetBlock { valid: bit, requested: if on { bit } else { 0 } };
-    ask(netdev, &mut SetFeatures { cmd: SFEATURES, blocks: blocks_of(&names), features })?;
+    request(netdev, &mut SetFeatures { cmd: SFEATURES, blocks: blocks_of(&names), features })?;
     Ok(self::features(netdev)?.is_active(feature) == on)
 }
 

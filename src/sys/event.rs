@@ -39,7 +39,7 @@ impl Poller {
     }
 
     /// Calls `ready` with the key of each descriptor to report, and whether it is readable; waits for the first of them
-    /// as long as `patience`, and not at all if that is zero.
+    /// as long as `timeout`, and not at all if that is zero.
     pub fn wait(&self, patience: Duration, mut ready: impl FnMut(u64, bool)) -> io::Result<()> {
         let mut events = [MaybeUninit::uninit(); READY];
         let timeout = Timespec::try_from(patience).map_err(|_| Errno::INVAL)?;

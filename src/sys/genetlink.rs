@@ -62,7 +62,7 @@ pub(super) fn open() -> io::Result<OwnedFd> {
 
 /// The family of this name. `None`: the kernel has none.
 pub(super) fn resolve(socket: impl AsFd, name: &str) -> io::Result<Option<Family>> {
-    match ask(socket, &request(CONTROLLER, GET_FAMILY, FAMILY_NAME, format!("{name}\0").as_bytes())) {
+    match send_request(socket, &request(CONTROLLER, GET_FAMILY, FAMILY_NAME, format!("{name}\0").as_bytes())) {
         Ok(description) => {
             let id = attribute(&description, FAMILY_ID).and_then(|id| id.try_into().ok()).map(u16::from_ne_bytes);
             Ok(id.map(|id| Family { id, description }))
@@ -90,7 +90,7 @@ pub(super) fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<
 }
 
 /// Sends a request. The attributes of the answer.
-pub(super) fn ask(socket: impl AsFd, request: &[u8]) -> io::Result<Vec<u8>> {
+pub(super) fn send_request(socket: impl AsFd, request: &[u8]) -> io::Result<Vec<u8>> {
     sendto(&socket, request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
     let mut answer = vec![0; ROOM];
     let (length, _) = recv(&socket, &mut answer[..], RecvFlags::empty())?;
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_refusal_is_an_error() {
-        let refusal = [&[36, 0, 0, 0][..], &ERROR.to_ne_bytes(), &[0; 10], &(-19i32).to_ne_bytes()].concat();
-        assert_eq!(attributes(&refusal).unwrap_err().raw_os_error(), Some(19));
+        let error = [&[36, 0, 0, 0][..], &ERROR.to_ne_bytes(), &[0; 10], &(-19i32).to_ne_bytes()].concat();
+        assert_eq!(attributes(&error).unwrap_err().raw_os_error(), Some(19));
     }
 }

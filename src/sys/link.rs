@@ -34,7 +34,7 @@ const XDP_FLAGS_HW_MODE: u32 = 1 << 3;
 const TYPE_TAP: u32 = 2;
 
 /// Netdevs deleted in one go: for so long nobody else on the host can change one.
-const TOGETHER: usize = 64;
+const DELETE_BATCH: usize = 64;
 
 /// ENODEV
 const NO_DEVICE: i32 = 19;
@@ -167,7 +167,7 @@ pub struct Wanted {
 /// The netdev of this name, if there is one.
 pub fn find(name: &str) -> io::Result<Option<Link>> {
     let name = name.to_owned();
-    ask(async |links| Ok(get(links.get().match_name(name)).await?.as_ref().map(read)))
+    block_on(async |links| Ok(get(links.get().match_name(name)).await?.as_ref().map(read)))
 }
 
 /// A netdev as [`find_each`] finds it.
@@ -183,14 +183,14 @@ pub struct Found {
 
 /// The netdev of each name; the one with the index instead if that stands beside the name, whatever its name is now.
 pub fn find_each(wanted: &[(&str, Option<u32>)]) -> Vec<io::Result<Option<Found>>> {
-    let asked = ask(async |links| {
+    let requests = block_on(async |links| {
         let mut all = Vec::with_capacity(wanted.len());
         for &(name, index) in wanted {
             all.push(find_one(&links, name, index).await);
         }
         Ok(all)
     });
-    asked.unwrap_or_else(|e| wanted.iter().map(|_| Err(io::Error::new(e.kind(), e.to_string()))).collect())
+    requests.unwrap_or_else(|e| wanted.iter().map(|_| Err(io::Error::new(e.kind(), e.to_string()))).collect())
 }
 
 async fn find_one(links: &LinkHandle, wanted: &str, index: Option<u32>) -> io::Result<Option<Found>> {
@@ -208,7 +208,7 @@ async fn find_one(links: &LinkHandle, wanted: &str, index: Option<u32>) -> io::R
 }
 
 async fn get(request: LinkGetRequest) -> io::Result<Option<LinkMessage>> {
-    request.execute().try_next().await.or_else(|e| match told(e) {
+    request.execute().try_next().await.or_else(|e| match to_io_error(e) {
         e if e.raw_os_error() == Some(NO_DEVICE) => Ok(None),
         e => Err(e),
     })
@@ -216,8 +216,8 @@ async fn get(request: LinkGetRequest) -> io::Result<Option<LinkMessage>> {
 
 /// All netdevs, with their names.
 pub fn all() -> io::Result<Vec<(String, Link)>> {
-    ask(async |links| {
-        let found: Vec<LinkMessage> = links.get().execute().try_collect().await.map_err(told)?;
+    block_on(async |links| {
+        let found: Vec<LinkMessage> = links.get().execute().try_collect().await.map_err(to_io_error)?;
         Ok(found.iter().filter_map(|message| Some((name(message)?, read(message)))).collect())
     })
 }
@@ -258,21 +258,21 @@ pub fn change(link: &Link, wanted: &Wanted) -> io::Result<Vec<&'static str>> {
         return Ok(changed);
     }
     let (index, anything) = (link.index, !changed.is_empty());
-    ask(async |links| {
+    block_on(async |links| {
         // First, so that no frame is sent without it; and alone, since it may be refused.
         if let Some(segs) = segs {
             let attribute = LinkAttribute::GsoMaxSegs(segs);
             let message = LinkUnspec::new_with_index(index).append_extra_attribute(attribute).build();
             let _ = links.set(message).execute().await;
         }
-        if anything { links.set(message.build()).execute().await.map_err(told) } else { Ok(()) }
+        if anything { links.set(message.build()).execute().await.map_err(to_io_error) } else { Ok(()) }
     })?;
     Ok(changed)
 }
 
 /// Deletes a netdev. One that is gone already is as good as deleted.
 pub fn delete(index: u32) -> io::Result<()> {
-    ask(async |links| match links.del(index).execute().await.map_err(told) {
+    block_on(async |links| match links.del(index).execute().await.map_err(to_io_error) {
         Err(e) if e.raw_os_error() != Some(NO_DEVICE) => Err(e),
         _ => Ok(()),
     })
@@ -280,23 +280,23 @@ pub fn delete(index: u32) -> io::Result<()> {
 
 /// Deletes netdevs in one go. The kernel waits for all of its cores to have forgotten a netdev, some
 /// 25 ms, and does so once for those that go together. If this fails, some may still be there.
-pub fn delete_together(indices: &[u32]) -> io::Result<()> {
-    ask(async |links| {
-        for together in indices.chunks(TOGETHER) {
+pub fn delete_many(indices: &[u32]) -> io::Result<()> {
+    block_on(async |links| {
+        for together in indices.chunks(DELETE_BATCH) {
             let mut number = [0; 4];
             rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty())?;
             // Nobody numbers his groups like this; and it is not 0, to which all others belong.
             let group = u32::from_ne_bytes(number) | 1 << 31;
             for &index in together {
                 let message = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::Group(group));
-                match links.set(message.build()).execute().await.map_err(told) {
+                match links.set(message.build()).execute().await.map_err(to_io_error) {
                     Err(e) if e.raw_os_error() != Some(NO_DEVICE) => return Err(e),
                     _ => {}
                 }
             }
             let mut all = links.del(0);
             all.message_mut().attributes.push(LinkAttribute::Group(group));
-            all.execute().await.map_err(told)?;
+            all.execute().await.map_err(to_io_error)?;
         }
         Ok(())
     })
@@ -308,19 +308,19 @@ pub fn delete_together(indices: &[u32]) -> io::Result<()> {
 /// # Errors
 ///
 /// EBUSY: a bpf_link holds it, so that it is somebody's who lives (or is pinned under /sys/fs/bpf).
-pub fn take_over(link: &Link) -> io::Result<()> {
+pub fn remove_xdp_program(link: &Link) -> io::Result<()> {
     let Some(attached) = link.xdp else { return Ok(()) };
     let mode = match attached.mode {
         XdpMode::Native => XDP_FLAGS_DRV_MODE,
         XdpMode::Generic => XDP_FLAGS_SKB_MODE,
         XdpMode::Offloaded => XDP_FLAGS_HW_MODE,
     };
-    let nothing = LinkAttribute::Xdp(vec![LinkXdp::Fd(-1), LinkXdp::Flags(mode)]);
-    let message = LinkUnspec::new_with_index(link.index).append_extra_attribute(nothing).build();
-    ask(async |links| links.set(message).execute().await.map_err(told))
+    let empty = LinkAttribute::Xdp(vec![LinkXdp::Fd(-1), LinkXdp::Flags(mode)]);
+    let message = LinkUnspec::new_with_index(link.index).append_extra_attribute(empty).build();
+    block_on(async |links| links.set(message).execute().await.map_err(to_io_error))
 }
 
-fn ask<T>(work: impl AsyncFnOnce(LinkHandle) -> io::Result<T>) -> io::Result<T> {
+fn block_on<T>(work: impl AsyncFnOnce(LinkHandle) -> io::Result<T>) -> io::Result<T> {
     connected(async |handle| work(handle.link()).await)
 }
 
@@ -334,7 +334,7 @@ pub(super) fn connected<T>(work: impl AsyncFnOnce(Handle) -> io::Result<T>) -> i
     })
 }
 
-pub(super) fn told(e: rtnetlink::Error) -> io::Error {
+pub(super) fn to_io_error(e: rtnetlink::Error) -> io::Error {
     match e {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
         e => io::Error::other(e),
@@ -448,14 +448,14 @@ mod tests {
         use LinkXdp::{Attached as How, DrvProgId, HwProgId, ProgId, SkbProgId};
         use rtnetlink::packet_route::link::XdpAttached;
         let (native, generic, offloaded) = (XdpMode::Native, XdpMode::Generic, XdpMode::Offloaded);
-        for (told, read) in [
+        for (message, read) in [
             (vec![How(XdpAttached::None)], None),
             (vec![How(XdpAttached::Driver), ProgId(7), DrvProgId(7)], Some((native, 7))),
             (vec![How(XdpAttached::SocketBuffer), ProgId(8), SkbProgId(8)], Some((generic, 8))),
             (vec![How(XdpAttached::Hardware), ProgId(9), HwProgId(9)], Some((offloaded, 9))),
             (vec![How(XdpAttached::Multiple), HwProgId(9), SkbProgId(8)], Some((generic, 8))),
         ] {
-            assert_eq!(read_xdp(&told), read.map(|(mode, program)| Attached { mode, program }), "{told:?}");
+            assert_eq!(read_xdp(&message), read.map(|(mode, program)| Attached { mode, program }), "{message:?}");
         }
     }
 
@@ -465,6 +465,6 @@ mod tests {
         let link = Link { index: u32::MAX, mtu: 1500, up: true, ..Link::default() };
         let wanted = Wanted { mtu: Some(1500), mac: Some(Mac::ZERO), up: true, ..Wanted::default() };
         assert!(change(&link, &wanted).unwrap().is_empty());
-        take_over(&link).unwrap();
+        remove_xdp_program(&link).unwrap();
     }
 }

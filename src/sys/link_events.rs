@@ -67,7 +67,7 @@ pub struct LinkEvents {
     /// By index: what there is, as far as it has been told.
     table: HashMap<u32, (String, LinkState)>,
     /// While all netdevs are asked for: those that have been told of since.
-    seen: Option<HashSet<u32>>,
+    pending: Option<HashSet<u32>>,
     /// Whether to ask again when that is over.
     again: bool,
     buffer: Vec<u8>,
@@ -80,7 +80,8 @@ impl LinkEvents {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?; // NETLINK_ROUTE is 0
         bind(&socket, &SocketAddrNetlink::new(0, GROUP))?;
-        let mut events = LinkEvents { socket, table: HashMap::new(), seen: None, again: false, buffer: vec![0; ROOM] };
+        let mut events =
+            LinkEvents { socket, table: HashMap::new(), pending: None, again: false, buffer: vec![0; ROOM] };
         events.ask_for_all()?;
         Ok(events)
     }
@@ -96,13 +97,13 @@ impl LinkEvents {
         loop {
             let mut buffer = std::mem::take(&mut self.buffer);
             let read = recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT | RecvFlags::TRUNC);
-            let told = match read {
+            let message = match read {
                 // A message that did not fit whole is as good as one that was lost.
                 Ok((_, len)) if len > buffer.len() => self.ask_for_all(),
                 Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok((len, _)) => {
                     let taken = self.take(&buffer[..len], &mut names);
-                    let again = self.seen.is_none() && std::mem::take(&mut self.again);
+                    let again = self.pending.is_none() && std::mem::take(&mut self.again);
                     if again { taken.and_then(|()| self.ask_for_all()) } else { taken }
                 }
                 Err(Errno::NOBUFS) => self.ask_for_all(),
@@ -114,14 +115,14 @@ impl LinkEvents {
                 Err(e) => Err(e.into()),
             };
             self.buffer = buffer;
-            told?;
+            message?;
         }
     }
 
     /// Asks the kernel for all netdevs; what it tells comes like news. If it is being asked already,
     /// then once more afterwards: it may have gone past what was missed.
     fn ask_for_all(&mut self) -> io::Result<()> {
-        if self.seen.is_some() {
+        if self.pending.is_some() {
             self.again = true;
             return Ok(());
         }
@@ -133,7 +134,7 @@ impl LinkEvents {
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
         sendto(&self.socket, &bytes, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
-        self.seen = Some(HashSet::new());
+        self.pending = Some(HashSet::new());
         Ok(())
     }
 
@@ -162,7 +163,7 @@ impl LinkEvents {
         let state = LinkState::from(&link::read(message));
         // Messages of bridges about their ports come here too, and have no name or no MTU of theirs.
         let Some(name) = link::name(message).filter(|_| state.mtu > 0) else { return };
-        if let Some(seen) = &mut self.seen {
+        if let Some(seen) = &mut self.pending {
             seen.insert(state.index);
         }
         // Which features it has now does not stand in the message.
@@ -180,7 +181,7 @@ impl LinkEvents {
 
     /// All netdevs have been told of: what was not is no more.
     fn finish(&mut self, names: &mut HashSet<String>) {
-        let Some(seen) = self.seen.take() else { return };
+        let Some(seen) = self.pending.take() else { return };
         let gone = self.table.extract_if(|index, _| !seen.contains(index));
         names.extend(gone.map(|(_, (name, _))| name));
     }
@@ -233,9 +234,9 @@ mod tests {
     use rtnetlink::packet_route::link::LinkFlags;
 
     /// One that has not been told anything.
-    fn deaf() -> LinkEvents {
+    fn missed_events() -> LinkEvents {
         let events = within(&Netns::Host, LinkEvents::open).unwrap().unwrap();
-        LinkEvents { seen: None, ..events }
+        LinkEvents { pending: None, ..events }
     }
 
     fn link(index: u32, name: &str, up: bool, mtu: u32) -> LinkMessage {
@@ -258,7 +259,7 @@ mod tests {
         all
     }
 
-    fn told(events: &mut LinkEvents, messages: Vec<RouteNetlinkMessage>) -> Vec<String> {
+    fn to_io_error(events: &mut LinkEvents, messages: Vec<RouteNetlinkMessage>) -> Vec<String> {
         let mut names = HashSet::new();
         events.take(&bytes(messages.into_iter().map(NetlinkPayload::from).collect()), &mut names).unwrap();
         let mut names: Vec<String> = names.into_iter().collect();
@@ -269,40 +270,44 @@ mod tests {
     #[test]
     fn only_what_is_otherwise_is_told() {
         use RouteNetlinkMessage::{DelLink, NewLink};
-        let mut events = deaf();
+        let mut events = missed_events();
         assert_eq!(
-            told(&mut events, vec![NewLink(link(7, "a", true, 1500)), NewLink(link(8, "b", true, 1500))]),
+            to_io_error(&mut events, vec![NewLink(link(7, "a", true, 1500)), NewLink(link(8, "b", true, 1500))]),
             ["a", "b"]
         );
-        assert_eq!(told(&mut events, vec![NewLink(link(7, "a", true, 1500))]), [""; 0]);
-        assert_eq!(told(&mut events, vec![NewLink(link(7, "a", false, 1500))]), ["a"], "set down");
-        assert_eq!(told(&mut events, vec![NewLink(link(7, "a", false, 9000))]), ["a"], "its MTU");
-        assert_eq!(told(&mut events, vec![NewLink(link(7, "c", false, 9000))]), ["a", "c"], "renamed");
+        assert_eq!(to_io_error(&mut events, vec![NewLink(link(7, "a", true, 1500))]), [""; 0]);
+        assert_eq!(to_io_error(&mut events, vec![NewLink(link(7, "a", false, 1500))]), ["a"], "set down");
+        assert_eq!(to_io_error(&mut events, vec![NewLink(link(7, "a", false, 9000))]), ["a"], "its MTU");
+        assert_eq!(to_io_error(&mut events, vec![NewLink(link(7, "c", false, 9000))]), ["a", "c"], "renamed");
         let with = |attribute: LinkAttribute| {
             let mut message = link(7, "c", false, 9000);
             message.attributes.push(attribute);
             NewLink(message)
         };
         let features = || with(LinkAttribute::Event(LinkEvent::Features));
-        assert_eq!(told(&mut events, vec![features()]), ["c"], "its features");
-        assert_eq!(told(&mut events, vec![features()]), ["c"], "again");
-        assert_eq!(told(&mut events, vec![with(LinkAttribute::Address(vec![2, 0, 0, 0, 0, 7]))]), ["c"], "its address");
-        assert_eq!(told(&mut events, vec![with(LinkAttribute::Controller(9))]), ["c"], "its master");
-        assert_eq!(told(&mut events, vec![DelLink(link(7, "c", false, 9000))]), ["c"]);
-        assert_eq!(told(&mut events, vec![DelLink(link(7, "c", false, 9000))]), [""; 0]);
+        assert_eq!(to_io_error(&mut events, vec![features()]), ["c"], "its features");
+        assert_eq!(to_io_error(&mut events, vec![features()]), ["c"], "again");
+        assert_eq!(
+            to_io_error(&mut events, vec![with(LinkAttribute::Address(vec![2, 0, 0, 0, 0, 7]))]),
+            ["c"],
+            "its address"
+        );
+        assert_eq!(to_io_error(&mut events, vec![with(LinkAttribute::Controller(9))]), ["c"], "its master");
+        assert_eq!(to_io_error(&mut events, vec![DelLink(link(7, "c", false, 9000))]), ["c"]);
+        assert_eq!(to_io_error(&mut events, vec![DelLink(link(7, "c", false, 9000))]), [""; 0]);
         let mut of_a_bridge = link(8, "b", false, 1500);
         of_a_bridge.attributes.remove(1);
-        assert_eq!(told(&mut events, vec![NewLink(of_a_bridge)]), [""; 0]);
+        assert_eq!(to_io_error(&mut events, vec![NewLink(of_a_bridge)]), [""; 0]);
     }
 
     #[test]
     fn when_all_have_been_told_of_the_others_are_gone() {
         use RouteNetlinkMessage::NewLink;
-        let mut events = deaf();
-        told(&mut events, vec![NewLink(link(7, "a", true, 1500)), NewLink(link(8, "b", true, 1500))]);
-        events.seen = Some(HashSet::new());
+        let mut events = missed_events();
+        to_io_error(&mut events, vec![NewLink(link(7, "a", true, 1500)), NewLink(link(8, "b", true, 1500))]);
+        events.pending = Some(HashSet::new());
         assert_eq!(
-            told(&mut events, vec![NewLink(link(8, "b", true, 1500)), NewLink(link(9, "c", true, 1500))]),
+            to_io_error(&mut events, vec![NewLink(link(8, "b", true, 1500)), NewLink(link(9, "c", true, 1500))]),
             ["c"]
         );
         let mut names = HashSet::new();
@@ -317,13 +322,13 @@ mod tests {
         let mut events = within(&Netns::Host, LinkEvents::open).unwrap().unwrap();
         // The answer is there when the question has been asked.
         assert!(events.read().unwrap().contains("lo"));
-        assert!(events.seen.is_none(), "all have been told of");
+        assert!(events.pending.is_none(), "all have been told of");
     }
 
     proptest! {
         #[test]
         fn no_bytes_upset_it(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = deaf().take(&bytes, &mut HashSet::new());
+            let _ = missed_events().take(&bytes, &mut HashSet::new());
         }
     }
 }

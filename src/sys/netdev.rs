@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::genetlink::{ask, attribute, open, request, resolve};
+use super::genetlink::{attribute, open, request, resolve, send_request};
 
 // linux/netdev.h
 const DEV_GET: u8 = 1;
@@ -54,7 +54,7 @@ fn bits(index: u32, wanted: u16) -> io::Result<Option<u64>> {
     let socket = open()?;
     // Older kernels have no such family.
     let Some(family) = resolve(&socket, "netdev")? else { return Ok(None) };
-    let answer = ask(&socket, &request(family.id, DEV_GET, DEV_IFINDEX, &index.to_ne_bytes()))?;
+    let answer = send_request(&socket, &request(family.id, DEV_GET, DEV_IFINDEX, &index.to_ne_bytes()))?;
     Ok(attribute(&answer, wanted).and_then(|bits| bits.try_into().ok()).map(u64::from_ne_bytes))
 }
 

@@ -101,11 +101,11 @@ pub fn here() -> io::Result<OwnedFd> {
 /// Runs `work` inside `netns`, in a thread of its own, and waits for it. An error is one of getting
 /// in, never one of `work`; [`io::ErrorKind::NotFound`] is that there is no such namespace yet.
 pub fn within<T: Send>(netns: &Netns, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    let door = netns.path().map(|path| open(netns, &path)).transpose()?;
+    let netns_file = netns.path().map(|path| open(netns, &path)).transpose()?;
     thread::scope(|scope| {
         let visit = thread::Builder::new().name("netns".into()).spawn_scoped(scope, || {
-            if let Some(door) = door {
-                enter(netns, &door)?;
+            if let Some(netns_file) = netns_file {
+                enter(netns, &netns_file)?;
             }
             Ok(work())
         })?;
@@ -154,8 +154,8 @@ fn unbound(netns: &Netns) -> io::Error {
     io::Error::new(io::ErrorKind::NotFound, format!("{netns}: no network namespace is bound to this file"))
 }
 
-fn enter(netns: &Netns, door: &File) -> io::Result<()> {
-    move_into_link_name_space(door.as_fd(), Some(LinkNameSpaceType::Network)).map_err(|e| match e {
+fn enter(netns: &Netns, netns_file: &File) -> io::Result<()> {
+    move_into_link_name_space(netns_file.as_fd(), Some(LinkNameSpaceType::Network)).map_err(|e| match e {
         // A namespace of another kind.
         rustix::io::Errno::INVAL => unbound(netns),
         e => e.into(),

@@ -86,11 +86,14 @@ impl Privilege {
 /// was not there before is not there afterwards.
 pub fn keep_only(privileges: &[Privilege]) -> io::Result<()> {
     let wanted = privileges.iter().fold(CapabilitySet::empty(), |all, one| all | one.capability);
-    let kept = capabilities(None)?.permitted & wanted;
+    let stored = capabilities(None)?.permitted & wanted;
     // Nothing is ever executed; if something were, it should get no more than we have.
     set_no_new_privs(true)?;
     clear_ambient_capability_set()?;
-    set_capabilities(None, CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() })?;
+    set_capabilities(
+        None,
+        CapabilitySets { effective: stored, permitted: stored, inheritable: CapabilitySet::empty() },
+    )?;
     Ok(())
 }
 

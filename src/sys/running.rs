@@ -66,12 +66,12 @@ impl Running {
     pub fn is_running(&self) -> bool {
         let mut request = IfReq { name: [0; 16], data: [0; 24] };
         request.data[..4].copy_from_slice(&self.index.to_ne_bytes());
-        let Ok(named) = self.ask(SIOCGIFNAME, request) else { return true };
-        let Ok(told) = self.ask(SIOCGIFFLAGS, IfReq { data: [0; 24], ..named }) else { return true };
-        u16::from_ne_bytes([told.data[0], told.data[1]]) & RUNNING != 0
+        let Ok(named) = self.query(SIOCGIFNAME, request) else { return true };
+        let Ok(message) = self.query(SIOCGIFFLAGS, IfReq { data: [0; 24], ..named }) else { return true };
+        u16::from_ne_bytes([message.data[0], message.data[1]]) & RUNNING != 0
     }
 
-    fn ask(&self, opcode: Opcode, request: IfReq) -> io::Result<IfReq> {
+    fn query(&self, opcode: Opcode, request: IfReq) -> io::Result<IfReq> {
         // SAFETY: the request is one that the opcode expects; see the implementation.
         Ok(unsafe { ioctl(&self.socket, Request { opcode, request }) }?)
     }
@@ -88,18 +88,18 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return eprintln!("skipped: needs root, to make a namespace");
         }
-        let space = format!("vift-running-{}", std::process::id());
+        let ns = format!("vift-running-{}", std::process::id());
         let ip = |arguments: &str| {
             let done = std::process::Command::new("ip").args(arguments.split(' ')).output().unwrap();
             assert!(done.status.success(), "{arguments}: {done:?}");
         };
-        ip(&format!("netns add {space}"));
-        ip(&format!("-n {space} link add v0 type veth peer name v1"));
-        let netns = Netns::Named(space.clone());
+        ip(&format!("netns add {ns}"));
+        ip(&format!("-n {ns} link add v0 type veth peer name v1"));
+        let netns = Netns::Named(ns.clone());
         let running = within(&netns, || Running::new(link::find("v0").unwrap().unwrap().index).unwrap()).unwrap();
         let mut seen = vec![running.is_running()];
         for command in ["set dev v0 up", "set dev v1 up", "set dev v1 down", "set dev v1 up", "set dev v0 down"] {
-            ip(&format!("-n {space} link {command}"));
+            ip(&format!("-n {ns} link {command}"));
             // The kernel notes a change of the carrier a little later.
             let expected = matches!(command, "set dev v1 up");
             let start = crate::time::now();
@@ -109,9 +109,9 @@ mod tests {
             }
             seen.push(running.is_running());
         }
-        ip(&format!("-n {space} link del v0"));
+        ip(&format!("-n {ns} link del v0"));
         let is_known = running.is_running();
-        ip(&format!("netns del {space}"));
+        ip(&format!("netns del {ns}"));
         assert_eq!(seen, [false, false, true, false, true, false]);
         assert!(is_known, "of a netdev that is gone nothing is known");
     }

@@ -53,8 +53,9 @@ impl fmt::Display for HostStack {
 
 /// The addresses of all netdevs of the namespace, each with the index of its netdev.
 pub fn addresses() -> io::Result<Vec<(u32, IpAddr)>> {
-    let messages: Vec<AddressMessage> =
-        connected(async |handle| handle.address().get().execute().try_collect().await.map_err(super::link::told))?;
+    let messages: Vec<AddressMessage> = connected(async |handle| {
+        handle.address().get().execute().try_collect().await.map_err(super::link::to_io_error)
+    })?;
     let address = |message: &AddressMessage| {
         // Of a point-to-point link, the local one is ours.
         let attributes = || message.attributes.iter();

@@ -55,7 +55,7 @@ pub enum Offloads {
 #[derive(Debug)]
 pub enum NoFrame {
     /// There is none now.
-    Nothing,
+    Empty,
     /// There was one that the kernel could not hand over. It has been dropped; there may be others behind it.
     Lost,
     /// The device is gone, or so broken that it may as well be.
@@ -193,9 +193,9 @@ impl Queue {
 
     /// Writes one frame that lies in several pieces.
     #[inline]
-    pub fn write_pieces(&self, pieces: &[IoSlice<'_>]) -> Result<(), Unsent> {
+    pub fn write_pieces(&self, iovecs: &[IoSlice<'_>]) -> Result<(), Unsent> {
         loop {
-            return match rustix::io::writev(&self.fd, pieces) {
+            return match rustix::io::writev(&self.fd, iovecs) {
                 Ok(_) => Ok(()),
                 Err(Errno::INTR) => continue,
                 Err(e) => Err(unsent(e)),
@@ -213,7 +213,7 @@ impl AsFd for Queue {
 fn no_frame(e: Errno) -> NoFrame {
     match e {
         // Older kernels answer EIO while the netdev is down.
-        Errno::AGAIN | Errno::IO => NoFrame::Nothing,
+        Errno::AGAIN | Errno::IO => NoFrame::Empty,
         // EINVAL: its offloads have no form in the header. The frame has left the queue in any case.
         Errno::INVAL | Errno::NOMEM | Errno::NOBUFS | Errno::FAULT | Errno::MSGSIZE => NoFrame::Lost,
         // EBADFD: the netdev has been deleted.
@@ -237,11 +237,11 @@ mod tests {
     #[test]
     fn an_error_of_one_frame_is_told_from_one_of_the_device() {
         assert!(matches!(no_frame(Errno::INVAL), NoFrame::Lost));
-        assert!(matches!(no_frame(Errno::AGAIN), NoFrame::Nothing));
+        assert!(matches!(no_frame(Errno::AGAIN), NoFrame::Empty));
         assert!(matches!(no_frame(Errno::BADFD), NoFrame::Gone(_)));
-        let told = [Errno::AGAIN, Errno::NOBUFS, Errno::NOMEM, Errno::INVAL, Errno::MSGSIZE, Errno::IO].map(unsent);
+        let message = [Errno::AGAIN, Errno::NOBUFS, Errno::NOMEM, Errno::INVAL, Errno::MSGSIZE, Errno::IO].map(unsent);
         use Unsent::{Down, Full, NoMemory, Refused};
-        assert_eq!(told, [Full, NoMemory, NoMemory, Refused, Refused, Down]);
+        assert_eq!(message, [Full, NoMemory, NoMemory, Refused, Refused, Down]);
     }
 
     #[test]

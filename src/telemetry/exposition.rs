@@ -3,7 +3,7 @@
 //! The values are read for each scrape, not kept in a registry of their own. *Receive* is from the
 //! guest into the switch, *transmit* is to the guest, as for the ports of any other switch.
 
-mod contained;
+mod loops;
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -18,9 +18,9 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
-pub use self::contained::Contained;
-use self::contained::Samples;
-use crate::control::view::{
+pub use self::loops::Mitigation;
+use self::loops::Samples;
+use crate::control::responses::{
     CountsView, Direction, DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
 };
 use crate::telemetry::LOG_LINES_LOST;
@@ -37,7 +37,7 @@ pub fn render(
     workers: Vec<WorkerView>,
     drops: Vec<DropView>,
     uplinks: Vec<UplinkView>,
-    contained: Contained,
+    contained: Mitigation,
 ) -> String {
     let mut registry = Registry::with_prefix("vifswitch");
     registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
@@ -46,7 +46,7 @@ pub fn render(
     let uplink_drops: Vec<DropView> = uplink_drops;
     let uplink_drops = uplink_drops.into_iter().map(UplinkDrop).collect();
     let contained = contained.samples();
-    let views = Views { ports, vms, networks, workers, drops, uplinks, uplink_drops, contained };
+    let views = Metrics { ports, vms, networks, workers, drops, uplinks, uplink_drops, contained };
     registry.register_collector(Box::new(views));
     let mut text = String::new();
     // Writing to a string does not fail.
@@ -56,7 +56,7 @@ pub fn render(
 
 /// What is shown at one scrape.
 #[derive(Debug)]
-struct Views {
+struct Metrics {
     ports: Vec<PortView>,
     vms: Vec<VmView>,
     networks: Vec<NetworkView>,
@@ -85,7 +85,7 @@ type Metric<T, V> = (&'static str, &'static str, fn(&T) -> V);
 /// What is counted of ports and of uplinks alike. The name goes behind what is counted, and the help has
 /// `{from}` and `{to}` where that has a side.
 const COUNTERS: &[Metric<CountsView, u64>] = &[
-    ("receive_frames", "Frames {from}; a super-frame counts as the frames it becomes.", |c| c.rx_frames),
+    ("receive_frames", "Frames {from}; a GSO packet counts as the frames that it becomes.", |c| c.rx_frames),
     ("receive_bytes", "Bytes {from}, without frame check sequence.", |c| c.rx_bytes),
     ("transmit_frames", "Frames {to}.", |c| c.tx_frames),
     ("transmit_bytes", "Bytes {to}, without frame check sequence.", |c| c.tx_bytes),
@@ -95,20 +95,22 @@ const COUNTERS: &[Metric<CountsView, u64>] = &[
     ("probe_frames", "Loop probes that the switch sent {to}.", |c| c.probes),
     ("announcement_frames", "Announcements of local stations that the switch sent {to}.", |c| c.announcements),
     ("transmit_lost_frames", "Frames {to} that the device took and lost before they left.", |c| c.tx_lost),
-    ("missed_frames", "Frames {from} that were lost before the switch could receive them.", |c| c.missed),
+    ("receive_missed_frames", "Frames {from} that were lost before the switch could receive them.", |c| c.rx_missed),
 ];
 
 const PORT_COUNTERS: &[Metric<PortView, u64>] = &[
     ("port_segmented_frames", "Super-frames to the guest that were divided for its device.", |p| p.counts.segmented),
     ("port_checksummed_frames", "Other frames to the guest whose checksum was completed.", |p| p.counts.checksummed),
-    ("port_unlearned_frames", "Frames from the guest that were not learned from, at the MAC limit of the port.", |p| {
-        p.counts.unlearned
+    (
+        "port_not_learned_frames",
+        "Frames from the guest that were not learned from, at the MAC limit of the port.",
+        |p| p.counts.not_learned,
+    ),
+    ("port_not_flooded_frames", "Frames for unknown stations that were not delivered to the guest.", |p| {
+        p.counts.not_flooded
     }),
-    ("port_suppressed_frames", "Frames for unknown stations that were not delivered to the guest.", |p| {
-        p.counts.suppressed
-    }),
-    ("port_mirrored_frames", "Copies of others' frames to the guest, whose port is promiscuous.", |p| {
-        p.counts.mirrored
+    ("port_mirror_copies", "Copies of others' frames to the guest, whose port is promiscuous.", |p| {
+        p.counts.mirror_copies
     }),
 ];
 
@@ -148,24 +150,26 @@ const WORKER_GAUGES: &[Metric<WorkerView, u64>] = &[
 ];
 
 const WORKER_COUNTERS: &[Metric<WorkerView, u64>] = &[
-    ("worker_breaths", "Turns of the worker's loop.", |w| w.breaths),
-    ("worker_busy_breaths", "Turns of the worker's loop in which there was something to do.", |w| w.busy_breaths),
+    ("worker_polls", "Iterations of the worker's loop.", |w| w.polls),
+    ("worker_busy_polls", "Iterations of the worker's loop in which there was something to do.", |w| w.busy_polls),
     ("worker_sleeps", "Times the worker went to sleep.", |w| w.sleeps),
-    ("worker_deferred_reads", "Times a port was not read, because all its frames have died lately.", |w| w.deferred),
-    ("worker_stations_refused", "Times a station went unlearned for lack of room.", |w| w.stations_refused),
-    ("worker_sightings_lost", "Sightings that did not fit the ring to a peer; they are told again.", |w| {
-        w.sightings_lost
+    ("worker_polls_skipped", "Times a port was not read, because all its frames have died lately.", |w| {
+        w.polls_skipped
     }),
-    ("worker_peer_sent_frames", "Frames for one port handed to other workers.", |w| w.frames_sent),
-    ("worker_peer_heard_frames", "Frames for one port taken over from other workers.", |w| w.frames_heard),
-    ("worker_peer_sent_floods", "Frames to be flooded handed to other workers.", |w| w.floods_sent),
-    ("worker_peer_heard_floods", "Frames to be flooded taken over from other workers.", |w| w.floods_heard),
-    ("worker_stray_frames", "Frames that died because their port was closed while they were on their way.", |w| {
-        w.strays
+    ("worker_stations_refused", "Times a station went unlearned for lack of room.", |w| w.stations_refused),
+    ("worker_updates_lost", "MAC updates that did not fit the ring to a peer; they are sent again.", |w| {
+        w.updates_lost
+    }),
+    ("worker_peer_tx_frames", "Frames for one port handed to other workers.", |w| w.peer_tx_frames),
+    ("worker_peer_rx_frames", "Frames for one port taken over from other workers.", |w| w.peer_rx_frames),
+    ("worker_peer_tx_floods", "Frames to be flooded handed to other workers.", |w| w.peer_tx_floods),
+    ("worker_peer_rx_floods", "Frames to be flooded taken over from other workers.", |w| w.peer_rx_floods),
+    ("worker_closed_port_drops", "Frames that died because their port was closed while they were on their way.", |w| {
+        w.closed_port_drops
     }),
 ];
 
-impl Collector for Views {
+impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let out = &mut encoder;
         counted(out, &self.ports)?;

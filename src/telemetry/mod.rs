@@ -123,7 +123,7 @@ pub struct PortCounters {
     pub announcements: Counter,
     /// Frames that came and were lost before they could be received, as far as the device tells: they are
     /// in no other counter.
-    pub missed: Counter,
+    pub rx_missed: Counter,
     /// Frames that went out.
     pub tx_frames: Counter,
     /// And their bytes, without frame check sequence.
@@ -135,19 +135,19 @@ pub struct PortCounters {
     /// Other frames of which a checksum was completed for it.
     pub checksummed: Counter,
     /// Frames that it did not get because they were for stations that nobody knows.
-    pub suppressed: Counter,
+    pub not_flooded: Counter,
     /// Copies that were made for it because it is promiscuous, of frames for one other port.
-    pub mirrored: Counter,
+    pub mirror_copies: Counter,
     /// Frames from this port that were let pass though their source could not be learned, at its MAC limit.
-    pub unlearned: Counter,
+    pub not_learned: Counter,
     /// Of the frames from this port that died for [`DropReason::ReservedGroup`]: to which one they were.
     pub reserved_groups: ReservedGroups,
     /// Frames from this port that died.
     pub drops_in: Drops,
     /// Frames for this port that died.
     pub drops_out: Drops,
-    /// Known to [`audit::Parted`].
-    term: Counter,
+    /// Known to [`audit::Retired`].
+    epoch: Counter,
 }
 
 /// What one worker counts of itself.
@@ -155,33 +155,33 @@ pub struct PortCounters {
 #[repr(align(128))]
 pub struct WorkerCounters {
     /// Breaths taken.
-    pub breaths: Counter,
+    pub polls: Counter,
     /// Breaths in which there was something to do.
-    pub busy_breaths: Counter,
+    pub busy_polls: Counter,
     /// Nanoseconds of these.
     pub busy_nanos: Counter,
     /// Times it went to sleep.
     pub sleeps: Counter,
     /// Times a gate was not read, because nothing has lived of what it brought.
-    pub deferred: Counter,
+    pub polls_skipped: Counter,
     /// Stations in its table.
     pub stations: Counter,
     /// Times a station went unlearned for lack of room.
     pub refused: Counter,
     /// Sightings that did not fit the ring to a peer. They are told again.
-    pub sightings_lost: Counter,
+    pub updates_lost: Counter,
     /// Loop probes and stations that move of which control was not told, for lack of room.
-    pub findings_lost: Counter,
+    pub events_lost: Counter,
     /// Frames for one port that were handed to other workers.
-    pub frames_sent: Counter,
+    pub peer_tx_frames: Counter,
     /// And those that were taken over from them.
-    pub frames_heard: Counter,
+    pub peer_rx_frames: Counter,
     /// Frames to be flooded by other workers that were handed to them.
-    pub floods_sent: Counter,
+    pub peer_tx_floods: Counter,
     /// And those that were taken over from them.
-    pub floods_heard: Counter,
+    pub peer_rx_floods: Counter,
     /// Frames that died because their port was closed while they were on their way to it.
-    pub strays: Counter,
+    pub closed_port_drops: Counter,
     /// What was counted of ports that are no more.
-    pub parted: audit::Parted,
+    pub retired: audit::Retired,
 }

@@ -29,14 +29,14 @@ impl Checksum {
 
     /// Takes off a number that is in the sum: ones' complement has an opposite for each.
     #[inline]
-    pub(super) fn take_off(&mut self, number: u16) {
+    pub(super) fn subtract(&mut self, number: u16) {
         self.add_number(!number);
     }
 
     /// Adds the sum of what comes behind, at an even place.
     #[inline]
-    pub(super) fn join(&mut self, behind: Checksum) {
-        self.sum = plus(self.sum, behind.sum);
+    pub(super) fn append(&mut self, after: Checksum) {
+        self.sum = plus(self.sum, after.sum);
     }
 
     /// The sum itself, as it stands in a header whose checksum is left to be done.
@@ -104,10 +104,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn pieces_of_any_length_add_up(pieces in vec(vec(prop_oneof![any::<u8>(), Just(0xff), Just(0)], 0..150), 0..6)) {
+        fn pieces_of_any_length_add_up(chunks in vec(vec(prop_oneof![any::<u8>(), Just(0xff), Just(0)], 0..150), 0..6)) {
             let mut sum = Checksum::default();
-            pieces.iter().for_each(|piece| sum.add(piece));
-            prop_assert_eq!(sum.finish(), plain(&pieces.concat()));
+            chunks.iter().for_each(|piece| sum.add(piece));
+            prop_assert_eq!(sum.finish(), plain(&chunks.concat()));
         }
 
         #[test]
@@ -118,7 +118,7 @@ mod tests {
             if bytes.len() % 2 == 1 {
                 sum.add(&[0]);
             }
-            sum.take_off(old);
+            sum.subtract(old);
             sum.add_number(new);
             let other = plain(&[&new.to_be_bytes(), &bytes[..]].concat());
             // The two zeros of ones' complement are one number.

@@ -59,7 +59,7 @@ pub(super) struct Layers {
 
 /// Why the layers could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Unreadable {
+pub(super) enum LayerError {
     /// It is no IP packet, or its header is cut off.
     NotIp,
     /// It is a part of a packet.
@@ -84,8 +84,8 @@ impl Layers {
         self.layers[..index.min(self.len)].last().copied()
     }
 
-    fn push(&mut self, kind: Kind, start: usize, end: usize) -> Result<(), Unreadable> {
-        *self.layers.get_mut(self.len).ok_or(Unreadable::Unknown)? = Layer { kind, start, end };
+    fn push(&mut self, kind: Kind, start: usize, end: usize) -> Result<(), LayerError> {
+        *self.layers.get_mut(self.len).ok_or(LayerError::Unknown)? = Layer { kind, start, end };
         self.len += 1;
         Ok(())
     }
@@ -124,78 +124,78 @@ pub(super) fn is_direct(head: &[u8], offload: Offload) -> Option<bool> {
 }
 
 /// Reads the layers of a frame up to the transport header at `transport`.
-pub(super) fn read(head: &[u8], transport: usize) -> Result<Layers, Unreadable> {
-    let nothing = Layer { kind: Kind::Udp, start: 0, end: 0 };
-    let mut layers = Layers { layers: [nothing; MAX_LAYERS], len: 0, protocol: IpNumber(0), is_routed: false };
-    let (mut kind, mut at) = network(head, 0).ok_or(Unreadable::NotIp)?;
+pub(super) fn read(head: &[u8], transport: usize) -> Result<Layers, LayerError> {
+    let empty = Layer { kind: Kind::Udp, start: 0, end: 0 };
+    let mut layers = Layers { layers: [empty; MAX_LAYERS], len: 0, protocol: IpNumber(0), is_routed: false };
+    let (mut kind, mut at) = network(head, 0).ok_or(LayerError::NotIp)?;
     loop {
         let ip = match kind {
             ether_type::IPV4 => v4(head, at),
             ether_type::IPV6 => v6(head, at),
-            _ => Err(Unreadable::NotIp),
+            _ => Err(LayerError::NotIp),
         };
         let (protocol, end, is_routed) = ip.map_err(|why| match why {
             // It is one, with something else in it.
-            Unreadable::NotIp if layers.len > 0 => Unreadable::Unknown,
+            LayerError::NotIp if layers.len > 0 => LayerError::Unknown,
             why => why,
         })?;
         layers.push(if kind == ether_type::IPV4 { Kind::V4 } else { Kind::V6 }, at, end)?;
         if end >= transport {
             (layers.protocol, layers.is_routed) = (protocol, is_routed);
-            return if end == transport { Ok(layers) } else { Err(Unreadable::Unknown) };
+            return if end == transport { Ok(layers) } else { Err(LayerError::Unknown) };
         }
         // The pseudo-header of a tunnel would have to be known as well.
         if is_routed {
-            return Err(Unreadable::Unknown);
+            return Err(LayerError::Unknown);
         }
         (kind, at) = match protocol {
             ip_number::IPV4 => (ether_type::IPV4, end),
             ip_number::IPV6 => (ether_type::IPV6, end),
             ip_number::GRE => {
-                let (inner, inside) = gre(head, end).ok_or(Unreadable::Unknown)?;
+                let (inner, inside) = gre(head, end).ok_or(LayerError::Unknown)?;
                 layers.push(Kind::Gre, end, inside)?;
                 within(head, inner, inside)?
             }
             ip_number::UDP => {
-                let (inner, inside) = udp_tunnel(head, end).ok_or(Unreadable::Unknown)?;
+                let (inner, inside) = udp_tunnel(head, end).ok_or(LayerError::Unknown)?;
                 layers.push(Kind::Udp, end, inside)?;
                 within(head, inner, inside)?
             }
-            ip_number::IPV6_FRAGMENTATION_HEADER => return Err(Unreadable::Fragment),
-            _ => return Err(Unreadable::Unknown),
+            ip_number::IPV6_FRAGMENTATION_HEADER => return Err(LayerError::Fragment),
+            _ => return Err(LayerError::Unknown),
         };
     }
 }
 
 /// What a tunnel carries: behind a further Ethernet header, or at once.
-fn within(head: &[u8], kind: EtherType, at: usize) -> Result<(EtherType, usize), Unreadable> {
-    if kind == ETHERNET { network(head, at).ok_or(Unreadable::Unknown) } else { Ok((kind, at)) }
+fn within(head: &[u8], kind: EtherType, at: usize) -> Result<(EtherType, usize), LayerError> {
+    if kind == ETHERNET { network(head, at).ok_or(LayerError::Unknown) } else { Ok((kind, at)) }
 }
 
 /// The protocol behind an IPv4 header at `at`, and where it begins.
-fn v4(head: &[u8], at: usize) -> Result<(IpNumber, usize, bool), Unreadable> {
-    let header = Ipv4HeaderSlice::from_slice(head.get(at..).unwrap_or_default()).map_err(|_| Unreadable::NotIp)?;
+fn v4(head: &[u8], at: usize) -> Result<(IpNumber, usize, bool), LayerError> {
+    let header = Ipv4HeaderSlice::from_slice(head.get(at..).unwrap_or_default()).map_err(|_| LayerError::NotIp)?;
     if header.is_fragmenting_payload() {
-        return Err(Unreadable::Fragment);
+        return Err(LayerError::Fragment);
     }
     Ok((header.protocol(), at + header.slice().len(), false))
 }
 
 /// The same for IPv6 with its extensions, and whether a routing header says that the packet goes on. What belongs to
 /// one packet only, or authenticates it (RFC 4302), ends the walk: a protocol of its own.
-fn v6(head: &[u8], at: usize) -> Result<(IpNumber, usize, bool), Unreadable> {
-    let header = Ipv6HeaderSlice::from_slice(head.get(at..).unwrap_or_default()).map_err(|_| Unreadable::NotIp)?;
+fn v6(head: &[u8], at: usize) -> Result<(IpNumber, usize, bool), LayerError> {
+    let header = Ipv6HeaderSlice::from_slice(head.get(at..).unwrap_or_default()).map_err(|_| LayerError::NotIp)?;
     let (mut next, mut at, mut is_routed) = (header.next_header(), at + V6_LEN, false);
     loop {
         match next {
             ip_number::IPV6_HEADER_HOP_BY_HOP | ip_number::IPV6_DESTINATION_OPTIONS => {}
             // Segments left (RFC 8200, 4.4).
             ip_number::IPV6_ROUTE_HEADER => is_routed |= head.get(at + 3).is_none_or(|&left| left != 0),
-            ip_number::IPV6_FRAGMENTATION_HEADER => return Err(Unreadable::Fragment),
+            ip_number::IPV6_FRAGMENTATION_HEADER => return Err(LayerError::Fragment),
             _ => return Ok((next, at, is_routed)),
         }
         // The next header, and a length in units of 8 bytes without the first (RFC 8200, 4.2 to 4.6).
-        let &[following, units] = head.get(at..).and_then(|rest| rest.first_chunk()).ok_or(Unreadable::Unknown)?;
+        let &[following, units] = head.get(at..).and_then(|rest| rest.first_chunk()).ok_or(LayerError::Unknown)?;
         next = IpNumber(following);
         at += 8 * (usize::from(units) + 1);
     }

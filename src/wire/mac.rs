@@ -14,7 +14,7 @@ impl Mac {
     /// `00:00:00:00:00:00`, which no station may use.
     pub const ZERO: Mac = Mac(0);
     /// `01:80:c2:00:00:00`, the group of all bridges, to which spanning tree speaks (IEEE 802.1Q-2018, table 8-1).
-    pub const BRIDGES: Mac = Mac(0x0180_c200_0000);
+    pub const BRIDGE_GROUP: Mac = Mac(0x0180_c200_0000);
     /// `01:00:0c:cc:cc:cd`, to which per-VLAN spanning tree (PVST+) speaks, as many switches do on trunks.
     pub const PVST: Mac = Mac(0x0100_0ccc_cccd);
 

@@ -175,7 +175,7 @@ impl Offload {
     /// The same for the frame with one VLAN tag more behind its addresses. `None` if something would
     /// begin farther back than can be said.
     pub fn with_tag(&self) -> Option<Offload> {
-        if !self.is_pending() {
+        if !self.needs_offload() {
             return Some(*self);
         }
         // A header length of 0 is one that has not been said.
@@ -191,7 +191,7 @@ impl Offload {
     /// The same for the frame without the VLAN tag behind its addresses. `None` if what is to be
     /// summed up begins before the end of that tag, which makes no sense.
     pub fn without_tag(&self) -> Option<Offload> {
-        if !self.is_pending() {
+        if !self.needs_offload() {
             return Some(*self);
         }
         let mut csum_start = self.csum_start();
@@ -204,7 +204,7 @@ impl Offload {
     /// Whether the next hop must do something: complete a checksum, or segment. Other flags are
     /// remarks that may be lost.
     #[inline(always)]
-    pub const fn is_pending(&self) -> bool {
+    pub const fn needs_offload(&self) -> bool {
         const PENDING: u64 = u64::from_le_bytes([NEEDS_CSUM, !GSO_ECN, 0, 0, 0, 0, 0, 0]);
         self.word & PENDING != 0
     }
@@ -220,13 +220,13 @@ impl Offload {
     /// piece, at least its headers; `len`: all of it) and says how it falls into frames.
     #[inline]
     pub fn segmentation(&self, frame: &[u8], len: u32) -> Result<Segmentation, BadOffload> {
-        if !self.is_pending() {
+        if !self.needs_offload() {
             return Ok(Segmentation { frames: 1, headers: 0 });
         }
-        self.pending_segmentation(frame, len)
+        self.segmentation_slow(frame, len)
     }
 
-    fn pending_segmentation(&self, frame: &[u8], len: u32) -> Result<Segmentation, BadOffload> {
+    fn segmentation_slow(&self, frame: &[u8], len: u32) -> Result<Segmentation, BadOffload> {
         let start = usize::from(self.csum_start());
         if self.flags() & NEEDS_CSUM != 0 {
             let end = u32::from(self.csum_start()) + u32::from(self.csum_offset) + 2;
@@ -303,7 +303,7 @@ mod tests {
             if let Some(tagged) = offload.with_tag().filter(|_| offload.csum_start() >= 14) {
                 prop_assert_eq!(tagged.without_tag(), Some(offload));
                 prop_assert_eq!(tagged.segment_size(), offload.segment_size());
-                prop_assert_eq!(tagged.is_pending(), offload.is_pending());
+                prop_assert_eq!(tagged.needs_offload(), offload.needs_offload());
             } else if shift {
                 prop_assert!(false, "34 and a little can always be moved");
             }
@@ -334,8 +334,8 @@ mod tests {
             assert_eq!(offload(NEEDS_CSUM, GSO_NONE, 0, start).without_tag().is_some(), is_right, "from {start} on");
         }
         assert!(offload(NEEDS_CSUM, GSO_NONE, 0, 65_532).with_tag().is_none());
-        let remark = offload(2, GSO_NONE, 0, 65_532);
-        assert_eq!((remark.with_tag(), remark.without_tag()), (Some(remark), Some(remark)));
+        let warning = offload(2, GSO_NONE, 0, 65_532);
+        assert_eq!((warning.with_tag(), warning.without_tag()), (Some(warning), Some(warning)));
     }
 
     #[test]
@@ -347,6 +347,6 @@ mod tests {
         assert_eq!(offload(NEEDS_CSUM, 0x7f, 1448, 34).segmentation(&frame, 1514), Err(BadOffload::UnknownType));
         assert_eq!(offload(0, GSO_TCPV4, 1448, 34).segmentation(&frame, 1514), Err(BadOffload::OutOfFrame));
         assert_eq!(offload(NEEDS_CSUM, GSO_TCPV4, 1448, 2000).segmentation(&frame, 1514), Err(BadOffload::OutOfFrame));
-        assert!(!offload(2, GSO_NONE, 0, 0).is_pending(), "a valid checksum is a remark");
+        assert!(!offload(2, GSO_NONE, 0, 0).needs_offload(), "a valid checksum is a remark");
     }
 }

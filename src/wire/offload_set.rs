@@ -40,11 +40,11 @@ impl OffloadSet {
 
     /// A set of `kinds`, for GSO packets of at most `max_len` bytes and `max_segments` segments.
     pub const fn new(kinds: u8, max_len: u32, max_segments: u32) -> OffloadSet {
-        const LONGEST: u32 = OffloadSet::ALL.max_len;
+        const MAX_LEN: u32 = OffloadSet::ALL.max_len;
         #[allow(clippy::cast_possible_truncation)] // checked
         OffloadSet {
             kinds,
-            max_len: if max_len < LONGEST { max_len } else { LONGEST },
+            max_len: if max_len < MAX_LEN { max_len } else { MAX_LEN },
             max_segments: if max_segments < 0xffff { max_segments as u16 } else { u16::MAX },
         }
     }
@@ -64,7 +64,7 @@ impl OffloadSet {
     /// Whether a frame of `len` bytes that begins with `head`, its headers, and stands for so many `segments` can be sent
     /// with its work left undone.
     pub fn takes(self, offload: Offload, head: &[u8], len: u32, segments: u64) -> bool {
-        if !offload.is_pending() {
+        if !offload.needs_offload() {
             return true;
         }
         // The header cannot say that a checksum is a CRC32c, so no next hop computes one for it.
@@ -149,7 +149,7 @@ mod tests {
         #[test]
         fn nothing_but_finished_frames_passes_an_empty_set(b in any::<[u8; 12]>(), head in vec(any::<u8>(), 0..200), len: u32) {
             let offload = Offload::read(&b);
-            prop_assert_eq!(OffloadSet::NONE.takes(offload, &head, len, 3), !offload.is_pending());
+            prop_assert_eq!(OffloadSet::NONE.takes(offload, &head, len, 3), !offload.needs_offload());
         }
 
         /// Any bytes may come, and any header.

@@ -19,13 +19,13 @@ use std::fmt;
 use siphasher::sip128::SipHasher24;
 
 use super::{HEADER_LEN, Mac, TAG_LEN, tags};
-use crate::time::Moment;
+use crate::time::MonoTime;
 
 /// The version that is spoken here.
 const VERSION: u8 = 1;
 
 /// Bytes of what it says, the version included.
-const SAID: usize = 34;
+const CONTENT_LEN: usize = 34;
 
 /// The key under which the probes of this switch are told from those of others.
 #[derive(Clone, Copy)]
@@ -52,7 +52,7 @@ impl fmt::Debug for ProbeKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
     /// When it was sent.
-    pub sent: Moment,
+    pub sent: MonoTime,
     /// Its number among all probes; these count up.
     pub sequence: u64,
     /// The port, as a number that names it for good.
@@ -60,7 +60,7 @@ pub struct Probe {
     /// The network of the port.
     pub network: u16,
     /// The VM of the port.
-    pub owner: u32,
+    pub vm: u32,
     /// The address of the port.
     pub mac: Mac,
 }
@@ -82,16 +82,16 @@ impl Probe {
     pub const KIND: u16 = 0x88b5;
 
     /// Bytes of a probe without VLAN tags. No device has to fill it up.
-    pub const LEN: usize = HEADER_LEN + SAID + 16;
+    pub const LEN: usize = HEADER_LEN + CONTENT_LEN + 16;
 
     /// The frame that says this.
     pub fn write(&self, key: &ProbeKey) -> [u8; Probe::LEN] {
         let mut frame = [0; Probe::LEN];
         let mut rest = &mut frame[..];
         let mut put = |bytes: &[u8]| {
-            let (here, behind) = std::mem::take(&mut rest).split_at_mut(bytes.len());
+            let (here, after) = std::mem::take(&mut rest).split_at_mut(bytes.len());
             here.copy_from_slice(bytes);
-            rest = behind;
+            rest = after;
         };
         put(&Probe::DESTINATION.octets());
         put(&Probe::SOURCE.octets());
@@ -99,11 +99,11 @@ impl Probe {
         put(&[VERSION, 0]);
         put(&self.network.to_be_bytes());
         put(&self.port.to_be_bytes());
-        put(&self.owner.to_be_bytes());
+        put(&self.vm.to_be_bytes());
         put(&self.mac.octets());
         put(&self.sent.nanos().to_be_bytes());
         put(&self.sequence.to_be_bytes());
-        let (said, tag) = frame.split_at_mut(HEADER_LEN + SAID);
+        let (said, tag) = frame.split_at_mut(HEADER_LEN + CONTENT_LEN);
         tag.copy_from_slice(&key.tag(&said[HEADER_LEN..]));
         frame
     }
@@ -116,7 +116,7 @@ impl Probe {
         if frame[..6] != Probe::DESTINATION.octets() || kind != Probe::KIND.to_be_bytes() {
             return Err(Forged);
         }
-        let (said, tag) = body.split_at(SAID);
+        let (said, tag) = body.split_at(CONTENT_LEN);
         // As numbers, so that how long it takes says nothing of where they differ.
         let tag = u128::from_ne_bytes(tag.try_into().map_err(|_| Forged)?);
         if u128::from_ne_bytes(key.tag(said)) != tag {
@@ -131,9 +131,9 @@ impl Probe {
         Some(Probe {
             network: u16::from_be_bytes(take(rest)?),
             port: u32::from_be_bytes(take(rest)?),
-            owner: u32::from_be_bytes(take(rest)?),
+            vm: u32::from_be_bytes(take(rest)?),
             mac: Mac::new(take(rest)?),
-            sent: Moment::from_nanos(u64::from_be_bytes(take(rest)?)),
+            sent: MonoTime::from_nanos(u64::from_be_bytes(take(rest)?)),
             sequence: u64::from_be_bytes(take(rest)?),
         })
     }
@@ -141,8 +141,8 @@ impl Probe {
 
 /// The next bytes, which are taken off the rest.
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
-    let (here, behind) = rest.split_first_chunk()?;
-    *rest = behind;
+    let (here, after) = rest.split_first_chunk()?;
+    *rest = after;
     Some(*here)
 }
 
@@ -155,8 +155,8 @@ mod tests {
     const KEY: ProbeKey = ProbeKey::new([9; 16]);
 
     fn probe() -> impl Strategy<Value = Probe> {
-        (any::<(u64, u64, u32, u16, u32)>(), 0..1u64 << 48).prop_map(|((sent, sequence, port, network, owner), mac)| {
-            Probe { sent: Moment::from_nanos(sent), sequence, port, network, owner, mac: Mac::from_bits(mac) }
+        (any::<(u64, u64, u32, u16, u32)>(), 0..1u64 << 48).prop_map(|((sent, sequence, port, network, vm), mac)| {
+            Probe { sent: MonoTime::from_nanos(sent), sequence, port, network, vm, mac: Mac::from_bits(mac) }
         })
     }
 
@@ -218,11 +218,11 @@ mod tests {
     #[test]
     fn it_looks_as_it_is_described() {
         let probe = Probe {
-            sent: Moment::from_nanos(0x0102_0304_0506_0708),
+            sent: MonoTime::from_nanos(0x0102_0304_0506_0708),
             sequence: 0x1112_1314_1516_1718,
             port: 0x2122_2324,
             network: 0x3132,
-            owner: 0x4142_4344,
+            vm: 0x4142_4344,
             mac: Mac::from_bits(0x0200_0000_0001),
         };
         let frame = probe.write(&KEY);

@@ -21,14 +21,14 @@ pub struct Vid(NonZeroU16);
 
 impl Vid {
     /// The highest there is.
-    pub const MOST: u16 = 4094;
+    pub const MAX: u16 = 4094;
     /// The lowest.
     pub const ONE: Vid = Vid(NonZeroU16::MIN);
 
     /// This VLAN id, if it is one.
     pub const fn new(id: u16) -> Option<Vid> {
         match NonZeroU16::new(id) {
-            Some(id) if id.get() <= Vid::MOST => Some(Vid(id)),
+            Some(id) if id.get() <= Vid::MAX => Some(Vid(id)),
             _ => None,
         }
     }
@@ -222,8 +222,8 @@ mod tests {
 
     #[test]
     fn only_a_priority_is_no_vlan() {
-        let frame = |behind: &[u8]| [&[0; 12], behind].concat();
-        for (behind, expected) in [
+        let frame = |after: &[u8]| [&[0; 12], after].concat();
+        for (after, expected) in [
             (&[][..], true),
             (&[0x08, 0x00], true),
             (&[0x88, 0xa8, 0, 5, 0x08, 0x00], true),
@@ -235,7 +235,7 @@ mod tests {
             (&[0x81, 0x00, 0, 0, 0x08], false),
             (&[0x81, 0x00], false),
         ] {
-            assert_eq!(is_without_vlan(&frame(behind)), expected, "{behind:x?}");
+            assert_eq!(is_without_vlan(&frame(after)), expected, "{after:x?}");
         }
     }
 }

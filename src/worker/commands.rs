@@ -1,58 +1,61 @@
 //! What a worker does when control asks for it.
 
-use super::breath::Worker;
-use super::gate::{Gate, GateState};
-use super::mail::{Command, Flushed, Notice, StationsPage};
+use super::mailbox::{Command, DeviceGone, FdbPage, Flushed};
+use super::poll_loop::Worker;
+use super::queues::{QueueState, RxQueue};
 use crate::switch::PortId;
-use crate::time::Moment;
+use crate::time::MonoTime;
 
 /// Stations looked at for one command to forget some.
-const FLUSH: usize = 1024;
+const FLUSH_BATCH: usize = 1024;
 
 impl Worker {
     /// Reads at most one command.
-    pub(super) fn read_mail(&mut self, now: Moment) -> usize {
+    pub(super) fn read_command(&mut self, now: MonoTime) -> usize {
         let Ok(command) = self.mailbox.try_recv() else { return 0 };
         // An answer that nobody waits for any more is dropped with what it carries.
         match command {
-            Command::Rules(rules, books, reply) => {
+            Command::Config(config, port_counters, reply) => {
                 // Other limits may hold from the next frame on.
-                self.lift_sheds();
-                self.counters.parted.settle(&self.books, &books);
-                let old = (self.switch.replace_rules(rules, now), std::mem::replace(&mut self.books, books));
-                self.gates.find_doors(self.switch.rules());
+                self.stop_xdp_drops();
+                self.counters.retired.retire(&self.port_counters, &port_counters);
+                let old = (
+                    self.switch.replace_config(config, now),
+                    std::mem::replace(&mut self.port_counters, port_counters),
+                );
+                self.queues.rebuild_egress(self.switch.config());
                 let _ = reply.send(old);
             }
-            Command::Room(room, reply) => {
-                let _ = reply.send(self.gates.take_room(room, self.switch.rules()));
+            Command::Subports(subports, reply) => {
+                let _ = reply.send(self.queues.replace_subports(subports, self.switch.config()));
             }
-            Command::Open(gate, reply) => {
-                let _ = reply.send(self.open(gate));
+            Command::Open(rx_queue, reply) => {
+                let _ = reply.send(self.open(rx_queue));
             }
             Command::Close(port, queue, reply) => {
                 let _ = reply.send(self.close(port, queue));
             }
-            Command::Stations(StationsPage { mut stations, cursor }, reply) => {
-                let cursor = cursor.and_then(|at| self.switch.fdb().page(at, &mut stations));
-                let _ = reply.send(StationsPage { stations, cursor });
+            Command::Stations(FdbPage { mut entries, cursor }, reply) => {
+                let cursor = cursor.and_then(|at| self.switch.fdb().page(at, &mut entries));
+                let _ = reply.send(FdbPage { entries, cursor });
             }
-            Command::Census(mut counts, reply) => {
-                self.switch.fdb().census(&mut counts);
+            Command::CountByNetwork(mut counts, reply) => {
+                self.switch.fdb().count_by_network(&mut counts);
                 let _ = reply.send(counts);
             }
             Command::Audit(mut reading, reply) => {
                 // The lanes are empty: what they hold within a breath is in no counter.
-                self.count_sheds();
-                reading.take(&self.books, &self.counters);
+                self.count_xdp_drops();
+                reading.take(&self.port_counters, &self.counters);
                 let _ = reply.send(reading);
             }
             Command::Ping(reply) => drop(reply.send(())),
             Command::Flush(flush, reply) => {
-                let (stations, cursor) = self.switch.forget(flush.cursor, FLUSH, |learned| flush.means(learned));
+                let (stations, cursor) = self.switch.flush(flush.cursor, FLUSH_BATCH, |learned| flush.matches(learned));
                 let _ = reply.send(Flushed { stations, cursor });
             }
             Command::Learn(stations, reply) => {
-                stations.iter().for_each(|&learned| self.switch.remember(learned));
+                stations.iter().for_each(|&learned| self.switch.restore(learned));
                 let _ = reply.send(stations);
             }
             Command::Probes(probes, reply) => {
@@ -64,8 +67,8 @@ impl Worker {
                 let _ = reply.send(announcements);
             }
             Command::Stop(reply) => {
-                let gates = (0..self.gates.len()).filter_map(|number| self.take_gate(number)).collect();
-                let _ = reply.send(gates);
+                let queues = (0..self.queues.len()).filter_map(|number| self.take_queue(number)).collect();
+                let _ = reply.send(queues);
                 self.stop = true;
             }
         }
@@ -73,41 +76,41 @@ impl Worker {
     }
 
     #[allow(clippy::result_large_err)] // it is the gate that comes back
-    fn open(&mut self, gate: Gate) -> Result<(), Gate> {
-        let number = self.gates.insert(gate, self.switch.rules())?;
-        match self.gates.get_mut(number).map(|gate| self.pacer.watch(number, gate)) {
+    fn open(&mut self, queue: RxQueue) -> Result<(), RxQueue> {
+        let number = self.queues.insert(queue, self.switch.config())?;
+        match self.queues.get_mut(number).map(|queue| self.idle.watch(number, queue)) {
             Some(Ok(())) => Ok(()),
-            _ => self.gates.remove(number, self.switch.rules()).map_or(Ok(()), Err),
+            _ => self.queues.remove(number, self.switch.config()).map_or(Ok(()), Err),
         }
     }
 
-    fn close(&mut self, port: PortId, queue: u16) -> Option<Gate> {
-        self.take_gate(self.gates.number_of(port, queue)?)
+    fn close(&mut self, port: PortId, queue: u16) -> Option<RxQueue> {
+        self.take_queue(self.queues.number_of(port, queue)?)
     }
 
-    fn take_gate(&mut self, number: usize) -> Option<Gate> {
-        let gate = self.gates.get_mut(number)?;
-        gate.lift_sheds(&self.books);
-        gate.device.prepare_close(&mut self.cache);
+    fn take_queue(&mut self, number: usize) -> Option<RxQueue> {
+        let queue = self.queues.get_mut(number)?;
+        queue.stop_xdp_drops(&self.port_counters);
+        queue.device.prepare_close(&mut self.magazine);
         // Nobody asks it any more.
-        self.count_missed(number);
-        let gate = self.gates.get_mut(number)?;
-        if gate.state != GateState::Gone {
-            self.pacer.forget(gate);
+        self.count_rx_missed(number);
+        let queue = self.queues.get_mut(number)?;
+        if queue.state != QueueState::Gone {
+            self.idle.remove_queue(queue);
         }
-        self.gates.remove(number, self.switch.rules())
+        self.queues.remove(number, self.switch.config())
     }
 
     /// Stops polling a gate whose device is gone, and tells control.
     #[cold]
-    pub(super) fn lose(&mut self, number: usize) {
-        let Some(gate) = self.gates.get_mut(number) else { return };
-        gate.device.prepare_close(&mut self.cache);
-        self.count_missed(number);
-        let Some(gate) = self.gates.get_mut(number) else { return };
-        self.pacer.forget(gate);
-        let notice = Notice::DeviceGone { port: gate.port, queue: gate.queue };
-        self.gates.lose(number, self.switch.rules());
+    pub(super) fn remove_lost(&mut self, number: usize) {
+        let Some(queue) = self.queues.get_mut(number) else { return };
+        queue.device.prepare_close(&mut self.magazine);
+        self.count_rx_missed(number);
+        let Some(queue) = self.queues.get_mut(number) else { return };
+        self.idle.remove_queue(queue);
+        let notice = DeviceGone::DeviceGone { port: queue.port, queue: queue.queue };
+        self.queues.mark_gone(number, self.switch.config());
         // There is room for more notices than there can be gates; each is lost at most once.
         let _ = self.notices.try_send(notice);
     }

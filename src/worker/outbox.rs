@@ -1,34 +1,34 @@
 //! Carrying out verdicts: each frame goes into the lanes of the ports it is for, or to the worker
 //! that polls them, or dies with a reason.
 
-use super::gate::{Door, Gates};
-use super::mail::Books;
-use super::peer::{Address, FOR_ONE, Parcel, Peer};
-use crate::frame::{Batch, Cache, Frame};
-use crate::switch::{Audience, DropReason, Flood, PortId, ReservedGroup, Rules, Verdict, Verdicts};
+use super::mailbox::PortCounterTable;
+use super::peer::{HandoffFrame, HandoffTarget, Peer, UNICAST_RESERVE};
+use super::queues::{EgressEntry, QueueTable};
+use crate::frame::{Batch, Frame, Magazine};
+use crate::switch::{DropReason, Flood, FloodScope, ForwardingConfig, PortId, ReservedGroup, Verdict, Verdicts};
 use crate::telemetry::{PortCounters, WorkerCounters};
 use crate::wire::Header;
 
 /// A burst on its way into the lanes. Made for one burst; what it borrows is the worker's.
 pub(super) struct Outbox<'a> {
     pub(super) me: u16,
-    pub(super) rules: &'a Rules,
+    pub(super) config: &'a ForwardingConfig,
     pub(super) verdicts: &'a Verdicts,
-    pub(super) books: &'a Books,
+    pub(super) port_counters: &'a PortCounterTable,
     pub(super) counters: &'a WorkerCounters,
-    pub(super) gates: &'a mut Gates,
+    pub(super) queues: &'a mut QueueTable,
     pub(super) peers: &'a mut [Option<Peer>],
     pub(super) batch: &'a mut Batch,
-    pub(super) cache: &'a mut Cache,
+    pub(super) magazine: &'a mut Magazine,
     /// Whether some lane has borrowed from the batch, which has to be sent off before the batch
     /// is used again.
     pub(super) borrowed: bool,
     /// Whether all frames have been taken out of the batch.
-    pub(super) emptied: bool,
+    pub(super) moved_all: bool,
     /// Whether some frame was not to die.
-    pub(super) lived: bool,
+    pub(super) any_forwarded: bool,
     /// For which reasons frames that came in have died: a set of bits.
-    pub(super) died_of: u64,
+    pub(super) drop_mask: u64,
 }
 
 // A bit for each.
@@ -36,7 +36,7 @@ const _: () = assert!(DropReason::ALL.len() <= 64);
 
 /// What came in with a burst, and what became of it.
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct BurstStats {
     pub(super) frames: u64,
     pub(super) bytes: u64,
     forwarded: u64,
@@ -44,78 +44,78 @@ pub(super) struct Tally {
     copies: u64,
 }
 
-impl Tally {
+impl BurstStats {
     /// Whether some frame was not to die.
-    pub(super) fn lives(&self) -> bool {
+    pub(super) fn any_forwarded(&self) -> bool {
         self.forwarded + self.flooded > 0
     }
 
     /// Enters it into a book.
-    pub(super) fn enter(&self, book: &PortCounters) {
-        book.rx_frames.add(self.frames);
-        book.rx_bytes.add(self.bytes);
-        book.forwarded.add(self.forwarded);
-        book.flooded.add(self.flooded);
-        book.copies.add(self.copies);
+    pub(super) fn add_to(&self, counters: &PortCounters) {
+        counters.rx_frames.add(self.frames);
+        counters.rx_bytes.add(self.bytes);
+        counters.forwarded.add(self.forwarded);
+        counters.flooded.add(self.flooded);
+        counters.copies.add(self.copies);
     }
 }
 
 impl Outbox<'_> {
-    /// Carries out the verdicts on the burst that came in at port `from` by a device of its own. `unlearned` are
+    /// Carries out the verdicts on the burst that came in at port `from` by a device of its own. `not_learned` are
     /// its frames whose sources could not be learned.
     #[inline(never)] // with registers of its own
-    pub(super) fn deliver(&mut self, from: PortId, unlearned: u64) {
+    pub(super) fn dispatch(&mut self, from: PortId, not_learned: u64) {
         let (mut plain, mut plain_bytes) = (0, 0);
-        let mut rest = Tally::default();
-        if unlearned != 0 {
-            self.count_unlearned(|_| from, unlearned);
+        let mut rest = BurstStats::default();
+        if not_learned != 0 {
+            self.count_not_learned(|_| from, not_learned);
         }
         let mut index = 0;
         while index < self.batch.len() {
             // The way of most frames: the door is here, and there is nothing to be dressed.
-            let passed = self.gates.pass_on(self.batch.from(index), index, &self.verdicts[index..]);
-            plain += passed.frames as u64;
-            plain_bytes += passed.bytes;
-            self.borrowed |= passed.borrowed;
-            index += passed.frames;
+            let fast = self.queues.push_known(self.batch.frames_from(index), index, &self.verdicts[index..]);
+            plain += fast.frames as u64;
+            plain_bytes += fast.bytes;
+            self.borrowed |= fast.borrowed;
+            index += fast.frames;
             if index < self.batch.len() {
-                self.carry_out(index, self.verdicts[index], from, &mut rest);
+                self.execute(index, self.verdicts[index], from, &mut rest);
                 index += 1;
             }
         }
         rest.frames += plain;
         rest.bytes += plain_bytes;
         rest.forwarded += plain;
-        self.lived = rest.lives();
-        self.emptied = plain == self.batch.len() as u64 && !self.borrowed;
-        if let Some(book) = book(self.books, from) {
-            rest.enter(book);
+        self.any_forwarded = rest.any_forwarded();
+        self.moved_all = plain == self.batch.len() as u64 && !self.borrowed;
+        if let Some(counters) = counters_of(self.port_counters, from) {
+            rest.add_to(counters);
         }
     }
 
     /// Carries out the verdict on frame `index`, whatever it is.
     #[inline(never)] // it would crowd the registers of the way that most frames go
-    pub(super) fn carry_out(&mut self, index: usize, verdict: Verdict, from: PortId, tally: &mut Tally) {
+    pub(super) fn execute(&mut self, index: usize, verdict: Verdict, from: PortId, stats: &mut BurstStats) {
         let (count, bytes) = self.batch.frame(index).counts();
-        tally.frames += count;
-        tally.bytes += bytes;
+        stats.frames += count;
+        stats.bytes += bytes;
         match verdict {
             Verdict::To(to) => {
-                tally.forwarded += count;
+                stats.forwarded += count;
                 self.forward(index, to);
             }
-            Verdict::Watched { from, to } => {
-                let (from, to) = (self.rules.port_at(from), self.rules.port_at(to));
-                tally.forwarded += count;
-                tally.copies += count * self.flood(index, Flood::copies(from, to));
+            Verdict::Mirrored { from, to } => {
+                let (from, to) = (self.config.port_at(from), self.config.port_at(to));
+                stats.forwarded += count;
+                stats.copies += count * self.flood(index, Flood::copies(from, to));
                 self.forward_copied(index, to);
             }
-            Verdict::Flood(to) => self.flood_and_tally(index, Flood::new(from, to), tally),
-            Verdict::FloodFrom(from, to) => self.flood_and_tally(index, Flood::new(from, to), tally),
+            Verdict::Flood(to) => self.flood_and_count(index, Flood::new(from, to), stats),
+            Verdict::FloodFrom(from, to) => self.flood_and_count(index, Flood::new(from, to), stats),
             Verdict::Drop(reason) => {
-                self.died_of |= bit(reason);
-                if let Some(book) = book(self.books, from) {
-                    book.drops_in.add(reason, count);
+                self.drop_mask |= bit(reason);
+                if let Some(counters) = counters_of(self.port_counters, from) {
+                    counters.drops_in.add(reason, count);
                 }
                 if reason == DropReason::ReservedGroup {
                     self.count_reserved(index, from);
@@ -128,55 +128,55 @@ impl Outbox<'_> {
     #[cold]
     fn count_reserved(&self, index: usize, from: PortId) {
         let group = Header::read(self.batch.head(index)).and_then(|header| ReservedGroup::new(header.destination));
-        if let (Some(book), Some(group)) = (book(self.books, from), group) {
-            book.reserved_groups.add(group, self.batch.frame(index).count());
+        if let (Some(counters), Some(group)) = (counters_of(self.port_counters, from), group) {
+            counters.reserved_groups.add(group, self.batch.frame(index).count());
         }
     }
 
     /// Counts the frames of a set, none of which has been taken out yet, as let pass without learning, each at
     /// the port that it is `of`.
     #[cold]
-    pub(super) fn count_unlearned(&self, of: impl Fn(usize) -> PortId, mut frames: u64) {
+    pub(super) fn count_not_learned(&self, of: impl Fn(usize) -> PortId, mut frames: u64) {
         while frames != 0 {
             let index = frames.trailing_zeros() as usize;
-            if let Some(book) = book(self.books, of(index)) {
-                book.unlearned.add(self.batch.frame(index).count());
+            if let Some(counters) = counters_of(self.port_counters, of(index)) {
+                counters.not_learned.add(self.batch.frame(index).count());
             }
             frames &= frames - 1;
         }
     }
 
     #[inline]
-    fn flood_and_tally(&mut self, index: usize, flood: Flood, tally: &mut Tally) {
+    fn flood_and_count(&mut self, index: usize, flood: Flood, stats: &mut BurstStats) {
         let count = self.batch.frame(index).count();
-        tally.flooded += count;
-        tally.copies += count * self.flood(index, flood);
-        for port in self.rules.suppressed(flood).into_iter().flatten() {
-            if let Some(book) = book(self.books, self.rules.counted_at(*port)) {
-                book.suppressed.add(count);
+        stats.flooded += count;
+        stats.copies += count * self.flood(index, flood);
+        for port in self.config.not_flooded_ports(flood).into_iter().flatten() {
+            if let Some(counters) = counters_of(self.port_counters, self.config.counting_port(*port)) {
+                counters.not_flooded.add(count);
             }
         }
     }
 
     /// Carries out what another worker has judged about frame `index` of the batch.
-    pub(super) fn accept(&mut self, index: usize, address: Address) {
-        match address {
-            Address::To(to) => {
-                self.counters.frames_heard.add(self.batch.frame(index).count());
-                if self.gates.door(to).is_some() || self.gates.carried_door(to).is_some() {
+    pub(super) fn enqueue(&mut self, index: usize, target: HandoffTarget) {
+        match target {
+            HandoffTarget::Port(to) => {
+                self.counters.peer_rx_frames.add(self.batch.frame(index).count());
+                if self.queues.egress(to).is_some() || self.queues.tagged_egress(to).is_some() {
                     self.forward(index, to);
                 } else {
                     // It was closed meanwhile. Sending the frame on would let it wander.
-                    let reason = self.rules.way_out(to).err().filter(|reason| *reason == DropReason::Quarantined);
-                    self.lose(index, to, reason.unwrap_or(DropReason::NoDevice));
+                    let reason = self.config.egress(to).err().filter(|reason| *reason == DropReason::Quarantined);
+                    self.drop_tx(index, to, reason.unwrap_or(DropReason::NoDevice));
                 }
             }
-            Address::Flood(flood) => {
-                self.counters.floods_heard.add(1);
+            HandoffTarget::Flood(flood) => {
+                self.counters.peer_rx_floods.add(1);
                 let copies = self.flood_here(index, flood).0 * self.batch.frame(index).count();
-                self.count_mirrored(index, flood, self.me);
-                if let Some(book) = book(self.books, self.rules.counted_at(flood.from)) {
-                    book.copies.add(copies);
+                self.count_mirror_copies(index, flood, self.me);
+                if let Some(counters) = counters_of(self.port_counters, self.config.counting_port(flood.from)) {
+                    counters.copies.add(copies);
                 }
             }
         }
@@ -184,14 +184,14 @@ impl Outbox<'_> {
 
     /// Puts frame `index` into the lane of port `to`, wherever that is.
     fn forward(&mut self, index: usize, to: PortId) {
-        let Some(door) = self.gates.door(to).or_else(|| self.by_carrier(index, to)) else { return };
+        let Some(egress) = self.queues.egress(to).or_else(|| self.tagged_egress(index, to)) else { return };
         // 12. egress dressing: what the port cannot pass on is finished as the lane is sent off.
-        self.note_unfinished(index, door);
-        let lane = self.gates.enter(door);
+        self.mark_sw_offload(index, egress);
+        let tx = self.queues.tx_mut(egress);
         match self.batch.take(index) {
-            Some(frame) => lane.push(frame),
+            Some(frame) => tx.push(frame),
             None => {
-                lane.borrow(place(index));
+                tx.borrow(place(index));
                 self.borrowed = true;
             }
         }
@@ -200,45 +200,45 @@ impl Outbox<'_> {
     /// Puts frame `index` into the lane of port `to`, wherever that is, when other lanes may have borrowed it.
     #[inline(never)]
     fn forward_copied(&mut self, index: usize, to: PortId) {
-        if let Some(door) = self.gates.door(to) {
-            self.lend(index, door);
-        } else if let Some(carried) = self.gates.carried_door(to) {
-            self.flood_carried(index, to, carried);
+        if let Some(egress) = self.queues.egress(to) {
+            self.push_borrowed(index, egress);
+        } else if let Some(tagged) = self.queues.tagged_egress(to) {
+            self.flood_tagged(index, to, tagged);
         } else {
-            self.send_copy_away(index, to);
+            self.hand_off_copy(index, to);
         }
     }
 
     /// Notes that a lane has frames to be finished, if frame `index` is one behind this door.
     #[inline(always)]
-    pub(super) fn note_unfinished(&mut self, index: usize, door: Door) {
-        if self.batch.frame(index).offload().is_pending()
-            && !(door.offloads && self.gates.takes(door, &self.batch.view(index)))
+    pub(super) fn mark_sw_offload(&mut self, index: usize, egress: EgressEntry) {
+        if self.batch.frame(index).offload().needs_offload()
+            && !(egress.offloads && self.queues.supports(egress, &self.batch.frame_ref(index)))
         {
-            self.gates.note_unfinished(door);
+            self.queues.mark_sw_offload(egress);
         }
     }
 
     /// Lets the lane behind a door borrow frame `index`.
     #[inline(always)]
-    fn lend(&mut self, index: usize, door: Door) {
-        self.note_unfinished(index, door);
-        self.gates.enter(door).borrow(place(index));
+    fn push_borrowed(&mut self, index: usize, egress: EgressEntry) {
+        self.mark_sw_offload(index, egress);
+        self.queues.tx_mut(egress).borrow(place(index));
         self.borrowed = true;
     }
 
     /// Counts the copies of frame `index` that promiscuous ports of a worker got.
     #[inline]
-    fn count_mirrored(&self, index: usize, flood: Flood, worker: u16) {
-        if flood.to != Audience::Watchers {
+    fn count_mirror_copies(&self, index: usize, flood: Flood, worker: u16) {
+        if flood.scope != FloodScope::Mirrors {
             return;
         }
         let count = self.batch.frame(index).count();
-        for &port in self.rules.reached(flood).into_iter().flatten() {
-            if self.rules.port(port).and_then(|port| port.worker) == Some(worker)
-                && let Some(book) = book(self.books, self.rules.counted_at(port))
+        for &port in self.config.flood_ports(flood).into_iter().flatten() {
+            if self.config.port(port).and_then(|port| port.worker) == Some(worker)
+                && let Some(counters) = counters_of(self.port_counters, self.config.counting_port(port))
             {
-                book.mirrored.add(count);
+                counters.mirror_copies.add(count);
             }
         }
     }
@@ -247,24 +247,24 @@ impl Outbox<'_> {
     /// How many copies were made, those for other workers not counted: they count theirs.
     fn flood(&mut self, index: usize, flood: Flood) -> u64 {
         let (here, there) = self.flood_here(index, flood);
-        self.count_mirrored(index, flood, self.me);
+        self.count_mirror_copies(index, flood, self.me);
         let mut copies = here;
         for worker in (0..self.peers.len()).filter(|worker| there & 1 << worker != 0) {
-            let sent = match self.batch.adopt(index, self.cache) {
-                Some(frame) => self.send(worker, self.parcel(index, frame, Address::Flood(flood))),
+            let sent = match self.batch.copy_to_pool(index, self.magazine) {
+                Some(frame) => self.send(worker, self.handoff_frame(index, frame, HandoffTarget::Flood(flood))),
                 None => Err(DropReason::NoBuffer),
             };
             if sent.is_ok() {
-                self.counters.floods_sent.add(1);
+                self.counters.peer_tx_floods.add(1);
             }
             if let Err(reason) = sent {
                 // The copies that the other worker would have made die here.
                 let count = self.batch.frame(index).count();
                 if let Ok(worker) = u16::try_from(worker) {
-                    self.count_mirrored(index, flood, worker);
+                    self.count_mirror_copies(index, flood, worker);
                 }
-                for port in self.rules.reached(flood).into_iter().flatten() {
-                    if self.rules.port(*port).and_then(|port| port.worker) == u16::try_from(worker).ok() {
+                for port in self.config.flood_ports(flood).into_iter().flatten() {
+                    if self.config.port(*port).and_then(|port| port.worker) == u16::try_from(worker).ok() {
                         copies += 1;
                         self.count_out(*port, reason, count);
                     }
@@ -278,8 +278,8 @@ impl Outbox<'_> {
     /// which other workers have ports to flood to.
     fn flood_here(&mut self, index: usize, flood: Flood) -> (u64, u64) {
         let (mut copies, mut there) = (0, 0u64);
-        for &to in self.rules.reached(flood).into_iter().flatten() {
-            let Some(door) = self.gates.door(to).filter(|door| door.floods) else {
+        for &to in self.config.flood_ports(flood).into_iter().flatten() {
+            let Some(egress) = self.queues.egress(to).filter(|egress| egress.floods) else {
                 match self.flood_elsewhere(index, to) {
                     Some(worker) => there |= 1 << worker,
                     None => copies += 1,
@@ -287,7 +287,7 @@ impl Outbox<'_> {
                 continue;
             };
             copies += 1;
-            self.lend(index, door);
+            self.push_borrowed(index, egress);
         }
         (copies, there)
     }
@@ -296,75 +296,75 @@ impl Outbox<'_> {
     /// worker that is to do so, if it is not this one; otherwise there is a copy, whatever became of it.
     #[inline(never)] // it would crowd the registers of the loop over a flood
     fn flood_elsewhere(&mut self, index: usize, to: PortId) -> Option<u16> {
-        if let Some(carried) = self.gates.carried_door(to).filter(|carried| carried.door.floods) {
-            self.flood_carried(index, to, carried);
+        if let Some(tagged) = self.queues.tagged_egress(to).filter(|tagged| tagged.entry.floods) {
+            self.flood_tagged(index, to, tagged);
             return None;
         }
-        let worker = self.rules.port(to).and_then(|port| port.worker).filter(|&worker| worker != self.me);
+        let worker = self.config.port(to).and_then(|port| port.worker).filter(|&worker| worker != self.me);
         if worker.is_none() {
-            self.lose(index, to, DropReason::NoDevice);
+            self.drop_tx(index, to, DropReason::NoDevice);
         }
         worker
     }
 
     /// Sends frame `index` to the worker that polls the device of port `to`, if there is one.
     #[inline(never)]
-    pub(super) fn send_away(&mut self, index: usize, to: PortId) {
+    pub(super) fn hand_off(&mut self, index: usize, to: PortId) {
         let Some(worker) = self.other_worker(index, to) else { return };
         // It is gone from the batch after this, and may yet have to be counted.
         let count = self.batch.frame(index).count();
-        let frame = self.batch.take(index).or_else(|| self.batch.adopt(index, self.cache));
-        let parcel = frame.map(|frame| self.parcel(index, frame, Address::To(to)));
-        self.send_and_count(worker, parcel, to, count);
+        let frame = self.batch.take(index).or_else(|| self.batch.copy_to_pool(index, self.magazine));
+        let handoff = frame.map(|frame| self.handoff_frame(index, frame, HandoffTarget::Port(to)));
+        self.send_and_count(worker, handoff, to, count);
     }
 
     /// The same with a copy of it.
-    fn send_copy_away(&mut self, index: usize, to: PortId) {
+    fn hand_off_copy(&mut self, index: usize, to: PortId) {
         let Some(worker) = self.other_worker(index, to) else { return };
-        let frame = self.batch.adopt(index, self.cache);
-        let parcel = frame.map(|frame| self.parcel(index, frame, Address::To(to)));
-        self.send_and_count(worker, parcel, to, self.batch.frame(index).count());
+        let frame = self.batch.copy_to_pool(index, self.magazine);
+        let handoff = frame.map(|frame| self.handoff_frame(index, frame, HandoffTarget::Port(to)));
+        self.send_and_count(worker, handoff, to, self.batch.frame(index).count());
     }
 
     /// The worker that polls the device of port `to`. If that is this one, or none, frame `index` is counted as
     /// lost.
     fn other_worker(&self, index: usize, to: PortId) -> Option<u16> {
-        let worker = match self.rules.way_out(to) {
+        let worker = match self.config.egress(to) {
             Ok(port) => port.worker.filter(|&worker| worker != self.me).ok_or(DropReason::NoDevice),
             Err(reason) => Err(reason),
         };
-        worker.map_err(|reason| self.lose(index, to, reason)).ok()
+        worker.map_err(|reason| self.drop_tx(index, to, reason)).ok()
     }
 
     /// A frame for another worker that is, or is a copy of, frame `index`.
-    fn parcel(&self, index: usize, frame: Frame, address: Address) -> Parcel {
-        Parcel { frame, address, priority: self.batch.priority(index) }
+    fn handoff_frame(&self, index: usize, frame: Frame, target: HandoffTarget) -> HandoffFrame {
+        HandoffFrame { frame, target, priority: self.batch.priority(index) }
     }
 
-    fn send_and_count(&mut self, worker: u16, parcel: Option<Parcel>, to: PortId, count: u64) {
-        let sent = match parcel {
-            Some(parcel) => self.send(usize::from(worker), parcel),
+    fn send_and_count(&mut self, worker: u16, frame: Option<HandoffFrame>, to: PortId, count: u64) {
+        let sent = match frame {
+            Some(frame) => self.send(usize::from(worker), frame),
             None => Err(DropReason::NoBuffer),
         };
         match sent {
-            Ok(()) => self.counters.frames_sent.add(count),
+            Ok(()) => self.counters.peer_tx_frames.add(count),
             Err(reason) => self.count_out(to, reason, count),
         }
     }
 
-    fn send(&mut self, worker: usize, parcel: Parcel) -> Result<(), DropReason> {
+    fn send(&mut self, worker: usize, frame: HandoffFrame) -> Result<(), DropReason> {
         let peer = self.peers.get_mut(worker).and_then(Option::as_mut).ok_or(DropReason::NoDevice)?;
-        if matches!(parcel.address, Address::Flood(_)) && peer.parcels_out.slots() <= FOR_ONE {
-            self.cache.recycle(parcel.frame);
+        if matches!(frame.target, HandoffTarget::Flood(_)) && peer.frames_out.slots() <= UNICAST_RESERVE {
+            self.magazine.recycle(frame.frame);
             return Err(DropReason::PeerFull);
         }
-        match peer.parcels_out.push(parcel) {
+        match peer.frames_out.push(frame) {
             Ok(()) => {
-                peer.fresh = true;
+                peer.needs_notify = true;
                 Ok(())
             }
-            Err(rtrb::PushError::Full(parcel)) => {
-                self.cache.recycle(parcel.frame);
+            Err(rtrb::PushError::Full(frame)) => {
+                self.magazine.recycle(frame.frame);
                 Err(DropReason::PeerFull)
             }
         }
@@ -372,21 +372,21 @@ impl Outbox<'_> {
 
     /// Counts frame `index` as one that died on its way out of `to`.
     #[cold]
-    pub(super) fn lose(&self, index: usize, to: PortId, reason: DropReason) {
+    pub(super) fn drop_tx(&self, index: usize, to: PortId, reason: DropReason) {
         self.count_out(to, reason, self.batch.frame(index).count());
     }
 
     fn count_out(&self, port: PortId, reason: DropReason, frames: u64) {
-        match book(self.books, self.rules.counted_at(port)) {
-            Some(book) => book.drops_out.add(reason, frames),
-            None => self.counters.strays.add(frames),
+        match counters_of(self.port_counters, self.config.counting_port(port)) {
+            Some(counters) => counters.drops_out.add(reason, frames),
+            None => self.counters.closed_port_drops.add(frames),
         }
     }
 }
 
 #[inline]
-pub(super) fn book(books: &Books, port: PortId) -> Option<&PortCounters> {
-    books.get(port.index())?.as_deref()
+pub(super) fn counters_of(port_counters: &PortCounterTable, port: PortId) -> Option<&PortCounters> {
+    port_counters.get(port.index())?.as_deref()
 }
 
 /// The bit of a reason in a set of them.

@@ -8,8 +8,8 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use vifswitch::control::client::Client;
 
-use crate::fake::{Fake, Mind, Views, runtime};
-use crate::{answer_on, ask, ask_with, converse};
+use crate::fake::{Fake, FakeBehaviour, Views, runtime};
+use crate::{answer_on, ask_with, converse, request};
 
 fn connect(fake: &Fake) -> UnixStream {
     UnixStream::connect(fake.socket()).unwrap()
@@ -17,7 +17,7 @@ fn connect(fake: &Fake) -> UnixStream {
 
 #[test]
 fn a_body_that_does_not_come_is_given_up() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     let mut slow: Vec<_> = (0..40)
         .map(|_| {
             let mut stream = connect(&fake);
@@ -27,30 +27,30 @@ fn a_body_that_does_not_come_is_given_up() {
         })
         .collect();
     // Meanwhile everybody else is served.
-    assert_eq!(ask(&fake, "GET", "/v1/ports").0, 200);
+    assert_eq!(request(&fake, "GET", "/v1/ports").0, 200);
     assert_eq!(ask_with(&fake, "PUT", "/v1/config", "{}").0, 200);
-    assert_eq!(ask(&fake, "DELETE", "/v1/ports/p1").0, 200);
+    assert_eq!(request(&fake, "DELETE", "/v1/ports/p1").0, 200);
     let answer = answer_on(slow.remove(0));
     assert_eq!((answer.0, answer.kind().as_str()), (408, "slow_body"));
 }
 
 #[test]
 fn a_body_that_breaks_off_is_nobodys_change() {
-    let (mind, mut asked) = Mind::willing();
-    let fake = Fake::minded(Views::made_up(), mind);
+    let (mind, mut requests) = FakeBehaviour::willing();
+    let fake = Fake::with_behaviour(Views::made_up(), mind);
     let mut stream = connect(&fake);
     let head = "PATCH /v1/ports/p1 HTTP/1.1\r\nHost: vifswitch\r\nContent-Type: application/json\r\n";
     write!(stream, "{head}Content-Length: 3\r\n\r\n{{}}").unwrap();
     drop(stream);
     assert_eq!(ask_with(&fake, "PATCH", "/v1/ports/p2", "{}").0, 200);
     drop(fake);
-    assert!(asked.try_recv().is_ok_and(|asked| format!("{asked:?}").contains("p2")));
-    assert!(asked.try_recv().is_err());
+    assert!(requests.try_recv().is_ok_and(|requests| format!("{requests:?}").contains("p2")));
+    assert!(requests.try_recv().is_err());
 }
 
 #[test]
 fn a_body_that_is_too_large_is_413() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     let mib = 1024 * 1024;
     for (method, path, limit) in [
         ("PUT", "/v1/config", 16 * mib),
@@ -77,7 +77,7 @@ fn a_body_that_is_too_large_is_413() {
 
 #[test]
 fn a_body_that_does_not_say_it_is_json_is_415() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     for (head, status) in [
         ("", 415),
         ("Content-Type: application/x-www-form-urlencoded\r\n", 415),
@@ -96,33 +96,33 @@ fn a_body_that_does_not_say_it_is_json_is_415() {
 
 #[test]
 fn a_flood_is_slowed_down_and_refused_and_others_get_through() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     // Everything at once, on more connections than may wait.
-    let question = "GET /v1/networks HTTP/1.1\r\nHost: vifswitch\r\n\r\n".repeat(30);
+    let request = "GET /v1/networks HTTP/1.1\r\nHost: vifswitch\r\n\r\n".repeat(30);
     let last = "GET /v1/networks HTTP/1.1\r\nHost: vifswitch\r\nConnection: close\r\n\r\n";
     let flood: Vec<_> = (0..40)
         .map(|_| {
             let mut stream = connect(&fake);
-            stream.write_all(question.as_bytes()).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
             stream.write_all(last.as_bytes()).unwrap();
             stream
         })
         .collect();
     // Our own client asks again as long as it is told to.
     runtime().block_on(Client::new(fake.socket()).get_json("/v1/ports")).unwrap();
-    let mut told = String::new();
+    let mut events = String::new();
     for mut stream in flood {
-        stream.read_to_string(&mut told).unwrap();
+        stream.read_to_string(&mut events).unwrap();
     }
-    assert_eq!(told.matches("HTTP/1.1 ").count(), 40 * 31, "each is answered");
-    assert!(told.contains("HTTP/1.1 200"));
-    assert!(told.contains("HTTP/1.1 429") && told.contains("too_many_requests"));
-    assert_eq!(told.matches("HTTP/1.1 429").count(), told.matches("retry-after: 1").count());
+    assert_eq!(events.matches("HTTP/1.1 ").count(), 40 * 31, "each is answered");
+    assert!(events.contains("HTTP/1.1 200"));
+    assert!(events.contains("HTTP/1.1 429") && events.contains("too_many_requests"));
+    assert_eq!(events.matches("HTTP/1.1 429").count(), events.matches("retry-after: 1").count());
 }
 
 #[test]
 fn whoever_asks_one_thing_after_the_other_is_never_refused() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     let body = json!({ "admin_state_up": true }).to_string();
     for _ in 0..1000 {
         assert_eq!(ask_with(&fake, "PATCH", "/v1/ports/p1", &body).0, 200);
@@ -131,33 +131,33 @@ fn whoever_asks_one_thing_after_the_other_is_never_refused() {
 
 #[test]
 fn changes_that_wait_are_bounded() {
-    let (asked, mut heard) = mpsc::unbounded_channel();
-    let fake = Fake::hanging(asked);
+    let (requests, mut received) = mpsc::unbounded_channel();
+    let fake = Fake::hanging(requests);
     let waiting: Vec<_> = (0..32)
         .map(|_| {
             let mut stream = connect(&fake);
             stream.write_all(b"DELETE /v1/ports/p1 HTTP/1.1\r\nHost: vifswitch\r\n\r\n").unwrap();
-            heard.blocking_recv().unwrap();
+            received.blocking_recv().unwrap();
             stream
         })
         .collect();
-    let answer = ask(&fake, "DELETE", "/v1/ports/p1");
+    let answer = request(&fake, "DELETE", "/v1/ports/p1");
     assert_eq!((answer.0, answer.kind().as_str()), (429, "too_many_requests"));
     drop(waiting);
 }
 
 #[test]
 fn rubbish_is_refused() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     for rubbish in
         [&b"\x00\xff\x16\x03\x01"[..], b"GET\r\n\r\n", b"PUT /v1/config HTTP/1.1\r\nContent-Length: -1\r\n\r\n"]
     {
         let mut stream = connect(&fake);
         stream.write_all(rubbish).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
-        let mut told = Vec::new();
-        stream.read_to_end(&mut told).unwrap();
-        assert!(told.is_empty() || told.starts_with(b"HTTP/1.1 400"), "{told:?}");
+        let mut events = Vec::new();
+        stream.read_to_end(&mut events).unwrap();
+        assert!(events.is_empty() || events.starts_with(b"HTTP/1.1 400"), "{events:?}");
     }
     let mut stream = connect(&fake);
     let head = "PUT /v1/config HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n";
@@ -172,7 +172,7 @@ proptest! {
 
     #[test]
     fn no_body_upsets_it(body in prop_oneof![".{0,200}", "[\\[\\]{}\":,a-z0-9 ]{0,200}"], which in 0..5usize) {
-        thread_local!(static FAKE: Fake = Fake::showing(Views::made_up()));
+        thread_local!(static FAKE: Fake = Fake::with_views(Views::made_up()));
         let (method, path) = [
             ("PUT", "/v1/config"),
             ("POST", "/v1/config/diff"),

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
-use vifswitch::control::change::{Blame, Change};
+use vifswitch::control::change::{Change, ErrorKind};
 use vifswitch::control::config::{Config, parse_json, parse_port_keys_json, parse_ports_json};
 use vifswitch::control::handle::Flush;
 
-use crate::fake::{Asked, Fake, Mind, ODD, Views};
-use crate::{Answer, ask, ask_with};
+use crate::fake::{Fake, FakeBehaviour, ODD, Received, Views};
+use crate::{Answer, ask_with, request};
 
 /// A configuration in which `switch` is not said.
 fn configuration() -> Value {
@@ -24,13 +24,13 @@ fn port(id: &str) -> Value {
     })
 }
 
-fn willing() -> (Fake, UnboundedReceiver<Asked>) {
-    let (mind, asked) = Mind::willing();
-    (Fake::minded(Views::made_up(), mind), asked)
+fn willing() -> (Fake, UnboundedReceiver<Received>) {
+    let (mind, requests) = FakeBehaviour::willing();
+    (Fake::with_behaviour(Views::made_up(), mind), requests)
 }
 
 /// The text of a configuration as it is meant beside what the fake switch runs on.
-fn meant() -> Config {
+fn expected() -> Config {
     let mut config = configuration();
     config["switch"] = json!({ "cores": [1] });
     parse_json(&config.to_string(), "x").unwrap()
@@ -38,71 +38,74 @@ fn meant() -> Config {
 
 fn changed(answer: &Answer) {
     assert_eq!(answer.0, 200, "{answer:?}");
-    assert_eq!(answer.json(), json!({ "differences": ["port p9 is new"], "remarks": ["no namespace"] }));
+    assert_eq!(answer.json(), json!({ "changes": ["port p9 is new"], "warnings": ["no namespace"] }));
 }
 
 #[test]
 fn a_configuration_is_put_in_force() {
-    let (fake, mut asked) = willing();
+    let (fake, mut requests) = willing();
     let body = configuration().to_string();
     changed(&ask_with(&fake, "PUT", "/v1/config", &body));
-    assert_eq!(asked.try_recv().unwrap(), Asked::Change(Change::Apply(meant()), None));
+    assert_eq!(requests.try_recv().unwrap(), Received::Change(Change::Apply(expected()), None));
     changed(&ask_with(&fake, "PUT", "/v1/config?confirm=30", &body));
-    assert_eq!(asked.try_recv().unwrap(), Asked::Change(Change::Apply(meant()), Some(Duration::from_secs(30))));
+    assert_eq!(
+        requests.try_recv().unwrap(),
+        Received::Change(Change::Apply(expected()), Some(Duration::from_secs(30)))
+    );
     changed(&ask_with(&fake, "POST", "/v1/config/diff", &body));
-    assert_eq!(asked.try_recv().unwrap(), Asked::Diff(Change::Apply(meant())));
-    changed(&ask(&fake, "POST", "/v1/confirm"));
-    assert_eq!(asked.try_recv().unwrap(), Asked::Confirm);
+    assert_eq!(requests.try_recv().unwrap(), Received::Diff(Change::Apply(expected())));
+    changed(&request(&fake, "POST", "/v1/confirm"));
+    assert_eq!(requests.try_recv().unwrap(), Received::Confirm);
 
     // What is said of the process is passed on, for the controller to judge.
     let mut other = configuration();
     other["switch"] = json!({ "cores": [2] });
     changed(&ask_with(&fake, "PUT", "/v1/config", &other.to_string()));
-    let Asked::Change(Change::Apply(config), None) = asked.try_recv().unwrap() else { panic!() };
+    let Received::Change(Change::Apply(config), None) = requests.try_recv().unwrap() else { panic!() };
     assert_eq!(config.switch.cores, [2]);
 }
 
 #[test]
 fn ports_are_attached() {
-    let (fake, mut asked) = willing();
+    let (fake, mut requests) = willing();
     let (one, two) = (port("p1"), json!([port("p1"), port("p8")]));
     for (vm, path) in [("fw-3", "/v1/vms/fw-3/ports"), (ODD, "/v1/vms/a%22b%5Cc/ports")] {
         for body in [&one, &two] {
             let answer = ask_with(&fake, "POST", path, &body.to_string());
             assert_eq!(answer.0, 201, "{answer:?}");
             let said = answer.json();
-            assert_eq!(said["differences"], json!(["port p9 is new"]));
-            assert_eq!(said["remarks"], json!(["no namespace"]));
+            assert_eq!(said["changes"], json!(["port p9 is new"]));
+            assert_eq!(said["warnings"], json!(["no namespace"]));
             let views: Vec<_> = said["ports"].as_array().unwrap().iter().map(|port| &port["port_id"]).collect();
             assert_eq!(views, ["p1"], "those that are there");
             let ports = parse_ports_json(&body.to_string(), "x", vm).unwrap();
-            assert_eq!(asked.try_recv().unwrap(), Asked::Change(Change::Attach { vm: vm.into(), ports }, None));
+            assert_eq!(requests.try_recv().unwrap(), Received::Change(Change::Attach { vm: vm.into(), ports }, None));
         }
     }
     // The same port twice is for the controller to refuse as a whole: it must hear of both.
     ask_with(&fake, "POST", "/v1/vms/fw-3/ports", &json!([port("p1"), port("p1")]).to_string());
-    let Asked::Change(Change::Attach { ports, .. }, None) = asked.try_recv().unwrap() else { panic!() };
+    let Received::Change(Change::Attach { ports, .. }, None) = requests.try_recv().unwrap() else { panic!() };
     assert_eq!(ports.len(), 2);
 }
 
 #[test]
 fn ports_are_set_and_released_and_detached() {
-    let (fake, mut asked) = willing();
+    let (fake, mut requests) = willing();
     let keys =
         json!({ "admin_state_up": false, "fixed_ips": null, "device": { "queues": 2, "netns": null } }).to_string();
     changed(&ask_with(&fake, "PATCH", "/v1/ports/a%22b%5Cc", &keys));
     let keys = parse_port_keys_json(&keys, "x").unwrap();
     assert_eq!(keys.cleared, ["fixed_ips", "device.netns"]);
-    assert_eq!(asked.try_recv().unwrap(), Asked::Change(Change::Set { port: ODD.into(), keys }, None));
-    changed(&ask(&fake, "POST", "/v1/ports/p1/release"));
-    assert_eq!(asked.try_recv().unwrap(), Asked::Release("p1".into()));
-    changed(&ask(&fake, "DELETE", "/v1/ports/p1"));
-    assert_eq!(asked.try_recv().unwrap(), Asked::Change(Change::Detach { port: "p1".into() }, None));
+    assert_eq!(requests.try_recv().unwrap(), Received::Change(Change::Set { port: ODD.into(), keys }, None));
+    changed(&request(&fake, "POST", "/v1/ports/p1/release"));
+    assert_eq!(requests.try_recv().unwrap(), Received::Release("p1".into()));
+    changed(&request(&fake, "DELETE", "/v1/ports/p1"));
+    assert_eq!(requests.try_recv().unwrap(), Received::Change(Change::Detach { port: "p1".into() }, None));
 }
 
 #[test]
 fn stations_are_forgotten() {
-    let (fake, mut asked) = willing();
+    let (fake, mut requests) = willing();
     let all = Flush::default();
     let one = Flush {
         network: Some("net1".into()),
@@ -113,7 +116,7 @@ fn stations_are_forgotten() {
     for (body, flush) in [("", &all), ("{}", &all), (&body.to_string(), &one)] {
         let answer = ask_with(&fake, "POST", "/v1/fdb/flush", body);
         assert_eq!((answer.0, answer.json()), (200, json!({ "flushed": 7 })));
-        assert_eq!(asked.try_recv().unwrap(), Asked::Flush(flush.clone()));
+        assert_eq!(requests.try_recv().unwrap(), Received::Flush(flush.clone()));
     }
 }
 
@@ -133,15 +136,17 @@ fn every_change() -> Vec<(&'static str, &'static str, String)> {
 
 #[test]
 fn a_refusal_is_told_with_its_blame() {
-    for (blame, status) in [(Blame::Request, 400), (Blame::Unknown, 404), (Blame::Conflict, 409), (Blame::Switch, 503)]
+    for (category, status) in
+        [(ErrorKind::Request, 400), (ErrorKind::Unknown, 404), (ErrorKind::Conflict, 409), (ErrorKind::Switch, 503)]
     {
-        let fake = Fake::minded(Views::made_up(), Mind::refusing(blame, "some_kind", "so it is\nand so"));
+        let fake =
+            Fake::with_behaviour(Views::made_up(), FakeBehaviour::refusing(category, "some_kind", "so it is\nand so"));
         for (method, path, body) in every_change() {
             let answer = ask_with(&fake, method, path, &body);
             assert_eq!((answer.0, answer.kind().as_str()), (status, "some_kind"), "{method} {path}");
             assert_eq!(answer.json(), json!({ "error": { "kind": "some_kind", "message": "so it is\nand so" } }));
         }
-        let answer = ask(&fake, "GET", "/v1/events");
+        let answer = request(&fake, "GET", "/v1/events");
         assert_eq!((answer.0, answer.kind().as_str()), (status, "some_kind"));
     }
 }
@@ -157,7 +162,7 @@ fn a_switch_that_is_shutting_down_takes_no_changes() {
 
 #[test]
 fn every_mistake_in_a_body_is_told() {
-    let (fake, mut asked) = willing();
+    let (fake, mut requests) = willing();
     let mut config = configuration();
     config["vms"][0]["ports"][1] = json!({ "port_id": "p1", "network_id": "net1", "mac": 7 });
     for (method, path) in [("PUT", "/v1/config"), ("POST", "/v1/config/diff")] {
@@ -165,14 +170,15 @@ fn every_mistake_in_a_body_is_told() {
         assert_eq!(answer.0, 400, "{answer:?}");
         let error = &answer.json()["error"];
         let problems = error["problems"].as_array().unwrap();
-        let told: Vec<_> = problems.iter().map(|p| (p["key"].as_str().unwrap(), p["kind"].as_str().unwrap())).collect();
+        let events: Vec<_> =
+            problems.iter().map(|p| (p["key"].as_str().unwrap(), p["kind"].as_str().unwrap())).collect();
         for problem in [
             ("vms[0].ports[1].mac", "unknown_key"),
             ("vms[0].ports[1].mac_address", "missing"),
             ("vms[0].ports[1].device", "missing"),
             ("vms[0].ports[1].port_id", "duplicate_port"),
         ] {
-            assert!(told.contains(&problem), "{problem:?}: {told:?}");
+            assert!(events.contains(&problem), "{problem:?}: {events:?}");
         }
         assert_eq!(error["kind"], problems[0]["kind"]);
         let message = error["message"].as_str().unwrap();
@@ -181,12 +187,12 @@ fn every_mistake_in_a_body_is_told() {
         assert_eq!(value("vms[0].ports[1].mac"), Some(json!("7")));
         assert_eq!(value("vms[0].ports[1].device"), None);
     }
-    assert!(asked.try_recv().is_err(), "the controller has not been bothered");
+    assert!(requests.try_recv().is_err(), "the controller has not been bothered");
 }
 
 #[test]
 fn what_can_never_be_right_is_400() {
-    let (fake, mut asked) = willing();
+    let (fake, mut requests) = willing();
     let config = configuration().to_string();
     let long = format!("/v1/vms/{}/ports", "x".repeat(256));
     let one = port("p1").to_string();
@@ -226,8 +232,8 @@ fn what_can_never_be_right_is_400() {
         assert_eq!((answer.0, answer.kind().as_str()), (400, kind), "{method} {path} {answer:?}");
     }
     for (method, path) in [("DELETE", "/v1/ports/%ff"), ("POST", "/v1/ports/%ff/release")] {
-        let answer = ask(&fake, method, path);
+        let answer = request(&fake, method, path);
         assert_eq!((answer.0, answer.kind().as_str()), (404, "unknown_port"), "{method} {path}");
     }
-    assert!(asked.try_recv().is_err(), "the controller has not been bothered");
+    assert!(requests.try_recv().is_err(), "the controller has not been bothered");
 }

@@ -8,8 +8,8 @@ use serde_json::Value;
 use vifswitch::control::client::{Client, Error};
 use vifswitch::control::events::{Event, EventKind};
 
-use crate::fake::{Asked, Fake, Mind, Views, event, runtime};
-use crate::{ask, talk};
+use crate::fake::{Fake, FakeBehaviour, Received, Views, event, runtime};
+use crate::{request, talk};
 
 /// A client that reads line by line.
 struct Reader(BufReader<UnixStream>);
@@ -44,37 +44,37 @@ impl Reader {
 
 #[test]
 fn what_is_remembered_is_told_line_by_line() {
-    let (mind, mut asked) = Mind::willing();
+    let (mind, mut requests) = FakeBehaviour::willing();
     let views = Views {
         events: (0..1000).map(|n| event("2025-11-03T09:00:00.000Z", &format!("a\n{n}"))).collect(),
         ..Views::made_up()
     };
-    let fake = Fake::minded(views.clone(), mind);
+    let fake = Fake::with_behaviour(views.clone(), mind);
     for (path, since) in [
         ("/v1/events", None),
         ("/v1/events?follow=false", None),
         ("/v1/events?since=2025-11-03T10:00:00%2B01:00", Some("2025-11-03T10:00:00+01:00")),
     ] {
-        let mut told = Vec::new();
+        let mut reported = Vec::new();
         let client = Client::new(fake.socket());
         let lines = client.lines(path, |line| {
-            told.push(serde_json::from_slice::<Event>(line).unwrap());
+            reported.push(serde_json::from_slice::<Event>(line).unwrap());
             ControlFlow::Continue(())
         });
         runtime().block_on(lines).unwrap();
-        assert_eq!(told, views.events);
-        assert_eq!(asked.try_recv().unwrap(), Asked::Events(since.map(str::to_owned)));
+        assert_eq!(reported, views.events);
+        assert_eq!(requests.try_recv().unwrap(), Received::Events(since.map(str::to_owned)));
     }
-    let answer = ask(&fake, "GET", "/v1/events");
+    let answer = request(&fake, "GET", "/v1/events");
     assert!(answer.1.contains("content-type: application/x-ndjson"), "{}", answer.1);
 }
 
 #[test]
 fn a_follower_hears_what_happens() {
-    let (mind, _asked) = Mind::willing();
+    let (mind, _asked) = FakeBehaviour::willing();
     let happening = mind.happening.clone();
     let views = Views::made_up();
-    let fake = Fake::minded(views.clone(), mind);
+    let fake = Fake::with_behaviour(views.clone(), mind);
     let mut reader = Reader::following(&fake);
     for past in &views.events {
         assert_eq!(reader.event().as_ref(), Some(past));
@@ -88,9 +88,9 @@ fn a_follower_hears_what_happens() {
 
 #[test]
 fn a_follower_who_goes_costs_nothing() {
-    let (mind, _asked) = Mind::willing();
+    let (mind, _asked) = FakeBehaviour::willing();
     let happening = mind.happening.clone();
-    let fake = Fake::minded(Views::made_up(), mind);
+    let fake = Fake::with_behaviour(Views::made_up(), mind);
     let readers: Vec<_> = (0..20).map(|_| Reader::following(&fake)).collect();
     assert_eq!(happening.receiver_count(), 20);
     drop(readers);
@@ -102,9 +102,9 @@ fn a_follower_who_goes_costs_nothing() {
 
 #[test]
 fn a_follower_who_lags_is_told_so_and_goes_on() {
-    let (mind, _asked) = Mind::willing();
+    let (mind, _asked) = FakeBehaviour::willing();
     let happening = mind.happening.clone();
-    let fake = Fake::minded(Views { events: vec![], ..Views::made_up() }, mind);
+    let fake = Fake::with_behaviour(Views { events: vec![], ..Views::made_up() }, mind);
     let mut reader = Reader::following(&fake);
     // More than the pipe and the channel hold, and nobody reads.
     let long = "x".repeat(64 * 1024);
@@ -115,9 +115,9 @@ fn a_follower_who_lags_is_told_so_and_goes_on() {
     loop {
         let event = reader.event().unwrap();
         if event.kind == EventKind::Lagged {
-            let missed: u64 = event.text.split_whitespace().next().unwrap().parse().unwrap();
-            assert!(missed > 0);
-            (expected, lagged) = (expected + missed, lagged + 1);
+            let rx_missed: u64 = event.text.split_whitespace().next().unwrap().parse().unwrap();
+            assert!(rx_missed > 0);
+            (expected, lagged) = (expected + rx_missed, lagged + 1);
         } else {
             assert_eq!(event.time, expected.to_string(), "nothing is missing that is not told");
             expected += 1;
@@ -134,22 +134,22 @@ fn a_follower_who_lags_is_told_so_and_goes_on() {
 
 #[test]
 fn followers_are_bounded_and_leave_room_for_others() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     let readers: Vec<_> = (0..24).map(|_| Reader::following(&fake)).collect();
-    let answer = ask(&fake, "GET", "/v1/events?follow=true");
+    let answer = request(&fake, "GET", "/v1/events?follow=true");
     assert_eq!((answer.0, answer.kind().as_str()), (429, "too_many_requests"));
     assert!(answer.1.contains("retry-after: 1"), "{}", answer.1);
-    assert_eq!(ask(&fake, "GET", "/v1/events").0, 200);
-    assert_eq!(ask(&fake, "GET", "/v1/ports").0, 200);
+    assert_eq!(request(&fake, "GET", "/v1/events").0, 200);
+    assert_eq!(request(&fake, "GET", "/v1/ports").0, 200);
     drop(readers);
 }
 
 #[test]
 fn a_stop_is_not_held_up_by_followers() {
-    let (mind, _asked) = Mind::willing();
+    let (mind, _asked) = FakeBehaviour::willing();
     // The events go on as long as this is held: it is the server that ends the answer.
     let happening = mind.happening.clone();
-    let mut fake = Fake::minded(Views::made_up(), mind);
+    let mut fake = Fake::with_behaviour(Views::made_up(), mind);
     let mut reader = Reader::following(&fake);
     fake.stop();
     let mut rest = String::new();
@@ -168,5 +168,5 @@ fn the_client_knows_why_there_are_no_events() {
     }
     let answer = talk(UnixStream::connect(fake.socket()).unwrap(), "HEAD", "/v1/events");
     assert_eq!((answer.0, answer.2.as_str()), (503, ""));
-    let _: Value = ask(&fake, "GET", "/v1/events").json();
+    let _: Value = request(&fake, "GET", "/v1/events").json();
 }

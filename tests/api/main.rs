@@ -20,9 +20,9 @@ use serde_json::Value;
 use tokio::sync::{mpsc, oneshot};
 use vifswitch::control::client::{Client, Error};
 use vifswitch::control::handle::Handle;
-use vifswitch::control::server::{pages, serve};
+use vifswitch::control::responses::{PortView, StationView};
+use vifswitch::control::server::{read_routes, serve};
 use vifswitch::control::socket::Socket;
-use vifswitch::control::view::{PortView, StationView};
 
 /// An answer: status, head, body.
 #[derive(Debug)]
@@ -66,7 +66,7 @@ fn answer_on(mut stream: impl Read) -> Answer {
     Answer(head[9..12].parse().unwrap(), head.to_lowercase(), body.to_owned())
 }
 
-fn ask(fake: &Fake, method: &str, path: &str) -> Answer {
+fn request(fake: &Fake, method: &str, path: &str) -> Answer {
     talk(UnixStream::connect(fake.socket()).unwrap(), method, path)
 }
 
@@ -78,7 +78,7 @@ fn ask_with(fake: &Fake, method: &str, path: &str, body: &str) -> Answer {
 
 #[test]
 fn every_page_has_the_keys_of_the_contract() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     for (path, keys) in [
         (
             "/v1/ports",
@@ -88,12 +88,12 @@ fn every_page_has_the_keys_of_the_contract() {
         ("/v1/vms", "device_id ports networks active"),
         ("/v1/networks", "network_id mtu ports stations"),
         ("/v1/fdb", "network_id mac_address port_id kind age_seconds"),
-        ("/v1/workers", "worker core poll stations breaths busy_seconds sleeps"),
-        ("/v1/drops", "port_id device_id direction reason meaning frames"),
+        ("/v1/workers", "worker core poll stations polls busy_seconds sleeps"),
+        ("/v1/drops", "port_id device_id direction reason description frames"),
         ("/v1/loops", "kind device_id device_ids network_id ports active level since seen copies_suppressed text"),
         ("/v1/storms", "device_id network_id class active since suppressed highest_rate action text"),
     ] {
-        let answer = ask(&fake, "GET", path);
+        let answer = request(&fake, "GET", path);
         assert_eq!(answer.0, 200, "{path}");
         assert!(answer.1.contains("content-type: application/json"), "{path}");
         let rows = answer.json();
@@ -104,7 +104,7 @@ fn every_page_has_the_keys_of_the_contract() {
             }
         }
     }
-    assert_eq!(ask(&fake, "GET", "/v1/config").json()["switch"]["cores"][0], 1);
+    assert_eq!(request(&fake, "GET", "/v1/config").json()["switch"]["cores"][0], 1);
 }
 
 #[test]
@@ -119,10 +119,10 @@ fn a_long_list_comes_whole() {
             .zip(0..)
             .map(|(s, n)| StationView { age_seconds: n, ..s })
             .collect();
-        let fake = Fake::showing(views.clone());
+        let fake = Fake::with_views(views.clone());
         let client = Client::new(fake.socket());
-        let told = runtime().block_on(client.get::<Vec<StationView>>("/v1/fdb")).unwrap();
-        assert!(told == views.fdb, "{length} stations");
+        let events = runtime().block_on(client.get::<Vec<StationView>>("/v1/fdb")).unwrap();
+        assert!(events == views.fdb, "{length} stations");
     }
 }
 
@@ -130,7 +130,7 @@ fn a_long_list_comes_whole() {
 fn who_does_not_read_a_long_list_keeps_nobody_from_the_rest() {
     let mut views = Views::made_up();
     views.fdb = views.fdb.into_iter().cycle().take(50_000).collect();
-    let fake = Fake::showing(views);
+    let fake = Fake::with_views(views);
     let idle: Vec<_> = (0..10)
         .map(|_| {
             let mut stream = UnixStream::connect(fake.socket()).unwrap();
@@ -139,33 +139,33 @@ fn who_does_not_read_a_long_list_keeps_nobody_from_the_rest() {
         })
         .collect();
     for path in ["/v1/ports", "/metrics", "/v1/drops"] {
-        assert_eq!(ask(&fake, "GET", path).0, 200);
+        assert_eq!(request(&fake, "GET", path).0, 200);
     }
     drop(idle);
-    assert_eq!(ask(&fake, "GET", "/v1/fdb").0, 200);
+    assert_eq!(request(&fake, "GET", "/v1/fdb").0, 200);
 }
 
 #[test]
 fn a_port_is_found_by_its_name() {
-    let fake = Fake::showing(Views::made_up());
-    assert_eq!(ask(&fake, "GET", "/v1/ports/p1").json()["device_id"], "fw-3");
-    assert_eq!(ask(&fake, "GET", "/v1/ports/a%22b%5Cc").json()["port_id"], ODD);
+    let fake = Fake::with_views(Views::made_up());
+    assert_eq!(request(&fake, "GET", "/v1/ports/p1").json()["device_id"], "fw-3");
+    assert_eq!(request(&fake, "GET", "/v1/ports/a%22b%5Cc").json()["port_id"], ODD);
     for path in ["/v1/ports/p2", "/v1/ports/%ff", "/v1/ports/p1%00"] {
-        let answer = ask(&fake, "GET", path);
+        let answer = request(&fake, "GET", path);
         assert_eq!((answer.0, answer.kind().as_str()), (404, "unknown_port"), "{path}");
     }
 }
 
 #[test]
 fn what_is_not_there_says_so() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     for path in ["/", "/v1", "/v1/port", "/v1/ports/", "/v1/ports/p1/x", "/v2/ports"] {
-        let answer = ask(&fake, "GET", path);
+        let answer = request(&fake, "GET", path);
         assert_eq!((answer.0, answer.kind().as_str()), (404, "unknown_path"), "{path}");
     }
     for (method, path) in [("PUT", "/v1/ports"), ("POST", "/v1/ports/p1"), ("POST", "/metrics"), ("BREW", "/v1/config")]
     {
-        let answer = ask(&fake, method, path);
+        let answer = request(&fake, method, path);
         assert_eq!((answer.0, answer.kind().as_str()), (405, "method_not_allowed"), "{method} {path}");
         assert!(answer.1.contains("allow: get,head"), "{answer:?}");
         assert!(answer.json()["error"]["message"].as_str().unwrap().contains(method), "{answer:?}");
@@ -176,7 +176,7 @@ fn what_is_not_there_says_so() {
 fn a_switch_that_is_shutting_down_says_so() {
     let fake = Fake::closing();
     for path in ["/v1/ports", "/v1/ports/p1", "/v1/config", "/metrics"] {
-        let answer = ask(&fake, "GET", path);
+        let answer = request(&fake, "GET", path);
         assert_eq!((answer.0, answer.kind().as_str()), (503, "shutting_down"), "{path}");
     }
 }
@@ -184,7 +184,7 @@ fn a_switch_that_is_shutting_down_says_so() {
 #[test]
 fn the_client_reads_what_the_server_says() {
     let views = Views::made_up();
-    let fake = Fake::showing(views.clone());
+    let fake = Fake::with_views(views.clone());
     let client = Client::new(fake.socket());
     runtime().block_on(async {
         assert_eq!(client.get::<Vec<PortView>>("/v1/ports").await.unwrap(), views.ports);
@@ -234,17 +234,17 @@ fn the_client_knows_when_it_is_no_switch_that_listens() {
 
 #[test]
 fn silent_clients_block_nobody() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     let silent: Vec<_> = (0..10).map(|_| UnixStream::connect(fake.socket()).unwrap()).collect();
     let mut half = UnixStream::connect(fake.socket()).unwrap();
     half.write_all(b"GET /v1/po").unwrap();
-    assert_eq!(ask(&fake, "GET", "/v1/ports").0, 200);
+    assert_eq!(request(&fake, "GET", "/v1/ports").0, 200);
     drop((silent, half));
 }
 
 #[test]
 fn silent_clients_lose_their_places() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     // More than there are places for.
     let silent: Vec<_> = (0..70).map(|_| UnixStream::connect(fake.socket()).unwrap()).collect();
     let client = Client::new(fake.socket());
@@ -255,23 +255,23 @@ fn silent_clients_lose_their_places() {
 
 #[test]
 fn a_long_head_is_refused() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     let mut stream = UnixStream::connect(fake.socket()).unwrap();
     stream.write_all(b"GET /v1/ports HTTP/1.1\r\n").unwrap();
     // The other end may hang up at any moment from here on.
     let line = format!("x-filler: {}\r\n", "x".repeat(1000));
     while stream.write_all(line.as_bytes()).is_ok() {}
-    assert_eq!(ask(&fake, "GET", "/v1/ports").0, 200);
+    assert_eq!(request(&fake, "GET", "/v1/ports").0, 200);
 }
 
 #[test]
 fn a_stop_is_not_held_up() {
-    let (asked, mut heard) = mpsc::unbounded_channel();
-    let mut fake = Fake::hanging(asked);
+    let (requests, mut received) = mpsc::unbounded_channel();
+    let mut fake = Fake::hanging(requests);
     let silent = UnixStream::connect(fake.socket()).unwrap();
     let mut waiting = UnixStream::connect(fake.socket()).unwrap();
     waiting.write_all(b"GET /v1/ports HTTP/1.1\r\nHost: vifswitch\r\n\r\n").unwrap();
-    heard.blocking_recv().unwrap();
+    received.blocking_recv().unwrap();
     fake.stop();
     assert!(!exists(&fake.socket()), "the socket is gone");
     assert_eq!(waiting.read(&mut [0; 64]).unwrap(), 0);
@@ -287,7 +287,7 @@ fn the_pages_can_be_served_over_tcp() {
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             address.send(listener.local_addr().unwrap()).unwrap();
             let (handle, requests) = Handle::new();
-            let served = serve(listener, pages(handle), async { drop(stopped.await) });
+            let served = serve(listener, read_routes(handle), async { drop(stopped.await) });
             tokio::join!(served, Views::made_up().control(requests));
         });
     });
@@ -447,8 +447,8 @@ fn labels(mut rest: &str) -> (BTreeMap<String, String>, &str) {
 
 #[test]
 fn the_metrics_can_be_scraped() {
-    let fake = Fake::showing(Views::made_up());
-    let answer = ask(&fake, "GET", "/metrics");
+    let fake = Fake::with_views(Views::made_up());
+    let answer = request(&fake, "GET", "/metrics");
     assert!(answer.1.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8"));
     let samples = scrape(&answer.2);
     let value = |name: &str, labels: &[(&str, &str)]| {
@@ -466,10 +466,10 @@ fn the_metrics_can_be_scraped() {
     assert_eq!(value("port_flood_copies_total", &plain), Some(6.0));
     assert_eq!(value("port_segmented_frames_total", &plain), Some(3.0));
     assert_eq!(value("port_checksummed_frames_total", &plain), Some(4.0));
-    assert_eq!(value("port_missed_frames_total", &plain), Some(5.0));
-    assert_eq!(value("port_unlearned_frames_total", &plain), Some(9.0));
-    assert_eq!(value("port_suppressed_frames_total", &plain), Some(10.0));
-    assert_eq!(value("port_mirrored_frames_total", &plain), Some(11.0));
+    assert_eq!(value("port_receive_missed_frames_total", &plain), Some(5.0));
+    assert_eq!(value("port_not_learned_frames_total", &plain), Some(9.0));
+    assert_eq!(value("port_not_flooded_frames_total", &plain), Some(10.0));
+    assert_eq!(value("port_mirror_copies_total", &plain), Some(11.0));
     let group = |group| [plain[0], plain[1], plain[2], ("group", group)];
     assert_eq!(value("port_reserved_group_frames_total", &group("pause")), Some(13.0));
     assert_eq!(value("port_reserved_group_frames_total", &group("bpdu")), None);
@@ -489,26 +489,26 @@ fn the_metrics_can_be_scraped() {
     assert_eq!(value("storm_suppressed_frames", &storm(ODD, "broadcast")), Some(777.0));
     assert_eq!(value("storm_highest_rate", &storm("", "vm")), Some(88.0));
     assert_eq!((value("loops_total", &[]), value("storms_total", &[])), (Some(2.0), Some(3.0)));
-    assert_eq!((value("freezes_total", &[]), value("stations_frozen", &[])), (Some(4.0), Some(1.0)));
+    assert_eq!((value("dampenings_total", &[]), value("stations_dampened", &[])), (Some(4.0), Some(1.0)));
     assert_eq!((value("probes_sent_total", &[]), value("probes_returned_total", &[])), (Some(500.0), Some(20.0)));
     assert_eq!((value("probes_forged_total", &[]), value("probes_stale_total", &[])), (Some(6.0), Some(7.0)));
     let worker = [("worker", "0"), ("core", "1")];
-    assert_eq!(value("worker_breaths_total", &worker), Some(1_000_000.0));
+    assert_eq!(value("worker_polls_total", &worker), Some(1_000_000.0));
     assert_eq!(value("worker_busy_seconds_total", &worker), Some(0.25));
-    assert_eq!(value("worker_peer_sent_frames_total", &worker), Some(5.0));
-    assert_eq!(value("worker_peer_heard_floods_total", &worker), Some(8.0));
-    assert_eq!(value("worker_stray_frames_total", &worker), Some(9.0));
+    assert_eq!(value("worker_peer_tx_frames_total", &worker), Some(5.0));
+    assert_eq!(value("worker_peer_rx_floods_total", &worker), Some(8.0));
+    assert_eq!(value("worker_closed_port_drops_total", &worker), Some(9.0));
     assert_eq!(value("start_time_seconds", &[]), Some(1_769_860_800.0));
     assert_eq!(value("build_info", &[("version", env!("CARGO_PKG_VERSION"))]), Some(1.0));
 }
 
 #[test]
 fn a_switch_without_anything_can_be_scraped() {
-    let fake = Fake::showing(Views::default());
+    let fake = Fake::with_views(Views::default());
     assert_eq!(
-        scrape(&ask(&fake, "GET", "/metrics").2).len(),
+        scrape(&request(&fake, "GET", "/metrics").2).len(),
         10,
         "what it is, that no log was lost, and that there were no loops"
     );
-    assert_eq!(ask(&fake, "GET", "/v1/ports").2, "[]");
+    assert_eq!(request(&fake, "GET", "/v1/ports").2, "[]");
 }

@@ -3,17 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
-use vifswitch::control::change::Blame;
+use vifswitch::control::change::ErrorKind;
 use vifswitch::control::handle::Handle;
 use vifswitch::control::server::api;
 
-use crate::fake::{Fake, Mind, Views};
-use crate::{ask, ask_with};
+use crate::fake::{Fake, FakeBehaviour, Views};
+use crate::{ask_with, request};
 
 const METHODS: [&str; 6] = ["get", "put", "post", "patch", "delete", "options"];
 
 fn document(fake: &Fake) -> Value {
-    let answer = ask(fake, "GET", "/v1/openapi.json");
+    let answer = request(fake, "GET", "/v1/openapi.json");
     assert_eq!(answer.0, 200);
     answer.json()
 }
@@ -35,17 +35,17 @@ fn routed() -> BTreeSet<String> {
 
 #[test]
 fn it_describes_every_route_and_no_other() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     let described = described(&document(&fake));
     assert_eq!(described.keys().cloned().collect::<BTreeSet<_>>(), routed());
     for (path, methods) in &described {
         let real = path.replace("{id}", "p1");
         for method in METHODS {
-            let status = ask(&fake, &method.to_uppercase(), &real).0;
+            let status = request(&fake, &method.to_uppercase(), &real).0;
             assert_eq!(status != 405, methods.contains(method), "{method} {path}: {status}");
         }
         // A method that none of the routes takes is answered with those that this one does.
-        let head = ask(&fake, "BREW", &real).1;
+        let head = request(&fake, "BREW", &real).1;
         let allow = head.lines().find_map(|line| line.strip_prefix("allow: ")).unwrap();
         let allowed: BTreeSet<String> = allow.split(',').filter(|m| *m != "head").map(str::to_owned).collect();
         assert_eq!(&allowed, methods, "{path}");
@@ -165,14 +165,14 @@ fn answers<'d>(document: &'d Value, method: &str, path: &str, status: u16, kind:
 
 #[test]
 fn every_page_looks_as_it_says() {
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     let document = document(&fake);
     let mut looked_at = 0;
     for (path, methods) in described(&document) {
         if !methods.contains("get") || path == "/metrics" {
             continue;
         }
-        let answer = ask(&fake, "GET", &path.replace("{id}", "p1"));
+        let answer = request(&fake, "GET", &path.replace("{id}", "p1"));
         assert_eq!(answer.0, 200, "{path}");
         let (kind, values) = match path.as_str() {
             "/v1/events" => {
@@ -195,19 +195,19 @@ fn every_page_looks_as_it_says() {
 /// What programs read by name. A key may come, none may go.
 #[test]
 fn ports_and_uplinks_keep_their_keys() {
-    let counts = "rx_frames rx_bytes tx_frames tx_bytes forwarded flooded copies probes announcements missed segmented checksummed \
-                  unlearned suppressed mirrored reserved_groups drops";
+    let counts = "rx_frames rx_bytes tx_frames tx_bytes forwarded flooded copies probes announcements rx_missed segmented checksummed \
+                  not_learned not_flooded mirror_copies reserved_groups drops";
     let alike = "status status_reason admin_state_up device worker";
     let port = "port_id device_id network_id mac_address position port_security unknown_unicast promiscuous mac_learning \
                 activation pinned mac_limit mac_limit_policy";
     let uplink = "uplink_id group active networks";
-    let fake = Fake::showing(Views::made_up());
+    let fake = Fake::with_views(Views::made_up());
     let document = document(&fake);
     for (path, own) in [("/v1/ports", port), ("/v1/uplinks", uplink)] {
         let schema = answers(&document, "get", path, 200, "application/json");
         let named = schema["items"]["$ref"].as_str().unwrap().strip_prefix('#').unwrap();
         let described = together(&document, &document.pointer(named).unwrap()["allOf"], path);
-        let shown = ask(&fake, "GET", path).json();
+        let shown = request(&fake, "GET", path).json();
         for key in [own, alike, counts].iter().flat_map(|keys| keys.split(' ')) {
             assert!(shown[0].get(key).is_some(), "{path} shows no {key}: {shown}");
             assert!(described["properties"].get(key).is_some(), "{path}: {key} is not described: {described}");
@@ -221,8 +221,11 @@ fn ports_and_uplinks_keep_their_keys() {
 #[test]
 fn answers_to_changes_look_as_it_says() {
     let (yes, no) = (
-        Fake::showing(Views::made_up()),
-        Fake::minded(Views::made_up(), Mind::refusing(Blame::Conflict, "in_the_way", "something is in the way")),
+        Fake::with_views(Views::made_up()),
+        Fake::with_behaviour(
+            Views::made_up(),
+            FakeBehaviour::refusing(ErrorKind::Conflict, "in_the_way", "something is in the way"),
+        ),
     );
     let document = document(&yes);
     let port = r#"{"port_id":"p1","network_id":"n","mac_address":"02:00:00:00:00:01","device":{"kind":"tap"}}"#;
@@ -245,7 +248,7 @@ fn answers_to_changes_look_as_it_says() {
 
 #[test]
 fn what_is_written_looks_as_it_says() {
-    let fake = Fake::showing(Views::default());
+    let fake = Fake::with_views(Views::default());
     let document = document(&fake);
     let body = |path: &str, method: &str| {
         document["paths"][path][method]["requestBody"]["content"]["application/json"]["schema"].clone()
@@ -256,7 +259,7 @@ fn what_is_written_looks_as_it_says() {
     let config = json!({ "switch": { "cores": [1] }, "networks": [{ "id": "n", "mtu": 1500 }],
         "vms": [{ "id": "v", "ports": [port] }],
         "uplinks": [{ "id": "up0", "group": "g", "networks": [{ "network_id": "n", "vlan": 120 }, { "network_id": "m" }],
-            "admin_state_up": true, "device": { "kind": "xdp", "name": "eth1", "mode": "copy", "takeover": true } }] });
+            "admin_state_up": true, "device": { "kind": "xdp", "name": "eth1", "mode": "copy", "replace_xdp_program": true } }] });
     for (path, method, right, wrong) in [
         ("/v1/config", "put", config.clone(), json!({ "vms": [{ "id": 7 }] })),
         ("/v1/config/diff", "post", config, json!({ "vms": 7 })),
@@ -289,7 +292,7 @@ fn every_reference_leads_somewhere() {
             _ => {}
         }
     }
-    let document = document(&Fake::showing(Views::default()));
+    let document = document(&Fake::with_views(Views::default()));
     let mut found = 0;
     walk(&document, &document, &mut found);
     assert!(found > 20, "{found}");

@@ -8,29 +8,30 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use vifswitch::device::Device;
-use vifswitch::device::memory::{Capacity, End, Memory, cable};
+use vifswitch::device::loopback::{Loopback, LoopbackCapacity, RxMemory, loopback};
 use vifswitch::frame::Pool;
 use vifswitch::switch::{
-    CarrierRules, DropReason, Learned, Limits, MacLimit, NetworkId, NetworkRules, Owner, PortId, PortRules, Reach,
-    ReservedMask, Rules, Secret, Security, Station,
+    Attachment, DropReason, FdbEntry, ForwardingConfig, HashKey, Limits, MacLimit, NetworkConfig, NetworkId,
+    PortConfig, PortId, ReservedMask, Security, Station, TrunkConfig, VmId,
 };
-use vifswitch::telemetry::audit::{Audit, Reading};
+use vifswitch::telemetry::audit::{Audit, Snapshot};
 use vifswitch::telemetry::{PortCounters, WorkerCounters};
-use vifswitch::time::Moment;
+use vifswitch::time::MonoTime;
 use vifswitch::wire::{Mac, Offload, Probe, ProbeKey, Vid};
 use vifswitch::worker::{
-    Books, Command, Finding, Findings, Gate, Notice, Post, Room, StationsPage, TeamSettings, Worker, team,
+    Command, DeviceGone, EventReceiver, FdbPage, Mailbox, PortCounterTable, RxQueue, SubportTable, Worker, WorkerEvent,
+    WorkerSetSettings, worker_set,
 };
 
 /// The key of every laboratory: what happened once happens again.
-pub const SECRET: [u8; 16] = [7; 16];
+pub const HASH_KEY: [u8; 16] = [7; 16];
 
 /// The key of its loop probes.
 pub const PROBE_KEY: ProbeKey = ProbeKey::new([9; 16]);
 
 /// A port of the laboratory: which network, whose, and with what security.
 #[derive(Debug, Clone)]
-pub struct Plug {
+pub struct PortSpec {
     pub network: u16,
     pub owner: u32,
     pub security: Security,
@@ -40,15 +41,15 @@ pub struct Plug {
     pub unknown_unicast: bool,
     pub promiscuous: bool,
     pub mac_limit: Option<MacLimit>,
-    pub shares_mac: bool,
+    pub mac_sharing: bool,
     /// Measures against loops.
-    pub held: bool,
-    pub splits: bool,
+    pub quarantined: bool,
+    pub split_horizon: bool,
 }
 
-impl Plug {
-    pub fn new(network: u16, owner: u32) -> Plug {
-        Plug {
+impl PortSpec {
+    pub fn new(network: u16, owner: u32) -> PortSpec {
+        PortSpec {
             network,
             owner,
             security: Security::Off,
@@ -56,31 +57,31 @@ impl Plug {
             unknown_unicast: true,
             promiscuous: false,
             mac_limit: None,
-            shares_mac: false,
-            held: false,
-            splits: false,
+            mac_sharing: false,
+            quarantined: false,
+            split_horizon: false,
             trunk: None,
         }
     }
 
     /// The same, as a subport of the port at `parent`, tagged with `vid`.
-    pub fn behind(self, parent: usize, vid: u16) -> Plug {
-        Plug { trunk: Some((parent, vid)), ..self }
+    pub fn subport_of(self, parent: usize, vid: u16) -> PortSpec {
+        PortSpec { trunk: Some((parent, vid)), ..self }
     }
 }
 
 /// An uplink of the laboratory: the VLAN id of each network on it, 0 for untagged.
 #[derive(Debug, Clone)]
-pub struct Wire {
+pub struct UplinkSpec {
     pub networks: Vec<(u16, u16)>,
     /// It is in standby for the uplink of this number, and shares its ports.
     pub spare_of: Option<usize>,
 }
 
-impl Wire {
+impl UplinkSpec {
     /// With these VLAN ids and networks.
-    pub fn new(networks: &[(u16, u16)]) -> Wire {
-        Wire { networks: networks.to_vec(), spare_of: None }
+    pub fn new(networks: &[(u16, u16)]) -> UplinkSpec {
+        UplinkSpec { networks: networks.to_vec(), spare_of: None }
     }
 }
 
@@ -108,8 +109,8 @@ pub struct Setup {
     pub workers: u16,
     pub slots: u32,
     pub stations: u32,
-    pub cable: Capacity,
-    pub memory: Memory,
+    pub capacity: LoopbackCapacity,
+    pub memory: RxMemory,
     pub limits: Limits,
     pub mtu: u16,
     /// Of all networks.
@@ -122,8 +123,8 @@ impl Default for Setup {
             workers: 1,
             slots: 2048,
             stations: 4096,
-            cable: Capacity::default(),
-            memory: Memory::Owned,
+            capacity: LoopbackCapacity::default(),
+            memory: RxMemory::Owned,
             limits: Limits::default(),
             mtu: 1500,
             reserved: ReservedMask::VM_DEFAULT,
@@ -133,62 +134,67 @@ impl Default for Setup {
 
 pub struct Lab {
     pub workers: Vec<Worker>,
-    pub posts: Vec<Post>,
+    pub mailboxes: Vec<Mailbox>,
     /// What the workers count of themselves.
     pub counters: Vec<Arc<WorkerCounters>>,
     /// What the workers tell control unasked.
-    pub notices: mpsc::Receiver<Notice>,
+    pub notices: mpsc::Receiver<DeviceGone>,
     /// What they have found out about guests.
-    pub findings: Findings,
+    pub events: EventReceiver,
     pub pool: &'static Pool,
     /// The guests' ends of the cables, by port.
-    pub ends: Vec<End>,
+    pub ends: Vec<Loopback>,
     pub ports: Vec<PortId>,
     /// By port: the parent and the VLAN id, of subports.
     pub trunks: Vec<Option<(usize, u16)>>,
     /// The ends at which nobody polls the cables of subports.
-    unused: Vec<End>,
-    pub rules: Arc<Rules>,
+    unused: Vec<Loopback>,
+    pub config: Arc<ForwardingConfig>,
     /// By worker and port.
-    pub books: Vec<Vec<Arc<PortCounters>>>,
-    pub now: Moment,
+    pub port_counters: Vec<Vec<Arc<PortCounters>>>,
+    pub now: MonoTime,
 }
 
 impl Lab {
-    pub fn new(setup: Setup, plugs: &[Plug]) -> Lab {
+    pub fn new(setup: Setup, plugs: &[PortSpec]) -> Lab {
         Lab::with_uplinks(setup, plugs, &[])
     }
 
-    /// Uplinks stand behind the other ports, in `ends` as well as in `books`.
-    pub fn with_uplinks(setup: Setup, plugs: &[Plug], wires: &[Wire]) -> Lab {
+    /// Uplinks stand behind the other ports, in `ends` as well as in `port_counters`.
+    pub fn with_uplinks(setup: Setup, plugs: &[PortSpec], wires: &[UplinkSpec]) -> Lab {
         Lab::build(setup, plugs, wires, |_, end| Box::new(end))
     }
 
     /// Ports are dealt out to the workers in turn. `wrap` may put a device around each end.
-    pub fn with_devices(setup: Setup, plugs: &[Plug], wrap: impl FnMut(usize, End) -> Box<dyn Device>) -> Lab {
+    pub fn with_devices(setup: Setup, plugs: &[PortSpec], wrap: impl FnMut(usize, Loopback) -> Box<dyn Device>) -> Lab {
         Lab::build(setup, plugs, &[], wrap)
     }
 
     /// All of this.
     pub fn build(
         setup: Setup,
-        plugs: &[Plug],
-        wires: &[Wire],
-        mut wrap: impl FnMut(usize, End) -> Box<dyn Device>,
+        plugs: &[PortSpec],
+        wires: &[UplinkSpec],
+        mut wrap: impl FnMut(usize, Loopback) -> Box<dyn Device>,
     ) -> Lab {
         let pool = Pool::new(setup.slots).unwrap();
-        let secret = Secret::new(SECRET);
-        let team =
-            team(TeamSettings { workers: setup.workers, pool, stations: setup.stations, secret, probe_key: PROBE_KEY })
-                .unwrap();
+        let hash_key = HashKey::new(HASH_KEY);
+        let worker_set = worker_set(WorkerSetSettings {
+            workers: setup.workers,
+            pool,
+            fdb_capacity: setup.stations,
+            hash_key,
+            probe_key: PROBE_KEY,
+        })
+        .unwrap();
         let wired = wires.iter().flat_map(|wire| &wire.networks).map(|&(_, network)| network);
         let networks = plugs.iter().map(|plug| plug.network).chain(wired).max().map_or(0, |most| most + 1);
-        let networks = (0..networks).map(|index| NetworkRules {
+        let networks = (0..networks).map(|index| NetworkConfig {
             id: NetworkId::new(index),
             mtu: setup.mtu,
             ageing: 300,
             limits: setup.limits,
-            guard: true,
+            anti_spoof: true,
             reserved: setup.reserved,
         });
         let ports: Vec<_> = (0..plugs.len() + wires.len()).map(|index| PortId::new(index as u16, 0)).collect();
@@ -199,70 +205,70 @@ impl Lab {
         };
         let base = |id: PortId| trunks[id.index()].map_or(id, |(parent, _)| ports[parent]);
         let worker = |id: PortId| Some(base(id).index() as u16 % setup.workers);
-        let reach = |id: PortId| match trunks[id.index()] {
-            Some((parent, vid)) => Reach::Carried { carrier: ports[parent], vlan: Vid::new(vid) },
-            None if subports(id.index()).next().is_some() => Reach::Carried { carrier: id, vlan: None },
-            None => Reach::Own,
+        let attachment = |id: PortId| match trunks[id.index()] {
+            Some((parent, vid)) => Attachment::Tagged { trunk: ports[parent], vlan: Vid::new(vid) },
+            None if subports(id.index()).next().is_some() => Attachment::Tagged { trunk: id, vlan: None },
+            None => Attachment::Own,
         };
-        let vifs = plugs.iter().zip(&ports).map(|(plug, &id)| PortRules {
+        let vifs = plugs.iter().zip(&ports).map(|(plug, &id)| PortConfig {
             security: plug.security.clone(),
             admin_up: plug.admin_up,
             worker: worker(id),
-            reach: reach(id),
+            attachment: attachment(id),
             unknown_unicast: plug.unknown_unicast,
             promiscuous: plug.promiscuous,
             mac_limit: plug.mac_limit,
-            held: plug.held,
-            splits: plug.splits,
-            shares_mac: plug.shares_mac,
-            ..PortRules::vif(id, NetworkId::new(plug.network), Owner(plug.owner), mac(id.index()))
+            quarantined: plug.quarantined,
+            sibling_split_horizon: plug.split_horizon,
+            mac_sharing: plug.mac_sharing,
+            ..PortConfig::vif(id, NetworkId::new(plug.network), VmId(plug.owner), mac(id.index()))
         });
-        let (mut rules, mut carriers) = (vifs.collect::<Vec<_>>(), Vec::new());
+        let (mut config, mut all_trunks) = (vifs.collect::<Vec<_>>(), Vec::new());
         for (parent, plug) in plugs.iter().enumerate().filter(|(parent, _)| subports(*parent).next().is_some()) {
             let all = std::iter::once((None, ports[parent])).chain(subports(parent)).collect();
             let (id, admin_up) = (ports[parent], plug.admin_up);
-            carriers.push(CarrierRules { id, admin_up, worker: worker(id), standby: false, ports: all });
+            all_trunks.push(TrunkConfig { id, admin_up, worker: worker(id), backup: false, ports: all });
         }
         for (number, wire) in wires.iter().enumerate() {
             let id = ports[plugs.len() + number];
             let shared = wire.spare_of.unwrap_or(number);
             let places = wire.networks.iter().map(|&(vid, network)| (Vid::new(vid), uplink_port(shared, network)));
             let places: Vec<_> = places.collect();
-            let uplinks = wire.networks.iter().zip(&places).map(|(&(_, network), &(vlan, port))| PortRules {
+            let uplinks = wire.networks.iter().zip(&places).map(|(&(_, network), &(vlan, port))| PortConfig {
                 worker: worker(id),
-                ..PortRules::uplink(port, NetworkId::new(network), Owner(u32::MAX), id, vlan)
+                ..PortConfig::uplink(port, NetworkId::new(network), VmId(u32::MAX), id, vlan)
             });
             if wire.spare_of.is_none() {
-                rules.extend(uplinks);
+                config.extend(uplinks);
             }
-            let standby = wire.spare_of.is_some();
-            carriers.push(CarrierRules { id, admin_up: true, worker: worker(id), standby, ports: places });
+            let backup = wire.spare_of.is_some();
+            all_trunks.push(TrunkConfig { id, admin_up: true, worker: worker(id), backup, ports: places });
         }
-        let rules = Arc::new(Rules::compile(secret, networks.collect(), rules, carriers));
-        let books = (0..setup.workers).map(|_| ports.iter().map(|_| Arc::default()).collect()).collect();
+        let config = Arc::new(ForwardingConfig::compile(hash_key, networks.collect(), config, all_trunks));
+        let port_counters = (0..setup.workers).map(|_| ports.iter().map(|_| Arc::default()).collect()).collect();
         let mut lab = Lab {
-            workers: team.workers,
-            posts: team.posts,
-            counters: team.counters,
-            notices: team.notices,
-            findings: team.findings,
+            workers: worker_set.workers,
+            mailboxes: worker_set.mailboxes,
+            counters: worker_set.counters,
+            notices: worker_set.notices,
+            events: worker_set.events,
             pool,
             ends: Vec::new(),
             ports,
             trunks,
             unused: Vec::new(),
-            rules,
-            books,
-            now: Moment::from_secs(1000),
+            config,
+            port_counters,
+            now: MonoTime::from_secs(1000),
         };
-        lab.set_rules(lab.rules.clone());
+        lab.set_config(lab.config.clone());
         for index in 0..lab.ports.len() {
-            let (end, far) = cable(setup.cable);
+            let (end, far) = loopback(setup.capacity);
             if lab.trunks[index].is_some() {
                 lab.unused.push(end);
             } else {
                 let device = wrap(index, end.with_memory(setup.memory));
-                lab.open(Gate::new(lab.ports[index], 0, device));
+                lab.open(RxQueue::new(lab.ports[index], 0, device));
             }
             lab.ends.push(far);
         }
@@ -272,9 +278,9 @@ impl Lab {
     /// Sends a command to a worker, which breathes until it has answered.
     pub fn command<T>(&mut self, worker: usize, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
         let (reply, mut answer) = oneshot::channel();
-        assert!(self.posts[worker].send(command(reply)));
+        assert!(self.mailboxes[worker].send(command(reply)));
         loop {
-            self.workers[worker].breathe(self.now);
+            self.workers[worker].poll_once(self.now);
             if let Ok(answer) = answer.try_recv() {
                 return answer;
             }
@@ -282,90 +288,90 @@ impl Lab {
     }
 
     /// Puts rules in force at all workers.
-    pub fn set_rules(&mut self, rules: Arc<Rules>) {
+    pub fn set_config(&mut self, config: Arc<ForwardingConfig>) {
         for worker in 0..self.workers.len() {
-            if rules.branches() > 0 {
-                self.command(worker, |reply| Command::Room(Room::for_branches(rules.branches()), reply));
+            if config.subports() > 0 {
+                self.command(worker, |reply| Command::Subports(SubportTable::with_capacity(config.subports()), reply));
             }
-            let books: Books = self.books[worker].iter().cloned().map(Some).collect();
-            self.command(worker, |reply| Command::Rules(rules.clone(), books, reply));
+            let port_counters: PortCounterTable = self.port_counters[worker].iter().cloned().map(Some).collect();
+            self.command(worker, |reply| Command::Config(config.clone(), port_counters, reply));
         }
-        self.rules = rules;
+        self.config = config;
     }
 
     /// Puts changed rules in force at all workers.
-    pub fn change_ports(&mut self, change: impl FnOnce(&mut Vec<PortRules>)) {
-        self.change_rules(|ports, _| change(ports));
+    pub fn change_ports(&mut self, change: impl FnOnce(&mut Vec<PortConfig>)) {
+        self.change_config(|ports, _| change(ports));
     }
 
     /// Puts changed rules in force at all workers.
-    pub fn change_rules(&mut self, change: impl FnOnce(&mut Vec<PortRules>, &mut Vec<CarrierRules>)) {
-        self.change_all(|_, ports, carriers| change(ports, carriers));
+    pub fn change_config(&mut self, change: impl FnOnce(&mut Vec<PortConfig>, &mut Vec<TrunkConfig>)) {
+        self.change_all(|_, ports, trunks| change(ports, trunks));
     }
 
     /// Puts changed rules in force at all workers, networks and all.
     pub fn change_all(
         &mut self,
-        change: impl FnOnce(&mut Vec<NetworkRules>, &mut Vec<PortRules>, &mut Vec<CarrierRules>),
+        change: impl FnOnce(&mut Vec<NetworkConfig>, &mut Vec<PortConfig>, &mut Vec<TrunkConfig>),
     ) {
-        let rules = self.changed(change);
-        self.set_rules(Arc::new(rules));
+        let config = self.changed(change);
+        self.set_config(Arc::new(config));
     }
 
     fn changed(
         &self,
-        change: impl FnOnce(&mut Vec<NetworkRules>, &mut Vec<PortRules>, &mut Vec<CarrierRules>),
-    ) -> Rules {
-        let mut ports: Vec<_> = self.rules.ports().cloned().collect();
-        let mut carriers: Vec<_> = self.rules.carriers().cloned().collect();
-        let networks = (0..u16::MAX).map_while(|index| self.rules.network(NetworkId::new(index)).cloned());
+        change: impl FnOnce(&mut Vec<NetworkConfig>, &mut Vec<PortConfig>, &mut Vec<TrunkConfig>),
+    ) -> ForwardingConfig {
+        let mut ports: Vec<_> = self.config.ports().cloned().collect();
+        let mut trunks: Vec<_> = self.config.trunks().cloned().collect();
+        let networks = (0..u16::MAX).map_while(|index| self.config.network(NetworkId::new(index)).cloned());
         let mut networks = networks.collect();
-        change(&mut networks, &mut ports, &mut carriers);
-        Rules::compile(Secret::new(SECRET), networks, ports, carriers)
+        change(&mut networks, &mut ports, &mut trunks);
+        ForwardingConfig::compile(HashKey::new(HASH_KEY), networks, ports, trunks)
     }
 
     /// Freezes stations at ports, until the rules are changed for something else.
-    pub fn freeze(&mut self, stations: &[(Station, PortId)]) {
-        let mut rules = self.changed(|_, _, _| {});
-        rules.freeze(stations.iter().copied());
-        self.set_rules(Arc::new(rules));
+    pub fn dampen(&mut self, stations: &[(Station, PortId)]) {
+        let mut config = self.changed(|_, _, _| {});
+        config.dampen(stations.iter().copied());
+        self.set_config(Arc::new(config));
     }
 
     /// What a loop probe from this port says that is sent now.
     pub fn probe(&self, port: PortId, sequence: u64) -> Probe {
-        let rules = self.rules.port(port).unwrap();
-        let (network, Owner(owner)) = (rules.network.index() as u16, rules.owner);
-        Probe { sent: self.now, sequence, port: port.bits(), network, owner, mac: rules.mac }
+        let config = self.config.port(port).unwrap();
+        let (network, VmId(vm)) = (config.network.index() as u16, config.vm);
+        Probe { sent: self.now, sequence, port: port.bits(), network, vm, mac: config.mac }
     }
 
     /// Has a loop probe sent out of a port, and says what it looks like without tags.
     pub fn send_probe(&mut self, port: PortId, sequence: u64) -> [u8; Probe::LEN] {
         let bytes = self.probe(port, sequence).write(&PROBE_KEY);
-        let worker = self.rules.port(port).unwrap().worker.unwrap();
+        let worker = self.config.port(port).unwrap().worker.unwrap();
         let sent = self.command(usize::from(worker), |reply| Command::Probes(vec![(port, bytes)], reply));
         assert_eq!(sent, [(port, bytes)]);
         bytes
     }
 
     /// What the workers have found out since this was last asked.
-    pub fn found(&mut self) -> Vec<Finding> {
-        std::iter::from_fn(|| self.findings.try_recv().ok()).collect()
+    pub fn events(&mut self) -> Vec<WorkerEvent> {
+        std::iter::from_fn(|| self.events.try_recv().ok()).collect()
     }
 
-    /// Uplink `active` carries the frames from now on, and `spare` is in standby; both stand in
+    /// Uplink `active` carries the frames from now on, and `spare_socket` is in standby; both stand in
     /// `Lab::ports`.
     pub fn fail_over(&mut self, active: usize, spare: usize) {
         let (active, spare) = (self.ports[active], self.ports[spare]);
-        self.change_rules(|ports, carriers| {
-            let worker = carriers.iter().find(|carrier| carrier.id == active).unwrap().worker;
-            for carrier in carriers.iter_mut().filter(|carrier| carrier.id == active || carrier.id == spare) {
-                carrier.standby = carrier.id == spare;
+        self.change_config(|ports, trunks| {
+            let worker = trunks.iter().find(|trunk| trunk.id == active).unwrap().worker;
+            for trunk in trunks.iter_mut().filter(|trunk| trunk.id == active || trunk.id == spare) {
+                trunk.backup = trunk.id == spare;
             }
             for port in ports {
-                if let Reach::Carried { carrier, .. } = &mut port.reach
-                    && (*carrier == spare || *carrier == active)
+                if let Attachment::Tagged { trunk, .. } = &mut port.attachment
+                    && (*trunk == spare || *trunk == active)
                 {
-                    *carrier = active;
+                    *trunk = active;
                     port.worker = worker;
                 }
             }
@@ -373,35 +379,35 @@ impl Lab {
     }
 
     /// The stations that a worker has learned, asked for by mail, a few at a time.
-    pub fn stations(&mut self, worker: usize) -> Vec<Learned> {
+    pub fn stations(&mut self, worker: usize) -> Vec<FdbEntry> {
         let (mut all, mut cursor) = (Vec::new(), Some(0));
         while cursor.is_some() {
-            let page = StationsPage { stations: Vec::with_capacity(100), cursor };
+            let page = FdbPage { entries: Vec::with_capacity(100), cursor };
             let page = self.command(worker, |reply| Command::Stations(page, reply));
-            all.extend(page.stations);
+            all.extend(page.entries);
             cursor = page.cursor;
         }
         all
     }
 
-    pub fn open(&mut self, gate: Gate) {
-        let own = self.rules.port(gate.port).map(|port| port.worker);
-        let worker = own.or_else(|| self.rules.carrier(gate.port).map(|carrier| carrier.worker));
-        self.open_at(usize::from(worker.unwrap().unwrap()), gate);
+    pub fn open(&mut self, queue: RxQueue) {
+        let own = self.config.port(queue.port).map(|port| port.worker);
+        let worker = own.or_else(|| self.config.trunk(queue.port).map(|trunk| trunk.worker));
+        self.open_at(usize::from(worker.unwrap().unwrap()), queue);
     }
 
     /// Opens a gate at a worker that need not be the one through which its port is reached.
-    pub fn open_at(&mut self, worker: usize, gate: Gate) {
-        self.command(worker, |reply| Command::Open(gate, reply)).unwrap();
+    pub fn open_at(&mut self, worker: usize, queue: RxQueue) {
+        self.command(worker, |reply| Command::Open(queue, reply)).unwrap();
     }
 
-    pub fn close(&mut self, port: PortId, worker: usize) -> Option<Gate> {
+    pub fn close(&mut self, port: PortId, worker: usize) -> Option<RxQueue> {
         self.command(worker, |reply| Command::Close(port, 0, reply))
     }
 
     /// Every worker breathes once. How much they had to do.
     pub fn step(&mut self) -> usize {
-        self.workers.iter_mut().map(|worker| worker.breathe(self.now).done).sum()
+        self.workers.iter_mut().map(|worker| worker.poll_once(self.now).done).sum()
     }
 
     /// Breathes until there is nothing to do.
@@ -409,7 +415,7 @@ impl Lab {
         while self.step() > 0 {}
     }
 
-    pub fn pass(&mut self, time: Duration) {
+    pub fn advance(&mut self, time: Duration) {
         self.now = self.now + time;
     }
 
@@ -480,7 +486,7 @@ impl Lab {
 
     /// The sum over workers of a counter of a port.
     pub fn sum(&self, port: usize, counter: impl Fn(&PortCounters) -> u64) -> u64 {
-        self.books.iter().map(|books| counter(&books[port])).sum()
+        self.port_counters.iter().map(|port_counters| counter(&port_counters[port])).sum()
     }
 
     /// The sum over workers and ports of a counter.
@@ -489,26 +495,26 @@ impl Lab {
     }
 
     /// Checks that the ledger balances. Only true when nothing is on its way between workers.
-    pub fn check_ledger(&self) {
+    pub fn check_counters(&self) {
         for port in 0..self.ports.len() {
             let rx = self.sum(port, |c| c.rx_frames.get());
             let went = self.sum(port, |c| c.forwarded.get() + c.flooded.get() + c.drops_in.total());
             assert_eq!(rx, went, "frames from port {port}");
         }
-        let meant = self.total(|c| c.forwarded.get() + c.copies.get() + c.probes.get() + c.announcements.get());
+        let expected = self.total(|c| c.forwarded.get() + c.copies.get() + c.probes.get() + c.announcements.get());
         let went = self.total(|c| c.tx_frames.get() + c.drops_out.total());
-        assert_eq!(meant, went, "frames to all ports");
+        assert_eq!(expected, went, "frames to all ports");
     }
 
     /// Two readings of all workers, each by itself.
     pub fn audit(&mut self) -> Audit {
-        Audit { first: self.readings(), second: self.readings() }
+        Audit { first: self.snapshots(), second: self.snapshots() }
     }
 
-    fn readings(&mut self) -> Vec<Reading> {
+    fn snapshots(&mut self) -> Vec<Snapshot> {
         let mut readings = Vec::new();
         for worker in 0..self.workers.len() {
-            let reading = Box::new(Reading::with_capacity(self.ports.len()));
+            let reading = Box::new(Snapshot::with_capacity(self.ports.len()));
             readings.push(*self.command(worker, |reply| Command::Audit(reading, reply)));
         }
         readings

@@ -9,16 +9,16 @@ use std::time::Duration;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::{broadcast, mpsc, oneshot};
-use vifswitch::control::change::{Blame, Change, Changed, Refusal};
+use vifswitch::control::change::{Change, ChangeError, ChangeResult, ErrorKind};
 use vifswitch::control::events::{Event, EventKind};
 use vifswitch::control::handle::{Flush, Handle, Request};
-use vifswitch::control::loops::view::{LoopCounts, LoopKind, LoopView, StormView};
+use vifswitch::control::loops::status::{LoopCounts, LoopKind, LoopStatus, StormStatus};
+use vifswitch::control::responses::{
+    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CountsView, DeviceView, Direction, DropView,
+    NetworkView, PortView, StationKind, StationView, Status, UplinkNetworkView, UplinkView, VmView, WorkerView,
+};
 use vifswitch::control::server::{api, serve};
 use vifswitch::control::socket::Socket;
-use vifswitch::control::view::{
-    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CarriedView, CountsView, DeviceView,
-    Direction, DropView, NetworkView, PortView, StationKind, StationView, Status, UplinkView, VmView, WorkerView,
-};
 
 /// An id that is allowed and wants escaping everywhere.
 pub const ODD: &str = "a\"b\\c";
@@ -34,15 +34,15 @@ pub struct Views {
     pub workers: Vec<WorkerView>,
     pub drops: Vec<DropView>,
     pub audit: AuditView,
-    pub loops: Vec<LoopView>,
-    pub storms: Vec<StormView>,
+    pub loops: Vec<LoopStatus>,
+    pub storms: Vec<StormStatus>,
     pub loop_counts: LoopCounts,
     pub events: Vec<Event>,
 }
 
 /// What the fake switch has been asked to do, in the order of asking.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Asked {
+pub enum Received {
     Change(Change, Option<Duration>),
     Diff(Change),
     Confirm,
@@ -53,31 +53,34 @@ pub enum Asked {
 
 /// What the fake switch says to whoever wants something done.
 #[derive(Debug, Clone)]
-pub struct Mind {
+pub struct FakeBehaviour {
     /// The answer to every change.
-    pub answer: Result<Changed, Refusal>,
+    pub answer: Result<ChangeResult, ChangeError>,
     /// Where it tells what it has been asked.
-    pub asked: mpsc::UnboundedSender<Asked>,
+    pub requests: mpsc::UnboundedSender<Received>,
     /// What happens.
     pub happening: broadcast::Sender<Event>,
 }
 
-impl Mind {
+impl FakeBehaviour {
     /// One that says yes, and the end that hears what it has been asked.
-    pub fn willing() -> (Mind, mpsc::UnboundedReceiver<Asked>) {
-        let (asked, heard) = mpsc::unbounded_channel();
-        let answer = Ok(Changed { differences: vec!["port p9 is new".into()], remarks: vec!["no namespace".into()] });
-        (Mind { answer, asked, happening: broadcast::channel(16).0 }, heard)
+    pub fn willing() -> (FakeBehaviour, mpsc::UnboundedReceiver<Received>) {
+        let (requests, received) = mpsc::unbounded_channel();
+        let answer = Ok(ChangeResult { changes: vec!["port p9 is new".into()], warnings: vec!["no namespace".into()] });
+        (FakeBehaviour { answer, requests, happening: broadcast::channel(16).0 }, received)
     }
 
     /// One that says no.
-    pub fn refusing(blame: Blame, kind: &'static str, message: &str) -> Mind {
-        Mind { answer: Err(Refusal { blame, kind, message: message.into() }), ..Mind::willing().0 }
+    pub fn refusing(category: ErrorKind, kind: &'static str, message: &str) -> FakeBehaviour {
+        FakeBehaviour {
+            answer: Err(ChangeError { category, kind, message: message.into() }),
+            ..FakeBehaviour::willing().0
+        }
     }
 
-    fn hear(&self, asked: Asked) {
+    fn record(&self, requests: Received) {
         // Not every test listens.
-        let _ = self.asked.send(asked);
+        let _ = self.requests.send(requests);
     }
 }
 
@@ -142,11 +145,11 @@ impl Views {
                 announcements: 2,
                 segmented: 3,
                 checksummed: 4,
-                missed: 5,
+                rx_missed: 5,
                 tx_lost: 6,
-                unlearned: 9,
-                suppressed: 10,
-                mirrored: 11,
+                not_learned: 9,
+                not_flooded: 10,
+                mirror_copies: 11,
                 reserved_groups: BTreeMap::from([("pause".into(), 13)]),
                 drops: BTreeMap::from([("spoofed_source".into(), 2)]),
             },
@@ -170,8 +173,8 @@ impl Views {
             status_reason: status_reason.into(),
             admin_state_up: true,
             networks: vec![
-                CarriedView { network_id: "net1".into(), vlan: Some(120) },
-                CarriedView { network_id: "net2".into(), vlan: None },
+                UplinkNetworkView { network_id: "net1".into(), vlan: Some(120) },
+                UplinkNetworkView { network_id: "net2".into(), vlan: None },
             ],
             device: DeviceView {
                 kind: "xdp".into(),
@@ -231,17 +234,17 @@ impl Views {
                 stations: 3,
                 stations_limit: 131_072,
                 stations_refused: 0,
-                breaths: 1_000_000,
-                busy_breaths: 10,
+                polls: 1_000_000,
+                busy_polls: 10,
                 busy_seconds: 0.25,
                 sleeps: 4,
-                deferred: 0,
-                sightings_lost: 0,
-                frames_sent: 5,
-                frames_heard: 6,
-                floods_sent: 7,
-                floods_heard: 8,
-                strays: 9,
+                polls_skipped: 0,
+                updates_lost: 0,
+                peer_tx_frames: 5,
+                peer_rx_frames: 6,
+                peer_tx_floods: 7,
+                peer_rx_floods: 8,
+                closed_port_drops: 9,
                 since: "2026-01-31T12:00:00.000Z".into(),
             }],
             drops: vec![
@@ -252,7 +255,7 @@ impl Views {
                     network_id: "net1".into(),
                     direction: Direction::In,
                     reason: "spoofed_source".into(),
-                    meaning: "port security does not allow this source here".into(),
+                    description: "port security does not allow this source here".into(),
                     frames: 2,
                 },
                 DropView {
@@ -262,7 +265,7 @@ impl Views {
                     network_id: String::new(),
                     direction: Direction::Out,
                     reason: "device_full".into(),
-                    meaning: "the device had no room".into(),
+                    description: "the device had no room".into(),
                     frames: 3,
                 },
             ],
@@ -272,8 +275,8 @@ impl Views {
             loop_counts: LoopCounts {
                 loops: 2,
                 storms: 3,
-                freezes: 4,
-                frozen: 1,
+                dampenings: 4,
+                dampened: 1,
                 probes_sent: 500,
                 probes_returned: 20,
                 probes_forged: 6,
@@ -288,11 +291,11 @@ impl Views {
 
     /// Answers as the controller does, until nobody can ask any more.
     pub async fn control(self, requests: mpsc::Receiver<Request>) {
-        self.mind(Mind::willing().0, requests).await;
+        self.mind(FakeBehaviour::willing().0, requests).await;
     }
 
     /// The same, with a mind of its own.
-    pub async fn mind(self, mind: Mind, mut requests: mpsc::Receiver<Request>) {
+    pub async fn mind(self, mind: FakeBehaviour, mut requests: mpsc::Receiver<Request>) {
         while let Some(request) = requests.recv().await {
             // Whoever has asked may be gone.
             match request {
@@ -309,29 +312,29 @@ impl Views {
                 Request::Audit(reply) => drop(reply.send(self.audit.clone())),
                 Request::Config(reply) => drop(reply.send(json!({ "switch": { "cores": [1] } }))),
                 Request::Change(change, confirm, reply) => {
-                    mind.hear(Asked::Change(change, confirm));
+                    mind.record(Received::Change(change, confirm));
                     drop(reply.send(mind.answer.clone()));
                 }
                 Request::Diff(change, reply) => {
-                    mind.hear(Asked::Diff(change));
+                    mind.record(Received::Diff(change));
                     drop(reply.send(mind.answer.clone()));
                 }
                 Request::Confirm(reply) => {
-                    mind.hear(Asked::Confirm);
+                    mind.record(Received::Confirm);
                     drop(reply.send(mind.answer.clone()));
                 }
                 // Nobody asks for it over the API.
                 Request::Reload(_, reply) => drop(reply.send(mind.answer.clone())),
                 Request::Flush(flush, reply) => {
-                    mind.hear(Asked::Flush(flush));
+                    mind.record(Received::Flush(flush));
                     drop(reply.send(mind.answer.clone().map(|_| 7)));
                 }
                 Request::Release(port, reply) => {
-                    mind.hear(Asked::Release(port));
+                    mind.record(Received::Release(port));
                     drop(reply.send(mind.answer.clone()));
                 }
                 Request::Events(which, reply) => {
-                    mind.hear(Asked::Events(which.since));
+                    mind.record(Received::Events(which.since));
                     let events = (self.events.clone(), mind.happening.subscribe());
                     drop(reply.send(mind.answer.clone().map(|_| events)));
                 }
@@ -341,10 +344,10 @@ impl Views {
 }
 
 /// A loop that is there, or was.
-pub fn a_loop(active: bool) -> LoopView {
+pub fn a_loop(active: bool) -> LoopStatus {
     let time = || "2026-01-31T12:00:00.000Z".to_owned();
-    LoopView {
-        kind: LoopKind::Siblings,
+    LoopStatus {
+        kind: LoopKind::IntraVm,
         device_id: "web".into(),
         device_ids: vec!["web".into()],
         network_id: "net1".into(),
@@ -353,7 +356,7 @@ pub fn a_loop(active: bool) -> LoopView {
         active,
         level: 2,
         measures: "one is held".into(),
-        held: vec![ODD.into()],
+        quarantined: vec![ODD.into()],
         since: time(),
         seen: time(),
         until: active.then(time),
@@ -365,8 +368,8 @@ pub fn a_loop(active: bool) -> LoopView {
 }
 
 /// A storm of a port, or of all ports of a VM.
-pub fn a_storm(port: Option<&str>) -> StormView {
-    StormView {
+pub fn a_storm(port: Option<&str>) -> StormStatus {
+    StormStatus {
         device_id: "web".into(),
         network_id: "net1".into(),
         port_id: port.map(str::to_owned),
@@ -377,7 +380,7 @@ pub fn a_storm(port: Option<&str>) -> StormView {
         suppressed: 777,
         highest_rate: 88,
         action: "drop+event".into(),
-        held: false,
+        quarantined: false,
         until: None,
         text: "it storms".into(),
     }
@@ -386,8 +389,8 @@ pub fn a_storm(port: Option<&str>) -> StormView {
 /// Books that balance.
 pub fn audit() -> AuditView {
     AuditView {
-        adds_up: true,
-        quiet: true,
+        balanced: true,
+        idle: true,
         ports: vec![AuditPortView {
             port_id: ODD.into(),
             device_id: "web".into(),
@@ -396,7 +399,7 @@ pub fn audit() -> AuditView {
             forwarded: 8,
             flooded: 2,
             drops_in: 2,
-            off: 0,
+            delta: 0,
         }],
         workers: vec![AuditWorkerView {
             worker: 0,
@@ -404,18 +407,18 @@ pub fn audit() -> AuditView {
             copies: 6,
             probes: 0,
             announcements: 0,
-            frames_heard: 0,
+            peer_rx_frames: 0,
             tx_frames: 13,
             drops_out: 1,
-            frames_sent: 0,
-            off: 0,
+            peer_tx_frames: 0,
+            delta: 0,
         }],
-        frames_between: BetweenView { least: 0, most: 0 },
-        floods_between: BetweenView { least: 0, most: 0 },
+        frames_between: BetweenView { min: 0, max: 0 },
+        floods_between: BetweenView { min: 0, max: 0 },
         drops: vec![AuditDropView {
             direction: Direction::In,
             reason: "spoofed_source".into(),
-            meaning: "port security does not allow this source here".into(),
+            description: "port security does not allow this source here".into(),
             frames: 2,
         }],
     }
@@ -430,13 +433,13 @@ pub struct Fake {
 }
 
 impl Fake {
-    /// A switch that shows `views`.
-    pub fn showing(views: Views) -> Fake {
+    /// A switch that shows `responses`.
+    pub fn with_views(views: Views) -> Fake {
         Fake::start(async move |requests| views.control(requests).await)
     }
 
-    /// A switch that shows `views` and has a mind of its own.
-    pub fn minded(views: Views, mind: Mind) -> Fake {
+    /// A switch that shows `responses` and has a mind of its own.
+    pub fn with_behaviour(views: Views, mind: FakeBehaviour) -> Fake {
         Fake::start(async move |requests| views.mind(mind, requests).await)
     }
 
@@ -445,12 +448,12 @@ impl Fake {
         Fake::start(async |requests| drop(requests))
     }
 
-    /// A switch whose controller takes requests and does not answer. Each one is told to `asked`.
+    /// A switch whose controller takes requests and does not answer. Each one is told to `requests`.
     pub fn hanging(asked: mpsc::UnboundedSender<()>) -> Fake {
         Fake::start(async move |mut requests| {
-            let mut kept = Vec::new();
+            let mut host = Vec::new();
             while let Some(request) = requests.recv().await {
-                kept.push(request);
+                host.push(request);
                 asked.send(()).unwrap();
             }
         })

@@ -5,13 +5,13 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use etherparse::checksum::Sum16BitWords;
-use vifswitch::time::Moment;
+use vifswitch::time::MonoTime;
 use vifswitch::wire::{Mac, Offload, Probe};
 
 use crate::common::PROBE_KEY;
-use crate::dice::Dice;
-use crate::town::{Address, Guarding, Town, private, v4, v6, wild};
-use crate::witness::NEAR;
+use crate::oracle::NEAR;
+use crate::rng::Rng;
+use crate::topology::{Address, SecurityMode, Topology, private, v4, v6, wild};
 
 pub const CLASSES: [&str; 21] = [
     "noise",
@@ -38,11 +38,11 @@ pub const CLASSES: [&str; 21] = [
 ];
 
 /// Longest that is tried without being a super-frame: MTU, header, two tags.
-pub const LONGEST: usize = 9216 + 14 + 8;
+pub const MAX_LEN: usize = 9216 + 14 + 8;
 
 /// A frame that a guest sends.
 #[derive(Debug, Clone)]
-pub struct Shot {
+pub struct SentFrame {
     /// The cable it is sent by.
     pub base: usize,
     pub bytes: Vec<u8>,
@@ -53,10 +53,10 @@ pub struct Shot {
 }
 
 /// Makes frames, each with its number.
-pub struct Maker {
-    pub dice: Dice,
+pub struct FrameGenerator {
+    pub rng: Rng,
     /// By the clock of the switch.
-    pub now: Moment,
+    pub now: MonoTime,
     number: u64,
     kinds: usize,
     lengths: usize,
@@ -64,13 +64,13 @@ pub struct Maker {
     odd: bool,
 }
 
-impl Maker {
+impl FrameGenerator {
     /// Lengths and types are gone through from where `world` has them begin.
-    pub fn new(dice: Dice, world: u64) -> Maker {
+    pub fn new(rng: Rng, world: u64) -> FrameGenerator {
         let start = world as usize;
-        Maker {
-            dice,
-            now: Moment::default(),
+        FrameGenerator {
+            rng,
+            now: MonoTime::default(),
             number: 0,
             kinds: start.wrapping_mul(2503),
             lengths: start.wrapping_mul(2503),
@@ -79,14 +79,14 @@ impl Maker {
     }
 
     /// The next frame; one super-frame at most, if `may_be_super`.
-    pub fn next(&mut self, town: &Town, may_be_super: bool) -> Shot {
-        let mut class = self.dice.below(CLASSES.len());
+    pub fn next(&mut self, topology: &Topology, may_be_super: bool) -> SentFrame {
+        let mut class = self.rng.below(CLASSES.len());
         if !may_be_super && class >= 18 {
-            class = self.dice.below(18);
+            class = self.rng.below(18);
         }
-        let place = self.dice.below(town.places.len());
-        let source = self.source(town, place);
-        let to = self.destination(town);
+        let place = self.rng.below(topology.places.len());
+        let source = self.source(topology, place);
+        let to = self.destination(topology);
         let mut bytes = [to, source].concat();
         let mut leave = [0; 12];
         self.odd = false;
@@ -94,51 +94,51 @@ impl Maker {
         let mut start = 0;
         match class {
             0 => {
-                let len = self.dice.below(300);
-                bytes.extend(self.dice.some(len));
+                let len = self.rng.below(300);
+                bytes.extend(self.rng.some(len));
             }
             1 => {
                 self.kinds += 1;
                 bytes.extend((self.kinds as u16).to_be_bytes());
-                let len = self.dice.below(100);
-                bytes.extend(self.dice.some(len));
+                let len = self.rng.below(100);
+                bytes.extend(self.rng.some(len));
             }
             2 => {
                 self.lengths += 1;
-                let kind = self.dice.pick(&[0x88b5u16, 0x0800, 0x86dd, 0x0806, 0x8100, 0x88a8]);
+                let kind = self.rng.pick(&[0x88b5u16, 0x0800, 0x86dd, 0x0806, 0x8100, 0x88a8]);
                 bytes.extend(kind.to_be_bytes());
-                let body = if self.dice.percent(50) { self.ip(town, place, source, 17) } else { Vec::new() };
+                let body = if self.rng.percent(50) { self.ip(topology, place, source, 17) } else { Vec::new() };
                 bytes.extend(body);
-                let byte = self.dice.byte();
-                bytes.resize(self.lengths % (LONGEST + 20), byte);
+                let byte = self.rng.byte();
+                bytes.resize(self.lengths % (MAX_LEN + 20), byte);
             }
             3 => {
-                let head = self.dice.pick(&[[0x42, 0x42, 3], [0xaa, 0xaa, 3], [0xff, 0xff, 0], [0xe0, 0xe0, 3]]);
-                let len = self.dice.within(0, 200);
+                let head = self.rng.pick(&[[0x42, 0x42, 3], [0xaa, 0xaa, 3], [0xff, 0xff, 0], [0xe0, 0xe0, 3]]);
+                let len = self.rng.within(0, 200);
                 bytes.extend((len as u16 + 3).to_be_bytes());
                 bytes.extend(head);
-                bytes.extend(self.dice.some(len));
+                bytes.extend(self.rng.some(len));
             }
             4 => {
                 bytes.extend([0x08, 0x06]);
-                bytes.extend(self.arp(town, place, source));
+                bytes.extend(self.arp(topology, place, source));
             }
             5 => {
                 bytes.extend([0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3]);
                 bytes.extend(source);
-                bytes.extend(self.dice.some(14));
+                bytes.extend(self.rng.some(14));
             }
-            6..=8 | 17..=19 if class < 9 || self.dice.percent(50) => {
+            6..=8 | 17..=19 if class < 9 || self.rng.percent(50) => {
                 bytes.extend([0x08, 0x00]);
                 let protocol = match class {
                     6 | 8 => 17,
                     7 => 6,
-                    _ => self.dice.pick(&[6, 17]),
+                    _ => self.rng.pick(&[6, 17]),
                 };
-                let mut packet = self.ip(town, place, source, protocol);
+                let mut packet = self.ip(topology, place, source, protocol);
                 if class == 8 {
-                    packet[12..16].copy_from_slice(&self.dice.pick(&[[0; 4], [10, 0, 0, 1]]));
-                    packet[20..24].copy_from_slice(&self.dice.pick(&[[0, 68, 0, 67], [0, 67, 0, 68], [0, 68, 0, 53]]));
+                    packet[12..16].copy_from_slice(&self.rng.pick(&[[0; 4], [10, 0, 0, 1]]));
+                    packet[20..24].copy_from_slice(&self.rng.pick(&[[0, 68, 0, 67], [0, 67, 0, 68], [0, 68, 0, 53]]));
                 }
                 if class >= 17 {
                     start = 34;
@@ -148,9 +148,9 @@ impl Maker {
             }
             9 | 17..=19 => {
                 bytes.extend([0x86, 0xdd]);
-                let protocol = if class == 9 { 17 } else { self.dice.pick(&[6, 17]) };
+                let protocol = if class == 9 { 17 } else { self.rng.pick(&[6, 17]) };
                 let body = self.transport(protocol);
-                let mut packet = self.v6(town, place, source, protocol, &body);
+                let mut packet = self.v6(topology, place, source, protocol, &body);
                 if class >= 17 {
                     start = 54;
                     leave = self.leave(&mut packet, 40, protocol, class);
@@ -159,76 +159,76 @@ impl Maker {
             }
             10..=14 => {
                 bytes.extend([0x86, 0xdd]);
-                bytes.extend(self.icmp(town, place, source, class));
+                bytes.extend(self.icmp(topology, place, source, class));
             }
             15 => {
-                let group = self.dice.below(18);
+                let group = self.rng.below(18);
                 let to = match group {
                     16 => [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcd],
                     17 => [0x01, 0x80, 0xc2, 0, 0, 0x10],
                     n => [0x01, 0x80, 0xc2, 0, 0, n as u8],
                 };
                 bytes[..6].copy_from_slice(&to);
-                bytes.extend(self.dice.pick(&[[0x88, 0x08], [0x88, 0xcc], [0x88, 0x09], [0, 38], [0x88, 0x8e]]));
-                bytes.extend(self.dice.some(46));
+                bytes.extend(self.rng.pick(&[[0x88, 0x08], [0x88, 0xcc], [0x88, 0x09], [0, 38], [0x88, 0x8e]]));
+                bytes.extend(self.rng.some(46));
             }
             20 => {
-                let at = self.dice.below(town.places.len());
-                let age = Duration::from_millis(self.dice.pick(&[0, 0, 10, 2999, 3001, 60_000]));
+                let at = self.rng.below(topology.places.len());
+                let age = Duration::from_millis(self.rng.pick(&[0, 0, 10, 2999, 3001, 60_000]));
                 let probe = Probe {
                     sent: self.now - age,
                     sequence: self.number / 3,
-                    port: town.places[at].id.bits(),
+                    port: topology.places[at].id.bits(),
                     network: 0,
-                    owner: 0,
-                    mac: Mac::new(town.places[at].mac),
+                    vm: 0,
+                    mac: Mac::new(topology.places[at].mac),
                 };
                 bytes = probe.write(&PROBE_KEY).to_vec();
-                if self.dice.percent(30) {
+                if self.rng.percent(30) {
                     bytes[6..12].copy_from_slice(&source);
                 }
             }
             _ => {
-                let len = self.dice.below(22);
-                bytes.extend(self.dice.some(12));
+                let len = self.rng.below(22);
+                bytes.extend(self.rng.some(12));
                 bytes.truncate(len);
             }
         }
         let mut tags = 0;
-        if bytes.len() >= 12 && self.dice.percent(35) {
-            tags = match self.dice.below(20) {
+        if bytes.len() >= 12 && self.rng.percent(35) {
+            tags = match self.rng.below(20) {
                 0..10 => 1,
                 10..15 => 2,
-                15..19 => self.dice.within(3, 8),
-                _ => self.dice.within(9, 600),
+                15..19 => self.rng.within(3, 8),
+                _ => self.rng.within(9, 600),
             };
             if start > 0 {
                 tags = tags.min(8);
             }
             let mut all = Vec::new();
             for _ in 0..tags {
-                all.extend(self.dice.pick(&[[0x81, 0x00], [0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]]));
-                let id = self.dice.pick(&[0u16, 5, 7, 101, 120, 4094, 4095, 0xe000, 300]);
+                all.extend(self.rng.pick(&[[0x81, 0x00], [0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]]));
+                let id = self.rng.pick(&[0u16, 5, 7, 101, 120, 4094, 4095, 0xe000, 300]);
                 all.extend(id.to_be_bytes());
             }
             bytes.splice(12..12, all);
             start += 4 * tags;
         }
-        if self.dice.percent(45) && class < 17 {
+        if self.rng.percent(45) && class < 17 {
             honest = false;
-            for _ in 0..self.dice.within(1, 3) {
+            for _ in 0..self.rng.within(1, 3) {
                 self.spoil(&mut bytes);
             }
-        } else if class >= 17 && self.dice.percent(20) {
+        } else if class >= 17 && self.rng.percent(20) {
             honest = false;
-            let at = self.dice.below(bytes.len().min(100));
-            bytes[at] ^= 1 << self.dice.below(8);
+            let at = self.rng.below(bytes.len().min(100));
+            bytes[at] ^= 1 << self.rng.below(8);
         }
         // So deep that nobody looks behind all.
         honest &= tags < 400;
         self.number += 1;
         // Where it is from, as padding where there may be some.
-        if !matches!(class, 2 | 16 | 20) && bytes.len() >= 22 && bytes.len() + 8 <= LONGEST && start == 4 * tags {
+        if !matches!(class, 2 | 16 | 20) && bytes.len() >= 22 && bytes.len() + 8 <= MAX_LEN && start == 4 * tags {
             bytes.extend(self.number.to_be_bytes());
         } else if class != 20 && bytes.len() >= 60 && (class < 17 || bytes.len() >= start + 28) {
             let at = bytes.len() - 8;
@@ -239,9 +239,9 @@ impl Maker {
         }
         if class == 19 {
             honest = false;
-            for _ in 0..self.dice.within(1, 3) {
-                let at = self.dice.below(10);
-                leave[at] = self.dice.byte();
+            for _ in 0..self.rng.within(1, 3) {
+                let at = self.rng.below(10);
+                leave[at] = self.rng.byte();
             }
             // A tag that comes off moves it: whether headers are near enough would depend on when that is asked.
             let start = usize::from(u16::from_le_bytes([leave[6], leave[7]]));
@@ -249,79 +249,79 @@ impl Maker {
                 leave[7] = 0;
             }
         }
-        let place = &town.places[place];
+        let place = &topology.places[place];
         let mut base = place.base;
-        if place.vid > 0 && self.dice.percent(95) {
-            let id = place.vid | self.dice.pick(&[0, 0, 0, 0x2000, 0xf000]);
+        if place.vid > 0 && self.rng.percent(95) {
+            let id = place.vid | self.rng.pick(&[0, 0, 0, 0x2000, 0xf000]);
             let at = bytes.len().min(12);
             bytes.splice(at..at, [0x81, 0x00, (id >> 8) as u8, id as u8]);
             let start = u16::from_le_bytes([leave[6], leave[7]]);
-            if leave[0] & 1 == 1 && (honest || self.dice.percent(80)) {
+            if leave[0] & 1 == 1 && (honest || self.rng.percent(80)) {
                 leave[6..8].copy_from_slice(&start.wrapping_add(4).to_le_bytes());
             }
         }
-        if self.dice.percent(1) {
+        if self.rng.percent(1) {
             // By another door: one in standby, somebody else's.
-            base = self.dice.below(town.bases.len());
-            while town.at(base, 0).is_none() && !town.bases[base].carrier {
-                base = self.dice.below(town.bases.len());
+            base = self.rng.below(topology.bases.len());
+            while topology.port_at(base, 0).is_none() && !topology.bases[base].trunk {
+                base = self.rng.below(topology.bases.len());
             }
         }
-        Shot { base, bytes, offload: leave, class, honest: honest && !self.odd }
+        SentFrame { base, bytes, offload: leave, class, honest: honest && !self.odd }
     }
 
-    fn source(&mut self, town: &Town, place: usize) -> Address {
-        let at = &town.places[place];
-        match self.dice.below(20) {
+    fn source(&mut self, topology: &Topology, place: usize) -> Address {
+        let at = &topology.places[place];
+        match self.rng.below(20) {
             0..9 if !at.uplink => match &at.guarding {
-                Guarding::Mac(also) if !also.is_empty() && self.dice.percent(40) => self.dice.pick(also),
-                Guarding::MacIp(bound) if !bound.is_empty() && self.dice.percent(60) => self.dice.pick(bound).0,
+                SecurityMode::Mac(also) if !also.is_empty() && self.rng.percent(40) => self.rng.pick(also),
+                SecurityMode::MacIp(bound) if !bound.is_empty() && self.rng.percent(60) => self.rng.pick(bound).0,
                 _ => at.mac,
             },
-            0..13 => wild(self.dice.below(8)),
-            13..17 => private(place, self.dice.below(20)),
-            17 => town.places[self.dice.below(town.vifs())].mac,
-            18 => self.dice.pick(&[[0; 6], [1, 0, 0x5e, 0, 0, 1], [0xff; 6]]),
-            _ => self.dice.bits().to_be_bytes()[..6].try_into().unwrap(),
+            0..13 => wild(self.rng.below(8)),
+            13..17 => private(place, self.rng.below(20)),
+            17 => topology.places[self.rng.below(topology.vifs())].mac,
+            18 => self.rng.pick(&[[0; 6], [1, 0, 0x5e, 0, 0, 1], [0xff; 6]]),
+            _ => self.rng.bits().to_be_bytes()[..6].try_into().unwrap(),
         }
     }
 
-    fn destination(&mut self, town: &Town) -> Address {
-        match self.dice.below(20) {
+    fn destination(&mut self, topology: &Topology) -> Address {
+        match self.rng.below(20) {
             0..3 => [0xff; 6],
-            3..10 => town.places[self.dice.below(town.vifs())].mac,
-            10..13 => wild(self.dice.below(8)),
-            13..16 => private(self.dice.below(town.places.len()), self.dice.below(20)),
-            16 => self.dice.pick(&[[0x01, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]]),
-            17 => [0x01, 0x80, 0xc2, 0, 0, self.dice.below(16) as u8],
-            _ => self.dice.bits().to_be_bytes()[..6].try_into().unwrap(),
+            3..10 => topology.places[self.rng.below(topology.vifs())].mac,
+            10..13 => wild(self.rng.below(8)),
+            13..16 => private(self.rng.below(topology.places.len()), self.rng.below(20)),
+            16 => self.rng.pick(&[[0x01, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]]),
+            17 => [0x01, 0x80, 0xc2, 0, 0, self.rng.below(16) as u8],
+            _ => self.rng.bits().to_be_bytes()[..6].try_into().unwrap(),
         }
     }
 
     /// An address of IP, and mostly one that this sender may use.
-    fn address(&mut self, town: &Town, place: usize, source: Address, is_v6: bool) -> IpAddr {
-        if let Guarding::MacIp(bound) = &town.places[place].guarding
-            && self.dice.percent(70)
+    fn address(&mut self, topology: &Topology, place: usize, source: Address, is_v6: bool) -> IpAddr {
+        if let SecurityMode::MacIp(bound) = &topology.places[place].guarding
+            && self.rng.percent(70)
         {
             let these = bound.iter().filter(|(mac, _)| *mac == source).filter_map(|(_, ip)| Some(ip.as_ref()?.0));
             let these: Vec<_> = these.filter(|ip| ip.is_ipv6() == is_v6).collect();
             if !these.is_empty() {
-                return self.dice.pick(&these);
+                return self.rng.pick(&these);
             }
         }
         match is_v6 {
-            false => v4(self.dice.below(20)),
-            true => self.dice.pick(&[v6(3), v6(9), v6(17), "::".parse().unwrap(), eui(source), eui(source)]),
+            false => v4(self.rng.below(20)),
+            true => self.rng.pick(&[v6(3), v6(9), v6(17), "::".parse().unwrap(), eui(source), eui(source)]),
         }
     }
 
-    fn arp(&mut self, town: &Town, place: usize, source: Address) -> Vec<u8> {
+    fn arp(&mut self, topology: &Topology, place: usize, source: Address) -> Vec<u8> {
         let mut bytes = vec![0, 1, 8, 0, 6, 4, 0];
-        bytes.push(self.dice.pick(&[1, 2]));
-        let mac = if self.dice.percent(80) { source } else { self.source(town, place) };
+        bytes.push(self.rng.pick(&[1, 2]));
+        let mac = if self.rng.percent(80) { source } else { self.source(topology, place) };
         bytes.extend(mac);
         let probe: IpAddr = v4(0);
-        let ip = if self.dice.percent(20) { [0; 4] } else { four(self.address(town, place, mac, false)) };
+        let ip = if self.rng.percent(20) { [0; 4] } else { four(self.address(topology, place, mac, false)) };
         bytes.extend(ip);
         bytes.extend([0; 6]);
         bytes.extend(four(probe));
@@ -329,19 +329,19 @@ impl Maker {
     }
 
     /// A packet of IPv4 with a header of UDP or TCP.
-    fn ip(&mut self, town: &Town, place: usize, source: Address, protocol: u8) -> Vec<u8> {
+    fn ip(&mut self, topology: &Topology, place: usize, source: Address, protocol: u8) -> Vec<u8> {
         let body = self.transport(protocol);
         let mut bytes = vec![0x45, 0];
         bytes.extend((20 + body.len() as u16).to_be_bytes());
         bytes.extend([0, 7, 0x40, 0, 64, protocol, 0, 0]);
-        bytes.extend(four(self.address(town, place, source, false)));
+        bytes.extend(four(self.address(topology, place, source, false)));
         bytes.extend([10, 0, 0, 99]);
         bytes.extend(body);
         bytes
     }
 
     fn transport(&mut self, protocol: u8) -> Vec<u8> {
-        let payload = self.dice.below(120);
+        let payload = self.rng.below(120);
         let mut bytes = vec![0x12, 0x34, 0, 9];
         if protocol == 6 {
             bytes.extend([0, 0, 1, 0, 0, 0, 0, 1, 0x50, 0x18, 1, 0, 0, 0, 0, 0]);
@@ -349,12 +349,12 @@ impl Maker {
             bytes.extend((8 + payload as u16).to_be_bytes());
             bytes.extend([0, 0]);
         }
-        bytes.extend(self.dice.some(payload));
+        bytes.extend(self.rng.some(payload));
         bytes
     }
 
-    fn v6(&mut self, town: &Town, place: usize, source: Address, next: u8, body: &[u8]) -> Vec<u8> {
-        let IpAddr::V6(ip) = self.address(town, place, source, true) else { unreachable!() };
+    fn v6(&mut self, topology: &Topology, place: usize, source: Address, next: u8, body: &[u8]) -> Vec<u8> {
+        let IpAddr::V6(ip) = self.address(topology, place, source, true) else { unreachable!() };
         let mut bytes = vec![0x60, 0, 0, 0];
         bytes.extend((body.len() as u16).to_be_bytes());
         bytes.extend([next, 255]);
@@ -365,13 +365,13 @@ impl Maker {
     }
 
     /// IPv6 with extensions, neighbor discovery, MLD.
-    fn icmp(&mut self, town: &Town, place: usize, source: Address, class: usize) -> Vec<u8> {
+    fn icmp(&mut self, topology: &Topology, place: usize, source: Address, class: usize) -> Vec<u8> {
         let kind = match class {
             11 => 135,
             12 => 136,
-            13 => self.dice.pick(&[133, 134]),
-            14 => self.dice.pick(&[130, 131, 132, 143]),
-            _ => self.dice.pick(&[128, 135, 136, 137, 133, 143, 1]),
+            13 => self.rng.pick(&[133, 134]),
+            14 => self.rng.pick(&[130, 131, 132, 143]),
+            _ => self.rng.pick(&[128, 135, 136, 137, 133, 143, 1]),
         };
         let mut body = vec![kind, 0, 0, 0, 0, 0, 0, 0];
         let option = match kind {
@@ -384,39 +384,39 @@ impl Maker {
             136 => Some(2),
             _ => None,
         };
-        let link = if self.dice.percent(80) { source } else { self.source(town, place) };
+        let link = if self.rng.percent(80) { source } else { self.source(topology, place) };
         if matches!(kind, 135..=136) {
-            let IpAddr::V6(target) = self.address(town, place, link, true) else { unreachable!() };
+            let IpAddr::V6(target) = self.address(topology, place, link, true) else { unreachable!() };
             body.extend(target.octets());
         }
-        for _ in 0..self.dice.pick(&[0, 1, 1, 1, 2]) {
+        for _ in 0..self.rng.pick(&[0, 1, 1, 1, 2]) {
             let Some(option) = option else { break };
             // Others have lengths of their own, and this may be none of theirs.
-            let is_odd = self.dice.percent(15);
+            let is_odd = self.rng.percent(15);
             self.odd |= is_odd;
-            body.extend([if is_odd { self.dice.byte() } else { option }, 1]);
-            body.extend(if self.dice.percent(95) { link } else { self.source(town, place) });
+            body.extend([if is_odd { self.rng.byte() } else { option }, 1]);
+            body.extend(if self.rng.percent(95) { link } else { self.source(topology, place) });
         }
         let mut next = 58;
-        let extensions = if class == 10 { self.dice.within(1, 4) } else { usize::from(self.dice.percent(10)) };
+        let extensions = if class == 10 { self.rng.within(1, 4) } else { usize::from(self.rng.percent(10)) };
         for _ in 0..extensions {
-            let kind = self.dice.pick(&[0, 43, 60, 60, 44, 51]);
+            let kind = self.rng.pick(&[0, 43, 60, 60, 44, 51]);
             let mut extension = vec![next, 0, 0, 0, 0, 0, 0, 0];
             match kind {
-                44 => extension[2..4].copy_from_slice(&self.dice.pick(&[[0, 0], [0, 1], [0, 8], [1, 1]])),
+                44 => extension[2..4].copy_from_slice(&self.rng.pick(&[[0, 0], [0, 1], [0, 8], [1, 1]])),
                 51 => {
                     extension[1] = 2;
                     extension.extend([0; 8]);
                 }
                 _ => {
-                    extension[1] = self.dice.pick(&[0, 0, 1, 3]);
+                    extension[1] = self.rng.pick(&[0, 0, 1, 3]);
                     extension.resize((usize::from(extension[1]) + 1) * 8, 0);
                 }
             }
             body.splice(0..0, extension);
             next = kind;
         }
-        self.v6(town, place, source, next, &body)
+        self.v6(topology, place, source, next, &body)
     }
 
     /// Leaves the checksum of a packet open, and makes it longer, if it is to be a super-frame: the offload header,
@@ -426,7 +426,7 @@ impl Maker {
         leave[0] = 1;
         leave[8] = if protocol == 6 { 16 } else { 6 };
         open(packet, header, protocol);
-        if class == 17 || class == 19 && self.dice.percent(30) {
+        if class == 17 || class == 19 && self.rng.percent(30) {
             return leave;
         }
         leave[1] = match (protocol, header) {
@@ -434,13 +434,13 @@ impl Maker {
             (_, 20) => 1,
             _ => 4,
         };
-        let size = self.dice.within(200, 1450);
-        let parts = if self.dice.percent(5) { 140 } else { self.dice.within(1, 40) };
+        let size = self.rng.within(200, 1450);
+        let parts = if self.rng.percent(5) { 140 } else { self.rng.within(1, 40) };
         leave[4..6].copy_from_slice(&(size as u16).to_le_bytes());
         let transport = if protocol == 6 { 20 } else { 8 };
-        let payload = (size * parts - self.dice.below(size)).min(65_000);
+        let payload = (size * parts - self.rng.below(size)).min(65_000);
         packet.truncate(header + transport);
-        packet.extend(self.dice.some(payload));
+        packet.extend(self.rng.some(payload));
         let len = (packet.len() - header) as u16;
         if header == 20 {
             packet[2..4].copy_from_slice(&(len + 20).to_be_bytes());
@@ -460,36 +460,36 @@ impl Maker {
         if len == 0 {
             return;
         }
-        let near = self.dice.below(len.min(110));
-        match self.dice.below(8) {
+        let near = self.rng.below(len.min(110));
+        match self.rng.below(8) {
             0 => bytes.truncate(near),
             1 => {
-                let all = self.dice.below(len);
+                let all = self.rng.below(len);
                 bytes.truncate(all);
             }
-            2 => bytes[near] ^= 1 << self.dice.below(8),
-            3 => bytes[near] = self.dice.pick(&[0, 1, 0x7f, 0x80, 0xff, 4, 0x45, 0x60]),
+            2 => bytes[near] ^= 1 << self.rng.below(8),
+            3 => bytes[near] = self.rng.pick(&[0, 1, 0x7f, 0x80, 0xff, 4, 0x45, 0x60]),
             4 => {
                 for byte in &mut bytes[near..(near + 2).min(len)] {
-                    *byte = self.dice.byte();
+                    *byte = self.rng.byte();
                 }
             }
             5 => {
-                let end = (near + self.dice.within(1, 40)).min(len);
+                let end = (near + self.rng.within(1, 40)).min(len);
                 let part = bytes[near..end].to_vec();
-                let at = self.dice.below(len);
+                let at = self.rng.below(len);
                 bytes.splice(at..at, part);
             }
             6 => {
-                let end = (near + self.dice.within(1, 20)).min(len);
+                let end = (near + self.rng.within(1, 20)).min(len);
                 bytes.drain(near..end);
             }
             _ => {
-                let more = self.dice.pick(&[1, 8, 100, 1400, 3000]);
-                bytes.resize(len + self.dice.below(more), 0);
+                let more = self.rng.pick(&[1, 8, 100, 1400, 3000]);
+                bytes.resize(len + self.rng.below(more), 0);
             }
         }
-        bytes.truncate(LONGEST);
+        bytes.truncate(MAX_LEN);
     }
 }
 

@@ -8,12 +8,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
-mod dice;
 mod frames;
 mod limits;
+mod oracle;
 mod parts;
-mod town;
-mod witness;
+mod rng;
+mod topology;
 mod world;
 
 use std::cell::RefCell;
@@ -21,7 +21,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use vifswitch::switch::DropReason;
 
-use frames::{CLASSES, LONGEST, Shot};
+use frames::{CLASSES, MAX_LEN, SentFrame};
 use world::{FRAMES, Failure, Score, World, hex};
 
 /// Of the short run.
@@ -34,21 +34,22 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Runs one world; what went wrong, a panic as well, and the burst and the epoch in which it did.
-fn run(seed: u64, world: u64, frames: u64, score: &mut Score) -> Result<(), (Failure, u64, Vec<Shot>)> {
-    let last: RefCell<(u64, Vec<Shot>)> = RefCell::default();
-    let note = |epoch, shots: &[Shot]| *last.borrow_mut() = (epoch, shots.to_vec());
+fn run(seed: u64, world: u64, frames: u64, score: &mut Score) -> Result<(), (Failure, u64, Vec<SentFrame>)> {
+    let last: RefCell<(u64, Vec<SentFrame>)> = RefCell::default();
+    let note = |epoch, shots: &[SentFrame]| *last.borrow_mut() = (epoch, shots.to_vec());
     let done = catch_unwind(AssertUnwindSafe(|| World::new(seed, world, 0).run((seed, world), frames, score, note)));
     let (epoch, shots) = last.into_inner();
-    done.unwrap_or_else(|why| Err(Failure { what: told(&*why), shot: None })).map_err(|failure| (failure, epoch, shots))
+    done.unwrap_or_else(|why| Err(Failure { what: events(&*why), shot: None }))
+        .map_err(|failure| (failure, epoch, shots))
 }
 
-fn told(why: &(dyn std::any::Any + Send)) -> String {
+fn events(why: &(dyn std::any::Any + Send)) -> String {
     let text = why.downcast_ref::<String>().map(String::as_str).or(why.downcast_ref::<&str>().copied());
     format!("panic: {}", text.unwrap_or("it says nothing"))
 }
 
 /// Sends one frame through a world of its own.
-fn alone(seed: u64, world: u64, epoch: u64, shot: &Shot) -> Result<Score, String> {
+fn alone(seed: u64, world: u64, epoch: u64, shot: &SentFrame) -> Result<Score, String> {
     let mut score = Score::default();
     let done = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(seed, world, epoch);
@@ -57,16 +58,16 @@ fn alone(seed: u64, world: u64, epoch: u64, shot: &Shot) -> Result<Score, String
     match done {
         Ok(Ok(())) => Ok(score),
         Ok(Err(failure)) => Err(failure.what),
-        Err(why) => Err(told(&*why)),
+        Err(why) => Err(events(&*why)),
     }
 }
 
-fn written(shot: &Shot) -> String {
+fn written(shot: &SentFrame) -> String {
     format!("{}:{}:{}", shot.base, hex(&shot.offload), hex(&shot.bytes))
 }
 
 /// Reads what [`written`] wrote.
-fn read(text: &str) -> Option<Shot> {
+fn read(text: &str) -> Option<SentFrame> {
     let bytes = |hex: &str| {
         (0..hex.len())
             .step_by(2)
@@ -75,10 +76,10 @@ fn read(text: &str) -> Option<Shot> {
     };
     let mut parts = text.split(':');
     let (base, offload, frame) = (parts.next()?.parse().ok()?, bytes(parts.next()?)?, bytes(parts.next()?)?);
-    Some(Shot { base, bytes: frame, offload: offload.try_into().ok()?, class: 0, honest: false })
+    Some(SentFrame { base, bytes: frame, offload: offload.try_into().ok()?, class: 0, honest: false })
 }
 
-fn fail(seed: u64, world: u64, epoch: u64, failure: &Failure, shots: &[Shot]) -> ! {
+fn fail(seed: u64, world: u64, epoch: u64, failure: &Failure, shots: &[SentFrame]) -> ! {
     println!("\nFAILED with SEED={seed} in world {world}, epoch {epoch}: {}", failure.what);
     println!("the world again: SEED={seed} WORLD={world} scripts/fuzz");
     // Where it is not known which frame it was, one may do it alone.
@@ -108,14 +109,14 @@ fn print(score: &Score) {
             println!("{:20} {died_in:9} {died_out:9}", reason.name());
         }
     }
-    let Score { frames, due, segmented, checksummed, suppressed, mirrored, unlearned, .. } = score;
+    let Score { frames, due, segmented, checksummed, suppressed, mirror_copies, not_learned, .. } = score;
     println!(
-        "\nsegmented {segmented}, checksummed {checksummed}, suppressed {suppressed}, mirrored {mirrored}, unlearned {unlearned}"
+        "\nsegmented {segmented}, checksummed {checksummed}, suppressed {suppressed}, mirrored {mirror_copies}, unlearned {not_learned}"
     );
     println!(
-        "{} ethertypes, {} of the lengths 0 to {LONGEST}",
+        "{} ethertypes, {} of the lengths 0 to {MAX_LEN}",
         score.kinds.len(),
-        score.lengths.iter().filter(|&&len| len <= LONGEST).count()
+        score.lengths.iter().filter(|&&len| len <= MAX_LEN).count()
     );
     println!("{due} had to arrive and did; {frames} frames, nothing that policy forbids");
 }
@@ -170,7 +171,7 @@ fn nothing_arrives_that_policy_forbids() {
             ProbeForged,
             ProbeStale,
             ForeignSource,
-            FrozenSource,
+            DampenedSource,
             SpoofedSource,
             SpoofedIp,
             MacLimit,
@@ -181,7 +182,7 @@ fn nothing_arrives_that_policy_forbids() {
             assert!(score.died_in[reason] > 0, "nothing died for {}", reason.name());
         }
         let reached =
-            [score.due, score.segmented, score.checksummed, score.suppressed, score.mirrored, score.unlearned];
+            [score.due, score.segmented, score.checksummed, score.suppressed, score.mirror_copies, score.not_learned];
         assert!(reached.iter().all(|&count| count > 0), "{reached:?}");
     }
 }

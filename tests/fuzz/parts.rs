@@ -2,10 +2,10 @@
 
 use etherparse::checksum::Sum16BitWords;
 
-use crate::witness::{Leave, behind_tags};
+use crate::oracle::{OffloadFields, behind_tags};
 
 /// The frame with its checksum completed (virtio 1.x, 5.1.6.2).
-pub fn completed(frame: &[u8], leave: &Leave) -> Option<Vec<u8>> {
+pub fn completed(frame: &[u8], leave: &OffloadFields) -> Option<Vec<u8>> {
     leave.parts(frame)?;
     let field = leave.start + leave.offset;
     let sum = Sum16BitWords::new().add_slice(&frame[leave.start..]).ones_complement().to_be();
@@ -18,7 +18,7 @@ pub fn completed(frame: &[u8], leave: &Leave) -> Option<Vec<u8>> {
 
 /// Whether `done` is the frame with its checksum completed: by what the sender has put there, or, since some leave that
 /// out, by a pseudo-header of IP in front of it.
-pub fn is_completed(frame: &[u8], leave: &Leave, done: &[u8]) -> bool {
+pub fn is_completed(frame: &[u8], leave: &OffloadFields, done: &[u8]) -> bool {
     if completed(frame, leave).is_some_and(|expected| expected == done) {
         return true;
     }
@@ -57,14 +57,14 @@ pub fn is_completed(frame: &[u8], leave: &Leave, done: &[u8]) -> bool {
 
 /// Whether these, in this order, are what a super-frame becomes: the payload once and in order, each behind the same
 /// headers but for what has to differ. If some were `lost` on their way out, those that are left.
-pub fn are_of(pieces: &[Vec<u8>], whole: &[u8], leave: &Leave, honest: bool, lost: bool) -> Result<(), String> {
+pub fn are_of(chunks: &[Vec<u8>], whole: &[u8], leave: &OffloadFields, honest: bool, lost: bool) -> Result<(), String> {
     let (headers, count) = leave.parts(whole).ok_or("it does not fit its offload header")?;
-    if pieces.len() > count || pieces.len() < count && !lost {
-        return Err(format!("{} parts of {count}", pieces.len()));
+    if chunks.len() > count || chunks.len() < count && !lost {
+        return Err(format!("{} parts of {count}", chunks.len()));
     }
     let network = behind_tags(whole).ok_or("no headers")? + 2;
     let mut at = headers;
-    for (number, piece) in pieces.iter().enumerate() {
+    for (number, piece) in chunks.iter().enumerate() {
         let payload = whole.get(at..whole.len().min(at + leave.size)).ok_or("no payload left")?;
         at += payload.len();
         if piece.len() != headers + payload.len() || &piece[headers..] != payload {
@@ -99,7 +99,7 @@ fn may_differ(at: usize, network: usize, transport: usize, gso: u8, whole: &[u8]
 }
 
 /// Whether the lengths and checksums of a frame of TCP or UDP are right; its headers are plain ones.
-fn has_right_sums(frame: &[u8], network: usize, leave: &Leave) -> bool {
+fn has_right_sums(frame: &[u8], network: usize, leave: &OffloadFields) -> bool {
     let (packet, segment) = (&frame[network..leave.start], &frame[leave.start..]);
     let is_udp = leave.gso & 0x7f == 5;
     let protocol = if is_udp { 17 } else { 6 };

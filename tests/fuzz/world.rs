@@ -8,12 +8,12 @@ use vifswitch::telemetry::audit::ByReason;
 use vifswitch::wire::Offload;
 
 use crate::common::Lab;
-use crate::dice::Dice;
-use crate::frames::{CLASSES, Maker, Shot};
+use crate::frames::{CLASSES, FrameGenerator, SentFrame};
 use crate::limits::Tables;
+use crate::oracle::{OffloadFields, Seen, address, is_barred, is_kept_from, is_link_local_group};
 use crate::parts;
-use crate::town::{Address, Guarding, Town};
-use crate::witness::{Leave, Seen, address, is_barred, is_kept_from, is_of_the_wire};
+use crate::rng::Rng;
+use crate::topology::{Address, SecurityMode, Topology};
 
 /// Frames of a world, and of each of its epochs, at whose beginning policies change.
 pub const FRAMES: u64 = 40_000;
@@ -46,8 +46,8 @@ pub struct Score {
     pub segmented: u64,
     pub checksummed: u64,
     pub suppressed: u64,
-    pub mirrored: u64,
-    pub unlearned: u64,
+    pub mirror_copies: u64,
+    pub not_learned: u64,
 }
 
 /// A frame of the last burst, where it counts.
@@ -55,14 +55,14 @@ struct Sent {
     shot: usize,
     place: usize,
     bytes: Vec<u8>,
-    leave: Leave,
+    leave: OffloadFields,
     barred: Option<&'static str>,
     /// Who got it, and how often.
     got: HashMap<usize, usize>,
 }
 
 pub struct World {
-    pub town: Town,
+    pub topology: Topology,
     lab: Lab,
     /// Whose frames had this source, as far as they were let pass.
     spoken: HashSet<(usize, Address)>,
@@ -76,21 +76,20 @@ pub struct World {
 }
 
 /// The dice for a part of a world.
-pub fn dice(seed: u64, world: u64, part: u64) -> Dice {
-    let mut dice =
-        Dice::new(seed ^ world.wrapping_mul(0xd134_2543_de82_ef95) ^ part.wrapping_mul(0xa076_1d64_78bd_642f));
-    dice.bits();
-    dice
+pub fn rng(seed: u64, world: u64, part: u64) -> Rng {
+    let mut rng = Rng::new(seed ^ world.wrapping_mul(0xd134_2543_de82_ef95) ^ part.wrapping_mul(0xa076_1d64_78bd_642f));
+    rng.bits();
+    rng
 }
 
 impl World {
     pub fn new(seed: u64, world: u64, epoch: u64) -> World {
-        let mut town = Town::new(&mut dice(seed, world, 0), world);
-        town.shuffle(&mut dice(seed, world, 1 + epoch));
-        let lab = town.build();
+        let mut topology = Topology::new(&mut rng(seed, world, 0), world);
+        topology.randomize(&mut rng(seed, world, 1 + epoch));
+        let lab = topology.build();
         let arrived = vec![0; lab.ports.len()];
         let tables = Tables::begin(&lab);
-        World { town, lab, spoken: HashSet::new(), tables, homes: HashMap::new(), offered: 0, arrived }
+        World { topology, lab, spoken: HashSet::new(), tables, homes: HashMap::new(), offered: 0, arrived }
     }
 
     /// Sends `frames` frames. `note` is told of each burst before it is sent, and of its epoch.
@@ -99,41 +98,41 @@ impl World {
         (seed, world): (u64, u64),
         frames: u64,
         score: &mut Score,
-        mut note: impl FnMut(u64, &[Shot]),
+        mut note: impl FnMut(u64, &[SentFrame]),
     ) -> Result<(), Failure> {
-        let mut maker = Maker::new(dice(seed, world, u64::MAX), world);
+        let mut maker = FrameGenerator::new(rng(seed, world, u64::MAX), world);
         let (mut sent, mut epoch) = (0, 0);
         while sent < frames {
             if sent / EPOCH > epoch {
                 epoch = sent / EPOCH;
                 self.balance()?;
-                self.town.shuffle(&mut dice(seed, world, 1 + epoch));
-                self.town.enact(&mut self.lab);
+                self.topology.randomize(&mut rng(seed, world, 1 + epoch));
+                self.topology.apply(&mut self.lab);
                 self.tables = Tables::begin(&self.lab);
             }
-            let many = maker.dice.pick(&[1, 8, 48, 64]).min((frames - sent) as usize);
+            let many = maker.rng.pick(&[1, 8, 48, 64]).min((frames - sent) as usize);
             let (mut shots, mut has_super) = (Vec::new(), false);
             maker.now = self.lab.now;
             while shots.len() < many {
-                let shot = maker.next(&self.town, !has_super);
-                has_super |= Leave::read(&shot.offload).is_super();
+                let shot = maker.next(&self.topology, !has_super);
+                has_super |= OffloadFields::read(&shot.offload).is_super();
                 shots.push(shot);
             }
             note(epoch, &shots);
             sent += shots.len() as u64;
             self.round(&shots, score)?;
-            self.lab.pass(Duration::from_millis(maker.dice.below(100) as u64));
+            self.lab.advance(Duration::from_millis(maker.rng.below(100) as u64));
         }
         self.end(score)
     }
 
     /// Sends a burst, and looks at what becomes of it.
-    pub fn round(&mut self, shots: &[Shot], score: &mut Score) -> Result<(), Failure> {
+    pub fn round(&mut self, shots: &[SentFrame], score: &mut Score) -> Result<(), Failure> {
         let mut sent: Vec<Sent> = Vec::new();
         let mut by_bytes: HashMap<Vec<u8>, usize> = HashMap::new();
         for (number, shot) in shots.iter().enumerate() {
             let offload = Offload::read(&shot.offload);
-            let seen = arrive(&self.town, shot);
+            let seen = arrive(&self.topology, shot);
             if let Some((_, bytes, _)) = &seen
                 && by_bytes.contains_key(bytes)
             {
@@ -143,19 +142,19 @@ impl World {
             score.frames += 1;
             score.classes[shot.class][0] += 1;
             score.lengths.insert(shot.bytes.len());
-            self.offered += counts(&self.town, shot);
+            self.offered += counts(&self.topology, shot);
             let Some((place, bytes, leave)) = seen else {
                 score.classes[shot.class][1] += 1;
                 self.stage(shot, offload);
                 continue;
             };
-            let barred = is_barred(&self.town, &Seen { place, bytes: &bytes, leave });
+            let barred = is_barred(&self.topology, &Seen { place, bytes: &bytes, leave });
             score.classes[shot.class][1] += u64::from(barred.is_some());
             if let Some(source) = address(&bytes, 6)
                 && barred.is_none()
             {
                 self.spoken.insert((place, source));
-                let home = self.homes.entry((self.town.places[place].network, source)).or_insert((place, false));
+                let home = self.homes.entry((self.topology.places[place].network, source)).or_insert((place, false));
                 home.1 |= home.0 != place;
             }
             if bytes.len() >= 14 {
@@ -165,26 +164,26 @@ impl World {
             sent.push(Sent { shot: number, place, bytes, leave, barred, got: HashMap::new() });
             self.stage(shot, offload);
         }
-        let died: Vec<u64> = self.died_out();
-        (0..self.town.bases.len()).for_each(|base| self.lab.ends[base].publish());
+        let dropped: Vec<u64> = self.died_out();
+        (0..self.topology.bases.len()).for_each(|base| self.lab.ends[base].publish());
         self.lab.settle();
         let received = self.lab.total(|c| c.rx_frames.get());
         if received != self.offered {
             return wrong(format!("{} frames were sent, and {received} are counted", self.offered), None);
         }
-        let mut pieces: HashMap<usize, Vec<Vec<u8>>> = HashMap::new();
-        for base in 0..self.town.bases.len() {
+        let mut chunks: HashMap<usize, Vec<Vec<u8>>> = HashMap::new();
+        for base in 0..self.topology.bases.len() {
             while let Some((bytes, offload)) = self.lab.ends[base].take() {
-                let leave = Leave::read(&offload.write());
-                self.arrival(base, bytes, leave, &by_bytes, &mut sent, &mut pieces)?;
+                let leave = OffloadFields::read(&offload.write());
+                self.arrival(base, bytes, leave, &by_bytes, &mut sent, &mut chunks)?;
             }
         }
-        self.join(shots, &mut sent, pieces, &died)?;
-        self.judge(shots, &sent, &died, score)?;
-        self.tables.check(&self.town, &self.lab).or_else(|what| wrong(what, None))
+        self.join(shots, &mut sent, chunks, &dropped)?;
+        self.check(shots, &sent, &dropped, score)?;
+        self.tables.check(&self.topology, &self.lab).or_else(|what| wrong(what, None))
     }
 
-    fn stage(&mut self, shot: &Shot, offload: Offload) {
+    fn stage(&mut self, shot: &SentFrame, offload: Offload) {
         assert!(self.lab.ends[shot.base].stage(&shot.bytes, offload), "a cable holds a burst");
     }
 
@@ -193,14 +192,14 @@ impl World {
         &mut self,
         base: usize,
         mut bytes: Vec<u8>,
-        mut leave: Leave,
+        mut leave: OffloadFields,
         by_bytes: &HashMap<Vec<u8>, usize>,
         sent: &mut [Sent],
-        pieces: &mut HashMap<usize, Vec<Vec<u8>>>,
+        chunks: &mut HashMap<usize, Vec<Vec<u8>>>,
     ) -> Result<(), Failure> {
         let mut vid = 0;
         let mut replaced = None;
-        if self.town.bases[base].carrier && bytes.get(12..14) == Some(&[0x81, 0x00]) && bytes.len() >= 18 {
+        if self.topology.bases[base].trunk && bytes.get(12..14) == Some(&[0x81, 0x00]) && bytes.len() >= 18 {
             vid = u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff;
             if vid != 0 {
                 // The tag may have taken the place of one that only said a priority.
@@ -214,21 +213,22 @@ impl World {
                 leave = pulled;
             }
         }
-        let Some(place) = self.town.at(base, vid) else {
+        let Some(place) = self.topology.port_at(base, vid) else {
             return wrong(
                 format!("cable {base}: a frame with VLAN id {vid}, which nobody has here: {}", hex(&bytes)),
                 None,
             );
         };
-        let counted = if self.town.places[place].uplink { base } else { place };
-        if !leave.is_nothing() && !self.town.bases[base].offloads {
+        let counted = if self.topology.places[place].uplink { base } else { place };
+        if !leave.is_nothing() && !self.topology.bases[base].offloads {
             return wrong(format!("port {place}: an offload header, and it takes none: {}", hex(&bytes)), None);
         }
-        let same_as =
-            |bytes: &Vec<u8>, leave: Leave| by_bytes.get(bytes).copied().filter(|&index| sent[index].leave == leave);
+        let same_as = |bytes: &Vec<u8>, leave: OffloadFields| {
+            by_bytes.get(bytes).copied().filter(|&index| sent[index].leave == leave)
+        };
         let whole = sent.iter().find(|one| one.leave.is_super()).map(|one| one.bytes.as_slice());
         let is_priority = |bytes: &[u8]| matches!(bytes.get(12..16), Some([0x81, 0x00, high, 0]) if high & 15 == 0);
-        let is_known = |bytes: &Vec<u8>, leave: Leave| {
+        let is_known = |bytes: &Vec<u8>, leave: OffloadFields| {
             same_as(bytes, leave).is_some()
                 || sent.iter().any(|one| {
                     one.leave.csum && !one.leave.is_super() && parts::is_completed(&one.bytes, &one.leave, bytes)
@@ -257,7 +257,7 @@ impl World {
             }
             None if leave.is_nothing() => {
                 self.arrived[counted] += 1;
-                pieces.entry(place).or_default().push(bytes);
+                chunks.entry(place).or_default().push(bytes);
             }
             None => return wrong(format!("port {place}: a frame that nobody sent: {} {leave:?}", hex(&bytes)), None),
         }
@@ -267,18 +267,18 @@ impl World {
     /// What is none of the frames that were sent has to be what the super-frame of the burst became.
     fn join(
         &mut self,
-        shots: &[Shot],
+        shots: &[SentFrame],
         sent: &mut [Sent],
-        pieces: HashMap<usize, Vec<Vec<u8>>>,
-        died: &[u64],
+        chunks: HashMap<usize, Vec<Vec<u8>>>,
+        dropped: &[u64],
     ) -> Result<(), Failure> {
-        for (place, pieces) in pieces {
+        for (place, chunks) in chunks {
             let Some(whole) = sent.iter_mut().find(|one| one.leave.is_super()) else {
-                return wrong(format!("port {place}: a frame that nobody sent: {}", hex(&pieces[0])), None);
+                return wrong(format!("port {place}: a frame that nobody sent: {}", hex(&chunks[0])), None);
             };
-            let lost = self.died_out()[self.counted(place)] > died[self.counted(place)];
+            let lost = self.died_out()[self.counted(place)] > dropped[self.counted(place)];
             let honest = shots[whole.shot].honest;
-            if let Err(why) = parts::are_of(&pieces, &whole.bytes, &whole.leave, honest, lost) {
+            if let Err(why) = parts::are_of(&chunks, &whole.bytes, &whole.leave, honest, lost) {
                 let what = format!("port {place}: a super-frame was not divided as it should be, or it is none: {why}");
                 return wrong(what, Some(whole.shot));
             }
@@ -288,17 +288,18 @@ impl World {
     }
 
     /// Has each frame come to whom it may, and to whom it must?
-    fn judge(&mut self, shots: &[Shot], sent: &[Sent], died: &[u64], score: &mut Score) -> Result<(), Failure> {
+    fn check(&mut self, shots: &[SentFrame], sent: &[Sent], dropped: &[u64], score: &mut Score) -> Result<(), Failure> {
         let died_now = self.died_out();
         for one in sent {
             let seen = Seen { place: one.place, bytes: &one.bytes, leave: one.leave };
-            let from = &self.town.places[one.place];
+            let from = &self.topology.places[one.place];
             let class = &mut score.classes[shots[one.shot].class];
             class[2] += u64::from(!one.got.is_empty());
             class[3] += one.got.len() as u64;
-            let kept = |to: usize| is_kept_from(&self.town, &seen, to, |address| self.spoken.contains(&(to, address)));
+            let host =
+                |to: usize| is_kept_from(&self.topology, &seen, to, |address| self.spoken.contains(&(to, address)));
             for (&to, &times) in &one.got {
-                if let Some(why) = one.barred.or_else(|| kept(to)) {
+                if let Some(why) = one.barred.or_else(|| host(to)) {
                     return wrong(format!("from port {} to port {to}, though {why}", one.place), Some(one.shot));
                 }
                 if times > 1 {
@@ -308,22 +309,26 @@ impl World {
             if one.barred.is_some() {
                 continue;
             }
-            let quiet = |to: usize| died_now[self.counted(to)] == died[self.counted(to)];
+            let idle_port = |to: usize| died_now[self.counted(to)] == dropped[self.counted(to)];
             let (to, source) = (address(&one.bytes, 0).unwrap_or_default(), address(&one.bytes, 6).unwrap_or_default());
             // Who looks on gets all that somebody gets.
-            for watcher in (0..self.town.places.len()).filter(|&at| self.town.places[at].promiscuous) {
-                if !one.got.is_empty() && kept(watcher).is_none() && !one.got.contains_key(&watcher) && quiet(watcher) {
+            for watcher in (0..self.topology.places.len()).filter(|&at| self.topology.places[at].promiscuous) {
+                if !one.got.is_empty()
+                    && host(watcher).is_none()
+                    && !one.got.contains_key(&watcher)
+                    && idle_port(watcher)
+                {
                     return wrong(format!("promiscuous port {watcher} did not get it"), Some(one.shot));
                 }
             }
-            let pinned = self.town.pinned(from.network, source).is_some();
+            let pinned = self.topology.pinned(from.network, source).is_some();
             // What is spoiled may be refused for more than the witness knows of.
-            let is_readable = shots[one.shot].honest || !matches!(from.guarding, Guarding::MacIp(_));
+            let is_readable = shots[one.shot].honest || !matches!(from.guarding, SecurityMode::MacIp(_));
             // What has been elsewhere may have moved too often.
             let has_moved = self.homes.get(&(from.network, source)).is_none_or(|&(_, elsewhere)| elsewhere);
             let is_free = is_readable && (pinned || from.limit.is_none() && !has_moved);
             if let Some(to) =
-                self.town.pinned(from.network, to).filter(|&to| kept(to).is_none() && is_free && quiet(to))
+                self.topology.pinned(from.network, to).filter(|&to| host(to).is_none() && is_free && idle_port(to))
             {
                 if !one.got.contains_key(&to) {
                     return wrong(
@@ -339,7 +344,7 @@ impl World {
 
     /// Where the frames of a port are counted as they leave.
     fn counted(&self, place: usize) -> usize {
-        let Town { places, .. } = &self.town;
+        let Topology { places, .. } = &self.topology;
         if places[place].uplink { places[place].base } else { place }
     }
 
@@ -349,14 +354,14 @@ impl World {
 
     /// Law 1, and the counters against what was sent and what came.
     fn balance(&mut self) -> Result<(), Failure> {
-        self.lab.check_ledger();
-        if !self.lab.audit().adds_up() {
+        self.lab.check_counters();
+        if !self.lab.audit().is_balanced() {
             return wrong("the audit does not add up".into(), None);
         }
         for (port, &arrived) in self.arrived.iter().enumerate() {
-            let told = self.lab.sum(port, |c| c.tx_frames.get());
-            if told != arrived {
-                return wrong(format!("port {port}: {arrived} frames arrived, and {told} are counted"), None);
+            let events = self.lab.sum(port, |c| c.tx_frames.get());
+            if events != arrived {
+                return wrong(format!("port {port}: {arrived} frames arrived, and {events} are counted"), None);
             }
         }
         Ok(())
@@ -370,37 +375,40 @@ impl World {
         }
         score.segmented += self.lab.total(|c| c.segmented.get());
         score.checksummed += self.lab.total(|c| c.checksummed.get());
-        score.suppressed += self.lab.total(|c| c.suppressed.get());
-        score.mirrored += self.lab.total(|c| c.mirrored.get());
-        score.unlearned += self.lab.total(|c| c.unlearned.get());
+        score.suppressed += self.lab.total(|c| c.not_flooded.get());
+        score.mirror_copies += self.lab.total(|c| c.mirror_copies.get());
+        score.not_learned += self.lab.total(|c| c.not_learned.get());
         self.lab.end();
         Ok(())
     }
 }
 
 /// A frame as it is on its network: at which port, and without the tag that says so. `None`: it is on none.
-fn arrive(town: &Town, shot: &Shot) -> Option<(usize, Vec<u8>, Leave)> {
-    let (mut bytes, leave) = (shot.bytes.clone(), Leave::read(&shot.offload));
-    if !town.bases[shot.base].carrier || bytes.get(12..14) != Some(&[0x81, 0x00]) {
-        return Some((town.at(shot.base, 0)?, bytes, leave));
+fn arrive(topology: &Topology, shot: &SentFrame) -> Option<(usize, Vec<u8>, OffloadFields)> {
+    let (mut bytes, leave) = (shot.bytes.clone(), OffloadFields::read(&shot.offload));
+    if !topology.bases[shot.base].trunk || bytes.get(12..14) != Some(&[0x81, 0x00]) {
+        return Some((topology.port_at(shot.base, 0)?, bytes, leave));
     }
     if bytes.len() < 18 {
         return None;
     }
     let vid = u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff;
     bytes.drain(12..16);
-    Some((town.at(shot.base, vid)?, bytes, leave.pulled(4)?))
+    Some((topology.port_at(shot.base, vid)?, bytes, leave.pulled(4)?))
 }
 
 /// As how many frames one counts when it comes in: what its offload header says, if that fits it; and if it does no
 /// longer once its tag has been taken off, as one.
-fn counts(town: &Town, shot: &Shot) -> u64 {
-    let (leave, bytes) = (Leave::read(&shot.offload), &shot.bytes);
-    if town.bases[shot.base].carrier && bytes.len() >= 18 && bytes[12..14] == [0x81, 0x00] && leave.pulled(4).is_none()
+fn counts(topology: &Topology, shot: &SentFrame) -> u64 {
+    let (leave, bytes) = (OffloadFields::read(&shot.offload), &shot.bytes);
+    if topology.bases[shot.base].trunk
+        && bytes.len() >= 18
+        && bytes[12..14] == [0x81, 0x00]
+        && leave.pulled(4).is_none()
     {
         let vid = u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff;
-        let place = town.at(shot.base, vid).filter(|&place| town.is_up(place));
-        if place.is_some_and(|place| !(town.places[place].uplink && is_of_the_wire(bytes))) {
+        let place = topology.port_at(shot.base, vid).filter(|&place| topology.is_up(place));
+        if place.is_some_and(|place| !(topology.places[place].uplink && is_link_local_group(bytes))) {
             return 1;
         }
     }

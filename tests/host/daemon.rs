@@ -14,10 +14,10 @@ use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 use vifswitch::control::client::Client;
 use vifswitch::control::events::Event;
-use vifswitch::control::view::{AuditView, BetweenView, CountsView, PortView, Status, WorkerView};
+use vifswitch::control::responses::{AuditView, BetweenView, CountsView, PortView, Status, WorkerView};
 use vifswitch::wire::Mac;
 
-use super::{PATIENCE, Space, await_that};
+use super::{Namespace, TEST_TIMEOUT, await_that};
 
 /// A port of a configuration.
 #[derive(Debug, Clone)]
@@ -39,15 +39,15 @@ pub struct Vif {
 }
 
 impl Vif {
-    /// Port `number` on net1, with a tap of its own in `space`.
-    pub fn new(vm: &str, number: u8, space: &Space) -> Vif {
+    /// Port `number` on net1, with a tap of its own in `namespace`.
+    pub fn new(vm: &str, number: u8, namespace: &Namespace) -> Vif {
         Vif {
             vm: vm.into(),
             port: format!("port-{number}"),
             network: "net1".into(),
             mac: Mac::from_bits(0x0200_0000_0100 + u64::from(number)),
             kind: "tap",
-            netns: space.0.clone(),
+            netns: namespace.0.clone(),
             name: format!("tap{number}"),
             more: String::new(),
             device: String::new(),
@@ -56,7 +56,7 @@ impl Vif {
     }
 
     /// The same, as a subport of another one.
-    pub fn behind(self, parent: &Vif, vlan: u16) -> Vif {
+    pub fn subport_of(self, parent: &Vif, vlan: u16) -> Vif {
         Vif { trunk: Some((parent.port.clone(), vlan)), ..self }
     }
 
@@ -239,9 +239,9 @@ impl Daemon {
     }
 
     /// The next that the switch tells its service manager, if it does so in time.
-    pub fn note_within(&self, patience: Timespec) -> Option<String> {
+    pub fn note_within(&self, timeout: Timespec) -> Option<String> {
         let mut polled = [PollFd::new(&self.notified, PollFlags::IN)];
-        if poll(&mut polled, Some(&patience)).unwrap() == 0 {
+        if poll(&mut polled, Some(&timeout)).unwrap() == 0 {
             return None;
         }
         let mut buffer = [0; 4096];
@@ -327,7 +327,7 @@ impl Daemon {
     }
 
     /// Runs a command of the operator's against it, with this on its standard input.
-    pub fn tell(&self, arguments: &[&str], input: &str) -> Output {
+    pub fn run_command(&self, arguments: &[&str], input: &str) -> Output {
         let mut command = self.command();
         command.args(arguments).arg("--socket").arg(self.socket());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -338,7 +338,7 @@ impl Daemon {
 
     /// The same, for what must succeed. What it printed.
     pub fn done(&self, arguments: &[&str], input: &str) -> String {
-        let Output { status, stdout, stderr } = self.tell(arguments, input);
+        let Output { status, stdout, stderr } = self.run_command(arguments, input);
         assert!(status.success(), "{arguments:?}: {}\n{}", String::from_utf8_lossy(&stderr), self.log());
         String::from_utf8(stdout).unwrap()
     }
@@ -381,17 +381,17 @@ impl Daemon {
     /// Waits until nothing moves and everything is accounted for, and says how things are then. Between two
     /// looks at the counters each worker has answered: one that is not on a core stands still, too, and what is
     /// to be flooded by it is in no counter of a port yet.
-    pub fn quiet(&self) -> Vec<PortView> {
+    pub fn await_idle(&self) -> Vec<PortView> {
         let mut before = Vec::new();
         await_that("quiet", || {
             let audit: AuditView = self.get("/v1/audit");
             let between = [audit.frames_between, audit.floods_between];
-            let is_still = audit.adds_up && audit.quiet && between == [BetweenView::default(); 2];
+            let is_still = audit.balanced && audit.idle && between == [BetweenView::default(); 2];
             let now = self.ports();
-            let (meant, went) = sums(&now);
-            let quiet = is_still && now == before && meant == went;
+            let (expected, went) = sums(&now);
+            let idle_port = is_still && now == before && expected == went;
             before.clone_from(&now);
-            quiet.then_some(now)
+            idle_port.then_some(now)
         })
     }
 
@@ -426,12 +426,12 @@ impl Drop for Killed<'_> {
 pub fn sums(ports: &[PortView]) -> (u64, u64) {
     let counts = || ports.iter().map(|port| &port.counts);
     let own = |counts: &CountsView| counts.probes + counts.announcements;
-    let meant = counts().map(|counts| counts.forwarded + counts.copies + own(counts)).sum();
+    let expected = counts().map(|counts| counts.forwarded + counts.copies + own(counts)).sum();
     // Both directions stand in one map. What came in is known, and so what of it died.
     let out = |counts: &CountsView| counts.tx_frames + counts.drops.values().sum::<u64>();
     let died_coming_in = |counts: &CountsView| counts.rx_frames.saturating_sub(counts.forwarded + counts.flooded);
     let out = |counts: &CountsView| out(counts).saturating_sub(died_coming_in(counts));
-    (meant, counts().map(out).sum())
+    (expected, counts().map(out).sum())
 }
 
 /// Asks for a page over a connection.
@@ -445,4 +445,4 @@ pub fn page(mut stream: impl Read + Write, path: &str) -> String {
 }
 
 /// For sockets that would wait for ever.
-pub const TIMEOUT: Duration = Duration::from_secs(PATIENCE.tv_sec.unsigned_abs());
+pub const TIMEOUT: Duration = Duration::from_secs(TEST_TIMEOUT.tv_sec.unsigned_abs());

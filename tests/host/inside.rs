@@ -7,17 +7,17 @@ use std::thread::{self, JoinHandle};
 
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
-use vifswitch::control::change::{Change, Changed, Refusal};
+use vifswitch::control::change::{Change, ChangeError, ChangeResult};
 use vifswitch::control::config::{Config, Port, parse_toml};
-use vifswitch::control::controller::{Beginning, Controller};
+use vifswitch::control::controller::{Controller, Startup};
 use vifswitch::control::handle::Handle;
-use vifswitch::control::keeper::{Keeper, Precedence};
-use vifswitch::control::staff::Staff;
-use vifswitch::control::view::{PortView, StationView, Status};
+use vifswitch::control::responses::{PortView, StationView, Status};
+use vifswitch::control::state::{Precedence, StateStore};
+use vifswitch::control::workers::WorkerHandles;
 use vifswitch::frame::Pool;
-use vifswitch::switch::Secret;
+use vifswitch::switch::HashKey;
 use vifswitch::wire::ProbeKey;
-use vifswitch::worker::{Pace, TeamSettings, team};
+use vifswitch::worker::{Pace, WorkerSetSettings, worker_set};
 
 use super::await_that;
 use super::daemon::{Vif, config};
@@ -35,7 +35,7 @@ fn runtime() -> Runtime {
 }
 
 /// What a file over these ports means.
-pub fn meant(networks: &[(&str, u16)], vifs: &[Vif]) -> Config {
+pub fn expected(networks: &[(&str, u16)], vifs: &[Vif]) -> Config {
     parse_toml(&config(Path::new("/unused"), "", networks, vifs), "test").unwrap()
 }
 
@@ -44,13 +44,13 @@ pub fn ports(vifs: &[Vif]) -> Vec<Port> {
     let networks: Vec<(&str, u16)> = vifs.iter().map(|vif| (vif.network.as_str(), 1500)).collect();
     let mut once = networks.clone();
     once.dedup();
-    meant(&once, vifs).vms.into_iter().flat_map(|vm| vm.ports).collect()
+    expected(&once, vifs).vms.into_iter().flat_map(|vm| vm.ports).collect()
 }
 
 impl Inside {
     /// One that keeps nothing, over these ports on net1.
     pub fn over(vifs: &[Vif]) -> Inside {
-        Inside::new(1, Some(meant(&[("net1", 1500)], vifs)), None)
+        Inside::new(1, Some(expected(&[("net1", 1500)], vifs)), None)
     }
 
     /// One with so many workers, over a file, or a state, or both.
@@ -61,17 +61,35 @@ impl Inside {
         let state = state.map(Path::to_owned);
         let thread = thread::spawn(move || {
             runtime().block_on(async {
-                let (config, keeper) =
-                    Keeper::begin(file.map(Into::into), state.as_deref(), Precedence::Merge).await.unwrap();
-                let (pool, secret) = (Pool::new(4096).unwrap(), Secret::new([5; 16]));
-                let team =
-                    team(TeamSettings { workers, pool, stations: 4096, secret, probe_key: ProbeKey::new([5; 16]) })
-                        .unwrap();
-                let threads: Vec<_> =
-                    team.workers.into_iter().map(|worker| thread::spawn(move || worker.run(Pace::Adaptive))).collect();
-                let (staff, cores) = (Staff::new(team.posts, team.counters), (0..workers.into()).collect());
-                let (notices, findings, probe_key) = (team.notices, team.findings, ProbeKey::new([5; 16]));
-                let beginning = Beginning { cores, secret, staff, notices, findings, probe_key, keeper, pool };
+                let (config, store) =
+                    StateStore::open(file.map(Into::into), state.as_deref(), Precedence::Merge).await.unwrap();
+                let (pool, hash_key) = (Pool::new(4096).unwrap(), HashKey::new([5; 16]));
+                let worker_set = worker_set(WorkerSetSettings {
+                    workers,
+                    pool,
+                    fdb_capacity: 4096,
+                    hash_key,
+                    probe_key: ProbeKey::new([5; 16]),
+                })
+                .unwrap();
+                let threads: Vec<_> = worker_set
+                    .workers
+                    .into_iter()
+                    .map(|worker| thread::spawn(move || worker.run(Pace::Adaptive)))
+                    .collect();
+                let (worker_handles, cores) =
+                    (WorkerHandles::new(worker_set.mailboxes, worker_set.counters), (0..workers.into()).collect());
+                let (notices, events, probe_key) = (worker_set.notices, worker_set.events, ProbeKey::new([5; 16]));
+                let beginning = Startup {
+                    cores,
+                    hash_key,
+                    workers: worker_handles,
+                    notices,
+                    events,
+                    probe_key,
+                    state: store,
+                    pool,
+                };
                 let mut controller = Controller::new(beginning);
                 controller.begin(config).await.unwrap();
                 ready.send(()).unwrap();
@@ -90,20 +108,20 @@ impl Inside {
         self.runtime.block_on(answer)
     }
 
-    pub fn try_change(&self, change: Change) -> Result<Changed, Refusal> {
+    pub fn try_change(&self, change: Change) -> Result<ChangeResult, ChangeError> {
         self.wait(self.handle.change(change, None)).unwrap()
     }
 
-    pub fn change(&self, change: Change) -> Changed {
+    pub fn change(&self, change: Change) -> ChangeResult {
         self.try_change(change).unwrap()
     }
 
     /// Attaches ports to the VM of the first one.
-    pub fn attach(&self, vifs: &[Vif]) -> Changed {
+    pub fn attach(&self, vifs: &[Vif]) -> ChangeResult {
         self.change(Change::Attach { vm: vifs[0].vm.clone(), ports: ports(vifs) })
     }
 
-    pub fn detach(&self, vif: &Vif) -> Changed {
+    pub fn detach(&self, vif: &Vif) -> ChangeResult {
         self.change(Change::Detach { port: vif.port.clone() })
     }
 

@@ -8,7 +8,7 @@ pub mod inject;
 pub mod inside;
 pub mod nic;
 pub mod relay;
-pub mod rig;
+pub mod setup;
 
 use std::os::fd::AsFd;
 use std::path::Path;
@@ -23,7 +23,7 @@ use vifswitch::sys::netns::{Netns, within};
 use vifswitch::time;
 
 /// How long anything may take that is bound to happen.
-pub const PATIENCE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+pub const TEST_TIMEOUT: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
 /// Between two looks at something that nobody tells of.
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
@@ -32,30 +32,30 @@ const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 pub const EXPERIMENT: u16 = 0x88b5;
 
 /// A namespace, deleted with everything in it when the test ends, however it ends.
-pub struct Space(pub String);
+pub struct Namespace(pub String);
 
-impl Space {
+impl Namespace {
     /// `None`, and a word about it, where this cannot be tested.
-    pub fn new() -> Option<Space> {
-        let space = Space::planned()?;
-        space.make();
-        Some(space)
+    pub fn new() -> Option<Namespace> {
+        let namespace = Namespace::planned()?;
+        namespace.make();
+        Some(namespace)
     }
 
     /// One that has a name, and is not there yet.
-    pub fn planned() -> Option<Space> {
+    pub fn planned() -> Option<Namespace> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
             eprintln!("skipped: needs root and /dev/net/tun");
             return None;
         }
-        Some(Space(format!("vift-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))))
+        Some(Namespace(format!("vift-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))))
     }
 
     /// Makes it, without IPv6: nothing in it speaks unasked.
     pub fn make(&self) {
         run("ip", &["netns", "add", &self.0]);
-        self.within(|| {
+        self.run_in(|| {
             for who in ["all", "default"] {
                 // A kernel without IPv6 is as quiet.
                 let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{who}/disable_ipv6"), "1");
@@ -77,12 +77,12 @@ impl Space {
     }
 
     pub fn link(&self, name: &str) -> Option<Link> {
-        self.within(|| link::find(name)).unwrap()
+        self.run_in(|| link::find(name)).unwrap()
     }
 
     /// The names of all netdevs, in order.
     pub fn links(&self) -> Vec<String> {
-        let mut names: Vec<String> = self.within(|| {
+        let mut names: Vec<String> = self.run_in(|| {
             let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
             table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
         });
@@ -90,12 +90,12 @@ impl Space {
         names
     }
 
-    pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+    pub fn run_in<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         within(&self.netns(), work).unwrap()
     }
 }
 
-impl Drop for Space {
+impl Drop for Namespace {
     fn drop(&mut self) {
         if self.netns().path().is_some_and(|path| path.exists()) {
             let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
@@ -120,7 +120,7 @@ impl Drop for Finally<'_> {
 /// Waits until there is something to read.
 pub fn readable(fd: impl AsFd) {
     let mut polled = [PollFd::new(&fd, PollFlags::IN)];
-    assert!(poll(&mut polled, Some(&PATIENCE)).unwrap() > 0, "nothing came");
+    assert!(poll(&mut polled, Some(&TEST_TIMEOUT)).unwrap() > 0, "nothing came");
 }
 
 /// Looks again and again until there is what is looked for. `what` says what was missing.
@@ -130,8 +130,8 @@ pub fn await_that<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         if let Some(found) = look() {
             return found;
         }
-        let patience = Duration::from_secs(PATIENCE.tv_sec.unsigned_abs());
-        assert!(time::now().since(start) < patience, "in vain: {what}");
+        let timeout = Duration::from_secs(TEST_TIMEOUT.tv_sec.unsigned_abs());
+        assert!(time::now().since(start) < timeout, "in vain: {what}");
         let _ = nanosleep(&LOOK_AGAIN);
     }
 }

@@ -7,7 +7,7 @@ use tun_tap::{Iface, Mode};
 use vifswitch::sys::packet::{EVERYTHING, HEADER, Socket, Tag};
 use vifswitch::wire::{Mac, Probe};
 
-use super::{EXPERIMENT, Space, await_that, readable};
+use super::{EXPERIMENT, Namespace, await_that, readable};
 
 /// Bytes that may wait to be read: more than any test sends at once.
 const ROOM: usize = 64 << 20;
@@ -21,23 +21,23 @@ pub struct Nic {
 enum End {
     Netdev(Socket),
     /// The file of a tap, as QEMU holds it.
-    Held(Iface),
+    OwnedTap(Iface),
 }
 
 impl Nic {
     /// The netdev `name` of a namespace. Hears everything that comes in, whomever it is for.
-    pub fn new(space: &Space, name: &str) -> Nic {
-        Nic::open(space, name, false)
+    pub fn new(namespace: &Namespace, name: &str) -> Nic {
+        Nic::open(namespace, name, false)
     }
 
     /// One whose frames have an offload header of 10 bytes in front, both ways.
-    pub fn with_header(space: &Space, name: &str) -> Nic {
-        Nic::open(space, name, true)
+    pub fn with_header(namespace: &Namespace, name: &str) -> Nic {
+        Nic::open(namespace, name, true)
     }
 
-    fn open(space: &Space, name: &str, header: bool) -> Nic {
-        let index = space.link(name).unwrap_or_else(|| panic!("no {name}")).index;
-        let socket = space.within(Socket::new).unwrap();
+    fn open(namespace: &Namespace, name: &str, header: bool) -> Nic {
+        let index = namespace.link(name).unwrap_or_else(|| panic!("no {name}")).index;
+        let socket = namespace.run_in(Socket::new).unwrap();
         socket.set_room(ROOM, ROOM).unwrap();
         socket.ignore_outgoing().unwrap();
         socket.tell_tags().unwrap();
@@ -49,16 +49,16 @@ impl Nic {
     }
 
     /// A new tap of which the switch has the netdev and the guest the file, without an offload header.
-    pub fn held(space: &Space, name: &str) -> Nic {
-        let tap = space.within(|| Iface::without_packet_info(name, Mode::Tap)).unwrap();
+    pub fn owned_tap(namespace: &Namespace, name: &str) -> Nic {
+        let tap = namespace.run_in(|| Iface::without_packet_info(name, Mode::Tap)).unwrap();
         tap.set_non_blocking().unwrap();
-        Nic { end: End::Held(tap), header: 0 }
+        Nic { end: End::OwnedTap(tap), header: 0 }
     }
 
     pub fn try_send(&self, frame: &[u8]) -> io::Result<()> {
         match &self.end {
             End::Netdev(socket) => socket.send(frame),
-            End::Held(tap) => tap.send(frame).map(drop),
+            End::OwnedTap(tap) => tap.send(frame).map(drop),
         }
     }
 
@@ -80,7 +80,7 @@ impl Nic {
         let mut frame = vec![0u8; 70_000];
         let socket = match &self.end {
             End::Netdev(socket) => socket,
-            End::Held(tap) => {
+            End::OwnedTap(tap) => {
                 let len = match tap.recv(&mut frame) {
                     Err(e) if e.kind() == ErrorKind::WouldBlock => return None,
                     done => done.unwrap(),
@@ -111,7 +111,7 @@ impl Nic {
             match &self.end {
                 End::Netdev(socket) => readable(socket),
                 // It shows its file as a bare number only, which nothing safe can wait for.
-                End::Held(_) => return await_that("a frame", || self.try_take()),
+                End::OwnedTap(_) => return await_that("a frame", || self.try_take()),
             }
         }
     }

@@ -6,48 +6,48 @@ use std::thread;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vifswitch::device::Device;
-use vifswitch::frame::{Batch, Cache, Lane, Pool};
+use vifswitch::frame::{Batch, Magazine, Pool, TxBatch};
 
-use super::rig::tcp_both_ways;
-use super::{Finally, Space};
+use super::setup::tcp_both_ways;
+use super::{Finally, Namespace};
 
 /// Where the stream goes to.
 const THERE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 
 /// Streams both ways between one namespace and 10.0.0.2 in another one, over two devices that pass
 /// super-frames.
-pub fn relay(left: &Space, right: &Space, devices: [Box<dyn Device>; 2]) {
+pub fn relay(left: &Namespace, right: &Namespace, devices: [Box<dyn Device>; 2]) {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         let finally = Finally(&done);
         let forwarder = scope.spawn(|| forward(devices, &done));
         tcp_both_ways(left, right, THERE, 8_000_000);
         drop(finally);
-        let longest = forwarder.join().unwrap();
-        assert!(longest > 32_000, "the longest frame had {longest} bytes only");
+        let max_len = forwarder.join().unwrap();
+        assert!(max_len > 32_000, "the longest frame had {max_len} bytes only");
     });
 }
 
 /// Forwards between two devices until told to stop. The length of the longest frame.
 fn forward(mut devices: [Box<dyn Device>; 2], done: &AtomicBool) -> u32 {
-    let mut cache = Cache::new(Pool::new(1024).unwrap());
-    let (mut batch, mut lane) = (Batch::new(), Lane::with_capacity(64));
-    let mut longest = 0;
+    let mut magazine = Magazine::new(Pool::new(1024).unwrap());
+    let (mut batch, mut tx) = (Batch::new(), TxBatch::with_capacity(64));
+    let mut max_len = 0;
     while !done.load(Ordering::Relaxed) {
         for (from, to) in [(0, 1), (1, 0)] {
-            devices[from].receive(&mut batch, &mut cache).unwrap();
+            devices[from].receive(&mut batch, &mut magazine).unwrap();
             for index in 0..batch.len() {
                 let frame = batch.frame(index);
-                assert!(frame.is_sound());
-                longest = longest.max(frame.len());
-                lane.borrow(u8::try_from(index).unwrap());
+                assert!(frame.is_valid());
+                max_len = max_len.max(frame.len());
+                tx.borrow(u8::try_from(index).unwrap());
             }
-            devices[to].transmit(&mut lane, &batch, &mut cache);
-            batch.clear(&mut cache);
+            devices[to].transmit(&mut tx, &batch, &mut magazine);
+            batch.clear(&mut magazine);
             devices[from].release();
         }
         let mut polled = [0, 1].map(|i| PollFd::from_borrowed_fd(devices[i].fd().unwrap(), PollFlags::IN));
         poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 50_000_000 })).unwrap();
     }
-    longest
+    max_len
 }

@@ -9,16 +9,16 @@ use rustix::thread::nanosleep;
 
 use crate::host::Finally;
 use crate::host::nic::{Nic, experiment};
-use crate::host::rig::{Kind, On, PLAIN, Rig};
+use crate::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions};
 
 #[test]
 fn killed_a_hundred_times_under_traffic_it_leaves_nothing_attached_and_comes_back() {
-    let on = &[On::Xdp, On::Packet, On::Xdp];
-    let Some(mut rig) = Rig::new(Kind { on, ..PLAIN }, &["a", "b", "c"]) else { return };
-    let nics = [0, 1, 2].map(|index| rig.nic(index));
-    let mouths = [0, 1, 2].map(|index| rig.nic(index));
-    let links = |rig: &Rig| [0, 1, 2].map(|at| rig.spaces.last().unwrap().link(&rig.vifs[at].name).unwrap());
-    let macs = [0, 1, 2].map(|index| rig.vifs[index].mac);
+    let on = &[DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Xdp];
+    let Some(mut setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["a", "b", "c"]) else { return };
+    let nics = [0, 1, 2].map(|index| setup.nic(index));
+    let mouths = [0, 1, 2].map(|index| setup.nic(index));
+    let links = |setup: &Setup| [0, 1, 2].map(|at| setup.spaces.last().unwrap().link(&setup.vifs[at].name).unwrap());
+    let macs = [0, 1, 2].map(|index| setup.vifs[index].mac);
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -33,29 +33,29 @@ fn killed_a_hundred_times_under_traffic_it_leaves_nothing_attached_and_comes_bac
         });
         let _finally = Finally(&done);
         for _ in 0..100 {
-            let bound = links(&rig).map(|link| link.xdp.is_some());
+            let bound = links(&setup).map(|link| link.xdp.is_some());
             assert_eq!(bound, [true, false, true]);
-            rig.daemon.stop(Signal::KILL);
-            assert_eq!(links(&rig).map(|link| link.xdp), [None; 3]);
+            setup.daemon.stop(Signal::KILL);
+            assert_eq!(links(&setup).map(|link| link.xdp), [None; 3]);
             // What comes from here on comes from its next life.
             nics.iter().for_each(|nic| drop(nic.rest()));
-            rig.daemon.start();
+            setup.daemon.start();
             for (to, nic) in nics.iter().enumerate() {
                 hears_all(nic, to);
             }
         }
     });
-    let kept: Vec<String> = rig.daemon.ports().into_iter().map(|port| port.status_reason).collect();
-    println!("after a hundred starts: {kept:?}");
-    assert!(rig.daemon.stop(Signal::TERM).success());
-    assert_eq!(links(&rig).map(|link| link.xdp), [None; 3]);
+    let host: Vec<String> = setup.daemon.ports().into_iter().map(|port| port.status_reason).collect();
+    println!("after a hundred starts: {host:?}");
+    assert!(setup.daemon.stop(Signal::TERM).success());
+    assert_eq!(links(&setup).map(|link| link.xdp), [None; 3]);
 }
 
 /// Waits until a guest has heard both others.
 fn hears_all(nic: &Nic, own: usize) {
-    let mut heard = [false; 3];
-    heard[own] = true;
-    while heard != [true; 3] {
-        heard[usize::from(nic.take()[14])] = true;
+    let mut received = [false; 3];
+    received[own] = true;
+    while received != [true; 3] {
+        received[usize::from(nic.take()[14])] = true;
     }
 }

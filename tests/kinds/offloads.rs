@@ -4,35 +4,38 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use crate::host::nic::Nic;
-use crate::host::rig::{Kind, On, PLAIN, Rig, offloads, tcp_both_ways};
-use crate::host::{Space, await_that};
+use crate::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, offloads, tcp_both_ways};
+use crate::host::{Namespace, await_that};
 
 /// Guests on taps and packet ports leave checksums open and send super-frames; those behind `xdp` do not, as
 /// their owners are told. All of them receive both from each other.
 #[test]
 fn tcp_passes_between_all_kinds_with_offloads() {
-    let Some(rig) = Rig::new(Kind { on: &On::ALL, ..PLAIN }, &["a", "b", "c", "d", "e", "f"]) else { return };
-    let addresses: Vec<Ipv4Addr> = (0..6).map(|index| rig.address(index)).collect();
+    let Some(setup) = Setup::new(SetupOptions { on: &DeviceKind::ALL, ..PLAIN }, &["a", "b", "c", "d", "e", "f"])
+    else {
+        return;
+    };
+    let addresses: Vec<Ipv4Addr> = (0..6).map(|index| setup.address(index)).collect();
     for left in 0..6 {
         for (right, &address) in addresses.iter().enumerate().skip(left + 1) {
-            let before = rig.daemon.quiet();
-            tcp_both_ways(&rig.spaces[left], &rig.spaces[right], address, 2_000_000);
-            let after = rig.daemon.quiet();
+            let before = setup.daemon.await_idle();
+            tcp_both_ways(&setup.spaces[left], &setup.spaces[right], address, 2_000_000);
+            let after = setup.daemon.await_idle();
             for (from, to) in [(left, right), (right, left)] {
-                let (from_kind, to_kind) = (On::ALL[from % 3], On::ALL[to % 3]);
+                let (from_kind, to_kind) = (DeviceKind::ALL[from % 3], DeviceKind::ALL[to % 3]);
                 let divided = after[to].counts.segmented - before[to].counts.segmented;
                 let completed = after[to].counts.checksummed - before[to].counts.checksummed;
                 // For AF_XDP the switch does what is left to do.
-                if to_kind == On::Xdp && from_kind != On::Xdp {
+                if to_kind == DeviceKind::Xdp && from_kind != DeviceKind::Xdp {
                     assert!(divided > 0 && completed > 0, "{from_kind:?} to {to_kind:?}: {divided}, {completed}");
                 }
             }
         }
     }
-    let ports = rig.daemon.quiet();
-    for (index, port) in ports.iter().enumerate().filter(|(index, _)| On::ALL[index % 3] != On::Xdp) {
+    let ports = setup.daemon.await_idle();
+    for (index, port) in ports.iter().enumerate().filter(|(index, _)| DeviceKind::ALL[index % 3] != DeviceKind::Xdp) {
         let worked = (port.counts.segmented, port.counts.checksummed);
-        assert_eq!(worked, (0, 0), "{:?} takes the header, and gets it", On::ALL[index % 3]);
+        assert_eq!(worked, (0, 0), "{:?} takes the header, and gets it", DeviceKind::ALL[index % 3]);
     }
     assert!(ports.iter().all(|port| !port.counts.drops.contains_key("offload_unsupported")), "{ports:?}");
 }
@@ -52,8 +55,8 @@ fn checksum(frame: &[u8]) -> (bool, bool) {
 }
 
 /// Packets of TCP or UDP with wrong checksums that a stack has refused.
-fn refused(space: &Space) -> u64 {
-    let table = space.within(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
+fn refused(namespace: &Namespace) -> u64 {
+    let table = namespace.run_in(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
     let mut lines = table.lines().filter(|line| line.starts_with("Tcp:"));
     let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
     let at = names.split(' ').position(|name| name == "InCsumErrors").unwrap();
@@ -67,35 +70,36 @@ fn refused(space: &Space) -> u64 {
 /// connection comes about, until the guest's offloads are off. What it receives is right at any time.
 #[test]
 fn checksums_left_open_behind_xdp_are_lost_and_refused_by_who_receives() {
-    let on = &[On::Xdp, On::Tap, On::Packet, On::Xdp];
-    let Some(rig) = Rig::new(Kind { on, ..PLAIN }, &["a", "b", "c", "d"]) else { return };
-    let addresses = [0, 1, 2, 3].map(|index| rig.address(index));
-    let guest = &rig.spaces[0];
+    let on = &[DeviceKind::Xdp, DeviceKind::Tap, DeviceKind::Packet, DeviceKind::Xdp];
+    let Some(setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["a", "b", "c", "d"]) else { return };
+    let addresses = [0, 1, 2, 3].map(|index| setup.address(index));
+    let guest = &setup.spaces[0];
     for (to, address) in addresses.iter().enumerate().skip(1) {
-        guest.ip(&format!("neigh add {address} lladdr {} dev tap1", rig.vifs[to].mac));
-        rig.spaces[to].ip(&format!("neigh add {} lladdr {} dev {}", addresses[0], rig.vifs[0].mac, rig.vifs[to].name));
-        let there = rig.nic(to);
+        guest.ip(&format!("neigh add {address} lladdr {} dev tap1", setup.vifs[to].mac));
+        setup.spaces[to]
+            .ip(&format!("neigh add {} lladdr {} dev {}", addresses[0], setup.vifs[0].mac, setup.vifs[to].name));
+        let there = setup.nic(to);
         for open in [true, false] {
             offloads(guest, "tap1", open);
-            let before = refused(&rig.spaces[to]);
+            let before = refused(&setup.spaces[to]);
             let datagram = || UdpSocket::bind((addresses[0], 0))?.send_to(b"a datagram", (*address, 9));
-            guest.within(datagram).unwrap();
+            guest.run_in(datagram).unwrap();
             assert_eq!(checksum(&there.take()), (!open, open), "{:?}: UDP", on[to]);
             // Nobody listens there: who takes the checksum for right says so at once.
             let port = SocketAddrV4::new(*address, 9);
-            let connecting = guest.within(|| TcpStream::connect_timeout(&port.into(), Duration::from_millis(200)));
+            let connecting = guest.run_in(|| TcpStream::connect_timeout(&port.into(), Duration::from_millis(200)));
             assert!(connecting.is_err());
             let syn = await_tcp(&there);
             assert_eq!(checksum(&syn), (!open, open), "{:?}: TCP", on[to]);
             if open {
-                await_that("the checksum is refused", || (refused(&rig.spaces[to]) > before).then_some(()));
+                await_that("the checksum is refused", || (refused(&setup.spaces[to]) > before).then_some(()));
             } else {
-                assert_eq!(refused(&rig.spaces[to]), before);
+                assert_eq!(refused(&setup.spaces[to]), before);
             }
             let _ = there.rest();
         }
         offloads(guest, "tap1", false);
-        tcp_both_ways(guest, &rig.spaces[to], *address, 200_000);
+        tcp_both_ways(guest, &setup.spaces[to], *address, 200_000);
         let _ = there.rest();
     }
 }

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use vifswitch::switch::{DropReason, NetworkId, PinReport, PortId, Secret, Security, Station};
+use vifswitch::switch::{DropReason, HashKey, NetworkId, PinReport, PortId, Security, Station};
 use vifswitch::wire::{Announcement, Mac};
-use vifswitch::worker::{Command, Finding};
+use vifswitch::worker::{Command, WorkerEvent};
 
-use crate::by_hand::{KINDS, done};
-use crate::common::{Lab, Plug, SECRET, Setup, Wire, frame, mac, uplink_port};
+use crate::builders::{KINDS, done};
+use crate::common::{HASH_KEY, Lab, PortSpec, Setup, UplinkSpec, frame, mac, uplink_port};
 
 /// Two VMs on one network, and an uplink with it.
 const A: usize = 0;
@@ -18,9 +18,9 @@ const W: usize = 2;
 const VRRP: Mac = Mac::new([0, 0, 0x5e, 0, 1, 1]);
 
 fn labs(security: &Security) -> impl Iterator<Item = Lab> {
-    let plugs = [Plug { security: security.clone(), ..Plug::new(0, 0) }, Plug::new(0, 1)];
+    let plugs = [PortSpec { security: security.clone(), ..PortSpec::new(0, 0) }, PortSpec::new(0, 1)];
     KINDS.into_iter().map(move |(workers, memory)| {
-        Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &[Wire::new(&[(0, 0)])])
+        Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &[UplinkSpec::new(&[(0, 0)])])
     })
 }
 
@@ -29,7 +29,7 @@ fn station(mac: Mac) -> Station {
 }
 
 fn own_announcement(mac: Mac) -> Vec<u8> {
-    Announcement::write(mac, Secret::new(SECRET).announcements()).to_vec()
+    Announcement::write(mac, HashKey::new(HASH_KEY).announcements()).to_vec()
 }
 
 /// The announcement of another switch, or of a VMM.
@@ -59,8 +59,8 @@ fn arrived(lab: &mut Lab) -> Vec<usize> {
 }
 
 fn reports(lab: &mut Lab) -> Vec<PinReport> {
-    let found = lab.found().into_iter();
-    found.map(|finding| if let Finding::Pin(report, _) = finding { report } else { panic!("{finding:?}") }).collect()
+    let found = lab.events().into_iter();
+    found.map(|event| if let WorkerEvent::Pin(report, _) = event { report } else { panic!("{event:?}") }).collect()
 }
 
 #[test]
@@ -77,7 +77,7 @@ fn a_silent_port_draws_nothing_and_from_its_first_frame_on_everything() {
             for _ in 0..10 {
                 assert!(lab.send(W, &frame(Mac::BROADCAST, mac(A), 0x88b5, &[0; 46])));
                 arrived(&mut lab);
-                lab.pass(Duration::from_secs(1));
+                lab.advance(Duration::from_secs(1));
                 assert!(lab.send(A, &announcement(mac(A))));
                 assert_eq!(arrived(&mut lab), [B, W], "what is its own is never refused");
                 assert_eq!(reached(&mut lab, B, mac(A)), [A], "at once, and at every worker");
@@ -123,12 +123,13 @@ fn a_port_that_is_down_pins_nothing() {
 #[test]
 fn a_subport_of_a_parent_that_is_down_pins_nothing() {
     for (workers, memory) in KINDS {
-        let plugs = [Plug::new(1, 0), Plug::new(0, 1), Plug::new(0, 0).behind(0, 7)];
-        let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &[Wire::new(&[(0, 0)])]);
+        let plugs = [PortSpec::new(1, 0), PortSpec::new(0, 1), PortSpec::new(0, 0).subport_of(0, 7)];
+        let mut lab =
+            Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &[UplinkSpec::new(&[(0, 0)])]);
         assert_eq!(reached(&mut lab, 1, mac(2)), [0]);
-        lab.change_rules(|ports, carriers| {
+        lab.change_config(|ports, trunks| {
             ports[0].admin_up = false;
-            carriers.iter_mut().filter(|carrier| carrier.id == PortId::new(0, 0)).for_each(|of| of.admin_up = false);
+            trunks.iter_mut().filter(|trunk| trunk.id == PortId::new(0, 0)).for_each(|of| of.admin_up = false);
         });
         assert_eq!(reached(&mut lab, 1, mac(2)), [3]);
         done(lab);
@@ -139,8 +140,9 @@ fn a_subport_of_a_parent_that_is_down_pins_nothing() {
 #[test]
 fn an_inactive_subport_is_activated_by_its_own_frames() {
     for (workers, memory) in KINDS {
-        let plugs = [Plug::new(1, 0), Plug::new(0, 1), Plug::new(0, 0).behind(0, 7)];
-        let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &[Wire::new(&[(0, 0)])]);
+        let plugs = [PortSpec::new(1, 0), PortSpec::new(0, 1), PortSpec::new(0, 0).subport_of(0, 7)];
+        let mut lab =
+            Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &[UplinkSpec::new(&[(0, 0)])]);
         pin(&mut lab, 2, false);
         assert!(lab.send(W + 1, &frame(Mac::BROADCAST, mac(2), 0x88b5, &[0; 46])));
         arrived(&mut lab);
@@ -187,7 +189,7 @@ fn an_address_that_has_yielded_comes_back_with_the_next_frame_from_it() {
     for mut lab in labs(&Security::Mac([VRRP].into())) {
         let id = lab.ports[A];
         lab.change_ports(|ports| {
-            ports.iter_mut().filter(|port| port.id == id).for_each(|port| port.yielded = vec![VRRP])
+            ports.iter_mut().filter(|port| port.id == id).for_each(|port| port.released_pins = vec![VRRP])
         });
         assert!(lab.send(W, &announcement(VRRP)));
         arrived(&mut lab);
@@ -221,10 +223,10 @@ fn what_a_guest_says_of_itself_is_reported() {
 fn a_pinned_station_can_be_frozen_where_it_is_pinned() {
     for mut lab in labs(&Security::Mac([].into())) {
         let at = lab.ports[A];
-        lab.freeze(&[(station(mac(A)), at), (station(mac(B)), at)]);
+        lab.dampen(&[(station(mac(A)), at), (station(mac(B)), at)]);
         assert!(lab.send(W, &announcement(mac(A))));
         assert_eq!(arrived(&mut lab), [0; 0]);
-        assert_eq!(lab.drops_in(W, DropReason::FrozenSource), 1);
+        assert_eq!(lab.drops_in(W, DropReason::DampenedSource), 1);
         assert!(lab.send(A, &announcement(mac(A))));
         assert_eq!(arrived(&mut lab), [B, W]);
         assert_eq!(reached(&mut lab, B, mac(A)), [A]);
@@ -238,8 +240,8 @@ fn a_pinned_station_can_be_frozen_where_it_is_pinned() {
 #[test]
 fn announcements_of_the_switch_go_outside_and_nowhere_else() {
     for (workers, memory) in KINDS {
-        let plugs = [Plug::new(0, 0), Plug::new(0, 1), Plug::new(1, 2)];
-        let wires = [Wire::new(&[(120, 0), (0, 1)])];
+        let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1), PortSpec::new(1, 2)];
+        let wires = [UplinkSpec::new(&[(120, 0), (0, 1)])];
         let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &wires);
         let (by, worker) = (uplink_port(0, 0), 3 % usize::from(workers));
         let bytes: [u8; Announcement::LEN] = own_announcement(mac(A)).try_into().unwrap();
@@ -265,10 +267,10 @@ fn announcements_of_the_switch_go_outside_and_nowhere_else() {
         assert_eq!(reached(&mut lab, B, learned), [A], "nothing is learned of it");
         assert_eq!(reports(&mut lab), []);
         // An uplink in standby sends none, and says so.
-        lab.change_rules(|_, carriers| carriers[0].standby = true);
+        lab.change_config(|_, trunks| trunks[0].backup = true);
         lab.command(worker, |reply| Command::Announce(vec![(by, bytes)], reply));
         assert_eq!(lab.drops_out(3, DropReason::Standby), 1);
-        assert!(lab.audit().adds_up());
+        assert!(lab.audit().is_balanced());
         done(lab);
     }
 }

@@ -9,22 +9,22 @@ use std::time::Duration;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use vifswitch::control::activation::Activations;
-use vifswitch::control::blueprint::{self, Decided, Measures};
+use vifswitch::control::compile::{self, ControlState, MitigationState};
 use vifswitch::control::config::parse_toml;
+use vifswitch::control::endpoints;
 use vifswitch::control::failover::Groups;
-use vifswitch::control::meters::Meters;
-use vifswitch::control::places::Places;
-use vifswitch::control::seats;
-use vifswitch::switch::{DropReason, Rules, Secret, Security};
+use vifswitch::control::ids::IdAllocator;
+use vifswitch::control::policers::Policers;
+use vifswitch::switch::{DropReason, ForwardingConfig, HashKey, Security};
 use vifswitch::wire::{Mac, Offload};
 
-use crate::common::{Lab, Plug, Setup, frame, mac};
-use crate::scenery::{self, Act};
+use crate::common::{Lab, PortSpec, Setup, frame, mac};
+use crate::generators::{self, Act};
 
 /// What a port is told of its addresses: how they end, and how they were come by.
-type Told = (Vec<u8>, Option<&'static str>);
+type PortAddresses = (Vec<u8>, Option<&'static str>);
 
-static NOTHING: Told = (Vec::new(), None);
+static NO_ADDRESSES: PortAddresses = (Vec::new(), None);
 
 fn v4(port: usize, end: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, port as u8, end)
@@ -35,7 +35,12 @@ fn v6(port: usize, end: u8) -> Ipv6Addr {
 }
 
 /// The rules that follow from a configuration. Ports of one VM stand next to each other.
-fn rules(plugs: &[Plug], told: &[Told], security: Option<&str>, workers: u16) -> Rules {
+fn forwarding_config(
+    plugs: &[PortSpec],
+    events: &[PortAddresses],
+    security: Option<&str>,
+    workers: u16,
+) -> ForwardingConfig {
     let mut text = String::from("[switch]\nstate = \"\"\n");
     for network in 0..2 {
         write!(text, "[[networks]]\nid = \"net{network}\"\nmtu = 9000\n").unwrap();
@@ -44,7 +49,7 @@ fn rules(plugs: &[Plug], told: &[Told], security: Option<&str>, workers: u16) ->
         if index == 0 || plugs[index - 1].owner != plug.owner {
             write!(text, "[[vms]]\nid = \"vm{}\"\n", plug.owner).unwrap();
         }
-        let Plug { network, admin_up, .. } = plug;
+        let PortSpec { network, admin_up, .. } = plug;
         write!(text, "[[vms.ports]]\nport_id = \"p{index}\"\nnetwork_id = \"net{network}\"\n").unwrap();
         let address = mac(index);
         write!(text, "mac_address = \"{address}\"\nadmin_state_up = {admin_up}\n").unwrap();
@@ -58,7 +63,7 @@ fn rules(plugs: &[Plug], told: &[Told], security: Option<&str>, workers: u16) ->
         if !pairs.is_empty() {
             writeln!(text, "allowed_address_pairs = [{}]", pairs.join(", ")).unwrap();
         }
-        let (ends, allocation) = told.get(index).unwrap_or(&NOTHING);
+        let (ends, allocation) = events.get(index).unwrap_or(&NO_ADDRESSES);
         let all = ends.iter().flat_map(|&end| [v4(index, end).to_string(), v6(index, end).to_string()]);
         let all: Vec<String> = all.map(|address| format!("{address:?}")).collect();
         if !all.is_empty() {
@@ -69,16 +74,16 @@ fn rules(plugs: &[Plug], told: &[Told], security: Option<&str>, workers: u16) ->
         }
     }
     let config = parse_toml(&text, "law").unwrap_or_else(|e| panic!("{e}\n{text}"));
-    let places = Places::first(&config);
-    let seats = seats::seats(&config, &places);
+    let places = IdAllocator::first(&config);
+    let endpoints = endpoints::endpoints(&config, &places);
     // The lab's ports stand in the same places.
-    assert!(seats.iter().enumerate().all(|(index, seat)| seat.id.index() == index));
-    let reached = seats.iter().map(|seat| (seat, Some(seat.id.index() as u16 % workers)));
-    let mut meters = Meters::new(workers);
-    meters.follow(&config);
-    let (groups, measures, activations) = (Groups::default(), Measures::default(), Activations::default());
-    let decided = Decided { groups: &groups, measures: &measures, activations: &activations };
-    blueprint::rules(&config, &places, Secret::new([7; 16]), reached, &meters, decided)
+    assert!(endpoints.iter().enumerate().all(|(index, endpoint)| endpoint.id.index() == index));
+    let reached = endpoints.iter().map(|endpoint| (endpoint, Some(endpoint.id.index() as u16 % workers)));
+    let mut policers = Policers::new(workers);
+    policers.follow(&config);
+    let (groups, mitigation, activations) = (Groups::default(), MitigationState::default(), Activations::default());
+    let decided = ControlState { groups: &groups, mitigation: &mitigation, activations: &activations };
+    compile::compile(&config, &places, HashKey::new([7; 16]), reached, &policers, decided)
 }
 
 /// A frame that says an address: of a port, mostly its own.
@@ -120,21 +125,21 @@ impl Said {
 }
 
 #[derive(Debug, Clone)]
-enum Scene {
+enum Step {
     Act(Act),
     Said(Said),
 }
 
-fn scenes() -> impl Strategy<Value = Vec<Scene>> {
+fn scenes() -> impl Strategy<Value = Vec<Step>> {
     let said = (0..9usize, prop::option::weighted(0.3, 0..9usize), 0..4u8, 0..4u8, 0..9usize)
         .prop_map(|(port, whose, end, kind, to)| Said { port, whose: whose.unwrap_or(port), end, kind, to });
-    (scenery::acts(9, 40), vec(said, 1..20)).prop_map(|(acts, said)| {
+    (generators::acts(9, 40), vec(said, 1..20)).prop_map(|(acts, said)| {
         let (mut acts, mut all) = (acts.into_iter(), Vec::new());
         for said in said {
-            all.extend(acts.by_ref().take(2).map(Scene::Act));
-            all.push(Scene::Said(said));
+            all.extend(acts.by_ref().take(2).map(Step::Act));
+            all.push(Step::Said(said));
         }
-        all.extend(acts.map(Scene::Act));
+        all.extend(acts.map(Step::Act));
         all
     })
 }
@@ -142,26 +147,27 @@ fn scenes() -> impl Strategy<Value = Vec<Scene>> {
 /// What each guest receives with its offload headers; and of each port, what went and what died.
 type Outcome = (Vec<Vec<(Vec<u8>, Offload)>>, Vec<Vec<u64>>);
 
-fn outcome(plugs: &[Plug], rules: Rules, workers: u16, scenes: &[Scene]) -> Outcome {
+fn outcome(plugs: &[PortSpec], config: ForwardingConfig, workers: u16, scenes: &[Step]) -> Outcome {
     let mut lab = Lab::new(Setup { workers, mtu: 9000, ..Setup::default() }, plugs);
-    lab.set_rules(Arc::new(rules));
+    lab.set_config(Arc::new(config));
     for scene in scenes {
         let (port, bytes, offload) = match scene {
-            Scene::Act(Act::Pass(seconds)) => {
-                lab.pass(Duration::from_secs(*seconds));
+            Step::Act(Act::Advance(seconds)) => {
+                lab.advance(Duration::from_secs(*seconds));
                 continue;
             }
-            Scene::Act(Act::Send(sketch)) => (sketch.port(plugs.len()), sketch.bytes(plugs.len()), sketch.offload),
-            Scene::Said(said) => (said.port % plugs.len(), said.bytes(plugs.len()), Offload::NONE),
+            Step::Act(Act::Send(sketch)) => (sketch.port(plugs.len()), sketch.bytes(plugs.len()), sketch.offload),
+            Step::Said(said) => (said.port % plugs.len(), said.bytes(plugs.len()), Offload::NONE),
         };
         assert!(lab.ends[port].send(&bytes, offload));
         lab.settle();
     }
-    lab.check_ledger();
+    lab.check_counters();
     let went = (0..plugs.len()).map(|port| {
         let sums = [lab.sum(port, |c| c.forwarded.get()), lab.sum(port, |c| c.flooded.get())];
-        let died = DropReason::ALL.iter().flat_map(|&reason| [lab.drops_in(port, reason), lab.drops_out(port, reason)]);
-        sums.into_iter().chain(died).collect()
+        let dropped =
+            DropReason::ALL.iter().flat_map(|&reason| [lab.drops_in(port, reason), lab.drops_out(port, reason)]);
+        sums.into_iter().chain(dropped).collect()
     });
     let went = went.collect();
     let came = lab.ends.iter_mut().map(|end| std::iter::from_fn(|| end.take()).collect()).collect();
@@ -169,8 +175,8 @@ fn outcome(plugs: &[Plug], rules: Rules, workers: u16, scenes: &[Scene]) -> Outc
     (came, went)
 }
 
-fn plugs() -> impl Strategy<Value = Vec<Plug>> {
-    scenery::plugs(2).prop_map(|mut plugs| {
+fn plugs() -> impl Strategy<Value = Vec<PortSpec>> {
+    generators::plugs(2).prop_map(|mut plugs| {
         plugs.sort_by_key(|plug| plug.owner);
         for plug in &mut plugs {
             if let Security::Mac(also) = &mut plug.security {
@@ -184,7 +190,7 @@ fn plugs() -> impl Strategy<Value = Vec<Plug>> {
     })
 }
 
-fn told() -> impl Strategy<Value = Vec<Told>> {
+fn port_addresses() -> impl Strategy<Value = Vec<PortAddresses>> {
     let ends = prop::sample::subsequence(vec![0u8, 1, 2, 3], 0..=3);
     let allocation = prop::option::of(prop::sample::select(vec!["immediate", "deferred", "none"]));
     vec((ends, allocation), 10)
@@ -194,9 +200,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn addresses_that_are_configured_make_no_difference(plugs in plugs(), told in told(), scenes in scenes(), workers in 1..4u16) {
-        let blank = outcome(&plugs, rules(&plugs, &[], None, workers), workers, &scenes);
-        let these = outcome(&plugs, rules(&plugs, &told, None, workers), workers, &scenes);
+    fn addresses_that_are_configured_make_no_difference(plugs in plugs(), events in port_addresses(), scenes in scenes(), workers in 1..4u16) {
+        let blank = outcome(&plugs, forwarding_config(&plugs, &[], None, workers), workers, &scenes);
+        let these = outcome(&plugs, forwarding_config(&plugs, &events, None, workers), workers, &scenes);
         prop_assert!(these.0 == blank.0, "other frames");
         prop_assert_eq!(these.1, blank.1);
     }
@@ -205,11 +211,11 @@ proptest! {
 /// The law can be broken: with `mac+ip` it is.
 #[test]
 fn addresses_make_a_difference_where_they_are_asked_for() {
-    let plugs = [Plug::new(0, 0), Plug::new(0, 1)];
+    let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1)];
     let said = Said { port: 0, whose: 0, end: 1, kind: 1, to: 1 };
-    let came = |told: &[Told]| {
-        let rules = rules(&plugs, told, Some("mac+ip"), 1);
-        outcome(&plugs, rules, 1, &[Scene::Said(said.clone())]).0[1].len()
+    let came = |events: &[PortAddresses]| {
+        let config = forwarding_config(&plugs, events, Some("mac+ip"), 1);
+        outcome(&plugs, config, 1, &[Step::Said(said.clone())]).0[1].len()
     };
     assert_eq!((came(&[]), came(&[(vec![1], None)]), came(&[(vec![2], None)])), (0, 1, 0));
 }

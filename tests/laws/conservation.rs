@@ -7,22 +7,22 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vifswitch::device::memory::{Capacity, End, Memory, cable};
-use vifswitch::switch::{DropReason, NetworkId, Rules, Secret};
+use vifswitch::device::loopback::{Loopback, LoopbackCapacity, RxMemory, loopback};
+use vifswitch::switch::{DropReason, ForwardingConfig, HashKey, NetworkId};
 use vifswitch::wire::{Mac, Offload, Probe};
-use vifswitch::worker::{Books, Command, Gate};
+use vifswitch::worker::{Command, PortCounterTable, RxQueue};
 
-use crate::common::{Lab, PROBE_KEY, Plug, Setup, Wire, frame, mac};
+use crate::common::{Lab, PROBE_KEY, PortSpec, Setup, UplinkSpec, frame, mac};
 use crate::fault::{Fault, Faults};
-use crate::scenery::{self, Sketch, any_frame, header};
+use crate::generators::{self, Sketch, any_frame, header};
 
 #[derive(Debug, Clone)]
 enum Act {
     Send(Sketch),
     Step,
     /// One worker breathes, and the others do not.
-    Breathe(usize),
-    Pass(u64),
+    Poll(usize),
+    Advance(u64),
     /// The guest reads what has arrived for it, or else its cable fills up.
     Read(usize),
     /// The port goes administratively down, or up again.
@@ -45,8 +45,8 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         20 => any_frame().prop_map(Act::Send),
         3 => Just(Act::Step),
-        5 => (0..3usize).prop_map(Act::Breathe),
-        1 => (0..400u64).prop_map(Act::Pass),
+        5 => (0..3usize).prop_map(Act::Poll),
+        1 => (0..400u64).prop_map(Act::Advance),
         3 => (0..11usize).prop_map(Act::Read),
         1 => (0..11usize).prop_map(Act::Flip),
         1 => (0..11usize).prop_map(Act::Plug),
@@ -62,7 +62,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 /// What is behind a port.
 #[derive(Debug, Clone, Copy)]
 struct Wiring {
-    memory: Memory,
+    memory: RxMemory,
     offloads: bool,
     faults: Option<Faults>,
     /// Another queue, at this worker.
@@ -71,10 +71,10 @@ struct Wiring {
 
 fn wiring() -> impl Strategy<Value = Wiring> {
     let faults = (any::<u64>(), 0..500u32, 0..500u32, proptest::option::weighted(0.3, 0..60u64))
-        .prop_map(|(seed, lose, full, die_after)| Faults { seed, lose, full, die_after });
+        .prop_map(|(seed, loss, full, die_after)| Faults { seed, loss, full, die_after });
     let faults = proptest::option::weighted(0.3, faults);
     let second = proptest::option::weighted(0.2, 0..3usize);
-    (scenery::memory(), prop::bool::weighted(0.7), faults, second)
+    (generators::memory(), prop::bool::weighted(0.7), faults, second)
         .prop_map(|(memory, offloads, faults, second)| Wiring { memory, offloads, faults, second })
 }
 
@@ -84,7 +84,7 @@ fn count(bytes: &[u8], offload: &Offload) -> u64 {
 }
 
 /// Counts what has arrived at the end of the cable of port `base`, in frames, where it belongs.
-fn read(lab: &mut Lab, base: usize, second: Option<&mut End>, received: &mut [u64]) -> Option<Vec<u8>> {
+fn read(lab: &mut Lab, base: usize, second: Option<&mut Loopback>, received: &mut [u64]) -> Option<Vec<u8>> {
     let mut arrived: Vec<_> = std::iter::from_fn(|| lab.ends[base].take()).collect();
     arrived.extend(second.into_iter().flat_map(|end| std::iter::from_fn(|| end.take()).collect::<Vec<_>>()));
     let mut probe = None;
@@ -99,8 +99,8 @@ fn read(lab: &mut Lab, base: usize, second: Option<&mut End>, received: &mut [u6
 }
 
 struct Case {
-    plugs: Vec<Plug>,
-    wires: Vec<Wire>,
+    plugs: Vec<PortSpec>,
+    wires: Vec<UplinkSpec>,
     wiring: Vec<Wiring>,
     setup: Setup,
     acts: Vec<Act>,
@@ -109,7 +109,7 @@ struct Case {
 fn run(case: Case) {
     let Case { plugs, wires, wiring, setup, acts } = case;
     let (vifs, ports) = (plugs.len(), plugs.len() + wires.len());
-    let (workers, cable_size) = (usize::from(setup.workers), setup.cable);
+    let (workers, cable_size) = (usize::from(setup.workers), setup.capacity);
     // A frame may wait in a cable for a slot only where there are few.
     let plenty = setup.slots >= 2048;
     let mut lost: HashMap<usize, Arc<AtomicU64>> = HashMap::new();
@@ -119,17 +119,17 @@ fn run(case: Case) {
         lost.insert(port, device.lost());
         Box::new(device)
     });
-    let mut seconds: Vec<Option<End>> = Vec::new();
+    let mut seconds: Vec<Option<Loopback>> = Vec::new();
     for (port, wiring) in wiring[..ports].iter().enumerate() {
         let second = wiring.second.filter(|_| lab.trunks[port].is_none());
         seconds.push(second.map(|worker| {
-            let (end, far) = cable(cable_size);
+            let (end, far) = loopback(cable_size);
             let device = Box::new(end.with_memory(wiring.memory).with_offloads(wiring.offloads));
-            lab.open_at(worker % workers, Gate::new(lab.ports[port], 1, device));
+            lab.open_at(worker % workers, RxQueue::new(lab.ports[port], 1, device));
             far
         }));
     }
-    let mut closed: Vec<Option<Gate>> = (0..ports).map(|_| None).collect();
+    let mut closed: Vec<Option<RxQueue>> = (0..ports).map(|_| None).collect();
     let mut received = vec![0; ports];
     let mut offered = vec![0; ports];
     let mut was_closed = vec![false; ports];
@@ -147,20 +147,20 @@ fn run(case: Case) {
                 }
             }
             Act::Step => _ = lab.step(),
-            Act::Breathe(worker) => _ = lab.workers[worker % workers].breathe(lab.now),
-            Act::Pass(seconds) => lab.pass(Duration::from_secs(seconds)),
+            Act::Poll(worker) => _ = lab.workers[worker % workers].poll_once(lab.now),
+            Act::Advance(seconds) => lab.advance(Duration::from_secs(seconds)),
             Act::Read(port) => seen = read(&mut lab, port % ports, None, &mut received).or(seen),
             Act::Measure(port, hold) => {
                 let port = lab.ports[port % ports];
                 lab.change_ports(|all| {
-                    for rules in all.iter_mut().filter(|rules| rules.id == port) {
-                        if hold { rules.held ^= true } else { rules.splits ^= true }
+                    for config in all.iter_mut().filter(|config| config.id == port) {
+                        if hold { config.quarantined ^= true } else { config.sibling_split_horizon ^= true }
                     }
                 });
             }
             Act::Probe(port) => {
                 // Of an uplink, by the port of one of its networks.
-                let all: Vec<_> = lab.rules.ports().map(|port| port.id).collect();
+                let all: Vec<_> = lab.config.ports().map(|port| port.id).collect();
                 sequence += 1;
                 lab.send_probe(all[port % all.len()], sequence);
             }
@@ -175,14 +175,14 @@ fn run(case: Case) {
             }
             Act::Flip(port) => {
                 let port = lab.ports[port % ports];
-                lab.change_rules(|all, carriers| {
-                    all.iter_mut().filter(|rules| rules.id == port).for_each(|rules| rules.admin_up ^= true);
-                    carriers.iter_mut().filter(|rules| rules.id == port).for_each(|rules| rules.admin_up ^= true);
+                lab.change_config(|all, trunks| {
+                    all.iter_mut().filter(|config| config.id == port).for_each(|config| config.admin_up ^= true);
+                    trunks.iter_mut().filter(|config| config.id == port).for_each(|config| config.admin_up ^= true);
                 });
             }
             Act::FailOver => {
                 if wires.last().is_some_and(|wire| wire.spare_of.is_some()) {
-                    let is_active = lab.rules.carrier(lab.ports[vifs]).is_some_and(|carrier| !carrier.standby);
+                    let is_active = lab.config.trunk(lab.ports[vifs]).is_some_and(|trunk| !trunk.backup);
                     let (active, spare) = if is_active { (vifs + 1, vifs) } else { (vifs, vifs + 1) };
                     lab.fail_over(active, spare);
                 }
@@ -191,7 +191,7 @@ fn run(case: Case) {
                 let port = lab.base(port % ports);
                 match closed[port].take() {
                     // Not one that was dead when it was closed.
-                    Some(gate) if wiring[port].faults.is_none() => lab.open(gate),
+                    Some(queue) if wiring[port].faults.is_none() => lab.open(queue),
                     Some(_) => {}
                     None => closed[port] = lab.close(lab.ports[port], port % workers),
                 }
@@ -199,19 +199,19 @@ fn run(case: Case) {
             }
             Act::Audit => {
                 let audit = lab.audit();
-                assert!(audit.adds_up(), "{audit:#?}");
+                assert!(audit.is_balanced(), "{audit:#?}");
             }
         }
     }
     lab.settle();
     let mut audit = lab.audit();
     // Where slots are few, a frame may have waited in its cable for one that came home last of all.
-    while !plenty && !audit.is_quiet() {
+    while !plenty && !audit.is_idle() {
         lab.settle();
         audit = lab.audit();
     }
-    lab.check_ledger();
-    assert!(audit.is_quiet() && audit.adds_up(), "{audit:#?}");
+    lab.check_counters();
+    assert!(audit.is_idle() && audit.is_balanced(), "{audit:#?}");
     for (port, second) in seconds.iter_mut().enumerate().take(ports) {
         assert_eq!(audit.port(port).rx_frames, lab.sum(port, |c| c.rx_frames.get()));
         drop(read(&mut lab, port, second.as_mut(), &mut received));
@@ -219,8 +219,8 @@ fn run(case: Case) {
     for port in 0..ports {
         assert_eq!(received[port], lab.sum(port, |c| c.tx_frames.get()), "what port {port} was sent, it got");
         // Super-frames count for more than they are offered as.
-        let behind = (0..ports).filter(|&behind| lab.base(behind) == port);
-        let arrived: u64 = behind.map(|behind| lab.sum(behind, |c| c.rx_frames.get())).sum();
+        let after = (0..ports).filter(|&after| lab.base(after) == port);
+        let arrived: u64 = after.map(|after| lab.sum(after, |c| c.rx_frames.get())).sum();
         let arrived = arrived + lost.get(&port).map_or(0, |lost| lost.load(Ordering::Relaxed));
         let dies = wiring[port].faults.is_some_and(|faults| faults.die_after.is_some());
         let hears = plenty && !dies && !was_closed[port];
@@ -235,8 +235,8 @@ proptest! {
 
     #[test]
     fn frames_and_slots_are_conserved(
-        plugs in scenery::measured(prop_oneof![scenery::plugs(3), scenery::trunks(3)]),
-        wires in scenery::wires(3),
+        plugs in generators::measured(prop_oneof![generators::plugs(3), generators::trunks(3)]),
+        wires in generators::wires(3),
         wiring in vec(wiring(), 11),
         workers in prop::sample::select(vec![1u16, 2, 3]),
         blocks in prop::sample::select(vec![2usize, 8, 256]),
@@ -245,8 +245,8 @@ proptest! {
         mtu in prop::sample::select(vec![1500u16, 9000, 65_000]),
         acts in acts(),
     ) {
-        let cable = Capacity { blocks, block_bytes };
-        let setup = Setup { workers, slots, cable, mtu, stations: 16, ..Setup::default() };
+        let loopback = LoopbackCapacity { blocks, block_bytes };
+        let setup = Setup { workers, slots, capacity: loopback, mtu, stations: 16, ..Setup::default() };
         run(Case { plugs, wires, wiring, setup, acts });
     }
 }
@@ -258,13 +258,14 @@ fn a_lie_about_headers_is_counted_alike_everywhere() {
     for start in (2500..4500).step_by(50) {
         let offload = header(1, 1, 1000, start, 16);
         let mut verdicts = Vec::new();
-        for (workers, memory) in [(1, Memory::Lent), (2, Memory::Lent), (1, Memory::Owned), (2, Memory::Owned)] {
+        for (workers, memory) in [(1, RxMemory::Lent), (2, RxMemory::Lent), (1, RxMemory::Owned), (2, RxMemory::Owned)]
+        {
             let setup = Setup { workers, memory, mtu: 9000, ..Setup::default() };
-            let mut lab = Lab::new(setup, &[Plug::new(0, 0), Plug::new(0, 1)]);
+            let mut lab = Lab::new(setup, &[PortSpec::new(0, 0), PortSpec::new(0, 1)]);
             assert!(lab.ends[0].send(&frame(mac(1), mac(0), 0x88b5, &[0x50; 20_000]), offload));
             lab.settle();
             verdicts.push((lab.sum(0, |c| c.rx_frames.get()), lab.sum(1, |c| c.tx_frames.get())));
-            lab.check_ledger();
+            lab.check_counters();
             lab.end();
         }
         assert!(verdicts.iter().all(|verdict| *verdict == verdicts[0]), "headers from {start} on: {verdicts:?}");
@@ -273,7 +274,7 @@ fn a_lie_about_headers_is_counted_alike_everywhere() {
 
 /// Traffic of every sort between ports on three workers.
 fn busy_lab() -> Lab {
-    let plugs = [Plug::new(0, 0), Plug::new(0, 1), Plug::new(0, 2), Plug::new(0, 0)];
+    let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1), PortSpec::new(0, 2), PortSpec::new(0, 0)];
     let mut lab = Lab::new(Setup { workers: 3, ..Setup::default() }, &plugs);
     for _ in 0..3 {
         for from in 0..4 {
@@ -289,9 +290,9 @@ fn busy_lab() -> Lab {
 #[test]
 fn cooked_books_do_not_add_up() {
     let mut lab = busy_lab();
-    let book = lab.books[1][1].clone();
+    let book = lab.port_counters[1][1].clone();
     let worker = lab.counters[1].clone();
-    assert!(lab.audit().adds_up());
+    assert!(lab.audit().is_balanced());
     let counters = [
         &book.rx_frames,
         &book.forwarded,
@@ -300,31 +301,31 @@ fn cooked_books_do_not_add_up() {
         &book.probes,
         &book.announcements,
         &book.tx_frames,
-        &worker.frames_sent,
-        &worker.frames_heard,
-        &worker.floods_sent,
-        &worker.floods_heard,
-        &worker.strays,
+        &worker.peer_tx_frames,
+        &worker.peer_rx_frames,
+        &worker.peer_tx_floods,
+        &worker.peer_rx_floods,
+        &worker.closed_port_drops,
     ];
     for (place, counter) in counters.into_iter().enumerate() {
         for forged in [1, 1u64.wrapping_neg()] {
             counter.add(forged);
-            assert!(!lab.audit().adds_up(), "counter {place}, by {forged:x}");
+            assert!(!lab.audit().is_balanced(), "counter {place}, by {forged:x}");
             counter.add(forged.wrapping_neg());
-            assert!(lab.audit().adds_up());
+            assert!(lab.audit().is_balanced());
         }
     }
     for reason in [DropReason::Hairpin, DropReason::DeviceFull] {
         for drops in [&book.drops_in, &book.drops_out] {
             drops.add(reason, 1);
-            assert!(!lab.audit().adds_up(), "{reason:?}");
+            assert!(!lab.audit().is_balanced(), "{reason:?}");
             drops.add(reason, 1u64.wrapping_neg());
         }
     }
     book.rx_frames.add(3);
     let audit = lab.audit();
-    assert_eq!((audit.port(1).off(), audit.port(0).off()), (3, 0));
-    assert!(audit.second.iter().all(|reading| reading.off() == 0));
+    assert_eq!((audit.port(1).delta(), audit.port(0).delta()), (3, 0));
+    assert!(audit.second.iter().all(|reading| reading.delta() == 0));
     book.rx_frames.add(3u64.wrapping_neg());
     lab.end();
 }
@@ -337,23 +338,23 @@ fn what_a_closed_port_has_counted_still_counts() {
     let port = 1;
     // It is on its way, and not heard yet.
     assert!(lab.send(0, &frame(mac(port), mac(0), 0x88b5, &[1; 100])));
-    lab.workers[0].breathe(lab.now);
-    let mut ports: Vec<_> = lab.rules.ports().cloned().collect();
-    ports.retain(|rules| rules.id != lab.ports[port]);
-    let networks = lab.rules.network(NetworkId::new(0)).cloned().into_iter().collect();
-    let rules = Arc::new(Rules::compile(Secret::new([7; 16]), networks, ports, Vec::new()));
+    lab.workers[0].poll_once(lab.now);
+    let mut ports: Vec<_> = lab.config.ports().cloned().collect();
+    ports.retain(|config| config.id != lab.ports[port]);
+    let networks = lab.config.network(NetworkId::new(0)).cloned().into_iter().collect();
+    let config = Arc::new(ForwardingConfig::compile(HashKey::new([7; 16]), networks, ports, Vec::new()));
     for worker in 0..3 {
-        let mut books: Books = lab.books[worker].iter().cloned().map(Some).collect();
-        books[port] = None;
-        lab.command(worker, |reply| Command::Rules(rules.clone(), books, reply));
+        let mut port_counters: PortCounterTable = lab.port_counters[worker].iter().cloned().map(Some).collect();
+        port_counters[port] = None;
+        lab.command(worker, |reply| Command::Config(config.clone(), port_counters, reply));
     }
     lab.settle();
-    assert_eq!(lab.counters[1].strays.get(), 1);
+    assert_eq!(lab.counters[1].closed_port_drops.get(), 1);
     let audit = lab.audit();
-    assert!(audit.is_quiet() && audit.adds_up(), "{audit:#?}");
+    assert!(audit.is_idle() && audit.is_balanced(), "{audit:#?}");
     assert_eq!(audit.port(port).rx_frames, 0, "it is no more");
-    let gate = lab.close(lab.ports[port], 1);
-    assert!(gate.is_some());
-    drop(gate);
+    let queue = lab.close(lab.ports[port], 1);
+    assert!(queue.is_some());
+    drop(queue);
     lab.end();
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 use vifswitch::switch::{AtLimit, Binding, DropReason, MacLimit, ReservedMask, Security};
 use vifswitch::wire::{Mac, Offload};
 
-use crate::by_hand::KINDS;
-use crate::common::{Lab, Plug, Setup, Wire, frame, mac};
-use crate::scenery::{tcp, wild};
+use crate::builders::KINDS;
+use crate::common::{Lab, PortSpec, Setup, UplinkSpec, frame, mac};
+use crate::generators::{tcp, wild};
 
 /// Sends one frame and settles. Which ports got it, each named once for each copy.
 fn sent(lab: &mut Lab, from: usize, bytes: &[u8], offload: Offload) -> Vec<usize> {
@@ -23,8 +23,8 @@ fn reached(lab: &mut Lab, from: usize, to: Mac, source: Mac) -> Vec<usize> {
     sent(lab, from, &frame(to, source, 0x88b5, &[7; 50]), Offload::NONE)
 }
 
-fn plugs(count: u32) -> Vec<Plug> {
-    (0..count).map(|owner| Plug::new(0, owner)).collect()
+fn plugs(count: u32) -> Vec<PortSpec> {
+    (0..count).map(|owner| PortSpec::new(0, owner)).collect()
 }
 
 #[test]
@@ -33,9 +33,9 @@ fn a_promiscuous_port_gets_what_is_forwarded_once() {
         let mut plugs = plugs(5);
         plugs[2].promiscuous = true;
         plugs[4].promiscuous = true;
-        plugs.push(Plug::new(1, 0));
-        plugs.push(Plug::new(1, 1));
-        let wires = [Wire::new(&[(5, 0)]), Wire::new(&[(5, 0)])];
+        plugs.push(PortSpec::new(1, 0));
+        plugs.push(PortSpec::new(1, 1));
+        let wires = [UplinkSpec::new(&[(5, 0)]), UplinkSpec::new(&[(5, 0)])];
         let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &wires);
         assert_eq!(reached(&mut lab, 0, mac(1), mac(0)), [1, 2, 4]);
         assert_eq!(reached(&mut lab, 0, mac(2), mac(0)), [2, 4], "what is for itself it gets once");
@@ -44,8 +44,8 @@ fn a_promiscuous_port_gets_what_is_forwarded_once() {
         assert_eq!(reached(&mut lab, 0, mac(1), mac(3)), [0; 0], "not what was dropped");
         assert_eq!(reached(&mut lab, 0, mac(0), mac(0)), [0; 0]);
         assert_eq!(reached(&mut lab, 5, mac(6), mac(5)), [6], "not of another network");
-        assert_eq!(lab.sum(2, |c| c.mirrored.get()), 1);
-        assert_eq!(lab.sum(4, |c| c.mirrored.get()), 3);
+        assert_eq!(lab.sum(2, |c| c.mirror_copies.get()), 1);
+        assert_eq!(lab.sum(4, |c| c.mirror_copies.get()), 3);
         // Between an uplink and a VM, both ways; the frame outside has a tag.
         let (inside, mut outside) =
             (frame(wild(1), mac(0), 0x88b5, &[7; 50]), frame(mac(0), wild(1), 0x88b5, &[7; 50]));
@@ -59,14 +59,14 @@ fn a_promiscuous_port_gets_what_is_forwarded_once() {
         assert_eq!([1, 2, 4, 8].map(|port| lab.received(port).len()), [0, 1, 1, 0]);
         assert_eq!(lab.received(7).len(), 1);
         // A super-frame counts as the frames it becomes.
-        let before = (lab.sum(2, |c| c.mirrored.get()), lab.sum(0, |c| c.copies.get()));
+        let before = (lab.sum(2, |c| c.mirror_copies.get()), lab.sum(0, |c| c.copies.get()));
         let mut bytes = frame(mac(1), mac(0), 0x0800, &[0x50; 3000]);
         bytes[46] = 0x50;
         let got = sent(&mut lab, 0, &bytes, tcp(1000));
         assert_eq!(got, [1, 2, 4]);
-        assert_eq!(lab.sum(2, |c| c.mirrored.get()) - before.0, 3);
+        assert_eq!(lab.sum(2, |c| c.mirror_copies.get()) - before.0, 3);
         assert_eq!(lab.sum(0, |c| c.copies.get()) - before.1, 6);
-        lab.check_ledger();
+        lab.check_counters();
         lab.end();
     }
 }
@@ -79,14 +79,14 @@ fn a_suppressed_port_gets_all_but_unknown_unicast() {
         let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
         assert_eq!(reached(&mut lab, 0, wild(1), mac(0)), [1, 3]);
         assert_eq!(reached(&mut lab, 2, wild(1), mac(2)), [0, 1, 3], "its own are for the others");
-        assert_eq!(lab.sum(2, |c| c.suppressed.get()), 1);
+        assert_eq!(lab.sum(2, |c| c.not_flooded.get()), 1);
         assert_eq!(reached(&mut lab, 0, Mac::BROADCAST, mac(0)), [1, 2, 3]);
         assert_eq!(reached(&mut lab, 0, Mac::from_bits(0x3333_0000_0001), mac(0)), [1, 2, 3]);
         assert_eq!(reached(&mut lab, 0, mac(2), mac(0)), [2], "what is for it is known");
         reached(&mut lab, 2, mac(0), wild(2));
         assert_eq!(reached(&mut lab, 0, wild(2), mac(0)), [2], "and what is behind it, once it speaks");
-        assert_eq!(lab.total(|c| c.suppressed.get()), 1);
-        lab.check_ledger();
+        assert_eq!(lab.total(|c| c.not_flooded.get()), 1);
+        lab.check_counters();
         lab.end();
     }
 }
@@ -106,7 +106,7 @@ fn at_its_limit_a_port_learns_nobody_else() {
             assert_eq!(reached(&mut lab, 0, mac(1), wild(2)), passes);
             assert_eq!(reached(&mut lab, 1, wild(2), mac(1)), [0, 2], "nobody has learned it");
             assert_eq!(reached(&mut lab, 1, wild(0), mac(1)), [0], "nobody was displaced for it");
-            let counted = (lab.drops_in(0, DropReason::MacLimit), lab.sum(0, |c| c.unlearned.get()));
+            let counted = (lab.drops_in(0, DropReason::MacLimit), lab.sum(0, |c| c.not_learned.get()));
             assert_eq!(counted, if is_dropped { (1, 0) } else { (0, 1) });
             // One moves away, and there is room.
             reached(&mut lab, 2, mac(1), wild(1));
@@ -115,10 +115,10 @@ fn at_its_limit_a_port_learns_nobody_else() {
             assert_eq!(reached(&mut lab, 0, mac(1), wild(1)), passes, "it does not come back");
             assert_eq!(reached(&mut lab, 1, wild(1), mac(1)), [2]);
             // They age, and there is room.
-            lab.pass(Duration::from_secs(300));
+            lab.advance(Duration::from_secs(300));
             assert_eq!(reached(&mut lab, 0, mac(1), wild(5)), [1]);
             assert_eq!(reached(&mut lab, 1, wild(5), mac(1)), [0]);
-            lab.check_ledger();
+            lab.check_counters();
             lab.end();
         }
     }
@@ -144,7 +144,7 @@ fn no_station_is_displaced_for_an_address_that_has_been_pinned() {
             assert_eq!([wild(0), wild(1)].map(|to| reached(&mut lab, 1, to, mac(1))), [[0], [0]]);
             assert_eq!(reached(&mut lab, 1, wild(2), mac(1)), [0, 2], "nobody has learned it");
             assert_eq!(reached(&mut lab, 1, mac(0), mac(1)), [0]);
-            lab.check_ledger();
+            lab.check_counters();
             lab.end();
         }
     }
@@ -214,7 +214,7 @@ fn a_port_without_addresses_says_nothing_in_ip() {
             let expected: &[usize] = if passes { &[1] } else { &[] };
             assert_eq!(sent(&mut lab, 0, &packet, Offload::NONE), expected, "{security:?}");
         }
-        lab.check_ledger();
+        lab.check_counters();
         lab.end();
     }
 }
@@ -230,7 +230,8 @@ fn each_refused_group_is_counted_by_name() {
                 let expected: &[usize] = if mask.0 >> place & 1 == 1 { &[1] } else { &[] };
                 assert_eq!(reached(&mut lab, 0, to, mac(0)), expected, "{to} by {mask:?}");
             }
-            let refused: Vec<_> = lab.books[0][0].reserved_groups.iter().map(|(group, n)| (group.index(), n)).collect();
+            let refused: Vec<_> =
+                lab.port_counters[0][0].reserved_groups.iter().map(|(group, n)| (group.index(), n)).collect();
             let expected: Vec<_> = (0..16).filter(|place| mask.0 >> place & 1 == 0).map(|place| (place, 1)).collect();
             assert_eq!(refused, expected);
             assert_eq!(lab.drops_in(0, DropReason::ReservedGroup), expected.len() as u64);

@@ -4,18 +4,18 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use vifswitch::device::memory::Memory;
+use vifswitch::device::loopback::RxMemory;
 use vifswitch::wire::Offload;
 
-use crate::common::{Lab, Plug, Setup, Wire};
-use crate::scenery::{self, Act};
+use crate::common::{Lab, PortSpec, Setup, UplinkSpec};
+use crate::generators::{self, Act};
 
 /// What each guest receives, offload headers included. Every third port takes none.
 fn deliveries(
-    plugs: &[Plug],
-    wires: &[Wire],
+    plugs: &[PortSpec],
+    wires: &[UplinkSpec],
     workers: u16,
-    memory: Memory,
+    memory: RxMemory,
     acts: &[Act],
 ) -> Vec<Vec<(Vec<u8>, Offload)>> {
     let setup = Setup { workers, memory, mtu: 9000, ..Setup::default() };
@@ -31,10 +31,10 @@ fn deliveries(
                 assert!(lab.ends[base].send(&bytes, offload));
                 lab.settle();
             }
-            Act::Pass(seconds) => lab.pass(Duration::from_secs(*seconds)),
+            Act::Advance(seconds) => lab.advance(Duration::from_secs(*seconds)),
         }
     }
-    lab.check_ledger();
+    lab.check_counters();
     // The ports of one trunk keep their order each, and not among each other.
     let arrived = if has_trunks {
         lab.sorted()
@@ -49,9 +49,9 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn one_worker_and_several_deliver_the_same(plugs in scenery::measured(prop_oneof![scenery::plugs(2), scenery::trunks(2)]), wires in scenery::wires(2), acts in scenery::acts(9, 60)) {
-        let one = deliveries(&plugs, &wires, 1, Memory::Owned, &acts);
-        for (workers, memory) in [(1, Memory::Lent), (2, Memory::Owned), (2, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)] {
+    fn one_worker_and_several_deliver_the_same(plugs in generators::measured(prop_oneof![generators::plugs(2), generators::trunks(2)]), wires in generators::wires(2), acts in generators::acts(9, 60)) {
+        let one = deliveries(&plugs, &wires, 1, RxMemory::Owned, &acts);
+        for (workers, memory) in [(1, RxMemory::Lent), (2, RxMemory::Owned), (2, RxMemory::Lent), (3, RxMemory::Owned), (3, RxMemory::Lent)] {
             let these = deliveries(&plugs, &wires, workers, memory, &acts);
             for (port, (expected, these)) in one.iter().zip(&these).enumerate() {
                 prop_assert_eq!(these.len(), expected.len(), "port {}, {} workers, {:?}", port, workers, memory);

@@ -6,55 +6,55 @@ use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use proptest::prelude::*;
-use vifswitch::device::memory::{Capacity, End, Memory};
-use vifswitch::device::{Abilities, Device};
-use vifswitch::frame::{Batch, Cache, Lane, Sent};
+use vifswitch::device::loopback::{Loopback, LoopbackCapacity, RxMemory};
+use vifswitch::device::{Device, DeviceCaps};
+use vifswitch::frame::{Batch, Magazine, TxBatch, TxStats};
 use vifswitch::switch::DropReason;
 use vifswitch::wire::{Mac, Offload};
 
-use crate::common::{Lab, Plug, Setup, frame, mac};
+use crate::common::{Lab, PortSpec, Setup, frame, mac};
 
 /// Frames that a breath takes from a gate at most.
 const BURST: u64 = 64;
 
 /// An end that is read in a way of its own.
-struct Choosy {
-    end: End,
+struct LimitedDevice {
+    end: Loopback,
     /// Frames that it hands over at once, as taps have it.
     most: u64,
     /// How long frames gather there, as AF_XDP has it.
-    gathering: Duration,
+    moderation: Duration,
 }
 
-impl Device for Choosy {
-    fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
+impl Device for LimitedDevice {
+    fn receive(&mut self, batch: &mut Batch, magazine: &mut Magazine) -> io::Result<()> {
         while (batch.len() as u64) < self.most
             && let Some((frame, offload)) = self.end.take()
         {
-            assert!(cache.push_frame(&frame, offload, batch), "there are slots");
+            assert!(magazine.push_frame(&frame, offload, batch), "there are slots");
         }
         Ok(())
     }
-    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
-        self.end.transmit(lane, batch, cache)
+    fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats {
+        self.end.transmit(tx, batch, magazine)
     }
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
-    fn most_at_once(&self) -> usize {
+    fn max_burst(&self) -> usize {
         self.most as usize
     }
-    fn gathering_time(&self) -> Duration {
-        self.gathering
+    fn moderation_time(&self) -> Duration {
+        self.moderation
     }
-    fn abilities(&self) -> Abilities {
-        self.end.abilities()
+    fn caps(&self) -> DeviceCaps {
+        self.end.caps()
     }
 }
 
 /// Far shorter cables than others have: memory is taken as it is first used, and much of it takes its time.
-fn setup(memory: Memory) -> Setup {
-    Setup { memory, cable: Capacity { blocks: 64, block_bytes: 1 << 15 }, ..Setup::default() }
+fn setup(memory: RxMemory) -> Setup {
+    Setup { memory, capacity: LoopbackCapacity { blocks: 64, block_bytes: 1 << 15 }, ..Setup::default() }
 }
 
 /// What the loud port sends.
@@ -86,8 +86,8 @@ fn noise() -> impl Strategy<Value = Noise> {
     prop::sample::select(vec![Noise::Known, Noise::Unknown, Noise::Broadcast, Noise::Bad, Noise::Hairpin])
 }
 
-fn memory() -> impl Strategy<Value = Memory> {
-    prop::sample::select(vec![Memory::Owned, Memory::Lent])
+fn memory() -> impl Strategy<Value = RxMemory> {
+    prop::sample::select(vec![RxMemory::Owned, RxMemory::Lent])
 }
 
 /// Puts so many frames into the cable of a port, as one burst.
@@ -98,13 +98,13 @@ fn put(lab: &mut Lab, port: usize, bytes: &[u8], frames: u64) {
     lab.ends[port].publish();
 }
 
-const GATHERING: Duration = Duration::from_nanos(6_500);
+const MODERATION: Duration = Duration::from_nanos(6_500);
 
 /// Three ports. At the first frames gather.
 fn gathering_lab() -> Lab {
-    let plugs: Vec<_> = (0..3).map(|owner| Plug::new(0, owner)).collect();
-    Lab::with_devices(setup(Memory::Owned), &plugs, |port, end| {
-        if port == 0 { Box::new(Choosy { end, most: BURST, gathering: GATHERING }) } else { Box::new(end) }
+    let plugs: Vec<_> = (0..3).map(|owner| PortSpec::new(0, owner)).collect();
+    Lab::with_devices(setup(RxMemory::Owned), &plugs, |port, end| {
+        if port == 0 { Box::new(LimitedDevice { end, most: BURST, moderation: MODERATION }) } else { Box::new(end) }
     })
 }
 
@@ -119,24 +119,24 @@ proptest! {
         noise in noise(),
         memory in memory(),
         len in 0usize..200,
-        breaths in prop::collection::vec((0..=BURST, 0u8..8), 1..60),
+        polls in prop::collection::vec((0..=BURST, 0u8..8), 1..60),
     ) {
-        let plugs: Vec<_> = (0..5).map(|owner| Plug::new(0, owner)).collect();
+        let plugs: Vec<_> = (0..5).map(|owner| PortSpec::new(0, owner)).collect();
         let mut lab = Lab::new(setup(memory), &plugs);
-        let (loud, mut sent) = (noise.frame(len), 0);
-        for (number, (more, quiet)) in (0u32..).zip(breaths) {
+        let (busy_port, mut sent) = (noise.frame(len), 0);
+        for (number, (more, idle_port)) in (0u32..).zip(polls) {
             let before = received(&lab, 0);
-            put(&mut lab, 0, &loud, BURST + more - (sent - before).min(BURST));
+            put(&mut lab, 0, &busy_port, BURST + more - (sent - before).min(BURST));
             sent += BURST + more - (sent - before).min(BURST);
-            let ports: Vec<usize> = (1..4).filter(|port| quiet & 1 << port != 0).collect();
+            let ports: Vec<usize> = (1..4).filter(|port| idle_port & 1 << port != 0).collect();
             for &port in &ports {
                 prop_assert!(lab.send(port, &frame(mac(4), mac(port), 0x88b5, &number.to_be_bytes())));
             }
-            let deferred = lab.counters[0].deferred.get();
+            let skipped_before = lab.counters[0].polls_skipped.get();
             lab.step();
-            let passed_by = lab.counters[0].deferred.get() - deferred;
-            prop_assert_eq!(received(&lab, 0) - before, if passed_by > 0 { 0 } else { BURST });
-            prop_assert!(passed_by == 0 || matches!(noise, Noise::Bad | Noise::Hairpin));
+            let skipped = lab.counters[0].polls_skipped.get() - skipped_before;
+            prop_assert_eq!(received(&lab, 0) - before, if skipped > 0 { 0 } else { BURST });
+            prop_assert!(skipped == 0 || matches!(noise, Noise::Bad | Noise::Hairpin));
             let came: Vec<_> = lab.received(4).into_iter().filter(|bytes| bytes[6..12] != mac(0).octets()).collect();
             let expected: Vec<_> =
                 ports.iter().map(|&port| frame(mac(4), mac(port), 0x88b5, &number.to_be_bytes())).collect();
@@ -145,7 +145,7 @@ proptest! {
         }
         lab.settle();
         prop_assert_eq!(received(&lab, 0), sent, "all of it in the end");
-        lab.check_ledger();
+        lab.check_counters();
         lab.end();
     }
 
@@ -162,13 +162,13 @@ proptest! {
         memory in memory(),
         trunk: bool,
     ) {
-        let subport = if trunk { Plug::new(0, 0).behind(0, 5) } else { Plug::new(0, 0) };
-        let mut lab = Lab::with_devices(setup(memory), &[Plug::new(0, 0), Plug::new(0, 1), subport], |port, end| {
-            let gathering = Duration::ZERO;
-            if port == 0 && most < BURST { Box::new(Choosy { end, most, gathering }) } else { Box::new(end) }
+        let subport = if trunk { PortSpec::new(0, 0).subport_of(0, 5) } else { PortSpec::new(0, 0) };
+        let mut lab = Lab::with_devices(setup(memory), &[PortSpec::new(0, 0), PortSpec::new(0, 1), subport], |port, end| {
+            let moderation = Duration::ZERO;
+            if port == 0 && most < BURST { Box::new(LimitedDevice { end, most, moderation }) } else { Box::new(end) }
         });
         let (dead, alive) = (Noise::Bad.frame(46), Noise::Known.frame(46));
-        let (mut futile, mut rest) = (0u32, 0);
+        let (mut dropped_bursts, mut rest) = (0u32, 0);
         for (is_full, number) in bursts {
             let number = number.map(|number| number % most);
             let (frames, survivor) = if is_full { (most, number) } else { (number.unwrap_or_default(), None) };
@@ -177,21 +177,21 @@ proptest! {
                 prop_assert!(lab.ends[0].stage(bytes, Offload::NONE));
             }
             lab.ends[0].publish();
-            let (before, deferred) = (received(&lab, 0), lab.counters[0].deferred.get());
+            let (before, skipped_before) = (received(&lab, 0), lab.counters[0].polls_skipped.get());
             for left in (0..rest).rev() {
-                let work = lab.workers[0].breathe(lab.now);
-                prop_assert_eq!((work.done, work.passed_by), (1, 1), "no time to sleep, and nothing was done");
+                let work = lab.workers[0].poll_once(lab.now);
+                prop_assert_eq!((work.done, work.skipped), (1, 1), "no time to sleep, and nothing was done");
                 prop_assert_eq!(received(&lab, 0), before, "{} to go", left);
             }
-            prop_assert_eq!(lab.counters[0].deferred.get(), deferred + rest);
+            prop_assert_eq!(lab.counters[0].polls_skipped.get(), skipped_before + rest);
             lab.step();
-            prop_assert_eq!((received(&lab, 0), lab.counters[0].deferred.get()), (before + frames, deferred + rest));
-            futile = if is_full && survivor.is_none() { futile + 1 } else { 0 };
-            rest = if futile < 4 { 0 } else { (1 << (futile - 3).min(4)) - 1 };
+            prop_assert_eq!((received(&lab, 0), lab.counters[0].polls_skipped.get()), (before + frames, skipped_before + rest));
+            dropped_bursts = if is_full && survivor.is_none() { dropped_bursts + 1 } else { 0 };
+            rest = if dropped_bursts < 4 { 0 } else { (1 << (dropped_bursts - 3).min(4)) - 1 };
             prop_assert_eq!(lab.received(1).len(), usize::from(survivor.is_some()));
         }
         prop_assert_eq!(lab.total(|c| c.drops_in.total()), lab.drops_in(0, DropReason::BadSource));
-        lab.check_ledger();
+        lab.check_counters();
         lab.end();
     }
 
@@ -206,7 +206,7 @@ proptest! {
         let (mut number, mut waiting) = (0u32, Vec::new());
         // It begins where frames gather.
         for (wait, gathers, plain) in [(1_000, 1, false); 200].into_iter().chain(steps) {
-            lab.pass(Duration::from_nanos(wait));
+            lab.advance(Duration::from_nanos(wait));
             for _ in 0..gathers {
                 waiting.push((lab.now, numbered(0, number)));
                 prop_assert!(lab.send(0, &numbered(0, number)));
@@ -222,12 +222,12 @@ proptest! {
             for bytes in here {
                 prop_assert_eq!(bytes, waiting.remove(0).1);
             }
-            prop_assert!(waiting.iter().all(|&(since, _)| lab.now < since + GATHERING));
+            prop_assert!(waiting.iter().all(|&(since, _)| lab.now < since + MODERATION));
         }
-        lab.pass(GATHERING);
+        lab.advance(MODERATION);
         lab.settle();
         prop_assert_eq!(lab.received(2), waiting.into_iter().map(|(_, bytes)| bytes).collect::<Vec<_>>());
-        lab.check_ledger();
+        lab.check_counters();
         lab.end();
     }
 }
@@ -237,7 +237,7 @@ fn of_frames_that_come_fast_for_a_while_several_are_taken_at_once() {
     let mut lab = gathering_lab();
     let heaps: Vec<usize> = (0..2000u32)
         .map(|number| {
-            lab.pass(GATHERING / 5);
+            lab.advance(MODERATION / 5);
             assert!(lab.send(0, &frame(mac(2), mac(0), 0x88b5, &number.to_be_bytes())));
             lab.step();
             lab.received(2).len()
@@ -252,23 +252,23 @@ fn of_frames_that_come_fast_for_a_while_several_are_taken_at_once() {
 #[test]
 fn many_ports_at_another_worker_are_read_like_those_at_this_one() {
     const PORTS: usize = 32;
-    let plugs: Vec<_> = (0..2 * PORTS as u32).map(|owner| Plug::new(0, owner)).collect();
-    for memory in [Memory::Owned, Memory::Lent] {
+    let plugs: Vec<_> = (0..2 * PORTS as u32).map(|owner| PortSpec::new(0, owner)).collect();
+    for memory in [RxMemory::Owned, RxMemory::Lent] {
         let mut lab = Lab::new(Setup { workers: 2, slots: 8192, ..setup(memory) }, &plugs);
         // Those with an even number are at worker 0, the others at worker 1.
-        for turn in 1..=40 {
+        for round in 1..=40 {
             for port in 0..PORTS {
                 let bytes = frame(mac(2 * port + 1), mac(2 * port), 0x88b5, &[7; 46]);
                 put(&mut lab, 2 * port, &bytes, 16);
             }
             lab.step();
-            lab.ends.iter_mut().for_each(End::discard);
+            lab.ends.iter_mut().for_each(Loopback::discard);
             for port in 0..PORTS {
-                assert_eq!(lab.sum(2 * port + 1, |c| c.tx_frames.get()), turn * 16, "to port {port}");
+                assert_eq!(lab.sum(2 * port + 1, |c| c.tx_frames.get()), round * 16, "to port {port}");
             }
         }
         assert_eq!(lab.total(|c| c.drops_out.total()), 0);
-        lab.check_ledger();
+        lab.check_counters();
         lab.end();
     }
 }

@@ -8,9 +8,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use vifswitch::device::memory::{Capacity, End, Memory, cable};
-use vifswitch::device::{Abilities, Device};
-use vifswitch::frame::{Batch, Cache, Fate, Lane, Pool, Sent};
+use vifswitch::device::loopback::{Loopback, LoopbackCapacity, RxMemory, loopback};
+use vifswitch::device::{Device, DeviceCaps};
+use vifswitch::frame::{Batch, Magazine, Pool, TxBatch, TxStats, TxStatus};
 use vifswitch::wire::Offload;
 
 /// What goes wrong, and how often.
@@ -19,7 +19,7 @@ pub struct Faults {
     /// Where the generator starts.
     pub seed: u64,
     /// Of 1000 frames that arrive, how many are lost.
-    pub lose: u32,
+    pub loss: u32,
     /// Of 1000 calls to send, how many find no room for any frame.
     pub full: u32,
     /// How many calls to receive succeed before the device is gone for good.
@@ -29,7 +29,7 @@ pub struct Faults {
 /// The end of a cable, with faults.
 #[derive(Debug)]
 pub struct Fault {
-    device: End,
+    device: Loopback,
     faults: Faults,
     state: u64,
     calls: u64,
@@ -41,7 +41,7 @@ pub struct Fault {
 
 impl Fault {
     /// `device`, with these faults.
-    pub fn new(device: End, faults: Faults) -> Fault {
+    pub fn new(device: Loopback, faults: Faults) -> Fault {
         Fault { device, faults, state: faults.seed, calls: 0, lost: Arc::default(), inbox: Batch::new(), next: 0 }
     }
 
@@ -64,71 +64,71 @@ impl Fault {
     }
 
     /// Hands the next frame of the inbox on, in the kind of memory it came in.
-    fn pass(&mut self, batch: &mut Batch) {
+    fn forward_next(&mut self, batch: &mut Batch) {
         let index = self.next;
         self.next += 1;
-        if self.chance(self.faults.lose) {
+        if self.chance(self.faults.loss) {
             self.lost.fetch_add(self.inbox.frame(index).count(), Ordering::Relaxed);
         } else if let Some(frame) = self.inbox.take(index) {
             batch.push(frame);
         } else {
-            let view = self.inbox.view(index);
-            let landed = batch.land::<std::convert::Infallible>(true, |room| {
+            let view = self.inbox.frame_ref(index);
+            let received = batch.receive::<std::convert::Infallible>(true, |room| {
                 let (header, rest) = room.split_at_mut(Offload::LEN);
                 header.copy_from_slice(&view.frame.offload().write());
                 rest[..view.head.len()].copy_from_slice(view.head);
                 Ok(Offload::LEN + view.head.len())
             });
-            let Ok(()) = landed;
+            let Ok(()) = received;
         }
     }
 }
 
 impl Device for Fault {
-    fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
+    fn receive(&mut self, batch: &mut Batch, magazine: &mut Magazine) -> io::Result<()> {
         self.calls += 1;
         if self.is_dead() {
             return Err(io::ErrorKind::NotConnected.into());
         }
         while !batch.is_full() {
             if self.next == self.inbox.len() {
-                self.inbox.clear(cache);
+                self.inbox.clear(magazine);
                 self.next = 0;
                 self.device.release();
-                self.device.receive(&mut self.inbox, cache)?;
+                self.device.receive(&mut self.inbox, magazine)?;
                 if self.inbox.is_empty() {
                     break;
                 }
             }
-            self.pass(batch);
+            self.forward_next(batch);
         }
         Ok(())
     }
 
-    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
+    fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats {
         if self.is_dead() {
-            return lane.send_each(batch, cache, |_| Fate::LinkDown);
+            return tx.send_each(batch, magazine, |_| TxStatus::LinkDown);
         }
         if self.chance(self.faults.full) {
-            return lane.send_each(batch, cache, |_| Fate::Full);
+            return tx.send_each(batch, magazine, |_| TxStatus::Full);
         }
-        self.device.transmit(lane, batch, cache)
+        self.device.transmit(tx, batch, magazine)
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.device.fd()
     }
 
-    fn abilities(&self) -> Abilities {
-        self.device.abilities()
+    fn caps(&self) -> DeviceCaps {
+        self.device.caps()
     }
 }
 
 /// What arrives and what is lost of 1000 frames, and the state of the pool afterwards.
-fn run(memory: Memory, faults: Faults) -> (Vec<u32>, u64) {
+fn run(memory: RxMemory, faults: Faults) -> (Vec<u32>, u64) {
     let pool = Pool::new(2048).unwrap();
-    let mut cache = Cache::new(pool);
-    let (end, mut far) = cable(Capacity { blocks: 2048, ..Capacity::default() });
+    let mut magazine = Magazine::new(pool);
+    let (end, mut far) = loopback(LoopbackCapacity { blocks: 2048, ..LoopbackCapacity::default() });
     let mut device = Fault::new(end.with_memory(memory), faults);
     let lost = device.lost();
     let (mut batch, mut seen) = (Batch::new(), Vec::new());
@@ -136,27 +136,27 @@ fn run(memory: Memory, faults: Faults) -> (Vec<u32>, u64) {
         assert!(far.send(&[&i.to_be_bytes()[..], &[7; 60]].concat(), Offload::NONE));
     }
     loop {
-        device.receive(&mut batch, &mut cache).unwrap();
+        device.receive(&mut batch, &mut magazine).unwrap();
         if batch.is_empty() {
             break;
         }
         seen.extend((0..batch.len()).map(|i| u32::from_be_bytes(*batch.head(i).first_chunk().unwrap())));
-        batch.clear(&mut cache);
+        batch.clear(&mut magazine);
         device.release();
     }
-    drop((device, cache));
+    drop((device, magazine));
     assert_eq!(pool.free(), 2048, "lost frames go home as well");
     (seen, lost.load(Ordering::Relaxed))
 }
 
 #[test]
 fn what_does_not_arrive_is_counted_as_lost() {
-    for memory in [Memory::Owned, Memory::Lent] {
-        let (seen, lost) = run(memory, Faults { seed: 5, lose: 300, ..Faults::default() });
+    for memory in [RxMemory::Owned, RxMemory::Lent] {
+        let (seen, lost) = run(memory, Faults { seed: 5, loss: 300, ..Faults::default() });
         assert_eq!(seen.len() as u64 + lost, 1000);
         assert!((200..400).contains(&lost), "{lost}");
         assert!(seen.is_sorted(), "frames keep their order");
-        assert_eq!(run(memory, Faults { seed: 5, lose: 300, ..Faults::default() }), (seen, lost));
+        assert_eq!(run(memory, Faults { seed: 5, loss: 300, ..Faults::default() }), (seen, lost));
         assert_eq!(run(memory, Faults::default()).1, 0);
     }
 }
@@ -164,20 +164,20 @@ fn what_does_not_arrive_is_counted_as_lost() {
 #[test]
 fn a_full_device_says_so_and_a_dead_one_is_down() {
     let pool = Pool::new(64).unwrap();
-    let mut cache = Cache::new(pool);
-    let (end, _far) = cable(Capacity::default());
+    let mut magazine = Magazine::new(pool);
+    let (end, _far) = loopback(LoopbackCapacity::default());
     let mut device = Fault::new(end, Faults { full: 1000, die_after: Some(2), ..Faults::default() });
-    let (mut batch, mut lane) = (Batch::new(), Lane::with_capacity(8));
-    let mut transmit = |device: &mut Fault, cache: &mut Cache, batch: &Batch| {
-        lane.push(cache.frame(&[1; 60], Offload::NONE).unwrap());
-        device.transmit(&mut lane, batch, cache)
+    let (mut batch, mut tx) = (Batch::new(), TxBatch::with_capacity(8));
+    let mut transmit = |device: &mut Fault, magazine: &mut Magazine, batch: &Batch| {
+        tx.push(magazine.frame(&[1; 60], Offload::NONE).unwrap());
+        device.transmit(&mut tx, batch, magazine)
     };
-    assert_eq!(transmit(&mut device, &mut cache, &batch), Sent { full: 1, ..Sent::default() });
-    device.receive(&mut batch, &mut cache).unwrap();
-    device.receive(&mut batch, &mut cache).unwrap();
-    assert!(device.receive(&mut batch, &mut cache).is_err());
-    assert!(device.receive(&mut batch, &mut cache).is_err(), "and stays so");
-    assert_eq!(transmit(&mut device, &mut cache, &batch), Sent { link_down: 1, ..Sent::default() });
-    drop((device, cache));
+    assert_eq!(transmit(&mut device, &mut magazine, &batch), TxStats { full: 1, ..TxStats::default() });
+    device.receive(&mut batch, &mut magazine).unwrap();
+    device.receive(&mut batch, &mut magazine).unwrap();
+    assert!(device.receive(&mut batch, &mut magazine).is_err());
+    assert!(device.receive(&mut batch, &mut magazine).is_err(), "and stays so");
+    assert_eq!(transmit(&mut device, &mut magazine, &batch), TxStats { link_down: 1, ..TxStats::default() });
+    drop((device, magazine));
     assert_eq!(pool.free(), 64);
 }

@@ -4,8 +4,8 @@
 use vifswitch::switch::DropReason;
 use vifswitch::wire::Mac;
 
-use crate::by_hand::{KINDS, payload};
-use crate::common::{Lab, Plug, Setup, frame, mac};
+use crate::builders::{KINDS, payload};
+use crate::common::{Lab, PortSpec, Setup, frame, mac};
 
 const A: usize = 0;
 const B: usize = 1;
@@ -169,7 +169,7 @@ fn rows() -> Vec<Row> {
 fn labs(mtu: u16) -> impl Iterator<Item = Lab> {
     KINDS.into_iter().map(move |(workers, memory)| {
         let setup = Setup { workers, memory, mtu, ..Setup::default() };
-        Lab::new(setup, &[Plug::new(0, 1), Plug::new(0, 2), Plug::new(0, 3)])
+        Lab::new(setup, &[PortSpec::new(0, 1), PortSpec::new(0, 2), PortSpec::new(0, 3)])
     })
 }
 
@@ -193,7 +193,7 @@ fn each_row_goes_where_it_should() {
             }
         }
         assert_eq!(lab.total(|c| c.drops_out.total()), 0);
-        lab.check_ledger();
+        lab.check_counters();
         lab.end();
     }
 }
@@ -205,10 +205,10 @@ fn all_lengths_arrive(mtu: u16, lens: impl Iterator<Item = usize> + Clone) {
         for tags in 0..3 {
             for len in lens.clone() {
                 let front = [0x81, 0x00, 0x00, 0x05, 0x88, 0xa8, 0x00, 0x06, 0x08, 0x00];
-                let behind = [&front[..4 * tags], &[0x88, 0xb5][..], &payload(len)].concat();
-                let kind = u16::from_be_bytes([behind[0], behind[1]]);
+                let after = [&front[..4 * tags], &[0x88, 0xb5][..], &payload(len)].concat();
+                let kind = u16::from_be_bytes([after[0], after[1]]);
                 for to in [mac(B), Mac::BROADCAST] {
-                    let bytes = frame(to, mac(A), kind, &behind[2..]);
+                    let bytes = frame(to, mac(A), kind, &after[2..]);
                     assert_eq!(bytes.len(), 14 + 4 * tags + len);
                     assert!(lab.send(A, &bytes));
                     lab.settle();
@@ -218,7 +218,7 @@ fn all_lengths_arrive(mtu: u16, lens: impl Iterator<Item = usize> + Clone) {
                 }
             }
         }
-        lab.check_ledger();
+        lab.check_counters();
         lab.end();
     }
 }

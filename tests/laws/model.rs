@@ -10,8 +10,8 @@ use vifswitch::switch::{AtLimit, DropReason, ReservedGroup, ReservedMask, Securi
 use vifswitch::telemetry::PortCounters;
 use vifswitch::wire::Mac;
 
-use crate::common::{Lab, Plug, Setup, mac};
-use crate::scenery::{self, Sketch, plain};
+use crate::common::{Lab, PortSpec, Setup, mac};
+use crate::generators::{self, Sketch, plain};
 
 const MTU: usize = 1500;
 const AGEING: u64 = 300;
@@ -19,27 +19,27 @@ const AGEING: u64 = 300;
 type Address = [u8; 6];
 
 /// What is to become of a frame: who gets it and what is counted of that, or why nobody does.
-type Fate = Result<Delivery, DropReason>;
+type Expectation = Result<Delivery, DropReason>;
 
 #[derive(Debug, Default)]
 struct Delivery {
     /// Whom it is for.
     to: Vec<usize>,
     /// Who gets a copy because it is promiscuous.
-    mirrored: Vec<usize>,
+    mirror_copies: Vec<usize>,
     /// Who does not get it because nobody knows its destination.
     suppressed: Vec<usize>,
     /// Whether its source was not learned, for the limit of its port.
-    unlearned: bool,
+    not_learned: bool,
 }
 
 struct Model {
-    plugs: Vec<Plug>,
+    plugs: Vec<PortSpec>,
     reserved: u16,
     /// By network and address: behind which port, and when it was last seen.
     learned: HashMap<(u16, Address), (usize, u64)>,
     /// When each moved that way.
-    moves: HashMap<(u16, Address, Line), Vec<u64>>,
+    flaps: HashMap<(u16, Address, Line), Vec<u64>>,
     now: u64,
 }
 
@@ -61,7 +61,7 @@ impl Model {
     }
 
     /// Whether a port lists an address as its own or as allowed.
-    fn lists(&self, port: usize, address: Address) -> bool {
+    fn allows(&self, port: usize, address: Address) -> bool {
         match &self.plugs[port].security {
             Security::Off => mac(port).octets() == address,
             security => mac(port).octets() == address || security.macs().any(|also| also.octets() == address),
@@ -75,7 +75,7 @@ impl Model {
     /// The only port of the network that lists this address, if it is up.
     fn pinned(&self, network: u16, address: Address) -> Option<usize> {
         let mut listing =
-            (0..self.plugs.len()).filter(|&port| self.network(port) == network && self.lists(port, address));
+            (0..self.plugs.len()).filter(|&port| self.network(port) == network && self.allows(port, address));
         listing.next().filter(|&port| listing.next().is_none() && self.plugs[port].admin_up)
     }
 
@@ -84,12 +84,12 @@ impl Model {
         self.pinned(network, address).or(learned.map(|(port, _)| *port))
     }
 
-    fn frame(&mut self, from: usize, frame: &[u8]) -> Fate {
+    fn frame(&mut self, from: usize, frame: &[u8]) -> Expectation {
         let plug = &self.plugs[from];
         if !plug.admin_up {
             return Err(DropReason::AdminDown);
         }
-        if plug.held {
+        if plug.quarantined {
             return Err(DropReason::Quarantined);
         }
         if frame.len() < 14 {
@@ -119,7 +119,7 @@ impl Model {
         if pinned.is_some_and(|owner| self.plugs[owner].owner != plug.owner) {
             return Err(DropReason::ForeignSource);
         }
-        if plug.security != Security::Off && !self.lists(from, source) {
+        if plug.security != Security::Off && !self.allows(from, source) {
             return Err(DropReason::SpoofedSource);
         }
         if matches!(self.plugs[from].security, Security::MacIp(_)) && !self.may_say(from, source, frame) {
@@ -129,38 +129,38 @@ impl Model {
         if found == Some(from) {
             return Err(DropReason::Hairpin);
         }
-        let mut unlearned = false;
+        let mut not_learned = false;
         if pinned.is_none() {
             match self.plugs[from].mac_limit.filter(|limit| !self.has_room(from, source, limit.stations)) {
                 Some(limit) if limit.policy == AtLimit::Drop => return Err(DropReason::MacLimit),
-                Some(_) => unlearned = true,
+                Some(_) => not_learned = true,
                 None if self.may_move(from, source) => _ = self.learned.insert((network, source), (from, self.now)),
-                None => return Err(DropReason::FrozenSource),
+                None => return Err(DropReason::DampenedSource),
             }
         }
-        let others = |which: &dyn Fn(&Plug) -> bool| -> Vec<usize> {
+        let others = |which: &dyn Fn(&PortSpec) -> bool| -> Vec<usize> {
             let plug = &self.plugs[from];
             // Spanning tree is for all.
             let is_bpdu = [[0x01, 0x80, 0xc2, 0, 0, 0], [0x01, 0, 0x0c, 0xcc, 0xcc, 0xcd]].contains(&to);
             let is_there = |port: &usize| {
                 let other = &self.plugs[*port];
-                let is_split = plug.splits && other.owner == plug.owner && !is_bpdu;
-                *port != from && other.network == network && other.admin_up && !other.held && !is_split
+                let is_split = plug.split_horizon && other.owner == plug.owner && !is_bpdu;
+                *port != from && other.network == network && other.admin_up && !other.quarantined && !is_split
             };
             (0..self.plugs.len()).filter(is_there).filter(|&port| which(&self.plugs[port])).collect()
         };
         match found {
             Some(port) => {
-                let mut mirrored = others(&|plug| plug.promiscuous);
-                mirrored.retain(|&watcher| watcher != port);
-                Ok(Delivery { to: vec![port], mirrored, unlearned, ..Delivery::default() })
+                let mut mirror_copies = others(&|plug| plug.promiscuous);
+                mirror_copies.retain(|&watcher| watcher != port);
+                Ok(Delivery { to: vec![port], mirror_copies, not_learned, ..Delivery::default() })
             }
             None if to == source => Err(DropReason::Hairpin),
-            None if to[0] & 1 == 1 => Ok(Delivery { to: others(&|_| true), unlearned, ..Delivery::default() }),
+            None if to[0] & 1 == 1 => Ok(Delivery { to: others(&|_| true), not_learned, ..Delivery::default() }),
             None => {
-                let wants = |plug: &Plug| plug.unknown_unicast || plug.promiscuous;
+                let wants = |plug: &PortSpec| plug.unknown_unicast || plug.promiscuous;
                 let suppressed = others(&|plug| !wants(plug));
-                Ok(Delivery { to: others(&wants), suppressed, unlearned, ..Delivery::default() })
+                Ok(Delivery { to: others(&wants), suppressed, not_learned, ..Delivery::default() })
             }
         }
     }
@@ -170,23 +170,23 @@ impl Model {
         let network = self.network(to);
         let Some(&(from, seen)) = self.learned.get(&(network, source)) else { return true };
         let (from, to) = ((from, &self.plugs[from]), (to, &self.plugs[to]));
-        let is_gone = self.now - seen >= AGEING || !from.1.admin_up || from.1.held;
+        let is_gone = self.now - seen >= AGEING || !from.1.admin_up || from.1.quarantined;
         let are_siblings = from.1.owner == to.1.owner;
-        if from.0 == to.0 || is_gone || are_siblings && to.1.shares_mac {
+        if from.0 == to.0 || is_gone || are_siblings && to.1.mac_sharing {
             return true;
         }
         // Who is allowed to use an address that others are allowed to use as well may do so more often.
-        let is_picky = from.1.security != Security::Off && to.1.security != Security::Off;
-        let are_allowed = is_picky && self.lists(from.0, source) && self.lists(to.0, source);
+        let has_source_policy = from.1.security != Security::Off && to.1.security != Security::Off;
+        let are_allowed = has_source_policy && self.allows(from.0, source) && self.allows(to.0, source);
         let (line, free, time) = match (are_siblings, are_allowed) {
             (true, _) => (Line::Siblings, 4, 1),
             (false, true) => (Line::Allowed, 32, 1),
             (false, false) => (Line::All, 4, 180),
         };
-        let moves = self.moves.entry((network, source, line)).or_default();
-        let may = moves.iter().filter(|&&at| self.now - at < time).count() < free;
+        let flaps = self.flaps.entry((network, source, line)).or_default();
+        let may = flaps.iter().filter(|&&at| self.now - at < time).count() < free;
         if may {
-            moves.push(self.now);
+            flaps.push(self.now);
         }
         may
     }
@@ -194,11 +194,11 @@ impl Model {
     /// Whether a source is learned behind a port, or may be. Its own address is not counted; that of one which
     /// says who may be there is not limited.
     fn has_room(&self, port: usize, source: Address, most: u32) -> bool {
-        let is_known = |address: &Address, behind: usize, seen: u64| {
-            behind == port && self.now - seen < AGEING && *address != mac(port).octets()
+        let is_known = |address: &Address, after: usize, seen: u64| {
+            after == port && self.now - seen < AGEING && *address != mac(port).octets()
         };
-        let known = self.learned.iter().filter(|((network, address), (behind, seen))| {
-            *network == self.network(port) && is_known(address, *behind, *seen)
+        let known = self.learned.iter().filter(|((network, address), (after, seen))| {
+            *network == self.network(port) && is_known(address, *after, *seen)
         });
         self.plugs[port].security != Security::Off
             || source == mac(port).octets()
@@ -231,7 +231,7 @@ impl Model {
             [0x08, 0x06] if body.len() >= 28 => {
                 let address = body[8..14].try_into().unwrap();
                 let ip = <[u8; 4]>::try_from(&body[14..18]).unwrap();
-                self.lists(port, address) && ip == [0; 4] || self.is_bound(port, address, ip.into())
+                self.allows(port, address) && ip == [0; 4] || self.is_bound(port, address, ip.into())
             }
             [0x08, 0x00] if body.len() >= 20 => {
                 let ip = <[u8; 4]>::try_from(&body[12..16]).unwrap();
@@ -259,7 +259,7 @@ impl Model {
                 let link = message.get(fixed + 2..fixed + 8).map(|link| Address::try_from(link).unwrap());
                 match (kind, link) {
                     (136, link) => self.is_bound(port, link.unwrap_or(source), six(48)),
-                    (_, Some(link)) if ip.is_unspecified() => self.lists(port, link),
+                    (_, Some(link)) if ip.is_unspecified() => self.allows(port, link),
                     (_, Some(link)) => self.is_bound(port, link, ip),
                     (_, None) => true,
                 }
@@ -273,12 +273,12 @@ impl Model {
 #[derive(Debug, Clone)]
 enum Act {
     Send(Sketch),
-    Pass(u64),
+    Advance(u64),
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let pass = prop_oneof![Just(1u64), Just(AGEING - 1), Just(AGEING), 0..600u64];
-    vec(prop_oneof![12 => plain().prop_map(Act::Send), 1 => pass.prop_map(Act::Pass)], 1..150)
+    vec(prop_oneof![12 => plain().prop_map(Act::Send), 1 => pass.prop_map(Act::Advance)], 1..150)
 }
 
 proptest! {
@@ -286,24 +286,24 @@ proptest! {
 
     #[test]
     fn each_frame_goes_where_the_model_says(
-        plugs in scenery::measured(scenery::plugs(3)),
-        memory in scenery::memory(),
-        reserved in scenery::reserved(),
+        plugs in generators::measured(generators::plugs(3)),
+        memory in generators::memory(),
+        reserved in generators::reserved(),
         workers in prop::sample::select(vec![1u16, 1, 3]),
         acts in acts(),
     ) {
         let ports = plugs.len();
         let mut lab = Lab::new(Setup { workers, memory, mtu: MTU as u16, reserved, ..Setup::default() }, &plugs);
         let ReservedMask(reserved) = reserved;
-        let mut model = Model { plugs, reserved, learned: HashMap::new(), moves: HashMap::new(), now: 0 };
+        let mut model = Model { plugs, reserved, learned: HashMap::new(), flaps: HashMap::new(), now: 0 };
         let mut groups: HashMap<(usize, Address), u64> = HashMap::new();
         for (number, act) in acts.iter().enumerate() {
             let sketch = match act {
-                Act::Pass(seconds) => {
-                    lab.pass(Duration::from_secs(*seconds));
+                Act::Advance(seconds) => {
+                    lab.advance(Duration::from_secs(*seconds));
                     model.now += seconds;
                     while workers > 1 && model.is_unsure() {
-                        lab.pass(Duration::from_secs(1));
+                        lab.advance(Duration::from_secs(1));
                         model.now += 1;
                     }
                     continue;
@@ -316,7 +316,7 @@ proptest! {
                 (0..ports)
                     .map(|port| {
                         let sum = |of: fn(&PortCounters) -> u64| lab.sum(port, of);
-                        [sum(|c| c.mirrored.get()), sum(|c| c.suppressed.get()), sum(|c| c.unlearned.get())]
+                        [sum(|c| c.mirror_copies.get()), sum(|c| c.not_flooded.get()), sum(|c| c.not_learned.get())]
                     })
                     .collect()
             };
@@ -325,8 +325,8 @@ proptest! {
             prop_assert!(lab.send(from, &bytes));
             lab.settle();
             for (reason, before) in DropReason::ALL.into_iter().zip(before) {
-                let died = lab.drops_in(from, reason) - before;
-                prop_assert_eq!(died, u64::from(expected.as_ref().err() == Some(&reason)), "act {}: {:?}, not {:?}", number, reason, expected);
+                let dropped = lab.drops_in(from, reason) - before;
+                prop_assert_eq!(dropped, u64::from(expected.as_ref().err() == Some(&reason)), "act {}: {:?}, not {:?}", number, reason, expected);
             }
             if expected.as_ref().err() == Some(&DropReason::ReservedGroup) {
                 *groups.entry((from, bytes[..6].try_into().unwrap())).or_default() += 1;
@@ -334,14 +334,14 @@ proptest! {
             let delivery = expected.unwrap_or_default();
             for (port, (before, now)) in counted.into_iter().zip(count(&lab)).enumerate() {
                 let has = |ports: &[usize]| u64::from(ports.contains(&port));
-                let unlearned = u64::from(delivery.unlearned && port == from);
-                let more = [has(&delivery.mirrored), has(&delivery.suppressed), unlearned];
+                let not_learned = u64::from(delivery.not_learned && port == from);
+                let more = [has(&delivery.mirror_copies), has(&delivery.suppressed), not_learned];
                 prop_assert_eq!([0, 1, 2].map(|i| now[i] - before[i]), more, "act {}: counted at port {}", number, port);
             }
-            let reached: HashSet<usize> = delivery.to.into_iter().chain(delivery.mirrored).collect();
+            let reached: HashSet<usize> = delivery.to.into_iter().chain(delivery.mirror_copies).collect();
             for port in 0..ports {
                 // A frame may be meant for a port that is down or in quarantine, and dies there.
-                let expected = reached.contains(&port) && model.plugs[port].admin_up && !model.plugs[port].held;
+                let expected = reached.contains(&port) && model.plugs[port].admin_up && !model.plugs[port].quarantined;
                 let received = lab.received(port);
                 prop_assert_eq!(received.len(), usize::from(expected), "act {}: frames at port {}", number, port);
                 prop_assert!(received.iter().all(|frame| *frame == bytes), "act {}: changed at port {}", number, port);
@@ -349,7 +349,7 @@ proptest! {
         }
         for port in 0..ports {
             let mut counted: HashMap<&str, u64> = HashMap::new();
-            for (group, frames) in lab.books.iter().flat_map(|books| books[port].reserved_groups.iter()) {
+            for (group, frames) in lab.port_counters.iter().flat_map(|port_counters| port_counters[port].reserved_groups.iter()) {
                 *counted.entry(group.name()).or_default() += frames;
             }
             let its = groups.iter().filter(|((at, _), _)| *at == port);
@@ -359,7 +359,7 @@ proptest! {
         let shut = [DropReason::AdminDown, DropReason::Quarantined];
         let down = (0..ports).flat_map(|port| shut.map(|reason| lab.drops_out(port, reason))).sum::<u64>();
         prop_assert_eq!(lab.total(|c| c.drops_out.total()), down, "nothing else dies on its way out");
-        lab.check_ledger();
+        lab.check_counters();
         lab.end();
     }
 }

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use vifswitch::device::memory::Memory;
-use vifswitch::switch::{DropReason, PortId, Returned};
+use vifswitch::device::loopback::RxMemory;
+use vifswitch::switch::{DropReason, PortId, ReturnedProbe};
 use vifswitch::wire::{Mac, Offload, Probe, ProbeKey};
-use vifswitch::worker::Finding;
+use vifswitch::worker::WorkerEvent;
 
-use crate::common::{Lab, PROBE_KEY, Plug, Setup, Wire, uplink_port};
-use crate::scenery;
+use crate::common::{Lab, PROBE_KEY, PortSpec, Setup, UplinkSpec, uplink_port};
+use crate::generators;
 
 /// Two siblings and a subport of the first on another network; another VM; and an uplink with both networks.
 const A: usize = 0;
@@ -19,17 +19,17 @@ const OTHER: usize = 3;
 const W: usize = 4;
 
 fn labs() -> impl Iterator<Item = Lab> {
-    [(1, Memory::Owned), (1, Memory::Lent), (3, Memory::Owned), (3, Memory::Lent)].into_iter().map(lab)
+    [(1, RxMemory::Owned), (1, RxMemory::Lent), (3, RxMemory::Owned), (3, RxMemory::Lent)].into_iter().map(lab)
 }
 
-fn lab((workers, memory): (u16, Memory)) -> Lab {
-    let plugs = [Plug::new(0, 7), Plug::new(0, 7), Plug::new(1, 7).behind(A, 70), Plug::new(0, 1)];
+fn lab((workers, memory): (u16, RxMemory)) -> Lab {
+    let plugs = [PortSpec::new(0, 7), PortSpec::new(0, 7), PortSpec::new(1, 7).subport_of(A, 70), PortSpec::new(0, 1)];
     let setup = Setup { workers, memory, ..Setup::default() };
-    Lab::with_uplinks(setup, &plugs, &[Wire::new(&[(120, 0), (0, 1)])])
+    Lab::with_uplinks(setup, &plugs, &[UplinkSpec::new(&[(120, 0), (0, 1)])])
 }
 
 fn hold(lab: &mut Lab, ports: &[PortId]) {
-    lab.change_ports(|all| all.iter_mut().for_each(|port| port.held = ports.contains(&port.id)));
+    lab.change_ports(|all| all.iter_mut().for_each(|port| port.quarantined = ports.contains(&port.id)));
 }
 
 /// What a guest sends, and why it died: nobody gets it.
@@ -40,10 +40,10 @@ fn dies(lab: &mut Lab, port: usize, bytes: &[u8]) -> DropReason {
     assert!(lab.ends[base].send(&bytes, offload));
     lab.settle();
     assert!(lab.all_received().iter().all(Vec::is_empty), "probes are not forwarded");
-    let died: Vec<_> =
+    let dropped: Vec<_> =
         DropReason::ALL.into_iter().filter(|&why| lab.drops_in(port, why) > before[why as usize]).collect();
-    assert_eq!(died.len(), 1, "{died:?}");
-    died[0]
+    assert_eq!(dropped.len(), 1, "{dropped:?}");
+    dropped[0]
 }
 
 fn tagged(frame: &[u8], tag: &[u8]) -> Vec<u8> {
@@ -51,9 +51,9 @@ fn tagged(frame: &[u8], tag: &[u8]) -> Vec<u8> {
 }
 
 fn done(mut lab: Lab) {
-    assert_eq!(lab.found(), []);
-    lab.check_ledger();
-    assert!(lab.audit().adds_up());
+    assert_eq!(lab.events(), []);
+    lab.check_counters();
+    assert!(lab.audit().is_balanced());
     assert!((0..lab.workers.len()).all(|worker| lab.stations(worker).is_empty()), "nobody learns of probes");
     lab.end();
 }
@@ -121,12 +121,12 @@ fn a_probe_that_comes_back_is_told_of() {
             for ((port, at), tag) in ways.into_iter().zip(tags) {
                 let bytes = tagged(&bytes, tag);
                 assert_eq!(dies(&mut lab, port, &bytes), DropReason::Probe);
-                assert_eq!(lab.found(), [Finding::Returned(Returned { at, probe })]);
+                assert_eq!(lab.events(), [WorkerEvent::ReturnedProbe(ReturnedProbe { at, probe })]);
                 assert_eq!(dies(&mut lab, port, &bytes), DropReason::ProbeStale, "a second time");
             }
             let by_tag = tagged(&bytes, &[0x81, 0x00, 0, 120]);
             assert_eq!(dies(&mut lab, W, &by_tag), DropReason::Probe);
-            assert_eq!(lab.found(), [Finding::Returned(Returned { at: uplink_port(0, 0), probe })]);
+            assert_eq!(lab.events(), [WorkerEvent::ReturnedProbe(ReturnedProbe { at: uplink_port(0, 0), probe })]);
             assert_eq!(dies(&mut lab, A, &bytes), DropReason::ProbeStale, "where it was sent");
         }
         done(lab);
@@ -152,9 +152,9 @@ fn what_is_old_or_not_ours_is_harmless() {
         assert_eq!(dies(&mut lab, B, &long), DropReason::ProbeForged);
         long.push(0);
         assert_eq!(dies(&mut lab, B, &long), DropReason::TooLong);
-        assert_eq!(lab.found(), []);
+        assert_eq!(lab.events(), []);
         assert_eq!(dies(&mut lab, B, &at(probe.sent - three)), DropReason::Probe, "not too old");
-        assert_eq!(lab.found().len(), 1);
+        assert_eq!(lab.events().len(), 1);
         done(lab);
     }
 }
@@ -179,8 +179,8 @@ fn a_true_one_cannot_be_masked() {
                 }
             }
             lab.settle();
-            assert_eq!(lab.found(), [Finding::Returned(Returned { at: lab.ports[B], probe })]);
-            lab.pass(Duration::from_millis(50));
+            assert_eq!(lab.events(), [WorkerEvent::ReturnedProbe(ReturnedProbe { at: lab.ports[B], probe })]);
+            lab.advance(Duration::from_millis(50));
         }
         assert_eq!(lab.drops_in(B, DropReason::ProbeForged), 20_000);
         assert_eq!(lab.drops_in(B, DropReason::ProbeStale), 20 * 499);
@@ -204,12 +204,12 @@ fn what_control_has_no_room_for_is_counted() {
                 lab.settle();
             }
         }
-        lab.pass(Duration::from_secs(5));
+        lab.advance(Duration::from_secs(5));
     }
     lab.settle();
-    let lost = lab.counters[0].findings_lost.get();
+    let lost = lab.counters[0].events_lost.get();
     assert!(lost > 0);
-    assert_eq!(lab.found().len() as u64 + lost, sent);
+    assert_eq!(lab.events().len() as u64 + lost, sent);
     assert_eq!(lab.drops_in(B, DropReason::Probe), sent);
     done(lab);
 }
@@ -220,7 +220,7 @@ proptest! {
     #[test]
     fn bent_ones_die_unheard(
         held: bool,
-        memory in scenery::memory(),
+        memory in generators::memory(),
         changes in prop::collection::vec((12..Probe::LEN, 0..8u32), 0..3),
         port in prop::sample::select(vec![B, SUB, OTHER]),
         source in any::<[u8; 6]>(),
@@ -242,8 +242,8 @@ proptest! {
             (true, false) => DropReason::ProbeForged,
         };
         prop_assert_eq!(dies(&mut lab, port, &bytes), expected);
-        let told = if expected == DropReason::Probe { vec![Finding::Returned(Returned { at, probe })] } else { vec![] };
-        prop_assert_eq!(lab.found(), told);
+        let events = if expected == DropReason::Probe { vec![WorkerEvent::ReturnedProbe(ReturnedProbe { at, probe })] } else { vec![] };
+        prop_assert_eq!(lab.events(), events);
         done(lab);
     }
 }

@@ -5,18 +5,18 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vifswitch::device::memory::{Capacity, Memory};
+use vifswitch::device::loopback::{LoopbackCapacity, RxMemory};
 use vifswitch::switch::{
-    BPDU_RATE, ClassLimit, DropReason, NetworkId, Owner, Pack, PortStorm, Rate, Station, StormClass, StormLimits,
+    BPDU_RATE, ClassLimit, DropReason, NetworkId, PortPolicer, Rate, Station, StormClass, StormLimits, VmId, VmPolicer,
 };
 use vifswitch::wire::{Mac, Offload};
 
-use super::common::{Lab, Plug, Setup, Wire, frame, mac};
+use super::common::{Lab, PortSpec, Setup, UplinkSpec, frame, mac};
 
 /// A group that is not reserved, and a station that nobody is.
 const GROUP: Mac = Mac::from_bits(0x0100_5e01_0203);
 const NOBODY: Mac = Mac::from_bits(0x0a00_0000_ffff);
-const BRIDGES: Mac = Mac::from_bits(0x0180_c200_0000);
+const BRIDGE_GROUP: Mac = Mac::from_bits(0x0180_c200_0000);
 
 /// An address to which frames are of this class.
 fn address(class: StormClass) -> Mac {
@@ -33,7 +33,7 @@ fn only(class: StormClass, rate: Rate) -> StormLimits {
 
 /// `siblings` ports of one VM, and one of another that listens.
 fn lab(siblings: usize, workers: u16) -> Lab {
-    let plugs: Vec<_> = (0..=siblings).map(|port| Plug::new(0, u32::from(port == siblings))).collect();
+    let plugs: Vec<_> = (0..=siblings).map(|port| PortSpec::new(0, u32::from(port == siblings))).collect();
     Lab::new(Setup { workers, slots: 4096, ..Setup::default() }, &plugs)
 }
 
@@ -41,17 +41,20 @@ fn lab(siblings: usize, workers: u16) -> Lab {
 fn limit_port(lab: &mut Lab, port: usize, limits: StormLimits) {
     let (id, shared) = (lab.ports[port], lab.workers.len() > 1);
     lab.change_ports(|ports| {
-        for rules in ports.iter_mut().filter(|rules| rules.id == id) {
-            rules.storm = PortStorm { limits, shared, meter: rules.storm.meter.clone() };
+        for config in ports.iter_mut().filter(|config| config.id == id) {
+            config.storm = PortPolicer { limits, shared, state: config.storm.state.clone() };
         }
     });
 }
 
 /// Gives the VM 0 limits for all its ports together.
 fn limit_vm(lab: &mut Lab, limits: StormLimits, copies: Option<Rate>) {
-    let pack = Pack { limits, copies, shared: lab.workers.len() > 1, ..Pack::default() };
+    let vm_policer = VmPolicer { limits, copies, shared: lab.workers.len() > 1, ..VmPolicer::default() };
     lab.change_ports(|ports| {
-        ports.iter_mut().filter(|rules| rules.owner == Owner(0)).for_each(|rules| rules.pack = Some(pack.clone()));
+        ports
+            .iter_mut()
+            .filter(|config| config.vm == VmId(0))
+            .for_each(|config| config.vm_policer = Some(vm_policer.clone()));
     });
 }
 
@@ -89,9 +92,9 @@ fn the_rate_is_met() {
                 let gap = Duration::from_nanos(1_000_000_000 / (3 * rate));
                 for number in 0..offered {
                     let port = number as usize % siblings;
-                    lab.pass(gap);
+                    lab.advance(gap);
                     send(&mut lab, port, &bytes[port]);
-                    lab.workers[port % usize::from(workers)].breathe(lab.now);
+                    lab.workers[port % usize::from(workers)].poll_once(lab.now);
                     if number % 64 == 0 {
                         lab.settle();
                         lab.ends.iter_mut().for_each(|end| end.discard());
@@ -103,7 +106,7 @@ fn the_rate_is_met() {
                 assert!((admitted / due - 1.0).abs() < 0.05, "{name}: {admitted} of {due}");
                 let reason = if siblings == 1 { class.reason() } else { DropReason::StormVm };
                 assert_eq!(lab.total(|c| c.drops_in.get(reason)) + admitted as u64, offered, "{name}");
-                lab.check_ledger();
+                lab.check_counters();
                 lab.end();
             }
         }
@@ -114,7 +117,7 @@ fn the_rate_is_met() {
 enum Act {
     Flood(StormClass),
     Known,
-    Pass(u64),
+    Advance(u64),
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
@@ -122,7 +125,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let act = prop_oneof![
         8 => class.prop_map(Act::Flood),
         4 => Just(Act::Known),
-        1 => (1u64..500).prop_map(Act::Pass),
+        1 => (1u64..500).prop_map(Act::Advance),
     ];
     vec(act, 1..400)
 }
@@ -152,8 +155,8 @@ proptest! {
         let (mut offered, mut allowed, mut learned) = (0, 0, Vec::new());
         for act in acts {
             let to = match act {
-                Act::Pass(millis) => {
-                    lab.pass(Duration::from_millis(millis));
+                Act::Advance(millis) => {
+                    lab.advance(Duration::from_millis(millis));
                     continue;
                 }
                 Act::Flood(class) => address(class),
@@ -165,17 +168,17 @@ proptest! {
             send(&mut lab, 0, &frame(to, source, 0x88b5, &[0; 46]));
             lab.settle();
             let is_limited = matches!(act, Act::Flood(of) if of == class);
-            let passed = lab.sum(2, |c| c.tx_frames.get()) - got;
-            prop_assert_eq!(admitted(&lab) - before, u64::from(!matches!(act, Act::Known)) * passed);
-            prop_assert!(is_limited || passed == 1);
+            let elapsed = lab.sum(2, |c| c.tx_frames.get()) - got;
+            prop_assert_eq!(admitted(&lab) - before, u64::from(!matches!(act, Act::Known)) * elapsed);
+            prop_assert!(is_limited || elapsed == 1);
             if is_limited {
                 offered += 1;
-                allowed += passed;
+                allowed += elapsed;
                 let due = rate.burst() as f64 + rate.per_second() as f64 * lab.now.since(begin).as_secs_f64();
                 prop_assert!(allowed as f64 <= due + 1.0);
                 prop_assert!(allowed >= offered.min(rate.burst()));
             }
-            if passed == 1 {
+            if elapsed == 1 {
                 learned.push(Station::new(NetworkId::new(0), source));
             }
             lab.ends.iter_mut().for_each(|end| end.discard());
@@ -186,7 +189,7 @@ proptest! {
         let mut known: Vec<Station> = lab.stations(0).into_iter().map(|learned| learned.station).collect();
         known.sort_by_key(|station| station.mac().bits());
         prop_assert_eq!(known, learned, "in the order in which they came, and no others");
-        lab.check_ledger();
+        lab.check_counters();
         lab.end();
     }
 
@@ -210,7 +213,7 @@ proptest! {
         let begin = lab.now;
         let mut offered = 0;
         for (port, wait) in from {
-            lab.pass(Duration::from_millis(wait / 10));
+            lab.advance(Duration::from_millis(wait / 10));
             send(&mut lab, port, &frame(Mac::BROADCAST, mac(port), 0x88b5, &[0; 46]));
             offered += 1;
             lab.settle();
@@ -230,13 +233,13 @@ proptest! {
 /// A super-frame costs what it stands for, in frames and in bytes.
 #[test]
 fn a_super_frame_costs_what_it_stands_for() {
-    for memory in [Memory::Owned, Memory::Lent] {
-        let cable = Capacity { blocks: 64, block_bytes: 1 << 17 };
-        let setup = Setup { memory, cable, ..Setup::default() };
-        let mut lab = Lab::new(setup, &[Plug::new(0, 0), Plug::new(0, 1)]);
+    for memory in [RxMemory::Owned, RxMemory::Lent] {
+        let loopback = LoopbackCapacity { blocks: 64, block_bytes: 1 << 17 };
+        let setup = Setup { memory, capacity: loopback, ..Setup::default() };
+        let mut lab = Lab::new(setup, &[PortSpec::new(0, 0), PortSpec::new(0, 1)]);
         // Ten segments of 1000 bytes behind their headers.
         let bytes = frame(Mac::BROADCAST, mac(0), 0x88b5, &[0x50; 10_040]);
-        let offload = super::scenery::tcp(1000);
+        let offload = super::generators::tcp(1000);
         let count = |lab: &mut Lab| {
             lab.ends[0].send(&bytes, offload);
             lab.settle();
@@ -252,13 +255,13 @@ fn a_super_frame_costs_what_it_stands_for() {
             ClassLimit::frames(Rate::new(1, frames * 5 / 2)),
             ClassLimit { frames: None, bytes: Some(Rate::new(60, sizes * 5 / 2)) },
         ] {
-            lab.pass(Duration::from_secs(3600));
+            lab.advance(Duration::from_secs(3600));
             let before = admitted(&lab);
             limit_port(&mut lab, 0, StormLimits::OFF.with(StormClass::Broadcast, Some(limit)));
             (0..5).for_each(|_| _ = count(&mut lab));
             assert_eq!(admitted(&lab) - before, 2 * frames, "{limit:?}");
         }
-        lab.check_ledger();
+        lab.check_counters();
         lab.end();
     }
 }
@@ -274,19 +277,19 @@ fn bpdus_are_counted_apart() {
     lab.settle();
     let pvst = Mac::from_bits(0x0100_0ccc_cccd);
     for number in 0..150u64 {
-        send(&mut lab, 0, &frame(if number % 2 == 0 { BRIDGES } else { pvst }, mac(0), 38, &[0; 46]));
+        send(&mut lab, 0, &frame(if number % 2 == 0 { BRIDGE_GROUP } else { pvst }, mac(0), 38, &[0; 46]));
     }
     lab.settle();
     assert_eq!(admitted(&lab), 1 + BPDU_RATE.burst());
     assert_eq!(lab.drops_in(0, DropReason::StormBpdu), 150 - BPDU_RATE.burst());
     // The sibling has its own bucket of these, and no room for LLDP with its VM.
-    send(&mut lab, 1, &frame(BRIDGES, mac(1), 38, &[0; 46]));
+    send(&mut lab, 1, &frame(BRIDGE_GROUP, mac(1), 38, &[0; 46]));
     send(&mut lab, 1, &frame(Mac::from_bits(0x0180_c200_000e), mac(1), 0x88cc, &[0; 46]));
     lab.settle();
     assert_eq!((lab.sum(1, |c| c.flooded.get()), lab.drops_in(1, DropReason::StormVm)), (1, 1));
-    lab.pass(Duration::from_millis(500));
+    lab.advance(Duration::from_millis(500));
     for _ in 0..150 {
-        send(&mut lab, 0, &frame(BRIDGES, mac(0), 38, &[0; 46]));
+        send(&mut lab, 0, &frame(BRIDGE_GROUP, mac(0), 38, &[0; 46]));
     }
     lab.settle();
     assert_eq!(lab.drops_in(0, DropReason::StormBpdu), 150 - BPDU_RATE.burst() + 100);
@@ -313,12 +316,12 @@ fn a_meter_outlives_the_rules() {
     assert_eq!(storm(&mut lab, 200), 0);
     limit_port(&mut lab, 0, only(StormClass::Broadcast, Rate::new(1000, 1000)));
     assert_eq!(storm(&mut lab, 200), 0, "it is empty under another rate as well");
-    lab.pass(Duration::from_millis(100));
+    lab.advance(Duration::from_millis(100));
     assert_eq!(storm(&mut lab, 200), 100);
     limit_port(&mut lab, 0, StormLimits::OFF);
     assert_eq!(storm(&mut lab, 200), 200);
     limit_port(&mut lab, 0, only(StormClass::Broadcast, Rate::new(50, 10)));
-    lab.pass(Duration::from_secs(2));
+    lab.advance(Duration::from_secs(2));
     assert_eq!(storm(&mut lab, 200), 10);
     lab.end();
 }
@@ -345,12 +348,12 @@ fn what_would_not_be_flooded_costs_nothing() {
 /// A subport has the limits of a port, and an uplink, if it is given any, one for each of its networks.
 #[test]
 fn carried_ports_have_limits_of_their_own() {
-    let plugs = [Plug::new(0, 0), Plug::new(1, 0).behind(0, 7), Plug::new(0, 1), Plug::new(1, 2)];
-    let mut lab = Lab::with_uplinks(Setup::default(), &plugs, &[Wire::new(&[(0, 0), (20, 1)])]);
+    let plugs = [PortSpec::new(0, 0), PortSpec::new(1, 0).subport_of(0, 7), PortSpec::new(0, 1), PortSpec::new(1, 2)];
+    let mut lab = Lab::with_uplinks(Setup::default(), &plugs, &[UplinkSpec::new(&[(0, 0), (20, 1)])]);
     let limits = only(StormClass::Broadcast, Rate::new(1, 3));
     lab.change_ports(|ports| {
-        for rules in ports.iter_mut().filter(|rules| rules.id.index() < 2 || rules.is_uplink()) {
-            rules.storm = PortStorm { limits, ..PortStorm::default() };
+        for config in ports.iter_mut().filter(|config| config.id.index() < 2 || config.is_uplink()) {
+            config.storm = PortPolicer { limits, ..PortPolicer::default() };
         }
     });
     let outside = plugs.len();
@@ -368,7 +371,7 @@ fn carried_ports_have_limits_of_their_own() {
     assert_eq!(lab.drops_in(1, DropReason::StormBroadcast), 2, "the subport's own");
     assert_eq!(lab.sum(0, |c| c.drops_in.total()), 0, "the parent has sent nothing");
     assert_eq!(lab.drops_in(outside, DropReason::StormBroadcast), 2 * 2, "two on each network");
-    lab.check_ledger();
+    lab.check_counters();
     lab.ends.iter_mut().for_each(|end| end.discard());
     lab.end();
 }

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vifswitch::switch::{DropReason, Reach};
+use vifswitch::switch::{Attachment, DropReason};
 use vifswitch::wire::{Mac, Offload, Priority, is_without_vlan};
 
-use crate::by_hand::{KINDS, done, sent, tagged};
-use crate::common::{Lab, Plug, Setup, mac};
-use crate::scenery::{self, Sketch, any_frame, header, tcp, wild};
+use crate::builders::{KINDS, done, sent, tagged};
+use crate::common::{Lab, PortSpec, Setup, mac};
+use crate::generators::{self, Sketch, any_frame, header, tcp, wild};
 
 /// The parent, and its subports: two on its own network, under 101 and 102, and one on another, under 4094.
 const P: usize = 0;
@@ -22,14 +22,14 @@ const Y: usize = 5;
 
 const ALL: Mac = Mac::BROADCAST;
 
-fn plugs() -> Vec<Plug> {
+fn plugs() -> Vec<PortSpec> {
     vec![
-        Plug::new(0, 0),
-        Plug::new(0, 0).behind(P, 101),
-        Plug::new(0, 0).behind(P, 102),
-        Plug::new(1, 0).behind(P, 4094),
-        Plug::new(0, 1),
-        Plug::new(1, 2),
+        PortSpec::new(0, 0),
+        PortSpec::new(0, 0).subport_of(P, 101),
+        PortSpec::new(0, 0).subport_of(P, 102),
+        PortSpec::new(1, 0).subport_of(P, 4094),
+        PortSpec::new(0, 1),
+        PortSpec::new(1, 2),
     ]
 }
 
@@ -80,19 +80,19 @@ fn a_tag_says_whose_frame_it_is() {
         ("nor back", X, &[PROVIDER], mac(P), &[(P, &[PROVIDER])]),
         ("nor that of old", P, &[(0x9100, 101), INNER], mac(X), &[(X, &[(0x9100, 101), INNER])]),
     ];
-    let from = |cable: usize, tags: &[(u16, u16)]| match tags.first() {
-        Some(&(0x8100, id)) if cable == P && id & 0xfff == 101 => mac(S),
-        Some(&(0x8100, id)) if cable == P && id & 0xfff == 102 => mac(T),
-        Some(&(0x8100, 4094)) if cable == P => mac(U),
-        _ => mac(cable),
+    let from = |loopback: usize, tags: &[(u16, u16)]| match tags.first() {
+        Some(&(0x8100, id)) if loopback == P && id & 0xfff == 101 => mac(S),
+        Some(&(0x8100, id)) if loopback == P && id & 0xfff == 102 => mac(T),
+        Some(&(0x8100, 4094)) if loopback == P => mac(U),
+        _ => mac(loopback),
     };
     for mut lab in labs(1500) {
-        for &(name, cable, tags, to, expected) in rows {
-            let source = from(cable, tags);
+        for &(name, loopback, tags, to, expected) in rows {
+            let source = from(loopback, tags);
             let mut expected: Vec<_> =
                 expected.iter().map(|&(port, tags)| (port, tagged(to, source, tags, b"hello"))).collect();
             expected.sort();
-            let mut arrived = sent(&mut lab, cable, &tagged(to, source, tags, b"hello"));
+            let mut arrived = sent(&mut lab, loopback, &tagged(to, source, tags, b"hello"));
             arrived.sort();
             assert_eq!(arrived, expected, "{name}");
         }
@@ -168,20 +168,20 @@ fn no_tag_of_others_leads_to_a_subport() {
 #[test]
 fn subports_come_and_go_by_new_rules() {
     for mut lab in labs(1500) {
-        let rules = lab.rules.clone();
+        let config = lab.config.clone();
         assert_eq!(sent(&mut lab, X, &tagged(wild(1), mac(X), &[], &[])).len(), 3);
         assert_eq!(sent(&mut lab, P, &tagged(ALL, wild(1), &[], &[])).len(), 3, "it is learned behind the parent");
         for round in 0..3 {
             // Without subports the parent is a port like others, and transparent.
-            lab.change_rules(|ports, carriers| {
-                carriers.clear();
+            lab.change_config(|ports, trunks| {
+                trunks.clear();
                 ports.retain(|port| !port.is_subport());
-                ports.iter_mut().for_each(|port| port.reach = Reach::Own);
+                ports.iter_mut().for_each(|port| port.attachment = Attachment::Own);
             });
             let bytes = tagged(wild(1), mac(X), &[(0x8100, 101)], b"tagged");
             assert_eq!(sent(&mut lab, X, &bytes), [(P, bytes.clone())], "round {round}");
             assert_eq!(sent(&mut lab, X, &tagged(mac(S), mac(X), &[], &[])), [(P, tagged(mac(S), mac(X), &[], &[]))]);
-            lab.set_rules(rules.clone());
+            lab.set_config(config.clone());
             let plain = tagged(wild(1), mac(X), &[], b"plain");
             assert_eq!(sent(&mut lab, X, &plain), [(P, plain.clone())], "its stations stay");
             let bytes = tagged(mac(S), mac(X), &[(0x8100, 101)], &[]);
@@ -191,9 +191,9 @@ fn subports_come_and_go_by_new_rules() {
         // Down it is as if it were not there; with its parent all are.
         let subport = lab.ports[S];
         let set = |lab: &mut Lab, port, up: bool| {
-            lab.change_rules(|ports, carriers| {
-                ports.iter_mut().filter(|rules| rules.id == port).for_each(|rules| rules.admin_up = up);
-                carriers.iter_mut().filter(|rules| rules.id == port).for_each(|rules| rules.admin_up = up);
+            lab.change_config(|ports, trunks| {
+                ports.iter_mut().filter(|config| config.id == port).for_each(|config| config.admin_up = up);
+                trunks.iter_mut().filter(|config| config.id == port).for_each(|config| config.admin_up = up);
             });
         };
         set(&mut lab, subport, false);
@@ -219,8 +219,8 @@ fn subports_come_and_go_by_new_rules() {
 #[test]
 fn a_burst_of_floods_fills_every_branch() {
     for (workers, memory) in KINDS {
-        let mut plugs = vec![Plug::new(0, 0), Plug::new(0, 1)];
-        plugs.extend((0..100).map(|number| Plug::new(0, 0).behind(0, 1000 + number)));
+        let mut plugs = vec![PortSpec::new(0, 0), PortSpec::new(0, 1)];
+        plugs.extend((0..100).map(|number| PortSpec::new(0, 0).subport_of(0, 1000 + number)));
         let mut lab = Lab::new(Setup { workers, memory, slots: 32_768, ..Setup::default() }, &plugs);
         for number in 0..100u8 {
             assert!(lab.ends[1].stage(&tagged(ALL, mac(1), &[], &[number; 46]), Offload::NONE));
@@ -264,16 +264,16 @@ fn offloads_are_finished_for_the_subport() {
 #[derive(Debug, Clone)]
 enum Act {
     Send(Sketch),
-    Pass(u64),
+    Advance(u64),
 }
 
 fn acts() -> impl Strategy<Value = Vec<Act>> {
     let pass = prop_oneof![4 => 0..2u64, 1 => Just(400u64)];
-    vec(prop_oneof![12 => any_frame().prop_map(Act::Send), 1 => pass.prop_map(Act::Pass)], 1..80)
+    vec(prop_oneof![12 => any_frame().prop_map(Act::Send), 1 => pass.prop_map(Act::Advance)], 1..80)
 }
 
 /// Why frames have died at a port, either direction, and how many.
-fn died(lab: &Lab, port: usize) -> Vec<(u64, u64)> {
+fn dropped(lab: &Lab, port: usize) -> Vec<(u64, u64)> {
     DropReason::ALL.map(|reason| (lab.drops_in(port, reason), lab.drops_out(port, reason))).to_vec()
 }
 
@@ -284,7 +284,7 @@ proptest! {
     /// is counted where.
     #[test]
     fn a_subport_is_a_port(
-        plugs in scenery::trunks(3),
+        plugs in generators::trunks(3),
         (workers, memory) in prop::sample::select(KINDS.to_vec()),
         acts in acts(),
     ) {
@@ -299,16 +299,16 @@ proptest! {
         let is_parent: Vec<bool> = (0..count).map(|port| plugs.iter().any(|plug| plug.trunk.is_some_and(|of| of.0 == port))).collect();
         let setup = || Setup { workers, memory, mtu: 9000, ..Setup::default() };
         let mut by_tag = Lab::new(setup(), &plugs);
-        let apart: Vec<_> = plugs.iter().map(|plug| Plug { trunk: None, ..plug.clone() }).collect();
+        let apart: Vec<_> = plugs.iter().map(|plug| PortSpec { trunk: None, ..plug.clone() }).collect();
         let mut by_port = Lab::new(setup(), &apart);
         // Frames that a parent does not get since they would be taken for others.
-        let mut foreign = vec![0; count];
+        let mut spoofed = vec![0; count];
         for act in acts {
             let sketch = match act {
                 Act::Send(sketch) => sketch,
-                Act::Pass(seconds) => {
-                    by_tag.pass(Duration::from_secs(seconds));
-                    by_port.pass(Duration::from_secs(seconds));
+                Act::Advance(seconds) => {
+                    by_tag.advance(Duration::from_secs(seconds));
+                    by_port.advance(Duration::from_secs(seconds));
                     continue;
                 }
             };
@@ -338,17 +338,17 @@ proptest! {
             for port in (0..count).filter(|&port| is_parent[port]) {
                 let before = expected[port].len();
                 expected[port].retain(|(bytes, _)| is_without_vlan(bytes));
-                foreign[port] += u64::from(expected[port].len() < before);
+                spoofed[port] += u64::from(expected[port].len() < before);
             }
             let these = by_tag.sorted();
             prop_assert!(these == expected, "other frames: {:?} for {:?}", these, expected);
         }
-        for (port, &foreign) in foreign.iter().enumerate() {
-            let mut expected = died(&by_port, port);
+        for (port, &spoofed) in spoofed.iter().enumerate() {
+            let mut expected = dropped(&by_port, port);
             let lost = by_tag.drops_out(port, DropReason::ForeignVlan);
             expected[DropReason::ForeignVlan as usize].1 = lost;
-            prop_assert!(lost >= foreign && (lost == 0) == (foreign == 0));
-            prop_assert_eq!(died(&by_tag, port), expected);
+            prop_assert!(lost >= spoofed && (lost == 0) == (spoofed == 0));
+            prop_assert_eq!(dropped(&by_tag, port), expected);
             let counts = |lab: &Lab, lost: u64| {
                 [
                     lab.sum(port, |c| c.rx_frames.get()),
@@ -360,7 +360,7 @@ proptest! {
             };
             prop_assert_eq!(counts(&by_tag, lost), counts(&by_port, 0), "port {}", port);
         }
-        by_tag.check_ledger();
+        by_tag.check_counters();
         by_tag.end();
         by_port.end();
     }

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use proptest::prelude::*;
-use vifswitch::device::memory::{Memory, cable};
+use vifswitch::device::loopback::{RxMemory, loopback};
 use vifswitch::switch::{DropReason, Security};
 use vifswitch::wire::{Mac, Offload, Priority, is_without_vlan};
-use vifswitch::worker::Gate;
+use vifswitch::worker::RxQueue;
 
-use crate::by_hand::{KINDS, done, payload, sent, tagged};
-use crate::common::{Lab, Plug, Setup, Wire, mac};
-use crate::scenery::{self, Act, WILD, header, tcp, wild};
+use crate::builders::{KINDS, done, payload, sent, tagged};
+use crate::common::{Lab, PortSpec, Setup, UplinkSpec, mac};
+use crate::generators::{self, Act, WILD, header, tcp, wild};
 
 /// Two VMs on the first network, one on each of the others.
 const A: usize = 0;
@@ -22,16 +22,16 @@ const W: usize = 4;
 const X: usize = 5;
 
 /// The first two networks are tagged on it, the third is not.
-fn trunk() -> Wire {
-    Wire::new(&[(120, 0), (130, 1), (0, 2)])
+fn trunk() -> UplinkSpec {
+    UplinkSpec::new(&[(120, 0), (130, 1), (0, 2)])
 }
 
-fn lab_of(setup: Setup, wires: &[Wire]) -> Lab {
-    let plugs = [Plug::new(0, 0), Plug::new(0, 1), Plug::new(1, 0), Plug::new(2, 2)];
+fn lab_of(setup: Setup, wires: &[UplinkSpec]) -> Lab {
+    let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1), PortSpec::new(1, 0), PortSpec::new(2, 2)];
     Lab::with_uplinks(setup, &plugs, wires)
 }
 
-fn labs(mtu: u16, wires: &[Wire]) -> impl Iterator<Item = Lab> {
+fn labs(mtu: u16, wires: &[UplinkSpec]) -> impl Iterator<Item = Lab> {
     KINDS.into_iter().map(move |(workers, memory)| lab_of(Setup { workers, memory, mtu, ..Setup::default() }, wires))
 }
 
@@ -41,7 +41,7 @@ fn reached(lab: &mut Lab, port: usize, bytes: &[u8]) -> Vec<usize> {
 }
 
 /// Counts by how many each reason has grown at a port, coming in.
-fn died(lab: &mut Lab, port: usize, bytes: &[u8]) -> Vec<DropReason> {
+fn dropped(lab: &mut Lab, port: usize, bytes: &[u8]) -> Vec<DropReason> {
     let before = DropReason::ALL.map(|reason| lab.drops_in(port, reason));
     assert_eq!(sent(lab, port, bytes), [], "nobody gets it");
     let after = DropReason::ALL.map(|reason| lab.drops_in(port, reason));
@@ -90,21 +90,21 @@ fn what_is_for_no_network_goes_nowhere() {
     let of = |id: u16| tagged(ALL, wild(1), &[(0x8100, id)], &p);
     for mut lab in labs(1500, &[trunk()]) {
         for id in [1, 119, 121, 200, 4094, 4095] {
-            assert_eq!(died(&mut lab, W, &of(id)), [DropReason::UnknownVlan], "{id}");
+            assert_eq!(dropped(&mut lab, W, &of(id)), [DropReason::UnknownVlan], "{id}");
         }
         let whole = tagged(ALL, wild(1), &[(0x8100, 120)], &[]);
         for len in [0, 5, 13, 14, 15, 16, 17] {
-            assert_eq!(died(&mut lab, W, &whole[..len]), [DropReason::Runt], "{len} bytes");
+            assert_eq!(dropped(&mut lab, W, &whole[..len]), [DropReason::Runt], "{len} bytes");
         }
         for source in [ALL, Mac::ZERO, Mac::from_bits(0x0300_0000_0001)] {
             let bytes = tagged(ALL, source, &[(0x8100, 120)], &p);
-            assert_eq!(died(&mut lab, W, &bytes), [DropReason::BadSource], "{source}");
+            assert_eq!(dropped(&mut lab, W, &bytes), [DropReason::BadSource], "{source}");
         }
         done(lab);
     }
-    for mut lab in labs(1500, &[Wire::new(&[(120, 0)])]) {
-        assert_eq!(died(&mut lab, W, &of(0)), [DropReason::UnknownVlan], "only a priority");
-        assert_eq!(died(&mut lab, W, &tagged(ALL, wild(1), &[], &p)), [DropReason::UnknownVlan], "untagged");
+    for mut lab in labs(1500, &[UplinkSpec::new(&[(120, 0)])]) {
+        assert_eq!(dropped(&mut lab, W, &of(0)), [DropReason::UnknownVlan], "only a priority");
+        assert_eq!(dropped(&mut lab, W, &tagged(ALL, wild(1), &[], &p)), [DropReason::UnknownVlan], "untagged");
         assert_eq!(reached(&mut lab, W, &of(120)), [A, B]);
         done(lab);
     }
@@ -115,7 +115,7 @@ fn what_is_for_no_network_goes_nowhere() {
 #[test]
 fn the_outer_tag_takes_no_room_of_the_mtu() {
     for mut lab in labs(1500, &[trunk()]) {
-        for (tags, len, fits) in [
+        for (tags, len, is_ok) in [
             (&[(0x8100, 120)][..], 1500, true),
             (&[(0x8100, 120)], 1501, false),
             (&[(0x8100, 120), (0x8100, 5)], 1500, true),
@@ -126,10 +126,10 @@ fn the_outer_tag_takes_no_room_of_the_mtu() {
             (&[(0x8100, 0)], 1501, false),
         ] {
             let bytes = tagged(ALL, wild(1), tags, &payload(len));
-            if fits {
+            if is_ok {
                 assert!(!reached(&mut lab, W, &bytes).is_empty(), "{tags:?}, {len}");
             } else {
-                assert_eq!(died(&mut lab, W, &bytes), [DropReason::TooLong], "{tags:?}, {len}");
+                assert_eq!(dropped(&mut lab, W, &bytes), [DropReason::TooLong], "{tags:?}, {len}");
             }
         }
         done(lab);
@@ -268,10 +268,11 @@ fn offload_headers_follow_the_tag() {
 #[test]
 fn what_the_wire_cannot_take_is_counted_at_the_uplink() {
     for (workers, memory) in KINDS {
-        let plugs = [Plug::new(0, 0), Plug::new(0, 1)];
+        let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1)];
         let setup = Setup { workers, memory, ..Setup::default() };
-        let mut lab =
-            Lab::build(setup, &plugs, &[Wire::new(&[(7, 0)])], |port, end| Box::new(end.with_offloads(port != 2)));
+        let mut lab = Lab::build(setup, &plugs, &[UplinkSpec::new(&[(7, 0)])], |port, end| {
+            Box::new(end.with_offloads(port != 2))
+        });
         assert_eq!(reached(&mut lab, 2, &tagged(ALL, wild(1), &[(0x8100, 7)], &[])), [0, 1]);
         for to in [wild(1), ALL] {
             assert!(lab.ends[0].send(&tagged(to, mac(0), &[], &[0x50; 2000]), tcp(1000)));
@@ -312,13 +313,13 @@ fn two_hosts_are_joined_by_a_cable() {
     {
         for (asks, answers) in [(A, A), (A, B), (B, A), (C, C), (D, D)] {
             let neighbours = if asks < C { vec![A, B] } else { vec![asks] };
-            let ask = tagged(ALL, here(asks), &[(0x88a8, 5)], b"who is there");
-            assert!(one.send(asks, &ask));
+            let request = tagged(ALL, here(asks), &[(0x88a8, 5)], b"who is there");
+            assert!(one.send(asks, &request));
             over_the_wire(&mut one, &mut other);
             for port in [A, B, C, D] {
                 let at_home = neighbours.contains(&port) && port != asks;
-                assert_eq!(one.received(port), vec![ask.clone(); usize::from(at_home)]);
-                assert_eq!(other.received(port), vec![ask.clone(); usize::from(neighbours.contains(&port))]);
+                assert_eq!(one.received(port), vec![request.clone(); usize::from(at_home)]);
+                assert_eq!(other.received(port), vec![request.clone(); usize::from(neighbours.contains(&port))]);
             }
             let answer = tagged(here(asks), there(answers), &[], b"I am");
             assert!(other.send(answers, &answer));
@@ -340,15 +341,15 @@ fn two_hosts_are_joined_by_a_cable() {
 
 #[test]
 fn what_comes_by_one_uplink_does_not_leave_by_another() {
-    let wires = [trunk(), Wire::new(&[(0, 0), (7, 1)])];
+    let wires = [trunk(), UplinkSpec::new(&[(0, 0), (7, 1)])];
     for mut lab in labs(1500, &wires) {
         let (by_w, by_x) = ([(0x8100, 120)], [(0x8100, 7)]);
         assert_eq!(reached(&mut lab, W, &tagged(ALL, wild(1), &by_w, &[])), [A, B]);
         assert_eq!(reached(&mut lab, X, &tagged(ALL, wild(2), &[], &[])), [A, B]);
         assert_eq!(reached(&mut lab, X, &tagged(ALL, wild(2), &by_x, &[])), [C]);
-        assert_eq!(died(&mut lab, W, &tagged(wild(2), wild(1), &by_w, &[])), [DropReason::SplitHorizon]);
-        assert_eq!(died(&mut lab, X, &tagged(wild(1), wild(2), &[], &[])), [DropReason::SplitHorizon]);
-        assert_eq!(died(&mut lab, W, &tagged(wild(1), wild(3), &by_w, &[])), [DropReason::Hairpin]);
+        assert_eq!(dropped(&mut lab, W, &tagged(wild(2), wild(1), &by_w, &[])), [DropReason::SplitHorizon]);
+        assert_eq!(dropped(&mut lab, X, &tagged(wild(1), wild(2), &[], &[])), [DropReason::SplitHorizon]);
+        assert_eq!(dropped(&mut lab, W, &tagged(wild(1), wild(3), &by_w, &[])), [DropReason::Hairpin]);
         // On another network of the same two it is unknown, and goes to those inside.
         assert_eq!(reached(&mut lab, X, &tagged(wild(1), wild(3), &by_x, &[])), [C]);
         // What comes from inside leaves by each, with the tag it has there.
@@ -370,7 +371,7 @@ fn what_comes_by_one_uplink_does_not_leave_by_another() {
 
 #[test]
 fn a_failover_moves_no_station() {
-    let wires = [trunk(), Wire { spare_of: Some(0), ..trunk() }];
+    let wires = [trunk(), UplinkSpec { spare_of: Some(0), ..trunk() }];
     for mut lab in labs(1500, &wires) {
         let in_vlan = |to, from| tagged(to, from, &[(0x8100, 120)], b"hello");
         let plain = |to, from| tagged(to, from, &[], b"hello");
@@ -382,9 +383,9 @@ fn a_failover_moves_no_station() {
             assert_eq!(sent(&mut lab, A, &plain(wild(1), mac(A))), [(active, in_vlan(wild(1), mac(A)))]);
             assert_eq!(reached(&mut lab, D, &plain(wild(1), mac(D))), [active], "round {round}");
             assert_eq!(reached(&mut lab, A, &plain(ALL, mac(A))), [B, active]);
-            assert_eq!(died(&mut lab, spare, &in_vlan(mac(A), wild(1))), [DropReason::Standby]);
-            assert_eq!(died(&mut lab, spare, &plain(ALL, wild(9))), [DropReason::Standby]);
-            assert_eq!(died(&mut lab, spare, &[]), [DropReason::Standby]);
+            assert_eq!(dropped(&mut lab, spare, &in_vlan(mac(A), wild(1))), [DropReason::Standby]);
+            assert_eq!(dropped(&mut lab, spare, &plain(ALL, wild(9))), [DropReason::Standby]);
+            assert_eq!(dropped(&mut lab, spare, &[]), [DropReason::Standby]);
             assert_eq!(reached(&mut lab, active, &in_vlan(mac(A), wild(1))), [A]);
             for (worker, known) in known.iter().enumerate() {
                 assert_eq!(lab.stations(worker), *known);
@@ -394,15 +395,15 @@ fn a_failover_moves_no_station() {
         }
         // With none of them active, nothing leaves, and it is said why.
         let lost = |lab: &Lab, reason| lab.drops_out(W, reason) + lab.drops_out(X, reason);
-        lab.change_rules(|_, carriers| carriers.iter_mut().for_each(|carrier| carrier.standby = true));
+        lab.change_config(|_, trunks| trunks.iter_mut().for_each(|trunk_port| trunk_port.backup = true));
         assert!(reached(&mut lab, A, &plain(wild(1), mac(A))).is_empty());
         assert_eq!(reached(&mut lab, A, &plain(ALL, mac(A))), [B]);
         assert_eq!(lost(&lab, DropReason::Standby), 1);
-        lab.change_rules(|_, carriers| carriers.iter_mut().for_each(|carrier| carrier.admin_up = false));
+        lab.change_config(|_, trunks| trunks.iter_mut().for_each(|trunk_port| trunk_port.admin_up = false));
         assert!(reached(&mut lab, A, &plain(wild(1), mac(A))).is_empty());
         assert_eq!(reached(&mut lab, A, &plain(ALL, mac(A))), [B]);
         assert_eq!(lost(&lab, DropReason::AdminDown), 1);
-        assert_eq!(died(&mut lab, W, &in_vlan(ALL, wild(1))), [DropReason::AdminDown]);
+        assert_eq!(dropped(&mut lab, W, &in_vlan(ALL, wild(1))), [DropReason::AdminDown]);
         done(lab);
     }
 }
@@ -414,33 +415,33 @@ fn an_uplink_without_a_device_says_so() {
         let workers = lab.workers.len();
         let plain = |to| tagged(to, mac(A), &[], b"hello");
         assert_eq!(reached(&mut lab, W, &tagged(ALL, wild(1), &[(0x8100, 120)], &[])), [A, B]);
-        let carrier = lab.ports[W];
-        let gate = lab.close(carrier, W % workers).expect("it was open");
+        let trunk_port = lab.ports[W];
+        let queue = lab.close(trunk_port, W % workers).expect("it was open");
         assert!(reached(&mut lab, A, &plain(wild(1))).is_empty());
         assert_eq!(reached(&mut lab, A, &plain(ALL)), [B]);
         assert_eq!(lab.drops_out(W, DropReason::NoDevice), 2);
         // Control hears of it, and nothing is flooded there any more.
-        lab.change_rules(|ports, carriers| {
+        lab.change_config(|ports, trunks| {
             ports.iter_mut().filter(|port| port.is_uplink()).for_each(|port| port.worker = None);
-            carriers[0].worker = None;
+            trunks[0].worker = None;
         });
         assert_eq!(reached(&mut lab, A, &plain(ALL)), [B]);
         assert!(reached(&mut lab, A, &plain(wild(1))).is_empty());
         assert_eq!(lab.drops_out(W, DropReason::NoDevice), 3);
-        lab.change_rules(|ports, carriers| {
-            carriers[0].worker = Some((W % workers) as u16);
-            ports.iter_mut().filter(|port| port.is_uplink()).for_each(|port| port.worker = carriers[0].worker);
+        lab.change_config(|ports, trunks| {
+            trunks[0].worker = Some((W % workers) as u16);
+            ports.iter_mut().filter(|port| port.is_uplink()).for_each(|port| port.worker = trunks[0].worker);
         });
-        lab.open(gate);
+        lab.open(queue);
         assert_eq!(reached(&mut lab, A, &plain(ALL)), [B, W]);
         assert_eq!(reached(&mut lab, A, &plain(wild(1))), [W]);
         // The uplink goes for good; what its stations were sent is flooded again.
-        lab.change_rules(|ports, carriers| {
+        lab.change_config(|ports, trunks| {
             ports.retain(|port| !port.is_uplink());
-            carriers.clear();
+            trunks.clear();
         });
         assert_eq!(reached(&mut lab, A, &plain(wild(1))), [B]);
-        assert_eq!(died(&mut lab, W, &tagged(ALL, wild(1), &[], &[])), [DropReason::PortClosed]);
+        assert_eq!(dropped(&mut lab, W, &tagged(ALL, wild(1), &[], &[])), [DropReason::PortClosed]);
         done(lab);
     }
 }
@@ -448,11 +449,11 @@ fn an_uplink_without_a_device_says_so() {
 /// An uplink with a queue at each of two workers sends and hears each frame once.
 #[test]
 fn an_uplink_with_queues_at_two_workers_gets_each_frame_once() {
-    for memory in [Memory::Owned, Memory::Lent] {
+    for memory in [RxMemory::Owned, RxMemory::Lent] {
         let mut lab = lab_of(Setup { workers: 2, memory, ..Setup::default() }, &[trunk()]);
-        let (end, mut far) = cable(Default::default());
-        let carrier = lab.ports[W];
-        lab.open_at(1, Gate::new(carrier, 1, Box::new(end.with_memory(memory))));
+        let (end, mut far) = loopback(Default::default());
+        let trunk_port = lab.ports[W];
+        lab.open_at(1, RxQueue::new(trunk_port, 1, Box::new(end.with_memory(memory))));
         assert!(far.send(&tagged(ALL, wild(1), &[(0x8100, 120)], &[]), Offload::NONE));
         lab.settle();
         let both: Vec<_> = lab.all_received().iter().map(Vec::len).collect();
@@ -467,7 +468,7 @@ fn an_uplink_with_queues_at_two_workers_gets_each_frame_once() {
         }
         lab.all_received();
         // When one of them is closed, the other goes on.
-        assert!(lab.close(carrier, W % 2).is_some());
+        assert!(lab.close(trunk_port, W % 2).is_some());
         assert!(far.send(&tagged(mac(B), wild(1), &[(0x8100, 120)], &[]), Offload::NONE));
         lab.settle();
         assert_eq!(lab.received(B).len(), 1);
@@ -488,7 +489,7 @@ fn reserved_groups_do_not_cross_an_uplink() {
         for &to in &reserved {
             for tags in [&[][..], &[(0x8100, 120)], &[(0x8100, 0)], &[(0x8100, 999)]] {
                 let bytes = tagged(to, wild(1), tags, &[0; 46]);
-                assert_eq!(died(&mut lab, W, &bytes), [DropReason::ReservedGroup], "{to}, {tags:?}");
+                assert_eq!(dropped(&mut lab, W, &bytes), [DropReason::ReservedGroup], "{to}, {tags:?}");
             }
             let pause = to == Mac::from_bits(0x0180_c200_0001);
             for (from, expected) in [(A, vec![B]), (C, vec![]), (D, vec![])] {
@@ -540,31 +541,31 @@ proptest! {
     /// why not.
     #[test]
     fn a_tag_stands_for_a_port(
-        plugs in scenery::plugs(3),
+        plugs in generators::plugs(3),
         vids in prop::sample::subsequence(vec![0u16, 5, 4094], 3),
         (workers, memory) in prop::sample::select(KINDS.to_vec()),
-        acts in scenery::acts(12, 80),
+        acts in generators::acts(12, 80),
     ) {
         // Nobody outside is kept out, so nobody inside has an address that is said to be his.
         let mut plugs = plugs;
         plugs.iter_mut().for_each(|plug| plug.security = Security::Off);
         let count = plugs.len();
-        let wire = Wire::new(&vids.iter().copied().zip(0..).collect::<Vec<_>>());
+        let wire = UplinkSpec::new(&vids.iter().copied().zip(0..).collect::<Vec<_>>());
         let setup = || Setup { workers, memory, mtu: 9000, ..Setup::default() };
         let mut by_tag = Lab::with_uplinks(setup(), &plugs, &[wire]);
         // A VM outside on each network, each of another owner.
-        let apart: Vec<_> = plugs.iter().cloned().chain((0..3).map(|network| Plug::new(network, 100 + u32::from(network)))).collect();
+        let apart: Vec<_> = plugs.iter().cloned().chain((0..3).map(|network| PortSpec::new(network, 100 + u32::from(network)))).collect();
         let mut by_port = Lab::new(setup(), &apart);
         // In the first minute of a port, stations that come to it from an uplink do not count as moving.
         for lab in [&mut by_tag, &mut by_port] {
-            lab.pass(Duration::from_secs(60));
+            lab.advance(Duration::from_secs(60));
         }
         for act in acts {
             let sketch = match act {
                 Act::Send(sketch) => sketch,
-                Act::Pass(seconds) => {
-                    by_tag.pass(Duration::from_secs(seconds));
-                    by_port.pass(Duration::from_secs(seconds));
+                Act::Advance(seconds) => {
+                    by_tag.advance(Duration::from_secs(seconds));
+                    by_port.advance(Duration::from_secs(seconds));
                     continue;
                 }
             };
@@ -626,7 +627,7 @@ proptest! {
             let these = taken(&mut by_tag);
             prop_assert!(these == expected, "other frames: {:?} for {:?}", these, expected);
         }
-        by_tag.check_ledger();
+        by_tag.check_counters();
         by_tag.end();
         by_port.end();
     }

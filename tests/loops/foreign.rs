@@ -5,12 +5,12 @@ use std::thread;
 
 use vifswitch::wire::Mac;
 
-use super::scene::{CULPRIT, Said, Scene, Talk, looping};
+use super::scene::{CULPRIT, Said, Scenario, Talk, looping};
 use crate::host::Finally;
-use crate::host::rig::{On, two_workers};
+use crate::host::setup::{DeviceKind, two_workers};
 
 /// Asks until something has happened, and a bit longer.
-fn ask_until(talk: &mut Talk, happened: impl Fn(&Scene) -> bool + Sync) {
+fn ask_until(talk: &mut Talk, happened: impl Fn(&Scenario) -> bool + Sync) {
     let scene = talk.scene;
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -19,13 +19,13 @@ fn ask_until(talk: &mut Talk, happened: impl Fn(&Scene) -> bool + Sync) {
             crate::host::await_that("what is asked for", || happened(scene).then_some(()));
         });
         while !done.load(Ordering::Relaxed) {
-            talk.ask();
+            talk.request();
         }
     });
 }
 
-fn nobody_notices(on: On, siblings: usize, said: Said) {
-    let Some(scene) = Scene::new(on, &looping(siblings), said) else { return };
+fn nobody_notices(on: DeviceKind, siblings: usize, said: Said) {
+    let Some(scene) = Scenario::new(on, &looping(siblings), said) else { return };
     let mut talk = Talk::of(&scene);
     scene.join("stp_state 0");
     talk.round();
@@ -57,14 +57,14 @@ fn nobody_notices(on: On, siblings: usize, said: Said) {
 
 #[test]
 fn nobody_notices_two_looping_siblings() {
-    for on in [On::Tap, On::Xdp] {
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         nobody_notices(on, 2, Said::default());
     }
 }
 
 #[test]
 fn nobody_notices_three_looping_siblings() {
-    for on in [On::Tap, On::Xdp] {
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         nobody_notices(on, 3, Said::default());
     }
 }
@@ -72,16 +72,16 @@ fn nobody_notices_three_looping_siblings() {
 #[test]
 fn nobody_notices_siblings_that_loop_on_two_workers() {
     let Some(switch) = two_workers() else { return };
-    nobody_notices(On::Tap, 2, Said { switch, ..Said::default() });
+    nobody_notices(DeviceKind::Tap, 2, Said { switch, ..Said::default() });
 }
 
 /// Without the guard, and with stations that are pinned to no port: the limits bound what others get, and the
 /// stations are frozen where they belong.
 #[test]
 fn stations_that_loops_move_are_frozen_and_found_again() {
-    for on in [On::Tap, On::Xdp] {
-        let said = Said { network: "guard = false", ..Said::default() };
-        let scene = Scene::with(on, &looping(2), said, |vifs| {
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+        let said = Said { network: "anti_spoof = false", ..Said::default() };
+        let scene = Scenario::with(on, &looping(2), said, |vifs| {
             vifs.iter_mut().flatten().for_each(|vif| vif.more = "port_security = \"off\"".into());
         });
         let Some(scene) = scene else { return };
@@ -98,17 +98,17 @@ fn stations_that_loops_move_are_frozen_and_found_again() {
             talk.seed();
             talk.ask_once();
         }
-        scene.await_event("mac_freeze");
+        scene.await_event("mac_dampened");
         // it may be that the freeze came first; both are found, with the loop still closed
         let first = talk.ask_once();
         crate::host::await_that("a question that is heard", || {
             talk.ask_once();
             talk.is_heard(first).then_some(())
         });
-        let frozen = scene.events_of("mac_freeze");
+        let dampened = scene.events_of("mac_dampened");
         assert!(
-            frozen.iter().all(|event| macs.iter().any(|mac| event["mac"] == mac.to_string().as_str())),
-            "{frozen:#?}"
+            dampened.iter().all(|event| macs.iter().any(|mac| event["mac"] == mac.to_string().as_str())),
+            "{dampened:#?}"
         );
         scene.open();
         talk.rest();
@@ -116,6 +116,6 @@ fn stations_that_loops_move_are_frozen_and_found_again() {
         let seconds = vifswitch::time::now().since(begin).as_secs_f64();
         let most = 3.0 * (500.0 + 500.0 * seconds + 1.0);
         assert!((talk.copies as f64) < most, "{on:?}: {} copies in {seconds} s", talk.copies);
-        talk.ask();
+        talk.request();
     }
 }

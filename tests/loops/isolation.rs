@@ -6,9 +6,9 @@ use std::thread;
 
 use vifswitch::wire::Mac;
 
-use super::scene::{CULPRIT, Guest, NOISE, Said, Scene};
+use super::scene::{CULPRIT, Guest, NOISE, Said, Scenario};
 use crate::host::nic::frame;
-use crate::host::rig::{On, stream, two_workers};
+use crate::host::setup::{DeviceKind, stream, two_workers};
 use crate::host::{Finally, await_that};
 
 /// Two that talk on the network of the storm, two on another one, and who storms.
@@ -19,7 +19,7 @@ const GUESTS: &[Guest] =
 const RATE: u64 = 2000;
 const STORM: u64 = 100_000;
 
-fn others_lose_nothing(on: On, switch: &'static str) {
+fn others_lose_nothing(on: DeviceKind, switch: &'static str) {
     for (class, to) in [
         ("broadcast", Mac::BROADCAST),
         ("multicast", Mac::from_bits(0x0100_5e01_0203)),
@@ -27,7 +27,7 @@ fn others_lose_nothing(on: On, switch: &'static str) {
     ] {
         // so little that any storm is one, also where it does not come to the limit that is usual
         let network = "storm = { multicast = { pps = 500 }, unknown_unicast = { pps = 500 } }";
-        let Some(scene) = Scene::new(on, GUESTS, Said { switch, network, ..Said::default() }) else { return };
+        let Some(scene) = Scenario::new(on, GUESTS, Said { switch, network, ..Said::default() }) else { return };
         let nics = ["a", "b", "c", "d", CULPRIT].map(|guest| scene.nic(guest, 0));
         let [a, b, c, d, l] = ["a", "b", "c", "d", CULPRIT].map(|guest| scene.vif(guest, 0));
         let done = AtomicBool::new(false);
@@ -75,17 +75,17 @@ fn others_lose_nothing(on: On, switch: &'static str) {
 
 #[test]
 fn others_lose_nothing_in_a_storm_on_taps() {
-    others_lose_nothing(On::Tap, "");
+    others_lose_nothing(DeviceKind::Tap, "");
 }
 
 #[test]
 fn others_lose_nothing_in_a_storm_on_af_xdp() {
-    others_lose_nothing(On::Xdp, "");
+    others_lose_nothing(DeviceKind::Xdp, "");
 }
 
 #[test]
 fn others_lose_nothing_in_a_storm_on_two_workers() {
     let Some(switch) = two_workers() else { return };
-    others_lose_nothing(On::Tap, switch);
-    others_lose_nothing(On::Xdp, switch);
+    others_lose_nothing(DeviceKind::Tap, switch);
+    others_lose_nothing(DeviceKind::Xdp, switch);
 }

@@ -2,11 +2,11 @@
 
 use vifswitch::wire::Mac;
 
-use super::scene::{Said, Scene, noise};
+use super::scene::{Said, Scenario, noise};
 use crate::host::daemon::Vif;
 use crate::host::nic::{Nic, experiment, frame};
-use crate::host::rig::{On, lay};
-use crate::host::{Space, await_that};
+use crate::host::setup::{DeviceKind, lay};
+use crate::host::{Namespace, await_that};
 
 const RARP: u16 = 0x8035;
 
@@ -28,9 +28,9 @@ fn is_found(from: &Nic, (to, mac): (&Nic, Mac), sender: Mac, what: &str) {
 /// A VM comes from another host, behind the uplink, and goes there again.
 #[test]
 fn a_vm_that_migrates_is_found_at_once_and_nothing_is_raised() {
-    for on in [On::Tap, On::Xdp] {
-        let Some(scene) = Scene::new(on, &[("a", &["net1"])], Said::default()) else { return };
-        let (Some(wire), Some(host)) = (Space::new(), Space::new()) else { return };
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+        let Some(scene) = Scenario::new(on, &[("a", &["net1"])], Said::default()) else { return };
+        let (Some(wire), Some(host)) = (Namespace::new(), Namespace::new()) else { return };
         let uplink = Vif { kind: "packet", name: "out".into(), netns: host.0.clone(), ..Vif::new("none", 90, &wire) };
         lay(&uplink, &wire, 1500);
         let text = std::fs::read_to_string(scene.daemon.file()).unwrap();
@@ -44,30 +44,30 @@ fn a_vm_that_migrates_is_found_at_once_and_nothing_is_raised() {
         outside.send(&noise(mac, 0));
         await_that("it to be heard", || here.rest().contains(&noise(mac, 0)).then_some(()));
         is_found(&here, (&outside, mac), a, "behind the uplink");
-        for turn in 0..3 {
-            let Some(space) = Space::new() else { return };
-            let mut vif = Vif { mac, ..Vif::new("m", 20 + turn, &space) };
-            if on != On::Tap {
+        for round in 0..3 {
+            let Some(namespace) = Namespace::new() else { return };
+            let mut vif = Vif { mac, ..Vif::new("m", 20 + round, &namespace) };
+            if on != DeviceKind::Tap {
                 (vif.kind, vif.netns) = (on.kind(), host.0.clone());
-                lay(&vif, &space, 1500);
+                lay(&vif, &namespace, 1500);
             }
             scene.daemon.attach(&vif);
-            let arrived = Nic::new(&space, &vif.name);
+            let arrived = Nic::new(&namespace, &vif.name);
             for _ in 0..5 {
                 arrived.send(&announcement(mac));
             }
             // nothing but the last of five tells that all have passed
             await_that("five announcements", || {
-                let heard = scene.daemon.port(&vif).counts.rx_frames;
-                (heard >= 5).then_some(())
+                let received = scene.daemon.port(&vif).counts.rx_frames;
+                (received >= 5).then_some(())
             });
-            is_found(&here, (&arrived, mac), a, &format!("arrived, {turn}"));
+            is_found(&here, (&arrived, mac), a, &format!("arrived, {round}"));
             scene.daemon.detach(&vif);
             for _ in 0..5 {
                 outside.send(&announcement(mac));
             }
             await_that("where it went", || (scene.place_of(mac).is_some_and(|(port, _)| port == "up0")).then_some(()));
-            is_found(&here, (&outside, mac), a, &format!("gone again, {turn}"));
+            is_found(&here, (&outside, mac), a, &format!("gone again, {round}"));
         }
         scene.is_calm("migrations");
         let drops = scene.daemon.port(scene.vif("a", 0)).counts.drops;
@@ -78,10 +78,10 @@ fn a_vm_that_migrates_is_found_at_once_and_nothing_is_raised() {
 /// The virtual router of RFC 5798 goes from one VM to another, and back.
 #[test]
 fn a_virtual_router_moves_and_nothing_is_raised() {
-    for on in [On::Tap, On::Xdp] {
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         let router = Mac::from_bits(0x0000_5e00_0101);
         let guests: &[super::scene::Guest] = &[("a", &["net1"]), ("b", &["net1"]), ("c", &["net1"])];
-        let scene = Scene::with(on, guests, Said::default(), |vifs| {
+        let scene = Scenario::with(on, guests, Said::default(), |vifs| {
             for guest in &mut vifs[1..] {
                 guest[0].more = format!("allowed_address_pairs = [{{ mac_address = \"{router}\" }}]");
             }

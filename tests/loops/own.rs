@@ -5,40 +5,40 @@ use serde_json::Value;
 use vifswitch::time;
 use vifswitch::wire::Mac;
 
-use super::scene::{CULPRIT, NOISE, Said, Scene, Talk, is_noise, looping, noise};
+use super::scene::{CULPRIT, NOISE, Said, Scenario, Talk, is_noise, looping, noise};
 use crate::host::nic::{Nic, frame};
-use crate::host::rig::{On, two_workers};
-use crate::host::{Space, await_that};
+use crate::host::setup::{DeviceKind, two_workers};
+use crate::host::{Namespace, await_that};
 
 /// What the limit of a VM on a network lets through in a time: 500 at once, and 500 a second.
 fn allowed(seconds: f64) -> u64 {
     (500.0 + 500.0 * seconds) as u64 + 1
 }
 
-fn is_contained_named_and_released(on: On, siblings: usize, said: Said) {
-    let Some(scene) = Scene::new(on, &looping(siblings), said) else { return };
+fn is_contained_named_and_released(on: DeviceKind, siblings: usize, said: Said) {
+    let Some(scene) = Scenario::new(on, &looping(siblings), said) else { return };
     let mut talk = Talk::of(&scene);
-    talk.ask();
+    talk.request();
     scene.join("stp_state 0");
     let begin = time::now();
     scene.close();
     scene.speak();
     let event = await_that("loop_start", || {
         // all the time, nobody who asks is left without an answer
-        talk.ask();
+        talk.request();
         scene.events_of("loop_start").into_iter().next()
     });
     scene.names_the_culprit(&event, "net1");
     // the first measure is in force when it is told; what is under way arrives, and nothing more is made of it
     assert!(scene.level() >= 1, "{:#?}", scene.loops());
     scene.await_probes(CULPRIT, 1);
-    talk.ask();
+    talk.request();
     let seconds = time::now().since(begin).as_secs_f64();
     assert!(talk.copies <= allowed(seconds), "{on:?}: {} copies in {seconds} s", talk.copies);
     let before = talk.copies;
     for _ in 0..3 {
         scene.await_probes(CULPRIT, 1);
-        talk.ask();
+        talk.request();
     }
     talk.rest();
     assert_eq!(talk.copies, before, "{on:?}: copies still come");
@@ -50,7 +50,7 @@ fn is_contained_named_and_released(on: On, siblings: usize, said: Said) {
     let ended = scene.await_event("loop_stop");
     assert_eq!((&ended["vm"], &ended["network"]), (&CULPRIT.into(), &"net1".into()), "{ended:#}");
     // siblings are heard by each other again
-    scene.space(CULPRIT).ip("link del gb");
+    scene.namespace(CULPRIT).ip("link del gb");
     let [one, other] = [0, 1].map(|number| scene.nic(CULPRIT, number));
     let hello = noise(scene.vif(CULPRIT, 0).mac, 7);
     await_that("a broadcast between siblings", || {
@@ -66,14 +66,14 @@ fn is_contained_named_and_released(on: On, siblings: usize, said: Said) {
 
 #[test]
 fn a_loop_of_two_siblings_is_contained_named_and_released() {
-    for on in [On::Tap, On::Xdp] {
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         is_contained_named_and_released(on, 2, Said::default());
     }
 }
 
 #[test]
 fn a_loop_of_eight_siblings_is_contained_named_and_released() {
-    for on in [On::Tap, On::Xdp] {
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         is_contained_named_and_released(on, 8, Said::default());
     }
 }
@@ -81,29 +81,29 @@ fn a_loop_of_eight_siblings_is_contained_named_and_released() {
 #[test]
 fn a_loop_over_two_workers_is_contained_named_and_released() {
     let Some(switch) = two_workers() else { return };
-    is_contained_named_and_released(On::Tap, 3, Said { switch, ..Said::default() });
+    is_contained_named_and_released(DeviceKind::Tap, 3, Said { switch, ..Said::default() });
 }
 
 /// A bridge over two netdevs of a guest, up.
-fn bridge(space: &Space, names: [&str; 2]) {
-    space.ip("link add gb type bridge stp_state 0 mcast_snooping 0");
-    names.iter().for_each(|name| space.ip(&format!("link set dev {name} master gb")));
-    space.ip("link set dev gb up");
+fn bridge(namespace: &Namespace, names: [&str; 2]) {
+    namespace.ip("link add gb type bridge stp_state 0 mcast_snooping 0");
+    names.iter().for_each(|name| namespace.ip(&format!("link set dev {name} master gb")));
+    namespace.ip("link set dev gb up");
 }
 
 /// Two VMs that each bridge two networks make one loop of both, though neither does alone.
 #[test]
 fn two_vms_that_bridge_the_same_networks_are_a_loop() {
-    for on in [On::Tap, On::Xdp] {
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         let guests: &[super::scene::Guest] =
             &[("a", &["net1"]), ("b", &["net2"]), (CULPRIT, &["net1", "net2"]), ("m", &["net1", "net2"])];
-        let scene = Scene::with(on, guests, Said::default(), |vifs| {
+        let scene = Scenario::with(on, guests, Said::default(), |vifs| {
             vifs[3].iter_mut().for_each(|vif| vif.more = "port_security = \"off\"".into());
         });
         let Some(scene) = scene else { return };
-        let bridged = |guest: &str| bridge(scene.space(guest), [0, 1].map(|at| scene.vif(guest, at).name.as_str()));
+        let bridged = |guest: &str| bridge(scene.namespace(guest), [0, 1].map(|at| scene.vif(guest, at).name.as_str()));
         bridged(CULPRIT);
-        let notice = scene.await_event("bridges");
+        let notice = scene.await_event("networks_bridged");
         assert_eq!(notice["vm"], CULPRIT, "{notice:#}");
         scene.await_probes(CULPRIT, 3);
         assert!(scene.events_of("loop_start").is_empty(), "{on:?}: one alone is none");
@@ -122,19 +122,19 @@ fn two_vms_that_bridge_the_same_networks_are_a_loop() {
 /// A wire between two VMs that the switch knows nothing of.
 #[test]
 fn a_way_around_the_switch_is_a_loop_of_two_vms() {
-    for on in [On::Tap, On::Xdp] {
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         let two: &[&str] = &["net1", "net2"];
         let guests: &[super::scene::Guest] = &[("a", &["net1"]), (CULPRIT, two), ("m", two)];
-        let scene = Scene::with(on, guests, Said::default(), |vifs| {
+        let scene = Scenario::with(on, guests, Said::default(), |vifs| {
             vifs[2].iter_mut().for_each(|vif| vif.more = "port_security = \"off\"".into());
         });
         let Some(scene) = scene else { return };
         // the port that each has on net1, and an end of the wire
-        let [l, m] = [CULPRIT, "m"].map(|guest| scene.space(guest));
+        let [l, m] = [CULPRIT, "m"].map(|guest| scene.namespace(guest));
         l.ip(&format!("link add wire type veth peer name wire netns {}", m.0));
-        for (space, guest) in [(l, CULPRIT), (m, "m")] {
-            space.ip("link set dev wire up");
-            bridge(space, [scene.vif(guest, 0).name.as_str(), "wire"]);
+        for (namespace, guest) in [(l, CULPRIT), (m, "m")] {
+            namespace.ip("link set dev wire up");
+            bridge(namespace, [scene.vif(guest, 0).name.as_str(), "wire"]);
         }
         let event = scene.await_event("loop_start");
         let text = event["text"].as_str().unwrap();
@@ -148,8 +148,8 @@ fn a_way_around_the_switch_is_a_loop_of_two_vms() {
 /// there is is found among it.
 #[test]
 fn forged_and_repeated_probes_neither_make_a_loop_nor_hide_one() {
-    for on in [On::Tap, On::Xdp] {
-        let Some(scene) = Scene::new(on, &looping(2), Said::default()) else { return };
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+        let Some(scene) = Scenario::new(on, &looping(2), Said::default()) else { return };
         let nics = [0, 1].map(|number| scene.nic(CULPRIT, number));
         let probe = await_that("a probe", || nics[0].try_take_any().filter(|frame| is_probe(frame)));
         for bit in 0..8 * probe.len() {
@@ -185,12 +185,12 @@ fn is_probe(frame: &[u8]) -> bool {
 }
 
 /// What stands in the log when a loop has been written down, and not before.
-const KEPT: &[u8] = b"\"raised\":";
+const ESCALATED: &[u8] = b"\"raised\":";
 
 /// A loop that is there when the switch begins again is under the same measures at once.
 #[test]
 fn measures_outlive_the_switch() {
-    let Some(mut scene) = Scene::new(On::Tap, &looping(2), Said::default()) else { return };
+    let Some(mut scene) = Scenario::new(DeviceKind::Tap, &looping(2), Said::default()) else { return };
     let text = std::fs::read_to_string(scene.daemon.file()).unwrap();
     scene.daemon.stop(rustix::process::Signal::TERM);
     scene.daemon.configure(&crate::host::daemon::keeping(&text, &scene.daemon.state()));
@@ -205,7 +205,7 @@ fn measures_outlive_the_switch() {
     log.push("-wal");
     await_that("the loop in the log", || {
         let log = std::fs::read(&log).unwrap_or_default();
-        log.windows(KEPT.len()).any(|bytes| bytes == KEPT).then_some(())
+        log.windows(ESCALATED.len()).any(|bytes| bytes == ESCALATED).then_some(())
     });
     scene.daemon.signal(rustix::process::Signal::KILL);
     scene.daemon.wait();
@@ -224,15 +224,15 @@ fn measures_outlive_the_switch() {
 /// Frames of a storm that is no loop at all are limited the same, and are called a storm.
 #[test]
 fn a_storm_is_no_loop() {
-    for on in [On::Tap, On::Xdp] {
-        let Some(scene) = Scene::new(on, &looping(2), Said::default()) else { return };
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+        let Some(scene) = Scenario::new(on, &looping(2), Said::default()) else { return };
         let mut talk = Talk::of(&scene);
         let nic: Nic = scene.nic(CULPRIT, 0);
         let begin = time::now();
         let storm = frame(Mac::BROADCAST, scene.vif(CULPRIT, 0).mac, NOISE, &[0; 46]);
         let event = await_that("storm_start", || {
             (0..2000).for_each(|_| drop(nic.try_send(&storm)));
-            talk.ask();
+            talk.request();
             scene.events_of("storm_start").into_iter().next()
         });
         assert_eq!((&event["vm"], &event["network"]), (&CULPRIT.into(), &"net1".into()), "{event:#}");

@@ -2,53 +2,56 @@
 
 use std::net::Ipv4Addr;
 
-use super::scene::{CULPRIT, Guest, Said, Scene, is_noise, looping, noise};
+use super::scene::{CULPRIT, Guest, Said, Scenario, is_noise, looping, noise};
 use crate::host::nic::experiment;
-use crate::host::rig::{On, ping, two_workers};
-use crate::host::{Space, await_that};
+use crate::host::setup::{DeviceKind, ping, two_workers};
+use crate::host::{Namespace, await_that};
 
 /// Two networks, and a guest on both.
 const BETWEEN: &[Guest] = &[("a", &["net1"]), ("b", &["net2"]), (CULPRIT, &["net1", "net2"])];
 
-fn forwards(space: &Space) {
-    space.within(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
+fn forwards(namespace: &Namespace) {
+    namespace.run_in(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
 }
 
 #[test]
 fn a_guest_that_routes_raises_nothing() {
-    for on in [On::Tap, On::Xdp] {
-        let Some(scene) = Scene::new(on, BETWEEN, Said::default()) else { return };
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+        let Some(scene) = Scenario::new(on, BETWEEN, Said::default()) else { return };
         let [one, two] = [1, 2].map(|network| move |host| Ipv4Addr::new(10, 5, network, host));
-        let router = scene.space(CULPRIT);
+        let router = scene.namespace(CULPRIT);
         forwards(router);
-        for (space, name, address) in [
+        for (namespace, name, address) in [
             (router, &scene.vif(CULPRIT, 0).name, one(1)),
             (router, &scene.vif(CULPRIT, 1).name, two(1)),
-            (scene.space("a"), &scene.vif("a", 0).name, one(2)),
-            (scene.space("b"), &scene.vif("b", 0).name, two(2)),
+            (scene.namespace("a"), &scene.vif("a", 0).name, one(2)),
+            (scene.namespace("b"), &scene.vif("b", 0).name, two(2)),
         ] {
-            space.ip(&format!("addr add {address}/24 dev {name}"));
+            namespace.ip(&format!("addr add {address}/24 dev {name}"));
         }
-        scene.space("a").ip(&format!("route add 10.5.2.0/24 via {}", one(1)));
-        scene.space("b").ip(&format!("route add 10.5.1.0/24 via {}", two(1)));
+        scene.namespace("a").ip(&format!("route add 10.5.2.0/24 via {}", one(1)));
+        scene.namespace("b").ip(&format!("route add 10.5.1.0/24 via {}", two(1)));
         for _ in 0..3 {
-            ping(scene.space("a"), two(2), 20);
+            ping(scene.namespace("a"), two(2), 20);
             scene.await_probes(CULPRIT, 1);
         }
         scene.is_calm("a router");
-        assert!(scene.loops().is_empty() && scene.events_of("bridges").is_empty(), "{on:?}: it bridges nothing");
+        assert!(
+            scene.loops().is_empty() && scene.events_of("networks_bridged").is_empty(),
+            "{on:?}: it bridges nothing"
+        );
     }
 }
 
 #[test]
 fn a_guest_that_bridges_two_networks_is_noticed_and_left_alone() {
-    for on in [On::Tap, On::Xdp] {
-        let Some(scene) = Scene::new(on, BETWEEN, Said::default()) else { return };
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+        let Some(scene) = Scenario::new(on, BETWEEN, Said::default()) else { return };
         scene.join("stp_state 0");
         scene.close();
         let [a, b] = ["a", "b"].map(|guest| scene.nic(guest, 0));
         let [at_a, at_b] = ["a", "b"].map(|guest| scene.vif(guest, 0).mac);
-        scene.await_event("bridges");
+        scene.await_event("networks_bridged");
         for number in 0..100u32 {
             for (from, to, macs) in [(&a, &b, (at_b, at_a)), (&b, &a, (at_a, at_b))] {
                 let hello = experiment(macs.0, macs.1, &number.to_be_bytes());
@@ -60,7 +63,7 @@ fn a_guest_that_bridges_two_networks_is_noticed_and_left_alone() {
         scene.await_probes(CULPRIT, 4);
         assert_eq!(b.rest().iter().filter(|frame| is_noise(frame)).count(), 1, "{on:?}: one broadcast, one copy");
         scene.is_calm("a guest that bridges two networks");
-        let notices = scene.events_of("bridges");
+        let notices = scene.events_of("networks_bridged");
         assert_eq!(notices.len(), 1, "{on:?}: told once");
         let text = notices[0]["text"].as_str().unwrap();
         assert!(["net1", "net2", CULPRIT].iter().all(|part| text.contains(part)), "{text}");
@@ -71,8 +74,8 @@ fn a_guest_that_bridges_two_networks_is_noticed_and_left_alone() {
 }
 
 /// Unicast between siblings, as fast as they can.
-fn siblings_talk(on: On, switch: &'static str) {
-    let Some(scene) = Scene::new(on, &looping(2), Said { switch, ..Said::default() }) else { return };
+fn siblings_talk(on: DeviceKind, switch: &'static str) {
+    let Some(scene) = Scenario::new(on, &looping(2), Said { switch, ..Said::default() }) else { return };
     let nics = [0, 1].map(|number| scene.nic(CULPRIT, number));
     let macs = [0, 1].map(|number| scene.vif(CULPRIT, number).mac);
     let bystander = scene.nic("a", 0);
@@ -98,10 +101,10 @@ fn siblings_talk(on: On, switch: &'static str) {
 
 #[test]
 fn siblings_that_talk_to_each_other_raise_nothing() {
-    for on in [On::Tap, On::Xdp] {
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         siblings_talk(on, "");
     }
     if let Some(switch) = two_workers() {
-        siblings_talk(On::Tap, switch);
+        siblings_talk(DeviceKind::Tap, switch);
     }
 }

@@ -10,8 +10,8 @@ use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, Vif, config};
 use crate::host::nic::{Nic, experiment, frame};
-use crate::host::rig::{On, lay};
-use crate::host::{Space, await_that};
+use crate::host::setup::{DeviceKind, lay};
+use crate::host::{Namespace, await_that};
 
 /// What is to be multiplied: another ethertype for local experiments than that of [`experiment`].
 pub const NOISE: u16 = 0x88b6;
@@ -31,10 +31,10 @@ pub struct Said {
 }
 
 /// Each guest in a namespace of its own, all its interfaces in there.
-pub struct Scene {
+pub struct Scenario {
     pub daemon: Daemon,
     /// By the order of the guests. Behind them the host's, if there are netdevs.
-    pub spaces: Vec<Space>,
+    pub spaces: Vec<Namespace>,
     /// By the order of the guests.
     pub vifs: Vec<Vec<Vif>>,
 }
@@ -48,7 +48,7 @@ pub fn looping(siblings: usize) -> Vec<Guest<'static>> {
     vec![("a", &NET1[..1]), ("b", &NET1[..1]), (CULPRIT, &NET1[..siblings])]
 }
 
-impl Drop for Scene {
+impl Drop for Scenario {
     fn drop(&mut self) {
         if std::thread::panicking() && self.daemon.is_running() {
             for port in self.daemon.ports() {
@@ -59,30 +59,35 @@ impl Drop for Scene {
     }
 }
 
-impl Scene {
+impl Scenario {
     /// All ports stand on `on`. The culprit may send from any address. `None` where this cannot be tested.
-    pub fn new(on: On, guests: &[Guest], said: Said) -> Option<Scene> {
-        Scene::with(on, guests, said, |_| {})
+    pub fn new(on: DeviceKind, guests: &[Guest], said: Said) -> Option<Scenario> {
+        Scenario::with(on, guests, said, |_| {})
     }
 
     /// The same, with ports that are changed before the switch sees them.
-    pub fn with(on: On, guests: &[Guest], said: Said, change: impl FnOnce(&mut [Vec<Vif>])) -> Option<Scene> {
-        let mut spaces = guests.iter().map(|_| Space::new()).collect::<Option<Vec<_>>>()?;
+    pub fn with(
+        on: DeviceKind,
+        guests: &[Guest],
+        said: Said,
+        change: impl FnOnce(&mut [Vec<Vif>]),
+    ) -> Option<Scenario> {
+        let mut spaces = guests.iter().map(|_| Namespace::new()).collect::<Option<Vec<_>>>()?;
         let mut numbers = 1..;
-        let vifs = guests.iter().zip(&spaces).map(|((vm, networks), space)| {
-            let vif = |network: &&str| Vif::new(vm, numbers.next().unwrap(), space).on(network);
+        let vifs = guests.iter().zip(&spaces).map(|((vm, networks), namespace)| {
+            let vif = |network: &&str| Vif::new(vm, numbers.next().unwrap(), namespace).on(network);
             networks.iter().map(vif).collect()
         });
         let mut vifs: Vec<Vec<Vif>> = vifs.collect();
         for vif in vifs.iter_mut().flatten().filter(|vif| vif.vm == CULPRIT) {
             vif.more = "port_security = \"off\"".into();
         }
-        if on != On::Tap {
-            let host = Space::new()?;
-            for (guest, space) in vifs.iter_mut().zip(&spaces) {
+        if on != DeviceKind::Tap {
+            let host = Namespace::new()?;
+            for (guest, namespace) in vifs.iter_mut().zip(&spaces) {
                 for vif in guest {
                     (vif.kind, vif.netns) = (on.kind(), host.0.clone());
-                    lay(vif, space, 1500);
+                    lay(vif, namespace, 1500);
                 }
             }
             spaces.push(host);
@@ -92,14 +97,14 @@ impl Scene {
         daemon.configure(&written(&daemon, said, &vifs.concat()));
         daemon.start();
         vifs.iter().flatten().for_each(|vif| drop(daemon.await_active(vif)));
-        Some(Scene { daemon, spaces, vifs })
+        Some(Scenario { daemon, spaces, vifs })
     }
 
     pub fn at(&self, guest: &str) -> usize {
         self.vifs.iter().position(|vifs| vifs[0].vm == guest).unwrap()
     }
 
-    pub fn space(&self, guest: &str) -> &Space {
+    pub fn namespace(&self, guest: &str) -> &Namespace {
         &self.spaces[self.at(guest)]
     }
 
@@ -108,33 +113,33 @@ impl Scene {
     }
 
     pub fn nic(&self, guest: &str, number: usize) -> Nic {
-        Nic::new(self.space(guest), &self.vif(guest, number).name)
+        Nic::new(self.namespace(guest), &self.vif(guest, number).name)
     }
 
     /// The culprit's bridge `gb` over all its interfaces, down. Without STP, unless something else is said.
     pub fn join(&self, more: &str) {
-        let space = self.space(CULPRIT);
-        space.ip(format!("link add gb type bridge mcast_snooping 0 {more}").trim_end());
+        let namespace = self.namespace(CULPRIT);
+        namespace.ip(format!("link add gb type bridge mcast_snooping 0 {more}").trim_end());
         for vif in &self.vifs[self.at(CULPRIT)] {
-            space.ip(&format!("link set dev {} master gb", vif.name));
+            namespace.ip(&format!("link set dev {} master gb", vif.name));
         }
     }
 
     /// Sets the culprit's bridge up: its interfaces are one network now.
     pub fn close(&self) {
-        self.space(CULPRIT).ip("link set dev gb up");
+        self.namespace(CULPRIT).ip("link set dev gb up");
     }
 
     /// Sets it down.
     pub fn open(&self) {
-        self.space(CULPRIT).ip("link set dev gb down");
+        self.namespace(CULPRIT).ip("link set dev gb down");
     }
 
     /// The culprit's bridge itself says something to everybody.
     pub fn speak(&self) {
-        let mac = self.space(CULPRIT).link("gb").unwrap().mac;
+        let mac = self.namespace(CULPRIT).link("gb").unwrap().mac;
         assert!(self.vifs[self.at(CULPRIT)].iter().any(|vif| vif.mac == mac), "a bridge has the address of a port");
-        Nic::new(self.space(CULPRIT), "gb").send(&noise(mac, 0));
+        Nic::new(self.namespace(CULPRIT), "gb").send(&noise(mac, 0));
     }
 
     /// Everything that has happened, as programs read it. Between the lines stand the sizes of chunks.
@@ -158,7 +163,7 @@ impl Scene {
 
     /// Nothing has happened but what ports do, and what operators ask for.
     pub fn is_calm(&self, what: &str) {
-        let ordinary = ["port_up", "port_down", "netdev_changed", "config", "uplink", "bridges"];
+        let ordinary = ["port_up", "port_down", "netdev_changed", "config", "uplink", "networks_bridged"];
         let alarms: Vec<Value> =
             self.events().into_iter().filter(|event| !ordinary.contains(&event["kind"].as_str().unwrap())).collect();
         assert!(alarms.is_empty(), "{what}: {alarms:#?}");
@@ -208,12 +213,12 @@ impl Scene {
     /// The ports that a loop's event names must be interfaces of the culprit, two of them at least.
     pub fn names_the_culprit(&self, event: &Value, network: &str) {
         assert_eq!((&event["vm"], &event["network"]), (&CULPRIT.into(), &network.into()), "{event:#}");
-        let told: BTreeSet<&str> =
+        let events: BTreeSet<&str> =
             event["ports"].as_array().unwrap().iter().map(|port| port.as_str().unwrap()).collect();
         let siblings: BTreeSet<&str> = self.vifs[self.at(CULPRIT)].iter().map(|vif| vif.port.as_str()).collect();
-        assert!(told.len() >= 2 && told.is_subset(&siblings), "{event:#}");
+        assert!(events.len() >= 2 && events.is_subset(&siblings), "{event:#}");
         let text = event["text"].as_str().unwrap();
-        assert!(text.contains(CULPRIT) && told.iter().all(|port| text.contains(port)), "{text}");
+        assert!(text.contains(CULPRIT) && events.iter().all(|port| text.contains(port)), "{text}");
     }
 }
 
@@ -244,10 +249,10 @@ pub fn noise(from: Mac, number: u32) -> Vec<u8> {
 
 /// Two bystanders that ask and answer, and say something to everybody now and then.
 pub struct Talk<'a> {
-    pub scene: &'a Scene,
+    pub scene: &'a Scenario,
     nics: [Nic; 2],
     macs: [Mac; 2],
-    asked: u32,
+    requests: u32,
     /// Broadcasts of each of them.
     pub seeds: u32,
     /// Broadcasts that the second one has heard.
@@ -256,19 +261,19 @@ pub struct Talk<'a> {
 
 impl<'a> Talk<'a> {
     /// They send from these addresses.
-    pub fn new(scene: &'a Scene, macs: [Mac; 2]) -> Talk<'a> {
-        Talk { scene, nics: [scene.nic("a", 0), scene.nic("b", 0)], macs, asked: 0, seeds: 0, copies: 0 }
+    pub fn new(scene: &'a Scenario, macs: [Mac; 2]) -> Talk<'a> {
+        Talk { scene, nics: [scene.nic("a", 0), scene.nic("b", 0)], macs, requests: 0, seeds: 0, copies: 0 }
     }
 
     /// They send from their own addresses.
-    pub fn of(scene: &'a Scene) -> Talk<'a> {
+    pub fn of(scene: &'a Scenario) -> Talk<'a> {
         Talk::new(scene, ["a", "b"].map(|guest| scene.vif(guest, 0).mac))
     }
 
     /// One asks, and gets an answer; both broadcast something before.
     pub fn round(&mut self) {
         self.seed();
-        self.ask();
+        self.request();
     }
 
     pub fn seed(&mut self) {
@@ -279,19 +284,19 @@ impl<'a> Talk<'a> {
     }
 
     /// One asks, and gets an answer. A frame that is lost is waited for in vain.
-    pub fn ask(&mut self) {
+    pub fn request(&mut self) {
         let [here, there] = self.macs;
-        self.pass(0, &question(there, here, self.asked));
-        self.pass(1, &question(here, there, self.asked));
-        self.asked += 1;
+        self.transfer(0, &request(there, here, self.requests));
+        self.transfer(1, &request(here, there, self.requests));
+        self.requests += 1;
     }
 
     /// One asks, and waits for nothing: the question may be lost. Its number.
     pub fn ask_once(&mut self) -> u32 {
         let [here, there] = self.macs;
-        let number = self.asked;
-        self.asked += 1;
-        self.nics[0].send(&question(there, here, number));
+        let number = self.requests;
+        self.requests += 1;
+        self.nics[0].send(&request(there, here, number));
         number
     }
 
@@ -300,10 +305,10 @@ impl<'a> Talk<'a> {
         let [here, there] = self.macs;
         let came = self.nics[1].rest();
         self.copies += came.iter().filter(|frame| is_noise(frame)).count() as u64;
-        (first..self.asked).any(|number| came.contains(&question(there, here, number)))
+        (first..self.requests).any(|number| came.contains(&request(there, here, number)))
     }
 
-    fn pass(&mut self, from: usize, frame: &[u8]) {
+    fn transfer(&mut self, from: usize, frame: &[u8]) {
         self.nics[from].send(frame);
         loop {
             let came = self.nics[1 - from].take();
@@ -321,7 +326,7 @@ impl<'a> Talk<'a> {
     }
 }
 
-fn question(to: Mac, from: Mac, number: u32) -> Vec<u8> {
+fn request(to: Mac, from: Mac, number: u32) -> Vec<u8> {
     experiment(to, from, &[&number.to_be_bytes()[..], &[0; 42]].concat())
 }
 
@@ -330,8 +335,9 @@ pub fn is_noise(frame: &[u8]) -> bool {
 }
 
 /// In what state a port of the culprit's bridge is.
-pub fn state_of(space: &Space, name: &str) -> String {
-    let shown = Command::new("ip").args(["-n", &space.0, "-d", "-j", "link", "show", "dev", name]).output().unwrap();
+pub fn state_of(namespace: &Namespace, name: &str) -> String {
+    let shown =
+        Command::new("ip").args(["-n", &namespace.0, "-d", "-j", "link", "show", "dev", name]).output().unwrap();
     let links: Value = serde_json::from_slice(&shown.stdout).unwrap();
     links[0]["linkinfo"]["info_slave_data"]["state"].as_str().unwrap_or_default().to_owned()
 }

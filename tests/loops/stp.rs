@@ -1,13 +1,13 @@
 //! AT-14: a guest whose bridge speaks the spanning tree protocol sees its own loop, if it gets to hear itself.
 
-use super::scene::{CULPRIT, Said, Scene, Talk, looping, state_of};
+use super::scene::{CULPRIT, Said, Scenario, Talk, looping, state_of};
 use crate::host::await_that;
 use crate::host::nic::Nic;
-use crate::host::rig::On;
+use crate::host::setup::DeviceKind;
 
 /// The states of the two ports of the guest's bridge.
-fn states(scene: &Scene) -> [String; 2] {
-    [0, 1].map(|number| state_of(scene.space(CULPRIT), &scene.vif(CULPRIT, number).name))
+fn states(scene: &Scenario) -> [String; 2] {
+    [0, 1].map(|number| state_of(scene.namespace(CULPRIT), &scene.vif(CULPRIT, number).name))
 }
 
 /// The shortest times that there are (IEEE 802.1D-2004, 17.14), so that nobody waits for longer.
@@ -15,8 +15,8 @@ const STP: &str = "stp_state 1 forward_delay 200 hello_time 100 max_age 600";
 
 #[test]
 fn a_guest_that_speaks_stp_blocks_one_of_its_siblings() {
-    for on in [On::Tap, On::Xdp] {
-        let Some(scene) = Scene::new(on, &looping(2), Said::default()) else { return };
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
+        let Some(scene) = Scenario::new(on, &looping(2), Said::default()) else { return };
         scene.join(STP);
         scene.close();
         await_that("one that blocks, and one that forwards", || {
@@ -25,15 +25,15 @@ fn a_guest_that_speaks_stp_blocks_one_of_its_siblings() {
             (states == ["blocking", "forwarding"]).then_some(())
         });
         let mut talk = Talk::of(&scene);
-        let inside = Nic::new(scene.space(CULPRIT), "gb");
+        let inside = Nic::new(scene.namespace(CULPRIT), "gb");
         for _ in 0..20 {
             talk.round();
         }
         scene.await_probes(CULPRIT, 4);
         talk.rest();
         assert_eq!(talk.copies, 20, "{on:?}: each once");
-        let heard = inside.rest().iter().filter(|frame| super::scene::is_noise(frame)).count();
-        assert_eq!(heard, 40, "{on:?}: the guest hears each of both once");
+        let received = inside.rest().iter().filter(|frame| super::scene::is_noise(frame)).count();
+        assert_eq!(received, 40, "{on:?}: the guest hears each of both once");
         scene.is_calm("a guest with STP");
         let drops = |vif| scene.daemon.port(vif).counts.drops;
         for vif in &scene.vifs[scene.at(CULPRIT)] {
@@ -46,9 +46,9 @@ fn a_guest_that_speaks_stp_blocks_one_of_its_siblings() {
 /// Where the network keeps BPDUs to itself, the guest cannot know, and the switch finds out.
 #[test]
 fn where_bpdus_do_not_pass_the_switch_finds_the_loop() {
-    for on in [On::Tap, On::Xdp] {
+    for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         let said = Said { network: "reserved_groups = \"none\"", ..Said::default() };
-        let Some(scene) = Scene::new(on, &looping(2), said) else { return };
+        let Some(scene) = Scenario::new(on, &looping(2), said) else { return };
         scene.join(STP);
         scene.close();
         let event = scene.await_event("loop_start");

@@ -8,16 +8,16 @@ use std::time::Duration;
 use rustix::event::Timespec;
 use rustix::process::Signal;
 use rustix::thread::nanosleep;
-use vifswitch::time::{self, Moment};
+use vifswitch::time::{self, MonoTime};
 use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, Vif};
 use crate::host::nic::{Nic, experiment};
-use crate::host::rig::two_workers;
-use crate::host::{Finally, Space, await_that};
+use crate::host::setup::two_workers;
+use crate::host::{Finally, Namespace, await_that};
 use crate::wires::{
-    Place, VLANS, announced, arrives, attach_waiting, await_events, events, gratuitous_arp, lay_wire, rarp, station,
-    tagged, unsolicited_advertisement, untagged, wired,
+    VLANS, WirePlace, announced, arrives, attach_waiting, await_events, events, gratuitous_arp, lay_wire, rarp,
+    station, tagged, unsolicited_advertisement, untagged, wired,
 };
 
 const OBSERVER: usize = 0;
@@ -25,23 +25,23 @@ const OTHER: usize = 1;
 const VM: usize = 2;
 
 /// An observer, another VM, and the one that it is about, with the outside.
-struct Scene {
+struct Scenario {
     daemon: Daemon,
     vifs: [Vif; 3],
-    spaces: [Space; 3],
-    outside: Space,
-    _host: Space,
+    spaces: [Namespace; 3],
+    outside: Namespace,
+    _host: Namespace,
 }
 
 /// Where the VM of a scene is.
 const HERE: &[usize] = &[0];
 const OUTSIDE: &[usize] = &[1];
 
-impl Scene {
+impl Scenario {
     /// The port of the VM is there from the start, or is not attached yet.
-    fn new(switch: &str, is_attached: bool) -> Option<Scene> {
-        let spaces = [Space::new()?, Space::new()?, Space::new()?];
-        let (host, outside) = (Space::new()?, Space::new()?);
+    fn new(switch: &str, is_attached: bool) -> Option<Scenario> {
+        let spaces = [Namespace::new()?, Namespace::new()?, Namespace::new()?];
+        let (host, outside) = (Namespace::new()?, Namespace::new()?);
         lay_wire(&host, &outside, "up0");
         let vif = |number: usize| Vif::new(&format!("vm-{number}"), number as u8, &spaces[number]);
         let vifs = [vif(OBSERVER), vif(OTHER), vif(VM)];
@@ -49,12 +49,12 @@ impl Scene {
         let first = if is_attached { &vifs[..] } else { &vifs[..VM] };
         daemon.configure(&wired(&daemon, switch, first, &host, &["up0"]));
         daemon.start();
-        Some(Scene { daemon, vifs, spaces, outside, _host: host })
+        Some(Scenario { daemon, vifs, spaces, outside, _host: host })
     }
 
     /// With one worker, and with two where that can be.
-    fn each(is_attached: bool) -> impl Iterator<Item = Scene> {
-        [Some(""), two_workers()].into_iter().flatten().filter_map(move |switch| Scene::new(switch, is_attached))
+    fn each(is_attached: bool) -> impl Iterator<Item = Scenario> {
+        [Some(""), two_workers()].into_iter().flatten().filter_map(move |switch| Scenario::new(switch, is_attached))
     }
 
     fn nic(&self, index: usize) -> Nic {
@@ -81,14 +81,14 @@ struct Lines {
 }
 
 impl Lines {
-    fn of(scene: &Scene) -> Lines {
+    fn of(scene: &Scenario) -> Lines {
         let line = |index: usize| (scene.nic(index), scene.vifs[index].mac);
         Lines { observer: line(OBSERVER), other: line(OTHER), vm: line(VM), wire: scene.wire() }
     }
 
     /// Where frames from the observer to the VM arrive.
     fn reached(&self, tale: &str) -> Vec<usize> {
-        let places = [Place(&self.vm.0, None), Place(&self.wire, Some(VLANS[0]))];
+        let places = [WirePlace(&self.vm.0, None), WirePlace(&self.wire, Some(VLANS[0]))];
         arrives((&self.observer.0, self.observer.1), self.vm.1, &places, tale)
     }
 
@@ -101,9 +101,9 @@ impl Lines {
     }
 
     /// The VM sends a frame to the observer, from here or from outside.
-    fn speak(&self, is_here: bool, tale: &str) {
+    fn speak(&self, is_present: bool, tale: &str) {
         let frame = experiment(self.observer.1, self.vm.1, tale.as_bytes());
-        if is_here {
+        if is_present {
             self.vm.0.send(&frame)
         } else {
             self.wire.send(&tagged(VLANS[0], &frame))
@@ -116,7 +116,7 @@ impl Lines {
     }
 
     /// The other VM is announced outside, and speaks again: all that was reported before has been acted on then.
-    fn await_all_reports(&self, scene: &Scene, count: usize) {
+    fn await_all_reports(&self, scene: &Scenario, count: usize) {
         let port = &scene.vifs[OTHER].port;
         self.announce_outside(&rarp(self.other.1));
         await_events(&scene.daemon, "pin_yielded", port, count);
@@ -127,7 +127,7 @@ impl Lines {
 
 #[test]
 fn an_inactive_port_draws_no_traffic_before_its_first_frame() {
-    for mut scene in Scene::each(false) {
+    for mut scene in Scenario::each(false) {
         let vif = scene.vifs[VM].clone();
         let wire = scene.wire();
         let observer = (scene.nic(OBSERVER), scene.vifs[OBSERVER].mac);
@@ -174,7 +174,7 @@ fn an_inactive_port_draws_no_traffic_before_its_first_frame() {
 #[test]
 fn a_pin_yields_to_an_announcement_from_an_uplink_until_the_next_frame_of_the_port() {
     let forms: [fn(Mac) -> Vec<u8>; 3] = [rarp, gratuitous_arp, unsolicited_advertisement];
-    for (round, mut scene) in Scene::each(true).enumerate() {
+    for (round, mut scene) in Scenario::each(true).enumerate() {
         let vif = scene.vifs[VM].clone();
         // No address moves as often as this one would: each form has a switch that knows of no move.
         for (number, form) in forms.into_iter().enumerate() {
@@ -203,7 +203,7 @@ fn a_pin_yields_to_an_announcement_from_an_uplink_until_the_next_frame_of_the_po
 /// An external network that loops returns the announcements of the guest and those of the switch.
 #[test]
 fn a_pin_does_not_yield_to_the_echo_of_a_local_announcement() {
-    for scene in Scene::each(true) {
+    for scene in Scenario::each(true) {
         let vif = &scene.vifs[VM];
         // The switch has announced it when it became active.
         let (lines, wire) = (Lines::of(&scene), scene.wire());
@@ -235,7 +235,7 @@ fn a_pin_does_not_yield_to_the_echo_of_a_local_announcement() {
 
 #[test]
 fn an_address_that_flaps_stays_at_the_local_port() {
-    for scene in Scene::each(true) {
+    for scene in Scenario::each(true) {
         let (lines, vif) = (Lines::of(&scene), &scene.vifs[VM]);
         for round in 1..=2 {
             lines.announce_outside(&rarp(vif.mac));
@@ -243,11 +243,13 @@ fn an_address_that_flaps_stays_at_the_local_port() {
             lines.speak(true, "here");
             await_events(&scene.daemon, "port_activated", &vif.port, round);
             // The guest has just been heard: a little later that can be no echo any more.
-            let heard = time::now();
-            await_that("that the echo is over", || (time::now().since(heard) > Duration::from_secs(1)).then_some(()));
+            let received = time::now();
+            await_that("that the echo is over", || {
+                (time::now().since(received) > Duration::from_secs(1)).then_some(())
+            });
         }
         lines.announce_outside(&rarp(vif.mac));
-        let event = await_events(&scene.daemon, "mac_freeze", &vif.port, 1);
+        let event = await_events(&scene.daemon, "mac_dampened", &vif.port, 1);
         assert_eq!(event["mac"], vif.mac.to_string());
         for _ in 0..3 {
             lines.announce_outside(&rarp(vif.mac));
@@ -260,12 +262,12 @@ fn an_address_that_flaps_stays_at_the_local_port() {
 
 #[test]
 fn a_port_that_is_administratively_down_pins_nothing() {
-    for scene in Scene::each(true) {
+    for scene in Scenario::each(true) {
         let (lines, vif) = (Lines::of(&scene), &scene.vifs[VM]);
         assert_eq!(lines.reached("up"), HERE);
         scene.daemon.done(&["set", &vif.port, "admin_state_up=false"], "");
         let down = |tale: &str| {
-            let places = [Place(&lines.wire, Some(VLANS[0]))];
+            let places = [WirePlace(&lines.wire, Some(VLANS[0]))];
             arrives((&lines.observer.0, lines.observer.1), vif.mac, &places, tale)
         };
         assert_eq!(down("down"), [0], "it goes where it may be");
@@ -281,20 +283,20 @@ fn a_port_that_is_administratively_down_pins_nothing() {
 /// How long a stream has been interrupted at most.
 #[derive(Debug, Default)]
 struct Gap {
-    last: Option<Moment>,
-    longest: Duration,
+    last: Option<MonoTime>,
+    max_len: Duration,
 }
 
 impl Gap {
-    fn came(&mut self, now: Moment) {
+    fn came(&mut self, now: MonoTime) {
         if let Some(last) = self.last.replace(now) {
-            self.longest = self.longest.max(now.since(last));
+            self.max_len = self.max_len.max(now.since(last));
         }
     }
 
     fn end(&mut self) -> Duration {
         self.came(time::now());
-        self.longest
+        self.max_len
     }
 }
 
@@ -309,14 +311,14 @@ struct Observer<'a> {
     gaps: &'a Mutex<[Gap; 2]>,
 }
 
-const QUESTION: u8 = 1;
-const ANSWER: u8 = 2;
+const REQUEST: u8 = 1;
+const REPLY: u8 = 2;
 
 impl Observer<'_> {
     fn run(&self, done: &AtomicBool) {
         while !done.load(Ordering::Relaxed) {
             for to in [self.vm, self.other] {
-                self.nic.send(&experiment(to, self.mac, &[QUESTION; 46]));
+                self.nic.send(&experiment(to, self.mac, &[REQUEST; 46]));
             }
             while let Some(frame) = self.nic.try_take() {
                 let (to, from) = (&frame[..6], &frame[6..12]);
@@ -324,7 +326,7 @@ impl Observer<'_> {
                     continue;
                 }
                 match (frame[14], from == self.vm.octets()) {
-                    (QUESTION, _) => self.nic.send(&experiment(self.other, self.mac, &[ANSWER; 46])),
+                    (REQUEST, _) => self.nic.send(&experiment(self.other, self.mac, &[REPLY; 46])),
                     (_, of_vm) => {
                         self.gaps.lock().unwrap()[usize::from(!of_vm)].came(time::now());
                         self.answers.fetch_add(u64::from(!of_vm), Ordering::Relaxed);
@@ -343,8 +345,8 @@ fn run_vm(nic: &Nic, at: usize, mac: Mac, place: &AtomicUsize, done: &AtomicBool
     while !done.load(Ordering::Relaxed) {
         for frame in nic.rest() {
             let from = Mac::new(frame[6..12].try_into().unwrap());
-            if place.load(Ordering::Relaxed) == at && frame[..6] == mac.octets() && frame[14] == QUESTION {
-                nic.send(&experiment(from, mac, &[ANSWER; 46]));
+            if place.load(Ordering::Relaxed) == at && frame[..6] == mac.octets() && frame[14] == REQUEST {
+                nic.send(&experiment(from, mac, &[REPLY; 46]));
             }
         }
         let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 200_000 });
@@ -355,15 +357,15 @@ fn run_vm(nic: &Nic, at: usize, mac: Mac, place: &AtomicUsize, done: &AtomicBool
 /// libvirt does it; then the VM is paused, and runs at the destination, whose VMM announces it.
 #[test]
 fn a_live_migration_interrupts_no_observer_for_half_a_second() {
-    let spaces: Option<Vec<Space>> = (0..6).map(|_| Space::new()).collect();
+    let spaces: Option<Vec<Namespace>> = (0..6).map(|_| Namespace::new()).collect();
     let Some(spaces) = spaces else { return };
     let [source, destination, observers @ .., at_source, at_destination] = &spaces[..] else { unreachable!() };
     lay_wire(source, destination, "up0");
     let mac = Mac::new([2, 0, 0, 0, 0x0f, 1]);
-    let vm = |space: &Space| Vif { mac, ..Vif::new("vm", 9, space) };
+    let vm = |namespace: &Namespace| Vif { mac, ..Vif::new("vm", 9, namespace) };
     let observer = |number: usize| Vif::new("observer", number as u8, &observers[number]);
     let cores = if two_workers().is_some() { ["cores = [0]", "cores = [1]"] } else { [""; 2] };
-    let switch = |number: usize, host: &Space, vifs: &[Vif]| {
+    let switch = |number: usize, host: &Namespace, vifs: &[Vif]| {
         let mut daemon = Daemon::new();
         daemon.configure(&wired(&daemon, cores[number], vifs, host, &["up0"]));
         daemon.start();

@@ -9,8 +9,8 @@ use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, Vif};
 use crate::host::nic::{Nic, experiment};
-use crate::host::rig::{Kind, On, PLAIN, Rig};
-use crate::host::{Space, await_that};
+use crate::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions};
+use crate::host::{Namespace, await_that};
 
 /// Bytes of the frames that are sent.
 const LEN: usize = 60;
@@ -61,10 +61,10 @@ impl Drop for Answers {
 }
 
 /// Two VMs on AF_XDP.
-fn rig() -> Option<Rig> {
-    let rig = Rig::new(Kind { on: &[On::Xdp], ..PLAIN }, &["a", "b"])?;
-    rig.vifs.iter().for_each(|vif| drop(shown(&rig.daemon, vif, |port| port["status"] == "ACTIVE")));
-    Some(rig)
+fn setup() -> Option<Setup> {
+    let setup = Setup::new(SetupOptions { on: &[DeviceKind::Xdp], ..PLAIN }, &["a", "b"])?;
+    setup.vifs.iter().for_each(|vif| drop(shown(&setup.daemon, vif, |port| port["status"] == "ACTIVE")));
+    Some(setup)
 }
 
 /// The port once it is as `wanted` has it, as JSON.
@@ -88,31 +88,31 @@ fn frame(to: Mac, from: Mac, number: u64) -> Vec<u8> {
 /// A device that is full for a while: frames wait in its ring, and nothing tells when there is room again.
 #[test]
 fn frames_that_wait_for_room_leave_although_their_worker_sleeps() {
-    let Some(rig) = rig() else { return };
-    let (from, to) = (rig.nic(0), rig.nic(1));
-    rig.pass((0, &from), (1, &to), "hello");
+    let Some(setup) = setup() else { return };
+    let (from, to) = (setup.nic(0), setup.nic(1));
+    setup.send_and_await((0, &from), (1, &to), "hello");
     // More often than a worker that wakes up once a second asks within the patience of this test.
-    let Some(_answers) = Answers::inject(&rig.daemon, "error=EAGAIN:when=1..300") else { return };
+    let Some(_answers) = Answers::inject(&setup.daemon, "error=EAGAIN:when=1..300") else { return };
     for number in 0..3 {
-        from.send(&frame(rig.vifs[1].mac, rig.vifs[0].mac, number));
+        from.send(&frame(setup.vifs[1].mac, setup.vifs[0].mac, number));
     }
     for number in 0..3 {
-        assert_eq!(to.take(), frame(rig.vifs[1].mac, rig.vifs[0].mac, number));
+        assert_eq!(to.take(), frame(setup.vifs[1].mac, setup.vifs[0].mac, number));
     }
-    let port = shown(&rig.daemon, &rig.vifs[1], |port| number(port, "tx_frames") == 4);
+    let port = shown(&setup.daemon, &setup.vifs[1], |port| number(port, "tx_frames") == 4);
     assert_eq!(port["drops"], serde_json::json!({}));
 }
 
 /// One error costs nobody anything; a netdev that is down costs what is sent meanwhile.
 #[test]
 fn whatever_a_send_answers_the_frames_behind_it_go_on() {
-    let Some(rig) = rig() else { return };
-    let (from, to) = (rig.nic(0), rig.nic(1));
-    let (there, here) = (rig.vifs[1].mac, rig.vifs[0].mac);
+    let Some(setup) = setup() else { return };
+    let (from, to) = (setup.nic(0), setup.nic(1));
+    let (there, here) = (setup.vifs[1].mac, setup.vifs[0].mac);
     let mut sent = 0;
     for error in ["EAGAIN", "ENOBUFS", "ENOMEM", "EMSGSIZE", "EINVAL", "EINTR", "ENETDOWN"] {
-        let before = shown(&rig.daemon, &rig.vifs[1], |_| true);
-        let Some(_answers) = Answers::inject(&rig.daemon, &format!("error={error}:when=1..3")) else { return };
+        let before = shown(&setup.daemon, &setup.vifs[1], |_| true);
+        let Some(_answers) = Answers::inject(&setup.daemon, &format!("error={error}:when=1..3")) else { return };
         for number in sent..sent + 40 {
             from.send(&frame(there, here, number));
         }
@@ -127,8 +127,8 @@ fn whatever_a_send_answers_the_frames_behind_it_go_on() {
         let distinct: Vec<u64> = came.iter().copied().filter(|&number| number < LAST).collect();
         assert!(distinct.is_sorted_by(|one, next| one < next), "{error}: in order, and once: {distinct:?}");
         sent += 40;
-        let port = shown(&rig.daemon, &rig.vifs[1], |port| {
-            let forwarded = number(&shown(&rig.daemon, &rig.vifs[0], |_| true), "forwarded");
+        let port = shown(&setup.daemon, &setup.vifs[1], |port| {
+            let forwarded = number(&shown(&setup.daemon, &setup.vifs[0], |_| true), "forwarded");
             number(port, "tx_frames") + number(&port["drops"], "link_down") == forwarded
         });
         let lost = number(&port["drops"], "link_down") - number(&before["drops"], "link_down");
@@ -141,26 +141,26 @@ fn whatever_a_send_answers_the_frames_behind_it_go_on() {
 /// A netdev without a carrier drops each frame that it is sent. It is the link that is down, and nothing is full.
 #[test]
 fn frames_to_a_guest_that_has_set_its_interface_down_die_of_that() {
-    let Some(rig) = rig() else { return };
-    let (from, to) = (rig.nic(0), rig.nic(1));
-    rig.pass((0, &from), (1, &to), "hello");
-    rig.spaces[1].ip(&format!("link set dev {} down", rig.vifs[1].name));
-    shown(&rig.daemon, &rig.vifs[1], |port| port["status"] == "DOWN");
-    let before = shown(&rig.daemon, &rig.vifs[1], |_| true);
+    let Some(setup) = setup() else { return };
+    let (from, to) = (setup.nic(0), setup.nic(1));
+    setup.send_and_await((0, &from), (1, &to), "hello");
+    setup.spaces[1].ip(&format!("link set dev {} down", setup.vifs[1].name));
+    shown(&setup.daemon, &setup.vifs[1], |port| port["status"] == "DOWN");
+    let before = shown(&setup.daemon, &setup.vifs[1], |_| true);
     for number in 0..1000 {
-        from.send(&frame(rig.vifs[1].mac, rig.vifs[0].mac, number));
+        from.send(&frame(setup.vifs[1].mac, setup.vifs[0].mac, number));
     }
-    shown(&rig.daemon, &rig.vifs[0], |port| number(port, "rx_frames") == 1001);
-    let port = shown(&rig.daemon, &rig.vifs[1], |port| number(&port["drops"], "link_down") == 1000);
+    shown(&setup.daemon, &setup.vifs[0], |port| number(port, "rx_frames") == 1001);
+    let port = shown(&setup.daemon, &setup.vifs[1], |port| number(&port["drops"], "link_down") == 1000);
     assert_eq!(port["drops"], serde_json::json!({ "link_down": 1000 }));
     for counter in ["tx_frames", "tx_bytes"] {
         assert_eq!(port[counter], before[counter], "{counter}: nothing has left");
     }
     // The first frame after that passes, and none is found that has waited.
-    rig.spaces[1].ip(&format!("link set dev {} up", rig.vifs[1].name));
-    shown(&rig.daemon, &rig.vifs[1], |port| port["status"] == "ACTIVE");
+    setup.spaces[1].ip(&format!("link set dev {} up", setup.vifs[1].name));
+    shown(&setup.daemon, &setup.vifs[1], |port| port["status"] == "ACTIVE");
     to.rest();
-    let later = frame(rig.vifs[1].mac, rig.vifs[0].mac, 1000);
+    let later = frame(setup.vifs[1].mac, setup.vifs[0].mac, 1000);
     await_that("a frame", || {
         from.send(&later);
         let came = to.rest();
@@ -172,8 +172,8 @@ fn frames_to_a_guest_that_has_set_its_interface_down_die_of_that() {
 /// A tap holds so many frames for its VMM, and drops those behind them: to the frame and to the byte.
 #[test]
 fn what_a_tap_that_nobody_reads_has_dropped_does_not_count_as_sent() {
-    let (Some(guest), Some(host)) = (Space::new(), Space::new()) else { return };
-    let held = Nic::held(&host, "held");
+    let (Some(guest), Some(host)) = (Namespace::new(), Namespace::new()) else { return };
+    let held = Nic::owned_tap(&host, "held");
     host.ip("link set dev held up");
     let mut vifs = [Vif::new("a", 1, &guest), Vif { kind: "xdp", name: "held".into(), ..Vif::new("b", 2, &host) }];
     vifs[1].more = "port_security = \"off\"".into();
@@ -203,31 +203,31 @@ fn what_a_tap_that_nobody_reads_has_dropped_does_not_count_as_sent() {
 /// Frames in the ring of a netdev that goes are lost, and somebody says so.
 #[test]
 fn frames_that_wait_when_their_netdev_goes_are_counted() {
-    let Some(rig) = rig() else { return };
-    let (from, to) = (rig.nic(0), rig.nic(1));
-    rig.pass((0, &from), (1, &to), "hello");
-    let Some(answers) = Answers::inject(&rig.daemon, "error=EAGAIN:when=1+") else { return };
+    let Some(setup) = setup() else { return };
+    let (from, to) = (setup.nic(0), setup.nic(1));
+    setup.send_and_await((0, &from), (1, &to), "hello");
+    let Some(answers) = Answers::inject(&setup.daemon, "error=EAGAIN:when=1+") else { return };
     for number in 0..5 {
-        from.send(&frame(rig.vifs[1].mac, rig.vifs[0].mac, number));
+        from.send(&frame(setup.vifs[1].mac, setup.vifs[0].mac, number));
     }
-    shown(&rig.daemon, &rig.vifs[1], |port| number(port, "tx_frames") == 6);
-    delete_netdev(&rig);
-    let port = shown(&rig.daemon, &rig.vifs[1], |port| port["status"] == "DOWN");
+    shown(&setup.daemon, &setup.vifs[1], |port| number(port, "tx_frames") == 6);
+    delete_netdev(&setup);
+    let port = shown(&setup.daemon, &setup.vifs[1], |port| port["status"] == "DOWN");
     drop(answers);
     assert_eq!(port["tx_lost"], 5, "{port}");
     assert_eq!(to.rest(), [[0; 0]; 0]);
 }
 
 /// Deletes the netdev of the second port.
-fn delete_netdev(rig: &Rig) {
-    let host = rig.spaces.last().unwrap();
-    host.ip(&format!("link del dev {}", rig.vifs[1].name));
+fn delete_netdev(setup: &Setup) {
+    let host = setup.spaces.last().unwrap();
+    host.ip(&format!("link del dev {}", setup.vifs[1].name));
 }
 
 /// A netdev whose driver runs no programs is bound in the network stack. Trying the driver first is not in the way.
 #[test]
 fn a_netdev_whose_driver_runs_no_programs_is_bound_all_the_same() {
-    let Some(host) = Space::new() else { return };
+    let Some(host) = Namespace::new() else { return };
     host.ip("link add vx0 type vxlan id 5 dstport 4789 local 127.0.0.1 remote 127.0.0.1");
     host.ip("link set dev vx0 up");
     let vif = Vif { kind: "xdp", name: "vx0".into(), ..Vif::new("a", 1, &host) };

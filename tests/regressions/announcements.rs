@@ -9,8 +9,8 @@ use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, Vif};
 use crate::host::nic::{Nic, experiment};
-use crate::host::rig::two_workers;
-use crate::host::{Space, await_that};
+use crate::host::setup::two_workers;
+use crate::host::{Namespace, await_that};
 use crate::wires::{VLANS, announced, attach_waiting, await_events, lay_wire, untagged, wired};
 
 /// Announcements that have come by a wire: how often each address, by VLAN.
@@ -59,21 +59,21 @@ const SHARED: Mac = Mac::new([0, 0, 0x5e, 0, 1, 9]);
 /// An allowed address of one VM alone.
 const PAIR: Mac = Mac::new([0, 0, 0x5e, 0, 1, 1]);
 /// What a guest without port security forwards for.
-const BEHIND: Mac = Mac::new([6, 0, 0, 0, 0, 0x77]);
+const GUEST_STATION: Mac = Mac::new([6, 0, 0, 0, 0, 0x77]);
 
 /// Four VMs: two that receive only, one that forwards for others, one whose port is down; and two wires.
-struct Scene {
+struct Scenario {
     daemon: Daemon,
     vifs: Vec<Vif>,
-    spaces: Vec<Space>,
-    outside: Space,
-    host: Space,
+    spaces: Vec<Namespace>,
+    outside: Namespace,
+    host: Namespace,
 }
 
-impl Scene {
-    fn new(switch: &str, wires: &[&str]) -> Option<Scene> {
-        let spaces: Vec<Space> = (0..5).map(|_| Space::new()).collect::<Option<_>>()?;
-        let (host, outside) = (Space::new()?, Space::new()?);
+impl Scenario {
+    fn new(switch: &str, wires: &[&str]) -> Option<Scenario> {
+        let spaces: Vec<Namespace> = (0..5).map(|_| Namespace::new()).collect::<Option<_>>()?;
+        let (host, outside) = (Namespace::new()?, Namespace::new()?);
         wires.iter().for_each(|wire| lay_wire(&host, &outside, wire));
         let more = [
             format!("allowed_address_pairs = [{{ mac_address = \"{PAIR}\" }}, {{ mac_address = \"{SHARED}\" }}]"),
@@ -90,7 +90,7 @@ impl Scene {
         daemon.configure(&wired(&daemon, switch, &vifs, &host, wires));
         daemon.start();
         vifs[..3].iter().for_each(|vif| drop(daemon.await_active(vif)));
-        Some(Scene { daemon, vifs, spaces, outside, host })
+        Some(Scenario { daemon, vifs, spaces, outside, host })
     }
 
     fn wire(&self, name: &str) -> Nic {
@@ -106,17 +106,17 @@ impl Scene {
     }
 
     fn check_books(&self) {
-        let adds_up = || self.daemon.get::<Value>("/v1/audit")["adds_up"].as_bool();
-        await_that("that everything is accounted for", || adds_up().filter(|&adds_up| adds_up));
+        let is_balanced = || self.daemon.get::<Value>("/v1/audit")["balanced"].as_bool();
+        await_that("that everything is accounted for", || is_balanced().filter(|&is_balanced| is_balanced));
     }
 
     fn nics(&self) -> Vec<Nic> {
-        self.vifs.iter().zip(&self.spaces).map(|(vif, space)| Nic::new(space, &vif.name)).collect()
+        self.vifs.iter().zip(&self.spaces).map(|(vif, namespace)| Nic::new(namespace, &vif.name)).collect()
     }
 }
 
-fn each(wires: &'static [&'static str]) -> impl Iterator<Item = Scene> {
-    [Some(""), two_workers()].into_iter().flatten().filter_map(move |switch| Scene::new(switch, wires))
+fn each(wires: &'static [&'static str]) -> impl Iterator<Item = Scenario> {
+    [Some(""), two_workers()].into_iter().flatten().filter_map(move |switch| Scenario::new(switch, wires))
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn local_stations_are_announced_where_an_uplink_takes_over() {
         let waiting = Vif::new("waiting", 4, &scene.spaces[4]);
         attach_waiting(&scene.daemon, &waiting);
         // One that a guest forwards for, and one that is pinned to nobody.
-        nics[2].send(&experiment(Mac::BROADCAST, BEHIND, &[0; 46]));
+        nics[2].send(&experiment(Mac::BROADCAST, GUEST_STATION, &[0; 46]));
         nics[1].send(&experiment(Mac::BROADCAST, SHARED, &[0; 46]));
         await_that("both have been learned", || {
             let all: Value = scene.daemon.get("/v1/fdb");
@@ -136,7 +136,7 @@ fn local_stations_are_announced_where_an_uplink_takes_over() {
         });
         let own = [0, 1, 2].map(|index| scene.vifs[index].mac);
         let mut wanted: Vec<(u16, Mac)> =
-            own.into_iter().chain([PAIR, SHARED, BEHIND]).map(|mac| (net1, mac)).collect();
+            own.into_iter().chain([PAIR, SHARED, GUEST_STATION]).map(|mac| (net1, mac)).collect();
         wanted.sort_unstable();
         let announced = |id| uplink(&scene.daemon, id)["announcements"].as_u64().unwrap_or_default();
         // The second uplink carries the frames at first if it was opened first.

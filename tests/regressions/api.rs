@@ -9,11 +9,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
 use crate::host::daemon::{Daemon, TIMEOUT, config, keeping};
-use crate::host::{Space, await_that};
+use crate::host::{Namespace, await_that};
 
 /// Waits until there is something to read, for a while.
-fn is_answered(stream: &UnixStream, patience: Timespec) -> bool {
-    poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&patience)).unwrap() > 0
+fn is_answered(stream: &UnixStream, timeout: Timespec) -> bool {
+    poll(&mut [PollFd::new(stream, PollFlags::IN)], Some(&timeout)).unwrap() > 0
 }
 
 fn head(method: &str, path: &str, length: usize) -> String {
@@ -67,7 +67,7 @@ fn a_refusal_reaches_a_client_that_sends_its_body_after_the_head() {
 
 #[test]
 fn changes_whose_clients_have_left_are_not_made() {
-    if Space::planned().is_none() {
+    if Namespace::planned().is_none() {
         return;
     }
     if !Command::new("strace").arg("-V").output().is_ok_and(|ended| ended.status.success()) {
@@ -106,8 +106,8 @@ fn changes_whose_clients_have_left_are_not_made() {
 /// A change of nearly a megabyte is one line of the history, and no long one.
 #[test]
 fn events_are_bounded_in_bytes() {
-    let Some(space) = Space::new() else { return };
-    let vif = crate::host::daemon::Vif::new("vm", 1, &space);
+    let Some(namespace) = Namespace::new() else { return };
+    let vif = crate::host::daemon::Vif::new("vm", 1, &namespace);
     let daemon = Daemon::over(std::slice::from_ref(&vif));
     for round in 0..4u32 {
         let mut pairs = String::new();
@@ -136,8 +136,8 @@ fn events_are_bounded_in_bytes() {
 /// Events have numbers without gaps, by which they are resumed whatever the clock does.
 #[test]
 fn events_are_resumed_by_their_number() {
-    let Some(space) = Space::new() else { return };
-    let vif = crate::host::daemon::Vif::new("vm", 1, &space);
+    let Some(namespace) = Namespace::new() else { return };
+    let vif = crate::host::daemon::Vif::new("vm", 1, &namespace);
     let mut daemon = Daemon::new();
     let text = config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif));
     daemon.configure(&keeping(&text, &daemon.state()));
@@ -172,8 +172,8 @@ fn events_are_resumed_by_their_number() {
 /// The socket of a supervisor holds few messages. One that hangs does not read them.
 #[test]
 fn a_supervisor_that_does_not_read_holds_up_nothing() {
-    let Some(space) = Space::new() else { return };
-    let vif = crate::host::daemon::Vif::new("vm", 1, &space);
+    let Some(namespace) = Namespace::new() else { return };
+    let vif = crate::host::daemon::Vif::new("vm", 1, &namespace);
     let mut daemon = Daemon::new();
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif)));
     let (mut command, file) = (daemon.command(), daemon.file());
@@ -214,23 +214,23 @@ fn hostile_clients_are_refused_and_memory_is_bounded() {
     };
 
     // More questions at once than may wait for their turn.
-    let question = "GET /v1/networks HTTP/1.1\r\nhost: vifswitch\r\n\r\n".repeat(30);
-    let last = question[..question.len() / 30 - 2].to_owned() + "connection: close\r\n\r\n";
+    let request = "GET /v1/networks HTTP/1.1\r\nhost: vifswitch\r\n\r\n".repeat(30);
+    let last = request[..request.len() / 30 - 2].to_owned() + "connection: close\r\n\r\n";
     let flood: Vec<_> = (0..40)
         .map(|_| {
             let mut stream = connect();
-            stream.write_all((question.clone() + &last).as_bytes()).unwrap();
+            stream.write_all((request.clone() + &last).as_bytes()).unwrap();
             stream
         })
         .collect();
-    let mut told = String::new();
+    let mut reported = String::new();
     for mut stream in flood {
-        stream.read_to_string(&mut told).unwrap();
+        stream.read_to_string(&mut reported).unwrap();
     }
-    let answers = |status: u16| told.matches(&format!("HTTP/1.1 {status} ")).count();
+    let answers = |status: u16| reported.matches(&format!("HTTP/1.1 {status} ")).count();
     assert_eq!(answers(200) + answers(429), 40 * 31);
     assert!(answers(200) >= 400 && answers(429) > 0, "{} and {}", answers(200), answers(429));
-    assert_eq!(told.matches("retry-after: 1").count(), answers(429));
+    assert_eq!(reported.matches("retry-after: 1").count(), answers(429));
 
     for _ in 0..2 {
         // Bodies that come but for their end, heads without an end, and answers that are not read.

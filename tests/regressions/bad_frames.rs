@@ -12,13 +12,13 @@ use rustix::thread::nanosleep;
 use serde_json::Value;
 use tempfile::NamedTempFile;
 use vifswitch::sys::tun::{Flags, Queue};
-use vifswitch::time::{self, Moment};
+use vifswitch::time::{self, MonoTime};
 use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, Vif};
 use crate::host::nic::{Nic, experiment};
-use crate::host::rig::{On, lay, two_workers};
-use crate::host::{Space, await_that};
+use crate::host::setup::{DeviceKind, lay, two_workers};
+use crate::host::{Namespace, await_that};
 
 /// The offload header of the virtio specification, without a buffer count.
 pub type Header = [u8; 10];
@@ -147,24 +147,24 @@ impl Hostile {
 }
 
 /// The file of a tap that is made for this, up, with an offload header.
-pub fn held(space: &Space, name: &str) -> Queue {
+pub fn owned_taps(namespace: &Namespace, name: &str) -> Queue {
     let flags = Flags { vnet_header: true, multi_queue: false, exclusive: true };
-    let file = space.within(|| Queue::open(name, flags)).unwrap();
+    let file = namespace.run_in(|| Queue::open(name, flags)).unwrap();
     file.set_offloads().unwrap();
-    space.ip(&format!("link set dev {name} up"));
+    namespace.ip(&format!("link set dev {name} up"));
     file
 }
 
 /// A port of kind `on`; with an MTU of its own at the guest's end, where the switch does not set it.
-fn guest(vm: &str, number: u8, on: On, host: &Space, mtu: u16) -> (Space, Vif) {
-    let space = Space::new().unwrap();
-    let mut vif = Vif::new(vm, number, &space);
-    if on != On::Tap {
+fn guest(vm: &str, number: u8, on: DeviceKind, host: &Namespace, mtu: u16) -> (Namespace, Vif) {
+    let namespace = Namespace::new().unwrap();
+    let mut vif = Vif::new(vm, number, &namespace);
+    if on != DeviceKind::Tap {
         (vif.kind, vif.netns) = (on.kind(), host.0.clone());
-        lay(&vif, &space, 1500);
-        space.ip(&format!("link set dev {} mtu {mtu}", vif.name));
+        lay(&vif, &namespace, 1500);
+        namespace.ip(&format!("link set dev {} mtu {mtu}", vif.name));
     }
-    (space, vif)
+    (namespace, vif)
 }
 
 fn pause(microseconds: i64) {
@@ -180,9 +180,9 @@ struct Stream {
     count: u64,
     /// What came elsewhere than in its turn.
     wrong: Vec<u32>,
-    last: Option<Moment>,
+    last: Option<MonoTime>,
     /// The longest pause between two frames that came.
-    longest: Duration,
+    max_gap: Duration,
 }
 
 impl Stream {
@@ -202,7 +202,7 @@ impl Stream {
         self.count += 1;
         let now = time::now();
         if let Some(last) = self.last.replace(now) {
-            self.longest = self.longest.max(now.since(last));
+            self.max_gap = self.max_gap.max(now.since(last));
         }
     }
 }
@@ -272,18 +272,20 @@ fn drops(daemon: &Daemon) -> BTreeMap<(String, String), u64> {
 #[test]
 fn bad_frames_cost_no_other_frame_on_any_pair_of_kinds() {
     for switch in [Some(""), two_workers()].into_iter().flatten() {
-        let Some(host) = Space::new() else { return };
+        let Some(host) = Namespace::new() else { return };
         // Receivers, bystanders, and hostile guests, of each kind; the receivers have a smaller MTU, where the switch does
         // not set it.
         let (mut spaces, mut vifs) = (Vec::new(), Vec::new());
-        for (number, on) in (1..).zip([On::Tap, On::Xdp, On::Packet].into_iter().cycle().take(9)) {
+        for (number, on) in
+            (1..).zip([DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet].into_iter().cycle().take(9))
+        {
             let vm = ["receiver", "bystander", "hostile"][usize::from(number - 1) / 3];
-            let (space, vif) =
+            let (namespace, vif) =
                 guest(&format!("{vm}-{number}"), number, on, &host, if number <= 3 { 1400 } else { 1500 });
-            spaces.push(space);
+            spaces.push(namespace);
             vifs.push(vif);
         }
-        let file = held(&host, "tap10");
+        let file = owned_taps(&host, "tap10");
         vifs.push(Vif { kind: "packet", ..Vif::new("hostile-10", 10, &host) });
         let daemon = Daemon::with(switch, &[("net1", 1500)], &vifs);
         vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
@@ -328,15 +330,15 @@ fn bad_frames_cost_no_other_frame_on_any_pair_of_kinds() {
         for kind in ["tap", "packet", "xdp"] {
             assert_eq!(count(kind, "device_full"), 0, "{kind}: {drops:?}");
         }
-        daemon.quiet();
+        daemon.await_idle();
     }
 }
 
 /// Frames that were lost before a port could receive them.
-fn missed(daemon: &Daemon, vif: &Vif) -> u64 {
+fn rx_missed(daemon: &Daemon, vif: &Vif) -> u64 {
     let ports = daemon.get::<Vec<Value>>("/v1/ports");
     let port = ports.iter().find(|port| port["port_id"] == vif.port.as_str()).unwrap();
-    port["missed"].as_u64().unwrap_or_default()
+    port["rx_missed"].as_u64().unwrap_or_default()
 }
 
 /// The header of a ring has no word for it, and the kernel halts the ring.
@@ -347,21 +349,21 @@ const UNKNOWN_TO_THE_RING: &str = "UDP fragmentation";
 #[test]
 fn a_frame_that_halts_the_ring_of_a_port_does_not_silence_it() {
     for switch in [Some(""), two_workers()].into_iter().flatten() {
-        let Some(host) = Space::new() else { return };
-        let (space, receiver) = guest("receiver", 1, On::Tap, &host, 1500);
+        let Some(host) = Namespace::new() else { return };
+        let (namespace, receiver) = guest("receiver", 1, DeviceKind::Tap, &host, 1500);
         host.ip("link add cable0 type veth peer name cable1");
         ["cable0", "cable1"].iter().for_each(|name| host.ip(&format!("link set dev {name} up")));
         // The machine may be busy with others for as long as it likes: once is enough.
         let mut tried = Vec::new();
         for number in 2..8 {
             let name = format!("tap{number}");
-            let guest = Hostile::File(held(&host, &name));
+            let guest = Hostile::File(owned_taps(&host, &name));
             let vif = Vif { kind: "packet", ..Vif::new("old", number, &host) };
             let daemon = Daemon::with(switch, &[("net1", 1500)], &[receiver.clone(), vif.clone()]);
             daemon.await_active(&receiver);
             daemon.await_active(&vif);
-            let mut ports = [Receiver::new(receiver.mac, Nic::new(&space, &receiver.name))];
-            let cable = Nic::new(&host, "cable0");
+            let mut ports = [Receiver::new(receiver.mac, Nic::new(&namespace, &receiver.name))];
+            let loopback = Nic::new(&host, "cable0");
             let mut cables = [Receiver::new(receiver.mac, Nic::new(&host, "cable1"))];
             let (_, header, fragments) =
                 bad_frames(receiver.mac, vif.mac).into_iter().find(|(name, ..)| *name == UNKNOWN_TO_THE_RING).unwrap();
@@ -371,19 +373,19 @@ fn a_frame_that_halts_the_ring_of_a_port_does_not_silence_it() {
                 }
                 let frame = ports[0].next(vif.mac);
                 guest.send([0; 10], &frame);
-                cable.send(&cables[0].next(vif.mac));
+                loopback.send(&cables[0].next(vif.mac));
                 ports[0].read();
                 cables[0].read();
                 pause(200);
             }
             settle(&mut ports);
             settle(&mut cables);
-            let [port, cable] = [&ports, &cables].map(|receivers| &receivers[0].streams[&vif.mac]);
-            assert_eq!((cable.came, port.came), (1000, 1000), "the last one came: {port:?}");
+            let [port, loopback] = [&ports, &cables].map(|receivers| &receivers[0].streams[&vif.mac]);
+            assert_eq!((loopback.came, port.came), (1000, 1000), "the last one came: {port:?}");
             // And the one that was to blame.
             let lost = 1000 - port.count + 1;
             let counted = await_that("all that was lost is counted", || {
-                Some(missed(&daemon, &vif)).filter(|&missed| missed >= lost)
+                Some(rx_missed(&daemon, &vif)).filter(|&rx_missed| rx_missed >= lost)
             });
             await_that("the operator is told", || {
                 let ports = daemon.get::<Vec<Value>>("/v1/ports");
@@ -392,11 +394,11 @@ fn a_frame_that_halts_the_ring_of_a_port_does_not_silence_it() {
             });
             // Both rings may have met a frame while one took over from the other.
             assert!(counted <= lost + 2, "{counted} for {lost}");
-            daemon.quiet();
-            if port.longest <= cable.longest + Duration::from_millis(10) {
+            daemon.await_idle();
+            if port.max_gap <= loopback.max_gap + Duration::from_millis(10) {
                 break;
             }
-            tried.push((port.longest, cable.longest));
+            tried.push((port.max_gap, loopback.max_gap));
             assert!(tried.len() < 6, "silent for, and the cable: {tried:?}");
             host.ip(&format!("link del dev {name}"));
         }
@@ -406,8 +408,8 @@ fn a_frame_that_halts_the_ring_of_a_port_does_not_silence_it() {
 /// An uplink by which frames for a guest with a smaller MTU come in, some of them too long for it.
 #[test]
 fn a_frame_too_long_for_one_receiver_costs_no_other_frame() {
-    let Some(host) = Space::new() else { return };
-    let (space, vif) = guest("small", 1, On::Packet, &host, 1400);
+    let Some(host) = Namespace::new() else { return };
+    let (namespace, vif) = guest("small", 1, DeviceKind::Packet, &host, 1400);
     host.ip("link add wire0 type veth peer name far0");
     ["wire0", "far0"].iter().for_each(|name| host.ip(&format!("link set dev {name} up")));
     let daemon = {
@@ -422,7 +424,7 @@ fn a_frame_too_long_for_one_receiver_costs_no_other_frame() {
     daemon.await_active(&vif);
     let far = Nic::new(&host, "far0");
     let from = Mac::from_bits(0x0200_0000_0f01);
-    let mut receivers = [Receiver::new(vif.mac, Nic::new(&space, &vif.name))];
+    let mut receivers = [Receiver::new(vif.mac, Nic::new(&namespace, &vif.name))];
     let mut too_long = 0;
     for _ in 0..100 {
         for index in 0..20 {
@@ -449,19 +451,19 @@ fn whatever_the_kernel_answers_costs_one_frame() {
     if !found.is_ok_and(|status| status.success()) {
         return eprintln!("skipped: needs strace");
     }
-    let Some(host) = Space::new() else { return };
+    let Some(host) = Namespace::new() else { return };
     let errors = ["EINVAL", "EMSGSIZE", "ENOBUFS", "ENOMEM", "EAGAIN", "ENXIO", "EIO", "ENETDOWN"];
-    for (numbers, on, call) in [(1, On::Packet, "sendmmsg"), (3, On::Tap, "write")] {
-        let (from_space, from) = guest("sender", numbers, On::Packet, &host, 1500);
-        let (space, vif) = guest("receiver", numbers + 1, on, &host, 1500);
+    for (numbers, on, call) in [(1, DeviceKind::Packet, "sendmmsg"), (3, DeviceKind::Tap, "write")] {
+        let (from_space, from) = guest("sender", numbers, DeviceKind::Packet, &host, 1500);
+        let (namespace, vif) = guest("receiver", numbers + 1, on, &host, 1500);
         let daemon = Daemon::over(&[from.clone(), vif.clone()]);
         daemon.await_active(&from);
         daemon.await_active(&vif);
         let sender = Nic::new(&from_space, &from.name);
         for error in errors {
-            let before = daemon.quiet();
-            let lost = |ports: &[vifswitch::control::view::PortView]| ports[1].counts.drops.values().sum::<u64>();
-            let mut receivers = [Receiver::new(vif.mac, Nic::new(&space, &vif.name))];
+            let before = daemon.await_idle();
+            let lost = |ports: &[vifswitch::control::responses::PortView]| ports[1].counts.drops.values().sum::<u64>();
+            let mut receivers = [Receiver::new(vif.mac, Nic::new(&namespace, &vif.name))];
             // Every fifth call fails: of frames that go one by one, the one in the middle of those that come together.
             let trace = Trace::of(&daemon, &format!("inject={call}:error={error}:when=3+5"));
             for _ in 0..20 {
@@ -476,7 +478,7 @@ fn whatever_the_kernel_answers_costs_one_frame() {
             settle(&mut receivers);
             let stream = &receivers[0].streams[&from.mac];
             let missing = u64::from(stream.sent) - stream.count;
-            let counted = await_that("all is counted", || Some(lost(&daemon.quiet()) - lost(&before)));
+            let counted = await_that("all is counted", || Some(lost(&daemon.await_idle()) - lost(&before)));
             assert_eq!(missing, counted, "{error} by {call}: {:?}", daemon.port(&vif).counts.drops);
             assert_eq!(missing, failed, "{error} by {call}: one frame for each call that failed");
             assert!(stream.came == stream.sent, "{error} by {call}: {missing} of {}", stream.sent);

@@ -8,8 +8,8 @@ use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, Vif};
 use crate::host::nic::{Nic, experiment, frame};
-use crate::host::rig::{On, guests};
-use crate::host::{Space, await_that};
+use crate::host::setup::{DeviceKind, guests};
+use crate::host::{Namespace, await_that};
 
 /// The virtual router of VRRP group 198 (RFC 9568, 7.3).
 const ROUTER: Mac = Mac::from_bits(0x0000_5e00_01c6);
@@ -18,24 +18,24 @@ const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 
 /// A client and two routers; those may use the address of the group.
-struct Scene {
+struct Scenario {
     daemon: Daemon,
     vifs: Vec<Vif>,
     nics: Vec<Nic>,
-    _spaces: Vec<Space>,
+    _spaces: Vec<Namespace>,
 }
 
-impl Scene {
+impl Scenario {
     /// The keys of the two routers.
-    fn new(keys: [&str; 2]) -> Option<Scene> {
-        let (spaces, mut vifs) = guests(&["a", "b", "c"], &[On::Tap], 1500)?;
+    fn new(keys: [&str; 2]) -> Option<Scenario> {
+        let (spaces, mut vifs) = guests(&["a", "b", "c"], &[DeviceKind::Tap], 1500)?;
         for (vif, keys) in vifs[1..].iter_mut().zip(keys) {
             vif.more = keys.into();
         }
         let daemon = Daemon::over(&vifs);
         vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
-        let nics = spaces.iter().zip(&vifs).map(|(space, vif)| Nic::new(space, &vif.name)).collect();
-        Some(Scene { daemon, vifs, nics, _spaces: spaces })
+        let nics = spaces.iter().zip(&vifs).map(|(namespace, vif)| Nic::new(namespace, &vif.name)).collect();
+        Some(Scenario { daemon, vifs, nics, _spaces: spaces })
     }
 
     /// A router sends a multicast frame, which the client receives.
@@ -53,14 +53,14 @@ impl Scene {
     }
 
     /// The text of each event whose kind says so.
-    fn told(&self, kinds: &[&str]) -> Vec<Value> {
+    fn events(&self, kinds: &[&str]) -> Vec<Value> {
         let events = self.daemon.page("/v1/events");
         let events = events.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
         events.filter(|event| kinds.contains(&event["kind"].as_str().unwrap_or_default())).collect()
     }
 }
 
-const DAMPENED: [&str; 2] = ["mac_freeze", "mac_dampened"];
+const DAMPENED: [&str; 2] = ["mac_dampened", "mac_dampened"];
 
 fn pairs() -> String {
     format!("allowed_address_pairs = [{{ mac_address = \"{ROUTER}\" }}]")
@@ -79,7 +79,7 @@ fn of_a_backup(number: u8) -> Vec<u8> {
 
 #[test]
 fn a_virtual_address_follows_the_master_while_a_backup_starts() {
-    let Some(scene) = Scene::new([&pairs(), &pairs()]) else { return };
+    let Some(scene) = Scenario::new([&pairs(), &pairs()]) else { return };
     scene.speaks(1, &advert(0));
     scene.speaks(2, &advert(1)); // now c is the master, and b starts as a backup
     for number in 2..8 {
@@ -91,13 +91,13 @@ fn a_virtual_address_follows_the_master_while_a_backup_starts() {
     scene.nics[0].send(&hello);
     await_that("a frame to the master", || scene.nics[2].rest().contains(&hello).then_some(()));
     assert!(!scene.nics[1].rest().contains(&hello), "the backup gets none");
-    assert_eq!(scene.told(&DAMPENED), Vec::<Value>::new());
+    assert_eq!(scene.events(&DAMPENED), Vec::<Value>::new());
 }
 
 /// Nobody said which addresses a port without security may use, so that it can take none from another one.
 #[test]
 fn a_port_without_security_takes_no_virtual_address_by_moving_it() {
-    let Some(scene) = Scene::new([&pairs(), "port_security = \"off\""]) else { return };
+    let Some(scene) = Scenario::new([&pairs(), "port_security = \"off\""]) else { return };
     // The address is pinned to the only port that is allowed to use it.
     scene.speaks(1, &advert(0));
     scene.nics[2].send(&advert(1));
@@ -111,17 +111,18 @@ fn a_port_without_security_takes_no_virtual_address_by_moving_it() {
 #[test]
 fn a_virtual_address_is_dampened_where_a_port_storms() {
     let storm = "storm = { broadcast = { pps = 10, burst = 10 } }";
-    let Some(scene) = Scene::new([&format!("{}\n{storm}", pairs()), &pairs()]) else { return };
+    let Some(scene) = Scenario::new([&format!("{}\n{storm}", pairs()), &pairs()]) else { return };
     scene.speaks(1, &advert(0));
     let noise = experiment(Mac::BROADCAST, scene.vifs[1].mac, &[7; 46]);
     let storm = || (0..40).for_each(|_| scene.nics[1].send(&noise));
     await_that("the storm", || {
         storm();
-        scene.told(&["storm_start"]).pop()
+        scene.events(&["storm_start"]).pop()
     });
     let refused = || {
-        let of =
-            |router: &Vif| scene.daemon.drops(router, "frozen_source") + scene.daemon.drops(router, "dampened_source");
+        let of = |router: &Vif| {
+            scene.daemon.drops(router, "dampened_source") + scene.daemon.drops(router, "dampened_source")
+        };
         scene.vifs[1..].iter().map(of).sum::<u64>()
     };
     // More than four moves, and fewer in each second than are free where nobody storms.
@@ -133,7 +134,7 @@ fn a_virtual_address_is_dampened_where_a_port_storms() {
         refused() > 0
     });
     assert!(is_refused, "it moves on and on");
-    let event = await_that("it is dampened", || scene.told(&DAMPENED).pop());
+    let event = await_that("it is dampened", || scene.events(&DAMPENED).pop());
     assert_eq!(event["mac"], ROUTER.to_string(), "{event:#}");
     assert_eq!(scene.place().0, "port-3", "at the one that does not storm");
 }
@@ -143,13 +144,13 @@ fn a_virtual_address_is_dampened_where_a_port_storms() {
 fn the_second_leg_of_a_bond_is_named_with_the_key_that_allows_it() {
     // On one network and on two.
     for network in ["net1", "net2"] {
-        let Some((spaces, mut vifs)) = guests(&["a", "a"], &[On::Tap], 1500) else { return };
+        let Some((spaces, mut vifs)) = guests(&["a", "a"], &[DeviceKind::Tap], 1500) else { return };
         vifs[1] = vifs[1].clone().on(network);
         let daemon = Daemon::with("", &[("net1", 1500), ("net2", 1500)], &vifs);
         vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
         let leg = Nic::new(&spaces[1], &vifs[1].name);
         let lacp = frame(Mac::new([0x01, 0x80, 0xc2, 0, 0, 2]), vifs[0].mac, 0x8809, &[1; 46]);
-        let told = || -> Vec<Value> {
+        let reported = || -> Vec<Value> {
             let events = daemon.page("/v1/events");
             let events = events.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             events.filter(|event| event["text"].as_str().unwrap_or_default().contains("share_mac")).collect()
@@ -157,7 +158,7 @@ fn the_second_leg_of_a_bond_is_named_with_the_key_that_allows_it() {
         for _ in 0..100 {
             leg.send(&lacp);
         }
-        let event = await_that("an event that names the key", || told().pop());
+        let event = await_that("an event that names the key", || reported().pop());
         assert_eq!(event["vm"], "a", "{event:#}");
         assert_eq!(event["ports"], serde_json::json!(["port-2", "port-1"]), "{event:#}");
         assert_eq!(event["mac"], vifs[0].mac.to_string(), "{event:#}");
@@ -170,7 +171,7 @@ fn the_second_leg_of_a_bond_is_named_with_the_key_that_allows_it() {
         });
         let refused = || daemon.drops(&vifs[1], "spoofed_source");
         await_that("all of them to be refused", || (refused() == sent).then_some(()));
-        assert_eq!(told().len(), 1);
+        assert_eq!(reported().len(), 1);
         // What the event says helps.
         let pair = format!("allowed_address_pairs=[{{ mac_address = \"{}\" }}]", vifs[0].mac);
         daemon.done(&["set", "port-2", &pair], "");
@@ -186,7 +187,7 @@ struct Ring {
     daemon: Daemon,
     vifs: Vec<Vif>,
     nics: Vec<Nic>,
-    _spaces: Vec<Space>,
+    _spaces: Vec<Namespace>,
 }
 
 /// Behind the first node.
@@ -198,14 +199,14 @@ const ROUND: [[(usize, usize); 3]; 2] = [[(1, 2), (3, 4), (5, 0)], [(0, 5), (4, 
 
 impl Ring {
     fn new() -> Option<Ring> {
-        let (spaces, mut vifs) = guests(&["a", "a", "b", "b", "c", "c"], &[On::Tap], 1500)?;
+        let (spaces, mut vifs) = guests(&["a", "a", "b", "b", "c", "c"], &[DeviceKind::Tap], 1500)?;
         let networks = ["net1", "net2", "net2", "net3", "net3", "net1"];
         for (vif, network) in vifs.iter_mut().zip(networks) {
             *vif = Vif { more: "port_security = \"off\"".into(), ..vif.clone().on(network) };
         }
         let daemon = Daemon::with("", &[("net1", 1500), ("net2", 1500), ("net3", 1500)], &vifs);
         vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
-        let nics = spaces.iter().zip(&vifs).map(|(space, vif)| Nic::new(space, &vif.name)).collect();
+        let nics = spaces.iter().zip(&vifs).map(|(namespace, vif)| Nic::new(namespace, &vif.name)).collect();
         Some(Ring { daemon, vifs, nics, _spaces: spaces })
     }
 
@@ -214,7 +215,7 @@ impl Ring {
         let sent = experiment(DESTINATION, SOURCE, &[&[way as u8][..], &number.to_be_bytes(), &[0; 41]].concat());
         for (from, to) in ROUND[way] {
             let vif = &self.vifs[from];
-            let refused = || self.daemon.drops(vif, "frozen_source") + self.daemon.drops(vif, "dampened_source");
+            let refused = || self.daemon.drops(vif, "dampened_source") + self.daemon.drops(vif, "dampened_source");
             let before = refused();
             self.nics[from].send(&sent);
             let arrived = await_that("the frame at the next node, or its end", || {
@@ -232,8 +233,8 @@ impl Ring {
 #[test]
 fn a_source_may_come_both_ways_round_a_ring_with_the_setting_that_the_event_names() {
     let Some(ring) = Ring::new() else { return };
-    let died = (0..10).find_map(|number| [0, 1].into_iter().find_map(|way| ring.send(way, number).err()));
-    assert!(died.is_some(), "without the setting, a loop looks the same");
+    let dropped = (0..10).find_map(|number| [0, 1].into_iter().find_map(|way| ring.send(way, number).err()));
+    assert!(dropped.is_some(), "without the setting, a loop looks the same");
     let event = await_that("an event that names the setting", || {
         let events = ring.daemon.page("/v1/events");
         events.lines().find(|event| event.contains("mac_learning")).map(str::to_owned)
@@ -257,7 +258,7 @@ fn a_source_may_come_both_ways_round_a_ring_with_the_setting_that_the_event_name
 /// The legs of a bond are one interface of the guest: what it sends by one of them does not come back by the other.
 #[test]
 fn what_one_leg_of_a_bond_floods_does_not_come_back_by_the_other() {
-    let Some((spaces, mut vifs)) = guests(&["a", "a", "b"], &[On::Tap], 1500) else { return };
+    let Some((spaces, mut vifs)) = guests(&["a", "a", "b"], &[DeviceKind::Tap], 1500) else { return };
     let bond = vifs[0].mac;
     vifs[1].more = format!("allowed_address_pairs = [{{ mac_address = \"{bond}\" }}]");
     let mut daemon = Daemon::new();
@@ -266,7 +267,7 @@ fn what_one_leg_of_a_bond_floods_does_not_come_back_by_the_other() {
     daemon.configure(&text.replacen("id = \"a\"\n", keys, 1));
     daemon.start();
     vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
-    let nics: Vec<Nic> = spaces.iter().zip(&vifs).map(|(space, vif)| Nic::new(space, &vif.name)).collect();
+    let nics: Vec<Nic> = spaces.iter().zip(&vifs).map(|(namespace, vif)| Nic::new(namespace, &vif.name)).collect();
     for number in 0..20u8 {
         // Duplicate address detection.
         let solicitation =

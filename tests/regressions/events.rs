@@ -8,11 +8,11 @@ use std::process::{Child, Command};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use vifswitch::control::view::Status;
+use vifswitch::control::responses::Status;
 use vifswitch::sys::tun::{Flags, Queue};
 
 use crate::host::daemon::{Daemon, Vif, config, keeping};
-use crate::host::{Space, await_that, run};
+use crate::host::{Namespace, await_that, run};
 
 /// The events as the API tells them.
 fn events(daemon: &Daemon) -> Vec<Value> {
@@ -25,28 +25,28 @@ fn events(daemon: &Daemon) -> Vec<Value> {
 /// is true.
 #[test]
 fn a_flapping_guest_floods_neither_events_nor_log() {
-    let Some(space) = Space::new() else { return };
+    let Some(namespace) = Namespace::new() else { return };
     for number in [1, 2] {
-        space.ip(&format!("link add tap{number} type veth peer name guest{number}"));
-        space.ip(&format!("link set tap{number} up"));
-        space.ip(&format!("link set guest{number} up"));
+        namespace.ip(&format!("link add tap{number} type veth peer name guest{number}"));
+        namespace.ip(&format!("link set tap{number} up"));
+        namespace.ip(&format!("link set guest{number} up"));
     }
-    let vifs = [1, 2].map(|number| Vif { kind: "packet", ..Vif::new("vm", number, &space) });
+    let vifs = [1, 2].map(|number| Vif { kind: "packet", ..Vif::new("vm", number, &namespace) });
     let daemon = Daemon::over(&vifs);
     vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
     // Each time is waited for, so that none is missed.
     let mut flaps = 0;
     for _ in 0..60 {
-        space.ip("link set guest1 down");
+        namespace.ip("link set guest1 down");
         daemon.await_port("no carrier", &vifs[0], |port| port.status == Status::Down);
-        space.ip("link set guest1 up");
+        namespace.ip("link set guest1 up");
         daemon.await_active(&vifs[0]);
         flaps += 2;
     }
-    space.ip("link set guest1 down");
+    namespace.ip("link set guest1 down");
     daemon.await_port("no carrier", &vifs[0], |port| port.status == Status::Down);
     flaps += 1;
-    space.ip("link set guest2 down");
+    namespace.ip("link set guest2 down");
     let of =
         |port: &str| -> Vec<Value> { events(&daemon).into_iter().filter(|event| event["ports"][0] == port).collect() };
     await_that("the other port is reported at once", || (of("port-2").len() == 2).then_some(()));
@@ -56,13 +56,13 @@ fn a_flapping_guest_floods_neither_events_nor_log() {
     };
     // The first port_up, the flaps, and perhaps more: a flap that is slow is seen as several changes.
     await_that("all are accounted for", || {
-        let told = of("port-1");
-        let all = told.len() as u64 + told.iter().filter_map(others).sum::<u64>();
-        (all > flaps && told.iter().any(|event| others(event).is_some())).then_some(())
+        let said = of("port-1");
+        let all = said.len() as u64 + said.iter().filter_map(others).sum::<u64>();
+        (all > flaps && said.iter().any(|event| others(event).is_some())).then_some(())
     });
-    let told = of("port-1");
-    assert!(told.len() <= 40, "{} events", told.len());
-    assert_eq!(told.last().unwrap()["kind"], "port_down", "{:?}", told.last());
+    let said = of("port-1");
+    assert!(said.len() <= 40, "{} events", said.len());
+    assert_eq!(said.last().unwrap()["kind"], "port_down", "{:?}", said.last());
     let lines = daemon.log().lines().filter(|line| line.contains("port-1")).count();
     assert!(lines <= 40, "{lines} lines");
 }
@@ -70,11 +70,11 @@ fn a_flapping_guest_floods_neither_events_nor_log() {
 /// What is remembered is answered while the disk hangs.
 #[test]
 fn events_do_not_wait_for_the_disk() {
-    let Some(space) = Space::new() else { return };
+    let Some(namespace) = Namespace::new() else { return };
     if !Command::new("strace").arg("-V").output().is_ok_and(|ended| ended.status.success()) {
         return eprintln!("skipped: needs strace");
     }
-    let vif = Vif::new("vm", 1, &space);
+    let vif = Vif::new("vm", 1, &namespace);
     let mut daemon = Daemon::new();
     let text = config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif));
     daemon.configure(&keeping(&text, &daemon.state()));
@@ -89,7 +89,7 @@ fn events_do_not_wait_for_the_disk() {
         (!status.contains("TracerPid:\t0")).then_some(())
     });
     // From here on writing hangs.
-    space.ip("link del tap1");
+    namespace.ip("link del tap1");
     let start = vifswitch::time::now();
     await_that("what has happened is answered", || {
         events(&daemon).iter().any(|event| event["kind"] == "port_down").then_some(())
@@ -155,8 +155,8 @@ fn name(event: &Value) -> (String, u64) {
 /// It ended with the switch. Now it goes on where it was, and says so where that cannot be.
 #[test]
 fn a_follower_outlives_restarts_and_prints_each_event_once() {
-    let Some(space) = Space::new() else { return };
-    let vif = Vif::new("vm", 1, &space);
+    let Some(namespace) = Namespace::new() else { return };
+    let vif = Vif::new("vm", 1, &namespace);
     for is_kept in [true, false] {
         let mut daemon = Daemon::new();
         let mut text = config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif));
@@ -189,29 +189,29 @@ fn a_follower_outlives_restarts_and_prints_each_event_once() {
 fn nothing_that_others_provoke_floods_events_or_log() {
     const TIMES: usize = 100;
     const MOST: usize = 45;
-    let Some(space) = Space::new() else { return };
+    let Some(namespace) = Namespace::new() else { return };
     // One netdev that the switch makes, where its guest is root; one tap of a hypervisor that comes and goes; a bystander.
-    space.ip("tuntap add dev tap2 mode tap multi_queue");
-    space.ip("link set tap2 up");
-    space.ip("link add tap3 type veth peer name guest3");
-    space.ip("link set tap3 up");
-    space.ip("link set guest3 up");
+    namespace.ip("tuntap add dev tap2 mode tap multi_queue");
+    namespace.ip("link set tap2 up");
+    namespace.ip("link add tap3 type veth peer name guest3");
+    namespace.ip("link set tap3 up");
+    namespace.ip("link set guest3 up");
     let kinds = ["tap", "packet", "packet"];
     let vifs: Vec<Vif> =
-        (1..).zip(kinds).map(|(number, kind)| Vif { kind, ..Vif::new("vm", number, &space) }).collect();
+        (1..).zip(kinds).map(|(number, kind)| Vif { kind, ..Vif::new("vm", number, &namespace) }).collect();
     let daemon = Daemon::over(&vifs);
     [0, 2].into_iter().for_each(|index: usize| drop(daemon.await_active(&vifs[index])));
     let batch = |lines: &dyn Fn(usize) -> String| {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("batch");
         std::fs::write(&file, (0..TIMES).map(lines).collect::<String>()).unwrap();
-        run("ip", &["-n", &space.0, "-force", "-batch", file.to_str().unwrap()]);
+        run("ip", &["-n", &namespace.0, "-force", "-batch", file.to_str().unwrap()]);
     };
     // Each time is waited for, so that none is missed.
     let open_and_close = || {
         for _ in 0..30 {
             let flags = Flags { vnet_header: false, multi_queue: true, exclusive: false };
-            let queue = space.within(|| Queue::open("tap2", flags)).unwrap();
+            let queue = namespace.run_in(|| Queue::open("tap2", flags)).unwrap();
             daemon.await_active(&vifs[1]);
             drop(queue);
             daemon.await_port("no carrier", &vifs[1], |port| port.status == Status::Down);
@@ -241,18 +241,18 @@ fn nothing_that_others_provoke_floods_events_or_log() {
         ("refused", "port-1", &refused),
     ];
     let lines = |port: &str| daemon.log().lines().filter(|line| line.contains(port)).count();
-    let told = |port: &str| events(&daemon).iter().filter(|event| event["ports"][0] == port).count();
+    let text = |port: &str| events(&daemon).iter().filter(|event| event["ports"][0] == port).count();
     for (index, (what, port, provoke)) in provoke.iter().enumerate() {
-        let before = (told(port), lines(port), daemon.log().lines().count());
+        let before = (text(port), lines(port), daemon.log().lines().count());
         provoke();
-        space.ip(&format!("link set guest3 {}", ["down", "up"][index % 2]));
+        namespace.ip(&format!("link set guest3 {}", ["down", "up"][index % 2]));
         let last = ["port_down", "port_up"][index % 2];
         await_that("the bystander is reported", || {
             let all = events(&daemon);
-            let of_bystander = all.iter().filter(|event| event["ports"][0] == "port-3");
-            of_bystander.last().is_some_and(|event| event["kind"] == last).then_some(())
+            let mut of_bystander = all.iter().filter(|event| event["ports"][0] == "port-3");
+            of_bystander.next_back().is_some_and(|event| event["kind"] == last).then_some(())
         });
-        let events = told(port) - before.0;
+        let events = text(port) - before.0;
         assert!(events <= MOST, "{what}: {events} events");
         assert!(lines(port) - before.1 <= MOST, "{what}: {} lines", lines(port) - before.1);
         assert!(daemon.log().lines().count() - before.2 <= 2 * MOST, "{what}: {}", daemon.log());

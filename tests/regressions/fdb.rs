@@ -5,7 +5,7 @@ use vifswitch::wire::Mac;
 use crate::host::await_that;
 use crate::host::daemon::{Daemon, config};
 use crate::host::nic::{Nic, experiment};
-use crate::host::rig::{On, guests};
+use crate::host::setup::{DeviceKind, guests};
 
 /// Stations that may be learned behind a port.
 const QUOTA: u64 = 8;
@@ -14,7 +14,7 @@ const QUOTA: u64 = 8;
 /// or goes to another VM. The first of them that speaks then is the one that was silent longest.
 #[test]
 fn a_port_at_its_quota_may_become_another_one_while_its_stations_talk() {
-    let Some((spaces, mut vifs)) = guests(&["a", "b"], &[On::Tap], 1500) else { return };
+    let Some((spaces, mut vifs)) = guests(&["a", "b"], &[DeviceKind::Tap], 1500) else { return };
     vifs[0].more = "port_security = \"off\"".into();
     let mut daemon = Daemon::new();
     // A large table, which is swept slowly: dead stations stay in it for long.
@@ -43,13 +43,13 @@ fn a_port_at_its_quota_may_become_another_one_while_its_stations_talk() {
             (came.len() == frames.len()).then_some(())
         });
     };
-    for turn in 0..10u64 {
+    for round in 0..10u64 {
         arrive(&said(0, QUOTA), &mut daemon);
-        if turn.is_multiple_of(2) {
+        if round.is_multiple_of(2) {
             daemon.done(&["set", "port-1", "admin_state_up=false"], "");
             daemon.done(&["set", "port-1", "admin_state_up=true"], "");
         } else {
-            daemon.configure(&texts[usize::from(turn % 4 == 1)]);
+            daemon.configure(&texts[usize::from(round % 4 == 1)]);
             daemon.done(&["apply", daemon.file().to_str().unwrap()], "");
         }
         daemon.await_active(&vifs[0]);
@@ -66,7 +66,7 @@ fn a_port_at_its_quota_may_become_another_one_while_its_stations_talk() {
 /// What was learned before a port was taken down does not count against its limit when it is up again.
 #[test]
 fn stations_from_before_a_port_was_down_do_not_count_against_its_mac_limit() {
-    let Some((spaces, mut vifs)) = guests(&["a", "b"], &[On::Tap], 1500) else { return };
+    let Some((spaces, mut vifs)) = guests(&["a", "b"], &[DeviceKind::Tap], 1500) else { return };
     vifs[0].more = "port_security = \"off\"\nmac_limit = 8\nmac_limit_policy = \"drop\"".into();
     let mut daemon = Daemon::new();
     // A large table, which is swept slowly.

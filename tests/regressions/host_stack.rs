@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::host::daemon::{Daemon, Vif};
 use super::host::nic::{Nic, experiment, frame};
-use super::host::{Space, await_that, run};
+use super::host::{Namespace, await_that, run};
 use vifswitch::wire::Mac;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
@@ -15,14 +15,14 @@ const GUEST: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 1);
 
 /// A namespace that stands for the host: it has an address, on no netdev of the switch, and IPv6.
 struct Host {
-    host: Space,
-    guest: Space,
+    host: Namespace,
+    guest: Namespace,
     vif: Vif,
 }
 
 fn host_with_addresses(device: &str) -> Option<Host> {
-    let (host, guest) = (Space::new()?, Space::new()?);
-    host.within(|| {
+    let (host, guest) = (Namespace::new()?, Namespace::new()?);
+    host.run_in(|| {
         for who in ["all", "default"] {
             fs::write(format!("/proc/sys/net/ipv6/conf/{who}/disable_ipv6"), "0").unwrap();
         }
@@ -39,7 +39,7 @@ fn host_with_addresses(device: &str) -> Option<Host> {
 
 impl Host {
     /// Asks by ARP who has the host's address.
-    fn ask(&self, nic: &Nic) {
+    fn request(&self, nic: &Nic) {
         let mut arp = vec![0, 1, 8, 0, 6, 4, 0, 1];
         arp.extend(self.vif.mac.octets());
         arp.extend(GUEST.octets());
@@ -66,7 +66,7 @@ impl Host {
     }
 
     fn has_default_route(&self) -> bool {
-        let routes = self.host.within(|| fs::read_to_string("/proc/thread-self/net/ipv6_route")).unwrap();
+        let routes = self.host.run_in(|| fs::read_to_string("/proc/thread-self/net/ipv6_route")).unwrap();
         let default = "00000000000000000000000000000000 00 ";
         routes.lines().any(|line| line.starts_with(default) && line.ends_with("tap1"))
     }
@@ -97,7 +97,7 @@ fn that_the_hosts_stack_hears_guests_is_told_with_the_remedy() {
     let doctor = String::from_utf8(doctor.stdout).unwrap();
     assert!(SAID.iter().all(|piece| doctor.contains(piece)), "{doctor}");
     // Whoever makes the settings is left in peace.
-    lab.host.within(|| {
+    lab.host.run_in(|| {
         fs::write("/proc/sys/net/ipv4/conf/tap1/arp_ignore", "8").unwrap();
         fs::write("/proc/sys/net/ipv6/conf/tap1/disable_ipv6", "1").unwrap();
     });
@@ -110,13 +110,13 @@ fn an_isolated_netdev_answers_no_guest_and_takes_no_route_from_it() {
     // As a control, what happens without.
     let nic = Nic::new(&lab.guest, "tap1");
     let answers = |frame: &Vec<u8>| frame[12..14] == [8, 6] && frame[20..22] == [0, 2];
-    lab.ask(&nic);
+    lab.request(&nic);
     await_that("an answer of the host's", || nic.try_take().filter(answers));
     await_that("a route from the guest", || {
         lab.advertise(&nic);
         lab.has_default_route().then_some(())
     });
-    lab.host.within(|| run("ip", &["-6", "route", "flush", "dev", "tap1", "proto", "ra"]));
+    lab.host.run_in(|| run("ip", &["-6", "route", "flush", "dev", "tap1", "proto", "ra"]));
     assert!(!lab.has_default_route());
 
     let there = Vif::new("b", 2, &lab.guest);
@@ -126,7 +126,7 @@ fn an_isolated_netdev_answers_no_guest_and_takes_no_route_from_it() {
     assert_eq!(reason(&daemon), "");
     let far = Nic::new(&lab.guest, "tap2");
     nic.rest();
-    lab.ask(&nic);
+    lab.request(&nic);
     lab.advertise(&nic);
     // What comes behind them has arrived, so they have been there.
     let last = experiment(there.mac, lab.vif.mac, b"behind them");
@@ -139,7 +139,7 @@ fn an_isolated_netdev_answers_no_guest_and_takes_no_route_from_it() {
     // It ends with the switch, however that ends.
     daemon.stop(rustix::process::Signal::KILL);
     await_that("the stack is back", || {
-        lab.ask(&nic);
+        lab.request(&nic);
         nic.try_take().filter(answers)
     });
 }

@@ -4,18 +4,18 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use rustix::process::Signal;
-use vifswitch::control::view::NetworkView;
+use vifswitch::control::responses::NetworkView;
 
 use crate::host::await_that;
 use crate::host::daemon::Daemon;
 use crate::host::inject::{Stopped, thread_of};
 use crate::host::nic::Nic;
-use crate::host::rig::{On, guests, pass};
+use crate::host::setup::{DeviceKind, guests, pass};
 
 /// Questions filled its mailbox, and the next one blocked control for good.
 #[test]
 fn control_does_not_wait_for_a_worker_that_hangs() {
-    let Some((spaces, vifs)) = guests(&["a", "b", "c"], &[On::Tap], 1500) else { return };
+    let Some((spaces, vifs)) = guests(&["a", "b", "c"], &[DeviceKind::Tap], 1500) else { return };
     let mut daemon = Daemon::over(&vifs[..2]);
     vifs[..2].iter().for_each(|vif| drop(daemon.await_active(vif)));
     let hang = |daemon: &Daemon| Stopped::new(thread_of(daemon.pid(), "vifswitch-w0").unwrap());

@@ -8,10 +8,10 @@ use std::thread;
 
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::process::Signal;
-use vifswitch::control::view::Status;
+use vifswitch::control::responses::Status;
 
 use crate::host::daemon::{Daemon, Vif, config};
-use crate::host::{Space, await_that};
+use crate::host::{Namespace, await_that};
 
 /// A pipe of which no other process gets the reading end: it would be one more reader.
 fn pipe() -> (OwnedFd, OwnedFd) {
@@ -34,35 +34,35 @@ fn change_often(daemon: &Daemon) {
 }
 
 /// A switch with a port on one end of a veth pair, whose other end is the guest's.
-fn guest(log: impl Into<Stdio>, environment: &[(&str, &str)]) -> Option<(Daemon, Space, Vif)> {
-    let space = Space::new()?;
-    space.ip("link add port1 type veth peer name guest1");
-    space.ip("link set port1 up");
-    space.ip("link set guest1 up");
-    let vif = Vif { kind: "packet", name: "port1".into(), ..Vif::new("vm", 1, &space) };
+fn guest(log: impl Into<Stdio>, environment: &[(&str, &str)]) -> Option<(Daemon, Namespace, Vif)> {
+    let namespace = Namespace::new()?;
+    namespace.ip("link add port1 type veth peer name guest1");
+    namespace.ip("link set port1 up");
+    namespace.ip("link set guest1 up");
+    let vif = Vif { kind: "packet", name: "port1".into(), ..Vif::new("vm", 1, &namespace) };
     let mut daemon = Daemon::new();
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif)));
     let mut command = daemon.command();
     command.envs(environment.iter().copied());
     daemon.start_logging_to(log, command);
     daemon.await_active(&vif);
-    Some((daemon, space, vif))
+    Some((daemon, namespace, vif))
 }
 
 /// The guest takes its link down and up again, which is logged both times.
-fn flap(daemon: &Daemon, space: &Space, vif: &Vif) {
-    space.ip("link set guest1 down");
+fn flap(daemon: &Daemon, namespace: &Namespace, vif: &Vif) {
+    namespace.ip("link set guest1 down");
     daemon.await_port("no carrier", vif, |port| port.status == Status::Down);
-    space.ip("link set guest1 up");
+    namespace.ip("link set guest1 up");
     daemon.await_active(vif);
 }
 
 #[test]
 fn a_log_that_nobody_reads_holds_up_neither_changes_nor_the_watchdog_nor_the_end() {
     let (_read, write) = small_pipe();
-    let Some((mut daemon, space, vif)) = guest(write, &[("WATCHDOG_USEC", "3000000")]) else { return };
+    let Some((mut daemon, namespace, vif)) = guest(write, &[("WATCHDOG_USEC", "3000000")]) else { return };
     change_often(&daemon);
-    flap(&daemon, &space, &vif);
+    flap(&daemon, &namespace, &vif);
     daemon.await_note("WATCHDOG=1"); // of the past
     while daemon.note_within(rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }).is_some() {}
     daemon.await_note("WATCHDOG=1");
@@ -72,9 +72,9 @@ fn a_log_that_nobody_reads_holds_up_neither_changes_nor_the_watchdog_nor_the_end
 #[test]
 fn a_log_whose_reader_has_left_ends_nothing() {
     let (read, write) = small_pipe();
-    let Some((mut daemon, space, vif)) = guest(write, &[]) else { return };
+    let Some((mut daemon, namespace, vif)) = guest(write, &[]) else { return };
     drop(read);
-    flap(&daemon, &space, &vif);
+    flap(&daemon, &namespace, &vif);
     change_often(&daemon);
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
 }
@@ -82,8 +82,8 @@ fn a_log_whose_reader_has_left_ends_nothing() {
 #[test]
 fn a_log_on_a_full_disk_ends_nothing() {
     let full = File::options().write(true).open("/dev/full").unwrap();
-    let Some((mut daemon, space, vif)) = guest(full, &[]) else { return };
-    flap(&daemon, &space, &vif);
+    let Some((mut daemon, namespace, vif)) = guest(full, &[]) else { return };
+    flap(&daemon, &namespace, &vif);
     change_often(&daemon);
     let metrics = daemon.page("/metrics");
     assert!(lost(&metrics) > 100, "{metrics}");

@@ -6,8 +6,8 @@ use serde_json::Value;
 
 use super::host::daemon::{Daemon, Vif, config};
 use super::host::nic::{Nic, experiment};
-use super::host::rig::{lay, tcp_both_ways};
-use super::host::{Space, await_that, run};
+use super::host::setup::{lay, tcp_both_ways};
+use super::host::{Namespace, await_that, run};
 use vifswitch::time;
 use vifswitch::wire::Mac;
 
@@ -18,9 +18,9 @@ fn shown(daemon: &Daemon, port: &str) -> Value {
 }
 
 /// Waits until the reason that is shown for a port has all of these pieces.
-fn await_reason(daemon: &Daemon, vif: &Vif, pieces: &[&str]) {
-    let has = |reason: &str| pieces.iter().all(|piece| reason.contains(piece));
-    await_that(&format!("{pieces:?} in the reason of {}", vif.port), || {
+fn await_reason(daemon: &Daemon, vif: &Vif, chunks: &[&str]) {
+    let has = |reason: &str| chunks.iter().all(|piece| reason.contains(piece));
+    await_that(&format!("{chunks:?} in the reason of {}", vif.port), || {
         shown(daemon, &vif.port)["status_reason"].as_str().is_some_and(has).then_some(())
     });
 }
@@ -46,14 +46,14 @@ fn await_event(daemon: &Daemon, vif: &Vif, piece: &str) {
     });
 }
 
-/// A switch whose own namespace is `space`: netdevs there stand in the host's namespace for it.
-fn living_in(space: &Space, vifs: &[Vif]) -> Daemon {
+/// A switch whose own namespace is `namespace`: netdevs there stand in the host's namespace for it.
+fn living_in(namespace: &Namespace, vifs: &[Vif]) -> Daemon {
     let mut daemon = Daemon::new();
     let text = config(&daemon.socket(), "", &[("net1", 1500)], vifs);
-    daemon.configure(&text.replace(&format!(", netns = \"{}\"", space.0), ""));
+    daemon.configure(&text.replace(&format!(", netns = \"{}\"", namespace.0), ""));
     let program = daemon.command();
     let mut command = Command::new("ip");
-    command.args(["netns", "exec", &space.0]).arg(program.get_program());
+    command.args(["netns", "exec", &namespace.0]).arg(program.get_program());
     for (name, _) in program.get_envs() {
         command.env_remove(name);
     }
@@ -64,63 +64,65 @@ fn living_in(space: &Space, vifs: &[Vif]) -> Daemon {
 
 #[test]
 fn somebody_changes_a_tap_in_its_namespace_and_it_is_told_with_both_values() {
-    let Some(space) = Space::new() else { return };
-    let vif = Vif::new("a", 1, &space);
+    let Some(namespace) = Namespace::new() else { return };
+    let vif = Vif::new("a", 1, &namespace);
     let daemon = Daemon::over(std::slice::from_ref(&vif));
     daemon.await_active(&vif);
-    space.ip("link set dev tap1 address 02:99:99:99:99:99");
+    namespace.ip("link set dev tap1 address 02:99:99:99:99:99");
     let address = format!("has MAC address 02:99:99:99:99:99, port has {}", vif.mac);
     await_reason(&daemon, &vif, &["tap1", &address]);
     await_event(&daemon, &vif, &address);
-    space.ip("link set dev tap1 mtu 900");
+    namespace.ip("link set dev tap1 mtu 900");
     await_reason(&daemon, &vif, &[&address, "has MTU 900, port has 1500"]);
     await_event(&daemon, &vif, "has MTU 900, port has 1500");
-    space.ip("link add br0 type bridge");
-    space.ip("link set dev tap1 master br0");
+    namespace.ip("link add br0 type bridge");
+    namespace.ip("link set dev tap1 master br0");
     await_reason(&daemon, &vif, &["has master br0, port has none"]);
     await_event(&daemon, &vif, "has master br0, port has none");
     // Whoever lives there has the last word.
-    let link = space.link("tap1").unwrap();
+    let link = namespace.link("tap1").unwrap();
     assert_eq!((link.mac, link.mtu), (Mac::from_bits(0x0299_9999_9999), 900));
     // All as it was: nothing is left to say.
-    space.ip("link set dev tap1 nomaster");
-    space.ip(&format!("link set dev tap1 mtu 1500 address {}", vif.mac));
+    namespace.ip("link set dev tap1 nomaster");
+    namespace.ip(&format!("link set dev tap1 mtu 1500 address {}", vif.mac));
     await_event(&daemon, &vif, "as the port has it again");
     assert_eq!(shown(&daemon, &vif.port)["status_reason"], "");
 }
 
 #[test]
 fn a_tap_that_is_renamed_moved_or_set_down_is_told() {
-    let (Some(space), Some(elsewhere)) = (Space::new(), Space::new()) else { return };
-    let vif = Vif::new("a", 1, &space);
+    let (Some(ns), Some(elsewhere)) = (Namespace::new(), Namespace::new()) else { return };
+    let vif = Vif::new("a", 1, &ns);
     let daemon = Daemon::over(std::slice::from_ref(&vif));
     daemon.await_active(&vif);
-    space.ip("link set dev tap1 down");
+    ns.ip("link set dev tap1 down");
     await_reason(&daemon, &vif, &["link is down", "ip link set dev tap1 up"]);
     assert_eq!(shown(&daemon, &vif.port)["status"], "DOWN");
-    space.ip("link set dev tap1 name blue");
-    space.ip("link set dev blue up");
+    ns.ip("link set dev tap1 name blue");
+    ns.ip("link set dev blue up");
     await_reason(&daemon, &vif, &["has name blue, port has tap1"]);
     assert_eq!(shown(&daemon, &vif.port)["status"], "ACTIVE");
     // It is still the same netdev, and followed under its new name.
-    space.ip("link set dev blue address 02:99:99:99:99:99");
+    ns.ip("link set dev blue address 02:99:99:99:99:99");
     await_reason(&daemon, &vif, &["has MAC address 02:99:99:99:99:99"]);
-    space.ip(&format!("link set dev blue netns {}", elsewhere.0));
+    ns.ip(&format!("link set dev blue netns {}", elsewhere.0));
     await_reason(&daemon, &vif, &["moved it to another namespace"]);
 }
 
 #[test]
 fn a_tap_of_ours_in_the_hosts_namespace_is_put_right() {
-    let Some(space) = Space::new() else { return };
-    let vif = Vif::new("a", 1, &space);
-    let daemon = living_in(&space, std::slice::from_ref(&vif));
+    let Some(namespace) = Namespace::new() else { return };
+    let vif = Vif::new("a", 1, &namespace);
+    let daemon = living_in(&namespace, std::slice::from_ref(&vif));
     daemon.await_active(&vif);
-    let before = space.link("tap1").unwrap();
+    let before = namespace.link("tap1").unwrap();
     let mut pause = std::time::Duration::ZERO;
     for change in ["mtu 900", "address 02:99:99:99:99:99", "down"] {
-        space.ip(&format!("link set dev tap1 {change}"));
+        namespace.ip(&format!("link set dev tap1 {change}"));
         let start = time::now();
-        await_that(&format!("put right after {change:?}"), || (space.link("tap1").unwrap() == before).then_some(()));
+        await_that(&format!("put right after {change:?}"), || {
+            (namespace.link("tap1").unwrap() == before).then_some(())
+        });
         pause = pause.max(time::now().since(start));
     }
     await_event(&daemon, &vif, "had MTU 900, port has 1500; put right");
@@ -131,10 +133,10 @@ fn a_tap_of_ours_in_the_hosts_namespace_is_put_right() {
     // Whoever does it again and again is not fought at full speed, and the port says what is wrong meanwhile.
     let start = time::now();
     for _ in 0..100 {
-        space.ip("link set dev tap1 mtu 900");
-        space.ip("link set dev tap1 mtu 1500");
+        namespace.ip("link set dev tap1 mtu 900");
+        namespace.ip("link set dev tap1 mtu 1500");
     }
-    space.ip("link set dev tap1 mtu 900");
+    namespace.ip("link set dev tap1 mtu 900");
     let restored = || events(&daemon, "netdev_changed", &vif).iter().filter(|text| text.contains("put right")).count();
     let elapsed = time::now().since(start).as_secs() + pause.as_secs();
     // The pause doubles from one second on.
@@ -144,23 +146,23 @@ fn a_tap_of_ours_in_the_hosts_namespace_is_put_right() {
 
 #[test]
 fn a_guest_that_changes_its_address_all_the_time_fills_no_log() {
-    let Some(space) = Space::new() else { return };
-    let vif = Vif::new("a", 1, &space);
+    let Some(namespace) = Namespace::new() else { return };
+    let vif = Vif::new("a", 1, &namespace);
     let daemon = Daemon::over(std::slice::from_ref(&vif));
     daemon.await_active(&vif);
     let start = time::now();
     for number in 0..100 {
-        space.ip(&format!("link set dev tap1 address 02:99:00:00:00:{number:02x}"));
+        namespace.ip(&format!("link set dev tap1 address 02:99:00:00:00:{number:02x}"));
     }
     await_reason(&daemon, &vif, &["has MAC address 02:99:00:00:00:63"]);
-    let told = events(&daemon, "netdev_changed", &vif).len() as u64;
-    assert!(told >= 1, "it is told");
-    assert!(told <= 9 + time::now().since(start).as_secs() / 10, "{told} events");
+    let reported = events(&daemon, "netdev_changed", &vif).len() as u64;
+    assert!(reported >= 1, "it is told");
+    assert!(reported <= 9 + time::now().since(start).as_secs() / 10, "{reported} events");
 }
 
 #[test]
 fn what_others_change_of_their_netdev_is_told() {
-    let (Some(host), Some(guest)) = (Space::new(), Space::new()) else { return };
+    let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     for (number, kind) in [(1, "packet"), (2, "xdp")] {
         let vif = Vif { kind, netns: host.0.clone(), ..Vif::new("a", number, &guest) };
         lay(&vif, &guest, 1500);
@@ -176,8 +178,8 @@ fn what_others_change_of_their_netdev_is_told() {
 }
 
 /// One flow for each of 64 source ports, from a guest whose netdev spreads them over its queues.
-fn flows(guest: &Space, to: &str) {
-    guest.within(|| {
+fn flows(guest: &Namespace, to: &str) {
+    guest.run_in(|| {
         for port in 20_000..20_064 {
             let socket = std::net::UdpSocket::bind(("10.5.0.1", port)).unwrap();
             socket.send_to(b"flow", (to, 9)).unwrap();
@@ -186,20 +188,20 @@ fn flows(guest: &Space, to: &str) {
 }
 
 /// A guest behind a veth with four queues, of which one is in use.
-fn four_queues(host: &Space, guest: &Space, vif: &Vif) {
+fn four_queues(host: &Namespace, guest: &Namespace, vif: &Vif) {
     let queues = "numrxqueues 4 numtxqueues 4";
     let Vif { name, mac, .. } = vif;
     host.ip(&format!("link add {name} {queues} type veth peer name {name} address {mac} {queues} netns {}", guest.0));
-    for space in [host, guest] {
-        space.within(|| run("ethtool", &["-L", name, "rx", "1", "tx", "1"]));
-        space.ip(&format!("link set dev {name} up"));
+    for namespace in [host, guest] {
+        namespace.run_in(|| run("ethtool", &["-L", name, "rx", "1", "tx", "1"]));
+        namespace.ip(&format!("link set dev {name} up"));
     }
-    guest.within(|| run("ethtool", &["-K", name, "tx", "off", "tso", "off", "gso", "off"]));
+    guest.run_in(|| run("ethtool", &["-K", name, "tx", "off", "tso", "off", "gso", "off"]));
 }
 
 #[test]
 fn queues_that_come_after_an_xdp_port_was_bound_are_bound_too() {
-    let (Some(host), Some(guest), Some(other)) = (Space::new(), Space::new(), Space::new()) else { return };
+    let (Some(host), Some(guest), Some(other)) = (Namespace::new(), Namespace::new(), Namespace::new()) else { return };
     let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
     let there = Vif::new("b", 2, &other);
     four_queues(&host, &guest, &vif);
@@ -218,8 +220,8 @@ fn queues_that_come_after_an_xdp_port_was_bound_are_bound_too() {
     };
     all_arrive("64 flows by one queue");
     let set = |queues: &str| {
-        for space in [&host, &guest] {
-            space.within(|| run("ethtool", &["-L", "tap1", "rx", queues, "tx", queues]));
+        for namespace in [&host, &guest] {
+            namespace.run_in(|| run("ethtool", &["-L", "tap1", "rx", queues, "tx", queues]));
         }
     };
     set("4");
@@ -234,28 +236,28 @@ fn queues_that_come_after_an_xdp_port_was_bound_are_bound_too() {
 
 #[test]
 fn a_port_that_asks_for_fewer_queues_than_there_are_now_is_down_with_the_setting_to_make() {
-    let (Some(host), Some(guest)) = (Space::new(), Space::new()) else { return };
+    let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) }.device(", queues = 1");
     four_queues(&host, &guest, &vif);
     let daemon = Daemon::over(std::slice::from_ref(&vif));
     daemon.await_active(&vif);
-    host.within(|| run("ethtool", &["-L", "tap1", "rx", "4", "tx", "4"]));
+    host.run_in(|| run("ethtool", &["-L", "tap1", "rx", "4", "tx", "4"]));
     await_reason(&daemon, &vif, &["it has 4 receive queues and 1 are asked for", "ethtool -L tap1"]);
     assert_eq!(shown(&daemon, &vif.port)["status"], "DOWN");
     // The other way round, there are fewer than were bound.
-    host.within(|| run("ethtool", &["-L", "tap1", "rx", "1", "tx", "1"]));
+    host.run_in(|| run("ethtool", &["-L", "tap1", "rx", "1", "tx", "1"]));
     daemon.await_active(&vif);
 }
 
 #[test]
 fn offloads_that_change_later_are_followed() {
-    let (Some(host), Some(guest), Some(other)) = (Space::new(), Space::new(), Space::new()) else { return };
+    let (Some(host), Some(guest), Some(other)) = (Namespace::new(), Namespace::new(), Namespace::new()) else { return };
     let vif = Vif { kind: "packet", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
     let there = Vif::new("b", 2, &other);
     lay(&vif, &guest, 1500);
     let daemon = Daemon::over(&[vif.clone(), there.clone()]);
     daemon.await_active(&vif);
-    host.within(|| run("ethtool", &["-K", "tap1", "tso", "off"]));
+    host.run_in(|| run("ethtool", &["-K", "tap1", "tso", "off"]));
     let said = || [events(&daemon, "port_down", &vif), events(&daemon, "netdev_changed", &vif)].concat();
     let is_said = |piece: &str| said().iter().any(|text| text.contains(piece)).then_some(());
     await_that("the end of TSO", || is_said("tx-tcp-segmentation off"));
@@ -280,11 +282,11 @@ fn offloads_that_change_later_are_followed() {
 
 #[test]
 fn no_remark_about_a_vxlan_netdev_leads_into_fragments() {
-    let (Some(host), Some(other)) = (Space::new(), Space::new()) else { return };
+    let (Some(host), Some(other)) = (Namespace::new(), Namespace::new()) else { return };
     host.ip(&format!("link add under mtu 1500 type veth peer name under mtu 1500 netns {}", other.0));
     host.ip("addr add 10.7.0.1/24 dev under");
-    for space in [&host, &other] {
-        space.ip("link set dev under up");
+    for namespace in [&host, &other] {
+        namespace.ip("link set dev under up");
     }
     host.ip("link add vx1 type vxlan id 7 dstport 4789 local 10.7.0.1 remote 10.7.0.2");
     host.ip("link set dev vx1 mtu 1450 up");
@@ -295,8 +297,8 @@ fn no_remark_about_a_vxlan_netdev_leads_into_fragments() {
     // The naive remedy: now they pass, in fragments.
     host.ip("link set dev vx1 mtu 1500");
     await_reason(&daemon, &vif, &["longer than 1450 bytes", "sent in fragments", "an MTU of 1550"]);
-    for space in [&host, &other] {
-        space.ip("link set dev under mtu 1550");
+    for namespace in [&host, &other] {
+        namespace.ip("link set dev under mtu 1550");
     }
     // Nobody tells of a route; it is asked for when the port is opened.
     host.ip("link set dev vx1 down");
@@ -310,20 +312,23 @@ fn no_remark_about_a_vxlan_netdev_leads_into_fragments() {
 
 #[test]
 fn doctor_knows_the_program_of_the_switch_that_serves_a_netdev() {
-    let (Some(host), Some(guest)) = (Space::new(), Space::new()) else { return };
+    let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
     lay(&vif, &guest, 1500);
     let daemon = Daemon::over(std::slice::from_ref(&vif));
     daemon.await_active(&vif);
     let said = daemon.try_command(&["doctor", &format!("{}:tap1", host.0)]);
     let said = String::from_utf8(said.stdout).unwrap();
-    assert!(!said.contains("take it off") && !said.contains("takeover") && !said.contains("of others"), "{said}");
+    assert!(
+        !said.contains("take it off") && !said.contains("replace_xdp_program") && !said.contains("of others"),
+        "{said}"
+    );
     assert!(said.contains("is that of a vifswitch") && said.contains("xdp        yes"), "{said}");
 }
 
 #[test]
 fn partial_checksums_that_come_in_by_xdp_are_told() {
-    let (Some(host), Some(guest)) = (Space::new(), Space::new()) else { return };
+    let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     let vif = Vif { kind: "xdp", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
     let there = Vif::new("b", 2, &guest);
     lay(&vif, &guest, 1500);
@@ -344,7 +349,7 @@ fn partial_checksums_that_come_in_by_xdp_are_told() {
         (time::now().since(start).as_secs() >= 2).then_some(())
     });
     assert!(!shown(&daemon, &vif.port)["status_reason"].as_str().unwrap().contains("checksum"));
-    guest.within(|| run("ethtool", &["-K", "tap1", "tx", "on"]));
+    guest.run_in(|| run("ethtool", &["-K", "tap1", "tx", "on"]));
     await_that("the remark on partial checksums", || {
         send_some();
         let port = shown(&daemon, &vif.port);
@@ -355,7 +360,7 @@ fn partial_checksums_that_come_in_by_xdp_are_told() {
 
 #[test]
 fn full_size_frames_with_two_tags_are_refused_with_the_mtu_to_set() {
-    let (Some(host), Some(guest)) = (Space::new(), Space::new()) else { return };
+    let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     let from = Vif::new("a", 1, &guest);
     let to = Vif { kind: "packet", netns: host.0.clone(), ..Vif::new("b", 2, &guest) };
     host.ip(&format!("link add tap2 mtu 1500 type veth peer name tap2 mtu 1508 netns {}", guest.0));
@@ -391,8 +396,8 @@ fn full_size_frames_with_two_tags_are_refused_with_the_mtu_to_set() {
 
 #[test]
 fn a_switch_in_a_private_mount_namespace_names_the_cause() {
-    let Some(space) = Space::planned() else { return };
-    let vif = Vif::new("a", 1, &space);
+    let Some(ns) = Namespace::planned() else { return };
+    let vif = Vif::new("a", 1, &ns);
     let mut daemon = Daemon::new();
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif)));
     let program = daemon.command();
@@ -404,6 +409,6 @@ fn a_switch_in_a_private_mount_namespace_names_the_cause() {
     let file = daemon.file();
     daemon.start_as(command, "--config", &file);
     await_reason(&daemon, &vif, &["there is no such namespace yet"]);
-    space.make();
+    ns.make();
     await_reason(&daemon, &vif, &["another mount namespace", "start the switch in the host's mount namespace"]);
 }

@@ -6,24 +6,24 @@ use std::net::Ipv4Addr;
 use serde_json::Value;
 use vifswitch::wire::Mac;
 
-use super::bad_frames::{ethernet, header, held, ipv4, pseudo, sum, tcp, udp};
+use super::bad_frames::{ethernet, header, ipv4, owned_taps, pseudo, sum, tcp, udp};
 use crate::host::daemon::{Daemon, Vif};
 use crate::host::nic::Nic;
-use crate::host::rig::{Kind, On, PLAIN, Rig, lay, tcp_both_ways};
-use crate::host::{Space, await_that, run};
+use crate::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, lay, tcp_both_ways};
+use crate::host::{Namespace, await_that, run};
 
 /// A guest by `packet`, on the other side of a veth.
-fn packet(vm: &str, number: u8, host: &Space) -> Option<(Space, Vif)> {
-    let space = Space::new()?;
-    let mut vif = Vif::new(vm, number, &space);
+fn packet(vm: &str, number: u8, host: &Namespace) -> Option<(Namespace, Vif)> {
+    let namespace = Namespace::new()?;
+    let mut vif = Vif::new(vm, number, &namespace);
     (vif.kind, vif.netns) = ("packet", host.0.clone());
-    lay(&vif, &space, 1500);
-    Some((space, vif))
+    lay(&vif, &namespace, 1500);
+    Some((namespace, vif))
 }
 
-fn turn_off(space: &Space, name: &str, features: &[&str]) {
+fn turn_off(namespace: &Namespace, name: &str, features: &[&str]) {
     for feature in features {
-        space.within(|| run("ethtool", &["-K", name, feature, "off"]));
+        namespace.run_in(|| run("ethtool", &["-K", name, feature, "off"]));
     }
 }
 
@@ -68,11 +68,11 @@ fn counter(daemon: &Daemon, vif: &Vif, name: &str) -> u64 {
 /// where it does not.
 #[test]
 fn a_small_mss_passes_whole_or_in_segments() {
-    let Some(host) = Space::new() else { return };
+    let Some(host) = Namespace::new() else { return };
     let (Some((from_space, from)), Some((to_space, to))) = (packet("from", 1, &host), packet("to", 2, &host)) else {
         return;
     };
-    let plain_space = Space::new().unwrap();
+    let plain_space = Namespace::new().unwrap();
     let plain = Vif::new("plain", 3, &plain_space).device(", offloads = false");
     let daemon = Daemon::over(&[from.clone(), to.clone(), plain.clone()]);
     [&from, &to, &plain].iter().for_each(|vif| drop(daemon.await_active(vif)));
@@ -90,7 +90,7 @@ fn a_small_mss_passes_whole_or_in_segments() {
         sender.send(&[&header[..], &packet(plain.mac)].concat());
         assert_segments(&take(&parts, len.div_ceil(size), 0), size, &payload);
     }
-    let ports = daemon.quiet();
+    let ports = daemon.await_idle();
     assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
 }
 
@@ -98,7 +98,7 @@ fn a_small_mss_passes_whole_or_in_segments() {
 #[test]
 fn a_netdev_without_tso_gets_segments() {
     for off in ["tso", "tx-tcp-segmentation", "gso_max_size", "gso_max_segs"] {
-        let Some(host) = Space::new() else { return };
+        let Some(host) = Namespace::new() else { return };
         let (Some((from_space, from)), Some((to_space, to))) = (packet("from", 1, &host), packet("to", 2, &host))
         else {
             return;
@@ -123,7 +123,7 @@ fn a_netdev_without_tso_gets_segments() {
         from_space.ip(&format!("addr add 10.5.0.1/24 dev {}", from.name));
         to_space.ip(&format!("addr add 10.5.0.2/24 dev {}", to.name));
         tcp_both_ways(&from_space, &to_space, Ipv4Addr::new(10, 5, 0, 2), 2_000_000);
-        assert!(daemon.quiet().iter().all(|port| port.counts.drops.is_empty()), "{off}");
+        assert!(daemon.await_idle().iter().all(|port| port.counts.drops.is_empty()), "{off}");
     }
 }
 
@@ -144,11 +144,11 @@ fn completed(frame: &[u8]) -> Vec<u8> {
 /// tunnel of its own.
 #[test]
 fn a_gso_packet_in_a_tunnel_is_segmented() {
-    let Some(host) = Space::new() else { return };
-    let file = held(&host, "tap1");
+    let Some(host) = Namespace::new() else { return };
+    let file = owned_taps(&host, "tap1");
     let from = Vif { kind: "packet", ..Vif::new("from", 1, &host) };
     let Some((to_space, to)) = packet("to", 2, &host) else { return };
-    let tap_space = Space::new().unwrap();
+    let tap_space = Namespace::new().unwrap();
     let taps = [
         Vif::new("tap", 3, &tap_space),
         Vif { name: "tap4".into(), ..Vif::new("tap", 4, &tap_space) }.device(", offloads = false"),
@@ -157,8 +157,8 @@ fn a_gso_packet_in_a_tunnel_is_segmented() {
     [&from, &to, &taps[0], &taps[1]].iter().for_each(|vif| drop(daemon.await_active(vif)));
     let payload = bytes(20_000);
     let inner = ethernet(Mac::from_bits(0x02_0000_0077), from.mac, 0x0800, &ipv4(6, &tcp(0x18, &payload)));
-    for (space, vif) in [(&to_space, &to), (&tap_space, &taps[0]), (&tap_space, &taps[1])] {
-        let there = Nic::with_header(space, &vif.name);
+    for (namespace, vif) in [(&to_space, &to), (&tap_space, &taps[0]), (&tap_space, &taps[1])] {
+        let there = Nic::with_header(namespace, &vif.name);
         let mut vxlan = udp(&[&[8, 0, 0, 0, 0, 0, 7, 0], &inner[..]].concat());
         vxlan[6..8].fill(0);
         let packet = ethernet(vif.mac, from.mac, 0x0800, &ipv4(17, &vxlan));
@@ -178,23 +178,23 @@ fn a_gso_packet_in_a_tunnel_is_segmented() {
             .collect();
         assert_segments(&segments, 1400, &payload);
     }
-    assert!(daemon.quiet().iter().all(|port| port.counts.drops.is_empty()));
+    assert!(daemon.await_idle().iter().all(|port| port.counts.drops.is_empty()));
 }
 
 /// Two guests with VXLAN between them, over ports that take all offloads but those of tunnels.
 #[test]
 fn streams_in_vxlan_pass_between_packet_ports() {
-    let Some(rig) = Rig::new(Kind { on: &[On::Packet], ..PLAIN }, &["a", "b"]) else { return };
-    for (index, space) in rig.spaces[..2].iter().enumerate() {
-        rig.address(index);
-        let (local, remote, device) = (index + 1, 2 - index, &rig.vifs[index].name);
+    let Some(setup) = Setup::new(SetupOptions { on: &[DeviceKind::Packet], ..PLAIN }, &["a", "b"]) else { return };
+    for (index, namespace) in setup.spaces[..2].iter().enumerate() {
+        setup.address(index);
+        let (local, remote, device) = (index + 1, 2 - index, &setup.vifs[index].name);
         let tunnel = format!("type vxlan id 7 dstport 4789 local 10.5.0.{local} remote 10.5.0.{remote} dev {device}");
-        space.ip(&format!("link add vx0 {tunnel}"));
-        space.ip(&format!("addr add 10.9.0.{local}/24 dev vx0"));
-        space.ip("link set dev vx0 up");
+        namespace.ip(&format!("link add vx0 {tunnel}"));
+        namespace.ip(&format!("addr add 10.9.0.{local}/24 dev vx0"));
+        namespace.ip("link set dev vx0 up");
     }
-    tcp_both_ways(&rig.spaces[0], &rig.spaces[1], Ipv4Addr::new(10, 9, 0, 2), 4_000_000);
-    let ports = rig.daemon.quiet();
+    tcp_both_ways(&setup.spaces[0], &setup.spaces[1], Ipv4Addr::new(10, 9, 0, 2), 4_000_000);
+    let ports = setup.daemon.await_idle();
     assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
     assert!(ports.iter().all(|port| port.counts.segmented > 0), "{ports:?}");
 }
@@ -203,10 +203,10 @@ fn streams_in_vxlan_pass_between_packet_ports() {
 /// no egress computes it.
 #[test]
 fn a_partial_checksum_of_sctp_becomes_a_crc() {
-    let Some(host) = Space::new() else { return };
+    let Some(host) = Namespace::new() else { return };
     let Some((from_space, from)) = packet("from", 1, &host) else { return };
     let Some((to_space, to)) = packet("to", 2, &host) else { return };
-    let tap_space = Space::new().unwrap();
+    let tap_space = Namespace::new().unwrap();
     let taps = [Vif::new("tap", 3, &tap_space), Vif::new("tap", 4, &tap_space).device(", offloads = false")];
     let daemon = Daemon::over(&[&[from.clone(), to.clone()][..], &taps].concat());
     [&from, &to, &taps[0], &taps[1]].iter().for_each(|vif| drop(daemon.await_active(vif)));
@@ -215,8 +215,8 @@ fn a_partial_checksum_of_sctp_becomes_a_crc() {
         0x13, 0x88, 0x13, 0x89, 0x11, 0x22, 0x33, 0x44, 0, 0, 0, 0, 1, 0, 0, 0x14, 0xaa, 0xbb, 0xcc, 0xdd, 0, 1, 0, 0,
         0, 10, 0, 10, 0, 0, 0, 1,
     ];
-    for (space, vif) in [(&to_space, &to), (&tap_space, &taps[0]), (&tap_space, &taps[1])] {
-        let there = Nic::with_header(space, &vif.name);
+    for (namespace, vif) in [(&to_space, &to), (&tap_space, &taps[0]), (&tap_space, &taps[1])] {
+        let there = Nic::with_header(namespace, &vif.name);
         let frame = ethernet(vif.mac, from.mac, 0x0800, &ipv4(132, &chunk));
         sender.send(&[&header(1, 0, 0, 0, 34, 8)[..], &frame].concat());
         let came = take(&there, 1, 10).remove(0);
@@ -232,15 +232,15 @@ fn a_partial_checksum_of_sctp_becomes_a_crc() {
 /// Lengths and pseudo-headers that senders leave open are filled in. Never is there a wrong sum.
 #[test]
 fn lengths_and_seeds_that_are_left_open_are_filled_in() {
-    let Some(space) = Space::new() else { return };
-    let host = Space::new().unwrap();
-    let file = held(&host, "tap1");
+    let Some(namespace) = Namespace::new() else { return };
+    let host = Namespace::new().unwrap();
+    let file = owned_taps(&host, "tap1");
     let from = Vif { kind: "packet", ..Vif::new("from", 1, &host) };
-    let to = Vif::new("to", 2, &space).device(", offloads = false");
+    let to = Vif::new("to", 2, &namespace).device(", offloads = false");
     let daemon = Daemon::over(&[from.clone(), to.clone()]);
     daemon.await_active(&from);
     daemon.await_active(&to);
-    let there = Nic::new(&space, &to.name);
+    let there = Nic::new(&namespace, &to.name);
     let payload = bytes(5000);
     let packet = ethernet(to.mac, from.mac, 0x0800, &ipv4(6, &tcp(0x10, &payload)));
     let edit = |edits: &[(usize, u16)]| {

@@ -10,14 +10,14 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
-use vifswitch::control::view::Status;
+use vifswitch::control::responses::Status;
 use vifswitch::device::{Opened, tap};
 use vifswitch::time;
 
 use crate::host::daemon::{Daemon, Vif, config};
 use crate::host::nic::Nic;
-use crate::host::rig::pass;
-use crate::host::{Space, await_that};
+use crate::host::setup::pass;
+use crate::host::{Namespace, await_that};
 
 /// How long a change may take that waits for nobody. It takes milliseconds.
 const AT_ONCE: Duration = Duration::from_secs(3);
@@ -36,12 +36,12 @@ fn raw(daemon: &Daemon, vif: &Vif) -> Value {
 
 #[test]
 fn a_namespace_that_is_a_fifo_holds_up_nobody() {
-    let Some(space) = Space::new() else { return };
+    let Some(namespace) = Namespace::new() else { return };
     let mut daemon = Daemon::new();
     let fifo = daemon.file().with_file_name("fifo");
     mknodat(CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
-    let strange = Vif { netns: fifo.to_str().unwrap().to_owned(), ..Vif::new("vm", 1, &space) };
-    let (first, second) = (Vif::new("vm", 2, &space), Vif::new("vm", 3, &space));
+    let strange = Vif { netns: fifo.to_str().unwrap().to_owned(), ..Vif::new("vm", 1, &namespace) };
+    let (first, second) = (Vif::new("vm", 2, &namespace), Vif::new("vm", 3, &namespace));
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &[strange.clone(), first.clone()]));
     daemon.start();
     daemon.await_active(&first);
@@ -92,9 +92,9 @@ impl Drop for Hung {
 
 #[test]
 fn an_open_that_never_returns_holds_up_neither_ready_nor_changes_nor_the_end() {
-    let (Some(space), Some(fs)) = (Space::new(), Hung::new()) else { return };
-    let hung: Vec<Vif> = (1..=12).map(|number| fs.hold(Vif::new("hung", number, &space))).collect();
-    let (first, second) = (Vif::new("vm", 21, &space), Vif::new("vm", 22, &space));
+    let (Some(namespace), Some(fs)) = (Namespace::new(), Hung::new()) else { return };
+    let hung: Vec<Vif> = (1..=12).map(|number| fs.hold(Vif::new("hung", number, &namespace))).collect();
+    let (first, second) = (Vif::new("vm", 21, &namespace), Vif::new("vm", 22, &namespace));
     let mut daemon = Daemon::new();
     let all: Vec<Vif> = hung.iter().chain([&first]).cloned().collect();
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &all));
@@ -120,16 +120,16 @@ fn an_open_that_never_returns_holds_up_neither_ready_nor_changes_nor_the_end() {
     daemon.attach(&hung[1]);
     await_that("the same few", || (openers() <= 4).then_some(()));
     let events = daemon.events();
-    let told = events.iter().filter(|event| event.ports == [hung[2].port.clone()]).count();
-    assert_eq!(told, 1, "{events:?}");
+    let text = events.iter().filter(|event| event.ports == [hung[2].port.clone()]).count();
+    assert_eq!(text, 1, "{events:?}");
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
 }
 
 /// Holds the tap of a port, as another process would.
-fn hold(space: &Space, vif: &Vif) -> Opened {
+fn hold(namespace: &Namespace, vif: &Vif) -> Opened {
     let settings = tap::Settings {
         name: vif.name.clone(),
-        netns: space.netns(),
+        netns: namespace.netns(),
         queues: 1,
         offloads: true,
         persist: true,
@@ -145,10 +145,10 @@ fn taps_that_others_hold_hold_up_nobody() {
     const HELD: u8 = 240;
     /// For the watchdog that `command` sets. A tap that is held was waited for a second, eight at a time.
     const WATCHDOG: Timespec = Timespec { tv_sec: 3, tv_nsec: 0 };
-    let Some(space) = Space::new() else { return };
-    let held: Vec<Vif> = (1..=HELD).map(|number| Vif::new("held", number, &space)).collect();
-    let holders: Vec<Opened> = held.iter().map(|vif| hold(&space, vif)).collect();
-    let [first, second, third] = [1, 2, 3].map(|number| Vif::new("vm", HELD + number, &space));
+    let Some(namespace) = Namespace::new() else { return };
+    let held: Vec<Vif> = (1..=HELD).map(|number| Vif::new("held", number, &namespace)).collect();
+    let holders: Vec<Opened> = held.iter().map(|vif| hold(&namespace, vif)).collect();
+    let [first, second, third] = [1, 2, 3].map(|number| Vif::new("vm", HELD + number, &namespace));
     let all: Vec<Vif> = held.iter().chain([&first]).cloned().collect();
     let mut daemon = Daemon::new();
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &all));
@@ -167,7 +167,7 @@ fn taps_that_others_hold_hold_up_nobody() {
         let (_, attached) = timed(|| daemon.attach(&second));
         assert!(attached < AT_ONCE, "{attached:?}");
         daemon.await_active(&second);
-        let nics = [&first, &second].map(|vif| Nic::new(&space, &vif.name));
+        let nics = [&first, &second].map(|vif| Nic::new(&namespace, &vif.name));
         pass((&nics[0], &first), (&nics[1], &second), "hello");
         pass((&nics[1], &second), (&nics[0], &first), "hello");
         drop(nics);
@@ -175,7 +175,7 @@ fn taps_that_others_hold_hold_up_nobody() {
         assert!(detached < AT_ONCE, "{detached:?}");
     }
     // A change that wants a held one waits for that for a while; others do not wait for it.
-    let holder = hold(&space, &third);
+    let holder = hold(&namespace, &third);
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| daemon.attach(&third));
         await_that("the change is made", || daemon.listed().contains(&third.port).then_some(()));
@@ -198,15 +198,15 @@ fn taps_that_others_hold_hold_up_nobody() {
 
 #[test]
 fn what_comes_back_after_a_long_time_is_opened_at_once() {
-    let Some(space) = Space::new() else { return };
-    let Some(later) = Space::planned() else { return };
+    let Some(ns) = Namespace::new() else { return };
+    let Some(later) = Namespace::planned() else { return };
     let in_later = Vif::new("vm", 1, &later);
-    let netdev = Vif { kind: "packet", ..Vif::new("vm", 2, &space) };
-    let link = Vif { kind: "packet", ..Vif::new("vm", 3, &space) };
-    let held = Vif::new("vm", 4, &space);
-    let holder = hold(&space, &held);
-    space.ip("link add tap3 type veth peer name far3");
-    space.ip("link set far3 up");
+    let netdev = Vif { kind: "packet", ..Vif::new("vm", 2, &ns) };
+    let link = Vif { kind: "packet", ..Vif::new("vm", 3, &ns) };
+    let held = Vif::new("vm", 4, &ns);
+    let holder = hold(&ns, &held);
+    ns.ip("link add tap3 type veth peer name far3");
+    ns.ip("link set far3 up");
     let by_path = Vif { netns: format!("/run/netns/../netns/{}", later.0), ..Vif::new("vm", 5, &later) };
     let daemon = Daemon::over(&[in_later.clone(), netdev.clone(), link.clone(), held.clone(), by_path.clone()]);
     for vif in [&in_later, &netdev, &link, &held, &by_path] {
@@ -219,11 +219,11 @@ fn what_comes_back_after_a_long_time_is_opened_at_once() {
         let (_, took) = timed(|| daemon.await_active(vif));
         assert!(took < Duration::from_millis(1800), "{what}: {took:?}"); // a second is promised
     };
-    space.ip("link add tap2 type veth peer name far2");
-    space.ip("link set tap2 up");
-    space.ip("link set far2 up");
+    ns.ip("link add tap2 type veth peer name far2");
+    ns.ip("link set tap2 up");
+    ns.ip("link set far2 up");
     is_soon("a netdev comes", &netdev);
-    space.ip("link set tap3 up");
+    ns.ip("link set tap3 up");
     is_soon("a link is set up", &link);
     drop(holder);
     is_soon("a tap is let go of", &held);
@@ -242,8 +242,8 @@ fn cpu(daemon: &Daemon) -> Duration {
 
 #[test]
 fn ports_that_wait_cost_next_to_nothing() {
-    let Some(space) = Space::new() else { return };
-    let waits = |number: u8| Vif { kind: "packet", ..Vif::new("vm", number, &space) };
+    let Some(namespace) = Namespace::new() else { return };
+    let waits = |number: u8| Vif { kind: "packet", ..Vif::new("vm", number, &namespace) };
     let idle = Daemon::over(&[]);
     let waiting = Daemon::over(&(0..200).map(waits).collect::<Vec<_>>());
     let start = time::now();
@@ -258,8 +258,8 @@ fn ports_that_wait_cost_next_to_nothing() {
 /// What hangs is reported with a time that grows.
 #[test]
 fn how_long_an_open_has_not_returned_is_shown() {
-    let (Some(space), Some(fs)) = (Space::new(), Hung::new()) else { return };
-    let hung = fs.hold(Vif::new("hung", 1, &space));
+    let (Some(namespace), Some(fs)) = (Namespace::new(), Hung::new()) else { return };
+    let hung = fs.hold(Vif::new("hung", 1, &namespace));
     let mut daemon = Daemon::new();
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&hung)));
     daemon.start();

@@ -7,11 +7,11 @@ use serde_json::Value;
 use vifswitch::time;
 use vifswitch::wire::Mac;
 
-use crate::host::Space;
+use crate::host::Namespace;
 use crate::host::await_that;
 use crate::host::daemon::{Daemon, Vif};
 use crate::host::nic::{Nic, experiment, frame};
-use crate::host::rig::{On, guests};
+use crate::host::setup::{DeviceKind, guests};
 
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
@@ -24,29 +24,29 @@ const OWN6: &str = "fd00::1";
 const LOCAL: &str = "fe80::a1b2:c3d4:e5f6:789";
 
 /// A guest under `mac+ip` and a peer that hears what passes.
-struct Scene {
-    spaces: Vec<Space>,
+struct Scenario {
+    spaces: Vec<Namespace>,
     vifs: Vec<Vif>,
     daemon: Daemon,
 }
 
-impl Scene {
-    fn new(on: On) -> Option<Scene> {
-        let (spaces, mut vifs) = guests(&["fw", "peer"], &[on, On::Tap], 1500)?;
+impl Scenario {
+    fn new(on: DeviceKind) -> Option<Scenario> {
+        let (spaces, mut vifs) = guests(&["fw", "peer"], &[on, DeviceKind::Tap], 1500)?;
         vifs[0].more = format!("port_security = \"mac+ip\"\nfixed_ips = [\"10.5.0.1\", \"{OWN6}\"]");
         let daemon = Daemon::over(&vifs);
-        Some(Scene { spaces, vifs, daemon })
+        Some(Scenario { spaces, vifs, daemon })
     }
 
     /// The same guest, whose frames come tagged 101 on the device of another port of its VM.
-    fn behind_a_trunk() -> Option<Scene> {
-        let (spaces, mut vifs) = guests(&["fw", "peer"], &[On::Tap], 1500)?;
+    fn behind_a_trunk() -> Option<Scenario> {
+        let (spaces, mut vifs) = guests(&["fw", "peer"], &[DeviceKind::Tap], 1500)?;
         let parent = vifs[0].clone().on("net2");
-        let mut subport = Vif { port: "subport".into(), ..vifs[0].clone() }.behind(&parent, 101);
+        let mut subport = Vif { port: "subport".into(), ..vifs[0].clone() }.subport_of(&parent, 101);
         subport.more = format!("port_security = \"mac+ip\"\nfixed_ips = [\"10.5.0.1\", \"{OWN6}\"]");
         vifs = vec![subport, vifs[1].clone(), parent];
         let daemon = Daemon::with("", &[("net1", 1500), ("net2", 1500)], &vifs);
-        Some(Scene { spaces, vifs, daemon })
+        Some(Scenario { spaces, vifs, daemon })
     }
 
     fn nic(&self, at: usize) -> Nic {
@@ -124,7 +124,7 @@ fn within(frame: &[u8], layers: &[&[u8]]) -> Vec<u8> {
 
 /// LLC/SNAP, as RFC 1042 has it and as bridges to other media have it (IEEE 802.1H), behind a length.
 const SNAP: &[u8] = &[0, 50, 0xaa, 0xaa, 3, 0, 0, 0];
-const BRIDGED: &[u8] = &[0, 50, 0xaa, 0xaa, 3, 0, 0, 0xf8];
+const BRIDGE_MEMBER: &[u8] = &[0, 50, 0xaa, 0xaa, 3, 0, 0, 0xf8];
 const WRONG_LENGTH: &[u8] = &[0, 1, 0xaa, 0xaa, 3, 0, 0, 0];
 const LONG_LLC: &[u8] = &[0x88, 0x70, 0xaa, 0xaa, 3, 0, 0, 0];
 const PRIORITY: &[u8] = &[0x81, 0, 0xc0, 0];
@@ -133,7 +133,7 @@ const SERVICE: &[u8] = &[0x88, 0xa8, 0, 5];
 /// Hosts and access points accept IP and ARP behind LLC/SNAP headers and tags in any order (CVE-2021-27853).
 #[test]
 fn llc_and_snap_hide_no_sender() {
-    for scene in [Scene::new(On::Tap), Scene::new(On::Packet), Scene::behind_a_trunk()] {
+    for scene in [Scenario::new(DeviceKind::Tap), Scenario::new(DeviceKind::Packet), Scenario::behind_a_trunk()] {
         let Some(scene) = scene else { return };
         let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
         let router = icmpv6(134, &[0; 8], Some((1, me)));
@@ -148,8 +148,8 @@ fn llc_and_snap_hide_no_sender() {
         let layers: [(&str, &[&[u8]]); 9] = [
             ("nothing", &[]),
             ("SNAP", &[SNAP]),
-            ("SNAP of bridges", &[BRIDGED]),
-            ("a priority tag and SNAP", &[PRIORITY, BRIDGED]),
+            ("SNAP of bridges", &[BRIDGE_MEMBER]),
+            ("a priority tag and SNAP", &[PRIORITY, BRIDGE_MEMBER]),
             ("stacked tags and SNAP", &[PRIORITY, SERVICE, PRIORITY, SNAP]),
             ("SNAP of a wrong length", &[WRONG_LENGTH]),
             ("long LLC", &[LONG_LLC]),
@@ -169,7 +169,7 @@ fn llc_and_snap_hide_no_sender() {
 /// What is no IP passes, whatever it stands behind.
 #[test]
 fn other_protocols_of_llc_pass() {
-    let Some(scene) = Scene::new(On::Tap) else { return };
+    let Some(scene) = Scenario::new(DeviceKind::Tap) else { return };
     let me = scene.vifs[0].mac;
     let mut frames = Vec::new();
     for (what, group, llc) in [
@@ -193,7 +193,7 @@ fn other_protocols_of_llc_pass() {
 /// A packet from the unspecified address names nobody. Each that an RFC has hosts send passes, and nothing else.
 #[test]
 fn hosts_without_an_address_join_groups_and_ask_for_one() {
-    for scene in [Scene::new(On::Tap), Scene::behind_a_trunk()] {
+    for scene in [Scenario::new(DeviceKind::Tap), Scenario::behind_a_trunk()] {
         let Some(scene) = scene else { return };
         let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
         const NONE: [u8; 4] = [0; 4];
@@ -235,7 +235,7 @@ fn hosts_without_an_address_join_groups_and_ask_for_one() {
 /// find their neighbors and ask for addresses. Those that are somebody else's stay refused, and so do routers.
 #[test]
 fn a_link_local_address_of_the_guests_own_making_configures_it() {
-    for scene in [Scene::new(On::Tap), Scene::behind_a_trunk()] {
+    for scene in [Scenario::new(DeviceKind::Tap), Scenario::behind_a_trunk()] {
         let Some(scene) = scene else { return };
         let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
         let from = |source: &str, next, payload: &[u8]| frame(peer, me, IPV6, &ipv6(source, next, payload));
@@ -278,7 +278,7 @@ fn spoofed(daemon: &Daemon) -> Vec<Value> {
 /// A guest whose address is refused is no riddle: an event names the address, and the key that allows it does.
 #[test]
 fn a_refused_address_is_named_once_with_the_key_that_allows_it() {
-    for scene in [Scene::new(On::Tap), Scene::behind_a_trunk()] {
+    for scene in [Scenario::new(DeviceKind::Tap), Scenario::behind_a_trunk()] {
         let Some(scene) = scene else { return };
         let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
         let port = scene.vifs[0].port.as_str();
@@ -312,7 +312,7 @@ fn a_refused_address_is_named_once_with_the_key_that_allows_it() {
 /// A guest that names more addresses than anybody can read fills neither log nor events.
 #[test]
 fn a_guest_that_names_every_address_is_announced_a_few_times() {
-    let Some(scene) = Scene::new(On::Tap) else { return };
+    let Some(scene) = Scenario::new(DeviceKind::Tap) else { return };
     let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
     let here = scene.nic(0);
     let mut number = 0u32;

@@ -7,12 +7,12 @@ use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, Vif, config};
 use crate::host::nic::Nic;
-use crate::host::rig::{On, lay, two_workers};
-use crate::host::{Space, await_that};
+use crate::host::setup::{DeviceKind, lay, two_workers};
+use crate::host::{Namespace, await_that};
 
 /// A trunk of VM a with the subport 101 on net1, VM b on net1, an uplink that carries net1 tagged 120 and net2
 /// untagged, and another one that carries net1 untagged.
-struct Scene {
+struct Scenario {
     daemon: Daemon,
     a: Nic,
     b: Nic,
@@ -21,7 +21,7 @@ struct Scene {
     /// The other ends of the uplinks.
     tagged: Nic,
     native: Nic,
-    _spaces: Vec<Space>,
+    _spaces: Vec<Namespace>,
 }
 
 const A: Mac = Mac::from_bits(0x0200_0000_0101);
@@ -30,29 +30,29 @@ const B: Mac = Mac::from_bits(0x0200_0000_0102);
 const H: Mac = Mac::from_bits(0x0200_0000_0f01);
 const KIND: [u8; 2] = [0x88, 0xb5];
 
-impl Scene {
-    fn new(on: On, switch: &str) -> Option<Scene> {
-        let spaces: Vec<Space> = (0..4).map(|_| Space::new()).collect::<Option<_>>()?;
+impl Scenario {
+    fn new(on: DeviceKind, switch: &str) -> Option<Scenario> {
+        let spaces: Vec<Namespace> = (0..4).map(|_| Namespace::new()).collect::<Option<_>>()?;
         let [guest_a, guest_b, host, wire] = &spaces[..] else { unreachable!() };
         let parent = Vif { more: "port_security = \"off\"".into(), ..Vif::new("a", 1, guest_a).on("net2") };
-        let subport = Vif { port: "subport".into(), ..Vif::new("a", 1, guest_a) }.behind(&parent, 101);
+        let subport = Vif { port: "subport".into(), ..Vif::new("a", 1, guest_a) }.subport_of(&parent, 101);
         let vifs = [parent, subport, Vif::new("b", 2, guest_b)];
         let mut daemon = Daemon::new();
         let mut text = config(&daemon.socket(), switch, &[("net1", 1500), ("net2", 1500)], &vifs);
         text = text.replace("frames = 2048", "frames = 16384");
-        let carried = [
+        let uplink_network = [
             ("up0", r#"[{ network_id = "net1", vlan = 120 }, { network_id = "net2" }]"#),
             ("up1", r#"[{ network_id = "net1" }]"#),
         ];
-        for (number, (name, networks)) in (8..).zip(carried) {
+        for (number, (name, networks)) in (8..).zip(uplink_network) {
             // The switch makes a tap itself.
-            if on != On::Tap {
+            if on != DeviceKind::Tap {
                 let vif =
                     Vif { name: name.into(), netns: host.0.clone(), kind: on.kind(), ..Vif::new("up", number, wire) };
                 lay(&vif, wire, 1500);
                 // A veth keeps tags beside its frames, where AF_XDP does not see them.
-                for space in [wire, host] {
-                    space.within(|| crate::host::run("ethtool", &["-K", name, "txvlan", "off", "rxvlan", "off"]));
+                for namespace in [wire, host] {
+                    namespace.run_in(|| crate::host::run("ethtool", &["-K", name, "txvlan", "off", "rxvlan", "off"]));
                 }
             }
             text += &format!(
@@ -68,27 +68,27 @@ impl Scene {
             let uplinks: Value = daemon.get("/v1/uplinks");
             uplinks.as_array()?.iter().all(|uplink| uplink["status"] == "ACTIVE").then_some(())
         });
-        let nic = |space: &Space, name: &str| Nic::new(space, name);
+        let nic = |namespace: &Namespace, name: &str| Nic::new(namespace, name);
         let (a, b) = (nic(guest_a, "tap1"), nic(guest_b, "tap2"));
-        let outside = if on == On::Tap { host } else { wire };
+        let outside = if on == DeviceKind::Tap { host } else { wire };
         let (tagged, native) = (nic(outside, "up0"), nic(outside, "up1"));
         let offloading = Nic::with_header(guest_b, "tap2");
-        Some(Scene { daemon, a, b, offloading, tagged, native, _spaces: spaces })
+        Some(Scenario { daemon, a, b, offloading, tagged, native, _spaces: spaces })
     }
 
     /// Nothing was lost, and everything is counted.
-    fn adds_up(&self) {
+    fn assert_balanced(&self) {
         await_that("the books balance", || {
             let audit: Value = self.daemon.get("/v1/audit");
-            (audit["adds_up"] == true && audit["quiet"] == true).then_some(())
+            (audit["balanced"] == true && audit["idle"] == true).then_some(())
         });
     }
 
     /// With uplinks of each kind of device, with one worker and with two.
-    fn each(test: impl Fn(&str, &Scene)) {
-        for on in On::ALL {
+    fn each(test: impl Fn(&str, &Scenario)) {
+        for on in DeviceKind::ALL {
             for switch in std::iter::once("").chain(two_workers()) {
-                let Some(scene) = Scene::new(on, switch) else { return };
+                let Some(scene) = Scenario::new(on, switch) else { return };
                 test(&format!("{on:?} {switch}"), &scene);
             }
         }
@@ -117,8 +117,8 @@ fn tag(tci: u16) -> Vec<u8> {
 /// IEEE 802.1Q, 6.9: the tag of the VLAN takes the place of the one that a frame has, and keeps PCP and DEI.
 #[test]
 fn priority_and_drop_eligibility_outlive_a_change_of_tags() {
-    Scene::each(|on, scene| {
-        let Scene { a, b, tagged, .. } = scene;
+    Scenario::each(|on, scene| {
+        let Scenario { a, b, tagged, .. } = scene;
         let mut tale = 0;
         // Unknown and known: flooded, and forwarded.
         for to in [Mac::BROADCAST, H] {
@@ -150,7 +150,7 @@ fn priority_and_drop_eligibility_outlive_a_change_of_tags() {
                 assert_eq!(take(a, B), frame(to, B, &tag(priority | 101), tale, 100), "{on}: from a port to a subport");
             }
         }
-        scene.adds_up();
+        scene.assert_balanced();
     });
 }
 
@@ -158,8 +158,8 @@ fn priority_and_drop_eligibility_outlive_a_change_of_tags() {
 /// gone, or was so when it came, is filled up with zeros.
 #[test]
 fn no_uplink_sends_a_frame_that_is_too_short() {
-    Scene::each(|on, scene| {
-        let Scene { a, b, tagged, native, .. } = scene;
+    Scenario::each(|on, scene| {
+        let Scenario { a, b, tagged, native, .. } = scene;
         let filled = |mut frame: Vec<u8>| {
             frame.resize(frame.len().max(60), 0);
             frame
@@ -189,7 +189,7 @@ fn no_uplink_sends_a_frame_that_is_too_short() {
             native.send(&frame(Mac::BROADCAST, H, &[], tale, 60));
             assert_eq!(take(b, H), frame(Mac::BROADCAST, H, &[], tale, 60), "{on}");
         }
-        scene.adds_up();
+        scene.assert_balanced();
     });
 }
 
@@ -199,8 +199,8 @@ fn no_uplink_sends_a_frame_that_is_too_short() {
 fn what_is_finished_for_a_wire_is_long_enough() {
     for switch in std::iter::once("").chain(two_workers()) {
         // The others leave it to the kernel.
-        let Some(scene) = Scene::new(On::Xdp, switch) else { return };
-        let Scene { offloading, native, .. } = &scene;
+        let Some(scene) = Scenario::new(DeviceKind::Xdp, switch) else { return };
+        let Scenario { offloading, native, .. } = &scene;
         let builder = || PacketBuilder::ethernet2(B.octets(), H.octets()).ipv4([10, 5, 0, 2], [10, 5, 0, 9], 64);
         let open = |frame: &mut Vec<u8>, protocol: u8, at: usize| {
             let len = ((frame.len() - 34) as u16).to_be_bytes();
@@ -219,9 +219,9 @@ fn what_is_finished_for_a_wire_is_long_enough() {
         builder().tcp(9, 9, 1, 1024).write_to_slice(&mut stream, &[7; 101]).unwrap();
         open(&mut stream, 6, 50);
         offloading.send(&[&[1, 1, 54, 0, 100, 0, 34, 0, 16, 0][..], &stream].concat());
-        let pieces = [take(native, B), take(native, B)];
-        assert_eq!(pieces.each_ref().map(Vec::len), [154, 60]);
-        assert_eq!(pieces[1][54..], [7, 0, 0, 0, 0, 0]);
-        scene.adds_up();
+        let chunks = [take(native, B), take(native, B)];
+        assert_eq!(chunks.each_ref().map(Vec::len), [154, 60]);
+        assert_eq!(chunks[1][54..], [7, 0, 0, 0, 0, 0]);
+        scene.assert_balanced();
     }
 }

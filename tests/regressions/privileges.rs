@@ -6,7 +6,7 @@ use rustix::process::Signal;
 
 use crate::host::daemon::{Daemon, config};
 use crate::host::nic::Nic;
-use crate::host::rig::{On, guests, pass};
+use crate::host::setup::{DeviceKind, guests, pass};
 
 /// The effective capabilities of a process.
 fn in_force(pid: u32) -> u64 {
@@ -22,7 +22,10 @@ fn xdp_ports_work_without_cap_sys_admin() {
     const NET_RAW: u64 = 1 << 13;
     const IPC_LOCK: u64 = 1 << 14;
     const BPF: u64 = 1 << 39;
-    let Some((spaces, vifs)) = guests(&["a", "b", "c"], &[On::Xdp, On::Xdp, On::Packet], 1500) else { return };
+    let Some((spaces, vifs)) = guests(&["a", "b", "c"], &[DeviceKind::Xdp, DeviceKind::Xdp, DeviceKind::Packet], 1500)
+    else {
+        return;
+    };
     // The switch runs in the namespace of its netdevs: to enter another one takes CAP_SYS_ADMIN.
     let host = &spaces[3];
     let isolated = vifs.iter().cloned().map(|vif| match vif.kind {
@@ -40,7 +43,7 @@ fn xdp_ports_work_without_cap_sys_admin() {
     daemon.start_as(command, "--config", &file);
     vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
     assert_eq!(in_force(daemon.pid()), NET_ADMIN | NET_RAW | IPC_LOCK | BPF);
-    let nics: Vec<Nic> = vifs.iter().zip(&spaces).map(|(vif, space)| Nic::new(space, &vif.name)).collect();
+    let nics: Vec<Nic> = vifs.iter().zip(&spaces).map(|(vif, namespace)| Nic::new(namespace, &vif.name)).collect();
     for (from, to) in [(0, 1), (1, 2), (2, 0)] {
         pass((&nics[from], &vifs[from]), (&nics[to], &vifs[to]), "hello");
     }

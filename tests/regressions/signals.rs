@@ -8,16 +8,16 @@ use serde_json::Value;
 
 use super::host::daemon::{Daemon, Vif, attachment, config, keeping};
 use super::host::inject::Injected;
-use super::host::{Space, await_that};
+use super::host::{Namespace, await_that};
 use super::opening::Hung;
 
 /// A switch that keeps its state, over the first of three ports.
-fn switch() -> Option<(Daemon, Vec<Vif>, Space)> {
-    let space = Space::new()?;
-    let vifs: Vec<Vif> = (1..).zip(["a", "a", "b"]).map(|(number, vm)| Vif::new(vm, number, &space)).collect();
+fn switch() -> Option<(Daemon, Vec<Vif>, Namespace)> {
+    let namespace = Namespace::new()?;
+    let vifs: Vec<Vif> = (1..).zip(["a", "a", "b"]).map(|(number, vm)| Vif::new(vm, number, &namespace)).collect();
     let daemon = Daemon::new();
     write(&daemon, &vifs[..1], "");
-    Some((daemon, vifs, space))
+    Some((daemon, vifs, namespace))
 }
 
 /// Writes the file of a switch, with a further key of the network.
@@ -39,14 +39,14 @@ fn a_change_that_is_under_way_at_sigterm_is_finished_and_answered() {
     // The disk is slow: the change is under way when the signal comes.
     let Some(slow) = Injected::new(&daemon, "vifswitch-store", "fdatasync,fsync", "delay_enter=700ms") else { return };
     let (under_way, waiting, read) = thread::scope(|scope| {
-        let change = scope.spawn(|| daemon.tell(&["attach", "-"], &attachment(&vifs[1])));
+        let change = scope.spawn(|| daemon.run_command(&["attach", "-"], &attachment(&vifs[1])));
         // What waits behind it has not begun, and is refused in words.
         pause(200);
-        let behind = scope.spawn(|| daemon.tell(&["attach", "-"], &attachment(&vifs[2])));
+        let after = scope.spawn(|| daemon.run_command(&["attach", "-"], &attachment(&vifs[2])));
         pause(200);
         daemon.signal(Signal::TERM);
-        let read = daemon.tell(&["show", "ports", "--json"], "");
-        (change.join().unwrap(), behind.join().unwrap(), read)
+        let read = daemon.run_command(&["show", "ports", "--json"], "");
+        (change.join().unwrap(), after.join().unwrap(), read)
     });
     assert!(under_way.status.success(), "{}\n{}", said(&under_way), daemon.log());
     assert!(!waiting.status.success() && said(&waiting).contains("shutting down"), "{}", said(&waiting));
@@ -69,7 +69,7 @@ fn a_switch_ends_in_time_whatever_hangs_elsewhere() {
     daemon.await_note("RELOADING=1");
     vifs[1] = fs.hold(vifs[1].clone());
     let answer = thread::scope(|scope| {
-        let change = scope.spawn(|| daemon.tell(&["attach", "-"], &attachment(&vifs[1])));
+        let change = scope.spawn(|| daemon.run_command(&["attach", "-"], &attachment(&vifs[1])));
         // It is made, and is answered when its port is open or has had its time.
         await_that("the port is being opened", || daemon.listed().contains(&vifs[1].port).then_some(()));
         daemon.signal(Signal::TERM);
@@ -108,7 +108,7 @@ fn a_second_signal_ends_it_at_once() {
     daemon.start();
     let Some(slow) = Injected::new(&daemon, "vifswitch-store", "fdatasync,fsync", "delay_enter=60s") else { return };
     thread::scope(|scope| {
-        scope.spawn(|| daemon.tell(&["attach", "-"], &attachment(&vifs[1])));
+        scope.spawn(|| daemon.run_command(&["attach", "-"], &attachment(&vifs[1])));
         pause(300);
         daemon.signal(Signal::TERM);
         await_that("it is told", || daemon.log().contains("told to stop by SIGTERM").then_some(()));
@@ -126,10 +126,10 @@ fn a_second_signal_ends_it_at_once() {
 /// SIGHUP killed the switch.
 #[test]
 fn sighup_reloads_the_file_and_keeps_what_was_attached() {
-    let Some((mut daemon, vifs, space)) = switch() else { return };
+    let Some((mut daemon, vifs, namespace)) = switch() else { return };
     daemon.start();
     daemon.attach(&vifs[1]);
-    let link = space.link("tap2");
+    let link = namespace.link("tap2");
     write(&daemon, &[vifs[0].clone(), vifs[2].clone()], "ageing_seconds = 60");
     daemon.signal(Signal::HUP);
     daemon.await_note("RELOADING=1");
@@ -138,7 +138,7 @@ fn sighup_reloads_the_file_and_keeps_what_was_attached() {
     let ageing = |daemon: &Daemon| daemon.get::<Value>("/v1/config")["networks"][0]["ageing_seconds"].take();
     assert_eq!(ageing(&daemon), 60);
     daemon.await_active(&vifs[2]);
-    assert_eq!(space.link("tap2"), link);
+    assert_eq!(namespace.link("tap2"), link);
 
     // What is wrong leaves everything as it was, and is told.
     let good = std::fs::read_to_string(daemon.file()).unwrap();
@@ -147,13 +147,13 @@ fn sighup_reloads_the_file_and_keeps_what_was_attached() {
         ("no file", good.replace("[switch]", "[switch"), "reload failed"),
         ("what is fixed", good.replace("frames = 2048", "frames = 4096"), "fixed at start"),
     ];
-    for (what, text, told) in wrong {
+    for (what, text, reported) in wrong {
         daemon.configure(&text);
         daemon.signal(Signal::HUP);
         daemon.await_note("READY=1");
         let events = daemon.events();
         let last = &events.last().unwrap().text;
-        assert!(last.contains("nothing has been changed") && last.contains(told), "{what}: {last}");
+        assert!(last.contains("nothing has been changed") && last.contains(reported), "{what}: {last}");
         assert_eq!((daemon.listed().len(), ageing(&daemon)), (3, Value::from(60)), "{what}");
     }
 
@@ -162,12 +162,12 @@ fn sighup_reloads_the_file_and_keeps_what_was_attached() {
     daemon.signal(Signal::HUP);
     daemon.await_note("READY=1");
     assert_eq!(daemon.listed(), ["port-2", "port-3"]);
-    await_that("its netdev is gone", || space.link("tap1").is_none().then_some(()));
+    await_that("its netdev is gone", || namespace.link("tap1").is_none().then_some(()));
     daemon.detach(&vifs[2]);
     daemon.stop(Signal::KILL);
     daemon.start();
     assert_eq!(daemon.listed(), ["port-2"], "the file has not been edited since");
-    assert_eq!(space.link("tap2"), link);
+    assert_eq!(namespace.link("tap2"), link);
 }
 
 /// Lets something get under way: what matters is the answer, at whatever moment.

@@ -6,7 +6,7 @@ use std::process::Command;
 use rustix::process::Signal;
 
 use crate::host::daemon::{Daemon, config};
-use crate::host::{Space, await_that};
+use crate::host::{Namespace, await_that};
 
 /// The system call that the main thread of a switch is in.
 fn call(daemon: &Daemon) -> Option<i64> {
@@ -18,7 +18,7 @@ fn call(daemon: &Daemon) -> Option<i64> {
 /// Between bind and listen, and between a look at a dead socket and its removal, another switch took the socket away.
 #[test]
 fn of_two_switches_that_start_at_once_one_listens() {
-    if Space::planned().is_none() {
+    if Namespace::planned().is_none() {
         return;
     }
     if !Command::new("strace").arg("-V").output().is_ok_and(|ended| ended.status.success()) {

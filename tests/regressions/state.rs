@@ -7,7 +7,7 @@ use rusqlite::Connection;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use vifswitch::control::client::{Client, Error};
-use vifswitch::control::view::Status;
+use vifswitch::control::responses::Status;
 use vifswitch::sys::link::Link;
 use vifswitch::wire::Mac;
 
@@ -15,24 +15,24 @@ use super::host::daemon::{Daemon, Vif, attachment, config, keeping};
 use super::host::disk::Disk;
 use super::host::inject::Injected;
 use super::host::nic::{Nic, experiment};
-use super::host::{Space, await_that};
+use super::host::{Namespace, await_that};
 
 /// A switch that keeps its state, over a file of its own that can be edited.
-struct Kept {
+struct StateHost {
     daemon: Daemon,
     vifs: Vec<Vif>,
-    space: Space,
+    namespace: Namespace,
 }
 
-impl Kept {
+impl StateHost {
     /// Over the first port of four, which does not run yet.
-    fn new() -> Option<Kept> {
-        let space = Space::new()?;
-        let vif = |(number, vm): (u8, &str)| Vif::new(vm, number, &space);
+    fn new() -> Option<StateHost> {
+        let namespace = Namespace::new()?;
+        let vif = |(number, vm): (u8, &str)| Vif::new(vm, number, &namespace);
         let vifs = (1..).zip(["a", "a", "b", "c"]).map(vif).collect();
-        let kept = Kept { daemon: Daemon::new(), vifs, space };
-        kept.write(&[0], "", "");
-        Some(kept)
+        let host = StateHost { daemon: Daemon::new(), vifs, namespace };
+        host.write(&[0], "", "");
+        Some(host)
     }
 
     /// Writes the file: these ports, further keys of `[switch]` and of the network.
@@ -44,7 +44,7 @@ impl Kept {
     }
 
     fn links(&self, ports: &[usize]) -> Vec<Option<Link>> {
-        ports.iter().map(|&port| self.space.link(&self.vifs[port].name)).collect()
+        ports.iter().map(|&port| self.namespace.link(&self.vifs[port].name)).collect()
     }
 
     /// The value of a key of the network, as the API has it.
@@ -62,82 +62,82 @@ impl Kept {
 /// An edit elsewhere in the file detached every port that had been attached by API, and deleted the netdev of a VM.
 #[test]
 fn an_edit_of_the_file_keeps_the_ports_that_were_attached_and_their_netdevs() {
-    let Some(mut kept) = Kept::new() else { return };
-    kept.daemon.start();
-    kept.daemon.attach(&kept.vifs[1]);
-    kept.daemon.attach(&kept.vifs[2]);
-    kept.daemon.done(&["set", "port-1", "promiscuous=true"], "");
-    let before = kept.links(&[0, 1, 2]);
-    kept.daemon.stop(Signal::TERM);
+    let Some(mut host) = StateHost::new() else { return };
+    host.daemon.start();
+    host.daemon.attach(&host.vifs[1]);
+    host.daemon.attach(&host.vifs[2]);
+    host.daemon.done(&["set", "port-1", "promiscuous=true"], "");
+    let before = host.links(&[0, 1, 2]);
+    host.daemon.stop(Signal::TERM);
 
-    kept.write(&[0, 3], "", "ageing_seconds = 60");
-    kept.daemon.start();
-    assert_eq!(kept.daemon.listed(), ["port-1", "port-2", "port-3", "port-4"]);
-    assert_eq!(kept.links(&[0, 1, 2]), before, "no netdev was made anew");
-    assert_eq!(kept.network("ageing_seconds"), 60);
-    let config: Value = kept.daemon.get("/v1/config");
+    host.write(&[0, 3], "", "ageing_seconds = 60");
+    host.daemon.start();
+    assert_eq!(host.daemon.listed(), ["port-1", "port-2", "port-3", "port-4"]);
+    assert_eq!(host.links(&[0, 1, 2]), before, "no netdev was made anew");
+    assert_eq!(host.network("ageing_seconds"), 60);
+    let config: Value = host.daemon.get("/v1/config");
     assert_eq!(config["vms"][0]["ports"][0]["promiscuous"], true, "what was set by API stays");
     // It is told, and so that it reads from the state to what it has become.
-    let told: Vec<String> = kept.daemon.events().into_iter().map(|event| event.text).collect();
-    let edit = told.iter().find(|text| text.contains("configuration file has been edited")).unwrap();
+    let events: Vec<String> = host.daemon.events().into_iter().map(|event| event.text).collect();
+    let edit = events.iter().find(|text| text.contains("configuration file has been edited")).unwrap();
     assert!(edit.contains("ageing_seconds was 300 and is 60") && edit.contains("port \"port-4\" is new"), "{edit}");
-    assert!(kept.daemon.log().contains("ageing_seconds was 300 and is 60"));
+    assert!(host.daemon.log().contains("ageing_seconds was 300 and is 60"));
 
     // The same once more changes nothing, and taking the port out of the file takes it off the host, and no other.
-    kept.daemon.stop(Signal::KILL);
-    kept.write(&[3], "", "ageing_seconds = 60");
-    kept.daemon.start();
-    assert_eq!(kept.daemon.listed(), ["port-2", "port-3", "port-4"]);
-    assert_eq!(kept.links(&[1, 2]), before[1..]);
-    await_that("the netdev of port-1 is gone", || kept.links(&[0])[0].is_none().then_some(()));
+    host.daemon.stop(Signal::KILL);
+    host.write(&[3], "", "ageing_seconds = 60");
+    host.daemon.start();
+    assert_eq!(host.daemon.listed(), ["port-2", "port-3", "port-4"]);
+    assert_eq!(host.links(&[1, 2]), before[1..]);
+    await_that("the netdev of port-1 is gone", || host.links(&[0])[0].is_none().then_some(()));
 }
 
 #[test]
 fn where_both_have_changed_the_same_the_file_has_precedence_and_it_is_told() {
-    let Some(mut kept) = Kept::new() else { return };
-    kept.daemon.start();
-    kept.daemon.done(&["set", "port-1", "mac_address=02:00:00:00:01:77"], "");
-    kept.daemon.attach(&kept.vifs[1]);
-    kept.daemon.stop(Signal::TERM);
+    let Some(mut host) = StateHost::new() else { return };
+    host.daemon.start();
+    host.daemon.done(&["set", "port-1", "mac_address=02:00:00:00:01:77"], "");
+    host.daemon.attach(&host.vifs[1]);
+    host.daemon.stop(Signal::TERM);
     // The file has another address for the port, too, and gives that of the one that was attached to another one.
-    kept.vifs[0].mac = "02:00:00:00:01:78".parse().unwrap();
-    kept.vifs[3].mac = kept.vifs[1].mac;
-    kept.write(&[0, 3], "", "");
+    host.vifs[0].mac = "02:00:00:00:01:78".parse().unwrap();
+    host.vifs[3].mac = host.vifs[1].mac;
+    host.write(&[0, 3], "", "");
 
-    let said = kept.check();
+    let said = host.check();
     assert!(said.contains("a start changes in it") && said.contains("drops"), "{said}");
     assert!(said.contains("port \"port-1\": mac_address was set to \"02:00:00:00:01:77\" by API"), "{said}");
     assert!(said.contains("port \"port-2\" was added by API, and that does not go with the file"), "{said}");
 
-    kept.daemon.start();
-    assert_eq!(kept.daemon.listed(), ["port-1", "port-4"]);
-    assert_eq!(kept.daemon.port(&kept.vifs[0]).mac_address, "02:00:00:00:01:78");
-    let told: Vec<String> = kept.daemon.events().into_iter().map(|event| event.text).collect();
-    let dropped = told.iter().find(|text| text.contains("dropped")).unwrap();
+    host.daemon.start();
+    assert_eq!(host.daemon.listed(), ["port-1", "port-4"]);
+    assert_eq!(host.daemon.port(&host.vifs[0]).mac_address, "02:00:00:00:01:78");
+    let events: Vec<String> = host.daemon.events().into_iter().map(|event| event.text).collect();
+    let dropped = events.iter().find(|text| text.contains("dropped")).unwrap();
     assert!(dropped.contains("02:00:00:00:01:77") && dropped.contains("port \"port-2\""), "{dropped}");
-    assert!(kept.daemon.log().contains("dropped because the configuration file has precedence"));
+    assert!(host.daemon.log().contains("dropped because the configuration file has precedence"));
 }
 
 #[test]
 fn check_says_what_a_start_would_make_of_the_state_and_touches_nothing() {
-    let Some(mut kept) = Kept::new() else { return };
-    let state = kept.daemon.state();
-    assert!(!kept.check().contains("stored state") && !state.exists(), "looking makes nothing");
-    kept.daemon.start();
-    kept.daemon.attach(&kept.vifs[1]);
+    let Some(mut host) = StateHost::new() else { return };
+    let state = host.daemon.state();
+    assert!(!host.check().contains("stored state") && !state.exists(), "looking makes nothing");
+    host.daemon.start();
+    host.daemon.attach(&host.vifs[1]);
     // While a switch has it open, whose log is not in the file yet.
-    let said = kept.check();
+    let said = host.check();
     assert!(said.contains("a start changes nothing in it"), "{said}");
-    kept.write(&[0], "", "ageing_seconds = 60");
-    let said = kept.check();
+    host.write(&[0], "", "ageing_seconds = 60");
+    let said = host.check();
     assert!(said.contains("network \"net1\": ageing_seconds was 300 and is 60"), "{said}");
     assert!(!said.contains("port-2"), "it stays: {said}");
-    let output = kept.daemon.try_command(&["check", "FILE", "--json"]);
+    let output = host.daemon.try_command(&["check", "FILE", "--json"]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["state"]["changes"].as_array().unwrap().len(), 1, "{report}");
     assert_eq!(report["state"]["path"], state.to_str().unwrap());
-    kept.daemon.attach(&kept.vifs[2]);
-    kept.daemon.stop(Signal::KILL);
+    host.daemon.attach(&host.vifs[2]);
+    host.daemon.stop(Signal::KILL);
     let files = || {
         let all = fs::read_dir(state.parent().unwrap()).unwrap().map(Result::unwrap);
         let mut all: Vec<_> = all.map(|file| (file.file_name(), fs::read(file.path()).ok())).collect();
@@ -145,36 +145,36 @@ fn check_says_what_a_start_would_make_of_the_state_and_touches_nothing() {
         all
     };
     let before = files();
-    kept.check();
+    host.check();
     assert!(files() == before, "nothing is touched");
 }
 
 #[test]
 fn a_file_that_replaces_the_state_is_taken_as_it_is() {
-    let Some(mut kept) = Kept::new() else { return };
-    kept.daemon.start();
-    kept.daemon.attach(&kept.vifs[1]);
-    kept.daemon.stop(Signal::TERM);
-    let mut command = kept.daemon.command();
+    let Some(mut host) = StateHost::new() else { return };
+    host.daemon.start();
+    host.daemon.attach(&host.vifs[1]);
+    host.daemon.stop(Signal::TERM);
+    let mut command = host.daemon.command();
     // `run` stands in front of the arguments that are added, so this goes behind them by the shell.
     let program = command.get_program().to_owned();
     command = std::process::Command::new("sh");
     command.args(["-c", "exec \"$0\" \"$@\" --replace"]).arg(program);
-    let file = kept.daemon.file();
-    kept.daemon.start_as(command, "--config", &file);
-    assert_eq!(kept.daemon.listed(), ["port-1"]);
-    await_that("the netdev of port-2 is gone", || kept.links(&[1])[0].is_none().then_some(()));
-    assert!(kept.daemon.log().contains("replaces the stored state"), "{}", kept.daemon.log());
-    kept.daemon.stop(Signal::TERM);
-    kept.daemon.start();
-    assert_eq!(kept.daemon.listed(), ["port-1"]);
+    let file = host.daemon.file();
+    host.daemon.start_as(command, "--config", &file);
+    assert_eq!(host.daemon.listed(), ["port-1"]);
+    await_that("the netdev of port-2 is gone", || host.links(&[1])[0].is_none().then_some(()));
+    assert!(host.daemon.log().contains("replaces the stored state"), "{}", host.daemon.log());
+    host.daemon.stop(Signal::TERM);
+    host.daemon.start();
+    assert_eq!(host.daemon.listed(), ["port-1"]);
 }
 
-/// Puts a state of another version of the switch where the daemon keeps its own: its namespaces are `space`.
-fn put_state(dump: &str, kept: &Kept) {
-    let state = kept.daemon.state();
+/// Puts a state of another version of the switch where the daemon keeps its own: its namespaces are `namespace`.
+fn put_state(dump: &str, host: &StateHost) {
+    let state = host.daemon.state();
     let database = Connection::open(&state).unwrap();
-    database.execute_batch(&dump.replace("golden-netns", &kept.space.0)).unwrap();
+    database.execute_batch(&dump.replace("golden-netns", &host.namespace.0)).unwrap();
     drop(database);
 }
 
@@ -198,17 +198,17 @@ fn edit_part(path: &Path, name: &str, edit: impl FnOnce(&mut Value)) {
 fn the_states_of_all_versions_are_understood() {
     let dumps = [("1", include_str!("../golden/state-1.sql")), ("2", include_str!("../golden/state-2.sql"))];
     for (version, dump) in dumps {
-        let Some(mut kept) = Kept::new() else { return };
-        kept.space.ip("link add golden0 type veth peer name golden1");
+        let Some(mut host) = StateHost::new() else { return };
+        host.namespace.ip("link add golden0 type veth peer name golden1");
         // Where the state was made, it was made a moment ago.
-        put_state(dump, &kept);
-        let state = kept.daemon.state();
+        put_state(dump, &host);
+        let state = host.daemon.state();
         edit_part(&state, "config", |config| {
-            config["switch"] = json!({"api": kept.daemon.socket(), "state": state, "frames": 2048, "stations": 4096});
+            config["switch"] = json!({"api": host.daemon.socket(), "state": state, "frames": 2048, "stations": 4096});
         });
-        kept.daemon.start_over("--state", &state);
-        assert_eq!(kept.daemon.listed(), ["file-1", "file-2", "api-1"], "version {version}");
-        let config: Value = kept.daemon.get("/v1/config");
+        host.daemon.start_over("--state", &state);
+        assert_eq!(host.daemon.listed(), ["file-1", "file-2", "api-1"], "version {version}");
+        let config: Value = host.daemon.get("/v1/config");
         let [network, port, api] =
             [&config["networks"][0], &config["vms"][0]["ports"][0], &config["vms"][1]["ports"][0]];
         assert_eq!((&network["ageing_seconds"], &config["networks"][1]["mtu"]), (&json!(600), &json!(1400)));
@@ -225,12 +225,12 @@ fn the_states_of_all_versions_are_understood() {
             (&json!("off"), &json!(100), &json!(2))
         );
         assert_eq!((&config["uplinks"][0]["id"], &config["vms"][0]["share_mac"]), (&json!("up"), &json!(true)));
-        assert!(!kept.daemon.events().is_empty());
-        kept.daemon.stop(Signal::TERM);
+        assert!(!host.daemon.events().is_empty());
+        host.daemon.stop(Signal::TERM);
         // What is kept from now on has no defaults, and says of which version it is.
-        kept.daemon.start_over("--state", &state);
-        assert_eq!(kept.daemon.get::<Value>("/v1/config"), config, "version {version}");
-        kept.daemon.stop(Signal::TERM);
+        host.daemon.start_over("--state", &state);
+        assert_eq!(host.daemon.get::<Value>("/v1/config"), config, "version {version}");
+        host.daemon.stop(Signal::TERM);
         assert_eq!(part(&state, "version")["format"], 2);
         assert_eq!(part(&state, "config")["networks"][1], json!({"id": "net2", "mtu": 1400}));
     }
@@ -239,12 +239,12 @@ fn the_states_of_all_versions_are_understood() {
 /// After a roll-back of the program, one key that it did not know made it start without the ports that were attached.
 #[test]
 fn a_state_with_unknown_keys_is_understood_and_they_are_kept() {
-    let Some(mut kept) = Kept::new() else { return };
-    kept.daemon.start();
-    kept.daemon.attach(&kept.vifs[1]);
-    kept.daemon.attach(&kept.vifs[2]);
-    kept.daemon.stop(Signal::TERM);
-    let (state, later) = (kept.daemon.state(), json!({"fast": true}));
+    let Some(mut host) = StateHost::new() else { return };
+    host.daemon.start();
+    host.daemon.attach(&host.vifs[1]);
+    host.daemon.attach(&host.vifs[2]);
+    host.daemon.stop(Signal::TERM);
+    let (state, later) = (host.daemon.state(), json!({"fast": true}));
     edit_part(&state, "config", |config| {
         config["planets"] = json!(8);
         config["vms"][0]["ports"][1]["later"] = later.clone();
@@ -252,15 +252,15 @@ fn a_state_with_unknown_keys_is_understood_and_they_are_kept() {
         config["vms"][1]["ports"][0]["device"] = json!({"kind": "vhost-user", "path": "/run/p.sock"});
     });
     let port = part(&state, "config")["vms"][1]["ports"][0].clone();
-    kept.daemon.start();
-    assert_eq!(kept.daemon.listed(), ["port-1", "port-2"]);
-    assert!(kept.daemon.log().contains("not understood by this version"), "{}", kept.daemon.log());
-    kept.daemon.done(&["set", "port-2", "promiscuous=true"], "");
-    kept.daemon.stop(Signal::TERM);
+    host.daemon.start();
+    assert_eq!(host.daemon.listed(), ["port-1", "port-2"]);
+    assert!(host.daemon.log().contains("not understood by this version"), "{}", host.daemon.log());
+    host.daemon.done(&["set", "port-2", "promiscuous=true"], "");
+    host.daemon.stop(Signal::TERM);
     let config = part(&state, "config");
     assert_eq!((&config["planets"], &config["vms"][0]["ports"][1]["later"]), (&json!(8), &later));
     assert_eq!(config["vms"][1]["ports"][0], port);
-    assert!(kept.space.link("tap3").is_some(), "the netdev of a port that is not understood is left alone");
+    assert!(host.namespace.link("tap3").is_some(), "the netdev of a port that is not understood is left alone");
     // And the other way round: no key is written that has its default, so that one that a version lacks is not there.
     assert_eq!(config["vms"][0]["ports"][1]["promiscuous"], true);
     assert_eq!(config["vms"][0]["ports"][1].get("port_security"), None);
@@ -268,55 +268,55 @@ fn a_state_with_unknown_keys_is_understood_and_they_are_kept() {
 
 #[test]
 fn a_state_of_a_later_format_is_refused_in_words_and_left_as_it_is() {
-    let Some(mut kept) = Kept::new() else { return };
-    kept.daemon.start();
-    kept.daemon.stop(Signal::TERM);
-    let state = kept.daemon.state();
+    let Some(mut host) = StateHost::new() else { return };
+    host.daemon.start();
+    host.daemon.stop(Signal::TERM);
+    let state = host.daemon.state();
     Connection::open(&state).unwrap().pragma_update(None, "user_version", 7).unwrap();
     let before = fs::read(&state).unwrap();
-    let said = kept.check();
+    let said = host.check();
     assert!(said.contains("of a later version of vifswitch (its format is 7"), "{said}");
-    kept.daemon.start();
-    let refused = kept.daemon.tell(&["detach", "port-1"], "");
+    host.daemon.start();
+    let refused = host.daemon.run_command(&["detach", "port-1"], "");
     let why = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && why.contains("its format is 7") && why.contains("run that version"), "{why}");
-    kept.daemon.stop(Signal::TERM);
+    host.daemon.stop(Signal::TERM);
     assert!(fs::read(&state).unwrap() == before, "it is left as it is");
 }
 
 /// A lock that another process holds for seconds cost the host the ports that were attached, until the next start.
 #[test]
 fn a_state_that_is_in_use_for_seconds_is_waited_for() {
-    let Some(mut kept) = Kept::new() else { return };
-    kept.daemon.start();
-    kept.daemon.attach(&kept.vifs[1]);
-    kept.daemon.stop(Signal::TERM);
-    let other = Connection::open(kept.daemon.state()).unwrap();
+    let Some(mut host) = StateHost::new() else { return };
+    host.daemon.start();
+    host.daemon.attach(&host.vifs[1]);
+    host.daemon.stop(Signal::TERM);
+    let other = Connection::open(host.daemon.state()).unwrap();
     other.execute_batch("BEGIN EXCLUSIVE").unwrap();
-    let file = kept.daemon.file();
-    kept.daemon.spawn_over("--config", &file);
+    let file = host.daemon.file();
+    host.daemon.spawn_over("--config", &file);
     // The first try takes half a second; the old one was the only one.
     await_that("it has found the state in use", || {
-        kept.daemon.log().contains("in use by another process").then_some(())
+        host.daemon.log().contains("in use by another process").then_some(())
     });
     drop(other);
-    kept.daemon.await_note("READY=1");
-    assert_eq!(kept.daemon.listed(), ["port-1", "port-2"]);
-    kept.daemon.attach(&kept.vifs[2]);
+    host.daemon.await_note("READY=1");
+    assert_eq!(host.daemon.listed(), ["port-1", "port-2"]);
+    host.daemon.attach(&host.vifs[2]);
 }
 
-impl Kept {
+impl StateHost {
     /// The same, with its state on a disk.
-    fn on(disk: &Disk) -> Option<Kept> {
-        let kept = Kept::new()?;
-        let text = fs::read_to_string(kept.daemon.file()).unwrap();
-        let [from, to] = [kept.daemon.state(), disk.state()].map(|path| format!("{path:?}"));
-        kept.daemon.configure(&text.replace(&from, &to));
-        Some(kept)
+    fn on(disk: &Disk) -> Option<StateHost> {
+        let host = StateHost::new()?;
+        let text = fs::read_to_string(host.daemon.file()).unwrap();
+        let [from, to] = [host.daemon.state(), disk.state()].map(|path| format!("{path:?}"));
+        host.daemon.configure(&text.replace(&from, &to));
+        Some(host)
     }
 
     fn is_refused(&self, vif: &Vif) {
-        let output = self.daemon.tell(&["attach", "-"], &attachment(vif));
+        let output = self.daemon.run_command(&["attach", "-"], &attachment(vif));
         let why = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success(), "a change was taken that cannot be kept");
         assert!(why.contains(self.where_it_is().as_str()), "{why}");
@@ -332,70 +332,70 @@ impl Kept {
     /// Waits until a port can be attached, without a restart, and is there after one. Both is told by events.
     fn recovers(&mut self, vif: &Vif) {
         await_that("changes are taken again", || {
-            self.daemon.tell(&["attach", "-"], &attachment(vif)).status.success().then_some(())
+            self.daemon.run_command(&["attach", "-"], &attachment(vif)).status.success().then_some(())
         });
         let states = |daemon: &Daemon| -> Vec<String> {
-            let told = daemon.page("/v1/events");
-            let events = told.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let reported = daemon.page("/v1/events");
+            let events = reported.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
             events
                 .filter(|event| event["kind"] == "state")
                 .map(|event| event["text"].as_str().unwrap().to_owned())
                 .collect()
         };
-        let told = await_that("both events", || Some(states(&self.daemon)).filter(|told| told.len() >= 2));
-        assert!(told[0].contains("store_failed") && told[0].contains(&self.where_it_is()), "{told:?}");
-        assert!(told[1].contains("written again") && told.len() == 2, "{told:?}");
+        let reported = await_that("both events", || Some(states(&self.daemon)).filter(|reported| reported.len() >= 2));
+        assert!(reported[0].contains("store_failed") && reported[0].contains(&self.where_it_is()), "{reported:?}");
+        assert!(reported[1].contains("written again") && reported.len() == 2, "{reported:?}");
         self.daemon.await_active(vif);
         self.daemon.stop(Signal::KILL);
         self.daemon.start();
         assert!(self.daemon.listed().contains(&vif.port), "what was answered is kept");
-        assert_eq!(states(&self.daemon), told, "and what happened");
+        assert_eq!(states(&self.daemon), reported, "and what happened");
     }
 }
 
 #[test]
 fn a_disk_that_is_full_at_the_start_is_noticed_when_it_has_room_again() {
     let Some(disk) = Disk::new("size=1m") else { return };
-    let Some(mut kept) = Kept::on(&disk) else { return };
+    let Some(mut host) = StateHost::on(&disk) else { return };
     disk.fill();
-    kept.daemon.start();
-    kept.daemon.await_active(&kept.vifs[0]);
-    kept.is_refused(&kept.vifs[1]);
+    host.daemon.start();
+    host.daemon.await_active(&host.vifs[0]);
+    host.is_refused(&host.vifs[1]);
     disk.make_room();
-    kept.recovers(&kept.vifs[1].clone());
+    host.recovers(&host.vifs[1].clone());
 }
 
 /// A change was refused until the next retry of the state, up to two seconds later.
 #[test]
 fn the_first_change_after_a_full_disk_has_room_again_is_taken() {
     let Some(disk) = Disk::new("size=1m") else { return };
-    let Some(mut kept) = Kept::on(&disk) else { return };
+    let Some(mut host) = StateHost::on(&disk) else { return };
     disk.fill();
-    kept.daemon.start();
+    host.daemon.start();
     for _ in 0..3 {
-        kept.is_refused(&kept.vifs[1]);
+        host.is_refused(&host.vifs[1]);
     }
-    let reload = |kept: &Kept| kept.daemon.page("/v1/events").matches("reload failed").count();
-    kept.daemon.signal(Signal::HUP);
-    await_that("a reload is refused", || (reload(&kept) == 1).then_some(()));
+    let reload = |host: &StateHost| host.daemon.page("/v1/events").matches("reload failed").count();
+    host.daemon.signal(Signal::HUP);
+    await_that("a reload is refused", || (reload(&host) == 1).then_some(()));
     disk.make_room();
-    kept.daemon.attach(&kept.vifs[1]);
-    assert_eq!(kept.daemon.listed(), ["port-1", "port-2"]);
-    kept.daemon.await_active(&kept.vifs[1]);
+    host.daemon.attach(&host.vifs[1]);
+    assert_eq!(host.daemon.listed(), ["port-1", "port-2"]);
+    host.daemon.await_active(&host.vifs[1]);
     // While it runs as well.
     disk.fill();
-    let is_taken = |kept: &Kept, value: usize| {
+    let is_taken = |host: &StateHost, value: usize| {
         let value = format!("mac_limit={value}");
-        kept.daemon.tell(&["set", "port-1", &value], "").status.success()
+        host.daemon.run_command(&["set", "port-1", &value], "").status.success()
     };
-    let refused = (0..2000).find(|&value| !is_taken(&kept, 100 + value));
+    let refused = (0..2000).find(|&value| !is_taken(&host, 100 + value));
     assert!(refused.is_some(), "the disk is not full");
     disk.make_room();
-    assert!(is_taken(&kept, 99));
-    kept.daemon.stop(Signal::KILL);
-    kept.daemon.start();
-    assert_eq!(kept.daemon.listed(), ["port-1", "port-2"]);
-    assert_eq!(kept.daemon.get::<Value>("/v1/config")["vms"][0]["ports"][0]["mac_limit"], 99);
+    assert!(is_taken(&host, 99));
+    host.daemon.stop(Signal::KILL);
+    host.daemon.start();
+    assert_eq!(host.daemon.listed(), ["port-1", "port-2"]);
+    assert_eq!(host.daemon.get::<Value>("/v1/config")["vms"][0]["ports"][0]["mac_limit"], 99);
 }
 
 /// With a state, which can be read: then the ports are there that were attached.
@@ -403,104 +403,104 @@ fn the_first_change_after_a_full_disk_has_room_again_is_taken() {
 fn a_state_that_can_only_be_read_at_the_start_is_read_and_written_when_it_can_be() {
     for how in ["inodes", "read-only"] {
         let Some(disk) = Disk::new("size=4m,nr_inodes=12") else { return };
-        let Some(mut kept) = Kept::on(&disk) else { return };
-        kept.daemon.start();
-        kept.daemon.attach(&kept.vifs[1]);
+        let Some(mut host) = StateHost::on(&disk) else { return };
+        host.daemon.start();
+        host.daemon.attach(&host.vifs[1]);
         // Killed, what is wanted is in the log of the file alone.
-        kept.daemon.stop(if how == "inodes" { Signal::TERM } else { Signal::KILL });
+        host.daemon.stop(if how == "inodes" { Signal::TERM } else { Signal::KILL });
         if how == "inodes" {
             disk.take_inodes()
         } else {
             disk.remount("ro")
         }
-        kept.daemon.start();
-        assert_eq!(kept.daemon.listed(), ["port-1", "port-2"], "{how}");
-        kept.is_refused(&kept.vifs[2]);
+        host.daemon.start();
+        assert_eq!(host.daemon.listed(), ["port-1", "port-2"], "{how}");
+        host.is_refused(&host.vifs[2]);
         if how == "inodes" {
             disk.make_room()
         } else {
             disk.remount("rw")
         }
-        kept.recovers(&kept.vifs[2].clone());
+        host.recovers(&host.vifs[2].clone());
     }
 }
 
 /// The state cannot be read at all at the start, and can be later: the ports that were attached come then.
 #[test]
 fn a_state_that_can_be_used_later_than_the_start_brings_its_ports() {
-    let Some(mut kept) = Kept::new() else { return };
-    kept.daemon.start();
-    kept.daemon.attach(&kept.vifs[1]);
-    kept.daemon.stop(Signal::TERM);
-    let (state, away) = (kept.daemon.state(), kept.daemon.state().with_extension("away"));
+    let Some(mut host) = StateHost::new() else { return };
+    host.daemon.start();
+    host.daemon.attach(&host.vifs[1]);
+    host.daemon.stop(Signal::TERM);
+    let (state, away) = (host.daemon.state(), host.daemon.state().with_extension("away"));
     fs::rename(&state, &away).unwrap();
     // Something is in its place that is no file: the mount point of a disk that comes late, say.
     fs::create_dir(&state).unwrap();
-    kept.daemon.start();
-    assert_eq!(kept.daemon.listed(), ["port-1"]);
+    host.daemon.start();
+    assert_eq!(host.daemon.listed(), ["port-1"]);
     assert_eq!(
-        kept.links(&[1]).iter().flatten().count(),
+        host.links(&[1]).iter().flatten().count(),
         1,
         "the netdev of a port that is not known now is left alone"
     );
     fs::remove_dir(&state).unwrap();
     fs::rename(&away, &state).unwrap();
-    await_that("the port that was attached", || (kept.daemon.listed() == ["port-1", "port-2"]).then_some(()));
-    kept.daemon.await_active(&kept.vifs[1]);
-    kept.recovers(&kept.vifs[2].clone());
-    assert_eq!(kept.daemon.listed(), ["port-1", "port-2", "port-3"]);
+    await_that("the port that was attached", || (host.daemon.listed() == ["port-1", "port-2"]).then_some(()));
+    host.daemon.await_active(&host.vifs[1]);
+    host.recovers(&host.vifs[2].clone());
+    assert_eq!(host.daemon.listed(), ["port-1", "port-2", "port-3"]);
 }
 
 /// Stations, measures and the state of pins were lost when the state could be used only later than the start.
 #[test]
 fn a_state_that_can_be_used_later_than_the_start_brings_its_stations_and_measures() {
-    let Some(mut kept) = Kept::new() else { return };
-    kept.vifs[0].more = "storm = { broadcast = { pps = 5, action = \"disable\", recovery_seconds = 3600 } }".to_owned();
-    kept.vifs[2].more = "port_security = \"off\"".to_owned();
-    kept.vifs[3].more = "activation = \"first-frame\"".to_owned();
-    kept.write(&[0, 2, 3], "", "");
-    kept.daemon.start();
+    let Some(mut host) = StateHost::new() else { return };
+    host.vifs[0].more = "storm = { broadcast = { pps = 5, action = \"disable\", recovery_seconds = 3600 } }".to_owned();
+    host.vifs[2].more = "port_security = \"off\"".to_owned();
+    host.vifs[3].more = "activation = \"first-frame\"".to_owned();
+    host.write(&[0, 2, 3], "", "");
+    host.daemon.start();
     let [storming, open, waiting] = [0, 2, 3].map(|port| {
-        kept.daemon.await_active(&kept.vifs[port]);
-        Nic::new(&kept.space, &kept.vifs[port].name)
+        host.daemon.await_active(&host.vifs[port]);
+        Nic::new(&host.namespace, &host.vifs[port].name)
     });
     let station = Mac::from_bits(0x0200_0000_7777);
     open.send(&experiment(Mac::BROADCAST, station, b"here"));
-    waiting.send(&experiment(Mac::BROADCAST, kept.vifs[3].mac, b"here"));
-    let found = |kept: &Kept, mac: Mac, kind: &str| {
-        let stations: Value = kept.daemon.get("/v1/fdb");
+    waiting.send(&experiment(Mac::BROADCAST, host.vifs[3].mac, b"here"));
+    let found = |host: &StateHost, mac: Mac, kind: &str| {
+        let stations: Value = host.daemon.get("/v1/fdb");
         let all = stations.as_array().unwrap();
         all.iter().any(|of| of["mac_address"] == mac.to_string() && of["kind"] == kind)
     };
-    let is_held = |kept: &Kept| kept.daemon.port(&kept.vifs[0]).status == Status::Quarantined;
+    let is_held = |host: &StateHost| host.daemon.port(&host.vifs[0]).status == Status::Quarantined;
     let has_all =
-        |kept: &Kept| is_held(kept) && found(kept, station, "learned") && found(kept, kept.vifs[3].mac, "pinned");
+        |host: &StateHost| is_held(host) && found(host, station, "learned") && found(host, host.vifs[3].mac, "pinned");
     await_that("all of it", || {
-        (0..40).for_each(|number| storming.send(&experiment(Mac::BROADCAST, kept.vifs[0].mac, &[number])));
-        has_all(&kept).then_some(())
+        (0..40).for_each(|number| storming.send(&experiment(Mac::BROADCAST, host.vifs[0].mac, &[number])));
+        has_all(&host).then_some(())
     });
-    kept.daemon.stop(Signal::TERM);
-    let (state, away) = (kept.daemon.state(), kept.daemon.state().with_extension("away"));
+    host.daemon.stop(Signal::TERM);
+    let (state, away) = (host.daemon.state(), host.daemon.state().with_extension("away"));
     fs::rename(&state, &away).unwrap();
     fs::create_dir(&state).unwrap();
-    kept.daemon.start();
-    assert!(!is_held(&kept) && !found(&kept, station, "learned") && !found(&kept, kept.vifs[3].mac, "pinned"));
+    host.daemon.start();
+    assert!(!is_held(&host) && !found(&host, station, "learned") && !found(&host, host.vifs[3].mac, "pinned"));
     fs::remove_dir(&state).unwrap();
     fs::rename(&away, &state).unwrap();
-    await_that("all of it again", || has_all(&kept).then_some(()));
+    await_that("all of it again", || has_all(&host).then_some(()));
     // And it is stored again.
-    kept.daemon.stop(Signal::TERM);
-    kept.daemon.start();
-    await_that("all of it after a restart", || has_all(&kept).then_some(()));
+    host.daemon.stop(Signal::TERM);
+    host.daemon.start();
+    await_that("all of it after a restart", || has_all(&host).then_some(()));
 }
 
 /// What is written into a file that has no name any more is lost at the next start.
 #[test]
 fn a_state_that_is_taken_away_while_it_is_used_is_made_anew() {
     let Some(disk) = Disk::new("size=4m") else { return };
-    let Some(mut kept) = Kept::on(&disk) else { return };
-    kept.daemon.start();
-    kept.daemon.attach(&kept.vifs[1]);
+    let Some(mut host) = StateHost::on(&disk) else { return };
+    host.daemon.start();
+    host.daemon.attach(&host.vifs[1]);
     let take_away = || {
         for file in fs::read_dir(disk.path()).unwrap() {
             fs::remove_file(file.unwrap().path()).unwrap();
@@ -508,29 +508,29 @@ fn a_state_that_is_taken_away_while_it_is_used_is_made_anew() {
     };
     // Something happens that changes nothing of what is wanted.
     take_away();
-    kept.space.ip("link del tap2");
+    host.namespace.ip("link del tap2");
     await_that("the state", || disk.state().exists().then_some(()));
-    kept.daemon.stop(Signal::TERM);
-    kept.daemon.start();
-    assert_eq!(kept.daemon.listed(), ["port-1", "port-2"]);
+    host.daemon.stop(Signal::TERM);
+    host.daemon.start();
+    assert_eq!(host.daemon.listed(), ["port-1", "port-2"]);
     // And a change.
     take_away();
-    kept.daemon.attach(&kept.vifs[2]);
-    kept.daemon.stop(Signal::KILL);
-    kept.daemon.start();
-    assert_eq!(kept.daemon.listed(), ["port-1", "port-2", "port-3"]);
+    host.daemon.attach(&host.vifs[2]);
+    host.daemon.stop(Signal::KILL);
+    host.daemon.start();
+    assert_eq!(host.daemon.listed(), ["port-1", "port-2", "port-3"]);
 }
 
 #[test]
 fn a_disk_that_fails_while_the_switch_runs_stops_changes_until_it_works_again() {
-    let Some(mut kept) = Kept::new() else { return };
-    kept.daemon.start();
-    let failing = Injected::new(&kept.daemon, "vifswitch-store", "pwrite64,fdatasync,fsync", "error=EIO");
+    let Some(mut host) = StateHost::new() else { return };
+    host.daemon.start();
+    let failing = Injected::new(&host.daemon, "vifswitch-store", "pwrite64,fdatasync,fsync", "error=EIO");
     let Some(failing) = failing else { return };
-    kept.is_refused(&kept.vifs[1]);
-    assert_eq!(kept.daemon.listed(), ["port-1"]);
+    host.is_refused(&host.vifs[1]);
+    assert_eq!(host.daemon.listed(), ["port-1"]);
     drop(failing);
-    kept.recovers(&kept.vifs[1].clone());
+    host.recovers(&host.vifs[1].clone());
 }
 
 /// The wall clock was ahead, or behind, by ten years when a port was held, and is right at the next start.
@@ -538,21 +538,21 @@ fn a_disk_that_fails_while_the_switch_runs_stops_changes_until_it_works_again() 
 fn a_quarantine_is_neither_lost_nor_without_end_when_the_clock_is_set_over_a_restart() {
     const YEARS: i64 = 10 * 365 * 86_400_000;
     for shift in [YEARS, -YEARS] {
-        let Some(mut kept) = Kept::new() else { return };
+        let Some(mut host) = StateHost::new() else { return };
         let recovery = 6;
-        kept.vifs[0].more =
+        host.vifs[0].more =
             format!("storm = {{ broadcast = {{ pps = 5, action = \"disable\", recovery_seconds = {recovery} }} }}");
-        kept.write(&[0, 2], "", "");
-        kept.daemon.start();
-        let nic = Nic::new(&kept.space, &kept.vifs[0].name);
-        let held = |kept: &Kept| kept.daemon.port(&kept.vifs[0]).status == Status::Quarantined;
+        host.write(&[0, 2], "", "");
+        host.daemon.start();
+        let nic = Nic::new(&host.namespace, &host.vifs[0].name);
+        let held = |host: &StateHost| host.daemon.port(&host.vifs[0]).status == Status::Quarantined;
         await_that("the port is held", || {
-            (0..40).for_each(|number| nic.send(&experiment(Mac::BROADCAST, kept.vifs[0].mac, &[number])));
-            held(&kept).then_some(())
+            (0..40).for_each(|number| nic.send(&experiment(Mac::BROADCAST, host.vifs[0].mac, &[number])));
+            held(&host).then_some(())
         });
-        kept.daemon.stop(Signal::TERM);
+        host.daemon.stop(Signal::TERM);
         // What was kept is as it would be if the clock had been so then.
-        edit_part(&kept.daemon.state(), "loops", |loops| {
+        edit_part(&host.daemon.state(), "loops", |loops| {
             for of in loops["disabled"].as_array_mut().unwrap() {
                 for key in ["since", "until"] {
                     of[key] = json!(of[key].as_i64().unwrap() + shift);
@@ -562,27 +562,27 @@ fn a_quarantine_is_neither_lost_nor_without_end_when_the_clock_is_set_over_a_res
                 loops["stamp"]["wall_millis"] = json!(wall + shift);
             }
         });
-        kept.daemon.start();
-        assert!(held(&kept), "it is lost: shifted by {shift}");
+        host.daemon.start();
+        assert!(held(&host), "it is lost: shifted by {shift}");
         // Within the time that it has, and what a slow machine takes.
-        await_that("its end", || (!held(&kept)).then_some(()));
+        await_that("its end", || (!held(&host)).then_some(()));
     }
 }
 
 /// An id that the alias of its netdev cannot hold was accepted, and the port was down for ever.
 #[test]
 fn an_id_that_is_too_long_for_its_netdev_is_refused_with_its_limit() {
-    let Some(mut kept) = Kept::new() else { return };
-    kept.daemon.start();
-    let mut vif = kept.vifs[1].clone();
+    let Some(mut host) = StateHost::new() else { return };
+    host.daemon.start();
+    let mut vif = host.vifs[1].clone();
     vif.port = "x".repeat(244);
-    kept.daemon.attach(&vif);
-    kept.daemon.await_active(&vif);
+    host.daemon.attach(&vif);
+    host.daemon.await_active(&vif);
     // In bytes: each of these characters has two.
     for id in ["y".repeat(245), format!("z{}", "ü".repeat(123)), "y".repeat(255)] {
-        let mut vif = kept.vifs[2].clone();
+        let mut vif = host.vifs[2].clone();
         vif.port = id;
-        let output = kept.daemon.tell(&["attach", "-"], &attachment(&vif));
+        let output = host.daemon.run_command(&["attach", "-"], &attachment(&vif));
         let why = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(2), "{} bytes are accepted: {why}", vif.port.len());
         let length = format!("{} bytes long", vif.port.len());
@@ -590,25 +590,25 @@ fn an_id_that_is_too_long_for_its_netdev_is_refused_with_its_limit() {
             assert!(why.contains(piece), "no {piece} in {why}");
         }
     }
-    kept.vifs[0].port = "w".repeat(245);
-    kept.write(&[0], "", "");
-    let output = kept.daemon.try_command(&["check", "FILE"]);
+    host.vifs[0].port = "w".repeat(245);
+    host.write(&[0], "", "");
+    let output = host.daemon.try_command(&["check", "FILE"]);
     assert_eq!(output.status.code(), Some(2), "{output:?}");
     // The path of an API request is an id as well.
-    kept.daemon.detach(&vif);
+    host.daemon.detach(&vif);
 }
 
 /// A start read all stations, and looked through the whole state, before the first port was opened.
 #[test]
 fn very_many_stations_are_there_after_a_restart_and_no_port_waits_for_them() {
     const STATIONS: i64 = 65_536;
-    let Some(mut kept) = Kept::new() else { return };
-    let text = fs::read_to_string(kept.daemon.file()).unwrap().replace("stations = 4096", "stations = 524288");
+    let Some(mut host) = StateHost::new() else { return };
+    let text = fs::read_to_string(host.daemon.file()).unwrap().replace("stations = 4096", "stations = 524288");
     let text = text.replace("mtu = 1500\n", "mtu = 1500\nfdb_limit = 524288\nfdb_limit_per_port = 524288\n");
-    kept.daemon.configure(&text.replace("network_id = \"net1\"\n", "network_id = \"net1\"\nport_security = \"off\"\n"));
-    kept.daemon.start();
-    kept.daemon.stop(Signal::TERM);
-    let state = kept.daemon.state();
+    host.daemon.configure(&text.replace("network_id = \"net1\"\n", "network_id = \"net1\"\nport_security = \"off\"\n"));
+    host.daemon.start();
+    host.daemon.stop(Signal::TERM);
+    let state = host.daemon.state();
     let mut database = Connection::open(&state).unwrap();
     let transaction = database.transaction().unwrap();
     let set: i64 = transaction.query_row("SELECT stations FROM current", [], |row| row.get(0)).unwrap();
@@ -630,59 +630,59 @@ fn very_many_stations_are_there_after_a_restart_and_no_port_waits_for_them() {
     transaction.commit().unwrap();
     drop(database);
     // All of them come; and a switch that is stopped before that has them again.
-    let known = |kept: &Kept| -> i64 { kept.daemon.get::<Value>("/v1/networks")[0]["stations"].as_i64().unwrap() };
-    let is_ready_before = |kept: &mut Kept| {
-        kept.daemon.start();
-        let at_ready = known(kept);
-        kept.daemon.stop(Signal::TERM);
+    let known = |host: &StateHost| -> i64 { host.daemon.get::<Value>("/v1/networks")[0]["stations"].as_i64().unwrap() };
+    let is_ready_before = |host: &mut StateHost| {
+        host.daemon.start();
+        let at_ready = known(host);
+        host.daemon.stop(Signal::TERM);
         at_ready < STATIONS
     };
     // Whoever asks may be late now and then.
-    assert!((0..5).any(|_| is_ready_before(&mut kept)), "it is ready only when all stations are there");
-    kept.daemon.start();
+    assert!((0..5).any(|_| is_ready_before(&mut host)), "it is ready only when all stations are there");
+    host.daemon.start();
     // On a busy machine they take their time.
-    let mut now = known(&kept);
+    let mut now = known(&host);
     while now < STATIONS {
-        now = await_that("more stations", || Some(known(&kept)).filter(|&more| more > now));
+        now = await_that("more stations", || Some(known(&host)).filter(|&more| more > now));
     }
 }
 
 /// The file calls the namespace of a port by another name: its netdev is the same, and stays.
 #[test]
 fn a_netdev_stays_when_its_namespace_is_called_by_another_name() {
-    let Some(mut kept) = Kept::new() else { return };
-    kept.daemon.start();
-    let before = kept.links(&[0]);
-    let name = kept.space.0.clone();
+    let Some(mut host) = StateHost::new() else { return };
+    host.daemon.start();
+    let before = host.links(&[0]);
+    let name = host.namespace.0.clone();
     // While it runs, and over a restart. To a path, the first two are one.
     for (signal, netns) in [
         (Signal::TERM, format!("/run/./netns/{name}")),
         (Signal::HUP, format!("/run//netns/{name}")),
         (Signal::HUP, format!("/run/netns/../netns/{name}")),
     ] {
-        kept.vifs[0].netns = netns;
-        kept.write(&[0], "", "");
+        host.vifs[0].netns = netns;
+        host.write(&[0], "", "");
         if signal == Signal::HUP {
-            kept.daemon.signal(signal);
-            kept.daemon.await_note("READY=1");
+            host.daemon.signal(signal);
+            host.daemon.await_note("READY=1");
         } else {
-            kept.daemon.stop(signal);
-            kept.daemon.start();
+            host.daemon.stop(signal);
+            host.daemon.start();
         }
-        kept.daemon.await_active(&kept.vifs[0]);
-        assert_eq!(kept.links(&[0]), before, "{signal:?}");
+        host.daemon.await_active(&host.vifs[0]);
+        assert_eq!(host.links(&[0]), before, "{signal:?}");
     }
     // And it is still known as ours: it goes with its port.
-    kept.daemon.detach(&kept.vifs[0]);
-    await_that("its netdev is gone", || kept.links(&[0])[0].is_none().then_some(()));
+    host.daemon.detach(&host.vifs[0]);
+    await_that("its netdev is gone", || host.links(&[0])[0].is_none().then_some(()));
 }
 
 /// Numbers that look like dice, from a seed that is printed.
-struct Dice(u64);
+struct Rng(u64);
 
-impl Dice {
+impl Rng {
     /// One below `sides`.
-    fn roll(&mut self, sides: u64) -> u64 {
+    fn below(&mut self, sides: u64) -> u64 {
         // xorshift64*
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -701,30 +701,30 @@ enum Known {
 }
 
 /// A switch whose file is edited while ports are attached and detached by API.
-struct Town {
-    kept: Kept,
+struct RestartScenario {
+    host: StateHost,
     /// Ports of the file, and whether each stands in it.
     of_file: Vec<(Vif, bool)>,
     of_api: Vec<(Vif, Known)>,
     /// The netdevs, by port, that must not go any more: by the index of the kernel.
     netdevs: std::collections::HashMap<String, u32>,
-    dice: Dice,
+    rng: Rng,
     answered: u32,
     unanswered: u32,
 }
 
-impl Town {
+impl RestartScenario {
     /// Edits the file, at once for whoever reads it.
     fn edit(&mut self) {
-        let change = self.dice.roll(self.of_file.len() as u64) as usize;
+        let change = self.rng.below(self.of_file.len() as u64) as usize;
         self.of_file[change].1 ^= true;
-        let ageing = format!("ageing_seconds = {}", 60 + self.dice.roll(1000));
+        let ageing = format!("ageing_seconds = {}", 60 + self.rng.below(1000));
         let vifs: Vec<Vif> = self.of_file.iter().filter(|(_, stands)| *stands).map(|(vif, _)| vif.clone()).collect();
-        let text = config(&self.kept.daemon.socket(), "", &[("net1", 1500)], &vifs);
+        let text = config(&self.host.daemon.socket(), "", &[("net1", 1500)], &vifs);
         let text = text.replacen("mtu = 1500\n", &format!("mtu = 1500\n{ageing}\n"), 1);
-        let new = self.kept.daemon.file().with_extension("new");
-        fs::write(&new, keeping(&text, &self.kept.daemon.state())).unwrap();
-        fs::rename(new, self.kept.daemon.file()).unwrap();
+        let new = self.host.daemon.file().with_extension("new");
+        fs::write(&new, keeping(&text, &self.host.daemon.state())).unwrap();
+        fs::rename(new, self.host.daemon.file()).unwrap();
         for (vif, stands) in &self.of_file {
             if !stands {
                 self.netdevs.remove(&vif.port);
@@ -735,9 +735,9 @@ impl Town {
     /// Attaches and detaches until `until`, or the switch does not answer any more.
     fn change_until(&mut self, until: &std::sync::atomic::AtomicBool) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let client = Client::new(self.kept.daemon.socket());
+        let client = Client::new(self.host.daemon.socket());
         while !until.load(std::sync::atomic::Ordering::Relaxed) {
-            let which = self.dice.roll(self.of_api.len() as u64) as usize;
+            let which = self.rng.below(self.of_api.len() as u64) as usize;
             let (vif, known) = &mut self.of_api[which];
             let attach = *known != Known::Attached;
             let answer = runtime.block_on(async {
@@ -746,9 +746,9 @@ impl Town {
                     let mac = vif.mac.to_string();
                     let body =
                         json!({"port_id": vif.port, "network_id": vif.network, "mac_address": mac, "device": device});
-                    client.ask(hyper::Method::POST, &format!("/v1/vms/{}/ports", vif.vm), Some(&body)).await
+                    client.request(hyper::Method::POST, &format!("/v1/vms/{}/ports", vif.vm), Some(&body)).await
                 } else {
-                    client.ask(hyper::Method::DELETE, &format!("/v1/ports/{}", vif.port), None).await
+                    client.request(hyper::Method::DELETE, &format!("/v1/ports/{}", vif.port), None).await
                 }
             });
             match answer {
@@ -777,7 +777,7 @@ impl Town {
 
     /// What was answered is so, and no netdev of a port that is wanted has gone.
     fn check(&mut self) {
-        let listed = self.kept.daemon.listed();
+        let listed = self.host.daemon.listed();
         let of_file =
             self.of_file.iter().map(|(vif, stands)| (vif, if *stands { Known::Attached } else { Known::Detached }));
         let of_api = self.of_api.iter().map(|(vif, known)| (vif, *known));
@@ -787,7 +787,7 @@ impl Town {
                 known == Known::Either || is_listed == (known == Known::Attached),
                 "{known:?}: {vif:?}, {listed:?}"
             );
-            let link = || self.kept.space.link(&vif.name).map(|link| link.index);
+            let link = || self.host.namespace.link(&vif.name).map(|link| link.index);
             if !is_listed {
                 await_that("the netdev of a port that nobody wants goes", || link().is_none().then_some(()));
                 continue;
@@ -802,12 +802,12 @@ impl Town {
     }
 
     /// The switch is ended or told to reload at some moment while it is changed, and its file edited.
-    fn moment(&mut self) {
-        let signal = [Signal::KILL, Signal::TERM, Signal::HUP][self.dice.roll(3) as usize];
-        let most = [2, 20, 60, 200][self.dice.roll(4) as usize] * 1000;
-        let micros = self.dice.roll(most) as i64;
-        let pid = rustix::process::Pid::from_raw(self.kept.daemon.pid().cast_signed()).unwrap();
-        if self.dice.roll(2) == 0 {
+    fn instant(&mut self) {
+        let signal = [Signal::KILL, Signal::TERM, Signal::HUP][self.rng.below(3) as usize];
+        let most = [2, 20, 60, 200][self.rng.below(4) as usize] * 1000;
+        let micros = self.rng.below(most) as i64;
+        let pid = rustix::process::Pid::from_raw(self.host.daemon.pid().cast_signed()).unwrap();
+        if self.rng.below(2) == 0 {
             self.edit();
         }
         let over = std::sync::atomic::AtomicBool::new(false);
@@ -829,14 +829,14 @@ impl Town {
             over.store(true, std::sync::atomic::Ordering::Relaxed);
         });
         if signal == Signal::HUP {
-            self.kept.daemon.await_note("READY=1");
+            self.host.daemon.await_note("READY=1");
         } else {
-            let ended = self.kept.daemon.wait();
-            assert!(signal == Signal::KILL || ended.code() == Some(0), "{ended:?}\n{}", self.kept.daemon.log());
-            if self.dice.roll(2) == 0 {
+            let ended = self.host.daemon.wait();
+            assert!(signal == Signal::KILL || ended.code() == Some(0), "{ended:?}\n{}", self.host.daemon.log());
+            if self.rng.below(2) == 0 {
                 self.edit();
             }
-            self.kept.daemon.start();
+            self.host.daemon.start();
         }
         self.check();
     }
@@ -851,33 +851,33 @@ fn at_whatever_moment_it_is_ended_or_reloaded_no_wanted_netdev_goes_and_no_answe
     let (moments, seed) = (number("STATE_MOMENTS").unwrap_or(12), number("STATE_SEED"));
     let seed = seed.unwrap_or_else(|| u64::from(std::process::id()) << 20 | 0x5_eed5);
     println!("STATE_SEED={seed}");
-    let Some(mut kept) = Kept::new() else { return };
-    let vif = |number: u8, vm: &str| Vif::new(vm, number, &kept.space);
+    let Some(mut host) = StateHost::new() else { return };
+    let vif = |number: u8, vm: &str| Vif::new(vm, number, &host.namespace);
     let of_file: Vec<_> = (1..=3).map(|number| (vif(number, "a"), true)).collect();
     // Of a VM of the file, and of others.
     let of_api = (4..=7).map(|number| (vif(number, if number < 6 { "a" } else { "b" }), Known::Detached)).collect();
-    kept.write(&[], "", "");
-    kept.daemon.start();
-    let mut town = Town {
-        kept,
+    host.write(&[], "", "");
+    host.daemon.start();
+    let mut topology = RestartScenario {
+        host,
         of_file,
         of_api,
         netdevs: std::collections::HashMap::new(),
-        dice: Dice(seed | 1),
+        rng: Rng(seed | 1),
         answered: 0,
         unanswered: 0,
     };
-    for (vif, stands) in &mut town.of_file {
+    for (vif, stands) in &mut topology.of_file {
         *stands = vif.port == "port-1";
     }
-    town.edit();
-    town.kept.daemon.stop(Signal::TERM);
-    town.kept.daemon.start();
-    town.check();
+    topology.edit();
+    topology.host.daemon.stop(Signal::TERM);
+    topology.host.daemon.start();
+    topology.check();
     for _ in 0..moments {
-        town.moment();
+        topology.instant();
     }
-    let Town { answered, unanswered, .. } = town;
+    let RestartScenario { answered, unanswered, .. } = topology;
     println!("{moments} moments: {answered} changes were answered, {unanswered} not");
     assert!(answered > 0 && unanswered > 0);
 }

@@ -8,37 +8,37 @@ use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, Vif, config};
 use crate::host::nic::{Nic, experiment};
-use crate::host::{Space, await_that};
+use crate::host::{Namespace, await_that};
 
 const GROUP: Mac = Mac::from_bits(0x0100_5e01_0101);
 
 /// A VM with two ports, and another VM; the VM's limits stand in the configuration.
-struct Scene {
+struct Scenario {
     daemon: Daemon,
     nics: Vec<Nic>,
     macs: Vec<Mac>,
-    _spaces: Vec<Space>,
+    _spaces: Vec<Namespace>,
 }
 
-impl Scene {
-    fn new(network: &str, vm: &str) -> Option<Scene> {
-        let spaces: Vec<Space> = (0..3).map(|_| Space::new()).collect::<Option<_>>()?;
+impl Scenario {
+    fn new(network: &str, vm: &str) -> Option<Scenario> {
+        let spaces: Vec<Namespace> = (0..3).map(|_| Namespace::new()).collect::<Option<_>>()?;
         let vms = ["cluster", "cluster", "peer"];
         let vifs: Vec<Vif> =
-            (1..).zip(vms).zip(&spaces).map(|((number, vm), space)| Vif::new(vm, number, space)).collect();
+            (1..).zip(vms).zip(&spaces).map(|((number, vm), namespace)| Vif::new(vm, number, namespace)).collect();
         let mut daemon = Daemon::new();
         let mut text = config(&daemon.socket(), "", &[("net1", 1500)], &vifs);
         text = text.replace("mtu = 1500\n", &format!("mtu = 1500\n{network}\n"));
         text = text.replace("id = \"cluster\"\n", &format!("id = \"cluster\"\n{vm}\n"));
         daemon.configure(&text);
         daemon.start();
-        let nics = spaces.iter().zip(&vifs).map(|(space, vif)| Nic::new(space, &vif.name)).collect();
-        Some(Scene { daemon, nics, macs: vifs.iter().map(|vif| vif.mac).collect(), _spaces: spaces })
+        let nics = spaces.iter().zip(&vifs).map(|(namespace, vif)| Nic::new(namespace, &vif.name)).collect();
+        Some(Scenario { daemon, nics, macs: vifs.iter().map(|vif| vif.mac).collect(), _spaces: spaces })
     }
 
     /// Sends so many frames to a group from a port of the VM. How many of them did not come to the other VM.
     fn lost(&self, port: usize, to: Mac, count: u64) -> u64 {
-        let before = self.died(port);
+        let before = self.dropped(port);
         // Few at once, so that none is lost anywhere else.
         for number in 0..count {
             self.nics[port].send(&experiment(to, self.macs[port], &number.to_be_bytes()));
@@ -50,11 +50,11 @@ impl Scene {
         // What was sent before it has been judged before it.
         self.nics[2].take_until(&last);
         self.nics.iter().for_each(|nic| drop(nic.rest()));
-        self.died(port) - before
+        self.dropped(port) - before
     }
 
     /// Frames of a port that storm limits have refused.
-    fn died(&self, port: usize) -> u64 {
+    fn dropped(&self, port: usize) -> u64 {
         let ports: Value = self.daemon.get("/v1/ports");
         let drops = ports[port]["drops"].as_object().unwrap();
         drops.iter().filter(|(reason, _)| reason.starts_with("storm_")).map(|(_, count)| count.as_u64().unwrap()).sum()
@@ -92,7 +92,7 @@ fn the_command_that_the_event_names_lifts_the_limit_of_a_port() {
         ("storm = { broadcast = { pps = 90 } }", "broadcast", Mac::BROADCAST),
         ("storm = { unknown_unicast = { pps = 80 } }", "unknown_unicast", Mac::from_bits(0x02bf_0a00_0001)),
     ] {
-        let Some(scene) = Scene::new(network, "") else { return };
+        let Some(scene) = Scenario::new(network, "") else { return };
         assert!(scene.lost(0, to, 1000) > 0);
         let event = await_that("the event", || scene.starts().pop());
         let text = event["text"].as_str().unwrap();
@@ -119,7 +119,7 @@ fn the_command_that_the_event_names_lifts_the_limit_of_a_vm() {
         ),
     ] {
         let network = "storm = { multicast = { pps = 100_000, burst = 100_000 } }";
-        let Some(scene) = Scene::new(network, vm) else { return };
+        let Some(scene) = Scenario::new(network, vm) else { return };
         assert!(scene.lost(0, GROUP, 500) + scene.lost(1, GROUP, 500) > 0);
         let event = await_that("the event", || scene.starts().pop());
         let text = event["text"].as_str().unwrap();
@@ -135,7 +135,7 @@ fn the_command_that_the_event_names_lifts_the_limit_of_a_vm() {
 fn a_port_without_storm_limits_has_none_of_its_vm_either() {
     let network = "storm = { multicast = { pps = 100 }, broadcast = { pps = 100 }, unknown_unicast = { pps = 100 }, \
                    copies = { pps = 100, burst = 100 } }";
-    let Some(scene) = Scene::new(network, "") else { return };
+    let Some(scene) = Scenario::new(network, "") else { return };
     let all = [GROUP, Mac::BROADCAST, Mac::from_bits(0x02bf_0a00_0001)];
     assert!(all.iter().all(|&to| scene.lost(0, to, 500) > 0));
     scene.daemon.done(&["set", "port-1", "storm=off"], "");
@@ -149,7 +149,7 @@ fn a_port_without_storm_limits_has_none_of_its_vm_either() {
 #[test]
 fn a_port_that_is_disabled_opens_when_its_limit_is_lifted() {
     let network = "storm = { multicast = { pps = 100, action = \"disable\", recovery_seconds = 0 } }";
-    let Some(scene) = Scene::new(network, "") else { return };
+    let Some(scene) = Scenario::new(network, "") else { return };
     for number in 0..1000u64 {
         scene.nics[0].send(&experiment(GROUP, scene.macs[0], &number.to_be_bytes()));
     }

@@ -8,8 +8,8 @@ use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, Vif, config};
 use crate::host::nic::{Nic, experiment};
-use crate::host::rig::{On, lay};
-use crate::host::{Space, await_that, run};
+use crate::host::setup::{DeviceKind, lay};
+use crate::host::{Namespace, await_that, run};
 
 /// On the wire of an uplink, and behind the bridge of a guest.
 const OUTSIDE: Mac = Mac::from_bits(0x0200_0000_0999);
@@ -20,39 +20,39 @@ const NETWORKS: [(&str, u16); 2] = [("net1", 1500), ("net2", 1500)];
 /// beside it, as a VLAN interface of the kernel does. And on each of the two networks somebody who hears what comes.
 struct Lab {
     daemon: Daemon,
-    guest: Space,
-    _host: Space,
+    guest: Namespace,
+    _host: Namespace,
     /// Behind the bridge.
     inside: Nic,
     /// On net1 and net2.
     observers: [Nic; 2],
-    _spaces: [Space; 2],
+    _spaces: [Namespace; 2],
 }
 
 /// A bridge with the netdev `outside` and i0, whose other end i1 is what speaks and hears.
-fn bridge(space: &Space, outside: &str) -> Nic {
-    space.ip("link add br0 type bridge");
-    space.ip("link add i0 type veth peer name i1");
+fn bridge(namespace: &Namespace, outside: &str) -> Nic {
+    namespace.ip("link add br0 type bridge");
+    namespace.ip("link add i0 type veth peer name i1");
     for name in [outside, "i0"] {
-        space.ip(&format!("link set dev {name} master br0"));
+        namespace.ip(&format!("link set dev {name} master br0"));
     }
     for name in ["br0", "i0", "i1"] {
-        space.ip(&format!("link set dev {name} up"));
+        namespace.ip(&format!("link set dev {name} up"));
     }
-    Nic::new(space, "i1")
+    Nic::new(namespace, "i1")
 }
 
 impl Lab {
     /// `uplink`: the bridge is on the wire of an uplink that carries net1 untagged and net2 as VLAN 101; else it is
     /// in a guest, the parent of whose trunk is on net1, with a subport of VLAN 101 on net2. `None`: cannot be tested.
-    fn new(on: On, uplink: bool, device: &str) -> Option<Lab> {
+    fn new(on: DeviceKind, uplink: bool, device: &str) -> Option<Lab> {
         Lab::started_by(on, uplink, device, Daemon::command)
     }
 
     /// The same with a switch that is started by this command.
-    fn started_by(on: On, uplink: bool, device: &str, command: impl FnOnce(&Daemon) -> Command) -> Option<Lab> {
-        let (guest, host) = (Space::new()?, Space::new()?);
-        let spaces = [Space::new()?, Space::new()?];
+    fn started_by(on: DeviceKind, uplink: bool, device: &str, command: impl FnOnce(&Daemon) -> Command) -> Option<Lab> {
+        let (guest, host) = (Namespace::new()?, Namespace::new()?);
+        let spaces = [Namespace::new()?, Namespace::new()?];
         let mut parent = Vif { kind: on.kind(), netns: host.0.clone(), ..Vif::new("a", 1, &guest) }.device(device);
         parent.mac = OUTSIDE;
         lay(&parent, &guest, 1500);
@@ -60,7 +60,7 @@ impl Lab {
         let others = [Vif::new("b", 2, &spaces[0]), Vif::new("c", 3, &spaces[1]).on("net2")];
         let mut vifs = others.to_vec();
         if !uplink {
-            vifs.extend([parent.clone(), Vif::new("a", 4, &guest).on("net2").behind(&parent, 101)]);
+            vifs.extend([parent.clone(), Vif::new("a", 4, &guest).on("net2").subport_of(&parent, 101)]);
             vifs.iter_mut().for_each(|vif| vif.more = "port_security = \"off\"".into());
         }
         let mut daemon = Daemon::new();
@@ -100,7 +100,7 @@ impl Lab {
 
     /// Sends a broadcast with these tags from behind the bridge, then one without and one of VLAN 101, and says what the
     /// observers have heard up to these.
-    fn heard(&self, tags: &[[u8; 4]]) -> [Vec<Vec<u8>>; 2] {
+    fn received(&self, tags: &[[u8; 4]]) -> [Vec<Vec<u8>>; 2] {
         let plain = |text: &[u8]| experiment(Mac::BROADCAST, OUTSIDE, &[text, &[0; 46]].concat());
         let tagged = |frame: &[u8], tags: &[[u8; 4]]| [&frame[..12], &tags.concat(), &frame[12..]].concat();
         self.inside.send(&tagged(&plain(b"frame"), tags));
@@ -124,23 +124,23 @@ impl Lab {
 }
 
 /// Tags of every kind, kept beside the frame.
-fn frames_stay_on_the_network_of_their_tag(on: On, uplink: bool) {
+fn frames_stay_on_the_network_of_their_tag(on: DeviceKind, uplink: bool) {
     let Some(lab) = Lab::new(on, uplink, "") else { return };
     let (what, key, id) = if uplink { ("uplinks", "uplink_id", "up0") } else { ("ports", "port_id", "port-1") };
     lab.await_status(what, key, id, "ACTIVE");
     let plain = experiment(Mac::BROADCAST, OUTSIDE, &[&b"frame"[..], &[0; 46]].concat());
-    let behind = |tag: [u8; 4]| [&plain[..12], &tag, &plain[12..]].concat();
+    let after = |tag: [u8; 4]| [&plain[..12], &tag, &plain[12..]].concat();
     let none: [Vec<Vec<u8>>; 2] = [vec![], vec![]];
-    assert_eq!(lab.heard(&[]), [vec![plain.clone()], vec![]], "{on:?}: untagged");
-    assert_eq!(lab.heard(&[[0x81, 0, 0, 101]]), [vec![], vec![plain.clone()]], "{on:?}: the tag of net2");
-    assert_eq!(lab.heard(&[[0x81, 0, 0, 102]]), none, "{on:?}: a tag that nobody has");
-    assert_eq!(lab.heard(&[[0x81, 0, 0, 102], [0x81, 0, 0, 101]]), none, "{on:?}: the tag of net2 behind another");
+    assert_eq!(lab.received(&[]), [vec![plain.clone()], vec![]], "{on:?}: untagged");
+    assert_eq!(lab.received(&[[0x81, 0, 0, 101]]), [vec![], vec![plain.clone()]], "{on:?}: the tag of net2");
+    assert_eq!(lab.received(&[[0x81, 0, 0, 102]]), none, "{on:?}: a tag that nobody has");
+    assert_eq!(lab.received(&[[0x81, 0, 0, 102], [0x81, 0, 0, 101]]), none, "{on:?}: the tag of net2 behind another");
     let inner = [0x81, 0, 0, 7];
-    assert_eq!(lab.heard(&[[0x81, 0, 0xa0, 101], inner]), [vec![], vec![behind(inner)]], "{on:?}: one behind it");
+    assert_eq!(lab.received(&[[0x81, 0, 0xa0, 101], inner]), [vec![], vec![after(inner)]], "{on:?}: one behind it");
     // What the guest turns on and off makes no difference.
     for txvlan in ["off", "on"] {
-        lab.guest.within(|| run("ethtool", &["-K", "tap1", "txvlan", txvlan]));
-        assert_eq!(lab.heard(&[[0x81, 0, 0, 101]]), [vec![], vec![plain.clone()]], "{on:?}: txvlan {txvlan}");
+        lab.guest.run_in(|| run("ethtool", &["-K", "tap1", "txvlan", txvlan]));
+        assert_eq!(lab.received(&[[0x81, 0, 0, 101]]), [vec![], vec![plain.clone()]], "{on:?}: txvlan {txvlan}");
     }
     let drops = lab.of(what, key, id)["drops"].clone();
     assert_eq!(drops, serde_json::json!({ "unknown_vlan": 2 }), "{on:?}");
@@ -148,28 +148,28 @@ fn frames_stay_on_the_network_of_their_tag(on: On, uplink: bool) {
 
 #[test]
 fn a_tag_beside_the_frame_decides_on_an_xdp_trunk() {
-    frames_stay_on_the_network_of_their_tag(On::Xdp, false);
+    frames_stay_on_the_network_of_their_tag(DeviceKind::Xdp, false);
 }
 
 #[test]
 fn a_tag_beside_the_frame_decides_on_an_xdp_uplink() {
-    frames_stay_on_the_network_of_their_tag(On::Xdp, true);
+    frames_stay_on_the_network_of_their_tag(DeviceKind::Xdp, true);
 }
 
 #[test]
 fn a_tag_beside_the_frame_decides_on_a_packet_trunk() {
-    frames_stay_on_the_network_of_their_tag(On::Packet, false);
+    frames_stay_on_the_network_of_their_tag(DeviceKind::Packet, false);
 }
 
 #[test]
 fn a_tag_beside_the_frame_decides_on_a_packet_uplink() {
-    frames_stay_on_the_network_of_their_tag(On::Packet, true);
+    frames_stay_on_the_network_of_their_tag(DeviceKind::Packet, true);
 }
 
 /// A port without subports forwards frames unmodified: also the tag that a guest's bridge keeps beside them.
 #[test]
 fn a_tag_beside_the_frame_passes_a_port_that_is_no_trunk() {
-    for on in [On::Xdp, On::Packet] {
+    for on in [DeviceKind::Xdp, DeviceKind::Packet] {
         let Some(lab) = Lab::new(on, false, "") else { return };
         lab.await_status("ports", "port_id", "port-1", "ACTIVE");
         lab.daemon.done(&["detach", "port-4"], "");
@@ -193,7 +193,7 @@ fn a_trunk_is_refused_by_a_kernel_that_tells_no_tags() {
         command.env_remove("NOTIFY_SOCKET").env_remove("VIFSWITCH_LOG");
         command
     };
-    let Some(lab) = Lab::started_by(On::Xdp, false, "", hidden) else { return };
+    let Some(lab) = Lab::started_by(DeviceKind::Xdp, false, "", hidden) else { return };
     let refused = lab.await_status("ports", "port_id", "port-1", "DOWN");
     let why = refused["status_reason"].as_str().unwrap();
     assert!(why.contains("CONFIG_DEBUG_INFO_BTF") && why.contains("kind = packet"), "{why}");
@@ -206,7 +206,7 @@ fn a_trunk_is_refused_by_a_kernel_that_tells_no_tags() {
 #[test]
 fn a_trunk_or_uplink_whose_tags_may_be_lost_is_refused() {
     for uplink in [false, true] {
-        let Some(lab) = Lab::new(On::Xdp, uplink, ", mode = \"generic\"") else { return };
+        let Some(lab) = Lab::new(DeviceKind::Xdp, uplink, ", mode = \"generic\"") else { return };
         let (what, key, id) = if uplink { ("uplinks", "uplink_id", "up0") } else { ("ports", "port_id", "port-1") };
         let named = |text: &str| text.contains("VLAN tag") && text.contains("kind = packet");
         let refused = lab.await_status(what, key, id, "DOWN");

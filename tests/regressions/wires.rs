@@ -8,24 +8,24 @@ use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, Vif, attachment, config, keeping};
 use crate::host::nic::{Nic, experiment, frame};
-use crate::host::{Space, await_that, run};
+use crate::host::{Namespace, await_that, run};
 
 /// The VLAN of net1 outside, and of net2.
 pub const VLANS: [u16; 2] = [120, 130];
 
 /// Lays a wire from the host to the outside; both ends have the same name.
-pub fn lay_wire(host: &Space, outside: &Space, name: &str) {
-    let Space(outside_name) = outside;
+pub fn lay_wire(host: &Namespace, outside: &Namespace, name: &str) {
+    let Namespace(outside_name) = outside;
     host.ip(&format!("link add {name} type veth peer name {name} netns {outside_name}"));
-    for space in [host, outside] {
+    for namespace in [host, outside] {
         // Tags stay in the frames, as on a wire.
-        space.within(|| run("ethtool", &["-K", name, "txvlan", "off", "rxvlan", "off"]));
-        space.ip(&format!("link set dev {name} up"));
+        namespace.run_in(|| run("ethtool", &["-K", name, "txvlan", "off", "rxvlan", "off"]));
+        namespace.ip(&format!("link set dev {name} up"));
     }
 }
 
 /// The text of a configuration over ports on net1, and uplinks with net1 and net2. Two uplinks are a group.
-pub fn wired(daemon: &Daemon, switch: &str, vifs: &[Vif], host: &Space, wires: &[&str]) -> String {
+pub fn wired(daemon: &Daemon, switch: &str, vifs: &[Vif], host: &Namespace, wires: &[&str]) -> String {
     let mut text = config(&daemon.socket(), switch, &[("net1", 1500), ("net2", 1500)], vifs);
     for wire in wires {
         let group = if wires.len() > 1 { "group = \"wire\"\n" } else { "" };
@@ -44,7 +44,7 @@ pub fn wired(daemon: &Daemon, switch: &str, vifs: &[Vif], host: &Space, wires: &
 /// Attaches a port that waits for its first frame. A switch that does not know of that has it as it was.
 pub fn attach_waiting(daemon: &Daemon, vif: &Vif) {
     let waiting = Vif { more: format!("{}\nactivation = \"first-frame\"", vif.more), ..vif.clone() };
-    if !daemon.tell(&["attach", "-"], &attachment(&waiting)).status.success() {
+    if !daemon.run_command(&["attach", "-"], &attachment(&waiting)).status.success() {
         daemon.attach(vif);
     }
 }
@@ -116,9 +116,9 @@ pub fn station(daemon: &Daemon, mac: Mac) -> Option<(String, String)> {
 }
 
 /// A place where frames arrive: a guest's, or the outside, with the tag of a VLAN.
-pub struct Place<'a>(pub &'a Nic, pub Option<u16>);
+pub struct WirePlace<'a>(pub &'a Nic, pub Option<u16>);
 
-impl Place<'_> {
+impl WirePlace<'_> {
     /// The frames up to this one, which is awaited.
     fn take_until(&self, last: &[u8]) -> Vec<Vec<u8>> {
         let next = || {
@@ -133,7 +133,7 @@ impl Place<'_> {
 }
 
 /// At which of these places a frame from `from` to a station arrives: a broadcast behind it tells when it must have.
-pub fn arrives(from: (&Nic, Mac), to: Mac, places: &[Place<'_>], tale: &str) -> Vec<usize> {
+pub fn arrives(from: (&Nic, Mac), to: Mac, places: &[WirePlace<'_>], tale: &str) -> Vec<usize> {
     let last = experiment(Mac::BROADCAST, from.1, format!("last {tale}").as_bytes());
     let wanted = experiment(to, from.1, tale.as_bytes());
     // What is shorter than a frame may be is filled up on its way.

@@ -2,7 +2,7 @@
 //! its checksums are right, is its receiver's business.
 
 use crate::host::nic::frame;
-use crate::host::rig::{Kind, On, PLAIN, Rig};
+use crate::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions};
 use vifswitch::wire::Mac;
 
 /// A stream of bytes that look like nothing in particular, the same every time (splitmix64).
@@ -38,10 +38,10 @@ fn packet(to: Mac, from: Mac, number: u32, noise: &mut Noise) -> Vec<u8> {
 fn any_address_speaks_to_any_other_one() {
     const PAIRS: u32 = 100_000;
     const WINDOW: u32 = 50;
-    for on in [&[On::Tap][..], &[On::Xdp], &[On::Packet]] {
-        let Some(rig) = Rig::new(Kind { on, ..PLAIN }, &["a", "b", "c"]) else { return };
-        let [a, b, c] = [0, 1, 2].map(|at| rig.nic(at));
-        let [from, to] = [0, 1].map(|at| rig.vifs[at].mac);
+    for on in [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]] {
+        let Some(setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["a", "b", "c"]) else { return };
+        let [a, b, c] = [0, 1, 2].map(|at| setup.nic(at));
+        let [from, to] = [0, 1].map(|at| setup.vifs[at].mac);
         let mut noise = Noise(7);
         for first in (0..PAIRS).step_by(WINDOW as usize) {
             let sent: Vec<_> = (first..first + WINDOW).map(|number| packet(to, from, number, &mut noise)).collect();
@@ -51,7 +51,7 @@ fn any_address_speaks_to_any_other_one() {
                 assert!(came == *packet, "{on:?}, behind {first}: sent {packet:02x?}, came {came:02x?}");
             }
         }
-        let ports = rig.daemon.quiet();
+        let ports = setup.daemon.await_idle();
         let [here, there, third] = [0, 1, 2].map(|at| &ports[at].counts);
         assert_eq!((here.rx_frames, here.forwarded), (PAIRS.into(), PAIRS.into()));
         assert_eq!((there.tx_frames, third.tx_frames), (PAIRS.into(), 0));

@@ -3,7 +3,7 @@
 use vifswitch::wire::Mac;
 
 use crate::host::nic::frame;
-use crate::host::rig::{Kind, On, PLAIN, Rig};
+use crate::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions};
 
 /// UDP over IPv4 to a group, at the MAC address that goes with it (RFC 1112, 6.4).
 fn to_group(from: Mac, group: [u8; 4]) -> Vec<u8> {
@@ -25,16 +25,16 @@ fn igmp(from: Mac, kind: u8, group: [u8; 4], to: [u8; 4]) -> Vec<u8> {
 
 #[test]
 fn groups_reach_everybody_whoever_has_joined() {
-    for on in [&[On::Tap][..], &[On::Xdp], &[On::Packet]] {
-        let Some(rig) = Rig::new(Kind { on, ..PLAIN }, &["a", "b", "c", "d"]) else { return };
-        let nics = [0, 1, 2, 3].map(|at| rig.nic(at));
+    for on in [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]] {
+        let Some(setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["a", "b", "c", "d"]) else { return };
+        let nics = [0, 1, 2, 3].map(|at| setup.nic(at));
         let everybody_hears = |from: usize, frame: &[u8], what: &str| {
             nics[from].send(frame);
             for (to, nic) in nics.iter().enumerate().filter(|(to, _)| *to != from) {
                 assert!(nic.take() == frame, "{on:?}: {what} from {from} at {to}");
             }
         };
-        let macs = [0, 1, 2, 3].map(|at| rig.vifs[at].mac);
+        let macs = [0, 1, 2, 3].map(|at| setup.vifs[at].mac);
         let all_groups = |when: &str| {
             for group in [[224, 0, 0, 1], [224, 0, 0, 18], [224, 0, 1, 129], [232, 1, 2, 3], [239, 255, 0, 7]] {
                 everybody_hears(0, &to_group(macs[0], group), &format!("{group:?} {when}"));
@@ -53,7 +53,7 @@ fn groups_reach_everybody_whoever_has_joined() {
         all_groups("that one has joined");
         everybody_hears(1, &igmp(macs[1], 0x17, GROUP, [224, 0, 0, 2]), "a leave");
         all_groups("that the last one has left");
-        let ports = rig.daemon.quiet();
+        let ports = setup.daemon.await_idle();
         assert!(ports.iter().all(|port| port.counts.drops.is_empty() && port.counts.forwarded == 0), "{ports:?}");
         assert!(nics.iter().all(|nic| nic.rest().is_empty()), "{on:?}: each once");
     }

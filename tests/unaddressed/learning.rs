@@ -1,28 +1,28 @@
 //! Where stations are is learned from their frames and from the configuration, never from what they say of
 //! addresses: AT-08, AT-09, REQ-13 and REQ-25.
 
-use vifswitch::control::view::{StationKind, StationView, Status};
+use vifswitch::control::responses::{StationKind, StationView, Status};
 use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, Vif};
 use crate::host::nic::{Nic, experiment, frame};
-use crate::host::rig::{Kind, On, PLAIN, Rig, guests, ping};
+use crate::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, guests, ping};
 
-const ALIKE: [&[On]; 3] = [&[On::Tap], &[On::Xdp], &[On::Packet]];
+const ALIKE: [&[DeviceKind]; 3] = [&[DeviceKind::Tap], &[DeviceKind::Xdp], &[DeviceKind::Packet]];
 
 /// Behind a port, and not its own.
 const STATION: Mac = Mac::from_bits(0x0a00_0000_0001);
 
 /// A port for each of these keys, each of a VM of its own.
-fn rig(on: &[On], keys: &[&str]) -> Option<Rig> {
+fn setup(on: &[DeviceKind], keys: &[&str]) -> Option<Setup> {
     let vms = &["a", "b", "c", "d"][..keys.len()];
     let (spaces, vifs) = guests(vms, on, 1500)?;
     let vifs: Vec<Vif> = vifs.into_iter().zip(keys).map(|(vif, keys)| Vif { more: (*keys).into(), ..vif }).collect();
-    Some(Rig { daemon: Daemon::over(&vifs), vifs, spaces })
+    Some(Setup { daemon: Daemon::over(&vifs), vifs, spaces })
 }
 
-fn stations(rig: &Rig, mac: Mac) -> Vec<StationView> {
-    let mut all: Vec<StationView> = rig.daemon.get("/v1/fdb");
+fn stations(setup: &Setup, mac: Mac) -> Vec<StationView> {
+    let mut all: Vec<StationView> = setup.daemon.get("/v1/fdb");
     all.retain(|station| station.mac_address == mac.to_string());
     all
 }
@@ -32,21 +32,21 @@ fn stations(rig: &Rig, mac: Mac) -> Vec<StationView> {
 fn a_port_without_an_address_is_there_at_once() {
     for on in ALIKE {
         let keys = "port_security = \"off\"\nfixed_ips = []\nip_allocation = \"none\"";
-        let Some(rig) = rig(on, &[keys, "", ""]) else { return };
-        assert_eq!(rig.daemon.port(&rig.vifs[0]).status, Status::Active);
-        let [a, b, c] = [0, 1, 2].map(|at| rig.nic(at));
-        let [own, peer] = [0, 1].map(|at| rig.vifs[at].mac);
+        let Some(setup) = setup(on, &[keys, "", ""]) else { return };
+        assert_eq!(setup.daemon.port(&setup.vifs[0]).status, Status::Active);
+        let [a, b, c] = [0, 1, 2].map(|at| setup.nic(at));
+        let [own, peer] = [0, 1].map(|at| setup.vifs[at].mac);
         for (source, kind) in [(own, StationKind::Pinned), (STATION, StationKind::Learned)] {
             let first = experiment(peer, source, b"the first");
             a.send(&first);
             assert_eq!(b.take(), first);
-            let [station] = stations(&rig, source).try_into().unwrap();
+            let [station] = stations(&setup, source).try_into().unwrap();
             assert_eq!((station.kind, station.port_id.as_str()), (kind, "port-1"));
             let back = experiment(source, peer, b"back, before any ARP");
             b.send(&back);
             assert_eq!(a.take(), back);
         }
-        let ports = rig.daemon.quiet();
+        let ports = setup.daemon.await_idle();
         assert_eq!((ports[1].counts.forwarded, ports[1].counts.flooded, ports[2].counts.tx_frames), (2, 0, 0));
         assert!([a, b, c].iter().all(|nic| nic.rest().is_empty()), "{on:?}: nobody said anything else");
     }
@@ -56,24 +56,26 @@ fn a_port_without_an_address_is_there_at_once() {
 #[test]
 fn a_bystander_gets_nothing_of_what_is_for_others() {
     for on in ALIKE {
-        let Some(rig) = Rig::new(Kind { on, ..PLAIN }, &["sender", "receiver", "bystander"]) else { return };
-        let [a, b, c] = [0, 1, 2].map(|at| rig.nic(at));
-        let silent = experiment(rig.vifs[1].mac, rig.vifs[0].mac, b"are you there?");
+        let Some(setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["sender", "receiver", "bystander"]) else {
+            return;
+        };
+        let [a, b, c] = [0, 1, 2].map(|at| setup.nic(at));
+        let silent = experiment(setup.vifs[1].mac, setup.vifs[0].mac, b"are you there?");
         for _ in 0..5 {
             a.send(&silent);
             assert_eq!(b.take(), silent);
         }
-        rig.daemon.quiet();
-        assert_eq!(rig.daemon.port(&rig.vifs[1]).counts.rx_frames, 0, "it has said nothing yet");
+        setup.daemon.await_idle();
+        assert_eq!(setup.daemon.port(&setup.vifs[1]).counts.rx_frames, 0, "it has said nothing yet");
         assert!(c.rest().is_empty(), "{on:?}: its address is known from the configuration");
 
-        let addresses = [0, 1].map(|at| rig.address(at));
+        let addresses = [0, 1].map(|at| setup.address(at));
         for (at, to) in [(0, 1), (1, 0)] {
-            let (mac, device) = (rig.vifs[to].mac, &rig.vifs[at].name);
-            rig.spaces[at].ip(&format!("neigh add {} lladdr {mac} dev {device}", addresses[to]));
+            let (mac, device) = (setup.vifs[to].mac, &setup.vifs[at].name);
+            setup.spaces[at].ip(&format!("neigh add {} lladdr {mac} dev {device}", addresses[to]));
         }
-        ping(&rig.spaces[0], addresses[1], 5);
-        let ports = rig.daemon.quiet();
+        ping(&setup.spaces[0], addresses[1], 5);
+        let ports = setup.daemon.await_idle();
         assert_eq!((a.rest().len(), b.rest().len(), c.rest().len()), (5, 5, 0), "{on:?}");
         assert_eq!((ports[0].counts.flooded, ports[1].counts.flooded, ports[2].counts.tx_frames), (0, 0, 0));
     }
@@ -84,9 +86,9 @@ fn a_bystander_gets_nothing_of_what_is_for_others() {
 fn who_wants_less_gets_less_and_who_wants_more_gets_more() {
     for on in ALIKE {
         let keys = ["port_security = \"off\"", "", "unknown_unicast = \"suppress\"", "promiscuous = true"];
-        let Some(rig) = rig(on, &keys) else { return };
-        let [a, b, c, d] = [0, 1, 2, 3].map(|at| rig.nic(at));
-        let [own, peer] = [0, 1].map(|at| rig.vifs[at].mac);
+        let Some(setup) = setup(on, &keys) else { return };
+        let [a, b, c, d] = [0, 1, 2, 3].map(|at| setup.nic(at));
+        let [own, peer] = [0, 1].map(|at| setup.vifs[at].mac);
         let unknown = experiment(STATION, peer, b"where are you?");
         b.send(&unknown);
         assert!([&a, &d].into_iter().all(|nic| nic.take() == unknown));
@@ -104,10 +106,13 @@ fn who_wants_less_gets_less_and_who_wants_more_gets_more() {
         let all = experiment(Mac::BROADCAST, peer, b"to all");
         b.send(&all);
         assert!([&a, &c, &d].into_iter().all(|nic| nic.take() == all), "{on:?}: the first that it gets");
-        let counts = rig.daemon.quiet().into_iter().map(|port| port.counts).collect::<Vec<_>>();
-        assert_eq!((counts[2].suppressed, counts[2].mirrored, counts[2].tx_frames), (1, 0, 1));
-        assert_eq!((counts[3].suppressed, counts[3].mirrored, counts[3].tx_frames), (0, 11, 13));
-        assert_eq!((counts[0].mirrored + counts[0].suppressed, counts[1].mirrored + counts[1].suppressed), (0, 0));
+        let counts = setup.daemon.await_idle().into_iter().map(|port| port.counts).collect::<Vec<_>>();
+        assert_eq!((counts[2].not_flooded, counts[2].mirror_copies, counts[2].tx_frames), (1, 0, 1));
+        assert_eq!((counts[3].not_flooded, counts[3].mirror_copies, counts[3].tx_frames), (0, 11, 13));
+        assert_eq!(
+            (counts[0].mirror_copies + counts[0].not_flooded, counts[1].mirror_copies + counts[1].not_flooded),
+            (0, 0)
+        );
         assert!([a, b, c, d].iter().all(|nic| nic.rest().is_empty()));
     }
 }
@@ -124,10 +129,10 @@ fn a_station_that_says_where_it_is_is_there_at_once() {
     let garp = frame(Mac::BROADCAST, STATION, 0x0806, &mine);
     for on in ALIKE {
         let off = "port_security = \"off\"";
-        let Some(rig) = rig(on, &[off, off, ""]) else { return };
-        let nics = [0, 1, 2].map(|at| rig.nic(at));
+        let Some(setup) = setup(on, &[off, off, ""]) else { return };
+        let nics = [0, 1, 2].map(|at| setup.nic(at));
         let asks = |asker: &Nic, tale: String| {
-            let frame = experiment(STATION, rig.vifs[2].mac, tale.as_bytes());
+            let frame = experiment(STATION, setup.vifs[2].mac, tale.as_bytes());
             asker.send(&frame);
             frame
         };
@@ -135,15 +140,15 @@ fn a_station_that_says_where_it_is_is_there_at_once() {
             nics[at].send(said);
             assert!(nics[1 - at].take() == *said && nics[2].take() == *said, "{on:?}");
             for number in 0..3 {
-                let asked = asks(&nics[2], format!("to {at}: {number}"));
-                assert_eq!(nics[at].take(), asked, "{on:?}");
+                let requests = asks(&nics[2], format!("to {at}: {number}"));
+                assert_eq!(nics[at].take(), requests, "{on:?}");
             }
-            rig.daemon.quiet();
+            setup.daemon.await_idle();
             assert!(nics[1 - at].rest().is_empty(), "{on:?}: none went where it was before");
-            let [station] = stations(&rig, STATION).try_into().unwrap();
-            assert_eq!(station.port_id, rig.vifs[at].port);
+            let [station] = stations(&setup, STATION).try_into().unwrap();
+            assert_eq!(station.port_id, setup.vifs[at].port);
         }
-        let ports = rig.daemon.quiet();
+        let ports = setup.daemon.await_idle();
         assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
     }
 }

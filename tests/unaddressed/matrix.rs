@@ -8,11 +8,11 @@ use vifswitch::wire::Mac;
 use crate::host::EXPERIMENT;
 use crate::host::daemon::config;
 use crate::host::nic::{experiment, frame};
-use crate::host::rig::{Kind, On, PLAIN, Rig, two_workers};
+use crate::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, two_workers};
 
 /// Whom a frame reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reach {
+pub enum Outcome {
     /// The one it is for.
     OnlyB,
     /// Everybody but its sender.
@@ -22,8 +22,8 @@ pub enum Reach {
 }
 
 /// Every kind of frame, on a network with an MTU of 9000.
-pub fn matrix(a: Mac, b: Mac) -> Vec<(&'static str, Vec<u8>, Reach)> {
-    use Reach::{All, Nobody, OnlyB};
+pub fn matrix(a: Mac, b: Mac) -> Vec<(&'static str, Vec<u8>, Outcome)> {
+    use Outcome::{All, Nobody, OnlyB};
     let mac = |bits: u64| Mac::from_bits(bits);
     let bytes = |len: usize| -> Vec<u8> { (0..len).map(|i| (i * 31) as u8).collect() };
     let to_b = |kind: u16| frame(b, a, kind, &bytes(60));
@@ -131,38 +131,38 @@ fn name_of(group: u8) -> String {
 }
 
 /// A row of the table: what it is, whom it has to reach, and how often it came to B and to C.
-type Seen = (&'static str, Reach, [usize; 2]);
+type Seen = (&'static str, Outcome, [usize; 2]);
 
 /// Sends everything, on a network whose policy on reserved groups is this, if it is not the usual one. `None`
 /// where this cannot be tested.
-fn every_kind_of_frame(kind: Kind, policy: Option<(&str, u16)>) -> Option<Vec<Seen>> {
-    let rig = Rig::new(Kind { mtu: 9000, ..kind }, &["a", "b", "c"])?;
+fn every_kind_of_frame(kind: SetupOptions, policy: Option<(&str, u16)>) -> Option<Vec<Seen>> {
+    let setup = Setup::new(SetupOptions { mtu: 9000, ..kind }, &["a", "b", "c"])?;
     if let Some((policy, _)) = policy {
-        let text = config(&rig.daemon.socket(), kind.switch, &[("net1", 9000)], &rig.vifs);
+        let text = config(&setup.daemon.socket(), kind.switch, &[("net1", 9000)], &setup.vifs);
         let text = text.replace("mtu = 9000", &format!("mtu = 9000\nreserved_groups = \"{policy}\""));
-        rig.daemon.done(&["apply", "-"], &text);
+        setup.daemon.done(&["apply", "-"], &text);
     }
     // The guests may do what they like with their own interfaces.
-    for (space, vif) in rig.spaces.iter().zip(&rig.vifs) {
-        space.ip(&format!("link set {} mtu 9200", vif.name));
+    for (namespace, vif) in setup.spaces.iter().zip(&setup.vifs) {
+        namespace.ip(&format!("link set {} mtu 9200", vif.name));
     }
-    let [a, b, c] = [0, 1, 2].map(|index| rig.nic(index));
-    let macs = [0, 1, 2].map(|index| rig.vifs[index].mac);
+    let [a, b, c] = [0, 1, 2].map(|index| setup.nic(index));
+    let macs = [0, 1, 2].map(|index| setup.vifs[index].mac);
     let mut rows = matrix(macs[0], macs[1]);
     let (mut reasons, mut groups, mut seen) = (BTreeMap::new(), BTreeMap::new(), Vec::new());
-    for (number, (name, row, reach)) in rows.iter_mut().enumerate() {
+    for (number, (name, row, attachment)) in rows.iter_mut().enumerate() {
         if let (Some((_, mask)), Some(group)) = (policy, reserved(row)) {
-            *reach = if mask >> group & 1 == 1 { Reach::All } else { Reach::Nobody("reserved_group") };
+            *attachment = if mask >> group & 1 == 1 { Outcome::All } else { Outcome::Nobody("reserved_group") };
         }
         let mark = experiment(Mac::BROADCAST, macs[0], &[&number.to_be_bytes()[..], b" and nothing after it"].concat());
         a.try_send(row).unwrap_or_else(|e| panic!("{name}: {e}"));
         a.send(&mark);
         let came = [b.take_until(&mark), c.take_until(&mark)];
         let one = || vec![row.clone()];
-        let wanted = match reach {
-            Reach::OnlyB => [one(), vec![]],
-            Reach::All => [one(), one()],
-            Reach::Nobody(reason) => {
+        let wanted = match attachment {
+            Outcome::OnlyB => [one(), vec![]],
+            Outcome::All => [one(), one()],
+            Outcome::Nobody(reason) => {
                 *reasons.entry((*reason).to_owned()).or_insert(0) += 1;
                 if let Some(group) = reserved(row) {
                     *groups.entry(name_of(group)).or_insert(0) += 1;
@@ -170,12 +170,12 @@ fn every_kind_of_frame(kind: Kind, policy: Option<(&str, u16)>) -> Option<Vec<Se
                 [vec![], vec![]]
             }
         };
-        assert!(came == wanted, "{name}, {reach:?}:\nsent {row:02x?}\ncame {came:02x?}");
-        seen.push((*name, *reach, came.map(|frames| frames.len())));
+        assert!(came == wanted, "{name}, {attachment:?}:\nsent {row:02x?}\ncame {came:02x?}");
+        seen.push((*name, *attachment, came.map(|frames| frames.len())));
     }
-    let count = |wanted: Reach| rows.iter().filter(|(_, _, reach)| *reach == wanted).count() as u64;
-    let ports = rig.daemon.quiet().into_iter().map(|port| port.counts).collect::<Vec<_>>();
-    let (all, only, marks) = (count(Reach::All), count(Reach::OnlyB), rows.len() as u64);
+    let count = |wanted: Outcome| rows.iter().filter(|(_, _, attachment)| *attachment == wanted).count() as u64;
+    let ports = setup.daemon.await_idle().into_iter().map(|port| port.counts).collect::<Vec<_>>();
+    let (all, only, marks) = (count(Outcome::All), count(Outcome::OnlyB), rows.len() as u64);
     assert_eq!((ports[0].rx_frames, ports[0].forwarded, ports[0].flooded), (2 * marks, only, all + marks));
     assert_eq!((ports[1].tx_frames, ports[2].tx_frames), (only + all + marks, all + marks));
     assert_eq!((ports[0].tx_frames, &ports[0].drops, &ports[0].reserved_groups), (0, &reasons, &groups));
@@ -186,16 +186,16 @@ fn every_kind_of_frame(kind: Kind, policy: Option<(&str, u16)>) -> Option<Vec<Se
 /// One row per frame: what it is, whom it has to reach, and what came at B and at C on each kind of port.
 #[test]
 fn the_table() {
-    let kinds = [&[On::Tap][..], &[On::Xdp], &[On::Packet]];
-    let seen = kinds.map(|on| every_kind_of_frame(Kind { on, ..PLAIN }, None));
+    let kinds = [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]];
+    let seen = kinds.map(|on| every_kind_of_frame(SetupOptions { on, ..PLAIN }, None));
     let [Some(tap), Some(xdp), Some(packet)] = seen else { return };
     println!("{:<26} {:<24} {:>7} {:>7} {:>7}", "frame", "expected", "tap B C", "xdp B C", "pkt B C");
     for ((row, xdp), packet) in tap.iter().zip(&xdp).zip(&packet) {
-        let (name, reach, came) = row;
-        let expected = match reach {
-            Reach::OnlyB => "B".to_owned(),
-            Reach::All => "B and C".to_owned(),
-            Reach::Nobody(reason) => format!("none: {reason}"),
+        let (name, attachment, came) = row;
+        let expected = match attachment {
+            Outcome::OnlyB => "B".to_owned(),
+            Outcome::All => "B and C".to_owned(),
+            Outcome::Nobody(reason) => format!("none: {reason}"),
         };
         let [tap, xdp, packet] = [came, &xdp.2, &packet.2].map(|[b, c]| format!("{b} {c}"));
         println!("{name:<26} {expected:<24} {tap:>7} {xdp:>7} {packet:>7}");
@@ -205,35 +205,35 @@ fn the_table() {
 
 #[test]
 fn reserved_groups_pass_or_are_refused_by_name() {
-    for on in [&[On::Tap][..], &[On::Xdp], &[On::Packet]] {
+    for on in [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]] {
         for policy in [("none", 0), ("all", 0xffff), ("0x400d", 0x400d)] {
-            every_kind_of_frame(Kind { on, ..PLAIN }, Some(policy));
+            every_kind_of_frame(SetupOptions { on, ..PLAIN }, Some(policy));
         }
     }
 }
 
 #[test]
 fn every_kind_of_frame_reaches_whom_it_should_without_offloads() {
-    every_kind_of_frame(Kind { device: ", offloads = false", ..PLAIN }, None);
+    every_kind_of_frame(SetupOptions { device: ", offloads = false", ..PLAIN }, None);
 }
 
 #[test]
 fn every_kind_of_frame_reaches_whom_it_should_on_other_workers() {
     let Some(switch) = two_workers() else { return };
-    every_kind_of_frame(Kind { switch, ..PLAIN }, None);
+    every_kind_of_frame(SetupOptions { switch, ..PLAIN }, None);
 }
 
 /// Each kind sends, receives and stands by, next to each other one.
 #[test]
 fn every_kind_of_frame_reaches_whom_it_should_on_every_kind_of_port() {
     for on in [
-        &[On::Tap, On::Xdp, On::Packet][..],
-        &[On::Xdp, On::Packet, On::Tap],
-        &[On::Packet, On::Tap, On::Xdp],
-        &[On::Tap, On::Packet, On::Xdp],
-        &[On::Xdp, On::Tap, On::Packet],
-        &[On::Packet, On::Xdp, On::Tap],
+        &[DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet][..],
+        &[DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Tap],
+        &[DeviceKind::Packet, DeviceKind::Tap, DeviceKind::Xdp],
+        &[DeviceKind::Tap, DeviceKind::Packet, DeviceKind::Xdp],
+        &[DeviceKind::Xdp, DeviceKind::Tap, DeviceKind::Packet],
+        &[DeviceKind::Packet, DeviceKind::Xdp, DeviceKind::Tap],
     ] {
-        every_kind_of_frame(Kind { on, ..PLAIN }, None);
+        every_kind_of_frame(SetupOptions { on, ..PLAIN }, None);
     }
 }

@@ -8,15 +8,15 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with};
-use vifswitch::control::view::Status;
+use vifswitch::control::responses::Status;
 use vifswitch::wire::Mac;
 
 use crate::host::daemon::{Daemon, TIMEOUT, Vif};
 use crate::host::nic::Nic;
-use crate::host::rig::{On, lay, ping};
-use crate::host::{Space, await_that, readable};
+use crate::host::setup::{DeviceKind, lay, ping};
+use crate::host::{Namespace, await_that, readable};
 
-/// Their names on the switch and in their guests, in the order of [`Scene::vifs`].
+/// Their names on the switch and in their guests, in the order of [`Scenario::vifs`].
 const VM1: usize = 0;
 const VM2_LEFT: usize = 1;
 const VM2_RIGHT: usize = 2;
@@ -26,7 +26,7 @@ const ONE: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 11);
 const THREE: Ipv4Addr = Ipv4Addr::new(10, 10, 2, 13);
 /// What vm1 takes vm3 for, and what vm3 takes vm1 for. Nobody has them.
 const FOR_THREE: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 200);
-const FOR_ONE: Ipv4Addr = Ipv4Addr::new(10, 10, 2, 200);
+const UNICAST: Ipv4Addr = Ipv4Addr::new(10, 10, 2, 200);
 
 const RULES: &str = "table ip middle {
     chain before {
@@ -40,17 +40,17 @@ const RULES: &str = "table ip middle {
 }
 ";
 
-struct Scene {
+struct Scenario {
     /// vm1, vm2, vm3, and the host's.
-    spaces: Vec<Space>,
+    spaces: Vec<Namespace>,
     /// The four between them, and one each on mgmt.
     vifs: Vec<Vif>,
     daemon: Daemon,
 }
 
 /// Writes settings of a namespace's stack.
-fn sysctl(space: &Space, settings: &[(&str, &str)]) {
-    space.within(|| {
+fn sysctl(namespace: &Namespace, settings: &[(&str, &str)]) {
+    namespace.run_in(|| {
         for (name, value) in settings {
             std::fs::write(format!("/proc/sys/net/ipv4/{name}"), value).unwrap_or_else(|e| panic!("{name}: {e}"));
         }
@@ -58,9 +58,9 @@ fn sysctl(space: &Space, settings: &[(&str, &str)]) {
 }
 
 /// Whether a namespace translates addresses from now on. A word about it if it cannot.
-fn translates(space: &Space) -> bool {
+fn translates(namespace: &Namespace) -> bool {
     let mut nft = Command::new("ip");
-    nft.args(["netns", "exec", &space.0, "nft", "-f", "-"]);
+    nft.args(["netns", "exec", &namespace.0, "nft", "-f", "-"]);
     let mut child = nft.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // One that is not there reads nothing of it.
     let _ = child.stdin.take().unwrap().write_all(RULES.as_bytes());
@@ -71,10 +71,10 @@ fn translates(space: &Space) -> bool {
     done.status.success()
 }
 
-impl Scene {
+impl Scenario {
     /// Steps 1 to 3. vm1 and vm3 have their addresses in the configuration, or nobody has any there.
-    fn new(on: On, is_told: bool) -> Option<Scene> {
-        let spaces = (0..4).map(|_| Space::new()).collect::<Option<Vec<_>>>()?;
+    fn new(on: DeviceKind, is_told: bool) -> Option<Scenario> {
+        let spaces = (0..4).map(|_| Namespace::new()).collect::<Option<Vec<_>>>()?;
         if !translates(&spaces[1]) {
             return None;
         }
@@ -91,13 +91,13 @@ impl Scene {
         for at in [VM2_LEFT, VM2_RIGHT] {
             vifs[at].more = "port_security = \"off\"\nip_allocation = \"none\"".into();
         }
-        for (vif, at) in vifs.iter_mut().zip([0, 1, 1, 2]).filter(|_| on != On::Tap) {
+        for (vif, at) in vifs.iter_mut().zip([0, 1, 1, 2]).filter(|_| on != DeviceKind::Tap) {
             (vif.kind, vif.netns) = (on.kind(), spaces[3].0.clone());
             lay(vif, &spaces[at], 1500);
         }
         let daemon = Daemon::with("", &[("net1", 1500), ("net2", 1500), ("mgmt", 1500)], &vifs);
         assert!(daemon.ports().iter().all(|port| port.status == Status::Active));
-        let scene = Scene { spaces, vifs, daemon };
+        let scene = Scenario { spaces, vifs, daemon };
         scene.address(&[(VM1, &format!("{ONE}/24")), (VM3, &format!("{THREE}/24"))]);
         scene.address(&[(4, "192.0.2.11/24"), (5, "192.0.2.12/24"), (6, "192.0.2.13/24")]);
         let filters = [("conf/all/rp_filter", "0"), ("conf/tap2/rp_filter", "0"), ("conf/tap3/rp_filter", "0")];
@@ -115,7 +115,7 @@ impl Scene {
     }
 
     /// The namespace of the guest behind a port.
-    fn guest(&self, at: usize) -> &Space {
+    fn guest(&self, at: usize) -> &Namespace {
         let number = self.vifs[at].vm.as_bytes()[2] - b'1';
         &self.spaces[usize::from(number)]
     }
@@ -123,7 +123,7 @@ impl Scene {
     /// Everybody knows for good where the next one is.
     fn neighbours(&self) {
         for (at, address, there) in
-            [(VM1, FOR_THREE, VM2_LEFT), (VM2_LEFT, ONE, VM1), (VM2_RIGHT, THREE, VM3), (VM3, FOR_ONE, VM2_RIGHT)]
+            [(VM1, FOR_THREE, VM2_LEFT), (VM2_LEFT, ONE, VM1), (VM2_RIGHT, THREE, VM3), (VM3, UNICAST, VM2_RIGHT)]
         {
             let (mac, device) = (self.vifs[there].mac, &self.vifs[at].name);
             self.guest(at).ip(&format!("neigh replace {address} lladdr {mac} nud permanent dev {device}"));
@@ -131,14 +131,14 @@ impl Scene {
     }
 
     /// What comes to the guest behind a port from now on.
-    fn ear(&self, at: usize) -> Nic {
+    fn listener(&self, at: usize) -> Nic {
         Nic::new(self.guest(at), &self.vifs[at].name)
     }
 
     /// 5 MB of TCP from vm1 to vm3, which takes somebody else for the one who sends them.
     fn stream(&self) {
         let content: Vec<u8> = (0..5_000_000u32).map(|i| (i * 7 + (i >> 9)) as u8).collect();
-        let listener = self.spaces[2].within(|| TcpListener::bind((THREE, 0))).unwrap();
+        let listener = self.spaces[2].run_in(|| TcpListener::bind((THREE, 0))).unwrap();
         let port = listener.local_addr().unwrap().port();
         thread::scope(|scope| {
             let reader = scope.spawn(|| {
@@ -151,7 +151,7 @@ impl Scene {
                 (came, peer)
             });
             let there = SocketAddr::from((FOR_THREE, port));
-            let mut stream = self.spaces[0].within(|| TcpStream::connect_timeout(&there, TIMEOUT)).unwrap();
+            let mut stream = self.spaces[0].run_in(|| TcpStream::connect_timeout(&there, TIMEOUT)).unwrap();
             stream.set_read_timeout(Some(TIMEOUT)).unwrap();
             stream.set_write_timeout(Some(TIMEOUT)).unwrap();
             stream.write_all(&content).unwrap();
@@ -160,21 +160,21 @@ impl Scene {
             stream.read_to_end(&mut answer).unwrap();
             let (came, peer) = reader.join().unwrap();
             assert!(came == content && answer == b"thanks", "{} bytes came, {answer:?} came back", came.len());
-            assert_eq!(peer.ip(), FOR_ONE);
+            assert_eq!(peer.ip(), UNICAST);
         });
     }
 
     /// Step 4: everything that has to work, seen from all sides. `is_silent`: without a word of ARP.
     fn works(&self, is_silent: bool) {
-        let ears = [VM1, VM2_LEFT, VM2_RIGHT, VM3].map(|at| self.ear(at));
+        let listeners = [VM1, VM2_LEFT, VM2_RIGHT, VM3].map(|at| self.listener(at));
         ping(&self.spaces[0], FOR_THREE, 5);
-        let seen = ears.each_ref().map(Nic::rest);
+        let seen = listeners.each_ref().map(Nic::rest);
         let icmp = |frames: &[Vec<u8>]| frames.iter().filter(|frame| is_icmp(frame)).cloned().collect::<Vec<_>>();
         let [at_one, at_left, at_right, at_three] = seen.each_ref().map(|frames| icmp(frames));
         for (what, frames, macs, addresses) in [
             ("requests to vm2", &at_left, (VM2_LEFT, VM1), (ONE, FOR_THREE)),
-            ("requests to vm3", &at_three, (VM3, VM2_RIGHT), (FOR_ONE, THREE)),
-            ("replies to vm2", &at_right, (VM2_RIGHT, VM3), (THREE, FOR_ONE)),
+            ("requests to vm3", &at_three, (VM3, VM2_RIGHT), (UNICAST, THREE)),
+            ("replies to vm2", &at_right, (VM2_RIGHT, VM3), (THREE, UNICAST)),
             ("replies to vm1", &at_one, (VM1, VM2_LEFT), (FOR_THREE, ONE)),
         ] {
             assert_eq!(frames.len(), 5, "{what}");
@@ -188,7 +188,7 @@ impl Scene {
             assert!(seen.iter().flatten().all(|frame| frame[12..14] != [8, 6]), "somebody spoke ARP");
         }
         self.stream();
-        let [one, left, right, three] = ears.each_ref().map(Nic::rest);
+        let [one, left, right, three] = listeners.each_ref().map(Nic::rest);
         let net1: HashSet<Vec<u8>> = one.into_iter().chain(left).chain(at_one).chain(at_left).collect();
         let net2: HashSet<Vec<u8>> = right.into_iter().chain(three).chain(at_right).chain(at_three).collect();
         assert!(net1.len() > 10 && net2.len() > 10, "{} and {}", net1.len(), net2.len());
@@ -214,7 +214,7 @@ impl Scene {
     /// Five echo requests that nobody waits for the answers of.
     fn ask_in_vain(&self) {
         let raw = || socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::ICMP));
-        let socket = self.spaces[0].within(raw).unwrap();
+        let socket = self.spaces[0].run_in(raw).unwrap();
         for number in 0..5u8 {
             let [s0, s1] = (!(0x0800 + u16::from(number))).to_be_bytes();
             let echo = [8, 0, s0, s1, 0, 0, 0, number];
@@ -226,14 +226,14 @@ impl Scene {
     fn nobody_answers(&self) {
         sysctl(&self.spaces[0], &[("neigh/tap1/retrans_time_ms", "20")]);
         self.spaces[0].ip(&format!("neigh del {FOR_THREE} dev tap1"));
-        let ears = [VM1, VM2_LEFT, VM3].map(|at| self.ear(at));
+        let listeners = [VM1, VM2_LEFT, VM3].map(|at| self.listener(at));
         self.ask_in_vain();
         await_that("vm1 has given up", || {
             let shown = Command::new("ip").args(["-n", &self.spaces[0].0, "neigh", "show", "dev", "tap1"]).output();
             String::from_utf8(shown.unwrap().stdout).unwrap().contains("FAILED").then_some(())
         });
-        self.daemon.quiet();
-        let [one, left, three] = ears.each_ref().map(Nic::rest);
+        self.daemon.await_idle();
+        let [one, left, three] = listeners.each_ref().map(Nic::rest);
         // The last words of a stream may still be heard.
         let is_arp = |frame: &Vec<u8>| frame[12..14] == [8, 6];
         assert!(left.iter().any(is_arp), "vm1 has asked");
@@ -251,12 +251,12 @@ impl Scene {
         self.secure("port_security=mac");
         ping(&self.spaces[0], FOR_THREE, 5);
         self.secure("port_security=mac+ip");
-        let ears = [VM1, VM3].map(|at| self.ear(at));
+        let listeners = [VM1, VM3].map(|at| self.listener(at));
         self.ask_in_vain();
         let left = &self.vifs[VM2_LEFT];
         await_that("five replies are refused", || (self.daemon.drops(left, "spoofed_ip") == 5).then_some(()));
-        self.daemon.quiet();
-        let [one, three] = ears.each_ref().map(Nic::rest);
+        self.daemon.await_idle();
+        let [one, three] = listeners.each_ref().map(Nic::rest);
         assert_eq!(three.iter().filter(|frame| is_icmp(frame)).count(), 5, "they have been asked for");
         assert!(!one.iter().any(|frame| is_icmp(frame)), "{one:02x?}");
         self.secure("port_security=off");
@@ -269,8 +269,8 @@ fn is_icmp(frame: &[u8]) -> bool {
     frame[12..14] == [8, 0] && frame[23] == 1
 }
 
-fn addresses_are_translated_in_the_middle(on: On, is_told: bool) {
-    let Some(scene) = Scene::new(on, is_told) else { return };
+fn addresses_are_translated_in_the_middle(on: DeviceKind, is_told: bool) {
+    let Some(scene) = Scenario::new(on, is_told) else { return };
     scene.works(true);
     scene.nobody_answers();
     scene.works(true);
@@ -286,7 +286,7 @@ fn addresses_are_translated_in_the_middle(on: On, is_told: bool) {
     // The one that has addresses is there all the time.
     ping(&scene.spaces[0], Ipv4Addr::new(192, 0, 2, 12), 1);
     ping(&scene.spaces[1], Ipv4Addr::new(192, 0, 2, 13), 1);
-    let ports = scene.daemon.quiet();
+    let ports = scene.daemon.await_idle();
     for port in &ports {
         let refused: Vec<&str> = port.counts.drops.keys().map(String::as_str).collect();
         let wanted = if port.port_id == scene.vifs[VM2_LEFT].port { &["spoofed_ip"][..] } else { &[] };
@@ -297,31 +297,31 @@ fn addresses_are_translated_in_the_middle(on: On, is_told: bool) {
 /// What the four ports between the VMs say when vm1 pings vm3 and then looks for it in vain, by port. `None`
 /// where this cannot be tested.
 pub fn recorded() -> Option<[Vec<Vec<u8>>; 4]> {
-    let scene = Scene::new(On::Tap, true)?;
+    let scene = Scenario::new(DeviceKind::Tap, true)?;
     // What one hears, the other one has said.
-    let ears = [VM2_LEFT, VM1, VM3, VM2_RIGHT].map(|at| scene.ear(at));
+    let listeners = [VM2_LEFT, VM1, VM3, VM2_RIGHT].map(|at| scene.listener(at));
     ping(&scene.spaces[0], FOR_THREE, 5);
     scene.nobody_answers();
-    Some(ears.each_ref().map(Nic::rest))
+    Some(listeners.each_ref().map(Nic::rest))
 }
 
 #[test]
 fn addresses_are_translated_in_the_middle_over_taps() {
-    addresses_are_translated_in_the_middle(On::Tap, true);
+    addresses_are_translated_in_the_middle(DeviceKind::Tap, true);
 }
 
 #[test]
 fn addresses_are_translated_in_the_middle_over_af_xdp() {
-    addresses_are_translated_in_the_middle(On::Xdp, true);
+    addresses_are_translated_in_the_middle(DeviceKind::Xdp, true);
 }
 
 #[test]
 fn addresses_are_translated_in_the_middle_over_af_packet() {
-    addresses_are_translated_in_the_middle(On::Packet, true);
+    addresses_are_translated_in_the_middle(DeviceKind::Packet, true);
 }
 
 /// REQ-05: it is all the same to what the switch has been told of addresses.
 #[test]
 fn addresses_are_translated_where_the_switch_knows_none() {
-    addresses_are_translated_in_the_middle(On::Tap, false);
+    addresses_are_translated_in_the_middle(DeviceKind::Tap, false);
 }

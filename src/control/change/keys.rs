@@ -1,22 +1,22 @@
 //! Keys of a port that are set: what stands in a file then.
 
-use crate::control::config::{Named, PortKeys, PortSecurity, written};
+use crate::control::config::{Named, PortKeys, PortSecurity, raw};
 
 /// The port as it is written once these keys have been set.
-pub fn over(mut port: written::Port, keys: &PortKeys) -> written::Port {
+pub fn over(mut port: raw::Port, keys: &PortKeys) -> raw::Port {
     clear(&mut port, &keys.cleared);
     merge(port, keys.given.clone())
 }
 
 /// What is said of the VM once these keys have been set.
-pub fn over_vm(mut vm: written::VmKeys, keys: &PortKeys) -> written::VmKeys {
+pub fn apply_vm_patch(mut vm: raw::VmKeys, keys: &PortKeys) -> raw::VmKeys {
     for key in keys.cleared.iter().filter_map(|key| key.strip_prefix("vm.")) {
         vm.clear(key);
-        if let (Some(class), Some(written::Storm::Table(classes))) = (key.strip_prefix("storm."), &mut vm.storm) {
+        if let (Some(class), Some(raw::Storm::Table(classes))) = (key.strip_prefix("storm."), &mut vm.storm) {
             classes.clear(class);
         }
     }
-    written::VmKeys {
+    raw::VmKeys {
         storm: merge_storm(vm.storm, keys.vm.storm.clone()),
         share_mac: keys.vm.share_mac.or(vm.share_mac),
         sibling_split_horizon: keys.vm.sibling_split_horizon.or(vm.sibling_split_horizon),
@@ -24,7 +24,7 @@ pub fn over_vm(mut vm: written::VmKeys, keys: &PortKeys) -> written::VmKeys {
 }
 
 /// Makes it as if these keys had not been written.
-fn clear(port: &mut written::Port, keys: &[String]) {
+fn clear(port: &mut raw::Port, keys: &[String]) {
     for key in keys {
         match (key.split_once('.'), &mut port.device) {
             (None, _) => port.clear(key),
@@ -35,7 +35,7 @@ fn clear(port: &mut written::Port, keys: &[String]) {
             // Two words for one thing, of which the other one is kept.
             "port_security_enabled" => port.clear("port_security"),
             _ if key.starts_with("storm.") => {
-                if let Some(written::Storm::Table(classes)) = &mut port.storm {
+                if let Some(raw::Storm::Table(classes)) = &mut port.storm {
                     classes.clear(&key["storm.".len()..]);
                 }
             }
@@ -47,7 +47,7 @@ fn clear(port: &mut written::Port, keys: &[String]) {
 }
 
 /// The keys of `now`, but for those that `keys` has.
-fn merge(now: written::Port, keys: written::Port) -> written::Port {
+fn merge(now: raw::Port, keys: raw::Port) -> raw::Port {
     // Two words for one thing: whoever says one of them means it, whatever the other was.
     let port_security = match keys.port_security_enabled {
         Some(enabled) if keys.port_security.is_none() => {
@@ -56,7 +56,7 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
         _ => keys.port_security.or(now.port_security),
     };
     let device = match (now.device, keys.device) {
-        (Some(now), Some(keys)) if keys.kind.is_none() || keys.kind == now.kind => Some(written::Device {
+        (Some(now), Some(keys)) if keys.kind.is_none() || keys.kind == now.kind => Some(raw::Device {
             kind: now.kind,
             name: keys.name.or(now.name),
             netns: keys.netns.or(now.netns),
@@ -65,12 +65,12 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
             isolate: keys.isolate.or(now.isolate),
             persist: keys.persist.or(now.persist),
             mode: keys.mode.or(now.mode),
-            takeover: keys.takeover.or(now.takeover),
+            replace_xdp_program: keys.replace_xdp_program.or(now.replace_xdp_program),
         }),
         (now, keys) => keys.or(now),
     };
     let storm = merge_storm(now.storm, keys.storm);
-    written::Port {
+    raw::Port {
         port_id: now.port_id,
         network_id: keys.network_id.or(now.network_id),
         mac_address: keys.mac_address.or(now.mac_address),
@@ -94,23 +94,21 @@ fn merge(now: written::Port, keys: written::Port) -> written::Port {
 }
 
 /// A class that is set is as it stands there, and the others stay.
-fn merge_storm(now: Option<written::Storm>, keys: Option<written::Storm>) -> Option<written::Storm> {
+fn merge_storm(now: Option<raw::Storm>, keys: Option<raw::Storm>) -> Option<raw::Storm> {
     match (now, keys) {
-        (Some(written::Storm::Table(now)), Some(written::Storm::Table(keys))) => {
-            Some(written::Storm::Table(written::StormClasses {
-                broadcast: keys.broadcast.or(now.broadcast),
-                multicast: keys.multicast.or(now.multicast),
-                unknown_unicast: keys.unknown_unicast.or(now.unknown_unicast),
-                copies: keys.copies.or(now.copies),
-            }))
-        }
+        (Some(raw::Storm::Table(now)), Some(raw::Storm::Table(keys))) => Some(raw::Storm::Table(raw::StormClasses {
+            broadcast: keys.broadcast.or(now.broadcast),
+            multicast: keys.multicast.or(now.multicast),
+            unknown_unicast: keys.unknown_unicast.or(now.unknown_unicast),
+            copies: keys.copies.or(now.copies),
+        })),
         (now, keys) => keys.or(now),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Blame;
+    use super::super::ErrorKind;
     use super::super::tests::{refused, set, there};
     use super::*;
     use crate::control::config::{Config, Device, Storm, StormPolicy, parse_port_keys_json};
@@ -120,9 +118,9 @@ mod tests {
 
     #[test]
     fn keys_that_are_not_set_stay() {
-        let keys = written::Port {
+        let keys = raw::Port {
             mac_address: Some("02:00:00:00:00:77".into()),
-            device: Some(written::Device { queues: Some(4), ..Default::default() }),
+            device: Some(raw::Device { queues: Some(4), ..Default::default() }),
             ..Default::default()
         };
         let now = there();
@@ -165,8 +163,8 @@ mod tests {
             (json!({ "device": { "kind": null } }), "missing"),
             (json!({ "port_id": null }), "fixed_key"),
         ] {
-            let (blame, found, message) = refused(&clear(keys));
-            assert_eq!((blame, found), (Blame::Request, kind), "{message}");
+            let (category, found, message) = refused(&clear(keys));
+            assert_eq!((category, found), (ErrorKind::Request, kind), "{message}");
         }
     }
 
@@ -182,8 +180,8 @@ mod tests {
         assert_eq!(limit(&plain), Some(MacLimit { stations: 4, policy: AtLimit::ForwardUnlearned }));
         assert_eq!(limit(&given(json!({ "mac_limit": null })).to(&limited).unwrap()), None);
         for keys in [json!({ "mac_limit_policy": "drop" }), json!({ "mac_limit": null, "mac_limit_policy": "drop" })] {
-            let (blame, kind, message) = refused(&given(keys));
-            assert_eq!((blame, kind), (Blame::Request, "contradiction"), "{message}");
+            let (category, kind, message) = refused(&given(keys));
+            assert_eq!((category, kind), (ErrorKind::Request, "contradiction"), "{message}");
             assert!(message.starts_with("mac_limit_policy = \"drop\": "), "{message}");
         }
         // The bounds of its network are known.
@@ -196,13 +194,13 @@ mod tests {
         let given = |keys: Value| set("p1", parse_port_keys_json(&keys.to_string(), "x").unwrap());
         let now = there();
         let one = given(json!({ "vm": { "storm": { "multicast": "off" }, "share_mac": true } })).to(&now).unwrap();
-        assert!(one.vms[0].storm.lifts(StormClass::Multicast) && one.vms[0].share_mac);
+        assert!(one.vms[0].storm.disables(StormClass::Multicast) && one.vms[0].share_mac);
         assert_eq!((&one.vms[0].ports, &one.vms[1..]), (&now.vms[0].ports, &now.vms[1..]), "nothing else");
         let two = given(json!({ "vm": { "storm": { "copies": "off", "broadcast": { "pps": 7 } } } })).to(&one).unwrap();
         assert_eq!(two.vms[0].storm.copies(), None);
-        assert!(two.vms[0].storm.lifts(StormClass::Multicast));
+        assert!(two.vms[0].storm.disables(StormClass::Multicast));
         let three = given(json!({ "vm": { "storm": { "multicast": null }, "share_mac": null } })).to(&two).unwrap();
-        assert!(!three.vms[0].storm.lifts(StormClass::Multicast) && !three.vms[0].share_mac);
+        assert!(!three.vms[0].storm.disables(StormClass::Multicast) && !three.vms[0].share_mac);
         let frames = three.vms[0].storm.limit(StormClass::Broadcast).and_then(|limit| limit.frames);
         assert_eq!(frames, Some(Rate::new(7, 7)));
         let back = given(json!({ "vm": { "storm": null } })).to(&three).unwrap();
@@ -242,13 +240,13 @@ mod tests {
 
     #[test]
     fn both_words_for_security_can_be_set() {
-        let enabled = |enabled| written::Port { port_security_enabled: Some(enabled), ..Default::default() };
+        let enabled = |enabled| raw::Port { port_security_enabled: Some(enabled), ..Default::default() };
         let security = |config: &Config| config.vms[0].ports[0].port_security;
         let off = set("p1", enabled(false)).to(&there()).unwrap();
         assert_eq!(security(&off), PortSecurity::Off);
         assert_eq!(security(&set("p1", enabled(false)).to(&off).unwrap()), PortSecurity::Off);
         assert_eq!(security(&set("p1", enabled(true)).to(&off).unwrap()), PortSecurity::Mac);
-        let word = written::Port { port_security: Some("off".into()), ..Default::default() };
+        let word = raw::Port { port_security: Some("off".into()), ..Default::default() };
         assert_eq!(security(&set("p1", word).to(&there()).unwrap()), PortSecurity::Off);
     }
 }

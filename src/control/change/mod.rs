@@ -13,11 +13,11 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::config::{
-    Config, Device, Network, Port, PortKeys, Problem, SwitchSettings, UnknownUnicast, Vm, judge_part, judge_written,
-    kind, nearest, trunk, written,
+    Config, ConfigError, Device, Network, Port, PortKeys, SwitchSettings, UnknownUnicast, Vm, check_part, check_raw,
+    kind, nearest, raw, trunk,
 };
-use super::difference;
-use super::seats;
+use super::diff;
+use super::endpoints;
 use crate::wire::Mac;
 
 /// What someone wants changed.
@@ -49,7 +49,7 @@ pub enum Change {
 
 /// Whose doing it is that a change cannot be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blame {
+pub enum ErrorKind {
     /// The request can never be right (400).
     Request,
     /// It names something that is not there (404).
@@ -63,9 +63,9 @@ pub enum Blame {
 /// Why a change has not been made. Nothing has been changed then.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
-pub struct Refusal {
+pub struct ChangeError {
     /// Whose doing it is.
-    pub blame: Blame,
+    pub category: ErrorKind,
     /// For programs: `duplicate_port`, `unknown_port`, `port_in_use` …
     pub kind: &'static str,
     /// For people: what is wrong, and what would be right. A line for each thing.
@@ -74,50 +74,50 @@ pub struct Refusal {
 
 /// What came of a change that was made. It is true on every worker.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
-pub struct Changed {
+pub struct ChangeResult {
     /// What is otherwise now, a sentence for each thing; empty if it was so already.
-    pub differences: Vec<String>,
+    pub changes: Vec<String>,
     /// Remarks: ports that are wanted but have no device yet, and why.
-    pub remarks: Vec<String>,
+    pub warnings: Vec<String>,
 }
 
-impl Refusal {
+impl ChangeError {
     /// Something in the request can never be right.
-    pub fn request(kind: &'static str, message: impl Into<String>) -> Refusal {
-        Refusal { blame: Blame::Request, kind, message: message.into() }
+    pub fn request(kind: &'static str, message: impl Into<String>) -> ChangeError {
+        ChangeError { category: ErrorKind::Request, kind, message: message.into() }
     }
 
     /// Something that it names is not there.
-    pub fn unknown(kind: &'static str, message: impl Into<String>) -> Refusal {
-        Refusal { blame: Blame::Unknown, kind, message: message.into() }
+    pub fn unknown(kind: &'static str, message: impl Into<String>) -> ChangeError {
+        ChangeError { category: ErrorKind::Unknown, kind, message: message.into() }
     }
 
     /// Something is in the way now.
-    pub fn conflict(kind: &'static str, message: impl Into<String>) -> Refusal {
-        Refusal { blame: Blame::Conflict, kind, message: message.into() }
+    pub fn conflict(kind: &'static str, message: impl Into<String>) -> ChangeError {
+        ChangeError { category: ErrorKind::Conflict, kind, message: message.into() }
     }
 
     /// The switch cannot keep its promise.
-    pub fn switch(kind: &'static str, message: impl Into<String>) -> Refusal {
-        Refusal { blame: Blame::Switch, kind, message: message.into() }
+    pub fn switch(kind: &'static str, message: impl Into<String>) -> ChangeError {
+        ChangeError { category: ErrorKind::Switch, kind, message: message.into() }
     }
 
     /// There is no such port in `config`.
-    pub fn unknown_port(config: &Config, port: &str) -> Refusal {
+    pub fn unknown_port(config: &Config, port: &str) -> ChangeError {
         let ids = config.vms.iter().flat_map(|vm| &vm.ports).map(|port| port.port_id.as_str());
-        Refusal::unknown("unknown_port", not_there("port", port, ids))
+        ChangeError::unknown("unknown_port", unknown("port", port, ids))
     }
 
     /// There is no such network in `config`.
-    pub fn unknown_network(config: &Config, network: &str) -> Refusal {
+    pub fn unknown_network(config: &Config, network: &str) -> ChangeError {
         let ids = config.networks.iter().map(|network| network.id.as_str());
-        Refusal::unknown(kind::UNKNOWN_NETWORK, not_there("network", network, ids))
+        ChangeError::unknown(kind::UNKNOWN_NETWORK, unknown("network", network, ids))
     }
 }
 
-fn not_there<'a>(what: &str, id: &str, ids: impl Iterator<Item = &'a str>) -> String {
+fn unknown<'a>(what: &str, id: &str, ids: impl Iterator<Item = &'a str>) -> String {
     match nearest(id, ids) {
-        Some(meant) => format!("there is no {what} {id:?}; did you mean {meant:?}?"),
+        Some(expected) => format!("there is no {what} {id:?}; did you mean {expected:?}?"),
         None => format!("there is no {what} {id:?}"),
     }
 }
@@ -127,46 +127,46 @@ impl Change {
     ///
     /// A VM of which nothing is said but its ports goes with the last of them. One without ports is there only where
     /// a whole configuration lists it so, or something else was said of it.
-    pub fn to(&self, now: &Config) -> Result<Config, Refusal> {
+    pub fn to(&self, now: &Config) -> Result<Config, ChangeError> {
         let wanted = match self {
             Change::Apply(config) => apply(now, config),
             Change::Attach { vm, ports } => attach(now, vm, ports),
             Change::Detach { port } => detach(now, port),
             Change::Set { port, keys } => set(now, port, keys),
         }?;
-        seats::fits(&wanted).map_err(|e| Refusal::conflict("too_many", e.to_string()))?;
+        endpoints::check_capacity(&wanted).map_err(|e| ChangeError::conflict("too_many", e.to_string()))?;
         Ok(wanted)
     }
 }
 
-fn apply(now: &Config, config: &Config) -> Result<Config, Refusal> {
-    let judged = judge_written(&config.to_written()).map_err(|errors| {
-        let told: Vec<String> = errors.problems().iter().map(Problem::told).collect();
-        Refusal::request(errors.kind(), told.join("\n"))
+fn apply(now: &Config, config: &Config) -> Result<Config, ChangeError> {
+    let decided = check_raw(&config.to_raw()).map_err(|errors| {
+        let messages: Vec<String> = errors.errors().iter().map(ConfigError::without_location).collect();
+        ChangeError::request(errors.kind(), messages.join("\n"))
     })?;
-    let fixed = fixed_at_start(&now.switch, &judged.switch);
-    if fixed.is_empty() { Ok(judged) } else { Err(Refusal::conflict("fixed_at_start", fixed.join("\n"))) }
+    let fixed = fixed_at_start(&now.switch, &decided.switch);
+    if fixed.is_empty() { Ok(decided) } else { Err(ChangeError::conflict("fixed_at_start", fixed.join("\n"))) }
 }
 
 /// A sentence for each key of `[switch]` that would have to be otherwise.
 fn fixed_at_start(runs: &SwitchSettings, wanted: &SwitchSettings) -> Vec<String> {
-    let (runs, wanted) = (difference::keys(&runs.to_written()), difference::keys(&wanted.to_written()));
-    let told = |(name, runs, _)| {
+    let (runs, wanted) = (diff::keys(&runs.to_raw()), diff::keys(&wanted.to_raw()));
+    let messages = |(name, runs, _)| {
         format!("switch.{name} is fixed at start and is {runs} now; leave it so, or start the switch anew")
     };
-    difference::otherwise(&runs, &wanted).map(told).collect()
+    diff::changed_keys(&runs, &wanted).map(messages).collect()
 }
 
-fn attach(now: &Config, vm: &str, ports: &[Port]) -> Result<Config, Refusal> {
+fn attach(now: &Config, vm: &str, ports: &[Port]) -> Result<Config, ChangeError> {
     if ports.is_empty() {
-        return Err(Refusal::request(kind::MISSING, "there is no port to attach; give one at least"));
+        return Err(ChangeError::request(kind::MISSING, "there is no port to attach; give one at least"));
     }
     let mut ids = HashSet::new();
     if let Some(twice) = ports.iter().find(|port| !ids.insert(port.port_id.as_str())) {
         let message = format!("port {:?} stands in the request twice; a port attaches once", twice.port_id);
-        return Err(Refusal::request(kind::DUPLICATE_PORT, message));
+        return Err(ChangeError::request(kind::DUPLICATE_PORT, message));
     }
-    let ports = judge(now, vm, ports.iter().map(Port::to_written).collect(), "vms[0].")?;
+    let ports = check(now, vm, ports.iter().map(Port::to_raw).collect(), "vms[0].")?;
     in_the_way(now, &ports, None)?;
     let mut wanted = now.clone();
     match wanted.vms.iter_mut().find(|known| known.id == vm) {
@@ -177,12 +177,12 @@ fn attach(now: &Config, vm: &str, ports: &[Port]) -> Result<Config, Refusal> {
     Ok(wanted)
 }
 
-fn detach(now: &Config, port: &str) -> Result<Config, Refusal> {
+fn detach(now: &Config, port: &str) -> Result<Config, ChangeError> {
     let (vm, position) = find(now, port)?;
     let subports: Vec<String> = now.subports_of(port).map(|id| format!("{id:?}")).collect();
     if !subports.is_empty() {
         let message = format!("port {port:?} has the subports {}; detach them first", subports.join(", "));
-        return Err(Refusal::conflict("has_subports", message));
+        return Err(ChangeError::conflict("has_subports", message));
     }
     let mut wanted = now.clone();
     wanted.vms[vm].ports.remove(position);
@@ -192,23 +192,23 @@ fn detach(now: &Config, port: &str) -> Result<Config, Refusal> {
     Ok(wanted)
 }
 
-fn set(now: &Config, port: &str, keys: &PortKeys) -> Result<Config, Refusal> {
+fn set(now: &Config, port: &str, keys: &PortKeys) -> Result<Config, ChangeError> {
     let (vm, position) = find(now, port)?;
     if keys.given.port_id.is_some() || keys.cleared.iter().any(|key| key == "port_id") {
         let message = "port_id is what a port is known by and cannot be set; detach it and attach another one";
-        return Err(Refusal::request("fixed_key", message));
+        return Err(ChangeError::request("fixed_key", message));
     }
     let there = &now.vms[vm];
-    let written = keys::over(there.ports[position].to_written(), keys);
-    let of_vm = written::VmKeys {
-        storm: there.storm.to_written(),
+    let raw = keys::over(there.ports[position].to_raw(), keys);
+    let of_vm = raw::VmKeys {
+        storm: there.storm.to_raw(),
         share_mac: Some(there.share_mac),
         sibling_split_horizon: Some(there.sibling_split_horizon),
     };
-    let written::VmKeys { storm, share_mac, sibling_split_horizon } = keys::over_vm(of_vm, keys);
-    let (id, ports) = (Some(there.id.clone()), Some(vec![written]));
-    let of_vm = written::Vm { id, storm, share_mac, sibling_split_horizon, ports };
-    let Vm { storm, share_mac, sibling_split_horizon, ports, .. } = judge_vm(now, of_vm, "vms[0].ports[0].")?;
+    let raw::VmKeys { storm, share_mac, sibling_split_horizon } = keys::apply_vm_patch(of_vm, keys);
+    let (id, ports) = (Some(there.id.clone()), Some(vec![raw]));
+    let of_vm = raw::Vm { id, storm, share_mac, sibling_split_horizon, ports };
+    let Vm { storm, share_mac, sibling_split_horizon, ports, .. } = check_vm(now, of_vm, "vms[0].ports[0].")?;
     in_the_way(now, &ports, Some(port))?;
     let mut wanted = now.clone();
     let there = &mut wanted.vms[vm];
@@ -219,65 +219,66 @@ fn set(now: &Config, port: &str, keys: &PortKeys) -> Result<Config, Refusal> {
 }
 
 /// Whether the subports of a configuration have what they need.
-fn fits_together(wanted: &Config) -> Result<(), Refusal> {
-    let faults = trunk::faults(wanted);
+fn fits_together(wanted: &Config) -> Result<(), ChangeError> {
+    let faults = trunk::subport_errors(wanted);
     let Some(first) = faults.first() else { return Ok(()) };
-    let told: Vec<String> =
+    let messages: Vec<String> =
         faults.iter().map(|fault| format!("port {:?}: {}: {}", fault.port, fault.key, fault.message)).collect();
-    let message = told.join("\n");
+    let message = messages.join("\n");
     Err(match first.kind {
-        kind::UNKNOWN_PARENT => Refusal::unknown(kind::UNKNOWN_PARENT, message),
-        kind::DUPLICATE_VLAN => Refusal::conflict("vlan_in_use", message),
-        _ => Refusal::conflict("not_a_parent", message),
+        kind::UNKNOWN_PARENT => ChangeError::unknown(kind::UNKNOWN_PARENT, message),
+        kind::DUPLICATE_VLAN => ChangeError::conflict("vlan_in_use", message),
+        _ => ChangeError::conflict("not_a_parent", message),
     })
 }
 
 /// Where a port stands: its VM and its place there.
-fn find(now: &Config, port: &str) -> Result<(usize, usize), Refusal> {
+fn find(now: &Config, port: &str) -> Result<(usize, usize), ChangeError> {
     let found = now.vms.iter().enumerate().find_map(|(index, vm)| {
         let position = vm.ports.iter().position(|known| known.port_id == port)?;
         Some((index, position))
     });
-    found.ok_or_else(|| Refusal::unknown_port(now, port))
+    found.ok_or_else(|| ChangeError::unknown_port(now, port))
 }
 
 /// Judges ports as if they stood in a file beside the networks of `now`. `here` is where the
 /// request begins in that file.
-fn judge(now: &Config, vm: &str, ports: Vec<written::Port>, here: &str) -> Result<Vec<Port>, Refusal> {
-    let vm = written::Vm { id: Some(vm.to_owned()), ports: Some(ports), ..Default::default() };
-    judge_vm(now, vm, here).map(|vm| vm.ports)
+fn check(now: &Config, vm: &str, ports: Vec<raw::Port>, here: &str) -> Result<Vec<Port>, ChangeError> {
+    let vm = raw::Vm { id: Some(vm.to_owned()), ports: Some(ports), ..Default::default() };
+    check_vm(now, vm, here).map(|vm| vm.ports)
 }
 
 /// The same of a VM with its ports and all else that is said of it.
-fn judge_vm(now: &Config, vm: written::Vm, here: &str) -> Result<Vm, Refusal> {
+fn check_vm(now: &Config, vm: raw::Vm, here: &str) -> Result<Vm, ChangeError> {
     // The bounds of the networks that they are on are asked for, and of the others the names.
     let ports = vm.ports.iter().flatten();
-    let asked: HashSet<&str> = ports.filter_map(|port| port.network_id.as_deref()).collect();
+    let requests: HashSet<&str> = ports.filter_map(|port| port.network_id.as_deref()).collect();
     let network = |network: &Network| {
-        if asked.contains(network.id.as_str()) {
-            return network.to_written();
+        if requests.contains(network.id.as_str()) {
+            return network.to_raw();
         }
-        written::Network { id: Some(network.id.clone()), ..Default::default() }
+        raw::Network { id: Some(network.id.clone()), ..Default::default() }
     };
     let networks = now.networks.iter().map(network).collect();
-    let file = written::Config { switch: None, networks: Some(networks), vms: Some(vec![vm.clone()]), uplinks: None };
-    match judge_part(&file) {
+    let file = raw::Config { switch: None, networks: Some(networks), vms: Some(vec![vm.clone()]), uplinks: None };
+    match check_part(&file) {
         Ok(config) => Ok(config.vms.into_iter().next().unwrap_or_default()),
         Err(errors) => {
-            let told = |problem: &Problem| problem.told().replace(here, "").replace("vms[0].", "vm.");
-            let told: Vec<String> = errors.problems().iter().map(told).collect();
-            let message = told.join("\n");
-            let wrong = errors.problems().iter().find(|problem| problem.kind != kind::UNKNOWN_NETWORK);
+            let messages =
+                |problem: &ConfigError| problem.without_location().replace(here, "").replace("vms[0].", "vm.");
+            let messages: Vec<String> = errors.errors().iter().map(messages).collect();
+            let message = messages.join("\n");
+            let wrong = errors.errors().iter().find(|problem| problem.kind != kind::UNKNOWN_NETWORK);
             Err(wrong.map_or_else(
-                || Refusal::unknown(kind::UNKNOWN_NETWORK, message.clone()),
-                |problem| Refusal::request(problem.kind, message.clone()),
+                || ChangeError::unknown(kind::UNKNOWN_NETWORK, message.clone()),
+                |problem| ChangeError::request(problem.kind, message.clone()),
             ))
         }
     }
 }
 
-/// Whether other ports than `but`, or uplinks, have what these ports need for themselves.
-fn in_the_way(now: &Config, ports: &[Port], but: Option<&str>) -> Result<(), Refusal> {
+/// Whether other ports than `except`, or uplinks, have what these ports need for themselves.
+fn in_the_way(now: &Config, ports: &[Port], but: Option<&str>) -> Result<(), ChangeError> {
     let mut found: Vec<(&'static str, String)> = Vec::new();
     let ids: HashMap<&str, &Port> = ports.iter().map(|port| (port.port_id.as_str(), port)).collect();
     let macs: HashMap<(&str, Mac), &Port> =
@@ -335,23 +336,23 @@ fn in_the_way(now: &Config, ports: &[Port], but: Option<&str>) -> Result<(), Ref
     }
     let Some(&(kind, _)) = found.first() else { return Ok(()) };
     let lines: Vec<String> = found.into_iter().map(|(_, message)| message).collect();
-    Err(Refusal::conflict(kind, lines.join("\n")))
+    Err(ChangeError::conflict(kind, lines.join("\n")))
 }
 
 /// What is in the way of a port that does without frames for unknown stations: its address must be its
-/// own. That of one of `ports` may be allowed to another port than `but`, or the other way round.
+/// own. That of one of `ports` may be allowed to another port than `except`, or the other way round.
 fn not_pinned(now: &Config, ports: &[Port], but: Option<&str>) -> Vec<(&'static str, String)> {
     let suppresses = |port: &Port| port.unknown_unicast == UnknownUnicast::Suppress;
     let allowed = |port: &Port| port.allowed_address_pairs.iter().filter_map(|pair| pair.mac).collect::<Vec<_>>();
     let at = |port: &Port, mac: Mac| (port.network_id.clone(), mac);
-    let quiet: HashMap<(String, Mac), &Port> =
+    let idle: HashMap<(String, Mac), &Port> =
         ports.iter().filter(|port| suppresses(port)).map(|port| (at(port, port.mac), port)).collect();
     let lent: HashMap<(String, Mac), &Port> =
         ports.iter().flat_map(|port| allowed(port).into_iter().map(move |mac| (at(port, mac), port))).collect();
     let mut found = Vec::new();
     for (vm, other) in now.ports().filter(|(_, other)| Some(other.port_id.as_str()) != but) {
         let holder = || format!("port {:?} of VM {:?}", other.port_id, vm.id);
-        for port in allowed(other).into_iter().filter_map(|mac| quiet.get(&at(other, mac))) {
+        for port in allowed(other).into_iter().filter_map(|mac| idle.get(&at(other, mac))) {
             let message = format!(
                 "port {:?}: unknown_unicast = \"suppress\" needs an address that is pinned to the port, and {} is allowed \
                  to {} as well",

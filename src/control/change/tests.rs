@@ -1,7 +1,7 @@
 //! What is accepted, what is refused, and whose doing it is.
 
 use super::*;
-use crate::control::config::{AddressPair, parse_json, parse_port_keys_json, parse_ports_json, strategy};
+use crate::control::config::{AddressPair, parse_json, parse_port_keys_json, parse_ports_json, testgen};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::{Value, json};
@@ -45,9 +45,9 @@ fn listed(config: &Config) -> Vec<(&str, Vec<&str>)> {
     config.vms.iter().map(|vm| (vm.id.as_str(), vm.ports.iter().map(Port::id).collect())).collect()
 }
 
-pub(super) fn refused(change: &Change) -> (Blame, &'static str, String) {
-    let Refusal { blame, kind, message } = change.to(&there()).unwrap_err();
-    (blame, kind, message)
+pub(super) fn refused(change: &Change) -> (ErrorKind, &'static str, String) {
+    let ChangeError { category, kind, message } = change.to(&there()).unwrap_err();
+    (category, kind, message)
 }
 
 #[test]
@@ -74,30 +74,40 @@ fn a_subport_stands_among_the_ports_of_its_vm() {
     let mut now = attach("a", subport("s1", "net2", 1, "p1", 101)).to(&there()).unwrap();
     assert_eq!(listed(&now)[0], ("a", vec!["p1", "p2", "s1"]), "it may have the MAC address of its parent");
     let refused = |now: &Config, change: Change| {
-        let Refusal { blame, kind, message } = change.to(now).unwrap_err();
-        (blame, kind, message)
+        let ChangeError { category, kind, message } = change.to(now).unwrap_err();
+        (category, kind, message)
     };
-    for (change, blame, kind, piece) in [
-        (detach("p1"), Blame::Conflict, "has_subports", "the subports \"s1\"; detach them first"),
+    for (change, category, kind, piece) in [
+        (detach("p1"), ErrorKind::Conflict, "has_subports", "the subports \"s1\"; detach them first"),
         (
             attach("a", subport("s2", "net2", 9, "p1", 101)),
-            Blame::Conflict,
+            ErrorKind::Conflict,
             "vlan_in_use",
             "port \"s1\" has this VLAN id",
         ),
-        (attach("a", subport("s2", "net2", 9, "s1", 102)), Blame::Conflict, "not_a_parent", "a subport itself"),
-        (attach("b", subport("s2", "net2", 9, "p1", 102)), Blame::Conflict, "not_a_parent", "is of VM \"a\""),
-        (attach("a", subport("s2", "net2", 9, "p11", 102)), Blame::Unknown, "unknown_parent", "did you mean \"p1\"?"),
-        (attach("a", subport("s2", "net1", 1, "p1", 102)), Blame::Conflict, "mac_in_use", "port \"p1\" of VM \"a\""),
+        (attach("a", subport("s2", "net2", 9, "s1", 102)), ErrorKind::Conflict, "not_a_parent", "a subport itself"),
+        (attach("b", subport("s2", "net2", 9, "p1", 102)), ErrorKind::Conflict, "not_a_parent", "is of VM \"a\""),
+        (
+            attach("a", subport("s2", "net2", 9, "p11", 102)),
+            ErrorKind::Unknown,
+            "unknown_parent",
+            "did you mean \"p1\"?",
+        ),
+        (
+            attach("a", subport("s2", "net1", 1, "p1", 102)),
+            ErrorKind::Conflict,
+            "mac_in_use",
+            "port \"p1\" of VM \"a\"",
+        ),
         (
             set("p1", parse_port_keys_json(r#"{"device": null, "parent": "p2", "vlan": 5}"#, "x").unwrap()),
-            Blame::Conflict,
+            ErrorKind::Conflict,
             "not_a_parent",
             "port \"s1\": parent: port \"p1\" is a subport itself",
         ),
     ] {
         let (was, found, message) = refused(&now, change);
-        assert_eq!((was, found), (blame, kind), "{message}");
+        assert_eq!((was, found), (category, kind), "{message}");
         assert!(message.contains(piece), "{message}");
     }
     now.networks[1].mtu = 9000;
@@ -137,19 +147,19 @@ fn a_vm_of_which_something_is_said_stays_without_ports() {
 
 #[test]
 fn what_can_never_be_attached_is_the_fault_of_the_request() {
-    use Blame::Request;
-    let (blame, kind, _) = refused(&attach("a", Vec::new()));
-    assert_eq!((blame, kind), (Request, "missing"));
+    use ErrorKind::Request;
+    let (category, kind, _) = refused(&attach("a", Vec::new()));
+    assert_eq!((category, kind), (Request, "missing"));
     // Nothing else is judged: p3 is in use, and its network is not there.
     let twice = Port { network_id: "gone".into(), ..ports(&[port("p3", "net1", 9, "t9")]).remove(0) };
-    let (blame, kind, message) = refused(&attach("a", vec![twice.clone(), twice]));
-    assert_eq!((blame, kind), (Request, "duplicate_port"), "{message}");
+    let (category, kind, message) = refused(&attach("a", vec![twice.clone(), twice]));
+    assert_eq!((category, kind), (Request, "duplicate_port"), "{message}");
     let [one, two] = [("p8", "t8"), ("p9", "t9")].map(|(id, tap)| ports(&[port(id, "net1", 9, tap)]).remove(0));
-    let (blame, kind, message) = refused(&attach("a", vec![one, two]));
-    assert_eq!((blame, kind), (Request, "duplicate_mac"), "{message}");
+    let (category, kind, message) = refused(&attach("a", vec![one, two]));
+    assert_eq!((category, kind), (Request, "duplicate_mac"), "{message}");
     assert!(message.starts_with("ports[1].mac_address = "), "{message}");
-    let (blame, kind, _) = refused(&attach("", ports(&[port("p9", "net1", 9, "t9")])));
-    assert_eq!((blame, kind), (Request, "bad_value"));
+    let (category, kind, _) = refused(&attach("", ports(&[port("p9", "net1", 9, "t9")])));
+    assert_eq!((category, kind), (Request, "bad_value"));
     let group = Port { mac: Mac::BROADCAST, ..ports(&[port("p9", "net1", 9, "t9")]).remove(0) };
     assert_eq!(refused(&attach("a", vec![group])).1, "bad_value");
 }
@@ -162,8 +172,8 @@ fn what_is_in_the_way_is_named() {
         (port("p9", "net1", 9, "t2"), "device_in_use", "port \"p2\" of VM \"a\""),
     ];
     for (table, wanted, named) in cases {
-        let (blame, kind, message) = refused(&attach("a", ports(&[table])));
-        assert_eq!((blame, kind), (Blame::Conflict, wanted), "{message}");
+        let (category, kind, message) = refused(&attach("a", ports(&[table])));
+        assert_eq!((category, kind), (ErrorKind::Conflict, wanted), "{message}");
         assert!(message.contains(named), "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
     }
@@ -178,21 +188,21 @@ fn what_is_in_the_way_is_named() {
 fn an_address_that_must_be_pinned_is_not_shared() {
     let keys = |keys: Value| parse_port_keys_json(&keys.to_string(), "x").unwrap();
     let suppress = || keys(json!({ "unknown_unicast": "suppress" }));
-    let lend = || keys(json!({ "allowed_address_pairs": [{ "mac_address": "02:00:00:00:00:01" }] }));
+    let borrow = || keys(json!({ "allowed_address_pairs": [{ "mac_address": "02:00:00:00:00:01" }] }));
     for (first, second, names) in [
-        (set("p1", suppress()), set("p3", lend()), ["port \"p3\": ", "port \"p1\" of VM \"a\""]),
-        (set("p3", lend()), set("p1", suppress()), ["port \"p1\": ", "port \"p3\" of VM \"b\""]),
+        (set("p1", suppress()), set("p3", borrow()), ["port \"p3\": ", "port \"p1\" of VM \"a\""]),
+        (set("p3", borrow()), set("p1", suppress()), ["port \"p1\": ", "port \"p3\" of VM \"b\""]),
     ] {
         let now = first.to(&there()).unwrap();
-        let Refusal { blame, kind, message } = second.to(&now).unwrap_err();
-        assert_eq!((blame, kind), (Blame::Conflict, "mac_shared"), "{message}");
+        let ChangeError { category, kind, message } = second.to(&now).unwrap_err();
+        assert_eq!((category, kind), (ErrorKind::Conflict, "mac_shared"), "{message}");
         assert!(message.starts_with(names[0]) && message.contains(names[1]), "{message}");
         assert_eq!(message.lines().count(), 1, "{message}");
     }
     // On another network it is another address, and to the port itself it is its own.
     let now = set("p1", suppress()).to(&there()).unwrap();
-    set("p2", lend()).to(&now).unwrap();
-    set("p1", lend()).to(&now).unwrap();
+    set("p2", borrow()).to(&now).unwrap();
+    set("p1", borrow()).to(&now).unwrap();
     // So it is with ports that come.
     let mut new = ports(&[port("p9", "net1", 9, "t9")]);
     new[0].allowed_address_pairs = vec![AddressPair { mac: Some(Mac::from_bits(0x0200_0000_0001)), ip: None }];
@@ -202,13 +212,13 @@ fn an_address_that_must_be_pinned_is_not_shared() {
 
 #[test]
 fn what_is_not_there_is_unknown() {
-    let nowhere = Port { network_id: "net".into(), ..ports(&[port("p9", "net1", 9, "t9")]).remove(0) };
-    let (blame, kind, message) = refused(&attach("a", vec![nowhere]));
-    assert_eq!((blame, kind), (Blame::Unknown, "unknown_network"));
+    let absent = Port { network_id: "net".into(), ..ports(&[port("p9", "net1", 9, "t9")]).remove(0) };
+    let (category, kind, message) = refused(&attach("a", vec![absent]));
+    assert_eq!((category, kind), (ErrorKind::Unknown, "unknown_network"));
     assert!(message.contains("did you mean \"net"), "{message}");
-    for change in [detach("p"), set("p", written::Port::default())] {
-        let (blame, kind, message) = refused(&change);
-        assert_eq!((blame, kind), (Blame::Unknown, "unknown_port"));
+    for change in [detach("p"), set("p", raw::Port::default())] {
+        let (category, kind, message) = refused(&change);
+        assert_eq!((category, kind), (ErrorKind::Unknown, "unknown_port"));
         assert!(message.contains("did you mean \"p"), "{message}");
     }
 }
@@ -218,20 +228,20 @@ fn a_set_is_judged_as_a_file_is() {
     let key = |key: &str, value: Value| {
         let text = |value: &Value| value.as_str().map(str::to_owned);
         match key {
-            "mac_address" => written::Port { mac_address: text(&value), ..Default::default() },
-            "network_id" => written::Port { network_id: text(&value), ..Default::default() },
-            _ => written::Port { port_id: text(&value), ..Default::default() },
+            "mac_address" => raw::Port { mac_address: text(&value), ..Default::default() },
+            "network_id" => raw::Port { network_id: text(&value), ..Default::default() },
+            _ => raw::Port { port_id: text(&value), ..Default::default() },
         }
     };
     let cases = [
-        ("mac_address", json!("02:00:00:00:00:03"), Blame::Conflict, "mac_in_use"),
-        ("mac_address", json!("nonsense"), Blame::Request, "bad_value"),
-        ("network_id", json!("nowhere"), Blame::Unknown, "unknown_network"),
-        ("port_id", json!("p1"), Blame::Request, "fixed_key"),
+        ("mac_address", json!("02:00:00:00:00:03"), ErrorKind::Conflict, "mac_in_use"),
+        ("mac_address", json!("nonsense"), ErrorKind::Request, "bad_value"),
+        ("network_id", json!("nowhere"), ErrorKind::Unknown, "unknown_network"),
+        ("port_id", json!("p1"), ErrorKind::Request, "fixed_key"),
     ];
-    for (name, value, blame, kind) in cases {
+    for (name, value, category, kind) in cases {
         let (was, found, message) = refused(&set("p1", key(name, value)));
-        assert_eq!((was, found), (blame, kind), "{message}");
+        assert_eq!((was, found), (category, kind), "{message}");
     }
 }
 
@@ -244,8 +254,8 @@ fn the_process_is_not_changed_while_it_runs() {
     assert_eq!(Change::Apply(other.clone()).to(&now), Ok(other.clone()));
     other.switch.frames += 1;
     other.switch.metrics = Some("127.0.0.1:9477".parse().unwrap());
-    let Refusal { blame, kind, message } = Change::Apply(other).to(&now).unwrap_err();
-    assert_eq!((blame, kind), (Blame::Conflict, "fixed_at_start"));
+    let ChangeError { category, kind, message } = Change::Apply(other).to(&now).unwrap_err();
+    assert_eq!((category, kind), (ErrorKind::Conflict, "fixed_at_start"));
     assert!(message.contains("switch.frames is fixed at start and is 65536 now"), "{message}");
     assert!(message.contains("switch.metrics is fixed at start and is not set now"), "{message}");
     assert_eq!(message.lines().count(), 2, "{message}");
@@ -259,8 +269,8 @@ fn what_an_uplink_has_is_in_use() {
     let text = json!({"networks": [{"id": "net1"}], "uplinks": uplink}).to_string();
     now.uplinks = parse_json(&text, "x").unwrap().uplinks;
     let refused = |port: Value| {
-        let Refusal { blame, kind, message } = attach("a", ports(&[port])).to(&now).unwrap_err();
-        assert_eq!(blame, Blame::Conflict, "{message}");
+        let ChangeError { category, kind, message } = attach("a", ports(&[port])).to(&now).unwrap_err();
+        assert_eq!(category, ErrorKind::Conflict, "{message}");
         assert!(message.contains("uplink"), "{message}");
         kind
     };
@@ -269,8 +279,8 @@ fn what_an_uplink_has_is_in_use() {
     // Its network cannot go either.
     let mut without = Config { vms: Vec::new(), ..now.clone() };
     without.networks.remove(0);
-    let Refusal { blame, kind, message } = Change::Apply(without).to(&now).unwrap_err();
-    assert_eq!((blame, kind), (Blame::Request, "unknown_network"), "{message}");
+    let ChangeError { category, kind, message } = Change::Apply(without).to(&now).unwrap_err();
+    assert_eq!((category, kind), (ErrorKind::Request, "unknown_network"), "{message}");
     assert!(message.starts_with("uplinks[0].networks[0].network_id = \"net1\""), "{message}");
 }
 
@@ -278,15 +288,15 @@ fn what_an_uplink_has_is_in_use() {
 fn too_many_are_refused() {
     let now = there();
     let many = (0..4096).map(|n| port(&format!("x{n}"), "net1", 100 + n, &format!("x{n}"))).collect::<Vec<_>>();
-    let refusal = attach("a", ports(&many)).to(&now).unwrap_err();
-    assert_eq!((refusal.blame, refusal.kind), (Blame::Conflict, "too_many"));
+    let error = attach("a", ports(&many)).to(&now).unwrap_err();
+    assert_eq!((error.category, error.kind), (ErrorKind::Conflict, "too_many"));
 }
 
 proptest! {
     /// Whatever is accepted could have stood in a file.
     #[test]
     fn what_is_accepted_is_right(
-        (now, other) in strategy::two(), from in any::<Index>(), take in any::<Index>(), what in 0..3
+        (now, other) in testgen::two(), from in any::<Index>(), take in any::<Index>(), what in 0..3
     ) {
         let id = |config: &Config, at: Index| {
             let ids: Vec<String> = config.ports().map(|(_, port)| port.port_id.clone()).collect();
@@ -295,22 +305,22 @@ proptest! {
         let change = match (what, id(&now, from), other.ports().nth(take.index(8))) {
             (0, Some(id), _) => detach(&id),
             (1, Some(id), Some((_, port))) => {
-                set(&id, written::Port { port_id: None, ..port.to_written() })
+                set(&id, raw::Port { port_id: None, ..port.to_raw() })
             }
             (_, _, Some((vm, port))) => attach(&vm.id, vec![port.clone()]),
             _ => return Ok(()),
         };
         // The strategy edits freely; what it makes may not be right itself.
-        prop_assume!(judge_written(&now.to_written()).is_ok());
+        prop_assume!(check_raw(&now.to_raw()).is_ok());
         if let Ok(then) = change.to(&now) {
-            prop_assert_eq!(judge_written(&then.to_written()), Ok(then.clone()));
+            prop_assert_eq!(check_raw(&then.to_raw()), Ok(then.clone()));
             let stay = |config: &Config| -> Vec<String> {
                 config.ports().map(|(_, port)| port.port_id.clone()).collect()
             };
             let (before, after) = (stay(&now), stay(&then));
-            let kept: Vec<&String> = before.iter().filter(|id| after.contains(id)).collect();
+            let stored: Vec<&String> = before.iter().filter(|id| after.contains(id)).collect();
             let known: Vec<&String> = after.iter().filter(|id| before.contains(id)).collect();
-            prop_assert_eq!(kept, known, "nobody changes places");
+            prop_assert_eq!(stored, known, "nobody changes places");
         }
     }
 }

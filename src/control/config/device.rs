@@ -1,11 +1,11 @@
 //! The keys of devices, by kind. A name must be one that the kernel takes as it is: a name that it
 //! refuses, or makes another of, would show only when the first half of the devices is open already.
 
-use super::meaning::Table;
-use super::meant::{Device, Packet, Tap, Xdp};
-use super::notes::quoted;
-use super::problem::kind;
-use super::written;
+use super::diagnostics::quoted;
+use super::error::kind;
+use super::lower::Lowering;
+use super::model::{Device, Packet, Tap, Xdp};
+use super::raw;
 use crate::device::xdp::Mode;
 
 /// `IFNAMSIZ` without its final zero.
@@ -20,83 +20,83 @@ const OF_SOME: &[(&str, &[&str], &str)] = &[
     ("isolate", &["packet"], "no frame of it reaches the host's own network stack"),
     ("persist", &["tap"], "others own its netdev, and it is theirs to delete"),
     ("mode", &["xdp"], "there is one way only that its frames can take"),
-    ("takeover", &["xdp"], "it has no XDP program that another one could be in the way of"),
+    ("replace_xdp_program", &["xdp"], "it has no XDP program that another one could be in the way of"),
 ];
 
-/// What `written` means for the port or uplink of this id.
-pub(super) fn read(written: &written::Device, id: &str, at: &mut Table<'_, '_>) -> Device {
-    let kind = match written.kind.as_deref() {
+/// What `raw` means for the port or uplink of this id.
+pub(super) fn read(raw: &raw::Device, id: &str, at: &mut Lowering<'_, '_>) -> Device {
+    let kind = match raw.kind.as_deref() {
         Some(kind) if Device::KINDS.contains(&kind) => Some(kind),
         Some("vhost-user") => {
-            let kinds = written::list(Device::KINDS.iter());
-            at.note("kind", kind::NOT_YET, format!("not in this version yet; it has the kinds {kinds}"));
+            let kinds = raw::list(Device::KINDS.iter());
+            at.report("kind", kind::NOT_YET, format!("not in this version yet; it has the kinds {kinds}"));
             None
         }
         Some(_) => {
-            let kinds = written::list(Device::KINDS.iter());
-            at.note("kind", kind::BAD_VALUE, format!("no such kind of device; this version has {kinds}"));
+            let kinds = raw::list(Device::KINDS.iter());
+            at.report("kind", kind::BAD_VALUE, format!("no such kind of device; this version has {kinds}"));
             None
         }
         None => {
-            if at.misses("kind") {
-                let kinds = written::list(Device::KINDS.iter());
-                at.note("kind", kind::MISSING, format!("must be given; this version has {kinds}"));
+            if at.is_missing("kind") {
+                let kinds = raw::list(Device::KINDS.iter());
+                at.report("kind", kind::MISSING, format!("must be given; this version has {kinds}"));
             }
             None
         }
     };
     if let Some(kind) = kind {
-        refuse_keys_of_others(written, kind, at);
+        refuse_keys_of_others(raw, kind, at);
     }
-    let netns = netns(written, at);
+    let netns = netns(raw, at);
     match kind {
         Some("xdp") => Device::Xdp(Xdp {
-            name: given_name(written, at),
+            name: given_name(raw, at),
             netns,
-            queues: written.queues.map(|queues| at.number("queues", Some(queues), 1..=MOST_QUEUES, 1)),
-            mode: at.word("mode", written.mode.as_deref(), Mode::Auto),
-            takeover: written.takeover.unwrap_or(false),
+            queues: raw.queues.map(|queues| at.number("queues", Some(queues), 1..=MOST_QUEUES, 1)),
+            mode: at.keyword("mode", raw.mode.as_deref(), Mode::Auto),
+            replace_xdp_program: raw.replace_xdp_program.unwrap_or(false),
         }),
         Some("packet") => Device::Packet(Packet {
-            name: given_name(written, at),
+            name: given_name(raw, at),
             netns,
-            offloads: written.offloads.unwrap_or(true),
-            isolate: written.isolate.unwrap_or(false),
+            offloads: raw.offloads.unwrap_or(true),
+            isolate: raw.isolate.unwrap_or(false),
         }),
         // What cannot be told apart is judged as the kind that most are of.
         _ => Device::Tap(Tap {
-            name: name(written, id, at),
+            name: name(raw, id, at),
             netns,
-            queues: at.number("queues", written.queues, 1..=MOST_QUEUES, 1),
-            offloads: written.offloads.unwrap_or(true),
-            persist: written.persist.unwrap_or(true),
+            queues: at.number("queues", raw.queues, 1..=MOST_QUEUES, 1),
+            offloads: raw.offloads.unwrap_or(true),
+            persist: raw.persist.unwrap_or(true),
         }),
     }
 }
 
 /// No silent no-ops: a key that this kind cannot honour is a mistake.
-fn refuse_keys_of_others(written: &written::Device, this: &str, at: &mut Table<'_, '_>) {
+fn refuse_keys_of_others(raw: &raw::Device, this: &str, at: &mut Lowering<'_, '_>) {
     let is_written = |key| match key {
-        "queues" => written.queues.is_some(),
-        "offloads" => written.offloads.is_some(),
-        "isolate" => written.isolate.is_some(),
-        "persist" => written.persist.is_some(),
-        "mode" => written.mode.is_some(),
-        _ => written.takeover.is_some(),
+        "queues" => raw.queues.is_some(),
+        "offloads" => raw.offloads.is_some(),
+        "isolate" => raw.isolate.is_some(),
+        "persist" => raw.persist.is_some(),
+        "mode" => raw.mode.is_some(),
+        _ => raw.replace_xdp_program.is_some(),
     };
     for (key, kinds, why) in OF_SOME.iter().filter(|(key, kinds, _)| !kinds.contains(&this) && is_written(key)) {
-        let kinds = written::list(kinds.iter());
+        let kinds = raw::list(kinds.iter());
         let message = format!("a device of kind {this:?} has no {key}, only kind {kinds}: {why}; leave it out");
-        at.note(key, kind::CONTRADICTION, message);
+        at.report(key, kind::CONTRADICTION, message);
     }
 }
 
-fn netns(written: &written::Device, at: &mut Table<'_, '_>) -> Option<String> {
-    written.netns.clone().filter(|netns| {
+fn netns(raw: &raw::Device, at: &mut Lowering<'_, '_>) -> Option<String> {
+    raw.netns.clone().filter(|netns| {
         let wrong = wrong_netns(netns);
         if let Some(wrong) = wrong {
             let remedy = "right would be a name under /run/netns, or an absolute path";
-            at.note("netns", kind::BAD_VALUE, format!("{wrong}; {remedy}"));
+            at.report("netns", kind::BAD_VALUE, format!("{wrong}; {remedy}"));
         }
         wrong.is_none()
     })
@@ -109,30 +109,30 @@ pub(super) fn default_name(id: &str) -> String {
 }
 
 /// The name of a netdev that others make.
-fn given_name(written: &written::Device, at: &mut Table<'_, '_>) -> String {
-    if written.name.is_none() {
-        if at.misses("name") {
-            at.note("name", kind::MISSING, "must be given: the name of the netdev, which others make");
+fn given_name(raw: &raw::Device, at: &mut Lowering<'_, '_>) -> String {
+    if raw.name.is_none() {
+        if at.is_missing("name") {
+            at.report("name", kind::MISSING, "must be given: the name of the netdev, which others make");
         }
         return String::new();
     }
-    name(written, "", at)
+    name(raw, "", at)
 }
 
-fn name(written: &written::Device, id: &str, at: &mut Table<'_, '_>) -> String {
-    let is_written = written.name.is_some();
+fn name(raw: &raw::Device, id: &str, at: &mut Lowering<'_, '_>) -> String {
+    let is_written = raw.name.is_some();
     // of a port without a right id, or with a name of a wrong type, enough has been said
-    if !is_written && (id.is_empty() || !at.misses("name")) {
+    if !is_written && (id.is_empty() || !at.is_missing("name")) {
         return String::new();
     }
-    let name = written.name.clone().unwrap_or_else(|| default_name(id));
+    let name = raw.name.clone().unwrap_or_else(|| default_name(id));
     let Some(wrong) = wrong_name(&name) else { return name };
     let message = if is_written {
         wrong
     } else {
         format!("must be given, because the name made of the id, {}, will not do: {wrong}", quoted(&name))
     };
-    at.note("name", kind::BAD_VALUE, message);
+    at.report("name", kind::BAD_VALUE, message);
     String::new()
 }
 

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::meant::Named;
+use super::model::Named;
 use crate::switch::{AtLimit, ReservedMask};
 use crate::wire::{Mac, Prefix};
 

@@ -3,40 +3,40 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-use super::meaning::{Table, each};
-use super::meant::{Config, Named, Network, Port};
-use super::notes::{Notes, Path};
+use super::diagnostics::{Diagnostics, Path};
+use super::error::kind;
+use super::lower::{Lowering, lower_each};
+use super::model::{Config, Named, Network, Port};
 use super::policy::{AddressPair, PortSecurity, UnknownUnicast};
-use super::problem::kind;
-use super::written;
+use super::raw;
 use crate::switch::{AtLimit, MacLimit};
 use crate::wire::{Mac, Prefix};
 
-impl Table<'_, '_> {
+impl Lowering<'_, '_> {
     /// Which of the two words for it holds.
-    pub fn security(&mut self, written: &written::Port) -> PortSecurity {
-        let enabled = written.port_security_enabled;
+    pub fn security(&mut self, raw: &raw::Port) -> PortSecurity {
+        let enabled = raw.port_security_enabled;
         let default = if enabled == Some(false) { PortSecurity::Off } else { PortSecurity::Mac };
-        let security = self.word("port_security", written.port_security.as_deref(), default);
+        let security = self.keyword("port_security", raw.port_security.as_deref(), default);
         if enabled.is_some_and(|enabled| enabled != (security != PortSecurity::Off)) {
             let message = format!(
                 "this contradicts port_security = \"{}\"; leave one of the two out, port_security alone says it all",
                 security.name()
             );
-            self.note("port_security_enabled", kind::CONTRADICTION, message);
+            self.report("port_security_enabled", kind::CONTRADICTION, message);
         }
         security
     }
 
     /// The addresses of the guest.
-    pub fn addresses(&mut self, written: &[String]) -> Vec<IpAddr> {
+    pub fn addresses(&mut self, raw: &[String]) -> Vec<IpAddr> {
         let mut addresses = Vec::new();
-        for (index, text) in written.iter().enumerate() {
+        for (index, text) in raw.iter().enumerate() {
             match text.parse() {
                 Ok(address) => addresses.push(address),
                 Err(_) => {
                     let remedy = "not an IP address; one looks like 10.5.0.1 or fd00::1, without a prefix length";
-                    self.notes.add(&self.path.key("fixed_ips").item(index), kind::BAD_VALUE, remedy);
+                    self.diagnostics.push(&self.path.key("fixed_ips").item(index), kind::BAD_VALUE, remedy);
                 }
             }
         }
@@ -44,27 +44,23 @@ impl Table<'_, '_> {
     }
 
     /// What else a guest with this address of its own may use.
-    pub fn pairs(
-        &mut self,
-        written: Option<&[written::AddressPair]>,
-        security: PortSecurity,
-        own: Mac,
-    ) -> Vec<AddressPair> {
-        if security == PortSecurity::Off && written.is_some_and(|pairs| !pairs.is_empty()) {
+    pub fn pairs(&mut self, raw: Option<&[raw::AddressPair]>, security: PortSecurity, own: Mac) -> Vec<AddressPair> {
+        if security == PortSecurity::Off && raw.is_some_and(|pairs| !pairs.is_empty()) {
             let message =
                 "without port security every source is allowed; leave the pairs out, or set port_security = \"mac\"";
-            self.note("allowed_address_pairs", kind::CONTRADICTION, message);
+            self.report("allowed_address_pairs", kind::CONTRADICTION, message);
         }
         let path = self.path.key("allowed_address_pairs");
-        let pairs = each(&path, written, self.notes, |mut at, pair| at.pair(pair));
+        let pairs = lower_each(&path, raw, self.diagnostics, |mut at, pair| at.pair(pair));
         let mut first: HashMap<(Mac, Option<Prefix>), usize> = HashMap::new();
         for (index, pair) in pairs.iter().enumerate() {
             if pair.mac == Some(Mac::ZERO) {
                 continue;
             }
             if let Some(&first) = first.get(&(pair.mac.unwrap_or(own), pair.ip)) {
-                let message = format!("{} allows the same; once is enough", self.notes.place(&path.item(first)));
-                self.notes.add(&path.item(index), kind::DUPLICATE_PAIR, message);
+                let message =
+                    format!("{} allows the same; once is enough", self.diagnostics.location(&path.item(first)));
+                self.diagnostics.push(&path.item(index), kind::DUPLICATE_PAIR, message);
                 continue;
             }
             first.insert((pair.mac.unwrap_or(own), pair.ip), index);
@@ -72,57 +68,57 @@ impl Table<'_, '_> {
         pairs
     }
 
-    fn pair(&mut self, written: &written::AddressPair) -> AddressPair {
+    fn pair(&mut self, raw: &raw::AddressPair) -> AddressPair {
         const STAND_IN: AddressPair = AddressPair { mac: Some(Mac::ZERO), ip: None };
         let [mac, ip] = ["mac_address", "ip_address"];
         // one that is there and of a wrong type has been noted
-        if self.misses(mac) && self.misses(ip) {
+        if self.is_missing(mac) && self.is_missing(ip) {
             let message = "it names nothing; give it mac_address, ip_address, or both";
-            self.notes.add(&self.path, kind::MISSING, message);
+            self.diagnostics.push(&self.path, kind::MISSING, message);
             return STAND_IN;
         }
         let is_typed =
-            (written.mac_address.is_some() || self.misses(mac)) && (written.ip_address.is_some() || self.misses(ip));
-        let station = written.mac_address.as_deref().map(|text| self.station(mac, Some(text)));
-        let prefix = written.ip_address.as_deref().map(|text| {
+            (raw.mac_address.is_some() || self.is_missing(mac)) && (raw.ip_address.is_some() || self.is_missing(ip));
+        let station = raw.mac_address.as_deref().map(|text| self.station(mac, Some(text)));
+        let prefix = raw.ip_address.as_deref().map(|text| {
             let remedy = "not an IP address or prefix; one looks like 10.5.0.1 or 10.5.0.0/24";
-            text.parse::<Prefix>().map_err(|_| self.note(ip, kind::BAD_VALUE, remedy)).ok()
+            text.parse::<Prefix>().map_err(|_| self.report(ip, kind::BAD_VALUE, remedy)).ok()
         });
         let is_right = is_typed && station != Some(Mac::ZERO) && prefix != Some(None);
         if is_right { AddressPair { mac: station, ip: prefix.flatten() } } else { STAND_IN }
     }
 
     /// Whether a port gets frames for stations that nobody knows.
-    pub fn unknown_unicast(&mut self, written: &written::Port) -> UnknownUnicast {
-        let wanted = self.word("unknown_unicast", written.unknown_unicast.as_deref(), UnknownUnicast::Deliver);
-        if wanted == UnknownUnicast::Suppress && written.promiscuous == Some(true) {
+    pub fn unknown_unicast(&mut self, raw: &raw::Port) -> UnknownUnicast {
+        let wanted = self.keyword("unknown_unicast", raw.unknown_unicast.as_deref(), UnknownUnicast::Deliver);
+        if wanted == UnknownUnicast::Suppress && raw.promiscuous == Some(true) {
             let message = "a port with promiscuous = true gets every frame of its network, those to unknown stations \
                            as well; leave one of the two out";
-            self.note("unknown_unicast", kind::CONTRADICTION, message);
+            self.report("unknown_unicast", kind::CONTRADICTION, message);
         }
         wanted
     }
 
     /// How many stations may be learned behind a port, if the port says so itself.
-    pub fn mac_limit(&mut self, written: &written::Port) -> Option<MacLimit> {
-        let policy = self.word("mac_limit_policy", written.mac_limit_policy.as_deref(), AtLimit::ForwardUnlearned);
-        if written.mac_limit.is_none() {
-            if written.mac_limit_policy.is_some() && self.misses("mac_limit") {
+    pub fn mac_limit(&mut self, raw: &raw::Port) -> Option<MacLimit> {
+        let policy = self.keyword("mac_limit_policy", raw.mac_limit_policy.as_deref(), AtLimit::ForwardUnlearned);
+        if raw.mac_limit.is_none() {
+            if raw.mac_limit_policy.is_some() && self.is_missing("mac_limit") {
                 let message = "it says what happens at the limit, and there is none; give mac_limit, or leave this out";
-                self.note("mac_limit_policy", kind::CONTRADICTION, message);
+                self.report("mac_limit_policy", kind::CONTRADICTION, message);
             }
             return None;
         }
-        Some(MacLimit { stations: self.number("mac_limit", written.mac_limit, 1..=u32::MAX, 1), policy })
+        Some(MacLimit { stations: self.number("mac_limit", raw.mac_limit, 1..=u32::MAX, 1), policy })
     }
 }
 
 /// The addresses that other ports than their owners may use as well, each with the first pair that
 /// says so: its VM, its port there, and its place among the pairs.
-struct Lent<'c>(HashMap<(&'c str, Mac), Vec<[usize; 3]>>);
+struct SharedAddresses<'c>(HashMap<(&'c str, Mac), Vec<[usize; 3]>>);
 
-impl<'c> Lent<'c> {
-    fn of(config: &'c Config) -> Lent<'c> {
+impl<'c> SharedAddresses<'c> {
+    fn of(config: &'c Config) -> SharedAddresses<'c> {
         let mut lent: HashMap<(&str, Mac), Vec<[usize; 3]>> = HashMap::new();
         for (vm, of) in config.vms.iter().enumerate() {
             for (position, port) in of.ports.iter().enumerate() {
@@ -133,7 +129,7 @@ impl<'c> Lent<'c> {
                 }
             }
         }
-        Lent(lent)
+        SharedAddresses(lent)
     }
 
     /// A pair of another port that allows the address of the port at this place.
@@ -144,21 +140,21 @@ impl<'c> Lent<'c> {
 }
 
 /// Notes what contradicts the rest of the configuration.
-pub(super) fn check(config: &Config, notes: &mut Notes<'_>) {
+pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
     let networks: HashMap<&str, &Network> = config.networks.iter().map(|of| (of.id.as_str(), of)).collect();
-    let lent = Lent::of(config);
+    let lent = SharedAddresses::of(config);
     let path = |vm: usize, position: usize| Path::default().key("vms").item(vm).key("ports").item(position);
     for (vm, of) in config.vms.iter().enumerate() {
         for (position, port) in of.ports.iter().enumerate() {
             if port.unknown_unicast == UnknownUnicast::Suppress
                 && let Some([other, at, pair]) = lent.to_another(port, [vm, position])
             {
-                let pair = notes.place(&path(other, at).key("allowed_address_pairs").item(pair));
+                let pair = diagnostics.location(&path(other, at).key("allowed_address_pairs").item(pair));
                 let message = format!(
                     "the address of this port is not pinned to it, because {pair} allows it to another port: nobody \
                      would know where it is before it speaks; leave this out, or the pair"
                 );
-                notes.add(&path(vm, position).key("unknown_unicast"), kind::CONTRADICTION, message);
+                diagnostics.push(&path(vm, position).key("unknown_unicast"), kind::CONTRADICTION, message);
             }
             if let (Some(limit), Some(network)) = (port.mac_limit, networks.get(port.network_id.as_str()))
                 && limit.stations > network.fdb_limit_per_port
@@ -168,7 +164,7 @@ pub(super) fn check(config: &Config, notes: &mut Notes<'_>) {
                      which is {}",
                     network.id, network.fdb_limit_per_port
                 );
-                notes.add(&path(vm, position).key("mac_limit"), kind::CONTRADICTION, message);
+                diagnostics.push(&path(vm, position).key("mac_limit"), kind::CONTRADICTION, message);
             }
         }
     }

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 
-use super::document::{self, Node, SyntaxError};
-use super::fragment::{self, PortKeys};
-use super::judge;
-use super::meant::{Config, Port};
-use super::problem::{Errors, Problem, kind};
+use super::check;
+use super::error::{ConfigError, ConfigErrors, kind};
+use super::model::{Config, Port};
+use super::parse::{self, Node, SyntaxError};
+use super::patch::{self, PortKeys};
 
 /// A text, and what its problems call it.
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ impl From<Config> for ConfigFile {
 
 impl Source {
     /// The file at `path`: JSON if its name ends in `.json`, otherwise whatever it looks like.
-    pub fn read(path: &Path) -> Result<Source, Errors> {
+    pub fn read(path: &Path) -> Result<Source, ConfigErrors> {
         let name = path.display().to_string();
         let bytes = fs::read(path).map_err(|error| unreadable(&name, format!("cannot be read: {error}")))?;
         let mut source = Source::of(name, bytes)?;
@@ -45,7 +45,7 @@ impl Source {
     }
 
     /// What came from elsewhere. No TOML begins with a brace: what does is JSON.
-    pub fn of(name: impl Into<String>, bytes: Vec<u8>) -> Result<Source, Errors> {
+    pub fn of(name: impl Into<String>, bytes: Vec<u8>) -> Result<Source, ConfigErrors> {
         let name = name.into();
         let text = String::from_utf8(bytes).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
@@ -56,50 +56,50 @@ impl Source {
     }
 
     /// A whole configuration.
-    pub fn config(&self) -> Result<Config, Errors> {
-        judge(self.document(), &self.name)
+    pub fn config(&self) -> Result<Config, ConfigErrors> {
+        check(self.document(), &self.name)
     }
 
     /// A whole configuration, with what is written.
-    pub fn config_file(&self) -> Result<ConfigFile, Errors> {
+    pub fn config_file(&self) -> Result<ConfigFile, ConfigErrors> {
         let config = self.config()?;
         Ok(ConfigFile { config, raw: self.to_json()? })
     }
 
     /// One port, and the VM that its `device_id` names.
-    pub fn port(&self) -> Result<(String, Port), Errors> {
-        fragment::port(self.document(), &self.name)
+    pub fn port(&self) -> Result<(String, Port), ConfigErrors> {
+        patch::port(self.document(), &self.name)
     }
 
     /// Some keys of a port.
-    pub fn port_keys(&self) -> Result<PortKeys, Errors> {
-        fragment::port_keys(self.document(), &self.name)
+    pub fn port_keys(&self) -> Result<PortKeys, ConfigErrors> {
+        patch::port_keys(self.document(), &self.name)
     }
 
     /// The same as JSON, as it is written: nothing is filled in.
-    pub fn to_json(&self) -> Result<serde_json::Value, Errors> {
-        let node = self.document().map_err(|error| Errors::from(Problem::of_syntax(&self.name, error)))?;
+    pub fn to_json(&self) -> Result<serde_json::Value, ConfigErrors> {
+        let node = self.document().map_err(|error| ConfigErrors::from(ConfigError::of_syntax(&self.name, error)))?;
         Ok(node.into())
     }
 
     fn document(&self) -> Result<Node, SyntaxError> {
-        if self.is_json { document::from_json(&self.text) } else { document::from_toml(&self.text) }
+        if self.is_json { parse::from_json(&self.text) } else { parse::from_toml(&self.text) }
     }
 }
 
-fn unreadable(name: &str, message: String) -> Errors {
-    Errors::from(Problem::of_file(name, kind::UNREADABLE, message))
+fn unreadable(name: &str, message: String) -> ConfigErrors {
+    ConfigErrors::from(ConfigError::of_file(name, kind::UNREADABLE, message))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::strategy;
+    use super::super::testgen;
     use super::*;
     use proptest::prelude::*;
 
     proptest! {
         #[test]
-        fn as_json_it_means_the_same(config in strategy::config()) {
+        fn as_json_it_means_the_same(config in testgen::config()) {
             let toml = Source::of("x", toml::to_string(&config).unwrap().into_bytes()).unwrap();
             let json = Source::of("x", toml.to_json().unwrap().to_string().into_bytes()).unwrap();
             prop_assert_eq!(json.config(), Ok(config));

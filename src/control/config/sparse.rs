@@ -5,10 +5,10 @@
 
 use serde_json::{Map, Value, json};
 
-use super::document;
-use super::meaning;
-use super::meant::{Config, SwitchSettings};
-use super::notes::Notes;
+use super::diagnostics::Diagnostics;
+use super::lower;
+use super::model::{Config, SwitchSettings};
+use super::parse;
 
 /// The keys that say what an entity is; they are written also where a default would give the same.
 const IDENTITY: &[&str] = &[
@@ -36,7 +36,7 @@ impl Config {
         let mut full = value(self);
         let default = self.defaults();
         if let Some(switch) = full.get_mut("switch") {
-            clear(switch, &value(&SwitchSettings::default().to_written()));
+            clear(switch, &value(&SwitchSettings::default().to_raw()));
         }
         for list in ["networks", "vms", "uplinks"] {
             let defaults = default[list].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -53,7 +53,7 @@ impl Config {
 
     /// What the same entities would be with nothing but their identity, in the same places.
     fn defaults(&self) -> Value {
-        let mut bare = self.to_written();
+        let mut bare = self.to_raw();
         bare.switch = None;
         let keep = |table: &Value| -> Value {
             let keys = table.as_object().into_iter().flatten();
@@ -79,17 +79,17 @@ impl Config {
                 }
             }
         }
-        let written = document::from_json(&bare.to_string()).ok().and_then(|node| {
-            let mut notes = Notes::new("", &node);
-            let written = <super::written::Config as super::written::Read>::read(
+        let raw = parse::from_json(&bare.to_string()).ok().and_then(|node| {
+            let mut diagnostics = Diagnostics::new("", &node);
+            let raw = <super::raw::Config as super::raw::Read>::read(
                 &node,
-                &super::notes::Path::default(),
-                &mut notes,
+                &super::diagnostics::Path::default(),
+                &mut diagnostics,
             )?;
             // Whatever is wrong beside other keys is of no account here.
-            Some(value(&meaning::config(&written, &mut notes)))
+            Some(value(&lower::lower(&raw, &mut diagnostics)))
         });
-        written.unwrap_or_else(|| json!({}))
+        raw.unwrap_or_else(|| json!({}))
     }
 }
 
@@ -105,7 +105,7 @@ fn clear(table: &mut Value, default: &Value) {
         let Some(default) = default.get(key) else { return true };
         if TABLES.contains(&key.as_str()) && value.is_object() && default.is_object() {
             clear(value, default);
-            return value.as_object().is_some_and(|left| !left.is_empty());
+            return value.as_object().is_some_and(|orphans| !orphans.is_empty());
         }
         value != default || IDENTITY.contains(&key.as_str())
     });
@@ -121,13 +121,13 @@ fn value(table: &impl serde::Serialize) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Network, parse_json, strategy};
+    use super::super::{Network, parse_json, testgen};
     use super::*;
     use proptest::prelude::*;
 
     proptest! {
         #[test]
-        fn what_is_left_means_the_same(config in strategy::config()) {
+        fn what_is_left_means_the_same(config in testgen::config()) {
             let sparse = config.to_sparse();
             prop_assert_eq!(parse_json(&sparse.to_string(), "x"), Ok(config), "{:#}", sparse);
         }
@@ -139,11 +139,11 @@ mod tests {
             "network_id": "n", "mac_address": "02:00:00:00:00:01", "port_security": "off",
             "device": {"kind": "tap", "name": "t", "queues": 2}}]}],
             "uplinks": [{"id": "u", "networks": [{"network_id": "n"}], "device": {"kind": "packet", "name": "e"}}]}"#;
-        let written: Value = serde_json::from_str(text).unwrap();
+        let raw: Value = serde_json::from_str(text).unwrap();
         let mut sparse = parse_json(text, "x").unwrap().to_sparse();
         assert_eq!(sparse["switch"], json!({}));
         sparse.as_object_mut().unwrap().remove("switch");
-        assert_eq!(sparse, written);
+        assert_eq!(sparse, raw);
         let default = Config { networks: vec![Network::new("n")], ..Config::default() }.to_sparse();
         assert_eq!(default, json!({"switch": {}, "networks": [{"id": "n"}], "vms": [], "uplinks": []}));
     }

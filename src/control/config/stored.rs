@@ -7,33 +7,33 @@
 
 use serde_json::{Map, Value};
 
-use super::document::{self, Node};
-use super::meant::Config;
-use super::notes::{Notes, Path, Step};
-use super::problem::{Errors, Problem, kind};
-use super::written::{self, Read};
-use super::{admission, meaning, trunk};
+use super::diagnostics::{Diagnostics, Path, Step};
+use super::error::{ConfigError, ConfigErrors, kind};
+use super::model::Config;
+use super::parse::{self, Node};
+use super::raw::{self, Read};
+use super::{lower, trunk, validate};
 
 /// A kept configuration, as far as this version understands it.
 #[derive(Debug, Clone)]
-pub struct Stored {
+pub struct StoredConfig {
     /// What is understood.
     pub config: Config,
     /// What is not.
-    pub unread: Unread,
+    pub unknown: UnknownParts,
 }
 
 /// What of a kept configuration this version does not understand.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct Unread {
-    parts: Vec<(Vec<Place>, Value)>,
+pub struct UnknownParts {
+    parts: Vec<(Vec<PathStep>, Value)>,
     /// A sentence for each.
-    pub told: Vec<String>,
+    pub messages: Vec<String>,
 }
 
 /// One step to a part that is put aside.
 #[derive(Debug, Clone, PartialEq)]
-enum Place {
+enum PathStep {
     Key(String),
     /// An item of a list, by the key and the value that it is known by.
     Item {
@@ -45,33 +45,34 @@ enum Place {
 }
 
 /// Reads a configuration that was kept. It is refused only if its very shape is not understood.
-pub fn read_stored(kept: &Value) -> Result<Stored, Errors> {
+pub fn read_stored(restored: &Value) -> Result<StoredConfig, ConfigErrors> {
     const NAME: &str = "the stored state";
-    let mut kept = kept.clone();
-    let mut unread = Unread::default();
+    let mut restored = restored.clone();
+    let mut unknown = UnknownParts::default();
     loop {
-        let node = document::from_json(&kept.to_string()).map_err(|e| Errors::from(Problem::of_syntax(NAME, e)))?;
-        let mut notes = Notes::new(NAME, &node);
-        let written = written::Config::read(&node, &Path::default(), &mut notes).unwrap_or_default();
-        let config = meaning::config(&written, &mut notes);
-        admission::check(&config, &mut notes);
-        trunk::check(&config, &mut notes);
-        let paths = notes.take_paths();
-        let Some(errors) = notes.finish() else { return Ok(Stored { config, unread }) };
-        if !unread.put_aside(&mut kept, &paths, &node) {
+        let node =
+            parse::from_json(&restored.to_string()).map_err(|e| ConfigErrors::from(ConfigError::of_syntax(NAME, e)))?;
+        let mut diagnostics = Diagnostics::new(NAME, &node);
+        let raw = raw::Config::read(&node, &Path::default(), &mut diagnostics).unwrap_or_default();
+        let config = lower::lower(&raw, &mut diagnostics);
+        validate::check(&config, &mut diagnostics);
+        trunk::check(&config, &mut diagnostics);
+        let paths = diagnostics.take_paths();
+        let Some(errors) = diagnostics.finish() else { return Ok(StoredConfig { config, unknown }) };
+        if !unknown.extract(&mut restored, &paths, &node) {
             return Err(errors);
         }
     }
 }
 
-impl Unread {
+impl UnknownParts {
     /// Whether all was understood.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
     /// Puts back what was put aside, as far as what it belongs to is there, and nothing else is in its place.
-    pub fn graft(&self, config: &mut Value) {
+    pub fn restore_into(&self, config: &mut Value) {
         // What was put aside last may have what was put aside before.
         for (place, value) in self.parts.iter().rev() {
             graft(config, place, value);
@@ -79,7 +80,7 @@ impl Unread {
     }
 
     /// Takes out of `kept` what problems are about. Nothing, if nothing can be taken out.
-    fn put_aside(&mut self, kept: &mut Value, paths: &[(Path, &'static str, String)], root: &Node) -> bool {
+    fn extract(&mut self, stored: &mut Value, paths: &[(Path, &'static str, String)], root: &Node) -> bool {
         // Keys first: an entity is whole again without them, perhaps.
         let is_key = |path: &Path, kind: &str| {
             let last = path.steps().last();
@@ -90,21 +91,21 @@ impl Unread {
         let mut taken = false;
         if keys.is_empty() {
             // One at a time: what is wrong with others may have been because of it.
-            let Some((path, _, told)) = paths.first() else { return false };
+            let Some((path, _, messages)) = paths.first() else { return false };
             let Some(steps) = entity(path.steps()) else { return false };
-            taken |= self.take(kept, &steps, told, root);
+            taken |= self.take(stored, &steps, messages, root);
         }
-        for (path, _, told) in keys {
-            taken |= self.take(kept, path.steps(), told, root);
+        for (path, _, messages) in keys {
+            taken |= self.take(stored, path.steps(), messages, root);
         }
         taken
     }
 
-    fn take(&mut self, kept: &mut Value, steps: &[Step], told: &str, root: &Node) -> bool {
+    fn take(&mut self, stored: &mut Value, steps: &[Step], messages: &str, root: &Node) -> bool {
         let Some(place) = place(steps, root) else { return false };
-        let Some(value) = remove(kept, steps) else { return false };
+        let Some(value) = remove(stored, steps) else { return false };
         self.parts.push((place, value));
-        self.told.push(told.to_owned());
+        self.messages.push(messages.to_owned());
         true
     }
 }
@@ -136,7 +137,7 @@ fn entity(steps: &[Step]) -> Option<Vec<Step>> {
 }
 
 /// A place that holds whatever stands before it in its lists.
-fn place(steps: &[Step], root: &Node) -> Option<Vec<Place>> {
+fn place(steps: &[Step], root: &Node) -> Option<Vec<PathStep>> {
     let (mut node, mut list) = (Some(root), "");
     let mut place = Vec::new();
     for step in steps {
@@ -144,7 +145,7 @@ fn place(steps: &[Step], root: &Node) -> Option<Vec<Place>> {
             Step::Key(key) => {
                 node = node.and_then(|node| node.get(key));
                 list = key;
-                Place::Key(key.clone())
+                PathStep::Key(key.clone())
             }
             Step::Item(index) => {
                 node = node.and_then(|node| node.item(*index));
@@ -153,11 +154,11 @@ fn place(steps: &[Step], root: &Node) -> Option<Vec<Place>> {
                     "networks" if place.len() > 1 => "network_id",
                     "networks" | "vms" | "uplinks" => "id",
                     _ => {
-                        place.push(Place::Index(*index));
+                        place.push(PathStep::Index(*index));
                         continue;
                     }
                 };
-                Place::Item { id, is: node?.get(id).cloned().map(Value::from).unwrap_or_default() }
+                PathStep::Item { id, is: node?.get(id).cloned().map(Value::from).unwrap_or_default() }
             }
         });
     }
@@ -177,34 +178,34 @@ fn remove(table: &mut Value, steps: &[Step]) -> Option<Value> {
     }
 }
 
-fn graft(table: &mut Value, place: &[Place], value: &Value) {
+fn graft(table: &mut Value, place: &[PathStep], value: &Value) {
     let Some((first, rest)) = place.split_first() else { return };
     match first {
-        Place::Key(key) => {
+        PathStep::Key(key) => {
             let Some(keys) = table.as_object_mut() else { return };
             if rest.is_empty() {
                 keys.entry(key.clone()).or_insert_with(|| value.clone());
             } else {
                 // A table that has nothing but defaults is not written; a list that has nothing in it may not be.
                 let empty = || match rest[0] {
-                    Place::Key(_) => Map::new().into(),
+                    PathStep::Key(_) => Map::new().into(),
                     _ => Vec::<Value>::new().into(),
                 };
                 graft(keys.entry(key.clone()).or_insert_with(empty), rest, value);
             }
         }
-        Place::Index(index) => {
+        PathStep::Index(index) => {
             let item = table.get_mut(*index);
             item.into_iter().for_each(|item| graft(item, rest, value));
         }
-        Place::Item { id, is } => {
+        PathStep::Item { id, is } => {
             let Some(items) = table.as_array_mut() else { return };
             let found = items.iter_mut().find(|item| item.get(id) == Some(is));
             match found {
                 Some(item) if !rest.is_empty() => graft(item, rest, value),
                 None if rest.is_empty() => items.push(value.clone()),
                 // A VM of which all ports are put aside.
-                None if matches!(&rest[0], Place::Key(key) if key == "ports") && rest.len() == 2 => {
+                None if matches!(&rest[0], PathStep::Key(key) if key == "ports") && rest.len() == 2 => {
                     let vm =
                         Map::from_iter([((*id).to_owned(), is.clone()), ("ports".into(), vec![value.clone()].into())]);
                     items.push(vm.into());
@@ -217,12 +218,12 @@ fn graft(table: &mut Value, place: &[Place], value: &Value) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{parse_json, strategy};
+    use super::super::{parse_json, testgen};
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;
 
-    fn kept() -> Value {
+    fn stored_value() -> Value {
         json!({"networks": [{"id": "n"}], "vms": [{"id": "v", "ports": [
             {"port_id": "p", "network_id": "n", "mac_address": "02:00:00:00:00:01", "device": {"kind": "tap", "name": "p"}},
             {"port_id": "q", "network_id": "n", "mac_address": "02:00:00:00:00:02", "device": {"kind": "tap", "name": "q"}},
@@ -230,47 +231,47 @@ mod tests {
     }
 
     /// What is put aside is there again behind a change that has nothing to do with it.
-    fn round(stored: &Stored) -> Value {
-        let mut written = stored.config.to_sparse();
-        stored.unread.graft(&mut written);
-        written
+    fn round(stored: &StoredConfig) -> Value {
+        let mut raw = stored.config.to_sparse();
+        stored.unknown.restore_into(&mut raw);
+        raw
     }
 
     #[test]
     fn unknown_keys_are_ignored_and_kept() {
-        let mut with = kept();
+        let mut with = stored_value();
         with["planets"] = json!(8);
         with["networks"][0]["colour"] = json!("blue");
         with["vms"][0]["ports"][1]["device"]["speed"] = json!({"up": 1});
         with["vms"][0]["ports"][1]["shape"] = json!([1, 2]);
         let stored = read_stored(&with).unwrap();
-        assert_eq!(Ok(stored.config.clone()), parse_json(&kept().to_string(), "x"));
-        assert_eq!(stored.unread.told.len(), 4, "{:?}", stored.unread.told);
-        assert!(stored.unread.told[0].contains("colour") || stored.unread.told[0].contains("planets"));
-        let mut written = round(&stored);
-        written.as_object_mut().unwrap().retain(|key, _| with.get(key).is_some());
-        assert_eq!(written, with);
+        assert_eq!(Ok(stored.config.clone()), parse_json(&stored_value().to_string(), "x"));
+        assert_eq!(stored.unknown.messages.len(), 4, "{:?}", stored.unknown.messages);
+        assert!(stored.unknown.messages[0].contains("colour") || stored.unknown.messages[0].contains("planets"));
+        let mut raw = round(&stored);
+        raw.as_object_mut().unwrap().retain(|key, _| with.get(key).is_some());
+        assert_eq!(raw, with);
         // With the port its keys go.
         let mut less = stored.clone();
         less.config.vms[0].ports.remove(1);
-        let written = round(&less);
-        assert_eq!(written["vms"][0]["ports"].as_array().unwrap().len(), 1);
-        assert_eq!(written["planets"], 8);
+        let raw = round(&less);
+        assert_eq!(raw["vms"][0]["ports"].as_array().unwrap().len(), 1);
+        assert_eq!(raw["planets"], 8);
     }
 
     #[test]
     fn a_port_of_a_later_kind_is_put_aside_and_kept() {
-        let mut with = kept();
+        let mut with = stored_value();
         with["vms"][0]["ports"][0]["device"] = json!({"kind": "vhost-user", "path": "/run/p.sock", "zz": 1});
         with["networks"].as_array_mut().unwrap().push(json!({"id": "m", "reserved_groups": "some"}));
         let stored = read_stored(&with).unwrap();
         let ids: Vec<&str> = stored.config.ports().map(|(_, port)| port.id()).collect();
         assert_eq!(ids, ["q"]);
         assert_eq!(stored.config.networks.len(), 2, "a value of a network is ignored, not the network");
-        let written = round(&stored);
-        let ports = written["vms"][0]["ports"].as_array().unwrap();
+        let raw = round(&stored);
+        let ports = raw["vms"][0]["ports"].as_array().unwrap();
         assert_eq!(ports[1], with["vms"][0]["ports"][0]);
-        assert_eq!(written["networks"][1]["reserved_groups"], "some");
+        assert_eq!(raw["networks"][1]["reserved_groups"], "some");
         // A VM that has nothing else.
         let mut alone = with.clone();
         alone["vms"][0]["ports"].as_array_mut().unwrap().pop();
@@ -288,15 +289,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_we_have_written_is_understood(config in strategy::config()) {
+        fn what_we_have_written_is_understood(config in testgen::config()) {
             let stored = read_stored(&config.to_sparse()).unwrap();
             prop_assert_eq!(&stored.config, &config);
-            prop_assert!(stored.unread.is_empty());
+            prop_assert!(stored.unknown.is_empty());
         }
 
         /// Whatever is in a state: it is read or refused, and never twice the same is put aside.
         #[test]
-        fn nonsense_in_a_value_costs_one_entity_at_most(config in strategy::config(), at in any::<prop::sample::Index>()) {
+        fn nonsense_in_a_value_costs_one_entity_at_most(config in testgen::config(), at in any::<prop::sample::Index>()) {
             let mut with = config.to_sparse();
             let ports: usize = config.ports().count();
             prop_assume!(ports > 0);
@@ -308,10 +309,10 @@ mod tests {
             let stored = read_stored(&with).unwrap();
             prop_assert_eq!(stored.config.ports().count(), ports - 1 - subports);
             let mut back = stored.config.to_sparse();
-            stored.unread.graft(&mut back);
+            stored.unknown.restore_into(&mut back);
             let again = read_stored(&back).unwrap();
             prop_assert_eq!(again.config.ports().count(), ports - 1 - subports);
-            prop_assert_eq!(again.unread.parts.len(), stored.unread.parts.len());
+            prop_assert_eq!(again.unknown.parts.len(), stored.unknown.parts.len());
         }
     }
 }

@@ -3,10 +3,10 @@
 //! Networks say what is allowed to the ports on them, and to each VM on them by all its ports together; ports and VMs
 //! say for themselves what is to be otherwise. Uplinks are asked for nothing, unless they say so.
 
-use super::meaning::Table;
-use super::meant::{Config, Named, Network, Port, Uplink, Vm};
-use super::problem::kind;
-use super::written;
+use super::error::kind;
+use super::lower::Lowering;
+use super::model::{Config, Named, Network, Port, Uplink, Vm};
+use super::raw;
 use crate::switch::{COPIES_DEFAULT, ClassLimit, Rate, StormClass, StormLimits};
 
 /// What is done beside dropping what is beyond a limit.
@@ -119,7 +119,7 @@ impl Storm {
     }
 
     /// Whether it is said here that anything is allowed of a class.
-    pub fn lifts(&self, class: StormClass) -> bool {
+    pub fn disables(&self, class: StormClass) -> bool {
         self.classes[class as usize] == Some(StormPolicy::Off)
     }
 
@@ -189,84 +189,84 @@ const LEAST_BITS: u64 = 1000;
 /// A day.
 const LONGEST_RECOVERY: u32 = 86_400;
 
-impl Table<'_, '_> {
+impl Lowering<'_, '_> {
     /// What is said of storms.
-    pub fn storm(&mut self, written: Option<&written::Storm>, of: Of) -> Storm {
-        let mut at = Table { path: self.path.key("storm"), notes: self.notes };
-        let table = match written {
+    pub fn storm(&mut self, raw: Option<&raw::Storm>, of: Of) -> Storm {
+        let mut at = Lowering { path: self.path.key("storm"), diagnostics: self.diagnostics };
+        let table = match raw {
             None => return Storm::default(),
-            Some(written::Storm::Word(word)) => {
+            Some(raw::Storm::Word(word)) => {
                 at.off(word, "a table of classes as { broadcast = { pps = 500 } }");
                 let copies = (of != Of::Port).then_some(CopiesPolicy::Off);
                 return Storm { copies, ..Storm::OFF };
             }
-            Some(written::Storm::Table(table)) => table,
+            Some(raw::Storm::Table(table)) => table,
         };
-        let written::StormClasses { broadcast, multicast, unknown_unicast, copies } = table;
+        let raw::StormClasses { broadcast, multicast, unknown_unicast, copies } = table;
         let classes = [("broadcast", broadcast), ("multicast", multicast), ("unknown_unicast", unknown_unicast)];
-        let classes = classes.map(|(key, written)| written.as_ref().map(|written| at.class(key, written)));
+        let classes = classes.map(|(key, raw)| raw.as_ref().map(|raw| at.class(key, raw)));
         if of == Of::Port && copies.is_some() {
             let message =
                 "copies are counted for a VM on a network, and not for a port; say so there, or leave this out";
-            at.note("copies", kind::CONTRADICTION, message);
+            at.report("copies", kind::CONTRADICTION, message);
         }
-        Storm { classes, copies: copies.as_ref().map(|written| at.copies(written)) }
+        Storm { classes, copies: copies.as_ref().map(|raw| at.copies(raw)) }
     }
 
     /// Notes it where a word is not the one that lifts a limit.
-    fn off(&mut self, word: &str, otherwise: &str) {
+    fn off(&mut self, word: &str, changed: &str) {
         if word != "off" {
-            let message = format!("not a word for this; right would be \"off\" for no limit, or {otherwise}");
-            self.notes.add(&self.path, kind::BAD_VALUE, message);
+            let message = format!("not a word for this; right would be \"off\" for no limit, or {changed}");
+            self.diagnostics.push(&self.path, kind::BAD_VALUE, message);
         }
     }
 
-    fn class(&mut self, key: &str, written: &written::StormClass) -> StormPolicy {
-        let mut at = Table { path: self.path.key(key), notes: self.notes };
-        match written {
-            written::StormClass::Word(word) => {
+    fn class(&mut self, key: &str, raw: &raw::StormClass) -> StormPolicy {
+        let mut at = Lowering { path: self.path.key(key), diagnostics: self.diagnostics };
+        match raw {
+            raw::StormClass::Word(word) => {
                 at.off(word, "a table as { pps = 500, burst = 500 }");
                 StormPolicy::Off
             }
-            written::StormClass::Table(table) => at.limit(table),
+            raw::StormClass::Table(table) => at.limit(table),
         }
     }
 
-    fn limit(&mut self, written: &written::StormLimit) -> StormPolicy {
+    fn limit(&mut self, raw: &raw::StormLimit) -> StormPolicy {
         // of a burst without a rate that is said below
-        if ["pps", "bps", "burst", "burst_bytes"].iter().all(|key| self.misses(key)) {
+        if ["pps", "bps", "burst", "burst_bytes"].iter().all(|key| self.is_missing(key)) {
             let message = "it limits nothing; give it pps, bps or both, or write \"off\" instead of the table";
-            self.notes.add(&self.path, kind::MISSING, message);
+            self.diagnostics.push(&self.path, kind::MISSING, message);
         }
-        let frames = self.rate([written.pps, written.burst]);
-        let bits = self.amount("bps", written.bps, LEAST_BITS, MOST_BITS);
-        self.has_rate("burst_bytes", written.burst_bytes, "bps", written.bps);
+        let frames = self.rate([raw.pps, raw.burst]);
+        let bits = self.quantity("bps", raw.bps, LEAST_BITS, MOST_BITS);
+        self.has_rate("burst_bytes", raw.burst_bytes, "bps", raw.bps);
         let bits = bits.map(|per_second| {
-            let most = Rate::longest_burst(per_second / 8);
-            let burst = self.amount("burst_bytes", written.burst_bytes, 1, most);
+            let most = Rate::max_burst(per_second / 8);
+            let burst = self.quantity("burst_bytes", raw.burst_bytes, 1, most);
             BitRate { per_second, burst_bytes: burst.unwrap_or((per_second / 8).max(LONGEST_FRAME)) }
         });
-        let action = self.word("action", written.action.as_deref(), StormAction::default());
-        if action != StormAction::Disable && written.recovery_seconds.is_some() {
+        let action = self.keyword("action", raw.action.as_deref(), StormAction::default());
+        if action != StormAction::Disable && raw.recovery_seconds.is_some() {
             let message = "only action = \"disable\" closes a port that has to recover; leave it out, or set that";
-            self.note("recovery_seconds", kind::CONTRADICTION, message);
+            self.report("recovery_seconds", kind::CONTRADICTION, message);
         }
-        let (given, default) = (written.recovery_seconds, StormLimit::RECOVERY);
+        let (given, default) = (raw.recovery_seconds, StormLimit::RECOVERY);
         let recovery_seconds = self.number("recovery_seconds", given, 0..=LONGEST_RECOVERY, default);
         StormPolicy::Limit(StormLimit { frames, bits, action, recovery_seconds })
     }
 
-    fn copies(&mut self, written: &written::StormCopies) -> CopiesPolicy {
-        let mut at = Table { path: self.path.key("copies"), notes: self.notes };
-        match written {
-            written::StormCopies::Word(word) => {
+    fn copies(&mut self, raw: &raw::StormCopies) -> CopiesPolicy {
+        let mut at = Lowering { path: self.path.key("copies"), diagnostics: self.diagnostics };
+        match raw {
+            raw::StormCopies::Word(word) => {
                 at.off(word, "a table as { pps = 100000, burst = 10000 }");
                 CopiesPolicy::Off
             }
-            written::StormCopies::Table(table) => {
-                if at.misses("pps") && at.misses("burst") {
+            raw::StormCopies::Table(table) => {
+                if at.is_missing("pps") && at.is_missing("burst") {
                     let message = "it limits nothing; give it pps, or write \"off\" instead of the table";
-                    at.notes.add(&at.path, kind::MISSING, message);
+                    at.diagnostics.push(&at.path, kind::MISSING, message);
                 }
                 let rate = at.rate([table.pps, table.burst]);
                 rate.map_or(CopiesPolicy::Off, CopiesPolicy::Limit)
@@ -277,45 +277,45 @@ impl Table<'_, '_> {
     /// So many a second, and how many of them may come at once: as many as in a second, unless it is said.
     fn rate(&mut self, [rate, burst]: [Option<i64>; 2]) -> Option<Rate> {
         self.has_rate("burst", burst, "pps", rate);
-        let per_second = self.amount("pps", rate, 1, MOST_FRAMES)?;
-        let burst = self.amount("burst", burst, 1, Rate::longest_burst(per_second));
+        let per_second = self.quantity("pps", rate, 1, MOST_FRAMES)?;
+        let burst = self.quantity("burst", burst, 1, Rate::max_burst(per_second));
         Some(Rate::new(per_second, burst.unwrap_or(per_second)))
     }
 
     /// Notes a burst of a rate that is not there.
     fn has_rate(&mut self, burst_key: &str, burst: Option<i64>, key: &str, rate: Option<i64>) {
-        if burst.is_some() && rate.is_none() && self.misses(key) {
+        if burst.is_some() && rate.is_none() && self.is_missing(key) {
             let message = format!(
                 "it says how much of a rate may come at once, and there is none; give {key}, or leave \
                                    this out"
             );
-            self.note(burst_key, kind::CONTRADICTION, message);
+            self.report(burst_key, kind::CONTRADICTION, message);
         }
     }
 
     /// A number of something, of which none is not a limit.
-    fn amount(&mut self, key: &str, written: Option<i64>, least: u64, most: u64) -> Option<u64> {
-        if written == Some(0) {
+    fn quantity(&mut self, key: &str, raw: Option<i64>, least: u64, most: u64) -> Option<u64> {
+        if raw == Some(0) {
             let message = format!(
                 "nothing would pass, and 0 is no word for no limit: that is \"off\", instead of the \
                                    table; {least} to {most} is possible"
             );
-            self.note(key, kind::BAD_VALUE, message);
+            self.report(key, kind::BAD_VALUE, message);
             return Some(least);
         }
-        written.map(|_| self.number(key, written, least..=most, least))
+        raw.map(|_| self.number(key, raw, least..=most, least))
     }
 }
 
 impl Storm {
     /// `storm` that means this; `None` if nothing is said.
-    pub fn to_written(self) -> Option<written::Storm> {
+    pub fn to_raw(self) -> Option<raw::Storm> {
         if self == Storm::default() {
             return None;
         }
-        let [broadcast, multicast, unknown_unicast] = self.classes.map(|class| class.map(StormPolicy::to_written));
-        let copies = self.copies.map(CopiesPolicy::to_written);
-        Some(written::Storm::Table(written::StormClasses { broadcast, multicast, unknown_unicast, copies }))
+        let [broadcast, multicast, unknown_unicast] = self.classes.map(|class| class.map(StormPolicy::to_raw));
+        let copies = self.copies.map(CopiesPolicy::to_raw);
+        Some(raw::Storm::Table(raw::StormClasses { broadcast, multicast, unknown_unicast, copies }))
     }
 }
 
@@ -325,11 +325,11 @@ fn number(amount: u64) -> i64 {
 }
 
 impl StormPolicy {
-    fn to_written(self) -> written::StormClass {
+    fn to_raw(self) -> raw::StormClass {
         let StormPolicy::Limit(StormLimit { frames, bits, action, recovery_seconds }) = self else {
-            return written::StormClass::Word("off".into());
+            return raw::StormClass::Word("off".into());
         };
-        written::StormClass::Table(written::StormLimit {
+        raw::StormClass::Table(raw::StormLimit {
             pps: frames.map(|rate| number(rate.per_second())),
             burst: frames.map(|rate| number(rate.burst())),
             bps: bits.map(|rate| number(rate.per_second)),
@@ -342,10 +342,10 @@ impl StormPolicy {
 }
 
 impl CopiesPolicy {
-    fn to_written(self) -> written::StormCopies {
+    fn to_raw(self) -> raw::StormCopies {
         match self {
-            CopiesPolicy::Off => written::StormCopies::Word("off".into()),
-            CopiesPolicy::Limit(rate) => written::StormCopies::Table(written::CopiesLimit {
+            CopiesPolicy::Off => raw::StormCopies::Word("off".into()),
+            CopiesPolicy::Limit(rate) => raw::StormCopies::Table(raw::CopiesLimit {
                 pps: Some(number(rate.per_second())),
                 burst: Some(number(rate.burst())),
             }),

@@ -3,43 +3,43 @@
 
 use std::collections::HashMap;
 
-use super::meaning::Table;
-use super::meant::{Base, Config, Port, Subport};
-use super::notes::{Notes, Path};
-use super::problem::kind;
-use super::written;
+use super::diagnostics::{Diagnostics, Path};
+use super::error::kind;
+use super::lower::Lowering;
+use super::model::{Config, Port, PortAttachment, Subport};
+use super::raw;
 use crate::wire::Vid;
 
-impl Table<'_, '_> {
+impl Lowering<'_, '_> {
     /// By what the frames of a port come and go.
-    pub fn base(&mut self, written: &written::Port, id: &str) -> Base {
-        let Some(parent) = written.parent.as_deref() else {
-            if written.vlan.is_some() {
+    pub fn attachment(&mut self, raw: &raw::Port, id: &str) -> PortAttachment {
+        let Some(parent) = raw.parent.as_deref() else {
+            if raw.vlan.is_some() {
                 let message = "only a subport has a VLAN id: one with a parent, whose device its frames pass with this \
                                tag; leave it out, or give parent in place of device";
-                self.note("vlan", kind::CONTRADICTION, message);
+                self.report("vlan", kind::CONTRADICTION, message);
             }
-            return Base::Device(self.device(written.device.as_ref(), id));
+            return PortAttachment::Device(self.device(raw.device.as_ref(), id));
         };
-        if written.device.is_some() {
+        if raw.device.is_some() {
             let message = "a subport has none of its own: its frames pass the device of its parent; leave one of the two \
                            out";
-            self.note("device", kind::CONTRADICTION, message);
+            self.report("device", kind::CONTRADICTION, message);
         }
-        if written.vlan.is_none() && self.misses("vlan") {
-            self.note("vlan", kind::MISSING, "must be given: the VLAN id of the subport on its parent, 1 to 4094");
+        if raw.vlan.is_none() && self.is_missing("vlan") {
+            self.report("vlan", kind::MISSING, "must be given: the VLAN id of the subport on its parent, 1 to 4094");
         }
-        let vlan = Vid::new(self.number("vlan", written.vlan, 1..=Vid::MOST, 0));
+        let vlan = Vid::new(self.number("vlan", raw.vlan, 1..=Vid::MAX, 0));
         let parent = self.port_id("parent", Some(parent));
         // one of which something is wrong is nobody's subport, and is not judged any further
         let (parent, vlan) = vlan.map_or((String::new(), Vid::ONE), |vlan| (parent, vlan));
-        Base::Parent(Subport { parent, vlan })
+        PortAttachment::Parent(Subport { parent, vlan })
     }
 }
 
 /// What is wrong with a subport, beside others.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::control) struct Fault {
+pub(in crate::control) struct SubportError {
     /// Its VM, as an index into the configuration.
     vm: usize,
     /// Its place there.
@@ -55,7 +55,7 @@ pub(in crate::control) struct Fault {
 }
 
 /// What is wrong with the subports of a configuration: their parents, and what they have in common.
-pub(in crate::control) fn faults(config: &Config) -> Vec<Fault> {
+pub(in crate::control) fn subport_errors(config: &Config) -> Vec<SubportError> {
     let mut faults = Vec::new();
     if config.ports().all(|(_, port)| port.subport().is_none()) {
         return faults;
@@ -70,12 +70,12 @@ pub(in crate::control) fn faults(config: &Config) -> Vec<Fault> {
                 continue;
             };
             let mut fault = |key, kind, message| {
-                faults.push(Fault { vm, position, key, kind, message, port: port.port_id.clone() });
+                faults.push(SubportError { vm, position, key, kind, message, port: port.port_id.clone() });
             };
-            let Some(&(home, base)) = ports.get(parent.as_str()) else {
+            let Some(&(home, last_applied)) = ports.get(parent.as_str()) else {
                 let ids = of.ports.iter().filter(|port| port.device().is_some()).map(Port::id);
                 let message = match super::nearest(parent, ids) {
-                    Some(meant) => format!("there is no port {parent:?}; did you mean {meant:?}?"),
+                    Some(expected) => format!("there is no port {parent:?}; did you mean {expected:?}?"),
                     None => format!("there is no port {parent:?}; the parent is a port of the same VM with a device"),
                 };
                 fault("parent", kind::UNKNOWN_PARENT, message);
@@ -90,8 +90,8 @@ pub(in crate::control) fn faults(config: &Config) -> Vec<Fault> {
                 fault("parent", kind::CONTRADICTION, message);
                 continue;
             }
-            if let Some(subport) = base.subport() {
-                let message = match base.id() == port.id() {
+            if let Some(subport) = last_applied.subport() {
+                let message = match last_applied.id() == port.id() {
                     true => "it is its own parent; name a port that has a device".to_owned(),
                     false => format!(
                         "port {parent:?} is a subport itself, of port {:?}; the parent is a port with a device",
@@ -108,13 +108,13 @@ pub(in crate::control) fn faults(config: &Config) -> Vec<Fault> {
                 fault("vlan", kind::DUPLICATE_VLAN, message);
             }
             let mtu = |port: &Port| mtus.get(port.network_id.as_str()).copied();
-            if let (Some(mtu), Some(most)) = (mtu(port), mtu(base))
+            if let (Some(mtu), Some(most)) = (mtu(port), mtu(last_applied))
                 && mtu > most
             {
                 let message = format!(
                     "frames of its MTU, {mtu}, do not pass the device of its parent, whose network {:?} has an MTU of \
                      {most}; that of a subport is at most its parent's",
-                    base.network_id
+                    last_applied.network_id
                 );
                 fault("network_id", kind::CONTRADICTION, message);
             }
@@ -124,10 +124,10 @@ pub(in crate::control) fn faults(config: &Config) -> Vec<Fault> {
 }
 
 /// Notes what is wrong with subports.
-pub(super) fn check(config: &Config, notes: &mut Notes<'_>) {
-    for Fault { vm, position, key, kind, message, .. } in faults(config) {
+pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
+    for SubportError { vm, position, key, kind, message, .. } in subport_errors(config) {
         let path = Path::default().key("vms").item(vm).key("ports").item(position).key(key);
-        notes.add(&path, kind, message);
+        diagnostics.push(&path, kind, message);
     }
 }
 

@@ -10,14 +10,15 @@
 //! workers, then the gate goes to its worker. Closing: rules without the device to all, then the
 //! gate comes back, and the device is dropped here.
 //!
-//! What has to be kept is written down aside (`writing`): a disk that hangs stops changes only.
+//! What has to be kept is written down aside (`commit`): a disk that hangs stops changes only.
 //!
 //! A change is a `transition`: a switch that starts goes over from nothing to its configuration.
 
-mod announcing;
-mod containment;
+mod announce;
+mod apply;
+mod commit;
 mod devices;
-mod links;
+mod mitigation;
 mod namespaces;
 mod netdevs;
 mod pins;
@@ -26,8 +27,7 @@ mod port;
 mod subports;
 #[cfg(test)]
 mod tests;
-mod transition;
-mod writing;
+mod watcher;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -38,41 +38,41 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{sleep, timeout};
 use tracing::{info, warn};
 
-pub use self::containment::Containment;
+pub use self::mitigation::Mitigation;
 pub use self::port::{Port, State};
 
-use self::announcing::Announcing;
-use self::devices::Outcome;
-use self::links::Links;
+use self::announce::AnnounceState;
+use self::apply::{Apply, PendingApply, UnconfirmedChange};
+use self::commit::{Commit, Recovered, StoreFailure};
+use self::devices::DeviceEvent;
 use self::namespaces::Namespaces;
-use self::transition::{Pending, Transition, Unconfirmed};
-use self::writing::{Recovered, Unwritten, Writing};
+use self::watcher::NetdevWatchers;
 use super::activation::Activations;
-use super::at_limit::AtLimit;
 use super::backoff::Backoff;
-use super::change::Refusal;
+use super::change::ChangeError;
 use super::config::Config;
 use super::drift::Drift;
+use super::endpoints::{self, Endpoint, Labels, TooMany};
+use super::event_log::EventLog;
 use super::events::{Event, EventKind};
 use super::failover::Groups;
+use super::fdb_index::FdbIndex;
 use super::handle::{Flush, Request};
+use super::ids::IdAllocator;
 use super::jobs::Jobs;
-use super::journal::Journal;
-use super::keeper::Keeper;
-use super::leftovers::{self, Leftovers};
-use super::loops::schedule::TURN;
-use super::meters::Meters;
-use super::places::Places;
-use super::report::Report;
-use super::seats::{self, Names, Seat, TooMany};
-use super::staff::Staff;
-use super::stations::Directory;
+use super::loops::schedule::TICK;
+use super::mac_limit_alarm::MacLimitAlarm;
+use super::orphans::{self, Orphans};
+use super::policers::Policers;
+use super::state::StateStore;
+use super::status::StatusBuilder;
+use super::workers::WorkerHandles;
 use crate::frame::Pool;
-use crate::switch::{PortId, Rules, Secret};
+use crate::switch::{ForwardingConfig, HashKey, PortId};
 use crate::sys::netns::Netns;
-use crate::time::{self, Moment};
+use crate::time::{self, MonoTime};
 use crate::wire::ProbeKey;
-use crate::worker::{self, Findings, Notice};
+use crate::worker::{self, DeviceGone, EventReceiver};
 
 /// How often ports are looked after.
 const RETRY: Duration = Duration::from_millis(250);
@@ -81,37 +81,37 @@ const RETRY: Duration = Duration::from_millis(250);
 const DISK: Duration = Duration::from_secs(1);
 
 /// How often the learned stations are kept, for a switch that is killed.
-const KEEP_STATIONS: Duration = Duration::from_secs(60);
+const SAVE_STATIONS: Duration = Duration::from_secs(60);
 
 /// How long a change that is under way may take when the switch is told to stop.
-const FINISHING: Duration = Duration::from_secs(4);
+const FINISH_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long it may take at the end to keep what is known.
-const KEEPING: Duration = Duration::from_secs(4);
+const PERSIST_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// How long each may take then: the workers to end, the devices to close, and the store.
-const ENDING: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Events told of the past, at most.
-const MOST_EVENTS: usize = 10_000;
+const MAX_EVENTS: usize = 10_000;
 
 /// What a controller is made of.
 #[derive(Debug)]
-pub struct Beginning {
+pub struct Startup {
     /// The cores of the workers.
     pub cores: Vec<usize>,
     /// The key under which the workers file stations.
-    pub secret: Secret,
+    pub hash_key: HashKey,
     /// The workers.
-    pub staff: Staff,
+    pub workers: WorkerHandles,
     /// What they tell unasked.
-    pub notices: mpsc::Receiver<Notice>,
+    pub notices: mpsc::Receiver<DeviceGone>,
     /// What they find out about guests.
-    pub findings: Findings,
+    pub events: EventReceiver,
     /// The key under which loop probes are sent.
     pub probe_key: ProbeKey,
     /// Where changes are kept.
-    pub keeper: Keeper,
+    pub state: StateStore,
     /// The slots of the workers.
     pub pool: &'static Pool,
 }
@@ -120,61 +120,61 @@ pub struct Beginning {
 pub struct Controller {
     config: Config,
     cores: Vec<usize>,
-    secret: Secret,
-    staff: Staff,
-    keeper: Keeper,
+    hash_key: HashKey,
+    workers: WorkerHandles,
+    state: StateStore,
     pool: &'static Pool,
     /// Netdevs that are being removed, or could not be.
-    left: Leftovers,
+    orphans: Orphans,
     /// What is kept of them is more than there is.
-    swept: bool,
-    journal: Journal,
+    orphans_changed: bool,
+    event_log: EventLog,
     /// Since when what happens cannot be written down, and when that is tried again.
-    unwritten: Option<Unwritten>,
+    store_failure: Option<StoreFailure>,
     ports: Vec<Port>,
     /// Where in `ports` each stands, by its key.
-    standing: HashMap<u64, usize>,
-    places: Places,
+    port_index: HashMap<u64, usize>,
+    ids: IdAllocator,
     /// Which uplinks carry the frames of their groups.
     groups: Groups,
     /// How much of the storm limits is used.
-    meters: Meters,
+    policers: Policers,
     /// Loops and storms, and what is done about them.
-    containment: Containment,
+    mitigation: Mitigation,
     /// Which ports are active, and which pins have yielded.
     activations: Activations,
     /// Announcements of local stations.
-    announcing: Announcing,
+    announcements: AnnounceState,
     /// What is heard of links.
-    links: Links,
+    watchers: NetdevWatchers,
     /// Which namespaces there are.
     namespaces: Namespaces,
     /// What is done elsewhere, as it may wait.
     jobs: Jobs,
     /// When a port that is down is tried again next.
-    next_attempt: Option<Moment>,
-    rules: Arc<Rules>,
-    notices: mpsc::Receiver<Notice>,
-    outcomes: mpsc::UnboundedReceiver<Outcome>,
-    done: mpsc::UnboundedSender<Outcome>,
+    next_attempt: Option<MonoTime>,
+    forwarding: Arc<ForwardingConfig>,
+    notices: mpsc::Receiver<DeviceGone>,
+    device_events: mpsc::UnboundedReceiver<DeviceEvent>,
+    device_event_sender: mpsc::UnboundedSender<DeviceEvent>,
     /// What is being written down.
-    writing: Option<Writing>,
+    commit: Option<Commit>,
     /// The change that is under way.
-    transition: Option<Transition>,
+    applying: Option<Apply>,
     /// Changes that are made but for ports that are being opened.
-    pending: Vec<Pending>,
+    pending: Vec<PendingApply>,
     /// Requests that wait for it to be over.
     waiting: VecDeque<Request>,
     /// The change that goes back unless it is confirmed.
-    unconfirmed: Option<Unconfirmed>,
+    unconfirmed: Option<UnconfirmedChange>,
     /// It has begun with its configuration.
-    is_begun: bool,
+    is_started: bool,
     /// The state can be used, which could not be at the start.
     recovered: Option<Recovered>,
     /// The state that could not be used at the start is being retried.
     retries_state: bool,
     /// The learned stations are being stored, or those that were stored before are being learned.
-    keeping: Option<JoinHandle<()>>,
+    saving_stations: Option<JoinHandle<()>>,
     /// The state is being verified.
     verification: Option<JoinHandle<()>>,
     next_key: u64,
@@ -190,45 +190,45 @@ impl std::fmt::Debug for Controller {
 
 impl Controller {
     /// A controller of a switch without anything.
-    pub fn new(beginning: Beginning) -> Controller {
-        let Beginning { cores, secret, staff, notices, findings, probe_key, keeper, pool } = beginning;
-        let (done, outcomes) = mpsc::unbounded_channel();
+    pub fn new(beginning: Startup) -> Controller {
+        let Startup { cores, hash_key, workers, notices, events, probe_key, state: store, pool } = beginning;
+        let (device_event_sender, device_events) = mpsc::unbounded_channel();
         Controller {
             config: Config::default(),
             cores,
-            secret,
-            meters: Meters::new(staff.len()),
-            staff,
-            left: keeper.left(),
-            swept: false,
-            keeper,
+            hash_key,
+            policers: Policers::new(workers.len()),
+            workers,
+            orphans: store.orphans(),
+            orphans_changed: false,
+            state: store,
             pool,
-            journal: Journal::default(),
-            unwritten: None,
+            event_log: EventLog::default(),
+            store_failure: None,
             recovered: None,
             retries_state: false,
-            is_begun: false,
+            is_started: false,
             ports: Vec::new(),
-            standing: HashMap::new(),
-            places: Places::default(),
+            port_index: HashMap::new(),
+            ids: IdAllocator::default(),
             groups: Groups::default(),
-            containment: Containment::new(probe_key, findings),
+            mitigation: Mitigation::new(probe_key, events),
             activations: Activations::default(),
-            announcing: Announcing::default(),
-            links: Links::default(),
+            announcements: AnnounceState::default(),
+            watchers: NetdevWatchers::default(),
             namespaces: Namespaces::default(),
             jobs: Jobs::default(),
             next_attempt: None,
-            rules: Arc::new(Rules::none(secret)),
+            forwarding: Arc::new(ForwardingConfig::none(hash_key)),
             notices,
-            outcomes,
-            done,
-            writing: None,
-            transition: None,
+            device_events,
+            device_event_sender,
+            commit: None,
+            applying: None,
             pending: Vec::new(),
             waiting: VecDeque::new(),
             unconfirmed: None,
-            keeping: None,
+            saving_stations: None,
             verification: None,
             next_key: 0,
             since: time::wall(),
@@ -237,60 +237,60 @@ impl Controller {
 
     /// Makes a configuration come true. What cannot be opened is down, and will be tried again.
     pub async fn begin(&mut self, config: Config) -> Result<(), TooMany> {
-        seats::fits(&config)?;
-        self.tell_state_at_start();
+        endpoints::check_capacity(&config)?;
+        self.emit_state_at_start();
         self.config.switch = config.switch.clone();
-        let last = timeout(DISK, self.keeper.last_event()).await.unwrap_or_default();
-        self.journal
+        let last = timeout(DISK, self.state.last_event()).await.unwrap_or_default();
+        self.event_log
             .begin(last, self.since.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |t| t.as_micros()).to_string());
-        let left = self.clear_the_way(&config).await;
-        let kept = self.keeper.take_loops().await;
-        self.resume_activations(&kept["activations"]);
-        self.containment.resume_later(kept);
-        self.make(config, Transition::default()).await;
+        let orphans = self.remove_conflicting_orphans(&config).await;
+        let stored = self.state.take_loops().await;
+        self.resume_activations(&stored["activations"]);
+        self.mitigation.load(stored);
+        self.apply(config, Apply::default()).await;
         // While devices are opened, before the first frame comes: nothing that was known is flooded. If there are very
         // many, ports do not wait for them all.
         let more = self.take_stations(0).await;
         let mut retry = tokio::time::interval(RETRY);
-        while self.transition.is_some() || !self.pending.is_empty() {
+        while self.applying.is_some() || !self.pending.is_empty() {
             let next = self.next_attempt.map(|at| at.since(time::now()));
             tokio::select! {
-                Some(outcome) = self.outcomes.recv() => self.receive(outcome).await,
+                Some(outcome) = self.device_events.recv() => self.receive(outcome).await,
                 () = sleep(next.unwrap_or_default()), if next.is_some() => self.try_down_ports(),
-                _ = retry.tick() => self.look_after_ports().await,
+                _ = retry.tick() => self.check_ports().await,
             }
         }
         // What is in nobody's way has time.
-        left.into_iter().for_each(|left| self.sweep(left));
-        self.look_through_state(more);
-        self.is_begun = true;
+        orphans.into_iter().for_each(|orphans| self.remove_orphan(orphans));
+        self.verify_state(more);
+        self.is_started = true;
         Ok(())
     }
 
     /// Learns some of the stations that were known before. Where it goes on, if there are more.
     async fn take_stations(&self, from: i64) -> Option<i64> {
-        let (kept, more) = self.keeper.take_stations(from).await;
-        self.staff.learn(&self.directory().learned(kept, time::now())).await;
+        let (stored, more) = self.state.take_stations(from).await;
+        self.workers.learn(&self.fdb_index().resolve_stored(stored, time::now())).await;
         more
     }
 
     /// Learns the stored stations from a place on, and verifies the state then. Until all are learned none are stored in
     /// their place: those that are stored are complete.
-    fn look_through_state(&mut self, mut more: Option<i64>) {
-        let (keeper, staff, directory) = (self.keeper.clone(), self.staff.clone(), self.directory());
+    fn verify_state(&mut self, mut more: Option<i64>) {
+        let (store, workers, directory) = (self.state.clone(), self.workers.clone(), self.fdb_index());
         let (done, learned) = oneshot::channel::<()>();
-        self.keeping = Some(tokio::spawn(async move {
+        self.saving_stations = Some(tokio::spawn(async move {
             while let Some(from) = more {
-                let (kept, next) = keeper.take_stations(from).await;
-                staff.learn(&directory.learned(kept, time::now())).await;
+                let (stored, next) = store.take_stations(from).await;
+                workers.learn(&directory.resolve_stored(stored, time::now())).await;
                 more = next;
             }
             drop(done);
         }));
-        let keeper = self.keeper.clone();
+        let store = self.state.clone();
         self.verification = Some(tokio::spawn(async move {
             let _ = learned.await;
-            keeper.verify().await;
+            store.verify().await;
         }));
     }
 
@@ -299,20 +299,20 @@ impl Controller {
         let mut stop = std::pin::pin!(stop);
         let mut retry = tokio::time::interval(RETRY);
         retry.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut keep = tokio::time::interval(KEEP_STATIONS);
+        let mut keep = tokio::time::interval(SAVE_STATIONS);
         keep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         keep.reset();
-        let mut turn = tokio::time::interval(TURN);
-        turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut leaving: Option<Moment> = None;
+        let mut transition = tokio::time::interval(TICK);
+        transition.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut leaving: Option<MonoTime> = None;
         loop {
             // The change in hand is finished and answered, unless it takes too long.
             if let Some(until) = leaving {
-                if !self.has_change_in_hand() {
+                if !self.has_change_in_progress() {
                     return;
                 }
                 if time::now() >= until {
-                    return self.leave_changes();
+                    return self.answer_unfinished();
                 }
             }
             self.recover().await;
@@ -322,17 +322,17 @@ impl Controller {
             {
                 self.answer(request).await;
             }
-            self.write_events();
+            self.commit_events();
             // A change goes back only when it has been made, and not while it is being confirmed.
-            let is_being_made = self.transition.is_some() || self.pending.iter().any(|of| of.to_be_confirmed);
-            let may_go_back = !is_being_made && self.writing != Some(Writing::Change);
+            let is_being_made = self.applying.is_some() || self.pending.iter().any(|of| of.to_be_confirmed);
+            let may_go_back = !is_being_made && self.commit != Some(Commit::Change);
             let unconfirmed = self.unconfirmed.as_ref().filter(|_| may_go_back);
-            let left = unconfirmed.map(|unconfirmed| unconfirmed.deadline.since(time::now()));
-            let announced = self.announcing.due().map(|due| due.since(time::now()));
+            let orphans = unconfirmed.map(|unconfirmed| unconfirmed.deadline.since(time::now()));
+            let announced = self.announcements.due().map(|due| due.since(time::now()));
             let next = self.next_attempt.map(|at| at.since(time::now()));
             tokio::select! {
                 () = &mut stop, if leaving.is_none() => {
-                    leaving = Some(time::now() + FINISHING);
+                    leaving = Some(time::now() + FINISH_TIMEOUT);
                     // Whoever waits hears that the switch leaves.
                     self.waiting.clear();
                 }
@@ -341,38 +341,38 @@ impl Controller {
                         self.answer(request).await;
                     }
                 }
-                Some(outcome) = self.outcomes.recv() => self.receive(outcome).await,
-                Some(notice) = self.notices.recv() => self.lose(notice).await,
-                Some(finding) = self.containment.next() => self.heed_findings(finding).await,
-                _ = turn.tick() => self.contain().await,
-                Some(event) = self.links.next() => self.handle_link_event(event),
-                Some(found) = self.announcing.next() => self.announce_learned(found),
+                Some(outcome) = self.device_events.recv() => self.receive(outcome).await,
+                Some(notice) = self.notices.recv() => self.handle_device_gone(notice).await,
+                Some(finding) = self.mitigation.next() => self.handle_event(finding).await,
+                _ = transition.tick() => self.mitigate().await,
+                Some(event) = self.watchers.next() => self.handle_link_event(event),
+                Some(found) = self.announcements.next() => self.announce_learned(found),
                 () = sleep(announced.unwrap_or_default()), if announced.is_some() => self.send_announcements().await,
-                names = self.namespaces.next() => self.heed_names(names),
+                names = self.namespaces.next() => self.handle_name_changes(names),
                 () = sleep(next.unwrap_or_default()), if next.is_some() => self.try_down_ports(),
-                () = sleep(left.unwrap_or_default()), if left.is_some() => self.go_back().await,
+                () = sleep(orphans.unwrap_or_default()), if orphans.is_some() => self.revert().await,
                 _ = retry.tick() => {
-                    self.look_after_ports().await;
-                    self.watch_netdevs();
-                    self.turn_over().await;
-                    self.watch_limits();
-                    self.write_what_is_swept();
-                    self.try_state_again();
+                    self.check_ports().await;
+                    self.check_netdevs();
+                    self.fail_over().await;
+                    self.check_mac_limits();
+                    self.commit_orphans();
+                    self.reopen_state();
                 }
                 _ = keep.tick() => {
-                    self.keep_stations();
-                    self.keep_loops_soon();
+                    self.save_stations();
+                    self.mark_loops_dirty();
                 }
             }
         }
     }
 
     /// Looks after namespaces, links and attempts to open ports.
-    async fn look_after_ports(&mut self) {
-        self.tell_late(false);
+    async fn check_ports(&mut self) {
+        self.flush_limited_events(false);
         self.reopen_behind_returned().await;
-        self.look_at_namespaces();
-        self.listen_to_links();
+        self.poll_namespaces();
+        self.watch_netdevs_in_use();
         self.note_overdue();
         self.advance().await;
         self.try_down_ports();
@@ -382,7 +382,7 @@ impl Controller {
     /// Closes everything, and keeps what is known. Netdevs of ours that do not persist are gone
     /// when this returns.
     pub async fn close_all(mut self) {
-        self.tell_late(true);
+        self.flush_limited_events(true);
         // The next start verifies the state again.
         if let Some(verification) = self.verification.take() {
             verification.abort();
@@ -392,47 +392,47 @@ impl Controller {
         let keep = async {
             // What is being stored does not have what was learned since.
             self.finish_keeping_stations().await;
-            if self.is_begun {
-                self.keep_stations();
-                self.keep_loops_soon();
+            if self.is_started {
+                self.save_stations();
+                self.mark_loops_dirty();
             }
-            self.finish_keeping_loops().await;
+            self.finish_persisting_loops().await;
             self.finish_keeping_stations().await;
-            self.finish_writing().await;
+            self.finish_commits().await;
         };
-        if timeout(KEEPING, keep).await.is_err() {
-            warn!("what is known has not been kept within {} s", KEEPING.as_secs());
+        if timeout(PERSIST_TIMEOUT, keep).await.is_err() {
+            warn!("what is known has not been kept within {} s", PERSIST_TIMEOUT.as_secs());
         }
         // Without workers it would keep less than there was.
-        if let Some(keeping) = self.keeping.take() {
-            keeping.abort();
+        if let Some(persisted) = self.saving_stations.take() {
+            persisted.abort();
         }
-        let gates = timeout(ENDING, self.staff.stop()).await;
+        let queues = timeout(CLOSE_TIMEOUT, self.workers.stop()).await;
         // Closing a tap waits for the kernel to take the netdev down. A driver that does not return is left to the end
         // of the process.
         let (done, closed) = oneshot::channel();
         self.jobs.run(&Netns::Host, move || {
-            drop(gates);
+            drop(queues);
             let _ = done.send(());
         });
-        if timeout(ENDING, closed).await.is_err() {
-            warn!("devices have not been closed within {} s", ENDING.as_secs());
+        if timeout(CLOSE_TIMEOUT, closed).await.is_err() {
+            warn!("devices have not been closed within {} s", CLOSE_TIMEOUT.as_secs());
         }
-        let _ = timeout(ENDING, self.keeper.close()).await;
+        let _ = timeout(CLOSE_TIMEOUT, self.state.close()).await;
     }
 
-    fn new_port(&mut self, seat: Seat) -> Port {
+    fn new_port(&mut self, endpoint: Endpoint) -> Port {
         self.next_key += 1;
-        let state = match seat.parent() {
-            Some(_) => State::Carried { told: None },
+        let state = match endpoint.parent() {
+            Some(_) => State::Tagged { reported: None },
             None => State::Down { reason: String::new() },
         };
         Port {
-            seat,
+            endpoint,
             state,
-            counters: (0..self.staff.len()).map(|_| Arc::default()).collect(),
+            counters: (0..self.workers.len()).map(|_| Arc::default()).collect(),
             key: self.next_key,
-            told_down: false,
+            reported_down: false,
             made: None,
             namespace: None,
             netdev: None,
@@ -441,16 +441,16 @@ impl Controller {
             refused_before: 0,
             has_refused: false,
             drift: Drift::default(),
-            looked: 0,
-            held: true,
+            min_read: 0,
+            open_deferred: true,
             may_lose_tags: false,
             closing: 0,
             retry: Backoff::default(),
             attempt: None,
             is_overdue: false,
-            busy: None,
-            opened: Moment::default(),
-            at_limit: AtLimit::default(),
+            in_use_since: None,
+            opened: MonoTime::default(),
+            mac_limit_alarm: MacLimitAlarm::default(),
         }
     }
 
@@ -460,56 +460,56 @@ impl Controller {
     }
 
     /// Something happens to a port or an uplink now.
-    fn tell(&mut self, kind: EventKind, index: usize, text: &str) -> bool {
-        let event = self.event_of(&self.ports[index].seat.names(&self.config), kind, text);
-        self.journal.tell(event, time::now())
+    fn emit_for(&mut self, kind: EventKind, index: usize, text: &str) -> bool {
+        let event = self.event_for(&self.ports[index].endpoint.labels(&self.config), kind, text);
+        self.event_log.append(event, time::now())
     }
 
     /// Reports an event, and logs it: as a warning, or for information.
     fn emit(&mut self, is_warning: bool, event: Event) {
         let logged = event.clone();
-        if self.journal.tell(event, time::now()) {
+        if self.event_log.append(event, time::now()) {
             log_event(is_warning, &logged);
         }
     }
 
     /// Reports what sources that have caused too many events have caused last.
-    fn tell_late(&mut self, all: bool) {
-        for event in self.journal.tell_late(time::now(), all) {
+    fn flush_limited_events(&mut self, all: bool) {
+        for event in self.event_log.flush_limited(time::now(), all) {
             log_event(true, &event);
         }
     }
 
     /// Something that happens to one of this name now.
-    fn event_of(&self, names: &Names<'_>, kind: EventKind, text: &str) -> Event {
+    fn event_for(&self, names: &Labels<'_>, kind: EventKind, text: &str) -> Event {
         let (vm, network) = (names.vm.map(str::to_owned), names.network.map(str::to_owned));
         Event { vm, network, ports: vec![names.id.to_owned()], ..self.event(kind, text.to_owned()) }
     }
 
     /// All that is known of where stations can be.
-    fn directory(&self) -> Directory {
-        Directory::of(&self.config, &self.ports, &self.places, &self.groups)
+    fn fdb_index(&self) -> FdbIndex {
+        FdbIndex::of(&self.config, &self.ports, &self.ids, &self.groups)
     }
 
     /// What would be left behind if the process ended while it goes over to `next`, and came back as
-    /// `kept`.
-    fn left(&self, next: &Config, kept: &Config) -> Leftovers {
-        let mut left = self.left.clone();
-        left.append(&mut leftovers::netdevs(&self.config));
-        left.append(&mut leftovers::netdevs(next));
-        &left - &leftovers::netdevs(kept)
+    /// `to_stored`.
+    fn orphans_after(&self, next: &Config, stored: &Config) -> Orphans {
+        let mut orphans = self.orphans.clone();
+        orphans.append(&mut orphans::netdevs(&self.config));
+        orphans.append(&mut orphans::netdevs(next));
+        &orphans - &orphans::netdevs(stored)
     }
 
     /// Begins to keep the learned stations, unless that is under way.
-    fn keep_stations(&mut self) {
-        let under_way = self.keeping.as_ref().is_some_and(|keeping| !keeping.is_finished());
-        let (Some(store), false) = (self.keeper.store().cloned(), under_way) else { return };
-        let (staff, directory) = (self.staff.clone(), self.directory());
-        self.keeping = Some(tokio::spawn(async move {
+    fn save_stations(&mut self) {
+        let under_way = self.saving_stations.as_ref().is_some_and(|persisted| !persisted.is_finished());
+        let (Some(store), false) = (self.state.store().cloned(), under_way) else { return };
+        let (workers, directory) = (self.workers.clone(), self.fdb_index());
+        self.saving_stations = Some(tokio::spawn(async move {
             // Those of all workers, or none: what is kept takes the place of what was.
-            let Some(stations) = staff.stations().await else { return };
-            let kept = directory.kept(stations, time::now());
-            if let Err(why) = store.save_stations(kept).await {
+            let Some(stations) = workers.stations().await else { return };
+            let stored = directory.to_stored(stations, time::now());
+            if let Err(why) = store.save_stations(stored).await {
                 warn!("the learned stations have not been kept: {why}");
             }
         }));
@@ -517,9 +517,9 @@ impl Controller {
 
     /// Waits until no stations are being stored or learned any more.
     async fn finish_keeping_stations(&mut self) {
-        if let Some(keeping) = &mut self.keeping {
-            let _ = keeping.await;
-            self.keeping = None;
+        if let Some(persisted) = &mut self.saving_stations {
+            let _ = persisted.await;
+            self.saving_stations = None;
         }
     }
 
@@ -530,7 +530,7 @@ impl Controller {
         }
         match request {
             request if request.is_change() && self.is_busy() => self.waiting.push_back(request),
-            request if request.is_change() && self.keeper.check().is_err() => {
+            request if request.is_change() && self.state.check().is_err() => {
                 // The cause may be gone since the last retry.
                 let mut changes = std::mem::take(&mut self.waiting);
                 changes.push_front(request);
@@ -543,14 +543,14 @@ impl Controller {
                 let released = self.release(&port).await;
                 let _ = reply.send(released);
             }
-            Request::Flush(flush, reply) => match self.which(&flush) {
-                Err(refusal) => drop(reply.send(Err(refusal))),
+            Request::Flush(flush, reply) => match self.resolve_flush(&flush) {
+                Err(error) => drop(reply.send(Err(error))),
                 Ok(flush) => {
-                    let staff = self.staff.clone();
+                    let workers = self.workers.clone();
                     tokio::spawn(async move {
                         let mut flushed = 0u64;
                         for flush in flush {
-                            flushed += u64::from(staff.flush(flush).await);
+                            flushed += u64::from(workers.flush(flush).await);
                         }
                         let _ = reply.send(Ok(flushed));
                     });
@@ -558,17 +558,17 @@ impl Controller {
             },
             Request::Fdb(reply) => {
                 // Very many stations take their time; others are answered meanwhile.
-                let (staff, rules) = (self.staff.clone(), self.rules.clone());
-                let directory = self.directory();
+                let (workers, config) = (self.workers.clone(), self.forwarding.clone());
+                let directory = self.fdb_index();
                 tokio::spawn(async move {
                     // Who gets no answer is told to ask again.
-                    let Some(learned) = staff.stations().await else { return };
+                    let Some(learned) = workers.stations().await else { return };
                     // Naming and sorting a million is seconds of work.
-                    let views = move || drop(reply.send(directory.views(&rules, learned, time::now())));
+                    let views = move || drop(reply.send(directory.responses(&config, learned, time::now())));
                     let _ = spawn_blocking(views).await;
                 });
             }
-            request => self.report(request).await,
+            request => self.read(request).await,
         }
     }
 
@@ -583,15 +583,15 @@ impl Controller {
         }
     }
 
-    async fn report(&self, request: Request) {
-        let report = Report {
+    async fn read(&self, request: Request) {
+        let report = StatusBuilder {
             config: &self.config,
             ports: &self.ports,
-            places: &self.places,
+            ids: &self.ids,
             groups: &self.groups,
             cores: &self.cores,
-            staff: &self.staff,
-            containment: &self.containment,
+            workers: &self.workers,
+            mitigation: &self.mitigation,
             activations: &self.activations,
             since: self.since,
         };
@@ -602,9 +602,9 @@ impl Controller {
             Request::Networks(reply) => drop(reply.send(report.networks().await)),
             Request::Workers(reply) => drop(reply.send(report.workers())),
             Request::Drops(reply) => drop(reply.send(report.drops())),
-            Request::Loops(reply) => drop(reply.send(self.containment.loops())),
+            Request::Loops(reply) => drop(reply.send(self.mitigation.loops())),
             Request::Storms(reply) => drop(reply.send(self.storms())),
-            Request::LoopCounts(reply) => drop(reply.send(self.containment.counts(&self.ports))),
+            Request::LoopCounts(reply) => drop(reply.send(self.mitigation.counts(&self.ports))),
             Request::Audit(reply) => drop(reply.send(report.audit().await)),
             Request::Config(reply) => drop(reply.send(report.config())),
             // These are answered above.
@@ -621,21 +621,21 @@ impl Controller {
 
     /// Which stations are meant, in the terms of the workers: behind an uplink they are behind several
     /// places.
-    fn which(&self, flush: &Flush) -> Result<Vec<worker::Flush>, Refusal> {
+    fn resolve_flush(&self, flush: &Flush) -> Result<Vec<worker::Flush>, ChangeError> {
         let network = flush
             .network
             .as_deref()
-            .map(|id| self.places.network(id).ok_or_else(|| Refusal::unknown_network(&self.config, id)));
-        let wanted = worker::Flush { network: network.transpose()?, place: None, mac: flush.mac, cursor: 0 };
+            .map(|id| self.ids.network(id).ok_or_else(|| ChangeError::unknown_network(&self.config, id)));
+        let wanted = worker::Flush { network: network.transpose()?, port_index: None, mac: flush.mac, cursor: 0 };
         let Some(id) = flush.port.as_deref() else { return Ok(vec![wanted]) };
-        let behind = |place: PortId| worker::Flush { place: Some(place.index()), ..wanted };
-        if let Some(port) = self.places.port(id) {
-            return Ok(vec![behind(port)]);
+        let after = |place: PortId| worker::Flush { port_index: Some(place.index()), ..wanted };
+        if let Some(port) = self.ids.port(id) {
+            return Ok(vec![after(port)]);
         }
         let uplink = self.config.uplinks.iter().find(|uplink| uplink.id == id);
-        let uplink = uplink.ok_or_else(|| Refusal::unknown_port(&self.config, id))?;
-        let carried = uplink.networks.iter().filter_map(|of| self.places.carried(&uplink.line(), &of.network_id));
-        Ok(carried.map(behind).collect())
+        let uplink = uplink.ok_or_else(|| ChangeError::unknown_port(&self.config, id))?;
+        let tagged = uplink.networks.iter().filter_map(|of| self.ids.uplink_vlan(&uplink.group_name(), &of.network_id));
+        Ok(tagged.map(after).collect())
     }
 }
 

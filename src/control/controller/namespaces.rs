@@ -11,13 +11,13 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tracing::debug;
 
-use super::devices::Outcome;
+use super::devices::DeviceEvent;
 use super::{Controller, State};
 use crate::control::backoff::Backoff;
 use crate::device::OpenError;
 use crate::sys::netns::{Identity, Netns};
 use crate::sys::netns_names::{Name, NetnsNames};
-use crate::time::{self, Moment};
+use crate::time::{self, MonoTime};
 
 /// Between two looks at a name of which inotify reports changes.
 const REPORTED: Duration = Duration::from_secs(2);
@@ -28,28 +28,28 @@ const UNREPORTED: Duration = Duration::from_millis(400);
 /// What is known of namespaces.
 #[derive(Debug)]
 pub(super) struct Namespaces {
-    known: HashMap<Netns, Known>,
+    known: HashMap<Netns, NamespaceState>,
     changed: mpsc::UnboundedReceiver<Vec<Name>>,
     /// Whether changes to names are reported.
     is_reported: bool,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct NamespaceState {
     /// Which namespace it is; `None` inside: none. Outside: it has not been looked at yet.
     identity: Option<Option<Identity>>,
-    is_being_looked_at: bool,
-    looks: Backoff,
+    is_reading: bool,
+    retry: Backoff,
 }
 
 /// What came of looking at a name.
 #[derive(Debug)]
-pub(super) struct Identified {
+pub(super) struct NamespaceIdentity {
     netns: Netns,
     identity: Option<Identity>,
     /// There is a file of its name, and no namespace bound to it.
     is_unbound: bool,
-    began: Moment,
+    began: MonoTime,
 }
 
 impl Default for Namespaces {
@@ -115,10 +115,10 @@ async fn report_changes(mut names: NetnsNames, report: mpsc::UnboundedSender<Vec
 
 impl Controller {
     /// Looks at those names for which it is time, aside.
-    pub(super) fn look_at_namespaces(&mut self) {
+    pub(super) fn poll_namespaces(&mut self) {
         self.namespaces.watch();
         let now = time::now();
-        let devices = self.ports.iter().filter_map(|port| port.seat.device());
+        let devices = self.ports.iter().filter_map(|port| port.endpoint.device());
         let wanted: HashSet<&Netns> = devices.map(|device| device.netns()).filter(|&of| *of != Netns::Host).collect();
         self.namespaces.known.retain(|netns, _| wanted.contains(netns));
         for netns in wanted {
@@ -127,23 +127,28 @@ impl Controller {
                 _ => UNREPORTED,
             };
             let known = self.namespaces.known.entry(netns.clone()).or_default();
-            if known.is_being_looked_at || !known.looks.is_due(now) {
+            if known.is_reading || !known.retry.is_due(now) {
                 continue;
             }
-            known.is_being_looked_at = true;
-            known.looks.tried(now, cap, now.nanos());
-            let (netns, done) = (netns.clone(), self.done.clone());
+            known.is_reading = true;
+            known.retry.tried(now, cap, now.nanos());
+            let (netns, done) = (netns.clone(), self.device_event_sender.clone());
             self.jobs.run(&netns.clone(), move || {
                 let began = time::now();
                 let identity = netns.identity();
                 let is_unbound = identity.is_none() && netns.is_unbound();
-                let _ = done.send(Outcome::Identified(Identified { netns, identity, is_unbound, began }));
+                let _ = done.send(DeviceEvent::NamespaceIdentified(NamespaceIdentity {
+                    netns,
+                    identity,
+                    is_unbound,
+                    began,
+                }));
             });
         }
     }
 
     /// Looks again at the names that have changed.
-    pub(super) fn heed_names(&mut self, names: Option<Vec<Name>>) {
+    pub(super) fn handle_name_changes(&mut self, names: Option<Vec<Name>>) {
         let Some(names) = names else {
             self.namespaces.is_reported = false;
             return;
@@ -152,38 +157,38 @@ impl Controller {
         let all = names.contains(&None);
         for (netns, known) in &mut self.namespaces.known {
             if all || matches!(netns, Netns::Named(name) if names.contains(&Some(name.clone()))) {
-                known.looks = Backoff::default();
-                known.looks.kick(now);
+                known.retry = Backoff::default();
+                known.retry.kick(now);
             }
         }
-        self.look_at_namespaces();
+        self.poll_namespaces();
     }
 
     /// Ports that wait for a namespace of which there is only a file say so.
-    fn note_unbound(&mut self, netns: &Netns) {
+    fn report_unbound(&mut self, netns: &Netns) {
         for index in 0..self.ports.len() {
             let port = &self.ports[index];
-            let Some(device) = port.seat.device().filter(|device| device.netns() == netns) else { continue };
+            let Some(device) = port.endpoint.device().filter(|device| device.netns() == netns) else { continue };
             let why = OpenError::Unbound { at: device.at() }.to_string();
             if matches!(&port.state, State::Down { reason } if *reason != why && !reason.is_empty()) {
-                self.fail(index, why);
+                self.mark_down(index, why);
             }
         }
     }
 
     /// Acts on what a name leads to: opens what waits for it, and closes what is in another one.
-    pub(super) async fn receive_identity(&mut self, identified: Identified) {
-        let Identified { netns, identity, is_unbound, began } = identified;
+    pub(super) async fn receive_identity(&mut self, identified: NamespaceIdentity) {
+        let NamespaceIdentity { netns, identity, is_unbound, began } = identified;
         if is_unbound {
-            self.note_unbound(&netns);
+            self.report_unbound(&netns);
         }
         let now = time::now();
         let Some(known) = self.namespaces.known.get_mut(&netns) else { return };
-        known.is_being_looked_at = false;
+        known.is_reading = false;
         let before = known.identity.replace(identity);
         let (mut lost, mut has_come) = (Vec::new(), false);
         for (index, port) in self.ports.iter_mut().enumerate() {
-            if port.seat.device().is_none_or(|device| *device.netns() != netns) {
+            if port.endpoint.device().is_none_or(|device| *device.netns() != netns) {
                 continue;
             }
             match port.state {
@@ -199,9 +204,9 @@ impl Controller {
                 _ => {}
             }
         }
-        self.take_back(lost).await;
+        self.close_devices(lost).await;
         if before != Some(identity) {
-            self.listen_to_links();
+            self.watch_netdevs_in_use();
         }
         if has_come {
             self.try_down_ports();

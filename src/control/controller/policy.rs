@@ -4,24 +4,24 @@
 use tracing::{info, warn};
 
 use super::{Controller, Port};
-use crate::control::at_limit::{HOLD, Turn};
 use crate::control::config::{self, Config, PortSecurity};
+use crate::control::endpoints::{ConfigRef, Endpoint, Labels};
 use crate::control::events::EventKind;
-use crate::control::seats::{Names, Seat, Stand};
+use crate::control::mac_limit_alarm::{HOLD, Transition};
 use crate::switch::{AtLimit, DropReason, MacLimit, PortId};
 use crate::time;
 use crate::wire::Mac;
 use crate::worker::Flush;
 
 /// What a configuration says of a port, if this is one.
-fn wanted<'c>(seat: &Seat, config: &'c Config) -> Option<&'c config::Port> {
-    let Stand::Port { vm, position, .. } = seat.stand else { return None };
+fn configured<'c>(endpoint: &Endpoint, config: &'c Config) -> Option<&'c config::Port> {
+    let ConfigRef::Port { vm, position, .. } = endpoint.config_ref else { return None };
     config.vms.get(vm)?.ports.get(position)
 }
 
 /// Frames that have ever come from stations beyond a limit.
-fn beyond(port: &Port) -> u64 {
-    port.sum(|counters| counters.unlearned.get() + counters.drops_in.get(DropReason::MacLimit))
+fn mac_limit_excess(port: &Port) -> u64 {
+    port.sum(|counters| counters.not_learned.get() + counters.drops_in.get(DropReason::MacLimit))
 }
 
 /// Whether sources that a port could use when it `was` so are refused now that it `is` so.
@@ -42,70 +42,70 @@ fn is_stricter(was: &config::Port, is: &config::Port) -> bool {
 
 impl Controller {
     /// The place of a port, if sources that it could use `before` are refused now.
-    pub(super) fn stricter(&self, index: usize, was: &Seat, before: &Config) -> Option<PortId> {
-        let seat = &self.ports[index].seat;
-        let (was, is) = (wanted(was, before)?, wanted(seat, &self.config)?);
-        is_stricter(was, is).then_some(seat.id)
+    pub(super) fn stricter(&self, index: usize, was: &Endpoint, before: &Config) -> Option<PortId> {
+        let endpoint = &self.ports[index].endpoint;
+        let (was, is) = (configured(was, before)?, configured(endpoint, &self.config)?);
+        is_stricter(was, is).then_some(endpoint.id)
     }
 
     /// Forgets what was learned behind these ports: it may be of sources that are refused now, and would
     /// draw the frames of whoever has them by right.
-    pub(super) async fn forget_behind(&self, ports: Vec<PortId>) {
+    pub(super) async fn flush_ports(&self, ports: Vec<PortId>) {
         for port in ports {
-            self.staff.flush(Flush { place: Some(port.index()), ..Flush::default() }).await;
+            self.workers.flush(Flush { port_index: Some(port.index()), ..Flush::default() }).await;
         }
     }
 
     /// Tells which ports have come to their MAC limits, and which are below again.
-    pub(super) fn watch_limits(&mut self) {
+    pub(super) fn check_mac_limits(&mut self) {
         let now = time::now();
         for index in 0..self.ports.len() {
             let port = &mut self.ports[index];
-            let limit = wanted(&port.seat, &self.config).and_then(|port| port.mac_limit);
-            let turn = match limit {
+            let limit = configured(&port.endpoint, &self.config).and_then(|port| port.mac_limit);
+            let transition = match limit {
                 Some(_) => {
-                    let beyond = beyond(port);
-                    port.at_limit.look(beyond, now)
+                    let excess = mac_limit_excess(port);
+                    port.mac_limit_alarm.observe(excess, now)
                 }
                 // Most have none: nothing is counted for them.
-                None if port.at_limit.is_limited() => {
-                    let beyond = beyond(port);
-                    port.at_limit.lift(beyond)
+                None if port.mac_limit_alarm.is_limited() => {
+                    let excess = mac_limit_excess(port);
+                    port.mac_limit_alarm.clear(excess)
                 }
                 None => None,
             };
-            if let Some(turn) = turn {
-                self.tell_limit(index, turn, limit);
+            if let Some(transition) = transition {
+                self.emit_mac_limit(index, transition, limit);
             }
         }
     }
 
-    fn tell_limit(&mut self, index: usize, turn: Turn, limit: Option<MacLimit>) {
-        let text = match (turn, limit) {
+    fn emit_mac_limit(&mut self, index: usize, transition: Transition, limit: Option<MacLimit>) {
+        let text = match (transition, limit) {
             (_, None) => "no longer at its limit of learned stations: it has none of its own any more".to_owned(),
-            (Turn::Reached, Some(MacLimit { stations, policy: AtLimit::Drop })) => {
+            (Transition::Reached, Some(MacLimit { stations, policy: AtLimit::Drop })) => {
                 format!("at its limit of {stations} learned stations: frames from others behind it are dropped")
             }
-            (Turn::Reached, Some(MacLimit { stations, policy: AtLimit::ForwardUnlearned })) => {
+            (Transition::Reached, Some(MacLimit { stations, policy: AtLimit::ForwardUnlearned })) => {
                 format!(
                     "at its limit of {stations} learned stations: others behind it are not learned, and frames to them \
                      are flooded"
                 )
             }
-            (Turn::Below, Some(MacLimit { stations, .. })) => {
+            (Transition::Below, Some(MacLimit { stations, .. })) => {
                 let hold = HOLD.as_secs();
                 format!(
                     "no longer at its limit of {stations} learned stations: none beyond it has spoken for {hold} seconds"
                 )
             }
         };
-        if !self.tell(EventKind::MacLimit, index, &text) {
+        if !self.emit_for(EventKind::MacLimit, index, &text) {
             return;
         }
-        let Names { vm, network, id: port, .. } = self.names(index);
-        match turn {
-            Turn::Reached => warn!(vm, network, port, "mac_limit: {text}"),
-            Turn::Below => info!(vm, network, port, "mac_limit: {text}"),
+        let Labels { vm, network, id: port, .. } = self.names(index);
+        match transition {
+            Transition::Reached => warn!(vm, network, port, "mac_limit: {text}"),
+            Transition::Below => info!(vm, network, port, "mac_limit: {text}"),
         }
     }
 }

@@ -2,24 +2,24 @@
 
 use std::sync::Arc;
 
-use crate::control::at_limit::AtLimit;
 use crate::control::backoff::Backoff;
 use crate::control::drift::Drift;
+use crate::control::endpoints::Endpoint;
 use crate::control::jobs::Ticket;
-use crate::control::seats::Seat;
+use crate::control::mac_limit_alarm::MacLimitAlarm;
 use crate::device::properties::{self, Properties};
 use crate::device::{Egress, Observed};
 use crate::switch::{DropReason, PortId};
 use crate::sys::link_events::LinkState;
 use crate::sys::netns::Identity;
 use crate::telemetry::PortCounters;
-use crate::time::Moment;
+use crate::time::MonoTime;
 
 /// A port or an uplink, as it is.
 #[derive(Debug)]
 pub struct Port {
     /// What it shall be.
-    pub seat: Seat,
+    pub endpoint: Endpoint,
     /// What it is.
     pub state: State,
     /// Its counters, one for each worker.
@@ -27,7 +27,7 @@ pub struct Port {
     /// Tells it from every other port there ever was, also of the same id.
     pub(super) key: u64,
     /// It has been told that it is down, and not yet that it is up again.
-    pub(super) told_down: bool,
+    pub(super) reported_down: bool,
     /// Whether we made its netdev, once that is known.
     pub(super) made: Option<bool>,
     /// The namespace its device was opened in.
@@ -45,9 +45,9 @@ pub struct Port {
     pub(super) drift: Drift,
     /// The last look at links that had begun before its device was opened: it and those before do not
     /// count.
-    pub(super) looked: u64,
+    pub(super) min_read: u64,
     /// It is not opened as long as devices are being closed: one of them may be in its way.
-    pub(super) held: bool,
+    pub(super) open_deferred: bool,
     /// Whether its device, if it is open, may lose VLAN tags.
     pub(super) may_lose_tags: bool,
     /// Devices of its own that are being closed.
@@ -59,11 +59,11 @@ pub struct Port {
     /// It is reported that the attempt has not returned.
     pub(super) is_overdue: bool,
     /// Since when its device is held by others, in this series of attempts.
-    pub(super) busy: Option<Moment>,
+    pub(super) in_use_since: Option<MonoTime>,
     /// When its device was opened.
-    pub(super) opened: Moment,
+    pub(super) opened: MonoTime,
     /// Whether it is at its MAC limit.
-    pub(super) at_limit: AtLimit,
+    pub(super) mac_limit_alarm: MacLimitAlarm,
 }
 
 /// Whether a port has a device.
@@ -91,16 +91,16 @@ pub enum State {
         reason: String,
     },
     /// It is a subport, and its frames come and go by the device of its parent.
-    Carried {
+    Tagged {
         /// Whether it was last told to be up, or down.
-        told: Option<bool>,
+        reported: Option<bool>,
     },
 }
 
 impl Port {
     /// Why no frames flow although it has a device: its link, if that is watched.
     pub fn dead_link(&self) -> Option<String> {
-        let name = self.seat.device()?.name();
+        let name = self.endpoint.device()?.name();
         // What it was like before it went says nothing.
         match self.netdev.as_ref().filter(|_| !self.drift.is_lost())?.link {
             LinkState { up: false, .. } => Some(format!("its link is down; `ip link set dev {name} up` sets it up")),
@@ -115,24 +115,24 @@ impl Port {
     }
 
     /// What there is to remark on its netdev now, as far as that is known.
-    pub(super) fn netdev_remarks(&self) -> Option<Vec<String>> {
-        let (device, now) = (self.seat.device()?, self.netdev.as_ref()?);
-        let mut remarks = properties::remarks(device, now);
-        remarks.extend(self.observed.iter().flat_map(|observed| observed.remarks(device)));
-        remarks.extend(properties::refusals(device, now).filter(|_| self.refusals() > self.refused_before));
-        Some(remarks)
+    pub(super) fn netdev_warnings(&self) -> Option<Vec<String>> {
+        let (device, now) = (self.endpoint.device()?, self.netdev.as_ref()?);
+        let mut warnings = properties::warnings(device, now);
+        warnings.extend(self.observed.iter().flat_map(|observed| observed.warnings(device)));
+        warnings.extend(properties::refusals(device, now).filter(|_| self.refusals() > self.refused_before));
+        Some(warnings)
     }
 
     /// Remarks on a port that is up: on how it was opened, and on what its netdev is now.
-    pub fn remarks(&self) -> String {
-        let State::Up { notes, .. } = &self.state else { return String::new() };
-        let notes = Some(notes.as_str()).filter(|notes| !notes.is_empty());
-        notes.into_iter().chain(self.drift.remarks().iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
+    pub fn warnings(&self) -> String {
+        let State::Up { notes: diagnostics, .. } = &self.state else { return String::new() };
+        let diagnostics = Some(diagnostics.as_str()).filter(|diagnostics| !diagnostics.is_empty());
+        diagnostics.into_iter().chain(self.drift.warnings().iter().map(String::as_str)).collect::<Vec<_>>().join("; ")
     }
 
     /// Why it is not open yet, if the attempt to open it has not returned in time.
-    pub fn overdue(&self, now: Moment) -> Option<String> {
-        let device = self.seat.device().filter(|_| self.is_overdue)?;
+    pub fn overdue(&self, now: MonoTime) -> Option<String> {
+        let device = self.endpoint.device().filter(|_| self.is_overdue)?;
         match self.attempt.as_ref()?.running_since() {
             Some(since) => {
                 let seconds = now.since(since).as_secs();
@@ -144,7 +144,7 @@ impl Port {
 
     /// Whether this is the port with this id of the switch.
     pub fn is(&self, id: PortId) -> bool {
-        self.seat.id == id
+        self.endpoint.id == id
     }
 
     /// The sum over workers of one of its counters.

@@ -10,13 +10,13 @@ use tokio::sync::oneshot;
 use super::*;
 use crate::control::change::Change;
 use crate::control::config::{Network, parse_json};
+use crate::control::event_log::EventFilter;
 use crate::control::handle::Handle;
-use crate::control::journal::Which;
-use crate::control::keeper::Precedence;
-use crate::control::store::{KeptStation, Store};
+use crate::control::state::Precedence;
+use crate::control::store::{Store, StoredStation};
 use crate::frame::Pool;
 use crate::wire::{Mac, ProbeKey};
-use crate::worker::{Pace, TeamSettings, team};
+use crate::worker::{Pace, WorkerSetSettings, worker_set};
 
 fn config(networks: &[&str]) -> Config {
     Config { networks: networks.iter().map(|&id| Network::new(id)).collect(), ..Config::default() }
@@ -30,8 +30,8 @@ async fn networks(handle: &Handle) -> Vec<String> {
     handle.networks().await.unwrap().into_iter().map(|network| network.network_id).collect()
 }
 
-async fn begin(file: Config, path: &std::path::Path) -> (Config, Keeper) {
-    Keeper::begin(Some(file.into()), Some(path), Precedence::Merge).await.unwrap()
+async fn begin(file: Config, path: &std::path::Path) -> (Config, StateStore) {
+    StateStore::open(Some(file.into()), Some(path), Precedence::Merge).await.unwrap()
 }
 
 /// Lets a store hang until what comes back is dropped.
@@ -42,37 +42,52 @@ async fn hang(store: &Store) -> std_mpsc::Sender<()> {
 }
 
 /// Runs a switch with network "a" as long as `ask` asks it, and stops it in order.
-async fn while_running(ask: impl AsyncFnOnce(Handle, Arc<Store>)) {
+async fn while_running(request: impl AsyncFnOnce(Handle, Arc<Store>)) {
     let dir = tempfile::tempdir().unwrap();
-    run(config(&["a"]), &dir.path().join("state.db"), async |_| {}, ask).await;
+    run(config(&["a"]), &dir.path().join("state.db"), async |_| {}, request).await;
 }
 
-/// Runs a switch with this configuration as long as `ask` asks it, and stops it in order. `begun` has the controller
+/// Runs a switch with this configuration as long as `ask` asks it, and stops it in order. `partial` has the controller
 /// before it runs.
 async fn run(
     file: Config,
     path: &std::path::Path,
     begun: impl AsyncFnOnce(&mut Controller),
-    ask: impl AsyncFnOnce(Handle, Arc<Store>),
+    request: impl AsyncFnOnce(Handle, Arc<Store>),
 ) {
-    let (first, keeper) = begin(file, path).await;
-    let store = keeper.store().unwrap().clone();
-    let secret = Secret::new([7; 16]);
+    let (first, state_store) = begin(file, path).await;
+    let store = state_store.store().unwrap().clone();
+    let hash_key = HashKey::new([7; 16]);
     let pool = Pool::new(64).unwrap();
-    let mut team =
-        team(TeamSettings { workers: 1, pool, stations: 64, secret, probe_key: ProbeKey::new([5; 16]) }).unwrap();
-    let worker = team.workers.remove(0);
+    let mut worker_set = worker_set(WorkerSetSettings {
+        workers: 1,
+        pool,
+        fdb_capacity: 64,
+        hash_key,
+        probe_key: ProbeKey::new([5; 16]),
+    })
+    .unwrap();
+    let worker = worker_set.workers.remove(0);
     let thread = thread::spawn(move || worker.run(Pace::Adaptive));
-    let staff = Staff::new(team.posts, team.counters);
-    let (notices, findings, probe_key) = (team.notices, team.findings, ProbeKey::new([5; 16]));
-    let beginning = Beginning { cores: vec![0], secret, staff, notices, findings, probe_key, keeper, pool };
+    let worker_handles = WorkerHandles::new(worker_set.mailboxes, worker_set.counters);
+    let (notices, events, probe_key) = (worker_set.notices, worker_set.events, ProbeKey::new([5; 16]));
+    let beginning = Startup {
+        cores: vec![0],
+        hash_key,
+        workers: worker_handles,
+        notices,
+        events,
+        probe_key,
+        state: state_store,
+        pool,
+    };
     let mut controller = Controller::new(beginning);
     controller.begin(first).await.unwrap();
     begun(&mut controller).await;
     let (handle, requests) = Handle::new();
     let (stop, stopped) = oneshot::channel::<()>();
     let asking = async {
-        ask(handle, store).await;
+        request(handle, store).await;
         drop(stop);
     };
     let log = path.with_extension("db-wal");
@@ -96,19 +111,19 @@ async fn while_the_disk_hangs_questions_are_answered_and_changes_wait_in_their_o
                 there = networks(&handle) => assert_eq!(there, ["a"]),
             }
             assert_eq!(handle.workers().await.unwrap().len(), 1, "the watchdog asks so");
-            assert_eq!(handle.diff(apply(&["b"])).await.unwrap().unwrap().differences.len(), 2);
+            assert_eq!(handle.diff(apply(&["b"])).await.unwrap().unwrap().changes.len(), 2);
         }
-        let (mut told, mut live) = handle.events(Which::default()).await.unwrap().unwrap();
-        assert_eq!(told, [], "what is remembered is answered, and what is not kept yet is not told");
+        let (mut messages, mut live) = handle.events(EventFilter::default()).await.unwrap().unwrap();
+        assert_eq!(messages, [], "what is remembered is answered, and what is not kept yet is not told");
         drop(go_on);
         let (first, second) = tokio::join!(first, second);
-        assert_eq!(first.unwrap().unwrap().differences, ["network \"b\" is new, with MTU 1500"]);
-        assert_eq!(second.unwrap().unwrap().differences, ["network \"c\" is new, with MTU 1500"]);
+        assert_eq!(first.unwrap().unwrap().changes, ["network \"b\" is new, with MTU 1500"]);
+        assert_eq!(second.unwrap().unwrap().changes, ["network \"c\" is new, with MTU 1500"]);
         assert_eq!(networks(&handle).await, ["a", "b", "c"]);
-        told.extend(std::iter::from_fn(|| live.try_recv().ok()));
-        let texts = |told: &[Event]| told.iter().map(|event| event.text.clone()).collect::<Vec<_>>();
+        messages.extend(std::iter::from_fn(|| live.try_recv().ok()));
+        let texts = |messages: &[Event]| messages.iter().map(|event| event.text.clone()).collect::<Vec<_>>();
         let expected = ["network \"b\" is new, with MTU 1500", "network \"c\" is new, with MTU 1500"];
-        assert_eq!(texts(&told), expected, "each once");
+        assert_eq!(texts(&messages), expected, "each once");
         assert_eq!(texts(&store.events(None, 10).await.unwrap()), expected);
     })
     .await;
@@ -142,7 +157,7 @@ async fn a_stop_stores_the_stations_also_while_the_state_is_verified_or_stations
     let text = json!({"networks": [{"id": "a"}], "vms": [{"id": "v", "ports": [{"port_id": "p", "network_id": "a",
         "mac_address": "02:00:00:00:00:01", "port_security": "off", "device": {"kind": "tap", "name": "p", "netns": "no-such-netns"}}]}]});
     let file = parse_json(&text.to_string(), "x").unwrap();
-    let station = |last: u8| KeptStation {
+    let station = |last: u8| StoredStation {
         network_id: "a".into(),
         mac_address: Mac::new([2, 0, 0, 0, 1, last]),
         port_id: "p".into(),
@@ -156,11 +171,11 @@ async fn a_stop_stores_the_stations_also_while_the_state_is_verified_or_stations
                 controller.finish_keeping_stations().await;
             }
             // The verification that has been begun, and what is stored, wait for this.
-            let go_on = hang(controller.keeper.store().unwrap()).await;
-            controller.keep_stations();
+            let go_on = hang(controller.state.store().unwrap()).await;
+            controller.save_stations();
             tokio::task::yield_now().await;
-            let learned = controller.directory().learned(vec![station(last)], time::now());
-            controller.staff.learn(&learned).await;
+            let learned = controller.fdb_index().resolve_stored(vec![station(last)], time::now());
+            controller.workers.learn(&learned).await;
             tokio::spawn(async move {
                 // Until the switch, which stops, waits for the store as well.
                 for _ in 0..1000 {

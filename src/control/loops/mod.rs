@@ -13,15 +13,15 @@
 //!
 //! The glue to workers, rules, events and the store is `controller/containment`.
 
-pub mod book;
-pub mod freezes;
-pub mod guard;
-pub mod kept;
-pub mod ladder;
-pub mod layout;
-pub mod refusals;
+pub mod dampening;
+pub mod describe;
+pub mod detection;
+pub mod escalation;
 pub mod schedule;
+pub mod snapshot;
+pub mod spoof_alarm;
+pub mod spoof_reports;
+pub mod status;
 pub mod storms;
-pub mod told;
-pub mod verdicts;
-pub mod view;
+pub mod table;
+pub mod topology;

@@ -16,8 +16,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::bounds::Bounds;
-use super::problem::Problem;
+use super::error::ApiError;
+use super::limits::Limits;
 use crate::control::config::kind;
 
 /// Bytes of a whole configuration: ten thousand ports, written at length.
@@ -27,64 +27,69 @@ pub const CONFIGURATION: usize = 16 * 1024 * 1024;
 pub const REQUEST: usize = 1024 * 1024;
 
 /// How long a body may take to come.
-const SENDING: Duration = Duration::from_secs(5);
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a body that nobody wants is read on: whoever is still sending would miss the answer.
-const LINGERING: Duration = Duration::from_secs(3);
+const DRAIN_TIME: Duration = Duration::from_secs(3);
 
 /// Bytes of a body that are read on.
-const UNWANTED: usize = 4 * CONFIGURATION;
+const DRAIN_LIMIT: usize = 4 * CONFIGURATION;
 
 /// Longer bodies are read aside, so that they hold up nobody else.
 const LONG: usize = 64 * 1024;
 
 /// The room that a body takes up, and what has been made of it. Free again when it is dropped.
-pub type Room = Option<OwnedSemaphorePermit>;
+pub type BodyPermit = Option<OwnedSemaphorePermit>;
 
 /// A body that has come whole.
 #[derive(Debug)]
-pub struct Text {
+pub struct RequestBody {
     text: String,
-    room: Room,
+    permit: BodyPermit,
 }
 
-impl Text {
+impl RequestBody {
     /// Receives a body of at most `limit` bytes that says it is JSON; `""` if there is none.
-    pub async fn receive(headers: &HeaderMap, mut body: Body, limit: usize, bounds: &Bounds) -> Result<Text, Problem> {
-        let told = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if told.is_some_and(|length| length > limit as u64) {
+    pub async fn receive(
+        headers: &HeaderMap,
+        mut body: Body,
+        limit: usize,
+        limits: &Limits,
+    ) -> Result<RequestBody, ApiError> {
+        let messages = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
+        if messages.is_some_and(|length| length > limit as u64) {
             return Err(too_large(limit));
         }
-        let collected = timeout(SENDING, collect(&mut body, limit, bounds)).await.map_err(|_| {
-            let message = format!("the body has not come within {} seconds", SENDING.as_secs());
-            Problem::new(StatusCode::REQUEST_TIMEOUT, "slow_body", message)
+        let collected = timeout(BODY_TIMEOUT, collect(&mut body, limit, limits)).await.map_err(|_| {
+            let message = format!("the body has not come within {} seconds", BODY_TIMEOUT.as_secs());
+            ApiError::new(StatusCode::REQUEST_TIMEOUT, "slow_body", message)
         })?;
-        let (bytes, room) = collected?;
+        let (bytes, permit) = collected?;
         if !bytes.is_empty() && !is_json(headers) {
             let message = "the body must be JSON, and say so: content-type: application/json";
-            return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", message));
+            return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", message));
         }
         let text = String::from_utf8(bytes).map_err(|e| {
             let at = e.utf8_error().valid_up_to();
-            Problem::wrong(kind::SYNTAX, format!("the body is no JSON; its byte at {at} is not UTF-8"))
+            ApiError::wrong(kind::SYNTAX, format!("the body is no JSON; its byte at {at} is not UTF-8"))
         })?;
-        Ok(Text { text, room })
+        Ok(RequestBody { text, permit })
     }
 
     /// Makes something of it, which is as large: its room is to be kept for as long.
     pub async fn read<T: Send + 'static>(
         self,
-        read: impl FnOnce(&str) -> Result<T, Problem> + Send + 'static,
-    ) -> Result<(T, Room), Problem> {
-        let Text { text, room } = self;
+        read: impl FnOnce(&str) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<(T, BodyPermit), ApiError> {
+        let RequestBody { text, permit } = self;
         if text.len() < LONG {
-            return Ok((read(&text)?, room));
+            return Ok((read(&text)?, permit));
         }
         // Nobody may be left to hear of it; the room is kept until it is done all the same.
-        let aside = spawn_blocking(move || Ok((read(&text)?, room)));
+        let aside = spawn_blocking(move || Ok((read(&text)?, permit)));
         aside.await.map_err(|e| {
             let message = format!("reading the body failed: {e}");
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
+            ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", message)
         })?
     }
 }
@@ -95,22 +100,22 @@ pub async fn drain(request: Request, next: Next) -> Response {
     // One who asks first has not begun to send.
     let asks_first = request.headers().contains_key(header::EXPECT);
     let back = Arc::new(Mutex::new(None));
-    let lend = |body| Body::new(Lent { body, back: back.clone() });
-    let response = next.run(request.map(lend)).await;
-    let left = back.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(body) = left.filter(|body: &Body| !asks_first && !body.is_end_stream()) {
-        pass_over(body).await;
+    let borrow = |body| Body::new(SharedBody { body, back: back.clone() });
+    let response = next.run(request.map(borrow)).await;
+    let orphans = back.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some(body) = orphans.filter(|body: &Body| !asks_first && !body.is_end_stream()) {
+        drain_body(body).await;
     }
     response
 }
 
 /// A body that comes back when nobody reads it any more.
-struct Lent {
+struct SharedBody {
     body: Body,
     back: Arc<Mutex<Option<Body>>>,
 }
 
-impl hyper::body::Body for Lent {
+impl hyper::body::Body for SharedBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -127,7 +132,7 @@ impl hyper::body::Body for Lent {
     }
 }
 
-impl Drop for Lent {
+impl Drop for SharedBody {
     fn drop(&mut self) {
         let body = std::mem::take(&mut self.body);
         *self.back.lock().unwrap_or_else(PoisonError::into_inner) = Some(body);
@@ -135,29 +140,29 @@ impl Drop for Lent {
 }
 
 /// Reads on for a while, and forgets what comes.
-async fn pass_over(mut body: Body) {
-    let mut left = UNWANTED;
+async fn drain_body(mut body: Body) {
+    let mut orphans = DRAIN_LIMIT;
     let passing = async {
         while let Some(Ok(frame)) = body.frame().await {
-            left = left.saturating_sub(frame.data_ref().map_or(0, |data| data.len()));
-            if left == 0 {
+            orphans = orphans.saturating_sub(frame.data_ref().map_or(0, |data| data.len()));
+            if orphans == 0 {
                 return;
             }
         }
     };
     // Who has not had enough by then may miss the answer.
-    let _ = timeout(LINGERING, passing).await;
+    let _ = timeout(DRAIN_TIME, passing).await;
 }
 
-async fn collect(body: &mut Body, limit: usize, bounds: &Bounds) -> Result<(Vec<u8>, Room), Problem> {
+async fn collect(body: &mut Body, limit: usize, limits: &Limits) -> Result<(Vec<u8>, BodyPermit), ApiError> {
     let (mut bytes, mut room) = (Vec::new(), None::<OwnedSemaphorePermit>);
     while let Some(frame) = body.frame().await {
-        let broken = |e| Problem::wrong("broken_body", format!("the body has not come whole: {e}"));
+        let broken = |e| ApiError::wrong("broken_body", format!("the body has not come whole: {e}"));
         let Ok(data) = frame.map_err(broken)?.into_data() else { continue };
         if bytes.len() + data.len() > limit {
             return Err(too_large(limit));
         }
-        let more = bounds.bytes(u32::try_from(data.len()).unwrap_or(u32::MAX))?;
+        let more = limits.bytes(u32::try_from(data.len()).unwrap_or(u32::MAX))?;
         match &mut room {
             Some(room) => room.merge(more),
             None => room = Some(more),
@@ -167,9 +172,9 @@ async fn collect(body: &mut Body, limit: usize, bounds: &Bounds) -> Result<(Vec<
     Ok((bytes, room))
 }
 
-fn too_large(limit: usize) -> Problem {
+fn too_large(limit: usize) -> ApiError {
     let message = format!("the body is too large; it may have {limit} bytes here");
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
+    ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", message)
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

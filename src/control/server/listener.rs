@@ -25,24 +25,24 @@ const CONNECTIONS: usize = 64;
 
 /// How long a client may take to say what it wants, after it has connected or been answered. Less
 /// than our own client waits for an answer: it gets through even when silent ones hold all places.
-const ASKING: Duration = Duration::from_secs(3);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long a client may leave an answer unread.
-const READING: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long the connections may take to finish when the switch stops.
-const LEAVING: Duration = Duration::from_secs(2);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bytes of a request's head.
 const HEAD: usize = 64 * 1024;
 
 /// Tells what answers without an end that the switch stops: it changes, or its other end is dropped.
 #[derive(Debug, Clone)]
-pub struct Leave(watch::Receiver<()>);
+pub struct Shutdown(watch::Receiver<()>);
 
-impl Leave {
+impl Shutdown {
     /// Waits until it is time to leave.
-    pub async fn told(&mut self) {
+    pub async fn wait(&mut self) {
         // That the other end is gone says the same.
         let _ = self.0.changed().await;
     }
@@ -52,75 +52,79 @@ impl Leave {
 /// a short while. The listener is dropped before that, so that nobody new comes.
 pub async fn serve<L: Listener>(mut listener: L, pages: Router, stop: impl Future<Output = ()>) {
     let mut stop = pin!(stop);
-    let (leave, left) = watch::channel(());
+    let (leave, orphans) = watch::channel(());
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             () = &mut stop => break,
             (stream, _) = listener.accept(), if connections.len() < CONNECTIONS => {
-                connections.spawn(converse(stream, pages.clone(), Leave(left.clone())));
+                connections.spawn(serve_connection(stream, pages.clone(), Shutdown(orphans.clone())));
             }
             Some(_) = connections.join_next() => {}
         }
     }
     drop((listener, leave));
     // Whoever is not done by then is cut off by the drop of the set.
-    let _ = timeout(LEAVING, async { while connections.join_next().await.is_some() {} }).await;
+    let _ = timeout(SHUTDOWN_TIMEOUT, async { while connections.join_next().await.is_some() {} }).await;
 }
 
 /// One connection, until either side has had enough, or until `leave` is dropped and the present
 /// question is answered.
-async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, pages: Router, mut leave: Leave) {
+async fn serve_connection(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    pages: Router,
+    mut leave: Shutdown,
+) {
     let pages = pages.layer(Extension(leave.clone()));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(ASKING)
+        .header_read_timeout(REQUEST_TIMEOUT)
         .max_header_size(HEAD)
-        .serve_connection(TokioIo::new(Impatient::new(stream, READING)), TowerToHyperService::new(pages));
+        .serve_connection(TokioIo::new(TimedStream::new(stream, WRITE_TIMEOUT)), TowerToHyperService::new(pages));
     let mut connection = pin!(connection);
     // A connection that breaks is the client's affair.
     tokio::select! {
         _ = connection.as_mut() => return,
-        () = leave.told() => connection.as_mut().graceful_shutdown(),
+        () = leave.wait() => connection.as_mut().graceful_shutdown(),
     }
     let _ = connection.await;
 }
 
-/// A stream whose other end must read: a write that waits for longer than `patience` fails.
-struct Impatient<S> {
+/// A stream whose other end must read: a write that waits for longer than `timeout` fails.
+struct TimedStream<S> {
     stream: S,
-    patience: Duration,
+    timeout: Duration,
     /// Runs while a write waits.
     waiting: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Impatient<S> {
-    fn new(stream: S, patience: Duration) -> Impatient<S> {
-        Impatient { stream, patience, waiting: None }
+impl<S> TimedStream<S> {
+    fn new(stream: S, timeout: Duration) -> TimedStream<S> {
+        TimedStream { stream, timeout, waiting: None }
     }
 
     /// What has become of a write.
-    fn judge<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if written.is_ready() {
+    fn check<T>(&mut self, cx: &mut Context<'_>, raw: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if raw.is_ready() {
             self.waiting = None;
-            return written;
+            return raw;
         }
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(self.patience)));
+        let waiting = self.waiting.get_or_insert_with(|| Box::pin(sleep(self.timeout)));
         ready!(waiting.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Impatient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.judge(cx, written)
+        let raw = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.check(cx, raw)
     }
 
     fn poll_write_vectored(
@@ -128,8 +132,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.judge(cx, written)
+        let raw = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.check(cx, raw)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -138,7 +142,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Impatient<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let flushed = Pin::new(&mut self.stream).poll_flush(cx);
-        self.judge(cx, flushed)
+        self.check(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -157,7 +161,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_that_nobody_reads_is_given_up() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut ours = Impatient::new(ours, Duration::from_millis(10));
+        let mut ours = TimedStream::new(ours, Duration::from_millis(10));
         let error = loop {
             if let Err(e) = poll_fn(|cx| Pin::new(&mut ours).poll_write(cx, &[0; 65536])).await {
                 break e;
@@ -170,7 +174,7 @@ mod tests {
     #[tokio::test]
     async fn a_reader_that_comes_back_in_time_is_waited_for() {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let mut ours = Impatient::new(ours, Duration::from_secs(3600));
+        let mut ours = TimedStream::new(ours, Duration::from_secs(3600));
         let full = poll_fn(|cx| {
             loop {
                 if Pin::new(&mut ours).poll_write(cx, &[0; 65536]).is_pending() {
@@ -179,12 +183,12 @@ mod tests {
             }
         });
         assert!(full.await, "a write that waits is timed");
-        let (written, ()) = tokio::join!(poll_fn(|cx| Pin::new(&mut ours).poll_write(cx, &[0; 65536])), async {
+        let (raw, ()) = tokio::join!(poll_fn(|cx| Pin::new(&mut ours).poll_write(cx, &[0; 65536])), async {
             let mut room = vec![0; 1 << 20];
             theirs.readable().await.unwrap();
             theirs.try_read(&mut room).unwrap();
         });
-        assert!(written.unwrap() > 0);
+        assert!(raw.unwrap() > 0);
         assert!(ours.waiting.is_none());
     }
 }

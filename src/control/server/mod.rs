@@ -15,71 +15,71 @@ use axum::routing::{get, patch, post, put};
 use super::handle::Handle;
 
 mod body;
-mod bounds;
-mod changes;
-mod follow;
+mod error;
+mod event_stream;
+mod limits;
 mod listener;
 mod openapi;
-mod pages;
-mod problem;
+mod read_routes;
+mod write_routes;
 
 pub use listener::serve;
 pub use openapi::description;
 
-use bounds::Bounds;
-use problem::Problem;
+use error::ApiError;
+use limits::Limits;
 
 /// What the handlers share: the way to the controller, and what this listener may bear.
 #[derive(Debug, Clone)]
-struct Desk {
+struct AppState {
     handle: Handle,
-    bounds: Bounds,
+    limits: Limits,
 }
 
 /// The pages that change nothing. Each call makes them with bounds of their own.
-pub fn pages(handle: Handle) -> Router {
-    finish(readable(), handle)
+pub fn read_routes(handle: Handle) -> Router {
+    with_state(read_router(), handle)
 }
 
 /// The whole API: the pages, and all that changes something. Whoever can reach it is trusted with
 /// the switch. Each call makes it with bounds of its own.
 pub fn api(handle: Handle) -> Router {
     let changing = Router::new()
-        .route("/v1/config", put(changes::apply))
-        .route("/v1/config/diff", post(changes::diff))
-        .route("/v1/confirm", post(changes::confirm))
-        .route("/v1/vms/{id}/ports", post(changes::attach))
-        .route("/v1/ports/{id}", patch(changes::set).delete(changes::detach))
-        .route("/v1/ports/{id}/release", post(changes::release))
-        .route("/v1/fdb/flush", post(changes::flush))
-        .route("/v1/events", get(follow::events))
+        .route("/v1/config", put(write_routes::apply))
+        .route("/v1/config/diff", post(write_routes::diff))
+        .route("/v1/confirm", post(write_routes::confirm))
+        .route("/v1/vms/{id}/ports", post(write_routes::attach))
+        .route("/v1/ports/{id}", patch(write_routes::set).delete(write_routes::detach))
+        .route("/v1/ports/{id}/release", post(write_routes::release))
+        .route("/v1/fdb/flush", post(write_routes::flush))
+        .route("/v1/events", get(event_stream::events))
         .route("/v1/openapi.json", get(openapi::page));
-    finish(readable().merge(changing), handle)
+    with_state(read_router().merge(changing), handle)
 }
 
-fn readable() -> Router<Desk> {
+fn read_router() -> Router<AppState> {
     Router::new()
-        .route("/v1/ports", get(pages::ports))
-        .route("/v1/ports/{id}", get(pages::port))
-        .route("/v1/uplinks", get(pages::uplinks))
-        .route("/v1/vms", get(pages::vms))
-        .route("/v1/networks", get(pages::networks))
-        .route("/v1/fdb", get(pages::fdb))
-        .route("/v1/workers", get(pages::workers))
-        .route("/v1/drops", get(pages::drops))
-        .route("/v1/loops", get(pages::loops))
-        .route("/v1/storms", get(pages::storms))
-        .route("/v1/audit", get(pages::audit))
-        .route("/v1/config", get(pages::config))
-        .route("/metrics", get(pages::metrics))
+        .route("/v1/ports", get(read_routes::ports))
+        .route("/v1/ports/{id}", get(read_routes::port))
+        .route("/v1/uplinks", get(read_routes::uplinks))
+        .route("/v1/vms", get(read_routes::vms))
+        .route("/v1/networks", get(read_routes::networks))
+        .route("/v1/fdb", get(read_routes::fdb))
+        .route("/v1/workers", get(read_routes::workers))
+        .route("/v1/drops", get(read_routes::drops))
+        .route("/v1/loops", get(read_routes::loops))
+        .route("/v1/storms", get(read_routes::storms))
+        .route("/v1/audit", get(read_routes::audit))
+        .route("/v1/config", get(read_routes::config))
+        .route("/metrics", get(read_routes::metrics))
 }
 
-fn finish(routes: Router<Desk>, handle: Handle) -> Router {
-    let bounds = Bounds::default();
+fn with_state(routes: Router<AppState>, handle: Handle) -> Router {
+    let limits = Limits::default();
     routes
-        .fallback(async |uri: Uri| Problem::unknown("unknown_path", format!("there is nothing at {}", uri.path())))
-        .method_not_allowed_fallback(async |method: Method, uri: Uri| Problem::method(&method, uri.path()))
-        .layer(from_fn_with_state(bounds.clone(), bounds::admit))
+        .fallback(async |uri: Uri| ApiError::unknown("unknown_path", format!("there is nothing at {}", uri.path())))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| ApiError::method(&method, uri.path()))
+        .layer(from_fn_with_state(limits.clone(), limits::admit))
         .layer(from_fn(body::drain))
-        .with_state(Desk { handle, bounds })
+        .with_state(AppState { handle, limits })
 }

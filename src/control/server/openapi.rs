@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{changes, follow, pages};
+use super::{event_stream, read_routes, write_routes};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -16,28 +16,28 @@ use super::{changes, follow, pages};
         (name = "events", description = "What happened")
     ),
     paths(
-        pages::ports,
-        pages::port,
-        pages::uplinks,
-        pages::vms,
-        pages::networks,
-        pages::fdb,
-        pages::workers,
-        pages::drops,
-        pages::loops,
-        pages::storms,
-        pages::audit,
-        pages::config,
-        pages::metrics,
-        changes::apply,
-        changes::diff,
-        changes::confirm,
-        changes::attach,
-        changes::set,
-        changes::detach,
-        changes::release,
-        changes::flush,
-        follow::events,
+        read_routes::ports,
+        read_routes::port,
+        read_routes::uplinks,
+        read_routes::vms,
+        read_routes::networks,
+        read_routes::fdb,
+        read_routes::workers,
+        read_routes::drops,
+        read_routes::loops,
+        read_routes::storms,
+        read_routes::audit,
+        read_routes::config,
+        read_routes::metrics,
+        write_routes::apply,
+        write_routes::diff,
+        write_routes::confirm,
+        write_routes::attach,
+        write_routes::set,
+        write_routes::detach,
+        write_routes::release,
+        write_routes::flush,
+        event_stream::events,
         page,
     )
 )]

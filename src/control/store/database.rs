@@ -29,7 +29,7 @@ use serde_json::{Value, json};
 use tracing::warn;
 
 use super::error::StoreError;
-use super::{Desired, KeptStation, file};
+use super::{DesiredState, StoredStation, file, renamed};
 use crate::control::events::Event;
 use crate::time::Stamp;
 use crate::wire::Mac;
@@ -57,7 +57,7 @@ const LOG_LIMIT: i64 = 16 << 20;
 const RESERVE: u64 = 16 << 20;
 
 /// How long to wait for a lock. A tool that has a look is done by then; a switch is not.
-const PATIENCE: Duration = Duration::from_millis(500);
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The tables whose damage shows only when they are read: those that a start does not wait for.
 pub const TABLES: [&str; 5] = ["events", "places_0", "stations_0", "places_1", "stations_1"];
@@ -68,12 +68,12 @@ pub struct Database {
     path: PathBuf,
     connection: Connection,
     history: History,
-    saving: Option<Saving>,
+    saving: Option<StationSave>,
 }
 
 /// A save of stations that is under way.
 #[derive(Debug)]
-struct Saving {
+struct StationSave {
     /// Into which set of tables.
     set: i64,
     /// The places known so far: network, port, number.
@@ -83,12 +83,12 @@ struct Saving {
 
 impl Database {
     /// Opens the file at `path`, or makes it, and reads what is wanted.
-    pub fn open(path: &Path) -> Result<(Database, Option<Desired>), StoreError> {
+    pub fn open(path: &Path) -> Result<(Database, Option<DesiredState>), StoreError> {
         Database::open_with(path, History::default())
     }
 
     /// The same, with this much of a history.
-    pub fn open_with(path: &Path, history: History) -> Result<(Database, Option<Desired>), StoreError> {
+    pub fn open_with(path: &Path, history: History) -> Result<(Database, Option<DesiredState>), StoreError> {
         let path = file::provide(path)?;
         let connection = connect(&path)?;
         let database = Database { path, connection, history, saving: None };
@@ -96,8 +96,8 @@ impl Database {
         Ok((database, desired))
     }
 
-    fn told(&self) -> impl Fn(rusqlite::Error) -> StoreError {
-        |why| StoreError::told(&self.path, why)
+    fn to_store_error(&self) -> impl Fn(rusqlite::Error) -> StoreError {
+        |why| StoreError::from_sqlite(&self.path, why)
     }
 
     /// What is kept under this name.
@@ -106,18 +106,24 @@ impl Database {
             .connection
             .query_row("SELECT json FROM desired WHERE part = ?1", [part], |row| row.get(0))
             .optional()
-            .map_err(self.told())?;
+            .map_err(self.to_store_error())?;
         let parse = |text: String| serde_json::from_str(&text).map_err(|why| self.corrupt(format!("{part}: {why}")));
-        text.map(parse).transpose()
+        let mut value = text.map(parse).transpose()?;
+        match (part, &mut value) {
+            ("base" | "config", Some(value)) => renamed::config(value),
+            ("loops", Some(value)) => renamed::loops(value),
+            _ => {}
+        }
+        Ok(value)
     }
 
-    fn desired(&self) -> Result<Option<Desired>, StoreError> {
+    fn desired(&self) -> Result<Option<DesiredState>, StoreError> {
         let read = |part| self.part(part);
         match (read("base")?, read("config")?) {
-            (Some(base), Some(config)) => {
+            (Some(last_applied), Some(config)) => {
                 // Switches before this one had none.
-                let leftovers = read("leftovers")?.unwrap_or_default();
-                Ok(Some(Desired { base, config, leftovers }))
+                let orphans = read("leftovers")?.unwrap_or_default();
+                Ok(Some(DesiredState { last_applied, config, orphans }))
             }
             (None, None) => Ok(None),
             _ => Err(self.corrupt("half of the desired state is missing".into())),
@@ -129,20 +135,20 @@ impl Database {
     }
 
     /// Keeps a desired state and events: all or nothing, on the disk.
-    pub fn commit(&mut self, desired: &Desired, events: &[Event]) -> Result<(), StoreError> {
-        let Desired { base, config, leftovers } = desired;
+    pub fn commit(&mut self, desired: &DesiredState, events: &[Event]) -> Result<(), StoreError> {
+        let DesiredState { last_applied, config, orphans } = desired;
         let version = json!({ "format": file::VERSION, "switch": env!("CARGO_PKG_VERSION") });
-        self.put(&[("base", base), ("config", config), ("leftovers", leftovers), ("version", &version)], events)
+        self.put(&[("base", last_applied), ("config", config), ("leftovers", orphans), ("version", &version)], events)
     }
 
     /// Keeps leftovers, if any are given, and events: all or nothing, on the disk.
-    pub fn note(&mut self, leftovers: Option<&Value>, events: &[Event]) -> Result<(), StoreError> {
-        let parts: Vec<_> = leftovers.map(|leftovers| ("leftovers", leftovers)).into_iter().collect();
+    pub fn append_events(&mut self, orphans: Option<&Value>, events: &[Event]) -> Result<(), StoreError> {
+        let parts: Vec<_> = orphans.map(|orphans| ("leftovers", orphans)).into_iter().collect();
         self.put(&parts, events)
     }
 
     /// Keeps what is known of loops, on the disk.
-    pub fn keep_loops(&mut self, loops: &Value) -> Result<(), StoreError> {
+    pub fn put_loops(&mut self, loops: &Value) -> Result<(), StoreError> {
         self.put(&[("loops", loops)], &[])
     }
 
@@ -181,8 +187,8 @@ impl Database {
                 self.connection.prepare("SELECT json FROM events WHERE at >= ?1 ORDER BY number DESC LIMIT ?2")?;
             find.query_map([since, most], |row| row.get(0))?.collect()
         };
-        let texts = read().map_err(self.told())?;
-        let events: Vec<Event> = texts.iter().rev().filter_map(|text| serde_json::from_str(text).ok()).collect();
+        let texts = read().map_err(self.to_store_error())?;
+        let events: Vec<Event> = texts.iter().rev().filter_map(|text| parse_event(text)).collect();
         if events.len() < texts.len() {
             // Kinds of events are added without a new format.
             warn!("{} events were told by a later version of vifswitch and are left out", texts.len() - events.len());
@@ -193,17 +199,19 @@ impl Database {
     /// Begins to save stations. A save that was begun before and not finished is given up.
     pub fn begin_stations(&mut self) -> Result<(), StoreError> {
         self.check_room()?;
-        let current: i64 =
-            self.connection.query_row("SELECT stations FROM current", [], |row| row.get(0)).map_err(self.told())?;
+        let current: i64 = self
+            .connection
+            .query_row("SELECT stations FROM current", [], |row| row.get(0))
+            .map_err(self.to_store_error())?;
         let set = 1 - current;
         self.saving = None;
         self.transact(|transaction| clear(transaction, set))?;
-        self.saving = Some(Saving { set, places: HashMap::new(), next_place: 0 });
+        self.saving = Some(StationSave { set, places: HashMap::new(), next_place: 0 });
         Ok(())
     }
 
     /// Adds stations to the save that has been begun. If this fails, it is given up.
-    pub fn add_stations(&mut self, stations: &[KeptStation]) -> Result<(), StoreError> {
+    pub fn add_stations(&mut self, stations: &[StoredStation]) -> Result<(), StoreError> {
         let Some(mut saving) = self.saving.take() else { return Err(StoreError::Closed) };
         match self.try_add_stations(stations, &mut saving) {
             Ok(()) => self.saving = Some(saving),
@@ -225,19 +233,19 @@ impl Database {
         Err(StoreError::Scarce { path: self.path.clone(), reserve: RESERVE })
     }
 
-    fn try_add_stations(&mut self, stations: &[KeptStation], saving: &mut Saving) -> Result<(), StoreError> {
+    fn try_add_stations(&mut self, stations: &[StoredStation], saving: &mut StationSave) -> Result<(), StoreError> {
         self.check_room()?;
-        let Saving { set, places, next_place } = saving;
+        let StationSave { set, places: ids, next_place } = saving;
         self.transact(|transaction| {
             let mut add_place = transaction.prepare(&format!("INSERT INTO places_{set} VALUES (?1, ?2, ?3)"))?;
             let mut add = transaction.prepare(&format!("INSERT INTO stations_{set} VALUES (?1, ?2, ?3)"))?;
-            for KeptStation { network_id, mac_address, port_id, age_seconds } in stations {
-                let known = places.get(network_id).and_then(|ports| ports.get(port_id)).copied();
+            for StoredStation { network_id, mac_address, port_id, age_seconds } in stations {
+                let known = ids.get(network_id).and_then(|ports| ports.get(port_id)).copied();
                 let place = match known {
                     Some(place) => place,
                     None => {
                         add_place.execute(params![*next_place, network_id, port_id])?;
-                        places.entry(network_id.clone()).or_default().insert(port_id.clone(), *next_place);
+                        ids.entry(network_id.clone()).or_default().insert(port_id.clone(), *next_place);
                         *next_place += 1;
                         *next_place - 1
                     }
@@ -250,7 +258,7 @@ impl Database {
 
     /// Makes the stations that have been added the current ones, as of `now`, and forgets those before.
     pub fn finish_stations(&mut self, now: &Stamp) -> Result<(), StoreError> {
-        let Some(Saving { set, .. }) = self.saving.take() else { return Err(StoreError::Closed) };
+        let Some(StationSave { set, .. }) = self.saving.take() else { return Err(StoreError::Closed) };
         self.transact(|transaction| {
             transaction.execute("UPDATE current SET stations = ?1, saved_at = ?2", [set, now.wall_millis])?;
             transaction.execute(
@@ -263,24 +271,29 @@ impl Database {
 
     /// Of the stations saved last `most` from a place on, older by the time from then to `now`, and the place at which it
     /// goes on, if there are more.
-    pub fn stations(&self, now: &Stamp, from: i64, most: usize) -> Result<(Vec<KeptStation>, Option<i64>), StoreError> {
+    pub fn stations(
+        &self,
+        now: &Stamp,
+        from: i64,
+        most: usize,
+    ) -> Result<(Vec<StoredStation>, Option<i64>), StoreError> {
         let (set, saved_at) = self
             .connection
             .query_row("SELECT stations, saved_at FROM current", [], |row| {
                 Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
             })
-            .map_err(self.told())?;
+            .map_err(self.to_store_error())?;
         // A switch before this one kept the wall clock alone, and may have saved since.
         let stamp = self.part("stations")?.and_then(|stamp| serde_json::from_value::<Stamp>(stamp).ok());
         let stamp = stamp.filter(|stamp| stamp.wall_millis == saved_at).unwrap_or(Stamp::of_wall(saved_at));
         let passed = u32::try_from(stamp.age(now).as_secs()).unwrap_or(u32::MAX);
-        let read = || -> rusqlite::Result<Vec<(i64, KeptStation)>> {
+        let read = || -> rusqlite::Result<Vec<(i64, StoredStation)>> {
             let mut find = self.connection.prepare(&format!(
                 "SELECT network, mac, port, age, stations_{set}.rowid FROM stations_{set} JOIN places_{set} USING (place)
                  WHERE stations_{set}.rowid > ?1 ORDER BY stations_{set}.rowid LIMIT ?2"
             ))?;
             let station = |row: &rusqlite::Row<'_>| {
-                let station = KeptStation {
+                let station = StoredStation {
                     network_id: row.get(0)?,
                     mac_address: Mac::from_bits(row.get::<_, i64>(1)?.cast_unsigned()),
                     port_id: row.get(2)?,
@@ -290,7 +303,7 @@ impl Database {
             };
             find.query_map(params![from, i64::try_from(most).unwrap_or(i64::MAX)], station)?.collect()
         };
-        let found = read().map_err(self.told())?;
+        let found = read().map_err(self.to_store_error())?;
         let next = found.last().filter(|_| found.len() == most).map(|(row, _)| *row);
         Ok((found.into_iter().map(|(_, station)| station).collect(), next))
     }
@@ -318,31 +331,38 @@ impl Database {
             work(&transaction)?;
             transaction.commit()
         };
-        all().map_err(|why| StoreError::told(&self.path, why))
+        all().map_err(|why| StoreError::from_sqlite(&self.path, why))
     }
+}
+
+/// An event as it is stored; `None` if it is of a kind that this version does not know.
+fn parse_event(text: &str) -> Option<Event> {
+    let mut value = serde_json::from_str(text).ok()?;
+    renamed::event(&mut value);
+    serde_json::from_value(value).ok()
 }
 
 /// Opens the file for us alone, and looks all of it through.
 fn connect(path: &Path) -> Result<Connection, StoreError> {
-    let told = |why| StoreError::told(path, why);
+    let messages = |why| StoreError::from_sqlite(path, why);
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let database = Connection::open_with_flags(path, flags).map_err(told)?;
-    if database.is_readonly("main").map_err(told)? {
+    let database = Connection::open_with_flags(path, flags).map_err(messages)?;
+    if database.is_readonly("main").map_err(messages)? {
         return Err(StoreError::ReadOnly { path: path.to_owned() });
     }
-    database.busy_timeout(PATIENCE).map_err(told)?;
+    database.busy_timeout(LOCK_TIMEOUT).map_err(messages)?;
     // Before anything is read: then the index of the log is in our memory, not in a third file.
-    database.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(told)?;
-    database.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(told)?;
-    database.pragma_update(None, "cell_size_check", true).map_err(told)?;
-    database.pragma_update(None, "synchronous", "FULL").map_err(told)?;
+    database.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(messages)?;
+    database.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(messages)?;
+    database.pragma_update(None, "cell_size_check", true).map_err(messages)?;
+    database.pragma_update(None, "synchronous", "FULL").map_err(messages)?;
     file::recognise(&database, path)?;
-    let journal: String =
-        database.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(told)?;
-    if journal != "wal" {
-        return Err(StoreError::Corrupt { path: path.to_owned(), why: format!("its journal stays {journal}") });
+    let journal_mode: String =
+        database.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(messages)?;
+    if journal_mode != "wal" {
+        return Err(StoreError::Corrupt { path: path.to_owned(), why: format!("its journal stays {journal_mode}") });
     }
-    database.pragma_update_and_check(None, "journal_size_limit", LOG_LIMIT, |_| Ok(())).map_err(told)?;
+    database.pragma_update_and_check(None, "journal_size_limit", LOG_LIMIT, |_| Ok(())).map_err(messages)?;
     // Damage of what is wanted is better known now than after the first change. The rest may be large.
     quick_check(&database, path, "desired")?;
     Ok(database)
@@ -352,7 +372,7 @@ fn connect(path: &Path) -> Result<Connection, StoreError> {
 fn quick_check(database: &Connection, path: &Path, table: &str) -> Result<(), StoreError> {
     let found: rusqlite::Result<String> =
         database.query_row(&format!("PRAGMA quick_check('{table}')"), [], |row| row.get(0));
-    match found.map_err(|why| StoreError::told(path, why))? {
+    match found.map_err(|why| StoreError::from_sqlite(path, why))? {
         ok if ok == "ok" => Ok(()),
         why => Err(StoreError::Corrupt { path: path.to_owned(), why }),
     }

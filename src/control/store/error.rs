@@ -125,7 +125,7 @@ impl StoreError {
     }
 
     /// From what the database says about the file at `path`.
-    pub(super) fn told(path: &Path, why: rusqlite::Error) -> StoreError {
+    pub(super) fn from_sqlite(path: &Path, why: rusqlite::Error) -> StoreError {
         let path = path.to_owned();
         match why.sqlite_error_code() {
             Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => StoreError::InUse { path },

@@ -33,7 +33,7 @@ pub const VERSION: i64 = 2;
 /// No database is shorter, and the database takes a file that is for an empty one of its own.
 const SHORTEST: u64 = 512;
 
-/// Its tables. `part` is one of `base`, `config`, `leftovers`, `loops`,
+/// Its tables. `part` is one of `base`, `config`, `orphans`, `loops`,
 /// `version` (of the format, and of the switch that has written last). `at` is in microseconds since 1970, `ends` the bytes
 /// of all events ever up to this one. Stations are saved in turn into one of two sets, so that there
 /// is a whole one at any time; `current` says which, and since when, in milliseconds since 1970.
@@ -70,7 +70,7 @@ pub fn provide(path: &Path) -> Result<PathBuf, StoreError> {
 /// Checks that the file is ours, and in a format that we know.
 pub fn recognise(database: &Connection, path: &Path) -> Result<(), StoreError> {
     let read = |pragma: &str| -> Result<i64, StoreError> {
-        database.pragma_query_value(None, pragma, |row| row.get(0)).map_err(|why| StoreError::told(path, why))
+        database.pragma_query_value(None, pragma, |row| row.get(0)).map_err(|why| StoreError::from_sqlite(path, why))
     };
     let path = path.to_owned();
     match (read("application_id")?, read("user_version")?) {
@@ -91,8 +91,8 @@ pub fn room(path: &Path) -> io::Result<u64> {
 fn make(path: &Path) -> Result<(), StoreError> {
     // The second is used only until a new file has a log.
     let journals = ["-wal", "-journal"].map(|suffix| beside(path, suffix));
-    if let Some(journal) = journals.into_iter().find(|journal| journal.exists()) {
-        return Err(StoreError::LeftBehind { path: path.to_owned(), journal });
+    if let Some(event_log) = journals.into_iter().find(|event_log| event_log.exists()) {
+        return Err(StoreError::LeftBehind { path: path.to_owned(), journal: event_log });
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
     make_directory(directory).map_err(|why| StoreError::Directory { path: directory.to_owned(), why })?;
@@ -107,7 +107,7 @@ fn make(path: &Path) -> Result<(), StoreError> {
     let new = tempfile::Builder::new().prefix(".state-").tempfile_in(directory).map_err(file)?;
     // Whatever the umask is.
     new.as_file().set_permissions(Permissions::from_mode(FILE_MODE)).map_err(file)?;
-    fill(new.path()).map_err(|why| StoreError::told(path, why))?;
+    fill(new.path()).map_err(|why| StoreError::from_sqlite(path, why))?;
     // Not over one that somebody else has made meanwhile.
     new.persist_noclobber(path).map_err(|e| file(e.error))?;
     sync(directory).map_err(file)

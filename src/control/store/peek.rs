@@ -9,7 +9,7 @@ use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use super::database::Database;
-use super::{Desired, StoreError, file};
+use super::{DesiredState, StoreError, file};
 
 /// Bytes of a log's head, which are others when it begins anew.
 const HEAD: usize = 32;
@@ -18,7 +18,7 @@ const HEAD: usize = 32;
 const TRIES: usize = 10;
 
 /// What the file at `path` says is wanted. Nothing is changed where it is.
-pub fn peek(path: &Path) -> Result<Option<Desired>, StoreError> {
+pub fn peek(path: &Path) -> Result<Option<DesiredState>, StoreError> {
     let failed = |why| StoreError::File { path: path.to_owned(), why };
     let directory = tempfile::tempdir().or_else(|_| tempfile::tempdir_in("/dev/shm")).map_err(failed)?;
     let copy = directory.path().join("state.db");

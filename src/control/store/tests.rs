@@ -6,6 +6,7 @@ use tempfile::TempDir;
 
 use super::database::{Database, History};
 use super::*;
+use crate::control::config::Device;
 use crate::control::events::EventKind;
 
 /// A small history, so that it is full soon.
@@ -27,20 +28,20 @@ fn event(time: &str, text: &str) -> Event {
     }
 }
 
-fn open(path: &std::path::Path) -> (Database, Option<Desired>) {
+fn open(path: &std::path::Path) -> (Database, Option<DesiredState>) {
     Database::open_with(path, HISTORY).unwrap()
 }
 
 /// What is done to the file.
 #[derive(Debug, Clone)]
 enum Step {
-    Commit(Desired, Vec<Event>),
+    Commit(DesiredState, Vec<Event>),
     Note(Option<Value>, Vec<Event>),
-    Save(Vec<KeptStation>, i64),
+    Save(Vec<StoredStation>, i64),
     /// A save that is begun and not finished.
-    GiveUp(Vec<KeptStation>),
+    GiveUp(Vec<StoredStation>),
     Reopen,
-    Ask(Option<u32>, usize),
+    Query(Option<u32>, usize),
 }
 
 /// Any text, also with what a database, JSON or C might stumble over.
@@ -77,37 +78,37 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec((second(), text()).prop_map(|(at, text)| event(&written(at), &text)), 0..12)
 }
 
-fn stations() -> impl Strategy<Value = Vec<KeptStation>> {
+fn stations() -> impl Strategy<Value = Vec<StoredStation>> {
     let port = prop_oneof![Just("a".to_owned()), Just("b".to_owned()), text()];
     let station =
         (port.clone(), any::<u64>(), port, any::<u32>()).prop_map(|(network_id, bits, port_id, age_seconds)| {
-            KeptStation { network_id, mac_address: Mac::from_bits(bits), port_id, age_seconds }
+            StoredStation { network_id, mac_address: Mac::from_bits(bits), port_id, age_seconds }
         });
     prop::collection::vec(station, 0..20)
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        (value(), value(), value(), events()).prop_map(|(base, config, leftovers, events)| {
-            Step::Commit(Desired { base, config, leftovers }, events)
+        (value(), value(), value(), events()).prop_map(|(last_applied, config, orphans, events)| {
+            Step::Commit(DesiredState { last_applied, config, orphans }, events)
         }),
-        (prop::option::of(value()), events()).prop_map(|(leftovers, events)| Step::Note(leftovers, events)),
+        (prop::option::of(value()), events()).prop_map(|(orphans, events)| Step::Note(orphans, events)),
         (stations(), 0i64..1 << 40).prop_map(|(stations, now)| Step::Save(stations, now)),
         stations().prop_map(Step::GiveUp),
         Just(Step::Reopen),
-        (prop::option::of(second()), 0usize..12).prop_map(|(since, most)| Step::Ask(since, most)),
+        (prop::option::of(second()), 0usize..12).prop_map(|(since, most)| Step::Query(since, most)),
     ]
 }
 
 /// The seconds into the day of an event of the model.
-fn moment(event: &Event) -> u32 {
+fn instant(event: &Event) -> u32 {
     let time: jiff::Timestamp = event.time.parse().unwrap();
     let midnight: jiff::Timestamp = "2026-11-20T00:00:00Z".parse().unwrap();
     u32::try_from(time.as_second() - midnight.as_second()).unwrap()
 }
 
 /// Drops from the model what is too old.
-fn forget(events: &mut Vec<Event>) {
+fn flush(events: &mut Vec<Event>) {
     let size = |events: &[Event]| -> usize { events.iter().map(|e| serde_json::to_string(e).unwrap().len()).sum() };
     while events.len() > 8 || (events.len() > 1 && size(events) > 1200) {
         events.remove(0);
@@ -122,25 +123,25 @@ proptest! {
         let place = TempDir::new().unwrap();
         let path = place.path().join("state.db");
         let (mut database, mut desired) = open(&path);
-        let (mut events, mut kept, mut saved_at) = (Vec::<Event>::new(), Vec::<KeptStation>::new(), 0);
+        let (mut events, mut stored, mut saved_at) = (Vec::<Event>::new(), Vec::<StoredStation>::new(), 0);
         prop_assert_eq!(&desired, &None);
         for step in steps {
             match step {
-                Step::Commit(new, told) => {
-                    database.commit(&new, &told).unwrap();
+                Step::Commit(new, messages) => {
+                    database.commit(&new, &messages).unwrap();
                     desired = Some(new);
-                    events.extend(told);
-                    forget(&mut events);
+                    events.extend(messages);
+                    flush(&mut events);
                 }
-                Step::Note(leftovers, told) => {
+                Step::Note(orphans, messages) => {
                     // There is nothing left before there is something.
-                    let leftovers = leftovers.filter(|_| desired.is_some());
-                    database.note(leftovers.as_ref(), &told).unwrap();
-                    if let (Some(desired), Some(leftovers)) = (&mut desired, leftovers) {
-                        desired.leftovers = leftovers;
+                    let orphans = orphans.filter(|_| desired.is_some());
+                    database.append_events(orphans.as_ref(), &messages).unwrap();
+                    if let (Some(desired), Some(orphans)) = (&mut desired, orphans) {
+                        desired.orphans = orphans;
                     }
-                    events.extend(told);
-                    forget(&mut events);
+                    events.extend(messages);
+                    flush(&mut events);
                 }
                 Step::Save(stations, now) => {
                     database.begin_stations().unwrap();
@@ -148,7 +149,7 @@ proptest! {
                         database.add_stations(part).unwrap();
                     }
                     database.finish_stations(&Stamp::of_wall(now)).unwrap();
-                    (kept, saved_at) = (stations, now);
+                    (stored, saved_at) = (stations, now);
                 }
                 Step::GiveUp(stations) => {
                     database.begin_stations().unwrap();
@@ -160,10 +161,10 @@ proptest! {
                     (database, found) = open(&path);
                     prop_assert_eq!(&found, &desired);
                 }
-                Step::Ask(since, most) => {
+                Step::Query(since, most) => {
                     let found = database.events(since.map(written).as_deref(), most).unwrap();
                     let all: Vec<_> =
-                        events.iter().filter(|event| since.is_none_or(|since| moment(event) >= since)).collect();
+                        events.iter().filter(|event| since.is_none_or(|since| instant(event) >= since)).collect();
                     let newest: Vec<_> = all[all.len().saturating_sub(most)..].to_vec();
                     prop_assert_eq!(found.iter().collect::<Vec<_>>(), newest);
                 }
@@ -176,7 +177,7 @@ proptest! {
                 found.extend(some);
                 next = then;
             }
-            prop_assert_eq!(&found, &kept);
+            prop_assert_eq!(&found, &stored);
         }
         drop(database);
         prop_assert_eq!(open(&path).1, desired);
@@ -187,7 +188,7 @@ proptest! {
         let place = TempDir::new().unwrap();
         let (mut database, _) = open(&place.path().join("state.db"));
         let (network_id, port_id) = ("net1".to_owned(), "port-1".to_owned());
-        let station = KeptStation { network_id, mac_address: Mac::from_bits(2), port_id, age_seconds: age };
+        let station = StoredStation { network_id, mac_address: Mac::from_bits(2), port_id, age_seconds: age };
         database.begin_stations().unwrap();
         database.add_stations(&[station]).unwrap();
         database.finish_stations(&Stamp::of_wall(saved_at)).unwrap();
@@ -202,7 +203,7 @@ proptest! {
         let (mut database, _) = open(&place.path().join("state.db"));
         let time: Result<jiff::Timestamp, _> = text.parse();
         prop_assert_eq!(database.events(Some(&text), 1).is_ok(), time.is_ok());
-        prop_assert_eq!(database.note(None, &[event(&text, "")]).is_ok(), time.is_ok());
+        prop_assert_eq!(database.append_events(None, &[event(&text, "")]).is_ok(), time.is_ok());
     }
 }
 
@@ -210,9 +211,9 @@ proptest! {
 fn an_event_at_no_time_keeps_the_whole_commit_out() {
     let place = TempDir::new().unwrap();
     let (mut database, _) = open(&place.path().join("state.db"));
-    let desired = Desired { base: Value::Null, config: json!({}), leftovers: Value::Null };
-    let told = database.commit(&desired, &[event(&written(0), "good"), event("yesterday", "bad")]);
-    let why = told.unwrap_err().to_string();
+    let desired = DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null };
+    let messages = database.commit(&desired, &[event(&written(0), "good"), event("yesterday", "bad")]);
+    let why = messages.unwrap_err().to_string();
     assert!(why.contains("\"yesterday\" is not a time") && why.contains("2026-01-31T12:00:00.000Z"), "{why}");
     assert_eq!(database.events(None, 9).unwrap(), []);
     drop(database);
@@ -235,7 +236,7 @@ fn events_of_kinds_that_are_not_known_are_left_out() {
     let path = place.path().join("state.db");
     let (mut database, _) = open(&path);
     let events = ["one", "two", "three"].map(|text| event(&written(0), text));
-    database.note(None, &events).unwrap();
+    database.append_events(None, &events).unwrap();
     drop(database);
     let other = rusqlite::Connection::open(&path).unwrap();
     let changed = other.execute("UPDATE events SET json = replace(json, 'config', 'eclipse') WHERE number = 2", []);
@@ -270,7 +271,7 @@ fn half_a_desired_state_is_damage() {
     let place = TempDir::new().unwrap();
     let path = place.path().join("state.db");
     let (mut database, _) = open(&path);
-    database.commit(&Desired { base: Value::Null, config: json!({}), leftovers: Value::Null }, &[]).unwrap();
+    database.commit(&DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null }, &[]).unwrap();
     drop(database);
     for sql in ["UPDATE desired SET json = '{' WHERE part = 'config'", "DELETE FROM desired WHERE part = 'config'"] {
         let other = rusqlite::Connection::open(&path).unwrap();
@@ -279,4 +280,33 @@ fn half_a_desired_state_is_damage() {
         let why = Database::open(&path).unwrap_err();
         assert!(matches!(why, StoreError::Corrupt { .. }), "{why}");
     }
+}
+
+/// A state file with the names of earlier versions is read.
+#[test]
+fn names_of_earlier_versions_are_read() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("state.db");
+    let dump = include_str!("../../../tests/golden/state-names.sql");
+    rusqlite::Connection::open(&path).unwrap().execute_batch(dump).unwrap();
+    let (database, desired) = Database::open(&path).unwrap();
+    let desired = desired.unwrap();
+    for stored in [&desired.last_applied, &desired.config] {
+        let stored = crate::control::config::read_stored(stored).unwrap();
+        assert!(stored.unknown.is_empty(), "{:?}", stored.unknown);
+        let network = &stored.config.networks[0];
+        assert_eq!((network.anti_spoof, network.dampening_seconds), (false, 90));
+        let replaces = |device: &Device| matches!(device, Device::Xdp(xdp) if xdp.replace_xdp_program);
+        assert_eq!(stored.config.devices().filter(|device| replaces(device)).count(), 2);
+    }
+    let kinds: Vec<_> = database.events(None, 10).unwrap().iter().map(|event| event.kind).collect();
+    assert_eq!(kinds, [EventKind::NetworksBridged, EventKind::SpoofedMac, EventKind::MacDampened]);
+    let loops = database.loops().unwrap();
+    let kind = |of: &Value| of["key"].as_object().unwrap().keys().next().unwrap().clone();
+    let all = [&loops["loops"][0], &loops["loops"][1], &loops["past"][0]];
+    assert_eq!(all.map(kind), ["intra_vm", "inter_network", "external"]);
+    assert_eq!(
+        (&loops["loops"][0]["level"], &loops["loops"][1]["level"]),
+        (&json!("all_but_one"), &json!("split_horizon"))
+    );
 }

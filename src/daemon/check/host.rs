@@ -11,10 +11,10 @@ use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
 use rustix::process::{Resource, getrlimit};
 
 use super::super::{choose_cores, needed};
-use super::{Finding, Severity};
+use super::{CheckResult, Severity};
 use crate::control::config::Config;
-use crate::control::places::Places;
-use crate::control::seats::{self, Seat};
+use crate::control::endpoints::{self, Endpoint};
+use crate::control::ids::IdAllocator;
 use crate::control::socket::is_listened_at;
 use crate::device::{self, OpenError, Settings};
 use crate::frame::SLOT;
@@ -28,78 +28,78 @@ const OTHER_FILES: u64 = 256;
 const FILES_OF_A_NAMESPACE: u64 = 2;
 
 /// All that there is to say, the most important first.
-pub(super) fn ask(config: &Config) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let seats = match seats::fits(config) {
-        Ok(()) => seats::seats(config, &Places::first(config)),
+pub(super) fn check_host(config: &Config) -> Vec<CheckResult> {
+    let mut results = Vec::new();
+    let endpoints = match endpoints::check_capacity(config) {
+        Ok(()) => endpoints::endpoints(config, &IdAllocator::first(config)),
         Err(why) => {
-            findings.push(finding(Severity::InTheWay, "the configuration", why));
+            results.push(result(Severity::InTheWay, "the configuration", why));
             Vec::new()
         }
     };
-    let running = sockets(config, &mut findings);
-    cores(config, &mut findings);
-    state(config, &mut findings);
-    memory(config, &mut findings);
-    files(&seats, &mut findings);
-    rights(config, &seats, &mut findings);
-    if devices(&seats).any(|device| matches!(device, Settings::Tap(_))) {
-        tun(&mut findings);
+    let running = sockets(config, &mut results);
+    cores(config, &mut results);
+    state(config, &mut results);
+    memory(config, &mut results);
+    files(&endpoints, &mut results);
+    rights(config, &endpoints, &mut results);
+    if devices(&endpoints).any(|device| matches!(device, Settings::Tap(_))) {
+        tun(&mut results);
     }
-    for (seat, device) in seats.iter().filter_map(|seat| Some((seat, seat.device()?))) {
-        port(config, seat, device, running, &mut findings);
+    for (endpoint, device) in endpoints.iter().filter_map(|endpoint| Some((endpoint, endpoint.device()?))) {
+        port(config, endpoint, device, running, &mut results);
     }
-    let remarks = config.remarks().into_iter();
-    findings.extend(remarks.map(|remark| finding(Severity::Remark, &remark.about, remark.message)));
-    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    findings
+    let warnings = config.lint().into_iter();
+    results.extend(warnings.map(|warning| result(Severity::Warning, &warning.about, warning.message)));
+    results.sort_by_key(|result| std::cmp::Reverse(result.severity));
+    results
 }
 
 /// All devices. Subports have none.
-fn devices(seats: &[Seat]) -> impl Iterator<Item = &Settings> {
-    seats.iter().filter_map(Seat::device)
+fn devices(endpoints: &[Endpoint]) -> impl Iterator<Item = &Settings> {
+    endpoints.iter().filter_map(Endpoint::device)
 }
 
-fn finding(severity: Severity, about: &str, message: impl ToString) -> Finding {
-    Finding { severity, about: about.into(), message: message.to_string() }
+fn result(severity: Severity, about: &str, message: impl ToString) -> CheckResult {
+    CheckResult { severity, about: about.into(), message: message.to_string() }
 }
 
-fn cores(config: &Config, findings: &mut Vec<Finding>) {
+fn cores(config: &Config, results: &mut Vec<CheckResult>) {
     if let Err(why) = choose_cores(&config.switch) {
         // It names the key itself, as the message of a switch that ends with it.
         let why = why.strip_prefix("switch.cores = ").unwrap_or(&why).to_owned();
-        findings.push(finding(Severity::Wrong, "switch.cores", why));
+        results.push(result(Severity::Wrong, "switch.cores", why));
     }
 }
 
 /// The API's socket and the listener for metrics. Whether a switch is listening at the first.
-fn sockets(config: &Config, findings: &mut Vec<Finding>) -> bool {
+fn sockets(config: &Config, results: &mut Vec<CheckResult>) -> bool {
     let path = &config.switch.api;
     let shown = path.display();
     let running = match is_listened_at(path) {
         Ok(running) => running,
         Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => {
             let why = format!("{shown} is there and is not a socket; move it away or listen elsewhere");
-            findings.push(finding(Severity::InTheWay, "switch.api", why));
+            results.push(result(Severity::InTheWay, "switch.api", why));
             return false;
         }
         Err(why) => {
-            findings.push(finding(Severity::InTheWay, "switch.api", format!("{shown}: {why}")));
+            results.push(result(Severity::InTheWay, "switch.api", format!("{shown}: {why}")));
             return false;
         }
     };
     if running {
         let why = format!("a switch is running at {shown}; a second one would not start beside it");
-        findings.push(finding(Severity::Remark, "switch.api", why));
+        results.push(result(Severity::Warning, "switch.api", why));
     } else if let Some(why) = unwritable(path) {
-        findings.push(finding(Severity::InTheWay, "switch.api", why));
+        results.push(result(Severity::InTheWay, "switch.api", why));
     }
     // One that is running may well be the one that holds the address.
     if let Some(address) = config.switch.metrics.filter(|_| !running)
         && let Err(why) = try_address(address)
     {
         let why = format!("{address} cannot be listened at: {}", std::io::Error::from(why));
-        findings.push(finding(Severity::InTheWay, "switch.metrics", why));
+        results.push(result(Severity::InTheWay, "switch.metrics", why));
     }
     running
 }
@@ -124,7 +124,7 @@ fn unwritable(path: &Path) -> Option<String> {
     Some(format!("nothing can be made in {}: {}", directory.display(), std::io::Error::from(why)))
 }
 
-fn state(config: &Config, findings: &mut Vec<Finding>) {
+fn state(config: &Config, results: &mut Vec<CheckResult>) {
     let Some(path) = &config.switch.state else { return };
     let why = match fs::metadata(path) {
         Ok(file) if !file.is_file() => Some(format!("{} is not a file", path.display())),
@@ -134,11 +134,11 @@ fn state(config: &Config, findings: &mut Vec<Finding>) {
         Err(_) => None,
     };
     if let Some(why) = why.or_else(|| unwritable(path)) {
-        findings.push(finding(Severity::Remark, "switch.state", format!("{why}; nothing could be kept")));
+        results.push(result(Severity::Warning, "switch.state", format!("{why}; nothing could be kept")));
     }
 }
 
-fn memory(config: &Config, findings: &mut Vec<Finding>) {
+fn memory(config: &Config, results: &mut Vec<CheckResult>) {
     let needed = u64::from(config.switch.frames) * SLOT as u64;
     // Without the table there is nothing to compare with.
     let Some((ordinary, huge)) = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available) else {
@@ -150,7 +150,7 @@ fn memory(config: &Config, findings: &mut Vec<Finding>) {
             "{} frames may take {needed} MiB, and {ordinary} MiB are available; a switch that fills them would be killed",
             config.switch.frames
         );
-        findings.push(finding(Severity::Remark, "switch.frames", why));
+        results.push(result(Severity::Warning, "switch.frames", why));
     }
 }
 
@@ -164,33 +164,34 @@ fn available(meminfo: &str) -> Option<(u64, u64)> {
     Some((value("MemAvailable")? * 1024, huge))
 }
 
-fn files(seats: &[Seat], findings: &mut Vec<Finding>) {
-    let namespaces: HashSet<_> = devices(seats).map(Settings::netns).collect();
-    let needed =
-        devices(seats).map(Settings::files).sum::<u64>() + FILES_OF_A_NAMESPACE * namespaces.len() as u64 + OTHER_FILES;
+fn files(endpoints: &[Endpoint], results: &mut Vec<CheckResult>) {
+    let namespaces: HashSet<_> = devices(endpoints).map(Settings::netns).collect();
+    let needed = devices(endpoints).map(Settings::files).sum::<u64>()
+        + FILES_OF_A_NAMESPACE * namespaces.len() as u64
+        + OTHER_FILES;
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|&limit| limit < needed) {
         let why = format!("{limit} files may be open, and {needed} may be needed; raise the limit (ulimit -n)");
-        findings.push(finding(Severity::Remark, "open files", why));
+        results.push(result(Severity::Warning, "open files", why));
     }
 }
 
 /// The capabilities that there is a use for, and that are not there.
-fn rights(config: &Config, seats: &[Seat], findings: &mut Vec<Finding>) {
-    let namespaces = || devices(seats).map(Settings::netns);
+fn rights(config: &Config, endpoints: &[Endpoint], results: &mut Vec<CheckResult>) {
+    let namespaces = || devices(endpoints).map(Settings::netns);
     for privilege in needed(&config.switch) {
         let of_use = match privilege {
-            privileges::NET_ADMIN => !seats.is_empty(),
-            privileges::NET_RAW => devices(seats).any(Settings::is_of_others),
+            privileges::NET_ADMIN => !endpoints.is_empty(),
+            privileges::NET_RAW => devices(endpoints).any(Settings::is_foreign),
             privileges::IPC_LOCK => {
                 let is_limited = getrlimit(Resource::Memlock).current.is_some();
-                is_limited && devices(seats).any(|device| matches!(device, Settings::Xdp(_)))
+                is_limited && devices(endpoints).any(|device| matches!(device, Settings::Xdp(_)))
             }
-            privileges::BPF => devices(seats).any(|device| match device {
+            privileges::BPF => devices(endpoints).any(|device| match device {
                 Settings::Xdp(_) => true,
                 Settings::Packet(packet) => packet.isolate,
                 _ => false,
             }),
-            privileges::PERFMON => devices(seats).any(|device| matches!(device, Settings::Xdp(_))),
+            privileges::PERFMON => devices(endpoints).any(|device| matches!(device, Settings::Xdp(_))),
             privileges::SYS_ADMIN => namespaces().any(|netns| *netns != Netns::Host),
             privileges::SYS_PTRACE => {
                 namespaces().any(|netns| matches!(netns, Netns::At(path) if path.starts_with("/proc")))
@@ -199,12 +200,12 @@ fn rights(config: &Config, seats: &[Seat], findings: &mut Vec<Finding>) {
         };
         if of_use && !privilege.is_held() {
             let why = format!("not among the rights of whoever asks; without it, {}", privilege.without);
-            findings.push(finding(Severity::Remark, privilege.name, why));
+            results.push(result(Severity::Warning, privilege.name, why));
         }
     }
 }
 
-fn tun(findings: &mut Vec<Finding>) {
+fn tun(results: &mut Vec<CheckResult>) {
     let path = "/dev/net/tun";
     let why = match fs::metadata(path) {
         Ok(file) if !file.file_type().is_char_device() => "it is no device".to_owned(),
@@ -214,19 +215,19 @@ fn tun(findings: &mut Vec<Finding>) {
         },
         Err(why) => why.to_string(),
     };
-    findings.push(finding(Severity::Remark, path, format!("{why}; without it, no tap can be made or attached to")));
+    results.push(result(Severity::Warning, path, format!("{why}; without it, no tap can be made or attached to")));
 }
 
-fn port(config: &Config, seat: &Seat, device: &Settings, running: bool, findings: &mut Vec<Finding>) {
-    let about = match seat.names(config).vm {
-        Some(vm) => format!("{seat} (VM {vm:?})"),
-        None => seat.to_string(),
+fn port(config: &Config, endpoint: &Endpoint, device: &Settings, running: bool, results: &mut Vec<CheckResult>) {
+    let about = match endpoint.labels(config).vm {
+        Some(vm) => format!("{endpoint} (VM {vm:?})"),
+        None => endpoint.to_string(),
     };
-    match device::look(device) {
-        Ok(notes) => findings.extend(notes.iter().map(|note| finding(Severity::Remark, &about, note))),
+    match device::preflight(device) {
+        Ok(notes) => results.extend(notes.iter().map(|note| result(Severity::Warning, &about, note))),
         // By the one that is running, in all likelihood; and it says so itself if not.
         Err(OpenError::Busy { .. }) if running => {}
-        Err(why) => findings.push(finding(Severity::Remark, &about, format!("it would be DOWN: {why}"))),
+        Err(why) => results.push(result(Severity::Warning, &about, format!("it would be DOWN: {why}"))),
     }
 }
 

@@ -27,7 +27,7 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use super::{Device, Egress, Observed, OpenError, Opened, Whereabouts, others};
+use super::{Device, DeviceLocation, Egress, Observed, OpenError, Opened, foreign};
 use crate::sys::bpf::IngressDrop;
 use crate::sys::ethtool;
 use crate::sys::link::Link;
@@ -62,7 +62,7 @@ struct Netdev {
 }
 
 /// Netdevs on which a ring came to a halt, in this life of the switch: see [`Queue`].
-static HALTED: LazyLock<Mutex<HashSet<Netdev>>> = LazyLock::new(Mutex::default);
+static STUCK_RINGS: LazyLock<Mutex<HashSet<Netdev>>> = LazyLock::new(Mutex::default);
 
 /// Which netdev, and how to use it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,45 +83,48 @@ pub struct Settings {
 }
 
 impl Settings {
-    pub(super) fn at(&self) -> Whereabouts {
-        Whereabouts { device: self.name.clone(), netns: self.netns.clone() }
+    pub(super) fn at(&self) -> DeviceLocation {
+        DeviceLocation { device: self.name.clone(), netns: self.netns.clone() }
     }
 }
 
-fn has_halted(netdev: &Netdev) -> bool {
-    HALTED.lock().unwrap_or_else(PoisonError::into_inner).contains(netdev)
+fn has_stuck_ring(netdev: &Netdev) -> bool {
+    STUCK_RINGS.lock().unwrap_or_else(PoisonError::into_inner).contains(netdev)
 }
 
 /// Notes that the ring on a netdev has come to a halt.
-fn remember_halt(netdev: &Netdev) {
-    HALTED.lock().unwrap_or_else(PoisonError::into_inner).insert(netdev.clone());
+fn remember_stuck_ring(netdev: &Netdev) {
+    STUCK_RINGS.lock().unwrap_or_else(PoisonError::into_inner).insert(netdev.clone());
 }
 
 /// Opens a netdev that is there. None is ever made.
 pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
-    let at = settings.at();
-    others::visit(&at, || {
-        let (link, mut notes) = others::find(&at, settings.mtu)?;
+    let location = settings.at();
+    foreign::in_namespace(&location, || {
+        let (link, mut warnings) = foreign::find(&location, settings.mtu)?;
         let netdev = Netdev { name: settings.name.clone(), netns: settings.netns.clone(), index: link.index };
-        let has_ring = !has_halted(&netdev);
+        let has_ring = !has_stuck_ring(&netdev);
         if !has_ring {
-            notes.push(format!(
-                "{at} has sent super-frames of a kind that the kernel cannot hand over (such as UDP fragments): \
+            warnings.push(format!(
+                "{location} has sent super-frames of a kind that the kernel cannot hand over (such as UDP fragments): \
                  these are lost, and to outlive them it is read without a ring, which takes a system call for each frame"
             ));
         }
-        let ear = Socket::new().map_err(others::failed(&at, "opening a packet socket"))?;
-        let mouth = Socket::new().map_err(others::failed(&at, "opening a packet socket"))?;
-        let egress = Egress::new(egress_set(settings, &link).map_err(others::failed(&at, "asking for its offloads"))?);
-        let spare = has_ring.then(|| stand_by(link.index)).transpose();
-        let spare = spare.map_err(others::failed(&at, "opening a packet socket"))?;
-        let ring = listen(&ear, link.index, has_ring).map_err(others::failed(&at, "listening to it"))?;
-        prepare(&mouth, link.index, settings.offloads).map_err(others::failed(&at, "setting up what is sent by it"))?;
+        let rx_socket = Socket::new().map_err(foreign::failed(&location, "opening a packet socket"))?;
+        let tx_socket = Socket::new().map_err(foreign::failed(&location, "opening a packet socket"))?;
+        let egress =
+            Egress::new(egress_set(settings, &link).map_err(foreign::failed(&location, "asking for its offloads"))?);
+        let spare = has_ring.then(|| open_spare(link.index)).transpose();
+        let spare = spare.map_err(foreign::failed(&location, "opening a packet socket"))?;
+        let ring =
+            start_receive(&rx_socket, link.index, has_ring).map_err(foreign::failed(&location, "listening to it"))?;
+        prepare_tx(&tx_socket, link.index, settings.offloads)
+            .map_err(foreign::failed(&location, "setting up what is sent by it"))?;
         let isolation = settings.isolate.then(|| IngressDrop::attach(link.index)).transpose();
-        let isolation = isolation.map_err(|why| not_isolated(&at, &why))?;
+        let isolation = isolation.map_err(|why| not_isolated(&location, &why))?;
         // Last: from here on there is something to receive.
-        ear.bind(link.index, EVERYTHING).map_err(others::failed(&at, "listening to it"))?;
-        let sockets = (ear, spare, mouth);
+        rx_socket.bind(link.index, EVERYTHING).map_err(foreign::failed(&location, "listening to it"))?;
+        let sockets = (rx_socket, spare, tx_socket);
         let observed = Observed::default();
         let queue = Queue::new(ring, sockets, settings.offloads, (egress.clone(), observed.clone()), netdev)
             .isolated(isolation);
@@ -130,7 +133,7 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
         Ok(Opened {
             queues,
             made: false,
-            notes,
+            warnings,
             mode,
             egress: Some(egress),
             may_lose_tags: false,
@@ -139,7 +142,7 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
     })
 }
 
-fn not_isolated(at: &Whereabouts, why: &io::Error) -> OpenError {
+fn not_isolated(location: &DeviceLocation, why: &io::Error) -> OpenError {
     let reason = match why.raw_os_error() {
         Some(libc::EINVAL) => {
             "isolate = true takes a kernel with tcx (Linux 6.6); leave it out, and see what `check` says of \
@@ -148,7 +151,7 @@ fn not_isolated(at: &Whereabouts, why: &io::Error) -> OpenError {
         }
         _ => format!("isolate = true: the program that keeps frames from the host's stack cannot be attached: {why}"),
     };
-    others::refused(at, reason)
+    foreign::refused(location, reason)
 }
 
 /// What a netdev takes of what the kernel would have to segment otherwise, and does not for packets that bypass the
@@ -167,31 +170,31 @@ pub(super) fn egress_set(settings: &Settings, link: &Link) -> io::Result<Offload
     let active = kinds.iter().filter(|(name, _)| features.is_active(name)).map(|&(_, kind)| kind);
     let kinds = active.fold(OffloadSet::CSUM, |set, kind| set | kind);
     // The kernel's packets are shorter than this. A tag may have to be added.
-    let told = [link.gso_max_size, link.gso_ipv4_max_size].into_iter().filter(|&size| size > 0).min();
-    let max_len = told.unwrap_or(GSO_LEGACY_MAX_SIZE).saturating_sub(1 + TAG);
+    let message = [link.gso_max_size, link.gso_ipv4_max_size].into_iter().filter(|&size| size > 0).min();
+    let max_len = message.unwrap_or(GSO_LEGACY_MAX_SIZE).saturating_sub(1 + TAG);
     Ok(OffloadSet::new(kinds, max_len, link.gso_max_segs))
 }
 
 /// What [`open`] would come to now: why it would fail, or remarks.
-pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
-    let at = settings.at();
-    others::visit(&at, || others::find(&at, settings.mtu).map(|(_, notes)| notes))
+pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
+    let location = settings.at();
+    foreign::in_namespace(&location, || foreign::find(&location, settings.mtu).map(|(_, notes)| notes))
 }
 
-fn listen(ear: &Socket, index: u32, has_ring: bool) -> io::Result<Option<Ring>> {
-    ear.set_header()?;
-    ear.ignore_outgoing()?;
-    ear.set_room(RECEIVE_ROOM, 0)?;
-    ear.hear_all(index)?;
+fn start_receive(rx_socket: &Socket, index: u32, has_ring: bool) -> io::Result<Option<Ring>> {
+    rx_socket.set_header()?;
+    rx_socket.ignore_outgoing()?;
+    rx_socket.set_room(RECEIVE_ROOM, 0)?;
+    rx_socket.hear_all(index)?;
     if has_ring {
-        return Ring::new(ear, SLOTS).map(Some);
+        return Ring::new(rx_socket, SLOTS).map(Some);
     }
-    ear.tell_tags()?;
+    rx_socket.tell_tags()?;
     Ok(None)
 }
 
 /// A socket that is set up to listen, and does not yet.
-fn stand_by(index: u32) -> io::Result<Socket> {
+fn open_spare(index: u32) -> io::Result<Socket> {
     let spare = Socket::new()?;
     spare.set_header()?;
     spare.ignore_outgoing()?;
@@ -201,13 +204,13 @@ fn stand_by(index: u32) -> io::Result<Socket> {
     Ok(spare)
 }
 
-fn prepare(mouth: &Socket, index: u32, offloads: bool) -> io::Result<()> {
+fn prepare_tx(tx_socket: &Socket, index: u32, offloads: bool) -> io::Result<()> {
     if offloads {
-        mouth.set_header()?;
+        tx_socket.set_header()?;
     }
-    mouth.bypass_queues()?;
-    mouth.set_room(0, SEND_ROOM)?;
-    mouth.bind(index, NOTHING)
+    tx_socket.bypass_queues()?;
+    tx_socket.set_room(0, SEND_ROOM)?;
+    tx_socket.bind(index, NOTHING)
 }
 
 #[cfg(test)]
@@ -228,13 +231,13 @@ mod tests {
     #[test]
     fn what_can_never_be_is_told_from_what_is_not_there_yet() {
         let refused = Settings { name: "sixteen-bytes-16".into(), ..settings() };
-        let nowhere = settings();
+        let absent = settings();
         let missing = Settings { netns: Netns::Host, ..settings() };
         let loopback = Settings { name: "lo".into(), ..missing.clone() };
         for (settings, what) in
-            [(refused, "Refused"), (nowhere, "NoNamespace"), (missing, "NoDevice"), (loopback, "Refused")]
+            [(refused, "Refused"), (absent, "NoNamespace"), (missing, "NoDevice"), (loopback, "Refused")]
         {
-            for error in [open(&settings).unwrap_err(), look(&settings).unwrap_err()] {
+            for error in [open(&settings).unwrap_err(), preflight(&settings).unwrap_err()] {
                 assert!(format!("{error:?}").starts_with(what), "{error:?}");
                 assert!(error.to_string().contains(&settings.name), "{error}");
             }

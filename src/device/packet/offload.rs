@@ -24,7 +24,7 @@ pub(super) fn to_packet(offload: Offload) -> [u8; HEADER] {
 }
 
 /// The header of a frame into which a tag has been put back.
-pub(super) fn behind_a_tag(header: &[u8; HEADROOM]) -> [u8; HEADROOM] {
+pub(super) fn behind_tag(header: &[u8; HEADROOM]) -> [u8; HEADROOM] {
     let mut shifted = *header;
     if header[FLAGS] & NEEDS_CSUM != 0 {
         shift(&mut shifted, CSUM_START);
@@ -37,9 +37,9 @@ pub(super) fn behind_a_tag(header: &[u8; HEADROOM]) -> [u8; HEADROOM] {
 }
 
 /// Adds a tag's length to one of the fields. What would be too much is a lie, and stays one.
-fn shift(header: &mut [u8; HEADROOM], at: usize) {
-    let value = u16::from_le_bytes([header[at], header[at + 1]]).saturating_add(SHIFT);
-    header[at..at + 2].copy_from_slice(&value.to_le_bytes());
+fn shift(header: &mut [u8; HEADROOM], location: usize) {
+    let value = u16::from_le_bytes([header[location], header[location + 1]]).saturating_add(SHIFT);
+    header[location..location + 2].copy_from_slice(&value.to_le_bytes());
 }
 
 const _: () = assert!(HEADROOM == HEADER + 2, "the buffer count is what packet sockets have not");
@@ -55,9 +55,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_tag_shifts_where_things_are_and_nothing_else(header in any::<[u8; HEADROOM]>()) {
-            let shifted = behind_a_tag(&header);
-            for at in [0, 1, 4, 5, 8, 9, 10, 11] {
-                prop_assert_eq!(shifted[at], header[at]);
+            let shifted = behind_tag(&header);
+            for location in [0, 1, 4, 5, 8, 9, 10, 11] {
+                prop_assert_eq!(shifted[location], header[location]);
             }
             let start = |header: &[u8; HEADROOM]| u16::from_le_bytes([header[6], header[7]]);
             let expected = if header[0] & 1 == 0 { start(&header) } else { start(&header).saturating_add(4) };
@@ -71,9 +71,9 @@ mod tests {
         frame[46] = 5 << 4;
         let without = Offload::read(&TCP).segmentation(&frame, 20_000).unwrap();
         frame.splice(12..12, [0x81, 0, 0, 5]);
-        let with = Offload::read(&behind_a_tag(&TCP)).segmentation(&frame, 20_004).unwrap();
+        let with = Offload::read(&behind_tag(&TCP)).segmentation(&frame, 20_004).unwrap();
         assert_eq!((with.frames, with.headers), (without.frames, without.headers + 4));
-        assert_eq!(behind_a_tag(&TCP)[2], 58);
+        assert_eq!(behind_tag(&TCP)[2], 58);
     }
 
     #[test]

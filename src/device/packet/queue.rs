@@ -4,26 +4,26 @@ use std::io::{self, ErrorKind, IoSliceMut};
 use std::mem;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use super::{Netdev, offload, remember_halt};
+use super::{Netdev, offload, remember_stuck_ring};
 use crate::device::limit::{ALWAYS_TAKEN, Limit};
-use crate::device::{Abilities, Device, Egress, Observed};
-use crate::frame::{BURST, Batch, Cache, Fate, HEADROOM, Lane, Progress, Sent, View, Views};
+use crate::device::{Device, DeviceCaps, Egress, Observed};
+use crate::frame::{BURST, Batch, FrameRef, FrameRefs, HEADROOM, Magazine, TxBatch, TxProgress, TxStats, TxStatus};
 use crate::sys::bpf::IngressDrop;
 use crate::sys::packet::{Arrival, Burst, EVERYTHING, HEADER, Outgoing, Received, Ring, Socket, State, Tag};
-use crate::wire::{Finishing, OffloadSet, TAG_LEN};
+use crate::wire::{OffloadSet, Segmenter, TAG_LEN};
 
 /// Frames that are sent in one call, at most: what a lane holds.
 const FRAMES: usize = 192;
 
 /// Their pieces, at most: header and bytes of each, and the 17 slots of some super-frames.
-const PIECES: usize = 2 * FRAMES + 512;
+const MAX_IOVECS: usize = 2 * FRAMES + 512;
 
 /// Where in a receive buffer a tag goes that the kernel has taken out.
 const GAP: usize = HEADROOM + Tag::AT;
 
 /// Receives in vain after which we look whether all is well, which takes two system calls. Not more than
 /// a worker makes before it leaves a quiet port alone (`QUIET` of its pace).
-const IN_VAIN: u32 = 16;
+const EMPTY_POLLS: u32 = 16;
 
 /// A port's sockets.
 ///
@@ -50,12 +50,12 @@ const IN_VAIN: u32 = 16;
 pub(super) struct Queue {
     /// Before its socket, so that it is unmapped before.
     ring: Option<Ring>,
-    ear: Socket,
-    /// Takes the place of `ear` when the ring has come to a halt, and is the other one then.
-    spare: Option<Socket>,
+    rx_socket: Socket,
+    /// Takes the place of `rx_socket` when the ring has come to a halt, and is the other one then.
+    spare_socket: Option<Socket>,
     /// A ring that has come to a halt. To close it, or its socket, would take the kernel long.
     stuck: Option<Ring>,
-    mouth: Socket,
+    tx_socket: Socket,
     outgoing: Outgoing,
     egress: Egress,
     observed: Observed,
@@ -64,64 +64,64 @@ pub(super) struct Queue {
     /// What keeps its frames from the host's stack, if that is asked for.
     _isolation: Option<IngressDrop>,
     /// Receives that found nothing, since the last look.
-    in_vain: u32,
+    empty_polls: u32,
     /// Frames read since the ring was last seen empty.
     run: usize,
     /// The most of these since the last look.
     longest_run: usize,
     /// Whether there is reason to ask what has become of the netdev.
-    suspicious: bool,
+    has_error: bool,
     /// Whether the ring tells of losses.
-    losing: bool,
+    has_losses: bool,
     /// Whether the ring has come to a halt, and is still to be left.
-    has_stopped: bool,
+    ring_stopped: bool,
     /// Whether the ring has ever come to a halt.
-    halted: bool,
-    missed: u64,
+    ring_stuck: bool,
+    rx_missed: u64,
     /// How long frames may be that are sent: those without, and those with segments.
     limit: Limit,
     gso_limit: Limit,
 }
 
 /// Why no frame has landed.
-enum Nothing {
+enum RxError {
     /// There is none.
-    Quiet,
+    Empty,
     /// There was one.
     Lost,
     /// There was one that is not what the ring says.
-    Confused,
+    Truncated,
 }
 
 impl Queue {
-    /// `spare`: a socket that is to take the place of `ear`, should its ring come to a halt.
+    /// `spare_socket`: a socket that is to take the place of `rx_socket`, should its ring come to a halt.
     pub(super) fn new(
         ring: Option<Ring>,
-        (ear, spare, mouth): (Socket, Option<Socket>, Socket),
+        (rx_socket, spare_socket, tx_socket): (Socket, Option<Socket>, Socket),
         offloads: bool,
         (egress, observed): (Egress, Observed),
         netdev: Netdev,
     ) -> Queue {
         Queue {
             ring,
-            ear,
-            spare,
+            rx_socket,
+            spare_socket,
             stuck: None,
-            mouth,
-            outgoing: Outgoing::new(FRAMES, PIECES),
+            tx_socket,
+            outgoing: Outgoing::new(FRAMES, MAX_IOVECS),
             egress,
             observed,
             offloads,
             netdev,
             _isolation: None,
-            in_vain: 0,
+            empty_polls: 0,
             run: 0,
             longest_run: 0,
-            suspicious: false,
-            losing: false,
-            has_stopped: false,
-            halted: false,
-            missed: 0,
+            has_error: false,
+            has_losses: false,
+            ring_stopped: false,
+            ring_stuck: false,
+            rx_missed: 0,
             limit: Limit::new(),
             gso_limit: Limit::new(),
         }
@@ -148,17 +148,17 @@ impl Queue {
             };
             self.run += 1;
             self.longest_run = self.longest_run.max(self.run);
-            self.losing |= arrival.tells_of_losses();
+            self.has_losses |= arrival.tells_of_losses();
             if arrival.is_whole() {
-                land(&arrival, batch);
+                receive_frame(&arrival, batch);
                 continue;
             }
-            match land_queued(&arrival, &self.ear, &mut self.suspicious, batch) {
+            match receive_queued(&arrival, &self.rx_socket, &mut self.has_error, batch) {
                 Ok(()) => {}
-                Err(Nothing::Quiet | Nothing::Lost) => self.missed += 1,
-                Err(Nothing::Confused) => {
+                Err(RxError::Empty | RxError::Lost) => self.rx_missed += 1,
+                Err(RxError::Truncated) => {
                     drop(arrival);
-                    self.missed += 1;
+                    self.rx_missed += 1;
                     return self.leave_ring();
                 }
             }
@@ -172,12 +172,12 @@ impl Queue {
             if batch.is_full() {
                 break;
             }
-            let landed = batch.land(true, |room| {
+            let in_buffer = batch.receive(true, |room| {
                 // The header ends where the frame begins.
                 let end = room.len() - TAG_LEN;
-                match self.ear.receive(&mut room[HEADROOM - HEADER..end]) {
-                    Ok(None) => Err(Nothing::Quiet),
-                    Ok(Some(received)) if received.cut || received.len < HEADER => Err(Nothing::Lost),
+                match self.rx_socket.receive(&mut room[HEADROOM - HEADER..end]) {
+                    Ok(None) => Err(RxError::Empty),
+                    Ok(Some(received)) if received.cut || received.len < HEADER => Err(RxError::Lost),
                     Ok(Some(Received { len, tag, .. })) => {
                         let tag = tag.filter(|_| len >= HEADER + Tag::AT);
                         if tag.is_some() {
@@ -187,107 +187,107 @@ impl Queue {
                         Ok(finish(room, len - HEADER, tag))
                     }
                     // A frame whose offloads have no form in the header: the kernel has dropped it.
-                    Err(e) if e.kind() == ErrorKind::InvalidInput => Err(Nothing::Lost),
+                    Err(e) if e.kind() == ErrorKind::InvalidInput => Err(RxError::Lost),
                     Err(_) => {
-                        self.suspicious = true;
-                        Err(Nothing::Quiet)
+                        self.has_error = true;
+                        Err(RxError::Empty)
                     }
                 }
             });
-            match landed {
+            match in_buffer {
                 Ok(()) => {}
-                Err(Nothing::Quiet) => break,
-                Err(Nothing::Lost | Nothing::Confused) => self.missed += 1,
+                Err(RxError::Empty) => break,
+                Err(RxError::Lost | RxError::Truncated) => self.rx_missed += 1,
             }
         }
     }
 
     /// Counts what was lost. Whether the ring has come to a halt.
     fn count_lost(&mut self) -> io::Result<bool> {
-        let statistics = self.ear.statistics()?;
-        self.missed += u64::from(statistics.lost);
+        let statistics = self.rx_socket.statistics()?;
+        self.rx_missed += u64::from(statistics.lost);
         let longest_run = mem::take(&mut self.longest_run).max(self.run);
         // Was the ring ever full, more frames would have been read from it in a row.
-        let has_stopped = |ring: &Ring| statistics.lost > 0 && longest_run < ring.len() && !ring.has_arrival();
-        Ok(self.ring.as_ref().is_some_and(has_stopped))
+        let is_stuck = |ring: &Ring| statistics.lost > 0 && longest_run < ring.len() && !ring.has_arrival();
+        Ok(self.ring.as_ref().is_some_and(is_stuck))
     }
 
     /// Goes on without the ring: the spare socket is bound in place of that of the ring. Nothing is closed, which would
     /// wait for all cores of the host.
     #[cold]
     fn leave_ring(&mut self) -> io::Result<()> {
-        self.halted = true;
-        let Some(spare) = &mut self.spare else { return Err(io::Error::other("its ring has come to a halt")) };
+        self.ring_stuck = true;
+        let Some(spare) = &mut self.spare_socket else { return Err(io::Error::other("its ring has come to a halt")) };
         spare.bind(self.netdev.index, EVERYTHING)?;
         // What was lost until now. From here on both count, and only the spare one receives.
-        self.missed += u64::from(self.ear.statistics()?.lost);
-        mem::swap(spare, &mut self.ear);
+        self.rx_missed += u64::from(self.rx_socket.statistics()?.lost);
+        mem::swap(spare, &mut self.rx_socket);
         self.stuck = self.ring.take();
-        self.observed.note_halted_ring();
+        self.observed.report_stuck_ring();
         Ok(())
     }
 
     /// Looks whether the netdev is still there and up, what was lost, and whether the ring still turns.
     #[cold]
-    fn look(&mut self) -> io::Result<()> {
-        (self.in_vain, self.losing) = (0, false);
-        if self.ear.is_troubled() || mem::take(&mut self.suspicious) {
-            match self.ear.state() {
+    fn check_health(&mut self) -> io::Result<()> {
+        (self.empty_polls, self.has_losses) = (0, false);
+        if self.rx_socket.is_troubled() || mem::take(&mut self.has_error) {
+            match self.rx_socket.state() {
                 State::Up => {} // again
                 State::Down => return Err(io::Error::new(ErrorKind::NetworkDown, "its netdev was set down")),
                 State::Gone => return Err(io::Error::new(ErrorKind::NotFound, "its netdev is gone")),
             }
         }
-        if mem::take(&mut self.has_stopped) || self.count_lost()? { self.leave_ring() } else { Ok(()) }
+        if mem::take(&mut self.ring_stopped) || self.count_lost()? { self.leave_ring() } else { Ok(()) }
     }
 
-    /// What became of the first of `views`, which the kernel did not send and `error` says why.
+    /// What became of the first of `responses`, which the kernel did not send and `error` says why.
     #[cold]
-    fn fate(&mut self, error: &io::Error, views: &Views<'_>, was_full: bool) -> Fate {
-        let Some(view) = views.clone().next() else { return Fate::Full };
-        let (len, offload) = (view.frame.len(), view.frame.offload());
+    fn tx_status(&mut self, error: &io::Error, frames: &FrameRefs<'_>, was_full: bool) -> TxStatus {
+        let Some(frame) = frames.clone().next() else { return TxStatus::Full };
+        let (len, offload) = (frame.frame.len(), frame.frame.offload());
         match error.raw_os_error() {
             // Twice in a row it is the device, and not this frame.
-            Some(libc::EAGAIN) if was_full => Fate::Full,
-            Some(libc::EAGAIN) => Fate::NoRoom,
-            Some(libc::ENOMEM) => Fate::NoBuffer,
+            Some(libc::EAGAIN) if was_full => TxStatus::Full,
+            Some(libc::EAGAIN) => TxStatus::NoRoom,
+            Some(libc::ENOMEM) => TxStatus::NoBuffer,
             Some(libc::ENOBUFS) if offload.is_gso() => {
-                let is_whole = Finishing::new(view.head, view.tail(), len, offload).is_ok();
-                if !is_whole || self.gso_limit.refuses(1) { Fate::Refused } else { Fate::NoRoom }
+                let is_whole = Segmenter::new(frame.head, frame.tail(), len, offload).is_ok();
+                if !is_whole || self.gso_limit.refuses(1) { TxStatus::Refused } else { TxStatus::NoRoom }
             }
             Some(libc::ENOBUFS) if len <= ALWAYS_TAKEN => {
                 if was_full {
-                    Fate::Full
+                    TxStatus::Full
                 } else {
-                    Fate::NoRoom
+                    TxStatus::NoRoom
                 }
             }
             Some(libc::ENOBUFS) => {
                 if self.limit.refuses(len) {
-                    Fate::Refused
+                    TxStatus::Refused
                 } else {
-                    Fate::NoRoom
+                    TxStatus::NoRoom
                 }
             }
-            Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV) if self.mouth.state() != State::Up => {
-                self.suspicious = true;
-                Fate::LinkDown
+            Some(libc::ENETDOWN | libc::ENXIO | libc::ENODEV) if self.tx_socket.state() != State::Up => {
+                self.has_error = true;
+                TxStatus::LinkDown
             }
-            _ => Fate::Refused,
+            _ => TxStatus::Refused,
         }
     }
 }
 
 impl Drop for Queue {
     fn drop(&mut self) {
-        if self.halted {
-            remember_halt(&self.netdev);
+        if self.ring_stuck {
+            remember_stuck_ring(&self.netdev);
         }
     }
 }
 
 impl Device for Queue {
-    fn receive(&mut self, batch: &mut Batch, _: &mut Cache) -> io::Result<()> {
+    fn receive(&mut self, batch: &mut Batch, _: &mut Magazine) -> io::Result<()> {
         let before = batch.len();
         if self.ring.is_some() {
             self.receive_ring(batch)?;
@@ -295,48 +295,52 @@ impl Device for Queue {
             self.receive_each(batch);
         }
         if batch.len() == before {
-            self.in_vain += 1;
+            self.empty_polls += 1;
         }
-        if self.in_vain >= IN_VAIN || self.suspicious || self.losing || self.has_stopped { self.look() } else { Ok(()) }
+        if self.empty_polls >= EMPTY_POLLS || self.has_error || self.has_losses || self.ring_stopped {
+            self.check_health()
+        } else {
+            Ok(())
+        }
     }
 
-    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
+    fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats {
         let takes = self.egress.get();
         let mut was_full = false;
-        lane.send_bursts(batch, cache, |views| {
+        tx.send_bursts(batch, magazine, |frame_refs| {
             let mut burst = self.outgoing.burst();
-            let filled = fill(&mut burst, views.clone(), self.offloads, takes);
+            let filled = fill(&mut burst, frame_refs.clone(), self.offloads, takes);
             let frames = burst.len();
             if frames == 0 {
-                return Progress { sent: 0, then: if filled.refused { Fate::Refused } else { Fate::Full } };
+                return TxProgress { sent: 0, status: if filled.refused { TxStatus::Refused } else { TxStatus::Full } };
             }
-            match burst.send(&self.mouth) {
+            match burst.send(&self.tx_socket) {
                 Ok(sent) => {
                     was_full = false;
-                    let (longest, longest_gso) =
-                        if sent == frames { filled.longest } else { longest(views.take(sent)) };
-                    self.limit.passed(longest);
+                    let (max_len, longest_gso) =
+                        if sent == frames { filled.max_len } else { max_lens(frame_refs.take(sent)) };
+                    self.limit.passed(max_len);
                     self.gso_limit.passed(longest_gso);
-                    Progress { sent, then: Fate::Sent }
+                    TxProgress { sent, status: TxStatus::Sent }
                 }
                 Err(e) => {
-                    let then = self.fate(&e, &views, was_full);
-                    was_full = then == Fate::NoRoom;
-                    Progress { sent: 0, then }
+                    let status = self.tx_status(&e, &frame_refs, was_full);
+                    was_full = status == TxStatus::NoRoom;
+                    TxProgress { sent: 0, status }
                 }
             }
         })
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.ear.as_fd())
+        Some(self.rx_socket.as_fd())
     }
 
-    fn abilities(&self) -> Abilities {
-        Abilities { offloads: self.offloads }
+    fn caps(&self) -> DeviceCaps {
+        DeviceCaps { offloads: self.offloads }
     }
 
-    fn leads_to_wire(&self) -> bool {
+    fn needs_padding(&self) -> bool {
         true
     }
 
@@ -345,7 +349,7 @@ impl Device for Queue {
     }
 
     fn second_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.spare.as_ref().map(Socket::as_fd)
+        self.spare_socket.as_ref().map(Socket::as_fd)
     }
 
     fn needs_inspection(&self) -> bool {
@@ -354,16 +358,16 @@ impl Device for Queue {
 
     fn inspect(&mut self) -> bool {
         match self.count_lost() {
-            Ok(has_stopped) => self.has_stopped |= has_stopped,
-            // `look` finds out why.
-            Err(_) => self.suspicious = true,
+            Ok(is_stuck) => self.ring_stopped |= is_stuck,
+            // `check_health` finds out why.
+            Err(_) => self.has_error = true,
         }
-        self.suspicious |= self.ear.is_troubled();
-        self.suspicious || self.has_stopped
+        self.has_error |= self.rx_socket.is_troubled();
+        self.has_error || self.ring_stopped
     }
 
-    fn missed(&mut self) -> u64 {
-        mem::take(&mut self.missed)
+    fn rx_missed(&mut self) -> u64 {
+        mem::take(&mut self.rx_missed)
     }
 }
 
@@ -372,57 +376,57 @@ struct Filled {
     /// Whether it ends before a frame that cannot be sent.
     refused: bool,
     /// The longest frame of those without segments, and 1 if there is one with segments.
-    longest: (u32, u32),
+    max_len: (u32, u32),
 }
 
 /// Puts frames into a burst until it is full, or one comes that cannot be sent.
 #[inline]
-fn fill<'b>(burst: &mut Burst<'_, 'b>, views: Views<'b>, has_header: bool, takes: OffloadSet) -> Filled {
-    let mut filled = Filled { refused: false, longest: (0, 0) };
-    for view in views {
-        let View { frame, head, .. } = view;
+fn fill<'b>(burst: &mut Burst<'_, 'b>, frames: FrameRefs<'b>, has_header: bool, takes: OffloadSet) -> Filled {
+    let mut filled = Filled { refused: false, max_len: (0, 0) };
+    for frame_ref in frames {
+        let FrameRef { frame, head, .. } = frame_ref;
         // Without a header nobody could tell that this frame is not finished.
-        if !view.is_ready_for(takes) {
+        if !frame_ref.is_supported_by(takes) {
             filled.refused = true;
             break;
         }
         let header = has_header.then(|| offload::to_packet(frame.offload()));
-        let taken = if view.is_one_piece() {
+        let taken = if frame_ref.is_contiguous() {
             burst.push(header, std::iter::once(head))
         } else {
-            burst.push(header, std::iter::once(head).chain(view.tail()))
+            burst.push(header, std::iter::once(head).chain(frame_ref.tail()))
         };
         if !taken {
             filled.refused = burst.is_empty();
             break;
         }
-        count_length(&view, &mut filled.longest);
+        count_length(&frame_ref, &mut filled.max_len);
     }
     filled
 }
 
 #[inline(always)]
-fn count_length(view: &View<'_>, (longest, longest_gso): &mut (u32, u32)) {
-    if view.frame.offload().is_gso() {
+fn count_length(frame: &FrameRef<'_>, (max_len, longest_gso): &mut (u32, u32)) {
+    if frame.frame.offload().is_gso() {
         *longest_gso = 1;
     } else {
-        *longest = view.frame.len().max(*longest);
+        *max_len = frame.frame.len().max(*max_len);
     }
 }
 
 /// The longest frame without segments, and 1 if there is one with segments.
 #[cold]
-fn longest<'b>(views: impl Iterator<Item = View<'b>>) -> (u32, u32) {
-    let mut longest = (0, 0);
-    views.for_each(|view| count_length(&view, &mut longest));
-    longest
+fn max_lens<'b>(frames: impl Iterator<Item = FrameRef<'b>>) -> (u32, u32) {
+    let mut max_len = (0, 0);
+    frames.for_each(|frame| count_length(&frame, &mut max_len));
+    max_len
 }
 
 /// Lets a frame of the ring land, its tag put back.
 #[inline(always)]
-fn land(arrival: &Arrival<'_>, batch: &mut Batch) {
+fn receive_frame(arrival: &Arrival<'_>, batch: &mut Batch) {
     let bytes = arrival.bytes();
-    let _ = batch.land::<std::convert::Infallible>(true, |room| {
+    let _ = batch.receive::<std::convert::Infallible>(true, |room| {
         room[HEADROOM - HEADER..HEADROOM].copy_from_slice(arrival.header());
         match arrival.tag {
             None => room[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(bytes),
@@ -438,24 +442,29 @@ fn land(arrival: &Arrival<'_>, batch: &mut Batch) {
 
 /// Lets a frame land that is longer than a slot, from the queue of its socket.
 #[cold]
-fn land_queued(arrival: &Arrival<'_>, ear: &Socket, suspicious: &mut bool, batch: &mut Batch) -> Result<(), Nothing> {
+fn receive_queued(
+    arrival: &Arrival<'_>,
+    rx_socket: &Socket,
+    has_error: &mut bool,
+    batch: &mut Batch,
+) -> Result<(), RxError> {
     if !arrival.is_queued() {
-        return Err(Nothing::Lost); // there was no room for it
+        return Err(RxError::Lost); // there was no room for it
     }
-    batch.land(true, |room| {
-        let fits = HEADROOM + arrival.len + TAG_LEN <= room.len();
+    batch.receive(true, |room| {
+        let is_ok = HEADROOM + arrival.len + TAG_LEN <= room.len();
         let gap = if arrival.tag.is_some() { TAG_LEN } else { 0 };
         let (first, rest) = room.split_at_mut(GAP);
-        let mut pieces = [IoSliceMut::new(&mut first[HEADROOM - HEADER..]), IoSliceMut::new(&mut rest[gap..])];
-        let read = ear.receive_pieces(&mut pieces).or_else(|_| {
+        let mut iovecs = [IoSliceMut::new(&mut first[HEADROOM - HEADER..]), IoSliceMut::new(&mut rest[gap..])];
+        let read = rx_socket.receive_pieces(&mut iovecs).or_else(|_| {
             // What befalls the netdev is told once, in place of a frame.
-            *suspicious = true;
-            ear.receive_pieces(&mut pieces)
+            *has_error = true;
+            rx_socket.receive_pieces(&mut iovecs)
         });
         match read {
-            Ok(read) if fits && read == HEADER + arrival.len => Ok(finish(room, arrival.len, arrival.tag)),
-            Ok(_) if fits => Err(Nothing::Confused),
-            _ => Err(Nothing::Lost),
+            Ok(read) if is_ok && read == HEADER + arrival.len => Ok(finish(room, arrival.len, arrival.tag)),
+            Ok(_) if is_ok => Err(RxError::Truncated),
+            _ => Err(RxError::Lost),
         }
     })
 }
@@ -475,7 +484,7 @@ fn finish(room: &mut [u8], len: usize, tag: Option<Tag>) -> usize {
 fn put_back(room: &mut [u8], tag: Tag) -> usize {
     room[GAP..GAP + TAG_LEN].copy_from_slice(&tag.bytes());
     if let Some(header) = room.first_chunk_mut() {
-        *header = offload::behind_a_tag(header);
+        *header = offload::behind_tag(header);
     }
     TAG_LEN
 }

@@ -250,10 +250,10 @@ impl Assembler {
         if let Some(name) = twice {
             return Err(AssembleError::TwoPlaces(name));
         }
-        for (at, to) in jumps {
+        for (location, to) in jumps {
             let place = *places.get(to).ok_or(AssembleError::NoPlace(to))?;
-            let distance = place as i64 - at as i64 - 1;
-            code[at].offset = i16::try_from(distance).map_err(|_| AssembleError::TooFar { to, distance })?;
+            let distance = place as i64 - location as i64 - 1;
+            code[location].offset = i16::try_from(distance).map_err(|_| AssembleError::TooFar { to, distance })?;
         }
         Ok(code)
     }
@@ -313,17 +313,17 @@ mod tests {
             let code = write(&lines).finish().unwrap();
             prop_assert_eq!(code.len(), instructions(&lines));
             for (number, line) in lines.iter().enumerate() {
-                let at = instructions(&lines[..number]);
+                let location = instructions(&lines[..number]);
                 let to = match *line {
                     Line::Jump(name) | Line::JumpIf(name) => name,
                     Line::Set(constant) => {
-                        prop_assert_eq!(code[at], Instruction::new(MOVE, 4, 0, 0, constant));
+                        prop_assert_eq!(code[location], Instruction::new(MOVE, 4, 0, 0, constant));
                         continue;
                     }
                     Line::Place(_) => continue,
                 };
                 let place = lines.iter().position(|line| matches!(line, Line::Place(name) if *name == to)).unwrap();
-                let aim = at as i64 + 1 + i64::from(code[at].offset);
+                let aim = location as i64 + 1 + i64::from(code[location].offset);
                 prop_assert_eq!(aim, instructions(&lines[..place]) as i64);
             }
         }
@@ -332,10 +332,10 @@ mod tests {
         fn a_place_that_is_missing_or_there_twice_is_named(lines in lines(), name in 0..NAMES.len()) {
             let without: Vec<Line> =
                 lines.iter().copied().filter(|line| !matches!(line, Line::Place(place) if *place == name)).collect();
-            let finished = write(&without).jump(NAMES[name]).finish();
-            prop_assert_eq!(finished, Err(AssembleError::NoPlace(NAMES[name])));
-            let finished = write(&lines).place(NAMES[name]).finish();
-            prop_assert_eq!(finished, Err(AssembleError::TwoPlaces(NAMES[name])));
+            let done = write(&without).jump(NAMES[name]).finish();
+            prop_assert_eq!(done, Err(AssembleError::NoPlace(NAMES[name])));
+            let done = write(&lines).place(NAMES[name]).finish();
+            prop_assert_eq!(done, Err(AssembleError::TwoPlaces(NAMES[name])));
         }
 
         #[test]

@@ -14,10 +14,10 @@
 //! their header there, so such a guest must have its offloads off.
 
 pub mod assembler;
+pub mod drop_table;
 pub mod program;
 mod queue;
 mod redirect;
-pub mod shedding;
 pub mod tags;
 
 use std::fmt;
@@ -26,8 +26,8 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::{Device, Observed, OpenError, Opened, Whereabouts, others};
-use crate::frame::{Copying, Exchange, Pool};
+use super::{Device, DeviceLocation, Observed, OpenError, Opened, foreign};
+use crate::frame::{CopyMode, Pool, XskQueue};
 use crate::sys::bpf::Attach;
 use crate::sys::ethtool;
 use crate::sys::link::{self, Link};
@@ -35,7 +35,7 @@ use crate::sys::netdev;
 use crate::sys::netns::Netns;
 use queue::Queue;
 use redirect::{Failure, Redirect};
-use tags::{TagFacts, Tags, TagsKept};
+use tags::{StrippingOff, TagCapabilities, TagLocation};
 
 /// Places in each ring of a queue.
 const RING: u32 = 2048;
@@ -57,12 +57,12 @@ pub struct Settings {
     pub name: String,
     /// The namespace of the netdev.
     pub netns: Netns,
-    /// How many queues it must have; `None`: all that there are.
+    /// How many queues it must have; `ZeroCopy`: all that there are.
     pub queues: Option<u16>,
     /// Which rungs of the ladder are right.
     pub mode: Mode,
     /// Whether a program that others have left on the netdev is taken off.
-    pub takeover: bool,
+    pub replace_xdp_program: bool,
     /// The MTU of the network.
     pub mtu: u16,
     /// Slots of the pool that wait for frames, at each queue.
@@ -90,103 +90,106 @@ pub enum Mode {
 
 /// A rung of the ladder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Rung {
+enum AttachMode {
     ZeroCopy,
     Native,
     Generic,
 }
 
-impl Rung {
-    const fn copying(self) -> Copying {
+impl AttachMode {
+    const fn copy_mode(self) -> CopyMode {
         match self {
-            Rung::ZeroCopy => Copying::None,
-            Rung::Native | Rung::Generic => Copying::Copies,
+            AttachMode::ZeroCopy => CopyMode::ZeroCopy,
+            AttachMode::Native | AttachMode::Generic => CopyMode::Copy,
         }
     }
 
     const fn attach(self) -> Attach {
         match self {
-            Rung::ZeroCopy | Rung::Native => Attach::Native,
-            Rung::Generic => Attach::Generic,
+            AttachMode::ZeroCopy | AttachMode::Native => Attach::Native,
+            AttachMode::Generic => Attach::Generic,
         }
     }
 }
 
-impl fmt::Display for Rung {
+impl fmt::Display for AttachMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Rung::ZeroCopy => "zero-copy",
-            Rung::Native => "native copy",
-            Rung::Generic => "generic copy",
+            AttachMode::ZeroCopy => "zero-copy",
+            AttachMode::Native => "native copy",
+            AttachMode::Generic => "generic copy",
         })
     }
 }
 
 impl Mode {
     /// The rungs to try, from the best on.
-    const fn rungs(self) -> &'static [Rung] {
+    const fn attach_modes(self) -> &'static [AttachMode] {
         match self {
-            Mode::Auto => &[Rung::ZeroCopy, Rung::Native, Rung::Generic],
-            Mode::ZeroCopy => &[Rung::ZeroCopy],
-            Mode::Copy => &[Rung::Native],
-            Mode::Generic => &[Rung::Generic],
+            Mode::Auto => &[AttachMode::ZeroCopy, AttachMode::Native, AttachMode::Generic],
+            Mode::ZeroCopy => &[AttachMode::ZeroCopy],
+            Mode::Copy => &[AttachMode::Native],
+            Mode::Generic => &[AttachMode::Generic],
         }
     }
 }
 
 impl Settings {
-    fn at(&self) -> Whereabouts {
-        Whereabouts { device: self.name.clone(), netns: self.netns.clone() }
+    fn at(&self) -> DeviceLocation {
+        DeviceLocation { device: self.name.clone(), netns: self.netns.clone() }
     }
 }
 
 /// Binds all queues of a netdev.
 pub fn open(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError> {
-    others::visit(&settings.at(), || attempt(settings, pool))
+    foreign::in_namespace(&settings.at(), || attempt(settings, pool))
 }
 
 fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError> {
-    let at = settings.at();
-    let (mut link, mut notes) = others::find(&at, settings.mtu)?;
-    notes.extend(lost_offloads(&link));
-    if settings.takeover && link.xdp.is_some() {
-        match link::take_over(&link) {
+    let location = settings.at();
+    let (mut link, mut warnings) = foreign::find(&location, settings.mtu)?;
+    warnings.extend(lost_offloads(&link));
+    if settings.replace_xdp_program && link.xdp.is_some() {
+        match link::remove_xdp_program(&link) {
             Ok(()) => link.xdp = None,
             // Its owner lives: told below, if it is in the way.
             Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {}
-            Err(e) => return Err(others::failed(&at, "taking the XDP program of others off it")(e)),
+            Err(e) => return Err(foreign::failed(&location, "taking the XDP program of others off it")(e)),
         }
     }
     let queues = queues(settings, &link)?;
     let mut not_better = Vec::new();
-    for &rung in settings.mode.rungs() {
-        match climb(settings, pool, &link, queues, rung)? {
-            Ok(Bound { queues, tags_lost, observed }) => {
+    for &attach_mode in settings.mode.attach_modes() {
+        match try_mode(settings, pool, &link, queues, attach_mode)? {
+            Ok(BoundNetdev { queues, tags_lost, observed }) => {
                 if !not_better.is_empty() {
-                    notes.push(format!("{rung}, as {}", not_better.join(", ")));
+                    warnings.push(format!("{attach_mode}, as {}", not_better.join(", ")));
                 }
-                notes.extend(tags_lost.as_deref().map(tags::remark));
-                let (mode, may_lose_tags) = (Some(rung.to_string()), tags_lost.is_some());
+                warnings.extend(tags_lost.as_deref().map(tags::warning));
+                let (mode, may_lose_tags) = (Some(attach_mode.to_string()), tags_lost.is_some());
                 let observed = Some(observed);
-                return Ok(Opened { queues, made: false, notes, mode, egress: None, may_lose_tags, observed });
+                return Ok(Opened { queues, made: false, warnings, mode, egress: None, may_lose_tags, observed });
             }
             Err(why) => not_better.push(why),
         }
     }
-    Err(others::refused(&settings.at(), format!("the mode that is asked for cannot be had: {}", not_better.join(", "))))
+    Err(foreign::refused(
+        &settings.at(),
+        format!("the mode that is asked for cannot be had: {}", not_better.join(", ")),
+    ))
 }
 
 /// How many queues there are to bind: all.
 fn queues(settings: &Settings, link: &Link) -> Result<u32, OpenError> {
-    let told =
-        ethtool::receive_queues(&settings.name).map_err(others::failed(&settings.at(), "asking for its queues"))?;
-    let there = told.or(link.tap.map(|tap| tap.queues)).unwrap_or(1).max(1);
+    let message =
+        ethtool::receive_queues(&settings.name).map_err(foreign::failed(&settings.at(), "asking for its queues"))?;
+    let there = message.or(link.tap.map(|tap| tap.queues)).unwrap_or(1).max(1);
     match settings.queues {
-        Some(0) => Err(others::refused(
+        Some(0) => Err(foreign::refused(
             &settings.at(),
             "0 queues cannot be had; ask for as many as the device has, or leave it out",
         )),
-        Some(wanted) if u32::from(wanted) != there => Err(others::refused(
+        Some(wanted) if u32::from(wanted) != there => Err(foreign::refused(
             &settings.at(),
             format!(
                 "it has {there} receive queues and {wanted} are asked for; frames of the others would go past the switch: \
@@ -199,7 +202,7 @@ fn queues(settings: &Settings, link: &Link) -> Result<u32, OpenError> {
 }
 
 /// A netdev that is bound.
-struct Bound {
+struct BoundNetdev {
     queues: Vec<Box<dyn Device>>,
     /// What they observe.
     observed: Observed,
@@ -208,13 +211,13 @@ struct Bound {
 }
 
 /// Tries one rung. The inner error is why it cannot be had while a lower one might.
-fn climb(
+fn try_mode(
     settings: &Settings,
     pool: &'static Pool,
     link: &Link,
     queues: u32,
-    rung: Rung,
-) -> Result<Result<Bound, String>, OpenError> {
+    mode: AttachMode,
+) -> Result<Result<BoundNetdev, String>, OpenError> {
     let no_zero_copy = || {
         let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
         Ok(Err(format!("{driver} has no zero-copy")))
@@ -226,55 +229,55 @@ fn climb(
     // It is asked first: trying zero-copy pins the whole pool once more and takes its time, and a queue that was bound in
     // vain is busy for a while, also for the next rung.
     if let Ok(Some(features)) = netdev::xdp_features(link.index) {
-        match rung {
-            Rung::ZeroCopy if !features.zero_copy() => return no_zero_copy(),
-            Rung::Native if !features.native() => return no_native(),
-            Rung::ZeroCopy | Rung::Native | Rung::Generic => {}
+        match mode {
+            AttachMode::ZeroCopy if !features.zero_copy() => return no_zero_copy(),
+            AttachMode::Native if !features.native() => return no_native(),
+            AttachMode::ZeroCopy | AttachMode::Native | AttachMode::Generic => {}
         }
     }
-    let (mut ask, mut kept, mut tags_lost) = (None, None, None);
-    match TagFacts::of(&settings.name, link).decide(rung != Rung::Generic) {
-        Tags::InFrame => {}
-        Tags::Told(function) => ask = Some(function),
-        Tags::InFrameWithout(features) => match TagsKept::turn_off(&settings.name, link.index, &features) {
-            Ok(done) => kept = Some(done),
+    let (mut request, mut stored, mut tags_lost) = (None, None, None);
+    match TagCapabilities::of(&settings.name, link).decide(mode != AttachMode::Generic) {
+        TagLocation::InFrame => {}
+        TagLocation::Metadata(function) => request = Some(function),
+        TagLocation::InFrameWithout(features) => match StrippingOff::turn_off(&settings.name, link.index, &features) {
+            Ok(done) => stored = Some(done),
             Err(why) => tags_lost = Some(why),
         },
-        Tags::MayBeLost(why) => tags_lost = Some(why),
+        TagLocation::MayBeLost(why) => tags_lost = Some(why),
     }
     if let Some(why) = tags_lost.as_deref().filter(|_| settings.vlan_demux) {
-        return Err(others::refused(&settings.at(), tags::refusal(why)));
+        return Err(foreign::refused(&settings.at(), tags::reject_reason(why)));
     }
     let fill = settings.fill.max(LEAST_FILL);
     let mut exchanges = Vec::new();
     for queue in 0..queues {
-        match Exchange::open(pool, (link.index, queue), rung.copying(), RING, fill) {
-            Ok(exchange) => exchanges.push(exchange),
-            Err(e) if rung == Rung::ZeroCopy && is(&e, Errno::OPNOTSUPP) => return no_zero_copy(),
+        match XskQueue::open(pool, (link.index, queue), mode.copy_mode(), RING, fill) {
+            Ok(socket) => exchanges.push(socket),
+            Err(e) if mode == AttachMode::ZeroCopy && is(&e, Errno::OPNOTSUPP) => return no_zero_copy(),
             Err(e) => return Err(not_bound(settings, queue, queues, e)),
         }
     }
-    let sockets: Vec<_> = exchanges.iter().filter_map(Exchange::fd).collect();
-    let mut attached = Redirect::attach(link.index, &sockets, rung.attach(), ask, kept);
-    if let (Some(_), Err(Failure::Load(why))) = (ask, &attached)
+    let sockets: Vec<_> = exchanges.iter().filter_map(XskQueue::fd).collect();
+    let mut attached = Redirect::attach(link.index, &sockets, mode.attach(), request, stored);
+    if let (Some(_), Err(Failure::Load(why))) = (request, &attached)
         && why.source.kind() != io::ErrorKind::PermissionDenied
     {
         tags_lost = Some(format!("the kernel refuses a program that asks for tags ({})", why.source));
-        attached = Redirect::attach(link.index, &sockets, rung.attach(), None, None);
+        attached = Redirect::attach(link.index, &sockets, mode.attach(), None, None);
     }
     match attached {
         Ok(_) if settings.vlan_demux && tags_lost.is_some() => {
-            Err(others::refused(&settings.at(), tags::refusal(&tags_lost.unwrap_or_default())))
+            Err(foreign::refused(&settings.at(), tags::reject_reason(&tags_lost.unwrap_or_default())))
         }
         Ok(redirect) => {
             let (redirect, observed) = (Arc::new(redirect), Observed::default());
-            let queue = |(number, exchange)| {
-                Box::new(Queue::new(exchange, number, Arc::clone(&redirect), observed.clone())) as Box<dyn Device>
+            let queue = |(number, socket)| {
+                Box::new(Queue::new(socket, number, Arc::clone(&redirect), observed.clone())) as Box<dyn Device>
             };
             let queues = (0..).zip(exchanges).map(queue).collect();
-            Ok(Ok(Bound { queues, observed, tags_lost }))
+            Ok(Ok(BoundNetdev { queues, observed, tags_lost }))
         }
-        Err(Failure::Attach(e)) if rung != Rung::Generic && is(&e, Errno::OPNOTSUPP) => no_native(),
+        Err(Failure::Attach(e)) if mode != AttachMode::Generic && is(&e, Errno::OPNOTSUPP) => no_native(),
         Err(failure) => Err(not_attached(settings, link, failure)),
     }
 }
@@ -286,19 +289,19 @@ fn is(e: &io::Error, errno: Errno) -> bool {
 fn not_bound(settings: &Settings, queue: u32, queues: u32, e: io::Error) -> OpenError {
     match e.kind() {
         io::ErrorKind::ResourceBusy => OpenError::Busy { at: settings.at() },
-        io::ErrorKind::PermissionDenied => others::refused(
+        io::ErrorKind::PermissionDenied => foreign::refused(
             &settings.at(),
             "binding AF_XDP is not permitted; it takes CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF",
         ),
-        _ if is(&e, Errno::NOBUFS) || is(&e, Errno::NOMEM) => others::refused(
+        _ if is(&e, Errno::NOBUFS) || is(&e, Errno::NOMEM) => foreign::refused(
             &settings.at(),
             "the pool cannot be pinned in memory; raise the limit (LimitMEMLOCK=infinity), or give CAP_IPC_LOCK",
         ),
-        _ if is(&e, Errno::INVAL) && queue > 0 => others::refused(
+        _ if is(&e, Errno::INVAL) && queue > 0 => foreign::refused(
             &settings.at(),
             format!("queue {queue} of {queues} cannot be bound: they changed just now, or nobody holds it"),
         ),
-        _ => others::failed(&settings.at(), "binding AF_XDP to it")(e),
+        _ => foreign::failed(&settings.at(), "binding AF_XDP to it")(e),
     }
 }
 
@@ -306,56 +309,56 @@ fn not_attached(settings: &Settings, link: &Link, failure: Failure) -> OpenError
     let e = match failure {
         Failure::Load(e) => {
             return match e.source.kind() {
-                io::ErrorKind::PermissionDenied => others::refused(
+                io::ErrorKind::PermissionDenied => foreign::refused(
                     &settings.at(),
                     "loading an XDP program is not permitted; it takes CAP_BPF and CAP_NET_ADMIN",
                 ),
-                _ => others::refused(&settings.at(), e.to_string()),
+                _ => foreign::refused(&settings.at(), e.to_string()),
             };
         }
-        Failure::Map(e) => return others::failed(&settings.at(), "making the tables of its program")(e),
+        Failure::Map(e) => return foreign::failed(&settings.at(), "making the tables of its program")(e),
         Failure::Attach(e) => e,
     };
     match e.kind() {
         io::ErrorKind::ResourceBusy | io::ErrorKind::AlreadyExists => match link.xdp {
-            Some(other) => others::refused(
+            Some(other) => foreign::refused(
                 &settings.at(),
                 format!(
                     "{other} is on it already; end its owner or, if that is gone, take it off: ip link set dev {} {} off, or \
-                 takeover = true",
+                 replace_xdp_program = true",
                     settings.name,
                     other.mode.option()
                 ),
             ),
             None => OpenError::Busy { at: settings.at() },
         },
-        _ if is(&e, Errno::RANGE) => others::refused(
+        _ if is(&e, Errno::RANGE) => foreign::refused(
             &settings.at(),
             format!("its MTU of {}, or that of its peer, is too large for an XDP program; make it smaller", link.mtu),
         ),
-        _ => others::failed(&settings.at(), "attaching the XDP program")(e),
+        _ => foreign::failed(&settings.at(), "attaching the XDP program")(e),
     }
 }
 
 /// What [`open`] would come to now: why it would fail, or remarks. Nothing is touched.
-pub fn look(settings: &Settings) -> Result<Vec<String>, OpenError> {
-    let at = settings.at();
-    others::visit(&at, || {
-        let (link, mut notes) = others::find(&at, settings.mtu)?;
+pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
+    let location = settings.at();
+    foreign::in_namespace(&location, || {
+        let (link, mut notes) = foreign::find(&location, settings.mtu)?;
         notes.extend(lost_offloads(&link));
         queues(settings, &link)?;
-        if let Tags::MayBeLost(why) = expected_tags(settings.mode, &settings.name, &link) {
+        if let TagLocation::MayBeLost(why) = expected_tag_location(settings.mode, &settings.name, &link) {
             if settings.vlan_demux {
-                return Err(others::refused(&at, tags::refusal(&why)));
+                return Err(foreign::refused(&location, tags::reject_reason(&why)));
             }
-            notes.push(tags::remark(&why));
+            notes.push(tags::warning(&why));
         }
         Ok(notes)
     })
 }
 
 /// Where tags would be found in the mode that would be had.
-pub(super) fn expected_tags(mode: Mode, name: &str, link: &Link) -> Tags {
+pub(super) fn expected_tag_location(mode: Mode, name: &str, link: &Link) -> TagLocation {
     // Where the kernel does not tell what the driver can, it is taken for one that runs programs.
     let native = || !matches!(netdev::xdp_features(link.index), Ok(Some(features)) if !features.native());
     let native = match mode {
@@ -363,7 +366,7 @@ pub(super) fn expected_tags(mode: Mode, name: &str, link: &Link) -> Tags {
         Mode::ZeroCopy | Mode::Copy => true,
         Mode::Auto => native(),
     };
-    TagFacts::of(name, link).decide(native)
+    TagCapabilities::of(name, link).decide(native)
 }
 
 /// What becomes of the offloads of a guest, if the netdev is a tap whose holder writes offload headers.

@@ -8,7 +8,7 @@
 //! first, so that a frame is the same to the switch wherever its tag was.
 //!
 //! The one thing that it does drop is what the switch has judged already: while a port has used up what it may
-//! send to groups, the worker has it *shed* such frames until a moment that stands in a [`ShedTable`], where the
+//! send to groups, the worker has it *shed* such frames until a moment that stands in a [`DropTable`], where the
 //! program counts them. Frames to one station are none of its business, and cost a look at one byte.
 
 #![forbid(unsafe_code)]
@@ -19,7 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use crate::sys::bpf::{Instruction, KernelFunction, LoadError, Program, XDP_DROP, XDP_PASS, XskMap};
 
 use super::assembler::{AssembleError, Assembler, If, Register::*};
-use super::shedding::ShedTable;
+use super::drop_table::DropTable;
 use crate::wire::{Mac, Probe};
 
 // Where `struct xdp_md` has the beginning of a frame, the end of its first piece, and its receive queue.
@@ -50,21 +50,21 @@ const NO_TAG: i32 = -61;
 
 /// Groups whose frames are never shed: loop probes, which have to arrive most of all while there is a storm, and
 /// spanning tree, of one kind and the other.
-pub const SPARED: [Mac; 3] = [Probe::DESTINATION, Mac::BRIDGES, Mac::PVST];
+pub const NEVER_DROP: [Mac; 3] = [Probe::DESTINATION, Mac::BRIDGE_GROUP, Mac::PVST];
 
 /// What becomes of a frame whose queue has no socket.
 ///
 /// All queues have theirs before the program is attached, so that this is about queues that are added
 /// later and about a process that is being killed, whose sockets and link go one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub enum NoSocket {
+pub enum NoSocketAction {
     /// It dies (and a tap in native mode counts it among its dropped frames). The default: it is the
     /// guest that decides how many queues of its tap are in use, and one more of them must not lead
     /// around the switch into the host's network stack.
     #[default]
     Drop,
     /// It goes on to the network stack, as without us.
-    Pass,
+    PassToStack,
 }
 
 /// A driver that a program can ask for the tag it keeps beside a frame.
@@ -77,14 +77,14 @@ pub struct TagSource {
 }
 
 /// Loads the program that sends frames to the sockets in `sockets`, also frames in several pieces, and sheds
-/// what it is told to in `shedding`. With `tags` it puts back the tag that the driver keeps beside a frame.
+/// what it is told to in `drop_table`. With `tags` it puts back the tag that the driver keeps beside a frame.
 pub fn load(
     sockets: &XskMap,
-    shedding: &ShedTable,
-    no_socket: NoSocket,
+    drop_table: &DropTable,
+    no_socket: NoSocketAction,
     tags: Option<TagSource>,
 ) -> Result<Program, LoadError> {
-    let code = redirect(sockets.as_fd(), shedding.as_fd(), no_socket, tags.map(|tags| tags.function))
+    let code = redirect(sockets.as_fd(), drop_table.as_fd(), no_socket, tags.map(|tags| tags.function))
         .map_err(|e| LoadError { source: io::Error::new(io::ErrorKind::InvalidInput, e), log: String::new() })?;
     match tags {
         Some(TagSource { ifindex, .. }) => Program::load_for(&code, true, ifindex),
@@ -108,7 +108,7 @@ pub fn load(
 /// return XDP_DROP;
 /// whole:
 /// ```
-fn put_tag_back(code: &mut Assembler, function: KernelFunction, shedding: BorrowedFd<'_>) {
+fn put_tag_back(code: &mut Assembler, function: KernelFunction, drop_table: BorrowedFd<'_>) {
     // The verifier wants what is pointed to written first.
     code.set(R1, 0).store_word(R10, TAG_TYPE, R1);
     code.copy(R1, R6).copy(R2, R10).add(R2, TAG_TYPE.into()).copy(R3, R10).add(R3, TAG.into());
@@ -117,14 +117,14 @@ fn put_tag_back(code: &mut Assembler, function: KernelFunction, shedding: Borrow
     code.copy(R1, R6).set(R2, -4).call(XDP_ADJUST_HEAD).jump_if(R0, If::Different, 0, "lost");
     code.load_word(R2, R6, DATA).load_word(R3, R6, DATA_END);
     code.copy(R4, R2).add(R4, HEADER + 4).jump_if_above(R4, R3, "lost");
-    for at in [0, 4, 8] {
-        code.load_word(R5, R2, at + 4).store_word(R2, at, R5);
+    for location in [0, 4, 8] {
+        code.load_word(R5, R2, location + 4).store_word(R2, location, R5);
     }
     code.load_half(R5, R10, TAG_TYPE).store_half(R2, 12, R5);
     code.load_half(R5, R10, TAG).to_network_order_16(R5).store_half(R2, 14, R5).jump("whole");
     code.place("lost").load_word(R4, R6, RX_QUEUE_INDEX).store_word(R10, KEY, R4);
-    code.load_map(R1, shedding).copy(R2, R10).add(R2, KEY.into()).call(MAP_LOOKUP_ELEM);
-    code.jump_if(R0, If::Equal, 0, "gone").set(R1, 1).add_at_once(R0, ShedTable::LOST, R1);
+    code.load_map(R1, drop_table).copy(R2, R10).add(R2, KEY.into()).call(MAP_LOOKUP_ELEM);
+    code.jump_if(R0, If::Equal, 0, "gone").set(R1, 1).add_at_once(R0, DropTable::LOST, R1);
     code.place("gone").set(R0, XDP_DROP.cast_signed()).exit().place("whole");
 }
 
@@ -144,38 +144,38 @@ fn put_tag_back(code: &mut Assembler, function: KernelFunction, shedding: Borrow
 /// ```
 fn redirect(
     sockets: BorrowedFd<'_>,
-    shedding: BorrowedFd<'_>,
-    no_socket: NoSocket,
+    drop_table: BorrowedFd<'_>,
+    no_socket: NoSocketAction,
     tags: Option<KernelFunction>,
 ) -> Result<Vec<Instruction>, AssembleError> {
     // The lower two bits of the flags are what the helper returns if there is no socket.
     let flags = match no_socket {
-        NoSocket::Drop => XDP_DROP,
-        NoSocket::Pass => XDP_PASS,
+        NoSocketAction::Drop => XDP_DROP,
+        NoSocketAction::PassToStack => XDP_PASS,
     };
     let mut code = Assembler::new();
     code.copy(R6, R1);
     if let Some(function) = tags {
-        put_tag_back(&mut code, function, shedding);
+        put_tag_back(&mut code, function, drop_table);
     }
     code.load_word(R2, R6, DATA).load_word(R3, R6, DATA_END);
     code.copy(R4, R2).add(R4, HEADER).jump_if_above(R4, R3, "redirect");
     code.load_byte(R5, R2, 0).and(R5, 1).jump_if(R5, If::Equal, 0, "redirect");
     code.load_word(R7, R2, 0).load_half(R8, R2, 4);
-    for (group, next) in SPARED.into_iter().zip(["second", "third", "look up"]) {
+    for (group, next) in NEVER_DROP.into_iter().zip(["second", "third", "look up"]) {
         let (word, half) = parts(group);
         code.jump_if_word_differs(R7, word, next).jump_if(R8, If::Equal, half, "redirect").place(next);
     }
     code.load_word(R4, R6, RX_QUEUE_INDEX).store_word(R10, KEY, R4);
-    code.load_map(R1, shedding).copy(R2, R10).add(R2, KEY.into()).call(MAP_LOOKUP_ELEM);
+    code.load_map(R1, drop_table).copy(R2, R10).add(R2, KEY.into()).call(MAP_LOOKUP_ELEM);
     code.jump_if(R0, If::Equal, 0, "redirect").copy(R9, R0);
     let (word, half) = parts(Mac::BROADCAST);
     code.jump_if_word_differs(R7, word, "multicast").jump_if(R8, If::Equal, half, "is it time");
-    code.place("multicast").add(R9, ShedTable::TO_MULTICAST.into());
-    code.place("is it time").load_long(R7, R9, ShedTable::UNTIL).jump_if(R7, If::Equal, 0, "redirect");
+    code.place("multicast").add(R9, DropTable::TO_MULTICAST.into());
+    code.place("is it time").load_long(R7, R9, DropTable::UNTIL).jump_if(R7, If::Equal, 0, "redirect");
     code.call(KTIME_GET_BOOT_NS).jump_if_above(R7, R0, "shed").jump("redirect");
-    code.place("shed").set(R1, 1).add_at_once(R9, ShedTable::FRAMES, R1);
-    code.copy(R1, R6).call(XDP_GET_BUFF_LEN).add_at_once(R9, ShedTable::BYTES, R0);
+    code.place("shed").set(R1, 1).add_at_once(R9, DropTable::FRAMES, R1);
+    code.copy(R1, R6).call(XDP_GET_BUFF_LEN).add_at_once(R9, DropTable::BYTES, R0);
     code.set(R0, XDP_DROP.cast_signed()).exit();
     code.place("redirect").load_word(R2, R6, RX_QUEUE_INDEX);
     code.load_map(R1, sockets).set(R3, flags.cast_signed()).call(REDIRECT_MAP).exit();
@@ -196,9 +196,9 @@ mod tests {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
     use super::*;
-    use crate::device::{Amount, Group, Shed};
+    use crate::device::{DropCount, GroupClass, XdpDropped};
     use crate::sys::bpf::{Ran, XDP_REDIRECT};
-    use crate::time::{self, Moment};
+    use crate::time::{self, MonoTime};
 
     /// Whether programs can be loaded; a word about it if not.
     fn may_load() -> bool {
@@ -219,9 +219,9 @@ mod tests {
 
     #[test]
     fn the_program_reads_like_this() {
-        let (sockets, shedding) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-        for (no_socket, verdict) in [(NoSocket::Drop, 1), (NoSocket::Pass, 2)] {
-            let code = redirect(sockets.as_fd(), shedding.as_fd(), no_socket, None).unwrap();
+        let (sockets, drop_table) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+        for (no_socket, verdict) in [(NoSocketAction::Drop, 1), (NoSocketAction::PassToStack, 2)] {
+            let code = redirect(sockets.as_fd(), drop_table.as_fd(), no_socket, None).unwrap();
             let listing: Vec<String> = code
                 .iter()
                 .map(|i| format!("{:02x} r{} r{} {:+} {}", i.code, i.target(), i.source(), i.offset, i.immediate))
@@ -248,7 +248,7 @@ mod tests {
                 format!("15 r8 r0 +24 {}", half([0xcc, 0xcd])), // PVST: redirect
                 "61 r4 r6 +16 0".to_owned(),                    // the receive queue is the key
                 "63 r10 r4 -4 0".to_owned(),                    //
-                format!("18 r1 r1 +0 {}", shedding.as_raw_fd()), // r1 = shedding
+                format!("18 r1 r1 +0 {}", drop_table.as_raw_fd()), // r1 = shedding
                 "00 r0 r0 +0 0".to_owned(),                     //
                 "bf r2 r10 +0 0".to_owned(),                    // r2 = &key
                 "07 r2 r0 +0 -4".to_owned(),                    //
@@ -287,7 +287,7 @@ mod tests {
     }
 
     /// A moment that never comes.
-    const NEVER_OVER: Moment = Moment::from_nanos(u64::MAX);
+    const NEVER_OVER: MonoTime = MonoTime::from_nanos(u64::MAX);
 
     /// All that this program does about time: as long as it is not over, frames to groups of one kind die here and
     /// are counted, to the byte, and all others go their way.
@@ -296,27 +296,30 @@ mod tests {
         if !may_load() {
             return;
         }
-        let (sockets, shedding, socket) = (XskMap::new(1).unwrap(), ShedTable::new(1).unwrap(), socket());
+        let (sockets, drop_table, socket) = (XskMap::new(1).unwrap(), DropTable::new(1).unwrap(), socket());
         sockets.set(0, socket.as_fd()).unwrap();
-        let program = load(&sockets, &shedding, NoSocket::Drop, None).unwrap();
+        let program = load(&sockets, &drop_table, NoSocketAction::Drop, None).unwrap();
         // near each of those that are spared, and near broadcast, there are others that are not
-        let near = SPARED
+        let near = NEVER_DROP
             .into_iter()
             .chain([Mac::BROADCAST])
             .flat_map(|mac| (0..48).map(move |bit| Mac::from_bits(mac.bits() ^ 1 << bit)).chain([mac]));
         let any = (0u64..200).map(|n| Mac::from_bits(n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16));
         let all: Vec<Mac> = near.chain(any).collect();
-        let over = Moment::from_nanos(1);
-        let mut expected = Shed::default();
-        for (broadcast, multicast) in
-            [(Moment::default(), Moment::default()), (NEVER_OVER, over), (over, NEVER_OVER), (NEVER_OVER, NEVER_OVER)]
-        {
-            shedding.shed(0, Group::Broadcast, broadcast);
-            shedding.shed(0, Group::Multicast, multicast);
+        let over = MonoTime::from_nanos(1);
+        let mut expected = XdpDropped::default();
+        for (broadcast, multicast) in [
+            (MonoTime::default(), MonoTime::default()),
+            (NEVER_OVER, over),
+            (over, NEVER_OVER),
+            (NEVER_OVER, NEVER_OVER),
+        ] {
+            drop_table.set_blocked_until(0, GroupClass::Broadcast, broadcast);
+            drop_table.set_blocked_until(0, GroupClass::Multicast, multicast);
             for (len, &mac) in (14..1514).cycle().step_by(37).zip(&all) {
-                let group = if mac == Mac::BROADCAST { Group::Broadcast } else { Group::Multicast };
+                let group = if mac == Mac::BROADCAST { GroupClass::Broadcast } else { GroupClass::Multicast };
                 let until = if mac == Mac::BROADCAST { broadcast } else { multicast };
-                let dies = mac.is_group() && !SPARED.contains(&mac) && until == NEVER_OVER;
+                let dies = mac.is_group() && !NEVER_DROP.contains(&mac) && until == NEVER_OVER;
                 if dies {
                     expected[group].frames += 1;
                     expected[group].bytes += len as u64;
@@ -325,11 +328,11 @@ mod tests {
                 assert_eq!(ran.verdict, if dies { XDP_DROP } else { XDP_REDIRECT }, "{mac}");
                 assert_eq!(ran.frame, to(mac, len), "{mac}");
             }
-            for group in Group::ALL {
-                assert_eq!(shedding.total(0, group), expected[group], "{group:?}");
+            for group in GroupClass::ALL {
+                assert_eq!(drop_table.total(0, group), expected[group], "{group:?}");
             }
         }
-        assert!(Group::ALL.iter().all(|&group| expected[group].frames > 1));
+        assert!(GroupClass::ALL.iter().all(|&group| expected[group].frames > 1));
     }
 
     /// The clock of the program is ours.
@@ -338,18 +341,18 @@ mod tests {
         if !may_load() {
             return;
         }
-        let (sockets, shedding) = (XskMap::new(1).unwrap(), ShedTable::new(1).unwrap());
-        let program = load(&sockets, &shedding, NoSocket::Pass, None).unwrap();
+        let (sockets, drop_table) = (XskMap::new(1).unwrap(), DropTable::new(1).unwrap());
+        let program = load(&sockets, &drop_table, NoSocketAction::PassToStack, None).unwrap();
         let verdict = || program.test_run(&to(Mac::BROADCAST, 60), None).unwrap().verdict;
-        let mut shed = 0;
+        let mut dropped = 0;
         for micros in [0, 10, 1_000, 30_000] {
             let until = time::now() + Duration::from_micros(micros);
-            shedding.shed(0, Group::Broadcast, until);
+            drop_table.set_blocked_until(0, GroupClass::Broadcast, until);
             loop {
                 let before = time::now();
                 let verdict = verdict();
                 let after = time::now();
-                shed += u64::from(verdict == XDP_DROP);
+                dropped += u64::from(verdict == XDP_DROP);
                 match verdict {
                     XDP_DROP => assert!(before < until),
                     _ => assert!(after >= until),
@@ -359,12 +362,12 @@ mod tests {
                 }
             }
         }
-        assert_eq!(shedding.total(0, Group::Broadcast), Amount { frames: shed, bytes: shed * 60 });
-        assert!(shed > 0, "30 ms are enough for one run");
+        assert_eq!(drop_table.total(0, GroupClass::Broadcast), DropCount { frames: dropped, bytes: dropped * 60 });
+        assert!(dropped > 0, "30 ms are enough for one run");
         // What is lifted is lifted at once.
-        shedding.shed(0, Group::Broadcast, NEVER_OVER);
+        drop_table.set_blocked_until(0, GroupClass::Broadcast, NEVER_OVER);
         assert_eq!(verdict(), XDP_DROP);
-        shedding.shed(0, Group::Broadcast, Moment::default());
+        drop_table.set_blocked_until(0, GroupClass::Broadcast, MonoTime::default());
         assert_eq!(verdict(), XDP_PASS);
     }
 
@@ -373,9 +376,9 @@ mod tests {
         if !may_load() {
             return;
         }
-        for (no_socket, verdict) in [(NoSocket::Drop, XDP_DROP), (NoSocket::Pass, XDP_PASS)] {
+        for (no_socket, verdict) in [(NoSocketAction::Drop, XDP_DROP), (NoSocketAction::PassToStack, XDP_PASS)] {
             let sockets = XskMap::new(2).unwrap();
-            let program = load(&sockets, &ShedTable::new(2).unwrap(), no_socket, None).unwrap();
+            let program = load(&sockets, &DropTable::new(2).unwrap(), no_socket, None).unwrap();
             let run = |len: usize| {
                 let Ran { verdict, frame: left } = program.test_run(&frame(len), None).unwrap();
                 assert_eq!(left, frame(len));

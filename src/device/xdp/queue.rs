@@ -22,28 +22,28 @@ use std::time::Duration;
 use super::redirect::Redirect;
 use crate::device::limit::{ALWAYS_TAKEN, Limit};
 use crate::device::observed::Samples;
-use crate::device::{Abilities, Device, Group, Observed, Shed};
-use crate::frame::{Batch, Cache, Copying, Exchange, Fate, Frame, Lane, Sent};
+use crate::device::{Device, DeviceCaps, GroupClass, Observed, XdpDropped};
+use crate::frame::{Batch, CopyMode, Frame, Magazine, TxBatch, TxStats, TxStatus, XskQueue};
 use crate::sys::xsk::Kick;
-use crate::time::Moment;
+use crate::time::MonoTime;
 
 /// How long frames that come fast one after the other gather before they are taken. A send is a system call,
 /// so that a frame sent alone costs half as much again as one of four; and it is a fifth of the time
 /// that waking a sleeping reader takes.
-const GATHERING_TIME: Duration = Duration::from_nanos(6_500);
+const MODERATION_TIME: Duration = Duration::from_nanos(6_500);
 
 /// Reads after which frames that wait are tried again, at most, if they were tried in vain before: each try costs a
 /// system call, which others of the worker wait for.
-const MOST_READS_BETWEEN: u8 = 63;
+const MAX_POLLS_BETWEEN: u8 = 63;
 
 /// A queue, and its share of the program that brings the frames.
 #[derive(Debug)]
 pub(super) struct Queue {
-    exchange: Exchange,
+    socket: XskQueue,
     /// Frames that were missed until it was last asked.
-    missed: u64,
+    rx_missed: u64,
     /// Frames that count as sent, wait in the ring, and that the kernel has not taken yet.
-    waiting: bool,
+    tx_pending: bool,
     /// Reads before these are tried again.
     reads_left: u8,
     /// And how many there were before the last try.
@@ -63,7 +63,7 @@ pub(super) struct Queue {
     /// Which of the queues it is.
     number: u32,
     /// What had been shed when it was last asked.
-    shed: Shed,
+    dropped: XdpDropped,
     /// The program goes when the last queue of its netdev does.
     redirect: Arc<Redirect>,
     /// Received frames that are sampled, and what comes of it.
@@ -87,13 +87,13 @@ struct Drops {
     /// Those of them that were refused for their length.
     refused: u64,
     /// The longest of them, and how many are so long.
-    longest: (u32, u32),
+    max_len: (u32, u32),
 }
 
 /// How long the frames of a burst are, once a frame has been dropped: which lengths pass is of interest then.
 #[derive(Debug, Clone, Copy, Default)]
 struct Lengths {
-    longest: u32,
+    max_len: u32,
     /// How many are so long.
     count: u32,
 }
@@ -101,25 +101,25 @@ struct Lengths {
 impl Lengths {
     #[cold]
     fn add(&mut self, len: u32) {
-        if len > self.longest {
-            *self = Lengths { longest: len, count: 0 };
+        if len > self.max_len {
+            *self = Lengths { max_len: len, count: 0 };
         }
-        self.count += u32::from(len == self.longest);
+        self.count += u32::from(len == self.max_len);
     }
 
     /// The longest frame of the burst, if it is known to have passed.
     fn passed(self, drops: Drops) -> Option<u32> {
-        let (dropped, count) = drops.longest;
-        (self.longest > dropped || self.longest == dropped && self.count > count).then_some(self.longest)
+        let (dropped, count) = drops.max_len;
+        (self.max_len > dropped || self.max_len == dropped && self.count > count).then_some(self.max_len)
     }
 }
 
 impl Queue {
-    pub(super) fn new(exchange: Exchange, number: u32, redirect: Arc<Redirect>, observed: Observed) -> Queue {
+    pub(super) fn new(socket: XskQueue, number: u32, redirect: Arc<Redirect>, observed: Observed) -> Queue {
         Queue {
-            exchange,
-            missed: 0,
-            waiting: false,
+            socket,
+            rx_missed: 0,
+            tx_pending: false,
             reads_left: 0,
             reads_between: 0,
             state: State::Up,
@@ -130,7 +130,7 @@ impl Queue {
             dropped_late: 0,
             invalid: 0,
             number,
-            shed: Shed::default(),
+            dropped: XdpDropped::default(),
             redirect,
             samples: Samples::default(),
             observed,
@@ -140,37 +140,37 @@ impl Queue {
     /// Has the kernel send what is in the ring. Notes what the device has dropped of a burst that begins at position
     /// `first`.
     #[inline]
-    fn push_out(&mut self, first: u32, drops: &mut Drops) {
-        let mut left = self.exchange.unsent();
+    fn flush(&mut self, first: u32, drops: &mut Drops) {
+        let mut left = self.socket.unsent();
         while left > 0 {
-            match self.exchange.kick() {
+            match self.socket.kick() {
                 Kick::Done | Kick::Full => (self.state, self.dropping) = (State::Up, false),
                 Kick::Dropped => {
                     (self.state, self.dropping) = (State::Up, true);
-                    self.note_dropped(first, drops);
+                    self.count_dropped(first, drops);
                 }
                 Kick::Down => self.state = State::Down,
                 Kick::Gone => self.state = State::Gone,
             }
             // Without progress now there is none to be expected soon: it is tried again later.
-            let before = mem::replace(&mut left, self.exchange.unsent());
+            let before = mem::replace(&mut left, self.socket.unsent());
             if left == before {
                 break;
             }
         }
-        self.waiting = left > 0;
+        self.tx_pending = left > 0;
     }
 
     #[cold]
-    fn note_dropped(&mut self, first: u32, drops: &mut Drops) {
-        match self.exchange.dropped() {
+    fn count_dropped(&mut self, first: u32, drops: &mut Drops) {
+        match self.socket.dropped() {
             Some(dropped) if dropped.is_since(first) => {
                 self.has_dropped = true;
                 drops.frames += 1;
                 drops.bytes += dropped.bytes;
                 let len = u32::try_from(dropped.bytes).unwrap_or(u32::MAX);
-                let (longest, count) = drops.longest;
-                drops.longest = (longest.max(len), if len > longest { 1 } else { count + u32::from(len == longest) });
+                let (max_len, count) = drops.max_len;
+                drops.max_len = (max_len.max(len), if len > max_len { 1 } else { count + u32::from(len == max_len) });
                 if len > ALWAYS_TAKEN && self.limit.refuses(len) {
                     // That says nothing of those behind it.
                     drops.refused += 1;
@@ -185,43 +185,43 @@ impl Queue {
     /// Looks at one received frame.
     #[cold]
     fn sample(&mut self, batch: &Batch, index: usize) {
-        if self.samples.take(batch.view(index).head) {
-            self.observed.note_partial_checksums();
+        if self.samples.take(batch.frame_ref(index).head) {
+            self.observed.report_partial_checksums();
         }
     }
 
     /// Notes how long the frames of a burst were that have passed: their mean, until a frame has been dropped.
     #[inline]
-    fn note_passed(&mut self, sent: Sent, drops: Drops) {
+    fn record_passed(&mut self, sent: TxStats, drops: Drops) {
         if self.has_dropped {
             if let Some(len) = self.lengths.passed(drops) {
                 self.limit.passed(len);
             }
-        } else if sent.bytes > sent.frames * u64::from(self.limit.longest()) {
+        } else if sent.bytes > sent.frames * u64::from(self.limit.max_passed()) {
             self.limit.passed(u32::try_from(sent.bytes.div_ceil(sent.frames)).unwrap_or_default());
         }
     }
 
     /// Tries again to send what waits.
     #[cold]
-    fn push_out_waiting(&mut self) {
-        let before = self.exchange.unsent();
+    fn flush_pending(&mut self) {
+        let before = self.socket.unsent();
         // All of it counts as sent already.
-        self.push_out(self.exchange.position(), &mut Drops::default());
+        self.flush(self.socket.position(), &mut Drops::default());
         // A driver that works without a copy takes them by itself, and is only asked to when it says so.
-        let is_asked = self.exchange.copying() == Copying::Copies;
-        let in_vain = is_asked && self.waiting && self.exchange.unsent() == before;
+        let is_asked = self.socket.copy_mode() == CopyMode::Copy;
+        let in_vain = is_asked && self.tx_pending && self.socket.unsent() == before;
         self.reads_between =
-            if in_vain { (self.reads_between.saturating_mul(2) + 1).min(MOST_READS_BETWEEN) } else { 0 };
+            if in_vain { (self.reads_between.saturating_mul(2) + 1).min(MAX_POLLS_BETWEEN) } else { 0 };
         self.reads_left = self.reads_between;
     }
 
     /// Tries the same now and then, while its worker reads on.
     #[cold]
-    fn push_out_in_time(&mut self) {
+    fn flush_pending_sometimes(&mut self) {
         match self.reads_left.checked_sub(1) {
             Some(left) => self.reads_left = left,
-            None => self.push_out_waiting(),
+            None => self.flush_pending(),
         }
     }
 
@@ -235,142 +235,142 @@ impl Queue {
         if self.dropping {
             return self.try_one(frame, first, drops);
         }
-        self.exchange.send(frame)
+        self.socket.send(frame)
     }
 
     #[cold]
     fn try_one(&mut self, frame: &mut Frame, first: u32, drops: &mut Drops) -> bool {
-        if drops.frames > drops.refused || !self.exchange.send(frame) {
+        if drops.frames > drops.refused || !self.socket.send(frame) {
             return false;
         }
-        self.exchange.flush();
-        self.push_out(first, drops);
+        self.socket.flush();
+        self.flush(first, drops);
         true
     }
 }
 
 impl Device for Queue {
-    fn receive(&mut self, batch: &mut Batch, cache: &mut Cache) -> io::Result<()> {
+    fn receive(&mut self, batch: &mut Batch, magazine: &mut Magazine) -> io::Result<()> {
         // Of a netdev that is down nothing is to be expected before somebody sets it up: that shows with the next
         // burst, or when there is time.
-        if self.waiting && self.state == State::Up {
-            self.push_out_in_time();
+        if self.tx_pending && self.state == State::Up {
+            self.flush_pending_sometimes();
         }
         if self.state == State::Gone {
             return Err(io::ErrorKind::NotConnected.into());
         }
         let before = batch.len();
-        self.exchange.receive(batch, cache);
+        self.socket.receive(batch, magazine);
         if self.samples.is_due() && batch.len() > before {
             self.sample(batch, before);
         }
         Ok(())
     }
 
-    fn transmit(&mut self, lane: &mut Lane, batch: &Batch, cache: &mut Cache) -> Sent {
+    fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats {
         if self.state == State::Down {
             // What is in the ring already tells whether it is up again.
-            self.push_out_waiting();
+            self.flush_pending();
         }
         if self.state != State::Up {
-            let sent = lane.send_each(batch, cache, |_| Fate::LinkDown);
-            self.exchange.reap(cache);
+            let sent = tx.send_each(batch, magazine, |_| TxStatus::LinkDown);
+            self.socket.reap(magazine);
             return sent;
         }
-        let (first, mut drops) = (self.exchange.position(), Drops::default());
+        let (first, mut drops) = (self.socket.position(), Drops::default());
         self.lengths = Lengths::default();
-        let mut sent = lane.send_owned(batch, cache, |frame| self.send(frame, first, &mut drops));
-        self.exchange.flush();
-        self.push_out(first, &mut drops);
+        let mut sent = tx.send_owned(batch, magazine, |frame| self.send(frame, first, &mut drops));
+        self.socket.flush();
+        self.flush(first, &mut drops);
         if drops.frames > 0 {
             self.correct(&mut sent, drops);
         }
-        if !self.waiting {
-            self.note_passed(sent, drops);
+        if !self.tx_pending {
+            self.record_passed(sent, drops);
         }
-        self.exchange.reap(cache);
+        self.socket.reap(magazine);
         sent
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
-        self.exchange.fd()
+        self.socket.fd()
     }
 
     /// It is a look into a ring.
-    fn is_cheap_to_ask(&self) -> bool {
+    fn is_cheap_to_poll(&self) -> bool {
         true
     }
 
     /// What comes in here mostly leaves by another such queue.
-    fn gathering_time(&self) -> Duration {
-        match self.exchange.copying() {
-            Copying::Copies => GATHERING_TIME,
+    fn moderation_time(&self) -> Duration {
+        match self.socket.copy_mode() {
+            CopyMode::Copy => MODERATION_TIME,
             // The driver sends by itself, and the hardware moderates.
-            Copying::None => Duration::ZERO,
+            CopyMode::ZeroCopy => Duration::ZERO,
         }
     }
 
-    fn abilities(&self) -> Abilities {
-        Abilities { offloads: false }
+    fn caps(&self) -> DeviceCaps {
+        DeviceCaps { offloads: false }
     }
 
-    fn leads_to_wire(&self) -> bool {
+    fn needs_padding(&self) -> bool {
         true
     }
 
-    fn prepare_sleep(&mut self, cache: &mut Cache) -> bool {
-        if self.waiting {
-            self.push_out_waiting();
+    fn prepare_sleep(&mut self, magazine: &mut Magazine) -> bool {
+        if self.tx_pending {
+            self.flush_pending();
         }
-        let can_receive = self.exchange.prepare_sleep(cache);
-        self.waiting && self.state == State::Up || !can_receive && self.state != State::Gone
+        let can_receive = self.socket.prepare_sleep(magazine);
+        self.tx_pending && self.state == State::Up || !can_receive && self.state != State::Gone
     }
 
-    fn prepare_close(&mut self, cache: &mut Cache) {
-        if self.waiting {
-            self.push_out_waiting();
+    fn prepare_close(&mut self, magazine: &mut Magazine) {
+        if self.tx_pending {
+            self.flush_pending();
         }
-        self.exchange.reap(cache);
+        self.socket.reap(magazine);
         // A driver that works without a copy is about to send what is left, as hardware is with what is in its rings.
-        if self.exchange.copying() == Copying::Copies || self.state != State::Up {
-            self.dropped_late += self.exchange.unsent_frames();
+        if self.socket.copy_mode() == CopyMode::Copy || self.state != State::Up {
+            self.dropped_late += self.socket.unsent_frames();
         }
     }
 
-    fn missed(&mut self) -> u64 {
-        if self.observed.take_turn() {
+    fn rx_missed(&mut self) -> u64 {
+        if self.observed.take_sample_request() {
             self.samples.begin();
         }
-        if self.waiting && self.state == State::Down {
-            self.push_out_waiting();
+        if self.tx_pending && self.state == State::Down {
+            self.flush_pending();
         }
-        let total = self.exchange.missed() + self.redirect.shedding.lost(self.number);
+        let total = self.socket.rx_missed() + self.redirect.drop_table.lost(self.number);
         // A netdev that is gone tells no more.
-        let news = total.saturating_sub(self.missed);
-        self.missed += news;
-        news
+        let changed = total.saturating_sub(self.rx_missed);
+        self.rx_missed += changed;
+        changed
     }
 
     fn tx_lost(&mut self) -> u64 {
-        let total = self.exchange.invalid();
-        let news = total.saturating_sub(self.invalid);
-        self.invalid += news;
-        mem::take(&mut self.dropped_late) + news
+        let total = self.socket.invalid();
+        let changed = total.saturating_sub(self.invalid);
+        self.invalid += changed;
+        mem::take(&mut self.dropped_late) + changed
     }
 
-    fn shed(&mut self, group: Group, until: Moment) {
-        self.redirect.shedding.shed(self.number, group, until);
+    fn xdp_drop(&mut self, group: GroupClass, until: MonoTime) {
+        self.redirect.drop_table.set_blocked_until(self.number, group, until);
     }
 
-    fn was_shed(&mut self) -> Shed {
-        let mut news = Shed::default();
-        for group in Group::ALL {
-            let total = self.redirect.shedding.total(self.number, group);
-            let last = mem::replace(&mut self.shed[group], total);
-            news[group].frames = total.frames.wrapping_sub(last.frames);
-            news[group].bytes = total.bytes.wrapping_sub(last.bytes);
+    fn take_xdp_dropped(&mut self) -> XdpDropped {
+        let mut changed = XdpDropped::default();
+        for group in GroupClass::ALL {
+            let total = self.redirect.drop_table.total(self.number, group);
+            let last = mem::replace(&mut self.dropped[group], total);
+            changed[group].frames = total.frames.wrapping_sub(last.frames);
+            changed[group].bytes = total.bytes.wrapping_sub(last.bytes);
         }
-        news
+        changed
     }
 }
 
@@ -378,7 +378,7 @@ impl Queue {
     /// Takes what the device has dropped of a burst out of what was sent. What was not even tried after that died of the
     /// same.
     #[cold]
-    fn correct(&self, sent: &mut Sent, drops: Drops) {
+    fn correct(&self, sent: &mut TxStats, drops: Drops) {
         sent.frames -= drops.frames.min(sent.frames);
         sent.bytes -= drops.bytes.min(sent.bytes);
         sent.full += drops.frames - drops.refused;

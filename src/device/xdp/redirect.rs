@@ -3,9 +3,9 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use super::program::{self, NoSocket, TagSource};
-use super::shedding::ShedTable;
-use super::tags::TagsKept;
+use super::drop_table::DropTable;
+use super::program::{self, NoSocketAction, TagSource};
+use super::tags::StrippingOff;
 use crate::sys::bpf::{Attach, KernelFunction, Link, LoadError, Program, XskMap};
 use crate::sys::running::Running;
 
@@ -16,11 +16,11 @@ pub(super) struct Redirect {
     _program: Program,
     _sockets: XskMap,
     /// What it sheds.
-    pub(super) shedding: ShedTable,
+    pub(super) drop_table: DropTable,
     /// Whether frames can leave by the netdev.
     pub(super) running: Running,
     /// Last: while the program is there, tags stay in the frames.
-    _tags: Option<TagsKept>,
+    _tags: Option<StrippingOff>,
 }
 
 /// Why the program is not there.
@@ -39,8 +39,8 @@ impl Redirect {
         index: u32,
         sockets: &[BorrowedFd<'_>],
         attach: Attach,
-        ask: Option<KernelFunction>,
-        kept: Option<TagsKept>,
+        request: Option<KernelFunction>,
+        stored: Option<StrippingOff>,
     ) -> Result<Redirect, Failure> {
         #[allow(clippy::cast_possible_truncation)] // far fewer queues
         let queues = sockets.len() as u32;
@@ -48,11 +48,11 @@ impl Redirect {
         for (queue, socket) in (0..queues).zip(sockets) {
             map.set(queue, *socket).map_err(Failure::Map)?;
         }
-        let shedding = ShedTable::new(queues).map_err(Failure::Map)?;
+        let drop_table = DropTable::new(queues).map_err(Failure::Map)?;
         let running = Running::new(index).map_err(Failure::Map)?;
-        let tags = ask.map(|function| TagSource { function, ifindex: index });
-        let program = program::load(&map, &shedding, NoSocket::default(), tags).map_err(Failure::Load)?;
+        let tags = request.map(|function| TagSource { function, ifindex: index });
+        let program = program::load(&map, &drop_table, NoSocketAction::default(), tags).map_err(Failure::Load)?;
         let link = Link::attach(&program, index, attach).map_err(Failure::Attach)?;
-        Ok(Redirect { _link: link, _program: program, _sockets: map, shedding, running, _tags: kept })
+        Ok(Redirect { _link: link, _program: program, _sockets: map, drop_table, running, _tags: stored })
     }
 }

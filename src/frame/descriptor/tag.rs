@@ -1,7 +1,7 @@
 //! A VLAN tag that is taken off a frame or put onto it, in place: only the addresses in front of it
 //! move, into the room that the tag leaves or into the headroom. What follows stays where it is.
 
-use super::{Frame, Place, SLOT};
+use super::{Frame, SLOT, Storage};
 use crate::wire::{HEADER_LEN, MIN_WIRE_LEN, Offload, TAG_LEN};
 
 /// Bytes of a tag.
@@ -17,12 +17,12 @@ impl Frame {
     /// Whether a tag can be taken off, and what is left of it is a frame: its header is there, in its
     /// first segment.
     fn has_room_for_tag(&self) -> bool {
-        self.head() as usize >= HEADER_LEN + TAG_LEN
+        self.head_len() as usize >= HEADER_LEN + TAG_LEN
     }
 
     /// Some bytes of the first slot that it owns.
     fn slot_mut(&mut self, start: usize, len: usize) -> Option<&mut [u8]> {
-        let pool = self.home()?;
+        let pool = self.owner()?;
         assert!(start + len <= SLOT, "within a slot");
         // SAFETY: the slot is this frame's, and whoever reads it through the frame has borrowed that,
         // which we have to ourselves; the range lies within the slot.
@@ -42,7 +42,7 @@ impl Frame {
     }
 
     /// The same for a frame that lies in this receive buffer, its offload header in front of it.
-    pub(in crate::frame) fn pop_landed(&mut self, buffer: &mut [u8]) -> bool {
+    pub(in crate::frame) fn pop_in_buffer(&mut self, buffer: &mut [u8]) -> bool {
         if !self.has_room_for_tag() {
             return false;
         }
@@ -56,7 +56,7 @@ impl Frame {
     /// Notes that the tag is gone.
     fn shorten(&mut self) {
         self.begin_at(self.start + TAG);
-        if !self.offload().is_pending() {
+        if !self.offload().needs_offload() {
             return;
         }
         match self.offload().without_tag() {
@@ -70,7 +70,7 @@ impl Frame {
 
     /// Notes where the frame begins now, in its first segment; the end stays.
     fn begin_at(&mut self, start: u16) {
-        if self.place == Place::Chain
+        if self.storage == Storage::Chain
             && let Some(pool) = self.pool
         {
             let end = self.start + pool.extent(self.at).1;
@@ -90,7 +90,7 @@ impl Frame {
     /// Puts a tag behind the addresses of a frame that owns its slots. Whether there was room in front
     /// of it.
     pub(in crate::frame) fn push_owned(&mut self, tag: [u8; TAG_LEN]) -> bool {
-        let Some(after) = self.tagged().filter(|_| self.head() as usize >= TAG_AT) else { return false };
+        let Some(after) = self.tagged().filter(|_| self.head_len() as usize >= TAG_AT) else { return false };
         let Some(start) = self.start.checked_sub(TAG) else { return false };
         let Some(bytes) = self.slot_mut(usize::from(start), TAG_AT + TAG_LEN) else { return false };
         bytes.copy_within(TAG_LEN.., 0);
@@ -100,8 +100,8 @@ impl Frame {
     }
 
     /// The same for a frame that lies in this receive buffer, its offload header in front of it.
-    pub(in crate::frame) fn push_landed(&mut self, tag: [u8; TAG_LEN], buffer: &mut [u8]) -> bool {
-        let Some(after) = self.tagged().filter(|_| self.head() as usize >= TAG_AT) else { return false };
+    pub(in crate::frame) fn push_in_buffer(&mut self, tag: [u8; TAG_LEN], buffer: &mut [u8]) -> bool {
+        let Some(after) = self.tagged().filter(|_| self.head_len() as usize >= TAG_AT) else { return false };
         let start = usize::from(self.start);
         let Some(front) = start.checked_sub(Offload::LEN + TAG_LEN) else { return false };
         buffer.copy_within(front + TAG_LEN..start + TAG_AT, front);
@@ -112,7 +112,7 @@ impl Frame {
     }
 
     /// Its offload header and the bytes that each of its frames repeats, as they are.
-    pub(in crate::frame) fn untouched(&self) -> (Offload, u16) {
+    pub(in crate::frame) fn current(&self) -> (Offload, u16) {
         (self.offload(), self.headers)
     }
 
@@ -128,7 +128,7 @@ impl Frame {
     }
 
     /// The same for a frame that lies in this receive buffer.
-    pub(in crate::frame) fn replace_landed(&mut self, tag: [u8; TAG_LEN], buffer: &mut [u8]) -> bool {
+    pub(in crate::frame) fn replace_in_buffer(&mut self, tag: [u8; TAG_LEN], buffer: &mut [u8]) -> bool {
         if !self.has_room_for_tag() {
             return false;
         }
@@ -140,7 +140,7 @@ impl Frame {
     pub(in crate::frame) fn pad_owned(&mut self) -> bool {
         const LEN: usize = MIN_WIRE_LEN as usize;
         let (start, len) = (usize::from(self.start), self.len as usize);
-        if self.place != Place::Slot || len > LEN || start + LEN > SLOT {
+        if self.storage != Storage::Slot || len > LEN || start + LEN > SLOT {
             return false;
         }
         let Some(bytes) = self.slot_mut(start + len, LEN - len) else { return false };
@@ -150,7 +150,7 @@ impl Frame {
     }
 
     /// The same for a frame that lies in this receive buffer.
-    pub(in crate::frame) fn pad_landed(&mut self, buffer: &mut [u8]) -> bool {
+    pub(in crate::frame) fn pad_in_buffer(&mut self, buffer: &mut [u8]) -> bool {
         const LEN: usize = MIN_WIRE_LEN as usize;
         let (start, len) = (usize::from(self.start), self.len as usize);
         let Some(bytes) = buffer.get_mut(start + len..start + LEN) else { return false };
@@ -178,8 +178,8 @@ impl Frame {
     /// Writes its offload header in front of it, where something is left to be done. The last two
     /// bytes, the buffer count, stay as they came.
     fn write_offload(&self, buffer: &mut [u8]) {
-        debug_assert!(self.place == Place::Landing);
-        if self.offload().is_pending() {
+        debug_assert!(self.storage == Storage::RxBuffer);
+        if self.offload().needs_offload() {
             const SAID: usize = Offload::LEN - 2;
             let front = usize::from(self.start) - Offload::LEN;
             buffer[front..][..SAID].copy_from_slice(&self.offload().write()[..SAID]);
@@ -191,7 +191,7 @@ impl Frame {
 mod tests {
     use proptest::prelude::*;
 
-    use crate::frame::{Batch, Cache, Pool, Untaggable};
+    use crate::frame::{Batch, Magazine, Pool, TagError};
     use crate::wire::{Offload, Vid};
 
     /// A header, and the bytes behind it.
@@ -223,27 +223,27 @@ mod tests {
     }
 
     /// Puts the frame into the batch, into slots or into a receive buffer.
-    fn put(sketch: &Sketch, landed: bool, batch: &mut Batch, cache: &mut Cache) -> usize {
-        if landed {
+    fn put(sketch: &Sketch, received: bool, batch: &mut Batch, magazine: &mut Magazine) -> usize {
+        if received {
             let all = [&sketch.header[..], &sketch.bytes].concat();
             let read = |room: &mut [u8]| {
                 room[..all.len()].copy_from_slice(&all);
                 Ok::<_, ()>(all.len())
             };
-            batch.land(true, read).unwrap();
+            batch.receive(true, read).unwrap();
         } else {
-            batch.push(cache.frame(&sketch.bytes, Offload::read(&sketch.header)).unwrap());
+            batch.push(magazine.frame(&sketch.bytes, Offload::read(&sketch.header)).unwrap());
         }
         batch.len() - 1
     }
 
-    type Looks = (Vec<u8>, Option<Vec<u8>>, Offload, (u64, u64), u32, bool);
+    type VidSource = (Vec<u8>, Option<Vec<u8>>, Offload, (u64, u64), u32, bool);
 
     /// All that can be seen of a frame.
-    fn looks(batch: &Batch, index: usize) -> Looks {
-        let (view, frame) = (batch.view(index), batch.frame(index));
-        let with_header = view.with_header.map(<[u8]>::to_vec);
-        (view.to_vec(), with_header, frame.offload(), frame.counts(), frame.longest(), frame.is_sound())
+    fn vid_sources(batch: &Batch, index: usize) -> VidSource {
+        let (frame_ref, frame) = (batch.frame_ref(index), batch.frame(index));
+        let with_header = frame_ref.with_header.map(<[u8]>::to_vec);
+        (frame_ref.to_vec(), with_header, frame.offload(), frame.counts(), frame.max_segment_len(), frame.is_valid())
     }
 
     fn with_tag(bytes: &[u8], vid: Vid) -> Vec<u8> {
@@ -252,25 +252,25 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_tag_comes_and_goes_without_a_trace(sketch in sketch(), landed: bool, vid in 1..4095u16, others in 0..16u32) {
+        fn a_tag_comes_and_goes_without_a_trace(sketch in sketch(), received: bool, vid in 1..4095u16, others in 0..16u32) {
             let pool = Pool::new(256).unwrap();
-            let mut cache = Cache::new(pool);
+            let mut magazine = Magazine::new(pool);
             let mut batch = Batch::new();
             // In each slot frames begin at another place.
-            let held: Vec<_> = (0..others).map(|_| cache.frame(&[0; 60], Offload::NONE).unwrap()).collect();
+            let held: Vec<_> = (0..others).map(|_| magazine.frame(&[0; 60], Offload::NONE).unwrap()).collect();
             let vid = Vid::new(vid).unwrap();
-            let index = put(&sketch, landed, &mut batch, &mut cache);
-            let before = looks(&batch, index);
-            let after = batch.adopt_tagged(index, vid, false, &mut cache);
-            let pushed = batch.push_tag(index, vid, &mut cache);
+            let index = put(&sketch, received, &mut batch, &mut magazine);
+            let before = vid_sources(&batch, index);
+            let after = batch.copy_tagged(index, vid, false, &mut magazine);
+            let pushed = batch.push_tag(index, vid, &mut magazine);
             match pushed {
                 Ok(()) => {
-                    let tagged = looks(&batch, index);
+                    let tagged = vid_sources(&batch, index);
                     prop_assert_eq!(&tagged.0, &with_tag(&before.0, vid));
                     prop_assert_eq!(Some(tagged.2), before.2.with_tag());
                     prop_assert_eq!(tagged.3.0, before.3.0, "as many frames");
                     prop_assert_eq!(tagged.5, before.5);
-                    if before.5 && !before.2.is_pending() {
+                    if before.5 && !before.2.needs_offload() {
                         prop_assert_eq!(tagged.3.1, before.3.1 + 4);
                     }
                     if let Some(with_header) = &tagged.1 {
@@ -278,53 +278,53 @@ mod tests {
                         prop_assert!(tagged.0.starts_with(&with_header[12..]));
                     }
                     batch.push(after.unwrap());
-                    let copy = looks(&batch, index + 1);
+                    let copy = vid_sources(&batch, index + 1);
                     prop_assert_eq!((&copy.0, copy.2, copy.3, copy.4, copy.5), (&tagged.0, tagged.2, tagged.3, tagged.4, tagged.5));
                     prop_assert!(batch.pop_tag(index));
                     // What is a lie stays one; another lie perhaps.
                     if before.5 {
-                        prop_assert_eq!(looks(&batch, index), before);
+                        prop_assert_eq!(vid_sources(&batch, index), before);
                     } else {
-                        prop_assert_eq!((looks(&batch, index).0, batch.frame(index).is_sound()), (before.0, false));
+                        prop_assert_eq!((vid_sources(&batch, index).0, batch.frame(index).is_valid()), (before.0, false));
                     }
                 }
                 Err(why) => {
-                    prop_assert_eq!((after.err(), why), (Some(Untaggable::Offsets), Untaggable::Offsets));
-                    prop_assert!(before.2.is_pending());
-                    prop_assert_eq!(looks(&batch, index), before);
+                    prop_assert_eq!((after.err(), why), (Some(TagError::Offsets), TagError::Offsets));
+                    prop_assert!(before.2.needs_offload());
+                    prop_assert_eq!(vid_sources(&batch, index), before);
                 }
             }
             drop(held);
-            batch.clear(&mut cache);
-            drop(cache);
+            batch.clear(&mut magazine);
+            drop(magazine);
             prop_assert_eq!(pool.free(), 256);
         }
 
         /// Whatever a frame from outside has for its first four bytes behind the addresses.
         #[test]
-        fn a_tag_goes_off_any_frame(sketch in sketch(), landed: bool) {
+        fn a_tag_goes_off_any_frame(sketch in sketch(), received: bool) {
             let pool = Pool::new(256).unwrap();
-            let mut cache = Cache::new(pool);
+            let mut magazine = Magazine::new(pool);
             let mut batch = Batch::new();
-            let index = put(&sketch, landed, &mut batch, &mut cache);
-            let before = looks(&batch, index);
+            let index = put(&sketch, received, &mut batch, &mut magazine);
+            let before = vid_sources(&batch, index);
             let popped = batch.pop_tag(index);
             prop_assert_eq!(popped, sketch.bytes.len() >= 18);
             if popped {
-                let after = looks(&batch, index);
+                let after = vid_sources(&batch, index);
                 prop_assert_eq!(&after.0, &[&before.0[..12], &before.0[16..]].concat());
                 let offload = before.2.without_tag().filter(|_| before.5);
                 prop_assert_eq!(after.5, offload.is_some());
                 if let Some(offload) = offload {
                     prop_assert_eq!((after.2, after.3.0), (offload, before.3.0));
                     // And it is measured alike when it is copied.
-                    let copy = batch.adopt(index, &mut cache).unwrap();
-                    prop_assert_eq!((copy.counts(), copy.is_sound()), (after.3, true));
-                    cache.recycle(copy);
+                    let copy = batch.copy_to_pool(index, &mut magazine).unwrap();
+                    prop_assert_eq!((copy.counts(), copy.is_valid()), (after.3, true));
+                    magazine.recycle(copy);
                 }
             }
-            batch.clear(&mut cache);
-            drop(cache);
+            batch.clear(&mut magazine);
+            drop(magazine);
             prop_assert_eq!(pool.free(), 256);
         }
     }
@@ -333,79 +333,79 @@ mod tests {
         /// Whatever tag a frame has or had: one of the VLAN takes the place of a priority tag, and keeps the priority.
         #[test]
         fn a_priority_is_kept(
-            sketch in sketch(), landed: bool, tci: u16, vid in 1..4095u16, popped: bool, kind in prop::sample::select(vec![0x8100u16, 0x88a8]),
+            sketch in sketch(), received: bool, tci: u16, vid in 1..4095u16, popped: bool, kind in prop::sample::select(vec![0x8100u16, 0x88a8]),
         ) {
             prop_assume!(sketch.bytes.len() >= 18);
             let pool = Pool::new(256).unwrap();
-            let (mut cache, mut batch) = (Cache::new(pool), Batch::new());
+            let (mut magazine, mut batch) = (Magazine::new(pool), Batch::new());
             let tci = if popped { tci } else { tci & 0xf000 };
             let mut sketch = sketch;
             sketch.bytes[12..14].copy_from_slice(&kind.to_be_bytes());
             sketch.bytes[14..16].copy_from_slice(&tci.to_be_bytes());
-            let index = put(&sketch, landed, &mut batch, &mut cache);
+            let index = put(&sketch, received, &mut batch, &mut magazine);
             if popped {
                 prop_assert!(batch.pop_tag(index));
             }
-            let before = looks(&batch, index);
+            let before = vid_sources(&batch, index);
             let vid = Vid::new(vid).unwrap();
             let is_known = kind == 0x8100;
             let tag = [&[0x81, 0x00][..], &((if is_known { tci & 0xf000 } else { 0 }) | vid.get()).to_be_bytes()].concat();
             let replaces = is_known && !popped;
-            let behind = if replaces { 16 } else { 12 };
-            let expected = [&before.0[..12], &tag, &before.0[behind..]].concat();
-            let copy = batch.adopt_tagged(index, vid, false, &mut cache);
-            if batch.push_tag(index, vid, &mut cache).is_ok() {
-                let after = looks(&batch, index);
+            let rest_of = if replaces { 16 } else { 12 };
+            let expected = [&before.0[..12], &tag, &before.0[rest_of..]].concat();
+            let copy = batch.copy_tagged(index, vid, false, &mut magazine);
+            if batch.push_tag(index, vid, &mut magazine).is_ok() {
+                let after = vid_sources(&batch, index);
                 prop_assert_eq!(&after.0, &expected);
                 if replaces {
                     prop_assert_eq!((after.2, after.3, after.5), (before.2, before.3, before.5));
                 }
                 batch.push(copy.unwrap());
-                let copy = looks(&batch, index + 1);
+                let copy = vid_sources(&batch, index + 1);
                 prop_assert_eq!((&copy.0, copy.2, copy.3, copy.5), (&after.0, after.2, after.3, after.5));
             } else {
-                prop_assert!(copy.is_err() && before.2.is_pending() && !replaces);
+                prop_assert!(copy.is_err() && before.2.needs_offload() && !replaces);
             }
-            batch.clear(&mut cache);
+            batch.clear(&mut magazine);
             // The next burst knows nothing of it.
             let plain = Sketch { header: [0; 12], bytes: vec![7; 60] };
-            let index = put(&plain, landed, &mut batch, &mut cache);
+            let index = put(&plain, received, &mut batch, &mut magazine);
             prop_assert_eq!(batch.priority(index), None);
-            batch.clear(&mut cache);
-            drop(cache);
+            batch.clear(&mut magazine);
+            drop(magazine);
             prop_assert_eq!(pool.free(), 256);
         }
 
         #[test]
-        fn a_short_frame_is_padded(len in 14..60usize, landed: bool, header in any::<[u8; 12]>(), vid in 1..4095u16) {
+        fn a_short_frame_is_padded(len in 14..60usize, received: bool, header in any::<[u8; 12]>(), vid in 1..4095u16) {
             let pool = Pool::new(256).unwrap();
-            let (mut cache, mut batch) = (Cache::new(pool), Batch::new());
+            let (mut magazine, mut batch) = (Magazine::new(pool), Batch::new());
             let sketch = Sketch { header, bytes: (1..=len).map(|at| at as u8).collect() };
             // What lay in the memory before does not show.
             for _ in 0..2 {
-                put(&Sketch { header: [0; 12], bytes: vec![0xee; 200] }, landed, &mut batch, &mut cache);
-                batch.clear(&mut cache);
+                put(&Sketch { header: [0; 12], bytes: vec![0xee; 200] }, received, &mut batch, &mut magazine);
+                batch.clear(&mut magazine);
             }
-            let index = put(&sketch, landed, &mut batch, &mut cache);
-            let is_pending = Offload::read(&header).is_pending();
+            let index = put(&sketch, received, &mut batch, &mut magazine);
+            let is_pending = Offload::read(&header).needs_offload();
             prop_assert_eq!(batch.is_short(index), !is_pending);
             if !is_pending {
                 let vid = Vid::new(vid).unwrap();
-                let tagged = batch.adopt_tagged(index, vid, true, &mut cache).unwrap();
-                let copy = batch.adopt_padded(index, &mut cache).unwrap();
-                batch.pad(index, &mut cache).unwrap();
+                let tagged = batch.copy_tagged(index, vid, true, &mut magazine).unwrap();
+                let copy = batch.copy_padded(index, &mut magazine).unwrap();
+                batch.pad(index, &mut magazine).unwrap();
                 batch.push(copy);
                 batch.push(tagged);
                 let mut expected = sketch.bytes.clone();
                 expected.resize(60, 0);
-                prop_assert_eq!(batch.view(index).to_vec(), &expected[..]);
-                prop_assert_eq!(batch.view(index + 1).to_vec(), expected);
+                prop_assert_eq!(batch.frame_ref(index).to_vec(), &expected[..]);
+                prop_assert_eq!(batch.frame_ref(index + 1).to_vec(), expected);
                 let mut expected = with_tag(&sketch.bytes, vid);
                 expected.resize(expected.len().max(60), 0);
-                prop_assert_eq!(batch.view(index + 2).to_vec(), expected);
+                prop_assert_eq!(batch.frame_ref(index + 2).to_vec(), expected);
             }
-            batch.clear(&mut cache);
-            drop(cache);
+            batch.clear(&mut magazine);
+            drop(magazine);
             prop_assert_eq!(pool.free(), 256);
         }
     }
@@ -414,36 +414,36 @@ mod tests {
     #[test]
     fn without_headroom_the_frame_is_copied() {
         let pool = Pool::new(64).unwrap();
-        let mut cache = Cache::new(pool);
+        let mut magazine = Magazine::new(pool);
         let mut batch = Batch::new();
         let sketch = Sketch { header: [0; 12], bytes: (0..100).collect() };
         let mut expected = sketch.bytes.clone();
-        for landed in [true, false] {
-            put(&sketch, landed, &mut batch, &mut cache);
+        for received in [true, false] {
+            put(&sketch, received, &mut batch, &mut magazine);
         }
         for round in 1..600u16 {
             let vid = Vid::new(round).unwrap();
             expected = with_tag(&expected, vid);
             for index in 0..2 {
-                batch.push_tag(index, vid, &mut cache).unwrap();
-                assert!(batch.view(index).to_vec() == expected, "{round} tags");
+                batch.push_tag(index, vid, &mut magazine).unwrap();
+                assert!(batch.frame_ref(index).to_vec() == expected, "{round} tags");
             }
         }
         assert!(batch.frame(0).is_owned(), "it has left the receive buffer");
-        batch.clear(&mut cache);
+        batch.clear(&mut magazine);
         // Without a slot to copy to it stays as it was.
         let mut held = Vec::new();
-        put(&sketch, true, &mut batch, &mut cache);
-        while let Some(frame) = cache.frame(&[0; 60], Offload::NONE) {
+        put(&sketch, true, &mut batch, &mut magazine);
+        while let Some(frame) = magazine.frame(&[0; 60], Offload::NONE) {
             held.push(frame);
         }
         let vid = Vid::new(7).unwrap();
-        let done = (1..100).take_while(|_| batch.push_tag(0, vid, &mut cache).is_ok()).count();
-        assert_eq!(batch.push_tag(0, vid, &mut cache), Err(Untaggable::NoSlot));
+        let done = (1..100).take_while(|_| batch.push_tag(0, vid, &mut magazine).is_ok()).count();
+        assert_eq!(batch.push_tag(0, vid, &mut magazine), Err(TagError::NoSlot));
         assert_eq!(batch.frame(0).len() as usize, 100 + 4 * done);
         drop(held);
-        batch.clear(&mut cache);
-        drop(cache);
+        batch.clear(&mut magazine);
+        drop(magazine);
         assert_eq!(pool.free(), 64);
     }
 }

@@ -10,7 +10,7 @@
 //! * **Ports close.** The stations of a closed port are *dead* at once: they are not found, count against no limit, and
 //!   make room before any other station does. [`Fdb::close`] costs the same for one station and for a million.
 //! * **Stations age.** A station that was silent for the network's ageing time is not found any
-//!   more, whether or not [`Fdb::tidy`] has come round to removing it.
+//!   more, whether or not [`Fdb::age_step`] has come round to removing it.
 //! * **Most visits only read.** When a station was last heard is kept in seconds, so that a busy
 //!   one is written to once a second.
 //! * **A large table is cold.** [`Fdb::prefetch`] fetches what a frame will need, for a whole burst before the
@@ -26,19 +26,19 @@
 //! 41.7 bytes a station in all, where the table is no small one. Pinned stations lie among them, as far as there is
 //! room, so that for most frames one table says all.
 
-mod lists;
+mod buckets;
+mod lru;
 #[cfg(test)]
 mod model;
 mod pinned;
-mod places;
 #[cfg(test)]
 mod tests;
 
-use self::lists::Lists;
-pub(super) use self::pinned::FOR_GOOD;
-pub(super) use self::places::Lines;
-use self::places::Places;
-use super::{MOST_NETWORKS, PortId, Secret, Station};
+pub(super) use self::buckets::BucketSlice;
+use self::buckets::Buckets;
+use self::lru::LruLists;
+pub(super) use self::pinned::PERMANENT;
+use super::{HashKey, MAX_NETWORKS, PortId, Station};
 
 /// Places for a hundred stations. With fewer, too many lie in the lines of others; with more, a million stations would
 /// not fit in 40 MiB.
@@ -48,7 +48,7 @@ const FOR_HUNDRED: usize = 186;
 const SMALL: usize = 1 << 16;
 
 /// Places that are swept in one go, at most, where most are free: what one line of the processor's cache says of them.
-const SWEEP: usize = 512;
+const AGE_WINDOW: usize = 512;
 
 /// Places that are looked at in one go, at most, where most are free.
 const LOOK: usize = 1 << 14;
@@ -70,11 +70,11 @@ impl Default for Limits {
 
 /// What seeing a station came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seen {
+pub enum LearnResult {
     /// It was known here, and nothing had to be written, or only its age.
     Known,
     /// It was known here, and it is time to tell other workers again.
-    Retell,
+    Refresh,
     /// It is new.
     New,
     /// It was behind another port until now.
@@ -90,62 +90,62 @@ pub enum Seen {
 
 /// A station as it was learned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Learned {
+pub struct FdbEntry {
     /// The station.
     pub station: Station,
     /// The port behind which it was seen.
     pub port: PortId,
-    /// When, in seconds as [`Moment::secs`](crate::time::Moment::secs) counts.
-    pub seen: u32,
+    /// When, in seconds as [`MonoTime::secs`](crate::time::MonoTime::secs) counts.
+    pub last_seen: u32,
 }
 
-impl Learned {
+impl FdbEntry {
     /// The port, if the station was seen behind it not before `oldest`, in seconds.
     #[inline(always)]
     pub(super) fn port_since(&self, oldest: u32) -> Option<PortId> {
-        (self.seen >= oldest).then_some(self.port)
+        (self.last_seen >= oldest).then_some(self.port)
     }
 
     /// Whether it says already that the station was seen behind `port` at `now`. Of one that is pinned there, it always
     /// does.
     #[inline(always)]
     pub(super) fn is_current(&self, port: PortId, now: u32) -> bool {
-        self.port == port && self.seen >= now
+        self.port == port && self.last_seen >= now
     }
 }
 
 /// The table of learned stations.
 #[derive(Debug)]
 pub struct Fdb {
-    secret: Secret,
-    places: Places,
-    lists: Lists,
+    hash_key: HashKey,
+    buckets: Buckets,
+    lru: LruLists,
     capacity: usize,
     /// Stations whose port is open. Together with the dead ones, at most `capacity`.
     len: usize,
     /// Stations that lie among these because they are pinned.
-    pinned: usize,
+    static_count: usize,
     /// By network: stations whose port is open.
     networks: Vec<u32>,
     /// Where the next tidying goes on.
-    broom: usize,
+    cursor: usize,
     refused: u64,
 }
 
 impl Fdb {
     /// An empty table for `capacity` stations.
-    pub fn new(capacity: u32, secret: Secret) -> Fdb {
+    pub fn new(capacity: u32, hash_key: HashKey) -> Fdb {
         let capacity = capacity.clamp(1, 1 << 23) as usize;
-        let places = Places::new((capacity * FOR_HUNDRED).div_ceil(100).max((capacity * 4).min(SMALL)));
+        let buckets = Buckets::new((capacity * FOR_HUNDRED).div_ceil(100).max((capacity * 4).min(SMALL)));
         Fdb {
-            secret,
-            lists: Lists::new(places.len()),
-            places,
+            hash_key,
+            lru: LruLists::new(buckets.len()),
+            buckets,
             capacity,
             len: 0,
-            pinned: 0,
-            networks: vec![0; MOST_NETWORKS],
-            broom: 0,
+            static_count: 0,
+            networks: vec![0; MAX_NETWORKS],
+            cursor: 0,
             refused: 0,
         }
     }
@@ -173,30 +173,30 @@ impl Fdb {
 
     /// Bytes of it that are in use at most, when frames are on their way.
     pub(super) fn bytes_in_use(&self) -> usize {
-        (self.len + self.lists.dead() as usize + self.pinned) * Places::LINE
+        (self.len + self.lru.dead() as usize + self.static_count) * Buckets::BUCKET_LEN
     }
 
     /// Bytes of its tables.
     pub fn bytes(&self) -> usize {
-        self.places.bytes() + self.places.len() * Lists::BYTES
+        self.buckets.bytes() + self.buckets.len() * LruLists::BYTES
     }
 
     /// The hash under which a station is filed.
     #[inline]
     pub fn hash(&self, station: Station) -> u64 {
-        self.secret.hash(station)
+        self.hash_key.hash(station)
     }
 
     /// Starts to fetch what will be asked about this hash.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
-        self.places.prefetch(hash);
+        self.buckets.prefetch(hash);
     }
 
     /// The same, for what does not lie where most do.
     #[inline]
     pub(super) fn prefetch_behind(&self, hash: u64) {
-        self.places.prefetch_behind(hash);
+        self.buckets.prefetch_overflow(hash);
     }
 
     /// The port behind which a station was seen, if that was not before `oldest`, in seconds.
@@ -208,58 +208,66 @@ impl Fdb {
     /// Whether it is noted already that a station was seen behind `port` at `now`.
     #[inline]
     pub fn is_current(&self, station: Station, hash: u64, port: PortId, now: u32) -> bool {
-        self.learned(station, hash).is_some_and(|learned| learned.is_current(port, now))
+        self.learned(station, hash).is_some_and(|entry| entry.is_current(port, now))
     }
 
     /// A station as it was learned, whether or not it has aged or its port is closed.
     #[inline(always)]
-    pub(super) fn learned(&self, station: Station, hash: u64) -> Option<&Learned> {
-        self.places.lookup(station, hash).filter(|learned| !learned.is_pinned())
+    pub(super) fn learned(&self, station: Station, hash: u64) -> Option<&FdbEntry> {
+        self.buckets.lookup(station, hash).filter(|entry| !entry.is_static())
     }
 
     /// Where nearly all of the stations are, for many to be looked up in it.
     #[inline(always)]
-    pub(super) fn lines(&self) -> Lines<'_> {
-        self.places.lines()
+    pub(super) fn lines(&self) -> BucketSlice<'_> {
+        self.buckets.buckets()
     }
 
     /// Notes that a station was seen behind `port`.
-    pub fn see(&mut self, station: Station, hash: u64, port: PortId, now: u32, limits: Limits, ageing: u32) -> Seen {
-        self.see_if((station, hash), port, now, limits, ageing, |_| true)
+    pub fn learn(
+        &mut self,
+        station: Station,
+        hash: u64,
+        port: PortId,
+        now: u32,
+        limits: Limits,
+        ageing: u32,
+    ) -> LearnResult {
+        self.learn_if((station, hash), port, now, limits, ageing, |_| true)
     }
 
     /// The same, where it is asked whether a station that is behind another port may move.
     #[inline]
-    pub fn see_if(
+    pub fn learn_if(
         &mut self,
         (station, hash): (Station, u64),
         port: PortId,
         now: u32,
         limits: Limits,
         ageing: u32,
-        may_move: impl FnOnce(&Learned) -> bool,
-    ) -> Seen {
-        let Some(at) = self.places.search(station, hash) else {
-            return self.learn(station, hash, port, now, limits);
+        may_move: impl FnOnce(&FdbEntry) -> bool,
+    ) -> LearnResult {
+        let Some(at) = self.buckets.position(station, hash) else {
+            return self.insert(station, hash, port, now, limits);
         };
-        let learned = self.places.get_mut(at);
-        if learned.port == port || learned.is_pinned() {
-            if learned.seen >= now {
-                return Seen::Known;
+        let entry = self.buckets.get_mut(at);
+        if entry.port == port || entry.is_static() {
+            if entry.last_seen >= now {
+                return LearnResult::Known;
             }
-            if !self.lists.is_owner(port) {
+            if !self.lru.is_owner(port) {
                 // The port was closed and is open again under the same name.
                 return self.revive(at, station, hash, port, now, limits);
             }
             let quarter = (ageing / 4).max(1);
-            let told = learned.seen / quarter == now / quarter;
-            learned.seen = now;
-            self.lists.unlink(port, at);
-            self.lists.append(port, at);
-            return if told { Seen::Known } else { Seen::Retell };
+            let reported = entry.last_seen / quarter == now / quarter;
+            entry.last_seen = now;
+            self.lru.unlink(port, at);
+            self.lru.append(port, at);
+            return if reported { LearnResult::Known } else { LearnResult::Refresh };
         }
-        if !may_move(learned) {
-            return Seen::Stays;
+        if !may_move(entry) {
+            return LearnResult::Stays;
         }
         self.move_to(at, station, hash, port, now, limits)
     }
@@ -267,10 +275,10 @@ impl Fdb {
     /// Whether fewer than `most` stations are known behind `port`. To find out, those that were not heard since
     /// `oldest` are forgotten.
     #[cold]
-    pub fn make_room(&mut self, port: PortId, most: u32, oldest: u32) -> bool {
-        while self.lists.len(port) >= most {
-            match self.lists.oldest(port) {
-                Some(silent) if self.places.get(silent).seen < oldest => self.remove(silent),
+    pub fn evict_oldest(&mut self, port: PortId, most: u32, oldest: u32) -> bool {
+        while self.lru.len(port) >= most {
+            match self.lru.oldest(port) {
+                Some(silent) if self.buckets.get(silent).last_seen < oldest => self.remove(silent),
                 _ => return false,
             }
         }
@@ -279,11 +287,11 @@ impl Fdb {
 
     /// Forgets a station, if it is known behind `port`.
     #[cold]
-    pub fn lose(&mut self, station: Station, hash: u64, port: PortId) {
-        if let Some(at) = self.places.search(station, hash)
-            && let learned = self.places.get(at)
-            && learned.port == port
-            && !learned.is_pinned()
+    pub fn remove_from(&mut self, station: Station, hash: u64, port: PortId) {
+        if let Some(at) = self.buckets.position(station, hash)
+            && let entry = self.buckets.get(at)
+            && entry.port == port
+            && !entry.is_static()
         {
             self.remove(at);
         }
@@ -292,127 +300,143 @@ impl Fdb {
     /// Declares the stations behind `port` dead.
     #[cold]
     pub fn close(&mut self, port: PortId) {
-        if self.lists.is_owner(port) {
+        if self.lru.is_owner(port) {
             self.retire(port.index());
         }
     }
 
     /// Declares the stations in the list of this port index dead.
     fn retire(&mut self, index: usize) {
-        let newest = self.lists.newest(index);
-        let retired = self.lists.retire(index);
+        let newest = self.lru.newest(index);
+        let retired = self.lru.retire(index);
         if let Some(newest) = newest {
             // The stations behind one port are all on its network.
-            self.networks[self.places.get(newest).station.network().index()] -= retired;
+            self.networks[self.buckets.get(newest).station.network().index()] -= retired;
         }
         self.len -= retired as usize;
     }
 
     /// Makes `port` the owner of the list of its index. The stations of an earlier owner are dead from now on.
-    fn own_list(&mut self, port: PortId) {
-        if self.lists.is_owner(port) {
+    fn take_list(&mut self, port: PortId) {
+        if self.lru.is_owner(port) {
             return;
         }
         self.retire(port.index());
-        if !self.lists.is_newer(port) {
+        if !self.lru.is_newer(port) {
             // This generation was there before: what died under its name must not come to life with it.
-            let mut next = self.lists.oldest_dead();
+            let mut next = self.lru.oldest_dead();
             while let Some(at) = next {
-                next = self.lists.newer(at);
-                if self.places.get(at).port == port {
+                next = self.lru.newer(at);
+                if self.buckets.get(at).port == port {
                     self.remove(at);
                 }
             }
         }
-        self.lists.take_over(port);
+        self.lru.assign_owner(port);
     }
 
     #[cold]
-    fn move_to(&mut self, at: usize, station: Station, hash: u64, port: PortId, now: u32, limits: Limits) -> Seen {
-        self.own_list(port);
-        let from = self.places.get(at).port;
-        if !self.lists.is_owner(from) {
+    fn move_to(
+        &mut self,
+        at: usize,
+        station: Station,
+        hash: u64,
+        port: PortId,
+        now: u32,
+        limits: Limits,
+    ) -> LearnResult {
+        self.take_list(port);
+        let from = self.buckets.get(at).port;
+        if !self.lru.is_owner(from) {
             return self.revive(at, station, hash, port, now, limits);
         }
-        if self.lists.len(port) >= limits.port {
+        if self.lru.len(port) >= limits.port {
             // The mover is not in the list of `port` and cannot be evicted here. Its old port's count goes down.
-            let Some(oldest) = self.lists.oldest(port) else {
+            let Some(oldest) = self.lru.oldest(port) else {
                 self.refused += 1;
-                return Seen::Refused;
+                return LearnResult::Refused;
             };
             self.remove(oldest);
         }
-        self.lists.unlink(from, at);
-        self.lists.append(port, at);
-        let learned = self.places.get_mut(at);
-        (learned.port, learned.seen) = (port, now);
-        Seen::Moved { from }
+        self.lru.unlink(from, at);
+        self.lru.append(port, at);
+        let entry = self.buckets.get_mut(at);
+        (entry.port, entry.last_seen) = (port, now);
+        LearnResult::Moved { from }
     }
 
     /// Learns a station that is dead. It counts from now on, and so needs room like a new one.
     #[cold]
-    fn revive(&mut self, at: usize, station: Station, hash: u64, port: PortId, now: u32, limits: Limits) -> Seen {
+    fn revive(
+        &mut self,
+        at: usize,
+        station: Station,
+        hash: u64,
+        port: PortId,
+        now: u32,
+        limits: Limits,
+    ) -> LearnResult {
         self.remove(at);
-        self.learn(station, hash, port, now, limits)
+        self.insert(station, hash, port, now, limits)
     }
 
     #[cold]
-    fn learn(&mut self, station: Station, hash: u64, port: PortId, now: u32, limits: Limits) -> Seen {
-        self.own_list(port);
+    fn insert(&mut self, station: Station, hash: u64, port: PortId, now: u32, limits: Limits) -> LearnResult {
+        self.take_list(port);
         let network = self.networks[station.network().index()];
-        if self.lists.len(port) >= limits.port || network >= limits.network || self.len >= self.capacity {
-            let Some(oldest) = self.lists.oldest(port) else {
+        if self.lru.len(port) >= limits.port || network >= limits.network || self.len >= self.capacity {
+            let Some(oldest) = self.lru.oldest(port) else {
                 self.refused += 1;
-                return Seen::Refused;
+                return LearnResult::Refused;
             };
             self.remove(oldest);
-        } else if self.len + self.lists.dead() as usize >= self.capacity
-            && let Some(dead) = self.lists.oldest_dead()
+        } else if self.len + self.lru.dead() as usize >= self.capacity
+            && let Some(dead) = self.lru.oldest_dead()
         {
             self.remove(dead);
         }
-        let at = self.places.put(hash, Learned { station, port, seen: now });
-        self.lists.append(port, at);
+        let at = self.buckets.insert(hash, FdbEntry { station, port, last_seen: now });
+        self.lru.append(port, at);
         self.networks[station.network().index()] += 1;
         self.len += 1;
-        Seen::New
+        LearnResult::New
     }
 
     /// Forgets who lies at `at`.
     fn remove(&mut self, at: usize) {
-        let Learned { station, port, .. } = *self.places.get(at);
-        if self.lists.is_owner(port) {
+        let FdbEntry { station, port, .. } = *self.buckets.get(at);
+        if self.lru.is_owner(port) {
             self.networks[station.network().index()] -= 1;
             self.len -= 1;
         }
-        self.places.free(self.secret.hash(station), at);
-        self.lists.unlink(port, at);
+        self.buckets.remove(self.hash_key.hash(station), at);
+        self.lru.unlink(port, at);
     }
 
     /// Looks at the next few stations, at most `budget`, and forgets those for which `keep` does not speak.
-    pub fn tidy(&mut self, budget: usize, mut keep: impl FnMut(&Learned) -> bool) {
-        let end = ((self.broom / SWEEP + 1) * SWEEP).min(self.places.len());
+    pub fn age_step(&mut self, budget: usize, mut keep: impl FnMut(&FdbEntry) -> bool) {
+        let end = ((self.cursor / AGE_WINDOW + 1) * AGE_WINDOW).min(self.buckets.len());
         for _ in 0..budget {
-            let Some(at) = self.places.next_taken(self.broom, end) else {
-                self.broom = end % self.places.len();
+            let Some(at) = self.buckets.next_taken(self.cursor, end) else {
+                self.cursor = end % self.buckets.len();
                 return;
             };
-            if !keep(self.places.get(at)) {
+            if !keep(self.buckets.get(at)) {
                 self.remove(at);
             }
-            self.broom = at + 1;
+            self.cursor = at + 1;
         }
     }
 
-    /// Looks at `budget` stations at most, from `cursor` on, and forgets those of which `forget` speaks. Where
+    /// Looks at `budget` stations at most, from `cursor` on, and forgets those of which `flush` speaks. Where
     /// to go on; `None` at the end.
-    pub fn forget(&mut self, cursor: usize, budget: usize, mut forget: impl FnMut(&Learned) -> bool) -> Option<usize> {
-        let (mut from, end) = (cursor, self.end_of_look(cursor));
+    pub fn flush(&mut self, cursor: usize, budget: usize, mut flush: impl FnMut(&FdbEntry) -> bool) -> Option<usize> {
+        let (mut from, end) = (cursor, self.scan_end(cursor));
         for _ in 0..budget {
-            let Some(at) = self.places.next_taken(from, end) else {
-                return (end < self.places.len()).then_some(end);
+            let Some(at) = self.buckets.next_taken(from, end) else {
+                return (end < self.buckets.len()).then_some(end);
             };
-            if forget(self.places.get(at)) {
+            if flush(self.buckets.get(at)) {
                 self.remove(at);
             }
             from = at + 1;
@@ -421,27 +445,27 @@ impl Fdb {
     }
 
     /// Says how many stations of each network there are, by [`NetworkId::index`](super::NetworkId::index).
-    pub fn census(&self, counts: &mut [u32]) {
+    pub fn count_by_network(&self, counts: &mut [u32]) {
         counts.iter_mut().zip(&self.networks).for_each(|(to, from)| *to = *from);
     }
 
     /// Appends stations to `page`, from `cursor` on and as many as it has capacity left. Where to go on; `None`
     /// at the end. Free places make a page shorter, never dearer.
-    pub fn page(&self, cursor: usize, page: &mut Vec<Learned>) -> Option<usize> {
-        let (mut from, end) = (cursor, self.end_of_look(cursor));
-        while let Some(at) = self.places.next_taken(from, end) {
+    pub fn page(&self, cursor: usize, page: &mut Vec<FdbEntry>) -> Option<usize> {
+        let (mut from, end) = (cursor, self.scan_end(cursor));
+        while let Some(at) = self.buckets.next_taken(from, end) {
             if page.len() == page.capacity() {
                 return Some(at);
             }
-            page.push(*self.places.get(at));
+            page.push(*self.buckets.get(at));
             from = at + 1;
         }
-        (end < self.places.len()).then_some(end)
+        (end < self.buckets.len()).then_some(end)
     }
 
     /// Up to where one looks in one go who starts at `cursor`.
-    fn end_of_look(&self, cursor: usize) -> usize {
-        cursor.saturating_add(LOOK).min(self.places.len())
+    fn scan_end(&self, cursor: usize) -> usize {
+        cursor.saturating_add(LOOK).min(self.buckets.len())
     }
 }
 

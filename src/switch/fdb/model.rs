@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::switch::NetworkId;
-use crate::switch::pins::Pin;
+use crate::switch::pinned::Pin;
 use crate::wire::Mac;
 
 const AGEING: u32 = 60;
@@ -38,9 +38,9 @@ impl Random {
 struct Model {
     capacity: usize,
     /// By port index: the port that was learned at last, and its stations from the oldest.
-    ports: [(PortId, Vec<Learned>); PORTS],
+    ports: [(PortId, Vec<FdbEntry>); PORTS],
     /// The stations of closed ports, from the one that died first.
-    dead: Vec<Learned>,
+    dead: Vec<FdbEntry>,
     pins: BTreeMap<Station, (PortId, bool)>,
 }
 
@@ -50,106 +50,110 @@ impl Model {
         Model { capacity: capacity as usize, ports, dead: Vec::new(), pins: BTreeMap::new() }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Learned> {
+    fn all(&self) -> impl Iterator<Item = &FdbEntry> {
         self.living().chain(&self.dead)
     }
 
-    fn living(&self) -> impl Iterator<Item = &Learned> {
+    fn living(&self) -> impl Iterator<Item = &FdbEntry> {
         self.ports.iter().flat_map(|(_, stations)| stations)
     }
 
     fn of_network(&self, network: NetworkId) -> usize {
-        self.living().filter(|learned| learned.station.network() == network).count()
+        self.living().filter(|entry| entry.station.network() == network).count()
     }
 
-    fn get(&self, station: Station) -> Option<Learned> {
-        self.all().find(|learned| learned.station == station).copied()
+    fn get(&self, station: Station) -> Option<FdbEntry> {
+        self.all().find(|entry| entry.station == station).copied()
     }
 
     fn remove(&mut self, station: Station) {
-        let lists = self.ports.iter_mut().map(|(_, stations)| stations).chain([&mut self.dead]);
-        lists.for_each(|stations| stations.retain(|learned| learned.station != station));
+        let lru_lists = self.ports.iter_mut().map(|(_, stations)| stations).chain([&mut self.dead]);
+        lru_lists.for_each(|stations| stations.retain(|entry| entry.station != station));
     }
 
-    fn is_alive(&self, learned: &Learned) -> bool {
-        self.ports[learned.port.index()].0 == learned.port
+    fn is_alive(&self, entry: &FdbEntry) -> bool {
+        self.ports[entry.port.index()].0 == entry.port
     }
 
     fn close(&mut self, port: PortId) {
         if self.ports[port.index()].0 == port {
-            self.hand_over(port.index(), PortId::NONE);
+            self.transfer(port.index(), PortId::NONE);
         }
     }
 
     fn own(&mut self, port: PortId) {
         if self.ports[port.index()].0 != port {
-            self.hand_over(port.index(), port);
-            self.dead.retain(|learned| learned.port != port);
+            self.transfer(port.index(), port);
+            self.dead.retain(|entry| entry.port != port);
         }
     }
 
-    fn hand_over(&mut self, index: usize, to: PortId) {
-        let (owner, stations) = &mut self.ports[index];
-        *owner = to;
+    fn transfer(&mut self, index: usize, to: PortId) {
+        let (vm, stations) = &mut self.ports[index];
+        *vm = to;
         self.dead.append(stations);
     }
 
-    fn see(&mut self, station: Station, port: PortId, now: u32, limits: Limits, may_move: bool) -> Seen {
-        let new = Learned { station, port, seen: now };
-        let Some(old) = self.get(station) else { return self.learn(new, limits) };
+    fn learn(&mut self, station: Station, port: PortId, now: u32, limits: Limits, may_move: bool) -> LearnResult {
+        let new = FdbEntry { station, port, last_seen: now };
+        let Some(old) = self.get(station) else { return self.insert(new, limits) };
         if old.port == port {
-            if old.seen >= now {
-                return Seen::Known;
+            if old.last_seen >= now {
+                return LearnResult::Known;
             }
             let is_alive = self.is_alive(&old);
             self.remove(station);
             if !is_alive {
-                return self.learn(new, limits);
+                return self.insert(new, limits);
             }
             self.ports[port.index()].1.push(new);
-            return if old.seen / (AGEING / 4) == now / (AGEING / 4) { Seen::Known } else { Seen::Retell };
+            return if old.last_seen / (AGEING / 4) == now / (AGEING / 4) {
+                LearnResult::Known
+            } else {
+                LearnResult::Refresh
+            };
         }
         if !may_move {
-            return Seen::Stays;
+            return LearnResult::Stays;
         }
         self.own(port);
         let is_alive = self.is_alive(&old);
         if !is_alive {
             self.remove(station);
-            return self.learn(new, limits);
+            return self.insert(new, limits);
         }
         if self.ports[port.index()].1.len() >= limits.port as usize {
             self.ports[port.index()].1.remove(0);
         }
         self.remove(station);
         self.ports[port.index()].1.push(new);
-        Seen::Moved { from: old.port }
+        LearnResult::Moved { from: old.port }
     }
 
-    fn learn(&mut self, new: Learned, limits: Limits) -> Seen {
+    fn insert(&mut self, new: FdbEntry, limits: Limits) -> LearnResult {
         self.own(new.port);
         let (here, network) = (self.ports[new.port.index()].1.len(), self.of_network(new.station.network()));
         let len = self.living().count();
         if here >= limits.port as usize || network >= limits.network as usize || len >= self.capacity {
             if here == 0 {
-                return Seen::Refused;
+                return LearnResult::Refused;
             }
             self.ports[new.port.index()].1.remove(0);
         } else if len + self.dead.len() >= self.capacity {
             self.dead.remove(0);
         }
         self.ports[new.port.index()].1.push(new);
-        Seen::New
+        LearnResult::New
     }
 
     fn has_room(&mut self, port: PortId, most: u32, oldest: u32) -> bool {
-        let (owner, stations) = &mut self.ports[port.index()];
-        if *owner != port {
+        let (vm, stations) = &mut self.ports[port.index()];
+        if *vm != port {
             return most > 0;
         }
         while stations.len() >= most as usize {
             match stations.first() {
-                Some(first) if first.seen < oldest => drop(stations.remove(0)),
+                Some(first) if first.last_seen < oldest => drop(stations.remove(0)),
                 _ => return false,
             }
         }
@@ -158,31 +162,31 @@ impl Model {
 
     /// Compares all that the table holds with what it is to hold.
     fn check(&self, table: &Fdb) {
-        let places = table.places.check(|station| table.hash(station));
-        let taken: BTreeMap<usize, Learned> =
-            places.iter().filter(|&&(_, _, is_taken)| is_taken).map(|&(at, learned, _)| (at, learned)).collect();
-        let lists = table.lists.check(PORTS);
+        let places = table.buckets.check(|station| table.hash(station));
+        let taken: BTreeMap<usize, FdbEntry> =
+            places.iter().filter(|&&(_, _, is_taken)| is_taken).map(|&(at, entry, _)| (at, entry)).collect();
+        let lru_lists = table.lru.check(PORTS);
         let mut listed = BTreeSet::new();
         let expected = self.ports.iter().map(|(_, stations)| stations).chain([&self.dead]);
-        for ((owner, list), expected) in lists.iter().zip(expected) {
-            let here: Vec<Learned> = list.iter().map(|at| taken[at]).collect();
-            assert_eq!(&here, expected, "behind {owner:?}, from the oldest");
-            assert!(here.iter().all(|learned| *owner == PortId::NONE || learned.port == *owner));
+        for ((vm, list), expected) in lru_lists.iter().zip(expected) {
+            let here: Vec<FdbEntry> = list.iter().map(|at| taken[at]).collect();
+            assert_eq!(&here, expected, "behind {vm:?}, from the oldest");
+            assert!(here.iter().all(|entry| *vm == PortId::NONE || entry.port == *vm));
             assert!(list.iter().all(|&at| listed.insert(at)), "a place is in one list");
         }
         assert!(listed.iter().eq(taken.keys()), "a place is in a list or free");
-        let owners: Vec<PortId> = lists.iter().map(|&(owner, _)| owner).collect();
-        assert!(self.dead.iter().all(|learned| !owners.contains(&learned.port)), "no owner's station is dead");
+        let owners: Vec<PortId> = lru_lists.iter().map(|&(vm, _)| vm).collect();
+        assert!(self.dead.iter().all(|entry| !owners.contains(&entry.port)), "no owner's station is dead");
         for network in (0..NETWORKS).map(NetworkId::new) {
             assert_eq!(table.networks[network.index()] as usize, self.of_network(network));
         }
         assert_eq!(table.len(), self.living().count());
         assert!(table.len() + self.dead.len() <= self.capacity);
-        let pinned: Vec<&Learned> = places.iter().filter(|place| !place.2).map(|(_, learned, _)| learned).collect();
-        assert_eq!(pinned.len(), table.pinned);
+        let pinned: Vec<&FdbEntry> = places.iter().filter(|place| !place.2).map(|(_, entry, _)| entry).collect();
+        assert_eq!(pinned.len(), table.static_count);
         for pin in pinned {
             let (port, is_frozen) = self.pins[&pin.station];
-            assert_eq!((pin.port, pin.seen == FOR_GOOD), (port, !is_frozen));
+            assert_eq!((pin.port, pin.last_seen == PERMANENT), (port, !is_frozen));
         }
     }
 }
@@ -191,7 +195,7 @@ impl Model {
 fn run(random: &mut Random, operations: u64) {
     let capacity = 4 + random.next(36) as u32;
     let limits = Limits { network: 1 + random.next(24) as u32, port: 1 + random.next(12) as u32 };
-    let mut table = Fdb::new(capacity, Secret::new([random.next(256) as u8; 16]));
+    let mut table = Fdb::new(capacity, HashKey::new([random.next(256) as u8; 16]));
     let mut model = Model::new(capacity);
     let (mut now, mut generations) = (1000, [0u16; PORTS]);
     for _ in 0..operations {
@@ -206,22 +210,22 @@ fn run(random: &mut Random, operations: u64) {
         match random.next(100) {
             0..70 if !model.pins.contains_key(&station) => {
                 let may_move = !random.one_in(8);
-                let seen = table.see_if((station, hash), port, now, limits, AGEING, |_| may_move);
-                assert_eq!(seen, model.see(station, port, now, limits, may_move));
+                let seen = table.learn_if((station, hash), port, now, limits, AGEING, |_| may_move);
+                assert_eq!(seen, model.learn(station, port, now, limits, may_move));
             }
             70..78 => {
-                let found = model.get(station).filter(|learned| learned.seen >= oldest).map(|learned| learned.port);
+                let found = model.get(station).filter(|entry| entry.last_seen >= oldest).map(|entry| entry.port);
                 assert_eq!(table.find(station, hash, oldest), found);
-                let is_current = model.get(station).is_some_and(|learned| learned.is_current(port, now));
+                let is_current = model.get(station).is_some_and(|entry| entry.is_current(port, now));
                 assert_eq!(table.is_current(station, hash, port, now), is_current);
             }
             78..82 => {
                 let most = 1 + random.next(12) as u32;
-                assert_eq!(table.make_room(port, most, oldest), model.has_room(port, most, oldest));
+                assert_eq!(table.evict_oldest(port, most, oldest), model.has_room(port, most, oldest));
             }
             82..85 => {
-                table.lose(station, hash, port);
-                if model.get(station).is_some_and(|learned| learned.port == port) {
+                table.remove_from(station, hash, port);
+                if model.get(station).is_some_and(|entry| entry.port == port) {
                     model.remove(station);
                 }
             }
@@ -238,30 +242,30 @@ fn run(random: &mut Random, operations: u64) {
                 let station = Station::new(network(old), station.mac());
                 if !model.pins.contains_key(&station) {
                     let (hash, old) = (table.hash(station), PortId::new(index, old));
-                    let seen = table.see(station, hash, old, now, limits, AGEING);
-                    assert_eq!(seen, model.see(station, old, now, limits, true));
+                    let seen = table.learn(station, hash, old, now, limits, AGEING);
+                    assert_eq!(seen, model.learn(station, old, now, limits, true));
                 }
             }
             92..96 => {
                 let mut gone = Vec::new();
-                table.tidy(1 + random.next(8) as usize, |learned| {
-                    let keep = learned.seen >= oldest && model.is_alive(learned);
-                    gone.extend((!keep).then_some(learned.station));
+                table.age_step(1 + random.next(8) as usize, |entry| {
+                    let keep = entry.last_seen >= oldest && model.is_alive(entry);
+                    gone.extend((!keep).then_some(entry.station));
                     keep
                 });
                 gone.into_iter().for_each(|station| model.remove(station));
             }
             96 => {
                 let (mut gone, cursor) = (Vec::new(), random.next(200) as usize);
-                table.forget(cursor, 20, |learned| {
-                    let goes = learned.port.index() == port.index();
-                    gone.extend(goes.then_some(learned.station));
+                table.flush(cursor, 20, |entry| {
+                    let goes = entry.port.index() == port.index();
+                    gone.extend(goes.then_some(entry.station));
                     goes
                 });
                 gone.into_iter().for_each(|station| model.remove(station));
             }
             97 => {
-                table.unpin(model.pins.keys().copied());
+                table.remove_static(model.pins.keys().copied());
                 let pin = |_| {
                     let number = random.next(24);
                     let station = Station::new(NetworkId::new((number % 3) as u16), Mac::from_bits(2 + 2 * number));
@@ -271,9 +275,9 @@ fn run(random: &mut Random, operations: u64) {
                 let pins: Vec<_> = model
                     .pins
                     .iter()
-                    .map(|(&station, &(port, is_frozen))| (station, Pin { port, is_frozen }))
+                    .map(|(&station, &(port, is_dampened))| (station, Pin { port, is_dampened }))
                     .collect();
-                table.pin(pins.into_iter());
+                table.insert_static(pins.into_iter());
                 let pinned: Vec<Station> = model.pins.keys().copied().collect();
                 pinned.into_iter().for_each(|station| model.remove(station));
             }
@@ -281,8 +285,8 @@ fn run(random: &mut Random, operations: u64) {
                 let mut page = Vec::with_capacity(64);
                 table.page(0, &mut page);
                 let mut all: Vec<_> = model.all().copied().collect();
-                page.sort_unstable_by_key(|learned| learned.station);
-                all.sort_unstable_by_key(|learned| learned.station);
+                page.sort_unstable_by_key(|entry| entry.station);
+                all.sort_unstable_by_key(|entry| entry.station);
                 assert_eq!(page, all);
             }
         }

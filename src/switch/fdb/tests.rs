@@ -13,11 +13,11 @@ fn station(network: u16, mac: u64) -> Station {
 }
 
 fn fdb(capacity: u32) -> Fdb {
-    Fdb::new(capacity, Secret::new([42; 16]))
+    Fdb::new(capacity, HashKey::new([42; 16]))
 }
 
-fn see(fdb: &mut Fdb, s: Station, port: PortId, now: u32, limits: Limits) -> Seen {
-    fdb.see(s, fdb.hash(s), port, now, limits, AGEING)
+fn learn(fdb: &mut Fdb, s: Station, port: PortId, now: u32, limits: Limits) -> LearnResult {
+    fdb.learn(s, fdb.hash(s), port, now, limits, AGEING)
 }
 
 fn find(fdb: &Fdb, s: Station, now: u32) -> Option<PortId> {
@@ -28,12 +28,12 @@ fn find(fdb: &Fdb, s: Station, now: u32) -> Option<PortId> {
 #[derive(Default)]
 struct Model {
     /// In the order in which they were last refreshed.
-    stations: Vec<Learned>,
+    stations: Vec<FdbEntry>,
     capacity: usize,
 }
 
 impl Model {
-    fn count(&self, f: impl Fn(&Learned) -> bool) -> u32 {
+    fn count(&self, f: impl Fn(&FdbEntry) -> bool) -> u32 {
         self.stations.iter().filter(|l| f(l)).count() as u32
     }
 
@@ -42,39 +42,43 @@ impl Model {
         self.stations.remove(at);
     }
 
-    fn see(&mut self, s: Station, port: PortId, now: u32, limits: Limits) -> Seen {
-        let new = Learned { station: s, port, seen: now };
+    fn learn(&mut self, s: Station, port: PortId, now: u32, limits: Limits) -> LearnResult {
+        let new = FdbEntry { station: s, port, last_seen: now };
         let full = |m: &Model| m.count(|l| l.port.index() == port.index()) >= limits.port;
         if let Some(at) = self.stations.iter().position(|l| l.station == s) {
             let old = self.stations[at];
             if old.port == port {
-                if old.seen >= now {
-                    return Seen::Known;
+                if old.last_seen >= now {
+                    return LearnResult::Known;
                 }
                 self.stations.remove(at);
                 self.stations.push(new);
-                return if old.seen / (AGEING / 4) == now / (AGEING / 4) { Seen::Known } else { Seen::Retell };
+                return if old.last_seen / (AGEING / 4) == now / (AGEING / 4) {
+                    LearnResult::Known
+                } else {
+                    LearnResult::Refresh
+                };
             }
             if full(self) {
                 self.drop_oldest_of(port);
             }
             self.stations.retain(|l| l.station != s);
             self.stations.push(new);
-            return Seen::Moved { from: old.port };
+            return LearnResult::Moved { from: old.port };
         }
         let network = self.count(|l| l.station.network() == s.network());
         if full(self) || network >= limits.network || self.stations.len() >= self.capacity {
             if self.count(|l| l.port.index() == port.index()) == 0 {
-                return Seen::Refused;
+                return LearnResult::Refused;
             }
             self.drop_oldest_of(port);
         }
         self.stations.push(new);
-        Seen::New
+        LearnResult::New
     }
 
     fn find(&self, s: Station, now: u32) -> Option<PortId> {
-        self.stations.iter().find(|l| l.station == s && now - l.seen < AGEING).map(|l| l.port)
+        self.stations.iter().find(|l| l.station == s && now - l.last_seen < AGEING).map(|l| l.port)
     }
 }
 
@@ -95,21 +99,21 @@ proptest! {
             let (s, port) = (station(network, mac + 1), PortId::new(network * 4 + port, 0));
             match what {
                 0 => {
-                    table.tidy(3, |l| now - l.seen < AGEING);
+                    table.age_step(3, |l| now - l.last_seen < AGEING);
                     // the model forgets what the table just did, and nothing that is still valid
                     let mut page = Vec::with_capacity(64);
                     table.page(0, &mut page);
                     let left: HashMap<_, _> = page.iter().map(|l| (l.station, l)).collect();
-                    model.stations.retain(|l| now - l.seen < AGEING || left.contains_key(&l.station));
+                    model.stations.retain(|l| now - l.last_seen < AGEING || left.contains_key(&l.station));
                 }
                 1..6 => prop_assert_eq!(find(&table, s, now), model.find(s, now)),
-                _ => prop_assert_eq!(see(&mut table, s, port, now, limits), model.see(s, port, now, limits)),
+                _ => prop_assert_eq!(learn(&mut table, s, port, now, limits), model.learn(s, port, now, limits)),
             }
             prop_assert_eq!(table.len(), model.stations.len());
         }
         let mut page = Vec::with_capacity(64);
         prop_assert_eq!(table.page(0, &mut page), None);
-        let key = |l: &Learned| (l.station, l.port.index(), l.seen);
+        let key = |l: &FdbEntry| (l.station, l.port.index(), l.last_seen);
         let (mut a, mut b): (Vec<_>, Vec<_>) = (page.iter().map(key).collect(), model.stations.iter().map(key).collect());
         a.sort_unstable();
         b.sort_unstable();
@@ -123,10 +127,10 @@ fn a_flood_of_addresses_hurts_only_its_sender() {
     let limits = Limits { network: 4096, port: 1000 };
     let (victim, attacker) = (PortId::new(1, 0), PortId::new(2, 0));
     for mac in 1..=500 {
-        assert_eq!(see(&mut table, station(0, mac), victim, 1, limits), Seen::New);
+        assert_eq!(learn(&mut table, station(0, mac), victim, 1, limits), LearnResult::New);
     }
     for mac in 0..20_000 {
-        assert_eq!(see(&mut table, station(0, 0x0200_0000_0000 + mac), attacker, 2, limits), Seen::New);
+        assert_eq!(learn(&mut table, station(0, 0x0200_0000_0000 + mac), attacker, 2, limits), LearnResult::New);
     }
     assert!((1..=500).all(|mac| find(&table, station(0, mac), 2) == Some(victim)));
     assert_eq!(table.len(), 1500);
@@ -138,11 +142,11 @@ fn a_full_table_refuses_only_those_who_own_nothing() {
     let mut table = fdb(8);
     let limits = Limits::default();
     for mac in 1..=8 {
-        see(&mut table, station(0, mac), PortId::new(1, 0), 1, limits);
+        learn(&mut table, station(0, mac), PortId::new(1, 0), 1, limits);
     }
-    assert_eq!(see(&mut table, station(0, 99), PortId::new(2, 0), 1, limits), Seen::Refused);
+    assert_eq!(learn(&mut table, station(0, 99), PortId::new(2, 0), 1, limits), LearnResult::Refused);
     assert_eq!(table.refused(), 1);
-    assert_eq!(see(&mut table, station(0, 99), PortId::new(1, 0), 1, limits), Seen::New);
+    assert_eq!(learn(&mut table, station(0, 99), PortId::new(1, 0), 1, limits), LearnResult::New);
     assert_eq!(find(&table, station(0, 1), 1), None, "its own oldest made room");
 }
 
@@ -150,13 +154,13 @@ fn a_full_table_refuses_only_those_who_own_nothing() {
 fn silence_is_forgotten_and_traffic_is_not() {
     let mut table = fdb(8);
     let port = PortId::new(1, 0);
-    see(&mut table, station(0, 1), port, 100, Limits::default());
-    see(&mut table, station(0, 2), port, 100, Limits::default());
-    assert_eq!(see(&mut table, station(0, 2), port, 350, Limits::default()), Seen::Retell);
+    learn(&mut table, station(0, 1), port, 100, Limits::default());
+    learn(&mut table, station(0, 2), port, 100, Limits::default());
+    assert_eq!(learn(&mut table, station(0, 2), port, 350, Limits::default()), LearnResult::Refresh);
     assert_eq!(find(&table, station(0, 1), 399), Some(port));
     assert_eq!(find(&table, station(0, 1), 400), None);
     assert_eq!(find(&table, station(0, 2), 400), Some(port));
-    table.tidy(8, |l| 400 - l.seen < AGEING);
+    table.age_step(8, |l| 400 - l.last_seen < AGEING);
     assert_eq!(table.len(), 1);
 }
 
@@ -169,7 +173,7 @@ fn a_million_stations_fit_in_forty_mebibytes() {
 fn pages_meet_every_station_once() {
     let mut table = fdb(1000);
     for mac in 1..=1000 {
-        see(&mut table, station(1, mac), PortId::new(0, 0), 1, Limits { network: 1000, port: 1000 });
+        learn(&mut table, station(1, mac), PortId::new(0, 0), 1, Limits { network: 1000, port: 1000 });
     }
     let (mut all, mut cursor) = (Vec::new(), Some(0));
     while let Some(at) = cursor {

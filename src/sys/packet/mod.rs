@@ -42,7 +42,7 @@ impl Tag {
     pub const AT: usize = 12;
 
     /// What the kernel says in a status word and beside it, if it has taken out one.
-    fn told(status: u32, tpid: u16, tci: u16) -> Option<Tag> {
+    fn from_kernel(status: u32, tpid: u16, tci: u16) -> Option<Tag> {
         let tpid = if status & libc::TP_STATUS_VLAN_TPID_VALID != 0 { tpid } else { libc::ETH_P_8021Q as u16 };
         (status & libc::TP_STATUS_VLAN_VALID != 0).then_some(Tag { tpid, tci })
     }
@@ -166,16 +166,16 @@ impl Socket {
     /// What has come in and what was lost since this was last asked.
     pub fn statistics(&self) -> io::Result<Statistics> {
         let (fd, option) = (self.fd.as_raw_fd(), libc::PACKET_STATISTICS);
-        let mut told = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
-        let mut size = size_of_val(&told) as libc::socklen_t;
-        let room = ptr::from_mut(&mut told).cast();
+        let mut message = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
+        let mut size = size_of_val(&message) as libc::socklen_t;
+        let room = ptr::from_mut(&mut message).cast();
         // SAFETY: the kernel writes `size` bytes at most, which the value has, and it outlives the call.
         let done = unsafe { libc::getsockopt(fd, libc::SOL_PACKET, option, room, &raw mut size) };
         if done != 0 {
             return Err(io::Error::last_os_error());
         }
         // It counts what was lost among all.
-        Ok(Statistics { taken: told.tp_packets.wrapping_sub(told.tp_drops), lost: told.tp_drops })
+        Ok(Statistics { taken: message.tp_packets.wrapping_sub(message.tp_drops), lost: message.tp_drops })
     }
 
     /// Whether something has happened to the netdev since this was last asked: it went down, or away.
@@ -223,8 +223,8 @@ impl Socket {
     }
 
     /// Receives the next frame of those that a [`Ring`] had no room for, in pieces. How many bytes it has.
-    pub fn receive_pieces(&self, pieces: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        Ok(rustix::io::readv(&self.fd, pieces)?)
+    pub fn receive_pieces(&self, iovecs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        Ok(rustix::io::readv(&self.fd, iovecs)?)
     }
 }
 
@@ -264,7 +264,7 @@ fn noted_tag(message: &libc::msghdr) -> Option<Tag> {
     let aux = unsafe { libc::CMSG_DATA(note) }.cast::<libc::tpacket_auxdata>();
     // SAFETY: this is what a note of this kind holds, all of it: the buffer has room for it.
     let aux = unsafe { aux.read_unaligned() };
-    Tag::told(aux.tp_status, aux.tp_vlan_tpid, aux.tp_vlan_tci)
+    Tag::from_kernel(aux.tp_status, aux.tp_vlan_tpid, aux.tp_vlan_tci)
 }
 
 /// An index as the kernel's structures have it.
@@ -282,9 +282,9 @@ mod tests {
     #[test]
     fn a_tag_is_there_only_if_the_kernel_says_so() {
         let (tag, kind) = (libc::TP_STATUS_VLAN_VALID, libc::TP_STATUS_VLAN_TPID_VALID);
-        assert_eq!(Tag::told(kind, 0x88a8, 7), None);
-        assert_eq!(Tag::told(tag | kind, 0x88a8, 7).unwrap().bytes(), [0x88, 0xa8, 0, 7]);
-        assert_eq!(Tag::told(tag, 0, 0x2005).unwrap().bytes(), [0x81, 0, 0x20, 5], "kernels that tell no type");
+        assert_eq!(Tag::from_kernel(kind, 0x88a8, 7), None);
+        assert_eq!(Tag::from_kernel(tag | kind, 0x88a8, 7).unwrap().bytes(), [0x88, 0xa8, 0, 7]);
+        assert_eq!(Tag::from_kernel(tag, 0, 0x2005).unwrap().bytes(), [0x81, 0, 0x20, 5], "kernels that tell no type");
     }
 
     #[test]

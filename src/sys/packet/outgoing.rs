@@ -34,13 +34,13 @@ pub struct Burst<'a, 'b> {
 
 impl Outgoing {
     /// For bursts of at most `frames` frames, and in all `pieces` pieces; headers are pieces, too.
-    pub fn new(frames: usize, pieces: usize) -> Outgoing {
+    pub fn new(frames: usize, iovecs: usize) -> Outgoing {
         let message = libc::mmsghdr { msg_hdr: no_message(), msg_len: 0 };
         let piece = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
         Outgoing {
             messages: vec![message; frames].into(),
             headers: vec![[0; HEADER]; frames].into(),
-            pieces: vec![piece; pieces].into(),
+            pieces: vec![piece; iovecs].into(),
         }
     }
 
@@ -67,12 +67,12 @@ impl<'b> Burst<'_, 'b> {
     /// Appends a frame. Whether there was room for it.
     #[inline]
     pub fn push(&mut self, header: Option<[u8; HEADER]>, parts: impl Iterator<Item = &'b [u8]>) -> bool {
-        let Outgoing { messages, headers, pieces } = &mut *self.outgoing;
+        let Outgoing { messages, headers, pieces: iovecs } = &mut *self.outgoing;
         let (Some(message), Some(place)) = (messages.get_mut(self.messages), headers.get_mut(self.messages)) else {
             return false;
         };
         let mut used = self.pieces;
-        let mut put = |base: *mut u8, len: usize| match pieces.get_mut(used) {
+        let mut put = |base: *mut u8, len: usize| match iovecs.get_mut(used) {
             Some(piece) => {
                 *piece = libc::iovec { iov_base: base.cast(), iov_len: len };
                 used += 1;
@@ -100,8 +100,8 @@ impl<'b> Burst<'_, 'b> {
     /// only if it was the first.
     #[inline]
     pub fn send(self, socket: &Socket) -> io::Result<usize> {
-        let Outgoing { messages, pieces, .. } = self.outgoing;
-        let mut first = pieces.as_mut_ptr();
+        let Outgoing { messages, pieces: iovecs, .. } = self.outgoing;
+        let mut first = iovecs.as_mut_ptr();
         for message in &mut messages[..self.messages] {
             message.msg_hdr.msg_iov = first;
             first = first.wrapping_add(message.msg_hdr.msg_iovlen);

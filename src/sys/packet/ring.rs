@@ -110,7 +110,7 @@ impl Ring {
             ring: self,
             status,
             len: about.tp_len as usize,
-            tag: Tag::told(status, about.tp_vlan_tpid, about.tp_vlan_tci).filter(|_| sane && here >= Tag::AT),
+            tag: Tag::from_kernel(status, about.tp_vlan_tpid, about.tp_vlan_tci).filter(|_| sane && here >= Tag::AT),
             start: if sane { start } else { SLOT },
             here: if sane { here } else { 0 },
         })

@@ -240,8 +240,8 @@ impl Socket {
     #[inline(always)]
     pub fn wake_receive(&mut self) {
         if self.fill.wants_wakeup() && self.fill.unread() > 0 {
-            let mut nothing = [0; 0];
-            let _ = recv(&self.fd, &mut nothing, RecvFlags::DONTWAIT); // all it does is to wake
+            let mut empty = [0; 0];
+            let _ = recv(&self.fd, &mut empty, RecvFlags::DONTWAIT); // all it does is to wake
         }
     }
 

@@ -1,0 +1,185 @@
+//! A whole worker over cables that copy each frame in and out: known unicast, 64 and 1514 bytes, 8
+//! and 64 ports, 1 k to 1 M stations that are visited at random. The time is that of the worker
+//! alone; filling and emptying the cables is not counted. Reported per frame. And datagrams between ports with
+//! port security of each kind: the difference is what it costs.
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation, clippy::disallowed_methods)]
+
+use std::cell::LazyCell;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use vifswitch::device::loopback::{Loopback, LoopbackCapacity};
+use vifswitch::switch::{Binding, Limits, Security};
+use vifswitch::wire::{Mac, Offload, Prefix};
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+use common::{Lab, PortSpec, Setup, frame, mac};
+
+/// Frames in each cable between two refills.
+const FILL: usize = 64;
+
+fn station(number: usize) -> Mac {
+    Mac::from_bits(0x0a_00_00_00_00_00 | number as u64)
+}
+
+/// Numbers that look random, the same each time.
+struct Rng(u64);
+impl Rng {
+    fn below(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((self.0 >> 33) as usize) % sides
+    }
+}
+
+fn learned_lab(ports: usize, stations: usize) -> Lab {
+    let limits = Limits { network: stations as u32 + 1, port: stations as u32 + 1 };
+    // Few blocks, used again and again: what is measured is the worker, not memory that nobody has touched.
+    let loopback = LoopbackCapacity { blocks: ports / 2 + 4, block_bytes: 1 << 17 };
+    let setup = Setup { capacity: loopback, slots: 16384, stations: stations as u32, limits, ..Setup::default() };
+    let plugs: Vec<_> = (0..ports).map(|port| PortSpec::new(0, port as u32)).collect();
+    let mut lab = Lab::new(setup, &plugs);
+    for number in 0..stations {
+        // to the sender itself, so that nothing is flooded
+        let bytes = frame(station(number), station(number), 0x88b5, &[0; 46]);
+        while !lab.send(number % ports, &bytes) {
+            lab.settle();
+            lab.ends.iter_mut().for_each(Loopback::discard);
+        }
+    }
+    lab.settle();
+    assert_eq!(lab.workers[0].switch().fdb().len(), stations);
+    for port in 0..ports {
+        lab.ends[port].discard();
+    }
+    lab
+}
+
+/// Nanoseconds of the worker for `frames` frames between random stations.
+fn run(lab: &mut Lab, stations: usize, len: usize, frames: u64, rng: &mut Rng) -> Duration {
+    let ports = lab.ports.len();
+    let payload = vec![0; len - 14];
+    let mut spent = Duration::ZERO;
+    let (mut done, mut counted) = (0, lab.total(|c| c.tx_frames.get()));
+    let begin = counted;
+    while done < frames {
+        for port in 0..ports {
+            for _ in 0..FILL {
+                let source = rng.below(stations / ports) * ports + port;
+                let mut to = rng.below(stations);
+                if to % ports == port {
+                    to = (to + 1) % stations;
+                }
+                assert!(lab.ends[port].stage(&frame(station(to), station(source), 0x88b5, &payload), Offload::NONE));
+            }
+            lab.ends[port].publish();
+        }
+        let now = lab.now;
+        let start = Instant::now();
+        while black_box(lab.workers[0].poll_once(black_box(now))).done > 0 {}
+        spent += start.elapsed();
+        for end in &mut lab.ends {
+            end.discard();
+        }
+        done += (ports * FILL) as u64;
+        counted = lab.total(|c| c.tx_frames.get());
+    }
+    assert_eq!(counted - begin, done, "each frame arrives once");
+    spent.mul_f64(frames as f64 / done as f64)
+}
+
+fn poll_once(c: &mut Criterion) {
+    let mut group = c.benchmark_group("breath");
+    group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(3));
+    for (ports, stations, len) in [
+        (8, 16, 64),
+        (8, 1_000, 64),
+        (8, 65_536, 64),
+        (8, 1_000_000, 64),
+        (64, 1_000, 64),
+        (64, 65_536, 64),
+        (64, 1_000_000, 64),
+        (8, 1_000, 1514),
+        (64, 1_000, 1514),
+    ] {
+        let stations = stations / ports * ports;
+        let mut lab = LazyCell::new(|| learned_lab(ports, stations));
+        let mut rng = Rng(1);
+        let name = BenchmarkId::new(format!("{len}B/{ports} ports"), format!("{stations} stations"));
+        group.bench_function(name, |b| b.iter_custom(|frames| run(&mut lab, stations, len, frames, &mut rng)));
+    }
+    group.finish();
+}
+
+/// Bindings that a port has beside its own, in the case in which it has many.
+const MANY: usize = 300;
+
+/// The address of IP of port `index`.
+fn ip(index: usize) -> [u8; 4] {
+    [10, 0, (index / 256) as u8, (index % 256) as u8]
+}
+
+/// Each port's security: off, its own MAC, bound to its address, and that with many more bindings.
+fn secured_lab(ports: usize, mode: &str) -> Lab {
+    let loopback = LoopbackCapacity { blocks: ports / 2 + 4, block_bytes: 1 << 17 };
+    let bind = |mac, ip: [u8; 4]| Binding { mac, ip: Some(Prefix::host(ip.into())) };
+    let security = |port: usize| match mode {
+        "off" => Security::Off,
+        "mac" => Security::Mac([].into()),
+        "mac+ip" => Security::MacIp([bind(mac(port), ip(port))].into()),
+        _ => {
+            let more = (0..MANY)
+                .map(|n| bind(if n % 2 == 0 { mac(port) } else { station(port * MANY + n) }, [10, 9, 1, 2 * n as u8]));
+            Security::MacIp(more.chain([bind(mac(port), ip(port))]).collect())
+        }
+    };
+    let plugs: Vec<_> =
+        (0..ports).map(|port| PortSpec { security: security(port), ..PortSpec::new(0, port as u32) }).collect();
+    Lab::new(Setup { capacity: loopback, slots: 16384, ..Setup::default() }, &plugs)
+}
+
+/// Nanoseconds of the worker for `frames` datagrams of UDP over IPv4, 64 bytes, each port to the next.
+fn run_secured(lab: &mut Lab, frames: u64) -> Duration {
+    let ports = lab.ports.len();
+    let datagram = |port: usize| {
+        let mut bytes = vec![0x45, 0, 0, 50, 0, 0, 0, 0, 64, 17, 0, 0];
+        bytes.extend([ip(port), ip((port + 1) % ports)].concat());
+        bytes.resize(50, 0);
+        frame(mac((port + 1) % ports), mac(port), 0x0800, &bytes)
+    };
+    let datagrams: Vec<_> = (0..ports).map(datagram).collect();
+    let (mut spent, mut done) = (Duration::ZERO, 0);
+    let begin = lab.total(|c| c.tx_frames.get());
+    while done < frames {
+        for (end, bytes) in lab.ends.iter_mut().zip(&datagrams) {
+            (0..FILL).for_each(|_| assert!(end.stage(bytes, Offload::NONE)));
+            end.publish();
+        }
+        let now = lab.now;
+        let start = Instant::now();
+        while black_box(lab.workers[0].poll_once(black_box(now))).done > 0 {}
+        spent += start.elapsed();
+        lab.ends.iter_mut().for_each(Loopback::discard);
+        done += (ports * FILL) as u64;
+    }
+    assert_eq!(lab.total(|c| c.tx_frames.get()) - begin, done, "each frame arrives once");
+    spent.mul_f64(frames as f64 / done as f64)
+}
+
+/// What port security costs: the same datagrams between ports that all have it.
+fn security(c: &mut Criterion) {
+    let mut group = c.benchmark_group("security");
+    group.throughput(Throughput::Elements(1)).sample_size(20).measurement_time(Duration::from_secs(3));
+    for ports in [8, 64] {
+        for mode in ["off", "mac", "mac+ip", "mac+ip, many"] {
+            let mut lab = LazyCell::new(|| secured_lab(ports, mode));
+            let name = BenchmarkId::new(format!("{ports} ports"), mode);
+            group.bench_function(name, |b| b.iter_custom(|frames| run_secured(&mut lab, frames)));
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, poll_once, security);
+criterion_main!(benches);

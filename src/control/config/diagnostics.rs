@@ -1,0 +1,201 @@
+//! Where things stand in a document, and the problems noted on the way through it.
+//!
+//! A check says only *where* and *what*: the line, the value as written and the words for the owner
+//! are looked up in the document, so that every problem has them.
+
+use std::fmt;
+
+use super::error::{ConfigError, ConfigErrors, kind};
+use super::parse::{Node, Value};
+
+/// The longest value or key that is repeated in full; what is longer is cut.
+const MAX_VALUE_LEN: usize = 60;
+
+/// As many problems as are told in full. Nobody reads more, and looking each up takes its time.
+const MAX_ERRORS: usize = 1000;
+
+/// The way from the top of a document to a value. It may lead to where a value is missing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Path(Vec<Step>);
+
+/// One step of a way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Step {
+    /// To a key of a table.
+    Key(String),
+    /// To an item of a list.
+    Item(usize),
+}
+
+impl Path {
+    /// One step further, to a key of this table.
+    pub fn key(&self, key: &str) -> Path {
+        self.then(Step::Key(key.to_string()))
+    }
+
+    /// One step further, to an item of this list.
+    pub fn item(&self, index: usize) -> Path {
+        self.then(Step::Item(index))
+    }
+
+    /// The steps, from the top on.
+    pub fn steps(&self) -> &[Step] {
+        &self.0
+    }
+
+    fn then(&self, step: Step) -> Path {
+        Path(self.0.iter().cloned().chain([step]).collect())
+    }
+}
+
+/// `vms[1].ports[0].mac_address`
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, step) in self.0.iter().enumerate() {
+            match step {
+                Step::Item(item) => write!(f, "[{item}]")?,
+                Step::Key(key) => {
+                    let dot = if index == 0 { "" } else { "." };
+                    let bare = !key.is_empty() && key.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b));
+                    let name = if bare { shortened(key) } else { quoted(key) };
+                    write!(f, "{dot}{name}")?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The problems of one document, as they are found.
+pub(super) struct Diagnostics<'d> {
+    file: &'d str,
+    root: &'d Node,
+    errors: Vec<ConfigError>,
+    paths: Vec<Path>,
+    suppressed: usize,
+}
+
+impl<'d> Diagnostics<'d> {
+    /// Nothing noted yet.
+    pub fn new(file: &'d str, root: &'d Node) -> Diagnostics<'d> {
+        Diagnostics { file, root, errors: Vec::new(), paths: Vec::new(), suppressed: 0 }
+    }
+
+    /// Something is wrong at `path`.
+    pub fn push(&mut self, path: &Path, kind: &'static str, message: impl Into<String>) {
+        if self.errors.len() >= MAX_ERRORS {
+            self.suppressed += 1;
+            return;
+        }
+        let found = self.walk(path);
+        self.paths.push(path.clone());
+        self.errors.push(ConfigError {
+            file: self.file.to_string(),
+            line: found.line,
+            column: None,
+            key: path.to_string(),
+            owner: (!found.owner.is_empty()).then(|| found.owner.join(", ")),
+            value: found.node.map(|node| shortened(&shown(node))),
+            message: message.into(),
+            kind,
+        });
+    }
+
+    /// Whether the table that should have this key is there, and has it not. Where there is no
+    /// table at all, that has been noted already.
+    pub fn is_missing(&self, path: &Path) -> bool {
+        let Some((Step::Key(key), parents)) = path.0.split_last() else { return false };
+        let parent = self.walk(&Path(parents.to_vec())).node;
+        parent.is_some_and(|node| matches!(node.value, Value::Table(_)) && node.get(key).is_none())
+    }
+
+    /// The place in words, for a problem that has two of them.
+    pub fn location(&self, path: &Path) -> String {
+        match self.walk(path).line {
+            Some(group) => format!("{path} (line {group})"),
+            None => path.to_string(),
+        }
+    }
+
+    /// Where the problems are, of which kind, and what is told of them, in the order in which they were noted.
+    pub fn take_paths(&mut self) -> Vec<(Path, &'static str, String)> {
+        let of = std::mem::take(&mut self.paths).into_iter().zip(&self.errors);
+        of.map(|(path, problem)| (path, problem.kind, problem.without_location())).collect()
+    }
+
+    /// All that was noted, or `None` if nothing was.
+    pub fn finish(self) -> Option<ConfigErrors> {
+        let rest = format!("{} more problems are not shown", self.suppressed);
+        let rest = (self.suppressed > 0).then(|| ConfigError::of_file(self.file, kind::BAD_VALUE, rest));
+        ConfigErrors::of(self.errors, rest)
+    }
+
+    fn walk(&self, path: &Path) -> FoundValue<'d> {
+        let mut found = FoundValue { node: Some(self.root), line: self.root.line, owner: Vec::new() };
+        // a list that stands alone is one of ports
+        let mut list = if matches!(self.root.value, Value::List(_)) { "ports" } else { "" };
+        for (index, step) in path.0.iter().enumerate() {
+            found.node = found.node.and_then(|node| match step {
+                Step::Key(key) => node.get(key),
+                Step::Item(item) => node.item(*item),
+            });
+            // a missing value stands, as far as anyone can say, where its table begins
+            found.line = found.node.and_then(|node| node.line).or(found.line);
+            match step {
+                Step::Key(key) => list = key,
+                Step::Item(_) => {
+                    let (word, id) = match list {
+                        "vms" => ("VM", "id"),
+                        "networks" => ("network", "id"),
+                        "ports" => ("port", "port_id"),
+                        "uplinks" => ("uplink", "id"),
+                        _ => continue,
+                    };
+                    // who is complained about for its own id needs no further introduction
+                    let is_the_value = path.0.get(index + 1) == Some(&Step::Key(id.to_string()));
+                    let id = found.node.and_then(|node| node.get(id)).filter(|_| !is_the_value);
+                    found.owner.extend(id.map(|id| format!("{word} {}", shortened(&shown(id)))));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// What stands at the end of a path.
+struct FoundValue<'d> {
+    node: Option<&'d Node>,
+    line: Option<usize>,
+    owner: Vec<String>,
+}
+
+/// A text in quotes, cut if it is long, with nothing in it that could upset a terminal.
+pub(super) fn quoted(text: &str) -> String {
+    format!("{:?}", shortened(text))
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_VALUE_LEN) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_string(),
+    }
+}
+
+/// A value as an operator would write it on one line.
+fn shown(node: &Node) -> String {
+    let joined = |parts: Vec<String>| parts.join(", ");
+    match &node.value {
+        Value::Null => "null".to_string(),
+        Value::Bool(yes) => yes.to_string(),
+        Value::Integer(number) => number.to_string(),
+        Value::Other(text) => text.clone(),
+        Value::Text(text) => quoted(text),
+        Value::Table(entries) if entries.is_empty() => "{}".to_string(),
+        // more than this is cut anyway
+        Value::List(items) => format!("[{}]", joined(items.iter().take(MAX_VALUE_LEN).map(shown).collect())),
+        Value::Table(entries) => {
+            let entry = |(key, node): &(String, Node)| format!("{} = {}", Path::default().key(key), shown(node));
+            format!("{{ {} }}", joined(entries.iter().take(MAX_VALUE_LEN).map(entry).collect()))
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Parts of a configuration that come alone: ports to attach, keys of a port to set, a
+//! configuration without its `[switch]`.
+//!
+//! They are read and judged as the same tables of a file are. What only shows beside other tables,
+//! such as an address that is taken, is not known here.
+
+use super::diagnostics::{Diagnostics, Path, quoted};
+use super::error::{ConfigError, ConfigErrors, kind};
+use super::model::{Config, Port, SwitchSettings};
+use super::parse::{self, Node, SyntaxError, Value};
+use super::raw::{self, Read};
+use super::{check_over, lower};
+
+/// The key of a port that stands alone which names its VM.
+const OWNER: &str = "device_id";
+/// The keys of a port that have tables.
+const TABLES: [&str; 2] = ["device", "storm"];
+/// The table of keys of its VM, beside those of a port that are set.
+const VM: &str = "vm";
+
+/// Some keys of a port that are to be otherwise.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct PortKeys {
+    /// The values that they shall have. What is not written stays as it is.
+    pub given: raw::Port,
+    /// What is set of its VM.
+    pub vm: raw::VmKeys,
+    /// The keys that shall be as if they were not written in a file, like `fixed_ips` and
+    /// `device.netns`, or `vm.storm`: those that are `null`.
+    pub cleared: Vec<String>,
+}
+
+impl From<raw::Port> for PortKeys {
+    fn from(given: raw::Port) -> PortKeys {
+        PortKeys { given, ..PortKeys::default() }
+    }
+}
+
+/// Reads and judges a whole configuration in JSON. Without `switch` in it, that is as `switch` says.
+pub fn parse_json_over(text: &str, name: &str, switch: SwitchSettings) -> Result<Config, ConfigErrors> {
+    check_over(parse::from_json(text), name, switch)
+}
+
+/// Reads and judges ports of the VM `vm` in JSON: one table, or a list of them. They may name
+/// their VM with `device_id`, and must not name another one. A port that stands there twice is
+/// given twice.
+pub fn parse_ports_json(text: &str, name: &str, vm: &str) -> Result<Vec<Port>, ConfigErrors> {
+    let root = parsed(parse::from_json(text), name)?;
+    let mut diagnostics = Diagnostics::new(name, &root);
+    let top = Path::default();
+    let ports = match &root.value {
+        Value::List(items) => items
+            .iter()
+            .enumerate()
+            .map(|(index, item)| one_port(item, &top.item(index), Some(vm), &mut diagnostics).1)
+            .collect(),
+        Value::Table(_) => vec![one_port(&root, &top, Some(vm), &mut diagnostics).1],
+        _ => {
+            diagnostics.push(
+                &top,
+                kind::WRONG_TYPE,
+                "a port, which is a table of keys, or a list of ports belongs here",
+            );
+            Vec::new()
+        }
+    };
+    diagnostics.finish().map_or(Ok(ports), Err)
+}
+
+/// Reads some keys of a port in JSON. Of their values only the types are judged.
+pub fn parse_port_keys_json(text: &str, name: &str) -> Result<PortKeys, ConfigErrors> {
+    port_keys(parse::from_json(text), name)
+}
+
+/// One port, and the VM that its `device_id` names.
+pub(super) fn port(document: Result<Node, SyntaxError>, name: &str) -> Result<(String, Port), ConfigErrors> {
+    let root = parsed(document, name)?;
+    let mut diagnostics = Diagnostics::new(name, &root);
+    let port = one_port(&root, &Path::default(), None, &mut diagnostics);
+    diagnostics.finish().map_or(Ok(port), Err)
+}
+
+/// Some keys of a port.
+pub(super) fn port_keys(document: Result<Node, SyntaxError>, name: &str) -> Result<PortKeys, ConfigErrors> {
+    let root = parsed(document, name)?;
+    let mut diagnostics = Diagnostics::new(name, &root);
+    let (mut keys, mut vm) = (root.clone(), None);
+    if let Value::Table(entries) = &mut keys.value {
+        vm = entries.iter().position(|(key, _)| key == VM).map(|at| entries.remove(at).1);
+    }
+    let given = raw::Port::read(&keys, &Path::default(), &mut diagnostics).unwrap_or_default();
+    let mut cleared = null_keys(&keys, "");
+    let of_vm = vm.as_ref().and_then(|vm| {
+        cleared.extend(null_keys(vm, "vm."));
+        cleared.extend(vm.get("storm").into_iter().flat_map(|storm| null_keys(storm, "vm.storm.")));
+        raw::VmKeys::read(vm, &Path::default().key(VM), &mut diagnostics)
+    });
+    for key in TABLES {
+        cleared.extend(root.get(key).into_iter().flat_map(|table| null_keys(table, &format!("{key}."))));
+    }
+    diagnostics.finish().map_or(Ok(PortKeys { given, vm: of_vm.unwrap_or_default(), cleared }), Err)
+}
+
+/// The keys of a table that are there and have no value.
+fn null_keys(table: &Node, prefix: &str) -> Vec<String> {
+    let Value::Table(entries) = &table.value else { return Vec::new() };
+    let empty = entries.iter().filter(|(_, node)| node.value == Value::Null);
+    empty.map(|(key, _)| format!("{prefix}{key}")).collect()
+}
+
+fn parsed(document: Result<Node, SyntaxError>, name: &str) -> Result<Node, ConfigErrors> {
+    document.map_err(|error| ConfigErrors::from(ConfigError::of_syntax(name, error)))
+}
+
+/// A port, and the VM it belongs to: the one it names, or `vm`. It must name one of the two.
+fn one_port(node: &Node, path: &Path, vm: Option<&str>, diagnostics: &mut Diagnostics<'_>) -> (String, Port) {
+    let mut owner = None;
+    let mut keys = node.clone();
+    if let Value::Table(entries) = &mut keys.value {
+        let given = entries.iter().position(|(key, _)| key == OWNER).map(|at| entries.remove(at).1);
+        let given = given.filter(|node| node.value != Value::Null);
+        let at = path.key(OWNER);
+        owner = given.and_then(|node| String::read(&node, &at, diagnostics));
+        match (&owner, vm) {
+            (Some(owner), Some(vm)) if owner != vm => {
+                let message = format!("this is asked of the VM {}; leave the key out, or ask the other", quoted(vm));
+                diagnostics.push(&at, kind::CONTRADICTION, message);
+            }
+            (Some(owner), None) => {
+                if let Some(wrong) = lower::wrong_id(owner) {
+                    diagnostics.push(&at, kind::BAD_VALUE, wrong);
+                }
+            }
+            (None, None) if diagnostics.is_missing(&at) => {
+                diagnostics.push(&at, kind::MISSING, "must be given: the id of the VM that the port is for");
+            }
+            _ => {}
+        }
+    }
+    let raw = raw::Port::read(&keys, path, diagnostics).unwrap_or_default();
+    let port = lower::port(path.clone(), &raw, diagnostics);
+    (owner.or_else(|| vm.map(str::to_owned)).unwrap_or_default(), port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Source;
+    use super::super::testgen;
+    use super::*;
+    use proptest::prelude::*;
+
+    /// A port that is right.
+    const PORT: &str =
+        r#""port_id": "p1", "network_id": "net1", "mac_address": "02:00:00:00:01:0a", "device": { "kind": "tap" }"#;
+
+    fn kinds(errors: &ConfigErrors) -> Vec<(&str, &str)> {
+        errors.errors().iter().map(|problem| (problem.key.as_str(), problem.kind)).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn ports_alone_are_what_they_are_in_a_file(config in testgen::config()) {
+            for vm in &config.vms {
+                let raw: Vec<_> = vm.ports.iter().map(Port::to_raw).collect();
+                let list = serde_json::to_string(&raw).unwrap();
+                prop_assert_eq!(parse_ports_json(&list, "x", &vm.id), Ok(vm.ports.clone()));
+                for (port, raw) in vm.ports.iter().zip(&raw) {
+                    let one = serde_json::to_string(raw).unwrap();
+                    prop_assert_eq!(parse_ports_json(&one, "x", &vm.id), Ok(vec![port.clone()]));
+                    prop_assert_eq!(parse_port_keys_json(&one, "x"), Ok(raw.clone().into()));
+                    let mut table = toml::Table::try_from(raw).unwrap();
+                    table.insert(OWNER.into(), vm.id.clone().into());
+                    let source = Source::of("x", table.to_string().into_bytes()).unwrap();
+                    prop_assert_eq!(source.port(), Ok((vm.id.clone(), port.clone())));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_twice_is_given_twice() {
+        let list = format!("[{{{PORT}}}, {{{PORT}}}]");
+        assert_eq!(parse_ports_json(&list, "x", "fw-3").unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_port_may_name_its_vm_and_no_other() {
+        let text = |vm: &str| format!(r#"[{{{PORT}, "device_id": {vm}}}]"#);
+        for vm in [r#""fw-3""#, "null"] {
+            assert_eq!(parse_ports_json(&text(vm), "x", "fw-3").unwrap().len(), 1);
+        }
+        let errors = parse_ports_json(&text(r#""web""#), "x", "fw-3").unwrap_err();
+        assert_eq!(kinds(&errors), [("[0].device_id", kind::CONTRADICTION)]);
+        assert!(errors.to_string().ends_with("(port \"p1\")"), "{errors}");
+        let errors = parse_ports_json(&text("7"), "x", "fw-3").unwrap_err();
+        assert_eq!(kinds(&errors), [("[0].device_id", kind::WRONG_TYPE)]);
+    }
+
+    #[test]
+    fn a_port_that_stands_alone_must_name_its_vm() {
+        let port = |text: String| Source::of("x", text.into_bytes()).unwrap().port();
+        assert_eq!(port(format!(r#"{{{PORT}, "device_id": "fw-3"}}"#)).unwrap().0, "fw-3");
+        for (vm, wrong) in [("", kind::MISSING), (r#", "device_id": """#, kind::BAD_VALUE)] {
+            let errors = port(format!("{{{PORT}{vm}}}")).unwrap_err();
+            assert_eq!(kinds(&errors), [("device_id", wrong)]);
+        }
+    }
+
+    #[test]
+    fn all_that_is_wrong_is_told() {
+        let errors = parse_ports_json(r#"[{"port_id": ""}, 7, {"portid": "x"}]"#, "x", "fw-3").unwrap_err();
+        let messages = kinds(&errors);
+        for problem in [
+            ("[0].port_id", kind::BAD_VALUE),
+            ("[0].mac_address", kind::MISSING),
+            ("[1]", kind::WRONG_TYPE),
+            ("[2].portid", kind::UNKNOWN_KEY),
+        ] {
+            assert!(messages.contains(&problem), "{problem:?}: {messages:?}");
+        }
+        for text in ["7", "null", "\"p1\""] {
+            let errors = parse_ports_json(text, "x", "fw-3").unwrap_err();
+            assert_eq!(kinds(&errors), [("", kind::WRONG_TYPE)], "{text}");
+        }
+        let errors = parse_port_keys_json(r#"{"admin_state_up": 1, "device": {"queue": 2}}"#, "x").unwrap_err();
+        assert_eq!(kinds(&errors), [("admin_state_up", kind::WRONG_TYPE), ("device.queue", kind::UNKNOWN_KEY)]);
+    }
+
+    #[test]
+    fn what_is_not_said_of_the_switch_stays() {
+        let running = SwitchSettings { cores: vec![3], ..SwitchSettings::default() };
+        let over = |text| parse_json_over(text, "x", running.clone()).unwrap().switch;
+        assert_eq!(over("{}"), running);
+        assert_eq!(over(r#"{"switch": null}"#), running);
+        assert_eq!(over(r#"{"switch": {}}"#), SwitchSettings::default());
+        assert_eq!(over(r#"{"switch": {"cores": [2]}}"#).cores, [2]);
+    }
+}

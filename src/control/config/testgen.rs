@@ -1,0 +1,621 @@
+//! Any right configuration, for the property tests of everything that takes one.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use proptest::collection::{btree_set, vec};
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use crate::device::xdp::Mode;
+use crate::switch::{AtLimit, MacLimit, Rate, ReservedMask};
+use crate::wire::{Mac, Vid};
+
+use super::*;
+
+/// Any configuration that [`parse_toml`] could have given.
+pub(crate) fn config() -> impl Strategy<Value = Config> {
+    let vms = vec((id(), storm(true), any::<bool>(), vec((port(), any::<Index>()), 0..5)), 0..5);
+    let wishes = vec((any::<Index>(), any::<Index>(), 1..4095u16), 0..6);
+    (switch(), vec(network(), 1..5), vms, vec((uplink(), any::<bool>()), 0..3), wishes).prop_map(
+        |(switch, mut networks, vms, outside, wishes)| {
+            // a number makes them all different, whatever else is in them
+            for (number, network) in networks.iter_mut().enumerate() {
+                network.id = format!("{number}{}", network.id);
+            }
+            let mut serial = 0u64;
+            let mut own = |(mut port, index): (Port, Index)| {
+                serial += 1;
+                port.network_id = index.get(&networks).id.clone();
+                port.port_id = format!("{serial}{}", port.port_id);
+                port.mac = Mac::from_bits(port.mac.bits() & !0xffff | serial);
+                rename_of(&mut port, |name| format!("{serial}{name}"));
+                port
+            };
+            let vms = vms.into_iter().enumerate();
+            let vms = vms.map(|(number, (id, storm, share_mac, ports))| Vm {
+                id: format!("{number}{id}"),
+                storm,
+                share_mac,
+                sibling_split_horizon: share_mac && number % 2 == 0,
+                ports: ports.into_iter().map(&mut own).collect(),
+            });
+            let vms = vms.collect();
+            let mut uplinks = Vec::new();
+            for (mut uplink, is_doubled) in outside {
+                uplink.networks.truncate(networks.len());
+                for (tagged, network) in uplink.networks.iter_mut().zip(&networks) {
+                    tagged.network_id.clone_from(&network.id);
+                }
+                let number = uplinks.len();
+                // No id of a port begins like this.
+                uplink.id = format!("up{number}{}", uplink.id);
+                rename(&mut uplink.device, |name| format!("u{number}{name}"));
+                if is_doubled {
+                    uplink.group = Some(format!("g{number}"));
+                    let mut second = uplink.clone();
+                    second.id = format!("second{number}");
+                    second.networks.reverse();
+                    rename(&mut second.device, |name| format!("v{}", &name[1..]));
+                    uplinks.push(second);
+                }
+                uplinks.push(uplink);
+            }
+            let mut config = Config { switch, vms, networks, uplinks };
+            reconcile(&mut config);
+            trunk(&mut config, &wishes);
+            config
+        },
+    )
+}
+
+/// Takes out of ports what would contradict their networks or other ports.
+fn reconcile(config: &mut Config) {
+    let lent: Vec<(String, String, Mac)> = config
+        .ports()
+        .flat_map(|(_, port)| {
+            let macs = port.allowed_address_pairs.iter().filter_map(|pair| pair.mac);
+            macs.map(|mac| (port.port_id.clone(), port.network_id.clone(), mac))
+        })
+        .collect();
+    let most: Vec<(String, u32)> =
+        config.networks.iter().map(|network| (network.id.clone(), network.fdb_limit_per_port)).collect();
+    for port in config.vms.iter_mut().flat_map(|vm| &mut vm.ports) {
+        let is_shared = |(id, network, mac): &_| *id != port.port_id && *network == port.network_id && *mac == port.mac;
+        if lent.iter().any(is_shared) {
+            port.unknown_unicast = UnknownUnicast::Deliver;
+        }
+        let most = most.iter().find(|(id, _)| *id == port.network_id).map_or(u32::MAX, |(_, most)| *most);
+        port.mac_limit = port.mac_limit.map(|limit| MacLimit { stations: limit.stations.min(most), ..limit });
+    }
+}
+
+/// Gives the netdev of a port another name, if it has one.
+fn rename_of(port: &mut Port, name: impl FnOnce(&str) -> String) {
+    if let Some(device) = port.device_mut() {
+        rename(device, name);
+    }
+}
+
+/// Makes ports into subports of their neighbours, where they can be.
+fn trunk(config: &mut Config, wishes: &[(Index, Index, u16)]) {
+    for &(vm, port, vlan) in wishes {
+        if config.vms.is_empty() {
+            return;
+        }
+        let vm = vm.index(config.vms.len());
+        let ports = &mut config.vms[vm].ports;
+        if ports.len() < 2 {
+            continue;
+        }
+        let at = port.index(ports.len());
+        let parent = ports[(at + 1 + usize::from(vlan) % (ports.len() - 1)) % ports.len()].port_id.clone();
+        ports[at].attachment = PortAttachment::Parent(Subport { parent, vlan: Vid::new(vlan).unwrap() });
+    }
+    untangle(config);
+}
+
+/// Takes out subports of which something is wrong.
+fn untangle(config: &mut Config) {
+    loop {
+        let wrong: Vec<String> = super::trunk::subport_errors(config).into_iter().map(|fault| fault.port).collect();
+        if wrong.is_empty() {
+            return;
+        }
+        config.vms.iter_mut().for_each(|vm| vm.ports.retain(|port| !wrong.contains(&port.port_id)));
+    }
+}
+
+/// Gives a netdev another name.
+fn rename(device: &mut Device, name: impl FnOnce(&str) -> String) {
+    let (Device::Tap(Tap { name: now, .. })
+    | Device::Xdp(Xdp { name: now, .. })
+    | Device::Packet(Packet { name: now, .. })) = device;
+    *now = name(now);
+}
+
+/// Two configurations with the same `[switch]` that have much in common: the second is the first
+/// one, changed here and there, with some of a third.
+pub(crate) fn two() -> impl Strategy<Value = (Config, Config)> {
+    (config(), config(), edits()).prop_map(|(old, other, edits)| {
+        let new = edited(&old, other, 'x', 0x8000, edits);
+        (old, new)
+    })
+}
+
+/// The same with three: the second and the third are the first one, changed in two ways.
+pub(crate) fn three() -> impl Strategy<Value = [Config; 3]> {
+    (config(), [config(), config()], [edits(), edits()]).prop_map(|(old, [a, b], [of_a, of_b])| {
+        let a = edited(&old, a, 'x', 0x8000, of_a);
+        let b = edited(&old, b, 'y', 0x4000, of_b);
+        [old, a, b]
+    })
+}
+
+fn edits() -> impl Strategy<Value = Vec<(Edit, Index, Index)>> {
+    vec((any::<Edit>(), any::<Index>(), any::<Index>()), 0..8)
+}
+
+fn edited(old: &Config, mut other: Config, mark: char, bit: u64, edits: Vec<(Edit, Index, Index)>) -> Config {
+    // Ids of their own, so that parts of the one can stand in the other.
+    for network in &mut other.networks {
+        network.id.insert(0, mark);
+    }
+    for vm in &mut other.vms {
+        vm.id.insert(0, mark);
+        for port in &mut vm.ports {
+            port.network_id.insert(0, mark);
+            port.port_id.insert(0, mark);
+            port.mac = Mac::from_bits(port.mac.bits() | bit);
+            match &mut port.attachment {
+                PortAttachment::Parent(subport) => subport.parent.insert(0, mark),
+                PortAttachment::Device(device) => rename(device, |name| format!("{mark}{name}")),
+            }
+        }
+    }
+    for uplink in &mut other.uplinks {
+        uplink.id.insert(0, mark);
+        if let Some(group) = &mut uplink.group {
+            group.insert(0, mark);
+        }
+        for tagged in &mut uplink.networks {
+            tagged.network_id.insert(0, mark);
+        }
+        rename(&mut uplink.device, |name| format!("{mark}{name}"));
+    }
+    let mut new = old.clone();
+    for (edit, a, b) in edits {
+        edit.make(&mut new, &mut other, a, b);
+    }
+    mend(&mut new);
+    new
+}
+
+/// Takes out what edits have made wrong: networks that are not there any more, groups of one, and what
+/// ports contradict.
+fn mend(config: &mut Config) {
+    reconcile(config);
+    let Config { networks, vms, uplinks, .. } = config;
+    let is_there = |id: &str| networks.iter().any(|network| network.id == id);
+    for vm in vms {
+        vm.ports.retain(|port| is_there(&port.network_id));
+    }
+    for uplink in &mut *uplinks {
+        uplink.networks.retain(|tagged| is_there(&tagged.network_id));
+    }
+    uplinks.retain(|uplink| !uplink.networks.is_empty());
+    let before = uplinks.clone();
+    for uplink in uplinks.iter_mut().filter(|uplink| uplink.group.is_some()) {
+        let mut group = before.iter().filter(|other| other.group == uplink.group);
+        if group.clone().count() != 2 || !group.all(|other| other.carries_same_as(uplink)) {
+            uplink.group = None;
+        }
+    }
+    untangle(config);
+}
+
+/// One thing to change about a configuration, and a list of all such things.
+macro_rules! edits {
+    ($($edit:ident)*) => {
+        #[derive(Debug, Clone, Copy)]
+        enum Edit { $($edit,)* }
+
+        impl Edit {
+            const ALL: &[Edit] = &[$(Edit::$edit,)*];
+        }
+    };
+}
+
+edits! {
+    DropPort DropVm DropNetwork TakeVm TakeNetwork MovePort
+    SwapPorts SwapVms SwapNetworks EmptyVm Mtu Ageing
+    Mac AdminState Security Queues Offloads Name
+    Vlan OwnDevice Subport
+    Strict Lend Suppress Promiscuous Limit Reserved
+    NetworkStorm VmStorm ShareMac PortStorm UplinkStorm
+    Network Kind DropUplink SwapUplinks UplinkState UplinkDevice UplinkVlan UplinkNetwork Ungroup
+}
+
+/// What is said of a class becomes otherwise.
+fn flip(said: &mut Option<StormPolicy>, changed: Option<StormPolicy>) {
+    let limit = StormLimit {
+        frames: Some(Rate::new(7, 7)),
+        bits: None,
+        action: StormAction::Drop,
+        recovery_seconds: StormLimit::RECOVERY,
+    };
+    let limit = Some(StormPolicy::Limit(limit));
+    *said = if *said == limit { changed } else { limit };
+}
+
+impl Arbitrary for Edit {
+    type Parameters = ();
+    type Strategy = proptest::sample::Select<Edit>;
+    fn arbitrary_with((): ()) -> Self::Strategy {
+        select(Edit::ALL)
+    }
+}
+
+impl Edit {
+    /// Makes the change, if there is something to change.
+    fn make(self, config: &mut Config, other: &mut Config, a: Index, b: Index) {
+        if matches!(self, Edit::TakeVm | Edit::TakeNetwork) {
+            config.networks.append(&mut other.networks);
+            if matches!(self, Edit::TakeVm) {
+                config.vms.append(&mut other.vms);
+                config.uplinks.append(&mut other.uplinks);
+            }
+            return;
+        }
+        if self.make_outside(&mut config.uplinks, a, b) {
+            return;
+        }
+        let networks = config.networks.len();
+        match self {
+            Edit::SwapNetworks => return config.networks.swap(a.index(networks), b.index(networks)),
+            Edit::Mtu => return config.networks[a.index(networks)].mtu ^= 1,
+            Edit::Ageing => return config.networks[a.index(networks)].ageing_seconds ^= 1,
+            Edit::NetworkStorm => {
+                let network = &mut config.networks[a.index(networks)];
+                network.probe_seconds = network.probe_seconds % 10 + 1;
+                return flip(&mut network.storm.classes[b.index(3)], Some(StormPolicy::Off));
+            }
+            Edit::Reserved => return config.networks[a.index(networks)].reserved_groups.0 ^= 0x4000,
+            Edit::DropNetwork if networks > 1 => {
+                let gone = config.networks.remove(a.index(networks)).id;
+                return config.vms.iter_mut().for_each(|vm| vm.ports.retain(|port| port.network_id != gone));
+            }
+            _ => {}
+        }
+        if config.vms.is_empty() {
+            return;
+        }
+        let vms = config.vms.len();
+        match self {
+            Edit::SwapVms => return config.vms.swap(a.index(vms), b.index(vms)),
+            Edit::DropVm => return drop(config.vms.remove(a.index(vms))),
+            Edit::VmStorm => return flip(&mut config.vms[a.index(vms)].storm.classes[b.index(3)], None),
+            Edit::ShareMac => {
+                let vm = &mut config.vms[a.index(vms)];
+                (vm.share_mac, vm.sibling_split_horizon) = (!vm.share_mac, vm.share_mac);
+                return;
+            }
+            Edit::EmptyVm => return config.vms[a.index(vms)].ports.clear(),
+            _ => {}
+        }
+        let from = a.index(vms);
+        let ports = config.vms[from].ports.len();
+        if ports == 0 {
+            return;
+        }
+        let to = b.index(vms);
+        let network_id = b.get(&config.networks).id.clone();
+        let at = b.index(ports);
+        match self {
+            Edit::SwapPorts => return config.vms[from].ports.swap(a.index(ports), at),
+            Edit::DropPort => return drop(config.vms[from].ports.remove(at)),
+            Edit::MovePort => {
+                let port = config.vms[from].ports.remove(at);
+                return config.vms[to].ports.push(port);
+            }
+            // A neighbour may use its address.
+            Edit::Lend => {
+                let mac = config.vms[from].ports[at].mac;
+                let to = &mut config.vms[from].ports[b.index(ports)];
+                if to.port_security != PortSecurity::Off && to.mac != mac {
+                    to.allowed_address_pairs = vec![AddressPair { mac: Some(mac), ip: None }];
+                }
+                return;
+            }
+            _ => {}
+        }
+        let neighbour = config.vms[from].ports.get(at + 1).map(|port| port.port_id.clone());
+        let port = &mut config.vms[from].ports[at];
+        let netns = port.device().and_then(Device::netns).map(str::to_owned);
+        let name = port.device().map_or("", Device::name).to_owned();
+        match self {
+            // Bits by which no two addresses of the strategy differ alone.
+            Edit::Mac => port.mac = Mac::from_bits(port.mac.bits() ^ 0x4000),
+            Edit::AdminState => port.admin_state_up = !port.admin_state_up,
+            Edit::Security => {
+                port.port_security = PortSecurity::Off;
+                port.allowed_address_pairs.clear();
+            }
+            Edit::Strict => port.port_security = PortSecurity::MacIp,
+            Edit::Suppress => {
+                port.unknown_unicast = UnknownUnicast::Suppress;
+                port.promiscuous = false;
+            }
+            Edit::Promiscuous => {
+                port.unknown_unicast = UnknownUnicast::Deliver;
+                port.promiscuous = true;
+            }
+            Edit::PortStorm => flip(&mut port.storm.classes[b.index(3)], None),
+            Edit::Limit => {
+                port.mac_limit = match port.mac_limit {
+                    Some(_) => None,
+                    None => Some(MacLimit { stations: 1, policy: AtLimit::Drop }),
+                }
+            }
+            Edit::Name => rename_of(port, |name| format!("y{}", &name[..name.len().min(14)])),
+            Edit::Vlan => {
+                if let PortAttachment::Parent(subport) = &mut port.attachment {
+                    subport.vlan = Vid::new(subport.vlan.get() % 4094 + 1).unwrap();
+                }
+            }
+            Edit::OwnDevice if port.subport().is_some() => {
+                let name = format!("o{}", port.mac.bits() & 0xffff);
+                port.attachment = PortAttachment::Device(Device::Packet(Packet {
+                    name,
+                    netns: None,
+                    offloads: true,
+                    isolate: false,
+                }));
+            }
+            Edit::Subport => {
+                if let Some(parent) = neighbour {
+                    port.attachment = PortAttachment::Parent(Subport { parent, vlan: Vid::ONE });
+                }
+            }
+            Edit::Network => port.network_id = network_id,
+            Edit::Queues => match port.device_mut() {
+                Some(Device::Tap(tap)) => tap.queues = tap.queues % 256 + 1,
+                Some(Device::Xdp(xdp)) => xdp.queues = xdp.queues.map_or(Some(1), |_| None),
+                Some(Device::Packet(_)) | None => {}
+            },
+            Edit::Offloads => match port.device_mut() {
+                Some(Device::Tap(Tap { offloads, .. }) | Device::Packet(Packet { offloads, .. })) => *offloads ^= true,
+                Some(Device::Xdp(xdp)) => xdp.replace_xdp_program = !xdp.replace_xdp_program,
+                None => {}
+            },
+            Edit::Kind => {
+                if let Some(device) = port.device_mut() {
+                    *device = match device {
+                        Device::Tap(_) => {
+                            Device::Xdp(Xdp { name, netns, queues: None, mode: Mode::Auto, replace_xdp_program: false })
+                        }
+                        Device::Xdp(_) => Device::Packet(Packet { name, netns, offloads: true, isolate: false }),
+                        Device::Packet(_) => Device::Tap(Tap { name, netns, queues: 1, offloads: true, persist: true }),
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Makes the change if it is one to uplinks. Whether it is.
+    fn make_outside(self, uplinks: &mut Vec<Uplink>, a: Index, b: Index) -> bool {
+        use Edit::{
+            DropUplink, SwapUplinks, Ungroup, UplinkDevice, UplinkNetwork, UplinkState, UplinkStorm, UplinkVlan,
+        };
+        if !matches!(
+            self,
+            DropUplink | SwapUplinks | Ungroup | UplinkDevice | UplinkNetwork | UplinkState | UplinkStorm | UplinkVlan
+        ) {
+            return false;
+        }
+        let all = uplinks.len();
+        if all == 0 {
+            return true;
+        }
+        let index = a.index(all);
+        let group = uplinks[index].group_name();
+        match self {
+            DropUplink => drop(uplinks.remove(index)),
+            SwapUplinks => uplinks.swap(index, b.index(all)),
+            Ungroup => uplinks[index].group = None,
+            UplinkStorm => flip(&mut uplinks[index].storm.classes[b.index(3)], Some(StormPolicy::Off)),
+            UplinkState => uplinks[index].admin_state_up ^= true,
+            UplinkDevice => rename(&mut uplinks[index].device, |name| format!("z{}", &name[..name.len().min(14)])),
+            _ => {
+                // The same for both of a group.
+                let is_meant = |uplink: &&mut Uplink| uplink.group_name() == group && !uplink.networks.is_empty();
+                for uplink in uplinks.iter_mut().filter(is_meant) {
+                    uplink.networks.sort_by(|a, b| a.network_id.cmp(&b.network_id));
+                    let tagged = b.index(uplink.networks.len());
+                    if matches!(self, UplinkNetwork) {
+                        uplink.networks.remove(tagged);
+                    } else {
+                        // Those of the strategy are below.
+                        let vlan = uplink.networks[tagged].vlan.map_or(2000, |vlan| vlan.get() ^ 2048);
+                        uplink.networks[tagged].vlan = Vid::new(vlan);
+                    }
+                }
+            }
+        }
+        true
+    }
+}
+
+fn id() -> impl Strategy<Value = String> {
+    "\\PC{0,20}".prop_filter("no control characters", |text| !text.chars().any(char::is_control))
+}
+
+fn path() -> impl Strategy<Value = PathBuf> {
+    "/?[a-z \"é\\\\]{1,12}(/[a-z.]{1,9}){0,3}".prop_map(PathBuf::from)
+}
+
+fn switch() -> impl Strategy<Value = SwitchSettings> {
+    let metrics = option::of(any::<(IpAddr, u16)>().prop_map(SocketAddr::from));
+    let poll = select(&[Poll::Adaptive, Poll::Busy]);
+    let cores = btree_set(0usize..1024, 0..4).prop_map(|cores| cores.into_iter().rev().collect());
+    (cores, path(), option::of(path()), metrics, poll, 1024u32..=4_194_304, 1024u32..=8_388_608).prop_map(
+        |(cores, api, state, metrics, poll, frames, stations)| SwitchSettings {
+            cores,
+            api,
+            state,
+            metrics,
+            poll,
+            frames,
+            stations,
+        },
+    )
+}
+
+fn network() -> impl Strategy<Value = Network> {
+    let seconds = (1u32..=10, 30u32..=3600);
+    (id(), 68u16..=9216, 10u32..=1_000_000, any::<(u32, u32)>(), any::<bool>(), any::<u16>(), storm(true), seconds)
+        .prop_map(
+            |(id, mtu, ageing_seconds, (a, b), anti_spoof, reserved, storm, (probe_seconds, dampening_seconds))| {
+                Network {
+                    id,
+                    mtu,
+                    ageing_seconds,
+                    fdb_limit: a.max(b).max(1),
+                    fdb_limit_per_port: a.min(b).max(1),
+                    anti_spoof,
+                    reserved_groups: ReservedMask(reserved),
+                    storm: storm.over(Storm::DEFAULT),
+                    probe_seconds,
+                    dampening_seconds,
+                }
+            },
+        )
+}
+
+/// Its ids, its address and its name are not unique yet, and its network is not there.
+fn port() -> impl Strategy<Value = Port> {
+    let allocation = select(&[IpAllocation::Immediate, IpAllocation::Deferred, IpAllocation::None]);
+    (
+        id(),
+        station(),
+        vec(any::<IpAddr>(), 0..3),
+        allocation,
+        security(),
+        delivery(),
+        option::of((1u32.., any::<bool>())),
+        (any::<bool>(), select(&[Activation::Immediate, Activation::FirstFrame])),
+        (device(), storm(false)),
+    )
+        .prop_map(
+            |(port_id, mac, fixed_ips, ip_allocation, security, delivery, limit, states, (device, storm))| {
+                let (admin_state_up, activation) = states;
+                let (port_security, allowed_address_pairs) = security;
+                let (unknown_unicast, promiscuous) = delivery;
+                let mac_limit = limit.map(|(stations, drop)| MacLimit {
+                    stations,
+                    policy: if drop { AtLimit::Drop } else { AtLimit::ForwardUnlearned },
+                });
+                Port {
+                    port_id,
+                    network_id: String::new(),
+                    mac,
+                    fixed_ips,
+                    ip_allocation,
+                    port_security,
+                    allowed_address_pairs,
+                    unknown_unicast,
+                    promiscuous,
+                    mac_learning: !promiscuous || admin_state_up,
+                    mac_limit,
+                    storm,
+                    activation,
+                    admin_state_up,
+                    attachment: PortAttachment::Device(device),
+                }
+            },
+        )
+}
+
+fn security() -> impl Strategy<Value = (PortSecurity, Vec<AddressPair>)> {
+    let ip = select(&["10.5.0.1", "10.5.0.0/24", "fd00::/64", "::"]).prop_map(|text| text.parse().unwrap());
+    let mac = station().prop_map(Some);
+    let pair = prop_oneof![
+        3 => (mac, option::of(ip.clone())).prop_map(|(mac, ip)| AddressPair { mac, ip }),
+        1 => ip.prop_map(|ip| AddressPair { mac: None, ip: Some(ip) }),
+    ];
+    let pairs = vec(pair, 0..3).prop_map(|mut pairs| {
+        pairs.dedup();
+        // Of three, the first and the last may be the same as well.
+        if pairs.len() == 3 && pairs[0] == pairs[2] {
+            pairs.pop();
+        }
+        pairs
+    });
+    prop_oneof![Just((PortSecurity::Off, Vec::new())), (select(&[PortSecurity::Mac, PortSecurity::MacIp]), pairs),]
+}
+
+fn delivery() -> impl Strategy<Value = (UnknownUnicast, bool)> {
+    select(&[(UnknownUnicast::Deliver, false), (UnknownUnicast::Suppress, false), (UnknownUnicast::Deliver, true)])
+}
+
+fn station() -> impl Strategy<Value = Mac> {
+    (1u64..1 << 48).prop_map(|bits| Mac::from_bits(bits & !0x0100_0000_0000 | 1))
+}
+
+/// Its ids and its names are not unique yet, and its networks are not there.
+fn uplink() -> impl Strategy<Value = Uplink> {
+    // One of them may be untagged; each number stands once.
+    let vlans = (any::<bool>(), btree_set(1u16..2000, 1..4)).prop_map(|(native, vlans)| {
+        let vlans = vlans.into_iter().enumerate();
+        vlans.map(|(index, vlan)| if native && index == 0 { None } else { Vid::new(vlan) }).collect::<Vec<_>>()
+    });
+    (id(), vlans, any::<bool>(), device(), storm(true)).prop_map(|(id, vlans, admin_state_up, device, storm)| Uplink {
+        id,
+        group: None,
+        networks: vlans.into_iter().map(|vlan| UplinkNetwork { network_id: String::new(), vlan }).collect(),
+        storm: storm.over(Storm::OFF),
+        admin_state_up,
+        device,
+    })
+}
+
+/// What may be said of storms; with `copies`, also of these.
+fn storm(copies: bool) -> impl Strategy<Value = Storm> {
+    let frames = || (1u64..=1_000_000_000, 1u64..=3600).prop_map(|(rate, times)| Rate::new(rate, rate / 7 * times + 1));
+    let bits = (1000u64..=200_000_000_000, 1u64..=1000)
+        .prop_map(|(per_second, burst)| BitRate { per_second, burst_bytes: burst * (per_second / 1000) });
+    let amounts = prop_oneof![
+        frames().prop_map(|frames| (Some(frames), None)),
+        bits.clone().prop_map(|bits| (None, Some(bits))),
+        (frames(), bits).prop_map(|(frames, bits)| (Some(frames), Some(bits))),
+    ];
+    let action = prop_oneof![
+        select(&[StormAction::Drop, StormAction::DropEvent]).prop_map(|action| (action, StormLimit::RECOVERY)),
+        (0u32..=86_400).prop_map(|seconds| (StormAction::Disable, seconds)),
+    ];
+    let limit = (amounts, action).prop_map(|((frames, bits), (action, recovery_seconds))| {
+        StormPolicy::Limit(StormLimit { frames, bits, action, recovery_seconds })
+    });
+    let policy = || option::of(prop_oneof![1 => Just(StormPolicy::Off), 2 => limit.clone()]);
+    let of_copies = option::of(prop_oneof![Just(CopiesPolicy::Off), frames().prop_map(CopiesPolicy::Limit)]);
+    ([policy(), policy(), policy()], of_copies)
+        .prop_map(move |(classes, of_copies)| Storm { classes, copies: of_copies.filter(|_| copies) })
+}
+
+fn device() -> impl Strategy<Value = Device> {
+    let netns = || option::of(prop_oneof!["[a-z][a-z0-9-]{0,9}", "/[a-z]{1,5}/[a-z]{1,5}"]);
+    let common = || ("[a-z._-]{1,11}", netns());
+    let tap = (common(), 1u16..=256, any::<(bool, bool)>()).prop_map(|((name, netns), queues, (offloads, persist))| {
+        Device::Tap(Tap { name, netns, queues, offloads, persist })
+    });
+    let mode = select(&[Mode::Auto, Mode::ZeroCopy, Mode::Copy, Mode::Generic]);
+    let xdp =
+        (common(), option::of(1u16..=256), mode, any::<bool>()).prop_map(|((name, netns), queues, mode, failover)| {
+            Device::Xdp(Xdp { name, netns, queues, mode, replace_xdp_program: failover })
+        });
+    let packet = (common(), any::<(bool, bool)>())
+        .prop_map(|((name, netns), (offloads, isolate))| Device::Packet(Packet { name, netns, offloads, isolate }));
+    prop_oneof![2 => tap, 1 => xdp, 1 => packet]
+}

@@ -1,0 +1,166 @@
+//! What no table can know for itself: ids and addresses that are taken, networks that are not there.
+//!
+//! It runs on the configuration as meant, with all defaults filled in, whose lists have the places
+//! of the document's lists. Stand-ins for what was wrong already are passed over.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
+
+use crate::wire::Mac;
+
+use super::diagnostics::{Diagnostics, Path};
+use super::error::kind;
+use super::model::{Config, Device};
+use super::raw::{list, nearest};
+use super::{security, uplink};
+
+/// Notes every contradiction between tables.
+pub(super) fn check(config: &Config, diagnostics: &mut Diagnostics<'_>) {
+    let top = Path::default();
+    let mut networks = Taken::default();
+    for (index, network) in config.networks.iter().enumerate() {
+        let path = top.key("networks").item(index).key("id");
+        if !network.id.is_empty()
+            && let Some(other) = networks.take(network.id.as_str(), &path)
+        {
+            let message =
+                format!("this network stands at {} already; each id stands once", diagnostics.location(other));
+            diagnostics.push(&path, kind::DUPLICATE_NETWORK, message);
+        }
+    }
+    // where a network has no right id, it may be the one that a port asks for
+    let all_named = config.networks.iter().all(|network| !network.id.is_empty());
+    let (mut vms, mut ports) = (Taken::default(), Taken::default());
+    let (mut macs, mut netdevs) = (Taken::default(), Taken::default());
+    for (index, vm) in config.vms.iter().enumerate() {
+        let vm_path = top.key("vms").item(index);
+        let path = vm_path.key("id");
+        if !vm.id.is_empty()
+            && let Some(other) = vms.take(vm.id.as_str(), &path)
+        {
+            let message =
+                format!("this VM stands at {} already; all ports of a VM stand together", diagnostics.location(other));
+            diagnostics.push(&path, kind::DUPLICATE_VM, message);
+        }
+        for (index, port) in vm.ports.iter().enumerate() {
+            let port_path = vm_path.key("ports").item(index);
+            let path = port_path.key("port_id");
+            if !port.port_id.is_empty()
+                && let Some(other) = ports.take(port.port_id.as_str(), &path)
+            {
+                let message =
+                    format!("this port stands at {} already; a port attaches once", diagnostics.location(other));
+                diagnostics.push(&path, kind::DUPLICATE_PORT, message);
+                // the same port again has the same MAC and the same netdev: once is enough said
+                continue;
+            }
+            if all_named && !port.network_id.is_empty() && !networks.has(port.network_id.as_str()) {
+                unknown_network(config, &port.network_id, &port_path.key("network_id"), diagnostics);
+            }
+            let path = port_path.key("mac_address");
+            if !port.network_id.is_empty()
+                && port.mac != Mac::ZERO
+                && let Some(other) = macs.take((port.network_id.as_str(), port.mac), &path)
+            {
+                let message =
+                    format!("{} has this address on the same network; each needs its own", diagnostics.location(other));
+                diagnostics.push(&path, kind::DUPLICATE_MAC, message);
+            }
+            if let Some(device) = port.device() {
+                netdev(device, &port_path, &mut netdevs, diagnostics);
+            }
+        }
+    }
+    let mut uplinks = Taken::default();
+    for (index, uplink) in config.uplinks.iter().enumerate() {
+        let uplink_path = top.key("uplinks").item(index);
+        let path = uplink_path.key("id");
+        if !uplink.id.is_empty() {
+            let message = match (uplinks.take(uplink.id.as_str(), &path), ports.at(uplink.id.as_str())) {
+                (Some(other), _) => {
+                    Some(format!("this uplink stands at {} already; each id stands once", diagnostics.location(other)))
+                }
+                (None, Some(port)) => Some(format!(
+                    "{} has this id, and is a port; an uplink needs one of its own",
+                    diagnostics.location(port)
+                )),
+                (None, None) => None,
+            };
+            if let Some(message) = message {
+                diagnostics.push(&path, kind::DUPLICATE_UPLINK, message);
+                // the same uplink again has the same netdev: once is enough said
+                continue;
+            }
+        }
+        for (index, tagged) in uplink.networks.iter().enumerate() {
+            if all_named && !tagged.network_id.is_empty() && !networks.has(tagged.network_id.as_str()) {
+                let path = uplink_path.key("networks").item(index).key("network_id");
+                unknown_network(config, &tagged.network_id, &path, diagnostics);
+            }
+        }
+        netdev(&uplink.device, &uplink_path, &mut netdevs, diagnostics);
+    }
+    security::check(config, diagnostics);
+    uplink::check_groups(config, diagnostics);
+}
+
+/// Notes that a netdev is taken already. `path` is the port or the uplink.
+fn netdev<'c>(
+    device: &'c Device,
+    path: &Path,
+    netdevs: &mut Taken<(String, &'c str)>,
+    diagnostics: &mut Diagnostics<'_>,
+) {
+    let path = path.key("device").key("name");
+    if !device.name().is_empty()
+        && let Some(other) = netdevs.take(device.netdev(), &path)
+    {
+        let message = format!(
+            "{} is the netdev {:?} in the same namespace; each needs its own",
+            diagnostics.location(other),
+            device.name()
+        );
+        diagnostics.push(&path, kind::DUPLICATE_DEVICE, message);
+    }
+}
+
+/// What is taken, and where it was first.
+struct Taken<K>(HashMap<K, Path>);
+
+impl<K> Default for Taken<K> {
+    fn default() -> Self {
+        Taken(HashMap::new())
+    }
+}
+
+impl<K: Hash + Eq> Taken<K> {
+    /// Takes `key` for the one at `path`. If it was taken before: where.
+    fn take(&mut self, key: K, path: &Path) -> Option<&Path> {
+        match self.0.entry(key) {
+            Entry::Occupied(taken) => Some(taken.into_mut()),
+            Entry::Vacant(free) => {
+                free.insert(path.clone());
+                None
+            }
+        }
+    }
+
+    fn at(&self, key: K) -> Option<&Path> {
+        self.0.get(&key)
+    }
+
+    fn has(&self, key: K) -> bool {
+        self.0.contains_key(&key)
+    }
+}
+
+fn unknown_network(config: &Config, id: &str, path: &Path, diagnostics: &mut Diagnostics<'_>) {
+    let ids = || config.networks.iter().map(|network| network.id.as_str()).filter(|id| !id.is_empty());
+    let message = match nearest(id, ids()) {
+        Some(expected) => format!("no such network; did you mean {expected:?}?"),
+        None if ids().next().is_none() => "no such network, and no other; one begins with [[networks]]".to_string(),
+        None => format!("no such network; there are {}", list(ids().take(10))),
+    };
+    diagnostics.push(path, kind::UNKNOWN_NETWORK, message);
+}

@@ -1,0 +1,210 @@
+//! Stations that move to and fro are frozen: kept where they belong for a while, whatever traffic says.
+//!
+//! A worker refuses the move that is one too many and tells it; here it is decided at which of the two
+//! ports the station stays: at the one that is not of a suspected VM, one that storms or loops; if both are, where it
+//! was before it began to move; else where it was.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::switch::{PortId, Station};
+use crate::time::MonoTime;
+
+/// Stations that are frozen at a time, at most. More are refused their moves by the workers all the same.
+pub const MAX_DAMPENED: usize = 1024;
+
+/// A station that is frozen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DampenedMac {
+    /// Where it stays.
+    pub at: PortId,
+    /// The port that it may not move to.
+    pub from: PortId,
+    /// Since when.
+    pub since: MonoTime,
+    /// And until when.
+    pub until: MonoTime,
+}
+
+/// All that are.
+#[derive(Debug, Clone, Default)]
+pub struct Dampening {
+    all: HashMap<Station, DampenedMac>,
+    /// Some have been frozen or let go since the rules were last told.
+    changed: bool,
+}
+
+impl Dampening {
+    /// A station that is at home at `home` was at `was`, and would move to `to` once too often. Whether it is frozen now,
+    /// and was not before.
+    pub fn dampen(
+        &mut self,
+        station: Station,
+        [was, to, home]: [PortId; 3],
+        suspected: impl Fn(PortId) -> bool,
+        time: Duration,
+        now: MonoTime,
+    ) -> Option<DampenedMac> {
+        if was == to || self.all.contains_key(&station) || self.all.len() >= MAX_DAMPENED {
+            return None;
+        }
+        let (at, from) = match (suspected(was), suspected(to)) {
+            (true, false) => (to, was),
+            // Where a VM loops what others sent, it goes to and fro between ports of that VM.
+            (true, true) if !suspected(home) => (home, was),
+            _ => (was, to),
+        };
+        let dampened = DampenedMac { at, from, since: now, until: now + time };
+        self.all.insert(station, dampened);
+        self.changed = true;
+        Some(dampened)
+    }
+
+    /// Lets go whose time is over, and those at ports that are not there any more.
+    pub fn expire(&mut self, is_there: impl Fn(PortId) -> bool, now: MonoTime) {
+        self.release_matching(|_, dampened| now >= dampened.until || !is_there(dampened.at));
+    }
+
+    /// Lets go all at these ports, and all that may not move to them. How many.
+    pub fn release(&mut self, is_meant: impl Fn(PortId) -> bool) -> usize {
+        self.release_matching(|_, dampened| is_meant(dampened.at) || is_meant(dampened.from))
+    }
+
+    fn release_matching(&mut self, goes: impl Fn(Station, &DampenedMac) -> bool) -> usize {
+        let before = self.all.len();
+        self.all.retain(|&station, dampened| !goes(station, dampened));
+        self.changed |= self.all.len() != before;
+        before - self.all.len()
+    }
+
+    /// Whether the rules have to be told.
+    pub fn take_changed(&mut self) -> bool {
+        std::mem::take(&mut self.changed)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = (Station, DampenedMac)> {
+        self.all.iter().map(|(&station, &dampened)| (station, dampened))
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::switch::NetworkId;
+    use crate::wire::Mac;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    const TIME: Duration = Duration::from_secs(60);
+
+    fn at(secs: u64) -> MonoTime {
+        MonoTime::from_secs(1000) + Duration::from_secs(secs)
+    }
+
+    fn station(mac: u64) -> Station {
+        Station::new(NetworkId::new(1), Mac::from_bits(mac))
+    }
+
+    fn port(index: u16) -> PortId {
+        PortId::new(index, 0)
+    }
+
+    #[test]
+    fn it_stays_at_the_port_that_is_not_suspected_or_at_home_and_else_where_it_was() {
+        let of_three = [
+            (vec![], 1, 2),
+            (vec![2], 1, 2),
+            (vec![1], 2, 1),
+            (vec![1, 2], 3, 1),
+            (vec![1, 2, 3], 1, 2),
+            (vec![3], 1, 2),
+        ];
+        for (suspected, expected, not) in of_three {
+            let suspected: Vec<PortId> = suspected.into_iter().map(port).collect();
+            let mut dampening = Dampening::default();
+            let ports = [1, 2, 3].map(port);
+            let dampened = dampening.dampen(station(7), ports, |port| suspected.contains(&port), TIME, at(0));
+            assert_eq!(dampened.unwrap().at, port(expected), "{suspected:?}");
+            assert_eq!(dampened.unwrap().from, port(not));
+            assert!(dampening.take_changed() && !dampening.take_changed());
+        }
+    }
+
+    #[test]
+    fn there_are_so_many_at_most() {
+        let mut dampening = Dampening::default();
+        for mac in 0..2 * MAX_DAMPENED as u64 {
+            dampening.dampen(station(mac), [1, 2, 1].map(port), |_| false, TIME, at(0));
+        }
+        assert_eq!(dampening.len(), MAX_DAMPENED);
+        dampening.expire(|_| true, at(60));
+        assert!(dampening.is_empty());
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Dampen(u64, u16, u16, u64),
+        Look(u64, u16),
+        Release(u16),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0u64..6, 0u16..4, 0u16..4, 30u64..120).prop_map(|(mac, a, b, time)| Step::Dampen(mac, a, b, time)),
+            (0u64..70, 0u16..4).prop_map(|(pause, gone)| Step::Look(pause, gone)),
+            (0u16..4).prop_map(Step::Release),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn it_does_as_a_list_would(steps in prop::collection::vec(step(), 0..60)) {
+            let (mut dampening, mut now) = (Dampening::default(), 0);
+            let mut model: BTreeMap<u64, (u16, u16, u64)> = BTreeMap::new();
+            for step in steps {
+                let before = model.clone();
+                match step {
+                    Step::Dampen(mac, was, to, time) => {
+                        let time_ = Duration::from_secs(time);
+                        let messages = dampening.dampen(station(mac), [was, to, was].map(port), |_| false, time_, at(now));
+                        let new = was != to && !model.contains_key(&mac);
+                        prop_assert_eq!(messages.is_some(), new);
+                        if new {
+                            model.insert(mac, (was, to, now + time));
+                        }
+                    }
+                    Step::Look(pause, gone) => {
+                        now += pause;
+                        dampening.expire(|at| at != port(gone), at(now));
+                        model.retain(|_, (at, _, until)| now < *until && *at != gone);
+                    }
+                    Step::Release(of) => {
+                        let messages = dampening.release(|at| at == port(of));
+                        model.retain(|_, (at, from, _)| *at != of && *from != of);
+                        prop_assert_eq!(messages, before.len() - model.len());
+                    }
+                }
+                let all: BTreeMap<u64, (u16, u16, u64)> = dampening
+                    .iter()
+                    .map(|(station, dampened)| {
+                        let index = |port: PortId| u16::try_from(port.index()).unwrap();
+                        (station.mac().bits(), (index(dampened.at), index(dampened.from), dampened.until.since(at(0)).as_secs()))
+                    })
+                    .collect();
+                prop_assert_eq!(&all, &model);
+                prop_assert_eq!(dampening.take_changed(), before != model);
+            }
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Loops in sentences, for events and for whoever asks.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::detection::{Edge, LoopKey};
+use super::escalation::Level;
+use super::snapshot::Clocks;
+use super::status::{LoopKind, LoopStatus};
+use super::table::{BridgingNotice, EndReason, EndedLoop, Loop};
+use super::topology::{Endpoint, Topology};
+use crate::time::rfc3339;
+
+/// `a`, `a and b`, `a, b and c`
+pub fn list(items: &[String]) -> String {
+    match items {
+        [] => String::new(),
+        [one] => one.clone(),
+        [all @ .., last] => format!("{} and {last}", all.join(", ")),
+    }
+}
+
+fn vm(vm: Option<&String>) -> String {
+    vm.map_or_else(|| "the outside".into(), |vm| format!("VM {vm:?}"))
+}
+
+/// The ends in the order of the configuration.
+fn sorted<'e>(ends: impl IntoIterator<Item = &'e Endpoint>, topology: &Topology) -> Vec<&'e Endpoint> {
+    let mut ends: Vec<&Endpoint> = ends.into_iter().collect();
+    ends.sort_by_key(|end| (end.vm.is_none(), topology.order(end)));
+    ends
+}
+
+fn each(ends: &[&Endpoint], topology: &Topology) -> String {
+    let messages: Vec<String> = ends.iter().map(|end| topology.describe(end)).collect();
+    let ports = ends.iter().all(|end| end.vm.is_some());
+    match (ports, ends.len()) {
+        (true, 1) => format!("port {}", messages[0]),
+        (true, _) => format!("ports {}", list(&messages)),
+        _ => list(&ends.iter().map(|end| end.to_string()).collect::<Vec<_>>()),
+    }
+}
+
+/// Whose doing it is: of several VMs the one that came last; and then the others.
+fn culprits(of: &Loop, topology: &Topology) -> Vec<String> {
+    let mut vms: Vec<&String> = Vec::new();
+    for end in sorted(of.ends(), topology).into_iter().rev() {
+        if let Some(vm) = &end.vm
+            && !vms.contains(&vm)
+        {
+            vms.push(vm);
+        }
+    }
+    for (a, b) in &of.other_edges {
+        for vm in [&a.vm, &b.vm].into_iter().flatten() {
+            if !vms.contains(&vm) {
+                vms.push(vm);
+            }
+        }
+    }
+    vms.into_iter().cloned().collect()
+}
+
+/// Who joins what.
+pub fn what(of: &Loop, topology: &Topology) -> String {
+    let ends = sorted(of.ends(), topology);
+    match &of.key {
+        LoopKey::IntraVm { vm, network } => {
+            format!("VM {vm:?} loops its {} on network {network:?}", each(&ends, topology))
+        }
+        LoopKey::External { network, vms } => {
+            let (a, b) = (vm(vms.0.as_ref()), vm(vms.1.as_ref()));
+            format!("{a} and {b} are joined around the switch on network {network:?}, by {}", each(&ends, topology))
+        }
+        LoopKey::InterNetwork { ends: pair } => {
+            let others: BTreeSet<String> =
+                of.other_edges.iter().map(|(a, b)| vm(a.vm.as_ref().or(b.vm.as_ref()))).collect();
+            let others: Vec<String> = others.into_iter().collect();
+            let joined = bridging(pair, topology);
+            format!(
+                "{joined}, which {} joins as well",
+                if others.is_empty() { "another way".into() } else { list(&others) }
+            )
+        }
+    }
+}
+
+/// Who joins which networks.
+pub fn bridging(pair: &Edge, topology: &Topology) -> String {
+    let (a, b) = pair;
+    let vms: BTreeSet<String> = [a, b].into_iter().map(|end| vm(end.vm.as_ref())).collect();
+    let vms: Vec<String> = vms.into_iter().collect();
+    let verb = if vms.len() == 1 { "joins" } else { "join" };
+    let ends = sorted([a, b], topology);
+    format!("{} {verb} networks {:?} and {:?} by {}", list(&vms), a.network, b.network, each(&ends, topology))
+}
+
+/// What is done about it.
+pub fn measures(of: &Loop, topology: &Topology) -> String {
+    let held = sorted(of.quarantined(topology), topology);
+    match of.escalation.level {
+        Level::SplitHorizon => "what one of the VM's ports there floods does not reach the others".into(),
+        _ if held.is_empty() => "nothing can be held".into(),
+        Level::AllButOne | Level::All => {
+            format!("{} {} held", each(&held, topology), if held.len() == 1 { "is" } else { "are" })
+        }
+    }
+}
+
+/// All there is to say: who, where, since when, how much, what was done, and when it ended.
+pub fn summary(of: &Loop, over: Option<&EndedLoop>, topology: &Topology, clocks: Clocks) -> String {
+    let since = rfc3339(clocks.wall(of.escalation.since));
+    let (what, copies) = (what(of, topology), of.suppressed);
+    let copies = format!("{copies} {} suppressed", if copies == 1 { "copy" } else { "copies" });
+    let level = of.escalation.level.number();
+    match over {
+        None => {
+            let until = rfc3339(clocks.wall(of.escalation.until));
+            let mitigation = measures(of, topology);
+            format!(
+                "{what}, since {since}; {copies}; level {level}: {mitigation}, until {until} or longer if it is still there then"
+            )
+        }
+        Some(over) => {
+            let (ended, seen) = (rfc3339(clocks.wall(over.at)), rfc3339(clocks.wall(of.escalation.last_seen)));
+            let why = match over.why {
+                EndReason::Gone => format!("last seen {seen}, and lifted {ended}"),
+                EndReason::Released => format!("released {ended}"),
+                EndReason::Detached => format!("its ports were detached {ended}"),
+            };
+            format!("{what}, from {since}; {copies}; level {level} was reached; {why}")
+        }
+    }
+}
+
+/// A time as people say it: `10 minutes`.
+pub fn span(time: Duration) -> String {
+    match time.as_secs() {
+        seconds if seconds % 3600 == 0 && seconds > 3600 => format!("{} hours", seconds / 3600),
+        3600 => "1 hour".into(),
+        seconds if seconds % 60 == 0 && seconds > 60 => format!("{} minutes", seconds / 60),
+        seconds => format!("{seconds} seconds"),
+    }
+}
+
+/// A loop as it is shown.
+pub fn view(of: &Loop, over: Option<&EndedLoop>, topology: &Topology, clocks: Clocks) -> LoopStatus {
+    let time = |at| rfc3339(clocks.wall(at));
+    let ports = |ends: Vec<&Endpoint>| ends.into_iter().map(|end| end.port.clone()).collect();
+    let vms = culprits(of, topology);
+    let networks: Vec<String> = of.networks().into_iter().map(str::to_owned).collect();
+    LoopStatus {
+        kind: match of.key {
+            LoopKey::IntraVm { .. } => LoopKind::IntraVm,
+            LoopKey::External { .. } => LoopKind::External,
+            LoopKey::InterNetwork { .. } => LoopKind::InterNetwork,
+        },
+        device_id: vms.first().cloned().unwrap_or_default(),
+        device_ids: vms,
+        network_id: networks.first().cloned().unwrap_or_default(),
+        network_ids: networks,
+        ports: ports(sorted(of.ends(), topology)),
+        active: over.is_none(),
+        level: of.escalation.level.number(),
+        measures: if over.is_none() { measures(of, topology) } else { "lifted".into() },
+        quarantined: if over.is_none() { ports(sorted(of.quarantined(topology), topology)) } else { Vec::new() },
+        since: time(of.escalation.since),
+        seen: time(of.escalation.last_seen),
+        until: over.is_none().then(|| time(of.escalation.until)),
+        ended: over.map(|over| time(over.at)),
+        repeats: of.escalation.repeats,
+        copies_suppressed: of.suppressed,
+        text: summary(of, over, topology, clocks),
+    }
+}
+
+/// Joined networks as they are shown.
+pub fn notice_status(notice: &BridgingNotice, topology: &Topology, clocks: Clocks) -> LoopStatus {
+    let (a, b) = &notice.edge;
+    let ends = sorted([a, b], topology);
+    let vms: BTreeSet<&String> = ends.iter().filter_map(|end| end.vm.as_ref()).collect();
+    let vms: Vec<String> = vms.into_iter().cloned().collect();
+    let networks: BTreeSet<&String> = ends.iter().map(|end| &end.network).collect();
+    let networks: Vec<String> = networks.into_iter().cloned().collect();
+    let (since, seen) = (rfc3339(clocks.wall(notice.since)), rfc3339(clocks.wall(notice.seen)));
+    let bridgings = bridging(&notice.edge, topology);
+    LoopStatus {
+        kind: LoopKind::Notice,
+        device_id: vms.first().cloned().unwrap_or_default(),
+        device_ids: vms,
+        network_id: networks.first().cloned().unwrap_or_default(),
+        network_ids: networks,
+        ports: ends.iter().map(|end| end.port.clone()).collect(),
+        active: notice.is_there,
+        level: 0,
+        measures: "none: this is no loop".into(),
+        quarantined: Vec::new(),
+        since: since.clone(),
+        ended: (!notice.is_there).then(|| seen.clone()),
+        seen: seen.clone(),
+        until: None,
+        repeats: 0,
+        copies_suppressed: 0,
+        text: match notice.is_there {
+            true => format!("{bridgings}, since {since}; this is no loop as long as nobody else does"),
+            false => format!("{bridgings}, from {since} to {seen}; that was no loop"),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::loops::table::LoopTable;
+    use crate::time::MonoTime;
+    use std::collections::HashMap;
+    use std::time::UNIX_EPOCH;
+
+    #[test]
+    fn one_sentence_says_all() {
+        let end = |vm: &str, network: &str, port: &str| Endpoint {
+            vm: Some(vm.into()),
+            network: network.into(),
+            port: port.into(),
+        };
+        let ends = [
+            end("fw-3", "net1", "b"),
+            end("fw-3", "net1", "a"),
+            end("fw-3", "net2", "c"),
+            end("x", "net1", "d"),
+            end("x", "net2", "e"),
+        ];
+        let networks = ["net1", "net2"].map(|network| (network.to_owned(), Duration::from_secs(1)));
+        let topology = Topology::new(networks, ends.iter().cloned().zip([0, 2, 3, 0, 1]));
+        let mut table = LoopTable::default();
+        let now = MonoTime::from_secs(100);
+        for (from, to) in [(0, 1), (0, 2), (3, 4)] {
+            table.record_probe(ends[from].clone(), ends[to].clone(), now);
+        }
+        table.update(&topology, &HashMap::new(), now);
+        let clocks = Clocks { now: now + Duration::from_secs(1), wall: UNIX_EPOCH + Duration::from_secs(86_401) };
+        let messages: Vec<String> = table.loops().map(|of| summary(of, None, &topology, clocks)).collect();
+        assert_eq!(
+            messages,
+            [
+                "VM \"fw-3\" loops its ports \"b\" (#0) and \"a\" (#2) on network \"net1\", since 1970-01-02T00:00:00.000Z; \
+                 0 copies suppressed; level 1: what one of the VM's ports there floods does not reach the others, until \
+                 1970-01-02T00:05:00.000Z or longer if it is still there then",
+                "VM \"x\" joins networks \"net1\" and \"net2\" by ports \"d\" (#0) and \"e\" (#1), which VM \"fw-3\" joins as \
+                 well, since 1970-01-02T00:00:00.000Z; 0 copies suppressed; level 2: port \"e\" (#1) is held, until \
+                 1970-01-02T00:05:00.000Z or longer if it is still there then",
+            ]
+        );
+        let notices: Vec<String> = table.notices(now).map(|of| notice_status(of, &topology, clocks).text).collect();
+        assert_eq!(
+            notices[0],
+            "VM \"fw-3\" joins networks \"net1\" and \"net2\" by ports \"b\" (#0) and \"c\" (#3), since \
+             1970-01-02T00:00:00.000Z; this is no loop as long as nobody else does"
+        );
+        table.release("a", now);
+        let over = table.ended().next().unwrap();
+        let messages = summary(&over.loop_state, Some(over), &topology, clocks);
+        assert!(
+            messages.ends_with("0 copies suppressed; level 1 was reached; released 1970-01-02T00:00:00.000Z"),
+            "{messages}"
+        );
+    }
+}

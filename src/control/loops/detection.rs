@@ -1,0 +1,433 @@
+//! What probes that came back mean.
+//!
+//! A probe that left by one end and came back at another says that somebody joins the two outside of
+//! the switch. That is a *link*. On one network it is a loop: of siblings, if both are of one VM, else
+//! a way around the switch. Between two networks it is none by itself, a firewall does so. But if two
+//! networks are joined twice, by whomever, frames can go round.
+//!
+//! To find that out, ends that are linked are taken together: such a *junction* is a bridge in a guest, or
+//! a wire between two. Networks and junctions are the nodes of a graph without direction, and a loop is
+//! a cycle in it. The links are gone through, the oldest first; one that joins networks which are joined
+//! already by another junction closes a cycle, and is the culprit. Links that are being held go last: who has
+//! been held for a loop is held for it as long as it is there.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::escalation::PERSIST_INTERVALS;
+use super::topology::{Endpoint, Topology};
+use crate::time::MonoTime;
+
+/// Two ends, in their order.
+pub type Edge = (Endpoint, Endpoint);
+
+/// Links remembered at most. There are as many as pairs of ends at worst, and those are not.
+const MAX_EDGES: usize = 65_536;
+
+fn edge(a: Endpoint, b: Endpoint) -> Edge {
+    if a <= b { (a, b) } else { (b, a) }
+}
+
+/// What is known of a link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EdgeState {
+    /// Where the first probe came back.
+    pub receiver: Endpoint,
+    /// When that was.
+    pub first: MonoTime,
+    /// When the last one did.
+    pub last: MonoTime,
+}
+
+/// What a loop is known by.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LoopKey {
+    /// Ports of one VM on one network.
+    IntraVm {
+        /// The VM.
+        vm: String,
+        /// The network.
+        network: String,
+    },
+    /// Ports of two VMs on one network, or of one and an uplink, which has none.
+    External {
+        /// The network.
+        network: String,
+        /// The VMs, in the order of their names.
+        vms: (Option<String>, Option<String>),
+    },
+    /// A link between two networks that are joined otherwise too.
+    InterNetwork {
+        /// Its ends.
+        ends: Edge,
+    },
+}
+
+impl LoopKey {
+    fn of(pair: &Edge) -> LoopKey {
+        let (a, b) = pair;
+        match (&a.vm, &b.vm) {
+            _ if a.network != b.network => LoopKey::InterNetwork { ends: pair.clone() },
+            (Some(vm), Some(other)) if vm == other => LoopKey::IntraVm { vm: vm.clone(), network: a.network.clone() },
+            _ => {
+                let vms = (a.vm.clone().min(b.vm.clone()), a.vm.clone().max(b.vm.clone()));
+                LoopKey::External { network: a.network.clone(), vms }
+            }
+        }
+    }
+
+    /// Whether it can be between these.
+    pub fn matches(&self, pair: &Edge) -> bool {
+        *self == LoopKey::of(pair)
+    }
+}
+
+/// A loop that is there now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DetectedLoop {
+    /// What it is known by.
+    pub key: LoopKey,
+    /// Its links and when each was last seen.
+    pub edges: BTreeMap<Edge, MonoTime>,
+    /// Of a link between networks: the end at which the first probe came back.
+    pub receiver: Option<Endpoint>,
+    /// Of a link between networks: the other links by which they are joined.
+    pub other_edges: Vec<Edge>,
+}
+
+/// All links that have been seen lately.
+#[derive(Debug, Clone, Default)]
+pub struct Edges {
+    edges: BTreeMap<Edge, EdgeState>,
+}
+
+/// How long a link counts after it has been seen last.
+fn life(topology: &Topology, (a, b): &Edge) -> Duration {
+    topology.interval(&a.network).max(topology.interval(&b.network)) * PERSIST_INTERVALS
+}
+
+impl Edges {
+    /// A probe that left by `from` has come back at `at`. Whether that is a new link.
+    pub fn record(&mut self, from: Endpoint, at: Endpoint, now: MonoTime) -> bool {
+        if from == at {
+            return false;
+        }
+        let receiver = at.clone();
+        let key = edge(from, at);
+        if let Some(link) = self.edges.get_mut(&key) {
+            link.last = now;
+            return false;
+        }
+        if self.edges.len() >= MAX_EDGES {
+            return false;
+        }
+        self.edges.insert(key, EdgeState { receiver, first: now, last: now });
+        true
+    }
+
+    /// Forgets links that have not been seen for long enough, and those of whom is not there any more.
+    pub fn expire(&mut self, topology: &Topology, now: MonoTime) {
+        self.edges.retain(|pair, link| {
+            topology.has(&pair.0) && topology.has(&pair.1) && now.since(link.last) <= life(topology, pair)
+        });
+    }
+
+    /// Forgets these.
+    pub fn drop_all<'p>(&mut self, pairs: impl Iterator<Item = &'p Edge>) {
+        for pair in pairs {
+            self.edges.remove(pair);
+        }
+    }
+
+    /// The links between networks.
+    pub fn bridgings(&self) -> impl Iterator<Item = (&Edge, &EdgeState)> {
+        self.edges.iter().filter(|((a, b), _)| a.network != b.network)
+    }
+
+    /// All loops that there are. `held`: links between networks that are held for a loop.
+    pub fn loops(&self, quarantined: &BTreeSet<Edge>) -> Vec<DetectedLoop> {
+        let mut all: BTreeMap<LoopKey, DetectedLoop> = BTreeMap::new();
+        for (pair, link) in self.edges.iter().filter(|((a, b), _)| a.network == b.network) {
+            let key = LoopKey::of(pair);
+            let found = all.entry(key.clone()).or_insert_with(|| DetectedLoop {
+                key,
+                edges: BTreeMap::new(),
+                receiver: None,
+                other_edges: Vec::new(),
+            });
+            found.edges.insert(pair.clone(), link.last);
+        }
+        all.into_values().chain(self.cycles(quarantined)).collect()
+    }
+
+    /// The links that close a cycle over several junctions.
+    fn cycles(&self, quarantined: &BTreeSet<Edge>) -> Vec<DetectedLoop> {
+        let mut bridgings: Vec<(&Edge, &EdgeState)> = self.bridgings().collect();
+        if bridgings.len() < 2 {
+            return Vec::new();
+        }
+        bridgings.sort_by_key(|&(pair, link)| (quarantined.contains(pair), link.first, pair));
+        let mut junctions: DisjointSets<&Endpoint> = DisjointSets::default();
+        for (a, b) in self.edges.keys() {
+            junctions.join(a, b);
+        }
+        // Within one junction two networks are joined once, however many links say so.
+        let mut within: DisjointSets<(usize, &str)> = DisjointSets::default();
+        let mut joined: DisjointSets<&str> = DisjointSets::default();
+        let mut forest: Vec<&Edge> = Vec::new();
+        let mut cycles = Vec::new();
+        for (pair, link) in bridgings {
+            let component = junctions.find(&pair.0);
+            let (a, b) = (pair.0.network.as_str(), pair.1.network.as_str());
+            if !within.join((component, a), (component, b)) {
+                continue;
+            }
+            if joined.join(a, b) {
+                forest.push(pair);
+                continue;
+            }
+            cycles.push(DetectedLoop {
+                key: LoopKey::InterNetwork { ends: pair.clone() },
+                edges: BTreeMap::from([(pair.clone(), link.last)]),
+                receiver: Some(link.receiver.clone()),
+                other_edges: path(&forest, a, b),
+            });
+        }
+        cycles
+    }
+}
+
+/// The links of a forest by which one gets from one network to another.
+fn path(forest: &[&Edge], from: &str, to: &str) -> Vec<Edge> {
+    let mut by: HashMap<&str, Option<&Edge>> = HashMap::from([(from, None)]);
+    let mut next = vec![from];
+    while let Some(here) = next.pop() {
+        for pair in forest {
+            let (a, b) = (pair.0.network.as_str(), pair.1.network.as_str());
+            let there = match here {
+                _ if here == a => b,
+                _ if here == b => a,
+                _ => continue,
+            };
+            if !by.contains_key(there) {
+                by.insert(there, Some(pair));
+                next.push(there);
+            }
+        }
+    }
+    let (mut way, mut here) = (Vec::new(), to);
+    while let Some(&Some(pair)) = by.get(here) {
+        way.push(pair.clone());
+        here = if pair.0.network == here { &pair.1.network } else { &pair.0.network };
+    }
+    way.reverse();
+    way
+}
+
+/// What is joined with what.
+#[derive(Debug)]
+struct DisjointSets<T> {
+    places: HashMap<T, usize>,
+    parents: Vec<usize>,
+}
+
+impl<T> Default for DisjointSets<T> {
+    fn default() -> DisjointSets<T> {
+        DisjointSets { places: HashMap::new(), parents: Vec::new() }
+    }
+}
+
+impl<T: std::hash::Hash + Eq + Copy> DisjointSets<T> {
+    fn place(&mut self, of: T) -> usize {
+        *self.places.entry(of).or_insert_with(|| {
+            self.parents.push(self.parents.len());
+            self.parents.len() - 1
+        })
+    }
+
+    /// The set that something is in.
+    fn find(&mut self, of: T) -> usize {
+        let mut place = self.place(of);
+        while self.parents[place] != place {
+            self.parents[place] = self.parents[self.parents[place]];
+            place = self.parents[place];
+        }
+        place
+    }
+
+    /// Joins two sets. Whether they were two.
+    fn join(&mut self, a: T, b: T) -> bool {
+        let (a, b) = (self.find(a), self.find(b));
+        self.parents[a] = b;
+        a != b
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn end(vm: &str, network: &str, port: &str) -> Endpoint {
+        Endpoint { vm: (!vm.is_empty()).then(|| vm.into()), network: network.into(), port: port.into() }
+    }
+
+    fn at(millis: u64) -> MonoTime {
+        MonoTime::from_secs(1000) + Duration::from_millis(millis)
+    }
+
+    /// Probes that went from one end to another, one after the other.
+    fn recorded(probes: &[(&Endpoint, &Endpoint)]) -> Edges {
+        let mut links = Edges::default();
+        for (millis, &(from, to)) in probes.iter().enumerate() {
+            links.record(from.clone(), to.clone(), at(millis as u64));
+        }
+        links
+    }
+
+    fn keys(links: &Edges) -> Vec<LoopKey> {
+        links.loops(&BTreeSet::new()).into_iter().map(|found| found.key).collect()
+    }
+
+    fn inter_network(a: &Endpoint, b: &Endpoint) -> LoopKey {
+        LoopKey::InterNetwork { ends: edge(a.clone(), b.clone()) }
+    }
+
+    #[test]
+    fn on_one_network_it_is_a_loop_of_siblings_or_around_the_switch() {
+        let (a, b, c) = (end("v", "n", "a"), end("v", "n", "b"), end("v", "n", "c"));
+        let links = recorded(&[(&a, &b), (&b, &a), (&c, &a)]);
+        let found = links.loops(&BTreeSet::new());
+        assert_eq!(found.len(), 1, "however many siblings: {found:?}");
+        assert_eq!(found[0].key, LoopKey::IntraVm { vm: "v".into(), network: "n".into() });
+        assert_eq!(found[0].edges, BTreeMap::from([(edge(a.clone(), b), at(1)), (edge(a.clone(), c), at(2))]));
+        let (other, outside) = (end("w", "n", "d"), end("", "n", "up"));
+        let around = |vms: (Option<&str>, Option<&str>)| LoopKey::External {
+            network: "n".into(),
+            vms: (vms.0.map(str::to_owned), vms.1.map(str::to_owned)),
+        };
+        assert_eq!(keys(&recorded(&[(&other, &a)])), [around((Some("v"), Some("w")))]);
+        assert_eq!(keys(&recorded(&[(&a, &outside)])), [around((None, Some("v")))]);
+        assert_eq!(keys(&recorded(&[(&a, &a)])), []);
+    }
+
+    #[test]
+    fn a_vm_that_bridges_networks_is_no_loop_and_two_are() {
+        let [a1, a2, a3] = ["1", "2", "3"].map(|n| end("a", n, &format!("a{n}")));
+        let [b1, b2, b3] = ["1", "2", "3"].map(|n| end("b", n, &format!("b{n}")));
+        // One guest bridge over three networks, as three links tell.
+        assert_eq!(keys(&recorded(&[(&a1, &a2), (&a2, &a3), (&a3, &a1)])), []);
+        assert_eq!(keys(&recorded(&[(&a1, &a2), (&b1, &b2)])), [inter_network(&b1, &b2)], "the youngest");
+        assert_eq!(keys(&recorded(&[(&b1, &b2), (&a1, &a2)])), [inter_network(&a1, &a2)]);
+        assert_eq!(keys(&recorded(&[(&a1, &a2), (&b2, &b3)])), []);
+        // Two of one VM.
+        let [c1, c2] = ["1", "2"].map(|n| end("a", n, &format!("c{n}")));
+        assert_eq!(keys(&recorded(&[(&a1, &a2), (&c1, &c2)])), [inter_network(&c1, &c2)]);
+        // Around three networks.
+        let [c3, c1] = ["3", "1"].map(|n| end("c", n, &format!("c{n}")));
+        let links = recorded(&[(&a1, &a2), (&b2, &b3), (&c3, &c1)]);
+        let found = links.loops(&BTreeSet::new());
+        assert_eq!(found[0].key, inter_network(&c3, &c1));
+        assert_eq!(found[0].receiver.as_ref(), Some(&c1));
+        assert_eq!(found[0].other_edges.len(), 2);
+        // Who is held stays the one, however old.
+        let quarantined = BTreeSet::from([edge(a1.clone(), a2.clone())]);
+        assert_eq!(links.loops(&quarantined)[0].key, inter_network(&a1, &a2));
+        // Joined outside, and by a VM.
+        let up2 = end("", "2", "up");
+        assert_eq!(keys(&recorded(&[(&a1, &up2), (&b1, &b2)])), [inter_network(&b1, &b2)]);
+        let around = LoopKey::External { network: "2".into(), vms: (None, Some("a".into())) };
+        assert_eq!(
+            keys(&recorded(&[(&a1, &a2), (&a1, &up2), (&a2, &up2)])),
+            [around],
+            "one junction, which goes around"
+        );
+    }
+
+    #[test]
+    fn a_link_is_forgotten_after_three_intervals_and_with_its_ends() {
+        let (a, b) = (end("a", "1", "p"), end("a", "2", "q"));
+        let networks = [("1".to_owned(), Duration::from_secs(1)), ("2".to_owned(), Duration::from_secs(2))];
+        let topology = Topology::new(networks.clone(), [(a.clone(), 0), (b.clone(), 1)]);
+        let mut links = recorded(&[(&a, &b)]);
+        links.expire(&topology, at(6000));
+        assert_eq!(links.bridgings().count(), 1);
+        assert!(!links.record(b.clone(), a.clone(), at(5000)));
+        links.expire(&topology, at(11_000));
+        assert_eq!(links.bridgings().count(), 1);
+        let mut gone = links.clone();
+        links.expire(&topology, at(11_001));
+        assert_eq!(links.bridgings().count(), 0);
+        gone.expire(&Topology::new(networks, [(a, 0)]), at(5001));
+        assert_eq!(gone.bridgings().count(), 0);
+    }
+
+    /// Guest bridges, each with a port on some of six networks, at most one on each.
+    fn guests() -> impl Strategy<Value = Vec<BTreeSet<u8>>> {
+        prop::collection::vec(prop::collection::btree_set(0u8..6, 1..4), 0..6)
+    }
+
+    proptest! {
+        /// As many links are culprits as have to go for the graph of networks and bridges to be without a
+        /// cycle, and without them it is. Counted as everybody counts: edges, less nodes, plus parts.
+        #[test]
+        fn culprits_are_as_many_as_cycles(
+            guests in guests(), seed: u64, quarantined in prop::collection::vec(any::<prop::sample::Index>(), 0..3),
+        ) {
+            let end = |guest: usize, network: u8| end(&format!("g{guest}"), &network.to_string(), &format!("g{guest}n{network}"));
+            let mut links = Edges::default();
+            let mut pairs = Vec::new();
+            for (guest, networks) in guests.iter().enumerate() {
+                for &a in networks {
+                    for &b in networks.range(a + 1..) {
+                        pairs.push((end(guest, a), end(guest, b)));
+                    }
+                }
+            }
+            // In any order.
+            pairs.sort_by_key(|pair| {
+                use std::hash::{DefaultHasher, Hash, Hasher};
+                let mut hasher = DefaultHasher::new();
+                (seed, pair).hash(&mut hasher);
+                hasher.finish()
+            });
+            for (millis, (a, b)) in pairs.iter().cloned().enumerate() {
+                links.record(a, b, at(millis as u64));
+            }
+            let rank = |guests: &[BTreeSet<u8>]| {
+                let mut parts: Vec<BTreeSet<u8>> = Vec::new();
+                for networks in guests {
+                    let mut whole = networks.clone();
+                    parts.retain(|part| {
+                        let apart = part.is_disjoint(&whole);
+                        if !apart {
+                            whole.extend(part);
+                        }
+                        apart
+                    });
+                    parts.push(whole);
+                }
+                let edges: usize = guests.iter().map(BTreeSet::len).sum();
+                let networks: usize = parts.iter().map(BTreeSet::len).sum();
+                edges + parts.len() - guests.len() - networks
+            };
+            let quarantined: BTreeSet<Edge> = quarantined.iter().filter(|_| !pairs.is_empty()).map(|at| at.get(&pairs).clone()).collect();
+            let found = links.loops(&quarantined);
+            prop_assert_eq!(found.len(), rank(&guests));
+            for found in &found {
+                let LoopKey::InterNetwork { ends } = &found.key else { panic!("{found:?}") };
+                // The way back begins at the one network and ends at the other, and none of it is by this guest alone.
+                let (mut here, mut vms) = (ends.0.network.clone(), BTreeSet::from([ends.0.vm.clone()]));
+                for (a, b) in &found.other_edges {
+                    here = if a.network == here { b.network.clone() } else { a.network.clone() };
+                    vms.insert(a.vm.clone());
+                }
+                prop_assert_eq!(&here, &ends.1.network);
+                prop_assert!(vms.len() > 1);
+            }
+        }
+    }
+}

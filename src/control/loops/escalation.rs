@@ -1,0 +1,391 @@
+//! What is done about one loop, step by step: the ladder.
+//!
+//! A loop of siblings begins with the least that helps: their floods do not reach each other any more
+//! ([`Level::SplitHorizon`]). If after three intervals of probing probes still return, or a storm limit is
+//! still hit, all but one of its ports are held ([`Level::AllButOne`]), and if then probes still come and
+//! go by ports that are not held, all are ([`Level::All`]).
+//!
+//! The measures stay for 300 s after the last step. A port that is held is still probed: so at the end
+//! a loop that is still there is not let loose, and its time doubles, up to an hour. One that comes
+//! back begins with twice the time that it had before.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::time::MonoTime;
+
+/// For how many intervals of probing a loop has to go on before more is done about it, and for how many
+/// it must not have been seen to be taken for gone.
+pub const PERSIST_INTERVALS: u32 = 3;
+
+/// How long measures stay at first.
+pub const MIN_MEASURE_TIME: Duration = Duration::from_secs(300);
+
+/// How long they stay at most.
+pub const MAX_MEASURE_TIME: Duration = Duration::from_secs(3600);
+
+/// For how long a loop that is over is remembered: if it comes back, it stays longer.
+pub const MEMORY: Duration = Duration::from_secs(2 * 3600);
+
+/// After so long without a probe that returns, of four in a second, what was learned by the loop is
+/// forgotten: nobody has to wait for the end of the measures. If one was only lost, little is.
+pub const CLEAR_AFTER: Duration = Duration::from_millis(600);
+
+/// How much is done about a loop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// What one of its ports floods does not reach the others.
+    SplitHorizon,
+    /// All of its ports but one are held, or those of one of two VMs.
+    AllButOne,
+    /// All of its ports are held.
+    All,
+}
+
+impl Level {
+    /// As it is told: 1, 2, 3.
+    pub const fn number(self) -> u8 {
+        match self {
+            Level::SplitHorizon => 1,
+            Level::AllButOne => 2,
+            Level::All => 3,
+        }
+    }
+}
+
+/// How long measures stay of a loop that has come back, or stayed, so many times.
+pub fn time(repeats: u32) -> Duration {
+    MIN_MEASURE_TIME.saturating_mul(1 << repeats.min(16)).min(MAX_MEASURE_TIME)
+}
+
+/// Something that goes on, with no gap that counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    first: MonoTime,
+    last: MonoTime,
+}
+
+fn extend(span: &mut Option<Span>, gap: Duration, at: MonoTime) {
+    match span {
+        Some(span) if at.since(span.last) <= gap => span.last = span.last.max(at),
+        _ => *span = Some(Span { first: at, last: at }),
+    }
+}
+
+/// What has come of a look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transition {
+    /// This is done from now on.
+    Escalated(Level),
+    /// It is still there at the end of its time, and has so much more.
+    Extended(Duration),
+    /// Its probes do not return any more. The measures stay.
+    Cleared,
+    /// It is over, and the measures are lifted.
+    Ended,
+}
+
+/// One loop on its ladder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Escalation {
+    /// What is done.
+    pub level: Level,
+    /// Since when the loop is there.
+    pub since: MonoTime,
+    /// When the last step was taken.
+    pub escalated: MonoTime,
+    /// Until when the measures stay, if the loop is gone then.
+    pub until: MonoTime,
+    /// When it was last seen.
+    pub last_seen: MonoTime,
+    /// How many times it has come back, or stayed beyond its time.
+    pub repeats: u32,
+    /// Probes return.
+    returning: Option<Span>,
+    /// They do by ports that are not held.
+    open: Option<Span>,
+    /// A storm limit is being hit.
+    limited: Option<Span>,
+    /// It has been told that probes return no more.
+    cleared: bool,
+}
+
+impl Escalation {
+    /// The ladder of a loop that is seen now.
+    pub fn begin(level: Level, repeats: u32, now: MonoTime) -> Escalation {
+        Escalation {
+            level,
+            since: now,
+            escalated: now,
+            until: now + time(repeats),
+            last_seen: now,
+            repeats,
+            returning: Some(Span { first: now, last: now }),
+            open: None,
+            limited: None,
+            cleared: false,
+        }
+    }
+
+    /// One that goes on after a restart. Whatever was to end meanwhile is probed first.
+    pub fn restore(
+        level: Level,
+        [since, escalated, until, last_seen]: [MonoTime; 4],
+        repeats: u32,
+        now: MonoTime,
+    ) -> Escalation {
+        let until = until.max(now + MIN_MEASURE_TIME / 10);
+        Escalation {
+            since,
+            escalated,
+            until,
+            last_seen,
+            returning: None,
+            cleared: true,
+            ..Escalation::begin(level, repeats, now)
+        }
+    }
+
+    /// The loop has been seen. `open`: by ports of which none is held.
+    pub fn observe(&mut self, open: bool, interval: Duration, at: MonoTime) {
+        extend(&mut self.returning, interval * PERSIST_INTERVALS, at);
+        if open {
+            extend(&mut self.open, interval * PERSIST_INTERVALS, at);
+        }
+        self.last_seen = self.last_seen.max(at);
+        self.cleared = false;
+    }
+
+    /// A storm limit of one of its ports is being hit.
+    pub fn limit(&mut self, interval: Duration, now: MonoTime) {
+        extend(&mut self.limited, interval * PERSIST_INTERVALS, now);
+    }
+
+    /// Whether it is still there: it has been seen not long ago.
+    pub fn is_seen(&self, interval: Duration, now: MonoTime) -> bool {
+        now.since(self.last_seen) <= interval * PERSIST_INTERVALS
+    }
+
+    /// What follows from what has been seen.
+    pub fn update(&mut self, interval: Duration, now: MonoTime) -> Option<Transition> {
+        if let Some(level) = self.next(interval, now) {
+            self.level = level;
+            (self.escalated, self.until) = (now, now + time(self.repeats));
+            self.open = None;
+            return Some(Transition::Escalated(level));
+        }
+        if now >= self.until {
+            if !self.is_seen(interval, now) {
+                return Some(Transition::Ended);
+            }
+            self.repeats = self.repeats.saturating_add(1);
+            self.until = now + time(self.repeats);
+            return Some(Transition::Extended(time(self.repeats)));
+        }
+        if !self.cleared && now.since(self.last_seen) > CLEAR_AFTER {
+            self.cleared = true;
+            return Some(Transition::Cleared);
+        }
+        None
+    }
+
+    /// The level that is called for, if that is another one.
+    fn next(&self, interval: Duration, now: MonoTime) -> Option<Level> {
+        let timeout = interval * PERSIST_INTERVALS;
+        let goes_on =
+            |span: &Span| now.since(span.last) <= interval && now.since(span.first.max(self.escalated)) >= timeout;
+        // A storm that begins later is another matter: the loop has been seen once, and is not there for it.
+        let still_limited = |span: &Span| goes_on(span) && span.first <= self.escalated + timeout;
+        match self.level {
+            Level::SplitHorizon => {
+                let still = self.returning.as_ref().is_some_and(goes_on);
+                (still || self.limited.as_ref().is_some_and(still_limited)).then_some(Level::AllButOne)
+            }
+            Level::AllButOne => self.open.as_ref().is_some_and(goes_on).then_some(Level::All),
+            Level::All => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn at(millis: u64) -> MonoTime {
+        MonoTime::from_secs(1000) + Duration::from_millis(millis)
+    }
+
+    /// Looks at it every 250 ms from `from` to `to`, in seconds, and sees it at each of them.
+    fn seen(escalation: &mut Escalation, open: bool, from: u64, to: u64) -> Vec<(u64, Transition)> {
+        let mut ticks = Vec::new();
+        for millis in (from * 1000..to * 1000).step_by(250) {
+            escalation.observe(open, SECOND, at(millis));
+            ticks.extend(escalation.update(SECOND, at(millis)).map(|transition| (millis, transition)));
+        }
+        ticks
+    }
+
+    fn unseen(escalation: &mut Escalation, from: u64, to: u64) -> Vec<(u64, Transition)> {
+        let updates = (from * 1000..to * 1000).step_by(250);
+        updates.filter_map(|millis| Some((millis, escalation.update(SECOND, at(millis))?))).collect()
+    }
+
+    #[test]
+    fn a_loop_that_goes_at_once_stays_at_the_first_level_and_ends_in_time() {
+        let mut escalation = Escalation::begin(Level::SplitHorizon, 0, at(0));
+        assert_eq!(seen(&mut escalation, false, 0, 2), []);
+        assert_eq!(unseen(&mut escalation, 2, 400)[..2], [(2500, Transition::Cleared), (300_000, Transition::Ended)]);
+    }
+
+    #[test]
+    fn a_loop_that_stays_is_held_and_is_not_let_loose() {
+        let mut escalation = Escalation::begin(Level::SplitHorizon, 0, at(0));
+        let ticks = seen(&mut escalation, false, 0, 20_000);
+        let expected = [
+            (3_000, Transition::Escalated(Level::AllButOne)),
+            (303_000, Transition::Extended(Duration::from_secs(600))),
+            (903_000, Transition::Extended(Duration::from_secs(1200))),
+            (2_103_000, Transition::Extended(Duration::from_secs(2400))),
+            (4_503_000, Transition::Extended(MAX_MEASURE_TIME)),
+            (8_103_000, Transition::Extended(MAX_MEASURE_TIME)),
+            (11_703_000, Transition::Extended(MAX_MEASURE_TIME)),
+            (15_303_000, Transition::Extended(MAX_MEASURE_TIME)),
+            (18_903_000, Transition::Extended(MAX_MEASURE_TIME)),
+        ];
+        assert_eq!(ticks, expected);
+        assert_eq!(escalation.level, Level::AllButOne, "it comes and goes by ports that are held");
+    }
+
+    #[test]
+    fn a_loop_by_ports_that_are_not_held_ends_with_all_held() {
+        let mut escalation = Escalation::begin(Level::SplitHorizon, 0, at(0));
+        let ticks = seen(&mut escalation, true, 0, 10);
+        assert_eq!(ticks, [(3000, Transition::Escalated(Level::AllButOne)), (6250, Transition::Escalated(Level::All))]);
+        let mut escalation = Escalation::begin(Level::AllButOne, 0, at(0));
+        assert_eq!(seen(&mut escalation, false, 0, 100), [], "what is held is held");
+    }
+
+    #[test]
+    fn a_limit_that_is_still_hit_raises_and_one_hit_later_does_not() {
+        for (from, expected) in [(1, Some(Transition::Escalated(Level::AllButOne))), (60, None)] {
+            let mut escalation = Escalation::begin(Level::SplitHorizon, 0, at(0));
+            let mut transition = None;
+            for second in 0..100 {
+                if second >= from {
+                    escalation.limit(SECOND, at(second * 1000));
+                }
+                transition = transition.or(escalation
+                    .update(SECOND, at(second * 1000))
+                    .filter(|transition| *transition != Transition::Cleared));
+            }
+            assert_eq!(transition, expected, "from second {from}");
+        }
+    }
+
+    #[test]
+    fn after_a_restart_nothing_is_let_loose_before_it_has_been_probed() {
+        let past = [at(0), at(0), at(300_000), at(299_000)];
+        let now = 900_000;
+        let mut escalation = Escalation::restore(Level::AllButOne, past, 2, at(now));
+        assert_eq!(escalation.update(SECOND, at(now)), None);
+        let mut gone = escalation;
+        escalation.observe(false, SECOND, at(now + 29_000));
+        assert_eq!(escalation.update(SECOND, at(now + 30_000)), Some(Transition::Extended(time(3))));
+        assert_eq!(gone.update(SECOND, at(now + 30_000)), Some(Transition::Ended));
+    }
+
+    #[test]
+    fn time_doubles_up_to_an_hour() {
+        let times: Vec<u64> = [0, 1, 2, 3, 4, 5, 31, u32::MAX].map(|repeats| time(repeats).as_secs()).into();
+        assert_eq!(times, [300, 600, 1200, 2400, 3600, 3600, 3600, 3600]);
+    }
+
+    /// What happens in one of many steps.
+    #[derive(Debug, Clone, Copy)]
+    struct Happening {
+        pause: u64,
+        seen: Option<bool>,
+        limited: bool,
+    }
+
+    fn happenings() -> impl Strategy<Value = Vec<Happening>> {
+        let pause = prop_oneof![8 => Just(250u64), 2 => 0u64..5000, 1 => 0u64..900_000];
+        let one = (pause, prop::option::weighted(0.6, any::<bool>()), prop::bool::weighted(0.2));
+        prop::collection::vec(one.prop_map(|(pause, seen, limited)| Happening { pause, seen, limited }), 1..400)
+    }
+
+    /// The start of the uninterrupted run of moments that ends with the last one: all that happened, gone
+    /// through anew each time.
+    fn run(all: &[u64], gap: u64) -> Option<(u64, u64)> {
+        let last = *all.last()?;
+        let breaks = all.windows(2).rposition(|pair| pair[1] - pair[0] > gap);
+        Some((all[breaks.map_or(0, |at| at + 1)], last))
+    }
+
+    proptest! {
+        /// Against a model that remembers everything and decides anew at each look.
+        #[test]
+        fn it_does_as_a_model_that_remembers_everything(
+            steps in happenings(), interval in 1u64..=10, first in 1u8..=2, repeats in 0u32..6,
+        ) {
+            let (interval, level) = (interval * 1000, if first == 1 { Level::SplitHorizon } else { Level::AllButOne });
+            let pace = Duration::from_millis(interval);
+            let mut escalation = Escalation::begin(level, repeats, at(0));
+            let (mut seen, mut open, mut limited) = (vec![0], vec![], vec![]);
+            let (mut raised, mut until, mut times, mut now) = (0, time(repeats).as_millis() as u64, repeats, 0u64);
+            let mut level = level;
+            for step in steps {
+                now += step.pause;
+                if let Some(by_open) = step.seen {
+                    escalation.observe(by_open, pace, at(now));
+                    seen.push(now);
+                    open.extend(by_open.then_some(now));
+                }
+                if step.limited {
+                    escalation.limit(pace, at(now));
+                    limited.push(now);
+                }
+                let transition = escalation.update(pace, at(now)).filter(|transition| *transition != Transition::Cleared);
+                let goes_on = |all: &[u64]| {
+                    run(all, 3 * interval).filter(|&(from, to)| {
+                        now - to <= interval && now - from.max(raised) >= 3 * interval
+                    })
+                };
+                let raise = match level {
+                    Level::SplitHorizon => {
+                        let limited = goes_on(&limited).is_some_and(|(from, _)| from <= raised + 3 * interval);
+                        (goes_on(&seen).is_some() || limited).then_some(Level::AllButOne)
+                    }
+                    Level::AllButOne => goes_on(&open).map(|_| Level::All),
+                    Level::All => None,
+                };
+                let expected = if let Some(next) = raise {
+                    level = next;
+                    raised = now;
+                    until = now + time(times).as_millis() as u64;
+                    open.clear();
+                    Some(Transition::Escalated(next))
+                } else if now < until {
+                    None
+                } else if now - seen[seen.len() - 1] > 3 * interval {
+                    Some(Transition::Ended)
+                } else {
+                    times += 1;
+                    until = now + time(times).as_millis() as u64;
+                    Some(Transition::Extended(time(times)))
+                };
+                prop_assert_eq!(transition, expected, "at {}", now);
+                prop_assert_eq!(escalation.level, level);
+                prop_assert_eq!(escalation.until, at(until));
+                if transition == Some(Transition::Ended) {
+                    break;
+                }
+            }
+        }
+    }
+}

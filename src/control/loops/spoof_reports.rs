@@ -1,0 +1,120 @@
+//! Which refused senders are announced: each sender of a port once in [`REPORT_INTERVAL`], and of one port [`AT_ONCE`] at once and
+//! one more every [`EVERY`], whatever it sends.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use crate::switch::{PortId, RefusedSender};
+use crate::time::MonoTime;
+
+/// For how long a sender is not announced again.
+pub const REPORT_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Announcements of one port at once.
+pub const AT_ONCE: u32 = 8;
+
+/// The time after which one more may follow.
+pub const EVERY: Duration = Duration::from_secs(60);
+
+/// Senders that are remembered of a port: more than are announced within [`REPORT_INTERVAL`].
+const MAX_SENDERS: usize = 20;
+
+/// What is known of one port.
+#[derive(Debug)]
+struct Port {
+    announced: VecDeque<(RefusedSender, MonoTime)>,
+    /// Announcements that it has left, as of `since`.
+    left: u32,
+    since: MonoTime,
+}
+
+/// What is known of all ports.
+#[derive(Debug, Default)]
+pub struct SpoofReports {
+    ports: HashMap<PortId, Port>,
+}
+
+/// That a sender is to be announced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Report {
+    /// Whether it is the last one for a while.
+    pub is_last: bool,
+}
+
+impl SpoofReports {
+    /// Notes that a sender was refused at a port. Whether to announce it.
+    pub fn record(&mut self, at: PortId, sender: RefusedSender, now: MonoTime) -> Option<Report> {
+        let fresh = || Port { announced: VecDeque::new(), left: AT_ONCE, since: now };
+        let port = self.ports.entry(at).or_insert_with(fresh);
+        if port.announced.iter().any(|&(of, when)| of == sender && now.since(when) < REPORT_INTERVAL) {
+            return None;
+        }
+        let more = now.since(port.since).as_secs() / EVERY.as_secs();
+        if more > 0 {
+            port.left = AT_ONCE.min(port.left.saturating_add(u32::try_from(more).unwrap_or(u32::MAX)));
+            port.since = now;
+        }
+        if port.left == 0 {
+            return None;
+        }
+        if port.left == AT_ONCE {
+            port.since = now;
+        }
+        port.left -= 1;
+        port.announced.retain(|&(of, _)| of != sender);
+        if port.announced.len() == MAX_SENDERS {
+            port.announced.pop_front();
+        }
+        port.announced.push_back((sender, now));
+        Some(Report { is_last: port.left == 0 })
+    }
+
+    /// Forgets the ports that are gone.
+    pub fn retain(&mut self, is_there: impl Fn(PortId) -> bool) {
+        self.ports.retain(|&id, _| is_there(id));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Mac;
+
+    const PORT: PortId = PortId::new(1, 0);
+
+    fn sender(number: u8) -> RefusedSender {
+        RefusedSender { mac: Mac::from_bits(2), ip: Some([10, 0, 0, number].into()) }
+    }
+
+    fn at(secs: u64) -> MonoTime {
+        MonoTime::from_secs(1000 + secs)
+    }
+
+    #[test]
+    fn a_sender_is_announced_once_in_a_while() {
+        let mut refusals = SpoofReports::default();
+        assert_eq!(refusals.record(PORT, sender(1), at(0)), Some(Report { is_last: false }));
+        assert_eq!(refusals.record(PORT, sender(1), at(599)), None);
+        assert_eq!(refusals.record(PortId::new(2, 0), sender(1), at(599)), Some(Report { is_last: false }));
+        assert_eq!(refusals.record(PORT, sender(1), at(600)), Some(Report { is_last: false }));
+    }
+
+    #[test]
+    fn a_port_that_names_everybody_is_bounded() {
+        let mut refusals = SpoofReports::default();
+        let mut announced = Vec::new();
+        for second in 0..600 {
+            for number in 0..=255 {
+                announced
+                    .extend(refusals.record(PORT, sender(number), at(second)).map(|events| (second, events.is_last)));
+            }
+        }
+        assert_eq!(announced[..8], [false, false, false, false, false, false, false, true].map(|last| (0, last)));
+        assert_eq!(
+            announced[8..].iter().map(|(second, _)| *second).collect::<Vec<_>>(),
+            (1..10).map(|n| n * 60).collect::<Vec<_>>()
+        );
+        refusals.retain(|id| id != PORT);
+        assert_eq!(refusals.record(PORT, sender(1), at(600)), Some(Report { is_last: false }));
+    }
+}

@@ -1,0 +1,208 @@
+//! What a listener bears: requests per second, changes that wait, bytes of bodies, followers.
+//!
+//! Whoever asks one thing after the other is slowed down to the rate, and never refused. Only those
+//! who ask many things at once meet a bound, and are told to come again (429).
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::middleware::Next;
+use axum::response::Response;
+use governor::clock::Clock;
+use governor::middleware::NoOpMiddleware;
+use governor::nanos::Nanos;
+use governor::state::{InMemoryState, NotKeyed};
+use governor::{Quota, RateLimiter};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
+use tokio::time::sleep;
+
+use super::error::ApiError;
+use crate::time;
+
+/// Requests per second, in the long run. More than an orchestrator asks, and less than control bears.
+const RATE: NonZeroU32 = NonZeroU32::new(200).unwrap();
+
+/// Requests that may come at once after a time of silence.
+const BURST: NonZeroU32 = NonZeroU32::new(400).unwrap();
+
+/// Requests that may wait for their turn; at the rate none waits for longer than 80 ms.
+const WAITING: usize = 16;
+
+/// Changes that are being made or wait to be; they are made one after the other.
+const CHANGES: usize = 32;
+
+/// Bytes of bodies that are held at a time: as many as four of the longest.
+const BODIES: usize = 64 * 1024 * 1024;
+
+/// Answers of any length that are on their way at a time; more wait.
+const LONG_ANSWERS: usize = 2;
+
+/// Clients that follow events at a time. Each keeps a connection.
+const MAX_SUBSCRIBERS: usize = 24;
+
+/// The clock of the switch, as the rate limiter wants it.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Monotonic;
+
+impl Clock for Monotonic {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        time::now().nanos().into()
+    }
+}
+
+/// The bounds of one listener. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    limiter: Arc<RateLimitQueue<Monotonic>>,
+    changes: Arc<Semaphore>,
+    subscribers: Arc<Semaphore>,
+    bodies: Arc<Semaphore>,
+    long_answers: Arc<Semaphore>,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            limiter: Arc::new(RateLimitQueue::new(RATE, BURST, WAITING, Monotonic)),
+            changes: Arc::new(Semaphore::new(CHANGES)),
+            subscribers: Arc::new(Semaphore::new(MAX_SUBSCRIBERS)),
+            bodies: Arc::new(Semaphore::new(BODIES)),
+            long_answers: Arc::new(Semaphore::new(LONG_ANSWERS)),
+        }
+    }
+}
+
+impl Limits {
+    /// A place among the changes, until it is dropped.
+    pub fn change(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let full = |_| ApiError::too_many(format!("{CHANGES} changes wait to be made; try again in a second"));
+        self.changes.clone().try_acquire_owned().map_err(full)
+    }
+
+    /// A place among the followers, until it is dropped.
+    pub fn subscriber(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        let full = |_| ApiError::too_many(format!("{MAX_SUBSCRIBERS} clients follow the events already"));
+        self.subscribers.clone().try_acquire_owned().map_err(full)
+    }
+
+    /// A place for an answer of any length, until it is dropped. `None` if there is no bound any more.
+    pub async fn long_answer(&self) -> Option<OwnedSemaphorePermit> {
+        self.long_answers.clone().acquire_owned().await.ok()
+    }
+
+    /// Room for so many more bytes of bodies, until it is dropped.
+    pub fn bytes(&self, bytes: u32) -> Result<OwnedSemaphorePermit, ApiError> {
+        let full = |_| ApiError::too_many("too many long requests at a time; try again in a second");
+        self.bodies.clone().try_acquire_many_owned(bytes).map_err(full)
+    }
+}
+
+/// Lets requests through at the rate.
+pub async fn admit(State(limits): State<Limits>, request: Request, next: Next) -> Result<Response, ApiError> {
+    limits.limiter.acquire().await?;
+    Ok(next.run(request).await)
+}
+
+/// A token bucket before which a few may wait, in the order of their coming.
+struct RateLimitQueue<C: Clock> {
+    bucket: RateLimiter<NotKeyed, InMemoryState, C, NoOpMiddleware<C::Instant>>,
+    clock: C,
+    places: Semaphore,
+    first: Mutex<()>,
+}
+
+impl<C: Clock + Clone> RateLimitQueue<C> {
+    fn new(rate: NonZeroU32, burst: NonZeroU32, waiting: usize, clock: C) -> RateLimitQueue<C> {
+        let quota = Quota::per_second(rate).allow_burst(burst);
+        let bucket = RateLimiter::direct_with_clock(quota, clock.clone());
+        RateLimitQueue { bucket, clock, places: Semaphore::new(waiting), first: Mutex::new(()) }
+    }
+
+    async fn acquire(&self) -> Result<(), ApiError> {
+        let full = |_| ApiError::too_many("too many requests at a time; try again in a second");
+        let _place = self.places.try_acquire().map_err(full)?;
+        let _first = self.first.lock().await;
+        while let Some(wait) = self.try_acquire() {
+            sleep(wait).await;
+        }
+        Ok(())
+    }
+
+    /// Takes a token, or says how long it takes until there is one.
+    fn try_acquire(&self) -> Option<Duration> {
+        self.bucket.check().err().map(|early| early.wait_time_from(self.clock.now()))
+    }
+}
+
+impl<C: Clock> std::fmt::Debug for RateLimitQueue<C> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Turnstile").field("places", &self.places.available_permits()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use governor::clock::FakeRelativeClock;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn limiter(clock: &FakeRelativeClock) -> RateLimitQueue<FakeRelativeClock> {
+        RateLimitQueue::new(RATE, BURST, 2, clock.clone())
+    }
+
+    proptest! {
+        #[test]
+        fn never_more_than_the_burst_and_the_rate(pauses in prop::collection::vec(0u64..20_000_000, 1..2000)) {
+            let clock = FakeRelativeClock::default();
+            let limiter = limiter(&clock);
+            let (mut passed, mut nanos) = (0, 0);
+            for pause in pauses {
+                clock.advance(Duration::from_nanos(pause));
+                nanos += pause;
+                passed += u64::from(limiter.try_acquire().is_none());
+                prop_assert!(passed <= u64::from(BURST.get()) + nanos * u64::from(RATE.get()) / 1_000_000_000 + 1);
+            }
+        }
+
+        #[test]
+        fn whoever_waits_as_told_gets_through(steps in 400usize..2000) {
+            let clock = FakeRelativeClock::default();
+            let limiter = limiter(&clock);
+            for _ in 0..steps {
+                if let Some(wait) = limiter.try_acquire() {
+                    prop_assert!(wait <= Duration::from_millis(5), "{wait:?}");
+                    clock.advance(wait);
+                    prop_assert_eq!(limiter.try_acquire(), None);
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_few_may_wait_and_no_more() {
+        let clock = FakeRelativeClock::default();
+        let limiter = Arc::new(limiter(&clock));
+        for _ in 0..BURST.get() {
+            limiter.acquire().await.unwrap();
+        }
+        let wait = || {
+            let limiter = limiter.clone();
+            tokio::spawn(async move { limiter.acquire().await })
+        };
+        let waiting = [wait(), wait()];
+        while limiter.places.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(limiter.acquire().await.unwrap_err().status, 429);
+        clock.advance(Duration::from_secs(1));
+        for waiting in waiting {
+            waiting.await.unwrap().unwrap();
+        }
+        limiter.acquire().await.unwrap();
+    }
+}

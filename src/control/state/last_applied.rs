@@ -1,0 +1,357 @@
+//! The configuration with which a switch begins: merges the configuration file as it was last applied, the file as it is
+//! now, and the stored state.
+//!
+//! The rule at a start: the file is what an operator edits, and the state is what the API has made of it. Both are merged
+//! ([`merge`]): what the file has changed since it was last applied is applied, what was changed by API stays, and where
+//! both have changed the same the file has precedence. The log and an event say what that changes in the state.
+//! `[switch]` is always as the file has it. A file that is to replace the state takes its place as it is.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tracing::{error, info, warn};
+
+use super::{Backend, StateStore};
+use crate::control::config::{self, Config, ConfigFile, StoredConfig, SwitchSettings};
+use crate::control::diff::describe_changes;
+use crate::control::events::{Event, EventKind};
+use crate::control::merge::{Merged, merge};
+use crate::control::orphans::{self, Orphans};
+use crate::control::store::{self, DesiredState, Store, StoreError};
+use crate::time;
+
+/// Differences told in the log, at most.
+const MAX_CHANGES_LOGGED: usize = 50;
+
+/// Differences told in an event, at most.
+const MAX_CHANGES_IN_EVENT: usize = 20;
+
+/// How long a state that another process has open is waited for: a switch that is stopping, a backup.
+const BUSY: Duration = Duration::from_secs(10);
+
+/// Between two looks whether it is still in use.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// What a file is to the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precedence {
+    /// Both are merged.
+    #[default]
+    Merge,
+    /// The file replaces the state.
+    Replace,
+}
+
+/// How to begin again with a state that could not be used.
+#[derive(Debug)]
+pub(super) struct ReopenSettings {
+    file: Option<ConfigFile>,
+    path: PathBuf,
+    precedence: Precedence,
+}
+
+/// Why a switch cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is neither a file nor a state.
+    #[error("{path} keeps no state yet, so there is nothing to resume; name a configuration with --config FILE")]
+    NothingStored {
+        /// Where it was looked for.
+        path: String,
+    },
+    /// The state cannot be read, and there is no file.
+    #[error("{0}")]
+    Store(#[from] StoreError),
+    /// The state is not a configuration that this version understands.
+    #[error("the state at {path} is not understood and is left as it is: {why}")]
+    NotUnderstood {
+        /// Where it is kept.
+        path: String,
+        /// Why.
+        why: String,
+    },
+}
+
+/// What a start over a file would make of a state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartPreview {
+    /// What would be otherwise than the state has it, a sentence for each thing.
+    pub changes: Vec<String>,
+    /// What was changed by API and would not hold any more, and why.
+    pub dropped: Vec<String>,
+    /// What of the state is not understood, and would be kept as it is.
+    pub unknown: Vec<String>,
+}
+
+impl StateStore {
+    /// With which configuration to begin, and where its changes are kept: over `file`, if there is
+    /// one, else over what is kept at `path`.
+    pub async fn open(
+        file: Option<ConfigFile>,
+        path: Option<&Path>,
+        precedence: Precedence,
+    ) -> Result<(Config, StateStore), StartError> {
+        let (file, path) = match (file, path) {
+            (Some(file), None) => return Ok(StateStore::at(Backend::None, file)),
+            (file, Some(path)) => (file, path.to_owned()),
+            (None, None) => (None, SwitchSettings::default().state.unwrap_or_default()),
+        };
+        open_over(ReopenSettings { file, path, precedence }.into()).await
+    }
+
+    /// Begins again, if the state could not be used. With the same configuration, or with one that has what only the
+    /// state has; an error: it still cannot.
+    pub async fn reopen(&self) -> Option<Result<(Config, StateStore), String>> {
+        let Backend::Broken(_, again) = &self.backend else { return None };
+        Some(match open(&again.path, Duration::ZERO).await {
+            Ok((store, desired)) => open_with_store(again, store, desired).await.map_err(|why| why.to_string()),
+            Err(why) => Err(why.to_string()),
+        })
+    }
+
+    /// One over a file, beside which nothing is known.
+    fn at(backend: Backend, file: ConfigFile) -> (Config, StateStore) {
+        let last_applied = last_applied(&file).into();
+        (
+            file.config,
+            StateStore { backend, last_applied, unknown: Arc::default(), orphans: Orphans::new(), is_due: false },
+        )
+    }
+}
+
+/// What of a file is compared with its next edit: all but `[switch]`, which is fixed at each start.
+pub fn last_applied(file: &ConfigFile) -> Value {
+    let mut raw = file.raw.clone();
+    if let Some(keys) = raw.as_object_mut() {
+        keys.remove("switch");
+    }
+    raw
+}
+
+/// What the file meant when it was last applied, as this version of the switch reads it; nothing if that is not known.
+pub(super) fn applied(last_applied: &Value) -> Config {
+    config::read_stored(last_applied).map(|stored| stored.config).unwrap_or_default()
+}
+
+/// What a file makes of a state that it is applied to.
+fn apply(
+    file: &ConfigFile,
+    desired: &DesiredState,
+    stored: &StoredConfig,
+    precedence: Precedence,
+) -> (Merged, StartPreview) {
+    let merged = match precedence {
+        Precedence::Merge => merge(&applied(&desired.last_applied), &file.config, &stored.config),
+        Precedence::Replace => Merged { config: file.config.clone(), conflicts: Vec::new() },
+    };
+    let was = Config { switch: file.config.switch.clone(), ..stored.config.clone() };
+    let changes = describe_changes(&was, &merged.config);
+    let preview = StartPreview { changes, dropped: merged.conflicts.clone(), unknown: stored.unknown.messages.clone() };
+    (merged, preview)
+}
+
+/// Begins with a file, a state, or both. A state that another process has open is waited for.
+async fn open_over(again: Arc<ReopenSettings>) -> Result<(Config, StateStore), StartError> {
+    let path = again.path.clone();
+    if again.file.is_none() && !path.exists() {
+        // Looking for a state does not make one.
+        return Err(StartError::NothingStored { path: path.display().to_string() });
+    }
+    let why = match open(&path, BUSY).await {
+        Ok((store, desired)) => match open_with_store(&again, store, desired).await {
+            Ok(begun) => return Ok(begun),
+            Err(why) => return without_state(&again, why),
+        },
+        Err(why) => why,
+    };
+    // What cannot be written, or is in use, may still be read.
+    let Ok(desired) = store::peek(&path) else { return without_state(&again, why.into()) };
+    match merge_over(&again, desired, Backend::Broken(why.to_string(), again.clone())) {
+        Ok(OpenedState { config, store: state_store, .. }) => {
+            error!("{why}. The switch runs as the state says, and takes no changes until the state can be written");
+            // Whoever has it open may want what is left over.
+            Ok((config, StateStore { orphans: Orphans::new(), ..state_store }))
+        }
+        Err(why) => without_state(&again, why),
+    }
+}
+
+/// Begins with an open store.
+async fn open_with_store(
+    again: &Arc<ReopenSettings>,
+    store: Store,
+    desired: Option<DesiredState>,
+) -> Result<(Config, StateStore), StartError> {
+    let store = Arc::new(store);
+    match merge_over(again, desired, Backend::Open(store.clone())) {
+        Ok(OpenedState { config, store: mut state_store, before, events }) => {
+            drop(store);
+            state_store.commit_initial(&config, before, events).await;
+            Ok((config, state_store))
+        }
+        Err(why) => {
+            if let Some(store) = Arc::into_inner(store) {
+                store.close().await;
+            }
+            Err(why)
+        }
+    }
+}
+
+/// Begins with the file alone, as the state cannot be used.
+fn without_state(again: &Arc<ReopenSettings>, why: StartError) -> Result<(Config, StateStore), StartError> {
+    let Some(file) = again.file.clone() else { return Err(why) };
+    error!("{why}. The switch runs as the configuration file says, and takes no changes until the state can be used");
+    Ok(StateStore::at(Backend::Broken(why.to_string(), again.clone()), file))
+}
+
+/// A beginning that is still to be kept.
+struct OpenedState {
+    config: Config,
+    store: StateStore,
+    /// What is kept until then.
+    before: Option<DesiredState>,
+    events: Vec<Event>,
+}
+
+/// What becomes of a file and a state.
+fn merge_over(
+    again: &ReopenSettings,
+    desired: Option<DesiredState>,
+    backend: Backend,
+) -> Result<OpenedState, StartError> {
+    let path = again.path.display().to_string();
+    let stored = desired.as_ref().map(|desired| parse_stored(desired, path.clone())).transpose()?;
+    let (Some(before), Some(stored)) = (desired, stored) else {
+        let Some(file) = again.file.clone() else { return Err(StartError::NothingStored { path }) };
+        let (config, store) = StateStore::at(backend, file);
+        return Ok(OpenedState { config, store, before: None, events: Vec::new() });
+    };
+    let StoredConfig { config: state, unknown } = &stored;
+    let (config, last_applied, events) = match &again.file {
+        Some(file) => {
+            let (Merged { config, .. }, messages) = apply(file, &before, &stored, again.precedence);
+            let events = log_start(&again.path, file, &config, &messages, again.precedence);
+            (config, last_applied(file), events)
+        }
+        None => {
+            if !unknown.is_empty() {
+                warn!(
+                    "not understood by this version, and kept in the state as it is:{}",
+                    one_per_line(&unknown.messages)
+                );
+            }
+            (state.clone(), before.last_applied.clone(), Vec::new())
+        }
+    };
+    // What only the state had is of no use any more.
+    let mut orphans = orphans::from_value(&before.orphans);
+    orphans.extend(orphans::netdevs(state));
+    let orphans = &orphans - &orphans::netdevs(&config);
+    let unknown = match again.precedence {
+        Precedence::Merge => unknown.clone().into(),
+        Precedence::Replace => Arc::default(),
+    };
+    let store = StateStore { backend, last_applied: last_applied.into(), unknown, orphans, is_due: false };
+    Ok(OpenedState { config, store, before: Some(before), events })
+}
+
+/// Says in the log, and in events, what a file makes of a state.
+fn log_start(
+    path: &Path,
+    file: &ConfigFile,
+    config: &Config,
+    messages: &StartPreview,
+    precedence: Precedence,
+) -> Vec<Event> {
+    let StartPreview { changes, dropped, unknown } = messages;
+    let path = path.display();
+    if !unknown.is_empty() && precedence == Precedence::Merge {
+        warn!("not understood by this version, and kept in the state at {path} as it is:{}", one_per_line(unknown));
+    }
+    let stays = describe_changes(&file.config, config);
+    if !stays.is_empty() {
+        info!("changes that were made by API go on; they differ from the configuration file:{}", one_per_line(&stays));
+    }
+    let mut texts = Vec::new();
+    if !changes.is_empty() {
+        let what = match precedence {
+            Precedence::Merge => "the configuration file has been edited; this changes in the stored state",
+            Precedence::Replace => "the configuration file replaces the stored state; this changes",
+        };
+        warn!("{what} at {path}:{}", one_per_line(changes));
+        texts.push(format!("{what}: {}", on_one_line(changes)));
+    }
+    if !dropped.is_empty() {
+        let what = "changed by API, and dropped because the configuration file has precedence";
+        warn!("{what}:{}", one_per_line(dropped));
+        texts.push(format!("{what}: {}", on_one_line(dropped)));
+    }
+    let now = time::wall();
+    let event = |text| Event { text, ..Event::new(EventKind::Config, now) }.bounded();
+    texts.into_iter().map(event).collect()
+}
+
+/// Opens the store at `path`. While another process has it open it is waited for, some time.
+async fn open(path: &Path, timeout: Duration) -> Result<(Store, Option<DesiredState>), StoreError> {
+    let (start, mut messages) = (time::now(), false);
+    loop {
+        match Store::open(path.to_owned()).await {
+            Err(why @ StoreError::InUse { .. }) if time::now().since(start) < timeout => {
+                if !std::mem::replace(&mut messages, true) {
+                    warn!("{why}; waiting for it for {} s", timeout.as_secs());
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// The configuration that is kept at `path`, by default where a switch keeps it. It is looked at only, whoever has it
+/// open.
+pub fn stored(path: Option<&Path>) -> Result<Config, StartError> {
+    let default = SwitchSettings::default().state;
+    let path = path.or(default.as_deref()).unwrap_or(Path::new(""));
+    let shown = path.display().to_string();
+    if !path.exists() {
+        return Err(StartError::NothingStored { path: shown });
+    }
+    let Some(desired) = store::peek(path)? else { return Err(StartError::NothingStored { path: shown }) };
+    Ok(parse_stored(&desired, shown)?.config)
+}
+
+/// What a start over `file` would make of the state at `path`; `None` if there is none. It is looked at only, also while
+/// a switch has it open.
+pub fn preview(file: &ConfigFile, path: &Path) -> Result<Option<StartPreview>, StartError> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let Some(desired) = store::peek(path)? else { return Ok(None) };
+    let stored = parse_stored(&desired, path.display().to_string())?;
+    Ok(Some(apply(file, &desired, &stored, Precedence::Merge).1))
+}
+
+fn parse_stored(desired: &DesiredState, path: String) -> Result<StoredConfig, StartError> {
+    config::read_stored(&desired.config).map_err(|why| StartError::NotUnderstood { path, why: why.to_string() })
+}
+
+/// Sentences, each on a line of its own, not too many.
+fn one_per_line(changes: &[String]) -> String {
+    let mut text: String = changes.iter().take(MAX_CHANGES_LOGGED).map(|messages| format!("\n  {messages}")).collect();
+    if changes.len() > MAX_CHANGES_LOGGED {
+        text.push_str(&format!("\n  and {} more", changes.len() - MAX_CHANGES_LOGGED));
+    }
+    text
+}
+
+/// Sentences one behind the other, not too many.
+fn on_one_line(changes: &[String]) -> String {
+    let mut text = changes.iter().take(MAX_CHANGES_IN_EVENT).map(String::as_str).collect::<Vec<_>>().join("; ");
+    if changes.len() > MAX_CHANGES_IN_EVENT {
+        text.push_str(&format!("; and {} more", changes.len() - MAX_CHANGES_IN_EVENT));
+    }
+    text
+}

@@ -1,0 +1,371 @@
+//! A cable between two ends within the process: each end is a [`Device`], and whoever holds the
+//! other one sends and receives on it by hand.
+//!
+//! Frames are copied in and copied out again, as a kernel device does it. They travel in *blocks*:
+//! plain buffers of records, one block for each burst that was sent, which go over one ring full and
+//! come back over another one empty. A record is 16 bytes (length of the frame, offload header) and
+//! the frame. A cable has no file descriptor; a worker that holds one keeps polling.
+
+use std::convert::Infallible;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use rtrb::{Consumer, Producer, RingBuffer};
+
+use super::{Device, DeviceCaps};
+use crate::frame::{Batch, Magazine, Small, Tail, TxBatch, TxStats, TxStatus, copy};
+use crate::wire::Offload;
+
+const RECORD: usize = 16;
+
+/// How much a cable holds each way.
+#[derive(Debug, Clone, Copy)]
+pub struct LoopbackCapacity {
+    /// Bursts.
+    pub blocks: usize,
+    /// Bytes of each, 16 more than the frame for each frame.
+    pub block_bytes: usize,
+}
+
+impl Default for LoopbackCapacity {
+    fn default() -> LoopbackCapacity {
+        LoopbackCapacity { blocks: 256, block_bytes: 1 << 17 }
+    }
+}
+
+/// How an end hands over what it receives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RxMemory {
+    /// In slots of the pool, which the frames own: as AF_XDP does.
+    Owned,
+    /// In the receive buffers of the batch, lent for the burst: as a tap does.
+    Lent,
+}
+
+impl RxMemory {
+    /// Appends a frame to the batch. Whether there was a slot for it.
+    #[inline(always)]
+    fn deliver(self, frame: &[u8], offload: Offload, batch: &mut Batch, magazine: &mut Magazine) -> bool {
+        match self {
+            RxMemory::Owned => magazine.push_frame(frame, offload, batch),
+            RxMemory::Lent => batch
+                .receive(true, |room| {
+                    room[..Offload::LEN].copy_from_slice(&offload.write());
+                    room[Offload::LEN..][..frame.len()].copy_from_slice(frame);
+                    Ok::<_, Infallible>(Offload::LEN + frame.len())
+                })
+                .is_ok(),
+        }
+    }
+}
+
+/// A burst on its way: records, one behind the other.
+#[derive(Debug, Default)]
+struct Chunk {
+    bytes: Box<[u8]>,
+    used: usize,
+}
+
+/// Puts a record at the beginning of `room`, which is what is behind it then. Whether there was room.
+#[inline(always)]
+fn put(room: &mut &mut [u8], len: usize, offload: Offload, head: &[u8], tail: Option<Tail<'_>>) -> bool {
+    if room.len() < RECORD + len {
+        return false;
+    }
+    let (record, after) = std::mem::take(room).split_at_mut(RECORD + len);
+    *room = after;
+    let (word, csum_offset) = offload.words();
+    let (first, record) = record.split_at_mut(8);
+    first.copy_from_slice(&(len as u64 | u64::from(csum_offset) << 48).to_ne_bytes());
+    let (second, place) = record.split_at_mut(8);
+    second.copy_from_slice(&word.to_ne_bytes());
+    match tail {
+        None => copy(head, place),
+        Some(tail) => copy_segments(place, head, tail),
+    }
+    true
+}
+
+#[cold]
+fn copy_segments(room: &mut [u8], head: &[u8], tail: Tail<'_>) {
+    let (mut room, rest) = room.split_at_mut(head.len());
+    room.copy_from_slice(head);
+    room = rest;
+    for part in tail {
+        let (now, rest) = room.split_at_mut(part.len());
+        now.copy_from_slice(part);
+        room = rest;
+    }
+}
+
+/// One way through a cable, at its beginning.
+#[derive(Debug)]
+struct TxRing {
+    full: Producer<Chunk>,
+    empty: Consumer<Chunk>,
+    /// The block that is being filled; one without room if none is free.
+    block: Chunk,
+}
+
+impl TxRing {
+    /// Sees to it that there is a block to fill, if there can be.
+    #[inline(always)]
+    fn open(&mut self) {
+        if self.block.bytes.is_empty() {
+            self.block = self.empty.pop().unwrap_or_default();
+        }
+    }
+
+    /// Lets `f` put records into the block that is being filled, if there is one.
+    #[inline(always)]
+    fn fill<T>(&mut self, f: impl FnOnce(&mut &mut [u8]) -> T) -> T {
+        self.open();
+        let Chunk { bytes, used } = &mut self.block;
+        let size = bytes.len();
+        let mut room = &mut bytes[*used..];
+        let done = f(&mut room);
+        *used = size - room.len();
+        done
+    }
+
+    /// Sends off the block that is being filled.
+    #[inline(always)]
+    fn publish(&mut self) {
+        if self.block.used > 0 {
+            // There are as many blocks as the ring has places.
+            let _ = self.full.push(std::mem::take(&mut self.block));
+        }
+    }
+}
+
+/// One way through a cable, at its end.
+#[derive(Debug)]
+struct RxRing {
+    full: Consumer<Chunk>,
+    empty: Producer<Chunk>,
+    /// The block that is being read, and how far it has been.
+    block: Chunk,
+    read: usize,
+}
+
+impl RxRing {
+    /// What has not been read of the present block.
+    #[inline(always)]
+    fn rest(&self) -> &[u8] {
+        self.block.bytes.get(self.read..self.block.used).unwrap_or_default()
+    }
+
+    /// The next record, and where the one behind it begins.
+    #[inline(always)]
+    fn next(&self) -> Option<(&[u8], Offload, usize)> {
+        let rest = self.rest();
+        let (frame, offload, after) = record(rest)?;
+        Some((frame, offload, self.read + rest.len() - after.len()))
+    }
+
+    /// Goes on to the next block, if the present one has been read. Whether there is something.
+    #[inline(always)]
+    fn refill(&mut self) -> bool {
+        self.read < self.block.used || self.swap()
+    }
+
+    #[inline]
+    fn swap(&mut self) -> bool {
+        if self.block.used > 0 {
+            let read = std::mem::take(&mut self.block);
+            // There are as many blocks as the ring has places.
+            let _ = self.empty.push(Chunk { used: 0, ..read });
+        }
+        self.read = 0;
+        match self.full.pop() {
+            Ok(next) => self.block = next,
+            Err(_) => return false,
+        }
+        true
+    }
+}
+
+/// The record at the beginning of these bytes, and what is behind it.
+#[inline(always)]
+fn record(bytes: &[u8]) -> Option<(&[u8], Offload, &[u8])> {
+    let (head, rest) = bytes.split_first_chunk::<RECORD>()?;
+    let (first, word) = (u64::from_ne_bytes(*head.first_chunk()?), u64::from_ne_bytes(*head.last_chunk()?));
+    #[allow(clippy::cast_possible_truncation)] // its two parts
+    let (len, csum_offset) = (first as u32 as usize, (first >> 48) as u16);
+    let (frame, after) = rest.split_at_checked(len)?;
+    Some((frame, Offload::from_words(word, csum_offset), after))
+}
+
+fn ring(capacity: LoopbackCapacity) -> (TxRing, RxRing) {
+    let (full, full_there) = RingBuffer::new(capacity.blocks);
+    let (mut empty_there, empty) = RingBuffer::new(capacity.blocks);
+    for _ in 0..capacity.blocks {
+        // Zeroed memory is taken as it is first used.
+        let _ = empty_there.push(Chunk { bytes: vec![0; capacity.block_bytes].into_boxed_slice(), used: 0 });
+    }
+    (
+        TxRing { full, empty, block: Chunk::default() },
+        RxRing { full: full_there, empty: empty_there, block: Chunk::default(), read: 0 },
+    )
+}
+
+/// One end of a cable.
+#[derive(Debug)]
+pub struct Loopback {
+    tx: TxRing,
+    rx: RxRing,
+    memory: RxMemory,
+    caps: DeviceCaps,
+}
+
+/// A cable. Both ends take offload headers, and hand frames over in slots of their own.
+pub fn loopback(capacity: LoopbackCapacity) -> (Loopback, Loopback) {
+    let (here_out, there_in) = ring(capacity);
+    let (there_out, here_in) = ring(capacity);
+    let end = |tx, rx| Loopback { tx, rx, memory: RxMemory::Owned, caps: DeviceCaps { offloads: true } };
+    (end(here_out, here_in), end(there_out, there_in))
+}
+
+impl Loopback {
+    /// The same end, handing over frames in this kind of memory.
+    pub fn with_memory(self, memory: RxMemory) -> Loopback {
+        Loopback { memory, ..self }
+    }
+
+    /// The same end, with or without taking offload headers.
+    pub fn with_offloads(self, offloads: bool) -> Loopback {
+        Loopback { caps: DeviceCaps { offloads }, ..self }
+    }
+
+    /// Sends one frame by hand, as a burst of its own. Whether there was room for it.
+    pub fn send(&mut self, frame: &[u8], offload: Offload) -> bool {
+        let done = self.stage(frame, offload);
+        self.publish();
+        done
+    }
+
+    /// Adds a frame to a burst that [`Loopback::publish`] sends. Whether there was room for it.
+    pub fn stage(&mut self, frame: &[u8], offload: Offload) -> bool {
+        self.tx.fill(|room| put(room, frame.len(), offload, frame, None))
+    }
+
+    /// Sends the burst that was staged.
+    pub fn publish(&mut self) {
+        self.tx.publish();
+    }
+
+    /// Takes the next frame that has arrived by hand.
+    pub fn take(&mut self) -> Option<(Vec<u8>, Offload)> {
+        if !self.rx.refill() {
+            return None;
+        }
+        let (frame, offload, read) = self.rx.next()?;
+        let taken = (frame.to_vec(), offload);
+        self.rx.read = read;
+        Some(taken)
+    }
+
+    /// Forgets everything that has arrived.
+    pub fn discard(&mut self) {
+        while self.rx.refill() {
+            self.rx.read = self.rx.block.used;
+        }
+    }
+}
+
+impl Device for Loopback {
+    fn receive(&mut self, batch: &mut Batch, magazine: &mut Magazine) -> io::Result<()> {
+        while !batch.is_full() && self.rx.refill() {
+            if self.memory == RxMemory::Owned {
+                let mut rest = self.rx.rest();
+                magazine.push_small(batch, || {
+                    let (frame, offload, after) = record(rest)?;
+                    let small = Small::new(frame, offload)?;
+                    rest = after;
+                    Some(small)
+                });
+                self.rx.read = self.rx.block.used - rest.len();
+            }
+            // Whatever that has left off at, or each.
+            while let Some((frame, offload, read)) = self.rx.next() {
+                // Without a slot it waits in the cable, as in a ring of the kernel.
+                if batch.is_full() || !self.memory.deliver(frame, offload, batch, magazine) {
+                    return Ok(());
+                }
+                self.rx.read = read;
+            }
+        }
+        Ok(())
+    }
+
+    fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats {
+        let sent = self.tx.fill(|room| {
+            let plain = |room: &mut &mut [u8], bytes: &[u8], offload| put(room, bytes.len(), offload, bytes, None);
+            tx.send_single_first(batch, magazine, room, plain, |room, frame| {
+                let tail = (!frame.is_contiguous()).then(|| frame.tail());
+                match put(room, frame.frame.len() as usize, frame.frame.offload(), frame.head, tail) {
+                    true => TxStatus::Sent,
+                    false => TxStatus::Full,
+                }
+            })
+        });
+        self.tx.publish();
+        sent
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    fn caps(&self) -> DeviceCaps {
+        self.caps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Pool;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_cable_is_transparent(lens in proptest::collection::vec(0usize..9300, 1..40), lent: bool) {
+            let pool = Pool::new(512).unwrap();
+            let mut magazine = Magazine::new(pool);
+            let mut batch = Batch::new();
+            let memory = if lent { RxMemory::Lent } else { RxMemory::Owned };
+            let (end, mut far) = loopback(LoopbackCapacity { blocks: 2, block_bytes: 10_000 });
+            let mut end = end.with_memory(memory);
+            let mut tx = TxBatch::with_capacity(64);
+            for (i, &len) in lens.iter().enumerate() {
+                let frame: Vec<u8> = (0..len).map(|b| (b + i) as u8).collect();
+                prop_assert!(far.send(&frame, Offload::NONE));
+                end.receive(&mut batch, &mut magazine).unwrap();
+                prop_assert_eq!(batch.len(), 1);
+                prop_assert_eq!(batch.frame_ref(0).to_vec(), &frame[..]);
+                match batch.take(0) { Some(frame) => tx.push(frame), None => tx.borrow(0) }
+                let sent = end.transmit(&mut tx, &batch, &mut magazine);
+                prop_assert_eq!((sent.frames, sent.bytes), (1, len as u64));
+                batch.clear(&mut magazine);
+                prop_assert_eq!(far.take().unwrap().0, frame);
+            }
+            drop(magazine);
+            prop_assert_eq!(pool.free(), 512);
+        }
+    }
+
+    #[test]
+    fn a_full_cable_says_so() {
+        let (mut end, mut far) = loopback(LoopbackCapacity { blocks: 1, block_bytes: 200 });
+        assert!(!end.send(&[0; 200], Offload::NONE), "a frame that no block can hold");
+        assert!(end.stage(&[1; 100], Offload::NONE));
+        assert!(!end.stage(&[2; 100], Offload::NONE), "the block is full");
+        end.publish();
+        assert!(!end.send(&[3; 100], Offload::NONE), "there is no other block");
+        assert_eq!(far.take().unwrap().0, [1; 100]);
+        assert!(far.take().is_none());
+        assert!(end.send(&[4; 100], Offload::NONE));
+        assert_eq!(far.take().unwrap().0, [4; 100]);
+    }
+}

@@ -1,0 +1,564 @@
+//! What one port is about to send: a lane of the worker's outbox.
+
+use std::ops::AddAssign;
+use std::slice;
+
+use super::descriptor::Frame;
+use super::{Batch, FrameRef, Magazine};
+use crate::wire::Offload;
+
+/// Frames in the order in which one port sends them: owned ones, and borrows of the present burst
+/// by their place in it.
+#[derive(Debug, Default)]
+pub struct TxBatch {
+    /// The first `len` of them wait. Behind these nothing but [`Frame::EMPTY`], ready to be changed for a frame.
+    entries: Vec<Frame>,
+    len: usize,
+}
+
+/// What became of a frame that a device was to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TxStatus {
+    /// It is on its way.
+    Sent,
+    /// The device has no room left now, for this frame and for those behind it.
+    Full,
+    /// The device had no room for this frame. That says nothing of those behind it.
+    NoRoom,
+    /// The device will not take this frame.
+    Refused,
+    /// The device is there, but its link is down.
+    LinkDown,
+    /// It would have had to be copied, and there was no slot free.
+    NoBuffer,
+}
+
+/// What became of a lane, counted in frames as [`Frame::count`] has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TxStats {
+    /// Frames that went out.
+    pub frames: u64,
+    /// And their bytes.
+    pub bytes: u64,
+    /// Frames for which the device had no room.
+    pub full: u64,
+    /// Frames that the device would not take.
+    pub refused: u64,
+    /// Frames that found the link down.
+    pub link_down: u64,
+    /// Frames for which there was no slot to copy them to.
+    pub no_buffer: u64,
+}
+
+impl TxBatch {
+    /// An empty lane with room for `capacity` frames.
+    pub fn with_capacity(capacity: usize) -> TxBatch {
+        TxBatch { entries: Vec::with_capacity(capacity), len: 0 }
+    }
+
+    /// How many frames wait.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether none waits.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds a frame that owns its slots.
+    #[inline(always)]
+    pub fn push(&mut self, mut frame: Frame) {
+        self.push_from(&mut frame);
+    }
+
+    /// Adds a frame that owns its slots, out of its place.
+    #[inline(always)]
+    pub fn push_from(&mut self, frame: &mut Frame) {
+        match self.entries.get_mut(self.len) {
+            Some(storage) => frame.move_to(storage),
+            None => self.extend(frame),
+        }
+        self.len += 1;
+    }
+
+    /// Takes a frame in behind all that there ever were: as often as the lane is longer than
+    /// before, and within what was allocated for it.
+    #[cold]
+    fn extend(&mut self, frame: &mut Frame) {
+        self.entries.push(frame.take());
+    }
+
+    /// Adds the frame at `index` of the present burst, which stays where it is.
+    #[inline(always)]
+    pub fn borrow(&mut self, index: u8) {
+        match self.entries.get_mut(self.len) {
+            Some(storage) => storage.set_borrowed(index),
+            None => self.extend(&mut Frame::borrowed(index)),
+        }
+        self.len += 1;
+    }
+
+    /// The frame at `place`: how it would go out.
+    ///
+    /// # Panics
+    ///
+    /// When none waits there.
+    #[inline]
+    pub fn frame<'a>(&'a self, storage: usize, batch: &'a Batch) -> FrameRef<'a> {
+        view(&self.entries[..self.len][storage], batch)
+    }
+
+    /// Moves the frame at `place`, whether owned or borrowed, to the end of another lane. It is to be
+    /// looked at no more; [`TxBatch::clear`] ends this.
+    ///
+    /// # Panics
+    ///
+    /// When none waits there.
+    #[inline]
+    pub fn move_to(&mut self, storage: usize, to: &mut TxBatch) {
+        to.push_from(&mut self.entries[..self.len][storage]);
+    }
+
+    /// Ends the lane: what is still here goes home.
+    pub fn clear(&mut self, magazine: &mut Magazine) {
+        for entry in &mut self.entries[..self.len] {
+            magazine.recycle_from(entry);
+        }
+        self.len = 0;
+    }
+
+    /// Shows each frame to `send`, in order, and sees to what comes of it. The lane is empty
+    /// afterwards: what could not be sent is dropped, and counted.
+    #[inline(always)]
+    pub fn send_each(
+        &mut self,
+        batch: &Batch,
+        magazine: &mut Magazine,
+        send: impl FnMut(FrameRef<'_>) -> TxStatus,
+    ) -> TxStats {
+        self.send_from(0, batch, magazine, send)
+    }
+
+    /// The same for a device that is quicker with frames in one slot each to which nothing is left to be done, as
+    /// most are: the first ones are shown to `put` as they are, as long as it takes them and no other comes.
+    /// Both are handed `device`.
+    #[inline(always)]
+    pub fn send_single_first<D>(
+        &mut self,
+        batch: &Batch,
+        magazine: &mut Magazine,
+        device: &mut D,
+        mut put: impl FnMut(&mut D, &[u8], Offload) -> bool,
+        mut send: impl FnMut(&mut D, FrameRef<'_>) -> TxStatus,
+    ) -> TxStats {
+        let (pool, room) = (magazine.pool(), magazine.pool().memory_view());
+        let waiting = &mut self.entries[..self.len];
+        let free = magazine.spare_mut(waiting.len());
+        let (mut frames, mut bytes) = (0, 0);
+        for (entry, free) in waiting.iter_mut().zip(free) {
+            let Some((slot, head)) = entry.slot_in(pool, room) else { break };
+            if !put(device, head, entry.offload()) {
+                break;
+            }
+            bytes += head.len() as u64;
+            frames += 1;
+            *free = slot;
+            entry.forget_slot();
+        }
+        magazine.commit(frames);
+        let plain = TxStats { frames: frames as u64, bytes, ..TxStats::default() };
+        if frames == self.len {
+            self.len = 0;
+            return plain;
+        }
+        let mut sent = self.send_from(frames, batch, magazine, |frame| send(device, frame));
+        sent += plain;
+        sent
+    }
+
+    /// Shows each frame from the one at `first` on to `send`; those in front of it are gone.
+    #[inline(always)]
+    fn send_from(
+        &mut self,
+        first: usize,
+        batch: &Batch,
+        magazine: &mut Magazine,
+        mut send: impl FnMut(FrameRef<'_>) -> TxStatus,
+    ) -> TxStats {
+        let (mut plain, mut plain_bytes) = (0, 0);
+        let mut rest = TxStats::default();
+        let mut waiting = self.entries[first..self.len].iter_mut();
+        self.len = 0;
+        for entry in &mut waiting {
+            let status = send(view(entry, batch));
+            // Most own one slot, and are sent.
+            if status == TxStatus::Sent && entry.is_single_slot() {
+                plain += 1;
+                plain_bytes += u64::from(entry.len());
+            } else if status == TxStatus::Sent {
+                let (count, size) = frame_of(entry, batch).counts();
+                rest.frames += count;
+                rest.bytes += size;
+            } else if !rest.count(status, frame_of(entry, batch).count()) {
+                magazine.recycle_from(entry);
+                break;
+            }
+            magazine.recycle_from(entry);
+        }
+        for entry in waiting {
+            rest.count(TxStatus::Full, frame_of(entry, batch).count());
+            magazine.recycle_from(entry);
+        }
+        TxStats { frames: rest.frames + plain, bytes: rest.bytes + plain_bytes, ..rest }
+    }
+
+    /// Shows the frames to `send`, which sends as many of them in one call as it can; those behind
+    /// these are shown again, until there are none. The lane is empty afterwards: what could not be
+    /// sent is dropped, and counted. For the frames behind one that found the link down, or the device full,
+    /// it would be the same; any other fate is that of one frame.
+    #[inline]
+    pub fn send_bursts(
+        &mut self,
+        batch: &Batch,
+        magazine: &mut Magazine,
+        mut send: impl FnMut(FrameRefs<'_>) -> TxProgress,
+    ) -> TxStats {
+        let mut all = TxStats::default();
+        let mut waiting = &mut self.entries[..self.len];
+        self.len = 0;
+        while !waiting.is_empty() {
+            let progress = send(FrameRefs { entries: waiting.iter(), batch });
+            let (sent, rest) = waiting.split_at_mut(progress.sent.min(waiting.len()));
+            let stalled = sent.is_empty() && matches!(progress.status, TxStatus::Sent);
+            for entry in sent {
+                let (count, size) = frame_of(entry, batch).counts();
+                all.frames += count;
+                all.bytes += size;
+                magazine.recycle_from(entry);
+            }
+            let (status, failed) = match progress.status {
+                // It would be shown the same frames for ever.
+                _ if stalled => (TxStatus::Full, rest.len()),
+                TxStatus::Sent => (TxStatus::Sent, 0),
+                status @ (TxStatus::Refused | TxStatus::NoRoom | TxStatus::NoBuffer) => (status, rest.len().min(1)),
+                status => (status, rest.len()),
+            };
+            let (failed, rest) = rest.split_at_mut(failed);
+            for entry in failed {
+                all.count(status, frame_of(entry, batch).count());
+                magazine.recycle_from(entry);
+            }
+            waiting = rest;
+        }
+        all
+    }
+}
+
+/// How far a device got with the frames that it was shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TxProgress {
+    /// So many of them are on their way, from the first on.
+    pub sent: usize,
+    /// What became of the one behind these; [`TxStatus::Sent`] if it has not been tried.
+    pub status: TxStatus,
+}
+
+/// Frames that wait, in order.
+#[derive(Debug, Clone)]
+pub struct FrameRefs<'a> {
+    entries: slice::Iter<'a, Frame>,
+    batch: &'a Batch,
+}
+
+impl<'a> Iterator for FrameRefs<'a> {
+    type Item = FrameRef<'a>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<FrameRef<'a>> {
+        self.entries.next().map(|entry| view(entry, self.batch))
+    }
+}
+
+impl TxBatch {
+    /// For a device that takes the slots themselves: `send` is shown frames that own theirs, and
+    /// takes them out of their places. A frame that is lent, or that others get as well, is copied first.
+    #[inline(always)]
+    pub fn send_owned(
+        &mut self,
+        batch: &Batch,
+        magazine: &mut Magazine,
+        mut send: impl FnMut(&mut Frame) -> bool,
+    ) -> TxStats {
+        let mut sent = TxStats::default();
+        let mut waiting = self.entries[..self.len].iter_mut();
+        self.len = 0;
+        for entry in &mut waiting {
+            if !entry.is_owned() {
+                match copy(entry, batch, magazine) {
+                    Some(copy) => *entry = copy,
+                    None => {
+                        sent.count(TxStatus::NoBuffer, frame_of(entry, batch).count());
+                        magazine.recycle_from(entry);
+                        continue;
+                    }
+                }
+            }
+            let len = entry.len();
+            if !send(entry) {
+                sent.count(TxStatus::Full, entry.count());
+                magazine.recycle_from(entry);
+                break;
+            }
+            sent.frames += 1;
+            sent.bytes += u64::from(len);
+        }
+        for entry in waiting {
+            sent.count(TxStatus::Full, frame_of(entry, batch).count());
+            magazine.recycle_from(entry);
+        }
+        sent
+    }
+}
+
+/// A copy of a frame of the burst, in slots of its own.
+#[inline(never)]
+fn copy(entry: &Frame, batch: &Batch, magazine: &mut Magazine) -> Option<Frame> {
+    let index = entry.borrowed_index()?;
+    match batch.frame_ref(index) {
+        frame if frame.is_contiguous() => magazine.frame(frame.head, frame.frame.offload()),
+        _ => batch.copy_to_pool(index, magazine),
+    }
+}
+
+impl AddAssign for TxStats {
+    fn add_assign(&mut self, more: TxStats) {
+        self.frames += more.frames;
+        self.bytes += more.bytes;
+        self.full += more.full;
+        self.refused += more.refused;
+        self.link_down += more.link_down;
+        self.no_buffer += more.no_buffer;
+    }
+}
+
+impl TxStats {
+    /// Counts frames that have not been sent. Whether there is any use in going on.
+    #[cold]
+    fn count(&mut self, status: TxStatus, count: u64) -> bool {
+        match status {
+            TxStatus::Sent => {}
+            TxStatus::Refused => self.refused += count,
+            TxStatus::LinkDown => self.link_down += count,
+            TxStatus::NoBuffer => self.no_buffer += count,
+            TxStatus::Full | TxStatus::NoRoom => self.full += count,
+        }
+        status != TxStatus::Full
+    }
+}
+
+#[inline(always)]
+fn view<'a>(entry: &'a Frame, batch: &'a Batch) -> FrameRef<'a> {
+    match entry.slot_bytes() {
+        Some(head) => FrameRef { frame: entry, head, with_header: None },
+        None => batch.frame_ref_of(frame_of(entry, batch)),
+    }
+}
+
+/// The frame that waits: the entry itself, or the one in the burst of which it is a borrow.
+#[inline(always)]
+fn frame_of<'a>(entry: &'a Frame, batch: &'a Batch) -> &'a Frame {
+    entry.borrowed_index().map_or(entry, |index| batch.frame(index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::Pool;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_lane_may_end_in_another() {
+        let pool = Pool::new(16).unwrap();
+        let mut magazine = Magazine::new(pool);
+        let mut batch = Batch::new();
+        batch.push(magazine.frame(&[1; 60], Offload::NONE).unwrap());
+        let (mut tx, mut other) = (TxBatch::with_capacity(8), TxBatch::with_capacity(8));
+        tx.borrow(0);
+        for (value, len) in [(2, 60), (3, 60), (4, 9000)] {
+            tx.push(magazine.frame(&[value; 9000][..len], Offload::NONE).unwrap());
+        }
+        for storage in [0, 1, 3] {
+            tx.move_to(storage, &mut other);
+        }
+        assert_eq!(tx.frame(2, &batch).head, [3; 60]);
+        tx.clear(&mut magazine);
+        assert!(tx.is_empty());
+        assert_eq!(
+            [0, 1, 2].map(|storage| other.frame(storage, &batch)).map(|frame| (frame.head[0], frame.frame.len())),
+            [(1, 60), (2, 60), (4, 9000)]
+        );
+        other.clear(&mut magazine);
+        batch.clear(&mut magazine);
+        drop(magazine);
+        assert_eq!(pool.free(), 16);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_counted_and_goes_home() {
+        let pool = Pool::new(16).unwrap();
+        let mut magazine = Magazine::new(pool);
+        let mut batch = Batch::new();
+        batch.push(magazine.frame(&[1; 60], Offload::NONE).unwrap());
+        let mut tx = TxBatch::with_capacity(8);
+        tx.borrow(0);
+        for value in 2..6 {
+            tx.push(magazine.frame(&[value; 60], Offload::NONE).unwrap());
+        }
+        let mut seen = Vec::new();
+        let sent = tx.send_each(&batch, &mut magazine, |frame| {
+            seen.push(frame.head[0]);
+            match frame.head[0] {
+                3 => TxStatus::Refused,
+                5 => TxStatus::Full,
+                _ => TxStatus::Sent,
+            }
+        });
+        assert_eq!(seen, [1, 2, 3, 4, 5]);
+        assert_eq!(sent, TxStats { frames: 3, bytes: 180, full: 1, refused: 1, ..TxStats::default() });
+        assert!(tx.is_empty());
+        batch.clear(&mut magazine);
+        drop(magazine);
+        assert_eq!(pool.free(), 16);
+    }
+
+    /// What a device does with one frame after the other, by the numbers in them.
+    fn tx_status(number: u8) -> TxStatus {
+        match number % 16 {
+            5 | 8 => TxStatus::Refused,
+            6 => TxStatus::Full,
+            7 => TxStatus::LinkDown,
+            9 => TxStatus::NoRoom,
+            10 => TxStatus::NoBuffer,
+            _ => TxStatus::Sent,
+        }
+    }
+
+    proptest! {
+        /// A device that sends `most` frames in a call: the same as one after the other, but that a
+        /// link which is down is asked once only.
+        #[test]
+        fn bursts_fare_as_single_frames_do(numbers in vec(any::<u8>(), 0..40), most in 1usize..9, lent in any::<bool>()) {
+            let pool = Pool::new(128).unwrap();
+            let mut magazine = Magazine::new(pool);
+            let mut batch = Batch::new();
+            let mut tx = TxBatch::with_capacity(64);
+            let mut seen = Vec::new();
+            let mut results = Vec::new();
+            for bursts in [false, true] {
+                for (index, &number) in numbers.iter().enumerate() {
+                    let frame = magazine.frame(&[number; 60], Offload::NONE).unwrap();
+                    if lent {
+                        batch.push(frame);
+                        tx.borrow(u8::try_from(index).unwrap());
+                    } else {
+                        tx.push(frame);
+                    }
+                }
+                let mut sent_ones = Vec::new();
+                results.push(if bursts {
+                    tx.send_bursts(&batch, &mut magazine, |frames| {
+                        let shown: Vec<u8> = frames.take(most).map(|frame_ref| frame_ref.head[0]).collect();
+                        let sent = shown.iter().take_while(|&&number| tx_status(number) == TxStatus::Sent).count();
+                        sent_ones.extend(&shown[..sent]);
+                        TxProgress { sent, status: shown.get(sent).map_or(TxStatus::Sent, |&number| tx_status(number)) }
+                    })
+                } else {
+                    let mut down = false;
+                    tx.send_each(&batch, &mut magazine, |frame_ref| {
+                        down |= tx_status(frame_ref.head[0]) == TxStatus::LinkDown;
+                        let status = if down { TxStatus::LinkDown } else { tx_status(frame_ref.head[0]) };
+                        sent_ones.extend((status == TxStatus::Sent).then_some(frame_ref.head[0]));
+                        status
+                    })
+                });
+                seen.push(sent_ones);
+                prop_assert!(tx.is_empty());
+                batch.clear(&mut magazine);
+            }
+            prop_assert_eq!(results[0], results[1]);
+            prop_assert_eq!(&seen[0], &seen[1]);
+            drop(magazine);
+            prop_assert_eq!(pool.free(), 128);
+        }
+    }
+
+    proptest! {
+        /// A device that takes plain frames as they are, while it has room: the same as one that is shown all.
+        #[test]
+        fn plain_frames_fare_as_all_do(kinds in vec(0u8..4, 0..40), room in 0usize..50) {
+            let (pool, other) = (Pool::new(256).unwrap(), Pool::new(64).unwrap());
+            let (mut magazine, mut others) = (Magazine::new(pool), Magazine::new(other));
+            let mut results = Vec::new();
+            for plain_first in [false, true] {
+                let (mut batch, mut tx) = (Batch::new(), TxBatch::with_capacity(64));
+                for (number, &kind) in (0u8..).zip(&kinds) {
+                    let frame = magazine.frame(&[number; 9000][..if kind == 1 { 9000 } else { 60 }], Offload::NONE).unwrap();
+                    match kind {
+                        0 => {
+                            tx.borrow(u8::try_from(batch.len()).unwrap());
+                            batch.push(frame);
+                        }
+                        1 | 2 => tx.push(frame),
+                        _ if number > 20 => tx.push(others.frame(&[number; 60], Offload::NONE).unwrap()),
+                        _ => tx.push(frame),
+                    }
+                }
+                let mut seen = Vec::new();
+                let take = |seen: &mut Vec<u8>, first: u8| {
+                    seen.len() < room && {
+                        seen.push(first);
+                        true
+                    }
+                };
+                let sent = if plain_first {
+                    tx.send_single_first(
+                        &batch,
+                        &mut magazine,
+                        &mut seen,
+                        |seen, bytes, _| take(seen, bytes[0]),
+                        |seen, frame_ref| if take(seen, frame_ref.head[0]) { TxStatus::Sent } else { TxStatus::Full },
+                    )
+                } else {
+                    tx.send_each(&batch, &mut magazine, |frame_ref| match take(&mut seen, frame_ref.head[0]) {
+                        true => TxStatus::Sent,
+                        false => TxStatus::Full,
+                    })
+                };
+                prop_assert!(tx.is_empty());
+                batch.clear(&mut magazine);
+                results.push((sent, seen));
+            }
+            prop_assert_eq!(&results[0], &results[1]);
+            drop((magazine, others));
+            prop_assert_eq!((pool.free(), other.free()), (256, 64));
+        }
+    }
+
+    #[test]
+    fn a_device_that_gets_nowhere_is_asked_once() {
+        let pool = Pool::new(16).unwrap();
+        let mut magazine = Magazine::new(pool);
+        let mut tx = TxBatch::with_capacity(8);
+        (0..3).for_each(|_| tx.push(magazine.frame(&[1; 60], Offload::NONE).unwrap()));
+        let mut requests = 0;
+        let sent = tx.send_bursts(&Batch::new(), &mut magazine, |_| {
+            requests += 1;
+            TxProgress { sent: 0, status: TxStatus::Sent }
+        });
+        assert_eq!((requests, sent), (1, TxStats { full: 3, ..TxStats::default() }));
+    }
+}

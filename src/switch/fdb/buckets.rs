@@ -1,0 +1,314 @@
+//! Where stations lie: places in lines of four, each a line of the processor's cache, to which hashes lead.
+
+use std::hint::select_unpredictable;
+
+use super::FdbEntry;
+use crate::frame::prefetch;
+use crate::switch::{PortId, Station};
+use crate::sys::memory::prefer_huge_pages;
+
+/// Places in a line.
+const BUCKET_SLOTS: usize = 4;
+
+/// Places of which one word says which are taken.
+const WORD: usize = 64;
+
+/// A place where nobody lies.
+const EMPTY: FdbEntry = FdbEntry { station: Station::NONE, port: PortId::NONE, last_seen: 0 };
+
+#[derive(Debug, Clone, Copy)]
+#[repr(align(64))]
+struct Bucket([FdbEntry; BUCKET_SLOTS]);
+
+/// The places. Who lies at one never moves to another.
+#[derive(Debug)]
+pub(super) struct Buckets {
+    buckets: Vec<Bucket>,
+    /// Of each line: how many stations that would have lain there, had there been room, lie behind it. At the
+    /// most that it can say it stays, which only makes searches longer.
+    overflow_count: Vec<u8>,
+    /// A bit for each place.
+    taken: Vec<u64>,
+}
+
+impl Buckets {
+    /// Bytes of a line.
+    pub(super) const BUCKET_LEN: usize = size_of::<Bucket>();
+
+    /// So many free places at least.
+    pub(super) fn new(least: usize) -> Buckets {
+        let lines = least.div_ceil(BUCKET_SLOTS);
+        let mut places = Buckets {
+            buckets: Vec::with_capacity(lines),
+            overflow_count: vec![0; lines],
+            taken: vec![0; (lines * BUCKET_SLOTS).div_ceil(WORD)],
+        };
+        prefer_huge_pages(&mut places.buckets);
+        places.buckets.resize(lines, Bucket([EMPTY; BUCKET_SLOTS]));
+        places
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.buckets.len() * BUCKET_SLOTS
+    }
+
+    /// Bytes that they take.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.buckets) + size_of_val(&*self.overflow_count) + size_of_val(&*self.taken)
+    }
+
+    /// Who lies at a place that is taken.
+    pub(super) fn get(&self, at: usize) -> &FdbEntry {
+        &self.buckets[at / BUCKET_SLOTS].0[at % BUCKET_SLOTS]
+    }
+
+    /// The same, to be changed: port and time, and never the station.
+    pub(super) fn get_mut(&mut self, at: usize) -> &mut FdbEntry {
+        &mut self.buckets[at / BUCKET_SLOTS].0[at % BUCKET_SLOTS]
+    }
+
+    /// Starts to fetch the line to which a hash leads.
+    #[inline]
+    pub(super) fn prefetch(&self, hash: u64) {
+        prefetch(&self.buckets[home_bucket(hash, self.buckets.len())]);
+    }
+
+    /// Starts to fetch what is looked at when that line does not tell.
+    #[inline]
+    pub(super) fn prefetch_overflow(&self, hash: u64) {
+        let home = home_bucket(hash, self.buckets.len());
+        prefetch(&self.overflow_count[home]);
+        prefetch(&self.buckets[self.next_bucket(home)]);
+    }
+
+    /// The lines, for many stations to be looked up in them.
+    #[inline(always)]
+    pub(super) fn buckets(&self) -> BucketSlice<'_> {
+        BucketSlice(&self.buckets)
+    }
+
+    /// A station as it was learned, if it was.
+    #[inline(always)]
+    pub(super) fn lookup(&self, station: Station, hash: u64) -> Option<&FdbEntry> {
+        self.buckets().lookup_home(station, hash).or_else(|| self.position(station, hash).map(|at| self.get(at)))
+    }
+
+    /// Where a station lies, which is not [`Station::NONE`].
+    #[inline(never)]
+    pub(super) fn position(&self, station: Station, hash: u64) -> Option<usize> {
+        let mut line = home_bucket(hash, self.buckets.len());
+        for _ in 0..self.buckets.len() {
+            if let Some(place) = self.buckets[line].0.iter().position(|entry| entry.station == station) {
+                return Some(line * BUCKET_SLOTS + place);
+            }
+            if self.overflow_count[line] == 0 {
+                return None;
+            }
+            line = self.next_bucket(line);
+        }
+        None
+    }
+
+    /// Lays down a station that lies nowhere yet. There must be a free place.
+    pub(super) fn insert(&mut self, hash: u64, entry: FdbEntry) -> usize {
+        let mut line = home_bucket(hash, self.buckets.len());
+        loop {
+            if let Some(at) = self.free_slot_in(line) {
+                self.taken[at / WORD] |= 1 << (at % WORD);
+                *self.get_mut(at) = entry;
+                return at;
+            }
+            self.overflow_count[line] = self.overflow_count[line].saturating_add(1);
+            line = self.next_bucket(line);
+        }
+    }
+
+    /// Frees a place at which a station with this hash lies.
+    pub(super) fn remove(&mut self, hash: u64, at: usize) {
+        *self.get_mut(at) = EMPTY;
+        self.taken[at / WORD] &= !(1 << (at % WORD));
+        let mut line = home_bucket(hash, self.buckets.len());
+        while line != at / BUCKET_SLOTS {
+            if self.overflow_count[line] < u8::MAX {
+                self.overflow_count[line] -= 1;
+            }
+            line = self.next_bucket(line);
+        }
+    }
+
+    /// Lays down a station in the line to which its hash leads, where [`next_taken`](Buckets::next_taken) does not find
+    /// it. Whether there was room.
+    pub(super) fn insert_static(&mut self, hash: u64, entry: FdbEntry) -> bool {
+        let room = self.free_slot_in(home_bucket(hash, self.buckets.len()));
+        room.map(|at| *self.get_mut(at) = entry).is_some()
+    }
+
+    /// Frees the place of one that has been laid down so.
+    pub(super) fn remove_static(&mut self, at: usize) {
+        *self.get_mut(at) = EMPTY;
+    }
+
+    /// A free place in a line.
+    fn free_slot_in(&self, line: usize) -> Option<usize> {
+        let free = |entry: &FdbEntry| entry.station == Station::NONE;
+        self.buckets[line].0.iter().position(free).map(|place| line * BUCKET_SLOTS + place)
+    }
+
+    /// The first place that is taken, from `from` on and before `end`.
+    pub(super) fn next_taken(&self, from: usize, end: usize) -> Option<usize> {
+        let mut at = from;
+        while at < end {
+            let word = self.taken[at / WORD] >> (at % WORD);
+            if word != 0 {
+                return Some(at + word.trailing_zeros() as usize).filter(|&found| found < end);
+            }
+            at = (at / WORD + 1) * WORD;
+        }
+        None
+    }
+
+    /// The line that is looked at after this one.
+    fn next_bucket(&self, line: usize) -> usize {
+        if line + 1 < self.buckets.len() { line + 1 } else { 0 }
+    }
+}
+
+#[cfg(test)]
+impl Buckets {
+    /// Every place that holds a station, with whether [`next_taken`](Buckets::next_taken) finds it. Panics where a
+    /// search does not lead there, or a line does not count right who passed it.
+    pub(super) fn check(&self, hash: impl Fn(Station) -> u64) -> Vec<(usize, FdbEntry, bool)> {
+        let (mut all, mut passed) = (Vec::new(), vec![0u32; self.buckets.len()]);
+        for at in 0..self.len() {
+            let (entry, is_taken) = (*self.get(at), self.taken[at / WORD] >> (at % WORD) & 1 != 0);
+            if entry.station == Station::NONE {
+                assert!(!is_taken, "place {at} is free");
+                continue;
+            }
+            let hash = hash(entry.station);
+            assert_eq!(self.position(entry.station, hash), Some(at), "{:?} is found where it is", entry.station);
+            let mut line = home_bucket(hash, self.buckets.len());
+            assert!(is_taken || line == at / BUCKET_SLOTS, "what is pinned lies in its own line");
+            while line != at / BUCKET_SLOTS {
+                passed[line] += 1;
+                line = self.next_bucket(line);
+            }
+            all.push((at, entry, is_taken));
+        }
+        let counted = self.overflow_count.iter().map(|&passed| u32::from(passed));
+        assert!(counted.eq(passed), "who passed a line is counted there");
+        all
+    }
+}
+
+/// The lines alone.
+#[derive(Clone, Copy)]
+pub(in crate::switch) struct BucketSlice<'a>(&'a [Bucket]);
+
+impl<'a> BucketSlice<'a> {
+    /// A station as it was learned, if it lies in its own line, as nearly all do. At which place is found out without
+    /// a branch, as no processor could foresee it.
+    #[inline(always)]
+    pub(in crate::switch) fn lookup_home(&self, station: Station, hash: u64) -> Option<&'a FdbEntry> {
+        let line = &self.0[home_bucket(hash, self.0.len())].0;
+        let at = (1..BUCKET_SLOTS).fold(0, |found, at| select_unpredictable(line[at].station == station, at, found));
+        let entry = &line[at % BUCKET_SLOTS];
+        (entry.station == station).then_some(entry)
+    }
+}
+
+/// The line to which a hash leads, of so many, which are fewer than 2^32: by its high half.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation)] // below `buckets`
+const fn home_bucket(hash: u64, lines: usize) -> usize {
+    (((hash >> 32) * lines as u64) >> 32) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::switch::NetworkId;
+    use crate::wire::Mac;
+
+    fn learned(number: u64) -> FdbEntry {
+        FdbEntry {
+            station: Station::new(NetworkId::new(0), Mac::from_bits(number)),
+            port: PortId::new(1, 0),
+            last_seen: 7,
+        }
+    }
+
+    /// A hash of which little is left: most stations meet in few lines.
+    fn poor_hash(number: u64, homes: u64) -> u64 {
+        (number % homes) * (u64::MAX / homes)
+    }
+
+    fn all(places: &Buckets) -> Vec<usize> {
+        let from = |at| places.next_taken(at, places.len());
+        std::iter::successors(from(0), |&at| from(at + 1)).collect()
+    }
+
+    proptest! {
+        /// Beside a model: stations come and go, and lines overflow into those behind them.
+        #[test]
+        fn who_was_put_is_found_until_freed(
+            least in 4usize..200, homes in 1u64..6, steps in vec((0u64..300, any::<bool>()), 1..600)
+        ) {
+            let mut places = Buckets::new(least);
+            let mut model: HashMap<u64, usize> = HashMap::new();
+            for (number, comes) in steps {
+                let (hash, station) = (poor_hash(number, homes), learned(number).station);
+                prop_assert_eq!(places.position(station, hash), model.get(&number).copied());
+                prop_assert_eq!(places.lookup(station, hash).copied(), model.get(&number).map(|_| learned(number)));
+                if let Some(at) = model.remove(&number) {
+                    places.remove(hash, at);
+                } else if comes && model.len() < places.len() {
+                    model.insert(number, places.insert(hash, learned(number)));
+                }
+            }
+            let mut taken: Vec<_> = model.values().copied().collect();
+            taken.sort_unstable();
+            prop_assert_eq!(all(&places), taken);
+            for (number, at) in model {
+                prop_assert_eq!(places.position(learned(number).station, poor_hash(number, homes)), Some(at));
+                places.remove(poor_hash(number, homes), at);
+            }
+            prop_assert!(all(&places).is_empty());
+            prop_assert!(places.overflow_count.iter().all(|&passed| passed == 0), "who has gone is passed by by nobody");
+        }
+    }
+
+    /// More stations pass one line by than it can count.
+    #[test]
+    fn a_line_that_counted_to_its_end_loses_nobody() {
+        let mut places = Buckets::new(1000);
+        let ats: Vec<_> = (0..400).map(|number| places.insert(0, learned(number))).collect();
+        assert_eq!(places.overflow_count[0], u8::MAX);
+        for number in (0..400).step_by(2) {
+            places.remove(0, ats[number as usize]);
+        }
+        for number in 0..400 {
+            let at = ats[number as usize];
+            assert_eq!(places.position(learned(number).station, 0), (number % 2 == 1).then_some(at), "{number}");
+        }
+        assert_eq!(places.position(learned(999).station, 0), None);
+    }
+
+    /// However good the hash: so many lie in their own line of a table that is as full as one becomes.
+    #[test]
+    fn nearly_all_lie_in_their_own_line() {
+        let (mut places, hash_key) = (Buckets::new(18_600), crate::switch::HashKey::new([3; 16]));
+        let stations: Vec<_> = (0..10_000).map(learned).collect();
+        for station in &stations {
+            places.insert(hash_key.hash(station.station), *station);
+        }
+        let own = |l: &&FdbEntry| places.buckets().lookup_home(l.station, hash_key.hash(l.station)).is_some();
+        assert!(stations.iter().filter(own).count() > 9500);
+    }
+}

@@ -1,0 +1,582 @@
+//! What control wants, compiled: everything about ports and networks that forwarding asks, in the
+//! form in which it is asked. Immutable; a change is a new set of rules, the same for all workers.
+//!
+//! *Flood lists.* The members of a network stand in one list, siblings (the ports of one VM) next
+//! to each other, uplinks last. Each port knows the stretch of the list that it must not flood to: at
+//! first only itself, and an uplink all uplinks. So a flood is two slices, and the loop over them has
+//! no policy left in it. Where some ports are not to get all, there are more such lists.
+//!
+//! *Pins.* The address of each port is pinned to it, and so are allowed addresses that no other
+//! port of the network shares. A port that is administratively down or inactive pins nothing: see
+//! [`activation`](super::activation). What is pinned is not learned, and traffic can neither move nor displace it; a copy
+//! lies among the learned stations, to be found at the same glance. For a while others can be pinned as well: *frozen*
+//! where they are.
+//!
+//! *Measures* against loops are of the same stuff. A port in quarantine (*held*) is in no list, and no way leads out by
+//! it. One that *splits* leaves out the stretch of all its siblings. The first test of a frame's way is the only one
+//! that knows of it.
+
+use std::collections::HashMap;
+
+use super::flood_list::{FloodList, Range};
+use super::pinned::PinnedStations;
+use super::security::Bindings;
+use super::trunk::{Trunk, TrunkConfig, Trunks};
+use super::{
+    Attachment, DropReason, Flood, FloodScope, HashKey, Limits, MAX_PORTS, MacLimit, NetworkConfig, NetworkId,
+    PortConfig, PortId, ReservedMask, Role, Security, Station, VmId,
+};
+use crate::wire::{AnnouncementKey, HEADER_LEN, Mac};
+
+/// A port, compiled.
+#[derive(Debug)]
+pub(super) struct Port {
+    pub(super) config: PortConfig,
+    /// Whether frames may come in by it.
+    pub(super) is_open: bool,
+    /// Its own address, if that is pinned to it; the zero address, which no frame that is read so far
+    /// can have for its source, if it is shared.
+    pub(super) pinned: Station,
+    /// Whether port security may object to a source.
+    pub(super) has_source_policy: bool,
+    /// Whether each source has to be examined: for port security, or because control waits for a frame of the port.
+    pub(super) checks_source: bool,
+    /// The addresses that belong to the port and are not pinned to it now, sorted: the port is inactive, or they have
+    /// yielded.
+    unpinned: Box<[Mac]>,
+    /// The sources that it allows, sorted.
+    allowed: Box<[Mac]>,
+    /// The addresses of the other ports of its VM, on whichever network, where port security objects to them. Sorted.
+    sibling_macs: Box<[Mac]>,
+    /// What senders may be named above Ethernet, if that is asked for.
+    pub(super) bindings: Option<Bindings>,
+    /// The stretch of its network's members that a flood from here leaves out.
+    skip: Range,
+    /// The same, of those that are to get unknown unicast.
+    skip_unknown: Range,
+    /// The same, of those that are promiscuous.
+    skip_mirror: Range,
+    /// Whether there are ports on its network that are not to.
+    pub(super) limits_unknown: bool,
+    /// Whether there are ports on its network, others than itself, that get copies of all that is forwarded.
+    pub(super) is_mirrored: bool,
+    /// How many stations may be learned, where this is a limit at which none is displaced.
+    pub(super) mac_limit: Option<MacLimit>,
+    /// Whether there are limits on what it may send to everybody.
+    pub(super) is_policed: bool,
+    /// Its number among the subports of all trunks, if it is one.
+    subport_index: Option<u16>,
+    /// Bytes of the longest frame without tags.
+    pub(super) max_len: u32,
+    pub(super) anti_spoof: bool,
+    pub(super) reserved: ReservedMask,
+    pub(super) limits: Limits,
+    pub(super) ageing: u32,
+}
+
+impl Port {
+    /// Whether it is a way to the outside.
+    #[inline]
+    pub(super) fn is_uplink(&self) -> bool {
+        self.config.is_uplink()
+    }
+
+    /// Whether control waits for a frame from this source, which port security lets pass.
+    #[inline]
+    pub(super) fn awaits_activation_by(&self, source: Mac) -> bool {
+        !self.config.pins || self.owns(source)
+    }
+
+    /// Whether this address belongs to it, and is not pinned to it now.
+    #[inline]
+    pub(super) fn owns(&self, source: Mac) -> bool {
+        self.unpinned.binary_search(&source).is_ok()
+    }
+
+    /// Whether port security lets this source pass.
+    #[inline]
+    pub(super) fn allows(&self, source: Mac) -> bool {
+        !self.has_source_policy || source == self.config.mac || self.allowed.binary_search(&source).is_ok()
+    }
+}
+
+impl Port {
+    /// Whether an address is that of another port of its VM.
+    pub(super) fn is_of_sibling(&self, mac: Mac) -> bool {
+        self.sibling_macs.binary_search(&mac).is_ok()
+    }
+
+    /// Whether this address may wander between the port and others that are allowed to use it too: somebody has said
+    /// that it may use it, or it is a way to the outside, and its VM neither loops nor storms.
+    pub(super) fn may_share(&self, mac: Mac) -> bool {
+        self.is_uplink() || self.has_source_policy && !self.config.suspect && self.allows(mac)
+    }
+}
+
+#[derive(Debug)]
+struct Network {
+    config: NetworkConfig,
+    members: FloodList,
+    /// Those that are to get unknown unicast, where not all are.
+    flood_unknown: FloodList,
+    /// Those that are not.
+    no_flood_unknown: FloodList,
+    /// Those that are promiscuous.
+    mirrors: FloodList,
+}
+
+impl Network {
+    /// The network of these ports, uplinks last.
+    fn new(config: NetworkConfig, ports: &[&PortConfig]) -> Network {
+        let those = |which: fn(&PortConfig) -> bool| {
+            let vm = |port: &PortConfig| (!port.is_uplink()).then_some(port.vm);
+            FloodList::new(ports.iter().filter(|port| which(port)).map(|port| (port.id, vm(port))))
+        };
+        Network {
+            config,
+            members: those(|_| true),
+            flood_unknown: those(|port| !port.no_flood_unknown()),
+            no_flood_unknown: those(PortConfig::no_flood_unknown),
+            mirrors: those(|port| port.promiscuous),
+        }
+    }
+}
+
+/// What control wants of the switch.
+#[derive(Debug)]
+pub struct ForwardingConfig {
+    hash_key: HashKey,
+    ports: Box<[Option<Port>]>,
+    /// By [`PortId::index`]: the port at this place. What most questions are about, close together.
+    open: Box<[PortId; MAX_PORTS]>,
+    networks: Box<[Option<Network>]>,
+    pins: PinnedStations,
+    trunks: Trunks,
+    subports: u16,
+}
+
+impl ForwardingConfig {
+    /// Compiles the rules.
+    ///
+    /// # Panics
+    ///
+    /// When a port names a network or a carrier that is not there, two things the same place, a carrier
+    /// a port that it cannot carry, or an uplink is not carried: admission has refused such
+    /// configurations long before.
+    pub fn compile(
+        hash_key: HashKey,
+        networks: Vec<NetworkConfig>,
+        mut ports: Vec<PortConfig>,
+        trunks: Vec<TrunkConfig>,
+    ) -> ForwardingConfig {
+        // Uplinks last, and siblings next to each other; the sort is stable, so that the order asked
+        // for is kept.
+        ports.sort_by_key(|port| (port.network.index(), port.role, port.vm));
+        let trunks = Trunks::new(trunks, &ports);
+        let (pins, mut unpinned) =
+            PinnedStations::new(hash_key, &ports, |port| port.admin_up && trunks.is_admin_up(port));
+
+        let mut members: HashMap<NetworkId, Vec<&PortConfig>> = HashMap::new();
+        for port in ports.iter().filter(|port| port.is_open() && port.worker.is_some() && trunks.allows_egress(port)) {
+            members.entry(port.network).or_default().push(port);
+        }
+        let mut table: Vec<Option<Network>> = Vec::new();
+        for config in networks {
+            let place = config.id.index();
+            table.resize_with(table.len().max(place + 1), || None);
+            assert!(table[place].is_none(), "two networks at one place");
+            let members = members.remove(&config.id).unwrap_or_default();
+            table[place] = Some(Network::new(config, &members));
+        }
+
+        let mut of_vms: HashMap<VmId, Vec<Mac>> = HashMap::new();
+        for port in ports.iter().filter(|port| !port.is_uplink()) {
+            of_vms.entry(port.vm).or_default().push(port.mac);
+        }
+        of_vms.values_mut().for_each(|macs| macs.sort_unstable());
+
+        let mut compiled_port: Vec<Option<Port>> = Vec::new();
+        let mut subports = 0;
+        let mut open = vec![PortId::NONE; MAX_PORTS];
+        for config in ports {
+            let network = table.get(config.network.index()).and_then(Option::as_ref).expect("its network is there");
+            let skip = |members: &FloodList| match config.role {
+                Role::Vif if config.sibling_split_horizon => members.siblings(config.vm),
+                Role::Vif => members.range(config.id),
+                Role::Uplink => members.uplinks(),
+            };
+            let (skip, skip_unknown, skip_mirror) =
+                (skip(&network.members), skip(&network.flood_unknown), skip(&network.mirrors));
+            #[allow(clippy::cast_possible_truncation)] // 14
+            let max_len = u32::from(network.config.mtu) + HEADER_LEN as u32;
+            let place = config.id.index();
+            compiled_port.resize_with(compiled_port.len().max(place + 1), || None);
+            assert!(
+                compiled_port[place].is_none() && !trunks.has_other_at(place, config.own_trunk()),
+                "two ports at one place"
+            );
+            let own = Station::new(config.network, config.mac);
+            let is_pinned = pins.find(own, hash_key.hash(own)).is_some_and(|pin| pin.port == config.id);
+            let has_source_policy = config.security != Security::Off;
+            let mut unpinned = unpinned.remove(&config.id).unwrap_or_default();
+            unpinned.sort_unstable();
+            let mut allowed: Vec<Mac> = config.security.macs().collect();
+            allowed.sort_unstable();
+            // Where port security says who may be learned, there is nobody left to be limited.
+            let mac_limit = config.mac_limit.filter(|_| !has_source_policy && !config.is_uplink());
+            let mut limits = network.config.limits;
+            if let Some(limit) = mac_limit {
+                // What is its own and not pinned is learned as well, and does not count.
+                limits.port = limits.port.min(limit.stations.saturating_add(u32::from(!is_pinned)));
+            }
+            open[place] = config.id;
+            compiled_port[place] = Some(Port {
+                is_open: config.is_open(),
+                pinned: if is_pinned { own } else { Station::new(config.network, Mac::ZERO) },
+                has_source_policy,
+                checks_source: has_source_policy || !unpinned.is_empty() || !(config.pins || config.is_uplink()),
+                unpinned: unpinned.into(),
+                allowed: allowed.into(),
+                sibling_macs: if has_source_policy {
+                    of_vms.get(&config.vm).cloned().unwrap_or_default().into()
+                } else {
+                    [].into()
+                },
+                bindings: match &config.security {
+                    Security::MacIp(bindings) => Some(Bindings::new(config.mac, bindings)),
+                    Security::Off | Security::Mac(_) => None,
+                },
+                limits_unknown: !network.no_flood_unknown.is_empty(),
+                is_mirrored: network.mirrors.all().iter().any(|&watcher| watcher != config.id),
+                mac_limit,
+                is_policed: !config.storm.limits.is_off()
+                    || config.vm_policer.as_ref().is_some_and(|vm_policer| !vm_policer.is_off()),
+                anti_spoof: network.config.anti_spoof && !config.is_uplink(),
+                subport_index: config.is_subport().then(|| {
+                    subports += 1;
+                    subports - 1
+                }),
+                reserved: network.config.reserved,
+                config,
+                skip,
+                skip_unknown,
+                skip_mirror,
+                max_len,
+                limits,
+                ageing: network.config.ageing,
+            });
+        }
+        let open = open.into_boxed_slice().try_into().expect("it is as long as it was made");
+        ForwardingConfig { hash_key, ports: compiled_port.into(), open, networks: table.into(), pins, trunks, subports }
+    }
+
+    /// No port, no network.
+    pub fn none(hash_key: HashKey) -> ForwardingConfig {
+        ForwardingConfig::compile(hash_key, Vec::new(), Vec::new(), Vec::new())
+    }
+
+    /// Freezes each of these stations at a port, on top of those that are frozen already: there it is, whatever traffic
+    /// says, and from nowhere else it is heard. Stations that are pinned to another port are not touched, and a port that is
+    /// closed holds nobody.
+    pub fn dampen(&mut self, stations: impl Iterator<Item = (Station, PortId)>) {
+        let stations: Vec<_> = stations.filter(|&(_, port)| self.is_open(port)).collect();
+        if !stations.is_empty() {
+            self.pins = self.pins.with_dampened(stations.into_iter());
+        }
+    }
+
+    #[inline]
+    pub(super) fn compiled_port(&self, id: PortId) -> Option<&Port> {
+        self.ports.get(id.index())?.as_ref().filter(|port| port.config.id == id)
+    }
+
+    /// The port of this name, if there still is one.
+    #[inline]
+    pub fn port(&self, id: PortId) -> Option<&PortConfig> {
+        self.compiled_port(id).map(|port| &port.config)
+    }
+
+    /// All ports.
+    pub fn ports(&self) -> impl Iterator<Item = &PortConfig> {
+        self.ports.iter().flatten().map(|port| &port.config)
+    }
+
+    /// The network of this name.
+    pub fn network(&self, id: NetworkId) -> Option<&NetworkConfig> {
+        self.networks.get(id.index())?.as_ref().map(|network| &network.config)
+    }
+
+    fn network_of(&self, port: &Port) -> Option<&Network> {
+        self.networks.get(port.config.network.index())?.as_ref()
+    }
+
+    /// Who gets a frame that is flooded: three stretches of lists of its network's members.
+    #[inline]
+    pub fn flood_ports(&self, flood: Flood) -> [&[PortId]; 3] {
+        let Some(port) = self.compiled_port(flood.from) else { return [&[]; 3] };
+        let Some(network) = self.network_of(port) else { return [&[]; 3] };
+        let [before, after] = match flood.scope {
+            FloodScope::All => network.members.except(port.skip),
+            FloodScope::NoUplinks => network.members.vifs(port.skip),
+            FloodScope::BridgeGroup => network.members.vifs(network.members.range(flood.from)),
+            FloodScope::Unknown => network.flood_unknown.except(port.skip_unknown),
+            FloodScope::Mirrors => return network.mirrors.except_also(port.skip_mirror, flood.except),
+        };
+        [before, after, &[]]
+    }
+
+    /// Who does not get a frame that is flooded, and would if it were not for a station that nobody knows: two
+    /// stretches.
+    pub fn not_flooded_ports(&self, flood: Flood) -> [&[PortId]; 2] {
+        let Some(port) = self.compiled_port(flood.from) else { return [&[]; 2] };
+        match self.network_of(port) {
+            Some(network) if flood.scope == FloodScope::Unknown => {
+                network.no_flood_unknown.except(if port.config.sibling_split_horizon {
+                    network.no_flood_unknown.siblings(port.config.vm)
+                } else {
+                    network.no_flood_unknown.range(flood.from)
+                })
+            }
+            _ => [&[]; 2],
+        }
+    }
+
+    /// The port at a place, which a verdict has named under these rules; [`PortId::NONE`] if there is none.
+    #[inline]
+    pub(crate) fn port_at(&self, index: u16) -> PortId {
+        self.open[usize::from(index) % MAX_PORTS]
+    }
+
+    /// Who gets a frame that is flooded from `from` to everybody.
+    pub fn flood(&self, from: PortId) -> [&[PortId]; 3] {
+        self.flood_ports(Flood::new(from, FloodScope::All))
+    }
+
+    #[inline]
+    pub(super) fn compiled_trunk(&self, id: PortId) -> Option<&Trunk> {
+        self.trunks.get(id)
+    }
+
+    /// The carrier of this name, if there still is one.
+    pub fn trunk(&self, id: PortId) -> Option<&TrunkConfig> {
+        self.trunks.get(id).map(|trunk| &trunk.config)
+    }
+
+    /// Whether this is an uplink: a carrier that leads outside.
+    pub fn is_uplink(&self, id: PortId) -> bool {
+        self.trunks.get(id).is_some_and(Trunk::is_uplink)
+    }
+
+    /// All carriers.
+    pub fn trunks(&self) -> impl Iterator<Item = &TrunkConfig> {
+        self.trunks.iter().map(|trunk| &trunk.config)
+    }
+
+    /// The port of this name, if frames may leave for it; or why they may not.
+    pub fn egress(&self, id: PortId) -> Result<&PortConfig, DropReason> {
+        let port = self.probe_egress(id)?;
+        if port.quarantined { Err(DropReason::Quarantined) } else { Ok(port) }
+    }
+
+    /// The same for loop probes: a port in quarantine is no obstacle.
+    pub fn probe_egress(&self, id: PortId) -> Result<&PortConfig, DropReason> {
+        let port = self.port(id).ok_or(DropReason::PortClosed)?;
+        if !port.admin_up {
+            return Err(DropReason::AdminDown);
+        }
+        match port.attachment {
+            Attachment::Own => {}
+            Attachment::Tagged { trunk, .. } => self.trunks.get(trunk).ok_or(DropReason::PortClosed)?.is_open()?,
+        }
+        Ok(port)
+    }
+
+    /// The name under which the frames of a port are counted: of an uplink's, that of its carrier.
+    #[inline]
+    pub fn counting_port(&self, id: PortId) -> PortId {
+        match self.port(id).map(|port| (port.role, port.attachment)) {
+            Some((Role::Uplink, Attachment::Tagged { trunk, .. })) => trunk,
+            _ => id,
+        }
+    }
+
+    /// How many subports there are.
+    pub fn subports(&self) -> usize {
+        usize::from(self.subports)
+    }
+
+    /// The number of a port among all subports, if it is one: below [`subports`](ForwardingConfig::subports).
+    pub fn subport_index(&self, id: PortId) -> Option<usize> {
+        self.compiled_port(id)?.subport_index.map(usize::from)
+    }
+
+    /// Whether there is such a port.
+    #[inline(always)]
+    pub(super) fn is_open(&self, id: PortId) -> bool {
+        self.open[id.index() % MAX_PORTS] == id
+    }
+
+    /// The ports that there are, by [`PortId::index`], others [`PortId::NONE`].
+    #[inline(always)]
+    pub(super) fn open(&self) -> &[PortId; MAX_PORTS] {
+        &self.open
+    }
+
+    /// The hash under which a station is filed, among pins and among learned stations.
+    #[inline(always)]
+    pub(super) fn hash(&self, station: Station) -> u64 {
+        self.hash_key.hash(station)
+    }
+
+    /// The key under which the switch tags its announcements.
+    pub(super) fn announcements(&self) -> &AnnouncementKey {
+        self.hash_key.announcements()
+    }
+
+    #[inline]
+    pub(super) fn pins(&self) -> &PinnedStations {
+        &self.pins
+    }
+
+    /// The pinned stations and their ports, without those that are frozen.
+    pub fn pinned(&self) -> impl Iterator<Item = (Station, PortId)> {
+        self.pins.iter().filter(|(_, pin)| !pin.is_dampened).map(|(station, pin)| (station, pin.port))
+    }
+
+    /// The frozen stations and their ports.
+    pub fn dampened(&self) -> impl Iterator<Item = (Station, PortId)> {
+        self.pins.iter().filter(|(_, pin)| pin.is_dampened).map(|(station, pin)| (station, pin.port))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Vid;
+
+    fn network(index: u16) -> NetworkConfig {
+        NetworkConfig {
+            id: NetworkId::new(index),
+            mtu: 1500,
+            ageing: 300,
+            limits: Limits::default(),
+            anti_spoof: true,
+            reserved: ReservedMask::VM_DEFAULT,
+        }
+    }
+
+    fn port(index: u16, network: u16, vm: u32, also: &[u64]) -> PortConfig {
+        let mac = Mac::from_bits(0x0200_0000_0000 + u64::from(index));
+        PortConfig {
+            security: Security::Mac(also.iter().map(|&bits| Mac::from_bits(bits)).collect()),
+            worker: Some(0),
+            ..PortConfig::vif(PortId::new(index, 0), NetworkId::new(network), VmId(vm), mac)
+        }
+    }
+
+    /// An uplink's port, carried by port 20 under its own number.
+    fn uplink(index: u16, network: u16) -> PortConfig {
+        let (id, network) = (PortId::new(index, 0), NetworkId::new(network));
+        PortConfig { worker: Some(0), ..PortConfig::uplink(id, network, VmId(0), PortId::new(20, 0), Vid::new(index)) }
+    }
+
+    fn trunk(id: u16, ports: &[PortConfig]) -> TrunkConfig {
+        let ports = ports.iter().map(|port| match port.attachment {
+            Attachment::Tagged { vlan, .. } => (vlan, port.id),
+            Attachment::Own => (None, port.id),
+        });
+        TrunkConfig { id: PortId::new(id, 0), admin_up: true, worker: Some(0), backup: false, ports: ports.collect() }
+    }
+
+    fn hash_key() -> HashKey {
+        HashKey::new([3; 16])
+    }
+
+    #[test]
+    fn a_flood_leaves_out_only_its_source() {
+        let ports = vec![port(0, 0, 1, &[]), port(1, 0, 2, &[]), port(2, 0, 1, &[]), port(3, 1, 1, &[])];
+        let config = ForwardingConfig::compile(hash_key(), vec![network(0), network(1)], ports, Vec::new());
+        let mut reached: Vec<usize> = config.flood(PortId::new(2, 0)).concat().iter().map(|id| id.index()).collect();
+        reached.sort_unstable();
+        assert_eq!(reached, [0, 1]);
+        assert_eq!(config.flood(PortId::new(3, 0)).concat(), []);
+        assert_eq!(config.flood(PortId::new(9, 0)).concat(), []);
+        assert_eq!(config.flood(PortId::new(2, 1)).concat(), [], "another generation is another port");
+    }
+
+    #[test]
+    fn ports_that_cannot_send_are_not_flooded_to() {
+        let mut down = port(1, 0, 2, &[]);
+        down.admin_up = false;
+        let mut gone = port(2, 0, 3, &[]);
+        gone.worker = None;
+        let config =
+            ForwardingConfig::compile(hash_key(), vec![network(0)], vec![port(0, 0, 1, &[]), down, gone], Vec::new());
+        assert_eq!(config.flood(PortId::new(0, 0)).concat(), []);
+        assert_eq!(config.flood(PortId::new(2, 0)).concat(), [PortId::new(0, 0)], "its last frames still go out");
+    }
+
+    #[test]
+    fn a_shared_address_is_pinned_to_nobody() {
+        let vrrp = 0x0000_5e00_0101;
+        let own = 0x0200_0000_9999;
+        let ports = vec![port(0, 0, 1, &[vrrp, own]), port(1, 0, 2, &[vrrp]), port(2, 1, 3, &[vrrp])];
+        let config = ForwardingConfig::compile(hash_key(), vec![network(0), network(1)], ports, Vec::new());
+        let find = |net, bits| {
+            let station = Station::new(NetworkId::new(net), Mac::from_bits(bits));
+            config.pins().find(station, config.hash(station)).map(|pin| pin.port.index())
+        };
+        assert_eq!(find(0, vrrp), None);
+        assert_eq!(find(1, vrrp), Some(2));
+        assert_eq!(find(0, own), Some(0));
+        assert_eq!(find(0, 0x0200_0000_0001), Some(1));
+        assert_eq!(find(1, 0x0200_0000_0001), None);
+        assert_eq!(config.pinned().count(), 5);
+    }
+
+    /// Whom a flood reaches, by number, in order.
+    fn reached(config: &ForwardingConfig, from: u16, inside: bool) -> Vec<usize> {
+        let to = if inside { FloodScope::NoUplinks } else { FloodScope::All };
+        let reached = config.flood_ports(Flood::new(PortId::new(from, 0), to));
+        let mut reached: Vec<usize> = reached.concat().iter().map(|id| id.index()).collect();
+        reached.sort_unstable();
+        reached
+    }
+
+    #[test]
+    fn floods_leave_by_all_uplinks_and_come_in_past_them() {
+        let other =
+            PortConfig { attachment: Attachment::Tagged { trunk: PortId::new(21, 0), vlan: None }, ..uplink(6, 0) };
+        let ports = vec![uplink(5, 0), port(0, 0, 1, &[]), other.clone(), uplink(7, 1), port(1, 0, 0, &[])];
+        let networks = vec![network(0), network(1)];
+        let trunks = vec![trunk(20, &[ports[0].clone(), ports[3].clone()]), trunk(21, &[other])];
+        let config = ForwardingConfig::compile(hash_key(), networks.clone(), ports.clone(), trunks.clone());
+        assert_eq!(reached(&config, 0, false), [1, 5, 6]);
+        assert_eq!(reached(&config, 0, true), [1]);
+        for from in [5, 6] {
+            assert_eq!((reached(&config, from, false), reached(&config, from, true)), (vec![0, 1], vec![0, 1]));
+        }
+        assert!(reached(&config, 7, false).is_empty());
+        assert_eq!(config.pinned().count(), 2, "an uplink has no address");
+        assert_eq!(config.counting_port(PortId::new(6, 0)), PortId::new(21, 0));
+        assert_eq!(config.counting_port(PortId::new(0, 0)), PortId::new(0, 0));
+        // One that is not to send gets nothing, and its last frames are not sent to other uplinks.
+        for change in [|trunk: &mut TrunkConfig| trunk.backup = true, |trunk: &mut TrunkConfig| trunk.admin_up = false]
+        {
+            let mut trunks = trunks.clone();
+            change(&mut trunks[0]);
+            let config = ForwardingConfig::compile(hash_key(), networks.clone(), ports.clone(), trunks);
+            assert_eq!(reached(&config, 0, false), [1, 6]);
+            assert_eq!(reached(&config, 5, false), [0, 1]);
+        }
+    }
+
+    #[test]
+    fn the_guard_is_not_for_uplinks() {
+        let ports = vec![port(0, 0, 1, &[]), uplink(5, 0)];
+        let trunks = vec![trunk(20, &ports[1..])];
+        let config = ForwardingConfig::compile(hash_key(), vec![network(0)], ports, trunks);
+        let guard = |index| config.compiled_port(PortId::new(index, 0)).unwrap().anti_spoof;
+        assert!(guard(0) && !guard(5));
+    }
+}

@@ -1,0 +1,124 @@
+//! The pinned stations: which address belongs to which port, whatever traffic says. Some are pinned for a while only:
+//! these are frozen.
+
+use std::collections::HashMap;
+
+use super::{HashKey, PortConfig, PortId, Station};
+use crate::wire::Mac;
+
+/// The pinned stations: open addressing with linear probing. In front of it stands a *sieve*, a bit
+/// for each of a few hash bits, so that a search in vain is one test, which the processor foresees:
+/// of the stations that are not pinned, one in sixty and some gets through.
+#[derive(Debug)]
+pub(super) struct PinnedStations {
+    /// The places that are not taken hold [`Station::NONE`].
+    table: Box<[(Station, Pin)]>,
+    bloom_filter: Box<[u64]>,
+    hash_key: HashKey,
+}
+
+/// Where a station is pinned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pin {
+    pub(super) port: PortId,
+    /// Whether the station is frozen there: frames from it are dropped at all other ports.
+    pub(super) is_dampened: bool,
+}
+
+impl PinnedStations {
+    /// The pins of these ports. A port that is not `is_up`, administratively, pins nothing. The second value has, by port,
+    /// the addresses that are not pinned to it because it is inactive or because they have yielded.
+    pub(super) fn new(
+        hash_key: HashKey,
+        ports: &[PortConfig],
+        is_up: impl Fn(&PortConfig) -> bool,
+    ) -> (PinnedStations, HashMap<PortId, Vec<Mac>>) {
+        let mut owners: HashMap<Station, Option<&PortConfig>> = HashMap::new();
+        for port in ports.iter().filter(|port| !port.is_uplink()) {
+            for mac in std::iter::once(port.mac).chain(port.security.macs()) {
+                owners
+                    .entry(Station::new(port.network, mac))
+                    .and_modify(|vm| *vm = vm.filter(|vm| vm.id == port.id))
+                    .or_insert(Some(port));
+            }
+        }
+        let (mut pinned, mut unpinned) = (Vec::new(), HashMap::<PortId, Vec<Mac>>::new());
+        for (station, vm) in owners {
+            let Some(port) = vm.filter(|&vm| is_up(vm)) else { continue };
+            if port.pins && !port.released_pins.contains(&station.mac()) {
+                pinned.push((station, Pin { port: port.id, is_dampened: false }));
+            } else {
+                unpinned.entry(port.id).or_default().push(station.mac());
+            }
+        }
+        (PinnedStations::build(hash_key, pinned), unpinned)
+    }
+
+    /// The same, and these stations frozen at these ports. What is pinned stays where it is, and is frozen there if that
+    /// is the port. So does what is frozen already.
+    pub(super) fn with_dampened(&self, dampened: impl Iterator<Item = (Station, PortId)>) -> PinnedStations {
+        let mut pinned: HashMap<Station, Pin> = self.iter().collect();
+        for (station, port) in dampened {
+            let dampened = Pin { port, is_dampened: true };
+            pinned.entry(station).and_modify(|pin| pin.is_dampened |= pin.port == port).or_insert(dampened);
+        }
+        PinnedStations::build(self.hash_key, pinned.into_iter().collect())
+    }
+
+    fn build(hash_key: HashKey, pinned: Vec<(Station, Pin)>) -> PinnedStations {
+        let absent = Pin { port: PortId::NONE, is_dampened: false };
+        // At most an eighth of the places is taken, and one bit in 64 is set.
+        let mut table = vec![(Station::NONE, absent); (pinned.len() * 8).next_power_of_two()];
+        let mut bloom_filter = vec![0; pinned.len().next_power_of_two()];
+        for (station, pin) in pinned {
+            let hash = hash_key.hash(station);
+            let mut at = place(hash, table.len());
+            while table[at].0 != Station::NONE {
+                at = place(at as u64 + 1, table.len());
+            }
+            table[at] = (station, pin);
+            let at = place(hash >> 6, bloom_filter.len());
+            bloom_filter[at] |= 1u64 << (hash % 64);
+        }
+        PinnedStations { table: table.into(), bloom_filter: bloom_filter.into(), hash_key }
+    }
+
+    /// Whether a station with this hash may be pinned. Most that are not are found out here.
+    #[inline(always)]
+    pub(super) fn may_hold(&self, hash: u64) -> bool {
+        self.bloom_filter[place(hash >> 6, self.bloom_filter.len())] >> (hash % 64) & 1 != 0
+    }
+
+    /// Where a station is pinned.
+    #[inline(always)]
+    pub(super) fn find(&self, station: Station, hash: u64) -> Option<Pin> {
+        let mut at = place(hash, self.table.len());
+        loop {
+            let (here, pin) = self.table[at];
+            if here == station {
+                return Some(pin);
+            }
+            if here == Station::NONE {
+                return None;
+            }
+            at = place(at as u64 + 1, self.table.len());
+        }
+    }
+
+    /// Those that are not pinned alike among these others.
+    pub(super) fn except<'a>(&'a self, others: &'a PinnedStations) -> impl Iterator<Item = (Station, Pin)> + 'a {
+        self.iter().filter(|&(station, pin)| others.find(station, others.hash_key.hash(station)) != Some(pin))
+    }
+
+    /// All of them.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Station, Pin)> {
+        self.table.iter().filter(|(station, _)| *station != Station::NONE).copied()
+    }
+}
+
+/// Where a hash belongs in a table whose size is a power of two.
+#[inline(always)]
+#[allow(clippy::cast_possible_truncation)] // masked to the size of a table
+pub(super) const fn place(hash: u64, size: usize) -> usize {
+    hash as usize & (size - 1)
+}

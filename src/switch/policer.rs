@@ -1,0 +1,381 @@
+//! A token bucket: so many a second, and a burst at once. One bucket can serve several workers.
+//!
+//! It is kept as the generic cell rate algorithm has it (ITU-T I.371, annex A): the bucket is one point in time,
+//! at which it will be full again. A charge moves that point into the future, by as long as the tokens take to come
+//! back, and is refused where this is further away than a whole burst takes. So nothing has to be refilled, and
+//! the state is one word, which several workers can move by compare-and-exchange.
+//!
+//! All is integers. Time is counted in sixty-fourths of a nanosecond and wraps after nine years; what a
+//! charge leaves over below that is carried to the next, so that the rate is met exactly over any time.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::time::MonoTime;
+
+/// Units in a nanosecond.
+const UNITS_BITS: u32 = 6;
+/// Units in a second.
+const SECOND: u64 = 1_000_000_000 << UNITS_BITS;
+/// A burst takes an hour at most to come back.
+const MAX_BURST_SECONDS: u64 = 3600;
+/// No bucket is empty for longer: what seems to be is full since years.
+const MAX_AHEAD: u64 = 2 * MAX_BURST_SECONDS * SECOND;
+/// How far a bucket may be below empty before it is taken for one that was charged under another rate. More than the
+/// clocks of two workers ever differ, of which each is read once in a breath.
+const SLACK: u64 = SECOND;
+
+/// So many tokens a second, and this many at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    per_second: u64,
+    burst: u64,
+    /// Units in which one token comes back, and what is left over of that, in parts of a unit of which
+    /// `per_second` make one.
+    token: (u64, u64),
+    /// Units in which a whole burst comes back.
+    burst_units: u64,
+}
+
+impl Rate {
+    /// The highest rate that can be kept, in tokens a second: a token takes two units at least, as long as what is
+    /// left over can make a charge too early.
+    pub const MAX: u64 = 30_000_000_000;
+
+    /// `per_second` tokens a second, of which `burst` may be taken at once.
+    ///
+    /// There is no rate of nothing: what is less than 1 is taken as 1. The rate is [`Rate::MAX`] at most, and the
+    /// burst what comes in an hour.
+    pub const fn new(per_second: u64, burst: u64) -> Rate {
+        let per_second = clamp(per_second, Rate::MAX);
+        let burst = clamp(burst, Rate::max_burst(per_second));
+        let (burst_units, _) = span(burst, per_second);
+        Rate { per_second, burst, token: span(1, per_second), burst_units }
+    }
+
+    /// The largest burst that a rate can have: what comes in an hour.
+    pub const fn max_burst(per_second: u64) -> u64 {
+        clamp(per_second, Rate::MAX) * MAX_BURST_SECONDS
+    }
+
+    /// Tokens that come in a second.
+    pub const fn per_second(self) -> u64 {
+        self.per_second
+    }
+
+    /// Tokens that a full bucket has.
+    pub const fn burst(self) -> u64 {
+        self.burst
+    }
+
+    /// In how many units this many tokens come back, and what is left over. More than a burst costs a burst: what
+    /// is larger than the bucket must not wait for ever.
+    #[inline]
+    fn charge(&self, cost: u64) -> (u64, u64) {
+        match cost {
+            0 | 1 => (self.token.0 * cost, self.token.1 * cost),
+            cost => span(if cost < self.burst { cost } else { self.burst }, self.per_second),
+        }
+    }
+}
+
+/// A number between 1 and `most`.
+const fn clamp(number: u64, most: u64) -> u64 {
+    match number {
+        0 => 1,
+        number if number > most => most,
+        number => number,
+    }
+}
+
+/// Units in which `tokens` come at `per_second`, and what is left over, in parts of which `per_second` make a unit.
+#[allow(clippy::cast_possible_truncation)] // an hour at most, and what is less than the divisor
+const fn span(tokens: u64, per_second: u64) -> (u64, u64) {
+    match tokens.checked_mul(SECOND) {
+        Some(product) => (product / per_second, product % per_second),
+        None => {
+            let (product, per_second) = (tokens as u128 * SECOND as u128, per_second as u128);
+            ((product / per_second) as u64, (product % per_second) as u64)
+        }
+    }
+}
+
+/// The state of a bucket. A new one is full.
+#[derive(Debug, Default)]
+pub struct Policer {
+    /// When it will be full again, in units; what is not ahead of now is in the past.
+    full_at: AtomicU64,
+    /// The sum of what charges have left over.
+    left_over: AtomicU64,
+}
+
+impl Policer {
+    /// Takes `cost` tokens, all of them or none. Whether they were there. `shared` says whether other workers
+    /// may take from the bucket at the same time; if they do not, this is a plain load and store.
+    ///
+    /// The admitted cost in any time w is at most burst + rate · w + 1, and as close below it for whoever always
+    /// wants more, whatever the costs and however many workers. A rate that has changed holds from here on: what the
+    /// bucket lacks is not forgotten, but it lacks one burst at most.
+    #[inline]
+    pub fn take(&self, rate: &Rate, cost: u64, now: MonoTime, shared: bool) -> bool {
+        let now = units(now);
+        let (charge, left_over) = rate.charge(cost);
+        let mut full_at = self.full_at.load(Relaxed);
+        loop {
+            let ahead = ahead(full_at, now);
+            if ahead + charge > rate.burst_units {
+                return self.deny(rate, full_at, ahead, now);
+            }
+            let next = now.wrapping_add(ahead + charge);
+            if !shared {
+                self.full_at.store(next, Relaxed);
+                break;
+            }
+            match self.full_at.compare_exchange_weak(full_at, next, Relaxed, Relaxed) {
+                Ok(_) => break,
+                Err(meanwhile) => full_at = meanwhile,
+            }
+        }
+        if left_over > 0 {
+            self.carry_remainder(rate, left_over, shared);
+        }
+        true
+    }
+
+    /// Whether this many tokens are there now.
+    #[inline]
+    pub fn has(&self, rate: &Rate, cost: u64, now: MonoTime) -> bool {
+        ahead(self.full_at.load(Relaxed), units(now)) + rate.charge(cost).0 <= rate.burst_units
+    }
+
+    /// When a token will be there: now, if there is one.
+    pub fn ready(&self, rate: &Rate, now: MonoTime) -> MonoTime {
+        let ahead = ahead(self.full_at.load(Relaxed), units(now));
+        let ahead = if ahead > rate.burst_units + SLACK { rate.burst_units } else { ahead };
+        let missing = (ahead + rate.token.0).saturating_sub(rate.burst_units);
+        MonoTime::from_nanos(now.nanos() + missing.div_ceil(1 << UNITS_BITS))
+    }
+
+    /// Nothing is taken. A bucket that lacks more than it can under this rate was charged under a slower one: it is
+    /// empty, no more than that.
+    #[cold]
+    fn deny(&self, rate: &Rate, full_at: u64, ahead: u64, now: u64) -> bool {
+        if ahead > rate.burst_units + SLACK {
+            // If somebody was faster, it is theirs to see.
+            let _ = self.full_at.compare_exchange(full_at, now.wrapping_add(rate.burst_units), Relaxed, Relaxed);
+        }
+        false
+    }
+
+    /// Adds up what charges leave over, and charges a unit whenever that has become one. After the charge, so
+    /// that it is also right when others have charged in between.
+    fn carry_remainder(&self, rate: &Rate, left_over: u64, shared: bool) {
+        let before = if shared {
+            self.left_over.fetch_add(left_over, Relaxed)
+        } else {
+            let before = self.left_over.load(Relaxed);
+            self.left_over.store(before.wrapping_add(left_over), Relaxed);
+            before
+        };
+        if before % rate.per_second + left_over >= rate.per_second {
+            if shared {
+                self.full_at.fetch_add(1, Relaxed);
+            } else {
+                self.full_at.store(self.full_at.load(Relaxed).wrapping_add(1), Relaxed);
+            }
+        }
+    }
+}
+
+/// A moment in units. They wrap.
+#[inline(always)]
+const fn units(now: MonoTime) -> u64 {
+    now.nanos() << UNITS_BITS
+}
+
+/// How far a point in time is ahead; 0 for one that is past.
+#[inline(always)]
+const fn ahead(point: u64, now: u64) -> u64 {
+    let ahead = point.wrapping_sub(now);
+    if ahead > MAX_AHEAD { 0 } else { ahead }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    /// A time of its own, far from the beginning.
+    const START: MonoTime = MonoTime::from_secs(1_000_000);
+
+    fn after(nanos: u64) -> MonoTime {
+        START + Duration::from_nanos(nanos)
+    }
+
+    /// Tokens that come in a time, rounded down.
+    fn come(rate: &Rate, nanos: u64) -> u64 {
+        u64::try_from(u128::from(rate.per_second()) * u128::from(nanos) / 1_000_000_000).unwrap()
+    }
+
+    fn rate() -> impl Strategy<Value = Rate> {
+        let per_second = prop_oneof![1u64..100, 1u64..100_000, 1u64..Rate::MAX];
+        (per_second, prop_oneof![1u64..10, 1u64..100_000, any::<u64>()]).prop_map(|(r, burst)| Rate::new(r, burst))
+    }
+
+    /// Takes all that there is. How much that was.
+    fn drain(bucket: &Policer, rate: &Rate, now: MonoTime, shared: bool) -> u64 {
+        let (mut taken, mut cost) = (0, rate.burst());
+        while cost > 0 {
+            if bucket.take(rate, cost, now, shared) {
+                taken += cost;
+            } else {
+                cost /= 2;
+            }
+        }
+        taken
+    }
+
+    proptest! {
+        /// In any window, from any admitted charge to any other.
+        #[test]
+        fn no_window_has_more_than_its_rate_and_a_burst(
+            rate in rate(),
+            tries in vec((0u64..50, 0u64..30), 1..200),
+            shared: bool,
+        ) {
+            let bucket = Policer::default();
+            // In steps that are of the size of the burst and of the interval.
+            let unit = 1_000_000_000 / rate.per_second() / 7 + rate.burst_units / 1000 / 64 + 1;
+            let mut now = 0;
+            let mut admitted: Vec<(u64, u64)> = Vec::new();
+            for (wait, cost) in tries {
+                now += wait * unit;
+                let cost = cost * (rate.burst() / 20 + 1);
+                let had = bucket.has(&rate, cost, after(now));
+                let took = bucket.take(&rate, cost, after(now), shared);
+                prop_assert_eq!(had, took);
+                if took {
+                    admitted.push((now, cost.min(rate.burst())));
+                }
+            }
+            for (first, &(begin, _)) in admitted.iter().enumerate() {
+                let mut sum = 0;
+                for &(end, cost) in &admitted[first..] {
+                    sum += cost;
+                    prop_assert!(sum <= rate.burst() + come(&rate, end - begin) + 1);
+                }
+            }
+        }
+
+        /// Whoever always takes all there is gets it to the token, however long it goes on.
+        #[test]
+        fn whoever_wants_more_gets_all_of_it(rate in rate(), waits in vec(1u64..1_000_000_000, 1..100), shared: bool) {
+            // As long as it is sure that the bucket is not full in between, and so loses what comes then.
+            let room = (rate.burst_units - rate.token.0) / 64;
+            if room == 0 {
+                return Ok(());
+            }
+            let bucket = Policer::default();
+            let (mut now, mut taken) = (0, drain(&bucket, &rate, START, shared));
+            prop_assert_eq!(taken, rate.burst(), "it is full at first");
+            for wait in waits {
+                now += wait % room + 1;
+                taken += drain(&bucket, &rate, after(now), shared);
+                let due = rate.burst() + come(&rate, now);
+                prop_assert!(taken <= due + 1 && taken + 1 >= due, "{} of {}", taken, due);
+            }
+        }
+
+        #[test]
+        fn it_is_ready_when_it_says(rate in rate(), waits in vec(0u64..2_000_000_000, 1..20)) {
+            let bucket = Policer::default();
+            let mut now = START;
+            for wait in waits {
+                now = now + Duration::from_nanos(wait);
+                drain(&bucket, &rate, now, false);
+                let ready = bucket.ready(&rate, now);
+                prop_assert!(ready > now);
+                prop_assert!(!bucket.has(&rate, 1, ready - Duration::from_nanos(1)));
+                prop_assert!(bucket.has(&rate, 1, ready));
+                prop_assert_eq!(bucket.ready(&rate, ready), ready);
+            }
+        }
+
+        /// It is full again after the time of a burst, and stays so for years.
+        #[test]
+        fn an_idle_bucket_is_full(rate in rate(), start in 0u64..1 << 40, idle in 0u64..(1 << 58) - (1 << 44)) {
+            let bucket = Policer::default();
+            let start = MonoTime::from_nanos(start);
+            prop_assert_eq!(drain(&bucket, &rate, start, false), rate.burst());
+            let idle = Duration::from_nanos((rate.burst_units >> 6) + 2 + idle);
+            prop_assert!(bucket.take(&rate, rate.burst(), start + idle, false));
+        }
+
+        /// Another rate holds from the next charge on, and what was taken under one before keeps nobody mute.
+        #[test]
+        fn a_rate_can_change(before in rate(), rate in rate(), wait in 0u64..3_000_000_000, shared: bool) {
+            let bucket = Policer::default();
+            drain(&bucket, &before, START, shared);
+            let mut taken = drain(&bucket, &rate, after(wait), shared);
+            prop_assert!(taken <= rate.burst());
+            for step in 1..10 {
+                let nanos = step * 300_000_000;
+                taken += drain(&bucket, &rate, after(wait + nanos), shared);
+                prop_assert!(taken <= rate.burst() + come(&rate, nanos) + 1);
+            }
+            let token = 1_000_000_000 / rate.per_second() + 1;
+            prop_assert!(bucket.ready(&rate, after(wait + 3_000_000_000)) <= after(wait + 4_000_000_000 + token));
+        }
+
+        /// What costs more than a burst costs a burst, and passes when the bucket is full.
+        #[test]
+        fn what_is_larger_than_the_bucket_is_not_mute_for_ever(rate in rate(), more in 0u64..1000) {
+            let bucket = Policer::default();
+            let cost = rate.burst().saturating_add(more);
+            prop_assert!(bucket.take(&rate, cost, START, false));
+            prop_assert!(!bucket.has(&rate, 1, START));
+            let full = START + Duration::from_nanos((rate.burst_units >> 6) + 2);
+            prop_assert!(bucket.take(&rate, cost, full, false));
+        }
+    }
+
+    #[test]
+    fn a_rate_of_nothing_is_one_of_little() {
+        assert_eq!(Rate::new(0, 0), Rate::new(1, 1));
+        assert_eq!(Rate::new(1, u64::MAX), Rate::new(1, 3600));
+        assert_eq!(Rate::new(u64::MAX, 1).per_second(), Rate::MAX);
+    }
+
+    /// Several threads whose clocks differ have one rate together.
+    #[test]
+    fn several_threads_share_one_rate() {
+        // Within a second: so far clocks may differ.
+        const STEPS: u64 = 900;
+        for rate in [Rate::new(100_000, 2000), Rate::new(999_983, 7001), Rate::new(7, 3)] {
+            let bucket = Policer::default();
+            let taken: u64 = std::thread::scope(|scope| {
+                let threads: Vec<_> = (0..4u64)
+                    .map(|thread| {
+                        let bucket = &bucket;
+                        scope.spawn(move || {
+                            let steps = (0..STEPS).map(|step| {
+                                let now = after(step * 1_000_000 + thread * 37_000);
+                                (0..).take_while(|_| bucket.take(&rate, 1, now, true)).count() as u64
+                            });
+                            let taken: u64 = steps.sum();
+                            let end = after(STEPS * 1_000_000);
+                            taken + (0..).take_while(|_| bucket.take(&rate, 1, end, true)).count() as u64
+                        })
+                    })
+                    .collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+            });
+            let due = rate.burst() + come(&rate, STEPS * 1_000_000);
+            assert!(taken <= due + 1, "{taken} of {due}");
+            // The first one to take may have begun later than the others.
+            let late = come(&rate, 3 * 37_000) + 1;
+            assert!(taken + late >= due, "{taken} of {due}");
+        }
+    }
+}

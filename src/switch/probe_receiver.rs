@@ -1,0 +1,204 @@
+//! Loop probes that come back. Each is looked at where it comes in: that it is one of this switch, is fresh, and
+//! was not here before. So what control hears of is true, and as little of it as there is truth.
+//!
+//! *Nobody can mask a true one.* A guest can send what it likes to the address of probes, and what it has seen
+//! again and again. All that dies before it costs anything but the time of a hash: the bound on what is told to
+//! control, 100 a second of each port, is only used up by probes that are true, were not here before and
+//! come from other ports. Each of these is what control wants to know.
+
+use std::time::Duration;
+
+use super::{DropReason, MAX_PORTS, PortId};
+use crate::frame::{BURST, Frame};
+use crate::time::MonoTime;
+use crate::wire::{Probe, ProbeKey};
+
+/// How old a probe may be. Control forgets after this time what it has sent.
+pub const MAX_AGE: Duration = Duration::from_secs(3);
+
+/// From how far in the future a probe may be: a worker reads the clock when its breath begins, and control may send
+/// one in the middle of that.
+const MAX_SKEW: Duration = Duration::from_secs(1);
+
+/// How long a probe is remembered, in milliseconds: until it is stale by itself.
+#[allow(clippy::cast_possible_truncation)] // 4000
+const PROBE_MEMORY_MS: u64 = (MAX_AGE.as_millis() + MAX_SKEW.as_millis()) as u64;
+
+/// Probes that are remembered of each port, and so those that are told of within that time: 100 a second.
+const MAX_PER_PORT: usize = 400;
+
+/// A loop probe of this switch has come back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReturnedProbe {
+    /// The port at which it came in, which is not the one it was sent by.
+    pub at: PortId,
+    /// What it says.
+    pub probe: Probe,
+}
+
+/// What one worker remembers of the probes that came back.
+#[derive(Debug)]
+pub(super) struct ProbeReceiver {
+    key: ProbeKey,
+    /// [`MAX_PER_PORT`] for each port, by its place: the last ones that were told of, each as [`remember`] has it. Memory that is
+    /// never written to costs nothing, and few ports ever hear a probe.
+    recent: Vec<u64>,
+    /// By the place of each port: where its oldest one stands.
+    oldest: Vec<u16>,
+    /// What is to be told, since it was last asked for.
+    pub(super) returned: Vec<ReturnedProbe>,
+}
+
+impl ProbeReceiver {
+    pub(super) fn new(key: ProbeKey) -> ProbeReceiver {
+        ProbeReceiver {
+            key,
+            recent: vec![0; MAX_PORTS * MAX_PER_PORT],
+            oldest: vec![0; MAX_PORTS],
+            returned: Vec::with_capacity(BURST),
+        }
+    }
+
+    /// Listens to a frame to the address of probes that came in at port `at`, and says what it dies as.
+    #[cold]
+    pub(super) fn receive(&mut self, at: PortId, frame: &[u8], now: MonoTime) -> DropReason {
+        let Ok(probe) = Probe::read(frame, &self.key) else { return DropReason::ProbeForged };
+        let is_fresh = now.since(probe.sent) <= MAX_AGE && probe.sent.since(now) <= MAX_SKEW;
+        if !is_fresh || probe.port == at.bits() {
+            return DropReason::ProbeStale;
+        }
+        let note = remember(probe.sequence, now);
+        let received = &mut self.recent[at.index() % MAX_PORTS * MAX_PER_PORT..][..MAX_PER_PORT];
+        if received.iter().any(|&one| one >> TIME == note >> TIME && is_recent(one, note)) {
+            return DropReason::ProbeStale;
+        }
+        let oldest = &mut self.oldest[at.index() % MAX_PORTS];
+        let place = &mut received[usize::from(*oldest)];
+        if !is_recent(*place, note) && self.returned.len() < BURST {
+            *place = note;
+            *oldest = if usize::from(*oldest) + 1 < MAX_PER_PORT { *oldest + 1 } else { 0 };
+            self.returned.push(ReturnedProbe { at, probe });
+        }
+        DropReason::Probe
+    }
+}
+
+/// The bytes of a frame, if they are in one piece, as those of a probe always are.
+pub(super) fn contiguous<'a>(frame: &Frame, head: &'a [u8]) -> &'a [u8] {
+    if frame.len() as usize == head.len() { head } else { &[] }
+}
+
+/// Bits of a note that are the time: milliseconds, enough for 34 years. Above them the sequence number, as far as it
+/// tells apart what is sent in a few seconds.
+const TIME: u32 = 40;
+
+/// What is remembered of a probe. Zero, where there is nothing yet, is never recent.
+const fn remember(sequence: u64, now: MonoTime) -> u64 {
+    sequence << TIME | (now.nanos() / 1_000_000 + PROBE_MEMORY_MS + 1) & ((1 << TIME) - 1)
+}
+
+/// Whether one was noted not so long before another that it is forgotten.
+const fn is_recent(one: u64, other: u64) -> bool {
+    const MASK: u64 = (1 << TIME) - 1;
+    (other.wrapping_sub(one) & MASK) <= PROBE_MEMORY_MS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::Mac;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    const KEY: ProbeKey = ProbeKey::new([3; 16]);
+    const AT: PortId = PortId::new(7, 2);
+
+    fn frame(sequence: u64, sent: MonoTime, port: PortId) -> [u8; Probe::LEN] {
+        Probe { sent, sequence, port: port.bits(), network: 1, vm: 2, mac: Mac::ZERO }.write(&KEY)
+    }
+
+    /// What has been told of, with its time, and never forgotten.
+    #[derive(Default)]
+    struct Model(Vec<(u64, u64)>);
+
+    impl Model {
+        fn receive(&mut self, sequence: u64, sent: u64, is_own: bool, now: u64) -> (DropReason, bool) {
+            let lately = |at: u64| now / 1_000_000 - at / 1_000_000 <= 4000;
+            let reported: Vec<_> = self.0.iter().filter(|(at, _)| lately(*at)).map(|(_, reported)| *reported).collect();
+            if now > sent + 3_000_000_000 || sent > now + 1_000_000_000 || is_own || reported.contains(&sequence) {
+                return (DropReason::ProbeStale, false);
+            }
+            let has_room = reported.len() < 400;
+            if has_room {
+                self.0.push((now, sequence));
+            }
+            (DropReason::Probe, has_room)
+        }
+    }
+
+    proptest! {
+        /// However they come, fresh or not, once or again: what is told of is what the model tells of.
+        #[test]
+        fn what_is_told_is_fresh_and_new(
+            start in 0..20_000_000_000u64,
+            probes in vec((0..40u64, 0..5_000_000_000u64, prop::bool::weighted(0.05), 0..300_000_000u64), 1..200),
+        ) {
+            let (mut probe_receiver, mut model, mut now) = (ProbeReceiver::new(KEY), Model::default(), start);
+            for (number, (sequence, age, is_own, pause)) in probes.into_iter().enumerate() {
+                now += pause;
+                // From a second and a half in the future to three and a half in the past.
+                let sent = (now + 1_500_000_000).saturating_sub(age);
+                let port = if is_own { AT } else { PortId::new(8, 2) };
+                let frame = frame(sequence, MonoTime::from_nanos(sent), port);
+                let received = probe_receiver.receive(AT, &frame, MonoTime::from_nanos(now));
+                let reported = probe_receiver.returned.drain(..).collect::<Vec<_>>();
+                prop_assert_eq!((received, !reported.is_empty()), model.receive(sequence, sent, is_own, now), "probe {}", number);
+                prop_assert!(reported.iter().all(|reported| reported.at == AT && reported.probe.sequence == sequence));
+            }
+        }
+
+        /// No port is told of more than 100 a second, and none less for the bound being there.
+        #[test]
+        fn a_port_is_told_of_a_hundred_a_second(pauses in vec(0..20_000_000u64, 2000)) {
+            let (mut probe_receiver, mut model, mut now) = (ProbeReceiver::new(KEY), Model::default(), 1_000_000_000);
+            for (sequence, pause) in (0..).zip(pauses) {
+                now += pause;
+                let frame = frame(sequence, MonoTime::from_nanos(now), PortId::new(8, 2));
+                let received = probe_receiver.receive(AT, &frame, MonoTime::from_nanos(now));
+                let reported = probe_receiver.returned.drain(..).count() == 1;
+                prop_assert_eq!((received, reported), model.receive(sequence, now, false, now));
+            }
+        }
+    }
+
+    /// Whatever else comes, and however often: a true one is told of.
+    #[test]
+    fn nothing_masks_a_true_one() {
+        let (mut probe_receiver, now) = (ProbeReceiver::new(KEY), MonoTime::from_secs(100));
+        let other = PortId::new(8, 2);
+        for sequence in 0..50 {
+            let probe = frame(sequence, now, other);
+            assert_eq!(probe_receiver.receive(AT, &probe, now), DropReason::Probe);
+            assert_eq!(probe_receiver.returned.drain(..).count(), 1, "{sequence}");
+            for place in 0..probe.len() {
+                let mut bent = probe;
+                bent[place] ^= 0x10;
+                assert_eq!(
+                    probe_receiver.receive(AT, &bent, now) == DropReason::ProbeForged,
+                    !(6..12).contains(&place)
+                );
+            }
+            for _ in 0..1000 {
+                assert_eq!(probe_receiver.receive(AT, &probe, now), DropReason::ProbeStale, "again");
+                assert_eq!(
+                    probe_receiver.receive(AT, &frame(sequence, now, AT), now),
+                    DropReason::ProbeStale,
+                    "its own"
+                );
+                let old = frame(1_000_000, now - MAX_AGE - Duration::from_nanos(1), other);
+                assert_eq!(probe_receiver.receive(AT, &old, now), DropReason::ProbeStale, "too old");
+            }
+            assert!(probe_receiver.returned.is_empty());
+        }
+    }
+}

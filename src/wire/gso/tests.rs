@@ -1,0 +1,670 @@
+use etherparse::checksum::Sum16BitWords;
+use etherparse::{Ipv4HeaderSlice, Ipv6HeaderSlice, TcpHeaderSlice, UdpHeaderSlice};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
+
+use super::*;
+use crate::wire::Segmentation;
+
+fn offload(flags: u8, kind: u8, size: u16, start: u16, offset: u16) -> Offload {
+    let mut bytes = [0; Offload::LEN];
+    (bytes[0], bytes[1]) = (flags, kind);
+    for (at, word) in [(4, size), (6, start), (8, offset)] {
+        bytes[at..at + 2].copy_from_slice(&word.to_le_bytes());
+    }
+    Offload::read(&bytes)
+}
+
+/// All that comes of a frame whose first `head` bytes are in one piece, and which lies in pieces of
+/// `piece` bytes behind that; written to rooms of `room` bytes.
+fn finish(frame: &[u8], offload: Offload, cuts: (usize, usize, usize)) -> Result<Vec<Vec<u8>>, GsoError> {
+    let (head, piece, room) = cuts;
+    let (head, tail) = frame.split_at(head.min(frame.len()));
+    let mut work = Segmenter::new(head, tail.chunks(piece), frame.len() as u32, offload)?;
+    let mut all = Vec::new();
+    while let Some(mut part) = work.next_segment() {
+        let mut written = vec![0xaa; part.len() as usize];
+        written.chunks_mut(room).for_each(|room| part.fill(room));
+        all.push(written);
+    }
+    Ok(all)
+}
+
+/// A super-frame as an honest sender makes it.
+#[derive(Debug, Clone)]
+struct GsoPacket {
+    tags: Vec<usize>,
+    v6: bool,
+    /// Words of options (IPv4), or kinds and lengths of extension headers (IPv6).
+    options: Vec<(u8, u8)>,
+    /// Words of options; none for UDP.
+    tcp: Option<usize>,
+    flags: u8,
+    urgent: u16,
+    sequence: u32,
+    id: u16,
+    size: u16,
+    ecn: bool,
+    addresses: [u8; 32],
+    payload: Vec<u8>,
+}
+
+fn gso_packets() -> impl Strategy<Value = GsoPacket> {
+    let ip = (vec(0..3usize, 0..5), any::<bool>(), vec((select(vec![0u8, 43, 60]), 0..3u8), 0..4), any::<[u8; 32]>());
+    let transport = (proptest::option::weighted(0.7, 0..=10usize), any::<u8>(), any::<u16>());
+    let numbers = (prop_oneof![any::<u32>(), 0xffff_0000u32..], prop_oneof![any::<u16>(), 0xfff0u16..]);
+    let sizes = prop_oneof![(1..60u16, 0..600usize), (500..1500u16, 0..30_000usize), (4000..9000u16, 0..60_000usize)];
+    let payload = (sizes, any::<u64>(), 0..8usize).prop_map(|((size, len), seed, kind)| {
+        // Also such as sum up to zero.
+        let byte = |i: usize| match kind {
+            0 => 0,
+            1 => 0xff,
+            _ => (seed.wrapping_mul(i as u64 | 1) >> 24) as u8,
+        };
+        let len = len.min(usize::from(size) * MAX_FALLBACK_SEGMENTS as usize);
+        (size, (0..len).map(byte).collect())
+    });
+    (ip, transport, numbers, payload, any::<bool>()).prop_map(
+        |((tags, v6, options, addresses), (tcp, flags, urgent), (sequence, id), (size, payload), ecn)| {
+            // Neither SYN nor RST.
+            let flags = flags & !0x06;
+            GsoPacket { tags, v6, options, tcp, flags, urgent, sequence, id, size, ecn, addresses, payload }
+        },
+    )
+}
+
+impl GsoPacket {
+    fn protocol(&self) -> u8 {
+        if self.tcp.is_some() { 6 } else { 17 }
+    }
+
+    /// The sum of the pseudo-header, with the length.
+    fn pseudo(&self, len: usize) -> u16 {
+        let addresses = if self.v6 { &self.addresses[..] } else { &self.addresses[..8] };
+        let sum = Sum16BitWords::new().add_slice(addresses).add_2bytes([0, self.protocol()]);
+        !sum.add_slice(&(len as u32).to_be_bytes()).ones_complement().to_be()
+    }
+
+    /// Where IP and where transport begins, and the bytes.
+    fn build(&self) -> (usize, usize, Vec<u8>) {
+        let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+        for tag in &self.tags {
+            frame.extend([[0x81, 0x00], [0x88, 0xa8], [0x91, 0x00]][*tag]);
+            frame.extend([0x20, 5]);
+        }
+        let mut segment = [0x12, 0x34, 0, 80].to_vec();
+        match self.tcp {
+            Some(words) => {
+                segment.extend(self.sequence.to_be_bytes());
+                segment.extend([9, 9, 9, 9, (5 + words as u8) << 4, self.flags, 1, 2, 0, 0]);
+                segment.extend(if self.flags & 0x20 != 0 { self.urgent } else { 0 }.to_be_bytes());
+                segment.resize(20 + 4 * words, 1);
+            }
+            None => segment.extend([((8 + self.payload.len()) >> 8) as u8, (8 + self.payload.len()) as u8, 0, 0]),
+        }
+        let len = segment.len() + self.payload.len();
+        let field = if self.tcp.is_some() { 16 } else { 6 };
+        segment[field..field + 2].copy_from_slice(&self.pseudo(len).to_be_bytes());
+        let network;
+        if self.v6 {
+            frame.extend([0x86, 0xdd]);
+            network = frame.len();
+            let mut kinds: Vec<u8> = self.options.iter().map(|option| option.0).collect();
+            kinds.push(self.protocol());
+            let extensions: Vec<u8> = (self.options.iter().zip(&kinds[1..]))
+                .flat_map(|(&(_, units), &next)| {
+                    let mut header = vec![0; 8 * (usize::from(units) + 1)];
+                    (header[0], header[1]) = (next, units);
+                    header
+                })
+                .collect();
+            frame.extend([0x6b, 1, 2, 3]);
+            frame.extend(((extensions.len() + len) as u16).to_be_bytes());
+            frame.extend([kinds[0], 64]);
+            frame.extend(self.addresses);
+            frame.extend(extensions);
+        } else {
+            frame.extend([0x08, 0x00]);
+            network = frame.len();
+            let words = self.options.len();
+            frame.extend([0x45 + words as u8, 3]);
+            frame.extend(((20 + 4 * words + len) as u16).to_be_bytes());
+            frame.extend(self.id.to_be_bytes());
+            frame.extend([0x40, 0, 64, self.protocol(), 0, 0]);
+            frame.extend(&self.addresses[..8]);
+            frame.resize(network + 20 + 4 * words, 1);
+            let checksum = Ipv4HeaderSlice::from_slice(&frame[network..]).unwrap().to_header().calc_header_checksum();
+            frame[network + 10..network + 12].copy_from_slice(&checksum.to_be_bytes());
+        }
+        let transport = frame.len();
+        frame.extend(segment);
+        frame.extend(&self.payload);
+        (network, transport, frame)
+    }
+
+    fn offload(&self, transport: usize) -> Offload {
+        let ecn = if self.ecn { 0x80 } else { 0 };
+        match self.tcp {
+            Some(_) => offload(1, if self.v6 { 4 } else { 1 } | ecn, self.size, transport as u16, 16),
+            None => offload(1, 5, self.size, transport as u16, 6),
+        }
+    }
+}
+
+/// Who sends to whom.
+#[derive(Clone, Copy)]
+enum AddressPair {
+    V4([u8; 4], [u8; 4]),
+    V6([u8; 16], [u8; 16]),
+}
+
+/// The checksums of a frame, which must be what etherparse makes of it.
+fn check_sums(frame: &[u8], network: usize, transport: usize) {
+    let (ip, segment) = (&frame[network..transport], &frame[transport..]);
+    let (way, is_tcp) = if ip[0] >> 4 == 4 {
+        let header = Ipv4HeaderSlice::from_slice(ip).unwrap();
+        assert_eq!(header.header_checksum(), header.to_header().calc_header_checksum());
+        assert_eq!(usize::from(header.total_len()), frame.len() - network);
+        (AddressPair::V4(header.source(), header.destination()), header.protocol().0 == 6)
+    } else {
+        let header = Ipv6HeaderSlice::from_slice(ip).unwrap();
+        assert_eq!(usize::from(header.payload_length()) + 40, frame.len() - network);
+        (AddressPair::V6(header.source(), header.destination()), is_tcp(ip))
+    };
+    if is_tcp {
+        let header = TcpHeaderSlice::from_slice(segment).unwrap();
+        let payload = &segment[header.slice().len()..];
+        let expected = match way {
+            AddressPair::V4(from, to) => header.calc_checksum_ipv4_raw(from, to, payload),
+            AddressPair::V6(from, to) => header.calc_checksum_ipv6_raw(from, to, payload),
+        };
+        assert_eq!(header.checksum(), expected.unwrap());
+    } else {
+        let header = UdpHeaderSlice::from_slice(segment).unwrap().to_header();
+        let payload = &segment[8..];
+        assert_eq!(usize::from(header.length), segment.len());
+        let expected = match way {
+            AddressPair::V4(from, to) => header.calc_checksum_ipv4_raw(from, to, payload),
+            AddressPair::V6(from, to) => header.calc_checksum_ipv6_raw(from, to, payload),
+        };
+        assert_eq!(header.checksum, expected.unwrap());
+        assert_ne!(header.checksum, 0, "that would mean that there is none");
+    }
+}
+
+/// What the last of the headers of IPv6 says is next.
+fn is_tcp(ip: &[u8]) -> bool {
+    let (mut next, mut at) = (ip[6], 40);
+    while at < ip.len() {
+        next = ip[at];
+        at += 8 * (usize::from(ip[at + 1]) + 1);
+    }
+    next == 6
+}
+
+/// The headers of a frame, without what has to differ from frame to frame; and that.
+fn split_headers(headers: &[u8], network: usize, transport: usize, tcp: bool) -> (Vec<u8>, Vec<u8>) {
+    let mut same = headers.to_vec();
+    let mut places: Vec<usize> = if headers[network] >> 4 == 4 {
+        vec![network + 2, network + 3, network + 4, network + 5, network + 10, network + 11]
+    } else {
+        vec![network + 4, network + 5]
+    };
+    places.extend(if tcp {
+        [4, 5, 6, 7, 13, 16, 17, 18, 19].map(|at| transport + at).to_vec()
+    } else {
+        [4, 5, 6, 7].map(|at| transport + at).to_vec()
+    });
+    let own = places.iter().map(|&place| std::mem::take(&mut same[place])).collect();
+    (same, own)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    /// Each frame is one that its sender might have sent, and together they say what the super-frame says.
+    #[test]
+    fn what_is_divided_and_put_together_again_is_what_it_was(
+        packet in gso_packets(), piece in 1..5000usize, room in prop_oneof![1..100usize, 3000..5000usize], more in 0..3000usize,
+    ) {
+        let (network, transport, frame) = packet.build();
+        let offload = packet.offload(transport);
+        let headers = frame.len() - packet.payload.len();
+        let parts = offload.segmentation(&frame, frame.len() as u32).unwrap();
+        prop_assert_eq!(usize::from(parts.headers), headers);
+        let frames = finish(&frame, offload, (headers + more, piece, room)).unwrap();
+        prop_assert_eq!(frames.len(), parts.frames as usize);
+        let (same, _) = split_headers(&frame[..headers], network, transport, packet.tcp.is_some());
+        let (mut payload, last) = (Vec::<u8>::new(), frames.len() - 1);
+        for (index, frame) in frames.iter().enumerate() {
+            check_sums(frame, network, transport);
+            prop_assert_eq!(&split_headers(&frame[..headers], network, transport, packet.tcp.is_some()).0, &same);
+            let size = frame.len() - headers;
+            let most = usize::from(packet.size);
+            prop_assert!(size == most || index == last && size <= most);
+            if !packet.v6 {
+                let id = u16::from_be_bytes([frame[network + 4], frame[network + 5]]);
+                prop_assert_eq!(id, packet.id.wrapping_add(index as u16));
+            }
+            if packet.tcp.is_some() {
+                let tcp = TcpHeaderSlice::from_slice(&frame[transport..]).unwrap();
+                prop_assert_eq!(tcp.sequence_number(), packet.sequence.wrapping_add(payload.len() as u32));
+                prop_assert_eq!(tcp.cwr(), packet.flags & 0x80 != 0 && index == 0);
+                prop_assert_eq!(tcp.psh(), packet.flags & 0x08 != 0 && index == last);
+                prop_assert_eq!(tcp.fin(), packet.flags & 0x01 != 0 && index == last);
+                let urgent = (packet.flags & 0x20 != 0).then_some(usize::from(packet.urgent));
+                let urgent = urgent.and_then(|end| end.checked_sub(payload.len()));
+                prop_assert_eq!((tcp.urg(), usize::from(tcp.urgent_pointer())), (urgent.is_some(), urgent.unwrap_or(0)));
+                prop_assert_eq!(frame[transport + 13] & 0x56, packet.flags & 0x56, "the others");
+            }
+            payload.extend(&frame[headers..]);
+        }
+        prop_assert!(payload == packet.payload);
+    }
+
+    /// Whatever the bytes: a refusal, or as many frames as it counts as, no longer than it says.
+    #[test]
+    fn lies_are_bounded(
+        packet in gso_packets(), spoilt in vec((any::<Index>(), any::<u8>()), 0..6), cut in proptest::option::of(any::<Index>()),
+        header in proptest::option::of(any::<[u8; 12]>()), start in -20..20i32, piece in 1..5000usize, head in 0..4000usize,
+    ) {
+        let (_, transport, mut frame) = packet.build();
+        let headers = frame.len().min(200);
+        for (place, value) in spoilt {
+            let place = place.index(headers);
+            frame[place] = value;
+        }
+        if let Some(cut) = cut {
+            frame.truncate(cut.index(frame.len()));
+        }
+        let shifted = transport.saturating_add_signed(start as isize);
+        let offload = header.map_or_else(|| packet.offload(shifted), |bytes| Offload::read(&bytes));
+        let head = head.min(frame.len());
+        let parts = offload.segmentation(&frame[..head], frame.len() as u32);
+        if let Ok(frames) = finish(&frame, offload, (head, piece, 4096)) {
+            let Segmentation { frames: count, headers } = parts.unwrap();
+            let count = count as usize;
+            prop_assert_eq!(frames.len(), count);
+            let bytes: usize = frames.iter().map(Vec::len).sum();
+            prop_assert_eq!(bytes, frame.len() + (count - 1) * usize::from(headers));
+            let max_len = frames.iter().map(Vec::len).max().unwrap();
+            prop_assert!(count == 1 || max_len <= usize::from(headers) + usize::from(offload.segment_size()));
+        }
+    }
+
+    /// A checksum that is open anywhere, over anything.
+    #[test]
+    fn an_open_checksum_is_completed_wherever_it_stands(
+        frame in vec(prop_oneof![any::<u8>(), Just(0), Just(0xff)], 18..9000), start: Index, offset: Index,
+        head in 14..5000usize, piece in 1..5000usize, room in 1..5000usize,
+    ) {
+        let start = 14 + start.index(frame.len() - 16);
+        let offset = offset.index(frame.len() - start - 1);
+        prop_assume!(offset != 8, "that is SCTP");
+        let frames = finish(&frame, offload(1, 0, 0, start as u16, offset as u16), (head, piece, room)).unwrap();
+        prop_assert_eq!(frames.len(), 1);
+        let sum = Sum16BitWords::new().add_slice(&frame[start..]).ones_complement().to_be();
+        let sum = if sum == 0 && offset == 6 { 0xffff } else { sum };
+        let mut expected = frame.clone();
+        expected[start + offset..][..2].copy_from_slice(&sum.to_be_bytes());
+        prop_assert!(frames[0] == expected);
+    }
+
+    /// One frame of TCP or UDP whose checksum is open becomes what it would have been with a closed one.
+    #[test]
+    fn an_open_checksum_of_tcp_and_udp_is_closed(packet in gso_packets(), piece in 1..5000usize, room in 1..5000usize) {
+        let (network, transport, frame) = packet.build();
+        let field = if packet.tcp.is_some() { 16 } else { 6 };
+        let frames = finish(&frame, offload(1, 0, 0, transport as u16, field), (3000, piece, room)).unwrap();
+        check_sums(&frames[0], network, transport);
+    }
+}
+
+fn hex(text: &str) -> Vec<u8> {
+    text.as_bytes().chunks(2).map(|b| u8::from_str_radix(std::str::from_utf8(b).unwrap(), 16).unwrap()).collect()
+}
+
+/// What Linux 6.18 hands to a tap: `virtio_net_hdr` and headers of a frame, to which a payload is added
+/// that counts from 1 on.
+fn linux(header: &str, headers: &str, payload: u8) -> (Offload, Vec<u8>) {
+    let mut frame = hex(headers);
+    frame.extend(1..=payload);
+    (Offload::read(&hex(header).try_into().unwrap()), frame)
+}
+
+const WHOLE: (usize, usize, usize) = (usize::MAX, 1, usize::MAX);
+
+#[test]
+fn a_super_frame_of_linux_is_divided() {
+    let headers = "02000000000202000000000108004500\
+                   00f0d9d7400040064c240a0500010a050002ec320009f3b5cf43000003e95018ffdc14ef0000";
+    let (offload, frame) = linux("010136006400220010000000", headers, 200);
+    let frames = finish(&frame, offload, WHOLE).unwrap();
+    assert_eq!(frames.iter().map(Vec::len).collect::<Vec<_>>(), [154, 154]);
+    for (frame, headers) in frames.iter().zip([
+        // total length, id, checksum; sequence, flags, checksum
+        ["0000008c", "d9d7", "4c88", "f3b5cf43", "5010"],
+        ["0000008c", "d9d8", "4c87", "f3b5cfa7", "5018"],
+    ]) {
+        check_sums(frame, 14, 34);
+        let [length, id, checksum, sequence, flags] = headers.map(hex);
+        assert_eq!(
+            (&frame[16..18], &frame[18..20], &frame[24..26], &frame[38..42], &frame[46..48]),
+            (&length[2..], &id[..], &checksum[..], &sequence[..], &flags[..])
+        );
+    }
+    assert_eq!([&frames[0][54..], &frames[1][54..]].concat(), frame[54..]);
+}
+
+#[test]
+fn datagrams_of_linux_are_divided() {
+    let headers = "0200000000020200000000010800450000533bf140004011ea9c0a0500010a050002a7300009003f145d";
+    let (offload, frame) = linux("01052a001800220006000000", headers, 55);
+    let frames = finish(&frame, offload, WHOLE).unwrap();
+    assert_eq!(frames.iter().map(Vec::len).collect::<Vec<_>>(), [66, 66, 49]);
+    for (frame, (id, length)) in frames.iter().zip([(0x3bf1u16, 32u16), (0x3bf2, 32), (0x3bf3, 15)]) {
+        check_sums(frame, 14, 34);
+        assert_eq!((&frame[18..20], &frame[38..40]), (&id.to_be_bytes()[..], &length.to_be_bytes()[..]));
+    }
+}
+
+#[test]
+fn an_open_checksum_of_linux_is_completed() {
+    let headers = "02000000000202000000000108004500\
+                   00293bf240004011eac50a0500010a050002a1d200090015143301020304050607080910111213";
+    let (offload, frame) = linux("010000000000220006000000", headers, 0);
+    let [done] = finish(&frame, offload, WHOLE).unwrap().try_into().unwrap();
+    check_sums(&done, 14, 34);
+    assert_eq!((&done[..40], &done[42..]), (&frame[..40], &frame[42..]));
+}
+
+#[test]
+fn what_is_not_understood_is_refused() {
+    let packet = GsoPacket {
+        tags: vec![0],
+        v6: false,
+        options: Vec::new(),
+        tcp: Some(3),
+        flags: 0x18,
+        urgent: 0,
+        sequence: 7,
+        id: 9,
+        size: 1000,
+        ecn: false,
+        addresses: [7; 32],
+        payload: vec![5; 2500],
+    };
+    let six = GsoPacket { v6: true, options: vec![(60, 0)], ..packet.clone() };
+    let udp = GsoPacket { tcp: None, ..packet.clone() };
+    let spoil = |packet: &GsoPacket, place: usize, value: u8| {
+        let (network, transport, mut frame) = packet.build();
+        frame[network + place] = value;
+        finish(&frame, packet.offload(transport), WHOLE)
+    };
+    use GsoError::{Fragment, Inconsistent, Lengths, TooManyHeaders, Tunnel};
+    for packet in [&packet, &six, &udp] {
+        assert_eq!(spoil(packet, 1, 0x60).unwrap().len(), 3, "the class of traffic is anything");
+    }
+    for (name, packet, place, value, why) in [
+        ("IPv5", &packet, 0, 0x55, Inconsistent),
+        ("a header of IPv4 that is too short", &packet, 0, 0x44, Inconsistent),
+        ("options that are none", &packet, 0, 0x46, Tunnel),
+        ("more fragments", &packet, 6, 0x20, Fragment),
+        ("a later fragment", &packet, 7, 1, Fragment),
+        ("IP in IP", &packet, 9, 4, Tunnel),
+        ("authentication", &packet, 9, 51, Tunnel),
+        ("UDP as TCP", &packet, 9, 17, Tunnel),
+        ("padding behind it", &packet, 2, 1, Lengths),
+        ("no header of TCP", &packet, 32, 0x40, Inconsistent),
+        ("a SYN", &packet, 33, 0x02, Inconsistent),
+        ("a RST", &packet, 33, 0x04, Inconsistent),
+        ("a fragment over IPv6", &six, 6, 44, Fragment),
+        ("a tunnel over IPv6", &six, 6, 41, Tunnel),
+        ("authentication over IPv6", &six, 6, 51, Tunnel),
+        ("an extension without end", &six, 41, 0xff, Tunnel),
+        ("UDP as TCP over IPv6", &six, 40, 17, Tunnel),
+        ("a jumbogram", &six, 4, 0, Lengths),
+        ("the length of UDP", &udp, 24, 0, Lengths),
+    ] {
+        assert_eq!(spoil(packet, place, value), Err(why), "{name}");
+    }
+    // A type that is not theirs, and checksums elsewhere.
+    for (packet, kind, offset) in
+        [(&packet, 4, 16), (&six, 1, 16), (&packet, 5, 6), (&udp, 1, 6), (&packet, 1, 6), (&udp, 5, 16)]
+    {
+        let (_, transport, frame) = packet.build();
+        assert!(finish(&frame, offload(1, kind, 1000, transport as u16, offset), WHOLE).is_err(), "{kind} at {offset}");
+    }
+    // The inner TCP of a tunnel.
+    let (network, _, outer) = udp.build();
+    let (_, inner, within) = GsoPacket { tags: Vec::new(), payload: vec![1; 400], ..packet.clone() }.build();
+    let mut tunnel = outer[..network + 36].to_vec();
+    tunnel.extend(&within);
+    let total = ((tunnel.len() - network) as u16).to_be_bytes();
+    tunnel[network + 2..network + 4].copy_from_slice(&total);
+    let start = (network + 36 + inner) as u16;
+    assert_eq!(finish(&tunnel, offload(1, 1, 100, start, 16), WHOLE), Err(Tunnel));
+    assert!(finish(&tunnel, offload(1, 0, 0, start, 16), WHOLE).is_ok(), "and yet its checksum is completed");
+    let long = GsoPacket { v6: true, options: vec![(60, 20), (60, 10)], ..packet };
+    let (_, transport, frame) = long.build();
+    assert_eq!(finish(&frame, long.offload(transport), WHOLE), Err(TooManyHeaders));
+}
+
+/// A tunnel: what stands between the outer IP header and the inner Ethernet header, or the inner IP header.
+#[derive(Debug, Clone, Copy)]
+enum Tunnel {
+    Vxlan,
+    Geneve { options: u8 },
+    Gre { keyed: bool },
+    IpInIp,
+}
+
+fn tunnels() -> impl Strategy<Value = Tunnel> {
+    prop_oneof![
+        Just(Tunnel::Vxlan),
+        (0..5u8).prop_map(|options| Tunnel::Geneve { options }),
+        any::<bool>().prop_map(|keyed| Tunnel::Gre { keyed }),
+        Just(Tunnel::IpInIp),
+    ]
+}
+
+impl Tunnel {
+    /// The GSO packet inside a tunnel. Where its outer IP header begins, where the inner one and the transport header
+    /// do, and the bytes.
+    fn wrap(self, packet: &GsoPacket, v6: bool, has_csum: bool) -> (usize, usize, usize, Vec<u8>) {
+        let (network, transport, inner) = packet.build();
+        let ether = [if packet.v6 { [0x86, 0xdd] } else { [8, 0] }].concat();
+        let (protocol, mut header) = match self {
+            Tunnel::Vxlan => (17, vec![8, 0, 0, 0, 0, 0, 7, 0]),
+            Tunnel::Geneve { options } => {
+                let mut header = vec![options, 0, 0x65, 0x58, 0, 0, 7, 0];
+                header.resize(8 + 4 * usize::from(options), 3);
+                (17, header)
+            }
+            Tunnel::Gre { keyed: true } => (47, [&[0x20, 0][..], &ether, &[0, 0, 0, 9]].concat()),
+            Tunnel::Gre { keyed: false } => (47, vec![0, 0, 0x65, 0x58]),
+            Tunnel::IpInIp => (if packet.v6 { 41 } else { 4 }, Vec::new()),
+        };
+        let is_bare = matches!(self, Tunnel::IpInIp | Tunnel::Gre { keyed: true });
+        let dropped = if is_bare { network } else { 0 };
+        header.extend(&inner[dropped..]);
+        if protocol == 17 {
+            let length = (header.len() + 8) as u16;
+            // Any checksum says that there is one.
+            let csum = if has_csum { [0x12, 0x34] } else { [0, 0] };
+            header.splice(0..0, [&[0xc0, 0, 0x12, 0xb5][..], &length.to_be_bytes(), &csum].concat());
+        }
+        let mut frame = vec![2, 0, 0, 0, 0, 3, 2, 0, 0, 0, 0, 4];
+        let length = header.len() as u16;
+        if v6 {
+            frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+            frame.extend(length.to_be_bytes());
+            frame.extend([protocol, 64]);
+            frame.extend([9; 32]);
+        } else {
+            frame.extend([8, 0, 0x45, 0]);
+            frame.extend((length + 20).to_be_bytes());
+            frame.extend([0xff, 0xff, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
+        }
+        let shift = frame.len() + header.len() - inner.len();
+        frame.extend(header);
+        (14, network + shift, transport + shift, frame)
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
+
+    /// Each segment has its own outer headers, and is inside what it would have been without a tunnel.
+    #[test]
+    fn a_tunnel_is_around_each_segment(packet in gso_packets(), tunnel in tunnels(), v6: bool, has_csum: bool) {
+        let packet = GsoPacket { payload: packet.payload[..packet.payload.len().min(30_000)].to_vec(), ..packet };
+        let (outer, network, transport, frame) = tunnel.wrap(&packet, v6, has_csum);
+        let headers = frame.len() - packet.payload.len();
+        prop_assume!(headers <= MAX_HEADERS);
+        let frames = finish(&frame, packet.offload(transport), (headers, 1000, 1000)).unwrap();
+        let (_, bare_transport, bare) = packet.build();
+        let alone = finish(&bare, packet.offload(bare_transport), WHOLE).unwrap();
+        prop_assert_eq!(frames.len(), alone.len());
+        for (index, (frame, alone)) in frames.iter().zip(&alone).enumerate() {
+            check_sums(frame, network, transport);
+            prop_assert!(frame[network..] == alone[bare_transport - (transport - network)..]);
+            let ip = &frame[outer..];
+            if v6 {
+                prop_assert_eq!(usize::from(u16::from_be_bytes([ip[4], ip[5]])), ip.len() - 40);
+            } else {
+                let header = Ipv4HeaderSlice::from_slice(ip).unwrap();
+                prop_assert_eq!(usize::from(header.total_len()), ip.len());
+                prop_assert_eq!(header.header_checksum(), header.to_header().calc_header_checksum());
+                prop_assert_eq!(header.identification(), 0xffffu16.wrapping_add(index as u16));
+            }
+            if matches!(tunnel, Tunnel::Vxlan | Tunnel::Geneve { .. }) {
+                let udp = &ip[if v6 { 40 } else { 20 }..];
+                prop_assert_eq!(usize::from(u16::from_be_bytes([udp[4], udp[5]])), udp.len());
+                if has_csum {
+                    let addresses = if v6 { &ip[8..40] } else { &ip[12..20] };
+                    let sum = Sum16BitWords::new().add_slice(addresses).add_2bytes([0, 17]);
+                    let sum = sum.add_slice(&(udp.len() as u32).to_be_bytes()).add_slice(udp);
+                    prop_assert_eq!(sum.ones_complement(), 0);
+                } else {
+                    prop_assert_eq!(&udp[6..8], &[0, 0]);
+                }
+            }
+        }
+    }
+
+    /// Segments with partial checksums become, once these are completed, what they would have been without; and the
+    /// checksum of a tunnel around them is right before.
+    #[test]
+    fn a_partial_checksum_is_completed_by_who_gets_it(packet in gso_packets(), tunnel in proptest::option::of(tunnels()), v6: bool) {
+        let packet = GsoPacket { payload: packet.payload[..packet.payload.len().min(20_000)].to_vec(), ..packet };
+        let (transport, frame) = match tunnel {
+            Some(tunnel) => {
+                let (_, _, transport, frame) = tunnel.wrap(&packet, v6, true);
+                (transport, frame)
+            }
+            None => {
+                let (_, transport, frame) = packet.build();
+                (transport, frame)
+            }
+        };
+        prop_assume!(frame.len() - packet.payload.len() <= MAX_HEADERS);
+        let whole = finish(&frame, packet.offload(transport), WHOLE).unwrap();
+        let mut work = Segmenter::new(&frame, [].into_iter(), frame.len() as u32, packet.offload(transport)).unwrap();
+        let left = work.keep_partial_checksums();
+        for whole in whole {
+            let mut part = work.next_segment().unwrap();
+            let mut written = vec![0; part.len() as usize];
+            part.fill(&mut written);
+            let [completed] = finish(&written, left, WHOLE).unwrap().try_into().unwrap();
+            prop_assert!(completed == whole);
+        }
+        prop_assert!(work.next_segment().is_none());
+    }
+
+    /// Some senders leave lengths and the pseudo-header to whoever segments. The result is the same.
+    #[test]
+    fn lengths_and_sums_that_were_left_open_are_filled_in(packet in gso_packets(), seed: u16, open_ip: bool, open_udp in 0..3u8) {
+        let (network, transport, frame) = packet.build();
+        let right = finish(&frame, packet.offload(transport), WHOLE).unwrap();
+        let mut open = frame;
+        let field = transport + if packet.tcp.is_some() { 16 } else { 6 };
+        open[field..field + 2].copy_from_slice(&seed.to_be_bytes());
+        if open_ip {
+            let length = network + if packet.v6 { 4 } else { 2 };
+            open[length..length + 2].fill(0);
+        }
+        if packet.tcp.is_none() && open_udp > 0 {
+            let length = if open_udp == 1 { 0 } else { packet.size + 8 };
+            open[transport + 4..transport + 6].copy_from_slice(&length.to_be_bytes());
+        }
+        prop_assert!(finish(&open, packet.offload(transport), WHOLE).unwrap() == right);
+    }
+
+    /// The same for the checksum of a single frame, which may be padded.
+    #[test]
+    fn a_checksum_needs_no_seed(packet in gso_packets(), seed: u16, padding in vec(any::<u8>(), 0..20)) {
+        let (network, transport, mut frame) = packet.build();
+        let (len, field) = (frame.len(), if packet.tcp.is_some() { 16 } else { 6 });
+        frame[transport + field..][..2].copy_from_slice(&seed.to_be_bytes());
+        frame.extend(&padding);
+        let [done] = finish(&frame, offload(1, 0, 0, transport as u16, field as u16), (3000, 7, 9)).unwrap().try_into().unwrap();
+        check_sums(&done[..len], network, transport);
+        prop_assert!(done[len..] == padding);
+    }
+
+    /// A CRC32c over any cuts, which is checked against one over all of it.
+    #[test]
+    fn sctp_gets_a_crc(chunks in vec(any::<u8>(), 0..3000), v6: bool, padding in 0..20usize, piece in 1..2000usize) {
+        let packet = GsoPacket { v6, tcp: None, tags: vec![0], options: vec![], flags: 0, urgent: 0, sequence: 0, id: 0, size: 0, ecn: false,
+            addresses: [7; 32], payload: [&[1; 4][..], &chunks].concat() };
+        let (network, transport, mut frame) = packet.build();
+        frame[network + if v6 { 6 } else { 9 }] = 132;
+        let len = frame.len();
+        let mut zeroed = frame[transport..].to_vec();
+        zeroed[8..12].fill(0);
+        frame.resize(len + padding, 0);
+        let [done] = finish(&frame, offload(1, 0, 0, transport as u16, 8), (100, piece, 50)).unwrap().try_into().unwrap();
+        prop_assert_eq!(&done[transport + 8..][..4], &crc32c::crc32c(&zeroed).to_le_bytes());
+        prop_assert!(done[..transport + 8] == frame[..transport + 8] && done[transport + 12..] == frame[transport + 12..]);
+    }
+}
+
+#[test]
+fn a_packet_of_sctp_has_the_checksum_of_rfc_9260() {
+    let (offload, frame) = linux(
+        "010000000000220008000000",
+        "02000000010b02000000010a08004500003400010000408466430a0500010a050002\
+         13881389112233440000000001000014aabbccdd00010000000a000a00000001",
+        0,
+    );
+    let [done] = finish(&frame, offload, WHOLE).unwrap().try_into().unwrap();
+    assert_eq!(done[42..46], hex("8eb1559a"));
+    assert_eq!((&done[..42], &done[46..]), (&frame[..42], &frame[46..]));
+    let mut tcp = frame;
+    tcp[23] = 6;
+    assert_eq!(finish(&tcp, offload, WHOLE), Err(GsoError::UnknownChecksum));
+}
+
+#[test]
+fn work_for_one_packet_is_bounded() {
+    let packet = GsoPacket {
+        tags: Vec::new(),
+        v6: false,
+        options: Vec::new(),
+        tcp: Some(0),
+        flags: 0x10,
+        urgent: 0,
+        sequence: 1,
+        id: 1,
+        size: 48,
+        ecn: false,
+        addresses: [7; 32],
+        payload: vec![5; 65_495],
+    };
+    let (_, transport, frame) = packet.build();
+    assert_eq!(finish(&frame, packet.offload(transport), WHOLE).unwrap().len(), 1365);
+    let smaller = GsoPacket { size: 47, ..packet };
+    assert_eq!(finish(&frame, smaller.offload(transport), WHOLE), Err(GsoError::TooManySegments));
+}

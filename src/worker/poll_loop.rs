@@ -1,0 +1,477 @@
+//! A worker, and how it breathes.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::channel::Receiver;
+use tokio::sync::mpsc;
+
+use super::Notifier;
+use super::early_drop::{NEVER, STORM_REASONS};
+use super::events::{EventSender, WorkerEvent};
+use super::idle::{IdlePolicy, Pace};
+use super::mailbox::{Command, DeviceGone, PortCounterTable};
+use super::outbox::{Outbox, counters_of};
+use super::peer::Peer;
+use super::queues::{QueueState, QueueTable, SCAN_WIDTH};
+use super::sw_offload::SwOffload;
+use super::worker_set::WorkerSetSettings;
+use crate::frame::{BURST, Batch, Magazine, TxStats};
+use crate::switch::{DropReason, IngressPorts, PortId, Switch, Verdict, Verdicts};
+use crate::telemetry::WorkerCounters;
+use crate::time::{self, MonoTime};
+use crate::wire::MIN_WIRE_LEN;
+
+/// Stations looked at in each breath to see whether they have aged.
+const AGE_BATCH: usize = 8;
+
+/// Frames taken in after which the lanes are sent off before the end of the breath: while their
+/// bytes are still in the processor's nearest cache. It also bounds the length of a lane.
+const MAX_PER_POLL: usize = 2 * BURST;
+
+/// Sightings heard from each peer in one breath, at most.
+const MAX_UPDATES: usize = 256;
+
+/// Receives that found nothing in a row, after which a device is asked what it has missed. That is a system
+/// call for some, made when there is time, and once between two busy spells.
+const IDLE_POLLS: u8 = 32;
+
+/// After so long each device is asked the same, one in each breath: for those that never pause, or never for long.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// What came of a breath.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PollResult {
+    /// Frames that were received or heard of, super-frames counted once, and commands.
+    pub done: usize,
+    /// Of these: queues that were not read, because nothing has lived lately of what they bring. There may be more to
+    /// do soon, but nothing has been done.
+    pub skipped: usize,
+    /// Whether the worker has been told to stop.
+    pub stop: bool,
+}
+
+/// What came of carrying out the verdicts on a burst.
+#[derive(Debug, Clone, Copy)]
+struct BurstOutcome {
+    /// Whether a lane has borrowed from the batch.
+    borrowed: bool,
+    /// Whether all frames have been taken out of it.
+    moved_all: bool,
+    /// Whether some frame was not to die.
+    any_forwarded: bool,
+    /// For which reasons others have: a set of bits.
+    drop_mask: u64,
+}
+
+/// One thread's share of the switch: its gates, its table, its memory.
+pub struct Worker {
+    index: u16,
+    pub(super) mailbox: Receiver<Command>,
+    pub(super) notices: mpsc::Sender<DeviceGone>,
+    event_sender: EventSender,
+    notifier: Notifier,
+    peers: Vec<Option<Peer>>,
+    pub(super) queues: QueueTable,
+    pub(super) switch: Switch,
+    pub(super) port_counters: PortCounterTable,
+    /// When to look again at what devices shed.
+    pub(super) next_drop_check: MonoTime,
+    /// So many devices have been asked in this round what they have missed, and when the next one begins.
+    checked: usize,
+    next_check_round: MonoTime,
+    batch: Batch,
+    verdicts: Box<Verdicts>,
+    gso_fallback: SwOffload,
+    /// Frames taken in since the lanes were last sent off.
+    received: usize,
+    pub(super) magazine: Magazine,
+    pub(super) idle: IdlePolicy,
+    pub(super) counters: Arc<WorkerCounters>,
+    pub(super) stop: bool,
+}
+
+// A worker is made by control and then moves to its own thread.
+const _: () = {
+    const fn can_be_sent<T: Send>() {}
+    can_be_sent::<Worker>();
+};
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("index", &self.index).field("gates", &self.queues.open()).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    #[allow(clippy::too_many_arguments)] // its ends of all that leads to others
+    pub(super) fn new(
+        index: u16,
+        settings: &WorkerSetSettings,
+        mailbox: Receiver<Command>,
+        notifier: Notifier,
+        peers: Vec<Option<Peer>>,
+        counters: Arc<WorkerCounters>,
+        notices: mpsc::Sender<DeviceGone>,
+        event_sender: EventSender,
+    ) -> io::Result<Worker> {
+        Ok(Worker {
+            index,
+            mailbox,
+            notices,
+            event_sender,
+            idle: IdlePolicy::new(&notifier)?,
+            notifier,
+            peers,
+            queues: QueueTable::new(index),
+            switch: Switch::new(settings.fdb_capacity, settings.hash_key, settings.probe_key),
+            port_counters: PortCounterTable::new(),
+            next_drop_check: NEVER,
+            checked: 0,
+            next_check_round: MonoTime::default(),
+            batch: Batch::new(),
+            verdicts: Box::new([Verdict::Drop(DropReason::PortClosed); BURST]),
+            gso_fallback: SwOffload::new(),
+            received: 0,
+            magazine: Magazine::new(settings.pool),
+            counters,
+            stop: false,
+        })
+    }
+
+    /// Breathes until told to stop, sleeping when there is nothing to do and `idle` allows it.
+    pub fn run(mut self, pace: Pace) {
+        let mut now = time::now();
+        loop {
+            let work = self.poll_once(now);
+            let then = std::mem::replace(&mut now, time::now());
+            if work.stop {
+                return;
+            }
+            if work.done > 0 {
+                self.idle.record_work(now);
+                if work.done > work.skipped {
+                    self.counters.busy_polls.add(1);
+                    self.counters.busy_nanos.add(now.nanos() - then.nanos());
+                }
+            } else if pace == Pace::Adaptive && self.idle.should_sleep(now) {
+                self.sleep();
+                now = time::now();
+                self.idle.record_wakeup(now);
+            }
+        }
+    }
+
+    fn sleep(&mut self) {
+        let (mailbox, peers) = (&self.mailbox, &self.peers);
+        let has_news = || !mailbox.is_empty() || peers.iter().flatten().any(Peer::has_work);
+        if self.idle.sleep(&mut self.queues, &mut self.magazine, &self.notifier, has_news) {
+            self.counters.sleeps.add(1);
+        }
+    }
+
+    /// One breath: take in what has arrived, decide, let it out. Bounded work, no waiting.
+    pub fn poll_once(&mut self, now: MonoTime) -> PollResult {
+        let skipped_before = self.counters.polls_skipped.get();
+        let mut done = self.read_command(now);
+        done += self.drain_peers(now);
+        self.idle.poll_watched(&mut self.queues, &self.notifier);
+        for number in 0..self.queues.len() {
+            done += self.receive_burst(number, now);
+        }
+        self.flush_tx();
+        self.notify_peers();
+        self.age_step(now);
+        let skipped = usize::try_from(self.counters.polls_skipped.get() - skipped_before).unwrap_or(usize::MAX);
+        PollResult { done, skipped, stop: self.stop }
+    }
+
+    /// Receives a burst at one gate and sees to each of its frames.
+    #[inline]
+    fn receive_burst(&mut self, number: usize, now: MonoTime) -> usize {
+        let open = self.queues.open();
+        let Some(queue) = self.queues.get_mut(number) else { return 0 };
+        match queue.state {
+            QueueState::Polled if queue.moderation.is_due(now) => {}
+            QueueState::BackedOff(left) => {
+                queue.record_skip(left);
+                self.counters.polls_skipped.add(1);
+                return 1; // there may be more to do, so that it is no time to sleep
+            }
+            QueueState::Polled | QueueState::Watched | QueueState::Gone => return 0,
+        }
+        let (port, lost) = (queue.port, queue.device.receive(&mut self.batch, &mut self.magazine).is_err());
+        let received = self.batch.len();
+        if received == 0 {
+            queue.dropped_bursts = 0;
+            self.idle.record_idle(number, queue, open);
+            if queue.idle_streak == IDLE_POLLS {
+                self.count_rx_missed(number);
+            }
+        } else {
+            queue.idle_streak = 0;
+            queue.moderation.record(received, self.batch.frame(0).len() as usize, now);
+            self.idle.record_busy(queue);
+            let decided = self.switch.decide_burst(port, &mut self.batch, now, &mut self.verdicts);
+            let outcome = if decided.by_trunk {
+                self.outbox(|outbox, ingress_ports| outbox.dispatch_trunk(port, ingress_ports, decided.not_learned))
+            } else {
+                self.outbox(|outbox, _| outbox.dispatch(port, decided.not_learned))
+            };
+            self.send_updates();
+            if self.switch.has_events() {
+                self.send_events();
+            }
+            let was_full = self.batch.is_full();
+            self.end_burst(&outcome);
+            if let Some(queue) = self.queues.get_mut(number) {
+                queue.device.release();
+                queue.record_burst(!outcome.any_forwarded && (was_full || received >= queue.max_burst));
+            }
+            if outcome.drop_mask & STORM_REASONS != 0 && !decided.by_trunk {
+                self.xdp_drop(number, now);
+            }
+        }
+        if lost {
+            self.remove_lost(number);
+        }
+        received
+    }
+
+    /// Enters what a device has missed, shed or lost into the books.
+    #[cold]
+    pub(super) fn count_rx_missed(&mut self, number: usize) {
+        let Some(queue) = self.queues.get_mut(number) else { return };
+        queue.count_xdp_drops(&self.port_counters);
+        let (rx_missed, tx_lost) = (queue.device.rx_missed(), queue.device.tx_lost());
+        if let Some(counters) = counters_of(&self.port_counters, queue.port).filter(|_| rx_missed + tx_lost > 0) {
+            counters.rx_missed.add(rx_missed);
+            counters.tx_lost.add(tx_lost);
+        }
+    }
+
+    /// Lets `f` fill the outbox.
+    #[inline]
+    fn outbox(&mut self, f: impl FnOnce(&mut Outbox<'_>, &IngressPorts)) -> BurstOutcome {
+        let mut outbox = Outbox {
+            me: self.index,
+            config: self.switch.config(),
+            verdicts: &self.verdicts,
+            port_counters: &self.port_counters,
+            counters: &self.counters,
+            queues: &mut self.queues,
+            peers: &mut self.peers,
+            batch: &mut self.batch,
+            magazine: &mut self.magazine,
+            borrowed: false,
+            moved_all: false,
+            any_forwarded: false,
+            drop_mask: 0,
+        };
+        f(&mut outbox, self.switch.ingress_ports());
+        BurstOutcome {
+            borrowed: outbox.borrowed,
+            moved_all: outbox.moved_all,
+            any_forwarded: outbox.any_forwarded,
+            drop_mask: outbox.drop_mask,
+        }
+    }
+
+    /// Makes the batch free for the next burst. What was borrowed from it goes out first.
+    #[inline]
+    fn end_burst(&mut self, outcome: &BurstOutcome) {
+        self.received += self.batch.len();
+        if outcome.borrowed || self.received > MAX_PER_POLL {
+            self.flush_tx();
+        }
+        if outcome.moved_all {
+            self.batch.end();
+        } else {
+            self.batch.clear(&mut self.magazine);
+        }
+    }
+
+    /// Sends what waits in the lanes: one call for each port that has something.
+    #[inline]
+    pub(super) fn flush_tx(&mut self) {
+        self.received = 0;
+        for first in (0..self.queues.len()).step_by(SCAN_WIDTH) {
+            let mut waiting = self.queues.take_pending(first);
+            while waiting != 0 {
+                self.flush_queue(first + (waiting.trailing_zeros() / u8::BITS) as usize);
+                waiting &= waiting - 1;
+            }
+        }
+        for first in self.queues.subport_numbers() {
+            let mut waiting = self.queues.take_pending(first);
+            while waiting != 0 {
+                self.flush_subport(first + (waiting.trailing_zeros() / u8::BITS) as usize);
+                waiting &= waiting - 1;
+            }
+        }
+    }
+
+    fn flush_queue(&mut self, number: usize) {
+        let Some((queue, tx)) = self.queues.with_tx(number) else { return };
+        self.idle.record_busy(queue);
+        let (port, device) = (queue.port, &mut *queue.device);
+        let sent = if std::mem::take(&mut queue.needs_sw_offload) {
+            let shortest = if queue.needs_padding && self.switch.config().is_uplink(port) { MIN_WIRE_LEN } else { 0 };
+            self.gso_fallback.send(device, port, shortest, tx, &self.batch, &mut self.magazine, &self.port_counters)
+        } else {
+            device.transmit(tx, &self.batch, &mut self.magazine)
+        };
+        self.count_sent(port, sent);
+    }
+
+    #[inline(never)] // most ports are no subports
+    fn flush_subport(&mut self, number: usize) {
+        let Some((queue, subport)) = self.queues.subport(number) else { return };
+        self.idle.record_busy(queue);
+        let (port, device) = (subport.port, &mut *queue.device);
+        let sent = if std::mem::take(&mut subport.needs_sw_offload) {
+            self.gso_fallback.send(
+                device,
+                port,
+                0,
+                &mut subport.tx,
+                &self.batch,
+                &mut self.magazine,
+                &self.port_counters,
+            )
+        } else {
+            device.transmit(&mut subport.tx, &self.batch, &mut self.magazine)
+        };
+        self.count_sent(port, sent);
+    }
+
+    #[inline]
+    fn count_sent(&self, port: PortId, sent: TxStats) {
+        let Some(counters) = counters_of(&self.port_counters, port) else { return };
+        counters.tx_frames.add(sent.frames);
+        counters.tx_bytes.add(sent.bytes);
+        if sent.full + sent.refused + sent.link_down + sent.no_buffer > 0 {
+            counters.drops_out.add(DropReason::NoBuffer, sent.no_buffer);
+            counters.drops_out.add(DropReason::DeviceFull, sent.full);
+            counters.drops_out.add(DropReason::DeviceRefused, sent.refused);
+            counters.drops_out.add(DropReason::LinkDown, sent.link_down);
+        }
+    }
+
+    /// Takes in what other workers have sent: of each, the frames that stood in its ring when this began, which the size
+    /// of the ring bounds, and a few sightings. A worker may send for many ports of its own, so a burst for each worker
+    /// would be less than a burst for each port.
+    fn drain_peers(&mut self, now: MonoTime) -> usize {
+        let mut received = 0;
+        for worker in 0..self.peers.len() {
+            let Some(peer) = &mut self.peers[worker] else { continue };
+            let (updates, mut frames) = (peer.updates_in.slots().min(MAX_UPDATES), peer.frames_in.slots());
+            if let Ok(chunk) = peer.updates_in.read_chunk(updates) {
+                chunk.into_iter().for_each(|update| self.switch.apply(update, now));
+            }
+            received += updates + frames;
+            while frames > 0 {
+                frames -= self.enqueue_handoffs(worker, frames).min(frames);
+                if frames > 0 {
+                    // A device takes one burst at a time, as if it came from a queue.
+                    self.flush_tx();
+                }
+            }
+        }
+        // What was heard may be known better here.
+        self.send_updates();
+        if self.switch.has_events() {
+            self.send_events();
+        }
+        received
+    }
+
+    /// Sends on at most a burst, and at most `max_burst`, of the frames that a worker has sent. Returns how many there were.
+    fn enqueue_handoffs(&mut self, worker: usize, most: usize) -> usize {
+        let mut addresses = [None; BURST];
+        let Some(peer) = &mut self.peers[worker] else { return most };
+        for target in addresses.iter_mut().take(most) {
+            if self.batch.is_full() {
+                break;
+            }
+            let Ok(frame) = peer.frames_in.pop() else { break };
+            *target = Some(frame.target);
+            self.batch.push(frame.frame);
+            self.batch.set_priority(self.batch.len() - 1, frame.priority);
+        }
+        let frames = self.batch.len();
+        if frames == 0 {
+            return most;
+        }
+        let outcome = self.outbox(|outbox, _| {
+            for (index, target) in addresses.into_iter().flatten().enumerate() {
+                outbox.enqueue(index, target);
+            }
+        });
+        self.end_burst(&outcome);
+        frames
+    }
+
+    /// Passes on to all other workers what was learned from the last burst.
+    #[inline]
+    fn send_updates(&mut self) {
+        for update in self.switch.updates() {
+            for peer in self.peers.iter_mut().flatten() {
+                match peer.updates_out.push(update) {
+                    Ok(()) => peer.needs_notify = true,
+                    Err(_) => self.counters.updates_lost.add(1),
+                }
+            }
+        }
+    }
+
+    /// Tells control what the last burst has brought to light.
+    #[cold]
+    fn send_events(&mut self) {
+        let (event_sender, mut lost) = (&self.event_sender, 0);
+        let mut sender = |event| lost += u64::from(!event_sender.send(event));
+        self.switch.returned_probes().for_each(|returned_probe| sender(WorkerEvent::ReturnedProbe(returned_probe)));
+        self.switch.flap_events().for_each(|moving| sender(WorkerEvent::Flap(moving)));
+        self.switch.spoof_events().for_each(|spoof| sender(WorkerEvent::Spoof(spoof)));
+        self.switch.spoofed().for_each(|spoofed| sender(WorkerEvent::SpoofedIp(spoofed)));
+        self.switch.pin_reports().for_each(|(report, at)| sender(WorkerEvent::Pin(report, at)));
+        self.switch.sibling_sources().for_each(|source| sender(WorkerEvent::SiblingSource(source)));
+        self.counters.events_lost.add(lost);
+    }
+
+    /// Wakes the workers that were sent something in this breath.
+    #[inline]
+    fn notify_peers(&mut self) {
+        for peer in self.peers.iter_mut().flatten().filter(|peer| peer.needs_notify) {
+            peer.needs_notify = false;
+            peer.notifier.notify();
+        }
+    }
+
+    fn age_step(&mut self, now: MonoTime) {
+        self.switch.age_step(AGE_BATCH, now);
+        if now >= self.next_drop_check {
+            self.end_xdp_drops(now);
+        }
+        self.counters.polls.add(1);
+        if self.checked < self.queues.len() {
+            self.count_rx_missed(self.checked);
+            self.checked += 1;
+        } else if now >= self.next_check_round {
+            (self.checked, self.next_check_round) = (0, now + CHECK_INTERVAL);
+        }
+        self.counters.stations.set(self.switch.fdb().len() as u64);
+        self.counters.refused.set(self.switch.fdb().refused());
+    }
+
+    /// What this worker remembers. For tests that step workers by hand.
+    pub fn switch(&self) -> &Switch {
+        &self.switch
+    }
+
+    /// The ports whose devices this worker polls.
+    pub fn open_ports(&self) -> impl Iterator<Item = PortId> + '_ {
+        self.queues.iter().map(|queue| queue.port)
+    }
+}

@@ -1,0 +1,106 @@
+//! Frames that come or leave by a device which carries several ports: each with the tag of its own, or
+//! with none.
+
+use super::outbox::{BurstStats, Outbox, counters_of, place};
+use super::queues::{EgressEntry, TaggedEgress};
+use crate::frame::TagError;
+use crate::switch::{DropReason, IngressPorts, PortId};
+use crate::wire::is_without_vlan;
+
+impl Outbox<'_> {
+    /// Carries out the verdicts on the burst that came in at carrier `from`. Each frame counts where it belongs,
+    /// with the tag that it had.
+    #[inline(never)] // with registers of its own
+    pub(super) fn dispatch_trunk(&mut self, from: PortId, ingress_ports: &IngressPorts, not_learned: u64) {
+        if not_learned != 0 {
+            self.count_not_learned(|index| ingress_ports[index].port, not_learned);
+        }
+        let (mut at, mut stats) = (from, BurstStats::default());
+        let verdicts = self.verdicts.iter().zip(ingress_ports).enumerate().take(self.batch.len());
+        for (index, (&verdict, origin)) in verdicts {
+            if origin.port != at {
+                self.add_stats(at, &stats);
+                (at, stats) = (origin.port, BurstStats::default());
+            }
+            stats.bytes += self.batch.frame(index).count() * origin.tag;
+            self.execute(index, verdict, at, &mut stats);
+        }
+        self.add_stats(at, &stats);
+    }
+
+    fn add_stats(&mut self, port: PortId, stats: &BurstStats) {
+        self.any_forwarded |= stats.any_forwarded();
+        if let Some(counters) = counters_of(self.port_counters, port) {
+            stats.add_to(counters);
+        }
+    }
+
+    /// The door of port `to`, if it is carried by a device here; frame `index`, which goes nowhere else,
+    /// has the tag then that it needs there. If there is none here, or the frame may not leave by it,
+    /// it has been seen to.
+    #[inline(never)] // it would crowd the registers of the way to devices of one port
+    pub(super) fn tagged_egress(&mut self, index: usize, to: PortId) -> Option<EgressEntry> {
+        let Some(TaggedEgress { entry: egress, vlan, pads }) = self.queues.tagged_egress(to) else {
+            self.hand_off(index, to);
+            return None;
+        };
+        let done = match vlan {
+            Some(vid) => self.batch.push_tag(index, vid, self.magazine).map_err(reason),
+            None => self.check_untagged(index),
+        };
+        let done = match done {
+            Ok(()) if pads && self.batch.is_short(index) => self.batch.pad(index, self.magazine).map_err(reason),
+            done => done,
+        };
+        match done {
+            Ok(()) => Some(egress),
+            Err(reason) => {
+                self.drop_tx(index, to, reason);
+                None
+            }
+        }
+    }
+
+    /// Puts frame `index`, which goes elsewhere as well, into the lane behind a door of port `to`: a
+    /// copy of it, if it needs a tag, or is too short for a wire.
+    #[inline(never)]
+    pub(super) fn flood_tagged(&mut self, index: usize, to: PortId, tagged: TaggedEgress) {
+        let TaggedEgress { entry: egress, vlan, pads } = tagged;
+        self.mark_sw_offload(index, egress);
+        let done = match vlan {
+            Some(vid) => match self.batch.copy_tagged(index, vid, pads, self.magazine) {
+                Ok(copy) => {
+                    self.queues.tx_mut(egress).push(copy);
+                    Ok(())
+                }
+                Err(why) => Err(reason(why)),
+            },
+            None => self.check_untagged(index).and_then(|()| {
+                if pads && self.batch.is_short(index) {
+                    let copy = self.batch.copy_padded(index, self.magazine).ok_or(DropReason::NoBuffer)?;
+                    self.queues.tx_mut(egress).push(copy);
+                } else {
+                    self.queues.tx_mut(egress).borrow(place(index));
+                    self.borrowed = true;
+                }
+                Ok(())
+            }),
+        };
+        if let Err(reason) = done {
+            self.drop_tx(index, to, reason);
+        }
+    }
+
+    /// A guest may tag its frames as it likes. Where its network has no tag, one of its own must not
+    /// carry a frame over to another network.
+    fn check_untagged(&self, index: usize) -> Result<(), DropReason> {
+        if is_without_vlan(self.batch.head(index)) { Ok(()) } else { Err(DropReason::ForeignVlan) }
+    }
+}
+
+const fn reason(why: TagError) -> DropReason {
+    match why {
+        TagError::NoSlot => DropReason::NoBuffer,
+        TagError::Offsets => DropReason::OffloadUnsupported,
+    }
+}

@@ -1,0 +1,313 @@
+//! A town to send frames through: ports, trunks and uplinks with every policy that there is, thrown by dice. It is
+//! written down twice: as rules for the switch, and here, in the simplest form, for whoever judges the switch.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use vifswitch::device::loopback::{LoopbackCapacity, RxMemory};
+use vifswitch::switch::{AtLimit, Binding, MacLimit, PortId, ReservedMask, Security};
+use vifswitch::wire::{Mac, Prefix};
+
+use crate::common::{Lab, PortSpec, Setup, UplinkSpec, mac, uplink_port};
+use crate::rng::Rng;
+
+pub type Address = [u8; 6];
+
+/// Who may speak: an address, and the addresses of IP that go with it (the first and how many bits count), if not
+/// any.
+pub type Bound = (Address, Option<(IpAddr, u8)>);
+
+#[derive(Debug, Clone, PartialEq)]
+pub enum SecurityMode {
+    Off,
+    Mac(Vec<Address>),
+    MacIp(Vec<Bound>),
+}
+
+/// A port as the judge sees it.
+#[derive(Debug, Clone)]
+pub struct PortModel {
+    pub id: PortId,
+    pub network: usize,
+    pub owner: usize,
+    pub uplink: bool,
+    /// The cable by which its frames come and go, and the tag that they have there.
+    pub base: usize,
+    pub vid: u16,
+    pub mac: Address,
+    pub up: bool,
+    /// It is in quarantine.
+    pub quarantined: bool,
+    pub guarding: SecurityMode,
+    pub suppress: bool,
+    pub promiscuous: bool,
+    /// How many, and whether the others die.
+    pub limit: Option<(usize, bool)>,
+}
+
+#[derive(Debug, Clone)]
+pub struct NetworkModel {
+    pub mtu: usize,
+    pub anti_spoof: bool,
+    pub mask: u16,
+}
+
+/// A cable.
+#[derive(Debug, Clone)]
+pub struct CableModel {
+    pub offloads: bool,
+    pub lent: bool,
+    pub trunk: bool,
+    pub standby: bool,
+}
+
+pub struct Topology {
+    pub nets: Vec<NetworkModel>,
+    pub places: Vec<PortModel>,
+    pub bases: Vec<CableModel>,
+    pub workers: u16,
+    vifs: usize,
+    trunks: Vec<Option<(usize, u16)>>,
+    wires: Vec<UplinkSpec>,
+}
+
+const NETS: usize = 3;
+
+/// Addresses that no port has of its own, and many use.
+pub fn wild(number: usize) -> Address {
+    [0x0a, 0, 0, 0, 0, number as u8]
+}
+
+/// Addresses that only guests behind this port use.
+pub fn private(place: usize, number: usize) -> Address {
+    [0x0e, place as u8, 0, 0, 0, number as u8]
+}
+
+pub fn v4(number: usize) -> IpAddr {
+    Ipv4Addr::new(10, 0, 0, number as u8).into()
+}
+
+pub fn v6(number: usize) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number as u16).into()
+}
+
+impl Topology {
+    /// That of this world: some things all have in turn.
+    pub fn new(rng: &mut Rng, world: u64) -> Topology {
+        let vifs = rng.within(6, 14);
+        let mut trunks = vec![None; vifs];
+        let parents = rng.within(0, 2);
+        let mut at = parents;
+        for parent in 0..parents {
+            for vid in [101, 5, 4094].into_iter().take(rng.within(1, 2)) {
+                trunks[at] = Some((parent, vid));
+                at += 1;
+            }
+        }
+        let one = UplinkSpec::new(&[(0, 0), (120, 1), (5, 2)]);
+        let wires = match world % 4 {
+            0 => vec![one, UplinkSpec::new(&[(7, 0), (101, 1)])],
+            1 => vec![one.clone(), UplinkSpec { spare_of: Some(0), ..one }],
+            2 => vec![one],
+            _ => vec![],
+        };
+        let owners: Vec<_> = (0..vifs).map(|_| rng.below(5)).collect();
+        let mut places: Vec<PortModel> = (0..vifs)
+            .map(|index| {
+                let base = trunks[index].map_or(index, |(parent, _)| parent);
+                let limited = rng.percent(15);
+                PortModel {
+                    id: PortId::new(index as u16, 0),
+                    network: rng.below(NETS),
+                    owner: owners[base],
+                    uplink: false,
+                    base,
+                    vid: trunks[index].map_or(0, |(_, vid)| vid),
+                    mac: mac(index).octets(),
+                    up: true,
+                    quarantined: false,
+                    guarding: SecurityMode::Off,
+                    suppress: false,
+                    promiscuous: false,
+                    limit: limited.then(|| (rng.within(1, 10), rng.percent(50))),
+                }
+            })
+            .collect();
+        for (number, wire) in wires.iter().enumerate().filter(|(_, wire)| wire.spare_of.is_none()) {
+            places.extend(wire.networks.iter().map(|&(vid, network)| PortModel {
+                id: uplink_port(number, network),
+                network: usize::from(network),
+                owner: usize::MAX,
+                uplink: true,
+                base: vifs + number,
+                vid,
+                mac: [0; 6],
+                up: true,
+                quarantined: false,
+                guarding: SecurityMode::Off,
+                suppress: false,
+                promiscuous: false,
+                limit: None,
+            }));
+        }
+        let bases = (0..vifs + wires.len())
+            .map(|base| CableModel {
+                offloads: rng.percent(60),
+                lent: rng.percent(50),
+                trunk: base >= vifs || trunks.iter().flatten().any(|&(parent, _)| parent == base),
+                standby: base >= vifs && wires[base - vifs].spare_of.is_some(),
+            })
+            .collect();
+        let nets = vec![NetworkModel { mtu: 1500, anti_spoof: true, mask: 0xfffd }; NETS];
+        Topology { nets, places, bases, workers: 1 + (world % 3) as u16, vifs, trunks, wires }
+    }
+
+    /// One of these ports and cables, without a laboratory.
+    #[cfg(test)]
+    pub fn of(places: Vec<PortModel>, bases: Vec<CableModel>, nets: Vec<NetworkModel>) -> Topology {
+        Topology { nets, places, bases, workers: 1, vifs: 3, trunks: Vec::new(), wires: Vec::new() }
+    }
+
+    /// How many ports of VMs there are; they come first.
+    pub fn vifs(&self) -> usize {
+        self.vifs
+    }
+
+    /// Throws all that may change while frames flow.
+    pub fn randomize(&mut self, rng: &mut Rng) {
+        for net in &mut self.nets {
+            net.mtu = rng.pick(&[1500, 1500, 9000, 9216]);
+            net.anti_spoof = rng.percent(85);
+            let any = rng.bits() as u16;
+            net.mask = rng.pick(&[0xfffd, 0xfffd, 0xffff, 0, any]);
+        }
+        for index in 0..self.vifs {
+            let own = self.places[index].mac;
+            let guarding = match rng.below(8) {
+                _ if self.places[index].limit.is_some() => SecurityMode::Off,
+                0 | 1 => SecurityMode::Off,
+                2 | 3 => SecurityMode::Mac((0..rng.below(4)).map(|_| self.any_mac(own, rng)).collect()),
+                _ => SecurityMode::MacIp((0..rng.below(6)).map(|_| (self.any_mac(own, rng), any_ip(rng))).collect()),
+            };
+            let place = &mut self.places[index];
+            place.guarding = guarding;
+            place.up = rng.percent(93);
+            place.quarantined = rng.percent(4);
+            place.promiscuous = rng.percent(10);
+        }
+        for index in 0..self.vifs {
+            let (network, own) = (self.places[index].network, self.places[index].mac);
+            // What control refuses is no policy.
+            let pinned = self.pinned(network, own) == Some(index);
+            self.places[index].suppress = pinned && rng.percent(40);
+        }
+    }
+
+    fn any_mac(&self, own: Address, rng: &mut Rng) -> Address {
+        match rng.below(10) {
+            0..5 => own,
+            5..8 => wild(rng.below(8)),
+            8 => private(rng.below(self.vifs), 0),
+            _ => self.places[rng.below(self.vifs)].mac,
+        }
+    }
+
+    /// The laboratory of this town.
+    pub fn build(&self) -> Lab {
+        let plugs: Vec<_> = (0..self.vifs)
+            .map(|index| {
+                let plug = PortSpec::new(self.places[index].network as u16, self.places[index].owner as u32);
+                PortSpec { trunk: self.trunks[index], ..plug }
+            })
+            .collect();
+        let loopback = LoopbackCapacity { blocks: 16, block_bytes: 1 << 20 };
+        let setup = Setup { workers: self.workers, slots: 8192, capacity: loopback, ..Setup::default() };
+        let mut lab = Lab::build(setup, &plugs, &self.wires, |index, end| {
+            let base = &self.bases[index];
+            let memory = if base.lent { RxMemory::Lent } else { RxMemory::Owned };
+            Box::new(end.with_memory(memory).with_offloads(base.offloads))
+        });
+        self.apply(&mut lab);
+        lab
+    }
+
+    /// Puts the policies in force.
+    pub fn apply(&self, lab: &mut Lab) {
+        lab.change_all(|networks, ports, trunks| {
+            for (network, net) in networks.iter_mut().zip(&self.nets) {
+                (network.mtu, network.anti_spoof, network.reserved) =
+                    (net.mtu as u16, net.anti_spoof, ReservedMask(net.mask));
+            }
+            for config in ports.iter_mut() {
+                let place = self.places.iter().find(|place| place.id == config.id).unwrap();
+                (config.admin_up, config.quarantined) = (place.up, place.quarantined);
+                config.security = place.guarding.to_security();
+                (config.unknown_unicast, config.promiscuous) = (!place.suppress, place.promiscuous);
+                config.mac_limit = place.limit.map(|(stations, drop)| MacLimit {
+                    stations: stations as u32,
+                    policy: if drop { AtLimit::Drop } else { AtLimit::ForwardUnlearned },
+                });
+            }
+            for trunk in trunks {
+                let parent = self.places.iter().find(|place| place.id == trunk.id);
+                trunk.admin_up = parent.is_none_or(|parent| parent.up);
+            }
+        });
+    }
+
+    /// Whether frames may come and go by a port at all.
+    pub fn is_up(&self, place: usize) -> bool {
+        let PortModel { up, quarantined, base, .. } = self.places[place];
+        up && !quarantined && !self.bases[base].standby && (base >= self.vifs || self.places[base].up)
+    }
+
+    /// The port that a tag stands for on a cable; 0: none.
+    pub fn port_at(&self, base: usize, vid: u16) -> Option<usize> {
+        self.places.iter().position(|place| place.base == base && place.vid == vid)
+    }
+
+    /// The one port of a network, if it is only one, that names this address as its own or as allowed. One that is down
+    /// pins nothing, and neither does a subport whose parent is.
+    pub fn pinned(&self, network: usize, address: Address) -> Option<usize> {
+        let naming = |place: &PortModel| !place.uplink && place.network == network && place.names(address);
+        let mut these = (0..self.places.len()).filter(|&index| naming(&self.places[index]));
+        let is_wanted = |place: &PortModel| place.up && (place.base >= self.vifs || self.places[place.base].up);
+        these.next().filter(|&only| these.next().is_none() && is_wanted(&self.places[only]))
+    }
+}
+
+fn any_ip(rng: &mut Rng) -> Option<(IpAddr, u8)> {
+    match rng.below(10) {
+        0 => None,
+        1 => Some((v4(0), 28)),
+        2 => Some((v6(0), 124)),
+        3 => Some((v4(0), 0)),
+        4..7 => Some((v6(rng.below(16)), 128)),
+        _ => Some((v4(rng.below(16)), 32)),
+    }
+}
+
+impl SecurityMode {
+    fn to_security(&self) -> Security {
+        match self {
+            SecurityMode::Off => Security::Off,
+            SecurityMode::Mac(also) => Security::Mac(also.iter().map(|&mac| Mac::new(mac)).collect()),
+            SecurityMode::MacIp(bound) => {
+                let prefix = |(ip, len)| Prefix::new(ip, len).unwrap();
+                let binding = |&(mac, ip): &Bound| Binding { mac: Mac::new(mac), ip: ip.map(prefix) };
+                Security::MacIp(bound.iter().map(binding).collect())
+            }
+        }
+    }
+}
+
+impl PortModel {
+    /// Whether an address is its own or one that it is allowed.
+    pub fn names(&self, address: Address) -> bool {
+        self.mac == address
+            || match &self.guarding {
+                SecurityMode::Off => false,
+                SecurityMode::Mac(also) => also.contains(&address),
+                SecurityMode::MacIp(bound) => bound.iter().any(|(mac, _)| *mac == address),
+            }
+    }
+}

@@ -1,0 +1,231 @@
+//! What most tests stand on: a running switch, and guests that talk through it.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rustix::event::Timespec;
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, connect, ipproto, recv, send, socket_with,
+};
+use rustix::thread::nanosleep;
+use vifswitch::time;
+
+use super::daemon::{Daemon, TIMEOUT, Vif};
+use super::nic::{Nic, experiment};
+use super::{Namespace, await_that, readable, run};
+
+/// Ports on net1, each in a namespace of its own, and the switch over them.
+pub struct Setup {
+    pub daemon: Daemon,
+    pub vifs: Vec<Vif>,
+    /// Those of the guests, in the order of their ports. Behind them the host's, if it has netdevs.
+    pub spaces: Vec<Namespace>,
+}
+
+/// What a port stands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A tap that the switch makes and holds.
+    Tap,
+    /// AF_XDP on a veth whose other end is the guest's. The guest's stack closes its checksums, as they
+    /// would get lost.
+    Xdp,
+    /// AF_PACKET on such a veth. The guest's stack has all its offloads.
+    Packet,
+}
+
+impl DeviceKind {
+    pub const ALL: [DeviceKind; 3] = [DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet];
+
+    /// As it is written in a configuration.
+    pub fn kind(self) -> &'static str {
+        match self {
+            DeviceKind::Tap => "tap",
+            DeviceKind::Xdp => "xdp",
+            DeviceKind::Packet => "packet",
+        }
+    }
+}
+
+/// Lays the veth of a port, up. Both ends have the same name, each in its namespace. The switch's end
+/// takes longer frames than the guest's, so that it is the switch who judges them.
+pub fn lay(vif: &Vif, guest: &Namespace, mtu: u16) {
+    let Vif { name, mac, netns, .. } = vif;
+    let ours = format!("{name} mtu {} type veth", mtu + 200);
+    let theirs = format!("peer name {name} address {mac} mtu {mtu} netns {}", guest.0);
+    run("ip", &format!("-n {netns} link add {ours} {theirs}").split(' ').collect::<Vec<_>>());
+    if vif.kind == "xdp" {
+        offloads(guest, name, false);
+    }
+    guest.ip(&format!("link set dev {name} up"));
+    run("ip", &["-n", netns, "link", "set", "dev", name, "up"]);
+}
+
+/// Lets a guest's stack leave checksums open and send super-frames, or not.
+pub fn offloads(guest: &Namespace, name: &str, wanted: bool) {
+    let wanted = if wanted { "on" } else { "off" };
+    guest.run_in(|| run("ethtool", &["-K", name, "tx", wanted, "tso", wanted, "gso", wanted]));
+}
+
+/// A port for each of `vms`, by the name of its VM, each in a namespace of its own, and what it stands on:
+/// the first on the first of `on`, and round again. `None` where this cannot be tested.
+pub fn guests(vms: &[&str], on: &[DeviceKind], mtu: u16) -> Option<(Vec<Namespace>, Vec<Vif>)> {
+    let mut spaces = vms.iter().map(|_| Namespace::new()).collect::<Option<Vec<_>>>()?;
+    let vifs = (1..).zip(vms).zip(&spaces).map(|((number, vm), namespace)| Vif::new(vm, number, namespace));
+    let mut vifs: Vec<Vif> = vifs.collect();
+    if on.iter().any(|on| *on != DeviceKind::Tap) {
+        let host = Namespace::new()?;
+        for ((vif, on), guest) in vifs.iter_mut().zip(on.iter().cycle()).zip(&spaces) {
+            if *on != DeviceKind::Tap {
+                (vif.kind, vif.netns) = (on.kind(), host.0.clone());
+                lay(vif, guest, mtu);
+            }
+        }
+        spaces.push(host);
+    }
+    Some((spaces, vifs))
+}
+
+/// How a rig differs from the plainest one.
+#[derive(Debug, Clone, Copy)]
+pub struct SetupOptions {
+    pub mtu: u16,
+    /// More keys of the switch, a line each.
+    pub switch: &'static str,
+    /// More keys of every device, each with a comma in front.
+    pub device: &'static str,
+    /// What its ports stand on, in turn.
+    pub on: &'static [DeviceKind],
+}
+
+pub const PLAIN: SetupOptions = SetupOptions { mtu: 1500, switch: "", device: "", on: &[DeviceKind::Tap] };
+
+/// Two workers. `None`, and a word about it, where there is one core only.
+pub fn two_workers() -> Option<&'static str> {
+    if vifswitch::sys::cores::allowed().starts_with(&[0, 1]) {
+        return Some("cores = [0, 1]");
+    }
+    eprintln!("skipped: needs the cores 0 and 1");
+    None
+}
+
+impl Setup {
+    /// A port for each of `vms`, by the name of its VM, running. `None` where this cannot be tested.
+    pub fn new(kind: SetupOptions, vms: &[&str]) -> Option<Setup> {
+        let (spaces, vifs) = guests(vms, kind.on, kind.mtu)?;
+        let vifs: Vec<Vif> = vifs.into_iter().map(|vif| vif.device(kind.device)).collect();
+        let daemon = Daemon::with(kind.switch, &[("net1", kind.mtu)], &vifs);
+        Some(Setup { daemon, vifs, spaces })
+    }
+
+    pub fn nic(&self, index: usize) -> Nic {
+        Nic::new(&self.spaces[index], &self.vifs[index].name)
+    }
+
+    /// Gives the port at `index` an IPv4 address.
+    pub fn address(&self, index: usize) -> Ipv4Addr {
+        let address = Ipv4Addr::new(10, 5, 0, index as u8 + 1);
+        self.spaces[index].ip(&format!("addr add {address}/24 dev {}", self.vifs[index].name));
+        address
+    }
+
+    /// The same as [`pass`], between ports of the rig.
+    pub fn send_and_await(&self, (from, at): (usize, &Nic), (to, there): (usize, &Nic), tale: &str) {
+        pass((at, &self.vifs[from]), (there, &self.vifs[to]), tale);
+    }
+}
+
+/// Sends a frame from one port to the other, and takes it there. `tale` tells it from others.
+pub fn pass(from: (&Nic, &Vif), to: (&Nic, &Vif), tale: &str) {
+    let frame = experiment(to.1.mac, from.1.mac, tale.as_bytes());
+    from.0.send(&frame);
+    assert_eq!(to.0.take(), frame);
+}
+
+/// Sends echo requests, each when the one before has been answered.
+pub fn ping(namespace: &Namespace, to: Ipv4Addr, times: u16) {
+    let raw = || socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::ICMP));
+    let socket = namespace.run_in(raw).unwrap();
+    connect(&socket, &SocketAddrV4::new(to, 0)).unwrap();
+    for number in 1..=times {
+        send(&socket, &echo(8, number), SendFlags::empty()).unwrap();
+        loop {
+            let mut packet = [0; 1500];
+            readable(&socket);
+            let (len, _) = recv(&socket, &mut packet[..], RecvFlags::empty()).unwrap();
+            let header = usize::from(packet[0] & 15) * 4;
+            if packet[header..len] == echo(0, number) {
+                break;
+            }
+        }
+    }
+}
+
+/// An ICMP echo request (8) or its reply (0).
+fn echo(kind: u8, number: u16) -> Vec<u8> {
+    let [n0, n1] = number.to_be_bytes();
+    let mut packet = vec![kind, 0, 0, 0, 0x76, 0x66, n0, n1];
+    packet.extend((0..48).map(|i: u8| i.wrapping_mul(7)));
+    let sum: u32 = packet.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    packet[2..4].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
+/// So many frames a second from one port to another until it is done. How many; none may be missing.
+pub fn stream(from: (&Nic, &Vif), to: (&Nic, &Vif), rate: u64, done: &AtomicBool) -> u64 {
+    let (start, mut sent, mut came) = (time::now(), 0u64, 0u64);
+    let take = |came: &mut u64| {
+        while let Some(frame) = to.0.try_take() {
+            // Others are spoken to as well, and some of it is for all.
+            if frame.starts_with(&to.1.mac.octets()) {
+                assert_eq!(frame, experiment(to.1.mac, from.1.mac, &came.to_be_bytes()), "frame {came} is missing");
+                *came += 1;
+            }
+        }
+    };
+    while !done.load(Ordering::Relaxed) {
+        let due = time::now().since(start).as_micros() as u64 * rate / 1_000_000;
+        for number in sent..due {
+            from.0.send(&experiment(to.1.mac, from.1.mac, &number.to_be_bytes()));
+        }
+        sent = due.max(sent);
+        take(&mut came);
+        // The rate is that of the clock; what is late is caught up with.
+        let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 200_000 });
+    }
+    await_that("the last frame of the stream", || {
+        take(&mut came);
+        (came == sent).then_some(())
+    });
+    sent
+}
+
+/// Streams `len` bytes each way between two namespaces at once, and compares them.
+pub fn tcp_both_ways(left: &Namespace, right: &Namespace, address: impl Into<IpAddr>, len: u32) {
+    let address = address.into();
+    let content = |seed: u32| -> Vec<u8> { (0..len).map(|i| (i * 7 + (i >> 9) + seed) as u8).collect() };
+    let listener = right.run_in(|| TcpListener::bind((address, 0))).unwrap();
+    let there = listener.local_addr().unwrap();
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            readable(&listener);
+            exchange(&listener.accept().unwrap().0, &content(1), &content(2));
+        });
+        let stream = left.run_in(|| TcpStream::connect_timeout(&there, TIMEOUT)).unwrap();
+        exchange(&stream, &content(2), &content(1));
+    });
+}
+
+fn exchange(mut stream: &TcpStream, ours: &[u8], theirs: &[u8]) {
+    stream.set_read_timeout(Some(TIMEOUT)).unwrap();
+    stream.set_write_timeout(Some(TIMEOUT)).unwrap();
+    thread::scope(|scope| {
+        scope.spawn(move || stream.write_all(ours).unwrap());
+        let mut came = vec![0; theirs.len()];
+        stream.read_exact(&mut came).unwrap();
+        assert!(came == theirs, "other bytes came than were sent");
+    });
+}

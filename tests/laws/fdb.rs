@@ -1,0 +1,273 @@
+//! Stations: learning, ageing, pins, and the ports of one VM among each other.
+
+use std::time::Duration;
+
+use vifswitch::device::loopback::{Loopback, LoopbackCapacity, RxMemory};
+use vifswitch::switch::{DropReason, Limits, Security};
+use vifswitch::wire::{Mac, Offload};
+
+use crate::builders::KINDS;
+use crate::common::{Lab, PortSpec, Setup, frame, mac};
+use crate::generators::wild;
+
+/// A frame that says who it is.
+pub fn note(to: Mac, from: Mac, number: u32) -> Vec<u8> {
+    frame(to, from, 0x88b5, &number.to_be_bytes())
+}
+
+/// Sends one frame and settles. Which ports got it, each named once for each copy.
+pub fn reached(lab: &mut Lab, from: usize, to: Mac, source: Mac) -> Vec<usize> {
+    let bytes = note(to, source, 0x1234_5678);
+    assert!(lab.send(from, &bytes));
+    lab.settle();
+    let received = lab.all_received();
+    assert!(received.iter().flatten().all(|frame| *frame == bytes), "nothing else arrives");
+    received.iter().enumerate().flat_map(|(port, frames)| vec![port; frames.len()]).collect()
+}
+
+/// A lab with ports of these owners on one network.
+fn lab(workers: u16, memory: RxMemory, owners: &[u32]) -> Lab {
+    let plugs: Vec<_> = owners.iter().map(|&owner| PortSpec::new(0, owner)).collect();
+    Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs)
+}
+
+/// Port 0 sends from very many addresses; what was learned behind port 1 stays.
+fn storm_of_addresses(workers: u16, stations: u32, limits: Limits) {
+    const NEIGHBOURS: usize = 500;
+    let setup = Setup { workers, stations, limits, ..Setup::default() };
+    let mut lab = Lab::new(setup, &[PortSpec::new(0, 0), PortSpec::new(0, 1), PortSpec::new(0, 2)]);
+    for number in 0..NEIGHBOURS {
+        assert!(lab.send(1, &note(mac(0), wild(number), 0)));
+        lab.settle();
+    }
+    lab.ends.iter_mut().for_each(Loopback::discard);
+    let mut bits = 1u64;
+    for _ in 0..20_000 / 50 {
+        for _ in 0..50 {
+            bits = bits.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            let source = Mac::from_bits(0x06_00_00_00_00_00 | bits >> 24);
+            assert!(lab.ends[0].stage(&note(mac(2), source, 0), Offload::NONE));
+        }
+        lab.ends[0].publish();
+        lab.settle();
+        lab.ends[2].discard();
+    }
+    assert!(lab.all_received().iter().all(Vec::is_empty));
+    for worker in 0..usize::from(workers) {
+        let learned = lab.stations(worker);
+        let after = |port: usize| learned.iter().filter(|learned| learned.port.index() == port).count();
+        assert_eq!(after(1), NEIGHBOURS, "at worker {worker}");
+        let room = limits.port.min(limits.network - NEIGHBOURS as u32).min(stations - NEIGHBOURS as u32);
+        assert_eq!(after(0), room as usize, "as many as it may have, at worker {worker}");
+    }
+    for number in 0..NEIGHBOURS {
+        assert_eq!(reached(&mut lab, 2, wild(number), mac(2)), [1], "station {number}");
+    }
+    lab.check_counters();
+    lab.end();
+}
+
+#[test]
+fn twenty_thousand_addresses_displace_nobody_elses() {
+    for workers in [1, 2] {
+        storm_of_addresses(workers, 65536, Limits::default());
+        storm_of_addresses(workers, 65536, Limits { network: 1000, port: 8192 });
+        storm_of_addresses(workers, 1000, Limits::default());
+    }
+}
+
+#[test]
+fn a_silent_station_is_forgotten_after_its_time() {
+    for (workers, memory) in KINDS {
+        let mut lab = lab(workers, memory, &[0, 1, 2]);
+        assert_eq!(reached(&mut lab, 0, mac(1), wild(0)), [1]);
+        lab.advance(Duration::from_secs(299));
+        assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [0]);
+        lab.advance(Duration::from_secs(1));
+        assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [0, 1], "it is unknown now");
+        assert_eq!(reached(&mut lab, 0, mac(1), wild(0)), [1]);
+        assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [0], "and known again once it speaks");
+        lab.end();
+    }
+}
+
+/// A station that speaks now and then is never forgotten, also not by workers that only hear of it.
+#[test]
+fn a_station_that_speaks_stays_known() {
+    for (workers, memory) in KINDS {
+        let mut lab = lab(workers, memory, &[0, 1, 2]);
+        for _ in 0..100 {
+            assert_eq!(reached(&mut lab, 0, mac(1), wild(0)), [1]);
+            lab.advance(Duration::from_secs(37));
+            assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [0]);
+        }
+        lab.end();
+    }
+}
+
+/// Ageing empties the table itself as well, a few stations in each breath.
+#[test]
+fn what_has_aged_is_swept_out() {
+    let mut lab = lab(2, RxMemory::Owned, &[0, 1]);
+    for number in 0..200 {
+        assert_eq!(reached(&mut lab, 0, mac(1), wild(number)), [1]);
+    }
+    assert_eq!((lab.stations(0).len(), lab.stations(1).len()), (200, 200));
+    lab.advance(Duration::from_secs(300));
+    for _ in 0..200 {
+        lab.step();
+    }
+    assert_eq!((lab.stations(0).len(), lab.stations(1).len()), (0, 0));
+    lab.end();
+}
+
+#[test]
+fn a_station_that_moves_is_found_where_it_is() {
+    for (workers, memory) in KINDS {
+        let mut lab = lab(workers, memory, &[0, 1, 2, 3]);
+        for _ in 0..5 {
+            for port in [0, 1, 3] {
+                lab.advance(Duration::from_secs(60));
+                reached(&mut lab, port, mac(2), wild(0));
+                assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [port]);
+            }
+        }
+        lab.end();
+    }
+}
+
+/// The same address on two networks is two stations.
+#[test]
+fn networks_do_not_mix() {
+    for (workers, memory) in KINDS {
+        let plugs: Vec<_> = [0, 0, 0, 1, 1, 1].into_iter().map(|network| PortSpec::new(network, 0)).collect();
+        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+        reached(&mut lab, 1, Mac::BROADCAST, wild(0));
+        reached(&mut lab, 5, Mac::BROADCAST, wild(0));
+        assert_eq!(reached(&mut lab, 0, wild(0), mac(0)), [1]);
+        assert_eq!(reached(&mut lab, 3, wild(0), mac(3)), [5]);
+        assert_eq!(reached(&mut lab, 3, mac(0), mac(3)), [4, 5], "a neighbour's pin is unknown here");
+        assert_eq!(reached(&mut lab, 3, Mac::BROADCAST, mac(3)), [4, 5]);
+        lab.end();
+    }
+}
+
+#[test]
+fn a_pinned_address_cannot_be_moved() {
+    for (workers, memory) in KINDS {
+        let mut lab = lab(workers, memory, &[0, 1, 2, 1]);
+        assert_eq!(reached(&mut lab, 0, mac(2), mac(1)), [0; 0], "of another VM");
+        assert_eq!(lab.drops_in(0, DropReason::ForeignSource), 1);
+        assert_eq!(reached(&mut lab, 2, mac(1), mac(2)), [1]);
+        assert_eq!(reached(&mut lab, 3, mac(2), mac(1)), [2], "a sibling may use it");
+        assert_eq!(reached(&mut lab, 2, mac(1), mac(2)), [1], "but not take it");
+        lab.end();
+    }
+}
+
+#[test]
+fn what_is_sent_to_a_silent_port_is_nobody_elses() {
+    for (workers, memory) in KINDS {
+        let allowed = wild(3);
+        let mut plugs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
+        plugs[1].security = Security::Mac([allowed].into());
+        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+        for to in [mac(1), allowed] {
+            assert_eq!(reached(&mut lab, 0, to, mac(0)), [1]);
+            assert_eq!(reached(&mut lab, 3, to, wild(0)), [1]);
+        }
+        lab.end();
+    }
+}
+
+/// An address that two ports list is pinned to neither, and is found where it was heard last.
+#[test]
+fn a_shared_address_wanders() {
+    for (workers, memory) in KINDS {
+        let vrrp = Mac::from_bits(0x0000_5e00_0101);
+        let mut plugs: Vec<_> = (0..3).map(|owner| PortSpec::new(0, owner)).collect();
+        for plug in &mut plugs[..2] {
+            plug.security = Security::Mac([vrrp].into());
+        }
+        let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
+        assert_eq!(reached(&mut lab, 2, vrrp, mac(2)), [0, 1]);
+        for _ in 0..3 {
+            for port in [0, 1] {
+                lab.advance(Duration::from_secs(60));
+                assert_eq!(reached(&mut lab, port, mac(2), vrrp), [2]);
+                assert_eq!(reached(&mut lab, 2, vrrp, mac(2)), [port]);
+            }
+        }
+        assert_eq!(reached(&mut lab, 0, mac(2), wild(1)), [0; 0], "not in the list");
+        assert_eq!(lab.drops_in(0, DropReason::SpoofedSource), 1);
+        lab.end();
+    }
+}
+
+/// One VM has several ports on the network: they reach each other through the switch, and never
+/// themselves.
+#[test]
+fn siblings_reach_each_other() {
+    for (workers, memory) in KINDS {
+        for siblings in [2, 3, 8] {
+            let mut owners = vec![7; siblings];
+            owners.push(1);
+            let mut lab = lab(workers, memory, &owners);
+            for from in 0..siblings {
+                let others: Vec<_> = (0..=siblings).filter(|&port| port != from).collect();
+                for group in [Mac::BROADCAST, wild(99), Mac::from_bits(0x0100_5e00_0001)] {
+                    assert_eq!(reached(&mut lab, from, group, mac(from)), others, "each once");
+                }
+                for to in (0..siblings).filter(|&to| to != from) {
+                    assert_eq!(reached(&mut lab, from, mac(to), mac(from)), [to]);
+                }
+                assert_eq!(reached(&mut lab, from, mac(from), mac(from)), [0; 0]);
+            }
+            lab.check_counters();
+            lab.end();
+        }
+    }
+}
+
+/// An outsider streams to all ports of a VM at once; each gets its own frames, in order. One of
+/// them is closed in the middle of it, and the others lose nothing.
+#[test]
+fn outsiders_reach_each_sibling_separately() {
+    for (workers, memory) in KINDS {
+        for siblings in [2usize, 3, 8] {
+            let mut owners = vec![7; siblings];
+            owners.push(1);
+            let loopback = LoopbackCapacity { blocks: 1024, ..LoopbackCapacity::default() };
+            let plugs: Vec<_> = owners.iter().map(|&owner| PortSpec::new(0, owner)).collect();
+            let mut lab = Lab::new(Setup { workers, memory, capacity: loopback, ..Setup::default() }, &plugs);
+            let outsider = siblings;
+            for number in 0..600 {
+                if number == 300 {
+                    let port = lab.ports[0];
+                    lab.settle();
+                    lab.change_ports(|all| all.retain(|config| config.id != port));
+                    assert!(lab.close(port, 0).is_some());
+                }
+                for to in 0..siblings {
+                    assert!(lab.ends[outsider].stage(&note(mac(to), mac(outsider), number), Offload::NONE));
+                }
+                if number % 7 == 0 {
+                    lab.ends[outsider].publish();
+                    lab.step();
+                }
+            }
+            lab.ends[outsider].publish();
+            lab.settle();
+            for to in 1..siblings {
+                let to_it = |number| note(mac(to), mac(outsider), number);
+                let received: Vec<_> =
+                    lab.received(to).into_iter().filter(|frame| frame[..6] == mac(to).octets()).collect();
+                assert_eq!(received, (0..600).map(to_it).collect::<Vec<_>>(), "sibling {to} of {siblings}");
+            }
+            let first = lab.received(0).len();
+            assert!(first <= 301, "nothing arrives at a port that is closed: {first}");
+            lab.check_counters();
+            lab.end();
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! What leaves by ports that take no offload headers: checksums completed, super-frames divided.
+
+use vifswitch::device::loopback::{LoopbackCapacity, RxMemory};
+use vifswitch::frame::Magazine;
+use vifswitch::switch::DropReason;
+use vifswitch::wire::{Mac, Offload};
+
+use crate::builders::KINDS;
+use crate::common::stream::{HEADERS, content, is_whole, open_frame, payload};
+use crate::common::{Lab, PortSpec, Setup, frame, mac};
+use crate::generators::{header, tcp};
+
+/// Four ports of different VMs. Those at 1 and 2 take no offload headers.
+fn lab(setup: Setup) -> Lab {
+    let plugs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
+    Lab::with_devices(setup, &plugs, |port, end| Box::new(end.with_offloads(port != 1 && port != 2)))
+}
+
+fn open() -> Offload {
+    header(1, 0, 0, 34, 16)
+}
+
+/// What a port has received, with its offload headers.
+fn take(lab: &mut Lab, port: usize) -> Vec<(Vec<u8>, Offload)> {
+    std::iter::from_fn(|| lab.ends[port].take()).collect()
+}
+
+/// A burst of everything: to each port its own order of frames, finished where they have to be.
+#[test]
+fn unfinished_frames_are_finished_where_they_leave() {
+    for (workers, memory) in KINDS {
+        let mut lab = lab(Setup { workers, memory, ..Setup::default() });
+        for (to, reached) in [
+            (mac(1), [false, true, false, false]),
+            (mac(3), [false, false, false, true]),
+            (Mac::BROADCAST, [false, true, true, true]),
+        ] {
+            let counts = |lab: &Lab, port| {
+                let unsupported = lab.drops_out(port, DropReason::OffloadUnsupported);
+                [lab.sum(port, |c| c.segmented.get()), lab.sum(port, |c| c.checksummed.get()), unsupported]
+            };
+            let before: Vec<_> = (0..4).map(|port| counts(&lab, port)).collect();
+            let (mut sent, mut expected) = (Vec::new(), Vec::new());
+            let mut at = 1u32;
+            for (len, offload) in [
+                (100, Offload::NONE),
+                (1300, open()),
+                (60_000, tcp(1000)),
+                (60, header(2, 0, 0, 0, 0)),
+                (1461, tcp(1400)),
+                (10, tcp(1400)),
+                (700, Offload::NONE),
+            ] {
+                sent.push((open_frame(to, mac(0), at, len), offload));
+                let size = if offload == tcp(1000) { 1000 } else { 1400 };
+                for part in (0..len).step_by(size) {
+                    expected.push((at + part as u32, size.min(len - part), offload.needs_offload()));
+                }
+                at += len as u32;
+            }
+            // Seven frames of a super-frame that is none of IP.
+            sent.insert(3, (frame(to, mac(0), 0x88b5, &[0x50; 40 + 6500]), tcp(1000)));
+            for (bytes, offload) in &sent {
+                assert!(lab.ends[0].stage(bytes, *offload));
+            }
+            lab.ends[0].publish();
+            lab.settle();
+            for port in 0..4 {
+                let received = take(&mut lab, port);
+                let unable = port == 1 || port == 2;
+                let made: Vec<_> =
+                    counts(&lab, port).into_iter().zip(before[port]).map(|(now, then)| now - then).collect();
+                if !(unable && reached[port]) {
+                    assert!(received == if reached[port] { sent.clone() } else { Vec::new() }, "to {to} at {port}");
+                    assert_eq!(made, [0; 3]);
+                    continue;
+                }
+                assert_eq!(made, [3, 1, 7], "to {to} at {port}");
+                assert_eq!(received.len(), expected.len(), "to {to} at {port}");
+                for ((bytes, offload), &(at, len, done)) in received.iter().zip(&expected) {
+                    assert!(!offload.needs_offload());
+                    assert_eq!(payload(bytes), (at, &content(at, len)[..]), "to {to} at {port}");
+                    assert!(is_whole(bytes) || !done, "{at} to {to} at {port}: {:02x?}", &bytes[..HEADERS]);
+                }
+            }
+            lab.check_counters();
+        }
+        assert!(lab.audit().is_balanced());
+        lab.end();
+    }
+}
+
+/// As many super-frames as make a burst, each as many frames as there may be: far more than wait in a
+/// lane at a time. They need few slots, for they leave as they are made.
+#[test]
+fn a_burst_may_become_a_hundred_times_as_long() {
+    for (workers, memory) in KINDS {
+        let loopback = LoopbackCapacity { blocks: 256, block_bytes: 1 << 18 };
+        let mut lab = lab(Setup { workers, memory, slots: 512, capacity: loopback, ..Setup::default() });
+        let (size, burst) = (20, 64);
+        let len = 128 * usize::from(size);
+        for number in 0..burst {
+            assert!(lab.ends[0].stage(&open_frame(mac(1), mac(0), number * len as u32, len), tcp(size)));
+        }
+        lab.ends[0].publish();
+        lab.settle();
+        let received = take(&mut lab, 1);
+        assert_eq!(received.len(), 128 * burst as usize);
+        for (number, (bytes, _)) in (0..).zip(&received) {
+            let at = number * u32::from(size);
+            assert_eq!(payload(bytes), (at, &content(at, size.into())[..]));
+            assert!(is_whole(bytes));
+        }
+        assert_eq!(lab.sum(1, |c| c.segmented.get()), u64::from(burst));
+        assert_eq!(lab.sum(1, |c| c.tx_frames.get()), 128 * u64::from(burst));
+        assert_eq!(lab.sum(1, |c| c.tx_bytes.get()), lab.sum(0, |c| c.rx_bytes.get()));
+        lab.check_counters();
+        lab.end();
+    }
+}
+
+/// A device without room: what did not leave is counted, and nothing came twice or out of order.
+#[test]
+fn what_finds_no_room_is_counted() {
+    for memory in [RxMemory::Owned, RxMemory::Lent] {
+        let loopback = LoopbackCapacity { blocks: 2, block_bytes: 70_000 };
+        let mut lab = lab(Setup { memory, capacity: loopback, ..Setup::default() });
+        for number in 0..8 {
+            assert!(lab.ends[0].send(&open_frame(mac(1), mac(0), number * 60_000, 60_000), tcp(1000)));
+            lab.settle();
+        }
+        let received = take(&mut lab, 1);
+        assert!(received.iter().all(|(bytes, _)| is_whole(bytes)));
+        assert!(received.is_sorted_by_key(|(bytes, _)| payload(bytes).0));
+        let full = lab.drops_out(1, DropReason::DeviceFull);
+        assert!(full > 0, "it was for this");
+        assert_eq!(received.len() as u64 + full, 8 * 60);
+        lab.check_counters();
+        lab.end();
+    }
+}
+
+/// Without slots there is nothing to put frames into. They die, and the next ones do not.
+#[test]
+fn what_finds_no_slot_is_counted() {
+    let mut lab = lab(Setup { memory: RxMemory::Lent, ..Setup::default() });
+    let mut magazine = Magazine::new(lab.pool);
+    let mut held: Vec<_> = std::iter::from_fn(|| magazine.frame(&[0; 60], Offload::NONE)).collect();
+    let super_frame = open_frame(Mac::BROADCAST, mac(0), 0, 60_000);
+    assert!(lab.ends[0].send(&super_frame, tcp(1000)));
+    assert!(lab.ends[0].send(&open_frame(mac(1), mac(0), 0, 100), open()));
+    lab.settle();
+    assert_eq!([1, 2, 3].map(|port| lab.drops_out(port, DropReason::NoBuffer)), [61, 60, 0]);
+    assert!(lab.received(1).is_empty());
+    assert!(lab.received(3) == std::slice::from_ref(&super_frame));
+    // A few are enough.
+    held.truncate(held.len() - 64);
+    drop(magazine);
+    assert!(lab.ends[0].send(&super_frame, tcp(1000)));
+    lab.settle();
+    assert_eq!([1, 2].map(|port| lab.received(port).len()), [60, 60]);
+    lab.check_counters();
+    drop(held);
+    lab.end();
+}
