@@ -21,10 +21,8 @@ use tokio::runtime::Runtime;
 use vifswitch::control::client::Client;
 use vifswitch::control::responses::Status;
 
-#[path = "../tests/host/mod.rs"]
-mod host;
-use host::Namespace;
-use host::daemon::Daemon;
+use support::host::Namespace;
+use support::host::daemon::Daemon;
 
 /// Ports of a VM, which has a namespace of its own.
 const SIBLINGS: usize = 10;

@@ -13,9 +13,7 @@ use vifswitch::frame::BURST;
 use vifswitch::switch::{ClassLimit, PortPolicer, Rate, StormLimits, VmPolicer};
 use vifswitch::wire::{Mac, Offload};
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-use common::{Lab, PortSpec, Setup, frame, mac};
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 /// More than all that is sent, though the clock stands still.
 const PLENTY: Rate = Rate::new(16_000_000_000, u64::MAX);

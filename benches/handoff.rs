@@ -15,9 +15,7 @@ use vifswitch::switch::PortId;
 use vifswitch::wire::Offload;
 use vifswitch::worker::peer::{HandoffFrame, HandoffTarget};
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-use common::{Lab, PortSpec, Setup, frame, mac};
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 fn pair(workers: u16, memory: RxMemory) -> Lab {
     Lab::new(Setup { workers, memory, ..Setup::default() }, &[PortSpec::new(0, 0), PortSpec::new(0, 1)])

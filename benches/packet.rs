@@ -17,10 +17,8 @@ use vifswitch::frame::{BURST, Batch, Magazine, Pool, TxBatch};
 use vifswitch::sys::packet::{EVERYTHING, Socket};
 use vifswitch::wire::Offload;
 
-#[path = "../tests/host/mod.rs"]
-mod host;
-use host::nic::Nic;
-use host::{EXPERIMENT, Namespace};
+use support::host::nic::Nic;
+use support::host::{EXPERIMENT, Namespace};
 
 const ROUNDS: usize = 2000;
 

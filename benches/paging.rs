@@ -13,9 +13,7 @@ use vifswitch::switch::Limits;
 use vifswitch::sys::cores;
 use vifswitch::wire::{Mac, Offload};
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-use common::{Lab, PortSpec, Setup, frame};
+use support::lab::{Lab, PortSpec, Setup, frame};
 
 const PORTS: usize = 8;
 const STATIONS: usize = 1 << 20;

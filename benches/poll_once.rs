@@ -13,9 +13,7 @@ use vifswitch::device::loopback::{Loopback, LoopbackCapacity};
 use vifswitch::switch::{Binding, Limits, Security};
 use vifswitch::wire::{Mac, Offload, Prefix};
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-use common::{Lab, PortSpec, Setup, frame, mac};
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 /// Frames in each cable between two refills.
 const FILL: usize = 64;

@@ -9,10 +9,8 @@ use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use vifswitch::frame::{Batch, Frame, Magazine, Pool};
 use vifswitch::wire::{Offload, Segmenter};
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-use common::mac;
-use common::stream::open_frame;
+use support::lab::mac;
+use support::lab::stream::open_frame;
 
 /// What fits a frame of 1514 bytes.
 const SIZE: u16 = 1460;

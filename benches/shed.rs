@@ -27,14 +27,9 @@ use vifswitch::sys::cores;
 use vifswitch::wire::Mac;
 use vifswitch::worker::{Command, Pace, RxQueue};
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-#[path = "../tests/host/mod.rs"]
-mod host;
-
-use common::{Lab, PortSpec, Setup, frame, mac};
-use host::Namespace;
-use host::nic::Nic;
+use support::host::Namespace;
+use support::host::nic::Nic;
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 /// A device that sheds nothing, whatever it is told.
 struct NoEarlyDrop(Box<dyn Device>);

@@ -8,8 +8,8 @@ use serde_json::json;
 use tokio::sync::mpsc;
 use vifswitch::control::client::Client;
 
-use crate::fake::{Fake, FakeBehaviour, Views, runtime};
 use crate::{answer_on, ask_with, converse, request};
+use support::fake::{Fake, FakeBehaviour, Views, runtime};
 
 fn connect(fake: &Fake) -> UnixStream {
     UnixStream::connect(fake.socket()).unwrap()

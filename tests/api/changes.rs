@@ -8,8 +8,8 @@ use vifswitch::control::change::{Change, ErrorKind};
 use vifswitch::control::config::{Config, parse_json, parse_port_keys_json, parse_ports_json};
 use vifswitch::control::handle::Flush;
 
-use crate::fake::{Fake, FakeBehaviour, ODD, Received, Views};
 use crate::{Answer, ask_with, request};
+use support::fake::{Fake, FakeBehaviour, ODD, Received, Views};
 
 /// A configuration in which `switch` is not said.
 fn configuration() -> Value {

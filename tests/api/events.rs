@@ -8,8 +8,8 @@ use serde_json::Value;
 use vifswitch::control::client::{Client, Error};
 use vifswitch::control::events::{Event, EventKind};
 
-use crate::fake::{Fake, FakeBehaviour, Received, Views, event, runtime};
 use crate::{request, talk};
+use support::fake::{Fake, FakeBehaviour, Received, Views, event, runtime};
 
 /// A client that reads line by line.
 struct Reader(BufReader<UnixStream>);

@@ -4,8 +4,6 @@
 mod bounds;
 mod changes;
 mod events;
-#[path = "../fake/mod.rs"]
-mod fake;
 mod openapi;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -15,8 +13,8 @@ use std::net::TcpStream;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 
-use fake::{Fake, ODD, Views, exists, runtime};
 use serde_json::Value;
+use support::fake::{Fake, ODD, Views, exists, runtime};
 use tokio::sync::{mpsc, oneshot};
 use vifswitch::control::client::{Client, Error};
 use vifswitch::control::handle::Handle;

@@ -7,8 +7,8 @@ use vifswitch::control::change::ErrorKind;
 use vifswitch::control::handle::Handle;
 use vifswitch::control::server::api;
 
-use crate::fake::{Fake, FakeBehaviour, Views};
 use crate::{ask_with, request};
+use support::fake::{Fake, FakeBehaviour, Views};
 
 const METHODS: [&str; 6] = ["get", "put", "post", "patch", "delete", "options"];
 

@@ -8,10 +8,10 @@ use etherparse::checksum::Sum16BitWords;
 use vifswitch::time::MonoTime;
 use vifswitch::wire::{Mac, Offload, Probe};
 
-use crate::common::PROBE_KEY;
 use crate::oracle::NEAR;
 use crate::rng::Rng;
 use crate::topology::{Address, SecurityMode, Topology, private, v4, v6, wild};
+use support::lab::PROBE_KEY;
 
 pub const CLASSES: [&str; 21] = [
     "noise",

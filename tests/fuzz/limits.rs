@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use vifswitch::switch::{FdbEntry, PortId, Station};
 
-use crate::common::Lab;
 use crate::topology::{PortModel, SecurityMode, Topology};
+use support::lab::Lab;
 
 /// The tables as they were when the present policies began: what is in them may be more than these allow.
 pub struct Tables {

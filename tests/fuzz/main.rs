@@ -5,9 +5,6 @@
 //! `SEED`, `WORLD` (only this one of the run), and `FRAME` with `EPOCH` (only this frame, as a failure prints it).
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod frames;
 mod limits;
 mod oracle;

@@ -7,8 +7,8 @@ use vifswitch::device::loopback::{LoopbackCapacity, RxMemory};
 use vifswitch::switch::{AtLimit, Binding, MacLimit, PortId, ReservedMask, Security};
 use vifswitch::wire::{Mac, Prefix};
 
-use crate::common::{Lab, PortSpec, Setup, UplinkSpec, mac, uplink_port};
 use crate::rng::Rng;
+use support::lab::{Lab, PortSpec, Setup, UplinkSpec, mac, uplink_port};
 
 pub type Address = [u8; 6];
 

@@ -7,13 +7,13 @@ use vifswitch::switch::DropReason;
 use vifswitch::telemetry::audit::ByReason;
 use vifswitch::wire::Offload;
 
-use crate::common::Lab;
 use crate::frames::{CLASSES, FrameGenerator, SentFrame};
 use crate::limits::Tables;
 use crate::oracle::{OffloadFields, Seen, address, is_barred, is_kept_from, is_link_local_group};
 use crate::parts;
 use crate::rng::Rng;
 use crate::topology::{Address, SecurityMode, Topology};
+use support::lab::Lab;
 
 /// Frames of a world, and of each of its epochs, at whose beginning policies change.
 pub const FRAMES: u64 = 40_000;

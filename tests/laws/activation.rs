@@ -7,7 +7,7 @@ use vifswitch::wire::{Announcement, Mac};
 use vifswitch::worker::{Command, WorkerEvent};
 
 use crate::builders::{KINDS, done};
-use crate::common::{HASH_KEY, Lab, PortSpec, Setup, UplinkSpec, frame, mac, uplink_port};
+use support::lab::{HASH_KEY, Lab, PortSpec, Setup, UplinkSpec, frame, mac, uplink_port};
 
 /// Two VMs on one network, and an uplink with it.
 const A: usize = 0;

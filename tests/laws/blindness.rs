@@ -18,8 +18,8 @@ use vifswitch::control::policers::Policers;
 use vifswitch::switch::{DropReason, ForwardingConfig, HashKey, Security};
 use vifswitch::wire::{Mac, Offload};
 
-use crate::common::{Lab, PortSpec, Setup, frame, mac};
 use crate::generators::{self, Act};
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 /// What a port is told of its addresses: how they end, and how they were come by.
 type PortAddresses = (Vec<u8>, Option<&'static str>);

@@ -4,7 +4,7 @@
 use vifswitch::device::loopback::RxMemory;
 use vifswitch::wire::Mac;
 
-use crate::common::{Lab, frame};
+use support::lab::{Lab, frame};
 
 /// One worker and three, frames in slots and lent.
 pub const KINDS: [(u16, RxMemory); 4] =

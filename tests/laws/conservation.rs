@@ -12,9 +12,9 @@ use vifswitch::switch::{DropReason, ForwardingConfig, HashKey, NetworkId};
 use vifswitch::wire::{Mac, Offload, Probe};
 use vifswitch::worker::{Command, PortCounterTable, RxQueue};
 
-use crate::common::{Lab, PROBE_KEY, PortSpec, Setup, UplinkSpec, frame, mac};
 use crate::fault::{Fault, Faults};
 use crate::generators::{self, Sketch, any_frame, header};
+use support::lab::{Lab, PROBE_KEY, PortSpec, Setup, UplinkSpec, frame, mac};
 
 #[derive(Debug, Clone)]
 enum Act {

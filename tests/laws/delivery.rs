@@ -7,8 +7,8 @@ use vifswitch::switch::{AtLimit, Binding, DropReason, MacLimit, ReservedMask, Se
 use vifswitch::wire::{Mac, Offload};
 
 use crate::builders::KINDS;
-use crate::common::{Lab, PortSpec, Setup, UplinkSpec, frame, mac};
 use crate::generators::{tcp, wild};
+use support::lab::{Lab, PortSpec, Setup, UplinkSpec, frame, mac};
 
 /// Sends one frame and settles. Which ports got it, each named once for each copy.
 fn sent(lab: &mut Lab, from: usize, bytes: &[u8], offload: Offload) -> Vec<usize> {

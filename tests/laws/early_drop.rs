@@ -14,7 +14,7 @@ use vifswitch::switch::{ClassLimit, DropReason, PolicerState, PortPolicer, Rate,
 use vifswitch::time::MonoTime;
 use vifswitch::wire::Mac;
 
-use crate::common::{Lab, PortSpec, Setup, frame, mac};
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 /// What stands at the door of a port: until when frames to a group are shed, and what has been.
 #[derive(Debug, Default)]

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use vifswitch::device::loopback::RxMemory;
 use vifswitch::wire::Offload;
 
-use crate::common::{Lab, PortSpec, Setup, UplinkSpec};
 use crate::generators::{self, Act};
+use support::lab::{Lab, PortSpec, Setup, UplinkSpec};
 
 /// What each guest receives, offload headers included. Every third port takes none.
 fn deliveries(

@@ -12,7 +12,7 @@ use vifswitch::frame::{Batch, Magazine, TxBatch, TxStats};
 use vifswitch::switch::DropReason;
 use vifswitch::wire::{Mac, Offload};
 
-use crate::common::{Lab, PortSpec, Setup, frame, mac};
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 /// Frames that a breath takes from a gate at most.
 const BURST: u64 = 64;

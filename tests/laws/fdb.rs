@@ -7,8 +7,8 @@ use vifswitch::switch::{DropReason, Limits, Security};
 use vifswitch::wire::{Mac, Offload};
 
 use crate::builders::KINDS;
-use crate::common::{Lab, PortSpec, Setup, frame, mac};
 use crate::generators::wild;
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 /// A frame that says who it is.
 pub fn note(to: Mac, from: Mac, number: u32) -> Vec<u8> {

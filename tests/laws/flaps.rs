@@ -7,9 +7,9 @@ use vifswitch::wire::Mac;
 use vifswitch::worker::WorkerEvent;
 
 use crate::builders::KINDS;
-use crate::common::{Lab, PortSpec, Setup, UplinkSpec, frame, mac, uplink_port};
 use crate::fdb::reached;
 use crate::generators::wild;
+use support::lab::{Lab, PortSpec, Setup, UplinkSpec, frame, mac, uplink_port};
 
 /// Labs of every kind with these ports on one network, and an uplink if asked for.
 fn labs(plugs: &[PortSpec], wires: &[UplinkSpec]) -> impl Iterator<Item = Lab> {

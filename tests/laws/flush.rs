@@ -8,8 +8,8 @@ use vifswitch::switch::{FdbEntry, NetworkId, PortId, Station};
 use vifswitch::wire::Mac;
 use vifswitch::worker::{Command, Flush};
 
-use crate::common::{Lab, PortSpec, Setup, frame, mac};
 use crate::generators::wild;
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 /// Four ports on two networks.
 fn lab(workers: u16) -> Lab {

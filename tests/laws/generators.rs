@@ -6,8 +6,8 @@ use vifswitch::device::loopback::RxMemory;
 use vifswitch::switch::{AtLimit, Binding, MacLimit, ReservedMask, Security};
 use vifswitch::wire::{Mac, Offload, Prefix};
 
-use crate::common::stream::open_frame;
-use crate::common::{PortSpec, UplinkSpec, mac};
+use support::lab::stream::open_frame;
+use support::lab::{PortSpec, UplinkSpec, mac};
 
 /// Addresses that no port has of its own. Few, so that they meet often.
 pub fn wild(number: usize) -> Mac {

@@ -14,9 +14,9 @@ use vifswitch::time::MonoTime;
 use vifswitch::wire::{Mac, Offload};
 use vifswitch::worker::Command;
 
-use crate::common::{HASH_KEY, Lab, PortSpec, Setup, frame, mac};
 use crate::fdb::reached;
 use crate::generators::wild;
+use support::lab::{HASH_KEY, Lab, PortSpec, Setup, frame, mac};
 
 /// Rules like those in force, but for one port.
 fn changed(lab: &Lab, index: usize, change: impl Fn(&mut PortConfig)) -> Arc<ForwardingConfig> {

@@ -2,9 +2,6 @@
 //! against a model, and the rows of the requirements by name.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-#[path = "../common/mod.rs"]
-mod common;
-
 mod activation;
 mod blindness;
 mod builders;
@@ -22,9 +19,11 @@ mod mac_updates;
 mod matrix;
 mod mitigation;
 mod model;
+mod no_allocation;
 mod probes;
 mod queues;
 mod storms;
 mod sw_offload;
+mod threads;
 mod trunks;
 mod uplinks;

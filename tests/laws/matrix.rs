@@ -5,7 +5,7 @@ use vifswitch::switch::DropReason;
 use vifswitch::wire::Mac;
 
 use crate::builders::{KINDS, payload};
-use crate::common::{Lab, PortSpec, Setup, frame, mac};
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 const A: usize = 0;
 const B: usize = 1;

@@ -5,9 +5,9 @@ use vifswitch::switch::{DropReason, NetworkId, PortConfig, Security, Station};
 use vifswitch::wire::{Mac, Offload};
 
 use crate::builders::KINDS;
-use crate::common::{Lab, PortSpec, Setup, UplinkSpec, frame, mac};
 use crate::fdb::reached;
 use crate::generators::wild;
+use support::lab::{Lab, PortSpec, Setup, UplinkSpec, frame, mac};
 
 const BPDU: Mac = Mac::from_bits(0x0180_c200_0000);
 const PVST: Mac = Mac::from_bits(0x0100_0ccc_cccd);

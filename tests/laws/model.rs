@@ -10,8 +10,8 @@ use vifswitch::switch::{AtLimit, DropReason, ReservedGroup, ReservedMask, Securi
 use vifswitch::telemetry::PortCounters;
 use vifswitch::wire::Mac;
 
-use crate::common::{Lab, PortSpec, Setup, mac};
 use crate::generators::{self, Sketch, plain};
+use support::lab::{Lab, PortSpec, Setup, mac};
 
 const MTU: usize = 1500;
 const AGEING: u64 = 300;

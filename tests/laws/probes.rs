@@ -8,8 +8,8 @@ use vifswitch::switch::{DropReason, PortId, ReturnedProbe};
 use vifswitch::wire::{Mac, Offload, Probe, ProbeKey};
 use vifswitch::worker::WorkerEvent;
 
-use crate::common::{Lab, PROBE_KEY, PortSpec, Setup, UplinkSpec, uplink_port};
 use crate::generators;
+use support::lab::{Lab, PROBE_KEY, PortSpec, Setup, UplinkSpec, uplink_port};
 
 /// Two siblings and a subport of the first on another network; another VM; and an uplink with both networks.
 const A: usize = 0;

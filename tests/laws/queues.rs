@@ -9,9 +9,9 @@ use vifswitch::wire::{Mac, Offload};
 use vifswitch::worker::{DeviceGone, RxQueue};
 
 use crate::builders::KINDS;
-use crate::common::{Lab, PortSpec, Setup, frame, mac};
 use crate::fault::{Fault, Faults};
 use crate::generators::{header, tcp, wild};
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 fn plugs(count: u32) -> Vec<PortSpec> {
     (0..count).map(|owner| PortSpec::new(0, owner)).collect()

@@ -11,7 +11,7 @@ use vifswitch::switch::{
 };
 use vifswitch::wire::{Mac, Offload};
 
-use super::common::{Lab, PortSpec, Setup, UplinkSpec, frame, mac};
+use support::lab::{Lab, PortSpec, Setup, UplinkSpec, frame, mac};
 
 /// A group that is not reserved, and a station that nobody is.
 const GROUP: Mac = Mac::from_bits(0x0100_5e01_0203);

@@ -6,9 +6,9 @@ use vifswitch::switch::DropReason;
 use vifswitch::wire::{Mac, Offload};
 
 use crate::builders::KINDS;
-use crate::common::stream::{HEADERS, content, is_whole, open_frame, payload};
-use crate::common::{Lab, PortSpec, Setup, frame, mac};
 use crate::generators::{header, tcp};
+use support::lab::stream::{HEADERS, content, is_whole, open_frame, payload};
+use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
 /// Four ports of different VMs. Those at 1 and 2 take no offload headers.
 fn lab(setup: Setup) -> Lab {

@@ -8,8 +8,8 @@ use vifswitch::switch::{Attachment, DropReason};
 use vifswitch::wire::{Mac, Offload, Priority, is_without_vlan};
 
 use crate::builders::{KINDS, done, sent, tagged};
-use crate::common::{Lab, PortSpec, Setup, mac};
 use crate::generators::{self, Sketch, any_frame, header, tcp, wild};
+use support::lab::{Lab, PortSpec, Setup, mac};
 
 /// The parent, and its subports: two on its own network, under 101 and 102, and one on another, under 4094.
 const P: usize = 0;
@@ -248,7 +248,7 @@ fn offloads_are_finished_for_the_subport() {
     for (workers, memory) in KINDS {
         let setup = Setup { workers, memory, ..Setup::default() };
         let mut lab = Lab::with_devices(setup, &plugs(), |port, end| Box::new(end.with_offloads(port != P)));
-        let body = crate::common::stream::open_frame(mac(S), mac(X), 0, 20_000);
+        let body = support::lab::stream::open_frame(mac(S), mac(X), 0, 20_000);
         assert!(lab.ends[X].send(&body, tcp(1000)));
         lab.settle();
         let arrived = lab.sorted();

@@ -9,8 +9,8 @@ use vifswitch::wire::{Mac, Offload, Priority, is_without_vlan};
 use vifswitch::worker::RxQueue;
 
 use crate::builders::{KINDS, done, payload, sent, tagged};
-use crate::common::{Lab, PortSpec, Setup, UplinkSpec, mac};
 use crate::generators::{self, Act, WILD, header, tcp, wild};
+use support::lab::{Lab, PortSpec, Setup, UplinkSpec, mac};
 
 /// Two VMs on the first network, one on each of the others.
 const A: usize = 0;

@@ -6,9 +6,9 @@ use rustix::thread::nanosleep;
 use vifswitch::wire::Mac;
 
 use super::scene::{CULPRIT, Said, Scenario, looping, noise};
-use crate::host::await_that;
-use crate::host::nic::experiment;
-use crate::host::setup::{DeviceKind, two_workers};
+use support::host::await_that;
+use support::host::nic::experiment;
+use support::host::setup::{DeviceKind, two_workers};
 
 /// Siblings of which both may use the address of the first one.
 fn bonded(on: DeviceKind, said: Said) -> Option<(Scenario, Mac)> {

@@ -6,8 +6,8 @@ use std::thread;
 use vifswitch::wire::Mac;
 
 use super::scene::{CULPRIT, Said, Scenario, Talk, looping};
-use crate::host::Finally;
-use crate::host::setup::{DeviceKind, two_workers};
+use support::host::Finally;
+use support::host::setup::{DeviceKind, two_workers};
 
 /// Asks until something has happened, and a bit longer.
 fn ask_until(talk: &mut Talk, happened: impl Fn(&Scenario) -> bool + Sync) {
@@ -16,7 +16,7 @@ fn ask_until(talk: &mut Talk, happened: impl Fn(&Scenario) -> bool + Sync) {
     thread::scope(|scope| {
         scope.spawn(|| {
             let _finally = Finally(&done);
-            crate::host::await_that("what is asked for", || happened(scene).then_some(()));
+            support::host::await_that("what is asked for", || happened(scene).then_some(()));
         });
         while !done.load(Ordering::Relaxed) {
             talk.request();
@@ -101,7 +101,7 @@ fn stations_that_loops_move_are_frozen_and_found_again() {
         scene.await_event("mac_dampened");
         // it may be that the freeze came first; both are found, with the loop still closed
         let first = talk.ask_once();
-        crate::host::await_that("a question that is heard", || {
+        support::host::await_that("a question that is heard", || {
             talk.ask_once();
             talk.is_heard(first).then_some(())
         });

@@ -7,9 +7,9 @@ use std::thread;
 use vifswitch::wire::Mac;
 
 use super::scene::{CULPRIT, Guest, NOISE, Said, Scenario};
-use crate::host::nic::frame;
-use crate::host::setup::{DeviceKind, stream, two_workers};
-use crate::host::{Finally, await_that};
+use support::host::nic::frame;
+use support::host::setup::{DeviceKind, stream, two_workers};
+use support::host::{Finally, await_that};
 
 /// Two that talk on the network of the storm, two on another one, and who storms.
 const GUESTS: &[Guest] =

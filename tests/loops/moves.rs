@@ -3,10 +3,10 @@
 use vifswitch::wire::Mac;
 
 use super::scene::{Said, Scenario, noise};
-use crate::host::daemon::Vif;
-use crate::host::nic::{Nic, experiment, frame};
-use crate::host::setup::{DeviceKind, lay};
-use crate::host::{Namespace, await_that};
+use support::host::daemon::Vif;
+use support::host::nic::{Nic, experiment, frame};
+use support::host::setup::{DeviceKind, lay};
+use support::host::{Namespace, await_that};
 
 const RARP: u16 = 0x8035;
 

@@ -6,9 +6,9 @@ use vifswitch::time;
 use vifswitch::wire::Mac;
 
 use super::scene::{CULPRIT, NOISE, Said, Scenario, Talk, is_noise, looping, noise};
-use crate::host::nic::{Nic, frame};
-use crate::host::setup::{DeviceKind, two_workers};
-use crate::host::{Namespace, await_that};
+use support::host::nic::{Nic, frame};
+use support::host::setup::{DeviceKind, two_workers};
+use support::host::{Namespace, await_that};
 
 /// What the limit of a VM on a network lets through in a time: 500 at once, and 500 a second.
 fn allowed(seconds: f64) -> u64 {
@@ -193,7 +193,7 @@ fn measures_outlive_the_switch() {
     let Some(mut scene) = Scenario::new(DeviceKind::Tap, &looping(2), Said::default()) else { return };
     let text = std::fs::read_to_string(scene.daemon.file()).unwrap();
     scene.daemon.stop(rustix::process::Signal::TERM);
-    scene.daemon.configure(&crate::host::daemon::keeping(&text, &scene.daemon.state()));
+    scene.daemon.configure(&support::host::daemon::keeping(&text, &scene.daemon.state()));
     scene.daemon.start();
     scene.join("stp_state 0");
     scene.close();

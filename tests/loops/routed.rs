@@ -3,9 +3,9 @@
 use std::net::Ipv4Addr;
 
 use super::scene::{CULPRIT, Guest, Said, Scenario, is_noise, looping, noise};
-use crate::host::nic::experiment;
-use crate::host::setup::{DeviceKind, ping, two_workers};
-use crate::host::{Namespace, await_that};
+use support::host::nic::experiment;
+use support::host::setup::{DeviceKind, ping, two_workers};
+use support::host::{Namespace, await_that};
 
 /// Two networks, and a guest on both.
 const BETWEEN: &[Guest] = &[("a", &["net1"]), ("b", &["net2"]), (CULPRIT, &["net1", "net2"])];

@@ -8,10 +8,10 @@ use std::process::Command;
 use serde_json::Value;
 use vifswitch::wire::Mac;
 
-use crate::host::daemon::{Daemon, Vif, config};
-use crate::host::nic::{Nic, experiment, frame};
-use crate::host::setup::{DeviceKind, lay};
-use crate::host::{Namespace, await_that};
+use support::host::daemon::{Daemon, Vif, config};
+use support::host::nic::{Nic, experiment, frame};
+use support::host::setup::{DeviceKind, lay};
+use support::host::{Namespace, await_that};
 
 /// What is to be multiplied: another ethertype for local experiments than that of [`experiment`].
 pub const NOISE: u16 = 0x88b6;

@@ -1,9 +1,9 @@
 //! AT-14: a guest whose bridge speaks the spanning tree protocol sees its own loop, if it gets to hear itself.
 
 use super::scene::{CULPRIT, Said, Scenario, Talk, looping, state_of};
-use crate::host::await_that;
-use crate::host::nic::Nic;
-use crate::host::setup::DeviceKind;
+use support::host::await_that;
+use support::host::nic::Nic;
+use support::host::setup::DeviceKind;
 
 /// The states of the two ports of the guest's bridge.
 fn states(scene: &Scenario) -> [String; 2] {

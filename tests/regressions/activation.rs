@@ -11,14 +11,14 @@ use rustix::thread::nanosleep;
 use vifswitch::time::{self, MonoTime};
 use vifswitch::wire::Mac;
 
-use crate::host::daemon::{Daemon, Vif};
-use crate::host::nic::{Nic, experiment};
-use crate::host::setup::two_workers;
-use crate::host::{Finally, Namespace, await_that};
 use crate::wires::{
     VLANS, WirePlace, announced, arrives, attach_waiting, await_events, events, gratuitous_arp, lay_wire, rarp,
     station, tagged, unsolicited_advertisement, untagged, wired,
 };
+use support::host::daemon::{Daemon, Vif};
+use support::host::nic::{Nic, experiment};
+use support::host::setup::two_workers;
+use support::host::{Finally, Namespace, await_that};
 
 const OBSERVER: usize = 0;
 const OTHER: usize = 1;

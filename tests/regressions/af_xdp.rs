@@ -7,10 +7,10 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use vifswitch::wire::Mac;
 
-use crate::host::daemon::{Daemon, Vif};
-use crate::host::nic::{Nic, experiment};
-use crate::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions};
-use crate::host::{Namespace, await_that};
+use support::host::daemon::{Daemon, Vif};
+use support::host::nic::{Nic, experiment};
+use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions};
+use support::host::{Namespace, await_that};
 
 /// Bytes of the frames that are sent.
 const LEN: usize = 60;

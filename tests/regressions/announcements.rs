@@ -7,11 +7,11 @@ use serde_json::Value;
 use vifswitch::time;
 use vifswitch::wire::Mac;
 
-use crate::host::daemon::{Daemon, Vif};
-use crate::host::nic::{Nic, experiment};
-use crate::host::setup::two_workers;
-use crate::host::{Namespace, await_that};
 use crate::wires::{VLANS, announced, attach_waiting, await_events, lay_wire, untagged, wired};
+use support::host::daemon::{Daemon, Vif};
+use support::host::nic::{Nic, experiment};
+use support::host::setup::two_workers;
+use support::host::{Namespace, await_that};
 
 /// Announcements that have come by a wire: how often each address, by VLAN.
 type Came = BTreeMap<(u16, Mac), usize>;

@@ -8,8 +8,8 @@ use std::process::Command;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde_json::{Value, json};
 
-use crate::host::daemon::{Daemon, TIMEOUT, config, keeping};
-use crate::host::{Namespace, await_that};
+use support::host::daemon::{Daemon, TIMEOUT, config, keeping};
+use support::host::{Namespace, await_that};
 
 /// Waits until there is something to read, for a while.
 fn is_answered(stream: &UnixStream, timeout: Timespec) -> bool {
@@ -107,7 +107,7 @@ fn changes_whose_clients_have_left_are_not_made() {
 #[test]
 fn events_are_bounded_in_bytes() {
     let Some(namespace) = Namespace::new() else { return };
-    let vif = crate::host::daemon::Vif::new("vm", 1, &namespace);
+    let vif = support::host::daemon::Vif::new("vm", 1, &namespace);
     let daemon = Daemon::over(std::slice::from_ref(&vif));
     for round in 0..4u32 {
         let mut pairs = String::new();
@@ -137,7 +137,7 @@ fn events_are_bounded_in_bytes() {
 #[test]
 fn events_are_resumed_by_their_number() {
     let Some(namespace) = Namespace::new() else { return };
-    let vif = crate::host::daemon::Vif::new("vm", 1, &namespace);
+    let vif = support::host::daemon::Vif::new("vm", 1, &namespace);
     let mut daemon = Daemon::new();
     let text = config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif));
     daemon.configure(&keeping(&text, &daemon.state()));
@@ -173,7 +173,7 @@ fn events_are_resumed_by_their_number() {
 #[test]
 fn a_supervisor_that_does_not_read_holds_up_nothing() {
     let Some(namespace) = Namespace::new() else { return };
-    let vif = crate::host::daemon::Vif::new("vm", 1, &namespace);
+    let vif = support::host::daemon::Vif::new("vm", 1, &namespace);
     let mut daemon = Daemon::new();
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif)));
     let (mut command, file) = (daemon.command(), daemon.file());

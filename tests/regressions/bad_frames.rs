@@ -15,10 +15,10 @@ use vifswitch::sys::tun::{Flags, Queue};
 use vifswitch::time::{self, MonoTime};
 use vifswitch::wire::Mac;
 
-use crate::host::daemon::{Daemon, Vif};
-use crate::host::nic::{Nic, experiment};
-use crate::host::setup::{DeviceKind, lay, two_workers};
-use crate::host::{Namespace, await_that};
+use support::host::daemon::{Daemon, Vif};
+use support::host::nic::{Nic, experiment};
+use support::host::setup::{DeviceKind, lay, two_workers};
+use support::host::{Namespace, await_that};
 
 /// The offload header of the virtio specification, without a buffer count.
 pub type Header = [u8; 10];
@@ -30,7 +30,7 @@ pub fn header(flags: u8, gso_type: u8, len: u16, size: u16, start: u16, offset: 
 
 /// An Ethernet frame of a type.
 pub fn ethernet(to: Mac, from: Mac, kind: u16, payload: &[u8]) -> Vec<u8> {
-    crate::host::nic::frame(to, from, kind, payload)
+    support::host::nic::frame(to, from, kind, payload)
 }
 
 /// The ones' complement sum of 16-bit words.
@@ -414,7 +414,7 @@ fn a_frame_too_long_for_one_receiver_costs_no_other_frame() {
     ["wire0", "far0"].iter().for_each(|name| host.ip(&format!("link set dev {name} up")));
     let daemon = {
         let mut daemon = Daemon::new();
-        let text = crate::host::daemon::config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif));
+        let text = support::host::daemon::config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif));
         let device = format!("{{ kind = \"packet\", name = \"wire0\", netns = \"{}\" }}", host.0);
         let uplink = format!("[[uplinks]]\nid = \"up\"\ndevice = {device}\nnetworks = [{{ network_id = \"net1\" }}]\n");
         daemon.configure(&format!("{text}\n{uplink}"));

@@ -6,10 +6,10 @@ use serde_json::Value;
 use vifswitch::time;
 use vifswitch::wire::Mac;
 
-use crate::host::daemon::{Daemon, Vif};
-use crate::host::nic::{Nic, experiment, frame};
-use crate::host::setup::{DeviceKind, guests};
-use crate::host::{Namespace, await_that};
+use support::host::daemon::{Daemon, Vif};
+use support::host::nic::{Nic, experiment, frame};
+use support::host::setup::{DeviceKind, guests};
+use support::host::{Namespace, await_that};
 
 /// The virtual router of VRRP group 198 (RFC 9568, 7.3).
 const ROUTER: Mac = Mac::from_bits(0x0000_5e00_01c6);
@@ -262,7 +262,7 @@ fn what_one_leg_of_a_bond_floods_does_not_come_back_by_the_other() {
     let bond = vifs[0].mac;
     vifs[1].more = format!("allowed_address_pairs = [{{ mac_address = \"{bond}\" }}]");
     let mut daemon = Daemon::new();
-    let text = crate::host::daemon::config(&daemon.socket(), "", &[("net1", 1500)], &vifs);
+    let text = support::host::daemon::config(&daemon.socket(), "", &[("net1", 1500)], &vifs);
     let keys = "id = \"a\"\nshare_mac = true\nsibling_split_horizon = true\n";
     daemon.configure(&text.replacen("id = \"a\"\n", keys, 1));
     daemon.start();

@@ -11,8 +11,8 @@ use serde_json::Value;
 use vifswitch::control::responses::Status;
 use vifswitch::sys::tun::{Flags, Queue};
 
-use crate::host::daemon::{Daemon, Vif, config, keeping};
-use crate::host::{Namespace, await_that, run};
+use support::host::daemon::{Daemon, Vif, config, keeping};
+use support::host::{Namespace, await_that, run};
 
 /// The events as the API tells them.
 fn events(daemon: &Daemon) -> Vec<Value> {

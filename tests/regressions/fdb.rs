@@ -2,10 +2,10 @@
 
 use vifswitch::wire::Mac;
 
-use crate::host::await_that;
-use crate::host::daemon::{Daemon, config};
-use crate::host::nic::{Nic, experiment};
-use crate::host::setup::{DeviceKind, guests};
+use support::host::await_that;
+use support::host::daemon::{Daemon, config};
+use support::host::nic::{Nic, experiment};
+use support::host::setup::{DeviceKind, guests};
 
 /// Stations that may be learned behind a port.
 const QUOTA: u64 = 8;

@@ -5,9 +5,9 @@ use std::net::Ipv4Addr;
 
 use serde_json::Value;
 
-use super::host::daemon::{Daemon, Vif};
-use super::host::nic::{Nic, experiment, frame};
-use super::host::{Namespace, await_that, run};
+use support::host::daemon::{Daemon, Vif};
+use support::host::nic::{Nic, experiment, frame};
+use support::host::{Namespace, await_that, run};
 use vifswitch::wire::Mac;
 
 const HOST: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);

@@ -6,11 +6,11 @@ use std::os::unix::net::UnixStream;
 use rustix::process::Signal;
 use vifswitch::control::responses::NetworkView;
 
-use crate::host::await_that;
-use crate::host::daemon::Daemon;
-use crate::host::inject::{Stopped, thread_of};
-use crate::host::nic::Nic;
-use crate::host::setup::{DeviceKind, guests, pass};
+use support::host::await_that;
+use support::host::daemon::Daemon;
+use support::host::inject::{Stopped, thread_of};
+use support::host::nic::Nic;
+use support::host::setup::{DeviceKind, guests, pass};
 
 /// Questions filled its mailbox, and the next one blocked control for good.
 #[test]

@@ -10,8 +10,8 @@ use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::process::Signal;
 use vifswitch::control::responses::Status;
 
-use crate::host::daemon::{Daemon, Vif, config};
-use crate::host::{Namespace, await_that};
+use support::host::daemon::{Daemon, Vif, config};
+use support::host::{Namespace, await_that};
 
 /// A pipe of which no other process gets the reading end: it would be one more reader.
 fn pipe() -> (OwnedFd, OwnedFd) {

@@ -2,9 +2,6 @@
 //! API alone. `VIFSWITCH=path cargo test --test regressions` runs them against another build.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)] // tests
 
-#[path = "../host/mod.rs"]
-mod host;
-
 mod activation;
 mod af_xdp;
 mod announcements;

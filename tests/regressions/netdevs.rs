@@ -4,10 +4,10 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::host::daemon::{Daemon, Vif, config};
-use super::host::nic::{Nic, experiment};
-use super::host::setup::{lay, tcp_both_ways};
-use super::host::{Namespace, await_that, run};
+use support::host::daemon::{Daemon, Vif, config};
+use support::host::nic::{Nic, experiment};
+use support::host::setup::{lay, tcp_both_ways};
+use support::host::{Namespace, await_that, run};
 use vifswitch::time;
 use vifswitch::wire::Mac;
 

@@ -7,10 +7,10 @@ use serde_json::Value;
 use vifswitch::wire::Mac;
 
 use super::bad_frames::{ethernet, header, ipv4, owned_taps, pseudo, sum, tcp, udp};
-use crate::host::daemon::{Daemon, Vif};
-use crate::host::nic::Nic;
-use crate::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, lay, tcp_both_ways};
-use crate::host::{Namespace, await_that, run};
+use support::host::daemon::{Daemon, Vif};
+use support::host::nic::Nic;
+use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, lay, tcp_both_ways};
+use support::host::{Namespace, await_that, run};
 
 /// A guest by `packet`, on the other side of a veth.
 fn packet(vm: &str, number: u8, host: &Namespace) -> Option<(Namespace, Vif)> {

@@ -14,10 +14,10 @@ use vifswitch::control::responses::Status;
 use vifswitch::device::{Opened, tap};
 use vifswitch::time;
 
-use crate::host::daemon::{Daemon, Vif, config};
-use crate::host::nic::Nic;
-use crate::host::setup::pass;
-use crate::host::{Namespace, await_that};
+use support::host::daemon::{Daemon, Vif, config};
+use support::host::nic::Nic;
+use support::host::setup::pass;
+use support::host::{Namespace, await_that};
 
 /// How long a change may take that waits for nobody. It takes milliseconds.
 const AT_ONCE: Duration = Duration::from_secs(3);

@@ -7,11 +7,11 @@ use serde_json::Value;
 use vifswitch::time;
 use vifswitch::wire::Mac;
 
-use crate::host::Namespace;
-use crate::host::await_that;
-use crate::host::daemon::{Daemon, Vif};
-use crate::host::nic::{Nic, experiment, frame};
-use crate::host::setup::{DeviceKind, guests};
+use support::host::Namespace;
+use support::host::await_that;
+use support::host::daemon::{Daemon, Vif};
+use support::host::nic::{Nic, experiment, frame};
+use support::host::setup::{DeviceKind, guests};
 
 const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;

@@ -5,10 +5,10 @@ use etherparse::checksum::Sum16BitWords;
 use serde_json::Value;
 use vifswitch::wire::Mac;
 
-use crate::host::daemon::{Daemon, Vif, config};
-use crate::host::nic::Nic;
-use crate::host::setup::{DeviceKind, lay, two_workers};
-use crate::host::{Namespace, await_that};
+use support::host::daemon::{Daemon, Vif, config};
+use support::host::nic::Nic;
+use support::host::setup::{DeviceKind, lay, two_workers};
+use support::host::{Namespace, await_that};
 
 /// A trunk of VM a with the subport 101 on net1, VM b on net1, an uplink that carries net1 tagged 120 and net2
 /// untagged, and another one that carries net1 untagged.
@@ -52,7 +52,7 @@ impl Scenario {
                 lay(&vif, wire, 1500);
                 // A veth keeps tags beside its frames, where AF_XDP does not see them.
                 for namespace in [wire, host] {
-                    namespace.run_in(|| crate::host::run("ethtool", &["-K", name, "txvlan", "off", "rxvlan", "off"]));
+                    namespace.run_in(|| support::host::run("ethtool", &["-K", name, "txvlan", "off", "rxvlan", "off"]));
                 }
             }
             text += &format!(

@@ -4,9 +4,9 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::host::daemon::{Daemon, config};
-use crate::host::nic::Nic;
-use crate::host::setup::{DeviceKind, guests, pass};
+use support::host::daemon::{Daemon, config};
+use support::host::nic::Nic;
+use support::host::setup::{DeviceKind, guests, pass};
 
 /// The effective capabilities of a process.
 fn in_force(pid: u32) -> u64 {

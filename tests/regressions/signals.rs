@@ -6,10 +6,10 @@ use std::thread;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use super::host::daemon::{Daemon, Vif, attachment, config, keeping};
-use super::host::inject::Injected;
-use super::host::{Namespace, await_that};
 use super::opening::Hung;
+use support::host::daemon::{Daemon, Vif, attachment, config, keeping};
+use support::host::inject::Injected;
+use support::host::{Namespace, await_that};
 
 /// A switch that keeps its state, over the first of three ports.
 fn switch() -> Option<(Daemon, Vec<Vif>, Namespace)> {

@@ -5,8 +5,8 @@ use std::process::Command;
 
 use rustix::process::Signal;
 
-use crate::host::daemon::{Daemon, config};
-use crate::host::{Namespace, await_that};
+use support::host::daemon::{Daemon, config};
+use support::host::{Namespace, await_that};
 
 /// The system call that the main thread of a switch is in.
 fn call(daemon: &Daemon) -> Option<i64> {

@@ -11,11 +11,11 @@ use vifswitch::control::responses::Status;
 use vifswitch::sys::link::Link;
 use vifswitch::wire::Mac;
 
-use super::host::daemon::{Daemon, Vif, attachment, config, keeping};
-use super::host::disk::Disk;
-use super::host::inject::Injected;
-use super::host::nic::{Nic, experiment};
-use super::host::{Namespace, await_that};
+use support::host::daemon::{Daemon, Vif, attachment, config, keeping};
+use support::host::disk::Disk;
+use support::host::inject::Injected;
+use support::host::nic::{Nic, experiment};
+use support::host::{Namespace, await_that};
 
 /// A switch that keeps its state, over a file of its own that can be edited.
 struct StateHost {

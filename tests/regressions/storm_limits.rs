@@ -6,9 +6,9 @@ use std::process::Command;
 use serde_json::Value;
 use vifswitch::wire::Mac;
 
-use crate::host::daemon::{Daemon, Vif, config};
-use crate::host::nic::{Nic, experiment};
-use crate::host::{Namespace, await_that};
+use support::host::daemon::{Daemon, Vif, config};
+use support::host::nic::{Nic, experiment};
+use support::host::{Namespace, await_that};
 
 const GROUP: Mac = Mac::from_bits(0x0100_5e01_0101);
 

@@ -6,10 +6,10 @@ use std::process::Command;
 use serde_json::Value;
 use vifswitch::wire::Mac;
 
-use crate::host::daemon::{Daemon, Vif, config};
-use crate::host::nic::{Nic, experiment};
-use crate::host::setup::{DeviceKind, lay};
-use crate::host::{Namespace, await_that, run};
+use support::host::daemon::{Daemon, Vif, config};
+use support::host::nic::{Nic, experiment};
+use support::host::setup::{DeviceKind, lay};
+use support::host::{Namespace, await_that, run};
 
 /// On the wire of an uplink, and behind the bridge of a guest.
 const OUTSIDE: Mac = Mac::from_bits(0x0200_0000_0999);

@@ -6,9 +6,9 @@ use std::net::Ipv6Addr;
 use serde_json::Value;
 use vifswitch::wire::Mac;
 
-use crate::host::daemon::{Daemon, Vif, attachment, config, keeping};
-use crate::host::nic::{Nic, experiment, frame};
-use crate::host::{Namespace, await_that, run};
+use support::host::daemon::{Daemon, Vif, attachment, config, keeping};
+use support::host::nic::{Nic, experiment, frame};
+use support::host::{Namespace, await_that, run};
 
 /// The VLAN of net1 outside, and of net2.
 pub const VLANS: [u16; 2] = [120, 130];

@@ -1,0 +1,216 @@
+//! `vifswitch check` on a real host: what would keep a switch from starting, and what a port down.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::fs;
+use std::net::TcpListener;
+use std::process::Output;
+
+use serde_json::Value;
+use support::host::Namespace;
+use support::host::daemon::{Daemon, Vif, config};
+use vifswitch::sys::tun::{Flags, Queue};
+
+/// A configuration that nobody runs yet, and the program over it.
+struct CheckRun {
+    daemon: Daemon,
+    switch: String,
+    vifs: Vec<Vif>,
+}
+
+impl CheckRun {
+    fn about(vifs: &[Vif]) -> CheckRun {
+        CheckRun { daemon: Daemon::new(), switch: String::new(), vifs: vifs.to_vec() }
+    }
+
+    fn switch(self, switch: &str) -> CheckRun {
+        CheckRun { switch: switch.into(), ..self }
+    }
+
+    fn request(&self, json: &[&str]) -> Output {
+        let text = config(&self.daemon.socket(), &self.switch, &[("net1", 1500)], &self.vifs);
+        self.daemon.configure(&text);
+        self.daemon.try_command(&[&["check", "FILE"], json].concat())
+    }
+
+    /// The exit code, and what is found: severity, what it is about, and what is said.
+    fn results(&self) -> (i32, Vec<[String; 3]>) {
+        let output = self.request(&["--json"]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
+        assert_eq!(report["right"], true, "{report}");
+        let code = output.status.code().unwrap();
+        assert_eq!(report["starts"], code == 0, "{report}");
+        let text = |result: &Value, key: &str| result[key].as_str().unwrap().to_owned();
+        let all = report["findings"].as_array().unwrap().iter();
+        (code, all.map(|result| ["severity", "about", "message"].map(|key| text(result, key))).collect())
+    }
+
+    /// The only finding, and the exit code.
+    fn result(&self) -> (i32, [String; 3]) {
+        let (code, mut all) = self.results();
+        assert_eq!(all.len(), 1, "{all:?}");
+        (code, all.remove(0))
+    }
+
+    fn warning(&self, chunks: &[&str]) {
+        let (code, [severity, about, message]) = self.result();
+        assert_eq!((code, severity.as_str()), (0, "warning"), "{message}");
+        let said = format!("{about}: {message}");
+        assert!(chunks.iter().all(|piece| said.contains(piece)), "{chunks:?}: {said}");
+    }
+}
+
+fn flags(multi_queue: bool) -> Flags {
+    Flags { vnet_header: true, multi_queue, exclusive: true }
+}
+
+#[test]
+fn a_host_that_has_everything_says_nothing() {
+    let Some(namespace) = Namespace::new() else { return };
+    let requests = CheckRun::about(&[Vif::new("a", 1, &namespace), Vif::new("b", 2, &namespace)]);
+    let output = requests.request(&[]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.ends_with(": right: 1 networks, 2 VMs, 2 ports\n") && text.lines().count() == 1, "{text}");
+    assert_eq!(requests.results(), (0, vec![]));
+    assert_eq!(namespace.links(), ["lo"], "nothing is touched");
+    assert!(!requests.daemon.socket().exists());
+}
+
+#[test]
+fn a_namespace_that_is_not_there_is_a_remark() {
+    let Some(ns) = Namespace::planned() else { return };
+    let requests = CheckRun::about(&[Vif::new("a", 1, &ns)]);
+    requests.warning(&["port \"port-1\" (VM \"a\")", "DOWN", "no such namespace", &ns.0]);
+    let text = String::from_utf8(requests.request(&[]).stdout).unwrap();
+    assert!(text.contains("\nwarning: port \"port-1\""), "{text}");
+    ns.make();
+    assert_eq!(requests.results(), (0, vec![]));
+}
+
+/// What is right, and may still not be meant.
+#[test]
+fn what_a_port_may_hardly_be_meant_to_be_is_a_remark() {
+    let Some(namespace) = Namespace::new() else { return };
+    let with = |more: &str| CheckRun::about(&[Vif { more: more.into(), ..Vif::new("a", 1, &namespace) }]);
+    let about = "port \"port-1\" (VM \"a\")";
+    with("port_security = \"mac+ip\"").warning(&[about, "no IP address that it may use"]);
+    with("mac_limit = 4").warning(&[about, "mac_limit has no effect"]);
+    with("allowed_address_pairs = [{ ip_address = \"10.0.0.0/8\" }]").warning(&[about, "10.0.0.0/8", "no effect"]);
+    assert_eq!(with("port_security = \"mac+ip\"\nfixed_ips = [\"10.5.0.1\"]").results(), (0, vec![]));
+}
+
+#[test]
+fn a_name_that_is_taken_is_a_remark_and_says_by_whom() {
+    let Some(namespace) = Namespace::new() else { return };
+    let requests = CheckRun::about(&[Vif::new("a", 1, &namespace)]);
+    namespace.ip("tuntap add tap1 mode tun");
+    requests.warning(&["DOWN", "no tap"]);
+    namespace.ip("link del tap1");
+
+    namespace.ip("tuntap add tap1 mode tap");
+    requests.warning(&["made by others"]);
+    namespace.ip("link set tap1 alias vifswitch:port-9");
+    requests.warning(&["made for port \"port-9\""]);
+    namespace.ip("link set tap1 alias vifswitch:port-1");
+    assert_eq!(requests.results(), (0, vec![]), "it is ours");
+
+    let two = CheckRun::about(&[Vif::new("a", 1, &namespace).device(", queues = 2")]);
+    two.warning(&["another kind of queues", "made anew"]);
+    namespace.ip("link set tap1 alias vifswitch:port-9");
+    two.warning(&["DOWN", "single queue"]);
+    namespace.ip("link del tap1");
+
+    for multi_queue in [false, true] {
+        let held = namespace.run_in(|| Queue::open("tap1", flags(multi_queue))).unwrap();
+        namespace.ip("link set tap1 up");
+        requests.warning(&["DOWN", "held"]);
+        drop(held);
+        assert_eq!(requests.results(), (0, vec![]));
+    }
+}
+
+#[test]
+fn a_running_switch_is_no_mistake() {
+    let Some(namespace) = Namespace::new() else { return };
+    let vifs = [Vif::new("a", 1, &namespace)];
+    let daemon = Daemon::over(&vifs);
+    let output = daemon.try_command(&["check", "FILE", "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["findings"].as_array().unwrap().len(), 1, "{report}");
+    assert!(report["findings"][0]["message"].as_str().unwrap().contains("a switch is running at"), "{report}");
+    daemon.await_active(&vifs[0]);
+}
+
+/// What is said is what a switch that is started all the same ends with.
+#[test]
+fn what_keeps_a_switch_from_starting_is_an_error() {
+    let Some(namespace) = Namespace::new() else { return };
+    let vifs = [Vif::new("a", 1, &namespace)];
+    let ends_so = |requests: &CheckRun, code: i32, about: &str| {
+        let (said, [_, key, message]) = requests.result();
+        assert_eq!((said, key.as_str()), (code, about), "{message}");
+        let output = requests.request(&[]);
+        assert_eq!(output.status.code(), Some(code));
+        assert!(String::from_utf8(output.stderr).unwrap().contains(about));
+        let run = requests.daemon.try_command(&["run", "--config", "FILE"]);
+        assert_eq!(run.status.code(), Some(code), "{run:?}");
+    };
+    let requests = CheckRun::about(&vifs).switch("cores = [1023]");
+    ends_so(&requests, 2, "switch.cores");
+
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let metrics = format!("metrics = \"{}\"", taken.local_addr().unwrap());
+    ends_so(&CheckRun::about(&vifs).switch(&metrics), 1, "switch.metrics");
+
+    let requests = CheckRun::about(&vifs);
+    fs::write(requests.daemon.socket(), "").unwrap();
+    ends_so(&requests, 1, "switch.api");
+    assert_eq!(namespace.links(), ["lo"]);
+}
+
+#[test]
+fn what_cannot_be_kept_is_a_remark() {
+    let Some(namespace) = Namespace::new() else { return };
+    let requests = CheckRun::about(&[Vif::new("a", 1, &namespace)]);
+    let output = requests.request(&[]);
+    assert!(output.status.success());
+    let text = fs::read_to_string(requests.daemon.file()).unwrap();
+    requests.daemon.configure(&text.replace("state = \"\"", "state = \"/proc/version/state.db\""));
+    let output = requests.daemon.try_command(&["check", "FILE"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(
+        String::from_utf8(output.stdout).unwrap().contains("warning: switch.state: /proc/version is not a directory")
+    );
+}
+
+#[test]
+fn missing_rights_are_named_with_what_they_are_for() {
+    let Some(ns) = Namespace::new() else { return };
+    let requests = CheckRun::about(&[Vif::new("a", 1, &ns)]);
+    requests.request(&[]);
+    let file = requests.daemon.file();
+    let program = support::host::program();
+    let output = std::process::Command::new("setpriv")
+        .args(["--bounding-set", "-all", program, "check", file.to_str().unwrap()])
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    for piece in ["CAP_NET_ADMIN", "no tap can be made", "CAP_SYS_ADMIN", "namespace can be entered", "would be DOWN"] {
+        assert!(text.contains(piece), "{piece}: {text}");
+    }
+    assert!(!text.contains("CAP_SYS_PTRACE") && !text.contains("CAP_NET_BIND"), "no use for these: {text}");
+}
+
+#[test]
+fn a_wrong_configuration_is_told_as_json_too() {
+    let daemon = Daemon::new();
+    daemon.configure("[[networks]]\nid = \"net1\"\nmtu = 1\n");
+    let output = daemon.try_command(&["check", "FILE", "--json"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&report["right"], &report["starts"]), (&Value::from(false), &Value::from(false)));
+    let problem = &report["problems"][0];
+    assert_eq!((problem["line"].as_u64(), problem["key"].as_str()), (Some(3), Some("networks[0].mtu")), "{report}");
+}

@@ -1,0 +1,293 @@
+//! An operator at work: the running program is changed by its own commands, over real taps.
+
+use std::sync::atomic::AtomicBool;
+use std::thread;
+
+use hyper::Method;
+use rustix::process::Signal;
+use support::host::daemon::{Daemon, Vif, attachment, config, keeping};
+use support::host::nic::{Nic, experiment};
+use support::host::setup::{DeviceKind, guests, pass, stream};
+use support::host::{Finally, Namespace, await_that};
+use vifswitch::control::client::{Client, Error};
+use vifswitch::control::events::{Event, EventKind};
+use vifswitch::control::responses::{PortView, StationKind, StationView, Status};
+use vifswitch::sys::link;
+use vifswitch::sys::netns::{Netns, within};
+use vifswitch::wire::{Mac, Probe};
+
+/// One that keeps its state, over these ports on net1 and none on net2.
+fn with_state(vifs: &[Vif]) -> Daemon {
+    let mut daemon = Daemon::new();
+    let text = config(&daemon.socket(), "", &[("net1", 1500), ("net2", 1500)], vifs);
+    daemon.configure(&keeping(&text, &daemon.state()));
+    daemon.start();
+    daemon
+}
+
+fn shown(daemon: &Daemon) -> Vec<PortView> {
+    serde_json::from_str(&daemon.done(&["show", "ports", "--json"], "")).unwrap()
+}
+
+/// The same as if siblings were sent no loop probes, which come by the clock.
+fn but_probes(mut ports: Vec<PortView>) -> Vec<PortView> {
+    for counts in ports.iter_mut().map(|port| &mut port.counts) {
+        counts.tx_bytes -= counts.probes * Probe::LEN as u64;
+        counts.tx_frames -= std::mem::take(&mut counts.probes);
+    }
+    ports
+}
+
+fn port(vif: &Vif) -> serde_json::Value {
+    serde_json::to_value(support::host::inside::ports(std::slice::from_ref(vif))[0].to_raw()).unwrap()
+}
+
+/// AT-01: two, three and eight siblings in one request, in its order; a port twice, and nothing is done.
+#[test]
+fn siblings_are_attached_at_once_and_a_port_once() {
+    let Some(namespace) = Namespace::new() else { return };
+    let daemon = with_state(&[]);
+    let client = Client::new(daemon.socket());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let attach = |vm: &str, body: serde_json::Value| {
+        runtime.block_on(client.request(Method::POST, &format!("/v1/vms/{vm}/ports"), Some(&body)))
+    };
+    let mut number = 0;
+    let mut there = Vec::new();
+    for siblings in [2u8, 3, 8] {
+        let vm = format!("vm-{siblings}");
+        let mut vifs: Vec<Vif> = (0..siblings)
+            .map(|_| {
+                number += 1;
+                Vif::new(&vm, number, &namespace)
+            })
+            .collect();
+        // In no order of numbers, with one on another network in the middle.
+        vifs.reverse();
+        vifs.swap(0, usize::from(siblings) / 2);
+        vifs.insert(1, Vif::new(&vm, 100 + siblings, &namespace).on("net2"));
+
+        let mut twice = vifs.clone();
+        let again = Vif { mac: Mac::from_bits(0x0200_0000_0999), name: "again".into(), ..vifs[0].clone() };
+        twice.push(again);
+        let (before, links) = (but_probes(shown(&daemon)), namespace.links());
+        let refused = attach(&vm, twice.iter().map(port).collect()).unwrap_err();
+        assert!(
+            matches!(&refused, Error::Refused { status: 400, kind, .. } if kind == "duplicate_port"),
+            "{refused:?}"
+        );
+        assert_eq!((but_probes(shown(&daemon)), namespace.links()), (before, links), "nothing has been done");
+
+        attach(&vm, vifs.iter().map(port).collect()).unwrap();
+        let ports: Vec<PortView> = shown(&daemon).into_iter().filter(|port| port.device_id == vm).collect();
+        assert_eq!(ports.len(), vifs.len());
+        for (position, (port, vif)) in ports.iter().zip(&vifs).enumerate() {
+            let found = (port.port_id.as_str(), port.network_id.as_str(), port.mac_address.as_str(), port.position);
+            assert_eq!(found, (vif.port.as_str(), vif.network.as_str(), vif.mac.to_string().as_str(), position));
+            assert_eq!(port.status, Status::Active);
+        }
+        there.extend(vifs.clone());
+        // Everybody on net1 hears it once, and nobody on net2.
+        let nics: Vec<Nic> = there.iter().map(|vif| Nic::new(&namespace, &vif.name)).collect();
+        let speaker = there.len() - 1;
+        let all = experiment(Mac::BROADCAST, there[speaker].mac, b"all");
+        nics[speaker].send(&all);
+        for (nic, vif) in nics.iter().zip(&there).take(speaker) {
+            if vif.network == "net1" {
+                assert_eq!(nic.take(), all);
+            }
+        }
+        daemon.await_idle();
+        assert!(nics.iter().all(|nic| nic.rest().is_empty()));
+        // One that is there already is in use.
+        let refused = attach("other", port(&vifs[0])).unwrap_err();
+        assert!(matches!(&refused, Error::Refused { status: 409, kind, .. } if kind == "port_in_use"), "{refused:?}");
+        let refused = daemon.run_command(&["attach", "-"], &attachment(&Vif { vm: "other".into(), ..vifs[0].clone() }));
+        assert_eq!(refused.status.code(), Some(1));
+    }
+}
+
+/// AT-02: five ports in no order of addresses, the third one goes, another one comes, a restart.
+#[test]
+fn the_order_of_ports_is_kept_for_ever() {
+    let Some(namespace) = Namespace::new() else { return };
+    let order = [3, 5, 1, 4, 2];
+    let vifs = order.map(|number| Vif::new("fw", number, &namespace));
+    let mut daemon = with_state(&[]);
+    vifs.iter().for_each(|vif| drop(daemon.attach(vif)));
+    let names = |numbers: &[u8]| numbers.iter().map(|number| format!("port-{number}")).collect::<Vec<_>>();
+    assert_eq!(daemon.listed(), names(&order));
+    daemon.detach(&vifs[2]);
+    assert_eq!(daemon.listed(), names(&[3, 5, 4, 2]));
+    let new = Vif { mac: Mac::from_bits(0x0200_0000_0001), ..Vif::new("fw", 9, &namespace) };
+    daemon.attach(&new);
+    daemon.done(&["set", "port-5", "admin_state_up=false"], "");
+    daemon.done(&["set", "port-5", "admin_state_up=true"], "");
+    for signal in [Signal::TERM, Signal::KILL] {
+        assert_eq!(daemon.listed(), names(&[3, 5, 4, 2, 9]));
+        daemon.stop(signal);
+        daemon.start();
+    }
+    let ports = shown(&daemon);
+    assert_eq!(daemon.listed(), names(&[3, 5, 4, 2, 9]));
+    assert!(ports.iter().enumerate().all(|(at, port)| port.position == at && port.status == Status::Active));
+    assert_eq!(namespace.links(), ["lo", "tap2", "tap3", "tap4", "tap5", "tap9"]);
+}
+
+/// What the switch made is gone, and what others made is theirs again.
+fn nothing_is_left(guest: &Namespace, vif: &Vif) {
+    if vif.kind == "tap" {
+        assert_eq!(guest.links(), ["lo"]);
+    } else {
+        let link = within(&Netns::Named(vif.netns.clone()), || link::find(&vif.name)).unwrap().unwrap().unwrap();
+        assert_eq!(link.xdp, None, "{vif:?}");
+    }
+}
+
+/// AT-05: a VM gets a second interface, speaks through both, and loses the first one; fifty times, while
+/// two others talk.
+#[test]
+fn interfaces_are_exchanged_under_load_and_nobody_loses_a_frame() {
+    interfaces_are_exchanged(&[DeviceKind::Tap], 50);
+}
+
+/// The same, fewer times, with everybody on each kind of port. Who sends at a rate does so by a tap, where
+/// frames can wait for a switch that is not on a core right now.
+#[test]
+fn interfaces_on_netdevs_of_others_are_exchanged_under_load_and_nobody_loses_a_frame() {
+    interfaces_are_exchanged(&[DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Xdp], 10);
+    interfaces_are_exchanged(&[DeviceKind::Tap, DeviceKind::Packet, DeviceKind::Xdp, DeviceKind::Tap], 10);
+}
+
+fn interfaces_are_exchanged(on: &[DeviceKind], cycles: u32) {
+    let Some((spaces, vifs)) = guests(&["a", "b", "fw", "fw"], on, 1500) else { return };
+    let daemon = with_state(&vifs[..3]);
+    let nics = [0, 1].map(|at| Nic::new(&spaces[at], &vifs[at].name));
+    // Whoever sends at a rate does not wait for a switch that is not on a core right now.
+    spaces[0].ip("link set tap1 txqueuelen 100000");
+    let done = AtomicBool::new(false);
+    let frames = thread::scope(|scope| {
+        let talk = scope.spawn(|| stream((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), 10_000, &done));
+        let finally = Finally(&done);
+        let (mut first, mut second) = (2, 3);
+        for cycle in 0..cycles {
+            let said = daemon.attach(&vifs[second]);
+            assert!(said.contains("is ACTIVE"), "{said}");
+            let pair = [first, second].map(|at| Nic::new(&spaces[at], &vifs[at].name));
+            // It is reached by the first frame, and the siblings speak through the switch.
+            pass((&pair[0], &vifs[first]), (&pair[1], &vifs[second]), &format!("there {cycle}"));
+            pass((&pair[1], &vifs[second]), (&pair[0], &vifs[first]), &format!("back {cycle}"));
+            let all = experiment(Mac::BROADCAST, vifs[second].mac, format!("all {cycle}").as_bytes());
+            pair[1].send(&all);
+            assert_eq!(pair[0].take(), all);
+            let listed = [0, 1, first, second].map(|at| vifs[at].port.clone());
+            assert_eq!(daemon.listed(), listed);
+            daemon.detach(&vifs[first]);
+            nothing_is_left(&spaces[first], &vifs[first]);
+            // The second one does not notice.
+            pass((&nics[1], &vifs[1]), (&pair[1], &vifs[second]), &format!("still here {cycle}"));
+            assert_eq!(pair[1].rest().len(), 0, "each came once");
+            (first, second) = (second, first);
+        }
+        drop(finally);
+        talk.join().unwrap()
+    });
+    // A worker counts a frame after it has been sent. Of the ports that are gone there are no counters any
+    // more, so that the sums say nothing here.
+    let ports = await_that("all frames", || {
+        Some(daemon.ports()).filter(|ports| ports[0].counts.rx_frames >= frames && ports[1].counts.tx_frames >= frames)
+    });
+    println!("{frames} frames between the two others, none lost");
+    assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
+    assert_eq!(ports[0].counts.rx_frames, frames, "no frame has been lost on its way in either");
+}
+
+/// AT-15: a port is taken from one VM and given to another one.
+#[test]
+fn a_port_is_given_to_another_vm() {
+    a_port_is_given(&[DeviceKind::Tap]);
+}
+
+#[test]
+fn a_port_on_a_netdev_of_others_is_given_to_another_vm() {
+    a_port_is_given(&[DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet]);
+    a_port_is_given(&[DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Xdp]);
+    a_port_is_given(&[DeviceKind::Packet, DeviceKind::Xdp, DeviceKind::Tap]);
+}
+
+fn a_port_is_given(on: &[DeviceKind]) {
+    let Some((spaces, vifs)) = guests(&["a", "one", "two"], on, 1500) else { return };
+    let open = |vif: &Vif| Vif { more: "port_security = \"off\"".into(), ..vif.clone() };
+    // The port of the one, and the same port as it will be of the other.
+    let (one, two) = (open(&vifs[1]), Vif { port: vifs[1].port.clone(), mac: vifs[1].mac, ..open(&vifs[2]) });
+    let daemon = with_state(&[vifs[0].clone(), one.clone()]);
+    let nic = Nic::new(&spaces[0], &vifs[0].name);
+    let wild = Mac::from_bits(0x0a00_0000_0001);
+    let learned = || -> Vec<String> {
+        let stations: Vec<StationView> = daemon.get("/v1/fdb");
+        stations.into_iter().filter(|station| station.kind == StationKind::Learned).map(|s| s.mac_address).collect()
+    };
+    for (was, is, (old, new)) in [(&one, &two, (1, 2)), (&two, &one, (2, 1))] {
+        let there = Nic::new(&spaces[old], &was.name);
+        let hello = experiment(vifs[0].mac, wild, was.vm.as_bytes());
+        there.send(&hello);
+        assert_eq!(nic.take(), hello);
+        assert_eq!(learned(), vec![wild.to_string()]);
+        drop(there);
+        daemon.detach(was);
+        assert_eq!(learned(), Vec::<String>::new());
+        nothing_is_left(&spaces[old], was);
+        daemon.attach(is);
+        // With the first frame.
+        let here = Nic::new(&spaces[new], &is.name);
+        pass((&nic, &vifs[0]), (&here, is), "it is mine now");
+        pass((&here, is), (&nic, &vifs[0]), "and speaks");
+        assert_eq!(learned(), Vec::<String>::new());
+        let port = daemon.port(is);
+        assert_eq!((port.device_id.as_str(), port.status), (is.vm.as_str(), Status::Active));
+    }
+}
+
+fn events(daemon: &Daemon, vif: &Vif) -> Vec<Event> {
+    daemon.events().into_iter().filter(|event| event.ports == [vif.port.clone()]).collect()
+}
+
+/// A device that vanishes and comes back is told once each way, and nothing else is told.
+#[test]
+fn what_vanishes_and_comes_back_is_told_once() {
+    let Some(spaces) = (0..2).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
+    spaces[1].ip("tuntap add dev tap2 mode tap");
+    // One of ours, and one that others made: we make it not again, they do.
+    let vifs: Vec<Vif> = (1..).zip(&spaces).map(|(number, namespace)| Vif::new("fw", number, namespace)).collect();
+    let daemon = with_state(&vifs);
+    let kinds = |vif: &Vif| events(&daemon, vif).iter().map(|event| event.kind).collect::<Vec<_>>();
+    let (up, down) = (EventKind::PortUp, EventKind::PortDown);
+    let mut wanted = vec![up];
+    let again = |vif: &Vif, wanted: &mut Vec<EventKind>| {
+        wanted.extend([down, up]);
+        await_that("down and up", || (kinds(vif).len() >= wanted.len()).then_some(()));
+        daemon.await_active(vif);
+        assert_eq!(kinds(vif), *wanted, "{:?}", events(&daemon, vif));
+        let [.., gone, back] = &events(&daemon, vif)[..] else { panic!("{:?}", events(&daemon, vif)) };
+        println!("{}: down at {}, up at {}", vif.name, gone.time, back.time);
+    };
+    for _ in 0..3 {
+        spaces[0].ip("link del tap1");
+        again(&vifs[0], &mut wanted);
+    }
+    for _ in 0..3 {
+        spaces[0].delete();
+        daemon.await_down(&vifs[0]);
+        spaces[0].make();
+        again(&vifs[0], &mut wanted);
+    }
+    let mut wanted = vec![up];
+    for _ in 0..3 {
+        spaces[1].ip("link del tap2");
+        // It has been looked for in vain by then, which is no event.
+        let names_it = |port: &PortView| port.status_reason.contains(&spaces[1].0);
+        daemon.await_port("its name", &vifs[1], names_it);
+        spaces[1].ip("tuntap add dev tap2 mode tap");
+        again(&vifs[1], &mut wanted);
+    }
+}

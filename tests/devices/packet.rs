@@ -1,0 +1,552 @@
+//! Packet sockets on netdevs that others own, as the kernel has them: veths, and taps that somebody else
+//! holds. As root, in namespaces of their own.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use support::host::nic::Nic;
+use support::host::relay::relay;
+use support::host::{EXPERIMENT, Finally, Namespace, TEST_TIMEOUT, await_that, readable};
+use vifswitch::device::packet::{self, Settings};
+use vifswitch::device::{self, Device, OpenError, tap};
+use vifswitch::frame::{Batch, Magazine, Pool, TxBatch, TxStats};
+use vifswitch::sys::tun::{self, Flags};
+use vifswitch::wire::Offload;
+
+/// A worker's things.
+struct WorkerParts {
+    cache: Magazine,
+    batch: Batch,
+    tx: TxBatch,
+}
+
+/// What came in: the header that was left to be heeded, and the bytes.
+type Came = (Offload, Vec<u8>);
+
+impl WorkerParts {
+    fn new() -> WorkerParts {
+        WorkerParts {
+            cache: Magazine::new(Pool::new(1024).unwrap()),
+            batch: Batch::new(),
+            tx: TxBatch::with_capacity(192),
+        }
+    }
+
+    fn add(&mut self, frame: &[u8], offload: Offload) {
+        self.tx.push(self.cache.frame(frame, offload).unwrap());
+    }
+
+    fn transmit(&mut self, device: &mut dyn Device) -> TxStats {
+        device.transmit(&mut self.tx, &self.batch, &mut self.cache)
+    }
+
+    fn send(&mut self, device: &mut dyn Device, frame: &[u8]) -> TxStats {
+        self.add(frame, Offload::NONE);
+        self.transmit(device)
+    }
+
+    /// What there is, up to a burst.
+    fn rest(&mut self, device: &mut dyn Device) -> Vec<Came> {
+        device.receive(&mut self.batch, &mut self.cache).unwrap();
+        let came =
+            (0..self.batch.len()).map(|i| (self.batch.frame(i).offload(), self.batch.frame_ref(i).to_vec())).collect();
+        self.batch.clear(&mut self.cache);
+        device.release();
+        came
+    }
+
+    /// Receives until something has come.
+    fn take_some(&mut self, device: &mut dyn Device) {
+        while self.rest(device).is_empty() {
+            readable(device.fd().unwrap());
+        }
+    }
+
+    /// The next frame of an experiment, which is awaited and must be alone.
+    fn take(&mut self, device: &mut dyn Device) -> Came {
+        loop {
+            let mut came = self.rest(device);
+            came.retain(|(_, frame)| frame.starts_with(&THERE));
+            match came.pop() {
+                Some(frame) if came.is_empty() => return frame,
+                Some(_) => panic!("more than one came"),
+                None => readable(device.fd().unwrap()),
+            }
+        }
+    }
+}
+
+/// Where the frames of all experiments go.
+const THERE: [u8; 6] = [2, 0xbb, 0, 0, 0, 1];
+const HERE: [u8; 6] = [2, 0xaa, 0, 0, 0, 1];
+
+/// A frame, what stands behind its addresses, filled up with bytes that differ from each other.
+fn frame(kind: &[u8], len: usize) -> Vec<u8> {
+    let mut frame = [&THERE, &HERE, kind].concat();
+    frame.extend((frame.len()..len).map(|at| (at * 31 + at / 251) as u8));
+    frame
+}
+
+fn experiment(len: usize) -> Vec<u8> {
+    frame(&EXPERIMENT.to_be_bytes(), len)
+}
+
+/// Frames as they may come, for an MTU of 9000.
+fn odd_frames() -> Vec<Vec<u8>> {
+    let mut frames = vec![
+        frame(&[0, 3, 0xe0, 0xe0, 3], 60), // LLC, NetWare
+        frame(&[0, 38, 0x42, 0x42, 3], 60),
+        frame(&[0x08, 0x00, 0x4f, 0, 0xff, 0xff], 60), // IPv4 with a length beyond the frame
+        frame(&[0x81, 0x00, 0x00, 0x05, 0x08, 0x00], 64),
+        frame(&[0x81, 0x00, 0xef, 0xff, 0x88, 0xb5], 20), // all bits but that of DEI; shorter ones die in the kernel
+        frame(&[0x81, 0x00, 0x00, 0x00, 0x88, 0xb5], 1518), // a priority tag, and a full frame
+        frame(&[0x88, 0xa8, 0x10, 0x07, 0x88, 0xb5], 64),
+        frame(&[0x88, 0xa8, 0x00, 0x07, 0x81, 0x00, 0x00, 0x05, 0x88, 0xb5], 64),
+        frame(&[0x88, 0xa8, 0x00, 0x07, 0x81, 0x00, 0x00, 0x05, 0x81, 0x00, 0x00, 0x06, 0x88, 0xb5], 86),
+        frame(&[0x91, 0x00, 0x00, 0x07, 0x81, 0x00, 0x00, 0x05, 0x88, 0xb5], 64), // no tag to the kernel
+        frame(&[0x81, 0x00, 0x00, 0x07, 0x88, 0xb5], 9018),
+    ];
+    // around what a slot of the ring takes, among others
+    frames.extend([14, 15, 17, 59, 60, 61, 1514].into_iter().chain(1950..2060).chain([4096, 9014]).map(experiment));
+    frames.extend((1950..2060).map(|len| frame(&[0x81, 0x00, 0x00, 0x05, 0x88, 0xb5], len)));
+    frames
+}
+
+/// A namespace with the netdev `port`, of which the other end is `guest` in another one.
+struct VethPair {
+    port: Namespace,
+    guest: Namespace,
+}
+
+impl VethPair {
+    fn new(mtu: u32) -> Option<VethPair> {
+        let loopback = VethPair { port: Namespace::new()?, guest: Namespace::new()? };
+        loopback.lay(mtu);
+        Some(loopback)
+    }
+
+    fn lay(&self, mtu: u32) {
+        self.port
+            .ip(&format!("link add dev port mtu {mtu} type veth peer name guest mtu {mtu} netns {}", self.guest.0));
+        self.guest.ip("link set dev guest up");
+        self.port.ip("link set dev port up");
+    }
+
+    fn settings(&self) -> Settings {
+        settings(&self.port, "port")
+    }
+
+    fn open(&self) -> Box<dyn Device> {
+        open(&self.settings())
+    }
+}
+
+fn settings(namespace: &Namespace, name: &str) -> Settings {
+    Settings {
+        name: name.into(),
+        netns: namespace.netns(),
+        offloads: true,
+        isolate: false,
+        mtu: 1500,
+        owner: "port-1".into(),
+    }
+}
+
+fn open(settings: &Settings) -> Box<dyn Device> {
+    let mut opened = packet::open(settings).unwrap();
+    assert!(!opened.made && opened.queues.len() == 1);
+    opened.queues.remove(0)
+}
+
+/// A tap whose file somebody else holds, as QEMU does, and its netdev.
+fn held_tap(namespace: &Namespace) -> tun::Queue {
+    let flags = Flags { vnet_header: true, multi_queue: false, exclusive: true };
+    let queue = namespace.run_in(|| tun::Queue::open("port", flags)).unwrap();
+    let _ = queue.set_offloads().unwrap();
+    namespace.ip("link set dev port mtu 9000 up");
+    queue
+}
+
+#[test]
+fn odd_frames_pass_both_ways_untouched() {
+    let Some(loopback) = VethPair::new(9000) else { return };
+    for offloads in [true, false] {
+        let mut device = open(&Settings { offloads, ..loopback.settings() });
+        assert_eq!(device.caps().offloads, offloads);
+        let (nic, mut parts) = (Nic::new(&loopback.guest, "guest"), WorkerParts::new());
+        for frame in odd_frames() {
+            nic.send(&frame);
+            assert_eq!(parts.take(&mut *device), (Offload::NONE, frame.clone()));
+            let sent = parts.send(&mut *device, &frame);
+            assert_eq!((sent.frames, sent.bytes), (1, frame.len() as u64), "{frame:02x?}");
+            assert_eq!(nic.take(), frame);
+        }
+        assert_eq!(device.rx_missed(), 0);
+        assert!(parts.rest(&mut *device).is_empty(), "what was sent is not heard");
+    }
+}
+
+#[test]
+fn frames_stay_in_order_whatever_their_lengths() {
+    let Some(loopback) = VethPair::new(9000) else { return };
+    let mut device = loopback.open();
+    let (nic, mut parts) = (Nic::new(&loopback.guest, "guest"), WorkerParts::new());
+    let frames: Vec<_> =
+        (0..300usize).map(|number| frame(&[0x88, 0xb5, number as u8], 60 + number * 7919 % 8900)).collect();
+    frames.iter().for_each(|frame| nic.send(frame));
+    let mut came = Vec::new();
+    while came.len() < frames.len() {
+        readable(device.fd().unwrap());
+        came.extend(parts.rest(&mut *device).into_iter().map(|(_, frame)| frame));
+    }
+    assert!(came == frames);
+    for some in frames.chunks(150) {
+        some.iter().for_each(|frame| parts.add(frame, Offload::NONE));
+        assert_eq!(parts.transmit(&mut *device).frames, some.len() as u64);
+    }
+    assert!(frames.iter().all(|frame| nic.take() == *frame));
+}
+
+#[test]
+fn one_frame_that_is_refused_holds_up_no_other() {
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let (nic, mut parts) = (Nic::new(&loopback.guest, "guest"), WorkerParts::new());
+    let double = frame(&[0x88, 0xa8, 0, 7, 0x81, 0, 0, 5, 0x88, 0xb5], 1522);
+    for offloads in [true, false] {
+        let mut device = open(&Settings { offloads, ..loopback.settings() });
+        let open_checksum = Offload::read(&[1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]);
+        parts.add(&experiment(60), Offload::NONE);
+        parts.add(&experiment(1600), Offload::NONE);
+        parts.add(&experiment(61), Offload::NONE);
+        parts.add(&double, Offload::NONE);
+        parts.add(&experiment(99), open_checksum);
+        parts.add(&experiment(62), Offload::NONE);
+        let sent = parts.transmit(&mut *device);
+        let more = u64::from(offloads);
+        assert_eq!((sent.frames, sent.refused, sent.full + sent.link_down), (3 + more, 3 - more, 0));
+        let mut lengths = vec![60, 61, 99, 62];
+        lengths.retain(|&len| offloads || len != 99);
+        assert!(lengths.into_iter().all(|len| nic.take().len() == len));
+    }
+}
+
+/// A super-frame of TCP with its header, and a tag in front of it or not.
+fn super_frame(tag: &[u8]) -> Came {
+    let mut ip = vec![0x45, 0, 0x4e, 0x48, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
+    let sum: u32 = ip.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
+    ip[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
+    let tcp = [0, 1, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0x50, 0x10, 1, 0, 0, 0, 0, 0];
+    let headers = 54 + tag.len() as u8;
+    let offload = Offload::read(&[1, 1, headers, 0, 0xa8, 5, headers - 20, 0, 16, 0, 0, 0]);
+    (offload, frame(&[tag, &[8, 0], &ip, &tcp].concat(), 20_054 + tag.len()))
+}
+
+#[test]
+fn super_frames_pass_with_their_header_and_their_tag() {
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let Some(namespace) = Namespace::new() else { return };
+    let guest = held_tap(&namespace);
+    let (mut ours, mut theirs) = (loopback.open(), open(&settings(&namespace, "port")));
+    let (nic, mut parts) = (Nic::with_header(&loopback.guest, "guest"), WorkerParts::new());
+    for tag in [&[][..], &[0x81, 0, 0x20, 5], &[0x88, 0xa8, 0, 7]] {
+        let (offload, frame) = super_frame(tag);
+        let written = [&offload.write()[..10], &frame].concat();
+        // in by a veth, out by it
+        nic.send(&written);
+        let came = parts.take(&mut *ours);
+        assert_eq!((came.0.segment_size(), &came.1), (1448, &frame));
+        assert_eq!(
+            came.0.segmentation(&frame, 20_054 + tag.len() as u32),
+            offload.segmentation(&frame, frame.len() as u32)
+        );
+        assert_eq!(came.0, offload);
+        parts.add(&came.1, came.0);
+        assert_eq!(parts.transmit(&mut *ours).frames, 14);
+        // To a socket, the header counts without the tag that stands beside the frame.
+        assert!(nic.take() == [&super_frame(&[]).0.write()[..10], &frame].concat(), "{tag:02x?}");
+        // in by a tap, as a guest behind QEMU sends it; out by the tap, to the guest
+        guest.write(&[&offload.write(), &frame[..]].concat()).unwrap();
+        assert!(parts.take(&mut *theirs) == (offload, frame.clone()));
+        parts.add(&frame, offload);
+        assert_eq!(parts.transmit(&mut *theirs).frames, 14);
+        let mut room = vec![0; 70_000];
+        readable(&guest);
+        let len = guest.read(&mut room).unwrap();
+        assert!(room[..len] == [&offload.write(), &frame[..]].concat(), "{tag:02x?}");
+    }
+}
+
+#[test]
+fn a_tcp_stream_passes_from_veth_to_veth_as_super_frames() {
+    let (Some(left), Some(right)) = (VethPair::new(1500), VethPair::new(1500)) else { return };
+    left.guest.ip("addr add 10.0.0.1/24 dev guest");
+    right.guest.ip("addr add 10.0.0.2/24 dev guest");
+    relay(&left.guest, &right.guest, [left.open(), right.open()]);
+}
+
+#[test]
+fn a_tcp_stream_passes_from_veth_to_tap_as_super_frames() {
+    let (Some(left), Some(right)) = (VethPair::new(1500), Namespace::new()) else { return };
+    let mac = "02:00:00:00:00:02".parse().unwrap();
+    let mut opened = tap::open(
+        &tap::Settings {
+            name: "tap0".into(),
+            netns: right.netns(),
+            queues: 1,
+            offloads: true,
+            persist: false,
+            mac,
+            mtu: 1500,
+            owner: "port-2".into(),
+        },
+        true,
+    )
+    .unwrap();
+    left.guest.ip("addr add 10.0.0.1/24 dev guest");
+    right.ip("addr add 10.0.0.2/24 dev tap0");
+    relay(&left.guest, &right, [left.open(), opened.queues.remove(0)]);
+}
+
+/// What is received with an open checksum says so, also if nothing of the kind is to be sent.
+#[test]
+fn an_open_checksum_is_told_in_any_case() {
+    let Some(loopback) = VethPair::new(1500) else { return };
+    for offloads in [true, false] {
+        let mut device = open(&Settings { offloads, ..loopback.settings() });
+        let (nic, mut parts) = (Nic::with_header(&loopback.guest, "guest"), WorkerParts::new());
+        let header = [1, 0, 0, 0, 0, 0, 34, 0, 6, 0];
+        nic.send(&[&header[..], &experiment(100)].concat());
+        let (offload, frame) = parts.take(&mut *device);
+        assert!(offload.needs_offload());
+        assert_eq!((offload.write()[..10].to_vec(), frame), (header.to_vec(), experiment(100)));
+    }
+}
+
+#[test]
+fn more_than_the_ring_takes_is_lost_and_counted() {
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let mut device = loopback.open();
+    let (nic, mut parts) = (Nic::new(&loopback.guest, "guest"), WorkerParts::new());
+    const MANY: u64 = 3000;
+    for round in 0..3u8 {
+        (0..MANY).for_each(|number| nic.send(&frame(&[0x88, 0xb5, round, number as u8, (number >> 8) as u8], 60)));
+        // The last ones come through the queue of a processor: it has been emptied when nothing moves.
+        let mut numbers = Vec::new();
+        let mut rx_missed = 0;
+        await_that("all frames, come or lost", || {
+            for (_, frame) in parts.rest(&mut *device) {
+                assert_eq!(frame[14], round);
+                numbers.push(u64::from(u16::from_le_bytes([frame[15], frame[16]])));
+            }
+            rx_missed += device.rx_missed();
+            (numbers.len() as u64 + rx_missed == MANY).then_some(())
+        });
+        assert!(numbers.is_sorted() && numbers[..512].iter().copied().eq(0..512));
+        assert!(rx_missed >= MANY - 2048, "{rx_missed} of {MANY} did not fit");
+    }
+}
+
+/// Sends by `device` and receives from it until it says that it is gone.
+fn until_gone(device: &mut dyn Device, parts: &mut WorkerParts) -> std::io::Error {
+    await_that("an error", || {
+        parts.send(device, &experiment(60));
+        let gone = device.receive(&mut parts.batch, &mut parts.cache).err();
+        parts.batch.clear(&mut parts.cache);
+        device.release();
+        gone
+    })
+}
+
+#[test]
+fn a_netdev_that_is_deleted_under_traffic_is_a_device_that_is_gone() {
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let mut parts = WorkerParts::new();
+    for silent in [false, true] {
+        let mut device = loopback.open();
+        let nic = Nic::new(&loopback.guest, "guest");
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let _finally = Finally(&done);
+            if silent {
+                parts.rest(&mut *device);
+            } else {
+                let send = || nic.try_send(&experiment(60)).ok().filter(|()| !done.load(Ordering::Relaxed));
+                scope.spawn(move || std::iter::from_fn(send).for_each(drop));
+                parts.take_some(&mut *device);
+            }
+            loopback.port.ip("link del dev port");
+            if silent {
+                let mut polled = [PollFd::from_borrowed_fd(device.fd().unwrap(), PollFlags::IN)];
+                assert!(poll(&mut polled, Some(&TEST_TIMEOUT)).unwrap() > 0, "a sleeping worker is woken by it");
+                // A worker asks a port that is quiet so often before it leaves it alone.
+                let gone = (0..64).find_map(|_| device.receive(&mut parts.batch, &mut parts.cache).err());
+                assert!(gone.is_some());
+            } else {
+                until_gone(&mut *device, &mut parts);
+            }
+        });
+        assert_eq!(parts.send(&mut *device, &experiment(60)).link_down, 1);
+        assert!(matches!(packet::open(&loopback.settings()), Err(OpenError::NoDevice { .. })));
+        drop(device);
+        loopback.lay(1500);
+    }
+}
+
+#[test]
+fn a_netdev_that_is_set_down_is_given_up_and_opened_again_when_it_is_up() {
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let mut parts = WorkerParts::new();
+    for sends in [false, true] {
+        let mut device = loopback.open();
+        loopback.port.ip("link set dev port down");
+        if sends {
+            // The error that waits at the socket is told only once, and not to who receives.
+            assert_eq!(parts.send(&mut *device, &experiment(60)).link_down, 1);
+            parts.add(&experiment(60), Offload::NONE);
+            parts.add(&experiment(60), Offload::NONE);
+            assert_eq!(parts.transmit(&mut *device).link_down, 2);
+        }
+        let gone = (0..64).find_map(|_| device.receive(&mut parts.batch, &mut parts.cache).err());
+        assert!(gone.unwrap().to_string().contains("down"));
+        for down in
+            [packet::open(&loopback.settings()).unwrap_err(), packet::preflight(&loopback.settings()).unwrap_err()]
+        {
+            assert!(matches!(down, OpenError::Down { .. }), "{down}");
+            assert!(down.to_string().contains("ip link set dev port up"), "{down}");
+        }
+        loopback.port.ip("link set dev port up");
+        let mut device = loopback.open();
+        Nic::new(&loopback.guest, "guest").send(&experiment(60));
+        assert_eq!(parts.take(&mut *device).1, experiment(60));
+    }
+}
+
+#[test]
+fn a_netdev_that_is_down_for_a_moment_is_kept() {
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let (mut device, mut parts) = (loopback.open(), WorkerParts::new());
+    for _ in 0..3 {
+        loopback.port.ip("link set dev port down");
+        loopback.port.ip("link set dev port up");
+        (0..200).for_each(|_| assert!(parts.rest(&mut *device).is_empty()));
+        let mut polled = [PollFd::from_borrowed_fd(device.fd().unwrap(), PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        assert_eq!(poll(&mut polled, Some(&now)).unwrap(), 0, "a worker could not sleep");
+        let nic = Nic::new(&loopback.guest, "guest");
+        nic.send(&experiment(60));
+        assert_eq!(parts.take(&mut *device).1, experiment(60));
+        assert_eq!(parts.send(&mut *device, &experiment(61)).frames, 1);
+        assert_eq!(nic.take(), experiment(61));
+    }
+}
+
+/// UDP fragmentation is a kind of super-frame for which the header of a ring has no word. An old guest
+/// sends them, or one that wants to do harm.
+#[test]
+fn a_frame_that_halts_the_ring_costs_the_port_a_moment_and_no_more() {
+    let Some(namespace) = Namespace::new() else { return };
+    let guest = held_tap(&namespace);
+    let settings = settings(&namespace, "port");
+    let mut device = open(&settings);
+    let mut parts = WorkerParts::new();
+    let mut fragments = frame(&[8, 0, 0x45, 0, 0x13, 0x9c, 0, 0, 0, 0, 64, 17], 42 + 5000);
+    fragments[38..40].copy_from_slice(&5008u16.to_be_bytes());
+    let fragments = [&[1, 3, 42, 0, 0xc8, 5, 34, 0, 6, 0, 0, 0], &fragments[..]].concat();
+    let plain = |len| [&[0; 12], &experiment(len)[..]].concat();
+    guest.write(&plain(60)).unwrap();
+    assert_eq!(parts.take(&mut *device).1, experiment(60));
+    guest.write(&fragments).unwrap();
+    // Frames that come meanwhile are lost. From then on all of them are read, and by another descriptor.
+    await_that("frames that come", || {
+        guest.write(&plain(60)).unwrap();
+        let woken =
+            poll(&mut [PollFd::from_borrowed_fd(device.fd().unwrap(), PollFlags::IN)], Some(&Timespec::default()));
+        if woken.unwrap() == 0 && device.needs_inspection() {
+            device.inspect();
+        }
+        parts.rest(&mut *device).pop()
+    });
+    assert!(device.rx_missed() > 0);
+    for frame in odd_frames() {
+        guest.write(&fragments).unwrap();
+        guest.write(&[&[0; 12], &frame[..]].concat()).unwrap();
+        assert_eq!(parts.take(&mut *device), (Offload::NONE, frame));
+    }
+    drop(device);
+    let mut opened = packet::open(&settings).unwrap();
+    assert!(opened.warnings[0].contains("without a ring"), "{:?}", opened.warnings);
+    let mut device = opened.queues.remove(0);
+    for frame in odd_frames() {
+        guest.write(&fragments).unwrap();
+        guest.write(&[&[0; 12], &frame[..]].concat()).unwrap();
+        assert_eq!(parts.take(&mut *device), (Offload::NONE, frame));
+    }
+    assert_eq!(device.rx_missed(), odd_frames().len() as u64);
+    (0..100).for_each(|_| guest.write(&fragments).unwrap());
+    let lost = [64, 36].map(|_| {
+        assert!(parts.rest(&mut *device).is_empty());
+        device.rx_missed()
+    });
+    assert_eq!(lost, [64, 36], "a worker has others to see to");
+    for tag in [&[][..], &[0x81, 0, 0x20, 5]] {
+        let (offload, frame) = super_frame(tag);
+        guest.write(&[&offload.write(), &frame[..]].concat()).unwrap();
+        assert!(parts.take(&mut *device) == (offload, frame));
+    }
+    namespace.ip("link del dev port");
+    until_gone(&mut *device, &mut parts);
+}
+
+#[test]
+fn nothing_is_changed_about_a_netdev_and_it_stays() {
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let before = loopback.port.link("port").unwrap();
+    let settings = Settings { mtu: 9000, ..loopback.settings() };
+    let opened = packet::open(&settings).unwrap();
+    assert!(opened.warnings.len() == 1 && opened.warnings[0].contains("MTU of 1500"), "{:?}", opened.warnings);
+    assert_eq!(packet::preflight(&settings).unwrap(), opened.warnings);
+    let settings = device::Settings::Packet(settings);
+    device::adjust(&settings).unwrap();
+    assert_eq!(loopback.port.link("port").unwrap(), before);
+    drop(opened);
+    assert!(matches!(*device::remove(&loopback.port.netns(), &[settings]), [Ok(false)]));
+    assert_eq!(loopback.port.link("port").unwrap(), before);
+}
+
+#[test]
+fn what_is_no_ethernet_device_is_refused() {
+    let Some(namespace) = Namespace::new() else { return };
+    namespace.ip("tuntap add dev tun0 mode tun");
+    namespace.ip("link set dev tun0 up");
+    for name in ["tun0", "lo"] {
+        let refused = packet::open(&settings(&namespace, name)).unwrap_err();
+        assert!(matches!(refused, OpenError::Refused { .. }), "{refused}");
+    }
+}
+
+/// What was made for a tap is removed, and nothing else, and each is told in its place.
+#[test]
+fn taps_and_others_are_removed_in_one_go() {
+    let Some(loopback) = VethPair::new(1500) else { return };
+    let tap = |name: &str| {
+        device::Settings::Tap(tap::Settings {
+            name: name.into(),
+            netns: loopback.port.netns(),
+            queues: 1,
+            offloads: true,
+            persist: true,
+            mac: "02:00:00:00:00:02".parse().unwrap(),
+            mtu: 1500,
+            owner: "port-1".into(),
+        })
+    };
+    let requests = [device::Settings::Packet(loopback.settings()), tap("tap0"), tap("none"), tap("tap1")];
+    let _held = [
+        device::open(&requests[1], true, Pool::new(64).unwrap()).unwrap(),
+        device::open(&requests[3], true, Pool::new(64).unwrap()).unwrap(),
+    ];
+    let removed: Vec<bool> =
+        device::remove(&loopback.port.netns(), &requests).into_iter().map(Result::unwrap).collect();
+    assert_eq!(removed, [false, true, false, true]);
+    assert_eq!(loopback.port.links(), ["lo", "port"]);
+}

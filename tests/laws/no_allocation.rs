@@ -1,0 +1,271 @@
+//! A warm worker neither allocates nor frees: a breath must not wait for a lock in the allocator.
+//! The allocator of this program, from `allocation-counter`, counts per thread while it is told to.
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use vifswitch::device::loopback::{Loopback, LoopbackCapacity, RxMemory};
+use vifswitch::device::{Device, packet};
+use vifswitch::frame::{Batch, Magazine, Pool, TxBatch};
+use vifswitch::switch::{AtLimit, Binding, DropReason, Limits, MacLimit, Security};
+use vifswitch::telemetry::audit::Snapshot;
+use vifswitch::wire::{Mac, Offload};
+use vifswitch::worker::Command;
+
+use support::lab::stream::open_frame;
+use support::lab::{Lab, PROBE_KEY, PortSpec, Setup, UplinkSpec, frame, mac};
+
+/// How often this thread allocates or frees meanwhile; 0 only if it does neither.
+fn counted(work: impl FnOnce()) -> u64 {
+    let calls = allocation_counter::measure(work);
+    calls.count_total + calls.count_current.unsigned_abs()
+}
+
+/// All workers breathe until nothing is left to do. How often they allocated or freed, and how many
+/// breaths that took.
+fn counted_polls(lab: &mut Lab) -> (u64, u64) {
+    let (mut calls, mut polls) = (0, 0);
+    loop {
+        let mut done = 0;
+        calls += counted(|| done = lab.step());
+        polls += lab.workers.len() as u64;
+        if done == 0 {
+            return (calls, polls);
+        }
+    }
+}
+
+/// Numbers that look random, the same each time.
+struct Rng(u64);
+impl Rng {
+    fn below(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((self.0 >> 33) as usize) % sides
+    }
+}
+
+const PORTS: usize = 6;
+
+/// Behind the ports stand two uplinks of their network: tagged with this on the first, untagged on
+/// the second.
+const VID: u16 = 5;
+
+/// Lets every block of every cable grow to its full size, both ways: they grow as they are first
+/// used.
+fn warm(lab: &mut Lab, blocks: usize) {
+    for _ in 0..2 * blocks {
+        for port in 0..PORTS {
+            for len in [3000, 46, 0] {
+                let bytes = frame(mac((port + 1) % PORTS), mac(port), 0x88b5, &[0; 3000][..len]);
+                while lab.ends[port].stage(&bytes, Offload::NONE) {}
+            }
+            lab.ends[port].publish();
+            lab.settle();
+            lab.ends.iter_mut().for_each(Loopback::discard);
+        }
+    }
+}
+
+/// Each guest sends something of everything: to neighbours here and at other workers, to everybody,
+/// from old and new stations, short and long, whole and lying.
+fn guests_send(lab: &mut Lab, rng: &mut Rng, trunks: bool) {
+    let station = |number: usize| Mac::from_bits(0x0a_00_00_00_00_00 | number as u64);
+    for port in 0..lab.ends.len() {
+        for _ in 0..1 + rng.below(24) {
+            let to = match rng.below(8) {
+                0 => Mac::BROADCAST,
+                1 | 2 => station(rng.below(5000)),
+                _ => mac(rng.below(PORTS)),
+            };
+            let from = match rng.below(4) {
+                0 => mac(port),
+                1 => mac(rng.below(PORTS)),
+                _ => station(rng.below(5000)),
+            };
+            let len = [0, 46, 1500, 3000, 9000][rng.below(5)];
+            let offload = match rng.below(8) {
+                2 => Offload::read(&[1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 0, 0]),
+                0 => Offload::read(&[1, 1, 0, 0, 0xdc, 5, 34, 0, 16, 0, 0, 0]),
+                1 => Offload::read(&[1, 9, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0]),
+                _ => Offload::NONE,
+            };
+            // What can be divided, as well as what cannot.
+            let mut bytes = match rng.below(2) {
+                0 => open_frame(to, from, 0, len),
+                _ => frame(to, from, 0x88b5, &[0x50; 9000][..len]),
+            };
+            if port == PORTS || rng.below(if trunks { 2 } else { 20 }) == 0 {
+                bytes.splice(12..12, [0x81, 0x00, 0x00, if rng.below(8) == 0 { 99 } else { VID as u8 }]);
+            }
+            let _ = lab.ends[port].stage(&bytes, offload);
+        }
+        lab.ends[port].publish();
+    }
+}
+
+fn a_warm_worker_does_not_allocate(memory: RxMemory, trunks: bool) {
+    let setup = Setup {
+        workers: 2,
+        slots: 4096,
+        // The table is smaller than the stations are many, so that some go and others come.
+        stations: 3000,
+        capacity: LoopbackCapacity { blocks: 16, block_bytes: 1 << 17 },
+        memory,
+        limits: Limits { network: 2500, port: 600 },
+        mtu: 3000,
+        ..Setup::default()
+    };
+    let mut plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32 / 2)).collect();
+    // One tag of two leads to a subport.
+    for subport in [1, 3].into_iter().filter(|_| trunks) {
+        plugs[subport].trunk = Some((subport - 1, VID));
+    }
+    // The second may use the address of the stream only with the MAC address of the first, the third and the fourth
+    // get more and less than others, and behind the fifth few may be learned.
+    let bound = Binding { mac: mac(1), ip: "10.5.0.8/31".parse().ok() };
+    plugs[1].security = Security::MacIp([bound, Binding { mac: mac(0), ip: None }].into());
+    plugs[2].promiscuous = true;
+    plugs[3].unknown_unicast = false;
+    plugs[4].mac_limit = Some(MacLimit { stations: 50, policy: AtLimit::ForwardUnlearned });
+    let wires = [UplinkSpec::new(&[(VID, 0)]), UplinkSpec::new(&[(0, 0)])];
+    // Half of the ports take no offload headers.
+    let mut lab = Lab::build(setup, &plugs, &wires, |port, end| Box::new(end.with_offloads(port % 2 == 0)));
+    let mut rng = Rng(1);
+    let (mut calls, mut polls) = (0, 0);
+    warm(&mut lab, 16);
+    for round in 0..4500u64 {
+        guests_send(&mut lab, &mut rng, trunks);
+        let (more_calls, more_breaths) = counted_polls(&mut lab);
+        calls += more_calls;
+        polls += more_breaths;
+        lab.ends.iter_mut().for_each(Loopback::discard);
+        lab.advance(Duration::from_millis([1, 300, 20_000][rng.below(3)] * u64::from(round % 5 == 0)));
+        if round % 400 == 0 {
+            lab.advance(Duration::from_secs(400));
+        }
+    }
+    assert_eq!(calls, 0, "in {polls} breaths");
+    assert!(polls > 10_000, "there was something to do: {polls}");
+    assert!(lab.total(|c| c.forwarded.get()) > 10_000 && lab.total(|c| c.copies.get()) > 10_000);
+    assert!(lab.total(|c| c.segmented.get()) > 1000 && lab.total(|c| c.checksummed.get()) > 1000);
+    assert!(lab.workers.iter().all(|worker| worker.switch().fdb().len() > 100));
+    let bound = (lab.drops_in(1, DropReason::SpoofedIp), lab.sum(1, |c| c.forwarded.get()));
+    assert!(bound.0 > 100 && bound.1 > 1000, "{bound:?}");
+    assert!(lab.sum(2, |c| c.mirror_copies.get()) > 10_000 && lab.sum(3, |c| c.not_flooded.get()) > 1000);
+    assert!(lab.sum(4, |c| c.not_learned.get()) > 1000);
+    for port in [1, 3, PORTS, PORTS + 1] {
+        let frames = (lab.sum(port, |c| c.forwarded.get()), lab.sum(port, |c| c.tx_frames.get()));
+        assert!(frames.0 > 1000 && frames.1 > 1000, "port {port} has some of them: {frames:?}");
+    }
+    lab.check_counters();
+    lab.end();
+}
+
+#[test]
+fn a_warm_worker_of_owned_frames_does_not_allocate() {
+    a_warm_worker_does_not_allocate(RxMemory::Owned, false);
+}
+
+#[test]
+fn a_warm_worker_of_lent_frames_does_not_allocate() {
+    a_warm_worker_does_not_allocate(RxMemory::Lent, false);
+}
+
+#[test]
+fn neither_does_one_with_trunks() {
+    a_warm_worker_does_not_allocate(RxMemory::Owned, true);
+    a_warm_worker_does_not_allocate(RxMemory::Lent, true);
+}
+
+/// What control wants to know while frames flow, it brings the room for.
+#[test]
+fn questions_do_not_make_a_worker_allocate() {
+    let plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32 / 2)).collect();
+    let mut lab = Lab::new(Setup::default(), &plugs);
+    let (reply, mut reading) = oneshot::channel();
+    assert!(lab.mailboxes[0].send(Command::Audit(Box::new(Snapshot::with_capacity(PORTS)), reply)));
+    let (reply, mut pong) = oneshot::channel();
+    assert!(lab.mailboxes[0].send(Command::Ping(reply)));
+    assert_eq!(counted_polls(&mut lab).0, 0);
+    assert_eq!(reading.try_recv().unwrap().shares.len(), PORTS);
+    pong.try_recv().unwrap();
+    lab.end();
+}
+
+/// Probes go out and come back, a station moves to and fro, and control does not listen.
+#[test]
+fn neither_do_loops() {
+    let plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32)).collect();
+    let mut lab = Lab::new(Setup::default(), &plugs);
+    warm(&mut lab, 2);
+    for round in 0..100 {
+        let (to, at) = (lab.ports[0], round as usize % 2);
+        let probe = lab.probe(to, round).write(&PROBE_KEY);
+        let (reply, mut sent) = oneshot::channel();
+        assert!(lab.mailboxes[0].send(Command::Probes(vec![(to, probe); 64], reply)));
+        assert!(lab.send(1, &probe));
+        assert!(lab.send(at, &frame(mac(2), Mac::from_bits(0x0a_00_00_00_00_01), 0x88b5, &[1; 46])));
+        assert_eq!(counted_polls(&mut lab).0, 0, "round {round}");
+        assert_eq!(sent.try_recv().unwrap().len(), 64);
+        lab.ends.iter_mut().for_each(Loopback::discard);
+    }
+    // It stays where it was heard a fifth time.
+    assert_eq!(lab.events().len(), 100 + 1);
+    lab.check_counters();
+    lab.end();
+}
+
+/// The test of the test: what is counted is counted.
+#[test]
+fn an_allocation_is_counted_and_so_is_a_free() {
+    let mut host = None;
+    assert_eq!(counted(|| host = std::hint::black_box(Some(Box::new(7)))), 2);
+    assert_eq!(counted(|| drop(std::hint::black_box(host.take()))), 1);
+    assert_eq!(counted(|| drop(std::hint::black_box(Box::new(7)))), 1);
+    assert_eq!(counted(|| ()), 0);
+}
+
+/// Real sockets on a real netdev, with frames of all kinds: tagged, longer than a slot of the ring, more
+/// than it takes, and refused.
+#[test]
+fn neither_does_a_packet_port() {
+    let (Some(port), Some(guest)) = (support::host::Namespace::new(), support::host::Namespace::new()) else { return };
+    port.ip(&format!("link add dev port mtu 9000 type veth peer name guest mtu 9000 netns {}", guest.0));
+    port.ip("link set dev port up");
+    guest.ip("link set dev guest up");
+    let nic = support::host::nic::Nic::new(&guest, "guest");
+    let settings = packet::Settings {
+        name: "port".into(),
+        netns: port.netns(),
+        offloads: true,
+        isolate: false,
+        mtu: 9000,
+        owner: "port-1".into(),
+    };
+    let mut device = packet::open(&settings).unwrap().queues.remove(0);
+    let (mut magazine, mut batch) = (Magazine::new(Pool::new(4096).unwrap()), Batch::new());
+    let mut tx = TxBatch::with_capacity(192);
+    let frames: Vec<_> = [(0x88b5, 46), (0x88b5, 8986), (0x8100, 50), (0x8100, 8990), (0x88b5, 9500)]
+        .map(|(kind, len)| frame(mac(1), mac(0), kind, &[0; 9500][..len]))
+        .into();
+    let mut calls = |device: &mut Box<dyn Device>| {
+        let mut received = 0;
+        let calls = counted(|| {
+            for _ in 0..200 {
+                device.receive(&mut batch, &mut magazine).unwrap();
+                received += batch.len();
+                batch.clear(&mut magazine);
+                for bytes in &frames {
+                    tx.push(magazine.frame(bytes, Offload::NONE).unwrap());
+                }
+                let sent = device.transmit(&mut tx, &batch, &mut magazine);
+                assert_eq!((sent.frames, sent.refused), (4, 1));
+            }
+        });
+        (calls, received)
+    };
+    let _ = calls(&mut device);
+    (0..2000).for_each(|number| nic.send(&frames[number % 4]));
+    let (allocations, received) = calls(&mut device);
+    assert_eq!(allocations, 0);
+    assert!(received >= 1000 && device.rx_missed() > 0, "{received}");
+}

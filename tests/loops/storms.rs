@@ -1,0 +1,217 @@
+//! Storm limits on real devices: the rate that is met, what a change of the limits does to frames that flow, and what
+//! is known in the meantime and passes. As root; skipped otherwise.
+
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::Timespec;
+use rustix::thread::nanosleep;
+use support::host::Finally;
+use support::host::daemon::{Daemon, Vif, config};
+use support::host::nic::{Nic, experiment};
+use support::host::setup::{DeviceKind, guests, stream, two_workers};
+use vifswitch::time;
+use vifswitch::wire::Mac;
+
+const GROUP: Mac = Mac::from_bits(0x0100_5e01_0203);
+const NOBODY: Mac = Mac::from_bits(0x0a00_0000_ffff);
+
+/// Siblings of the VM that storms.
+const SIBLINGS: usize = 8;
+
+/// A limit that is tried: of which class, how many frames a second, and by how many siblings.
+struct Limit {
+    class: &'static str,
+    to: Mac,
+    rate: u64,
+    siblings: usize,
+}
+
+/// Each has a bucket that was not used before.
+const LIMITS: [Limit; 4] = [
+    Limit { class: "broadcast", to: Mac::BROADCAST, rate: 100, siblings: 1 },
+    Limit { class: "multicast", to: GROUP, rate: 500, siblings: SIBLINGS },
+    Limit { class: "unknown_unicast", to: NOBODY, rate: 10_000, siblings: 1 },
+    Limit { class: "broadcast", to: Mac::BROADCAST, rate: 10_000, siblings: SIBLINGS },
+];
+
+/// A configuration with one limit: of the first port, if it storms alone, else of its VM.
+fn limited(daemon: &Daemon, switch: &str, vifs: &[Vif], limit: &Limit) -> String {
+    let Limit { class, rate, siblings, .. } = limit;
+    let said = format!("storm = {{ {class} = {{ pps = {rate} }} }}\n");
+    let mut vifs = vifs.to_vec();
+    if *siblings == 1 {
+        vifs[0].more = said.clone();
+    }
+    let text = config(&daemon.socket(), switch, &[("net1", 1500)], &vifs);
+    let text = text.replacen("mtu = 1500\n", "mtu = 1500\nstorm = \"off\"\n", 1);
+    let vm = "[[vms]]\nid = \"loud\"\n";
+    assert!(text.contains(vm), "{text}");
+    if *siblings == 1 { text } else { text.replacen(vm, &format!("{vm}{said}"), 1) }
+}
+
+/// When a storm's frames were accepted by the kernel.
+struct Sent {
+    /// From the first frame on: until then the bucket is full, and nothing is added.
+    took: Duration,
+    /// The longest time without a frame. The bucket may run full in it.
+    longest_gap: Duration,
+}
+
+/// Offers twice as many frames as the limit lets pass, by all of these in turn, for `length`.
+fn storm(nics: &[(Nic, Mac)], to: Mac, rate: u64, length: Duration) -> Sent {
+    nics[0].0.send(&experiment(to, nics[0].1, b"storm"));
+    let (start, mut sent) = (time::now(), 1);
+    let (mut last, mut longest_gap) = (start, Duration::ZERO);
+    loop {
+        let spent = time::now().since(start);
+        let due = spent.min(length).as_micros() as u64 * 2 * rate / 1_000_000;
+        for number in sent..due {
+            let (nic, mac) = &nics[number as usize % nics.len()];
+            // The kernel refuses what the netdev's queue has no room for.
+            if nic.try_send(&experiment(to, *mac, b"storm")).is_ok() {
+                let now = time::now();
+                longest_gap = longest_gap.max(now.since(last));
+                last = now;
+            }
+        }
+        sent = due.max(sent);
+        if spent >= length {
+            let now = time::now();
+            return Sent { took: now.since(start), longest_gap: longest_gap.max(now.since(last)) };
+        }
+        let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 200_000 });
+    }
+}
+
+/// What the storming ports' counters say.
+#[derive(Default)]
+struct Counts {
+    arrived: u64,
+    passed: u64,
+    refused: u64,
+}
+
+/// Of the frames of a storm that *arrive*, those within rate · time + burst pass, and each of the others is counted as
+/// refused. A sibling that sends to a known station loses no frame in the meantime. How many frames arrive is for the
+/// kernel and the machine to say: a sender may be refused some, or stand still.
+fn the_rate_is_met(on: DeviceKind, switch: &str) {
+    let vms: Vec<&str> = [["loud"; SIBLINGS + 1].as_slice(), &["peer"]].concat();
+    let Some((spaces, vifs)) = guests(&vms, &[on], 1500) else { return };
+    let mut daemon = Daemon::new();
+    daemon.configure(&limited(&daemon, switch, &vifs, &LIMITS[0]));
+    daemon.start();
+    vifs.iter().for_each(|vif| _ = daemon.await_active(vif));
+    let nic = |at: usize| Nic::new(&spaces[at], &vifs[at].name);
+    let nics: Vec<(Nic, Mac)> = (0..SIBLINGS).map(|at| (nic(at), vifs[at].mac)).collect();
+    let (talker, peer) = (nic(SIBLINGS), nic(SIBLINGS + 1));
+    let count = |daemon: &Daemon| {
+        let mut counts = Counts::default();
+        let ports = daemon.await_idle();
+        for port in ports.iter().filter(|port| vifs[..SIBLINGS].iter().any(|vif| vif.port == port.port_id)) {
+            let refused = port.counts.drops.iter().filter(|(reason, _)| reason.starts_with("storm_"));
+            counts.arrived += port.counts.rx_frames;
+            counts.passed += port.counts.flooded;
+            counts.refused += refused.map(|(_, frames)| frames).sum::<u64>();
+        }
+        counts
+    };
+    for limit in &LIMITS {
+        daemon.configure(&limited(&daemon, switch, &vifs, limit));
+        let file = daemon.file();
+        daemon.done(&["apply", file.to_str().unwrap()], "");
+        let before = count(&daemon);
+        let done = AtomicBool::new(false);
+        let (talks, hears) = ((&talker, &vifs[SIBLINGS]), (&peer, &vifs[SIBLINGS + 1]));
+        let sent = thread::scope(|scope| {
+            let finally = Finally(&done);
+            let streaming = scope.spawn(|| stream(talks, hears, 500, &done));
+            let sent = storm(&nics[..limit.siblings], limit.to, limit.rate, Duration::from_secs(2));
+            drop(finally);
+            assert!(streaming.join().unwrap() > 100, "somebody was spoken to");
+            sent
+        });
+        let Sent { took, longest_gap } = sent;
+        let Limit { class, rate, siblings, .. } = limit;
+        let name = format!("{on:?} {switch} {class} {rate} a second, {siblings} siblings");
+        let counts = count(&daemon);
+        let (arrived, elapsed, refused) =
+            (counts.arrived - before.arrived, counts.passed - before.passed, counts.refused - before.refused);
+        eprintln!("{name}: in {took:?} {arrived} arrived, {elapsed} passed, {refused} refused; gap {longest_gap:?}");
+        assert_eq!(arrived, elapsed + refused, "{name}");
+        // The bucket holds one second of the rate.
+        let added = |time: Duration| limit.rate as f64 * time.as_secs_f64();
+        let most = limit.rate as f64 + added(took);
+        assert!(elapsed as f64 <= most * 1.02 + 1.0, "{name}: {elapsed} of at most {most}");
+        let least = (most - added(longest_gap)).min(arrived as f64);
+        assert!(elapsed as f64 >= least * 0.95 - 1.0, "{name}: {elapsed} of at least {least}");
+    }
+}
+
+#[test]
+fn the_rate_is_met_on_taps() {
+    the_rate_is_met(DeviceKind::Tap, "");
+}
+
+#[test]
+fn the_rate_is_met_on_taps_by_two_workers() {
+    if let Some(switch) = two_workers() {
+        the_rate_is_met(DeviceKind::Tap, switch);
+    }
+}
+
+#[test]
+fn the_rate_is_met_on_xdp() {
+    the_rate_is_met(DeviceKind::Xdp, "");
+}
+
+#[test]
+fn the_rate_is_met_on_xdp_by_two_workers() {
+    if let Some(switch) = two_workers() {
+        the_rate_is_met(DeviceKind::Xdp, switch);
+    }
+}
+
+/// A limit is changed under traffic by `set`, and holds from the next frame on.
+#[test]
+fn a_limit_is_set_while_frames_flow() {
+    let Some((spaces, vifs)) = guests(&["a", "b"], &[DeviceKind::Tap], 1500) else { return };
+    let daemon = Daemon::over(&vifs);
+    vifs.iter().for_each(|vif| _ = daemon.await_active(vif));
+    let nic = Nic::new(&spaces[0], &vifs[0].name);
+    let send = |frames: u64| {
+        let before = daemon.port(&vifs[0]).counts.rx_frames;
+        for sent in 1..=frames {
+            nic.send(&experiment(Mac::BROADCAST, vifs[0].mac, b"x"));
+            // No more than a tap holds.
+            if sent % 100 == 0 || sent == frames {
+                daemon.await_port("it has come", &vifs[0], |port| port.counts.rx_frames >= before + sent);
+            }
+        }
+    };
+    let set = |keys: &[&str]| daemon.done(&[&["set", &vifs[0].port], keys].concat(), "");
+    // Hardly anything comes back while this runs.
+    set(&["storm.broadcast={ pps = 1, burst = 1 }"]);
+    let before = daemon.drops(&vifs[0], "storm_broadcast");
+    let start = time::now();
+    send(200);
+    let came = time::now().since(start).as_secs() + 2;
+    let refused = daemon.drops(&vifs[0], "storm_broadcast") - before;
+    assert!(refused <= 200 && refused + came >= 200, "{refused} of 200 in {came} seconds");
+    set(&["storm.broadcast=off"]);
+    let before = daemon.drops(&vifs[0], "storm_broadcast");
+    send(200);
+    assert_eq!(daemon.drops(&vifs[0], "storm_broadcast"), before);
+    // It is said in the configuration, and gone when it is taken back.
+    let said = |text: &str| daemon.page("/v1/config").contains(text);
+    assert!(said(r#""broadcast":"off""#));
+    set(&["storm="]);
+    assert!(!said(r#""broadcast":"off""#));
+    let events = daemon.run_command(&["set", &vifs[0].port, "storm.broadcast.pps=0"], "");
+    let why = String::from_utf8(events.stderr).unwrap();
+    assert!(
+        events.status.code() == Some(1) && why.contains("storm.broadcast.pps = 0") && why.contains("\"off\""),
+        "{why}"
+    );
+}

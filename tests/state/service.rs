@@ -1,0 +1,252 @@
+//! The switch as a service: with the rights of its unit and no others, watched, and audited while
+//! frames flow.
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)]
+
+use std::collections::BTreeSet;
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use rustix::event::Timespec;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::Signal;
+use support::host::daemon::{Daemon, Vif, config};
+use support::host::inject::{Stopped, thread_of};
+use support::host::nic::{Nic, experiment};
+use support::host::setup::{PLAIN, Setup, SetupOptions, two_workers};
+use support::host::{Finally, Namespace, await_that};
+use vifswitch::wire::Mac;
+
+const UNIT: &str = include_str!("../../scripts/vifswitch.service");
+
+/// The user and group `nobody`.
+const NOBODY: u32 = 65534;
+
+/// The value of a key of the unit.
+fn of_unit(key: &str) -> &'static str {
+    let mut values = UNIT.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+    let value = values.next().unwrap_or_else(|| panic!("no {key}="));
+    assert_eq!(values.next(), None, "{key}= twice");
+    value
+}
+
+/// The capabilities of the unit, as `setpriv` has them.
+fn rights_of_unit() -> String {
+    assert_eq!(of_unit("CapabilityBoundingSet"), of_unit("AmbientCapabilities"));
+    let names = of_unit("AmbientCapabilities").split(' ');
+    names.fold("-all".into(), |all, name| format!("{all},+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()))
+}
+
+/// The sets of capabilities in force, over all threads of a process.
+fn in_force(pid: u32) -> BTreeSet<u64> {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let status = |thread: io::Result<fs::DirEntry>| fs::read_to_string(thread.unwrap().path().join("status")).ok();
+    let set = |status: String| {
+        let line = status.lines().find_map(|line| line.strip_prefix("CapEff:")).unwrap().trim().to_owned();
+        u64::from_str_radix(&line, 16).unwrap()
+    };
+    threads.filter_map(status).map(set).collect()
+}
+
+const NET_BIND_SERVICE: u64 = 1 << 10;
+const NET_ADMIN: u64 = 1 << 12;
+const NET_RAW: u64 = 1 << 13;
+const IPC_LOCK: u64 = 1 << 14;
+const SYS_PTRACE: u64 = 1 << 19;
+const SYS_ADMIN: u64 = 1 << 21;
+
+/// Everything that a switch does with rights: opening, forwarding, opening again what has gone.
+fn works(daemon: &Daemon, spaces: &[Namespace], vifs: &[Vif]) {
+    for _ in 0..2 {
+        vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+        let nics = [Nic::new(&spaces[0], &vifs[0].name), Nic::new(&spaces[1], &vifs[1].name)];
+        let frame = experiment(vifs[1].mac, vifs[0].mac, b"hello");
+        nics[0].send(&frame);
+        assert_eq!(nics[1].take(), frame);
+        drop(nics);
+        let index = |namespace: &Namespace| namespace.link(&vifs[0].name).map(|link| link.index);
+        let before = index(&spaces[0]);
+        spaces[0].ip("link del tap1");
+        await_that("it is made again", || Some(index(&spaces[0])).filter(|&now| now.is_some() && now != before));
+        spaces[1].delete();
+        daemon.await_down(&vifs[1]);
+        spaces[1].make();
+    }
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+}
+
+/// `setpriv`, where users may open /dev/net/tun, as udev has it (mode 0666). On a host without udev the node may be for
+/// root alone; then another one, made in `directory`, lies over it in a mount namespace of the command's own. Mounts of
+/// the host still come in, as with systemd's `PrivateMounts=`.
+fn with_tun_for_all(directory: &Path) -> Command {
+    const TUN: &str = "/dev/net/tun";
+    let tun = fs::metadata(TUN).unwrap();
+    if tun.permissions().mode() & 0o006 == 0o006 {
+        return Command::new("setpriv");
+    }
+    let node = directory.join("tun");
+    mknodat(CWD, &node, FileType::CharacterDevice, Mode::from_raw_mode(0o666), tun.rdev()).unwrap();
+    fs::set_permissions(&node, Permissions::from_mode(0o666)).unwrap();
+    let mut command = Command::new("unshare");
+    command.args([
+        "--mount",
+        "--propagation",
+        "slave",
+        "sh",
+        "-c",
+        "mount --bind \"$0\" \"$1\" && shift && exec setpriv \"$@\"",
+    ]);
+    command.arg(&node).arg(TUN);
+    command
+}
+
+#[test]
+fn as_the_unit_has_it_it_is_not_root_and_works() {
+    let Some(spaces) = (0..2).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
+    let vifs = [Vif::new("a", 1, &spaces[0]), Vif::new("b", 2, &spaces[1])];
+    let mut daemon = Daemon::new();
+    daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &vifs));
+    daemon.give_to(NOBODY);
+    // Where it was built, others may have no business.
+    let program = daemon.file().with_file_name("vifswitch");
+    fs::copy(support::host::program(), &program).unwrap();
+    let mut command = with_tun_for_all(daemon.file().parent().unwrap());
+    let rights = rights_of_unit();
+    command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "--no-new-privs"]);
+    command.args(["--bounding-set", &rights, "--inh-caps", &rights, "--ambient-caps", &rights]).arg(program);
+    let file = daemon.file();
+    daemon.start_as(command, "--config", &file);
+    works(&daemon, &spaces, &vifs);
+    assert_eq!(in_force(daemon.pid()), BTreeSet::from([NET_ADMIN | NET_RAW | SYS_ADMIN]));
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
+
+#[test]
+fn started_by_root_it_gives_up_what_it_does_not_need() {
+    let Some(spaces) = (0..2).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
+    let vifs = [Vif::new("a", 1, &spaces[0]), Vif::new("b", 2, &spaces[1])];
+    let mut daemon = Daemon::over(&vifs);
+    works(&daemon, &spaces, &vifs);
+    let all = NET_ADMIN | NET_RAW | IPC_LOCK | SYS_ADMIN | SYS_PTRACE;
+    // A container may have less to begin with.
+    let ours = *in_force(std::process::id()).first().unwrap();
+    assert_eq!(in_force(daemon.pid()), BTreeSet::from([all & ours]));
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+    // Nobody listens at such an address here; all that matters is that it could be asked for.
+    daemon.configure(&config(&daemon.socket(), "metrics = \"127.77.0.1:977\"", &[("net1", 1500)], &vifs));
+    daemon.start();
+    assert_eq!(in_force(daemon.pid()), BTreeSet::from([(all | NET_BIND_SERVICE) & ours]));
+}
+
+/// Why there is a line for each of them in the unit.
+#[test]
+fn without_either_right_a_port_is_down_and_says_so() {
+    let Some(ns) = Namespace::new() else { return };
+    let vif = Vif::new("a", 1, &ns);
+    for (rights, why) in [("-all,+net_admin", "entering the namespace"), ("-all,+sys_admin", "opening a queue")] {
+        let mut daemon = Daemon::new();
+        daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], std::slice::from_ref(&vif)));
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", rights, support::host::program()]);
+        let file = daemon.file();
+        daemon.start_as(command, "--config", &file);
+        let reason = daemon.await_down(&vif).status_reason;
+        assert!(reason.contains(why) && reason.contains("not permitted"), "{rights}: {reason}");
+    }
+}
+
+#[test]
+fn the_unit_is_well_formed() {
+    let directory = tempfile::tempdir().unwrap();
+    let unit = directory.path().join("vifswitch.service");
+    // Only what is installed can be verified; so this one is.
+    let installed = of_unit("ExecStart").split(' ').next().unwrap();
+    fs::write(&unit, UNIT.replace(installed, support::host::program())).unwrap();
+    match Command::new("systemd-analyze").arg("verify").arg(&unit).output() {
+        Err(e) => eprintln!("skipped: needs systemd-analyze: {e}"),
+        Ok(output) => assert!(output.status.success() && output.stderr.is_empty(), "{output:?}"),
+    }
+    assert_eq!((of_unit("Type"), of_unit("Restart")), ("notify", "always"));
+}
+
+#[test]
+fn the_supervisor_hears_nothing_while_a_worker_hangs() {
+    let Some(namespace) = Namespace::new() else { return };
+    let switch = two_workers().unwrap_or_default();
+    let vif = Vif::new("a", 1, &namespace);
+    let mut daemon = Daemon::new();
+    daemon.configure(&config(&daemon.socket(), switch, &[("net1", 1500)], std::slice::from_ref(&vif)));
+    let mut command = daemon.command();
+    command.env("WATCHDOG_USEC", "300000");
+    let file = daemon.file();
+    daemon.start_as(command, "--config", &file);
+    daemon.await_active(&vif);
+    // Idle workers sleep, and are alive.
+    (0..3).for_each(|_| daemon.await_note("WATCHDOG=1"));
+    let workers = daemon.workers().len();
+    for worker in 0..workers {
+        let thread = thread_of(daemon.pid(), &format!("vifswitch-w{worker}")).unwrap();
+        let stopped = Stopped::new(thread);
+        let said = std::iter::from_fn(|| daemon.note_within(Timespec { tv_sec: 0, tv_nsec: 900_000_000 }));
+        // What it has answered just before is still told.
+        let said: Vec<String> = said.take(3).collect();
+        assert!(said.len() <= 2, "worker {worker} hangs: {said:?}");
+        assert_eq!(daemon.ports().len(), 1, "control answers all the same");
+        drop(stopped);
+        daemon.await_note("WATCHDOG=1");
+    }
+    assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
+}
+
+/// The books are proved again and again while frames flow, and once more when it is quiet.
+fn assert_balanced(kind: SetupOptions) {
+    let Some(setup) = Setup::new(kind, &["a", "a", "b", "c"]) else { return };
+    let socket = setup.daemon.socket();
+    let verify = || {
+        let output = setup.daemon.try_command(&["show", "drops", "--verify", "--socket", socket.to_str().unwrap()]);
+        let said = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said));
+        assert_eq!(output.status.code(), Some(0), "{}{}", said[0], said[1]);
+        said[0].to_string()
+    };
+    let done = AtomicBool::new(false);
+    let stranger = Mac::from_bits(0x0200_0000_7777);
+    thread::scope(|scope| {
+        for (index, vif) in setup.vifs.iter().enumerate() {
+            let (nic, next, done) = (setup.nic(index), setup.vifs[(index + 1) % setup.vifs.len()].mac, &done);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    for (to, from) in [(next, vif.mac), (Mac::BROADCAST, vif.mac), (next, stranger), (vif.mac, vif.mac)]
+                    {
+                        // Its queue may be full, and then the frame was never sent.
+                        let _ = nic.try_send(&experiment(to, from, &[0x50; 100]));
+                    }
+                }
+            });
+        }
+        let stop = Finally(&done);
+        setup.daemon.await_port("traffic", &setup.vifs[3], |port| port.counts.rx_frames > 1000);
+        for _ in 0..20 {
+            let text = verify();
+            assert!(text.contains("adds up: every frame is accounted for"), "{text}");
+        }
+        drop(stop);
+    });
+    setup.daemon.await_idle();
+    let text = verify();
+    assert!(text.ends_with("adds up: every frame is accounted for\n") && text.contains("hairpin"), "{text}");
+}
+
+#[test]
+fn the_books_balance_under_traffic() {
+    assert_balanced(PLAIN);
+}
+
+#[test]
+fn the_books_balance_between_workers_under_traffic() {
+    let Some(switch) = two_workers() else { return };
+    assert_balanced(SetupOptions { switch, device: ", queues = 2", ..PLAIN });
+}

@@ -1,0 +1,404 @@
+//! The store as its users have it: killed at any moment, on disks that are full or may only be read,
+//! over files that are not what they should be.
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::{env, io, thread};
+
+use proptest::prelude::Rng;
+use proptest::test_runner::{RngAlgorithm, TestRng};
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use vifswitch::control::events::{Event, EventKind};
+use vifswitch::control::store::{DesiredState, Store, StoreError, StoredStation};
+use vifswitch::wire::Mac;
+
+fn event(text: &str) -> Event {
+    let (time, vm, network, mac) = ("2026-11-20T12:00:00.000Z".into(), None, None, None);
+    Event {
+        id: 0,
+        start: String::new(),
+        time,
+        kind: EventKind::Config,
+        vm,
+        ports: Vec::new(),
+        network,
+        mac,
+        ip: None,
+        text: text.into(),
+    }
+}
+
+fn desired(number: u64) -> DesiredState {
+    DesiredState { last_applied: Value::Null, config: json!({ "number": number }), orphans: Value::Null }
+}
+
+/// The number of a desired state; none yet is 0.
+fn number(desired: Option<&DesiredState>) -> u64 {
+    desired.map_or(0, |desired| desired.config["number"].as_u64().unwrap())
+}
+
+/// So many stations, which all say of which save they are.
+fn stations(save: u64, count: usize) -> Vec<StoredStation> {
+    let station = |index: usize| StoredStation {
+        network_id: "net1".into(),
+        mac_address: Mac::from_bits(0x0200_0000_0000 + index as u64),
+        port_id: format!("save-{save}"),
+        age_seconds: 0,
+    };
+    (0..count).map(station).collect()
+}
+
+async fn open(path: &Path) -> Store {
+    Store::open(path.into()).await.unwrap().0
+}
+
+async fn refused(path: &Path) -> StoreError {
+    Store::open(path.into()).await.unwrap_err()
+}
+
+/// A file system in memory, gone when the test ends, however it ends.
+struct Disk(TempDir);
+
+impl Disk {
+    /// `None`, and a word about it, where this cannot be tested.
+    fn new(size: &str) -> Option<Disk> {
+        if !geteuid().is_root() {
+            eprintln!("skipped: needs root, to mount a file system");
+            return None;
+        }
+        let disk = Disk(TempDir::new().unwrap());
+        disk.mount(&["-t", "tmpfs", "-o", size, "tmpfs"]);
+        Some(disk)
+    }
+
+    fn mount(&self, how: &[&str]) {
+        assert!(Command::new("mount").args(how).arg(self.0.path()).status().unwrap().success());
+    }
+
+    fn state(&self) -> PathBuf {
+        self.0.path().join("state.db")
+    }
+
+    /// Takes all room that is left.
+    fn fill(&self) {
+        let mut file = File::options().append(true).create(true).open(self.0.path().join("filler")).unwrap();
+        let full = loop {
+            if let Err(why) = file.write_all(&[0; 4096]) {
+                break why;
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.0.path().join("filler")).unwrap();
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        // Lazily: a test that failed has the store open still.
+        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_is_there_again() {
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("new/and new/state.db");
+    let (store, found) = Store::open(path.clone()).await.unwrap();
+    assert_eq!(found, None);
+    assert_eq!(store.take_stations().await.unwrap(), []);
+    store.commit(desired(1), vec![event("one")]).await.unwrap();
+    store.append_events(vec![event("two"), event("three")]).await.unwrap();
+    store.save_stations(stations(1, 3)).await.unwrap();
+    store.close().await;
+
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o640, 0o750));
+
+    let (store, found) = Store::open(path).await.unwrap();
+    assert_eq!(found, Some(desired(1)));
+    assert_eq!(store.events(None, 2).await.unwrap(), [event("two"), event("three")]);
+    assert_eq!(store.events(Some("2026-11-20T12:00:00.001Z".into()), 2).await.unwrap(), []);
+    assert_eq!(store.events(Some("2026-11-20T14:00:00+02:00".into()), 9).await.unwrap().len(), 3);
+    for _ in 0..2 {
+        let mut found = store.take_stations().await.unwrap();
+        found.sort_by_key(|station| station.mac_address);
+        let names: Vec<_> = found.iter().map(|s| (&*s.network_id, s.mac_address, &*s.port_id)).collect();
+        assert_eq!(
+            names,
+            stations(1, 3).iter().map(|s| (&*s.network_id, s.mac_address, &*s.port_id)).collect::<Vec<_>>()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_second_switch_is_refused_until_the_first_one_is_gone() {
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("state.db");
+    let first = open(&path).await;
+    for _ in 0..2 {
+        let why = refused(&path).await;
+        assert!(matches!(why, StoreError::InUse { .. }), "{why}");
+        assert!(why.to_string().contains("in use by another process"), "{why}");
+    }
+    first.commit(desired(1), Vec::new()).await.unwrap();
+    first.close().await;
+    assert_eq!(number(Store::open(path).await.unwrap().1.as_ref()), 1);
+}
+
+#[tokio::test]
+async fn commits_come_in_between_a_save() {
+    let place = TempDir::new().unwrap();
+    let store = Arc::new(open(&place.path().join("state.db")).await);
+    store.save_stations(stations(1, 5)).await.unwrap();
+    let saves = [2, 3].map(|save| {
+        let store = store.clone();
+        tokio::spawn(async move { store.save_stations(stations(save, 50_000)).await })
+    });
+    let mut commits = 0;
+    while !saves.iter().all(|save| save.is_finished()) {
+        commits += 1;
+        store.commit(desired(commits), Vec::new()).await.unwrap();
+        // Before, in between or after: always one of them, and whole.
+        let found = store.take_stations().await.unwrap();
+        assert!(found.len() == 5 || found.len() == 50_000, "{}", found.len());
+        assert!(found.iter().all(|station| station.port_id == found[0].port_id));
+    }
+    for save in saves {
+        save.await.unwrap().unwrap();
+    }
+    assert!(commits > 5, "no more than {commits} commits in the time of two saves of five steps each");
+}
+
+/// A writer, which is this test in a process of its own, changes the state and says so until it is
+/// killed, or nobody listens any more. What it was answered is there afterwards, and no more than one change that it was not.
+#[test]
+fn what_was_answered_survives_a_kill() {
+    const WRITER: &str = "VIFSWITCH_STORE_WRITER";
+    const STATIONS: usize = 12_000;
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    if let Some(path) = env::var_os(WRITER) {
+        runtime.block_on(write_for_ever(Path::new(&path), STATIONS));
+    }
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("state.db");
+    let mut random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let (mut answered, mut killed_on_the_way) = (0, 0);
+    for round in 0..100 {
+        let mut writer = Command::new(env::current_exe().unwrap())
+            .args(["--exact", "store::what_was_answered_survives_a_kill", "--nocapture"])
+            .env(WRITER, &path)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(writer.stdout.take().unwrap()).lines().map(Result::unwrap);
+        let mut numbers = lines.by_ref().filter_map(|line| line.strip_prefix("answered ").map(|n| n.parse().unwrap()));
+        // Some are killed while they open the file, most at work.
+        for _ in 0..random.next_u32() % 8 {
+            answered = numbers.next().unwrap();
+        }
+        for _ in 0..random.next_u32() % 2000 {
+            thread::yield_now();
+        }
+        kill_process(Pid::from_child(&writer), Signal::KILL).unwrap();
+        answered = numbers.last().unwrap_or(answered);
+        assert!(!writer.wait().unwrap().success());
+
+        runtime.block_on(async {
+            let (store, found) = Store::open(path.clone()).await.unwrap();
+            let found = number(found.as_ref());
+            assert!(found == answered || found == answered + 1, "round {round}: {found}, answered was {answered}");
+            killed_on_the_way += found - answered;
+            answered = found;
+            // The events of a commit are in it, and each once.
+            let events: Vec<_> = store.events(None, usize::MAX).await.unwrap().into_iter().map(|e| e.text).collect();
+            let all: Vec<_> = (1..=found).map(|number| number.to_string()).collect();
+            assert_eq!(events, all[all.len().saturating_sub(10_000)..]);
+            let stations = store.take_stations().await.unwrap();
+            assert!(stations.is_empty() || stations.len() == STATIONS, "round {round}: {} stations", stations.len());
+            assert!(stations.iter().all(|station| station.port_id == stations[0].port_id));
+            store.close().await;
+        });
+    }
+    assert!(answered > 100, "the writers have hardly done anything");
+    println!("{answered} changes, {killed_on_the_way} of them kept and not answered");
+}
+
+async fn write_for_ever(path: &Path, count: usize) -> ! {
+    let (store, found) = Store::open(path.into()).await.unwrap();
+    let save = async {
+        for save in 0.. {
+            store.save_stations(stations(save, count)).await.unwrap();
+        }
+    };
+    let commit = async {
+        let mut out = io::stdout();
+        for next in number(found.as_ref()) + 1.. {
+            store.commit(desired(next), vec![event(&next.to_string())]).await.unwrap();
+            // In one piece, or not at all.
+            out.write_all(format!("\nanswered {next}\n").as_bytes()).unwrap();
+            out.flush().unwrap();
+        }
+    };
+    tokio::join!(save, commit);
+    unreachable!("there are numbers for ever")
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_and_gets_better() {
+    let Some(disk) = Disk::new("size=32m") else { return };
+    let big = |number: u64| DesiredState { last_applied: json!("x".repeat(400_000)), ..desired(number) };
+    let store = open(&disk.state()).await;
+    store.commit(desired(1), vec![event("one")]).await.unwrap();
+
+    disk.fill();
+    let why = store.commit(big(2), vec![event("never")]).await.unwrap_err();
+    assert!(matches!(why, StoreError::Full { .. }), "{why}");
+    assert!(why.to_string().contains("no space left"), "{why}");
+    let why = store.save_stations(stations(1, 9)).await.unwrap_err();
+    assert!(matches!(why, StoreError::Scarce { .. }), "{why}");
+    // What is there can be read, by this switch and by the next one.
+    assert_eq!(store.events(None, 9).await.unwrap(), [event("one")]);
+    store.close().await;
+    let (store, found) = Store::open(disk.state()).await.unwrap();
+    assert_eq!(found, Some(desired(1)));
+    assert_eq!(store.events(None, 9).await.unwrap(), [event("one")]);
+    assert!(matches!(store.commit(big(2), Vec::new()).await, Err(StoreError::Full { .. })));
+
+    disk.make_room();
+    store.commit(big(3), vec![event("three")]).await.unwrap();
+    store.save_stations(stations(1, 1000)).await.unwrap();
+    store.close().await;
+    let (store, found) = Store::open(disk.state()).await.unwrap();
+    assert_eq!(found, Some(big(3)));
+    assert_eq!(store.events(None, 9).await.unwrap(), [event("one"), event("three")]);
+    assert_eq!(store.take_stations().await.unwrap().len(), 1000);
+}
+
+#[tokio::test]
+async fn stations_that_do_not_fit_leave_their_room_to_commits() {
+    let Some(disk) = Disk::new("size=32m") else { return };
+    let store = open(&disk.state()).await;
+    store.save_stations(stations(1, 1000)).await.unwrap();
+    let why = store.save_stations(stations(2, 1_000_000)).await.unwrap_err();
+    assert!(matches!(why, StoreError::Scarce { .. }), "{why}");
+    assert!(why.to_string().contains("less than 16 MiB left"), "{why}");
+    for number in 1..500 {
+        let last_applied = json!("x".repeat(100_000) + &number.to_string());
+        store.commit(DesiredState { last_applied, ..desired(number) }, vec![event("go on")]).await.unwrap();
+    }
+    let host = store.take_stations().await.unwrap();
+    assert_eq!((host.len(), &*host[0].port_id), (1000, "save-1"));
+}
+
+#[tokio::test]
+async fn no_room_for_a_new_file() {
+    let Some(disk) = Disk::new("size=64k") else { return };
+    disk.fill();
+    let why = refused(&disk.state()).await;
+    assert!(matches!(why, StoreError::Full { .. }), "{why}");
+    // Nothing half-made stays.
+    assert_eq!(fs::read_dir(disk.0.path()).unwrap().count(), 1);
+    disk.make_room();
+    open(&disk.state()).await.commit(desired(1), Vec::new()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_that_may_only_be_read() {
+    let Some(disk) = Disk::new("size=4m") else { return };
+    let store = open(&disk.state()).await;
+    store.commit(desired(1), Vec::new()).await.unwrap();
+    store.close().await;
+    disk.mount(&["-o", "remount,ro"]);
+    for path in [disk.state(), disk.0.path().join("other.db")] {
+        let why = refused(&path).await;
+        assert!(matches!(why, StoreError::ReadOnly { .. }), "{why}");
+        assert!(why.to_string().contains("must let the switch write"), "{why}");
+    }
+    let why = refused(&disk.0.path().join("directory/state.db")).await;
+    assert!(matches!(why, StoreError::Directory { .. }), "{why}");
+    disk.mount(&["-o", "remount,rw"]);
+    assert_eq!(Store::open(disk.state()).await.unwrap().1, Some(desired(1)));
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_said_and_left_alone() {
+    let place = TempDir::new().unwrap();
+    let good = place.path().join("good.db");
+    let store = open(&good).await;
+    for number in 0..100 {
+        store.commit(desired(number), vec![event(&"much ".repeat(100))]).await.unwrap();
+    }
+    store.save_stations(stations(1, 5000)).await.unwrap();
+    store.close().await;
+    let good = fs::read(good).unwrap();
+
+    let mut random = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut noise = vec![0; 50_000];
+    random.fill_bytes(&mut noise);
+    let page = 4096;
+    let mut scribbled = good.clone();
+    scribbled[page..good.len() / 2 / page * page]
+        .copy_from_slice(&noise.repeat(20)[..good.len() / 2 / page * page - page]);
+    let cases = [
+        ("empty", Vec::new()),
+        ("one byte", vec![0]),
+        ("noise", noise),
+        ("zeroes", vec![0; 8192]),
+        ("cut in half", good[..good.len() / 2].to_vec()),
+        ("the last page is gone", good[..good.len() - page].to_vec()),
+        ("no more than a header", good[..100].to_vec()),
+        ("scribbled over", scribbled),
+    ];
+    for (what, bytes) in cases {
+        let path = place.path().join(what);
+        fs::write(&path, &bytes).unwrap();
+        let why = refused(&path).await;
+        assert!(matches!(why, StoreError::Corrupt { .. }), "{what}: {why:?}");
+        let events = why.to_string();
+        assert!(events.contains(path.to_str().unwrap()) && events.contains("move it away"), "{events}");
+        assert!(fs::read(&path).unwrap() == bytes, "{what}: it has been changed");
+        // And so it is done.
+        fs::rename(&path, path.with_extension("bad")).unwrap();
+        open(&path).await.commit(desired(1), Vec::new()).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_log_of_a_file_that_was_moved_away_is_not_taken_for_that_of_a_new_one() {
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("state.db");
+    let log = place.path().join("state.db-wal");
+    let store = open(&path).await;
+    store.commit(desired(1), Vec::new()).await.unwrap();
+    let left = fs::read(&log).unwrap();
+    store.close().await;
+    fs::remove_file(&path).unwrap();
+    for log in [log, place.path().join("state.db-journal")] {
+        fs::write(&log, &left).unwrap();
+        let why = refused(&path).await;
+        assert!(matches!(why, StoreError::LeftBehind { .. }), "{why}");
+        assert!(why.to_string().contains(log.to_str().unwrap()), "{why}");
+        fs::remove_file(log).unwrap();
+    }
+    assert_eq!(Store::open(path).await.unwrap().1, None);
+}
+
+#[tokio::test]
+async fn names_that_mean_something_to_a_database_are_names_of_files() {
+    let place = TempDir::new().unwrap();
+    for name in [":memory:", "file:state.db?mode=memory", "Zustand \u{1f525}'\"%20.db"] {
+        let path = place.path().join(name);
+        let store = open(&path).await;
+        store.commit(desired(1), Vec::new()).await.unwrap();
+        store.close().await;
+        assert_eq!(Store::open(path).await.unwrap().1, Some(desired(1)), "{name}");
+    }
+}

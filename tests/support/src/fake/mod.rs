@@ -1,0 +1,510 @@
+//! A switch that only talks: the real server over a controller that answers from made-up views.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use vifswitch::control::change::{Change, ChangeError, ChangeResult, ErrorKind};
+use vifswitch::control::events::{Event, EventKind};
+use vifswitch::control::handle::{Flush, Handle, Request};
+use vifswitch::control::loops::status::{LoopCounts, LoopKind, LoopStatus, StormStatus};
+use vifswitch::control::responses::{
+    AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CountsView, DeviceView, Direction, DropView,
+    NetworkView, PortView, StationKind, StationView, Status, UplinkNetworkView, UplinkView, VmView, WorkerView,
+};
+use vifswitch::control::server::{api, serve};
+use vifswitch::control::socket::Socket;
+
+/// An id that is allowed and wants escaping everywhere.
+pub const ODD: &str = "a\"b\\c";
+
+/// What the fake switch shows.
+#[derive(Debug, Clone, Default)]
+pub struct Views {
+    pub ports: Vec<PortView>,
+    pub uplinks: Vec<UplinkView>,
+    pub vms: Vec<VmView>,
+    pub networks: Vec<NetworkView>,
+    pub fdb: Vec<StationView>,
+    pub workers: Vec<WorkerView>,
+    pub drops: Vec<DropView>,
+    pub audit: AuditView,
+    pub loops: Vec<LoopStatus>,
+    pub storms: Vec<StormStatus>,
+    pub loop_counts: LoopCounts,
+    pub events: Vec<Event>,
+}
+
+/// What the fake switch has been asked to do, in the order of asking.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Received {
+    Change(Change, Option<Duration>),
+    Diff(Change),
+    Confirm,
+    Flush(Flush),
+    Release(String),
+    Events(Option<String>),
+}
+
+/// What the fake switch says to whoever wants something done.
+#[derive(Debug, Clone)]
+pub struct FakeBehaviour {
+    /// The answer to every change.
+    pub answer: Result<ChangeResult, ChangeError>,
+    /// Where it tells what it has been asked.
+    pub requests: mpsc::UnboundedSender<Received>,
+    /// What happens.
+    pub happening: broadcast::Sender<Event>,
+}
+
+impl FakeBehaviour {
+    /// One that says yes, and the end that hears what it has been asked.
+    pub fn willing() -> (FakeBehaviour, mpsc::UnboundedReceiver<Received>) {
+        let (requests, received) = mpsc::unbounded_channel();
+        let answer = Ok(ChangeResult { changes: vec!["port p9 is new".into()], warnings: vec!["no namespace".into()] });
+        (FakeBehaviour { answer, requests, happening: broadcast::channel(16).0 }, received)
+    }
+
+    /// One that says no.
+    pub fn refusing(category: ErrorKind, kind: &'static str, message: &str) -> FakeBehaviour {
+        FakeBehaviour {
+            answer: Err(ChangeError { category, kind, message: message.into() }),
+            ..FakeBehaviour::willing().0
+        }
+    }
+
+    fn record(&self, requests: Received) {
+        // Not every test listens.
+        let _ = self.requests.send(requests);
+    }
+}
+
+/// Something that happened.
+pub fn event(time: &str, text: &str) -> Event {
+    Event {
+        id: 0,
+        start: String::new(),
+        time: time.into(),
+        kind: EventKind::PortUp,
+        vm: Some("fw-3".into()),
+        ports: vec!["p1".into(), ODD.into()],
+        network: Some("net1".into()),
+        mac: None,
+        ip: None,
+        text: text.into(),
+    }
+}
+
+impl Views {
+    /// Two ports of two VMs on one network, one of them with a name that wants escaping.
+    pub fn made_up() -> Views {
+        let port = |port_id: &str, device_id: &str, status, status_reason: &str| PortView {
+            port_id: port_id.into(),
+            device_id: device_id.into(),
+            network_id: "net1".into(),
+            mac_address: "02:00:00:00:01:0a".into(),
+            position: 0,
+            status,
+            status_reason: status_reason.into(),
+            admin_state_up: true,
+            port_security: "mac".into(),
+            unknown_unicast: "deliver".into(),
+            promiscuous: true,
+            mac_learning: true,
+            activation: "immediate".into(),
+            pinned: true,
+            mac_limit: Some(16),
+            mac_limit_policy: Some("drop".into()),
+            parent: None,
+            vlan: None,
+            device: DeviceView {
+                kind: "tap".into(),
+                name: "tap0".into(),
+                netns: Some(device_id.into()),
+                queues: Some(1),
+                offloads: Some(true),
+                isolate: None,
+                persist: Some(true),
+                mode: None,
+            },
+            worker: (status == Status::Active).then_some(0),
+            counts: CountsView {
+                rx_frames: 12,
+                rx_bytes: 1_234_567,
+                tx_frames: 7,
+                tx_bytes: 980,
+                forwarded: 8,
+                flooded: 2,
+                copies: 6,
+                probes: 3,
+                announcements: 2,
+                segmented: 3,
+                checksummed: 4,
+                rx_missed: 5,
+                tx_lost: 6,
+                not_learned: 9,
+                not_flooded: 10,
+                mirror_copies: 11,
+                reserved_groups: BTreeMap::from([("pause".into(), 13)]),
+                drops: BTreeMap::from([("spoofed_source".into(), 2)]),
+            },
+        };
+        let vm = |device_id: &str, port: &str| VmView {
+            device_id: device_id.into(),
+            ports: vec![port.into()],
+            networks: vec!["net1".into()],
+            active: 1,
+            rx_frames: 12,
+            rx_bytes: 1_234_567,
+            tx_frames: 7,
+            tx_bytes: 980,
+            drops: 2,
+        };
+        let uplink = |uplink_id: &str, active, status_reason: &str| UplinkView {
+            uplink_id: uplink_id.into(),
+            group: Some("wire".into()),
+            active,
+            status: Status::Active,
+            status_reason: status_reason.into(),
+            admin_state_up: true,
+            networks: vec![
+                UplinkNetworkView { network_id: "net1".into(), vlan: Some(120) },
+                UplinkNetworkView { network_id: "net2".into(), vlan: None },
+            ],
+            device: DeviceView {
+                kind: "xdp".into(),
+                name: "eth1".into(),
+                queues: Some(2),
+                mode: Some("native copy".into()),
+                ..DeviceView::default()
+            },
+            worker: Some(0),
+            counts: CountsView {
+                rx_frames: 21,
+                rx_bytes: 2_345_678,
+                tx_frames: 8,
+                tx_bytes: 990,
+                forwarded: 20,
+                flooded: 1,
+                copies: 2,
+                probes: 3,
+                announcements: 2,
+                reserved_groups: BTreeMap::from([("bpdu".into(), 6)]),
+                drops: BTreeMap::from([("device_full".into(), 3)]),
+                ..CountsView::default()
+            },
+        };
+        let station = |port_id: &str, kind, age_seconds| StationView {
+            network_id: "net1".into(),
+            mac_address: "02:00:00:00:01:0a".into(),
+            port_id: port_id.into(),
+            uplink_id: None,
+            kind,
+            age_seconds,
+        };
+        Views {
+            ports: vec![port("p1", "fw-3", Status::Active, ""), port(ODD, "web", Status::Down, "no such namespace")],
+            vms: vec![vm("fw-3", "p1"), vm("web", ODD)],
+            networks: vec![NetworkView {
+                network_id: "net1".into(),
+                mtu: 1500,
+                ports: 2,
+                active: 1,
+                stations: 3,
+                reserved_groups: "vm-default".into(),
+                fdb_limit: 65536,
+                ageing_seconds: 300,
+            }],
+            uplinks: vec![uplink("up0", true, ""), uplink("up1", false, "stands by")],
+            fdb: vec![
+                station("p1", StationKind::Pinned, 0),
+                station(ODD, StationKind::Learned, 65),
+                StationView { uplink_id: Some("up0".into()), ..station("up0", StationKind::Learned, 7) },
+            ],
+            workers: vec![WorkerView {
+                worker: 0,
+                core: 1,
+                poll: "adaptive".into(),
+                queues: 2,
+                stations: 3,
+                stations_limit: 131_072,
+                stations_refused: 0,
+                polls: 1_000_000,
+                busy_polls: 10,
+                busy_seconds: 0.25,
+                sleeps: 4,
+                polls_skipped: 0,
+                updates_lost: 0,
+                peer_tx_frames: 5,
+                peer_rx_frames: 6,
+                peer_tx_floods: 7,
+                peer_rx_floods: 8,
+                closed_port_drops: 9,
+                since: "2026-01-31T12:00:00.000Z".into(),
+            }],
+            drops: vec![
+                DropView {
+                    port_id: ODD.into(),
+                    uplink_id: None,
+                    device_id: "web".into(),
+                    network_id: "net1".into(),
+                    direction: Direction::In,
+                    reason: "spoofed_source".into(),
+                    description: "port security does not allow this source here".into(),
+                    frames: 2,
+                },
+                DropView {
+                    port_id: "up0".into(),
+                    uplink_id: Some("up0".into()),
+                    device_id: String::new(),
+                    network_id: String::new(),
+                    direction: Direction::Out,
+                    reason: "device_full".into(),
+                    description: "the device had no room".into(),
+                    frames: 3,
+                },
+            ],
+            audit: audit(),
+            loops: vec![a_loop(true), a_loop(false)],
+            storms: vec![a_storm(Some(ODD)), a_storm(None)],
+            loop_counts: LoopCounts {
+                loops: 2,
+                storms: 3,
+                dampenings: 4,
+                dampened: 1,
+                probes_sent: 500,
+                probes_returned: 20,
+                probes_forged: 6,
+                probes_stale: 7,
+            },
+            events: vec![
+                event("2025-11-03T09:00:00.000Z", "it is up"),
+                Event { vm: None, ports: vec![], network: None, ..event("2025-11-03T09:00:01.000Z", "it is so") },
+            ],
+        }
+    }
+
+    /// Answers as the controller does, until nobody can ask any more.
+    pub async fn control(self, requests: mpsc::Receiver<Request>) {
+        self.mind(FakeBehaviour::willing().0, requests).await;
+    }
+
+    /// The same, with a mind of its own.
+    pub async fn mind(self, mind: FakeBehaviour, mut requests: mpsc::Receiver<Request>) {
+        while let Some(request) = requests.recv().await {
+            // Whoever has asked may be gone.
+            match request {
+                Request::Ports(reply) => drop(reply.send(self.ports.clone())),
+                Request::Uplinks(reply) => drop(reply.send(self.uplinks.clone())),
+                Request::Vms(reply) => drop(reply.send(self.vms.clone())),
+                Request::Networks(reply) => drop(reply.send(self.networks.clone())),
+                Request::Fdb(reply) => drop(reply.send(self.fdb.clone())),
+                Request::Workers(reply) => drop(reply.send(self.workers.clone())),
+                Request::Drops(reply) => drop(reply.send(self.drops.clone())),
+                Request::Loops(reply) => drop(reply.send(self.loops.clone())),
+                Request::Storms(reply) => drop(reply.send(self.storms.clone())),
+                Request::LoopCounts(reply) => drop(reply.send(self.loop_counts)),
+                Request::Audit(reply) => drop(reply.send(self.audit.clone())),
+                Request::Config(reply) => drop(reply.send(json!({ "switch": { "cores": [1] } }))),
+                Request::Change(change, confirm, reply) => {
+                    mind.record(Received::Change(change, confirm));
+                    drop(reply.send(mind.answer.clone()));
+                }
+                Request::Diff(change, reply) => {
+                    mind.record(Received::Diff(change));
+                    drop(reply.send(mind.answer.clone()));
+                }
+                Request::Confirm(reply) => {
+                    mind.record(Received::Confirm);
+                    drop(reply.send(mind.answer.clone()));
+                }
+                // Nobody asks for it over the API.
+                Request::Reload(_, reply) => drop(reply.send(mind.answer.clone())),
+                Request::Flush(flush, reply) => {
+                    mind.record(Received::Flush(flush));
+                    drop(reply.send(mind.answer.clone().map(|_| 7)));
+                }
+                Request::Release(port, reply) => {
+                    mind.record(Received::Release(port));
+                    drop(reply.send(mind.answer.clone()));
+                }
+                Request::Events(which, reply) => {
+                    mind.record(Received::Events(which.since));
+                    let events = (self.events.clone(), mind.happening.subscribe());
+                    drop(reply.send(mind.answer.clone().map(|_| events)));
+                }
+            }
+        }
+    }
+}
+
+/// A loop that is there, or was.
+pub fn a_loop(active: bool) -> LoopStatus {
+    let time = || "2026-01-31T12:00:00.000Z".to_owned();
+    LoopStatus {
+        kind: LoopKind::IntraVm,
+        device_id: "web".into(),
+        device_ids: vec!["web".into()],
+        network_id: "net1".into(),
+        network_ids: vec!["net1".into()],
+        ports: vec!["p7".into(), ODD.into()],
+        active,
+        level: 2,
+        measures: "one is held".into(),
+        quarantined: vec![ODD.into()],
+        since: time(),
+        seen: time(),
+        until: active.then(time),
+        ended: (!active).then(time),
+        repeats: 1,
+        copies_suppressed: 12_345,
+        text: "it loops its ports".into(),
+    }
+}
+
+/// A storm of a port, or of all ports of a VM.
+pub fn a_storm(port: Option<&str>) -> StormStatus {
+    StormStatus {
+        device_id: "web".into(),
+        network_id: "net1".into(),
+        port_id: port.map(str::to_owned),
+        class: if port.is_some() { "broadcast".into() } else { "vm".into() },
+        active: true,
+        since: "2026-01-31T12:00:00.000Z".into(),
+        ended: None,
+        suppressed: 777,
+        highest_rate: 88,
+        action: "drop+event".into(),
+        quarantined: false,
+        until: None,
+        text: "it storms".into(),
+    }
+}
+
+/// Books that balance.
+pub fn audit() -> AuditView {
+    AuditView {
+        balanced: true,
+        idle: true,
+        ports: vec![AuditPortView {
+            port_id: ODD.into(),
+            device_id: "web".into(),
+            network_id: "net1".into(),
+            rx_frames: 12,
+            forwarded: 8,
+            flooded: 2,
+            drops_in: 2,
+            delta: 0,
+        }],
+        workers: vec![AuditWorkerView {
+            worker: 0,
+            forwarded: 8,
+            copies: 6,
+            probes: 0,
+            announcements: 0,
+            peer_rx_frames: 0,
+            tx_frames: 13,
+            drops_out: 1,
+            peer_tx_frames: 0,
+            delta: 0,
+        }],
+        frames_between: BetweenView { min: 0, max: 0 },
+        floods_between: BetweenView { min: 0, max: 0 },
+        drops: vec![AuditDropView {
+            direction: Direction::In,
+            reason: "spoofed_source".into(),
+            description: "port security does not allow this source here".into(),
+            frames: 2,
+        }],
+    }
+}
+
+/// A fake switch that runs in a thread of its own until it is dropped.
+#[derive(Debug)]
+pub struct Fake {
+    directory: TempDir,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Fake {
+    /// A switch that shows `responses`.
+    pub fn with_views(views: Views) -> Fake {
+        Fake::start(async move |requests| views.control(requests).await)
+    }
+
+    /// A switch that shows `responses` and has a mind of its own.
+    pub fn with_behaviour(views: Views, mind: FakeBehaviour) -> Fake {
+        Fake::start(async move |requests| views.mind(mind, requests).await)
+    }
+
+    /// A switch whose controller is gone.
+    pub fn closing() -> Fake {
+        Fake::start(async |requests| drop(requests))
+    }
+
+    /// A switch whose controller takes requests and does not answer. Each one is told to `requests`.
+    pub fn hanging(asked: mpsc::UnboundedSender<()>) -> Fake {
+        Fake::start(async move |mut requests| {
+            let mut host = Vec::new();
+            while let Some(request) = requests.recv().await {
+                host.push(request);
+                asked.send(()).unwrap();
+            }
+        })
+    }
+
+    fn start<F>(controller: F) -> Fake
+    where
+        F: AsyncFnOnce(mpsc::Receiver<Request>) + Send + 'static,
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("api.sock");
+        let (ready, wait) = std::sync::mpsc::channel();
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            runtime().block_on(async {
+                let socket = Socket::bind(&path).unwrap();
+                let (handle, requests) = Handle::new();
+                ready.send(()).unwrap();
+                let served = serve(socket, api(handle), async { drop(stopped.await) });
+                tokio::join!(served, controller(requests));
+            });
+        });
+        wait.recv().unwrap();
+        Fake { directory, stop: Some(stop), thread: Some(thread) }
+    }
+
+    /// Where it listens.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.path().join("api.sock")
+    }
+
+    /// Stops it, and waits until it has stopped.
+    pub fn stop(&mut self) {
+        self.stop.take();
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
+        }
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A runtime as the switch has it.
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// Whether there is anything at `path`.
+pub fn exists(path: &Path) -> bool {
+    path.symlink_metadata().is_ok()
+}

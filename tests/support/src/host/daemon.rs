@@ -1,0 +1,447 @@
+//! The switch as the program that it is, over a configuration of the test's.
+
+use std::fmt::Write as _;
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, Signal, kill_process};
+use serde::de::DeserializeOwned;
+use tempfile::TempDir;
+use vifswitch::control::client::Client;
+use vifswitch::control::events::Event;
+use vifswitch::control::responses::{AuditView, BetweenView, CountsView, PortView, Status, WorkerView};
+use vifswitch::wire::Mac;
+
+use super::{Namespace, TEST_TIMEOUT, await_that};
+
+/// A port of a configuration.
+#[derive(Debug, Clone)]
+pub struct Vif {
+    pub vm: String,
+    pub port: String,
+    pub network: String,
+    pub mac: Mac,
+    /// The kind of its device.
+    pub kind: &'static str,
+    pub netns: String,
+    pub name: String,
+    /// More keys of the port, a line each.
+    pub more: String,
+    /// More keys of its device, each with a comma in front.
+    pub device: String,
+    /// Its parent and its VLAN id, in place of a device, if it is a subport.
+    pub trunk: Option<(String, u16)>,
+}
+
+impl Vif {
+    /// Port `number` on net1, with a tap of its own in `namespace`.
+    pub fn new(vm: &str, number: u8, namespace: &Namespace) -> Vif {
+        Vif {
+            vm: vm.into(),
+            port: format!("port-{number}"),
+            network: "net1".into(),
+            mac: Mac::from_bits(0x0200_0000_0100 + u64::from(number)),
+            kind: "tap",
+            netns: namespace.0.clone(),
+            name: format!("tap{number}"),
+            more: String::new(),
+            device: String::new(),
+            trunk: None,
+        }
+    }
+
+    /// The same, as a subport of another one.
+    pub fn subport_of(self, parent: &Vif, vlan: u16) -> Vif {
+        Vif { trunk: Some((parent.port.clone(), vlan)), ..self }
+    }
+
+    /// By what its frames come and go, as it is written.
+    fn base(&self) -> String {
+        let Vif { kind, netns, name, device, .. } = self;
+        match &self.trunk {
+            Some((parent, vlan)) => format!("parent = \"{parent}\"\nvlan = {vlan}"),
+            None => format!("device = {{ kind = \"{kind}\", name = \"{name}\", netns = \"{netns}\"{device} }}"),
+        }
+    }
+
+    pub fn on(self, network: &str) -> Vif {
+        Vif { network: network.into(), ..self }
+    }
+
+    pub fn device(self, device: &str) -> Vif {
+        Vif { device: device.into(), ..self }
+    }
+}
+
+/// The text of a configuration with `switch`, more keys of its table, in it.
+pub fn config(socket: &Path, switch: &str, networks: &[(&str, u16)], vifs: &[Vif]) -> String {
+    // AF_XDP keeps frames in its rings.
+    let frames = if vifs.iter().any(|vif| vif.kind == "xdp") { 16384 } else { 2048 };
+    let mut text = format!("[switch]\napi = {socket:?}\nstate = \"\"\nframes = {frames}\nstations = 4096\n{switch}\n");
+    for (id, mtu) in networks {
+        write!(text, "[[networks]]\nid = \"{id}\"\nmtu = {mtu}\n").unwrap();
+    }
+    let mut vms: Vec<&str> = Vec::new();
+    for vif in vifs {
+        if !vms.contains(&vif.vm.as_str()) {
+            vms.push(&vif.vm);
+        }
+    }
+    for vm in vms {
+        write!(text, "[[vms]]\nid = \"{vm}\"\n").unwrap();
+        for vif in vifs.iter().filter(|vif| vif.vm == vm) {
+            let Vif { port, network, mac, more, .. } = vif;
+            write!(text, "[[vms.ports]]\nport_id = \"{port}\"\nnetwork_id = \"{network}\"\n").unwrap();
+            write!(text, "mac_address = \"{mac}\"\n{more}\n").unwrap();
+            writeln!(text, "{}", vif.base()).unwrap();
+        }
+    }
+    text
+}
+
+/// A configuration that keeps its state at `path` instead of nowhere.
+pub fn keeping(text: &str, path: &Path) -> String {
+    assert!(text.contains("state = \"\""), "{text}");
+    text.replacen("state = \"\"", &format!("state = {path:?}"), 1)
+}
+
+/// A port as `attach` reads it.
+pub fn attachment(vif: &Vif) -> String {
+    let Vif { vm, port, network, mac, more, .. } = vif;
+    format!(
+        "device_id = \"{vm}\"\nport_id = \"{port}\"\nnetwork_id = \"{network}\"\nmac_address = \"{mac}\"\n{more}\n\
+         {}\n",
+        vif.base()
+    )
+}
+
+/// A directory with a configuration and a socket, and the switch that may be running over them.
+/// It is killed when the test ends.
+pub struct Daemon {
+    child: Option<Child>,
+    notified: UnixDatagram,
+    dir: TempDir,
+}
+
+impl Default for Daemon {
+    fn default() -> Daemon {
+        Daemon::new()
+    }
+}
+
+impl Daemon {
+    /// One that does not run yet.
+    pub fn new() -> Daemon {
+        let dir = tempfile::tempdir().unwrap();
+        let notified = UnixDatagram::bind(dir.path().join("notify")).unwrap();
+        notified.set_nonblocking(true).unwrap();
+        Daemon { child: None, notified, dir }
+    }
+
+    /// One that runs over these ports on net1.
+    pub fn over(vifs: &[Vif]) -> Daemon {
+        Daemon::with("", &[("net1", 1500)], vifs)
+    }
+
+    pub fn with(switch: &str, networks: &[(&str, u16)], vifs: &[Vif]) -> Daemon {
+        let mut daemon = Daemon::new();
+        daemon.configure(&config(&daemon.socket(), switch, networks, vifs));
+        daemon.start();
+        daemon
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("api.sock")
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.dir.path().join("vms.toml")
+    }
+
+    /// Where it keeps its state, if its configuration says so ([`keeping`]).
+    pub fn state(&self) -> PathBuf {
+        self.dir.path().join("state.db")
+    }
+
+    pub fn configure(&self, text: &str) {
+        std::fs::write(self.file(), text).unwrap();
+    }
+
+    /// The program in a clean environment: the one under test, or the one that `VIFSWITCH` names. So the same test can
+    /// be run against another build.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(super::program());
+        for variable in ["VIFSWITCH", "NOTIFY_SOCKET", "VIFSWITCH_LOG", "WATCHDOG_USEC", "WATCHDOG_PID"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+
+    /// Starts it over its configuration, and waits until it says that it is ready.
+    pub fn start(&mut self) {
+        let file = self.file();
+        self.start_over("--config", &file);
+    }
+
+    /// Starts it over a configuration or a state.
+    pub fn start_over(&mut self, option: &str, path: &Path) {
+        self.start_as(self.command(), option, path);
+    }
+
+    /// Starts it by `command`, to which its arguments are added.
+    pub fn start_as(&mut self, command: Command, option: &str, path: &Path) {
+        self.spawn_as(command, option, path);
+        self.await_note("READY=1");
+    }
+
+    /// Starts it over a configuration or a state, and waits for nothing.
+    pub fn spawn_over(&mut self, option: &str, path: &Path) {
+        self.spawn_as(self.command(), option, path);
+    }
+
+    /// Starts it by `command`, to which its arguments are added, and waits for nothing.
+    pub fn spawn_as(&mut self, command: Command, option: &str, path: &Path) {
+        let log = File::create(self.dir.path().join("log")).unwrap();
+        self.spawn_logging_to(log, command, option, path);
+    }
+
+    /// Starts it by `command` over its configuration with this as its standard error, and waits until it is ready.
+    pub fn start_logging_to(&mut self, log: impl Into<Stdio>, command: Command) {
+        let file = self.file();
+        self.spawn_logging_to(log, command, "--config", &file);
+        self.await_note("READY=1");
+    }
+
+    fn spawn_logging_to(&mut self, log: impl Into<Stdio>, mut command: Command, option: &str, path: &Path) {
+        assert!(self.child.is_none());
+        command.arg("run").arg(option).arg(path);
+        command.env("NOTIFY_SOCKET", self.dir.path().join("notify")).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    /// Waits until the switch has told its service manager so. It must not end before.
+    pub fn await_note(&mut self, note: &str) {
+        await_that(note, || {
+            // In this order: what it said before it ended still counts.
+            let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
+            if self.was_told(note) {
+                return Some(());
+            }
+            assert!(ended.is_none(), "{ended:?}:\n{}", self.log());
+            None
+        });
+    }
+
+    /// The next that the switch tells its service manager, if it does so in time.
+    pub fn note_within(&self, timeout: Timespec) -> Option<String> {
+        let mut polled = [PollFd::new(&self.notified, PollFlags::IN)];
+        if poll(&mut polled, Some(&timeout)).unwrap() == 0 {
+            return None;
+        }
+        let mut buffer = [0; 4096];
+        let len = self.notified.recv(&mut buffer).unwrap();
+        Some(String::from_utf8_lossy(&buffer[..len]).into_owned())
+    }
+
+    /// Gives its directory, and where it speaks to its service manager, to somebody else.
+    pub fn give_to(&self, user: u32) {
+        for path in [self.dir.path().to_owned(), self.dir.path().join("notify")] {
+            std::os::unix::fs::chown(path, Some(user), Some(user)).unwrap();
+        }
+    }
+
+    fn was_told(&self, note: &str) -> bool {
+        let mut buffer = [0; 4096];
+        std::iter::from_fn(|| self.notified.recv(&mut buffer).ok().map(|len| buffer[..len].to_vec()))
+            .any(|said| String::from_utf8_lossy(&said).lines().any(|line| line == note))
+    }
+
+    /// Runs the program to its end, over the present configuration file where `FILE` stands.
+    pub fn try_command(&self, arguments: &[&str]) -> Output {
+        let file = self.file();
+        let arguments =
+            arguments.iter().map(|&argument| if argument == "FILE" { file.as_path() } else { argument.as_ref() });
+        self.command().args(arguments).output().unwrap()
+    }
+
+    /// What it has written to standard error.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
+    }
+
+    /// Whether it has been started, and has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().unwrap().id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap();
+        let ended = {
+            // On failure it is still ours to kill.
+            let guard = Killed(&mut child);
+            await_that("the end of the switch", || guard.0.try_wait().unwrap())
+        };
+        // What it has said up to here is of the past.
+        while self.notified.recv(&mut [0; 4096]).is_ok() {}
+        ended
+    }
+
+    /// Ends it by `signal`.
+    pub fn stop(&mut self, signal: Signal) -> ExitStatus {
+        self.signal(signal);
+        self.wait()
+    }
+
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(Client::new(self.socket()).get(path)).unwrap_or_else(|e| panic!("{path}: {e}\n{}", self.log()))
+    }
+
+    pub fn ports(&self) -> Vec<PortView> {
+        self.get("/v1/ports")
+    }
+
+    /// The ports by id, in order.
+    pub fn listed(&self) -> Vec<String> {
+        self.ports().into_iter().map(|port| port.port_id).collect()
+    }
+
+    /// Everything that has happened, also in earlier lives if it keeps a state.
+    pub fn events(&self) -> Vec<Event> {
+        self.page("/v1/events").lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    }
+
+    /// Runs a command of the operator's against it, with this on its standard input.
+    pub fn run_command(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = self.command();
+        command.args(arguments).arg("--socket").arg(self.socket());
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        // One that has ended before it has read all says why.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        child.wait_with_output().unwrap()
+    }
+
+    /// The same, for what must succeed. What it printed.
+    pub fn done(&self, arguments: &[&str], input: &str) -> String {
+        let Output { status, stdout, stderr } = self.run_command(arguments, input);
+        assert!(status.success(), "{arguments:?}: {}\n{}", String::from_utf8_lossy(&stderr), self.log());
+        String::from_utf8(stdout).unwrap()
+    }
+
+    /// Attaches a port, behind those that its VM has.
+    pub fn attach(&self, vif: &Vif) -> String {
+        self.done(&["attach", "-"], &attachment(vif))
+    }
+
+    pub fn detach(&self, vif: &Vif) -> String {
+        self.done(&["detach", &vif.port], "")
+    }
+
+    pub fn workers(&self) -> Vec<WorkerView> {
+        self.get("/v1/workers")
+    }
+
+    pub fn port(&self, vif: &Vif) -> PortView {
+        self.ports().into_iter().find(|port| port.port_id == vif.port).unwrap()
+    }
+
+    /// How many frames died at a port for a reason.
+    pub fn drops(&self, vif: &Vif, reason: &str) -> u64 {
+        self.port(vif).counts.drops.get(reason).copied().unwrap_or_default()
+    }
+
+    /// Waits until a port is as `wanted` has it.
+    pub fn await_port(&self, what: &str, vif: &Vif, wanted: impl Fn(&PortView) -> bool) -> PortView {
+        await_that(what, || Some(self.port(vif)).filter(&wanted))
+    }
+
+    pub fn await_active(&self, vif: &Vif) -> PortView {
+        self.await_port("ACTIVE", vif, |port| port.status == Status::Active)
+    }
+
+    pub fn await_down(&self, vif: &Vif) -> PortView {
+        self.await_port("DOWN", vif, |port| port.status == Status::Down && !port.status_reason.is_empty())
+    }
+
+    /// Waits until nothing moves and everything is accounted for, and says how things are then. Between two
+    /// looks at the counters each worker has answered: one that is not on a core stands still, too, and what is
+    /// to be flooded by it is in no counter of a port yet.
+    pub fn await_idle(&self) -> Vec<PortView> {
+        let mut before = Vec::new();
+        await_that("quiet", || {
+            let audit: AuditView = self.get("/v1/audit");
+            let between = [audit.frames_between, audit.floods_between];
+            let is_still = audit.balanced && audit.idle && between == [BetweenView::default(); 2];
+            let now = self.ports();
+            let (expected, went) = sums(&now);
+            let idle_port = is_still && now == before && expected == went;
+            before.clone_from(&now);
+            idle_port.then_some(now)
+        })
+    }
+
+    /// A page as text, over the unix socket.
+    pub fn page(&self, path: &str) -> String {
+        page(UnixStream::connect(self.socket()).unwrap(), path)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(child) = &mut self.child {
+            drop(Killed(child));
+            if std::thread::panicking() {
+                eprintln!("the switch said:\n{}", self.log());
+            }
+        }
+    }
+}
+
+/// A process, killed if it still runs.
+struct Killed<'a>(&'a mut Child);
+
+impl Drop for Killed<'_> {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What was to go out of the ports, and what did or died on the way.
+pub fn sums(ports: &[PortView]) -> (u64, u64) {
+    let counts = || ports.iter().map(|port| &port.counts);
+    let own = |counts: &CountsView| counts.probes + counts.announcements;
+    let expected = counts().map(|counts| counts.forwarded + counts.copies + own(counts)).sum();
+    // Both directions stand in one map. What came in is known, and so what of it died.
+    let out = |counts: &CountsView| counts.tx_frames + counts.drops.values().sum::<u64>();
+    let died_coming_in = |counts: &CountsView| counts.rx_frames.saturating_sub(counts.forwarded + counts.flooded);
+    let out = |counts: &CountsView| out(counts).saturating_sub(died_coming_in(counts));
+    (expected, counts().map(out).sum())
+}
+
+/// Asks for a page over a connection.
+pub fn page(mut stream: impl Read + Write, path: &str) -> String {
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: vifswitch\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    body.to_owned()
+}
+
+/// For sockets that would wait for ever.
+pub const TIMEOUT: Duration = Duration::from_secs(TEST_TIMEOUT.tv_sec.unsigned_abs());

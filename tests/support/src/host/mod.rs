@@ -1,0 +1,146 @@
+//! A host of the laboratory: namespaces, the switch as the program that it is, and what stands in
+//! for guests. Everything goes when the test ends, however it ends.
+
+pub mod daemon;
+pub mod disk;
+pub mod inject;
+pub mod inside;
+pub mod nic;
+pub mod relay;
+pub mod setup;
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::Command;
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::thread::nanosleep;
+use vifswitch::sys::link::{self, Link};
+use vifswitch::sys::netns::{Netns, within};
+use vifswitch::time;
+
+/// The program under test: the one that `VIFSWITCH` names, or the one that was built with this test.
+pub fn program() -> &'static str {
+    static PROGRAM: LazyLock<String> = LazyLock::new(|| {
+        let built = || std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("vifswitch");
+        std::env::var("VIFSWITCH").unwrap_or_else(|_| built().to_str().unwrap().to_owned())
+    });
+    &PROGRAM
+}
+
+/// How long anything may take that is bound to happen.
+pub const TEST_TIMEOUT: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
+
+/// Between two looks at something that nobody tells of.
+const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
+
+/// An ethertype for local experiments (IEEE 802-2014, 9.2.3), which no stack answers.
+pub const EXPERIMENT: u16 = 0x88b5;
+
+/// A namespace, deleted with everything in it when the test ends, however it ends.
+pub struct Namespace(pub String);
+
+impl Namespace {
+    /// `None`, and a word about it, where this cannot be tested.
+    pub fn new() -> Option<Namespace> {
+        let namespace = Namespace::planned()?;
+        namespace.make();
+        Some(namespace)
+    }
+
+    /// One that has a name, and is not there yet.
+    pub fn planned() -> Option<Namespace> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
+            eprintln!("skipped: needs root and /dev/net/tun");
+            return None;
+        }
+        Some(Namespace(format!("vift-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))))
+    }
+
+    /// Makes it, without IPv6: nothing in it speaks unasked.
+    pub fn make(&self) {
+        run("ip", &["netns", "add", &self.0]);
+        self.run_in(|| {
+            for who in ["all", "default"] {
+                // A kernel without IPv6 is as quiet.
+                let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{who}/disable_ipv6"), "1");
+            }
+        });
+    }
+
+    pub fn delete(&self) {
+        run("ip", &["netns", "del", &self.0]);
+    }
+
+    pub fn netns(&self) -> Netns {
+        Netns::Named(self.0.clone())
+    }
+
+    pub fn ip(&self, arguments: &str) {
+        let arguments: Vec<&str> = ["-n", &self.0].into_iter().chain(arguments.split(' ')).collect();
+        run("ip", &arguments);
+    }
+
+    pub fn link(&self, name: &str) -> Option<Link> {
+        self.run_in(|| link::find(name)).unwrap()
+    }
+
+    /// The names of all netdevs, in order.
+    pub fn links(&self) -> Vec<String> {
+        let mut names: Vec<String> = self.run_in(|| {
+            let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
+            table.lines().filter_map(|line| Some(line.split_once(':')?.0.trim().to_owned())).collect()
+        });
+        names.sort();
+        names
+    }
+
+    pub fn run_in<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        within(&self.netns(), work).unwrap()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        if self.netns().path().is_some_and(|path| path.exists()) {
+            let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
+        }
+    }
+}
+
+pub fn run(program: &str, arguments: &[&str]) {
+    let done = Command::new(program).args(arguments).output().unwrap();
+    assert!(done.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+/// Says that something is done when it goes, also when the test has failed.
+pub struct Finally<'a>(pub &'a AtomicBool);
+
+impl Drop for Finally<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Waits until there is something to read.
+pub fn readable(fd: impl AsFd) {
+    let mut polled = [PollFd::new(&fd, PollFlags::IN)];
+    assert!(poll(&mut polled, Some(&TEST_TIMEOUT)).unwrap() > 0, "nothing came");
+}
+
+/// Looks again and again until there is what is looked for. `what` says what was missing.
+pub fn await_that<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = time::now();
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        let timeout = Duration::from_secs(TEST_TIMEOUT.tv_sec.unsigned_abs());
+        assert!(time::now().since(start) < timeout, "in vain: {what}");
+        let _ = nanosleep(&LOOK_AGAIN);
+    }
+}
