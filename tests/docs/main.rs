@@ -10,6 +10,8 @@
 //! | `console`, `sh` | commands: behind `# ` in `console`, where other lines are output |
 #![allow(clippy::unwrap_used)]
 
+mod old_words;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
