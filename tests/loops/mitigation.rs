@@ -169,7 +169,7 @@ fn a_foreign_source_is_told_once_and_its_owner_named() {
 
 /// A station that nobody owns moves between two VMs: at the fifth time it stays, and is let go by hand.
 #[test]
-fn a_station_that_moves_too_often_is_frozen_where_it_was() {
+fn a_station_that_moves_too_often_is_dampened_where_it_was() {
     let Some((spaces, mut vifs)) = siblings(1) else { return };
     vifs.iter_mut().for_each(|vif| vif.more = "port_security = \"off\"".into());
     let daemon = running(&vifs);
@@ -193,7 +193,7 @@ fn a_station_that_moves_too_often_is_frozen_where_it_was() {
     assert_eq!(dampened.port_id, "port-1");
     nics[1].send(&experiment(Mac::BROADCAST, restless, b"here"));
     await_that("refused", || (daemon.drops(&vifs[1], "dampened_source") > 1).then_some(()));
-    assert!(daemon.done(&["release", "port-9"], "").contains("no longer frozen"));
+    assert!(daemon.done(&["release", "port-9"], "").contains("no longer dampened"));
     assert!(fdb().is_none_or(|station| station.kind == StationKind::Learned));
     assert_eq!(events(&daemon, EventKind::MacDampened).len(), 1);
 }
