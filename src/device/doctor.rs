@@ -15,6 +15,7 @@ use crate::sys::netns::Netns;
 use crate::sys::privileges::{self, Privilege};
 use crate::sys::stack::{self, HostStack};
 use crate::sys::{bpf, ethtool};
+use crate::wire::TAG_LEN;
 
 /// The longest MTU, in bytes, with which a frame surely fits one page with an XDP program's room around
 /// it: 4096 less headroom (256), `skb_shared_info` (320) and Ethernet with two tags (22).
@@ -247,19 +248,30 @@ fn as_tap(Facts { link, .. }: &Facts) -> KindReport {
     KindReport { kind: "tap", usable, queues: u32::from(usable), offloads: usable, why }
 }
 
+/// Why an XDP program in the driver cannot take frames of the netdev's MTU, if so.
+pub(super) fn exceeds_one_page(link: &Link, driver: &str, features: XdpFeatures) -> Option<String> {
+    (link.mtu > ONE_PAGE && features.native() && !features.pieces()).then(|| {
+        format!("{driver} takes frames in one piece only, and its MTU is {}; make it {ONE_PAGE} or less", link.mtu)
+    })
+}
+
+/// The MTU of a netdev, in bytes, that a packet socket needs to send frames of `mtu` with two tags of 802.1Q: the kernel
+/// leaves room for one.
+pub(super) fn mtu_for_two_tags(mtu: u32) -> u32 {
+    #[allow(clippy::cast_possible_truncation)] // 4
+    mtu.saturating_add(TAG_LEN as u32)
+}
+
 fn as_xdp(facts: &Facts) -> KindReport {
     let Facts { link, driver, queues, features, .. } = facts;
     let queues = queues.or(link.tap.map(|tap| tap.queues)).unwrap_or(1).max(1);
     let driver = driver.as_deref().unwrap_or("its driver");
-    let jumbo = link.mtu > ONE_PAGE;
+    let too_long = features.and_then(|can| exceeds_one_page(link, driver, can));
     let (usable, why) = match features {
         _ if link.xdp.is_some() && !facts.own_program => (false, "an XDP program of others is on it".to_owned()),
         None => (true, "the kernel does not tell what the driver can; each mode is tried in turn".to_owned()),
         Some(can) if !can.native() => (true, format!("generic copy, as {driver} runs no XDP programs")),
-        Some(can) if jumbo && !can.pieces() => (
-            false,
-            format!("{driver} takes frames in one piece only, and its MTU is {}; make it {ONE_PAGE} or less", link.mtu),
-        ),
+        Some(_) if too_long.is_some() => (false, too_long.unwrap_or_default()),
         Some(can) if !can.redirect() => {
             (true, format!("with mode = generic only, as {driver} cannot hand frames to a socket"))
         }
@@ -276,7 +288,7 @@ fn as_packet(Facts { link, .. }: &Facts) -> KindReport {
     let why = format!(
         "packet sockets work with every Ethernet device; one tag of 802.1Q is allowed for, and full-size frames with two tags, \
          or one of 802.1ad, need an MTU of {}",
-        link.mtu.saturating_add(4)
+        mtu_for_two_tags(link.mtu)
     );
     KindReport { kind: "packet", usable: true, queues: 1, offloads: true, why }
 }

@@ -219,13 +219,14 @@ pub fn open(settings: &Settings, may_create: bool, pool: &'static Pool) -> Resul
 }
 
 /// What [`open`] would come to now, as far as can be told without touching anything: why it would
-/// fail, or remarks on what would not be quite as asked for. May wait as well.
-pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
+/// fail, or remarks on what would not be quite as asked for. `adds_tags`: the switch adds the tag of a
+/// VLAN to frames that it sends by it. May wait as well.
+pub fn preflight(settings: &Settings, adds_tags: bool) -> Result<Vec<String>, OpenError> {
     let mut warnings = match settings {
         // It would be made as it is wanted.
         Settings::Tap(tap) => return tap::preflight(tap),
         Settings::Xdp(xdp) => xdp::preflight(xdp),
-        Settings::Packet(packet) => packet::preflight(packet),
+        Settings::Packet(packet) => packet::preflight(packet, adds_tags),
     }?;
     let now = properties::read(settings).ok().flatten();
     warnings.extend(now.map(|now| properties::warnings(settings, &now)).unwrap_or_default());

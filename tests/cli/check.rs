@@ -8,6 +8,7 @@ use std::process::Output;
 use serde_json::Value;
 use support::host::Namespace;
 use support::host::daemon::{Daemon, Vif, config};
+use support::host::setup::lay;
 use vifswitch::sys::tun::{Flags, Queue};
 
 /// A configuration that nobody runs yet, and the program over it.
@@ -15,11 +16,13 @@ struct CheckRun {
     daemon: Daemon,
     switch: String,
     vifs: Vec<Vif>,
+    /// What follows its VMs.
+    more: String,
 }
 
 impl CheckRun {
     fn about(vifs: &[Vif]) -> CheckRun {
-        CheckRun { daemon: Daemon::new(), switch: String::new(), vifs: vifs.to_vec() }
+        CheckRun { daemon: Daemon::new(), switch: String::new(), vifs: vifs.to_vec(), more: String::new() }
     }
 
     fn switch(self, switch: &str) -> CheckRun {
@@ -28,7 +31,7 @@ impl CheckRun {
 
     fn request(&self, json: &[&str]) -> Output {
         let text = config(&self.daemon.socket(), &self.switch, &[("net1", 1500)], &self.vifs);
-        self.daemon.configure(&text);
+        self.daemon.configure(&(text + &self.more));
         self.daemon.try_command(&[&["check", "FILE"], json].concat())
     }
 
@@ -127,6 +130,44 @@ fn a_name_that_is_taken_is_a_remark_and_says_by_whom() {
         drop(held);
         assert_eq!(requests.results(), (0, vec![]));
     }
+}
+
+#[test]
+fn packet_sockets_without_room_for_a_second_tag_are_a_remark_where_the_switch_adds_the_first() {
+    let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
+    let parent = Vif { kind: "packet", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
+    lay(&parent, &guest, 1500);
+    host.ip("link set dev tap1 mtu 1500");
+    assert_eq!(CheckRun::about(std::slice::from_ref(&parent)).results(), (0, vec![]), "without tags there is room");
+    let trunk = CheckRun::about(&[parent.clone(), Vif::new("a", 2, &guest).subport_of(&parent, 7)]);
+    let uplink = |vlan: &str| {
+        let device = format!("{{ kind = \"packet\", name = \"tap1\", netns = \"{}\" }}", host.0);
+        let networks = format!("[{{ network_id = \"net1\"{vlan} }}]");
+        let more = format!("[[uplinks]]\nid = \"up0\"\nnetworks = {networks}\ndevice = {device}\n");
+        CheckRun { more, ..CheckRun::about(&[Vif::new("b", 3, &guest)]) }
+    };
+    trunk.warning(&["port \"port-1\" (VM \"a\")", "MTU of 1500", "second tag", "ip link set dev tap1 mtu 1504"]);
+    uplink(", vlan = 120").warning(&["uplink \"up0\"", "MTU of 1500", "ip link set dev tap1 mtu 1504"]);
+    assert_eq!(uplink("").results(), (0, vec![]), "the native network has no tag");
+    // What it says is enough.
+    host.ip("link set dev tap1 mtu 1504");
+    assert_eq!(trunk.results(), (0, vec![]));
+    assert_eq!(uplink(", vlan = 120").results(), (0, vec![]));
+}
+
+#[test]
+fn long_frames_by_xdp_are_a_remark_where_the_driver_takes_frames_in_one_piece() {
+    let Some(namespace) = Namespace::new() else { return };
+    let flags = Flags { vnet_header: false, ..flags(false) };
+    let _guest = namespace.run_in(|| Queue::open("tap1", flags)).unwrap();
+    namespace.ip("link set dev tap1 mtu 3499 up");
+    let vif = Vif { kind: "xdp", ..Vif::new("a", 1, &namespace) };
+    let requests = CheckRun::about(std::slice::from_ref(&vif));
+    requests.warning(&["port \"port-1\" (VM \"a\")", "one piece only", "its MTU is 3499", "3498 or less"]);
+    let generic = CheckRun::about(&[vif.clone().device(", mode = \"generic\"")]);
+    assert_eq!(generic.results(), (0, vec![]), "the network stack puts pieces together");
+    namespace.ip("link set dev tap1 mtu 3498");
+    assert_eq!(requests.results(), (0, vec![]));
 }
 
 #[test]

@@ -13,7 +13,7 @@ use rustix::process::{Resource, getrlimit};
 use super::super::{choose_cores, needed};
 use super::{CheckResult, Severity};
 use crate::control::config::Config;
-use crate::control::endpoints::{self, Endpoint};
+use crate::control::endpoints::{self, ConfigRef, Endpoint, EndpointAttachment};
 use crate::control::ids::IdAllocator;
 use crate::control::socket::is_listened_at;
 use crate::device::{self, OpenError, Settings};
@@ -46,8 +46,14 @@ pub(super) fn check_host(config: &Config) -> Vec<CheckResult> {
     if devices(&endpoints).any(|device| matches!(device, Settings::Tap(_))) {
         tun(&mut results);
     }
-    for (endpoint, device) in endpoints.iter().filter_map(|endpoint| Some((endpoint, endpoint.device()?))) {
-        port(config, endpoint, device, running, &mut results);
+    for (index, endpoint) in endpoints.iter().enumerate() {
+        let Some(device) = endpoint.device() else { continue };
+        let is_subport = |other: &Endpoint| matches!(other.attachment, EndpointAttachment::Parent { endpoint, .. } if endpoint == index);
+        let adds_tags = match endpoint.config_ref {
+            ConfigRef::Uplink { index } => config.uplinks[index].networks.iter().any(|of| of.vlan.is_some()),
+            ConfigRef::Port { .. } => endpoints.iter().any(is_subport),
+        };
+        port(config, endpoint, (device, adds_tags), running, &mut results);
     }
     let warnings = config.lint().into_iter();
     results.extend(warnings.map(|warning| result(Severity::Warning, &warning.about, warning.message)));
@@ -218,12 +224,18 @@ fn tun(results: &mut Vec<CheckResult>) {
     results.push(result(Severity::Warning, path, format!("{why}; without it, no tap can be made or attached to")));
 }
 
-fn port(config: &Config, endpoint: &Endpoint, device: &Settings, running: bool, results: &mut Vec<CheckResult>) {
+fn port(
+    config: &Config,
+    endpoint: &Endpoint,
+    (device, adds_tags): (&Settings, bool),
+    running: bool,
+    results: &mut Vec<CheckResult>,
+) {
     let about = match endpoint.labels(config).vm {
         Some(vm) => format!("{endpoint} (VM {vm:?})"),
         None => endpoint.to_string(),
     };
-    match device::preflight(device) {
+    match device::preflight(device, adds_tags) {
         Ok(notes) => results.extend(notes.iter().map(|note| result(Severity::Warning, &about, note))),
         // By the one that is running, in all likelihood; and it says so itself if not.
         Err(OpenError::Busy { .. }) if running => {}

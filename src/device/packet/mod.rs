@@ -27,7 +27,7 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use super::{Device, DeviceLocation, Egress, Observed, OpenError, Opened, foreign};
+use super::{Device, DeviceLocation, Egress, Observed, OpenError, Opened, doctor, foreign};
 use crate::sys::bpf::IngressDrop;
 use crate::sys::ethtool;
 use crate::sys::link::Link;
@@ -175,10 +175,28 @@ pub(super) fn egress_set(settings: &Settings, link: &Link) -> io::Result<Offload
     Ok(OffloadSet::new(kinds, max_len, link.gso_max_segs))
 }
 
-/// What [`open`] would come to now: why it would fail, or remarks.
-pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
+/// What [`open`] would come to now: why it would fail, or remarks. `adds_tags`: frames are sent with the tag of a VLAN, in
+/// front of one that a guest may have added.
+pub fn preflight(settings: &Settings, adds_tags: bool) -> Result<Vec<String>, OpenError> {
     let location = settings.at();
-    foreign::in_namespace(&location, || foreign::find(&location, settings.mtu).map(|(_, notes)| notes))
+    foreign::in_namespace(&location, || {
+        let (link, mut warnings) = foreign::find(&location, settings.mtu)?;
+        warnings.extend(second_tag(&location, &link, settings.mtu).filter(|_| adds_tags));
+        Ok(warnings)
+    })
+}
+
+/// Why frames that a guest has tagged itself would not pass with the tag of their VLAN, if so.
+fn second_tag(location: &DeviceLocation, link: &Link, mtu: u16) -> Option<String> {
+    let needed = doctor::mtu_for_two_tags(mtu.into());
+    // The MTU of a VXLAN netdev follows the one below it.
+    (link.mtu < needed && link.vxlan.is_none()).then(|| {
+        format!(
+            "{location} has an MTU of {}: frames of {mtu} bytes pass with the tag of their VLAN, and not with a second tag, \
+             that of a guest; `ip link set dev {} mtu {needed}` lets them pass",
+            link.mtu, location.device
+        )
+    })
 }
 
 fn start_receive(rx_socket: &Socket, index: u32, has_ring: bool) -> io::Result<Option<Ring>> {
@@ -237,7 +255,7 @@ mod tests {
         for (settings, what) in
             [(refused, "Refused"), (absent, "NoNamespace"), (missing, "NoDevice"), (loopback, "Refused")]
         {
-            for error in [open(&settings).unwrap_err(), preflight(&settings).unwrap_err()] {
+            for error in [open(&settings).unwrap_err(), preflight(&settings, true).unwrap_err()] {
                 assert!(format!("{error:?}").starts_with(what), "{error:?}");
                 assert!(error.to_string().contains(&settings.name), "{error}");
             }

@@ -26,11 +26,11 @@ use std::sync::Arc;
 
 use rustix::io::Errno;
 
-use super::{Device, DeviceLocation, Observed, OpenError, Opened, foreign};
+use super::{Device, DeviceLocation, Observed, OpenError, Opened, doctor, foreign};
 use crate::frame::{CopyMode, Pool, XskQueue};
 use crate::sys::bpf::Attach;
 use crate::sys::ethtool;
-use crate::sys::link::{self, Link};
+use crate::sys::link::{self, Link, XdpMode};
 use crate::sys::netdev;
 use crate::sys::netns::Netns;
 use queue::Queue;
@@ -353,8 +353,20 @@ pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
             }
             notes.push(tags::warning(&why));
         }
+        notes.extend(long_frames(settings, &link));
         Ok(notes)
     })
+}
+
+/// Why long frames would not pass, if so. A program that runs in the driver already shows that they do.
+fn long_frames(settings: &Settings, link: &Link) -> Option<String> {
+    let in_driver = link.xdp.is_some_and(|attached| attached.mode == XdpMode::Native);
+    if settings.mode == Mode::Generic || in_driver {
+        return None;
+    }
+    let features = netdev::xdp_features(link.index).ok().flatten()?;
+    let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
+    doctor::exceeds_one_page(link, &driver, features).map(|why| format!("{}: {why}", settings.at()))
 }
 
 /// Where tags would be found in the mode that would be had.
