@@ -1,4 +1,4 @@
-//! What a worker does when control asks for it.
+//! Executes control's commands on the worker thread, at most one per `poll_once`.
 
 use super::mailbox::{Command, DeviceGone, FdbPage, Flushed};
 use super::poll_loop::Worker;
@@ -6,17 +6,17 @@ use super::queues::{QueueState, RxQueue};
 use crate::switch::PortId;
 use crate::time::MonoTime;
 
-/// Stations looked at for one command to forget some.
+/// FDB entries visited per flush command.
 const FLUSH_BATCH: usize = 1024;
 
 impl Worker {
-    /// Reads at most one command.
+    /// Executes at most one command; returns how many.
     pub(super) fn read_command(&mut self, now: MonoTime) -> usize {
         let Ok(command) = self.mailbox.try_recv() else { return 0 };
-        // An answer that nobody waits for any more is dropped with what it carries.
+        // A reply whose receiver is gone is dropped with its payload.
         match command {
             Command::Config(config, port_counters, reply) => {
-                // Other limits may hold from the next frame on.
+                // The new limits apply from the next frame on.
                 self.stop_xdp_drops();
                 self.counters.retired.retire(&self.port_counters, &port_counters);
                 let old = (
@@ -44,7 +44,7 @@ impl Worker {
                 let _ = reply.send(counts);
             }
             Command::Audit(mut reading, reply) => {
-                // The lanes are empty: what they hold within a breath is in no counter.
+                // The TX batches are empty here: frames pending in them within one `poll_once` are in no counter.
                 self.count_xdp_drops();
                 reading.take(&self.port_counters, &self.counters);
                 let _ = reply.send(reading);
@@ -92,7 +92,7 @@ impl Worker {
         let queue = self.queues.get_mut(number)?;
         queue.stop_xdp_drops(&self.port_counters);
         queue.device.prepare_close(&mut self.magazine);
-        // Nobody asks it any more.
+        // The last read of the device's counters.
         self.count_rx_missed(number);
         let queue = self.queues.get_mut(number)?;
         if queue.state != QueueState::Gone {
@@ -101,7 +101,7 @@ impl Worker {
         self.queues.remove(number, self.switch.config())
     }
 
-    /// Stops polling a gate whose device is gone, and tells control.
+    /// Stops polling a queue whose device is gone, and notifies control.
     #[cold]
     pub(super) fn remove_lost(&mut self, number: usize) {
         let Some(queue) = self.queues.get_mut(number) else { return };
@@ -111,7 +111,7 @@ impl Worker {
         self.idle.remove_queue(queue);
         let notice = DeviceGone::DeviceGone { port: queue.port, queue: queue.queue };
         self.queues.mark_gone(number, self.switch.config());
-        // There is room for more notices than there can be gates; each is lost at most once.
+        // The channel holds more notices than queues can exist; each queue is lost at most once.
         let _ = self.notices.try_send(notice);
     }
 }

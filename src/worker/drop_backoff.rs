@@ -1,20 +1,20 @@
-//! A gate that brings nothing but frames which die is read less often, so that whoever sends them costs the others
-//! little: its frames wait with its device, or are lost there, which is what would become of them anyhow.
+//! Drop back-off: polls a queue less often while its full bursts are dropped entirely, so that its sender costs
+//! other ports little. Its frames wait in, or overflow, the device's ring, instead of being dropped here.
 //!
-//! After [`MIN_DROPPED_BURSTS`] full bursts without a survivor it is read at every second breath, and with each further one at
-//! every fourth, eighth and [`MAX_BACKOFF`]th at most. One burst that is not full, or of which a frame lives, and it
-//! is read at each breath again.
+//! After [`MIN_DROPPED_BURSTS`] such bursts in a row the queue is polled in every 2nd `poll_once`, then every 4th,
+//! 8th, and at most every [`MAX_BACKOFF`]th. A burst that is not full, or of which a frame is forwarded, ends the
+//! back-off.
 
 use super::queues::{QueueState, RxQueue};
 
-/// Full bursts in a row without a survivor after which a gate is futile.
+/// Fully dropped full bursts in a row that start the back-off.
 const MIN_DROPPED_BURSTS: u8 = 4;
 
-/// A gate is read once in this many breaths at least: a power of two.
+/// Maximum interval between polls, in calls of `poll_once`. A power of two.
 const MAX_BACKOFF: u8 = 16;
 
 impl RxQueue {
-    /// Notes of a burst whether it was full and nothing of it lived.
+    /// Records a burst; `in_vain`: it was full and dropped entirely.
     #[inline]
     pub(super) fn record_burst(&mut self, in_vain: bool) {
         if in_vain {
@@ -34,14 +34,14 @@ impl RxQueue {
         }
     }
 
-    /// A breath has passed in which it was not read, and `left` were to.
+    /// Records a skipped poll, of which `left` remained before.
     #[cold]
     pub(super) fn record_skip(&mut self, left: u8) {
         self.state = if left > 1 { QueueState::BackedOff(left - 1) } else { QueueState::Polled };
     }
 }
 
-/// How many breaths are left out after so many futile bursts in a row, if any.
+/// Number of polls to skip after this many dropped bursts in a row.
 fn skipped_polls(dropped_bursts: u8) -> Option<u8> {
     let further = u32::from(dropped_bursts.checked_sub(MIN_DROPPED_BURSTS)?);
     Some((2u8.checked_shl(further).filter(|&every| every != 0).unwrap_or(MAX_BACKOFF)).min(MAX_BACKOFF) - 1)

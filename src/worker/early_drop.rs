@@ -1,12 +1,13 @@
-//! Shedding at the door: while a port may not send to groups, its device drops such frames by itself, if it can.
+//! Early drop in XDP: while a storm limit blocks group frames of a port, the port's device drops them itself if it
+//! can.
 //!
-//! Whether it may is for the buckets to say ([`PortConfig::blocked_until`](crate::switch::PortConfig::blocked_until)), and they
-//! are asked only after a frame has died of them.
-//! Then no frame of that kind can live before a certain moment, until which the device is told to drop them. What it
-//! dropped enters the books as if it had come in and died here, and for the same reason.
+//! The policer decides ([`PortConfig::blocked_until`](crate::switch::PortConfig::blocked_until)) and is asked only
+//! after it has dropped a frame. It returns a time before which no frame of that class can pass; the device drops
+//! the class until then. Frames dropped by the device count as received and dropped by the switch, for the same
+//! reason.
 //!
-//! Only for ports with a device of their own: what is behind a carrier is told apart by tags, which no
-//! device looks at.
+//! Applies only to ports with a device of their own: ports of a trunk are told apart by VLAN tags, which the XDP
+//! program does not read.
 
 use super::mailbox::PortCounterTable;
 use super::outbox::{bit, counters_of};
@@ -16,26 +17,26 @@ use crate::device::GroupClass;
 use crate::switch::{Attachment, DropReason, StormClass};
 use crate::time::MonoTime;
 
-/// The reasons of which frames die at the limits of their class.
+/// Drop reasons of the per-class storm limits.
 pub(super) const STORM_REASONS: u64 =
     bit(DropReason::StormBroadcast) | bit(DropReason::StormMulticast) | bit(DropReason::StormVm);
 
-/// No gate sheds.
+/// No queue has an early drop.
 pub(super) const NEVER: MonoTime = MonoTime::from_nanos(u64::MAX);
 
-/// What the device of a gate sheds.
+/// Early drop of one queue, per group class.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EarlyDrop {
     broadcast: BlockedGroup,
     multicast: BlockedGroup,
 }
 
-/// That frames to a group are shed, or were.
+/// Early drop of one group class, current or past.
 #[derive(Debug, Clone, Copy)]
 struct BlockedGroup {
-    /// Until when; `None`: it is over.
+    /// End of the early drop; `None` if it has ended.
     until: Option<MonoTime>,
-    /// What they would die of otherwise. It stays, for a frame that was on its way to be counted as it ended.
+    /// Drop reason to count. Kept after the end, because a frame may be counted late.
     reason: DropReason,
 }
 
@@ -55,7 +56,7 @@ impl EarlyDrop {
     }
 }
 
-/// The class of frames to a group.
+/// Storm class of a group.
 const fn class(group: GroupClass) -> StormClass {
     match group {
         GroupClass::Broadcast => StormClass::Broadcast,
@@ -64,7 +65,7 @@ const fn class(group: GroupClass) -> StormClass {
 }
 
 impl RxQueue {
-    /// Enters into the books what its device has shed.
+    /// Counts the frames that the device's XDP program dropped.
     pub(super) fn count_xdp_drops(&mut self, port_counters: &PortCounterTable) {
         let blocked = self.device.take_xdp_dropped();
         let Some(counters) = counters_of(port_counters, self.port) else { return };
@@ -76,11 +77,11 @@ impl RxQueue {
         }
     }
 
-    /// Its device sheds nothing any more, and what it has shed is in the books.
+    /// Ends all early drops of this queue and counts what they dropped.
     pub(super) fn stop_xdp_drops(&mut self, port_counters: &PortCounterTable) {
         for group in GroupClass::ALL {
             if self.early_drop.of(group).until.take().is_some() {
-                // Also so that the device need not look at its clock any more.
+                // Also spares the device its clock reads.
                 self.device.xdp_drop(group, MonoTime::default());
             }
         }
@@ -89,14 +90,14 @@ impl RxQueue {
 }
 
 impl Worker {
-    /// Has a device shed what its port may not send now, after a frame has died of that.
+    /// Starts early drop at a queue after the storm limit of its port has dropped a frame.
     #[cold]
     pub(super) fn xdp_drop(&mut self, number: usize, now: MonoTime) {
         let Some(queue) = self.queues.get_mut(number) else { return };
         let Some(port) = self.switch.config().port(queue.port).filter(|port| port.attachment == Attachment::Own) else {
             return;
         };
-        // What was shed until now died of what was to blame until now.
+        // Earlier XDP drops count for the earlier reason.
         queue.count_xdp_drops(&self.port_counters);
         for group in GroupClass::ALL {
             if let Some((until, reason)) = port.blocked_until(class(group), now) {
@@ -107,7 +108,7 @@ impl Worker {
         }
     }
 
-    /// Enters into the books what was shed until now, wherever that has ended.
+    /// Ends and counts early drops whose time is over.
     #[cold]
     pub(super) fn end_xdp_drops(&mut self, now: MonoTime) {
         self.next_drop_check = NEVER;
@@ -121,7 +122,7 @@ impl Worker {
         }
     }
 
-    /// Enters into the books what was shed until now.
+    /// Counts the XDP drops of all queues.
     pub(super) fn count_xdp_drops(&mut self) {
         for number in 0..self.queues.len() {
             if let Some(queue) = self.queues.get_mut(number) {
@@ -130,7 +131,7 @@ impl Worker {
         }
     }
 
-    /// Nothing is shed any more.
+    /// Ends all early drops.
     pub(super) fn stop_xdp_drops(&mut self) {
         self.next_drop_check = NEVER;
         for number in 0..self.queues.len() {

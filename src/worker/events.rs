@@ -1,5 +1,5 @@
-//! What workers find out about guests, on its way to control: a queue that was made once, so that telling takes
-//! neither a lock nor memory. It may be full; the notices of devices that are gone have a channel of their own.
+//! Event queue from workers to control. Fixed capacity, allocated once: sending takes no lock and no memory. May be
+//! full; notices of lost devices have a channel of their own.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -12,23 +12,23 @@ use tokio::sync::mpsc::error::TryRecvError;
 use crate::switch::{FlapEvent, PinReport, ReturnedProbe, SiblingSource, SpoofEvent, SpoofedIp};
 use crate::time::MonoTime;
 
-/// Findings on their way to control, at most. Behind these they are counted and lost.
+/// Capacity in events; an event that finds the queue full is counted and lost.
 const EVENTS: usize = 4096;
 
-/// What a worker has found out about guests.
+/// An event that a worker detects in guest traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WorkerEvent {
-    /// A loop probe has come back.
+    /// A loop probe has returned.
     ReturnedProbe(ReturnedProbe),
-    /// A station has moved too often.
+    /// A MAC flaps: it has moved too often.
     Flap(FlapEvent),
-    /// A port has sent what belongs to another VM.
+    /// A port has sent from an address that belongs to another VM.
     Spoof(SpoofEvent),
-    /// A port was refused a frame that names a sender which it may not be.
+    /// Anti-spoofing has dropped a frame for its sender's IP address.
     SpoofedIp(SpoofedIp),
-    /// A report about a pinned station, and when it was made.
+    /// A report about a pinned MAC, and its time.
     Pin(PinReport, MonoTime),
-    /// A port has sent from the address of a sibling, and may not.
+    /// A port has sent from a sibling's address without permission.
     SiblingSource(SiblingSource),
 }
 
@@ -38,7 +38,7 @@ struct Queue {
     control: AtomicWaker,
 }
 
-/// A worker's end.
+/// Worker's end.
 #[derive(Debug, Clone)]
 pub(super) struct EventSender(Arc<Queue>);
 
@@ -46,14 +46,14 @@ pub(super) struct EventSender(Arc<Queue>);
 #[derive(Debug)]
 pub struct EventReceiver(Arc<Queue>);
 
-/// The two ends.
+/// Creates the queue.
 pub(super) fn event_channel() -> (EventSender, EventReceiver) {
     let queue = Arc::new(Queue { events: ArrayQueue::new(EVENTS), control: AtomicWaker::new() });
     (EventSender(queue.clone()), EventReceiver(queue))
 }
 
 impl EventSender {
-    /// Tells control. `false` if there is no room.
+    /// Enqueues an event and wakes control. `false` if the queue is full.
     pub(super) fn send(&self, event: WorkerEvent) -> bool {
         let message = self.0.events.push(event).is_ok();
         self.0.control.wake();
@@ -62,17 +62,17 @@ impl EventSender {
 }
 
 impl EventReceiver {
-    /// The next one, as soon as there is one. There is no end to them.
+    /// Waits for the next event. Never returns `None`.
     pub async fn recv(&mut self) -> Option<WorkerEvent> {
         poll_fn(|context| {
             self.0.control.register(context.waker());
-            // What was told before the waker was there is there now.
+            // Events pushed before the waker was registered are in the queue now.
             self.0.events.pop().map_or(Poll::Pending, |event| Poll::Ready(Some(event)))
         })
         .await
     }
 
-    /// The next one, if there is one.
+    /// Returns the next event without waiting.
     pub fn try_recv(&mut self) -> Result<WorkerEvent, TryRecvError> {
         self.0.events.pop().ok_or(TryRecvError::Empty)
     }

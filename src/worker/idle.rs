@@ -1,22 +1,20 @@
-//! When to breathe again, and which gates to look at.
+//! Idle policy: when a worker sleeps, and which queues it polls.
 //!
-//! A worker that finds nothing to do polls on for a while and then goes to sleep until a device
-//! becomes readable or its bell rings (`adaptive`), or goes on polling (`busy`).
+//! An idle worker polls for a while and then sleeps until a descriptor becomes readable or it is notified
+//! (`adaptive`), or never sleeps (`busy`).
 //!
-//! Sleeping costs the first frame after a pause the time it takes the kernel to wake a thread, and
-//! costs whoever sent it an interrupt to another core. Polling costs a core. So how long to poll is
-//! learned from how long the pauses are, as hypervisors do it for halted guests: where they are
-//! short, polling longer bridges them and the worker never sleeps under load; where they are longer
-//! than [`SPIN`], polling is in vain, and the worker soon sleeps at once.
+//! Sleeping costs the first frame after a pause the kernel's thread wake-up, and costs its sender an
+//! inter-processor interrupt. Polling costs a core. The polling time therefore adapts to the length of the pauses,
+//! as hypervisors do for halted guests: polling longer bridges short pauses, so that a worker never sleeps under
+//! load; if pauses exceed [`SPIN`], the worker soon sleeps at once.
 //!
-//! A gate that was quiet for a while is left to *rest*: asking epoll once for all resting gates is
-//! cheaper than asking each of them. So a worker's speed depends little on how many quiet ports it
-//! has.
+//! A queue that was empty for [`IDLE_LIMIT`] polls is no longer polled; epoll watches it (*watched*). One epoll
+//! call for all watched queues is cheaper than polling each, so that idle ports cost a worker little.
 //!
-//! And a gate that is loud is *unwatched*: it is read at each breath anyhow, while for each frame that
-//! arrives at a watched descriptor the kernel calls epoll, on the core of whoever sends, and for each that
-//! leaves by it as well, on ours. Before the worker sleeps, and before such a gate rests, it is watched again;
-//! what has arrived by then is reported at once.
+//! The descriptor of a busy queue is removed from epoll (*unwatched*). The queue is polled anyway, while the kernel
+//! calls epoll for each frame that arrives at a watched descriptor, on the sender's core, and for each transmitted
+//! frame, on ours. The descriptor is added again before the worker sleeps or the queue becomes watched; epoll then
+//! reports frames that have already arrived.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -28,56 +26,57 @@ use crate::frame::Magazine;
 use crate::sys::event::Poller;
 use crate::time::MonoTime;
 
-/// How long an adaptive worker polls in vain before it goes to sleep, at most.
+/// Maximum time that an idle adaptive worker polls before it sleeps.
 pub const SPIN: Duration = Duration::from_micros(60);
 
-/// And at least.
+/// Minimum of the same.
 const MIN_SPIN: Duration = Duration::from_micros(4);
 
-/// Pauses up to this long could have been bridged: [`SPIN`], and what waking up takes.
+/// Pauses up to this length could have been bridged: [`SPIN`] plus the wake-up time.
 const SHORT_PAUSE: Duration = Duration::from_micros(90);
 
-/// The longest sleep; a worker that nobody wakes looks up once in this time.
+/// Maximum sleep of a worker that nobody wakes.
 const MAX_SLEEP: Duration = Duration::from_secs(1);
 
-/// The longest sleep while a device has work of which no descriptor tells.
+/// Maximum sleep while a device has work that no descriptor reports.
 const SHORT_SLEEP: Duration = Duration::from_millis(1);
 
-/// Reads in vain after which a gate may rest.
+/// Empty receives in a row after which epoll watches a queue.
 const IDLE_LIMIT: u8 = 64;
 
-/// Bursts from and to a gate since it is watched, after which it is unwatched: so many that the two system
-/// calls, one now and one before the next sleep, are nothing beside them.
+/// Bursts received or sent while watched, after which a queue is unwatched: enough to make the two system calls
+/// (remove now, add before the next sleep) negligible.
 const BUSY_LIMIT: u8 = 64;
 
-/// Open gates up to which none rests: reading so few is as cheap as asking epoll.
+/// With at most this many open queues none is watched: polling them is as cheap as epoll.
 const MIN_WATCHED_QUEUES: usize = 4;
 
-/// The key of the bell; the keys of gates are their numbers.
+/// Epoll key of the notifier; the keys of queues are their numbers.
 const NOTIFIER_KEY: u64 = u64::MAX;
 
-/// Whether a worker with nothing to do sleeps.
+/// Whether an idle worker sleeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pace {
-    /// It polls for [`SPIN`] at most, then sleeps.
+    /// Polls for at most [`SPIN`], then sleeps.
     #[default]
     Adaptive,
-    /// It never sleeps.
+    /// Never sleeps.
     Busy,
 }
 
 #[derive(Debug)]
 pub(super) struct IdlePolicy {
     poller: Poller,
-    /// Gates without a descriptor: while there are any, sleeping would miss their frames.
+    /// Queues without a descriptor: while there are any, the worker does not sleep, because it would miss their
+    /// frames.
     without_fd: usize,
     watched: usize,
-    /// Gates that have been loud.
+    /// Busy queues whose descriptors are removed from epoll.
     unwatched: usize,
-    /// Whether there has been a gate whose descriptor is watched edge-triggered.
+    /// Whether any queue has had an edge-triggered descriptor.
     has_edges: bool,
     busy_until: MonoTime,
-    /// How long to poll in vain at present.
+    /// Current polling time before sleep.
     spin: Duration,
 }
 
@@ -96,7 +95,7 @@ impl IdlePolicy {
         })
     }
 
-    /// Watches a gate that has been opened.
+    /// Adds the descriptors of an opened queue to epoll.
     pub(super) fn watch(&mut self, number: usize, queue: &RxQueue) -> io::Result<()> {
         let Some(fd) = queue.device.fd() else {
             self.without_fd += 1;
@@ -112,7 +111,7 @@ impl IdlePolicy {
         self.poller.add_edges(second, key).inspect_err(|_| drop(self.poller.remove(fd)))
     }
 
-    /// Removes the descriptors of a gate from the set. Whether they were in it.
+    /// Removes the descriptors of a queue from epoll. Returns whether they were in it.
     fn remove(&self, queue: &RxQueue, fd: BorrowedFd<'_>) -> bool {
         if let Some(second) = queue.device.second_fd() {
             let _ = self.poller.remove(second);
@@ -120,11 +119,11 @@ impl IdlePolicy {
         self.poller.remove(fd).is_ok()
     }
 
-    /// Watches a gate no longer: it is about to be closed, or its device is gone.
+    /// Stops watching a queue that is being closed or whose device is gone.
     pub(super) fn remove_queue(&mut self, queue: &mut RxQueue) {
         match queue.device.fd() {
             Some(_) if queue.busy_streak == BUSY_LIMIT => self.unwatched -= 1,
-            // The descriptor may be dead already, and out of the set with that.
+            // The descriptor may already be dead, and thereby out of the set.
             Some(fd) => drop(self.remove(queue, fd)),
             None => self.without_fd -= 1,
         }
@@ -135,7 +134,7 @@ impl IdlePolicy {
         }
     }
 
-    /// Notes that a gate had nothing to read.
+    /// Records an empty receive.
     #[inline]
     pub(super) fn record_idle(&mut self, number: usize, queue: &mut RxQueue, open: usize) {
         queue.idle_streak = queue.idle_streak.saturating_add(1);
@@ -149,7 +148,7 @@ impl IdlePolicy {
         }
     }
 
-    /// Notes that a gate had something to read, or to send.
+    /// Records a burst received or sent.
     #[inline]
     pub(super) fn record_busy(&mut self, queue: &mut RxQueue) {
         if queue.busy_streak < BUSY_LIMIT && queue.state == QueueState::Polled {
@@ -168,7 +167,7 @@ impl IdlePolicy {
         }
     }
 
-    /// Whether a gate is watched, if need be again.
+    /// Adds an unwatched queue to epoll. Returns whether it is watched now.
     fn watch_again(&mut self, number: usize, queue: &mut RxQueue) -> bool {
         if queue.busy_streak == BUSY_LIMIT {
             if self.watch(number, queue).is_err() {
@@ -180,7 +179,7 @@ impl IdlePolicy {
         true
     }
 
-    /// Whether all gates are watched, after those that have been loud are again.
+    /// Adds all unwatched queues to epoll. Returns whether all are watched now.
     fn watch_all(&mut self, queues: &mut QueueTable) -> bool {
         for number in 0..queues.len() {
             if self.unwatched == 0 {
@@ -193,7 +192,7 @@ impl IdlePolicy {
         self.unwatched == 0
     }
 
-    /// Looks which resting gates have something to read.
+    /// Asks epoll which watched queues are readable, and polls these again.
     #[inline]
     pub(super) fn poll_watched(&mut self, queues: &mut QueueTable, notifier: &Notifier) {
         if self.watched > 0 {
@@ -201,7 +200,7 @@ impl IdlePolicy {
         }
     }
 
-    /// Waits for a descriptor. Whether any of those reported has something to do.
+    /// Waits for a descriptor. Returns whether any reported one has work.
     fn wait(&mut self, timeout: Duration, queues: &mut QueueTable, notifier: &Notifier) -> bool {
         let (mut roused, mut has_work) = (0, false);
         let ready = |key, readable: bool| {
@@ -209,7 +208,7 @@ impl IdlePolicy {
                 notifier.clear();
                 has_work = true;
             } else if let Some(queue) = usize::try_from(key).ok().and_then(|number| queues.get_mut(number)) {
-                // A frame that has been received already leaves an edge behind.
+                // An edge may stem from a frame that has already been received.
                 if !readable && queue.device.needs_inspection() && !queue.device.inspect() {
                     return;
                 }
@@ -221,33 +220,33 @@ impl IdlePolicy {
                 }
             }
         };
-        // Nothing that a running worker could do about an error of epoll, and none is documented
-        // for a valid descriptor: the gates are read at the next breath all the same.
+        // A running worker cannot handle an epoll error, and none is documented for a valid descriptor. The next
+        // `poll_once` receives from the polled queues regardless.
         let _ = self.poller.wait(timeout, ready);
         self.watched -= roused;
         has_work
     }
 
-    /// Notes that there was something to do at `now`.
+    /// Records work at `now`.
     #[inline]
     pub(super) fn record_work(&mut self, now: MonoTime) {
         self.busy_until = now;
     }
 
-    /// Whether it is time to sleep, at `now`.
+    /// Whether to sleep at `now`.
     #[inline]
     pub(super) fn should_sleep(&self, now: MonoTime) -> bool {
         self.without_fd == 0 && now.since(self.busy_until) >= self.spin
     }
 
-    /// Notes that it was woken at `now`, and learns from how long the pause was.
+    /// Records a wake-up at `now` and adapts the polling time to the length of the pause.
     pub(super) fn record_wakeup(&mut self, now: MonoTime) {
         let pause = now.since(self.busy_until);
         self.spin = if pause <= SHORT_PAUSE { SPIN.min(self.spin * 2) } else { MIN_SPIN.max(self.spin / 2) };
         self.busy_until = now;
     }
 
-    /// Whether a device has work of which no descriptor will tell.
+    /// Prepares devices for sleep. Returns whether any has work that no descriptor reports.
     fn has_silent_work(queues: &mut QueueTable, magazine: &mut Magazine) -> bool {
         let mut any = false;
         for number in 0..queues.len() {
@@ -258,9 +257,9 @@ impl IdlePolicy {
         any
     }
 
-    /// Sleeps until something happens. `has_work` looks into mailbox and rings; whatever is put
-    /// there after that rings the bell. It does not sleep while there is a gate that it cannot watch, as the
-    /// kernel has no memory for that.
+    /// Sleeps until a descriptor is readable or the worker is notified. `has_news` checks the mailbox and rings;
+    /// later writes to them notify. Does not sleep while a queue cannot be watched for lack of kernel memory.
+    /// Returns whether it slept.
     pub(super) fn sleep(
         &mut self,
         queues: &mut QueueTable,
@@ -271,7 +270,7 @@ impl IdlePolicy {
         notifier.prepare_sleep();
         let mut sleeps = self.watch_all(queues) && !has_news();
         if sleeps && self.has_edges {
-            // Edges of frames that have been received would end the sleep at once.
+            // Edges of frames that have already been received would end the sleep at once.
             sleeps = !self.wait(Duration::ZERO, queues, notifier);
         }
         if sleeps {

@@ -1,6 +1,6 @@
-//! What control may ask of a worker. One mailbox per worker, read in order, one command per breath,
-//! each handled in bounded time. What control gave, control gets back: old rules and closed devices
-//! return in the reply and are dropped there.
+//! Commands from control to a worker. One mailbox per worker, executed in order, one command per `poll_once`, each
+//! in bounded time. The reply returns what a command replaces (old configurations, closed devices), so that control
+//! drops it rather than the worker.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,44 +17,42 @@ use crate::telemetry::PortCounters;
 use crate::telemetry::audit::Snapshot;
 use crate::wire::{Announcement, Mac, Probe};
 
-/// Commands that a mailbox holds. It fills only if the worker hangs.
+/// Capacity of a mailbox in commands. It fills only if the worker hangs.
 const MAILBOX: usize = 64;
 
-/// Commands that wait for room in a full mailbox.
+/// Maximum number of commands that wait for room in a full mailbox.
 const WAITING: usize = 4096;
 
-/// How often a mailbox is looked at for which commands wait.
+/// Interval of moving waiting commands into a full mailbox.
 const FORWARD: Duration = Duration::from_millis(50);
 
-/// The counters of one worker, by [`PortId::index`]: of uplinks as carriers, and of ports of VMs, subports
-/// included.
+/// Counters of one worker, by [`PortId::index`]: uplinks (at the trunk) and ports of VMs, subports included.
 pub type PortCounterTable = Vec<Option<Arc<PortCounters>>>;
 
-/// A page of a worker's stations, on the way there and back.
+/// A page of a worker's FDB entries; request and reply.
 #[derive(Debug)]
 pub struct FdbPage {
-    /// Its capacity says how many stations may be put into it.
+    /// The capacity is the maximum number of entries.
     pub entries: Vec<FdbEntry>,
-    /// Where to begin; in the answer, where to go on, `None` at the end.
+    /// Request: where to begin. Reply: where to continue, `None` at the end.
     pub cursor: Option<usize>,
 }
 
-/// Which stations to forget: those to which all that is given applies. A part of the table at a time.
+/// Filter for flushing FDB entries: those that match all given fields. Each command flushes a part of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Flush {
-    /// Those of this network.
+    /// Entries of this network.
     pub network: Option<NetworkId>,
-    /// Those that were learned behind the port at this place ([`PortId::index`]), or behind one that
-    /// stood there before.
+    /// Entries learned at this port index ([`PortId::index`]), in any generation of it.
     pub port_index: Option<usize>,
-    /// Those with this address.
+    /// Entries with this address.
     pub mac: Option<Mac>,
-    /// Where to begin: 0, then what the answer says.
+    /// Where to begin: 0, then the reply's cursor.
     pub cursor: usize,
 }
 
 impl Flush {
-    /// Whether this station is one of them.
+    /// Whether the entry matches.
     pub fn matches(&self, learned: &FdbEntry) -> bool {
         self.network.is_none_or(|network| learned.station.network() == network)
             && self.port_index.is_none_or(|place| learned.port.index() == place)
@@ -62,69 +60,69 @@ impl Flush {
     }
 }
 
-/// What came of forgetting.
+/// Result of a flush.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Flushed {
-    /// How many stations were forgotten, of those whose port is there.
+    /// Number of entries flushed whose port is at this worker.
     pub stations: u32,
-    /// Where to go on; `None` at the end.
+    /// Where to continue; `None` at the end.
     pub cursor: Option<usize>,
 }
 
-/// Loop probes, and the ports out of which they are to go.
+/// Loop probes with their egress ports.
 pub type Probes = Vec<(PortId, [u8; Probe::LEN])>;
 
-/// Announcements of local stations, and the uplinks by which they are to go, each as its port on one network.
+/// Announcements of local stations, each with its uplink's port on one network.
 pub type Announcements = Vec<(PortId, [u8; Announcement::LEN])>;
 
-/// A command, and where its answer goes.
+/// A command, with the channel of its reply.
 #[derive(Debug)]
 pub enum Command {
-    /// Put these rules in force, and count in these books. The old ones come back.
+    /// Replace the forwarding configuration and the port counters. Returns the old ones.
     Config(Arc<ForwardingConfig>, PortCounterTable, oneshot::Sender<(Arc<ForwardingConfig>, PortCounterTable)>),
-    /// Have this room for branches, in place of that before, which comes back. Rules with more subports than there
-    /// is room for come after room for them.
+    /// Replace the subport table. Returns the old one. Must precede a configuration that has more subports than the
+    /// current table.
     Subports(SubportTable, oneshot::Sender<SubportTable>),
-    /// Poll this gate from now on. It comes back if it cannot be.
+    /// Start polling this queue. Returns it on failure.
     Open(RxQueue, oneshot::Sender<Result<(), RxQueue>>),
-    /// Stop polling this queue of this port. The gate comes back if there was one.
+    /// Stop polling this queue of this port. Returns it if it was open.
     Close(PortId, u16, oneshot::Sender<Option<RxQueue>>),
-    /// Fill a page with stations.
+    /// Fill a page of FDB entries.
     Stations(FdbPage, oneshot::Sender<FdbPage>),
-    /// Fill in how many stations are learned on each network, by [`NetworkId::index`](crate::switch::NetworkId::index).
+    /// Count the learned stations per network, by [`NetworkId::index`](crate::switch::NetworkId::index).
     CountByNetwork(Vec<u32>, oneshot::Sender<Vec<u32>>),
-    /// Read all counters at this moment, at which they balance. The reading has room for
+    /// Read all counters at a moment at which they balance. The snapshot has room for
     /// [`MAX_PORTS`](crate::switch::MAX_PORTS).
     Audit(Box<Snapshot>, oneshot::Sender<Box<Snapshot>>),
-    /// Answer: a worker that breathes does.
+    /// Reply: shows that the worker polls.
     Ping(oneshot::Sender<()>),
-    /// Forget some stations.
+    /// Flush FDB entries.
     Flush(Flush, oneshot::Sender<Flushed>),
-    /// Learn these stations, where nothing is known of them yet. They come back.
+    /// Learn these stations unless known. Returns them.
     Learn(Vec<FdbEntry>, oneshot::Sender<Vec<FdbEntry>>),
-    /// Send these loop probes, in this order. They come back, and each has been counted as one of the `probes` of its
-    /// port, whatever became of it; those for a port that is closed are not.
+    /// Send these loop probes in order. Returns them. Each counts as one of its port's `probes`, even if dropped;
+    /// probes for closed ports are not counted.
     Probes(Probes, oneshot::Sender<Probes>),
-    /// Send these announcements, in this order. They come back, and each has been counted as one of the `announcements`
-    /// of its uplink, whatever became of it; those for a port that is closed, or is none of an uplink, are not.
+    /// Send these announcements in order. Returns them. Each counts as one of its uplink's `announcements`, even if
+    /// dropped; those for closed ports and for ports that are not uplinks are not counted.
     Announce(Announcements, oneshot::Sender<Announcements>),
-    /// Stop. All gates come back.
+    /// Stop. Returns all queues.
     Stop(oneshot::Sender<Vec<RxQueue>>),
 }
 
-/// What a worker tells control unasked.
+/// Unsolicited notices from a worker to control.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceGone {
-    /// A device is gone; its gate is not polled any more, and waits to be closed.
+    /// A device is gone. Its queue is no longer polled and waits to be closed.
     DeviceGone {
-        /// The port it belongs to.
+        /// The device's port.
         port: PortId,
-        /// Which of its queues.
+        /// The device's queue.
         queue: u16,
     },
 }
 
-/// Control's end of a worker's mailbox. Nothing here blocks, whatever the worker does.
+/// Control's end of a worker's mailbox. Sending never blocks.
 #[derive(Debug, Clone)]
 pub struct Mailbox {
     sender: Sender<Command>,
@@ -134,14 +132,13 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// A mailbox: the end that sends and the end that reads.
+    /// Creates a mailbox: sending end and reading end.
     pub fn new(notifier: Notifier) -> (Mailbox, Receiver<Command>) {
         let (sender, read) = bounded(MAILBOX);
         (Mailbox { sender, notifier, waiting: Arc::default() }, read)
     }
 
-    /// Sends a command, behind all that were sent before. `false` if the worker is gone, or has not read thousands of
-    /// commands.
+    /// Enqueues a command. `false` if the worker is gone or `WAITING` commands are already pending.
     pub fn send(&self, command: Command) -> bool {
         let mut waiting = self.waiting();
         if !waiting.is_empty() {
@@ -160,14 +157,14 @@ impl Mailbox {
         true
     }
 
-    /// Sends a command if there is room in the mailbox.
+    /// Sends a command if the mailbox has room.
     pub fn offer(&self, command: Command) -> bool {
         let sent = self.waiting().is_empty() && self.sender.try_send(command).is_ok();
         self.notifier.notify();
         sent
     }
 
-    /// Waits for the answer to a command that was sent. Meanwhile commands that wait move into the mailbox.
+    /// Waits for a reply. Moves waiting commands into the mailbox until it arrives.
     pub async fn answered<T>(&self, answer: &mut oneshot::Receiver<T>) -> Result<T, RecvError> {
         while !self.waiting().is_empty() {
             tokio::select! {
@@ -178,7 +175,7 @@ impl Mailbox {
         answer.await
     }
 
-    /// Moves commands that wait into the mailbox, as far as there is room. `false` if the worker is gone.
+    /// Moves waiting commands into the mailbox while it has room. `false` if the worker is gone.
     fn move_waiting(&self, waiting: &mut VecDeque<Command>) -> bool {
         while let Some(command) = waiting.pop_front() {
             match self.sender.try_send(command) {

@@ -1,8 +1,8 @@
-//! One thread on one core, walking the corridor: device → switch → outbox → device.
+//! Worker: one thread pinned to one core. Pipeline: receive → switch → outbox → transmit.
 //!
-//! A [`Worker`] owns everything it touches. It changes only by reading its [`mailbox`], and hears of
-//! other workers only through the bounded rings of [`peer`]. One round through the corridor is a
-//! [`Worker::poll_once`]; [`Worker::run`] breathes until it is told to stop, at the pace of `idle.rs`.
+//! A [`Worker`] owns all of its state. Control changes it only through its [`mailbox`]; other workers reach it only
+//! through the bounded rings of [`peer`]. [`Worker::poll_once`] is one iteration of the pipeline; [`Worker::run`]
+//! loops until stopped and sleeps by the policy of `idle.rs`.
 
 #![forbid(unsafe_code)]
 

@@ -1,39 +1,37 @@
-//! Leaves a device alone for a moment where frames come fast one after the other and every send is a system
-//! call: they gather at the device, and one call sends several of them. NICs moderate their interrupts
-//! for the same reason.
+//! Receive moderation: pauses polling of a device whose peer spends one system call per transmit, so that one call
+//! transmits several frames. NICs moderate interrupts for the same reason.
 //!
-//! Nobody waits who need not: it takes a while of so many frames that waiting brings company, and what comes
-//! after a pause is taken at once. Where as many come as a call takes, there is nothing to wait for either.
+//! Moderation starts only after a sustained rate at which waiting batches frames. The first frames after a pause
+//! are received at once. A full burst is not delayed either.
 
 use std::time::Duration;
 
 use crate::time::MonoTime;
 
-/// Frames in a burst from which on the next is not waited for: what the kernel copies out of a ring in
-/// one call.
+/// Bursts of this many frames are not delayed: the kernel copies that many out of a ring in one call.
 const MAX_FRAMES: i64 = 32;
 
-/// Waiting pays where more than so many small frames come in its time.
+/// Waiting pays above this many small frames per moderation interval.
 const BREAK_EVEN_FRAMES: i64 = 3;
 
-/// Bytes of a frame that are as much work as another small one: of large frames, fewer are enough.
+/// Cost of a frame grows by one small frame per this many bytes: large frames need fewer to break even.
 const BYTES_PER_FRAME: i64 = 3 << 10;
 
-/// Over how many times of waiting that is counted. It outlasts the moments at which a core stands still, behind
-/// which frames come faster than they are sent.
+/// Length of the credit window, in moderation intervals. It exceeds the stalls of a core, after which frames arrive
+/// faster than their sender transmits on average.
 const CREDIT_SPAN: u32 = 20;
 
-/// Whether a device is left alone just now.
+/// Receive moderation of one queue.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RxModeration {
-    /// How long it is, at most. Nothing for most devices.
+    /// Moderation interval; zero for most devices (no moderation).
     time: Duration,
-    /// When it was last read.
+    /// Time of the last non-empty receive.
     last_read: MonoTime,
-    /// When it may be asked again.
+    /// Time of the next poll.
     until: MonoTime,
-    /// By how many nanoseconds frames have come earlier than so that waiting just pays. It falls to [`CREDIT_SPAN`]
-    /// times of waiting below zero and rises to one above: waiting begins slowly and ends soon.
+    /// Credit in ns over the break-even rate, clamped to [-T × [`CREDIT_SPAN`], +T], where T is the interval.
+    /// Moderation begins slowly and ends soon.
     credit: i64,
 }
 
@@ -42,13 +40,13 @@ impl RxModeration {
         RxModeration { time, last_read: MonoTime::default(), until: MonoTime::default(), credit: 0 }
     }
 
-    /// Whether the device may be asked.
+    /// Whether the interval is over.
     #[inline]
     pub(super) fn is_due(&self, now: MonoTime) -> bool {
         now >= self.until
     }
 
-    /// Notes that so many frames have come at once, more than none, and how long they are, or the first of them.
+    /// Records a burst of `frames` > 0 frames; `len` is the length of the first, in bytes.
     #[inline]
     pub(super) fn record(&mut self, frames: usize, len: usize, now: MonoTime) {
         if self.time.is_zero() {

@@ -1,9 +1,8 @@
-//! How a sleeping worker is woken.
+//! Wakes a sleeping worker (eventfd).
 //!
-//! A worker that polls must not cost those who write to it a system call. So whoever has put
-//! something into a worker's mailbox or ring looks first whether it sleeps; and a worker that is
-//! about to sleep says so first, and looks into its mailbox and rings again after that. With a full
-//! fence on both sides at least one of the two sees the other: no wake-up is lost.
+//! Writing to a polling worker must cost no system call. A writer to a mailbox or ring therefore writes first and
+//! then checks whether the worker sleeps. A worker sets its sleep flag first and then checks its mailbox and rings.
+//! With a full fence on both sides at least one of the two sees the other's write: no wake-up is lost.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering, fence};
 
 use crate::sys::event::Signal;
 
-/// The bell of one worker. Anybody may ring it.
+/// Wake-up handle of one worker, shared by all who write to it.
 #[derive(Debug, Clone)]
 pub struct Notifier(Arc<Inner>);
 
@@ -23,12 +22,12 @@ struct Inner {
 }
 
 impl Notifier {
-    /// A bell whose worker is awake.
+    /// Creates the notifier of an awake worker. Fails if the eventfd cannot be created.
     pub fn new() -> io::Result<Notifier> {
         Ok(Notifier(Arc::new(Inner { asleep: AtomicBool::new(false), signal: Signal::new()? })))
     }
 
-    /// Wakes the worker if it sleeps. To be called after what it shall see has been written.
+    /// Wakes the worker if it sleeps. Call it after writing to the mailbox or ring.
     #[inline]
     pub fn notify(&self) {
         fence(Ordering::SeqCst);
@@ -37,19 +36,19 @@ impl Notifier {
         }
     }
 
-    /// Says that the worker is about to sleep. What it finds in its mailbox and rings after this
-    /// call was not announced; what comes later will be.
+    /// Marks the worker as about to sleep. The caller must check its mailbox and rings after this call: earlier
+    /// writes raised no notification, later ones do.
     pub(super) fn prepare_sleep(&self) {
         self.0.asleep.store(true, Ordering::Relaxed);
         fence(Ordering::SeqCst);
     }
 
-    /// Says that the worker is awake again.
+    /// Marks the worker as awake.
     pub(super) fn wake_up(&self) {
         self.0.asleep.store(false, Ordering::Relaxed);
     }
 
-    /// Takes note of the ringing: the descriptor is unreadable until the bell is rung again.
+    /// Clears the notification: the descriptor is unreadable until the next one.
     pub(super) fn clear(&self) {
         self.0.signal.clear();
     }

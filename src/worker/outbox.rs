@@ -1,5 +1,5 @@
-//! Carrying out verdicts: each frame goes into the lanes of the ports it is for, or to the worker
-//! that polls them, or dies with a reason.
+//! Executes verdicts: moves each frame into the TX batches of its egress ports, hands it off to the worker that
+//! polls them, or drops it with a reason.
 
 use super::mailbox::PortCounterTable;
 use super::peer::{HandoffFrame, HandoffTarget, Peer, UNICAST_RESERVE};
@@ -9,7 +9,7 @@ use crate::switch::{DropReason, Flood, FloodScope, ForwardingConfig, PortId, Res
 use crate::telemetry::{PortCounters, WorkerCounters};
 use crate::wire::Header;
 
-/// A burst on its way into the lanes. Made for one burst; what it borrows is the worker's.
+/// The state that executing one burst needs, borrowed from the worker.
 pub(super) struct Outbox<'a> {
     pub(super) me: u16,
     pub(super) config: &'a ForwardingConfig,
@@ -20,21 +20,20 @@ pub(super) struct Outbox<'a> {
     pub(super) peers: &'a mut [Option<Peer>],
     pub(super) batch: &'a mut Batch,
     pub(super) magazine: &'a mut Magazine,
-    /// Whether some lane has borrowed from the batch, which has to be sent off before the batch
-    /// is used again.
+    /// Whether a TX batch has borrowed from the batch; it must be flushed before the batch is reused.
     pub(super) borrowed: bool,
-    /// Whether all frames have been taken out of the batch.
+    /// Whether all frames have been moved out of the batch.
     pub(super) moved_all: bool,
-    /// Whether some frame was not to die.
+    /// Whether any frame was forwarded or flooded.
     pub(super) any_forwarded: bool,
-    /// For which reasons frames that came in have died: a set of bits.
+    /// Ingress drop reasons of this burst, as a bit mask.
     pub(super) drop_mask: u64,
 }
 
-// A bit for each.
+// One bit per reason.
 const _: () = assert!(DropReason::ALL.len() <= 64);
 
-/// What came in with a burst, and what became of it.
+/// Counts of one received burst.
 #[derive(Debug, Default)]
 pub(super) struct BurstStats {
     pub(super) frames: u64,
@@ -45,12 +44,12 @@ pub(super) struct BurstStats {
 }
 
 impl BurstStats {
-    /// Whether some frame was not to die.
+    /// Whether any frame was forwarded or flooded.
     pub(super) fn any_forwarded(&self) -> bool {
         self.forwarded + self.flooded > 0
     }
 
-    /// Enters it into a book.
+    /// Adds the counts to a port's counters.
     pub(super) fn add_to(&self, counters: &PortCounters) {
         counters.rx_frames.add(self.frames);
         counters.rx_bytes.add(self.bytes);
@@ -61,8 +60,8 @@ impl BurstStats {
 }
 
 impl Outbox<'_> {
-    /// Carries out the verdicts on the burst that came in at port `from` by a device of its own. `not_learned` are
-    /// its frames whose sources could not be learned.
+    /// Executes the verdicts on a burst from port `from`, which has a device of its own. `not_learned` is the mask
+    /// of frames whose source was not learned.
     #[inline(never)] // with registers of its own
     pub(super) fn dispatch(&mut self, from: PortId, not_learned: u64) {
         let (mut plain, mut plain_bytes) = (0, 0);
@@ -72,7 +71,7 @@ impl Outbox<'_> {
         }
         let mut index = 0;
         while index < self.batch.len() {
-            // The way of most frames: the door is here, and there is nothing to be dressed.
+            // Fast path of most frames: the egress queue is at this worker and no software offload is needed.
             let fast = self.queues.push_known(self.batch.frames_from(index), index, &self.verdicts[index..]);
             plain += fast.frames as u64;
             plain_bytes += fast.bytes;
@@ -93,7 +92,7 @@ impl Outbox<'_> {
         }
     }
 
-    /// Carries out the verdict on frame `index`, whatever it is.
+    /// Slow path: executes any verdict on frame `index`.
     #[inline(never)] // it would crowd the registers of the way that most frames go
     pub(super) fn execute(&mut self, index: usize, verdict: Verdict, from: PortId, stats: &mut BurstStats) {
         let (count, bytes) = self.batch.frame(index).counts();
@@ -124,7 +123,7 @@ impl Outbox<'_> {
         }
     }
 
-    /// Counts by name a frame to a group that is refused.
+    /// Counts a dropped frame to a reserved group by the group's name.
     #[cold]
     fn count_reserved(&self, index: usize, from: PortId) {
         let group = Header::read(self.batch.head(index)).and_then(|header| ReservedGroup::new(header.destination));
@@ -133,8 +132,8 @@ impl Outbox<'_> {
         }
     }
 
-    /// Counts the frames of a set, none of which has been taken out yet, as let pass without learning, each at
-    /// the port that it is `of`.
+    /// Counts a mask of frames as forwarded without learning, each at its ingress port `of(index)`. No frame of the
+    /// mask may have been moved out of the batch yet.
     #[cold]
     pub(super) fn count_not_learned(&self, of: impl Fn(usize) -> PortId, mut frames: u64) {
         while frames != 0 {
@@ -158,7 +157,7 @@ impl Outbox<'_> {
         }
     }
 
-    /// Carries out what another worker has judged about frame `index` of the batch.
+    /// Executes another worker's decision on frame `index` of the batch.
     pub(super) fn enqueue(&mut self, index: usize, target: HandoffTarget) {
         match target {
             HandoffTarget::Port(to) => {
@@ -166,7 +165,7 @@ impl Outbox<'_> {
                 if self.queues.egress(to).is_some() || self.queues.tagged_egress(to).is_some() {
                     self.forward(index, to);
                 } else {
-                    // It was closed meanwhile. Sending the frame on would let it wander.
+                    // The port was closed after the decision. A second hand-off could circulate the frame.
                     let reason = self.config.egress(to).err().filter(|reason| *reason == DropReason::Quarantined);
                     self.drop_tx(index, to, reason.unwrap_or(DropReason::NoDevice));
                 }
@@ -182,10 +181,10 @@ impl Outbox<'_> {
         }
     }
 
-    /// Puts frame `index` into the lane of port `to`, wherever that is.
+    /// Moves frame `index` to port `to`, at this or another worker.
     fn forward(&mut self, index: usize, to: PortId) {
         let Some(egress) = self.queues.egress(to).or_else(|| self.tagged_egress(index, to)) else { return };
-        // 12. egress dressing: what the port cannot pass on is finished as the lane is sent off.
+        // 12. Egress offload: offloads that the port lacks run when its TX batch is flushed.
         self.mark_sw_offload(index, egress);
         let tx = self.queues.tx_mut(egress);
         match self.batch.take(index) {
@@ -197,7 +196,7 @@ impl Outbox<'_> {
         }
     }
 
-    /// Puts frame `index` into the lane of port `to`, wherever that is, when other lanes may have borrowed it.
+    /// Like `forward`, for a frame that other TX batches may have borrowed.
     #[inline(never)]
     fn forward_copied(&mut self, index: usize, to: PortId) {
         if let Some(egress) = self.queues.egress(to) {
@@ -209,7 +208,7 @@ impl Outbox<'_> {
         }
     }
 
-    /// Notes that a lane has frames to be finished, if frame `index` is one behind this door.
+    /// Marks the TX batch for software offload if frame `index` needs an offload that the device lacks.
     #[inline(always)]
     pub(super) fn mark_sw_offload(&mut self, index: usize, egress: EgressEntry) {
         if self.batch.frame(index).offload().needs_offload()
@@ -219,7 +218,7 @@ impl Outbox<'_> {
         }
     }
 
-    /// Lets the lane behind a door borrow frame `index`.
+    /// Lets the TX batch of `egress` borrow frame `index`.
     #[inline(always)]
     fn push_borrowed(&mut self, index: usize, egress: EgressEntry) {
         self.mark_sw_offload(index, egress);
@@ -227,7 +226,7 @@ impl Outbox<'_> {
         self.borrowed = true;
     }
 
-    /// Counts the copies of frame `index` that promiscuous ports of a worker got.
+    /// Counts the copies of frame `index` that promiscuous ports of a worker receive.
     #[inline]
     fn count_mirror_copies(&self, index: usize, flood: Flood, worker: u16) {
         if flood.scope != FloodScope::Mirrors {
@@ -243,8 +242,8 @@ impl Outbox<'_> {
         }
     }
 
-    /// Puts frame `index` into the lanes of all ports that a flood reaches, here and at other workers.
-    /// How many copies were made, those for other workers not counted: they count theirs.
+    /// Floods frame `index` at this worker and at its peers. Returns the number of copies made here; peers count
+    /// theirs.
     fn flood(&mut self, index: usize, flood: Flood) -> u64 {
         let (here, there) = self.flood_here(index, flood);
         self.count_mirror_copies(index, flood, self.me);
@@ -258,7 +257,7 @@ impl Outbox<'_> {
                 self.counters.peer_tx_floods.add(1);
             }
             if let Err(reason) = sent {
-                // The copies that the other worker would have made die here.
+                // The copies that the peer would have made are dropped here.
                 let count = self.batch.frame(index).count();
                 if let Ok(worker) = u16::try_from(worker) {
                     self.count_mirror_copies(index, flood, worker);
@@ -274,8 +273,8 @@ impl Outbox<'_> {
         copies
     }
 
-    /// Floods frame `index` to the ports of this worker. How many these were, and, as a set of bits,
-    /// which other workers have ports to flood to.
+    /// Floods frame `index` to the ports of this worker. Returns the number of copies, and the peers that have
+    /// ports to flood to as a bit mask.
     fn flood_here(&mut self, index: usize, flood: Flood) -> (u64, u64) {
         let (mut copies, mut there) = (0, 0u64);
         for &to in self.config.flood_ports(flood).into_iter().flatten() {
@@ -292,8 +291,8 @@ impl Outbox<'_> {
         (copies, there)
     }
 
-    /// Floods frame `index` to port `to`, which has no door here for floods to a device of its own. The
-    /// worker that is to do so, if it is not this one; otherwise there is a copy, whatever became of it.
+    /// Floods frame `index` to port `to`, which has no plain flood egress here. Returns the worker that must flood
+    /// to it, or `None` if this worker has sent or dropped the copy.
     #[inline(never)] // it would crowd the registers of the loop over a flood
     fn flood_elsewhere(&mut self, index: usize, to: PortId) -> Option<u16> {
         if let Some(tagged) = self.queues.tagged_egress(to).filter(|tagged| tagged.entry.floods) {
@@ -307,18 +306,18 @@ impl Outbox<'_> {
         worker
     }
 
-    /// Sends frame `index` to the worker that polls the device of port `to`, if there is one.
+    /// Hands frame `index` off to the worker that polls the device of port `to`; drops it if there is none.
     #[inline(never)]
     pub(super) fn hand_off(&mut self, index: usize, to: PortId) {
         let Some(worker) = self.other_worker(index, to) else { return };
-        // It is gone from the batch after this, and may yet have to be counted.
+        // The frame leaves the batch below, but may have to be counted.
         let count = self.batch.frame(index).count();
         let frame = self.batch.take(index).or_else(|| self.batch.copy_to_pool(index, self.magazine));
         let handoff = frame.map(|frame| self.handoff_frame(index, frame, HandoffTarget::Port(to)));
         self.send_and_count(worker, handoff, to, count);
     }
 
-    /// The same with a copy of it.
+    /// Like `hand_off`, with a copy of the frame.
     fn hand_off_copy(&mut self, index: usize, to: PortId) {
         let Some(worker) = self.other_worker(index, to) else { return };
         let frame = self.batch.copy_to_pool(index, self.magazine);
@@ -326,8 +325,7 @@ impl Outbox<'_> {
         self.send_and_count(worker, handoff, to, self.batch.frame(index).count());
     }
 
-    /// The worker that polls the device of port `to`. If that is this one, or none, frame `index` is counted as
-    /// lost.
+    /// Returns the worker that polls the device of port `to`. Drops frame `index` if that is this worker or none.
     fn other_worker(&self, index: usize, to: PortId) -> Option<u16> {
         let worker = match self.config.egress(to) {
             Ok(port) => port.worker.filter(|&worker| worker != self.me).ok_or(DropReason::NoDevice),
@@ -336,7 +334,7 @@ impl Outbox<'_> {
         worker.map_err(|reason| self.drop_tx(index, to, reason)).ok()
     }
 
-    /// A frame for another worker that is, or is a copy of, frame `index`.
+    /// Wraps frame `index`, or its copy `frame`, for another worker.
     fn handoff_frame(&self, index: usize, frame: Frame, target: HandoffTarget) -> HandoffFrame {
         HandoffFrame { frame, target, priority: self.batch.priority(index) }
     }
@@ -370,7 +368,7 @@ impl Outbox<'_> {
         }
     }
 
-    /// Counts frame `index` as one that died on its way out of `to`.
+    /// Counts frame `index` as dropped at egress of `to`.
     #[cold]
     pub(super) fn drop_tx(&self, index: usize, to: PortId, reason: DropReason) {
         self.count_out(to, reason, self.batch.frame(index).count());

@@ -1,5 +1,5 @@
-//! Loop probes and announcements on their way out: frames of the switch's own, which no port sent and no verdict is
-//! about.
+//! Transmits frames that the switch originates: loop probes and announcements. No ingress port and no verdict is
+//! involved.
 
 use super::Worker;
 use super::outbox::counters_of;
@@ -9,8 +9,8 @@ use crate::switch::{DropReason, PortId};
 use crate::wire::{Announcement, Offload, Probe, TAG_LEN, Vid};
 
 impl Worker {
-    /// Sends loop probes, each out of its port, also if that is in quarantine. Between two breaths: the lanes are
-    /// empty before and after it.
+    /// Transmits loop probes, each by its port, also by quarantined ports. Runs between two calls of `poll_once`:
+    /// the TX batches are empty before and after.
     #[cold]
     pub(super) fn send_probes(&mut self, probes: &[(PortId, [u8; Probe::LEN])]) {
         for burst in probes.chunks(BURST) {
@@ -36,7 +36,7 @@ impl Worker {
         }
     }
 
-    /// Sends announcements, each by its uplink and nowhere else. Between two breaths, as probes.
+    /// Transmits announcements, each by its uplink only. Runs between two calls of `poll_once`, as for probes.
     #[cold]
     pub(super) fn send_announcements(&mut self, announcements: &[(PortId, [u8; Announcement::LEN])]) {
         for burst in announcements.chunks(BURST) {
@@ -49,7 +49,7 @@ impl Worker {
 
     fn send_announcement(&mut self, port: PortId, bytes: &[u8; Announcement::LEN]) {
         let config = self.switch.config();
-        // Guests are never announced to: a port that is none of an uplink is not meant.
+        // Announcements never go to guests: a port that is not an uplink is skipped.
         if !config.port(port).is_some_and(|port| port.is_uplink()) {
             return;
         }
@@ -68,7 +68,7 @@ impl Worker {
         self.enter_own(egress, bytes)
     }
 
-    /// Puts a frame of the switch's own into the lane behind a door, with the tag that it needs there.
+    /// Pushes an own frame into the TX batch of an egress entry, with the VLAN tag of that entry.
     fn enter_own(
         &mut self,
         TaggedEgress { entry: egress, vlan, .. }: TaggedEgress,

@@ -1,8 +1,8 @@
-//! The rings between workers: frames for ports whose devices are polled elsewhere, and sightings.
+//! Rings between workers: frames for ports that another worker polls, and FDB updates.
 //!
-//! Each pair of workers has one ring each way for either, bounded and never waited for. A frame
-//! that does not fit is dropped and counted; a sighting that does not fit is lost, and is told again
-//! later: it can be, for it only says what was seen.
+//! Each pair of workers has one bounded ring per direction and kind; no worker waits for a ring. A frame that finds
+//! its ring full is dropped and counted. An FDB update that finds its ring full is lost; a later refresh repeats
+//! it.
 
 use rtrb::{Consumer, Producer, RingBuffer};
 
@@ -11,41 +11,41 @@ use crate::frame::Frame;
 use crate::switch::{Flood, MacUpdate, PortId};
 use crate::wire::Priority;
 
-/// Frames on their way from one worker to another, at most.
+/// Capacity of a ring of frames.
 const HANDOFF_RING: usize = 1024;
 
-/// Places in the ring that frames to be flooded leave free: a storm crowds out no frame for one port.
+/// Half of the ring is reserved for unicast: a flood storm crowds out no frame for one port.
 pub(super) const UNICAST_RESERVE: usize = HANDOFF_RING / 2;
 
-/// Sightings on their way from one worker to another, at most.
+/// Capacity of a ring of FDB updates.
 const UPDATE_RING: usize = 4096;
 
-/// Workers that a switch can have, at most.
+/// Maximum number of workers of a switch.
 pub const MAX_WORKERS: usize = 64;
 
-/// A frame on its way to another worker, with what it has been judged to.
+/// A frame for another worker, with its decided target.
 #[derive(Debug)]
 pub struct HandoffFrame {
-    /// The frame, in slots of its own.
+    /// The frame, in slots that it owns.
     pub frame: Frame,
-    /// What to do with it.
+    /// Egress port or flood.
     pub target: HandoffTarget,
-    /// The priority of the tag that was taken off it, for the tag that it may get there.
+    /// Priority of the removed VLAN tag, for the tag that egress may insert.
     pub priority: Option<Priority>,
 }
-// It is copied into a ring and out of it for each frame.
+// Copied into and out of a ring per frame.
 const _: () = assert!(size_of::<HandoffFrame>() == 48);
 
-/// Where a parcel is to go. It is not judged again.
+/// Where the receiving worker sends a frame. The frame is not decided again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandoffTarget {
-    /// Out of this port.
+    /// Transmit by this port.
     Port(PortId),
-    /// Out of every port of this worker that this flood reaches.
+    /// Transmit by every port of the receiving worker that this flood reaches.
     Flood(Flood),
 }
 
-/// One worker's ends of the rings to and from another one.
+/// One worker's ends of the rings to and from a peer.
 #[derive(Debug)]
 pub struct Peer {
     pub(super) frames_out: Producer<HandoffFrame>,
@@ -53,19 +53,18 @@ pub struct Peer {
     pub(super) updates_out: Producer<MacUpdate>,
     pub(super) updates_in: Consumer<MacUpdate>,
     pub(super) notifier: Notifier,
-    /// Whether something was sent since the bell was rung.
+    /// Whether a ring has been written since the last notification.
     pub(super) needs_notify: bool,
 }
 
 impl Peer {
-    /// Whether something has arrived from there.
+    /// Whether a frame or FDB update has arrived from the peer.
     pub(super) fn has_work(&self) -> bool {
         !self.frames_in.is_empty() || !self.updates_in.is_empty()
     }
 }
 
-/// The rings between two workers: the ends of the one whose peer has bell `there`, and of the one
-/// whose peer has bell `here`.
+/// Creates the rings between two workers: the end that notifies `there`, and the end that notifies `here`.
 pub(super) fn pair(here: &Notifier, there: &Notifier) -> (Peer, Peer) {
     let (parcels_to_there, parcels_from_here) = RingBuffer::new(HANDOFF_RING);
     let (parcels_to_here, parcels_from_there) = RingBuffer::new(HANDOFF_RING);

@@ -1,4 +1,5 @@
-//! A worker, and how it breathes.
+//! Worker and its poll loop: receives bursts, decides, flushes TX batches, exchanges frames and FDB updates with
+//! peers.
 
 use std::io;
 use std::sync::Arc;
@@ -23,49 +24,50 @@ use crate::telemetry::WorkerCounters;
 use crate::time::{self, MonoTime};
 use crate::wire::MIN_WIRE_LEN;
 
-/// Stations looked at in each breath to see whether they have aged.
+/// FDB entries checked for ageing per `poll_once`.
 const AGE_BATCH: usize = 8;
 
-/// Frames taken in after which the lanes are sent off before the end of the breath: while their
-/// bytes are still in the processor's nearest cache. It also bounds the length of a lane.
+/// Frames received after which TX batches are flushed early, while their bytes are still in the L1 cache. Also
+/// bounds the length of a TX batch.
 const MAX_PER_POLL: usize = 2 * BURST;
 
-/// Sightings heard from each peer in one breath, at most.
+/// FDB updates applied per peer and `poll_once`.
 const MAX_UPDATES: usize = 256;
 
-/// Receives that found nothing in a row, after which a device is asked what it has missed. That is a system
-/// call for some, made when there is time, and once between two busy spells.
+/// Empty receives in a row after which the device's missed frames are read. Reading them is a system call for some
+/// devices, made when the queue turns idle.
 const IDLE_POLLS: u8 = 32;
 
-/// After so long each device is asked the same, one in each breath: for those that never pause, or never for long.
+/// Interval after which every device's missed frames are read, one device per `poll_once`: covers queues that are
+/// never idle.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What came of a breath.
+/// Outcome of one `poll_once`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PollResult {
-    /// Frames that were received or heard of, super-frames counted once, and commands.
+    /// Work items: frames received from devices and peers (a GSO packet counts as one), FDB updates, commands and
+    /// skipped polls.
     pub done: usize,
-    /// Of these: queues that were not read, because nothing has lived lately of what they bring. There may be more to
-    /// do soon, but nothing has been done.
+    /// Of these, polls skipped by drop back-off. No work was done, but frames may be pending.
     pub skipped: usize,
-    /// Whether the worker has been told to stop.
+    /// Whether the worker must stop.
     pub stop: bool,
 }
 
-/// What came of carrying out the verdicts on a burst.
+/// Outcome of executing the verdicts on one burst.
 #[derive(Debug, Clone, Copy)]
 struct BurstOutcome {
-    /// Whether a lane has borrowed from the batch.
+    /// Whether a TX batch has borrowed from the batch.
     borrowed: bool,
-    /// Whether all frames have been taken out of it.
+    /// Whether all frames have been moved out of the batch.
     moved_all: bool,
-    /// Whether some frame was not to die.
+    /// Any frame forwarded or flooded?
     any_forwarded: bool,
-    /// For which reasons others have: a set of bits.
+    /// Drop reasons of the others, as a bit mask.
     drop_mask: u64,
 }
 
-/// One thread's share of the switch: its gates, its table, its memory.
+/// One thread's share of the switch: its queues, its FDB, its frame slots.
 pub struct Worker {
     index: u16,
     pub(super) mailbox: Receiver<Command>,
@@ -76,15 +78,15 @@ pub struct Worker {
     pub(super) queues: QueueTable,
     pub(super) switch: Switch,
     pub(super) port_counters: PortCounterTable,
-    /// When to look again at what devices shed.
+    /// When to check next whether an early drop has ended.
     pub(super) next_drop_check: MonoTime,
-    /// So many devices have been asked in this round what they have missed, and when the next one begins.
+    /// Devices checked for missed frames in this round; `next_check_round` starts the next.
     checked: usize,
     next_check_round: MonoTime,
     batch: Batch,
     verdicts: Box<Verdicts>,
     gso_fallback: SwOffload,
-    /// Frames taken in since the lanes were last sent off.
+    /// Frames received since the last flush.
     received: usize,
     pub(super) magazine: Magazine,
     pub(super) idle: IdlePolicy,
@@ -92,7 +94,7 @@ pub struct Worker {
     pub(super) stop: bool,
 }
 
-// A worker is made by control and then moves to its own thread.
+// Control creates a worker, which then moves to its own thread.
 const _: () = {
     const fn can_be_sent<T: Send>() {}
     can_be_sent::<Worker>();
@@ -140,7 +142,7 @@ impl Worker {
         })
     }
 
-    /// Breathes until told to stop, sleeping when there is nothing to do and `idle` allows it.
+    /// Polls until stopped. Sleeps when idle, if `pace` allows it.
     pub fn run(mut self, pace: Pace) {
         let mut now = time::now();
         loop {
@@ -171,7 +173,7 @@ impl Worker {
         }
     }
 
-    /// One breath: take in what has arrived, decide, let it out. Bounded work, no waiting.
+    /// One iteration: receives, decides, flushes. Bounded work, no waiting.
     pub fn poll_once(&mut self, now: MonoTime) -> PollResult {
         let skipped_before = self.counters.polls_skipped.get();
         let mut done = self.read_command(now);
@@ -187,7 +189,8 @@ impl Worker {
         PollResult { done, skipped, stop: self.stop }
     }
 
-    /// Receives a burst at one gate and sees to each of its frames.
+    /// Receives a burst at one queue and executes its verdicts. Returns the number of frames, or 1 for a skipped
+    /// poll.
     #[inline]
     fn receive_burst(&mut self, number: usize, now: MonoTime) -> usize {
         let open = self.queues.open();
@@ -239,7 +242,7 @@ impl Worker {
         received
     }
 
-    /// Enters what a device has missed, shed or lost into the books.
+    /// Counts the frames that a device has missed, dropped in XDP or lost.
     #[cold]
     pub(super) fn count_rx_missed(&mut self, number: usize) {
         let Some(queue) = self.queues.get_mut(number) else { return };
@@ -251,7 +254,7 @@ impl Worker {
         }
     }
 
-    /// Lets `f` fill the outbox.
+    /// Runs `f` on an outbox for the current burst.
     #[inline]
     fn outbox(&mut self, f: impl FnOnce(&mut Outbox<'_>, &IngressPorts)) -> BurstOutcome {
         let mut outbox = Outbox {
@@ -278,7 +281,7 @@ impl Worker {
         }
     }
 
-    /// Makes the batch free for the next burst. What was borrowed from it goes out first.
+    /// Frees the batch for the next burst. Flushes first if frames are borrowed from it.
     #[inline]
     fn end_burst(&mut self, outcome: &BurstOutcome) {
         self.received += self.batch.len();
@@ -292,7 +295,7 @@ impl Worker {
         }
     }
 
-    /// Sends what waits in the lanes: one call for each port that has something.
+    /// Flushes all non-empty TX batches: one call per port.
     #[inline]
     pub(super) fn flush_tx(&mut self) {
         self.received = 0;
@@ -359,9 +362,9 @@ impl Worker {
         }
     }
 
-    /// Takes in what other workers have sent: of each, the frames that stood in its ring when this began, which the size
-    /// of the ring bounds, and a few sightings. A worker may send for many ports of its own, so a burst for each worker
-    /// would be less than a burst for each port.
+    /// Receives from peers: per peer, the frames in its ring at the start (bounded by the ring) and up to
+    /// `MAX_UPDATES` FDB updates. Not limited to a burst per peer, because a peer sends for many ports: a burst per
+    /// peer would be less than a burst per port.
     fn drain_peers(&mut self, now: MonoTime) -> usize {
         let mut received = 0;
         for worker in 0..self.peers.len() {
@@ -374,12 +377,12 @@ impl Worker {
             while frames > 0 {
                 frames -= self.enqueue_handoffs(worker, frames).min(frames);
                 if frames > 0 {
-                    // A device takes one burst at a time, as if it came from a queue.
+                    // A device takes one burst at a time, as from a queue.
                     self.flush_tx();
                 }
             }
         }
-        // What was heard may be known better here.
+        // This worker may know an applied MAC better and answer.
         self.send_updates();
         if self.switch.has_events() {
             self.send_events();
@@ -387,7 +390,7 @@ impl Worker {
         received
     }
 
-    /// Sends on at most a burst, and at most `max_burst`, of the frames that a worker has sent. Returns how many there were.
+    /// Dispatches up to `most` frames, at most a burst, from a peer's ring. Returns how many.
     fn enqueue_handoffs(&mut self, worker: usize, most: usize) -> usize {
         let mut addresses = [None; BURST];
         let Some(peer) = &mut self.peers[worker] else { return most };
@@ -413,7 +416,7 @@ impl Worker {
         frames
     }
 
-    /// Passes on to all other workers what was learned from the last burst.
+    /// Sends the FDB updates of the last burst to all peers.
     #[inline]
     fn send_updates(&mut self) {
         for update in self.switch.updates() {
@@ -426,7 +429,7 @@ impl Worker {
         }
     }
 
-    /// Tells control what the last burst has brought to light.
+    /// Sends the events of the last burst to control.
     #[cold]
     fn send_events(&mut self) {
         let (event_sender, mut lost) = (&self.event_sender, 0);
@@ -440,7 +443,7 @@ impl Worker {
         self.counters.events_lost.add(lost);
     }
 
-    /// Wakes the workers that were sent something in this breath.
+    /// Wakes the peers that this `poll_once` has sent to.
     #[inline]
     fn notify_peers(&mut self) {
         for peer in self.peers.iter_mut().flatten().filter(|peer| peer.needs_notify) {
@@ -465,12 +468,12 @@ impl Worker {
         self.counters.refused.set(self.switch.fdb().refused());
     }
 
-    /// What this worker remembers. For tests that step workers by hand.
+    /// The switch state. For tests that step workers by hand.
     pub fn switch(&self) -> &Switch {
         &self.switch
     }
 
-    /// The ports whose devices this worker polls.
+    /// Ports whose devices this worker polls.
     pub fn open_ports(&self) -> impl Iterator<Item = PortId> + '_ {
         self.queues.iter().map(|queue| queue.port)
     }

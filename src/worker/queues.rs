@@ -1,4 +1,4 @@
-//! The gates of a worker: the device queues it polls, and what waits to leave by them.
+//! Queue table of a worker: the device queues it polls, their TX batches, and the egress entry of each port.
 
 use std::fmt;
 
@@ -11,51 +11,51 @@ use crate::frame::{BURST, Frame, FrameRef, TxBatch};
 use crate::switch::{Attachment, DropReason, ForwardingConfig, MAX_PORTS, PortConfig, PortId, Verdict};
 use crate::wire::Vid;
 
-/// Frames that wait in one lane at most: a worker sends its lanes off after a burst or two.
+/// Capacity of a TX batch in frames: a worker flushes after one or two bursts.
 pub(super) const TX_BATCH: usize = 3 * BURST;
 
-/// One queue of a port's device, and the lane of frames that leave by it.
+/// One queue of a port's device, with its TX batch.
 pub struct RxQueue {
-    /// The port, or the carrier.
+    /// The port or trunk.
     pub port: PortId,
-    /// Which of the device's queues.
+    /// Index of the device's queue.
     pub queue: u16,
-    /// The device. Nobody else polls it.
+    /// The device, polled by this worker only.
     pub device: Box<dyn Device>,
-    /// Its lane, until it is opened and after it has been closed; meanwhile [`QueueTable`] has it.
+    /// The TX batch while the queue is closed; [`QueueTable`] holds it while the queue is open.
     tx: TxBatch,
     offloads: bool,
-    /// Whether its device leads to a wire.
+    /// Whether the device may lead to a wire, which needs minimum-size frames.
     pub(super) needs_padding: bool,
-    /// How many frames its device hands over at once, at most.
+    /// Maximum burst of the device, in frames.
     pub(super) max_burst: usize,
-    /// Whether its device is left alone for a moment.
+    /// Receive moderation.
     pub(super) moderation: RxModeration,
-    /// Whether it is polled even when it is quiet.
+    /// Whether the queue is polled even when idle.
     pub(super) never_sleeps: bool,
-    /// Whether its lane has frames that have to be finished before they can leave by it.
+    /// Whether the TX batch has frames that need software offload.
     pub(super) needs_sw_offload: bool,
-    /// Reads that found nothing, in a row.
+    /// Empty receives in a row.
     pub(super) idle_streak: u8,
-    /// Bursts received and bursts sent since its descriptor is watched, up to where it is watched no longer.
+    /// Bursts received or sent since epoll watches the queue, up to the limit at which it is unwatched.
     pub(super) busy_streak: u8,
     pub(super) state: QueueState,
-    /// Full bursts in a row of which no frame lived.
+    /// Full bursts in a row that were dropped entirely.
     pub(super) dropped_bursts: u8,
-    /// Frames to each kind of group that its device sheds.
+    /// Early drop in XDP, per group class.
     pub(super) early_drop: EarlyDrop,
 }
 
-/// Whether a gate is polled.
+/// Polling state of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum QueueState {
-    /// It is.
+    /// Polled in every `poll_once`.
     Polled,
-    /// It has been quiet, and is left alone until its descriptor becomes readable.
+    /// Idle: not polled; epoll watches it.
     Watched,
-    /// It is, but not for this many breaths: nothing lives of what it brings.
+    /// Drop back-off: not polled for this many calls of `poll_once`.
     BackedOff(u8),
-    /// Its device is gone.
+    /// The device is gone.
     Gone,
 }
 
@@ -66,7 +66,7 @@ impl fmt::Debug for RxQueue {
 }
 
 impl RxQueue {
-    /// A gate that nobody polls yet.
+    /// Creates a queue that no worker polls yet.
     pub fn new(port: PortId, queue: u16, device: Box<dyn Device>) -> RxQueue {
         RxQueue {
             port,
@@ -88,56 +88,55 @@ impl RxQueue {
     }
 }
 
-/// Frames that went into lanes the short way.
+/// Frames that took the fast path of one call.
 #[derive(Debug, Default)]
 pub(super) struct FastForwarded {
-    /// How many.
+    /// Number of frames.
     pub(super) frames: usize,
-    /// And their bytes.
+    /// Their bytes.
     pub(super) bytes: u64,
-    /// Whether some of them were borrowed.
+    /// Whether any frame was borrowed.
     pub(super) borrowed: bool,
 }
 
-/// The numbers of branches begin here, behind those of all gates.
+/// First number of a subport's TX batch; queues are numbered below.
 const SUBPORT_BASE: usize = MAX_PORTS;
 
-/// Numbers of gates and branches.
+/// Numbers of queues and subports.
 const NUMBERS: usize = SUBPORT_BASE + MAX_PORTS;
 
-/// Of how many gates, or branches, it is asked at once whether they have something to send.
+/// Queues or subports whose pending flags are scanned at once.
 pub(super) const SCAN_WIDTH: usize = 8;
 
-/// How frames leave for a port.
+/// Egress of a port: the TX batch to use.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EgressEntry {
     /// The port.
     port: PortId,
-    /// The number of the gate, or of the branch.
+    /// Number of the queue or subport.
     queue: u16,
-    /// Whether the gate takes offload headers.
+    /// Whether the queue takes virtio_net_hdr offloads.
     pub(super) offloads: bool,
-    /// Whether floods leave by it: at one worker only, though a port may have queues at several.
+    /// Whether floods use this entry: at one worker only, even if the port has queues at several.
     pub(super) floods: bool,
 }
 
-/// No door.
+/// No egress.
 const NO_EGRESS: EgressEntry = EgressEntry { port: PortId::NONE, queue: u16::MAX, offloads: false, floods: false };
 
-/// How frames leave for a port by a device that carries several.
+/// Egress of a port on a trunk.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct TaggedEgress {
-    /// Through this door.
+    /// Egress entry.
     pub(super) entry: EgressEntry,
-    /// With this tag, if any.
+    /// VLAN tag to insert, if any.
     pub(super) vlan: Option<Vid>,
-    /// Whether they have to be as long as frames on a wire: it is an uplink, and its device may lead to one.
+    /// Whether to pad to the wire's minimum: an uplink whose device may lead to a wire.
     pub(super) pads: bool,
 }
 
-/// The doors that lead through one gate: that of its port, or those of the ports that it carries. Not
-/// those of ports or carriers that are administratively down or in standby. By those of ports in quarantine
-/// only loop probes may leave.
+/// Egress entries through one queue: that of its port, or those of its trunk's ports. Excludes ports and trunks
+/// that are administratively down or backup. Includes quarantined ports, for loop probes only.
 fn egress_entries<'a>(
     queue: &RxQueue,
     number: u16,
@@ -156,31 +155,29 @@ fn egress_entries<'a>(
         .map(move |port| (egress_entry(queue, number, me, config, port), port))
 }
 
-/// The door of a port through a gate that leads there.
+/// Egress entry of a port through a queue that leads there.
 fn egress_entry(queue: &RxQueue, number: u16, me: u16, config: &ForwardingConfig, port: &PortConfig) -> EgressEntry {
     #[allow(clippy::cast_possible_truncation)] // there are at most as many branches as ports
     let through = config.subport_index(port.id).map_or(number, |subport| (SUBPORT_BASE + subport) as u16);
     EgressEntry { port: port.id, queue: through, offloads: queue.offloads, floods: port.worker == Some(me) }
 }
 
-/// The gates of a worker, by a number that stays while they are open.
+/// The queues of a worker, by a number that is stable while they are open.
 #[derive(Debug)]
 pub(super) struct QueueTable {
-    /// Which worker's.
+    /// Index of this worker.
     me: u16,
     slots: Vec<Option<RxQueue>>,
-    /// By number: what waits to leave by each gate. Apart from the gates, to stand close together.
+    /// TX batches by queue number. Kept apart from the queues for cache density.
     tx_batches: Vec<TxBatch>,
-    /// By [`PortId::index`]: how frames leave for this port by a device of its own. Shut while the port is
-    /// administratively down, so that asking for the door is all that a frame has to ask.
+    /// Egress of ports with a device of their own, by [`PortId::index`]. `NO_EGRESS` while the port is
+    /// administratively down, so that this is the only check per frame.
     egress: Box<[EgressEntry; MAX_PORTS]>,
-    /// The same for ports that are carried. These have no door above, so that a frame that finds one
-    /// there has nothing more to ask.
+    /// Egress of trunk ports, which have `NO_EGRESS` above, so that a frame with a plain entry needs no VLAN check.
     tagged_egress: Box<[Option<TaggedEgress>; MAX_PORTS]>,
-    /// By number: 1 for the gates and branches whose lanes are not empty. Bytes, and not bits, as one is written for
-    /// each frame.
+    /// By number: 1 if the TX batch is not empty. Bytes rather than bits, because one is written per frame.
     pending: Box<[u8; NUMBERS]>,
-    /// The lanes of subports, in the order of the rules.
+    /// TX batches of subports, in the order of the forwarding configuration.
     subports: SubportTable,
     open: usize,
 }
@@ -199,12 +196,12 @@ impl QueueTable {
         }
     }
 
-    /// How many gates are open.
+    /// Number of open queues.
     pub(super) fn open(&self) -> usize {
         self.open
     }
 
-    /// One more than the highest number of a gate.
+    /// Highest queue number plus one.
     #[inline]
     pub(super) fn len(&self) -> usize {
         self.slots.len()
@@ -219,7 +216,7 @@ impl QueueTable {
         self.slots.iter().flatten()
     }
 
-    /// Opens a gate, and says its number. It comes back if there are too many.
+    /// Opens a queue and returns its number. Returns the queue if the table is full.
     #[allow(clippy::result_large_err)] // it is the gate that comes back
     pub(super) fn insert(&mut self, mut queue: RxQueue, config: &ForwardingConfig) -> Result<usize, RxQueue> {
         let port = queue.port;
@@ -245,7 +242,7 @@ impl QueueTable {
             .position(|slot| slot.as_ref().is_some_and(|rx_queue| rx_queue.port == port && rx_queue.queue == queue))
     }
 
-    /// Closes a gate.
+    /// Closes a queue.
     pub(super) fn remove(&mut self, number: usize, config: &ForwardingConfig) -> Option<RxQueue> {
         let mut queue = self.slots.get_mut(number)?.take()?;
         queue.tx = std::mem::take(&mut self.tx_batches[number]);
@@ -255,7 +252,7 @@ impl QueueTable {
         Some(queue)
     }
 
-    /// Marks a gate as one whose device is gone.
+    /// Marks a queue whose device is gone, and removes its egress entries.
     pub(super) fn mark_gone(&mut self, number: usize, config: &ForwardingConfig) {
         if let Some(queue) = self.get_mut(number) {
             queue.state = QueueState::Gone;
@@ -264,14 +261,15 @@ impl QueueTable {
         }
     }
 
-    /// Takes other room for branches. That before comes back. Between two breaths, when nothing waits.
+    /// Replaces the subport table and returns the old one. Runs between two calls of `poll_once`, while no frame is
+    /// pending.
     pub(super) fn replace_subports(&mut self, subports: SubportTable, config: &ForwardingConfig) -> SubportTable {
         let old = std::mem::replace(&mut self.subports, subports);
         self.rebuild_egress(config);
         old
     }
 
-    /// Finds the doors again, under new rules.
+    /// Rebuilds all egress entries from the forwarding configuration.
     pub(super) fn rebuild_egress(&mut self, config: &ForwardingConfig) {
         self.egress.fill(NO_EGRESS);
         self.tagged_egress.fill(None);
@@ -283,7 +281,7 @@ impl QueueTable {
                     Attachment::Own if plain.port != egress.port && !port.quarantined => *plain = egress,
                     Attachment::Tagged { vlan, .. } if tagged.is_none() => {
                         let subport = usize::from(egress.queue).checked_sub(SUBPORT_BASE);
-                        // What waits in a branch stays in it: the rules number them.
+                        // Pending frames stay in their subport: the configuration numbers subports.
                         let has_lane =
                             subport.is_none_or(|subport| self.subports.assign(subport, egress.port, number.into()));
                         let pads = queue.needs_padding && port.is_uplink();
@@ -295,7 +293,7 @@ impl QueueTable {
         }
     }
 
-    /// Finds the door of `port` again, or, if it is a carrier, those of the ports it carries.
+    /// Rebuilds the egress entry of `port`, or those of all ports if `port` is a trunk.
     fn rebuild_egress_of(&mut self, port: PortId, config: &ForwardingConfig) {
         if config.trunk(port).is_some() {
             return self.rebuild_egress(config);
@@ -307,7 +305,7 @@ impl QueueTable {
         self.egress[port.index()] = found.find(|(_, port)| !port.quarantined).map_or(NO_EGRESS, |(egress, _)| egress);
     }
 
-    /// How loop probes leave for `port`, be it in quarantine or not, or why they cannot.
+    /// Egress for loop probes of `port`, quarantined or not; else the reason to drop them.
     pub(super) fn probe_egress(&self, port: PortId, config: &ForwardingConfig) -> Result<TaggedEgress, DropReason> {
         let port = config.probe_egress(port)?;
         let (by, vlan) = match port.attachment {
@@ -323,21 +321,20 @@ impl QueueTable {
         Ok(TaggedEgress { entry: egress_entry(queue, number, self.me, config, port), vlan, pads: false })
     }
 
-    /// How frames leave for `port` by a device of its own. `None`: it has none here, or the port is
-    /// administratively down, or it is closed.
+    /// Egress of `port` by a device of its own. `None` if it has none here, or is administratively down or closed.
     #[inline(always)]
     pub(super) fn egress(&self, port: PortId) -> Option<EgressEntry> {
         let egress = self.egress[port.index() % MAX_PORTS];
         (egress.port == port).then_some(egress)
     }
 
-    /// How frames leave for `port` by a device that carries several.
+    /// Egress of `port` on a trunk.
     #[inline]
     pub(super) fn tagged_egress(&self, port: PortId) -> Option<TaggedEgress> {
         self.tagged_egress[port.index() % MAX_PORTS].filter(|tagged| tagged.entry.port == port)
     }
 
-    /// The lane behind a door, for a frame to be put into it.
+    /// The TX batch of an egress entry, marked as pending.
     #[inline(always)]
     pub(super) fn tx_mut(&mut self, egress: EgressEntry) -> &mut TxBatch {
         let number = usize::from(egress.queue);
@@ -345,9 +342,9 @@ impl QueueTable {
         if number < self.tx_batches.len() { &mut self.tx_batches[number] } else { self.subport_tx_mut(number) }
     }
 
-    /// Puts frames into the lanes of the ports that they are for, from the one at `first` of their burst on: as far as
-    /// nothing has to be done to them, and the port has a device of its own here. A frame that owns its slot is taken
-    /// out of its place, one that is lent is borrowed.
+    /// Fast path: pushes frames from index `first` on to the TX batches of their ports, up to the first frame that
+    /// needs other work or whose port has no device of its own here. Moves frames that own their slot; borrows the
+    /// others.
     #[inline(never)] // with registers of its own
     pub(super) fn push_known(&mut self, frames: &mut [Frame], first: usize, verdicts: &[Verdict]) -> FastForwarded {
         let mut fast = FastForwarded::default();
@@ -359,7 +356,7 @@ impl QueueTable {
                 break;
             }
             let Some(tx) = self.tx_batches.get_mut(number) else { break };
-            // Also where frames wait in it: whether they do, no processor could foresee.
+            // Written even if already set: a branch on it would be unpredictable.
             self.pending[number % NUMBERS] = 1;
             let len = u64::from(frame.len());
             if frame.is_single_slot() {
@@ -381,7 +378,7 @@ impl QueueTable {
         self.subports.tx(number - SUBPORT_BASE)
     }
 
-    /// Whether a frame with offload work can leave by a door as it is.
+    /// Whether a frame with offload work can leave by `egress` unchanged.
     #[inline(never)] // hardly any frame asks
     pub(super) fn supports(&self, egress: EgressEntry, view: &FrameRef<'_>) -> bool {
         let number = usize::from(egress.queue);
@@ -390,7 +387,7 @@ impl QueueTable {
         queue.is_some_and(|queue| view.is_supported_by(queue.device.offload_set()))
     }
 
-    /// Notes that a frame goes into the lane behind a door that has to be finished first.
+    /// Marks the TX batch of `egress` for software offload.
     #[inline]
     pub(super) fn mark_sw_offload(&mut self, egress: EgressEntry) {
         let number = usize::from(egress.queue);
@@ -403,26 +400,26 @@ impl QueueTable {
         }
     }
 
-    /// The numbers of branches, [`SCAN_WIDTH`] at a time: none, if there is no trunk.
+    /// First numbers of groups of [`SCAN_WIDTH`] subports; empty without trunks.
     #[inline]
     pub(super) fn subport_numbers(&self) -> impl Iterator<Item = usize> + use<> {
         (SUBPORT_BASE..SUBPORT_BASE + self.subports.len()).step_by(SCAN_WIDTH)
     }
 
-    /// A branch, by its number, and the gate by which it leaves.
+    /// A subport by its number, with its egress queue.
     pub(super) fn subport(&mut self, number: usize) -> Option<(&mut RxQueue, &mut SubportTx)> {
         let subport = self.subports.get_mut(number.checked_sub(SUBPORT_BASE)?)?;
         Some((self.slots.get_mut(subport.queue)?.as_mut()?, subport))
     }
 
-    /// Of [`SCAN_WIDTH`] gates or branches from `first` on, those that have something to send, as a set of bits with
-    /// room for eight times as many. It is not remembered any longer.
+    /// Takes the pending flags of [`SCAN_WIDTH`] queues or subports from `first` on, one byte each, and clears
+    /// them.
     #[inline]
     pub(super) fn take_pending(&mut self, first: usize) -> u64 {
         self.pending[first..].first_chunk_mut().map_or(0, |bytes| u64::from_le_bytes(std::mem::take(bytes)))
     }
 
-    /// A gate and its lane.
+    /// A queue and its TX batch.
     #[inline]
     pub(super) fn with_tx(&mut self, number: usize) -> Option<(&mut RxQueue, &mut TxBatch)> {
         Some((self.slots.get_mut(number)?.as_mut()?, self.tx_batches.get_mut(number)?))

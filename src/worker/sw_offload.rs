@@ -1,10 +1,9 @@
-//! Egress dressing: what a port cannot pass on is done to its frames before they leave. Checksums are
-//! completed, super-frames divided. The segments of a super-frame keep a partial checksum where the port passes that on.
+//! Software offload at egress: completes checksums and segments GSO packets that a port does not take. Segments
+//! keep a partial checksum where the port takes one.
 //!
-//! It is done as a lane is sent off, and not as it is filled: until then a super-frame waits as one
-//! frame, so that lanes stay as long as bursts are, and a flood borrows it for all its ports. What it
-//! becomes is built and sent in stretches of a burst, the first of which has left again (and, of a device
-//! that copies, given back its slots) before the next is built.
+//! Runs when a TX batch is flushed, not when it is filled: until then a GSO packet is one frame, so that TX batches
+//! stay as short as bursts and a flood shares the frame between its ports. Segments are built and transmitted in
+//! chunks of `BURST`: a device that copies frees the slots of one chunk before the next is built.
 
 use super::mailbox::PortCounterTable;
 use super::outbox::counters_of;
@@ -13,23 +12,23 @@ use crate::frame::{BURST, Batch, Frame, FrameRef, Magazine, Tail, TxBatch, TxSta
 use crate::switch::{DropReason, PortId};
 use crate::wire::{Offload, OffloadSet, Segment, Segmenter};
 
-/// A worker's room for frames that are about to leave.
+/// A worker's buffer for built frames.
 #[derive(Debug)]
 pub(super) struct SwOffload {
     output: TxBatch,
 }
 
-/// What was done to the frames of a lane, and what became of them.
+/// Statistics of one flushed TX batch.
 #[derive(Debug, Default)]
 struct SwOffloadStats {
     sent: TxStats,
-    /// Super-frames that were divided.
+    /// GSO packets segmented.
     segmented: u64,
-    /// Other frames whose checksum was completed.
+    /// Frames whose checksum was completed, GSO packets excluded.
     checksummed: u64,
-    /// Frames that cannot be finished.
+    /// Frames whose offload request is unsupported.
     unsupported: u64,
-    /// Frames for which there was no slot.
+    /// Frames dropped for lack of a slot.
     no_buffer: u64,
 }
 
@@ -38,8 +37,8 @@ impl SwOffload {
         SwOffload { output: TxBatch::with_capacity(BURST) }
     }
 
-    /// Sends a lane by a device that takes no offload headers, and counts at `port` all but what was sent. The
-    /// lane is empty afterwards. What is finished is `shortest` bytes long at least: a wire asks for that.
+    /// Transmits `tx` by a device that lacks offloads, and counts at `port` everything except the transmitted
+    /// frames, which it returns. Empties `tx`. Pads built frames to `shortest` bytes, the minimum of a wire.
     #[inline(never)] // most lanes need none of it
     #[allow(clippy::too_many_arguments)] // the parts of a worker that it needs
     pub(super) fn send(
@@ -88,7 +87,7 @@ impl SwOffload {
     }
 }
 
-/// The way out, for one lane.
+/// State for one TX batch.
 struct SwOffloadTx<'a> {
     device: &'a mut dyn Device,
     output: &'a mut TxBatch,
@@ -101,26 +100,26 @@ struct SwOffloadTx<'a> {
 }
 
 impl SwOffloadTx<'_> {
-    /// Whether the device had no room. Nothing more is built for it then, and nothing sent.
+    /// Whether the device's TX ring was full. Then nothing more is built or transmitted.
     fn is_blocked(&self) -> bool {
         self.done.sent.full > 0
     }
 
-    /// Sends what is ready.
+    /// Transmits the built frames.
     fn send(&mut self) {
         if !self.output.is_empty() {
             self.done.sent += self.device.transmit(self.output, self.batch, self.cache);
         }
     }
 
-    /// Sees to it that there is room for one more frame.
+    /// Makes room for one more frame.
     fn make_room(&mut self) {
         if self.output.len() >= BURST {
             self.send();
         }
     }
 
-    /// Finishes a frame: all that comes of it is made ready, or dies.
+    /// Completes a frame: builds all resulting frames or drops it.
     fn finish(&mut self, view: &FrameRef<'_>) {
         let count = view.frame.count();
         match Segmenter::new(view.head, view.tail(), view.frame.len(), view.frame.offload()) {
@@ -136,7 +135,7 @@ impl SwOffloadTx<'_> {
         }
     }
 
-    /// Makes ready the frames, `count` of them, that come of one. How many there was room for.
+    /// Builds the `count` frames that result from one. Returns how many were built.
     fn build_all<'b>(&mut self, work: &mut Segmenter<'b, Tail<'b>>, count: u64) -> u64 {
         let left = if self.keeps_partial_checksums { work.keep_partial_checksums() } else { Offload::NONE };
         let mut made = 0;
@@ -159,7 +158,7 @@ impl SwOffloadTx<'_> {
 
     fn build<'b>(&mut self, part: Segment<'_, 'b, Tail<'b>>, left: Offload) -> Option<Frame> {
         build(self.cache, self.shortest, part.clone(), left).or_else(|| {
-            // What is ready may have them.
+            // Transmitting the built frames may free slots.
             self.send();
             build(self.cache, self.shortest, part, left)
         })
@@ -175,7 +174,7 @@ fn build<'b>(
 ) -> Option<Frame> {
     let len = part.len();
     magazine.build(len.max(shortest), left, |subports| {
-        // What is so short lies in one piece.
+        // A frame shorter than the minimum is contiguous.
         let (bytes, padding) =
             if len < shortest { subports.split_at_mut(len as usize) } else { (subports, &mut [][..]) };
         part.fill(bytes);

@@ -1,5 +1,4 @@
-//! Frames that come or leave by a device which carries several ports: each with the tag of its own, or
-//! with none.
+//! Dispatches frames of trunks: devices that several ports share, each with its own VLAN tag or untagged.
 
 use super::outbox::{BurstStats, Outbox, counters_of, place};
 use super::queues::{EgressEntry, TaggedEgress};
@@ -8,8 +7,8 @@ use crate::switch::{DropReason, IngressPorts, PortId};
 use crate::wire::is_without_vlan;
 
 impl Outbox<'_> {
-    /// Carries out the verdicts on the burst that came in at carrier `from`. Each frame counts where it belongs,
-    /// with the tag that it had.
+    /// Executes the verdicts on a burst from trunk `from`. Each frame counts at its ingress port, including the
+    /// bytes of its tag.
     #[inline(never)] // with registers of its own
     pub(super) fn dispatch_trunk(&mut self, from: PortId, ingress_ports: &IngressPorts, not_learned: u64) {
         if not_learned != 0 {
@@ -35,9 +34,8 @@ impl Outbox<'_> {
         }
     }
 
-    /// The door of port `to`, if it is carried by a device here; frame `index`, which goes nowhere else,
-    /// has the tag then that it needs there. If there is none here, or the frame may not leave by it,
-    /// it has been seen to.
+    /// Egress of port `to` on a trunk at this worker. Inserts the port's VLAN tag into frame `index`, which has no
+    /// other egress. `None` if the frame has been handed off or dropped.
     #[inline(never)] // it would crowd the registers of the way to devices of one port
     pub(super) fn tagged_egress(&mut self, index: usize, to: PortId) -> Option<EgressEntry> {
         let Some(TaggedEgress { entry: egress, vlan, pads }) = self.queues.tagged_egress(to) else {
@@ -61,8 +59,8 @@ impl Outbox<'_> {
         }
     }
 
-    /// Puts frame `index`, which goes elsewhere as well, into the lane behind a door of port `to`: a
-    /// copy of it, if it needs a tag, or is too short for a wire.
+    /// Pushes frame `index`, which other ports also receive, to port `to`: as a copy if it needs a tag or padding,
+    /// else borrowed.
     #[inline(never)]
     pub(super) fn flood_tagged(&mut self, index: usize, to: PortId, tagged: TaggedEgress) {
         let TaggedEgress { entry: egress, vlan, pads } = tagged;
@@ -91,8 +89,8 @@ impl Outbox<'_> {
         }
     }
 
-    /// A guest may tag its frames as it likes. Where its network has no tag, one of its own must not
-    /// carry a frame over to another network.
+    /// Guests may tag frames freely. On an untagged network, a guest's own tag must not carry its frame into
+    /// another network.
     fn check_untagged(&self, index: usize) -> Result<(), DropReason> {
         if is_without_vlan(self.batch.head(index)) { Ok(()) } else { Err(DropReason::ForeignVlan) }
     }

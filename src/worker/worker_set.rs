@@ -1,4 +1,4 @@
-//! Workers that know each other, with their mailboxes.
+//! Creates the workers of a switch, with their mailboxes and the rings between them.
 
 use std::io;
 use std::sync::Arc;
@@ -13,47 +13,47 @@ use crate::switch::HashKey;
 use crate::telemetry::WorkerCounters;
 use crate::wire::ProbeKey;
 
-/// Notices on their way to control, at most: two for each queue there can be.
+/// Capacity of the notice channel: two per possible queue.
 const NOTICES: usize = 8192;
 
-/// What all workers of a switch have in common.
+/// Settings that all workers of a switch share.
 #[derive(Debug, Clone, Copy)]
 pub struct WorkerSetSettings {
-    /// How many there are.
+    /// Number of workers, 1 to `MAX_WORKERS`.
     pub workers: u16,
-    /// Where their frames live.
+    /// Frame pool.
     pub pool: &'static Pool,
-    /// How many stations each can learn.
+    /// FDB capacity of each worker, in stations.
     pub fdb_capacity: u32,
-    /// The key under which stations are filed.
+    /// Hash key of the FDB.
     pub hash_key: HashKey,
-    /// The key under which loop probes are sent.
+    /// Key that authenticates loop probes.
     pub probe_key: ProbeKey,
 }
 
-/// Workers that know each other, and control's ends of what leads to them.
+/// The workers of a switch, with control's ends of their channels.
 #[derive(Debug)]
 pub struct WorkerSet {
-    /// The workers, each to be run by a thread of its own.
+    /// The workers, each for a thread of its own.
     pub workers: Vec<Worker>,
     /// Their mailboxes.
     pub mailboxes: Vec<Mailbox>,
-    /// What they count of themselves.
+    /// Per-worker counters.
     pub counters: Vec<Arc<WorkerCounters>>,
-    /// What they tell unasked.
+    /// Notices of lost devices.
     pub notices: mpsc::Receiver<DeviceGone>,
-    /// What they have found out about guests.
+    /// Events that workers detect in guest traffic.
     pub events: EventReceiver,
 }
 
-/// Makes a team.
+/// Creates the workers. Fails if `workers` is out of range or an eventfd cannot be created.
 pub fn worker_set(settings: WorkerSetSettings) -> io::Result<WorkerSet> {
     let count = usize::from(settings.workers);
     if count == 0 || count > MAX_WORKERS {
         return Err(io::Error::other(format!("a switch has 1 to {MAX_WORKERS} workers, not {count}")));
     }
     let notifiers = (0..count).map(|_| Notifier::new()).collect::<io::Result<Vec<_>>>()?;
-    // peers[a][b]: worker a's ends of the rings between a and b
+    // peers[a][b]: worker a's ends of the rings between a and b.
     let mut peers: Vec<Vec<Option<Peer>>> = (0..count).map(|_| (0..count).map(|_| None).collect()).collect();
     for a in 0..count {
         for b in a + 1..count {
