@@ -1,51 +1,51 @@
-//! A burst of frames, and the memory that a burst may borrow.
+//! Received batch: a burst of frames, and the receive buffers that it lends.
 
 use super::Magazine;
 use super::descriptor::{Frame, TAG_AT, Tail};
 use crate::wire::{MIN_WIRE_LEN, Offload, OffloadSet, Priority, TAG_LEN, Vid};
 
-/// Frames in a burst, at most.
+/// Maximum number of frames in a burst.
 pub const BURST: usize = 64;
 
-/// Bytes after which a burst ends early. What has been read is written out again soon; a burst of
-/// super-frames that outgrew the processor's cache would be fetched from memory a second time.
+/// Bytes after which a burst ends early: a burst of GSO packets that exceeds the CPU cache would be fetched from
+/// memory a second time for transmit.
 pub const BURST_BYTES: usize = 256 << 10;
 
-/// Bytes that each frame is reckoned as, at least: so those that super-frames stand for, of which an unkind
-/// guest makes many small ones, count for the end of a burst as well. All of them may have to be built.
+/// Minimum cost of a frame in bytes, so that the segments of GSO packets count towards the end of a burst: a
+/// malicious guest makes many small ones, all of which may have to be built.
 const MIN_COST: usize = 1 << 10;
 const _: () = assert!(MIN_COST * BURST < BURST_BYTES, "frames that stand for themselves make no difference");
 
-/// Bytes in front of each frame in a receive buffer: its offload header stands there, so that
-/// header and frame are read, and written again, in one piece.
+/// Bytes before each frame in a receive buffer: its virtio_net_hdr, so that header and frame are read and written
+/// in one piece.
 pub const HEADROOM: usize = Offload::LEN;
 
-/// Where a frame begins in its receive buffer: on a cache line of its own, the header before it.
+/// Offset of a frame in its receive buffer: at a cache line of its own, after the header.
 const FRONT: usize = 64;
 
-/// Bytes a receive buffer can take: a super-frame of 64 KiB and its Ethernet header and tags.
+/// Capacity of a receive buffer in bytes: a GSO packet of 64 KiB plus Ethernet header and tags.
 const ROOM: usize = (64 << 10) + 64;
 
-/// From one receive buffer to the next. An odd number of cache lines: with a power of two the
-/// headers of a whole burst would compete for one set of the processor's cache.
+/// Distance of receive buffers: an odd number of cache lines. With a power of two, the headers of a burst would
+/// compete for one cache set.
 const STRIDE: usize = FRONT + ROOM + 128 + 64;
 const _: () = assert!(STRIDE.is_multiple_of(64) && STRIDE / 64 % 2 == 1);
 
-/// A burst of at most [`BURST`] frames. The allocations are made once and used again.
+/// A burst of at most [`BURST`] frames. Allocated once and reused.
 ///
-/// Its receive buffers are for devices that have to say where a frame shall be copied to: frames
-/// in them are lent until [`Batch::clear`].
+/// Its receive buffers serve devices that copy frames to a given address. Frames in them are lent until
+/// [`Batch::clear`].
 #[derive(Debug)]
 pub struct Batch {
-    /// The first `len` of them are the burst; one that was taken out leaves [`Frame::EMPTY`] in its
-    /// place, and behind the burst there is nothing else.
+    /// The first `len` are the burst; a frame that was moved out leaves [`Frame::EMPTY`]. All later entries are
+    /// empty.
     frames: Box<[Frame; BURST]>,
     len: usize,
     rx_buffers: Box<[u8]>,
     bytes: usize,
-    /// By place: the priority of the tag that was taken off a frame.
+    /// By index: priority of the tag that was removed from the frame.
     priorities: Box<[Option<Priority>; BURST]>,
-    /// Whether there is any.
+    /// Whether any priority is set.
     has_priorities: bool,
 }
 
@@ -56,7 +56,7 @@ impl Default for Batch {
 }
 
 impl Batch {
-    /// An empty batch with its receive buffers, 4 MiB that are taken as they are used.
+    /// Creates an empty batch with 4 MiB of receive buffers, whose memory is allocated at first use.
     pub fn new() -> Batch {
         Batch {
             frames: Box::new([const { Frame::EMPTY }; BURST]),
@@ -68,19 +68,19 @@ impl Batch {
         }
     }
 
-    /// How many frames there are.
+    /// Number of frames.
     #[inline(always)]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there are none.
+    /// Whether the batch is empty.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Whether the burst is to end here.
+    /// Whether the burst has reached its limit in frames or bytes.
     #[inline(always)]
     pub fn is_full(&self) -> bool {
         self.len >= BURST || self.bytes >= BURST_BYTES
@@ -90,7 +90,7 @@ impl Batch {
     ///
     /// # Panics
     ///
-    /// When there are [`BURST`] frames already.
+    /// If there are [`BURST`] frames already.
     #[inline(always)]
     pub fn push(&mut self, frame: Frame) {
         let storage = self.frames.get_mut(self.len).expect("a burst has at most 64 frames");
@@ -99,27 +99,25 @@ impl Batch {
         self.len += 1;
     }
 
-    /// Places for as many frames as the burst may still have. Those that are put there belong to it when
-    /// [`Batch::commit`] says so.
+    /// Entries for the frames that the burst still has room for. [`Batch::commit`] adds those that were filled.
     #[inline(always)]
     pub(super) fn spare_mut(&mut self) -> &mut [Frame] {
         if self.is_full() { &mut [] } else { &mut self.frames[self.len..] }
     }
 
-    /// Appends the small frames that have been put into so many [`spare_mut`](Batch::spare_mut). Each is reckoned alike.
+    /// Appends the small frames stored in [`spare_mut`](Batch::spare_mut), all at equal cost.
     #[inline(always)]
     pub(super) fn commit(&mut self, frames: usize) {
         self.len += frames;
         self.bytes += frames * MIN_COST;
     }
 
-    /// Lets `read` put a frame into the next receive buffer and appends it. With `header`, what is
-    /// read begins with the offload header. `read` says how many bytes it wrote; what it fails
-    /// with is passed on, and nothing is appended.
+    /// Calls `read` to fill the next receive buffer and appends the frame. With `header`, the data begins with the
+    /// virtio_net_hdr. `read` returns the number of bytes; its error is passed on, and nothing is appended.
     ///
     /// # Panics
     ///
-    /// When there are [`BURST`] frames already.
+    /// If there are [`BURST`] frames already.
     #[inline(always)]
     pub fn receive<E>(&mut self, header: bool, read: impl FnOnce(&mut [u8]) -> Result<usize, E>) -> Result<(), E> {
         let buffer = self.len;
@@ -127,7 +125,7 @@ impl Batch {
         let base = buffer * STRIDE + FRONT;
         let room = &mut self.rx_buffers[base - HEADROOM..base + ROOM];
         let len = if header {
-            // Shorter than its header is a frame of no bytes, and is judged as such.
+            // Data shorter than its header becomes an empty frame, which is dropped as such.
             read(room)?.max(HEADROOM) - HEADROOM
         } else {
             room[..HEADROOM].fill(0);
@@ -151,7 +149,7 @@ impl Batch {
     ///
     /// # Panics
     ///
-    /// When there is none, or it has been taken.
+    /// If there is none, or it has been taken.
     #[inline(always)]
     pub fn frame(&self, index: usize) -> &Frame {
         let frame = &self.frames[index];
@@ -159,13 +157,13 @@ impl Batch {
         frame
     }
 
-    /// The frames with their first segments, in which all their headers are, in order.
+    /// The frames in order, each with its first segment, which holds all headers.
     #[inline(always)]
     pub fn heads(&self) -> impl Iterator<Item = (&Frame, &[u8])> {
         self.frames[..self.len].iter().map(|frame| (frame, self.head_of(frame)))
     }
 
-    /// The first segment of the frame at `index`: all its headers are in it.
+    /// First segment of the frame at `index`, which holds all headers.
     #[inline(always)]
     pub fn head(&self, index: usize) -> &[u8] {
         self.head_of(self.frame(index))
@@ -184,42 +182,41 @@ impl Batch {
         }
     }
 
-    /// The frames from the one at `index` on, for whoever takes them out of their places.
+    /// The frames from `index` on, to be moved out.
     #[inline(always)]
     pub fn frames_from(&mut self, index: usize) -> &mut [Frame] {
         self.frames[..self.len].get_mut(index..).unwrap_or_default()
     }
 
-    /// Takes the frame at `index`, if it owns its slots. It is gone from the batch then, and its
-    /// place stays.
+    /// Moves the frame at `index` out if it owns its slots. The indices of other frames stay.
     #[inline(always)]
     pub fn take(&mut self, index: usize) -> Option<Frame> {
         let frame = &mut self.frames[index];
         frame.is_owned().then(|| frame.take())
     }
 
-    /// A copy of the frame at `index` in slots of its own, for one that has to outlive the burst
-    /// or to be in two places. `None` when the pool has no slots left.
+    /// Copies the frame at `index` to the pool, to outlive the burst or for a second egress. `None` when the pool
+    /// has no slots left.
     pub fn copy_to_pool(&self, index: usize, magazine: &mut Magazine) -> Option<Frame> {
         let frame = self.frame_ref(index);
         concat(std::iter::once(frame.head).chain(frame.tail()), frame.frame.len(), frame.frame.offload(), magazine)
     }
 
-    /// The priority of the tag that was taken off the frame at `index`, if one was.
+    /// Priority of the tag that was removed from the frame at `index`, if any.
     #[inline]
     pub fn priority(&self, index: usize) -> Option<Priority> {
         self.priorities[index]
     }
 
-    /// Notes the priority of the tag that was taken off the frame at `index`.
+    /// Sets the priority of the tag that was removed from the frame at `index`.
     #[inline]
     pub fn set_priority(&mut self, index: usize, priority: Option<Priority>) {
         self.priorities[index] = priority;
         self.has_priorities |= priority.is_some();
     }
 
-    /// The tag that the frame at `index` gets on this VLAN, and whether it takes the place of one. The priority is that
-    /// of the tag that was taken off it; of a frame that has only said a priority, it is that one, and its tag goes.
+    /// The tag for the frame at `index` on VLAN `vid`, and whether it replaces a tag. Keeps the priority of the
+    /// removed tag. A priority tag on the frame (VLAN 0) is replaced, and its priority kept.
     fn tag_for(&self, index: usize, vid: Vid) -> ([u8; TAG_LEN], bool) {
         if let Some(priority) = self.priority(index) {
             return (vid.tag_with(priority), false);
@@ -230,8 +227,7 @@ impl Batch {
         }
     }
 
-    /// The same, with the tag of this VLAN behind its addresses. With `pads`, it is as long as frames on a wire have to
-    /// be.
+    /// Like `copy_to_pool`, with the tag of VLAN `vid` inserted. With `pads`, padded to the wire's minimum.
     pub fn copy_tagged(&self, index: usize, vid: Vid, pads: bool, magazine: &mut Magazine) -> Result<Frame, TagError> {
         let (frame, (tag, replaces)) = (self.frame_ref(index), self.tag_for(index, vid));
         let (addresses, rest) = frame.head.split_at_checked(TAG_AT).ok_or(TagError::Offsets)?;
@@ -251,22 +247,22 @@ impl Batch {
         Ok(copy)
     }
 
-    /// Whether the frame at `index` is shorter than frames on a wire have to be. One that is still to be finished is
-    /// not: who finishes it sees to that.
+    /// Whether the frame at `index` is shorter than the wire's minimum. False with offload pending: the software
+    /// offload pads the frames that it builds.
     #[inline]
     pub fn is_short(&self, index: usize) -> bool {
         let frame = self.frame(index);
         frame.len() < MIN_WIRE_LEN && !frame.offload().needs_offload()
     }
 
-    /// A copy of a short frame, as long as frames on a wire have to be. `None` when the pool has no slots left.
+    /// Copies a short frame, padded to the wire's minimum. `None` when the pool has no slots left.
     pub fn copy_padded(&self, index: usize, magazine: &mut Magazine) -> Option<Frame> {
         let frame = self.frame_ref(index);
         let parts = std::iter::once(frame.head).chain(frame.tail()).chain([padding(frame.frame.len())]);
         concat(parts, frame.frame.len().max(MIN_WIRE_LEN), frame.frame.offload(), magazine)
     }
 
-    /// Makes a short frame as long as frames on a wire have to be. No lane may have borrowed it.
+    /// Pads a short frame to the wire's minimum. No TX batch may have borrowed it.
     #[cold]
     pub fn pad(&mut self, index: usize, magazine: &mut Magazine) -> Result<(), TagError> {
         let frame = &mut self.frames[index];
@@ -281,10 +277,9 @@ impl Batch {
         Ok(())
     }
 
-    /// Takes the tag behind its addresses off the frame at `index`, whatever its type. What its
-    /// offload header says is moved along; if that makes no sense any more, the frame is not sound. The priority of the
-    /// tag is noted, for the tag that the frame may get elsewhere.
-    /// `false` if it is too short to be a frame without these four bytes.
+    /// Removes the tag after the MAC addresses of the frame at `index`, of any TPID. Adjusts the offload offsets;
+    /// if they become invalid, the frame is marked invalid. Keeps the priority for a tag inserted at egress.
+    /// `false` if fewer bytes than an Ethernet header would remain.
     pub fn pop_tag(&mut self, index: usize) -> bool {
         self.set_priority(index, Priority::of_tag(self.head(index)));
         let frame = &mut self.frames[index];
@@ -294,9 +289,8 @@ impl Batch {
         }
     }
 
-    /// Puts the tag of this VLAN behind the addresses of the frame at `index`: in place, or, if there
-    /// is no room in front of it, in a copy that takes its place. A tag that only says a priority is replaced. No lane
-    /// may have borrowed the frame.
+    /// Inserts the tag of VLAN `vid` into the frame at `index`: in place, or, without headroom, in a copy that
+    /// replaces it. Replaces a priority tag. No TX batch may have borrowed the frame.
     pub fn push_tag(&mut self, index: usize, vid: Vid, magazine: &mut Magazine) -> Result<(), TagError> {
         let (tag, replaces) = self.tag_for(index, vid);
         let frame = &mut self.frames[index];
@@ -315,13 +309,13 @@ impl Batch {
         Ok(())
     }
 
-    /// The frame at `index` as it goes out.
+    /// The frame at `index`, as transmitted.
     #[inline(always)]
     pub fn frame_ref(&self, index: usize) -> FrameRef<'_> {
         self.frame_ref_of(self.frame(index))
     }
 
-    /// A frame as it goes out: one of this batch, or one that owns its slots.
+    /// A frame as transmitted: one of this batch, or one that owns its slots.
     #[inline(always)]
     pub(super) fn frame_ref_of<'a>(&'a self, frame: &'a Frame) -> FrameRef<'a> {
         match frame.slot_bytes() {
@@ -342,7 +336,7 @@ impl Batch {
         }
     }
 
-    /// Ends the burst: what is still here goes home, and the receive buffers are free again.
+    /// Ends the burst: frees the remaining frames and the receive buffers.
     #[inline(always)]
     pub fn clear(&mut self, magazine: &mut Magazine) {
         for frame in self.frames[..self.len].iter_mut().filter(|frame| frame.is_some()) {
@@ -351,7 +345,7 @@ impl Batch {
         self.end();
     }
 
-    /// Ends a burst of which all frames have been taken out.
+    /// Ends a burst whose frames have all been moved out.
     #[inline(always)]
     pub fn end(&mut self) {
         debug_assert!(self.frames.iter().all(|frame| !frame.is_some()), "they would be lost");
@@ -362,13 +356,13 @@ impl Batch {
     }
 }
 
-/// The bytes that a frame of this length lacks on a wire.
+/// Zeros that pad a frame of this length to the wire's minimum.
 fn padding(len: u32) -> &'static [u8] {
     const ZEROS: &[u8] = &[0; MIN_WIRE_LEN as usize];
     ZEROS.get(len as usize..).unwrap_or_default()
 }
 
-/// A frame of `len` bytes in slots of its own, from these parts.
+/// Builds a frame of `len` bytes in slots of its own from these parts.
 #[inline(always)]
 fn concat<'a>(
     mut parts: impl Iterator<Item = &'a [u8]>,
@@ -389,52 +383,52 @@ fn concat<'a>(
     })
 }
 
-/// Why a frame cannot be given a tag.
+/// Why a tag cannot be inserted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TagError {
-    /// There is no slot free to copy it to.
+    /// No slot is free for a copy.
     NoSlot,
-    /// It has no addresses, or what its offload header says would lie too far back.
+    /// The frame has no Ethernet header, or an offload offset would overflow.
     Offsets,
 }
 
-/// Bytes that a frame is reckoned as for the end of a burst.
+/// Cost of a frame in bytes, for the end of a burst.
 #[inline(always)]
 fn cost(frame: &Frame) -> usize {
     (frame.len() as usize).max(frame.frames() * MIN_COST)
 }
 
-/// A frame as a device sees it that is to send it.
+/// A frame as the transmitting device sees it.
 #[derive(Debug, Clone, Copy)]
 pub struct FrameRef<'a> {
     /// The frame.
     pub frame: &'a Frame,
     /// Its first segment: all of it, unless it is longer than a slot.
     pub head: &'a [u8],
-    /// The offload header in its wire form and the first segment, where they lie in one piece.
+    /// The virtio_net_hdr and the first segment, if contiguous.
     pub with_header: Option<&'a [u8]>,
 }
 
 impl<'a> FrameRef<'a> {
-    /// The segments behind the first.
+    /// The segments after the first.
     pub fn tail(&self) -> Tail<'a> {
         self.frame.tail()
     }
 
-    /// Whether nothing has to be done to it before it is sent by a device that takes `set`.
+    /// Whether a device with the offloads `set` can transmit it unmodified.
     #[inline]
     pub fn is_supported_by(&self, set: OffloadSet) -> bool {
         let offload = self.frame.offload();
         !offload.needs_offload() || set.takes(offload, self.head, self.frame.len(), self.frame.count())
     }
 
-    /// Whether the first segment is all of it.
+    /// Whether it has a single segment.
     #[inline(always)]
     pub fn is_contiguous(&self) -> bool {
         self.frame.head_len() == self.frame.len()
     }
 
-    /// All its bytes, copied together. For tests and captures.
+    /// Copies all its bytes. For tests and captures.
     pub fn to_vec(&self) -> Vec<u8> {
         let mut all = Vec::with_capacity(self.frame.len() as usize);
         all.extend_from_slice(self.head);

@@ -1,14 +1,14 @@
-//! Copying frames.
+//! Copies frame bytes.
 
-/// Half of the longest frame that is copied in two pieces.
+/// Half the maximum length that is copied in two pieces.
 const HALF: usize = 32;
 
-/// Copies bytes to a place that is as long. The smallest frames, of which there can be most, are copied here, in
-/// two pieces that may overlap; calling `memcpy` for them would cost more than what it does.
+/// Copies bytes to a slice of equal length. Copies the shortest frames, which have the highest rate, in two
+/// overlapping pieces: a call of `memcpy` would cost more than the copy.
 ///
 /// # Panics
 ///
-/// When it is not as long.
+/// If the lengths differ.
 #[inline(always)]
 pub fn copy(from: &[u8], to: &mut [u8]) {
     if from.len() == to.len()

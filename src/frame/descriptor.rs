@@ -1,8 +1,8 @@
-//! A frame: where its bytes are, and what is still to be done to it.
+//! Frame descriptor: storage of the frame's bytes, and its pending offload.
 //!
-//! 32 bytes that are moved from batch to lane to device, while the bytes of the frame stay where they
-//! are. What the `unsafe` blocks lean on is said in [`pool`](super::pool): a slot belongs to one frame,
-//! and only that one reads or writes it.
+//! Its 32 bytes move from batch to TX batch to device, while the bytes of the frame stay in place. The `unsafe`
+//! blocks rely on the invariant of [`pool`](super::pool): a slot belongs to one frame, and only its holder reads or
+//! writes it.
 
 #![allow(clippy::cast_possible_truncation)] // lengths within a slot
 
@@ -15,43 +15,43 @@ use super::pool::{NONE, Pool, SLOT, SlotMemory};
 use crate::wire::Offload;
 use build::SMALL;
 
-/// Bytes from the beginning of a frame that are looked at for its headers: what surely lies in the
-/// first segment. So a frame is measured alike wherever it lies, also after it has been adopted.
+/// Bytes at the start of a frame that are parsed for headers: what the first segment holds in any storage.
+/// Validation therefore gives the same result wherever the frame is stored, also after a copy to the pool.
 const HEADERS: usize = SMALL;
 
-/// Where the bytes of a frame are.
+/// Storage of a frame's bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Storage {
-    /// In one slot that the frame owns, and nothing is left to be done to it.
+    /// One slot that the frame owns; no offload pending.
     Slot,
-    /// In a chain of slots that the frame owns, or in one with an offload header to be heeded.
+    /// A chain of slots that the frame owns, or one slot with an offload pending.
     Chain,
-    /// In a receive buffer of the batch that the frame stands in, until that burst is released.
+    /// A receive buffer of the batch that holds the frame, until the burst is released.
     RxBuffer,
-    /// In the batch, of which this is only the place: a borrow.
+    /// A borrow: the frame is in the batch at this index.
     Borrowed,
-    /// Nowhere: the frame has been taken out of here, or has given up its slots.
+    /// No frame: it has been moved out, or has given up its slots.
     #[default]
     Empty,
 }
 
-/// One Ethernet frame, and the right to its bytes. See the room's page for where they are.
+/// One Ethernet frame and the exclusive right to its bytes. `Storage` says where they are.
 #[derive(Debug)]
 pub struct Frame {
-    /// The pool of its slots, as long as it owns any: `storage` says whether it does.
+    /// The pool of its slots, valid only while `storage` says that it owns any.
     pool: Option<&'static Pool>,
-    /// The two words of its offload header: apart, they leave no gap.
+    /// The offload request as one word: two fields would leave a gap.
     offload: u64,
-    /// Its first slot, or its receive buffer.
+    /// First slot, or receive buffer.
     at: u32,
-    /// Bytes of all segments.
+    /// Length of all segments, in bytes.
     len: u32,
-    /// Where the first segment begins in its slot or buffer.
+    /// Offset of the first segment in its slot or buffer.
     start: u16,
     csum_offset: u16,
-    /// Bytes that each of the frames repeats that this one stands for.
+    /// Header bytes that each segment of the GSO packet repeats.
     headers: u16,
-    /// For how many frames it stands: none, if its offload header is invalid, itself alone, or [`MANY`].
+    /// Number of frames it counts as: 0 if its offload header is invalid, 1, or [`MANY`].
     frames: u8,
     storage: Storage,
 }
@@ -59,19 +59,18 @@ pub struct Frame {
 // Frames are moved from batch to lane to device.
 const _: () = assert!(size_of::<Frame>() == 32);
 
-/// A GSO packet of several segments. How many follows from its length, which is cheap to compute for so few.
+/// A GSO packet of several segments. Their number follows from its length, which is cheap to compute for so few.
 const MANY: u8 = 2;
 
 impl Frame {
-    /// The slot that holds all of it, and where in it: start and length. `None` for any other
-    /// frame than [`Frame::is_single_slot`] says.
+    /// The slot that holds the whole frame, with offset and length. `None` unless [`Frame::is_single_slot`].
     #[inline(always)]
     pub(super) fn slot(&self) -> Option<(u32, u16, u16)> {
         (self.storage == Storage::Slot).then_some((self.at, self.start, self.len as u16))
     }
 
-    /// A frame in receive buffer `buffer` of a batch, `len` bytes long. Where its offload header is
-    /// pending, it is to be measured.
+    /// Creates a frame of `len` bytes in receive buffer `buffer` of a batch. The caller must validate it if its
+    /// offload header requests offload.
     #[inline(always)]
     pub(super) fn in_rx_buffer(buffer: u8, start: u16, len: u32, offload: Offload) -> Frame {
         Frame::new(None, u32::from(buffer), start, len, offload, Storage::RxBuffer)
@@ -83,7 +82,7 @@ impl Frame {
         Frame { pool, offload, at, len, start, headers: 0, csum_offset, frames: 1, storage }
     }
 
-    /// What is left in the place of a frame that was taken out.
+    /// Left in place of a frame that was moved out.
     pub(super) const EMPTY: Frame = Frame {
         pool: None,
         offload: 0,
@@ -96,67 +95,65 @@ impl Frame {
         storage: Storage::Empty,
     };
 
-    /// A borrow of the frame at place `index` of a batch.
+    /// Creates a borrow of the frame at `index` of a batch.
     #[inline(always)]
     pub(super) fn borrowed(index: u8) -> Frame {
         Frame { at: u32::from(index), storage: Storage::Borrowed, ..Frame::EMPTY }
     }
 
-    /// Makes a borrow of a place where there is no frame.
+    /// Turns an empty entry into a borrow.
     #[inline(always)]
     pub(super) fn set_borrowed(&mut self, index: u8) {
         debug_assert!(!self.is_some());
         (self.at, self.storage) = (u32::from(index), Storage::Borrowed);
     }
 
-    /// The place in its batch of which this is a borrow.
+    /// Index in the batch of the borrowed frame.
     #[inline(always)]
     pub(super) fn borrowed_index(&self) -> Option<usize> {
         (self.storage == Storage::Borrowed).then_some(self.at as usize)
     }
 
-    /// Puts a frame into this place, where there is none.
+    /// Stores a frame in an empty entry.
     #[inline(always)]
     pub(super) fn fill(&mut self, frame: Frame) {
         debug_assert!(!self.is_some());
-        // There is nothing to drop, which would have to be found out first.
+        // Nothing to drop here; dropping would cost a check.
         std::mem::forget(std::mem::replace(self, frame));
     }
 
-    /// Forgets a frame that is only lent, or a borrow.
+    /// Drops a lent frame or a borrow, which own nothing.
     #[inline(always)]
     pub(super) fn forget(&mut self) {
         debug_assert!(!self.is_owned());
         self.storage = Storage::Empty;
     }
 
-    /// Takes the frame out of its place.
+    /// Moves the frame out, leaving `EMPTY`.
     #[inline(always)]
     pub fn take(&mut self) -> Frame {
         std::mem::replace(self, Frame::EMPTY)
     }
 
-    /// Moves the frame to another place, where there is none. This is what every frame goes through
-    /// on its way into a lane; by value, it would be taken apart and put together again field by
-    /// field.
+    /// Moves the frame to an empty entry. Every frame passes here on its way into a TX batch; a move by value would
+    /// copy it field by field.
     #[inline(always)]
     pub(super) fn move_to(&mut self, there: &mut Frame) {
         debug_assert!(!there.is_some());
-        // SAFETY: both are frames, and two references that may write do not overlap. For the moment there are
-        // two that hold the same slots; none of them is dropped before the next statement, which
-        // cannot panic, leaves only one. What was there held nothing.
+        // SAFETY: both are frames, and two mutable references do not overlap. For a moment two frames hold the same
+        // slots; neither is dropped before the next statement, which cannot panic, leaves only one. The target was
+        // empty.
         unsafe { std::ptr::copy_nonoverlapping(self, there, 1) };
         self.storage = Storage::Empty;
     }
 
-    /// Whether there is a frame in this place, or only what is left of one that was taken.
+    /// Whether the entry holds a frame: false once taken or released.
     #[inline(always)]
     pub fn is_some(&self) -> bool {
         self.storage != Storage::Empty
     }
 
-    /// Checks the offload header against the frame, once for all. `head_len`: its first segment, if it
-    /// is lent.
+    /// Validates the offload header against the frame, once. `head_len`: length of its first segment if it is lent.
     #[cold]
     pub(super) fn validate(&mut self, head: Option<&[u8]>) {
         let head = head.unwrap_or(self.owned_head());
@@ -167,13 +164,13 @@ impl Frame {
         };
     }
 
-    /// The receive buffer it lies in, if it is lent, and where it begins there.
+    /// Receive buffer and offset, if the frame is lent.
     #[inline(always)]
     pub(super) fn rx_buffer(&self) -> Option<(usize, usize)> {
         (self.storage == Storage::RxBuffer).then_some((self.at as usize, usize::from(self.start)))
     }
 
-    /// Bytes of the first segment.
+    /// Length of the first segment, in bytes.
     #[inline(always)]
     pub(super) fn head_len(&self) -> u32 {
         match self.storage {
@@ -182,51 +179,51 @@ impl Frame {
         }
     }
 
-    /// Bytes of all segments together.
+    /// Length of all segments, in bytes.
     #[inline]
     #[allow(clippy::len_without_is_empty)] // asked for its length in bytes, not whether it has any
     pub fn len(&self) -> u32 {
         self.len
     }
 
-    /// What is left to be done to it.
+    /// Pending offload.
     #[inline(always)]
     pub fn offload(&self) -> Offload {
         Offload::from_words(self.offload, self.csum_offset)
     }
 
-    /// Whether it stands for itself alone, as most do.
+    /// Whether it is a single frame, not a GSO packet.
     #[inline(always)]
     pub fn is_single(&self) -> bool {
         self.frames == 1
     }
 
-    /// Whether its offload header fits it. Nothing else may be done with a frame that is a lie.
+    /// Whether its offload header is valid. If not, the frame may only be dropped.
     #[inline(always)]
     pub fn is_valid(&self) -> bool {
         self.frames > 0
     }
 
-    /// How many frames it stands for; none, if its offload header does not fit it.
+    /// Number of frames it counts as; 0 if its offload header is invalid.
     #[inline(always)]
     pub(super) fn frames(&self) -> usize {
         if self.frames < MANY { usize::from(self.frames) } else { self.segments() as usize }
     }
 
-    /// How many segments it has, where these are [`MANY`].
+    /// Number of segments, if [`MANY`].
     #[inline(never)]
     fn segments(&self) -> u32 {
         let payload = self.len.saturating_sub(u32::from(self.headers));
         payload.div_ceil(u32::from(self.offload().segment_size()).max(1)).max(1)
     }
 
-    /// How many frames it counts as: those it will become. One, where its header is a lie.
+    /// Number of frames it counts as after segmentation; 1 if its offload header is invalid.
     #[inline(always)]
     pub fn count(&self) -> u64 {
         if self.frames < MANY { 1 } else { u64::from(self.segments()) }
     }
 
-    /// How many frames it counts as, and how many bytes these have together, each with its headers.
+    /// Number of frames after segmentation, and their total length in bytes including repeated headers.
     #[inline(always)]
     pub fn counts(&self) -> (u64, u64) {
         if self.is_single() { (1, u64::from(self.len)) } else { self.counts_of_many() }
@@ -238,7 +235,7 @@ impl Frame {
         (count, u64::from(self.len) + u64::from(self.headers) * (count - 1))
     }
 
-    /// Bytes of the longest frame that it will become; its own length for a plain one.
+    /// Length of the longest segment in bytes; the frame's length if it is not a GSO packet.
     #[inline(always)]
     pub fn max_segment_len(&self) -> u32 {
         match self.frames {
@@ -247,7 +244,7 @@ impl Frame {
         }
     }
 
-    /// Whether it owns the slots it lies in, and so may outlive its burst.
+    /// Whether it owns its slots, and thus may outlive its burst.
     #[inline(always)]
     pub fn is_owned(&self) -> bool {
         matches!(self.storage, Storage::Slot | Storage::Chain)
@@ -259,14 +256,14 @@ impl Frame {
         self.pool.filter(|_| self.is_owned())
     }
 
-    /// Whether it lies in one slot that it owns, and nothing is left to be done to it.
+    /// Whether it is one owned slot with no offload pending.
     #[inline(always)]
     pub fn is_single_slot(&self) -> bool {
         self.storage == Storage::Slot
     }
 
-    /// Whether it is lent for its burst, stands for itself alone, and can be sent as it is by a device that takes
-    /// offload headers, or by one that does not.
+    /// Whether it is lent, single, and can be transmitted unmodified by a device with (`offloads`) or without
+    /// offload support.
     #[inline(always)]
     pub fn is_single_borrow(&self, offloads: bool) -> bool {
         self.storage == Storage::RxBuffer
@@ -274,18 +271,18 @@ impl Frame {
             && (!self.offload().needs_offload() || offloads && !self.offload().has_crc32c() && !self.offload().is_gso())
     }
 
-    /// All its bytes, if it lies in one slot that it owns.
+    /// All its bytes, if it is one owned slot.
     #[inline(always)]
     pub(super) fn slot_bytes(&self) -> Option<&[u8]> {
         if self.storage != Storage::Slot {
             return None;
         }
-        // SAFETY: the slot is this frame's, and only who has the frame to himself writes it; all of it
-        // lies within the slot: `build` and `small` saw to that, and a tag moves its start only.
+        // SAFETY: the slot is this frame's, and only the holder of the frame writes it. All bytes are within the
+        // slot: `build` and `small` ensure it, and a tag moves its start only.
         self.pool.map(|pool| unsafe { pool.bytes(self.at, self.start, self.len as u16) })
     }
 
-    /// Its slot and all its bytes, if it lies in one slot that it owns, of this pool, whose slots are there.
+    /// Slot and all bytes, if it is one owned slot of the given pool.
     #[inline(always)]
     pub(super) fn slot_in(&self, pool: &'static Pool, room: SlotMemory) -> Option<(u32, &[u8])> {
         if self.storage != Storage::Slot || !self.belongs_to(pool) {
@@ -295,31 +292,31 @@ impl Frame {
         Some((self.at, unsafe { room.bytes(self.at, self.start, self.len as u16) }))
     }
 
-    /// Leaves the slot that it lies in to the caller, who has been told which it is.
+    /// Leaves its slot to the caller, who already knows the slot.
     #[inline(always)]
     pub(super) fn forget_slot(&mut self) {
         debug_assert!(self.storage == Storage::Slot);
         self.storage = Storage::Empty;
     }
 
-    /// Whether its slots, if it owns any, are of this pool.
+    /// Whether its slots, if any, are of this pool.
     #[inline(always)]
     pub(super) fn belongs_to(&self, pool: &'static Pool) -> bool {
         self.pool.is_some_and(|home| std::ptr::eq(home, pool))
     }
 
-    /// The first segment of an owned frame; it holds all its headers. Empty for any other.
+    /// The first segment of an owned frame, which holds all headers. Empty for a frame that is not owned.
     #[inline(always)]
     pub(super) fn owned_head(&self) -> &[u8] {
         match self.owner() {
-            // SAFETY: the slot is this frame's, and only who has the frame to himself writes it. The
-            // first segment ends within its slot: `build` saw to that.
+            // SAFETY: the slot is this frame's, and only the holder of the frame writes it. The first segment ends
+            // within its slot: `build` ensures it.
             Some(pool) => unsafe { pool.bytes(self.at, self.start, self.head_len() as u16) },
             None => &[],
         }
     }
 
-    /// The segments behind the first.
+    /// The segments after the first.
     #[inline]
     pub(super) fn tail(&self) -> Tail<'_> {
         match self.pool {
@@ -330,7 +327,7 @@ impl Frame {
         }
     }
 
-    /// Gives up the slots: the pool, the first of them, and whether it is the only one.
+    /// Gives up the slots: pool, first slot, and whether it is the only one.
     #[inline(always)]
     pub(super) fn take_slots(&mut self) -> Option<(&'static Pool, u32, bool)> {
         let (home, only) = (self.owner(), self.storage == Storage::Slot);
@@ -338,7 +335,7 @@ impl Frame {
         Some((home?, self.at, only))
     }
 
-    /// Gives up its slot, if that is all it has and is one of this pool. Nothing has changed if it is not.
+    /// Gives up its slot if it is the only one and of this pool; otherwise changes nothing.
     #[inline(always)]
     pub(super) fn take_slot(&mut self, pool: &'static Pool) -> Option<u32> {
         if self.storage != Storage::Slot || !self.belongs_to(pool) {
@@ -350,8 +347,7 @@ impl Frame {
 }
 
 impl Drop for Frame {
-    /// Sends the slots home, straight to the pool. A worker recycles frames through its cache,
-    /// which is cheaper.
+    /// Frees the slots straight to the pool. A worker recycles frames through its magazine, which is cheaper.
     #[inline(always)]
     fn drop(&mut self) {
         if self.is_owned() {
@@ -371,7 +367,7 @@ impl Frame {
     }
 }
 
-/// The segments of a frame behind its first one.
+/// Iterator over the segments after the first.
 #[derive(Debug, Clone)]
 pub struct Tail<'a> {
     pool: Option<&'static Pool>,
@@ -387,8 +383,8 @@ impl<'a> Iterator for Tail<'a> {
         let at = self.at;
         self.at = pool.after(at);
         let (start, len) = pool.extent(at);
-        // SAFETY: the slot is in the chain of the frame, which outlives this iterator, and only who has
-        // the frame to himself writes its slots.
+        // SAFETY: the slot is in the chain of the frame, which outlives this iterator, and only the holder of the
+        // frame writes its slots.
         Some(unsafe { pool.bytes(at, start, len) })
     }
 }

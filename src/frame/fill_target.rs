@@ -1,41 +1,41 @@
-//! How many slots wait in the fill ring of a queue.
+//! Target number of slots in the fill ring of an AF_XDP queue.
 //!
-//! The kernel goes through all of them in turn. Many keep frames from being lost while the worker stands still for a
-//! moment, and few stay in the caches of whoever writes into them. What that takes depends on the frames: as many bytes
-//! as wait, and as much time as a wire takes to bring them, come in fewer large ones than small ones.
+//! The kernel cycles through all of them. Many slots prevent loss while the worker stalls; few slots stay in the
+//! sender's caches. The target depends on the frame size: the same number of bytes, and the same time on a wire,
+//! takes fewer large frames than small ones.
 
-/// Bytes that wait, as frames come: most of the second-level cache of a core of today.
+/// Target in bytes of received frames: most of a current core's L2 cache.
 const BYTES: u64 = 768 << 10;
 
-/// Pieces that are looked at together.
+/// Descriptors per adaptation step.
 const LOOK: u32 = 1024;
 
-/// Slots that wait for the largest frames.
+/// Minimum number of slots, for the largest frames.
 const LEAST: u32 = 512;
 
-/// How many slots shall wait, for pieces as they have come lately. A piece is what one slot takes.
+/// Target number of slots, adapted to recently received descriptors. A descriptor is one slot.
 #[derive(Debug)]
 pub(super) struct FillTarget {
     max: u32,
     target: u32,
-    /// Since it was last thought about.
+    /// Descriptors since the last adaptation.
     descriptors: u32,
     bytes: u64,
 }
 
 impl FillTarget {
-    /// At most so many, and so many at first.
+    /// Starts at the maximum, `max`.
     pub(super) fn new(max: u32) -> FillTarget {
         FillTarget { max, target: max, descriptors: 0, bytes: 0 }
     }
 
-    /// How many shall wait.
+    /// Current target in slots.
     #[inline(always)]
     pub(super) fn target(&self) -> u32 {
         self.target
     }
 
-    /// Notes that pieces have come, of so many bytes together.
+    /// Records received descriptors and their total bytes.
     #[inline(always)]
     pub(super) fn record(&mut self, descriptors: u32, bytes: u64) {
         self.descriptors += descriptors;

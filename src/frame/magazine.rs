@@ -1,29 +1,29 @@
-//! A worker's private stock of free slots: how it takes and returns frames without a lock.
+//! Magazine: a worker's private stock of free slots. Allocates and frees frames without a lock.
 
 use super::Batch;
 use super::descriptor::{Frame, Small};
 use super::pool::{CHUNK, NONE, Pool};
 use crate::wire::Offload;
 
-/// Slots a cache keeps at most: for another one, it gives a chunk back.
+/// Capacity in slots; one more returns a chunk to the pool.
 const MOST: usize = 8 * CHUNK as usize;
 
-/// A private stock of free slots. What is left goes back to the pool when it is dropped.
+/// A private stock of free slots. Returns them to the pool when dropped.
 #[derive(Debug)]
 pub struct Magazine {
     pool: &'static Pool,
-    /// The first `len` of them are free, and nobody else's.
+    /// The first `len` are free and owned by this magazine.
     slots: Box<[u32; MOST]>,
     len: usize,
 }
 
 impl Magazine {
-    /// An empty stock, filled from `pool` as needed.
+    /// Creates an empty magazine that refills from `pool`.
     pub fn new(pool: &'static Pool) -> Magazine {
         Magazine { pool, slots: Box::new([NONE; MOST]), len: 0 }
     }
 
-    /// A frame with these bytes; `None` when the pool has no slots left.
+    /// Builds a frame with these bytes; `None` when the pool has no slots left.
     #[inline]
     pub fn frame(&mut self, bytes: &[u8], offload: Offload) -> Option<Frame> {
         match Small::new(bytes, offload) {
@@ -32,8 +32,8 @@ impl Magazine {
         }
     }
 
-    /// Appends frames to `batch` for as long as that has places, there are slots, and `next` hands out another
-    /// one. It is not asked for one that there is no place or no slot for.
+    /// Appends frames to `batch` while it has room, slots are free, and `next` returns bytes. Calls `next` only if
+    /// room and slot are there.
     #[inline(always)]
     pub fn push_small<'a>(&mut self, batch: &mut Batch, mut next: impl FnMut() -> Option<Small<'a>>) {
         if self.len == 0 {
@@ -45,8 +45,8 @@ impl Magazine {
         let stock = self.slots.get(..self.len).unwrap_or_default();
         let (rest, mut slots) = stock.split_at(stock.len().saturating_sub(places.len()));
         let most = slots.len();
-        // They are out of the stock until it is known how many have been used: none is ever in it and in a
-        // frame at once, should `next` panic.
+        // Remove the slots from the stock until the number used is known: if `next` panics, no slot is both free
+        // and in a frame.
         self.len = rest.len();
         for storage in places {
             let [rest @ .., slot] = slots else { break };
@@ -58,13 +58,13 @@ impl Magazine {
         batch.commit(most - slots.len());
     }
 
-    /// Appends a frame with these bytes to `batch`. Whether there were slots for it.
+    /// Appends a frame with these bytes to `batch`. `false` if no slots are free.
     #[inline]
     pub fn push_frame(&mut self, bytes: &[u8], offload: Offload, batch: &mut Batch) -> bool {
         self.frame(bytes, offload).map(|frame| batch.push(frame)).is_some()
     }
 
-    /// A free slot, which is the caller's now.
+    /// Takes a free slot, which the caller then owns.
     #[inline(always)]
     pub(super) fn pop(&mut self) -> Option<u32> {
         match self.len.checked_sub(1) {
@@ -87,20 +87,20 @@ impl Magazine {
         })
     }
 
-    /// A frame of `len` bytes, which `fill` writes segment by segment; `None` when the pool has no
-    /// slots left.
+    /// Builds a frame of `len` bytes, which `fill` writes segment by segment; `None` when the pool has no slots
+    /// left.
     #[inline(always)]
     pub fn build(&mut self, len: u32, offload: Offload, fill: impl FnMut(&mut [u8])) -> Option<Frame> {
         Frame::build(self.pool, || self.pop(), len, offload, fill)
     }
 
-    /// Takes back the slots of a frame. A frame that is only lent has none.
+    /// Frees the slots of a frame. A lent frame has none.
     #[inline(always)]
     pub fn recycle(&mut self, mut frame: Frame) {
         self.recycle_from(&mut frame);
     }
 
-    /// Takes back the slots of the frame in this place, which is empty then.
+    /// Frees the slots of the frame in this entry and empties it.
     #[inline(always)]
     pub(super) fn recycle_from(&mut self, storage: &mut Frame) {
         match storage.take_slot(self.pool) {
@@ -110,7 +110,7 @@ impl Magazine {
         }
     }
 
-    /// The same for a frame that has not just one slot of this pool.
+    /// Slow path: the frame is not exactly one slot of this pool.
     #[inline(never)]
     fn recycle_slow(&mut self, storage: &mut Frame) {
         let Some((pool, mut slot, simple)) = storage.take_slots() else { return };
@@ -127,7 +127,7 @@ impl Magazine {
         }
     }
 
-    /// Takes back a slot of its pool that the caller holds.
+    /// Frees a slot of its pool that the caller owns.
     #[inline(always)]
     pub(super) fn push(&mut self, slot: u32) {
         match self.slots.get_mut(self.len) {
@@ -139,8 +139,8 @@ impl Magazine {
         }
     }
 
-    /// Places for `slots` slots that will be taken back, or for as many as there is room for at all; how many of
-    /// them have been filled is to be said to [`Magazine::commit`].
+    /// Entries for up to `slots` slots to be freed, limited by the capacity. The caller reports how many it has
+    /// filled to [`Magazine::commit`].
     #[inline(always)]
     pub(super) fn spare_mut(&mut self, slots: usize) -> &mut [u32] {
         let slots = slots.min(MOST);
@@ -150,19 +150,19 @@ impl Magazine {
         &mut self.slots[self.len..][..slots]
     }
 
-    /// Takes back the slots that have been put into so many places of [`Magazine::spare_mut`], and which the caller held.
+    /// Frees the slots stored in [`Magazine::spare_mut`], which the caller owned.
     #[inline(always)]
     pub(super) fn commit(&mut self, slots: usize) {
         self.len += slots;
     }
 
-    /// The pool that its slots are from.
+    /// The pool of its slots.
     #[inline(always)]
     pub(super) fn pool(&self) -> &'static Pool {
         self.pool
     }
 
-    /// Takes back a slot for which there is no room.
+    /// Frees a slot when the magazine is full.
     #[cold]
     fn push_slow(&mut self, slot: u32) {
         self.push_chunk();
@@ -183,7 +183,7 @@ impl Magazine {
         }
     }
 
-    /// Takes a chunk from the pool: one slot to use now, the others to stock. For an empty stock.
+    /// Refills an empty magazine with a chunk from the pool; returns one slot of it.
     #[cold]
     fn refill(&mut self) -> Option<u32> {
         let first = self.pool.pop()?;

@@ -1,19 +1,19 @@
-//! The right to bytes.
+//! Frame memory: the pool of slots, frames, received batches and TX batches, and the slot exchange with AF_XDP.
 //!
-//! A [`Frame`] is the right to the bytes of one Ethernet frame. It is moved, never cloned. Its
-//! bytes stand either in slots of the [`Pool`], which it owns until it is dropped or recycled, or
-//! in memory that is *lent* for the present burst: the receive buffers of a [`Batch`].
+//! A [`Frame`] is the exclusive right to the bytes of one Ethernet frame. It is moved, never cloned. Its bytes are
+//! either in slots of the [`Pool`], which the frame owns until it is dropped or recycled, or in memory *lent* for
+//! the current burst: the receive buffers of a [`Batch`].
 //!
 //! ```text
 //!   device.receive ──► Batch: up to 64 frames, and the receive buffers that a burst may use
-//!                        │  taken, when one port gets it and it owns its slots
-//!                        │  borrowed by its place in the batch, when it is lent or flooded
+//!                        │  moved, if it owns its slots and has one egress port
+//!                        │  borrowed by its index in the batch, if it is lent or flooded
 //!                        ▼
-//!                      Lane: what one port sends in one go ──► device.transmit
+//!                      TxBatch: frames pending for one port ──► device.transmit
 //! ```
 //!
-//! Slots go home to the worker's [`Magazine`], and from there in chunks to the pool. Those that are left to
-//! the kernel, to be received into or to be sent, go through an [`XskQueue`].
+//! Freed slots return to the worker's [`Magazine`], and from there in chunks to the pool. Slots left to the kernel for
+//! receive or transmit go through an [`XskQueue`].
 
 mod batch;
 mod copy;

@@ -1,15 +1,15 @@
-//! The arena of slots.
+//! Pool of frame slots.
 //!
-//! One mapping of 4 KiB slots serves the whole process, and lives as long: it is leaked on
-//! purpose, so that a frame can point at it without counting. A slot is either free, and then in
-//! the pool's list or in a worker's [`Magazine`](super::Magazine), or it belongs to exactly one
-//! [`Frame`](super::Frame), or an [`XskQueue`](super::XskQueue) has left it to the kernel. Only the holder of a
-//! slot reads or writes its bytes; that is the invariant which every `unsafe` block of this room leans on.
+//! One mapping of 4 KiB slots serves the whole process for its lifetime: it is leaked on purpose, so that frames
+//! point at it without a reference count. A slot is free (in the pool's list or in a worker's
+//! [`Magazine`](super::Magazine)), or belongs to exactly one [`Frame`](super::Frame), or an
+//! [`XskQueue`](super::XskQueue) has left it to the kernel. Only the holder of a slot reads or writes its bytes;
+//! every `unsafe` block of this module relies on that invariant.
 //!
-//! The free list is a stack of *chunks*: chains of slots linked by `next`, so that a worker and
-//! the pool exchange many slots with one compare-and-swap and nobody locks or allocates. The top
-//! of the stack carries a tag that grows with every exchange; a chunk that was taken and given
-//! back meanwhile (the ABA problem) is thereby told from one that never moved.
+//! The free list is a stack of *chunks*: chains of slots linked by `next`. A worker and the pool exchange many
+//! slots with one compare-and-swap, without lock or allocation. The top of the stack carries a tag that grows with
+//! every exchange, which detects a chunk that was popped and pushed again between load and compare (the ABA
+//! problem).
 
 #![allow(clippy::cast_possible_truncation)] // lengths within a slot and halves of words
 
@@ -22,50 +22,48 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::sys::memory::{Mapping, Pages};
 use crate::sys::xsk::{self, Umem};
 
-/// Bytes of one slot: a page, and the chunk of an AF_XDP UMEM.
+/// Size of a slot in bytes: a page, and the chunk of an AF_XDP UMEM.
 pub const SLOT: usize = 4096;
 const _: () = assert!(SLOT == xsk::CHUNK as usize);
 
-/// Slots of a chunk on the free list, at first. Later chunks may be shorter.
+/// Initial slots per chunk on the free list. Later chunks may be shorter.
 pub(super) const CHUNK: u32 = 64;
 
-/// "No slot": the end of a chain.
+/// End of a chain.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// The arena that all frames of a process share.
+/// The slots that all frames of a process share.
 pub struct Pool {
     memory: &'static Mapping,
     memory_view: SlotMemory,
     slots: u32,
-    /// Behind a slot: the next one of the same frame or of the same free chunk. Written by whoever
-    /// holds the slot.
+    /// By slot: the next slot of the same frame or free chunk. Written by the holder of the slot.
     next: Box<[AtomicU32]>,
-    /// Where in a slot its segment lies, start × 65536 + length; for slots behind a frame's first.
+    /// By slot after a frame's first: extent of its segment, start × 65536 + length.
     extent: Box<[AtomicU32]>,
-    /// Below the first slot of a free chunk: the first slot of the chunk below.
+    /// By first slot of a free chunk: the first slot of the chunk below it on the stack.
     below: Box<[AtomicU32]>,
     /// The topmost free chunk: tag × 2^32 + slot.
     top: AtomicU64,
-    /// The ledger: which [`XskQueue`](super::XskQueue) has left a slot to the kernel, by its number;
-    /// [`OWNED_BY_US`] for slots that the kernel has nothing to do with.
+    /// By slot: number of the [`XskQueue`](super::XskQueue) that has left it to the kernel, or [`OWNED_BY_US`].
     owner_table: Box<[AtomicU32]>,
-    /// How many exchanges there have been.
+    /// Last owner number given to an AF_XDP queue.
     next_owner: AtomicU32,
-    /// The registration with the kernel, from when it is first needed.
+    /// Registration with the kernel, made at first use.
     umem: Mutex<Option<Arc<Umem>>>,
 }
 
-/// Where the slots of a pool are: as a value, so that whoever goes through a burst asks once. They are there for
-/// the life of the process, as the pool is.
+/// Address of the slots, as a value that loops over a burst read once. Valid for the life of the process, like the
+/// pool.
 #[derive(Clone, Copy)]
 pub(super) struct SlotMemory {
     base: NonNull<u8>,
     slots: u32,
 }
 
-// SAFETY: an address and a number. What may be done at that address is for the holders of slots to know.
+// SAFETY: an address and a number. The holders of slots decide what they access there.
 unsafe impl Send for SlotMemory {}
-// SAFETY: the same.
+// SAFETY: as for `Send`.
 unsafe impl Sync for SlotMemory {}
 
 impl SlotMemory {
@@ -73,37 +71,37 @@ impl SlotMemory {
     ///
     /// # Safety
     ///
-    /// The caller holds the slot, `start + len` is at most [`SLOT`], and nobody writes the slot
-    /// while the slice lives.
+    /// The caller holds the slot, `start + len` is at most [`SLOT`], and nobody writes the slot while the slice
+    /// lives.
     #[inline(always)]
     pub(super) unsafe fn bytes(self, slot: u32, start: u16, len: u16) -> &'static [u8] {
         debug_assert!(slot < self.slots && usize::from(start) + usize::from(len) <= SLOT);
         let at = slot as usize * SLOT + usize::from(start);
         // SAFETY: at + len lies within slot `slot`, and so within the mapping.
         let base = unsafe { self.base.as_ptr().add(at) };
-        // SAFETY: the range is mapped and zeroed from the start, lives as long as the pool, and by
-        // the caller's word is not written meanwhile.
+        // SAFETY: the range is mapped and zeroed from the start and lives as long as the pool; the caller
+        // guarantees that nobody writes it while the slice lives.
         unsafe { std::slice::from_raw_parts(base, usize::from(len)) }
     }
 
-    /// The bytes of a slot that the caller holds, to write.
+    /// The bytes of a slot that the caller holds, mutable.
     ///
     /// # Safety
     ///
-    /// The caller holds the slot, `start + len` is at most [`SLOT`], and nobody else reads or writes
-    /// the slot while the slice lives.
+    /// The caller holds the slot, `start + len` is at most [`SLOT`], and nobody else reads or writes the slot while
+    /// the slice lives.
     #[inline(always)]
     pub(super) unsafe fn bytes_mut(self, slot: u32, start: u16, len: u16) -> &'static mut [u8] {
         debug_assert!(slot < self.slots && usize::from(start) + usize::from(len) <= SLOT);
         let at = slot as usize * SLOT + usize::from(start);
         // SAFETY: at + len lies within slot `slot`, and so within the mapping.
         let base = unsafe { self.base.as_ptr().add(at) };
-        // SAFETY: the range is mapped, lives as long as the pool, and by the caller's word is ours.
+        // SAFETY: the range is mapped and lives as long as the pool; the caller guarantees exclusive access.
         unsafe { std::slice::from_raw_parts_mut(base, usize::from(len)) }
     }
 }
 
-/// No exchange has left this slot to the kernel.
+/// Owner of a slot that is not left to the kernel.
 pub(super) const OWNED_BY_US: u32 = 0;
 
 impl fmt::Debug for Pool {
@@ -117,7 +115,7 @@ fn table(len: u32) -> Box<[AtomicU32]> {
 }
 
 impl Pool {
-    /// A pool of `slots` slots, for the life of the process.
+    /// Creates a pool of `slots` slots for the life of the process. Fails if the memory cannot be mapped.
     pub fn new(slots: u32) -> io::Result<&'static Pool> {
         let memory: &'static Mapping = Box::leak(Box::new(Mapping::new(slots as usize * SLOT)?));
         let (next, extent, below) = (table(slots), table(slots), table(slots));
@@ -143,18 +141,18 @@ impl Pool {
         Ok(Box::leak(Box::new(pool)))
     }
 
-    /// How many slots there are.
+    /// Number of slots.
     pub fn slots(&self) -> u32 {
         self.slots
     }
 
-    /// What backs the slots.
+    /// Page size that backs the slots.
     pub fn pages(&self) -> Pages {
         self.memory.pages()
     }
 
-    /// How many slots are free and not in any worker's cache. Walks the list, so it is for tests
-    /// and for a pool at rest; while others take and give, it is a guess.
+    /// Number of free slots outside of magazines. Walks the list, for tests and idle pools; an estimate while
+    /// workers allocate.
     pub fn free(&self) -> u32 {
         let mut free = 0;
         let mut chunk = top_slot(self.top.load(Ordering::Acquire));
@@ -169,8 +167,7 @@ impl Pool {
         free
     }
 
-    /// The pool as memory that AF_XDP sockets share. When it is first asked for, all of the pool is
-    /// taken from the system and pinned.
+    /// The pool as a UMEM that AF_XDP sockets share. The first call allocates and pins all memory of the pool.
     pub(super) fn umem(&self) -> io::Result<Arc<Umem>> {
         let mut umem = self.umem.lock().unwrap_or_else(PoisonError::into_inner);
         match &*umem {
@@ -182,7 +179,7 @@ impl Pool {
         }
     }
 
-    /// A number for an exchange, by which the ledger knows it. One is used again after 2^32.
+    /// Returns an owner number for an AF_XDP queue. Repeats after 2^32.
     pub(super) fn next_owner_id(&self) -> u32 {
         loop {
             let number = self.next_owner.fetch_add(1, Ordering::Relaxed).wrapping_add(1);
@@ -192,13 +189,13 @@ impl Pool {
         }
     }
 
-    /// Which exchange has left this slot to the kernel; [`OWNED_BY_US`] if none has, or there is no such slot.
+    /// Owner number of a slot; [`OWNED_BY_US`] if the kernel does not have it, or the slot does not exist.
     #[inline(always)]
     pub(super) fn owner_table(&self, slot: u32) -> u32 {
         self.owner_table.get(slot as usize).map_or(OWNED_BY_US, |lent| lent.load(Ordering::Relaxed))
     }
 
-    /// Notes which exchange has a slot that the caller holds, or that none has it.
+    /// Sets the owner of a slot that the caller holds.
     #[inline(always)]
     pub(super) fn set_lent(&self, slot: u32, queue: u32) {
         self.owner_table[slot as usize].store(queue, Ordering::Relaxed);
@@ -212,7 +209,7 @@ impl Pool {
         self.next[slot as usize].load(Ordering::Relaxed)
     }
 
-    /// Puts a chunk (a chain of slots that the caller holds) on the free list.
+    /// Pushes a chunk (a chain of slots that the caller holds) onto the free list.
     pub(super) fn push(&self, chunk: u32) {
         let mut top = self.top.load(Ordering::Relaxed);
         loop {
@@ -224,7 +221,7 @@ impl Pool {
         }
     }
 
-    /// Takes a chunk off the free list: the first slot of a chain that is now the caller's.
+    /// Pops a chunk off the free list. Returns the first slot of a chain that the caller then holds.
     pub(super) fn pop(&self) -> Option<u32> {
         let mut top = self.top.load(Ordering::Acquire);
         loop {
@@ -240,24 +237,24 @@ impl Pool {
         }
     }
 
-    /// Where its slots are.
+    /// Address of the slots.
     #[inline(always)]
     pub(super) fn memory_view(&self) -> SlotMemory {
         self.memory_view
     }
 
-    /// The same as of its [`SlotMemory`].
+    /// As `SlotMemory::bytes`.
     ///
     /// # Safety
     ///
     /// As there.
     #[inline(always)]
     pub(super) unsafe fn bytes(&self, slot: u32, start: u16, len: u16) -> &[u8] {
-        // SAFETY: by the caller's word; and the room is there as long as the pool.
+        // SAFETY: guaranteed by the caller; the memory lives as long as the pool.
         unsafe { self.memory_view.bytes(slot, start, len) }
     }
 
-    /// The same as of its [`SlotMemory`].
+    /// As `SlotMemory::bytes_mut`.
     ///
     /// # Safety
     ///
@@ -265,11 +262,11 @@ impl Pool {
     #[allow(clippy::mut_from_ref)] // exclusive by the right to the slot, not to the pool
     #[inline(always)]
     pub(super) unsafe fn bytes_mut(&self, slot: u32, start: u16, len: u16) -> &mut [u8] {
-        // SAFETY: by the caller's word; and the room is there as long as the pool.
+        // SAFETY: guaranteed by the caller; the memory lives as long as the pool.
         unsafe { self.memory_view.bytes_mut(slot, start, len) }
     }
 
-    /// Where in a slot that the caller holds its segment lies: start and length.
+    /// Extent of the segment in a slot that the caller holds: start and length.
     pub(super) fn extent(&self, slot: u32) -> (u16, u16) {
         let word = self.extent[slot as usize].load(Ordering::Relaxed);
         ((word >> 16) as u16, word as u16)

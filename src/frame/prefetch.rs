@@ -1,12 +1,12 @@
-//! A hint to the processor, as a safe function.
+//! Safe wrapper of the CPU's prefetch instruction.
 
-/// Starts to fetch the cache line at which `thing` begins, and does not wait for it.
+/// Prefetches the cache line at which `thing` begins, without waiting.
 #[inline(always)]
 pub fn prefetch<T: ?Sized>(thing: &T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing that a program can see, and a reference is a valid address.
+        // SAFETY: a prefetch has no effect that a program can observe, and a reference is a valid address.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(thing).cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]

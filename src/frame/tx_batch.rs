@@ -1,4 +1,4 @@
-//! What one port is about to send: a lane of the worker's outbox.
+//! TX batch: the frames pending for one port, and the loops by which devices transmit them.
 
 use std::ops::AddAssign;
 use std::slice;
@@ -7,74 +7,73 @@ use super::descriptor::Frame;
 use super::{Batch, FrameRef, Magazine};
 use crate::wire::Offload;
 
-/// Frames in the order in which one port sends them: owned ones, and borrows of the present burst
-/// by their place in it.
+/// Frames in transmit order: owned ones, and borrows of the current burst by index.
 #[derive(Debug, Default)]
 pub struct TxBatch {
-    /// The first `len` of them wait. Behind these nothing but [`Frame::EMPTY`], ready to be changed for a frame.
+    /// The first `len` are pending. The rest are [`Frame::EMPTY`], kept initialised for reuse.
     entries: Vec<Frame>,
     len: usize,
 }
 
-/// What became of a frame that a device was to send.
+/// Transmit status of one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TxStatus {
-    /// It is on its way.
+    /// Transmitted.
     Sent,
-    /// The device has no room left now, for this frame and for those behind it.
+    /// The TX ring is full, for this frame and those after it.
     Full,
-    /// The device had no room for this frame. That says nothing of those behind it.
+    /// No room for this frame; those after it may fit.
     NoRoom,
-    /// The device will not take this frame.
+    /// The device refuses this frame.
     Refused,
-    /// The device is there, but its link is down.
+    /// The link is down.
     LinkDown,
-    /// It would have had to be copied, and there was no slot free.
+    /// A copy was needed, and no slot was free.
     NoBuffer,
 }
 
-/// What became of a lane, counted in frames as [`Frame::count`] has it.
+/// Transmit statistics of a batch, in frames as [`Frame::count`] counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TxStats {
-    /// Frames that went out.
+    /// Frames transmitted.
     pub frames: u64,
-    /// And their bytes.
+    /// Their bytes.
     pub bytes: u64,
-    /// Frames for which the device had no room.
+    /// Frames dropped: TX ring full.
     pub full: u64,
-    /// Frames that the device would not take.
+    /// Frames dropped: refused by the device.
     pub refused: u64,
-    /// Frames that found the link down.
+    /// Frames dropped: link down.
     pub link_down: u64,
-    /// Frames for which there was no slot to copy them to.
+    /// Frames dropped: no slot for a copy.
     pub no_buffer: u64,
 }
 
 impl TxBatch {
-    /// An empty lane with room for `capacity` frames.
+    /// Creates an empty batch with room for `capacity` frames.
     pub fn with_capacity(capacity: usize) -> TxBatch {
         TxBatch { entries: Vec::with_capacity(capacity), len: 0 }
     }
 
-    /// How many frames wait.
+    /// Number of pending frames.
     #[inline(always)]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether none waits.
+    /// Whether no frame is pending.
     #[inline(always)]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// Adds a frame that owns its slots.
+    /// Pushes a frame that owns its slots.
     #[inline(always)]
     pub fn push(&mut self, mut frame: Frame) {
         self.push_from(&mut frame);
     }
 
-    /// Adds a frame that owns its slots, out of its place.
+    /// Moves a frame that owns its slots out of its entry into this batch.
     #[inline(always)]
     pub fn push_from(&mut self, frame: &mut Frame) {
         match self.entries.get_mut(self.len) {
@@ -84,14 +83,13 @@ impl TxBatch {
         self.len += 1;
     }
 
-    /// Takes a frame in behind all that there ever were: as often as the lane is longer than
-    /// before, and within what was allocated for it.
+    /// Pushes a frame beyond all initialised entries: once per new maximum length, within the allocated capacity.
     #[cold]
     fn extend(&mut self, frame: &mut Frame) {
         self.entries.push(frame.take());
     }
 
-    /// Adds the frame at `index` of the present burst, which stays where it is.
+    /// Pushes a borrow of the frame at `index` of the current burst.
     #[inline(always)]
     pub fn borrow(&mut self, index: u8) {
         match self.entries.get_mut(self.len) {
@@ -101,28 +99,28 @@ impl TxBatch {
         self.len += 1;
     }
 
-    /// The frame at `place`: how it would go out.
+    /// The frame at `place`, as it would be transmitted.
     ///
     /// # Panics
     ///
-    /// When none waits there.
+    /// If no frame is pending there.
     #[inline]
     pub fn frame<'a>(&'a self, storage: usize, batch: &'a Batch) -> FrameRef<'a> {
         view(&self.entries[..self.len][storage], batch)
     }
 
-    /// Moves the frame at `place`, whether owned or borrowed, to the end of another lane. It is to be
-    /// looked at no more; [`TxBatch::clear`] ends this.
+    /// Moves the frame at `place`, owned or borrowed, to the end of another batch. The entry must not be read again
+    /// until [`TxBatch::clear`].
     ///
     /// # Panics
     ///
-    /// When none waits there.
+    /// If no frame is pending there.
     #[inline]
     pub fn move_to(&mut self, storage: usize, to: &mut TxBatch) {
         to.push_from(&mut self.entries[..self.len][storage]);
     }
 
-    /// Ends the lane: what is still here goes home.
+    /// Empties the batch; frees the frames left in it.
     pub fn clear(&mut self, magazine: &mut Magazine) {
         for entry in &mut self.entries[..self.len] {
             magazine.recycle_from(entry);
@@ -130,8 +128,8 @@ impl TxBatch {
         self.len = 0;
     }
 
-    /// Shows each frame to `send`, in order, and sees to what comes of it. The lane is empty
-    /// afterwards: what could not be sent is dropped, and counted.
+    /// Passes each frame to `send`, in order, and counts its status. Empties the batch; drops frames that were not
+    /// transmitted.
     #[inline(always)]
     pub fn send_each(
         &mut self,
@@ -142,9 +140,8 @@ impl TxBatch {
         self.send_from(0, batch, magazine, send)
     }
 
-    /// The same for a device that is quicker with frames in one slot each to which nothing is left to be done, as
-    /// most are: the first ones are shown to `put` as they are, as long as it takes them and no other comes.
-    /// Both are handed `device`.
+    /// Like the above, for a device with a fast path for single-slot frames without offload: passes leading frames
+    /// of that kind to `put` until it refuses one or another kind comes. Passes `device` to both.
     #[inline(always)]
     pub fn send_single_first<D>(
         &mut self,
@@ -179,7 +176,7 @@ impl TxBatch {
         sent
     }
 
-    /// Shows each frame from the one at `first` on to `send`; those in front of it are gone.
+    /// Passes each frame from `first` on to `send`; earlier entries are already empty.
     #[inline(always)]
     fn send_from(
         &mut self,
@@ -194,7 +191,7 @@ impl TxBatch {
         self.len = 0;
         for entry in &mut waiting {
             let status = send(view(entry, batch));
-            // Most own one slot, and are sent.
+            // Common case: one owned slot, transmitted.
             if status == TxStatus::Sent && entry.is_single_slot() {
                 plain += 1;
                 plain_bytes += u64::from(entry.len());
@@ -215,10 +212,9 @@ impl TxBatch {
         TxStats { frames: rest.frames + plain, bytes: rest.bytes + plain_bytes, ..rest }
     }
 
-    /// Shows the frames to `send`, which sends as many of them in one call as it can; those behind
-    /// these are shown again, until there are none. The lane is empty afterwards: what could not be
-    /// sent is dropped, and counted. For the frames behind one that found the link down, or the device full,
-    /// it would be the same; any other fate is that of one frame.
+    /// Passes all pending frames to `send`, which transmits as many as it can in one call, and repeats with the
+    /// rest. Empties the batch; drops and counts frames that were not transmitted. Link down and TX ring full apply
+    /// to all remaining frames; any other status applies to one frame.
     #[inline]
     pub fn send_bursts(
         &mut self,
@@ -240,7 +236,7 @@ impl TxBatch {
                 magazine.recycle_from(entry);
             }
             let (status, failed) = match progress.status {
-                // It would be shown the same frames for ever.
+                // No progress: `send` would get the same frames forever.
                 _ if stalled => (TxStatus::Full, rest.len()),
                 TxStatus::Sent => (TxStatus::Sent, 0),
                 status @ (TxStatus::Refused | TxStatus::NoRoom | TxStatus::NoBuffer) => (status, rest.len().min(1)),
@@ -257,16 +253,16 @@ impl TxBatch {
     }
 }
 
-/// How far a device got with the frames that it was shown.
+/// Progress of a device on the frames passed to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TxProgress {
-    /// So many of them are on their way, from the first on.
+    /// Number of frames transmitted, from the first on.
     pub sent: usize,
-    /// What became of the one behind these; [`TxStatus::Sent`] if it has not been tried.
+    /// Status of the next frame; [`TxStatus::Sent`] if it was not tried.
     pub status: TxStatus,
 }
 
-/// Frames that wait, in order.
+/// Pending frames, in order.
 #[derive(Debug, Clone)]
 pub struct FrameRefs<'a> {
     entries: slice::Iter<'a, Frame>,
@@ -283,8 +279,8 @@ impl<'a> Iterator for FrameRefs<'a> {
 }
 
 impl TxBatch {
-    /// For a device that takes the slots themselves: `send` is shown frames that own theirs, and
-    /// takes them out of their places. A frame that is lent, or that others get as well, is copied first.
+    /// For a device that takes slots: `send` gets frames that own theirs and moves them out of their entries. Lent
+    /// and shared frames are copied first.
     #[inline(always)]
     pub fn send_owned(
         &mut self,
@@ -323,7 +319,7 @@ impl TxBatch {
     }
 }
 
-/// A copy of a frame of the burst, in slots of its own.
+/// Copies a frame of the burst into slots of its own.
 #[inline(never)]
 fn copy(entry: &Frame, batch: &Batch, magazine: &mut Magazine) -> Option<Frame> {
     let index = entry.borrowed_index()?;
@@ -345,7 +341,7 @@ impl AddAssign for TxStats {
 }
 
 impl TxStats {
-    /// Counts frames that have not been sent. Whether there is any use in going on.
+    /// Counts frames that were not transmitted. Returns whether to continue.
     #[cold]
     fn count(&mut self, status: TxStatus, count: u64) -> bool {
         match status {
@@ -367,7 +363,7 @@ fn view<'a>(entry: &'a Frame, batch: &'a Batch) -> FrameRef<'a> {
     }
 }
 
-/// The frame that waits: the entry itself, or the one in the burst of which it is a borrow.
+/// The pending frame: the entry itself, or the frame that it borrows from the burst.
 #[inline(always)]
 fn frame_of<'a>(entry: &'a Frame, batch: &'a Batch) -> &'a Frame {
     entry.borrowed_index().map_or(entry, |index| batch.frame(index))

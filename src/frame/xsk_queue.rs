@@ -1,12 +1,11 @@
-//! Slots that go to the kernel and come back, through one AF_XDP socket.
+//! AF_XDP queue: exchanges slots with the kernel through one socket.
 //!
-//! The rings of the socket do not tell which slots the kernel has: it keeps those that it refuses in
-//! lists of its own, and publishes its counters late. So the pool has a *ledger*, an entry for each
-//! slot, that says which exchange has left it to the kernel. A slot that comes back by a ring is taken
-//! only if the ledger says that it was left by this very exchange; and when the exchange is over, what
-//! the ledger still lists comes home. It is over when its socket is closed: from then on the kernel
-//! touches none of these slots. A driver that works without a copy may do so for a little longer, while
-//! its hardware stops; there, the slots come home only when the queue can be bound again.
+//! The rings of the socket do not tell which slots the kernel has: the kernel keeps refused slots in lists of its
+//! own, and publishes its counters late. The pool therefore has an *owner table*: per slot, the number of the queue
+//! that has left it to the kernel. A slot that a ring returns is accepted only if this queue owns it. When the
+//! queue closes, it reclaims all slots that the table still lists. After its socket is closed, the kernel touches
+//! none of these slots. In zero-copy mode the hardware may do so until it stops; the slots are reclaimed only when
+//! the queue can be bound again.
 
 #![allow(clippy::cast_possible_truncation)] // parts of addresses within the UMEM
 
@@ -23,49 +22,48 @@ use super::{Batch, Magazine, prefetch};
 use crate::sys::netns::{self, Netns, within};
 use crate::sys::xsk::{Kick, Piece, Socket};
 
-/// How often it is tried whether a queue is free that was used without a copy, and how long to wait in
-/// between: a second in all.
+/// Attempts to bind a former zero-copy queue, and the pause between them: one second in total.
 const ATTEMPTS: u32 = 50;
 const PAUSE: Timespec = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
 
-/// Whether frames are copied between the slots and the driver's own memory.
+/// Whether the driver copies frames between the slots and its own memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CopyMode {
-    /// They are.
+    /// The driver copies.
     Copy,
-    /// The driver works in the slots themselves.
+    /// The driver receives and transmits in the slots.
     ZeroCopy,
 }
 
-/// The exchange of slots with the kernel over one queue of a netdev.
+/// Slot exchange with the kernel over one queue of a netdev.
 #[derive(Debug)]
 pub struct XskQueue {
     pool: &'static Pool,
-    /// By which the ledger knows it.
+    /// Owner number in the pool's owner table.
     number: u32,
-    /// `ZeroCopy` only while it is being closed.
+    /// In zero-copy mode `None` while the queue is being closed.
     socket: Option<Socket>,
     copy_mode: CopyMode,
-    /// What it takes to find out whether the hardware has let go of the queue. `ZeroCopy` where it never has it.
+    /// Checks whether the hardware has released the queue. `None` in copy mode.
     quiesce: Option<ZcQuiesce>,
-    /// Pieces that the kernel has taken out of the transmit ring, as far as is known, modulo 2^32.
+    /// Known consumer position of the TX ring in descriptors, modulo 2^32.
     consumed: u32,
-    /// Slots that were left to it to be sent, and have not come back.
+    /// Slots left to the kernel for transmit and not yet returned.
     in_flight: u32,
-    /// Slots that wait in the fill ring.
+    /// Slots in the fill ring.
     filled: u32,
-    /// Slots that shall wait there.
+    /// Target number of slots in the fill ring.
     fill_target: FillTarget,
-    /// A frame of which some segments have come, and its last slot.
+    /// A partially received frame and its last slot.
     partial: Option<(Frame, u32)>,
-    /// Pieces that came although they were not lent, or did not lie within a slot: none, unless the
-    /// kernel is wrong.
+    /// Received descriptors of slots that this queue does not own, or that exceed a slot: zero, unless the kernel
+    /// misbehaves.
     unexpected: u64,
 }
 
 impl XskQueue {
-    /// Binds a socket to queue `queue` of the netdev `index` of the calling thread's namespace. Its rings have
-    /// `entries` places, a power of two; at most `fill` slots wait to be received into.
+    /// Binds a socket to queue `queue` of the netdev `index` in the calling thread's namespace. Its rings have
+    /// `entries` entries, a power of two; at most `fill` slots wait in the fill ring.
     pub fn open(
         pool: &'static Pool,
         (index, queue): (u32, u32),
@@ -98,17 +96,16 @@ impl XskQueue {
         Ok(xsk)
     }
 
-    /// Whether the driver works in the slots themselves.
+    /// Copy mode of the driver.
     pub fn copy_mode(&self) -> CopyMode {
         self.copy_mode
     }
 
-    /// Appends what has arrived to the batch, until that is full or nothing is left, and leaves as many slots
-    /// to the kernel again.
+    /// Receives frames into the batch until it is full or the RX ring is empty, and refills the fill ring.
     ///
     /// # Panics
     ///
-    /// If the cache is one of another pool.
+    /// If `magazine` is one of another pool.
     #[inline]
     pub fn receive(&mut self, batch: &mut Batch, magazine: &mut Magazine) {
         assert!(std::ptr::eq(self.pool, magazine.pool()), "slots of one pool");
@@ -127,7 +124,7 @@ impl XskQueue {
             }
             self.pool.set_lent(slot, OWNED_BY_US);
             let (start, len) = (start as u16, piece.len as u16);
-            // The kernel has written it on another core: the lines of a burst are fetched side by side.
+            // The kernel has written the frame on another core: prefetching overlaps the cache misses of a burst.
             // SAFETY: the slot is ours since it was received, and the length was checked above.
             prefetch(unsafe { room.bytes(slot, start, len) });
             if self.partial.is_none() && !piece.more {
@@ -141,19 +138,19 @@ impl XskQueue {
             self.filled -= taken;
             self.fill_target.record(taken, bytes);
         } else {
-            // There is time. Slots that have been sent may be what others lack.
+            // Idle: reclaim transmitted slots, which other users of the pool may need.
             if self.in_flight > 0 {
                 self.reap(magazine);
             }
             self.wake_receive();
         }
-        // In small heaps: the counters are shared with the kernel, and a look at them is not free.
+        // In groups of 16: the ring counters are shared with the kernel, and reading them costs cache misses.
         if self.filled + 16 <= self.fill_target.target() {
             self.refill(magazine);
         }
     }
 
-    /// Wakes a driver that has stopped receiving for want of slots. Where frames are copied none ever does.
+    /// Wakes a driver that has stopped receiving for lack of slots. In copy mode no driver stops.
     #[inline]
     fn wake_receive(&mut self) {
         if let (CopyMode::ZeroCopy, Some(socket)) = (self.copy_mode, &mut self.socket) {
@@ -161,12 +158,12 @@ impl XskQueue {
         }
     }
 
-    /// Takes back what has been sent and leaves slots to the kernel, for a caller who then sleeps until a frame has
-    /// come. Whether one can come: without a slot left to the kernel it is lost, and nobody is woken.
+    /// Reclaims transmitted slots and refills the fill ring before the caller sleeps until a frame arrives. Returns
+    /// whether the kernel has a slot to receive into: without one it drops frames and wakes nobody.
     ///
     /// # Panics
     ///
-    /// If the cache is one of another pool.
+    /// If `magazine` is one of another pool.
     pub fn prepare_sleep(&mut self, magazine: &mut Magazine) -> bool {
         self.reap(magazine);
         self.refill(magazine);
@@ -181,7 +178,7 @@ impl XskQueue {
         while given < wanted {
             let Some(slot) = magazine.pop() else { break };
             self.pool.set_lent(slot, self.number);
-            // SAFETY: the slot came out of the cache, and the ledger says from now on that the kernel has
+            // SAFETY: the slot came out of the magazine, and from now on the owner table says that the kernel has
             // it: it comes back by `receive`, or when the socket has been closed.
             unsafe { socket.fill(u64::from(slot) * SLOT as u64) };
             given += 1;
@@ -192,8 +189,8 @@ impl XskQueue {
         }
     }
 
-    /// Leaves the slots of a frame to the kernel to be sent, and empties its place. `false`, and
-    /// nothing has changed, if there is no room for it. It goes out with the next [`XskQueue::flush`].
+    /// Enqueues a frame for transmit: leaves its slots to the kernel and empties its entry. Changes nothing and
+    /// returns `false` if the TX ring has no room. [`XskQueue::flush`] publishes it.
     ///
     /// # Panics
     ///
@@ -210,8 +207,8 @@ impl XskQueue {
         self.in_flight += 1;
         self.pool.set_lent(slot, self.number);
         let address = u64::from(slot) * SLOT as u64 + u64::from(start);
-        // SAFETY: the slot was the frame's, which has given it up, and its bytes lie within it. The ledger
-        // says from now on that the kernel has it: it comes back by `reap`, or when the socket has been closed.
+        // SAFETY: the slot was the frame's, which has given it up, and its bytes lie within it. From now on the
+        // owner table says that the kernel has it: it comes back by `reap`, or when the socket has been closed.
         unsafe { socket.transmit(Piece { address, len: u32::from(len), more: false }) };
         true
     }
@@ -237,7 +234,7 @@ impl XskQueue {
         true
     }
 
-    /// Lets the kernel see the frames that are to be sent. They go out when it is kicked.
+    /// Publishes enqueued frames to the kernel, which transmits them when kicked.
     #[inline(always)]
     pub fn flush(&mut self) {
         if let Some(socket) = &mut self.socket {
@@ -245,7 +242,7 @@ impl XskQueue {
         }
     }
 
-    /// Asks the kernel to send: at most 32 frames where they are copied.
+    /// Kicks the kernel to transmit: at most 32 frames in copy mode.
     #[inline(always)]
     pub fn kick(&mut self) -> Kick {
         match &self.socket {
@@ -255,11 +252,11 @@ impl XskQueue {
         }
     }
 
-    /// Pieces that the kernel has not begun to send.
+    /// Descriptors that the kernel has not begun to transmit.
     #[inline(always)]
     pub fn unsent(&mut self) -> u32 {
         let Some(socket) = &mut self.socket else { return 0 };
-        // Of what it has dropped we know before it says so.
+        // A dropped frame is known before the kernel's counter shows it.
         let taken = socket.transmit_taken();
         if is_behind(self.consumed, taken) {
             self.consumed = taken;
@@ -267,14 +264,14 @@ impl XskQueue {
         socket.transmit_position().wrapping_sub(self.consumed)
     }
 
-    /// The position of the next frame that is sent, by which it is known when it has been dropped.
+    /// Ring position of the next enqueued frame, which identifies it if the kernel drops it.
     #[inline(always)]
     pub fn position(&self) -> u32 {
         self.socket.as_ref().map_or(0, Socket::transmit_position)
     }
 
-    /// Which frame was dropped by the kick that has just said so. To be asked after each such kick, before which
-    /// [`XskQueue::unsent`] was asked. `ZeroCopy`: there was none to drop.
+    /// The frame that the last kick dropped, as its error reported. Call after each such kick, and
+    /// [`XskQueue::unsent`] before the kick. In zero-copy mode there is none.
     #[cold]
     pub fn dropped(&mut self) -> Option<Dropped> {
         let before = self.consumed;
@@ -283,14 +280,14 @@ impl XskQueue {
         }
         let socket = self.socket.as_ref()?;
         if self.consumed == before {
-            // The first frame of the call: the kernel has taken it, and does not say so yet.
+            // The first frame of the call: the kernel has consumed it, but not yet published that.
             let end = socket.transmit_position();
             while socket.transmit_piece(self.consumed).more && self.consumed.wrapping_add(1) != end {
                 self.consumed = self.consumed.wrapping_add(1);
             }
             self.consumed = self.consumed.wrapping_add(1);
         }
-        // It is the last one that was taken.
+        // The last frame consumed.
         let mut position = self.consumed.wrapping_sub(1);
         let mut bytes = u64::from(socket.transmit_piece(position).len);
         while position != before && socket.transmit_piece(position.wrapping_sub(1)).more {
@@ -300,7 +297,7 @@ impl XskQueue {
         Some(Dropped { position, bytes })
     }
 
-    /// Frames, whole ones, that the kernel has not begun to send.
+    /// Whole frames that the kernel has not begun to transmit.
     #[cold]
     pub fn unsent_frames(&mut self) -> u64 {
         let unsent = self.unsent();
@@ -309,11 +306,11 @@ impl XskQueue {
         descriptors.filter(|piece| !piece.more).count() as u64
     }
 
-    /// Takes back the slots of what has been sent.
+    /// Reclaims transmitted slots from the completion ring.
     ///
     /// # Panics
     ///
-    /// If the cache is one of another pool.
+    /// If `magazine` is one of another pool.
     #[inline(always)]
     pub fn reap(&mut self, magazine: &mut Magazine) {
         assert!(std::ptr::eq(self.pool, magazine.pool()), "slots of one pool");
@@ -335,60 +332,60 @@ impl XskQueue {
         }
     }
 
-    /// Frames that the kernel could not hand over since the exchange began: no slot waited for them, or
-    /// the ring was full. And pieces that were not as they should be: none.
+    /// Frames that the kernel dropped since the queue was opened, for lack of a slot or of room in the RX ring,
+    /// plus invalid received descriptors (none expected).
     pub fn rx_missed(&self) -> u64 {
         let counted = self.socket.as_ref().and_then(|socket| socket.statistics().ok());
         let counted = counted.map_or(0, |counted| counted.rx_dropped + counted.rx_ring_full.unwrap_or(0));
         counted + self.unexpected
     }
 
-    /// Frames that were left to the kernel and that it did not take for frames: none, unless we are wrong.
+    /// TX descriptors that the kernel rejected as invalid: none, unless this code is wrong.
     pub fn invalid(&self) -> u64 {
         let counted = self.socket.as_ref().and_then(|socket| socket.statistics().ok());
         counted.map_or(0, |counted| counted.tx_invalid_descs)
     }
 
-    /// The descriptor that becomes readable when something has arrived.
+    /// Descriptor that becomes readable when a frame arrives.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         self.socket.as_ref().map(AsFd::as_fd)
     }
 }
 
-/// A frame that was dropped after it had been left to the kernel.
+/// A frame that the kernel dropped after it was enqueued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Dropped {
-    /// Where it began.
+    /// Ring position of its first descriptor.
     pub position: u32,
-    /// Its bytes.
+    /// Its length in bytes.
     pub bytes: u64,
 }
 
 impl Dropped {
-    /// Whether it was sent at this position or later.
+    /// Whether it was enqueued at this position or later.
     pub fn is_since(&self, position: u32) -> bool {
         !is_behind(self.position, position)
     }
 }
 
-/// Whether one position in a ring comes before another one. They wrap at 2^32, and are less than half of that apart.
+/// Whether ring position `position` precedes `other`. Positions wrap at 2^32 and differ by less than half of that.
 #[inline(always)]
 fn is_behind(position: u32, other: u32) -> bool {
     other.wrapping_sub(position).cast_signed() > 0
 }
 
-/// A queue of a netdev that was used without a copy.
+/// A netdev queue that was used in zero-copy mode.
 #[derive(Debug)]
 struct ZcQuiesce {
     index: u32,
     queue: u32,
-    /// The namespace that it is in.
+    /// Network namespace of the netdev.
     netns: OwnedFd,
 }
 
 impl ZcQuiesce {
-    /// Whether the hardware has surely let go of the queue, now that its socket is closed: it can be bound
-    /// again, or is no more.
+    /// Whether the hardware has released the queue after its socket was closed: it can be bound again, or no longer
+    /// exists.
     fn is_done(&self, pool: &Pool) -> bool {
         let Ok(umem) = pool.umem() else { return false };
         let netns = Netns::At(format!("/proc/self/fd/{}", self.netns.as_raw_fd()).into());
@@ -406,7 +403,7 @@ impl ZcQuiesce {
     }
 }
 
-/// Adds a segment to the frame that has begun; it goes into the batch when it is whole.
+/// Appends a segment to the partial frame; pushes the frame into the batch when complete.
 #[cold]
 fn append_segment(
     pool: &'static Pool,
@@ -428,12 +425,12 @@ fn append_segment(
 }
 
 impl Drop for XskQueue {
-    /// Closes the socket, then takes all slots home. May wait for the hardware, so it is for control.
+    /// Closes the socket, then reclaims all slots. May wait for the hardware, so only control drops it.
     fn drop(&mut self) {
         self.socket = None;
         self.partial = None;
         if self.quiesce.as_ref().is_some_and(|quiesce| !quiesce.is_done(self.pool)) {
-            // They stay in the ledger, lost: better than that the hardware writes into others' frames.
+            // The slots stay lost in the owner table, so that the hardware cannot write into other frames.
             return;
         }
         for slot in 0..self.pool.slots() {

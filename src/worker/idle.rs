@@ -8,7 +8,7 @@
 //! as hypervisors do for halted guests: polling longer bridges short pauses, so that a worker never sleeps under
 //! load; if pauses exceed [`SPIN`], the worker soon sleeps at once.
 //!
-//! A queue that was empty for [`IDLE_LIMIT`] polls is no longer polled; epoll watches it (*watched*). One epoll
+//! A queue that was empty for `IDLE_LIMIT` polls is no longer polled; epoll watches it (*watched*). One epoll
 //! call for all watched queues is cheaper than polling each, so that idle ports cost a worker little.
 //!
 //! The descriptor of a busy queue is removed from epoll (*unwatched*). The queue is polled anyway, while the kernel

@@ -387,7 +387,7 @@ pub(super) fn counters_of(port_counters: &PortCounterTable, port: PortId) -> Opt
     port_counters.get(port.index())?.as_deref()
 }
 
-/// The bit of a reason in a set of them.
+/// Bit of a reason in a drop mask.
 pub(super) const fn bit(reason: DropReason) -> u64 {
     1 << reason as u8
 }

@@ -1,4 +1,4 @@
-//! Making frames: where their bytes go in slots.
+//! Builds frames in slots.
 
 use super::super::copy;
 use super::super::pool::{NONE, Pool, SLOT, SlotMemory};
@@ -7,19 +7,19 @@ use crate::wire::Offload;
 
 const SLOT_BYTES: u32 = SLOT as u32;
 
-/// Bytes left free in front of a frame in its first slot: room for an offload header or a tag.
+/// Minimum headroom of the first slot in bytes: room for a virtio_net_hdr or a tag.
 const FRONT: u16 = 128;
 
-/// Bytes that one slot takes, whichever it is.
+/// Bytes that fit in any slot after its headroom.
 pub(super) const SMALL: usize = SLOT - FRONT as usize - 64 * 15;
 
-/// Where the first byte of a frame goes in slot `slot`. Slots are a page apart, so that without
-/// this the headers of a whole burst would compete for one set of the processor's cache.
+/// Offset of the first byte of a frame in slot `slot`. Varies by slot: slots are a page apart, so with a fixed
+/// offset the headers of a burst would compete for one cache set.
 const fn front(slot: u32) -> u16 {
     FRONT + 64 * (slot & 15) as u16
 }
 
-/// The bytes of a frame to be made, as most are: they fit in any slot, and nothing is left to be done to them.
+/// Bytes of a small frame: they fit in any slot, and no offload is pending.
 #[derive(Debug, Clone, Copy)]
 pub struct Small<'a> {
     bytes: &'a [u8],
@@ -27,7 +27,7 @@ pub struct Small<'a> {
 }
 
 impl<'a> Small<'a> {
-    /// These bytes, with this offload header; `None` if they are no such frame.
+    /// Wraps these bytes; `None` if they are not a small frame.
     #[inline(always)]
     pub fn new(bytes: &'a [u8], offload: Offload) -> Option<Small<'a>> {
         (bytes.len() <= SMALL && !offload.needs_offload()).then_some(Small { bytes, offload })
@@ -35,8 +35,8 @@ impl<'a> Small<'a> {
 }
 
 impl Frame {
-    /// A frame in the slots that `slot` hands out, `len` bytes long; `None` when they run out.
-    /// `fill` writes the bytes, segment by segment in order.
+    /// Builds a frame of `len` bytes in slots from `slot`; `None` when slots run out. `fill` writes the bytes,
+    /// segment by segment in order.
     #[inline(always)]
     pub(in crate::frame) fn build(
         pool: &'static Pool,
@@ -50,8 +50,8 @@ impl Frame {
         let head = len.min(SLOT_BYTES - u32::from(start));
         let storage = Storage::Slot;
         let mut frame = Frame::new(Some(pool), at, start, len, offload, storage);
-        // SAFETY: slot `at` was handed to this frame, which nobody else has yet; head is at most
-        // what the slot has behind start.
+        // SAFETY: slot `at` was handed to this frame, which nobody else has yet; `head` is at most the bytes after
+        // `start`.
         fill(unsafe { pool.bytes_mut(at, start, head as u16) });
         if len > head && !frame.lengthen(pool, slot, fill) {
             return None;
@@ -65,7 +65,7 @@ impl Frame {
         Some(frame)
     }
 
-    /// A frame with these bytes in a slot that the caller hands over, of a pool whose slots are there.
+    /// Builds a small frame in a slot that the caller hands over.
     #[inline(always)]
     pub(in crate::frame) fn small(
         pool: &'static Pool,
@@ -74,13 +74,13 @@ impl Frame {
         Small { bytes, offload }: Small<'_>,
     ) -> Frame {
         let (start, len) = (front(at), bytes.len() as u32);
-        // SAFETY: the slot was handed over, and nobody else has it; behind start it has room for as many
-        // bytes as a small frame has at most.
+        // SAFETY: the slot was handed over, and nobody else has it; after `start` it has room for the longest small
+        // frame.
         copy(bytes, unsafe { room.bytes_mut(at, start, len as u16) });
         Frame::new(Some(pool), at, start, len, offload, Storage::Slot)
     }
 
-    /// Adds the segments behind the first. If slots run out, the frame has those it got.
+    /// Adds the segments after the first. If slots run out, the frame keeps those it has.
     #[cold]
     fn lengthen(
         &mut self,
@@ -98,8 +98,7 @@ impl Frame {
             pool.link(at, NONE);
             pool.link(last, at);
             let part = left.min(SLOT_BYTES);
-            // SAFETY: slot `at` was handed to this frame, which nobody else has yet; part is at
-            // most a slot.
+            // SAFETY: slot `at` was handed to this frame, which nobody else has yet; `part` is at most a slot.
             fill(unsafe { pool.bytes_mut(at, 0, part as u16) });
             pool.set_extent(at, 0, part as u16);
             (left, last) = (left - part, at);
@@ -107,23 +106,23 @@ impl Frame {
         true
     }
 
-    /// Notes where the first segment ends, so that others can stand behind it. There are none yet.
+    /// Records the extent of the first segment, so that segments can be appended. There are none yet.
     fn become_chain(&mut self, pool: &Pool) {
         pool.link(self.at, NONE);
         pool.set_extent(self.at, self.start, self.len as u16);
         self.storage = Storage::Chain;
     }
 
-    /// A frame in a slot that the kernel has written and the caller hands over: `len` bytes from
-    /// `start` on, which lie within it.
+    /// Creates a frame from a slot that the kernel has written and the caller hands over: `len` bytes from `start`,
+    /// within the slot.
     #[inline(always)]
     pub(in crate::frame) fn received(pool: &'static Pool, at: u32, start: u16, len: u16) -> Frame {
         debug_assert!(usize::from(start) + usize::from(len) <= SLOT);
         Frame::new(Some(pool), at, start, u32::from(len), Offload::NONE, Storage::Slot)
     }
 
-    /// Adds a segment in a slot that the kernel has written and the caller hands over, behind slot
-    /// `last`, which is the last one so far.
+    /// Appends a segment, in a slot that the kernel has written and the caller hands over, after slot `last`, the
+    /// last so far.
     #[cold]
     pub(in crate::frame) fn append(&mut self, pool: &Pool, last: u32, at: u32, start: u16, len: u16) {
         debug_assert!(usize::from(start) + usize::from(len) <= SLOT);

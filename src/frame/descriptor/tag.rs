@@ -1,36 +1,34 @@
-//! A VLAN tag that is taken off a frame or put onto it, in place: only the addresses in front of it
-//! move, into the room that the tag leaves or into the headroom. What follows stays where it is.
+//! Inserts, removes and replaces VLAN tags in place: only the MAC addresses before the tag move, into the gap or
+//! into the headroom. The payload stays in place.
 
 use super::{Frame, SLOT, Storage};
 use crate::wire::{HEADER_LEN, MIN_WIRE_LEN, Offload, TAG_LEN};
 
-/// Bytes of a tag.
+/// Length of a tag in bytes.
 const TAG: u16 = TAG_LEN as u16;
 
-/// Where a tag stands: behind the two addresses.
+/// Offset of the tag: after the two MAC addresses.
 pub(in crate::frame) const TAG_AT: usize = 12;
 
-/// Bytes that move, where a frame lies behind its offload header: that header and the addresses.
+/// Bytes that move for a frame in a receive buffer: virtio_net_hdr and MAC addresses.
 const FRONT: usize = Offload::LEN + TAG_AT;
 
 impl Frame {
-    /// Whether a tag can be taken off, and what is left of it is a frame: its header is there, in its
-    /// first segment.
+    /// Whether a tag can be removed: the Ethernet header remains and is in the first segment.
     fn has_room_for_tag(&self) -> bool {
         self.head_len() as usize >= HEADER_LEN + TAG_LEN
     }
 
-    /// Some bytes of the first slot that it owns.
+    /// A range of the first slot that the frame owns.
     fn slot_mut(&mut self, start: usize, len: usize) -> Option<&mut [u8]> {
         let pool = self.owner()?;
         assert!(start + len <= SLOT, "within a slot");
-        // SAFETY: the slot is this frame's, and whoever reads it through the frame has borrowed that,
-        // which we have to ourselves; the range lies within the slot.
+        // SAFETY: the slot is this frame's; every reader borrows the frame, which we hold mutably. The range is
+        // within the slot.
         Some(unsafe { pool.bytes_mut(self.at, start as u16, len as u16) })
     }
 
-    /// Takes off the tag behind the addresses of a frame that owns its slots. Whether there was room
-    /// for one.
+    /// Removes the tag of a frame that owns its slots. `false` if the frame is too short.
     pub(in crate::frame) fn pop_owned(&mut self) -> bool {
         if !self.has_room_for_tag() {
             return false;
@@ -41,7 +39,7 @@ impl Frame {
         true
     }
 
-    /// The same for a frame that lies in this receive buffer, its offload header in front of it.
+    /// Removes the tag of a frame in this receive buffer, which the virtio_net_hdr precedes.
     pub(in crate::frame) fn pop_in_buffer(&mut self, buffer: &mut [u8]) -> bool {
         if !self.has_room_for_tag() {
             return false;
@@ -53,7 +51,7 @@ impl Frame {
         true
     }
 
-    /// Notes that the tag is gone.
+    /// Updates length and offload offsets for a removed tag.
     fn shorten(&mut self) {
         self.begin_at(self.start + TAG);
         if !self.offload().needs_offload() {
@@ -68,7 +66,7 @@ impl Frame {
         }
     }
 
-    /// Notes where the frame begins now, in its first segment; the end stays.
+    /// Sets the start of the first segment; its end stays.
     fn begin_at(&mut self, start: u16) {
         if self.storage == Storage::Chain
             && let Some(pool) = self.pool
@@ -80,15 +78,13 @@ impl Frame {
         self.start = start;
     }
 
-    /// Its offload header and the bytes that each of its frames repeats, once it has a tag more.
-    /// `None` if these numbers would become too large.
+    /// Offload request and repeated header bytes with one more tag. `None` if an offset overflows.
     pub(in crate::frame) fn tagged(&self) -> Option<(Offload, u16)> {
         let headers = if self.headers == 0 { 0 } else { self.headers.checked_add(TAG)? };
         Some((self.offload().with_tag()?, headers))
     }
 
-    /// Puts a tag behind the addresses of a frame that owns its slots. Whether there was room in front
-    /// of it.
+    /// Inserts a tag into a frame that owns its slots. `false` if the headroom is too small.
     pub(in crate::frame) fn push_owned(&mut self, tag: [u8; TAG_LEN]) -> bool {
         let Some(after) = self.tagged().filter(|_| self.head_len() as usize >= TAG_AT) else { return false };
         let Some(start) = self.start.checked_sub(TAG) else { return false };
@@ -99,7 +95,7 @@ impl Frame {
         true
     }
 
-    /// The same for a frame that lies in this receive buffer, its offload header in front of it.
+    /// Inserts a tag into a frame in this receive buffer, which the virtio_net_hdr precedes.
     pub(in crate::frame) fn push_in_buffer(&mut self, tag: [u8; TAG_LEN], buffer: &mut [u8]) -> bool {
         let Some(after) = self.tagged().filter(|_| self.head_len() as usize >= TAG_AT) else { return false };
         let start = usize::from(self.start);
@@ -111,13 +107,12 @@ impl Frame {
         true
     }
 
-    /// Its offload header and the bytes that each of its frames repeats, as they are.
+    /// Current offload request and repeated header bytes.
     pub(in crate::frame) fn current(&self) -> (Offload, u16) {
         (self.offload(), self.headers)
     }
 
-    /// Puts another tag in the place of the one behind the addresses of a frame that owns its slots. Whether there was
-    /// one.
+    /// Replaces the tag of a frame that owns its slots. `false` if it has no tag.
     pub(in crate::frame) fn replace_owned(&mut self, tag: [u8; TAG_LEN]) -> bool {
         if !self.has_room_for_tag() {
             return false;
@@ -127,7 +122,7 @@ impl Frame {
         true
     }
 
-    /// The same for a frame that lies in this receive buffer.
+    /// Replaces the tag of a frame in this receive buffer.
     pub(in crate::frame) fn replace_in_buffer(&mut self, tag: [u8; TAG_LEN], buffer: &mut [u8]) -> bool {
         if !self.has_room_for_tag() {
             return false;
@@ -136,7 +131,7 @@ impl Frame {
         true
     }
 
-    /// Lengthens a frame that lies in one slot of its own to what a wire asks for, with zeros. Whether there was room.
+    /// Pads a frame in one owned slot with zeros to the wire's minimum. `false` if the slot has no room.
     pub(in crate::frame) fn pad_owned(&mut self) -> bool {
         const LEN: usize = MIN_WIRE_LEN as usize;
         let (start, len) = (usize::from(self.start), self.len as usize);
@@ -149,7 +144,7 @@ impl Frame {
         true
     }
 
-    /// The same for a frame that lies in this receive buffer.
+    /// Pads a frame in this receive buffer.
     pub(in crate::frame) fn pad_in_buffer(&mut self, buffer: &mut [u8]) -> bool {
         const LEN: usize = MIN_WIRE_LEN as usize;
         let (start, len) = (usize::from(self.start), self.len as usize);
@@ -159,14 +154,14 @@ impl Frame {
         true
     }
 
-    /// Notes that a tag has been put in.
+    /// Updates length and offload offsets for an inserted tag.
     fn extend_front(&mut self, (offload, headers): (Offload, u16)) {
         self.begin_at(self.start - TAG);
         self.set_offload(offload);
         self.headers = headers;
     }
 
-    /// Makes a copy that has a tag more count as what it is a copy of.
+    /// Makes a tagged copy count as the frame that it was copied from.
     pub(in crate::frame) fn count_as(&mut self, original: &Frame, headers: u16) {
         (self.frames, self.headers) = (original.frames, headers);
     }
@@ -175,8 +170,8 @@ impl Frame {
         (self.offload, self.csum_offset) = offload.words();
     }
 
-    /// Writes its offload header in front of it, where something is left to be done. The last two
-    /// bytes, the buffer count, stay as they came.
+    /// Writes the virtio_net_hdr before the frame if offload is pending. The last two bytes, the buffer count, stay
+    /// unchanged.
     fn write_offload(&self, buffer: &mut [u8]) {
         debug_assert!(self.storage == Storage::RxBuffer);
         if self.offload().needs_offload() {
