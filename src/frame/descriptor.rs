@@ -56,7 +56,7 @@ pub struct Frame {
     storage: Storage,
 }
 
-// Frames are moved from batch to lane to device.
+// Frames move from batch to TX batch to device.
 const _: () = assert!(size_of::<Frame>() == 32);
 
 /// A GSO packet of several segments. Their number follows from its length, which is cheap to compute for so few.

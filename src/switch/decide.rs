@@ -1,4 +1,4 @@
-//! The story of one frame.
+//! Decides a frame's verdict: the policy checks and table lookups, in order.
 
 use super::activation::PinReports;
 use super::flaps::FlapDetector;
@@ -15,20 +15,18 @@ use crate::frame::{BURST, Batch};
 use crate::time::MonoTime;
 use crate::wire::{Announcement, Mac};
 
-/// What is to be known of a burst beside its verdicts.
+/// Result of deciding a burst, besides its verdicts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct BurstDecision {
-    /// Whether it came by a carrier, and its frames belong to several ports.
+    /// Whether the burst came from a trunk, and its frames belong to several ports.
     pub by_trunk: bool,
-    /// The frames that go on though their source could not be learned, at the port's limit: a set of bits, by
-    /// their place in the burst.
+    /// Mask of frames forwarded although their source was not learned because of the port's MAC limit.
     pub not_learned: u64,
 }
 
 impl Switch {
-    /// Judges the burst that came in at port `from`: one verdict per frame, in its place. If `from` is a
-    /// carrier, the tags by which its ports are told apart are taken off, and [`ingress_ports`](Switch::ingress_ports) says
-    /// whose frames they are.
+    /// Decides the burst received at port `from`: one verdict per frame, by index. If `from` is a trunk, removes
+    /// the VLAN tags; [`ingress_ports`](Switch::ingress_ports) then gives each frame's port.
     #[inline(always)]
     pub fn decide_burst(
         &mut self,
@@ -43,10 +41,10 @@ impl Switch {
         BurstDecision { by_trunk: false, not_learned: self.decide_port(from, batch, now, verdicts) }
     }
 
-    /// Judges the burst that came in at a port by a device of its own.
+    /// Decides a burst received at a port with a device of its own.
     ///
-    /// In two rounds, so that neither has too much in mind: first what the frames say of themselves,
-    /// then, where that is sane, what the tables say of them. Which go on unlearned, as a set of bits.
+    /// Two stages, to keep the register pressure of each low: stage 1 parses headers into lookup keys, stage 2
+    /// looks the keys up. Returns the mask of frames that were forwarded unlearned.
     #[inline(never)] // with registers of its own
     fn decide_port(&mut self, from: PortId, batch: &Batch, now: MonoTime, verdicts: &mut Verdicts) -> u64 {
         // 1. port open, admin up
@@ -83,7 +81,7 @@ impl Switch {
             oldest,
             not_learned: false,
         };
-        // What few ports have is asked once for a burst, and not of each frame.
+        // Rare port settings are checked once per burst, not per frame.
         if port.mac_limit.is_some() {
             return decider.decide_limited(keys, verdicts);
         }
@@ -95,14 +93,14 @@ impl Switch {
     }
 }
 
-/// All frames of a burst die for the same reason, and none is unlearned.
+/// Drops all frames of a burst for one reason; none is unlearned.
 #[cold]
 fn drop_all(verdicts: &mut Verdicts, reason: DropReason) -> u64 {
     verdicts.fill(Verdict::Drop(reason));
     0
 }
 
-/// Says of the frames for one port that others get copies.
+/// Changes unicast verdicts so that promiscuous ports get copies.
 #[inline(never)]
 fn mark_mirrored(port: &Port, verdicts: &mut [Verdict]) {
     for verdict in verdicts {
@@ -112,7 +110,7 @@ fn mark_mirrored(port: &Port, verdicts: &mut [Verdict]) {
     }
 }
 
-/// Whom a frame from a port is for that is for nobody in particular.
+/// Flood scope for group and unknown destinations.
 #[inline]
 fn flood_scope(port: &Port, destination: Mac) -> FloodScope {
     if is_link_local_group(destination) {
@@ -128,7 +126,7 @@ fn flood_scope(port: &Port, destination: Mac) -> FloodScope {
     }
 }
 
-/// What the frames of one burst have in common.
+/// State that the frames of one burst share.
 pub(super) struct Decider<'a> {
     pub(super) config: &'a ForwardingConfig,
     pub(super) port: &'a Port,
@@ -138,25 +136,25 @@ pub(super) struct Decider<'a> {
     pub(super) flaps: &'a mut FlapDetector,
     pub(super) reports: &'a mut PinReports,
     pub(super) now: MonoTime,
-    /// The same in seconds.
+    /// `now` in seconds.
     pub(super) now_secs: u32,
-    /// When a station must have been heard to be remembered, in seconds.
+    /// FDB entries last seen before this time have aged out, in seconds.
     pub(super) oldest: u32,
-    /// Whether a source has gone unlearned for the limit of the port.
+    /// Whether the last source was not learned because of the port's MAC limit.
     pub(super) not_learned: bool,
 }
 
 impl Decider<'_> {
-    /// Everything that the tables decide about frame `index` of the burst, in the order in which it is decided. The
-    /// order is the policy: nothing is learned from a frame that may not be here, or goes no further.
+    /// Decides frame `index` by all table lookups. Their order is the policy: a frame that is dropped teaches the
+    /// FDB nothing.
     #[inline(always)]
     pub(super) fn decide(&mut self, key: &LookupKey, index: usize) -> Verdict {
         let port = self.port;
-        // 2. header sane, as far as it has not been asked before
+        // 2. header valid, as far as stage 1 has not checked it
         if !key.source.mac().is_station() {
             return Verdict::Drop(DropReason::BadSource);
         }
-        // 6. and 7. guard, port security; a port's own pin passes both and need not be learned
+        // 6. and 7. anti-spoofing, port security; a source pinned to this port passes both and is not learned
         let mut learn = false;
         if key.source != port.pinned {
             learn = port.config.learns;
@@ -186,8 +184,8 @@ impl Decider<'_> {
         Verdict::To(to)
     }
 
-    /// What becomes of frame `index`, which is for nobody in particular. `learn`: whether its source is still to
-    /// be learned.
+    /// Decides frame `index` with a group or unknown destination. `learn`: whether the source is still to be
+    /// learned.
     #[inline(never)] // it would crowd the registers of the way that most frames go
     fn flood(&mut self, key: &LookupKey, index: usize, learn: bool) -> Verdict {
         let to = flood_scope(self.port, key.destination.mac());
@@ -207,7 +205,7 @@ impl Decider<'_> {
             return Verdict::Drop(reason);
         }
         if is_for_itself {
-            // Whoever this is, it is behind the port that the frame came from: it sent it.
+            // The destination is the frame's own source, so it is behind the ingress port.
             return Verdict::Drop(DropReason::Hairpin);
         }
         if !learn && key.destination.mac().is_group() && !self.port.is_uplink() {
@@ -217,7 +215,7 @@ impl Decider<'_> {
         Verdict::Flood(to)
     }
 
-    /// Whether frame `index` may go to many, as far as storm limits are concerned. BPDUs have been counted before.
+    /// Applies storm limits to frame `index`. BPDUs have been charged before.
     fn police(&self, destination: Mac, index: usize, to: FloodScope) -> Result<(), DropReason> {
         if is_bpdu(destination) {
             return Ok(());
@@ -232,14 +230,13 @@ impl Decider<'_> {
         admit(storm, vm_policer.as_ref(), class, Cost { frames, bytes }, copies, self.now)
     }
 
-    /// Whether the source is known to be where it is, and has been heard just now.
+    /// Whether the FDB has the source at this port with a current timestamp.
     #[inline(always)]
     fn is_fresh(&self, key: &LookupKey) -> bool {
         self.fdb.is_current(key.source, key.source_hash, self.port.config.id, self.now_secs)
     }
 
-    /// Answers the questions of a burst from a port at which it matters how many stations have been learned.
-    /// Which frames go on unlearned, as a set of bits.
+    /// Decides a burst from a port with a MAC limit. Returns the mask of frames forwarded unlearned.
     #[inline(never)]
     fn decide_limited(&mut self, keys: &[LookupKey], verdicts: &mut Verdicts) -> u64 {
         let mut not_learned = 0;
@@ -255,19 +252,19 @@ impl Decider<'_> {
         not_learned
     }
 
-    /// Whether the frame that was judged last goes on though its source was not learned.
+    /// Whether the last decided frame is forwarded although its source was not learned.
     #[inline]
     pub(super) fn is_not_learned(&mut self, verdict: &Verdict) -> bool {
         std::mem::take(&mut self.not_learned) && !matches!(verdict, Verdict::Drop(_))
     }
 
-    /// Whether a source that is not the port's own pin is one that the port may use, and then
-    /// whether it is pinned at all.
+    /// Checks anti-spoofing and port security for a source that is not the port's own pin. Returns whether the
+    /// source is pinned at all.
     #[inline(never)]
     fn check_source(&mut self, key: &LookupKey, index: usize) -> Result<bool, DropReason> {
         let port = self.port;
         let pinned = self.config.pins().find(key.source, key.source_hash);
-        // An address that belongs to the port is accepted there, also while it is dampened elsewhere.
+        // The port's own addresses are accepted, even while dampened at another port.
         if let Some(pin) = pinned.filter(|pin| pin.port != port.config.id && !port.owns(key.source.mac())) {
             if pin.is_dampened {
                 return Err(DropReason::DampenedSource);
@@ -277,7 +274,7 @@ impl Decider<'_> {
                 return Err(DropReason::ForeignSource);
             }
         }
-        // Its own pins are sources that it allows; what is frozen at it need not be.
+        // A source pinned to this port is allowed; one that is only dampened here need not be.
         if !(pinned.is_some_and(|pin| pin.port == port.config.id && !pin.is_dampened) || port.allows(key.source.mac()))
         {
             if port.is_of_sibling(key.source.mac()) {
@@ -296,13 +293,13 @@ impl Decider<'_> {
         Ok(pinned.is_some())
     }
 
-    /// The announcement that frame `index` is, if it is one.
+    /// Parses frame `index` as an announcement, if it is one.
     fn announcement(&self, index: usize) -> Option<Announcement> {
         Announcement::read(self.batch.head(index), self.config.announcements())
     }
 
-    /// Reports that frame `index`, received from an uplink, announces a station that is pinned to another port. An
-    /// announcement of this switch is dropped.
+    /// Reports that frame `index`, received from an uplink, announces a station that is pinned to another port.
+    /// Drops an announcement of this switch.
     #[cold]
     fn report_elsewhere(&mut self, key: &LookupKey, index: usize, pinned: PortId) -> Result<(), DropReason> {
         match self.announcement(index) {
@@ -316,7 +313,7 @@ impl Decider<'_> {
         }
     }
 
-    /// Reports that frame `index` announces its source, which is pinned to the ingress port, if it does.
+    /// Reports that frame `index` announces its source, if that is pinned to the ingress port.
     #[inline(never)]
     fn report_own(&mut self, key: &LookupKey, index: usize) {
         if self.announcement(index).is_some() {
@@ -325,7 +322,7 @@ impl Decider<'_> {
         }
     }
 
-    /// The port behind which the destination is; [`PortId::NONE`] if nobody knows, and for groups.
+    /// Looks up the destination's port; [`PortId::NONE`] if unknown or a group.
     #[inline(always)]
     fn lookup(&self, key: &LookupKey) -> PortId {
         let (station, hash) = (key.destination, key.destination_hash);
@@ -338,13 +335,13 @@ impl Decider<'_> {
             return pin.port;
         }
         match self.fdb.find(station, hash, self.oldest) {
-            // A port that was closed takes its stations with it.
+            // The entries of a closed port are invalid.
             Some(port) if self.config.is_open(port) => port,
             _ => PortId::NONE,
         }
     }
 
-    /// Learns a source of frame `index`. Whether the frame may go on, or why not.
+    /// Learns the source of frame `index`. Returns whether the frame may be forwarded, else the drop reason.
     #[inline(never)]
     fn learn(&mut self, key: &LookupKey, index: usize) -> Result<(), DropReason> {
         let port = self.port;
@@ -370,8 +367,8 @@ impl Decider<'_> {
         Ok(())
     }
 
-    /// Whether a source is one of the `most` stations that may be learned behind the port, or can become one.
-    /// The port's own address does not count. What has aged makes room.
+    /// Whether the source is, or can become, one of the `most` stations that may be learned at the port. The port's
+    /// own address does not count. Removes aged entries to make room.
     fn has_room(&mut self, key: &LookupKey, most: u32) -> bool {
         let (id, own) = (self.port.config.id, Station::new(self.port.config.network, self.port.config.mac));
         if key.source == own || self.fdb.find(key.source, key.source_hash, self.oldest) == Some(id) {

@@ -1,7 +1,7 @@
-//! Frames between stations that are known: the short way through the tables, which most go.
+//! Fast path for known unicast.
 //!
-//! What becomes of a frame is said by [`Decider::decide`]. Here, the same is found out for frames of which one table
-//! says all, and to which nothing has to be written: that of learned stations, among which the pinned ones lie as well.
+//! [`Decider::decide`] defines the policy. The fast path gives the same verdict for frames that the FDB alone
+//! decides and that need no write to it; the FDB also holds copies of pinned stations.
 
 use super::decide::Decider;
 use super::fdb::PERMANENT;
@@ -9,12 +9,12 @@ use super::lookup_key::LookupKey;
 use super::{MAX_PORTS, Verdict};
 use crate::frame::BURST;
 
-/// A whole burst, as a set of bits.
+/// Mask of a whole burst.
 const ALL: u64 = u64::MAX;
 const _: () = assert!(BURST == u64::BITS as usize);
 
 impl Decider<'_> {
-    /// Answers the questions of a burst, as if one after the other.
+    /// Decides the lookup keys of a burst, with the result of deciding them one by one.
     #[inline(always)]
     pub(super) fn decide_all(&mut self, keys: &[LookupKey], verdicts: &mut [Verdict]) {
         let mut left = self.fast_path(keys, verdicts);
@@ -24,7 +24,7 @@ impl Decider<'_> {
             let reported = self.updates.len();
             self.decide_one(&keys[at], at, &mut verdicts[at]);
             if self.updates.len() > reported {
-                // A station has come or moved, maybe in the place of another: what was found ahead may hold no more.
+                // An entry was added or moved and may have replaced another: earlier lookups may be stale.
                 left = ALL.checked_shl(next).unwrap_or(0) & ALL >> (BURST - keys.len());
             }
         }
@@ -37,17 +37,18 @@ impl Decider<'_> {
         }
     }
 
-    /// Answers the questions about frames of which a glance at the table tells that their source is where it is
-    /// known to be, with nothing to be noted of it, and their destination behind another port. Which are left, as a
-    /// set of bits; what the table may still say of these is being fetched.
+    /// Decides frames whose source is in its home bucket at this port with a current timestamp, and whose
+    /// destination is in its home bucket at another port. Returns the mask of the other frames, and prefetches
+    /// their further buckets.
     #[inline(never)] // with registers of its own
     fn fast_path(&self, keys: &[LookupKey], verdicts: &mut [Verdict]) -> u64 {
         let (id, oldest, lines, open) = (self.port.config.id, self.oldest, self.fdb.lines(), self.config.open());
-        // Where each source is examined, the table says nothing but what is pinned to the port.
+        // If each source must be checked, only entries pinned to the port qualify.
         let since = if self.port.checks_source { PERMANENT } else { self.now_secs };
         let mut left = 0;
         for (index, (key, verdict)) in keys.iter().zip(verdicts).enumerate() {
-            // What is no question has a source that nobody knows. No group is in the table, nor what cannot be a source.
+            // `LookupKey::NONE` has a source that is never in the FDB. Groups and invalid sources are not in it
+            // either.
             let is_known =
                 lines.lookup_home(key.source, key.source_hash).is_some_and(|source| source.is_current(id, since));
             if is_known
@@ -65,7 +66,7 @@ impl Decider<'_> {
         left
     }
 
-    /// Starts to fetch where the stations of a question may lie that do not lie in their own lines.
+    /// Prefetches the overflow buckets of a key.
     #[cold]
     #[inline(never)]
     fn prefetch_overflow(&self, key: &LookupKey) {

@@ -1,26 +1,26 @@
-//! Stations that move. A few moves are a bond that fails over, or a machine that migrates; many are a loop, or somebody
-//! who takes what others are sent. RFC 7432, 15.1 draws the line at five within three minutes, and so does this: the
-//! fifth is refused, and control hears of it, which freezes the station where it thinks right. Until then, and as long
-//! as four lie within the time, it stays where it is.
+//! Detects MAC flaps. A few moves are a bond failover or a migrated VM; many are a loop or a hijacked address. RFC
+//! 7432, 15.1 sets the limit at five moves within three minutes, which applies here: the fifth is refused and
+//! reported to control, which may dampen the station. The station stays where it is while four moves are within the
+//! window.
 //!
-//! *Between ports that are both allowed to use the address*, as by `allowed_address_pairs` on both, more is normal: the
-//! master of a VRRP group changes, and a backup that starts speaks with the group's address as well, between two
-//! adverts of the master (RFC 9568, 7.3 and 8.1.2). There 32 moves within a second are free, which no backup needs and
-//! every loop of frames exceeds. An uplink may use any address. A port whose VM loops or storms now has no such right,
-//! nor has one without port security: nobody said what it may use.
+//! *Ports that are both allowed to use the address*, such as by `allowed_address_pairs` on both, legitimately move
+//! it more often: the master of a VRRP group changes, and a backup that starts sends from the group's address
+//! between two adverts of the master (RFC 9568, 7.3 and 8.1.2). There 32 moves within a second are allowed: more
+//! than any backup needs, less than any loop causes. An uplink may use any address. A port of a VM that loops or
+//! storms has no such right, nor has a port without port security, for which no addresses are configured.
 //!
-//! *Between ports of one VM* there is a line of its own, five within a second: a bond may fail over 20 times in a
-//! minute, and nobody else is harmed. Not at all counted are
+//! *Ports of one VM* have a separate limit of five moves within a second: a bond may fail over 20 times a minute,
+//! which harms no other VM. Not counted are
 //!
-//! * moves between ports of a VM that shares its addresses among them;
-//! * moves from a port that is closed, administratively down or in quarantine, or of a station that has aged: it is
-//!   not there any more;
-//! * moves between an uplink and a port that was opened within the last minute: a machine has come from another host.
-//!   Opened it is when it first has a device and is administratively up, or is so again.
+//! * moves between ports of a VM with MAC sharing;
+//! * moves from a port that is closed, administratively down or quarantined, or of an aged station: it is no longer
+//!   there;
+//! * moves between an uplink and a port opened within the last minute: a VM has migrated from another host. A port
+//!   is opened when it first has a device and is administratively up, or is so again.
 //!
-//! *The table is of a fixed size*, and filed under the keyed hash of stations. Where it is full, what moved least
-//! makes room. Moves among siblings have a table of their own, so that a VM that moves what is its own cannot push out
-//! what it shares with others.
+//! *The table has a fixed size*, indexed by the keyed hash of stations. In a full set, the station with the fewest
+//! moves is evicted. Moves among siblings have a separate table, so that a VM cannot evict others' stations by
+//! moving its own.
 
 use std::time::Duration;
 
@@ -32,63 +32,63 @@ use super::{FdbEntry, ForwardingConfig, MAX_PORTS, PortConfig, PortId, Station};
 use crate::frame::BURST;
 use crate::time::MonoTime;
 
-/// Moves that are let pass within the time.
+/// Moves allowed within the window.
 const MAX_MOVES: usize = 4;
 
-/// The time for moves between VMs, and to and from uplinks (RFC 7432, 15.1).
+/// Window for moves between VMs, and to and from uplinks (RFC 7432, 15.1).
 const VM_WINDOW: Duration = Duration::from_secs(180);
 
-/// The time for moves between ports of one VM.
+/// Window for moves between ports of one VM.
 const SIBLING_WINDOW: Duration = Duration::from_secs(1);
 
-/// Moves that are let pass within [`SIBLING_WINDOW`] between ports that are both allowed to use the address.
+/// Moves allowed within [`SIBLING_WINDOW`] between ports that are both allowed to use the address.
 const MAX_MOVES_SHARED: usize = 32;
 
-/// How long moves between an uplink and a port are not counted, from when it was opened.
+/// Time after a port was opened in which moves between it and an uplink are not counted.
 const OPEN_GRACE: Duration = Duration::from_secs(60);
 
-/// Stations of which moves are remembered in each of the tables, at most: so many sets of so many.
+/// Sets per table; with the set size, the maximum number of tracked stations.
 const SETS: usize = 256;
 const WAYS: usize = 8;
 
-/// Sets for addresses that several ports are allowed to use: few are.
+/// Sets for addresses that several ports are allowed to use: there are few.
 const SETS_SHARED: usize = 32;
 
-/// A station has moved too often: its last move was refused.
+/// A station has exceeded the move limit; its last move was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlapEvent {
     /// The station.
     pub station: Station,
-    /// Where it stays.
+    /// Port at which it stays.
     pub from: PortId,
-    /// Where it was seen.
+    /// Port at which it was seen.
     pub to: PortId,
-    /// Where it was before it began to move from VM to VM; where it stays, if it has not.
+    /// Port at which it was before its moves between VMs; `from` if there are none.
     pub origin: PortId,
 }
 
-/// A port has sent a frame with a source that belongs to a port of another VM.
+/// A port has sent a frame whose source belongs to another VM's port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpoofEvent {
-    /// The port.
+    /// The sending port.
     pub at: PortId,
     /// The source.
     pub station: Station,
 }
 
-/// How often control is told of a port that sends what belongs to others.
+/// Minimum interval between spoof events of a port.
 const SPOOF_REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A station that has moved.
 #[derive(Debug, Clone, Copy)]
 struct Flap<const FREE: usize> {
     station: Station,
-    /// Its last moves, from the oldest; so many of them are any.
+    /// Times of its last moves, oldest first; the first `len` are valid.
     times: [MonoTime; FREE],
     len: usize,
-    /// Where it was before those that lie within the time.
+    /// Port before the moves within the window.
     origin: PortId,
-    /// When control was told of it.
+    /// Time of the last event, if any.
     reported: Option<MonoTime>,
 }
 
@@ -101,20 +101,20 @@ impl<const FREE: usize> Flap<FREE> {
         reported: None,
     };
 
-    /// How many of its moves lie within the time.
+    /// Number of moves within the window.
     fn recent(&self, now: MonoTime, time: Duration) -> usize {
         self.times[..self.len].iter().filter(|&&at| now.since(at) < time).count()
     }
 }
 
-/// What becomes of a move.
+/// Decision on a move.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Decision {
     Allow,
     Refuse { is_news: bool },
 }
 
-/// The stations that have moved lately, and their moves within a certain time, of which `MAX_MOVES` are let pass.
+/// Stations that have moved, with their moves in a window, of which `MAX_MOVES` are allowed.
 #[derive(Debug)]
 struct FlapTable<const FREE: usize> {
     entries: Vec<Flap<FREE>>,
@@ -126,25 +126,25 @@ impl<const FREE: usize> FlapTable<FREE> {
         FlapTable { entries: vec![Flap::NONE; sets * WAYS], time }
     }
 
-    /// The first mover of the set of a station.
+    /// Index of the first entry of a station's set.
     fn set(&self, hash: u64) -> usize {
         place(hash, self.entries.len() / WAYS) * WAYS
     }
 
-    /// Where a station was before it began to move, if it has lately.
+    /// Port of a station before its recent moves, if any.
     fn origin(&self, station: Station, hash: u64, now: MonoTime) -> Option<PortId> {
         let set = &self.entries[self.set(hash)..][..WAYS];
         let flap = set.iter().find(|flap| flap.station == station)?;
         (flap.recent(now, self.time) > 0).then_some(flap.origin)
     }
 
-    /// Whether a station may move from a port, and if so, that it does. Without room for it, a refusal is no news, and
-    /// may be later.
+    /// Decides whether a station may move from a port, and records the move. Without `has_room` for an event, a
+    /// refusal is reported later.
     fn decide(&mut self, station: Station, hash: u64, from: PortId, now: MonoTime, has_room: bool) -> Decision {
         let (time, set) = (self.time, self.set(hash));
         let set = &mut self.entries[set..][..WAYS];
         let at = set.iter().position(|flap| flap.station == station).unwrap_or_else(|| {
-            // What moved least, and of these what moved last longest ago.
+            // Fewest recent moves first, then oldest last move.
             let rank = |flap: &Flap<FREE>| (flap.recent(now, time), flap.times[..flap.len].last().copied());
             let least = (0..WAYS).min_by_key(|&at| rank(&set[at])).unwrap_or(0);
             set[least] = Flap { station, ..Flap::NONE };
@@ -172,24 +172,24 @@ impl<const FREE: usize> FlapTable<FREE> {
     }
 }
 
-/// What one worker remembers of stations that move.
+/// Flap detector of one worker.
 #[derive(Debug)]
 pub(super) struct FlapDetector {
     between_vms: FlapTable<MAX_MOVES>,
     between_siblings: FlapTable<MAX_MOVES>,
-    /// Between ports that are both allowed to use the address.
+    /// Moves between ports that are both allowed to use the address.
     shared: FlapTable<MAX_MOVES_SHARED>,
     /// Sources that belong to a sibling.
     pub(super) siblings: SiblingReporter,
-    /// When stations were announced last.
+    /// Times of the last FDB updates.
     pub(super) times: UpdateTimes,
-    /// By the place of each port: when it was opened.
+    /// By port index: when the port was opened.
     opened: Vec<MonoTime>,
-    /// Of whom control is to be told, since it was last asked for.
+    /// Events since control last took them.
     pub(super) events: Vec<FlapEvent>,
-    /// By the place of each port: when control was told of what it sends of others.
+    /// By port index: time of the last spoof event.
     spoof_reported: Vec<MonoTime>,
-    /// What it is to be told of that.
+    /// Spoof events to send.
     pub(super) spoof_events: Vec<SpoofEvent>,
 }
 
@@ -208,7 +208,7 @@ impl FlapDetector {
         }
     }
 
-    /// Notes that a port has sent what belongs to another VM. One of these in a second is told of.
+    /// Records a spoofed source; emits at most one event per port and second.
     #[cold]
     pub(super) fn report_spoof(&mut self, at: PortId, station: Station, now: MonoTime) {
         let reported = &mut self.spoof_reported[at.index() % MAX_PORTS];
@@ -218,7 +218,7 @@ impl FlapDetector {
         }
     }
 
-    /// Notes which ports are opened as new rules come into force.
+    /// Records the ports that a new configuration opens.
     pub(super) fn record_opened(&mut self, old: &ForwardingConfig, new: &ForwardingConfig, now: MonoTime) {
         let is_out = |port: &PortConfig| port.admin_up && port.worker.is_some();
         for port in new.ports().filter(|port| is_out(port)) {
@@ -228,8 +228,8 @@ impl FlapDetector {
         }
     }
 
-    /// Whether a station that was `learned` behind another port may move to port `to`, and if so, that it does.
-    /// `oldest`: when it must have been heard to be there still, in seconds.
+    /// Decides whether a station learned at another port may move to port `to`, and records the move. `oldest`:
+    /// entries last seen earlier have aged, in seconds.
     #[cold]
     pub(super) fn check_move(
         &mut self,

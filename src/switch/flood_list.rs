@@ -1,26 +1,26 @@
-//! Lists of the ports of a network, in which those that a frame must not go to stand in one stretch.
+//! Flood lists: the ports of a network, ordered so that a flood excludes one contiguous range.
 
 use std::collections::HashMap;
 
 use super::{PortId, VmId};
 
-/// Ports of one network: siblings next to each other, uplinks last.
+/// Ports of one network: siblings adjacent, uplinks last.
 #[derive(Debug, Default)]
 pub(super) struct FloodList {
     all: Box<[PortId]>,
-    /// How many are no uplinks.
+    /// Number of ports that are not uplinks.
     vif_count: usize,
-    /// Where each stands.
+    /// Index of each port.
     positions: HashMap<PortId, usize>,
-    /// Where those of each VM stand.
+    /// Range of each VM's ports.
     siblings: HashMap<VmId, Range>,
 }
 
-/// The stretch of a list that is left out.
+/// An excluded range of a list.
 pub(super) type Range = (usize, usize);
 
 impl FloodList {
-    /// These, and whose each of them is, if it is no uplink; in the order in which they shall stand.
+    /// Creates a list of these ports in flood order, each with its VM, or `None` for an uplink.
     pub(super) fn new(ports: impl IntoIterator<Item = (PortId, Option<VmId>)>) -> FloodList {
         let mut members = FloodList::default();
         let mut all = Vec::new();
@@ -41,41 +41,41 @@ impl FloodList {
         self.all.is_empty()
     }
 
-    /// All of them.
+    /// All ports.
     #[inline]
     pub(super) fn all(&self) -> &[PortId] {
         &self.all
     }
 
-    /// The stretch in which this port alone stands; an empty one if it is not there.
+    /// Range of this port alone; empty if it is not in the list.
     pub(super) fn range(&self, port: PortId) -> Range {
         self.positions.get(&port).map_or((0, 0), |&at| (at, at + 1))
     }
 
-    /// The stretch in which the ports of this VM stand; an empty one if there is none.
+    /// Range of the VM's ports; empty if there are none.
     pub(super) fn siblings(&self, vm: VmId) -> Range {
         self.siblings.get(&vm).copied().unwrap_or_default()
     }
 
-    /// The stretch in which the uplinks stand.
+    /// Range of the uplinks.
     pub(super) fn uplinks(&self) -> Range {
         (self.vif_count, self.all.len())
     }
 
-    /// All but those in a stretch.
+    /// All ports outside a range.
     #[inline]
     pub(super) fn except(&self, skip: Range) -> [&[PortId]; 2] {
         self.until(self.all.len(), skip)
     }
 
-    /// All but those in a stretch and the uplinks.
+    /// All ports outside a range, without uplinks.
     #[inline]
     pub(super) fn vifs(&self, skip: Range) -> [&[PortId]; 2] {
         self.until(self.vif_count, skip)
     }
 
-    /// All but those in a stretch, and this one, which need not be there. It is looked for: it is a short list for
-    /// which this is asked.
+    /// All ports outside a range and not `other`, which need not be in the list. Searches linearly: the list is
+    /// short.
     pub(super) fn except_also(&self, skip: Range, other: PortId) -> [&[PortId]; 3] {
         let other = self.all.iter().position(|&id| id == other).map_or((0, 0), |at| (at, at + 1));
         let (first, second) = if skip <= other { (skip, other) } else { (other, skip) };

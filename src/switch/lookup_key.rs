@@ -1,5 +1,4 @@
-//! What frames say of themselves: the first round of judging. Each frame that is sane becomes a question to
-//! the tables; every other one has its verdict.
+//! Stage 1: parses headers into lookup keys, or decides the verdict of frames that need no lookup.
 
 use super::forwarding::Port;
 use super::probe_receiver::{ProbeReceiver, contiguous};
@@ -11,10 +10,10 @@ use crate::frame::{Batch, Frame};
 use crate::time::MonoTime;
 use crate::wire::{Header, Mac, Probe, SenderInfo, TAG_LEN, tags};
 
-/// Bytes of tables that are surely in the processor's cache; larger ones are fetched ahead.
+/// Size of tables that stay in the CPU cache; larger ones are prefetched.
 const CACHED_BYTES: usize = 512 << 10;
 
-/// Refuses the frames whose source is allowed, and which name senders above Ethernet that are not.
+/// Drops frames whose source is allowed but whose L3 sender is not.
 #[inline(never)]
 pub(super) fn drop_spoofed(
     port: &Port,
@@ -32,15 +31,15 @@ pub(super) fn drop_spoofed(
     }
 }
 
-/// Whether a frame with an allowed source names a sender above Ethernet that is not. Of others this is not
-/// asked: they die for their source.
+/// Whether a frame with an allowed source names an L3 sender that is not allowed. Frames with other sources are
+/// dropped for their source and not checked here.
 #[inline]
 pub(super) fn is_spoofed(port: &Port, source: Mac, head: &[u8]) -> bool {
     let is_allowed = || source.is_station() && port.allows(source);
     port.bindings.as_ref().is_some_and(|bindings| is_allowed() && !bindings.allow(source, &SenderInfo::read(head)))
 }
 
-/// Notes which sender was refused.
+/// Reports a refused L3 sender.
 #[cold]
 pub(super) fn report_spoofed(port: &Port, source: Mac, head: &[u8], now: MonoTime, spoofing: &mut SpoofReporter) {
     if let Some(bindings) = &port.bindings {
@@ -48,8 +47,8 @@ pub(super) fn report_spoofed(port: &Port, source: Mac, head: &[u8], now: MonoTim
     }
 }
 
-/// Reads the headers of a burst: a question for each frame, or its verdict. Whether there are frames to the address of
-/// loop probes, which die as [`DropReason::Probe`] so far.
+/// Parses the headers of a burst into a lookup key per frame, or its verdict. Returns whether any frame is
+/// addressed to the loop-probe group; these have the verdict [`DropReason::Probe`] for now.
 #[inline(never)] // with registers of its own
 pub(super) fn parse(
     config: &ForwardingConfig,
@@ -73,7 +72,7 @@ pub(super) fn parse(
     probes
 }
 
-/// Listens to the frames of a burst that die as [`DropReason::Probe`]: what they really die as.
+/// Passes frames dropped as [`DropReason::Probe`] to the probe receiver, which gives the final drop reason.
 #[cold]
 pub(super) fn receive_probes(
     port: &Port,
@@ -89,7 +88,7 @@ pub(super) fn receive_probes(
     }
 }
 
-/// Judges a burst from a port in quarantine: loop probes are heard, and nothing else.
+/// Decides a burst from a quarantined port: accepts loop probes only.
 #[cold]
 pub(super) fn drop_quarantined(
     port: &Port,
@@ -133,7 +132,7 @@ pub(super) fn read(port: &Port, frame: &Frame, head: &[u8], now: MonoTime) -> Re
     Ok(header)
 }
 
-/// Whether a frame to a reserved group may pass.
+/// Whether the network passes a frame to a reserved group.
 #[inline(never)]
 fn check_reserved(port: &Port, frame: &Frame, destination: Mac, now: MonoTime) -> Result<(), DropReason> {
     if port.reserved.refuses(destination) {
@@ -145,14 +144,14 @@ fn check_reserved(port: &Port, frame: &Frame, destination: Mac, now: MonoTime) -
     Ok(())
 }
 
-/// Whether a frame that stands for several, or seems too long, is as it should be.
+/// Checks the offload header and maximum length of a GSO packet or long frame.
 #[inline(never)]
 #[allow(clippy::cast_possible_truncation)] // 8 at most
 fn check_length(port: &Port, frame: &Frame, head: &[u8]) -> Result<(), DropReason> {
     if !frame.is_valid() {
         return Err(DropReason::BadOffload);
     }
-    // Its tags are forgiven, two at most.
+    // Up to two VLAN tags do not count towards the length.
     if frame.max_segment_len() > port.max_len && frame.max_segment_len() > port.max_len + (tags(head) * TAG_LEN) as u32
     {
         return Err(DropReason::TooLong);
@@ -160,7 +159,7 @@ fn check_length(port: &Port, frame: &Frame, head: &[u8]) -> Result<(), DropReaso
     Ok(())
 }
 
-/// What a sane frame asks the tables: may this source be here, and where is this destination?
+/// Lookup key of a valid frame: source and destination stations.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LookupKey {
     pub(super) source: Station,
@@ -170,7 +169,7 @@ pub(super) struct LookupKey {
 }
 
 impl LookupKey {
-    /// None to be asked: the frame has its verdict.
+    /// No lookup: the frame has its verdict.
     pub(super) const NONE: LookupKey =
         LookupKey { source: Station::NONE, destination: Station::NONE, source_hash: 0, destination_hash: 0 };
 
@@ -188,7 +187,7 @@ impl LookupKey {
     }
 }
 
-/// Fetches what the questions of a burst will look up, where that is too much to be at hand.
+/// Prefetches the FDB buckets of a burst's keys, if the tables exceed the cache.
 #[inline]
 pub(super) fn prefetch(fdb: &Fdb, keys: &[LookupKey]) {
     if fdb.bytes_in_use() <= CACHED_BYTES {

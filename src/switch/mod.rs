@@ -1,13 +1,11 @@
-//! What to do with a frame. Pure: no I/O, no clock, no threads, no unsafe; what control wants is an
-//! argument ([`ForwardingConfig`]), and so is the time. The whole behaviour of the switch can be tested in
-//! memory with a made-up clock.
+//! Forwarding decisions. Pure: no I/O, no clock, no threads, no unsafe; configuration ([`ForwardingConfig`]) and
+//! time are arguments. The whole behaviour of the switch can be tested in memory with a simulated clock.
 //!
-//! [`Switch::decide_burst`] gives each frame of a burst its [`Verdict`]; the worker carries it out.
-//! A frame from a carrier ([`TrunkConfig`]) loses its outer tag at that, and is judged as one of the port
-//! for which the tag stands.
+//! [`Switch::decide_burst`] decides a [`Verdict`] for each frame of a burst; the worker executes it. A frame from a
+//! trunk ([`TrunkConfig`]) loses its outer VLAN tag and is decided as a frame of the port that the tag identifies.
 //!
-//! Settings live in [`ForwardingConfig`], which never change, only get replaced; state lives in the
-//! [`Switch`]: the [`Fdb`], one per worker. The two never mix.
+//! Settings are in the [`ForwardingConfig`], which is immutable and only replaced; state is in the [`Switch`],
+//! above all the [`Fdb`], one per worker.
 
 #![forbid(unsafe_code)]
 

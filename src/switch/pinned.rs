@@ -1,33 +1,32 @@
-//! The pinned stations: which address belongs to which port, whatever traffic says. Some are pinned for a while only:
-//! these are frozen.
+//! Pinned stations: addresses that belong to a port by configuration, regardless of traffic. Temporary pins are
+//! called dampened.
 
 use std::collections::HashMap;
 
 use super::{HashKey, PortConfig, PortId, Station};
 use crate::wire::Mac;
 
-/// The pinned stations: open addressing with linear probing. In front of it stands a *sieve*, a bit
-/// for each of a few hash bits, so that a search in vain is one test, which the processor foresees:
-/// of the stations that are not pinned, one in sixty and some gets through.
+/// Pinned stations: open addressing with linear probing. A bloom filter of one bit per few hash bits precedes it,
+/// so that most misses cost one predictable test: about one in sixty unpinned stations passes the filter.
 #[derive(Debug)]
 pub(super) struct PinnedStations {
-    /// The places that are not taken hold [`Station::NONE`].
+    /// Empty slots hold [`Station::NONE`].
     table: Box<[(Station, Pin)]>,
     bloom_filter: Box<[u64]>,
     hash_key: HashKey,
 }
 
-/// Where a station is pinned.
+/// Port to which a station is pinned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Pin {
     pub(super) port: PortId,
-    /// Whether the station is frozen there: frames from it are dropped at all other ports.
+    /// Whether the station is dampened there: all other ports drop frames from it.
     pub(super) is_dampened: bool,
 }
 
 impl PinnedStations {
-    /// The pins of these ports. A port that is not `is_up`, administratively, pins nothing. The second value has, by port,
-    /// the addresses that are not pinned to it because it is inactive or because they have yielded.
+    /// Compiles the pins of these ports. A port that is not `is_up` pins nothing. Also returns, by port, the
+    /// addresses not pinned because the port is inactive or the pin was released.
     pub(super) fn new(
         hash_key: HashKey,
         ports: &[PortConfig],
@@ -54,8 +53,8 @@ impl PinnedStations {
         (PinnedStations::build(hash_key, pinned), unpinned)
     }
 
-    /// The same, and these stations frozen at these ports. What is pinned stays where it is, and is frozen there if that
-    /// is the port. So does what is frozen already.
+    /// Adds dampened stations. A pinned or dampened station keeps its port; it becomes dampened if that is the
+    /// given port.
     pub(super) fn with_dampened(&self, dampened: impl Iterator<Item = (Station, PortId)>) -> PinnedStations {
         let mut pinned: HashMap<Station, Pin> = self.iter().collect();
         for (station, port) in dampened {
@@ -67,7 +66,7 @@ impl PinnedStations {
 
     fn build(hash_key: HashKey, pinned: Vec<(Station, Pin)>) -> PinnedStations {
         let absent = Pin { port: PortId::NONE, is_dampened: false };
-        // At most an eighth of the places is taken, and one bit in 64 is set.
+        // At most an eighth of the slots is occupied, and one bit in 64 is set.
         let mut table = vec![(Station::NONE, absent); (pinned.len() * 8).next_power_of_two()];
         let mut bloom_filter = vec![0; pinned.len().next_power_of_two()];
         for (station, pin) in pinned {
@@ -83,13 +82,13 @@ impl PinnedStations {
         PinnedStations { table: table.into(), bloom_filter: bloom_filter.into(), hash_key }
     }
 
-    /// Whether a station with this hash may be pinned. Most that are not are found out here.
+    /// Bloom filter: whether a station with this hash may be pinned.
     #[inline(always)]
     pub(super) fn may_hold(&self, hash: u64) -> bool {
         self.bloom_filter[place(hash >> 6, self.bloom_filter.len())] >> (hash % 64) & 1 != 0
     }
 
-    /// Where a station is pinned.
+    /// Looks up the pin of a station.
     #[inline(always)]
     pub(super) fn find(&self, station: Station, hash: u64) -> Option<Pin> {
         let mut at = place(hash, self.table.len());
@@ -105,18 +104,18 @@ impl PinnedStations {
         }
     }
 
-    /// Those that are not pinned alike among these others.
+    /// Pins that `others` does not have identically.
     pub(super) fn except<'a>(&'a self, others: &'a PinnedStations) -> impl Iterator<Item = (Station, Pin)> + 'a {
         self.iter().filter(|&(station, pin)| others.find(station, others.hash_key.hash(station)) != Some(pin))
     }
 
-    /// All of them.
+    /// All pins.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Station, Pin)> {
         self.table.iter().filter(|(station, _)| *station != Station::NONE).copied()
     }
 }
 
-/// Where a hash belongs in a table whose size is a power of two.
+/// Slot of a hash in a table whose size is a power of two.
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation)] // masked to the size of a table
 pub(super) const fn place(hash: u64, size: usize) -> usize {

@@ -1,5 +1,5 @@
-//! Addresses that ports name and may not use: what control is told of them, so that people learn which address was
-//! refused. A guest can name any number: each port has a few places, and is told of four times a second at most.
+//! Reports refused L3 senders to control, so that operators see the refused address. A guest can name any number of
+//! senders: each port has a few slots and at most four reports per second.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
@@ -10,17 +10,17 @@ use crate::frame::BURST;
 use crate::time::MonoTime;
 use crate::wire::Mac;
 
-/// Between two reports of one port.
+/// Minimum interval between two reports of a port.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// For how long, in seconds, the same address of a port is not reported again. So a rare address is seen beside a
-/// frequent one.
+/// Time in seconds for which the same sender of a port is not reported again, so that a rare sender is seen beside
+/// a frequent one.
 const AGAIN: u32 = 10;
 
-/// Addresses of a port that are remembered for that.
+/// Senders remembered per port.
 const PLACES: usize = 4;
 
-/// A port was refused a frame that names a sender above Ethernet which the port may not be.
+/// A port has sent a frame whose L3 sender is not allowed at the port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpoofedIp {
     /// The port.
@@ -29,32 +29,32 @@ pub struct SpoofedIp {
     pub sender: RefusedSender,
 }
 
-/// The sender that was refused.
+/// A refused L3 sender.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RefusedSender {
     /// Its MAC address.
     pub mac: Mac,
-    /// Its IP address; `None` if the frame could not be read.
+    /// Its IP address; `None` if the frame could not be parsed.
     pub ip: Option<IpAddr>,
 }
 
-/// What was reported of one port.
+/// Recent reports of one port.
 #[derive(Debug, Clone, Copy, Default)]
 struct PortReports {
     /// Digests of senders. Two senders with the same digest count as one; that only delays a report.
     senders: [u32; PLACES],
-    /// When each was reported, in seconds.
+    /// Time of each report, in seconds.
     at: [u32; PLACES],
-    /// When the next report may follow.
+    /// Earliest time of the next report.
     next: MonoTime,
 }
 
-/// What one worker reports.
+/// Reports of one worker.
 #[derive(Debug)]
 pub(super) struct SpoofReporter {
-    /// By the place of each port.
+    /// By port index.
     ports: Vec<PortReports>,
-    /// What is to be reported.
+    /// Pending reports.
     pub(super) events: Vec<SpoofedIp>,
 }
 
@@ -63,7 +63,7 @@ impl SpoofReporter {
         SpoofReporter { ports: vec![PortReports::default(); MAX_PORTS], events: Vec::with_capacity(BURST) }
     }
 
-    /// Notes that a port was refused a sender.
+    /// Records a refused sender of a port.
     #[cold]
     pub(super) fn record(&mut self, at: PortId, sender: RefusedSender, now: MonoTime) {
         let port = &mut self.ports[at.index() % MAX_PORTS];

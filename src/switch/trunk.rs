@@ -1,15 +1,13 @@
-//! Carriers: devices that carry the frames of several ports, told apart by the VLAN tag of each frame. It is
-//! these ports that stations are learned behind, floods reach and verdicts name.
+//! Trunks: devices that several ports share by VLAN tag. Stations are learned at these ports, floods reach them,
+//! and verdicts name them.
 //!
-//! *An uplink* has a port on each network that it carries. It is on no network itself; its device is
-//! opened, and all that comes and goes by it is counted, under its own name. Two can share their ports: as
-//! long as one is in *standby* the other carries the frames, and when they change places no station
-//! moves.
+//! *An uplink trunk* has a port on each of its networks. It is on no network itself; its device is opened, and its
+//! traffic counted, under its own id. Two can share their ports: while one is *backup*, the other forwards the
+//! frames, and no station moves when they swap.
 //!
-//! *A trunk* is the device of a VM's port, the *parent*, that has subports: frames with a tag of theirs are the
-//! subports', those without one the parent's own. The parent is a port and a carrier under one name, by
-//! which its device is known whether it has subports or not. Each port counts its own frames; those that
-//! are for none of them count at the parent.
+//! *A VM's trunk* is the device of a VM's port, the *parent*, with subports: frames with a subport's tag are the
+//! subport's, untagged frames the parent's. The parent is port and trunk under one id, which identifies its device
+//! with or without subports. Each port counts its own frames; frames for none of them count at the parent.
 
 use std::collections::HashMap;
 
@@ -23,56 +21,56 @@ use crate::frame::{BURST, Batch};
 use crate::time::MonoTime;
 use crate::wire::{Header, Mac, TAG_LEN, Tagging, Vid};
 
-/// VLAN ids that 12 bits can say.
+/// Number of 12-bit VLAN ids.
 const IDS: usize = 1 << 12;
 
-/// Where a frame that came by a carrier belongs.
+/// Ingress port of a frame from a trunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IngressPort {
-    /// The port at which it counts.
+    /// The port at which the frame counts.
     pub port: PortId,
-    /// Bytes of the tag that was taken off it, of each of the frames that it stands for.
+    /// Length of the removed tag in bytes, per frame after segmentation.
     pub tag: u64,
 }
 
-/// The origins of a burst, by the place of each frame in it.
+/// Ingress ports of a burst, by frame index.
 pub type IngressPorts = [IngressPort; BURST];
 
-/// What is asked about a carrier.
+/// Settings of a trunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TrunkConfig {
-    /// Its name, under which its device is opened and counts: of a trunk, that of the parent.
+    /// Id under which its device is opened and counted; of a VM's trunk, the parent's.
     pub id: PortId,
-    /// Whether control wants it to carry frames.
+    /// Administrative state.
     pub admin_up: bool,
     /// The worker that polls its device; `None` while it has none.
     pub worker: Option<u16>,
-    /// Whether another one carries the frames at present: then it neither receives nor sends.
+    /// Whether it is the backup of another trunk: then it neither receives nor transmits.
     pub backup: bool,
-    /// Each port that it carries, with its VLAN id. One at most is without: untagged. They are all uplinks, each
-    /// on another network, or all of one VM.
+    /// Its ports with their VLAN ids; at most one is untagged. Either all are uplinks, each on another network, or
+    /// all belong to one VM.
     pub ports: Vec<(Option<Vid>, PortId)>,
 }
 
 impl TrunkConfig {
-    /// Whether it carries frames.
+    /// Whether it forwards frames.
     pub const fn is_active(&self) -> bool {
         self.admin_up && !self.backup
     }
 }
 
-/// A carrier, compiled.
+/// A compiled trunk.
 #[derive(Debug)]
 pub(super) struct Trunk {
     pub(super) config: TrunkConfig,
-    /// By VLAN id: the port that frames with it are for. Under 0, those without one.
+    /// Port by VLAN id; index 0 is untagged.
     ports: Box<[PortId; IDS]>,
     /// Whether all its ports are uplinks.
     is_uplink: bool,
 }
 
 impl Trunk {
-    /// Whether frames may come and go by it, or why not.
+    /// Whether it may receive and transmit, else the drop reason.
     pub(super) const fn is_open(&self) -> Result<(), DropReason> {
         match (self.config.admin_up, self.config.backup) {
             (false, _) => Err(DropReason::AdminDown),
@@ -97,7 +95,8 @@ impl Trunk {
             let port = all.get(&id).expect("a carrier's ports are there");
             assert!(port.attachment != Attachment::Own, "a port that is carried has no device of its own");
             if port.role == Role::Uplink {
-                // They have one lane, into which a flood puts one frame at most. A port of a VM has its own.
+                // The ports of an uplink share one TX batch, into which a flood puts at most one frame. A VM's port
+                // has its own.
                 assert!(!networks.contains(&port.network), "an uplink carries a network once");
                 networks.push(port.network);
             }
@@ -109,7 +108,7 @@ impl Trunk {
     }
 }
 
-/// All carriers, by [`PortId::index`].
+/// All trunks, by [`PortId::index`].
 #[derive(Debug)]
 pub(super) struct Trunks(Box<[Option<Trunk>]>);
 
@@ -145,12 +144,12 @@ impl Trunks {
         self.0.iter().flatten()
     }
 
-    /// Whether there is one at this place, of whatever name but this.
+    /// Whether another trunk is at this index.
     pub(super) fn has_other_at(&self, place: usize, but: PortId) -> bool {
         self.0.get(place).is_some_and(|there| there.as_ref().is_some_and(|trunk| trunk.config.id != but))
     }
 
-    /// Whether the carrier of this port, if it has one, is administratively up.
+    /// Whether the port's trunk, if any, is administratively up.
     pub(super) fn is_admin_up(&self, port: &PortConfig) -> bool {
         match port.attachment {
             Attachment::Own => true,
@@ -158,7 +157,7 @@ impl Trunks {
         }
     }
 
-    /// Whether frames for this port can leave, as far as its carrier is concerned.
+    /// Whether the port's trunk allows egress.
     pub(super) fn allows_egress(&self, port: &PortConfig) -> bool {
         match port.attachment {
             Attachment::Own => true,
@@ -168,8 +167,8 @@ impl Trunks {
 }
 
 impl Switch {
-    /// Judges the burst that came in at carrier `from`: takes off the outer tag of each frame, and
-    /// judges what is left as a frame of the port that the tag stands for.
+    /// Decides the burst received at trunk `from`: removes the outer tag of each frame and decides the rest as a
+    /// frame of the port that the tag identifies.
     #[inline(never)]
     pub(super) fn decide_trunk(
         &mut self,
@@ -180,7 +179,7 @@ impl Switch {
     ) -> BurstDecision {
         let (config, fdb, updates) = (&*self.config, &mut self.fdb, &mut self.updates);
         self.ingress_ports.fill(IngressPort { port: from, tag: 0 });
-        // 1. carrier open, admin up, not in standby
+        // 1. trunk open, admin up, not backup
         let trunk = config.compiled_trunk(from).ok_or(DropReason::PortClosed);
         let trunk = match trunk.and_then(|trunk| trunk.is_open().map(|()| trunk)) {
             Ok(trunk) => trunk,
@@ -237,7 +236,7 @@ impl Switch {
                 not_learned: false,
             };
             *verdict = match decider.decide(key, index) {
-                // 11. split horizon: another uplink has heard of it on the outside.
+                // 11. split horizon: the other uplink has received the frame from outside.
                 Verdict::To(to) if port.is_uplink() && config.port(to).is_some_and(PortConfig::is_uplink) => {
                     Verdict::Drop(DropReason::SplitHorizon)
                 }
@@ -253,13 +252,13 @@ impl Switch {
     }
 }
 
-/// Why a frame is not asked about.
+/// Why a frame needs no lookup.
 enum Rejection<'a> {
-    /// It names a sender above Ethernet that this port may not be, from this source.
+    /// L3 sender not allowed at this port, from this source.
     Spoofed(&'a Port, Mac),
-    /// It dies.
+    /// Dropped.
     Drop(DropReason),
-    /// It is one to the address of loop probes, at this port.
+    /// Frame to the loop-probe group, at this port.
     Probe(PortId),
 }
 
@@ -270,8 +269,7 @@ impl From<DropReason> for Rejection<'_> {
 }
 
 impl Trunk {
-    /// Finds out whose frame `index` is, and takes off the tag that says so. Its port, and its header;
-    /// or why it goes no further.
+    /// Determines the port of frame `index` and removes its tag. Returns port and header, or the rejection.
     #[inline]
     fn demux<'a>(
         &self,
@@ -283,7 +281,7 @@ impl Trunk {
     ) -> Result<(&'a Port, Header), Rejection<'a>> {
         let head = batch.head(index);
         let header = Header::read(head).ok_or(DropReason::Runt)?;
-        // 5. reserved groups: before the VLAN is asked for, as those who send them seldom use one.
+        // 5. reserved groups: before the VLAN, because their senders seldom use one.
         if self.is_uplink && is_link_local_group(header.destination) {
             return Err(DropReason::ReservedGroup.into());
         }
@@ -307,13 +305,13 @@ impl Trunk {
             }
             ingress.tag = TAG_LEN as u64;
         }
-        // 2. header sane: as the frame is on its network
+        // 2. header valid: as the frame is on its network
         let header = match read(port, batch.frame(index), batch.head(index), now) {
             Err(DropReason::Probe) => return Err(Rejection::Probe(port.config.id)),
             _ if port.config.quarantined => return Err(DropReason::Quarantined.into()),
             header => header?,
         };
-        // 7. port security, as far as it is about what is behind the header
+        // 7. port security, L3 part
         if is_spoofed(port, header.source, batch.head(index)) {
             return Err(Rejection::Spoofed(port, header.source));
         }

@@ -1,14 +1,13 @@
-//! When stations were last announced to or by other workers, to the nanosecond.
+//! Times of the last FDB updates of stations between workers, in nanoseconds.
 //!
-//! The table of stations keeps whole seconds, which is too coarse to order two updates that cross on their way between
-//! two workers. Only stations of the last moments matter here, so this is a small cache: where it has forgotten a
-//! station, the second in which the station was last seen decides.
+//! The FDB keeps whole seconds, too coarse to order two updates that cross between two workers. Only recent updates
+//! matter, so this is a small cache: for a station evicted from it, the FDB's second decides.
 
 use super::Station;
 use super::pinned::place;
 use crate::time::MonoTime;
 
-/// Sets of so many stations each: together as many as can be on their way to one worker.
+/// Sets of the cache; all sets together hold as many stations as can be pending for one worker.
 const SETS: usize = 1024;
 const WAYS: usize = 4;
 
@@ -21,13 +20,13 @@ impl UpdateTimes {
         UpdateTimes(vec![(Station::NONE, MonoTime::default()); SETS * WAYS].into())
     }
 
-    /// When a station was last announced; the beginning of time if that is not known.
+    /// Time of a station's last update; the beginning of time if unknown.
     pub(super) fn get(&self, station: Station, hash: u64) -> MonoTime {
         let set = &self.0[place(hash, SETS) * WAYS..][..WAYS];
         set.iter().find(|(known, _)| *known == station).map_or(MonoTime::default(), |&(_, at)| at)
     }
 
-    /// Notes that a station was announced at `at`. The one whose announcement is oldest makes room.
+    /// Records an update of a station at `at`. Evicts the oldest of the set.
     pub(super) fn put(&mut self, station: Station, hash: u64, at: MonoTime) {
         let set = &mut self.0[place(hash, SETS) * WAYS..][..WAYS];
         if let Some(known) = set.iter_mut().find(|(known, _)| *known == station) {
@@ -37,8 +36,8 @@ impl UpdateTimes {
         }
     }
 
-    /// The time of an announcement that this worker makes at `now`: later than all that it knows of the station. Its
-    /// `now` may be a little behind that of another worker.
+    /// Time for an update that this worker sends at `now`: later than all known updates of the station, because
+    /// `now` may lag behind another worker's clock.
     pub(super) fn advance(&mut self, station: Station, hash: u64, now: MonoTime) -> MonoTime {
         let at = now.max(MonoTime::from_nanos(self.get(station, hash).nanos() + 1));
         self.put(station, hash, at);

@@ -1,4 +1,4 @@
-//! Where stations lie: places in lines of four, each a line of the processor's cache, to which hashes lead.
+//! Hash buckets of the FDB: four slots each, one cache line.
 
 use std::hint::select_unpredictable;
 
@@ -7,35 +7,35 @@ use crate::frame::prefetch;
 use crate::switch::{PortId, Station};
 use crate::sys::memory::prefer_huge_pages;
 
-/// Places in a line.
+/// Slots per bucket.
 const BUCKET_SLOTS: usize = 4;
 
-/// Places of which one word says which are taken.
+/// Slots per word of the occupancy bitmap.
 const WORD: usize = 64;
 
-/// A place where nobody lies.
+/// An empty slot.
 const EMPTY: FdbEntry = FdbEntry { station: Station::NONE, port: PortId::NONE, last_seen: 0 };
 
 #[derive(Debug, Clone, Copy)]
 #[repr(align(64))]
 struct Bucket([FdbEntry; BUCKET_SLOTS]);
 
-/// The places. Who lies at one never moves to another.
+/// The buckets. An entry never moves to another slot.
 #[derive(Debug)]
 pub(super) struct Buckets {
     buckets: Vec<Bucket>,
-    /// Of each line: how many stations that would have lain there, had there been room, lie behind it. At the
-    /// most that it can say it stays, which only makes searches longer.
+    /// Per bucket: entries that overflowed past this bucket (saturating). A saturated counter stays, which only
+    /// makes searches longer.
     overflow_count: Vec<u8>,
-    /// A bit for each place.
+    /// Occupancy bitmap, one bit per slot.
     taken: Vec<u64>,
 }
 
 impl Buckets {
-    /// Bytes of a line.
+    /// Size of a bucket in bytes.
     pub(super) const BUCKET_LEN: usize = size_of::<Bucket>();
 
-    /// So many free places at least.
+    /// Allocates at least `least` slots.
     pub(super) fn new(least: usize) -> Buckets {
         let lines = least.div_ceil(BUCKET_SLOTS);
         let mut places = Buckets {
@@ -48,33 +48,33 @@ impl Buckets {
         places
     }
 
-    /// How many there are.
+    /// Number of slots.
     pub(super) fn len(&self) -> usize {
         self.buckets.len() * BUCKET_SLOTS
     }
 
-    /// Bytes that they take.
+    /// Memory in bytes.
     pub(super) fn bytes(&self) -> usize {
         size_of_val(&*self.buckets) + size_of_val(&*self.overflow_count) + size_of_val(&*self.taken)
     }
 
-    /// Who lies at a place that is taken.
+    /// The entry in an occupied slot.
     pub(super) fn get(&self, at: usize) -> &FdbEntry {
         &self.buckets[at / BUCKET_SLOTS].0[at % BUCKET_SLOTS]
     }
 
-    /// The same, to be changed: port and time, and never the station.
+    /// The same, mutable: port and time may change, the station must not.
     pub(super) fn get_mut(&mut self, at: usize) -> &mut FdbEntry {
         &mut self.buckets[at / BUCKET_SLOTS].0[at % BUCKET_SLOTS]
     }
 
-    /// Starts to fetch the line to which a hash leads.
+    /// Prefetches the home bucket of a hash.
     #[inline]
     pub(super) fn prefetch(&self, hash: u64) {
         prefetch(&self.buckets[home_bucket(hash, self.buckets.len())]);
     }
 
-    /// Starts to fetch what is looked at when that line does not tell.
+    /// Prefetches the memory that a lookup reads after the home bucket.
     #[inline]
     pub(super) fn prefetch_overflow(&self, hash: u64) {
         let home = home_bucket(hash, self.buckets.len());
@@ -82,19 +82,19 @@ impl Buckets {
         prefetch(&self.buckets[self.next_bucket(home)]);
     }
 
-    /// The lines, for many stations to be looked up in them.
+    /// A view of the buckets for a series of lookups.
     #[inline(always)]
     pub(super) fn buckets(&self) -> BucketSlice<'_> {
         BucketSlice(&self.buckets)
     }
 
-    /// A station as it was learned, if it was.
+    /// Looks up the entry of a station.
     #[inline(always)]
     pub(super) fn lookup(&self, station: Station, hash: u64) -> Option<&FdbEntry> {
         self.buckets().lookup_home(station, hash).or_else(|| self.position(station, hash).map(|at| self.get(at)))
     }
 
-    /// Where a station lies, which is not [`Station::NONE`].
+    /// Looks up the slot of a station, which must not be [`Station::NONE`].
     #[inline(never)]
     pub(super) fn position(&self, station: Station, hash: u64) -> Option<usize> {
         let mut line = home_bucket(hash, self.buckets.len());
@@ -110,7 +110,7 @@ impl Buckets {
         None
     }
 
-    /// Lays down a station that lies nowhere yet. There must be a free place.
+    /// Inserts a station that is not in the table. A free slot must exist.
     pub(super) fn insert(&mut self, hash: u64, entry: FdbEntry) -> usize {
         let mut line = home_bucket(hash, self.buckets.len());
         loop {
@@ -124,7 +124,7 @@ impl Buckets {
         }
     }
 
-    /// Frees a place at which a station with this hash lies.
+    /// Frees the slot of a station with this hash.
     pub(super) fn remove(&mut self, hash: u64, at: usize) {
         *self.get_mut(at) = EMPTY;
         self.taken[at / WORD] &= !(1 << (at % WORD));
@@ -137,25 +137,25 @@ impl Buckets {
         }
     }
 
-    /// Lays down a station in the line to which its hash leads, where [`next_taken`](Buckets::next_taken) does not find
-    /// it. Whether there was room.
+    /// Inserts a station into its home bucket, invisible to [`next_taken`](Buckets::next_taken). `false` if the
+    /// bucket is full.
     pub(super) fn insert_static(&mut self, hash: u64, entry: FdbEntry) -> bool {
         let room = self.free_slot_in(home_bucket(hash, self.buckets.len()));
         room.map(|at| *self.get_mut(at) = entry).is_some()
     }
 
-    /// Frees the place of one that has been laid down so.
+    /// Frees the slot of such a station.
     pub(super) fn remove_static(&mut self, at: usize) {
         *self.get_mut(at) = EMPTY;
     }
 
-    /// A free place in a line.
+    /// A free slot of a bucket.
     fn free_slot_in(&self, line: usize) -> Option<usize> {
         let free = |entry: &FdbEntry| entry.station == Station::NONE;
         self.buckets[line].0.iter().position(free).map(|place| line * BUCKET_SLOTS + place)
     }
 
-    /// The first place that is taken, from `from` on and before `end`.
+    /// The first occupied slot in `from..end`.
     pub(super) fn next_taken(&self, from: usize, end: usize) -> Option<usize> {
         let mut at = from;
         while at < end {
@@ -168,7 +168,7 @@ impl Buckets {
         None
     }
 
-    /// The line that is looked at after this one.
+    /// The bucket searched after this one.
     fn next_bucket(&self, line: usize) -> usize {
         if line + 1 < self.buckets.len() { line + 1 } else { 0 }
     }
@@ -176,8 +176,8 @@ impl Buckets {
 
 #[cfg(test)]
 impl Buckets {
-    /// Every place that holds a station, with whether [`next_taken`](Buckets::next_taken) finds it. Panics where a
-    /// search does not lead there, or a line does not count right who passed it.
+    /// All entries with their slots, and whether [`next_taken`](Buckets::next_taken) finds them. Panics if a search
+    /// cannot reach an entry, or an overflow count is wrong.
     pub(super) fn check(&self, hash: impl Fn(Station) -> u64) -> Vec<(usize, FdbEntry, bool)> {
         let (mut all, mut passed) = (Vec::new(), vec![0u32; self.buckets.len()]);
         for at in 0..self.len() {
@@ -202,13 +202,13 @@ impl Buckets {
     }
 }
 
-/// The lines alone.
+/// A view of the buckets.
 #[derive(Clone, Copy)]
 pub(in crate::switch) struct BucketSlice<'a>(&'a [Bucket]);
 
 impl<'a> BucketSlice<'a> {
-    /// A station as it was learned, if it lies in its own line, as nearly all do. At which place is found out without
-    /// a branch, as no processor could foresee it.
+    /// Looks up a station in its home bucket, where nearly all entries are. Selects the slot without a branch,
+    /// which would be unpredictable.
     #[inline(always)]
     pub(in crate::switch) fn lookup_home(&self, station: Station, hash: u64) -> Option<&'a FdbEntry> {
         let line = &self.0[home_bucket(hash, self.0.len())].0;
@@ -218,7 +218,7 @@ impl<'a> BucketSlice<'a> {
     }
 }
 
-/// The line to which a hash leads, of so many, which are fewer than 2^32: by its high half.
+/// Home bucket of a hash, by its high half; there are fewer than 2^32 buckets.
 #[inline(always)]
 #[allow(clippy::cast_possible_truncation)] // below `buckets`
 const fn home_bucket(hash: u64, lines: usize) -> usize {

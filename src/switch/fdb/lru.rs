@@ -1,19 +1,18 @@
-//! The stations behind each port, in the order in which they were last refreshed: lists of their places, linked
-//! both ways.
+//! LRU lists: the entries of each port in order of their last refresh, doubly linked by slot.
 
 use super::word;
 use crate::switch::{MAX_PORTS, PortId};
 use crate::sys::memory::prefer_huge_pages;
 
-/// "No place", in a list: the highest number that a link can hold.
+/// End of a list: the highest value of a link.
 const NIL: u32 = u32::MAX >> 8;
 
-/// A place in three bytes, of which each that is saved makes room for more places.
+/// A slot number in three bytes; each byte saved makes room for more slots.
 #[derive(Debug, Clone, Copy)]
 struct LruLink([u8; 3]);
 
 impl LruLink {
-    /// To this place, which is below [`NIL`] or that.
+    /// Link to slot `at`, or [`NIL`].
     const fn to(at: u32) -> LruLink {
         let [a, b, c, _] = at.to_le_bytes();
         LruLink([a, b, c])
@@ -31,19 +30,19 @@ struct LruLinks {
     newer: LruLink,
 }
 
-/// The stations of one port, from the one that was silent longest.
+/// LRU list of one port, oldest first.
 #[derive(Debug, Clone, Copy)]
 struct LruList {
     oldest: u32,
     newest: u32,
     len: u32,
-    /// The port that owns the list; [`PortId::NONE`] while there is none.
+    /// The port that owns the list; [`PortId::NONE`] if none.
     owner: PortId,
 }
 
 const EMPTY: LruList = LruList { oldest: NIL, newest: NIL, len: 0, owner: PortId::NONE };
 
-/// The list of stations whose port is closed, behind those of the ports.
+/// Index of the list of entries whose port is closed, after those of the ports.
 const DEAD: usize = MAX_PORTS;
 
 /// One LRU list per port index, and one for the stations of closed ports.
@@ -53,7 +52,7 @@ const DEAD: usize = MAX_PORTS;
 /// the entry itself needs no mark.
 #[derive(Debug)]
 pub(super) struct LruLists {
-    /// By place.
+    /// By slot.
     links: Vec<LruLinks>,
     lists: Vec<LruList>,
     /// By port index: the generation that owned the list last, if any did.
@@ -61,10 +60,10 @@ pub(super) struct LruLists {
 }
 
 impl LruLists {
-    /// Bytes that a place takes here.
+    /// Bytes per slot.
     pub(super) const BYTES: usize = size_of::<LruLinks>();
 
-    /// Empty lists over so many places, which are fewer than 2^24.
+    /// Empty lists over this many slots, fewer than 2^24.
     pub(super) fn new(places: usize) -> LruLists {
         assert!(places <= NIL as usize, "a place has a number of three bytes");
         let mut links = Vec::with_capacity(places);
@@ -83,17 +82,17 @@ impl LruLists {
         self.lists[DEAD].len
     }
 
-    /// The place of the station behind `port` that was silent longest.
+    /// Slot of the oldest entry of `port`.
     pub(super) fn oldest(&self, port: PortId) -> Option<usize> {
         if self.is_owner(port) { self.lists[port.index()].oldest() } else { None }
     }
 
-    /// The place of the station that has been dead longest.
+    /// Slot of the entry that has been dead longest.
     pub(super) fn oldest_dead(&self) -> Option<usize> {
         self.lists[DEAD].oldest()
     }
 
-    /// The place that follows `at` in its list.
+    /// The slot after `at` in its list.
     pub(super) fn newer(&self, at: usize) -> Option<usize> {
         existing(self.links[at].newer.at())
     }
@@ -104,7 +103,7 @@ impl LruLists {
         self.lists[port.index()].owner == port
     }
 
-    /// The place of the newest station in the list of this index.
+    /// Slot of the newest entry in the list of this index.
     pub(super) fn newest(&self, index: usize) -> Option<usize> {
         existing(self.lists[index].newest)
     }
@@ -140,7 +139,7 @@ impl LruLists {
         retired.len
     }
 
-    /// Takes place `at` out of the list of `port`, or out of that of dead stations if `port` owns none.
+    /// Unlinks slot `at` from the list of `port`, or from the list of dead entries if `port` owns none.
     pub(super) fn unlink(&mut self, port: PortId, at: usize) {
         let LruLinks { older, newer } = self.links[at];
         let list = if self.is_owner(port) { port.index() } else { DEAD };
@@ -156,7 +155,7 @@ impl LruLists {
         }
     }
 
-    /// Puts place `at` at the new end of the list that `port` owns.
+    /// Appends slot `at` to the list that `port` owns.
     pub(super) fn append(&mut self, port: PortId, at: usize) {
         debug_assert!(self.is_owner(port));
         let list = &mut self.lists[port.index()];
@@ -182,8 +181,8 @@ fn existing(at: u32) -> Option<usize> {
 
 #[cfg(test)]
 impl LruLists {
-    /// The lists of the first `ports` indices and that of the dead, each with its owner and its places from the oldest
-    /// to the newest. Panics where links and lengths contradict each other.
+    /// The lists of the first `ports` indices and of dead entries, each with its owner and its slots from oldest to
+    /// newest. Panics if links and lengths are inconsistent.
     pub(super) fn check(&self, ports: usize) -> Vec<(PortId, Vec<usize>)> {
         let lru_lists = (0..ports).chain([DEAD]).map(|index| (index, &self.lists[index]));
         let checked = lru_lists.map(|(index, list)| {

@@ -16,15 +16,15 @@
 //! * **A large table is cold.** [`Fdb::prefetch`] fetches what a frame will need, for a whole burst before the
 //!   first of its frames is judged.
 //!
-//! # How it is laid out
+//! # Layout
 //!
-//! Stations lie in places, four in a line of the processor's cache, and a hash leads to a line. Whoever
-//! finds it full lies in the next one that is not. At 186 places for a hundred stations, 96 in 100 lie in their
-//! own line even when the table is full, and so cost one visit to memory. A line counts who passed it by,
-//! so that a search knows where to stop, and nobody ever moves. The stations of a port form a list from the
-//! oldest to the newest, linked by place in an array of its own to keep the part that is read small.
-//! 41.7 bytes a station in all, where the table is no small one. Pinned stations lie among them, as far as there is
-//! room, so that for most frames one table says all.
+//! Entries are in slots, four per bucket of one cache line; a hash selects the home bucket. An entry that finds its
+//! home bucket full goes to the next bucket with a free slot. At 186 slots per 100 stations, 96 % of the entries
+//! are in their home bucket even when the table is full, and cost one memory access. A bucket counts the entries
+//! that overflowed past it, so that a search knows where to stop; no entry ever moves. The entries of a port form
+//! an LRU list, linked by slot in a separate array to keep the memory that lookups read small. 41.7 bytes per
+//! station in all, small tables excepted. The table also holds copies of pinned stations where there is room, so
+//! that one lookup decides most frames.
 
 mod buckets;
 mod lru;
@@ -40,25 +40,25 @@ use self::lru::LruLists;
 pub(super) use self::pinned::PERMANENT;
 use super::{HashKey, MAX_NETWORKS, PortId, Station};
 
-/// Places for a hundred stations. With fewer, too many lie in the lines of others; with more, a million stations would
-/// not fit in 40 MiB.
+/// Slots per 100 stations. With fewer, too many entries overflow; with more, a million stations would exceed 40
+/// MiB.
 const FOR_HUNDRED: usize = 186;
 
-/// Places up to which a table has four for each station: where memory is not the matter, next to nobody shares a line.
+/// Up to this many slots, a table has four slots per station: memory is no concern, and hardly any entry overflows.
 const SMALL: usize = 1 << 16;
 
-/// Places that are swept in one go, at most, where most are free: what one line of the processor's cache says of them.
+/// Maximum number of slots that ageing visits at once where most are free: those in one cache line of the bitmap.
 const AGE_WINDOW: usize = 512;
 
-/// Places that are looked at in one go, at most, where most are free.
+/// Maximum number of slots that a scan visits at once where most are free.
 const LOOK: usize = 1 << 14;
 
-/// How many stations may be learned.
+/// Limits on learned stations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// On the network together.
+    /// Per network.
     pub network: u32,
-    /// Behind each of its ports.
+    /// Per port.
     pub port: u32,
 }
 
@@ -68,72 +68,71 @@ impl Default for Limits {
     }
 }
 
-/// What seeing a station came to.
+/// Result of learning a station.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LearnResult {
-    /// It was known here, and nothing had to be written, or only its age.
+    /// Known at this port; at most its timestamp was written.
     Known,
-    /// It was known here, and it is time to tell other workers again.
+    /// Known at this port, and due for a refresh at other workers.
     Refresh,
-    /// It is new.
+    /// New.
     New,
-    /// It was behind another port until now.
+    /// Moved from another port.
     Moved {
-        /// That port.
+        /// Previous port.
         from: PortId,
     },
-    /// It is behind another port, and may not move.
+    /// Known at another port, and refused to move.
     Stays,
-    /// There is no room for it that this port may take.
+    /// Not learned: this port cannot make room for it.
     Refused,
 }
 
-/// A station as it was learned.
+/// An FDB entry: a learned station.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FdbEntry {
     /// The station.
     pub station: Station,
-    /// The port behind which it was seen.
+    /// Port at which it was last seen.
     pub port: PortId,
-    /// When, in seconds as [`MonoTime::secs`](crate::time::MonoTime::secs) counts.
+    /// Time of that, in seconds of [`MonoTime::secs`](crate::time::MonoTime::secs).
     pub last_seen: u32,
 }
 
 impl FdbEntry {
-    /// The port, if the station was seen behind it not before `oldest`, in seconds.
+    /// The port, if the station was seen there at `oldest` (in seconds) or later.
     #[inline(always)]
     pub(super) fn port_since(&self, oldest: u32) -> Option<PortId> {
         (self.last_seen >= oldest).then_some(self.port)
     }
 
-    /// Whether it says already that the station was seen behind `port` at `now`. Of one that is pinned there, it always
-    /// does.
+    /// Whether the entry already has `port` and the time `now`. Always true of a copy pinned to `port`.
     #[inline(always)]
     pub(super) fn is_current(&self, port: PortId, now: u32) -> bool {
         self.port == port && self.last_seen >= now
     }
 }
 
-/// The table of learned stations.
+/// The FDB of one worker.
 #[derive(Debug)]
 pub struct Fdb {
     hash_key: HashKey,
     buckets: Buckets,
     lru: LruLists,
     capacity: usize,
-    /// Stations whose port is open. Together with the dead ones, at most `capacity`.
+    /// Entries whose port is open. With the dead entries, at most `capacity`.
     len: usize,
-    /// Stations that lie among these because they are pinned.
+    /// Copies of pinned stations.
     static_count: usize,
-    /// By network: stations whose port is open.
+    /// By network: entries whose port is open.
     networks: Vec<u32>,
-    /// Where the next tidying goes on.
+    /// Slot at which ageing continues.
     cursor: usize,
     refused: u64,
 }
 
 impl Fdb {
-    /// An empty table for `capacity` stations.
+    /// Creates an empty FDB for `capacity` stations.
     pub fn new(capacity: u32, hash_key: HashKey) -> Fdb {
         let capacity = capacity.clamp(1, 1 << 23) as usize;
         let buckets = Buckets::new((capacity * FOR_HUNDRED).div_ceil(100).max((capacity * 4).min(SMALL)));
@@ -150,80 +149,79 @@ impl Fdb {
         }
     }
 
-    /// How many stations are in it, those included that have aged and not been removed yet. Those of closed ports are
-    /// not.
+    /// Number of entries, including aged entries not yet removed, excluding those of closed ports.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Whether there is none.
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// How many stations it can hold.
+    /// Maximum number of entries.
     pub fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// How many times a station went unlearned because its port could not make room for it.
+    /// Number of times a station was not learned because its port could not make room.
     pub fn refused(&self) -> u64 {
         self.refused
     }
 
-    /// Bytes of it that are in use at most, when frames are on their way.
+    /// Upper bound of the memory that lookups read, in bytes.
     pub(super) fn bytes_in_use(&self) -> usize {
         (self.len + self.lru.dead() as usize + self.static_count) * Buckets::BUCKET_LEN
     }
 
-    /// Bytes of its tables.
+    /// Memory of the tables, in bytes.
     pub fn bytes(&self) -> usize {
         self.buckets.bytes() + self.buckets.len() * LruLists::BYTES
     }
 
-    /// The hash under which a station is filed.
+    /// Hash of a station.
     #[inline]
     pub fn hash(&self, station: Station) -> u64 {
         self.hash_key.hash(station)
     }
 
-    /// Starts to fetch what will be asked about this hash.
+    /// Prefetches the home bucket of a hash.
     #[inline]
     pub fn prefetch(&self, hash: u64) {
         self.buckets.prefetch(hash);
     }
 
-    /// The same, for what does not lie where most do.
+    /// Prefetches what a lookup reads after the home bucket.
     #[inline]
     pub(super) fn prefetch_behind(&self, hash: u64) {
         self.buckets.prefetch_overflow(hash);
     }
 
-    /// The port behind which a station was seen, if that was not before `oldest`, in seconds.
+    /// Port of a station, if seen at `oldest` (in seconds) or later.
     #[inline]
     pub fn find(&self, station: Station, hash: u64, oldest: u32) -> Option<PortId> {
         self.learned(station, hash)?.port_since(oldest)
     }
 
-    /// Whether it is noted already that a station was seen behind `port` at `now`.
+    /// Whether the entry of a station already has `port` and the time `now`.
     #[inline]
     pub fn is_current(&self, station: Station, hash: u64, port: PortId, now: u32) -> bool {
         self.learned(station, hash).is_some_and(|entry| entry.is_current(port, now))
     }
 
-    /// A station as it was learned, whether or not it has aged or its port is closed.
+    /// Entry of a station, even if aged or of a closed port.
     #[inline(always)]
     pub(super) fn learned(&self, station: Station, hash: u64) -> Option<&FdbEntry> {
         self.buckets.lookup(station, hash).filter(|entry| !entry.is_static())
     }
 
-    /// Where nearly all of the stations are, for many to be looked up in it.
+    /// A view of the buckets for a series of home-bucket lookups.
     #[inline(always)]
     pub(super) fn lines(&self) -> BucketSlice<'_> {
         self.buckets.buckets()
     }
 
-    /// Notes that a station was seen behind `port`.
+    /// Learns that a station was seen at `port`.
     pub fn learn(
         &mut self,
         station: Station,
@@ -236,7 +234,7 @@ impl Fdb {
         self.learn_if((station, hash), port, now, limits, ageing, |_| true)
     }
 
-    /// The same, where it is asked whether a station that is behind another port may move.
+    /// Like `learn`; asks a callback whether a station at another port may move.
     #[inline]
     pub fn learn_if(
         &mut self,
@@ -256,7 +254,7 @@ impl Fdb {
                 return LearnResult::Known;
             }
             if !self.lru.is_owner(port) {
-                // The port was closed and is open again under the same name.
+                // The port was closed and reopened under the same id.
                 return self.revive(at, station, hash, port, now, limits);
             }
             let quarter = (ageing / 4).max(1);
@@ -272,8 +270,7 @@ impl Fdb {
         self.move_to(at, station, hash, port, now, limits)
     }
 
-    /// Whether fewer than `most` stations are known behind `port`. To find out, those that were not heard since
-    /// `oldest` are forgotten.
+    /// Whether fewer than `most` stations are known at `port`. Removes entries not seen since `oldest` to find out.
     #[cold]
     pub fn evict_oldest(&mut self, port: PortId, most: u32, oldest: u32) -> bool {
         while self.lru.len(port) >= most {
@@ -285,7 +282,7 @@ impl Fdb {
         true
     }
 
-    /// Forgets a station, if it is known behind `port`.
+    /// Removes the entry of a station, if it is at `port`.
     #[cold]
     pub fn remove_from(&mut self, station: Station, hash: u64, port: PortId) {
         if let Some(at) = self.buckets.position(station, hash)
@@ -297,7 +294,7 @@ impl Fdb {
         }
     }
 
-    /// Declares the stations behind `port` dead.
+    /// Marks the entries of `port` as dead.
     #[cold]
     pub fn close(&mut self, port: PortId) {
         if self.lru.is_owner(port) {
@@ -305,25 +302,25 @@ impl Fdb {
         }
     }
 
-    /// Declares the stations in the list of this port index dead.
+    /// Marks the entries in the list of this port index as dead.
     fn retire(&mut self, index: usize) {
         let newest = self.lru.newest(index);
         let retired = self.lru.retire(index);
         if let Some(newest) = newest {
-            // The stations behind one port are all on its network.
+            // All entries of one port are on its network.
             self.networks[self.buckets.get(newest).station.network().index()] -= retired;
         }
         self.len -= retired as usize;
     }
 
-    /// Makes `port` the owner of the list of its index. The stations of an earlier owner are dead from now on.
+    /// Makes `port` the owner of the list of its index. Marks the entries of an earlier owner as dead.
     fn take_list(&mut self, port: PortId) {
         if self.lru.is_owner(port) {
             return;
         }
         self.retire(port.index());
         if !self.lru.is_newer(port) {
-            // This generation was there before: what died under its name must not come to life with it.
+            // This generation has owned the list before: its dead entries must not become valid again.
             let mut next = self.lru.oldest_dead();
             while let Some(at) = next {
                 next = self.lru.newer(at);
@@ -351,7 +348,8 @@ impl Fdb {
             return self.revive(at, station, hash, port, now, limits);
         }
         if self.lru.len(port) >= limits.port {
-            // The mover is not in the list of `port` and cannot be evicted here. Its old port's count goes down.
+            // The moving entry is not in the list of `port` and cannot be evicted here. The count of its old port
+            // decreases.
             let Some(oldest) = self.lru.oldest(port) else {
                 self.refused += 1;
                 return LearnResult::Refused;
@@ -365,7 +363,7 @@ impl Fdb {
         LearnResult::Moved { from }
     }
 
-    /// Learns a station that is dead. It counts from now on, and so needs room like a new one.
+    /// Learns a station whose entry is dead. It counts again, and needs room like a new one.
     #[cold]
     fn revive(
         &mut self,
@@ -402,7 +400,7 @@ impl Fdb {
         LearnResult::New
     }
 
-    /// Forgets who lies at `at`.
+    /// Removes the entry in slot `at`.
     fn remove(&mut self, at: usize) {
         let FdbEntry { station, port, .. } = *self.buckets.get(at);
         if self.lru.is_owner(port) {
@@ -413,7 +411,7 @@ impl Fdb {
         self.lru.unlink(port, at);
     }
 
-    /// Looks at the next few stations, at most `budget`, and forgets those for which `keep` does not speak.
+    /// Visits at most `budget` entries and removes those for which `keep` returns false.
     pub fn age_step(&mut self, budget: usize, mut keep: impl FnMut(&FdbEntry) -> bool) {
         let end = ((self.cursor / AGE_WINDOW + 1) * AGE_WINDOW).min(self.buckets.len());
         for _ in 0..budget {
@@ -428,8 +426,8 @@ impl Fdb {
         }
     }
 
-    /// Looks at `budget` stations at most, from `cursor` on, and forgets those of which `flush` speaks. Where
-    /// to go on; `None` at the end.
+    /// Visits at most `budget` entries from `cursor` on and removes those for which `flush` returns true. Returns
+    /// where to continue; `None` at the end.
     pub fn flush(&mut self, cursor: usize, budget: usize, mut flush: impl FnMut(&FdbEntry) -> bool) -> Option<usize> {
         let (mut from, end) = (cursor, self.scan_end(cursor));
         for _ in 0..budget {
@@ -444,13 +442,13 @@ impl Fdb {
         Some(from)
     }
 
-    /// Says how many stations of each network there are, by [`NetworkId::index`](super::NetworkId::index).
+    /// Counts the entries of each network, by [`NetworkId::index`](super::NetworkId::index).
     pub fn count_by_network(&self, counts: &mut [u32]) {
         counts.iter_mut().zip(&self.networks).for_each(|(to, from)| *to = *from);
     }
 
-    /// Appends stations to `page`, from `cursor` on and as many as it has capacity left. Where to go on; `None`
-    /// at the end. Free places make a page shorter, never dearer.
+    /// Appends entries to `page` from `cursor` on, up to its capacity. Returns where to continue; `None` at the
+    /// end. Free slots make a page shorter, but not slower.
     pub fn page(&self, cursor: usize, page: &mut Vec<FdbEntry>) -> Option<usize> {
         let (mut from, end) = (cursor, self.scan_end(cursor));
         while let Some(at) = self.buckets.next_taken(from, end) {
@@ -463,7 +461,7 @@ impl Fdb {
         (end < self.buckets.len()).then_some(end)
     }
 
-    /// Up to where one looks in one go who starts at `cursor`.
+    /// End of one scan that starts at `cursor`.
     fn scan_end(&self, cursor: usize) -> usize {
         cursor.saturating_add(LOOK).min(self.buckets.len())
     }

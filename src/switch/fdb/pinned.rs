@@ -1,24 +1,24 @@
-//! Pinned stations among the learned ones, so that for most frames one table says all.
+//! Copies of pinned stations in the FDB, so that one lookup decides most frames.
 //!
-//! What is pinned is said by the rules, and asked of them wherever it matters. Here lies what is found at a glance: of
-//! each pinned station whose line has room, where it is. It is not counted, shown or swept, and does not age.
+//! The configuration decides what is pinned, and slow-path checks ask it. The FDB holds a copy of each pinned
+//! station whose home bucket has room. Copies are not counted, listed or aged.
 
 use super::{Fdb, FdbEntry};
 use crate::switch::Station;
 use crate::switch::pinned::Pin;
 
-/// "Seen" of those pinned for good, in place of a time: later than any.
+/// `last_seen` of permanent pins: later than any time.
 pub(in crate::switch) const PERMANENT: u32 = u32::MAX;
 
-/// And of those that are frozen.
+/// `last_seen` of dampened stations.
 const DAMPENED: u32 = PERMANENT - 1;
 
-/// One in so many of the places that are left when all is learned that can be may go to pinned stations: lines that
-/// are full would make lookups longer.
+/// Copies may use one in this many of the slots left when the FDB is full of learned stations: full buckets would
+/// make lookups longer.
 const SHARE: usize = 3;
 
 impl FdbEntry {
-    /// Whether it lies here because it is pinned.
+    /// Whether the entry is the copy of a pin.
     #[inline(always)]
     pub(super) fn is_static(&self) -> bool {
         self.last_seen >= DAMPENED
@@ -26,8 +26,8 @@ impl FdbEntry {
 }
 
 impl Fdb {
-    /// Lays pinned stations down, none of which is. Of those, nothing is remembered as learned. Only what can be the
-    /// source of a frame is laid down.
+    /// Inserts copies of pins that have none, and removes learned entries of these stations. Skips addresses that
+    /// cannot be a frame's source.
     pub(in crate::switch) fn insert_static(&mut self, pins: impl Iterator<Item = (Station, Pin)>) {
         for (station, Pin { port, is_dampened }) in pins.filter(|(station, _)| station.mac().is_station()) {
             let hash = self.hash_key.hash(station);
@@ -43,7 +43,7 @@ impl Fdb {
         }
     }
 
-    /// Takes stations up that are pinned no longer.
+    /// Removes the copies of stations that are no longer pinned.
     pub(in crate::switch) fn remove_static(&mut self, stations: impl Iterator<Item = Station>) {
         for station in stations {
             if let Some(at) = self.buckets.position(station, self.hash_key.hash(station))
