@@ -1,20 +1,19 @@
-//! What control wants, compiled: everything about ports and networks that forwarding asks, in the
-//! form in which it is asked. Immutable; a change is a new set of rules, the same for all workers.
+//! Forwarding configuration, compiled: everything that forwarding needs to know about ports and networks, in lookup
+//! form. Immutable; a change is a new configuration, shared by all workers.
 //!
-//! *Flood lists.* The members of a network stand in one list, siblings (the ports of one VM) next
-//! to each other, uplinks last. Each port knows the stretch of the list that it must not flood to: at
-//! first only itself, and an uplink all uplinks. So a flood is two slices, and the loop over them has
-//! no policy left in it. Where some ports are not to get all, there are more such lists.
+//! *Flood lists.* The ports of a network are in one list: siblings (the ports of one VM) adjacent, uplinks last.
+//! Each port has a range of the list to which it must not flood: at first only itself; for an uplink, all uplinks.
+//! A flood is therefore two slices, and the loop over them checks no policy. Networks on which some ports do not
+//! get every frame have further lists.
 //!
-//! *Pins.* The address of each port is pinned to it, and so are allowed addresses that no other
-//! port of the network shares. A port that is administratively down or inactive pins nothing: see
-//! [`activation`](super::activation). What is pinned is not learned, and traffic can neither move nor displace it; a copy
-//! lies among the learned stations, to be found at the same glance. For a while others can be pinned as well: *frozen*
-//! where they are.
+//! *Pins.* A port's address is pinned to it, and so are allowed addresses that no other port of the network shares.
+//! A port that is administratively down or inactive pins nothing: see [`activation`](super::activation). Pinned
+//! stations are not learned; traffic can neither move nor evict them. The FDB has copies of them, so that one
+//! lookup finds both kinds. Temporary pins are *dampened* stations.
 //!
-//! *Measures* against loops are of the same stuff. A port in quarantine (*held*) is in no list, and no way leads out by
-//! it. One that *splits* leaves out the stretch of all its siblings. The first test of a frame's way is the only one
-//! that knows of it.
+//! *Loop and storm mitigation* uses the same means. A quarantined port is in no flood list and has no egress. A
+//! port with sibling split horizon excludes the range of all its siblings. Only the first check of a received frame
+//! is specific to quarantine.
 
 use std::collections::HashMap;
 
@@ -28,45 +27,44 @@ use super::{
 };
 use crate::wire::{AnnouncementKey, HEADER_LEN, Mac};
 
-/// A port, compiled.
+/// A compiled port.
 #[derive(Debug)]
 pub(super) struct Port {
     pub(super) config: PortConfig,
-    /// Whether frames may come in by it.
+    /// Whether the port accepts received frames.
     pub(super) is_open: bool,
-    /// Its own address, if that is pinned to it; the zero address, which no frame that is read so far
-    /// can have for its source, if it is shared.
+    /// Its own address if pinned to it, else the zero address, which no valid frame has as its source.
     pub(super) pinned: Station,
-    /// Whether port security may object to a source.
+    /// Whether port security restricts sources.
     pub(super) has_source_policy: bool,
-    /// Whether each source has to be examined: for port security, or because control waits for a frame of the port.
+    /// Whether each source must be checked: for port security, or because control waits for a frame of the port.
     pub(super) checks_source: bool,
-    /// The addresses that belong to the port and are not pinned to it now, sorted: the port is inactive, or they have
-    /// yielded.
+    /// Addresses of the port that are not pinned now, because the port is inactive or the pins were released.
+    /// Sorted.
     unpinned: Box<[Mac]>,
-    /// The sources that it allows, sorted.
+    /// Allowed sources, sorted.
     allowed: Box<[Mac]>,
-    /// The addresses of the other ports of its VM, on whichever network, where port security objects to them. Sorted.
+    /// Addresses of the other ports of its VM, on any network, that port security drops here. Sorted.
     sibling_macs: Box<[Mac]>,
-    /// What senders may be named above Ethernet, if that is asked for.
+    /// Allowed L3 senders, if checked.
     pub(super) bindings: Option<Bindings>,
-    /// The stretch of its network's members that a flood from here leaves out.
+    /// Range of the network's flood list that a flood from this port excludes.
     skip: Range,
-    /// The same, of those that are to get unknown unicast.
+    /// The same, in the list of ports that get unknown unicast.
     skip_unknown: Range,
-    /// The same, of those that are promiscuous.
+    /// The same, in the list of promiscuous ports.
     skip_mirror: Range,
-    /// Whether there are ports on its network that are not to.
+    /// Whether any port of its network gets no unknown unicast.
     pub(super) limits_unknown: bool,
-    /// Whether there are ports on its network, others than itself, that get copies of all that is forwarded.
+    /// Whether any other port of its network is promiscuous.
     pub(super) is_mirrored: bool,
-    /// How many stations may be learned, where this is a limit at which none is displaced.
+    /// MAC limit, if any: at this limit no station is evicted.
     pub(super) mac_limit: Option<MacLimit>,
-    /// Whether there are limits on what it may send to everybody.
+    /// Whether storm limits apply.
     pub(super) is_policed: bool,
-    /// Its number among the subports of all trunks, if it is one.
+    /// Index among the subports of all trunks, if it is a subport.
     subport_index: Option<u16>,
-    /// Bytes of the longest frame without tags.
+    /// Maximum frame length without tags, in bytes.
     pub(super) max_len: u32,
     pub(super) anti_spoof: bool,
     pub(super) reserved: ReservedMask,
@@ -75,25 +73,25 @@ pub(super) struct Port {
 }
 
 impl Port {
-    /// Whether it is a way to the outside.
+    /// Whether it is an uplink.
     #[inline]
     pub(super) fn is_uplink(&self) -> bool {
         self.config.is_uplink()
     }
 
-    /// Whether control waits for a frame from this source, which port security lets pass.
+    /// Whether control waits for a frame from this source, which port security allows.
     #[inline]
     pub(super) fn awaits_activation_by(&self, source: Mac) -> bool {
         !self.config.pins || self.owns(source)
     }
 
-    /// Whether this address belongs to it, and is not pinned to it now.
+    /// Whether this address belongs to it and is not pinned now.
     #[inline]
     pub(super) fn owns(&self, source: Mac) -> bool {
         self.unpinned.binary_search(&source).is_ok()
     }
 
-    /// Whether port security lets this source pass.
+    /// Whether port security allows this source.
     #[inline]
     pub(super) fn allows(&self, source: Mac) -> bool {
         !self.has_source_policy || source == self.config.mac || self.allowed.binary_search(&source).is_ok()
@@ -106,8 +104,8 @@ impl Port {
         self.sibling_macs.binary_search(&mac).is_ok()
     }
 
-    /// Whether this address may wander between the port and others that are allowed to use it too: somebody has said
-    /// that it may use it, or it is a way to the outside, and its VM neither loops nor storms.
+    /// Whether this address may move often between the port and others allowed to use it: it is configured here or
+    /// the port is an uplink, and its VM neither loops nor storms.
     pub(super) fn may_share(&self, mac: Mac) -> bool {
         self.is_uplink() || self.has_source_policy && !self.config.suspect && self.allows(mac)
     }
@@ -117,16 +115,16 @@ impl Port {
 struct Network {
     config: NetworkConfig,
     members: FloodList,
-    /// Those that are to get unknown unicast, where not all are.
+    /// Ports that get unknown unicast, if not all do.
     flood_unknown: FloodList,
-    /// Those that are not.
+    /// Ports that get no unknown unicast.
     no_flood_unknown: FloodList,
-    /// Those that are promiscuous.
+    /// Promiscuous ports.
     mirrors: FloodList,
 }
 
 impl Network {
-    /// The network of these ports, uplinks last.
+    /// Compiles the network of these ports, uplinks last.
     fn new(config: NetworkConfig, ports: &[&PortConfig]) -> Network {
         let those = |which: fn(&PortConfig) -> bool| {
             let vm = |port: &PortConfig| (!port.is_uplink()).then_some(port.vm);
@@ -142,12 +140,12 @@ impl Network {
     }
 }
 
-/// What control wants of the switch.
+/// Compiled forwarding state of the switch.
 #[derive(Debug)]
 pub struct ForwardingConfig {
     hash_key: HashKey,
     ports: Box<[Option<Port>]>,
-    /// By [`PortId::index`]: the port at this place. What most questions are about, close together.
+    /// By [`PortId::index`]: the port with this index. A dense array, because most lookups read it.
     open: Box<[PortId; MAX_PORTS]>,
     networks: Box<[Option<Network>]>,
     pins: PinnedStations,
@@ -156,12 +154,12 @@ pub struct ForwardingConfig {
 }
 
 impl ForwardingConfig {
-    /// Compiles the rules.
+    /// Compiles the configuration.
     ///
     /// # Panics
     ///
-    /// When a port names a network or a carrier that is not there, two things the same place, a carrier
-    /// a port that it cannot carry, or an uplink is not carried: admission has refused such
+    /// If a port names a missing network or trunk, two items have one index, a trunk names a port that it cannot
+    /// carry, or an uplink is on no trunk: validation has rejected such configurations before.
     /// configurations long before.
     pub fn compile(
         hash_key: HashKey,
@@ -169,8 +167,7 @@ impl ForwardingConfig {
         mut ports: Vec<PortConfig>,
         trunks: Vec<TrunkConfig>,
     ) -> ForwardingConfig {
-        // Uplinks last, and siblings next to each other; the sort is stable, so that the order asked
-        // for is kept.
+        // Uplinks last, siblings adjacent; the sort is stable and keeps the given order within.
         ports.sort_by_key(|port| (port.network.index(), port.role, port.vm));
         let trunks = Trunks::new(trunks, &ports);
         let (pins, mut unpinned) =
@@ -222,11 +219,11 @@ impl ForwardingConfig {
             unpinned.sort_unstable();
             let mut allowed: Vec<Mac> = config.security.macs().collect();
             allowed.sort_unstable();
-            // Where port security says who may be learned, there is nobody left to be limited.
+            // Where port security fixes the sources, no MAC limit is needed.
             let mac_limit = config.mac_limit.filter(|_| !has_source_policy && !config.is_uplink());
             let mut limits = network.config.limits;
             if let Some(limit) = mac_limit {
-                // What is its own and not pinned is learned as well, and does not count.
+                // An own address that is not pinned is learned as well, and does not count.
                 limits.port = limits.port.min(limit.stations.saturating_add(u32::from(!is_pinned)));
             }
             open[place] = config.id;
@@ -270,14 +267,14 @@ impl ForwardingConfig {
         ForwardingConfig { hash_key, ports: compiled_port.into(), open, networks: table.into(), pins, trunks, subports }
     }
 
-    /// No port, no network.
+    /// An empty configuration: no port, no network.
     pub fn none(hash_key: HashKey) -> ForwardingConfig {
         ForwardingConfig::compile(hash_key, Vec::new(), Vec::new(), Vec::new())
     }
 
-    /// Freezes each of these stations at a port, on top of those that are frozen already: there it is, whatever traffic
-    /// says, and from nowhere else it is heard. Stations that are pinned to another port are not touched, and a port that is
-    /// closed holds nobody.
+    /// Dampens each station at a port, in addition to those already dampened: it stays at that port whatever
+    /// traffic says, and other ports drop its frames. Skips stations that are pinned to another port, and closed
+    /// ports.
     pub fn dampen(&mut self, stations: impl Iterator<Item = (Station, PortId)>) {
         let stations: Vec<_> = stations.filter(|&(_, port)| self.is_open(port)).collect();
         if !stations.is_empty() {
@@ -290,7 +287,7 @@ impl ForwardingConfig {
         self.ports.get(id.index())?.as_ref().filter(|port| port.config.id == id)
     }
 
-    /// The port of this name, if there still is one.
+    /// The port with this id, if it exists.
     #[inline]
     pub fn port(&self, id: PortId) -> Option<&PortConfig> {
         self.compiled_port(id).map(|port| &port.config)
@@ -301,7 +298,7 @@ impl ForwardingConfig {
         self.ports.iter().flatten().map(|port| &port.config)
     }
 
-    /// The network of this name.
+    /// The network with this id.
     pub fn network(&self, id: NetworkId) -> Option<&NetworkConfig> {
         self.networks.get(id.index())?.as_ref().map(|network| &network.config)
     }
@@ -310,7 +307,7 @@ impl ForwardingConfig {
         self.networks.get(port.config.network.index())?.as_ref()
     }
 
-    /// Who gets a frame that is flooded: three stretches of lists of its network's members.
+    /// The ports that a flood reaches: three slices.
     #[inline]
     pub fn flood_ports(&self, flood: Flood) -> [&[PortId]; 3] {
         let Some(port) = self.compiled_port(flood.from) else { return [&[]; 3] };
@@ -325,8 +322,7 @@ impl ForwardingConfig {
         [before, after, &[]]
     }
 
-    /// Who does not get a frame that is flooded, and would if it were not for a station that nobody knows: two
-    /// stretches.
+    /// The ports that a flood skips only because they get no unknown unicast: two slices.
     pub fn not_flooded_ports(&self, flood: Flood) -> [&[PortId]; 2] {
         let Some(port) = self.compiled_port(flood.from) else { return [&[]; 2] };
         match self.network_of(port) {
@@ -341,13 +337,13 @@ impl ForwardingConfig {
         }
     }
 
-    /// The port at a place, which a verdict has named under these rules; [`PortId::NONE`] if there is none.
+    /// The port at an index of a verdict decided under this configuration; [`PortId::NONE`] if there is none.
     #[inline]
     pub(crate) fn port_at(&self, index: u16) -> PortId {
         self.open[usize::from(index) % MAX_PORTS]
     }
 
-    /// Who gets a frame that is flooded from `from` to everybody.
+    /// The ports that a broadcast from `from` reaches.
     pub fn flood(&self, from: PortId) -> [&[PortId]; 3] {
         self.flood_ports(Flood::new(from, FloodScope::All))
     }
@@ -357,28 +353,28 @@ impl ForwardingConfig {
         self.trunks.get(id)
     }
 
-    /// The carrier of this name, if there still is one.
+    /// The trunk with this id, if it exists.
     pub fn trunk(&self, id: PortId) -> Option<&TrunkConfig> {
         self.trunks.get(id).map(|trunk| &trunk.config)
     }
 
-    /// Whether this is an uplink: a carrier that leads outside.
+    /// Whether this is a trunk of uplinks.
     pub fn is_uplink(&self, id: PortId) -> bool {
         self.trunks.get(id).is_some_and(Trunk::is_uplink)
     }
 
-    /// All carriers.
+    /// All trunks.
     pub fn trunks(&self) -> impl Iterator<Item = &TrunkConfig> {
         self.trunks.iter().map(|trunk| &trunk.config)
     }
 
-    /// The port of this name, if frames may leave for it; or why they may not.
+    /// The port with this id if it allows egress, else the drop reason.
     pub fn egress(&self, id: PortId) -> Result<&PortConfig, DropReason> {
         let port = self.probe_egress(id)?;
         if port.quarantined { Err(DropReason::Quarantined) } else { Ok(port) }
     }
 
-    /// The same for loop probes: a port in quarantine is no obstacle.
+    /// The same for loop probes, which quarantine does not block.
     pub fn probe_egress(&self, id: PortId) -> Result<&PortConfig, DropReason> {
         let port = self.port(id).ok_or(DropReason::PortClosed)?;
         if !port.admin_up {
@@ -391,7 +387,7 @@ impl ForwardingConfig {
         Ok(port)
     }
 
-    /// The name under which the frames of a port are counted: of an uplink's, that of its carrier.
+    /// The port at which frames of a port are counted: for an uplink, its trunk.
     #[inline]
     pub fn counting_port(&self, id: PortId) -> PortId {
         match self.port(id).map(|port| (port.role, port.attachment)) {
@@ -400,35 +396,35 @@ impl ForwardingConfig {
         }
     }
 
-    /// How many subports there are.
+    /// Number of subports.
     pub fn subports(&self) -> usize {
         usize::from(self.subports)
     }
 
-    /// The number of a port among all subports, if it is one: below [`subports`](ForwardingConfig::subports).
+    /// Index of a port among all subports, if it is one: less than [`subports`](ForwardingConfig::subports).
     pub fn subport_index(&self, id: PortId) -> Option<usize> {
         self.compiled_port(id)?.subport_index.map(usize::from)
     }
 
-    /// Whether there is such a port.
+    /// Whether this port exists.
     #[inline(always)]
     pub(super) fn is_open(&self, id: PortId) -> bool {
         self.open[id.index() % MAX_PORTS] == id
     }
 
-    /// The ports that there are, by [`PortId::index`], others [`PortId::NONE`].
+    /// The existing ports by [`PortId::index`], [`PortId::NONE`] elsewhere.
     #[inline(always)]
     pub(super) fn open(&self) -> &[PortId; MAX_PORTS] {
         &self.open
     }
 
-    /// The hash under which a station is filed, among pins and among learned stations.
+    /// Hash of a station, for pins and FDB.
     #[inline(always)]
     pub(super) fn hash(&self, station: Station) -> u64 {
         self.hash_key.hash(station)
     }
 
-    /// The key under which the switch tags its announcements.
+    /// Key that authenticates the switch's announcements.
     pub(super) fn announcements(&self) -> &AnnouncementKey {
         self.hash_key.announcements()
     }
@@ -438,12 +434,12 @@ impl ForwardingConfig {
         &self.pins
     }
 
-    /// The pinned stations and their ports, without those that are frozen.
+    /// Pinned stations with their ports, without dampened ones.
     pub fn pinned(&self) -> impl Iterator<Item = (Station, PortId)> {
         self.pins.iter().filter(|(_, pin)| !pin.is_dampened).map(|(station, pin)| (station, pin.port))
     }
 
-    /// The frozen stations and their ports.
+    /// Dampened stations with their ports.
     pub fn dampened(&self) -> impl Iterator<Item = (Station, PortId)> {
         self.pins.iter().filter(|(_, pin)| pin.is_dampened).map(|(station, pin)| (station, pin.port))
     }

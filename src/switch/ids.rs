@@ -1,18 +1,17 @@
-//! How the switch names things among itself: small values, made to be compared and hashed.
+//! Internal ids of ports, networks and stations: small values, cheap to compare and hash.
 
 use std::fmt;
 
 use crate::wire::{AnnouncementKey, Mac};
 
-/// Ports that one switch can hold.
+/// Maximum number of ports.
 pub const MAX_PORTS: usize = 4096;
 
-/// Networks that one switch can hold.
+/// Maximum number of networks.
 pub const MAX_NETWORKS: usize = 4096;
 
-/// A port: its place in the tables, and which of the ports that stood there in turn. A station
-/// learned on a port that is closed names a generation that nobody has any more, and so stops
-/// resolving at once, without a sweep.
+/// Port id: index in the port tables, and generation of that index. A station learned at a closed port has a
+/// generation that no longer exists, and becomes invalid at once without a scan.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct PortId(u32); // one word: it is compared for every frame
 
@@ -20,35 +19,35 @@ impl PortId {
     /// No port.
     pub(crate) const NONE: PortId = PortId(u32::MAX);
 
-    /// The `generation`-th port at place `index`, which is below [`MAX_PORTS`].
+    /// Port of this generation at `index`, which is less than [`MAX_PORTS`].
     pub const fn new(index: u16, generation: u16) -> PortId {
         assert!((index as usize) < MAX_PORTS);
         PortId((generation as u32) << 16 | index as u32)
     }
 
-    /// Its place in tables by port.
+    /// Index in port tables.
     #[inline(always)]
     pub const fn index(self) -> usize {
         (self.0 & 0xffff) as usize
     }
 
-    /// The same, in half a word.
+    /// The index as `u16`.
     #[allow(clippy::cast_possible_truncation)] // the lower half
     pub(super) const fn place(self) -> u16 {
         self.0 as u16
     }
 
-    /// As a number, which names it as long as the switch runs.
+    /// The id as a number, unique while the switch runs.
     pub const fn bits(self) -> u32 {
         self.0
     }
 
-    /// The port with this number, if it can be one.
+    /// The port id with this number, if valid.
     pub const fn from_bits(bits: u32) -> Option<PortId> {
         if ((bits & 0xffff) as usize) < MAX_PORTS { Some(PortId(bits)) } else { None }
     }
 
-    /// Which of the ports at this place it is.
+    /// Generation of the index.
     #[allow(clippy::cast_possible_truncation)] // the upper half
     pub const fn generation(self) -> u16 {
         (self.0 >> 16) as u16
@@ -61,30 +60,30 @@ impl fmt::Debug for PortId {
     }
 }
 
-/// A network: one broadcast domain of the switch.
+/// A network: one broadcast domain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct NetworkId(u16);
 
 impl NetworkId {
-    /// The network at place `index`, which is below [`MAX_NETWORKS`].
+    /// Network at `index`, which is less than [`MAX_NETWORKS`].
     pub const fn new(index: u16) -> NetworkId {
         assert!((index as usize) < MAX_NETWORKS);
         NetworkId(index)
     }
 
-    /// Its place in tables by network.
+    /// Index in network tables.
     #[inline(always)]
     pub const fn index(self) -> usize {
         self.0 as usize
     }
 }
 
-/// A MAC address on a network, in one word: the same address on two networks is two stations.
+/// Station: a MAC address on a network, in one word. The same address on two networks is two stations.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
 pub struct Station(u64);
 
 impl Station {
-    /// No station: there is no such network.
+    /// No station: the network does not exist.
     pub(super) const NONE: Station = Station(u64::MAX);
 
     /// The station with this address on this network.
@@ -112,8 +111,7 @@ impl fmt::Debug for Station {
     }
 }
 
-/// The key of the hash under which stations are filed. It is drawn at random at the start, so
-/// that a guest cannot choose addresses that all fall into one place.
+/// Hash key of stations, random at each start, so that a guest cannot choose addresses that collide.
 #[derive(Clone, Copy)]
 pub struct HashKey {
     mask: u64,
@@ -122,23 +120,23 @@ pub struct HashKey {
 }
 
 impl HashKey {
-    /// From 16 random bytes.
+    /// Creates the key from 16 random bytes.
     pub fn new(random: [u8; 16]) -> HashKey {
         let word = u128::from_ne_bytes(random);
         #[allow(clippy::cast_possible_truncation)] // its two halves
         let (mask, factor) = (word as u64, (word >> 64) as u64);
-        // An even factor would lose the top bit; one with a pattern in it would mix badly.
+        // Odd, because an even factor would lose the top bit.
         let announcements = AnnouncementKey::derive(random);
         HashKey { mask: scramble(mask), factor: scramble(factor) | 1, announcements }
     }
 
-    /// The key under which this switch tags its announcements.
+    /// Key that authenticates the switch's announcements.
     pub const fn announcements(&self) -> &AnnouncementKey {
         &self.announcements
     }
 
-    /// The hash of a station: two full products of 128 bits, each folded. With one alone,
-    /// addresses that count up gather in places under an unlucky factor. Low and high bits are good.
+    /// Hash of a station: two full 128-bit products, each folded. With one alone, consecutive addresses cluster
+    /// under an unlucky factor. Low and high bits are well distributed.
     #[inline(always)]
     pub const fn hash(&self, station: Station) -> u64 {
         fold(fold(station.0 ^ self.mask, self.factor), 0x9e37_79b9_7f4a_7c15)
@@ -152,7 +150,7 @@ const fn fold(word: u64, factor: u64) -> u64 {
     (product >> 64) as u64 ^ product as u64
 }
 
-/// Spreads each bit over all (the finalizer of splitmix64).
+/// Mixes each bit into all bits (the finalizer of splitmix64).
 const fn scramble(word: u64) -> u64 {
     let word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

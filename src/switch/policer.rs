@@ -1,50 +1,48 @@
-//! A token bucket: so many a second, and a burst at once. One bucket can serve several workers.
+//! Token bucket: a rate per second and a burst. Several workers can share a bucket.
 //!
-//! It is kept as the generic cell rate algorithm has it (ITU-T I.371, annex A): the bucket is one point in time,
-//! at which it will be full again. A charge moves that point into the future, by as long as the tokens take to come
-//! back, and is refused where this is further away than a whole burst takes. So nothing has to be refilled, and
-//! the state is one word, which several workers can move by compare-and-exchange.
+//! Uses the generic cell rate algorithm (ITU-T I.371, annex A): the state is the time at which the bucket is full
+//! again. A charge moves that time forward by the refill time of its tokens, and is refused if the time would be
+//! further ahead than the refill time of a whole burst. Nothing needs refilling, and the state is one word, which
+//! several workers update by compare-and-exchange.
 //!
-//! All is integers. Time is counted in sixty-fourths of a nanosecond and wraps after nine years; what a
-//! charge leaves over below that is carried to the next, so that the rate is met exactly over any time.
+//! Integers only. Time is in 1/64 ns and wraps after nine years; the remainder of a charge is carried to the next,
+//! so that the rate is exact over any time.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::time::MonoTime;
 
-/// Units in a nanosecond.
+/// Time units per ns, as a power of two.
 const UNITS_BITS: u32 = 6;
-/// Units in a second.
+/// Time units per second.
 const SECOND: u64 = 1_000_000_000 << UNITS_BITS;
-/// A burst takes an hour at most to come back.
+/// Maximum refill time of a burst.
 const MAX_BURST_SECONDS: u64 = 3600;
-/// No bucket is empty for longer: what seems to be is full since years.
+/// Maximum time that a bucket is behind; a larger distance means it has been full for years.
 const MAX_AHEAD: u64 = 2 * MAX_BURST_SECONDS * SECOND;
-/// How far a bucket may be below empty before it is taken for one that was charged under another rate. More than the
-/// clocks of two workers ever differ, of which each is read once in a breath.
+/// How far a bucket may be below empty before it counts as charged under another rate. Exceeds the difference of
+/// two workers' clocks, each read once per `poll_once`.
 const SLACK: u64 = SECOND;
 
-/// So many tokens a second, and this many at once.
+/// A rate per second, with its burst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     per_second: u64,
     burst: u64,
-    /// Units in which one token comes back, and what is left over of that, in parts of a unit of which
-    /// `per_second` make one.
+    /// Refill time of one token in units, and the remainder in 1/`per_second` units.
     token: (u64, u64),
-    /// Units in which a whole burst comes back.
+    /// Refill time of a whole burst, in units.
     burst_units: u64,
 }
 
 impl Rate {
-    /// The highest rate that can be kept, in tokens a second: a token takes two units at least, as long as what is
-    /// left over can make a charge too early.
+    /// Maximum rate in tokens per second: a token takes at least two units, the error that the remainder can cause
+    /// in one charge.
     pub const MAX: u64 = 30_000_000_000;
 
-    /// `per_second` tokens a second, of which `burst` may be taken at once.
+    /// `per_second` tokens per second with a burst of `burst` tokens.
     ///
-    /// There is no rate of nothing: what is less than 1 is taken as 1. The rate is [`Rate::MAX`] at most, and the
-    /// burst what comes in an hour.
+    /// A value below 1 counts as 1. The rate is limited to [`Rate::MAX`], the burst to the tokens of an hour.
     pub const fn new(per_second: u64, burst: u64) -> Rate {
         let per_second = clamp(per_second, Rate::MAX);
         let burst = clamp(burst, Rate::max_burst(per_second));
@@ -52,23 +50,23 @@ impl Rate {
         Rate { per_second, burst, token: span(1, per_second), burst_units }
     }
 
-    /// The largest burst that a rate can have: what comes in an hour.
+    /// Maximum burst of a rate: the tokens of an hour.
     pub const fn max_burst(per_second: u64) -> u64 {
         clamp(per_second, Rate::MAX) * MAX_BURST_SECONDS
     }
 
-    /// Tokens that come in a second.
+    /// Tokens per second.
     pub const fn per_second(self) -> u64 {
         self.per_second
     }
 
-    /// Tokens that a full bucket has.
+    /// Tokens of a full bucket.
     pub const fn burst(self) -> u64 {
         self.burst
     }
 
-    /// In how many units this many tokens come back, and what is left over. More than a burst costs a burst: what
-    /// is larger than the bucket must not wait for ever.
+    /// Refill time of this many tokens in units, and the remainder. More than a burst costs a burst: a charge above
+    /// the bucket's size must not block forever.
     #[inline]
     fn charge(&self, cost: u64) -> (u64, u64) {
         match cost {
@@ -78,7 +76,7 @@ impl Rate {
     }
 }
 
-/// A number between 1 and `most`.
+/// Clamps to 1..=`most`.
 const fn clamp(number: u64, most: u64) -> u64 {
     match number {
         0 => 1,
@@ -87,7 +85,7 @@ const fn clamp(number: u64, most: u64) -> u64 {
     }
 }
 
-/// Units in which `tokens` come at `per_second`, and what is left over, in parts of which `per_second` make a unit.
+/// Refill time of `tokens` at `per_second` in units, and the remainder in 1/`per_second` units.
 #[allow(clippy::cast_possible_truncation)] // an hour at most, and what is less than the divisor
 const fn span(tokens: u64, per_second: u64) -> (u64, u64) {
     match tokens.checked_mul(SECOND) {
@@ -99,22 +97,22 @@ const fn span(tokens: u64, per_second: u64) -> (u64, u64) {
     }
 }
 
-/// The state of a bucket. A new one is full.
+/// State of a bucket. A new one is full.
 #[derive(Debug, Default)]
 pub struct Policer {
-    /// When it will be full again, in units; what is not ahead of now is in the past.
+    /// Time at which it is full again, in units; full if not ahead of now.
     full_at: AtomicU64,
-    /// The sum of what charges have left over.
+    /// Sum of the remainders of charges.
     left_over: AtomicU64,
 }
 
 impl Policer {
-    /// Takes `cost` tokens, all of them or none. Whether they were there. `shared` says whether other workers
-    /// may take from the bucket at the same time; if they do not, this is a plain load and store.
+    /// Takes `cost` tokens, all or none; returns whether they were taken. `shared`: whether other workers may
+    /// charge the bucket concurrently; if not, this is a plain load and store.
     ///
-    /// The admitted cost in any time w is at most burst + rate · w + 1, and as close below it for whoever always
-    /// wants more, whatever the costs and however many workers. A rate that has changed holds from here on: what the
-    /// bucket lacks is not forgotten, but it lacks one burst at most.
+    /// The admitted cost in any time w is at most burst + rate · w + 1, and close to that for a sender that always
+    /// has more, for any costs and number of workers. A changed rate applies from here on: the deficit is kept, up
+    /// to one burst.
     #[inline]
     pub fn take(&self, rate: &Rate, cost: u64, now: MonoTime, shared: bool) -> bool {
         let now = units(now);
@@ -141,13 +139,13 @@ impl Policer {
         true
     }
 
-    /// Whether this many tokens are there now.
+    /// Whether this many tokens are available.
     #[inline]
     pub fn has(&self, rate: &Rate, cost: u64, now: MonoTime) -> bool {
         ahead(self.full_at.load(Relaxed), units(now)) + rate.charge(cost).0 <= rate.burst_units
     }
 
-    /// When a token will be there: now, if there is one.
+    /// When a token is available: now, if one is.
     pub fn ready(&self, rate: &Rate, now: MonoTime) -> MonoTime {
         let ahead = ahead(self.full_at.load(Relaxed), units(now));
         let ahead = if ahead > rate.burst_units + SLACK { rate.burst_units } else { ahead };
@@ -155,19 +153,19 @@ impl Policer {
         MonoTime::from_nanos(now.nanos() + missing.div_ceil(1 << UNITS_BITS))
     }
 
-    /// Nothing is taken. A bucket that lacks more than it can under this rate was charged under a slower one: it is
-    /// empty, no more than that.
+    /// Slow path of a refused charge. A deficit larger than this rate allows stems from a slower rate and is
+    /// reduced to an empty bucket.
     #[cold]
     fn deny(&self, rate: &Rate, full_at: u64, ahead: u64, now: u64) -> bool {
         if ahead > rate.burst_units + SLACK {
-            // If somebody was faster, it is theirs to see.
+            // If another worker was faster, its update holds.
             let _ = self.full_at.compare_exchange(full_at, now.wrapping_add(rate.burst_units), Relaxed, Relaxed);
         }
         false
     }
 
-    /// Adds up what charges leave over, and charges a unit whenever that has become one. After the charge, so
-    /// that it is also right when others have charged in between.
+    /// Adds up remainders of charges and charges a unit when they amount to one. Runs after the charge, so that
+    /// concurrent charges do not matter.
     fn carry_remainder(&self, rate: &Rate, left_over: u64, shared: bool) {
         let before = if shared {
             self.left_over.fetch_add(left_over, Relaxed)
@@ -186,13 +184,13 @@ impl Policer {
     }
 }
 
-/// A moment in units. They wrap.
+/// A time in units, wrapping.
 #[inline(always)]
 const fn units(now: MonoTime) -> u64 {
     now.nanos() << UNITS_BITS
 }
 
-/// How far a point in time is ahead; 0 for one that is past.
+/// Distance of a time ahead of now; 0 if past.
 #[inline(always)]
 const fn ahead(point: u64, now: u64) -> u64 {
     let ahead = point.wrapping_sub(now);

@@ -1,10 +1,9 @@
-//! Loop probes that come back. Each is looked at where it comes in: that it is one of this switch, is fresh, and
-//! was not here before. So what control hears of is true, and as little of it as there is truth.
+//! Receives returned loop probes. The ingress worker checks that a probe is of this switch, fresh, and not a
+//! duplicate, so that control gets only genuine ones.
 //!
-//! *Nobody can mask a true one.* A guest can send what it likes to the address of probes, and what it has seen
-//! again and again. All that dies before it costs anything but the time of a hash: the bound on what is told to
-//! control, 100 a second of each port, is only used up by probes that are true, were not here before and
-//! come from other ports. Each of these is what control wants to know.
+//! *Forgeries cannot mask genuine probes.* A guest can send any frame to the probe address, and replay probes.
+//! These are dropped at the cost of one hash. The limit on reports to control, 100 per second and port, is used up
+//! only by genuine probes that are not duplicates and come from other ports.
 
 use std::time::Duration;
 
@@ -13,39 +12,39 @@ use crate::frame::{BURST, Frame};
 use crate::time::MonoTime;
 use crate::wire::{Probe, ProbeKey};
 
-/// How old a probe may be. Control forgets after this time what it has sent.
+/// Maximum age of a probe. Control forgets sent probes after this time.
 pub const MAX_AGE: Duration = Duration::from_secs(3);
 
-/// From how far in the future a probe may be: a worker reads the clock when its breath begins, and control may send
-/// one in the middle of that.
+/// Maximum time of a probe ahead of the worker's clock: a worker reads the clock at the start of `poll_once`, and
+/// control may send a probe after that.
 const MAX_SKEW: Duration = Duration::from_secs(1);
 
-/// How long a probe is remembered, in milliseconds: until it is stale by itself.
+/// Time for which a probe is remembered, in milliseconds: until it is stale.
 #[allow(clippy::cast_possible_truncation)] // 4000
 const PROBE_MEMORY_MS: u64 = (MAX_AGE.as_millis() + MAX_SKEW.as_millis()) as u64;
 
-/// Probes that are remembered of each port, and so those that are told of within that time: 100 a second.
+/// Probes remembered per port, which limits reports to 100 per second.
 const MAX_PER_PORT: usize = 400;
 
-/// A loop probe of this switch has come back.
+/// A loop probe of this switch has returned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReturnedProbe {
-    /// The port at which it came in, which is not the one it was sent by.
+    /// Ingress port, which differs from the port that sent it.
     pub at: PortId,
-    /// What it says.
+    /// Contents.
     pub probe: Probe,
 }
 
-/// What one worker remembers of the probes that came back.
+/// Recently returned probes at one worker.
 #[derive(Debug)]
 pub(super) struct ProbeReceiver {
     key: ProbeKey,
-    /// [`MAX_PER_PORT`] for each port, by its place: the last ones that were told of, each as [`remember`] has it. Memory that is
-    /// never written to costs nothing, and few ports ever hear a probe.
+    /// [`MAX_PER_PORT`] entries per port index, encoded by [`remember`]. Pages never written cost no memory, and
+    /// few ports ever receive a probe.
     recent: Vec<u64>,
-    /// By the place of each port: where its oldest one stands.
+    /// By port index: position of its oldest entry.
     oldest: Vec<u16>,
-    /// What is to be told, since it was last asked for.
+    /// Pending reports.
     pub(super) returned: Vec<ReturnedProbe>,
 }
 
@@ -59,7 +58,7 @@ impl ProbeReceiver {
         }
     }
 
-    /// Listens to a frame to the address of probes that came in at port `at`, and says what it dies as.
+    /// Checks a frame to the probe address at port `at`, and returns its drop reason.
     #[cold]
     pub(super) fn receive(&mut self, at: PortId, frame: &[u8], now: MonoTime) -> DropReason {
         let Ok(probe) = Probe::read(frame, &self.key) else { return DropReason::ProbeForged };
@@ -83,21 +82,20 @@ impl ProbeReceiver {
     }
 }
 
-/// The bytes of a frame, if they are in one piece, as those of a probe always are.
+/// The bytes of a frame if it has one segment, as a probe always has.
 pub(super) fn contiguous<'a>(frame: &Frame, head: &'a [u8]) -> &'a [u8] {
     if frame.len() as usize == head.len() { head } else { &[] }
 }
 
-/// Bits of a note that are the time: milliseconds, enough for 34 years. Above them the sequence number, as far as it
-/// tells apart what is sent in a few seconds.
+/// Bits of the time in an entry: milliseconds, enough for 34 years. The sequence number's low bits are above.
 const TIME: u32 = 40;
 
-/// What is remembered of a probe. Zero, where there is nothing yet, is never recent.
+/// Encodes a probe. Zero (no entry) is never recent.
 const fn remember(sequence: u64, now: MonoTime) -> u64 {
     sequence << TIME | (now.nanos() / 1_000_000 + PROBE_MEMORY_MS + 1) & ((1 << TIME) - 1)
 }
 
-/// Whether one was noted not so long before another that it is forgotten.
+/// Whether `one` is recent enough to be remembered at the time of `other`.
 const fn is_recent(one: u64, other: u64) -> bool {
     const MASK: u64 = (1 << TIME) - 1;
     (other.wrapping_sub(one) & MASK) <= PROBE_MEMORY_MS

@@ -1,32 +1,32 @@
-//! Reserved group addresses: 01:80:c2:00:00:00 to 0f, which a standard bridge keeps to itself (IEEE
-//! 802.1Q-2018, table 8-1). Between VMs most of them pass: LLDP, LACP, EAPOL and spanning tree of the guests
-//! are not the switch's. Which do is a policy of each network; what is refused is counted by name.
+//! Reserved group addresses: 01:80:c2:00:00:00 to 0f, which a standard bridge does not forward (IEEE 802.1Q-2018,
+//! table 8-1). Between VMs most of them pass, because the guests' LLDP, LACP, EAPOL and spanning tree are not the
+//! switch's. Each network has a policy; dropped frames are counted by group.
 
 use std::fmt;
 
 use crate::wire::Mac;
 
-/// Whether an address is one that only the two ends of a wire are to hear: spanning tree, PAUSE, LACP,
-/// EAPOL, LLDP and the like (IEEE 802.1Q-2018, table 8-1), and PVST+. Told without a branch.
+/// Whether an address is link-local: spanning tree, PAUSE, LACP, EAPOL, LLDP and the like (IEEE 802.1Q-2018, table
+/// 8-1), and PVST+. Computed without a branch.
 #[inline(always)]
 pub(super) const fn is_link_local_group(mac: Mac) -> bool {
     mac.is_reserved_group() | (mac.bits() == Mac::PVST.bits())
 }
 
-/// Which of the reserved group addresses pass between the VMs of a network: bit n stands for
-/// 01:80:c2:00:00:0n. To and from uplinks none of them passes, whatever it says.
+/// Reserved groups that pass between the VMs of a network: bit n is 01:80:c2:00:00:0n. To and from uplinks none
+/// passes, regardless of the mask.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ReservedMask(pub u16);
 
 impl ReservedMask {
-    /// All but PAUSE (IEEE 802.3, 31B), which is flow control between the two ends of a link.
+    /// All but PAUSE (IEEE 802.3, 31B), which is flow control on one link.
     pub const VM_DEFAULT: ReservedMask = ReservedMask(0xfffd);
     /// All.
     pub const ALL: ReservedMask = ReservedMask(0xffff);
-    /// None, as a bridge to IEEE 802.1Q has it.
+    /// None, as an IEEE 802.1Q bridge.
     pub const NONE: ReservedMask = ReservedMask(0);
 
-    /// Whether a frame to this address, which may be any, is refused.
+    /// Whether a frame to this address, of any kind, is dropped.
     #[inline]
     pub const fn refuses(self, mac: Mac) -> bool {
         mac.is_reserved_group() && self.0 >> (mac.bits() & 0xf) & 1 == 0
@@ -45,16 +45,15 @@ impl fmt::Debug for ReservedMask {
     }
 }
 
-/// A group address that only the two ends of a wire are to hear, by the name under which frames to it are
-/// counted when they are refused.
+/// A link-local group, by the name under which its dropped frames are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct ReservedGroup(u8);
 
 impl ReservedGroup {
-    /// How many there are.
+    /// Number of groups.
     pub const COUNT: usize = 17;
 
-    /// The one with this address, if it is one.
+    /// The group with this address, if any.
     pub const fn new(mac: Mac) -> Option<ReservedGroup> {
         if mac.bits() == Mac::PVST.bits() {
             return Some(ReservedGroup(16));
@@ -63,12 +62,12 @@ impl ReservedGroup {
         if mac.is_reserved_group() { Some(ReservedGroup((mac.bits() & 0xf) as u8)) } else { None }
     }
 
-    /// All of them, in the order of their counters.
+    /// All groups, in the order of their counters.
     pub fn all() -> impl Iterator<Item = ReservedGroup> {
         (0..17).map(ReservedGroup)
     }
 
-    /// Its place among the counters.
+    /// Index of its counter.
     #[inline]
     pub const fn index(self) -> usize {
         self.0 as usize

@@ -1,4 +1,4 @@
-//! What control asks for of each port and each network, not compiled yet.
+//! Settings of each port and network, before compilation.
 
 use super::{
     DropReason, Limits, MacLimit, NetworkId, PortId, PortPolicer, ReservedMask, Security, StormClass, VmPolicer,
@@ -6,92 +6,86 @@ use super::{
 use crate::time::MonoTime;
 use crate::wire::{Mac, Vid};
 
-/// Whose port it is: ports of one owner on one network are siblings.
+/// Owner of a port: ports of one VM on one network are siblings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VmId(pub u32);
 
-/// What a port is to its network.
+/// Role of a port in its network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
-    /// An interface of a VM.
+    /// A VM's interface.
     Vif,
-    /// A way to the outside. It has no address of its own, any source may come from there, and what
-    /// comes by one uplink does not leave by another.
+    /// An uplink to the outside. It has no address of its own and accepts any source; frames from one uplink do not
+    /// leave by another.
     Uplink,
 }
 
-/// By which device the frames of a port come and go.
+/// Device of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Attachment {
-    /// By one of its own.
+    /// A device of its own.
     Own,
-    /// By one that carries several ports.
+    /// A trunk.
     Tagged {
-        /// That device: the one by which frames leave. They may come by others as well. The parent of a trunk
-        /// is its own carrier.
+        /// The trunk by which frames leave; they may be received by others too. The parent of a trunk is its own
+        /// trunk.
         trunk: PortId,
-        /// The VLAN id that frames have on it; `None`: untagged.
+        /// VLAN id on the trunk; `None`: untagged.
         vlan: Option<Vid>,
     },
 }
 
-/// What is asked about a port.
+/// Settings of a port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortConfig {
-    /// Its name.
+    /// Its id.
     pub id: PortId,
-    /// The network it is on.
+    /// Its network.
     pub network: NetworkId,
     /// Its VM.
     pub vm: VmId,
-    /// Its own address, which is pinned to it. An uplink has none: zero.
+    /// Its own address, pinned to it. Zero for an uplink.
     pub mac: Mac,
-    /// Which sources it may use.
+    /// Port security.
     pub security: Security,
-    /// Whether its addresses, its own and those that only it may use, are pinned to it. If not, the port is inactive:
-    /// they are learned at any port, and control waits for a frame from this one.
+    /// Whether the addresses that only it may use are pinned to it. If not, the port is inactive: they are learned
+    /// at any port, and control waits for a frame from this port.
     pub pins: bool,
-    /// Addresses of the port whose pins have yielded one by one, each until the port sends a frame from it.
+    /// Addresses whose pins were released one by one, each until the port sends from it.
     pub released_pins: Vec<Mac>,
-    /// Whether control wants it to carry frames.
+    /// Administrative state.
     pub admin_up: bool,
-    /// The worker through which others reach its device; `None` while it has none.
+    /// The worker that polls its device; `None` while it has none.
     pub worker: Option<u16>,
-    /// What it is to its network.
+    /// Role in its network.
     pub role: Role,
-    /// By which device its frames come and go.
+    /// Device.
     pub attachment: Attachment,
-    /// Whether it gets frames for stations that nobody knows. Only a port whose address is pinned to it can
-    /// do without: what is for it is known. An inactive port gets them in any case.
+    /// Whether it gets unknown unicast. Only a port with a pinned address can do without, because that address is
+    /// never unknown. An inactive port always gets it.
     pub unknown_unicast: bool,
-    /// Whether it gets a copy of every frame that is forwarded on its network.
+    /// Whether it gets a copy of every frame forwarded on its network.
     pub promiscuous: bool,
-    /// Whether the sources of its frames are learned. Where they are not, they stay where they are known, if they are,
-    /// and do not move.
+    /// Whether its sources are learned. If not, known stations keep their entries and do not move here.
     pub learns: bool,
-    /// How many stations may be learned behind it. `None`: as many as behind every port of its network, and the
-    /// newest displaces the oldest.
+    /// MAC limit. `None`: the network's limit per port, at which the newest station evicts the oldest.
     pub mac_limit: Option<MacLimit>,
-    /// Whether it is in quarantine: nothing comes in by it and nothing goes out, but for loop probes, both ways.
+    /// Whether it is quarantined: only loop probes are received and transmitted.
     pub quarantined: bool,
-    /// Whether what it floods does not go to other ports of its VM on its network. Spanning tree does, and what is
-    /// for a station that is known.
+    /// Whether its floods skip the other ports of its VM on its network. BPDUs and known unicast still reach them.
     pub sibling_split_horizon: bool,
-    /// Whether its VM loops or storms now. Then no station may wander between it and other ports more often than between
-    /// any.
+    /// Whether its VM loops or storms now. Then the higher flap limit for shared addresses does not apply.
     pub suspect: bool,
-    /// Whether stations may wander between it and other ports of its VM on its network, which share them, as often
-    /// as they like.
+    /// Whether ports of its VM on its network share addresses, which may then move among them without limit.
     pub mac_sharing: bool,
-    /// How much it may send to everybody.
+    /// Storm limits of the port.
     pub storm: PortPolicer,
-    /// How much it may together with its siblings; all of them have the same. `None`: anything, at no cost.
+    /// Storm limits that all siblings share, the same for each. `None`: unlimited, at no cost.
     pub vm_policer: Option<VmPolicer>,
 }
 
 impl PortConfig {
-    /// An interface of a VM that is to have a device of its own and has none yet. Nothing is kept from it, and nothing
-    /// else is said of it.
+    /// A VM's interface without a device, with default settings and no limits.
     pub fn vif(id: PortId, network: NetworkId, vm: VmId, mac: Mac) -> PortConfig {
         PortConfig {
             id,
@@ -118,38 +112,38 @@ impl PortConfig {
         }
     }
 
-    /// The same, for a way to the outside by a carrier.
+    /// An uplink port on a trunk.
     pub fn uplink(id: PortId, network: NetworkId, vm: VmId, trunk: PortId, vlan: Option<Vid>) -> PortConfig {
         let attachment = Attachment::Tagged { trunk, vlan };
         PortConfig { role: Role::Uplink, attachment, ..PortConfig::vif(id, network, vm, Mac::ZERO) }
     }
 
-    /// Whether it is a way to the outside.
+    /// Whether it is an uplink.
     pub fn is_uplink(&self) -> bool {
         self.role == Role::Uplink
     }
 
-    /// Until when all frames of this class die that it sends to everybody, and of what: its own limit, or that which it
-    /// has in common with its siblings. `None`: not all of them do now.
+    /// Until when the storm limits, its own or the siblings' shared one, drop every frame of this class, and with
+    /// which reason. `None`: not now.
     pub fn blocked_until(&self, class: StormClass, now: MonoTime) -> Option<(MonoTime, DropReason)> {
         let own = (self.storm.ready(class, now), class.reason());
         let common =
             (self.vm_policer.as_ref().map_or(now, |vm_policer| vm_policer.ready(class, now)), DropReason::StormVm);
-        // In the order in which a frame would come to them.
+        // In the order in which a frame is checked.
         [own, common].into_iter().find(|&(until, _)| until > now)
     }
 
-    /// Whether frames may come in by it, as far as it is up to itself.
+    /// Whether the port's own settings allow it to receive.
     pub(super) fn is_open(&self) -> bool {
         self.admin_up && !self.quarantined
     }
 
-    /// Whether it is a subport: a port of a VM whose frames have a tag on the device of another one.
+    /// Whether it is a subport: a VM's port whose frames are tagged on another port's device.
     pub fn is_subport(&self) -> bool {
         self.role == Role::Vif && !matches!(self.attachment, Attachment::Own) && self.own_trunk() == PortId::NONE
     }
 
-    /// The carrier that has its name: of the parent of a trunk, itself; of others, none.
+    /// The trunk with its id: for the parent of a trunk, itself; else none.
     pub(super) fn own_trunk(&self) -> PortId {
         match self.attachment {
             Attachment::Tagged { trunk, vlan: None } if trunk == self.id => trunk,
@@ -157,25 +151,25 @@ impl PortConfig {
         }
     }
 
-    /// Whether it gets no unknown unicast. One that is promiscuous gets everything.
+    /// Whether it gets no unknown unicast. A promiscuous port gets everything.
     pub(super) fn no_flood_unknown(&self) -> bool {
         !self.unknown_unicast && !self.promiscuous && self.pins
     }
 }
 
-/// What is asked about a network.
+/// Settings of a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NetworkConfig {
-    /// Its name.
+    /// Its id.
     pub id: NetworkId,
-    /// Bytes that a frame may carry behind its header and tags.
+    /// MTU: maximum payload after header and tags, in bytes.
     pub mtu: u16,
-    /// Seconds after which a silent station is forgotten.
+    /// Ageing time of FDB entries, in seconds.
     pub ageing: u32,
-    /// How many stations may be learned.
+    /// Limits on learned stations.
     pub limits: Limits,
-    /// Whether a source pinned to another VM's port is refused.
+    /// Whether a source pinned to another VM's port is dropped.
     pub anti_spoof: bool,
-    /// Which reserved group addresses pass between its VMs.
+    /// Reserved groups that pass between its VMs.
     pub reserved: ReservedMask,
 }

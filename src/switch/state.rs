@@ -1,4 +1,4 @@
-//! The state of one worker's switch: what it remembers beside the rules, and what others ask of that.
+//! State of one worker's switch: configuration, FDB, detectors, and the updates and events that they produce.
 
 use std::sync::Arc;
 
@@ -17,41 +17,41 @@ use crate::frame::BURST;
 use crate::time::MonoTime;
 use crate::wire::{Mac, ProbeKey};
 
-/// News for other workers: a station was seen behind a port.
+/// FDB update for other workers: a station was seen at a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MacUpdate {
     /// The station.
     pub station: Station,
     /// The port.
     pub port: PortId,
-    /// When it was seen there. Of two updates for one station, the later one holds at every worker, in whatever order
-    /// they arrive.
+    /// Time at which it was seen there. Of two updates for a station, the later one wins at every worker, in any
+    /// order of arrival.
     pub at: MonoTime,
 }
 
-/// The rules, and what one worker remembers.
+/// Configuration and state of one worker's switch.
 #[derive(Debug)]
 pub struct Switch {
     pub(super) config: Arc<ForwardingConfig>,
     pub(super) fdb: Fdb,
-    /// What other workers are to be told, since they were last told. At most a burst.
+    /// FDB updates to send to other workers. At most a burst.
     pub(super) updates: Vec<MacUpdate>,
-    /// The loop probes that came back.
+    /// Receiver of returned loop probes.
     pub(super) probe_receiver: ProbeReceiver,
-    /// The stations that have moved lately.
+    /// Detector of MAC flaps.
     pub(super) flap_detector: FlapDetector,
-    /// The senders above Ethernet that were refused lately.
+    /// Reports of refused L3 senders.
     pub(super) spoofing: SpoofReporter,
     /// Reports about pinned stations.
     pub(super) pin_reports: PinReports,
-    /// Room for what the frames of a burst ask.
+    /// Lookup keys of the current burst.
     pub(super) keys: Box<[LookupKey; BURST]>,
-    /// Of the last burst that came by a carrier.
+    /// Ingress ports of the last burst from a trunk.
     pub(super) ingress_ports: Box<IngressPorts>,
 }
 
 impl Switch {
-    /// A switch without ports that can learn `stations` stations, and knows its own loop probes by `key`.
+    /// Creates a switch without ports. Its FDB holds `stations` stations; `key` authenticates its loop probes.
     pub fn new(stations: u32, hash_key: HashKey, key: ProbeKey) -> Switch {
         Switch {
             config: Arc::new(ForwardingConfig::none(hash_key)),
@@ -66,56 +66,55 @@ impl Switch {
         }
     }
 
-    /// The rules in force.
+    /// The current configuration.
     #[inline]
     pub fn config(&self) -> &Arc<ForwardingConfig> {
         &self.config
     }
 
-    /// Puts new rules in force, and hands back the old ones.
+    /// Replaces the configuration and returns the old one.
     pub fn replace_config(&mut self, config: Arc<ForwardingConfig>, now: MonoTime) -> Arc<ForwardingConfig> {
         self.flap_detector.record_opened(&self.config, &config, now);
         let old = std::mem::replace(&mut self.config, config);
-        // The stations of ports that are gone count no longer.
+        // Entries of closed ports no longer count.
         let ports = old.open().iter().zip(self.config.open());
         ports.filter(|(old, new)| old != new && **old != PortId::NONE).for_each(|(&old, _)| self.fdb.close(old));
-        // Most stay as they are, also among the learned stations.
+        // Most pins stay, and so do their copies in the FDB.
         self.fdb.remove_static(old.pins().except(self.config.pins()).map(|(station, _)| station));
         self.fdb.insert_static(self.config.pins().except(old.pins()));
         old
     }
 
-    /// The learned stations.
+    /// The FDB.
     pub fn fdb(&self) -> &Fdb {
         &self.fdb
     }
 
-    /// What other workers have to be told since this was last asked.
+    /// Takes the pending FDB updates.
     #[inline]
     pub fn updates(&mut self) -> impl ExactSizeIterator<Item = MacUpdate> + '_ {
         self.updates.drain(..)
     }
 
-    /// The loop probes that came back since this was last asked: of one burst, or some of them are lost.
+    /// Takes the loop probes that have returned. Call after each burst, or events are lost.
     #[inline]
     pub fn returned_probes(&mut self) -> impl ExactSizeIterator<Item = ReturnedProbe> + '_ {
         self.probe_receiver.returned.drain(..)
     }
 
-    /// The stations that moved too often since this was last asked: of one burst, or some of them are lost until they
-    /// have come to rest.
+    /// Takes the flap events. Call after each burst, or events are lost until the station has settled.
     #[inline]
     pub fn flap_events(&mut self) -> impl ExactSizeIterator<Item = FlapEvent> + '_ {
         self.flap_detector.events.drain(..)
     }
 
-    /// The ports that sent what belongs to others, since this was last asked: each once in a second at most.
+    /// Takes the spoof events: at most one per port and second.
     #[inline]
     pub fn spoof_events(&mut self) -> impl ExactSizeIterator<Item = SpoofEvent> + '_ {
         self.flap_detector.spoof_events.drain(..)
     }
 
-    /// The senders above Ethernet that were refused since this was last asked: of each port four a second at most.
+    /// Takes the refused L3 senders: at most four per port and second.
     #[inline]
     pub fn spoofed(&mut self) -> impl ExactSizeIterator<Item = SpoofedIp> + '_ {
         self.spoofing.events.drain(..)
@@ -127,14 +126,14 @@ impl Switch {
         self.pin_reports.pending.drain(..)
     }
 
-    /// The ports that sent from the address of a sibling without being allowed to, since this was last asked: each once in
-    /// a second at most.
+    /// Takes the reports of ports that sent from a sibling's address without permission: at most one per port and
+    /// second.
     #[inline]
     pub fn sibling_sources(&mut self) -> impl ExactSizeIterator<Item = SiblingSource> + '_ {
         self.flap_detector.siblings.events.drain(..)
     }
 
-    /// Whether control is to be told of something.
+    /// Whether any event is pending for control.
     #[inline]
     pub fn has_events(&self) -> bool {
         let FlapDetector { events, spoof_events: spoofed, siblings, .. } = &self.flap_detector;
@@ -146,11 +145,11 @@ impl Switch {
             && self.pin_reports.pending.is_empty())
     }
 
-    /// Applies what another worker saw. A move of a station counts here as well.
+    /// Applies an FDB update of another worker. A move counts as a flap here as well.
     ///
-    /// The other worker may have seen it under other rules, and before or after this one saw the same station elsewhere.
-    /// So the rules in force here decide whether the port may have the station, and the times decide which of the two
-    /// places holds. Where this worker knows better, it says so.
+    /// The other worker may have decided under another configuration, and before or after this one saw the station
+    /// elsewhere. The current configuration therefore decides whether the port may have the station, and the times
+    /// decide which port wins. If this worker's entry wins, it sends an update.
     pub fn apply(&mut self, update: MacUpdate, now: MonoTime) {
         let MacUpdate { station, port: id, at } = update;
         let Some(port) = self.config.compiled_port(id).filter(|port| port.is_open) else { return };
@@ -181,8 +180,8 @@ impl Switch {
         }
     }
 
-    /// Learns what was known before the switch was started, as far as the rules allow it. Whatever has been seen since is
-    /// right.
+    /// Restores an entry from before the start, if the configuration allows it. An entry learned since takes
+    /// precedence.
     pub fn restore(&mut self, entry: FdbEntry) {
         let Some(port) = self.config.compiled_port(entry.port) else { return };
         let hash = self.fdb.hash(entry.station);
@@ -192,9 +191,8 @@ impl Switch {
         }
     }
 
-    /// Looks at `budget` stations at most, from `cursor` on, and forgets those of which `flush`
-    /// speaks. How many these were, of those whose port is there, and where to go on; `None` at
-    /// the end.
+    /// Visits at most `budget` entries from `cursor` on and removes those for which `flush` returns true. Returns
+    /// how many of open ports were removed, and where to continue; `None` at the end.
     pub fn flush(&mut self, cursor: usize, budget: usize, flush: impl Fn(&FdbEntry) -> bool) -> (u32, Option<usize>) {
         let (config, mut forgotten) = (&self.config, 0);
         let cursor = self.fdb.flush(cursor, budget, |entry| {
@@ -205,7 +203,7 @@ impl Switch {
         (forgotten, cursor)
     }
 
-    /// Looks at the next few learned stations, and forgets those that have aged.
+    /// Visits the next entries, at most `budget`, and removes those that have aged.
     pub fn age_step(&mut self, budget: usize, now: MonoTime) {
         let (config, now) = (&self.config, now.secs());
         self.fdb.age_step(budget, |entry| {
@@ -213,15 +211,15 @@ impl Switch {
         });
     }
 
-    /// Where the frames of the last burst that came by a carrier belong.
+    /// Ingress ports of the last burst from a trunk.
     #[inline]
     pub fn ingress_ports(&self) -> &IngressPorts {
         &self.ingress_ports
     }
 }
 
-/// Whether a station that was not seen in a frame here may be learned behind a port: it is on the port's network, port
-/// security lets it pass, and it is pinned nowhere.
+/// Whether a station without a frame at this worker may be learned at a port: it is on the port's network, port
+/// security allows it, and it is not pinned.
 fn may_be_learned(config: &ForwardingConfig, port: &Port, station: Station, hash: u64) -> bool {
     port.config.learns
         && station.network() == port.config.network
@@ -230,8 +228,8 @@ fn may_be_learned(config: &ForwardingConfig, port: &Port, station: Station, hash
         && config.pins().find(station, hash).is_none()
 }
 
-/// Notes that a station was seen behind a port, and when, in seconds; unless it moves too often. An address that
-/// belongs to the port may always come back to it.
+/// Learns a station at a port with a time in seconds, unless it flaps. An address of the port itself may always
+/// return to it.
 pub(super) fn learn(
     fdb: &mut Fdb,
     flaps: &mut FlapDetector,
@@ -247,8 +245,8 @@ pub(super) fn learn(
     })
 }
 
-/// Gives up the place that a port's own address has had among its stations since before it was pinned: there is none
-/// for it in what may be learned, and another station would be displaced for it.
+/// Removes the entry that a port's own address has had since before it was pinned: the port's limit has no room for
+/// it, and another station would be evicted.
 pub(super) fn drop_own_entry(fdb: &mut Fdb, port: &Port) {
     if port.mac_limit.is_some() && port.pinned.mac() != Mac::ZERO {
         fdb.remove_from(port.pinned, fdb.hash(port.pinned), port.config.id);

@@ -1,9 +1,9 @@
-//! Storm limits: how much a port, and a VM on a network, may send to everybody, of which class; and how many copies
-//! a VM may cause.
+//! Storm limits: rates of flooded frames per class, for a port and for a VM on a network; and the rate of copies
+//! that a VM may cause.
 //!
-//! Settings and state are apart: [`StormLimits`] stand in the rules and are replaced with them; a [`PolicerState`] is the
-//! state of the buckets, made once and handed into each new set of rules, so that a change of the rules gives nobody a
-//! full bucket. A super-frame costs what it stands for.
+//! Settings and state are separate: [`StormLimits`] are part of the configuration and replaced with it;
+//! [`PolicerState`] is created once and passed to each new configuration, so that a change refills no bucket. A GSO
+//! packet is charged as its segments.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use super::{DropReason, Policer, Rate};
 use crate::time::MonoTime;
 use crate::wire::Mac;
 
-/// Bridge protocol data units: what spanning tree speaks. They have a bucket of their own at each port.
+/// Rate of BPDUs (spanning tree) per port; they have a bucket of their own.
 pub const BPDU_RATE: Rate = Rate::new(100, 100);
 
 /// Whether frames to this address are BPDUs, of spanning tree or of PVST+.
@@ -22,22 +22,22 @@ pub(super) const fn is_bpdu(destination: Mac) -> bool {
     destination.bits() == Mac::BRIDGE_GROUP.bits() || destination.bits() == Mac::PVST.bits()
 }
 
-/// What may become a storm: a frame that goes to everybody. Frames for a station that is known are in no class.
+/// Class of a flooded frame. Known unicast has no class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum StormClass {
-    /// To ff:ff:ff:ff:ff:ff.
+    /// Destination ff:ff:ff:ff:ff:ff.
     Broadcast,
-    /// To any other group.
+    /// Any other group.
     Multicast,
-    /// To a station that nobody knows.
+    /// Unknown destination.
     UnknownUnicast,
 }
 
 impl StormClass {
-    /// All of them, by their place.
+    /// All classes, by index.
     pub const ALL: [StormClass; 3] = [StormClass::Broadcast, StormClass::Multicast, StormClass::UnknownUnicast];
 
-    /// The class of a frame that goes to everybody.
+    /// Class of a flooded frame.
     #[inline]
     pub const fn of(destination: Mac) -> StormClass {
         if !destination.is_group() {
@@ -58,7 +58,7 @@ impl StormClass {
         }
     }
 
-    /// Why frames of this class die at the limit of their port.
+    /// Drop reason at the port's limit.
     pub const fn reason(self) -> DropReason {
         match self {
             StormClass::Broadcast => DropReason::StormBroadcast,
@@ -68,23 +68,23 @@ impl StormClass {
     }
 }
 
-/// What is allowed of one class: frames, bytes (as counters have them, without frame check sequence), or both.
+/// Limit of one class: frames, bytes (as counted, without FCS), or both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ClassLimit {
-    /// Frames a second.
+    /// Frames per second.
     pub frames: Option<Rate>,
-    /// Bytes a second.
+    /// Bytes per second.
     pub bytes: Option<Rate>,
 }
 
 impl ClassLimit {
-    /// This many frames a second.
+    /// A limit in frames per second.
     pub const fn frames(rate: Rate) -> ClassLimit {
         ClassLimit { frames: Some(rate), bytes: None }
     }
 }
 
-/// What is allowed of each class, by its place; `None`: anything.
+/// Limits by class; `None`: unlimited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct StormLimits(pub [Option<ClassLimit>; 3]);
 
@@ -92,7 +92,7 @@ impl StormLimits {
     /// No limits.
     pub const OFF: StormLimits = StormLimits([None; 3]);
 
-    /// What ports of VMs are allowed by default, and VMs on each network.
+    /// Default limits of VM ports, and of VMs per network.
     pub const VM_DEFAULT: StormLimits = StormLimits([
         Some(ClassLimit::frames(Rate::new(500, 500))),
         Some(ClassLimit::frames(Rate::new(10_000, 10_000))),
@@ -105,22 +105,22 @@ impl StormLimits {
         self.0[class as usize].as_ref()
     }
 
-    /// The same, with another limit for one class.
+    /// The same limits, with another one for one class.
     pub const fn with(mut self, class: StormClass, limit: Option<ClassLimit>) -> StormLimits {
         self.0[class as usize] = limit;
         self
     }
 
-    /// Whether there are none.
+    /// Whether there are no limits.
     pub fn is_off(&self) -> bool {
         self.0.iter().all(Option::is_none)
     }
 }
 
-/// The copies a second that a VM may cause on a network by default, by all that is flooded of it.
+/// Default rate of copies that floods of a VM may cause on a network, per second.
 pub const COPIES_DEFAULT: Rate = Rate::new(100_000, 10_000);
 
-/// The buckets of one class.
+/// Buckets of one class.
 #[derive(Debug, Default)]
 struct ClassPolicers {
     frames: Policer,
@@ -134,13 +134,13 @@ struct Policers {
     classes: [ClassPolicers; 3],
     copies: Policer,
     bpdus: Policer,
-    /// The classes, as a set of bits, of which the common limit has refused frames since this was last asked.
+    /// Mask of the classes that the shared limit has dropped since the last query.
     hit_classes: AtomicU8,
-    /// The same of the limit on copies.
+    /// The same for the limit on copies.
     hit_copies: AtomicU8,
 }
 
-/// The state of all limits of a port, or of a VM on a network. Clones are the same meter, and only they are equal.
+/// Policer state of a port, or of a VM on a network. Clones share the state, and only clones compare equal.
 #[derive(Clone, Default)]
 pub struct PolicerState(Arc<Policers>);
 
@@ -158,7 +158,7 @@ impl fmt::Debug for PolicerState {
     }
 }
 
-/// Notes that a limit has refused a frame of this class. Mostly that is known already, and nothing is written.
+/// Records that a limit has dropped a frame of this class. Writes only if not yet set.
 #[cold]
 fn record(hit: &AtomicU8, class: StormClass) {
     let bit = 1 << class as u8;
@@ -167,13 +167,13 @@ fn record(hit: &AtomicU8, class: StormClass) {
     }
 }
 
-/// The classes of a set, which is empty afterwards.
+/// Takes the classes of a mask.
 fn classes(hit: &AtomicU8) -> Vec<StormClass> {
     let hit = hit.swap(0, Ordering::Relaxed);
     StormClass::ALL.into_iter().filter(|&class| hit & 1 << class as u8 != 0).collect()
 }
 
-/// What a frame that goes to everybody costs.
+/// Cost of a flooded frame.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cost {
     pub(super) frames: u64,
@@ -181,7 +181,7 @@ pub(super) struct Cost {
 }
 
 impl PolicerState {
-    /// Whether a limit leaves room for this.
+    /// Whether a limit admits this cost.
     #[inline]
     fn has(&self, class: StormClass, limit: &ClassLimit, cost: Cost, now: MonoTime) -> bool {
         let buckets = &self.0.classes[class as usize];
@@ -196,17 +196,17 @@ impl PolicerState {
             && limit.bytes.as_ref().is_none_or(|rate| buckets.bytes.take(rate, cost.bytes, now, shared))
     }
 
-    /// The classes of which the common limit has refused frames since this was last asked.
+    /// Takes the classes that the shared limit has dropped since the last call.
     pub fn take_hit(&self) -> Vec<StormClass> {
         classes(&self.0.hit_classes)
     }
 
-    /// The classes of which the limit on copies has refused frames since this was last asked.
+    /// Takes the classes that the limit on copies has dropped since the last call.
     pub fn take_hit_copies(&self) -> Vec<StormClass> {
         classes(&self.0.hit_copies)
     }
 
-    /// When a limit will let a frame pass again that is of the least size: now, if it does.
+    /// When a limit admits a minimum-size frame: now, if it does.
     pub fn ready(&self, class: StormClass, limit: &ClassLimit, now: MonoTime) -> MonoTime {
         let buckets = &self.0.classes[class as usize];
         let frames = limit.frames.as_ref().map_or(now, |rate| buckets.frames.ready(rate, now));
@@ -214,47 +214,47 @@ impl PolicerState {
     }
 }
 
-/// The limits of a port.
+/// Storm limits of a port.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct PortPolicer {
-    /// What it may send to everybody.
+    /// Limits.
     pub limits: StormLimits,
-    /// How much of that it has used.
+    /// Their state.
     pub state: PolicerState,
-    /// Whether several workers can judge frames of this port.
+    /// Whether several workers decide frames of this port.
     pub shared: bool,
 }
 
 impl PortPolicer {
-    /// When a frame of this class would pass at the port's own limit: now, if there is none.
+    /// When the port's limit admits a frame of this class: now, if there is none.
     pub fn ready(&self, class: StormClass, now: MonoTime) -> MonoTime {
         self.limits.get(class).map_or(now, |limit| self.state.ready(class, limit, now))
     }
 
-    /// Whether this many BPDUs may pass.
+    /// Whether the BPDU limit admits this many.
     #[inline]
     pub(super) fn admits_bpdus(&self, frames: u64, now: MonoTime) -> bool {
         self.state.0.bpdus.take(&BPDU_RATE, frames, now, self.shared)
     }
 }
 
-/// The limits of a VM on one network, which its ports there have in common.
+/// Storm limits of a VM on one network, shared by its ports there.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct VmPolicer {
-    /// What they may send to everybody, together.
+    /// Limits.
     pub limits: StormLimits,
-    /// How many copies a second may be made of that.
+    /// Copies per second.
     pub copies: Option<Rate>,
-    /// Whether copies of each class are counted at all, by its place: not of one that the port itself has off.
+    /// By class: whether copies are not counted, because the port's limit is off.
     pub copies_off: [bool; 3],
-    /// How much of all that they have used.
+    /// Their state.
     pub state: PolicerState,
-    /// Whether several workers can judge frames of these ports.
+    /// Whether several workers decide frames of these ports.
     pub shared: bool,
 }
 
 impl VmPolicer {
-    /// When a frame of this class would pass at the common limit: now, if there is none.
+    /// When the shared limit admits a frame of this class: now, if there is none.
     pub fn ready(&self, class: StormClass, now: MonoTime) -> MonoTime {
         self.limits.get(class).map_or(now, |limit| self.state.ready(class, limit, now))
     }
@@ -273,8 +273,8 @@ impl VmPolicer {
     }
 }
 
-/// Whether the limits of a port and its VM let a frame pass that goes to everybody, as `copies()` copies, or which of
-/// them does not. What is refused costs nothing: all limits are asked before the first one is charged.
+/// Checks the limits of a port and its VM for a flooded frame with `copies()` copies. Returns the drop reason of
+/// the first that is exceeded. A dropped frame is not charged: all limits are checked before the first is charged.
 pub(super) fn admit(
     storm: &PortPolicer,
     vm_policer: Option<&VmPolicer>,
@@ -301,7 +301,7 @@ pub(super) fn admit(
         record(&vm_policer.state.0.hit_copies, class);
         return Err(DropReason::StormCopies);
     }
-    // Where several workers take, one may be too late for what it has seen.
+    // Another worker may have charged the bucket since the check.
     if own.is_some_and(|limit| !storm.state.take(class, limit, cost, now, storm.shared)) {
         return Err(class.reason());
     }

@@ -1,92 +1,92 @@
-//! What may become of a frame: the verdicts, and every way to die by name.
+//! Verdicts on frames, and all drop reasons.
 
 use super::PortId;
 use crate::frame::BURST;
 
-/// Why a frame died. Each is one counter per port and direction, and one label of the metrics.
+/// Drop reason. Each is one counter per port and direction, and one label of the metrics.
 ///
-/// *In*: counted at the port the frame came from. *Out*: counted at the port it was to leave by.
+/// *In*: counted at the ingress port. *Out*: counted at the egress port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum DropReason {
-    /// In: the port has been closed, and its last frames were still on their way.
+    /// In: the port is closed; its last frames were still pending.
     PortClosed,
     /// In and out: the port is administratively down.
     AdminDown,
-    /// In and out: the port is in quarantine. Loop probes are heard all the same.
+    /// In and out: the port is quarantined. Loop probes are still received.
     Quarantined,
-    /// In and out: another uplink of its group carries the frames at present.
+    /// In and out: the uplink is the backup in its group.
     Standby,
     /// In: shorter than an Ethernet header.
     Runt,
     /// In: longer than the network's MTU allows.
     TooLong,
-    /// In: the offload header does not fit the frame.
+    /// In: the offload header is invalid for the frame.
     BadOffload,
-    /// In: nobody has this VLAN id on the uplink or trunk, or no network of the uplink is untagged.
+    /// In: the uplink or trunk has no port for this VLAN id, or none for untagged frames.
     UnknownVlan,
-    /// In: a loop probe of this switch that has come back. It is control's from here on.
+    /// In: a loop probe of this switch that has returned. Control handles it.
     Probe,
-    /// In: a frame to the address of loop probes that is none of this switch.
+    /// In: a frame to the loop-probe address that is not of this switch.
     ProbeForged,
-    /// In: a loop probe of this switch that is too old, has come in here before, or was sent by this port.
+    /// In: a loop probe of this switch that is too old, a duplicate, or was sent by this port.
     ProbeStale,
     /// In: an announcement of this switch that a network outside has returned.
     OwnAnnouncement,
     /// In: the source is a group address or zero.
     BadSource,
-    /// In: a reserved group address that the network does not let pass, as PAUSE. From an uplink, all groups
-    /// that two ends of a link keep to themselves.
+    /// In: a reserved group address that the network does not pass, such as PAUSE. From an uplink, all link-local
+    /// groups.
     ReservedGroup,
     /// In: the source belongs to a port of another VM.
     ForeignSource,
-    /// In: the source is dampened at another port, or has moved too often.
+    /// In: the source is dampened at another port, or flaps.
     DampenedSource,
     /// In: port security does not allow this source here.
     SpoofedSource,
-    /// In: ARP, IP or neighbor discovery names a sender that port security does not allow here, or one that
-    /// cannot be read.
+    /// In: ARP, IP or neighbor discovery names a sender that port security does not allow here, or the headers are
+    /// unreadable.
     SpoofedIp,
-    /// In: more broadcast than the port may send.
+    /// In: broadcast exceeds the port's storm limit.
     StormBroadcast,
-    /// In: more multicast than the port may send.
+    /// In: multicast exceeds the port's storm limit.
     StormMulticast,
-    /// In: more frames for stations that nobody knows than the port may send.
+    /// In: unknown unicast exceeds the port's storm limit.
     StormUnknownUnicast,
-    /// In: more of one of these classes than the VM may send on the network, by all its ports together.
+    /// In: one of these classes exceeds the storm limit of the VM on the network, over all its ports.
     StormVm,
-    /// In: it would go to everybody, and as many copies as the VM may cause on the network have been made.
+    /// In: the flood would exceed the limit on copies of the VM on the network.
     StormCopies,
-    /// In: more BPDUs than a port may send.
+    /// In: BPDUs exceed the port's limit.
     StormBpdu,
-    /// In: as many stations as may be have been learned behind the port, and this is another one.
+    /// In: a new source, and the port has reached its MAC limit.
     MacLimit,
-    /// In: the destination is behind the port that the frame came from.
+    /// In: the destination is behind the ingress port.
     Hairpin,
-    /// In: it came by one uplink, and the destination is behind another.
+    /// In: received from one uplink, and the destination is behind another.
     SplitHorizon,
-    /// Out: its network is untagged on the uplink or trunk, and with the tag that it has from its sender it would
-    /// be on a VLAN there, which may be that of another network.
+    /// Out: the network is untagged on the uplink or trunk, and the sender's own tag would put the frame on a VLAN
+    /// there, which may be another network's.
     ForeignVlan,
-    /// Out: the port has no device at the moment.
+    /// Out: the port has no device.
     NoDevice,
-    /// Out: the device had no room.
+    /// Out: the device's TX ring was full.
     DeviceFull,
-    /// Out: the device would not take the frame.
+    /// Out: the device refused the frame.
     DeviceRefused,
     /// Out: the link of the device is down.
     LinkDown,
-    /// Out: the ring to the worker of this port was full.
+    /// Out: the ring to the port's worker was full.
     PeerFull,
-    /// Out: there was no slot free to copy the frame to.
+    /// Out: no slot was free for a copy.
     NoBuffer,
-    /// Out: a super-frame for a port that takes none, which cannot be divided either: a tunnel, a
-    /// fragment, headers that are not what the offload header says.
+    /// Out: a GSO packet for a port that does not take it, which cannot be segmented either: unknown tunnel,
+    /// fragment, or headers that contradict the offload header.
     OffloadUnsupported,
 }
 
 impl DropReason {
-    /// All of them, in the order of their counters.
+    /// All reasons, in the order of their counters.
     pub const ALL: [DropReason; 35] = [
         DropReason::PortClosed,
         DropReason::AdminDown,
@@ -166,7 +166,7 @@ impl DropReason {
         }
     }
 
-    /// What it means, in one sentence for operators.
+    /// Description for operators, in one sentence.
     pub const fn description(self) -> &'static str {
         match self {
             DropReason::PortClosed => "the port was closed while the frame was on its way",
@@ -216,71 +216,70 @@ impl DropReason {
     }
 }
 
-/// What to do with one frame.
+/// Verdict on one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes out of this port.
+    /// Forward to this port.
     To(PortId),
-    /// It goes out of one port, and promiscuous ports of its network get copies. Both ports by
-    /// [`PortId::index`]: as long as the rules are the same, that is their name.
+    /// Forward to one port, with copies to the promiscuous ports of its network. Both ports by [`PortId::index`],
+    /// which identifies them under the same configuration.
     Mirrored {
-        /// The port that it came from: the one it came in at, or one that this carries.
+        /// Ingress port: the receiving port, or a port of the receiving trunk.
         from: u16,
-        /// The port that it goes to.
+        /// Egress port.
         to: u16,
     },
-    /// It goes to many on the network of the port it came in at:
-    /// [`ForwardingConfig::flood_ports`](super::ForwardingConfig::flood_ports) says who that is.
+    /// Flood on the network of the ingress port;
+    /// [`ForwardingConfig::flood_ports`](super::ForwardingConfig::flood_ports) gives the ports.
     Flood(FloodScope),
-    /// It came in at a carrier, and goes to many on the network of this port that it carries.
+    /// Flood a frame received at a trunk, on the network of this port of it.
     FloodFrom(PortId, FloodScope),
-    /// It dies, for this reason.
+    /// Drop for this reason.
     Drop(DropReason),
 }
 
-// One for each frame of a burst, and close together.
+// One per frame of a burst, kept dense.
 const _: () = assert!(size_of::<Verdict>() == 8);
 
-/// Which ports of a network a frame is meant for that is meant for many.
+/// Scope of a flood on a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FloodScope {
-    /// All.
+    /// All ports.
     All,
-    /// All but uplinks.
+    /// All ports but uplinks.
     NoUplinks,
-    /// The same, and the siblings of a port that splits as well: for their spanning tree.
+    /// All ports but uplinks, ignoring sibling split horizon: for BPDUs.
     BridgeGroup,
-    /// All that are to get frames for stations that nobody knows. It is only told from all where there is a port
-    /// that is not to.
+    /// All ports that get unknown unicast. Used only if some port gets none.
     Unknown,
-    /// Those that are promiscuous.
+    /// Promiscuous ports.
     Mirrors,
 }
 
-/// Whom a frame goes to that is meant for many. Also another worker can carry it out.
+/// A flood, which any worker can execute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flood {
-    /// The port that it came from, which does not get it.
+    /// Ingress port, which is excluded.
     pub from: PortId,
-    /// Who gets it.
+    /// Scope.
     pub scope: FloodScope,
-    /// One that gets it anyway, and not a second time; `PortId::NONE` if there is none.
+    /// Port excluded because it gets the frame anyway; `PortId::NONE` if none.
     pub except: PortId,
 }
 
 impl Flood {
-    /// All of these get it.
+    /// A flood to a whole scope.
     pub const fn new(from: PortId, scope: FloodScope) -> Flood {
         Flood { from, scope, except: PortId::NONE }
     }
 
-    /// Promiscuous ports get copies of what one port gets.
+    /// Copies for promiscuous ports of a frame forwarded to one port.
     pub const fn copies(from: PortId, to: PortId) -> Flood {
         Flood { from, scope: FloodScope::Mirrors, except: to }
     }
 }
 
-/// The verdicts on a burst, by the place of each frame in it.
+/// Verdicts of a burst, by frame index.
 pub type Verdicts = [Verdict; BURST];
 
 #[cfg(test)]
