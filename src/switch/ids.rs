@@ -125,7 +125,7 @@ impl HashKey {
         let word = u128::from_ne_bytes(random);
         #[allow(clippy::cast_possible_truncation)] // its two halves
         let (mask, factor) = (word as u64, (word >> 64) as u64);
-        // Odd, because an even factor would lose the top bit.
+        // Odd: an even factor would lose the top bit. Scrambled: a factor with a pattern would mix badly.
         let announcements = AnnouncementKey::derive(random);
         HashKey { mask: scramble(mask), factor: scramble(factor) | 1, announcements }
     }

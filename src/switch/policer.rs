@@ -18,7 +18,8 @@ const UNITS_BITS: u32 = 6;
 const SECOND: u64 = 1_000_000_000 << UNITS_BITS;
 /// Maximum refill time of a burst.
 const MAX_BURST_SECONDS: u64 = 3600;
-/// Maximum time that a bucket is behind; a larger distance means it has been full for years.
+/// Maximum time that `full_at` is ahead of now. A larger distance is a wrapped time in the past: the bucket is
+/// full.
 const MAX_AHEAD: u64 = 2 * MAX_BURST_SECONDS * SECOND;
 /// How far a bucket may be below empty before it counts as charged under another rate. Exceeds the difference of
 /// two workers' clocks, each read once per `poll_once`.

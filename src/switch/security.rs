@@ -1,11 +1,11 @@
-//! Port security: which senders a port may name, on Ethernet and, where it is asked for, above it.
+//! Port security: the senders that a port may name in Ethernet and, if configured, in L3 headers.
 //!
-//! *Above Ethernet*, only ARP, IPv4, IPv6 and neighbor discovery name a sender that is looked at; every other
-//! frame passes if its source does. A MAC address that is bound to any address of IP has the link-local address
-//! that it makes as well. It may also send what an RFC has hosts send from the unspecified address, as that names
-//! nobody: requests for an address, and membership of groups. From a link-local address that it has made in
-//! another way (RFC 7217, RFC 8064) it may send what configures a host: neighbor discovery about itself,
-//! membership of groups, and DHCPv6. One that is bound to none says nothing in IP. ARP probes pass from each.
+//! *L3*: only senders in ARP, IPv4, IPv6 and neighbor discovery are checked; other frames pass if their source MAC
+//! does. A MAC address bound to any IP address also has its EUI-64 link-local address. It may also send what RFCs
+//! let hosts send from the unspecified address, which names no sender: address requests and group membership. From
+//! a link-local address formed otherwise (RFC 7217, RFC 8064) it may send host configuration: neighbor discovery
+//! about itself, group membership, and DHCPv6. A MAC address without bound IP addresses may send no IP. All may
+//! send ARP probes.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,51 +13,51 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::RefusedSender;
 use crate::wire::{Mac, Neighbor, Prefix, SenderInfo};
 
-/// Which source addresses a port may use.
+/// Source addresses that a port may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Security {
-    /// Any, but for those that are pinned to somebody else.
+    /// Any, except those pinned to another port.
     Off,
-    /// The address of the port, and these. What is above Ethernet is not looked at.
+    /// The port's address and these. L3 headers are not checked.
     Mac(Box<[Mac]>),
-    /// The address of the port, and those of these bindings; and what ARP and IP say of the sender has to be in
-    /// one of the bindings. A port without any may send no IP at all.
+    /// The port's address and those of these bindings; senders in ARP and IP must match a binding. A port without
+    /// bindings may send no IP.
     MacIp(Box<[Binding]>),
 }
 
-/// A sender that a port may be: these addresses of IP, from this MAC address.
+/// An allowed L3 sender: these IP addresses from this MAC address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Binding {
     /// The MAC address.
     pub mac: Mac,
-    /// The addresses of IP; `None`: any.
+    /// The IP addresses; `None`: any.
     pub ip: Option<Prefix>,
 }
 
-/// How many stations may be learned behind a port, and what becomes of the others.
+/// MAC limit: maximum number of learned stations of a port, and the policy beyond.
 ///
-/// Each worker counts in its own table, those included that it has heard of from others. A port whose queues are
-/// all at one worker has never more. One with queues at several may have up to so many at each of them, as long
-/// as they have not heard of each other.
+/// Each worker counts in its own FDB, including stations learned through updates. A port whose queues are all at
+/// one worker never exceeds the limit. A port with queues at several workers may reach the limit at each of them
+/// until their updates arrive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MacLimit {
-    /// So many, addresses of its own and allowed ones not counted.
+    /// Maximum number, excluding the port's own and allowed addresses.
     pub stations: u32,
-    /// What becomes of frames from others.
+    /// Policy for frames from other stations.
     pub policy: AtLimit,
 }
 
-/// What becomes of a frame from a station that may not be learned any more.
+/// Policy for a frame whose source exceeds the MAC limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AtLimit {
-    /// It dies.
+    /// Drop.
     Drop,
-    /// It goes where it would, and its source is not learned: what is sent there is flooded.
+    /// Forward without learning: frames to the station are flooded.
     ForwardUnlearned,
 }
 
 impl Security {
-    /// The addresses that it allows beside the port's own; some may be named more than once.
+    /// Allowed addresses besides the port's own; may contain duplicates.
     pub fn macs(&self) -> impl Iterator<Item = Mac> + '_ {
         let (macs, bindings): (&[Mac], &[Binding]) = match self {
             Security::Off => (&[], &[]),
@@ -68,25 +68,25 @@ impl Security {
     }
 }
 
-/// The bindings of a port, compiled: by MAC address, and of each the stretches of addresses, so that hundreds
-/// cost a frame little more than one.
+/// Compiled bindings of a port: by MAC address, each with ranges of IP addresses, so that hundreds cost a frame
+/// little more than one.
 #[derive(Debug)]
 pub(super) struct Bindings {
-    /// Sorted by MAC address, each named once; the port's own is always among them.
+    /// Sorted by MAC address, without duplicates; includes the port's own.
     senders: Box<[BoundSender]>,
 }
 
-/// What a MAC address of a port may say.
+/// Bindings of one MAC address.
 #[derive(Debug)]
 struct BoundSender {
     mac: Mac,
-    /// Stretches of addresses: first and last of each. Sorted; they neither overlap nor touch.
+    /// Ranges of addresses, first and last. Sorted, neither overlapping nor adjacent.
     v4: Box<[(u32, u32)]>,
     v6: Box<[(u128, u128)]>,
 }
 
 impl Bindings {
-    /// Those of a port with this address of its own.
+    /// Compiles the bindings of a port with its own address.
     pub(super) fn new(own: Mac, bindings: &[Binding]) -> Bindings {
         type Stretches = (Vec<(u32, u32)>, Vec<(u128, u128)>);
         let mut by_mac: BTreeMap<Mac, Stretches> = BTreeMap::from([(own, Stretches::default())]);
@@ -111,12 +111,12 @@ impl Bindings {
         Bindings { senders: by_mac.into_iter().map(sender).collect() }
     }
 
-    /// Whether a frame with an allowed source may say this of its sender.
+    /// Whether a frame with an allowed source may name this sender.
     pub(super) fn allow(&self, source: Mac, claim: &SenderInfo) -> bool {
         match *claim {
             SenderInfo::Nothing => true,
             SenderInfo::Unreadable => false,
-            // Whoever asks whether an address is free does not say yet that it is his (RFC 5227, 2.1.1).
+            // An ARP probe asks whether an address is free and does not claim it yet (RFC 5227, 2.1.1).
             SenderInfo::Arp { mac, ip } => self.of(mac).is_some_and(|sender| ip.is_unspecified() || sender.has_v4(ip)),
             SenderInfo::V4 { ip, address_acquisition } => {
                 self.of(source).is_some_and(|sender| sender.has_v4(ip) || address_acquisition && sender.may_speak())
@@ -130,8 +130,8 @@ impl Bindings {
         }
     }
 
-    /// Whether `sender`, who speaks from `ip`, may say this in neighbor discovery: an address and the link-layer
-    /// address that is said to have it must be bound.
+    /// Whether `sender`, with source address `ip`, may send this neighbor discovery message: the advertised address
+    /// must be bound to the advertised link-layer address.
     fn allow_neighbor(&self, sender: &BoundSender, ip: Ipv6Addr, says: Neighbor) -> bool {
         let Some(reported) = says.lladdr.map_or(Some(sender), |link| self.of(link)) else { return false };
         match says.target {
@@ -140,7 +140,8 @@ impl Bindings {
         }
     }
 
-    /// The sender for which a frame is refused: a binding of it would let the frame pass, or bring the next one to light.
+    /// The sender to report for a dropped frame: a binding for it would let the frame pass, or reveal the next
+    /// missing binding.
     pub(super) fn refused_sender(&self, source: Mac, sender: &SenderInfo) -> RefusedSender {
         let (mac, ip) = match *sender {
             SenderInfo::Nothing | SenderInfo::Unreadable => (source, None),
@@ -149,7 +150,7 @@ impl Bindings {
             SenderInfo::V6 { ip, address_acquisition, neighbor } => {
                 let speaks = SenderInfo::V6 { ip, address_acquisition, neighbor: Neighbor::default() };
                 match neighbor.lladdr.unwrap_or(source) {
-                    // Of what it says in neighbor discovery, unless it may not speak from there at all.
+                    // The sender in the neighbor discovery message, unless the source itself is not allowed.
                     reported if self.allow(source, &speaks) => (reported, Some(neighbor.target.unwrap_or(ip).into())),
                     _ => (source, Some(ip.into())),
                 }
@@ -165,13 +166,13 @@ impl Bindings {
 }
 
 impl BoundSender {
-    /// Whether it has any address. If not, it has no business with IP at all.
+    /// Whether any IP address is bound. If not, the sender may send no IP.
     fn may_speak(&self) -> bool {
         !self.v6.is_empty()
     }
 
-    /// Whether this is a link-local address that it may have made by itself, and not of a MAC address: of its own
-    /// the address is bound anyway, and that of another MAC address belongs to somebody else.
+    /// Whether the sender may have formed this link-local address itself, other than from a MAC address: its own
+    /// EUI-64 address is bound anyway, and that of another MAC address belongs to another host.
     fn may_have_made(&self, ip: Ipv6Addr) -> bool {
         self.may_speak() && is_opaque_link_local(ip)
     }
@@ -185,18 +186,18 @@ impl BoundSender {
     }
 }
 
-/// Whether a number is in one of the stretches.
+/// Whether a number is in one of the ranges.
 #[inline]
 fn holds<T: Ord + Copy>(stretches: &[(T, T)], number: T) -> bool {
     let at = stretches.partition_point(|&(_, last)| last < number);
     stretches.get(at).is_some_and(|&(first, _)| first <= number)
 }
 
-/// The same stretches, sorted, those that overlap or touch made one.
+/// Sorts the ranges and joins those that overlap or are adjacent.
 fn join<T: Ord + Copy>(mut stretches: Vec<(T, T)>, next: impl Fn(T) -> Option<T>) -> Box<[(T, T)]> {
     stretches.sort_unstable();
     stretches.dedup_by(|&mut (first, last), (_, end)| {
-        // The end of all numbers touches everything behind it.
+        // A range that ends at the maximum joins all later ones.
         let joins = next(*end).is_none_or(|next| first <= next);
         if joins {
             *end = last.max(*end);
@@ -206,7 +207,7 @@ fn join<T: Ord + Copy>(mut stretches: Vec<(T, T)>, next: impl Fn(T) -> Option<T>
     stretches.into()
 }
 
-/// The link-local address that a MAC address makes (RFC 4291, appendix A).
+/// EUI-64 link-local address of a MAC address (RFC 4291, appendix A).
 fn link_local(mac: Mac) -> Ipv6Addr {
     let [a, b, c, d, e, f] = mac.octets();
     Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a ^ 2, b, c, 0xff, 0xfe, d, e, f])

@@ -1,9 +1,8 @@
-//! Bytes → meaning: what the switch reads of a frame, and nothing more.
+//! Parsers and writers of wire formats, as far as the switch needs them.
 //!
-//! Forwarding reads the Ethernet addresses, the type, for the length limit how many VLAN tags stand
-//! in front of the payload, and of frames from outside to which VLAN the outermost tag assigns them. Only
-//! where port security asks for it, it reads whom ARP and IP name as the sender. Nothing here panics,
-//! whatever the bytes: each type is made by a checked constructor, and after that its accessors cannot fail.
+//! Forwarding reads the MAC addresses, the ethertype, the number of VLAN tags (for the length limit), and the
+//! outermost VLAN id of frames from outside. Only port security reads the sender in ARP and IP headers. Nothing
+//! here panics on any bytes: checked constructors create each type, and its accessors cannot fail.
 
 #![forbid(unsafe_code)]
 

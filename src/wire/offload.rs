@@ -1,10 +1,9 @@
-//! The offload header: what the sender of a frame has left for the next hop to do.
+//! Offload header: work that the sender of a frame leaves to the next hop.
 //!
-//! Its form on the wire between a tap and us is `struct virtio_net_hdr` of virtio 1.x (5.1.6), 12
-//! bytes in front of the frame, little endian as modern virtio has it. A frame may ask for a
-//! checksum to be completed, and may be a *super-frame* of up to 64 KiB that stands for many
-//! frames of one TCP or UDP stream. Such a header passes from port to port untouched; what is
-//! checked here is that it fits the frame it comes with, since a guest may write anything.
+//! The wire format between a tap and the switch is `struct virtio_net_hdr` of virtio 1.x (5.1.6): 12 bytes before
+//! the frame, little endian. A frame may request checksum completion, and may be a GSO packet of up to 64 KiB that
+//! is segmented into many frames of one TCP or UDP stream. The header passes from port to port unmodified; this
+//! module validates it against its frame, because a guest may write anything.
 
 use std::fmt;
 
@@ -17,18 +16,18 @@ const GSO_TCPV6: u8 = 4;
 const GSO_UDP_L4: u8 = 5;
 const GSO_ECN: u8 = 0x80;
 
-/// Where the checksum of SCTP stands in its header (RFC 9260, 3.1), and of no other protocol.
+/// Offset of the checksum in the SCTP header (RFC 9260, 3.1); no other protocol has this offset.
 const CRC32C_OFFSET: u16 = 8;
 
 #[allow(clippy::cast_possible_truncation)] // 4
 const TAG: u16 = super::TAG_LEN as u16;
 
-/// What is left to be done to a frame: `virtio_net_hdr` without its buffer count.
+/// Pending offload of a frame: `virtio_net_hdr` without its buffer count.
 ///
-/// It is kept as it came, in two words, since hardly any frame has it looked at.
+/// Stored undecoded in two words, because hardly any frame needs it decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 pub struct Offload {
-    /// Flags, GSO type, header length, GSO size, checksum start; the first on the wire lowest.
+    /// Flags, GSO type, header length, GSO size, checksum start; the first on the wire in the lowest bits.
     word: u64,
     /// Checksum offset.
     csum_offset: u16,
@@ -46,60 +45,60 @@ impl fmt::Debug for Offload {
     }
 }
 
-/// What a super-frame carries.
+/// Protocol of a GSO packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Gso {
     /// TCP over IPv4.
     TcpV4,
     /// TCP over IPv6.
     TcpV6,
-    /// UDP over either, each datagram as long as the others, but for the last.
+    /// UDP over either; all datagrams but the last have the same length.
     Udp,
 }
 
-/// How a super-frame falls into frames. Of a plain frame: one frame, nothing more.
+/// Segmentation of a frame. A frame that is no GSO packet is one frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Segmentation {
-    /// How many frames it stands for, at least 1. Virtio sets no limit (1.2, 5.1.6.2), so there is none here.
+    /// Number of frames, at least 1. Virtio sets no limit (1.2, 5.1.6.2), so there is none here.
     pub frames: u32,
-    /// Bytes of headers that each of them repeats; 0 for a plain frame.
+    /// Header bytes that each segment repeats; 0 without GSO.
     pub headers: u16,
 }
 
-/// Why an offload header does not fit its frame.
+/// Why an offload header is invalid for its frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum BadOffload {
-    /// The checksum or the transport header would lie outside the frame.
+    /// The checksum or the transport header exceeds the frame.
     #[error("its checksum or headers lie outside the frame")]
     OutOfFrame,
-    /// A segmentation type that was never offered.
+    /// A segmentation type that was not offered.
     #[error("its segmentation type was never offered")]
     UnknownType,
-    /// Segments of no length.
+    /// Segments without payload.
     #[error("its segments have no length")]
     EmptySegments,
 }
 
 impl Offload {
-    /// Bytes of the header on the wire: `virtio_net_hdr_v1`, with its `num_buffers`.
+    /// Length of the header on the wire in bytes: `virtio_net_hdr_v1`, with its `num_buffers`.
     pub const LEN: usize = 12;
 
-    /// Nothing is left to be done.
+    /// No pending offload.
     pub const NONE: Offload = Offload { word: 0, csum_offset: 0 };
 
-    /// The checksum from `start` on is left to be done, to be put `offset` bytes behind that.
+    /// A partial checksum from `start` on, stored `offset` bytes after `start`.
     pub(super) const fn partial(start: u16, offset: u16) -> Offload {
         Offload { word: NEEDS_CSUM as u64 | (start as u64) << 48, csum_offset: offset }
     }
 
-    /// Reads the 12 bytes of the wire form. Any bytes are accepted: [`Offload::segmentation`] checks.
+    /// Parses the 12 bytes of the wire format. Accepts any bytes: [`Offload::segmentation`] validates.
     #[inline(always)]
     pub fn read(b: &[u8; Offload::LEN]) -> Offload {
         let [a, b, c, d, e, f, g, h, i, j, ..] = *b;
         Offload { word: u64::from_le_bytes([a, b, c, d, e, f, g, h]), csum_offset: u16::from_le_bytes([i, j]) }
     }
 
-    /// The 12 bytes of the wire form; the buffer count is zero.
+    /// The 12 bytes of the wire format; the buffer count is zero.
     #[inline(always)]
     pub fn write(&self) -> [u8; Offload::LEN] {
         let [a, b, c, d, e, f, g, h] = self.word.to_le_bytes();
@@ -107,13 +106,13 @@ impl Offload {
         [a, b, c, d, e, f, g, h, i, j, 0, 0]
     }
 
-    /// From the two words of [`Offload::words`].
+    /// Creates it from the words of [`Offload::words`].
     #[inline(always)]
     pub const fn from_words(word: u64, csum_offset: u16) -> Offload {
         Offload { word, csum_offset }
     }
 
-    /// The two words in which it is kept.
+    /// The two words that store it.
     #[inline(always)]
     pub const fn words(&self) -> (u64, u16) {
         (self.word, self.csum_offset)
@@ -136,7 +135,7 @@ impl Offload {
         self.csum_offset
     }
 
-    /// What is to be divided, of a super-frame of a type that was offered.
+    /// The segmentation of a GSO packet of an offered type.
     pub(super) const fn gso(&self) -> Option<Gso> {
         match self.gso_type() & !GSO_ECN {
             GSO_TCPV4 => Some(Gso::TcpV4),
@@ -146,17 +145,17 @@ impl Offload {
         }
     }
 
-    /// Whether it asks for segmentation, be it of a type that was offered or not.
+    /// Whether it requests segmentation, of any type.
     pub const fn is_gso(&self) -> bool {
         self.gso_type() & !GSO_ECN != GSO_NONE
     }
 
-    /// Whether the segmentation is of TCP with the CWR flag.
+    /// Whether it requests TCP segmentation with the CWR flag.
     pub(super) const fn has_ecn(&self) -> bool {
         self.gso_type() & GSO_ECN != 0
     }
 
-    /// Whether the partial checksum of a single frame is one of SCTP: a CRC32c, and no ones' complement sum.
+    /// Whether the partial checksum of a single frame is SCTP's: a CRC32c, not a ones' complement sum.
     #[inline(always)]
     pub const fn has_crc32c(&self) -> bool {
         self.flags() & NEEDS_CSUM != 0 && self.csum_offset == CRC32C_OFFSET && !self.is_gso()
@@ -172,13 +171,12 @@ impl Offload {
         Offload { word: self.word & !PLACES | (header_len as u64) << 16 | (csum_start as u64) << 48, ..*self }
     }
 
-    /// The same for the frame with one VLAN tag more behind its addresses. `None` if something would
-    /// begin farther back than can be said.
+    /// Offload of the frame with one more VLAN tag after its MAC addresses. `None` if an offset overflows.
     pub fn with_tag(&self) -> Option<Offload> {
         if !self.needs_offload() {
             return Some(*self);
         }
-        // A header length of 0 is one that has not been said.
+        // A header length of 0 means unknown.
         let header_len = match self.header_len() {
             0 => 0,
             len => len.checked_add(TAG)?,
@@ -188,8 +186,7 @@ impl Offload {
         Some(self.with_places(header_len, csum_start))
     }
 
-    /// The same for the frame without the VLAN tag behind its addresses. `None` if what is to be
-    /// summed up begins before the end of that tag, which makes no sense.
+    /// Offload of the frame without its VLAN tag. `None` if the checksum would start before the end of that tag.
     pub fn without_tag(&self) -> Option<Offload> {
         if !self.needs_offload() {
             return Some(*self);
@@ -201,23 +198,22 @@ impl Offload {
         Some(self.with_places(self.header_len().saturating_sub(TAG), csum_start))
     }
 
-    /// Whether the next hop must do something: complete a checksum, or segment. Other flags are
-    /// remarks that may be lost.
+    /// Whether the next hop must work: complete a checksum, or segment. Other flags are hints that may be lost.
     #[inline(always)]
     pub const fn needs_offload(&self) -> bool {
         const PENDING: u64 = u64::from_le_bytes([NEEDS_CSUM, !GSO_ECN, 0, 0, 0, 0, 0, 0]);
         self.word & PENDING != 0
     }
 
-    /// Bytes of payload in each frame that a super-frame becomes, but for the last.
+    /// Payload bytes per segment of a GSO packet; the last may have fewer.
     #[inline]
     #[allow(clippy::cast_possible_truncation)] // one of its words
     pub const fn segment_size(&self) -> u16 {
         (self.word >> 32) as u16
     }
 
-    /// Checks the header against the frame it came with (`frame`: as much of it as lies in one
-    /// piece, at least its headers; `len`: all of it) and says how it falls into frames.
+    /// Validates the header against its frame and computes the segmentation. `frame`: its first segment, at least
+    /// all headers; `len`: its total length in bytes.
     #[inline]
     pub fn segmentation(&self, frame: &[u8], len: u32) -> Result<Segmentation, BadOffload> {
         if !self.needs_offload() {
@@ -236,7 +232,7 @@ impl Offload {
         }
         let transport = match self.gso_type() & !GSO_ECN {
             GSO_NONE => return Ok(Segmentation { frames: 1, headers: 0 }),
-            // A segmented frame always leaves its checksum open, and so says where transport begins.
+            // A GSO packet always has a partial checksum, which gives the start of the transport header.
             _ if self.flags() & NEEDS_CSUM == 0 => return Err(BadOffload::OutOfFrame),
             GSO_TCPV4 | GSO_TCPV6 => {
                 // data offset: the high four bits of byte 12, in words of 4 bytes (RFC 9293, 3.1)

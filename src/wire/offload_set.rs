@@ -1,12 +1,12 @@
-//! Which offload work the next hop takes: the feature set that a frame is compared with before it is sent.
+//! Offload features of an egress, which decide whether a frame needs software offload.
 
 use super::ethernet::tags;
 use super::layers;
 use super::offload::{Gso, Offload};
 
-/// The kinds of offload work that an egress takes, and how large its GSO packets may be.
+/// Offloads that an egress takes, and the maximum size of its GSO packets.
 ///
-/// A frame whose work is not in the set is completed or segmented by the switch before it is sent.
+/// The switch completes or segments a frame in software if its offload is not in the set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OffloadSet {
     kinds: u8,
@@ -25,17 +25,17 @@ impl OffloadSet {
     pub const ECN: u8 = 1 << 3;
     /// UDP segmentation.
     pub const USO: u8 = 1 << 4;
-    /// Segmentation of packets with two or more VLAN tags. The kernel takes that from no driver.
+    /// Segmentation of packets with two or more VLAN tags. The kernel takes it from no driver.
     pub const STACKED_TAGS: u8 = 1 << 5;
-    /// Segmentation of packets that are no IP packets. Only who does not look at the headers takes it.
+    /// Segmentation of packets that are not IP. Only a next hop that does not parse the headers takes it.
     pub const ANY_NETWORK: u8 = 1 << 6;
-    /// Segmentation of what is inside a tunnel, though the header has no word for tunnels. The same.
+    /// Segmentation of tunnelled packets, which the header cannot express. Likewise.
     pub const TUNNELS: u8 = 1 << 7;
 
-    /// No offload work at all.
+    /// No offloads.
     pub const NONE: OffloadSet = OffloadSet { kinds: 0, max_len: 0, max_segments: 0 };
 
-    /// Every kind that there is, in any size.
+    /// All offloads, any size.
     pub const ALL: OffloadSet = OffloadSet { kinds: u8::MAX, max_len: (1 << 24) - 1, max_segments: u16::MAX };
 
     /// A set of `kinds`, for GSO packets of at most `max_len` bytes and `max_segments` segments.
@@ -49,25 +49,25 @@ impl OffloadSet {
         }
     }
 
-    /// Whether any kind of work is in the set.
+    /// Whether any offload is in the set.
     #[inline(always)]
     pub const fn is_empty(self) -> bool {
         self.kinds == 0
     }
 
-    /// Whether all of these kinds are in the set.
+    /// Whether all of these offloads are in the set.
     #[inline(always)]
     pub const fn has(self, kinds: u8) -> bool {
         self.kinds & kinds == kinds
     }
 
-    /// Whether a frame of `len` bytes that begins with `head`, its headers, and stands for so many `segments` can be sent
-    /// with its work left undone.
+    /// Whether a frame can be transmitted with its offload pending: `head` holds its headers, `len` is its length
+    /// in bytes, `segments` its number of segments.
     pub fn takes(self, offload: Offload, head: &[u8], len: u32, segments: u64) -> bool {
         if !offload.needs_offload() {
             return true;
         }
-        // The header cannot say that a checksum is a CRC32c, so no next hop computes one for it.
+        // The header cannot request a CRC32c, so no next hop computes one.
         if offload.has_crc32c() {
             return false;
         }
@@ -89,13 +89,13 @@ impl OffloadSet {
             }
     }
 
-    /// The set as one word, for a place that is shared.
+    /// The set as one word, for an atomic.
     #[inline(always)]
     pub const fn to_word(self) -> u64 {
         self.kinds as u64 | (self.max_segments as u64) << 8 | (self.max_len as u64) << 24
     }
 
-    /// The set of a word of [`OffloadSet::to_word`].
+    /// The set from a word of [`OffloadSet::to_word`].
     #[inline(always)]
     #[allow(clippy::cast_possible_truncation)] // its parts
     pub const fn from_word(word: u64) -> OffloadSet {

@@ -1,11 +1,11 @@
-//! The bytes of a frame that lies in several pieces.
+//! Reader over the bytes of a frame in several segments.
 
-/// Bytes that are read from the front on, across the pieces that they lie in.
+/// Reads bytes in order across segments.
 #[derive(Debug, Clone)]
 pub(super) struct Chunks<'a, R> {
-    /// What is left of the present piece.
+    /// Unread bytes of the current segment.
     part: &'a [u8],
-    /// The pieces behind it.
+    /// The segments after it.
     rest: R,
 }
 
@@ -14,7 +14,7 @@ impl<'a, R: Iterator<Item = &'a [u8]>> Chunks<'a, R> {
         Chunks { part: head, rest }
     }
 
-    /// Shows the next `len` bytes to `see`, as far as there are so many. How many were missing.
+    /// Passes the next `len` bytes to `see`, as far as available. Returns how many are missing.
     #[inline]
     pub(super) fn read(&mut self, mut len: usize, mut each: impl FnMut(&'a [u8])) -> usize {
         while len > 0 {
@@ -31,7 +31,7 @@ impl<'a, R: Iterator<Item = &'a [u8]>> Chunks<'a, R> {
         len
     }
 
-    /// Leaves out the next `len` bytes.
+    /// Skips the next `len` bytes.
     pub(super) fn skip(&mut self, len: usize) {
         self.read(len, |_| {});
     }
@@ -45,7 +45,7 @@ impl<'a, R: Iterator<Item = &'a [u8]>> Chunks<'a, R> {
             at += part.len();
         });
         if missing > 0 {
-            // Not for a frame that is as long as its pieces. What had been in the room must not get out.
+            // Never for a frame as long as its segments. Old bytes in the buffer must not leak.
             room[at..].fill(0);
         }
     }
