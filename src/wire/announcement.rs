@@ -4,10 +4,10 @@
 //! unsolicited neighbor advertisement (RFC 4861, 7.2.6). Each is sent to a group, and names its own source address as
 //! the sender.
 //!
-//! The switch itself sends the RARP request that QEMU sends after a migration: 60 bytes, from the announced address to
-//! everybody, with IPv4 addresses of zero. RARP ends at byte 42. The padding behind it, which receivers ignore, is zero
-//! up to byte 44 and holds a tag from there on: SipHash-2-4 of the announced address, under a key of this process. By
-//! that the switch recognises its own announcements when a network outside returns them.
+//! The switch itself sends the RARP request that QEMU sends after a migration: 60 bytes, from the announced address
+//! to broadcast, with zero IPv4 addresses. RARP ends at byte 42. The padding after it, which receivers ignore, is
+//! zero up to byte 44 and then holds a tag: SipHash-2-4 of the announced address, under a key of this process. The
+//! tag identifies the switch's own announcements when an external network returns them.
 
 use std::fmt;
 
@@ -19,25 +19,24 @@ use super::{HEADER_LEN, Header, Mac, TAG_LEN, tags};
 /// The Ethernet type of RARP (RFC 903), which etherparse has no name for.
 const RARP: EtherType = EtherType(0x8035);
 
-/// What ARP and RARP packets for Ethernet and IPv4 begin with (RFC 826): hardware and protocol type, and the lengths of
-/// their addresses.
+/// Start of ARP and RARP packets for Ethernet and IPv4 (RFC 826): hardware and protocol type, and address lengths.
 const ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
 
-/// Bytes of an ARP or RARP packet for Ethernet and IPv4.
+/// Length of an ARP or RARP packet for Ethernet and IPv4, in bytes.
 const ARP_LEN: usize = 28;
 
 /// The RARP operation "request reverse".
 const REQUEST_REVERSE: [u8; 2] = [0, 3];
 
-/// Where the tag begins.
+/// Offset of the tag.
 const TAG_AT: usize = 44;
 
-/// The key under which this process tags its announcements.
+/// Key that authenticates this process's announcements.
 #[derive(Clone, Copy)]
 pub struct AnnouncementKey([u8; 16]);
 
 impl AnnouncementKey {
-    /// From 16 random bytes that may serve another purpose as well: the tags say nothing about them.
+    /// Derives the key from 16 random bytes, which may serve another purpose: the tags reveal nothing about them.
     pub fn derive(random: [u8; 16]) -> AnnouncementKey {
         AnnouncementKey(SipHasher24::new_with_key(&random).hash(b"vifswitch announcements").as_bytes())
     }
@@ -63,10 +62,10 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// Bytes of an announcement that the switch sends, without VLAN tags: the shortest frame of Ethernet.
+    /// Length of the switch's announcements without VLAN tags, in bytes: the Ethernet minimum.
     pub const LEN: usize = 60;
 
-    /// The frame by which the switch announces a station.
+    /// Writes the announcement of a station.
     pub fn write(station: Mac, key: &AnnouncementKey) -> [u8; Announcement::LEN] {
         let mut frame = [0; Announcement::LEN];
         let sender = station.octets();
@@ -87,7 +86,7 @@ impl Announcement {
         frame
     }
 
-    /// The announcement that a frame is, if it is one. Up to two VLAN tags in front of it are skipped.
+    /// Parses a frame as an announcement; `None` if it is none. Skips up to two VLAN tags.
     pub fn read(frame: &[u8], key: &AnnouncementKey) -> Option<Announcement> {
         let header = Header::read(frame)?;
         if !header.destination.is_group() || !header.source.is_station() {
@@ -111,7 +110,7 @@ impl Announcement {
 fn is_tagged(kind: u16, packet: &[u8], station: Mac, key: &AnnouncementKey) -> bool {
     const AT: usize = TAG_AT - HEADER_LEN;
     let Some(tag) = packet.get(AT..Announcement::LEN - HEADER_LEN) else { return false };
-    // As numbers, so that the time it takes does not depend on where they differ.
+    // Compares as integers, for constant time.
     let number = |tag: &[u8]| tag.try_into().map(u128::from_ne_bytes).ok();
     kind == RARP.0 && number(tag) == number(&key.tag(station))
 }
@@ -135,8 +134,8 @@ fn is_gratuitous_arp(packet: &[u8], sender: Mac) -> bool {
     })
 }
 
-/// Whether this is a neighbor advertisement that nobody has solicited. Its link-layer address, if it has one, must be
-/// that of the sender.
+/// Whether this is an unsolicited neighbor advertisement. Its link-layer address option, if any, must be the
+/// sender's.
 fn is_unsolicited_advertisement(packet: &[u8], sender: Mac) -> bool {
     const IPV6_LEN: usize = 40;
     const ICMPV6: u8 = 58;

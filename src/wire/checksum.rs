@@ -1,18 +1,18 @@
-//! The Internet checksum: the ones' complement sum of 16-bit words (RFC 1071).
+//! Internet checksum: ones' complement sum of 16-bit words (RFC 1071).
 
-/// A sum under way. Bytes are added in the order of the wire, in pieces of any length.
+/// A running sum. Takes bytes in wire order, in pieces of any length.
 ///
-/// Ones' complement addition does not care for the order of the bytes in a word, as long as sum and
-/// words agree on it (RFC 1071, 2.B). So words of eight bytes are added as they come, least byte first.
+/// Ones' complement addition is independent of byte order (RFC 1071, 2.B), so 8-byte words are added in little
+/// endian.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Checksum {
     sum: u64,
-    /// Whether an odd number of bytes has been added: the next one is the second of its word.
+    /// Whether an odd number of bytes has been added: the next one completes a word.
     odd: bool,
 }
 
 impl Checksum {
-    /// Adds bytes, behind those that were added before.
+    /// Appends bytes.
     #[inline]
     pub(super) fn add(&mut self, bytes: &[u8]) {
         let sum = sum_of(bytes);
@@ -21,38 +21,38 @@ impl Checksum {
         self.odd ^= bytes.len() % 2 == 1;
     }
 
-    /// Adds a number of 16 bits, at an even place.
+    /// Adds a 16-bit number at an even offset.
     #[inline]
     pub(super) fn add_number(&mut self, number: u16) {
         self.sum = plus(self.sum, u64::from(number.to_be()));
     }
 
-    /// Takes off a number that is in the sum: ones' complement has an opposite for each.
+    /// Subtracts a number that is in the sum.
     #[inline]
     pub(super) fn subtract(&mut self, number: u16) {
         self.add_number(!number);
     }
 
-    /// Adds the sum of what comes behind, at an even place.
+    /// Adds the sum of the bytes that follow, at an even offset.
     #[inline]
     pub(super) fn append(&mut self, after: Checksum) {
         self.sum = plus(self.sum, after.sum);
     }
 
-    /// The sum itself, as it stands in a header whose checksum is left to be done.
+    /// The sum itself, as stored in a partial checksum.
     #[inline]
     pub(super) fn partial(self) -> [u8; 2] {
         fold(self.sum).to_le_bytes()
     }
 
-    /// The checksum, as it stands in a header: what makes the sum of everything come out as all ones.
+    /// The checksum for the header: it makes the total sum all ones.
     #[inline]
     pub(super) fn finish(self) -> [u8; 2] {
         (!fold(self.sum)).to_le_bytes()
     }
 }
 
-/// Adds two words and the carry out of it.
+/// Adds two words with end-around carry.
 #[inline(always)]
 fn plus(a: u64, b: u64) -> u64 {
     let (sum, carry) = a.overflowing_add(b);
@@ -68,10 +68,10 @@ fn fold(sum: u64) -> u16 {
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// The sum of bytes that begin at an even place; a last odd byte is the first of a word.
+/// Sum of bytes that start at an even offset; a last odd byte is the first of a word.
 #[inline]
 fn sum_of(bytes: &[u8]) -> u16 {
-    // Four sums side by side, so that none waits for the carry of another.
+    // Four independent sums, so that none waits for another's carry.
     let mut sums = [0; 4];
     let (blocks, rest) = bytes.as_chunks::<32>();
     for block in blocks {

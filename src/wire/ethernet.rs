@@ -1,34 +1,34 @@
-//! The Ethernet header: destination, source, type or length, and the VLAN tags behind them.
+//! Ethernet header: destination, source, ethertype or length, and VLAN tags.
 
 use etherparse::{EtherType, Ethernet2HeaderSlice, SingleVlanHeaderSlice, ether_type};
 
 use super::Mac;
 
-/// Bytes of an untagged Ethernet header, without the frame check sequence that devices keep to
-/// themselves. A frame of just this length is legal here: runts are the receiver's business.
+/// Length of an untagged Ethernet header in bytes, without FCS. A frame of just this length is valid here; the
+/// receiver handles short payloads.
 pub const HEADER_LEN: usize = 14;
 
-/// Bytes of the shortest frame on a wire, without the frame check sequence (IEEE 802.3, 4.2.3.3).
+/// Minimum frame length on a wire in bytes, without FCS (IEEE 802.3, 4.2.3.3).
 pub const MIN_WIRE_LEN: u32 = 60;
 
-/// Bytes of one VLAN tag.
+/// Length of a VLAN tag in bytes.
 pub const TAG_LEN: usize = 4;
 
-/// The addresses and the type of a frame, read once.
+/// Parsed Ethernet header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// Where the frame wants to go.
+    /// Destination address.
     pub destination: Mac,
-    /// Where it says it comes from.
+    /// Source address.
     pub source: Mac,
     /// Ethertype, or the length of an LLC frame where it is below 0x0600 (IEEE 802.3, 3.2.6).
     pub kind: u16,
 }
 
 impl Header {
-    /// Reads the first 14 bytes; `None` if there are not that many.
+    /// Parses the first 14 bytes; `None` if there are fewer.
     ///
-    /// It is read in words, which overlap: that is what most of the switch's work begins with.
+    /// Reads overlapping words for speed: this runs once per frame.
     #[inline(always)]
     pub fn read(frame: &[u8]) -> Option<Header> {
         let header = frame.first_chunk::<HEADER_LEN>()?;
@@ -40,7 +40,7 @@ impl Header {
     }
 }
 
-/// Whether a VLAN tag stands behind this type.
+/// Whether this ethertype is a TPID.
 pub(super) fn is_tag(kind: EtherType) -> bool {
     // 802.1Q, 802.1ad, and the 0x9100 that was used for double tags before the standard
     kind == ether_type::VLAN_TAGGED_FRAME
@@ -48,8 +48,8 @@ pub(super) fn is_tag(kind: EtherType) -> bool {
         || kind == ether_type::VLAN_DOUBLE_TAGGED_FRAME
 }
 
-/// How many VLAN tags stand in front of the payload, two at most: as many as the length limit
-/// forgives. Half a tag at the end of a frame is no tag.
+/// Number of VLAN tags before the payload, at most two, as many as the length limit ignores. A truncated tag does
+/// not count.
 #[inline]
 pub fn tags(frame: &[u8]) -> usize {
     let Ok(header) = Ethernet2HeaderSlice::from_slice(frame) else { return 0 };

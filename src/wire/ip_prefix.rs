@@ -1,11 +1,11 @@
-//! Prefixes of IP addresses: an address and how many of its bits count, as in `10.0.0.0/8`
-//! (RFC 4632, 3.1; RFC 4291, 2.3). A single address is one with all its bits.
+//! IP prefixes: an address and a prefix length, as in `10.0.0.0/8` (RFC 4632, 3.1; RFC 4291, 2.3). A single address
+//! has the full length.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-/// All IP addresses, of one version, that begin with the same bits. The bits behind these are zero.
+/// All addresses of one IP version with the same leading bits. The other bits are zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix {
     first: IpAddr,
@@ -13,8 +13,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// The addresses that have the first `len` bits of `address`, whatever its others say. `None` if it has
-    /// not that many.
+    /// Prefix of the first `len` bits of `address`; ignores the others. `None` if `len` exceeds the address.
     pub const fn new(address: IpAddr, len: u8) -> Option<Prefix> {
         let first = match address {
             IpAddr::V4(address) if len <= 32 => {
@@ -30,18 +29,18 @@ impl Prefix {
         Some(Prefix { first, len })
     }
 
-    /// This address alone.
+    /// Prefix of a single address.
     pub const fn host(address: IpAddr) -> Prefix {
         let len = if address.is_ipv4() { 32 } else { 128 };
         Prefix { first: address, len }
     }
 
-    /// The first of its addresses.
+    /// First address.
     pub const fn first(self) -> IpAddr {
         self.first
     }
 
-    /// The last of its addresses.
+    /// Last address.
     pub const fn last(self) -> IpAddr {
         match self.first {
             IpAddr::V4(first) => IpAddr::V4(Ipv4Addr::from_bits(first.to_bits() | low_32(32 - self.len))),
@@ -49,19 +48,19 @@ impl Prefix {
         }
     }
 
-    /// How many bits its addresses have in common: at most 32 for IPv4, 128 for IPv6.
+    /// Prefix length in bits: at most 32 for IPv4, 128 for IPv6.
     #[allow(clippy::len_without_is_empty)] // it is no container
     pub const fn len(self) -> u8 {
         self.len
     }
 
-    /// Whether this is one of its addresses. Of another version, none is.
+    /// Whether the prefix contains the address; false for another IP version.
     pub fn contains(self, address: IpAddr) -> bool {
         Prefix::new(address, self.len).is_some_and(|prefix| prefix.first == self.first)
     }
 }
 
-/// The lowest `count` bits, at most 32.
+/// Mask of the lowest `count` bits, at most 32.
 const fn low_32(count: u8) -> u32 {
     match u32::MAX.checked_shr(32 - count as u32) {
         Some(bits) => bits,
@@ -69,7 +68,7 @@ const fn low_32(count: u8) -> u32 {
     }
 }
 
-/// The lowest `count` bits, at most 128.
+/// Mask of the lowest `count` bits, at most 128.
 const fn low_128(count: u8) -> u128 {
     match u128::MAX.checked_shr(128 - count as u32) {
         Some(bits) => bits,
@@ -84,7 +83,7 @@ impl From<IpAddr> for Prefix {
 }
 
 impl fmt::Display for Prefix {
-    /// Without its length if it is a single address.
+    /// Omits the length of a single address.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if *self == Prefix::host(self.first) {
             return fmt::Display::fmt(&self.first, f);
@@ -101,8 +100,7 @@ pub struct NotAPrefix;
 impl FromStr for Prefix {
     type Err = NotAPrefix;
 
-    /// An address, or an address, `/` and a decimal number of bits. Bits behind these may be set, and are not
-    /// looked at.
+    /// Parses an address, or an address, `/` and a decimal length. Ignores bits after the prefix.
     fn from_str(text: &str) -> Result<Prefix, NotAPrefix> {
         let (address, len) = match text.split_once('/') {
             Some((address, len)) => (address, Some(len)),

@@ -1,9 +1,9 @@
-//! Whom a frame names as its sender above Ethernet: what ARP, IPv4, IPv6 and neighbor discovery say of it.
+//! Parses the L3 sender of a frame: the sender in ARP, IPv4, IPv6 and neighbor discovery.
 //!
-//! [`SenderInfo::read`] looks behind the VLAN tags of a frame, of any of the three types and at any depth, and behind
-//! LLC/SNAP headers (IEEE 802.2, RFC 1042, IEEE 802.1H), in its first 2048 bytes. Hosts and access points accept IP and
-//! ARP in each of these encapsulations and combine them freely (CVE-2021-27853 and its siblings). What would have to
-//! be read and cannot, as it is cut off, malformed or farther back, is [`SenderInfo::Unreadable`]: never taken for nothing.
+//! [`SenderInfo::read`] skips VLAN tags of any of the three TPIDs and any depth, and LLC/SNAP headers (IEEE 802.2,
+//! RFC 1042, IEEE 802.1H), in the first 2048 bytes. Hosts and access points accept IP and ARP in each of these
+//! encapsulations and any combination (CVE-2021-27853 and related). Headers that are truncated, malformed or
+//! farther back give [`SenderInfo::Unreadable`], never [`SenderInfo::Nothing`].
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -19,30 +19,30 @@ use etherparse::{
 use super::ethernet::is_tag;
 use super::{HEADER_LEN, Mac, TAG_LEN};
 
-/// Bytes of a frame that are looked at, at most: hundreds of tags or options, and still a bound on the work.
+/// Maximum number of bytes parsed: enough for hundreds of tags or options, and a bound on the work.
 const FIRST: usize = 2048;
 
-/// The ports of DHCP (RFC 2131, 4.1).
+/// UDP ports of DHCP (RFC 2131, 4.1).
 const DHCP_SERVER: u16 = 67;
 const DHCP_CLIENT: u16 = 68;
 
 /// The port of DHCPv6 servers and relay agents (RFC 8415, 7.2).
 const DHCPV6_SERVER: u16 = 547;
 
-/// Ethertypes begin here; smaller values are the length of an LLC frame (IEEE 802.3, 3.2.6).
+/// Minimum ethertype; smaller values are the length of an LLC frame (IEEE 802.3, 3.2.6).
 const FIRST_ETHERTYPE: u16 = 0x0600;
 
 /// The ethertype of LLC frames whose length does not fit into the length field (draft-ietf-isis-ext-eth).
 const LONG_LLC: EtherType = EtherType(0x8870);
 
-/// What a frame says of its sender, above Ethernet.
+/// L3 sender of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SenderInfo {
-    /// Nothing: it is neither ARP nor IP.
+    /// None: neither ARP nor IP.
     Nothing,
-    /// What it says cannot be read.
+    /// The sender cannot be parsed.
     Unreadable,
-    /// ARP of IPv4 over Ethernet (RFC 826): the sender has this pair of addresses.
+    /// ARP for IPv4 over Ethernet (RFC 826): the sender has this pair of addresses.
     Arp {
         /// The sender's hardware address.
         mac: Mac,
@@ -51,43 +51,43 @@ pub enum SenderInfo {
     },
     /// IPv4: the source address.
     V4 {
-        /// That address.
+        /// Source address.
         ip: Ipv4Addr,
-        /// Whether an RFC has hosts without an address send this: DHCP from the client's to the server's port, and
-        /// IGMP. Only set where the source is unspecified.
+        /// Whether an RFC lets hosts without an address send this: DHCP from client to server port, and IGMP. Set
+        /// only if the source is unspecified.
         address_acquisition: bool,
     },
     /// IPv6: the source address.
     V6 {
-        /// That address.
+        /// Source address.
         ip: Ipv6Addr,
-        /// Whether an RFC has hosts send this from the unspecified address, or from a link-local address that
-        /// they have made themselves: MLD and neighbor discovery of hosts, from a link-local address also DHCPv6
-        /// to a server. Only set where the source is one of these.
+        /// Whether an RFC lets hosts send this from the unspecified address, or from a self-formed link-local
+        /// address: MLD and neighbor discovery of hosts; from a link-local address also DHCPv6 to a server. Set
+        /// only if the source is one of these.
         address_acquisition: bool,
-        /// What neighbor discovery says beside.
+        /// Sender in the neighbor discovery message, if any.
         neighbor: Neighbor,
     },
 }
 
-/// What a message of neighbor discovery says of its sender (RFC 4861, 4). Nothing, if it is none.
+/// Sender in a neighbor discovery message (RFC 4861, 4). Empty for other messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Neighbor {
-    /// The address that it advertises.
+    /// Advertised address.
     pub target: Option<Ipv6Addr>,
-    /// The link-layer address that it says this one has, or, where it advertises none, the source.
+    /// Link-layer address of the advertised address, or of the source if none is advertised.
     pub lladdr: Option<Mac>,
 }
 
-/// What cannot be read.
+/// The headers cannot be parsed.
 struct Unreadable;
 
 impl SenderInfo {
-    /// Reads what a frame says whose first bytes these are: all of them, or 2048 at least.
+    /// Parses a frame from its first bytes: all of them, or at least 2048.
     #[inline]
     pub fn read(frame: &[u8]) -> SenderInfo {
         match frame.get(HEADER_LEN - 2..HEADER_LEN) {
-            // Most frames, straight away.
+            // Fast path for most frames.
             Some([0x08, 0x00]) => read_v4(&frame[HEADER_LEN..]),
             Some(&[a, b]) => read_other(EtherType(u16::from_be_bytes([a, b])), first(&frame[HEADER_LEN..])),
             _ => Err(Unreadable),
@@ -96,7 +96,7 @@ impl SenderInfo {
     }
 }
 
-/// As much of it as is looked at.
+/// Limits the bytes that are parsed.
 fn first(bytes: &[u8]) -> &[u8] {
     bytes.get(..FIRST).unwrap_or(bytes)
 }
@@ -109,7 +109,7 @@ fn read_other(mut kind: EtherType, mut rest: &[u8]) -> Result<SenderInfo, Unread
             kind = SingleVlanHeaderSlice::from_slice(rest).map_err(|_| Unreadable)?.ether_type();
             rest = &rest[TAG_LEN..];
         } else if kind.0 < FIRST_ETHERTYPE || kind == LONG_LLC {
-            // The length is not trusted: receivers differ in what they do with a wrong one.
+            // The length is not checked: receivers differ in how they handle a wrong one.
             match read_llc(rest)? {
                 Some(inner) => (kind, rest) = inner,
                 None => return Ok(SenderInfo::Nothing),
@@ -132,10 +132,10 @@ const SNAP: u8 = 0xaa;
 const LLC_IP: u8 = 0x06;
 const LLC_ARP: u8 = 0x98;
 
-/// Reads an LLC header: the ethertype that it stands for and what is behind it. `None` if it stands for none.
+/// Parses an LLC header. Returns its ethertype and payload; `None` if it carries no ethertype.
 fn read_llc(bytes: &[u8]) -> Result<Option<(EtherType, &[u8])>, Unreadable> {
     let (&dsap, rest) = bytes.split_first().ok_or(Unreadable)?;
-    // The source's access point is no part of the decision: receivers go by the destination's.
+    // The source access point is ignored: receivers use the destination's.
     match dsap & !1 {
         SNAP => read_snap(rest.get(1..).ok_or(Unreadable)?),
         LLC_IP => Ok(Some((ether_type::IPV4, rest.get(2..).ok_or(Unreadable)?))),
@@ -144,7 +144,7 @@ fn read_llc(bytes: &[u8]) -> Result<Option<(EtherType, &[u8])>, Unreadable> {
     }
 }
 
-/// Reads a SNAP header from the control field of LLC on.
+/// Parses a SNAP header from the LLC control field on.
 fn read_snap(bytes: &[u8]) -> Result<Option<(EtherType, &[u8])>, Unreadable> {
     /// The last two bits of the control field of an unnumbered frame, which is one byte long.
     const UNNUMBERED: u8 = 0b11;
@@ -160,8 +160,8 @@ fn read_snap(bytes: &[u8]) -> Result<Option<(EtherType, &[u8])>, Unreadable> {
     Ok(inner)
 }
 
-/// Reads the protocol of SNAP: an organisation and a number of its own. Two organisations stand for ethertypes: 0 (RFC
-/// 1042), and that of bridges to other media (IEEE 802.1H).
+/// Parses the SNAP protocol: an organisation and its protocol number. Two organisations use ethertypes: 0 (RFC
+/// 1042), and bridges to other media (IEEE 802.1H).
 fn read_protocol(bytes: &[u8]) -> Result<Option<(EtherType, &[u8])>, Unreadable> {
     let (organisation, rest) = bytes.split_first_chunk::<3>().ok_or(Unreadable)?;
     match organisation {
@@ -192,8 +192,8 @@ fn read_v4(bytes: &[u8]) -> Result<SenderInfo, Unreadable> {
     })
 }
 
-/// Whether a packet of IPv4 is one that an RFC has hosts without an address send: a request for an address (RFC 2131,
-/// 4.1), or membership of groups (IGMP: RFC 3376, 4.2.13; of proxies: RFC 4541, 2.1.1).
+/// Whether an RFC lets hosts without an address send this IPv4 packet: a DHCP request (RFC 2131, 4.1), or group
+/// membership (IGMP: RFC 3376, 4.2.13; of proxies: RFC 4541, 2.1.1).
 #[inline(never)]
 fn needs_no_v4_address(header: &Ipv4HeaderSlice<'_>, rest: &[u8]) -> bool {
     let is_whole = !header.is_fragmenting_payload();
@@ -214,7 +214,7 @@ fn read_v6(bytes: &[u8]) -> Result<SenderInfo, Unreadable> {
     let mut rest = &bytes[header.slice().len()..];
     let mut kind = header.next_header();
     let mut is_fragment = false;
-    // What is behind extensions is what it is (RFC 8200, 4.1); their order is the receiver's business.
+    // Extension headers are skipped in any order (RFC 8200, 4.1): the receiver checks their order.
     loop {
         let len = match kind {
             ip_number::IPV6_HOP_BY_HOP | ip_number::IPV6_ROUTE | ip_number::IPV6_DEST_OPTIONS => {
@@ -230,7 +230,7 @@ fn read_v6(bytes: &[u8]) -> Result<SenderInfo, Unreadable> {
             ip_number::IPV6_FRAG => {
                 let extension = Ipv6FragmentHeaderSlice::from_slice(rest).map_err(|_| Unreadable)?;
                 if extension.fragment_offset().value() != 0 {
-                    // The rest of a datagram whose beginning has been read, or refused.
+                    // A later fragment: the first one has been parsed or dropped.
                     return Ok(SenderInfo::V6 { ip, address_acquisition: false, neighbor: Neighbor::default() });
                 }
                 is_fragment = true;
@@ -246,18 +246,18 @@ fn read_v6(bytes: &[u8]) -> Result<SenderInfo, Unreadable> {
             kind == ip_number::UDP && !is_fragment && ip.is_unicast_link_local() && is_for_dhcp_server(rest);
         return Ok(SenderInfo::V6 { ip, address_acquisition, neighbor: Neighbor::default() });
     }
-    // Behind the packet there may be padding.
+    // Padding may follow the packet.
     let after = bytes.len() - rest.len() - header.slice().len();
     let len = usize::from(header.payload_length()).checked_sub(after).ok_or(Unreadable)?;
     read_icmp(ip, rest, len, is_fragment)
 }
 
-/// Reads a message of ICMPv6 of `len` bytes, with which `bytes` begins.
+/// Parses an ICMPv6 message of `len` bytes at the start of `bytes`.
 fn read_icmp(ip: Ipv6Addr, bytes: &[u8], len: usize, is_fragment: bool) -> Result<SenderInfo, Unreadable> {
     let message = bytes.get(..len);
     let kind = *message.unwrap_or(bytes).first().ok_or(Unreadable)?;
     let neighbor = match kind {
-        // In fragments it is not neighbor discovery for anybody (RFC 6980, 5).
+        // Receivers ignore fragmented neighbor discovery (RFC 6980, 5).
         icmpv6::TYPE_ROUTER_SOLICITATION..=icmpv6::TYPE_NEIGHBOR_ADVERTISEMENT if is_fragment => {
             return Err(Unreadable);
         }
@@ -274,27 +274,27 @@ fn read_icmp(ip: Ipv6Addr, bytes: &[u8], len: usize, is_fragment: bool) -> Resul
     Ok(SenderInfo::V6 { ip, address_acquisition, neighbor })
 }
 
-/// Whether a datagram goes to a server or relay agent of DHCPv6. Clients send from a link-local address, whatever other
-/// addresses they have (RFC 8415, 17.1).
+/// Whether a datagram goes to a DHCPv6 server or relay agent. Clients send from a link-local address, whatever
+/// other addresses they have (RFC 8415, 17.1).
 fn is_for_dhcp_server(bytes: &[u8]) -> bool {
     UdpHeaderSlice::from_slice(bytes).is_ok_and(|udp| udp.destination_port() == DHCPV6_SERVER)
 }
 
-/// Version 2 of MLD (RFC 3810, 5.2).
+/// MLD version 2 (RFC 3810, 5.2).
 const LISTENER_REPORT_V2: u8 = 143;
-/// Of secure neighbor discovery (RFC 3971, 6.4.1).
+/// Secure neighbor discovery (RFC 3971, 6.4.1).
 const CERTIFICATION_PATH_SOLICITATION: u8 = 148;
 
-/// Whether a host sends a message of ICMPv6 of this type from its link-local address to configure itself: what it may
-/// send without an address, and neighbor advertisement. Router advertisement and redirect are those of routers: they
-/// change how others send, so that routers have to be bound to the address that they send these from.
+/// Whether hosts send this ICMPv6 type from their link-local address to configure themselves: what they may send
+/// without an address, and neighbor advertisement. Excludes router advertisement and redirect, which change how
+/// other hosts send: a router needs a binding for its source address.
 const fn is_host_message(kind: u8) -> bool {
     is_allowed_from_unspecified(kind) || kind == icmpv6::TYPE_NEIGHBOR_ADVERTISEMENT
 }
 
-/// Whether a message of ICMPv6 of this type may come from a host that has no address yet: listeners of groups
-/// (RFC 3590, 4), router solicitation (RFC 4861, 4.1), also for certificates (RFC 3971, 6.4.1), and neighbor
-/// solicitation, with which it finds out whether an address is free (RFC 4862, 5.4.2).
+/// Whether hosts without an address may send this ICMPv6 type: group listeners (RFC 3590, 4), router solicitation
+/// (RFC 4861, 4.1), also for certificates (RFC 3971, 6.4.1), and neighbor solicitation for duplicate address
+/// detection (RFC 4862, 5.4.2).
 const fn is_allowed_from_unspecified(kind: u8) -> bool {
     matches!(
         kind,
@@ -308,7 +308,7 @@ const fn is_allowed_from_unspecified(kind: u8) -> bool {
     )
 }
 
-/// Reads what is behind the first eight bytes of a message of neighbor discovery.
+/// Parses a neighbor discovery message after its first eight bytes.
 fn read_neighbor(kind: u8, payload: &[u8]) -> Result<Neighbor, Unreadable> {
     let (target, options) = match kind {
         icmpv6::TYPE_ROUTER_SOLICITATION => {
@@ -331,8 +331,8 @@ fn read_neighbor(kind: u8, payload: &[u8]) -> Result<Neighbor, Unreadable> {
     Ok(Neighbor { target, lladdr: read_lladdr(options, target.is_some())? })
 }
 
-/// The link-layer address among the options of a message: of the target, or else of the source. One that says
-/// two cannot be read: who knows which of them the receiver takes.
+/// Link-layer address option of a message: of the target, else of the source. Two different ones are unreadable,
+/// because receivers may use either.
 fn read_lladdr(options: NdpOptionsIterator<'_>, of_target: bool) -> Result<Option<Mac>, Unreadable> {
     let mut link = None;
     for option in options {

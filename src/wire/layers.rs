@@ -1,8 +1,8 @@
-//! The headers between Ethernet and the transport header that an offload header points to: IP, or tunnels of IP.
+//! Parses the headers between Ethernet and the transport header of an offload header: IP, or tunnels of IP.
 //!
-//! The offload header has no word for tunnels. A Linux guest whose netdev takes tunnel offloads sends a GSO packet of
-//! TCP whose checksum starts at the inner TCP header, and what lies in front of it follows from the headers alone:
-//! VXLAN (RFC 7348), Geneve (RFC 8926), GRE (RFC 2784, 2890), and IP in IP (RFC 2003, 2473, 4213).
+//! The offload header cannot express tunnels. A Linux guest whose netdev takes tunnel offloads sends a TCP GSO
+//! packet whose checksum starts at the inner TCP header; only parsing shows the headers before it: VXLAN (RFC
+//! 7348), Geneve (RFC 8926), GRE (RFC 2784, 2890), and IP in IP (RFC 2003, 2473, 4213).
 
 use etherparse::{EtherType, IpNumber, Ipv4HeaderSlice, Ipv6HeaderSlice, ether_type, ip_number};
 
@@ -10,7 +10,7 @@ use super::ethernet::is_tag;
 use super::offload::{Gso, Offload};
 use super::{HEADER_LEN, TAG_LEN};
 
-/// Layers in front of the transport header, at most: two tunnels.
+/// Maximum number of layers before the transport header: two tunnels.
 pub(super) const MAX_LAYERS: usize = 6;
 
 /// Bytes of the header of IPv6 without extensions (RFC 8200, 3).
@@ -20,25 +20,26 @@ const UDP_LEN: usize = 8;
 const VXLAN_LEN: usize = 8;
 const GENEVE_LEN: usize = 8;
 
-/// VXLAN: the network identifier is valid; and the flag of its generic extension, which may carry anything.
+/// VXLAN flag: the network identifier is valid. The flag of the generic extension, which allows any payload, must
+/// be clear.
 const VXLAN_VALID: u8 = 0x08;
 const VXLAN_GENERIC: u8 = 0x04;
 
 /// Ethernet in GRE and Geneve (Trans-Ether bridging).
 const ETHERNET: EtherType = EtherType(0x6558);
 
-/// What a layer is.
+/// Type of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     V4,
     V6,
-    /// UDP of a tunnel.
+    /// UDP header of a tunnel.
     Udp,
-    /// GRE with neither checksum nor sequence number.
+    /// GRE without checksum and sequence number.
     Gre,
 }
 
-/// One layer: where its header begins and ends. Extension headers are part of IPv6.
+/// Start and end of one layer's header. IPv6 includes its extension headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Layer {
     pub(super) kind: Kind,
@@ -46,40 +47,41 @@ pub(super) struct Layer {
     pub(super) end: usize,
 }
 
-/// All layers in front of a transport header.
+/// All layers before a transport header.
 #[derive(Debug, Clone)]
 pub(super) struct Layers {
     layers: [Layer; MAX_LAYERS],
     len: usize,
-    /// Of the transport header.
+    /// Transport protocol.
     pub(super) protocol: IpNumber,
-    /// The packet goes on from the address in its IPv6 header: the pseudo-header has another one.
+    /// Whether a routing header forwards the packet beyond its destination address: the pseudo-header then has
+    /// another address.
     pub(super) is_routed: bool,
 }
 
-/// Why the layers could not be read.
+/// Why parsing the layers failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LayerError {
-    /// It is no IP packet, or its header is cut off.
+    /// Not an IP packet, or a truncated header.
     NotIp,
-    /// It is a part of a packet.
+    /// A fragment.
     Fragment,
-    /// Something that is not known is between the IP header and the transport header.
+    /// An unknown header between IP and transport header.
     Unknown,
 }
 
 impl Layers {
-    /// From the outermost to the innermost.
+    /// The layers, outermost first.
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = &Layer> + ExactSizeIterator {
         self.layers[..self.len].iter()
     }
 
-    /// The IP header in front of the transport header.
+    /// The innermost IP header.
     pub(super) fn network(&self) -> Layer {
         self.layers[self.len - 1]
     }
 
-    /// The IP header in front of layer `index`.
+    /// The IP header before layer `index`.
     pub(super) fn network_before(&self, index: usize) -> Option<Layer> {
         self.layers[..index.min(self.len)].last().copied()
     }
@@ -91,7 +93,7 @@ impl Layers {
     }
 }
 
-/// The type of a frame, or of Ethernet in a tunnel, behind all its tags, and where its payload begins.
+/// Ethertype after all tags, of a frame or of Ethernet in a tunnel, and offset of the payload.
 pub(super) fn network(head: &[u8], start: usize) -> Option<(EtherType, usize)> {
     let mut at = start + HEADER_LEN;
     loop {
@@ -103,8 +105,8 @@ pub(super) fn network(head: &[u8], start: usize) -> Option<(EtherType, usize)> {
     }
 }
 
-/// Whether the transport header that a GSO packet is segmented by comes right behind the outermost IP header and is of
-/// the type that its offload header says. `None`: it is no IP packet.
+/// Whether the transport header of a GSO packet directly follows the outermost IP header and matches the type of
+/// its offload header. `None`: not an IP packet.
 pub(super) fn is_direct(head: &[u8], offload: Offload) -> Option<bool> {
     let (kind, at) = network(head, 0)?;
     let (protocol, end) = match (kind, offload.gso()?) {
@@ -123,7 +125,7 @@ pub(super) fn is_direct(head: &[u8], offload: Offload) -> Option<bool> {
     Some(protocol == expected && end == Some(usize::from(offload.csum_start())))
 }
 
-/// Reads the layers of a frame up to the transport header at `transport`.
+/// Parses the layers of a frame up to the transport header at `transport`.
 pub(super) fn read(head: &[u8], transport: usize) -> Result<Layers, LayerError> {
     let empty = Layer { kind: Kind::Udp, start: 0, end: 0 };
     let mut layers = Layers { layers: [empty; MAX_LAYERS], len: 0, protocol: IpNumber(0), is_routed: false };
@@ -135,7 +137,7 @@ pub(super) fn read(head: &[u8], transport: usize) -> Result<Layers, LayerError> 
             _ => Err(LayerError::NotIp),
         };
         let (protocol, end, is_routed) = ip.map_err(|why| match why {
-            // It is one, with something else in it.
+            // It is an IP packet with another payload.
             LayerError::NotIp if layers.len > 0 => LayerError::Unknown,
             why => why,
         })?;
@@ -144,7 +146,7 @@ pub(super) fn read(head: &[u8], transport: usize) -> Result<Layers, LayerError> 
             (layers.protocol, layers.is_routed) = (protocol, is_routed);
             return if end == transport { Ok(layers) } else { Err(LayerError::Unknown) };
         }
-        // The pseudo-header of a tunnel would have to be known as well.
+        // The tunnel's pseudo-header would also have to be known.
         if is_routed {
             return Err(LayerError::Unknown);
         }
@@ -167,12 +169,12 @@ pub(super) fn read(head: &[u8], transport: usize) -> Result<Layers, LayerError> 
     }
 }
 
-/// What a tunnel carries: behind a further Ethernet header, or at once.
+/// Payload of a tunnel, after an inner Ethernet header if there is one.
 fn within(head: &[u8], kind: EtherType, at: usize) -> Result<(EtherType, usize), LayerError> {
     if kind == ETHERNET { network(head, at).ok_or(LayerError::Unknown) } else { Ok((kind, at)) }
 }
 
-/// The protocol behind an IPv4 header at `at`, and where it begins.
+/// Protocol after an IPv4 header at `at`, and its offset.
 fn v4(head: &[u8], at: usize) -> Result<(IpNumber, usize, bool), LayerError> {
     let header = Ipv4HeaderSlice::from_slice(head.get(at..).unwrap_or_default()).map_err(|_| LayerError::NotIp)?;
     if header.is_fragmenting_payload() {
@@ -181,8 +183,8 @@ fn v4(head: &[u8], at: usize) -> Result<(IpNumber, usize, bool), LayerError> {
     Ok((header.protocol(), at + header.slice().len(), false))
 }
 
-/// The same for IPv6 with its extensions, and whether a routing header says that the packet goes on. What belongs to
-/// one packet only, or authenticates it (RFC 4302), ends the walk: a protocol of its own.
+/// The same for IPv6 with extension headers, and whether a routing header forwards the packet. Stops at a header
+/// that belongs to one packet only or authenticates it (RFC 4302), as at an unknown protocol.
 fn v6(head: &[u8], at: usize) -> Result<(IpNumber, usize, bool), LayerError> {
     let header = Ipv6HeaderSlice::from_slice(head.get(at..).unwrap_or_default()).map_err(|_| LayerError::NotIp)?;
     let (mut next, mut at, mut is_routed) = (header.next_header(), at + V6_LEN, false);
@@ -194,14 +196,15 @@ fn v6(head: &[u8], at: usize) -> Result<(IpNumber, usize, bool), LayerError> {
             ip_number::IPV6_FRAGMENTATION_HEADER => return Err(LayerError::Fragment),
             _ => return Ok((next, at, is_routed)),
         }
-        // The next header, and a length in units of 8 bytes without the first (RFC 8200, 4.2 to 4.6).
+        // Next header, and length in units of 8 bytes without the first (RFC 8200, 4.2 to 4.6).
         let &[following, units] = head.get(at..).and_then(|rest| rest.first_chunk()).ok_or(LayerError::Unknown)?;
         next = IpNumber(following);
         at += 8 * (usize::from(units) + 1);
     }
 }
 
-/// What GRE at `at` carries, and where that begins. With a checksum or a number in it, each segment would need its own.
+/// Payload of GRE at `at`, and its offset. `None` with a checksum or sequence number, which would differ per
+/// segment.
 fn gre(head: &[u8], at: usize) -> Option<(EtherType, usize)> {
     let &[flags, version, a, b] = head.get(at..)?.first_chunk()?;
     let has_key = flags & 0x20 != 0;
@@ -209,7 +212,7 @@ fn gre(head: &[u8], at: usize) -> Option<(EtherType, usize)> {
     is_plain.then_some((EtherType(u16::from_be_bytes([a, b])), at + if has_key { 8 } else { 4 }))
 }
 
-/// What VXLAN or Geneve behind UDP at `at` carries, and where that begins. Their ports are anybody's choice.
+/// Payload of VXLAN or Geneve after UDP at `at`, and its offset. Ignores ports, which are configurable.
 fn udp_tunnel(head: &[u8], at: usize) -> Option<(EtherType, usize)> {
     let at = at + UDP_LEN;
     let &[first, _, a, b] = head.get(at..)?.first_chunk()?;

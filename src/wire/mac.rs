@@ -1,57 +1,57 @@
-//! MAC addresses: 48 bits (IEEE 802-2014, 8.2), held in one word because the switch compares and
-//! hashes them far more often than it prints them.
+//! MAC addresses: 48 bits (IEEE 802-2014, 8.2) in one word, because the switch compares and hashes them far more
+//! often than it prints them.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// A 48-bit MAC address. Any value of 48 bits is one, also broadcast, group and zero.
+/// A 48-bit MAC address. Any 48-bit value is valid, including broadcast, group and zero.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Mac(u64);
 
 impl Mac {
     /// `ff:ff:ff:ff:ff:ff`.
     pub const BROADCAST: Mac = Mac(0xffff_ffff_ffff);
-    /// `00:00:00:00:00:00`, which no station may use.
+    /// `00:00:00:00:00:00`, not valid for a station.
     pub const ZERO: Mac = Mac(0);
-    /// `01:80:c2:00:00:00`, the group of all bridges, to which spanning tree speaks (IEEE 802.1Q-2018, table 8-1).
+    /// `01:80:c2:00:00:00`, the bridge group of spanning tree (IEEE 802.1Q-2018, table 8-1).
     pub const BRIDGE_GROUP: Mac = Mac(0x0180_c200_0000);
-    /// `01:00:0c:cc:cc:cd`, to which per-VLAN spanning tree (PVST+) speaks, as many switches do on trunks.
+    /// `01:00:0c:cc:cc:cd`, the group of per-VLAN spanning tree (PVST+), common on trunks.
     pub const PVST: Mac = Mac(0x0100_0ccc_cccd);
 
-    /// From the low 48 bits of `bits`, the first octet on the wire highest.
+    /// Creates it from the low 48 bits of `bits`, first octet highest.
     pub const fn from_bits(bits: u64) -> Mac {
         Mac(bits & 0xffff_ffff_ffff)
     }
 
-    /// The address as a number below 2^48, the first octet on the wire highest.
+    /// The address as a number below 2^48, first octet highest.
     pub const fn bits(self) -> u64 {
         self.0
     }
 
-    /// From the six octets in the order of the wire.
+    /// Creates it from six octets in wire order.
     pub const fn new(o: [u8; 6]) -> Mac {
         Mac(u64::from_be_bytes([0, 0, o[0], o[1], o[2], o[3], o[4], o[5]]))
     }
 
-    /// The six octets in the order of the wire.
+    /// The six octets in wire order.
     pub const fn octets(self) -> [u8; 6] {
         let [_, _, a, b, c, d, e, f] = self.0.to_be_bytes();
         [a, b, c, d, e, f]
     }
 
-    /// Whether the group bit is set: broadcast and multicast.
+    /// Whether the group bit is set: broadcast or multicast.
     pub const fn is_group(self) -> bool {
         self.0 & 0x0100_0000_0000 != 0
     }
 
-    /// Whether this address can be a frame's source: neither a group nor zero.
+    /// Whether the address is a valid source: neither group nor zero.
     pub const fn is_station(self) -> bool {
-        // With the group bit for its sign, such an address is a number above zero: one comparison.
+        // With the group bit as its sign, a station address is a positive number: one comparison.
         self.0.rotate_left(23).cast_signed() > 0
     }
 
-    /// Whether this is one of `01:80:c2:00:00:00` to `0f`, which a standard bridge keeps to itself
-    /// (IEEE 802.1Q-2018, table 8-1).
+    /// Whether this is one of `01:80:c2:00:00:00` to `0f`, which a standard bridge does not forward (IEEE
+    /// 802.1Q-2018, table 8-1).
     pub const fn is_reserved_group(self) -> bool {
         self.0 & !0xf == 0x0180_c200_0000
     }
@@ -78,7 +78,7 @@ pub struct NotAMac;
 impl FromStr for Mac {
     type Err = NotAMac;
 
-    /// Six groups of two hexadecimal digits, joined by `:` or by `-`.
+    /// Parses six groups of two hexadecimal digits, joined by `:` or by `-`.
     fn from_str(text: &str) -> Result<Mac, NotAMac> {
         let separator = if text.contains('-') { '-' } else { ':' };
         let mut octets = [0u8; 6];

@@ -1,16 +1,16 @@
-//! Whether the checksum of a received frame is one that somebody else was to complete.
+//! Detects partial checksums in received frames.
 
-/// Bytes of an Ethernet header.
+/// Length of an Ethernet header in bytes.
 const HEADER: usize = 14;
-/// Tags that are looked behind.
+/// Maximum number of VLAN tags skipped.
 const MAX_TAGS: usize = 2;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
-/// Whether the TCP or UDP checksum of a frame is the sum of its pseudo-header alone: what a stack leaves there for a
-/// device to complete. A complete one looks so once in 65 536 frames. `None`: there is no such checksum, or it stands
-/// too deep to be found.
+/// Whether the TCP or UDP checksum of a frame is the sum of its pseudo-header only, as a stack leaves it to a
+/// device. A complete checksum matches by chance once in 65 536 frames. `None` if the frame has no such checksum,
+/// or it is too deep to find.
 pub fn is_partial_checksum(frame: &[u8]) -> Option<bool> {
     let mut at = HEADER;
     for _ in 0..MAX_TAGS {
@@ -28,7 +28,7 @@ pub fn is_partial_checksum(frame: &[u8]) -> Option<bool> {
     };
     let found = match protocol {
         TCP => word(segment, 16)?,
-        // Zero: there is none.
+        // Zero means no checksum.
         UDP => word(segment, 6).filter(|&sum| sum != 0)?,
         _ => return None,
     };
@@ -38,7 +38,7 @@ pub fn is_partial_checksum(frame: &[u8]) -> Option<bool> {
     Some(u32::from(found) == (sum & 0xffff) + (sum >> 16))
 }
 
-/// Protocol, addresses, segment and its length.
+/// Protocol, addresses, segment, and segment length.
 fn ipv4(packet: &[u8]) -> Option<(u8, &[u8], &[u8], u16)> {
     let header = usize::from(packet.first()? & 15) * 4;
     // A fragment has no checksum of its own.

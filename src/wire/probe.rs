@@ -1,8 +1,8 @@
-//! The loop probe: a frame of the switch's own that goes out of one port, and is not to come back by another.
+//! Loop probe: a frame that the switch transmits by one port and that must not return at another.
 //!
-//! It is Ethernet and nothing above it, of the type that IEEE 802 leaves to local experiments (IEEE 802-2014, 9.2),
-//! to a locally administered group address: bridges forward that, other than 01:80:c2:00:00:00 to 0f, which they
-//! keep to themselves. Guests may bridge it into a VLAN; the tags that it has then are skipped.
+//! It is plain Ethernet with the type for local experiments (IEEE 802-2014, 9.2), to a locally administered group
+//! address, which bridges forward, unlike 01:80:c2:00:00:00 to 0f. Guests may bridge it into a VLAN; the parser
+//! skips such tags.
 //!
 //! ```text
 //!  0  destination 03:76:69:66:73:77    16  network        26  MAC address of the port
@@ -11,8 +11,8 @@
 //! 14  version 1, then a zero                              48  tag (SipHash-2-4, 128 bits, of 14 to 47)
 //! ```
 //!
-//! Everything is in network order. Guests see probes, and can send what they like: so each bears a tag under a key
-//! that is drawn at every start, and is known to nobody else. The addresses are not part of what it says.
+//! All fields are in network byte order. Guests see probes and can send any frame, so each probe has a tag under a
+//! key that is random at each start and secret. The tag does not cover the destination and source of the frame.
 
 use std::fmt;
 
@@ -21,18 +21,18 @@ use siphasher::sip128::SipHasher24;
 use super::{HEADER_LEN, Mac, TAG_LEN, tags};
 use crate::time::MonoTime;
 
-/// The version that is spoken here.
+/// Version of the format.
 const VERSION: u8 = 1;
 
-/// Bytes of what it says, the version included.
+/// Length of the authenticated content in bytes, including the version.
 const CONTENT_LEN: usize = 34;
 
-/// The key under which the probes of this switch are told from those of others.
+/// Key that authenticates this switch's probes.
 #[derive(Clone, Copy)]
 pub struct ProbeKey([u8; 16]);
 
 impl ProbeKey {
-    /// From 16 random bytes.
+    /// Creates the key from 16 random bytes.
     pub const fn new(random: [u8; 16]) -> ProbeKey {
         ProbeKey(random)
     }
@@ -48,14 +48,14 @@ impl fmt::Debug for ProbeKey {
     }
 }
 
-/// What a probe says: by which port it was sent, when, and as which of all.
+/// Contents of a probe: egress port, time and sequence number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
-    /// When it was sent.
+    /// Time of transmission.
     pub sent: MonoTime,
-    /// Its number among all probes; these count up.
+    /// Sequence number among all probes.
     pub sequence: u64,
-    /// The port, as a number that names it for good.
+    /// The port id as a number.
     pub port: u32,
     /// The network of the port.
     pub network: u16,
@@ -65,26 +65,25 @@ pub struct Probe {
     pub mac: Mac,
 }
 
-/// Why a frame to the address of probes is none of this switch: another length, type or version, or a tag that is
-/// not right.
+/// The frame is no probe of this switch: wrong length, type, version or tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a probe of this switch")]
 pub struct Forged;
 
 impl Probe {
-    /// Where probes are sent to: a group address that is in no standard, and means "vifsw" to those who read it.
+    /// Destination: a group address that no standard uses; its octets spell "vifsw".
     pub const DESTINATION: Mac = Mac::from_bits(0x0376_6966_7377);
 
-    /// Where they say they come from. Nobody learns it here.
+    /// Source address, which this switch never learns.
     pub const SOURCE: Mac = Mac::from_bits(0x0276_6966_7377);
 
     /// The Ethernet type: Local Experimental 1.
     pub const KIND: u16 = 0x88b5;
 
-    /// Bytes of a probe without VLAN tags. No device has to fill it up.
+    /// Length of a probe without VLAN tags, in bytes. No device has to pad it.
     pub const LEN: usize = HEADER_LEN + CONTENT_LEN + 16;
 
-    /// The frame that says this.
+    /// Writes the frame.
     pub fn write(&self, key: &ProbeKey) -> [u8; Probe::LEN] {
         let mut frame = [0; Probe::LEN];
         let mut rest = &mut frame[..];
@@ -108,7 +107,7 @@ impl Probe {
         frame
     }
 
-    /// Reads a whole frame, with two VLAN tags at most.
+    /// Parses a whole frame with up to two VLAN tags.
     pub fn read(frame: &[u8], key: &ProbeKey) -> Result<Probe, Forged> {
         let start = HEADER_LEN + tags(frame) * TAG_LEN;
         let body = frame.get(start..).filter(|body| body.len() == Probe::LEN - HEADER_LEN).ok_or(Forged)?;
@@ -117,7 +116,7 @@ impl Probe {
             return Err(Forged);
         }
         let (said, tag) = body.split_at(CONTENT_LEN);
-        // As numbers, so that how long it takes says nothing of where they differ.
+        // Compares as integers, for constant time.
         let tag = u128::from_ne_bytes(tag.try_into().map_err(|_| Forged)?);
         if u128::from_ne_bytes(key.tag(said)) != tag {
             return Err(Forged);
@@ -139,7 +138,7 @@ impl Probe {
     }
 }
 
-/// The next bytes, which are taken off the rest.
+/// Splits the next bytes off.
 fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
     let (here, after) = rest.split_first_chunk()?;
     *rest = after;

@@ -1,7 +1,7 @@
-//! VLAN tags of the outside: the 802.1Q tag by which many networks share one wire.
+//! 802.1Q VLAN tags of uplinks and trunks, by which several networks share a device.
 //!
-//! Only the outermost tag of a frame is meant here, and only with type 0x8100. Tags with other types,
-//! and those behind the first, belong to whoever is on the network.
+//! Only the outermost tag with TPID 0x8100 is read. Tags with other TPIDs, and inner tags, belong to the network's
+//! users.
 
 use std::fmt;
 use std::num::NonZeroU16;
@@ -11,21 +11,20 @@ use etherparse::SingleVlanHeaderSlice;
 
 use super::{HEADER_LEN, Header, TAG_LEN};
 
-/// The type of an 802.1Q tag (IEEE 802.1Q-2018, table 9-1).
+/// TPID of an 802.1Q tag (IEEE 802.1Q-2018, table 9-1).
 const TAGGED: u16 = 0x8100;
 
-/// A VLAN id: 1 to 4094. 0 means "only a priority", and 4095 is reserved (IEEE 802.1Q-2018,
-/// table 9-2).
+/// A VLAN id: 1 to 4094. 0 marks a priority tag, and 4095 is reserved (IEEE 802.1Q-2018, table 9-2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vid(NonZeroU16);
 
 impl Vid {
-    /// The highest there is.
+    /// Maximum VLAN id.
     pub const MAX: u16 = 4094;
-    /// The lowest.
+    /// Minimum VLAN id.
     pub const ONE: Vid = Vid(NonZeroU16::MIN);
 
-    /// This VLAN id, if it is one.
+    /// Checks the range.
     pub const fn new(id: u16) -> Option<Vid> {
         match NonZeroU16::new(id) {
             Some(id) if id.get() <= Vid::MAX => Some(Vid(id)),
@@ -33,17 +32,17 @@ impl Vid {
         }
     }
 
-    /// As a number, 1 to 4094.
+    /// The number, 1 to 4094.
     pub const fn get(self) -> u16 {
         self.0.get()
     }
 
-    /// The tag that says so, as it stands between the addresses and the type of a frame. Priority 0.
+    /// The tag with this VLAN id, in wire format, priority 0.
     pub const fn tag(self) -> [u8; TAG_LEN] {
         self.tag_with(Priority(0))
     }
 
-    /// The same with another priority.
+    /// The same with a priority.
     pub const fn tag_with(self, priority: Priority) -> [u8; TAG_LEN] {
         let [a, b] = TAGGED.to_be_bytes();
         let [c, d] = self.0.get().to_be_bytes();
@@ -57,7 +56,7 @@ impl fmt::Display for Vid {
     }
 }
 
-/// Why a text or a number is not a VLAN id.
+/// Why a text or number is not a VLAN id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a VLAN id; these are 1 to 4094")]
 pub struct NotAVid;
@@ -73,7 +72,7 @@ impl TryFrom<u16> for Vid {
 impl FromStr for Vid {
     type Err = NotAVid;
 
-    /// A decimal number, nothing around it.
+    /// Parses a decimal number without surrounding characters.
     fn from_str(text: &str) -> Result<Vid, NotAVid> {
         if !text.bytes().all(|b| b.is_ascii_digit()) {
             return Err(NotAVid);
@@ -87,7 +86,7 @@ impl FromStr for Vid {
 pub struct Priority(u8);
 
 impl Priority {
-    /// That of the 802.1Q tag behind the addresses of a frame, whatever VLAN it names.
+    /// Priority of the 802.1Q tag after the MAC addresses, for any VLAN id.
     pub fn of_tag(frame: &[u8]) -> Option<Priority> {
         match frame.get(HEADER_LEN - 2..HEADER_LEN + TAG_LEN)? {
             &[0x81, 0x00, high, _, _, _] => Some(Priority(high >> 4)),
@@ -95,27 +94,27 @@ impl Priority {
         }
     }
 
-    /// That of a frame whose tag says a priority only, and no VLAN. On a VLAN of the outside the tag of the VLAN takes
-    /// its place (IEEE 802.1Q-2018, 6.9).
+    /// Priority of a frame with a priority tag (VLAN id 0). On an uplink VLAN, the VLAN's tag replaces it (IEEE
+    /// 802.1Q-2018, 6.9).
     pub fn of_priority_tag(frame: &[u8]) -> Option<Priority> {
         let tag = frame.get(HEADER_LEN..HEADER_LEN + 2)?;
         Priority::of_tag(frame).filter(|_| tag[0] & 0x0f == 0 && tag[1] == 0)
     }
 }
 
-/// What a frame from outside says about its VLAN.
+/// Outermost tag of a received frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tagging {
-    /// Nothing.
+    /// No 802.1Q tag.
     Untagged,
-    /// This id, 0 to 4095; with 0 only a priority is meant.
+    /// VLAN id, 0 to 4095; 0 is a priority tag.
     Tagged(u16),
-    /// There is a tag, and the frame ends in it, or before the type that has to follow.
+    /// The frame ends within the tag, or before the ethertype after it.
     CutOff,
 }
 
 impl Tagging {
-    /// Reads the outermost tag of a frame that begins with this header.
+    /// Parses the outermost tag of a frame with this header.
     #[inline]
     pub fn read(header: &Header, frame: &[u8]) -> Tagging {
         if header.kind != TAGGED {
@@ -128,15 +127,15 @@ impl Tagging {
     }
 }
 
-/// Whether a frame is on no VLAN for whoever gets it untagged: it has no 802.1Q tag, or one that only says
-/// a priority, and none behind that, which a switch on the way might lay bare.
+/// Whether a receiver on an untagged port assigns the frame to no VLAN: it has no 802.1Q tag, or a priority tag and
+/// none after it, which a switch on the way might expose.
 pub fn is_without_vlan(frame: &[u8]) -> bool {
     const BEHIND: usize = HEADER_LEN + TAG_LEN - 2;
     let Some(header) = Header::read(frame) else { return true };
     match Tagging::read(&header, frame) {
         Tagging::Untagged => true,
         Tagging::Tagged(0) => frame.get(BEHIND..BEHIND + 2) != Some(&TAGGED.to_be_bytes()),
-        // What ends in its tag is filled up on the way.
+        // A truncated tag may be completed by padding on the way.
         Tagging::Tagged(_) | Tagging::CutOff => false,
     }
 }

@@ -1,4 +1,4 @@
-//! The headers of a GSO packet: what each of its segments gets, changed for its place.
+//! Header template of a GSO packet: writes the headers of each segment.
 
 use etherparse::{TcpHeaderSlice, ip_number};
 
@@ -8,11 +8,11 @@ use crate::wire::checksum::Checksum;
 use crate::wire::layers::{self, Kind, Layer, LayerError, Layers, V6_LEN};
 use crate::wire::offload::Gso;
 
-/// Bytes of headers that a GSO packet may have: Ethernet, four tags, IPv6, the longest header of TCP, and 126 bytes of
-/// extensions or of a tunnel between these two.
+/// Maximum length of a GSO packet's headers in bytes: Ethernet, four tags, IPv6, the longest TCP header, and 126
+/// bytes of extension or tunnel headers.
 pub(super) const MAX_HEADERS: usize = 256;
 
-// Where things stand in the header of TCP (RFC 9293, 3.1),
+// Field offsets of TCP (RFC 9293, 3.1),
 const TCP_SEQUENCE: usize = 4;
 const TCP_FLAGS: usize = 12;
 pub(super) const TCP_CSUM: usize = 16;
@@ -34,51 +34,52 @@ const V4_ADDRESSES: std::ops::Range<usize> = 12..20;
 const V6_LENGTH: usize = 4;
 const V6_ADDRESSES: std::ops::Range<usize> = 8..40;
 
-/// The headers of a GSO packet, read once.
+/// Parsed headers of a GSO packet.
 ///
-/// What differs from segment to segment in the transport header is taken out, and what is left is summed up: for each
+/// Fields of the transport header that differ per segment are removed and the rest is summed once; each segment
+/// inserts its fields and adds them to the sum.
 /// segment it is put in, and added to this sum.
 #[derive(Debug, Clone)]
 pub(super) struct Headers {
-    /// What all have in common: the first `len` of them.
+    /// The common bytes; the first `len` are valid.
     bytes: [u8; MAX_HEADERS],
     len: usize,
     layers: Layers,
     is_tcp: bool,
-    /// Where that of TCP or UDP begins.
+    /// Offset of the TCP or UDP header.
     transport: usize,
-    /// What differs in a header of TCP.
+    /// TCP fields that differ per segment.
     tcp: Tcp,
-    /// The sum of the pseudo-header without its length.
+    /// Sum of the pseudo-header without its length.
     pseudo: Checksum,
-    /// That of the header of TCP or UDP.
+    /// Sum of the TCP or UDP header.
     transport_sum: Checksum,
 }
 
-/// What differs from segment to segment in a header of TCP.
+/// TCP header fields that differ per segment.
 #[derive(Debug, Clone, Copy, Default)]
 struct Tcp {
     sequence: u32,
-    /// The flags, and the length of the header in front of them.
+    /// The flags, with the header length in the upper bits.
     flags: u16,
     urgent: u16,
 }
 
-/// The place of a segment in its GSO packet.
+/// Position of a segment in its GSO packet.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct SegmentPosition {
-    /// How many segments are in front of it.
+    /// Number of earlier segments.
     pub(super) index: u16,
-    /// Bytes of payload in front of it.
+    /// Payload bytes of earlier segments.
     pub(super) before: u32,
-    /// Bytes of payload in it.
+    /// Payload bytes of this segment.
     pub(super) payload: u16,
     pub(super) is_last: bool,
 }
 
 impl Headers {
-    /// Reads the headers of a GSO packet of `len` bytes, the first `headers` of `head`. What is not
-    /// wholly understood is refused.
+    /// Parses the headers of a GSO packet of `len` bytes: the first `headers` bytes of `head`. Rejects headers that
+    /// it does not understand completely.
     pub(super) fn read(head: &[u8], headers: u16, len: u32, gso: Gso, offload: Offload) -> Result<Headers, GsoError> {
         let headers = usize::from(headers);
         let head = head.get(..headers).ok_or(GsoError::TooManyHeaders)?;
@@ -115,8 +116,8 @@ impl Headers {
         let segment = &mut bytes[transport..headers];
         let seed = take_u16(segment, field);
         if layers.is_routed {
-            // Only the sender knows the destination that its pseudo-header has. What it has added for the whole, each
-            // segment gets for itself.
+            // Only the sender knows the final destination in its pseudo-header, so the initial sum of the whole
+            // packet is applied to each segment.
             pseudo_sum.add_number(seed);
             pseudo_sum.subtract(u16::try_from(length).map_err(|_| GsoError::Lengths)?);
         } else {
@@ -135,18 +136,18 @@ impl Headers {
         Ok(Headers { bytes, len: headers, layers, is_tcp, transport, tcp, pseudo: pseudo_sum, transport_sum })
     }
 
-    /// How many bytes they are.
+    /// Length in bytes.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// What is left to be done to a segment whose checksum is left partial.
+    /// Offload that stays pending in a segment with a partial checksum.
     pub(super) fn partial(&self) -> Offload {
         Offload::partial(short(self.transport), short(if self.is_tcp { TCP_CSUM } else { UDP_CSUM }))
     }
 
-    /// Writes the headers of the segment at `endpoint` to `out`. `payload`: the sum of its payload; without it, the checksum
-    /// of the transport header is left partial.
+    /// Writes the headers of the segment at `endpoint` to `out`. `payload`: sum of its payload; without it, the
+    /// transport checksum stays partial.
     pub(super) fn write<'o>(
         &self,
         position: SegmentPosition,
@@ -167,7 +168,7 @@ impl Headers {
             sum.add_number(length);
         }
         let field = if self.is_tcp { TCP_CSUM } else { UDP_CSUM };
-        // What the transport header and all behind it sum up to, once the checksum is complete.
+        // Sum of the transport header and payload with the completed checksum.
         let mut inside = Checksum::default();
         match payload {
             Some(payload) => {
@@ -185,21 +186,21 @@ impl Headers {
                 inside.subtract(u16::from_be_bytes(seed));
             }
         }
-        // From the inside to the outside: the checksum of a tunnel covers all that it carries.
+        // Innermost first: the checksum of a tunnel covers all that it carries.
         for (index, layer) in self.layers.iter().enumerate().rev() {
             self.write_layer(index, *layer, position, inside, out);
         }
         out
     }
 
-    /// Writes what differs in the header of a layer. `inside`: the sum of the transport header and what is behind it.
+    /// Writes a layer's fields that differ per segment. `inside`: sum of everything after the layer.
     fn write_layer(&self, index: usize, layer: Layer, position: SegmentPosition, inside: Checksum, out: &mut [u8]) {
         let length = short(self.len - layer.start) + position.payload;
         match layer.kind {
             Kind::V4 => {
                 let header = &mut out[layer.start..layer.end];
                 put(header, V4_LENGTH, length);
-                // Each is a packet of its own, numbered from the number of the GSO packet on.
+                // Each is a packet of its own; IDs count up from the GSO packet's.
                 put(header, V4_ID, number(header, V4_ID).wrapping_add(position.index));
                 put(header, V4_CSUM, 0);
                 let mut sum = Checksum::default();
@@ -209,7 +210,7 @@ impl Headers {
             Kind::V6 => put(&mut out[layer.start..], V6_LENGTH, length - short(V6_LEN)),
             Kind::Udp => {
                 put(&mut out[layer.start..], UDP_LENGTH, length);
-                // None stays none (RFC 768; RFC 6935 for IPv6).
+                // A zero checksum stays zero (RFC 768; RFC 6935 for IPv6).
                 if number(&out[layer.start..], UDP_CSUM) != 0
                     && let Some(network) = self.layers.network_before(index)
                 {
@@ -227,8 +228,9 @@ impl Headers {
 }
 
 impl Tcp {
-    /// What is said once must not be heard twice: that the window was reduced (RFC 3168, 6.1.2) is for the
-    /// first segment to say, the push and the end of the stream are for the last. Where urgent data ends is
+    /// Writes the TCP fields. CWR (RFC 3168, 6.1.2) belongs to the first segment only, PSH and FIN to the last. The
+    /// urgent pointer is relative to each segment's sequence number, and is dropped in segments after the urgent
+    /// data.
     /// counted from where each segment begins, and is no news behind that.
     fn write(&self, segment: &mut [u8], position: SegmentPosition, sum: &mut Checksum) {
         let (mut flags, mut urgent) = (self.flags, self.urgent);
@@ -257,7 +259,7 @@ impl Tcp {
     }
 }
 
-/// The sum of the pseudo-header of `protocol` behind this IP header, without the length (RFC 9293, 3.1; RFC 8200, 8.1).
+/// Sum of the pseudo-header of `protocol` after this IP header, without the length (RFC 9293, 3.1; RFC 8200, 8.1).
 pub(super) fn pseudo(head: &[u8], network: Layer, protocol: u8) -> Checksum {
     let addresses = if network.kind == Kind::V4 { V4_ADDRESSES } else { V6_ADDRESSES };
     let mut sum = Checksum::default();
@@ -266,7 +268,7 @@ pub(super) fn pseudo(head: &[u8], network: Layer, protocol: u8) -> Checksum {
     sum
 }
 
-/// The length that an IP header, or UDP of a tunnel, says from its first byte on; 0 if it says none.
+/// Length that an IP or tunnel UDP header declares, in bytes from its start; 0 if none.
 pub(super) fn declared_len(head: &[u8], layer: Layer) -> usize {
     let header = &head[layer.start..];
     match layer.kind {
@@ -280,24 +282,24 @@ pub(super) fn declared_len(head: &[u8], layer: Layer) -> usize {
     }
 }
 
-/// Whether a layer speaks of all that comes behind it in a packet of `len` bytes: no padding that would be taken for
-/// payload. Some senders leave the length to whoever segments, and packets beyond 64 KiB have none.
+/// Whether the declared length of a layer covers the packet of `len` bytes, without padding that would be taken for
+/// payload. Some senders leave the length to the segmenting hop, and packets over 64 KiB have none.
 fn matches_length(head: &[u8], layer: Layer, len: usize) -> bool {
     matches!(declared_len(head, layer), said if said == 0 || said == len - layer.start)
 }
 
-/// Checks a header of TCP, and says where its checksum stands.
+/// Validates a TCP header and returns its checksum offset.
 fn read_tcp(segment: &[u8]) -> Result<usize, GsoError> {
     let header = TcpHeaderSlice::from_slice(segment).map_err(|_| GsoError::Inconsistent)?;
-    // What opens or breaks a connection is no part of a stream.
+    // SYN and RST segments are not part of a stream.
     if header.slice().len() != segment.len() || header.syn() || header.rst() {
         return Err(GsoError::Inconsistent);
     }
     Ok(TCP_CSUM)
 }
 
-/// Checks a header of UDP that speaks of `length` bytes, of one segment with `size` bytes of payload, or of none, and
-/// says where its checksum stands.
+/// Validates a UDP header whose length is `length`, that of one segment with `size` payload bytes, or zero. Returns
+/// its checksum offset.
 fn read_udp(segment: &[u8], length: usize, size: u16) -> Result<usize, GsoError> {
     let said = segment.get(..UDP_LEN).map(|header| usize::from(number(header, UDP_LENGTH)));
     match said {
@@ -310,12 +312,12 @@ pub(super) fn number(bytes: &[u8], at: usize) -> u16 {
     u16::from_be_bytes([bytes[at], bytes[at + 1]])
 }
 
-/// Puts a number where there was another one.
+/// Overwrites a 16-bit number.
 fn put(bytes: &mut [u8], at: usize, number: u16) {
     bytes[at..][..2].copy_from_slice(&number.to_be_bytes());
 }
 
-/// Takes a number out, and leaves zero.
+/// Reads a 16-bit number and sets it to zero.
 fn take_u16(bytes: &mut [u8], at: usize) -> u16 {
     let taken = number(bytes, at);
     bytes[at..][..2].fill(0);
