@@ -259,7 +259,7 @@ impl Pool {
     /// # Safety
     ///
     /// As there.
-    #[allow(clippy::mut_from_ref)] // exclusive by the right to the slot, not to the pool
+    #[allow(clippy::mut_from_ref)] // exclusive by slot ownership
     #[inline(always)]
     pub(super) unsafe fn bytes_mut(&self, slot: u32, start: u16, len: u16) -> &mut [u8] {
         // SAFETY: guaranteed by the caller; the memory lives as long as the pool.

@@ -45,7 +45,7 @@ impl Switch {
     ///
     /// Two stages, to keep the register pressure of each low: stage 1 parses headers into lookup keys, stage 2
     /// looks the keys up. Returns the mask of frames that were forwarded unlearned.
-    #[inline(never)] // with registers of its own
+    #[inline(never)] // to limit register pressure
     fn decide_port(&mut self, from: PortId, batch: &Batch, now: MonoTime, verdicts: &mut Verdicts) -> u64 {
         // 1. port open, admin up
         let port = match self.config.compiled_port(from) {
@@ -186,7 +186,7 @@ impl Decider<'_> {
 
     /// Decides frame `index` with a group or unknown destination. `learn`: whether the source is still to be
     /// learned.
-    #[inline(never)] // it would crowd the registers of the way that most frames go
+    #[inline(never)] // keeps register pressure off the fast path
     fn flood(&mut self, key: &LookupKey, index: usize, learn: bool) -> Verdict {
         let to = flood_scope(self.port, key.destination.mac());
         let is_for_itself = key.destination == key.source;

@@ -30,7 +30,7 @@ impl Decider<'_> {
         }
     }
 
-    #[inline(never)] // it would crowd the registers of the way that most frames go
+    #[inline(never)] // keeps register pressure off the fast path
     fn decide_one(&mut self, key: &LookupKey, index: usize, verdict: &mut Verdict) {
         if !key.is_none() {
             *verdict = self.decide(key, index);
@@ -40,7 +40,7 @@ impl Decider<'_> {
     /// Decides frames whose source is in its home bucket at this port with a current timestamp, and whose
     /// destination is in its home bucket at another port. Returns the mask of the other frames, and prefetches
     /// their further buckets.
-    #[inline(never)] // with registers of its own
+    #[inline(never)] // to limit register pressure
     fn fast_path(&self, keys: &[LookupKey], verdicts: &mut [Verdict]) -> u64 {
         let (id, oldest, lines, open) = (self.port.config.id, self.oldest, self.fdb.lines(), self.config.open());
         // If each source must be checked, only entries pinned to the port qualify.

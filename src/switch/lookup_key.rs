@@ -49,7 +49,7 @@ pub(super) fn report_spoofed(port: &Port, source: Mac, head: &[u8], now: MonoTim
 
 /// Parses the headers of a burst into a lookup key per frame, or its verdict. Returns whether any frame is
 /// addressed to the loop-probe group; these have the verdict [`DropReason::Probe`] for now.
-#[inline(never)] // with registers of its own
+#[inline(never)] // to limit register pressure
 pub(super) fn parse(
     config: &ForwardingConfig,
     port: &Port,
@@ -106,8 +106,8 @@ pub(super) fn drop_quarantined(
     receive_probes(port, probe_receiver, batch, now, verdicts);
 }
 
-/// What a frame says of itself. Whether its source can be one is only asked of frames to groups: the tables know no
-/// other sources, and who is not known to them is asked by [`Decider::decide`](super::judge::Decider::decide).
+/// Stage 1 for one frame. Checks for a valid source only in frames to groups: the FDB has no invalid sources, and
+/// [`Decider::decide`](super::judge::Decider::decide) checks sources that are not in it.
 #[inline(always)]
 pub(super) fn read(port: &Port, frame: &Frame, head: &[u8], now: MonoTime) -> Result<Header, DropReason> {
     use DropReason::{BadSource, Runt};

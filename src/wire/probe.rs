@@ -44,7 +44,7 @@ impl ProbeKey {
 
 impl fmt::Debug for ProbeKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ProbeKey") // whoever reads a log cannot make probes
+        f.write_str("ProbeKey") // keeps the key out of logs
     }
 }
 

@@ -75,7 +75,7 @@ impl Worker {
         1
     }
 
-    #[allow(clippy::result_large_err)] // it is the gate that comes back
+    #[allow(clippy::result_large_err)] // returns the queue
     fn open(&mut self, queue: RxQueue) -> Result<(), RxQueue> {
         let number = self.queues.insert(queue, self.switch.config())?;
         match self.queues.get_mut(number).map(|queue| self.idle.watch(number, queue)) {

@@ -62,7 +62,7 @@ impl BurstStats {
 impl Outbox<'_> {
     /// Executes the verdicts on a burst from port `from`, which has a device of its own. `not_learned` is the mask
     /// of frames whose source was not learned.
-    #[inline(never)] // with registers of its own
+    #[inline(never)] // to limit register pressure
     pub(super) fn dispatch(&mut self, from: PortId, not_learned: u64) {
         let (mut plain, mut plain_bytes) = (0, 0);
         let mut rest = BurstStats::default();
@@ -93,7 +93,7 @@ impl Outbox<'_> {
     }
 
     /// Slow path: executes any verdict on frame `index`.
-    #[inline(never)] // it would crowd the registers of the way that most frames go
+    #[inline(never)] // keeps register pressure off the fast path
     pub(super) fn execute(&mut self, index: usize, verdict: Verdict, from: PortId, stats: &mut BurstStats) {
         let (count, bytes) = self.batch.frame(index).counts();
         stats.frames += count;
@@ -293,7 +293,7 @@ impl Outbox<'_> {
 
     /// Floods frame `index` to port `to`, which has no plain flood egress here. Returns the worker that must flood
     /// to it, or `None` if this worker has sent or dropped the copy.
-    #[inline(never)] // it would crowd the registers of the loop over a flood
+    #[inline(never)] // keeps register pressure off the fast path
     fn flood_elsewhere(&mut self, index: usize, to: PortId) -> Option<u16> {
         if let Some(tagged) = self.queues.tagged_egress(to).filter(|tagged| tagged.entry.floods) {
             self.flood_tagged(index, to, tagged);
@@ -392,7 +392,7 @@ pub(super) const fn bit(reason: DropReason) -> u64 {
     1 << reason as u8
 }
 
-#[allow(clippy::cast_possible_truncation)] // a burst has 64 places
+#[allow(clippy::cast_possible_truncation)] // a burst has 64 frames
 pub(super) const fn place(index: usize) -> u8 {
     index as u8
 }

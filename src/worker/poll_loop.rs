@@ -107,7 +107,7 @@ impl std::fmt::Debug for Worker {
 }
 
 impl Worker {
-    #[allow(clippy::too_many_arguments)] // its ends of all that leads to others
+    #[allow(clippy::too_many_arguments)] // its ends of all channels
     pub(super) fn new(
         index: u16,
         settings: &WorkerSetSettings,
@@ -200,7 +200,7 @@ impl Worker {
             QueueState::BackedOff(left) => {
                 queue.record_skip(left);
                 self.counters.polls_skipped.add(1);
-                return 1; // there may be more to do, so that it is no time to sleep
+                return 1; // frames may be pending: do not sleep
             }
             QueueState::Polled | QueueState::Watched | QueueState::Gone => return 0,
         }
@@ -328,7 +328,7 @@ impl Worker {
         self.count_sent(port, sent);
     }
 
-    #[inline(never)] // most ports are no subports
+    #[inline(never)] // most ports are not subports
     fn flush_subport(&mut self, number: usize) {
         let Some((queue, subport)) = self.queues.subport(number) else { return };
         self.idle.record_busy(queue);

@@ -157,7 +157,7 @@ fn egress_entries<'a>(
 
 /// Egress entry of a port through a queue that leads there.
 fn egress_entry(queue: &RxQueue, number: u16, me: u16, config: &ForwardingConfig, port: &PortConfig) -> EgressEntry {
-    #[allow(clippy::cast_possible_truncation)] // there are at most as many branches as ports
+    #[allow(clippy::cast_possible_truncation)] // at most as many subports as ports
     let through = config.subport_index(port.id).map_or(number, |subport| (SUBPORT_BASE + subport) as u16);
     EgressEntry { port: port.id, queue: through, offloads: queue.offloads, floods: port.worker == Some(me) }
 }
@@ -217,7 +217,7 @@ impl QueueTable {
     }
 
     /// Opens a queue and returns its number. Returns the queue if the table is full.
-    #[allow(clippy::result_large_err)] // it is the gate that comes back
+    #[allow(clippy::result_large_err)] // returns the queue
     pub(super) fn insert(&mut self, mut queue: RxQueue, config: &ForwardingConfig) -> Result<usize, RxQueue> {
         let port = queue.port;
         let number = match self.slots.iter().position(Option::is_none) {
@@ -345,7 +345,7 @@ impl QueueTable {
     /// Fast path: pushes frames from index `first` on to the TX batches of their ports, up to the first frame that
     /// needs other work or whose port has no device of its own here. Moves frames that own their slot; borrows the
     /// others.
-    #[inline(never)] // with registers of its own
+    #[inline(never)] // to limit register pressure
     pub(super) fn push_known(&mut self, frames: &mut [Frame], first: usize, verdicts: &[Verdict]) -> FastForwarded {
         let mut fast = FastForwarded::default();
         for (frame, verdict) in frames.iter_mut().zip(verdicts) {
@@ -373,13 +373,13 @@ impl QueueTable {
         fast
     }
 
-    #[inline(never)] // it takes the place of what would be a panic
+    #[inline(never)] // cold path, in place of a panic
     fn subport_tx_mut(&mut self, number: usize) -> &mut TxBatch {
         self.subports.tx(number - SUBPORT_BASE)
     }
 
     /// Whether a frame with offload work can leave by `egress` unchanged.
-    #[inline(never)] // hardly any frame asks
+    #[inline(never)] // rare
     pub(super) fn supports(&self, egress: EgressEntry, view: &FrameRef<'_>) -> bool {
         let number = usize::from(egress.queue);
         let number = number.checked_sub(SUBPORT_BASE).map_or(Some(number), |subport| self.subports.queue_of(subport));

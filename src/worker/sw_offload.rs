@@ -39,7 +39,7 @@ impl SwOffload {
 
     /// Transmits `tx` by a device that lacks offloads, and counts at `port` everything except the transmitted
     /// frames, which it returns. Empties `tx`. Pads built frames to `shortest` bytes, the minimum of a wire.
-    #[inline(never)] // most lanes need none of it
+    #[inline(never)] // rare
     #[allow(clippy::too_many_arguments)] // the parts of a worker that it needs
     pub(super) fn send(
         &mut self,

@@ -9,7 +9,7 @@ use crate::wire::is_without_vlan;
 impl Outbox<'_> {
     /// Executes the verdicts on a burst from trunk `from`. Each frame counts at its ingress port, including the
     /// bytes of its tag.
-    #[inline(never)] // with registers of its own
+    #[inline(never)] // to limit register pressure
     pub(super) fn dispatch_trunk(&mut self, from: PortId, ingress_ports: &IngressPorts, not_learned: u64) {
         if not_learned != 0 {
             self.count_not_learned(|index| ingress_ports[index].port, not_learned);
@@ -36,7 +36,7 @@ impl Outbox<'_> {
 
     /// Egress of port `to` on a trunk at this worker. Inserts the port's VLAN tag into frame `index`, which has no
     /// other egress. `None` if the frame has been handed off or dropped.
-    #[inline(never)] // it would crowd the registers of the way to devices of one port
+    #[inline(never)] // keeps register pressure off the fast path
     pub(super) fn tagged_egress(&mut self, index: usize, to: PortId) -> Option<EgressEntry> {
         let Some(TaggedEgress { entry: egress, vlan, pads }) = self.queues.tagged_egress(to) else {
             self.hand_off(index, to);

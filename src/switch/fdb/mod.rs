@@ -14,7 +14,7 @@
 //! * **Most visits only read.** When a station was last heard is kept in seconds, so that a busy
 //!   one is written to once a second.
 //! * **A large table is cold.** [`Fdb::prefetch`] fetches what a frame will need, for a whole burst before the
-//!   first of its frames is judged.
+//!   first of its frames is decided.
 //!
 //! # Layout
 //!

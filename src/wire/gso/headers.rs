@@ -325,7 +325,7 @@ fn take_u16(bytes: &mut [u8], at: usize) -> u16 {
 }
 
 /// A length within a segment: its headers are few, and its payload is counted in 16 bits.
-#[allow(clippy::cast_possible_truncation)] // MOST_HEADERS at most
+#[allow(clippy::cast_possible_truncation)] // MAX_HEADERS at most
 const fn short(length: usize) -> u16 {
     length as u16
 }

@@ -198,7 +198,7 @@ impl<'a, R: Iterator<Item = &'a [u8]> + Clone> Segmenter<'a, R> {
                     Some(sum(&mut self.bytes, next.payload.into()))
                 };
                 let header = headers.write(*next, payload, &mut self.header_buffer);
-                #[allow(clippy::cast_possible_truncation)] // MOST_HEADERS at most
+                #[allow(clippy::cast_possible_truncation)] // MAX_HEADERS at most
                 let len = header.len() as u32 + u32::from(next.payload);
                 next.index += 1;
                 next.before += u32::from(next.payload);
