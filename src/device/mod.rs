@@ -1,12 +1,11 @@
-//! How frames enter and leave the process.
+//! Device kinds: open netdevs, receive and transmit frames.
 //!
-//! A [`Device`] is one queue pair. It is opened and closed on the control side, where it may block
-//! and allocate; in between it travels to a worker and is polled there, by nobody else.
+//! A [`Device`] is one queue pair. Control opens and closes it, and may block and allocate for that.
+//! Exactly one worker polls it.
 //!
-//! [`open`] is the one place that tells the kinds apart. A new kind is a file or folder here, a
-//! variant of [`Settings`] and an arm in [`open`]. `tap` holds the file of a tap; `packet` has sockets
-//! on a netdev that others own; `loopback` is a cable between two ends in this process, for tests and
-//! benches.
+//! [`open`] dispatches by kind. A new kind is a file or folder here, a variant of [`Settings`] and an
+//! arm in [`open`]. `tap` opens /dev/net/tun; `packet` and `xdp` open sockets on an existing netdev;
+//! `loopback` connects two ends within the process, for tests and benches.
 
 use std::fmt;
 use std::io;
@@ -37,25 +36,25 @@ pub use early_drop::{DropCount, GroupClass, XdpDropped};
 pub use egress::Egress;
 pub use observed::Observed;
 
-/// Which device to open, and how.
+/// Settings of a device to open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Settings {
-    /// A tap of which we hold the file.
+    /// A tap; the switch creates the netdev and holds its file descriptors.
     Tap(tap::Settings),
-    /// AF_XDP on a netdev that others own.
+    /// AF_XDP sockets on an existing netdev.
     Xdp(xdp::Settings),
-    /// A netdev that others own, by packet sockets.
+    /// AF_PACKET sockets on an existing netdev.
     Packet(packet::Settings),
 }
 
 impl Settings {
-    /// Which device, and where.
+    /// Name and network namespace of a device.
     pub fn at(&self) -> DeviceLocation {
         DeviceLocation { device: self.name().to_owned(), netns: self.netns().clone() }
     }
 
-    /// The namespace of the device.
+    /// The network namespace of the device.
     pub fn netns(&self) -> &Netns {
         match self {
             Settings::Tap(tap) => &tap.netns,
@@ -73,7 +72,7 @@ impl Settings {
         }
     }
 
-    /// The port that the device is for.
+    /// The port that uses the device.
     pub fn owner(&self) -> &str {
         match self {
             Settings::Tap(tap) => &tap.owner,
@@ -82,43 +81,43 @@ impl Settings {
         }
     }
 
-    /// Whether frames are assigned to ports and networks by their VLAN tag, as far as that matters to the device.
+    /// True for an XDP device whose frames are assigned to ports and networks by VLAN tag.
     pub fn is_vlan_demux(&self) -> bool {
         matches!(self, Settings::Xdp(xdp) if xdp.vlan_demux)
     }
 
-    /// Whether others own its netdev: they make it, set it up and delete it.
+    /// True if the switch does not own the netdev: it neither creates, configures nor deletes it.
     pub fn is_foreign(&self) -> bool {
         !matches!(self, Settings::Tap(_))
     }
 
-    /// Files that are open as long as the device is, as far as can be told.
+    /// Estimated number of file descriptors that an open device holds.
     pub fn files(&self) -> u64 {
         match self {
             Settings::Tap(tap) => tap.queues.into(),
-            // A socket for each queue; the program, its two tables, its link and what asks for the netdev's flags.
+            // One socket per queue; the program, its two maps, its link and the socket that reads the netdev's flags.
             Settings::Xdp(xdp) => u64::from(xdp.queues.unwrap_or(1)) + 5,
-            // One that listens, one that is to take its place, and one that sends.
+            // Receive socket, spare receive socket, transmit socket.
             Settings::Packet(_) => 3,
         }
     }
 }
 
-/// A device that has been opened.
+/// Result of [`open`].
 pub struct Opened {
-    /// Its queues.
+    /// Queue pairs of the device.
     pub queues: Vec<Box<dyn Device>>,
-    /// Whether its netdev was made by us for this port, now or in an earlier life.
+    /// True if this or an earlier run of the switch created the netdev for this port.
     pub made: bool,
-    /// What the operator should know: sentences on what is not quite as asked for.
+    /// Warnings for the operator: settings that could not be met exactly.
     pub warnings: Vec<String>,
-    /// In which mode it is used, if there are several.
+    /// Mode in use; `None` for kinds with a single mode.
     pub mode: Option<String>,
-    /// Whether a frame may come in without the VLAN tag that it was sent with.
+    /// True if received frames may lack the VLAN tag that they were sent with.
     pub may_lose_tags: bool,
-    /// What it observes about its frames, if it observes anything.
+    /// Observations about the device's frames; `None` for kinds that make none.
     pub observed: Option<Observed>,
-    /// What it takes of offload work, where that follows the netdev and can change while it is open.
+    /// Offloads that the netdev accepts for transmit; `None` where they cannot change while the device is open.
     pub egress: Option<Egress>,
 }
 
@@ -133,12 +132,12 @@ impl fmt::Debug for Opened {
     }
 }
 
-/// Which device, and where.
+/// Name and network namespace of a device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeviceLocation {
-    /// Its name.
+    /// Name of the device.
     pub device: String,
-    /// The namespace it is in, or would be.
+    /// Network namespace; it need not exist.
     pub netns: Netns,
 }
 
@@ -148,68 +147,67 @@ impl fmt::Display for DeviceLocation {
     }
 }
 
-/// Why a device was not opened.
+/// Errors of [`open`] and [`preflight`].
 #[derive(Debug, Error)]
 pub enum OpenError {
-    /// There is no such namespace. There may be one later.
+    /// The network namespace does not exist; retried when it appears.
     #[error("{at}: there is no such namespace yet; it is opened as soon as there is")]
     NoNamespace {
-        /// Which device.
+        /// Device concerned.
         at: DeviceLocation,
     },
-    /// There is a file of the name of the namespace, and no namespace is bound to it, as far as this process can see.
+    /// The namespace's file exists, but this process sees no namespace mounted on it.
     #[error(
         "{at}: no namespace is bound to the file of its name: it was made in another mount namespace, and the switch is in a \
          private one, which does not see it (unshare -m, or PrivateMounts=, PrivateTmp=, ProtectSystem= and the like in its \
          unit): start the switch in the host's mount namespace; or it is being made right now, and is opened then"
     )]
     Unbound {
-        /// Which device.
+        /// Device concerned.
         at: DeviceLocation,
     },
-    /// There is no such device, and others make it. There may be one later.
+    /// The netdev does not exist and the switch does not create it; retried when it appears.
     #[error("{at}: there is no such device yet; it is opened as soon as somebody makes it")]
     NoDevice {
-        /// Which device.
+        /// Device concerned.
         at: DeviceLocation,
     },
-    /// Others own it and have set it down, or nobody is at its other end. It may be up later.
+    /// The netdev is administratively down or has no peer; retried when it is up.
     #[error("{at}: {reason}, and it is opened then")]
     Down {
-        /// Which device.
+        /// Device concerned.
         at: DeviceLocation,
-        /// What of it is down.
+        /// Which part is down.
         reason: String,
     },
-    /// Somebody holds it. It may be free later.
+    /// Another process or port uses the device; it may become free.
     #[error("{at} is held by another process, or by another port; end that one or choose another device")]
     Busy {
-        /// Which device.
+        /// Device concerned.
         at: DeviceLocation,
     },
-    /// It can never be opened like this.
+    /// These settings cannot work; permanent.
     #[error("{at}: {reason}")]
     Refused {
-        /// Which device.
+        /// Device concerned.
         at: DeviceLocation,
-        /// Why, and what to do about it.
+        /// Cause and remedy.
         reason: String,
     },
-    /// The operating system failed us.
+    /// A system call failed.
     #[error("{at}: {attempt} failed: {source}")]
     Io {
-        /// Which device.
+        /// Device concerned.
         at: DeviceLocation,
-        /// What was attempted.
+        /// Operation that failed.
         attempt: &'static str,
-        /// How it failed.
+        /// Error of the system call.
         source: io::Error,
     },
 }
 
-/// Tries to open a device, once. May wait for the kernel, and must not be called from a runtime's thread
-/// that has other things to do. Without `may_create`, a netdev that is not there is not made. `pool` is
-/// that of the workers.
+/// Opens a device; does not retry. Blocks, so do not call it from an async runtime's thread.
+/// A missing tap netdev is created only if `may_create`. `pool` is the workers' frame pool.
 pub fn open(settings: &Settings, may_create: bool, pool: &'static Pool) -> Result<Opened, OpenError> {
     match settings {
         Settings::Tap(tap) => tap::open(tap, may_create),
@@ -218,12 +216,11 @@ pub fn open(settings: &Settings, may_create: bool, pool: &'static Pool) -> Resul
     }
 }
 
-/// What [`open`] would come to now, as far as can be told without touching anything: why it would
-/// fail, or remarks on what would not be quite as asked for. `adds_tags`: the switch adds the tag of a
-/// VLAN to frames that it sends by it. May wait as well.
+/// Predicts the result of [`open`] without changing anything: its error, or its warnings. Best effort.
+/// `adds_tags`: the switch adds a VLAN tag to frames that it transmits by the device. Blocks.
 pub fn preflight(settings: &Settings, adds_tags: bool) -> Result<Vec<String>, OpenError> {
     let mut warnings = match settings {
-        // It would be made as it is wanted.
+        // `open` creates the netdev with the wanted properties.
         Settings::Tap(tap) => return tap::preflight(tap),
         Settings::Xdp(xdp) => xdp::preflight(xdp),
         Settings::Packet(packet) => packet::preflight(packet, adds_tags),
@@ -233,9 +230,9 @@ pub fn preflight(settings: &Settings, adds_tags: bool) -> Result<Vec<String>, Op
     Ok(warnings)
 }
 
-/// Deletes the netdevs that [`open`] made for ports, all in the namespace `netns`; their queues may be
-/// open still, and should be: closing them first costs more. Says of each whether there was one. May
-/// wait as well, and for one as long as for many.
+/// Deletes the netdevs that [`open`] created in the namespace `netns`. Returns for each whether it
+/// existed. Keep their queues open: closing them first costs more. Blocks, about as long for many
+/// netdevs as for one.
 pub fn remove(netns: &Netns, settings: &[Settings]) -> Vec<Result<bool, OpenError>> {
     let taps = settings.iter().filter_map(|settings| match settings {
         Settings::Tap(tap) => Some(tap),
@@ -246,137 +243,137 @@ pub fn remove(netns: &Netns, settings: &[Settings]) -> Vec<Result<bool, OpenErro
     settings.iter().map(|settings| of(settings).unwrap_or(Ok(false))).collect()
 }
 
-/// What became of something that was to be removed.
+/// Result of a removal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
-    /// It has been removed.
+    /// Removed.
     Done,
-    /// It was not there, or is not ours.
+    /// Does not exist, or does not belong to the switch.
     Gone,
-    /// Somebody uses it, and keeps it.
+    /// In use; not removed.
     InUse,
 }
 
-/// Deletes the netdev at `at` if an earlier life of the switch made it for this port and nobody uses
-/// it. May wait as well.
+/// Deletes the netdev at `location` if an earlier run of the switch created it for `port` and it is
+/// not in use. Blocks.
 pub fn remove_left(location: &DeviceLocation, port: &str) -> Result<Removal, OpenError> {
     tap::remove_left(location, port)
 }
 
-/// Gives the netdev of an open device the address and MTU that `settings` ask for, unless it is one
-/// that others own. May wait as well.
+/// Sets MAC address and MTU of an open device's netdev from `settings`. Netdevs that the switch does not
+/// own remain unchanged. Blocks.
 pub fn adjust(settings: &Settings) -> Result<(), OpenError> {
     match settings {
         Settings::Tap(tap) => tap::adjust(tap),
-        // Others own it.
+        // The switch does not own the netdev.
         Settings::Xdp(_) | Settings::Packet(_) => Ok(()),
     }
 }
 
-/// One queue pair, polled by one worker. No call waits, and none allocates once warm.
+/// One queue pair, polled by one worker. No method blocks; none allocates once warm.
 pub trait Device: Send {
-    /// Appends what has arrived to `batch` until the batch is full or nothing is left. Frames may
-    /// own slots taken from `cache`, or lie in memory that is lent until [`Device::release`].
+    /// Receives frames into `batch` until the batch is full or the queue is empty. Frames own slots from
+    /// `magazine`, or borrow device memory until [`Device::release`].
     ///
-    /// An error means that the device is gone for good; it will not be asked again.
+    /// An error is permanent: the worker polls the device no more.
     fn receive(&mut self, batch: &mut Batch, magazine: &mut Magazine) -> io::Result<()>;
 
-    /// Sends what waits in `tx`, in order, in as few calls as it can. The lane is empty
-    /// afterwards, and the answer says what became of its frames. `batch` is the burst from which
-    /// frames are borrowed.
+    /// Transmits the frames of `tx` in order, with as few system calls as possible. `tx` is empty
+    /// afterwards; the result counts frames sent and dropped. `batch` is the burst that frames are
+    /// borrowed from.
     fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats;
 
-    /// The burst that this device was last asked for is over: memory that it lent is its own again.
+    /// Ends the last received burst: the device may reuse the memory that its frames borrowed.
     fn release(&mut self) {}
 
-    /// Becomes readable when there is something to receive. `None`: only asking tells, so that a
-    /// worker which holds this device never sleeps.
+    /// Descriptor that is readable when frames wait. `None`: the device must be polled, so its worker
+    /// never sleeps.
     fn fd(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Whether asking it in vain costs next to nothing, and no system call: then a worker asks it at each
-    /// breath, however quiet it is.
+    /// True if polling an empty queue costs no system call. The worker then polls it in every iteration,
+    /// even when idle.
     fn is_cheap_to_poll(&self) -> bool {
         false
     }
 
-    /// How many frames it hands over at once, at most. Fewer than a batch holds where each costs a system call: a
-    /// port that sends as fast as it can would keep the others of its worker waiting.
+    /// Maximum frames per [`Device::receive`]. Less than a batch where each frame costs a system call: a
+    /// port at full rate would delay the worker's other ports.
     fn max_burst(&self) -> usize {
         BURST
     }
 
-    /// How long it pays to leave it alone where frames come fast one after the other, so that several can be sent with
-    /// one call. Not at all for most, which would only hold them up.
+    /// Receive moderation: poll interval under load that lets one call transmit several frames. Zero where
+    /// waiting only adds latency.
     fn moderation_time(&self) -> Duration {
         Duration::ZERO
     }
 
-    /// What frames it can send.
+    /// Transmit capabilities.
     fn caps(&self) -> DeviceCaps;
 
-    /// Whether the netdev may lead to a wire and the kernel does not pad short frames. The worker pads those of an uplink to
-    /// the Ethernet minimum then.
+    /// True if the netdev may lead to a wire and the kernel does not pad short frames. The worker then
+    /// pads frames to an uplink to the Ethernet minimum.
     fn needs_padding(&self) -> bool {
         false
     }
 
-    /// The offload work that it takes at present: all, or none, unless it follows a netdev.
+    /// Offloads accepted for transmit now. All or none, unless they follow the netdev's features.
     fn offload_set(&self) -> OffloadSet {
         if self.caps().offloads { OffloadSet::ALL } else { OffloadSet::NONE }
     }
 
-    /// A second descriptor that is watched like the first one. Most have none.
+    /// Second descriptor to watch like [`Device::fd`]; most kinds have none.
     fn second_fd(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    /// Whether the kernel may touch the descriptor without making it readable, and [`Device::inspect`] is to be called
-    /// then. Its descriptors are watched edge-triggered for that.
+    /// True if the kernel may wake the descriptor without making it readable; [`Device::inspect`] handles that.
+    /// The worker watches its descriptors edge-triggered.
     fn needs_inspection(&self) -> bool {
         false
     }
 
-    /// The kernel has touched the descriptor, which is not readable. Whether there is something for
-    /// [`Device::receive`] to do. Called for devices that need inspection only.
+    /// Handles a wake-up of a descriptor that is not readable. Returns true if [`Device::receive`] has work.
+    /// Called only if [`Device::needs_inspection`].
     fn inspect(&mut self) -> bool {
         false
     }
 
-    /// Frames that came in and were lost before they could be received, since this was last asked, as
-    /// far as the device knows. Most have a netdev that counts them, and know of none.
+    /// Frames lost before they could be received, since the last call. Zero for most kinds: the netdev
+    /// counts them.
     fn rx_missed(&mut self) -> u64 {
         0
     }
 
-    /// Frames that count as sent and were lost all the same, since this was last asked: they waited in a queue of
-    /// the device, which then dropped them or was closed. Most have a netdev that counts them, and know of none.
+    /// Frames counted as sent but lost in a queue of the device that dropped them or was closed, since the last
+    /// call. Zero for most kinds: the netdev counts them.
     fn tx_lost(&mut self) -> u64 {
         0
     }
 
-    /// The worker that polls it is about to sleep, until a descriptor tells of something. Whether there is work of
-    /// which none will tell, such as frames that wait to be sent: then the worker sleeps for a moment only.
+    /// Prepares for the worker's sleep in epoll. Returns true if work is left that no descriptor signals, such as
+    /// frames to transmit; the worker then sleeps only briefly.
     fn prepare_sleep(&mut self, _cache: &mut Magazine) -> bool {
         false
     }
 
-    /// Its queue is about to be closed, or given to another worker: what waits to be sent has a last chance now.
+    /// Transmits pending frames before the queue is closed or moved to another worker.
     fn prepare_close(&mut self, _cache: &mut Magazine) {}
 
-    /// Has frames to groups of this kind dropped where they arrive, from now until then and no longer; a moment
-    /// that is over ends it at once. No system call. Most cannot, and do not.
+    /// Drops received frames to groups of this class in XDP until the given time; a past time stops it at once.
+    /// No system call. Most kinds do nothing.
     fn xdp_drop(&mut self, _group: GroupClass, _until: MonoTime) {}
 
-    /// What was dropped so since this was last asked. It has come in, and nobody has counted it.
+    /// Returns what [`Device::xdp_drop`] dropped since the last call. No other counter includes these frames.
     fn take_xdp_dropped(&mut self) -> XdpDropped {
         XdpDropped::default()
     }
 }
 
-/// What a device can do with the frames it is to send.
+/// Transmit capabilities of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceCaps {
-    /// It takes the offload header along: partial checksums and GSO packets pass, those of its
-    /// [`OffloadSet`](Device::offload_set).
+    /// Transmits the `virtio_net_hdr`: partial checksums and GSO packets of its
+    /// [`OffloadSet`](Device::offload_set) pass.
     pub offloads: bool,
 }
