@@ -1,17 +1,16 @@
-//! AF_XDP sockets: four rings that this process and the kernel share, over memory that both write.
+//! AF_XDP sockets: four rings shared with the kernel, over a UMEM that both sides write.
 //!
-//! A *UMEM* is memory that has been registered with the kernel, in chunks of a page. Chunks that are
-//! put into the *fill* ring come back in the *receive* ring with frames in them; those that are put
-//! into the *transmit* ring come back in the *completion* ring when they have been sent. Of each ring the
-//! kernel owns one counter and we own the other. Counters wrap at 2^32.
+//! A *UMEM* is memory registered with the kernel, in chunks of one page. A chunk put into the *fill*
+//! ring returns in the *receive* ring with a frame; a chunk put into the *transmit* ring returns in the
+//! *completion* ring after transmission. Each ring has a producer and a consumer counter; the kernel
+//! writes one, this process the other. Counters wrap at 2^32.
 //!
-//! One UMEM serves sockets on any netdev in any namespace, each with rings of its own: that makes
-//! forwarding free of copies. The kernel lets a socket share the UMEM of one that is *bound*, and
-//! takes over from it whether frames are copied. Netdevs come and go, so the one that all others share
-//! with is bound to the loopback of a namespace that nobody else knows ([`Umem`]). Sockets whose
-//! driver works without a copy cannot share with it; these register the same memory once more.
+//! One UMEM serves sockets on any netdev in any namespace, so frames are forwarded without a copy. A
+//! socket can share only the UMEM of a *bound* socket, and inherits its copy mode. Netdevs come and
+//! go, so the anchor socket is bound to the loopback of a private network namespace ([`Umem`]).
+//! Zero-copy sockets cannot share with the anchor; each registers the same memory again.
 //!
-//! See `Documentation/networking/af_xdp.rst` of the kernel.
+//! Source: the kernel's `Documentation/networking/af_xdp.rst`.
 
 mod ring;
 
@@ -32,19 +31,19 @@ use rustix::thread::{UnshareFlags, unshare_unsafe};
 use super::memory::Mapping;
 use ring::Ring;
 
-/// Bytes of a chunk.
+/// Chunk size in bytes.
 pub const CHUNK: u32 = 4096;
 
-/// Bytes that the kernel leaves free in front of each received frame (XDP_PACKET_HEADROOM).
+/// Bytes that the kernel reserves in front of each received frame (XDP_PACKET_HEADROOM).
 pub const HEADROOM: u32 = 256;
 
-/// Bytes that frames may take which the driver has not freed yet, by half of what the kernel counts.
+/// Send buffer in bytes, for frames that the driver has not freed yet; the kernel doubles the value.
 const SEND_BUFFER: usize = 4 << 20;
 
-/// The index of the loopback, in each namespace.
+/// Interface index of the loopback, the same in each namespace.
 const LOOPBACK: u32 = 1;
 
-/// Memory that is registered with the kernel, for as long as the process lives.
+/// Memory registered with the kernel until the process ends.
 #[derive(Debug)]
 pub struct Umem {
     anchor: OwnedFd,
@@ -52,26 +51,26 @@ pub struct Umem {
     len: u64,
 }
 
-// SAFETY: a Umem is a descriptor, and the address of memory that lives as long as the process. It
-// gives nobody access to that memory.
+// SAFETY: a Umem holds a descriptor and the address of memory that lives until the process ends. It
+// gives no access to that memory.
 unsafe impl Send for Umem {}
-// SAFETY: as above; nothing in it ever changes.
+// SAFETY: as above; a Umem is immutable.
 unsafe impl Sync for Umem {}
 
 impl Umem {
-    /// Registers the first `len` bytes of `memory`, a whole number of chunks. All of it is taken from the
-    /// system and pinned. Opens a namespace of its own for a moment, in a thread of its own, if it may.
+    /// Registers the first `len` bytes of `memory`, a multiple of [`CHUNK`]. The kernel allocates and pins
+    /// all of it. A temporary thread enters a new network namespace for this, if permitted.
     pub fn register(memory: &'static Mapping, len: usize) -> io::Result<Umem> {
         assert!(len <= memory.len());
         let (base, len) = (memory.base(), len as u64);
-        // A raw pointer does not go into another thread; its address does.
+        // Raw pointers are not `Send`; addresses are.
         let address = base.as_ptr().addr() as u64;
         let anchor = std::thread::scope(|scope| {
             let visit = std::thread::Builder::new().name("umem".into()).spawn_scoped(scope, || {
-                // SAFETY: the thread shares its other resources as before, and ends before anything is
-                // done that could depend on which namespace it is in.
+                // SAFETY: the thread keeps sharing its other resources, and ends before anything can depend
+                // on its network namespace.
                 match unsafe { unshare_unsafe(UnshareFlags::NEWNET) } {
-                    // Without CAP_SYS_ADMIN the loopback of the present one has to do, which serves one process.
+                    // Without CAP_SYS_ADMIN use the current namespace's loopback, which serves one process only.
                     Ok(()) | Err(Errno::PERM) => {}
                     Err(e) => return Err(e),
                 }
@@ -102,7 +101,7 @@ fn registration(fd: &OwnedFd, addr: u64, len: u64) -> Result<(), Errno> {
     sockopt::set_xdp_umem_reg(fd, XdpUmemReg { addr, len, chunk_size: CHUNK, headroom: 0, flags, tx_metadata_len: 0 })
 }
 
-/// Sets how many entries each of the four rings has.
+/// Sets the number of entries of each of the four rings.
 fn rings(fd: &OwnedFd, entries: u32) -> Result<(), Errno> {
     sockopt::set_xdp_umem_fill_ring_size(fd, entries)?;
     sockopt::set_xdp_umem_completion_ring_size(fd, entries)?;
@@ -110,14 +109,14 @@ fn rings(fd: &OwnedFd, entries: u32) -> Result<(), Errno> {
     sockopt::set_xdp_tx_ring_size(fd, entries)
 }
 
-/// A piece of a frame in the UMEM.
+/// A frame or fragment in the UMEM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Piece {
-    /// Where it begins, in bytes from the beginning of the UMEM.
+    /// Byte offset in the UMEM.
     pub address: u64,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u32,
-    /// Whether more of the same frame follows in the next piece.
+    /// True if the next piece continues the same frame.
     pub more: bool,
 }
 
@@ -136,25 +135,25 @@ impl From<Piece> for XdpDesc {
     }
 }
 
-/// What came of asking the kernel to send.
+/// Result of [`Socket::kick`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kick {
-    /// It has taken all that it takes at a time, or all there is.
+    /// The kernel transmitted the whole ring, or its maximum per call.
     Done,
-    /// The device has dropped one frame, and the call ended there: its queue is full, or it has no carrier.
+    /// The device dropped one frame and the call ended: its queue is full, or it has no carrier.
     Dropped,
-    /// There was no room, of whichever kind; the frames stay in the ring.
+    /// The kernel lacks memory or buffer space; the frames stay in the ring.
     Full,
-    /// The netdev is set down; the frames stay in the ring.
+    /// The netdev is administratively down; the frames stay in the ring.
     Down,
     /// The netdev is gone.
     Gone,
 }
 
-/// A socket on one queue of a netdev.
+/// An AF_XDP socket bound to one queue of a netdev.
 #[derive(Debug)]
 pub struct Socket {
-    // A mapped ring keeps the socket alive, and its queue busy: all of it goes together.
+    // A mapped ring keeps the socket and its queue in use, so rings and descriptor are dropped together.
     receive: Ring<XdpDesc>,
     transmit: Ring<XdpDesc>,
     fill: Ring<u64>,
@@ -163,22 +162,23 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// A socket on queue `queue` of the netdev `index` of the calling thread's namespace, with `entries` in each
-    /// ring: a power of two. Frames are copied between the UMEM and the driver's own memory.
+    /// Binds a copy-mode socket to queue `queue` of the netdev `index` in the calling thread's namespace. Each
+    /// ring has `entries` entries, a power of two. The kernel copies frames between UMEM and driver memory.
     pub fn copying(umem: &Umem, index: u32, queue: u32, entries: u32) -> io::Result<Socket> {
         let fd = socket()?;
         rings(&fd, entries)?;
-        // Frames count against it until the driver has freed them, and a ring of long ones is more than the default.
-        // With the default, fewer leave at a time.
+        // Frames count against the send buffer until the driver frees them. The default is less than a ring of long
+        // frames; if raising it fails, fewer frames are in flight.
         let _ = sockopt::set_socket_send_buffer_size_force(&fd, SEND_BUFFER);
         let socket = Socket::map(fd, entries)?;
-        // A bind that shares carries this flag alone; all others are those of the socket it shares with.
+        // A sharing bind sets this flag alone; the others are inherited from the anchor.
         let addr = SocketAddrXdp::new(SocketAddrXdpFlags::XDP_SHARED_UMEM, index, queue);
         bind(&socket.fd, &SocketAddrXdpWithSharedUmem { addr, shared_umem_fd: umem.anchor.as_fd() })?;
         Ok(socket)
     }
 
-    /// The same, where the driver sends from and receives into the UMEM itself. EOPNOTSUPP where it cannot.
+    /// Like [`Socket::copying`] in zero-copy mode: the driver transmits from and receives into the UMEM.
+    /// EOPNOTSUPP if the driver cannot.
     pub fn zero_copy(umem: &Umem, index: u32, queue: u32, entries: u32) -> io::Result<Socket> {
         let fd = socket()?;
         registration(&fd, umem.base.as_ptr().addr() as u64, umem.len)?;
@@ -199,44 +199,44 @@ impl Socket {
         })
     }
 
-    /// The next piece that has been received. Its chunk is ours again.
+    /// Takes the next received piece. The caller owns its chunk.
     #[inline(always)]
     pub fn received(&mut self) -> Option<Piece> {
         self.receive.take().map(Piece::from)
     }
 
-    /// Gives the kernel back the entries of the pieces that were taken.
+    /// Returns the receive ring entries of the taken pieces to the kernel.
     #[inline(always)]
     pub fn release_received(&mut self) {
         self.receive.publish();
     }
 
-    /// How many chunks fit into the fill ring now.
+    /// Free entries of the fill ring.
     #[inline(always)]
     pub fn fill_room(&mut self) -> u32 {
         self.fill.room()
     }
 
-    /// Puts the chunk at `address` into the fill ring, where there is room.
+    /// Puts the chunk at `address` into the fill ring, which must have a free entry.
     ///
     /// # Safety
     ///
-    /// The chunk is the caller's, who leaves it to the kernel until it comes back by
-    /// [`Socket::received`] or the socket is closed.
+    /// The caller owns the chunk, and does not access it until [`Socket::received`] returns it or the
+    /// socket is closed.
     #[inline(always)]
     pub unsafe fn fill(&mut self, address: u64) {
         self.fill.put(address);
     }
 
-    /// Lets the kernel see what was put into the fill ring, and wakes the driver if it sleeps for want of it.
+    /// Publishes new fill ring entries to the kernel, and wakes a driver that waits for chunks.
     #[inline(always)]
     pub fn publish_fill(&mut self) {
         self.fill.publish();
         self.wake_receive();
     }
 
-    /// Wakes a driver that has stopped receiving for want of chunks, if there are some for it again. It may have
-    /// stopped after the fill ring was last published, without having seen what was put there.
+    /// Wakes a driver that stopped receiving for lack of chunks, if the fill ring has some. The driver may have
+    /// stopped after the last publish without reading the new entries.
     #[inline(always)]
     pub fn wake_receive(&mut self) {
         if self.fill.wants_wakeup() && self.fill.unread() > 0 {
@@ -245,54 +245,54 @@ impl Socket {
         }
     }
 
-    /// How many pieces fit into the transmit ring now.
+    /// Free entries of the transmit ring.
     #[inline(always)]
     pub fn transmit_room(&mut self) -> u32 {
         self.transmit.room()
     }
 
-    /// Puts a piece into the transmit ring, where there is room.
+    /// Puts a piece into the transmit ring, which must have a free entry.
     ///
     /// # Safety
     ///
-    /// The chunk is the caller's, the piece lies within it, and nobody writes it until it comes back by
-    /// [`Socket::completed`] or the socket is closed.
+    /// The caller owns the chunk, the piece is within it, and no one writes the chunk until
+    /// [`Socket::completed`] returns it or the socket is closed.
     #[inline(always)]
     pub unsafe fn transmit(&mut self, piece: Piece) {
         self.transmit.put(piece.into());
     }
 
-    /// Lets the kernel see what was put into the transmit ring.
+    /// Publishes new transmit ring entries to the kernel.
     #[inline(always)]
     pub fn publish_transmit(&mut self) {
         self.transmit.publish();
     }
 
-    /// How many pieces were ever put into the transmit ring, modulo 2^32.
+    /// Producer position of the transmit ring: pieces put so far, modulo 2^32.
     #[inline(always)]
     pub fn transmit_position(&self) -> u32 {
         self.transmit.position()
     }
 
-    /// How many of these the kernel says that it has taken out. It says so late: not after a call that ends with the
-    /// drop of its first frame.
+    /// Consumer position of the transmit ring, as published by the kernel. It may lag: the kernel does not publish
+    /// it after a call that ends with the drop of its first frame.
     #[inline(always)]
     pub fn transmit_taken(&mut self) -> u32 {
         self.transmit.other_position()
     }
 
-    /// The piece that was put at this position, one of the last.
+    /// The piece at a position, which must be among the last `entries` ones.
     pub fn transmit_piece(&self, position: u32) -> Piece {
         self.transmit.entry(position).into()
     }
 
-    /// Whether the kernel sends only when it is asked to. Always so where frames are copied.
+    /// True if the kernel transmits only after [`Socket::kick`]. Always true in copy mode.
     #[inline(always)]
     pub fn wants_kick(&self) -> bool {
         self.transmit.wants_wakeup()
     }
 
-    /// Asks the kernel to send. Where frames are copied it sends in this very call, at most 32 of them.
+    /// Makes the kernel transmit. In copy mode it transmits up to 32 frames within this call.
     #[inline]
     pub fn kick(&self) -> Kick {
         match send(&self.fd, &[], SendFlags::DONTWAIT) {
@@ -304,29 +304,29 @@ impl Socket {
         }
     }
 
-    /// The next chunk that has been sent: an address within it. It is ours again.
+    /// Takes the next transmitted chunk and returns an address within it. The caller owns the chunk.
     #[inline(always)]
     pub fn completed(&mut self) -> Option<u64> {
         self.completion.take()
     }
 
-    /// Gives the kernel back the entries of the chunks that were taken.
+    /// Returns the completion ring entries of the taken chunks to the kernel.
     #[inline(always)]
     pub fn release_completed(&mut self) {
         self.completion.publish();
     }
 
-    /// Whether the driver works without a copy.
+    /// True if the socket is in zero-copy mode.
     pub fn is_zero_copy(&self) -> io::Result<bool> {
         Ok(sockopt::xdp_options(&self.fd)?.contains(XdpOptionsFlags::XDP_OPTIONS_ZEROCOPY))
     }
 
-    /// What the kernel has counted.
+    /// Reads the kernel's counters of this socket.
     pub fn statistics(&self) -> io::Result<XdpStatistics> {
         Ok(sockopt::xdp_statistics(&self.fd)?)
     }
 
-    /// An error that waits to be told: the netdev is gone or has been set down.
+    /// Takes the pending socket error (SO_ERROR): the netdev is gone or administratively down.
     pub fn error(&self) -> io::Result<()> {
         Ok(sockopt::socket_error(&self.fd)??)
     }
