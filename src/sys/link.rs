@@ -1,7 +1,7 @@
-//! Netdevs, by netlink: looked up, changed, deleted, also many at a time.
+//! Finds, changes and deletes netdevs over rtnetlink, one or many per call.
 //!
-//! Each call opens a netlink socket in the namespace of the calling thread, and runs it on a small
-//! runtime that ends with the call. So call from a thread that may block and is in no runtime; see
+//! Each call opens a netlink socket in the calling thread's network namespace, on a tokio runtime that
+//! ends with the call. Call from a thread that may block and is in no async runtime; see
 //! [`within`](super::netns::within).
 
 use std::fmt;
@@ -30,67 +30,67 @@ const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 const XDP_FLAGS_HW_MODE: u32 = 1 << 3;
 
-/// IFF_TAP as a type; the other one is IFF_TUN.
+/// IFLA_TUN_TYPE of a tap: IFF_TAP.
 const TYPE_TAP: u32 = 2;
 
-/// Netdevs deleted in one go: for so long nobody else on the host can change one.
+/// Netdevs deleted per request, which holds the kernel's RTNL lock.
 const DELETE_BATCH: usize = 64;
 
 /// ENODEV
 const NO_DEVICE: i32 = 19;
 
-/// A netdev as the kernel has it.
+/// A netdev as the kernel reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Link {
-    /// Its index in its namespace.
+    /// Interface index, unique in its network namespace.
     pub index: u32,
-    /// Whether it has Ethernet frames, and is not the loopback.
+    /// True for an Ethernet device other than the loopback.
     pub ethernet: bool,
-    /// Its MAC address; zero for a device that has none.
+    /// MAC address; zero if the device has none.
     pub mac: Mac,
-    /// Its MTU.
+    /// MTU in bytes.
     pub mtu: u32,
-    /// Whether it is set up; it may lack a carrier still.
+    /// Administratively up; it may still lack a carrier.
     pub up: bool,
-    /// Whether somebody is at its other end. The kernel only tells while it is up.
+    /// Carrier present. The kernel reports it only while the netdev is up.
     pub carrier: bool,
-    /// Its alias, a text that says what it is for.
+    /// Interface alias (IFLA_IFALIAS).
     pub alias: String,
-    /// The most segments of a super-frame that is sent through it.
+    /// Maximum segments of a transmitted GSO packet.
     pub gso_max_segs: u32,
-    /// Bytes of a GSO packet that is sent through it, at most; 0 if the kernel does not say.
+    /// Maximum bytes of a transmitted GSO packet; 0 if the kernel does not report it.
     pub gso_max_size: u32,
-    /// The same for IPv4, where the kernel tells it apart (from Linux 6.3 on); 0 otherwise.
+    /// Maximum bytes of a transmitted IPv4 GSO packet; 0 before Linux 6.3, which has no such limit.
     pub gso_ipv4_max_size: u32,
-    /// The index of the bridge, bond or the like that it is a port of; 0 if it is of none.
+    /// Interface index of its master (bridge, bond); 0 for none.
     pub master: u32,
-    /// How many frames may wait to be sent through it, in each of its queues.
+    /// Maximum frames in each transmit queue.
     pub queue_len: u32,
-    /// What there is to know of a VXLAN netdev; `None` for every other kind of device.
+    /// VXLAN attributes; `None` for other kinds.
     pub vxlan: Option<Vxlan>,
-    /// What there is to know of a tap; `None` for every other kind of device.
+    /// Tap attributes; `None` for other kinds.
     pub tap: Option<TapInfo>,
-    /// The XDP program on it, whoever attached it and however; `None` if there is none.
+    /// The attached XDP program, by netlink or bpf_link; `None` if there is none.
     pub xdp: Option<Attached>,
 }
 
-/// A VXLAN netdev as the kernel has it.
+/// Attributes of a VXLAN netdev as the kernel reports them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Vxlan {
-    /// The index of the netdev that its packets leave by; 0 if their route says.
+    /// Interface index of the underlay netdev; 0 if the route selects it.
     pub lower: u32,
-    /// Its own address.
+    /// Local underlay address.
     pub local: Option<IpAddr>,
-    /// The other end, or the group of those; `None` if these are in its forwarding table.
+    /// Remote address, unicast or multicast group; `None` if its FDB holds the remotes.
     pub remote: Option<IpAddr>,
 }
 
-/// An XDP program on a netdev.
+/// An XDP program attached to a netdev.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attached {
     /// Where it runs.
     pub mode: XdpMode,
-    /// Its number among all programs of the host.
+    /// BPF program id, unique on the host.
     pub program: u32,
 }
 
@@ -101,13 +101,13 @@ pub enum XdpMode {
     Native,
     /// In the network stack.
     Generic,
-    /// In the hardware. Frames that it lets through may meet a second program, which is told of rather
-    /// than this one.
+    /// In the hardware. Frames that it passes may run through a second program; the kernel then reports
+    /// that one.
     Offloaded,
 }
 
 impl XdpMode {
-    /// What `ip link set` calls it.
+    /// Keyword of `ip link set`.
     pub const fn option(self) -> &'static str {
         match self {
             XdpMode::Native => "xdpdrv",
@@ -133,55 +133,55 @@ impl fmt::Display for XdpMode {
     }
 }
 
-/// A tap as the kernel has it.
+/// Attributes of a tap as the kernel reports them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct TapInfo {
-    /// Whether it may have more than one queue.
+    /// Multiple queues allowed (IFF_MULTI_QUEUE).
     pub multi_queue: bool,
-    /// Whether frames have an offload header.
+    /// Frames carry a `virtio_net_hdr` (IFF_VNET_HDR).
     pub vnet_header: bool,
-    /// Whether it outlives its queues.
+    /// The netdev remains after its last queue is closed (IFF_PERSIST).
     pub persist: bool,
-    /// How many of its queues are open. The kernel tells of multi-queue devices only; 0 otherwise.
+    /// Number of open queues. 0 for a tap without multiple queues, of which the kernel does not report it.
     pub queues: u32,
 }
 
-/// How a netdev shall be. `None` leaves things as they are.
+/// Wanted properties of a netdev. `None` leaves a property unchanged.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Wanted {
-    /// Its MAC address.
+    /// MAC address.
     pub mac: Option<Mac>,
-    /// Its MTU.
+    /// MTU in bytes.
     pub mtu: Option<u32>,
-    /// Its alias.
+    /// Interface alias.
     pub alias: Option<String>,
-    /// The most segments of a super-frame that is sent through it. A wish: a kernel that does not
-    /// know it keeps its own.
+    /// Maximum segments of a transmitted GSO packet. Best effort: a kernel without this attribute keeps
+    /// its value.
     pub gso_max_segs: Option<u32>,
-    /// How many frames may wait to be sent through it, in each of its queues.
+    /// Maximum frames in each transmit queue.
     pub queue_len: Option<u32>,
-    /// Whether to set it up. It is never set down.
+    /// Set it up if it is down. Never sets it down.
     pub up: bool,
 }
 
-/// The netdev of this name, if there is one.
+/// Finds a netdev by name.
 pub fn find(name: &str) -> io::Result<Option<Link>> {
     let name = name.to_owned();
     block_on(async |links| Ok(get(links.get().match_name(name)).await?.as_ref().map(read)))
 }
 
-/// A netdev as [`find_each`] finds it.
+/// Result of [`find_each`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {
-    /// Its name now.
+    /// Current name.
     pub name: String,
-    /// What the kernel says of it.
+    /// Attributes.
     pub link: Link,
-    /// The name of its master, if it has one.
+    /// Name of its master; `None` if it has none.
     pub master: Option<String>,
 }
 
-/// The netdev of each name; the one with the index instead if that stands beside the name, whatever its name is now.
+/// Finds several netdevs: by index where one is given, whatever the current name; else by name.
 pub fn find_each(wanted: &[(&str, Option<u32>)]) -> Vec<io::Result<Option<Found>>> {
     let requests = block_on(async |links| {
         let mut all = Vec::with_capacity(wanted.len());
@@ -229,7 +229,7 @@ pub(super) fn name(message: &LinkMessage) -> Option<String> {
     })
 }
 
-/// Makes `link` as it is wanted, and says what had to be changed for it, in words.
+/// Sets those properties of `link` that differ from `wanted`. Returns the changed ones, as words.
 pub fn change(link: &Link, wanted: &Wanted) -> io::Result<Vec<&'static str>> {
     let mut changed = Vec::new();
     let mut message = LinkUnspec::new_with_index(link.index);
@@ -259,7 +259,7 @@ pub fn change(link: &Link, wanted: &Wanted) -> io::Result<Vec<&'static str>> {
     }
     let (index, anything) = (link.index, !changed.is_empty());
     block_on(async |links| {
-        // First, so that no frame is sent without it; and alone, since it may be refused.
+        // First, so that it holds for every frame; in a request of its own, since the kernel may refuse it.
         if let Some(segs) = segs {
             let attribute = LinkAttribute::GsoMaxSegs(segs);
             let message = LinkUnspec::new_with_index(index).append_extra_attribute(attribute).build();
@@ -270,7 +270,7 @@ pub fn change(link: &Link, wanted: &Wanted) -> io::Result<Vec<&'static str>> {
     Ok(changed)
 }
 
-/// Deletes a netdev. One that is gone already is as good as deleted.
+/// Deletes a netdev; `Ok` if it is already gone.
 pub fn delete(index: u32) -> io::Result<()> {
     block_on(async |links| match links.del(index).execute().await.map_err(to_io_error) {
         Err(e) if e.raw_os_error() != Some(NO_DEVICE) => Err(e),
@@ -278,14 +278,14 @@ pub fn delete(index: u32) -> io::Result<()> {
     })
 }
 
-/// Deletes netdevs in one go. The kernel waits for all of its cores to have forgotten a netdev, some
-/// 25 ms, and does so once for those that go together. If this fails, some may still be there.
+/// Deletes netdevs in batches. The kernel waits some 25 ms for all cores to release a deleted netdev,
+/// once per batch. On error, some netdevs may remain.
 pub fn delete_many(indices: &[u32]) -> io::Result<()> {
     block_on(async |links| {
         for together in indices.chunks(DELETE_BATCH) {
             let mut number = [0; 4];
             rustix::rand::getrandom(&mut number, rustix::rand::GetRandomFlags::empty())?;
-            // Nobody numbers his groups like this; and it is not 0, to which all others belong.
+            // Random with the top bit set: differs from groups that an operator uses and from the default group 0.
             let group = u32::from_ne_bytes(number) | 1 << 31;
             for &index in together {
                 let message = LinkUnspec::new_with_index(index).append_extra_attribute(LinkAttribute::Group(group));
@@ -302,12 +302,12 @@ pub fn delete_many(indices: &[u32]) -> io::Result<()> {
     })
 }
 
-/// Takes the XDP program off that `link` was found with. One that was attached by netlink stays
-/// otherwise, also when whoever attached it is long gone, and keeps every other program out.
+/// Detaches the XDP program that `link` reports. A program attached by netlink stays after its process
+/// ends, and blocks every other program.
 ///
 /// # Errors
 ///
-/// EBUSY: a bpf_link holds it, so that it is somebody's who lives (or is pinned under /sys/fs/bpf).
+/// EBUSY: a bpf_link holds the program; its process lives, or the link is pinned under /sys/fs/bpf.
 pub fn remove_xdp_program(link: &Link) -> io::Result<()> {
     let Some(attached) = link.xdp else { return Ok(()) };
     let mode = match attached.mode {
@@ -324,7 +324,7 @@ fn block_on<T>(work: impl AsyncFnOnce(LinkHandle) -> io::Result<T>) -> io::Resul
     connected(async |handle| work(handle.link()).await)
 }
 
-/// Does something with a connection to the kernel, from the namespace of the calling thread.
+/// Runs `work` with an rtnetlink connection in the calling thread's network namespace.
 pub(super) fn connected<T>(work: impl AsyncFnOnce(Handle) -> io::Result<T>) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     runtime.block_on(async {
@@ -409,7 +409,7 @@ fn read_tap(infos: &[LinkInfo]) -> Option<TapInfo> {
     is_tap.then_some(tap)
 }
 
-/// A native program and a generic one exclude each other; one in the hardware may come on top.
+/// A native and a generic program exclude each other; an offloaded one may be attached in addition.
 fn read_xdp(programs: &[LinkXdp]) -> Option<Attached> {
     let in_mode = programs.iter().filter_map(|program| match *program {
         LinkXdp::DrvProgId(program) => Some(Attached { mode: XdpMode::Native, program }),
@@ -420,7 +420,7 @@ fn read_xdp(programs: &[LinkXdp]) -> Option<Attached> {
     in_mode.min_by_key(|attached| attached.mode == XdpMode::Offloaded)
 }
 
-/// The value of an attribute that is one byte or one word of the host's order.
+/// Value of an attribute of one byte, or of one word in host byte order.
 fn number(attribute: &InfoTun) -> u32 {
     let mut value = vec![0; attribute.value_len()];
     attribute.emit_value(&mut value);
@@ -461,7 +461,7 @@ mod tests {
 
     #[test]
     fn nothing_is_asked_of_the_kernel_when_nothing_differs() {
-        // No netdev has this index, so that any request would fail.
+        // No netdev has this index, so any request fails.
         let link = Link { index: u32::MAX, mtu: 1500, up: true, ..Link::default() };
         let wanted = Wanted { mtu: Some(1500), mac: Some(Mac::ZERO), up: true, ..Wanted::default() };
         assert!(change(&link, &wanted).unwrap().is_empty());

@@ -1,21 +1,20 @@
-//! What is counted, and how it is told.
+//! Counters of ports and workers, and their exposition.
 //!
-//! A [`Counter`] is written by one thread and read by any. It only grows; nothing is reset by
-//! reading. The counters of a port exist once per worker, since a port's frames may come in and
-//! go out on several; control adds them up.
+//! One thread writes a [`Counter`]; any thread reads it. Reading resets nothing. Each worker has its own
+//! counters of a port, since several workers may receive and transmit its frames; control adds them up.
 //!
-//! # The ledger
+//! # Counter audit
 //!
-//! The counters of all ports balance (frames are counted as [`Frame::count`](crate::frame::Frame::count)
-//! has it):
+//! The counters of all ports balance (a frame counts as [`Frame::count`](crate::frame::Frame::count)
+//! frames):
 //!
-//! * at each port, what came in was forwarded, flooded, or dropped for a reason:
+//! * per port, each received frame is forwarded, flooded, or dropped for a reason:
 //!   `rx = forwarded + flooded + Σ drops in`;
-//! * over all ports, what was to go out went out, or was dropped for a reason:
-//!   `Σ (forwarded + copies + probes + announcements) = Σ (tx + Σ drops out)`, but for frames that are on their way
-//!   between workers at this moment.
+//! * over all ports, each frame for egress is transmitted, or dropped for a reason:
+//!   `Σ (forwarded + copies + probes + announcements) = Σ (tx + Σ drops out)`, except frames in flight
+//!   between workers.
 //!
-//! [`audit`] proves it on a switch that runs.
+//! [`audit`] checks this on a running switch.
 
 #![forbid(unsafe_code)]
 
@@ -26,35 +25,33 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::switch::{DropReason, ReservedGroup};
 
-/// Log lines that were lost, because standard error was not read in time or refused them. Of the process, as its log
-/// is.
+/// Log lines lost because standard error was full or failed. Global, like the log.
 pub static LOG_LINES_LOST: AtomicU64 = AtomicU64::new(0);
 
-/// A number that one thread adds to and any thread may read: a plain load and store, not a locked
-/// addition.
+/// A counter with one writer and any number of readers: a relaxed load and store, no locked add.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
-    /// Adds `n`. Only ever called by the one thread that owns the counter.
+    /// Adds `n`. Only the thread that owns the counter may call it.
     #[inline]
     pub fn add(&self, n: u64) {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
     }
 
-    /// Replaces the value, for what is a level rather than a count.
+    /// Sets the value; for gauges.
     #[inline]
     pub fn set(&self, n: u64) {
         self.0.store(n, Ordering::Relaxed);
     }
 
-    /// The value at some moment not long ago.
+    /// The current value; it may lag behind the writer.
     pub fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// How many frames died, by reason.
+/// Dropped frames by reason.
 #[derive(Debug)]
 pub struct Drops([Counter; DropReason::ALL.len()]);
 
@@ -65,29 +62,29 @@ impl Default for Drops {
 }
 
 impl Drops {
-    /// Counts `frames` that died for `reason`.
+    /// Counts `frames` dropped for `reason`.
     #[inline]
     pub fn add(&self, reason: DropReason, frames: u64) {
         self.0[reason as usize].add(frames);
     }
 
-    /// How many died for `reason`.
+    /// Frames dropped for `reason`.
     pub fn get(&self, reason: DropReason) -> u64 {
         self.0[reason as usize].get()
     }
 
-    /// How many died for each reason there was.
+    /// Frames dropped per reason, without zeros.
     pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
         DropReason::ALL.into_iter().map(|reason| (reason, self.get(reason))).filter(|&(_, frames)| frames > 0)
     }
 
-    /// How many died in all.
+    /// Frames dropped in total.
     pub fn total(&self) -> u64 {
         self.iter().map(|(_, frames)| frames).sum()
     }
 }
 
-/// How many frames to reserved group addresses were refused, by address.
+/// Dropped frames to reserved group addresses, by address.
 #[derive(Debug, Default)]
 pub struct ReservedGroups([Counter; ReservedGroup::COUNT]);
 
@@ -97,91 +94,90 @@ impl ReservedGroups {
         self.0[group.index()].add(frames);
     }
 
-    /// How many there were to each address, if there were any.
+    /// Frames dropped per address, without zeros.
     pub fn iter(&self) -> impl Iterator<Item = (ReservedGroup, u64)> + '_ {
         ReservedGroup::all().map(|group| (group, self.0[group.index()].get())).filter(|&(_, frames)| frames > 0)
     }
 }
 
-/// What one worker counts of one port. *In*: from the guest into the switch. *Out*: to the guest.
+/// One worker's counters of one port. *In*: received from the port. *Out*: for transmission to it.
 #[derive(Debug, Default)]
 #[repr(align(128))] // two workers never write to one pair of cache lines
 pub struct PortCounters {
-    /// Frames that came in.
+    /// Frames received.
     pub rx_frames: Counter,
-    /// And their bytes, without frame check sequence.
+    /// Bytes received, without frame check sequence.
     pub rx_bytes: Counter,
-    /// Frames that came in and were meant for one port.
+    /// Received frames forwarded to one port.
     pub forwarded: Counter,
-    /// Frames that came in and were meant for everybody on the network.
+    /// Received frames flooded to the network.
     pub flooded: Counter,
-    /// Copies that were made of the flooded ones, and, for promiscuous ports, of the others.
+    /// Copies of received frames: of flooded ones, and of others for promiscuous ports.
     pub copies: Counter,
-    /// Loop probes that the switch sent out of it, or was to send.
+    /// Loop probes for transmission to the port, dropped ones included.
     pub probes: Counter,
-    /// Announcements of local stations that the switch sent out of it, or was to send.
+    /// Announcements of local stations for transmission to the port, dropped ones included.
     pub announcements: Counter,
-    /// Frames that came and were lost before they could be received, as far as the device tells: they are
-    /// in no other counter.
+    /// Frames lost before they could be received, as reported by the device. No other counter includes them.
     pub rx_missed: Counter,
-    /// Frames that went out.
+    /// Frames transmitted.
     pub tx_frames: Counter,
-    /// And their bytes, without frame check sequence.
+    /// Bytes transmitted, without frame check sequence.
     pub tx_bytes: Counter,
-    /// Of these: frames that a device took and lost before they left, as far as it tells.
+    /// Transmitted frames that the device accepted and then lost, as reported by it.
     pub tx_lost: Counter,
-    /// Super-frames that were divided for it into the frames they stand for.
+    /// GSO packets segmented in software for this port.
     pub segmented: Counter,
-    /// Other frames of which a checksum was completed for it.
+    /// Other frames whose partial checksum was completed in software for this port.
     pub checksummed: Counter,
-    /// Frames that it did not get because they were for stations that nobody knows.
+    /// Frames to unknown destinations that were not flooded to this port.
     pub not_flooded: Counter,
-    /// Copies that were made for it because it is promiscuous, of frames for one other port.
+    /// Copies of frames for another port, made for this promiscuous port.
     pub mirror_copies: Counter,
-    /// Frames from this port that were let pass though their source could not be learned, at its MAC limit.
+    /// Frames from this port that passed although their source was not learned: the port is at its MAC limit.
     pub not_learned: Counter,
-    /// Of the frames from this port that died for [`DropReason::ReservedGroup`]: to which one they were.
+    /// Frames from this port dropped for [`DropReason::ReservedGroup`], by address.
     pub reserved_groups: ReservedGroups,
-    /// Frames from this port that died.
+    /// Dropped frames from this port.
     pub drops_in: Drops,
-    /// Frames for this port that died.
+    /// Dropped frames for this port.
     pub drops_out: Drops,
-    /// Known to [`audit::Retired`].
+    /// Epoch of [`audit::Retired`].
     epoch: Counter,
 }
 
-/// What one worker counts of itself.
+/// Counters of one worker.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct WorkerCounters {
-    /// Breaths taken.
+    /// Loop iterations.
     pub polls: Counter,
-    /// Breaths in which there was something to do.
+    /// Loop iterations with work.
     pub busy_polls: Counter,
-    /// Nanoseconds of these.
+    /// Nanoseconds spent in loop iterations with work.
     pub busy_nanos: Counter,
-    /// Times it went to sleep.
+    /// Number of sleeps.
     pub sleeps: Counter,
-    /// Times a gate was not read, because nothing has lived of what it brought.
+    /// Polls of a queue skipped by drop back-off: its last bursts were dropped entirely.
     pub polls_skipped: Counter,
-    /// Stations in its table.
+    /// Stations in the worker's FDB.
     pub stations: Counter,
-    /// Times a station went unlearned for lack of room.
+    /// Stations not learned because the FDB had no free entry.
     pub refused: Counter,
-    /// Sightings that did not fit the ring to a peer. They are told again.
+    /// MAC updates lost because the ring to a peer was full. The worker sends them again.
     pub updates_lost: Counter,
-    /// Loop probes and stations that move of which control was not told, for lack of room.
+    /// Events to control (loop probes, MAC flaps) lost because the channel was full.
     pub events_lost: Counter,
-    /// Frames for one port that were handed to other workers.
+    /// Frames for one port handed off to other workers.
     pub peer_tx_frames: Counter,
-    /// And those that were taken over from them.
+    /// Frames for one port taken over from other workers.
     pub peer_rx_frames: Counter,
-    /// Frames to be flooded by other workers that were handed to them.
+    /// Frames handed off to other workers for flooding.
     pub peer_tx_floods: Counter,
-    /// And those that were taken over from them.
+    /// Frames for flooding taken over from other workers.
     pub peer_rx_floods: Counter,
-    /// Frames that died because their port was closed while they were on their way to it.
+    /// Frames dropped because their port was closed while they were in flight between workers.
     pub closed_port_drops: Counter,
-    /// What was counted of ports that are no more.
+    /// Counters of removed ports.
     pub retired: audit::Retired,
 }
