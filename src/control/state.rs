@@ -187,11 +187,11 @@ impl StateStore {
         })
     }
 
-    /// Some of the stations that were learned before, from a place on (the first is 0), and the place at which it goes on,
-    /// if there are more.
-    pub async fn take_stations(&self, from: i64) -> (Vec<StoredStation>, Option<i64>) {
+    /// At most `most` of the stations that were learned before, from a place on (the first is 0), and the place at which
+    /// it goes on, if there are more.
+    pub async fn take_stations(&self, from: i64, most: usize) -> (Vec<StoredStation>, Option<i64>) {
         let Some(store) = self.store() else { return (Vec::new(), None) };
-        store.stations_page(from).await.unwrap_or_else(|why| {
+        store.stations_page(from, most).await.unwrap_or_else(|why| {
             warn!("the stations that were learned before are not known: {why}");
             (Vec::new(), None)
         })
@@ -395,6 +395,6 @@ mod tests {
         let text = String::new();
         let event = Event { time, text, ..Event::new(kind, std::time::SystemTime::UNIX_EPOCH) };
         store.append_events(vec![event]).await.unwrap();
-        assert_eq!(store.take_stations(0).await, (vec![], None));
+        assert_eq!(store.take_stations(0, 1).await, (vec![], None));
     }
 }

@@ -1,11 +1,19 @@
 //! The table of stations: closed ports, limits, and what workers tell each other.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::Timespec;
+use rustix::process::Signal;
+use rustix::thread::nanosleep;
+use vifswitch::time::{self, MonoTime};
 use vifswitch::wire::Mac;
 
-use support::host::await_that;
-use support::host::daemon::{Daemon, config};
+use support::host::daemon::{Daemon, Vif, config, keeping};
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, guests};
+use support::host::{Finally, Namespace, await_that};
 
 /// Stations that may be learned behind a port.
 const QUOTA: u64 = 8;
@@ -90,4 +98,207 @@ fn stations_from_before_a_port_was_down_do_not_count_against_its_mac_limit() {
             daemon.done(&["set", "port-1", &format!("admin_state_up={up}")], "");
         }
     }
+}
+
+/// Stations in the table.
+const STATIONS: u64 = 262_144;
+
+/// How much longer the bystander may hear nothing than the far end of a plain veth.
+const GAP: Duration = Duration::from_millis(10);
+
+/// How often a gap is measured again that is longer. The veth knows of no standstill of the switch's own threads, which
+/// others that use the machine cause now and then; what the table causes comes back each time.
+const TRIES: usize = 8;
+
+/// Between two frames of a stream.
+const INTERVAL: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000 };
+
+/// Numbered frames from one netdev to another.
+struct Stream {
+    sender: Nic,
+    receiver: Nic,
+    addresses: (Mac, Mac),
+    sent: u64,
+    came: u64,
+    missing: u64,
+    last: Option<MonoTime>,
+    max_gap: Duration,
+}
+
+impl Stream {
+    fn new(sender: Nic, receiver: Nic, addresses: (Mac, Mac)) -> Stream {
+        Stream { sender, receiver, addresses, sent: 0, came: 0, missing: 0, last: None, max_gap: Duration::ZERO }
+    }
+
+    fn send(&mut self) {
+        let (to, from) = self.addresses;
+        // Nobody holds the tap between two lives of the switch.
+        let _ = self.sender.try_send(&experiment(to, from, &self.sent.to_be_bytes()));
+        self.sent += 1;
+    }
+
+    fn read(&mut self) {
+        let (to, from) = self.addresses;
+        let header = [to.octets(), from.octets()].concat();
+        while let Some(frame) = self.receiver.try_take() {
+            if !frame.starts_with(&header) {
+                continue;
+            }
+            let number = u64::from_be_bytes(frame[14..22].try_into().unwrap());
+            assert!(number >= self.came, "{number} after {}", self.came);
+            self.missing += number - self.came;
+            self.came = number + 1;
+            let now = time::now();
+            if let Some(last) = self.last.replace(now) {
+                self.max_gap = self.max_gap.max(now.since(last));
+            }
+        }
+    }
+}
+
+/// The longest gaps while something was done, and how many frames were lost through the switch.
+#[derive(Debug)]
+struct Gaps {
+    switch: Duration,
+    control: Duration,
+    missing: u64,
+}
+
+/// Two streams that one thread sends and receives: through the switch, and by a veth that the switch has nothing to do with.
+struct Streams {
+    switch: Stream,
+    control: Stream,
+}
+
+impl Streams {
+    fn both(&mut self, mut work: impl FnMut(&mut Stream)) {
+        [&mut self.switch, &mut self.control].into_iter().for_each(&mut work);
+    }
+
+    /// The longest gaps while `work` is done by another thread.
+    fn gaps_during(&mut self, work: impl FnOnce() + Send) -> Gaps {
+        self.both(|stream| (stream.missing, stream.last, stream.max_gap) = (0, None, Duration::ZERO));
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let work = scope.spawn(|| {
+                let _done = Finally(&done);
+                work();
+            });
+            // What comes behind the end shows a gap that reaches up to it.
+            let mut behind = 0;
+            while behind < 20 {
+                self.both(Stream::send);
+                self.both(Stream::read);
+                behind += u32::from(done.load(Ordering::Relaxed));
+                let _ = nanosleep(&INTERVAL);
+            }
+            work.join().unwrap();
+        });
+        await_that("the last frames of both streams", || {
+            self.both(Stream::read);
+            (self.switch.came == self.switch.sent && self.control.came == self.control.sent).then_some(())
+        });
+        assert_eq!(self.control.missing, 0, "by the veth");
+        Gaps { switch: self.switch.max_gap, control: self.control.max_gap, missing: self.switch.missing }
+    }
+
+    /// The same, for work that must cost no frame: the gap, that of the control, and by how much it may be longer.
+    fn compared(&mut self, work: impl FnOnce() + Send) -> (Duration, Duration, Duration) {
+        let gaps = self.gaps_during(work);
+        assert_eq!(gaps.missing, 0, "frames of the stream");
+        (gaps.switch, gaps.control, GAP)
+    }
+}
+
+/// A station of those that one port has.
+fn station(number: u64) -> Mac {
+    Mac::from_bits(0x0a00_0000_0000 + number)
+}
+
+/// Has all stations learned behind the port of `teacher`. They speak to `sink`, where nobody reads. Now and then one of them
+/// speaks to the receiver of the stream, and the others wait for that: the queue of a tap is short.
+fn teach(teacher: &Nic, sink: &Vif, streams: &Streams) {
+    let (to, _) = streams.switch.addresses;
+    for first in (0..STATIONS).step_by(512) {
+        (first..first + 512).for_each(|number| teacher.send(&experiment(sink.mac, station(number), &[7; 46])));
+        let end = experiment(to, station(first), &first.to_be_bytes());
+        teacher.send(&end);
+        streams.switch.receiver.take_until(&end);
+    }
+}
+
+/// How many stations the switch has learned.
+fn learned(daemon: &Daemon) -> u64 {
+    daemon.get::<serde_json::Value>("/v1/networks")[0]["stations"].as_u64().unwrap()
+}
+
+/// 262144 stations that are shown, flushed, kept and learned again at a start hold up nobody's frames: the longest gap
+/// between two frames of a stream is that of a plain veth at the same time, give or take 10 ms. The gap of a restart itself
+/// is that of one without stations, give or take a half.
+#[test]
+fn a_table_of_262144_stations_that_is_shown_flushed_or_restored_holds_up_no_frames() {
+    let Some((spaces, mut vifs)) = guests(&["a", "b", "c", "d"], &[DeviceKind::Tap], 1500) else { return };
+    let Some(host) = Namespace::new() else { return };
+    vifs[2].more = "port_security = \"off\"".into();
+    host.ip("link add cable0 type veth peer name cable1");
+    ["cable0", "cable1"].iter().for_each(|name| host.ip(&format!("link set dev {name} up")));
+    let mut daemon = Daemon::new();
+    let text = config(&daemon.socket(), "", &[("net1", 1500)], &vifs)
+        .replace("stations = 4096", "stations = 524288")
+        .replace("mtu = 1500", "mtu = 1500\nfdb_limit = 300000\nfdb_limit_per_port = 300000");
+    daemon.configure(&keeping(&text, &daemon.state()));
+    daemon.start();
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let nic = |index: usize| Nic::new(&spaces[index], &vifs[index].name);
+    let addresses = (vifs[1].mac, vifs[0].mac);
+    let mut streams = Streams {
+        switch: Stream::new(nic(0), nic(1), addresses),
+        control: Stream::new(Nic::new(&host, "cable0"), Nic::new(&host, "cable1"), addresses),
+    };
+    let teacher = nic(2);
+    let mut measure =
+        |what: &str, work: &mut dyn FnMut(&mut Daemon, &mut Streams) -> (Duration, Duration, Duration)| {
+            let mut tried = Vec::new();
+            while tried.len() < TRIES {
+                teach(&teacher, &vifs[3], &streams);
+                assert_eq!(learned(&daemon), STATIONS, "{:?}", daemon.port(&vifs[2]).counts);
+                let (gap, control, tolerance) = work(&mut daemon, &mut streams);
+                println!("{what}: {gap:?}, and the control: {control:?}");
+                if gap <= control + tolerance {
+                    return;
+                }
+                tried.push((gap, control));
+            }
+            panic!("{what}; silent for, and the control: {tried:?}");
+        };
+    measure("shown as a table", &mut |daemon, streams| {
+        streams.compared(|| {
+            let lines = daemon.done(&["show", "fdb"], "").lines().count() as u64;
+            assert!(lines > STATIONS, "{lines}");
+        })
+    });
+    measure("shown as JSON", &mut |daemon, streams| {
+        let learned = "\"learned\"";
+        streams.compared(|| assert_eq!(daemon.page("/v1/fdb").matches(learned).count() as u64, STATIONS))
+    });
+    measure("flushed", &mut |daemon, streams| {
+        let all = format!("{{\"flushed\":{STATIONS}}}");
+        streams.compared(|| assert_eq!(daemon.done(&["flush", "--json"], "").trim(), all))
+    });
+    let restart = |daemon: &mut Daemon| {
+        daemon.stop(Signal::TERM);
+        daemon.start();
+    };
+    measure("stored, and the switch started again", &mut |daemon, streams| {
+        let gap = streams.gaps_during(|| restart(daemon)).switch;
+        await_that("all stations", || (learned(daemon) == STATIONS).then_some(()));
+        daemon.done(&["flush"], "");
+        let control = streams.gaps_during(|| restart(daemon)).switch;
+        // What a restart takes depends on the machine, and so does what the first stations add to it.
+        (gap, control, GAP.max(control / 2))
+    });
+    measure("taken back", &mut |daemon, streams| {
+        restart(daemon);
+        streams.compared(|| await_that("all stations", || (learned(daemon) == STATIONS).then_some(())))
+    });
 }

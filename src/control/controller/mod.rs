@@ -66,6 +66,7 @@ use super::orphans::{self, Orphans};
 use super::policers::Policers;
 use super::state::StateStore;
 use super::status::StatusBuilder;
+use super::store::CHUNK;
 use super::workers::WorkerHandles;
 use crate::frame::Pool;
 use crate::switch::{ForwardingConfig, HashKey, PortId};
@@ -79,6 +80,9 @@ const RETRY: Duration = Duration::from_millis(250);
 
 /// How long an answer waits for the disk.
 const DISK: Duration = Duration::from_secs(1);
+
+/// Stations that are learned again before the first port is opened. Ports wait for them: they take a few milliseconds.
+const FIRST_STATIONS: usize = 1000;
 
 /// How often the learned stations are kept, for a switch that is killed.
 const SAVE_STATIONS: Duration = Duration::from_secs(60);
@@ -250,7 +254,7 @@ impl Controller {
         self.apply(config, Apply::default()).await;
         // While devices are opened, before the first frame comes: nothing that was known is flooded. If there are very
         // many, ports do not wait for them all.
-        let more = self.take_stations(0).await;
+        let more = self.take_first_stations().await;
         let mut retry = tokio::time::interval(RETRY);
         while self.applying.is_some() || !self.pending.is_empty() {
             let next = self.next_attempt.map(|at| at.since(time::now()));
@@ -267,9 +271,9 @@ impl Controller {
         Ok(())
     }
 
-    /// Learns some of the stations that were known before. Where it goes on, if there are more.
-    async fn take_stations(&self, from: i64) -> Option<i64> {
-        let (stored, more) = self.state.take_stations(from).await;
+    /// Learns the first of the stations that were known before. Where it goes on, if there are more.
+    async fn take_first_stations(&self) -> Option<i64> {
+        let (stored, more) = self.state.take_stations(0, FIRST_STATIONS).await;
         self.workers.learn(&self.fdb_index().resolve_stored(stored, time::now())).await;
         more
     }
@@ -281,7 +285,7 @@ impl Controller {
         let (done, learned) = oneshot::channel::<()>();
         self.saving_stations = Some(tokio::spawn(async move {
             while let Some(from) = more {
-                let (stored, next) = store.take_stations(from).await;
+                let (stored, next) = store.take_stations(from, CHUNK).await;
                 workers.learn(&directory.resolve_stored(stored, time::now())).await;
                 more = next;
             }
@@ -406,7 +410,11 @@ impl Controller {
         // Without workers it would keep less than there was.
         if let Some(persisted) = self.saving_stations.take() {
             persisted.abort();
+            // It holds the store.
+            let _ = persisted.await;
         }
+        // While frames are still forwarded: the more stations were stored, the longer this takes.
+        let _ = timeout(CLOSE_TIMEOUT, self.state.close()).await;
         let queues = timeout(CLOSE_TIMEOUT, self.workers.stop()).await;
         // Closing a tap waits for the kernel to take the netdev down. A driver that does not return is left to the end
         // of the process.
@@ -418,7 +426,6 @@ impl Controller {
         if timeout(CLOSE_TIMEOUT, closed).await.is_err() {
             warn!("devices have not been closed within {} s", CLOSE_TIMEOUT.as_secs());
         }
-        let _ = timeout(CLOSE_TIMEOUT, self.state.close()).await;
     }
 
     fn new_port(&mut self, endpoint: Endpoint) -> Port {

@@ -34,7 +34,7 @@ use crate::wire::Mac;
 const QUEUE: usize = 64;
 
 /// Stations that are saved or read at a time: how long a commit waits at most for them.
-const CHUNK: usize = 10_000;
+pub const CHUNK: usize = 10_000;
 
 /// The desired state, in the shape in which a configuration is written.
 #[derive(Debug, Clone, PartialEq)]
@@ -151,11 +151,11 @@ impl Store {
         Ok(self.request(move |database| database.stations(&now, 0, usize::MAX)).await?.0)
     }
 
-    /// Some of these, from a place on (the first is 0), and the place at which it goes on, if there are more. Others come
-    /// in between, which must not save stations.
-    pub async fn stations_page(&self, from: i64) -> Result<(Vec<StoredStation>, Option<i64>), StoreError> {
+    /// At most `most` of these, from a place on (the first is 0), and the place at which it goes on, if there are more.
+    /// Others come in between, which must not save stations.
+    pub async fn stations_page(&self, from: i64, most: usize) -> Result<(Vec<StoredStation>, Option<i64>), StoreError> {
         let now = Stamp::now();
-        self.request(move |database| database.stations(&now, from, CHUNK)).await
+        self.request(move |database| database.stations(&now, from, most)).await
     }
 
     /// Looks for damage that does not show when the file is opened. Others come in between.
