@@ -1,4 +1,4 @@
-//! The daemon: from a configuration to a running switch, and out again in order.
+//! The daemon: starts the switch from a configuration and shuts it down in order.
 
 #![forbid(unsafe_code)]
 

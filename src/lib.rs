@@ -1,12 +1,12 @@
 //! vifswitch: a poll-mode userspace Ethernet switch for compute hosts.
 //!
-//! A frame walks one way: **device → switch → outbox → device**. A *worker* is one thread pinned to
-//! one core; it walks this corridor once per *breath* and owns everything it touches. Control is
-//! another thread, and talks to workers by mail.
+//! Pipeline of a frame: **device → switch → outbox → device**. A *worker* is one thread pinned to
+//! one core; it runs this pipeline once per loop iteration and owns all state it accesses. Control is
+//! another thread, and sends commands to workers over channels.
 //!
-//! # The rooms
+//! # Modules
 //!
-//! | room | what is in it |
+//! | module | contents |
 //! |---|---|
 //! | [`wire`] | bytes → meaning: addresses, tags, the offload header. Never panics |
 //! | [`frame`] | the right to bytes: [`Frame`](frame::Frame), [`Batch`](frame::Batch), [`TxBatch`](frame::TxBatch), [`Pool`](frame::Pool), [`Magazine`](frame::Magazine) |

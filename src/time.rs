@@ -1,5 +1,5 @@
-//! Time as a value. This is the one place of the program that reads a clock; everything else is
-//! handed a [`MonoTime`], so that tests can make up their own.
+//! Clocks and points in time. The only module that reads a clock; all others are passed a [`MonoTime`],
+//! so that tests can set it.
 
 use std::ops::{Add, Sub};
 use std::sync::OnceLock;
@@ -14,12 +14,12 @@ use serde::{Deserialize, Serialize};
 pub struct MonoTime(u64);
 
 impl MonoTime {
-    /// The moment `nanos` nanoseconds after the host booted.
+    /// The time `nanos` nanoseconds after the host booted.
     pub const fn from_nanos(nanos: u64) -> MonoTime {
         MonoTime(nanos)
     }
 
-    /// The moment `seconds` seconds after the host booted.
+    /// The time `seconds` seconds after the host booted.
     pub const fn from_secs(seconds: u64) -> MonoTime {
         MonoTime(seconds * 1_000_000_000)
     }
@@ -35,7 +35,7 @@ impl MonoTime {
         (self.0 / 1_000_000_000) as u32
     }
 
-    /// How long ago `earlier` was; nothing if it is not in the past.
+    /// Time elapsed since `earlier`; zero if `earlier` is later.
     pub const fn since(self, earlier: MonoTime) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
@@ -57,7 +57,7 @@ impl Sub<Duration> for MonoTime {
     }
 }
 
-/// Reads CLOCK_BOOTTIME: about 25 ns, so once per breath and never once per frame. XDP programs read the same clock.
+/// Reads CLOCK_BOOTTIME: about 25 ns, so once per loop iteration, never per frame. XDP programs read the same clock.
 pub fn now() -> MonoTime {
     moment(rustix::time::clock_gettime(rustix::time::ClockId::Boottime))
 }
@@ -87,7 +87,7 @@ pub fn wall() -> SystemTime {
 /// A point in time that can be compared with one of another life of the switch, and of another life of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
-    /// Which life of the host; nothing if that is not known.
+    /// Boot id of the host; empty if unknown.
     boot: String,
     /// Milliseconds since the host booted.
     boot_millis: i64,

@@ -1,4 +1,4 @@
-//! Telling the supervisor, where it wants to know, that the switch is alive.
+//! Sends keep-alive messages to a supervisor with a watchdog.
 
 use sd_notify::NotifyState;
 

@@ -1,5 +1,4 @@
-//! Which kinds of port a netdev is good for, before anything is bound: facts in, opinions out. Asking for
-//! the facts touches nothing.
+//! Recommends port kinds for a netdev, before anything is bound. Reads facts about the netdev; changes nothing.
 
 use std::fmt;
 use std::path::Path;

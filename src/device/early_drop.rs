@@ -1,7 +1,7 @@
-//! Shedding: frames to groups that die where they arrive, before they cost the switch anything.
+//! Early drop: group frames dropped in the device, before they cost the worker anything.
 //!
-//! While a port may not flood for a moment, what it sends to groups is only received to be dropped. A device
-//! that can drops it by itself until the moment is over, and counts it, so that the books lose nothing.
+//! While a port has exceeded its flood rate, the switch would receive its group frames only to drop them. A
+//! device that can drops them itself until a given time, and counts them, so that the counters still balance.
 
 use std::ops::{Index, IndexMut};
 

@@ -1,4 +1,4 @@
-//! What a device takes of offload work while it is open.
+//! Offloads that an open device accepts for transmit.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,4 +1,4 @@
-//! What all ports on netdevs of others begin with: the netdev is found, and nothing about it is changed.
+//! Common first step of `packet` and `xdp` ports: finds the netdev, without changing it.
 
 use std::io;
 

@@ -1,5 +1,5 @@
-//! Whether full-size frames fit through a VXLAN netdev: what it sends is longer by its headers, and has to fit the MTU of
-//! the underlay as well, or it is sent in fragments, at a tenth of the speed.
+//! Checks that full-size frames fit through a VXLAN netdev. Encapsulation adds headers; packets longer than the
+//! underlay MTU are fragmented, at a tenth of the throughput.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -1,4 +1,4 @@
-//! Which cores this process may use, and who runs on which.
+//! CPU affinity: cores that this process may use, and pinning of threads.
 
 use core_affinity::CoreId;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};

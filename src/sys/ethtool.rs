@@ -1,5 +1,5 @@
-//! What a driver says of its netdev, by ethtool's ioctl: its name, its queues and its offload features. In the
-//! namespace of the calling thread.
+//! ethtool ioctls: driver name, queues and offload features of a netdev, in the calling thread's network
+//! namespace.
 
 use std::ffi::{CStr, c_void};
 use std::io;

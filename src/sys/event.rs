@@ -1,4 +1,4 @@
-//! Waiting for several things at once: epoll, and an eventfd to be woken by.
+//! epoll, and an eventfd that wakes it.
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -1,5 +1,5 @@
-//! Generic netlink: families of messages that have a name, asked one request at a time. In the namespace of the
-//! calling thread.
+//! Generic netlink: resolves a family by name and sends one request at a time, in the calling thread's network
+//! namespace.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

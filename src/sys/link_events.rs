@@ -1,10 +1,9 @@
-//! News of netdevs, as the kernel tells them by netlink (RTNLGRP_LINK): one socket hears of all
-//! netdevs of its namespace.
+//! Netdev events from rtnetlink (RTNLGRP_LINK): one socket receives those of all netdevs of its network
+//! namespace.
 //!
-//! The kernel tells of much that is of no interest here. So this keeps a table of what there is, and
-//! says only which names lead to something else than before: nothing, another netdev, or one with another
-//! [`LinkState`] or other offload features. When the kernel had more
-//! to tell than the socket had room for, all netdevs are asked for again, and compared.
+//! Most notifications are irrelevant here. A table of known netdevs filters them: only names are reported
+//! whose netdev is gone, was replaced, or changed its [`LinkState`] or offload features. After an overflow
+//! of the socket buffer, all netdevs are read again and compared.
 
 use std::collections::{HashMap, HashSet};
 use std::io;

@@ -1,4 +1,4 @@
-//! Anonymous memory from the kernel, on huge pages where that can be had.
+//! Anonymous memory mappings, on huge pages where available.
 
 use std::io;
 use std::ptr::NonNull;

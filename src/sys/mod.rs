@@ -1,6 +1,6 @@
-//! The operating system, thin: each file wraps one of its corners in a safe face.
+//! Safe wrappers of kernel interfaces, one file each.
 //!
-//! Errors are `io::Error` from here on up; nobody else sees an errno.
+//! Errors are `io::Error`.
 
 pub mod bpf;
 pub mod cores;

@@ -1,5 +1,5 @@
-//! What XDP can do on a netdev, as the kernel tells it by generic netlink (family "netdev", linux/netdev.h).
-//! In the namespace of the calling thread; nothing is touched.
+//! Reads the XDP features of a netdev over generic netlink (family "netdev", linux/netdev.h), in the calling
+//! thread's network namespace. Changes nothing.
 
 use std::io;
 

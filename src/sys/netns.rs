@@ -1,8 +1,7 @@
-//! Network namespaces: doing something inside one.
+//! Network namespaces: runs a closure inside one.
 //!
-//! A thread that has entered a namespace is of no use for anything else. So each visit has a
-//! thread of its own, which ends with it; a pool of threads never sees a namespace. What is opened
-//! inside (a socket, a tap) stays there and works from any thread.
+//! Each call starts a thread that enters the namespace and ends with the call, so no pooled thread
+//! changes its namespace. A socket or tap opened inside stays there and works from any thread.
 
 use std::fmt;
 use std::fs::File;

@@ -1,7 +1,7 @@
-//! Which namespaces get or lose a name: inotify on the directory of named namespaces.
+//! Watches named network namespaces: inotify on their directory.
 //!
-//! What it reports is a hint: `ip netns add` makes the file first and binds the namespace to it afterwards, of which
-//! the kernel reports nothing.
+//! An event is a hint: `ip netns add` creates the file first and mounts the namespace on it afterwards, which inotify
+//! does not report.
 
 use std::ffi::OsStr;
 use std::io;

@@ -1,7 +1,7 @@
-//! The capabilities that the switch works with, and giving up all others.
+//! Capabilities: keeps those that the switch needs and drops all others.
 //!
-//! They belong to a thread and are passed on to those that it starts. So what is given up, is given
-//! up before there is a second thread.
+//! Capabilities belong to a thread and are inherited by threads that it starts. Drop them before a second
+//! thread exists.
 
 use std::io;
 

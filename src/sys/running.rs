@@ -1,4 +1,4 @@
-//! Whether frames can leave by a netdev, asked without waiting for anybody: the kernel takes no lock for it.
+//! Reads whether a netdev is running. Does not block: the kernel takes no lock for it.
 
 use std::ffi::c_void;
 use std::io;

@@ -1,5 +1,5 @@
-//! What the network stack of a namespace does with the frames of a netdev, by its settings and addresses. In the
-//! namespace of the calling thread; nothing is touched.
+//! Reads what the network stack does with a netdev's frames: its settings and addresses, in the calling thread's
+//! network namespace. Changes nothing.
 
 use std::fmt;
 use std::fs;

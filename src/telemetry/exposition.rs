@@ -1,7 +1,7 @@
-//! What Prometheus reads: the views of the switch as metrics, in the OpenMetrics text format.
+//! Prometheus metrics in the OpenMetrics text format.
 //!
-//! The values are read for each scrape, not kept in a registry of their own. *Receive* is from the
-//! guest into the switch, *transmit* is to the guest, as for the ports of any other switch.
+//! Each scrape reads the current values; there is no registry. *Receive* is from the guest into the
+//! switch, *transmit* is to the guest, as for the ports of any other switch.
 
 mod loops;
 

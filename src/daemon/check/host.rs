@@ -1,4 +1,4 @@
-//! What the host says to a configuration: its cores, paths, namespaces, netdevs and rights.
+//! Checks a configuration against the host: cores, paths, namespaces, netdevs, capabilities.
 
 use std::collections::HashSet;
 use std::fs;

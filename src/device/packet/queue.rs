@@ -1,4 +1,4 @@
-//! The open sockets of a port: one that hears, by a ring, one that is to hear in its place, and one that sends.
+//! Queue pair of a `packet` port: receive socket with ring, spare receive socket, transmit socket.
 
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::mem;

@@ -1,7 +1,7 @@
-//! An assembler for XDP programs: instructions in a row, and jumps to places with a name.
+//! An assembler for XDP programs: a sequence of instructions, and jumps to named labels.
 //!
-//! It stands in for a compiler, of which our programs are too short to be worth one. It knows what
-//! they need of the instruction set (RFC 9669), and leaves judging them to the kernel's verifier.
+//! The programs are too short to justify a compiler. The assembler covers the instructions that they use
+//! (RFC 9669), and leaves their verification to the kernel.
 
 #![forbid(unsafe_code)]
 

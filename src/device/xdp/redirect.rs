@@ -1,4 +1,4 @@
-//! The program on a netdev that brings its frames to our sockets.
+//! The XDP program on a netdev that redirects its frames to the AF_XDP sockets.
 
 use std::io;
 use std::os::fd::BorrowedFd;

@@ -1,4 +1,4 @@
-//! A map that programs and this process have in common as plain memory.
+//! A BPF array map, mapped into this process and shared with programs.
 
 use std::ffi::c_void;
 use std::io;

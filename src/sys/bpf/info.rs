@@ -1,4 +1,4 @@
-//! What the kernel says of a program that somebody has loaded.
+//! Reads the kernel's information about a loaded BPF program.
 
 use std::ffi::c_long;
 use std::io;

@@ -1,4 +1,4 @@
-//! A program that keeps what a netdev receives from the network stack of its namespace. Packet sockets have it before.
+//! A program that drops a netdev's received frames before the network stack, and after packet sockets.
 
 use std::ffi::c_long;
 use std::io;

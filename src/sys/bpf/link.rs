@@ -1,4 +1,4 @@
-//! A program on a netdev.
+//! Attaches a BPF program to a netdev.
 
 use std::ffi::c_long;
 use std::io;

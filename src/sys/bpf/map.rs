@@ -1,4 +1,4 @@
-//! Making maps of any kind.
+//! Creates BPF maps of any kind.
 
 use std::ffi::c_long;
 use std::io;

@@ -1,4 +1,4 @@
-//! A program: loaded, tried out, and told from others.
+//! BPF programs: load, test run, program id.
 
 use std::ffi::c_long;
 use std::io;

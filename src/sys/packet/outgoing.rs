@@ -1,4 +1,4 @@
-//! Many frames sent in one call, each with an offload header and in several pieces.
+//! Transmits many frames with one system call, each with a `virtio_net_hdr` and in several pieces.
 
 use std::ffi::c_uint;
 use std::io;

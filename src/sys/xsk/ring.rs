@@ -1,5 +1,5 @@
-//! One of the four rings: a producer of entries for the kernel, or a consumer of the kernel's. Of its two counters the
-//! kernel owns one and we own the other; both wrap at 2^32.
+//! One AF_XDP ring: this process is either its producer or its consumer, the kernel the other. Each side writes one of
+//! the two counters; both wrap at 2^32.
 
 use std::ffi::c_void;
 use std::io;
