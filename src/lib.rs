@@ -8,19 +8,19 @@
 //!
 //! | module | contents |
 //! |---|---|
-//! | [`wire`] | bytes → meaning: addresses, tags, the offload header. Never panics |
-//! | [`frame`] | the right to bytes: [`Frame`](frame::Frame), [`Batch`](frame::Batch), [`TxBatch`](frame::TxBatch), [`Pool`](frame::Pool), [`Magazine`](frame::Magazine) |
-//! | [`device`] | how frames enter and leave: the trait [`Device`](device::Device), taps, packet sockets, cables |
-//! | [`sys`] | the operating system, thin, safe outside |
-//! | [`switch`] | what to do with a frame: rules, table of stations, verdicts. Pure |
-//! | [`worker`] | one thread: breath, gates, outbox, peers, mail, pace |
-//! | [`control`] | desired state: configuration, admission, changes and plans, controller, store, API and its client |
-//! | [`telemetry`] | counters with one writer, the drop ledger and its audit, metrics |
-//! | [`cli`], [`daemon`], [`time`] | the command line; the running switch, and `check`; the one place that reads the clock |
+//! | [`wire`] | parses and writes headers: addresses, tags, `virtio_net_hdr`. Never panics |
+//! | [`frame`] | ownership of frame memory: [`Frame`](frame::Frame), [`Batch`](frame::Batch), [`TxBatch`](frame::TxBatch), [`Pool`](frame::Pool), [`Magazine`](frame::Magazine) |
+//! | [`device`] | receive and transmit: the trait [`Device`](device::Device), taps, packet sockets, AF_XDP, loopback |
+//! | [`sys`] | safe wrappers of kernel interfaces |
+//! | [`switch`] | decides per frame: forwarding configuration, FDB, verdicts. No I/O |
+//! | [`worker`] | one thread: poll loop, queues, outbox, peers, commands, idle policy |
+//! | [`control`] | desired state: configuration, validation, changes and plans, controller, state store, API and its client |
+//! | [`telemetry`] | counters with one writer, counter audit, metrics |
+//! | [`cli`], [`daemon`], [`time`] | the command line; the running switch, and `check`; the only module that reads the clock |
 //!
-//! `sys → frame → device`; `wire, frame → switch`; `device, switch → worker → control → cli, daemon`:
-//! what is left of an arrow is used by what is right of it. `switch` and `device` never meet.
-//! `unsafe` lives in `sys` and `frame`; the other rooms forbid it.
+//! Dependencies: `sys → frame → device`; `wire, frame → switch`; `device, switch → worker → control → cli, daemon`.
+//! A module uses those left of it. `switch` and `device` do not use each other.
+//! `unsafe` is allowed in `sys` and `frame`; the other modules forbid it.
 
 #![cfg_attr(test, allow(clippy::cast_possible_truncation))] // tests count in whatever is handy
 
