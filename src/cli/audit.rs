@@ -19,11 +19,11 @@ fn came_in(audit: &AuditView) -> String {
     let columns = [
         Text("PORT"),
         Text("VM"),
-        Number("CAME IN"),
+        Number("RX"),
         Number("= FORWARDED"),
         Number("+ FLOODED"),
         Number("+ DROPS IN"),
-        Number("OFF"),
+        Number("DELTA"),
     ];
     let ports = audit.ports.iter().map(|p| {
         let counts = [p.rx_frames, p.forwarded, p.flooded, p.drops_in].map(|frames| frames.to_string());
@@ -40,11 +40,11 @@ fn went_out(audit: &AuditView) -> String {
         Number("+ COPIES"),
         Number("+ PROBES"),
         Number("+ ANNOUNCED"),
-        Number("+ HEARD"),
-        Number("= WENT OUT"),
+        Number("+ PEER RX"),
+        Number("= TX"),
         Number("+ DROPS OUT"),
-        Number("+ SENT"),
-        Number("OFF"),
+        Number("+ PEER TX"),
+        Number("DELTA"),
     ];
     let workers = audit.workers.iter().map(|w| {
         let own = [w.forwarded, w.copies, w.probes, w.announcements].map(|frames| frames.to_string());

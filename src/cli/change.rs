@@ -115,7 +115,7 @@ impl Apply {
             None => "/v1/config".to_owned(),
         };
         self.at.request(Method::PUT, &path, Some(&body), |changed: ChangeResult| {
-            let mut text = format_result(&changed, "nothing has changed: it was so already");
+            let mut text = format_result(&changed, "no changes");
             if let Some(seconds) = self.confirm
                 && !changed.changes.is_empty()
             {
@@ -180,7 +180,7 @@ impl Set {
         let keys = keys::parse(&self.keys).map_err(CliError::Usage)?;
         config::parse_port_keys_json(&keys.to_string(), "set")?;
         let path = format!("/v1/ports/{}", escaped(&self.port));
-        let none = "nothing has changed: it was so already";
+        let none = "no changes";
         self.at.request(Method::PATCH, &path, Some(&keys), |changed: ChangeResult| format_result(&changed, none))
     }
 }

@@ -8,7 +8,7 @@
 //! Only frames on the slow path are examined: frames from inactive ports, frames whose source is pinned to another port,
 //! and frames that a guest floods.
 //!
-//! [`PortConfig::pins`]: super::PortRules::pins
+//! [`PortConfig::pins`]: super::PortConfig::pins
 
 use std::time::Duration;
 

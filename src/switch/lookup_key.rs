@@ -107,7 +107,7 @@ pub(super) fn drop_quarantined(
 }
 
 /// Stage 1 for one frame. Checks for a valid source only in frames to groups: the FDB has no invalid sources, and
-/// [`Decider::decide`](super::judge::Decider::decide) checks sources that are not in it.
+/// [`Decider::decide`](super::decide::Decider::decide) checks sources that are not in it.
 #[inline(always)]
 pub(super) fn read(port: &Port, frame: &Frame, head: &[u8], now: MonoTime) -> Result<Header, DropReason> {
     use DropReason::{BadSource, Runt};

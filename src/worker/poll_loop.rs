@@ -102,7 +102,10 @@ const _: () = {
 
 impl std::fmt::Debug for Worker {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Worker").field("index", &self.index).field("gates", &self.queues.open()).finish_non_exhaustive()
+        f.debug_struct("Worker")
+            .field("index", &self.index)
+            .field("queues", &self.queues.open())
+            .finish_non_exhaustive()
     }
 }
 

@@ -455,9 +455,9 @@ fn what_is_so_already_says_so() {
     let scene = Scenario::new();
     let file = scene.file("a.toml", CONFIG);
     for (command, text) in [
-        (&["apply", &file][..], "nothing has changed: it was so already\n"),
+        (&["apply", &file][..], "no changes\n"),
         (&["diff", &file], "nothing would change\n"),
-        (&["set", "p1", "admin_state_up=true"], "nothing has changed: it was so already\n"),
+        (&["set", "p1", "admin_state_up=true"], "no changes\n"),
         (&["release", "p1"], "nothing holds this port\n"),
     ] {
         assert_eq!(out(&run_with_input(&fake, command, "")), text);

@@ -408,9 +408,10 @@ fn a_netdev_that_is_set_down_is_given_up_and_opened_again_when_it_is_up() {
         }
         let gone = (0..64).find_map(|_| device.receive(&mut parts.batch, &mut parts.cache).err());
         assert!(gone.unwrap().to_string().contains("down"));
-        for down in
-            [packet::open(&loopback.settings()).unwrap_err(), packet::preflight(&loopback.settings()).unwrap_err()]
-        {
+        for down in [
+            packet::open(&loopback.settings()).unwrap_err(),
+            packet::preflight(&loopback.settings(), false).unwrap_err(),
+        ] {
             assert!(matches!(down, OpenError::Down { .. }), "{down}");
             assert!(down.to_string().contains("ip link set dev port up"), "{down}");
         }
@@ -504,7 +505,7 @@ fn nothing_is_changed_about_a_netdev_and_it_stays() {
     let settings = Settings { mtu: 9000, ..loopback.settings() };
     let opened = packet::open(&settings).unwrap();
     assert!(opened.warnings.len() == 1 && opened.warnings[0].contains("MTU of 1500"), "{:?}", opened.warnings);
-    assert_eq!(packet::preflight(&settings).unwrap(), opened.warnings);
+    assert_eq!(packet::preflight(&settings, false).unwrap(), opened.warnings);
     let settings = device::Settings::Packet(settings);
     device::adjust(&settings).unwrap();
     assert_eq!(loopback.port.link("port").unwrap(), before);

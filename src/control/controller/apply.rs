@@ -365,7 +365,7 @@ impl Controller {
                 if queues.is_empty() {
                     port.state = State::Down { reason: String::new() };
                 } else {
-                    self.mark_down(index, "its device is opened anew, as it shall be now".into());
+                    self.mark_down(index, "reopening device with new settings".into());
                 }
                 Some(DeviceOp::Close { port: key, queues, remove: was.device().filter(|_| anew).cloned() })
             }

@@ -179,8 +179,7 @@ impl Controller {
         };
         let mac = station.mac().to_string();
         let text = format!(
-            "station {mac} on network {:?} moves to and fro between {} and {}: it stays at {} for {}, and is not heard from \
-             anywhere else{}",
+            "station {mac} on network {:?} flaps between {} and {}: pinned to {} for {}, dropped elsewhere{}",
             at.network,
             named(at),
             named(from),
