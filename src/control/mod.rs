@@ -1,18 +1,18 @@
-//! Desired state: what is asked for, how it is checked, and how it comes true.
+//! Control plane: validates the configuration, compiles it and reconciles devices and workers with it.
 //!
 //! ```text
-//!   file ─► config (as written ─► as meant, admission) ─┐
-//!           change: to another configuration, or not ───┴─► plan ─► places, seats (devices), blueprint (rules)
-//!           difference: the same for people to read                      │
-//!                                                                        │
-//!   cli ─► client ─► socket, server ─► handle ─► controller ─────────────┴─► staff ─► mail to the workers
-//!                                                    ├─► report, stations ─► view
-//!                                                    ├─► loops: probes, the ladder, storms, freezes
-//!                                                    ├─► activation of pins, announcements of local stations
-//!                                                    └─► journal (events), keeper (merge: file and state) ─► store
+//!   file ─► config (raw ─► model, validation) ─┐
+//!           change: request ─► new config ─────┴─► plan ─► ids, endpoints (devices), compile (ForwardingConfig)
+//!           diff: the same change in prose                   │
+//!                                                            │
+//!   cli ─► client ─► socket, server ─► handle ─► controller ─┴─► workers (command channel)
+//!                                        ├─► status, fdb_index ─► responses
+//!                                        ├─► loops: probes, escalation, storms, MAC-move dampening
+//!                                        ├─► activation of pins, announcements of local stations
+//!                                        └─► event_log, state (merge: file and state) ─► store
 //! ```
 //!
-//! Beside it the watchdog asks both the controller and the workers whether they are alive.
+//! The watchdog checks that the controller and the workers respond.
 
 #![forbid(unsafe_code)]
 

@@ -1,10 +1,9 @@
-//! Control's side of the workers: their mailboxes, and waiting for their answers. When a call here
-//! returns, what it asked for is true on every worker it was asked of, unless one hangs.
+//! Sends commands to workers and awaits their replies. When a call returns, every addressed worker has executed the
+//! command, unless it hangs.
 //!
-//! Nothing here waits for a worker without a bound. Of one that has not answered in time, control logs that it hangs, and
-//! waits for it no longer: commands that change something stay in its mailbox, in order, and everything else is left out.
-//! The supervisor's watchdog decides whether the switch is restarted. If the worker answers after all, the devices that it
-//! polls are opened again, so that what control believes is true.
+//! Every wait has a timeout. Control logs a worker that exceeds it and stops waiting for it: commands that change state
+//! stay in its mailbox, in order; queries are skipped. The supervisor's watchdog decides on a restart. If the worker
+//! replies later, control reopens the devices that it polls, so that the state of both agrees.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -23,40 +22,40 @@ use crate::telemetry::{PortCounters, WorkerCounters};
 use crate::wire::{Announcement, Probe};
 use crate::worker::{Announcements, Command, FdbPage, Flush, Mailbox, PortCounterTable, Probes, RxQueue, SubportTable};
 
-/// Stations asked for at a time: a worker copies them within one breath.
+/// FDB entries per page: a worker copies a page within one `poll_once`.
 const PAGE: usize = 1024;
 
 /// Loop probes that a worker sends for one command.
 const PROBES: usize = 64;
 
-/// Between two pages: a worker is to spend next to nothing of its time on answers, each of which costs
-/// it a system call to wake control. A million stations take a second or two at this pace.
+/// Pause between two pages. It limits the load on the worker, which wakes control by one system call per reply. A
+/// million entries take 1 to 2 s.
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How long the answer to a command that changes something is waited for. It takes a worker less than a millisecond.
+/// Timeout of a command that changes state. A worker needs less than 1 ms.
 const CHANGING: Duration = Duration::from_secs(10);
 
-/// How long the answer to a question is waited for. Less than clients wait.
+/// Timeout of a query. Less than the timeout of clients.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Whether a worker answers.
+/// Responsiveness of a worker.
 #[derive(Debug, Default)]
 struct Health {
-    /// It has not answered in time.
+    /// The worker has exceeded a timeout.
     hangs: AtomicBool,
-    /// Control went on without the answer to a command that changes something.
+    /// A command that changes state has exceeded its timeout.
     was_given_up: AtomicBool,
-    /// And it has answered since.
+    /// The worker has replied after that.
     is_back: AtomicBool,
 }
 
-/// The workers, as control knows them. Clones share them.
+/// Handles of all workers. Clones share them.
 #[derive(Debug, Clone)]
 pub struct WorkerHandles {
     mailboxes: Vec<Mailbox>,
     counters: Vec<Arc<WorkerCounters>>,
     health: Vec<Arc<Health>>,
-    /// For how many subports the workers have room.
+    /// Number of subports that the workers have capacity for.
     subport_capacity: Arc<AtomicUsize>,
 }
 
@@ -84,12 +83,12 @@ impl WorkerHandles {
         (first + queue % workers) % workers
     }
 
-    /// What each worker counts of itself.
+    /// Counters of each worker.
     pub fn counters(&self) -> &[Arc<WorkerCounters>] {
         &self.counters
     }
 
-    /// Has a worker change something. `None` if it has ended, or hangs.
+    /// Sends a command that changes state. `None` if the worker has ended or hangs.
     async fn command<T: Send + 'static>(
         &self,
         worker: usize,
@@ -100,7 +99,7 @@ impl WorkerHandles {
         self.changed(worker, answer).await
     }
 
-    /// The answer to a command that changes something.
+    /// Awaits the reply to a command that changes state.
     async fn changed<T: Send + 'static>(&self, worker: usize, answer: oneshot::Receiver<T>) -> Option<T> {
         let hangs = self.health[worker].hangs.load(Ordering::Relaxed);
         let answer = self.answer(worker, answer, if hangs { Duration::ZERO } else { CHANGING }).await;
@@ -110,7 +109,7 @@ impl WorkerHandles {
         })
     }
 
-    /// Asks a worker something, or has it do what is of no use later. `None` if it has ended, or hangs.
+    /// Sends a query, or a command that is useless if late. `None` if the worker has ended or hangs.
     async fn question<T: Send + 'static>(
         &self,
         worker: usize,
@@ -124,7 +123,7 @@ impl WorkerHandles {
         self.answer(worker, answer, REQUEST_TIMEOUT).await.unwrap_or_default()
     }
 
-    /// Waits for an answer for a while; an error is that it has not come. What comes later is dropped.
+    /// Awaits a reply for at most `patience`. `Err` on timeout; a late reply is dropped.
     async fn answer<T: Send + 'static>(
         &self,
         worker: usize,
@@ -147,13 +146,13 @@ impl WorkerHandles {
             if late.is_ok() && health.was_given_up.swap(false, Ordering::Relaxed) {
                 health.is_back.store(true, Ordering::Relaxed);
             }
-            // To close a device may take a while.
+            // Dropping the reply may close a device, which blocks.
             let _ = spawn_blocking(move || drop(late)).await;
         });
         Err(())
     }
 
-    /// The workers that answer again after control went on without them, once: what they poll is to be opened again.
+    /// Takes the workers that reply again after a timeout. The caller reopens the devices that they poll.
     pub fn take_returned(&self) -> Vec<u16> {
         let is_back = |health: &Arc<Health>| health.is_back.swap(false, Ordering::Relaxed);
         let back: Vec<u16> = (0..).zip(&self.health).filter(|(_, health)| is_back(health)).map(|(id, _)| id).collect();
@@ -163,7 +162,7 @@ impl WorkerHandles {
         back
     }
 
-    /// Puts rules in force at all workers. `books`: the counters of each port, by worker.
+    /// Installs the forwarding configuration on all workers. `port_counters`: the counters of each port, by worker.
     pub async fn set_config<'a>(
         &self,
         config: &Arc<ForwardingConfig>,
@@ -183,12 +182,12 @@ impl WorkerHandles {
             }
         }
         for (worker, answer) in answers {
-            // The old rules and books come back, and are dropped here.
+            // Drops the previous configuration and counters here, off the worker.
             drop(self.changed(worker, answer).await);
         }
     }
 
-    /// Sees to it that the workers have room for so many subports. It grows in leaps, and does not shrink.
+    /// Grows the subport capacity of the workers to the next power of two. Capacity does not shrink.
     async fn reserve_subports(&self, subports: usize) {
         if subports <= self.subport_capacity.load(Ordering::Relaxed) {
             return;
@@ -196,24 +195,23 @@ impl WorkerHandles {
         let size = subports.next_power_of_two();
         self.subport_capacity.store(size, Ordering::Relaxed);
         for worker in 0..self.mailboxes.len() {
-            // What they had comes back, and is dropped here.
+            // Drops the previous table here, off the worker.
             drop(self.command(worker, |reply| Command::Subports(SubportTable::with_capacity(size), reply)).await);
         }
     }
 
-    /// Has a gate polled. It comes back if the worker has too many already.
-    #[allow(clippy::result_large_err)] // it is the gate that comes back
+    /// Makes a worker poll a queue. Returns the queue as the error if the worker is at its maximum.
+    #[allow(clippy::result_large_err)] // the error is the queue
     pub async fn open(&self, worker: u16, queue: RxQueue) -> Result<(), RxQueue> {
         self.command(usize::from(worker), |reply| Command::Open(queue, reply)).await.unwrap_or(Ok(()))
     }
 
-    /// Has a gate polled no longer. It comes back, if it was.
+    /// Makes a worker stop polling a queue. Returns the queue if the worker polled it.
     pub async fn close(&self, worker: u16, port: PortId, queue: u16) -> Option<RxQueue> {
         self.command(usize::from(worker), |reply| Command::Close(port, queue, reply)).await?
     }
 
-    /// All stations that some worker has learned; where workers differ, as the latest saw it. `None` if a worker hangs or
-    /// has ended.
+    /// Merged FDB of all workers; the most recently seen entry of a station wins. `None` if a worker hangs or has ended.
     pub async fn stations(&self) -> Option<Vec<FdbEntry>> {
         let mut all: HashMap<Station, FdbEntry> = HashMap::new();
         for worker in 0..self.mailboxes.len() {
@@ -237,7 +235,7 @@ impl WorkerHandles {
         Some(all.into_values().collect())
     }
 
-    /// How many stations are learned on each network, as the fullest table has it.
+    /// Learned stations per network: the maximum over all workers.
     pub async fn count_by_network(&self) -> Vec<u32> {
         let mut most = vec![0; MAX_NETWORKS];
         for worker in 0..self.mailboxes.len() {
@@ -250,7 +248,7 @@ impl WorkerHandles {
         most
     }
 
-    /// Has every worker read its counters, twice.
+    /// Takes two counter snapshots of every worker.
     pub async fn audit(&self) -> Audit {
         Audit { first: self.snapshots().await, second: self.snapshots().await }
     }
@@ -259,13 +257,13 @@ impl WorkerHandles {
         let mut all = Vec::new();
         for worker in 0..self.mailboxes.len() {
             let reading = Box::new(Snapshot::with_capacity(MAX_PORTS));
-            // Of a worker that has ended there is nothing to be had, and nothing to be balanced.
+            // Skips a worker that has ended or hangs.
             all.extend(self.question(worker, |reply| Command::Audit(reading, reply)).await.map(|reading| *reading));
         }
         all
     }
 
-    /// Has stations forgotten everywhere. How many were, as the fullest table had it.
+    /// Flushes FDB entries on all workers. Returns the number of flushed entries: the maximum over all workers.
     pub async fn flush(&self, flush: Flush) -> u32 {
         let mut most = 0;
         for worker in 0..self.mailboxes.len() {
@@ -281,18 +279,18 @@ impl WorkerHandles {
         most
     }
 
-    /// Has stations learned everywhere, in this order, where nothing is known of them yet.
+    /// Adds FDB entries on all workers, in this order. Existing entries remain.
     pub async fn learn(&self, stations: &[FdbEntry]) {
         for worker in 0..self.mailboxes.len() {
             for page in stations.chunks(PAGE) {
-                // The page comes back, and is dropped here.
+                // Drops the page here, off the worker.
                 drop(self.question(worker, |reply| Command::Learn(page.to_vec(), reply)).await);
             }
         }
     }
 
-    /// Sends loop probes, each out of its port by the worker that these rules, which are in force, name. Those for
-    /// ports that have none are not sent.
+    /// Sends loop probes, each by the worker that `config`, the installed configuration, assigns to the port. Skips ports
+    /// without a worker.
     pub async fn probe(&self, config: &ForwardingConfig, probes: impl Iterator<Item = (PortId, [u8; Probe::LEN])>) {
         let mut of_worker = vec![Probes::new(); self.mailboxes.len()];
         for (port, bytes) in probes {
@@ -303,14 +301,14 @@ impl WorkerHandles {
         }
         for (worker, probes) in of_worker.iter().enumerate() {
             for probes in probes.chunks(PROBES) {
-                // They come back, and are dropped here.
+                // Drops the frames here, off the worker.
                 drop(self.question(worker, |reply| Command::Probes(probes.to_vec(), reply)).await);
             }
         }
     }
 
-    /// Sends announcements, each by the uplink whose port on a network it names, and by the worker that these rules,
-    /// which are in force, name.
+    /// Sends announcements, each on its uplink VLAN port by the worker that `config`, the installed configuration, assigns
+    /// to it.
     pub async fn announce(
         &self,
         config: &ForwardingConfig,
@@ -325,13 +323,13 @@ impl WorkerHandles {
         }
         for (worker, announcements) in of_worker.into_iter().enumerate() {
             if !announcements.is_empty() {
-                // They come back, and are dropped here.
+                // Drops the frames here, off the worker.
                 drop(self.question(worker, |reply| Command::Announce(announcements, reply)).await);
             }
         }
     }
 
-    /// Stops all workers. Their gates come back.
+    /// Stops all workers and returns their queues.
     pub async fn stop(&self) -> Vec<RxQueue> {
         let mut queues = Vec::new();
         for worker in 0..self.mailboxes.len() {

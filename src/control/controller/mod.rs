@@ -1,18 +1,16 @@
-//! The one thread that owns the desired state and makes it come true: it opens devices and hands
-//! them to workers, takes them back when they are gone, opens them again, goes over to another
-//! state when it is asked to, and answers questions.
+//! The control loop: owns the desired state and reconciles devices and workers with it. Opens devices, hands their
+//! queues to workers, reopens failed devices, applies changes and answers requests. No other module changes this state.
 //!
-//! A port is *up* while a worker polls its device, and so is an uplink: in here `ports` are both. It is *down* for a reason that can be read: its
-//! namespace or netdev is not there, somebody else holds it, opening failed. A port that is down is
-//! tried again, for ever: whatever is missing may come.
+//! `ports` contains ports and uplinks. One is *up* while a worker polls its device; it is *down* with a reason:
+//! the namespace or netdev is missing, another process uses it, or opening failed. The controller retries without limit.
 //!
-//! The order of steps makes every moment valid. Opening: rules that know the device go to all
-//! workers, then the gate goes to its worker. Closing: rules without the device to all, then the
-//! gate comes back, and the device is dropped here.
+//! The order of steps keeps forwarding valid. Opening: all workers get a `ForwardingConfig` with the device, then one
+//! worker gets the queue. Closing: all workers get a `ForwardingConfig` without the device, then the worker returns the
+//! queue, which is dropped here.
 //!
-//! What has to be kept is written down aside (`commit`): a disk that hangs stops changes only.
+//! `commit` writes the state in the background, so that a blocked disk delays changes only.
 //!
-//! A change is a `transition`: a switch that starts goes over from nothing to its configuration.
+//! `apply` performs each change. The start applies the configuration to an empty switch.
 
 mod announce;
 mod apply;
@@ -75,48 +73,48 @@ use crate::time::{self, MonoTime};
 use crate::wire::ProbeKey;
 use crate::worker::{self, DeviceGone, EventReceiver};
 
-/// How often ports are looked after.
+/// Interval of the checks of ports, netdevs and namespaces.
 const RETRY: Duration = Duration::from_millis(250);
 
-/// How long an answer waits for the disk.
+/// Timeout of one disk access that a reply waits for.
 const DISK: Duration = Duration::from_secs(1);
 
-/// Stations that are learned again before the first port is opened. Ports wait for them: they take a few milliseconds.
+/// FDB entries restored before the first port opens, which takes a few ms.
 const FIRST_STATIONS: usize = 1000;
 
-/// How often the learned stations are kept, for a switch that is killed.
+/// Interval at which the FDB is stored, so that it survives a kill.
 const SAVE_STATIONS: Duration = Duration::from_secs(60);
 
-/// How long a change that is under way may take when the switch is told to stop.
+/// Timeout of a change in progress after a stop request.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long it may take at the end to keep what is known.
+/// Timeout of storing the state at exit.
 const PERSIST_TIMEOUT: Duration = Duration::from_secs(4);
 
-/// How long each may take then: the workers to end, the devices to close, and the store.
+/// Timeout at exit of each step: stopping workers, closing devices, closing the store.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Events told of the past, at most.
+/// Maximum number of past events in a reply.
 const MAX_EVENTS: usize = 10_000;
 
-/// What a controller is made of.
+/// Parameters of a new controller.
 #[derive(Debug)]
 pub struct Startup {
     /// The cores of the workers.
     pub cores: Vec<usize>,
-    /// The key under which the workers file stations.
+    /// Hash key of the FDB.
     pub hash_key: HashKey,
     /// The workers.
     pub workers: WorkerHandles,
-    /// What they tell unasked.
+    /// Device failures that workers report.
     pub notices: mpsc::Receiver<DeviceGone>,
-    /// What they find out about guests.
+    /// Events that workers detect in guest traffic.
     pub events: EventReceiver,
-    /// The key under which loop probes are sent.
+    /// Key that authenticates loop probes.
     pub probe_key: ProbeKey,
-    /// Where changes are kept.
+    /// Persists changes.
     pub state: StateStore,
-    /// The slots of the workers.
+    /// Frame slots of the workers.
     pub pool: &'static Pool,
 }
 
@@ -128,61 +126,61 @@ pub struct Controller {
     workers: WorkerHandles,
     state: StateStore,
     pool: &'static Pool,
-    /// Netdevs that are being removed, or could not be.
+    /// Netdevs whose removal is pending or has failed.
     orphans: Orphans,
-    /// What is kept of them is more than there is.
+    /// The stored list contains orphans that no longer exist.
     orphans_changed: bool,
     event_log: EventLog,
-    /// Since when what happens cannot be written down, and when that is tried again.
+    /// Start of a store failure, and time of the next retry.
     store_failure: Option<StoreFailure>,
     ports: Vec<Port>,
-    /// Where in `ports` each stands, by its key.
+    /// Index into `ports`, by port key.
     port_index: HashMap<u64, usize>,
     ids: IdAllocator,
-    /// Which uplinks carry the frames of their groups.
+    /// Active uplink of each group.
     groups: Groups,
-    /// How much of the storm limits is used.
+    /// Allocated storm policers.
     policers: Policers,
-    /// Loops and storms, and what is done about them.
+    /// Detection and mitigation of loops and storms.
     mitigation: Mitigation,
-    /// Which ports are active, and which pins have yielded.
+    /// Active ports, and pins that have yielded.
     activations: Activations,
     /// Announcements of local stations.
     announcements: AnnounceState,
-    /// What is heard of links.
+    /// Watchers of link changes.
     watchers: NetdevWatchers,
-    /// Which namespaces there are.
+    /// Known network namespaces.
     namespaces: Namespaces,
-    /// What is done elsewhere, as it may wait.
+    /// Blocking work on separate threads.
     jobs: Jobs,
-    /// When a port that is down is tried again next.
+    /// Time of the next attempt to open a port that is down.
     next_attempt: Option<MonoTime>,
     forwarding: Arc<ForwardingConfig>,
     notices: mpsc::Receiver<DeviceGone>,
     device_events: mpsc::UnboundedReceiver<DeviceEvent>,
     device_event_sender: mpsc::UnboundedSender<DeviceEvent>,
-    /// What is being written down.
+    /// Commit in progress.
     commit: Option<Commit>,
-    /// The change that is under way.
+    /// Change being applied.
     applying: Option<Apply>,
-    /// Changes that are made but for ports that are being opened.
+    /// Changes that are applied except for ports still being opened.
     pending: Vec<PendingApply>,
-    /// Requests that wait for it to be over.
+    /// Requests queued behind the change in progress.
     waiting: VecDeque<Request>,
-    /// The change that goes back unless it is confirmed.
+    /// Provisional change, reverted unless confirmed in time.
     unconfirmed: Option<UnconfirmedChange>,
-    /// It has begun with its configuration.
+    /// The initial configuration has been applied.
     is_started: bool,
-    /// The state can be used, which could not be at the start.
+    /// State that became usable after the start.
     recovered: Option<Recovered>,
-    /// The state that could not be used at the start is being retried.
+    /// A retry of state that was unusable at the start is running.
     retries_state: bool,
-    /// The learned stations are being stored, or those that were stored before are being learned.
+    /// Task that stores the FDB or restores it.
     saving_stations: Option<JoinHandle<()>>,
-    /// The state is being verified.
+    /// Task that verifies the state.
     verification: Option<JoinHandle<()>>,
     next_key: u64,
-    /// Since when it counts.
+    /// Start time of the counters.
     since: SystemTime,
 }
 
@@ -193,7 +191,7 @@ impl std::fmt::Debug for Controller {
 }
 
 impl Controller {
-    /// A controller of a switch without anything.
+    /// A controller without ports or configuration.
     pub fn new(beginning: Startup) -> Controller {
         let Startup { cores, hash_key, workers, notices, events, probe_key, state: store, pool } = beginning;
         let (device_event_sender, device_events) = mpsc::unbounded_channel();
@@ -239,7 +237,10 @@ impl Controller {
         }
     }
 
-    /// Makes a configuration come true. What cannot be opened is down, and will be tried again.
+    /// Applies the initial configuration. A port that fails to open is down and is retried.
+    ///
+    /// # Errors
+    /// The configuration exceeds the capacity of the switch.
     pub async fn begin(&mut self, config: Config) -> Result<(), TooMany> {
         endpoints::check_capacity(&config)?;
         self.emit_state_at_start();
@@ -252,8 +253,8 @@ impl Controller {
         self.resume_activations(&stored["activations"]);
         self.mitigation.load(stored);
         self.apply(config, Apply::default()).await;
-        // While devices are opened, before the first frame comes: nothing that was known is flooded. If there are very
-        // many, ports do not wait for them all.
+        // Restores FDB entries while devices open, so that the first frames to known stations are not flooded. Ports
+        // wait for the first part only.
         let more = self.take_first_stations().await;
         let mut retry = tokio::time::interval(RETRY);
         while self.applying.is_some() || !self.pending.is_empty() {
@@ -264,22 +265,22 @@ impl Controller {
                 _ = retry.tick() => self.check_ports().await,
             }
         }
-        // What is in nobody's way has time.
+        // The remaining orphans conflict with no port.
         orphans.into_iter().for_each(|orphans| self.remove_orphan(orphans));
         self.verify_state(more);
         self.is_started = true;
         Ok(())
     }
 
-    /// Learns the first of the stations that were known before. Where it goes on, if there are more.
+    /// Restores the first `FIRST_STATIONS` stored FDB entries. Returns the cursor of the next page, if any.
     async fn take_first_stations(&self) -> Option<i64> {
         let (stored, more) = self.state.take_stations(0, FIRST_STATIONS).await;
         self.workers.learn(&self.fdb_index().resolve_stored(stored, time::now())).await;
         more
     }
 
-    /// Learns the stored stations from a place on, and verifies the state then. Until all are learned none are stored in
-    /// their place: those that are stored are complete.
+    /// Restores the FDB entries from cursor `more` on, then verifies the state. Blocks storing the FDB until all entries
+    /// are restored, because the stored set is complete.
     fn verify_state(&mut self, mut more: Option<i64>) {
         let (store, workers, directory) = (self.state.clone(), self.workers.clone(), self.fdb_index());
         let (done, learned) = oneshot::channel::<()>();
@@ -298,7 +299,7 @@ impl Controller {
         }));
     }
 
-    /// Keeps things as they shall be and answers questions, until `stop` is ready.
+    /// Reconciles and answers requests until `stop` is ready.
     pub async fn run(&mut self, mut requests: mpsc::Receiver<Request>, stop: impl Future<Output = ()>) {
         let mut stop = std::pin::pin!(stop);
         let mut retry = tokio::time::interval(RETRY);
@@ -310,7 +311,7 @@ impl Controller {
         transition.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut leaving: Option<MonoTime> = None;
         loop {
-            // The change in hand is finished and answered, unless it takes too long.
+            // Finishes and answers the change in progress within FINISH_TIMEOUT.
             if let Some(until) = leaving {
                 if !self.has_change_in_progress() {
                     return;
@@ -327,7 +328,7 @@ impl Controller {
                 self.answer(request).await;
             }
             self.commit_events();
-            // A change goes back only when it has been made, and not while it is being confirmed.
+            // Reverts a change only after it is applied, and not while its confirmation is being committed.
             let is_being_made = self.applying.is_some() || self.pending.iter().any(|of| of.to_be_confirmed);
             let may_go_back = !is_being_made && self.commit != Some(Commit::Change);
             let unconfirmed = self.unconfirmed.as_ref().filter(|_| may_go_back);
@@ -337,7 +338,7 @@ impl Controller {
             tokio::select! {
                 () = &mut stop, if leaving.is_none() => {
                     leaving = Some(time::now() + FINISH_TIMEOUT);
-                    // Whoever waits hears that the switch leaves.
+                    // Dropping the reply channels reports the stop to waiting clients.
                     self.waiting.clear();
                 }
                 Some(request) = requests.recv() => {
@@ -371,7 +372,7 @@ impl Controller {
         }
     }
 
-    /// Looks after namespaces, links and attempts to open ports.
+    /// Checks namespaces and links, and continues opening ports.
     async fn check_ports(&mut self) {
         self.flush_limited_events(false);
         self.reopen_behind_returned().await;
@@ -383,8 +384,8 @@ impl Controller {
         self.answer_pending();
     }
 
-    /// Closes everything, and keeps what is known. Netdevs of ours that do not persist are gone
-    /// when this returns.
+    /// Stores the state and closes all devices. The kernel has removed our non-persistent netdevs on return, unless
+    /// closing exceeds `CLOSE_TIMEOUT`.
     pub async fn close_all(mut self) {
         self.flush_limited_events(true);
         // The next start verifies the state again.
@@ -392,9 +393,9 @@ impl Controller {
             verification.abort();
             let _ = verification.await;
         }
-        // Of one that has not begun nothing is known that was not kept.
+        // A controller that has not started has nothing new to store.
         let keep = async {
-            // What is being stored does not have what was learned since.
+            // A save in progress lacks entries learned after it began.
             self.finish_keeping_stations().await;
             if self.is_started {
                 self.save_stations();
@@ -407,7 +408,7 @@ impl Controller {
         if timeout(PERSIST_TIMEOUT, keep).await.is_err() {
             warn!("what is known has not been kept within {} s", PERSIST_TIMEOUT.as_secs());
         }
-        // Without workers it would keep less than there was.
+        // Stopped workers return an incomplete FDB, which must not replace the stored one.
         if let Some(persisted) = self.saving_stations.take() {
             persisted.abort();
             // It holds the store.
@@ -416,8 +417,8 @@ impl Controller {
         // While frames are still forwarded: the more stations were stored, the longer this takes.
         let _ = timeout(CLOSE_TIMEOUT, self.state.close()).await;
         let queues = timeout(CLOSE_TIMEOUT, self.workers.stop()).await;
-        // Closing a tap waits for the kernel to take the netdev down. A driver that does not return is left to the end
-        // of the process.
+        // Closing a tap blocks until the kernel removes the netdev. A driver that blocks longer is abandoned until the
+        // process exits.
         let (done, closed) = oneshot::channel();
         self.jobs.run(&Netns::Host, move || {
             drop(queues);
@@ -461,18 +462,18 @@ impl Controller {
         }
     }
 
-    /// Something that happens now.
+    /// An event with the current time.
     fn event(&self, kind: EventKind, text: String) -> Event {
         Event { text, ..Event::new(kind, time::wall()) }
     }
 
-    /// Something happens to a port or an uplink now.
+    /// Appends an event of the port or uplink at `index` to the event log.
     fn emit_for(&mut self, kind: EventKind, index: usize, text: &str) -> bool {
         let event = self.event_for(&self.ports[index].endpoint.labels(&self.config), kind, text);
         self.event_log.append(event, time::now())
     }
 
-    /// Reports an event, and logs it: as a warning, or for information.
+    /// Appends an event to the event log and logs it at level warn or info.
     fn emit(&mut self, is_warning: bool, event: Event) {
         let logged = event.clone();
         if self.event_log.append(event, time::now()) {
@@ -480,26 +481,25 @@ impl Controller {
         }
     }
 
-    /// Reports what sources that have caused too many events have caused last.
+    /// Emits the last event of each rate-limited source.
     fn flush_limited_events(&mut self, all: bool) {
         for event in self.event_log.flush_limited(time::now(), all) {
             log_event(true, &event);
         }
     }
 
-    /// Something that happens to one of this name now.
+    /// An event of the port or uplink with these labels, with the current time.
     fn event_for(&self, names: &Labels<'_>, kind: EventKind, text: &str) -> Event {
         let (vm, network) = (names.vm.map(str::to_owned), names.network.map(str::to_owned));
         Event { vm, network, ports: vec![names.id.to_owned()], ..self.event(kind, text.to_owned()) }
     }
 
-    /// All that is known of where stations can be.
+    /// Names for FDB entries.
     fn fdb_index(&self) -> FdbIndex {
         FdbIndex::of(&self.config, &self.ports, &self.ids, &self.groups)
     }
 
-    /// What would be left behind if the process ended while it goes over to `next`, and came back as
-    /// `to_stored`.
+    /// Netdevs orphaned if the process dies while applying `next` and restarts with `stored`.
     fn orphans_after(&self, next: &Config, stored: &Config) -> Orphans {
         let mut orphans = self.orphans.clone();
         orphans.append(&mut orphans::netdevs(&self.config));
@@ -507,13 +507,13 @@ impl Controller {
         &orphans - &orphans::netdevs(stored)
     }
 
-    /// Begins to keep the learned stations, unless that is under way.
+    /// Starts a task that stores the FDB, unless one is running.
     fn save_stations(&mut self) {
         let under_way = self.saving_stations.as_ref().is_some_and(|persisted| !persisted.is_finished());
         let (Some(store), false) = (self.state.store().cloned(), under_way) else { return };
         let (workers, directory) = (self.workers.clone(), self.fdb_index());
         self.saving_stations = Some(tokio::spawn(async move {
-            // Those of all workers, or none: what is kept takes the place of what was.
+            // The save replaces the stored FDB, so it requires the entries of all workers.
             let Some(stations) = workers.stations().await else { return };
             let stored = directory.to_stored(stations, time::now());
             if let Err(why) = store.save_stations(stored).await {
@@ -522,7 +522,7 @@ impl Controller {
         }));
     }
 
-    /// Waits until no stations are being stored or learned any more.
+    /// Waits for the task that stores or restores the FDB.
     async fn finish_keeping_stations(&mut self) {
         if let Some(persisted) = &mut self.saving_stations {
             let _ = persisted.await;
@@ -531,14 +531,14 @@ impl Controller {
     }
 
     async fn answer(&mut self, request: Request) {
-        // Whoever asked and has gone meanwhile gets no answer, and what only they wanted is not done.
+        // The client has disconnected: drops its request.
         if request.is_abandoned() {
             return;
         }
         match request {
             request if request.is_change() && self.is_busy() => self.waiting.push_back(request),
             request if request.is_change() && self.state.check().is_err() => {
-                // The cause may be gone since the last retry.
+                // The cause of the failure may have gone since the last retry.
                 let mut changes = std::mem::take(&mut self.waiting);
                 changes.push_front(request);
                 self.retry_state(changes);
@@ -564,13 +564,13 @@ impl Controller {
                 }
             },
             Request::Fdb(reply) => {
-                // Very many stations take their time; others are answered meanwhile.
+                // Runs in a task, because a large FDB would delay other requests.
                 let (workers, config) = (self.workers.clone(), self.forwarding.clone());
                 let directory = self.fdb_index();
                 tokio::spawn(async move {
-                    // Who gets no answer is told to ask again.
+                    // A dropped reply channel tells the client to retry.
                     let Some(learned) = workers.stations().await else { return };
-                    // Naming and sorting a million is seconds of work.
+                    // Naming and sorting a million entries takes seconds.
                     let views = move || drop(reply.send(directory.responses(&config, learned, time::now())));
                     let _ = spawn_blocking(views).await;
                 });
@@ -579,13 +579,13 @@ impl Controller {
         }
     }
 
-    /// Applies a change. Nothing else is in its way.
+    /// Starts a change. The caller ensures that no other change is in progress.
     async fn apply_change(&mut self, request: Request) {
         match request {
             Request::Change(change, confirm, reply) => self.change(change, confirm, reply).await,
             Request::Confirm(reply) => self.confirm(reply),
             Request::Reload(file, reply) => self.reload(*file, reply),
-            // The rest are no changes.
+            // Not changes.
             _ => {}
         }
     }
@@ -614,7 +614,7 @@ impl Controller {
             Request::LoopCounts(reply) => drop(reply.send(self.mitigation.counts(&self.ports))),
             Request::Audit(reply) => drop(reply.send(report.audit().await)),
             Request::Config(reply) => drop(reply.send(report.config())),
-            // These are answered above.
+            // Handled by `answer`.
             Request::Fdb(_)
             | Request::Change(..)
             | Request::Confirm(_)
@@ -626,8 +626,10 @@ impl Controller {
         }
     }
 
-    /// Which stations are meant, in the terms of the workers: behind an uplink they are behind several
-    /// places.
+    /// Resolves names to worker flushes: one for a port, one per network for an uplink.
+    ///
+    /// # Errors
+    /// The network or port is unknown.
     fn resolve_flush(&self, flush: &Flush) -> Result<Vec<worker::Flush>, ChangeError> {
         let network = flush
             .network
