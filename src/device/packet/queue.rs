@@ -241,7 +241,7 @@ impl Queue {
         if mem::take(&mut self.ring_stopped) || self.count_lost()? { self.leave_ring() } else { Ok(()) }
     }
 
-    /// What became of the first of `responses`, which the kernel did not send and `error` says why.
+    /// What became of the first of `frames`, which the kernel did not send and `error` says why.
     #[cold]
     fn tx_status(&mut self, error: &io::Error, frames: &FrameRefs<'_>, was_full: bool) -> TxStatus {
         let Some(frame) = frames.clone().next() else { return TxStatus::Full };

@@ -146,7 +146,7 @@ impl Headers {
         Offload::partial(short(self.transport), short(if self.is_tcp { TCP_CSUM } else { UDP_CSUM }))
     }
 
-    /// Writes the headers of the segment at `endpoint` to `out`. `payload`: sum of its payload; without it, the
+    /// Writes the headers of the segment at `position` to `out`. `payload`: sum of its payload; without it, the
     /// transport checksum stays partial.
     pub(super) fn write<'o>(
         &self,
