@@ -86,7 +86,7 @@ pub struct ControlState<'a> {
     pub activations: &'a Activations,
 }
 
-/// The rules for these seats. With each: the worker through which it is reached, if it has a device
+/// The forwarding configuration for these endpoints. With each: the worker through which it is reached, if it has a device
 /// now. `policers` say how much of the storm limits is used. They and what is `decided` have followed this configuration.
 pub fn compile<'a>(
     config: &Config,
@@ -130,7 +130,7 @@ fn collect<'a>(
     });
     let mut drawn = CompileInput { networks: networks.collect(), ..CompileInput::default() };
     let endpoints: Vec<(&Endpoint, Option<u16>)> = endpoints.collect();
-    // By parent, as an index into the seats: its subports.
+    // By parent, as an index into the endpoints: its subports.
     let mut trunks: BTreeMap<usize, Vec<(Option<Vid>, PortId)>> = BTreeMap::new();
     for (endpoint, _) in &endpoints {
         if let EndpointAttachment::Parent { endpoint: parent, vlan, .. } = endpoint.attachment {

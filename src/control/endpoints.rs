@@ -21,7 +21,7 @@ const FILL: std::ops::RangeInclusive<u32> = 64..=2048;
 pub struct Endpoint {
     /// Its id in the configuration.
     pub name: String,
-    /// Its place in the tables of the switch; its gates are known by it.
+    /// Its place in the tables of the switch; its queues are known by it.
     pub id: PortId,
     /// By what its frames come and go.
     pub attachment: EndpointAttachment,
@@ -36,7 +36,7 @@ pub enum EndpointAttachment {
     Device(Settings),
     /// It is a subport: by that of its parent.
     Parent {
-        /// The parent, as an index into all seats.
+        /// The parent, as an index into all endpoints.
         endpoint: usize,
         /// Its place among the ports of its VM.
         position: usize,
@@ -45,7 +45,7 @@ pub enum EndpointAttachment {
     },
 }
 
-/// Where a seat stands in the configuration.
+/// Where an endpoint stands in the configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ConfigRef {
     /// It is a port.
@@ -68,7 +68,7 @@ pub enum ConfigRef {
     },
 }
 
-/// What the configuration calls a seat.
+/// What the configuration calls an endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Labels<'c> {
     /// The port or uplink.
@@ -81,7 +81,7 @@ pub struct Labels<'c> {
     pub admin_up: bool,
 }
 
-/// What a seat is, as far as it is another one if it becomes otherwise.
+/// The identity of an endpoint: if any of it changes, it is another endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A port with a device.
@@ -93,7 +93,7 @@ pub enum Kind {
 }
 
 impl Endpoint {
-    /// What tells it from every other seat, in whatever configuration.
+    /// Its key, unique among all endpoints in every configuration.
     pub fn key(&self) -> (Kind, &str) {
         let kind = match (&self.config_ref, &self.attachment) {
             (ConfigRef::Uplink { .. }, _) => Kind::Uplink,
@@ -111,7 +111,7 @@ impl Endpoint {
         }
     }
 
-    /// Its parent, as an index into all seats, if it is a subport.
+    /// Its parent, as an index into all endpoints, if it is a subport.
     pub fn parent(&self) -> Option<usize> {
         match self.attachment {
             EndpointAttachment::Device(_) => None,

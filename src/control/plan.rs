@@ -21,7 +21,7 @@ pub struct ChangePlan {
 /// One step from one configuration to another.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Step {
-    /// This port goes: rules without it, then its gates come back, and its device is closed. A
+    /// This port is removed: configuration without it, then its queues come back, and its device is closed. A
     /// netdev that we made for it is removed.
     Close(String),
     /// This uplink goes, as a port does.

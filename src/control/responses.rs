@@ -354,7 +354,7 @@ pub struct DropView {
     pub frames: u64,
 }
 
-/// Whether every frame is accounted for, as the workers have read it themselves between two breaths.
+/// Whether every frame is accounted for, as each worker has read it between two polls.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, ToSchema)]
 pub struct AuditView {
     /// The verdict: nothing is off, and between workers there is nothing missing.

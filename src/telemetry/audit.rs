@@ -2,7 +2,7 @@
 //!
 //! Counters that are read while their worker counts do not balance: some of a burst would be in,
 //! and the rest not yet. So each worker takes a [`Snapshot`] of all its counters itself, between two
-//! breaths, when its lanes are empty. In a reading these hold exactly, whatever the traffic:
+//! polls, when its TX batches are empty. In a reading these hold exactly, whatever the traffic:
 //!
 //! * of each port, `rx = forwarded + flooded + Σ drops in`;
 //! * of the worker, `forwarded + copies + probes + announcements + heard = tx + Σ drops out + sent`, where *sent*
@@ -109,7 +109,7 @@ impl PortTotals {
     }
 }
 
-/// What one worker has counted, at one moment between two breaths. Frames of ports that are no more
+/// What one worker has counted, at one moment between two polls. Frames of ports that are no more
 /// are in the totals, and in no share.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
@@ -147,7 +147,7 @@ impl Snapshot {
         Snapshot { shares: Vec::with_capacity(ports), ..Snapshot::default() }
     }
 
-    /// Reads all counters of a worker. Only the worker itself can do this between two breaths. It
+    /// Reads all counters of a worker. Only the worker itself can do this between two polls. It
     /// allocates nothing, and looks at each book once.
     pub fn take(&mut self, port_counters: &[Option<Arc<PortCounters>>], own: &WorkerCounters) {
         self.forwarded = own.retired.forwarded.get();

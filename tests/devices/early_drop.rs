@@ -1,4 +1,4 @@
-//! Shedding at the door, on a switch that runs: a storm at an AF_XDP port dies in the driver, and every frame of
+//! Early drop, on a switch that runs: a storm at an AF_XDP port dies in the driver, and every frame of
 //! it is in the books. As root, in namespaces of their own.
 
 use support::host::daemon::{Daemon, Vif};

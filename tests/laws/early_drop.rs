@@ -1,4 +1,4 @@
-//! Shedding at the door changes nothing but where frames die: a switch whose devices shed and one whose devices do
+//! Early drop changes nothing but where frames die: a switch whose devices shed and one whose devices do
 //! not let the same frames through at the same moments, and have the same books.
 
 use std::io;

@@ -143,7 +143,7 @@ fn a_warm_worker_does_not_allocate(memory: RxMemory, trunks: bool) {
             lab.advance(Duration::from_secs(400));
         }
     }
-    assert_eq!(calls, 0, "in {polls} breaths");
+    assert_eq!(calls, 0, "in {polls} polls");
     assert!(polls > 10_000, "there was something to do: {polls}");
     assert!(lab.total(|c| c.forwarded.get()) > 10_000 && lab.total(|c| c.copies.get()) > 10_000);
     assert!(lab.total(|c| c.segmented.get()) > 1000 && lab.total(|c| c.checksummed.get()) > 1000);

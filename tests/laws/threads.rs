@@ -255,7 +255,7 @@ fn a_busy_worker_never_sleeps() {
     let lab = RunningWorkers::new(2, 4, Pace::Busy);
     let polls = || lab.counters[1].polls.get();
     let before = polls();
-    wait_for("breaths", || (polls() > before + 20_000).then_some(()));
+    wait_for("polls", || (polls() > before + 20_000).then_some(()));
     for worker in [0, 1] {
         lab.ping(worker);
         assert_eq!(lab.sleeps(worker), 0);
@@ -270,7 +270,7 @@ fn a_busy_worker_never_sleeps() {
 /// worker that reads it, and that one the worker that sends it.
 #[test]
 fn no_frame_is_stuck_between_sleepers() {
-    // With many gates some of them rest, too.
+    // With many queues some of them rest, too.
     let lab = RunningWorkers::new(2, 12, Pace::Adaptive);
     let mut rng = Rng(3);
     let (before, mut number) = ([lab.sleeps(0), lab.sleeps(1)], 0u32);
@@ -424,7 +424,7 @@ fn a_sleeper_hears_of_stations() {
         let bytes = frame(mac(2), station(number), 0x88b5, &[]);
         lab.guests[0].send(&bytes).unwrap();
         assert_eq!(lab.receive(2), bytes);
-        wait_for("the sighting", || (lab.counters[1].stations.get() == number + 1).then_some(()));
+        wait_for("the MAC update", || (lab.counters[1].stations.get() == number + 1).then_some(()));
     }
     lab.end();
 }

@@ -339,7 +339,7 @@ fn an_idle_switch_sleeps() {
         let after = await_that("sleep", || Some(look()).filter(|now| now.sleeps > before.sleeps));
         let (polls, sleeps) = (after.polls - before.polls, after.sleeps - before.sleeps);
         // It may spin for some microseconds before it sleeps, and is slow in a debug build.
-        assert!(polls < 2000 * sleeps, "{polls} breaths for {sleeps} sleeps");
+        assert!(polls < 2000 * sleeps, "{polls} polls for {sleeps} sleeps");
         before = after;
     }
 }
@@ -349,6 +349,6 @@ fn a_busy_switch_does_not_sleep() {
     let Some(setup) = Setup::new(SetupOptions { switch: "poll = \"busy\"", ..PLAIN }, &["a", "b"]) else { return };
     let first = setup.daemon.workers().remove(0).polls;
     let grown = |worker: &WorkerView| worker.polls > first + 10_000;
-    let worker = await_that("breaths", || Some(setup.daemon.workers().remove(0)).filter(grown));
+    let worker = await_that("polls", || Some(setup.daemon.workers().remove(0)).filter(grown));
     assert_eq!((worker.sleeps, worker.poll.as_str()), (0, "busy"));
 }

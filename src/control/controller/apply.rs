@@ -1,6 +1,6 @@
 //! A change that is under way.
 //!
-//! First everything that goes: rules without it, then its gates come back, and its devices are
+//! First everything that goes: configuration without it, then its queues come back, and its devices are
 //! closed. Only then what comes: a device that is closed may be in the way of one that is opened.
 //! In between questions are answered, and another change waits. Once all is closed, others may be
 //! made: what is being opened settles port by port, and the answer is given when all have, or have
@@ -90,7 +90,7 @@ impl Apply {
     }
 }
 
-/// What is done with the gates and devices of a port once rules are in force that do not need them.
+/// What to do with the queues and devices of a port once a configuration is in force that does not need them.
 enum DeviceOp {
     Close { port: u64, queues: Vec<(u16, PortId, u16)>, remove: Option<Settings> },
     Rename { queues: Vec<(u16, PortId, u16)>, id: PortId },
@@ -248,7 +248,7 @@ impl Controller {
             .iter()
             .filter_map(|step| match step {
                 Step::Change { port, flush, device, .. } => Some(((kind(port), port.id()), (*flush, *device))),
-                // Nothing is learned behind the name of its gates, which stays.
+                // Nothing is learned under the key of its queues, which stays.
                 Step::ChangeUplink { uplink, device, .. } => {
                     Some(((Kind::Uplink, uplink.id.as_str()), (false, *device)))
                 }
@@ -258,7 +258,7 @@ impl Controller {
         let key = |(kind, name): (Kind, &str)| (kind, name.to_owned());
         let mut old: HashMap<(Kind, String), Port> =
             self.ports.drain(..).map(|port| (key(port.endpoint.key()), port)).collect();
-        let (mut errands, mut stricter) = (Vec::new(), Vec::new());
+        let (mut ops, mut stricter) = (Vec::new(), Vec::new());
         for endpoint in endpoints::endpoints(&self.config, &self.ids) {
             let Some(mut port) = old.remove(&key(endpoint.key())) else {
                 let port = self.new_port(endpoint);
@@ -282,7 +282,7 @@ impl Controller {
             };
             self.ports.push(port);
             if let Some((flush, device)) = planned {
-                errands.extend(self.device_op(index, &was, flush, device, &mut apply));
+                ops.extend(self.device_op(index, &was, flush, device, &mut apply));
                 self.emit_admin_state(index, was_up);
                 stricter.extend(self.stricter(index, &was, &before));
             }
@@ -304,7 +304,7 @@ impl Controller {
             let queues = self.queues(&port, port.endpoint.id);
             // One that is being opened comes back when it is open, and is closed then.
             if !matches!(port.state, State::Opening { .. }) {
-                errands.push(DeviceOp::Close { port: port.key, queues, remove: Some(device) });
+                ops.push(DeviceOp::Close { port: port.key, queues, remove: Some(device) });
             }
         }
         self.watch_netdevs_in_use();
@@ -314,7 +314,7 @@ impl Controller {
         self.flush_ports(stricter).await;
         (0..self.ports.len()).for_each(|index| self.emit_subport(index));
         let mut closings = Vec::new();
-        for op in errands {
+        for op in ops {
             closings.extend(self.run_device_op(op).await);
         }
         self.close(closings);
@@ -377,7 +377,7 @@ impl Controller {
         }
     }
 
-    /// The gates that a port has: the worker, the name it knows the port by, and the queue.
+    /// The queues of a port: the worker, the name it knows the port by, and the queue.
     fn queues(&self, port: &Port, id: PortId) -> Vec<(u16, PortId, u16)> {
         let State::Up { worker, queues, .. } = port.state else { return Vec::new() };
         (0..queues).map(|queue| (self.workers.worker_for(worker, queue), id, queue)).collect()

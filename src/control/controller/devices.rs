@@ -224,7 +224,7 @@ impl Controller {
         netdevs.filter(|wanted| wanted.is_in_other_namespace(orphans)).map(|wanted| wanted.at().netns).collect()
     }
 
-    /// Removes those leftovers under whose names `config` wants netdevs of other ports. The others are
+    /// Removes those orphans under whose names `config` wants netdevs of other ports. The others are
     /// the answer. One that cannot be removed in time is left in the way.
     pub(super) async fn remove_conflicting_orphans(&mut self, config: &Config) -> Orphans {
         let wanted = orphans::netdevs(config);

@@ -141,7 +141,7 @@ impl Database {
         self.put(&[("base", last_applied), ("config", config), ("leftovers", orphans), ("version", &version)], events)
     }
 
-    /// Keeps leftovers, if any are given, and events: all or nothing, on the disk.
+    /// Stores orphans, if any are given, and events: all or nothing, on the disk.
     pub fn append_events(&mut self, orphans: Option<&Value>, events: &[Event]) -> Result<(), StoreError> {
         let parts: Vec<_> = orphans.map(|orphans| ("leftovers", orphans)).into_iter().collect();
         self.put(&parts, events)

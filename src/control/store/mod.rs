@@ -118,7 +118,7 @@ impl Store {
         self.ask_handle(move |handle| handle.note(None, &events)).await
     }
 
-    /// Keeps other leftovers beside the desired state, and what has happened: both or, on an error,
+    /// Stores other orphans beside the desired state, and what has happened: both or, on an error,
     /// neither.
     pub async fn commit_orphans(&self, orphans: Value, events: Vec<Event>) -> Result<(), StoreError> {
         self.ask_handle(move |handle| handle.note(Some(orphans), &events)).await

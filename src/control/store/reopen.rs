@@ -54,7 +54,7 @@ impl StoreHandle {
         Ok(())
     }
 
-    /// Keeps leftovers, if any are given, and events: all or nothing, on the disk.
+    /// Stores orphans, if any are given, and events: all or nothing, on the disk.
     pub fn note(&mut self, orphans: Option<Value>, events: &[Event]) -> Result<(), StoreError> {
         self.work(|database| database.append_events(orphans.as_ref(), events))?;
         if let (Some(orphans), Some(desired)) = (orphans, &mut self.desired) {
