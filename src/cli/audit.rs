@@ -1,11 +1,12 @@
-//! `vifswitch show drops --verify`: what came in, what went out, what died, and whether that adds up.
+//! `vifswitch show drops --verify`: prints the counter audit: received, transmitted and dropped frames, and whether
+//! they add up.
 
 use super::show::Output;
 use super::table::Column::{Number, Text};
 use super::table::draw;
 use crate::control::responses::{AuditView, BetweenView, Direction};
 
-/// The audit for people, or as the `json` that it came as; with the verdict.
+/// The audit as text, or as the given JSON; with its result.
 pub fn render(audit: &AuditView, json: Option<String>) -> Output {
     Output { text: json.unwrap_or_else(|| text(audit)), success: audit.balanced }
 }
@@ -67,41 +68,48 @@ fn dropped(audit: &AuditView) -> String {
     draw(columns, drops, "no drops")
 }
 
-/// The verdict in a sentence, and what is wrong in one each.
+/// The result in one line, followed by one line per error.
 fn verdict(audit: &AuditView) -> String {
     if audit.balanced {
         return format!("adds up: every frame is accounted for{}\n", on_the_way(audit));
     }
     let mut text = String::from("DOES NOT ADD UP\n");
     for port in audit.ports.iter().filter(|port| port.delta != 0) {
-        text += &format!("port {:?}: {} of the frames that came in\n", port.port_id, missing(port.delta));
+        text += &format!(
+            "port {:?}: {} received frames {}\n",
+            port.port_id,
+            port.delta.unsigned_abs(),
+            missing(port.delta)
+        );
     }
     for worker in audit.workers.iter().filter(|worker| worker.delta != 0) {
-        text += &format!("worker {}: {} of the frames that were to go out\n", worker.worker, missing(worker.delta));
+        text += &format!(
+            "worker {}: {} egress frames {}\n",
+            worker.worker,
+            worker.delta.unsigned_abs(),
+            missing(worker.delta)
+        );
     }
     for (what, BetweenView { min, max }) in [("frames", audit.frames_between), ("floods", audit.floods_between)] {
         if max < min {
-            text += &format!("between workers: {} {what} were heard that nobody has sent\n", min - max);
+            text += &format!("between workers: {} more {what} received than sent\n", min - max);
         } else if audit.idle && max != 0 {
-            text += &format!("between workers: {max} {what} were sent and never heard\n");
+            text += &format!("between workers: {max} {what} sent and never received\n");
         }
     }
     text
 }
 
-fn missing(off: i64) -> String {
-    match off {
-        0.. => format!("{off} unaccounted for"),
-        _ => format!("{} too many are accounted for", off.unsigned_abs()),
-    }
+fn missing(delta: i64) -> &'static str {
+    if delta > 0 { "unaccounted for" } else { "accounted for twice" }
 }
 
 fn on_the_way(audit: &AuditView) -> String {
     let most = audit.frames_between.max + audit.floods_between.max;
     match most {
         0 => String::new(),
-        1 => ", one at most is on its way between workers".into(),
-        _ => format!(", {most} at most are on their way between workers"),
+        1 => ", at most 1 in flight between workers".into(),
+        _ => format!(", at most {most} in flight between workers"),
     }
 }
 

@@ -1,5 +1,5 @@
-//! The commands that change a running switch. What they read is checked here first, so that a mistake
-//! is told with its file and line, and nothing is asked of the switch.
+//! Commands that change a running switch. Configurations are parsed here before the request is sent, so that an error
+//! names the line of the file.
 
 use std::fmt::Write;
 use std::io::{self, Read};
@@ -20,10 +20,10 @@ use crate::control::responses::{Attached, Flushed, PortView};
 /// The arguments of `apply`.
 #[derive(Debug, Args)]
 pub struct Apply {
-    /// The configuration file, TOML or JSON; `-` for standard input
+    /// Configuration file, TOML or JSON; `-` for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Go back after so many seconds unless `vifswitch confirm` comes before
+    /// Revert after SECONDS unless confirmed by `vifswitch confirm`
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86400))]
     confirm: Option<u32>,
     #[command(flatten)]
@@ -33,7 +33,7 @@ pub struct Apply {
 /// The arguments of `diff`.
 #[derive(Debug, Args)]
 pub struct Diff {
-    /// The configuration file, TOML or JSON; `-` for standard input
+    /// Configuration file, TOML or JSON; `-` for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
     #[command(flatten)]
@@ -50,7 +50,7 @@ pub struct Confirm {
 /// The arguments of `attach`.
 #[derive(Debug, Args)]
 pub struct Attach {
-    /// A port with its `device_id`, TOML or JSON; `-` for standard input
+    /// Port with its `device_id`, TOML or JSON; `-` for standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
     #[command(flatten)]
@@ -60,7 +60,7 @@ pub struct Attach {
 /// The arguments of `detach`.
 #[derive(Debug, Args)]
 pub struct Detach {
-    /// The port's id
+    /// Port id
     #[arg(value_name = "PORT")]
     port: String,
     #[command(flatten)]
@@ -70,10 +70,10 @@ pub struct Detach {
 /// The arguments of `set`.
 #[derive(Debug, Args)]
 pub struct Set {
-    /// The port's id
+    /// Port id
     #[arg(value_name = "PORT")]
     port: String,
-    /// Keys as in the configuration, as `device.queues=2`; `device.netns=` brings its default back
+    /// Keys as in the configuration, such as `device.queues=2`; an empty value restores the default: `device.netns=`
     #[arg(value_name = "KEY=VALUE", required = true)]
     keys: Vec<String>,
     #[command(flatten)]
@@ -83,13 +83,13 @@ pub struct Set {
 /// The arguments of `flush`.
 #[derive(Debug, Args)]
 pub struct Flush {
-    /// Only the stations of this network
+    /// Only entries of this network
     #[arg(long, value_name = "NETWORK")]
     network: Option<String>,
-    /// Only the stations behind this port
+    /// Only entries of this port or uplink
     #[arg(long, value_name = "PORT")]
     port: Option<String>,
-    /// Only this station
+    /// Only entries of this MAC address
     #[arg(long, value_name = "MAC")]
     mac: Option<crate::wire::Mac>,
     #[command(flatten)]
@@ -99,7 +99,7 @@ pub struct Flush {
 /// The arguments of `release`.
 #[derive(Debug, Args)]
 pub struct Release {
-    /// The port's id
+    /// Port id
     #[arg(value_name = "PORT")]
     port: String,
     #[command(flatten)]
@@ -107,7 +107,7 @@ pub struct Release {
 }
 
 impl Apply {
-    /// What is to be printed.
+    /// Sends the request; returns the text to print.
     pub fn run(&self) -> Result<String, CliError> {
         let body = configuration(&self.file)?;
         let path = match self.confirm {
@@ -120,7 +120,7 @@ impl Apply {
                 && !changed.changes.is_empty()
             {
                 // Writing to a string does not fail.
-                let _ = writeln!(text, "it goes back in {seconds} seconds unless `vifswitch confirm` comes before");
+                let _ = writeln!(text, "reverts in {seconds} seconds unless confirmed by `vifswitch confirm`");
             }
             text
         })
@@ -128,10 +128,10 @@ impl Apply {
 }
 
 impl Diff {
-    /// What is to be printed.
+    /// Sends the request; returns the text to print.
     pub fn run(&self) -> Result<String, CliError> {
         let body = configuration(&self.file)?;
-        let none = "nothing would change";
+        let none = "no changes";
         self.at.request(Method::POST, "/v1/config/diff", Some(&body), |changed: ChangeResult| {
             format_result(&changed, none)
         })
@@ -139,23 +139,23 @@ impl Diff {
 }
 
 impl Confirm {
-    /// What is to be printed.
+    /// Sends the request; returns the text to print.
     pub fn run(&self) -> Result<String, CliError> {
         self.at.request(Method::POST, "/v1/confirm", None, |changed: ChangeResult| {
-            format!("the change stays:\n{}", format_result(&changed, "nothing was otherwise before it"))
+            format!("confirmed:\n{}", format_result(&changed, "no changes"))
         })
     }
 }
 
 impl Attach {
-    /// What is to be printed.
+    /// Sends the request; returns the text to print.
     pub fn run(&self) -> Result<String, CliError> {
         let source = source(&self.file)?;
         let (vm, _) = source.port()?;
         let path = format!("/v1/vms/{}/ports", escaped(&vm));
         self.at.request(Method::POST, &path, Some(&source.to_json()?), |attached: Attached| {
             let Attached { changes, warnings, ports } = attached;
-            let mut text = format_result(&ChangeResult { changes, warnings }, "nothing has changed");
+            let mut text = format_result(&ChangeResult { changes, warnings }, "no changes");
             for port in &ports {
                 let _ = writeln!(text, "{}", printable(port_state(port)));
             }
@@ -165,17 +165,15 @@ impl Attach {
 }
 
 impl Detach {
-    /// What is to be printed.
+    /// Sends the request; returns the text to print.
     pub fn run(&self) -> Result<String, CliError> {
         let path = format!("/v1/ports/{}", escaped(&self.port));
-        self.at.request(Method::DELETE, &path, None, |changed: ChangeResult| {
-            format_result(&changed, "nothing has changed")
-        })
+        self.at.request(Method::DELETE, &path, None, |changed: ChangeResult| format_result(&changed, "no changes"))
     }
 }
 
 impl Set {
-    /// What is to be printed.
+    /// Sends the request; returns the text to print.
     pub fn run(&self) -> Result<String, CliError> {
         let keys = keys::parse(&self.keys).map_err(CliError::Usage)?;
         config::parse_port_keys_json(&keys.to_string(), "set")?;
@@ -186,7 +184,7 @@ impl Set {
 }
 
 impl Flush {
-    /// What is to be printed.
+    /// Sends the request; returns the text to print.
     pub fn run(&self) -> Result<String, CliError> {
         let mut body = json!({});
         for (key, value) in [
@@ -199,23 +197,23 @@ impl Flush {
             }
         }
         self.at.request(Method::POST, "/v1/fdb/flush", Some(&body), |Flushed { flushed }| match flushed {
-            1 => "1 station has been forgotten\n".to_owned(),
-            _ => format!("{flushed} stations have been forgotten\n"),
+            1 => "flushed 1 entry\n".to_owned(),
+            _ => format!("flushed {flushed} entries\n"),
         })
     }
 }
 
 impl Release {
-    /// What is to be printed.
+    /// Sends the request; returns the text to print.
     pub fn run(&self) -> Result<String, CliError> {
         let path = format!("/v1/ports/{}/release", escaped(&self.port));
-        let none = "nothing holds this port";
+        let none = "nothing to release";
         self.at.request(Method::POST, &path, None, |changed: ChangeResult| format_result(&changed, none))
     }
 }
 
 impl Connection {
-    /// Asks the switch, and says in words what it answered, or as JSON if that is wanted.
+    /// Sends a request; returns the response as text, or as JSON with `--json`.
     fn request<T: serde::de::DeserializeOwned>(
         &self,
         method: Method,
@@ -229,7 +227,7 @@ impl Connection {
     }
 }
 
-/// A text to be read: a file, or standard input.
+/// Reads a file or standard input.
 fn source(file: &Path) -> Result<Source, CliError> {
     if file != Path::new("-") {
         return Ok(Source::read(file)?);
@@ -239,14 +237,14 @@ fn source(file: &Path) -> Result<Source, CliError> {
     Ok(Source::of("standard input", bytes)?)
 }
 
-/// A configuration that is right, as it is written.
+/// Checks a configuration; returns it unmodified as JSON.
 fn configuration(file: &Path) -> Result<Value, CliError> {
     let source = source(file)?;
     source.config()?;
     Ok(source.to_json()?)
 }
 
-/// What came of a change, a line for each thing; `none` if there was nothing to do.
+/// Changes and warnings, one per line; `none` if there are no changes.
 fn format_result(changed: &ChangeResult, none: &str) -> String {
     let mut text = String::new();
     let changes = changed.changes.iter().map(|line| ("", line));
@@ -256,7 +254,7 @@ fn format_result(changed: &ChangeResult, none: &str) -> String {
     if changed.changes.is_empty() { format!("{none}\n{text}") } else { text }
 }
 
-/// How a port is, in a line.
+/// Status of a port in one line.
 fn port_state(port: &PortView) -> String {
     let status = port.status.name();
     let reason = if port.status_reason.is_empty() { String::new() } else { format!(": {}", port.status_reason) };

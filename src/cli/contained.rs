@@ -1,5 +1,5 @@
-//! `vifswitch show loops` and `show storms`, as tables for people. The sentence is the last column: it
-//! says all.
+//! `vifswitch show loops` and `show storms`: tables of loops and storms. The last column describes each in a
+//! sentence.
 
 use super::show::empty_cell;
 use super::table::Column::{Number, Text};

@@ -1,4 +1,4 @@
-//! `vifswitch doctor`: what netdevs are good for, before anything is bound.
+//! `vifswitch doctor`: reports which device kinds netdevs support. Binds and changes nothing.
 
 use std::process::ExitCode;
 
@@ -14,23 +14,23 @@ use crate::sys::tun;
 
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// NAME or NETNS:NAME; NETNS is a name or a path. Without: all Ethernet netdevs of the host's namespace
+    /// NAME or NETNS:NAME, where NETNS is a name or a path; default: all Ethernet netdevs of the host's namespace
     #[arg(value_name = "DEVICE")]
     devices: Vec<String>,
-    /// As JSON
+    /// Print JSON
     #[arg(long)]
     json: bool,
 }
 
 impl Doctor {
-    /// Exit code 0 if each device is of use, 1 if not, 2 if one cannot be the name of any.
+    /// Exit code: 0 if each device is usable, 1 if not, 2 if an argument is no valid device name.
     pub fn run(self) -> ExitCode {
         let devices = match self.devices.iter().map(|text| parse(text)).collect::<Result<Vec<_>, _>>() {
             Ok(devices) if !devices.is_empty() => devices,
             Ok(_) => match all() {
                 Ok(devices) => devices,
                 Err(e) => {
-                    warn(format_args!("the netdevs cannot be listed: {e}"));
+                    warn(format_args!("cannot list netdevs: {e}"));
                     return ExitCode::FAILURE;
                 }
             },
@@ -55,12 +55,12 @@ fn parse(text: &str) -> Result<DeviceLocation, CliError> {
         None => (Netns::Host, text),
         Some((netns, device)) if !matches!(netns, "" | "." | "..") => (Netns::written(netns), device),
         Some(_) => {
-            return Err(CliError::Usage(format!("DEVICE {text:?}: no namespace before the ':'; write NETNS:NAME")));
+            return Err(CliError::Usage(format!("DEVICE {text:?}: namespace missing before ':'; write NETNS:NAME")));
         }
     };
     if !tun::is_name(device) {
         return Err(CliError::Usage(format!(
-            "DEVICE {text:?}: {device:?} cannot be the name of a device; use 1 to 15 bytes without spaces, '/', ':' and '%'"
+            "DEVICE {text:?}: {device:?} is no valid device name; use 1 to 15 bytes without spaces, '/', ':' and '%'"
         )));
     }
     Ok(DeviceLocation { device: device.to_owned(), netns })

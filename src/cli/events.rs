@@ -1,7 +1,7 @@
-//! `vifswitch events`: what happened, one line each.
+//! `vifswitch events`: prints events, one per line.
 //!
-//! With `--follow` it outlives the connection: it connects again, asks for the events behind the last one that it has
-//! printed, and prints each event once. It says where events may be missing.
+//! With `--follow` the command reconnects after a connection ends, requests the events after the last one printed, and
+//! prints each event once. It warns where events may be missing.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
@@ -17,29 +17,30 @@ use super::{CliError, Connection, block_on, warn};
 use crate::control::client::{self, Client, escaped};
 use crate::time;
 
-/// Before the first attempt to connect again; twice as long before each further one.
+/// Pause before the first attempt to reconnect. Doubles with each further attempt.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 
-/// At most this long before an attempt to connect again.
+/// Maximum pause before an attempt to reconnect.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Numbers behind a missing one that are remembered. An event whose number was reserved comes later than those behind it.
+/// Maximum number of printed event ids after a missing id. Events can arrive out of order, because ids are reserved
+/// before events are written.
 const MAX_OUT_OF_ORDER: usize = 1024;
 
 /// The arguments of the command.
 #[derive(Debug, Args)]
 pub struct Events {
-    /// Stay, and print events as they happen, also after the switch has been restarted
+    /// Print events as they happen, also after a restart of the switch
     #[arg(long)]
     follow: bool,
-    /// Only what happened since then: a time as 2025-11-03T09:00:00Z, or how long ago, as 10m
+    /// Only events since TIME: a time such as 2025-11-03T09:00:00Z, or an age such as 10m
     #[arg(long, value_name = "TIME", value_parser = since)]
     since: Option<String>,
     #[command(flatten)]
     at: Connection,
 }
 
-/// An event as this program shows it; a switch of another version may have other kinds.
+/// Printed fields of an event. `kind` is a string, because a switch of another version may have other kinds.
 #[derive(Debug, Deserialize)]
 struct Line {
     #[serde(default)]
@@ -55,28 +56,29 @@ struct Line {
     text: String,
 }
 
-/// The events of one start of the switch that have been printed, by their numbers.
+/// Ids of the printed events of one start of the switch.
 #[derive(Debug)]
 struct OfStart {
+    /// First id printed.
     first: u64,
-    /// All from the first to this one.
+    /// All ids from `first` to this one are printed.
     last: u64,
-    /// Others behind it.
+    /// Printed ids after `last`.
     out_of_order: BTreeSet<u64>,
 }
 
-/// The events that have been printed.
+/// Ids of the printed events.
 #[derive(Debug, Default)]
 struct Printed {
     starts: HashMap<String, OfStart>,
-    /// The start that the latest one is of.
+    /// Start of the last event.
     latest: Option<String>,
 }
 
 impl Printed {
-    /// Notes that an event is printed. `false` if it has been printed already.
+    /// Records an event. `false` if it was recorded before.
     fn note(&mut self, id: u64, start: &str) -> bool {
-        // A switch of an earlier version has no numbers.
+        // Events of earlier versions have no id.
         if id == 0 {
             return true;
         }
@@ -91,7 +93,7 @@ impl Printed {
         if id <= of.last || !of.out_of_order.insert(id) {
             return false;
         }
-        // One that is missing for long does not come any more.
+        // An id that is missing for long does not arrive any more.
         let is_over = of.out_of_order.len() > MAX_OUT_OF_ORDER;
         while let Some(next) = of.out_of_order.first().copied().filter(|&next| next == of.last + 1 || is_over) {
             of.out_of_order.remove(&next);
@@ -100,27 +102,27 @@ impl Printed {
         true
     }
 
-    /// The number behind which events are missing, and the start that it is of.
+    /// Last id without a gap before it, and its start.
     fn last(&self) -> Option<(u64, &str)> {
         let start = self.latest.as_deref()?;
         Some((self.starts.get(start)?.last, start))
     }
 }
 
-/// How a connection ended.
+/// Why a stream of events ended.
 enum End {
-    /// The switch has no more to say.
+    /// The switch has sent all events.
     Finished,
-    /// There is none, or it broke.
+    /// The connection failed.
     Broken(client::Error),
-    /// The switch has left events out, because they were not read in time.
+    /// The switch has skipped events, because they were not read in time.
     Lagged,
-    /// Whoever reads what is printed has gone.
+    /// Standard output is closed.
     Unread,
 }
 
 impl Events {
-    /// Prints events as they come. There is nothing left to be printed then.
+    /// Prints events. Returns an empty text.
     pub fn run(&self) -> Result<String, CliError> {
         let client = Client::new(&self.at.socket);
         let mut end = Ok(());
@@ -155,7 +157,7 @@ impl Events {
                 if !matches!(end, End::Lagged) {
                     if !std::mem::replace(&mut is_told, true) {
                         let socket = self.at.socket.display();
-                        warn(format_args!("the switch at {socket} has stopped; connecting again until it is back"));
+                        warn(format_args!("the switch at {socket} has stopped; reconnecting"));
                     }
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(LONGEST_PAUSE);
@@ -169,7 +171,7 @@ impl Events {
         }
     }
 
-    /// The page of events behind the one with this number.
+    /// Request path of the events after an id.
     fn path(&self, after: Option<u64>) -> String {
         let path = format!("/v1/events?follow={}", self.follow);
         match (after, &self.since) {
@@ -179,10 +181,10 @@ impl Events {
         }
     }
 
-    /// Looks where the events go on behind those that have been printed. Says so if some are missing.
+    /// Request path of the events after the last one printed. Warns if some are missing.
     async fn resume(&self, client: &Client, printed: &Printed) -> Result<String, client::Error> {
         let Some((last, start)) = printed.last() else { return Ok(self.path(None)) };
-        // The last one is asked for as well: if it is not there, its number is of no use.
+        // Includes the last printed event: if the switch does not return it, the event log is another one.
         let (mut next, mut wrong) = (None, None);
         let each = |line: &[u8]| {
             match client.parse::<Line>(line) {
@@ -196,18 +198,18 @@ impl Events {
             (Some(wrong), _) => Err(wrong),
             (None, Some((id, of))) if of == start => {
                 if id > last + 1 {
-                    warn(format_args!("{} events are missing here: the switch keeps no more of them", id - last - 1));
+                    warn(format_args!("{} events are missing here: the switch no longer stores them", id - last - 1));
                 }
                 Ok(self.path(Some(last)))
             }
             _ => {
-                warn("events may be missing here: the switch does not know those that were printed last");
+                warn("events may be missing here: the switch does not have the event printed last");
                 Ok(self.path(None))
             }
         }
     }
 
-    /// Prints the events at `path` that have not been printed. `op_finished`: there was an answer.
+    /// Prints the events at `path` that are not printed yet. Sets `has_come` once an event arrives.
     async fn print(
         &self,
         client: &Client,
@@ -226,7 +228,7 @@ impl Events {
                     return ControlFlow::Break(());
                 }
             };
-            // What is missing is asked for, if there is a number behind which.
+            // Requests the skipped events, if there is an id to continue from.
             if line.kind == "lagged" && printed.last().is_some() {
                 end = Ok(End::Lagged);
                 return ControlFlow::Break(());
@@ -237,7 +239,7 @@ impl Events {
             let text = if self.at.json { String::from_utf8_lossy(text).into_owned() } else { line.to_string() };
             match writeln!(out, "{text}").and_then(|()| out.flush()) {
                 Ok(()) => return ControlFlow::Continue(()),
-                // A reader who has read enough and gone is no error.
+                // A closed pipe is not an error.
                 Err(e) if e.kind() == io::ErrorKind::BrokenPipe => end = Ok(End::Unread),
                 Err(e) => end = Err(CliError::Output(e)),
             }
@@ -250,7 +252,7 @@ impl Events {
     }
 }
 
-/// Whether it may be otherwise if it is tried again.
+/// Whether the error can be temporary.
 fn may_come_back(why: &client::Error) -> bool {
     match why {
         client::Error::NoSwitch { .. } | client::Error::Broken { .. } => true,
@@ -275,7 +277,7 @@ impl std::fmt::Display for Line {
     }
 }
 
-/// A time as the API wants it.
+/// Parses a time or an age to RFC 3339.
 fn since(text: &str) -> Result<String, String> {
     since_at(text, time::wall())
 }
@@ -284,9 +286,9 @@ fn since_at(text: &str, now: SystemTime) -> Result<String, String> {
     if let Ok(time) = text.parse::<Timestamp>() {
         return Ok(time.to_string());
     }
-    let wrong = || "a time belongs here, as 2025-11-03T09:00:00Z, or how long ago, as 10m or 2h 30m".to_owned();
+    let wrong = || "expected a time such as 2025-11-03T09:00:00Z, or an age such as 10m or 2h 30m".to_owned();
     let ago = text.parse::<SignedDuration>().map_err(|_| wrong())?;
-    // `10m` and `10m ago` are the same to us.
+    // `10m` and `10m ago` are equal.
     let then = Timestamp::try_from(now).and_then(|now| now.checked_sub(ago.unsigned_abs())).map_err(|_| wrong())?;
     Ok(time::rfc3339(then.into()))
 }

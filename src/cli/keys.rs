@@ -1,18 +1,18 @@
-//! `KEY=VALUE` from the command line as the JSON of a table.
+//! Parses `KEY=VALUE` arguments to the JSON of a table.
 
 use serde_json::{Map, Value};
 
-/// The table that some `KEY=VALUE` stand for. Dots in a key lead into tables. A value is a TOML
-/// literal; what is none is a text. `KEY=` is `null`: as in a file that does not have the key.
+/// Parses `KEY=VALUE` arguments to a JSON object. Dots in a key separate nested tables. A value is a TOML literal, or
+/// else a string. `KEY=` is `null`: the key takes its default.
 pub fn parse(pairs: &[String]) -> Result<Value, String> {
     let mut root = Map::new();
     for pair in pairs {
         let (key, value) = pair
             .split_once('=')
-            .ok_or_else(|| format!("{pair:?}: KEY=VALUE belongs here, as in admin_state_up=false"))?;
+            .ok_or_else(|| format!("{pair:?}: expected KEY=VALUE, such as admin_state_up=false"))?;
         let steps: Vec<&str> = key.split('.').collect();
         if steps.iter().any(|step| step.is_empty()) {
-            return Err(format!("{pair:?}: a key has a name before and behind each dot, as in device.queues=2"));
+            return Err(format!("{pair:?}: empty name in a dotted key; write it as device.queues=2"));
         }
         insert(&mut root, &steps, literal(value)).map_err(|()| format!("{key} is given twice; give it once"))?;
     }
@@ -30,7 +30,7 @@ fn insert(table: &mut Map<String, Value>, steps: &[&str], value: Value) -> Resul
     }
 }
 
-/// A value as it is meant.
+/// Parses a value.
 fn literal(text: &str) -> Value {
     if text.is_empty() {
         return Value::Null;
@@ -40,7 +40,7 @@ fn literal(text: &str) -> Value {
     only.and_then(plain).unwrap_or_else(|| text.into())
 }
 
-/// The same in JSON, if it is of a kind that some key takes: no fraction, no date.
+/// Converts a value to JSON. `None` for kinds that no key has: fractions and dates.
 fn plain(value: toml::Value) -> Option<Value> {
     Some(match value {
         toml::Value::String(text) => text.into(),

@@ -1,5 +1,5 @@
-//! The command line: what the program can do, and how it ends. Exit codes are a contract:
-//! 0 done, 1 the switch said no, 2 wrong usage or bad configuration, 3 no switch is listening.
+//! Command-line interface: parses arguments, runs the command, and sets the exit code. Exit codes are stable:
+//! 0 done, 1 refused or failed, 2 usage or configuration error, 3 no switch listens at the socket.
 
 #![forbid(unsafe_code)]
 
@@ -24,10 +24,10 @@ use crate::control::config::ConfigErrors;
 use crate::control::state::Precedence;
 use crate::daemon;
 
-/// Where a switch listens unless it is told otherwise.
+/// Default path of the API socket.
 pub const SOCKET: &str = "/run/vifswitch/api.sock";
 
-/// A poll-mode userspace Ethernet switch: joins the interfaces of VMs and containers into networks
+/// A poll-mode userspace Ethernet switch: connects the interfaces of VMs and containers to networks
 #[derive(Debug, Parser)]
 #[command(name = "vifswitch", version, after_help = EXIT_CODES)]
 struct Cli {
@@ -35,96 +35,96 @@ struct Cli {
     command: Option<Command>,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done, 1 the switch said no, 2 wrong usage or bad configuration, \
-    3 no switch is listening.";
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 refused or failed, 2 usage or configuration error, \
+    3 no switch listens at the socket.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the switch, in the foreground
+    /// Run the switch in the foreground
     Run {
-        /// The configuration file; without it, the state that is kept goes on
+        /// Configuration file; without it, the switch resumes from the stored state
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
-        /// Where the state is kept, instead of where the configuration says
+        /// State file; overrides `state` in `[switch]`
         #[arg(long, value_name = "FILE")]
         state: Option<PathBuf>,
         /// Replace the stored state by the configuration file, instead of merging both
         #[arg(long, requires = "config")]
         replace: bool,
     },
-    /// Say whether a configuration is right, whether this host would carry it, and what a start would change in the
-    /// stored state; touches nothing
+    /// Check a configuration, whether this host can run it, and what a start would change in the stored state; changes
+    /// nothing
     Check {
-        /// The configuration file
+        /// Configuration file
         #[arg(value_name = "FILE")]
         config: PathBuf,
-        /// As JSON
+        /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Say which kinds of port netdevs are good for, and why not better; touches nothing
+    /// Report which device kinds netdevs support, and why no better mode; changes nothing
     Doctor(doctor::Doctor),
-    /// Say what would change with a configuration; changes nothing
+    /// Print the changes that a configuration would make; changes nothing
     Diff(change::Diff),
-    /// Change a running switch to a configuration, in one step or not at all
+    /// Apply a configuration to a running switch, all or nothing
     Apply(change::Apply),
-    /// Keep what `apply --confirm` has changed
+    /// Keep the changes made by `apply --confirm`
     Confirm(change::Confirm),
-    /// Attach a port to a VM, behind those that it has
+    /// Attach a port to a VM, after its existing ports
     Attach(change::Attach),
     /// Detach a port; its siblings keep their order
     Detach(change::Detach),
     /// Change keys of a port
     Set(change::Set),
-    /// Show what a running switch is doing
+    /// Show the state of a running switch
     Show(show::Show),
-    /// Tell what happened, one line each
+    /// Print events, one per line
     Events(events::Events),
-    /// Forget learned stations: those to which all that is given applies
+    /// Flush dynamic FDB entries that match all given filters
     Flush(change::Flush),
-    /// Lift whatever measure holds a port
+    /// Release a port from loop or storm quarantine, and end MAC dampening of its VM
     Release(change::Release),
 }
 
-/// How and where to ask a switch.
+/// Connection to the switch and output format.
 #[derive(Debug, Args)]
 struct Connection {
-    /// As JSON, with exact numbers
+    /// Print JSON with exact numbers
     #[arg(long)]
     json: bool,
-    /// Where the switch listens
+    /// Path of the switch's API socket
     #[arg(long, value_name = "PATH", default_value = SOCKET)]
     socket: PathBuf,
 }
 
-/// Why a command was not done.
+/// Error of a command.
 #[derive(Debug, thiserror::Error)]
 enum CliError {
-    /// The switch has not done it.
+    /// The switch refused the request or could not be reached.
     #[error(transparent)]
     Switch(#[from] client::Error),
-    /// What was to be done is wrong.
+    /// The given configuration is invalid.
     #[error(transparent)]
     Wrong(#[from] ConfigErrors),
     /// The command line is wrong.
     #[error("{0}")]
     Usage(String),
-    /// What was to be said cannot be written.
+    /// The output cannot be written.
     #[error("cannot write: {0}")]
     Output(io::Error),
 }
 
-/// The commands and their arguments, as the parser has them.
+/// Commands and arguments, for shell completion and tests of the documentation.
 pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Does what the command line says.
+/// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            // Help that nobody reads has done no harm.
+            // Exit code unaffected: help and usage may be written to a closed pipe.
             let _ = e.print();
             return u8::try_from(e.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from);
         }
@@ -155,13 +155,13 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Does `work` that asks a switch.
+/// Runs a request to the switch on a single-threaded runtime.
 fn block_on<T>(client: &Client, work: impl Future<Output = Result<T, client::Error>>) -> Result<T, client::Error> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|e| client.broken(e))?.block_on(work)
 }
 
-/// Says what there is to say, and how it ended.
+/// Prints the result or the error; returns the exit code.
 fn end(done: Result<String, CliError>) -> ExitCode {
     match done {
         Ok(text) => say(&text),
@@ -169,7 +169,7 @@ fn end(done: Result<String, CliError>) -> ExitCode {
     }
 }
 
-/// Prints `text`. A reader who has read enough and gone is no error.
+/// Prints `text`. A closed pipe (`| head`) is not an error.
 fn say(text: &str) -> ExitCode {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -181,16 +181,16 @@ fn say(text: &str) -> ExitCode {
     }
 }
 
-/// Prints why it was not done, and what can be done about it.
+/// Prints an error, and its remedy if there is one; returns the exit code.
 fn complain(error: &CliError) -> ExitCode {
     match error {
-        // Each line names its file already.
+        // Each line already names its file.
         CliError::Wrong(errors) => warn_plainly(errors),
         _ => warn(error),
     }
     match error {
         CliError::Switch(client::Error::NoSwitch { .. }) => {
-            warn("start one with `vifswitch run`, or name the socket of one that runs with `--socket PATH`");
+            warn("start one with `vifswitch run`, or name the socket of a running switch with `--socket PATH`");
             ExitCode::from(3)
         }
         CliError::Wrong(_) | CliError::Usage(_) => ExitCode::from(2),
@@ -203,7 +203,7 @@ fn warn(text: impl Display) {
 }
 
 fn warn_plainly(text: impl Display) {
-    // If standard error is closed there is nobody to tell.
+    // Standard error may be closed.
     let _ = writeln!(io::stderr(), "{text}");
 }
 

@@ -1,4 +1,4 @@
-//! `vifswitch show`: the state of a running switch, as tables for people and as JSON for programs.
+//! `vifswitch show`: prints the state of a running switch as tables or JSON.
 
 use std::collections::HashMap;
 
@@ -20,41 +20,41 @@ pub struct Show {
     /// What to show
     #[arg(value_enum, default_value_t = What::Ports)]
     what: What,
-    /// With `drops`: prove that every frame is accounted for. Exit code 1 if one is not
+    /// With `drops`: check that every frame is accounted for; exit code 1 if not
     #[arg(long)]
     verify: bool,
     #[command(flatten)]
     at: Connection,
 }
 
-/// What is to be printed, and whether it is as it should be.
+/// Text to print, and whether the command succeeded.
 #[derive(Debug)]
 pub struct Output {
     /// The text.
     pub text: String,
-    /// `false`: the books do not balance.
+    /// `false`: the counter audit failed.
     pub success: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum What {
-    /// Ports, with their state and their traffic
+    /// Ports, with status and traffic
     Ports,
-    /// Uplinks, with what they carry
+    /// Uplinks, with their networks
     Uplinks,
-    /// VMs, with the sums over their ports
+    /// VMs, with sums over their ports
     Vms,
     /// Networks
     Networks,
-    /// The forwarding database: which station is behind which port
+    /// Forwarding database: the port of each station
     Fdb,
-    /// The threads that move the frames
+    /// Worker threads
     Workers,
-    /// Frames that died, and why
+    /// Dropped frames by port, direction and reason
     Drops,
-    /// Storms: who is held to storm limits, and was lately
+    /// Active and recent storms
     Storms,
-    /// Loops: who joins what, and what is done about it; and those that were lately
+    /// Active and recent loops, and their mitigation
     Loops,
 }
 
@@ -75,10 +75,10 @@ impl What {
 }
 
 impl Show {
-    /// What is to be printed.
+    /// Sends the request; returns the text to print.
     pub fn run(self) -> Result<Output, CliError> {
         if self.verify && self.what != What::Drops {
-            return Err(CliError::Usage("--verify goes with `show drops` only".into()));
+            return Err(CliError::Usage("--verify is valid for `show drops` only".into()));
         }
         let client = Client::new(&self.at.socket);
         Ok(block_on(&client, async {
@@ -135,18 +135,18 @@ fn ports(ports: &[PortView]) -> String {
     draw::<13>(joined(own, shared_columns(has_reasons)), ports.iter().map(row), "no ports")
 }
 
-/// Which sources a guest may use, and in what its port is no ordinary one.
+/// Port security, and settings that differ from their defaults.
 fn security(port: &PortView) -> String {
     let mut all = vec![port.port_security.clone()];
     all.extend((port.unknown_unicast == UnknownUnicast::Suppress.name()).then(|| port.unknown_unicast.clone()));
     all.extend(port.promiscuous.then(|| "promiscuous".into()));
     all.extend(port.mac_limit.map(|limit| format!("limit={limit}")));
-    // What an older switch says nothing of is as it always was.
+    // A switch of an earlier version sends no `activation`.
     all.extend((port.admin_state_up && !port.pinned && !port.activation.is_empty()).then(|| "not pinned".into()));
     all.join(",")
 }
 
-/// What ports and uplinks are shown with alike, behind what each has of its own.
+/// Columns that ports and uplinks have in common; they follow the specific ones.
 fn shared_columns(has_reasons: bool) -> [Column; 7] {
     let reason = if has_reasons { "REASON" } else { "" };
     [Text("DEVICE"), Text("STATUS"), Number("WORKER"), Number("RX"), Number("TX"), Number("DROPS"), Text(reason)]
@@ -314,7 +314,7 @@ fn drops(drops: &[DropView]) -> String {
     draw(columns, drops.iter().map(row), "no drops")
 }
 
-/// What stands where there is nothing to say.
+/// Text of an empty cell.
 pub(super) fn empty_cell() -> String {
     "-".into()
 }

@@ -1,11 +1,10 @@
-//! Tables for people: no borders, text to the left, numbers to the right, and numbers of a length
-//! that can be taken in at a glance.
+//! Formats tables for the terminal: no borders, text left-aligned, numbers right-aligned and shortened.
 
 use std::fmt::Write;
 
 use comfy_table::{CellAlignment, presets};
 
-/// A column and its title.
+/// A column with its title.
 #[derive(Debug, Clone, Copy)]
 pub enum Column {
     /// Aligned to the left.
@@ -14,7 +13,7 @@ pub enum Column {
     Number(&'static str),
 }
 
-/// `rows` under the titles of `columns`; `none` if there are none.
+/// Formats `rows` below the titles of `columns`; `none` if there are no rows.
 pub fn draw<const N: usize>(columns: [Column; N], rows: impl IntoIterator<Item = [String; N]>, none: &str) -> String {
     let mut table = comfy_table::Table::new();
     table.load_style(presets::NOTHING);
@@ -39,12 +38,12 @@ pub fn draw<const N: usize>(columns: [Column; N], rows: impl IntoIterator<Item =
     })
 }
 
-/// Names are anybody's: what would move the cursor or split the line is shown as a mark.
+/// Replaces control characters, which could move the cursor or split the line, by U+FFFD. Names come from users.
 pub fn printable(text: String) -> String {
     if text.contains(char::is_control) { text.replace(char::is_control, "\u{fffd}") } else { text }
 }
 
-/// A count, in thousands where it is long: `999`, `12.3k`.
+/// A count with SI prefix: `999`, `12.3k`.
 pub fn count(n: u64) -> String {
     scaled(n, ["", "k", "M", "G", "T", "P", "E"])
 }
@@ -54,7 +53,7 @@ pub fn bytes(n: u64) -> String {
     scaled(n, [" B", " kB", " MB", " GB", " TB", " PB", " EB"])
 }
 
-/// `n` with one digit after the point and the unit it is then in; cut off, not rounded.
+/// `n` with one decimal place and its unit; truncated, not rounded.
 fn scaled(n: u64, units: [&str; 7]) -> String {
     let mut size = 1;
     for unit in units {
@@ -69,7 +68,7 @@ fn scaled(n: u64, units: [&str; 7]) -> String {
     unreachable!("a u64 is less than 1000 E")
 }
 
-/// A time in its two largest units: `45s`, `5m 3s`, `2h 10m`, `3d 4h`.
+/// A duration in its two largest units: `45s`, `5m 3s`, `2h 10m`, `3d 4h`.
 pub fn duration(seconds: u64) -> String {
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match () {

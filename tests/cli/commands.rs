@@ -308,7 +308,7 @@ fn a_configuration_is_applied() {
 
     assert_eq!(out(&scene.run(&["diff", &toml])), CHANGES);
     assert!(matches!(scene.requests.try_recv(), Ok(Received::Diff(Change::Apply(_)))));
-    assert_eq!(out(&scene.run(&["confirm"])), format!("the change stays:\n{CHANGES}"));
+    assert_eq!(out(&scene.run(&["confirm"])), format!("confirmed:\n{CHANGES}"));
     assert_eq!(scene.requests.try_recv(), Ok(Received::Confirm));
 }
 
@@ -395,7 +395,7 @@ fn a_port_is_detached_and_released_and_stations_are_flushed() {
     assert_eq!(scene.change().0, Change::Detach { port: ODD.into() });
     assert_eq!(out(&scene.run(&["release", "a/b"])), CHANGES);
     assert_eq!(scene.requests.try_recv(), Ok(Received::Release("a/b".into())));
-    assert_eq!(out(&scene.run(&["flush"])), "7 stations have been forgotten\n");
+    assert_eq!(out(&scene.run(&["flush"])), "flushed 7 entries\n");
     assert_eq!(scene.requests.try_recv(), Ok(Received::Flush(Flush::default())));
     let flush = ["flush", "--network", "net1", "--port", "p1", "--mac", "02:00:00:00:01:0a", "--json"];
     assert_eq!(out(&scene.run(&flush)), "{\"flushed\":7}\n");
@@ -456,9 +456,9 @@ fn what_is_so_already_says_so() {
     let file = scene.file("a.toml", CONFIG);
     for (command, text) in [
         (&["apply", &file][..], "no changes\n"),
-        (&["diff", &file], "nothing would change\n"),
+        (&["diff", &file], "no changes\n"),
         (&["set", "p1", "admin_state_up=true"], "no changes\n"),
-        (&["release", "p1"], "nothing holds this port\n"),
+        (&["release", "p1"], "nothing to release\n"),
     ] {
         assert_eq!(out(&run_with_input(&fake, command, "")), text);
     }
@@ -554,9 +554,9 @@ fn books_that_do_not_balance_are_1() {
     let text = String::from_utf8(output.stdout).unwrap();
     for piece in [
         "DOES NOT ADD UP",
-        "port \"a\\\"b\\\\c\": 3 unaccounted for of the frames that came in",
-        "worker 0: 1 too many are accounted for of the frames that were to go out",
-        "between workers: 2 frames were sent and never heard",
+        "port \"a\\\"b\\\\c\": 3 received frames unaccounted for",
+        "worker 0: 1 egress frames accounted for twice",
+        "between workers: 2 frames sent and never received",
     ] {
         assert!(text.contains(piece), "{piece}: {text}");
     }
