@@ -1,4 +1,5 @@
-//! The daemon: starts the switch from a configuration and shuts it down in order.
+//! The daemon: starts the switch from a configuration or its stored state, serves the API and metrics, and shuts down
+//! in order. Reads the configuration file, drops capabilities and starts threads; the device code opens netdevs.
 
 #![forbid(unsafe_code)]
 
@@ -40,20 +41,20 @@ use crate::sys::privileges::{self, Privilege};
 use crate::wire::ProbeKey;
 use crate::worker::{Pace, Worker, WorkerSetSettings, worker_set};
 
-/// Says `what` is wrong, and ends with `code`.
+/// Prints an error; returns exit code `code`.
 fn report_error(what: impl std::fmt::Display, code: u8) -> ExitCode {
-    // If standard error is closed there is nobody to read it.
+    // Standard error may be closed.
     let _ = writeln!(io::stderr(), "{what}");
     ExitCode::from(code)
 }
 
-/// How long what hangs elsewhere is waited for at the end.
+/// Maximum wait at shutdown for blocking tasks that do not return.
 const LEFT_ALONE: Duration = Duration::from_millis(500);
 
-/// Runs the switch until it is told to stop by SIGTERM or SIGINT.
+/// Runs the switch until SIGTERM or SIGINT.
 ///
-/// Without a configuration it goes on with the state that is kept at `state`, by default where a
-/// switch keeps it. With one, [`state`] says what becomes of the two.
+/// Without a configuration file the switch resumes from the stored state at `state`, or at the default path. With one,
+/// [`state`] describes how file and stored state are merged.
 pub fn run(path: Option<PathBuf>, state: Option<PathBuf>, precedence: Precedence) -> ExitCode {
     let file = match path.as_ref().map(config::load_file).transpose() {
         Ok(file) => file,
@@ -67,12 +68,12 @@ pub fn run(path: Option<PathBuf>, state: Option<PathBuf>, precedence: Precedence
             ExitCode::from(code)
         }
     };
-    // Nobody has to read it for the process to end.
+    // Bounded: a log that nobody reads does not delay the exit.
     log.finish();
     code
 }
 
-/// Why a switch did not start or ended early, and its exit code.
+/// Reason and exit code of a failed start or an early end.
 struct StartError {
     why: String,
     code: u8,
@@ -100,38 +101,38 @@ fn run_logged(
             (file.as_ref().map(|file| file.config.switch.clone()).unwrap_or_default(), path.display().to_string())
         }
         None => match state::stored(path_of_state.as_deref()) {
-            Ok(config) => (config.switch, "the state that is kept".to_owned()),
+            Ok(config) => (config.switch, "stored state".to_owned()),
             Err(why) => return Err(StartError::new(why, 2)),
         },
     };
-    // Before there is another thread, which would keep what it has.
+    // Before other threads exist: capabilities are per thread.
     privileges::keep_only(&needed(&settings))
-        .map_err(|why| StartError::new(format_args!("cannot give up capabilities: {why}"), 1))?;
+        .map_err(|why| StartError::new(format_args!("cannot drop capabilities: {why}"), 1))?;
     let cores = choose_cores(&settings).map_err(|why| StartError { why: format!("{origin}: {why}"), code: 2 })?;
-    // What is started from here on stays away from the workers.
+    // Threads started from here on inherit this affinity and stay off the workers' cores.
     cores::avoid(&cores);
     log.start();
     let signals =
         Signals::receive(log).map_err(|why| StartError::new(format_args!("cannot receive signals: {why}"), 1))?;
     let served = runtime.block_on(async {
-        // Who shall be able to talk to us, first: a second switch on the same socket opens nothing.
+        // First of all: a second switch with the same socket ends before it opens anything.
         let socket = Socket::bind(&settings.api).map_err(|why| why.to_string())?;
         let begun = tokio::select! {
             begun = StateStore::open(file, path_of_state.as_deref(), precedence) => begun,
             () = signals.stop() => {
-                info!("stopped before it has begun");
+                info!("stopped before startup has finished");
                 return Ok(());
             }
         };
         let (config, store) = begun.map_err(|why| why.to_string())?;
         serve_until_told(config, store, cores, socket, signals, path).await.map_err(|why| why.to_string())
     });
-    // What hangs elsewhere is not waited for.
+    // Does not wait for blocking tasks that do not return.
     runtime.shutdown_timeout(LEFT_ALONE);
     served.map_err(|why| StartError::new(why, 1))
 }
 
-/// The capabilities that a running switch needs: to open what there is, and what may come.
+/// Capabilities that a running switch needs, for present devices and those that may be added later.
 fn needed(settings: &SwitchSettings) -> Vec<Privilege> {
     let low_port = settings.metrics.is_some_and(|address| (1..1024).contains(&address.port()));
     let mut needed = vec![
@@ -148,19 +149,17 @@ fn needed(settings: &SwitchSettings) -> Vec<Privilege> {
     needed
 }
 
-/// The cores of the workers: those asked for, or the last one that we may use.
+/// Cores of the workers: those configured, or else the last one allowed.
 fn choose_cores(settings: &SwitchSettings) -> Result<Vec<usize>, String> {
     let allowed = cores::allowed();
     if settings.cores.is_empty() {
         return Ok(allowed.last().copied().into_iter().collect());
     }
     for &core in &settings.cores {
-        // Only trying tells: cores that were set apart at boot are not among the allowed ones.
+        // Determined by pinning: cores isolated at boot are usable but not in the affinity mask.
         let usable = thread::scope(|scope| scope.spawn(|| cores::pin(core)).join().unwrap_or(false));
         if !usable {
-            return Err(format!(
-                "switch.cores = {core}: there is no such core for this process; it may use {allowed:?}"
-            ));
+            return Err(format!("switch.cores = {core}: core not available to this process; available: {allowed:?}"));
         }
     }
     Ok(settings.cores.clone())
@@ -234,7 +233,7 @@ async fn serve_until_told(
         drop(requests);
     }
 
-    // In order: nobody new comes in, devices come home, workers end.
+    // In order: stop accepting requests, close devices, stop workers.
     notify(NotifyState::Stopping);
     drop(stop);
     for server in servers.into_iter().flatten() {
@@ -248,7 +247,7 @@ async fn serve_until_told(
     Ok(())
 }
 
-/// Tells the supervisor. One that has gone meanwhile is no reason not to go on.
+/// Notifies the supervisor, if there is one.
 fn notify(state: NotifyState<'_>) {
     notify_all(&[state]);
 }
@@ -259,7 +258,7 @@ fn named(what: String, why: &io::Error) -> io::Error {
 
 fn start(index: usize, worker: Worker, core: usize, pace: Pace) -> io::Result<thread::JoinHandle<()>> {
     thread::Builder::new().name(format!("vifswitch-w{index}")).spawn(move || {
-        // It has been tried before.
+        // `choose_cores` has checked that this core is usable.
         cores::pin(core);
         worker.run(pace);
     })
@@ -273,7 +272,7 @@ where
     let mut stopped = stopped.clone();
     tokio::spawn(async move {
         serve(listener, pages, async move {
-            // The other end is dropped when it is time.
+            // Changed or closed: both stop the server.
             let _ = stopped.changed().await;
         })
         .await;

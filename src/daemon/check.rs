@@ -1,9 +1,8 @@
-//! `vifswitch check`: is a configuration right, would this host carry it, and what would a start with it make of the
-//! stored state? Nothing is touched.
+//! `vifswitch check`: validates a configuration, checks whether this host can run it, and previews what a start would
+//! change in the stored state. Changes nothing.
 //!
-//! The host is asked with the rights that a running switch has. What would keep it from starting is
-//! an error, and the exit code is the one that it would end with. What would only keep a port down
-//! is a remark: a switch that runs waits for whatever is missing.
+//! The checks run with the capabilities of a running switch. What prevents a start is an error; the exit code is that
+//! of `vifswitch run`. What only keeps a port down is a warning: a running switch waits for what is missing.
 
 mod host;
 
@@ -19,29 +18,29 @@ use crate::control::config::{self, Config, ConfigErrors, ConfigFile};
 use crate::control::state::{self, StartPreview};
 use crate::sys::privileges;
 
-/// What a finding comes to.
+/// Severity of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Severity {
-    /// The switch would start all the same.
+    /// The switch starts anyway.
     Warning,
-    /// It would not: something is in the way on this host.
+    /// The switch does not start until something on this host changes.
     InTheWay,
-    /// It would not, and never will on this host: the configuration has to be changed.
+    /// The switch does not start on this host; the configuration has to change.
     Wrong,
 }
 
-/// Something that the host says to the configuration.
+/// Result of a check of the configuration against the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct CheckResult {
     severity: Severity,
-    /// What it is about: a key, or a port.
+    /// What the result is about: a key or a port.
     about: String,
     message: String,
 }
 
 impl Severity {
-    /// The exit code of a switch that is started all the same.
+    /// Exit code of `vifswitch run` with this result.
     fn code(self) -> u8 {
         match self {
             Severity::Warning => 0,
@@ -51,8 +50,8 @@ impl Severity {
     }
 }
 
-/// Says whether a configuration is right, and what this host says to it. Exit code 0 if a switch
-/// would start with it; otherwise that with which it would end.
+/// Checks a configuration and prints the results. Exit code 0 if a switch would start with it; else the exit code of
+/// `vifswitch run`.
 pub fn check(path: &Path, json: bool) -> ExitCode {
     match print_findings(path, json) {
         Ok(code) => code,
@@ -70,7 +69,7 @@ fn print_findings(path: &Path, json: bool) -> io::Result<ExitCode> {
         Err(errors) => return Ok(super::report_error(errors, 2)),
     };
     let config = &file.config;
-    // What cannot be given up was not there: then nothing is asked with more than a switch has.
+    // Best effort: without the right to drop capabilities, there are no more than a switch has.
     let _ = privileges::keep_only(&needed(&config.switch));
     let mut results = host::check_host(config);
     let state = preview_state(&file, &mut results);
@@ -91,7 +90,7 @@ fn print_findings(path: &Path, json: bool) -> io::Result<ExitCode> {
     for CheckResult { severity, about, message } in &results {
         match severity {
             Severity::Warning => print(&format!("warning: {about}: {message}\n"))?,
-            // If standard error is closed there is nobody to read it; the exit code says the same.
+            // Standard error may be closed; the exit code remains.
             Severity::InTheWay | Severity::Wrong => {
                 let _ = writeln!(io::stderr(), "{}: {about}: {message}", path.display());
             }
@@ -100,7 +99,7 @@ fn print_findings(path: &Path, json: bool) -> io::Result<ExitCode> {
     Ok(ExitCode::from(worst.code()))
 }
 
-/// Prints `text`. A reader who has read enough and left is no error: the exit code says what was found.
+/// Prints `text`. A closed pipe (`| head`) is not an error: the exit code remains.
 fn print(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
@@ -109,21 +108,20 @@ fn print(text: &str) -> io::Result<()> {
     }
 }
 
-/// What a start would make of the stored state, and where that is, if there is one.
+/// Path of the stored state and what a start would change in it, if there is one.
 fn preview_state<'f>(file: &'f ConfigFile, results: &mut Vec<CheckResult>) -> Option<(&'f Path, StartPreview)> {
     let path = file.config.switch.state.as_deref()?;
     match state::preview(file, path) {
         Ok(preview) => Some((path, preview?)),
         Err(why) => {
-            let message =
-                format!("{why}; a switch that starts now runs as the configuration file says, and takes no changes");
+            let message = format!("{why}; a switch started now runs the configuration file and refuses changes");
             results.push(CheckResult { severity: Severity::Warning, about: "switch.state".into(), message });
             None
         }
     }
 }
 
-/// What a start would make of the stored state, for people to read.
+/// A preview as text.
 fn describe_preview(path: &Path, StartPreview { changes, dropped, unknown }: &StartPreview) -> String {
     let path = path.display();
     let mut text = String::new();
@@ -133,7 +131,7 @@ fn describe_preview(path: &Path, StartPreview { changes, dropped, unknown }: &St
     let parts = [
         (changes, "a start changes in it"),
         (dropped, "a start drops from it, because the file has precedence"),
-        (unknown, "not understood by this version, and kept as it is"),
+        (unknown, "unknown to this version, kept unmodified"),
     ];
     for (sentences, what) in parts {
         if !sentences.is_empty() {

@@ -1,9 +1,8 @@
-//! The log: standard error behind a bounded queue and a thread of its own.
+//! The log: standard error behind a bounded queue and a separate thread.
 //!
-//! Whoever reads the log may hang, stop reading or leave, and a disk may be full. A line is therefore only put into
-//! the queue by the thread that writes it; the log thread alone waits for standard error. A line that finds the queue
-//! full, or that standard error refuses, is lost and counted. The count is logged in the place of the lost lines, and
-//! is the metric `vifswitch_log_lines_lost_total`.
+//! The reader of standard error may hang or close it, and a disk may be full. Threads therefore only queue a line; the
+//! log thread alone writes to standard error. A line that finds the queue full, or whose write fails, is lost and
+//! counted. The count is logged in place of the lost lines, and is the metric `vifswitch_log_lines_lost_total`.
 //!
 //! `tracing-appender` is not used: it ignores write errors without counting them, bounds its queue in lines and not in
 //! bytes, and reports a hanging reader at exit by `eprintln!`, which hangs as well.
@@ -23,25 +22,25 @@ use tracing_subscriber::fmt::MakeWriter;
 use crate::telemetry::LOG_LINES_LOST;
 use crate::time;
 
-/// Bytes of lines that wait to be written; more are lost.
+/// Capacity of the queue in bytes; further lines are lost.
 const QUEUE: usize = 512 * 1024;
 
-/// Bytes of one line; the rest of a longer one is cut off.
+/// Maximum length of a line in bytes; longer ones are truncated.
 const LINE: usize = 16 * 1024;
 
-/// How long the process waits at its end, or in a panic, for the log to be written.
+/// Maximum wait for the log to be written, at exit or in a panic.
 const LAST: Duration = Duration::from_secs(1);
 
-/// The way to the log thread. Clones share it.
+/// Handle of the log. Clones share one queue.
 #[derive(Debug, Clone, Default)]
 pub struct Log(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// There is a line to be written.
+    /// Signalled when a line is queued.
     filled: Condvar,
-    /// The queue has been written.
+    /// Signalled when the queue is empty and written.
     drained: Condvar,
 }
 
@@ -49,9 +48,9 @@ struct Shared {
 struct Queue {
     lines: VecDeque<Line>,
     bytes: usize,
-    /// Lines that found no place since the last one that did.
+    /// Lines lost to the full queue since the last one queued.
     refused: u64,
-    /// The log thread has taken a line that is not written yet.
+    /// The log thread is writing a line that is no longer queued.
     writing: bool,
     started: bool,
 }
@@ -59,12 +58,12 @@ struct Queue {
 #[derive(Debug)]
 enum Line {
     Text(Vec<u8>),
-    /// So many lines found no place here.
+    /// Number of lines lost here.
     Gap(u64),
 }
 
 impl Log {
-    /// Makes this the log of the process: lines of `tracing`, and panics. Nothing is written before
+    /// Installs this as the log of the process, for `tracing` and panics. Lines are queued and not written before
     /// [`start`](Log::start) or [`finish`](Log::finish).
     pub fn install() -> Log {
         let log = Log::default();
@@ -90,7 +89,7 @@ impl Log {
         log
     }
 
-    /// Starts the log thread, unless it runs. Without it lines wait.
+    /// Starts the log thread, unless it runs.
     pub fn start(&self) {
         self.start_at(io::stderr());
     }
@@ -100,16 +99,16 @@ impl Log {
             return;
         }
         let log = self.clone();
-        // Without a thread the process goes on without a log.
+        // Without the thread the process continues without a log.
         let _ = thread::Builder::new().name("vifswitch-log".into()).spawn(move || log.write_all_to(&to));
     }
 
-    /// Queues a line that is written as it is.
+    /// Queues a line unmodified.
     pub fn say(&self, text: &str) {
         self.push(format!("{text}\n").into_bytes());
     }
 
-    /// Waits until all lines are written, for a second at most.
+    /// Waits until all lines are written, at most a second.
     pub fn finish(&self) {
         self.start();
         self.finish_within(LAST);
@@ -128,7 +127,7 @@ impl Log {
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
-        // A panic elsewhere is about to be logged here.
+        // Also locked while panicking, to log the panic.
         self.0.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -163,7 +162,7 @@ impl Log {
                 drop(queue);
                 output.write(&line);
                 queue = self.lock();
-                // Its bytes count as long as it is held.
+                // Counts until written, so that the bound covers it.
                 queue.bytes -= line.len();
                 queue.writing = false;
                 continue;
@@ -179,7 +178,7 @@ impl Queue {
         self.writing || self.refused > 0 || !self.lines.is_empty()
     }
 
-    /// Puts the number of lines that found no place where they would be.
+    /// Queues the number of lost lines at their position.
     fn close_gap(&mut self) {
         if self.refused > 0 {
             self.lines.push_back(Line::Gap(std::mem::take(&mut self.refused)));
@@ -196,14 +195,14 @@ impl Line {
     }
 }
 
-/// Standard error, and what it has refused.
+/// Standard error, and the lines lost at it.
 struct Output<'a, F> {
     to: &'a F,
-    /// Lines lost since the last one that was written whole.
+    /// Lines lost since the last complete one.
     lost: u64,
-    /// Why the last of them was refused; `None`: the queue was full.
+    /// Error of the last lost line; `None`: the queue was full.
     why: Option<Errno>,
-    /// The last line was written in part.
+    /// The last line is written in part.
     is_cut: bool,
 }
 
@@ -212,7 +211,7 @@ impl<F: AsFd> Output<'_, F> {
         match line {
             Line::Gap(lines) => {
                 self.lost += lines;
-                // If it cannot be logged now, it is logged with the next line.
+                // If this fails, the loss is logged with the next line.
                 self.write_loss();
             }
             Line::Text(text) => {
@@ -224,7 +223,7 @@ impl<F: AsFd> Output<'_, F> {
         }
     }
 
-    /// Logs how many lines are lost. Whether there is nothing left to be logged of that.
+    /// Logs the number of lost lines. Whether nothing is left to log.
     fn write_loss(&mut self) -> bool {
         if self.lost == 0 && !self.is_cut {
             return true;
@@ -250,15 +249,15 @@ impl<F: AsFd> Output<'_, F> {
         false
     }
 
-    /// Writes all of it, and waits as long as that takes.
+    /// Writes all bytes; blocks until done.
     fn write_bytes(&mut self, mut bytes: &[u8]) -> bool {
         let whole = bytes.len();
         while !bytes.is_empty() {
-            // Not through std: it would hold a lock meanwhile that other threads may want.
+            // Not through std, which holds a lock of standard error while it blocks.
             match rustix::io::write(self.to, bytes) {
                 Ok(written) => bytes = &bytes[written..],
                 Err(Errno::INTR) => {}
-                // Whoever shares the file has made it so.
+                // Another process that shares the open file has set O_NONBLOCK.
                 Err(Errno::AGAIN) => drop(poll(&mut [PollFd::new(self.to, PollFlags::OUT)], None)),
                 Err(why) => {
                     self.why = Some(why);
@@ -271,7 +270,7 @@ impl<F: AsFd> Output<'_, F> {
     }
 }
 
-/// What `tracing` writes a line to: one call of `write` is one line.
+/// Writer for `tracing`: one call of `write` is one line.
 #[derive(Debug)]
 pub struct Entry<'a>(&'a Log);
 

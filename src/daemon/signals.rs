@@ -1,8 +1,8 @@
-//! Signals: SIGTERM and SIGINT end the switch in order, a second one ends it at once, and SIGHUP reloads its
-//! configuration file.
+//! Signals: SIGTERM and SIGINT shut down in order, a second one exits at once, and SIGHUP reloads the configuration
+//! file.
 //!
-//! They are received by a thread of its own, so that a switch that hangs can be ended, and one that does not end in time
-//! is.
+//! A separate thread receives them, so that a switch that hangs can be stopped. It exits the process if the shutdown
+//! takes longer than [`LONGEST_END`].
 
 use std::io;
 use std::sync::mpsc as std_mpsc;
@@ -15,22 +15,22 @@ use tracing::info;
 
 use super::Log;
 
-/// How long the switch may take to end. Less than `TimeoutStopSec=` in the unit.
+/// Maximum time of an orderly shutdown. Less than `TimeoutStopSec=` in the unit.
 const LONGEST_END: Duration = Duration::from_secs(13);
 
-/// What the process has been told.
+/// Received signals.
 #[derive(Debug)]
 pub(super) struct Signals {
     stop: watch::Receiver<bool>,
-    /// The configuration file is to be reloaded.
+    /// One message per requested reload of the configuration file.
     pub reload: mpsc::Receiver<()>,
 }
 
 impl Signals {
-    /// Receives signals from now on.
+    /// Starts to receive signals.
     pub fn receive(log: &Log) -> io::Result<Signals> {
         let (stopping, stop) = watch::channel(false);
-        // Several in a row are one: the file is read after the last of them.
+        // Capacity 1 merges signals in a row: the file is read after the last of them.
         let (reloading, reload) = mpsc::channel(1);
         let (registered, is_registered) = std_mpsc::channel();
         let log = log.clone();
@@ -44,7 +44,7 @@ impl Signals {
                     Ok(received) => {
                         let _ = registered.send(Ok(()));
                         received.forward(&stopping, &reloading).await;
-                        log.say("vifswitch run: the switch has not ended in order, and ends at once");
+                        log.say("vifswitch run: shutdown took too long or was interrupted; exiting at once");
                         log.finish();
                         std::process::exit(1);
                     }
@@ -57,11 +57,11 @@ impl Signals {
         Ok(Signals { stop, reload })
     }
 
-    /// Waits until the switch is told to stop.
+    /// Waits for the signal to stop.
     pub fn stop(&self) -> impl Future<Output = ()> + use<> {
         let mut stop = self.stop.clone();
         async move {
-            // The thread that would tell is there as long as the process.
+            // Closed only if the signal thread has ended.
             if stop.wait_for(|&message| message).await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -84,24 +84,24 @@ impl Received {
         })
     }
 
-    /// Passes signals on. Ready when the process has to end at once.
+    /// Forwards signals. Returns when the process has to exit at once.
     async fn forward(mut self, stopping: &watch::Sender<bool>, reloading: &mpsc::Sender<()>) {
         loop {
             tokio::select! {
                 name = stop(&mut self.terminate, &mut self.interrupt) => {
-                    info!("told to stop by {name}");
+                    info!("received {name}; stopping");
                     stopping.send_replace(true);
                     break;
                 }
                 _ = self.hang_up.recv() => {
-                    info!("told to reload the configuration file by SIGHUP");
-                    // One that is under way has yet to read the file, or there is another one behind it.
+                    info!("received SIGHUP; reloading the configuration file");
+                    // Full: a reload that has yet to read the file is already queued.
                     let _ = reloading.try_send(());
                 }
             }
         }
         tokio::select! {
-            name = stop(&mut self.terminate, &mut self.interrupt) => info!("told to stop once more by {name}"),
+            name = stop(&mut self.terminate, &mut self.interrupt) => info!("received {name} again"),
             () = tokio::time::sleep(LONGEST_END) => {}
         }
     }

@@ -1,4 +1,4 @@
-//! Sends keep-alive messages to a supervisor with a watchdog.
+//! Sends watchdog messages to a supervisor that requests them (`WatchdogSec=`).
 
 use sd_notify::NotifyState;
 
@@ -6,10 +6,10 @@ use crate::control::handle::Handle;
 use crate::control::watchdog::Watchdog;
 use crate::worker::Mailbox;
 
-/// Beats in the time in which the supervisor expects one: so that one that is late does no harm.
+/// Messages per watchdog period, so that one late message does no harm.
 const BEATS: u32 = 3;
 
-/// Starts telling it, if it asked for that (`WatchdogSec=`).
+/// Starts sending watchdog messages, if `WatchdogSec=` is set.
 pub(super) fn start(mailboxes: Vec<Mailbox>, handle: Handle) {
     if let Some(period) = sd_notify::watchdog_enabled() {
         let watchdog = Watchdog::new(mailboxes, handle);

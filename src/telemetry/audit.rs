@@ -1,19 +1,19 @@
-//! Does the ledger add up? The proof, on a switch that runs.
+//! Counter audit: checks on a running switch that every frame is accounted for.
 //!
-//! Counters that are read while their worker counts do not balance: some of a burst would be in,
-//! and the rest not yet. So each worker takes a [`Snapshot`] of all its counters itself, between two
-//! polls, when its TX batches are empty. In a reading these hold exactly, whatever the traffic:
+//! Counters read while their worker is counting do not balance, because a burst is counted in several steps. Each
+//! worker therefore takes a [`Snapshot`] of all its counters itself, between two polls, when its TX batches are empty.
+//! In a snapshot these hold exactly under any traffic:
 //!
-//! * of each port, `rx = forwarded + flooded + Σ drops in`;
-//! * of the worker, `forwarded + copies + probes + announcements + heard = tx + Σ drops out + sent`, where *sent*
-//!   and *heard* are the frames handed to other workers and taken over from them.
+//! * per port, `rx = forwarded + flooded + Σ drops in`;
+//! * per worker, `forwarded + copies + probes + announcements + peer rx = tx + Σ drops out + peer tx`, where *peer tx*
+//!   and *peer rx* are frames handed off to other workers and taken over from them.
 //!
-//! Between workers frames are on their way. Readings are taken twice, so that there is a bound
-//! whatever moves: nothing that the first of them has as heard may be missing from what the second
-//! has as sent. When nothing has moved in between, the two are equal.
+//! Frames may be in flight between workers. Two snapshots of each worker, one after the other, bound their number:
+//! frames that the first snapshot counts as taken over, the second counts as handed off. If no frame moved between
+//! them, the two are equal.
 //!
-//! A port that is closed takes its counters with it. What they had comes to the [`Retired`] of the
-//! worker, so that the books balance over everything there ever was.
+//! The counters of a closed port are added to [`Retired`] of the worker, so that the sums include all ports that ever
+//! existed.
 
 use std::ops::{Index, IndexMut};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use std::sync::Arc;
 use super::{Counter, PortCounters, WorkerCounters};
 use crate::switch::DropReason;
 
-/// One count for each reason to die.
+/// One count per drop reason.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByReason([u64; DropReason::ALL.len()]);
 
@@ -45,10 +45,10 @@ impl IndexMut<DropReason> for ByReason {
     }
 }
 
-/// What is kept of the counters of ports that are no more.
+/// Sums of the counters of removed ports.
 #[derive(Debug, Default)]
 pub struct Retired {
-    /// How often the books were changed. A book bears the number of the last change that kept it.
+    /// Number of changes so far. [`PortCounters`] holds the number of the last change that retained it.
     epoch: Counter,
     forwarded: Counter,
     copies: Counter,
@@ -59,8 +59,7 @@ pub struct Retired {
 }
 
 impl Retired {
-    /// Takes over what was counted in those of the `old` books that are not among the `new` ones;
-    /// and gives back what was taken over of those that come again.
+    /// Adds the counters of `old` that are not in `new`; subtracts those that were added before and return in `new`.
     pub fn retire(&self, old: &[Option<Arc<PortCounters>>], new: &[Option<Arc<PortCounters>>]) {
         let last = self.epoch.get();
         let term = last + 1;
@@ -87,68 +86,67 @@ impl Retired {
     }
 }
 
-/// What one worker has counted of one port.
+/// Counts of one port by one worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct PortTotals {
-    /// The port, by [`PortId::index`](crate::switch::PortId::index).
+    /// The port's [`PortId::index`](crate::switch::PortId::index).
     pub port: usize,
-    /// Frames that came in.
+    /// Frames received.
     pub rx_frames: u64,
-    /// Those of them that were meant for one port.
+    /// Received frames forwarded to one port.
     pub forwarded: u64,
-    /// Those of them that were meant for everybody.
+    /// Received frames flooded.
     pub flooded: u64,
-    /// Those of them that died.
+    /// Received frames dropped.
     pub drops_in: u64,
 }
 
 impl PortTotals {
-    /// By how many frames more came in than is accounted for. 0 is right.
+    /// Received frames minus accounted ones; 0 if all is right.
     pub fn delta(&self) -> i64 {
         difference(self.rx_frames, self.forwarded + self.flooded + self.drops_in)
     }
 }
 
-/// What one worker has counted, at one moment between two polls. Frames of ports that are no more
-/// are in the totals, and in no share.
+/// Counts of one worker at one point in time between two polls. The totals include removed ports, `shares` does not.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
-    /// What it has counted of each port. There is no room for more than its capacity.
+    /// Counts per port; limited to the vector's capacity.
     pub shares: Vec<PortTotals>,
-    /// Frames that died coming in, by reason.
+    /// Frames dropped at ingress, by reason.
     pub drops_in: ByReason,
-    /// Frames that died going out, by reason.
+    /// Frames dropped at egress, by reason.
     pub drops_out: ByReason,
-    /// Frames meant for one port.
+    /// Frames forwarded to one port.
     pub forwarded: u64,
-    /// Copies made of flooded ones.
+    /// Copies of flooded frames.
     pub copies: u64,
-    /// Loop probes that the switch sent.
+    /// Loop probes of the switch.
     pub probes: u64,
-    /// Announcements of local stations that the switch sent.
+    /// Announcements of local stations by the switch.
     pub announcements: u64,
-    /// Frames that went out.
+    /// Frames transmitted.
     pub tx_frames: u64,
-    /// Frames that died going out, for whatever reason.
+    /// Frames dropped at egress, all reasons.
     pub dropped: u64,
-    /// Frames for one port that were handed to other workers.
+    /// Frames for one port handed off to other workers.
     pub frames_sent: u64,
-    /// And those that were taken over from them.
+    /// Frames for one port taken over from other workers.
     pub frames_received: u64,
-    /// Frames to be flooded by other workers that were handed to them.
+    /// Frames for flooding handed off to other workers.
     pub floods_sent: u64,
-    /// And those that were taken over from them.
+    /// Frames for flooding taken over from other workers.
     pub floods_received: u64,
 }
 
 impl Snapshot {
-    /// One that has room for so many ports.
+    /// An empty snapshot with capacity for `ports` ports.
     pub fn with_capacity(ports: usize) -> Snapshot {
         Snapshot { shares: Vec::with_capacity(ports), ..Snapshot::default() }
     }
 
-    /// Reads all counters of a worker. Only the worker itself can do this between two polls. It
-    /// allocates nothing, and looks at each book once.
+    /// Reads all counters of a worker. Called by the worker itself, between two polls. Allocates nothing and reads each
+    /// port's counters once.
     pub fn take(&mut self, port_counters: &[Option<Arc<PortCounters>>], own: &WorkerCounters) {
         self.forwarded = own.retired.forwarded.get();
         self.copies = own.retired.copies.get();
@@ -188,7 +186,7 @@ impl Snapshot {
         }
     }
 
-    /// By how many frames more were to go out than is accounted for. 0 is right.
+    /// Frames for egress minus accounted ones; 0 if all is right.
     pub fn delta(&self) -> i64 {
         let own = self.probes.wrapping_add(self.announcements);
         let expected = self.forwarded.wrapping_add(self.copies).wrapping_add(own).wrapping_add(self.frames_received);
@@ -197,22 +195,22 @@ impl Snapshot {
     }
 }
 
-/// Two readings of each worker, one after the other.
+/// Two snapshots of each worker, one after the other.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Audit {
-    /// By worker. All were taken before the first of `second` was asked for.
+    /// By worker. All taken before the first of `second` is requested.
     pub first: Vec<Snapshot>,
     /// By worker.
     pub second: Vec<Snapshot>,
 }
 
 impl Audit {
-    /// Whether nothing has moved between the readings.
+    /// Whether no frame moved between the snapshots.
     pub fn is_idle(&self) -> bool {
         self.first == self.second
     }
 
-    /// What all workers have counted of one port.
+    /// Counts of one port, summed over all workers.
     pub fn port(&self, port: usize) -> PortTotals {
         let shares = self.second.iter().flat_map(|reading| &reading.shares).filter(|share| share.port == port);
         shares.fold(PortTotals { port, ..PortTotals::default() }, |sum, share| PortTotals {
@@ -224,12 +222,12 @@ impl Audit {
         })
     }
 
-    /// Frames for one port that are on their way between workers: at least, and at most.
+    /// Frames for one port in flight between workers: lower and upper bound.
     pub fn frames_between(&self) -> (i64, i64) {
         self.between(|reading| (reading.frames_sent, reading.frames_received))
     }
 
-    /// Frames to be flooded that are on their way between workers: at least, and at most.
+    /// Frames for flooding in flight between workers: lower and upper bound.
     pub fn floods_between(&self) -> (i64, i64) {
         self.between(|reading| (reading.floods_sent, reading.floods_received))
     }
@@ -242,7 +240,7 @@ impl Audit {
         (difference(first.0, second.1).max(0), difference(second.0, first.1))
     }
 
-    /// Whether everything is accounted for: at each worker, at each port, and between workers.
+    /// Whether every frame is accounted for: at each worker, at each port, and between workers.
     pub fn is_balanced(&self) -> bool {
         let on_the_way = [self.frames_between(), self.floods_between()];
         let is_ok = |&(least, most): &(i64, i64)| most >= least && (!self.is_idle() || most == 0);
@@ -252,8 +250,8 @@ impl Audit {
     }
 }
 
-/// `left - success`, of counters that may have wrapped.
-#[allow(clippy::cast_possible_wrap)] // that is the point
+/// `left - right`, for counters that may have wrapped.
+#[allow(clippy::cast_possible_wrap)] // a negative difference is the intended result
 fn difference(left: u64, right: u64) -> i64 {
     left.wrapping_sub(right) as i64
 }
@@ -278,7 +276,7 @@ mod tests {
     }
 
     proptest! {
-        /// However ports come and go, and come again, nothing is forgotten and nothing counted twice.
+        /// However ports are removed and added again, each frame stays counted, and once.
         #[test]
         fn what_has_been_counted_stays_counted(
             counts in prop::collection::vec((0..1000u64, 0..1000u64), 8),
@@ -289,7 +287,7 @@ mod tests {
             let (mut port_counters, mut ever) = (Vec::new(), [false; 8]);
             for (turn, change) in changes.into_iter().enumerate() {
                 let mut new: Vec<_> = all.iter().zip(&change).map(|(counters, &there)| there.then(|| counters.clone())).collect();
-                // The same book may stand in another place.
+                // The same counters may be at another index.
                 new.rotate_left(turn % 8);
                 own.retired.retire(&port_counters, &new);
                 port_counters = new;

@@ -1,7 +1,7 @@
 //! Prometheus metrics in the OpenMetrics text format.
 //!
-//! Each scrape reads the current values; there is no registry. *Receive* is from the guest into the
-//! switch, *transmit* is to the guest, as for the ports of any other switch.
+//! Each scrape encodes the current values; there is no persistent registry. *Receive* is from the guest to the switch,
+//! *transmit* is to the guest.
 
 mod loops;
 
@@ -26,10 +26,10 @@ use crate::control::responses::{
 use crate::telemetry::LOG_LINES_LOST;
 use crate::time;
 
-/// What the text is called in a `Content-Type` header.
+/// Value of the `Content-Type` header.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// The metrics as text.
+/// Encodes the metrics as text.
 pub fn render(
     ports: Vec<PortView>,
     vms: Vec<VmView>,
@@ -40,8 +40,8 @@ pub fn render(
     contained: Mitigation,
 ) -> String {
     let mut registry = Registry::with_prefix("vifswitch");
-    registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-    // An uplink is not a port of a VM, and has labels of its own.
+    registry.register("build", "Version of the switch", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
+    // Drops at uplinks are a metric of their own, with other labels.
     let (uplink_drops, drops) = drops.into_iter().partition(|drop: &DropView| drop.uplink_id.is_some());
     let uplink_drops: Vec<DropView> = uplink_drops;
     let uplink_drops = uplink_drops.into_iter().map(UplinkDrop).collect();
@@ -54,7 +54,7 @@ pub fn render(
     text
 }
 
-/// What is shown at one scrape.
+/// Values of one scrape.
 #[derive(Debug)]
 struct Metrics {
     ports: Vec<PortView>,
@@ -67,11 +67,11 @@ struct Metrics {
     contained: Samples,
 }
 
-/// A line of the ledger that is about an uplink.
+/// Drops at an uplink.
 #[derive(Debug)]
 struct UplinkDrop(DropView);
 
-/// Frames to a reserved group that were refused at a port or an uplink.
+/// Frames to a reserved group dropped at a port or an uplink.
 #[derive(Debug)]
 struct Refused<'a, T> {
     at: &'a T,
@@ -79,46 +79,46 @@ struct Refused<'a, T> {
     frames: u64,
 }
 
-/// A metric: its name without prefix and ending, its help, and how its value is read from a view.
+/// A metric: name without prefix and suffix, help, and function that reads its value.
 type Metric<T, V> = (&'static str, &'static str, fn(&T) -> V);
 
-/// What is counted of ports and of uplinks alike. The name goes behind what is counted, and the help has
-/// `{from}` and `{to}` where that has a side.
+/// Metrics of both ports and uplinks; the name gets the prefix `port_` or `uplink_`. `{from}` and `{to}` in the help are
+/// replaced by [`Counted::FROM`] and [`Counted::TO`].
 const COUNTERS: &[Metric<CountsView, u64>] = &[
-    ("receive_frames", "Frames {from}; a GSO packet counts as the frames that it becomes.", |c| c.rx_frames),
+    ("receive_frames", "Frames {from}; a GSO packet counts as its segments.", |c| c.rx_frames),
     ("receive_bytes", "Bytes {from}, without frame check sequence.", |c| c.rx_bytes),
     ("transmit_frames", "Frames {to}.", |c| c.tx_frames),
     ("transmit_bytes", "Bytes {to}, without frame check sequence.", |c| c.tx_bytes),
-    ("forwarded_frames", "Frames {from} that were meant for one port.", |c| c.forwarded),
-    ("flooded_frames", "Frames {from} that were meant for everybody on the network.", |c| c.flooded),
-    ("flood_copies", "Copies made of the flooded frames {from}.", |c| c.copies),
-    ("probe_frames", "Loop probes that the switch sent {to}.", |c| c.probes),
-    ("announcement_frames", "Announcements of local stations that the switch sent {to}.", |c| c.announcements),
-    ("transmit_lost_frames", "Frames {to} that the device took and lost before they left.", |c| c.tx_lost),
-    ("receive_missed_frames", "Frames {from} that were lost before the switch could receive them.", |c| c.rx_missed),
+    ("forwarded_frames", "Frames {from} forwarded to one port.", |c| c.forwarded),
+    ("flooded_frames", "Frames {from} flooded to the network.", |c| c.flooded),
+    ("flood_copies", "Copies made of flooded frames {from}.", |c| c.copies),
+    ("probe_frames", "Loop probes of the switch {to}.", |c| c.probes),
+    ("announcement_frames", "Announcements of local stations by the switch {to}.", |c| c.announcements),
+    ("transmit_lost_frames", "Frames {to} that the device accepted and then lost.", |c| c.tx_lost),
+    ("receive_missed_frames", "Frames {from} lost before the switch received them.", |c| c.rx_missed),
 ];
 
 const PORT_COUNTERS: &[Metric<PortView, u64>] = &[
-    ("port_segmented_frames", "Super-frames to the guest that were divided for its device.", |p| p.counts.segmented),
-    ("port_checksummed_frames", "Other frames to the guest whose checksum was completed.", |p| p.counts.checksummed),
+    ("port_segmented_frames", "GSO packets to the guest segmented in software.", |p| p.counts.segmented),
+    ("port_checksummed_frames", "Other frames to the guest whose partial checksum was completed in software.", |p| {
+        p.counts.checksummed
+    }),
     (
         "port_not_learned_frames",
-        "Frames from the guest that were not learned from, at the MAC limit of the port.",
+        "Frames from the guest whose source was not learned, because the port is at its MAC limit.",
         |p| p.counts.not_learned,
     ),
-    ("port_not_flooded_frames", "Frames for unknown stations that were not delivered to the guest.", |p| {
+    ("port_not_flooded_frames", "Frames to unknown destinations that were not flooded to the port.", |p| {
         p.counts.not_flooded
     }),
-    ("port_mirror_copies", "Copies of others' frames to the guest, whose port is promiscuous.", |p| {
-        p.counts.mirror_copies
-    }),
+    ("port_mirror_copies", "Copies of other ports' frames to the promiscuous port.", |p| p.counts.mirror_copies),
 ];
 
 const UPLINK_GAUGES: &[Metric<UplinkView, u64>] = &[
-    ("uplink_up", "Whether frames can flow through the uplink, as soon as it carries them.", |u| {
+    ("uplink_up", "Whether the uplink is operational, active or backup: 1 or 0.", |u| {
         u64::from(u.status == Status::Active)
     }),
-    ("uplink_active", "Whether the uplink carries frames, and does not stand by.", |u| u64::from(u.active)),
+    ("uplink_active", "Whether the uplink is active and not the backup of its group: 1 or 0.", |u| u64::from(u.active)),
 ];
 
 const VM_GAUGES: &[Metric<VmView, u64>] = &[
@@ -126,47 +126,50 @@ const VM_GAUGES: &[Metric<VmView, u64>] = &[
     ("vm_ports_up", "Ports of the VM that are up.", |vm| vm.active as u64),
 ];
 
-/// They go back when a port of the VM is detached. To Prometheus that is a counter that has started
-/// again, which `rate` allows for.
+/// Counters of VMs. They decrease when a port of the VM is detached; Prometheus treats that as a counter reset.
 const VM_COUNTERS: &[Metric<VmView, u64>] = &[
-    ("vm_receive_frames", "Frames from the VM, over its present ports.", |vm| vm.rx_frames),
-    ("vm_receive_bytes", "Bytes from the VM, over its present ports.", |vm| vm.rx_bytes),
-    ("vm_transmit_frames", "Frames to the VM, over its present ports.", |vm| vm.tx_frames),
-    ("vm_transmit_bytes", "Bytes to the VM, over its present ports.", |vm| vm.tx_bytes),
-    ("vm_drops", "Frames from and to the VM that died, over its present ports.", |vm| vm.drops),
+    ("vm_receive_frames", "Frames from the VM, summed over its present ports.", |vm| vm.rx_frames),
+    ("vm_receive_bytes", "Bytes from the VM, summed over its present ports.", |vm| vm.rx_bytes),
+    ("vm_transmit_frames", "Frames to the VM, summed over its present ports.", |vm| vm.tx_frames),
+    ("vm_transmit_bytes", "Bytes to the VM, summed over its present ports.", |vm| vm.tx_bytes),
+    ("vm_drops", "Dropped frames from and to the VM, summed over its present ports.", |vm| vm.drops),
 ];
 
 const NETWORK_GAUGES: &[Metric<NetworkView, u64>] = &[
     ("network_ports", "Ports on the network.", |n| n.ports as u64),
     ("network_ports_up", "Ports on the network that are up.", |n| n.active as u64),
-    ("network_stations", "Stations learned, as the fullest worker's table has it.", |n| n.stations),
-    ("network_stations_limit", "Stations that may be learned.", |n| u64::from(n.fdb_limit)),
+    ("network_stations", "Stations learned, maximum over the workers' FDBs.", |n| n.stations),
+    ("network_stations_limit", "Maximum number of learned stations.", |n| u64::from(n.fdb_limit)),
 ];
 
 const WORKER_GAUGES: &[Metric<WorkerView, u64>] = &[
     ("worker_queues", "Device queues that the worker polls.", |w| w.queues as u64),
-    ("worker_stations", "Stations in the worker's table.", |w| w.stations),
-    ("worker_stations_limit", "Stations that the worker's table can hold.", |w| w.stations_limit),
+    ("worker_stations", "Stations in the worker's FDB.", |w| w.stations),
+    ("worker_stations_limit", "Capacity of the worker's FDB in stations.", |w| w.stations_limit),
 ];
 
 const WORKER_COUNTERS: &[Metric<WorkerView, u64>] = &[
     ("worker_polls", "Iterations of the worker's loop.", |w| w.polls),
-    ("worker_busy_polls", "Iterations of the worker's loop in which there was something to do.", |w| w.busy_polls),
+    ("worker_busy_polls", "Iterations of the worker's loop with work.", |w| w.busy_polls),
     ("worker_sleeps", "Times the worker went to sleep.", |w| w.sleeps),
-    ("worker_polls_skipped", "Times a port was not read, because all its frames have died lately.", |w| {
-        w.polls_skipped
-    }),
-    ("worker_stations_refused", "Times a station went unlearned for lack of room.", |w| w.stations_refused),
-    ("worker_updates_lost", "MAC updates that did not fit the ring to a peer; they are sent again.", |w| {
+    (
+        "worker_polls_skipped",
+        "Polls of a queue skipped by drop back-off: its last bursts were dropped entirely.",
+        |w| w.polls_skipped,
+    ),
+    ("worker_stations_refused", "Stations not learned because the FDB had no free entry.", |w| w.stations_refused),
+    ("worker_updates_lost", "MAC updates lost because the ring to a peer was full; they are sent again.", |w| {
         w.updates_lost
     }),
-    ("worker_peer_tx_frames", "Frames for one port handed to other workers.", |w| w.peer_tx_frames),
+    ("worker_peer_tx_frames", "Frames for one port handed off to other workers.", |w| w.peer_tx_frames),
     ("worker_peer_rx_frames", "Frames for one port taken over from other workers.", |w| w.peer_rx_frames),
-    ("worker_peer_tx_floods", "Frames to be flooded handed to other workers.", |w| w.peer_tx_floods),
-    ("worker_peer_rx_floods", "Frames to be flooded taken over from other workers.", |w| w.peer_rx_floods),
-    ("worker_closed_port_drops", "Frames that died because their port was closed while they were on their way.", |w| {
-        w.closed_port_drops
-    }),
+    ("worker_peer_tx_floods", "Frames for flooding handed off to other workers.", |w| w.peer_tx_floods),
+    ("worker_peer_rx_floods", "Frames for flooding taken over from other workers.", |w| w.peer_rx_floods),
+    (
+        "worker_closed_port_drops",
+        "Frames dropped because their port was closed while they were in flight between workers.",
+        |w| w.closed_port_drops,
+    ),
 ];
 
 impl Collector for Metrics {
@@ -176,16 +179,16 @@ impl Collector for Metrics {
         for &(name, help, value) in PORT_COUNTERS {
             family(out, name, help, None, &self.ports, |p| ConstCounter::new(value(p)))?;
         }
-        let help = "Whether frames can flow through the port, both ways.";
+        let help = "Whether the port is operational: 1 or 0.";
         family(out, "port_up", help, None, &self.ports, |p| ConstGauge::new(u32::from(p.status == Status::Active)))?;
-        let help = "Frames that died, by reason; direction in: from the guest, out: to the guest.";
+        let help = "Dropped frames by reason; direction in: from the guest, out: to the guest.";
         family(out, "port_drops", help, None, &self.drops, |d| ConstCounter::new(d.frames))?;
 
         counted(out, &self.uplinks)?;
         for &(name, help, value) in UPLINK_GAUGES {
             family(out, name, help, None, &self.uplinks, |u| ConstGauge::new(value(u)))?;
         }
-        let help = "Frames that died, by reason; direction in: from outside, out: to the outside.";
+        let help = "Dropped frames by reason; direction in: from outside, out: to the outside.";
         family(out, "uplink_drops", help, None, &self.uplink_drops, |d| ConstCounter::new(d.0.frames))?;
 
         for &(name, help, value) in VM_GAUGES {
@@ -207,28 +210,28 @@ impl Collector for Metrics {
         for &(name, help, value) in WORKER_COUNTERS {
             family(out, name, help, None, &self.workers, |w| ConstCounter::new(value(w)))?;
         }
-        // Of the process: the workers began together, and all counters with them.
+        // A value of the process: all workers start together and their counters with them.
         if let Some(seconds) = self.workers.first().and_then(|worker| start_time(&worker.since)) {
-            let help = "When the switch was started and began to count, since 1970.";
+            let help = "Start time of the switch and its counters, since 1970.";
             let sample = out.encode_descriptor("start_time", help, Some(&Unit::Seconds), ConstGauge::<f64>::TYPE)?;
             ConstGauge::new(seconds).encode(sample)?;
         }
-        let help = "Log lines that were lost, because standard error was not read in time or refused them.";
+        let help = "Log lines lost because standard error was not read in time or failed.";
         let sample = out.encode_descriptor("log_lines_lost", help, None, ConstCounter::<u64>::TYPE)?;
         ConstCounter::new(LOG_LINES_LOST.load(Ordering::Relaxed)).encode(sample)?;
-        let help = "Time spent in turns in which there was something to do.";
+        let help = "Time spent in loop iterations with work.";
         let unit = Some(&Unit::Seconds);
         family(out, "worker_busy", help, unit, &self.workers, |w| ConstCounter::new(w.busy_seconds))
     }
 }
 
-/// Seconds since 1970.
+/// Parses RFC 3339 to seconds since 1970.
 fn start_time(text: &str) -> Option<f64> {
     let since = time::parse_rfc3339(text)?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
     Some(since.as_secs_f64())
 }
 
-/// Writes one metric with a sample for each of `items`.
+/// Encodes one metric with a sample per item.
 fn family<T: Labelled, M: EncodeMetric + TypedMetric>(
     out: &mut DescriptorEncoder,
     name: &str,
@@ -244,7 +247,7 @@ fn family<T: Labelled, M: EncodeMetric + TypedMetric>(
     Ok(())
 }
 
-/// Writes what is counted of ports and of uplinks alike.
+/// Encodes the metrics of ports or uplinks.
 fn counted<'a, T: Counted>(out: &mut DescriptorEncoder, items: &'a [T]) -> fmt::Result
 where
     Refused<'a, T>: Labelled,
@@ -257,12 +260,12 @@ where
         at.counts().reserved_groups.iter().map(move |(group, &frames)| Refused { at, group: group.as_str(), frames })
     });
     let refused: Vec<Refused<'_, T>> = refused.collect();
-    let help = format!("Frames {} to reserved group addresses that were refused, by the group's name.", T::FROM);
+    let help = format!("Frames {} to reserved group addresses that were dropped, by the group's name.", T::FROM);
     let name = format!("{}_reserved_group_frames", T::WHAT);
     family(out, &name, &help, None, &refused, |refused| ConstCounter::new(refused.frames))
 }
 
-/// What has counters of frames, and how its help calls the other side.
+/// An item with frame counters, and the words for its help texts.
 trait Counted: Labelled {
     const WHAT: &str;
     const FROM: &str;
@@ -291,7 +294,7 @@ impl Counted for UplinkView {
     }
 }
 
-/// What tells one sample of a metric from another.
+/// Labels of a sample.
 trait Labelled {
     fn labels(&self) -> impl EncodeLabelSet;
 }

@@ -238,7 +238,9 @@ fn missing_rights_are_named_with_what_they_are_for() {
         .unwrap();
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let text = String::from_utf8(output.stdout).unwrap();
-    for piece in ["CAP_NET_ADMIN", "no tap can be made", "CAP_SYS_ADMIN", "namespace can be entered", "would be DOWN"] {
+    for piece in
+        ["CAP_NET_ADMIN", "taps cannot be created", "CAP_SYS_ADMIN", "namespace can be entered", "would be DOWN"]
+    {
         assert!(text.contains(piece), "{piece}: {text}");
     }
     assert!(!text.contains("CAP_SYS_PTRACE") && !text.contains("CAP_NET_BIND"), "no use for these: {text}");

@@ -98,7 +98,7 @@ fn a_switch_that_is_starting_can_be_ended() {
     daemon.spawn_over("--config", &file);
     await_that("it finds the state in use", || daemon.log().contains("in use by another process").then_some(()));
     assert_eq!(daemon.stop(Signal::INT).code(), Some(0), "{}", daemon.log());
-    assert!(daemon.log().contains("stopped before it has begun"), "{}", daemon.log());
+    assert!(daemon.log().contains("stopped before startup has finished"), "{}", daemon.log());
     drop(other);
 }
 
@@ -111,7 +111,7 @@ fn a_second_signal_ends_it_at_once() {
         scope.spawn(|| daemon.run_command(&["attach", "-"], &attachment(&vifs[1])));
         pause(300);
         daemon.signal(Signal::TERM);
-        await_that("it is told", || daemon.log().contains("told to stop by SIGTERM").then_some(()));
+        await_that("it is told", || daemon.log().contains("received SIGTERM; stopping").then_some(()));
         daemon.signal(Signal::INT);
         await_that("its end", || {
             let status = std::fs::read_to_string(format!("/proc/{}/stat", daemon.pid())).unwrap();

@@ -1,4 +1,5 @@
-//! Checks a configuration against the host: cores, paths, namespaces, netdevs, capabilities.
+//! Checks a configuration against the host: cores, paths, namespaces, netdevs, capabilities. Reads /proc and file
+//! permissions, binds the metrics address for a moment, and changes nothing.
 
 use std::collections::HashSet;
 use std::fs;
@@ -21,19 +22,19 @@ use crate::frame::SLOT;
 use crate::sys::netns::Netns;
 use crate::sys::privileges;
 
-/// Files that a switch has open besides the queues of its ports: sockets, and a few of each worker.
+/// Open files besides device queues: sockets, and a few per worker.
 const OTHER_FILES: u64 = 256;
 
-/// Sockets by which the netdevs of a namespace are watched.
+/// Netlink sockets per watched namespace.
 const FILES_OF_A_NAMESPACE: u64 = 2;
 
-/// All that there is to say, the most important first.
+/// All results, by descending severity.
 pub(super) fn check_host(config: &Config) -> Vec<CheckResult> {
     let mut results = Vec::new();
     let endpoints = match endpoints::check_capacity(config) {
         Ok(()) => endpoints::endpoints(config, &IdAllocator::first(config)),
         Err(why) => {
-            results.push(result(Severity::InTheWay, "the configuration", why));
+            results.push(result(Severity::InTheWay, "configuration", why));
             Vec::new()
         }
     };
@@ -72,20 +73,20 @@ fn result(severity: Severity, about: &str, message: impl ToString) -> CheckResul
 
 fn cores(config: &Config, results: &mut Vec<CheckResult>) {
     if let Err(why) = choose_cores(&config.switch) {
-        // It names the key itself, as the message of a switch that ends with it.
+        // The message begins with the key, which `about` names already.
         let why = why.strip_prefix("switch.cores = ").unwrap_or(&why).to_owned();
         results.push(result(Severity::Wrong, "switch.cores", why));
     }
 }
 
-/// The API's socket and the listener for metrics. Whether a switch is listening at the first.
+/// Checks the API's socket and the metrics listener. Whether a switch listens at the socket.
 fn sockets(config: &Config, results: &mut Vec<CheckResult>) -> bool {
     let path = &config.switch.api;
     let shown = path.display();
     let running = match is_listened_at(path) {
         Ok(running) => running,
         Err(why) if why.kind() == std::io::ErrorKind::AlreadyExists => {
-            let why = format!("{shown} is there and is not a socket; move it away or listen elsewhere");
+            let why = format!("{shown} exists and is not a socket; remove it or set another path");
             results.push(result(Severity::InTheWay, "switch.api", why));
             return false;
         }
@@ -95,22 +96,22 @@ fn sockets(config: &Config, results: &mut Vec<CheckResult>) -> bool {
         }
     };
     if running {
-        let why = format!("a switch is running at {shown}; a second one would not start beside it");
+        let why = format!("a switch is already running at {shown}; a second one would not start");
         results.push(result(Severity::Warning, "switch.api", why));
     } else if let Some(why) = unwritable(path) {
         results.push(result(Severity::InTheWay, "switch.api", why));
     }
-    // One that is running may well be the one that holds the address.
+    // A running switch may itself be bound to the address.
     if let Some(address) = config.switch.metrics.filter(|_| !running)
         && let Err(why) = try_address(address)
     {
-        let why = format!("{address} cannot be listened at: {}", std::io::Error::from(why));
+        let why = format!("cannot listen at {address}: {}", std::io::Error::from(why));
         results.push(result(Severity::InTheWay, "switch.metrics", why));
     }
     running
 }
 
-/// Takes an address for a moment, without listening.
+/// Binds an address for a moment, without listening.
 fn try_address(address: SocketAddr) -> rustix::io::Result<()> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket(family, SocketType::STREAM, None)?;
@@ -118,16 +119,16 @@ fn try_address(address: SocketAddr) -> rustix::io::Result<()> {
     bind(&socket, &address)
 }
 
-/// Why no file can be made at `path`, if none can. Directories that are missing would be made.
+/// Why no file can be created at `path`; `None` if one can. Missing directories would be created.
 fn unwritable(path: &Path) -> Option<String> {
     let directory = path.ancestors().skip(1).find(|directory| directory.exists())?;
-    // The name alone stands in the present directory.
+    // A bare file name has the current directory as parent.
     let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
     if !directory.is_dir() {
         return Some(format!("{} is not a directory", directory.display()));
     }
     let why = access(directory, Access::WRITE_OK | Access::EXEC_OK).err()?;
-    Some(format!("nothing can be made in {}: {}", directory.display(), std::io::Error::from(why)))
+    Some(format!("cannot create files in {}: {}", directory.display(), std::io::Error::from(why)))
 }
 
 fn state(config: &Config, results: &mut Vec<CheckResult>) {
@@ -136,31 +137,32 @@ fn state(config: &Config, results: &mut Vec<CheckResult>) {
         Ok(file) if !file.is_file() => Some(format!("{} is not a file", path.display())),
         Ok(_) => access(path, Access::READ_OK | Access::WRITE_OK)
             .err()
-            .map(|why| format!("{} cannot be read and written: {}", path.display(), std::io::Error::from(why))),
+            .map(|why| format!("cannot read and write {}: {}", path.display(), std::io::Error::from(why))),
         Err(_) => None,
     };
     if let Some(why) = why.or_else(|| unwritable(path)) {
-        results.push(result(Severity::Warning, "switch.state", format!("{why}; nothing could be kept")));
+        results.push(result(Severity::Warning, "switch.state", format!("{why}; state would not be stored")));
     }
 }
 
 fn memory(config: &Config, results: &mut Vec<CheckResult>) {
     let needed = u64::from(config.switch.frames) * SLOT as u64;
-    // Without the table there is nothing to compare with.
+    // /proc may not be mounted.
     let Some((ordinary, huge)) = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available) else {
         return;
     };
     if needed > ordinary.max(huge) {
         let (needed, ordinary) = (needed >> 20, ordinary >> 20);
         let why = format!(
-            "{} frames may take {needed} MiB, and {ordinary} MiB are available; a switch that fills them would be killed",
+            "{} frames may need {needed} MiB, but {ordinary} MiB are available; reduce switch.frames, or the kernel may \
+             kill the switch",
             config.switch.frames
         );
         results.push(result(Severity::Warning, "switch.frames", why));
     }
 }
 
-/// Bytes that are available, and bytes of huge pages that are free, by the text of `/proc/meminfo`.
+/// Available bytes, and free bytes of huge pages, parsed from `/proc/meminfo`.
 fn available(meminfo: &str) -> Option<(u64, u64)> {
     let value = |key: &str| -> Option<u64> {
         let line = meminfo.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
@@ -176,12 +178,12 @@ fn files(endpoints: &[Endpoint], results: &mut Vec<CheckResult>) {
         + FILES_OF_A_NAMESPACE * namespaces.len() as u64
         + OTHER_FILES;
     if let Some(limit) = getrlimit(Resource::Nofile).current.filter(|&limit| limit < needed) {
-        let why = format!("{limit} files may be open, and {needed} may be needed; raise the limit (ulimit -n)");
+        let why = format!("up to {needed} open files needed, but the limit is {limit}; raise it (ulimit -n)");
         results.push(result(Severity::Warning, "open files", why));
     }
 }
 
-/// The capabilities that there is a use for, and that are not there.
+/// Capabilities that this configuration needs and the process lacks.
 fn rights(config: &Config, endpoints: &[Endpoint], results: &mut Vec<CheckResult>) {
     let namespaces = || devices(endpoints).map(Settings::netns);
     for privilege in needed(&config.switch) {
@@ -205,7 +207,7 @@ fn rights(config: &Config, endpoints: &[Endpoint], results: &mut Vec<CheckResult
             _ => true,
         };
         if of_use && !privilege.is_held() {
-            let why = format!("not among the rights of whoever asks; without it, {}", privilege.without);
+            let why = format!("missing; without it, {}", privilege.without);
             results.push(result(Severity::Warning, privilege.name, why));
         }
     }
@@ -214,14 +216,14 @@ fn rights(config: &Config, endpoints: &[Endpoint], results: &mut Vec<CheckResult
 fn tun(results: &mut Vec<CheckResult>) {
     let path = "/dev/net/tun";
     let why = match fs::metadata(path) {
-        Ok(file) if !file.file_type().is_char_device() => "it is no device".to_owned(),
+        Ok(file) if !file.file_type().is_char_device() => "not a character device".to_owned(),
         Ok(_) => match access(path, Access::READ_OK | Access::WRITE_OK) {
             Ok(()) => return,
             Err(why) => std::io::Error::from(why).to_string(),
         },
         Err(why) => why.to_string(),
     };
-    results.push(result(Severity::Warning, path, format!("{why}; without it, no tap can be made or attached to")));
+    results.push(result(Severity::Warning, path, format!("{why}; without it, taps cannot be created or opened")));
 }
 
 fn port(
@@ -237,9 +239,9 @@ fn port(
     };
     match device::preflight(device, adds_tags) {
         Ok(notes) => results.extend(notes.iter().map(|note| result(Severity::Warning, &about, note))),
-        // By the one that is running, in all likelihood; and it says so itself if not.
+        // Most likely by the running switch, which reports it itself if not.
         Err(OpenError::Busy { .. }) if running => {}
-        Err(why) => results.push(result(Severity::Warning, &about, format!("it would be DOWN: {why}"))),
+        Err(why) => results.push(result(Severity::Warning, &about, format!("would be DOWN: {why}"))),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Loops and storms as metrics.
+//! Loops and storms as Prometheus metrics.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,23 +11,23 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use super::{Labelled, Metric, family};
 use crate::control::loops::status::{LoopCounts, LoopKind, LoopStatus, StormStatus};
 
-/// What is known of loops and storms.
+/// Loops, storms and their totals, as control reports them.
 #[derive(Debug, Default)]
 pub struct Mitigation {
-    /// Loops that are there and that were.
+    /// Active and recent loops.
     pub loops: Vec<LoopStatus>,
-    /// And storms.
+    /// Active and recent storms.
     pub storms: Vec<StormStatus>,
-    /// How many there were.
+    /// Totals since the start of the switch.
     pub counts: LoopCounts,
 }
 
 impl Mitigation {
-    /// What there is now. What is over is for people to read.
+    /// Samples of active loops and storms.
     pub(super) fn samples(self) -> Samples {
         let mut loops: BTreeMap<(String, String), LoopSample> = BTreeMap::new();
         for of in self.loops.into_iter().filter(|of| of.active && of.kind != LoopKind::Notice) {
-            // A VM may be in several loops on a network: one in itself, and others with others.
+            // A VM may be in several loops on a network: one between its own ports, and others with other VMs.
             let who = (of.device_id, of.network_id);
             let sample = loops.entry(who.clone()).or_insert(LoopSample { who, level: 0, suppressed: 0 });
             sample.level = sample.level.max(of.level.into());
@@ -38,7 +38,7 @@ impl Mitigation {
     }
 }
 
-/// What is shown of it at one scrape.
+/// Samples of one scrape.
 #[derive(Debug)]
 pub(super) struct Samples {
     loops: Vec<LoopSample>,
@@ -46,7 +46,7 @@ pub(super) struct Samples {
     counts: LoopCounts,
 }
 
-/// All loops of a VM on a network.
+/// All active loops of a VM on a network.
 #[derive(Debug)]
 struct LoopSample {
     who: (String, String),
@@ -57,26 +57,28 @@ struct LoopSample {
 const LOOP_GAUGES: &[Metric<LoopSample, u64>] = &[
     (
         "loop_level",
-        "What is done about a loop: 1 floods among its ports are stopped, 2 all of them but one are held, 3 all are.",
+        "Mitigation level of a loop: 1 its ports are isolated from each other, 2 all but one are blocked, 3 all are blocked.",
         |of| of.level,
     ),
-    ("loop_copies_suppressed", "Frames of a loop that storm limits refused, since it is there.", |of| of.suppressed),
+    ("loop_copies_suppressed", "Frames of an active loop dropped by storm limits, since the loop began.", |of| {
+        of.suppressed
+    }),
 ];
 
 const STORM_GAUGES: &[Metric<StormStatus, u64>] = &[
-    ("storm_suppressed_frames", "Frames that a storm limit refused, in the storm that goes on.", |of| of.suppressed),
-    ("storm_highest_rate", "The most that it refused in a second, in the storm that goes on.", |of| of.highest_rate),
+    ("storm_suppressed_frames", "Frames of an active storm dropped by its limit.", |of| of.suppressed),
+    ("storm_highest_rate", "Maximum frames per second of an active storm dropped by its limit.", |of| of.highest_rate),
 ];
 
-/// Over all of the switch.
+/// Totals of the switch.
 const COUNTERS: &[Metric<LoopCounts, u64>] = &[
-    ("loops", "Loops that were found.", |c| c.loops),
-    ("storms", "Storms that began.", |c| c.storms),
-    ("dampenings", "Stations that were dampened since they moved too often.", |c| c.dampenings),
+    ("loops", "Loops detected.", |c| c.loops),
+    ("storms", "Storms detected.", |c| c.storms),
+    ("dampenings", "Stations dampened for moving too often.", |c| c.dampenings),
     ("probes_sent", "Loop probes sent.", |c| c.probes_sent),
-    ("probes_returned", "Loop probes that came back by another port.", |c| c.probes_returned),
-    ("probes_forged", "Frames to the address of loop probes that were none of this switch.", |c| c.probes_forged),
-    ("probes_stale", "Loop probes that were too old, or had come back before.", |c| c.probes_stale),
+    ("probes_returned", "Loop probes returned at another port.", |c| c.probes_returned),
+    ("probes_forged", "Frames to the loop-probe address that are not probes of this switch.", |c| c.probes_forged),
+    ("probes_stale", "Returned loop probes that were too old or duplicates.", |c| c.probes_stale),
 ];
 
 impl Samples {
@@ -92,7 +94,7 @@ impl Samples {
             ConstCounter::new(value(&self.counts)).encode(sample)?;
         }
         let sample =
-            out.encode_descriptor("stations_dampened", "Stations that are dampened.", None, ConstGauge::<u64>::TYPE)?;
+            out.encode_descriptor("stations_dampened", "Stations dampened at present.", None, ConstGauge::<u64>::TYPE)?;
         ConstGauge::new(self.counts.dampened).encode(sample)
     }
 }
