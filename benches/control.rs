@@ -18,8 +18,8 @@ use hyper::Method;
 use rustix::process::Signal;
 use serde_json::json;
 use tokio::runtime::Runtime;
-use vifswitch::control::client::Client;
-use vifswitch::control::responses::Status;
+use vifswitch::control::api::client::Client;
+use vifswitch::control::api::responses::Status;
 
 use support::host::Namespace;
 use support::host::daemon::Daemon;

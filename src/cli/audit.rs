@@ -4,7 +4,7 @@
 use super::show::Output;
 use super::table::Column::{Number, Text};
 use super::table::draw;
-use crate::control::responses::{AuditView, BetweenView, Direction};
+use crate::control::api::responses::{AuditView, BetweenView, Direction};
 
 /// The audit as text, or as the given JSON; with its result.
 pub fn render(audit: &AuditView, json: Option<String>) -> Output {

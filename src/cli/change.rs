@@ -12,10 +12,10 @@ use serde_json::{Value, json};
 use super::keys;
 use super::table::printable;
 use super::{CliError, Connection, block_on};
-use crate::control::change::ChangeResult;
-use crate::control::client::{Client, escaped};
+use crate::control::api::client::{Client, escaped};
+use crate::control::api::responses::{Attached, Flushed, PortView};
 use crate::control::config::{self, Source};
-use crate::control::responses::{Attached, Flushed, PortView};
+use crate::control::desired::change::ChangeResult;
 
 /// The arguments of `apply`.
 #[derive(Debug, Args)]

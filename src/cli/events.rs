@@ -14,7 +14,7 @@ use serde::Deserialize;
 
 use super::table::printable;
 use super::{CliError, Connection, block_on, warn};
-use crate::control::client::{self, Client, escaped};
+use crate::control::api::client::{self, Client, escaped};
 use crate::time;
 
 /// Pause before the first attempt to reconnect. Doubles with each further attempt.

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::control::client::{self, Client};
+use crate::control::api::client::{self, Client};
 use crate::control::config::ConfigErrors;
 use crate::control::state::Precedence;
 use crate::daemon;

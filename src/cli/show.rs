@@ -7,12 +7,12 @@ use clap::{Args, ValueEnum};
 use super::table::Column::{self, Number, Text};
 use super::table::{bytes, count, draw, duration};
 use super::{CliError, Connection, audit, block_on, contained};
-use crate::control::client::{Client, Error};
-use crate::control::config::{Named, UnknownUnicast};
-use crate::control::responses::{
+use crate::control::api::client::{Client, Error};
+use crate::control::api::responses::{
     CountsView, DeviceView, Direction, DropView, NetworkView, PortView, StationKind, StationView, Status,
     UplinkNetworkView, UplinkView, VmView, WorkerView,
 };
+use crate::control::config::{Named, UnknownUnicast};
 
 /// The arguments of the command.
 #[derive(Debug, Args)]

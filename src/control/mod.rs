@@ -2,51 +2,26 @@
 //!
 //! ```text
 //!   file ─► config (raw ─► model, validation) ─┐
-//!           change: request ─► new config ─────┴─► plan ─► ids, endpoints (devices), compile (ForwardingConfig)
-//!           diff: the same change in prose                   │
+//!           desired: change or merge ──────────┴─► the new configuration, a plan of its steps
 //!                                                            │
-//!   cli ─► client ─► socket, server ─► handle ─► controller ─┴─► workers (command channel)
-//!                                        ├─► status, fdb_index ─► responses
-//!                                        ├─► loops: probes, escalation, storms, MAC-move dampening
-//!                                        ├─► activation of pins, announcements of local stations
-//!                                        └─► event_log, state (merge: file and state) ─► store
+//!   cli ─► api (client ─► socket, server ─► handle) ─► reconcile ─► devices
+//!                                                      │  ├─► compile: ids, endpoints, ForwardingConfig ─► workers
+//!                                                      │  ├─► loops: probes, escalation, storms, MAC-move dampening
+//!                                                      │  └─► status ─► api: responses
+//!                                                      └─► state: store, events
 //! ```
 //!
 //! The watchdog checks that the controller and the workers respond.
 
 #![forbid(unsafe_code)]
 
-pub mod activation;
-pub mod announcements;
-pub mod backoff;
-pub mod change;
-pub mod client;
+pub mod api;
 pub mod compile;
 pub mod config;
-pub mod controller;
-mod diff;
-pub mod drift;
-pub mod endpoints;
-pub mod event_limit;
-pub mod event_log;
-pub mod events;
-pub mod failover;
-mod fdb_index;
-pub mod handle;
-pub mod ids;
-pub mod jobs;
+pub mod desired;
 pub mod loops;
-pub mod mac_limit_alarm;
-pub mod merge;
-pub mod orphans;
-pub mod plan;
-pub mod policers;
-pub mod responses;
-pub mod server;
-pub mod socket;
+pub mod reconcile;
 pub mod state;
 mod status;
-pub mod store;
-pub mod uplink_groups;
 pub mod watchdog;
 pub mod workers;

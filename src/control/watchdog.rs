@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::handle::{Handle, ShuttingDown};
+use crate::control::api::handle::{Handle, ShuttingDown};
 use crate::worker::{Command, Mailbox};
 
 /// Those who have to answer.
@@ -62,7 +62,7 @@ mod tests {
     use std::task::{Context, Poll, Waker};
 
     use super::*;
-    use crate::control::handle::Request;
+    use crate::control::api::handle::Request;
     use crate::frame::Pool;
     use crate::switch::HashKey;
     use crate::time::MonoTime;

@@ -8,8 +8,8 @@ use tokio::sync::mpsc;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
+use crate::control::api::handle::Handle;
 use crate::control::config::{self, ConfigFile};
-use crate::control::handle::Handle;
 
 /// Maximum time to read the file.
 const READING: Duration = Duration::from_secs(10);

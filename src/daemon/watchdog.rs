@@ -2,7 +2,7 @@
 
 use sd_notify::NotifyState;
 
-use crate::control::handle::Handle;
+use crate::control::api::handle::Handle;
 use crate::control::watchdog::Watchdog;
 use crate::worker::Mailbox;
 

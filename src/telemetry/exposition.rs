@@ -20,7 +20,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 pub use self::loops::Mitigation;
 use self::loops::Samples;
-use crate::control::responses::{
+use crate::control::api::responses::{
     CountsView, Direction, DropView, NetworkView, PortView, Status, UplinkView, VmView, WorkerView,
 };
 use crate::telemetry::LOG_LINES_LOST;

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use proptest::prelude::*;
 use serde_json::json;
 use tokio::sync::mpsc;
-use vifswitch::control::client::Client;
+use vifswitch::control::api::client::Client;
 
 use crate::{answer_on, ask_with, converse, request};
 use support::fake::{Fake, FakeBehaviour, Views, runtime};

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc::UnboundedReceiver;
-use vifswitch::control::change::{Change, ErrorKind};
+use vifswitch::control::api::handle::Flush;
 use vifswitch::control::config::{Config, parse_json, parse_port_keys_json, parse_ports_json};
-use vifswitch::control::handle::Flush;
+use vifswitch::control::desired::change::{Change, ErrorKind};
 
 use crate::{Answer, ask_with, request};
 use support::fake::{Fake, FakeBehaviour, ODD, Received, Views};

@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 
 use serde_json::Value;
-use vifswitch::control::client::{Client, Error};
-use vifswitch::control::events::{Event, EventKind};
+use vifswitch::control::api::client::{Client, Error};
+use vifswitch::control::state::events::{Event, EventKind};
 
 use crate::{request, talk};
 use support::fake::{Fake, FakeBehaviour, Received, Views, event, runtime};

@@ -16,11 +16,11 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use serde_json::Value;
 use support::fake::{Fake, ODD, Views, exists, runtime};
 use tokio::sync::{mpsc, oneshot};
-use vifswitch::control::client::{Client, Error};
-use vifswitch::control::handle::Handle;
-use vifswitch::control::responses::{PortView, StationView};
-use vifswitch::control::server::{read_routes, serve};
-use vifswitch::control::socket::Socket;
+use vifswitch::control::api::client::{Client, Error};
+use vifswitch::control::api::handle::Handle;
+use vifswitch::control::api::responses::{PortView, StationView};
+use vifswitch::control::api::socket::Socket;
+use vifswitch::control::api::{read_routes, serve};
 
 /// An answer: status, head, body.
 #[derive(Debug)]

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
-use vifswitch::control::change::ErrorKind;
-use vifswitch::control::handle::Handle;
-use vifswitch::control::server::api;
+use vifswitch::control::api::api;
+use vifswitch::control::api::handle::Handle;
+use vifswitch::control::desired::change::ErrorKind;
 
 use crate::{ask_with, request};
 use support::fake::{Fake, FakeBehaviour, Views};

@@ -10,11 +10,11 @@ use serde_json::Value;
 use support::fake::{Fake, FakeBehaviour, ODD, Received, Views};
 use tempfile::TempDir;
 use tokio::sync::mpsc::UnboundedReceiver;
-use vifswitch::control::change::{Change, ChangeResult, ErrorKind};
+use vifswitch::control::api::handle::Flush;
+use vifswitch::control::api::responses::BetweenView;
 use vifswitch::control::config::Network;
-use vifswitch::control::events::Event;
-use vifswitch::control::handle::Flush;
-use vifswitch::control::responses::BetweenView;
+use vifswitch::control::desired::change::{Change, ChangeResult, ErrorKind};
+use vifswitch::control::state::events::Event;
 
 fn vifswitch() -> Command {
     Command::new(support::host::program())

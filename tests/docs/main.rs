@@ -19,8 +19,8 @@ use std::process::Command;
 
 use serde_json::{Map, Value, json};
 use vifswitch::cli;
+use vifswitch::control::api;
 use vifswitch::control::config::{Source, kind, parse_json, parse_toml};
-use vifswitch::control::server;
 use vifswitch::switch::DropReason;
 use vifswitch::telemetry::exposition::{self, Mitigation};
 
@@ -204,7 +204,7 @@ fn configurations_are_valid() {
 
 /// The OpenAPI document, in which the types of the configuration are those that the parser reads.
 fn openapi() -> Value {
-    serde_json::to_value(server::description()).unwrap()
+    serde_json::to_value(api::description()).unwrap()
 }
 
 /// The schema that this one stands for.

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use vifswitch::control::activation::Activations;
-use vifswitch::control::compile::{self, ControlState, MitigationState};
+use vifswitch::control::compile::activation::Activations;
+use vifswitch::control::compile::endpoints;
+use vifswitch::control::compile::failover::Groups;
+use vifswitch::control::compile::forwarding::{self, ControlState, MitigationState};
+use vifswitch::control::compile::ids::IdAllocator;
+use vifswitch::control::compile::policers::Policers;
 use vifswitch::control::config::parse_toml;
-use vifswitch::control::endpoints;
-use vifswitch::control::failover::Groups;
-use vifswitch::control::ids::IdAllocator;
-use vifswitch::control::policers::Policers;
 use vifswitch::switch::{DropReason, ForwardingConfig, HashKey, Security};
 use vifswitch::wire::{Mac, Offload};
 
@@ -83,7 +83,7 @@ fn forwarding_config(
     policers.follow(&config);
     let (groups, mitigation, activations) = (Groups::default(), MitigationState::default(), Activations::default());
     let decided = ControlState { groups: &groups, mitigation: &mitigation, activations: &activations };
-    compile::compile(&config, &places, HashKey::new([7; 16]), reached, &policers, decided)
+    forwarding::compile(&config, &places, HashKey::new([7; 16]), reached, &policers, decided)
 }
 
 /// A frame that says an address: of a port, mostly its own.

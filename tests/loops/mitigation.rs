@@ -4,9 +4,9 @@ use rustix::process::Signal;
 use support::host::daemon::{Daemon, Vif, config, keeping};
 use support::host::nic::{Nic, experiment};
 use support::host::{Namespace, await_that};
-use vifswitch::control::events::{Event, EventKind};
+use vifswitch::control::api::responses::{StationKind, StationView, Status};
 use vifswitch::control::loops::status::{LoopKind, LoopStatus, StormStatus};
-use vifswitch::control::responses::{StationKind, StationView, Status};
+use vifswitch::control::state::events::{Event, EventKind};
 use vifswitch::time::{rfc3339, wall};
 use vifswitch::wire::Mac;
 

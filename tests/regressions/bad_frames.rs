@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustix::thread::nanosleep;
 use serde_json::Value;
 use tempfile::NamedTempFile;
-use vifswitch::control::events::EventKind;
+use vifswitch::control::state::events::EventKind;
 use vifswitch::sys::tun::{Flags, Queue};
 use vifswitch::time::{self, MonoTime};
 use vifswitch::wire::Mac;
@@ -636,7 +636,8 @@ fn whatever_the_kernel_answers_costs_one_frame() {
         let sender = Nic::new(&from_space, &from.name);
         for error in errors {
             let before = daemon.await_idle();
-            let lost = |ports: &[vifswitch::control::responses::PortView]| ports[1].counts.drops.values().sum::<u64>();
+            let lost =
+                |ports: &[vifswitch::control::api::responses::PortView]| ports[1].counts.drops.values().sum::<u64>();
             let mut receivers = [Receiver::new(vif.mac, Nic::new(&namespace, &vif.name))];
             // Every fifth call fails: of frames that go one by one, the one in the middle of those that come together.
             let trace = Trace::of(&daemon, &format!("inject={call}:error={error}:when=3+5"));

@@ -8,7 +8,7 @@ use std::process::{Child, Command};
 
 use rustix::process::Signal;
 use serde_json::Value;
-use vifswitch::control::responses::Status;
+use vifswitch::control::api::responses::Status;
 use vifswitch::sys::tun::{Flags, Queue};
 
 use support::host::daemon::{Daemon, Vif, config, keeping};

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::os::unix::net::UnixStream;
 
 use rustix::process::Signal;
-use vifswitch::control::responses::NetworkView;
+use vifswitch::control::api::responses::NetworkView;
 
 use support::host::await_that;
 use support::host::daemon::Daemon;

@@ -8,7 +8,7 @@ use std::thread;
 
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use rustix::process::Signal;
-use vifswitch::control::responses::Status;
+use vifswitch::control::api::responses::Status;
 
 use support::host::daemon::{Daemon, Vif, config};
 use support::host::{Namespace, await_that};

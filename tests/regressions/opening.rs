@@ -10,7 +10,7 @@ use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
-use vifswitch::control::responses::Status;
+use vifswitch::control::api::responses::Status;
 use vifswitch::device::{Opened, tap};
 use vifswitch::time;
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use rusqlite::Connection;
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use vifswitch::control::client::{Client, Error};
-use vifswitch::control::responses::Status;
+use vifswitch::control::api::client::{Client, Error};
+use vifswitch::control::api::responses::Status;
 use vifswitch::sys::link::Link;
 use vifswitch::wire::Mac;
 

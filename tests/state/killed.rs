@@ -22,11 +22,11 @@ use rustix::thread::nanosleep;
 use serde_json::{Value, json};
 use support::host::daemon::{Daemon, Vif, config, keeping};
 use support::host::{Namespace, await_that};
-use vifswitch::control::change::Change;
-use vifswitch::control::client::{Client, Error};
+use vifswitch::control::api::client::{Client, Error};
+use vifswitch::control::api::responses::Status;
 use vifswitch::control::config::{Config, Device, parse_json, parse_toml, raw};
-use vifswitch::control::merge::merge;
-use vifswitch::control::responses::Status;
+use vifswitch::control::desired::change::Change;
+use vifswitch::control::desired::merge::merge;
 
 /// Moments at which each of the two tests kills.
 const MOMENTS: usize = 100;

@@ -12,7 +12,7 @@ use rustix::thread::nanosleep;
 use support::host::daemon::{Daemon, Vif, config, keeping};
 use support::host::nic::{Nic, experiment};
 use support::host::{Finally, Namespace, await_that};
-use vifswitch::control::responses::{StationKind, StationView};
+use vifswitch::control::api::responses::{StationKind, StationView};
 use vifswitch::time;
 use vifswitch::wire::Mac;
 

@@ -13,8 +13,8 @@ use proptest::test_runner::{RngAlgorithm, TestRng};
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vifswitch::control::events::{Event, EventKind};
-use vifswitch::control::store::{DesiredState, Store, StoreError, StoredStation};
+use vifswitch::control::state::events::{Event, EventKind};
+use vifswitch::control::state::store::{DesiredState, Store, StoreError, StoredStation};
 use vifswitch::wire::Mac;
 
 fn event(text: &str) -> Event {

@@ -8,7 +8,7 @@ use support::host::daemon::{Daemon, Vif, config};
 use support::host::nic::{Nic, experiment, frame};
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, ping, tcp_both_ways, two_workers};
 use support::host::{Namespace, await_that};
-use vifswitch::control::responses::{CountsView, Status};
+use vifswitch::control::api::responses::{CountsView, Status};
 use vifswitch::wire::{Mac, Probe};
 
 /// Frames that a guest was sent by others, and not by the switch itself to find loops.

@@ -11,7 +11,7 @@ use support::host::daemon::{Daemon, Vif, config, page, sums};
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{PLAIN, Setup, SetupOptions, ping, two_workers};
 use support::host::{Namespace, await_that};
-use vifswitch::control::responses::{Direction, DropView, PortView, Status, WorkerView};
+use vifswitch::control::api::responses::{Direction, DropView, PortView, Status, WorkerView};
 use vifswitch::sys::link::Link;
 use vifswitch::wire::Mac;
 

@@ -10,12 +10,12 @@ use support::host::inside::{Inside, expected, ports};
 use support::host::nic::{Nic, experiment};
 use support::host::setup::pass;
 use support::host::{Finally, Namespace, await_that};
-use vifswitch::control::change::{Change, ErrorKind};
+use vifswitch::control::api::handle::Flush;
+use vifswitch::control::api::responses::{StationKind, Status};
 use vifswitch::control::config::raw;
-use vifswitch::control::event_log::EventFilter;
-use vifswitch::control::events::{Event, EventKind};
-use vifswitch::control::handle::Flush;
-use vifswitch::control::responses::{StationKind, Status};
+use vifswitch::control::desired::change::{Change, ErrorKind};
+use vifswitch::control::state::event_log::EventFilter;
+use vifswitch::control::state::events::{Event, EventKind};
 use vifswitch::wire::Mac;
 
 /// An address that no port has of its own.

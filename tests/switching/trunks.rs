@@ -13,8 +13,8 @@ use support::host::daemon::{Daemon, Vif};
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, guests, offloads, ping, stream, tcp_both_ways};
 use support::host::{Finally, Namespace, await_that};
-use vifswitch::control::events::EventKind;
-use vifswitch::control::responses::Status;
+use vifswitch::control::api::responses::Status;
+use vifswitch::control::state::events::EventKind;
 use vifswitch::wire::Mac;
 
 const NETWORKS: &[(&str, u16)] = &[("net1", 1500), ("net2", 1500), ("net3", 1400), ("net4", 9000)];

@@ -6,8 +6,8 @@ use rustix::process::Signal;
 use support::host::daemon::{Daemon, Vif, config, keeping};
 use support::host::nic::{Nic, experiment, frame};
 use support::host::{EXPERIMENT, Namespace, await_that};
-use vifswitch::control::events::EventKind;
-use vifswitch::control::responses::{PortView, StationKind, StationView, Status, UplinkView};
+use vifswitch::control::api::responses::{PortView, StationKind, StationView, Status, UplinkView};
+use vifswitch::control::state::events::EventKind;
 use vifswitch::telemetry::exposition;
 use vifswitch::wire::Mac;
 

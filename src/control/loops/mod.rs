@@ -11,12 +11,13 @@
 //!   kept       what of it survives a restart
 //! ```
 //!
-//! The glue to workers, rules, events and the store is `controller/containment`.
+//! The glue to workers, rules, events and the store is `reconcile::mitigation`.
 
 pub mod dampening;
 pub mod describe;
 pub mod detection;
 pub mod escalation;
+pub mod mac_limit_alarm;
 pub mod schedule;
 pub mod snapshot;
 pub mod spoof_alarm;

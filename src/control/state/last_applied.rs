@@ -15,11 +15,11 @@ use tracing::{error, info, warn};
 
 use super::{Backend, StateStore};
 use crate::control::config::{self, Config, ConfigFile, StoredConfig, SwitchSettings};
-use crate::control::diff::describe_changes;
-use crate::control::events::{Event, EventKind};
-use crate::control::merge::{Merged, merge};
-use crate::control::orphans::{self, Orphans};
-use crate::control::store::{self, DesiredState, Store, StoreError};
+use crate::control::desired::diff::describe_changes;
+use crate::control::desired::merge::{Merged, merge};
+use crate::control::desired::orphans::{self, Orphans};
+use crate::control::state::events::{Event, EventKind};
+use crate::control::state::store::{self, DesiredState, Store, StoreError};
 use crate::time;
 
 /// Differences told in the log, at most.

@@ -13,10 +13,10 @@ use rustix::process::{Resource, getrlimit};
 
 use super::super::{choose_cores, needed};
 use super::{CheckResult, Severity};
+use crate::control::api::socket::is_listened_at;
+use crate::control::compile::endpoints::{self, ConfigRef, Endpoint, EndpointAttachment};
+use crate::control::compile::ids::IdAllocator;
 use crate::control::config::Config;
-use crate::control::endpoints::{self, ConfigRef, Endpoint, EndpointAttachment};
-use crate::control::ids::IdAllocator;
-use crate::control::socket::is_listened_at;
 use crate::device::{self, OpenError, Settings};
 use crate::frame::SLOT;
 use crate::sys::netns::Netns;

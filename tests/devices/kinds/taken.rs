@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use rtnetlink::LinkUnspec;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkXdp};
-use vifswitch::control::responses::Status;
+use vifswitch::control::api::responses::Status;
 use vifswitch::device::xdp::assembler::{Assembler, Register};
 use vifswitch::sys::bpf::{Attach, Link, Program, XDP_PASS};
 

@@ -1,7 +1,7 @@
 //! Law 4 on real devices: what the switch has been told of addresses makes no difference to any frame, nor to
 //! any count, as long as nobody has asked for `mac+ip`. The law itself is among `laws`.
 
-use vifswitch::control::responses::CountsView;
+use vifswitch::control::api::responses::CountsView;
 
 use super::matrix::matrix;
 use super::nat::recorded;

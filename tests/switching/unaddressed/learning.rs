@@ -1,7 +1,7 @@
 //! Where stations are is learned from their frames and from the configuration, never from what they say of
 //! addresses: AT-08, AT-09, REQ-13 and REQ-25.
 
-use vifswitch::control::responses::{StationKind, StationView, Status};
+use vifswitch::control::api::responses::{StationKind, StationView, Status};
 use vifswitch::wire::Mac;
 
 use support::host::daemon::{Daemon, Vif};

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with};
-use vifswitch::control::responses::Status;
+use vifswitch::control::api::responses::Status;
 use vifswitch::wire::Mac;
 
 use support::host::daemon::{Daemon, TIMEOUT, Vif};

@@ -6,7 +6,7 @@ use std::thread;
 
 use rustix::event::Timespec;
 use rustix::thread::nanosleep;
-use vifswitch::control::responses::StationView;
+use vifswitch::control::api::responses::StationView;
 use vifswitch::wire::Mac;
 
 use support::host::Finally;

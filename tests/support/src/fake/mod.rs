@@ -8,16 +8,16 @@ use std::time::Duration;
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::sync::{broadcast, mpsc, oneshot};
-use vifswitch::control::change::{Change, ChangeError, ChangeResult, ErrorKind};
-use vifswitch::control::events::{Event, EventKind};
-use vifswitch::control::handle::{Flush, Handle, Request};
-use vifswitch::control::loops::status::{LoopCounts, LoopKind, LoopStatus, StormStatus};
-use vifswitch::control::responses::{
+use vifswitch::control::api::handle::{Flush, Handle, Request};
+use vifswitch::control::api::responses::{
     AuditDropView, AuditPortView, AuditView, AuditWorkerView, BetweenView, CountsView, DeviceView, Direction, DropView,
     NetworkView, PortView, StationKind, StationView, Status, UplinkNetworkView, UplinkView, VmView, WorkerView,
 };
-use vifswitch::control::server::{api, serve};
-use vifswitch::control::socket::Socket;
+use vifswitch::control::api::socket::Socket;
+use vifswitch::control::api::{api, serve};
+use vifswitch::control::desired::change::{Change, ChangeError, ChangeResult, ErrorKind};
+use vifswitch::control::loops::status::{LoopCounts, LoopKind, LoopStatus, StormStatus};
+use vifswitch::control::state::events::{Event, EventKind};
 
 /// An id that is allowed and wants escaping everywhere.
 pub const ODD: &str = "a\"b\\c";

@@ -12,9 +12,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, Signal, kill_process};
 use serde::de::DeserializeOwned;
 use tempfile::TempDir;
-use vifswitch::control::client::Client;
-use vifswitch::control::events::Event;
-use vifswitch::control::responses::{AuditView, BetweenView, CountsView, PortView, Status, WorkerView};
+use vifswitch::control::api::client::Client;
+use vifswitch::control::api::responses::{AuditView, BetweenView, CountsView, PortView, Status, WorkerView};
+use vifswitch::control::state::events::Event;
 use vifswitch::wire::Mac;
 
 use super::{Namespace, TEST_TIMEOUT, await_that};

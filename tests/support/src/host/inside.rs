@@ -7,11 +7,11 @@ use std::thread::{self, JoinHandle};
 
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
-use vifswitch::control::change::{Change, ChangeError, ChangeResult};
+use vifswitch::control::api::handle::Handle;
+use vifswitch::control::api::responses::{PortView, StationView, Status};
 use vifswitch::control::config::{Config, Port, parse_toml};
-use vifswitch::control::controller::{Controller, Startup};
-use vifswitch::control::handle::Handle;
-use vifswitch::control::responses::{PortView, StationView, Status};
+use vifswitch::control::desired::change::{Change, ChangeError, ChangeResult};
+use vifswitch::control::reconcile::{Controller, Startup};
 use vifswitch::control::state::{Precedence, StateStore};
 use vifswitch::control::workers::WorkerHandles;
 use vifswitch::frame::Pool;

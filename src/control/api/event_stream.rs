@@ -1,0 +1,123 @@
+//! Events, one in a line: those that are remembered, and with `follow` those that come.
+
+use std::convert::Infallible;
+use std::vec;
+
+use axum::Extension;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+
+use super::AppState;
+use super::error::{ApiError, ErrorBody};
+use super::listener::Shutdown;
+use crate::control::state::event_log;
+use crate::control::state::events::{Event, EventKind};
+use crate::time;
+
+/// What newline-delimited JSON is called.
+const NDJSON: &str = "application/x-ndjson";
+
+/// Remembered events that are sent in one piece.
+const PIECE: usize = 256;
+
+/// The query.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EventQuery {
+    since: Option<String>,
+    after: Option<u64>,
+    #[serde(default)]
+    follow: bool,
+}
+
+/// What happened, one event in a line of JSON
+///
+/// With `follow` it stays open, and tells what happens. Who reads too slowly is told in a line of kind
+/// `lagged` how many events are missing, and goes on behind them.
+#[utoipa::path(get, path = "/v1/events", tag = "events",
+    params(
+        ("since" = Option<String>, Query, description = "from this time on, RFC 3339; without: all that is remembered"),
+        ("after" = Option<u64>, Query, description = "only those with a greater id"),
+        ("follow" = Option<bool>, Query, description = "whether to stay and hear what happens next")
+    ),
+    responses((status = 200, body = Event, content_type = "application/x-ndjson"),
+        (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn events(
+    State(state): State<AppState>,
+    Extension(leave): Extension<Shutdown>,
+    query: Result<Query<EventQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(EventQuery { since, after, follow }) = query.map_err(|e| ApiError::wrong("bad_query", e.body_text()))?;
+    let place = if follow { Some(state.limits.subscriber()?) } else { None };
+    let (past, coming) = state.handle.events(event_log::EventFilter { since, after }).await??;
+    let coming = place.map(|place| Subscriber { coming, leave, _place: place });
+    let stream = EventStream { past: past.into_iter(), coming };
+    let body = Body::from_stream(stream::unfold(stream, EventStream::next));
+    Ok(([(header::CONTENT_TYPE, NDJSON)], body).into_response())
+}
+
+/// An answer on its way.
+struct EventStream {
+    past: vec::IntoIter<Event>,
+    coming: Option<Subscriber>,
+}
+
+/// Someone who stays. Dropped when the connection is closed.
+struct Subscriber {
+    coming: Receiver<Event>,
+    leave: Shutdown,
+    _place: OwnedSemaphorePermit,
+}
+
+impl EventStream {
+    /// The next piece of the answer; `None` at its end.
+    async fn next(mut self) -> Option<(Result<Bytes, Infallible>, EventStream)> {
+        let mut piece = Vec::new();
+        for event in self.past.by_ref().take(PIECE) {
+            line(&mut piece, &event);
+        }
+        if piece.is_empty() {
+            line(&mut piece, &self.coming.as_mut()?.next().await?);
+        }
+        Some((Ok(piece.into()), self))
+    }
+}
+
+impl Subscriber {
+    async fn next(&mut self) -> Option<Event> {
+        let netdev_event = tokio::select! {
+            netdev_event = self.coming.recv() => netdev_event,
+            () = self.leave.wait() => return None,
+        };
+        match netdev_event {
+            Ok(event) => Some(event),
+            Err(RecvError::Lagged(rx_missed)) => Some(lagged(rx_missed)),
+            Err(RecvError::Closed) => None,
+        }
+    }
+}
+
+/// What a follower is told who has been too slow.
+fn lagged(rx_missed: u64) -> Event {
+    Event {
+        text: format!(
+            "{rx_missed} events are missing here, because they were not read in time; ask for them with `after` and the \
+             last id before this line"
+        ),
+        ..Event::new(EventKind::Lagged, time::wall())
+    }
+}
+
+fn line(text: &mut Vec<u8>, event: &Event) {
+    // An event has nothing that JSON cannot say, and a vector takes everything.
+    let _ = serde_json::to_writer(&mut *text, event);
+    text.push(b'\n');
+}

@@ -1,0 +1,89 @@
+//! The API: HTTP/1.1 and JSON over a [`Handle`].
+//!
+//! ```text
+//!   listener ─► bounds ─► pages     what can be read, also over TCP
+//!   (connections) (rate)  changes   what can be changed, only at the unix socket
+//!                         follow    events as they happen, likewise
+//!                         openapi   what all of this looks like
+//! ```
+
+use axum::Router;
+use axum::http::{Method, Uri};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::routing::{get, patch, post, put};
+
+use crate::control::api::handle::Handle;
+
+mod body;
+pub mod client;
+mod error;
+mod event_stream;
+pub mod handle;
+mod limits;
+mod listener;
+mod openapi;
+mod read_routes;
+pub mod responses;
+pub mod socket;
+mod write_routes;
+
+pub use listener::serve;
+pub use openapi::description;
+
+use error::ApiError;
+use limits::Limits;
+
+/// What the handlers share: the way to the controller, and what this listener may bear.
+#[derive(Debug, Clone)]
+struct AppState {
+    handle: Handle,
+    limits: Limits,
+}
+
+/// The pages that change nothing. Each call makes them with bounds of their own.
+pub fn read_routes(handle: Handle) -> Router {
+    with_state(read_router(), handle)
+}
+
+/// The whole API: the pages, and all that changes something. Whoever can reach it is trusted with
+/// the switch. Each call makes it with bounds of its own.
+pub fn api(handle: Handle) -> Router {
+    let changing = Router::new()
+        .route("/v1/config", put(write_routes::apply))
+        .route("/v1/config/diff", post(write_routes::diff))
+        .route("/v1/confirm", post(write_routes::confirm))
+        .route("/v1/vms/{id}/ports", post(write_routes::attach))
+        .route("/v1/ports/{id}", patch(write_routes::set).delete(write_routes::detach))
+        .route("/v1/ports/{id}/release", post(write_routes::release))
+        .route("/v1/fdb/flush", post(write_routes::flush))
+        .route("/v1/events", get(event_stream::events))
+        .route("/v1/openapi.json", get(openapi::page));
+    with_state(read_router().merge(changing), handle)
+}
+
+fn read_router() -> Router<AppState> {
+    Router::new()
+        .route("/v1/ports", get(read_routes::ports))
+        .route("/v1/ports/{id}", get(read_routes::port))
+        .route("/v1/uplinks", get(read_routes::uplinks))
+        .route("/v1/vms", get(read_routes::vms))
+        .route("/v1/networks", get(read_routes::networks))
+        .route("/v1/fdb", get(read_routes::fdb))
+        .route("/v1/workers", get(read_routes::workers))
+        .route("/v1/drops", get(read_routes::drops))
+        .route("/v1/loops", get(read_routes::loops))
+        .route("/v1/storms", get(read_routes::storms))
+        .route("/v1/audit", get(read_routes::audit))
+        .route("/v1/config", get(read_routes::config))
+        .route("/metrics", get(read_routes::metrics))
+}
+
+fn with_state(routes: Router<AppState>, handle: Handle) -> Router {
+    let limits = Limits::default();
+    routes
+        .fallback(async |uri: Uri| ApiError::unknown("unknown_path", format!("there is nothing at {}", uri.path())))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| ApiError::method(&method, uri.path()))
+        .layer(from_fn_with_state(limits.clone(), limits::admit))
+        .layer(from_fn(body::drain))
+        .with_state(AppState { handle, limits })
+}

@@ -1,0 +1,165 @@
+//! What can be read: one page for each part of the state.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
+
+use super::AppState;
+use super::error::{ApiError, ErrorBody};
+use crate::control::api::handle::ShuttingDown;
+use crate::control::api::responses::{
+    AuditView, DropView, NetworkView, PortView, StationView, UplinkView, VmView, WorkerView,
+};
+use crate::control::config::raw;
+use crate::control::loops::status::{LoopStatus, StormStatus};
+use crate::telemetry::exposition::{self, Mitigation};
+
+/// Items of a long list that are sent in one piece.
+const PIECE: usize = 512;
+
+/// The name in a path, as axum hands it over.
+pub type Name = Result<Path<String>, PathRejection>;
+
+fn answer<T: Serialize>(found: Result<T, ShuttingDown>) -> Result<Json<T>, ApiError> {
+    Ok(Json(found?))
+}
+
+/// The id of a port in the path. What is not UTF-8 is the name of no port.
+pub fn port_id(id: Name) -> Result<String, ApiError> {
+    match id {
+        Ok(Path(id)) => Ok(id),
+        Err(_) => Err(ApiError::unknown("unknown_port", "there is no port of this name")),
+    }
+}
+
+/// All ports, by VM, in the order asked for
+#[utoipa::path(get, path = "/v1/ports", tag = "state", responses((status = 200, body = Vec<PortView>)))]
+pub async fn ports(State(state): State<AppState>) -> Result<Json<Vec<PortView>>, ApiError> {
+    answer(state.handle.ports().await)
+}
+
+/// One port
+#[utoipa::path(get, path = "/v1/ports/{id}", tag = "state", params(("id" = String, Path, description = "the port")),
+    responses((status = 200, body = PortView), (status = 404, body = ErrorBody)))]
+pub async fn port(State(state): State<AppState>, id: Name) -> Result<Json<PortView>, ApiError> {
+    let id = port_id(id)?;
+    let ports = state.handle.ports().await?;
+    match ports.into_iter().find(|port| port.port_id == id) {
+        Some(port) => Ok(Json(port)),
+        None => Err(ApiError::unknown("unknown_port", format!("there is no port {id:?}"))),
+    }
+}
+
+/// All uplinks
+#[utoipa::path(get, path = "/v1/uplinks", tag = "state", responses((status = 200, body = Vec<UplinkView>)))]
+pub async fn uplinks(State(state): State<AppState>) -> Result<Json<Vec<UplinkView>>, ApiError> {
+    answer(state.handle.uplinks().await)
+}
+
+/// All VMs, with the sums over their ports
+#[utoipa::path(get, path = "/v1/vms", tag = "state", responses((status = 200, body = Vec<VmView>)))]
+pub async fn vms(State(state): State<AppState>) -> Result<Json<Vec<VmView>>, ApiError> {
+    answer(state.handle.vms().await)
+}
+
+/// All networks
+#[utoipa::path(get, path = "/v1/networks", tag = "state", responses((status = 200, body = Vec<NetworkView>)))]
+pub async fn networks(State(state): State<AppState>) -> Result<Json<Vec<NetworkView>>, ApiError> {
+    answer(state.handle.networks().await)
+}
+
+/// The forwarding database: which station is behind which port
+///
+/// It may be long: it is sent piece by piece, to few clients at a time.
+#[utoipa::path(get, path = "/v1/fdb", tag = "state", responses((status = 200, body = Vec<StationView>)))]
+pub async fn fdb(State(state): State<AppState>) -> Result<Response, ApiError> {
+    // Until the last piece is on its way, and until control has it together even if the client goes before.
+    let place = state.limits.long_answer().await.map(Arc::new);
+    Ok(long_list(state.handle.fdb_with_permit(Box::new(place.clone())).await?, place))
+}
+
+/// A list as JSON, made while it is sent, so that neither memory nor the thread of control has to
+/// hold all of its text. `place` is kept until the last piece is on its way.
+fn long_list<T: Serialize + Send + 'static>(items: Vec<T>, place: Option<Arc<OwnedSemaphorePermit>>) -> Response {
+    if items.len() <= PIECE {
+        return Json(items).into_response();
+    }
+    let begun = (items.into_iter(), Some(b'['), place);
+    let chunks = stream::unfold(begun, async |(mut items, open, place)| {
+        // What stands before the next item: the bracket, or a comma. Nothing when all has been said.
+        let mut before = open?;
+        let mut piece = Vec::new();
+        for item in items.by_ref().take(PIECE) {
+            piece.push(before);
+            // A view has nothing that JSON cannot say, and a vector takes everything.
+            let _ = serde_json::to_writer(&mut piece, &item);
+            before = b',';
+        }
+        let more = items.len() > 0;
+        if !more {
+            piece.push(b']');
+        }
+        Some((Ok::<_, Infallible>(Bytes::from(piece)), (items, more.then_some(before), place)))
+    });
+    ([(header::CONTENT_TYPE, "application/json")], Body::from_stream(chunks)).into_response()
+}
+
+/// The threads that move the frames
+#[utoipa::path(get, path = "/v1/workers", tag = "state", responses((status = 200, body = Vec<WorkerView>)))]
+pub async fn workers(State(state): State<AppState>) -> Result<Json<Vec<WorkerView>>, ApiError> {
+    answer(state.handle.workers().await)
+}
+
+/// Frames that died, by port, direction and reason
+#[utoipa::path(get, path = "/v1/drops", tag = "state", responses((status = 200, body = Vec<DropView>)))]
+pub async fn drops(State(state): State<AppState>) -> Result<Json<Vec<DropView>>, ApiError> {
+    answer(state.handle.drops().await)
+}
+
+/// Loops: who joins what, since when, what is done about it; and those that were lately
+///
+/// A VM that joins two networks stands here as well, as a notice: nothing is done about that.
+#[utoipa::path(get, path = "/v1/loops", tag = "state", responses((status = 200, body = Vec<LoopStatus>)))]
+pub async fn loops(State(state): State<AppState>) -> Result<Json<Vec<LoopStatus>>, ApiError> {
+    answer(state.handle.loops().await)
+}
+
+/// Storms: who is held to storm limits, since when, how much; and those that were lately
+#[utoipa::path(get, path = "/v1/storms", tag = "state", responses((status = 200, body = Vec<StormStatus>)))]
+pub async fn storms(State(state): State<AppState>) -> Result<Json<Vec<StormStatus>>, ApiError> {
+    answer(state.handle.storms().await)
+}
+
+/// The proof that every frame is accounted for
+#[utoipa::path(get, path = "/v1/audit", tag = "state", responses((status = 200, body = AuditView)))]
+pub async fn audit(State(state): State<AppState>) -> Result<Json<AuditView>, ApiError> {
+    answer(state.handle.audit().await)
+}
+
+/// The configuration in force, with all defaults filled in
+#[utoipa::path(get, path = "/v1/config", tag = "configuration", responses((status = 200, body = raw::Config)))]
+pub async fn config(State(state): State<AppState>) -> Result<Json<serde_json::Value>, ApiError> {
+    answer(state.handle.config().await)
+}
+
+/// Everything that is counted, for Prometheus
+#[utoipa::path(get, path = "/metrics", tag = "state",
+    responses((status = 200, body = String, content_type = "application/openmetrics-text")))]
+pub async fn metrics(State(state): State<AppState>) -> Result<Response, ApiError> {
+    let handle = state.handle;
+    let (ports, vms, networks) = (handle.ports().await?, handle.vms().await?, handle.networks().await?);
+    let (workers, drops, uplinks) = (handle.workers().await?, handle.drops().await?, handle.uplinks().await?);
+    let (loops, storms, counts) = (handle.loops().await?, handle.storms().await?, handle.loop_counts().await?);
+    let contained = Mitigation { loops, storms, counts };
+    let text = exposition::render(ports, vms, networks, workers, drops, uplinks, contained);
+    Ok(([(header::CONTENT_TYPE, exposition::CONTENT_TYPE)], text).into_response())
+}

@@ -1,0 +1,234 @@
+//! What can be changed. An answer comes when the change is true on every worker.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::AppState;
+use super::body::{BodyPermit, CONFIGURATION, REQUEST, RequestBody};
+use super::error::{ApiError, ErrorBody};
+use super::read_routes::{Name, port_id};
+use crate::control::api::handle::Flush;
+use crate::control::api::responses::{Attached, Flushed};
+use crate::control::config::{self, Config, SwitchSettings, kind, raw};
+use crate::control::desired::change::{Change, ChangeResult};
+
+/// What problems call the body of a request.
+const BODY: &str = "body";
+
+/// The longest time that a change may wait to be confirmed, in seconds: a day.
+const LONGEST_WAIT: u64 = 86_400;
+
+type ChangeResponse = Result<Json<ChangeResult>, ApiError>;
+
+/// The query of `PUT /v1/config`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConfirmQuery {
+    confirm: Option<String>,
+}
+
+/// The query of what takes none.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoQuery {}
+
+/// Makes this configuration the one in force, in one step or not at all
+///
+/// Without `switch` the settings of the process stay; with it they must be what they are, since they
+/// are fixed at start. With `confirm` the change is taken back unless `POST /v1/confirm` comes in time.
+#[utoipa::path(put, path = "/v1/config", tag = "configuration", request_body = raw::Config,
+    params(("confirm" = Option<u64>, Query, description = "seconds, 1 to 86400")),
+    responses((status = 200, body = ChangeResult), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn apply(
+    State(state): State<AppState>,
+    query: Result<Query<ConfirmQuery>, QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> ChangeResponse {
+    let confirm = query_of(query)?.confirm.map(|text| match text.parse() {
+        Ok(seconds @ 1..=LONGEST_WAIT) => Ok(Duration::from_secs(seconds)),
+        _ => Err(ApiError::wrong(
+            "bad_query",
+            format!("confirm = {text:?}: a whole number of seconds belongs here, 1 to {LONGEST_WAIT}"),
+        )),
+    });
+    let confirm = confirm.transpose()?;
+    let (change, room) = wanted(&state, &headers, body).await?;
+    make(&state, change, confirm, room).await
+}
+
+/// What would change if this configuration were put in force; nothing is done
+#[utoipa::path(post, path = "/v1/config/diff", tag = "configuration", request_body = raw::Config,
+    responses((status = 200, body = ChangeResult), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn diff(
+    State(state): State<AppState>,
+    query: Result<Query<NoQuery>, QueryRejection>,
+    headers: HeaderMap,
+    body: Body,
+) -> ChangeResponse {
+    query_of(query)?;
+    let (change, room) = wanted(&state, &headers, body).await?;
+    let hold = Box::new((state.limits.change()?, room));
+    Ok(Json(state.handle.diff_with_permit(change, hold).await??))
+}
+
+/// Keeps the change that waits to be confirmed
+#[utoipa::path(post, path = "/v1/confirm", tag = "configuration",
+    responses((status = 200, body = ChangeResult), (status = 409, body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn confirm(State(state): State<AppState>) -> ChangeResponse {
+    let hold = Box::new(state.limits.change()?);
+    Ok(Json(state.handle.confirm_with_permit(hold).await??))
+}
+
+/// One port, or several in their order.
+#[derive(Debug, ToSchema)]
+#[serde(untagged)]
+// Only its shape is used: what has it is read by the configuration's reader.
+#[allow(dead_code, clippy::large_enum_variant)]
+pub enum PortOrPorts {
+    /// One port.
+    One(raw::Port),
+    /// Several, in their order.
+    Several(Vec<raw::Port>),
+}
+
+/// Attaches ports to a VM, behind those that it has; an unknown VM is a new one
+///
+/// All of them or none. A port may name its VM with `device_id`, which must be the one in the path.
+#[utoipa::path(post, path = "/v1/vms/{id}/ports", tag = "ports", request_body = PortOrPorts,
+    params(("id" = String, Path, description = "the VM: Neutron's device_id")),
+    responses((status = 201, body = Attached), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn attach(
+    State(state): State<AppState>,
+    vm: Name,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<(StatusCode, Json<Attached>), ApiError> {
+    let vm = match vm {
+        Ok(Path(vm)) => vm,
+        Err(_) => return Err(ApiError::wrong(kind::BAD_VALUE, "the VM's id in the path is not UTF-8")),
+    };
+    if let Some(wrong) = config::wrong_id(&vm) {
+        return Err(ApiError::wrong(kind::BAD_VALUE, format!("the VM's id in the path is {wrong}")));
+    }
+    let text = RequestBody::receive(&headers, body, REQUEST, &state.limits).await?;
+    let owner = vm.clone();
+    let (ports, room) = text.read(move |text| Ok(config::parse_ports_json(text, BODY, &owner)?)).await?;
+    let ids: HashSet<String> = ports.iter().map(|port| port.port_id.clone()).collect();
+    let Json(ChangeResult { changes, warnings }) = make(&state, Change::Attach { vm, ports }, None, room).await?;
+    // It is done; that the switch is leaving since then does not undo it.
+    let mut ports = state.handle.ports().await.unwrap_or_default();
+    ports.retain(|port| ids.contains(&port.port_id));
+    Ok((StatusCode::CREATED, Json(Attached { changes, warnings, ports })))
+}
+
+/// Changes some keys of a port; those that are not given stay as they are
+///
+/// A key that is `null` becomes what it is in a file that does not have it: its default.
+#[utoipa::path(patch, path = "/v1/ports/{id}", tag = "ports", request_body = raw::PortPatch,
+    params(("id" = String, Path, description = "the port")),
+    responses((status = 200, body = ChangeResult), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn set(State(state): State<AppState>, id: Name, headers: HeaderMap, body: Body) -> ChangeResponse {
+    let port = port_id(id)?;
+    let text = RequestBody::receive(&headers, body, REQUEST, &state.limits).await?;
+    let (keys, room) = text.read(|text| Ok(config::parse_port_keys_json(text, BODY)?)).await?;
+    make(&state, Change::Set { port, keys }, None, room).await
+}
+
+/// Detaches a port; its siblings keep their order
+#[utoipa::path(delete, path = "/v1/ports/{id}", tag = "ports",
+    params(("id" = String, Path, description = "the port")),
+    responses((status = 200, body = ChangeResult), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn detach(State(state): State<AppState>, id: Name) -> ChangeResponse {
+    let port = port_id(id)?;
+    make(&state, Change::Detach { port }, None, None).await
+}
+
+/// Lifts whatever measure holds a port
+#[utoipa::path(post, path = "/v1/ports/{id}/release", tag = "ports",
+    params(("id" = String, Path, description = "the port")),
+    responses((status = 200, body = ChangeResult), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn release(State(state): State<AppState>, id: Name) -> ChangeResponse {
+    let port = port_id(id)?;
+    let hold = Box::new(state.limits.change()?);
+    Ok(Json(state.handle.release_with_permit(port, hold).await??))
+}
+
+/// Which stations to forget.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FlushRequest {
+    /// Those of this network.
+    network_id: Option<String>,
+    /// Those behind this port or uplink.
+    port_id: Option<String>,
+    /// This one.
+    mac_address: Option<String>,
+}
+
+/// Forgets learned stations: those to which all that is given applies, and all of them without a body
+#[utoipa::path(post, path = "/v1/fdb/flush", tag = "state", request_body = Option<FlushRequest>,
+    responses((status = 200, body = Flushed), (status = "4XX", body = ErrorBody), (status = 503, body = ErrorBody)))]
+pub async fn flush(State(state): State<AppState>, headers: HeaderMap, body: Body) -> Result<Json<Flushed>, ApiError> {
+    let text = RequestBody::receive(&headers, body, REQUEST, &state.limits).await?;
+    let (flush, room) = text.read(flush_of).await?;
+    let hold = Box::new((state.limits.change()?, room));
+    let flushed = state.handle.flush_with_permit(flush, hold).await??;
+    Ok(Json(Flushed { flushed }))
+}
+
+fn flush_of(text: &str) -> Result<Flush, ApiError> {
+    let wanted = match text {
+        "" => FlushRequest::default(),
+        text => serde_json::from_str(text).map_err(|e| {
+            let kind = if e.is_data() { kind::BAD_VALUE } else { kind::SYNTAX };
+            ApiError::wrong(kind, format!("{BODY}: {e}"))
+        })?,
+    };
+    let FlushRequest { network_id: network, port_id: port, mac_address } = wanted;
+    let mac = mac_address.map(|text| {
+        text.parse().map_err(|e| ApiError::wrong(kind::BAD_VALUE, format!("{BODY}: mac_address = {text:?}: {e}")))
+    });
+    Ok(Flush { network, port, mac: mac.transpose()? })
+}
+
+fn query_of<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
+    match query {
+        Ok(Query(query)) => Ok(query),
+        Err(e) => Err(ApiError::wrong("bad_query", e.body_text())),
+    }
+}
+
+/// The change to the configuration in the body.
+async fn wanted(state: &AppState, headers: &HeaderMap, body: Body) -> Result<(Change, BodyPermit), ApiError> {
+    let text = RequestBody::receive(headers, body, CONFIGURATION, &state.limits).await?;
+    let switch = running(state).await?;
+    let (config, room) = text.read(move |text| Ok(config::parse_json_over(text, BODY, switch)?)).await?;
+    Ok((Change::Apply(config), room))
+}
+
+/// The settings of the process, which a configuration need not repeat.
+async fn running(state: &AppState) -> Result<SwitchSettings, ApiError> {
+    let mut config = state.handle.config().await?;
+    let switch = serde_json::json!({ "switch": config["switch"].take() }).to_string();
+    let Config { switch, .. } = config::parse_json(&switch, "the configuration in force").map_err(|e| {
+        // The switch could not read back what it says itself.
+        ApiError::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", e.to_string())
+    })?;
+    Ok(switch)
+}
+
+/// Makes a change. Its place among the changes, and the room of its body, are free when it is made or given up, and not
+/// already when its client goes.
+async fn make(state: &AppState, change: Change, confirm: Option<Duration>, room: BodyPermit) -> ChangeResponse {
+    let hold = Box::new((state.limits.change()?, room));
+    Ok(Json(state.handle.change_with_permit(change, confirm, hold).await??))
+}

@@ -1,0 +1,367 @@
+//! Who has which place in the tables of the switch.
+//!
+//! A port keeps its place as long as it is there, a network and a VM theirs. A place of a port that
+//! is free again is given away as another generation, so that nothing which was learned behind the
+//! one before is found behind the next.
+//!
+//! An uplink has a place as a carrier, behind which nothing is learned; and each network on its line
+//! has one, as a port on that network ([`uplink_groups`](crate::control::compile::uplink_groups)).
+//!
+//! A network needs no generations: what was learned on it names ports that were on it, and none of
+//! them is there any more under the same name when the network is gone. Its place rests as long as
+//! there are others, so that the table has time to forget what still counts against its limits.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+
+use crate::control::compile::uplink_groups::{UplinkGroupName, uplink_groups};
+use crate::control::config::Config;
+use crate::control::desired::plan::{ChangePlan, Step};
+use crate::switch::{MAX_NETWORKS, MAX_PORTS, NetworkId, PortId, VmId};
+use crate::wire::Vid;
+
+/// Whose the ports are that lead outside. They are nobody's siblings.
+pub const UPLINK_VM: VmId = VmId(u32::MAX);
+
+/// The places that are taken, and those that are free.
+#[derive(Debug, Clone, Default)]
+pub struct IdAllocator {
+    ports: HashMap<String, PortId>,
+    /// By uplink.
+    trunks: HashMap<String, PortId>,
+    /// By line and network; with the tag under which it is carried.
+    uplink_vlans: HashMap<(UplinkGroupName, String), (PortId, Option<Vid>)>,
+    networks: HashMap<String, NetworkId>,
+    vms: HashMap<String, VmId>,
+    /// By place of a port, as many as were ever needed: the generation that was given away last.
+    generations: Vec<Option<u16>>,
+    free: BTreeSet<u16>,
+    /// The one that is free for longest in front.
+    free_networks: VecDeque<u16>,
+    /// Places of networks that were ever needed.
+    networks_used: u16,
+    next_vm: u32,
+}
+
+impl IdAllocator {
+    /// The places for a first configuration, in its order. It fits
+    /// ([`endpoints::check_capacity`](crate::control::compile::endpoints::check_capacity)).
+    pub fn first(config: &Config) -> IdAllocator {
+        let mut ids = IdAllocator::default();
+        ids.update(&crate::control::desired::plan::plan(&Config::default(), config), config);
+        ids
+    }
+
+    /// Gives a place to everything that is new in `config`, to which `plan` leads, and takes the
+    /// places of what is gone. A port of which everything shall be forgotten becomes another
+    /// generation.
+    ///
+    /// The answer names places whose generations have all been used: what was ever learned behind
+    /// them has to be forgotten, before anything else is.
+    pub fn update(&mut self, plan: &ChangePlan, config: &Config) -> Vec<PortId> {
+        let mut used_up = Vec::new();
+        let (mut freed, mut freed_networks) = (BTreeSet::new(), Vec::new());
+        for step in &plan.steps {
+            match step {
+                Step::Close(port) => {
+                    // Given away again in the same breath only if there is no other.
+                    freed.extend(self.ports.remove(port).and_then(index));
+                }
+                Step::CloseUplink(uplink) => freed.extend(self.trunks.remove(uplink).and_then(index)),
+                Step::RemoveNetwork(network) => {
+                    freed_networks.extend(self.networks.remove(network).and_then(|id| u16::try_from(id.index()).ok()));
+                }
+                _ => {}
+            }
+        }
+        let tagged: HashMap<(UplinkGroupName, String), Option<Vid>> = uplink_groups(config)
+            .iter()
+            .flat_map(|group| group.networks(config).iter().map(|of| (group.name.clone(), of)))
+            .map(|(group, of)| ((group, of.network_id.clone()), of.vlan))
+            .collect();
+        let gone = self.uplink_vlans.extract_if(|after, _| !tagged.contains_key(after));
+        freed.extend(gone.filter_map(|(_, (id, _))| index(id)));
+        let mut forgotten = HashSet::new();
+        for step in &plan.steps {
+            match step {
+                Step::PutNetwork(network) if !self.networks.contains_key(&network.id) => {
+                    let place = self.network_place(&mut freed_networks);
+                    self.networks.insert(network.id.clone(), NetworkId::new(place));
+                }
+                Step::Open { port, .. } => {
+                    let place = self.port_place(&mut freed);
+                    let id = self.next_generation(place, &mut used_up);
+                    self.ports.insert(port.port_id.clone(), id);
+                }
+                Step::Change { port, flush: true, .. } => {
+                    if let Some(place) = self.ports.get(&port.port_id).copied().and_then(index) {
+                        let id = self.next_generation(place, &mut used_up);
+                        self.ports.insert(port.port_id.clone(), id);
+                    }
+                }
+                Step::OpenUplink(uplink) => {
+                    let place = self.port_place(&mut freed);
+                    let id = self.next_generation(place, &mut used_up);
+                    self.trunks.insert(uplink.id.clone(), id);
+                }
+                Step::ChangeUplink { uplink, flush: true, .. } => drop(forgotten.insert(uplink.group_name())),
+                _ => {}
+            }
+        }
+        // In an order that is always the same, so that the same places are given.
+        for group in uplink_groups(config) {
+            for of in group.networks(config) {
+                let after = (group.name.clone(), of.network_id.clone());
+                let place = match self.uplink_vlans.get(&after) {
+                    // Behind another tag are other stations.
+                    Some(&(_, vlan)) if vlan == of.vlan && !forgotten.contains(&group.name) => continue,
+                    Some(&(id, _)) => index(id),
+                    None => Some(self.port_place(&mut freed)),
+                };
+                let Some(place) = place else { continue };
+                let id = self.next_generation(place, &mut used_up);
+                self.uplink_vlans.insert(after, (id, of.vlan));
+            }
+        }
+        self.free.append(&mut freed);
+        self.free_networks.extend(freed_networks);
+        self.update_vms(config);
+        used_up
+    }
+
+    fn update_vms(&mut self, config: &Config) {
+        let vms: HashSet<&str> = config.vms.iter().map(|vm| vm.id.as_str()).collect();
+        self.vms.retain(|vm, _| vms.contains(vm.as_str()));
+        if self.vms.len() == vms.len() {
+            return;
+        }
+        let mut taken: HashSet<VmId> = self.vms.values().copied().chain([UPLINK_VM]).collect();
+        for vm in &config.vms {
+            if self.vms.contains_key(&vm.id) {
+                continue;
+            }
+            // Far fewer are taken than there are.
+            let owner = loop {
+                let owner = VmId(self.next_vm);
+                self.next_vm = self.next_vm.wrapping_add(1);
+                if taken.insert(owner) {
+                    break owner;
+                }
+            };
+            self.vms.insert(vm.id.clone(), owner);
+        }
+    }
+
+    /// The lowest place that is free; one of `last` if there is no other.
+    #[allow(clippy::cast_possible_truncation)] // at most 4096
+    fn port_place(&mut self, last: &mut BTreeSet<u16>) -> u16 {
+        if let Some(place) = self.free.pop_first() {
+            return place;
+        }
+        let place = self.generations.len();
+        if place == MAX_PORTS
+            && let Some(place) = last.pop_first()
+        {
+            return place;
+        }
+        self.generations.push(None);
+        place as u16
+    }
+
+    fn next_generation(&mut self, place: u16, used_up: &mut Vec<PortId>) -> PortId {
+        let generation = match self.generations[usize::from(place)] {
+            None => 0,
+            Some(u16::MAX) => {
+                used_up.push(PortId::new(place, 0));
+                0
+            }
+            Some(last) => last + 1,
+        };
+        self.generations[usize::from(place)] = Some(generation);
+        PortId::new(place, generation)
+    }
+
+    /// A place that was never needed, else the one that is free for longest.
+    fn network_place(&mut self, last: &mut Vec<u16>) -> u16 {
+        if usize::from(self.networks_used) < MAX_NETWORKS {
+            self.networks_used += 1;
+            return self.networks_used - 1;
+        }
+        let place = self.free_networks.pop_front().or_else(|| last.pop());
+        place.unwrap_or_default() // a configuration that fits has found one
+    }
+
+    /// The place of a port.
+    pub fn port(&self, id: &str) -> Option<PortId> {
+        self.ports.get(id).copied()
+    }
+
+    /// The place of an uplink, as a carrier.
+    pub fn trunk(&self, uplink: &str) -> Option<PortId> {
+        self.trunks.get(uplink).copied()
+    }
+
+    /// The place of the port on a network that a line is there.
+    pub fn uplink_vlan(&self, group: &UplinkGroupName, network: &str) -> Option<PortId> {
+        self.uplink_vlans.get(&(group.clone(), network.to_owned())).map(|&(id, _)| id)
+    }
+
+    /// The place of a network.
+    pub fn network(&self, id: &str) -> Option<NetworkId> {
+        self.networks.get(id).copied()
+    }
+
+    /// What the ports of a VM have in common.
+    pub fn vm(&self, vm: &str) -> Option<VmId> {
+        self.vms.get(vm).copied()
+    }
+}
+
+/// The place of a port, as it is kept here.
+fn index(id: PortId) -> Option<u16> {
+    u16::try_from(id.index()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::compile::endpoints;
+    use crate::control::config::{Device, Network, Port, Vm, testgen};
+    use crate::control::desired::plan::plan;
+    use proptest::prelude::*;
+
+    fn distinct<T: Eq + std::hash::Hash>(all: impl Iterator<Item = T>) -> bool {
+        let mut seen = HashSet::new();
+        all.into_iter().all(|one| seen.insert(one))
+    }
+
+    fn check(ids: &IdAllocator, config: &Config) {
+        let mut ports: Vec<_> = config.ports().map(|(_, port)| ids.port(port.id()).unwrap()).collect();
+        assert_eq!(ids.ports.len(), ports.len());
+        ports.extend(config.uplinks.iter().map(|uplink| ids.trunk(&uplink.id).unwrap()));
+        assert_eq!(ids.trunks.len(), config.uplinks.len());
+        let tagged = || {
+            uplink_groups(config).into_iter().flat_map(|group| {
+                group.networks(config).iter().map(move |of| ids.uplink_vlan(&group.name, &of.network_id).unwrap())
+            })
+        };
+        assert_eq!(ids.uplink_vlans.len(), tagged().count());
+        ports.extend(tagged());
+        assert!(distinct(ports.iter().map(|id| id.index())));
+        assert!(distinct(config.networks.iter().map(|network| ids.network(&network.id).unwrap())));
+        assert!(distinct(config.vms.iter().map(|vm| ids.vm(&vm.id).unwrap())));
+        assert_eq!(ids.networks.len(), config.networks.len());
+        assert_eq!(ids.vms.len(), config.vms.len());
+        assert!(ids.free.iter().all(|&free| ports.iter().all(|id| id.index() != usize::from(free))));
+        assert_eq!(ids.free.len() + ports.len(), ids.generations.len(), "no place is lost");
+    }
+
+    proptest! {
+        #[test]
+        fn who_stays_keeps_the_place((old, new) in testgen::two()) {
+            let before = IdAllocator::first(&old);
+            check(&before, &old);
+            let plan = plan(&old, &new);
+            let mut after = before.clone();
+            prop_assert_eq!(after.update(&plan, &new), []);
+            check(&after, &new);
+            for network in new.networks.iter().filter(|network| before.network(&network.id).is_some()) {
+                prop_assert_eq!(before.network(&network.id), after.network(&network.id));
+            }
+            for vm in new.vms.iter().filter(|vm| before.vm(&vm.id).is_some()) {
+                prop_assert_eq!(before.vm(&vm.id), after.vm(&vm.id));
+            }
+            for (vm, port) in new.ports() {
+                let Some((vm_before, was)) = old.ports().find(|(_, was)| was.id() == port.id()) else { continue };
+                let (id_before, id) = (before.port(port.id()).unwrap(), after.port(port.id()).unwrap());
+                if was.subport().is_some() != port.subport().is_some() {
+                    continue;
+                }
+                prop_assert_eq!(id_before.index(), id.index());
+                let moved = vm_before.id != vm.id || was.network_id != port.network_id;
+                if moved || was.admin_state_up && !port.admin_state_up {
+                    prop_assert_ne!(id_before, id);
+                }
+                // What is below a device that others own cannot be changed without opening it anew.
+                let is_alone = port.device().is_some_and(|device| old.networks == new.networks || matches!(device, Device::Tap(_)));
+                if was == port && !moved && is_alone {
+                    prop_assert_eq!(id_before, id);
+                }
+            }
+            for uplink in &new.uplinks {
+                let Some(was) = old.uplinks.iter().find(|was| was.id == uplink.id) else { continue };
+                prop_assert_eq!(before.trunk(&was.id), after.trunk(&uplink.id));
+                if was.group_name() != uplink.group_name() {
+                    continue;
+                }
+                for of in &uplink.networks {
+                    let Some(vlan) = was.networks.iter().find(|was| was.network_id == of.network_id) else { continue };
+                    let [id_before, id] = [&before, &after].map(|ids| ids.uplink_vlan(&uplink.group_name(), &of.network_id));
+                    let same = id_before == id;
+                    prop_assert_eq!(id_before.unwrap().index(), id.unwrap().index());
+                    prop_assert!(!same || vlan.vlan == of.vlan);
+                    // As long as an uplink of the line stays as it is, so does what is behind it.
+                    prop_assert!(same || was != uplink || old.networks != new.networks);
+                }
+            }
+        }
+
+        /// Whatever was there before: nothing that was learned then is found behind a port now, unless
+        /// the port has been there all the time.
+        #[test]
+        fn no_name_is_used_twice(steps in proptest::collection::vec(testgen::two(), 1..5)) {
+            let mut ids = IdAllocator::default();
+            let mut now = Config::default();
+            let mut used = HashSet::new();
+            for new in steps.into_iter().flat_map(|(old, new)| [old, new]) {
+                let all = |ids: &IdAllocator| -> HashSet<PortId> {
+                    let tagged = ids.uplink_vlans.values().map(|&(id, _)| id);
+                    ids.ports.values().chain(ids.trunks.values()).copied().chain(tagged).collect()
+                };
+                let before = all(&ids);
+                ids.update(&plan(&now, &new), &new);
+                check(&ids, &new);
+                for id in all(&ids) {
+                    prop_assert!(used.insert(id) || before.contains(&id));
+                }
+                now = new;
+            }
+        }
+    }
+
+    fn one_port(id: &str) -> Config {
+        let port = serde_json::json!({"networks": [{"id": "n"}], "vms": [{"id": "v", "ports": [{
+            "port_id": id, "network_id": "n", "mac_address": "02:00:00:00:00:01", "device": {"kind": "tap"}}]}]});
+        crate::control::config::parse_json(&port.to_string(), "x").unwrap()
+    }
+
+    #[test]
+    fn a_place_whose_generations_are_used_up_is_told() {
+        let (a, none) = (one_port("a"), Config { networks: vec![Network::new("n")], ..Config::default() });
+        let mut ids = IdAllocator::first(&none);
+        for round in 0..=65_536u32 {
+            let used_up = ids.update(&plan(&none, &a), &a);
+            assert_eq!(used_up, if round == 65_536 { vec![PortId::new(0, 0)] } else { vec![] });
+            ids.update(&plan(&a, &none), &none);
+        }
+    }
+
+    #[test]
+    fn a_full_switch_can_be_replaced_at_once() {
+        let full = |prefix: &str| {
+            let ports: Vec<Port> = (0..MAX_PORTS)
+                .map(|number| Port { port_id: format!("{prefix}{number}"), ..one_port("a").vms[0].ports[0].clone() })
+                .collect();
+            let networks = (0..MAX_NETWORKS).map(|number| Network::new(format!("{prefix}{number}")));
+            Config {
+                networks: networks.collect(),
+                vms: vec![Vm { id: "v".into(), ports, ..Vm::default() }],
+                ..Config::default()
+            }
+        };
+        let (a, b) = (full("a"), full("b"));
+        endpoints::check_capacity(&a).unwrap();
+        let mut ids = IdAllocator::first(&a);
+        ids.update(&plan(&a, &b), &b);
+        check(&ids, &b);
+    }
+}

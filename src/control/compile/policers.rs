@@ -1,0 +1,183 @@
+//! The state of storm limits, which outlives the rules: each port, and each VM on each network, has a meter as long as
+//! it is there. Whatever else changes, nobody gets a full bucket for it.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
+
+use crate::control::compile::uplink_groups::{UplinkGroup, UplinkGroupName, uplink_groups};
+use crate::control::config::{Config, Device, Network, Port, Storm, Uplink, Vm};
+use crate::switch::{PolicerState, PortPolicer, StormClass, VmPolicer};
+
+/// All meters.
+#[derive(Debug, Default)]
+pub struct Policers {
+    /// How many workers there are.
+    workers: u16,
+    /// By port.
+    ports: HashMap<String, PolicerState>,
+    /// By VM and network.
+    vms: HashMap<(String, String), PolicerState>,
+    /// By line and network.
+    uplinks: HashMap<(UplinkGroupName, String), PolicerState>,
+}
+
+impl Policers {
+    /// No meters yet, in a switch of so many workers.
+    pub fn new(workers: u16) -> Policers {
+        Policers { workers, ..Policers::default() }
+    }
+
+    /// Makes a meter for everything that is new in `config`, and drops those of what is gone.
+    pub fn follow(&mut self, config: &Config) {
+        let ports: HashSet<&str> = config.ports().map(|(_, port)| port.id()).collect();
+        self.ports.retain(|id, _| ports.contains(id.as_str()));
+        for id in ports {
+            self.ports.entry(id.to_owned()).or_default();
+        }
+        follow(&mut self.vms, config.ports().map(|(vm, port)| (vm.id.clone(), port.network_id.clone())));
+        let tagged = uplink_groups(config).into_iter().flat_map(|group| {
+            group.networks(config).iter().map(|of| (group.name.clone(), of.network_id.clone())).collect::<Vec<_>>()
+        });
+        follow(&mut self.uplinks, tagged);
+    }
+
+    /// The limits of a port, which is on this network, and those of its VM there.
+    pub fn of_port(&self, vm: &Vm, port: &Port, network: &Network) -> (PortPolicer, VmPolicer) {
+        let storm = PortPolicer {
+            limits: port.storm.over(network.storm).limits(),
+            state: self.ports.get(port.id()).cloned().unwrap_or_default(),
+            shared: self.workers > 1 && has_queues(vm, port),
+        };
+        let siblings = vm.ports.iter().filter(|sibling| sibling.network_id == port.network_id);
+        let common = vm.storm.over(network.storm);
+        // Whoever lifts a limit of this port means that its frames pass: they count in no other limit either.
+        let lifted = |class| port.storm.disables(class);
+        let limits = StormClass::ALL.into_iter().filter(|&class| lifted(class));
+        let vm_policer = VmPolicer {
+            limits: limits.fold(common.limits(), |limits, class| limits.with(class, None)),
+            copies: common.copies(),
+            copies_off: StormClass::ALL.map(lifted),
+            state: self.vms.get(&(vm.id.clone(), port.network_id.clone())).cloned().unwrap_or_default(),
+            shared: self.workers > 1 && (siblings.clone().nth(1).is_some() || has_queues(vm, port)),
+        };
+        (storm, vm_policer)
+    }
+
+    /// The state of the limits that the ports of a VM have in common on a network.
+    pub fn of_vm(&self, vm: &str, network: &str) -> Option<&PolicerState> {
+        self.vms.get(&(vm.to_owned(), network.to_owned()))
+    }
+
+    /// The limits of a line on a network that it carries, and those of the copies that are made of what comes by it.
+    pub fn of_uplink(
+        &self,
+        config: &Config,
+        group: &UplinkGroup,
+        network_id: &str,
+        active: &Uplink,
+    ) -> (PortPolicer, Option<VmPolicer>) {
+        let storm = active.storm.over(Storm::OFF);
+        let state = self.uplinks.get(&(group.name.clone(), network_id.to_owned())).cloned().unwrap_or_default();
+        let mut members = group.members.iter().filter_map(|&member| config.uplinks.get(member));
+        let shared = self.workers > 1 && (group.members.len() > 1 || members.any(|uplink| many_queues(&uplink.device)));
+        let copies = storm.copies().map(|copies| VmPolicer {
+            copies: Some(copies),
+            state: state.clone(),
+            shared,
+            ..VmPolicer::default()
+        });
+        (PortPolicer { limits: storm.limits(), state, shared }, copies)
+    }
+}
+
+/// A meter for each of these keys, and for no other.
+fn follow<K: Eq + std::hash::Hash>(policers: &mut HashMap<K, PolicerState>, keys: impl Iterator<Item = K>) {
+    let mut before = std::mem::take(policers);
+    for key in keys {
+        if let Entry::Vacant(place) = policers.entry(key) {
+            let state = before.remove(place.key()).unwrap_or_default();
+            place.insert(state);
+        }
+    }
+}
+
+/// Whether frames of a port can come by several queues, each of which may be polled by another worker.
+fn has_queues(vm: &Vm, port: &Port) -> bool {
+    let parent = || {
+        let parent = &port.subport()?.parent;
+        vm.ports.iter().find(|sibling| sibling.port_id == *parent)?.device()
+    };
+    port.device().or_else(parent).is_some_and(many_queues)
+}
+
+fn many_queues(device: &Device) -> bool {
+    match device {
+        Device::Tap(tap) => tap.queues > 1,
+        // all that its netdev has
+        Device::Xdp(xdp) => xdp.queues.is_none_or(|queues| queues > 1),
+        Device::Packet(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::testgen;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Whoever stays keeps the meter, and no two have the same.
+        #[test]
+        fn who_stays_keeps_the_meter((old, new) in testgen::two()) {
+            let mut policers = Policers::new(2);
+            policers.follow(&old);
+            let (ports, vm_policers, outside) = (policers.ports.clone(), policers.vms.clone(), policers.uplinks.clone());
+            policers.follow(&new);
+            for (vm, port) in new.ports() {
+                let (id, vm_policer) = (port.id(), (vm.id.clone(), port.network_id.clone()));
+                prop_assert!(ports.get(id).is_none_or(|before| *before == policers.ports[id]));
+                prop_assert!(vm_policers.get(&vm_policer).is_none_or(|before| *before == policers.vms[&vm_policer]));
+            }
+            for group in uplink_groups(&new) {
+                for of in group.networks(&new) {
+                    let key = (group.name.clone(), of.network_id.clone());
+                    prop_assert!(outside.get(&key).is_none_or(|before| *before == policers.uplinks[&key]));
+                }
+            }
+            prop_assert_eq!(policers.ports.len(), new.ports().count());
+            let all: Vec<&PolicerState> =
+                policers.ports.values().chain(policers.vms.values()).chain(policers.uplinks.values()).collect();
+            for (place, state) in all.iter().enumerate() {
+                prop_assert!(!all[..place].contains(state));
+            }
+        }
+
+        /// The siblings of a VM on a network have one meter and the same limits, but for classes that a port has off; with
+        /// one worker nothing is shared.
+        #[test]
+        fn siblings_have_one_meter(config in testgen::config(), workers in 1u16..3) {
+            let mut policers = Policers::new(workers);
+            policers.follow(&config);
+            let network = |id: &str| config.networks.iter().find(|network| network.id == id).unwrap();
+            let of = |vm: &Vm, port: &Port| policers.of_port(vm, port, network(&port.network_id));
+            for (vm, port) in config.ports() {
+                let (storm, vm_policer) = of(vm, port);
+                prop_assert!(workers > 1 || !storm.shared && !vm_policer.shared);
+                prop_assert!(!storm.shared || vm_policer.shared);
+                for (other_vm, other) in config.ports() {
+                    let (_, others) = of(other_vm, other);
+                    let are_siblings = vm.id == other_vm.id && port.network_id == other.network_id;
+                    prop_assert_eq!(vm_policer.state == others.state, are_siblings);
+                    prop_assert!(!are_siblings || vm_policer.copies == others.copies);
+                    for class in StormClass::ALL.into_iter().filter(|_| are_siblings) {
+                        let [own, its] = [port, other].map(|port| port.storm.disables(class));
+                        prop_assert!(own || its || vm_policer.limits.get(class) == others.limits.get(class));
+                        prop_assert!(!own || vm_policer.limits.get(class).is_none());
+                        prop_assert_eq!(vm_policer.copies_off[class as usize], own);
+                    }
+                    prop_assert!(workers == 1 || !are_siblings || port == other || vm_policer.shared);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! Netdevs that we made for ports and uplinks that are not wanted any more.
+//!
+//! A change is kept first, and what it leaves behind is removed afterwards. The process may be killed
+//! in between, also while a change waits to be confirmed that is not to stay. So what is to be removed
+//! is kept with the state, and the next life of the switch removes it. It knows a netdev of ours by its
+//! alias: whatever else stands under the same name is left alone.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::control::config::{Config, Device};
+use crate::device::{DeviceLocation, Settings};
+use crate::sys::netns::Netns;
+
+/// A netdev that may be there and is of no use any more.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct OrphanNetdev {
+    /// The port or uplink that it was made for.
+    pub port_id: String,
+    /// The path of its namespace; empty for the one in which the switch runs.
+    netns: String,
+    /// Its name.
+    name: String,
+}
+
+/// Several, each once and in order.
+pub type Orphans = BTreeSet<OrphanNetdev>;
+
+impl OrphanNetdev {
+    /// The netdev of a device; `None` if it is one that others make.
+    pub fn of(device: &Settings) -> Option<OrphanNetdev> {
+        let Settings::Tap(tap) = device else { return None };
+        let path = tap.netns.path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        let netns = match path.strip_prefix("/var/run/netns/") {
+            Some(name) => format!("/run/netns/{name}"),
+            None => path,
+        };
+        Some(OrphanNetdev { port_id: tap.owner.clone(), netns, name: tap.name.clone() })
+    }
+
+    /// Where it would be.
+    pub fn at(&self) -> DeviceLocation {
+        let netns = if self.netns.is_empty() { Netns::Host } else { Netns::At(PathBuf::from(&self.netns)) };
+        DeviceLocation { device: self.name.clone(), netns }
+    }
+
+    /// Whether `other` has its name and its port, and a namespace of another name, which may be the same.
+    pub fn is_in_other_namespace(&self, other: &OrphanNetdev) -> bool {
+        (&self.port_id, &self.name) == (&other.port_id, &other.name) && self.netns != other.netns
+    }
+
+    /// Whether `other` stands under the same name.
+    pub fn conflicts_with(&self, other: &OrphanNetdev) -> bool {
+        (&self.netns, &self.name) == (&other.netns, &other.name)
+    }
+}
+
+/// The netdevs of a configuration that are ours to make.
+pub fn netdevs(config: &Config) -> Orphans {
+    let netdev = |(id, device): (&String, &Device)| {
+        let Device::Tap(_) = device else { return None };
+        let (netns, name) = device.netdev();
+        Some(OrphanNetdev { port_id: id.clone(), netns, name: name.to_owned() })
+    };
+    let ports = config.ports().filter_map(|(_, port)| Some((&port.port_id, port.device()?)));
+    ports.chain(config.uplinks.iter().map(|uplink| (&uplink.id, &uplink.device))).filter_map(netdev).collect()
+}
+
+/// As they are kept.
+pub fn to_value(orphans: &Orphans) -> Value {
+    // A list of texts has nothing that JSON cannot say.
+    serde_json::to_value(orphans).unwrap_or_default()
+}
+
+/// As they were kept; none if nothing was.
+pub fn from_value(stored: &Value) -> Orphans {
+    serde_json::from_value(stored.clone()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::compile::endpoints;
+    use crate::control::config::testgen;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// A netdev is the same whether its port is looked at or its device, before and after it is kept.
+        #[test]
+        fn a_netdev_is_known_again(config in testgen::config()) {
+            let wanted = netdevs(&config);
+            let ports = config.ports().filter_map(|(_, port)| {
+                let network = config.networks.iter().find(|network| network.id == port.network_id).unwrap();
+                OrphanNetdev::of(&endpoints::device(port, network, 64)?)
+            });
+            let uplinks = config.uplinks.iter().map(|uplink| endpoints::uplink_device(uplink, &config, 64));
+            let devices = ports.chain(uplinks.filter_map(|device| OrphanNetdev::of(&device)));
+            prop_assert_eq!(&devices.collect::<Orphans>(), &wanted);
+            prop_assert_eq!(&from_value(&to_value(&wanted)), &wanted);
+        }
+    }
+
+    #[test]
+    fn nothing_kept_is_nothing_left() {
+        assert_eq!(from_value(&Value::Null), Orphans::new());
+        assert_eq!(to_value(&Orphans::new()), serde_json::json!([]));
+    }
+
+    #[test]
+    fn one_namespace_has_one_name() {
+        let orphans = |netns: &str| {
+            let port = serde_json::json!({"networks": [{"id": "n"}], "vms": [{"id": "v", "ports": [{"port_id": "p",
+                "network_id": "n", "mac_address": "02:00:00:00:00:01",
+                "device": {"kind": "tap", "name": "t", "netns": netns}}]}]});
+            netdevs(&crate::control::config::parse_json(&port.to_string(), "x").unwrap()).pop_first().unwrap()
+        };
+        for netns in ["ns", "/run/netns/ns", "/var/run/netns/ns"] {
+            assert_eq!(orphans(netns), orphans("ns"));
+            assert_eq!(orphans(netns).at().netns.path(), Netns::Named("ns".into()).path());
+        }
+        assert!(!orphans("a").conflicts_with(&orphans("b")));
+        assert!(OrphanNetdev { port_id: "q".into(), ..orphans("a") }.conflicts_with(&orphans("a")));
+    }
+}

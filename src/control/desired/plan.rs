@@ -1,0 +1,480 @@
+//! From one configuration to another: a pure diff, in steps that can be taken one by one.
+//!
+//! A port is recognised by its id, also where it stands in another VM than before, and an uplink by
+//! its own. What the steps leave undone is only the order in which things are listed, and
+//! [`Step::Arrange`] sees to that.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::control::compile::endpoints;
+use crate::control::compile::uplink_groups::uplink_groups;
+use crate::control::config::{Config, Network, Port, Uplink, Vm, VmSettings};
+use crate::device::{Settings, packet, xdp};
+
+/// The steps, in the order in which they are taken.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ChangePlan {
+    /// The steps.
+    pub steps: Vec<Step>,
+}
+
+/// One step from one configuration to another.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Step {
+    /// This port is removed: configuration without it, then its queues come back, and its device is closed. A
+    /// netdev that we made for it is removed.
+    Close(String),
+    /// This uplink goes, as a port does.
+    CloseUplink(String),
+    /// This network goes. Nobody is on it any more.
+    RemoveNetwork(String),
+    /// This network is new, or otherwise.
+    PutNetwork(Network),
+    /// This port stays and is otherwise: it, its place, or the network below it.
+    Change {
+        /// Its VM.
+        vm: String,
+        /// How it shall be.
+        port: Port,
+        /// Whether what was learned behind it is forgotten.
+        flush: bool,
+        /// What that means for its device.
+        device: DeviceChange,
+    },
+    /// This port is new, behind those that its VM has. An unknown VM is a new one.
+    Open {
+        /// Its VM.
+        vm: String,
+        /// How it shall be.
+        port: Port,
+    },
+    /// This VM is otherwise in what holds for all its ports together. It is there, or comes with its ports.
+    PutVm {
+        /// The VM.
+        vm: String,
+        /// What is said of it.
+        settings: VmSettings,
+    },
+    /// This uplink stays and is otherwise: it, or a network that it carries.
+    ChangeUplink {
+        /// How it shall be.
+        uplink: Uplink,
+        /// Whether what was learned behind its line is forgotten.
+        flush: bool,
+        /// What that means for its device.
+        device: DeviceChange,
+    },
+    /// This uplink is new.
+    OpenUplink(Uplink),
+    /// Networks, VMs, the ports of each VM and uplinks are listed in this order. A VM that is not
+    /// listed is no more.
+    Arrange(Order),
+}
+
+/// What becomes of the device of a port that is otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceChange {
+    /// It is right as it is.
+    Keep,
+    /// Its netdev gets another address or MTU; its queues stay open.
+    Adjust,
+    /// It is closed and opened again.
+    Reopen {
+        /// Whether the netdev that was used so far is of no more use: it is removed if we made it.
+        anew: bool,
+    },
+}
+
+/// In which order things are listed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Order {
+    /// Networks, by id.
+    pub networks: Vec<String>,
+    /// VMs, by id, each with its ports.
+    pub vms: Vec<(String, Vec<String>)>,
+    /// Uplinks, by id.
+    pub uplinks: Vec<String>,
+}
+
+impl Order {
+    fn of(config: &Config) -> Order {
+        let ports = |vm: &Vm| vm.ports.iter().map(|port| port.port_id.clone()).collect();
+        Order {
+            networks: config.networks.iter().map(|network| network.id.clone()).collect(),
+            vms: config.vms.iter().map(|vm| (vm.id.clone(), ports(vm))).collect(),
+            uplinks: config.uplinks.iter().map(|uplink| uplink.id.clone()).collect(),
+        }
+    }
+
+    /// The order after `steps`, whatever they come to in the end.
+    fn after(mut self, steps: &[Step]) -> Order {
+        if let Some(Step::Arrange(order)) = steps.last() {
+            return order.clone();
+        }
+        let home: HashMap<String, String> =
+            self.vms.iter().flat_map(|(vm, ports)| ports.iter().map(move |port| (port.clone(), vm.clone()))).collect();
+        let mut leave = HashSet::new();
+        let mut enter: Vec<(&str, &str)> = Vec::new();
+        let mut known: HashSet<String> = self.networks.iter().cloned().collect();
+        for step in steps {
+            match step {
+                Step::Close(port) => drop(leave.insert(port.as_str())),
+                Step::RemoveNetwork(id) => drop(known.remove(id)),
+                Step::PutNetwork(network) => {
+                    if known.insert(network.id.clone()) {
+                        self.networks.push(network.id.clone());
+                    }
+                }
+                Step::Change { vm, port, .. } => {
+                    if home.get(&port.port_id) != Some(vm) {
+                        leave.insert(&port.port_id);
+                        enter.push((vm, &port.port_id));
+                    }
+                }
+                Step::Open { vm, port } => enter.push((vm, &port.port_id)),
+                Step::CloseUplink(id) => self.uplinks.retain(|known| known != id),
+                Step::OpenUplink(uplink) => self.uplinks.push(uplink.id.clone()),
+                Step::PutVm { .. } | Step::ChangeUplink { .. } | Step::Arrange(_) => {}
+            }
+        }
+        self.networks.retain(|network| known.contains(network));
+        for (_, ports) in &mut self.vms {
+            ports.retain(|port| !leave.contains(port.as_str()));
+        }
+        let mut ids: HashMap<String, usize> =
+            self.vms.iter().enumerate().map(|(index, (vm, _))| (vm.clone(), index)).collect();
+        for (vm, port) in enter {
+            let index = *ids.entry(vm.to_owned()).or_insert_with(|| {
+                self.vms.push((vm.to_owned(), Vec::new()));
+                self.vms.len() - 1
+            });
+            self.vms[index].1.push(port.to_owned());
+        }
+        self
+    }
+}
+
+/// The ports of a configuration by id, each with its VM.
+fn ports(config: &Config) -> HashMap<&str, (&str, &Port)> {
+    config.ports().map(|(vm, port)| (port.id(), (vm.id.as_str(), port))).collect()
+}
+
+fn networks(config: &Config) -> HashMap<&str, &Network> {
+    config.networks.iter().map(|network| (network.id.as_str(), network)).collect()
+}
+
+fn uplinks(config: &Config) -> HashMap<&str, &Uplink> {
+    config.uplinks.iter().map(|uplink| (uplink.id.as_str(), uplink)).collect()
+}
+
+/// What has to be done for `new` to be instead of `old`. `[switch]` is fixed at start.
+pub fn plan(old: &Config, new: &Config) -> ChangePlan {
+    let (ports_before, ports_after) = (ports(old), ports(new));
+    let (networks_before, networks_after) = (networks(old), networks(new));
+    let (fill_before, fill) = (endpoints::fill(old), endpoints::fill(new));
+    let mut steps = Vec::new();
+    // A port that comes by a device of its own and becomes a subport, or the other way round, is another one.
+    let stays = |before: &Port, after: &Port| before.subport().is_some() == after.subport().is_some();
+    steps.extend(
+        old.ports()
+            .filter(|(_, port)| !ports_after.get(port.id()).is_some_and(|(_, after)| stays(port, after)))
+            .map(|(_, port)| Step::Close(port.port_id.clone())),
+    );
+    let uplinks_after = uplinks(new);
+    steps.extend(
+        old.uplinks
+            .iter()
+            .filter(|uplink| !uplinks_after.contains_key(uplink.id.as_str()))
+            .map(|uplink| Step::CloseUplink(uplink.id.clone())),
+    );
+    steps.extend(
+        new.networks
+            .iter()
+            .filter(|network| networks_before.get(network.id.as_str()) != Some(network))
+            .map(|network| Step::PutNetwork(network.clone())),
+    );
+    // What becomes of the device of a port that stays, and whether what was learned behind it is forgotten.
+    let transition = |vm: &str, port: &Port, vm_before: &str, before: &Port| {
+        // Admission has seen to it that both are there.
+        let (below_before, below) =
+            (networks_before.get(before.network_id.as_str()), networks_after.get(port.network_id.as_str()));
+        let device = match (below_before, below) {
+            (Some(below_before), Some(below)) => {
+                let was = endpoints::device(before, below_before, fill_before);
+                let devices = was.zip(endpoints::device(port, below, fill));
+                devices.map_or(DeviceChange::Keep, |(was, device)| device_step(&was, &device))
+            }
+            _ => DeviceChange::Keep,
+        };
+        // What speaks behind a port that was taken down, or given to somebody else, or plugged
+        // into another network, is not there any more.
+        let flush = vm != vm_before
+            || port.network_id != before.network_id
+            || before.mac_learning && !port.mac_learning
+            || before.admin_state_up && !port.admin_state_up
+            || before.subport() != port.subport()
+            || matches!(device, DeviceChange::Reopen { .. });
+        (flush, device)
+    };
+    for (vm, port) in new.ports() {
+        let was = ports_before.get(port.id()).filter(|(_, before)| stays(before, port));
+        let Some(&(vm_before, before)) = was else {
+            steps.push(Step::Open { vm: vm.id.clone(), port: port.clone() });
+            continue;
+        };
+        let (mut flush, device) = transition(&vm.id, port, vm_before, before);
+        // A subport is there as long as its parent is.
+        let parent = port.subport().map(|subport| subport.parent.as_str());
+        let parents = parent.and_then(|parent| Some((ports_after.get(parent)?, ports_before.get(parent)?)));
+        if let Some((&(home, parent), &(home_before, before))) = parents {
+            flush |= transition(home, parent, home_before, before).0;
+        }
+        if port == before && vm.id == vm_before && device == DeviceChange::Keep && !flush {
+            continue;
+        }
+        steps.push(Step::Change { vm: vm.id.clone(), port: port.clone(), flush, device });
+    }
+    let vms_before: HashMap<&str, &Vm> = old.vms.iter().map(|vm| (vm.id.as_str(), vm)).collect();
+    let unsaid = Vm::default();
+    steps.extend(new.vms.iter().filter_map(|vm| {
+        let was = vms_before.get(vm.id.as_str()).copied().unwrap_or(&unsaid);
+        let settings = vm.settings();
+        (was.settings() != settings).then(|| Step::PutVm { vm: vm.id.clone(), settings })
+    }));
+    steps.extend(uplink_steps(old, new));
+    steps.extend(
+        old.networks
+            .iter()
+            .filter(|network| !networks_after.contains_key(network.id.as_str()))
+            .map(|network| Step::RemoveNetwork(network.id.clone())),
+    );
+    let order = Order::of(new);
+    if Order::of(old).after(&steps) != order {
+        steps.push(Step::Arrange(order));
+    }
+    ChangePlan { steps }
+}
+
+/// What has to be done for the uplinks of `new`.
+fn uplink_steps(old: &Config, new: &Config) -> Vec<Step> {
+    let before = uplinks(old);
+    // How the device of one that stays has to be turned; `None` for one that is new.
+    let (fill_before, fill) = (endpoints::fill(old), endpoints::fill(new));
+    let device = |uplink: &Uplink| {
+        let was = before.get(uplink.id.as_str())?;
+        let was = endpoints::uplink_device(was, old, fill_before);
+        Some(device_step(&was, &endpoints::uplink_device(uplink, new, fill)))
+    };
+    let mut steps = Vec::new();
+    for group in uplink_groups(new) {
+        let members = || group.members.iter().map(|&index| &new.uplinks[index]);
+        // As behind a port; but what is behind a line is there as long as one of its uplinks is.
+        let stays = |uplink: &Uplink| {
+            let was = before.get(uplink.id.as_str()).filter(|was| was.group_name() == group.name);
+            was.is_some_and(|was| !was.admin_state_up || uplink.admin_state_up)
+                && !matches!(device(uplink), None | Some(DeviceChange::Reopen { .. }))
+        };
+        let flush = !members().any(stays);
+        steps.extend(members().filter_map(|uplink| match device(uplink) {
+            None => Some(Step::OpenUplink(uplink.clone())),
+            Some(DeviceChange::Keep) if before.get(uplink.id.as_str()) == Some(&uplink) => None,
+            Some(device) => Some(Step::ChangeUplink { uplink: uplink.clone(), flush, device }),
+        }));
+    }
+    steps
+}
+
+/// The same of a device that is open. Where tags may be lost it cannot be the parent of a trunk, and opening it says so.
+pub fn device_step_of_open(before: &Settings, after: &Settings, may_lose_tags: bool) -> DeviceChange {
+    match device_step(before, after) {
+        DeviceChange::Keep | DeviceChange::Adjust
+            if may_lose_tags && after.is_vlan_demux() && !before.is_vlan_demux() =>
+        {
+            DeviceChange::Reopen { anew: false }
+        }
+        step => step,
+    }
+}
+
+/// What becomes of a device that was to be `before` and shall be `after`.
+pub fn device_step(before: &Settings, after: &Settings) -> DeviceChange {
+    match (before, after) {
+        _ if before == after => DeviceChange::Keep,
+        (Settings::Tap(before), Settings::Tap(after)) => {
+            let mut adjusted = before.clone();
+            (adjusted.mac, adjusted.mtu) = (after.mac, after.mtu);
+            if adjusted == *after {
+                return DeviceChange::Adjust;
+            }
+            // A netdev is made for one queue or for several, once and for all.
+            let same =
+                before.name == after.name && before.netns == after.netns && (before.queues > 1) == (after.queues > 1);
+            DeviceChange::Reopen { anew: !same }
+        }
+        // How many slots wait in its rings is a matter of how many others there are, and not of its own. A subport
+        // that comes or goes needs nothing either, unless tags may be lost: see `device_step_of_open`.
+        (Settings::Xdp(before), Settings::Xdp(after))
+            if xdp::Settings { fill: after.fill, vlan_demux: after.vlan_demux, ..before.clone() } == *after =>
+        {
+            DeviceChange::Keep
+        }
+        (Settings::Xdp(before), Settings::Xdp(after))
+            if xdp::Settings { fill: after.fill, mtu: after.mtu, vlan_demux: after.vlan_demux, ..before.clone() }
+                == *after =>
+        {
+            DeviceChange::Adjust
+        }
+        (Settings::Packet(before), Settings::Packet(after))
+            if packet::Settings { mtu: after.mtu, ..before.clone() } == *after =>
+        {
+            DeviceChange::Adjust
+        }
+        (Settings::Xdp(_), Settings::Xdp(_)) | (Settings::Packet(_), Settings::Packet(_)) => {
+            DeviceChange::Reopen { anew: false }
+        }
+        _ => DeviceChange::Reopen { anew: true },
+    }
+}
+
+/// What the steps of a plan make of a configuration.
+pub fn apply(plan: &ChangePlan, config: &Config) -> Config {
+    let mut networks: HashMap<&str, &Network> = networks(config);
+    let mut ports: HashMap<&str, &Port> = ports(config).into_iter().map(|(id, (_, port))| (id, port)).collect();
+    let mut uplinks: HashMap<&str, &Uplink> = uplinks(config);
+    let mut vms: HashMap<&str, VmSettings> = config.vms.iter().map(|vm| (vm.id.as_str(), vm.settings())).collect();
+    for step in &plan.steps {
+        match step {
+            Step::Close(port) => drop(ports.remove(port.as_str())),
+            Step::CloseUplink(id) => drop(uplinks.remove(id.as_str())),
+            Step::ChangeUplink { uplink, .. } | Step::OpenUplink(uplink) => drop(uplinks.insert(&uplink.id, uplink)),
+            Step::RemoveNetwork(network) => drop(networks.remove(network.as_str())),
+            Step::PutNetwork(network) => drop(networks.insert(&network.id, network)),
+            Step::Change { port, .. } | Step::Open { port, .. } => drop(ports.insert(&port.port_id, port)),
+            Step::PutVm { vm, settings } => drop(vms.insert(vm, *settings)),
+            Step::Arrange(_) => {}
+        }
+    }
+    let order = Order::of(config).after(&plan.steps);
+    let listed = |ids: Vec<String>| ids.iter().filter_map(|id| ports.get(id.as_str()).copied().cloned()).collect();
+    let vm = |(id, ids): (String, Vec<String>)| vms.get(id.as_str()).copied().unwrap_or_default().vm(id, listed(ids));
+    Config {
+        switch: config.switch.clone(),
+        networks: order.networks.iter().filter_map(|id| networks.get(id.as_str()).copied().cloned()).collect(),
+        vms: order.vms.into_iter().map(vm).collect(),
+        uplinks: order.uplinks.iter().filter_map(|id| uplinks.get(id.as_str()).copied().cloned()).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::config::{Device, testgen};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_plan_leads_where_it_says((old, new) in testgen::two()) {
+            let plan = plan(&old, &new);
+            prop_assert_eq!(apply(&plan, &old), new, "{:#?}", plan);
+        }
+
+        #[test]
+        fn there_is_nothing_to_do_from_a_configuration_to_itself(config in testgen::config()) {
+            prop_assert_eq!(plan(&config, &config), ChangePlan::default());
+        }
+
+        /// Whoever is not named in a step is left alone.
+        #[test]
+        fn only_what_differs_is_touched((old, new) in testgen::two()) {
+            let (before, after) = (ports(&old), ports(&new));
+            let (below_before, below) = (networks(&old), networks(&new));
+            for step in plan(&old, &new).steps {
+                match step {
+                    Step::Close(id) => {
+                        let is_other = |(_, port): &(&str, &Port)| port.subport().is_none() != before[id.as_str()].1.subport().is_none();
+                        prop_assert!(after.get(id.as_str()).is_none_or(is_other));
+                    }
+                    Step::Open { port, .. } => {
+                        let is_other = |(_, was): &(&str, &Port)| port.subport().is_none() != was.subport().is_none();
+                        prop_assert!(before.get(port.id()).is_none_or(is_other));
+                    }
+                    Step::Change { vm, port, device, .. } => {
+                        let (vm_before, port_before) = before[port.id()];
+                        let (mtu_before, mtu) =
+                            (below_before[port_before.network_id.as_str()].mtu, below[port.network_id.as_str()].mtu);
+                        let parent = port.subport().map(|subport| subport.parent.as_str());
+                        let is_parent_otherwise = parent.is_some_and(|parent| after.get(parent) != before.get(parent));
+                        prop_assert!(vm != vm_before || port != *port_before || mtu != mtu_before || is_parent_otherwise);
+                        if parent.is_some() {
+                            prop_assert_eq!(device, DeviceChange::Keep);
+                        } else if port.attachment == port_before.attachment {
+                            let is_tap = matches!(port.device(), Some(Device::Tap(_)));
+                            let same = (port.mac == port_before.mac || !is_tap) && mtu == mtu_before;
+                            prop_assert_eq!(device, if same { DeviceChange::Keep } else { DeviceChange::Adjust });
+                        } else {
+                            let reopened = matches!(device, DeviceChange::Reopen { .. });
+                            prop_assert!(reopened);
+                        }
+                    }
+                    Step::CloseUplink(id) => prop_assert!(!uplinks(&new).contains_key(id.as_str())),
+                    Step::OpenUplink(uplink) => prop_assert!(!uplinks(&old).contains_key(uplink.id.as_str())),
+                    Step::ChangeUplink { uplink, device, .. } => {
+                        let was = uplinks(&old)[uplink.id.as_str()];
+                        prop_assert!(*was != uplink || device != DeviceChange::Keep);
+                        if was.device == uplink.device && old.networks == new.networks && was.networks == uplink.networks {
+                            prop_assert_eq!(device, DeviceChange::Keep);
+                        }
+                    }
+                    Step::RemoveNetwork(id) => prop_assert!(!below.contains_key(id.as_str())),
+                    Step::PutNetwork(network) => {
+                        prop_assert_ne!(below_before.get(network.id.as_str()), Some(&&network));
+                    }
+                    Step::PutVm { vm, settings } => {
+                        let of = |config: &Config| {
+                            let found = config.vms.iter().find(|known| known.id == vm);
+                            found.map(Vm::settings)
+                        };
+                        prop_assert_eq!(of(&new), Some(settings));
+                        prop_assert_ne!(of(&old).unwrap_or_default(), settings);
+                    }
+                    Step::Arrange(order) => prop_assert_eq!(order, Order::of(&new)),
+                }
+            }
+        }
+    }
+
+    fn device(text: &str) -> Settings {
+        let port = format!(
+            r#"{{"networks": [{{"id": "n"}}], "vms": [{{"id": "v", "ports": [{{"port_id": "p", "network_id": "n",
+                "mac_address": "02:00:00:00:00:01", "device": {text}}}]}}]}}"#
+        );
+        let config = crate::control::config::parse_json(&port, "x").unwrap();
+        endpoints::device(&config.vms[0].ports[0], &config.networks[0], 64).unwrap()
+    }
+
+    #[test]
+    fn a_device_is_opened_anew_only_where_it_must_be() {
+        let tap = device(r#"{"kind": "tap", "name": "a"}"#);
+        let xdp = device(r#"{"kind": "xdp", "name": "a"}"#);
+        let packet = device(r#"{"kind": "packet", "name": "a"}"#);
+        let Settings::Xdp(plain) = &xdp else { panic!("{xdp:?}") };
+        let fuller = Settings::Xdp(xdp::Settings { fill: 2048, ..plain.clone() });
+        assert_eq!(device_step(&xdp, &fuller), DeviceChange::Keep, "no frame is lost because others come");
+        let parent = Settings::Xdp(xdp::Settings { vlan_demux: true, ..plain.clone() });
+        for (before, after, may_lose_tags, step) in [
+            (&xdp, &parent, false, DeviceChange::Keep),
+            (&parent, &xdp, true, DeviceChange::Keep),
+            (&parent, &parent, true, DeviceChange::Keep),
+            (&xdp, &parent, true, DeviceChange::Reopen { anew: false }),
+        ] {
+            assert_eq!(device_step_of_open(before, after, may_lose_tags), step);
+        }
+        let longer = Settings::Xdp(xdp::Settings { mtu: 9000, ..plain.clone() });
+        assert_eq!(device_step(&xdp, &longer), DeviceChange::Adjust, "its netdev is as others have it");
+        for (before, after) in [(&tap, &xdp), (&xdp, &packet), (&packet, &tap)] {
+            assert_eq!(device_step(before, after), DeviceChange::Reopen { anew: true });
+        }
+        let mode = device(r#"{"kind": "xdp", "name": "a", "mode": "copy"}"#);
+        assert_eq!(device_step(&xdp, &mode), DeviceChange::Reopen { anew: false });
+    }
+}

@@ -1,0 +1,525 @@
+//! A change that is under way.
+//!
+//! First everything that goes: configuration without it, then its queues come back, and its devices are
+//! closed. Only then what comes: a device that is closed may be in the way of one that is opened.
+//! In between questions are answered, and another change waits. Once all is closed, others may be
+//! made: what is being opened settles port by port, and the answer is given when all have, or have
+//! had their time. A close that does not return is not waited for either.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::commit::{AfterCommit, ProvisionalChange};
+use super::devices::ClosingPort;
+use super::{Controller, Port, State};
+use crate::control::api::handle;
+use crate::control::compile::endpoints::{self, ConfigRef, Endpoint, Kind, Labels};
+use crate::control::config::{self, Config, ConfigFile};
+use crate::control::desired::change::{Change, ChangeError, ChangeResult};
+use crate::control::desired::diff::describe_changes;
+use crate::control::desired::merge::Merged;
+use crate::control::desired::orphans;
+use crate::control::desired::plan::{DeviceChange, Step, device_step_of_open, plan};
+use crate::control::reconcile::jobs::OVERDUE_AFTER;
+use crate::control::state;
+use crate::control::state::events::{EventKind, shorten};
+use crate::device::Settings;
+use crate::switch::PortId;
+use crate::time::{self, MonoTime};
+use crate::worker::{Flush, RxQueue};
+
+/// Where the answer to a change goes.
+pub(super) type Reply = handle::Reply<Result<ChangeResult, ChangeError>>;
+
+/// Sentences on differences that an event has, at most.
+const MAX_CHANGES_SHOWN: usize = 20;
+
+/// Bytes that an event has of one of them.
+const MAX_CHANGE_LEN: usize = 600;
+
+/// A change under way.
+#[derive(Debug, Default)]
+pub(super) struct Apply {
+    /// What comes of it.
+    result: ChangeResult,
+    /// Who waits for it.
+    reply: Option<Reply>,
+    /// Ports, by key, for which something is done elsewhere that is waited for.
+    pending_ops: HashSet<u64>,
+    /// Ports, by key, that are to have a device in the end.
+    wanted: HashSet<u64>,
+    /// Since when that is waited for.
+    since: MonoTime,
+    /// Whether it goes back unless it is confirmed.
+    to_be_confirmed: bool,
+}
+
+/// A change that is made, but for ports that are being opened. Each of them settles by itself, and other changes go on.
+#[derive(Debug)]
+pub(super) struct PendingApply {
+    result: ChangeResult,
+    reply: Option<Reply>,
+    /// Ports, by key, that were to have a device.
+    wanted: HashSet<u64>,
+    since: MonoTime,
+    pub(super) to_be_confirmed: bool,
+}
+
+/// A change that is made and goes back unless it is confirmed.
+#[derive(Debug)]
+pub(super) struct UnconfirmedChange {
+    pub previous: Config,
+    within: Duration,
+    pub deadline: MonoTime,
+}
+
+impl Apply {
+    /// Whether something that is done with this port is waited for.
+    pub fn awaits(&self, key: u64) -> bool {
+        self.pending_ops.contains(&key)
+    }
+
+    /// It is not begun.
+    pub fn reject(self, error: ChangeError) {
+        if let Some(reply) = self.reply {
+            // Whoever asked may be gone.
+            let _ = reply.send(Err(error));
+        }
+    }
+}
+
+/// What to do with the queues and devices of a port once a configuration is in force that does not need them.
+enum DeviceOp {
+    Close { port: u64, queues: Vec<(u16, PortId, u16)>, remove: Option<Settings> },
+    Rename { queues: Vec<(u16, PortId, u16)>, id: PortId },
+    Adjust { port: u64, settings: Settings },
+}
+
+impl Controller {
+    /// Begins a change. Nothing is done if it is refused.
+    pub(super) async fn change(&mut self, change: Change, confirm: Option<Duration>, reply: Reply) {
+        let (config, result) = match self.admit(&change) {
+            Err(error) => return drop(reply.send(Err(error))),
+            Ok(None) => return drop(reply.send(Ok(ChangeResult::default()))),
+            Ok(Some(admitted)) => admitted,
+        };
+        let text = summary(&result.changes);
+        let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
+        match confirm {
+            None => {
+                let event = self.event(EventKind::Config, text);
+                let orphans = self.orphans_after(&config, &config);
+                let then = AfterCommit::Apply { config: config.clone().into(), transition: apply };
+                self.commit_change(config, orphans, event, then, None);
+            }
+            // The process may end before it has gone back: what it would leave behind is kept.
+            Some(within) => {
+                let orphans = self.orphans_after(&config, &self.config);
+                self.commit_provisional(
+                    orphans,
+                    ProvisionalChange { config: config.into(), transition: apply, within, text },
+                );
+            }
+        }
+    }
+
+    /// Applies the configuration file as it is now. What was changed by API since it was last applied stays.
+    pub(super) fn reload(&mut self, file: Result<ConfigFile, String>, reply: Reply) {
+        let (file, merged, result) = match self.reloaded(file) {
+            Ok(reloaded) => reloaded,
+            Err(error) => {
+                self.emit_config(format!("reload failed, and nothing has been changed: {}", error.message));
+                return drop(reply.send(Err(error)));
+            }
+        };
+        let last_applied = state::last_applied(&file);
+        if merged.config == self.config && last_applied == *self.state.last_applied() {
+            info!("config: reloaded; nothing has been changed");
+            return drop(reply.send(Ok(result)));
+        }
+        let mut text = format!("reloaded: {}", summary(&result.changes));
+        if !merged.conflicts.is_empty() {
+            text.push_str("; changed by API, and dropped because the configuration file has precedence: ");
+            text.push_str(&summary(&merged.conflicts));
+        }
+        let event = self.event(EventKind::Config, text);
+        let orphans = self.orphans_after(&merged.config, &merged.config);
+        let apply = Apply { result, reply: Some(reply), ..Apply::default() }.into();
+        let then = AfterCommit::Apply { config: merged.config.clone().into(), transition: apply };
+        self.commit_change(merged.config, orphans, event, then, Some(last_applied.into()));
+    }
+
+    /// What comes of the file as it is now.
+    fn reloaded(&self, file: Result<ConfigFile, String>) -> Result<(ConfigFile, Merged, ChangeResult), ChangeError> {
+        let file = file.map_err(|why| ChangeError::request("unreadable", why))?;
+        self.check_idle()?;
+        let merged = self.state.merge(&file, &self.config);
+        let (config, changed) = self.outcome(&Change::Apply(merged.config))?;
+        Ok((file, Merged { config, ..merged }, changed))
+    }
+
+    /// The switch stops, and what is in hand takes too long. It is kept, so it is answered.
+    pub(super) fn answer_unfinished(&mut self) {
+        self.pending.iter_mut().for_each(|pending| pending.since = MonoTime::default());
+        self.answer_pending();
+        let Some(Apply { mut result, reply: Some(reply), .. }) = self.applying.take() else { return };
+        result.warnings.push("the switch stops while devices are being closed or changed; it is kept".into());
+        // Whoever asked may be gone.
+        let _ = reply.send(Ok(result));
+    }
+
+    /// Makes a change that goes back unless it is confirmed.
+    pub(super) async fn apply_provisionally(&mut self, provisional: ProvisionalChange) {
+        let ProvisionalChange { config, transition: apply, within, text } = provisional;
+        self.emit_config(format!("to be confirmed within {}: {text}", seconds(within)));
+        let previous = self.config.clone();
+        self.unconfirmed = Some(UnconfirmedChange { previous, within, deadline: time::now() + within });
+        self.apply(*config, Apply { to_be_confirmed: true, ..*apply }).await;
+    }
+
+    /// Whether a change may be, and the configuration to which it leads; `None` if it is so
+    /// already.
+    fn admit(&self, change: &Change) -> Result<Option<(Config, ChangeResult)>, ChangeError> {
+        self.check_idle()?;
+        let (config, changed) = self.outcome(change)?;
+        Ok((config != self.config).then_some((config, changed)))
+    }
+
+    /// Whether any change may be.
+    fn check_idle(&self) -> Result<(), ChangeError> {
+        self.state.check()?;
+        if self.unconfirmed.is_some() {
+            let message = "the last change waits to be confirmed; confirm it, or wait until it has gone back";
+            return Err(ChangeError::conflict("unconfirmed", message));
+        }
+        Ok(())
+    }
+
+    /// What a change would come to.
+    pub(super) fn outcome(&self, change: &Change) -> Result<(Config, ChangeResult), ChangeError> {
+        let config = change.to(&self.config)?;
+        let changes = describe_changes(&self.config, &config);
+        Ok((config, ChangeResult { changes, warnings: Vec::new() }))
+    }
+
+    /// Keeps the change that waits to be confirmed.
+    pub(super) fn confirm(&mut self, reply: Reply) {
+        let Some(unconfirmed) = &self.unconfirmed else {
+            let error = ChangeError::conflict("nothing_to_confirm", "no change waits to be confirmed");
+            return drop(reply.send(Err(error)));
+        };
+        let changes = describe_changes(&unconfirmed.previous, &self.config);
+        let event = self.event(EventKind::Config, format!("confirmed: {}", summary(&changes)));
+        let orphans = self.orphans_after(&self.config, &self.config);
+        let changed = ChangeResult { changes, warnings: Vec::new() };
+        self.commit_change(self.config.clone(), orphans, event, AfterCommit::Answer { changed, reply }, None);
+    }
+
+    /// Goes back to what was before the change that has not been confirmed.
+    pub(super) async fn revert(&mut self) {
+        let Some(UnconfirmedChange { previous, within, .. }) = self.unconfirmed.take() else { return };
+        let changes = describe_changes(&self.config, &previous);
+        let text = summary(&changes);
+        self.emit_config(format!("not confirmed within {}, and taken back: {text}", seconds(within)));
+        self.apply(previous, Apply::default()).await;
+    }
+
+    fn emit_config(&mut self, text: String) {
+        let event = self.event(EventKind::Config, text);
+        self.emit(true, event);
+    }
+
+    /// Goes over to another configuration.
+    pub(super) async fn apply(&mut self, config: Config, mut apply: Apply) {
+        let tagged = self.active_uplinks();
+        let plan = plan(&self.config, &config);
+        for used_up in self.ids.update(&plan, &config) {
+            self.workers.flush(Flush { port_index: Some(used_up.index()), ..Flush::default() }).await;
+        }
+        self.orphans.append(&mut orphans::netdevs(&self.config));
+        self.orphans = &self.orphans - &orphans::netdevs(&config);
+        let before = std::mem::replace(&mut self.config, config);
+        self.follow_groups(&tagged);
+        let kind = |port: &config::Port| if port.subport().is_some() { Kind::Subport } else { Kind::Port };
+        let steps: HashMap<(Kind, &str), (bool, DeviceChange)> = plan
+            .steps
+            .iter()
+            .filter_map(|step| match step {
+                Step::Change { port, flush, device, .. } => Some(((kind(port), port.id()), (*flush, *device))),
+                // Nothing is learned under the key of its queues, which stays.
+                Step::ChangeUplink { uplink, device, .. } => {
+                    Some(((Kind::Uplink, uplink.id.as_str()), (false, *device)))
+                }
+                _ => None,
+            })
+            .collect();
+        let key = |(kind, name): (Kind, &str)| (kind, name.to_owned());
+        let mut old: HashMap<(Kind, String), Port> =
+            self.ports.drain(..).map(|port| (key(port.endpoint.key()), port)).collect();
+        let (mut ops, mut stricter) = (Vec::new(), Vec::new());
+        for endpoint in endpoints::endpoints(&self.config, &self.ids) {
+            let Some(mut port) = old.remove(&key(endpoint.key())) else {
+                let port = self.new_port(endpoint);
+                apply.wanted.extend(port.endpoint.device().map(|_| port.key));
+                self.ports.push(port);
+                continue;
+            };
+            let was = std::mem::replace(&mut port.endpoint, endpoint);
+            let was_up = was.labels(&before).admin_up;
+            let index = self.ports.len();
+            let planned = steps.get(&was.key()).copied();
+            // Of a port that is otherwise only in what subports it has, nothing is planned.
+            let devices = was.device().zip(port.endpoint.device()).filter(|_| port.may_lose_tags);
+            let planned = match devices.map(|(before, after)| device_step_of_open(before, after, true)) {
+                Some(step @ DeviceChange::Reopen { .. })
+                    if !matches!(planned, Some((_, DeviceChange::Reopen { .. }))) =>
+                {
+                    Some((planned.is_some_and(|(flush, _)| flush), step))
+                }
+                _ => planned,
+            };
+            self.ports.push(port);
+            if let Some((flush, device)) = planned {
+                ops.extend(self.device_op(index, &was, flush, device, &mut apply));
+                self.emit_admin_state(index, was_up);
+                stricter.extend(self.stricter(index, &was, &before));
+            }
+        }
+        self.port_index = self.ports.iter().enumerate().map(|(index, port)| (port.key, index)).collect();
+        // In the order in which they stood, so that the same is always told the same way.
+        let mut gone: Vec<Port> = old.into_values().collect();
+        gone.sort_by_key(|port| match port.endpoint.config_ref {
+            ConfigRef::Port { vm, position, .. } => (vm, position),
+            ConfigRef::Uplink { index } => (usize::MAX, index),
+        });
+        for port in gone {
+            self.emit_removed(&before, &port);
+            let Some(device) = port.endpoint.device().cloned() else { continue };
+            // An attempt that has not returned in time may never do so.
+            if !port.is_overdue {
+                apply.pending_ops.insert(port.key);
+            }
+            let queues = self.queues(&port, port.endpoint.id);
+            // One that is being opened comes back when it is open, and is closed then.
+            if !matches!(port.state, State::Opening { .. }) {
+                ops.push(DeviceOp::Close { port: port.key, queues, remove: Some(device) });
+            }
+        }
+        self.watch_netdevs_in_use();
+        self.update_topology();
+        self.follow_activations(&before);
+        self.push_config().await;
+        self.flush_ports(stricter).await;
+        (0..self.ports.len()).for_each(|index| self.emit_subport(index));
+        let mut closings = Vec::new();
+        for op in ops {
+            closings.extend(self.run_device_op(op).await);
+        }
+        self.close(closings);
+        apply.since = time::now();
+        self.applying = Some(apply);
+        self.advance().await;
+    }
+
+    /// What is to be done with the device of a port that is otherwise.
+    fn device_op(
+        &mut self,
+        index: usize,
+        was: &Endpoint,
+        flush: bool,
+        device: DeviceChange,
+        apply: &mut Apply,
+    ) -> Option<DeviceOp> {
+        let port = &mut self.ports[index];
+        let key = port.key;
+        match (&port.state, device) {
+            (State::Opening { .. }, DeviceChange::Adjust | DeviceChange::Reopen { .. }) => {
+                // It comes back as it was to be before, and is opened again then.
+                port.open_deferred = true;
+                apply.pending_ops.insert(key);
+                apply.wanted.insert(key);
+                None
+            }
+            (State::Up { .. }, DeviceChange::Adjust) => {
+                apply.pending_ops.insert(key);
+                let settings = port.endpoint.device().cloned()?;
+                if flush {
+                    // Both are wanted; the one is done at once, the other one elsewhere.
+                    self.adjust(key, settings);
+                    let queues = self.queues(&self.ports[index], was.id);
+                    return Some(DeviceOp::Rename { queues, id: self.ports[index].endpoint.id });
+                }
+                Some(DeviceOp::Adjust { port: key, settings })
+            }
+            (State::Up { .. } | State::Down { .. }, DeviceChange::Reopen { anew }) => {
+                let queues = self.queues(&self.ports[index], was.id);
+                let port = &mut self.ports[index];
+                port.open_deferred = true;
+                if anew {
+                    port.made = None;
+                }
+                apply.pending_ops.insert(key);
+                apply.wanted.insert(key);
+                if queues.is_empty() {
+                    port.state = State::Down { reason: String::new() };
+                } else {
+                    self.mark_down(index, "reopening device with new settings".into());
+                }
+                Some(DeviceOp::Close { port: key, queues, remove: was.device().filter(|_| anew).cloned() })
+            }
+            (State::Up { .. }, DeviceChange::Keep) if flush => Some(DeviceOp::Rename {
+                queues: self.queues(&self.ports[index], was.id),
+                id: self.ports[index].endpoint.id,
+            }),
+            _ => None,
+        }
+    }
+
+    /// The queues of a port: the worker, the name it knows the port by, and the queue.
+    fn queues(&self, port: &Port, id: PortId) -> Vec<(u16, PortId, u16)> {
+        let State::Up { worker, queues, .. } = port.state else { return Vec::new() };
+        (0..queues).map(|queue| (self.workers.worker_for(worker, queue), id, queue)).collect()
+    }
+
+    /// Does it. What is to be closed comes back, to be closed with others.
+    async fn run_device_op(&mut self, op: DeviceOp) -> Option<ClosingPort> {
+        match op {
+            DeviceOp::Close { port, queues: rx_queues, remove } => {
+                let mut queues = Vec::new();
+                for (worker, id, queue) in rx_queues {
+                    queues.extend(self.workers.close(worker, id, queue).await.map(|rx_queue| rx_queue.device));
+                }
+                return Some(ClosingPort { port, queues, remove, ..ClosingPort::default() });
+            }
+            DeviceOp::Rename { queues: rx_queues, id } => {
+                for (worker, old, queue) in rx_queues {
+                    if let Some(rx_queue) = self.workers.close(worker, old, queue).await {
+                        // There is room for it: it has just left.
+                        let _ = self.workers.open(worker, RxQueue::new(id, queue, rx_queue.device)).await;
+                    }
+                }
+            }
+            DeviceOp::Adjust { port, settings } => self.adjust(port, settings),
+        }
+        None
+    }
+
+    fn emit_admin_state(&mut self, index: usize, was_up: bool) {
+        let is_up = self.is_wanted_up(index);
+        if is_up == was_up || !matches!(self.ports[index].state, State::Up { .. }) {
+            return;
+        }
+        if is_up {
+            self.mark_up(index);
+        } else {
+            self.ports[index].reported_down = true;
+            if self.emit_for(EventKind::PortDown, index, "administratively down") {
+                let Labels { vm, network, .. } = self.names(index);
+                let (port, uplink) = self.log_label(index);
+                info!(vm, network, port, uplink, "port_down: administratively down");
+            }
+            self.emit_subports(index);
+        }
+    }
+
+    fn emit_removed(&mut self, before: &Config, port: &Port) {
+        let names = port.endpoint.labels(before);
+        if matches!(port.state, State::Up { .. } | State::Tagged { reported: Some(true) }) && names.admin_up {
+            let event = self.event_for(&names, EventKind::PortDown, "detached");
+            self.emit(false, event);
+        }
+    }
+
+    /// Something has come for which a change may wait.
+    pub(super) fn op_finished(&mut self, key: u64, warning: Option<String>) {
+        let port = self.port_index.get(&key).copied();
+        let endpoint = port.map(|index| self.ports[index].endpoint.to_string());
+        if let Some(apply) = &mut self.applying
+            && apply.pending_ops.remove(&key)
+        {
+            let name = endpoint.map(|endpoint| format!("{endpoint}: ")).unwrap_or_default();
+            apply.result.warnings.extend(warning.map(|warning| format!("{name}{warning}")));
+        } else if let Some(index) = port {
+            // Nobody waits for it: then nothing is in its way either.
+            self.ports[index].open_deferred = false;
+        }
+    }
+
+    /// Goes on with the change that is under way, if nothing is waited for or that has had its time.
+    pub(super) async fn advance(&mut self) {
+        let now = time::now();
+        let Some(apply) = &mut self.applying else { return };
+        if !apply.pending_ops.is_empty() {
+            if now.since(apply.since) < OVERDUE_AFTER {
+                return;
+            }
+            let seconds = OVERDUE_AFTER.as_secs();
+            let late = std::mem::take(&mut apply.pending_ops);
+            warn!("{} devices have not been closed in {seconds} seconds; they are closed when they can be", late.len());
+            let warning = format!("{} devices have not been closed in {seconds} seconds", late.len());
+            apply.result.warnings.push(warning);
+        }
+        let Some(Apply { result, reply, wanted, to_be_confirmed, .. }) = self.applying.take() else { return };
+        self.ports.iter_mut().for_each(|port| port.open_deferred = false);
+        self.try_down_ports();
+        self.pending.push(PendingApply { result, reply, wanted, since: now, to_be_confirmed });
+        self.answer_pending();
+    }
+
+    /// Answers the changes whose ports have all been opened, or not, or have had their time.
+    pub(super) fn answer_pending(&mut self) {
+        let now = time::now();
+        let is_settled = |key: &u64| {
+            let port = self.port_index.get(key).map(|&index| &self.ports[index]);
+            port.is_none_or(|port| match &port.state {
+                State::Up { .. } | State::Tagged { .. } => true,
+                State::Opening { .. } => port.is_overdue,
+                State::Down { reason } => !reason.is_empty(),
+            })
+        };
+        // What waits behind something that does not return has twice the time.
+        let is_over = |pending: &PendingApply| now.since(pending.since) >= 2 * OVERDUE_AFTER;
+        let is_done = |pending: &mut PendingApply| is_over(pending) || pending.wanted.iter().all(is_settled);
+        let done: Vec<PendingApply> = self.pending.extract_if(.., is_done).collect();
+        for PendingApply { mut result, reply, wanted, to_be_confirmed, .. } in done {
+            let wanted = self.ports.iter().filter(|port| wanted.contains(&port.key));
+            result.warnings.extend(wanted.filter_map(|port| match &port.state {
+                State::Opening { reason } if reason.is_empty() => {
+                    Some(format!("{} is still being opened", port.endpoint))
+                }
+                State::Down { reason } | State::Opening { reason } => {
+                    Some(format!("{} is down: {reason}", port.endpoint))
+                }
+                State::Up { .. } | State::Tagged { .. } => None,
+            }));
+            // The time to confirm it begins when it can be looked at.
+            if let Some(unconfirmed) = self.unconfirmed.as_mut().filter(|_| to_be_confirmed) {
+                unconfirmed.deadline = now + unconfirmed.within;
+            }
+            if let Some(reply) = reply {
+                // Whoever asked may be gone; it is true all the same.
+                let _ = reply.send(Ok(result));
+            }
+        }
+    }
+}
+
+/// The differences in one text, not too long.
+fn summary(changes: &[String]) -> String {
+    let short = |difference: &String| {
+        let mut text = difference.clone();
+        shorten(&mut text, MAX_CHANGE_LEN);
+        text
+    };
+    let mut text = changes.iter().take(MAX_CHANGES_SHOWN).map(short).collect::<Vec<_>>().join("; ");
+    if changes.len() > MAX_CHANGES_SHOWN {
+        text.push_str(&format!("; and {} more", changes.len() - MAX_CHANGES_SHOWN));
+    }
+    text
+}
+
+fn seconds(duration: Duration) -> String {
+    format!("{} seconds", duration.as_secs_f64())
+}

@@ -1,0 +1,425 @@
+//! What is written down, one thing after the other and aside: the store waits for the disk, and a
+//! disk may hang. Meanwhile questions are answered, devices that are gone are taken back, and ports
+//! that are down are tried again. Changes wait, in their order.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing::{debug, info, warn};
+
+use super::apply::{Apply, Reply};
+use super::devices::DeviceEvent;
+use super::{Controller, DISK, MAX_EVENTS};
+use crate::control::api::handle::{History, Request};
+use crate::control::compile::endpoints;
+use crate::control::config::Config;
+use crate::control::desired::change::{ChangeError, ChangeResult};
+use crate::control::desired::diff::describe_changes;
+use crate::control::desired::orphans::Orphans;
+use crate::control::state::StateStore;
+use crate::control::state::event_log::EventFilter;
+use crate::control::state::events::{Event, EventKind, shorten};
+use crate::control::state::store::StoreError;
+use crate::time::{self, MonoTime};
+
+/// After how long a state that cannot be written is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// The state cannot be written.
+#[derive(Debug)]
+pub(super) struct StoreFailure {
+    /// When it is tried again.
+    retry_at: MonoTime,
+}
+
+/// The state that could not be used at the start, and can be now.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    config: Config,
+    store: StateStore,
+    /// Measures against loops and storms, and the state of pins.
+    measures: Value,
+}
+
+/// What is being written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Commit {
+    /// What has happened. It may be read back as well.
+    Events,
+    /// A change, and what has happened before.
+    Change,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(super) enum CommitDone {
+    /// What has happened.
+    Events(Result<(), StoreError>, Vec<Event>),
+    /// A change.
+    Change(Box<ChangeCommitted>),
+    /// What a change would leave behind that is to be confirmed.
+    Attempt(Result<(), StoreError>, ProvisionalChange),
+}
+
+/// What came of writing down a change.
+#[derive(Debug)]
+pub(super) struct ChangeCommitted {
+    result: Result<(), ChangeError>,
+    /// What tells of it, and what had happened before and was written down with it.
+    event: Event,
+    before: Vec<Event>,
+    next: AfterCommit,
+    /// The configuration file that was applied with it, if one was.
+    last_applied: Option<Arc<Value>>,
+}
+
+/// What is done when a change has been written down.
+#[derive(Debug)]
+pub(super) enum AfterCommit {
+    /// It is made.
+    Apply { config: Box<Config>, transition: Box<Apply> },
+    /// It stays, and does not go back.
+    Answer { changed: ChangeResult, reply: Reply },
+}
+
+/// A change that goes back unless it is confirmed.
+#[derive(Debug)]
+pub(super) struct ProvisionalChange {
+    /// What is wanted.
+    pub config: Box<Config>,
+    /// How it is gone over to.
+    pub transition: Box<Apply>,
+    /// The time for it to be confirmed, from when it has been made.
+    pub within: Duration,
+    /// What is otherwise.
+    pub text: String,
+}
+
+impl Controller {
+    /// Whether a change has to wait: another one is under way, something is being written down, or the state is retried.
+    pub(super) fn is_busy(&self) -> bool {
+        self.applying.is_some() || self.commit.is_some() || self.retries_state
+    }
+
+    /// Whether a change is being made, or written down.
+    pub(super) fn has_change_in_progress(&self) -> bool {
+        self.applying.is_some() || !self.pending.is_empty() || self.commit == Some(Commit::Change)
+    }
+
+    /// Begins to write down what has happened, unless something is being written down.
+    pub(super) fn commit_events(&mut self) {
+        let is_due = self.state.is_due() && self.applying.is_none();
+        let waits = self.store_failure.as_ref().is_some_and(|unwritten| time::now() < unwritten.retry_at);
+        if self.commit.is_some()
+            || waits
+            || self.state.check().is_err()
+            || !(self.event_log.has_uncommitted() || is_due)
+        {
+            return;
+        }
+        let (events, store, done) =
+            (self.event_log.take_uncommitted(), self.state.clone(), self.device_event_sender.clone());
+        self.commit = Some(Commit::Events);
+        // With what the switch has begun with, if that could not be kept.
+        let stored = self.unconfirmed.as_ref().map_or(&self.config, |unconfirmed| &unconfirmed.previous);
+        let due = is_due.then(|| (stored.clone(), self.orphans_after(&self.config, stored)));
+        tokio::spawn(async move {
+            let messages = events.clone();
+            let result = match due {
+                Some((config, orphans)) => store.commit_due(&config, &orphans, messages).await,
+                None => store.append_events(messages).await,
+            };
+            let _ = done.send(DeviceEvent::Committed(CommitDone::Events(result, events)));
+        });
+    }
+
+    /// Begins to write down that netdevs have been removed, unless something is being written down.
+    /// This is not urgent: they are looked for in vain at worst.
+    pub(super) fn commit_orphans(&mut self) {
+        if self.commit.is_some() || self.store_failure.is_some() || !std::mem::take(&mut self.orphans_changed) {
+            return;
+        }
+        let stored = self.unconfirmed.as_ref().map_or(&self.config, |unconfirmed| &unconfirmed.previous);
+        let orphans = self.orphans_after(&self.config, stored);
+        let (events, store, done) =
+            (self.event_log.take_uncommitted(), self.state.clone(), self.device_event_sender.clone());
+        self.commit = Some(Commit::Events);
+        tokio::spawn(async move {
+            let result = store.commit_orphans(&orphans, events.clone()).await;
+            let _ = done.send(DeviceEvent::Committed(CommitDone::Events(result, events)));
+        });
+    }
+
+    /// Begins to write down what a change would leave behind that may go back. It is made then.
+    /// Nothing is being written down.
+    pub(super) fn commit_provisional(&mut self, orphans: Orphans, provisional: ProvisionalChange) {
+        let (store, done) = (self.state.clone(), self.device_event_sender.clone());
+        self.commit = Some(Commit::Change);
+        tokio::spawn(async move {
+            let result = store.commit_orphans(&orphans, Vec::new()).await;
+            let _ = done.send(DeviceEvent::Committed(CommitDone::Attempt(result, provisional)));
+        });
+    }
+
+    /// Begins to write down a change that leads to `config` and leaves `left` behind, which `event`
+    /// tells of. With it the configuration file was applied that reads like `last_applied`, if one was. Nothing is being written
+    /// down.
+    pub(super) fn commit_change(
+        &mut self,
+        config: Config,
+        orphans: Orphans,
+        event: Event,
+        next: AfterCommit,
+        last_applied: Option<Arc<Value>>,
+    ) {
+        let before = self.event_log.take_uncommitted();
+        let event = self.event_log.numbered(event);
+        let (mut store, done) = (self.state.clone(), self.device_event_sender.clone());
+        if let Some(last_applied) = &last_applied {
+            store.set_last_applied(last_applied.clone());
+        }
+        self.commit = Some(Commit::Change);
+        tokio::spawn(async move {
+            let events = before.iter().chain([&event]).cloned().collect();
+            let result = store.commit(&config, &orphans, events).await;
+            let raw = ChangeCommitted { result, event, before, next, last_applied };
+            let _ = done.send(DeviceEvent::Committed(CommitDone::Change(raw.into())));
+        });
+    }
+
+    /// Answers what has happened, and what will: nothing is missed in between, and nothing told twice. What is
+    /// remembered is answered also while the disk hangs.
+    pub(super) fn read_events(&self, which: EventFilter, reply: oneshot::Sender<Result<History, ChangeError>>) {
+        let which = match which.normalized() {
+            Ok(which) => which,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let (mut remembered, live) = (self.event_log.recent(), self.event_log.subscribe());
+        let first = remembered.first().map_or(u64::MAX, |event| event.id);
+        let is_enough = which.after.is_some_and(|after| after + 1 >= first);
+        let Some(store) = self.state.store().cloned().filter(|_| !is_enough) else {
+            remembered.retain(|event| which.matches(event));
+            return drop(reply.send(Ok((remembered, live))));
+        };
+        tokio::spawn(async move {
+            let mut past = match timeout(DISK, store.events(which.since.clone(), MAX_EVENTS)).await {
+                Ok(Ok(past)) => past,
+                Ok(Err(why)) => {
+                    // Whoever asks often must not fill the log.
+                    debug!("events of the past cannot be read: {why}");
+                    Vec::new()
+                }
+                Err(_) => {
+                    debug!("events of the past have not been read within {} seconds", DISK.as_secs());
+                    Vec::new()
+                }
+            };
+            // Those of earlier starts that kept no state have numbers of their own.
+            past.retain(|event| event.id < first);
+            past.append(&mut remembered);
+            past.retain(|event| which.matches(event));
+            let excess = past.len().saturating_sub(MAX_EVENTS);
+            past.drain(..excess);
+            // Whoever asked and has gone meanwhile gets no answer.
+            let _ = reply.send(Ok((past, live)));
+        });
+    }
+
+    /// Does what follows from something that has been written down, or has not.
+    pub(super) async fn handle_commit_done(&mut self, raw: CommitDone) {
+        self.commit = None;
+        match raw {
+            CommitDone::Events(result, events) => self.handle_events_committed(result, events),
+            CommitDone::Change(raw) => {
+                self.emit_store_state(raw.result.as_ref().err().map(|error| error.message.clone()));
+                self.handle_change_committed(*raw).await;
+            }
+            CommitDone::Attempt(Ok(()), provisional) => {
+                self.emit_store_state(None);
+                self.apply_provisionally(provisional).await;
+            }
+            CommitDone::Attempt(Err(why), provisional) => {
+                self.emit_store_state(Some(why.to_string()));
+                provisional.transition.reject(ChangeError::switch("store_failed", why.to_string()));
+            }
+        }
+    }
+
+    async fn handle_change_committed(&mut self, raw: ChangeCommitted) {
+        let ChangeCommitted { result, event, before, next, last_applied } = raw;
+        if let Err(error) = result {
+            self.event_log.put_back(before);
+            // Its number is taken: what has become of it stands there.
+            let mut text = format!("not kept, and not made: {error}: {}", event.text);
+            shorten(&mut text, 1024);
+            warn!("config: {text}");
+            self.event_log.append_committed(Event { text, ..event });
+            return match next {
+                AfterCommit::Apply { transition: apply, .. } => apply.reject(error),
+                AfterCommit::Answer { reply, .. } => drop(reply.send(Err(error))),
+            };
+        }
+        info!("config: {}", event.text);
+        self.state.mark_committed();
+        if let Some(last_applied) = last_applied {
+            self.state.set_last_applied(last_applied);
+        }
+        self.event_log.append_committed(event);
+        match next {
+            AfterCommit::Apply { config, transition: apply } => self.apply(*config, *apply).await,
+            AfterCommit::Answer { changed, reply } => {
+                self.unconfirmed = None;
+                let _ = reply.send(Ok(changed));
+            }
+        }
+    }
+
+    fn handle_events_committed(&mut self, result: Result<(), StoreError>, events: Vec<Event>) {
+        if result.is_ok() {
+            self.state.mark_committed();
+        } else {
+            self.event_log.put_back(events);
+        }
+        self.emit_store_state(result.err().map(|why| why.to_string()));
+    }
+
+    /// Says that the state cannot be written, and that it can be again: once each.
+    fn emit_store_state(&mut self, failed: Option<String>) {
+        let was = self.store_failure.take();
+        let retry_at = time::now() + RETRY_AFTER;
+        if let Some(why) = failed {
+            if was.is_none() {
+                self.emit_state(format!(
+                    "store_failed: changes cannot be kept, and none are taken until they can be: {why}"
+                ));
+            }
+            self.store_failure = Some(StoreFailure { retry_at });
+        } else if was.is_some() {
+            self.emit_state("the state is written again, and changes are taken".into());
+        }
+    }
+
+    fn emit_state(&mut self, text: String) {
+        let event = self.event(EventKind::State, text);
+        self.emit(true, event);
+    }
+
+    /// Says that the state could not be used at the start, if that is so.
+    pub(super) fn emit_state_at_start(&mut self) {
+        if let Err(error) = self.state.check() {
+            self.emit_store_state(Some(error.message));
+        }
+    }
+
+    /// Retries the state that could not be used at the start, if a retry is due.
+    pub(super) fn reopen_state(&mut self) {
+        let is_due = self.store_failure.as_ref().is_some_and(|unwritten| time::now() >= unwritten.retry_at);
+        if is_due && self.state.check().is_err() && self.recovered.is_none() && !self.retries_state {
+            self.retry_state(VecDeque::new());
+        }
+    }
+
+    /// Retries the state that could not be used at the start. `changes` wait for the result, and are refused if the state
+    /// still cannot be used. No other retry is in progress.
+    pub(super) fn retry_state(&mut self, changes: VecDeque<Request>) {
+        self.retries_state = true;
+        let (store, done) = (self.state.clone(), self.device_event_sender.clone());
+        tokio::spawn(async move {
+            let begun = match store.reopen().await {
+                Some(Ok((config, store))) => {
+                    let mitigation = store.take_loops().await;
+                    Ok(Recovered { config, store, measures: mitigation })
+                }
+                Some(Err(why)) => Err(why),
+                None => return,
+            };
+            let _ = done.send(DeviceEvent::StateReopened(begun.into(), changes));
+        });
+    }
+
+    /// Handles the result of a retry.
+    pub(super) async fn receive_retry(&mut self, begun: Result<Recovered, String>, mut changes: VecDeque<Request>) {
+        self.retries_state = false;
+        match begun {
+            Ok(begun) => {
+                self.recovered = Some(begun);
+                changes.append(&mut self.waiting);
+                self.waiting = changes;
+            }
+            Err(why) => {
+                self.state.still_broken(why);
+                self.store_failure = Some(StoreFailure { retry_at: time::now() + RETRY_AFTER });
+                // Each is refused with the present reason.
+                for change in changes {
+                    self.apply_change(change).await;
+                }
+            }
+        }
+    }
+
+    /// Goes over to what the state has, which can be used again, and keeps changes from now on.
+    pub(super) async fn recover(&mut self) {
+        if self.is_busy() {
+            return;
+        }
+        let Some(Recovered { config, store, measures: mitigation }) = self.recovered.take() else { return };
+        self.orphans = store.orphans();
+        self.state = store;
+        self.emit_store_state(None);
+        let config = match endpoints::check_capacity(&config) {
+            Ok(()) => config,
+            Err(why) => {
+                warn!("what the state has beside the configuration file is not taken: {why}");
+                self.config.clone()
+            }
+        };
+        if config != self.config {
+            let changes = describe_changes(&self.config, &config);
+            let event = self.event(EventKind::Config, format!("from the stored state: {}", changes.join("; ")));
+            self.emit(false, event);
+        }
+        let orphans = self.remove_conflicting_orphans(&config).await;
+        self.resume_activations(&mitigation["activations"]);
+        self.mitigation.load(mitigation);
+        self.apply(config, Apply::default()).await;
+        orphans.into_iter().for_each(|orphans| self.remove_orphan(orphans));
+        self.persist_activations();
+        self.verify_state(Some(0));
+    }
+
+    /// Waits until all has been written down.
+    pub(super) async fn finish_commits(&mut self) {
+        if let Some(unwritten) = &mut self.store_failure {
+            unwritten.retry_at = MonoTime::default();
+        }
+        self.commit_events();
+        self.commit_orphans();
+        while self.commit.is_some() {
+            match self.device_events.recv().await {
+                Some(DeviceEvent::Committed(CommitDone::Events(result, events))) => {
+                    self.commit = None;
+                    self.handle_events_committed(result, events);
+                }
+                // It is kept, and made at the next start: whoever asked hears that the switch leaves.
+                Some(DeviceEvent::Committed(CommitDone::Change(raw))) => {
+                    self.commit = None;
+                    match raw.result {
+                        Ok(()) => info!("config: {}", raw.event.text),
+                        Err(_) => self.event_log.put_back(raw.before),
+                    }
+                }
+                // Whoever asked for it hears that the switch leaves.
+                Some(DeviceEvent::Committed(CommitDone::Attempt(..))) => self.commit = None,
+                // What was opened meanwhile is closed by being dropped.
+                Some(_) => {}
+                None => return,
+            }
+            self.commit_events();
+            self.commit_orphans();
+        }
+    }
+}

@@ -1,0 +1,552 @@
+//! Devices: opened, handed to workers, taken back, closed. What may wait for the kernel is done off
+//! the thread of control, and comes back as an [`DeviceEvent`].
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::commit::{CommitDone, Recovered};
+use super::namespaces::NamespaceIdentity;
+use super::netdevs::RestoreResult;
+use super::watcher::{self, NetdevReadings};
+use super::{Controller, Port, State};
+use crate::control::api::handle::Request;
+use crate::control::compile::endpoints::Labels;
+use crate::control::compile::forwarding::{self, ControlState};
+use crate::control::config::Config;
+use crate::control::desired::orphans::{self, OrphanNetdev, Orphans};
+use crate::control::desired::plan::{DeviceChange, device_step_of_open};
+use crate::control::reconcile::backoff::Backoff;
+use crate::control::reconcile::jobs::OVERDUE_AFTER;
+use crate::control::state::events::EventKind;
+use crate::device::properties::{self, Properties};
+use crate::device::{self, Device, OpenError, Opened, Removal, Settings};
+use crate::sys::netns::{Identity, Netns};
+use crate::time::{self, MonoTime};
+use crate::worker::{DeviceGone, RxQueue};
+
+/// Between two attempts to open a device for which nothing new has been reported, at most.
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
+
+/// For how long a device that others hold is tried before it is reported. A process that was killed lets go of its
+/// files a little later, and the kernel frees a queue a little later than its socket.
+const IN_USE_GRACE: Duration = Duration::from_secs(1);
+
+/// What came from elsewhere that is dealt with at once.
+const AT_ONCE: usize = 256;
+
+/// What came of something that was done elsewhere. Ports are named by their key.
+#[derive(Debug)]
+pub(super) enum DeviceEvent {
+    /// A device was opened, or not.
+    Opened(Box<OpenResult>),
+    /// A device is closed for good. There may be a remark on how that went.
+    Closed { port: u64, removed: Option<OrphanNetdev>, warning: Option<String> },
+    /// What an earlier life has left behind is gone, or could not be removed.
+    OrphanRemoved { left: OrphanNetdev, result: Result<Removal, OpenError> },
+    /// Something was written down, or not.
+    Committed(CommitDone),
+    /// The state can be used again, or still not; and the changes that wait for that.
+    StateReopened(Box<Result<Recovered, String>>, VecDeque<Request>),
+    /// Netdevs were looked at.
+    NetdevsRead(NetdevReadings),
+    /// The name of a namespace was looked at.
+    NamespaceIdentified(NamespaceIdentity),
+    /// A netdev was changed, or not.
+    Adjusted { port: u64, result: Result<(), OpenError> },
+    /// A netdev that somebody has changed was put right, or not.
+    Restored(RestoreResult),
+}
+
+/// What is to be closed for good.
+#[derive(Default)]
+pub(super) struct ClosingPort {
+    /// The port, by its key.
+    pub port: u64,
+    /// Its queues, which nobody polls any more.
+    pub queues: Vec<Box<dyn Device>>,
+    /// Its netdev is removed if we made it as these say.
+    pub remove: Option<Settings>,
+    /// Where a netdev of this name is wanted for the same port: it stays if that is the same namespace by another name.
+    pub wanted: Vec<Netns>,
+}
+
+/// What came of trying to open a device.
+#[derive(Debug)]
+pub(super) struct OpenResult {
+    pub port: u64,
+    /// How it was to be.
+    settings: Settings,
+    namespace: Option<Identity>,
+    /// The properties of its netdev.
+    netdev: Option<Properties>,
+    result: Result<Opened, OpenError>,
+}
+
+impl Controller {
+    /// Starts an attempt to open each port that is down and for which it is time.
+    pub(super) fn try_down_ports(&mut self) {
+        let now = time::now();
+        self.next_attempt = None;
+        for port in &mut self.ports {
+            let reason = match &mut port.state {
+                State::Down { reason } => reason,
+                // Held by others up to now.
+                State::Opening { reason } if port.attempt.is_none() => reason,
+                _ => continue,
+            };
+            let Some(settings) = port.endpoint.device().cloned() else { continue };
+            // The first attempt says what is missing.
+            let is_hopeless = !reason.is_empty() && self.namespaces.is_missing(settings.netns());
+            if port.open_deferred || port.closing > 0 || is_hopeless {
+                continue;
+            }
+            if !port.retry.is_due(now) {
+                let next = port.retry.next();
+                self.next_attempt = Some(self.next_attempt.map_or(next, |earlier: MonoTime| earlier.min(next)));
+                continue;
+            }
+            port.state = State::Opening { reason: std::mem::take(reason) };
+            port.retry.tried(now, RETRY_INTERVAL, now.nanos() ^ port.key);
+            let (key, done, pool) = (port.key, self.device_event_sender.clone(), self.pool);
+            // What others made, others make again.
+            let may_create = port.made.unwrap_or(true);
+            let is_uplink = port.endpoint.is_uplink();
+            port.attempt = Some(self.jobs.run(&settings.netns().clone(), move || {
+                // First: if it is replaced right now, we shall find that out and come again.
+                let namespace = settings.netns().identity();
+                let of_others = settings.is_foreign();
+                let read = |is_due: bool| if is_due { properties::read(&settings).ok().flatten() } else { None };
+                let before = read(of_others);
+                let result = device::open(&settings, may_create, pool);
+                // What we make is there only now, and opening may change features.
+                let after = read(is_uplink || of_others && result.is_ok());
+                let netdev = properties::when_opened(&settings, before, after);
+                // Nobody listens any more when the switch is being closed; the device is dropped.
+                let _ = done.send(DeviceEvent::Opened(Box::new(OpenResult {
+                    port: key,
+                    settings,
+                    namespace,
+                    netdev,
+                    result,
+                })));
+            }));
+        }
+    }
+
+    /// Reports the attempts that have not returned in time: nobody waits for them any longer.
+    pub(super) fn note_overdue(&mut self) {
+        let now = time::now();
+        self.jobs.start_waiting();
+        for index in 0..self.ports.len() {
+            let port = &mut self.ports[index];
+            let (State::Opening { .. }, Some(attempt), false) = (&port.state, &port.attempt, port.is_overdue) else {
+                continue;
+            };
+            let netns = port.endpoint.device().map(|device| device.netns().clone()).unwrap_or_default();
+            let waits = attempt.running_since().is_none() && self.jobs.stuck_since(&netns, now).is_some();
+            if !attempt.is_overdue(now) && !waits {
+                continue;
+            }
+            port.is_overdue = true;
+            let Some(why) = port.overdue(now) else { continue };
+            port.state = State::Opening { reason: why.clone() };
+            if self.is_wanted_up(index)
+                && !std::mem::replace(&mut self.ports[index].reported_down, true)
+                && self.emit_for(EventKind::PortDown, index, &why)
+            {
+                let Labels { vm, network, .. } = self.names(index);
+                let (port, uplink) = self.log_label(index);
+                warn!(vm, network, port, uplink, "port_down: {why}");
+            }
+            self.emit_subports(index);
+        }
+    }
+
+    /// Closes devices for good, elsewhere: those that are in one namespace together.
+    pub(super) fn close(&mut self, closings: Vec<ClosingPort>) {
+        let mut by_netns: HashMap<Option<Netns>, Vec<ClosingPort>> = HashMap::new();
+        for mut closing in closings {
+            if let Some(&index) = self.port_index.get(&closing.port) {
+                self.ports[index].closing += 1;
+            }
+            closing.wanted =
+                closing.remove.as_ref().and_then(OrphanNetdev::of).map_or_else(Vec::new, |of| self.wanted(&of));
+            let of = closing.remove.as_ref().map(|settings| settings.netns().clone());
+            by_netns.entry(of).or_default().push(closing);
+        }
+        for (of, closings) in by_netns {
+            let done = self.device_event_sender.clone();
+            self.jobs.run(&of.clone().unwrap_or_default(), move || {
+                let mut closings = closings;
+                for closing in &mut closings {
+                    let stays = |of: &Settings| closing.wanted.iter().any(|wanted| wanted.is_same(of.netns()));
+                    closing.remove = closing.remove.take().filter(|of| !stays(of));
+                }
+                let remove: Vec<Settings> = closings.iter().filter_map(|closing| closing.remove.clone()).collect();
+                let results = of.map(|of| device::remove(&of, &remove)).unwrap_or_default();
+                let mut results = results.into_iter();
+                for ClosingPort { port, queues, remove, .. } in closings {
+                    drop(queues);
+                    let failed = remove.as_ref().and_then(|_| results.next()?.err());
+                    let removed = remove.as_ref().filter(|_| failed.is_none()).and_then(OrphanNetdev::of);
+                    let warning =
+                        failed.map(|why| format!("its netdev is left over, and is removed at the next start: {why}"));
+                    let _ = done.send(DeviceEvent::Closed { port, removed, warning });
+                }
+            });
+        }
+    }
+
+    /// Closes queues that are polled no longer, elsewhere.
+    fn close_queues(&mut self, queues: Vec<(u64, Box<dyn Device>)>) {
+        let mut by_port: HashMap<u64, ClosingPort> = HashMap::new();
+        for (port, queue) in queues {
+            by_port.entry(port).or_insert_with(|| ClosingPort { port, ..ClosingPort::default() }).queues.push(queue);
+        }
+        self.close(by_port.into_values().collect());
+    }
+
+    /// Removes what an earlier life has left behind, elsewhere.
+    pub(super) fn remove_orphan(&self, orphans: OrphanNetdev) {
+        let (done, wanted) = (self.device_event_sender.clone(), self.wanted(&orphans));
+        self.jobs.run(&orphans.at().netns, move || {
+            let stays = wanted.iter().any(|wanted| wanted.is_same(&orphans.at().netns));
+            let result = if stays { Ok(Removal::Gone) } else { device::remove_left(&orphans.at(), &orphans.port_id) };
+            let _ = done.send(DeviceEvent::OrphanRemoved { left: orphans, result });
+        });
+    }
+
+    /// Where a netdev is wanted that has the name of this one, and is for the same port, in a namespace of another name.
+    fn wanted(&self, orphans: &OrphanNetdev) -> Vec<Netns> {
+        let netdevs = orphans::netdevs(&self.config).into_iter();
+        netdevs.filter(|wanted| wanted.is_in_other_namespace(orphans)).map(|wanted| wanted.at().netns).collect()
+    }
+
+    /// Removes those orphans under whose names `config` wants netdevs of other ports. The others are
+    /// the answer. One that cannot be removed in time is left in the way.
+    pub(super) async fn remove_conflicting_orphans(&mut self, config: &Config) -> Orphans {
+        let wanted = orphans::netdevs(config);
+        let in_the_way = |orphans: &OrphanNetdev| wanted.iter().any(|wanted| wanted.conflicts_with(orphans));
+        let (first, later): (Orphans, Orphans) = self.orphans.iter().cloned().partition(in_the_way);
+        first.iter().cloned().for_each(|orphans| self.remove_orphan(orphans));
+        let clear = async {
+            for _ in first {
+                if let Some(outcome) = self.device_events.recv().await {
+                    self.receive(outcome).await;
+                }
+            }
+        };
+        if tokio::time::timeout(OVERDUE_AFTER, clear).await.is_err() {
+            warn!("netdevs of an earlier life have not been removed in {} seconds", OVERDUE_AFTER.as_secs());
+        }
+        later
+    }
+
+    /// Changes the netdev of a port that is up, elsewhere.
+    pub(super) fn adjust(&self, port: u64, settings: Settings) {
+        let done = self.device_event_sender.clone();
+        self.jobs.run(&settings.netns().clone(), move || {
+            let result = device::adjust(&settings);
+            let _ = done.send(DeviceEvent::Adjusted { port, result });
+        });
+    }
+
+    /// Does what follows from something that was done elsewhere, and from what else has been since: many devices that
+    /// have been opened are put into force together.
+    pub(super) async fn receive(&mut self, outcome: DeviceEvent) {
+        let mut outcomes = VecDeque::from([outcome]);
+        outcomes.extend(std::iter::from_fn(|| self.device_events.try_recv().ok()).take(AT_ONCE));
+        let mut attempts = Vec::new();
+        for outcome in outcomes {
+            match outcome {
+                DeviceEvent::Opened(attempt) => attempts.extend(self.receive_attempt(*attempt)),
+                DeviceEvent::OrphanRemoved { left: orphans, result } => self.record_removal(orphans, result),
+                DeviceEvent::Committed(raw) => self.handle_commit_done(raw).await,
+                DeviceEvent::StateReopened(begun, changes) => self.receive_retry(*begun, changes).await,
+                DeviceEvent::NetdevsRead(readings) => self.handle_readings(readings).await,
+                DeviceEvent::Restored(restored) => self.receive_restored(restored),
+                DeviceEvent::NamespaceIdentified(identified) => self.receive_identity(identified).await,
+                DeviceEvent::Closed { port, removed, warning } => {
+                    if let Some(removed) = removed {
+                        self.orphans.remove(&removed);
+                        self.orphans_changed = true;
+                    }
+                    if let Some(warning) = &warning {
+                        warn!("a port that was closed: {warning}");
+                    }
+                    if let Some(&index) = self.port_index.get(&port) {
+                        let port = &mut self.ports[index];
+                        port.closing = port.closing.saturating_sub(1);
+                        port.retry.kick(time::now());
+                    }
+                    self.op_finished(port, warning);
+                }
+                DeviceEvent::Adjusted { port, result } => {
+                    let warning = result.err().map(|why| why.to_string());
+                    if let Some(warning) = &warning {
+                        warn!("a netdev is not as it shall be: {warning}");
+                    }
+                    self.op_finished(port, warning);
+                    self.read_netdev_of(port);
+                }
+            }
+        }
+        self.apply_results(attempts).await;
+        self.advance().await;
+        self.try_down_ports();
+        self.answer_pending();
+    }
+
+    fn record_removal(&mut self, orphans: OrphanNetdev, result: Result<Removal, OpenError>) {
+        let (at, port) = (orphans.at(), &orphans.port_id);
+        match result {
+            Ok(Removal::Gone) => {}
+            Ok(Removal::Done) => info!("{at} has been removed: it was left over from port {port:?}"),
+            Ok(Removal::InUse) => {
+                warn!("{at} was made for port {port:?}, which is no more, and is left to whoever uses it now");
+            }
+            Err(why) => {
+                warn!("{at} is left over from port {port:?}, and is removed at the next start: {why}");
+                return;
+            }
+        }
+        self.orphans.remove(&orphans);
+        self.orphans_changed = true;
+    }
+
+    /// What came of an attempt, if the port is still to be so. Otherwise the device is closed.
+    fn receive_attempt(&mut self, attempt: OpenResult) -> Option<OpenResult> {
+        let Some(port) = self.port_index.get(&attempt.port).map(|&index| &mut self.ports[index]) else {
+            // It has been detached meanwhile.
+            let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
+            self.close(vec![ClosingPort {
+                port: attempt.port,
+                queues,
+                remove: Some(attempt.settings),
+                ..ClosingPort::default()
+            }]);
+            return None;
+        };
+        // A subport never asks for a device.
+        let may_lose_tags = attempt.result.as_ref().is_ok_and(|opened| opened.may_lose_tags);
+        let step = port
+            .endpoint
+            .device()
+            .map_or(DeviceChange::Keep, |device| device_step_of_open(&attempt.settings, device, may_lose_tags));
+        if step != DeviceChange::Keep {
+            // It shall be otherwise meanwhile.
+            (port.attempt, port.is_overdue) = (None, false);
+            port.state = State::Down { reason: String::new() };
+            port.open_deferred = true;
+            port.retry = Backoff::default();
+            let queues = attempt.result.map(|opened| opened.queues).unwrap_or_default();
+            let remove = (step == DeviceChange::Reopen { anew: true }).then_some(attempt.settings);
+            self.close(vec![ClosingPort { port: attempt.port, queues, remove, ..ClosingPort::default() }]);
+            return None;
+        }
+        Some(attempt)
+    }
+
+    /// Puts into force what came of some attempts.
+    async fn apply_results(&mut self, attempts: Vec<OpenResult>) {
+        let now = time::now();
+        let (mut rx_queues, mut watched) = (Vec::new(), Vec::new());
+        let last_look = self.watchers.last_read();
+        for OpenResult { port: key, namespace, netdev, result, .. } in attempts {
+            let workers = usize::from(self.workers.len());
+            let Some(&index) = self.port_index.get(&key) else { continue };
+            let port = &mut self.ports[index];
+            (port.attempt, port.is_overdue) = (None, false);
+            match result {
+                Ok(Opened { queues, made, warnings: diagnostics, mode, egress, may_lose_tags, observed }) => {
+                    port.may_lose_tags = may_lose_tags;
+                    (port.made, port.namespace) = (Some(made), namespace);
+                    (port.netdev, port.min_read) = (netdev, last_look);
+                    port.drift.record_found();
+                    port.egress = egress;
+                    (port.observed, port.refused_before, port.has_refused) = (observed, port.refusals(), false);
+                    if let Some(warnings) = port.netdev_warnings() {
+                        port.drift.update(warnings, Vec::new());
+                    }
+                    (port.retry, port.in_use_since, port.opened) = (Backoff::default(), None, now);
+                    watched.extend(watcher::watched(port));
+                    let id = port.endpoint.id;
+                    #[allow(clippy::cast_possible_truncation)] // there are at most 64 workers, 256 queues
+                    let (worker, count) = ((id.index() % workers) as u16, queues.len() as u16);
+                    port.state = State::Up { worker, queues: count, notes: diagnostics.join("; "), mode };
+                    rx_queues.extend((0..count).zip(queues).map(|(queue, device)| {
+                        (index, self.workers.worker_for(worker, queue), RxQueue::new(id, queue, device))
+                    }));
+                }
+                Err(OpenError::Busy { .. }) if is_in_grace(port, now) => {}
+                Err(error) => {
+                    if !matches!(error, OpenError::Busy { .. }) {
+                        port.in_use_since = None;
+                    }
+                    self.mark_down(index, error.to_string());
+                }
+            }
+        }
+        if rx_queues.is_empty() {
+            return;
+        }
+        self.push_config().await;
+        let (mut without, mut refused) = (HashSet::new(), Vec::new());
+        for (index, worker, rx_queue) in rx_queues {
+            let queue = rx_queue.queue;
+            if let Err(rx_queue) = self.workers.open(worker, rx_queue).await {
+                refused.push((self.ports[index].key, rx_queue.device));
+                without.insert((index, worker));
+            } else if queue == 0 {
+                self.mark_up(index);
+            }
+        }
+        self.close_queues(refused);
+        for (index, worker) in without {
+            let why = format!("worker {worker} has too many queues to poll; give the switch more cores");
+            self.close_devices(vec![(index, why)]).await;
+        }
+        // What has happened to their links while they were being opened was not for them yet.
+        self.read_netdevs_of(watched);
+    }
+
+    /// Notes why a port is down. That it is down is told once; another reason is for the log.
+    pub(super) fn mark_down(&mut self, index: usize, why: String) {
+        let port = &mut self.ports[index];
+        let events = !matches!(&port.state, State::Opening { reason } if *reason == why);
+        port.state = State::Down { reason: why.clone() };
+        if !self.is_wanted_up(index) {
+            return;
+        }
+        let messages = std::mem::replace(&mut self.ports[index].reported_down, true);
+        let is_reported = !messages && self.emit_for(EventKind::PortDown, index, &why);
+        self.emit_subports(index);
+        let Labels { vm, network, .. } = self.names(index);
+        let (port, uplink) = self.log_label(index);
+        if is_reported {
+            warn!(vm, network, port, uplink, "port_down: {why}");
+        } else if messages && events {
+            info!(vm, network, port, uplink, "still down: {why}");
+        }
+    }
+
+    /// Notes that frames can flow through a port.
+    pub(super) fn mark_up(&mut self, index: usize) {
+        let State::Up { worker, queues, .. } = self.ports[index].state else { return };
+        let diagnostics = self.ports[index].warnings();
+        if !self.is_wanted_up(index) {
+            return;
+        }
+        if let Some(why) = self.ports[index].dead_link() {
+            return self.emit_no_link(index, &why);
+        }
+        let text = if diagnostics.is_empty() { String::from("frames can flow both ways") } else { diagnostics.clone() };
+        self.ports[index].reported_down = false;
+        if self.emit_for(EventKind::PortUp, index, &text) {
+            let Labels { vm, network, .. } = self.names(index);
+            let (port, uplink) = self.log_label(index);
+            let colon = if diagnostics.is_empty() { "" } else { ": " };
+            info!(vm, network, port, uplink, worker, queues, "port_up{colon}{diagnostics}");
+        }
+        self.emit_subports(index);
+    }
+
+    pub(super) fn is_wanted_up(&self, index: usize) -> bool {
+        self.names(index).admin_up
+    }
+
+    /// Takes back the devices of ports that are gone.
+    pub(super) async fn handle_device_gone(&mut self, notice: DeviceGone) {
+        // Whole namespaces go at once.
+        let notices: Vec<DeviceGone> =
+            std::iter::once(notice).chain(std::iter::from_fn(|| self.notices.try_recv().ok())).collect();
+        let lost: HashSet<_> = notices.into_iter().map(|DeviceGone::DeviceGone { port, .. }| port).collect();
+        let ports = self.ports.iter().enumerate().filter(|(_, port)| lost.contains(&port.endpoint.id));
+        let gone = ports.map(|(index, port)| {
+            // A device of others fails in the same way when it is set down. Which it was takes another look.
+            let what =
+                if port.endpoint.device().is_some_and(Settings::is_foreign) { "is gone or down" } else { "is gone" };
+            (index, format!("its netdev {what}; it is opened again as soon as it can be"))
+        });
+        let gone = gone.collect();
+        self.close_devices(gone).await;
+    }
+
+    /// Opens again what is polled by workers without whose answers control went on.
+    pub(super) async fn reopen_behind_returned(&mut self) {
+        let back = self.workers.take_returned();
+        if back.is_empty() {
+            return;
+        }
+        let is_polled = |port: &Port| match port.state {
+            State::Up { worker, queues, .. } => {
+                (0..queues).any(|queue| back.contains(&self.workers.worker_for(worker, queue)))
+            }
+            _ => false,
+        };
+        let ports = self.ports.iter().enumerate().filter(|(_, port)| is_polled(port));
+        let why = "its worker hung, and answers again; its netdev is opened again";
+        let ports = ports.map(|(index, _)| (index, why.to_owned())).collect();
+        self.close_devices(ports).await;
+    }
+
+    /// Takes back the devices of ports that are up, which are down from now on.
+    pub(super) async fn close_devices(&mut self, ports: Vec<(usize, String)>) {
+        let mut rx_queues = Vec::new();
+        for (index, why) in ports {
+            // Each of its queues may tell that it is gone; the first one is enough.
+            let State::Up { worker, queues, .. } = self.ports[index].state else { continue };
+            let port = &mut self.ports[index];
+            port.retry = Backoff::default();
+            let (key, id) = (port.key, port.endpoint.id);
+            rx_queues.extend((0..queues).map(|queue| (key, id, queue, self.workers.worker_for(worker, queue))));
+            self.mark_down(index, why);
+        }
+        if rx_queues.is_empty() {
+            return;
+        }
+        self.push_config().await;
+        let mut devices = Vec::new();
+        for (key, id, queue, worker) in rx_queues {
+            devices.extend(self.workers.close(worker, id, queue).await.map(|rx_queue| (key, rx_queue.device)));
+        }
+        // It is opened again when they are closed.
+        self.close_queues(devices);
+    }
+
+    /// Puts into force what follows from the configuration and the devices that there are.
+    pub(super) async fn push_config(&mut self) {
+        self.choose_uplinks();
+        self.policers.follow(&self.config);
+        let ports = self.ports.iter().map(|port| match port.state {
+            State::Up { worker, .. } => (&port.endpoint, Some(worker)),
+            _ => (&port.endpoint, None),
+        });
+        let mitigation = self.mitigation.active_measures();
+        let decided = ControlState { groups: &self.groups, mitigation, activations: &self.activations };
+        self.forwarding =
+            forwarding::compile(&self.config, &self.ids, self.hash_key, ports, &self.policers, decided).into();
+        let port_counters = self.ports.iter().map(|port| (port.endpoint.id, &*port.counters));
+        self.workers.set_config(&self.forwarding, port_counters).await;
+        self.update_announcements();
+    }
+
+    /// What a port or an uplink is called.
+    pub(super) fn names(&self, index: usize) -> Labels<'_> {
+        self.ports[index].endpoint.labels(&self.config)
+    }
+
+    /// Its id as the log has it: the one of a port, or of an uplink.
+    pub(super) fn log_label(&self, index: usize) -> (Option<&str>, Option<&str>) {
+        let endpoint = &self.ports[index].endpoint;
+        let id = Some(endpoint.name.as_str());
+        if endpoint.is_uplink() { (None, id) } else { (id, None) }
+    }
+}
+
+/// Whether a device that others hold is tried on for a while, before that is reported.
+fn is_in_grace(port: &mut Port, now: MonoTime) -> bool {
+    now.since(*port.in_use_since.get_or_insert(now)) < IN_USE_GRACE
+}

@@ -1,0 +1,373 @@
+//! Loops and storms: what workers find and count, what follows from it, and that it comes true.
+//!
+//! Four times a second there is a *turn*: counters are looked at, what has been heard since is judged, measures
+//! and rules follow, and probes are sent. What is decided is in [`loops`](crate::control::loops), and pure; here
+//! it is done. A probe that says something new is not kept waiting for the turn.
+//!
+//! ```text
+//!   probing    what is sent, and what comes back
+//!   watching   counters: storms, ports that are disabled for them, the guard
+//!   telling    events
+//!   keeping    over a restart
+//!   showing    what is shown of all this
+//!   siblings   ports that use the address of a sibling, and how to allow it
+//! ```
+
+mod monitor;
+mod notify;
+mod persist;
+mod probe;
+mod siblings;
+mod status;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use tracing::debug;
+
+use self::monitor::{DisabledPort, StormMonitor};
+use self::persist::Persistence;
+use self::probe::{ProbedPort, SentProbes};
+use super::Controller;
+use crate::control::compile::endpoints::ConfigRef;
+use crate::control::compile::forwarding::{MitigationState, uplink_vlans};
+use crate::control::desired::change::{ChangeError, ChangeResult};
+use crate::control::loops::dampening::{DampenedMac, Dampening};
+use crate::control::loops::describe::what;
+use crate::control::loops::spoof_reports::SpoofReports;
+use crate::control::loops::status::LoopCounts;
+use crate::control::loops::table::{Loop, LoopEvent, LoopTable, RefusedCount};
+use crate::control::loops::topology::{Endpoint, Topology};
+use crate::switch::{FlapEvent, PortId, Station};
+use crate::time::{self, MonoTime};
+use crate::wire::ProbeKey;
+use crate::worker::{EventReceiver, Flush, WorkerEvent};
+
+/// Stations that move of which control has not decided yet, at most; those behind are told again by the workers.
+const MAX_FLAPS: usize = 4096;
+
+/// All that is known of loops and storms, and what is done about them.
+#[derive(Debug)]
+pub struct Mitigation {
+    events: EventReceiver,
+    topology: Topology,
+    /// By place in the switch: all ports, and the networks on lines to the outside.
+    endpoints: HashMap<PortId, Endpoint>,
+    ids: HashMap<Endpoint, PortId>,
+    probed: Vec<ProbedPort>,
+    /// Networks with a port that may use more than its own address.
+    with_pairs: HashSet<String>,
+    loops: LoopTable,
+    dampening: Dampening,
+    flaps: Vec<FlapEvent>,
+    monitor: StormMonitor,
+    spoof_reports: SpoofReports,
+    /// The addresses of siblings that ports were refused.
+    sibling_sources: SpoofReports,
+    /// What storm limits refused at the last turn.
+    refused: HashMap<Endpoint, RefusedCount>,
+    disabled: BTreeMap<Endpoint, DisabledPort>,
+    /// What the rules in force have been made with.
+    active: MitigationState,
+    sent: SentProbes,
+    ticks: u64,
+    persistence: Persistence,
+    counts: LoopCounts,
+}
+
+impl Mitigation {
+    /// Nothing is known yet. Probes are sent under this key, and workers tell what they find.
+    pub fn new(key: ProbeKey, events: EventReceiver) -> Mitigation {
+        Mitigation {
+            events,
+            topology: Topology::default(),
+            endpoints: HashMap::new(),
+            ids: HashMap::new(),
+            probed: Vec::new(),
+            with_pairs: HashSet::new(),
+            loops: LoopTable::default(),
+            dampening: Dampening::default(),
+            flaps: Vec::new(),
+            monitor: StormMonitor::default(),
+            spoof_reports: SpoofReports::default(),
+            sibling_sources: SpoofReports::default(),
+            refused: HashMap::new(),
+            disabled: BTreeMap::new(),
+            active: MitigationState::default(),
+            sent: SentProbes::new(key),
+            ticks: 0,
+            persistence: Persistence::default(),
+            counts: LoopCounts::default(),
+        }
+    }
+
+    /// What is done, in the terms of the switch.
+    pub(super) fn active_measures(&self) -> &MitigationState {
+        &self.active
+    }
+
+    /// What workers find next.
+    pub(super) async fn next(&mut self) -> Option<WorkerEvent> {
+        self.events.recv().await
+    }
+
+    /// The loop for which a port is held, if it is for one.
+    fn loop_holding(&self, end: &Endpoint) -> Option<&Loop> {
+        self.loops.loops().find(|of| of.quarantined(&self.topology).contains(end))
+    }
+
+    /// What follows from all that is known.
+    fn wanted(&self) -> MitigationState {
+        let mitigation = self.loops.measures(&self.topology);
+        let mut quarantined: HashSet<PortId> = mitigation
+            .quarantined
+            .keys()
+            .chain(self.disabled.keys())
+            .filter_map(|end| self.ids.get(end))
+            .copied()
+            .collect();
+        quarantined.retain(|id| self.endpoints.get(id).is_some_and(|end| end.vm.is_some()));
+        let split_horizon = self.endpoints.iter().filter(|(_, end)| {
+            let split_horizon = |vm: &String| mitigation.split_horizon.contains(&(vm.clone(), end.network.clone()));
+            !mitigation.split_horizon.is_empty() && end.vm.as_ref().is_some_and(split_horizon)
+        });
+        let suspects = self.endpoints.iter().filter(|(_, end)| self.with_pairs.contains(&end.network));
+        let suspects = suspects.map(|(&id, _)| id).filter(|&id| self.is_suspect(id));
+        MitigationState {
+            quarantined,
+            suspects: suspects.collect(),
+            split_horizon: split_horizon.map(|(&id, _)| id).collect(),
+            dampened: self.dampening.iter().map(|(station, dampened)| (station, dampened.at)).collect(),
+        }
+    }
+
+    /// The places of all ports of VMs that take part in a loop, on its networks.
+    fn ports_of(&self, of: &Loop) -> Vec<PortId> {
+        let ends = of.ends();
+        let takes_part =
+            |end: &Endpoint| end.vm.is_some() && ends.iter().any(|of| of.vm == end.vm && of.network == end.network);
+        self.endpoints.iter().filter(|(_, end)| takes_part(end)).map(|(&id, _)| id).collect()
+    }
+}
+
+impl Controller {
+    /// Follows the configuration: who is there now. Rules that are made after this have the measures for them.
+    pub(super) fn update_topology(&mut self) {
+        let mut ends: Vec<(PortId, Endpoint, usize)> = Vec::new();
+        for port in &self.ports {
+            let ConfigRef::Port { vm, position, .. } = port.endpoint.config_ref else { continue };
+            let vm = &self.config.vms[vm];
+            let network = vm.ports[position].network_id.clone();
+            let end = Endpoint { vm: Some(vm.id.clone()), network, port: port.endpoint.name.clone() };
+            ends.push((port.endpoint.id, end, position));
+        }
+        for outside in uplink_vlans(&self.config, &self.ids) {
+            let network = self.config.networks[outside.network].id.clone();
+            // Of a group the preferred one, whichever carries.
+            let Some(uplink) = outside.group.members.first().and_then(|&member| self.config.uplinks.get(member)) else {
+                continue;
+            };
+            ends.push((outside.id, Endpoint { vm: None, network, port: uplink.id.clone() }, 0));
+        }
+        let networks = self.config.networks.iter();
+        let networks =
+            networks.map(|network| (network.id.clone(), Duration::from_secs(u64::from(network.probe_seconds))));
+        let mitigation = &mut self.mitigation;
+        mitigation.topology = Topology::new(networks, ends.iter().map(|(_, end, position)| (end.clone(), *position)));
+        mitigation.ids = ends.iter().map(|(id, end, _)| (end.clone(), *id)).collect();
+        mitigation.endpoints = ends.into_iter().map(|(id, end, _)| (id, end)).collect();
+        mitigation.probed = probe::probed_ports(&self.config, &self.ports);
+        let with_pairs = self.config.ports().filter(|(_, port)| !port.allowed_address_pairs.is_empty());
+        mitigation.with_pairs = with_pairs.map(|(_, port)| port.network_id.clone()).collect();
+        mitigation.disabled.retain(|end, _| mitigation.topology.has(end));
+        let ends = &mitigation.endpoints;
+        mitigation.monitor.retain(|id| ends.contains_key(&id));
+        mitigation.spoof_reports.retain(|id| ends.contains_key(&id));
+        mitigation.sibling_sources.retain(|id| ends.contains_key(&id));
+        mitigation.dampening.expire(|id| ends.contains_key(&id), time::now());
+        mitigation.restore();
+        mitigation.active = mitigation.wanted();
+    }
+
+    /// A turn.
+    pub(super) async fn mitigate(&mut self) {
+        let now = time::now();
+        self.mitigation.ticks += 1;
+        self.check_counters(now);
+        self.release_disabled(now);
+        let dampened = self.dampen_flapping(now);
+        let Mitigation { loops, topology, refused, .. } = &mut self.mitigation;
+        let events = loops.update(topology, refused, now);
+        self.enforce(events, dampened).await;
+        self.send_probes(now).await;
+        self.persist_loops();
+    }
+
+    /// Something that workers have found, and what else they have meanwhile.
+    pub(super) async fn handle_event(&mut self, event: WorkerEvent) {
+        let now = time::now();
+        let (mut next, mut is_new) = (Some(event), false);
+        let mut pins = Vec::new();
+        while let Some(event) = next {
+            match event {
+                WorkerEvent::ReturnedProbe(returned_probe) => {
+                    is_new |= self.mitigation.receive_probe(returned_probe, now)
+                }
+                WorkerEvent::Flap(moving) if self.mitigation.flaps.len() < MAX_FLAPS => {
+                    self.mitigation.flaps.push(moving);
+                }
+                WorkerEvent::Flap(_) => {}
+                WorkerEvent::Spoof(spoof) => self.mitigation.monitor.record_spoof(spoof),
+                WorkerEvent::SpoofedIp(spoofed) => self.report_spoofed_ip(spoofed, now),
+                WorkerEvent::Pin(report, at) => pins.push((report, at)),
+                WorkerEvent::SiblingSource(source) => self.report_sibling_source(source, now),
+            }
+            next = self.mitigation.events.try_recv().ok();
+        }
+        if !pins.is_empty() {
+            self.apply_pin_reports(pins).await;
+        }
+        if is_new {
+            let Mitigation { loops, topology, refused, .. } = &mut self.mitigation;
+            // What was refused has been counted.
+            refused.values_mut().for_each(|refused| refused.more = 0);
+            let events = loops.update(topology, refused, now);
+            self.enforce(events, Vec::new()).await;
+        }
+    }
+
+    /// Dampens stations at the ports to which they are pinned. Each stands with its port and the port to which it must not
+    /// move.
+    pub(super) async fn dampen_at(&mut self, stations: Vec<(Station, PortId, PortId)>, now: MonoTime) {
+        let mut dampened = Vec::new();
+        for (station, at, from) in stations {
+            let Some(end) = self.mitigation.endpoints.get(&at) else { continue };
+            let network = self.config.networks.iter().find(|network| network.id == end.network);
+            let time = Duration::from_secs(u64::from(network.map_or(60, |network| network.dampening_seconds)));
+            if let Some(dampening_entry) =
+                self.mitigation.dampening.dampen(station, [at, from, at], |_| false, time, now)
+            {
+                self.mitigation.counts.dampenings += 1;
+                dampened.push((station, dampening_entry));
+            }
+        }
+        self.enforce(Vec::new(), dampened).await;
+    }
+
+    /// Decides on the stations that moved too often.
+    fn dampen_flapping(&mut self, now: MonoTime) -> Vec<(Station, DampenedMac)> {
+        let mitigation = &mut self.mitigation;
+        let ends = &mitigation.endpoints;
+        mitigation.dampening.expire(|id| ends.contains_key(&id), now);
+        let mut dampened = Vec::new();
+        for FlapEvent { station, from, to, origin } in std::mem::take(&mut mitigation.flaps) {
+            let (Some(was), Some(_)) = (mitigation.endpoints.get(&from), mitigation.endpoints.get(&to)) else {
+                continue;
+            };
+            let network = self.config.networks.iter().find(|network| network.id == was.network);
+            let seconds = network.map_or(60, |network| network.dampening_seconds);
+            // one that has gone since is no home
+            let home = if mitigation.endpoints.contains_key(&origin) { origin } else { from };
+            let ports = [from, to, home];
+            let suspects = ports.map(|id| mitigation.is_suspect(id));
+            let suspected = |id| ports.iter().zip(suspects).any(|(&port, is_suspect)| port == id && is_suspect);
+            let time = Duration::from_secs(u64::from(seconds));
+            if let Some(dampening_entry) = mitigation.dampening.dampen(station, ports, suspected, time, now) {
+                mitigation.counts.dampenings += 1;
+                dampened.push((station, dampening_entry));
+            }
+        }
+        dampened
+    }
+
+    /// Puts in force what follows from all that is known, then tells what has happened, and lets be forgotten what
+    /// was learned by it.
+    async fn enforce(&mut self, events: Vec<LoopEvent>, dampened: Vec<(Station, DampenedMac)>) {
+        let wanted = self.mitigation.wanted();
+        let mut after: HashSet<PortId> =
+            wanted.quarantined.difference(&self.mitigation.active.quarantined).copied().collect();
+        if wanted != self.mitigation.active {
+            self.mitigation.active = wanted;
+            self.push_config().await;
+        }
+        for events in &events {
+            let of = match events {
+                LoopEvent::Started(key) | LoopEvent::Escalated(key, _) | LoopEvent::Cleared(key) => {
+                    self.mitigation.loops.find(key)
+                }
+                LoopEvent::Stopped(over) => Some(&over.loop_state),
+                LoopEvent::Extended(..) | LoopEvent::NetworksBridged(_) => None,
+            };
+            after.extend(of.into_iter().flat_map(|of| self.mitigation.ports_of(of)));
+        }
+        for events in events {
+            self.mitigation.persistence.is_due |=
+                !matches!(events, LoopEvent::NetworksBridged(_) | LoopEvent::Cleared(_));
+            self.emit_loop_event(events);
+        }
+        for (station, dampening_entry) in dampened {
+            self.emit_dampened(station, &dampening_entry);
+        }
+        self.flush_in_background(after);
+    }
+
+    /// Lets be forgotten what was learned behind these ports. That takes its time where very much is.
+    fn flush_in_background(&self, ports: HashSet<PortId>) {
+        if ports.is_empty() {
+            return;
+        }
+        let workers = self.workers.clone();
+        tokio::spawn(async move {
+            let mut forgotten = 0;
+            for port in ports {
+                forgotten += workers.flush(Flush { port_index: Some(port.index()), ..Flush::default() }).await;
+            }
+            debug!(forgotten, "what was learned by a loop or a storm has been forgotten");
+        });
+    }
+
+    /// Lifts what holds a port: measures against loops that it is in, its quarantine for a storm, and the freezes of
+    /// stations at it and from it.
+    pub(super) async fn release(&mut self, port: &str) -> Result<ChangeResult, ChangeError> {
+        let Some(id) = self.ids.port(port) else {
+            if self.ids.trunk(port).is_none() {
+                return Err(ChangeError::unknown_port(&self.config, port));
+            }
+            return Ok(self.release_at(port, |_| false).await);
+        };
+        // A freeze is of the VM: it has moved among its ports as well.
+        let vm = self.mitigation.endpoints.get(&id).and_then(|end| end.vm.clone());
+        let of_vm = self.mitigation.endpoints.iter().filter(|(_, end)| end.vm == vm).map(|(&id, _)| id);
+        let of_vm: HashSet<PortId> = of_vm.collect();
+        Ok(self.release_at(port, |id| of_vm.contains(&id)).await)
+    }
+
+    async fn release_at(&mut self, port: &str, is_meant: impl Fn(PortId) -> bool) -> ChangeResult {
+        let now = time::now();
+        let mut changes = Vec::new();
+        let opened = self.mitigation.take_disabled(|end, _| end.port == port && end.vm.is_some());
+        for (end, disabled) in opened {
+            changes.push(format!("port {port:?} is no longer held for a {} storm", disabled.class));
+            self.emit_reopened(&end, &disabled, "released by hand");
+        }
+        let events = self.mitigation.loops.release(port, now);
+        for events in &events {
+            if let LoopEvent::Stopped(over) = events {
+                let what = what(&over.loop_state, &self.mitigation.topology);
+                changes.push(format!("nothing is done any more about this: {what}"));
+            }
+        }
+        let let_go = self.mitigation.dampening.release(is_meant);
+        if let_go > 0 {
+            changes.push(format!("{let_go} stations are no longer dampened"));
+        }
+        let warnings = match changes.is_empty() {
+            true => vec![format!("nothing holds port {port:?}; there was nothing to lift")],
+            false => Vec::new(),
+        };
+        self.mitigation.persistence.is_due |= !changes.is_empty();
+        self.enforce(events, Vec::new()).await;
+        self.persist_loops();
+        ChangeResult { changes, warnings }
+    }
+}

@@ -1,0 +1,410 @@
+//! Counters: who is held to storm limits, who is disabled for that, and who sends the addresses of others.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use super::{Controller, Mitigation};
+use crate::control::compile::endpoints::ConfigRef;
+use crate::control::config::{Config, StormAction};
+use crate::control::loops::spoof_alarm::SpoofAlarm;
+use crate::control::loops::status::StormStatus;
+use crate::control::loops::storms::{Episode, Storm, Transition};
+use crate::control::loops::table::RefusedCount;
+use crate::control::loops::topology::Endpoint;
+use crate::control::reconcile::Port;
+use crate::switch::{DropReason, NetworkId, PortId, SpoofEvent, Station, StormClass, VmId};
+use crate::time::MonoTime;
+
+/// Storms that are over and still shown, at most.
+const MAX_ENDED: usize = 100;
+
+/// Whose limit refuses, and what it is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum StormKind {
+    /// A port's, of broadcast.
+    Broadcast,
+    /// A port's, of multicast.
+    Multicast,
+    /// A port's, of unknown unicast.
+    UnknownUnicast,
+    /// A port's, of spanning tree.
+    Bpdu,
+    /// A VM's on a network, of whichever class.
+    Vm,
+    /// A VM's on a network, of copies.
+    Copies,
+}
+
+/// The limits of a port.
+pub(super) const OF_PORT: [StormKind; 4] =
+    [StormKind::Broadcast, StormKind::Multicast, StormKind::UnknownUnicast, StormKind::Bpdu];
+
+/// The limits of a VM on a network.
+pub(super) const OF_VM: [StormKind; 2] = [StormKind::Vm, StormKind::Copies];
+
+impl StormKind {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            StormKind::Broadcast => "broadcast",
+            StormKind::Multicast => "multicast",
+            StormKind::UnknownUnicast => "unknown_unicast",
+            StormKind::Bpdu => "bpdu",
+            StormKind::Vm => "vm",
+            StormKind::Copies => "copies",
+        }
+    }
+
+    const fn reason(self) -> DropReason {
+        match self {
+            StormKind::Broadcast => DropReason::StormBroadcast,
+            StormKind::Multicast => DropReason::StormMulticast,
+            StormKind::UnknownUnicast => DropReason::StormUnknownUnicast,
+            StormKind::Bpdu => DropReason::StormBpdu,
+            StormKind::Vm => DropReason::StormVm,
+            StormKind::Copies => DropReason::StormCopies,
+        }
+    }
+
+    const fn storm_class(self) -> Option<StormClass> {
+        match self {
+            StormKind::Broadcast => Some(StormClass::Broadcast),
+            StormKind::Multicast => Some(StormClass::Multicast),
+            StormKind::UnknownUnicast => Some(StormClass::UnknownUnicast),
+            StormKind::Bpdu | StormKind::Vm | StormKind::Copies => None,
+        }
+    }
+}
+
+/// A port that is held for a storm.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct DisabledPort {
+    /// Since when.
+    pub since: MonoTime,
+    /// Until when; `None`: until it is released by hand.
+    pub until: Option<MonoTime>,
+    /// The limit that was hit.
+    pub class: String,
+    /// How the storm was, once it is over.
+    pub episode: Option<Episode>,
+}
+
+/// What is known of one port.
+#[derive(Debug, Default)]
+struct PortMonitor {
+    storms: [Storm; 4],
+    /// Of whichever class.
+    any: Storm,
+    spoof_alarm: SpoofAlarm,
+    /// What it was last seen to send of others.
+    last_spoofed: Option<Station>,
+}
+
+/// Whose storm it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum StormSource {
+    /// A port's or an uplink's.
+    Port(PortId),
+    /// That of a VM on a network.
+    Vm(VmId, NetworkId),
+}
+
+/// All that is watched.
+#[derive(Debug, Default)]
+pub(super) struct StormMonitor {
+    ports: HashMap<PortId, PortMonitor>,
+    vms: HashMap<(VmId, NetworkId), [Storm; 2]>,
+    /// The VMs that storm, or did a moment ago.
+    storming_vms: HashSet<VmId>,
+    /// The classes that hit the common limit, and the limit on copies, when the storm began.
+    hits: HashMap<(VmId, NetworkId, StormKind), Vec<StormClass>>,
+    pub(super) ended: VecDeque<StormStatus>,
+}
+
+impl StormMonitor {
+    /// Forgets the ports that are no more.
+    pub(super) fn retain(&mut self, is_there: impl Fn(PortId) -> bool) {
+        self.ports.retain(|&id, _| is_there(id));
+    }
+
+    /// Whether storm limits refuse frames of this VM.
+    pub(super) fn storms(&self, owner: VmId) -> bool {
+        self.storming_vms.contains(&owner)
+    }
+
+    /// The classes that hit a limit of a VM when the storm began.
+    pub(super) fn hits(&self, who: StormSource, class: StormKind) -> &[StormClass] {
+        match who {
+            StormSource::Vm(owner, network) => self.hits.get(&(owner, network, class)).map_or(&[], Vec::as_slice),
+            StormSource::Port(_) => &[],
+        }
+    }
+
+    /// A port has sent a frame that names the station of another VM.
+    pub(super) fn record_spoof(&mut self, spoofed: SpoofEvent) {
+        if let Some(gauges) = self.ports.get_mut(&spoofed.at) {
+            gauges.last_spoofed = Some(spoofed.station);
+        }
+    }
+
+    /// The storms that there are.
+    pub(super) fn active_storms(&self) -> Vec<(StormSource, StormKind, Episode)> {
+        let ports = self.ports.iter().flat_map(|(&id, gauges)| {
+            OF_PORT.into_iter().zip(&gauges.storms).map(move |(class, storm)| (StormSource::Port(id), class, storm))
+        });
+        let vms = self.vms.iter().flat_map(|(&(owner, network), storms)| {
+            OF_VM.into_iter().zip(storms).map(move |(class, storm)| (StormSource::Vm(owner, network), class, storm))
+        });
+        ports.chain(vms).filter_map(|(who, class, storm)| Some((who, class, storm.episode()?))).collect()
+    }
+
+    /// Remembers a storm that is over.
+    pub(super) fn record_ended(&mut self, view: StormStatus) {
+        if self.ended.len() == MAX_ENDED {
+            self.ended.pop_front();
+        }
+        self.ended.push_back(view);
+    }
+}
+
+/// What is done about a storm of a port.
+pub(super) fn action(config: &Config, config_ref: ConfigRef, class: StormKind) -> (StormAction, u32) {
+    let text = (StormAction::DropEvent, 0);
+    match config_ref {
+        ConfigRef::Port { vm, position, network, .. } => {
+            let (vm, network) = (&config.vms[vm], &config.networks[network]);
+            let of = |limit: Option<&crate::control::config::StormLimit>| {
+                limit.map(|limit| (limit.action, limit.recovery_seconds))
+            };
+            match (class, class.storm_class()) {
+                (_, Some(class)) => of(config.storm_of_port(&vm.ports[position]).limit(class)).unwrap_or(text),
+                // Which class it was is not counted: what is done is what all of them agree on.
+                (StormKind::Vm, _) => {
+                    let storm = config.storm_of_vm(vm, network);
+                    let all = StormClass::ALL.into_iter().filter_map(|class| of(storm.limit(class)));
+                    let mildness = |(action, _): &(StormAction, u32)| match action {
+                        StormAction::Drop => 0,
+                        StormAction::DropEvent => 1,
+                        StormAction::Disable => 2,
+                    };
+                    all.min_by_key(mildness).unwrap_or(text)
+                }
+                _ => text,
+            }
+        }
+        ConfigRef::Uplink { index } => {
+            let limit = class.storm_class().and_then(|class| {
+                let storm = config.storm_of_uplink(&config.uplinks[index]);
+                storm.limit(class).map(|limit| limit.action)
+            });
+            // An uplink is not closed for what others send by it.
+            match limit {
+                Some(StormAction::Drop) => (StormAction::Drop, 0),
+                _ => text,
+            }
+        }
+    }
+}
+
+/// What has happened to a limit.
+struct LimitTransition {
+    who: StormSource,
+    class: StormKind,
+    transition: Transition,
+    /// The ports whose frames it refused lately.
+    ports: Vec<usize>,
+}
+
+impl Controller {
+    /// Looks at all counters that tell of storms and of foreign sources.
+    pub(super) fn check_counters(&mut self, now: MonoTime) {
+        let mut turned: Vec<LimitTransition> = Vec::new();
+        let mut guarded = Vec::new();
+        // By VM and network: what was refused of each of the two limits, and by which ports.
+        let mut vms: HashMap<(VmId, NetworkId), ([u64; 2], Vec<usize>)> = HashMap::new();
+        let Mitigation { monitor, refused, endpoints, .. } = &mut self.mitigation;
+        monitor.storming_vms.clear();
+        refused.clear();
+        for (index, port) in self.ports.iter().enumerate() {
+            let id = port.endpoint.id;
+            let gauges = monitor.ports.entry(id).or_default();
+            let ever = |class: StormKind| drops(port, class.reason());
+            let mut in_all = 0;
+            for (class, storm) in OF_PORT.into_iter().zip(&mut gauges.storms) {
+                let refused = ever(class);
+                in_all += refused;
+                if let Some(transition) = storm.observe(refused, now) {
+                    turned.push(LimitTransition { who: StormSource::Port(id), class, transition, ports: vec![index] });
+                }
+            }
+            let of_vm = OF_VM.map(ever);
+            gauges.any.observe(in_all + of_vm.iter().sum::<u64>(), now);
+            if let ConfigRef::Port { owner, network_id, .. } = port.endpoint.config_ref {
+                let (sums, ports) = vms.entry((owner, network_id)).or_default();
+                sums.iter_mut().zip(of_vm).for_each(|(sum, of)| *sum += of);
+                if let Some(episode) = gauges.any.episode() {
+                    monitor.storming_vms.insert(owner);
+                    ports.extend(gauges.any.is_hit().then_some(index));
+                    let of_port = RefusedCount { more: gauges.any.more(), total: episode.suppressed };
+                    refused.extend(endpoints.get(&id).map(|end| (end.clone(), of_port)));
+                }
+                let spoofed = drops(port, DropReason::ForeignSource);
+                if gauges.spoof_alarm.observe(spoofed, now) {
+                    guarded.push((index, gauges.last_spoofed.take()));
+                }
+            }
+        }
+        monitor.vms.retain(|who, _| vms.contains_key(who));
+        monitor.hits.retain(|&(owner, network, _), _| vms.contains_key(&(owner, network)));
+        for (who, (sums, ports)) in vms {
+            let storms = monitor.vms.entry(who).or_default();
+            for ((class, storm), sum) in OF_VM.into_iter().zip(storms).zip(sums) {
+                if let Some(transition) = storm.observe(sum, now) {
+                    turned.push(LimitTransition {
+                        who: StormSource::Vm(who.0, who.1),
+                        class,
+                        transition,
+                        ports: ports.clone(),
+                    });
+                }
+            }
+        }
+        for LimitTransition { who, class, transition, ports } in turned {
+            match transition {
+                Transition::Started => self.begin_storm(who, class, &ports, now),
+                Transition::Stopped(episode) => self.end_storm(who, class, episode, now),
+            }
+        }
+        for (index, station) in guarded {
+            self.emit_spoofed_mac(index, station);
+        }
+    }
+
+    fn begin_storm(&mut self, who: StormSource, class: StormKind, ports: &[usize], now: MonoTime) {
+        self.mitigation.counts.storms += 1;
+        self.take_hits(who, class);
+        let Some(&index) = ports.first().or(self.of(who).as_ref()) else { return };
+        let (action, recovery) = action(&self.config, self.ports[index].endpoint.config_ref, class);
+        if action == StormAction::Disable {
+            for &index in ports {
+                let Some(end) = self.mitigation.endpoints.get(&self.ports[index].endpoint.id) else { continue };
+                let until = (recovery > 0).then(|| now + Duration::from_secs(u64::from(recovery)));
+                let disabled = DisabledPort { since: now, until, class: class.name().into(), episode: None };
+                self.mitigation.disabled.entry(end.clone()).or_insert(disabled);
+                self.mitigation.persistence.is_due = true;
+            }
+        }
+        if action != StormAction::Drop {
+            self.emit_storm_start(who, class, action, recovery);
+        }
+    }
+
+    /// Takes the classes that have hit a limit of a VM.
+    fn take_hits(&mut self, who: StormSource, class: StormKind) {
+        let (StormSource::Vm(owner, network), Some(index)) = (who, self.of(who)) else { return };
+        let names = self.names(index);
+        let state = self.policers.of_vm(names.vm.unwrap_or_default(), names.network.unwrap_or_default());
+        let hit = match (state, class) {
+            (Some(state), StormKind::Vm) => state.take_hit(),
+            (Some(state), StormKind::Copies) => state.take_hit_copies(),
+            _ => return,
+        };
+        self.mitigation.monitor.hits.insert((owner, network, class), hit);
+    }
+
+    fn end_storm(&mut self, who: StormSource, class: StormKind, episode: Episode, now: MonoTime) {
+        let view = self.storm_view(who, class, &episode, Some(now));
+        // What it was of is of the past.
+        self.take_hits(who, class);
+        let Some(view) = view else { return };
+        let disabled = match who {
+            StormSource::Port(id) => {
+                self.mitigation.endpoints.get(&id).and_then(|end| self.mitigation.disabled.get_mut(end))
+            }
+            StormSource::Vm(..) => None,
+        };
+        // It is over because the port is closed: that is told when it is open again.
+        if let Some(disabled) = disabled
+            && disabled.class == class.name()
+        {
+            disabled.episode = Some(episode);
+        } else if view.action != "drop" {
+            self.emit_storm_stop(&view);
+        }
+        self.mitigation.monitor.record_ended(view);
+    }
+
+    /// Opens the ports whose time in quarantine for a storm is over, and those whose limit has been lifted.
+    pub(super) fn release_disabled(&mut self, now: MonoTime) {
+        if !self.mitigation.disabled.is_empty() {
+            let lifted: HashSet<Endpoint> = self
+                .mitigation
+                .disabled
+                .iter()
+                .filter(|of| !self.may_disable(of.0, of.1))
+                .map(|of| of.0.clone())
+                .collect();
+            for (end, disabled) in self.mitigation.take_disabled(|end, _| lifted.contains(end)) {
+                self.mitigation.persistence.is_due = true;
+                self.emit_reopened(&end, &disabled, "its limit no longer holds it");
+            }
+        }
+        let opened = self.mitigation.take_disabled(|_, disabled| disabled.until.is_some_and(|until| now >= until));
+        for (end, disabled) in opened {
+            self.mitigation.persistence.is_due = true;
+            self.emit_reopened(&end, &disabled, "its time is over");
+        }
+    }
+
+    /// Whether the limit for which a port is held still says so.
+    fn may_disable(&self, end: &Endpoint, disabled: &DisabledPort) -> bool {
+        let Some(&id) = self.mitigation.ids.get(end) else { return true };
+        let Some(port) = self.ports.iter().find(|port| port.is(id)) else { return true };
+        let class = OF_PORT.into_iter().chain(OF_VM).find(|class| class.name() == disabled.class);
+        let ConfigRef::Port { vm, position, network, .. } = port.endpoint.config_ref else { return true };
+        let (vm, network) = (&self.config.vms[vm], &self.config.networks[network]);
+        let disables = |limit: Option<&crate::control::config::StormLimit>| {
+            limit.is_some_and(|limit| limit.action == StormAction::Disable)
+        };
+        match class.map(|class| (class, class.storm_class())) {
+            Some((_, Some(class))) => disables(self.config.storm_of_port(&vm.ports[position]).limit(class)),
+            Some((StormKind::Vm, None)) => {
+                let own = &vm.ports[position].storm;
+                let storm = self.config.storm_of_vm(vm, network);
+                StormClass::ALL.into_iter().any(|class| !own.disables(class) && disables(storm.limit(class)))
+            }
+            _ => true,
+        }
+    }
+
+    /// A port by which this storm is.
+    pub(super) fn of(&self, who: StormSource) -> Option<usize> {
+        self.ports.iter().position(|port| match (who, port.endpoint.config_ref) {
+            (StormSource::Port(id), _) => port.endpoint.id == id,
+            (StormSource::Vm(of, on), ConfigRef::Port { owner, network_id, .. }) => (owner, network_id) == (of, on),
+            (StormSource::Vm(..), ConfigRef::Uplink { .. }) => false,
+        })
+    }
+}
+
+impl Mitigation {
+    /// Those ports that are held for a storm of which `is_meant` speaks, which are not from now on.
+    pub(super) fn take_disabled(
+        &mut self,
+        is_meant: impl Fn(&Endpoint, &DisabledPort) -> bool,
+    ) -> Vec<(Endpoint, DisabledPort)> {
+        let expected =
+            self.disabled.iter().filter(|(end, disabled)| is_meant(end, disabled)).map(|(end, _)| end.clone());
+        let expected: Vec<Endpoint> = expected.collect();
+        expected.into_iter().filter_map(|end| self.disabled.remove_entry(&end)).collect()
+    }
+
+    /// Whether the VM of this port storms, or is in a loop.
+    pub(super) fn is_suspect(&self, id: PortId) -> bool {
+        let Some(end) = self.endpoints.get(&id) else { return false };
+        self.refused.contains_key(end) || end.vm.as_ref().is_some_and(|vm| self.loops.is_suspect(vm, &end.network))
+    }
+}
+
+fn drops(port: &Port, reason: DropReason) -> u64 {
+    port.sum(|counters| counters.drops_in.get(reason))
+}

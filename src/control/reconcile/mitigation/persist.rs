@@ -1,0 +1,172 @@
+//! What of loops and storms is kept over a restart: written down when it changes, and beside the
+//! stations now and then.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
+
+use super::monitor::DisabledPort;
+use super::{Controller, Mitigation};
+use crate::control::loops::snapshot::{self, Clocks};
+use crate::control::loops::topology::{Endpoint, Topology};
+use crate::time::{self, Stamp};
+
+/// The longest that a port can be held for a storm, but for those that are to be released by hand: a day.
+const MAX_QUARANTINE: Duration = Duration::from_secs(86_400);
+
+/// Where that is.
+#[derive(Debug, Default)]
+pub(super) struct Persistence {
+    /// What was kept before, until it is known who is there.
+    loaded: Option<Value>,
+    /// Something is otherwise than it was written down.
+    pub(super) is_due: bool,
+    write: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct PersistedDisabled {
+    end: Endpoint,
+    class: String,
+    since: i64,
+    until: Option<i64>,
+}
+
+fn persist_disabled(disabled: &BTreeMap<Endpoint, DisabledPort>, clocks: Clocks) -> Vec<PersistedDisabled> {
+    let stored = |(end, of): (&Endpoint, &DisabledPort)| PersistedDisabled {
+        end: end.clone(),
+        class: of.class.clone(),
+        since: clocks.millis(of.since),
+        until: of.until.map(|until| clocks.millis(until)),
+    };
+    disabled.iter().map(stored).collect()
+}
+
+fn restore_disabled(stored: &Value, topology: &Topology, clocks: Clocks) -> BTreeMap<Endpoint, DisabledPort> {
+    let all = stored.as_array().map(Vec::as_slice).unwrap_or_default();
+    let all = all.iter().filter_map(|of| PersistedDisabled::deserialize(of).ok());
+    let known = all.filter(|of| topology.has(&of.end) && of.end.vm.is_some());
+    let resumed = known.map(|of| {
+        let until = of.until.map(|until| clocks.instant(until).min(clocks.now + MAX_QUARANTINE));
+        let since = clocks.instant(of.since).min(clocks.now);
+        (of.end, DisabledPort { since, until, class: of.class, episode: None })
+    });
+    resumed.collect()
+}
+
+impl Mitigation {
+    /// What was kept before, for when it is known who is there.
+    pub(in crate::control::reconcile) fn load(&mut self, stored: Value) {
+        self.persistence.loaded = (!stored.is_null()).then_some(stored);
+    }
+
+    /// Takes over what was kept before, if that has not been done.
+    pub(super) fn restore(&mut self) {
+        let Some(mut stored) = self.persistence.loaded.take() else { return };
+        let clocks = match Stamp::deserialize(&stored["stamp"]) {
+            Ok(stamp) => Clocks::since(&stamp, &Stamp::now(), time::now()),
+            // A switch before this one kept the wall clock alone.
+            Err(_) => clocks(),
+        };
+        // What has been found since the start is more recent.
+        for (end, disabled) in restore_disabled(&stored["disabled"], &self.topology, clocks) {
+            self.disabled.entry(end).or_insert(disabled);
+        }
+        self.loops.add(snapshot::restore(stored["loops"].take(), &self.topology, clocks));
+        let (loops, disabled) = (self.loops.loops().count(), self.disabled.len());
+        if loops + disabled > 0 {
+            info!(loops, disabled, "measures against loops and storms go on that were in force before");
+        }
+    }
+}
+
+/// This moment by both clocks.
+pub(super) fn clocks() -> Clocks {
+    Clocks { now: time::now(), wall: time::wall() }
+}
+
+impl Controller {
+    /// Notes that what is known is to be written down, changed or not: how much was suppressed, and when loops were seen
+    /// last.
+    pub(in crate::control::reconcile) fn mark_loops_dirty(&mut self) {
+        let Mitigation { loops, disabled, persistence: persisted, .. } = &mut self.mitigation;
+        persisted.is_due |= loops.loops().next().is_some() || !disabled.is_empty();
+    }
+
+    /// Writes the state of pins as soon as possible.
+    pub(in crate::control::reconcile) fn persist_activations(&mut self) {
+        self.mitigation.persistence.is_due = true;
+        self.persist_loops();
+    }
+
+    /// Begins to write down what is known, if that is due and not under way.
+    pub(in crate::control::reconcile) fn persist_loops(&mut self) {
+        let Mitigation { loops: table, disabled, persistence: persisted, .. } = &mut self.mitigation;
+        let under_way = persisted.write.as_ref().is_some_and(|write| !write.is_finished());
+        if under_way || !std::mem::take(&mut persisted.is_due) {
+            return;
+        }
+        let Some(store) = self.state.store().cloned() else { return };
+        let clocks = clocks();
+        let stored = json!({
+            "stamp": Stamp::now(),
+            "loops": snapshot::to_value(table, clocks),
+            "disabled": persist_disabled(disabled, clocks),
+            "activations": self.activations.to_value(),
+        });
+        persisted.write = Some(tokio::spawn(async move {
+            if let Err(why) = store.put_loops(stored).await {
+                warn!("what is done about loops has not been kept: {why}");
+            }
+        }));
+    }
+
+    /// Waits until what is known has been written down.
+    pub(in crate::control::reconcile) async fn finish_persisting_loops(&mut self) {
+        for _ in 0..2 {
+            if let Some(write) = self.mitigation.persistence.write.take() {
+                let _ = write.await;
+            }
+            self.persist_loops();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::MonoTime;
+    use std::time::UNIX_EPOCH;
+
+    #[test]
+    fn ports_that_are_held_for_storms_stay_so_and_nonsense_is_ignored() {
+        let end = |port: &str| Endpoint { vm: Some("v".into()), network: "n".into(), port: port.into() };
+        let clocks =
+            |boot, wall| Clocks { now: MonoTime::from_secs(boot), wall: UNIX_EPOCH + Duration::from_secs(wall) };
+        let quarantined = |since, until: Option<u64>| DisabledPort {
+            since: MonoTime::from_secs(since),
+            until: until.map(MonoTime::from_secs),
+            class: "broadcast".into(),
+            episode: None,
+        };
+        let disabled = BTreeMap::from([
+            (end("a"), quarantined(900, Some(1200))),
+            (end("b"), quarantined(950, None)),
+            (end("gone"), quarantined(1, None)),
+        ]);
+        let mut stored = serde_json::to_value(persist_disabled(&disabled, clocks(1000, 5000))).unwrap();
+        stored.as_array_mut().unwrap().extend([json!(7), json!({"end": null}), Value::Null]);
+        let topology = Topology::new([], [(end("a"), 0), (end("b"), 1)]);
+        // A hundred seconds later, on a host that was booted in between.
+        let back = restore_disabled(&stored, &topology, clocks(3000, 5100));
+        assert_eq!(
+            back,
+            BTreeMap::from([(end("a"), quarantined(2800, Some(3100))), (end("b"), quarantined(2850, None))])
+        );
+        assert_eq!(restore_disabled(&Value::Null, &topology, clocks(1, 1)), BTreeMap::new());
+    }
+}

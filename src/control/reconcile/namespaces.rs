@@ -1,0 +1,215 @@
+//! Which namespaces the ports are in, and whether their names lead to the same ones as before.
+//!
+//! A device keeps its namespace alive, unseen, when that is deleted, and nothing is reported by it. So the names are
+//! looked at: at once when inotify reports a change to a name, and from time to time. Ports whose namespace comes are
+//! opened; devices whose namespace has been deleted or replaced are closed.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::devices::DeviceEvent;
+use super::{Controller, State};
+use crate::control::reconcile::backoff::Backoff;
+use crate::device::OpenError;
+use crate::sys::netns::{Identity, Netns};
+use crate::sys::netns_names::{Name, NetnsNames};
+use crate::time::{self, MonoTime};
+
+/// Between two looks at a name of which inotify reports changes.
+const REPORTED: Duration = Duration::from_secs(2);
+
+/// Between two looks at any other name, such as `/proc/PID/ns/net`.
+const UNREPORTED: Duration = Duration::from_millis(400);
+
+/// What is known of namespaces.
+#[derive(Debug)]
+pub(super) struct Namespaces {
+    known: HashMap<Netns, NamespaceState>,
+    changed: mpsc::UnboundedReceiver<Vec<Name>>,
+    /// Whether changes to names are reported.
+    is_reported: bool,
+}
+
+#[derive(Debug, Default)]
+struct NamespaceState {
+    /// Which namespace it is; `None` inside: none. Outside: it has not been looked at yet.
+    identity: Option<Option<Identity>>,
+    is_reading: bool,
+    retry: Backoff,
+}
+
+/// What came of looking at a name.
+#[derive(Debug)]
+pub(super) struct NamespaceIdentity {
+    netns: Netns,
+    identity: Option<Identity>,
+    /// There is a file of its name, and no namespace bound to it.
+    is_unbound: bool,
+    began: MonoTime,
+}
+
+impl Default for Namespaces {
+    fn default() -> Namespaces {
+        Namespaces { known: HashMap::new(), changed: mpsc::unbounded_channel().1, is_reported: false }
+    }
+}
+
+impl Namespaces {
+    /// Begins to watch names, unless that is done already.
+    pub fn watch(&mut self) {
+        if self.is_reported {
+            return;
+        }
+        let watching = NetnsNames::watch();
+        let (report, changed) = mpsc::unbounded_channel();
+        match watching {
+            Ok(names) => {
+                (self.changed, self.is_reported) = (changed, true);
+                tokio::spawn(report_changes(names, report));
+            }
+            // The names are looked at all the same.
+            Err(why) => debug!("changes to names of namespaces are not reported: {why}"),
+        }
+    }
+
+    /// The names that have changed; `None`: nothing more is reported.
+    pub async fn next(&mut self) -> Option<Vec<Name>> {
+        if !self.is_reported {
+            std::future::pending::<()>().await;
+        }
+        self.changed.recv().await
+    }
+
+    /// Whether it is known that a name leads to no namespace.
+    pub fn is_missing(&self, netns: &Netns) -> bool {
+        self.known.get(netns).is_some_and(|known| known.identity == Some(None))
+    }
+
+    /// Which namespace a name leads to, if that is known. The host's own has no identity.
+    pub fn identity(&self, netns: &Netns) -> Option<Option<Identity>> {
+        match netns {
+            Netns::Host => Some(None),
+            _ => self.known.get(netns)?.identity.filter(Option::is_some),
+        }
+    }
+}
+
+async fn report_changes(mut names: NetnsNames, report: mpsc::UnboundedSender<Vec<Name>>) {
+    let ended: io::Result<()> = async {
+        loop {
+            let names = names.next().await?;
+            if report.send(names).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    .await;
+    if let Err(why) = ended {
+        debug!("changes to names of namespaces are no longer reported: {why}");
+    }
+}
+
+impl Controller {
+    /// Looks at those names for which it is time, aside.
+    pub(super) fn poll_namespaces(&mut self) {
+        self.namespaces.watch();
+        let now = time::now();
+        let devices = self.ports.iter().filter_map(|port| port.endpoint.device());
+        let wanted: HashSet<&Netns> = devices.map(|device| device.netns()).filter(|&of| *of != Netns::Host).collect();
+        self.namespaces.known.retain(|netns, _| wanted.contains(netns));
+        for netns in wanted {
+            let cap = match netns {
+                Netns::Named(_) if self.namespaces.is_reported => REPORTED,
+                _ => UNREPORTED,
+            };
+            let known = self.namespaces.known.entry(netns.clone()).or_default();
+            if known.is_reading || !known.retry.is_due(now) {
+                continue;
+            }
+            known.is_reading = true;
+            known.retry.tried(now, cap, now.nanos());
+            let (netns, done) = (netns.clone(), self.device_event_sender.clone());
+            self.jobs.run(&netns.clone(), move || {
+                let began = time::now();
+                let identity = netns.identity();
+                let is_unbound = identity.is_none() && netns.is_unbound();
+                let _ = done.send(DeviceEvent::NamespaceIdentified(NamespaceIdentity {
+                    netns,
+                    identity,
+                    is_unbound,
+                    began,
+                }));
+            });
+        }
+    }
+
+    /// Looks again at the names that have changed.
+    pub(super) fn handle_name_changes(&mut self, names: Option<Vec<Name>>) {
+        let Some(names) = names else {
+            self.namespaces.is_reported = false;
+            return;
+        };
+        let now = time::now();
+        let all = names.contains(&None);
+        for (netns, known) in &mut self.namespaces.known {
+            if all || matches!(netns, Netns::Named(name) if names.contains(&Some(name.clone()))) {
+                known.retry = Backoff::default();
+                known.retry.kick(now);
+            }
+        }
+        self.poll_namespaces();
+    }
+
+    /// Ports that wait for a namespace of which there is only a file say so.
+    fn report_unbound(&mut self, netns: &Netns) {
+        for index in 0..self.ports.len() {
+            let port = &self.ports[index];
+            let Some(device) = port.endpoint.device().filter(|device| device.netns() == netns) else { continue };
+            let why = OpenError::Unbound { at: device.at() }.to_string();
+            if matches!(&port.state, State::Down { reason } if *reason != why && !reason.is_empty()) {
+                self.mark_down(index, why);
+            }
+        }
+    }
+
+    /// Acts on what a name leads to: opens what waits for it, and closes what is in another one.
+    pub(super) async fn receive_identity(&mut self, identified: NamespaceIdentity) {
+        let NamespaceIdentity { netns, identity, is_unbound, began } = identified;
+        if is_unbound {
+            self.report_unbound(&netns);
+        }
+        let now = time::now();
+        let Some(known) = self.namespaces.known.get_mut(&netns) else { return };
+        known.is_reading = false;
+        let before = known.identity.replace(identity);
+        let (mut lost, mut has_come) = (Vec::new(), false);
+        for (index, port) in self.ports.iter_mut().enumerate() {
+            if port.endpoint.device().is_none_or(|device| *device.netns() != netns) {
+                continue;
+            }
+            match port.state {
+                // A look that began before it was opened may have seen what was there before.
+                State::Up { .. } if port.namespace != identity && began > port.opened => {
+                    let why = format!("{netns} has been deleted; its device is opened again as soon as it is back");
+                    lost.push((index, why));
+                }
+                State::Down { .. } | State::Opening { .. } if identity.is_some() && before != Some(identity) => {
+                    port.retry.kick(now);
+                    has_come = true;
+                }
+                _ => {}
+            }
+        }
+        self.close_devices(lost).await;
+        if before != Some(identity) {
+            self.watch_netdevs_in_use();
+        }
+        if has_come {
+            self.try_down_ports();
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! Subports, as far as they are told of: they are up as long as their parent is, whose device is theirs.
+
+use super::{Controller, State};
+use crate::control::compile::endpoints::{ConfigRef, EndpointAttachment};
+use crate::control::state::events::EventKind;
+
+impl Controller {
+    /// The subports of a port. They are among the ports of its VM, which stand together.
+    fn subports(&self, parent: usize) -> Vec<usize> {
+        let vm = |index: usize| match self.ports.get(index)?.endpoint.config_ref {
+            ConfigRef::Port { vm, .. } => Some(vm),
+            ConfigRef::Uplink { .. } => None,
+        };
+        let Some(home) = vm(parent) else { return Vec::new() };
+        let before = (0..parent).rev().take_while(|&index| vm(index) == Some(home));
+        let after = (parent + 1..self.ports.len()).take_while(|&index| vm(index) == Some(home));
+        before.chain(after).filter(|&index| self.ports[index].endpoint.parent() == Some(parent)).collect()
+    }
+
+    /// Tells of the subports of a port, which may be otherwise now.
+    pub(super) fn emit_subports(&mut self, parent: usize) {
+        for subport in self.subports(parent) {
+            self.emit_subport(subport);
+        }
+    }
+
+    /// Tells whether a subport is up or down, if that is not what was told last.
+    pub(super) fn emit_subport(&mut self, index: usize) {
+        let State::Tagged { reported: messages } = self.ports[index].state else { return };
+        let now = match self.why_no_frames(index) {
+            None => None,
+            Some(why) if why.is_empty() => return,
+            why => why,
+        };
+        if messages == Some(now.is_none()) {
+            return;
+        }
+        self.ports[index].state = State::Tagged { reported: Some(now.is_none()) };
+        match now {
+            None => {
+                let EndpointAttachment::Parent { endpoint: parent, vlan, .. } = self.ports[index].endpoint.attachment
+                else {
+                    return;
+                };
+                let text = format!("frames can flow both ways, as VLAN {vlan} of {}", self.ports[parent].endpoint);
+                let event = self.event_for(&self.names(index), EventKind::PortUp, &text);
+                self.emit(false, event);
+            }
+            Some(why) => {
+                let event = self.event_for(&self.names(index), EventKind::PortDown, &why);
+                self.emit(true, event);
+            }
+        }
+    }
+
+    /// Why no frames flow through a subport, if none do; empty if that is not known yet.
+    fn why_no_frames(&self, index: usize) -> Option<String> {
+        let endpoint = &self.ports[index].endpoint;
+        let parent = self.ports.get(endpoint.parent()?)?;
+        let of_parent = match &parent.state {
+            State::Opening { reason } | State::Down { reason } if reason.is_empty() => return Some(String::new()),
+            State::Opening { reason } | State::Down { reason } => Some(reason.clone()),
+            _ if !parent.endpoint.labels(&self.config).admin_up => Some("administratively down".into()),
+            _ => parent.dead_link(),
+        };
+        match of_parent {
+            Some(why) => Some(format!("its parent, {}, is down: {why}", parent.endpoint)),
+            None if !endpoint.labels(&self.config).admin_up => Some("administratively down".into()),
+            None => None,
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! How many events one source may cause: a guest that flaps its link or storms floods neither the log, nor the history,
+//! nor the disk.
+//!
+//! The first events of a source are reported as they come. Of a source that causes more, only the last event is
+//! reported every ten seconds, with how many others there were: so the last word is always true.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::control::state::events::{Event, EventKind};
+use crate::time::MonoTime;
+
+/// Events of one source that are reported as they come, within a window.
+const BURST: u32 = 20;
+
+/// The window.
+const WINDOW: Duration = Duration::from_secs(10);
+
+/// What tells apart events that stand for the same thing: the later one makes the earlier one void.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Group {
+    Link,
+    Storm,
+    Loop,
+    Other(EventKind),
+}
+
+fn group(kind: EventKind) -> Option<Group> {
+    match kind {
+        // These are caused by operators, who are limited elsewhere.
+        EventKind::Config | EventKind::Lagged => None,
+        EventKind::PortUp | EventKind::PortDown => Some(Group::Link),
+        EventKind::StormStart | EventKind::StormStop => Some(Group::Storm),
+        EventKind::LoopStart | EventKind::LoopLevel | EventKind::LoopStop => Some(Group::Loop),
+        other => Some(Group::Other(other)),
+    }
+}
+
+/// What one source has caused lately.
+#[derive(Debug)]
+struct Source {
+    /// When the window began.
+    since: MonoTime,
+    reported: u32,
+    /// The last event that was not reported, and how many there were.
+    suppressed_event: Option<(Event, u64)>,
+}
+
+/// The sources that have caused events lately.
+#[derive(Debug, Default)]
+pub struct EventLimiter(HashMap<(Group, Option<String>, Option<String>), Source>);
+
+impl EventLimiter {
+    /// Whether this event is reported now.
+    pub fn admit(&mut self, event: &Event, now: MonoTime) -> bool {
+        let Some(group) = group(event.kind) else { return true };
+        // A port is one source; what is of a whole VM is another.
+        let source = (group, event.vm.clone(), event.ports.first().cloned());
+        let source = self.0.entry(source).or_insert(Source { since: now, reported: 0, suppressed_event: None });
+        if source.suppressed_event.is_none() && now.since(source.since) >= WINDOW {
+            (source.since, source.reported) = (now, 0);
+        }
+        if source.suppressed_event.is_none() && source.reported < BURST {
+            source.reported += 1;
+            return true;
+        }
+        let others = source.suppressed_event.take().map_or(0, |(_, events)| events);
+        source.suppressed_event = Some((event.clone(), others + 1));
+        false
+    }
+
+    /// The last events of those sources whose window is over, each with the number of others. With `all`, of all.
+    pub fn due(&mut self, now: MonoTime, all: bool) -> Vec<Event> {
+        let mut due = Vec::new();
+        self.0.retain(|_, source| {
+            if !all && now.since(source.since) < WINDOW {
+                return true;
+            }
+            let Some((mut event, events)) = source.suppressed_event.take() else { return false };
+            // A source that goes on is reported once in a window.
+            (source.since, source.reported) = (now, BURST);
+            let others = events - 1;
+            if others > 0 {
+                let seconds = WINDOW.as_secs();
+                event.text = format!("{}; and {others} more events of this port in {seconds} seconds", event.text);
+            }
+            due.push(event);
+            true
+        });
+        due.sort_by(|a, b| a.time.cmp(&b.time));
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(kind: EventKind, port: &str, text: usize) -> Event {
+        Event {
+            ports: vec![port.into()],
+            text: text.to_string(),
+            ..Event::new(kind, std::time::SystemTime::UNIX_EPOCH)
+        }
+    }
+
+    fn at(millis: usize) -> MonoTime {
+        MonoTime::from_secs(1000) + Duration::from_millis(millis as u64)
+    }
+
+    #[test]
+    fn of_many_events_the_last_is_reported_with_the_number_of_others() {
+        let mut limit = EventLimiter::default();
+        let mut reported = Vec::new();
+        let kinds = [EventKind::PortDown, EventKind::PortUp];
+        for number in 0..3000 {
+            let event = event(kinds[number % 2], "p", number);
+            if limit.admit(&event, at(number * 10)) {
+                reported.push(event);
+            }
+            reported.extend(limit.due(at(number * 10), false));
+        }
+        reported.extend(limit.due(at(60_000), false));
+        assert_eq!(reported.len(), 20 + 3, "{reported:?}");
+        assert_eq!(reported[19].text, "19");
+        let last = reported.last().unwrap();
+        assert!(last.text.starts_with("2999; and ") && last.kind == EventKind::PortUp, "{last:?}");
+        let others = |event: &Event| event.text.split(' ').nth(2).and_then(|n| n.parse::<usize>().ok()).unwrap_or(0);
+        assert_eq!(reported.iter().map(|event| 1 + others(event)).sum::<usize>(), 3000);
+        // After a silence all is as it was.
+        assert!(limit.due(at(80_000), false).is_empty());
+        assert!(limit.0.is_empty() && limit.admit(&event(EventKind::PortUp, "p", 0), at(80_001)));
+    }
+
+    #[test]
+    fn sources_are_limited_one_by_one() {
+        let mut limit = EventLimiter::default();
+        let admitted = (0..100).filter(|&number| limit.admit(&event(EventKind::PortUp, "p", number), at(0)));
+        assert_eq!(admitted.count(), 20);
+        assert!(limit.admit(&event(EventKind::PortUp, "q", 0), at(0)));
+        assert!(limit.admit(&event(EventKind::StormStart, "p", 0), at(0)));
+        assert!((0..100).all(|number| limit.admit(&event(EventKind::Config, "p", number), at(0))));
+        assert_eq!(limit.due(at(0), true).len(), 1);
+    }
+}

@@ -1,0 +1,233 @@
+//! What happened, as far as it is remembered here, and whoever listens to what will.
+//!
+//! The history of the switch is in its store. The journal has what a switch without a store can
+//! tell, and what is still to be written down.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::broadcast;
+
+use crate::control::config::kind;
+use crate::control::desired::change::ChangeError;
+use crate::control::state::event_limit::EventLimiter;
+use crate::control::state::events::Event;
+use crate::time::{self, MonoTime};
+
+/// Events remembered.
+const MAX_EVENTS: usize = 10_000;
+
+/// Bytes of events remembered, and of events that are still to be written down.
+const BYTES: usize = 8 << 20;
+
+/// Events that a listener may be behind before it misses some.
+const MAX_LAG: usize = 1024;
+
+/// What happened lately.
+#[derive(Debug)]
+pub struct EventLog {
+    /// By number. One whose number was reserved comes behind later ones.
+    recent: BTreeMap<u64, Event>,
+    bytes: usize,
+    uncommitted: Vec<Event>,
+    uncommitted_bytes: usize,
+    live: broadcast::Sender<Event>,
+    limit: EventLimiter,
+    /// The number of the next event.
+    next: u64,
+    /// Which start of the switch this is.
+    start: String,
+}
+
+impl Default for EventLog {
+    fn default() -> EventLog {
+        EventLog {
+            recent: BTreeMap::new(),
+            bytes: 0,
+            uncommitted: Vec::new(),
+            uncommitted_bytes: 0,
+            live: broadcast::channel(MAX_LAG).0,
+            limit: EventLimiter::default(),
+            next: 1,
+            start: String::new(),
+        }
+    }
+}
+
+impl EventLog {
+    /// Begins behind the events of earlier starts, of which `last` has the greatest number.
+    pub fn begin(&mut self, last: u64, start: String) {
+        (self.next, self.start) = (self.next.max(last + 1), start);
+    }
+
+    /// Something has happened, and is to be written down; whether it is reported now, and not later with others of its
+    /// source.
+    #[must_use]
+    pub fn append(&mut self, event: Event, now: MonoTime) -> bool {
+        let is_reported = self.limit.admit(&event, now);
+        if is_reported {
+            self.report(event);
+        }
+        is_reported
+    }
+
+    /// What is reported late, of sources that have caused too much, in its order. With `all`, what is held of any.
+    pub fn flush_limited(&mut self, now: MonoTime, all: bool) -> Vec<Event> {
+        let due = self.limit.due(now, all);
+        due.iter().cloned().for_each(|event| self.report(event));
+        due
+    }
+
+    fn report(&mut self, event: Event) {
+        let event = self.numbered(event);
+        // A store that fails for ever must not cost us our memory.
+        if self.uncommitted.len() < MAX_EVENTS && self.uncommitted_bytes < BYTES {
+            self.uncommitted_bytes += event.size();
+            self.uncommitted.push(event.clone());
+        }
+        self.append_committed(event);
+    }
+
+    /// An event with its number, and with nothing in it that is too long.
+    pub fn numbered(&mut self, event: Event) -> Event {
+        let id = self.next;
+        self.next += 1;
+        Event { id, start: self.start.clone(), ..event.bounded() }
+    }
+
+    /// Something has happened, has its number, and is written down already.
+    pub fn append_committed(&mut self, event: Event) {
+        self.bytes += event.size();
+        self.recent.insert(event.id, event.clone());
+        while self.recent.len() > MAX_EVENTS || self.bytes > BYTES {
+            let Some((_, oldest)) = self.recent.pop_first() else { break };
+            self.bytes -= oldest.size();
+        }
+        // Nobody needs to listen.
+        let _ = self.live.send(event);
+    }
+
+    /// Whether something is to be written down.
+    pub fn has_uncommitted(&self) -> bool {
+        !self.uncommitted.is_empty()
+    }
+
+    /// What is to be written down, once.
+    pub fn take_uncommitted(&mut self) -> Vec<Event> {
+        self.uncommitted_bytes = 0;
+        std::mem::take(&mut self.uncommitted)
+    }
+
+    /// What was taken could not be written down on the way on which it was to be, and is still to be.
+    pub fn put_back(&mut self, mut events: Vec<Event>) {
+        events.append(&mut self.uncommitted);
+        events.truncate(MAX_EVENTS);
+        self.uncommitted_bytes = events.iter().map(Event::size).sum();
+        self.uncommitted = events;
+    }
+
+    /// What is remembered of what has happened, by number.
+    pub fn recent(&self) -> Vec<Event> {
+        self.recent.values().cloned().collect()
+    }
+
+    /// What will happen from now on.
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.live.subscribe()
+    }
+}
+
+/// Which events are meant.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct EventFilter {
+    /// Those at this time (RFC 3339) or later.
+    pub since: Option<String>,
+    /// Those with a greater number.
+    pub after: Option<u64>,
+}
+
+impl EventFilter {
+    /// The same, with its time in the form in which events have it.
+    pub fn normalized(self) -> Result<EventFilter, ChangeError> {
+        let since = self.since.map(|text| {
+            let parsed = time::parse_rfc3339(&text).map(time::rfc3339);
+            parsed.ok_or_else(|| {
+                let message = format!("{text:?} is not a time; one looks like 2026-01-31T12:00:00Z");
+                ChangeError::request(kind::BAD_VALUE, message)
+            })
+        });
+        Ok(EventFilter { since: since.transpose()?, after: self.after })
+    }
+
+    /// Whether this event is meant.
+    pub fn matches(&self, event: &Event) -> bool {
+        self.since.as_ref().is_none_or(|since| event.time >= *since) && self.after.is_none_or(|after| event.id > after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::state::events::EventKind;
+    use std::time::{Duration, SystemTime};
+
+    const NOW: MonoTime = MonoTime::from_secs(1000);
+
+    fn event(number: u64) -> Event {
+        let time = SystemTime::UNIX_EPOCH + Duration::from_secs(number);
+        Event { id: number, text: number.to_string(), ..Event::new(EventKind::Config, time) }
+    }
+
+    #[test]
+    fn it_is_told_once_kept_a_while_and_written_down_once() {
+        let mut event_log = EventLog::default();
+        assert!(event_log.append(event(1), NOW));
+        let mut listener = event_log.subscribe();
+        assert!((2..10).all(|number| event_log.append(event(number), NOW)));
+        // Its number is reserved, and it is told when it is kept.
+        let stored = event_log.numbered(event(10));
+        assert!(event_log.append(event(11), NOW));
+        event_log.append_committed(stored);
+        let netdev_event: Vec<u64> = std::iter::from_fn(|| listener.try_recv().ok()).map(|event| event.id).collect();
+        assert_eq!(netdev_event, [2, 3, 4, 5, 6, 7, 8, 9, 11, 10]);
+        assert_eq!(event_log.recent(), (1..=11).map(event).collect::<Vec<_>>());
+        let of = |since: &str, after| {
+            let which = EventFilter { since: Some(since.into()), after }.normalized().unwrap();
+            event_log.recent().iter().filter(|event| which.matches(event)).map(|event| event.id).collect::<Vec<_>>()
+        };
+        assert_eq!(of("1970-01-01T01:00:08+01:00", None), [8, 9, 10, 11]);
+        assert_eq!(of("1970-01-01T01:00:08+01:00", Some(9)), [10, 11]);
+        assert_eq!(
+            EventFilter { since: Some("yesterday".into()), after: None }.normalized().unwrap_err().kind,
+            kind::BAD_VALUE
+        );
+        let ids = |events: Vec<Event>| events.iter().map(|event| event.id).collect::<Vec<_>>();
+        assert_eq!(ids(event_log.take_uncommitted()), [1, 2, 3, 4, 5, 6, 7, 8, 9, 11]);
+        assert_eq!(event_log.take_uncommitted(), []);
+        assert!(event_log.append(event(12), NOW));
+        event_log.put_back(vec![event(9), event(10)]);
+        assert_eq!(ids(event_log.take_uncommitted()), [9, 10, 12]);
+    }
+
+    #[test]
+    fn it_forgets_what_is_oldest() {
+        let mut event_log = EventLog::default();
+        assert!((0..2 * MAX_EVENTS as u64).all(|number| event_log.append(event(number), NOW)));
+        let orphans = event_log.recent();
+        assert_eq!((orphans.len(), orphans[0].id), (MAX_EVENTS, 10_001));
+        assert_eq!(event_log.take_uncommitted().len(), MAX_EVENTS);
+    }
+
+    #[test]
+    fn it_holds_so_many_bytes_and_no_more() {
+        let mut event_log = EventLog::default();
+        for number in 0..2 * MAX_EVENTS as u64 {
+            let long = Event { text: "é".repeat(1 << 20), ports: vec!["p".repeat(200); 1000], ..event(number) };
+            assert!(number > 3 || event_log.append(long.clone(), NOW));
+            assert!(event_log.append(Event { text: "x".repeat(5000), ..event(number) }, NOW));
+        }
+        let size = |events: &[Event]| events.iter().map(Event::size).sum::<usize>();
+        assert!(size(&event_log.recent()) <= BYTES && event_log.recent().len() > 1000);
+        assert!(event_log.recent().iter().all(|event| event.text.len() < 4200 && event.ports.len() <= 64));
+        assert!(size(&event_log.take_uncommitted()) <= BYTES + 8192);
+    }
+}

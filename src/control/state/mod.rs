@@ -1,0 +1,404 @@
+//! Persists changes: the desired configuration, what it leaves behind and events go to the state store, as long as that
+//! can be used. With which configuration a switch begins says [`last_applied`].
+//!
+//! The configuration file is stored as it is written, so that its next edit is known; the configuration is stored without
+//! defaults. Keys that this version does not know are stored unchanged.
+
+pub mod event_limit;
+pub mod event_log;
+pub mod events;
+mod last_applied;
+pub mod store;
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tracing::{error, warn};
+
+use self::last_applied::ReopenSettings;
+pub use self::last_applied::{Precedence, StartError, StartPreview, last_applied, preview, stored};
+use crate::control::config::{Config, ConfigFile, UnknownParts};
+use crate::control::desired::change::ChangeError;
+use crate::control::desired::merge::{Merged, merge};
+use crate::control::desired::orphans::{self, Orphans};
+use crate::control::state::events::Event;
+use crate::control::state::store::{DesiredState, Store, StoreError, StoredStation};
+
+/// Events among which the one with the greatest number is: more than ever wait for a change to be kept.
+const LAST: usize = 1000;
+
+/// Where changes are kept, and beside what. Clones share it.
+#[derive(Debug, Clone)]
+pub struct StateStore {
+    backend: Backend,
+    /// The configuration file as it was last applied, as it is written and without `[switch]`; null without one.
+    last_applied: Arc<Value>,
+    /// What of the state this version does not understand.
+    unknown: Arc<UnknownParts>,
+    /// What was left behind before.
+    orphans: Orphans,
+    /// What the switch begins with could not be kept.
+    is_due: bool,
+}
+
+#[derive(Debug, Clone)]
+enum Backend {
+    /// Nowhere: nothing is to be kept.
+    None,
+    /// In the store.
+    Open(Arc<Store>),
+    /// They should be, and cannot now: why, and what to try again.
+    Broken(String, Arc<ReopenSettings>),
+}
+
+impl StateStore {
+    /// The state still cannot be used: why.
+    pub fn still_broken(&mut self, reason: String) {
+        if let Backend::Broken(why, _) = &mut self.backend {
+            *why = reason;
+        }
+    }
+
+    /// What of `config` and beside it is kept.
+    fn desired(&self, config: &Config, orphans: &Orphans) -> DesiredState {
+        let mut stored = config.to_sparse();
+        self.unknown.restore_into(&mut stored);
+        DesiredState {
+            last_applied: self.last_applied.as_ref().clone(),
+            config: stored,
+            orphans: orphans::to_value(orphans),
+        }
+    }
+
+    /// Keeps what a switch begins with, unless that is what is kept already.
+    async fn commit_initial(&mut self, config: &Config, before: Option<DesiredState>, events: Vec<Event>) {
+        if before.is_some_and(|before| before == self.desired(config, &self.orphans)) {
+            return;
+        }
+        if let Err(why) = self.commit(config, &self.orphans, events).await {
+            warn!("the configuration has not been kept: {why}");
+            self.is_due = true;
+        }
+    }
+
+    /// Keeps a configuration, what it leaves behind, and what happened on the way to it. When this
+    /// returns it is kept.
+    pub async fn commit(&self, config: &Config, orphans: &Orphans, events: Vec<Event>) -> Result<(), ChangeError> {
+        match &self.backend {
+            Backend::None => Ok(()),
+            Backend::Open(store) => {
+                let stored = store.commit(self.desired(config, orphans), events).await;
+                stored.map_err(|why| ChangeError::switch("store_failed", why.to_string()))
+            }
+            Backend::Broken(why, _) => Err(ChangeError::switch("store_failed", why.as_str())),
+        }
+    }
+
+    /// Keeps what the switch has begun with, if that is still due, and what happened.
+    pub async fn commit_due(&self, config: &Config, orphans: &Orphans, events: Vec<Event>) -> Result<(), StoreError> {
+        match self.store() {
+            Some(store) => store.commit(self.desired(config, orphans), events).await,
+            None => Ok(()),
+        }
+    }
+
+    /// What the switch has begun with is kept.
+    pub fn mark_committed(&mut self) {
+        self.is_due = false;
+    }
+
+    /// Keeps what is left behind beside the configuration that is kept, and what happened. When this
+    /// returns it is kept.
+    pub async fn commit_orphans(&self, orphans: &Orphans, events: Vec<Event>) -> Result<(), StoreError> {
+        match self.store() {
+            Some(store) => store.commit_orphans(orphans::to_value(orphans), events).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The configuration file as it was last applied, without `[switch]`.
+    pub fn last_applied(&self) -> &Value {
+        &self.last_applied
+    }
+
+    /// Another configuration file has been applied.
+    pub fn set_last_applied(&mut self, last_applied: Arc<Value>) {
+        self.last_applied = last_applied;
+    }
+
+    /// What a file makes of the configuration in force.
+    pub fn merge(&self, file: &ConfigFile, config: &Config) -> Merged {
+        merge(&last_applied::applied(&self.last_applied), &file.config, config)
+    }
+
+    /// What an earlier life has left behind.
+    pub fn orphans(&self) -> Orphans {
+        self.orphans.clone()
+    }
+
+    /// Whether what the switch has begun with is still to be kept.
+    pub fn is_due(&self) -> bool {
+        self.is_due
+    }
+
+    /// Whether changes can be taken at all.
+    pub fn check(&self) -> Result<(), ChangeError> {
+        match &self.backend {
+            Backend::Broken(why, _) => Err(ChangeError::switch("store_failed", why.as_str())),
+            _ => Ok(()),
+        }
+    }
+
+    /// The store, if there is one.
+    pub fn store(&self) -> Option<&Arc<Store>> {
+        match &self.backend {
+            Backend::Open(store) => Some(store),
+            _ => None,
+        }
+    }
+
+    /// Writes down what happened.
+    pub async fn append_events(&self, events: Vec<Event>) -> Result<(), StoreError> {
+        match self.store() {
+            Some(store) if !events.is_empty() => store.append_events(events).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// The greatest number of an event that is kept; 0 if none is.
+    pub async fn last_event(&self) -> u64 {
+        let Some(store) = self.store() else { return 0 };
+        let last = store.events(None, LAST).await.unwrap_or_default();
+        last.iter().map(|event| event.id).max().unwrap_or_default()
+    }
+
+    /// Closes the store, if there is one and no clone of this is left: its file is whole, and free for
+    /// the next one, when this returns.
+    pub async fn close(self) {
+        if let Backend::Open(store) = self.backend
+            && let Some(store) = Arc::into_inner(store)
+        {
+            store.close().await;
+        }
+    }
+
+    /// What was known of loops before.
+    pub async fn take_loops(&self) -> Value {
+        let Some(store) = self.store() else { return Value::Null };
+        store.loops().await.unwrap_or_else(|why| {
+            warn!("what was done about loops before is not known: {why}");
+            Value::Null
+        })
+    }
+
+    /// At most `most` of the stations that were learned before, from a place on (the first is 0), and the place at which
+    /// it goes on, if there are more.
+    pub async fn take_stations(&self, from: i64, most: usize) -> (Vec<StoredStation>, Option<i64>) {
+        let Some(store) = self.store() else { return (Vec::new(), None) };
+        store.stations_page(from, most).await.unwrap_or_else(|why| {
+            warn!("the stations that were learned before are not known: {why}");
+            (Vec::new(), None)
+        })
+    }
+
+    /// Looks for damage in the state that does not show at a start.
+    pub async fn verify(&self) {
+        if let Some(store) = self.store()
+            && let Err(why) = store.verify().await
+        {
+            error!("{why}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::control::config::{self, Network};
+    use crate::control::state::events::EventKind;
+
+    fn config(networks: &[&str]) -> Config {
+        Config { networks: networks.iter().map(|&id| Network::new(id)).collect(), ..Config::default() }
+    }
+
+    async fn begin(file: Option<Config>, path: &Path) -> (Config, StateStore) {
+        StateStore::open(file.map(Into::into), Some(path), Precedence::Merge).await.unwrap()
+    }
+
+    /// So that the file is free for the next one.
+    async fn end(state_store: StateStore) {
+        let Backend::Open(store) = state_store.backend else { panic!("{state_store:?}") };
+        Arc::into_inner(store).unwrap().close().await;
+    }
+
+    #[tokio::test]
+    async fn what_was_changed_goes_on_and_an_edit_of_the_file_is_applied() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let (file, changed) = (config(&["a"]), config(&["a", "b"]));
+
+        let (begun, store) = begin(Some(file.clone()), &path).await;
+        assert_eq!(begun, file);
+        store.commit(&changed, &Orphans::new(), Vec::new()).await.unwrap();
+        end(store).await;
+
+        // [switch] is as the file has it, and no edit of the rest.
+        let mut other_switch = file.clone();
+        other_switch.switch.frames = 1024;
+        let (begun, store) = begin(Some(other_switch.clone()), &path).await;
+        assert_eq!(begun, Config { switch: other_switch.switch, ..changed.clone() });
+        end(store).await;
+
+        let (begun, store) = begin(None, &path).await;
+        assert_eq!((begun.networks, begun.switch.frames), (changed.networks.clone(), 1024));
+        end(store).await;
+        assert_eq!(stored(Some(&path)).unwrap().networks, changed.networks);
+
+        let (edited, both) = (config(&["c"]), config(&["b", "c"]));
+        let preview = preview(&edited.clone().into(), &path).unwrap().unwrap();
+        assert_eq!(preview.changes.len(), 2, "a goes, and c comes: {preview:?}");
+        for _ in 0..2 {
+            let (begun, store) = begin(Some(edited.clone()), &path).await;
+            assert_eq!(begun, both);
+            assert_eq!(store.store().unwrap().events(None, 9).await.unwrap().len(), 1, "told once");
+            end(store).await;
+        }
+        let replace = StateStore::open(Some(edited.clone().into()), Some(&path), Precedence::Replace);
+        let (begun, store) = replace.await.unwrap();
+        assert_eq!(begun, edited);
+        end(store).await;
+        let (begun, store) = begin(Some(edited.clone()), &path).await;
+        assert_eq!(begun, edited, "what was replaced does not come back");
+        end(store).await;
+    }
+
+    /// What is kept of the file is what is written in it.
+    #[tokio::test]
+    async fn a_default_is_no_edit() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let (file, changed) = (config(&["a"]), config(&["a", "b"]));
+        // As if `mtu` had been 1400 by default when this was kept.
+        let (store, _) = Store::open(path.clone()).await.unwrap();
+        let last_applied = json!({"networks": [{"id": "a"}]});
+        let desired = DesiredState { last_applied, config: changed.to_sparse(), orphans: Value::Null };
+        store.commit(desired, Vec::new()).await.unwrap();
+        store.close().await;
+        let (begun, state_store) = begin(Some(file), &path).await;
+        assert_eq!(begun.networks, changed.networks);
+        end(state_store).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_not_understood_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let later = json!({"planets": 8, "networks": [{"id": "a", "colour": "blue"}, {"id": "b"}]});
+        let (store, _) = Store::open(path.clone()).await.unwrap();
+        let desired = DesiredState { last_applied: Value::Null, config: later, orphans: Value::Null };
+        store.commit(desired, Vec::new()).await.unwrap();
+        store.close().await;
+        let (begun, state_store) = begin(Some(config(&["a"])), &path).await;
+        assert_eq!(begun, config(&["a", "b"]));
+        state_store.commit(&config(&["a"]), &Orphans::new(), Vec::new()).await.unwrap();
+        end(state_store).await;
+        let (store, desired) = Store::open(path).await.unwrap();
+        let desired = desired.unwrap();
+        assert_eq!((&desired.config["planets"], &desired.config["networks"][0]["colour"]), (&json!(8), &json!("blue")));
+        store.close().await;
+    }
+
+    fn with_port(id: &str) -> Config {
+        let text = json!({"networks": [{"id": "n"}], "vms": [{"id": "v", "ports": [{"port_id": id,
+            "network_id": "n", "mac_address": "02:00:00:00:00:01", "device": {"kind": "tap", "name": id}}]}]});
+        config::parse_json(&text.to_string(), "x").unwrap()
+    }
+
+    /// Whatever there may be and nobody wants any more is told at the next start, until it is gone.
+    #[tokio::test]
+    async fn what_is_left_behind_is_told_at_the_next_start() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let ids = |store: &StateStore| store.orphans().into_iter().map(|orphans| orphans.port_id).collect::<Vec<_>>();
+        let (_, store) = begin(Some(with_port("a")), &path).await;
+        assert_eq!(ids(&store), [""; 0]);
+        store.commit(&with_port("b"), &orphans::netdevs(&with_port("a")), Vec::new()).await.unwrap();
+        end(store).await;
+        let (_, store) = begin(None, &path).await;
+        assert_eq!(ids(&store), ["a"]);
+        store.commit_orphans(&orphans::netdevs(&with_port("c")), Vec::new()).await.unwrap();
+        end(store).await;
+        // The port of the file has the address of the one that was attached, which is dropped with what it had.
+        let (begun, store) = begin(Some(with_port("d")), &path).await;
+        assert_eq!((begun, ids(&store)), (with_port("d"), vec!["b".to_owned(), "c".to_owned()]));
+        end(store).await;
+        // It is told again if the switch was killed before it was done, but not what is wanted again.
+        let (_, store) = begin(Some(with_port("b")), &path).await;
+        assert_eq!(ids(&store), ["c", "d"]);
+        end(store).await;
+        let (_, store) = begin(None, &path).await;
+        store.commit_orphans(&Orphans::new(), Vec::new()).await.unwrap();
+        end(store).await;
+        assert_eq!(ids(&begin(None, &path).await.1), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn without_a_file_and_a_state_there_is_nothing_to_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state.db");
+        let messages = stored(Some(&path)).unwrap_err().to_string();
+        assert!(messages.contains("--config FILE") && messages.contains("state.db"), "{messages}");
+        assert_eq!(preview(&config(&["a"]).into(), &path).unwrap(), None);
+        assert!(!path.exists(), "looking makes nothing");
+        let (store, _) = Store::open(path.clone()).await.unwrap();
+        store.close().await;
+        let begun = StateStore::open(None, Some(&path), Precedence::Merge).await;
+        assert!(matches!(begun, Err(StartError::NothingStored { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_state_that_is_no_use_stops_changes_and_not_the_switch() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = config(&["a"]);
+        let refused = |state_store: &StateStore| {
+            let error = state_store.check().unwrap_err();
+            assert_eq!(error.kind, "store_failed");
+            error.message
+        };
+        // Not a database; and one whose state is from another world.
+        let rubbish = dir.path().join("rubbish.db");
+        std::fs::write(&rubbish, [7; 5000]).unwrap();
+        let strange = dir.path().join("strange.db");
+        let (store, _) = Store::open(strange.clone()).await.unwrap();
+        let desired = DesiredState { last_applied: Value::Null, config: json!({"networks": 8}), orphans: Value::Null };
+        store.commit(desired, Vec::new()).await.unwrap();
+        store.close().await;
+        for path in [&rubbish, &strange] {
+            let before = std::fs::read(path).unwrap();
+            let (begun, state_store) = begin(Some(file.clone()), path).await;
+            assert_eq!(begun, file);
+            assert!(refused(&state_store).contains(&path.display().to_string()));
+            assert_eq!(state_store.commit(&file, &Orphans::new(), Vec::new()).await.unwrap_err().kind, "store_failed");
+            assert!(StateStore::open(None, Some(path), Precedence::Merge).await.is_err());
+            assert_eq!(std::fs::read(path).unwrap(), before, "it is left as it is");
+        }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_where_nothing_is_to_be() {
+        let (begun, store) = StateStore::open(Some(config(&["a"]).into()), None, Precedence::Merge).await.unwrap();
+        assert_eq!(begun, config(&["a"]));
+        store.check().unwrap();
+        store.commit(&begun, &Orphans::new(), Vec::new()).await.unwrap();
+        let time = crate::time::rfc3339(std::time::SystemTime::UNIX_EPOCH);
+        let kind = EventKind::Config;
+        let text = String::new();
+        let event = Event { time, text, ..Event::new(kind, std::time::SystemTime::UNIX_EPOCH) };
+        store.append_events(vec![event]).await.unwrap();
+        assert_eq!(store.take_stations(0, 1).await, (vec![], None));
+    }
+}

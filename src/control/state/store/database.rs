@@ -1,0 +1,434 @@
+//! The open file, as the thread of the store has it.
+//!
+//! **The journal is a write-ahead log, with `synchronous = FULL`.** A commit appends to the log and
+//! waits once for the disk, where a rollback journal waits three or four times; a change is answered
+//! that much sooner. A power cut loses no answered commit: the log is on the disk before the answer,
+//! and so is its name, because the database syncs the directory when it makes one. Plain `NORMAL`
+//! would be as quick as no promise.
+//!
+//! **The lock is the database's own**, held as long as the file is open (`locking_mode = EXCLUSIVE`).
+//! The kernel gives it back when the process ends, however it ends. It is also given back when this
+//! process closes any other descriptor of the file: so nothing but the database may open it.
+//!
+//! **The history is bounded** in number and in bytes: what is too old goes with the commit that makes
+//! it so. Events are numbered without gaps, so finding the oldest costs one look.
+//!
+//! **Stations are saved in steps**, each a transaction of its own, into that one of two sets of tables
+//! which is not current. The last step makes it current. Whatever happens on the way, the current set
+//! is whole. They are not worth the last room on a disk: the log cannot be emptied into a file that
+//! cannot grow, and then nothing can be kept any more. So some is left for the desired state.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
+use serde_json::{Value, json};
+use tracing::warn;
+
+use super::error::StoreError;
+use super::{DesiredState, StoredStation, file, renamed};
+use crate::control::state::events::Event;
+use crate::time::Stamp;
+use crate::wire::Mac;
+
+/// How much of the history is kept: the newest.
+#[derive(Debug, Clone, Copy)]
+pub struct History {
+    /// At most so many events.
+    pub events: i64,
+    /// And at most so many bytes of them; one event is kept whatever its size.
+    pub bytes: i64,
+}
+
+impl Default for History {
+    fn default() -> History {
+        History { events: 10_000, bytes: 32 << 20 }
+    }
+}
+
+/// The log is cut to this many bytes when it has been longer.
+const LOG_LIMIT: i64 = 16 << 20;
+
+/// Stations are saved only while there is more room than this: the log at its longest, the file by as
+/// much longer, and as much again for changes.
+const RESERVE: u64 = 16 << 20;
+
+/// How long to wait for a lock. A tool that has a look is done by then; a switch is not.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// The tables whose damage shows only when they are read: those that a start does not wait for.
+pub const TABLES: [&str; 5] = ["events", "places_0", "stations_0", "places_1", "stations_1"];
+
+/// The open file.
+#[derive(Debug)]
+pub struct Database {
+    path: PathBuf,
+    connection: Connection,
+    history: History,
+    saving: Option<StationSave>,
+}
+
+/// A save of stations that is under way.
+#[derive(Debug)]
+struct StationSave {
+    /// Into which set of tables.
+    set: i64,
+    /// The places known so far: network, port, number.
+    places: HashMap<String, HashMap<String, i64>>,
+    next_place: i64,
+}
+
+impl Database {
+    /// Opens the file at `path`, or makes it, and reads what is wanted.
+    pub fn open(path: &Path) -> Result<(Database, Option<DesiredState>), StoreError> {
+        Database::open_with(path, History::default())
+    }
+
+    /// The same, with this much of a history.
+    pub fn open_with(path: &Path, history: History) -> Result<(Database, Option<DesiredState>), StoreError> {
+        let path = file::provide(path)?;
+        let connection = connect(&path)?;
+        let database = Database { path, connection, history, saving: None };
+        let desired = database.desired()?;
+        Ok((database, desired))
+    }
+
+    fn to_store_error(&self) -> impl Fn(rusqlite::Error) -> StoreError {
+        |why| StoreError::from_sqlite(&self.path, why)
+    }
+
+    /// What is kept under this name.
+    fn part(&self, part: &str) -> Result<Option<Value>, StoreError> {
+        let text: Option<String> = self
+            .connection
+            .query_row("SELECT json FROM desired WHERE part = ?1", [part], |row| row.get(0))
+            .optional()
+            .map_err(self.to_store_error())?;
+        let parse = |text: String| serde_json::from_str(&text).map_err(|why| self.corrupt(format!("{part}: {why}")));
+        let mut value = text.map(parse).transpose()?;
+        match (part, &mut value) {
+            ("base" | "config", Some(value)) => renamed::config(value),
+            ("loops", Some(value)) => renamed::loops(value),
+            _ => {}
+        }
+        Ok(value)
+    }
+
+    fn desired(&self) -> Result<Option<DesiredState>, StoreError> {
+        let read = |part| self.part(part);
+        match (read("base")?, read("config")?) {
+            (Some(last_applied), Some(config)) => {
+                // Switches before this one had none.
+                let orphans = read("leftovers")?.unwrap_or_default();
+                Ok(Some(DesiredState { last_applied, config, orphans }))
+            }
+            (None, None) => Ok(None),
+            _ => Err(self.corrupt("half of the desired state is missing".into())),
+        }
+    }
+
+    fn corrupt(&self, why: String) -> StoreError {
+        StoreError::Corrupt { path: self.path.clone(), why }
+    }
+
+    /// Keeps a desired state and events: all or nothing, on the disk.
+    pub fn commit(&mut self, desired: &DesiredState, events: &[Event]) -> Result<(), StoreError> {
+        let DesiredState { last_applied, config, orphans } = desired;
+        let version = json!({ "format": file::VERSION, "switch": env!("CARGO_PKG_VERSION") });
+        self.put(&[("base", last_applied), ("config", config), ("leftovers", orphans), ("version", &version)], events)
+    }
+
+    /// Stores orphans, if any are given, and events: all or nothing, on the disk.
+    pub fn append_events(&mut self, orphans: Option<&Value>, events: &[Event]) -> Result<(), StoreError> {
+        let parts: Vec<_> = orphans.map(|orphans| ("leftovers", orphans)).into_iter().collect();
+        self.put(&parts, events)
+    }
+
+    /// Keeps what is known of loops, on the disk.
+    pub fn put_loops(&mut self, loops: &Value) -> Result<(), StoreError> {
+        self.put(&[("loops", loops)], &[])
+    }
+
+    /// What was known of loops; null if that was nothing.
+    pub fn loops(&self) -> Result<Value, StoreError> {
+        Ok(self.part("loops")?.unwrap_or_default())
+    }
+
+    fn put(&mut self, parts: &[(&str, &Value)], events: &[Event]) -> Result<(), StoreError> {
+        let events =
+            events.iter().map(|event| Ok((micros(&event.time)?, text(event)))).collect::<Result<Vec<_>, _>>()?;
+        let history = self.history;
+        self.transact(|transaction| {
+            // What is the same is not written again: the base hardly ever changes.
+            let mut put = transaction.prepare(
+                "INSERT INTO desired VALUES (?1, ?2) ON CONFLICT (part) DO UPDATE SET json = excluded.json
+                 WHERE json IS NOT excluded.json",
+            )?;
+            for (part, value) in parts {
+                put.execute(params![part, text(value)])?;
+            }
+            if !events.is_empty() {
+                append(transaction, &events)?;
+                prune(transaction, history)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The newest `most` of the events at `since` or later, the oldest first.
+    pub fn events(&self, since: Option<&str>, most: usize) -> Result<Vec<Event>, StoreError> {
+        let since = since.map_or(Ok(i64::MIN), micros)?;
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
+        let read = || -> rusqlite::Result<Vec<String>> {
+            let mut find =
+                self.connection.prepare("SELECT json FROM events WHERE at >= ?1 ORDER BY number DESC LIMIT ?2")?;
+            find.query_map([since, most], |row| row.get(0))?.collect()
+        };
+        let texts = read().map_err(self.to_store_error())?;
+        let events: Vec<Event> = texts.iter().rev().filter_map(|text| parse_event(text)).collect();
+        if events.len() < texts.len() {
+            // Kinds of events are added without a new format.
+            warn!("{} events were told by a later version of vifswitch and are left out", texts.len() - events.len());
+        }
+        Ok(events)
+    }
+
+    /// Begins to save stations. A save that was begun before and not finished is given up.
+    pub fn begin_stations(&mut self) -> Result<(), StoreError> {
+        self.check_room()?;
+        let current: i64 = self
+            .connection
+            .query_row("SELECT stations FROM current", [], |row| row.get(0))
+            .map_err(self.to_store_error())?;
+        let set = 1 - current;
+        self.saving = None;
+        self.transact(|transaction| clear(transaction, set))?;
+        self.saving = Some(StationSave { set, places: HashMap::new(), next_place: 0 });
+        Ok(())
+    }
+
+    /// Adds stations to the save that has been begun. If this fails, it is given up.
+    pub fn add_stations(&mut self, stations: &[StoredStation]) -> Result<(), StoreError> {
+        let Some(mut saving) = self.saving.take() else { return Err(StoreError::Closed) };
+        match self.try_add_stations(stations, &mut saving) {
+            Ok(()) => self.saving = Some(saving),
+            Err(why) => {
+                // The room that it takes may be what a commit needs next. If this fails too, the
+                // next save does it.
+                let _ = self.transact(|transaction| clear(transaction, saving.set));
+                return Err(why);
+            }
+        }
+        Ok(())
+    }
+
+    fn check_room(&self) -> Result<(), StoreError> {
+        let room = file::room(&self.path).map_err(|why| StoreError::File { path: self.path.clone(), why })?;
+        if room >= RESERVE {
+            return Ok(());
+        }
+        Err(StoreError::Scarce { path: self.path.clone(), reserve: RESERVE })
+    }
+
+    fn try_add_stations(&mut self, stations: &[StoredStation], saving: &mut StationSave) -> Result<(), StoreError> {
+        self.check_room()?;
+        let StationSave { set, places: ids, next_place } = saving;
+        self.transact(|transaction| {
+            let mut add_place = transaction.prepare(&format!("INSERT INTO places_{set} VALUES (?1, ?2, ?3)"))?;
+            let mut add = transaction.prepare(&format!("INSERT INTO stations_{set} VALUES (?1, ?2, ?3)"))?;
+            for StoredStation { network_id, mac_address, port_id, age_seconds } in stations {
+                let known = ids.get(network_id).and_then(|ports| ports.get(port_id)).copied();
+                let place = match known {
+                    Some(place) => place,
+                    None => {
+                        add_place.execute(params![*next_place, network_id, port_id])?;
+                        ids.entry(network_id.clone()).or_default().insert(port_id.clone(), *next_place);
+                        *next_place += 1;
+                        *next_place - 1
+                    }
+                };
+                add.execute(params![mac_address.bits().cast_signed(), place, age_seconds])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Makes the stations that have been added the current ones, as of `now`, and forgets those before.
+    pub fn finish_stations(&mut self, now: &Stamp) -> Result<(), StoreError> {
+        let Some(StationSave { set, .. }) = self.saving.take() else { return Err(StoreError::Closed) };
+        self.transact(|transaction| {
+            transaction.execute("UPDATE current SET stations = ?1, saved_at = ?2", [set, now.wall_millis])?;
+            transaction.execute(
+                "INSERT INTO desired VALUES ('stations', ?1) ON CONFLICT (part) DO UPDATE SET json = excluded.json",
+                [text(now)],
+            )?;
+            clear(transaction, 1 - set)
+        })
+    }
+
+    /// Of the stations saved last `most` from a place on, older by the time from then to `now`, and the place at which it
+    /// goes on, if there are more.
+    pub fn stations(
+        &self,
+        now: &Stamp,
+        from: i64,
+        most: usize,
+    ) -> Result<(Vec<StoredStation>, Option<i64>), StoreError> {
+        let (set, saved_at) = self
+            .connection
+            .query_row("SELECT stations, saved_at FROM current", [], |row| {
+                Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+            })
+            .map_err(self.to_store_error())?;
+        // A switch before this one kept the wall clock alone, and may have saved since.
+        let stamp = self.part("stations")?.and_then(|stamp| serde_json::from_value::<Stamp>(stamp).ok());
+        let stamp = stamp.filter(|stamp| stamp.wall_millis == saved_at).unwrap_or(Stamp::of_wall(saved_at));
+        let passed = u32::try_from(stamp.age(now).as_secs()).unwrap_or(u32::MAX);
+        let read = || -> rusqlite::Result<Vec<(i64, StoredStation)>> {
+            let mut find = self.connection.prepare(&format!(
+                "SELECT network, mac, port, age, stations_{set}.rowid FROM stations_{set} JOIN places_{set} USING (place)
+                 WHERE stations_{set}.rowid > ?1 ORDER BY stations_{set}.rowid LIMIT ?2"
+            ))?;
+            let station = |row: &rusqlite::Row<'_>| {
+                let station = StoredStation {
+                    network_id: row.get(0)?,
+                    mac_address: Mac::from_bits(row.get::<_, i64>(1)?.cast_unsigned()),
+                    port_id: row.get(2)?,
+                    age_seconds: row.get::<_, u32>(3)?.saturating_add(passed),
+                };
+                Ok((row.get(4)?, station))
+            };
+            find.query_map(params![from, i64::try_from(most).unwrap_or(i64::MAX)], station)?.collect()
+        };
+        let found = read().map_err(self.to_store_error())?;
+        let next = found.last().filter(|_| found.len() == most).map(|(row, _)| *row);
+        Ok((found.into_iter().map(|(_, station)| station).collect(), next))
+    }
+
+    /// Looks for damage in a table.
+    pub fn verify(&self, table: &str) -> Result<(), StoreError> {
+        quick_check(&self.connection, &self.path, table)
+    }
+
+    /// What one of the settings of the database is, as a text.
+    #[cfg(test)]
+    pub fn pragma(&self, name: &str) -> String {
+        let read = |row: &rusqlite::Row<'_>| row.get::<_, rusqlite::types::Value>(0);
+        match self.connection.pragma_query_value(None, name, read).unwrap() {
+            rusqlite::types::Value::Integer(number) => number.to_string(),
+            rusqlite::types::Value::Text(text) => text,
+            other => format!("{other:?}"),
+        }
+    }
+
+    /// Does something to the file: all of it or, on an error, nothing.
+    fn transact(&mut self, work: impl FnOnce(&Transaction<'_>) -> rusqlite::Result<()>) -> Result<(), StoreError> {
+        let all = || {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            work(&transaction)?;
+            transaction.commit()
+        };
+        all().map_err(|why| StoreError::from_sqlite(&self.path, why))
+    }
+}
+
+/// An event as it is stored; `None` if it is of a kind that this version does not know.
+fn parse_event(text: &str) -> Option<Event> {
+    let mut value = serde_json::from_str(text).ok()?;
+    renamed::event(&mut value);
+    serde_json::from_value(value).ok()
+}
+
+/// Opens the file for us alone, and looks all of it through.
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let messages = |why| StoreError::from_sqlite(path, why);
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let database = Connection::open_with_flags(path, flags).map_err(messages)?;
+    if database.is_readonly("main").map_err(messages)? {
+        return Err(StoreError::ReadOnly { path: path.to_owned() });
+    }
+    database.busy_timeout(LOCK_TIMEOUT).map_err(messages)?;
+    // Before anything is read: then the index of the log is in our memory, not in a third file.
+    database.pragma_update(None, "locking_mode", "EXCLUSIVE").map_err(messages)?;
+    database.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true).map_err(messages)?;
+    database.pragma_update(None, "cell_size_check", true).map_err(messages)?;
+    database.pragma_update(None, "synchronous", "FULL").map_err(messages)?;
+    file::recognise(&database, path)?;
+    let journal_mode: String =
+        database.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(messages)?;
+    if journal_mode != "wal" {
+        return Err(StoreError::Corrupt { path: path.to_owned(), why: format!("its journal stays {journal_mode}") });
+    }
+    database.pragma_update_and_check(None, "journal_size_limit", LOG_LIMIT, |_| Ok(())).map_err(messages)?;
+    // Damage of what is wanted is better known now than after the first change. The rest may be large.
+    quick_check(&database, path, "desired")?;
+    Ok(database)
+}
+
+/// Looks for damage in a table.
+fn quick_check(database: &Connection, path: &Path, table: &str) -> Result<(), StoreError> {
+    let found: rusqlite::Result<String> =
+        database.query_row(&format!("PRAGMA quick_check('{table}')"), [], |row| row.get(0));
+    match found.map_err(|why| StoreError::from_sqlite(path, why))? {
+        ok if ok == "ok" => Ok(()),
+        why => Err(StoreError::Corrupt { path: path.to_owned(), why }),
+    }
+}
+
+/// Adds events, with the time each and its text, behind the others.
+fn append(transaction: &Transaction<'_>, events: &[(i64, String)]) -> rusqlite::Result<()> {
+    let last = transaction
+        .query_row("SELECT number, ends FROM events ORDER BY number DESC LIMIT 1", [], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?))
+        })
+        .optional()?;
+    let (mut number, mut ends) = last.unwrap_or_default();
+    let mut put = transaction.prepare("INSERT INTO events VALUES (?1, ?2, ?3, ?4)")?;
+    for (at, text) in events {
+        number += 1;
+        ends += i64::try_from(text.len()).unwrap_or(i64::MAX);
+        put.execute(params![number, at, ends, text])?;
+    }
+    Ok(())
+}
+
+/// Drops what is too old.
+fn prune(transaction: &Transaction<'_>, history: History) -> rusqlite::Result<()> {
+    let (last, ends): (i64, i64) =
+        transaction.query_row("SELECT number, ends FROM events ORDER BY number DESC LIMIT 1", [], |row| {
+            Ok((row.get(0)?, row.get(1)?))
+        })?;
+    transaction.execute("DELETE FROM events WHERE number <= ?1", [last - history.events])?;
+    // From the oldest on, those with which it is too many bytes. What is not dropped here is looked
+    // at once, to find that out.
+    let mut find = transaction.prepare("SELECT number, ends - octet_length(json) FROM events ORDER BY number")?;
+    let mut rows = find.query([])?;
+    let mut too_old = 0;
+    while let Some(row) = rows.next()? {
+        let (number, starts): (i64, i64) = (row.get(0)?, row.get(1)?);
+        if number == last || ends - starts <= history.bytes {
+            break;
+        }
+        too_old = number;
+    }
+    transaction.execute("DELETE FROM events WHERE number <= ?1", [too_old]).map(drop)
+}
+
+/// Empties a set of tables.
+fn clear(transaction: &Transaction<'_>, set: i64) -> rusqlite::Result<()> {
+    transaction.execute_batch(&format!("DELETE FROM stations_{set}; DELETE FROM places_{set};"))
+}
+
+/// Microseconds since 1970 at which this text is.
+fn micros(text: &str) -> Result<i64, StoreError> {
+    let time: Result<Timestamp, _> = text.parse();
+    time.map(Timestamp::as_microsecond).map_err(|_| StoreError::NotATime { text: text.to_owned() })
+}
+
+/// As JSON. Neither values nor events have anything in them that is none.
+fn text<T: serde::Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}

@@ -1,0 +1,312 @@
+//! The file against a model of it, with a made-up clock.
+
+use proptest::prelude::*;
+use serde_json::json;
+use tempfile::TempDir;
+
+use super::database::{Database, History};
+use super::*;
+use crate::control::config::Device;
+use crate::control::state::events::EventKind;
+
+/// A small history, so that it is full soon.
+const HISTORY: History = History { events: 8, bytes: 1200 };
+
+fn event(time: &str, text: &str) -> Event {
+    let (vm, network, mac) = (Some(text.into()), None, Some("02:00:00:00:00:01".into()));
+    Event {
+        id: 0,
+        start: String::new(),
+        time: time.into(),
+        kind: EventKind::Config,
+        vm,
+        ports: vec![text.into()],
+        network,
+        mac,
+        ip: None,
+        text: text.into(),
+    }
+}
+
+fn open(path: &std::path::Path) -> (Database, Option<DesiredState>) {
+    Database::open_with(path, HISTORY).unwrap()
+}
+
+/// What is done to the file.
+#[derive(Debug, Clone)]
+enum Step {
+    Commit(DesiredState, Vec<Event>),
+    Note(Option<Value>, Vec<Event>),
+    Save(Vec<StoredStation>, i64),
+    /// A save that is begun and not finished.
+    GiveUp(Vec<StoredStation>),
+    Reopen,
+    Query(Option<u32>, usize),
+}
+
+/// Any text, also with what a database, JSON or C might stumble over.
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        any::<String>(),
+        Just("\0'; DROP TABLE events; --\u{202e}\u{1f525}\"\\".to_owned()),
+        Just("long ".repeat(100)),
+    ]
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        Just(Value::Null),
+        (text(), any::<i64>(), any::<u64>(), any::<bool>()).prop_map(|(s, i, u, b)| json!({ s: [i, u, b] }))
+    ]
+}
+
+/// The time so many seconds into a day, written with different offsets.
+fn written(second: u32) -> String {
+    let local = |h: u32| format!("{:02}:{:02}:{:02}", second / 3600 + h, second / 60 % 60, second % 60);
+    match second % 3 {
+        0 => format!("2026-11-20T{}.000Z", local(0)),
+        1 => format!("2026-11-20T{}+02:00", local(2)),
+        _ => format!("2026-11-20T{}.0+01:00", local(1)),
+    }
+}
+
+fn second() -> impl Strategy<Value = u32> {
+    0u32..20 * 3600
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    prop::collection::vec((second(), text()).prop_map(|(at, text)| event(&written(at), &text)), 0..12)
+}
+
+fn stations() -> impl Strategy<Value = Vec<StoredStation>> {
+    let port = prop_oneof![Just("a".to_owned()), Just("b".to_owned()), text()];
+    let station =
+        (port.clone(), any::<u64>(), port, any::<u32>()).prop_map(|(network_id, bits, port_id, age_seconds)| {
+            StoredStation { network_id, mac_address: Mac::from_bits(bits), port_id, age_seconds }
+        });
+    prop::collection::vec(station, 0..20)
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (value(), value(), value(), events()).prop_map(|(last_applied, config, orphans, events)| {
+            Step::Commit(DesiredState { last_applied, config, orphans }, events)
+        }),
+        (prop::option::of(value()), events()).prop_map(|(orphans, events)| Step::Note(orphans, events)),
+        (stations(), 0i64..1 << 40).prop_map(|(stations, now)| Step::Save(stations, now)),
+        stations().prop_map(Step::GiveUp),
+        Just(Step::Reopen),
+        (prop::option::of(second()), 0usize..12).prop_map(|(since, most)| Step::Query(since, most)),
+    ]
+}
+
+/// The seconds into the day of an event of the model.
+fn instant(event: &Event) -> u32 {
+    let time: jiff::Timestamp = event.time.parse().unwrap();
+    let midnight: jiff::Timestamp = "2026-11-20T00:00:00Z".parse().unwrap();
+    u32::try_from(time.as_second() - midnight.as_second()).unwrap()
+}
+
+/// Drops from the model what is too old.
+fn flush(events: &mut Vec<Event>) {
+    let size = |events: &[Event]| -> usize { events.iter().map(|e| serde_json::to_string(e).unwrap().len()).sum() };
+    while events.len() > 8 || (events.len() > 1 && size(events) > 1200) {
+        events.remove(0);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_file_is_what_its_model_is(steps in prop::collection::vec(step(), 1..24)) {
+        let place = TempDir::new().unwrap();
+        let path = place.path().join("state.db");
+        let (mut database, mut desired) = open(&path);
+        let (mut events, mut stored, mut saved_at) = (Vec::<Event>::new(), Vec::<StoredStation>::new(), 0);
+        prop_assert_eq!(&desired, &None);
+        for step in steps {
+            match step {
+                Step::Commit(new, messages) => {
+                    database.commit(&new, &messages).unwrap();
+                    desired = Some(new);
+                    events.extend(messages);
+                    flush(&mut events);
+                }
+                Step::Note(orphans, messages) => {
+                    // There is nothing left before there is something.
+                    let orphans = orphans.filter(|_| desired.is_some());
+                    database.append_events(orphans.as_ref(), &messages).unwrap();
+                    if let (Some(desired), Some(orphans)) = (&mut desired, orphans) {
+                        desired.orphans = orphans;
+                    }
+                    events.extend(messages);
+                    flush(&mut events);
+                }
+                Step::Save(stations, now) => {
+                    database.begin_stations().unwrap();
+                    for part in stations.chunks(7) {
+                        database.add_stations(part).unwrap();
+                    }
+                    database.finish_stations(&Stamp::of_wall(now)).unwrap();
+                    (stored, saved_at) = (stations, now);
+                }
+                Step::GiveUp(stations) => {
+                    database.begin_stations().unwrap();
+                    database.add_stations(&stations).unwrap();
+                }
+                Step::Reopen => {
+                    drop(database);
+                    let found;
+                    (database, found) = open(&path);
+                    prop_assert_eq!(&found, &desired);
+                }
+                Step::Query(since, most) => {
+                    let found = database.events(since.map(written).as_deref(), most).unwrap();
+                    let all: Vec<_> =
+                        events.iter().filter(|event| since.is_none_or(|since| instant(event) >= since)).collect();
+                    let newest: Vec<_> = all[all.len().saturating_sub(most)..].to_vec();
+                    prop_assert_eq!(found.iter().collect::<Vec<_>>(), newest);
+                }
+            }
+            prop_assert_eq!(&database.events(None, usize::MAX).unwrap(), &events);
+            // In pages of any size.
+            let (mut found, mut next) = (Vec::new(), Some(0));
+            while let Some(from) = next {
+                let (some, then) = database.stations(&Stamp::of_wall(saved_at), from, 7).unwrap();
+                found.extend(some);
+                next = then;
+            }
+            prop_assert_eq!(&found, &stored);
+        }
+        drop(database);
+        prop_assert_eq!(open(&path).1, desired);
+    }
+
+    #[test]
+    fn stations_grow_older_and_never_younger(age: u32, saved_at in 0i64..1 << 50, passed in -1i64 << 45..1 << 45) {
+        let place = TempDir::new().unwrap();
+        let (mut database, _) = open(&place.path().join("state.db"));
+        let (network_id, port_id) = ("net1".to_owned(), "port-1".to_owned());
+        let station = StoredStation { network_id, mac_address: Mac::from_bits(2), port_id, age_seconds: age };
+        database.begin_stations().unwrap();
+        database.add_stations(&[station]).unwrap();
+        database.finish_stations(&Stamp::of_wall(saved_at)).unwrap();
+        let older = i64::from(age) + passed.max(0) / 1000;
+        let (found, _) = database.stations(&Stamp::of_wall(saved_at + passed), 0, 9).unwrap();
+        prop_assert_eq!(i64::from(found[0].age_seconds), older.min(u32::MAX.into()));
+    }
+
+    #[test]
+    fn a_text_is_a_time_or_refused(text in ".{0,40}") {
+        let place = TempDir::new().unwrap();
+        let (mut database, _) = open(&place.path().join("state.db"));
+        let time: Result<jiff::Timestamp, _> = text.parse();
+        prop_assert_eq!(database.events(Some(&text), 1).is_ok(), time.is_ok());
+        prop_assert_eq!(database.append_events(None, &[event(&text, "")]).is_ok(), time.is_ok());
+    }
+}
+
+#[test]
+fn an_event_at_no_time_keeps_the_whole_commit_out() {
+    let place = TempDir::new().unwrap();
+    let (mut database, _) = open(&place.path().join("state.db"));
+    let desired = DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null };
+    let messages = database.commit(&desired, &[event(&written(0), "good"), event("yesterday", "bad")]);
+    let why = messages.unwrap_err().to_string();
+    assert!(why.contains("\"yesterday\" is not a time") && why.contains("2026-01-31T12:00:00.000Z"), "{why}");
+    assert_eq!(database.events(None, 9).unwrap(), []);
+    drop(database);
+    assert_eq!(open(&place.path().join("state.db")).1, None);
+}
+
+#[test]
+fn the_promise_about_power_is_in_force() {
+    let place = TempDir::new().unwrap();
+    let (database, _) = open(&place.path().join("state.db"));
+    let pragma = |name: &str| database.pragma(name);
+    assert_eq!(pragma("journal_mode"), "wal");
+    assert_eq!(pragma("synchronous"), "2", "FULL");
+    assert_eq!(pragma("locking_mode"), "exclusive");
+}
+
+#[test]
+fn events_of_kinds_that_are_not_known_are_left_out() {
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("state.db");
+    let (mut database, _) = open(&path);
+    let events = ["one", "two", "three"].map(|text| event(&written(0), text));
+    database.append_events(None, &events).unwrap();
+    drop(database);
+    let other = rusqlite::Connection::open(&path).unwrap();
+    let changed = other.execute("UPDATE events SET json = replace(json, 'config', 'eclipse') WHERE number = 2", []);
+    assert_eq!(changed, Ok(1));
+    other.close().unwrap();
+    assert_eq!(open(&path).0.events(None, 9).unwrap(), [events[0].clone(), events[2].clone()]);
+}
+
+#[test]
+fn a_later_format_and_foreign_files_are_refused() {
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("state.db");
+    drop(open(&path));
+    let change = |sql: &str| {
+        let other = rusqlite::Connection::open(&path).unwrap();
+        other.execute_batch(sql).unwrap();
+        other.close().unwrap();
+        Database::open(&path).unwrap_err()
+    };
+    let why = change("PRAGMA user_version = 7");
+    assert!(matches!(why, StoreError::Newer { found: 7, known: 1, .. }), "{why}");
+    let why = change("PRAGMA user_version = 0");
+    assert!(matches!(why, StoreError::Corrupt { .. }), "{why}");
+    let why = change("PRAGMA user_version = 1; PRAGMA application_id = 5");
+    assert!(matches!(why, StoreError::Foreign { .. }), "{why}");
+    let why = Database::open(place.path()).unwrap_err();
+    assert!(matches!(why, StoreError::Foreign { .. }), "{why}");
+}
+
+#[test]
+fn half_a_desired_state_is_damage() {
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("state.db");
+    let (mut database, _) = open(&path);
+    database.commit(&DesiredState { last_applied: Value::Null, config: json!({}), orphans: Value::Null }, &[]).unwrap();
+    drop(database);
+    for sql in ["UPDATE desired SET json = '{' WHERE part = 'config'", "DELETE FROM desired WHERE part = 'config'"] {
+        let other = rusqlite::Connection::open(&path).unwrap();
+        other.execute_batch(sql).unwrap();
+        other.close().unwrap();
+        let why = Database::open(&path).unwrap_err();
+        assert!(matches!(why, StoreError::Corrupt { .. }), "{why}");
+    }
+}
+
+/// A state file with the names of earlier versions is read.
+#[test]
+fn names_of_earlier_versions_are_read() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("state.db");
+    let dump = include_str!("../../../../tests/golden/state-names.sql");
+    rusqlite::Connection::open(&path).unwrap().execute_batch(dump).unwrap();
+    let (database, desired) = Database::open(&path).unwrap();
+    let desired = desired.unwrap();
+    for stored in [&desired.last_applied, &desired.config] {
+        let stored = crate::control::config::read_stored(stored).unwrap();
+        assert!(stored.unknown.is_empty(), "{:?}", stored.unknown);
+        let network = &stored.config.networks[0];
+        assert_eq!((network.anti_spoof, network.dampening_seconds), (false, 90));
+        let replaces = |device: &Device| matches!(device, Device::Xdp(xdp) if xdp.replace_xdp_program);
+        assert_eq!(stored.config.devices().filter(|device| replaces(device)).count(), 2);
+    }
+    let kinds: Vec<_> = database.events(None, 10).unwrap().iter().map(|event| event.kind).collect();
+    assert_eq!(kinds, [EventKind::NetworksBridged, EventKind::SpoofedMac, EventKind::MacDampened]);
+    let loops = database.loops().unwrap();
+    let kind = |of: &Value| of["key"].as_object().unwrap().keys().next().unwrap().clone();
+    let all = [&loops["loops"][0], &loops["loops"][1], &loops["past"][0]];
+    assert_eq!(all.map(kind), ["intra_vm", "inter_network", "external"]);
+    assert_eq!(
+        (&loops["loops"][0]["level"], &loops["loops"][1]["level"]),
+        (&json!("all_but_one"), &json!("split_horizon"))
+    );
+}
