@@ -1,31 +1,31 @@
-//! CPU affinity: cores that this process may use, and pinning of threads.
+//! CPU affinity: cores allowed for this process, and pinning of threads.
 
 use core_affinity::CoreId;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-/// Cores are numbered below this.
+/// Core numbers are less than this.
 pub const MAX_CORES: usize = CpuSet::MAX_CPU;
 
-/// The cores that this thread may use, in order.
+/// Cores allowed for this thread, ascending.
 pub fn allowed() -> Vec<usize> {
     let set = sched_getaffinity(None).unwrap_or_else(|_| CpuSet::new());
     (0..MAX_CORES).filter(|&core| set.is_set(core)).collect()
 }
 
-/// Pins this thread to `core`, which may be one that was set apart at boot and is not among the
-/// allowed ones. Whether there is such a core for this process.
+/// Pins this thread to `core`, which may also be one isolated at boot that is not in [`allowed`]. `false` if the
+/// process cannot use the core.
 pub fn pin(core: usize) -> bool {
     core < MAX_CORES && core_affinity::set_for_current(CoreId { id: core })
 }
 
-/// Keeps this thread, and those that it will start, off `cores`, unless there are no others.
+/// Excludes `cores` from the affinity of this thread and of threads that it starts later, unless no core remains.
 pub fn avoid(cores: &[usize]) {
     let mut others = CpuSet::new();
     for core in allowed().into_iter().filter(|core| !cores.contains(core)) {
         others.set(core);
     }
     if others.count() > 0 {
-        // What fails here costs a little speed, no more.
+        // Best effort: a failure only costs performance.
         let _ = sched_setaffinity(None, &others);
     }
 }

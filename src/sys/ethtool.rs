@@ -1,5 +1,5 @@
-//! ethtool ioctls: driver name, queues and offload features of a netdev, in the calling thread's network
-//! namespace.
+//! ethtool ioctls: reads driver name, queues and offload features of a netdev and sets features, in the calling
+//! thread's network namespace.
 
 use std::ffi::{CStr, c_void};
 use std::io;
@@ -21,16 +21,16 @@ const GFEATURES: u32 = 0x3a;
 const SFEATURES: u32 = 0x3b;
 const GCHANNELS: u32 = 0x3c;
 
-/// ETH_SS_FEATURES: the set of strings that are names of features.
+/// ETH_SS_FEATURES: string set of feature names.
 const FEATURE_NAMES: u32 = 4;
 
-/// Bytes of a string in such a set (ETH_GSTRING_LEN).
+/// Length of a string in a set (ETH_GSTRING_LEN).
 const NAME_LEN: usize = 32;
 
-/// Features that a reply has room for: kernels have about 64.
+/// Capacity of a reply in features; kernels have about 64.
 const MAX_FEATURES: usize = 256;
 
-/// 32-bit blocks that these take.
+/// The same in 32-bit blocks.
 const BLOCKS: usize = MAX_FEATURES / 32;
 
 /// `struct ethtool_channels`
@@ -109,7 +109,7 @@ struct SetFeatures {
     features: [SetBlock; BLOCKS],
 }
 
-/// `struct ifreq` as this ioctl reads it, and what it points to.
+/// `struct ifreq` with a pointer to the command.
 #[repr(C)]
 struct Request<'a, T> {
     name: [u8; 16],
@@ -117,8 +117,8 @@ struct Request<'a, T> {
     rest: [u8; 16],
 }
 
-// SAFETY: the opcode reads an `ifreq`, and writes at most the reply that its pointer leads to, which is as
-// long as the command in its first word says: the two are put together in this file only.
+// SAFETY: the opcode reads an `ifreq` and writes at most the reply that it points to. Its first word, the command,
+// determines the length; this file alone pairs commands with reply types.
 unsafe impl<T> Ioctl for Request<'_, T> {
     type Output = ();
     const IS_MUTATING: bool = true;
@@ -143,11 +143,11 @@ fn request<T>(name: &str, reply: &mut T) -> io::Result<()> {
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let mut padded = [0; 16];
     padded[..name.len()].copy_from_slice(name.as_bytes());
-    // SAFETY: the request is one that the opcode expects; see the implementation.
+    // SAFETY: `Request` is built as its implementation requires.
     Ok(unsafe { ioctl(&socket, Request { name: padded, reply, rest: [0; 16] }) }?)
 }
 
-/// How many receive queues a netdev has now. `None`: its driver does not tell.
+/// Number of receive queues. `None`: the driver does not report it.
 pub fn receive_queues(name: &str) -> io::Result<Option<u32>> {
     let mut reply = ChannelsReply { cmd: GCHANNELS, ..ChannelsReply::default() };
     match request(name, &mut reply) {
@@ -157,12 +157,12 @@ pub fn receive_queues(name: &str) -> io::Result<Option<u32>> {
     }
 }
 
-/// The name of a netdev's driver. `None`: it has none, or does not tell.
+/// Driver name. `None`: not reported.
 pub fn driver(name: &str) -> Option<String> {
     text(&driver_info(name)?.driver)
 }
 
-/// Where on a bus the hardware of a netdev is, or the device that a hypervisor shows. `None`: it is made of software.
+/// Bus address of the hardware or of the hypervisor's device. `None` for software netdevs.
 pub fn bus(name: &str) -> Option<String> {
     text(&driver_info(name)?.bus)
 }
@@ -180,7 +180,7 @@ fn text(field: &[u8; 32]) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
 }
 
-/// The offload features of a netdev, by the names that `ethtool -k` lists, such as `tx-tcp-segmentation`.
+/// Offload features of a netdev by their `ethtool -k` names, such as `tx-tcp-segmentation`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Features {
     names: Vec<String>,
@@ -188,7 +188,7 @@ pub struct Features {
 }
 
 impl Features {
-    /// Whether the feature is on. A feature that the kernel does not know is off.
+    /// Whether the feature is on; `false` for unknown features.
     pub fn is_active(&self, feature: &str) -> bool {
         self.bit(feature, |block| block.active)
     }
@@ -198,7 +198,7 @@ impl Features {
         self.bit(feature, |block| block.available & !block.never_changed)
     }
 
-    /// The names of all features that are on, in the kernel's order.
+    /// Names of the active features, in the kernel's order.
     pub fn active(&self) -> impl Iterator<Item = &str> {
         self.names.iter().map(String::as_str).filter(|name| self.is_active(name))
     }
@@ -209,11 +209,11 @@ impl Features {
     }
 }
 
-/// Which features the kernel knows, in the order of their bits. It is the same for every netdev.
+/// Names of all features in bit order; the same for every netdev.
 fn feature_names(netdev: &str) -> io::Result<Vec<String>> {
     let mut size = SetSizeReply { cmd: GSSET_INFO, reserved: 0, mask: 1 << FEATURE_NAMES, count: 0 };
     request(netdev, &mut size)?;
-    // The kernel writes all of them, however much room it is told of.
+    // The kernel writes all names, regardless of the count in the request.
     if size.mask == 0 || size.count as usize > MAX_FEATURES {
         return Err(Errno::OVERFLOW.into());
     }
@@ -227,13 +227,13 @@ fn feature_names(netdev: &str) -> io::Result<Vec<String>> {
     Ok(reply.names.iter().take(reply.count as usize).map(text).collect())
 }
 
-/// How many blocks the features of the kernel take.
+/// Number of 32-bit blocks for all features.
 #[allow(clippy::cast_possible_truncation)] // at most BLOCKS
 fn blocks_of(names: &[String]) -> u32 {
     names.len().div_ceil(32) as u32
 }
 
-/// The offload features of a netdev.
+/// Reads the offload features of a netdev.
 pub fn features(netdev: &str) -> io::Result<Features> {
     let names = feature_names(netdev)?;
     let features = [FeatureBlock::default(); BLOCKS];
@@ -243,7 +243,7 @@ pub fn features(netdev: &str) -> io::Result<Features> {
     Ok(Features { names, blocks })
 }
 
-/// Turns an offload feature of a netdev on or off. Whether it then is as asked: the driver has the last word.
+/// Turns an offload feature of a netdev on or off. Returns whether the driver has applied it.
 pub fn set_feature(netdev: &str, feature: &str, on: bool) -> io::Result<bool> {
     let names = feature_names(netdev)?;
     let Some(place) = names.iter().position(|name| name == feature) else { return Ok(!on) };

@@ -1,7 +1,7 @@
-//! Notifications of ethtool: somebody has changed the queues, rings or features of a netdev (genetlink family
-//! "ethtool", multicast group "monitor"). One socket receives those of all netdevs of its namespace.
+//! Receives ethtool notifications: a change of a netdev's queues, rings or features (genetlink family "ethtool",
+//! multicast group "monitor"). One socket receives those of all netdevs of its namespace.
 //!
-//! A driver that changes its queues by itself sends none; whoever has to know asks from time to time as well.
+//! Drivers that change their queues themselves send none; callers poll as well.
 
 use std::collections::HashSet;
 use std::io;
@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 
 use super::genetlink::{Attributes, HEADERS, attribute, open, resolve};
 
-/// The first attribute of every message of the family, whatever its command (ETHTOOL_A_*_HEADER).
+/// First attribute of every message of the family (ETHTOOL_A_*_HEADER).
 const HEADER: u16 = 1;
 /// ETHTOOL_A_HEADER_DEV_NAME
 const DEV_NAME: u16 = 2;
@@ -20,10 +20,10 @@ const DEV_NAME: u16 = 2;
 /// MSG_DONTWAIT
 const DONT_WAIT: i32 = 0x40;
 
-/// Messages read in one go, at most: others of the runtime have their turn.
+/// Maximum messages read per call, so that other tasks of the runtime run.
 const BATCH: usize = 256;
 
-/// The notifications of a namespace.
+/// Notifications of one namespace.
 #[derive(Debug)]
 pub struct EthtoolEvents {
     socket: Socket,
@@ -31,8 +31,8 @@ pub struct EthtoolEvents {
 }
 
 impl EthtoolEvents {
-    /// Subscribes in the namespace of the calling thread, also for whoever reads elsewhere. `None`: the kernel sends
-    /// no such notifications (before Linux 5.6).
+    /// Subscribes in the calling thread's namespace; any thread may read. `None`: the kernel sends no such notifications
+    /// (before Linux 5.6).
     pub fn open() -> io::Result<Option<EthtoolEvents>> {
         let Some(family) = resolve(open()?, "ethtool")? else { return Ok(None) };
         let Some(group) = family.group("monitor") else { return Ok(None) };
@@ -43,8 +43,8 @@ impl EthtoolEvents {
         Ok(Some(EthtoolEvents { socket, family: family.id }))
     }
 
-    /// Reads what there is, without waiting: the names of netdevs of which something has changed. Whether that is
-    /// all of it; `false` also where the kernel had no room for a notification.
+    /// Reads pending messages without blocking and adds the names of changed netdevs. `true` if none is left; `false`
+    /// also after [`BATCH`] messages or lost ones.
     fn read(&mut self, names: &mut HashSet<String>) -> io::Result<bool> {
         for _ in 0..BATCH {
             let mut message = Vec::with_capacity(4096);
@@ -52,7 +52,7 @@ impl EthtoolEvents {
                 Ok(_) => names.extend(name_in(&message, self.family)),
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(true),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                // Those that were lost are found by the next look from time to time.
+                // Lost notifications are compensated by polling.
                 Err(e) if e.raw_os_error() == Some(libc::ENOBUFS) => {}
                 Err(e) => return Err(e),
             }
@@ -61,7 +61,7 @@ impl EthtoolEvents {
     }
 }
 
-/// The name of the netdev that a notification is about.
+/// Name of the netdev in a notification.
 fn name_in(message: &[u8], family: u16) -> Option<String> {
     let kind = message.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes)?;
     let header = attribute(message.get(HEADERS..).filter(|_| kind == family)?, HEADER)?;
@@ -75,24 +75,24 @@ impl AsRawFd for EthtoolEvents {
     }
 }
 
-/// The same, for whoever waits in a runtime.
+/// Async receiver.
 #[derive(Debug)]
 pub struct EthtoolListener(AsyncFd<EthtoolEvents>);
 
 impl EthtoolListener {
-    /// Has the runtime of the caller wake up when there is something to read.
+    /// Registers the socket with the current tokio runtime.
     pub fn new(events: EthtoolEvents) -> io::Result<EthtoolListener> {
-        // SAFETY: `EthtoolEvents` owns its socket from when it is opened to when it is dropped, and nothing can
-        // replace it; nobody but this type gets to the one in here.
+        // SAFETY: `EthtoolEvents` owns its socket for its whole life and nothing replaces it; only this type has access to
+        // this one.
         let registered = unsafe { AsyncFd::register(events) };
         Ok(EthtoolListener(registered?))
     }
 
-    /// Waits for notifications, and returns the names of the netdevs. Nothing is lost if the caller stops waiting.
+    /// Waits for notifications; returns the names of the netdevs. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// No further notification can be read here.
+    /// The socket failed; no further notifications arrive.
     pub async fn next(&mut self) -> io::Result<HashSet<String>> {
         loop {
             let mut ready = self.0.readable_mut().await?;

@@ -14,7 +14,7 @@ use rustix::net::{
 const REQUEST: u16 = 1;
 const ERROR: u16 = 2;
 
-/// `struct nlmsghdr` and `struct genlmsghdr`.
+/// Length of `struct nlmsghdr` and `struct genlmsghdr`.
 pub(super) const HEADERS: usize = 20;
 
 // linux/genetlink.h
@@ -26,23 +26,23 @@ const FAMILY_GROUPS: u16 = 7;
 const GROUP_NAME: u16 = 1;
 const GROUP_ID: u16 = 2;
 
-/// The bits of an attribute's type that are not its number (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
+/// Flag bits of an attribute type (NLA_F_NESTED, NLA_F_NET_BYTEORDER).
 const NOT_A_TYPE: u16 = 0xc000;
 
-/// Bytes of an answer, at most.
+/// Maximum length of a reply in bytes.
 const ROOM: usize = 16 << 10;
 
-/// A family, as the kernel numbers it until the next boot.
+/// A family; the kernel assigns its ids at boot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Family {
-    /// The type of its messages.
+    /// Message type.
     pub(super) id: u16,
-    /// The attributes that describe it.
+    /// Attributes of the CTRL_CMD_GETFAMILY reply.
     description: Vec<u8>,
 }
 
 impl Family {
-    /// The number of one of its multicast groups.
+    /// Id of a multicast group.
     pub(super) fn group(&self, name: &str) -> Option<u32> {
         let is_it = |group: &&[u8]| {
             attribute(group, GROUP_NAME).and_then(|name| name.strip_suffix(b"\0")) == Some(name.as_bytes())
@@ -52,7 +52,7 @@ impl Family {
     }
 }
 
-/// A socket to ask with. An answer that does not come within a second is an error.
+/// Opens a socket. A reply that takes more than a second is an error.
 pub(super) fn open() -> io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::GENERIC))?;
     bind(&socket, &SocketAddrNetlink::new(0, 0))?;
@@ -60,7 +60,7 @@ pub(super) fn open() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// The family of this name. `None`: the kernel has none.
+/// Resolves a family by name. `None`: the kernel does not have it.
 pub(super) fn resolve(socket: impl AsFd, name: &str) -> io::Result<Option<Family>> {
     match send_request(socket, &request(CONTROLLER, GET_FAMILY, FAMILY_NAME, format!("{name}\0").as_bytes())) {
         Ok(description) => {
@@ -72,7 +72,7 @@ pub(super) fn resolve(socket: impl AsFd, name: &str) -> io::Result<Option<Family
     }
 }
 
-/// A request with one attribute.
+/// Serialises a request with one attribute.
 pub(super) fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<u8> {
     let padding = value.len().next_multiple_of(4) - value.len();
     let length = |bytes: usize| u16::try_from(bytes).unwrap_or(u16::MAX);
@@ -80,7 +80,7 @@ pub(super) fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<
     bytes.extend(u32::from(length(HEADERS + 4 + value.len() + padding)).to_ne_bytes());
     bytes.extend(family.to_ne_bytes());
     bytes.extend(REQUEST.to_ne_bytes());
-    bytes.extend([0; 8]); // number and sender
+    bytes.extend([0; 8]); // sequence number and port id
     bytes.extend([command, 1, 0, 0]);
     bytes.extend(length(4 + value.len()).to_ne_bytes());
     bytes.extend(kind.to_ne_bytes());
@@ -89,7 +89,7 @@ pub(super) fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<
     bytes
 }
 
-/// Sends a request. The attributes of the answer.
+/// Sends a request; returns the attributes of the reply.
 pub(super) fn send_request(socket: impl AsFd, request: &[u8]) -> io::Result<Vec<u8>> {
     sendto(&socket, request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
     let mut answer = vec![0; ROOM];
@@ -98,9 +98,9 @@ pub(super) fn send_request(socket: impl AsFd, request: &[u8]) -> io::Result<Vec<
     attributes(&answer).map(<[u8]>::to_vec)
 }
 
-/// The attributes of an answer, or the error that it is.
+/// Attributes of a reply, or the error that it reports.
 fn attributes(answer: &[u8]) -> io::Result<&[u8]> {
-    let torn = || io::Error::new(io::ErrorKind::InvalidData, "an answer of generic netlink is torn");
+    let torn = || io::Error::new(io::ErrorKind::InvalidData, "truncated generic netlink reply");
     let kind = answer.get(4..6).and_then(|kind| kind.try_into().ok()).map(u16::from_ne_bytes).ok_or_else(torn)?;
     if kind == ERROR {
         let error = answer.get(16..20).and_then(|error| error.try_into().ok()).map(i32::from_ne_bytes);
@@ -109,12 +109,12 @@ fn attributes(answer: &[u8]) -> io::Result<&[u8]> {
     answer.get(HEADERS..).ok_or_else(torn)
 }
 
-/// The value of the first attribute of this kind.
+/// Value of the first attribute of type `wanted`.
 pub(super) fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     Attributes(attributes).find(|&(kind, _)| kind == wanted).map(|(_, value)| value)
 }
 
-/// The attributes in these bytes, each with its kind, up to the first that is torn.
+/// Iterator over attributes as (type, value); ends at the first truncated one.
 pub(super) struct Attributes<'a>(pub(super) &'a [u8]);
 
 impl<'a> Iterator for Attributes<'a> {
@@ -124,7 +124,7 @@ impl<'a> Iterator for Attributes<'a> {
         let [a, b, c, d, ..] = *self.0 else { return None };
         let length = usize::from(u16::from_ne_bytes([a, b]));
         let value = self.0.get(4..length)?;
-        // What is behind the last one may be too short for its padding.
+        // Padding may be missing after the last attribute.
         self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
         Some((u16::from_ne_bytes([c, d]) & !NOT_A_TYPE, value))
     }

@@ -1,9 +1,8 @@
-//! Netdev events from rtnetlink (RTNLGRP_LINK): one socket receives those of all netdevs of its network
-//! namespace.
+//! Receives netdev events from rtnetlink (RTNLGRP_LINK): one socket for all netdevs of its network namespace.
 //!
-//! Most notifications are irrelevant here. A table of known netdevs filters them: only names are reported
-//! whose netdev is gone, was replaced, or changed its [`LinkState`] or offload features. After an overflow
-//! of the socket buffer, all netdevs are read again and compared.
+//! Most notifications are irrelevant here. A table of known netdevs filters them: a name is reported only if its netdev
+//! is new, gone, or replaced, or if its [`LinkState`] or offload features have changed. After an overflow of the socket
+//! buffer all netdevs are dumped again and compared.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -23,32 +22,32 @@ use tokio::io::unix::AsyncFd;
 use super::link::{self, Link};
 use crate::wire::Mac;
 
-/// The group that is told of netdevs: RTNLGRP_LINK as a bit.
+/// Multicast group RTNLGRP_LINK as a bit.
 const GROUP: u32 = 1;
 
-/// Bytes read in one go: the kernel fills that much with answers, and no message is longer.
+/// Size of the receive buffer in bytes: the kernel's maximum for a dump, and more than any message.
 const ROOM: usize = 64 << 10;
 
-/// How it is with a netdev.
+/// State of a netdev.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LinkState {
-    /// Its index in its namespace: another one of the same name has another.
+    /// Interface index; a new netdev of the same name has another.
     pub index: u32,
-    /// Whether it is set up.
+    /// Administratively up.
     pub up: bool,
-    /// Whether somebody is at its other end. The kernel only tells while it is up.
+    /// Carrier present. The kernel reports it only while the netdev is up.
     pub carrier: bool,
-    /// Its MTU.
+    /// MTU in bytes.
     pub mtu: u32,
-    /// Its MAC address.
+    /// MAC address.
     pub mac: Mac,
-    /// The index of its master; 0 if it has none.
+    /// Interface index of its master; 0 for none.
     pub master: u32,
-    /// Bytes of a GSO packet that is sent through it, at most.
+    /// Maximum bytes of a transmitted GSO packet.
     pub gso_max_size: u32,
-    /// The same for IPv4.
+    /// Maximum bytes of a transmitted IPv4 GSO packet.
     pub gso_ipv4_max_size: u32,
-    /// Segments of such a packet, at most.
+    /// Maximum segments of a transmitted GSO packet.
     pub gso_max_segs: u32,
 }
 
@@ -59,22 +58,21 @@ impl From<&Link> for LinkState {
     }
 }
 
-/// The ear in a namespace.
+/// Receiver of events in one namespace.
 #[derive(Debug)]
 pub struct LinkEvents {
     socket: OwnedFd,
-    /// By index: what there is, as far as it has been told.
+    /// Known netdevs by index.
     table: HashMap<u32, (String, LinkState)>,
-    /// While all netdevs are asked for: those that have been told of since.
+    /// During a dump: indices reported since it began.
     pending: Option<HashSet<u32>>,
-    /// Whether to ask again when that is over.
+    /// Repeat the dump when it ends.
     again: bool,
     buffer: Vec<u8>,
 }
 
 impl LinkEvents {
-    /// Begins to listen in the namespace of the calling thread, also for whoever reads elsewhere. All
-    /// that there is, is the first news.
+    /// Subscribes in the calling thread's namespace; any thread may read. The first read reports all netdevs.
     pub fn open() -> io::Result<LinkEvents> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)?; // NETLINK_ROUTE is 0
@@ -85,19 +83,18 @@ impl LinkEvents {
         Ok(events)
     }
 
-    /// Reads all that there is to read, without waiting. The names that lead to something else than
-    /// before.
+    /// Reads all pending messages without blocking. Returns the names whose netdev has changed.
     ///
     /// # Errors
     ///
-    /// Whatever it is, nothing more can be heard here.
+    /// The socket failed; no further events arrive.
     pub fn read(&mut self) -> io::Result<HashSet<String>> {
         let mut names = HashSet::new();
         loop {
             let mut buffer = std::mem::take(&mut self.buffer);
             let read = recv(&self.socket, &mut buffer[..], RecvFlags::DONTWAIT | RecvFlags::TRUNC);
             let message = match read {
-                // A message that did not fit whole is as good as one that was lost.
+                // A truncated message is treated as lost.
                 Ok((_, len)) if len > buffer.len() => self.ask_for_all(),
                 Ok((0, _)) => Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok((len, _)) => {
@@ -118,8 +115,8 @@ impl LinkEvents {
         }
     }
 
-    /// Asks the kernel for all netdevs; what it tells comes like news. If it is being asked already,
-    /// then once more afterwards: it may have gone past what was missed.
+    /// Requests a dump of all netdevs; its messages are processed as events. If one is in progress, another one follows,
+    /// because the current one may have passed what was lost.
     fn ask_for_all(&mut self) -> io::Result<()> {
         if self.pending.is_some() {
             self.again = true;
@@ -137,10 +134,10 @@ impl LinkEvents {
         Ok(())
     }
 
-    /// Takes in what has been read.
+    /// Processes received messages.
     fn take(&mut self, mut bytes: &[u8], names: &mut HashSet<String>) -> io::Result<()> {
         while let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) {
-            // Something changed while it was being told.
+            // Netdevs changed during the dump, which may be inconsistent.
             self.again |= message.header.flags & NLM_F_DUMP_INTR != 0;
             let len = usize::try_from(message.header.length).unwrap_or(usize::MAX).next_multiple_of(4);
             match message.payload {
@@ -160,12 +157,12 @@ impl LinkEvents {
 
     fn note(&mut self, message: &LinkMessage, names: &mut HashSet<String>) {
         let state = LinkState::from(&link::read(message));
-        // Messages of bridges about their ports come here too, and have no name or no MTU of theirs.
+        // The group also carries messages of bridges about their ports, without name or MTU.
         let Some(name) = link::name(message).filter(|_| state.mtu > 0) else { return };
         if let Some(seen) = &mut self.pending {
             seen.insert(state.index);
         }
-        // Which features it has now does not stand in the message.
+        // The message does not contain the features.
         let other_features = message.attributes.contains(&LinkAttribute::Event(LinkEvent::Features));
         match self.table.insert(state.index, (name.clone(), state)) {
             Some((was, before)) if was == name && before == state && !other_features => {}
@@ -178,7 +175,7 @@ impl LinkEvents {
         names.extend(self.table.remove(&index).map(|(name, _)| name));
     }
 
-    /// All netdevs have been told of: what was not is no more.
+    /// Ends a dump: netdevs not reported in it are gone.
     fn finish(&mut self, names: &mut HashSet<String>) {
         let Some(seen) = self.pending.take() else { return };
         let gone = self.table.extract_if(|index, _| !seen.contains(index));
@@ -186,29 +183,28 @@ impl LinkEvents {
     }
 }
 
-/// The same, for whoever waits in a runtime.
+/// Async receiver.
 #[derive(Debug)]
 pub struct Listener(AsyncFd<LinkEvents>);
 
 impl Listener {
-    /// Has the runtime of the caller tell when there is something to hear.
+    /// Registers the socket with the current tokio runtime.
     pub fn new(events: LinkEvents) -> io::Result<Listener> {
-        // SAFETY: `LinkEvents` owns its socket from when it is opened to when it is dropped, and nothing
-        // can replace it; nobody but this type gets to the one in here.
+        // SAFETY: `LinkEvents` owns its socket for its whole life and nothing replaces it; only this type has access to
+        // this one.
         let registered = unsafe { AsyncFd::register(events) };
         Ok(Listener(registered?))
     }
 
-    /// Waits until names lead to something else than before, and says which. Nothing is lost if it is
-    /// given up meanwhile.
+    /// Waits for events; returns the names whose netdev has changed. Cancel-safe.
     ///
     /// # Errors
     ///
-    /// Whatever it is, nothing more can be heard here.
+    /// The socket failed; no further events arrive.
     pub async fn next(&mut self) -> io::Result<HashSet<String>> {
         loop {
             let mut ready = self.0.readable_mut().await?;
-            // It reads until there is nothing left.
+            // `read` reads until the socket is empty.
             ready.clear_ready();
             let names = ready.get_inner_mut().read()?;
             if !names.is_empty() {
@@ -232,7 +228,7 @@ mod tests {
     use rtnetlink::packet_core::Emitable;
     use rtnetlink::packet_route::link::LinkFlags;
 
-    /// One that has not been told anything.
+    /// A receiver with an empty table and no dump in progress.
     fn missed_events() -> LinkEvents {
         let events = within(&Netns::Host, LinkEvents::open).unwrap().unwrap();
         LinkEvents { pending: None, ..events }
@@ -319,9 +315,9 @@ mod tests {
     #[test]
     fn the_loopback_is_told_of_at_once() {
         let mut events = within(&Netns::Host, LinkEvents::open).unwrap().unwrap();
-        // The answer is there when the question has been asked.
+        // The kernel answers the dump request synchronously.
         assert!(events.read().unwrap().contains("lo"));
-        assert!(events.pending.is_none(), "all have been told of");
+        assert!(events.pending.is_none(), "the dump is complete");
     }
 
     proptest! {

@@ -5,10 +5,10 @@ use std::ptr::NonNull;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 
-/// Bytes of a huge page on the machines we run on.
+/// Size of a huge page in bytes.
 const HUGE: usize = 2 << 20;
 
-/// What backs a [`Mapping`].
+/// Kind of pages of a [`Mapping`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pages {
     /// Reserved huge pages (`vm.nr_hugepages`).
@@ -25,14 +25,14 @@ pub struct Mapping {
     pages: Pages,
 }
 
-// SAFETY: a Mapping is an owned range of plain memory; nothing in it belongs to a thread.
+// SAFETY: a Mapping is an owned range of plain memory without thread affinity.
 unsafe impl Send for Mapping {}
-// SAFETY: through a shared Mapping one gets only its address and its length.
+// SAFETY: a shared Mapping gives access to its address and length only.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps at least `len` zeroed bytes. Memory is taken page by page as it is touched, except
-    /// for reserved huge pages, which are set aside here or not used at all.
+    /// Maps at least `len` zeroed bytes. Ordinary pages are allocated on first access; reserved huge pages are allocated
+    /// here, or not used at all.
     pub fn new(len: usize) -> io::Result<Mapping> {
         let len = len.next_multiple_of(HUGE);
         if let Ok(base) = map(len, MapFlags::PRIVATE | MapFlags::HUGETLB) {
@@ -42,52 +42,50 @@ impl Mapping {
         Ok(Mapping { base, len, pages: Pages::Ordinary })
     }
 
-    /// The first byte.
+    /// Address of the first byte.
     pub fn base(&self) -> NonNull<u8> {
         self.base
     }
 
-    /// Bytes that are mapped.
+    /// Length in bytes.
     #[allow(clippy::len_without_is_empty)] // a mapping is never empty
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// What backs it.
+    /// Kind of pages.
     pub fn pages(&self) -> Pages {
         self.pages
     }
 }
 
 fn map(len: usize, flags: MapFlags) -> io::Result<NonNull<u8>> {
-    // SAFETY: an anonymous mapping at an address of the kernel's choosing touches no memory that
-    // anyone holds.
+    // SAFETY: an anonymous mapping at an address that the kernel chooses overlaps no other memory.
     let base = unsafe { mmap_anonymous(std::ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
     NonNull::new(base.cast()).ok_or_else(|| io::Error::other("the kernel mapped memory at address zero"))
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: base and len are what `map` was given, and whoever lends out parts of the
-        // mapping keeps it alive at least as long.
+        // SAFETY: base and len are those of `map`. Users of parts of the mapping keep it alive.
         let done = unsafe { munmap(self.base.as_ptr().cast(), self.len) };
         debug_assert!(done.is_ok(), "unmapping our own mapping cannot fail");
     }
 }
 
-/// Asks the kernel to back the spare capacity of a large vector with huge pages. A table that is
-/// visited at random otherwise pays a page walk for each visit. A kernel that cannot, does not.
+/// Advises the kernel to back the spare capacity of a large vector with huge pages, which saves page walks on random
+/// access. Best effort.
 pub fn prefer_huge_pages<T>(table: &mut Vec<T>) {
     let start = table.as_mut_ptr().addr();
     let end = start + table.capacity() * size_of::<T>();
-    // only whole huge pages that lie within the vector
+    // Only whole huge pages within the vector.
     let (start, end) = (start.next_multiple_of(HUGE), end / HUGE * HUGE);
     if start >= end {
         return;
     }
     let base = table.as_mut_ptr().with_addr(start);
-    // SAFETY: the range lies within the allocation of `table`, and this advice changes neither
-    // its contents nor its validity.
+    // SAFETY: the range lies within the allocation of `table`, and the advice changes neither its contents nor its
+    // validity.
     let _ = unsafe { madvise(base.cast(), end - start, Advice::LinuxHugepage) };
 }
 
@@ -99,7 +97,7 @@ mod tests {
     fn a_mapping_is_zeroed_and_rounded_up() {
         let mapping = Mapping::new(5000).unwrap();
         assert_eq!(mapping.len(), HUGE);
-        // SAFETY: the byte is within the mapping, which is alive and ours alone.
+        // SAFETY: the byte is within the live mapping, which only this test uses.
         assert_eq!(unsafe { mapping.base().as_ptr().read() }, 0);
     }
 

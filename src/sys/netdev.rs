@@ -13,46 +13,46 @@ const DEV_XDP_RX_METADATA_FEATURES: u16 = 5;
 /// NETDEV_XDP_RX_METADATA_VLAN_TAG
 const VLAN_TAG: u64 = 4;
 
-/// What a driver does with XDP programs: `enum netdev_xdp_act`.
+/// XDP features of a driver: `enum netdev_xdp_act`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct XdpFeatures(pub u64);
 
 impl XdpFeatures {
-    /// Whether the driver runs programs itself.
+    /// Runs programs natively.
     pub const fn native(self) -> bool {
         self.0 & 1 != 0
     }
 
-    /// Whether a program of the driver can hand frames over to somebody else: to our sockets.
+    /// Supports XDP_REDIRECT, which AF_XDP needs.
     pub const fn redirect(self) -> bool {
         self.0 & 2 != 0
     }
 
-    /// Whether the driver can work in the memory of an AF_XDP socket.
+    /// Supports zero-copy AF_XDP.
     pub const fn zero_copy(self) -> bool {
         self.0 & 8 != 0
     }
 
-    /// Whether a frame may come in more than one piece, as one longer than a page does.
+    /// Receives frames longer than a page, in several fragments.
     pub const fn pieces(self) -> bool {
         self.0 & 32 != 0
     }
 }
 
-/// What the driver of a netdev does with XDP programs. `None`: the kernel does not tell.
+/// XDP features of a netdev's driver. `None`: the kernel does not report them.
 pub fn xdp_features(index: u32) -> io::Result<Option<XdpFeatures>> {
     Ok(bits(index, DEV_XDP_FEATURES)?.map(XdpFeatures))
 }
 
-/// Whether an XDP program can ask the driver of a netdev for the VLAN tag that it keeps beside a frame.
+/// Whether an XDP program can read a frame's VLAN tag from the driver's receive metadata.
 pub fn tells_vlan_tags(index: u32) -> io::Result<bool> {
     Ok(bits(index, DEV_XDP_RX_METADATA_FEATURES)?.is_some_and(|bits| bits & VLAN_TAG != 0))
 }
 
-/// An attribute of 64 bits of a netdev. `None`: the kernel does not have it.
+/// A 64-bit attribute of a netdev. `None`: the kernel does not report it.
 fn bits(index: u32, wanted: u16) -> io::Result<Option<u64>> {
     let socket = open()?;
-    // Older kernels have no such family.
+    // The family exists since Linux 6.3.
     let Some(family) = resolve(&socket, "netdev")? else { return Ok(None) };
     let answer = send_request(&socket, &request(family.id, DEV_GET, DEV_IFINDEX, &index.to_ne_bytes()))?;
     Ok(attribute(&answer, wanted).and_then(|bits| bits.try_into().ok()).map(u64::from_ne_bytes))

@@ -1,7 +1,7 @@
 //! Network namespaces: runs a closure inside one.
 //!
-//! Each call starts a thread that enters the namespace and ends with the call, so no pooled thread
-//! changes its namespace. A socket or tap opened inside stays there and works from any thread.
+//! Each call starts a thread that enters the namespace and ends with the call, so that no pooled thread changes its
+//! namespace. A socket or tap opened inside belongs to that namespace and works from any thread.
 
 use std::fmt;
 use std::fs::File;
@@ -13,31 +13,31 @@ use std::thread;
 use rustix::fs::{FileType, Mode, OFlags, fstat, fstatfs};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-/// Where `ip netns` keeps the namespaces that have a name.
+/// Directory of the namespaces that `ip netns` has named.
 pub const NAMED: &str = "/run/netns";
 
-/// The file system of namespaces: NSFS_MAGIC.
+/// NSFS_MAGIC: magic number of the file system of namespaces.
 const NSFS: i64 = 0x6e73_6673;
 
 /// A network namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum Netns {
-    /// The one this process lives in.
+    /// The namespace of this process.
     #[default]
     Host,
-    /// One with a name, as `ip netns` gives it.
+    /// Named by `ip netns`.
     Named(String),
-    /// One that is bound to a file, such as `/proc/1234/ns/net`.
+    /// Bound to a file, such as `/proc/1234/ns/net`.
     At(PathBuf),
 }
 
 impl Netns {
-    /// From what a person writes: a path if there is a slash in it, otherwise a name.
+    /// Parses user input: a path if it contains a slash, else a name.
     pub fn written(text: &str) -> Netns {
         if text.contains('/') { Netns::At(text.into()) } else { Netns::Named(text.into()) }
     }
 
-    /// The file it is bound to; `None` for the host's own.
+    /// File that the namespace is bound to; `None` for the host's.
     pub fn path(&self) -> Option<PathBuf> {
         match self {
             Netns::Host => None,
@@ -46,8 +46,8 @@ impl Netns {
         }
     }
 
-    /// Which namespace the name leads to now. `None`: to none, or it is the host's own, which stays. Waits as long as
-    /// the file system does.
+    /// Identity of the namespace that is bound now; `None` for the host's, which never changes, or if there is none.
+    /// Blocks as long as the file system does.
     pub fn identity(&self) -> Option<Identity> {
         let file = find(&self.path()?).ok()?;
         let stat = fstat(&file).ok()?;
@@ -56,7 +56,7 @@ impl Netns {
 }
 
 impl Netns {
-    /// Whether both names lead to one namespace now. Waits as long as the file system does.
+    /// Whether both refer to the same namespace now. Blocks as long as the file system does.
     pub fn is_same(&self, other: &Netns) -> bool {
         let identity = |of: &Netns| match of {
             Netns::Host => Netns::At(PathBuf::from("/proc/self/ns/net")).identity(),
@@ -65,8 +65,8 @@ impl Netns {
         identity(self).is_some_and(|this| identity(other) == Some(this))
     }
 
-    /// Whether there is a file of its name to which no namespace is bound, as far as this process can see. Waits as long
-    /// as the file system does.
+    /// Whether the file exists and no namespace is bound to it, as far as this process can see. Blocks as long as the file
+    /// system does.
     pub fn is_unbound(&self) -> bool {
         let Some(file) = self.path().and_then(|path| find(&path).ok()) else { return false };
         let kind = fstat(&file).map(|stat| FileType::from_raw_mode(stat.st_mode));
@@ -74,8 +74,7 @@ impl Netns {
     }
 }
 
-/// What tells a namespace from every other one, as long as something holds on to it. What was
-/// opened inside does: a tap keeps its namespace alive when everybody else has forgotten it.
+/// Identity of a namespace, unique while something keeps the namespace alive, such as a tap opened inside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
     device: u64,
@@ -92,13 +91,13 @@ impl fmt::Display for Netns {
     }
 }
 
-/// The namespace of the calling thread, kept alive by this descriptor of it.
+/// Descriptor of the calling thread's namespace, which keeps it alive.
 pub fn here() -> io::Result<OwnedFd> {
     Ok(File::open("/proc/thread-self/ns/net")?.into())
 }
 
-/// Runs `work` inside `netns`, in a thread of its own, and waits for it. An error is one of getting
-/// in, never one of `work`; [`io::ErrorKind::NotFound`] is that there is no such namespace yet.
+/// Runs `work` inside `netns`, in a separate thread, and waits for it. Errors are those of entering, never of `work`;
+/// [`io::ErrorKind::NotFound`]: the namespace does not exist yet.
 pub fn within<T: Send>(netns: &Netns, work: impl FnOnce() -> T + Send) -> io::Result<T> {
     let netns_file = netns.path().map(|path| open(netns, &path)).transpose()?;
     thread::scope(|scope| {
@@ -112,12 +111,11 @@ pub fn within<T: Send>(netns: &Netns, work: impl FnOnce() -> T + Send) -> io::Re
     })
 }
 
-/// Opens a namespace. Anything else at this path is looked at only: a FIFO would wait for its other end, and a device
-/// may act on being opened.
+/// Opens a namespace file. Other files are not opened: opening a FIFO would block, and a device may react to it.
 fn open(netns: &Netns, path: &Path) -> io::Result<File> {
     let wrong = |what: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{netns}: {what}")));
     if matches!(netns, Netns::Named(name) if name.contains('/') || matches!(name.as_str(), "" | "." | "..")) {
-        return wrong("no namespace can have this name");
+        return wrong("not a valid namespace name");
     }
     let found = find(path)?;
     if is_namespace(&found)? {
@@ -126,15 +124,15 @@ fn open(netns: &Netns, path: &Path) -> io::Result<File> {
         return Ok(rustix::fs::open(path, flags, Mode::empty())?.into());
     }
     match FileType::from_raw_mode(fstat(&found)?.st_mode) {
-        // `ip netns add` makes the file first and binds the namespace to it afterwards.
+        // `ip netns add` creates the file first and then binds the namespace to it.
         FileType::RegularFile => Err(unbound(netns)),
-        FileType::Fifo => wrong("this is a FIFO, and no network namespace"),
-        FileType::Directory => wrong("this is a directory, and no network namespace"),
-        _ => wrong("this is no network namespace"),
+        FileType::Fifo => wrong("this is a FIFO, not a network namespace"),
+        FileType::Directory => wrong("this is a directory, not a network namespace"),
+        _ => wrong("not a network namespace"),
     }
 }
 
-/// What is at `path`, without opening it.
+/// Opens `path` with O_PATH.
 fn find(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
@@ -143,9 +141,9 @@ fn is_namespace(file: &OwnedFd) -> io::Result<bool> {
     Ok(fstatfs(file)?.f_type == NSFS)
 }
 
-/// Whether entering a namespace failed because there is a file of its name to which none is bound.
+/// Whether entering a namespace failed because no namespace is bound to its file.
 pub fn is_unbound(error: &io::Error) -> bool {
-    // The system's own errors have nothing within.
+    // Errors of the operating system have no inner error.
     error.kind() == io::ErrorKind::NotFound && error.get_ref().is_some()
 }
 
@@ -155,7 +153,7 @@ fn unbound(netns: &Netns) -> io::Error {
 
 fn enter(netns: &Netns, netns_file: &File) -> io::Result<()> {
     move_into_link_name_space(netns_file.as_fd(), Some(LinkNameSpaceType::Network)).map_err(|e| match e {
-        // A namespace of another kind.
+        // EINVAL: a namespace of another kind.
         rustix::io::Errno::INVAL => unbound(netns),
         e => e.into(),
     })
@@ -177,7 +175,7 @@ mod tests {
             [Netns::written("vift-nowhere"), Netns::written("/proc/self/ns/nothing"), Netns::written("/proc/version")]
         {
             let e = within(&netns, || ()).unwrap_err();
-            // Only root gets as far as finding that a file is not a namespace.
+            // Without root, opening fails before the file is checked.
             assert!(matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied), "{netns}: {e}");
         }
         assert_eq!(within(&Netns::Named("..".into()), || ()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
@@ -189,7 +187,7 @@ mod tests {
         let fifo = dir.path().join("fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
         for (path, what) in
-            [(fifo.as_path(), "a FIFO"), (dir.path(), "a directory"), (Path::new("/dev/null"), "no network")]
+            [(fifo.as_path(), "a FIFO"), (dir.path(), "a directory"), (Path::new("/dev/null"), "not a network")]
         {
             let netns = Netns::At(path.to_owned());
             let e = within(&netns, || ()).unwrap_err();

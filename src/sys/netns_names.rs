@@ -1,6 +1,6 @@
-//! Watches named network namespaces: inotify on their directory.
+//! Watches named network namespaces with inotify on their directory.
 //!
-//! An event is a hint: `ip netns add` creates the file first and mounts the namespace on it afterwards, which inotify
+//! An event is only a hint: `ip netns add` creates the file first and then mounts the namespace on it, which inotify
 //! does not report.
 
 use std::ffi::OsStr;
@@ -16,13 +16,13 @@ use tokio::io::unix::AsyncFd;
 
 use super::netns::NAMED;
 
-/// Bytes of events read at once.
+/// Size of the event buffer in bytes.
 const ROOM: usize = 4096;
 
-/// A name that may lead to another namespace now. `None`: any name may.
+/// Name whose namespace may have changed. `None`: any name may have.
 pub type Name = Option<String>;
 
-/// The watch on the directory of named namespaces.
+/// The watch on the directory.
 #[derive(Debug)]
 pub struct NetnsNames(AsyncFd<Inotify>);
 
@@ -36,19 +36,19 @@ impl AsRawFd for Inotify {
 }
 
 impl NetnsNames {
-    /// Begins to watch. While there is no such directory, the one above it is watched.
+    /// Starts to watch. While the directory does not exist, its parent is watched.
     ///
-    /// To be called within a tokio runtime.
+    /// Must be called within a tokio runtime.
     pub fn watch() -> io::Result<NetnsNames> {
         let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         watch(&inotify)?;
-        // SAFETY: `Inotify` owns its descriptor from when it is made to when it is dropped, and nothing can replace
-        // it; nobody but this type gets to the one in here.
+        // SAFETY: `Inotify` owns its descriptor for its whole life and nothing replaces it; only this type has access to
+        // this one.
         let registered = unsafe { AsyncFd::register(Inotify(inotify)) };
         Ok(NetnsNames(registered?))
     }
 
-    /// Waits for names that may lead to another namespace.
+    /// Waits for changes; returns names whose namespace may have changed.
     pub async fn next(&mut self) -> io::Result<Vec<Name>> {
         loop {
             let mut ready = self.0.readable().await?;
@@ -60,7 +60,7 @@ impl NetnsNames {
     }
 }
 
-/// Watches the directory, or the one above it until it is there.
+/// Watches the directory, or its parent until it exists.
 fn watch(inotify: impl AsFd) -> io::Result<()> {
     let directory = Path::new(NAMED);
     let changes = WatchFlags::CREATE | WatchFlags::DELETE | WatchFlags::MOVED_TO | WatchFlags::MOVED_FROM;
@@ -70,7 +70,7 @@ fn watch(inotify: impl AsFd) -> io::Result<()> {
         Err(Errno::NOENT) => {
             let above = directory.parent().unwrap_or(Path::new("/"));
             add_watch(inotify.as_fd(), above, WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::ONLYDIR)?;
-            // It may have come in between.
+            // The directory may have been created in between.
             match add_watch(inotify.as_fd(), directory, changes | itself) {
                 Ok(_) | Err(Errno::NOENT) => Ok(()),
                 Err(why) => Err(why.into()),
@@ -80,7 +80,7 @@ fn watch(inotify: impl AsFd) -> io::Result<()> {
     }
 }
 
-/// Reads what is there.
+/// Reads all pending events.
 fn read(inotify: &OwnedFd) -> io::Result<Vec<Name>> {
     let mut room = [MaybeUninit::uninit(); ROOM];
     let mut events = Reader::new(inotify, &mut room);
@@ -92,7 +92,7 @@ fn read(inotify: &OwnedFd) -> io::Result<Vec<Name>> {
                 let lost =
                     ReadFlags::QUEUE_OVERFLOW | ReadFlags::DELETE_SELF | ReadFlags::MOVE_SELF | ReadFlags::IGNORED;
                 let name = event.file_name().map(|name| name.to_bytes());
-                // The directory itself has come, gone or been replaced, or events were lost.
+                // The directory itself was created, deleted or replaced, or events were lost.
                 let is_directory = name.is_some() && name == Path::new(NAMED).file_name().map(OsStr::as_bytes);
                 again |= event.events().intersects(lost) || is_directory;
                 names.push(name.and_then(|name| String::from_utf8(name.to_vec()).ok()));

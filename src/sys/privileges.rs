@@ -1,7 +1,7 @@
 //! Capabilities: keeps those that the switch needs and drops all others.
 //!
-//! Capabilities belong to a thread and are inherited by threads that it starts. Drop them before a second
-//! thread exists.
+//! Capabilities belong to a thread and are inherited by threads that it starts. Drop them before a second thread
+//! exists.
 
 use std::io;
 
@@ -9,85 +9,84 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, capabilities, clear_ambient_capability_set, set_capabilities, set_no_new_privs,
 };
 
-/// A capability, and what it is for.
+/// A capability and its purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Privilege {
-    /// Its name.
+    /// Name.
     pub name: &'static str,
-    /// What cannot be done without it, as in "without it, …".
+    /// Consequence if it is missing, completing "without it, …".
     pub without: &'static str,
     capability: CapabilitySet,
 }
 
-/// To make taps, to attach to those that others made, and to set addresses and MTUs.
+/// Creates, opens and configures taps; sets MAC addresses and MTUs.
 pub const NET_ADMIN: Privilege = Privilege {
     name: "CAP_NET_ADMIN",
-    without: "no tap can be made, attached to, or set up",
+    without: "taps cannot be created, opened or configured",
     capability: CapabilitySet::NET_ADMIN,
 };
 
-/// To enter network namespaces.
+/// Enters network namespaces.
 pub const SYS_ADMIN: Privilege = Privilege {
     name: "CAP_SYS_ADMIN",
     without: "no other network namespace can be entered",
     capability: CapabilitySet::SYS_ADMIN,
 };
 
-/// To open packet sockets and AF_XDP sockets.
+/// Opens packet sockets and AF_XDP sockets.
 pub const NET_RAW: Privilege = Privilege {
     name: "CAP_NET_RAW",
-    without: "no netdev that others own can be opened",
+    without: "packet and xdp devices cannot be opened",
     capability: CapabilitySet::NET_RAW,
 };
 
-/// To load XDP programs. CAP_SYS_ADMIN includes it.
+/// Loads XDP programs. CAP_SYS_ADMIN includes it.
 pub const BPF: Privilege = Privilege {
     name: "CAP_BPF",
-    without: "no XDP program can be loaded (CAP_SYS_ADMIN does as well)",
+    without: "XDP programs cannot be loaded (CAP_SYS_ADMIN suffices as well)",
     capability: CapabilitySet::BPF,
 };
 
-/// To load XDP programs without barriers against speculative execution. CAP_SYS_ADMIN includes it.
+/// Loads XDP programs without barriers against speculative execution. CAP_SYS_ADMIN includes it.
 pub const PERFMON: Privilege = Privilege {
     name: "CAP_PERFMON",
-    without: "XDP programs have barriers against speculative execution, and take longer for each frame",
+    without: "XDP programs have barriers against speculative execution and take longer per frame",
     capability: CapabilitySet::PERFMON,
 };
 
-/// To pin the pool in memory, beyond what the limit on locked memory allows.
+/// Locks the pool in memory beyond the locked-memory limit.
 pub const IPC_LOCK: Privilege = Privilege {
     name: "CAP_IPC_LOCK",
-    without: "AF_XDP is to be had only within the limit on locked memory (LimitMEMLOCK=infinity does as well)",
+    without: "AF_XDP works only within the limit on locked memory (LimitMEMLOCK=infinity suffices as well)",
     capability: CapabilitySet::IPC_LOCK,
 };
 
-/// To reach namespaces by the processes of others that live in them.
+/// Opens namespaces of other users' processes by /proc/PID/ns/net.
 pub const SYS_PTRACE: Privilege = Privilege {
     name: "CAP_SYS_PTRACE",
-    without: "a namespace named as /proc/PID/ns/net cannot be opened, unless the process has no more rights than this one",
+    without: "a namespace given as /proc/PID/ns/net can be opened only if that process has no further capabilities",
     capability: CapabilitySet::SYS_PTRACE,
 };
 
-/// To listen at TCP ports below 1024.
+/// Binds TCP ports below 1024.
 pub const NET_BIND_SERVICE: Privilege = Privilege {
     name: "CAP_NET_BIND_SERVICE",
-    without: "no TCP port below 1024 can be listened at",
+    without: "TCP ports below 1024 cannot be bound",
     capability: CapabilitySet::NET_BIND_SERVICE,
 };
 
 impl Privilege {
-    /// Whether this thread has it in force.
+    /// Whether it is in this thread's effective set.
     pub fn is_held(&self) -> bool {
         capabilities(None).is_ok_and(|sets| sets.effective.contains(self.capability))
     }
 }
 
-/// Gives up everything but these, in this thread and in those that it will start, for good. What
-/// was not there before is not there afterwards.
+/// Drops all other capabilities permanently, in this thread and in threads that it starts later. Adds none.
 pub fn keep_only(privileges: &[Privilege]) -> io::Result<()> {
     let wanted = privileges.iter().fold(CapabilitySet::empty(), |all, one| all | one.capability);
     let stored = capabilities(None)?.permitted & wanted;
-    // Nothing is ever executed; if something were, it should get no more than we have.
+    // The switch executes no programs; if it did, they would get no further capabilities.
     set_no_new_privs(true)?;
     clear_ambient_capability_set()?;
     set_capabilities(

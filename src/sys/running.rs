@@ -1,4 +1,4 @@
-//! Reads whether a netdev is running. Does not block: the kernel takes no lock for it.
+//! Reads whether a netdev is running (ioctl SIOCGIFFLAGS). Does not block: the kernel takes no lock for it.
 
 use std::ffi::c_void;
 use std::io;
@@ -14,14 +14,14 @@ const SIOCGIFFLAGS: Opcode = 0x8913;
 /// IFF_RUNNING, linux/if.h
 const RUNNING: u16 = 1 << 6;
 
-/// Asks about one netdev, whatever it is called, from any namespace.
+/// Handle to query one netdev by interface index, after renames and from any namespace.
 #[derive(Debug)]
 pub struct Running {
     socket: OwnedFd,
     index: u32,
 }
 
-/// `struct ifreq` with a number in it.
+/// `struct ifreq` with the union as bytes.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct IfReq {
@@ -29,7 +29,7 @@ struct IfReq {
     data: [u8; 24],
 }
 
-/// One of the two requests; its answer is the structure as the kernel has left it.
+/// One of the two requests. The output is the structure as written by the kernel.
 struct Request {
     opcode: Opcode,
     request: IfReq,
@@ -49,20 +49,20 @@ unsafe impl Ioctl for Request {
     }
 
     unsafe fn output_from_ptr(_: IoctlOutput, filled: *mut c_void) -> rustix::io::Result<IfReq> {
-        // SAFETY: it is the pointer that `as_ptr` gave, to a structure without invalid values.
+        // SAFETY: `filled` is the pointer from `as_ptr`, to a structure without invalid values.
         Ok(unsafe { filled.cast::<IfReq>().read() })
     }
 }
 
 impl Running {
-    /// For the netdev with this index in the namespace of the calling thread.
+    /// Creates a handle for the netdev with this index in the calling thread's namespace.
     pub fn new(index: u32) -> io::Result<Running> {
         let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
         Ok(Running { socket, index })
     }
 
-    /// Whether it is set up and somebody is at its other end. Also if it is gone, or nobody knows: then something else
-    /// says so.
+    /// IFF_RUNNING: administratively up and operational. Also true if the netdev is gone or cannot be read; other code
+    /// detects that.
     pub fn is_running(&self) -> bool {
         let mut request = IfReq { name: [0; 16], data: [0; 24] };
         request.data[..4].copy_from_slice(&self.index.to_ne_bytes());
@@ -72,7 +72,7 @@ impl Running {
     }
 
     fn query(&self, opcode: Opcode, request: IfReq) -> io::Result<IfReq> {
-        // SAFETY: the request is one that the opcode expects; see the implementation.
+        // SAFETY: `Request` is built with an opcode that its implementation is valid for.
         Ok(unsafe { ioctl(&self.socket, Request { opcode, request }) }?)
     }
 }
@@ -100,7 +100,7 @@ mod tests {
         let mut seen = vec![running.is_running()];
         for command in ["set dev v0 up", "set dev v1 up", "set dev v1 down", "set dev v1 up", "set dev v0 down"] {
             ip(&format!("-n {ns} link {command}"));
-            // The kernel notes a change of the carrier a little later.
+            // The kernel propagates a carrier change asynchronously.
             let expected = matches!(command, "set dev v1 up");
             let start = crate::time::now();
             while running.is_running() != expected {
@@ -113,6 +113,6 @@ mod tests {
         let is_known = running.is_running();
         ip(&format!("netns del {ns}"));
         assert_eq!(seen, [false, false, true, false, true, false]);
-        assert!(is_known, "of a netdev that is gone nothing is known");
+        assert!(is_known, "a deleted netdev reports running");
     }
 }

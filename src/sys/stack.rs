@@ -1,5 +1,5 @@
-//! Reads what the network stack does with a netdev's frames: its settings and addresses, in the calling thread's
-//! network namespace. Changes nothing.
+//! Reads how the network stack handles a netdev's frames, from sysctls and addresses (rtnetlink) in the calling
+//! thread's network namespace. Changes nothing.
 
 use std::fmt;
 use std::fs;
@@ -11,27 +11,27 @@ use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 
 use super::link::connected;
 
-/// What the stack does with frames that a netdev receives.
+/// Reactions of the stack to frames that a netdev receives.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct HostStack {
-    /// Addresses for which it answers ARP there.
+    /// Addresses for which the stack answers ARP on the netdev.
     pub answers: Vec<Ipv4Addr>,
-    /// Whether it forwards IPv4 packets that come in there.
+    /// The stack forwards IPv4 packets received on the netdev.
     pub forwards: bool,
-    /// Whether it has IPv6 there: it answers neighbour solicitations.
+    /// IPv6 is enabled on the netdev: the stack answers neighbour solicitations.
     pub ipv6: bool,
-    /// Whether it configures itself by router advertisements.
+    /// The stack accepts router advertisements.
     pub autoconfigures: bool,
 }
 
 impl HostStack {
-    /// Whether it does anything.
+    /// Whether the stack reacts to nothing.
     pub fn is_silent(&self) -> bool {
         *self == HostStack::default()
     }
 }
 
-/// What it does, in words: `answers ARP for 10.0.0.1 and 2 more, …`
+/// As text: `answers ARP for 10.0.0.1 and 2 more, …`
 impl fmt::Display for HostStack {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut does = Vec::new();
@@ -43,7 +43,7 @@ impl fmt::Display for HostStack {
         for (is_so, what) in [
             (self.forwards, "forwards IPv4 packets"),
             (self.ipv6, "answers IPv6 neighbour solicitations"),
-            (self.autoconfigures, "takes routes and addresses from router advertisements"),
+            (self.autoconfigures, "configures routes and addresses from router advertisements"),
         ] {
             does.extend(is_so.then(|| what.to_owned()));
         }
@@ -51,13 +51,13 @@ impl fmt::Display for HostStack {
     }
 }
 
-/// The addresses of all netdevs of the namespace, each with the index of its netdev.
+/// Addresses of all netdevs of the namespace, with interface indices.
 pub fn addresses() -> io::Result<Vec<(u32, IpAddr)>> {
     let messages: Vec<AddressMessage> = connected(async |handle| {
         handle.address().get().execute().try_collect().await.map_err(super::link::to_io_error)
     })?;
     let address = |message: &AddressMessage| {
-        // Of a point-to-point link, the local one is ours.
+        // On a point-to-point link, IFA_LOCAL is the own address and IFA_ADDRESS the peer's.
         let attributes = || message.attributes.iter();
         let local = attributes().find_map(|attribute| match attribute {
             AddressAttribute::Local(address) => Some(*address),
@@ -74,10 +74,10 @@ pub fn addresses() -> io::Result<Vec<(u32, IpAddr)>> {
     Ok(messages.iter().filter_map(address).collect())
 }
 
-/// What the stack does with frames of this netdev. `addresses` are those of the namespace.
+/// Reactions of the stack to frames of a netdev. `addresses`: those of the namespace.
 pub fn host_stack(name: &str, index: u32, addresses: &[(u32, IpAddr)]) -> HostStack {
     let all = format!("ipv4/conf/{name}");
-    // The larger one of both counts.
+    // The kernel uses the larger value.
     let arp_ignore = setting("ipv4/conf/all/arp_ignore").max(setting(&format!("{all}/arp_ignore")));
     let is_answered = |of: u32| match arp_ignore {
         1 | 2 => of == index,
@@ -100,14 +100,14 @@ pub fn host_stack(name: &str, index: u32, addresses: &[(u32, IpAddr)]) -> HostSt
         addresses.iter().any(|(_, address)| matches!(address, IpAddr::V4(address) if !address.is_loopback()));
     HostStack {
         answers,
-        // Without an address of its own it has no route to anywhere.
+        // Without an IPv4 address the namespace has no route.
         forwards: has_ipv4 && setting(&format!("{all}/forwarding")) != 0,
         ipv6,
         autoconfigures: ipv6 && accepts,
     }
 }
 
-/// A number below /proc/sys/net; 0 where there is none.
+/// Value of a sysctl below /proc/sys/net; 0 if it does not exist.
 fn setting(path: &str) -> i32 {
     fs::read_to_string(format!("/proc/sys/net/{path}")).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
 }
@@ -129,7 +129,7 @@ mod tests {
     fn the_addresses_of_the_namespace_are_read() {
         let there = super::super::netns::within(&super::super::netns::Netns::Host, addresses).unwrap().unwrap();
         let of_lo = host_stack("lo", 1, &[(1, IpAddr::V4(Ipv4Addr::LOCALHOST))]);
-        assert!(of_lo.answers.is_empty(), "nobody is told of the loopback");
+        assert!(of_lo.answers.is_empty(), "the loopback address is left out");
         assert!(there.iter().all(|(index, _)| *index > 0));
     }
 }

@@ -1,7 +1,7 @@
 //! Tap devices: `/dev/net/tun` and the ioctls of `linux/if_tun.h`.
 //!
-//! A [`Queue`] is one open file of `/dev/net/tun` that is attached to a netdev. The netdev lives in
-//! the namespace of the thread that opened the file, and the queue works from any other.
+//! A [`Queue`] is an open file of `/dev/net/tun` attached to a netdev. The netdev lives in the namespace of the thread
+//! that opened the file; the queue works from any namespace.
 
 use std::ffi::c_int;
 use std::io::{self, IoSlice};
@@ -11,7 +11,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{IntegerSetter, Opcode, Setter, Updater, ioctl, opcode};
 
-/// Bytes of a name that the kernel keeps, the final zero included.
+/// IFNAMSIZ: maximum length of a netdev name with its final zero.
 const NAME: usize = 16;
 
 const TUNSETIFF: Opcode = opcode::write::<c_int>(b'T', 202);
@@ -26,23 +26,23 @@ const IFF_NO_PI: u16 = 0x1000;
 const IFF_VNET_HDR: u16 = 0x4000;
 const IFF_TUN_EXCL: u16 = 0x8000;
 
-/// TUN_F_CSUM, _TSO4, _TSO6, _TSO_ECN: what any kernel of ours takes.
+/// TUN_F_CSUM, _TSO4, _TSO6, _TSO_ECN: supported by every kernel.
 const OFFLOADS: usize = 0x01 | 0x02 | 0x04 | 0x08;
 /// TUN_F_USO4, _USO6: since Linux 6.2.
 const OFFLOADS_UDP: usize = 0x20 | 0x40;
 
-/// How a queue is attached.
+/// Flags of TUNSETIFF.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Flags {
-    /// Each frame has an offload header in front.
+    /// Each frame begins with a `virtio_net_hdr` (IFF_VNET_HDR).
     pub vnet_header: bool,
-    /// The device may have more than one queue. All its queues must agree.
+    /// The device may have several queues (IFF_MULTI_QUEUE). All queues must agree.
     pub multi_queue: bool,
-    /// The device must not be there yet.
+    /// Fails if the device exists (IFF_TUN_EXCL).
     pub exclusive: bool,
 }
 
-/// What a device has been told to leave undone.
+/// Offloads that the kernel may leave to us on receive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offloads {
     /// Checksums and TCP and UDP segmentation.
@@ -51,37 +51,37 @@ pub enum Offloads {
     TcpOnly,
 }
 
-/// Why no frame was read.
+/// Why `read` returned no frame.
 #[derive(Debug)]
 pub enum NoFrame {
-    /// There is none now.
+    /// No frame is pending.
     Empty,
-    /// There was one that the kernel could not hand over. It has been dropped; there may be others behind it.
+    /// The kernel could not deliver a frame and has dropped it; others may follow.
     Lost,
-    /// The device is gone, or so broken that it may as well be.
+    /// The device is gone or unusable.
     Gone(io::Error),
 }
 
-/// Why a frame was not written.
+/// Why `write` sent no frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unsent {
-    /// There is no room for it now.
+    /// The send buffer is full.
     Full,
-    /// The kernel had no memory for it.
+    /// The kernel is out of memory.
     NoMemory,
-    /// The netdev is down or gone.
+    /// The netdev is administratively down or gone.
     Down,
-    /// The kernel does not take this frame.
+    /// The kernel rejects this frame.
     Refused,
 }
 
-/// One queue of a tap.
+/// A queue of a tap.
 #[derive(Debug)]
 pub struct Queue {
     fd: OwnedFd,
 }
 
-/// `struct ifreq` as TUNSETIFF has it.
+/// `struct ifreq` for TUNSETIFF.
 #[repr(C)]
 struct Request {
     name: [u8; NAME],
@@ -90,23 +90,20 @@ struct Request {
 }
 const _: () = assert!(size_of::<Request>() == 40);
 
-/// Whether the kernel would take this as the name of a netdev, unchanged. It cuts long names and
-/// fills in `%d` without a word, so that these are refused here.
+/// Whether the kernel accepts this as a netdev name unchanged. It silently truncates long names and expands `%d`, so
+/// these are refused here.
 pub fn is_name(name: &str) -> bool {
-    // the kernel's isspace() reads Latin-1, where a0 is a space
+    // The kernel's isspace() covers Latin-1, where a0 is a space.
     let forbidden = |b: u8| b.is_ascii_whitespace() || matches!(b, 0 | 0x0b | 0xa0 | b'/' | b':' | b'%');
     !matches!(name, "" | "." | "..") && name.len() < NAME && !name.bytes().any(forbidden)
 }
 
 impl Queue {
-    /// Opens a queue of the tap `name` in the namespace of the calling thread. If there is no such
-    /// device it is made, and lasts as long as its queues.
+    /// Opens a queue of the tap `name` in the calling thread's namespace. Creates the tap if it does not exist; it then
+    /// lasts as long as its queues.
     pub fn open(name: &str, flags: Flags) -> io::Result<Queue> {
         if !is_name(name) {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{name:?} cannot be the name of a device"),
-            ));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name:?} is no valid device name")));
         }
         let modes = OFlags::RDWR | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let queue = Queue { fd: rustix::fs::open("/dev/net/tun", modes, Mode::empty())? };
@@ -123,13 +120,13 @@ impl Queue {
             | flag(flags.exclusive, IFF_TUN_EXCL);
         // SAFETY: TUNSETIFF reads one `struct ifreq` and writes it back; `Request` has its layout.
         let set = unsafe { Updater::<TUNSETIFF, Request>::new(&mut request) };
-        // SAFETY: `Queue::open` saw to it that the file is /dev/net/tun, which knows the call so.
+        // SAFETY: the file is /dev/net/tun, which implements TUNSETIFF.
         unsafe { ioctl(&self.fd, set) }?;
         Ok(())
     }
 
-    /// Sets up the offload header of a device that has one: 12 bytes, little endian, as
-    /// [`Offload`](crate::wire::Offload) reads it. Says what else the device will leave undone.
+    /// Configures the `virtio_net_hdr`: 12 bytes, little-endian, as [`Offload`](crate::wire::Offload) parses it. Enables
+    /// receive offloads; returns which.
     pub fn set_offloads(&self) -> io::Result<Offloads> {
         self.point::<TUNSETVNETHDRSZ>(12)?;
         self.point::<TUNSETVNETLE>(1)?;
@@ -140,34 +137,34 @@ impl Queue {
         }
     }
 
-    /// The device shall leave nothing undone. A device remembers what an earlier holder told it,
-    /// and would hand out half-made frames without a header that says so.
+    /// Disables receive offloads. A device keeps the settings of an earlier process, and without a header would deliver
+    /// GSO packets and partial checksums that nothing describes.
     pub fn clear_offloads(&self) -> io::Result<()> {
         Ok(self.pass::<TUNSETOFFLOAD>(0)?)
     }
 
-    /// Whether the device outlives its queues.
+    /// Sets whether the device outlives its queues (IFF_PERSIST).
     pub fn set_persist(&self, persist: bool) -> io::Result<()> {
         Ok(self.pass::<TUNSETPERSIST>(usize::from(persist))?)
     }
 
-    /// A setting that the kernel reads through a pointer to an int.
+    /// Sets a value that the kernel reads through a pointer to int.
     fn point<const CALL: Opcode>(&self, value: c_int) -> rustix::io::Result<()> {
-        // SAFETY: only called with settings for which the kernel reads one int.
+        // SAFETY: only called with opcodes for which the kernel reads one int.
         let set = unsafe { Setter::<CALL, c_int>::new(value) };
-        // SAFETY: `Queue::open` saw to it that the file is /dev/net/tun, which knows the call so.
+        // SAFETY: the file is /dev/net/tun, which implements the opcode.
         unsafe { ioctl(&self.fd, set) }
     }
 
-    /// A setting that is the argument itself.
+    /// Sets a value passed as the ioctl's argument.
     fn pass<const CALL: Opcode>(&self, value: usize) -> rustix::io::Result<()> {
-        // SAFETY: only called with settings that the kernel takes as a number, never as an address.
+        // SAFETY: only called with opcodes that take a number, never an address.
         let set = unsafe { IntegerSetter::<CALL>::new_usize(value) };
-        // SAFETY: `Queue::open` saw to it that the file is /dev/net/tun, which knows the call so.
+        // SAFETY: the file is /dev/net/tun, which implements the opcode.
         unsafe { ioctl(&self.fd, set) }
     }
 
-    /// Reads the next frame, its header in front if the queue has one. How many bytes that was.
+    /// Reads the next frame, with its header if enabled. Returns the length in bytes.
     #[inline]
     pub fn read(&self, room: &mut [u8]) -> Result<usize, NoFrame> {
         loop {
@@ -179,19 +176,19 @@ impl Queue {
         }
     }
 
-    /// Writes one frame that lies in one piece.
+    /// Writes one contiguous frame.
     #[inline]
     pub fn write(&self, frame: &[u8]) -> Result<(), Unsent> {
         loop {
             return match rustix::io::write(&self.fd, frame) {
-                Ok(_) => Ok(()), // a frame goes whole or not at all
+                Ok(_) => Ok(()), // never a part of a frame
                 Err(Errno::INTR) => continue,
                 Err(e) => Err(unsent(e)),
             };
         }
     }
 
-    /// Writes one frame that lies in several pieces.
+    /// Writes one frame from several buffers.
     #[inline]
     pub fn write_pieces(&self, iovecs: &[IoSlice<'_>]) -> Result<(), Unsent> {
         loop {
@@ -212,9 +209,9 @@ impl AsFd for Queue {
 
 fn no_frame(e: Errno) -> NoFrame {
     match e {
-        // Older kernels answer EIO while the netdev is down.
+        // Older kernels return EIO while the netdev is down.
         Errno::AGAIN | Errno::IO => NoFrame::Empty,
-        // EINVAL: its offloads have no form in the header. The frame has left the queue in any case.
+        // EINVAL: the header cannot express its offloads. The frame has left the queue in each case.
         Errno::INVAL | Errno::NOMEM | Errno::NOBUFS | Errno::FAULT | Errno::MSGSIZE => NoFrame::Lost,
         // EBADFD: the netdev has been deleted.
         e => NoFrame::Gone(e.into()),

@@ -1,4 +1,4 @@
-//! A BPF array map, mapped into this process and shared with programs.
+//! BPF array maps, mapped into this process and shared with programs.
 
 use std::ffi::c_void;
 use std::io;
@@ -15,50 +15,47 @@ const TYPE_ARRAY: u32 = 2;
 /// BPF_F_MMAPABLE
 const MMAPABLE: u32 = 1 << 10;
 
-/// Entries of `WORDS` words of 64 bits each, numbered from 0 on and all zero at first. Programs find them by
-/// number; here they are read and written without a system call.
+/// An array of `WORDS` 64-bit words per entry, zeroed. Programs access entries by index; this process reads and writes
+/// them without system calls.
 #[derive(Debug)]
 pub struct SharedArray<const WORDS: usize> {
     fd: OwnedFd,
     base: NonNull<[AtomicU64; WORDS]>,
     entries: u32,
-    /// Bytes that are mapped; the kernel makes whole pages of them.
+    /// Length of the mapping in bytes; the kernel rounds it up to pages.
     len: usize,
 }
 
-// SAFETY: a SharedArray is a descriptor and memory that is mapped as long as it lives; nothing in it belongs
-// to a thread.
+// SAFETY: a SharedArray is a descriptor and a mapping that lives as long, without thread affinity.
 unsafe impl<const WORDS: usize> Send for SharedArray<WORDS> {}
-// SAFETY: all that one gets through a shared one are atomic words.
+// SAFETY: a shared one gives access to atomic words only.
 unsafe impl<const WORDS: usize> Sync for SharedArray<WORDS> {}
 
 impl<const WORDS: usize> SharedArray<WORDS> {
-    /// An array of so many entries.
+    /// Creates an array of `entries` entries.
     ///
-    /// Needs the same capabilities as a program. EINVAL: without entries, or with empty ones.
+    /// Needs the same capabilities as a program. EINVAL: no entries, or `WORDS` is 0.
     pub fn new(entries: u32) -> io::Result<SharedArray<WORDS>> {
         let too_large = |_| io::Error::from(io::ErrorKind::InvalidInput);
         let value_size = u32::try_from(size_of::<[AtomicU64; WORDS]>()).map_err(too_large)?;
         let fd = map::create(TYPE_ARRAY, value_size, entries, MMAPABLE)?;
         let len = usize::try_from(u64::from(value_size) * u64::from(entries)).map_err(too_large)?;
         let access = ProtFlags::READ | ProtFlags::WRITE;
-        // SAFETY: a mapping at an address of the kernel's choosing touches no memory that anyone holds.
+        // SAFETY: a mapping at an address that the kernel chooses overlaps no other memory.
         let base = unsafe { mmap(ptr::null_mut(), len, access, MapFlags::SHARED, &fd, 0) }?;
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("the kernel mapped it at address zero"))?;
         Ok(SharedArray { fd, base, entries, len })
     }
 
-    /// The entry of this number. Programs may change its words at any moment.
+    /// Entry `number`; `None` beyond the end. Programs may change its words at any time.
     #[inline]
     pub fn entry(&self, number: u32) -> Option<&[AtomicU64; WORDS]> {
         if number >= self.entries {
             return None;
         }
-        // SAFETY: `new` has mapped all entries one behind the other, which the kernel does not move and `drop`
-        // alone unmaps, and this one is among them.
+        // SAFETY: `new` maps all entries contiguously until `drop`, and `number` is less than their count.
         let entry = unsafe { self.base.add(number as usize) };
-        // SAFETY: it is mapped as long as `self` lives, aligned as a page and whole words make it, and written by
-        // nobody but by atomic words.
+        // SAFETY: mapped as long as `self` lives; page-aligned plus whole words; all access is atomic.
         Some(unsafe { entry.as_ref() })
     }
 }
@@ -71,7 +68,7 @@ impl<const WORDS: usize> AsFd for SharedArray<WORDS> {
 
 impl<const WORDS: usize> Drop for SharedArray<WORDS> {
     fn drop(&mut self) {
-        // SAFETY: base and len are what `new` has mapped, and every entry that was lent has come back.
+        // SAFETY: base and len are those that `new` mapped; references into it borrow `self`.
         let done = unsafe { munmap(self.base.as_ptr().cast::<c_void>(), self.len) };
         debug_assert!(done.is_ok(), "unmapping our own mapping cannot fail");
     }
@@ -88,7 +85,7 @@ mod tests {
         if !rustix::process::geteuid().is_root() {
             return eprintln!("skipped: needs root, to make maps");
         }
-        // more than a page of them
+        // More than a page.
         let array = SharedArray::<3>::new(400).unwrap();
         let words = |array: &SharedArray<3>| -> Vec<u64> {
             let all = (0..400).flat_map(|number| array.entry(number).unwrap());

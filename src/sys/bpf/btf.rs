@@ -1,10 +1,10 @@
-//! BTF, the kernel's own description of its types and functions: by it a program names a kernel function that it calls.
+//! BTF, the kernel's description of its types and functions: finds the id by which a program calls a kernel function.
 //!
 //! See `Documentation/bpf/btf.rst` of the kernel.
 
 use std::sync::LazyLock;
 
-/// Where the kernel has it. Kernels without CONFIG_DEBUG_INFO_BTF have none.
+/// BTF of the running kernel. Absent without CONFIG_DEBUG_INFO_BTF.
 const KERNEL: &str = "/sys/kernel/btf/vmlinux";
 
 const MAGIC: u16 = 0xeb9f;
@@ -12,13 +12,13 @@ const MAGIC: u16 = 0xeb9f;
 /// BTF_KIND_FUNC
 const FUNCTION: u32 = 12;
 
-/// A function of the kernel that programs may call (a kfunc).
+/// A kernel function callable by programs (kfunc).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KernelFunction(i32);
 
 impl KernelFunction {
-    /// `bpf_xdp_metadata_rx_vlan_tag`, which reads the VLAN tag that a driver keeps beside a frame (Linux 6.8). `None`:
-    /// the kernel has no such function, or does not describe itself. Its description is read once.
+    /// `bpf_xdp_metadata_rx_vlan_tag`, which reads a frame's VLAN tag from the driver's receive metadata (Linux 6.8).
+    /// `None`: the kernel has no such function or no BTF. Looked up once.
     pub fn rx_vlan_tag() -> Option<KernelFunction> {
         static FOUND: LazyLock<Option<KernelFunction>> = LazyLock::new(|| {
             let described = std::fs::read(KERNEL).ok()?;
@@ -27,19 +27,19 @@ impl KernelFunction {
         *FOUND
     }
 
-    /// By its BTF id, for tests of what is made of it.
+    /// By BTF id, for tests of generated programs.
     #[cfg(test)]
     pub const fn with_btf_id(id: i32) -> KernelFunction {
         KernelFunction(id)
     }
 
-    /// Its number among all types of the kernel.
+    /// BTF id of the function.
     pub const fn btf_id(self) -> i32 {
         self.0
     }
 }
 
-/// The id of the function of this name. `None` also for what cannot be read.
+/// BTF id of a function by name. `None` if not found or malformed.
 fn function_id(btf: &[u8], name: &[u8]) -> Option<i32> {
     let word = |at: usize| btf.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes);
     if btf.get(..2)?.try_into().ok().map(u16::from_ne_bytes)? != MAGIC {
@@ -68,7 +68,7 @@ fn function_id(btf: &[u8], name: &[u8]) -> Option<i32> {
     None
 }
 
-/// Bytes behind the first twelve of a type of this kind, of which `members` are told.
+/// Bytes after the 12-byte `struct btf_type` of this kind, with `members` members.
 fn more_bytes(kind: u32, members: usize) -> Option<usize> {
     match kind {
         // pointer, forward, typedef, volatile, const, restrict, function, float, type tag
@@ -91,7 +91,7 @@ mod tests {
 
     use super::*;
 
-    /// A description with these types: name, kind, members and what is behind.
+    /// BTF with these types: name, kind, number of members, following bytes.
     fn described(types: &[(&str, u32, u32, usize)]) -> Vec<u8> {
         let (mut records, mut names) = (Vec::new(), vec![0]);
         for &(name, kind, members, more) in types {
@@ -114,7 +114,7 @@ mod tests {
         assert_eq!(function_id(&described(&types), b"wanted"), Some(11));
         assert_eq!(function_id(&described(&types), b"other"), None);
         types.insert(0, ("", 31, 0, 0));
-        assert_eq!(function_id(&described(&types), b"wanted"), None, "a kind that is not known hides what is behind");
+        assert_eq!(function_id(&described(&types), b"wanted"), None, "types after an unknown kind are not found");
     }
 
     proptest! {

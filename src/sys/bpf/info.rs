@@ -10,7 +10,7 @@ use super::{NAME, address, call, number, open};
 const PROG_GET_FD_BY_ID: c_long = 13;
 const OBJ_GET_INFO_BY_FD: c_long = 15;
 
-/// The attributes of PROG_GET_FD_BY_ID.
+/// Attributes of PROG_GET_FD_BY_ID.
 #[repr(C)]
 struct IdAttributes {
     id: u32,
@@ -19,7 +19,7 @@ struct IdAttributes {
 }
 const _: () = assert!(size_of::<IdAttributes>() == 12);
 
-/// The beginning of `struct bpf_prog_info`, up to the name.
+/// `struct bpf_prog_info` up to the name.
 #[repr(C)]
 struct Info {
     kind: u32,
@@ -36,11 +36,10 @@ struct Info {
 const INFO: u32 = 80;
 const _: () = assert!(size_of::<Info>() == INFO as usize);
 
-/// Whether the program with this number, among all of the host, is one of a vifswitch: it has its name. Needs
-/// CAP_SYS_ADMIN.
+/// Whether the program with this id belongs to a vifswitch, by its name. Needs CAP_SYS_ADMIN.
 pub fn is_ours(program: u32) -> io::Result<bool> {
     let mut attributes = IdAttributes { id: program, next: 0, flags: 0 };
-    // SAFETY: there are no addresses in these attributes.
+    // SAFETY: these attributes contain no addresses.
     let program = unsafe { open(PROG_GET_FD_BY_ID, &mut attributes) }?;
     let mut info = Info {
         kind: 0,
@@ -55,8 +54,8 @@ pub fn is_ours(program: u32) -> io::Result<bool> {
         name: [0; 16],
     };
     let mut attributes = InfoAttributes { fd: number(&program), size: INFO, info: address(&raw mut info) };
-    // SAFETY: the kernel reads and writes as many bytes of `info` as it has, which outlives the call. It has no room for
-    // instructions and maps, as the lengths in it say.
+    // SAFETY: the kernel reads and writes `size` bytes of `info`, which outlives the call. The lengths in it are zero, so
+    // that it writes no instructions or map ids.
     unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
     Ok(info.name == NAME)
 }

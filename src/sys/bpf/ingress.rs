@@ -1,4 +1,4 @@
-//! A program that drops a netdev's received frames before the network stack, and after packet sockets.
+//! A tcx program that drops a netdev's received frames before the network stack and after packet sockets.
 
 use std::ffi::c_long;
 use std::io;
@@ -17,7 +17,7 @@ const ATTACH_TCX_INGRESS: u32 = 46;
 /// `return TC_ACT_SHOT`
 const PROGRAM: [Instruction; 2] = [Instruction::new(0xb7, 0, 0, 0, 2), Instruction::new(0x95, 0, 0, 0, 0)];
 
-/// The attributes of LINK_CREATE for tcx. Zeros at the end: after all that are there, whatever their revision.
+/// Attributes of LINK_CREATE for tcx. Trailing zeros mean: after all programs present, at any revision.
 #[repr(C)]
 struct LinkAttributes {
     program: u32,
@@ -30,19 +30,19 @@ struct LinkAttributes {
 }
 const _: () = assert!(size_of::<LinkAttributes>() == 32);
 
-/// As long as this is held, nothing that a netdev receives reaches the network stack: no protocol, bridge or VLAN
-/// interface on it. It ends with the process, however that ends.
+/// While this exists, no frame that the netdev receives reaches the network stack: no protocol, bridge or VLAN interface
+/// on it. Ends with the process in any case.
 #[derive(Debug)]
 pub struct IngressDrop {
     _link: OwnedFd,
 }
 
 impl IngressDrop {
-    /// Attaches it to the netdev with this index in the namespace of the calling thread.
+    /// Attaches it to the netdev with this index in the calling thread's namespace.
     ///
     /// # Errors
     ///
-    /// EINVAL: the kernel has no such programs (before Linux 6.6). EPERM: CAP_BPF and CAP_NET_ADMIN are missing.
+    /// EINVAL: the kernel has no tcx (before Linux 6.6). EPERM: CAP_BPF or CAP_NET_ADMIN is missing.
     pub fn attach(ifindex: u32) -> io::Result<IngressDrop> {
         let mut attributes = LoadAttributes {
             kind: TYPE_SCHED_CLS,
@@ -52,11 +52,11 @@ impl IngressDrop {
             name: NAME,
             ..LoadAttributes::default()
         };
-        // SAFETY: the kernel reads two instructions and a text that ends with a zero, both of which are constants.
+        // SAFETY: the kernel reads two instructions and a zero-terminated string; both are constants.
         let program = unsafe { open(PROG_LOAD, &mut attributes) }?;
         let (program, kind) = (number(&program), ATTACH_TCX_INGRESS);
         let mut attributes = LinkAttributes { program, ifindex, kind, flags: 0, relative: 0, _gap: 0, revision: 0 };
-        // SAFETY: there are no addresses in these attributes.
+        // SAFETY: these attributes contain no addresses.
         let link = unsafe { open(LINK_CREATE, &mut attributes) }?;
         Ok(IngressDrop { _link: link })
     }

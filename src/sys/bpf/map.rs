@@ -1,4 +1,4 @@
-//! Creates BPF maps of any kind.
+//! Creates BPF maps with 32-bit keys.
 
 use std::ffi::c_long;
 use std::io;
@@ -6,13 +6,13 @@ use std::os::fd::OwnedFd;
 
 use super::{NAME, open};
 
-/// Of `enum bpf_cmd`.
+/// BPF_MAP_CREATE, of `enum bpf_cmd`
 const MAP_CREATE: c_long = 0;
 
-/// Bytes of a key: the number of an entry.
+/// Size of a key, the entry's index, in bytes.
 const KEY: u32 = 4;
 
-/// The attributes of MAP_CREATE, as far as we have any.
+/// Attributes of MAP_CREATE, as far as used.
 #[repr(C)]
 struct MapAttributes {
     kind: u32,
@@ -26,10 +26,10 @@ struct MapAttributes {
 }
 const _: () = assert!(size_of::<MapAttributes>() == 44);
 
-/// A map of this kind (`enum bpf_map_type`) with entries of so many bytes, numbered from 0 on.
+/// Creates a map of type `kind` (`enum bpf_map_type`) with `entries` entries of `value_size` bytes.
 pub(super) fn create(kind: u32, value_size: u32, entries: u32, flags: u32) -> io::Result<OwnedFd> {
     let mut attributes =
         MapAttributes { kind, key_size: KEY, value_size, entries, flags, inner: 0, node: 0, name: NAME };
-    // SAFETY: there are no addresses in these attributes.
+    // SAFETY: these attributes contain no addresses.
     unsafe { open(MAP_CREATE, &mut attributes) }
 }

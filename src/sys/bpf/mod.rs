@@ -1,12 +1,10 @@
-//! XDP programs, and what they are attached to netdevs with: bpf(2), of which `rustix` has nothing.
+//! BPF programs, maps and links: the bpf(2) calls, which `rustix` does not provide.
 //!
-//! A [`Program`] is loaded from instructions, finds its sockets in an [`XskMap`], has words in common with us
-//! in a [`SharedArray`], and runs wherever a [`Link`] attaches it. Each of these is a file descriptor: a program and a map live as long as
-//! something uses them, a link as long as its descriptor. So a process that dies, however it dies,
-//! leaves nothing attached.
+//! A [`Program`] is loaded from instructions, finds its sockets in an [`XskMap`], shares words with this process in a
+//! [`SharedArray`], and runs where a [`Link`] attaches it. Each is a file descriptor. A program and a map live as long
+//! as something uses them, a link as long as its descriptor. A process that dies in any way leaves nothing attached.
 //!
-//! Errors carry the errno of the kernel (`raw_os_error`): what it means depends on the netdev, and is
-//! for those to say who know it.
+//! Errors carry the kernel's errno (`raw_os_error`). Its meaning depends on the netdev; callers interpret it.
 
 use std::ffi::{CStr, c_int, c_long};
 use std::io;
@@ -29,17 +27,16 @@ pub use link::{Attach, Link};
 pub use program::{Arrival, Instruction, LoadError, Program, Ran, XDP_DROP, XDP_PASS, XDP_REDIRECT};
 pub use xskmap::XskMap;
 
-/// What programs and maps are called where people list them, as `bpftool` does.
+/// Name of programs and maps, as listed by `bpftool`.
 const NAME: [u8; 16] = *b"vifswitch\0\0\0\0\0\0\0";
 
 /// BPF_PROG_LOAD, of `enum bpf_cmd`
 const PROG_LOAD: c_long = 5;
 
-/// The project's own licence in the words of the kernel, for which it is one of those that may call
-/// every helper.
+/// The project's licence, in a form that the kernel accepts for all helpers.
 const LICENSE: &CStr = c"Dual MIT/GPL";
 
-/// The attributes of PROG_LOAD, as far as we have any.
+/// Attributes of PROG_LOAD, as far as used.
 #[repr(C)]
 #[derive(Default)]
 struct LoadAttributes {
@@ -58,36 +55,36 @@ struct LoadAttributes {
 }
 const _: () = assert!(size_of::<LoadAttributes>() == 72);
 
-/// The number of a descriptor, as attributes say it.
+/// A descriptor as an attribute.
 fn number(fd: &impl AsRawFd) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-/// Where something is, as attributes say it.
+/// An address as an attribute.
 fn address<T>(pointer: *const T) -> u64 {
     pointer.expose_provenance() as u64
 }
 
-/// Has the kernel carry out a command. Its answer is never negative.
+/// Calls bpf(2). The result is never negative.
 ///
 /// # Safety
 ///
-/// `A` is the beginning of what `union bpf_attr` is for the command, without gaps. Every address in it
-/// leads to as much memory as the command reads or writes there.
+/// `A` is a prefix of the command's `union bpf_attr`, without padding. Every address in it points to as much memory as
+/// the command reads or writes there.
 unsafe fn call<A>(command: c_long, attributes: &mut A) -> io::Result<c_int> {
-    // SAFETY: bpf(2) reads and writes so many bytes of `attributes`; the rest is the caller's promise.
+    // SAFETY: bpf(2) reads and writes `size_of::<A>()` bytes of `attributes`; the caller guarantees the rest.
     let answer = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<A>()) };
     if answer < 0 { Err(io::Error::last_os_error()) } else { c_int::try_from(answer).map_err(io::Error::other) }
 }
 
-/// Carries out a command that opens a descriptor. Like all that bpf(2) opens, it is closed on exec.
+/// Calls bpf(2) with a command that returns a new descriptor; the kernel sets close-on-exec.
 ///
 /// # Safety
 ///
-/// As for [`call`]; and the command is one that answers with a new descriptor.
+/// As for [`call`]; and the command returns a new descriptor.
 unsafe fn open<A>(command: c_long, attributes: &mut A) -> io::Result<OwnedFd> {
-    // SAFETY: as the caller promises.
+    // SAFETY: guaranteed by the caller.
     let fd = unsafe { call(command, attributes) }?;
-    // SAFETY: the kernel has just opened it, and nobody else knows of it.
+    // SAFETY: the descriptor is new and owned by no one else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

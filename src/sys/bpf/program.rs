@@ -1,4 +1,4 @@
-//! BPF programs: load, test run, program id.
+//! BPF programs: load, test run, id.
 
 use std::ffi::c_long;
 use std::io;
@@ -8,11 +8,11 @@ use thiserror::Error;
 
 use super::{LICENSE, LoadAttributes, NAME, PROG_LOAD, address, call, number, open};
 
-/// XDP_DROP, of `enum xdp_action`: the frame dies here.
+/// XDP_DROP, of `enum xdp_action`: drop the frame.
 pub const XDP_DROP: u32 = 1;
-/// XDP_PASS: the frame goes on to the network stack.
+/// XDP_PASS: pass the frame to the network stack.
 pub const XDP_PASS: u32 = 2;
-/// XDP_REDIRECT: the frame goes where the program has said.
+/// XDP_REDIRECT: redirect the frame, as a helper has set it up.
 pub const XDP_REDIRECT: u32 = 4;
 
 // enum bpf_cmd
@@ -26,89 +26,86 @@ const HAS_FRAGS: u32 = 1 << 5;
 /// BPF_F_XDP_DEV_BOUND_ONLY
 const DEVICE_BOUND: u32 = 1 << 6;
 
-/// Bytes for what the verifier has to say. Of what is longer it keeps the end (until Linux 6.4, the
-/// beginning).
+/// Size of the verifier log in bytes. The kernel truncates the beginning of a longer log (before Linux 6.4, the end).
 const LOG: usize = 4096;
 
-/// How often a load is tried again that a signal has come into.
+/// Retries of a load that a signal has interrupted.
 const INTERRUPTIONS: u32 = 5;
 
-/// Room for what a program puts in front of a frame in a test run: XDP_PACKET_HEADROOM.
+/// Headroom for a test run: XDP_PACKET_HEADROOM.
 const HEADROOM: usize = 256;
 
-/// One instruction of a program: `struct bpf_insn`.
+/// An instruction: `struct bpf_insn`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(C)]
 pub struct Instruction {
-    /// What to do: class, source and operation.
+    /// Opcode: class, source and operation.
     pub code: u8,
-    /// Two nibbles, of which the byte order of the machine says which is which.
+    /// Two nibbles; their order depends on the machine's byte order.
     registers: u8,
-    /// Of a jump, counted in instructions from the next one; of a load or store, in bytes.
+    /// Of a jump, in instructions from the next one; of a load or store, in bytes.
     pub offset: i16,
-    /// A constant.
+    /// Immediate operand.
     pub immediate: i32,
 }
 const _: () = assert!(size_of::<Instruction>() == 8);
 
 impl Instruction {
-    /// An instruction over the registers `target` and `source`, of which only the lower four bits
-    /// count.
+    /// Builds an instruction. Only the lower four bits of the registers `target` and `source` count.
     pub const fn new(code: u8, target: u8, source: u8, offset: i16, immediate: i32) -> Instruction {
         let registers =
             if cfg!(target_endian = "little") { source << 4 | target & 0xf } else { target << 4 | source & 0xf };
         Instruction { code, registers, offset, immediate }
     }
 
-    /// The register that is changed or compared.
+    /// Destination register.
     pub const fn target(self) -> u8 {
         if cfg!(target_endian = "little") { self.registers & 0xf } else { self.registers >> 4 }
     }
 
-    /// The other register.
+    /// Source register.
     pub const fn source(self) -> u8 {
         if cfg!(target_endian = "little") { self.registers >> 4 } else { self.registers & 0xf }
     }
 }
 
-/// Why a program was not loaded.
+/// Error of loading a program.
 #[derive(Debug, Error)]
-#[error("the kernel does not take the XDP program: {source}{}", in_its_words(.log))]
+#[error("the kernel rejects the XDP program: {source}{}", in_its_words(.log))]
 pub struct LoadError {
-    /// How it failed. EPERM is a missing capability; EACCES, EINVAL and E2BIG are the verifier's.
+    /// The error. EPERM: a missing capability. EACCES, EINVAL and E2BIG are the verifier's.
     pub source: io::Error,
-    /// What the verifier said; empty if it was not asked.
+    /// Verifier log; empty if the verifier did not run.
     pub log: String,
 }
 
 fn in_its_words(log: &str) -> String {
-    if log.is_empty() { String::new() } else { format!("; its verifier says:\n{log}") }
+    if log.is_empty() { String::new() } else { format!("; verifier log:\n{log}") }
 }
 
 /// A loaded XDP program.
 #[derive(Debug)]
 pub struct Program(OwnedFd);
 
-/// Where and how a frame of a [test run](Program::test_run) arrives.
+/// Netdev and queue of a frame in a [test run](Program::test_run).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Arrival {
-    /// The index of a netdev in the namespace of the calling thread. Its driver must know XDP, and a
-    /// program be attached natively.
+    /// Interface index in the calling thread's namespace. Its driver must support XDP and have a native program.
     pub ifindex: u32,
-    /// One of its receive queues.
+    /// Receive queue.
     pub queue: u32,
 }
 
-/// What a [test run](Program::test_run) came to.
+/// Result of a [test run](Program::test_run).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ran {
-    /// What shall become of the frame, such as [`XDP_PASS`].
+    /// Verdict of the program, such as [`XDP_PASS`].
     pub verdict: u32,
-    /// The frame as the program has left it.
+    /// The frame as modified by the program.
     pub frame: Vec<u8>,
 }
 
-/// The attributes of PROG_TEST_RUN, as far as we have any.
+/// Attributes of PROG_TEST_RUN, as far as used.
 #[repr(C)]
 #[derive(Default)]
 struct RunAttributes {
@@ -127,7 +124,7 @@ struct RunAttributes {
 }
 const _: () = assert!(size_of::<RunAttributes>() == 64);
 
-/// `struct xdp_md`, what a program is told of a frame.
+/// `struct xdp_md`, the program's context.
 #[repr(C)]
 struct Context {
     data: u32,
@@ -141,7 +138,7 @@ struct Context {
 const CONTEXT: u32 = 24;
 const _: () = assert!(size_of::<Context>() == CONTEXT as usize);
 
-/// The beginning of `struct bpf_prog_info`, of which the kernel fills in as much as there is room for.
+/// The beginning of `struct bpf_prog_info`; the kernel fills in as much as the given size.
 #[repr(C)]
 struct Info {
     kind: u32,
@@ -150,7 +147,7 @@ struct Info {
 const INFO: u32 = 8;
 const _: () = assert!(size_of::<Info>() == INFO as usize);
 
-/// The attributes of OBJ_GET_INFO_BY_FD.
+/// Attributes of OBJ_GET_INFO_BY_FD.
 #[repr(C)]
 pub(super) struct InfoAttributes {
     pub(super) fd: u32,
@@ -160,17 +157,16 @@ pub(super) struct InfoAttributes {
 const _: () = assert!(size_of::<InfoAttributes>() == 16);
 
 impl Program {
-    /// Loads a program. `frags` says that it knows frames in more than one piece; without, it cannot
-    /// be attached where frames are longer than a page.
+    /// Loads a program. `frags`: the program supports frames in several fragments; else it cannot be attached to a netdev
+    /// with frames longer than a page.
     ///
     /// Needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN.
     pub fn load(code: &[Instruction], frags: bool) -> Result<Program, LoadError> {
         Program::load_with(code, frags, None)
     }
 
-    /// The same for one netdev of the calling thread's namespace, by index. Such a program may call the driver's
-    /// functions that read metadata of a frame, and attaches natively to this netdev only. EINVAL: the kernel is
-    /// older than Linux 6.3.
+    /// Loads a program for one netdev of the calling thread's namespace, by index. It may call the driver's functions for
+    /// receive metadata, and can be attached to this netdev only, natively. EINVAL: before Linux 6.3.
     pub fn load_for(code: &[Instruction], frags: bool, ifindex: u32) -> Result<Program, LoadError> {
         Program::load_with(code, frags, Some(ifindex))
     }
@@ -180,8 +176,7 @@ impl Program {
             Ok(program) => return Ok(Program(program)),
             Err(source) => source,
         };
-        // The log is asked for separately: with one, not having had the room for it is an error, too,
-        // and takes the place of the one that is looked for.
+        // A separate load fetches the log: with a log, the kernel may report a full log instead of the actual error.
         let mut log = vec![0; LOG];
         match load(code, frags, ifindex, &mut log) {
             Ok(program) => Ok(Program(program)),
@@ -192,19 +187,18 @@ impl Program {
         }
     }
 
-    /// Its number among all programs of the host, by which the kernel tells what is attached.
+    /// Program id, unique on the host; the kernel reports it for attached programs.
     pub fn id(&self) -> io::Result<u32> {
         let mut info = Info { kind: 0, id: 0 };
         let mut attributes = InfoAttributes { fd: number(&self.0), size: INFO, info: address(&raw mut info) };
-        // SAFETY: the kernel reads and writes as many bytes of `info` as it has, which outlives the call.
+        // SAFETY: the kernel reads and writes `size` bytes of `info`, which outlives the call.
         unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
         Ok(info.id)
     }
 
-    /// Runs the program once over a frame, which goes nowhere. Without an `arrival` it comes from
-    /// queue 0 of the loopback.
+    /// Runs the program once with a frame, and sends it nowhere. Default `arrival`: queue 0 of the loopback.
     ///
-    /// The frame needs the 14 bytes of its header and must fit into a page with its surroundings.
+    /// The frame must have its 14-byte header and fit into a page with headroom and tailroom.
     pub fn test_run(&self, frame: &[u8], arrival: Option<Arrival>) -> io::Result<Ran> {
         let mut out = vec![0; frame.len() + HEADROOM];
         let size = |bytes: usize| u32::try_from(bytes).map_err(|_| io::ErrorKind::InvalidInput);
@@ -230,19 +224,18 @@ impl Program {
             attributes.context_in = address(context);
             attributes.context_size_in = CONTEXT;
         }
-        // SAFETY: the kernel reads `frame` and `context` and writes to `out`, all of the sizes that it
-        // is told; they outlive the call.
+        // SAFETY: the kernel reads `frame` and `context` and writes `out`, within the given sizes; they outlive the call.
         unsafe { call(PROG_TEST_RUN, &mut attributes) }?;
         out.truncate(attributes.size_out as usize);
         Ok(Ran { verdict: attributes.verdict, frame: out })
     }
 }
 
-/// PROG_LOAD, with the words of the verifier in `log` if that has room for any.
+/// Calls PROG_LOAD, with the verifier log in `log` unless it is empty.
 fn load(code: &[Instruction], frags: bool, ifindex: Option<u32>, log: &mut [u8]) -> io::Result<OwnedFd> {
     let mut attributes = LoadAttributes {
         kind: TYPE_XDP,
-        count: u32::try_from(code.len()).unwrap_or(u32::MAX), // far more than it takes
+        count: u32::try_from(code.len()).unwrap_or(u32::MAX), // far beyond the kernel's limit
         code: address(code.as_ptr()),
         license: address(LICENSE.as_ptr()),
         log_level: u32::from(!log.is_empty()),
@@ -255,10 +248,10 @@ fn load(code: &[Instruction], frags: bool, ifindex: Option<u32>, log: &mut [u8])
     };
     let mut interruptions = 0;
     loop {
-        // SAFETY: the kernel reads `count` instructions and a text that ends with a zero, and writes at
-        // most `log_size` bytes to `log`; they all outlive the call.
+        // SAFETY: the kernel reads `count` instructions and a zero-terminated string, and writes at most `log_size` bytes
+        // to `log`; all outlive the call.
         match unsafe { open(PROG_LOAD, &mut attributes) } {
-            // The verifier stops at once for any signal.
+            // A pending signal aborts the verifier.
             Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && interruptions < INTERRUPTIONS => interruptions += 1,
             done => return done,
         }

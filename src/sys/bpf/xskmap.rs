@@ -1,4 +1,4 @@
-//! A map from receive queues to AF_XDP sockets.
+//! XSKMAP: maps receive queues to AF_XDP sockets.
 
 use std::ffi::c_long;
 use std::io;
@@ -13,14 +13,14 @@ const MAP_DELETE_ELEM: c_long = 3;
 /// BPF_MAP_TYPE_XSKMAP
 const TYPE_XSKMAP: u32 = 17;
 
-/// Bytes of a descriptor.
+/// Size of a value, a descriptor, in bytes.
 const WORD: u32 = 4;
 
-/// Which socket the frames of which queue go to.
+/// Socket of each receive queue.
 #[derive(Debug)]
 pub struct XskMap(OwnedFd);
 
-/// The attributes of MAP_UPDATE_ELEM and MAP_DELETE_ELEM.
+/// Attributes of MAP_UPDATE_ELEM and MAP_DELETE_ELEM.
 #[repr(C)]
 struct EntryAttributes {
     map: u32,
@@ -32,21 +32,21 @@ struct EntryAttributes {
 const _: () = assert!(size_of::<EntryAttributes>() == 32);
 
 impl XskMap {
-    /// A map for the queues 0 to `queues` - 1, none of which has a socket yet.
+    /// Creates a map for the queues 0 to `queues` - 1, without sockets.
     ///
     /// Needs the same capabilities as a program.
     pub fn new(queues: u32) -> io::Result<XskMap> {
         map::create(TYPE_XSKMAP, WORD, queues, 0).map(XskMap)
     }
 
-    /// From now on the frames of `queue` go to `socket`, an AF_XDP socket that is bound to that queue.
-    /// The entry goes with the socket.
+    /// Redirects frames of `queue` to `socket`, an AF_XDP socket bound to that queue. Closing the socket removes the
+    /// entry.
     pub fn set(&self, queue: u32, socket: BorrowedFd<'_>) -> io::Result<()> {
         let socket = number(&socket);
         self.entry(MAP_UPDATE_ELEM, queue, Some(&socket))
     }
 
-    /// From now on `queue` has no socket.
+    /// Removes the socket of `queue`.
     pub fn clear(&self, queue: u32) -> io::Result<()> {
         self.entry(MAP_DELETE_ELEM, queue, None)
     }
@@ -54,8 +54,7 @@ impl XskMap {
     fn entry(&self, command: c_long, queue: u32, value: Option<&u32>) -> io::Result<()> {
         let (key, value) = (address(&queue), value.map_or(0, |value| address(value)));
         let mut attributes = EntryAttributes { map: number(&self.0), unused: 0, key, value, flags: 0 };
-        // SAFETY: the kernel reads a key of four bytes and, where the command sets an entry, a value of
-        // four bytes, with which `set` comes; both outlive the call.
+        // SAFETY: the kernel reads a 4-byte key and, for an update, a 4-byte value; both outlive the call.
         unsafe { call(command, &mut attributes) }.map(drop)
     }
 }

@@ -1,10 +1,10 @@
-//! Packet sockets: whole frames from and to a netdev that is there, as `linux/if_packet.h` has them.
+//! Packet sockets (AF_PACKET): receive and transmit whole frames on an existing netdev.
 //!
-//! A [`Socket`] belongs to the namespace of the thread that opened it, and works from any other. What
-//! it hears comes in by [`Socket::receive`] or, without a system call for each frame, by a [`Ring`].
-//! What it sends goes out by [`Socket::send`] or, many in one call, by [`Outgoing`].
+//! A [`Socket`] belongs to the namespace of the thread that opened it and works from any thread. It receives by
+//! [`Socket::receive`], or by a [`Ring`] without a system call per frame. It transmits by [`Socket::send`], or many
+//! frames per call by [`Outgoing`]. Source: `linux/if_packet.h`.
 
-#![allow(clippy::cast_possible_truncation)] // sizes and numbers of the kernel's structures
+#![allow(clippy::cast_possible_truncation)] // sizes of kernel structures
 
 mod outgoing;
 mod ring;
@@ -21,16 +21,16 @@ use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, send,
 pub use outgoing::{Burst, Outgoing};
 pub use ring::{Arrival, Ring, SLOT};
 
-/// Bytes of the offload header of a packet socket: `struct virtio_net_hdr`, in the order of the host.
+/// Length of the `virtio_net_hdr` of a packet socket, in host byte order.
 pub const HEADER: usize = 10;
 
-/// Every type of frame (ETH_P_ALL).
+/// All EtherTypes (ETH_P_ALL).
 pub const EVERYTHING: u16 = 3;
 
-/// No type of frame.
+/// No EtherType: the socket receives nothing.
 pub const NOTHING: u16 = 0;
 
-/// A VLAN tag that the kernel has taken out of a frame.
+/// A VLAN tag that the kernel has removed from a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tag {
     tpid: u16,
@@ -38,63 +38,63 @@ pub struct Tag {
 }
 
 impl Tag {
-    /// Where it was: behind the two addresses.
+    /// Offset of the tag in a frame: after both addresses.
     pub const AT: usize = 12;
 
-    /// What the kernel says in a status word and beside it, if it has taken out one.
+    /// Parses the kernel's metadata of a frame.
     fn from_kernel(status: u32, tpid: u16, tci: u16) -> Option<Tag> {
         let tpid = if status & libc::TP_STATUS_VLAN_TPID_VALID != 0 { tpid } else { libc::ETH_P_8021Q as u16 };
         (status & libc::TP_STATUS_VLAN_VALID != 0).then_some(Tag { tpid, tci })
     }
 
-    /// Its bytes in a frame.
+    /// The tag as bytes of a frame.
     pub fn bytes(self) -> [u8; 4] {
         let ([a, b], [c, d]) = (self.tpid.to_be_bytes(), self.tci.to_be_bytes());
         [a, b, c, d]
     }
 }
 
-/// A frame that was received.
+/// Metadata of a received frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
-    /// Bytes that were written; the tag is not among them.
+    /// Bytes written to the buffer, without a removed tag.
     pub len: usize,
-    /// Whether it had more bytes than there was room for.
+    /// The frame is longer than the buffer.
     pub cut: bool,
-    /// The tag that the kernel has taken out.
+    /// The tag that the kernel has removed.
     pub tag: Option<Tag>,
 }
 
-/// Frames since this was last asked.
+/// Frame counts since the last query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Statistics {
-    /// Frames that were put where they can be received.
+    /// Frames received into the socket or ring.
     pub taken: u32,
-    /// Frames for which there was no room, or that the kernel could not hand over.
+    /// Frames lost: no space, or not deliverable.
     pub lost: u32,
 }
 
-/// How things stand with the netdev of a socket.
+/// State of the netdev of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// It is there, and set up.
+    /// Administratively up.
     Up,
-    /// It is there, and set down.
+    /// Administratively down.
     Down,
-    /// It has been deleted, or moved to another namespace.
+    /// Deleted, or moved to another namespace.
     Gone,
 }
 
-/// A packet socket. No call waits.
+/// A packet socket. No call blocks.
 #[derive(Debug)]
 pub struct Socket {
     fd: OwnedFd,
 }
 
-/// A netdev as AF_PACKET addresses it.
+/// A netdev as `struct sockaddr_ll`.
 struct LinkAddress(libc::sockaddr_ll);
 
-// SAFETY: the pointer that `f` gets is that of a whole `struct sockaddr_ll`, with its length.
+// SAFETY: `f` gets a pointer to a whole `struct sockaddr_ll`, and its length.
 unsafe impl SocketAddrArg for LinkAddress {
     unsafe fn with_sockaddr<R>(&self, f: impl FnOnce(*const SocketAddrOpaque, SocketAddrLen) -> R) -> R {
         f(ptr::from_ref(&self.0).cast(), size_of::<libc::sockaddr_ll>() as SocketAddrLen)
@@ -102,40 +102,40 @@ unsafe impl SocketAddrArg for LinkAddress {
 }
 
 impl Socket {
-    /// A socket in the namespace of the calling thread. It hears nothing before it is bound.
+    /// Opens a socket in the calling thread's namespace. It receives nothing before [`bind`](Socket::bind).
     pub fn new() -> io::Result<Socket> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         Ok(Socket { fd: socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)? })
     }
 
-    /// Frames have an offload header of [`HEADER`] bytes in front, both ways. Before any ring.
+    /// Prepends a `virtio_net_hdr` of [`HEADER`] bytes to each frame, both ways (PACKET_VNET_HDR). Call before creating a
+    /// ring.
     pub fn set_header(&self) -> io::Result<()> {
         self.set(libc::PACKET_VNET_HDR, 1)
     }
 
-    /// Does not hear what leaves by the netdev, whoever sends it.
+    /// Excludes outgoing frames of the netdev from receive.
     pub fn ignore_outgoing(&self) -> io::Result<()> {
         self.set(libc::PACKET_IGNORE_OUTGOING, 1)
     }
 
-    /// What is sent goes straight to the driver, and not through the queues that the netdev may have.
+    /// Transmits directly to the driver, past the netdev's queueing discipline.
     pub fn bypass_queues(&self) -> io::Result<()> {
         self.set(libc::PACKET_QDISC_BYPASS, 1)
     }
 
-    /// What [`Socket::receive`] finds has its tag told.
+    /// Reports removed VLAN tags in [`Socket::receive`] (PACKET_AUXDATA).
     pub fn tell_tags(&self) -> io::Result<()> {
         self.set(libc::PACKET_AUXDATA, 1)
     }
 
-    /// Memory, in bytes, that frames may take which wait to be received, and those that wait to be
-    /// sent. The kernel counts its own overhead, and allows twice as much.
+    /// Sets the receive and send buffer sizes in bytes. The kernel doubles them and counts its overhead.
     pub fn set_room(&self, received: usize, sent: usize) -> io::Result<()> {
         sockopt::set_socket_recv_buffer_size_force(&self.fd, received)?;
         Ok(sockopt::set_socket_send_buffer_size_force(&self.fd, sent)?)
     }
 
-    /// Sends to, and hears frames of `ethertype` from, the netdev with this index.
+    /// Binds to the netdev with this index; receives frames of `ethertype`.
     pub fn bind(&self, index: u32, ethertype: u16) -> io::Result<()> {
         let address = LinkAddress(libc::sockaddr_ll {
             sll_family: AddressFamily::PACKET.as_raw(),
@@ -149,7 +149,7 @@ impl Socket {
         Ok(bind(&self.fd, &address)?)
     }
 
-    /// Has the netdev hear frames for any address, as long as this socket lives.
+    /// Puts the netdev into promiscuous mode for the life of this socket.
     pub fn hear_all(&self, index: u32) -> io::Result<()> {
         let kind = libc::PACKET_MR_PROMISC as u16;
         let request = libc::packet_mreq { mr_ifindex: number(index)?, mr_type: kind, mr_alen: 0, mr_address: [0; 8] };
@@ -158,35 +158,35 @@ impl Socket {
 
     fn set<T: Plain>(&self, option: c_int, value: T) -> io::Result<()> {
         let (fd, size) = (self.fd.as_raw_fd(), size_of::<T>() as libc::socklen_t);
-        // SAFETY: the kernel reads `size` bytes at most, which the value has, and it outlives the call.
+        // SAFETY: the kernel reads `size` bytes of the value, which outlives the call.
         let done = unsafe { libc::setsockopt(fd, libc::SOL_PACKET, option, ptr::from_ref(&value).cast(), size) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// What has come in and what was lost since this was last asked.
+    /// Frames received and lost since the last call.
     pub fn statistics(&self) -> io::Result<Statistics> {
         let (fd, option) = (self.fd.as_raw_fd(), libc::PACKET_STATISTICS);
         let mut message = libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
         let mut size = size_of_val(&message) as libc::socklen_t;
         let room = ptr::from_mut(&mut message).cast();
-        // SAFETY: the kernel writes `size` bytes at most, which the value has, and it outlives the call.
+        // SAFETY: the kernel writes at most `size` bytes of the value, which outlives the call.
         let done = unsafe { libc::getsockopt(fd, libc::SOL_PACKET, option, room, &raw mut size) };
         if done != 0 {
             return Err(io::Error::last_os_error());
         }
-        // It counts what was lost among all.
+        // `tp_packets` includes lost frames.
         Ok(Statistics { taken: message.tp_packets.wrapping_sub(message.tp_drops), lost: message.tp_drops })
     }
 
-    /// Whether something has happened to the netdev since this was last asked: it went down, or away.
-    /// Until it is asked, the socket is ready in the eyes of epoll.
+    /// Takes the pending socket error: whether the netdev went down or was deleted since the last call. Until then epoll
+    /// reports the socket as ready.
     pub fn is_troubled(&self) -> bool {
         !matches!(sockopt::socket_error(&self.fd), Ok(Ok(())))
     }
 
-    /// How things stand with the netdev.
+    /// State of the netdev.
     pub fn state(&self) -> State {
-        // Of a frame of no bytes the kernel finds out last that it cannot be sent.
+        // The kernel checks the netdev before the length, so that an empty frame is never sent.
         match send(&self.fd, &[], SendFlags::DONTWAIT) {
             Err(Errno::NXIO | Errno::NODEV) => State::Gone,
             Err(Errno::NETDOWN) => State::Down,
@@ -194,13 +194,13 @@ impl Socket {
         }
     }
 
-    /// Sends a frame, its header in front if the socket has them.
+    /// Sends a frame, with its header if enabled.
     pub fn send(&self, frame: &[u8]) -> io::Result<()> {
         send(&self.fd, frame, SendFlags::DONTWAIT)?;
         Ok(())
     }
 
-    /// Receives the next frame, its header in front if the socket has them. `None`: there is none now.
+    /// Receives the next frame, with its header if enabled. `None`: no frame is pending.
     pub fn receive(&self, room: &mut [u8]) -> io::Result<Option<Received>> {
         let mut control = Control([0; 64]);
         let mut piece = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
@@ -209,7 +209,7 @@ impl Socket {
         message.msg_iovlen = 1;
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control.0) as _;
-        // SAFETY: the message points to buffers of the sizes it says, which are ours alone and outlive the call.
+        // SAFETY: the message points to exclusive buffers of the given sizes, which outlive the call.
         let len = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
         let Ok(len) = usize::try_from(len) else {
             let error = io::Error::last_os_error();
@@ -222,7 +222,7 @@ impl Socket {
         Ok(Some(Received { len, cut, tag: noted_tag(&message) }))
     }
 
-    /// Receives the next frame of those that a [`Ring`] had no room for, in pieces. How many bytes it has.
+    /// Receives the next frame that did not fit a [`Ring`] slot, into several buffers. Returns its length.
     pub fn receive_pieces(&self, iovecs: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         Ok(rustix::io::readv(&self.fd, iovecs)?)
     }
@@ -234,40 +234,40 @@ impl AsFd for Socket {
     }
 }
 
-/// What a socket option can be: plain numbers without a gap, so that each byte has a value.
+/// Values of socket options: plain integers without padding.
 trait Plain {}
 impl Plain for c_int {}
 impl Plain for libc::packet_mreq {}
 impl Plain for libc::tpacket_req {}
 const _: () = assert!(size_of::<libc::packet_mreq>() == 16 && size_of::<libc::tpacket_req>() == 16);
 
-/// Room for what the kernel notes beside a frame, aligned as these notes are.
+/// Buffer for control messages, aligned for them.
 #[repr(C, align(8))]
 struct Control([u8; 64]);
 
-/// A message of nothing.
+/// An empty message.
 fn no_message() -> libc::msghdr {
-    // SAFETY: it is made of numbers and pointers, for which all zeros are valid.
+    // SAFETY: numbers and pointers, for which zero is valid.
     unsafe { mem::zeroed() }
 }
 
-/// The tag that stands in the notes beside a frame.
+/// The VLAN tag in the control messages of a frame.
 fn noted_tag(message: &libc::msghdr) -> Option<Tag> {
-    // SAFETY: the kernel has filled in the message, and its control buffer is still there.
+    // SAFETY: the kernel has filled in the message, and its control buffer is alive.
     let note = unsafe { libc::CMSG_FIRSTHDR(message) };
-    // SAFETY: it is null, or points to a whole header in that buffer.
+    // SAFETY: null, or a pointer to a whole header in that buffer.
     let note = unsafe { note.as_ref() }?;
     if (note.cmsg_level, note.cmsg_type) != (libc::SOL_PACKET, libc::PACKET_AUXDATA) {
         return None;
     }
-    // SAFETY: the note is one of the message.
+    // SAFETY: the control message belongs to this message.
     let aux = unsafe { libc::CMSG_DATA(note) }.cast::<libc::tpacket_auxdata>();
-    // SAFETY: this is what a note of this kind holds, all of it: the buffer has room for it.
+    // SAFETY: PACKET_AUXDATA carries this structure; the buffer has room for all of it.
     let aux = unsafe { aux.read_unaligned() };
     Tag::from_kernel(aux.tp_status, aux.tp_vlan_tpid, aux.tp_vlan_tci)
 }
 
-/// An index as the kernel's structures have it.
+/// An interface index as a signed integer.
 fn number(index: u32) -> io::Result<c_int> {
     c_int::try_from(index).map_err(|_| Errno::NODEV.into())
 }

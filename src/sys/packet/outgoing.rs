@@ -1,4 +1,4 @@
-//! Transmits many frames with one system call, each with a `virtio_net_hdr` and in several pieces.
+//! Transmits many frames with one system call (sendmmsg), each with an optional `virtio_net_hdr` and several fragments.
 
 use std::ffi::c_uint;
 use std::io;
@@ -7,14 +7,14 @@ use std::os::fd::AsRawFd;
 
 use super::{HEADER, Socket, no_message};
 
-/// What `sendmmsg` reads, allocated once and filled in anew for each burst.
+/// Arguments of `sendmmsg`, allocated once and filled in per burst.
 pub struct Outgoing {
     messages: Box<[libc::mmsghdr]>,
     headers: Box<[[u8; HEADER]]>,
     pieces: Box<[libc::iovec]>,
 }
 
-// SAFETY: between two bursts the pointers in it mean nothing, and nobody follows them.
+// SAFETY: the pointers in it are valid, and used, within a burst only.
 unsafe impl Send for Outgoing {}
 
 impl std::fmt::Debug for Outgoing {
@@ -23,7 +23,7 @@ impl std::fmt::Debug for Outgoing {
     }
 }
 
-/// Frames that are to be sent together. It borrows their bytes.
+/// Frames to send together. Borrows their bytes.
 #[derive(Debug)]
 pub struct Burst<'a, 'b> {
     outgoing: &'a mut Outgoing,
@@ -33,7 +33,7 @@ pub struct Burst<'a, 'b> {
 }
 
 impl Outgoing {
-    /// For bursts of at most `frames` frames, and in all `pieces` pieces; headers are pieces, too.
+    /// Capacity in frames and in fragments per burst; a header is a fragment, too.
     pub fn new(frames: usize, iovecs: usize) -> Outgoing {
         let message = libc::mmsghdr { msg_hdr: no_message(), msg_len: 0 };
         let piece = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
@@ -52,19 +52,19 @@ impl Outgoing {
 }
 
 impl<'b> Burst<'_, 'b> {
-    /// How many frames there are.
+    /// Number of frames.
     #[inline]
     pub fn len(&self) -> usize {
         self.messages
     }
 
-    /// Whether there are none.
+    /// Whether the burst is empty.
     #[inline]
     pub fn is_empty(&self) -> bool {
         self.messages == 0
     }
 
-    /// Appends a frame. Whether there was room for it.
+    /// Appends a frame. `false`: no capacity left.
     #[inline]
     pub fn push(&mut self, header: Option<[u8; HEADER]>, parts: impl Iterator<Item = &'b [u8]>) -> bool {
         let Outgoing { messages, headers, pieces: iovecs } = &mut *self.outgoing;
@@ -96,8 +96,8 @@ impl<'b> Burst<'_, 'b> {
         true
     }
 
-    /// Sends the frames, in order. How many went out: not all, if one was not taken, and then an error
-    /// only if it was the first.
+    /// Sends the frames in order. Returns the number sent. After a partial send the error is not reported; an error means
+    /// that the first frame failed.
     #[inline]
     pub fn send(self, socket: &Socket) -> io::Result<usize> {
         let Outgoing { messages, pieces: iovecs, .. } = self.outgoing;
@@ -108,9 +108,8 @@ impl<'b> Burst<'_, 'b> {
         }
         let (fd, first, count) = (socket.fd.as_raw_fd(), messages.as_mut_ptr(), self.messages as c_uint);
         loop {
-            // SAFETY: the first `count` messages are ours, and so are the pieces that they point to: as many
-            // as each says, filled in by `push`. These point to headers of ours and to bytes that outlive
-            // this burst ('b); they are read only.
+            // SAFETY: the first `count` messages are ours, and point to as many fragments as they state, filled in by `push`.
+            // These point to our headers and to bytes that outlive the burst ('b); the kernel only reads them.
             let sent = unsafe { libc::sendmmsg(fd, first, count, libc::MSG_DONTWAIT as _) };
             if let Ok(sent) = usize::try_from(sent) {
                 return Ok(sent);

@@ -1,13 +1,11 @@
-//! A receive ring (TPACKET_V2): memory that the kernel puts frames into, and that we read without a
-//! system call.
+//! A receive ring (TPACKET_V2): memory into which the kernel writes frames, read without system calls.
 //!
-//! It is a circle of slots. A slot is the kernel's until its status word says that it is ours, and
-//! ours until we write there that it is the kernel's: that is the invariant which the `unsafe` blocks
-//! lean on. Nobody but the kernel and whoever holds the [`Ring`] can reach this memory.
+//! The kernel owns a slot until the slot's status word says that we do; we own it until we write the status word. The
+//! `unsafe` blocks rely on this invariant. Only the kernel and the owner of the [`Ring`] access the memory.
 //!
-//! A frame that is longer than a slot is put there as far as it fits, and queued at the socket whole.
+//! A frame longer than a slot is truncated there, and queued whole at the socket.
 //!
-//! TPACKET_V3 hands over blocks of many frames, a millisecond late at best, and is no use to a switch.
+//! TPACKET_V3 is not used: it delivers blocks of frames up to a millisecond late.
 
 use std::io;
 use std::ptr::{self, NonNull};
@@ -17,16 +15,16 @@ use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use super::{HEADER, Socket, Tag};
 
-/// Bytes of a slot: a frame of the usual MTU, its headers, and what the kernel says about it.
+/// Slot size in bytes: a frame of the usual MTU, its headers and the kernel's metadata.
 pub const SLOT: usize = 2048;
 
-/// Bytes of a block, which lies in one piece in the kernel's memory.
+/// Block size in bytes; a block is contiguous in kernel memory.
 const BLOCK: usize = 64 << 10;
 
-/// Slots of a ring are a multiple of this.
+/// Slots per block; a ring has a multiple of them.
 const SLOTS_OF_BLOCK: usize = BLOCK / SLOT;
 
-/// `struct tpacket2_hdr`: what the kernel says about a frame, at the beginning of its slot.
+/// `struct tpacket2_hdr`: the kernel's metadata at the beginning of a slot.
 type About = libc::tpacket2_hdr;
 const _: () = assert!(std::mem::offset_of!(About, tp_status) == 0 && SLOT.is_multiple_of(align_of::<About>()));
 
@@ -35,29 +33,28 @@ const _: () = assert!(std::mem::offset_of!(About, tp_status) == 0 && SLOT.is_mul
 pub struct Ring {
     base: NonNull<u8>,
     slots: usize,
-    /// The slot that is filled next.
+    /// Next slot to read.
     next: usize,
 }
 
-// SAFETY: the ring is an owned range of memory, in which nothing belongs to a thread.
+// SAFETY: the ring is an owned range of memory without thread affinity.
 unsafe impl Send for Ring {}
 
-/// A frame in a ring. Its slot goes back to the kernel when it is dropped.
+/// A frame in a ring. Dropping it returns the slot to the kernel.
 #[derive(Debug)]
 pub struct Arrival<'a> {
     ring: &'a mut Ring,
     status: u32,
-    /// Bytes of the whole frame, the tag that was taken out not counted.
+    /// Length of the whole frame in bytes, without a removed tag.
     pub len: usize,
-    /// The tag that the kernel has taken out; the addresses are here then.
+    /// VLAN tag that the kernel has removed; `None` also if the addresses are incomplete.
     pub tag: Option<Tag>,
     start: usize,
     here: usize,
 }
 
 impl Ring {
-    /// Gives a socket a ring of `slots` slots at least. What the socket hears goes there from then on;
-    /// so before it is bound.
+    /// Adds a ring of at least `slots` slots to a socket. Call before binding: the ring receives frames from then on.
     pub fn new(socket: &Socket, slots: usize) -> io::Result<Ring> {
         let blocks = slots.div_ceil(SLOTS_OF_BLOCK);
         let slots = blocks * SLOTS_OF_BLOCK;
@@ -75,36 +72,36 @@ impl Ring {
             },
         )?;
         let (protection, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED | MapFlags::POPULATE);
-        // SAFETY: a mapping at an address of the kernel's choosing touches no memory that anyone holds.
+        // SAFETY: a mapping at an address that the kernel chooses overlaps no other memory.
         let base = unsafe { mmap(ptr::null_mut(), slots * SLOT, protection, flags, socket, 0) }?;
         let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("a ring at address zero"))?;
         Ok(Ring { base, slots, next: 0 })
     }
 
-    /// How many frames there is room for.
-    #[allow(clippy::len_without_is_empty)] // it has slots, whatever is in them
+    /// Number of slots.
+    #[allow(clippy::len_without_is_empty)] // slots, used or not
     pub fn len(&self) -> usize {
         self.slots
     }
 
-    /// Whether a frame has come.
+    /// Whether a frame is pending.
     pub fn has_arrival(&self) -> bool {
         self.status().load(Ordering::Acquire) & libc::TP_STATUS_USER != 0
     }
 
-    /// The frame that came next, if it has come.
+    /// The next frame, if one is pending.
     #[inline(always)]
     pub fn arrival(&mut self) -> Option<Arrival<'_>> {
         let status = self.status().load(Ordering::Acquire);
         if status & libc::TP_STATUS_USER == 0 {
             return None;
         }
-        // SAFETY: `next` is below `slots`, so that the slot lies in the mapping.
+        // SAFETY: `next` is less than `slots`, so the slot is within the mapping.
         let slot = unsafe { self.base.add(self.next * SLOT) }.cast::<About>();
-        // SAFETY: the slot is ours, and begins with this; it is aligned to its size.
+        // SAFETY: we own the slot, which begins with this header, aligned.
         let about = unsafe { slot.as_ptr().read() };
         let (start, here) = (usize::from(about.tp_mac), about.tp_snaplen as usize);
-        // What the kernel says is within the slot; if it were not, there would be no frame.
+        // The kernel keeps frames within the slot; a bad header yields an empty frame.
         let sane = start >= size_of::<About>() + HEADER && start + here <= SLOT;
         Some(Arrival {
             ring: self,
@@ -116,42 +113,42 @@ impl Ring {
         })
     }
 
-    /// The status word of the slot that is filled next.
+    /// Status word of the next slot.
     #[inline(always)]
     fn status(&self) -> &AtomicU32 {
-        // SAFETY: `next` is below `slots`, so that the slot lies in the mapping.
+        // SAFETY: `next` is less than `slots`, so the slot is within the mapping.
         let slot = unsafe { self.base.add(self.next * SLOT) };
-        // SAFETY: a slot begins with its status word, aligned, and the mapping lives as long as the
-        // ring; the kernel changes it as a whole.
+        // SAFETY: a slot begins with its aligned status word, and the mapping lives as long as the ring; the kernel
+        // writes it atomically.
         unsafe { AtomicU32::from_ptr(slot.as_ptr().cast()) }
     }
 }
 
 impl Arrival<'_> {
-    /// Its first bytes: all of them, unless it is longer than a slot.
+    /// Bytes in the slot: the whole frame, unless it is longer than the slot.
     #[inline(always)]
     pub fn bytes(&self) -> &[u8] {
         self.part(self.start, self.here)
     }
 
-    /// The offload header, of a socket that has them.
+    /// The `virtio_net_hdr`, if enabled for the socket.
     #[inline(always)]
     pub fn header(&self) -> &[u8] {
         self.part(self.start - HEADER, HEADER)
     }
 
-    /// Whether all of it is here.
+    /// Whether the slot has the whole frame.
     #[inline(always)]
     pub fn is_whole(&self) -> bool {
         self.here == self.len
     }
 
-    /// Whether it waits at the socket as well, whole, as the first of those that do.
+    /// Whether the whole frame is also queued at the socket, as the first one there.
     pub fn is_queued(&self) -> bool {
         self.status & libc::TP_STATUS_COPY != 0
     }
 
-    /// Whether frames have been lost since the statistics were last read.
+    /// Whether frames were lost since the last query of the statistics.
     #[inline(always)]
     pub fn tells_of_losses(&self) -> bool {
         self.status & libc::TP_STATUS_LOSING != 0
@@ -160,9 +157,9 @@ impl Arrival<'_> {
     #[inline(always)]
     fn part(&self, start: usize, len: usize) -> &[u8] {
         debug_assert!(start + len <= SLOT);
-        // SAFETY: `next` is below `slots`, and start below SLOT: `arrival` saw to that.
+        // SAFETY: `next` is less than `slots` and `start` at most SLOT, as checked in `arrival`.
         let first = unsafe { self.ring.base.add(self.ring.next * SLOT + start) };
-        // SAFETY: start + len lies within the slot, which is ours as long as this lives.
+        // SAFETY: start + len is within the slot, which we own for the life of `self`.
         unsafe { std::slice::from_raw_parts(first.as_ptr(), len) }
     }
 }
@@ -180,7 +177,7 @@ impl Drop for Arrival<'_> {
 
 impl Drop for Ring {
     fn drop(&mut self) {
-        // SAFETY: base and length are those of the mapping, and no reference into it outlives the ring.
+        // SAFETY: base and length are those of the mapping; references into it borrow the ring.
         let done = unsafe { munmap(self.base.as_ptr().cast(), self.slots * SLOT) };
         debug_assert!(done.is_ok(), "unmapping our own mapping cannot fail");
     }

@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use rustix::net::xdp::{XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_FILL_RING, XdpRingFlags, XdpRingOffset};
 
-/// A ring that is shared with the kernel.
+/// A ring shared with the kernel.
 #[derive(Debug)]
 pub(super) struct Ring<T> {
     our_counter: NonNull<AtomicU32>,
@@ -19,17 +19,16 @@ pub(super) struct Ring<T> {
     flags: NonNull<AtomicU32>,
     entries: NonNull<T>,
     mask: u32,
-    /// Our counter, which the kernel has not seen all of yet.
+    /// Our counter; the kernel sees it after [`publish`](Ring::publish).
     ours: u32,
-    /// Their counter as it was when we looked last.
+    /// Last value read of the kernel's counter.
     theirs: u32,
     is_producer: bool,
     map: *mut c_void,
     map_len: usize,
 }
 
-// SAFETY: a ring is memory that is shared with the kernel, not with another thread; whoever holds it has
-// it alone.
+// SAFETY: the memory is shared with the kernel, not with other threads; the owner has exclusive access.
 unsafe impl<T: Send> Send for Ring<T> {}
 
 impl<T> Ring<T> {
@@ -40,10 +39,10 @@ impl<T> Ring<T> {
         let map_len = desc + entries as usize * size_of::<T>();
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let place = MapFlags::SHARED | MapFlags::POPULATE;
-        // SAFETY: a mapping at an address of the kernel's choosing touches no memory that anyone holds.
+        // SAFETY: a mapping at an address that the kernel chooses overlaps no other memory.
         let map = unsafe { mmap(ptr::null_mut(), map_len, protection, place, fd, page) }?;
         let base = NonNull::new(map.cast::<u8>()).ok_or(Errno::FAULT)?;
-        // The kernel says where in the mapping its counters and entries are; that it is right is all we have.
+        // The kernel states the offsets of its counters and entries; they cannot be verified beyond their range.
         let at = |offset: usize| {
             assert!(offset < map_len);
             // SAFETY: the offset is within the mapping.
@@ -74,7 +73,7 @@ impl<T> Ring<T> {
         self.theirs = unsafe { self.their_counter.as_ref() }.load(Ordering::Acquire);
     }
 
-    /// Entries that can be put. Looks at their counter only when a quarter is left or less.
+    /// Free entries. Reads the kernel's counter only if at most a quarter of the ring is free by its last value.
     #[inline(always)]
     pub(super) fn room(&mut self) -> u32 {
         debug_assert!(self.is_producer);
@@ -85,7 +84,7 @@ impl<T> Ring<T> {
         room(self)
     }
 
-    /// Entries that the other side has not read yet.
+    /// Entries that the kernel has not read yet.
     #[inline(always)]
     pub(super) fn unread(&mut self) -> u32 {
         debug_assert!(self.is_producer);
@@ -93,20 +92,20 @@ impl<T> Ring<T> {
         self.ours.wrapping_sub(self.theirs)
     }
 
-    /// Our counter, including what the other side cannot see yet.
+    /// Our counter, unpublished entries included.
     #[inline(always)]
     pub(super) fn position(&self) -> u32 {
         self.ours
     }
 
-    /// The other side's counter.
+    /// The kernel's counter.
     #[inline(always)]
     pub(super) fn other_position(&mut self) -> u32 {
         self.look();
         self.theirs
     }
 
-    /// The entry that we have put at a position, of which at most as many are kept as the ring has entries.
+    /// The entry put at a position, which must be among the last ones of the ring's length.
     #[cold]
     pub(super) fn entry(&self, position: u32) -> T
     where
@@ -115,8 +114,7 @@ impl<T> Ring<T> {
         debug_assert!(self.is_producer);
         // SAFETY: masked, the index is within the entries.
         let place = unsafe { self.entries.add((position & self.mask) as usize) };
-        // SAFETY: the place is within the mapping. Only a producer writes entries, and that is us. Any bytes are a
-        // valid entry.
+        // SAFETY: within the mapping. Only the producer, this process, writes entries. Any bytes are a valid entry.
         unsafe { place.read() }
     }
 
@@ -125,7 +123,7 @@ impl<T> Ring<T> {
         debug_assert!(self.is_producer);
         // SAFETY: masked, the index is within the entries.
         let place = unsafe { self.entries.add((self.ours & self.mask) as usize) };
-        // SAFETY: the place is within the mapping, and the other side does not read it before it is published.
+        // SAFETY: within the mapping; the kernel does not read it before it is published.
         unsafe { place.write(entry) };
         self.ours = self.ours.wrapping_add(1);
     }
@@ -141,14 +139,14 @@ impl<T> Ring<T> {
         }
         // SAFETY: masked, the index is within the entries.
         let place = unsafe { self.entries.add((self.ours & self.mask) as usize) };
-        // SAFETY: the place is within the mapping; the other side has published it, and does not write it again
-        // before it is given back. Any bytes are a valid entry.
+        // SAFETY: within the mapping; the kernel has published it and does not write it again until it is returned. Any bytes
+        // are a valid entry.
         let entry = unsafe { place.read() };
         self.ours = self.ours.wrapping_add(1);
         Some(entry)
     }
 
-    /// Lets the other side see how far we are.
+    /// Publishes our counter to the kernel.
     #[inline(always)]
     pub(super) fn publish(&mut self) {
         // SAFETY: the counter is within the mapping, which lives as long as the ring.
@@ -165,13 +163,13 @@ impl<T> Ring<T> {
 
 impl<T> Drop for Ring<T> {
     fn drop(&mut self) {
-        // SAFETY: the mapping is this ring's alone, and nothing in it is used after this.
+        // SAFETY: the mapping belongs to this ring alone and is not used after this.
         let done = unsafe { munmap(self.map, self.map_len) };
         debug_assert!(done.is_ok(), "unmapping our own mapping cannot fail");
     }
 }
 
-#[allow(clippy::cast_possible_truncation)] // 64 bits, on the machines we run on
+#[allow(clippy::cast_possible_truncation)] // 64-bit platforms only
 const fn to_usize(offset: u64) -> usize {
     offset as usize
 }
@@ -200,7 +198,7 @@ mod tests {
     }
 
     impl Kernel {
-        /// A ring that has been used so often that its counters are about to wrap.
+        /// A ring whose counters are about to wrap.
         fn new(page: u64, begun: u32) -> (Kernel, Ring<u64>) {
             let fd = memfd_create("ring", MemfdFlags::CLOEXEC).unwrap();
             let kernel = Kernel { file: File::from(fd.try_clone().unwrap()), page };
@@ -234,7 +232,7 @@ mod tests {
             let (mut put, mut seen) = (0u64, 0u64);
             for round in 0..100u32 {
                 let room = ring.room();
-                // It may look less than there is, which it then looks for; never more.
+                // A lower estimate is allowed; the ring then reads the counter. A higher one is not.
                 assert!(u64::from(room) <= u64::from(ENTRIES) - (put - seen), "round {round}");
                 for _ in 0..room.min(1 + round % 7) {
                     ring.put(put);
