@@ -1,4 +1,5 @@
-//! Pins that come and go: a port that pins nothing yet, announcements from outside, and those of the switch itself.
+//! Activation of pins: inactive ports, announcements received on an uplink, and announcements sent by the switch.
+//! Needs nothing of the host.
 
 use std::time::Duration;
 
@@ -9,12 +10,12 @@ use vifswitch::worker::{Command, WorkerEvent};
 use crate::builders::{KINDS, done};
 use support::lab::{HASH_KEY, Lab, PortSpec, Setup, UplinkSpec, frame, mac, uplink_port};
 
-/// Two VMs on one network, and an uplink with it.
+/// Two VMs and an uplink on one network.
 const A: usize = 0;
 const B: usize = 1;
 const W: usize = 2;
 
-/// An address of both VMs' pairs, or of the first alone.
+/// An address in the allowed pairs of both VMs, or of the first one only.
 const VRRP: Mac = Mac::new([0, 0, 0x5e, 0, 1, 1]);
 
 fn labs(security: &Security) -> impl Iterator<Item = Lab> {
@@ -32,20 +33,20 @@ fn own_announcement(mac: Mac) -> Vec<u8> {
     Announcement::write(mac, HashKey::new(HASH_KEY).announcements()).to_vec()
 }
 
-/// The announcement of another switch, or of a VMM.
+/// A RARP announcement, as another switch or a VMM sends it.
 fn announcement(mac: Mac) -> Vec<u8> {
     let mut frame = own_announcement(mac);
     frame[44..].fill(0);
     frame
 }
 
-/// Has the port at `index` pin what is its own, or nothing.
+/// Makes the port at `index` pin its own addresses, or nothing.
 fn pin(lab: &mut Lab, index: usize, pins: bool) {
     let id = lab.ports[index];
     lab.change_ports(|ports| ports.iter_mut().filter(|port| port.id == id).for_each(|port| port.pins = pins));
 }
 
-/// Who gets a frame to a station, by port.
+/// Ports that receive a frame to a station.
 fn reached(lab: &mut Lab, from: usize, to: Mac) -> Vec<usize> {
     let source = if from == W { Mac::from_bits(0x0600_0000_0001) } else { mac(from) };
     assert!(lab.send(from, &frame(to, source, 0x88b5, &[0; 46])));
@@ -64,23 +65,23 @@ fn reports(lab: &mut Lab) -> Vec<PinReport> {
 }
 
 #[test]
-fn a_silent_port_draws_nothing_and_from_its_first_frame_on_everything() {
+fn an_inactive_port_attracts_no_traffic_until_its_first_frame() {
     for security in [Security::Off, Security::Mac([VRRP].into())] {
         for mut lab in labs(&security) {
             pin(&mut lab, A, false);
-            assert_eq!(reached(&mut lab, B, mac(A)), [A, W], "nobody knows where it is");
+            assert_eq!(reached(&mut lab, B, mac(A)), [A, W], "the station is unknown");
             assert!(lab.send(W, &frame(Mac::BROADCAST, mac(A), 0x88b5, &[0; 46])));
             arrived(&mut lab);
-            assert_eq!(reached(&mut lab, B, mac(A)), [W], "its VM is still outside");
+            assert_eq!(reached(&mut lab, B, mac(A)), [W], "the station is learned at the uplink");
             assert_eq!(reports(&mut lab), []);
-            // It has moved as often as a station may.
+            // More moves than the flap limit allows.
             for _ in 0..10 {
                 assert!(lab.send(W, &frame(Mac::BROADCAST, mac(A), 0x88b5, &[0; 46])));
                 arrived(&mut lab);
                 lab.advance(Duration::from_secs(1));
                 assert!(lab.send(A, &announcement(mac(A))));
-                assert_eq!(arrived(&mut lab), [B, W], "what is its own is never refused");
-                assert_eq!(reached(&mut lab, B, mac(A)), [A], "at once, and at every worker");
+                assert_eq!(arrived(&mut lab), [B, W], "a port's own address is never refused");
+                assert_eq!(reached(&mut lab, B, mac(A)), [A], "the station moves at once, at every worker");
                 let report = PinReport::Received { at: lab.ports[A], station: station(mac(A)) };
                 assert_eq!(reports(&mut lab), [report]);
             }
@@ -88,7 +89,7 @@ fn a_silent_port_draws_nothing_and_from_its_first_frame_on_everything() {
             assert_eq!(reached(&mut lab, B, mac(A)), [A]);
             assert!(lab.send(A, &frame(mac(B), mac(A), 0x88b5, &[0; 46])));
             assert_eq!(arrived(&mut lab), [B]);
-            assert_eq!(reports(&mut lab), [], "nobody waits for it any more");
+            assert_eq!(reports(&mut lab), [], "an active port is not reported");
             done(lab);
         }
     }
@@ -114,12 +115,12 @@ fn a_port_that_is_down_pins_nothing() {
         assert_eq!(reached(&mut lab, B, mac(A)), [W]);
         assert!(lab.send(W, &frame(mac(B), mac(A), 0x88b5, &[0; 46])));
         assert_eq!(arrived(&mut lab), [B]);
-        assert_eq!(reached(&mut lab, B, mac(A)), [W], "it is learned where it is heard");
+        assert_eq!(reached(&mut lab, B, mac(A)), [W], "the station is learned at the uplink");
         done(lab);
     }
 }
 
-/// A subport whose parent is down is as far away.
+/// A subport whose parent is administratively down pins nothing either.
 #[test]
 fn a_subport_of_a_parent_that_is_down_pins_nothing() {
     for (workers, memory) in KINDS {
@@ -136,7 +137,7 @@ fn a_subport_of_a_parent_that_is_down_pins_nothing() {
     }
 }
 
-/// A subport is activated by a frame with its tag, and not by one of its parent.
+/// A subport is activated by a frame with its tag, not by a frame of its parent.
 #[test]
 fn an_inactive_subport_is_activated_by_its_own_frames() {
     for (workers, memory) in KINDS {
@@ -168,15 +169,15 @@ fn an_announcement_from_outside_is_reported_and_other_frames_are_not() {
             assert!(lab.send(W, &frame(Mac::BROADCAST, address, 0x88b5, &[0; 46])));
             assert!(lab.send(W, &frame(mac(B), address, 0x8035, &announcement(address)[14..])));
             assert_eq!(arrived(&mut lab), [A, B, B]);
-            assert_eq!(reports(&mut lab), [], "it may be spoofed");
+            assert_eq!(reports(&mut lab), [], "other frames may be spoofed and are not reported");
             for _ in 0..100 {
                 assert!(lab.send(W, &announcement(address)));
                 assert_eq!(arrived(&mut lab), [A, B]);
             }
-            assert_eq!(reports(&mut lab), [elsewhere], "once in a while");
+            assert_eq!(reports(&mut lab), [elsewhere], "repeated announcements are reported once");
             assert_eq!(reached(&mut lab, B, address), [A], "control decides");
         }
-        // Of nobody here, and of one that is learned here.
+        // Addresses unknown here, and an address learned here.
         assert!(lab.send(W, &announcement(Mac::from_bits(0x0600_0000_0001))));
         assert_eq!(arrived(&mut lab), [A, B]);
         assert_eq!(reports(&mut lab), []);
@@ -185,7 +186,7 @@ fn an_announcement_from_outside_is_reported_and_other_frames_are_not() {
 }
 
 #[test]
-fn an_address_that_has_yielded_comes_back_with_the_next_frame_from_it() {
+fn a_yielded_address_returns_with_its_next_frame() {
     for mut lab in labs(&Security::Mac([VRRP].into())) {
         let id = lab.ports[A];
         lab.change_ports(|ports| {
@@ -194,7 +195,7 @@ fn an_address_that_has_yielded_comes_back_with_the_next_frame_from_it() {
         assert!(lab.send(W, &announcement(VRRP)));
         arrived(&mut lab);
         assert_eq!(reached(&mut lab, B, VRRP), [W]);
-        assert_eq!(reached(&mut lab, B, mac(A)), [A], "its own stays");
+        assert_eq!(reached(&mut lab, B, mac(A)), [A], "the port's own address stays pinned");
         assert_eq!(reached(&mut lab, A, VRRP), [W]);
         assert_eq!(reports(&mut lab), []);
         assert!(lab.send(A, &frame(mac(B), VRRP, 0x88b5, &[0; 46])));
@@ -206,7 +207,7 @@ fn an_address_that_has_yielded_comes_back_with_the_next_frame_from_it() {
 }
 
 #[test]
-fn what_a_guest_says_of_itself_is_reported() {
+fn announcements_of_a_guest_are_reported() {
     for mut lab in labs(&Security::Mac([].into())) {
         assert!(lab.send(A, &frame(Mac::BROADCAST, mac(A), 0x88b5, &[0; 46])));
         arrived(&mut lab);
@@ -218,9 +219,9 @@ fn what_a_guest_says_of_itself_is_reported() {
     }
 }
 
-/// A station that is frozen at its own port is not heard from outside.
+/// An announcement received on the uplink is dropped if its station is dampened at its own port.
 #[test]
-fn a_pinned_station_can_be_frozen_where_it_is_pinned() {
+fn a_pinned_station_can_be_dampened_at_its_port() {
     for mut lab in labs(&Security::Mac([].into())) {
         let at = lab.ports[A];
         lab.dampen(&[(station(mac(A)), at), (station(mac(B)), at)]);
@@ -230,15 +231,16 @@ fn a_pinned_station_can_be_frozen_where_it_is_pinned() {
         assert!(lab.send(A, &announcement(mac(A))));
         assert_eq!(arrived(&mut lab), [B, W]);
         assert_eq!(reached(&mut lab, B, mac(A)), [A]);
-        assert_eq!(reached(&mut lab, A, mac(B)), [B], "what is pinned elsewhere stays there");
+        assert_eq!(reached(&mut lab, A, mac(B)), [B], "other pins stay");
         reports(&mut lab);
         done(lab);
     }
 }
 
-/// It leaves by the uplink, with its tag, and is counted there. No guest gets it, also not when it is returned.
+/// The announcement leaves by the uplink, tagged, and is counted there. No guest receives it, even if the external
+/// network returns it.
 #[test]
-fn announcements_of_the_switch_go_outside_and_nowhere_else() {
+fn announcements_of_the_switch_leave_by_uplinks_only() {
     for (workers, memory) in KINDS {
         let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1), PortSpec::new(1, 2)];
         let wires = [UplinkSpec::new(&[(120, 0), (0, 1)])];
@@ -253,7 +255,7 @@ fn announcements_of_the_switch_go_outside_and_nowhere_else() {
         assert_eq!(received[3], [tagged.clone(), bytes.to_vec()]);
         assert!(received[..3].iter().all(Vec::is_empty));
         assert_eq!((lab.sum(3, |c| c.announcements.get()), lab.total(|c| c.announcements.get())), (2, 2));
-        // A network outside returns it: of a station that is pinned, of one that is learned, of one that is unknown.
+        // An external network returns the announcement of a pinned, a learned and an unknown station.
         let learned = Mac::from_bits(0x0600_0000_0001);
         assert!(lab.send(A, &frame(Mac::BROADCAST, learned, 0x88b5, &[0; 46])));
         arrived(&mut lab);
@@ -264,9 +266,9 @@ fn announcements_of_the_switch_go_outside_and_nowhere_else() {
             assert_eq!(arrived(&mut lab), [0; 0]);
         }
         assert_eq!(lab.drops_in(3, DropReason::OwnAnnouncement), 3);
-        assert_eq!(reached(&mut lab, B, learned), [A], "nothing is learned of it");
+        assert_eq!(reached(&mut lab, B, learned), [A], "a returned announcement is not learned");
         assert_eq!(reports(&mut lab), []);
-        // An uplink in standby sends none, and says so.
+        // A backup uplink sends none and reports that.
         lab.change_config(|_, trunks| trunks[0].backup = true);
         lab.command(worker, |reply| Command::Announce(vec![(by, bytes)], reply));
         assert_eq!(lab.drops_out(3, DropReason::Standby), 1);

@@ -1,5 +1,5 @@
-//! Law 4: what the configuration says of IP addresses makes no difference to any frame, unless a port asks
-//! for `mac+ip`. Random configurations, told nothing and told something, and the same frames through both.
+//! Blindness: configured IP addresses change no frame, unless a port has port security `mac+ip`. Sends the same
+//! frames through random configurations with and without addresses. Needs nothing of the host.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -21,7 +21,7 @@ use vifswitch::wire::{Mac, Offload};
 use crate::generators::{self, Act};
 use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
-/// What a port is told of its addresses: how they end, and how they were come by.
+/// `fixed_ips` and allowed pairs of a port as last octets, and its `ip_allocation`.
 type PortAddresses = (Vec<u8>, Option<&'static str>);
 
 static NO_ADDRESSES: PortAddresses = (Vec::new(), None);
@@ -34,7 +34,7 @@ fn v6(port: usize, end: u8) -> Ipv6Addr {
     Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, port as u16, end.into())
 }
 
-/// The rules that follow from a configuration. Ports of one VM stand next to each other.
+/// Compiles the forwarding configuration. Ports of one VM are adjacent.
 fn forwarding_config(
     plugs: &[PortSpec],
     events: &[PortAddresses],
@@ -76,7 +76,7 @@ fn forwarding_config(
     let config = parse_toml(&text, "law").unwrap_or_else(|e| panic!("{e}\n{text}"));
     let places = IdAllocator::first(&config);
     let endpoints = endpoints::endpoints(&config, &places);
-    // The lab's ports stand in the same places.
+    // The lab assigns the same port ids.
     assert!(endpoints.iter().enumerate().all(|(index, endpoint)| endpoint.id.index() == index));
     let reached = endpoints.iter().map(|endpoint| (endpoint, Some(endpoint.id.index() as u16 % workers)));
     let mut policers = Policers::new(workers);
@@ -86,7 +86,7 @@ fn forwarding_config(
     forwarding::compile(&config, &places, HashKey::new([7; 16]), reached, &policers, decided)
 }
 
-/// A frame that says an address: of a port, mostly its own.
+/// A frame that carries an IP address of a port, mostly its sender's.
 #[derive(Debug, Clone)]
 struct Said {
     port: usize,
@@ -144,7 +144,7 @@ fn scenes() -> impl Strategy<Value = Vec<Step>> {
     })
 }
 
-/// What each guest receives with its offload headers; and of each port, what went and what died.
+/// Frames that each guest receives, with `virtio_net_hdr`; forwarded and dropped counts of each port.
 type Outcome = (Vec<Vec<(Vec<u8>, Offload)>>, Vec<Vec<u64>>);
 
 fn outcome(plugs: &[PortSpec], config: ForwardingConfig, workers: u16, scenes: &[Step]) -> Outcome {
@@ -200,7 +200,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn addresses_that_are_configured_make_no_difference(plugs in plugs(), events in port_addresses(), scenes in scenes(), workers in 1..4u16) {
+    fn configured_addresses_change_no_frame(plugs in plugs(), events in port_addresses(), scenes in scenes(), workers in 1..4u16) {
         let blank = outcome(&plugs, forwarding_config(&plugs, &[], None, workers), workers, &scenes);
         let these = outcome(&plugs, forwarding_config(&plugs, &events, None, workers), workers, &scenes);
         prop_assert!(these.0 == blank.0, "other frames");
@@ -208,9 +208,9 @@ proptest! {
     }
 }
 
-/// The law can be broken: with `mac+ip` it is.
+/// Control: with `mac+ip`, addresses do change what is forwarded.
 #[test]
-fn addresses_make_a_difference_where_they_are_asked_for() {
+fn configured_addresses_matter_with_mac_ip() {
     let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1)];
     let said = Said { port: 0, whose: 0, end: 1, kind: 1, to: 1 };
     let came = |events: &[PortAddresses]| {

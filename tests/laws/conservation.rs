@@ -1,4 +1,5 @@
-//! Law 1: what comes in goes out, or dies with a reason; and every slot comes home.
+//! Conservation: each received frame is forwarded, flooded or dropped with a reason, and each buffer slot returns to
+//! its pool. Needs nothing of the host.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,24 +21,24 @@ use support::lab::{Lab, PROBE_KEY, PortSpec, Setup, UplinkSpec, frame, mac};
 enum Act {
     Send(Sketch),
     Step,
-    /// One worker breathes, and the others do not.
+    /// Runs one `poll_once` of one worker only.
     Poll(usize),
     Advance(u64),
-    /// The guest reads what has arrived for it, or else its cable fills up.
+    /// The guest receives all pending frames. Without this its loopback device fills up.
     Read(usize),
-    /// The port goes administratively down, or up again.
+    /// Toggles `admin_up` of the port.
     Flip(usize),
-    /// The port is put in quarantine, or out of it; or it splits, or does so no more.
+    /// Sets or clears quarantine or sibling split horizon of the port.
     Measure(usize, bool),
-    /// A loop probe is sent out of the port.
+    /// Sends a loop probe out of the port.
     Probe(usize),
-    /// The guest sends a loop probe from elsewhere: the last one that any guest has read.
+    /// The guest returns the last loop probe that any guest has received.
     Echo(usize),
-    /// Its device is closed, or opened again.
+    /// Closes or reopens the port's device.
     Plug(usize),
-    /// The uplink in standby changes places with the other one.
+    /// Swaps active and backup uplink.
     FailOver,
-    /// The books are proved, whatever is on its way.
+    /// Audits the counters, even with frames in flight.
     Audit,
 }
 
@@ -59,13 +60,13 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     vec(act, 20..200)
 }
 
-/// What is behind a port.
+/// Device of a port.
 #[derive(Debug, Clone, Copy)]
 struct Wiring {
     memory: RxMemory,
     offloads: bool,
     faults: Option<Faults>,
-    /// Another queue, at this worker.
+    /// Worker of a second queue.
     second: Option<usize>,
 }
 
@@ -78,12 +79,12 @@ fn wiring() -> impl Strategy<Value = Wiring> {
         .prop_map(|(memory, offloads, faults, second)| Wiring { memory, offloads, faults, second })
 }
 
-/// How many frames a super-frame stands for.
+/// Number of segments of a GSO packet.
 fn count(bytes: &[u8], offload: &Offload) -> u64 {
     offload.segmentation(bytes, bytes.len() as u32).map_or(1, |parts| u64::from(parts.frames))
 }
 
-/// Counts what has arrived at the end of the cable of port `base`, in frames, where it belongs.
+/// Receives all frames at the loopback device of port `base` and counts them, in segments, per port.
 fn read(lab: &mut Lab, base: usize, second: Option<&mut Loopback>, received: &mut [u64]) -> Option<Vec<u8>> {
     let mut arrived: Vec<_> = std::iter::from_fn(|| lab.ends[base].take()).collect();
     arrived.extend(second.into_iter().flat_map(|end| std::iter::from_fn(|| end.take()).collect::<Vec<_>>()));
@@ -110,7 +111,7 @@ fn run(case: Case) {
     let Case { plugs, wires, wiring, setup, acts } = case;
     let (vifs, ports) = (plugs.len(), plugs.len() + wires.len());
     let (workers, cable_size) = (usize::from(setup.workers), setup.capacity);
-    // A frame may wait in a cable for a slot only where there are few.
+    // Frames wait in a loopback device for a free slot only with few slots.
     let plenty = setup.slots >= 2048;
     let mut lost: HashMap<usize, Arc<AtomicU64>> = HashMap::new();
     let mut lab = Lab::build(setup, &plugs, &wires, |port, end| {
@@ -140,7 +141,7 @@ fn run(case: Case) {
                 let (port, (bytes, offload)) = (sketch.port(ports), sketch.offer(vifs, wires.len()));
                 let Some((bytes, offload)) = lab.tagged(port, &bytes, offload) else { continue };
                 let port = lab.base(port);
-                // Guests with two queues use them by turns.
+                // Guests with two queues alternate between them.
                 let end = seconds[port].as_mut().filter(|_| offered[port] % 2 == 1).unwrap_or(&mut lab.ends[port]);
                 if end.send(&bytes, offload) {
                     offered[port] += 1;
@@ -159,7 +160,7 @@ fn run(case: Case) {
                 });
             }
             Act::Probe(port) => {
-                // Of an uplink, by the port of one of its networks.
+                // For an uplink, the port of one of its networks.
                 let all: Vec<_> = lab.config.ports().map(|port| port.id).collect();
                 sequence += 1;
                 lab.send_probe(all[port % all.len()], sequence);
@@ -190,7 +191,7 @@ fn run(case: Case) {
             Act::Plug(port) => {
                 let port = lab.base(port % ports);
                 match closed[port].take() {
-                    // Not one that was dead when it was closed.
+                    // A device that failed before it was closed stays closed.
                     Some(queue) if wiring[port].faults.is_none() => lab.open(queue),
                     Some(_) => {}
                     None => closed[port] = lab.close(lab.ports[port], port % workers),
@@ -205,7 +206,7 @@ fn run(case: Case) {
     }
     lab.settle();
     let mut audit = lab.audit();
-    // Where slots are few, a frame may have waited in its cable for one that came home last of all.
+    // With few slots, a frame may have waited in its loopback device for the last freed slot.
     while !plenty && !audit.is_idle() {
         lab.settle();
         audit = lab.audit();
@@ -217,8 +218,12 @@ fn run(case: Case) {
         drop(read(&mut lab, port, second.as_mut(), &mut received));
     }
     for port in 0..ports {
-        assert_eq!(received[port], lab.sum(port, |c| c.tx_frames.get()), "what port {port} was sent, it got");
-        // Super-frames count for more than they are offered as.
+        assert_eq!(
+            received[port],
+            lab.sum(port, |c| c.tx_frames.get()),
+            "port {port} receives each frame counted as sent to it"
+        );
+        // GSO packets count as their segments.
         let after = (0..ports).filter(|&after| lab.base(after) == port);
         let arrived: u64 = after.map(|after| lab.sum(after, |c| c.rx_frames.get())).sum();
         let arrived = arrived + lost.get(&port).map_or(0, |lost| lost.load(Ordering::Relaxed));
@@ -251,10 +256,10 @@ proptest! {
     }
 }
 
-/// A super-frame whose headers begin far behind its start counts as the same number of frames
-/// wherever its bytes lie: in one piece, or in slots that each hold a part of it.
+/// A GSO packet whose headers begin far behind its start counts as the same number of segments in contiguous memory
+/// and split across slots.
 #[test]
-fn a_lie_about_headers_is_counted_alike_everywhere() {
+fn segments_count_alike_in_contiguous_and_split_memory() {
     for start in (2500..4500).step_by(50) {
         let offload = header(1, 1, 1000, start, 16);
         let mut verdicts = Vec::new();
@@ -272,7 +277,7 @@ fn a_lie_about_headers_is_counted_alike_everywhere() {
     }
 }
 
-/// Traffic of every sort between ports on three workers.
+/// Mixed traffic between ports on three workers.
 fn busy_lab() -> Lab {
     let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1), PortSpec::new(0, 2), PortSpec::new(0, 0)];
     let mut lab = Lab::new(Setup { workers: 3, ..Setup::default() }, &plugs);
@@ -288,7 +293,7 @@ fn busy_lab() -> Lab {
 }
 
 #[test]
-fn cooked_books_do_not_add_up() {
+fn the_audit_detects_forged_counters() {
     let mut lab = busy_lab();
     let book = lab.port_counters[1][1].clone();
     let worker = lab.counters[1].clone();
@@ -330,13 +335,12 @@ fn cooked_books_do_not_add_up() {
     lab.end();
 }
 
-/// A port is closed, and its books with it, while frames are on their way to it; and all the others'
-/// books are the same as before.
+/// Closing a port with frames in flight to it retires its counters and changes no counter of other ports.
 #[test]
-fn what_a_closed_port_has_counted_still_counts() {
+fn counters_of_a_closed_port_are_retained() {
     let mut lab = busy_lab();
     let port = 1;
-    // It is on its way, and not heard yet.
+    // The frame is in flight: the other worker has not polled it yet.
     assert!(lab.send(0, &frame(mac(port), mac(0), 0x88b5, &[1; 100])));
     lab.workers[0].poll_once(lab.now);
     let mut ports: Vec<_> = lab.config.ports().cloned().collect();
@@ -352,7 +356,7 @@ fn what_a_closed_port_has_counted_still_counts() {
     assert_eq!(lab.counters[1].closed_port_drops.get(), 1);
     let audit = lab.audit();
     assert!(audit.is_idle() && audit.is_balanced(), "{audit:#?}");
-    assert_eq!(audit.port(port).rx_frames, 0, "it is no more");
+    assert_eq!(audit.port(port).rx_frames, 0, "the port is closed");
     let queue = lab.close(lab.ports[port], 1);
     assert!(queue.is_some());
     drop(queue);

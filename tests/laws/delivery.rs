@@ -1,5 +1,5 @@
-//! Who gets a frame beside those it is for, who does not, and who may send it: promiscuous ports, ports
-//! without unknown unicast, MAC limits, senders above Ethernet, and addresses that wander.
+//! Delivery beyond the FDB: promiscuous ports, ports without unknown unicast, MAC limits, `mac+ip`, shared addresses,
+//! reserved groups. Needs nothing of the host.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use crate::builders::KINDS;
 use crate::generators::{tcp, wild};
 use support::lab::{Lab, PortSpec, Setup, UplinkSpec, frame, mac};
 
-/// Sends one frame and settles. Which ports got it, each named once for each copy.
+/// Sends one frame and polls until idle. Returns the receiving ports, one element per copy.
 fn sent(lab: &mut Lab, from: usize, bytes: &[u8], offload: Offload) -> Vec<usize> {
     assert!(lab.ends[from].send(bytes, offload));
     lab.settle();
     let received = lab.all_received();
-    assert!(received.iter().flatten().all(|frame| frame == bytes), "nothing else arrives");
+    assert!(received.iter().flatten().all(|frame| frame == bytes), "frames are forwarded unmodified");
     received.iter().enumerate().flat_map(|(port, frames)| vec![port; frames.len()]).collect()
 }
 
@@ -38,15 +38,19 @@ fn a_promiscuous_port_gets_what_is_forwarded_once() {
         let wires = [UplinkSpec::new(&[(5, 0)]), UplinkSpec::new(&[(5, 0)])];
         let mut lab = Lab::with_uplinks(Setup { workers, memory, ..Setup::default() }, &plugs, &wires);
         assert_eq!(reached(&mut lab, 0, mac(1), mac(0)), [1, 2, 4]);
-        assert_eq!(reached(&mut lab, 0, mac(2), mac(0)), [2, 4], "what is for itself it gets once");
-        assert_eq!(reached(&mut lab, 2, mac(1), mac(2)), [1, 4], "not what it sent itself");
+        assert_eq!(reached(&mut lab, 0, mac(2), mac(0)), [2, 4], "a promiscuous port receives its own unicast once");
+        assert_eq!(reached(&mut lab, 2, mac(1), mac(2)), [1, 4], "a promiscuous port does not receive its own frames");
         assert_eq!(reached(&mut lab, 2, mac(4), mac(2)), [4]);
-        assert_eq!(reached(&mut lab, 0, mac(1), mac(3)), [0; 0], "not what was dropped");
+        assert_eq!(reached(&mut lab, 0, mac(1), mac(3)), [0; 0], "a promiscuous port does not receive dropped frames");
         assert_eq!(reached(&mut lab, 0, mac(0), mac(0)), [0; 0]);
-        assert_eq!(reached(&mut lab, 5, mac(6), mac(5)), [6], "not of another network");
+        assert_eq!(
+            reached(&mut lab, 5, mac(6), mac(5)),
+            [6],
+            "a promiscuous port does not receive frames of another network"
+        );
         assert_eq!(lab.sum(2, |c| c.mirror_copies.get()), 1);
         assert_eq!(lab.sum(4, |c| c.mirror_copies.get()), 3);
-        // Between an uplink and a VM, both ways; the frame outside has a tag.
+        // Between an uplink and a VM, in both directions; tagged on the uplink.
         let (inside, mut outside) =
             (frame(wild(1), mac(0), 0x88b5, &[7; 50]), frame(mac(0), wild(1), 0x88b5, &[7; 50]));
         let there = [frame(mac(0), wild(1), 0x88b5, &[7; 50])];
@@ -58,7 +62,7 @@ fn a_promiscuous_port_gets_what_is_forwarded_once() {
         lab.settle();
         assert_eq!([1, 2, 4, 8].map(|port| lab.received(port).len()), [0, 1, 1, 0]);
         assert_eq!(lab.received(7).len(), 1);
-        // A super-frame counts as the frames it becomes.
+        // A GSO packet counts as its segments.
         let before = (lab.sum(2, |c| c.mirror_copies.get()), lab.sum(0, |c| c.copies.get()));
         let mut bytes = frame(mac(1), mac(0), 0x0800, &[0x50; 3000]);
         bytes[46] = 0x50;
@@ -72,19 +76,23 @@ fn a_promiscuous_port_gets_what_is_forwarded_once() {
 }
 
 #[test]
-fn a_suppressed_port_gets_all_but_unknown_unicast() {
+fn a_port_without_unknown_unicast_receives_all_else() {
     for (workers, memory) in KINDS {
         let mut plugs = plugs(4);
         plugs[2].unknown_unicast = false;
         let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
         assert_eq!(reached(&mut lab, 0, wild(1), mac(0)), [1, 3]);
-        assert_eq!(reached(&mut lab, 2, wild(1), mac(2)), [0, 1, 3], "its own are for the others");
+        assert_eq!(
+            reached(&mut lab, 2, wild(1), mac(2)),
+            [0, 1, 3],
+            "unknown unicast from the port reaches the other ports"
+        );
         assert_eq!(lab.sum(2, |c| c.not_flooded.get()), 1);
         assert_eq!(reached(&mut lab, 0, Mac::BROADCAST, mac(0)), [1, 2, 3]);
         assert_eq!(reached(&mut lab, 0, Mac::from_bits(0x3333_0000_0001), mac(0)), [1, 2, 3]);
-        assert_eq!(reached(&mut lab, 0, mac(2), mac(0)), [2], "what is for it is known");
+        assert_eq!(reached(&mut lab, 0, mac(2), mac(0)), [2], "the pinned address is known unicast");
         reached(&mut lab, 2, mac(0), wild(2));
-        assert_eq!(reached(&mut lab, 0, wild(2), mac(0)), [2], "and what is behind it, once it speaks");
+        assert_eq!(reached(&mut lab, 0, wild(2), mac(0)), [2], "a learned address is known unicast");
         assert_eq!(lab.total(|c| c.not_flooded.get()), 1);
         lab.check_counters();
         lab.end();
@@ -92,29 +100,37 @@ fn a_suppressed_port_gets_all_but_unknown_unicast() {
 }
 
 #[test]
-fn at_its_limit_a_port_learns_nobody_else() {
+fn a_port_at_its_mac_limit_learns_no_further_station() {
     for (workers, memory) in KINDS {
         for policy in [AtLimit::Drop, AtLimit::ForwardUnlearned] {
             let mut plugs = plugs(3);
             plugs[0].mac_limit = Some(MacLimit { stations: 2, policy });
             let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
             for source in [mac(0), wild(0), wild(1), wild(0)] {
-                assert_eq!(reached(&mut lab, 0, mac(1), source), [1], "its own does not count");
+                assert_eq!(
+                    reached(&mut lab, 0, mac(1), source),
+                    [1],
+                    "pinned addresses do not count towards the limit"
+                );
             }
             let is_dropped = policy == AtLimit::Drop;
             let passes: &[usize] = if is_dropped { &[] } else { &[1] };
             assert_eq!(reached(&mut lab, 0, mac(1), wild(2)), passes);
-            assert_eq!(reached(&mut lab, 1, wild(2), mac(1)), [0, 2], "nobody has learned it");
-            assert_eq!(reached(&mut lab, 1, wild(0), mac(1)), [0], "nobody was displaced for it");
+            assert_eq!(reached(&mut lab, 1, wild(2), mac(1)), [0, 2], "the address is not learned");
+            assert_eq!(reached(&mut lab, 1, wild(0), mac(1)), [0], "no entry was evicted");
             let counted = (lab.drops_in(0, DropReason::MacLimit), lab.sum(0, |c| c.not_learned.get()));
             assert_eq!(counted, if is_dropped { (1, 0) } else { (0, 1) });
-            // One moves away, and there is room.
+            // A station moves away, which frees an entry.
             reached(&mut lab, 2, mac(1), wild(1));
             assert_eq!(reached(&mut lab, 0, mac(1), wild(2)), [1]);
             assert_eq!(reached(&mut lab, 1, wild(2), mac(1)), [0]);
-            assert_eq!(reached(&mut lab, 0, mac(1), wild(1)), passes, "it does not come back");
+            assert_eq!(
+                reached(&mut lab, 0, mac(1), wild(1)),
+                passes,
+                "a moved station does not return to a port at its limit"
+            );
             assert_eq!(reached(&mut lab, 1, wild(1), mac(1)), [2]);
-            // They age, and there is room.
+            // Stations age, which frees entries.
             lab.advance(Duration::from_secs(300));
             assert_eq!(reached(&mut lab, 0, mac(1), wild(5)), [1]);
             assert_eq!(reached(&mut lab, 1, wild(5), mac(1)), [0]);
@@ -124,10 +140,10 @@ fn at_its_limit_a_port_learns_nobody_else() {
     }
 }
 
-/// An address that several ports name is learned, and has a place of its own; pinned, it needs none, and what it had is
-/// not taken from another station.
+/// An address in the allowed pairs of several ports is learned and takes an FDB entry. Pinning it displaces no other
+/// station.
 #[test]
-fn no_station_is_displaced_for_an_address_that_has_been_pinned() {
+fn pinning_an_address_evicts_no_station() {
     for (workers, memory) in KINDS {
         for policy in [AtLimit::Drop, AtLimit::ForwardUnlearned] {
             let mut plugs = plugs(3);
@@ -138,11 +154,11 @@ fn no_station_is_displaced_for_an_address_that_has_been_pinned() {
                 assert_eq!(reached(&mut lab, 0, mac(1), source), [1]);
             }
             lab.change_ports(|ports| ports.iter_mut().for_each(|port| port.security = Security::Off));
-            assert_eq!(reached(&mut lab, 0, mac(1), wild(1)), [1], "its own does not count");
+            assert_eq!(reached(&mut lab, 0, mac(1), wild(1)), [1], "pinned addresses do not count towards the limit");
             let passes: &[usize] = if policy == AtLimit::Drop { &[] } else { &[1] };
             assert_eq!(reached(&mut lab, 0, mac(1), wild(2)), passes);
             assert_eq!([wild(0), wild(1)].map(|to| reached(&mut lab, 1, to, mac(1))), [[0], [0]]);
-            assert_eq!(reached(&mut lab, 1, wild(2), mac(1)), [0, 2], "nobody has learned it");
+            assert_eq!(reached(&mut lab, 1, wild(2), mac(1)), [0, 2], "the address is not learned");
             assert_eq!(reached(&mut lab, 1, mac(0), mac(1)), [0]);
             lab.check_counters();
             lab.end();
@@ -150,7 +166,7 @@ fn no_station_is_displaced_for_an_address_that_has_been_pinned() {
     }
 }
 
-/// Announcements after a migration are ordinary frames: whoever they are from is where they came from.
+/// Announcements after a migration are ordinary frames: the station is at their ingress port.
 #[test]
 fn an_announcement_moves_a_station_at_once() {
     let rarp = |of: Mac| frame(Mac::BROADCAST, of, 0x8035, &[&[0, 1, 8, 0, 6, 4, 0, 3][..], &[0; 38]].concat());
@@ -165,9 +181,9 @@ fn an_announcement_moves_a_station_at_once() {
             for port in [0, 1, 3, 1] {
                 let others: Vec<_> = (0..4).filter(|&other| other != port).collect();
                 assert_eq!(sent(&mut lab, port, &announce(wild(0)), Offload::NONE), others);
-                assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [port], "one is enough");
+                assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [port], "one announcement moves the station");
             }
-            // One that is pinned stays, whoever says what, until the pin has moved.
+            // A pinned station stays, whatever announcements claim, until the pin moves.
             assert_eq!(sent(&mut lab, 0, &announce(mac(1)), Offload::NONE), [0; 0]);
             assert_eq!(lab.drops_in(0, DropReason::ForeignSource), 1);
             assert_eq!(reached(&mut lab, 2, mac(1), mac(2)), [1]);
@@ -184,10 +200,9 @@ fn an_announcement_moves_a_station_at_once() {
     }
 }
 
-/// The negative of unaddressed ports: with MAC and IP asked for and no address bound, nothing of IP passes,
-/// and everything else does.
+/// Unaddressed port with `mac+ip` and no bound address: IP and ARP are dropped, all else is forwarded.
 #[test]
-fn a_port_without_addresses_says_nothing_in_ip() {
+fn a_port_without_addresses_sends_no_ip_with_mac_ip() {
     let ip = |kind: u16, first: u8| frame(mac(1), mac(0), kind, &[first; 60]);
     for (workers, memory) in KINDS {
         let mut plugs = plugs(2);
@@ -200,7 +215,7 @@ fn a_port_without_addresses_says_nothing_in_ip() {
             assert_eq!(sent(&mut lab, 0, &ip(kind, first), Offload::NONE), [1], "{kind:x}");
         }
         assert_eq!(lab.drops_in(0, DropReason::SpoofedIp), 4);
-        // Live: bound to an address, and then without a question.
+        // Live change: an address is bound, then port security is off.
         let mut packet = ip(0x0800, 0x45);
         packet[26..30].copy_from_slice(&[10, 0, 0, 7]);
         for (security, passes) in [
@@ -220,7 +235,7 @@ fn a_port_without_addresses_says_nothing_in_ip() {
 }
 
 #[test]
-fn each_refused_group_is_counted_by_name() {
+fn each_reserved_group_has_its_drop_reason() {
     for (workers, memory) in KINDS {
         for mask in [ReservedMask::VM_DEFAULT, ReservedMask::ALL, ReservedMask::NONE, ReservedMask(0x4001)] {
             let setup = Setup { workers, memory, reserved: mask, ..Setup::default() };

@@ -1,5 +1,5 @@
-//! Early drop changes nothing but where frames die: a switch whose devices shed and one whose devices do
-//! not let the same frames through at the same moments, and have the same books.
+//! Early drop in XDP changes only where frames are dropped: a switch whose devices drop early forwards the same
+//! frames and has the same counters as one whose devices do not. Needs nothing of the host.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -16,14 +16,14 @@ use vifswitch::wire::Mac;
 
 use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
-/// What stands at the door of a port: until when frames to a group are shed, and what has been.
+/// Early drop of a port: the time until which each group class is blocked, and the counts of dropped frames.
 #[derive(Debug, Default)]
 struct BlockState {
     until: [MonoTime; 2],
     dropped: XdpDropped,
 }
 
-/// The end of a cable that sheds what the guest sends, as [`EarlyDropLab::send`] asks its door.
+/// A loopback device with early drop. [`EarlyDropLab::send`] applies it.
 struct EarlyDropDevice(Loopback, Arc<Mutex<BlockState>>);
 
 impl Device for EarlyDropDevice {
@@ -47,12 +47,12 @@ impl Device for EarlyDropDevice {
     }
 }
 
-/// A laboratory, with doors that shed or without.
+/// A lab with or without early drop.
 struct EarlyDropLab {
     lab: Lab,
     block_states: Vec<Arc<Mutex<BlockState>>>,
-    sheds: bool,
-    /// Frames and bytes that guests have sent, by port.
+    drops_early: bool,
+    /// Frames and bytes sent by guests, by port.
     sent: Vec<(u64, u64)>,
     dropped: u64,
 }
@@ -71,15 +71,15 @@ impl Limits {
 }
 
 impl EarlyDropLab {
-    fn new(workers: u16, owners: &[u32], sheds: bool) -> EarlyDropLab {
+    fn new(workers: u16, owners: &[u32], drops_early: bool) -> EarlyDropLab {
         let block_states: Vec<_> = owners.iter().map(|_| Arc::<Mutex<BlockState>>::default()).collect();
         let plugs: Vec<_> = owners.iter().map(|&owner| PortSpec::new(0, owner)).collect();
         let lab = Lab::with_devices(Setup { workers, ..Setup::default() }, &plugs, |port, end| {
             Box::new(EarlyDropDevice(end, block_states[port].clone()))
         });
         let mut early_drop_lab =
-            EarlyDropLab { lab, block_states, sheds, sent: vec![(0, 0); owners.len()], dropped: 0 };
-        // The meters, which stay.
+            EarlyDropLab { lab, block_states, drops_early, sent: vec![(0, 0); owners.len()], dropped: 0 };
+        // Policer states, which all later configurations share.
         let vm_policers: Vec<PolicerState> =
             (0..=owners.iter().copied().max().unwrap()).map(|_| PolicerState::default()).collect();
         early_drop_lab.lab.change_ports(|ports| {
@@ -93,7 +93,7 @@ impl EarlyDropLab {
         early_drop_lab
     }
 
-    /// Puts limits for broadcasts and multicasts in force.
+    /// Applies limits to broadcast and multicast.
     fn limit(&mut self, limits: Limits) {
         let of = |limit: ClassLimit| {
             let limit = Some(limit).filter(|limit| *limit != ClassLimit::default());
@@ -109,24 +109,24 @@ impl EarlyDropLab {
         });
     }
 
-    /// A guest sends a frame; its door sheds it, or not.
+    /// A guest sends a frame; early drop may drop it.
     fn send(&mut self, port: usize, bytes: &[u8]) {
         self.sent[port].0 += 1;
         self.sent[port].1 += bytes.len() as u64;
         let to = Mac::new(*bytes.first_chunk().unwrap());
         let group = if to == Mac::BROADCAST { GroupClass::Broadcast } else { GroupClass::Multicast };
-        let mut netns_file = self.block_states[port].lock().unwrap();
-        if self.sheds && to.is_group() && to != Mac::BRIDGE_GROUP && self.lab.now < netns_file.until[group as usize] {
-            netns_file.dropped[group].frames += 1;
-            netns_file.dropped[group].bytes += bytes.len() as u64;
+        let mut state = self.block_states[port].lock().unwrap();
+        if self.drops_early && to.is_group() && to != Mac::BRIDGE_GROUP && self.lab.now < state.until[group as usize] {
+            state.dropped[group].frames += 1;
+            state.dropped[group].bytes += bytes.len() as u64;
             self.dropped += 1;
             return;
         }
-        drop(netns_file);
+        drop(state);
         assert!(self.lab.send(port, bytes));
     }
 
-    /// All that is counted of a port. `exactly`: also of which limit frames died.
+    /// All counters of a port. `exactly`: keeps the storm drop reasons apart.
     fn counters(&self, port: usize, exactly: bool) -> Vec<u64> {
         let mut all: Vec<u64> = DropReason::ALL.into_iter().map(|reason| self.lab.drops_in(port, reason)).collect();
         if !exactly {
@@ -144,15 +144,15 @@ impl EarlyDropLab {
     }
 }
 
-/// What happens.
+/// One step.
 #[derive(Debug, Clone)]
 enum Event {
-    /// Frames come, each from a port, to an address, of some length.
+    /// Frames arrive: ingress port, destination, length.
     Frames(Vec<(usize, Mac, usize)>),
-    /// Microseconds pass.
+    /// Advances the clock, in µs.
     Advance(u64),
     Limit(Limits),
-    /// The counters are read.
+    /// Audits the counters.
     Audit,
 }
 
@@ -164,7 +164,7 @@ fn frames() -> impl Strategy<Value = Event> {
         1 => Just(mac(77)),
         1 => Just(mac(1)),
     ];
-    // A burst at most of each, so that both houses read them in the same breath.
+    // At most one burst per port, so that both labs receive them in the same `poll_once`.
     prop::collection::vec((0usize..4, to, 0usize..300), 1..60).prop_map(Event::Frames)
 }
 
@@ -187,17 +187,17 @@ fn event() -> impl Strategy<Value = Event> {
 
 proptest! {
     #[test]
-    fn shedding_changes_nothing_but_where_frames_die(
+    fn early_drop_changes_no_forwarding_and_no_counter(
         workers in 1u16..4,
         limits in limits(),
         events in prop::collection::vec(event(), 1..40),
     ) {
-        // A VM with two ports, and two with one.
-        let mut houses = [false, true].map(|sheds| EarlyDropLab::new(workers, &[0, 0, 1, 2], sheds));
+        // A VM with two ports, and two VMs with one.
+        let mut labs = [false, true].map(|drops_early| EarlyDropLab::new(workers, &[0, 0, 1, 2], drops_early));
         let mut exactly = limits.bytes.is_none();
-        houses.iter_mut().for_each(|lab| lab.limit(limits));
+        labs.iter_mut().for_each(|lab| lab.limit(limits));
         for event in events {
-            for lab in &mut houses {
+            for lab in &mut labs {
                 match &event {
                     Event::Frames(frames) => {
                         for &(port, to, len) in frames {
@@ -217,21 +217,21 @@ proptest! {
                         let audit = lab.lab.audit();
                         prop_assert!(audit.is_idle() && audit.is_balanced(), "{:#?}", audit);
                         for (port, (frames, bytes)) in lab.sent.iter().enumerate() {
-                            prop_assert_eq!(audit.port(port).rx_frames, *frames, "to the frame, even in the midst of it");
+                            prop_assert_eq!(audit.port(port).rx_frames, *frames, "frames dropped early are counted at any time");
                             prop_assert_eq!(lab.lab.sum(port, |c| c.rx_bytes.get()), *bytes);
                         }
                     }
                 }
             }
-            let [plain, dropping] = &mut houses;
+            let [plain, dropping] = &mut labs;
             for port in 0..4 {
                 prop_assert_eq!(plain.lab.received(port), dropping.lab.received(port), "port {}", port);
             }
         }
-        for lab in &mut houses {
+        for lab in &mut labs {
             lab.lab.audit();
         }
-        let [plain, dropping] = houses;
+        let [plain, dropping] = labs;
         for port in 0..4 {
             prop_assert_eq!(plain.counters(port, exactly), dropping.counters(port, exactly), "port {}", port);
         }
@@ -240,10 +240,10 @@ proptest! {
     }
 }
 
-/// At a limit of 1000 a second, nearly all of a storm dies at the door: one frame of each millisecond gets in, and
-/// perhaps one more, of which the port dies for another moment.
+/// At a limit of 1000 frames/s, nearly all frames of a storm are dropped early: of each millisecond the switch
+/// receives one frame, and perhaps one more that extends the block.
 #[test]
-fn a_storm_dies_at_the_door() {
+fn early_drop_takes_nearly_all_of_a_storm() {
     for own in [true, false] {
         let mut lab = EarlyDropLab::new(1, &[0, 0, 1], true);
         let limit = Some(Rate::new(1000, 100));
@@ -260,23 +260,23 @@ fn a_storm_dies_at_the_door() {
         let admitted = lab.lab.received(2).len();
         assert!((199..=201).contains(&admitted), "{admitted}");
         let (sent, rest) = (lab.sent[0].0, lab.sent[0].0 - lab.dropped);
-        assert!(rest < 100 + 20 + 2 * 20 * 100, "of {sent} frames {rest} were received");
-        // What was shed last is in the books as soon as its time is over, without a word from anybody.
+        assert!(rest < 100 + 20 + 2 * 20 * 100, "the switch received {rest} of {sent} frames");
+        // Frames dropped last are counted as soon as the block ends, without further traffic.
         lab.lab.advance(Duration::from_millis(2));
         lab.lab.step();
         assert_eq!(lab.lab.sum(0, |c| c.rx_frames.get()), sent);
         let reason = if own { DropReason::StormBroadcast } else { DropReason::StormVm };
         assert_eq!(lab.lab.drops_in(0, reason), sent - admitted as u64);
         let until = lab.block_states[0].lock().unwrap().until;
-        assert_eq!(until, [MonoTime::default(); 2], "and the door need not look at its clock any more");
+        assert_eq!(until, [MonoTime::default(); 2], "early drop is off");
         lab.lab.check_counters();
         lab.lab.end();
     }
 }
 
-/// Whatever ends it, nothing stays shed.
+/// Early drop ends with the limit or with the queue.
 #[test]
-fn nothing_stays_shed_at_a_port_whose_limits_are_lifted_or_whose_gate_is_closed() {
+fn early_drop_ends_with_the_limit_or_the_queue() {
     for close in [false, true] {
         let mut lab = EarlyDropLab::new(1, &[0, 1], true);
         lab.limit(Limits { frames: Some(Rate::new(1, 1)), ..Limits::OFF });

@@ -1,5 +1,5 @@
-//! Law 3: however many workers share the ports, and wherever frames lie meanwhile, the same frames
-//! arrive at the same ports.
+//! Equivalence: any number of workers, with any RX memory, delivers the same frames to the same ports. Needs nothing
+//! of the host.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use vifswitch::wire::Offload;
 use crate::generators::{self, Act};
 use support::lab::{Lab, PortSpec, Setup, UplinkSpec};
 
-/// What each guest receives, offload headers included. Every third port takes none.
+/// Frames that each guest receives, with `virtio_net_hdr`. Every third port takes no offloads.
 fn deliveries(
     plugs: &[PortSpec],
     wires: &[UplinkSpec],
@@ -35,7 +35,7 @@ fn deliveries(
         }
     }
     lab.check_counters();
-    // The ports of one trunk keep their order each, and not among each other.
+    // Order is kept per port of a trunk, not between its ports.
     let arrived = if has_trunks {
         lab.sorted()
     } else {
@@ -49,13 +49,13 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
     #[test]
-    fn one_worker_and_several_deliver_the_same(plugs in generators::measured(prop_oneof![generators::plugs(2), generators::trunks(2)]), wires in generators::wires(2), acts in generators::acts(9, 60)) {
+    fn any_number_of_workers_delivers_the_same_frames(plugs in generators::measured(prop_oneof![generators::plugs(2), generators::trunks(2)]), wires in generators::wires(2), acts in generators::acts(9, 60)) {
         let one = deliveries(&plugs, &wires, 1, RxMemory::Owned, &acts);
         for (workers, memory) in [(1, RxMemory::Lent), (2, RxMemory::Owned), (2, RxMemory::Lent), (3, RxMemory::Owned), (3, RxMemory::Lent)] {
             let these = deliveries(&plugs, &wires, workers, memory, &acts);
             for (port, (expected, these)) in one.iter().zip(&these).enumerate() {
                 prop_assert_eq!(these.len(), expected.len(), "port {}, {} workers, {:?}", port, workers, memory);
-                prop_assert!(these == expected, "port {}, {} workers, {:?}: other frames", port, workers, memory);
+                prop_assert!(these == expected, "port {}, {} workers, {:?}: frames differ", port, workers, memory);
             }
         }
     }

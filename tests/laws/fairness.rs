@@ -1,5 +1,5 @@
-//! Fairness: however much one port sends, the others are read at every breath; and a port of which nothing lives
-//! is read less often.
+//! Fairness: every `poll_once` serves all ports, however much one port sends; a port whose frames are all dropped is
+//! polled less often. Needs nothing of the host.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -14,15 +14,15 @@ use vifswitch::wire::{Mac, Offload};
 
 use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
-/// Frames that a breath takes from a gate at most.
+/// Maximum frames per queue and `poll_once`.
 const BURST: u64 = 64;
 
-/// An end that is read in a way of its own.
+/// A device with a smaller burst or with receive moderation.
 struct LimitedDevice {
     end: Loopback,
-    /// Frames that it hands over at once, as taps have it.
+    /// Maximum frames per receive, as of taps.
     most: u64,
-    /// How long frames gather there, as AF_XDP has it.
+    /// Receive moderation interval, as of AF_XDP.
     moderation: Duration,
 }
 
@@ -31,7 +31,7 @@ impl Device for LimitedDevice {
         while (batch.len() as u64) < self.most
             && let Some((frame, offload)) = self.end.take()
         {
-            assert!(magazine.push_frame(&frame, offload, batch), "there are slots");
+            assert!(magazine.push_frame(&frame, offload, batch), "the pool has free slots");
         }
         Ok(())
     }
@@ -52,7 +52,7 @@ impl Device for LimitedDevice {
     }
 }
 
-/// Far shorter cables than others have: memory is taken as it is first used, and much of it takes its time.
+/// A far shorter queue than in other labs: memory is allocated at first use, which takes long.
 fn setup(memory: RxMemory) -> Setup {
     Setup { memory, capacity: LoopbackCapacity { blocks: 64, block_bytes: 1 << 15 }, ..Setup::default() }
 }
@@ -63,9 +63,9 @@ enum Noise {
     Known,
     Unknown,
     Broadcast,
-    /// What dies at once.
+    /// Frames that are dropped at once.
     Bad,
-    /// What comes back to where it came from.
+    /// Frames whose destination is at the ingress port.
     Hairpin,
 }
 
@@ -90,18 +90,18 @@ fn memory() -> impl Strategy<Value = RxMemory> {
     prop::sample::select(vec![RxMemory::Owned, RxMemory::Lent])
 }
 
-/// Puts so many frames into the cable of a port, as one burst.
+/// Puts frames into the loopback device of a port, as one burst.
 fn put(lab: &mut Lab, port: usize, bytes: &[u8], frames: u64) {
     for _ in 0..frames {
-        assert!(lab.ends[port].stage(bytes, Offload::NONE), "the cable has room");
+        assert!(lab.ends[port].stage(bytes, Offload::NONE), "the loopback device has room");
     }
     lab.ends[port].publish();
 }
 
 const MODERATION: Duration = Duration::from_nanos(6_500);
 
-/// Three ports. At the first frames gather.
-fn gathering_lab() -> Lab {
+/// Three ports. The first has receive moderation.
+fn moderated_lab() -> Lab {
     let plugs: Vec<_> = (0..3).map(|owner| PortSpec::new(0, owner)).collect();
     Lab::with_devices(setup(RxMemory::Owned), &plugs, |port, end| {
         if port == 0 { Box::new(LimitedDevice { end, most: BURST, moderation: MODERATION }) } else { Box::new(end) }
@@ -113,9 +113,9 @@ fn received(lab: &Lab, port: usize) -> u64 {
 }
 
 proptest! {
-    /// Port 0 always has more to send than is taken, ports 1 to 3 one frame each now and then, for port 4.
+    /// Port 0 always has more frames pending than a burst; ports 1 to 3 occasionally send one frame each to port 4.
     #[test]
-    fn a_port_at_line_rate_takes_a_burst_of_each_breath_and_starves_nobody(
+    fn a_port_at_line_rate_is_served_one_burst_per_poll(
         noise in noise(),
         memory in memory(),
         len in 0usize..200,
@@ -140,19 +140,19 @@ proptest! {
             let came: Vec<_> = lab.received(4).into_iter().filter(|bytes| bytes[6..12] != mac(0).octets()).collect();
             let expected: Vec<_> =
                 ports.iter().map(|&port| frame(mac(4), mac(port), 0x88b5, &number.to_be_bytes())).collect();
-            prop_assert_eq!(came, expected, "in the very breath");
+            prop_assert_eq!(came, expected, "forwarded in the same poll_once");
             (0..4).for_each(|port| lab.ends[port].discard());
         }
         lab.settle();
-        prop_assert_eq!(received(&lab, 0), sent, "all of it in the end");
+        prop_assert_eq!(received(&lab, 0), sent, "all frames are received in the end");
         lab.check_counters();
         lab.end();
     }
 
-    /// Burst by burst: when is the port read, and when passed by? Only full bursts without a survivor count, four of
-    /// them in a row are forgiven, and any other burst makes up for all of them.
+    /// Drop back-off, burst by burst: only full bursts without a forwarded frame count, the fourth in a row starts
+    /// the back-off, any other burst ends it.
     #[test]
-    fn a_port_of_which_nothing_lives_is_read_less_and_less(
+    fn drop_backoff_polls_a_fully_dropped_port_less_often(
         bursts in prop::collection::vec(prop_oneof![
             20 => Just((true, None)),
             1 => (Just(true), (0..BURST).prop_map(Some)),
@@ -180,7 +180,7 @@ proptest! {
             let (before, skipped_before) = (received(&lab, 0), lab.counters[0].polls_skipped.get());
             for left in (0..rest).rev() {
                 let work = lab.workers[0].poll_once(lab.now);
-                prop_assert_eq!((work.done, work.skipped), (1, 1), "no time to sleep, and nothing was done");
+                prop_assert_eq!((work.done, work.skipped), (1, 1), "the worker skips the poll and does not sleep");
                 prop_assert_eq!(received(&lab, 0), before, "{} to go", left);
             }
             prop_assert_eq!(lab.counters[0].polls_skipped.get(), skipped_before + rest);
@@ -195,19 +195,19 @@ proptest! {
         lab.end();
     }
 
-    /// Port 0 has a device where frames gather, port 1 has none. Whoever sends there waits for no longer than that,
-    /// nobody else waits for it, and nothing is lost or overtaken.
+    /// Port 0 has receive moderation, port 1 has not. Frames of port 0 wait for at most the moderation interval,
+    /// frames of port 1 do not wait, and none is lost or reordered.
     #[test]
-    fn frames_gather_for_a_moment_and_hold_up_nobody_else(
+    fn receive_moderation_delays_one_port_by_at_most_its_interval(
         steps in prop::collection::vec((prop_oneof![9 => 0u64..3_000, 1 => 0u64..60_000], 0u8..4, any::<bool>()), 1..80),
     ) {
-        let mut lab = gathering_lab();
+        let mut lab = moderated_lab();
         let numbered = |port: usize, number: u32| frame(mac(2), mac(port), 0x88b5, &number.to_be_bytes());
         let (mut number, mut waiting) = (0u32, Vec::new());
-        // It begins where frames gather.
-        for (wait, gathers, plain) in [(1_000, 1, false); 200].into_iter().chain(steps) {
+        // Starts with a rate that enables moderation.
+        for (wait, frames, plain) in [(1_000, 1, false); 200].into_iter().chain(steps) {
             lab.advance(Duration::from_nanos(wait));
-            for _ in 0..gathers {
+            for _ in 0..frames {
                 waiting.push((lab.now, numbered(0, number)));
                 prop_assert!(lab.send(0, &numbered(0, number)));
                 number += 1;
@@ -218,7 +218,7 @@ proptest! {
             lab.step();
             let (theirs, here): (Vec<_>, Vec<_>) =
                 lab.received(2).into_iter().partition(|bytes| bytes[6..12] == mac(1).octets());
-            prop_assert_eq!(theirs.len(), usize::from(plain), "in the very breath");
+            prop_assert_eq!(theirs.len(), usize::from(plain), "forwarded in the same poll_once");
             for bytes in here {
                 prop_assert_eq!(bytes, waiting.remove(0).1);
             }
@@ -233,9 +233,9 @@ proptest! {
 }
 
 #[test]
-fn of_frames_that_come_fast_for_a_while_several_are_taken_at_once() {
-    let mut lab = gathering_lab();
-    let heaps: Vec<usize> = (0..2000u32)
+fn receive_moderation_batches_frames_at_a_sustained_rate() {
+    let mut lab = moderated_lab();
+    let batches: Vec<usize> = (0..2000u32)
         .map(|number| {
             lab.advance(MODERATION / 5);
             assert!(lab.send(0, &frame(mac(2), mac(0), 0x88b5, &number.to_be_bytes())));
@@ -244,18 +244,18 @@ fn of_frames_that_come_fast_for_a_while_several_are_taken_at_once() {
         })
         .filter(|&frames| frames > 0)
         .collect();
-    assert!(heaps.len() < 600 && heaps.iter().sum::<usize>() >= 1995, "{heaps:?}");
+    assert!(batches.len() < 600 && batches.iter().sum::<usize>() >= 1995, "{batches:?}");
 }
 
-/// Each of 32 ports at one worker sends to a port at another one, many times as much as a burst together: nothing is
-/// left behind in the ring between the two.
+/// Each of 32 ports at one worker sends to a port at another one, in total many bursts: no frame stays in the ring
+/// between the workers.
 #[test]
-fn many_ports_at_another_worker_are_read_like_those_at_this_one() {
+fn frames_for_many_ports_of_another_worker_do_not_wait_in_the_ring() {
     const PORTS: usize = 32;
     let plugs: Vec<_> = (0..2 * PORTS as u32).map(|owner| PortSpec::new(0, owner)).collect();
     for memory in [RxMemory::Owned, RxMemory::Lent] {
         let mut lab = Lab::new(Setup { workers: 2, slots: 8192, ..setup(memory) }, &plugs);
-        // Those with an even number are at worker 0, the others at worker 1.
+        // Even ports are polled by worker 0, odd ports by worker 1.
         for round in 1..=40 {
             for port in 0..PORTS {
                 let bytes = frame(mac(2 * port + 1), mac(2 * port), 0x88b5, &[7; 46]);

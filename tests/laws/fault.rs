@@ -1,7 +1,7 @@
-//! The end of a cable that fails on purpose: for tests of what the switch does
-//! about it, and of whether it counts what it lost.
+//! A loopback device with deterministic faults: lost frames, full transmits, a device that disappears. Tests use it
+//! to check handling and counting of device errors.
 //!
-//! The same seed makes the same mistakes in the same order.
+//! The same seed gives the same faults in the same order.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -13,20 +13,20 @@ use vifswitch::device::{Device, DeviceCaps};
 use vifswitch::frame::{Batch, Magazine, Pool, TxBatch, TxStats, TxStatus};
 use vifswitch::wire::Offload;
 
-/// What goes wrong, and how often.
+/// Rates of faults.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Faults {
-    /// Where the generator starts.
+    /// Seed of the generator.
     pub seed: u64,
-    /// Of 1000 frames that arrive, how many are lost.
+    /// Lost received frames, in per mille.
     pub loss: u32,
-    /// Of 1000 calls to send, how many find no room for any frame.
+    /// Calls to transmit that accept no frame, in per mille.
     pub full: u32,
-    /// How many calls to receive succeed before the device is gone for good.
+    /// Number of successful receives after which the device is gone.
     pub die_after: Option<u64>,
 }
 
-/// The end of a cable, with faults.
+/// A loopback device with faults.
 #[derive(Debug)]
 pub struct Fault {
     device: Loopback,
@@ -34,23 +34,23 @@ pub struct Fault {
     state: u64,
     calls: u64,
     lost: Arc<AtomicU64>,
-    /// What `device` has handed over; frames from `next` on wait for their turn.
+    /// Frames received from `device`; those from `next` on are pending.
     inbox: Batch,
     next: usize,
 }
 
 impl Fault {
-    /// `device`, with these faults.
+    /// Wraps `device`.
     pub fn new(device: Loopback, faults: Faults) -> Fault {
         Fault { device, faults, state: faults.seed, calls: 0, lost: Arc::default(), inbox: Batch::new(), next: 0 }
     }
 
-    /// How many frames it has lost so far. The counter stays readable wherever the device goes.
+    /// Frames lost so far. The counter outlives the device.
     pub fn lost(&self) -> Arc<AtomicU64> {
         Arc::clone(&self.lost)
     }
 
-    /// SplitMix64 (Steele, Lea, Flood 2014): true in `permille` of 1000 cases.
+    /// SplitMix64 (Steele, Lea, Flood 2014): true with probability `permille`/1000.
     fn chance(&mut self, permille: u32) -> bool {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
@@ -63,7 +63,7 @@ impl Fault {
         self.faults.die_after.is_some_and(|calls| self.calls > calls)
     }
 
-    /// Hands the next frame of the inbox on, in the kind of memory it came in.
+    /// Moves the next frame of the inbox on, in its kind of memory.
     fn forward_next(&mut self, batch: &mut Batch) {
         let index = self.next;
         self.next += 1;
@@ -124,7 +124,7 @@ impl Device for Fault {
     }
 }
 
-/// What arrives and what is lost of 1000 frames, and the state of the pool afterwards.
+/// Sends 1000 frames. Returns the received ones, the number of lost ones, and the free slots afterwards.
 fn run(memory: RxMemory, faults: Faults) -> (Vec<u32>, u64) {
     let pool = Pool::new(2048).unwrap();
     let mut magazine = Magazine::new(pool);
@@ -145,24 +145,24 @@ fn run(memory: RxMemory, faults: Faults) -> (Vec<u32>, u64) {
         device.release();
     }
     drop((device, magazine));
-    assert_eq!(pool.free(), 2048, "lost frames go home as well");
+    assert_eq!(pool.free(), 2048, "slots of lost frames are freed");
     (seen, lost.load(Ordering::Relaxed))
 }
 
 #[test]
-fn what_does_not_arrive_is_counted_as_lost() {
+fn lost_frames_are_counted() {
     for memory in [RxMemory::Owned, RxMemory::Lent] {
         let (seen, lost) = run(memory, Faults { seed: 5, loss: 300, ..Faults::default() });
         assert_eq!(seen.len() as u64 + lost, 1000);
         assert!((200..400).contains(&lost), "{lost}");
-        assert!(seen.is_sorted(), "frames keep their order");
+        assert!(seen.is_sorted(), "frames are not reordered");
         assert_eq!(run(memory, Faults { seed: 5, loss: 300, ..Faults::default() }), (seen, lost));
         assert_eq!(run(memory, Faults::default()).1, 0);
     }
 }
 
 #[test]
-fn a_full_device_says_so_and_a_dead_one_is_down() {
+fn a_full_device_reports_full_and_a_gone_one_reports_down() {
     let pool = Pool::new(64).unwrap();
     let mut magazine = Magazine::new(pool);
     let (end, _far) = loopback(LoopbackCapacity::default());
@@ -176,7 +176,7 @@ fn a_full_device_says_so_and_a_dead_one_is_down() {
     device.receive(&mut batch, &mut magazine).unwrap();
     device.receive(&mut batch, &mut magazine).unwrap();
     assert!(device.receive(&mut batch, &mut magazine).is_err());
-    assert!(device.receive(&mut batch, &mut magazine).is_err(), "and stays so");
+    assert!(device.receive(&mut batch, &mut magazine).is_err(), "a device that is gone stays gone");
     assert_eq!(transmit(&mut device, &mut magazine, &batch), TxStats { link_down: 1, ..TxStats::default() });
     drop((device, magazine));
     assert_eq!(pool.free(), 64);

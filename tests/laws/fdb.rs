@@ -1,4 +1,4 @@
-//! Stations: learning, ageing, pins, and the ports of one VM among each other.
+//! FDB: learning, ageing, pins, moves, and siblings. Needs nothing of the host.
 
 use std::time::Duration;
 
@@ -10,28 +10,28 @@ use crate::builders::KINDS;
 use crate::generators::wild;
 use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
-/// A frame that says who it is.
+/// A numbered frame from a station.
 pub fn note(to: Mac, from: Mac, number: u32) -> Vec<u8> {
     frame(to, from, 0x88b5, &number.to_be_bytes())
 }
 
-/// Sends one frame and settles. Which ports got it, each named once for each copy.
+/// Sends one frame and polls until idle. Returns the receiving ports, one element per copy.
 pub fn reached(lab: &mut Lab, from: usize, to: Mac, source: Mac) -> Vec<usize> {
     let bytes = note(to, source, 0x1234_5678);
     assert!(lab.send(from, &bytes));
     lab.settle();
     let received = lab.all_received();
-    assert!(received.iter().flatten().all(|frame| *frame == bytes), "nothing else arrives");
+    assert!(received.iter().flatten().all(|frame| *frame == bytes), "frames are forwarded unmodified");
     received.iter().enumerate().flat_map(|(port, frames)| vec![port; frames.len()]).collect()
 }
 
-/// A lab with ports of these owners on one network.
+/// A lab with ports of these VMs on one network.
 fn lab(workers: u16, memory: RxMemory, owners: &[u32]) -> Lab {
     let plugs: Vec<_> = owners.iter().map(|&owner| PortSpec::new(0, owner)).collect();
     Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs)
 }
 
-/// Port 0 sends from very many addresses; what was learned behind port 1 stays.
+/// Port 0 sends from very many addresses; stations learned at port 1 stay.
 fn storm_of_addresses(workers: u16, stations: u32, limits: Limits) {
     const NEIGHBOURS: usize = 500;
     let setup = Setup { workers, stations, limits, ..Setup::default() };
@@ -58,7 +58,7 @@ fn storm_of_addresses(workers: u16, stations: u32, limits: Limits) {
         let after = |port: usize| learned.iter().filter(|learned| learned.port.index() == port).count();
         assert_eq!(after(1), NEIGHBOURS, "at worker {worker}");
         let room = limits.port.min(limits.network - NEIGHBOURS as u32).min(stations - NEIGHBOURS as u32);
-        assert_eq!(after(0), room as usize, "as many as it may have, at worker {worker}");
+        assert_eq!(after(0), room as usize, "port 0 is at its limit, at worker {worker}");
     }
     for number in 0..NEIGHBOURS {
         assert_eq!(reached(&mut lab, 2, wild(number), mac(2)), [1], "station {number}");
@@ -68,7 +68,7 @@ fn storm_of_addresses(workers: u16, stations: u32, limits: Limits) {
 }
 
 #[test]
-fn twenty_thousand_addresses_displace_nobody_elses() {
+fn twenty_thousand_addresses_evict_no_station_of_another_port() {
     for workers in [1, 2] {
         storm_of_addresses(workers, 65536, Limits::default());
         storm_of_addresses(workers, 65536, Limits { network: 1000, port: 8192 });
@@ -77,23 +77,23 @@ fn twenty_thousand_addresses_displace_nobody_elses() {
 }
 
 #[test]
-fn a_silent_station_is_forgotten_after_its_time() {
+fn a_silent_station_ages() {
     for (workers, memory) in KINDS {
         let mut lab = lab(workers, memory, &[0, 1, 2]);
         assert_eq!(reached(&mut lab, 0, mac(1), wild(0)), [1]);
         lab.advance(Duration::from_secs(299));
         assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [0]);
         lab.advance(Duration::from_secs(1));
-        assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [0, 1], "it is unknown now");
+        assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [0, 1], "the station has aged");
         assert_eq!(reached(&mut lab, 0, mac(1), wild(0)), [1]);
-        assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [0], "and known again once it speaks");
+        assert_eq!(reached(&mut lab, 2, wild(0), mac(2)), [0], "the station is learned again");
         lab.end();
     }
 }
 
-/// A station that speaks now and then is never forgotten, also not by workers that only hear of it.
+/// A station that sends occasionally never ages, including at workers that know it only from MAC updates.
 #[test]
-fn a_station_that_speaks_stays_known() {
+fn a_station_that_sends_does_not_age() {
     for (workers, memory) in KINDS {
         let mut lab = lab(workers, memory, &[0, 1, 2]);
         for _ in 0..100 {
@@ -105,9 +105,9 @@ fn a_station_that_speaks_stays_known() {
     }
 }
 
-/// Ageing empties the table itself as well, a few stations in each breath.
+/// Ageing removes entries from the table, a few per `poll_once`.
 #[test]
-fn what_has_aged_is_swept_out() {
+fn aged_entries_are_removed() {
     let mut lab = lab(2, RxMemory::Owned, &[0, 1]);
     for number in 0..200 {
         assert_eq!(reached(&mut lab, 0, mac(1), wild(number)), [1]);
@@ -122,7 +122,7 @@ fn what_has_aged_is_swept_out() {
 }
 
 #[test]
-fn a_station_that_moves_is_found_where_it_is() {
+fn a_moved_station_is_reached_at_its_new_port() {
     for (workers, memory) in KINDS {
         let mut lab = lab(workers, memory, &[0, 1, 2, 3]);
         for _ in 0..5 {
@@ -138,7 +138,7 @@ fn a_station_that_moves_is_found_where_it_is() {
 
 /// The same address on two networks is two stations.
 #[test]
-fn networks_do_not_mix() {
+fn networks_have_separate_stations() {
     for (workers, memory) in KINDS {
         let plugs: Vec<_> = [0, 0, 0, 1, 1, 1].into_iter().map(|network| PortSpec::new(network, 0)).collect();
         let mut lab = Lab::new(Setup { workers, memory, ..Setup::default() }, &plugs);
@@ -146,7 +146,7 @@ fn networks_do_not_mix() {
         reached(&mut lab, 5, Mac::BROADCAST, wild(0));
         assert_eq!(reached(&mut lab, 0, wild(0), mac(0)), [1]);
         assert_eq!(reached(&mut lab, 3, wild(0), mac(3)), [5]);
-        assert_eq!(reached(&mut lab, 3, mac(0), mac(3)), [4, 5], "a neighbour's pin is unknown here");
+        assert_eq!(reached(&mut lab, 3, mac(0), mac(3)), [4, 5], "a pin of another network does not apply");
         assert_eq!(reached(&mut lab, 3, Mac::BROADCAST, mac(3)), [4, 5]);
         lab.end();
     }
@@ -156,17 +156,17 @@ fn networks_do_not_mix() {
 fn a_pinned_address_cannot_be_moved() {
     for (workers, memory) in KINDS {
         let mut lab = lab(workers, memory, &[0, 1, 2, 1]);
-        assert_eq!(reached(&mut lab, 0, mac(2), mac(1)), [0; 0], "of another VM");
+        assert_eq!(reached(&mut lab, 0, mac(2), mac(1)), [0; 0], "an address pinned to another VM is refused");
         assert_eq!(lab.drops_in(0, DropReason::ForeignSource), 1);
         assert_eq!(reached(&mut lab, 2, mac(1), mac(2)), [1]);
-        assert_eq!(reached(&mut lab, 3, mac(2), mac(1)), [2], "a sibling may use it");
-        assert_eq!(reached(&mut lab, 2, mac(1), mac(2)), [1], "but not take it");
+        assert_eq!(reached(&mut lab, 3, mac(2), mac(1)), [2], "a sibling may send from it");
+        assert_eq!(reached(&mut lab, 2, mac(1), mac(2)), [1], "the pin does not move to the sibling");
         lab.end();
     }
 }
 
 #[test]
-fn what_is_sent_to_a_silent_port_is_nobody_elses() {
+fn unicast_to_a_silent_pinned_port_is_not_flooded() {
     for (workers, memory) in KINDS {
         let allowed = wild(3);
         let mut plugs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
@@ -180,9 +180,9 @@ fn what_is_sent_to_a_silent_port_is_nobody_elses() {
     }
 }
 
-/// An address that two ports list is pinned to neither, and is found where it was heard last.
+/// An address in the allowed pairs of two ports is pinned to neither and learned at the port that sent last.
 #[test]
-fn a_shared_address_wanders() {
+fn a_shared_address_moves_between_its_ports() {
     for (workers, memory) in KINDS {
         let vrrp = Mac::from_bits(0x0000_5e00_0101);
         let mut plugs: Vec<_> = (0..3).map(|owner| PortSpec::new(0, owner)).collect();
@@ -198,14 +198,13 @@ fn a_shared_address_wanders() {
                 assert_eq!(reached(&mut lab, 2, vrrp, mac(2)), [port]);
             }
         }
-        assert_eq!(reached(&mut lab, 0, mac(2), wild(1)), [0; 0], "not in the list");
+        assert_eq!(reached(&mut lab, 0, mac(2), wild(1)), [0; 0], "an address not in the allowed pairs is refused");
         assert_eq!(lab.drops_in(0, DropReason::SpoofedSource), 1);
         lab.end();
     }
 }
 
-/// One VM has several ports on the network: they reach each other through the switch, and never
-/// themselves.
+/// Several ports of one VM on a network reach each other through the switch; none receives its own frames.
 #[test]
 fn siblings_reach_each_other() {
     for (workers, memory) in KINDS {
@@ -229,8 +228,8 @@ fn siblings_reach_each_other() {
     }
 }
 
-/// An outsider streams to all ports of a VM at once; each gets its own frames, in order. One of
-/// them is closed in the middle of it, and the others lose nothing.
+/// An outsider sends streams to all ports of a VM at once; each port receives its own frames in order. One port is
+/// closed in between; the others lose nothing.
 #[test]
 fn outsiders_reach_each_sibling_separately() {
     for (workers, memory) in KINDS {
@@ -265,7 +264,7 @@ fn outsiders_reach_each_sibling_separately() {
                 assert_eq!(received, (0..600).map(to_it).collect::<Vec<_>>(), "sibling {to} of {siblings}");
             }
             let first = lab.received(0).len();
-            assert!(first <= 301, "nothing arrives at a port that is closed: {first}");
+            assert!(first <= 301, "a closed port receives nothing: {first}");
             lab.check_counters();
             lab.end();
         }

@@ -1,4 +1,5 @@
-//! Stations that move: four times is a bond or a migration, five times is a loop.
+//! MAC flaps: four moves are a bond failover or a migration, the fifth within the window is a loop. Needs nothing of
+//! the host.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use crate::fdb::reached;
 use crate::generators::wild;
 use support::lab::{Lab, PortSpec, Setup, UplinkSpec, frame, mac, uplink_port};
 
-/// Labs of every kind with these ports on one network, and an uplink if asked for.
+/// Labs of every kind with these ports on one network, and optional uplinks.
 fn labs(plugs: &[PortSpec], wires: &[UplinkSpec]) -> impl Iterator<Item = Lab> {
     KINDS
         .into_iter()
@@ -22,14 +23,14 @@ fn plugs(owners: &[u32]) -> Vec<PortSpec> {
     owners.iter().map(|&owner| PortSpec::new(0, owner)).collect()
 }
 
-/// A station is heard at a port. Whether its frame came through.
+/// A station sends from a port. Whether its frame was forwarded.
 fn speaks(lab: &mut Lab, port: usize, station: Mac) -> bool {
     let before = lab.drops_in(port, DropReason::DampenedSource);
     assert!(lab.send(port, &frame(Mac::BROADCAST, station, 0x88b5, &[0; 46])));
     lab.settle();
     let arrived = lab.all_received().iter().any(|frames| !frames.is_empty());
     let dropped = lab.drops_in(port, DropReason::DampenedSource) - before;
-    assert_eq!(dropped, u64::from(!arrived), "it arrives, or has a reason not to");
+    assert_eq!(dropped, u64::from(!arrived), "the frame is forwarded or counted as dropped");
     arrived
 }
 
@@ -58,25 +59,25 @@ fn the_fifth_move_within_three_minutes_is_refused() {
         for to in [1, 0, 1, 0] {
             lab.advance(Duration::from_secs(10));
             assert!(speaks(&mut lab, to, station));
-            assert_eq!(reached(&mut lab, 2, station, mac(2)), [to], "it moves at once");
+            assert_eq!(reached(&mut lab, 2, station, mac(2)), [to], "the station moves at once");
         }
         lab.advance(Duration::from_secs(10));
         for _ in 0..20 {
-            assert!(!speaks(&mut lab, 1, station), "the fifth, and all after it");
-            assert_eq!(reached(&mut lab, 2, station, mac(2)), [0], "it stays where it was");
-            assert!(speaks(&mut lab, 0, station), "and is heard there");
+            assert!(!speaks(&mut lab, 1, station), "the fifth and all later moves are refused");
+            assert_eq!(reached(&mut lab, 2, station, mac(2)), [0], "the station stays at its port");
+            assert!(speaks(&mut lab, 0, station), "frames from its port are forwarded");
         }
-        assert_eq!(lab.events(), [moving(&lab, station, 0, 1)], "control is told once");
-        // The first of the four is 180 seconds ago, less a little; and no longer.
+        assert_eq!(lab.events(), [moving(&lab, station, 0, 1)], "one event is emitted");
+        // The first of the four moves is now just under 180 s ago; then just over.
         lab.advance(Duration::from_secs(140) - Duration::from_nanos(1));
         assert!(!speaks(&mut lab, 1, station));
         lab.advance(Duration::from_nanos(1));
         assert!(speaks(&mut lab, 1, station));
         assert!(!speaks(&mut lab, 0, station));
-        // Each worker tells of it for itself, and this is another one's port.
+        // Each worker reports for itself, and this port is another worker's.
         let is_new = lab.workers.len() > 1;
         let changed = if is_new { vec![moving_from_home(&lab, station, 1, 0, 0)] } else { vec![] };
-        assert_eq!(lab.events(), changed, "nor is it news in the same three minutes");
+        assert_eq!(lab.events(), changed, "no second event within the window");
         lab.advance(Duration::from_secs(10));
         assert!(speaks(&mut lab, 0, station));
         assert!(!speaks(&mut lab, 1, station));
@@ -85,12 +86,12 @@ fn the_fifth_move_within_three_minutes_is_refused() {
             speaks(&mut lab, 1, station);
             speaks(&mut lab, 0, station);
         }
-        assert_eq!(lab.events().len(), 1, "but later it is");
+        assert_eq!(lab.events().len(), 1, "a later window emits an event");
         done(lab);
     }
 }
 
-/// Two VMs with an address of a VRRP group, which both of them list: three times it goes from one to the other.
+/// Two VMs have a VRRP group address in their allowed pairs: it moves between them three times.
 #[test]
 fn a_shared_address_may_fail_over() {
     let vrrp = Mac::from_bits(0x0000_5e00_0101);
@@ -107,7 +108,7 @@ fn a_shared_address_may_fail_over() {
     }
 }
 
-/// Ports of two VMs with an address of a VRRP group in the pairs of both, and one of a third.
+/// Ports of two VMs with a VRRP group address in the allowed pairs of both, and of a third VM.
 fn virtual_router(wires: &[UplinkSpec]) -> (Mac, Vec<Lab>) {
     let router = Mac::from_bits(0x0000_5e00_01c6);
     let mut plugs = plugs(&[0, 1, 2]);
@@ -117,7 +118,7 @@ fn virtual_router(wires: &[UplinkSpec]) -> (Mac, Vec<Lab>) {
     (router, labs(&plugs, wires).collect())
 }
 
-/// A backup that starts speaks from the group's address as well, and the master's adverts win (RFC 9568, 8.1.2).
+/// A backup that starts sends from the group address too; the master's adverts win (RFC 9568, 8.1.2).
 #[test]
 fn an_address_allowed_at_both_ports_moves_as_often_as_masters_change() {
     let (router, labs) = virtual_router(&[]);
@@ -138,7 +139,7 @@ fn an_address_allowed_at_both_ports_moves_as_often_as_masters_change() {
 fn an_address_that_ports_share_with_an_uplink_moves_as_often() {
     let (router, labs) = virtual_router(&[UplinkSpec::new(&[(0, 0)])]);
     for mut lab in labs {
-        lab.advance(Duration::from_secs(100)); // the ports have arrived
+        lab.advance(Duration::from_secs(100)); // the ports were opened over a minute ago
         for _ in 0..20 {
             for to in [0, 3, 1] {
                 assert!(speaks(&mut lab, to, router));
@@ -149,9 +150,9 @@ fn an_address_that_ports_share_with_an_uplink_moves_as_often() {
     }
 }
 
-/// Frames that go round move their source with each turn.
+/// Looping frames move their source on each pass.
 #[test]
-fn an_address_allowed_at_both_ports_is_contained_at_the_rate_of_a_loop() {
+fn an_address_allowed_at_both_ports_is_refused_at_the_rate_of_a_loop() {
     let (router, labs) = virtual_router(&[]);
     for mut lab in labs {
         assert!(speaks(&mut lab, 0, router));
@@ -165,9 +166,9 @@ fn an_address_allowed_at_both_ports_is_contained_at_the_rate_of_a_loop() {
     }
 }
 
-/// Where control knows of a loop or a storm, four moves are enough for these addresses as well.
+/// While control knows of a loop or storm, these addresses have the ordinary limit of four moves.
 #[test]
-fn a_suspect_does_not_share_an_address() {
+fn a_suspect_port_has_the_ordinary_move_limit() {
     for suspect in [0, 1] {
         let (router, labs) = virtual_router(&[]);
         for mut lab in labs {
@@ -180,13 +181,13 @@ fn a_suspect_does_not_share_an_address() {
             assert!(!speaks(&mut lab, 1, router));
             assert_eq!(lab.events(), [moving(&lab, router, 0, 1)]);
             lab.change_ports(|all| all.iter_mut().for_each(|port| port.suspect = false));
-            assert!(speaks(&mut lab, 1, router), "as soon as it is none");
+            assert!(speaks(&mut lab, 1, router), "allowed once the port is no longer suspect");
             done(lab);
         }
     }
 }
 
-/// Without port security nobody said which addresses a port may use.
+/// Without port security no address is configured as allowed.
 #[test]
 fn a_port_without_security_is_allowed_no_address() {
     let router = Mac::from_bits(0x0000_5e00_01c6);
@@ -205,9 +206,9 @@ fn a_port_without_security_is_allowed_no_address() {
     }
 }
 
-/// The bond of a guest over two of its ports fails over 20 times in a minute.
+/// A guest's bond of two ports fails over 20 times in a minute.
 #[test]
-fn siblings_have_a_line_of_their_own() {
+fn siblings_have_their_own_move_limit() {
     for mut lab in labs(&plugs(&[7, 7, 1]), &[]) {
         let station = wild(STATION);
         for _ in 0..10 {
@@ -218,7 +219,7 @@ fn siblings_have_a_line_of_their_own() {
             }
         }
         assert_eq!(lab.events(), []);
-        // Within one second it is too much.
+        // The fifth move within one second is refused.
         for to in [0, 1, 0, 1] {
             lab.advance(Duration::from_millis(200));
             assert!(speaks(&mut lab, to, station));
@@ -229,7 +230,7 @@ fn siblings_have_a_line_of_their_own() {
         assert!(!speaks(&mut lab, 0, station));
         lab.advance(Duration::from_millis(1));
         assert!(speaks(&mut lab, 0, station));
-        // What went on among siblings does not count elsewhere.
+        // Moves between siblings do not count for moves between VMs.
         for to in [2, 0, 2, 0] {
             assert!(speaks(&mut lab, to, station));
         }
@@ -240,7 +241,7 @@ fn siblings_have_a_line_of_their_own() {
 }
 
 #[test]
-fn who_shares_addresses_may_do_so_with_every_frame() {
+fn mac_sharing_allows_a_move_per_frame() {
     let mut plugs = plugs(&[7, 7, 1]);
     plugs[..2].iter_mut().for_each(|plug| plug.mac_sharing = true);
     for mut lab in labs(&plugs, &[]) {
@@ -252,9 +253,9 @@ fn who_shares_addresses_may_do_so_with_every_frame() {
     }
 }
 
-/// Behind a port that does not learn, no source is known, moves or is dampened; also not where others hear of it.
+/// Behind a port that does not learn, no source is learned, moved or dampened, at any worker.
 #[test]
-fn a_port_that_does_not_learn_is_a_piece_of_cable() {
+fn a_port_that_does_not_learn_moves_no_station() {
     for mut lab in labs(&plugs(&[0, 1, 2]), &[]) {
         let ids = [lab.ports[0], lab.ports[1]];
         lab.change_ports(|all| {
@@ -265,7 +266,7 @@ fn a_port_that_does_not_learn_is_a_piece_of_cable() {
             assert_eq!(reached(&mut lab, round % 2, wild(5), wild(STATION)), [(round + 1) % 2, 2]);
         }
         assert!(lab.workers.iter().all(|worker| worker.switch().fdb().is_empty()));
-        // What is known elsewhere stays there, and is reached from here.
+        // Stations known at other ports stay there and are reachable.
         assert!(speaks(&mut lab, 2, wild(5)));
         assert!(speaks(&mut lab, 0, wild(5)));
         assert_eq!(reached(&mut lab, 1, wild(5), wild(STATION)), [2]);
@@ -274,9 +275,9 @@ fn a_port_that_does_not_learn_is_a_piece_of_cable() {
     }
 }
 
-/// What comes from a port that is gone, or shut, is a migration, and counts for nothing.
+/// Moves from a port that is closed, administratively down or quarantined are migrations and not counted.
 #[test]
-fn who_leaves_a_port_that_is_shut_is_free() {
+fn moves_from_a_blocked_port_are_not_counted() {
     for mut lab in labs(&plugs(&[0, 1, 2]), &[]) {
         let station = wild(STATION);
         assert!(speaks(&mut lab, 0, station));
@@ -295,7 +296,7 @@ fn who_leaves_a_port_that_is_shut_is_free() {
             set(&mut lab, false);
         }
         for to in [1, 0, 1, 0] {
-            assert!(speaks(&mut lab, to, station), "none of these was counted");
+            assert!(speaks(&mut lab, to, station), "moves with MAC sharing are not counted");
         }
         assert!(!speaks(&mut lab, 1, station));
         assert_eq!(lab.events(), [moving(&lab, station, 0, 1)]);
@@ -303,10 +304,10 @@ fn who_leaves_a_port_that_is_shut_is_free() {
     }
 }
 
-/// A machine comes from another host: with it its addresses come in from the uplink to a port that is new. For its
-/// first minute nobody counts; and what has been there for long does not wander in and out.
+/// A VM migrates in from another host: its stations move from the uplink to a port opened within the last minute and
+/// are not counted. Moves between uplink and an older port are.
 #[test]
-fn a_port_has_a_minute_to_arrive() {
+fn moves_to_a_port_are_free_in_its_first_minute() {
     let uplink = 2;
     for mut lab in labs(&plugs(&[0, 1]), &[UplinkSpec::new(&[(0, 0)])]) {
         let station = wild(STATION);
@@ -330,7 +331,7 @@ fn a_port_has_a_minute_to_arrive() {
             origin: lab.ports[0],
         };
         assert_eq!(lab.events(), [WorkerEvent::Flap(found)]);
-        // Opened again it is when it is administratively up again, and not when it comes out of quarantine.
+        // Setting the port administratively up reopens it; leaving quarantine does not.
         let id = lab.ports[0];
         for (hold, is_free) in [(true, false), (false, true)] {
             for shut in [true, false] {
@@ -347,9 +348,9 @@ fn a_port_has_a_minute_to_arrive() {
     }
 }
 
-/// What has aged is not there any more: it does not move, it comes.
+/// An aged station is learned, not moved.
 #[test]
-fn what_has_aged_comes_anew() {
+fn an_aged_station_does_not_move() {
     let mut lab = labs(&plugs(&[0, 1, 2]), &[]).next().unwrap();
     for round in 0..12 {
         assert!(speaks(&mut lab, round % 2, wild(STATION)));

@@ -1,4 +1,4 @@
-//! What control has workers forget, and what it has them remember from an earlier life.
+//! Flushing FDB entries, and restoring entries of an earlier run. Needs nothing of the host.
 
 use std::collections::BTreeSet;
 
@@ -18,13 +18,13 @@ fn lab(workers: u16) -> Lab {
     Lab::new(Setup { workers, ..Setup::default() }, &plugs)
 }
 
-/// Forgets at one worker, part by part. How many that were.
+/// Flushes at one worker, part by part. Returns the number of flushed entries.
 fn flush(lab: &mut Lab, worker: usize, flush: Flush) -> u32 {
     let (mut forgotten, mut cursor) = (0, Some(0));
     while let Some(at) = cursor {
         let part = Flush { cursor: at, ..flush };
         let flushed = lab.command(worker, |reply| Command::Flush(part, reply));
-        assert!(flushed.cursor.is_none_or(|next| next > at), "it gets on");
+        assert!(flushed.cursor.is_none_or(|next| next > at), "the cursor advances");
         forgotten += flushed.stations;
         cursor = flushed.cursor;
     }
@@ -38,9 +38,9 @@ fn known(lab: &mut Lab, worker: usize) -> BTreeSet<(Station, usize)> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// What is meant is forgotten everywhere, and nothing else is.
+    /// Flushing removes all matching entries at every worker, and no other.
     #[test]
-    fn what_is_meant_is_forgotten(
+    fn a_flush_removes_matching_entries_only(
         workers in 1u16..4,
         sent in vec((0..4usize, 0..12usize), 0..40),
         network in prop::option::of(0u16..3),
@@ -68,9 +68,9 @@ proptest! {
         lab.end();
     }
 
-    /// What was known is known again, with its age; what has been seen since is right.
+    /// Restored entries keep their age; entries learned since take precedence.
     #[test]
-    fn what_was_known_is_known_again(
+    fn restored_entries_keep_their_age(
         workers in 1u16..4,
         sent in vec((0..4usize, 0..6usize), 0..10),
         host in vec((0..5u16, 0..12usize, 0u32..300), 0..30),
@@ -97,7 +97,7 @@ proptest! {
                 }
             }
             let back = lab.command(worker, |reply| Command::Learn(host.clone(), reply));
-            prop_assert_eq!(&back, &host, "the page comes back");
+            prop_assert_eq!(&back, &host, "the worker returns the page");
             let mut found = lab.stations(worker);
             let key = |learned: &FdbEntry| (learned.station, learned.port.index(), learned.last_seen);
             expected.sort_by_key(key);
@@ -108,9 +108,9 @@ proptest! {
     }
 }
 
-/// A large table is gone through in parts, and the frames in between go on.
+/// A large table is flushed in parts; frames are forwarded in between.
 #[test]
-fn many_stations_are_forgotten_a_part_at_a_time() {
+fn a_large_table_is_flushed_in_parts() {
     let mut lab = lab(1);
     let host: Vec<_> = (0..4000)
         .map(|number| FdbEntry {

@@ -1,4 +1,4 @@
-//! Random ports, random frames, random offload headers: what guests may come up with.
+//! Random ports, frames and `virtio_net_hdr`, as guests may send them.
 
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -9,14 +9,14 @@ use vifswitch::wire::{Mac, Offload, Prefix};
 use support::lab::stream::open_frame;
 use support::lab::{PortSpec, UplinkSpec, mac};
 
-/// Addresses that no port has of its own. Few, so that they meet often.
+/// Addresses that no port has as its own. Few, so that frames often share them.
 pub fn wild(number: usize) -> Mac {
     Mac::from_bits(0x0a_00_00_00_00_00 | number as u64)
 }
 
 pub const WILD: usize = 8;
 
-/// A MAC address, of a port or of nobody, with one of few addresses of IP.
+/// An address binding: the MAC of a port or a foreign one, with one of few IP addresses.
 fn binding() -> impl Strategy<Value = Binding> {
     let mac = prop_oneof![3 => (0..9usize).prop_map(mac), 1 => (0..WILD).prop_map(wild)];
     let ip =
@@ -24,7 +24,7 @@ fn binding() -> impl Strategy<Value = Binding> {
     (mac, ip).prop_map(|(mac, ip)| Binding { mac, ip: ip.parse::<Prefix>().ok() })
 }
 
-/// The same, with measures against loops: some in quarantine, some that split; and some that share their addresses.
+/// The same ports, some quarantined, some with sibling split horizon, some with MAC sharing.
 pub fn measured(plugs: impl Strategy<Value = Vec<PortSpec>>) -> impl Strategy<Value = Vec<PortSpec>> {
     let mitigation = (prop::bool::weighted(0.1), prop::bool::weighted(0.3), prop::bool::weighted(0.2));
     (plugs, vec(mitigation, 24)).prop_map(|(plugs, mitigation)| {
@@ -63,7 +63,7 @@ pub fn plugs(networks: u16) -> impl Strategy<Value = Vec<PortSpec>> {
         },
     );
     vec(plug, 2..10).prop_map(|mut plugs| {
-        // Some ports have their own address bound, as they would.
+        // Some ports have their own address bound, as is usual.
         for (index, plug) in plugs.iter_mut().enumerate() {
             if let Security::MacIp(bindings) = &mut plug.security
                 && let Some(first) = bindings.first_mut()
@@ -79,8 +79,8 @@ pub fn reserved() -> impl Strategy<Value = ReservedMask> {
     prop_oneof![2 => Just(ReservedMask::VM_DEFAULT), 1 => any::<u16>().prop_map(ReservedMask)]
 }
 
-/// What a frame says above Ethernet. Addresses of IP by number: 0 is none, 9 the link-local one of whom it is
-/// about.
+/// ARP, ND or IP content. IP addresses by number: 0 is none, 9 is the link-local address of the MAC address
+/// concerned.
 #[derive(Debug, Clone)]
 enum Said {
     Arp { mac: Address, ip: u8 },
@@ -116,7 +116,7 @@ fn v6(number: u8, of: Mac) -> [u8; 16] {
 }
 
 impl Said {
-    /// Type and payload of the frame that says it from `source`; `resolve` knows the addresses.
+    /// EtherType and payload, sent from `source`; `resolve` maps [`Address`] to MAC addresses.
     fn bytes(&self, source: Mac, resolve: impl Fn(Address) -> Mac) -> Vec<u8> {
         let v4 = |number: u8| if number == 0 { [0; 4] } else { [10, 0, 0, number] };
         let six = |ip: u8, next: u8, payload: &[u8]| {
@@ -168,10 +168,10 @@ pub fn trunks(networks: u16) -> impl Strategy<Value = Vec<PortSpec>> {
     })
 }
 
-/// VLAN ids that frames of guests and of the outside have as well.
+/// VLAN ids, which frames of guests and of external networks use too.
 const VIDS: [u16; 4] = [0, 3, 5, 4094];
 
-/// No uplink, one, two apart, or two of which one is in standby; each with some of the networks.
+/// No uplink, one, two independent ones, or active and backup; each carries some of the networks.
 pub fn wires(networks: u16) -> impl Strategy<Value = Vec<UplinkSpec>> {
     let wire = move || {
         let networks = prop::sample::subsequence((0..networks).collect::<Vec<_>>(), 0..=usize::from(networks));
@@ -190,7 +190,7 @@ pub fn memory() -> impl Strategy<Value = RxMemory> {
     prop_oneof![Just(RxMemory::Owned), Just(RxMemory::Lent)]
 }
 
-/// An address as a frame may have it; ports by number, of which there may be fewer.
+/// A MAC address of a frame. Ports by number, of which there may be fewer.
 #[derive(Debug, Clone, Copy)]
 pub enum Address {
     Port(usize),
@@ -210,22 +210,22 @@ impl Address {
     }
 }
 
-/// A frame as it will be, once it is known how many ports there are.
+/// A frame, resolved once the number of ports is known.
 #[derive(Debug, Clone)]
 pub struct Sketch {
     pub port: usize,
     to: Address,
     from: Address,
     tags: usize,
-    /// Bytes behind header and tags, or, below 14, of the whole frame.
+    /// Length after header and tags; below 14, length of the whole frame.
     len: usize,
     runt: bool,
     value: u8,
-    /// It is one of TCP over IPv4.
+    /// Payload is TCP over IPv4.
     stream: bool,
-    /// What it says above Ethernet, if anything; and how much of that is cut off at its end.
+    /// ARP, ND or IP content, and the number of bytes truncated at its end.
     said: Option<(Said, usize)>,
-    /// What the outer tag says if it comes by an uplink, if it has one.
+    /// TCI of the outer tag, if the frame arrives tagged on an uplink.
     vlan: Option<u16>,
     pub offload: Offload,
 }
@@ -235,7 +235,7 @@ impl Sketch {
         self.port % ports
     }
 
-    /// The frame and its offload header as the port gets them: with an outer tag, if it is an uplink.
+    /// Frame and `virtio_net_hdr` as received: with outer tag, if on an uplink.
     pub fn offer(&self, ports: usize, uplinks: usize) -> (Vec<u8>, Offload) {
         let mut bytes = self.bytes(ports + uplinks);
         let Some([a, b]) = self.vlan.filter(|_| self.port(ports + uplinks) >= ports).map(u16::to_be_bytes) else {
@@ -243,7 +243,7 @@ impl Sketch {
         };
         let at = bytes.len().min(12);
         bytes.splice(at..at, [0x81, 0x00, a, b]);
-        // Some lie.
+        // Some headers keep offsets that ignore the tag and are thus wrong.
         let offload = self.offload.with_tag().filter(|_| !self.value.is_multiple_of(8));
         (bytes, offload.unwrap_or(self.offload))
     }
@@ -267,7 +267,7 @@ impl Sketch {
         if let Some((said, cut)) = self.said.as_ref().filter(|_| !self.runt) {
             let source = self.from.resolve(sender, ports);
             let says = said.bytes(source, |address| match address {
-                // Whoever the frame is from.
+                // Source of the frame.
                 Address::Sender => source,
                 address => address.resolve(sender, ports),
             });
@@ -279,7 +279,7 @@ impl Sketch {
         if self.runt {
             bytes.truncate(self.len % 14);
         }
-        // Where the header of TCP says how long it is: five words, if it begins at 34.
+        // TCP data offset of five words, if the TCP header begins at 34.
         if let Some(byte) = bytes.get_mut(46) {
             *byte = 0x50;
         }
@@ -309,7 +309,7 @@ fn source() -> impl Strategy<Value = Address> {
     ]
 }
 
-/// Frames that ask nothing of the next hop.
+/// Frames without offload work.
 pub fn plain() -> impl Strategy<Value = Sketch> {
     let len = prop_oneof![6 => 0..100usize, 2 => 1490..1510usize, 1 => 1510..3000usize];
     let value = prop_oneof![any::<u8>(), Just(3), Just(5)];
@@ -332,8 +332,7 @@ pub fn plain() -> impl Strategy<Value = Sketch> {
     )
 }
 
-/// `virtio_net_hdr` with these fields: flags, type, size of a segment, where the checksum begins,
-/// and where in there it stands.
+/// `virtio_net_hdr` with these fields: flags, gso_type, gso_size, csum_start, csum_offset.
 pub fn header(flags: u8, gso_type: u8, size: u16, start: u16, offset: u16) -> Offload {
     let mut bytes = [0; Offload::LEN];
     (bytes[0], bytes[1]) = (flags, gso_type);
@@ -343,21 +342,21 @@ pub fn header(flags: u8, gso_type: u8, size: u16, start: u16, offset: u16) -> Of
     Offload::read(&bytes)
 }
 
-/// A TCP super-frame over IPv4, its checksum left open.
+/// TCP GSO packet over IPv4 with partial checksum.
 pub fn tcp(size: u16) -> Offload {
     header(1, 1, size, 34, 16)
 }
 
-/// All frames, with any offload header: none, an open checksum, super-frames, lies.
+/// All frames, with any `virtio_net_hdr`: none, partial checksum, GSO, invalid.
 pub fn any_frame() -> impl Strategy<Value = Sketch> {
     let kind = prop_oneof![
         12 => Just(None),
         2 => any::<[u8; 12]>().prop_map(|bytes| Some((Offload::read(&bytes), None))),
         1 => Just(Some((header(1, 0, 0, 34, 16), None))),
-        // 46 segments at most, or, where they are small, 164: too many.
+        // At most 46 segments; with small ones 164, which is above the limit.
         3 => (400..1500u16, 0..65_500usize).prop_map(|(size, len)| Some((tcp(size), Some(len)))),
         1 => (500..1500u16, 0..65_500usize).prop_map(|(size, len)| Some((header(1, 5, size, 34, 6), Some(len)))),
-        // Headers that would begin anywhere in a long frame.
+        // Headers begin anywhere in a long frame.
         2 => (prop::sample::select(vec![1u8, 4, 5, 0]), 0..9000u16, 500..3000u16, 0..20_000usize)
             .prop_map(|(kind, start, size, len)| Some((header(1, kind, size, start, 16), Some(len)))),
     ];
@@ -365,7 +364,7 @@ pub fn any_frame() -> impl Strategy<Value = Sketch> {
         None => sketch,
         Some((offload, len)) => Sketch { offload, len: len.unwrap_or(sketch.len), ..sketch },
     });
-    // What can be divided, and what is to be.
+    // GSO packets that software can segment, and others.
     let divided = prop_oneof![2 => Just(1u8), 1 => Just(0)];
     let stream = (plain(), divided, 400..1500u16, 0..50_000usize).prop_map(|(sketch, kind, size, len)| {
         let start = 34 + 4 * sketch.tags as u16;
@@ -374,18 +373,17 @@ pub fn any_frame() -> impl Strategy<Value = Sketch> {
     prop_oneof![18 => sketch, 2 => stream]
 }
 
-/// What happens in the course of a law.
+/// One step of a test.
 #[derive(Debug, Clone)]
 pub enum Act {
-    /// A guest, or somebody outside, sends a frame.
+    /// A guest or an external station sends a frame.
     Send(Sketch),
-    /// So many seconds pass.
+    /// Advances the clock, in seconds.
     Advance(u64),
 }
 
-/// Up to `most` acts, `sends` of them for each time that passes. Workers tell each other of a busy
-/// station every quarter of the ageing time, so that they agree on its age to that quarter. Time passes
-/// in less, and in much more.
+/// Up to `most` steps, `sends` frames per time step. Workers refresh a busy station every quarter of the ageing time
+/// and therefore agree on its age within that quarter. Time steps are shorter than that, or much longer.
 pub fn acts(sends: u32, most: usize) -> impl Strategy<Value = Vec<Act>> {
     let pass = prop_oneof![4 => 0..2u64, 1 => Just(400u64)];
     vec(prop_oneof![sends => any_frame().prop_map(Act::Send), 1 => pass.prop_map(Act::Advance)], 1..most)

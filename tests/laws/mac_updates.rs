@@ -1,5 +1,5 @@
-//! MAC updates between workers: what one worker tells another holds only as far as the rules of the other allow it, and
-//! two updates that cross leave all workers with the same view.
+//! MAC updates between workers: a worker applies an update only as far as its own configuration allows, and updates
+//! that cross leave all workers with the same view. Needs nothing of the host.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::fdb::reached;
 use crate::generators::wild;
 use support::lab::{HASH_KEY, Lab, PortSpec, Setup, frame, mac};
 
-/// Rules like those in force, but for one port.
+/// The current configuration, except for one port.
 fn changed(lab: &Lab, index: usize, change: impl Fn(&mut PortConfig)) -> Arc<ForwardingConfig> {
     let id = lab.ports[index];
     let mut ports: Vec<_> = lab.config.ports().cloned().collect();
@@ -27,13 +27,13 @@ fn changed(lab: &Lab, index: usize, change: impl Fn(&mut PortConfig)) -> Arc<For
     Arc::new(ForwardingConfig::compile(HashKey::new(HASH_KEY), networks, ports, Vec::new()))
 }
 
-/// Puts rules in force at one worker, while the other ones do not run.
+/// Applies a configuration at one worker while the others do not run.
 fn set_rules_at(lab: &mut Lab, worker: usize, config: &Arc<ForwardingConfig>) {
     let port_counters = lab.port_counters[worker].iter().cloned().map(Some).collect();
     lab.command(worker, |reply| Command::Config(config.clone(), port_counters, reply));
 }
 
-/// Two workers, with two ports each, and a small table whose lines are often full.
+/// Two workers with two ports each, and a small table whose buckets are often full.
 fn crowded() -> Lab {
     let plugs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
     let mut lab = Lab::new(Setup { workers: 2, stations: 1024, ..Setup::default() }, &plugs);
@@ -51,15 +51,15 @@ fn pinned() -> impl Iterator<Item = Mac> {
     (0..PINNED).map(wild)
 }
 
-/// Every frame to these addresses is for port 0 alone.
-fn are_found_at_port_0(lab: &mut Lab) {
+/// Asserts that frames to these addresses are forwarded to port 0 only.
+fn assert_forwarded_to_port_0(lab: &mut Lab) {
     for address in pinned() {
         assert_eq!(reached(lab, 2, address, mac(2)), [0], "{address}");
     }
 }
 
-/// Port 0 alone may use these addresses from now on, as worker 0 knows already. Some find their line full of others, so
-/// that no pin lies in the table; then those others age.
+/// Pins these addresses to port 0; only worker 0 has applied that. Some find their bucket full, so that the FDB has
+/// no copy of the pin; then the entries in it age.
 fn pin_in_a_full_table(lab: &mut Lab) -> Arc<ForwardingConfig> {
     let config = changed(lab, 0, |port| port.security = Security::Mac(pinned().collect()));
     set_rules_at(lab, 0, &config);
@@ -71,10 +71,10 @@ fn pin_in_a_full_table(lab: &mut Lab) -> Arc<ForwardingConfig> {
 }
 
 #[test]
-fn an_update_of_old_rules_does_not_move_a_pinned_address() {
+fn an_update_from_an_old_configuration_does_not_move_a_pin() {
     let mut lab = crowded();
     let config = pin_in_a_full_table(&mut lab);
-    // Worker 1 hears the addresses behind its port 3, under rules that do not know better.
+    // Worker 1 learns the addresses behind its port 3 by an old configuration.
     for address in pinned() {
         assert!(lab.send(3, &frame(mac(1), address, 0x88b5, &[0; 46])));
         lab.workers[1].poll_once(lab.now);
@@ -82,19 +82,19 @@ fn an_update_of_old_rules_does_not_move_a_pinned_address() {
     }
     lab.set_config(config);
     lab.all_received();
-    are_found_at_port_0(&mut lab);
+    assert_forwarded_to_port_0(&mut lab);
     lab.end();
 }
 
 #[test]
-fn a_restored_station_does_not_move_a_pinned_address() {
+fn a_restored_entry_does_not_move_a_pin() {
     let mut lab = crowded();
     let config = pin_in_a_full_table(&mut lab);
     let (port, last_seen) = (lab.ports[3], lab.now.secs());
     let station = |address| FdbEntry { station: Station::new(NetworkId::new(0), address), port, last_seen };
     lab.command(0, |reply| Command::Learn(pinned().map(station).collect(), reply));
     lab.set_config(config);
-    are_found_at_port_0(&mut lab);
+    assert_forwarded_to_port_0(&mut lab);
     lab.end();
 }
 
@@ -111,14 +111,14 @@ fn an_update_names_no_source_that_port_security_refuses() {
     lab.command(0, |reply| Command::Learn(vec![restored], reply));
     lab.all_received();
     for address in [wild(0), wild(1)] {
-        assert_eq!(reached(&mut lab, 2, address, mac(2)), [0, 1, 3], "nobody knows {address}");
+        assert_eq!(reached(&mut lab, 2, address, mac(2)), [0, 1, 3], "{address} is unknown");
     }
     lab.end();
 }
 
-/// The stations of a port that was opened again do not count against the limits of the next one.
+/// Stations of a closed port do not count towards the limits of the port that reuses its index.
 #[test]
-fn stations_of_an_earlier_generation_count_against_no_limit() {
+fn stations_of_a_closed_port_count_towards_no_limit() {
     use vifswitch::switch::{AtLimit, Limits, MacLimit};
     for policy in [AtLimit::Drop, AtLimit::ForwardUnlearned] {
         let limit = Some(MacLimit { stations: 5, policy });
@@ -129,16 +129,16 @@ fn stations_of_an_earlier_generation_count_against_no_limit() {
             for number in 0..5 {
                 let address = wild(usize::from(generation) * 10 + number);
                 assert_eq!(reached(&mut lab, 0, mac(1), address), [1], "station {number} of generation {generation}");
-                assert_eq!(reached(&mut lab, 1, address, mac(1)), [0], "it is known");
+                assert_eq!(reached(&mut lab, 1, address, mac(1)), [0], "the station is known");
             }
             assert_eq!(lab.drops_in(0, DropReason::MacLimit) + lab.sum(0, |c| c.not_learned.get()), 0);
-            // The port goes to another VM: all behind it is forgotten.
+            // The port index is reused for another VM: all stations behind it become invalid.
             let (old, new) = (lab.ports[0], PortId::new(0, generation));
             let queue = lab.close(old, 0).unwrap();
             lab.change_ports(|all| all.iter_mut().filter(|port| port.id == old).for_each(|port| port.id = new));
             lab.ports[0] = new;
             lab.open(vifswitch::worker::RxQueue::new(new, 0, queue.device));
-            assert_eq!(lab.workers[0].switch().fdb().len(), 0, "the dead are not counted");
+            assert_eq!(lab.workers[0].switch().fdb().len(), 0, "stations of a closed port are not counted");
         }
         lab.end();
     }
@@ -146,12 +146,12 @@ fn stations_of_an_earlier_generation_count_against_no_limit() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    /// A station speaks at a port.
+    /// A station sends from a port.
     Speak {
         station: usize,
         port: usize,
     },
-    /// A worker runs once. Its clock may be so many nanoseconds behind.
+    /// A worker runs one `poll_once`. Its clock may lag by some nanoseconds.
     Run {
         worker: usize,
         late: u64,
@@ -174,15 +174,15 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// Workers are stepped in any order. When all has arrived, they know each station at the same port, and that is
-    /// where it was heard last; or, as a station that is known is noted once a second, less than a second before.
+    /// Workers are stepped in any order. Once all updates are applied, they know each station at the same port: where
+    /// it sent last, or, as a known station is refreshed once a second, less than a second before.
     #[test]
-    fn workers_agree_on_where_a_station_was_heard_last(workers in 2..4usize, steps in steps()) {
-        // Stations may wander freely among these.
+    fn workers_agree_on_the_port_of_each_station(workers in 2..4usize, steps in steps()) {
+        // Stations may move freely between these ports.
         let plugs: Vec<_> = (0..6).map(|_| PortSpec { mac_sharing: true, ..PortSpec::new(0, 7) }).collect();
         let mut lab = Lab::new(Setup { workers: workers as u16, ..Setup::default() }, &plugs);
         let mut clocks = vec![lab.now; workers];
-        // What waits in cables, and when each station was heard where.
+        // Frames pending in loopback devices, and when each station sent at which port.
         let mut waiting: Vec<(usize, usize)> = Vec::new();
         let mut received: HashMap<usize, Vec<(MonoTime, usize)>> = HashMap::new();
         let mut run = |lab: &mut Lab, waiting: &mut Vec<(usize, usize)>, worker: usize, late: u64| {

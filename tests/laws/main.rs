@@ -1,5 +1,5 @@
-//! The laws of forwarding, tried on whole workers over cables: random frames against properties and
-//! against a model, and the rows of the requirements by name.
+//! Forwarding guarantees and requirements, tested on whole workers over in-memory loopback devices: random frames
+//! against properties and against a model, and hand-written cases. Needs neither root nor namespaces.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod activation;

@@ -1,5 +1,5 @@
-//! The frame matrix: A sends to B, C is a bystander. Each row says who gets it, and it arrives with
-//! every byte as it was.
+//! Frame matrix: A sends to B, C is a bystander. Each row states who receives the frame, which arrives unmodified.
+//! Needs nothing of the host.
 
 use vifswitch::switch::DropReason;
 use vifswitch::wire::Mac;
@@ -11,14 +11,14 @@ const A: usize = 0;
 const B: usize = 1;
 const C: usize = 2;
 
-/// Who gets a frame.
+/// Expected receivers.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Expected {
     /// Only B.
     U,
     /// B and C.
     F,
-    /// Nobody, for this reason.
+    /// None; dropped for this reason.
     D(DropReason),
 }
 use Expected::{D, F, U};
@@ -33,17 +33,17 @@ fn from_a(name: &'static str, expected: Expected, to: Mac, kind: u16, payload: &
     Row { name, expected, bytes: frame(to, mac(A), kind, payload) }
 }
 
-/// To B alone, by its address.
+/// Unicast to B.
 fn known(name: &'static str, kind: u16, payload: &[u8]) -> Row {
     from_a(name, U, mac(B), kind, payload)
 }
 
-/// To everybody.
+/// Frame to a group.
 fn group(name: &'static str, to: &str, kind: u16, payload: &[u8]) -> Row {
     from_a(name, F, to.parse().unwrap(), kind, payload)
 }
 
-/// An LLC frame: its length stands where others have their type, and padding follows.
+/// An LLC frame: length in place of the EtherType, then padding.
 fn llc(name: &'static str, to: &str, header: &[u8]) -> Row {
     let mut bytes = header.to_vec();
     bytes.resize(46, 0);
@@ -59,7 +59,7 @@ fn arp(kind: u16, operation: u8) -> Vec<u8> {
     bytes
 }
 
-/// IPv4 with this protocol number and a length that is right.
+/// IPv4 with this protocol number and a valid length.
 fn ipv4(protocol: u8) -> Vec<u8> {
     let mut bytes = vec![0x45, 0, 0, 60, 0, 1, 0x40, 0, 64, protocol, 0x12, 0x34, 10, 0, 0, 1, 192, 0, 2, 9];
     bytes.extend(payload(40));
@@ -68,8 +68,8 @@ fn ipv4(protocol: u8) -> Vec<u8> {
 
 fn rows() -> Vec<Row> {
     let mut bad_ip = ipv4(6);
-    bad_ip[0] = 0x4f; // a header of 60 bytes, of which 20 are options that make no sense
-    bad_ip[2..4].copy_from_slice(&[0xff, 0xff]); // and a length far beyond the frame
+    bad_ip[0] = 0x4f; // IHL of 60 bytes, of which 20 are meaningless options
+    bad_ip[2..4].copy_from_slice(&[0xff, 0xff]); // total length far beyond the frame
     let tagged = |inner: u16| [&[0x00, 0x05][..], &inner.to_be_bytes(), &payload(50)].concat();
     let double = [&[0x00, 0x07, 0x81, 0x00, 0x00, 0x05, 0x08, 0x00][..], &ipv4(17)].concat();
     let stp = [&[0x42, 0x42, 0x03][..], &payload(35)].concat();
@@ -81,27 +81,27 @@ fn rows() -> Vec<Row> {
         known("PPPoE session", 0x8864, &p),
         known("MPLS", 0x8847, &p),
         known("PROFINET", 0x8892, &p),
-        known("an ethertype of nobody", 0x4008, &p),
+        known("unassigned ethertype", 0x4008, &p),
         known("FCoE", 0x8906, &payload(1500)),
         known("MACsec", 0x88e5, &p),
         known("loopback test", 0x9000, &p),
         known("IPv4", 0x0800, &ipv4(6)),
         known("IPv4, protocol 115", 0x0800, &ipv4(115)),
         known("IPv4, malformed header", 0x0800, &bad_ip),
-        known("IPv4, no header at all", 0x0800, &[]),
+        known("IPv4, no IP header", 0x0800, &[]),
         known("IPv6", 0x86dd, &[&[0x60][..], &payload(59)].concat()),
         known("VLAN", 0x8100, &tagged(0x0800)),
         known("VLAN, priority only", 0x8100, &[&[0xe0, 0x00, 0x88, 0xb5][..], &p].concat()),
         known("QinQ", 0x88a8, &double),
-        known("QinQ of old", 0x9100, &double),
+        known("QinQ, TPID 0x9100", 0x9100, &double),
         known("half a tag", 0x8100, &[0x00]),
         known("LLC", 0x0026, &p),
-        known("a length that lies", 1500, &p),
-        known("the header only", 0x88b5, &[]),
+        known("LLC, wrong length", 1500, &p),
+        known("Ethernet header only", 0x88b5, &[]),
         known("one byte", 0x88b5, &[0x77]),
-        known("as long as it may be", 0x88b5, &payload(1500)),
-        known("tagged, as long as it may be", 0x8100, &[&[0x00, 0x05, 0x88, 0xb5][..], &payload(1500)].concat()),
-        known("two tags, as long as it may be", 0x88a8, &[&[0, 7, 0x81, 0, 0, 5, 8, 0][..], &payload(1500)].concat()),
+        known("maximum length", 0x88b5, &payload(1500)),
+        known("tagged, maximum length", 0x8100, &[&[0x00, 0x05, 0x88, 0xb5][..], &payload(1500)].concat()),
+        known("two tags, maximum length", 0x88a8, &[&[0, 7, 0x81, 0, 0, 5, 8, 0][..], &payload(1500)].concat()),
         group("PADI", "ff:ff:ff:ff:ff:ff", 0x8863, &p),
         group("MPLS multicast", "01:00:5e:80:00:05", 0x8848, &p),
         group("PTP", "01:1b:19:00:00:00", 0x88f7, &p),
@@ -121,7 +121,7 @@ fn rows() -> Vec<Row> {
         llc("STP", "01:80:c2:00:00:00", &stp),
         llc("PVST", "01:00:0c:cc:cc:cd", &cdp),
         from_a("unknown unicast", F, Mac::from_bits(0x0a00_0000_0099), 0x88b5, &p),
-        // An empty place among the pinned addresses of the first network once held just this.
+        // The zero address must not match an empty entry of the pin table.
         from_a("unknown unicast to the zero address", F, Mac::ZERO, 0x88b5, &p),
         group("PTP peer delay", "01:80:c2:00:00:0e", 0x88f7, &p),
         group("LLDP", "01:80:c2:00:00:0e", 0x88cc, &p),
@@ -135,9 +135,9 @@ fn rows() -> Vec<Row> {
         },
         Row { name: "broadcast source", expected: D(DropReason::BadSource), bytes: source(Mac::BROADCAST) },
         Row { name: "zero source", expected: D(DropReason::BadSource), bytes: source(Mac::ZERO) },
-        from_a("to its own source", D(DropReason::Hairpin), mac(A), 0x88b5, &p),
+        from_a("destination equals source", D(DropReason::Hairpin), mac(A), 0x88b5, &p),
         Row {
-            name: "to its own source, of which nobody has heard",
+            name: "destination equals unknown source",
             expected: D(DropReason::Hairpin),
             bytes: frame(Mac::from_bits(0x0a00_0000_0007), Mac::from_bits(0x0a00_0000_0007), 0x88b5, &p),
         },
@@ -156,7 +156,7 @@ fn rows() -> Vec<Row> {
             &[&[0, 5, 0x88, 0xb5][..], &payload(1501)].concat(),
         ),
         from_a(
-            "three tags, of which two are forgiven",
+            "three tags, of which two are not counted",
             D(DropReason::TooLong),
             mac(B),
             0x88a8,
@@ -165,7 +165,7 @@ fn rows() -> Vec<Row> {
     ]
 }
 
-/// One worker and three, frames in slots and lent.
+/// One and three workers, each with owned and borrowed RX buffers.
 fn labs(mtu: u16) -> impl Iterator<Item = Lab> {
     KINDS.into_iter().map(move |(workers, memory)| {
         let setup = Setup { workers, memory, mtu, ..Setup::default() };
@@ -174,7 +174,7 @@ fn labs(mtu: u16) -> impl Iterator<Item = Lab> {
 }
 
 #[test]
-fn each_row_goes_where_it_should() {
+fn each_row_reaches_its_receivers() {
     for mut lab in labs(1500) {
         for Row { name, expected, bytes } in rows() {
             let drops = DropReason::ALL.map(|reason| lab.drops_in(A, reason));
@@ -198,8 +198,8 @@ fn each_row_goes_where_it_should() {
     }
 }
 
-/// Sends frames of all these lengths with up to two tags from A to B and to everybody, and expects
-/// each of them to arrive.
+/// Sends frames of these lengths with up to two tags, unicast to B and flooded, and expects each to arrive
+/// unmodified.
 fn all_lengths_arrive(mtu: u16, lens: impl Iterator<Item = usize> + Clone) {
     for mut lab in labs(mtu) {
         for tags in 0..3 {
@@ -214,7 +214,7 @@ fn all_lengths_arrive(mtu: u16, lens: impl Iterator<Item = usize> + Clone) {
                     lab.settle();
                     assert!(lab.received(B) == [&bytes[..]], "{} bytes, {tags} tags", bytes.len());
                     let at_c: &[Vec<u8>] = if to.is_group() { &[bytes] } else { &[] };
-                    assert!(lab.received(C) == at_c, "{tags} tags, {len} bytes behind them");
+                    assert!(lab.received(C) == at_c, "{tags} tags, {len} bytes after them");
                 }
             }
         }
@@ -224,14 +224,14 @@ fn all_lengths_arrive(mtu: u16, lens: impl Iterator<Item = usize> + Clone) {
 }
 
 #[test]
-fn every_length_arrives_as_it_was() {
+fn every_length_is_forwarded_unmodified() {
     all_lengths_arrive(1500, 0..=1500);
 }
 
 /// A jumbo frame is longer than two slots.
 #[test]
-fn jumbo_frames_arrive_as_they_were() {
-    // Around the ends of slots, wherever in its slot the first segment begins.
+fn jumbo_frames_are_forwarded_unmodified() {
+    // Lengths around the ends of slots, for any offset of the first segment in its slot.
     let lens = (2990..4000).step_by(7).chain(7080..8200).step_by(13).chain(9180..=9216);
     all_lengths_arrive(9216, lens);
     for mut lab in labs(9216) {

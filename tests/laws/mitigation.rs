@@ -1,4 +1,5 @@
-//! Measures against loops, by name; that they do nothing else, the model shows.
+//! Loop mitigation in the data path: quarantine, sibling split horizon, dampening. `model.rs` shows that they have no
+//! other effect. Needs nothing of the host.
 
 use vifswitch::device::loopback::RxMemory;
 use vifswitch::switch::{DropReason, NetworkId, PortConfig, Security, Station};
@@ -29,22 +30,22 @@ fn done(lab: Lab) {
     lab.end();
 }
 
-/// Ports 0, 1 and 2 are of one VM, 3 of another one, and 4 is an uplink.
+/// Ports 0, 1 and 2 belong to one VM, port 3 to another; port 4 is an uplink.
 fn siblings() -> Vec<PortSpec> {
     [7, 7, 7, 1].map(|owner| PortSpec::new(0, owner)).into()
 }
 
 #[test]
-fn a_port_in_quarantine_is_cut_off() {
+fn a_quarantined_port_sends_and_receives_nothing() {
     for mut lab in labs(&siblings(), &[UplinkSpec::new(&[(0, 0)])]) {
         change(&mut lab, 0, |port| port.quarantined = true);
         for to in [Mac::BROADCAST, wild(9), mac(3), mac(1), BPDU] {
             assert_eq!(reached(&mut lab, 0, to, mac(0)), [0; 0]);
         }
         assert_eq!(lab.drops_in(0, DropReason::Quarantined), 5);
-        assert_eq!(reached(&mut lab, 3, Mac::BROADCAST, mac(3)), [1, 2, 4], "it is in no flood");
+        assert_eq!(reached(&mut lab, 3, Mac::BROADCAST, mac(3)), [1, 2, 4], "the quarantined port is in no flood list");
         assert_eq!(reached(&mut lab, 3, BPDU, mac(3)), [1, 2]);
-        assert_eq!(reached(&mut lab, 3, mac(0), mac(3)), [0; 0], "and what is for it dies");
+        assert_eq!(reached(&mut lab, 3, mac(0), mac(3)), [0; 0], "unicast to the quarantined port is dropped");
         assert_eq!(lab.drops_out(0, DropReason::Quarantined), 1);
         assert!((0..lab.workers.len()).all(|worker| lab.stations(worker).iter().all(|at| at.port != lab.ports[0])));
         change(&mut lab, 0, |port| port.quarantined = false);
@@ -54,9 +55,10 @@ fn a_port_in_quarantine_is_cut_off() {
     }
 }
 
-/// A subport in quarantine leaves its parent alone, and the other way round; so does one network of an uplink.
+/// Quarantine of a subport does not affect its parent, nor the reverse; nor does quarantine of one network of an
+/// uplink affect the others.
 #[test]
-fn what_shares_a_device_is_held_apart() {
+fn ports_that_share_a_device_are_quarantined_separately() {
     let plugs = [PortSpec::new(0, 7), PortSpec::new(1, 7).subport_of(0, 70), PortSpec::new(0, 1), PortSpec::new(1, 1)];
     for (workers, memory) in KINDS {
         let setup = Setup { workers, memory, ..Setup::default() };
@@ -92,7 +94,7 @@ fn what_shares_a_device_is_held_apart() {
 }
 
 #[test]
-fn siblings_that_split_do_not_flood_each_other() {
+fn siblings_with_split_horizon_do_not_flood_each_other() {
     for mut lab in labs(&siblings(), &[UplinkSpec::new(&[(0, 0)])]) {
         for port in 0..2 {
             change(&mut lab, port, |port| port.sibling_split_horizon = true);
@@ -103,22 +105,34 @@ fn siblings_that_split_do_not_flood_each_other() {
             }
             let others: Vec<_> = (0..4).filter(|&port| port != from).collect();
             for to in [BPDU, PVST] {
-                assert_eq!(reached(&mut lab, from, to, mac(from)), others, "spanning tree finds the loop");
+                assert_eq!(
+                    reached(&mut lab, from, to, mac(from)),
+                    others,
+                    "BPDUs pass, so that the guest's spanning tree finds the loop"
+                );
             }
-            assert_eq!(reached(&mut lab, from, LLDP, mac(from)), [3], "no other group does");
+            assert_eq!(
+                reached(&mut lab, from, LLDP, mac(from)),
+                [3],
+                "other reserved groups do not pass between siblings"
+            );
             for to in (0..4).filter(|&to| to != from) {
-                assert_eq!(reached(&mut lab, from, mac(to), mac(from)), [to], "what is known passes");
+                assert_eq!(reached(&mut lab, from, mac(to), mac(from)), [to], "known unicast passes");
             }
         }
-        assert_eq!(reached(&mut lab, 2, Mac::BROADCAST, mac(2)), [0, 1, 3, 4], "one that does not split");
+        assert_eq!(
+            reached(&mut lab, 2, Mac::BROADCAST, mac(2)),
+            [0, 1, 3, 4],
+            "a sibling without split horizon floods to all"
+        );
         assert_eq!(reached(&mut lab, 3, Mac::BROADCAST, mac(3)), [0, 1, 2, 4]);
         done(lab);
     }
 }
 
-/// A promiscuous sibling would bridge back what it gets copies of.
+/// A promiscuous sibling could bridge its mirror copies back.
 #[test]
-fn a_promiscuous_sibling_gets_no_copies_of_one_that_splits() {
+fn a_promiscuous_sibling_gets_no_copies_with_split_horizon() {
     let mut plugs = siblings();
     plugs[1].promiscuous = true;
     plugs.push(PortSpec { promiscuous: true, ..PortSpec::new(0, 2) });
@@ -126,17 +140,17 @@ fn a_promiscuous_sibling_gets_no_copies_of_one_that_splits() {
         assert_eq!(reached(&mut lab, 0, mac(3), mac(0)), [1, 3, 4]);
         change(&mut lab, 0, |port| port.sibling_split_horizon = true);
         assert_eq!(reached(&mut lab, 0, mac(3), mac(0)), [3, 4]);
-        assert_eq!(reached(&mut lab, 0, mac(1), mac(0)), [1, 4], "it gets what is for it");
+        assert_eq!(reached(&mut lab, 0, mac(1), mac(0)), [1, 4], "unicast to the sibling passes");
         assert_eq!(reached(&mut lab, 0, mac(4), mac(0)), [4]);
         assert_eq!(reached(&mut lab, 3, mac(0), mac(3)), [0, 1, 4]);
         done(lab);
     }
 }
 
-/// A frozen station is at its port for all, and heard from nowhere else, whoever speaks: another VM, a sibling, the
-/// outside.
+/// A dampened station stays at its port; frames from it at any other port are dropped: another VM, a sibling, the
+/// uplink.
 #[test]
-fn a_frozen_station_stays_where_it_is() {
+fn a_dampened_station_stays_at_its_port() {
     let mut plugs = siblings();
     plugs[2].security = Security::Mac([].into());
     for mut lab in labs(&plugs, &[UplinkSpec::new(&[(0, 0)])]) {
@@ -144,18 +158,18 @@ fn a_frozen_station_stays_where_it_is() {
         let id = lab.ports[0];
         assert_eq!(reached(&mut lab, 3, Mac::BROADCAST, wild(1)), [0, 1, 2, 4]);
         lab.dampen(&[(station(wild(1)), id), (station(mac(3)), id), (station(wild(2)), lab.ports[2])]);
-        assert_eq!(lab.config.dampened().count(), 2, "what is pinned cannot be frozen");
+        assert_eq!(lab.config.dampened().count(), 2, "a pinned station cannot be dampened");
         assert_eq!(lab.config.pinned().count(), 4);
         for from in [1, 3, 4] {
             assert_eq!(reached(&mut lab, from, Mac::BROADCAST, wild(1)), [0; 0]);
             assert_eq!(lab.drops_in(from, DropReason::DampenedSource), 1);
         }
         assert_eq!(reached(&mut lab, 0, Mac::BROADCAST, wild(1)), [1, 2, 3, 4]);
-        assert_eq!(reached(&mut lab, 3, wild(1), mac(3)), [0], "wherever it was learned");
-        assert_eq!(reached(&mut lab, 3, mac(0), mac(3)), [0], "pins are as before");
-        assert_eq!(reached(&mut lab, 2, Mac::BROADCAST, wild(2)), [0; 0], "security is not loosened");
+        assert_eq!(reached(&mut lab, 3, wild(1), mac(3)), [0], "the dampened station is reached at its port");
+        assert_eq!(reached(&mut lab, 3, mac(0), mac(3)), [0], "pins are unchanged");
+        assert_eq!(reached(&mut lab, 2, Mac::BROADCAST, wild(2)), [0; 0], "port security still applies");
         assert_eq!(lab.drops_in(2, DropReason::SpoofedSource), 1);
-        // Thawed, it is where it speaks.
+        // When dampening ends, the station is learned where it sends.
         lab.change_ports(|_| {});
         assert_eq!(reached(&mut lab, 1, Mac::BROADCAST, wild(1)), [0, 2, 3, 4]);
         assert_eq!(reached(&mut lab, 3, wild(1), mac(3)), [1]);
@@ -163,9 +177,9 @@ fn a_frozen_station_stays_where_it_is() {
     }
 }
 
-/// A frame on its way to another worker, when the port there is put in quarantine.
+/// A frame is in flight to another worker when the port there is quarantined.
 #[test]
-fn what_is_on_its_way_dies_of_the_quarantine() {
+fn frames_in_flight_to_a_quarantined_port_are_dropped() {
     let setup = Setup { workers: 2, memory: RxMemory::Owned, ..Setup::default() };
     let mut lab = Lab::new(setup, &[PortSpec::new(0, 0), PortSpec::new(0, 1)]);
     assert!(lab.send(0, &frame(mac(1), mac(0), 0x88b5, &[1; 46])));

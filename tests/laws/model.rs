@@ -1,4 +1,5 @@
-//! A switch written to be obviously right, and the real one against it, frame by frame.
+//! A reference model of the switch, simple instead of fast, and a comparison with the real one frame by frame. Needs
+//! nothing of the host.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -18,49 +19,49 @@ const AGEING: u64 = 300;
 
 type Address = [u8; 6];
 
-/// What is to become of a frame: who gets it and what is counted of that, or why nobody does.
+/// Expected receivers and counts of a frame, or its drop reason.
 type Expectation = Result<Delivery, DropReason>;
 
 #[derive(Debug, Default)]
 struct Delivery {
-    /// Whom it is for.
+    /// Ports that receive it by destination.
     to: Vec<usize>,
-    /// Who gets a copy because it is promiscuous.
+    /// Ports that receive a copy because they are promiscuous.
     mirror_copies: Vec<usize>,
-    /// Who does not get it because nobody knows its destination.
-    suppressed: Vec<usize>,
-    /// Whether its source was not learned, for the limit of its port.
+    /// Ports that do not receive it because they take no unknown unicast.
+    not_flooded: Vec<usize>,
+    /// Its source was not learned, because of the MAC limit.
     not_learned: bool,
 }
 
 struct Model {
     plugs: Vec<PortSpec>,
     reserved: u16,
-    /// By network and address: behind which port, and when it was last seen.
+    /// By network and address: port and time of the last frame.
     learned: HashMap<(u16, Address), (usize, u64)>,
-    /// When each moved that way.
+    /// Times of the moves of each station, per move limit.
     flaps: HashMap<(u16, Address, Line), Vec<u64>>,
     now: u64,
 }
 
-/// Between which ports an address moves.
+/// Which move limit applies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Line {
-    /// Of one VM.
+    /// Ports of one VM.
     Siblings,
-    /// Both are allowed to use it.
+    /// Both ports are allowed to use the address.
     Allowed,
     All,
 }
 
 impl Model {
-    /// Whether one worker may have forgotten a station already that another one remembers: to those that only
-    /// hear of it, it is told anew only once in a quarter of the time.
+    /// Whether an entry may have aged at one worker and not at another: peers receive a refresh only once per quarter
+    /// of the ageing time.
     fn is_unsure(&self) -> bool {
         self.learned.values().any(|(_, seen)| (AGEING / 4 * 3..AGEING).contains(&(self.now - seen)))
     }
 
-    /// Whether a port lists an address as its own or as allowed.
+    /// Whether the address is a port's own or in its allowed pairs.
     fn allows(&self, port: usize, address: Address) -> bool {
         match &self.plugs[port].security {
             Security::Off => mac(port).octets() == address,
@@ -72,7 +73,7 @@ impl Model {
         self.plugs[port].network
     }
 
-    /// The only port of the network that lists this address, if it is up.
+    /// The only port of the network with this address, if it is administratively up.
     fn pinned(&self, network: u16, address: Address) -> Option<usize> {
         let mut listing =
             (0..self.plugs.len()).filter(|&port| self.network(port) == network && self.allows(port, address));
@@ -140,7 +141,7 @@ impl Model {
         }
         let others = |which: &dyn Fn(&PortSpec) -> bool| -> Vec<usize> {
             let plug = &self.plugs[from];
-            // Spanning tree is for all.
+            // BPDUs pass in any case.
             let is_bpdu = [[0x01, 0x80, 0xc2, 0, 0, 0], [0x01, 0, 0x0c, 0xcc, 0xcc, 0xcd]].contains(&to);
             let is_there = |port: &usize| {
                 let other = &self.plugs[*port];
@@ -159,13 +160,13 @@ impl Model {
             None if to[0] & 1 == 1 => Ok(Delivery { to: others(&|_| true), not_learned, ..Delivery::default() }),
             None => {
                 let wants = |plug: &PortSpec| plug.unknown_unicast || plug.promiscuous;
-                let suppressed = others(&|plug| !wants(plug));
-                Ok(Delivery { to: others(&wants), suppressed, not_learned, ..Delivery::default() })
+                let not_flooded = others(&|plug| !wants(plug));
+                Ok(Delivery { to: others(&wants), not_flooded, not_learned, ..Delivery::default() })
             }
         }
     }
 
-    /// Whether a source may be at a port, as far as it has been elsewhere. If so, it is.
+    /// Whether the flap limit allows the source at this port. Records the move if so.
     fn may_move(&mut self, to: usize, source: Address) -> bool {
         let network = self.network(to);
         let Some(&(from, seen)) = self.learned.get(&(network, source)) else { return true };
@@ -175,7 +176,7 @@ impl Model {
         if from.0 == to.0 || is_gone || are_siblings && to.1.mac_sharing {
             return true;
         }
-        // Who is allowed to use an address that others are allowed to use as well may do so more often.
+        // Ports that are both allowed to use an address have a higher limit.
         let has_source_policy = from.1.security != Security::Off && to.1.security != Security::Off;
         let are_allowed = has_source_policy && self.allows(from.0, source) && self.allows(to.0, source);
         let (line, free, time) = match (are_siblings, are_allowed) {
@@ -191,8 +192,8 @@ impl Model {
         may
     }
 
-    /// Whether a source is learned behind a port, or may be. Its own address is not counted; that of one which
-    /// says who may be there is not limited.
+    /// Whether the source is learned behind the port, or the limits allow it. A port's own address does not count;
+    /// with port security, pairs are not limited.
     fn has_room(&self, port: usize, source: Address, most: u32) -> bool {
         let is_known = |address: &Address, after: usize, seen: u64| {
             after == port && self.now - seen < AGEING && *address != mac(port).octets()
@@ -206,7 +207,7 @@ impl Model {
             || known.count() < most as usize
     }
 
-    /// Whether an address of IP is bound to one of MAC.
+    /// Whether an IP address is bound to a MAC address.
     fn is_bound(&self, port: usize, address: Address, ip: IpAddr) -> bool {
         let Security::MacIp(bindings) = &self.plugs[port].security else { return true };
         let mut its = bindings.iter().filter(|binding| binding.mac.octets() == address);
@@ -216,7 +217,7 @@ impl Model {
             || its.any(|binding| binding.ip.is_none_or(|prefix| prefix.contains(ip)))
     }
 
-    /// What the rules of MAC and IP say about the frames of this scenery.
+    /// Whether `mac+ip` allows the ARP, ND and IP frames that the generator makes.
     fn may_say(&self, port: usize, source: Address, frame: &[u8]) -> bool {
         let Security::MacIp(bindings) = &self.plugs[port].security else { return true };
         let speaks = bindings.iter().any(|binding| binding.mac.octets() == source);
@@ -285,7 +286,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn each_frame_goes_where_the_model_says(
+    fn the_switch_agrees_with_the_model(
         plugs in generators::measured(generators::plugs(3)),
         memory in generators::memory(),
         reserved in generators::reserved(),
@@ -335,12 +336,12 @@ proptest! {
             for (port, (before, now)) in counted.into_iter().zip(count(&lab)).enumerate() {
                 let has = |ports: &[usize]| u64::from(ports.contains(&port));
                 let not_learned = u64::from(delivery.not_learned && port == from);
-                let more = [has(&delivery.mirror_copies), has(&delivery.suppressed), not_learned];
+                let more = [has(&delivery.mirror_copies), has(&delivery.not_flooded), not_learned];
                 prop_assert_eq!([0, 1, 2].map(|i| now[i] - before[i]), more, "act {}: counted at port {}", number, port);
             }
             let reached: HashSet<usize> = delivery.to.into_iter().chain(delivery.mirror_copies).collect();
             for port in 0..ports {
-                // A frame may be meant for a port that is down or in quarantine, and dies there.
+                // A frame may be forwarded to a port that is down or quarantined and is dropped there.
                 let expected = reached.contains(&port) && model.plugs[port].admin_up && !model.plugs[port].quarantined;
                 let received = lab.received(port);
                 prop_assert_eq!(received.len(), usize::from(expected), "act {}: frames at port {}", number, port);
@@ -358,7 +359,7 @@ proptest! {
         }
         let shut = [DropReason::AdminDown, DropReason::Quarantined];
         let down = (0..ports).flat_map(|port| shut.map(|reason| lab.drops_out(port, reason))).sum::<u64>();
-        prop_assert_eq!(lab.total(|c| c.drops_out.total()), down, "nothing else dies on its way out");
+        prop_assert_eq!(lab.total(|c| c.drops_out.total()), down, "no other frame is dropped at egress");
         lab.check_counters();
         lab.end();
     }

@@ -1,5 +1,6 @@
-//! A warm worker neither allocates nor frees: a breath must not wait for a lock in the allocator.
-//! The allocator of this program, from `allocation-counter`, counts per thread while it is told to.
+//! A warm worker neither allocates nor frees memory: `poll_once` must not wait for a lock of the allocator. The
+//! allocator of this program, `allocation-counter`, counts per thread. One test needs root and a network namespace;
+//! the others need nothing of the host.
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -14,14 +15,13 @@ use vifswitch::worker::Command;
 use support::lab::stream::open_frame;
 use support::lab::{Lab, PROBE_KEY, PortSpec, Setup, UplinkSpec, frame, mac};
 
-/// How often this thread allocates or frees meanwhile; 0 only if it does neither.
+/// Number of allocations and frees of this thread in `work`.
 fn counted(work: impl FnOnce()) -> u64 {
     let calls = allocation_counter::measure(work);
     calls.count_total + calls.count_current.unsigned_abs()
 }
 
-/// All workers breathe until nothing is left to do. How often they allocated or freed, and how many
-/// breaths that took.
+/// Steps all workers until they are idle. Returns the allocations and frees, and the number of `poll_once` calls.
 fn counted_polls(lab: &mut Lab) -> (u64, u64) {
     let (mut calls, mut polls) = (0, 0);
     loop {
@@ -34,7 +34,7 @@ fn counted_polls(lab: &mut Lab) -> (u64, u64) {
     }
 }
 
-/// Numbers that look random, the same each time.
+/// Deterministic random numbers.
 struct Rng(u64);
 impl Rng {
     fn below(&mut self, sides: usize) -> usize {
@@ -45,12 +45,10 @@ impl Rng {
 
 const PORTS: usize = 6;
 
-/// Behind the ports stand two uplinks of their network: tagged with this on the first, untagged on
-/// the second.
+/// The ports' network has two uplinks: tagged with this VLAN on the first, untagged on the second.
 const VID: u16 = 5;
 
-/// Lets every block of every cable grow to its full size, both ways: they grow as they are first
-/// used.
+/// Grows every buffer of every loopback device to its full size in both directions: they grow at first use.
 fn warm(lab: &mut Lab, blocks: usize) {
     for _ in 0..2 * blocks {
         for port in 0..PORTS {
@@ -65,8 +63,8 @@ fn warm(lab: &mut Lab, blocks: usize) {
     }
 }
 
-/// Each guest sends something of everything: to neighbours here and at other workers, to everybody,
-/// from old and new stations, short and long, whole and lying.
+/// Each guest sends frames of all kinds: known unicast here and at other workers, floods, from known and new
+/// stations, short and long, valid and invalid.
 fn guests_send(lab: &mut Lab, rng: &mut Rng, trunks: bool) {
     let station = |number: usize| Mac::from_bits(0x0a_00_00_00_00_00 | number as u64);
     for port in 0..lab.ends.len() {
@@ -88,7 +86,7 @@ fn guests_send(lab: &mut Lab, rng: &mut Rng, trunks: bool) {
                 1 => Offload::read(&[1, 9, 7, 7, 7, 7, 7, 7, 7, 7, 0, 0]),
                 _ => Offload::NONE,
             };
-            // What can be divided, as well as what cannot.
+            // GSO packets that software can segment, and others.
             let mut bytes = match rng.below(2) {
                 0 => open_frame(to, from, 0, len),
                 _ => frame(to, from, 0x88b5, &[0x50; 9000][..len]),
@@ -106,7 +104,7 @@ fn a_warm_worker_does_not_allocate(memory: RxMemory, trunks: bool) {
     let setup = Setup {
         workers: 2,
         slots: 4096,
-        // The table is smaller than the stations are many, so that some go and others come.
+        // The table is smaller than the number of stations, so that entries are evicted.
         stations: 3000,
         capacity: LoopbackCapacity { blocks: 16, block_bytes: 1 << 17 },
         memory,
@@ -115,19 +113,19 @@ fn a_warm_worker_does_not_allocate(memory: RxMemory, trunks: bool) {
         ..Setup::default()
     };
     let mut plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32 / 2)).collect();
-    // One tag of two leads to a subport.
+    // The outer tag selects a subport.
     for subport in [1, 3].into_iter().filter(|_| trunks) {
         plugs[subport].trunk = Some((subport - 1, VID));
     }
-    // The second may use the address of the stream only with the MAC address of the first, the third and the fourth
-    // get more and less than others, and behind the fifth few may be learned.
+    // The second port may use the stream's IP address only with the first port's MAC; the third is promiscuous and
+    // the fourth takes no unknown unicast; the fifth has a MAC limit.
     let bound = Binding { mac: mac(1), ip: "10.5.0.8/31".parse().ok() };
     plugs[1].security = Security::MacIp([bound, Binding { mac: mac(0), ip: None }].into());
     plugs[2].promiscuous = true;
     plugs[3].unknown_unicast = false;
     plugs[4].mac_limit = Some(MacLimit { stations: 50, policy: AtLimit::ForwardUnlearned });
     let wires = [UplinkSpec::new(&[(VID, 0)]), UplinkSpec::new(&[(0, 0)])];
-    // Half of the ports take no offload headers.
+    // Half of the ports take no offloads.
     let mut lab = Lab::build(setup, &plugs, &wires, |port, end| Box::new(end.with_offloads(port % 2 == 0)));
     let mut rng = Rng(1);
     let (mut calls, mut polls) = (0, 0);
@@ -144,7 +142,7 @@ fn a_warm_worker_does_not_allocate(memory: RxMemory, trunks: bool) {
         }
     }
     assert_eq!(calls, 0, "in {polls} polls");
-    assert!(polls > 10_000, "there was something to do: {polls}");
+    assert!(polls > 10_000, "the workers were busy: {polls}");
     assert!(lab.total(|c| c.forwarded.get()) > 10_000 && lab.total(|c| c.copies.get()) > 10_000);
     assert!(lab.total(|c| c.segmented.get()) > 1000 && lab.total(|c| c.checksummed.get()) > 1000);
     assert!(lab.workers.iter().all(|worker| worker.switch().fdb().len() > 100));
@@ -154,31 +152,31 @@ fn a_warm_worker_does_not_allocate(memory: RxMemory, trunks: bool) {
     assert!(lab.sum(4, |c| c.not_learned.get()) > 1000);
     for port in [1, 3, PORTS, PORTS + 1] {
         let frames = (lab.sum(port, |c| c.forwarded.get()), lab.sum(port, |c| c.tx_frames.get()));
-        assert!(frames.0 > 1000 && frames.1 > 1000, "port {port} has some of them: {frames:?}");
+        assert!(frames.0 > 1000 && frames.1 > 1000, "port {port} received some: {frames:?}");
     }
     lab.check_counters();
     lab.end();
 }
 
 #[test]
-fn a_warm_worker_of_owned_frames_does_not_allocate() {
+fn a_warm_worker_with_owned_buffers_does_not_allocate() {
     a_warm_worker_does_not_allocate(RxMemory::Owned, false);
 }
 
 #[test]
-fn a_warm_worker_of_lent_frames_does_not_allocate() {
+fn a_warm_worker_with_borrowed_buffers_does_not_allocate() {
     a_warm_worker_does_not_allocate(RxMemory::Lent, false);
 }
 
 #[test]
-fn neither_does_one_with_trunks() {
+fn a_warm_worker_with_trunks_does_not_allocate() {
     a_warm_worker_does_not_allocate(RxMemory::Owned, true);
     a_warm_worker_does_not_allocate(RxMemory::Lent, true);
 }
 
-/// What control wants to know while frames flow, it brings the room for.
+/// Status commands bring the memory of their reply with them.
 #[test]
-fn questions_do_not_make_a_worker_allocate() {
+fn status_commands_do_not_make_a_worker_allocate() {
     let plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32 / 2)).collect();
     let mut lab = Lab::new(Setup::default(), &plugs);
     let (reply, mut reading) = oneshot::channel();
@@ -191,9 +189,9 @@ fn questions_do_not_make_a_worker_allocate() {
     lab.end();
 }
 
-/// Probes go out and come back, a station moves to and fro, and control does not listen.
+/// Probes are sent and return, a station flaps, and control does not read its events.
 #[test]
-fn neither_do_loops() {
+fn loops_do_not_make_a_worker_allocate() {
     let plugs: Vec<_> = (0..PORTS).map(|port| PortSpec::new(0, port as u32)).collect();
     let mut lab = Lab::new(Setup::default(), &plugs);
     warm(&mut lab, 2);
@@ -208,13 +206,13 @@ fn neither_do_loops() {
         assert_eq!(sent.try_recv().unwrap().len(), 64);
         lab.ends.iter_mut().for_each(Loopback::discard);
     }
-    // It stays where it was heard a fifth time.
+    // The fifth move is refused.
     assert_eq!(lab.events().len(), 100 + 1);
     lab.check_counters();
     lab.end();
 }
 
-/// The test of the test: what is counted is counted.
+/// Control: allocations are counted.
 #[test]
 fn an_allocation_is_counted_and_so_is_a_free() {
     let mut host = None;
@@ -224,10 +222,10 @@ fn an_allocation_is_counted_and_so_is_a_free() {
     assert_eq!(counted(|| ()), 0);
 }
 
-/// Real sockets on a real netdev, with frames of all kinds: tagged, longer than a slot of the ring, more
-/// than it takes, and refused.
+/// Packet sockets on a real netdev, with frames of all kinds: tagged, longer than a ring slot, more than the ring
+/// holds, and refused.
 #[test]
-fn neither_does_a_packet_port() {
+fn a_packet_port_does_not_allocate() {
     let (Some(port), Some(guest)) = (support::host::Namespace::new(), support::host::Namespace::new()) else { return };
     port.ip(&format!("link add dev port mtu 9000 type veth peer name guest mtu 9000 netns {}", guest.0));
     port.ip("link set dev port up");

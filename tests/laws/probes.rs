@@ -1,4 +1,4 @@
-//! Loop probes: where they go, and what becomes of those that come back.
+//! Loop probes: where they are sent, and what happens to returned ones. Needs nothing of the host.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use vifswitch::worker::WorkerEvent;
 use crate::generators;
 use support::lab::{Lab, PROBE_KEY, PortSpec, Setup, UplinkSpec, uplink_port};
 
-/// Two siblings and a subport of the first on another network; another VM; and an uplink with both networks.
+/// Two siblings, a subport of the first on another network, another VM, and an uplink with both networks.
 const A: usize = 0;
 const B: usize = 1;
 const SUB: usize = 2;
@@ -32,7 +32,7 @@ fn hold(lab: &mut Lab, ports: &[PortId]) {
     lab.change_ports(|all| all.iter_mut().for_each(|port| port.quarantined = ports.contains(&port.id)));
 }
 
-/// What a guest sends, and why it died: nobody gets it.
+/// Sends a frame that no port receives. Returns its drop reason.
 fn dies(lab: &mut Lab, port: usize, bytes: &[u8]) -> DropReason {
     let before = DropReason::ALL.map(|reason| lab.drops_in(port, reason));
     let (bytes, offload) = lab.tagged(port, bytes, Offload::NONE).unwrap();
@@ -54,7 +54,10 @@ fn done(mut lab: Lab) {
     assert_eq!(lab.events(), []);
     lab.check_counters();
     assert!(lab.audit().is_balanced());
-    assert!((0..lab.workers.len()).all(|worker| lab.stations(worker).is_empty()), "nobody learns of probes");
+    assert!(
+        (0..lab.workers.len()).all(|worker| lab.stations(worker).is_empty()),
+        "the source of a probe is not learned"
+    );
     lab.end();
 }
 
@@ -85,7 +88,7 @@ fn a_probe_goes_out_of_its_port_and_no_other() {
     }
 }
 
-/// What cannot go out is counted, and says why.
+/// A probe that cannot be sent is counted with a reason.
 #[test]
 fn a_probe_that_cannot_leave_has_a_reason() {
     for mut lab in labs() {
@@ -105,9 +108,9 @@ fn a_probe_that_cannot_leave_has_a_reason() {
     }
 }
 
-/// At whatever port it comes back, in quarantine or not: control hears of it, where and which.
+/// A probe received at any port, quarantined or not, is reported to control with both ports.
 #[test]
-fn a_probe_that_comes_back_is_told_of() {
+fn a_returned_probe_is_reported() {
     for mut lab in labs() {
         for held in [false, true] {
             let all: Vec<_> = lab.ports.iter().copied().chain([uplink_port(0, 0), uplink_port(0, 1)]).collect();
@@ -127,14 +130,14 @@ fn a_probe_that_comes_back_is_told_of() {
             let by_tag = tagged(&bytes, &[0x81, 0x00, 0, 120]);
             assert_eq!(dies(&mut lab, W, &by_tag), DropReason::Probe);
             assert_eq!(lab.events(), [WorkerEvent::ReturnedProbe(ReturnedProbe { at: uplink_port(0, 0), probe })]);
-            assert_eq!(dies(&mut lab, A, &bytes), DropReason::ProbeStale, "where it was sent");
+            assert_eq!(dies(&mut lab, A, &bytes), DropReason::ProbeStale, "the egress port of the probe is reported");
         }
         done(lab);
     }
 }
 
 #[test]
-fn what_is_old_or_not_ours_is_harmless() {
+fn old_and_forged_probes_have_no_effect() {
     for mut lab in labs() {
         let a = lab.ports[A];
         let probe = lab.probe(a, 1);
@@ -153,15 +156,15 @@ fn what_is_old_or_not_ours_is_harmless() {
         long.push(0);
         assert_eq!(dies(&mut lab, B, &long), DropReason::TooLong);
         assert_eq!(lab.events(), []);
-        assert_eq!(dies(&mut lab, B, &at(probe.sent - three)), DropReason::Probe, "not too old");
+        assert_eq!(dies(&mut lab, B, &at(probe.sent - three)), DropReason::Probe, "the probe is recent enough");
         assert_eq!(lab.events().len(), 1);
         done(lab);
     }
 }
 
-/// A guest sends forged ones, and what it has seen, as fast as it can. The true one among them is told of.
+/// A guest floods forged and replayed probes; the valid one among them is reported.
 #[test]
-fn a_true_one_cannot_be_masked() {
+fn forged_probes_do_not_mask_a_valid_one() {
     for mut lab in labs() {
         let a = lab.ports[A];
         for round in 0..20 {
@@ -189,10 +192,10 @@ fn a_true_one_cannot_be_masked() {
     }
 }
 
-/// Control does not listen for a while. What it has no room for is counted, and the notices of devices are not in its
-/// way.
+/// Control does not read events for a while. Events that find the queue full are counted; device notices are
+/// unaffected.
 #[test]
-fn what_control_has_no_room_for_is_counted() {
+fn events_that_find_the_queue_full_are_counted() {
     let mut lab = labs().next().unwrap();
     let (a, mut sent) = (lab.ports[A], 0);
     for _ in 0..11 {
@@ -215,10 +218,9 @@ fn what_control_has_no_room_for_is_counted() {
 }
 
 proptest! {
-    /// Whatever is done to a true probe on its way through a guest: it is told of as it was, or it dies unheard, and
-    /// nobody gets it.
+    /// However a guest modifies a probe: it is reported as sent, or dropped unreported, and never forwarded.
     #[test]
-    fn bent_ones_die_unheard(
+    fn modified_probes_are_dropped_unreported(
         held: bool,
         memory in generators::memory(),
         changes in prop::collection::vec((12..Probe::LEN, 0..8u32), 0..3),

@@ -1,4 +1,4 @@
-//! Where frames leave: what a device cannot take, ports that close, devices that die.
+//! Egress queues: full devices, closed ports, devices that fail, rings between workers. Needs nothing of the host.
 
 use std::collections::BTreeSet;
 
@@ -21,13 +21,13 @@ fn setup(workers: u16, memory: RxMemory) -> Setup {
     Setup { workers, memory, ..Setup::default() }
 }
 
-/// A frame whose bytes 46 and 47 look like the header length of TCP.
+/// A frame whose bytes 46 and 47 look like a TCP data offset.
 fn frame_of(len: usize, to: Mac, from: Mac) -> Vec<u8> {
     frame(to, from, 0x0800, &vec![0x50; len - 14])
 }
 
 #[test]
-fn a_lying_offload_header_goes_nowhere() {
+fn a_frame_with_invalid_offload_header_is_dropped() {
     let lies = [
         tcp(0),
         header(1, 0x7f, 1000, 34, 16),
@@ -50,10 +50,9 @@ fn a_lying_offload_header_goes_nowhere() {
     }
 }
 
-/// A super-frame of as many frames as there may be is counted as these, and fits if each of them
-/// does.
+/// A GSO packet of the maximum number of segments counts as that number, and fits if each segment does.
 #[test]
-fn super_frames_count_as_what_they_become() {
+fn gso_packets_count_as_their_segments() {
     for (workers, memory) in KINDS {
         let mut lab = Lab::new(setup(workers, memory), &plugs(3));
         for (size, len) in [
@@ -72,7 +71,7 @@ fn super_frames_count_as_what_they_become() {
             let frames = len.div_ceil(usize::from(size)) as u64;
             assert_eq!(lab.sum(0, |c| c.rx_frames.get()) - before.0, frames);
             assert_eq!(lab.sum(2, |c| c.tx_bytes.get()) - before.1, len as u64 + 54 * frames);
-            assert_eq!(lab.ends[2].take(), Some((bytes, tcp(size))), "and passes as it was");
+            assert_eq!(lab.ends[2].take(), Some((bytes, tcp(size))), "the frame is forwarded unmodified");
         }
         assert!(lab.ends[0].send(&frame_of(10_000, mac(2), mac(0)), tcp(1461)));
         lab.settle();
@@ -83,16 +82,16 @@ fn super_frames_count_as_what_they_become() {
     }
 }
 
-/// Who gets a frame to an address.
+/// Ports that receive a frame to an address.
 fn reached(lab: &mut Lab, from: usize, to: Mac) -> BTreeSet<usize> {
-    assert!(lab.send(from, &frame(to, mac(from), 0x88b5, b"who are you")));
+    assert!(lab.send(from, &frame(to, mac(from), 0x88b5, b"request")));
     lab.settle();
     (0..lab.ends.len()).filter(|&port| lab.received(port).len() == 1).collect()
 }
 
-/// With a port go its stations, at once: new rules are enough, nothing has to be swept.
+/// Closing a port invalidates its stations at once, by the new configuration alone.
 #[test]
-fn a_closed_port_takes_its_stations_with_it() {
+fn closing_a_port_invalidates_its_stations() {
     for (workers, memory) in KINDS {
         let mut lab = Lab::new(setup(workers, memory), &plugs(4));
         for number in 0..50 {
@@ -101,37 +100,37 @@ fn a_closed_port_takes_its_stations_with_it() {
         lab.settle();
         lab.received(0);
         assert_eq!(reached(&mut lab, 3, wild(7)), [1].into());
-        // Its place goes to a port of another generation, of another VM.
+        // The port index is reused, with another generation, for another VM.
         let (old, new) = (lab.ports[1], PortId::new(1, 1));
         lab.change_ports(|all| all.iter_mut().filter(|config| config.id == old).for_each(|config| config.id = new));
         for number in 0..50 {
             assert_eq!(reached(&mut lab, 3, wild(number)), [0, 2].into(), "station {number}");
         }
         let worker = 1 % usize::from(workers);
-        // What its guest still sends is not heard.
+        // Frames that its guest still sends are not received.
         assert!(lab.send(1, &frame(mac(0), wild(7), 0x88b5, &[])));
         lab.settle();
         assert_eq!(lab.drops_in(1, DropReason::PortClosed), 1);
-        let queue = lab.close(old, worker).expect("the gate comes back");
+        let queue = lab.close(old, worker).expect("the queue is returned");
         assert_eq!((queue.port, queue.queue), (old, 0));
-        assert!(lab.close(old, worker).is_none(), "there is only one");
+        assert!(lab.close(old, worker).is_none(), "no second queue is returned");
         assert!(!lab.workers[worker].open_ports().any(|port| port == old));
-        // The new port gets the device, and starts with nothing.
+        // The new port gets the device and has no stations.
         lab.open(RxQueue::new(new, 0, queue.device));
         assert_eq!(reached(&mut lab, 3, wild(7)), [0, 1, 2].into());
         assert_eq!(reached(&mut lab, 3, mac(1)), [1].into());
         assert!(lab.send(1, &frame(mac(0), wild(7), 0x88b5, &[])));
         lab.settle();
         lab.received(0);
-        assert_eq!(reached(&mut lab, 3, wild(7)), [1].into(), "it learns again");
+        assert_eq!(reached(&mut lab, 3, wild(7)), [1].into(), "the port learns again");
         lab.check_counters();
         lab.end();
     }
 }
 
-/// Frames on their way to another worker find the door shut, and are counted.
+/// Frames in flight to another worker find their port closed and are counted.
 #[test]
-fn what_is_on_its_way_to_a_closing_port_is_counted() {
+fn frames_in_flight_to_a_closed_port_are_counted() {
     for memory in [RxMemory::Owned, RxMemory::Lent] {
         for cut in 0..4 {
             let mut lab = Lab::new(setup(2, memory), &plugs(4));
@@ -145,7 +144,7 @@ fn what_is_on_its_way_to_a_closing_port_is_counted() {
             if cut % 2 == 0 {
                 lab.change_ports(|all| all.retain(|config| config.id != port));
             }
-            lab.close(port, 1).expect("it was open");
+            lab.close(port, 1).expect("the queue was open");
             lab.settle();
             lab.check_counters();
             lab.end();
@@ -153,9 +152,10 @@ fn what_is_on_its_way_to_a_closing_port_is_counted() {
     }
 }
 
-/// A port that is down neither sends nor receives; up again, it goes on without being opened anew.
+/// A port that is administratively down neither sends nor receives; up again, it continues without reopening the
+/// device.
 #[test]
-fn a_port_that_is_down_is_deaf_and_mute() {
+fn a_port_that_is_down_neither_sends_nor_receives() {
     for (workers, memory) in KINDS {
         let mut lab = Lab::new(setup(workers, memory), &plugs(3));
         let port = lab.ports[1];
@@ -166,7 +166,11 @@ fn a_port_that_is_down_is_deaf_and_mute() {
         };
         assert_eq!(reached(&mut lab, 0, mac(1)), [1].into());
         switch(&mut lab, false);
-        assert_eq!(reached(&mut lab, 0, mac(1)), [2].into(), "it pins nothing, and nobody knows where its address is");
+        assert_eq!(
+            reached(&mut lab, 0, mac(1)),
+            [2].into(),
+            "a port that is down pins nothing; its address is unknown"
+        );
         assert_eq!(reached(&mut lab, 0, Mac::BROADCAST), [2].into());
         assert_eq!(reached(&mut lab, 1, mac(0)), [].into());
         assert_eq!(lab.drops_in(1, DropReason::AdminDown), 1);
@@ -179,14 +183,14 @@ fn a_port_that_is_down_is_deaf_and_mute() {
 }
 
 #[test]
-fn a_dying_device_is_told_of_and_harms_nobody() {
+fn a_failed_device_is_reported_and_affects_no_other_port() {
     for (workers, memory) in KINDS {
         let dying = Faults { die_after: Some(100), ..Faults::default() };
         let mut lab = Lab::with_devices(setup(workers, memory), &plugs(5), |port, end| -> Box<dyn Device> {
             if port == 1 { Box::new(Fault::new(end, dying)) } else { Box::new(end) }
         });
         assert_eq!(reached(&mut lab, 0, mac(1)), [1].into());
-        assert!(lab.notices.try_recv().is_err(), "nothing to tell yet");
+        assert!(lab.notices.try_recv().is_err(), "no notice yet");
         let mut sent = 0u32;
         while lab.drops_out(1, DropReason::NoDevice) < 10 {
             sent += 1;
@@ -197,7 +201,7 @@ fn a_dying_device_is_told_of_and_harms_nobody() {
         }
         lab.settle();
         assert_eq!(lab.notices.try_recv(), Ok(DeviceGone::DeviceGone { port: lab.ports[1], queue: 0 }));
-        assert!(lab.notices.try_recv().is_err(), "it is told of once");
+        assert!(lab.notices.try_recv().is_err(), "one notice per device");
         for (from, to) in [(0, 4), (2, 3)] {
             let expected: Vec<_> =
                 (1..=sent).map(|number| frame(mac(to), mac(from), 0x88b5, &number.to_be_bytes())).collect();
@@ -205,7 +209,7 @@ fn a_dying_device_is_told_of_and_harms_nobody() {
         }
         lab.received(1);
         assert_eq!(reached(&mut lab, 0, Mac::BROADCAST), [2, 3, 4].into());
-        // Control takes the dead device away and puts another one in its place.
+        // Control removes the failed device and opens another one.
         let (port, worker) = (lab.ports[1], 1 % usize::from(workers));
         assert!(lab.close(port, worker).is_some());
         let (end, far) = loopback(Default::default());
@@ -218,7 +222,7 @@ fn a_dying_device_is_told_of_and_harms_nobody() {
     }
 }
 
-/// A port with a queue at each of two workers gets each frame once.
+/// A port with queues at two workers receives each frame once.
 #[test]
 fn a_port_with_queues_at_two_workers_gets_each_frame_once() {
     for memory in [RxMemory::Owned, RxMemory::Lent] {
@@ -240,17 +244,16 @@ fn a_port_with_queues_at_two_workers_gets_each_frame_once() {
         }
         assert!(far.send(&frame(Mac::BROADCAST, mac(0), 0x88b5, &[]), Offload::NONE));
         lab.settle();
-        assert!(far.take().is_none() && lab.received(0).is_empty(), "and nothing of its own");
+        assert!(far.take().is_none() && lab.received(0).is_empty(), "a port does not receive its own frames");
         lab.check_counters();
         lab.end();
     }
 }
 
-/// A worker that does not come to breathe is sent no more than its ring holds. The rest dies at the
-/// ports it was meant for, and is counted there: copies of floods each at its own port, and
-/// super-frames as what they would have become.
+/// A worker that does not poll is sent no more than its ring holds. The rest is dropped and counted at the egress
+/// ports: flood copies each at its port, GSO packets as their segments.
 #[test]
-fn what_a_busy_peer_cannot_take_is_counted() {
+fn frames_that_find_a_peers_ring_full_are_counted() {
     for memory in [RxMemory::Owned, RxMemory::Lent] {
         for (to, offload, each) in
             [(mac(1), Offload::NONE, 1), (Mac::BROADCAST, Offload::NONE, 2), (mac(1), tcp(500), 3)]
@@ -272,7 +275,7 @@ fn what_a_busy_peer_cannot_take_is_counted() {
             assert_eq!(lab.total(|c| c.drops_out.total()), lost);
             let arrived = lab.received(1).len() as u64;
             let room = if to.is_group() { 512 } else { 1024 };
-            assert!(arrived >= room, "as many as the ring has room for: {arrived}");
+            assert!(arrived >= room, "as many as the ring holds: {arrived}");
             assert_eq!(arrived + lost / each, 3000);
             assert_eq!(lab.drops_out(3, DropReason::PeerFull), if to.is_group() { lost / 2 } else { 0 });
             lab.end();
@@ -280,9 +283,9 @@ fn what_a_busy_peer_cannot_take_is_counted() {
     }
 }
 
-/// However much is to be flooded by a worker that does not come to breathe, what is for one port finds room.
+/// However many frames are flooded to a worker that does not poll, unicast has room in its ring.
 #[test]
-fn a_storm_crowds_out_no_frame_for_one_port_at_another_worker() {
+fn a_flood_leaves_room_for_unicast_in_a_peers_ring() {
     for memory in [RxMemory::Owned, RxMemory::Lent] {
         let mut lab = Lab::new(Setup { workers: 2, slots: 8192, memory, ..Setup::default() }, &plugs(4));
         for number in 0..100u8 {
@@ -302,9 +305,9 @@ fn a_storm_crowds_out_no_frame_for_one_port_at_another_worker() {
     }
 }
 
-/// Lent frames have to be copied for another worker. Without slots they die, and are counted.
+/// Borrowed frames are copied for another worker. Without free slots they are dropped and counted.
 #[test]
-fn what_finds_no_slot_is_counted() {
+fn frames_without_a_slot_are_counted() {
     for to in [mac(1), Mac::BROADCAST] {
         let mut lab = Lab::new(Setup { workers: 2, slots: 64, memory: RxMemory::Lent, ..Setup::default() }, &plugs(4));
         for _ in 0..100 {
@@ -315,7 +318,7 @@ fn what_finds_no_slot_is_counted() {
         let lost = lab.drops_out(1, DropReason::NoBuffer);
         assert_eq!((lab.received(1).len() as u64 + lost, lost), (100, 36));
         assert_eq!(lab.drops_out(3, DropReason::NoBuffer), if to.is_group() { lost } else { 0 });
-        assert_eq!(lab.received(2).len(), if to.is_group() { 100 } else { 0 }, "whoever needs no copy loses nothing");
+        assert_eq!(lab.received(2).len(), if to.is_group() { 100 } else { 0 }, "ports of the same worker lose nothing");
         lab.check_counters();
         lab.end();
     }

@@ -1,5 +1,5 @@
-//! Storm limits on whole workers: each class has its own, siblings have one together, what is refused is not learned,
-//! and known unicast is nobody's business. With a made-up clock, to the frame.
+//! Storm limits on whole workers, exact to the frame with a simulated clock: classes are separate, siblings share the
+//! VM's limit, refused frames are not learned, known unicast is not limited. Needs nothing of the host.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use vifswitch::wire::{Mac, Offload};
 
 use support::lab::{Lab, PortSpec, Setup, UplinkSpec, frame, mac};
 
-/// A group that is not reserved, and a station that nobody is.
+/// A group that is not reserved, and an unknown station.
 const GROUP: Mac = Mac::from_bits(0x0100_5e01_0203);
 const NOBODY: Mac = Mac::from_bits(0x0a00_0000_ffff);
 const BRIDGE_GROUP: Mac = Mac::from_bits(0x0180_c200_0000);
 
-/// An address to which frames are of this class.
+/// A destination of this class.
 fn address(class: StormClass) -> Mac {
     match class {
         StormClass::Broadcast => Mac::BROADCAST,
@@ -31,13 +31,13 @@ fn only(class: StormClass, rate: Rate) -> StormLimits {
     StormLimits::OFF.with(class, Some(ClassLimit::frames(rate)))
 }
 
-/// `siblings` ports of one VM, and one of another that listens.
+/// `siblings` ports of one VM, and a receiving port of another.
 fn lab(siblings: usize, workers: u16) -> Lab {
     let plugs: Vec<_> = (0..=siblings).map(|port| PortSpec::new(0, u32::from(port == siblings))).collect();
     Lab::new(Setup { workers, slots: 4096, ..Setup::default() }, &plugs)
 }
 
-/// Gives a port limits of its own.
+/// Sets storm limits of a port.
 fn limit_port(lab: &mut Lab, port: usize, limits: StormLimits) {
     let (id, shared) = (lab.ports[port], lab.workers.len() > 1);
     lab.change_ports(|ports| {
@@ -47,7 +47,7 @@ fn limit_port(lab: &mut Lab, port: usize, limits: StormLimits) {
     });
 }
 
-/// Gives the VM 0 limits for all its ports together.
+/// Sets limits that all ports of VM 0 share.
 fn limit_vm(lab: &mut Lab, limits: StormLimits, copies: Option<Rate>) {
     let vm_policer = VmPolicer { limits, copies, shared: lab.workers.len() > 1, ..VmPolicer::default() };
     lab.change_ports(|ports| {
@@ -58,21 +58,21 @@ fn limit_vm(lab: &mut Lab, limits: StormLimits, copies: Option<Rate>) {
     });
 }
 
-/// Sends a frame, waiting for room if there is none.
+/// Sends a frame, polling until the device has room.
 fn send(lab: &mut Lab, port: usize, bytes: &[u8]) {
     while !lab.send(port, bytes) {
         lab.settle();
     }
 }
 
-/// Frames that came in at all ports and went on.
+/// Frames received at all ports and not dropped.
 fn admitted(lab: &Lab) -> u64 {
     lab.total(|c| c.flooded.get())
 }
 
-/// Admitted within ±5 % of rate · time + burst, at each rate, with several workers and siblings.
+/// Admits rate × time + burst within ±5 %, at each rate, with several workers and siblings.
 #[test]
-fn the_rate_is_met() {
+fn admitted_frames_meet_the_rate() {
     let mut class = StormClass::ALL.into_iter().cycle();
     for (rate, seconds) in [(100, 10), (500, 10), (10_000, 4)] {
         for workers in [1u16, 2, 4] {
@@ -85,7 +85,7 @@ fn the_rate_is_met() {
                 } else {
                     limit_vm(&mut lab, limit, None);
                 }
-                // Three times as much as may be, by all ports in turn.
+                // Offers three times the rate, by all ports in turn.
                 let bytes: Vec<_> =
                     (0..siblings).map(|port| frame(address(class), mac(port), 0x88b5, &[0; 46])).collect();
                 let offered = 3 * rate * seconds;
@@ -102,7 +102,7 @@ fn the_rate_is_met() {
                 }
                 lab.settle();
                 let (admitted, due) = (admitted(&lab) as f64, (rate * seconds + rate / 2) as f64);
-                let name = format!("{class:?} {rate} a second, {workers} workers, {siblings} siblings");
+                let name = format!("{class:?} {rate} frames/s, {workers} workers, {siblings} siblings");
                 assert!((admitted / due - 1.0).abs() < 0.05, "{name}: {admitted} of {due}");
                 let reason = if siblings == 1 { class.reason() } else { DropReason::StormVm };
                 assert_eq!(lab.total(|c| c.drops_in.get(reason)) + admitted as u64, offered, "{name}");
@@ -133,10 +133,10 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
-    /// One class is limited, at the port or for its VM: the others pass, so does known unicast; nothing is learned of
-    /// what was refused, and nothing of it is sent to anybody.
+    /// One class is limited, at the port or for its VM: other classes and known unicast pass; refused frames are
+    /// neither learned nor flooded.
     #[test]
-    fn a_limit_is_for_its_class(
+    fn a_limit_applies_to_its_class_only(
         acts in acts(),
         class in prop::sample::select(&StormClass::ALL),
         rate in (1u64..200, 1u64..50),
@@ -188,14 +188,14 @@ proptest! {
         prop_assert_eq!(lab.sum(0, |c| c.drops_in.total()), offered - allowed);
         let mut known: Vec<Station> = lab.stations(0).into_iter().map(|learned| learned.station).collect();
         known.sort_by_key(|station| station.mac().bits());
-        prop_assert_eq!(known, learned, "in the order in which they came, and no others");
+        prop_assert_eq!(known, learned, "admitted frames are received in order, and no others");
         lab.check_counters();
         lab.end();
     }
 
-    /// However many siblings send, by whatever workers: together they have one budget, of frames and of copies.
+    /// Any number of siblings on any workers share one limit, of frames and of copies.
     #[test]
-    fn siblings_have_one_budget(
+    fn siblings_share_the_limit_of_their_vm(
         from in vec((0usize..5, 0u64..40), 1..300),
         workers in 1u16..5,
         copies: bool,
@@ -205,7 +205,7 @@ proptest! {
         let mut lab = lab(5, workers);
         let each = 5;
         if copies {
-            // Of each frame 5 are made.
+            // Each frame is flooded as 5 copies.
             limit_vm(&mut lab, StormLimits::OFF, Some(Rate::new(each * rate.per_second(), each * rate.burst())));
         } else {
             limit_vm(&mut lab, only(StormClass::Broadcast, rate), None);
@@ -230,14 +230,14 @@ proptest! {
     }
 }
 
-/// A super-frame costs what it stands for, in frames and in bytes.
+/// A GSO packet costs its segments, in frames and in bytes.
 #[test]
-fn a_super_frame_costs_what_it_stands_for() {
+fn a_gso_packet_costs_its_segments() {
     for memory in [RxMemory::Owned, RxMemory::Lent] {
         let loopback = LoopbackCapacity { blocks: 64, block_bytes: 1 << 17 };
         let setup = Setup { memory, capacity: loopback, ..Setup::default() };
         let mut lab = Lab::new(setup, &[PortSpec::new(0, 0), PortSpec::new(0, 1)]);
-        // Ten segments of 1000 bytes behind their headers.
+        // Ten segments of 1000 bytes, with headers.
         let bytes = frame(Mac::BROADCAST, mac(0), 0x88b5, &[0x50; 10_040]);
         let offload = super::generators::tcp(1000);
         let count = |lab: &mut Lab| {
@@ -249,8 +249,8 @@ fn a_super_frame_costs_what_it_stands_for() {
         let each = count(&mut lab);
         let (frames, sizes) = (lab.sum(0, |c| c.rx_frames.get()), lab.sum(0, |c| c.rx_bytes.get()));
         assert_eq!(each, frames);
-        assert!(frames > 1, "it stands for several");
-        // Room for two of them and a half.
+        assert!(frames > 1, "the GSO packet counts as its segments");
+        // Limits that admit two and a half GSO packets.
         for limit in [
             ClassLimit::frames(Rate::new(1, frames * 5 / 2)),
             ClassLimit { frames: None, bytes: Some(Rate::new(60, sizes * 5 / 2)) },
@@ -266,9 +266,9 @@ fn a_super_frame_costs_what_it_stands_for() {
     }
 }
 
-/// BPDUs have a bucket of their own at each port, and nothing else takes from it; other reserved groups are multicast.
+/// BPDUs have a bucket of their own at each port; other reserved groups count as multicast.
 #[test]
-fn bpdus_are_counted_apart() {
+fn bpdus_have_their_own_bucket() {
     let mut lab = lab(2, 1);
     let none = only(StormClass::Multicast, Rate::new(1, 1));
     limit_port(&mut lab, 0, none);
@@ -282,7 +282,7 @@ fn bpdus_are_counted_apart() {
     lab.settle();
     assert_eq!(admitted(&lab), 1 + BPDU_RATE.burst());
     assert_eq!(lab.drops_in(0, DropReason::StormBpdu), 150 - BPDU_RATE.burst());
-    // The sibling has its own bucket of these, and no room for LLDP with its VM.
+    // The sibling has its own BPDU bucket; LLDP finds the VM's limit exhausted.
     send(&mut lab, 1, &frame(BRIDGE_GROUP, mac(1), 38, &[0; 46]));
     send(&mut lab, 1, &frame(Mac::from_bits(0x0180_c200_000e), mac(1), 0x88cc, &[0; 46]));
     lab.settle();
@@ -297,9 +297,9 @@ fn bpdus_are_counted_apart() {
     lab.end();
 }
 
-/// A change of the rules gives nobody a full bucket, and a limit that is otherwise holds at once.
+/// A new configuration refills no bucket; a changed limit applies at once.
 #[test]
-fn a_meter_outlives_the_rules() {
+fn a_bucket_outlives_a_configuration_change() {
     let mut lab = lab(1, 1);
     let storm = |lab: &mut Lab, frames: u64| {
         let before = admitted(lab);
@@ -315,7 +315,7 @@ fn a_meter_outlives_the_rules() {
     lab.change_ports(|ports| ports[0].promiscuous = true);
     assert_eq!(storm(&mut lab, 200), 0);
     limit_port(&mut lab, 0, only(StormClass::Broadcast, Rate::new(1000, 1000)));
-    assert_eq!(storm(&mut lab, 200), 0, "it is empty under another rate as well");
+    assert_eq!(storm(&mut lab, 200), 0, "the bucket stays empty with another rate");
     lab.advance(Duration::from_millis(100));
     assert_eq!(storm(&mut lab, 200), 100);
     limit_port(&mut lab, 0, StormLimits::OFF);
@@ -326,9 +326,10 @@ fn a_meter_outlives_the_rules() {
     lab.end();
 }
 
-/// Frames for oneself are learned, go nowhere and cost nothing; frames that a rule refuses before cost nothing.
+/// Frames to the sender itself are learned, are not forwarded and cost nothing; frames that another check drops first
+/// cost nothing.
 #[test]
-fn what_would_not_be_flooded_costs_nothing() {
+fn frames_that_are_not_flooded_cost_nothing() {
     let mut lab = lab(1, 1);
     limit_port(&mut lab, 0, only(StormClass::UnknownUnicast, Rate::new(1, 1)));
     for _ in 0..10 {
@@ -345,9 +346,9 @@ fn what_would_not_be_flooded_costs_nothing() {
     lab.end();
 }
 
-/// A subport has the limits of a port, and an uplink, if it is given any, one for each of its networks.
+/// A subport has its own limits; an uplink has its configured limit once per network.
 #[test]
-fn carried_ports_have_limits_of_their_own() {
+fn subports_and_uplink_networks_have_their_own_limits() {
     let plugs = [PortSpec::new(0, 0), PortSpec::new(1, 0).subport_of(0, 7), PortSpec::new(0, 1), PortSpec::new(1, 2)];
     let mut lab = Lab::with_uplinks(Setup::default(), &plugs, &[UplinkSpec::new(&[(0, 0), (20, 1)])]);
     let limits = only(StormClass::Broadcast, Rate::new(1, 3));
@@ -368,9 +369,9 @@ fn carried_ports_have_limits_of_their_own() {
         assert!(lab.send(outside, &vlan));
     }
     lab.settle();
-    assert_eq!(lab.drops_in(1, DropReason::StormBroadcast), 2, "the subport's own");
-    assert_eq!(lab.sum(0, |c| c.drops_in.total()), 0, "the parent has sent nothing");
-    assert_eq!(lab.drops_in(outside, DropReason::StormBroadcast), 2 * 2, "two on each network");
+    assert_eq!(lab.drops_in(1, DropReason::StormBroadcast), 2, "the subport has its own limit");
+    assert_eq!(lab.sum(0, |c| c.drops_in.total()), 0, "the parent's bucket is untouched");
+    assert_eq!(lab.drops_in(outside, DropReason::StormBroadcast), 2 * 2, "the burst of two applies on each network");
     lab.check_counters();
     lab.ends.iter_mut().for_each(|end| end.discard());
     lab.end();

@@ -1,4 +1,5 @@
-//! What leaves by ports that take no offload headers: checksums completed, super-frames divided.
+//! Software offload at ports that take no offloads: checksums are completed, GSO packets segmented. Needs nothing of
+//! the host.
 
 use vifswitch::device::loopback::{LoopbackCapacity, RxMemory};
 use vifswitch::frame::Magazine;
@@ -10,7 +11,7 @@ use crate::generators::{header, tcp};
 use support::lab::stream::{HEADERS, content, is_whole, open_frame, payload};
 use support::lab::{Lab, PortSpec, Setup, frame, mac};
 
-/// Four ports of different VMs. Those at 1 and 2 take no offload headers.
+/// Four ports of different VMs. Ports 1 and 2 take no offloads.
 fn lab(setup: Setup) -> Lab {
     let plugs: Vec<_> = (0..4).map(|owner| PortSpec::new(0, owner)).collect();
     Lab::with_devices(setup, &plugs, |port, end| Box::new(end.with_offloads(port != 1 && port != 2)))
@@ -20,14 +21,14 @@ fn open() -> Offload {
     header(1, 0, 0, 34, 16)
 }
 
-/// What a port has received, with its offload headers.
+/// Frames received by a port, with `virtio_net_hdr`.
 fn take(lab: &mut Lab, port: usize) -> Vec<(Vec<u8>, Offload)> {
     std::iter::from_fn(|| lab.ends[port].take()).collect()
 }
 
-/// A burst of everything: to each port its own order of frames, finished where they have to be.
+/// A burst of all kinds: each port receives its frames in order, completed where it takes no offloads.
 #[test]
-fn unfinished_frames_are_finished_where_they_leave() {
+fn offload_work_is_completed_at_egress() {
     for (workers, memory) in KINDS {
         let mut lab = lab(Setup { workers, memory, ..Setup::default() });
         for (to, reached) in [
@@ -58,7 +59,7 @@ fn unfinished_frames_are_finished_where_they_leave() {
                 }
                 at += len as u32;
             }
-            // Seven frames of a super-frame that is none of IP.
+            // Seven segments of a GSO packet that is not IP.
             sent.insert(3, (frame(to, mac(0), 0x88b5, &[0x50; 40 + 6500]), tcp(1000)));
             for (bytes, offload) in &sent {
                 assert!(lab.ends[0].stage(bytes, *offload));
@@ -90,10 +91,10 @@ fn unfinished_frames_are_finished_where_they_leave() {
     }
 }
 
-/// As many super-frames as make a burst, each as many frames as there may be: far more than wait in a
-/// lane at a time. They need few slots, for they leave as they are made.
+/// A burst of GSO packets, each of the maximum number of segments: far more than a TX batch holds. Few slots suffice,
+/// because segments are transmitted as they are built.
 #[test]
-fn a_burst_may_become_a_hundred_times_as_long() {
+fn a_burst_may_become_a_hundred_times_as_many_segments() {
     for (workers, memory) in KINDS {
         let loopback = LoopbackCapacity { blocks: 256, block_bytes: 1 << 18 };
         let mut lab = lab(Setup { workers, memory, slots: 512, capacity: loopback, ..Setup::default() });
@@ -119,9 +120,9 @@ fn a_burst_may_become_a_hundred_times_as_long() {
     }
 }
 
-/// A device without room: what did not leave is counted, and nothing came twice or out of order.
+/// A full device: frames that did not leave are counted; none is duplicated or reordered.
 #[test]
-fn what_finds_no_room_is_counted() {
+fn frames_that_find_the_device_full_are_counted() {
     for memory in [RxMemory::Owned, RxMemory::Lent] {
         let loopback = LoopbackCapacity { blocks: 2, block_bytes: 70_000 };
         let mut lab = lab(Setup { memory, capacity: loopback, ..Setup::default() });
@@ -133,16 +134,16 @@ fn what_finds_no_room_is_counted() {
         assert!(received.iter().all(|(bytes, _)| is_whole(bytes)));
         assert!(received.is_sorted_by_key(|(bytes, _)| payload(bytes).0));
         let full = lab.drops_out(1, DropReason::DeviceFull);
-        assert!(full > 0, "it was for this");
+        assert!(full > 0, "dropped for this reason");
         assert_eq!(received.len() as u64 + full, 8 * 60);
         lab.check_counters();
         lab.end();
     }
 }
 
-/// Without slots there is nothing to put frames into. They die, and the next ones do not.
+/// Without free slots no segment can be built. The frames are dropped; later ones are not.
 #[test]
-fn what_finds_no_slot_is_counted() {
+fn frames_without_a_slot_are_counted() {
     let mut lab = lab(Setup { memory: RxMemory::Lent, ..Setup::default() });
     let mut magazine = Magazine::new(lab.pool);
     let mut held: Vec<_> = std::iter::from_fn(|| magazine.frame(&[0; 60], Offload::NONE)).collect();
@@ -153,7 +154,7 @@ fn what_finds_no_slot_is_counted() {
     assert_eq!([1, 2, 3].map(|port| lab.drops_out(port, DropReason::NoBuffer)), [61, 60, 0]);
     assert!(lab.received(1).is_empty());
     assert!(lab.received(3) == std::slice::from_ref(&super_frame));
-    // A few are enough.
+    // A few free slots suffice.
     held.truncate(held.len() - 64);
     drop(magazine);
     assert!(lab.ends[0].send(&super_frame, tcp(1000)));

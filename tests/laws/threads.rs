@@ -1,5 +1,5 @@
-//! Workers in threads of their own: they sleep when there is nothing to do, and no wake-up is lost.
-//! Nothing here waits for time to pass; deadlines are for what should not happen.
+//! Workers on threads of their own: they sleep when idle, and no wake-up is lost. Nothing here sleeps; timeouts bound
+//! only what must not happen. Needs nothing of the host.
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixDatagram;
@@ -20,35 +20,34 @@ use vifswitch::worker::{Command, FdbPage, Mailbox, Pace, RxQueue, SPIN, WorkerSe
 
 use support::lab::{frame, mac};
 
-/// Longer than anything here takes, however busy the machine is.
+/// Longer than any step takes on a busy machine.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Waits until something is there, and says what was missing if it does not come.
+/// Waits until `look` returns a value. Panics with `what` after [`TIMEOUT`].
 fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = time::now();
     loop {
         if let Some(found) = look() {
             return found;
         }
-        assert!(time::now().since(start) < TIMEOUT, "in vain: {what}");
+        assert!(time::now().since(start) < TIMEOUT, "timeout: {what}");
         thread::yield_now();
     }
 }
 
-/// Does something that needs a worker to wake up, again and again. A wake-up that is lost is made up
-/// for when the worker looks up by itself, once a second; so hardly any round may take nearly as
-/// long. A few may, as the machine has other things to do.
-fn none_is_slow(rounds: u32, mut round: impl FnMut()) {
+/// Repeats a round that needs a worker to wake up. A worker wakes at least once a second, so that a lost wake-up
+/// costs nearly that long: hardly any round may. A few may, because the machine may be busy.
+fn assert_no_lost_wakeup(rounds: u32, mut round: impl FnMut()) {
     let mut slow = 0;
     for _ in 0..rounds {
         let start = time::now();
         round();
         slow += u32::from(time::now().since(start) > Duration::from_millis(900));
-        assert!(slow < 5, "workers sleep through what should wake them");
+        assert!(slow < 5, "workers miss wake-ups");
     }
 }
 
-/// One end of a pair of datagram sockets: a device with a descriptor, without a kernel's leave.
+/// One end of a pair of datagram sockets: a device with a descriptor that needs no privileges.
 struct Socket(UnixDatagram);
 
 impl Device for Socket {
@@ -91,12 +90,12 @@ struct RunningWorkers {
 }
 
 impl RunningWorkers {
-    /// Ports are dealt out to the workers in turn, all on one network.
+    /// Assigns ports to workers round-robin, all on one network.
     fn new(workers: u16, ports: u16, pace: Pace) -> RunningWorkers {
         RunningWorkers::with(workers, ports, pace, |_, socket| Box::new(socket))
     }
 
-    /// The same with the devices that `device` makes of the number of a port and its socket.
+    /// The same, with devices that `device` creates from port number and socket.
     fn with(workers: u16, ports: u16, pace: Pace, device: impl Fn(u16, Socket) -> Box<dyn Device>) -> RunningWorkers {
         let (pool, hash_key) = (Pool::new(4096).unwrap(), HashKey::new([7; 16]));
         let worker_set = worker_set(WorkerSetSettings {
@@ -144,14 +143,14 @@ impl RunningWorkers {
         lab
     }
 
-    /// Sends a command and waits for its answer.
+    /// Sends a command and waits for its reply.
     fn command<T>(&self, worker: usize, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
         let (reply, answer) = oneshot::channel();
         assert!(self.mailboxes[worker].send(command(reply)));
-        answer.blocking_recv().expect("every command is answered")
+        answer.blocking_recv().expect("every command has its reply")
     }
 
-    /// Asks for no station at all.
+    /// A command that changes nothing.
     fn ping(&self, worker: usize) {
         let page = FdbPage { entries: Vec::new(), cursor: None };
         assert_eq!(self.command(worker, |reply| Command::Stations(page, reply)).cursor, None);
@@ -161,17 +160,17 @@ impl RunningWorkers {
         self.counters[worker].sleeps.get()
     }
 
-    /// Waits until a worker has slept. It is woken now and then, as a sleep counts once it is over.
+    /// Waits until a worker has slept. Wakes it repeatedly, because a sleep is counted when it ends.
     fn wait_for_sleep(&self, worker: usize) {
         let (before, mut rng) = (self.sleeps(worker), Rng(5));
         wait_for("sleep", || {
-            rng.dawdle();
+            rng.pause();
             self.ping(worker);
             (self.sleeps(worker) > before).then_some(())
         });
     }
 
-    /// What the guest at a port receives next.
+    /// Next frame that the guest at a port receives.
     fn receive(&self, port: usize) -> Vec<u8> {
         let mut room = [0; 2048];
         let len = wait_for("a frame", || match self.guests[port].recv(&mut room) {
@@ -192,11 +191,11 @@ impl RunningWorkers {
             thread.join().unwrap();
         }
         drop(self.mailboxes);
-        assert_eq!(self.pool.free(), self.pool.slots(), "every slot comes home");
+        assert_eq!(self.pool.free(), self.pool.slots(), "every slot is freed");
     }
 }
 
-/// Numbers that look random, the same each time.
+/// Deterministic random numbers.
 struct Rng(u64);
 impl Rng {
     fn below(&mut self, sides: usize) -> usize {
@@ -204,12 +203,12 @@ impl Rng {
         ((self.0 >> 33) as usize) % sides
     }
 
-    /// Lets a little time pass, so that what comes next meets the worker in any state: spinning,
-    /// about to sleep, asleep.
-    fn dawdle(&mut self) {
+    /// Waits a short random time, so that the next step meets the worker in any state: polling, about to sleep,
+    /// asleep.
+    fn pause(&mut self) {
         let nanos = match self.below(2) {
             0 => self.below(1 << 16),
-            // Around the moment at which it goes to sleep.
+            // Around the moment at which the worker goes to sleep.
             _ => SPIN.as_nanos() as usize - 5000 + self.below(10_000),
         };
         let until = time::now() + Duration::from_nanos(nanos as u64);
@@ -220,28 +219,28 @@ impl Rng {
 }
 
 #[test]
-fn a_worker_with_nothing_to_do_sleeps_and_answers_mail() {
+fn an_idle_worker_sleeps_and_executes_commands() {
     let lab = RunningWorkers::new(1, 0, Pace::Adaptive);
     let mut rng = Rng(1);
-    none_is_slow(10_000, || {
-        rng.dawdle();
+    assert_no_lost_wakeup(10_000, || {
+        rng.pause();
         lab.ping(0);
     });
     lab.wait_for_sleep(0);
     lab.end();
 }
 
-/// Many ask at once; whoever sleeps is woken by the first of them, and forgets none.
+/// Many threads send commands at once; the first wakes the worker, which executes all.
 #[test]
-fn mail_from_many_is_answered() {
+fn commands_of_many_threads_are_executed() {
     let lab = RunningWorkers::new(2, 0, Pace::Adaptive);
     thread::scope(|scope| {
         for asker in 0..4 {
             let lab = &lab;
             scope.spawn(move || {
                 let mut rng = Rng(asker);
-                none_is_slow(2000, || {
-                    rng.dawdle();
+                assert_no_lost_wakeup(2000, || {
+                    rng.pause();
                     lab.ping(rng.below(2));
                 });
             });
@@ -266,16 +265,16 @@ fn a_busy_worker_never_sleeps() {
     lab.end();
 }
 
-/// Single frames between ports of two workers that sleep whenever they can. Each has to wake the
-/// worker that reads it, and that one the worker that sends it.
+/// Single frames between ports of two workers that sleep whenever idle. Each frame wakes the worker of its ingress
+/// port, which wakes the worker of its egress port.
 #[test]
-fn no_frame_is_stuck_between_sleepers() {
-    // With many queues some of them rest, too.
+fn no_frame_waits_between_sleeping_workers() {
+    // With many queues some are watched.
     let lab = RunningWorkers::new(2, 12, Pace::Adaptive);
     let mut rng = Rng(3);
     let (before, mut number) = ([lab.sleeps(0), lab.sleeps(1)], 0u32);
-    none_is_slow(10_000, || {
-        rng.dawdle();
+    assert_no_lost_wakeup(10_000, || {
+        rng.pause();
         let from = rng.below(12);
         let to = (from + 1 + rng.below(11)) % 12;
         number += 1;
@@ -289,9 +288,9 @@ fn no_frame_is_stuck_between_sleepers() {
     lab.end();
 }
 
-/// A gate by which much came or went is not watched, until its worker is about to sleep, or the gate to rest.
+/// A busy queue is unwatched until its worker is about to sleep, or it becomes idle.
 #[test]
-fn a_gate_that_was_loud_wakes_its_worker_again() {
+fn a_queue_that_was_busy_wakes_its_worker_again() {
     for ports in [2, 12] {
         let lab = RunningWorkers::new(1, ports, Pace::Adaptive);
         let [bytes, back] = [(1, 0), (0, 1)].map(|(to, from)| frame(mac(to), mac(from), 0x88b5, b"again"));
@@ -307,18 +306,18 @@ fn a_gate_that_was_loud_wakes_its_worker_again() {
             lab.guests[1].send(&back).unwrap();
             assert_eq!(lab.receive(0), back);
         }
-        // All at once, so that it is loud and not watched as it is closed.
+        // All at once, so that the queue is busy and unwatched when it is closed.
         for _ in 0..70 {
             while lab.guests[0].send(&bytes).is_err() {}
             lab.receive(1);
         }
-        drop(lab.command(0, |reply| Command::Close(PortId::new(0, 0), 0, reply)).expect("it was open"));
+        drop(lab.command(0, |reply| Command::Close(PortId::new(0, 0), 0, reply)).expect("the queue was open"));
         lab.wait_for_sleep(0);
         lab.end();
     }
 }
 
-/// A device that is full whenever it is sent something: the frame waits, and leaves when it is tried the second time.
+/// A device that is full at the first transmit of a frame and takes it at the second.
 struct Full {
     socket: Socket,
     waiting: Vec<Vec<u8>>,
@@ -375,14 +374,14 @@ impl Device for Full {
     }
 }
 
-/// Nothing tells when a device has room again. Its worker asks it, asleep or not.
+/// No event tells that a device has room again. Its worker retries, asleep or not.
 #[test]
-fn what_waits_in_a_device_does_not_wait_for_the_longest_sleep() {
+fn pending_frames_do_not_wait_for_the_longest_sleep() {
     for ports in [2, 12] {
         let full = |_, socket| Box::new(Full { socket, waiting: Vec::new(), tries: 0, lost: 0 }) as Box<dyn Device>;
         let lab = RunningWorkers::with(1, ports, Pace::Adaptive, full);
         let mut number = 0u32;
-        none_is_slow(200, || {
+        assert_no_lost_wakeup(200, || {
             number += 1;
             let bytes = frame(mac(1), mac(0), 0x88b5, &number.to_be_bytes());
             lab.guests[0].send(&bytes).unwrap();
@@ -392,10 +391,10 @@ fn what_waits_in_a_device_does_not_wait_for_the_longest_sleep() {
     }
 }
 
-/// Nobody asks a device afterwards.
+/// Devices are not asked after they are closed.
 #[test]
-fn what_a_device_has_lost_is_counted_when_it_is_closed() {
-    // One that polls on never asks before a sleep.
+fn frames_lost_by_a_device_are_counted_on_close() {
+    // A busy-polling worker never asks before a sleep.
     let full = |_, socket| Box::new(Full { socket, waiting: Vec::new(), tries: 0, lost: 0 }) as Box<dyn Device>;
     let lab = RunningWorkers::with(1, 2, Pace::Busy, full);
     let counters = &lab.port_counters[0][1];
@@ -405,19 +404,19 @@ fn what_a_device_has_lost_is_counted_when_it_is_closed() {
     wait_for("the frames", || (counters.tx_frames.get() == 3).then_some(()));
     let rx_missed = counters.rx_missed.get();
     assert_eq!(counters.tx_lost.get(), 0);
-    drop(lab.command(0, |reply| Command::Close(PortId::new(1, 0), 0, reply)).expect("it was open"));
-    assert!(counters.rx_missed.get() > rx_missed, "asked once more");
+    drop(lab.command(0, |reply| Command::Close(PortId::new(1, 0), 0, reply)).expect("the queue was open"));
+    assert!(counters.rx_missed.get() > rx_missed, "the device is asked once more on close");
     assert_eq!(counters.tx_lost.get(), 3);
     lab.end();
 }
 
-/// What one worker learns the other one hears, asleep or not.
+/// A MAC update reaches a sleeping worker.
 #[test]
-fn a_sleeper_hears_of_stations() {
+fn a_sleeping_worker_applies_mac_updates() {
     let lab = RunningWorkers::new(2, 4, Pace::Adaptive);
     let station = |number: u64| Mac::from_bits(0x0a_00_00_00_00_00 | number);
     for number in 0..200 {
-        // From port 0 to port 2, both of worker 0; the other worker only hears of it.
+        // From port 0 to port 2, both at worker 0; the other worker learns from MAC updates only.
         if number % 10 == 0 {
             lab.wait_for_sleep(1);
         }
@@ -429,11 +428,11 @@ fn a_sleeper_hears_of_stations() {
     lab.end();
 }
 
-/// Nothing of a gate is left to wake its worker.
+/// A closed queue cannot wake its worker.
 #[test]
-fn a_closed_gate_lets_its_worker_sleep() {
+fn a_closed_queue_does_not_wake_its_worker() {
     let lab = RunningWorkers::new(1, 2, Pace::Adaptive);
-    let queue = lab.command(0, |reply| Command::Close(PortId::new(1, 0), 0, reply)).expect("it was open");
+    let queue = lab.command(0, |reply| Command::Close(PortId::new(1, 0), 0, reply)).expect("the queue was open");
     drop(queue);
     lab.wait_for_sleep(0);
     lab.ping(0);

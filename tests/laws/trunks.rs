@@ -1,4 +1,4 @@
-//! Trunks: several ports of a VM over one device, told apart by a tag that the VM gives its frames.
+//! Trunks: several ports of a VM over one device, told apart by the VLAN tag. Needs nothing of the host.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use crate::builders::{KINDS, done, sent, tagged};
 use crate::generators::{self, Sketch, any_frame, header, tcp, wild};
 use support::lab::{Lab, PortSpec, Setup, mac};
 
-/// The parent, and its subports: two on its own network, under 101 and 102, and one on another, under 4094.
+/// The parent, and its subports: two on its own network with VLANs 101 and 102, and one on another network with VLAN
+/// 4094.
 const P: usize = 0;
 const S: usize = 1;
 const T: usize = 2;
@@ -39,11 +40,11 @@ fn labs(mtu: u16) -> impl Iterator<Item = Lab> {
         .map(move |(workers, memory)| Lab::new(Setup { workers, memory, mtu, ..Setup::default() }, &plugs()))
 }
 
-/// What it is, by which cable and with which tags it comes, to whom; and where it arrives, with which tags.
+/// Name, ingress device, tags, destination; and the devices that receive it, with tags.
 type Row<'a> = (&'a str, usize, &'a [(u16, u16)], Mac, &'a [(usize, &'a [(u16, u16)])]);
 
 #[test]
-fn a_tag_says_whose_frame_it_is() {
+fn the_outer_tag_selects_the_port() {
     const A: (u16, u16) = (0x8100, 101);
     const B: (u16, u16) = (0x8100, 102);
     const C: (u16, u16) = (0x8100, 4094);
@@ -51,7 +52,7 @@ fn a_tag_says_whose_frame_it_is() {
     const PROVIDER: (u16, u16) = (0x88a8, 101);
     const URGENT: u16 = 0xe000;
     let rows: &[Row<'_>] = &[
-        ("the parent's own", P, &[], ALL, &[(P, &[A]), (P, &[B]), (X, &[])]),
+        ("untagged from the parent", P, &[], ALL, &[(P, &[A]), (P, &[B]), (X, &[])]),
         (
             "only a priority",
             P,
@@ -61,24 +62,24 @@ fn a_tag_says_whose_frame_it_is() {
         ),
         ("a subport's", P, &[A], ALL, &[(P, &[]), (P, &[B]), (X, &[])]),
         ("with a priority", P, &[(0x8100, URGENT | 102)], ALL, &[(P, &[]), (P, &[(0x8100, URGENT | 101)]), (X, &[])]),
-        ("only a priority, from another VM", X, &[(0x8100, URGENT)], mac(S), &[(P, &[(0x8100, URGENT | 101)])]),
-        ("on another network", P, &[C], ALL, &[(Y, &[])]),
+        ("priority tag, from another VM", X, &[(0x8100, URGENT)], mac(S), &[(P, &[(0x8100, URGENT | 101)])]),
+        ("from the subport on another network", P, &[C], ALL, &[(Y, &[])]),
         ("from another VM", X, &[], ALL, &[(P, &[]), (P, &[A]), (P, &[B])]),
-        ("from another VM there", Y, &[], ALL, &[(P, &[C])]),
+        ("from another VM on that network", Y, &[], ALL, &[(P, &[C])]),
         ("to the parent", X, &[], mac(P), &[(P, &[])]),
         ("to a subport", X, &[], mac(S), &[(P, &[A])]),
         ("to another", X, &[], mac(T), &[(P, &[B])]),
-        ("to one on another network", Y, &[], mac(U), &[(P, &[C])]),
-        ("from sibling to sibling, by one device", P, &[A], mac(T), &[(P, &[B])]),
+        ("to the subport on another network", Y, &[], mac(U), &[(P, &[C])]),
+        ("between subports of one device", P, &[A], mac(T), &[(P, &[B])]),
         ("from parent to subport", P, &[], mac(S), &[(P, &[A])]),
         ("from subport to parent", P, &[B], mac(P), &[(P, &[])]),
-        ("a tag behind the tag", P, &[A, INNER], mac(X), &[(X, &[INNER])]),
-        ("one of a provider behind it", P, &[A, PROVIDER, INNER], mac(X), &[(X, &[PROVIDER, INNER])]),
+        ("a second tag", P, &[A, INNER], mac(X), &[(X, &[INNER])]),
+        ("a second tag of TPID 0x88a8", P, &[A, PROVIDER, INNER], mac(X), &[(X, &[PROVIDER, INNER])]),
         ("and back", X, &[PROVIDER, INNER], mac(S), &[(P, &[A, PROVIDER, INNER])]),
-        ("the trunk's own behind it", X, &[B], mac(S), &[(P, &[A, B])]),
-        ("a provider's tag is no tag of the trunk", P, &[PROVIDER], mac(X), &[(X, &[PROVIDER])]),
+        ("a second tag of the same VLAN", X, &[B], mac(S), &[(P, &[A, B])]),
+        ("TPID 0x88a8 selects no subport", P, &[PROVIDER], mac(X), &[(X, &[PROVIDER])]),
         ("nor back", X, &[PROVIDER], mac(P), &[(P, &[PROVIDER])]),
-        ("nor that of old", P, &[(0x9100, 101), INNER], mac(X), &[(X, &[(0x9100, 101), INNER])]),
+        ("TPID 0x9100 selects no subport", P, &[(0x9100, 101), INNER], mac(X), &[(X, &[(0x9100, 101), INNER])]),
     ];
     let from = |loopback: usize, tags: &[(u16, u16)]| match tags.first() {
         Some(&(0x8100, id)) if loopback == P && id & 0xfff == 101 => mac(S),
@@ -101,7 +102,7 @@ fn a_tag_says_whose_frame_it_is() {
     }
 }
 
-/// Who counts what: each port its own frames, with their tags; the parent what is nobody's.
+/// Each port counts its own frames, including their tags; the parent counts frames of no subport.
 #[test]
 fn each_port_of_a_trunk_counts_its_own() {
     for mut lab in labs(1500) {
@@ -117,7 +118,7 @@ fn each_port_of_a_trunk_counts_its_own() {
         sent(&mut lab, P, &tagged(mac(X), mac(S), &[(0x8100, 101)], &[0; 46]));
         assert_eq!((before(&lab, S), before(&lab, X)), ([1, 64, 0, 0], [0, 0, 1, 60]));
         sent(&mut lab, X, &tagged(mac(U), mac(X), &[], &[0; 46]));
-        assert_eq!((before(&lab, U), before(&lab, T)), ([0; 4], [0, 0, 1, 64]), "it is nobody's here, and flooded");
+        assert_eq!((before(&lab, U), before(&lab, T)), ([0; 4], [0, 0, 1, 64]), "unknown here, flooded");
         sent(&mut lab, X, &tagged(mac(T), mac(X), &[], &[0; 46]));
         assert_eq!(before(&lab, T), [0, 0, 2, 128]);
         let at_parent = before(&lab, P);
@@ -127,7 +128,7 @@ fn each_port_of_a_trunk_counts_its_own() {
         }
         assert_eq!(lab.drops_in(P, DropReason::UnknownVlan), 4);
         assert_eq!(before(&lab, P)[0], at_parent[0] + 4);
-        // What is wrong with a frame of a subport is wrong at the subport.
+        // An invalid frame of a subport counts at the subport.
         sent(&mut lab, P, &tagged(ALL, ALL, &[(0x8100, 101)], &[]));
         sent(&mut lab, P, &tagged(ALL, mac(S), &[(0x8100, 101)], &[0; 1501]));
         sent(&mut lab, P, &tagged(mac(S), mac(S), &[(0x8100, 101)], &[]));
@@ -148,31 +149,31 @@ fn each_port_of_a_trunk_counts_its_own() {
     }
 }
 
-/// What stands untagged before the guest must not be taken for a subport's.
+/// A frame delivered untagged must not look like a subport's frame to the guest.
 #[test]
-fn no_tag_of_others_leads_to_a_subport() {
+fn no_tag_of_another_port_reaches_a_subport() {
     for mut lab in labs(1500) {
         for (tags, to) in [(&[(0x8100, 101)][..], mac(P)), (&[(0x8100, 0), (0x8100, 4094)], mac(P))] {
             assert!(sent(&mut lab, X, &tagged(to, mac(X), tags, &[])).is_empty());
         }
         let flooded = tagged(ALL, mac(X), &[(0x8100, 101)], &[]);
         let arrived = sent(&mut lab, X, &flooded);
-        assert_eq!(arrived.len(), 2, "the subports get it behind their own tag: {arrived:?}");
+        assert_eq!(arrived.len(), 2, "subports receive it with their own outer tag: {arrived:?}");
         assert!(arrived.iter().all(|(_, bytes)| bytes.len() == flooded.len() + 4));
         assert_eq!(lab.drops_out(P, DropReason::ForeignVlan), 3);
         done(lab);
     }
 }
 
-/// The parent's frames go on while subports come and go, and its device stays open.
+/// The parent's traffic continues while subports are added and removed; its device stays open.
 #[test]
-fn subports_come_and_go_by_new_rules() {
+fn subports_are_added_and_removed_under_traffic() {
     for mut lab in labs(1500) {
         let config = lab.config.clone();
         assert_eq!(sent(&mut lab, X, &tagged(wild(1), mac(X), &[], &[])).len(), 3);
-        assert_eq!(sent(&mut lab, P, &tagged(ALL, wild(1), &[], &[])).len(), 3, "it is learned behind the parent");
+        assert_eq!(sent(&mut lab, P, &tagged(ALL, wild(1), &[], &[])).len(), 3, "learned behind the parent");
         for round in 0..3 {
-            // Without subports the parent is a port like others, and transparent.
+            // Without subports the parent is an ordinary, VLAN-transparent port.
             lab.change_config(|ports, trunks| {
                 trunks.clear();
                 ports.retain(|port| !port.is_subport());
@@ -183,12 +184,12 @@ fn subports_come_and_go_by_new_rules() {
             assert_eq!(sent(&mut lab, X, &tagged(mac(S), mac(X), &[], &[])), [(P, tagged(mac(S), mac(X), &[], &[]))]);
             lab.set_config(config.clone());
             let plain = tagged(wild(1), mac(X), &[], b"plain");
-            assert_eq!(sent(&mut lab, X, &plain), [(P, plain.clone())], "its stations stay");
+            assert_eq!(sent(&mut lab, X, &plain), [(P, plain.clone())], "the parent's stations stay");
             let bytes = tagged(mac(S), mac(X), &[(0x8100, 101)], &[]);
             let expected = tagged(mac(S), mac(X), &[(0x8100, 101), (0x8100, 101)], &[]);
             assert_eq!(sent(&mut lab, X, &bytes), [(P, expected)]);
         }
-        // Down it is as if it were not there; with its parent all are.
+        // A subport that is down is treated as absent; a parent that is down takes its subports down.
         let subport = lab.ports[S];
         let set = |lab: &mut Lab, port, up: bool| {
             lab.change_config(|ports, trunks| {
@@ -198,7 +199,7 @@ fn subports_come_and_go_by_new_rules() {
         };
         set(&mut lab, subport, false);
         assert_eq!(sent(&mut lab, X, &tagged(ALL, mac(X), &[], &[])).len(), 2);
-        assert_eq!(sent(&mut lab, X, &tagged(mac(S), mac(X), &[], &[])).len(), 2, "nobody knows where its address is");
+        assert_eq!(sent(&mut lab, X, &tagged(mac(S), mac(X), &[], &[])).len(), 2, "its address is unknown");
         assert!(sent(&mut lab, P, &tagged(ALL, mac(S), &[(0x8100, 101)], &[])).is_empty());
         assert_eq!((lab.drops_out(S, DropReason::AdminDown), lab.drops_in(S, DropReason::AdminDown)), (0, 1));
         set(&mut lab, subport, true);
@@ -215,9 +216,9 @@ fn subports_come_and_go_by_new_rules() {
     }
 }
 
-/// A flood into many branches of one device, a burst at a time, loses nothing.
+/// A burst flooded to many subports of one device loses nothing.
 #[test]
-fn a_burst_of_floods_fills_every_branch() {
+fn a_burst_is_flooded_to_every_subport() {
     for (workers, memory) in KINDS {
         let mut plugs = vec![PortSpec::new(0, 0), PortSpec::new(0, 1)];
         plugs.extend((0..100).map(|number| PortSpec::new(0, 0).subport_of(0, 1000 + number)));
@@ -231,7 +232,7 @@ fn a_burst_of_floods_fills_every_branch() {
             let expected = if port == 1 { Vec::new() } else { (0..100u8).collect() };
             assert_eq!(frames.iter().map(|(bytes, _)| bytes[14]).collect::<Vec<_>>(), expected, "port {port}");
         }
-        // And between two of them.
+        // Also between two subports.
         for number in 0..100u8 {
             assert!(lab.ends[0].stage(&tagged(mac(3), mac(2), &[(0x8100, 1000)], &[number; 46]), Offload::NONE));
         }
@@ -242,9 +243,9 @@ fn a_burst_of_floods_fills_every_branch() {
     }
 }
 
-/// A device that takes no offload headers: what leaves for a subport is finished, and counted there.
+/// Device without offloads: work for a subport's frames is completed, and counted there.
 #[test]
-fn offloads_are_finished_for_the_subport() {
+fn offload_work_is_completed_for_a_subport() {
     for (workers, memory) in KINDS {
         let setup = Setup { workers, memory, ..Setup::default() };
         let mut lab = Lab::with_devices(setup, &plugs(), |port, end| Box::new(end.with_offloads(port != P)));
@@ -272,7 +273,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     vec(prop_oneof![12 => any_frame().prop_map(Act::Send), 1 => pass.prop_map(Act::Advance)], 1..80)
 }
 
-/// Why frames have died at a port, either direction, and how many.
+/// Drops at a port by reason, at ingress and egress.
 fn dropped(lab: &Lab, port: usize) -> Vec<(u64, u64)> {
     DropReason::ALL.map(|reason| (lab.drops_in(port, reason), lab.drops_out(port, reason))).to_vec()
 }
@@ -280,16 +281,16 @@ fn dropped(lab: &Lab, port: usize) -> Vec<(u64, u64)> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// A subport is what a port with a device of its own would be: who gets a frame, what of, why not, and what
-    /// is counted where.
+    /// A subport behaves like a port with a device of its own: receivers, bytes, drop reasons and counters are the
+    /// same.
     #[test]
-    fn a_subport_is_a_port(
+    fn a_subport_behaves_like_a_port_of_its_own(
         plugs in generators::trunks(3),
         (workers, memory) in prop::sample::select(KINDS.to_vec()),
         acts in acts(),
     ) {
         let count = plugs.len();
-        // A parent that is down takes its subports with it.
+        // A parent that is down takes its subports down.
         let mut plugs = plugs;
         for at in 0..count {
             if let Some((parent, _)) = plugs[at].trunk {
@@ -301,7 +302,7 @@ proptest! {
         let mut by_tag = Lab::new(setup(), &plugs);
         let apart: Vec<_> = plugs.iter().map(|plug| PortSpec { trunk: None, ..plug.clone() }).collect();
         let mut by_port = Lab::new(setup(), &apart);
-        // Frames that a parent does not get since they would be taken for others.
+        // Frames not delivered to a parent because they look like a subport's.
         let mut spoofed = vec![0; count];
         for act in acts {
             let sketch = match act {
@@ -314,16 +315,16 @@ proptest! {
             };
             let port = sketch.port(count);
             let bytes = sketch.bytes(count);
-            // A tag that says a priority only is replaced by another tag: a port of its own gets it as it is.
+            // A priority tag is replaced by the subport's tag; a port with its own device receives it unmodified.
             if Priority::of_priority_tag(&bytes).is_some() {
                 continue;
             }
             let is_subport = plugs[port].trunk.is_some();
-            // A frame too short for a tag has none, and a parent's own has none of the trunk's kind.
+            // A frame too short for a tag has none; an untagged parent's frame has none with the trunk's TPID.
             if is_subport && bytes.len() < 14 || is_parent[port] && bytes.get(12..14) == Some(&[0x81, 0x00]) {
                 continue;
             }
-            // Headers are looked for in the first 3008 bytes, and a tag is four of these.
+            // Headers are parsed in the first 3008 bytes; a tag takes four of them.
             let start = sketch.offload.write();
             if (2992..2996).contains(&u16::from_le_bytes([start[6], start[7]])) {
                 continue;
@@ -341,7 +342,7 @@ proptest! {
                 spoofed[port] += u64::from(expected[port].len() < before);
             }
             let these = by_tag.sorted();
-            prop_assert!(these == expected, "other frames: {:?} for {:?}", these, expected);
+            prop_assert!(these == expected, "frames differ: {:?} for {:?}", these, expected);
         }
         for (port, &spoofed) in spoofed.iter().enumerate() {
             let mut expected = dropped(&by_port, port);

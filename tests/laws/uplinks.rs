@@ -1,4 +1,4 @@
-//! Uplinks: many networks over one device, told apart by a tag that no VM ever sees.
+//! Uplinks: many networks over one device, told apart by a VLAN tag that no VM receives. Needs nothing of the host.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ const D: usize = 3;
 const W: usize = 4;
 const X: usize = 5;
 
-/// The first two networks are tagged on it, the third is not.
+/// The first two networks are tagged on it, the third is untagged.
 fn trunk() -> UplinkSpec {
     UplinkSpec::new(&[(120, 0), (130, 1), (0, 2)])
 }
@@ -35,15 +35,15 @@ fn labs(mtu: u16, wires: &[UplinkSpec]) -> impl Iterator<Item = Lab> {
     KINDS.into_iter().map(move |(workers, memory)| lab_of(Setup { workers, memory, mtu, ..Setup::default() }, wires))
 }
 
-/// The ports that get a frame sent at a port.
+/// Ports that receive a frame sent at a port.
 fn reached(lab: &mut Lab, port: usize, bytes: &[u8]) -> Vec<usize> {
     sent(lab, port, bytes).into_iter().map(|(port, _)| port).collect()
 }
 
-/// Counts by how many each reason has grown at a port, coming in.
+/// Ingress drop reasons that a frame adds at a port.
 fn dropped(lab: &mut Lab, port: usize, bytes: &[u8]) -> Vec<DropReason> {
     let before = DropReason::ALL.map(|reason| lab.drops_in(port, reason));
-    assert_eq!(sent(lab, port, bytes), [], "nobody gets it");
+    assert_eq!(sent(lab, port, bytes), [], "no port receives it");
     let after = DropReason::ALL.map(|reason| lab.drops_in(port, reason));
     let grown = DropReason::ALL.into_iter().zip(before).zip(after);
     grown.flat_map(|((reason, before), after)| (before..after).map(move |_| reason)).collect()
@@ -52,24 +52,29 @@ fn dropped(lab: &mut Lab, port: usize, bytes: &[u8]) -> Vec<DropReason> {
 const ALL: Mac = Mac::BROADCAST;
 
 #[test]
-fn a_tag_says_which_network_a_frame_from_outside_is_on() {
+fn the_tag_selects_the_network_of_a_received_frame() {
     let p = payload(46);
     let station = wild(1);
     let of = |tags: &[(u16, u16)]| tagged(ALL, station, tags, &p);
-    /// What it is, how it comes, who gets it, and what of it.
+    /// Name, frame, receiving ports, received bytes.
     type Row = (&'static str, Vec<u8>, &'static [usize], Vec<u8>);
     let rows: Vec<Row> = vec![
         ("the first VLAN", of(&[(0x8100, 120)]), &[A, B], of(&[])),
         ("the second", of(&[(0x8100, 130)]), &[C], of(&[])),
         ("with a priority", of(&[(0x8100, 0xe000 | 120)]), &[A, B], of(&[])),
-        ("to be dropped first", of(&[(0x8100, 0x1000 | 130)]), &[C], of(&[])),
+        ("drop eligible", of(&[(0x8100, 0x1000 | 130)]), &[C], of(&[])),
         ("untagged", of(&[]), &[D], of(&[])),
         ("only a priority", of(&[(0x8100, 0xa000)]), &[D], of(&[])),
-        ("a tag behind the tag", of(&[(0x8100, 120), (0x8100, 130)]), &[A, B], of(&[(0x8100, 130)])),
-        ("one of a provider", of(&[(0x8100, 130), (0x88a8, 120)]), &[C], of(&[(0x88a8, 120)])),
-        ("a tag behind a priority", of(&[(0x8100, 0), (0x8100, 120)]), &[D], of(&[(0x8100, 120)])),
-        ("the tag of a provider is no tag", of(&[(0x88a8, 120)]), &[D], of(&[(0x88a8, 120)])),
-        ("nor is that of old", of(&[(0x9100, 120), (0x8100, 5)]), &[D], of(&[(0x9100, 120), (0x8100, 5)])),
+        ("a second tag", of(&[(0x8100, 120), (0x8100, 130)]), &[A, B], of(&[(0x8100, 130)])),
+        ("a second tag of TPID 0x88a8", of(&[(0x8100, 130), (0x88a8, 120)]), &[C], of(&[(0x88a8, 120)])),
+        ("a tag after a priority tag", of(&[(0x8100, 0), (0x8100, 120)]), &[D], of(&[(0x8100, 120)])),
+        ("TPID 0x88a8 is not the uplink's tag", of(&[(0x88a8, 120)]), &[D], of(&[(0x88a8, 120)])),
+        (
+            "TPID 0x9100 is not the uplink's tag",
+            of(&[(0x9100, 120), (0x8100, 5)]),
+            &[D],
+            of(&[(0x9100, 120), (0x8100, 5)]),
+        ),
         ("just a header", tagged(ALL, station, &[(0x8100, 120)], &[]), &[A, B], tagged(ALL, station, &[], &[])),
     ];
     for mut lab in labs(1500, &[trunk()]) {
@@ -78,14 +83,14 @@ fn a_tag_says_which_network_a_frame_from_outside_is_on() {
             assert_eq!(sent(&mut lab, W, bytes), expected, "{name}");
         }
         let bytes: usize = rows.iter().map(|(_, bytes, ..)| bytes.len()).sum();
-        assert_eq!(lab.sum(W, |c| c.rx_bytes.get()), bytes as u64, "counted as they came, tags included");
+        assert_eq!(lab.sum(W, |c| c.rx_bytes.get()), bytes as u64, "bytes are counted as received, including tags");
         assert_eq!(lab.total(|c| c.drops_in.total() + c.drops_out.total()), 0);
         done(lab);
     }
 }
 
 #[test]
-fn what_is_for_no_network_goes_nowhere() {
+fn frames_of_unknown_vlans_are_dropped() {
     let p = payload(46);
     let of = |id: u16| tagged(ALL, wild(1), &[(0x8100, id)], &p);
     for mut lab in labs(1500, &[trunk()]) {
@@ -110,10 +115,9 @@ fn what_is_for_no_network_goes_nowhere() {
     }
 }
 
-/// The outer tag is not the VM's business: it is not counted in the length, and its own tags still are
-/// forgiven.
+/// The outer tag does not count towards the MTU; up to two tags of the VM are not counted either.
 #[test]
-fn the_outer_tag_takes_no_room_of_the_mtu() {
+fn the_outer_tag_does_not_count_towards_the_mtu() {
     for mut lab in labs(1500, &[trunk()]) {
         for (tags, len, is_ok) in [
             (&[(0x8100, 120)][..], 1500, true),
@@ -137,10 +141,10 @@ fn the_outer_tag_takes_no_room_of_the_mtu() {
 }
 
 #[test]
-fn what_leaves_has_the_tag_of_its_network() {
+fn transmitted_frames_have_the_tag_of_their_network() {
     let p = payload(46);
     for mut lab in labs(1500, &[trunk()]) {
-        // By a flood.
+        // Flooded.
         for (from, vid, also) in [(A, Some(120), Some(B)), (C, Some(130), None), (D, None, None)] {
             for inner in [&[][..], &[(0x8100, 5)], &[(0x88a8, 5), (0x8100, 7)], &[(0x8100, 0xe000)]] {
                 let bytes = tagged(ALL, mac(from), inner, &p);
@@ -148,7 +152,7 @@ fn what_leaves_has_the_tag_of_its_network() {
                     continue;
                 }
                 let outer: Vec<_> = match (vid, inner) {
-                    // A tag that says a priority only is replaced, and the priority stays.
+                    // A priority tag is replaced; its priority is kept.
                     (Some(vid), [(0x8100, 0xe000)]) => vec![(0x8100, 0xe000 | vid)],
                     _ => vid.map(|vid| (0x8100, vid)).into_iter().chain(inner.iter().copied()).collect(),
                 };
@@ -157,13 +161,13 @@ fn what_leaves_has_the_tag_of_its_network() {
                 assert_eq!(sent(&mut lab, from, &bytes), expected);
             }
         }
-        // To a station outside; the same address on three networks is three stations.
+        // Unicast to an external station; the same address on three networks is three stations.
         for (from, vid) in [(A, Some(120)), (B, Some(120)), (C, Some(130)), (D, None)] {
             let tag: Vec<_> = vid.map(|vid| (0x8100, vid)).into_iter().collect();
             assert_eq!(reached(&mut lab, W, &tagged(mac(from), wild(1), &tag, &p)), [from]);
             let bytes = tagged(wild(1), mac(from), &[], &p);
             assert_eq!(sent(&mut lab, from, &bytes), [(W, tagged(wild(1), mac(from), &tag, &p))]);
-            assert_eq!(lab.sum(from, |c| c.forwarded.get()), 1, "it was known");
+            assert_eq!(lab.sum(from, |c| c.forwarded.get()), 1, "the station was known");
         }
         let tx = lab.sum(W, |c| c.tx_frames.get());
         assert_eq!(tx, 11 + 4);
@@ -172,7 +176,7 @@ fn what_leaves_has_the_tag_of_its_network() {
     }
 }
 
-/// Whatever tags a guest invents, its frames do not come to be on another network outside.
+/// No tag of a guest's frame puts it on another external network.
 #[test]
 fn no_tag_of_a_guest_leads_to_another_vlan() {
     for mut lab in labs(1500, &[trunk()]) {
@@ -194,7 +198,7 @@ fn no_tag_of_a_guest_leads_to_another_vlan() {
             }
             for len in 14..18 {
                 let cut = &tagged(to, mac(D), &[(0x8100, 120)], &[])[..len];
-                assert!(reached(&mut lab, D, cut).is_empty(), "it would be filled up to a whole tag: {len} bytes");
+                assert!(reached(&mut lab, D, cut).is_empty(), "padding would complete a tag: {len} bytes");
             }
             for tags in [&[(0x8100, 0xe000)][..], &[(0x88a8, 120)], &[(0x9100, 120)], &[(0x8100, 0), (0x88a8, 120)]] {
                 let bytes = tagged(to, mac(D), tags, &p);
@@ -205,9 +209,9 @@ fn no_tag_of_a_guest_leads_to_another_vlan() {
     }
 }
 
-/// Every length comes and goes byte for byte, also in several segments and around their ends.
+/// Frames of every length are forwarded unmodified in both directions, also in several segments.
 #[test]
-fn every_length_passes_the_uplink_as_it_was() {
+fn every_length_crosses_the_uplink_unmodified() {
     let jumbo = (2990..4000).step_by(7).chain(7080..8200).step_by(13).chain(9190..=9216);
     for (mtu, lens) in [(1500, (0..=1500).collect::<Vec<usize>>()), (9216, jumbo.collect())] {
         for mut lab in labs(mtu, &[trunk()]) {
@@ -225,7 +229,7 @@ fn every_length_passes_the_uplink_as_it_was() {
     }
 }
 
-/// The offload header says where things begin in the frame, which a tag moves.
+/// `virtio_net_hdr` has offsets into the frame, which a tag shifts.
 #[test]
 fn offload_headers_follow_the_tag() {
     for mut lab in labs(1500, &[trunk()]) {
@@ -245,7 +249,7 @@ fn offload_headers_follow_the_tag() {
                 assert!(lab.ends[A].take() == Some(expected.clone()));
                 assert_eq!(lab.ends[B].take().is_some(), to == ALL);
                 let rx = (lab.sum(W, |c| c.rx_frames.get()) - before.0, lab.sum(W, |c| c.rx_bytes.get()) - before.1);
-                // And back, both as a flood and to the station.
+                // The reverse direction, both flooded and unicast.
                 let before = (lab.sum(W, |c| c.tx_frames.get()), lab.sum(W, |c| c.tx_bytes.get()));
                 let to = if to == ALL { ALL } else { wild(1) };
                 assert!(lab.ends[A].send(&tagged(to, mac(A), &[], &body[..len]), inside));
@@ -257,7 +261,7 @@ fn offload_headers_follow_the_tag() {
                 assert!(lab.all_received().iter().all(Vec::is_empty));
             }
         }
-        // What begins in the tag is a lie, and so is what can be moved no farther.
+        // An offset within the tag, or one that cannot be shifted, is invalid.
         assert!(lab.ends[W].send(&tagged(mac(A), wild(1), &[(0x8100, 120)], &body[..100]), header(1, 0, 0, 16, 4)));
         lab.settle();
         assert_eq!(lab.drops_in(W, DropReason::BadOffload), 1);
@@ -266,7 +270,7 @@ fn offload_headers_follow_the_tag() {
 }
 
 #[test]
-fn what_the_wire_cannot_take_is_counted_at_the_uplink() {
+fn frames_too_long_for_the_uplink_are_counted_there() {
     for (workers, memory) in KINDS {
         let plugs = [PortSpec::new(0, 0), PortSpec::new(0, 1)];
         let setup = Setup { workers, memory, ..Setup::default() };
@@ -284,7 +288,7 @@ fn what_the_wire_cannot_take_is_counted_at_the_uplink() {
     }
 }
 
-/// The two ends of a wire.
+/// Moves frames between the two ends of a link.
 fn over_the_wire(one: &mut Lab, other: &mut Lab) {
     loop {
         let mut moved = 0;
@@ -304,16 +308,16 @@ fn over_the_wire(one: &mut Lab, other: &mut Lab) {
     }
 }
 
-/// VMs of two hosts find each other on three networks over one cable.
+/// VMs of two hosts reach each other on three networks over one link.
 #[test]
-fn two_hosts_are_joined_by_a_cable() {
-    // Addresses that no host has pinned: those of a host's own ports are the same here as there.
+fn vms_of_two_hosts_reach_each_other_over_a_link() {
+    // Unpinned addresses: generated port addresses are the same on both hosts.
     let (here, there) = (|vm: usize| wild(vm), |vm: usize| wild(10 + vm));
     for (mut one, mut other) in labs(1500, &[trunk()]).zip(labs(9000, &[trunk()]).collect::<Vec<_>>().into_iter().rev())
     {
         for (asks, answers) in [(A, A), (A, B), (B, A), (C, C), (D, D)] {
             let neighbours = if asks < C { vec![A, B] } else { vec![asks] };
-            let request = tagged(ALL, here(asks), &[(0x88a8, 5)], b"who is there");
+            let request = tagged(ALL, here(asks), &[(0x88a8, 5)], b"request");
             assert!(one.send(asks, &request));
             over_the_wire(&mut one, &mut other);
             for port in [A, B, C, D] {
@@ -321,14 +325,18 @@ fn two_hosts_are_joined_by_a_cable() {
                 assert_eq!(one.received(port), vec![request.clone(); usize::from(at_home)]);
                 assert_eq!(other.received(port), vec![request.clone(); usize::from(neighbours.contains(&port))]);
             }
-            let answer = tagged(here(asks), there(answers), &[], b"I am");
+            let answer = tagged(here(asks), there(answers), &[], b"reply");
             assert!(other.send(answers, &answer));
             over_the_wire(&mut one, &mut other);
-            let again = tagged(there(answers), here(asks), &[], b"good");
+            let again = tagged(there(answers), here(asks), &[], b"again");
             assert!(one.send(asks, &again));
             over_the_wire(&mut one, &mut other);
             for port in [A, B, C, D] {
-                assert_eq!(one.received(port), vec![answer.clone(); usize::from(port == asks)], "it is known by now");
+                assert_eq!(
+                    one.received(port),
+                    vec![answer.clone(); usize::from(port == asks)],
+                    "the station is known now"
+                );
                 assert_eq!(other.received(port), vec![again.clone(); usize::from(port == answers)]);
             }
         }
@@ -340,7 +348,7 @@ fn two_hosts_are_joined_by_a_cable() {
 }
 
 #[test]
-fn what_comes_by_one_uplink_does_not_leave_by_another() {
+fn frames_from_one_uplink_do_not_leave_by_another() {
     let wires = [trunk(), UplinkSpec::new(&[(0, 0), (7, 1)])];
     for mut lab in labs(1500, &wires) {
         let (by_w, by_x) = ([(0x8100, 120)], [(0x8100, 7)]);
@@ -350,9 +358,9 @@ fn what_comes_by_one_uplink_does_not_leave_by_another() {
         assert_eq!(dropped(&mut lab, W, &tagged(wild(2), wild(1), &by_w, &[])), [DropReason::SplitHorizon]);
         assert_eq!(dropped(&mut lab, X, &tagged(wild(1), wild(2), &[], &[])), [DropReason::SplitHorizon]);
         assert_eq!(dropped(&mut lab, W, &tagged(wild(1), wild(3), &by_w, &[])), [DropReason::Hairpin]);
-        // On another network of the same two it is unknown, and goes to those inside.
+        // On the other network of the same uplinks it is unknown and flooded to VMs.
         assert_eq!(reached(&mut lab, X, &tagged(wild(1), wild(3), &by_x, &[])), [C]);
-        // What comes from inside leaves by each, with the tag it has there.
+        // Frames of VMs leave by each uplink, with its tag.
         for (from, to, expected) in [
             (A, ALL, vec![(B, vec![]), (W, by_w.to_vec()), (X, vec![])]),
             (C, ALL, vec![(W, vec![(0x8100, 130)]), (X, by_x.to_vec())]),
@@ -393,7 +401,7 @@ fn a_failover_moves_no_station() {
             (active, spare) = (spare, active);
             lab.fail_over(active, spare);
         }
-        // With none of them active, nothing leaves, and it is said why.
+        // Without an active uplink nothing leaves, and the drop reason says so.
         let lost = |lab: &Lab, reason| lab.drops_out(W, reason) + lab.drops_out(X, reason);
         lab.change_config(|_, trunks| trunks.iter_mut().for_each(|trunk_port| trunk_port.backup = true));
         assert!(reached(&mut lab, A, &plain(wild(1), mac(A))).is_empty());
@@ -408,19 +416,19 @@ fn a_failover_moves_no_station() {
     }
 }
 
-/// An uplink whose device is closed, dies, or comes again.
+/// An uplink whose device is closed, fails, or reappears.
 #[test]
-fn an_uplink_without_a_device_says_so() {
+fn an_uplink_without_a_device_has_its_drop_reason() {
     for mut lab in labs(1500, &[trunk()]) {
         let workers = lab.workers.len();
         let plain = |to| tagged(to, mac(A), &[], b"hello");
         assert_eq!(reached(&mut lab, W, &tagged(ALL, wild(1), &[(0x8100, 120)], &[])), [A, B]);
         let trunk_port = lab.ports[W];
-        let queue = lab.close(trunk_port, W % workers).expect("it was open");
+        let queue = lab.close(trunk_port, W % workers).expect("the queue was open");
         assert!(reached(&mut lab, A, &plain(wild(1))).is_empty());
         assert_eq!(reached(&mut lab, A, &plain(ALL)), [B]);
         assert_eq!(lab.drops_out(W, DropReason::NoDevice), 2);
-        // Control hears of it, and nothing is flooded there any more.
+        // Control applies that, and nothing is flooded there any more.
         lab.change_config(|ports, trunks| {
             ports.iter_mut().filter(|port| port.is_uplink()).for_each(|port| port.worker = None);
             trunks[0].worker = None;
@@ -435,7 +443,7 @@ fn an_uplink_without_a_device_says_so() {
         lab.open(queue);
         assert_eq!(reached(&mut lab, A, &plain(ALL)), [B, W]);
         assert_eq!(reached(&mut lab, A, &plain(wild(1))), [W]);
-        // The uplink goes for good; what its stations were sent is flooded again.
+        // The uplink is removed; frames to its stations are flooded again.
         lab.change_config(|ports, trunks| {
             ports.retain(|port| !port.is_uplink());
             trunks.clear();
@@ -446,7 +454,7 @@ fn an_uplink_without_a_device_says_so() {
     }
 }
 
-/// An uplink with a queue at each of two workers sends and hears each frame once.
+/// An uplink with a queue at each of two workers sends and receives each frame once.
 #[test]
 fn an_uplink_with_queues_at_two_workers_gets_each_frame_once() {
     for memory in [RxMemory::Owned, RxMemory::Lent] {
@@ -457,7 +465,7 @@ fn an_uplink_with_queues_at_two_workers_gets_each_frame_once() {
         assert!(far.send(&tagged(ALL, wild(1), &[(0x8100, 120)], &[]), Offload::NONE));
         lab.settle();
         let both: Vec<_> = lab.all_received().iter().map(Vec::len).collect();
-        assert_eq!((both, far.take()), (vec![1, 1, 0, 0, 0], None), "and nothing of its own");
+        assert_eq!((both, far.take()), (vec![1, 1, 0, 0, 0], None), "an uplink does not receive its own frames");
         for (from, to, vid) in [(A, ALL, 120), (B, ALL, 120), (A, wild(1), 120), (B, wild(1), 120), (C, ALL, 130)] {
             assert!(lab.send(from, &tagged(to, mac(from), &[], &[])));
             lab.settle();
@@ -467,7 +475,7 @@ fn an_uplink_with_queues_at_two_workers_gets_each_frame_once() {
             assert!(far.take().is_none());
         }
         lab.all_received();
-        // When one of them is closed, the other goes on.
+        // When one queue is closed, the other continues.
         assert!(lab.close(trunk_port, W % 2).is_some());
         assert!(far.send(&tagged(mac(B), wild(1), &[(0x8100, 120)], &[]), Offload::NONE));
         lab.settle();
@@ -479,8 +487,7 @@ fn an_uplink_with_queues_at_two_workers_gets_each_frame_once() {
     }
 }
 
-/// What two ends of a wire say to each other is nobody else's: neither the VMs' beyond the wire nor
-/// the wire's to VMs. Among VMs it passes as ever.
+/// Link-local groups do not cross an uplink in either direction. Between VMs they pass as always.
 #[test]
 fn reserved_groups_do_not_cross_an_uplink() {
     let reserved = (0..16u64).map(|low| 0x0180_c200_0000 | low).chain([0x0100_0ccc_cccd]).map(Mac::from_bits);
@@ -500,7 +507,7 @@ fn reserved_groups_do_not_cross_an_uplink() {
                 assert_eq!((after.0 - before.0, after.1 - before.1), (u64::from(!pause), expected.len() as u64));
             }
         }
-        // Their neighbours pass.
+        // Adjacent groups pass.
         for to in ["01:80:c2:00:00:10", "01:00:0c:cc:cc:cc", "01:80:c2:00:00:30"] {
             let to = to.parse().unwrap();
             assert_eq!(reached(&mut lab, A, &tagged(to, mac(A), &[], &[0; 46])), [B, W]);
@@ -510,9 +517,9 @@ fn reserved_groups_do_not_cross_an_uplink() {
     }
 }
 
-/// Outside there may be anybody: also who has the address of a VM here. He is heard, and moves nothing.
+/// An external station may have the address of a local VM. Its frames are forwarded; no pin moves.
 #[test]
-fn nobody_outside_is_kept_out_and_no_pin_moves() {
+fn external_frames_are_admitted_and_move_no_pin() {
     for mut lab in labs(1500, &[trunk()]) {
         assert_eq!(reached(&mut lab, W, &tagged(mac(B), mac(A), &[(0x8100, 120)], &[])), [B]);
         assert_eq!(reached(&mut lab, B, &tagged(mac(A), mac(B), &[], &[])), [A]);
@@ -522,14 +529,14 @@ fn nobody_outside_is_kept_out_and_no_pin_moves() {
     }
 }
 
-/// What has arrived at each port.
+/// Received frames by port.
 type Deliveries = Vec<Vec<(Vec<u8>, Offload)>>;
 
 fn taken(lab: &mut Lab) -> Deliveries {
     lab.ends.iter_mut().map(|end| std::iter::from_fn(|| end.take()).collect()).collect()
 }
 
-/// The reasons for which frames from a port have died, and how many.
+/// Drops of frames from a port, by reason.
 fn reasons(lab: &Lab, port: usize) -> [u64; DropReason::ALL.len()] {
     DropReason::ALL.map(|reason| lab.drops_in(port, reason))
 }
@@ -537,26 +544,25 @@ fn reasons(lab: &Lab, port: usize) -> [u64; DropReason::ALL.len()] {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Over a tag everything is as it would be over a device of its own: who gets a frame, what of, and
-    /// why not.
+    /// A VLAN of an uplink behaves like a device of its own: receivers, bytes and drop reasons are the same.
     #[test]
-    fn a_tag_stands_for_a_port(
+    fn a_vlan_behaves_like_a_device_of_its_own(
         plugs in generators::plugs(3),
         vids in prop::sample::subsequence(vec![0u16, 5, 4094], 3),
         (workers, memory) in prop::sample::select(KINDS.to_vec()),
         acts in generators::acts(12, 80),
     ) {
-        // Nobody outside is kept out, so nobody inside has an address that is said to be his.
+        // External stations have no port security, so the compared ports have none either.
         let mut plugs = plugs;
         plugs.iter_mut().for_each(|plug| plug.security = Security::Off);
         let count = plugs.len();
         let wire = UplinkSpec::new(&vids.iter().copied().zip(0..).collect::<Vec<_>>());
         let setup = || Setup { workers, memory, mtu: 9000, ..Setup::default() };
         let mut by_tag = Lab::with_uplinks(setup(), &plugs, &[wire]);
-        // A VM outside on each network, each of another owner.
+        // An external VM on each network, each of another owner.
         let apart: Vec<_> = plugs.iter().cloned().chain((0..3).map(|network| PortSpec::new(network, 100 + u32::from(network)))).collect();
         let mut by_port = Lab::new(setup(), &apart);
-        // In the first minute of a port, stations that come to it from an uplink do not count as moving.
+        // Moves from an uplink to a port are not counted in the port's first minute.
         for lab in [&mut by_tag, &mut by_port] {
             lab.advance(Duration::from_secs(60));
         }
@@ -569,22 +575,22 @@ proptest! {
                     continue;
                 }
             };
-            // The last three stand for the networks outside.
+            // The last three are the external networks.
             let place = sketch.port(count + 3);
             let mut bytes = sketch.bytes(count);
-            // A tag that says a priority only is replaced by another tag: a port of its own gets it as it is.
+            // A priority tag is replaced by the uplink's tag; a port with its own device receives it unmodified.
             if Priority::of_priority_tag(&bytes).is_some() {
                 continue;
             }
-            // What is only of the wire is another story.
+            // Link-local groups are tested separately.
             if bytes.starts_with(&[0x01, 0x80, 0xc2]) || bytes.starts_with(&[0x01, 0, 0x0c]) {
                 continue;
             }
             let before = (reasons(&by_tag, place.min(count)), reasons(&by_port, place));
             if let Some(network) = place.checked_sub(count) {
-                // Nobody outside has the address of a port, nor a lie that only a tag would bring to light.
+                // External stations do not use a port's address, nor offsets that are invalid only with a tag.
                 let Some(tagged_offload) = sketch.offload.with_tag() else { continue };
-                // Headers are looked for in the first 3008 bytes, and a tag is four of these.
+                // Headers are parsed in the first 3008 bytes; a tag takes four of them.
                 let header = sketch.offload.write();
                 if (2992..2996).contains(&u16::from_le_bytes([header[6], header[7]])) {
                     continue;
@@ -595,7 +601,7 @@ proptest! {
                 prop_assert!(by_port.ends[place].send(&bytes, sketch.offload));
                 let vid = vids[network];
                 let is_framed = bytes.len() >= 14;
-                // Without a tag of our own, one of theirs would be taken for it.
+                // On an untagged network, a tag of the guest would be taken for the uplink's.
                 let needs_none = vid == 0 && bytes.get(12..14) != Some(&[0x81, 0x00]);
                 if is_framed && !needs_none {
                     bytes.splice(12..12, [0x81, 0x00, (vid >> 8) as u8, vid as u8]);
@@ -614,18 +620,18 @@ proptest! {
             }
             let mut expected = taken(&mut by_port);
             let outside = expected.split_off(count).into_iter().zip(&vids);
-            // Without a tag of the network, one of the guest would be taken for it.
+            // On an untagged network, a tag of the guest would be taken for the uplink's.
             let stays = |vid: u16, bytes: &[u8]| vid == 0 && !is_without_vlan(bytes);
             let outside = outside.flat_map(|(frames, &vid)| frames.into_iter().filter(move |(bytes, _)| !stays(vid, bytes)).map(move |(mut bytes, offload)| {
                 if vid == 0 {
                     return (bytes, offload);
                 }
                 bytes.splice(12..12, [0x81, 0x00, (vid >> 8) as u8, vid as u8]);
-                (bytes, offload.with_tag().expect("there is room for it"))
+                (bytes, offload.with_tag().expect("the device has room"))
             }));
             expected.push(outside.collect());
             let these = taken(&mut by_tag);
-            prop_assert!(these == expected, "other frames: {:?} for {:?}", these, expected);
+            prop_assert!(these == expected, "frames differ: {:?} for {:?}", these, expected);
         }
         by_tag.check_counters();
         by_tag.end();
