@@ -1,5 +1,5 @@
-//! AT-19 without its latency: whatever one guest sends, as fast as it can, others lose nothing, on its network
-//! and on others.
+//! Isolation: whatever one guest sends at its maximum rate, others lose nothing, on its network and on others.
+//! Latency is not measured here. Needs root; makes its own namespaces.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -11,11 +11,11 @@ use support::host::nic::frame;
 use support::host::setup::{DeviceKind, stream, two_workers};
 use support::host::{Finally, await_that};
 
-/// Two that talk on the network of the storm, two on another one, and who storms.
+/// Two guests that exchange frames on the network of the storm, two on another network, and the storming guest.
 const GUESTS: &[Guest] =
     &[("a", &["net1"]), ("b", &["net1"]), ("c", &["net2"]), ("d", &["net2"]), (CULPRIT, &["net1"])];
 
-/// Frames that are sent in a second from one to another, and in a storm before it may end.
+/// Frames per second of each stream; minimum frames of a storm.
 const RATE: u64 = 2000;
 const STORM: u64 = 100_000;
 
@@ -25,7 +25,7 @@ fn others_lose_nothing(on: DeviceKind, switch: &'static str) {
         ("multicast", Mac::from_bits(0x0100_5e01_0203)),
         ("unknown_unicast", Mac::from_bits(0x0200_0000_dead)),
     ] {
-        // so little that any storm is one, also where it does not come to the limit that is usual
+        // low limits, so that any storm exceeds them
         let network = "storm = { multicast = { pps = 500 }, unknown_unicast = { pps = 500 } }";
         let Some(scene) = Scenario::new(on, GUESTS, Said { switch, network, ..Said::default() }) else { return };
         let nics = ["a", "b", "c", "d", CULPRIT].map(|guest| scene.nic(guest, 0));
@@ -39,10 +39,10 @@ fn others_lose_nothing(on: DeviceKind, switch: &'static str) {
                 let _finally = Finally(&done);
                 let mut sent = 0u64;
                 while sent < STORM {
-                    // what the kernel does not take is no storm either
+                    // frames that the kernel refuses are not part of the storm
                     sent += u64::from(nics[4].try_send(&storm).is_ok());
                     if here.is_finished() || there.is_finished() {
-                        break; // one of them has failed
+                        break; // one of the streams has failed
                     }
                 }
             }
@@ -60,9 +60,9 @@ fn others_lose_nothing(on: DeviceKind, switch: &'static str) {
             }
             assert_eq!(drops, [].into(), "{on:?}, {class}: {}", vif.port);
         }
-        // Nothing else is: what left and such copies are the storm and the stream, of which none was missing.
+        // No other frame is dropped: transmitted frames and those copies add up to the storm and the complete stream.
         for (vif, from) in [(a, b), (b, a)] {
-            await_that("the books to agree", || {
+            await_that("balanced counters", || {
                 let (here, storm) = (counts(vif), counts(l));
                 let dead: u64 = here.drops.values().sum();
                 (here.tx_frames + dead == storm.flooded + counts(from).forwarded).then_some(())
@@ -74,17 +74,17 @@ fn others_lose_nothing(on: DeviceKind, switch: &'static str) {
 }
 
 #[test]
-fn others_lose_nothing_in_a_storm_on_taps() {
+fn a_storm_costs_others_no_frame_on_taps() {
     others_lose_nothing(DeviceKind::Tap, "");
 }
 
 #[test]
-fn others_lose_nothing_in_a_storm_on_af_xdp() {
+fn a_storm_costs_others_no_frame_on_af_xdp() {
     others_lose_nothing(DeviceKind::Xdp, "");
 }
 
 #[test]
-fn others_lose_nothing_in_a_storm_on_two_workers() {
+fn a_storm_costs_others_no_frame_on_two_workers() {
     let Some(switch) = two_workers() else { return };
     others_lose_nothing(DeviceKind::Tap, switch);
     others_lose_nothing(DeviceKind::Xdp, switch);

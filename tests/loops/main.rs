@@ -1,6 +1,6 @@
-//! Guests that make loops and storms, on real devices: AT-11 to AT-14, and AT-19 without its latency. What they
-//! do to others, what the switch says of it, and that it says nothing of what is no loop.
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // the helpers of a test fail as the test does
+//! Guests that cause loops and storms, on real devices: effect on other guests, events, mitigation, and legitimate
+//! patterns that raise nothing. Needs root; makes its own namespaces; skipped otherwise.
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
 mod bonds;
 mod foreign;

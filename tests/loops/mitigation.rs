@@ -1,5 +1,5 @@
-//! Loops and storms from the side of control, on real devices: what is told, shown and done, what survives a
-//! restart, and what is lifted by hand.
+//! Loop and storm mitigation as operators see it, on real devices: events, status, mitigation, restart, release by
+//! hand. Needs root; makes its own namespaces.
 use rustix::process::Signal;
 use support::host::daemon::{Daemon, Vif, config, keeping};
 use support::host::nic::{Nic, experiment};
@@ -10,7 +10,7 @@ use vifswitch::control::state::events::{Event, EventKind};
 use vifswitch::time::{rfc3339, wall};
 use vifswitch::wire::Mac;
 
-/// A VM with so many ports on net1, all in one namespace, and one with a port of its own.
+/// A VM with this many ports on net1, all in one namespace, and a VM with one port.
 fn siblings(count: u8) -> Option<([Namespace; 2], Vec<Vif>)> {
     let spaces = [Namespace::new()?, Namespace::new()?];
     let mut vifs: Vec<Vif> = (1..=count).map(|number| Vif::new("fw", number, &spaces[0])).collect();
@@ -24,7 +24,7 @@ fn running(vifs: &[Vif]) -> Daemon {
     daemon
 }
 
-/// Lets a guest join these by a bridge without spanning tree.
+/// Joins these interfaces in the guest by a bridge without spanning tree.
 fn bridge(namespace: &Namespace, vifs: &[Vif]) {
     namespace.ip("link add br0 type bridge stp_state 0");
     vifs.iter().for_each(|vif| namespace.ip(&format!("link set dev {} master br0", vif.name)));
@@ -47,7 +47,7 @@ fn loops(daemon: &Daemon) -> Vec<LoopStatus> {
     daemon.get("/v1/loops")
 }
 
-/// The loop that there is, once it is as `wanted` has it.
+/// Waits until the loop's status is as `wanted`, and returns it.
 fn await_loop(daemon: &Daemon, what: &str, wanted: impl Fn(&LoopStatus) -> bool) -> LoopStatus {
     await_that(what, || loops(daemon).into_iter().find(|of| of.active && wanted(of)))
 }
@@ -56,10 +56,9 @@ fn ports(vifs: &[Vif]) -> Vec<String> {
     vifs.iter().map(|vif| vif.port.clone()).collect()
 }
 
-/// It is named with all its ports, goes up the ladder, and is lifted by hand; and it ends when there is nobody
-/// left who could.
+/// The loop is shown with all its ports, escalates, and is released by hand; it ends when no two ports are left.
 #[test]
-fn a_loop_is_named_held_released_and_ends_with_its_ports() {
+fn a_loop_is_reported_mitigated_and_released() {
     for count in [2, 3] {
         let Some((spaces, vifs)) = siblings(count) else { return };
         let daemon = running(&vifs);
@@ -77,9 +76,9 @@ fn a_loop_is_named_held_released_and_ends_with_its_ports() {
         let port = daemon.port(&vifs[1]);
         assert_eq!(port.status, Status::Quarantined);
         assert!(port.status_reason.contains("release port-2"), "{}", port.status_reason);
-        // It is still there: let loose by hand, it is found again, and begins anew.
+        // The loop still exists: once released it is detected again, from level 1.
         unbridge(&spaces[0]);
-        assert!(daemon.done(&["release", "port-1"], "").contains("nothing is done any more"));
+        assert!(daemon.done(&["release", "port-1"], "").contains("mitigation has ended"));
         daemon.await_active(&vifs[1]);
         assert_eq!(events(&daemon, EventKind::LoopStop).len(), 1);
         assert!(loops(&daemon).iter().all(|of| !of.active && of.ended.is_some()));
@@ -87,7 +86,7 @@ fn a_loop_is_named_held_released_and_ends_with_its_ports() {
         bridge(&spaces[0], looped);
         let again = await_loop(&daemon, "the loop again", |_| true);
         assert_eq!((again.level, again.repeats), (1, 0));
-        // By then every two of them were seen to be joined: as long as two are left, it is the same loop.
+        // By then each pair of ports was seen to be joined: while two remain, it is the same loop.
         await_loop(&daemon, "level 2 again", |of| of.level == 2);
         looped.iter().for_each(|vif| drop(daemon.detach(vif)));
         await_that("the end", || (events(&daemon, EventKind::LoopStop).len() == 2).then_some(()));
@@ -95,9 +94,9 @@ fn a_loop_is_named_held_released_and_ends_with_its_ports() {
     }
 }
 
-/// A switch that is killed comes back with what it had put in force, and nobody has to find the loop first.
+/// A switch that is killed restores its mitigation before it detects the loop again.
 #[test]
-fn measures_survive_a_restart_and_go_on() {
+fn mitigation_survives_a_restart() {
     let Some((spaces, vifs)) = siblings(2) else { return };
     let mut daemon = Daemon::new();
     let text = config(&daemon.socket(), "", &[("net1", 1500)], &vifs);
@@ -107,8 +106,8 @@ fn measures_survive_a_restart_and_go_on() {
     bridge(&spaces[0], &vifs[..2]);
     let before = await_loop(&daemon, "level 2", |of| of.level == 2 && !of.quarantined.is_empty());
     for signal in [Signal::KILL, Signal::TERM] {
-        // What is written down is so within a moment, and killed in that moment it would be found again.
-        await_that("what is kept", || daemon.state().exists().then_some(()));
+        // The state is written within a moment; killed before that, the switch would have to detect the loop again.
+        await_that("the state file", || daemon.state().exists().then_some(()));
         let host = await_loop(&daemon, "the loop", |_| true);
         daemon.stop(signal);
         daemon.start();
@@ -118,9 +117,9 @@ fn measures_survive_a_restart_and_go_on() {
         assert_eq!(back.since[..19], before.since[..19], "it is the same loop");
         assert_eq!(daemon.port(&vifs[1]).status, Status::Quarantined);
         let now = rfc3339(wall());
-        await_loop(&daemon, "a probe that returns in this life", |of| of.seen > now);
+        await_loop(&daemon, "a probe that returns after the restart", |of| of.seen > now);
     }
-    assert_eq!(events(&daemon, EventKind::LoopStart).len(), 1, "in all three lives");
+    assert_eq!(events(&daemon, EventKind::LoopStart).len(), 1, "over both restarts");
 }
 
 #[test]
@@ -147,14 +146,14 @@ fn a_port_that_storms_can_be_disabled_and_recovers() {
     assert_eq!(events(&daemon, EventKind::StormStart).len(), 1);
 }
 
-/// The guard says whose address it is, and once.
+/// One `spoofed_mac` event names the owner of the address.
 #[test]
-fn a_foreign_source_is_told_once_and_its_owner_named() {
+fn a_spoofed_address_is_reported_once_with_its_owner() {
     let Some((spaces, mut vifs)) = siblings(1) else { return };
     vifs[0].more = "port_security = \"off\"".into();
     let daemon = running(&vifs);
     let nic = Nic::new(&spaces[0], &vifs[0].name);
-    // A turn has passed, since the counters were first looked at, when there is an event of anything.
+    // An event of any kind shows that a tick has passed since the counters were first read.
     await_that("the guard", || {
         nic.send(&experiment(Mac::BROADCAST, vifs[1].mac, b"not mine"));
         events(&daemon, EventKind::SpoofedMac).pop()
@@ -167,9 +166,9 @@ fn a_foreign_source_is_told_once_and_its_owner_named() {
     assert_eq!(events(&daemon, EventKind::SpoofedMac).len(), 1);
 }
 
-/// A station that nobody owns moves between two VMs: at the fifth time it stays, and is let go by hand.
+/// A station that no port owns moves between two VMs: the fifth move is refused, and dampening is released by hand.
 #[test]
-fn a_station_that_moves_too_often_is_dampened_where_it_was() {
+fn a_flapping_station_is_dampened_at_its_port() {
     let Some((spaces, mut vifs)) = siblings(1) else { return };
     vifs.iter_mut().for_each(|vif| vif.more = "port_security = \"off\"".into());
     let daemon = running(&vifs);

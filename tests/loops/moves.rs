@@ -1,4 +1,4 @@
-//! AT-13, a and d: addresses that go from one place to another for good reasons.
+//! MAC addresses that move for legitimate reasons: live migration and VRRP. Needs root; makes its own namespaces.
 
 use vifswitch::wire::Mac;
 
@@ -10,14 +10,14 @@ use support::host::{Namespace, await_that};
 
 const RARP: u16 = 0x8035;
 
-/// What QEMU says when a VM has arrived: a reverse ARP request for its own address.
+/// Announcement of a migrated VM, as QEMU sends it: a RARP request for its own address.
 fn announcement(mac: Mac) -> Vec<u8> {
     let head = [0, 1, 8, 0, 6, 4, 0, 3];
     let payload = [&head[..], &mac.octets(), &[0; 4], &mac.octets(), &[0; 4], &[0; 18]].concat();
     frame(Mac::BROADCAST, mac, RARP, &payload)
 }
 
-/// Sends a frame to an address, and waits for it at one place.
+/// Sends a frame to an address and waits for it at one port.
 fn is_found(from: &Nic, (to, mac): (&Nic, Mac), sender: Mac, what: &str) {
     let hello = experiment(mac, sender, what.as_bytes());
     from.send(&hello);
@@ -25,9 +25,9 @@ fn is_found(from: &Nic, (to, mac): (&Nic, Mac), sender: Mac, what: &str) {
     await_that(what, || to.rest().iter().any(|frame| frame.starts_with(&hello)).then_some(()));
 }
 
-/// A VM comes from another host, behind the uplink, and goes there again.
+/// A VM migrates in from another host, behind the uplink, and back.
 #[test]
-fn a_vm_that_migrates_is_found_at_once_and_nothing_is_raised() {
+fn a_migrating_vm_is_reached_at_once_and_raises_nothing() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         let Some(scene) = Scenario::new(on, &[("a", &["net1"])], Said::default()) else { return };
         let (Some(wire), Some(host)) = (Namespace::new(), Namespace::new()) else { return };
@@ -42,7 +42,7 @@ fn a_vm_that_migrates_is_found_at_once_and_nothing_is_raised() {
         let a = scene.vif("a", 0).mac;
         let mac = Mac::from_bits(0x0200_0000_0a01);
         outside.send(&noise(mac, 0));
-        await_that("it to be heard", || here.rest().contains(&noise(mac, 0)).then_some(()));
+        await_that("the announcement", || here.rest().contains(&noise(mac, 0)).then_some(()));
         is_found(&here, (&outside, mac), a, "behind the uplink");
         for round in 0..3 {
             let Some(namespace) = Namespace::new() else { return };
@@ -56,7 +56,7 @@ fn a_vm_that_migrates_is_found_at_once_and_nothing_is_raised() {
             for _ in 0..5 {
                 arrived.send(&announcement(mac));
             }
-            // nothing but the last of five tells that all have passed
+            // the last of five announcements shows that all have passed
             await_that("five announcements", || {
                 let received = scene.daemon.port(&vif).counts.rx_frames;
                 (received >= 5).then_some(())
@@ -66,18 +66,20 @@ fn a_vm_that_migrates_is_found_at_once_and_nothing_is_raised() {
             for _ in 0..5 {
                 outside.send(&announcement(mac));
             }
-            await_that("where it went", || (scene.place_of(mac).is_some_and(|(port, _)| port == "up0")).then_some(()));
-            is_found(&here, (&outside, mac), a, &format!("gone again, {round}"));
+            await_that("at its new port", || {
+                (scene.place_of(mac).is_some_and(|(port, _)| port == "up0")).then_some(())
+            });
+            is_found(&here, (&outside, mac), a, &format!("behind the uplink again, {round}"));
         }
-        scene.is_calm("migrations");
+        scene.assert_calm("migrations");
         let drops = scene.daemon.port(scene.vif("a", 0)).counts.drops;
         assert_eq!(drops, [].into(), "{on:?}");
     }
 }
 
-/// The virtual router of RFC 5798 goes from one VM to another, and back.
+/// A VRRP virtual router (RFC 5798) moves from one VM to another, and back.
 #[test]
-fn a_virtual_router_moves_and_nothing_is_raised() {
+fn a_virtual_router_that_moves_raises_nothing() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         let router = Mac::from_bits(0x0000_5e00_0101);
         let guests: &[super::scene::Guest] = &[("a", &["net1"]), ("b", &["net1"]), ("c", &["net1"])];
@@ -95,7 +97,7 @@ fn a_virtual_router_moves_and_nothing_is_raised() {
             await_that("the advertisement", || nics[0].rest().contains(&noise(router, number)).then_some(()));
             is_found(&nics[0], (master, router), a, &format!("master {number}"));
         }
-        scene.is_calm("a virtual router");
+        scene.assert_calm("a virtual router");
         for guest in ["a", "b", "c"] {
             assert_eq!(scene.daemon.port(scene.vif(guest, 0)).counts.drops, [].into(), "{on:?}, {guest}");
         }

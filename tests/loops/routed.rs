@@ -1,4 +1,5 @@
-//! AT-13, e to g: guests with several interfaces that pass frames on, or talk to themselves, and make no loop.
+//! Guests with several interfaces that route, bridge different networks, or send between siblings, without a loop.
+//! Needs root; makes its own namespaces.
 
 use std::net::Ipv4Addr;
 
@@ -35,20 +36,20 @@ fn a_guest_that_routes_raises_nothing() {
             ping(scene.namespace("a"), two(2), 20);
             scene.await_probes(CULPRIT, 1);
         }
-        scene.is_calm("a router");
+        scene.assert_calm("a router");
         assert!(
             scene.loops().is_empty() && scene.events_of("networks_bridged").is_empty(),
-            "{on:?}: it bridges nothing"
+            "{on:?}: routing is not reported as bridging"
         );
     }
 }
 
 #[test]
-fn a_guest_that_bridges_two_networks_is_noticed_and_left_alone() {
+fn a_guest_that_bridges_two_networks_is_only_reported() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         let Some(scene) = Scenario::new(on, BETWEEN, Said::default()) else { return };
         scene.join("stp_state 0");
-        scene.close();
+        scene.close_loop();
         let [a, b] = ["a", "b"].map(|guest| scene.nic(guest, 0));
         let [at_a, at_b] = ["a", "b"].map(|guest| scene.vif(guest, 0).mac);
         scene.await_event("networks_bridged");
@@ -62,18 +63,18 @@ fn a_guest_that_bridges_two_networks_is_noticed_and_left_alone() {
         a.send(&noise(at_a, 1));
         scene.await_probes(CULPRIT, 4);
         assert_eq!(b.rest().iter().filter(|frame| is_noise(frame)).count(), 1, "{on:?}: one broadcast, one copy");
-        scene.is_calm("a guest that bridges two networks");
+        scene.assert_calm("a guest that bridges two networks");
         let notices = scene.events_of("networks_bridged");
-        assert_eq!(notices.len(), 1, "{on:?}: told once");
+        assert_eq!(notices.len(), 1, "{on:?}: one event");
         let text = notices[0]["text"].as_str().unwrap();
         assert!(["net1", "net2", CULPRIT].iter().all(|part| text.contains(part)), "{text}");
-        assert_eq!(scene.loops().len(), 1, "{on:?}: and shown as long as it does");
-        scene.open();
-        await_that("no notice any more", || scene.loops().is_empty().then_some(()));
+        assert_eq!(scene.loops().len(), 1, "{on:?}: shown while the guest bridges");
+        scene.open_loop();
+        await_that("the notice has ended", || scene.loops().is_empty().then_some(()));
     }
 }
 
-/// Unicast between siblings, as fast as they can.
+/// Unicast between siblings at their maximum rate.
 fn siblings_talk(on: DeviceKind, switch: &'static str) {
     let Some(scene) = Scenario::new(on, &looping(2), Said { switch, ..Said::default() }) else { return };
     let nics = [0, 1].map(|number| scene.nic(CULPRIT, number));
@@ -81,7 +82,7 @@ fn siblings_talk(on: DeviceKind, switch: &'static str) {
     let bystander = scene.nic("a", 0);
     for number in 0..500u32 {
         for (from, to) in [(0, 1), (1, 0)] {
-            // as many as a ring holds, and not more than fit
+            // a full ring, and no more than fits
             let burst: Vec<Vec<u8>> = (0..64)
                 .map(|at: u32| experiment(macs[to], macs[from], &[number.to_be_bytes(), at.to_be_bytes()].concat()))
                 .collect();
@@ -92,15 +93,15 @@ fn siblings_talk(on: DeviceKind, switch: &'static str) {
         }
     }
     scene.await_probes(CULPRIT, 3);
-    scene.is_calm("siblings that talk");
-    assert!(bystander.rest().is_empty(), "{on:?}: it is nobody else's business");
+    scene.assert_calm("siblings that exchange frames");
+    assert!(bystander.rest().is_empty(), "{on:?}: no other port receives them");
     for vif in &scene.vifs[scene.at(CULPRIT)] {
         assert_eq!(scene.daemon.port(vif).counts.drops, [].into(), "{on:?}");
     }
 }
 
 #[test]
-fn siblings_that_talk_to_each_other_raise_nothing() {
+fn traffic_between_siblings_raises_nothing() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         siblings_talk(on, "");
     }

@@ -1,5 +1,5 @@
-//! A guest with several interfaces on one network, which it may join by a bridge of its own, and two
-//! bystanders.
+//! Scenario of the loop tests: a guest with several interfaces on one network, which it may join by its own bridge,
+//! and two bystanders.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -13,16 +13,16 @@ use support::host::nic::{Nic, experiment, frame};
 use support::host::setup::{DeviceKind, lay};
 use support::host::{Namespace, await_that};
 
-/// What is to be multiplied: another ethertype for local experiments than that of [`experiment`].
+/// EtherType of the frames that loop: an experimental one other than that of [`experiment`].
 pub const NOISE: u16 = 0x88b6;
 
 /// The guest that loops.
 pub const CULPRIT: &str = "l";
 
-/// What is said of the switch, its networks and its VMs beside their ports.
+/// Configuration of the switch, its networks and VMs, beyond their ports.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Said {
-    /// More keys of the switch, a line each.
+    /// More keys of the switch, one per line.
     pub switch: &'static str,
     /// More keys of every network.
     pub network: &'static str,
@@ -30,19 +30,19 @@ pub struct Said {
     pub culprit: &'static str,
 }
 
-/// Each guest in a namespace of its own, all its interfaces in there.
+/// Each guest with all its interfaces in one namespace.
 pub struct Scenario {
     pub daemon: Daemon,
-    /// By the order of the guests. Behind them the host's, if there are netdevs.
+    /// In the order of the guests; the host's is last, if ports are netdevs.
     pub spaces: Vec<Namespace>,
-    /// By the order of the guests.
+    /// In the order of the guests.
     pub vifs: Vec<Vec<Vif>>,
 }
 
-/// A guest of a scene: its name, and the network of each of its interfaces.
+/// A guest: its name, and the network of each interface.
 pub type Guest<'a> = (&'a str, &'a [&'a str]);
 
-/// Two bystanders, and a guest with so many siblings.
+/// Two bystanders, and a guest with this many siblings.
 pub fn looping(siblings: usize) -> Vec<Guest<'static>> {
     const NET1: &[&str] = &["net1"; 8];
     vec![("a", &NET1[..1]), ("b", &NET1[..1]), (CULPRIT, &NET1[..siblings])]
@@ -60,12 +60,13 @@ impl Drop for Scenario {
 }
 
 impl Scenario {
-    /// All ports stand on `on`. The culprit may send from any address. `None` where this cannot be tested.
+    /// All ports have the device kind `on`. The culprit may send from any address. `None` if the host cannot run the
+    /// test.
     pub fn new(on: DeviceKind, guests: &[Guest], said: Said) -> Option<Scenario> {
         Scenario::with(on, guests, said, |_| {})
     }
 
-    /// The same, with ports that are changed before the switch sees them.
+    /// The same, with ports modified before the switch starts.
     pub fn with(
         on: DeviceKind,
         guests: &[Guest],
@@ -116,7 +117,7 @@ impl Scenario {
         Nic::new(self.namespace(guest), &self.vif(guest, number).name)
     }
 
-    /// The culprit's bridge `gb` over all its interfaces, down. Without STP, unless something else is said.
+    /// Creates the culprit's bridge `gb` over all its interfaces, down; without STP by default.
     pub fn join(&self, more: &str) {
         let namespace = self.namespace(CULPRIT);
         namespace.ip(format!("link add gb type bridge mcast_snooping 0 {more}").trim_end());
@@ -125,24 +126,24 @@ impl Scenario {
         }
     }
 
-    /// Sets the culprit's bridge up: its interfaces are one network now.
-    pub fn close(&self) {
+    /// Sets the culprit's bridge up, which closes the loop.
+    pub fn close_loop(&self) {
         self.namespace(CULPRIT).ip("link set dev gb up");
     }
 
     /// Sets it down.
-    pub fn open(&self) {
+    pub fn open_loop(&self) {
         self.namespace(CULPRIT).ip("link set dev gb down");
     }
 
-    /// The culprit's bridge itself says something to everybody.
-    pub fn speak(&self) {
+    /// The culprit's bridge itself sends a broadcast.
+    pub fn broadcast(&self) {
         let mac = self.namespace(CULPRIT).link("gb").unwrap().mac;
         assert!(self.vifs[self.at(CULPRIT)].iter().any(|vif| vif.mac == mac), "a bridge has the address of a port");
         Nic::new(self.namespace(CULPRIT), "gb").send(&noise(mac, 0));
     }
 
-    /// Everything that has happened, as programs read it. Between the lines stand the sizes of chunks.
+    /// All events, from the JSON stream. Skips the chunk sizes between the lines.
     pub fn events(&self) -> Vec<Value> {
         self.daemon
             .page("/v1/events")
@@ -161,8 +162,8 @@ impl Scenario {
         await_that(kind, || self.events_of(kind).into_iter().next())
     }
 
-    /// Nothing has happened but what ports do, and what operators ask for.
-    pub fn is_calm(&self, what: &str) {
+    /// Asserts that there are only events of ports and of operators' requests.
+    pub fn assert_calm(&self, what: &str) {
         let ordinary = ["port_up", "port_down", "netdev_changed", "config", "uplink", "networks_bridged"];
         let alarms: Vec<Value> =
             self.events().into_iter().filter(|event| !ordinary.contains(&event["kind"].as_str().unwrap())).collect();
@@ -170,19 +171,19 @@ impl Scenario {
         assert!(self.loops().iter().all(|one| one["kind"] == "notice"), "{what}: {:#?}", self.loops());
     }
 
-    /// What `show loops` has of what is there now, notices as well.
+    /// Current loops and notices of `show loops`.
     pub fn loops(&self) -> Vec<Value> {
         let all: Value = self.daemon.get("/v1/loops");
         all.as_array().unwrap().iter().filter(|one| one["active"] == true).cloned().collect()
     }
 
-    /// What is done about the loop of the culprit: 0 for nothing.
+    /// Mitigation level of the culprit's loop; 0 for none.
     pub fn level(&self) -> u64 {
         let level = |one: &Value| (one["device_id"] == CULPRIT).then(|| one["level"].as_u64().unwrap());
         self.loops().iter().filter_map(level).max().unwrap_or_default()
     }
 
-    /// Waits until each port of a guest has been probed so many times more.
+    /// Waits until each port of a guest has been probed this many more times.
     pub fn await_probes(&self, guest: &str, times: u64) {
         let probes = |vif: &Vif| {
             let ports: Value = self.daemon.get("/v1/ports");
@@ -196,12 +197,12 @@ impl Scenario {
         });
     }
 
-    /// How many frames of a guest died for a reason, at all its ports.
+    /// Frames dropped for a reason, summed over all ports of a guest.
     pub fn drops(&self, guest: &str, reason: &str) -> u64 {
         self.vifs[self.at(guest)].iter().map(|vif| self.daemon.drops(vif, reason)).sum()
     }
 
-    /// Where a station is, and how it is known: `None` if nobody knows.
+    /// Port and kind of a station's FDB entry; `None` if unknown.
     pub fn place_of(&self, mac: Mac) -> Option<(String, String)> {
         let fdb: Value = self.daemon.get("/v1/fdb");
         let mac = mac.to_string();
@@ -210,7 +211,7 @@ impl Scenario {
         Some((text("port_id"), text("kind")))
     }
 
-    /// The ports that a loop's event names must be interfaces of the culprit, two of them at least.
+    /// Asserts that a loop event names at least two ports, all of them the culprit's.
     pub fn names_the_culprit(&self, event: &Value, network: &str) {
         assert_eq!((&event["vm"], &event["network"]), (&CULPRIT.into(), &network.into()), "{event:#}");
         let events: BTreeSet<&str> =
@@ -222,7 +223,7 @@ impl Scenario {
     }
 }
 
-/// The text of a configuration with all of that in it.
+/// The configuration file.
 fn written(daemon: &Daemon, said: Said, vifs: &[Vif]) -> String {
     let mut networks: Vec<(&str, u16)> = Vec::new();
     for vif in vifs {
@@ -235,7 +236,7 @@ fn written(daemon: &Daemon, said: Said, vifs: &[Vif]) -> String {
     let vm = format!("[[vms]]\nid = \"{CULPRIT}\"\n");
     let mut with = vm.clone();
     writeln!(with, "{}", said.culprit).unwrap();
-    // rings of AF_XDP keep frames for good
+    // AF_XDP rings keep frames permanently
     let frames = if vifs.iter().any(|vif| vif.kind == "xdp") { 4096 * (vifs.len() + 2) } else { 4096 };
     let (before, after) = text.split_once("frames = ").unwrap();
     let after = after.split_once('\n').unwrap().1;
@@ -247,15 +248,15 @@ pub fn noise(from: Mac, number: u32) -> Vec<u8> {
     frame(Mac::BROADCAST, from, NOISE, &[&number.to_be_bytes()[..], &[0; 42]].concat())
 }
 
-/// Two bystanders that ask and answer, and say something to everybody now and then.
+/// Two bystanders that exchange requests and replies, and occasionally broadcast.
 pub struct Talk<'a> {
     pub scene: &'a Scenario,
     nics: [Nic; 2],
     macs: [Mac; 2],
     requests: u32,
-    /// Broadcasts of each of them.
+    /// Broadcasts sent by each.
     pub seeds: u32,
-    /// Broadcasts that the second one has heard.
+    /// Broadcasts that the second one has received.
     pub copies: u64,
 }
 
@@ -270,7 +271,7 @@ impl<'a> Talk<'a> {
         Talk::new(scene, ["a", "b"].map(|guest| scene.vif(guest, 0).mac))
     }
 
-    /// One asks, and gets an answer; both broadcast something before.
+    /// Both broadcast; then one sends a request and waits for the reply.
     pub fn round(&mut self) {
         self.seed();
         self.request();
@@ -283,7 +284,7 @@ impl<'a> Talk<'a> {
         self.seeds += 1;
     }
 
-    /// One asks, and gets an answer. A frame that is lost is waited for in vain.
+    /// One sends a request and waits for the reply, which fails if a frame is lost.
     pub fn request(&mut self) {
         let [here, there] = self.macs;
         self.transfer(0, &request(there, here, self.requests));
@@ -291,7 +292,7 @@ impl<'a> Talk<'a> {
         self.requests += 1;
     }
 
-    /// One asks, and waits for nothing: the question may be lost. Its number.
+    /// Sends a request that may be lost, without waiting. Returns its number.
     pub fn ask_once(&mut self) -> u32 {
         let [here, there] = self.macs;
         let number = self.requests;
@@ -300,7 +301,7 @@ impl<'a> Talk<'a> {
         number
     }
 
-    /// Whether a question from number `first` on is among what has come by now.
+    /// Whether a request numbered `first` or higher has arrived.
     pub fn is_heard(&mut self, first: u32) -> bool {
         let [here, there] = self.macs;
         let came = self.nics[1].rest();
@@ -319,7 +320,7 @@ impl<'a> Talk<'a> {
         }
     }
 
-    /// Takes what has come meanwhile.
+    /// Receives all pending frames.
     pub fn rest(&mut self) {
         drop(self.nics[0].rest());
         self.copies += self.nics[1].rest().iter().filter(|frame| is_noise(frame)).count() as u64;
@@ -334,7 +335,7 @@ pub fn is_noise(frame: &[u8]) -> bool {
     frame[12..14] == NOISE.to_be_bytes()
 }
 
-/// In what state a port of the culprit's bridge is.
+/// State of a port of the culprit's bridge.
 pub fn state_of(namespace: &Namespace, name: &str) -> String {
     let shown =
         Command::new("ip").args(["-n", &namespace.0, "-d", "-j", "link", "show", "dev", name]).output().unwrap();

@@ -1,5 +1,5 @@
-//! Storm limits on real devices: the rate that is met, what a change of the limits does to frames that flow, and what
-//! is known in the meantime and passes. As root; skipped otherwise.
+//! Storm limits on real devices: accuracy of the rate, changes of a limit under traffic, and known unicast, which
+//! passes. Needs root; makes its own namespaces; skipped otherwise.
 
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -17,10 +17,10 @@ use vifswitch::wire::Mac;
 const GROUP: Mac = Mac::from_bits(0x0100_5e01_0203);
 const NOBODY: Mac = Mac::from_bits(0x0a00_0000_ffff);
 
-/// Siblings of the VM that storms.
+/// Siblings of the storming VM.
 const SIBLINGS: usize = 8;
 
-/// A limit that is tried: of which class, how many frames a second, and by how many siblings.
+/// A limit under test: class, frames per second, and number of storming siblings.
 struct Limit {
     class: &'static str,
     to: Mac,
@@ -28,7 +28,7 @@ struct Limit {
     siblings: usize,
 }
 
-/// Each has a bucket that was not used before.
+/// Each limit has its own bucket.
 const LIMITS: [Limit; 4] = [
     Limit { class: "broadcast", to: Mac::BROADCAST, rate: 100, siblings: 1 },
     Limit { class: "multicast", to: GROUP, rate: 500, siblings: SIBLINGS },
@@ -36,7 +36,7 @@ const LIMITS: [Limit; 4] = [
     Limit { class: "broadcast", to: Mac::BROADCAST, rate: 10_000, siblings: SIBLINGS },
 ];
 
-/// A configuration with one limit: of the first port, if it storms alone, else of its VM.
+/// A configuration with one limit: of the first port if it storms alone, otherwise of its VM.
 fn limited(daemon: &Daemon, switch: &str, vifs: &[Vif], limit: &Limit) -> String {
     let Limit { class, rate, siblings, .. } = limit;
     let said = format!("storm = {{ {class} = {{ pps = {rate} }} }}\n");
@@ -51,15 +51,15 @@ fn limited(daemon: &Daemon, switch: &str, vifs: &[Vif], limit: &Limit) -> String
     if *siblings == 1 { text } else { text.replacen(vm, &format!("{vm}{said}"), 1) }
 }
 
-/// When a storm's frames were accepted by the kernel.
+/// Times at which the kernel accepted frames of a storm.
 struct Sent {
-    /// From the first frame on: until then the bucket is full, and nothing is added.
+    /// Since the first frame: until then the bucket is full and gains no tokens.
     took: Duration,
-    /// The longest time without a frame. The bucket may run full in it.
+    /// Longest time without a frame. The bucket may fill up in it.
     longest_gap: Duration,
 }
 
-/// Offers twice as many frames as the limit lets pass, by all of these in turn, for `length`.
+/// Offers twice the rate of the limit, by all senders in turn, for `length`.
 fn storm(nics: &[(Nic, Mac)], to: Mac, rate: u64, length: Duration) -> Sent {
     nics[0].0.send(&experiment(to, nics[0].1, b"storm"));
     let (start, mut sent) = (time::now(), 1);
@@ -69,7 +69,7 @@ fn storm(nics: &[(Nic, Mac)], to: Mac, rate: u64, length: Duration) -> Sent {
         let due = spent.min(length).as_micros() as u64 * 2 * rate / 1_000_000;
         for number in sent..due {
             let (nic, mac) = &nics[number as usize % nics.len()];
-            // The kernel refuses what the netdev's queue has no room for.
+            // The kernel refuses frames if the netdev's queue is full.
             if nic.try_send(&experiment(to, *mac, b"storm")).is_ok() {
                 let now = time::now();
                 longest_gap = longest_gap.max(now.since(last));
@@ -85,7 +85,7 @@ fn storm(nics: &[(Nic, Mac)], to: Mac, rate: u64, length: Duration) -> Sent {
     }
 }
 
-/// What the storming ports' counters say.
+/// Counters of the storming ports.
 #[derive(Default)]
 struct Counts {
     arrived: u64,
@@ -93,10 +93,10 @@ struct Counts {
     refused: u64,
 }
 
-/// Of the frames of a storm that *arrive*, those within rate · time + burst pass, and each of the others is counted as
-/// refused. A sibling that sends to a known station loses no frame in the meantime. How many frames arrive is for the
-/// kernel and the machine to say: a sender may be refused some, or stand still.
-fn the_rate_is_met(on: DeviceKind, switch: &str) {
+/// Of the storm's *received* frames, those within rate × time + burst pass, and all others are counted as dropped. A
+/// sibling that sends known unicast loses no frame. How many frames are received depends on kernel and machine: a
+/// sender may be refused or stalled.
+fn admitted_frames_meet_the_rate(on: DeviceKind, switch: &str) {
     let vms: Vec<&str> = [["loud"; SIBLINGS + 1].as_slice(), &["peer"]].concat();
     let Some((spaces, vifs)) = guests(&vms, &[on], 1500) else { return };
     let mut daemon = Daemon::new();
@@ -129,16 +129,16 @@ fn the_rate_is_met(on: DeviceKind, switch: &str) {
             let streaming = scope.spawn(|| stream(talks, hears, 500, &done));
             let sent = storm(&nics[..limit.siblings], limit.to, limit.rate, Duration::from_secs(2));
             drop(finally);
-            assert!(streaming.join().unwrap() > 100, "somebody was spoken to");
+            assert!(streaming.join().unwrap() > 100, "the known station received frames");
             sent
         });
         let Sent { took, longest_gap } = sent;
         let Limit { class, rate, siblings, .. } = limit;
-        let name = format!("{on:?} {switch} {class} {rate} a second, {siblings} siblings");
+        let name = format!("{on:?} {switch} {class} {rate} frames/s, {siblings} siblings");
         let counts = count(&daemon);
         let (arrived, elapsed, refused) =
             (counts.arrived - before.arrived, counts.passed - before.passed, counts.refused - before.refused);
-        eprintln!("{name}: in {took:?} {arrived} arrived, {elapsed} passed, {refused} refused; gap {longest_gap:?}");
+        eprintln!("{name}: in {took:?} {arrived} received, {elapsed} admitted, {refused} dropped; gap {longest_gap:?}");
         assert_eq!(arrived, elapsed + refused, "{name}");
         // The bucket holds one second of the rate.
         let added = |time: Duration| limit.rate as f64 * time.as_secs_f64();
@@ -150,32 +150,32 @@ fn the_rate_is_met(on: DeviceKind, switch: &str) {
 }
 
 #[test]
-fn the_rate_is_met_on_taps() {
-    the_rate_is_met(DeviceKind::Tap, "");
+fn admitted_frames_meet_the_rate_on_taps() {
+    admitted_frames_meet_the_rate(DeviceKind::Tap, "");
 }
 
 #[test]
-fn the_rate_is_met_on_taps_by_two_workers() {
+fn admitted_frames_meet_the_rate_on_taps_and_two_workers() {
     if let Some(switch) = two_workers() {
-        the_rate_is_met(DeviceKind::Tap, switch);
+        admitted_frames_meet_the_rate(DeviceKind::Tap, switch);
     }
 }
 
 #[test]
-fn the_rate_is_met_on_xdp() {
-    the_rate_is_met(DeviceKind::Xdp, "");
+fn admitted_frames_meet_the_rate_on_xdp() {
+    admitted_frames_meet_the_rate(DeviceKind::Xdp, "");
 }
 
 #[test]
-fn the_rate_is_met_on_xdp_by_two_workers() {
+fn admitted_frames_meet_the_rate_on_xdp_and_two_workers() {
     if let Some(switch) = two_workers() {
-        the_rate_is_met(DeviceKind::Xdp, switch);
+        admitted_frames_meet_the_rate(DeviceKind::Xdp, switch);
     }
 }
 
-/// A limit is changed under traffic by `set`, and holds from the next frame on.
+/// `set` changes a limit under traffic; it applies from the next frame on.
 #[test]
-fn a_limit_is_set_while_frames_flow() {
+fn a_limit_is_changed_under_traffic() {
     let Some((spaces, vifs)) = guests(&["a", "b"], &[DeviceKind::Tap], 1500) else { return };
     let daemon = Daemon::over(&vifs);
     vifs.iter().for_each(|vif| _ = daemon.await_active(vif));
@@ -186,24 +186,24 @@ fn a_limit_is_set_while_frames_flow() {
             nic.send(&experiment(Mac::BROADCAST, vifs[0].mac, b"x"));
             // No more than a tap holds.
             if sent % 100 == 0 || sent == frames {
-                daemon.await_port("it has come", &vifs[0], |port| port.counts.rx_frames >= before + sent);
+                daemon.await_port("the frames have arrived", &vifs[0], |port| port.counts.rx_frames >= before + sent);
             }
         }
     };
     let set = |keys: &[&str]| daemon.done(&[&["set", &vifs[0].port], keys].concat(), "");
-    // Hardly anything comes back while this runs.
+    // The bucket hardly refills during the test.
     set(&["storm.broadcast={ pps = 1, burst = 1 }"]);
     let before = daemon.drops(&vifs[0], "storm_broadcast");
     let start = time::now();
     send(200);
     let came = time::now().since(start).as_secs() + 2;
     let refused = daemon.drops(&vifs[0], "storm_broadcast") - before;
-    assert!(refused <= 200 && refused + came >= 200, "{refused} of 200 in {came} seconds");
+    assert!(refused <= 200 && refused + came >= 200, "{refused} of 200 dropped in {came} seconds");
     set(&["storm.broadcast=off"]);
     let before = daemon.drops(&vifs[0], "storm_broadcast");
     send(200);
     assert_eq!(daemon.drops(&vifs[0], "storm_broadcast"), before);
-    // It is said in the configuration, and gone when it is taken back.
+    // The limit is in the configuration, and removed when it is reset.
     let said = |text: &str| daemon.page("/v1/config").contains(text);
     assert!(said(r#""broadcast":"off""#));
     set(&["storm="]);

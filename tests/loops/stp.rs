@@ -1,25 +1,26 @@
-//! AT-14: a guest whose bridge speaks the spanning tree protocol sees its own loop, if it gets to hear itself.
+//! Guests whose bridge runs the spanning tree protocol block their own loop, if BPDUs pass between siblings. Needs
+//! root; makes its own namespaces.
 
 use super::scene::{CULPRIT, Said, Scenario, Talk, looping, state_of};
 use support::host::await_that;
 use support::host::nic::Nic;
 use support::host::setup::DeviceKind;
 
-/// The states of the two ports of the guest's bridge.
+/// States of the two ports of the guest's bridge.
 fn states(scene: &Scenario) -> [String; 2] {
     [0, 1].map(|number| state_of(scene.namespace(CULPRIT), &scene.vif(CULPRIT, number).name))
 }
 
-/// The shortest times that there are (IEEE 802.1D-2004, 17.14), so that nobody waits for longer.
+/// The shortest timers (IEEE 802.1D-2004, 17.14), to keep the test short.
 const STP: &str = "stp_state 1 forward_delay 200 hello_time 100 max_age 600";
 
 #[test]
-fn a_guest_that_speaks_stp_blocks_one_of_its_siblings() {
+fn a_guest_with_stp_blocks_one_of_its_siblings() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         let Some(scene) = Scenario::new(on, &looping(2), Said::default()) else { return };
         scene.join(STP);
-        scene.close();
-        await_that("one that blocks, and one that forwards", || {
+        scene.close_loop();
+        await_that("one blocking and one forwarding port", || {
             let mut states = states(&scene);
             states.sort();
             (states == ["blocking", "forwarding"]).then_some(())
@@ -31,29 +32,29 @@ fn a_guest_that_speaks_stp_blocks_one_of_its_siblings() {
         }
         scene.await_probes(CULPRIT, 4);
         talk.rest();
-        assert_eq!(talk.copies, 20, "{on:?}: each once");
+        assert_eq!(talk.copies, 20, "{on:?}: each frame once");
         let received = inside.rest().iter().filter(|frame| super::scene::is_noise(frame)).count();
-        assert_eq!(received, 40, "{on:?}: the guest hears each of both once");
-        scene.is_calm("a guest with STP");
+        assert_eq!(received, 40, "{on:?}: the guest receives each of both once");
+        scene.assert_calm("a guest with STP");
         let drops = |vif| scene.daemon.port(vif).counts.drops;
         for vif in &scene.vifs[scene.at(CULPRIT)] {
-            // of probes that come to a bridge, none passes it
+            // the guest's bridge forwards none of the probes it receives
             assert_eq!(drops(vif), [].into(), "{on:?}");
         }
     }
 }
 
-/// Where the network keeps BPDUs to itself, the guest cannot know, and the switch finds out.
+/// Where the network drops BPDUs, the guest cannot detect its loop, and the switch does.
 #[test]
-fn where_bpdus_do_not_pass_the_switch_finds_the_loop() {
+fn without_bpdus_the_switch_detects_the_loop() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
         let said = Said { network: "reserved_groups = \"none\"", ..Said::default() };
         let Some(scene) = Scenario::new(on, &looping(2), said) else { return };
         scene.join(STP);
-        scene.close();
+        scene.close_loop();
         let event = scene.await_event("loop_start");
         scene.names_the_culprit(&event, "net1");
-        assert_eq!(states(&scene), ["forwarding", "forwarding"], "{on:?}: it does not know");
+        assert_eq!(states(&scene), ["forwarding", "forwarding"], "{on:?}: the guest does not detect its loop");
         assert!(scene.drops(CULPRIT, "reserved_group") > 0, "{on:?}");
         let mut talk = Talk::of(&scene);
         for _ in 0..20 {

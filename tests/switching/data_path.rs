@@ -1,4 +1,5 @@
-//! The running switch over real taps: who gets which frames, and what happens when devices go.
+//! The running switch over real taps: which port receives which frame, and what happens when devices disappear. Needs
+//! root; makes its own namespaces.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,7 +12,7 @@ use support::host::{Namespace, await_that};
 use vifswitch::control::api::responses::{CountsView, Status};
 use vifswitch::wire::{Mac, Probe};
 
-/// Frames that a guest was sent by others, and not by the switch itself to find loops.
+/// Frames sent to a guest by others, without loop probes of the switch.
 fn sent(counts: &CountsView) -> u64 {
     counts.tx_frames - counts.probes
 }
@@ -47,7 +48,7 @@ fn eight_siblings_share_a_network() {
         assert_eq!((&port.port_id, port.status), (&vif.port, Status::Active), "{port:?}");
         assert_eq!(namespace.link(&vif.name).unwrap().mac, vif.mac);
     }
-    // What one sends to everybody, each of the others gets once.
+    // A broadcast reaches each other port once.
     let nics: Vec<Nic> = vifs.iter().map(|vif| Nic::new(&namespace, &vif.name)).collect();
     let to_all = experiment(Mac::BROADCAST, vifs[0].mac, b"all");
     nics[0].send(&to_all);
@@ -87,12 +88,12 @@ fn ports_stay_in_the_order_of_the_file() {
     assert!(daemon.ports().iter().all(|port| port.status == Status::Active));
 }
 
-/// Two interfaces of one VM, in namespaces of their own: raw frames, echoes, streams.
+/// Two interfaces of one VM, in namespaces of their own: raw frames, ping, TCP.
 fn siblings_talk(kind: SetupOptions) {
     let Some(setup) = Setup::new(kind, &["fw", "fw"]) else { return };
     let nics = [setup.nic(0), setup.nic(1)];
     for (from, to) in [(0, 1), (1, 0)] {
-        let payload = [&[from as u8], &b"to a sibling, and to all"[..]].concat();
+        let payload = [&[from as u8], &b"to a sibling, and flooded"[..]].concat();
         let unicast = experiment(setup.vifs[to].mac, setup.vifs[from].mac, &payload);
         let broadcast = experiment(Mac::BROADCAST, setup.vifs[from].mac, &payload);
         for frame in [&unicast, &broadcast] {
@@ -105,14 +106,14 @@ fn siblings_talk(kind: SetupOptions) {
         assert_eq!((port.rx_frames, sent(port)), (2, 2), "one copy each: {port:?}");
         assert_eq!((port.forwarded, port.flooded, port.copies), (1, 1, 1));
     }
-    assert!(nics.iter().all(|nic| nic.rest().is_empty()), "none came back, none came twice");
+    assert!(nics.iter().all(|nic| nic.rest().is_empty()), "no frame returns to its sender, none is duplicated");
 
     let addresses = [setup.address(0), setup.address(1)];
     ping(&setup.spaces[0], addresses[1], 5);
     for (port, before) in setup.daemon.await_idle().iter().zip(&idle_port) {
         let (port, before) = (&port.counts, &before.counts);
         let seen = (port.rx_frames - before.rx_frames, sent(port) - sent(before));
-        assert_eq!(seen, (6, 6), "one for ARP, and five: {port:?}");
+        assert_eq!(seen, (6, 6), "one ARP and five ICMP frames: {port:?}");
     }
     tcp_both_ways(&setup.spaces[0], &setup.spaces[1], addresses[1], 10_000_000);
     let ports = setup.daemon.await_idle();
@@ -120,34 +121,34 @@ fn siblings_talk(kind: SetupOptions) {
 }
 
 #[test]
-fn siblings_talk_through_the_switch() {
+fn siblings_reach_each_other() {
     siblings_talk(PLAIN);
 }
 
 #[test]
-fn siblings_talk_without_offloads() {
+fn siblings_reach_each_other_without_offloads() {
     siblings_talk(SetupOptions { device: ", offloads = false", ..PLAIN });
 }
 
 #[test]
-fn siblings_talk_over_several_queues() {
+fn siblings_reach_each_other_over_several_queues() {
     siblings_talk(SetupOptions { device: ", queues = 2", ..PLAIN });
 }
 
 #[test]
-fn siblings_talk_over_two_workers() {
+fn siblings_reach_each_other_over_two_workers() {
     let Some(switch) = two_workers() else { return };
     siblings_talk(SetupOptions { switch, ..PLAIN });
 }
 
 #[test]
-fn siblings_talk_over_two_workers_and_several_queues() {
+fn siblings_reach_each_other_over_two_workers_and_several_queues() {
     let Some(switch) = two_workers() else { return };
     siblings_talk(SetupOptions { switch, device: ", queues = 2", ..PLAIN });
 }
 
 #[test]
-fn siblings_talk_whatever_they_stand_on() {
+fn siblings_reach_each_other_on_every_device_kind() {
     for on in [
         &[DeviceKind::Tap, DeviceKind::Xdp][..],
         &[DeviceKind::Tap, DeviceKind::Packet],
@@ -160,7 +161,7 @@ fn siblings_talk_whatever_they_stand_on() {
 }
 
 #[test]
-fn siblings_talk_over_two_workers_whatever_they_stand_on() {
+fn siblings_reach_each_other_over_two_workers_on_every_device_kind() {
     let Some(switch) = two_workers() else { return };
     for on in [
         &[DeviceKind::Tap, DeviceKind::Xdp][..],
@@ -202,7 +203,7 @@ fn an_outsider_streams(kind: SetupOptions) {
     let outside = &ports[2].counts;
     assert_eq!((outside.rx_frames, outside.forwarded, outside.flooded), (2 * frames, 2 * frames, 0));
     assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
-    assert!(listeners.iter().chain([&outsider]).all(|nic| nic.rest().is_empty()), "nothing else came anywhere");
+    assert!(listeners.iter().chain([&outsider]).all(|nic| nic.rest().is_empty()), "no other frame was received");
 }
 
 #[test]
@@ -217,7 +218,7 @@ fn an_outsider_reaches_each_sibling_on_another_worker() {
 }
 
 #[test]
-fn an_outsider_reaches_each_sibling_whatever_they_stand_on() {
+fn an_outsider_reaches_each_sibling_on_every_device_kind() {
     for on in [
         &[DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Tap][..],
         &[DeviceKind::Packet, DeviceKind::Tap, DeviceKind::Xdp],
@@ -229,7 +230,7 @@ fn an_outsider_reaches_each_sibling_whatever_they_stand_on() {
     an_outsider_streams(SetupOptions { on: &[DeviceKind::Packet], ..PLAIN });
 }
 
-/// `virtio_net_hdr` as a guest may write it, little endian.
+/// `virtio_net_hdr` as a guest writes it, little endian.
 fn header(flags: u8, kind: u8, len: u16, size: u16, start: u16, offset: u16) -> Vec<u8> {
     let words = [len, size, start, offset].map(u16::to_le_bytes);
     [&[flags, kind], words.as_flattened()].concat()
@@ -260,9 +261,9 @@ fn broken_offload_headers_do_no_harm() {
             }
         }
     }
-    assert!(taken > 0, "the kernel lets nothing of it pass");
+    assert!(taken > 0, "the kernel drops the frame");
     setup.daemon.await_idle();
-    // What came of it is for the guest to bear. The others talk as ever.
+    // The frame may be dropped. The other ports still exchange frames.
     nics.iter().for_each(|nic| drop(nic.rest()));
     for round in 0..100 {
         setup.send_and_await((1, &nics[0]), (2, &nics[1]), &format!("there {round}"));
@@ -270,10 +271,10 @@ fn broken_offload_headers_do_no_harm() {
     }
     let ports = setup.daemon.await_idle();
     assert!(ports.iter().all(|port| port.status == Status::Active));
-    assert_eq!(sent(&ports[2].counts), 100, "nothing was for this one");
+    assert_eq!(sent(&ports[2].counts), 100, "the bystander receives nothing");
 }
 
-/// Two ports talk, one frame at a time, while something happens to a third. None is lost.
+/// Two ports exchange frames, one at a time, during an operation on a third. None is lost.
 fn while_others_talk(setup: &Setup, happens: impl FnOnce()) {
     let done = AtomicBool::new(false);
     let nics = [setup.nic(0), setup.nic(1)];
@@ -288,14 +289,14 @@ fn while_others_talk(setup: &Setup, happens: impl FnOnce()) {
             }
             rounds
         });
-        // However it ends, the talking does.
+        // Ends the exchange even if the operation fails.
         let happened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(happens));
         done.store(true, Ordering::Relaxed);
         let rounds = talk.join().unwrap();
         happened.map(|()| rounds).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
     assert!(rounds > 0);
-    // A worker counts a frame after it has been sent: the guest may be ahead of the counters.
+    // A worker counts a frame after sending it: the guest may receive it before it is counted.
     for (port, before) in setup.daemon.await_idle().iter().zip(&before).take(2) {
         let (port, before) = (&port.counts, &before.counts);
         let seen = (port.rx_frames - before.rx_frames, sent(port) - sent(before));
@@ -305,13 +306,13 @@ fn while_others_talk(setup: &Setup, happens: impl FnOnce()) {
 }
 
 #[test]
-fn a_tap_of_ours_that_is_deleted_is_made_again() {
+fn a_deleted_tap_of_the_switch_is_created_again() {
     ours_is_deleted(PLAIN);
     ours_is_deleted(SetupOptions { device: ", persist = false", ..PLAIN });
 }
 
 #[test]
-fn a_tap_with_queues_on_two_workers_is_made_again() {
+fn a_deleted_tap_with_queues_on_two_workers_is_created_again() {
     let Some(switch) = two_workers() else { return };
     ours_is_deleted(SetupOptions { switch, device: ", queues = 4", ..PLAIN });
 }
@@ -322,7 +323,7 @@ fn ours_is_deleted(kind: SetupOptions) {
         for time in 1..=3 {
             let before = setup.spaces[2].link("tap3").unwrap();
             setup.spaces[2].ip("link del tap3");
-            // It is down for a moment only; the log remembers.
+            // The port is down only for a moment; the log shows it.
             let gone = || setup.daemon.log().matches("its netdev is gone").count() == time;
             await_that("port_down", || gone().then_some(()));
             setup.daemon.await_active(&setup.vifs[2]);
@@ -337,14 +338,16 @@ fn ours_is_deleted(kind: SetupOptions) {
 }
 
 #[test]
-fn a_namespace_that_is_made_again_has_its_taps_again() {
+fn a_recreated_namespace_has_its_taps_again() {
     let Some(setup) = Setup::new(PLAIN, &["a", "b", "c"]) else { return };
     while_others_talk(&setup, || {
         setup.spaces[2].delete();
         let down = setup.daemon.await_down(&setup.vifs[2]);
         assert!(!down.status_reason.is_empty());
         let names_it = |reason: &str| reason.contains(&setup.spaces[2].0);
-        setup.daemon.await_port("its namespace named", &setup.vifs[2], |port| names_it(&port.status_reason));
+        setup
+            .daemon
+            .await_port("the reason that names its namespace", &setup.vifs[2], |port| names_it(&port.status_reason));
         setup.spaces[2].make();
         setup.daemon.await_active(&setup.vifs[2]);
     });
@@ -355,7 +358,7 @@ fn a_namespace_that_is_made_again_has_its_taps_again() {
 }
 
 #[test]
-fn a_namespace_replaced_at_once_is_noticed() {
+fn a_replaced_namespace_is_detected() {
     let Some(setup) = Setup::new(PLAIN, &["a", "b"]) else { return };
     setup.spaces[1].delete();
     setup.spaces[1].make();
@@ -366,7 +369,7 @@ fn a_namespace_replaced_at_once_is_noticed() {
 }
 
 #[test]
-fn a_tap_that_others_made_is_waited_for() {
+fn a_foreign_tap_is_waited_for() {
     let Some(spaces) = (0..3).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
     spaces[2].ip("tuntap add dev tap3 mode tap");
     let vifs: Vec<Vif> = (1..).zip(&spaces).map(|(number, namespace)| Vif::new("fw", number, namespace)).collect();
@@ -377,7 +380,7 @@ fn a_tap_that_others_made_is_waited_for() {
         setup.spaces[2].ip("link del tap3");
         let first = setup.daemon.await_down(&setup.vifs[2]).status_reason;
         assert!(first.contains("gone") || first.contains("tap3"), "{first}");
-        // It has been looked for since, and not been made.
+        // The switch has looked for the tap since, and has not created it.
         let names_it = |reason: &str| reason.contains("tap3") && reason.contains(&setup.spaces[2].0);
         setup.daemon.await_port("its name", &setup.vifs[2], |port| names_it(&port.status_reason));
         assert_eq!(setup.spaces[2].links(), ["lo"]);
@@ -390,14 +393,14 @@ fn a_tap_that_others_made_is_waited_for() {
 }
 
 #[test]
-fn a_namespace_that_is_not_there_yet_is_waited_for() {
+fn a_missing_namespace_is_waited_for() {
     let (Some(here), Some(later)) = (Namespace::new(), Namespace::planned()) else { return };
     let vifs = vec![Vif::new("a", 1, &here), Vif::new("b", 2, &later)];
     let setup = Setup { daemon: Daemon::over(&vifs), vifs, spaces: vec![here, later] };
     let [there, missing] = setup.daemon.ports().try_into().unwrap();
     assert_eq!((there.status, missing.status), (Status::Active, Status::Down));
     assert!(missing.status_reason.contains(&setup.spaces[1].0), "{}", missing.status_reason);
-    // What is sent to it meanwhile dies, and is counted.
+    // Frames to the absent port are dropped and counted.
     let nic = setup.nic(0);
     nic.send(&experiment(setup.vifs[1].mac, setup.vifs[0].mac, b"too early"));
     await_that("no_device", || (setup.daemon.drops(&setup.vifs[1], "no_device") == 1).then_some(()));

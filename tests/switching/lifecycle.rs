@@ -1,4 +1,5 @@
-//! The running switch from its start to its end: in order, by force, and not at all.
+//! Start and end of the running switch: orderly stop, SIGKILL, and refused starts. Needs root; makes its own
+//! namespaces.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -16,7 +17,7 @@ use vifswitch::sys::link::Link;
 use vifswitch::wire::Mac;
 
 #[test]
-fn it_leaves_in_order_when_told() {
+fn an_orderly_stop_closes_everything() {
     for signal in [Signal::TERM, Signal::INT] {
         let (Some(host), Some(left)) = (Namespace::new(), Namespace::new()) else { return };
         let vifs = [
@@ -38,19 +39,19 @@ fn it_leaves_in_order_when_told() {
     }
 }
 
-/// Sends broadcasts through the switch until `done`, and counts those that come out.
+/// Sends broadcasts through the switch until `done`, and counts received ones.
 fn stream(from: &Nic, sender: Mac, to: &Nic, came: &AtomicU64, done: impl Fn() -> bool) {
     let mut number = 0u64;
     while !done() {
         number += 1;
-        // Nobody holds a tap between two lives of the switch: the link has no carrier then.
+        // Between two runs of the switch a tap has no carrier.
         let _ = from.try_send(&experiment(Mac::BROADCAST, sender, &number.to_be_bytes()));
         came.fetch_add(to.rest().len() as u64, Ordering::Relaxed);
     }
 }
 
 #[test]
-fn killed_in_the_middle_it_comes_back_to_the_same_taps() {
+fn a_killed_switch_reopens_the_same_taps() {
     let Some(mut setup) = Setup::new(PLAIN, &["a", "b"]) else { return };
     let addresses = [setup.address(0), setup.address(1)];
     ping(&setup.spaces[0], addresses[1], 1);
@@ -58,7 +59,7 @@ fn killed_in_the_middle_it_comes_back_to_the_same_taps() {
     let before = links(&setup);
     for _ in 0..3 {
         kill_while_frames_flow(&mut setup);
-        assert!(setup.daemon.socket().exists(), "a killed process tidies nothing up");
+        assert!(setup.daemon.socket().exists(), "a killed process cleans up nothing");
         setup.daemon.start();
         assert!(setup.daemon.ports().iter().all(|port| port.status == Status::Active), "{:?}", setup.daemon.ports());
         assert_eq!(links(&setup), before);
@@ -85,7 +86,7 @@ fn kill_while_frames_flow(setup: &mut Setup) {
 }
 
 #[test]
-fn killed_in_the_middle_it_makes_its_taps_anew() {
+fn a_killed_switch_creates_its_taps_again() {
     let Some(mut setup) = Setup::new(SetupOptions { device: ", persist = false", ..PLAIN }, &["a", "b"]) else {
         return;
     };
@@ -113,7 +114,7 @@ fn a_second_switch_on_the_same_socket_is_refused() {
     let socket = setup.daemon.socket();
     assert!(said.contains("another switch is listening") && said.contains(socket.to_str().unwrap()), "{said}");
     assert_eq!(other.links(), ["lo"]);
-    // The same file once more is no better.
+    // A repeated start with the same file fails too.
     second.configure(&text);
     assert_eq!(second.try_command(&["run", "--config", "FILE"]).status.code(), Some(1));
     let nics = [setup.nic(0), setup.nic(1)];
@@ -123,9 +124,9 @@ fn a_second_switch_on_the_same_socket_is_refused() {
 }
 
 #[test]
-fn what_others_hold_is_down_until_they_let_go() {
+fn a_port_is_down_while_its_device_is_in_use() {
     let Some(setup) = Setup::new(PLAIN, &["a", "b"]) else { return };
-    // A switch with a socket of its own, over one tap of its own and one of the first one's.
+    // A switch with its own socket, over a tap of its own and one of the first switch.
     let Some(namespace) = Namespace::new() else { return };
     let vifs = vec![Vif::new("a", 7, &namespace), setup.vifs[1].clone()];
     let second = Daemon::over(&vifs);
@@ -139,7 +140,7 @@ fn what_others_hold_is_down_until_they_let_go() {
     drop(second);
 }
 
-/// A piece of a good configuration, what it becomes; the key, the value and the remedy in the answer.
+/// Part of a valid configuration, its replacement; key, value and remedy in the error.
 type Mistake = (&'static str, &'static str, &'static str, &'static str, &'static str);
 
 #[rustfmt::skip]
@@ -162,7 +163,7 @@ const MISTAKES: &[Mistake] = &[
 ];
 
 #[test]
-fn killed_it_comes_back_to_its_state_without_a_file() {
+fn a_killed_switch_restores_its_state_without_a_file() {
     let Some(namespace) = Namespace::new() else { return };
     let mut daemon = Daemon::new();
     let vifs = [Vif::new("fw", 1, &namespace), Vif::new("fw", 2, &namespace)];
@@ -186,7 +187,7 @@ fn killed_it_comes_back_to_its_state_without_a_file() {
 }
 
 #[test]
-fn a_configuration_with_a_mistake_opens_nothing() {
+fn an_invalid_configuration_opens_nothing() {
     let Some(namespace) = Namespace::new() else { return };
     let daemon = Daemon::new();
     let vifs = [Vif::new("fw", 1, &namespace), Vif::new("fw", 2, &namespace)];
@@ -211,7 +212,7 @@ fn a_configuration_with_a_mistake_opens_nothing() {
     }
     daemon.configure("[switch");
     assert_eq!(daemon.try_command(&["run", "--config", "FILE"]).status.code(), Some(2));
-    // A core that is not there is found out when it is tried.
+    // A missing core is detected when it is used.
     daemon.configure(&good.replacen("state = \"\"", "state = \"\"\ncores = [1023]", 1));
     let run = daemon.try_command(&["run", "--config", "FILE"]);
     let said = String::from_utf8_lossy(&run.stderr);
@@ -220,7 +221,7 @@ fn a_configuration_with_a_mistake_opens_nothing() {
     assert_eq!(namespace.links(), ["lo"]);
 }
 
-/// Something of everything: known and unknown, to all, and what may not be.
+/// Known and unknown unicast, broadcast, and frames that are dropped.
 fn traffic(setup: &Setup) {
     let nics: Vec<Nic> = (0..setup.vifs.len()).map(|index| setup.nic(index)).collect();
     let stranger = Mac::from_bits(0x0200_0000_7777);
@@ -235,7 +236,7 @@ fn traffic(setup: &Setup) {
     }
 }
 
-/// Waits until all of the traffic of every port has come in, and what became of it is counted.
+/// Waits until every port's frames are received and their outcome is counted.
 fn all_counted(setup: &Setup) -> Vec<PortView> {
     let came = |port: &PortView| port.counts.rx_frames == 300;
     await_that("all frames", || Some(setup.daemon.await_idle()).filter(|ports| ports.iter().all(came)))
@@ -251,10 +252,10 @@ fn samples(text: &str) -> BTreeMap<&str, f64> {
 #[test]
 fn metrics_and_json_agree() {
     let Some(spaces) = (0..3).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
-    // Each of a VM of its own: siblings are sent loop probes, and what is compared here is read one after the other.
+    // Each port in a VM of its own: siblings would receive loop probes between the two readings compared here.
     let vif = |(number, namespace)| Vif::new(&format!("fw-{number}"), number, namespace);
     let vifs: Vec<Vif> = (1..).zip(&spaces).map(vif).collect();
-    // Somebody else may take the port between these two lines; so a few are tried.
+    // Another process may take the port between these two lines; several ports are tried.
     let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let (daemon, address): (Daemon, SocketAddr) = await_that("a free port", || {
         let address = free();
@@ -287,14 +288,14 @@ fn metrics_and_json_agree() {
         let events = samples.keys().filter(|name| name.starts_with("vifswitch_port_drops_total")).count();
         assert_eq!(events, drops.len());
     }
-    // What the program prints is the same again.
+    // The command line prints the same.
     let socket = setup.daemon.socket();
     let shown = setup.daemon.try_command(&["show", "ports", "--json", "--socket", socket.to_str().unwrap()]);
     assert_eq!(serde_json::from_slice::<Vec<PortView>>(&shown.stdout).unwrap(), ports);
 }
 
-/// Every frame is accounted for, in the numbers that the switch gives out.
-fn nothing_gets_lost(kind: SetupOptions) {
+/// The reported counters account for every frame.
+fn every_frame_is_counted(kind: SetupOptions) {
     let Some(setup) = Setup::new(kind, &["a", "a", "b", "b", "c"]) else { return };
     traffic(&setup);
     let ports = all_counted(&setup);
@@ -317,15 +318,15 @@ fn nothing_gets_lost(kind: SetupOptions) {
 }
 
 #[test]
-fn nothing_gets_lost_on_one_worker() {
-    nothing_gets_lost(PLAIN);
+fn every_frame_is_counted_on_one_worker() {
+    every_frame_is_counted(PLAIN);
 }
 
 #[test]
-fn nothing_gets_lost_between_two_workers() {
+fn every_frame_is_counted_on_two_workers() {
     let Some(switch) = two_workers() else { return };
-    nothing_gets_lost(SetupOptions { switch, ..PLAIN });
-    nothing_gets_lost(SetupOptions { switch, device: ", queues = 2", ..PLAIN });
+    every_frame_is_counted(SetupOptions { switch, ..PLAIN });
+    every_frame_is_counted(SetupOptions { switch, device: ", queues = 2", ..PLAIN });
 }
 
 #[test]
@@ -338,7 +339,7 @@ fn an_idle_switch_sleeps() {
         setup.send_and_await((0, &nics[0]), (1, &nics[1]), &format!("wake up {round}"));
         let after = await_that("sleep", || Some(look()).filter(|now| now.sleeps > before.sleeps));
         let (polls, sleeps) = (after.polls - before.polls, after.sleeps - before.sleeps);
-        // It may spin for some microseconds before it sleeps, and is slow in a debug build.
+        // The worker may poll for some microseconds before it sleeps; a debug build is slow.
         assert!(polls < 2000 * sleeps, "{polls} polls for {sleeps} sleeps");
         before = after;
     }

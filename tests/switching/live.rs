@@ -1,5 +1,5 @@
-//! The running switch is changed: ports come, go and become otherwise on real taps, and nobody else
-//! notices.
+//! Changes of the running switch on real taps: ports are added, removed and changed without effect on others. Needs
+//! root; makes its own namespaces.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -18,7 +18,7 @@ use vifswitch::control::state::event_log::EventFilter;
 use vifswitch::control::state::events::{Event, EventKind};
 use vifswitch::wire::Mac;
 
-/// An address that no port has of its own.
+/// An address that is no port's own.
 fn wild(number: u64) -> Mac {
     Mac::from_bits(0x0a00_0000_0000 | number)
 }
@@ -38,10 +38,10 @@ fn vifs(vms: &[&str]) -> Option<(Vec<Namespace>, Vec<Vif>)> {
     Some((spaces, vifs))
 }
 
-/// Siblings of a talking VM come and go fifty times. No frame between the others is lost, and each
-/// newcomer is reached by the very first frame.
+/// Siblings of a VM under traffic are attached and detached fifty times. No frame between the others is lost, and the
+/// first frame to each new port arrives.
 #[test]
-fn siblings_come_and_go_and_nobody_loses_a_frame() {
+fn siblings_are_attached_and_detached_without_frame_loss() {
     for workers in [1, 2] {
         let Some((spaces, vifs)) = vifs(&["a", "b", "a"]) else { return };
         let inside = Inside::new(workers, Some(expected(&[("net1", 1500)], &vifs[..2])), None);
@@ -51,7 +51,7 @@ fn siblings_come_and_go_and_nobody_loses_a_frame() {
             let stream = scope.spawn(|| {
                 let mut number = 0u64;
                 while !done.load(Ordering::Relaxed) {
-                    // Few enough that no queue of the kernel can run over.
+                    // Few enough that no kernel queue overflows.
                     for _ in 0..32 {
                         number += 1;
                         nics[0].send(&experiment(vifs[1].mac, vifs[0].mac, &number.to_be_bytes()));
@@ -69,7 +69,7 @@ fn siblings_come_and_go_and_nobody_loses_a_frame() {
                 }
                 number
             });
-            // Also when something below fails: nobody waits for a stream that never ends.
+            // Ends the stream even if an assertion below fails.
             let finally = Finally(&done);
             for cycle in 0..50u8 {
                 inside.attach(&vifs[2..]);
@@ -93,7 +93,7 @@ fn siblings_come_and_go_and_nobody_loses_a_frame() {
 }
 
 #[test]
-fn a_port_that_is_down_is_silent_and_forgotten_and_comes_back_as_it_was() {
+fn a_port_set_down_stops_and_recovers_when_up() {
     let Some((spaces, mut vifs)) = vifs(&["a", "b"]) else { return };
     vifs[1].more = "port_security = \"off\"".into();
     let inside = Inside::over(&vifs);
@@ -115,7 +115,7 @@ fn a_port_that_is_down_is_silent_and_forgotten_and_comes_back_as_it_was() {
     nics[0].send(&experiment(vifs[1].mac, vifs[0].mac, b"in vain"));
     await_that("both are counted", || {
         let drops = inside.port(&vifs[1]).counts.drops.get("admin_down").copied();
-        // A port that is down pins nothing: nobody knows where its address is, and there is nobody else.
+        // A port that is down pins nothing: its address is unknown and no other port exists.
         (drops == Some(1) && inside.port(&vifs[0]).counts.flooded == 1).then_some(())
     });
     assert_eq!((learned(), nics[0].rest().len(), nics[1].rest().len()), (0, 0, 0));
@@ -155,7 +155,7 @@ fn addresses_and_mtus_are_changed_in_place() {
 }
 
 #[test]
-fn a_device_that_shall_be_otherwise_is_opened_anew() {
+fn a_device_with_changed_settings_is_reopened() {
     let Some((spaces, vifs)) = vifs(&["a", "b"]) else { return };
     let inside = Inside::over(&vifs);
     let device = |device| raw::Port { device: Some(device), ..keys() };
@@ -170,7 +170,7 @@ fn a_device_that_shall_be_otherwise_is_opened_anew() {
     assert_eq!(inside.port(&other).device.queues, Some(2));
 }
 
-/// Two ports change places: each is closed before the other one takes its netdev.
+/// Two ports exchange netdevs: each is closed before the other opens its netdev.
 #[test]
 fn ports_can_exchange_their_netdevs() {
     let Some(namespace) = Namespace::new() else { return };
@@ -198,7 +198,7 @@ fn a_port_can_be_given_to_another_vm() {
     let learned = || inside.fdb().into_iter().any(|station| station.kind == StationKind::Learned);
     assert!(learned());
 
-    // In one step, its tap stays as it is.
+    // In one step, the tap is unchanged.
     let link = spaces[1].link(&vifs[1].name);
     vifs[1].vm = "c".into();
     let moved = [vifs[0].clone(), vifs[2].clone(), vifs[1].clone()];
@@ -206,10 +206,10 @@ fn a_port_can_be_given_to_another_vm() {
     assert!(!learned());
     assert_eq!((inside.port(&vifs[1]).device_id.as_str(), inside.port(&vifs[1]).position), ("c", 1));
     assert_eq!(spaces[1].link(&vifs[1].name), link);
-    pass((&nic, &vifs[0]), (&other, &vifs[1]), "it is reached there");
+    pass((&nic, &vifs[0]), (&other, &vifs[1]), "the station is reached at its new port");
     drop(other);
 
-    // In two.
+    // In two steps.
     inside.detach(&vifs[1]);
     vifs[1].vm = "new".into();
     inside.attach(&vifs[1..2]);
@@ -219,7 +219,7 @@ fn a_port_can_be_given_to_another_vm() {
 }
 
 #[test]
-fn what_is_refused_changes_nothing() {
+fn a_refused_change_changes_nothing() {
     let Some((spaces, vifs)) = vifs(&["a", "b"]) else { return };
     let inside = Inside::over(&vifs[..1]);
     let attach = |vm: &str, ports| Change::Attach { vm: vm.into(), ports };
@@ -234,7 +234,7 @@ fn what_is_refused_changes_nothing() {
 }
 
 #[test]
-fn what_cannot_be_opened_yet_is_wanted_all_the_same() {
+fn a_port_whose_device_is_missing_is_accepted() {
     let (Some(here), Some(later)) = (Namespace::new(), Namespace::planned()) else { return };
     let vifs = [Vif::new("a", 1, &here), Vif::new("b", 2, &later)];
     let inside = Inside::over(&vifs[..1]);
@@ -244,8 +244,8 @@ fn what_cannot_be_opened_yet_is_wanted_all_the_same() {
     later.make();
     inside.await_active(&vifs[1]);
     let nics = [Nic::new(&here, "tap1"), Nic::new(&later, "tap2")];
-    pass((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), "it has come");
-    // What is not there can go as well.
+    pass((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), "the frames have arrived");
+    // A port without a device can be detached.
     drop(nics);
     later.delete();
     inside.detach(&vifs[1]);
@@ -262,7 +262,7 @@ fn next_config(live: &mut tokio::sync::broadcast::Receiver<Event>, inside: &Insi
 }
 
 #[test]
-fn what_is_not_confirmed_goes_back() {
+fn an_unconfirmed_change_is_reverted() {
     let Some((spaces, vifs)) = vifs(&["a", "b"]) else { return };
     let state = tempfile::tempdir().unwrap();
     let state = state.path().join("state.db");
@@ -288,7 +288,7 @@ fn what_is_not_confirmed_goes_back() {
     let error = inside.wait(inside.handle.confirm()).unwrap().unwrap_err();
     assert_eq!((error.category, error.kind), (ErrorKind::Conflict, "nothing_to_confirm"));
 
-    // One that stops before it is confirmed comes back without it.
+    // A switch that stops before confirmation starts without the change.
     let detach = Change::Detach { port: vifs[0].port.clone() };
     inside.wait(inside.handle.change(detach, Some(long))).unwrap().unwrap();
     assert_eq!(inside.listed(), ["port-2"]);
@@ -298,7 +298,7 @@ fn what_is_not_confirmed_goes_back() {
 }
 
 #[test]
-fn a_restart_forgets_neither_changes_nor_stations() {
+fn a_restart_keeps_changes_and_stations() {
     let Some((spaces, mut vifs)) = vifs(&["a", "b", "a", "c"]) else { return };
     vifs[1].more = "port_security = \"off\"".into();
     let state = tempfile::tempdir().unwrap();
@@ -310,13 +310,13 @@ fn a_restart_forgets_neither_changes_nor_stations() {
     let events = first(&inside);
     let speak = |to: usize| {
         let nics = [0, 1, 2].map(|index| Nic::new(&spaces[index], &vifs[index].name));
-        let hello = experiment(wild(1), vifs[to].mac, b"to one alone");
+        let hello = experiment(wild(1), vifs[to].mac, b"to one port only");
         nics[to].send(&hello);
         assert_eq!(nics[1].take(), hello);
         let end = experiment(Mac::BROADCAST, vifs[1].mac, b"end");
         nics[1].send(&end);
         for index in [0, 2] {
-            assert_eq!(nics[index].take(), end, "nothing before has come here");
+            assert_eq!(nics[index].take(), end, "no earlier frame has arrived here");
         }
     };
     {
@@ -326,16 +326,16 @@ fn a_restart_forgets_neither_changes_nor_stations() {
         assert_eq!(nics[0].take(), hello);
     }
     speak(0);
-    // Over the same file, then over none.
+    // With the same file, then without.
     for again in [file(&vifs[..2]), None] {
         inside.stop();
         inside = Inside::new(2, again, Some(&state));
         assert_eq!(inside.listed(), ["port-1", "port-3", "port-2"]);
         speak(0);
         speak(2);
-        assert!(first(&inside).starts_with(&events), "what happened before is still told");
+        assert!(first(&inside).starts_with(&events), "earlier events are still shown");
     }
-    // What was edited in the file is applied, and what was attached stays.
+    // Changes in the edited file are applied; attached ports stay.
     inside.stop();
     let edited = [vifs[0].clone(), vifs[1].clone(), vifs[3].clone()];
     inside = Inside::new(1, file(&edited), Some(&state));
@@ -347,7 +347,7 @@ fn a_restart_forgets_neither_changes_nor_stations() {
 }
 
 #[test]
-fn without_a_state_that_can_be_written_there_are_no_changes_but_frames() {
+fn with_an_unwritable_state_changes_are_refused_and_frames_flow() {
     let Some((spaces, vifs)) = vifs(&["a", "b", "c"]) else { return };
     let state = tempfile::tempdir().unwrap();
     let inside = Inside::new(1, Some(expected(&[("net1", 1500)], &vifs[..2])), Some(state.path()));
@@ -355,7 +355,7 @@ fn without_a_state_that_can_be_written_there_are_no_changes_but_frames() {
     assert_eq!((error.category, error.kind), (ErrorKind::Switch, "store_failed"));
     assert!(error.message.contains(&state.path().display().to_string()), "{}", error.message);
     let nics = [0, 1].map(|index| Nic::new(&spaces[index], &vifs[index].name));
-    pass((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), "all the same");
+    pass((&nics[0], &vifs[0]), (&nics[1], &vifs[1]), "unchanged");
     assert_eq!((inside.listed().len(), spaces[2].links()), (2, vec!["lo".to_owned()]));
 }
 
@@ -388,9 +388,9 @@ fn stations_are_flushed_and_ports_released_by_name() {
     assert!(release("port-1").unwrap().warnings[0].starts_with("nothing holds port"));
 }
 
-/// A hundred ports at once, and away again.
+/// Attaches and detaches a hundred ports at once.
 #[test]
-fn many_come_and_go_in_one_step() {
+fn a_hundred_ports_are_attached_and_detached_at_once() {
     let Some(namespace) = Namespace::new() else { return };
     let vifs: Vec<Vif> =
         (0..100).map(|number| Vif::new(["a", "b", "c"][usize::from(number) % 3], number, &namespace)).collect();

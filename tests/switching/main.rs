@@ -1,6 +1,7 @@
-//! The running switch on real devices: which port receives which frame, and what a change does to frames that flow.
+//! The running switch on real devices: which port receives which frame, and the effect of changes on traffic. Needs
+//! root; makes its own namespaces; skipped otherwise.
 
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // the helpers of a test fail as the test does
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
 mod data_path;
 mod lifecycle;

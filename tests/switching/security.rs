@@ -1,5 +1,5 @@
-//! Port security, delivery and limits, changed on the running switch by its commands: on taps and on
-//! netdevs of others, without a device being opened again and without a frame being lost.
+//! Port security, delivery and limits, changed on the running switch by its commands, on taps and foreign netdevs: no
+//! device is reopened and no frame lost. Needs root; makes its own namespaces.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::AtomicBool;
@@ -19,20 +19,20 @@ const ARP: u16 = 0x0806;
 const IPV4: u16 = 0x0800;
 const IPV6: u16 = 0x86dd;
 
-/// An address that no port has of its own.
+/// An address that is no port's own.
 const OTHER: Mac = Mac::from_bits(0x0a00_0000_0001);
 
-/// A port that is changed, and others on taps that hear what it says, all on net1.
+/// A port under change, and ports on taps that receive its frames, all on net1.
 struct Scenario {
     spaces: Vec<Namespace>,
     vifs: Vec<Vif>,
     daemon: Daemon,
-    /// The netdev of the first one, as the switch has it.
+    /// Interface index of the first port's netdev.
     index: u32,
 }
 
 impl Scenario {
-    /// The first port has these keys, and stands on `on`.
+    /// The first port has these keys and the device kind `on`.
     fn new(on: DeviceKind, vms: &[&str], keys: &str) -> Option<Scenario> {
         let kinds: Vec<DeviceKind> =
             vms.iter().enumerate().map(|(at, _)| if at == 0 { on } else { DeviceKind::Tap }).collect();
@@ -48,18 +48,18 @@ impl Scenario {
         Nic::new(&self.spaces[at], &self.vifs[at].name)
     }
 
-    /// The index of the first port's netdev.
+    /// Interface index of the first port's netdev.
     fn netdev(&self) -> u32 {
         let Vif { netns, name, .. } = &self.vifs[0];
         within(&Netns::Named(netns.clone()), || link::find(name)).unwrap().unwrap().unwrap().index
     }
 
-    /// Sets keys of the first port. Its device stays open, and is the same.
+    /// Sets keys of the first port. Its device stays open and unchanged.
     fn set(&self, keys: &[&str]) {
         let before = self.daemon.events().len();
         self.daemon.done(&[&["set", &self.vifs[0].port], keys].concat(), "");
         let since = self.daemon.events().split_off(before);
-        // What the guest has done before is reported whenever it is noticed.
+        // Events of earlier guest traffic may be emitted at any time.
         let is_of_guest = |event: &&Event| matches!(event.kind, EventKind::MacLimit | EventKind::NetdevChanged);
         let events: Vec<&Event> = since.iter().filter(|event| !is_of_guest(event)).collect();
         assert!(events.len() == 1 && events[0].kind == EventKind::Config, "{since:?}");
@@ -70,14 +70,14 @@ impl Scenario {
         self.daemon.port(&self.vifs[at])
     }
 
-    /// Sends a frame that has to come to the other one, which has got nothing else since the last time.
+    /// Sends a frame that must arrive at the other guest, as the only one since the last call.
     fn passes(&self, from: &Nic, to: &Nic, frame: &[u8], what: &str) {
         from.send(frame);
         let came = to.take();
-        assert!(came == frame, "{what}, but before it came {came:02x?}");
+        assert!(came == frame, "{what}, but first received {came:02x?}");
     }
 
-    /// Sends a frame that has to be refused for this reason.
+    /// Sends a frame that must be dropped for this reason.
     fn is_refused(&self, from: &Nic, frame: &[u8], reason: &str, what: &str) {
         let before = self.daemon.drops(&self.vifs[0], reason);
         from.send(frame);
@@ -90,14 +90,14 @@ impl Scenario {
     }
 }
 
-/// What an ARP request asks: `who` at `mac` wants to know where 10.5.0.2 is.
+/// An ARP request of `who` at `mac` for 10.5.0.2.
 fn arp(source: Mac, mac: Mac, who: [u8; 4]) -> Vec<u8> {
     let head = [0, 1, 8, 0, 6, 4, 0, 1];
     let payload = [&head[..], &mac.octets(), &who, &[0; 6], &[10, 5, 0, 2], &[0; 18]].concat();
     frame(Mac::BROADCAST, source, ARP, &payload)
 }
 
-/// A UDP datagram between these ports of any two hosts.
+/// A UDP datagram with these ports, between fixed addresses.
 fn udp(ports: [u16; 2]) -> Vec<u8> {
     let [from, to] = ports.map(u16::to_be_bytes);
     [&from[..], &to, &[0, 12, 0, 0], b"data"].concat()
@@ -115,25 +115,25 @@ fn ipv6(to: Mac, from: Mac, source: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u
     frame(to, from, IPV6, &[&head[..], &source.octets(), &destination.octets(), payload].concat())
 }
 
-/// An ND message: of its kind, about `target`, with the link-layer address that goes with it.
+/// An ND message of a kind, about `target`, with a link-layer address option.
 fn nd(from: Mac, source: &str, kind: u8, target: &str, link: Option<Mac>) -> Vec<u8> {
     let target: Ipv6Addr = target.parse().unwrap();
-    // The sender's, in a solicitation; the target's, in an advertisement.
+    // Source link-layer address in a solicitation, target link-layer address in an advertisement.
     let option = if kind == 135 { 1 } else { 2 };
     let option = link.map(|mac| [&[option, 1][..], &mac.octets()].concat()).unwrap_or_default();
     let message = [&[kind, 0, 0, 0, 0x20, 0, 0, 0][..], &target.octets(), &option].concat();
     ipv6(Mac::from_bits(0x3333_0000_0001), from, source.parse().unwrap(), 58, &message)
 }
 
-/// Says something through the guest's own stack, and waits for nothing.
+/// Sends through the guest's own network stack, without waiting for a reply.
 fn attempt(namespace: &Namespace, to: Ipv4Addr) {
     let socket = namespace.run_in(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
     socket.send_to(b"hello", (to, 9)).unwrap();
 }
 
-/// AT-10, with the stacks of two guests: a guest changes its MAC address.
+/// A guest changes its MAC address, with the network stacks of two guests.
 #[test]
-fn a_guest_that_changes_its_address_is_stopped_until_it_may() {
+fn a_changed_mac_address_is_blocked_until_allowed() {
     for on in DeviceKind::ALL {
         let Some(scene) = Scenario::new(on, &["fw", "peer"], "") else { return };
         let Scenario { spaces, vifs, daemon, .. } = &scene;
@@ -143,14 +143,14 @@ fn a_guest_that_changes_its_address_is_stopped_until_it_may() {
         let peer = Ipv4Addr::new(10, 5, 0, 2);
         let become_ = |mac: Mac| {
             spaces[0].ip(&format!("link set dev {} address {mac}", vifs[0].name));
-            // The other one asks again where it is.
+            // The other guest resolves the address again.
             spaces[1].ip(&format!("neigh flush dev {}", vifs[1].name));
         };
         let is_blocked = || {
             let before = daemon.drops(&vifs[0], "spoofed_source");
             attempt(&spaces[0], peer);
             let blocked = |port: &PortView| port.counts.drops.get("spoofed_source").is_some_and(|now| *now > before);
-            daemon.await_port("it is blocked", &vifs[0], blocked);
+            daemon.await_port("the changed address is blocked", &vifs[0], blocked);
         };
         ping(&spaces[0], peer, 3);
         assert!(scene.port(0).counts.drops.is_empty(), "{:?}", scene.port(0).counts.drops);
@@ -164,28 +164,28 @@ fn a_guest_that_changes_its_address_is_stopped_until_it_may() {
         scene.set(&[&format!("allowed_address_pairs=[{{ mac_address = \"{OTHER}\" }}]")]);
         become_(OTHER);
         ping(&spaces[0], peer, 3);
-        // Its own is its own all the time.
+        // A port's own address is always allowed.
         become_(vifs[0].mac);
         ping(&spaces[0], peer, 3);
         assert_eq!(scene.netdev(), scene.index, "{on:?}");
     }
 }
 
-/// `mac` does not look above Ethernet, whatever is there.
+/// Port security `mac` ignores everything above Ethernet.
 #[test]
-fn the_mac_address_is_all_that_mac_asks_for() {
+fn mac_checks_the_source_mac_only() {
     for on in DeviceKind::ALL {
         let Some(scene) = Scenario::new(on, &["fw", "peer"], "fixed_ips = [\"10.5.0.1\"]") else { return };
         let (here, there) = (scene.nic(0), scene.nic(1));
         let (me, peer) = (scene.vifs[0].mac, scene.vifs[1].mac);
         for (what, frame) in [
-            ("ARP of anybody's", arp(me, me, [192, 0, 2, 7])),
+            ("ARP for any address", arp(me, me, [192, 0, 2, 7])),
             ("ARP with another hardware address", arp(me, OTHER, [192, 0, 2, 7])),
-            ("IPv4 from anybody", ipv4(peer, me, [192, 0, 2, 7], [9, 9])),
-            ("IPv6 from anybody", ipv6(peer, me, "2001:db8::7".parse().unwrap(), 17, &udp([9, 9]))),
-            ("ND of anybody's", nd(me, "fe80::1", 136, "2001:db8::7", Some(OTHER))),
-            ("no IP header at all", frame(peer, me, IPV4, b"nonsense")),
-            ("a type that nobody knows", experiment(peer, me, b"hello")),
+            ("IPv4 from any address", ipv4(peer, me, [192, 0, 2, 7], [9, 9])),
+            ("IPv6 from any address", ipv6(peer, me, "2001:db8::7".parse().unwrap(), 17, &udp([9, 9]))),
+            ("ND for any address", nd(me, "fe80::1", 136, "2001:db8::7", Some(OTHER))),
+            ("no IP header", frame(peer, me, IPV4, b"nonsense")),
+            ("an unassigned ethertype", experiment(peer, me, b"hello")),
         ] {
             scene.passes(&here, &there, &frame, what);
         }
@@ -196,9 +196,9 @@ fn the_mac_address_is_all_that_mac_asks_for() {
     }
 }
 
-/// `mac+ip` lets pass what its addresses say, and each address that is allowed while it runs.
+/// Port security `mac+ip` passes the configured addresses, and addresses allowed later.
 #[test]
-fn senders_above_ethernet_are_judged_where_they_shall_be() {
+fn mac_ip_checks_ip_arp_and_nd_senders() {
     const OWN4: [u8; 4] = [10, 5, 0, 1];
     const WRONG4: [u8; 4] = [10, 5, 0, 9];
     const OWN6: &str = "2001:db8::1";
@@ -219,8 +219,8 @@ fn senders_above_ethernet_are_judged_where_they_shall_be() {
             ("an advertisement", nd(me, OWN6, 136, OWN6, Some(me))),
         ];
         let always =
-            [("an ARP probe", arp(me, me, [0; 4])), ("a type that nobody knows", experiment(peer, me, b"hello"))];
-        // What goes with any address.
+            [("an ARP probe", arp(me, me, [0; 4])), ("an unassigned ethertype", experiment(peer, me, b"hello"))];
+        // Frames that pass whatever addresses are configured.
         let besides = [
             ("DHCP", ipv4(Mac::BROADCAST, me, [0; 4], [68, 67])),
             ("its own link-local address", v6(local)),
@@ -228,19 +228,19 @@ fn senders_above_ethernet_are_judged_where_they_shall_be() {
             ("duplicate address detection", nd(me, "::", 135, local, None)),
         ];
         let never = [
-            ("ARP for another", arp(me, me, WRONG4)),
+            ("ARP for another address", arp(me, me, WRONG4)),
             ("ARP with another hardware address", arp(me, peer, OWN4)),
             ("a probe with another hardware address", arp(me, peer, [0; 4])),
-            ("IPv4 from another", ipv4(peer, me, WRONG4, [9, 9])),
+            ("IPv4 from another address", ipv4(peer, me, WRONG4, [9, 9])),
             ("nobody's IPv4", ipv4(peer, me, [0; 4], [9, 9])),
-            ("IPv6 from another", v6(WRONG6)),
-            ("another's link-local address", v6("fe80::ff:fe00:102")),
-            ("an advertisement for another", nd(me, OWN6, 136, WRONG6, Some(me))),
+            ("IPv6 from another address", v6(WRONG6)),
+            ("the link-local address of another port", v6("fe80::ff:fe00:102")),
+            ("an advertisement for another address", nd(me, OWN6, 136, WRONG6, Some(me))),
             ("another's advertisement", nd(me, WRONG6, 136, WRONG6, Some(me))),
             ("an advertisement with another link-layer address", nd(me, OWN6, 136, OWN6, Some(peer))),
             ("a solicitation with another link-layer address", nd(me, OWN6, 135, WRONG6, Some(peer))),
-            ("no IP header at all", frame(peer, me, IPV4, b"nonsense")),
-            ("half an ARP", frame(Mac::BROADCAST, me, ARP, &[0, 1, 8, 0, 6, 4])),
+            ("no IP header", frame(peer, me, IPV4, b"nonsense")),
+            ("a truncated ARP", frame(Mac::BROADCAST, me, ARP, &[0, 1, 8, 0, 6, 4])),
         ];
         let all_pass = |frames: &[(&str, Vec<u8>)]| {
             frames.iter().for_each(|(what, frame)| scene.passes(&here, &there, frame, what));
@@ -250,7 +250,7 @@ fn senders_above_ethernet_are_judged_where_they_shall_be() {
         };
         all_pass(&[&own[..], &besides, &always, &never].concat());
 
-        // Without an address it has no business with IP at all.
+        // Without a configured address, IP is dropped.
         scene.set(&["port_security=mac+ip"]);
         none_passes(&own);
         none_passes(&besides);
@@ -260,22 +260,22 @@ fn senders_above_ethernet_are_judged_where_they_shall_be() {
         none_passes(&never);
         all_pass(&[&own[..], &besides, &always].concat());
 
-        // More of its own, and those of another address.
+        // Other addresses of its own subnet, and of another port.
         scene.is_refused(&here, &ipv4(peer, OTHER, WRONG4, [9, 9]), "spoofed_source", "another's");
         let pairs =
             "[{ ip_address = \"2001:db8::/64\" }, { mac_address = \"0a:00:00:00:00:01\", ip_address = \"10.5.0.9\" }]";
         scene.set(&[&format!("allowed_address_pairs={pairs}")]);
         all_pass(&[
-            ("IPv6 from all of it", v6(WRONG6)),
+            ("IPv6 from the allowed prefix", v6(WRONG6)),
             ("the pair's IPv4", ipv4(peer, OTHER, WRONG4, [9, 9])),
             ("the pair's ARP", arp(OTHER, OTHER, WRONG4)),
             ("its own IPv4 still", ipv4(peer, me, OWN4, [9, 9])),
         ]);
         none_passes(&[
-            ("its own, with the pair's MAC address", ipv4(peer, OTHER, OWN4, [9, 9])),
-            ("the pair's, with its own MAC address", ipv4(peer, me, WRONG4, [9, 9])),
+            ("its own IP, with the pair's MAC address", ipv4(peer, OTHER, OWN4, [9, 9])),
+            ("the pair's IP, with its own MAC address", ipv4(peer, me, WRONG4, [9, 9])),
         ]);
-        // Behind tags as well.
+        // After VLAN tags too.
         let tagged = |frame: &[u8]| [&frame[..12], &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 7], &frame[12..]].concat();
         all_pass(&[("tags", tagged(&ipv4(peer, me, OWN4, [9, 9])))]);
         none_passes(&[("tags", tagged(&ipv4(peer, me, WRONG4, [9, 9])))]);
@@ -289,14 +289,14 @@ fn senders_above_ethernet_are_judged_where_they_shall_be() {
     }
 }
 
-/// Everything about a port that talks is changed over and over, and nobody loses a frame.
+/// All settings of a port are changed repeatedly under traffic, without frame loss.
 #[test]
-fn a_port_is_changed_under_traffic_and_no_frame_is_lost() {
+fn a_port_is_changed_under_traffic_without_frame_loss() {
     for on in DeviceKind::ALL {
         let Some(scene) = Scenario::new(on, &["fw", "peer"], "") else { return };
         let nics = [scene.nic(0), scene.nic(1)];
-        // Who sends at a rate does so by a tap, where frames can wait for a switch that is not on a core
-        // right now; and that one is changed as well.
+        // The paced sender uses a tap, whose queue holds frames while the switch is not scheduled; the tap is the
+        // port under change in one of the cases.
         let (from, to) = if on == DeviceKind::Tap { (0, 1) } else { (1, 0) };
         scene.spaces[from].ip(&format!("link set dev {} txqueuelen 100000", scene.vifs[from].name));
         let done = AtomicBool::new(false);
@@ -324,13 +324,13 @@ fn a_port_is_changed_under_traffic_and_no_frame_is_lost() {
         let ports = scene.daemon.await_idle();
         println!("{on:?}: {frames} frames while a port was changed, none lost");
         assert!(frames > 0 && ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
-        assert_eq!(ports[from].counts.rx_frames, frames, "no frame has been lost on its way in either");
+        assert_eq!(ports[from].counts.rx_frames, frames, "no frame was lost before the switch");
     }
 }
 
-/// What was learned while everything was allowed does not draw frames when it is not any more.
+/// Stations that port security no longer allows are flushed.
 #[test]
-fn what_may_not_be_used_any_more_is_forgotten() {
+fn stations_no_longer_allowed_are_flushed() {
     let Some(scene) = Scenario::new(DeviceKind::Tap, &["fw", "peer", "third"], "port_security = \"off\"") else {
         return;
     };
@@ -338,31 +338,36 @@ fn what_may_not_be_used_any_more_is_forgotten() {
     let peer = scene.vifs[1].mac;
     scene.passes(&nics[0], &nics[1], &experiment(peer, OTHER, b"here I am"), "the first");
     let request = |what: &str| experiment(OTHER, peer, what.as_bytes());
-    scene.passes(&nics[1], &nics[0], &request("learned"), "it is known");
+    scene.passes(&nics[1], &nics[0], &request("learned"), "the station is known");
     assert_eq!(nics[2].rest().len(), 0);
     scene.set(&["port_security=mac"]);
-    scene.passes(&nics[1], &nics[0], &request("where are you"), "it is not known any more");
+    scene.passes(&nics[1], &nics[0], &request("where are you"), "the station is flushed");
     assert_eq!(nics[2].take(), request("where are you"));
 }
 
-/// Frames for stations that nobody knows, and copies of all frames.
+/// Unknown unicast, and mirror copies.
 #[test]
-fn delivery_is_changed_live_and_counted() {
+fn delivery_settings_are_changed_live_and_counted() {
     for on in DeviceKind::ALL {
         let Some(scene) = Scenario::new(on, &["fw", "peer", "third"], "") else { return };
         let nics = [0, 1, 2].map(|at| scene.nic(at));
         let [me, peer, third] = [0, 1, 2].map(|at| scene.vifs[at].mac);
         let nobody = |tale: &str| experiment(OTHER, peer, tale.as_bytes());
-        scene.passes(&nics[1], &nics[0], &nobody("deliver"), "it gets what is for nobody known");
+        scene.passes(&nics[1], &nics[0], &nobody("deliver"), "unknown unicast arrives");
         assert_eq!(nics[2].take(), nobody("deliver"));
 
         scene.set(&["unknown_unicast=suppress"]);
         nics[1].send(&nobody("suppress"));
         assert_eq!(nics[2].take(), nobody("suppress"));
-        // What is for it, and what is for all, it gets.
-        scene.passes(&nics[1], &nics[0], &experiment(me, peer, b"for you"), "not what is for nobody known");
+        // The port still receives its own unicast and broadcasts.
+        scene.passes(
+            &nics[1],
+            &nics[0],
+            &experiment(me, peer, b"for you"),
+            "own unicast arrives, and no unknown unicast before it",
+        );
         let all = experiment(Mac::BROADCAST, peer, b"for all");
-        scene.passes(&nics[1], &nics[0], &all, "what is for all");
+        scene.passes(&nics[1], &nics[0], &all, "broadcast arrives");
         assert_eq!(nics[2].take(), all);
         let port = scene.daemon.await_port("it is counted", &scene.vifs[0], |port| port.counts.not_flooded > 0);
         assert_eq!(
@@ -372,15 +377,15 @@ fn delivery_is_changed_live_and_counted() {
 
         scene.set(&["unknown_unicast=", "promiscuous=true"]);
         let theirs = experiment(third, peer, b"between us");
-        scene.passes(&nics[1], &nics[0], &theirs, "a copy of what is for another");
+        scene.passes(&nics[1], &nics[0], &theirs, "a copy of unicast to another port");
         assert_eq!(nics[2].take(), theirs);
         let port = scene.daemon.await_port("it is counted", &scene.vifs[0], |port| port.counts.mirror_copies > 0);
         assert_eq!((port.counts.mirror_copies, port.promiscuous), (1, true));
-        scene.passes(&nics[1], &nics[0], &experiment(me, peer, b"once"), "one of what is for itself");
+        scene.passes(&nics[1], &nics[0], &experiment(me, peer, b"once"), "one copy of its own unicast");
         scene.set(&["promiscuous=false"]);
         nics[1].send(&theirs);
         assert_eq!(nics[2].take(), theirs);
-        scene.passes(&nics[1], &nics[0], &experiment(me, peer, b"end"), "no copy any more");
+        scene.passes(&nics[1], &nics[0], &experiment(me, peer, b"end"), "no further copy");
         let ports = scene.daemon.await_idle();
         assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
         let metrics = scene.daemon.page("/metrics");
@@ -393,9 +398,9 @@ fn delivery_is_changed_live_and_counted() {
     }
 }
 
-/// One event when a port comes to its limit, and one when it has none any more.
+/// One event when a port reaches its MAC limit, and one when it leaves it.
 #[test]
-fn a_port_at_its_limit_is_told_of_once() {
+fn a_port_at_its_mac_limit_is_reported_once() {
     for (policy, reason) in [("drop", Some("mac_limit")), ("forward-unlearned", None)] {
         let keys = format!("port_security = \"off\"\nmac_limit = 2\nmac_limit_policy = \"{policy}\"");
         let Some(scene) = Scenario::new(DeviceKind::Tap, &["fw", "peer"], &keys) else { return };
@@ -414,7 +419,7 @@ fn a_port_at_its_limit_is_told_of_once() {
             None => scene.passes(&here, &there, &from(number), "beyond the limit"),
         };
         (3..8).for_each(excess);
-        scene.passes(&here, &there, &from(1), "one that is known");
+        scene.passes(&here, &there, &from(1), "from a known station");
         let event = await_that("the event", || events().pop());
         assert_eq!(
             (event.vm.as_deref(), event.network.as_deref(), &event.ports[..]),
@@ -425,20 +430,20 @@ fn a_port_at_its_limit_is_told_of_once() {
         let port = scene.port(0);
         assert_eq!(port.counts.not_learned, if reason.is_none() { 5 } else { 0 });
         assert_eq!((port.mac_limit, port.mac_limit_policy.as_deref()), (Some(2), Some(policy)));
-        // More of them are no news.
+        // Further excess emits no event.
         excess(9);
         scene.set(&["mac_limit="]);
-        await_that("the end of it", || (events().len() == 2).then_some(()));
-        assert!(events()[1].text.contains("none of its own any more"), "{:?}", events());
+        await_that("the end of the excess", || (events().len() == 2).then_some(()));
+        assert!(events()[1].text.contains("no address of its own"), "{:?}", events());
         let port = scene.port(0);
         assert_eq!((port.mac_limit, port.mac_limit_policy), (None, None));
-        scene.passes(&here, &there, &from(10), "as its network has it");
+        scene.passes(&here, &there, &from(10), "the group passes by the network's policy");
     }
 }
 
-/// The policy of a network on reserved groups, by `apply`; each refusal is counted by name.
+/// The network's policy on reserved groups, set by `apply`; drops are counted per group.
 #[test]
-fn reserved_groups_pass_as_the_network_has_it() {
+fn reserved_groups_pass_by_the_policy_of_the_network() {
     let group = |last: u64| Mac::from_bits(0x0180_c200_0000 + last);
     for on in DeviceKind::ALL {
         let Some(scene) = Scenario::new(on, &["fw", "peer"], "") else { return };
@@ -458,7 +463,7 @@ fn reserved_groups_pass_as_the_network_has_it() {
                 if mask >> last & 1 == 1 {
                     scene.passes(&here, &there, &frame, "it passes");
                 } else {
-                    scene.is_refused(&here, &frame, "reserved_group", "it does not pass");
+                    scene.is_refused(&here, &frame, "reserved_group", "the group is dropped");
                     let name = match last {
                         0 => "bpdu".to_owned(),
                         1 => "pause".to_owned(),
@@ -470,12 +475,12 @@ fn reserved_groups_pass_as_the_network_has_it() {
                     *refused.entry(name).or_insert(0u64) += 1;
                 }
             }
-            // The next ones are no bridge's business.
-            scene.passes(&here, &there, &experiment(group(0x10), me, b"x"), "no reserved one");
+            // The groups above the reserved range pass.
+            scene.passes(&here, &there, &experiment(group(0x10), me, b"x"), "a group that is not reserved passes");
         }
-        scene
-            .daemon
-            .await_port("each is counted by its name", &scene.vifs[0], |port| port.counts.reserved_groups == refused);
+        scene.daemon.await_port("each group has its own counter", &scene.vifs[0], |port| {
+            port.counts.reserved_groups == refused
+        });
         assert_eq!(scene.netdev(), scene.index);
         let metrics = scene.daemon.page("/metrics");
         let pause =
@@ -484,9 +489,9 @@ fn reserved_groups_pass_as_the_network_has_it() {
     }
 }
 
-/// Two who both want what only one can have are told so, and nothing is changed.
+/// Conflicting settings of two ports are refused, and nothing changes.
 #[test]
-fn what_contradicts_another_port_is_refused() {
+fn conflicting_settings_of_two_ports_are_refused() {
     let Some(scene) = Scenario::new(DeviceKind::Tap, &["fw", "peer"], "unknown_unicast = \"suppress\"") else { return };
     let Scenario { vifs, daemon, .. } = &scene;
     let pair = format!("allowed_address_pairs=[{{ mac_address = \"{}\" }}]", vifs[0].mac);

@@ -1,5 +1,5 @@
-//! Trunks on real devices: a guest with VLAN interfaces on one network card, which has a port of its own on
-//! each of several networks.
+//! Trunks on real devices: a guest with VLAN interfaces on one network card, which has a port on each of several
+//! networks. Needs root; makes its own namespaces.
 use std::net::Ipv4Addr;
 use std::process::Command;
 use std::sync::Arc;
@@ -19,17 +19,17 @@ use vifswitch::wire::Mac;
 
 const NETWORKS: &[(&str, u16)] = &[("net1", 1500), ("net2", 1500), ("net3", 1400), ("net4", 9000)];
 
-/// A VM with a trunk, and one on each of its three networks.
+/// A VM with a trunk, and one VM on each of its three networks.
 struct Trunk {
     daemon: Daemon,
     spaces: Vec<Namespace>,
-    /// The parent, then one on each network.
+    /// The parent, then one VM per network.
     vifs: Vec<Vif>,
     /// On net2 and net3.
     subports: [Vif; 2],
 }
 
-/// `None` where this cannot be tested.
+/// `None` if the host cannot run the test.
 fn trunk(on: DeviceKind) -> Option<Trunk> {
     let (spaces, mut vifs) = guests(&["fw", "a", "b", "c"], &[on], 1500)?;
     for (vif, network) in vifs.iter_mut().zip(["net1", "net1", "net2", "net3"]) {
@@ -45,8 +45,8 @@ fn trunk(on: DeviceKind) -> Option<Trunk> {
     Some(Trunk { daemon, spaces, vifs, subports })
 }
 
-/// The VLAN interfaces of the guest, by name. Where the kernel has none, they are veths, and a thread does with
-/// tags what the kernel would.
+/// VLAN interfaces of the guest, by name. Without kernel support for VLANs they are veths, and a thread tags and
+/// untags frames.
 struct Interfaces {
     done: Arc<AtomicBool>,
     tagging: Vec<JoinHandle<()>>,
@@ -64,7 +64,7 @@ impl Interfaces {
             if !made.status.success() {
                 namespace.ip(&format!("link add v{vlan} address {mac} type veth peer name w{vlan}"));
                 namespace.ip(&format!("link set dev w{vlan} up"));
-                // Super-frames and open checksums would need their headers moved, which is the kernel's.
+                // GSO packets and partial checksums would need shifted offsets, which only the kernel does.
                 offloads(namespace, &format!("v{vlan}"), false);
                 trunk.spaces[1..4]
                     .iter()
@@ -87,7 +87,7 @@ impl Interfaces {
                         .get(12..16)
                         .is_some_and(|tag| tag[..2] == [0x81, 0] && tag[2] & 15 == high && tag[3] == low)
                     {
-                        // As a network card does: what does not fit is lost.
+                        // Frames that do not fit are lost, as on a network card.
                         let _ = inside.try_send(&[&frame[..12], &frame[16..]].concat());
                     }
                 }
@@ -109,7 +109,7 @@ impl Drop for Interfaces {
     }
 }
 
-/// With an outer tag, and tags behind it.
+/// Adds an outer tag and inner tags.
 fn tagged(frame: &[u8], tags: &[[u8; 4]]) -> Vec<u8> {
     [&frame[..12], &tags.concat(), &frame[12..]].concat()
 }
@@ -142,13 +142,13 @@ fn a_guest_talks_on_three_networks(on: DeviceKind) {
 
     drop(interfaces);
 
-    // Other tags die by name, at the parent.
+    // Other tags are dropped with their reason, at the parent.
     let (trunk, there) = (Nic::new(&spaces[0], &vifs[0].name), Nic::new(&spaces[2], &vifs[2].name));
     for id in [100u8, 103, 1] {
         trunk.send(&tagged(&experiment(Mac::BROADCAST, vifs[0].mac, &[0; 46]), &[[0x81, 0, 0, id]]));
     }
     await_that("the drops", || (daemon.drops(&vifs[0], "unknown_vlan") == 3).then_some(()));
-    // What is behind the tag of a subport passes as it is, both ways.
+    // Tags after a subport's tag pass unmodified in both directions.
     for inner in [&[][..], &[[0x88, 0xa8, 0, 7], [0x81, 0, 0xe0, 5]], &[[0x81, 0, 0, 102]]] {
         let payload: Vec<u8> = (0..100).collect();
         let here = tagged(&experiment(vifs[2].mac, subports[0].mac, &payload), inner);
@@ -163,23 +163,23 @@ fn a_guest_talks_on_three_networks(on: DeviceKind) {
 }
 
 #[test]
-fn a_guest_talks_on_three_networks_over_a_tap() {
+fn a_guest_reaches_three_networks_over_a_tap() {
     a_guest_talks_on_three_networks(DeviceKind::Tap);
 }
 
 #[test]
-fn a_guest_talks_on_three_networks_over_af_xdp() {
+fn a_guest_reaches_three_networks_over_af_xdp() {
     a_guest_talks_on_three_networks(DeviceKind::Xdp);
 }
 
 #[test]
-fn a_guest_talks_on_three_networks_over_af_packet() {
+fn a_guest_reaches_three_networks_over_af_packet() {
     a_guest_talks_on_three_networks(DeviceKind::Packet);
 }
 
-/// Subports come and go, the first and the last as well, while the parent and its neighbour lose nothing.
+/// Subports, including the first and last, are added and removed while the parent and its neighbour lose nothing.
 #[test]
-fn subports_come_and_go_under_traffic() {
+fn subports_are_added_and_removed_under_traffic() {
     for on in DeviceKind::ALL {
         let Some((spaces, vifs)) = guests(&["fw", "a"], &[on], 1500) else { return };
         let daemon = Daemon::with("", NETWORKS, &vifs);
@@ -218,7 +218,7 @@ fn subports_come_and_go_under_traffic() {
 }
 
 #[test]
-fn operators_see_what_a_subport_is() {
+fn subports_are_shown_and_checked() {
     let Some(Trunk { mut daemon, spaces, vifs, subports }) = trunk(DeviceKind::Tap) else { return };
     let shown = daemon.done(&["show", "ports"], "");
     for piece in ["vlan 101 of port-1", "vlan 102 of port-1", "tap1@"] {
@@ -229,15 +229,15 @@ fn operators_see_what_a_subport_is() {
     assert_eq!((&of("port-11")["parent"], &of("port-11")["vlan"]), (&"port-1".into(), &101.into()));
     assert_eq!((&of("port-11")["device"]["name"], &of("port-11")["worker"]), (&"tap1".into(), &of("port-1")["worker"]));
     assert_eq!((of("port-1").get("parent"), &of("port-11")["position"]), (None, &1.into()));
-    // It is in everything that is listed.
+    // All listings show it.
     assert!(daemon.page("/metrics").contains("vifswitch_port_up{port=\"port-11\",vm=\"fw\",network=\"net2\"} 1"));
     assert!(daemon.done(&["show", "drops", "--verify"], "").contains("adds up"));
 
-    // The parent does not go before they do.
+    // The parent cannot be detached before its subports.
     let refused = daemon.run_command(&["detach", "port-1"], "");
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(1) && said.contains("\"port-11\", \"port-12\""), "{said}");
-    // Of another VM, of another subport, with a tag that is taken, on a network with a longer MTU.
+    // Of another VM; of a subport; with a used tag; on a network with a longer MTU.
     let new = |vm: &str, parent: &Vif, vlan| Vif::new(vm, 20, &spaces[0]).on("net2").subport_of(parent, vlan);
     for (vif, piece) in [
         (new("a", &vifs[0], 7), "of VM \"fw\""),
@@ -251,7 +251,7 @@ fn operators_see_what_a_subport_is() {
         assert!(refused.status.code() == Some(1) && said.contains(piece), "{piece}: {said}");
     }
 
-    // The state of the parent is theirs.
+    // Subports follow the parent's state.
     daemon.done(&["set", "port-1", "admin_state_up=false"], "");
     let down = daemon.await_down(&subports[0]);
     assert!(down.status_reason.contains("its parent, port \"port-1\", is down: administratively down"), "{down:?}");
@@ -277,7 +277,7 @@ fn operators_see_what_a_subport_is() {
     };
     let (up, down) = (EventKind::PortUp, EventKind::PortDown);
     let of_subport: Vec<EventKind> = reported(&subports[0]);
-    assert_eq!(of_subport, [up, down, up, down, up, down, up], "one for each turn: {events:?}");
+    assert_eq!(of_subport, [up, down, up, down, up, down, up], "one event per change: {events:?}");
     let of_other: Vec<EventKind> = reported(&subports[1]);
     assert_eq!(of_other, [up, down, up, down, up]);
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));

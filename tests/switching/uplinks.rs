@@ -1,5 +1,4 @@
-//! Uplinks, and devices on netdevs of others, as operators meet them: the running program over real
-//! netdevs. What is shown, what is told, and who carries.
+//! Uplinks and foreign netdevs in operation: status, events, failover, restart. Needs root; makes its own namespaces.
 use std::fmt::Write as _;
 
 use rustix::process::Signal;
@@ -13,10 +12,10 @@ use vifswitch::wire::Mac;
 
 const NETWORKS: &[(&str, u16)] = &[("net1", 1500), ("net2", 2000)];
 
-/// Two networks on one uplink: net1 with a tag, net2 without.
+/// Two networks on one uplink: net1 tagged, net2 untagged.
 const UPLINK_NETWORKS: &str = r#"[{ network_id = "net1", vlan = 120 }, { network_id = "net2" }]"#;
 
-/// An uplink on a tap of its own, which the switch makes.
+/// An uplink on a tap that the switch creates.
 fn uplink(id: &str, more: &str, namespace: &Namespace, networks: &str) -> String {
     format!(
         "[[uplinks]]\nid = \"{id}\"\n{more}\nnetworks = {networks}\n\
@@ -37,7 +36,7 @@ fn await_carrying(daemon: &Daemon, id: &str) -> Vec<UplinkView> {
 }
 
 #[test]
-fn the_other_one_carries_while_the_preferred_one_is_down() {
+fn the_backup_is_active_while_the_preferred_uplink_is_down() {
     let (Some(left), Some(right)) = (Namespace::new(), Namespace::new()) else { return };
     let mut daemon = Daemon::new();
     let group = "group = \"wire\"";
@@ -50,7 +49,7 @@ fn the_other_one_carries_while_the_preferred_one_is_down() {
     assert_eq!((first.status, first.status_reason.as_str()), (Status::Active, ""));
     assert_eq!(second.status, Status::Active, "it could");
     assert!(second.status_reason.contains("stands by"), "{second:?}");
-    // A tap of the switch's own: the largest MTU that it carries, and an address of our administration.
+    // The created tap has the largest MTU of its networks, and a locally administered address.
     let link = left.link("up0").unwrap();
     assert_eq!((link.mtu, link.mac.octets()[0] & 3, link.alias.as_str()), (2000, 2, "vifswitch:up0"));
 
@@ -75,7 +74,7 @@ fn the_other_one_carries_while_the_preferred_one_is_down() {
     assert_eq!(downs, [(None, "up0")], "told once");
     assert_eq!(reported(EventKind::PortUp).filter(|event| event.ports == ["up0"]).count(), 2);
 
-    // It goes with its namespace, and comes back with it.
+    // The tap disappears with its namespace and is created again with it.
     left.delete();
     await_carrying(&daemon, "up1");
     left.make();
@@ -85,7 +84,7 @@ fn the_other_one_carries_while_the_preferred_one_is_down() {
 }
 
 #[test]
-fn uplinks_come_and_go_while_it_runs_and_stay_over_a_restart() {
+fn uplinks_are_added_and_removed_live_and_kept_over_a_restart() {
     let (Some(guest), Some(wire)) = (Namespace::new(), Namespace::new()) else { return };
     let mut daemon = Daemon::new();
     let vifs = [Vif::new("fw", 1, &guest)];
@@ -108,29 +107,29 @@ fn uplinks_come_and_go_while_it_runs_and_stay_over_a_restart() {
     for sample in ["vifswitch_uplink_up{uplink=\"up0\"} 1", "vifswitch_uplink_receive_frames_total{uplink=\"up0\"} "] {
         assert!(metrics.contains(sample), "{}: {metrics}", exposition::CONTENT_TYPE);
     }
-    // What is behind it can be forgotten by its name.
+    // Stations behind it can be flushed by its name.
     assert_eq!(daemon.done(&["flush", "--port", "up0", "--json"], "").trim(), "{\"flushed\":0}");
 
-    // A network cannot go as long as it is carried.
+    // A network cannot be removed while an uplink carries it.
     let without = with.replacen("[[networks]]\nid = \"net2\"\nmtu = 2000\n", "", 1);
     assert_ne!(without, with);
     let refused = daemon.run_command(&["apply", "-"], &without);
     let said = String::from_utf8_lossy(&refused.stderr);
     assert_eq!(refused.status.code(), Some(2), "{said}");
     assert!(said.contains("uplinks[0].networks[1].network_id = \"net2\""), "{said}");
-    // A port cannot have its netdev.
+    // A port cannot use its netdev.
     let thief = Vif { name: "up0".into(), netns: wire.0.clone(), ..Vif::new("fw", 2, &guest) };
     let refused = daemon.run_command(&["attach", "-"], &support::host::daemon::attachment(&thief));
     let said = String::from_utf8_lossy(&refused.stderr);
     assert!(refused.status.code() == Some(1) && said.contains("in use by uplink \"up0\""), "{said}");
 
-    // It is kept, also without the file.
+    // The uplink is kept without the file.
     daemon.stop(Signal::KILL);
     let state = daemon.state();
     daemon.start_over("--state", &state);
     assert!(uplinks(&daemon)[0].active);
     assert_eq!(wire.links(), ["lo", "up0"]);
-    // Another tag is a change of the rules: its netdev is left alone.
+    // Another VLAN changes the forwarding configuration only: the netdev is untouched.
     let index = wire.link("up0").unwrap().index;
     let said = daemon.done(&["apply", "-"], &with.replacen("vlan = 120", "vlan = 121", 1));
     assert!(said.starts_with("uplink \"up0\": networks was ["), "{said}");
@@ -141,14 +140,14 @@ fn uplinks_come_and_go_while_it_runs_and_stay_over_a_restart() {
     daemon.await_active(&vifs[0]);
 }
 
-/// The frames of one network on the wire: under the tag 120, as [`UPLINK_NETWORKS`] has it, and of the Ethernet minimum length.
+/// A frame of net1 on the wire: VLAN 120 of [`UPLINK_NETWORKS`], padded to the Ethernet minimum.
 fn tagged(to: Mac, from: Mac, payload: &[u8]) -> Vec<u8> {
     let mut frame = frame(to, from, 0x8100, &[&[0, 120], &EXPERIMENT.to_be_bytes()[..], payload].concat());
     frame.resize(frame.len().max(60), 0);
     frame
 }
 
-/// What a guest receives of that: the padding stays.
+/// The same as a guest receives it: the padding stays.
 fn untagged(to: Mac, from: Mac, payload: &[u8]) -> Vec<u8> {
     let frame = tagged(to, from, payload);
     [&frame[..12], &frame[16..]].concat()
@@ -160,10 +159,10 @@ fn subport_of(daemon: &Daemon) -> Vec<(String, Option<String>)> {
     outside.map(|station| (station.port_id, station.uplink_id)).collect()
 }
 
-/// From a guest to the wire and back, over a failover and over a restart: what was learned outside
-/// stays learned behind the group.
+/// From a guest to the external network and back, over a failover and a restart: external stations stay learned
+/// behind the group.
 #[test]
-fn what_is_outside_is_found_by_either_uplink() {
+fn external_stations_are_reached_by_either_uplink() {
     let spaces: Option<Vec<Namespace>> = (0..3).map(|_| Namespace::new()).collect();
     let Some([guest, left, right]) = spaces.and_then(|spaces| <[Namespace; 3]>::try_from(spaces).ok()) else { return };
     let vif = Vif::new("fw", 1, &guest);
@@ -182,7 +181,7 @@ fn what_is_outside_is_found_by_either_uplink() {
     nic.send(&experiment(far, vif.mac, b"from inside"));
     assert_eq!(wire.take(), tagged(far, vif.mac, b"from inside"));
     assert_eq!(subport_of(&daemon), [("up0".to_owned(), Some("up0".to_owned()))]);
-    // The one that stands by neither receives nor sends.
+    // The backup neither receives nor sends.
     other.send(&tagged(vif.mac, far, b"not this way"));
     await_that("the drop", || {
         uplinks(&daemon)[1].counts.drops.get("standby").filter(|frames| **frames == 1).map(|_| ())
@@ -196,7 +195,7 @@ fn what_is_outside_is_found_by_either_uplink() {
     assert_eq!(subport_of(&daemon), [("up1".to_owned(), Some("up1".to_owned()))]);
     nic.send(&experiment(far, vif.mac, b"the other way"));
     assert_eq!(other.take(), tagged(far, vif.mac, b"the other way"));
-    // What is learned is kept at a stop, and comes back behind whichever carries then.
+    // Learned stations are stored at stop, and restored behind the active uplink.
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
     left.ip("link set up0 up");
     daemon.start();
@@ -207,7 +206,7 @@ fn what_is_outside_is_found_by_either_uplink() {
     assert!(daemon.done(&["show", "drops", "--verify"], "").contains("adds up"));
 }
 
-/// What others do to their netdevs is followed, and who stands beside them does not notice.
+/// Changes of a foreign netdev are followed; other ports are unaffected.
 fn others_do_as_they_like(kind: &str) {
     let (Some(namespace), Some(beside)) = (Namespace::new(), Namespace::new()) else { return };
     let make = || {
@@ -250,7 +249,7 @@ fn others_do_as_they_like(kind: &str) {
     is_down("no such device");
     make();
     daemon.await_active(&guest);
-    // A smaller MTU than that of the network is remarked as soon as it is so.
+    // An MTU below that of the network is reported at once.
     namespace.ip("link set v0 mtu 1400");
     let remarked = |port: &PortView| port.status == Status::Active && port.status_reason.contains("an MTU of 1400");
     daemon.await_port("a remark", &guest, remarked);
@@ -259,27 +258,27 @@ fn others_do_as_they_like(kind: &str) {
     assert_eq!(wire.take(), experiment(guest.mac, bystander.mac, b"there"));
     let events = daemon.events();
     let beside: Vec<_> = events.iter().filter(|event| event.ports == ["port-1"]).map(|event| event.kind).collect();
-    assert_eq!(beside, [EventKind::PortUp], "nothing else is touched");
+    assert_eq!(beside, [EventKind::PortUp], "no other port is affected");
     let of_guest: Vec<_> = events.iter().filter(|event| event.ports == ["port-2"]).map(|event| event.kind).collect();
     let turns = [EventKind::PortDown, EventKind::PortUp].repeat(of_guest.len() / 2);
-    assert_eq!(of_guest, turns, "one for each turn: {events:#?}");
+    assert_eq!(of_guest, turns, "one event per change: {events:#?}");
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
-    assert_eq!(namespace.links(), ["lo", "v0", "v1"], "they are not ours to delete");
+    assert_eq!(namespace.links(), ["lo", "v0", "v1"], "foreign netdevs are not deleted");
 }
 
 #[test]
-fn packet_ports_follow_the_netdevs_of_others() {
+fn packet_ports_follow_changes_of_foreign_netdevs() {
     others_do_as_they_like("packet");
 }
 
 #[test]
-fn xdp_ports_follow_the_netdevs_of_others() {
+fn xdp_ports_follow_changes_of_foreign_netdevs() {
     others_do_as_they_like("xdp");
 }
 
-/// Netdevs of others are waited for, and what they lack is said.
+/// Foreign netdevs are waited for, and the status states what they lack.
 #[test]
-fn a_netdev_of_others_is_not_set_up_by_us() {
+fn a_foreign_netdev_is_not_set_up() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.ip("link add v0 type veth peer name v1");
     let mut daemon = Daemon::new();
@@ -304,13 +303,13 @@ fn a_netdev_of_others_is_not_set_up_by_us() {
     assert_eq!((up0.device.kind.as_str(), p1.device.kind.as_str()), ("xdp", "packet"));
     assert_eq!((up0.device.persist, p1.device.offloads, p1.device.queues), (None, Some(true), None));
     let links = [namespace.link("v0").unwrap(), namespace.link("v1").unwrap()];
-    assert!(links.iter().all(|link| !link.up), "that is up to whoever owns them");
-    // Once it is up there is another reason, or none.
+    assert!(links.iter().all(|link| !link.up), "a foreign netdev is not set up");
+    // Once it is up, the reason changes or disappears.
     namespace.ip("link set v0 up");
     await_that("another look", || {
         let up0 = uplinks(&daemon).remove(0);
         (!up0.status_reason.contains("`ip link set dev v0 up`")).then_some(())
     });
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
-    assert_eq!(namespace.links(), ["lo", "v0", "v1"], "they are not ours to delete");
+    assert_eq!(namespace.links(), ["lo", "v0", "v1"], "foreign netdevs are not deleted");
 }

@@ -1,11 +1,11 @@
-//! Any address speaks to any other one through a port that has none: REQ-12. What a packet says, and whether
-//! its checksums are right, is its receiver's business.
+//! Any IP address reaches any other through an unaddressed port. Payload and checksums are forwarded unmodified,
+//! valid or not. Needs root; makes its own namespaces.
 
 use support::host::nic::frame;
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions};
 use vifswitch::wire::Mac;
 
-/// A stream of bytes that look like nothing in particular, the same every time (splitmix64).
+/// Deterministic random bytes (splitmix64).
 struct Noise(u64);
 
 impl Noise {
@@ -21,7 +21,7 @@ impl Noise {
     }
 }
 
-/// A packet between two addresses, version 4 and 6 in turn, with a checksum that is most likely wrong.
+/// A packet between two random addresses, alternately IPv4 and IPv6, with a random checksum.
 fn packet(to: Mac, from: Mac, number: u32, noise: &mut Noise) -> Vec<u8> {
     let data = noise.bytes::<24>();
     if number.is_multiple_of(2) {
@@ -35,7 +35,7 @@ fn packet(to: Mac, from: Mac, number: u32, noise: &mut Noise) -> Vec<u8> {
 }
 
 #[test]
-fn any_address_speaks_to_any_other_one() {
+fn any_address_reaches_any_other_through_an_unaddressed_port() {
     const PAIRS: u32 = 100_000;
     const WINDOW: u32 = 50;
     for on in [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]] {
@@ -48,7 +48,7 @@ fn any_address_speaks_to_any_other_one() {
             sent.iter().for_each(|packet| a.send(packet));
             for packet in &sent {
                 let came = b.take();
-                assert!(came == *packet, "{on:?}, behind {first}: sent {packet:02x?}, came {came:02x?}");
+                assert!(came == *packet, "{on:?}, after {first}: sent {packet:02x?}, received {came:02x?}");
             }
         }
         let ports = setup.daemon.await_idle();

@@ -1,5 +1,5 @@
-//! Law 4 on real devices: what the switch has been told of addresses makes no difference to any frame, nor to
-//! any count, as long as nobody has asked for `mac+ip`. The law itself is among `laws`.
+//! Blindness on real devices: configured addresses change no frame and no counter without `mac+ip`.
+//! `tests/laws/blindness.rs` shows the same for random frames. Needs root; makes its own namespaces.
 
 use vifswitch::control::api::responses::CountsView;
 
@@ -8,7 +8,7 @@ use super::nat::recorded;
 use support::host::daemon::{Daemon, Vif};
 use support::host::setup::{DeviceKind, guests};
 
-/// What a port is told of its addresses, by its number.
+/// Address configuration of a port, by its number.
 const ADDRESSES: [fn(u8) -> String; 5] = [
     |_| String::new(),
     |_| "fixed_ips = []\nip_allocation = \"none\"".into(),
@@ -19,10 +19,10 @@ const ADDRESSES: [fn(u8) -> String; 5] = [
     |number| format!("fixed_ips = [\"192.0.2.{}\"]\nip_allocation = \"deferred\"", number + 1),
 ];
 
-/// What came to each port, and what was counted there.
+/// Received frames and counters of each port.
 type Capture = (Vec<Vec<Vec<u8>>>, Vec<CountsView>);
 
-/// Says everything on two networks of two ports each, which have been told this, too.
+/// Sends all frames on two networks of two ports each, configured with these addresses.
 fn capture(on: DeviceKind, security: &str, events: fn(u8) -> String, said: &[Vec<Vec<u8>>; 4]) -> Option<Capture> {
     let (spaces, mut vifs) = guests(&["vm1", "vm2", "vm2", "vm3"], &[on], 1500)?;
     for ((number, vif), of) in (0..).zip(&mut vifs).zip([0x0111, 0x0112, 0x0212, 0x0213]) {
@@ -35,7 +35,7 @@ fn capture(on: DeviceKind, security: &str, events: fn(u8) -> String, said: &[Vec
         vifs.iter().zip(&spaces).map(|(vif, namespace)| support::host::nic::Nic::new(namespace, &vif.name)).collect();
     for (from, frames) in said.iter().enumerate() {
         frames.iter().for_each(|frame| nics[from].send(frame));
-        // One port behind the other, so that there is but one order.
+        // One port after the other, for a fixed order.
         daemon.await_idle();
     }
     for (from, to) in [(0, 1), (1, 0), (2, 3), (3, 2)] {
@@ -49,20 +49,20 @@ fn capture(on: DeviceKind, security: &str, events: fn(u8) -> String, said: &[Vec
 }
 
 #[test]
-fn what_the_switch_knows_of_addresses_makes_no_difference() {
+fn configured_addresses_change_no_frame_on_real_devices() {
     let Some(said) = recorded() else { return };
     assert!(said.iter().all(|frames| frames.len() >= 5), "{said:02x?}");
     for on in DeviceKind::ALL {
         for security in ["mac", "off"] {
             let Some(blank) = capture(on, security, ADDRESSES[0], &said) else { return };
-            assert!(blank.0.iter().all(|frames| frames.len() > 50), "{on:?}: it was to be more than nothing");
+            assert!(blank.0.iter().all(|frames| frames.len() > 50), "{on:?}: frames were received");
             for events in &ADDRESSES[1..] {
                 let Some(this) = capture(on, security, *events, &said) else { return };
-                assert!(this.0 == blank.0, "{on:?}, {security}, {:?}: other frames", events(0));
+                assert!(this.0 == blank.0, "{on:?}, {security}, {:?}: frames differ", events(0));
                 assert_eq!(this.1, blank.1, "{on:?}, {security}, {:?}", events(0));
             }
         }
-        // Where it is asked for, it does: the captures can tell.
+        // Control: with `mac+ip` the captures differ.
         let [blank, events] = [ADDRESSES[0], ADDRESSES[3]].map(|events| capture(on, "mac+ip", events, &said).unwrap());
         assert!(events.0 != blank.0, "{on:?}");
     }

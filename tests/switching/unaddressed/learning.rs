@@ -1,5 +1,5 @@
-//! Where stations are is learned from their frames and from the configuration, never from what they say of
-//! addresses: AT-08, AT-09, REQ-13 and REQ-25.
+//! Stations are learned from Ethernet sources and from the configuration, never from ARP or ND content. Needs root;
+//! makes its own namespaces.
 
 use vifswitch::control::api::responses::{StationKind, StationView, Status};
 use vifswitch::wire::Mac;
@@ -10,10 +10,10 @@ use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, guests, ping}
 
 const ALIKE: [&[DeviceKind]; 3] = [&[DeviceKind::Tap], &[DeviceKind::Xdp], &[DeviceKind::Packet]];
 
-/// Behind a port, and not its own.
+/// A station behind a port, not the port's own address.
 const STATION: Mac = Mac::from_bits(0x0a00_0000_0001);
 
-/// A port for each of these keys, each of a VM of its own.
+/// One port per string of keys, each of a VM of its own.
 fn setup(on: &[DeviceKind], keys: &[&str]) -> Option<Setup> {
     let vms = &["a", "b", "c", "d"][..keys.len()];
     let (spaces, vifs) = guests(vms, on, 1500)?;
@@ -27,9 +27,9 @@ fn stations(setup: &Setup, mac: Mac) -> Vec<StationView> {
     all
 }
 
-/// AT-08: it is there at once, and its first frame is enough.
+/// The port is active at once, and one frame suffices to learn its station.
 #[test]
-fn a_port_without_an_address_is_there_at_once() {
+fn an_unaddressed_port_is_active_at_once() {
     for on in ALIKE {
         let keys = "port_security = \"off\"\nfixed_ips = []\nip_allocation = \"none\"";
         let Some(setup) = setup(on, &[keys, "", ""]) else { return };
@@ -42,19 +42,19 @@ fn a_port_without_an_address_is_there_at_once() {
             assert_eq!(b.take(), first);
             let [station] = stations(&setup, source).try_into().unwrap();
             assert_eq!((station.kind, station.port_id.as_str()), (kind, "port-1"));
-            let back = experiment(source, peer, b"back, before any ARP");
+            let back = experiment(source, peer, b"the reply, before any ARP");
             b.send(&back);
             assert_eq!(a.take(), back);
         }
         let ports = setup.daemon.await_idle();
         assert_eq!((ports[1].counts.forwarded, ports[1].counts.flooded, ports[2].counts.tx_frames), (2, 0, 0));
-        assert!([a, b, c].iter().all(|nic| nic.rest().is_empty()), "{on:?}: nobody said anything else");
+        assert!([a, b, c].iter().all(|nic| nic.rest().is_empty()), "{on:?}: no other frame was sent");
     }
 }
 
-/// AT-09: what is for one that is known goes there only, also if it has never said a word.
+/// Unicast to a known station reaches only its port, even if it has never sent.
 #[test]
-fn a_bystander_gets_nothing_of_what_is_for_others() {
+fn a_bystander_receives_no_unicast_of_others() {
     for on in ALIKE {
         let Some(setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["sender", "receiver", "bystander"]) else {
             return;
@@ -66,7 +66,7 @@ fn a_bystander_gets_nothing_of_what_is_for_others() {
             assert_eq!(b.take(), silent);
         }
         setup.daemon.await_idle();
-        assert_eq!(setup.daemon.port(&setup.vifs[1]).counts.rx_frames, 0, "it has said nothing yet");
+        assert_eq!(setup.daemon.port(&setup.vifs[1]).counts.rx_frames, 0, "the station has not sent yet");
         assert!(c.rest().is_empty(), "{on:?}: its address is known from the configuration");
 
         let addresses = [0, 1].map(|at| setup.address(at));
@@ -81,9 +81,9 @@ fn a_bystander_gets_nothing_of_what_is_for_others() {
     }
 }
 
-/// REQ-15: one that wants nothing of what is for nobody known, and one that wants everything.
+/// A port without unknown unicast, and a promiscuous port.
 #[test]
-fn who_wants_less_gets_less_and_who_wants_more_gets_more() {
+fn unknown_unicast_and_promiscuous_settings_apply() {
     for on in ALIKE {
         let keys = ["port_security = \"off\"", "", "unknown_unicast = \"suppress\"", "promiscuous = true"];
         let Some(setup) = setup(on, &keys) else { return };
@@ -105,7 +105,7 @@ fn who_wants_less_gets_less_and_who_wants_more_gets_more() {
         }
         let all = experiment(Mac::BROADCAST, peer, b"to all");
         b.send(&all);
-        assert!([&a, &c, &d].into_iter().all(|nic| nic.take() == all), "{on:?}: the first that it gets");
+        assert!([&a, &c, &d].into_iter().all(|nic| nic.take() == all), "{on:?}: the first frame it receives");
         let counts = setup.daemon.await_idle().into_iter().map(|port| port.counts).collect::<Vec<_>>();
         assert_eq!((counts[2].not_flooded, counts[2].mirror_copies, counts[2].tx_frames), (1, 0, 1));
         assert_eq!((counts[3].not_flooded, counts[3].mirror_copies, counts[3].tx_frames), (0, 11, 13));
@@ -117,13 +117,13 @@ fn who_wants_less_gets_less_and_who_wants_more_gets_more() {
     }
 }
 
-/// REQ-25: a station that has moved says so, and is there from that frame on.
+/// A station that has moved announces itself and is reached at its new port from that frame on.
 #[test]
-fn a_station_that_says_where_it_is_is_there_at_once() {
-    // RARP, as QEMU sends it: who am I (RFC 903)?
+fn an_announced_station_moves_at_once() {
+    // RARP request (RFC 903), as QEMU sends it.
     let who = [&[0, 1, 8, 0, 6, 4, 0, 3][..], &STATION.octets(), &[0; 4], &STATION.octets(), &[0; 22]].concat();
     let rarp = frame(Mac::BROADCAST, STATION, 0x8035, &who);
-    // Gratuitous ARP (RFC 5227, 3): a request for the address that is its own.
+    // Gratuitous ARP (RFC 5227, 3): a request for its own address.
     let own = [10, 5, 0, 77];
     let mine = [&[0, 1, 8, 0, 6, 4, 0, 1][..], &STATION.octets(), &own, &[0; 6], &own, &[0; 18]].concat();
     let garp = frame(Mac::BROADCAST, STATION, 0x0806, &mine);
@@ -144,7 +144,7 @@ fn a_station_that_says_where_it_is_is_there_at_once() {
                 assert_eq!(nics[at].take(), requests, "{on:?}");
             }
             setup.daemon.await_idle();
-            assert!(nics[1 - at].rest().is_empty(), "{on:?}: none went where it was before");
+            assert!(nics[1 - at].rest().is_empty(), "{on:?}: no frame reached the old port");
             let [station] = stations(&setup, STATION).try_into().unwrap();
             assert_eq!(station.port_id, setup.vifs[at].port);
         }

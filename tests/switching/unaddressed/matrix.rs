@@ -1,5 +1,5 @@
-//! Every kind of frame that a guest may come up with, from A to B past the bystander C, and the table of who
-//! got it: AT-07. Whatever reaches anybody does so with every byte as it was.
+//! Frame matrix on real devices: frames of every kind from A to B, with bystander C. Prints the table of received
+//! frames. Delivered frames are unmodified. Needs root; makes its own namespaces.
 
 use std::collections::BTreeMap;
 
@@ -10,14 +10,14 @@ use support::host::daemon::config;
 use support::host::nic::{experiment, frame};
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, two_workers};
 
-/// Whom a frame reaches.
+/// Expected receivers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The one it is for.
+    /// The destination.
     OnlyB,
-    /// Everybody but its sender.
+    /// All ports but the sender.
     All,
-    /// Nobody, for this reason.
+    /// None, dropped for this reason.
     Nobody(&'static str),
 }
 
@@ -56,16 +56,16 @@ pub fn matrix(a: Mac, b: Mac) -> Vec<(&'static str, Vec<u8>, Outcome)> {
         ("IPv4 with a wrong version", frame(b, a, 0x0800, &ipv4(0x95, 60, 6)), OnlyB),
         ("IPv4 with a short header", frame(b, a, 0x0800, &ipv4(0x41, 60, 6)), OnlyB),
         ("IPv4 longer than its frame", frame(b, a, 0x0800, &ipv4(0x45, 6000, 17)), OnlyB),
-        ("no IPv4 at all", frame(b, a, 0x0800, b""), OnlyB),
+        ("no IPv4 header", frame(b, a, 0x0800, b""), OnlyB),
         ("IPv6 of a wrong version", frame(b, a, 0x86dd, &bytes(60)), OnlyB),
-        ("IPv6 cut off", frame(b, a, 0x86dd, &[0x60, 0]), OnlyB),
-        ("ARP cut off", frame(b, a, 0x0806, &[0, 1]), OnlyB),
+        ("IPv6 truncated", frame(b, a, 0x86dd, &[0x60, 0]), OnlyB),
+        ("ARP truncated", frame(b, a, 0x0806, &[0, 1]), OnlyB),
         ("LLC", llc(b, &[0xfe, 0xfe, 3]), OnlyB),
-        ("a length that lies", frame(b, a, 1500, &bytes(60)), OnlyB),
+        ("LLC, wrong length", frame(b, a, 1500, &bytes(60)), OnlyB),
         ("VLAN", tagged(64), OnlyB),
         ("priority tag", frame(b, a, 0x8100, &[0xe0, 0, 0x88, 0xb5, 1, 2, 3]), OnlyB),
         ("QinQ", twice(68), OnlyB),
-        ("QinQ of old", deep(&[0x9100, 0x8100]), OnlyB),
+        ("QinQ, TPID 0x9100", deep(&[0x9100, 0x8100]), OnlyB),
         ("three tags", deep(&[0x88a8, 0x8100, 0x8100]), OnlyB),
         ("ten tags", deep(&[0x8100; 10]), OnlyB),
         ("header only", plain(14), OnlyB),
@@ -75,8 +75,8 @@ pub fn matrix(a: Mac, b: Mac) -> Vec<(&'static str, Vec<u8>, Outcome)> {
         ("4097 bytes", plain(4097), OnlyB),
         ("8986 bytes", plain(8986), OnlyB),
         ("the longest", plain(9014), OnlyB),
-        ("the longest, tagged", tagged(9018), OnlyB),
-        ("the longest, tagged twice", twice(9022), OnlyB),
+        ("maximum length, tagged", tagged(9018), OnlyB),
+        ("maximum length, two tags", twice(9022), OnlyB),
         ("broadcast", to(0xffff_ffff_ffff, EXPERIMENT), All),
         ("PADI", to(0xffff_ffff_ffff, 0x8863), All),
         ("MPLS multicast", to(0x0100_5e80_0001, 0x8848), All),
@@ -106,19 +106,19 @@ pub fn matrix(a: Mac, b: Mac) -> Vec<(&'static str, Vec<u8>, Outcome)> {
         ("zero source", frame(b, Mac::ZERO, EXPERIMENT, &bytes(60)), Nobody("bad_source")),
         ("to itself", frame(a, a, EXPERIMENT, &bytes(60)), Nobody("hairpin")),
         ("source of another VM", frame(a, b, EXPERIMENT, &bytes(60)), Nobody("foreign_source")),
-        ("source of nobody", frame(b, mac(0x0200_0000_6666), EXPERIMENT, &bytes(60)), Nobody("spoofed_source")),
+        ("unknown source", frame(b, mac(0x0200_0000_6666), EXPERIMENT, &bytes(60)), Nobody("spoofed_source")),
         ("too long", plain(9015), Nobody("too_long")),
         ("too long, tagged", tagged(9019), Nobody("too_long")),
-        ("too long, tagged twice", twice(9023), Nobody("too_long")),
+        ("too long, two tags", twice(9023), Nobody("too_long")),
     ]
 }
 
-/// Of a frame to a reserved group address, the last digit of it.
+/// Last digit of a reserved group address.
 fn reserved(frame: &[u8]) -> Option<u8> {
     (frame[..5] == [0x01, 0x80, 0xc2, 0, 0] && frame[5] < 16).then_some(frame[5])
 }
 
-/// The name by which refusals of a reserved group are counted.
+/// Drop reason of a reserved group.
 fn name_of(group: u8) -> String {
     match group {
         0 => "bpdu".into(),
@@ -130,11 +130,11 @@ fn name_of(group: u8) -> String {
     }
 }
 
-/// A row of the table: what it is, whom it has to reach, and how often it came to B and to C.
+/// A row of the table: name, expected receivers, frames received at B and at C.
 type Seen = (&'static str, Outcome, [usize; 2]);
 
-/// Sends everything, on a network whose policy on reserved groups is this, if it is not the usual one. `None`
-/// where this cannot be tested.
+/// Sends all frames on a network with this policy on reserved groups, or the default. `None` if the host cannot run
+/// the test.
 fn every_kind_of_frame(kind: SetupOptions, policy: Option<(&str, u16)>) -> Option<Vec<Seen>> {
     let setup = Setup::new(SetupOptions { mtu: 9000, ..kind }, &["a", "b", "c"])?;
     if let Some((policy, _)) = policy {
@@ -142,7 +142,7 @@ fn every_kind_of_frame(kind: SetupOptions, policy: Option<(&str, u16)>) -> Optio
         let text = text.replace("mtu = 9000", &format!("mtu = 9000\nreserved_groups = \"{policy}\""));
         setup.daemon.done(&["apply", "-"], &text);
     }
-    // The guests may do what they like with their own interfaces.
+    // Guests set the MTU of their interfaces themselves.
     for (namespace, vif) in setup.spaces.iter().zip(&setup.vifs) {
         namespace.ip(&format!("link set {} mtu 9200", vif.name));
     }
@@ -170,7 +170,7 @@ fn every_kind_of_frame(kind: SetupOptions, policy: Option<(&str, u16)>) -> Optio
                 [vec![], vec![]]
             }
         };
-        assert!(came == wanted, "{name}, {attachment:?}:\nsent {row:02x?}\ncame {came:02x?}");
+        assert!(came == wanted, "{name}, {attachment:?}:\nsent {row:02x?}\nreceived {came:02x?}");
         seen.push((*name, *attachment, came.map(|frames| frames.len())));
     }
     let count = |wanted: Outcome| rows.iter().filter(|(_, _, attachment)| *attachment == wanted).count() as u64;
@@ -183,9 +183,9 @@ fn every_kind_of_frame(kind: SetupOptions, policy: Option<(&str, u16)>) -> Optio
     Some(seen)
 }
 
-/// One row per frame: what it is, whom it has to reach, and what came at B and at C on each kind of port.
+/// One row per frame: name, expected receivers, and frames received at B and C for each device kind.
 #[test]
-fn the_table() {
+fn the_frame_matrix_holds_on_every_device_kind() {
     let kinds = [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]];
     let seen = kinds.map(|on| every_kind_of_frame(SetupOptions { on, ..PLAIN }, None));
     let [Some(tap), Some(xdp), Some(packet)] = seen else { return };
@@ -200,11 +200,11 @@ fn the_table() {
         let [tap, xdp, packet] = [came, &xdp.2, &packet.2].map(|[b, c]| format!("{b} {c}"));
         println!("{name:<26} {expected:<24} {tap:>7} {xdp:>7} {packet:>7}");
     }
-    println!("{} frames, all as expected, byte by byte", tap.len());
+    println!("{} frames, all as expected and unmodified", tap.len());
 }
 
 #[test]
-fn reserved_groups_pass_or_are_refused_by_name() {
+fn reserved_groups_pass_or_are_dropped_with_their_reason() {
     for on in [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]] {
         for policy in [("none", 0), ("all", 0xffff), ("0x400d", 0x400d)] {
             every_kind_of_frame(SetupOptions { on, ..PLAIN }, Some(policy));
@@ -213,19 +213,19 @@ fn reserved_groups_pass_or_are_refused_by_name() {
 }
 
 #[test]
-fn every_kind_of_frame_reaches_whom_it_should_without_offloads() {
+fn the_frame_matrix_holds_without_offloads() {
     every_kind_of_frame(SetupOptions { device: ", offloads = false", ..PLAIN }, None);
 }
 
 #[test]
-fn every_kind_of_frame_reaches_whom_it_should_on_other_workers() {
+fn the_frame_matrix_holds_between_workers() {
     let Some(switch) = two_workers() else { return };
     every_kind_of_frame(SetupOptions { switch, ..PLAIN }, None);
 }
 
-/// Each kind sends, receives and stands by, next to each other one.
+/// Each device kind sends, receives and stands by, in combination with each other kind.
 #[test]
-fn every_kind_of_frame_reaches_whom_it_should_on_every_kind_of_port() {
+fn the_frame_matrix_holds_between_device_kinds() {
     for on in [
         &[DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet][..],
         &[DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Tap],

@@ -1,6 +1,5 @@
-//! Ports without addresses on real devices, as those have them who made the two specifications: a VM that
-//! translates addresses which nobody has, frames of every kind, learning without ARP, groups, tags within tags.
-//! Each on ports of every kind.
+//! Unaddressed ports on real devices of every kind: NAT in a VM whose addresses nobody owns, frames of every kind,
+//! learning without ARP, groups, VLAN tags of guests. Needs root; makes its own namespaces.
 
 mod addresses;
 mod blind;

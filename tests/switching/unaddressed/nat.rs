@@ -1,5 +1,5 @@
-//! Three VMs, and NAT in the middle through two ports without addresses: AT-06. The addresses that are spoken
-//! to and from are nobody's, so nothing but the frames themselves says where they go.
+//! Three VMs, the middle one with NAT between two unaddressed ports. The translated addresses belong to no host, so
+//! that only Ethernet addresses decide where frames go. Needs root and nft; makes its own namespaces.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -16,7 +16,7 @@ use support::host::nic::Nic;
 use support::host::setup::{DeviceKind, lay, ping};
 use support::host::{Namespace, await_that, readable};
 
-/// Their names on the switch and in their guests, in the order of [`Scenario::vifs`].
+/// Index in [`Scenario::vifs`].
 const VM1: usize = 0;
 const VM2_LEFT: usize = 1;
 const VM2_RIGHT: usize = 2;
@@ -24,7 +24,7 @@ const VM3: usize = 3;
 
 const ONE: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 11);
 const THREE: Ipv4Addr = Ipv4Addr::new(10, 10, 2, 13);
-/// What vm1 takes vm3 for, and what vm3 takes vm1 for. Nobody has them.
+/// Address by which vm1 reaches vm3, and by which vm3 sees vm1. No host owns them.
 const FOR_THREE: Ipv4Addr = Ipv4Addr::new(10, 10, 1, 200);
 const UNICAST: Ipv4Addr = Ipv4Addr::new(10, 10, 2, 200);
 
@@ -43,12 +43,12 @@ const RULES: &str = "table ip middle {
 struct Scenario {
     /// vm1, vm2, vm3, and the host's.
     spaces: Vec<Namespace>,
-    /// The four between them, and one each on mgmt.
+    /// Four ports between the VMs, and one each on mgmt.
     vifs: Vec<Vif>,
     daemon: Daemon,
 }
 
-/// Writes settings of a namespace's stack.
+/// Sets sysctls of a namespace.
 fn sysctl(namespace: &Namespace, settings: &[(&str, &str)]) {
     namespace.run_in(|| {
         for (name, value) in settings {
@@ -57,12 +57,12 @@ fn sysctl(namespace: &Namespace, settings: &[(&str, &str)]) {
     });
 }
 
-/// Whether a namespace translates addresses from now on. A word about it if it cannot.
+/// Sets up NAT in a namespace. Prints the reason and returns false if it cannot.
 fn translates(namespace: &Namespace) -> bool {
     let mut nft = Command::new("ip");
     nft.args(["netns", "exec", &namespace.0, "nft", "-f", "-"]);
     let mut child = nft.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // One that is not there reads nothing of it.
+    // A missing nft does not read its input.
     let _ = child.stdin.take().unwrap().write_all(RULES.as_bytes());
     let done = child.wait_with_output().unwrap();
     if !done.status.success() {
@@ -72,7 +72,8 @@ fn translates(namespace: &Namespace) -> bool {
 }
 
 impl Scenario {
-    /// Steps 1 to 3. vm1 and vm3 have their addresses in the configuration, or nobody has any there.
+    /// Sets up ports, routes, NAT and neighbours. vm1 and vm3 have their addresses in the configuration only if
+    /// `is_told`.
     fn new(on: DeviceKind, is_told: bool) -> Option<Scenario> {
         let spaces = (0..4).map(|_| Namespace::new()).collect::<Option<Vec<_>>>()?;
         if !translates(&spaces[1]) {
@@ -114,13 +115,13 @@ impl Scenario {
         }
     }
 
-    /// The namespace of the guest behind a port.
+    /// The namespace of the guest of a port.
     fn guest(&self, at: usize) -> &Namespace {
         let number = self.vifs[at].vm.as_bytes()[2] - b'1';
         &self.spaces[usize::from(number)]
     }
 
-    /// Everybody knows for good where the next one is.
+    /// Sets permanent neighbour entries in all VMs.
     fn neighbours(&self) {
         for (at, address, there) in
             [(VM1, FOR_THREE, VM2_LEFT), (VM2_LEFT, ONE, VM1), (VM2_RIGHT, THREE, VM3), (VM3, UNICAST, VM2_RIGHT)]
@@ -130,12 +131,12 @@ impl Scenario {
         }
     }
 
-    /// What comes to the guest behind a port from now on.
+    /// Captures frames received by the guest of a port from now on.
     fn listener(&self, at: usize) -> Nic {
         Nic::new(self.guest(at), &self.vifs[at].name)
     }
 
-    /// 5 MB of TCP from vm1 to vm3, which takes somebody else for the one who sends them.
+    /// 5 MB of TCP from vm1 to vm3, which sees the translated source address.
     fn stream(&self) {
         let content: Vec<u8> = (0..5_000_000u32).map(|i| (i * 7 + (i >> 9)) as u8).collect();
         let listener = self.spaces[2].run_in(|| TcpListener::bind((THREE, 0))).unwrap();
@@ -159,12 +160,12 @@ impl Scenario {
             let mut answer = Vec::new();
             stream.read_to_end(&mut answer).unwrap();
             let (came, peer) = reader.join().unwrap();
-            assert!(came == content && answer == b"thanks", "{} bytes came, {answer:?} came back", came.len());
+            assert!(came == content && answer == b"thanks", "{} bytes received, {answer:?} returned", came.len());
             assert_eq!(peer.ip(), UNICAST);
         });
     }
 
-    /// Step 4: everything that has to work, seen from all sides. `is_silent`: without a word of ARP.
+    /// Checks everything that must work, at all ports. `is_silent`: without any ARP.
     fn works(&self, is_silent: bool) {
         let listeners = [VM1, VM2_LEFT, VM2_RIGHT, VM3].map(|at| self.listener(at));
         ping(&self.spaces[0], FOR_THREE, 5);
@@ -185,7 +186,7 @@ impl Scenario {
             }
         }
         if is_silent {
-            assert!(seen.iter().flatten().all(|frame| frame[12..14] != [8, 6]), "somebody spoke ARP");
+            assert!(seen.iter().flatten().all(|frame| frame[12..14] != [8, 6]), "there was an ARP frame");
         }
         self.stream();
         let [one, left, right, three] = listeners.each_ref().map(Nic::rest);
@@ -193,25 +194,25 @@ impl Scenario {
         let net2: HashSet<Vec<u8>> = right.into_iter().chain(three).chain(at_right).chain(at_three).collect();
         assert!(net1.len() > 10 && net2.len() > 10, "{} and {}", net1.len(), net2.len());
         assert!(net1.is_disjoint(&net2), "a frame of one network is on the other");
-        // Nor does anything there say what is said here.
+        // No frame of one network appears on the other.
         for (frames, theirs) in [(&net1, [10, 10, 2]), (&net2, [10, 10, 1])] {
             for frame in frames.iter().filter(|frame| frame[12..14] == [8, 0]) {
                 assert!(frame[26..29] != theirs && frame[30..33] != theirs, "{frame:02x?}");
             }
         }
         for device in ["tap2", "tap3"] {
-            assert_eq!(self.addresses(device), "", "vm2 has an address at {device}");
+            assert_eq!(self.addresses(device), "", "vm2 has an address on {device}");
         }
     }
 
-    /// What addresses vm2 has there.
+    /// Addresses of a device of vm2.
     fn addresses(&self, device: &str) -> String {
         let shown =
             Command::new("ip").args(["-n", &self.spaces[1].0, "-o", "-4", "addr", "show", "dev", device]).output();
         String::from_utf8(shown.unwrap().stdout).unwrap()
     }
 
-    /// Five echo requests that nobody waits for the answers of.
+    /// Five echo requests without waiting for replies.
     fn ask_in_vain(&self) {
         let raw = || socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::ICMP));
         let socket = self.spaces[0].run_in(raw).unwrap();
@@ -222,7 +223,7 @@ impl Scenario {
         }
     }
 
-    /// Step 5, first part: nobody answers for an address that nobody has.
+    /// Without a neighbour entry, ARP for the translated address stays unanswered.
     fn nobody_answers(&self) {
         sysctl(&self.spaces[0], &[("neigh/tap1/retrans_time_ms", "20")]);
         self.spaces[0].ip(&format!("neigh del {FOR_THREE} dev tap1"));
@@ -234,11 +235,14 @@ impl Scenario {
         });
         self.daemon.await_idle();
         let [one, left, three] = listeners.each_ref().map(Nic::rest);
-        // The last words of a stream may still be heard.
+        // The last frames of a stream may still arrive.
         let is_arp = |frame: &Vec<u8>| frame[12..14] == [8, 6];
         assert!(left.iter().any(is_arp), "vm1 has asked");
-        assert!(!one.iter().any(is_arp), "nobody has answered: {one:02x?}");
-        assert!([&one, &left, &three].into_iter().flatten().all(|frame| !is_icmp(frame)), "it has sent nothing else");
+        assert!(!one.iter().any(is_arp), "no reply expected: {one:02x?}");
+        assert!(
+            [&one, &left, &three].into_iter().flatten().all(|frame| !is_icmp(frame)),
+            "vm1 has sent no other frame"
+        );
         self.neighbours();
     }
 
@@ -246,7 +250,7 @@ impl Scenario {
         self.daemon.done(&["set", &self.vifs[VM2_LEFT].port, keys], "");
     }
 
-    /// Step 5, second part: port security at vm2, in the middle of it.
+    /// Port security `mac` on vm2's port has no effect; `mac+ip` blocks its traffic.
     fn security(&self) {
         self.secure("port_security=mac");
         ping(&self.spaces[0], FOR_THREE, 5);
@@ -254,10 +258,10 @@ impl Scenario {
         let listeners = [VM1, VM3].map(|at| self.listener(at));
         self.ask_in_vain();
         let left = &self.vifs[VM2_LEFT];
-        await_that("five replies are refused", || (self.daemon.drops(left, "spoofed_ip") == 5).then_some(()));
+        await_that("five dropped replies", || (self.daemon.drops(left, "spoofed_ip") == 5).then_some(()));
         self.daemon.await_idle();
         let [one, three] = listeners.each_ref().map(Nic::rest);
-        assert_eq!(three.iter().filter(|frame| is_icmp(frame)).count(), 5, "they have been asked for");
+        assert_eq!(three.iter().filter(|frame| is_icmp(frame)).count(), 5, "the requests arrived");
         assert!(!one.iter().any(|frame| is_icmp(frame)), "{one:02x?}");
         self.secure("port_security=off");
         ping(&self.spaces[0], FOR_THREE, 5);
@@ -275,7 +279,7 @@ fn addresses_are_translated_in_the_middle(on: DeviceKind, is_told: bool) {
     scene.nobody_answers();
     scene.works(true);
     scene.security();
-    // Without ARP altogether: setting that forgets neighbours, also permanent ones.
+    // Disables ARP. This removes neighbour entries, including permanent ones.
     for at in [VM1, VM2_LEFT, VM2_RIGHT, VM3] {
         scene.guest(at).ip(&format!("link set dev {} arp off", scene.vifs[at].name));
     }
@@ -283,7 +287,7 @@ fn addresses_are_translated_in_the_middle(on: DeviceKind, is_told: bool) {
     scene.works(true);
     scene.daemon.done(&["flush"], "");
     scene.works(true);
-    // The one that has addresses is there all the time.
+    // The management port, which has an address, works throughout.
     ping(&scene.spaces[0], Ipv4Addr::new(192, 0, 2, 12), 1);
     ping(&scene.spaces[1], Ipv4Addr::new(192, 0, 2, 13), 1);
     let ports = scene.daemon.await_idle();
@@ -294,11 +298,11 @@ fn addresses_are_translated_in_the_middle(on: DeviceKind, is_told: bool) {
     }
 }
 
-/// What the four ports between the VMs say when vm1 pings vm3 and then looks for it in vain, by port. `None`
-/// where this cannot be tested.
+/// Frames of the four ports between the VMs while vm1 pings vm3 and then fails to resolve it, by port. `None` if the
+/// host cannot run the test.
 pub fn recorded() -> Option<[Vec<Vec<u8>>; 4]> {
     let scene = Scenario::new(DeviceKind::Tap, true)?;
-    // What one hears, the other one has said.
+    // Frames received by one guest were sent by the other.
     let listeners = [VM2_LEFT, VM1, VM3, VM2_RIGHT].map(|at| scene.listener(at));
     ping(&scene.spaces[0], FOR_THREE, 5);
     scene.nobody_answers();
@@ -306,22 +310,22 @@ pub fn recorded() -> Option<[Vec<Vec<u8>>; 4]> {
 }
 
 #[test]
-fn addresses_are_translated_in_the_middle_over_taps() {
+fn nat_between_unaddressed_ports_works_over_taps() {
     addresses_are_translated_in_the_middle(DeviceKind::Tap, true);
 }
 
 #[test]
-fn addresses_are_translated_in_the_middle_over_af_xdp() {
+fn nat_between_unaddressed_ports_works_over_af_xdp() {
     addresses_are_translated_in_the_middle(DeviceKind::Xdp, true);
 }
 
 #[test]
-fn addresses_are_translated_in_the_middle_over_af_packet() {
+fn nat_between_unaddressed_ports_works_over_af_packet() {
     addresses_are_translated_in_the_middle(DeviceKind::Packet, true);
 }
 
-/// REQ-05: it is all the same to what the switch has been told of addresses.
+/// The result does not depend on configured addresses.
 #[test]
-fn addresses_are_translated_where_the_switch_knows_none() {
+fn nat_works_without_configured_addresses() {
     addresses_are_translated_in_the_middle(DeviceKind::Tap, false);
 }

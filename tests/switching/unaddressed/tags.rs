@@ -1,4 +1,4 @@
-//! Tags of the guests' own, which are none of the switch's business: AT-17 and REQ-16.
+//! VLAN tags of guests pass unmodified, and the FDB ignores them. Needs root; makes its own namespaces.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,12 +13,12 @@ use support::host::Finally;
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, ping, tcp_both_ways};
 
-/// The VLANs that a guest speaks on: the name of its interface there, and the tags of its frames.
+/// VLANs of a guest: interface name, and tags of its frames.
 const INNER: [(&str, &[u8]); 3] =
     [("inner1", &[0x81, 0, 0, 101]), ("inner2", &[0x81, 0, 0, 102]), ("inner3", &[0x88, 0xa8, 0, 7, 0x81, 0, 0, 103])];
 
-/// Carries frames between a guest's network card and its interfaces behind tags until it is done. So the
-/// kernel need not know VLANs, which not every one does.
+/// Forwards frames between a guest's network card and its VLAN interfaces until done; needs no VLAN support in the
+/// kernel.
 fn carry(card: &Nic, inner: &[Nic], done: &AtomicBool) {
     while !done.load(Ordering::Relaxed) {
         let mut is_idle = true;
@@ -45,7 +45,7 @@ fn tagged(frame: &[u8], tags: &[u8]) -> Vec<u8> {
     [&frame[..12], tags, &frame[12..]].concat()
 }
 
-/// Whether a frame of ARP or IPv4 has the tags of the network that its sender's address is of.
+/// Whether the tags of an ARP or IPv4 frame match the network of its sender address.
 fn is_where_it_says(frame: &[u8]) -> bool {
     let tags = INNER.iter().position(|(_, tags)| frame[12..].starts_with(tags));
     let after = 12 + tags.map_or(0, |at| INNER[at].1.len());
@@ -58,7 +58,7 @@ fn is_where_it_says(frame: &[u8]) -> bool {
 }
 
 #[test]
-fn guests_talk_by_tags_of_their_own() {
+fn vlan_tags_of_guests_pass_unmodified() {
     for on in [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]] {
         let Some(setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["a", "b", "c"]) else { return };
         let address = |inner: u8, host: usize| Ipv4Addr::new(10, 6, inner, host as u8 + 1);
@@ -66,7 +66,7 @@ fn guests_talk_by_tags_of_their_own() {
             let (namespace, vif) = (&setup.spaces[host], &setup.vifs[host]);
             let inner = INNER.map(|(name, _)| {
                 let nic = Nic::owned_tap(namespace, name);
-                // On all VLANs, and without one, it is the same MAC address.
+                // The same MAC address on all VLANs and untagged.
                 namespace.ip(&format!("link set dev {name} address {} mtu 1400 up", vif.mac));
                 nic
             });
@@ -95,10 +95,10 @@ fn guests_talk_by_tags_of_their_own() {
                 assert!(!seen.is_empty() && seen.iter().all(|frame| is_where_it_says(frame)), "{on:?}, {number}");
             }
         });
-        // Wherever they are said, they are the same stations.
+        // One station for all VLANs.
         let stations: Vec<StationView> = setup.daemon.get("/v1/fdb");
         assert_eq!(stations.len(), 3, "{stations:?}");
-        // The bystander has heard whom they look for, and nothing else.
+        // The bystander has received the flooded requests, and nothing else.
         let ports = setup.daemon.await_idle();
         let received = listeners[2].rest();
         assert!(
@@ -109,9 +109,9 @@ fn guests_talk_by_tags_of_their_own() {
     }
 }
 
-/// A station behind a port is behind it with whatever tag, and where it goes it goes with all of them.
+/// A station is learned and moves independently of VLAN tags.
 #[test]
-fn a_station_is_learned_whatever_its_tags() {
+fn a_station_is_learned_independently_of_tags() {
     let station = Mac::from_bits(0x0a00_0000_0001);
     for on in [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]] {
         let Some(setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["a", "b", "c"]) else { return };
@@ -122,7 +122,7 @@ fn a_station_is_learned_whatever_its_tags() {
         let from_it = experiment(Mac::BROADCAST, station, b"here I am");
         let to_it = experiment(station, setup.vifs[2].mac, b"there you are");
         let tags = [&[0x81, 0, 0, 101][..], &[0x81, 0, 0, 102], &[0x88, 0xa8, 0, 7, 0x81, 0, 0, 101], &[]];
-        // It is behind the one, then behind the other.
+        // At one port, then at the other.
         for (at, away) in [(0, 1), (1, 0)] {
             let said = tagged(&from_it, tags[at]);
             nics[at].send(&said);
@@ -133,7 +133,7 @@ fn a_station_is_learned_whatever_its_tags() {
                 assert!(nics[at].take() == requests, "{on:?}, {tags:02x?}");
             }
             setup.daemon.await_idle();
-            assert!(nics[away].rest().is_empty(), "{on:?}: it is not there any more");
+            assert!(nics[away].rest().is_empty(), "{on:?}: no frame at the old port");
         }
     }
 }
