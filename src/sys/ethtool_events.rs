@@ -31,8 +31,8 @@ pub struct EthtoolEvents {
 }
 
 impl EthtoolEvents {
-    /// Subscribes in the calling thread's namespace; any thread may read. `None`: the kernel sends no such notifications
-    /// (before Linux 5.6).
+    /// Subscribes in the calling thread's namespace; any thread may read. `None`: the kernel sends no such
+    /// notifications (before Linux 5.6).
     pub fn open() -> io::Result<Option<EthtoolEvents>> {
         let Some(family) = resolve(open()?, "ethtool")? else { return Ok(None) };
         let Some(group) = family.group("monitor") else { return Ok(None) };
@@ -82,8 +82,8 @@ pub struct EthtoolListener(AsyncFd<EthtoolEvents>);
 impl EthtoolListener {
     /// Registers the socket with the current tokio runtime.
     pub fn new(events: EthtoolEvents) -> io::Result<EthtoolListener> {
-        // SAFETY: `EthtoolEvents` owns its socket for its whole life and nothing replaces it; only this type has access to
-        // this one.
+        // SAFETY: `EthtoolEvents` owns its socket for its whole life and nothing replaces it; only this type has access
+        // to this one.
         let registered = unsafe { AsyncFd::register(events) };
         Ok(EthtoolListener(registered?))
     }

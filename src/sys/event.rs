@@ -26,7 +26,8 @@ impl Poller {
         Ok(epoll::add(&self.0, fd, epoll::EventData::new_u64(key), epoll::EventFlags::IN)?)
     }
 
-    /// Adds `fd`, edge-triggered: reports `key` once per event, readable or not. For descriptors that are always writable.
+    /// Adds `fd`, edge-triggered: reports `key` once per event, readable or not. For descriptors that are always
+    /// writable.
     pub fn add_edges(&self, fd: BorrowedFd<'_>, key: u64) -> io::Result<()> {
         let flags = epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::ET;
         Ok(epoll::add(&self.0, fd, epoll::EventData::new_u64(key), flags)?)
@@ -37,8 +38,8 @@ impl Poller {
         Ok(epoll::delete(&self.0, fd)?)
     }
 
-    /// Waits up to `timeout`, which may be zero, and calls `ready` for each reported descriptor with its key and whether
-    /// it is readable.
+    /// Waits up to `timeout`, which may be zero, and calls `ready` for each reported descriptor with its key and
+    /// whether it is readable.
     pub fn wait(&self, timeout: Duration, mut ready: impl FnMut(u64, bool)) -> io::Result<()> {
         let mut events = [MaybeUninit::uninit(); READY];
         let timeout = Timespec::try_from(timeout).map_err(|_| Errno::INVAL)?;

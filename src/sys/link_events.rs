@@ -115,8 +115,8 @@ impl LinkEvents {
         }
     }
 
-    /// Requests a dump of all netdevs; its messages are processed as events. If one is in progress, another one follows,
-    /// because the current one may have passed what was lost.
+    /// Requests a dump of all netdevs; its messages are processed as events. If one is in progress, another one
+    /// follows, because the current one may have passed what was lost.
     fn ask_for_all(&mut self) -> io::Result<()> {
         if self.pending.is_some() {
             self.again = true;

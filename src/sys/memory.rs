@@ -31,8 +31,8 @@ unsafe impl Send for Mapping {}
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
-    /// Maps at least `len` zeroed bytes. Ordinary pages are allocated on first access; reserved huge pages are allocated
-    /// here, or not used at all.
+    /// Maps at least `len` zeroed bytes. Ordinary pages are allocated on first access; reserved huge pages are
+    /// allocated here, or not used at all.
     pub fn new(len: usize) -> io::Result<Mapping> {
         let len = len.next_multiple_of(HUGE);
         if let Ok(base) = map(len, MapFlags::PRIVATE | MapFlags::HUGETLB) {

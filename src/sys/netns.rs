@@ -65,8 +65,8 @@ impl Netns {
         identity(self).is_some_and(|this| identity(other) == Some(this))
     }
 
-    /// Whether the file exists and no namespace is bound to it, as far as this process can see. Blocks as long as the file
-    /// system does.
+    /// Whether the file exists and no namespace is bound to it, as far as this process can see. Blocks as long as the
+    /// file system does.
     pub fn is_unbound(&self) -> bool {
         let Some(file) = self.path().and_then(|path| find(&path).ok()) else { return false };
         let kind = fstat(&file).map(|stat| FileType::from_raw_mode(stat.st_mode));

@@ -42,8 +42,8 @@ impl NetnsNames {
     pub fn watch() -> io::Result<NetnsNames> {
         let inotify = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         watch(&inotify)?;
-        // SAFETY: `Inotify` owns its descriptor for its whole life and nothing replaces it; only this type has access to
-        // this one.
+        // SAFETY: `Inotify` owns its descriptor for its whole life and nothing replaces it; only this type has access
+        // to this one.
         let registered = unsafe { AsyncFd::register(Inotify(inotify)) };
         Ok(NetnsNames(registered?))
     }

@@ -125,8 +125,8 @@ impl Queue {
         Ok(())
     }
 
-    /// Configures the `virtio_net_hdr`: 12 bytes, little-endian, as [`Offload`](crate::wire::Offload) parses it. Enables
-    /// receive offloads; returns which.
+    /// Configures the `virtio_net_hdr`: 12 bytes, little-endian, as [`Offload`](crate::wire::Offload) parses it.
+    /// Enables receive offloads; returns which.
     pub fn set_offloads(&self) -> io::Result<Offloads> {
         self.point::<TUNSETVNETHDRSZ>(12)?;
         self.point::<TUNSETVNETLE>(1)?;

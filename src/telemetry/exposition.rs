@@ -82,8 +82,8 @@ struct Refused<'a, T> {
 /// A metric: name without prefix and suffix, help, and function that reads its value.
 type Metric<T, V> = (&'static str, &'static str, fn(&T) -> V);
 
-/// Metrics of both ports and uplinks; the name gets the prefix `port_` or `uplink_`. `{from}` and `{to}` in the help are
-/// replaced by [`Counted::FROM`] and [`Counted::TO`].
+/// Metrics of both ports and uplinks; the name gets the prefix `port_` or `uplink_`. `{from}` and `{to}` in the help
+/// are replaced by [`Counted::FROM`] and [`Counted::TO`].
 const COUNTERS: &[Metric<CountsView, u64>] = &[
     ("receive_frames", "Frames {from}; a GSO packet counts as its segments.", |c| c.rx_frames),
     ("receive_bytes", "Bytes {from}, without frame check sequence.", |c| c.rx_bytes),

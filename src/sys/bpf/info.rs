@@ -54,8 +54,8 @@ pub fn is_ours(program: u32) -> io::Result<bool> {
         name: [0; 16],
     };
     let mut attributes = InfoAttributes { fd: number(&program), size: INFO, info: address(&raw mut info) };
-    // SAFETY: the kernel reads and writes `size` bytes of `info`, which outlives the call. The lengths in it are zero, so
-    // that it writes no instructions or map ids.
+    // SAFETY: the kernel reads and writes `size` bytes of `info`, which outlives the call. The lengths in it are zero,
+    // so that it writes no instructions or map ids.
     unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
     Ok(info.name == NAME)
 }

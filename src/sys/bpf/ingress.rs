@@ -30,8 +30,8 @@ struct LinkAttributes {
 }
 const _: () = assert!(size_of::<LinkAttributes>() == 32);
 
-/// While this exists, no frame that the netdev receives reaches the network stack: no protocol, bridge or VLAN interface
-/// on it. Ends with the process in any case.
+/// While this exists, no frame that the netdev receives reaches the network stack: no protocol, bridge or VLAN
+/// interface on it. Ends with the process in any case.
 #[derive(Debug)]
 pub struct IngressDrop {
     _link: OwnedFd,

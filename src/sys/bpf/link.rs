@@ -56,9 +56,9 @@ impl Link {
     ///
     /// # Errors
     ///
-    /// EBUSY: a program is attached in the same mode; EEXIST: in another mode. EOPNOTSUPP: the driver has no native mode.
-    /// ERANGE: frames may be longer than the program supports; on a veth the peer's MTU counts. EINVAL: no netdev has this
-    /// index, or it cannot have a program now. EPERM: CAP_NET_ADMIN is missing.
+    /// EBUSY: a program is attached in the same mode; EEXIST: in another mode. EOPNOTSUPP: the driver has no native
+    /// mode. ERANGE: frames may be longer than the program supports; on a veth the peer's MTU counts. EINVAL: no netdev
+    /// has this index, or it cannot have a program now. EPERM: CAP_NET_ADMIN is missing.
     pub fn attach(program: &Program, ifindex: u32, attach: Attach) -> io::Result<Link> {
         let flags = match attach {
             Attach::Native => XDP_FLAGS_DRV_MODE,

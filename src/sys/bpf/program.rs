@@ -157,16 +157,16 @@ pub(super) struct InfoAttributes {
 const _: () = assert!(size_of::<InfoAttributes>() == 16);
 
 impl Program {
-    /// Loads a program. `frags`: the program supports frames in several fragments; else it cannot be attached to a netdev
-    /// with frames longer than a page.
+    /// Loads a program. `frags`: the program supports frames in several fragments; else it cannot be attached to a
+    /// netdev with frames longer than a page.
     ///
     /// Needs CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN.
     pub fn load(code: &[Instruction], frags: bool) -> Result<Program, LoadError> {
         Program::load_with(code, frags, None)
     }
 
-    /// Loads a program for one netdev of the calling thread's namespace, by index. It may call the driver's functions for
-    /// receive metadata, and can be attached to this netdev only, natively. EINVAL: before Linux 6.3.
+    /// Loads a program for one netdev of the calling thread's namespace, by index. It may call the driver's functions
+    /// for receive metadata, and can be attached to this netdev only, natively. EINVAL: before Linux 6.3.
     pub fn load_for(code: &[Instruction], frags: bool, ifindex: u32) -> Result<Program, LoadError> {
         Program::load_with(code, frags, Some(ifindex))
     }
@@ -224,7 +224,8 @@ impl Program {
             attributes.context_in = address(context);
             attributes.context_size_in = CONTEXT;
         }
-        // SAFETY: the kernel reads `frame` and `context` and writes `out`, within the given sizes; they outlive the call.
+        // SAFETY: the kernel reads `frame` and `context` and writes `out`, within the given sizes; they outlive the
+        // call.
         unsafe { call(PROG_TEST_RUN, &mut attributes) }?;
         out.truncate(attributes.size_out as usize);
         Ok(Ran { verdict: attributes.verdict, frame: out })
@@ -248,8 +249,8 @@ fn load(code: &[Instruction], frags: bool, ifindex: Option<u32>, log: &mut [u8])
     };
     let mut interruptions = 0;
     loop {
-        // SAFETY: the kernel reads `count` instructions and a zero-terminated string, and writes at most `log_size` bytes
-        // to `log`; all outlive the call.
+        // SAFETY: the kernel reads `count` instructions and a zero-terminated string, and writes at most `log_size`
+        // bytes to `log`; all outlive the call.
         match unsafe { open(PROG_LOAD, &mut attributes) } {
             // A pending signal aborts the verifier.
             Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && interruptions < INTERRUPTIONS => interruptions += 1,

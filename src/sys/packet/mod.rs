@@ -108,8 +108,8 @@ impl Socket {
         Ok(Socket { fd: socket_with(AddressFamily::PACKET, SocketType::RAW, flags, None)? })
     }
 
-    /// Prepends a `virtio_net_hdr` of [`HEADER`] bytes to each frame, both ways (PACKET_VNET_HDR). Call before creating a
-    /// ring.
+    /// Prepends a `virtio_net_hdr` of [`HEADER`] bytes to each frame, both ways (PACKET_VNET_HDR). Call before creating
+    /// a ring.
     pub fn set_header(&self) -> io::Result<()> {
         self.set(libc::PACKET_VNET_HDR, 1)
     }
@@ -178,8 +178,8 @@ impl Socket {
         Ok(Statistics { taken: message.tp_packets.wrapping_sub(message.tp_drops), lost: message.tp_drops })
     }
 
-    /// Takes the pending socket error: whether the netdev went down or was deleted since the last call. Until then epoll
-    /// reports the socket as ready.
+    /// Takes the pending socket error: whether the netdev went down or was deleted since the last call. Until then
+    /// epoll reports the socket as ready.
     pub fn is_troubled(&self) -> bool {
         !matches!(sockopt::socket_error(&self.fd), Ok(Ok(())))
     }

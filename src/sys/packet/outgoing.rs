@@ -96,8 +96,8 @@ impl<'b> Burst<'_, 'b> {
         true
     }
 
-    /// Sends the frames in order. Returns the number sent. After a partial send the error is not reported; an error means
-    /// that the first frame failed.
+    /// Sends the frames in order. Returns the number sent. After a partial send the error is not reported; an error
+    /// means that the first frame failed.
     #[inline]
     pub fn send(self, socket: &Socket) -> io::Result<usize> {
         let Outgoing { messages, pieces: iovecs, .. } = self.outgoing;
@@ -108,8 +108,8 @@ impl<'b> Burst<'_, 'b> {
         }
         let (fd, first, count) = (socket.fd.as_raw_fd(), messages.as_mut_ptr(), self.messages as c_uint);
         loop {
-            // SAFETY: the first `count` messages are ours, and point to as many fragments as they state, filled in by `push`.
-            // These point to our headers and to bytes that outlive the burst ('b); the kernel only reads them.
+            // SAFETY: the first `count` messages are ours, and point to as many fragments as they state, filled in by
+            // `push`. These point to our headers and to bytes that outlive the burst ('b); the kernel only reads them.
             let sent = unsafe { libc::sendmmsg(fd, first, count, libc::MSG_DONTWAIT as _) };
             if let Ok(sent) = usize::try_from(sent) {
                 return Ok(sent);

@@ -139,8 +139,8 @@ impl<T> Ring<T> {
         }
         // SAFETY: masked, the index is within the entries.
         let place = unsafe { self.entries.add((self.ours & self.mask) as usize) };
-        // SAFETY: within the mapping; the kernel has published it and does not write it again until it is returned. Any bytes
-        // are a valid entry.
+        // SAFETY: within the mapping; the kernel has published it and does not write it again until it is returned. Any
+        // bytes are a valid entry.
         let entry = unsafe { place.read() };
         self.ours = self.ours.wrapping_add(1);
         Some(entry)
