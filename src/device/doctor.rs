@@ -417,7 +417,7 @@ mod tests {
         facts.tags = TagCapabilities { strips: vec!["rx-vlan-hw-parse"], driver: facts.driver.clone(), ..facts.tags };
         let report = reported(&facts);
         assert_eq!((xdp(&facts).0, report.prefer), (true, Some("packet")), "{report}");
-        assert!(report.to_string().contains("ice takes tags out of frames"), "{report}");
+        assert!(report.to_string().contains("ice strips VLAN tags"), "{report}");
         facts.tags.can_stop = true;
         assert_eq!(reported(&facts).prefer, Some("xdp"));
     }

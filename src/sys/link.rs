@@ -119,7 +119,7 @@ impl XdpMode {
 
 impl fmt::Display for Attached {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "an XDP program of others ({}, id {})", self.mode.option(), self.program)
+        write!(f, "a foreign XDP program ({}, id {})", self.mode.option(), self.program)
     }
 }
 

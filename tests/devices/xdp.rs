@@ -383,7 +383,7 @@ fn every_queue_is_bound_or_it_is_said_what_to_do() {
     let parts = WorkerParts::new();
     assert_eq!(parts.open(&namespace.xdp("v0")).queues.len(), 2);
     let refused = xdp::open(&Settings { queues: Some(1), ..namespace.xdp("v0") }, parts.pool).unwrap_err();
-    assert!(refused.to_string().contains("it has 2 receive queues and 1 are asked for"), "{refused}");
+    assert!(refused.to_string().contains("the netdev has 2 receive queues, but queues = 1"), "{refused}");
     assert_eq!(parts.open(&Settings { queues: Some(2), ..namespace.xdp("v0") }).queues.len(), 2);
 }
 

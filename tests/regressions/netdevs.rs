@@ -242,7 +242,7 @@ fn a_port_that_asks_for_fewer_queues_than_there_are_now_is_down_with_the_setting
     let daemon = Daemon::over(std::slice::from_ref(&vif));
     daemon.await_active(&vif);
     host.run_in(|| run("ethtool", &["-L", "tap1", "rx", "4", "tx", "4"]));
-    await_reason(&daemon, &vif, &["it has 4 receive queues and 1 are asked for", "ethtool -L tap1"]);
+    await_reason(&daemon, &vif, &["the netdev has 4 receive queues, but queues = 1", "ethtool -L tap1"]);
     assert_eq!(shown(&daemon, &vif.port)["status"], "DOWN");
     // The other way round, there are fewer than were bound.
     host.run_in(|| run("ethtool", &["-L", "tap1", "rx", "1", "tx", "1"]));
@@ -320,7 +320,7 @@ fn doctor_knows_the_program_of_the_switch_that_serves_a_netdev() {
     let said = daemon.try_command(&["doctor", &format!("{}:tap1", host.0)]);
     let said = String::from_utf8(said.stdout).unwrap();
     assert!(
-        !said.contains("take it off") && !said.contains("replace_xdp_program") && !said.contains("of others"),
+        !said.contains("take it off") && !said.contains("replace_xdp_program") && !said.contains("foreign"),
         "{said}"
     );
     assert!(said.contains("is that of a vifswitch") && said.contains("xdp        yes"), "{said}");

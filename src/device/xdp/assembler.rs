@@ -1,7 +1,7 @@
-//! An assembler for XDP programs: a sequence of instructions, and jumps to named labels.
+//! An assembler for XDP programs: instructions and jumps to named labels.
 //!
-//! The programs are too short to justify a compiler. The assembler covers the instructions that they use
-//! (RFC 9669), and leaves their verification to the kernel.
+//! The programs are too short to justify a compiler. The assembler covers the instructions that they use (RFC 9669);
+//! the kernel verifies them. No system calls.
 
 #![forbid(unsafe_code)]
 
@@ -33,18 +33,17 @@ const JUMP_WORD_EQUAL: u8 = 0x16;
 const CALL: u8 = 0x85;
 const EXIT: u8 = 0x95;
 
-/// In the constant of [`ATOMIC_LONG`]: which operation.
+/// Immediate of [`ATOMIC_LONG`]: the operation.
 const ADD_ATOMICALLY: i32 = 0;
 
-/// BPF_PSEUDO_MAP_FD, in place of a source: the constant of [`LOAD_64`] is a map's descriptor.
+/// BPF_PSEUDO_MAP_FD, as source register: the immediate of [`LOAD_64`] is a map's descriptor.
 const MAP: u8 = 1;
 
-/// BPF_PSEUDO_KFUNC_CALL, in place of a source: the constant of [`CALL`] is the BTF id of a kernel function.
+/// BPF_PSEUDO_KFUNC_CALL, as source register: the immediate of [`CALL`] is a kfunc's BTF id.
 const KERNEL_FUNCTION: u8 = 2;
 
-/// A register. R0 is what calls and the program itself return, R1 to R5 are arguments that a call
-/// does not keep, R6 to R9 are kept, and R1 is where the program finds its context at the beginning. R10 is the
-/// end of 512 bytes of the program's own, and never changes.
+/// A register. R0: result of calls and of the program. R1 to R5: arguments, clobbered by calls; R1 holds the context at
+/// the start. R6 to R9: preserved. R10: end of the 512-byte stack, read-only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Register {
@@ -61,14 +60,14 @@ pub enum Register {
     R10,
 }
 
-/// When a jump is made, by comparing 64 bits of a register with a constant.
+/// Condition of a jump: compares 64 bits of a register with a constant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum If {
-    /// It is the constant.
+    /// Equal.
     Equal,
-    /// It is not the constant.
+    /// Not equal.
     Different,
-    /// It is greater than the constant. Both are without a sign.
+    /// Greater, unsigned.
     Greater,
 }
 
@@ -82,42 +81,42 @@ impl If {
     }
 }
 
-/// Why instructions do not make a program.
+/// Errors of assembling.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum AssembleError {
-    /// No place has this name.
-    #[error("there is a jump to {0}, and no such place")]
+    /// A jump to an undefined label.
+    #[error("jump to undefined label {0}")]
     NoPlace(&'static str),
-    /// Two places have this name.
-    #[error("there are two places called {0}")]
+    /// A label defined twice.
+    #[error("label {0} is defined twice")]
     TwoPlaces(&'static str),
-    /// A jump goes at most 32768 instructions back and 32767 ahead.
-    #[error("a jump to {to} would go over {distance} instructions, which is too far")]
+    /// A jump beyond 32768 instructions back or 32767 ahead.
+    #[error("jump to {to} over {distance} instructions is too far")]
     TooFar {
-        /// Its aim.
+        /// The label.
         to: &'static str,
-        /// How far that is, counted from the instruction after the jump.
+        /// Distance in instructions, from the one after the jump.
         distance: i64,
     },
 }
 
-/// A program that is being written.
+/// A program under construction.
 #[derive(Debug, Default)]
 pub struct Assembler {
     code: Vec<Instruction>,
     places: HashMap<&'static str, usize>,
-    /// Which instructions jump where.
+    /// Jump instructions and their labels.
     jumps: Vec<(usize, &'static str)>,
     twice: Option<&'static str>,
 }
 
 impl Assembler {
-    /// One without any instruction.
+    /// Creates an empty program.
     pub fn new() -> Assembler {
         Assembler::default()
     }
 
-    /// Gives the place before the next instruction a name.
+    /// Defines a label before the next instruction.
     pub fn place(&mut self, name: &'static str) -> &mut Assembler {
         if self.places.insert(name, self.code.len()).is_some() {
             self.twice.get_or_insert(name);
@@ -125,49 +124,48 @@ impl Assembler {
         self
     }
 
-    /// `target` = the 8 bits that are `offset` bytes after where `source` points to.
+    /// `target` = 8 bits at `source` + `offset` bytes.
     pub fn load_byte(&mut self, target: Register, source: Register, offset: i16) -> &mut Assembler {
         self.add_instruction(LOAD_BYTE, target as u8, source as u8, offset, 0)
     }
 
-    /// The same with 16 bits.
+    /// `target` = 16 bits at `source` + `offset` bytes.
     pub fn load_half(&mut self, target: Register, source: Register, offset: i16) -> &mut Assembler {
         self.add_instruction(LOAD_HALF, target as u8, source as u8, offset, 0)
     }
 
-    /// The same with 32 bits.
+    /// `target` = 32 bits at `source` + `offset` bytes.
     pub fn load_word(&mut self, target: Register, source: Register, offset: i16) -> &mut Assembler {
         self.add_instruction(LOAD_WORD, target as u8, source as u8, offset, 0)
     }
 
-    /// The same with 64 bits.
+    /// `target` = 64 bits at `source` + `offset` bytes.
     pub fn load_long(&mut self, target: Register, source: Register, offset: i16) -> &mut Assembler {
         self.add_instruction(LOAD_LONG, target as u8, source as u8, offset, 0)
     }
 
-    /// The 32 bits that are `offset` bytes after where `target` points to = those of `source`.
+    /// Stores 32 bits of `source` at `target` + `offset` bytes.
     pub fn store_word(&mut self, target: Register, offset: i16, source: Register) -> &mut Assembler {
         self.add_instruction(STORE_WORD, target as u8, source as u8, offset, 0)
     }
 
-    /// The same with 16 bits.
+    /// Stores 16 bits of `source` at `target` + `offset` bytes.
     pub fn store_half(&mut self, target: Register, offset: i16, source: Register) -> &mut Assembler {
         self.add_instruction(STORE_HALF, target as u8, source as u8, offset, 0)
     }
 
-    /// The 64 bits that are `offset` bytes after where `target` points to = the sum of themselves and `source`, at once for
-    /// everybody else.
+    /// Adds `source` atomically to the 64 bits at `target` + `offset` bytes.
     pub fn add_at_once(&mut self, target: Register, offset: i16, source: Register) -> &mut Assembler {
         self.add_instruction(ATOMIC_LONG, target as u8, source as u8, offset, ADD_ATOMICALLY)
     }
 
-    /// `target` = a map. It must be open when the program is loaded, which keeps it from then on.
+    /// `target` = a map. The descriptor must be open when the program is loaded, which then holds the map.
     pub fn load_map(&mut self, target: Register, map: BorrowedFd<'_>) -> &mut Assembler {
-        // an instruction of twice the size: the second half is the upper half of the constant
+        // An instruction of double size: the second half has the upper half of the immediate.
         self.add_instruction(LOAD_64, target as u8, MAP, 0, map.as_raw_fd()).add_instruction(0, 0, 0, 0, 0)
     }
 
-    /// `target` = a constant, with its sign.
+    /// `target` = a sign-extended constant.
     pub fn set(&mut self, target: Register, constant: i32) -> &mut Assembler {
         self.add_instruction(MOVE, target as u8, 0, 0, constant)
     }
@@ -177,64 +175,64 @@ impl Assembler {
         self.add_instruction(COPY, target as u8, source as u8, 0, 0)
     }
 
-    /// `target` = the bits that it has in common with a constant.
+    /// `target` &= a constant.
     pub fn and(&mut self, target: Register, constant: i32) -> &mut Assembler {
         self.add_instruction(AND, target as u8, 0, 0, constant)
     }
 
-    /// `target` = the sum of itself and a constant.
+    /// `target` += a constant.
     pub fn add(&mut self, target: Register, constant: i32) -> &mut Assembler {
         self.add_instruction(ADD, target as u8, 0, 0, constant)
     }
 
-    /// R0 = what the helper of the kernel with this number (`enum bpf_func_id`) answers to R1 to R5.
+    /// R0 = result of the helper with this number (`enum bpf_func_id`); arguments R1 to R5.
     pub fn call(&mut self, helper: i32) -> &mut Assembler {
         self.add_instruction(CALL, 0, 0, 0, helper)
     }
 
-    /// R0 = what the kernel function with this BTF id ([`KernelFunction`]) answers to R1 to R5.
+    /// R0 = result of a kfunc ([`KernelFunction`]); arguments R1 to R5.
     ///
     /// [`KernelFunction`]: crate::sys::bpf::KernelFunction
     pub fn call_kernel(&mut self, function: KernelFunction) -> &mut Assembler {
         self.add_instruction(CALL, 0, KERNEL_FUNCTION, 0, function.btf_id())
     }
 
-    /// The lower 16 bits of `target` in network byte order; its other bits are 0.
+    /// Converts the lower 16 bits of `target` to network byte order and clears the others.
     pub fn to_network_order_16(&mut self, target: Register) -> &mut Assembler {
         self.add_instruction(TO_BIG_ENDIAN, target as u8, 0, 0, 16)
     }
 
-    /// Goes on at a place.
+    /// Jumps to a label.
     pub fn jump(&mut self, to: &'static str) -> &mut Assembler {
         self.jumps.push((self.code.len(), to));
         self.add_instruction(JUMP, 0, 0, 0, 0)
     }
 
-    /// Goes on at a place if `register` compares so with a constant.
+    /// Jumps to a label if `register` compares to the constant as `is` says.
     pub fn jump_if(&mut self, register: Register, is: If, constant: i32, to: &'static str) -> &mut Assembler {
         self.jumps.push((self.code.len(), to));
         self.add_instruction(is.code(), register as u8, 0, 0, constant)
     }
 
-    /// Goes on at a place if the lower 32 bits of `register` are not those of the constant.
+    /// Jumps to a label if the lower 32 bits of `register` differ from `word`.
     pub fn jump_if_word_differs(&mut self, register: Register, word: u32, to: &'static str) -> &mut Assembler {
         self.jumps.push((self.code.len(), to));
         self.add_instruction(JUMP_WORD, register as u8, 0, 0, word.cast_signed())
     }
 
-    /// Goes on at a place if the lower 32 bits of `register` are those of the constant.
+    /// Jumps to a label if the lower 32 bits of `register` equal `word`.
     pub fn jump_if_word_equals(&mut self, register: Register, word: u32, to: &'static str) -> &mut Assembler {
         self.jumps.push((self.code.len(), to));
         self.add_instruction(JUMP_WORD_EQUAL, register as u8, 0, 0, word.cast_signed())
     }
 
-    /// Goes on at a place if `register` is greater than `other`. Both are without a sign.
+    /// Jumps to a label if `register` is greater than `other`, unsigned.
     pub fn jump_if_above(&mut self, register: Register, other: Register, to: &'static str) -> &mut Assembler {
         self.jumps.push((self.code.len(), to));
         self.add_instruction(JUMP_ABOVE, register as u8, other as u8, 0, 0)
     }
 
-    /// The program ends with R0.
+    /// Ends the program; it returns R0.
     pub fn exit(&mut self) -> &mut Assembler {
         self.add_instruction(EXIT, 0, 0, 0, 0)
     }
@@ -244,7 +242,7 @@ impl Assembler {
         self
     }
 
-    /// The program, with every jump going where it should. The assembler is as new afterwards.
+    /// Resolves the jumps and returns the program. The assembler is empty afterwards.
     pub fn finish(&mut self) -> Result<Vec<Instruction>, AssembleError> {
         let Assembler { mut code, places, jumps, twice } = std::mem::take(self);
         if let Some(name) = twice {
@@ -269,7 +267,7 @@ mod tests {
 
     const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
 
-    /// What a program is written with.
+    /// Input of a generated program.
     #[derive(Debug, Clone, Copy)]
     enum Line {
         Place(usize),
@@ -278,7 +276,7 @@ mod tests {
         Set(i32),
     }
 
-    /// Each name has its place once, and any jumps and instructions are around these.
+    /// Each label once, with jumps and instructions in any order.
     fn lines() -> impl Strategy<Value = Vec<Line>> {
         let other = prop_oneof![
             (0..NAMES.len()).prop_map(Line::Jump),
@@ -302,7 +300,7 @@ mod tests {
         assembler
     }
 
-    /// Instructions before a line: places are none.
+    /// Number of instructions in `lines`; labels are none.
     fn instructions(lines: &[Line]) -> usize {
         lines.iter().filter(|line| !matches!(line, Line::Place(_))).count()
     }

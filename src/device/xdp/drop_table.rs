@@ -1,6 +1,5 @@
-//! What a worker and the program on a netdev tell each other: until when frames to groups are shed, and how many
-//! have been. A table that both have in memory, with an entry for each queue, so that each of its words has one
-//! writer on our side.
+//! Early-drop table shared by worker and XDP program: until when frames to groups are dropped, and how many were
+//! dropped. A memory-mapped BPF array with one entry per queue; the switch has one writer per entry.
 
 #![forbid(unsafe_code)]
 
@@ -12,41 +11,41 @@ use crate::device::{DropCount, GroupClass};
 use crate::sys::bpf::SharedArray;
 use crate::time::MonoTime;
 
-/// Words of an entry: three for each kind of group, one of frames that were lost, and the rest of a cache line.
+/// Words of an entry: three per group class, one for lost frames; padded to a cache line.
 const WORDS: usize = 8;
 
-// Where they are, by words: those of multicasts come after those of broadcasts.
+// Word offsets; the multicast words follow the broadcast words.
 const EACH: usize = 3;
 const UNTIL: usize = 0;
 const FRAMES: usize = 1;
 const BYTES: usize = 2;
 const LOST: usize = 6;
 
-/// For each queue and kind of group: until when its frames are shed, in nanoseconds since the host booted, 0
-/// for never; and how many frames and bytes have been, ever.
+/// Per queue and group class: end of the drop in nanoseconds since boot, 0 for none; and the totals of dropped frames
+/// and bytes.
 #[derive(Debug)]
 pub struct DropTable(SharedArray<WORDS>);
 
 impl DropTable {
-    /// Of `until` in the part of an entry that is about broadcasts, in bytes.
+    /// Byte offset of `until` in an entry's part for a class.
     pub(super) const UNTIL: i16 = bytes(UNTIL);
-    /// Of the count of frames.
+    /// Byte offset of the frame count in that part.
     pub(super) const FRAMES: i16 = bytes(FRAMES);
-    /// Of the count of bytes.
+    /// Byte offset of the byte count in that part.
     pub(super) const BYTES: i16 = bytes(BYTES);
-    /// Of the count of frames that were lost, in an entry.
+    /// Byte offset of the count of lost frames in an entry.
     pub(super) const LOST: i16 = bytes(LOST);
-    /// From there to the part about multicasts.
+    /// Byte offset of the multicast part.
     pub(super) const TO_MULTICAST: i16 = bytes(EACH);
 
-    /// A table for the queues 0 to `queues` - 1, which sheds nothing.
+    /// Creates a table for the queues 0 to `queues` - 1 that drops nothing.
     ///
     /// Needs the same capabilities as a program.
     pub fn new(queues: u32) -> io::Result<DropTable> {
         SharedArray::new(queues).map(DropTable)
     }
 
-    /// Has frames to groups of this kind shed at `queue` until then.
+    /// Drops frames to groups of this class at `queue` until the given time.
     #[inline]
     pub fn set_blocked_until(&self, queue: u32, group: GroupClass, until: MonoTime) {
         if let Some(word) = self.word(queue, group, UNTIL) {
@@ -54,14 +53,13 @@ impl DropTable {
         }
     }
 
-    /// What has been shed at `queue`, ever. A frame that is being counted may be in one count and not yet in the
-    /// other.
+    /// Totals dropped at `queue`. The program may just be updating one of the two counts.
     pub fn total(&self, queue: u32, group: GroupClass) -> DropCount {
         let count = |word| self.word(queue, group, word).map_or(0, |word| word.load(Ordering::Relaxed));
         DropCount { frames: count(FRAMES), bytes: count(BYTES) }
     }
 
-    /// Frames that were lost at `queue` as their VLAN tag could not be put back, ever.
+    /// Total of frames lost at `queue` because their VLAN tag could not be restored.
     pub fn lost(&self, queue: u32) -> u64 {
         self.0.entry(queue).and_then(|entry| entry.get(LOST)).map_or(0, |word| word.load(Ordering::Relaxed))
     }

@@ -1,17 +1,17 @@
-//! AF_XDP on netdevs that others own: a tap that QEMU holds, a veth of a container, a physical NIC.
+//! AF_XDP device on an existing netdev that the switch does not own: QEMU's tap, a container's veth, a physical NIC.
 //!
-//! Each queue of the netdev gets a socket whose rings exchange slots of the pool with the kernel, so that
-//! a frame from one such port to another is not copied by us at all. A small program of our own on the netdev
-//! brings the frames to the sockets; it is gone when the process is.
+//! Each queue of the netdev has a socket whose rings exchange slots of the pool with the kernel: frames between two
+//! such ports are not copied by the switch. An XDP program on the netdev redirects frames to the sockets; the kernel
+//! removes it with the process.
 //!
-//! There is a *ladder* of modes: the driver works in the slots (zero-copy); the driver runs the program and
-//! copies (native); the network stack runs it (generic). Each rung is tried in turn, and why a better
-//! one was not to be had is told.
+//! Modes, best first: zero-copy (the driver uses the pool's slots), native copy (the driver runs the program and
+//! copies), generic copy (the network stack runs the program). Each is tried in turn; a warning says why no better one
+//! works.
 //!
-//! The outer VLAN tag of a frame may be beside it, where no program reads it: see [`tags`].
+//! The outer VLAN tag of a frame may be stored beside it, where programs do not read it: see [`tags`].
 //!
-//! Offload headers do not pass an XDP program. Super-frames and open checksums that a guest writes to a tap lose
-//! their header there, so such a guest must have its offloads off.
+//! The `virtio_net_hdr` does not pass an XDP program. GSO packets and partial checksums that a guest writes to a tap
+//! lose their header, so such a guest must turn its offloads off.
 
 pub mod assembler;
 pub mod drop_table;
@@ -37,58 +37,57 @@ use queue::Queue;
 use redirect::{Failure, Redirect};
 use tags::{StrippingOff, TagCapabilities, TagLocation};
 
-/// Places in each ring of a queue.
+/// Entries of each ring of a queue.
 const RING: u32 = 2048;
 
-/// What is to be known of a tap whose frames have an offload header, which no XDP program sees.
+/// Warning for a tap whose frames have a `virtio_net_hdr`, which XDP programs do not see.
 const LOST_OFFLOADS: &str = "unless the guest's offloads are off, their header is lost at the XDP hook: checksums stay partial and \
      GSO packets lose their segment size; QEMU: csum=off,guest_csum=off,host_tso4=off,host_tso6=off,host_ufo=off,gso=off \
      on the virtio-net device; libvirt: <driver name='qemu'><host csum='off' gso='off' tso4='off' tso6='off' ecn='off' \
      ufo='off' mrg_rxbuf='off'/><guest csum='off' tso4='off' tso6='off' ecn='off' ufo='off'/></driver> in the <interface>; \
      or use kind = packet";
 
-/// Slots in the fill ring of a queue, at least.
+/// Minimum slots in the fill ring of a queue.
 const LEAST_FILL: u32 = 64;
 
-/// How a netdev shall be bound.
+/// Settings of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The name of the netdev.
+    /// Name of the netdev.
     pub name: String,
-    /// The namespace of the netdev.
+    /// Network namespace of the netdev.
     pub netns: Netns,
-    /// How many queues it must have; `ZeroCopy`: all that there are.
+    /// Number of queues that the netdev must have; `None`: all that it has.
     pub queues: Option<u16>,
-    /// Which rungs of the ladder are right.
+    /// Allowed modes.
     pub mode: Mode,
-    /// Whether a program that others have left on the netdev is taken off.
+    /// Detach a program that another process has left on the netdev.
     pub replace_xdp_program: bool,
-    /// The MTU of the network.
+    /// MTU of the network in bytes.
     pub mtu: u16,
-    /// Slots of the pool that wait for frames, at each queue.
+    /// Slots of the pool in the fill ring of each queue.
     pub fill: u32,
-    /// The port it is for.
+    /// Port that uses the device.
     pub owner: String,
-    /// Whether frames are assigned to ports and networks by their VLAN tag: the parent of a trunk, an uplink. Then no
-    /// tag may be lost.
+    /// Frames are assigned to ports and networks by VLAN tag (parent of a trunk, uplink). No tag may be lost then.
     pub vlan_demux: bool,
 }
 
-/// Which mode is asked for.
+/// Configured mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Mode {
-    /// The best there is.
+    /// The best that works.
     #[default]
     Auto,
-    /// Zero-copy, or nothing.
+    /// Zero-copy only.
     ZeroCopy,
-    /// With copies, in the driver.
+    /// Native copy only.
     Copy,
-    /// With copies, in the network stack.
+    /// Generic copy only.
     Generic,
 }
 
-/// A rung of the ladder.
+/// Mode to try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum AttachMode {
     ZeroCopy,
@@ -123,7 +122,7 @@ impl fmt::Display for AttachMode {
 }
 
 impl Mode {
-    /// The rungs to try, from the best on.
+    /// Modes to try, best first.
     const fn attach_modes(self) -> &'static [AttachMode] {
         match self {
             Mode::Auto => &[AttachMode::ZeroCopy, AttachMode::Native, AttachMode::Generic],
@@ -140,7 +139,7 @@ impl Settings {
     }
 }
 
-/// Binds all queues of a netdev.
+/// Binds all queues of a netdev and attaches the program.
 pub fn open(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError> {
     foreign::in_namespace(&settings.at(), || attempt(settings, pool))
 }
@@ -152,9 +151,9 @@ fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError
     if settings.replace_xdp_program && link.xdp.is_some() {
         match link::remove_xdp_program(&link) {
             Ok(()) => link.xdp = None,
-            // Its owner lives: told below, if it is in the way.
+            // Its owner lives: reported below if it prevents attaching.
             Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {}
-            Err(e) => return Err(foreign::failed(&location, "taking the XDP program of others off it")(e)),
+            Err(e) => return Err(foreign::failed(&location, "detaching the foreign XDP program")(e)),
         }
     }
     let queues = queues(settings, &link)?;
@@ -173,13 +172,10 @@ fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError
             Err(why) => not_better.push(why),
         }
     }
-    Err(foreign::refused(
-        &settings.at(),
-        format!("the mode that is asked for cannot be had: {}", not_better.join(", ")),
-    ))
+    Err(foreign::refused(&settings.at(), format!("the configured mode does not work: {}", not_better.join(", "))))
 }
 
-/// How many queues there are to bind: all.
+/// Number of queues to bind: all queues of the netdev.
 fn queues(settings: &Settings, link: &Link) -> Result<u32, OpenError> {
     let message =
         ethtool::receive_queues(&settings.name).map_err(foreign::failed(&settings.at(), "asking for its queues"))?;
@@ -187,13 +183,13 @@ fn queues(settings: &Settings, link: &Link) -> Result<u32, OpenError> {
     match settings.queues {
         Some(0) => Err(foreign::refused(
             &settings.at(),
-            "0 queues cannot be had; ask for as many as the device has, or leave it out",
+            "queues = 0 is invalid; set the netdev's number of queues, or remove it",
         )),
         Some(wanted) if u32::from(wanted) != there => Err(foreign::refused(
             &settings.at(),
             format!(
-                "it has {there} receive queues and {wanted} are asked for; frames of the others would go past the switch: \
-             ethtool -L {} combined {wanted}, or leave queues out",
+                "the netdev has {there} receive queues, but queues = {wanted}: frames of the others would bypass the switch; \
+                 ethtool -L {} combined {wanted}, or remove queues",
                 settings.name
             ),
         )),
@@ -201,16 +197,16 @@ fn queues(settings: &Settings, link: &Link) -> Result<u32, OpenError> {
     }
 }
 
-/// A netdev that is bound.
+/// A bound netdev.
 struct BoundNetdev {
     queues: Vec<Box<dyn Device>>,
-    /// What they observe.
+    /// Observations of its queues.
     observed: Observed,
-    /// Why the VLAN tag of a frame may be lost, if so.
+    /// Why a frame's VLAN tag may be lost; `None`: tags are not lost.
     tags_lost: Option<String>,
 }
 
-/// Tries one rung. The inner error is why it cannot be had while a lower one might.
+/// Tries one mode. The inner error: it does not work here, but a lesser mode may.
 fn try_mode(
     settings: &Settings,
     pool: &'static Pool,
@@ -226,8 +222,8 @@ fn try_mode(
         let driver = ethtool::driver(&settings.name).unwrap_or_else(|| "its driver".into());
         Ok(Err(format!("{driver} runs no XDP programs")))
     };
-    // It is asked first: trying zero-copy pins the whole pool once more and takes its time, and a queue that was bound in
-    // vain is busy for a while, also for the next rung.
+    // Features are checked first, because trying zero-copy pins the whole pool again, which takes time, and leaves the
+    // queue busy for a while, even for the next mode.
     if let Ok(Some(features)) = netdev::xdp_features(link.index) {
         match mode {
             AttachMode::ZeroCopy if !features.zero_copy() => return no_zero_copy(),
@@ -262,7 +258,7 @@ fn try_mode(
     if let (Some(_), Err(Failure::Load(why))) = (request, &attached)
         && why.source.kind() != io::ErrorKind::PermissionDenied
     {
-        tags_lost = Some(format!("the kernel refuses a program that asks for tags ({})", why.source));
+        tags_lost = Some(format!("the kernel rejects a program that reads tags ({})", why.source));
         attached = Redirect::attach(link.index, &sockets, mode.attach(), None, None);
     }
     match attached {
@@ -291,15 +287,17 @@ fn not_bound(settings: &Settings, queue: u32, queues: u32, e: io::Error) -> Open
         io::ErrorKind::ResourceBusy => OpenError::Busy { at: settings.at() },
         io::ErrorKind::PermissionDenied => foreign::refused(
             &settings.at(),
-            "binding AF_XDP is not permitted; it takes CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF",
+            "binding AF_XDP is not permitted; grant CAP_NET_RAW, CAP_NET_ADMIN and CAP_BPF",
         ),
         _ if is(&e, Errno::NOBUFS) || is(&e, Errno::NOMEM) => foreign::refused(
             &settings.at(),
-            "the pool cannot be pinned in memory; raise the limit (LimitMEMLOCK=infinity), or give CAP_IPC_LOCK",
+            "the pool cannot be locked in memory; raise the limit (LimitMEMLOCK=infinity) or grant CAP_IPC_LOCK",
         ),
         _ if is(&e, Errno::INVAL) && queue > 0 => foreign::refused(
             &settings.at(),
-            format!("queue {queue} of {queues} cannot be bound: they changed just now, or nobody holds it"),
+            format!(
+                "queue {queue} of {queues} cannot be bound: the number of queues has just changed, or no process has opened it"
+            ),
         ),
         _ => foreign::failed(&settings.at(), "binding AF_XDP to it")(e),
     }
@@ -311,12 +309,12 @@ fn not_attached(settings: &Settings, link: &Link, failure: Failure) -> OpenError
             return match e.source.kind() {
                 io::ErrorKind::PermissionDenied => foreign::refused(
                     &settings.at(),
-                    "loading an XDP program is not permitted; it takes CAP_BPF and CAP_NET_ADMIN",
+                    "loading an XDP program is not permitted; grant CAP_BPF and CAP_NET_ADMIN",
                 ),
                 _ => foreign::refused(&settings.at(), e.to_string()),
             };
         }
-        Failure::Map(e) => return foreign::failed(&settings.at(), "making the tables of its program")(e),
+        Failure::Map(e) => return foreign::failed(&settings.at(), "creating the maps of its program")(e),
         Failure::Attach(e) => e,
     };
     match e.kind() {
@@ -324,8 +322,8 @@ fn not_attached(settings: &Settings, link: &Link, failure: Failure) -> OpenError
             Some(other) => foreign::refused(
                 &settings.at(),
                 format!(
-                    "{other} is on it already; end its owner or, if that is gone, take it off: ip link set dev {} {} off, or \
-                 replace_xdp_program = true",
+                    "{other} is attached already; end its owner or, if that has ended, detach it: ip link set dev {} {} off, or \
+                     replace_xdp_program = true",
                     settings.name,
                     other.mode.option()
                 ),
@@ -334,13 +332,13 @@ fn not_attached(settings: &Settings, link: &Link, failure: Failure) -> OpenError
         },
         _ if is(&e, Errno::RANGE) => foreign::refused(
             &settings.at(),
-            format!("its MTU of {}, or that of its peer, is too large for an XDP program; make it smaller", link.mtu),
+            format!("its MTU of {}, or its peer's, is too large for an XDP program; reduce it", link.mtu),
         ),
         _ => foreign::failed(&settings.at(), "attaching the XDP program")(e),
     }
 }
 
-/// What [`open`] would come to now: why it would fail, or remarks. Nothing is touched.
+/// Predicts the result of [`open`]: its error, or its warnings. Changes nothing.
 pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
     let location = settings.at();
     foreign::in_namespace(&location, || {
@@ -358,7 +356,7 @@ pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
     })
 }
 
-/// Why long frames would not pass, if so. A program that runs in the driver already shows that they do.
+/// Why long frames would not pass; `None` if they do. An XDP program already attached natively proves that they do.
 fn long_frames(settings: &Settings, link: &Link) -> Option<String> {
     let in_driver = link.xdp.is_some_and(|attached| attached.mode == XdpMode::Native);
     if settings.mode == Mode::Generic || in_driver {
@@ -369,9 +367,9 @@ fn long_frames(settings: &Settings, link: &Link) -> Option<String> {
     doctor::exceeds_one_page(link, &driver, features).map(|why| format!("{}: {why}", settings.at()))
 }
 
-/// Where tags would be found in the mode that would be had.
+/// Location of tags in the expected mode.
 pub(super) fn expected_tag_location(mode: Mode, name: &str, link: &Link) -> TagLocation {
-    // Where the kernel does not tell what the driver can, it is taken for one that runs programs.
+    // A driver of unknown features is assumed to run programs.
     let native = || !matches!(netdev::xdp_features(link.index), Ok(Some(features)) if !features.native());
     let native = match mode {
         Mode::Generic => false,
@@ -381,7 +379,7 @@ pub(super) fn expected_tag_location(mode: Mode, name: &str, link: &Link) -> TagL
     TagCapabilities::of(name, link).decide(native)
 }
 
-/// What becomes of the offloads of a guest, if the netdev is a tap whose holder writes offload headers.
+/// Warning about lost offloads, if the netdev is a tap whose owner uses the `virtio_net_hdr`.
 pub(super) fn lost_offloads(link: &Link) -> Option<String> {
     link.tap.filter(|tap| tap.vnet_header).map(|_| LOST_OFFLOADS.to_owned())
 }

@@ -1,15 +1,13 @@
-//! The program that runs on a netdev for us: every frame to the socket of the queue it came from.
+//! The XDP program: redirects every frame to the socket of its receive queue.
 //!
-//! It judges nothing. What is not forwarded (PAUSE, runts, whatever else) is for the switch to drop,
-//! which has a reason and a counter for each; a frame that died here would have neither.
+//! It makes no forwarding decisions. Frames that are not forwarded (PAUSE, runts) are dropped by the switch, with a
+//! reason and a counter.
 //!
-//! Some drivers keep the outer VLAN tag of a frame beside it: a veth whose peer lets them (`tx-vlan-hw-insert`), a NIC
-//! that takes tags out (`rx-vlan-hw-parse`). Where the driver can be asked for it, the program puts the tag back
-//! first, so that a frame is the same to the switch wherever its tag was.
+//! Some drivers store the outer VLAN tag beside the frame ([`tags`](super::tags)). If the driver reports it, the
+//! program restores the tag in the frame first.
 //!
-//! The one thing that it does drop is what the switch has judged already: while a port has used up what it may
-//! send to groups, the worker has it *shed* such frames until a moment that stands in a [`DropTable`], where the
-//! program counts them. Frames to one station are none of its business, and cost a look at one byte.
+//! Early drop is the exception: while a port exceeds a storm limit, the worker sets a time in a [`DropTable`], until
+//! which the program drops frames to groups and counts them. For unicast frames this costs the test of one byte.
 
 #![forbid(unsafe_code)]
 
@@ -22,7 +20,7 @@ use super::assembler::{AssembleError, Assembler, If, Register::*};
 use super::drop_table::DropTable;
 use crate::wire::{Mac, Probe};
 
-// Where `struct xdp_md` has the beginning of a frame, the end of its first piece, and its receive queue.
+// Offsets in `struct xdp_md`: start of the frame, end of its first fragment, receive queue.
 const DATA: i16 = 0;
 const DATA_END: i16 = 4;
 const RX_QUEUE_INDEX: i16 = 16;
@@ -34,50 +32,47 @@ const REDIRECT_MAP: i32 = 51;
 const KTIME_GET_BOOT_NS: i32 = 125;
 const XDP_GET_BUFF_LEN: i32 = 188;
 
-/// Where the program has the number of a queue, from the end of its own memory.
+/// Stack offset of the map key, a queue number.
 const KEY: i16 = -4;
 
-/// And what the driver answers when it is asked for a tag: the type, in network order, and the tag itself, in the
-/// host's.
+/// Stack offsets of the driver's tag metadata: TPID in network byte order, TCI in host byte order.
 const TAG_TYPE: i16 = -8;
 const TAG: i16 = -6;
 
-/// Bytes of an Ethernet header.
+/// Length of an Ethernet header.
 const HEADER: i32 = 14;
 
-/// ENODATA: the frame has no tag beside it.
+/// -ENODATA: the frame has no tag in its metadata.
 const NO_TAG: i32 = -61;
 
-/// Groups whose frames are never shed: loop probes, which have to arrive most of all while there is a storm, and
-/// spanning tree, of one kind and the other.
+/// Groups that early drop excepts: loop probes, which matter most during a storm, and BPDUs of spanning tree and PVST+.
 pub const NEVER_DROP: [Mac; 3] = [Probe::DESTINATION, Mac::BRIDGE_GROUP, Mac::PVST];
 
-/// What becomes of a frame whose queue has no socket.
+/// Action for a frame whose queue has no socket.
 ///
-/// All queues have theirs before the program is attached, so that this is about queues that are added
-/// later and about a process that is being killed, whose sockets and link go one after the other.
+/// All queues have a socket before the program is attached. This concerns queues added later, and a process being
+/// killed, whose sockets and link close one after the other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum NoSocketAction {
-    /// It dies (and a tap in native mode counts it among its dropped frames). The default: it is the
-    /// guest that decides how many queues of its tap are in use, and one more of them must not lead
-    /// around the switch into the host's network stack.
+    /// Drop (a tap in native mode counts it as dropped). The default: the guest chooses the number of active queues of
+    /// its tap, and one more queue must not bypass the switch into the host's network stack.
     #[default]
     Drop,
-    /// It goes on to the network stack, as without us.
+    /// Pass to the network stack.
     PassToStack,
 }
 
-/// A driver that a program can ask for the tag it keeps beside a frame.
+/// A driver that reports the tag beside a frame to programs.
 #[derive(Debug, Clone, Copy)]
 pub struct TagSource {
-    /// The function that asks it.
+    /// The kfunc to read it.
     pub function: KernelFunction,
-    /// Its netdev, by index in the namespace of the calling thread. The program attaches to no other.
+    /// Its netdev, by index in the calling thread's namespace. The program can be attached to this one only.
     pub ifindex: u32,
 }
 
-/// Loads the program that sends frames to the sockets in `sockets`, also frames in several pieces, and sheds
-/// what it is told to in `drop_table`. With `tags` it puts back the tag that the driver keeps beside a frame.
+/// Loads the program: redirects frames, fragmented ones included, to `sockets`, and drops early by `drop_table`. With
+/// `tags` it restores the tag that the driver stores beside the frame.
 pub fn load(
     sockets: &XskMap,
     drop_table: &DropTable,
@@ -92,7 +87,7 @@ pub fn load(
     }
 }
 
-/// Puts the tag back that the driver keeps beside the frame. R6 is the context.
+/// Emits code that restores the tag from the driver's metadata. R6 is the context.
 ///
 /// ```c
 /// error = bpf_xdp_metadata_rx_vlan_tag(context, &type, &tag);
@@ -102,14 +97,14 @@ pub fn load(
 /// data[12..14] = type;
 /// data[14..16] = htons(tag);
 /// goto whole;
-/// lost:                                               // without its tag it would be another network's
+/// lost:                                               // untagged it would belong to another network
 /// entry = bpf_map_lookup_elem(shedding, &context->rx_queue_index);
 /// if (entry) entry->lost += 1;
 /// return XDP_DROP;
 /// whole:
 /// ```
 fn put_tag_back(code: &mut Assembler, function: KernelFunction, drop_table: BorrowedFd<'_>) {
-    // The verifier wants what is pointed to written first.
+    // The verifier requires the targets of pointers to be initialised.
     code.set(R1, 0).store_word(R10, TAG_TYPE, R1);
     code.copy(R1, R6).copy(R2, R10).add(R2, TAG_TYPE.into()).copy(R3, R10).add(R3, TAG.into());
     code.call_kernel(function).jump_if_word_equals(R0, NO_TAG.cast_unsigned(), "whole");
@@ -128,7 +123,7 @@ fn put_tag_back(code: &mut Assembler, function: KernelFunction, drop_table: Borr
     code.place("gone").set(R0, XDP_DROP.cast_signed()).exit().place("whole");
 }
 
-/// The program, behind [`put_tag_back`].
+/// Emits the program; it begins with [`put_tag_back`] if there are `tags`.
 ///
 /// ```c
 /// if (data + 14 > data_end || !(data[0] & 1) || is_spared(data)) goto redirect;
@@ -136,7 +131,7 @@ fn put_tag_back(code: &mut Assembler, function: KernelFunction, drop_table: Borr
 /// if (!entry) goto redirect;
 /// part = is_broadcast(data) ? &entry->broadcast : &entry->multicast;
 /// if (!part->until || bpf_ktime_get_boot_ns() >= part->until) goto redirect;
-/// part->frames += 1;                                  // both at once for everybody else
+/// part->frames += 1;                                  // atomically
 /// part->bytes += bpf_xdp_get_buff_len(context);
 /// return XDP_DROP;
 /// redirect:
@@ -148,7 +143,7 @@ fn redirect(
     no_socket: NoSocketAction,
     tags: Option<KernelFunction>,
 ) -> Result<Vec<Instruction>, AssembleError> {
-    // The lower two bits of the flags are what the helper returns if there is no socket.
+    // The helper returns the lower two bits of the flags if there is no socket.
     let flags = match no_socket {
         NoSocketAction::Drop => XDP_DROP,
         NoSocketAction::PassToStack => XDP_PASS,
@@ -182,7 +177,7 @@ fn redirect(
     code.finish()
 }
 
-/// An address as it is loaded: its first four bytes, and its last two.
+/// An address as two loads: its first four bytes, and its last two.
 fn parts(mac: Mac) -> (u32, i32) {
     let [a, b, c, d, e, f] = mac.octets();
     (u32::from_ne_bytes([a, b, c, d]), u16::from_ne_bytes([e, f]).into())
@@ -200,7 +195,7 @@ mod tests {
     use crate::sys::bpf::{Ran, XDP_REDIRECT};
     use crate::time::{self, MonoTime};
 
-    /// Whether programs can be loaded; a word about it if not.
+    /// Whether programs can be loaded; prints a message if not.
     fn may_load() -> bool {
         let may = rustix::process::geteuid().is_root();
         if !may {
@@ -281,16 +276,16 @@ mod tests {
         }
     }
 
-    /// A frame of this length to a destination.
+    /// A frame of this length to `mac`.
     fn to(mac: Mac, len: usize) -> Vec<u8> {
         [&mac.octets()[..], &[2, 0, 0, 0, 0, 1, 0x88, 0xb5], &vec![7; len - 14]].concat()
     }
 
-    /// A moment that never comes.
+    /// A time that never comes.
     const NEVER_OVER: MonoTime = MonoTime::from_nanos(u64::MAX);
 
-    /// All that this program does about time: as long as it is not over, frames to groups of one kind die here and
-    /// are counted, to the byte, and all others go their way.
+    /// While the time is not over, frames to groups of one class are dropped and counted, to the byte, and all others
+    /// are redirected.
     #[test]
     fn what_is_to_be_shed_dies_and_is_counted_and_nothing_else_does() {
         if !may_load() {
@@ -299,7 +294,7 @@ mod tests {
         let (sockets, drop_table, socket) = (XskMap::new(1).unwrap(), DropTable::new(1).unwrap(), socket());
         sockets.set(0, socket.as_fd()).unwrap();
         let program = load(&sockets, &drop_table, NoSocketAction::Drop, None).unwrap();
-        // near each of those that are spared, and near broadcast, there are others that are not
+        // Addresses next to the excepted ones and to broadcast are not excepted.
         let near = NEVER_DROP
             .into_iter()
             .chain([Mac::BROADCAST])

@@ -1,17 +1,16 @@
-//! One queue of a netdev, by AF_XDP.
+//! One AF_XDP queue of a netdev.
 //!
-//! Receiving costs no system call: frames stand in slots of the pool when they are found in a ring, and
-//! stay there until they are sent. Sending is one call for up to 32 frames where they are copied, and
-//! then the driver's work is done within that call.
+//! Receive costs no system call: frames in the ring already occupy slots of the pool, until they are transmitted.
+//! Transmit in copy mode is one call for up to 32 frames, which runs the driver's transmit path.
 //!
-//! What the kernel answers to such a call concerns one frame, and the others go on:
+//! Results of that call:
 //!
-//! * EBUSY: the device has dropped one frame, as its queue is full, it has no carrier, or the frame is too long for what
-//!   is behind it. The frame dies for that reason, and the call is made again for those behind it. As long as nothing but
-//!   drops for lack of room comes of it, a burst costs one call: its first frame is tried, and the others share its lot.
-//! * EAGAIN, ENOBUFS, ENOMEM and whatever else there may be: nothing was dropped. The frames wait in the ring, in order,
-//!   and are tried again soon. They count as sent; if they are lost in the end, that is counted beside.
-//! * ENETDOWN: the netdev is set down, and so is this queue, until a frame in the ring leaves. ENXIO: it is gone.
+//! * EBUSY: the device has dropped one frame: its queue is full, it has no carrier, or the frame is too long. The call
+//!   is repeated for the following frames. While the device only drops for lack of space, each burst costs one call:
+//!   its first frame is tried, and the others are dropped if that is dropped.
+//! * EAGAIN, ENOBUFS, ENOMEM and others: nothing was dropped. The frames wait in the ring, in order, and are retried
+//!   soon. They count as sent; if they are lost later, they count as `tx_lost`.
+//! * ENETDOWN: the netdev is down, and so is this queue until a frame leaves the ring. ENXIO: the netdev is gone.
 
 use std::io;
 use std::mem;
@@ -27,51 +26,50 @@ use crate::frame::{Batch, CopyMode, Frame, Magazine, TxBatch, TxStats, TxStatus,
 use crate::sys::xsk::Kick;
 use crate::time::MonoTime;
 
-/// How long frames that come fast one after the other gather before they are taken. A send is a system call,
-/// so that a frame sent alone costs half as much again as one of four; and it is a fifth of the time
-/// that waking a sleeping reader takes.
+/// Receive moderation time under load. A transmit costs the sender one system call, so that a frame sent alone costs
+/// half as much again as one of four. The time is a fifth of what waking a sleeping reader takes.
 const MODERATION_TIME: Duration = Duration::from_nanos(6_500);
 
-/// Reads after which frames that wait are tried again, at most, if they were tried in vain before: each try costs a
-/// system call, which others of the worker wait for.
+/// Maximum receives between retries of pending frames: each retry costs a system call that delays the worker's other
+/// queues.
 const MAX_POLLS_BETWEEN: u8 = 63;
 
-/// A queue, and its share of the program that brings the frames.
+/// A queue, with its share of the netdev's program.
 #[derive(Debug)]
 pub(super) struct Queue {
     socket: XskQueue,
-    /// Frames that were missed until it was last asked.
+    /// Total of missed frames at the last query.
     rx_missed: u64,
-    /// Frames that count as sent, wait in the ring, and that the kernel has not taken yet.
+    /// Frames that count as sent wait in the ring, and the kernel has not taken them yet.
     tx_pending: bool,
-    /// Reads before these are tried again.
+    /// Receives until the next retry.
     reads_left: u8,
-    /// And how many there were before the last try.
+    /// Receives between the last two retries.
     reads_between: u8,
     state: State,
-    /// The last frame that was tried has been dropped.
+    /// The last frame tried was dropped.
     dropping: bool,
-    /// How long frames may be.
+    /// Learned length limit.
     limit: Limit,
-    /// Whether it has ever dropped a frame. From then on the lengths in each burst are of interest.
+    /// A frame was ever dropped. Lengths per burst are recorded from then on.
     has_dropped: bool,
     lengths: Lengths,
-    /// Frames that counted as sent when the device dropped them, since it was last asked.
+    /// Frames that count as sent and were dropped, since the last query.
     dropped_late: u64,
-    /// Frames that the kernel did not take for such until it was last asked.
+    /// Total of descriptors that the kernel rejected as invalid, at the last query.
     invalid: u64,
-    /// Which of the queues it is.
+    /// Queue number.
     number: u32,
-    /// What had been shed when it was last asked.
+    /// Totals of early drop at the last query.
     dropped: XdpDropped,
-    /// The program goes when the last queue of its netdev does.
+    /// Shared by the netdev's queues; the last one detaches the program.
     redirect: Arc<Redirect>,
-    /// Received frames that are sampled, and what comes of it.
+    /// Sampling of received frames.
     samples: Samples,
     observed: Observed,
 }
 
-/// The state of the netdev, as far as sending has told.
+/// State of the netdev, as results of transmit calls show it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Up,
@@ -84,17 +82,17 @@ enum State {
 struct Drops {
     frames: u64,
     bytes: u64,
-    /// Those of them that were refused for their length.
+    /// Of these: refused for their length.
     refused: u64,
-    /// The longest of them, and how many are so long.
+    /// Maximum length, and number of frames of that length.
     max_len: (u32, u32),
 }
 
-/// How long the frames of a burst are, once a frame has been dropped: which lengths pass is of interest then.
+/// Lengths of the frames of a burst; recorded once a frame was dropped, to learn which lengths pass.
 #[derive(Debug, Clone, Copy, Default)]
 struct Lengths {
     max_len: u32,
-    /// How many are so long.
+    /// Number of frames of that length.
     count: u32,
 }
 
@@ -107,7 +105,7 @@ impl Lengths {
         self.count += u32::from(len == self.max_len);
     }
 
-    /// The longest frame of the burst, if it is known to have passed.
+    /// Maximum length in the burst, if a frame of that length is known to have passed.
     fn passed(self, drops: Drops) -> Option<u32> {
         let (dropped, count) = drops.max_len;
         (self.max_len > dropped || self.max_len == dropped && self.count > count).then_some(self.max_len)
@@ -137,7 +135,7 @@ impl Queue {
         }
     }
 
-    /// Has the kernel send what is in the ring. Notes what the device has dropped of a burst that begins at position
+    /// Makes the kernel transmit the ring. Adds to `drops` what the device drops of the burst that begins at position
     /// `first`.
     #[inline]
     fn flush(&mut self, first: u32, drops: &mut Drops) {
@@ -152,7 +150,7 @@ impl Queue {
                 Kick::Down => self.state = State::Down,
                 Kick::Gone => self.state = State::Gone,
             }
-            // Without progress now there is none to be expected soon: it is tried again later.
+            // No progress: retried later.
             let before = mem::replace(&mut left, self.socket.unsent());
             if left == before {
                 break;
@@ -172,7 +170,7 @@ impl Queue {
                 let (max_len, count) = drops.max_len;
                 drops.max_len = (max_len.max(len), if len > max_len { 1 } else { count + u32::from(len == max_len) });
                 if len > ALWAYS_TAKEN && self.limit.refuses(len) {
-                    // That says nothing of those behind it.
+                    // The next frames may pass.
                     drops.refused += 1;
                     self.dropping = false;
                 }
@@ -182,7 +180,7 @@ impl Queue {
         }
     }
 
-    /// Looks at one received frame.
+    /// Samples one received frame.
     #[cold]
     fn sample(&mut self, batch: &Batch, index: usize) {
         if self.samples.take(batch.frame_ref(index).head) {
@@ -190,7 +188,7 @@ impl Queue {
         }
     }
 
-    /// Notes how long the frames of a burst were that have passed: their mean, until a frame has been dropped.
+    /// Records the length of passed frames: their mean, until a frame is dropped.
     #[inline]
     fn record_passed(&mut self, sent: TxStats, drops: Drops) {
         if self.has_dropped {
@@ -202,13 +200,13 @@ impl Queue {
         }
     }
 
-    /// Tries again to send what waits.
+    /// Retries transmit of pending frames.
     #[cold]
     fn flush_pending(&mut self) {
         let before = self.socket.unsent();
-        // All of it counts as sent already.
+        // All of them count as sent already.
         self.flush(self.socket.position(), &mut Drops::default());
-        // A driver that works without a copy takes them by itself, and is only asked to when it says so.
+        // In zero-copy mode the driver takes them by itself, and is called only on request.
         let is_asked = self.socket.copy_mode() == CopyMode::Copy;
         let in_vain = is_asked && self.tx_pending && self.socket.unsent() == before;
         self.reads_between =
@@ -216,7 +214,7 @@ impl Queue {
         self.reads_left = self.reads_between;
     }
 
-    /// Tries the same now and then, while its worker reads on.
+    /// Retries at the interval of `reads_between` receives.
     #[cold]
     fn flush_pending_sometimes(&mut self) {
         match self.reads_left.checked_sub(1) {
@@ -225,8 +223,8 @@ impl Queue {
         }
     }
 
-    /// Leaves a frame of the burst that begins at position `first` to the kernel. After a drop one frame is tried, and
-    /// no other as long as that is dropped as well.
+    /// Puts a frame of the burst that begins at position `first` into the ring. After a drop only one frame is tried,
+    /// and no other while that is dropped, too.
     #[inline(always)]
     fn send(&mut self, frame: &mut Frame, first: u32, drops: &mut Drops) -> bool {
         if self.has_dropped {
@@ -251,8 +249,7 @@ impl Queue {
 
 impl Device for Queue {
     fn receive(&mut self, batch: &mut Batch, magazine: &mut Magazine) -> io::Result<()> {
-        // Of a netdev that is down nothing is to be expected before somebody sets it up: that shows with the next
-        // burst, or when there is time.
+        // A netdev that is down transmits nothing until it is up, which shows with the next burst or before sleep.
         if self.tx_pending && self.state == State::Up {
             self.flush_pending_sometimes();
         }
@@ -269,7 +266,7 @@ impl Device for Queue {
 
     fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats {
         if self.state == State::Down {
-            // What is in the ring already tells whether it is up again.
+            // A retry of the pending frames shows whether the netdev is up again.
             self.flush_pending();
         }
         if self.state != State::Up {
@@ -296,16 +293,16 @@ impl Device for Queue {
         self.socket.fd()
     }
 
-    /// It is a look into a ring.
+    /// Reads shared memory.
     fn is_cheap_to_poll(&self) -> bool {
         true
     }
 
-    /// What comes in here mostly leaves by another such queue.
+    /// Most received frames leave by another AF_XDP queue.
     fn moderation_time(&self) -> Duration {
         match self.socket.copy_mode() {
             CopyMode::Copy => MODERATION_TIME,
-            // The driver sends by itself, and the hardware moderates.
+            // The driver transmits by itself, and the hardware moderates.
             CopyMode::ZeroCopy => Duration::ZERO,
         }
     }
@@ -331,7 +328,7 @@ impl Device for Queue {
             self.flush_pending();
         }
         self.socket.reap(magazine);
-        // A driver that works without a copy is about to send what is left, as hardware is with what is in its rings.
+        // In zero-copy mode the driver transmits the rest, as hardware does with its rings.
         if self.socket.copy_mode() == CopyMode::Copy || self.state != State::Up {
             self.dropped_late += self.socket.unsent_frames();
         }
@@ -345,7 +342,7 @@ impl Device for Queue {
             self.flush_pending();
         }
         let total = self.socket.rx_missed() + self.redirect.drop_table.lost(self.number);
-        // A netdev that is gone tells no more.
+        // A netdev that is gone reports 0.
         let changed = total.saturating_sub(self.rx_missed);
         self.rx_missed += changed;
         changed
@@ -375,8 +372,8 @@ impl Device for Queue {
 }
 
 impl Queue {
-    /// Takes what the device has dropped of a burst out of what was sent. What was not even tried after that died of the
-    /// same.
+    /// Subtracts frames of a burst that the device has dropped from those sent. Frames not tried after a drop count
+    /// under the same reason.
     #[cold]
     fn correct(&self, sent: &mut TxStats, drops: Drops) {
         sent.frames -= drops.frames.min(sent.frames);

@@ -9,21 +9,21 @@ use super::tags::StrippingOff;
 use crate::sys::bpf::{Attach, KernelFunction, Link, LoadError, Program, XskMap};
 use crate::sys::running::Running;
 
-/// Our program on a netdev, until this is dropped or the process ends, however it ends.
+/// The attached program. Detached on drop and at the end of the process.
 #[derive(Debug)]
 pub(super) struct Redirect {
     _link: Link,
     _program: Program,
     _sockets: XskMap,
-    /// What it sheds.
+    /// Early drops of the program.
     pub(super) drop_table: DropTable,
-    /// Whether frames can leave by the netdev.
+    /// Whether the netdev is running.
     pub(super) running: Running,
-    /// Last: while the program is there, tags stay in the frames.
+    /// Dropped last: tags stay in the frames while the program is attached.
     _tags: Option<StrippingOff>,
 }
 
-/// Why the program is not there.
+/// Which step of attaching failed.
 #[derive(Debug)]
 pub(super) enum Failure {
     Load(LoadError),
@@ -32,9 +32,9 @@ pub(super) enum Failure {
 }
 
 impl Redirect {
-    /// Attaches the program to the netdev `index` of the calling thread's namespace. `sockets` are those
-    /// of its queues, from the first to the last: no frame goes past them.
-    /// With `ask` it has the driver tell it of tags beside frames; `kept` is held as long as it is there.
+    /// Attaches the program to the netdev `index` of the calling thread's namespace. `sockets`: one for each of its
+    /// queues, in order, so that no frame bypasses them. `request`: reads VLAN tags from the driver's metadata.
+    /// `stored`: kept while the program is attached.
     pub(super) fn attach(
         index: u32,
         sockets: &[BorrowedFd<'_>],

@@ -1,15 +1,15 @@
-//! Whether the outer VLAN tag of a frame reaches the switch.
+//! Whether the outer VLAN tag of a received frame reaches the switch.
 //!
-//! An XDP program reads bytes. The tag is not among them where the driver keeps it beside the frame: a veth does so
-//! as long as its peer allows (`tx-vlan-hw-insert`, which a guest can turn on at any time), and a NIC that takes tags
-//! out (`rx-vlan-hw-parse`). The frame then looks like one of another network.
+//! An XDP program reads bytes. The tag is not among them if the driver stores it beside the frame: veths do if their
+//! peer inserts tags (`tx-vlan-hw-insert`, which a guest can turn on at any time), and NICs if they strip tags
+//! (`rx-vlan-hw-parse`). The frame then looks like one of another network.
 //!
-//! * A driver that tells tags to programs (veth since Linux 6.8, some NICs) is asked for it, for each frame. Nothing
-//!   about its netdev is changed, and it does not matter what anybody changes later.
-//! * A NIC that does not tell is made to leave tags in the frames for as long as the port is open: all of its receive
-//!   queues are the switch's, so nobody else receives from it.
-//! * Where neither is possible, a tag may be lost. Frames of such a netdev cannot be assigned to ports by their tag,
-//!   so the parent of a trunk and an uplink are refused there. `packet` sees the tag of every frame.
+//! * If the driver reports tags to programs (veth since Linux 6.8, some NICs), the program reads the tag of each frame.
+//!   The netdev is not changed, and later changes of its features do not matter.
+//! * Otherwise stripping by a NIC is turned off while the port is open. The switch has all receive queues of the
+//!   netdev, so that no one else is affected.
+//! * If neither is possible, tags may be lost. Frames of such a netdev cannot be assigned to ports by tag, so the
+//!   parent of a trunk and an uplink are refused. `packet` sees the tag of every frame.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -18,46 +18,45 @@ use crate::sys::link::{self, Link};
 use crate::sys::netns::{self, Netns, within};
 use crate::sys::{ethtool, netdev};
 
-/// The features with which a NIC takes tags out of frames: of 802.1Q and of 802.1ad.
+/// Features of NICs that strip tags of 802.1Q and of 802.1ad.
 const STRIPPING: [&str; 2] = ["rx-vlan-hw-parse", "rx-vlan-stag-hw-parse"];
 
 /// How a netdev treats the outer tag of a received frame.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TagCapabilities {
-    /// Its driver, if it tells.
+    /// Driver name, if reported.
     pub driver: Option<String>,
-    /// Whether what it receives are whole frames: what the holder of a tap writes, what comes out of a VXLAN packet.
+    /// Receives frames with all tags: a tap (written by its owner) or a VXLAN netdev.
     pub whole_frames: bool,
-    /// Whether hardware, or what a hypervisor shows as such, is behind it. What software hands on may have been
-    /// received elsewhere, and its tag taken out there.
+    /// Has a hardware or virtual bus device. A software netdev may receive frames whose tag was stripped elsewhere.
     pub hardware: bool,
-    /// Whether its driver tells programs of the tag.
+    /// The driver reports the tag to programs.
     pub has_metadata_kfunc: bool,
-    /// The kernel's function by which a program asks, if it has one.
+    /// The kfunc to read it; `None` if the kernel has none.
     pub function: Option<KernelFunction>,
-    /// Features that are on by which it takes tags out.
+    /// Active features that strip tags.
     pub strips: Vec<&'static str>,
-    /// Whether these can be turned off.
+    /// All of these can be turned off.
     pub can_stop: bool,
 }
 
-/// Where the outer tag of a frame is found.
+/// Location of a frame's outer tag.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TagLocation {
     /// In the frame.
     InFrame,
-    /// Beside it, where the program asks the driver.
+    /// Beside the frame; the program reads it from the driver.
     Metadata(KernelFunction),
     /// In the frame, once these features are off.
     InFrameWithout(Vec<&'static str>),
-    /// Perhaps nowhere, and why.
+    /// Unknown, and why.
     MayBeLost(String),
 }
 
 impl TagCapabilities {
-    /// Asks about a netdev of the calling thread's namespace. Touches nothing.
+    /// Reads them for a netdev of the calling thread's namespace. Changes nothing.
     pub fn of(name: &str, link: &Link) -> TagCapabilities {
-        // Where the kernel does not tell, tags may be taken out.
+        // If features cannot be read, tags may be stripped.
         let features = ethtool::features(name).ok();
         let on = |feature: &&str| features.as_ref().is_none_or(|features| features.is_active(feature));
         let driver = ethtool::driver(name);
@@ -73,7 +72,7 @@ impl TagCapabilities {
         }
     }
 
-    /// Where tags are found by a program that the driver runs (`native`) or the network stack does.
+    /// Location of tags for a program run by the driver (`native`) or by the network stack.
     pub fn decide(&self, native: bool) -> TagLocation {
         let driver = self.driver.as_deref().unwrap_or("its driver");
         match self {
@@ -85,24 +84,23 @@ impl TagCapabilities {
             TagCapabilities { hardware: true, strips, can_stop: true, .. } => {
                 TagLocation::InFrameWithout(strips.clone())
             }
-            TagCapabilities { hardware: true, strips, .. } => TagLocation::MayBeLost(format!(
-                "{driver} takes tags out of frames, and {} cannot be turned off",
-                strips[0]
-            )),
-            TagCapabilities { has_metadata_kfunc: true, .. } if native => TagLocation::MayBeLost(
-                "the kernel does not describe its functions to programs (CONFIG_DEBUG_INFO_BTF)".to_owned(),
-            ),
+            TagCapabilities { hardware: true, strips, .. } => {
+                TagLocation::MayBeLost(format!("{driver} strips VLAN tags, and {} cannot be turned off", strips[0]))
+            }
+            TagCapabilities { has_metadata_kfunc: true, .. } if native => {
+                TagLocation::MayBeLost("the kernel has no BTF (CONFIG_DEBUG_INFO_BTF)".to_owned())
+            }
             _ if native => TagLocation::MayBeLost(format!(
-                "{driver} keeps tags beside frames and does not tell them (veth: Linux 6.8)"
+                "{driver} keeps tags beside frames and does not report them to programs (veth: needs Linux 6.8)"
             )),
             _ => TagLocation::MayBeLost(
-                "in generic mode a program cannot ask for a tag that is kept beside the frame".to_owned(),
+                "programs in generic mode cannot read a tag that is kept beside the frame".to_owned(),
             ),
         }
     }
 }
 
-/// What an operator has to know of a netdev whose tags may be lost.
+/// Warning for a netdev whose tags may be lost.
 pub fn warning(why: &str) -> String {
     format!(
         "the VLAN tag of a frame may be lost: {why}; a tagged frame may pass without its tag, and trunks and uplinks are \
@@ -110,15 +108,15 @@ pub fn warning(why: &str) -> String {
     )
 }
 
-/// Why a trunk or an uplink is refused on such a netdev.
+/// Reason for refusing a trunk or an uplink on such a netdev.
 pub fn reject_reason(why: &str) -> String {
     format!(
-        "the VLAN tag of a frame may be lost: {why}; it cannot be an uplink or carry a trunk, as frames would come to \
-         networks that they are not on; use kind = packet, which sees every tag"
+        "the VLAN tag of a frame may be lost: {why}; as uplink or trunk, frames could reach networks that they do not belong to; \
+         use kind = packet, which sees every tag"
     )
 }
 
-/// Keeps a NIC from taking tags out of frames, until this is dropped.
+/// Turns VLAN stripping of a NIC off until dropped.
 #[derive(Debug)]
 pub(super) struct StrippingOff {
     name: String,
@@ -128,7 +126,7 @@ pub(super) struct StrippingOff {
 }
 
 impl StrippingOff {
-    /// Turns these features of a netdev of the calling thread's namespace off. Why that cannot be had, if so.
+    /// Turns these features of a netdev of the calling thread's namespace off. The error says why that failed.
     pub(super) fn turn_off(name: &str, index: u32, features: &[&'static str]) -> Result<StrippingOff, String> {
         let failed = |feature: &str, why: &str| format!("{feature} cannot be turned off: {why}");
         let netns = netns::here().map_err(|why| failed(features[0], &why.to_string()))?;
@@ -136,7 +134,7 @@ impl StrippingOff {
         for &feature in features {
             match ethtool::set_feature(name, feature, false) {
                 Ok(true) => stored.features.push(feature),
-                Ok(false) => return Err(failed(feature, "its driver does not let go of it")),
+                Ok(false) => return Err(failed(feature, "the driver keeps it on")),
                 Err(why) => return Err(failed(feature, &why.to_string())),
             }
         }
@@ -145,12 +143,12 @@ impl StrippingOff {
 }
 
 impl Drop for StrippingOff {
-    /// Turns them on again, if the netdev is still there. A switch that is killed leaves them off, which costs the
-    /// host's stack a few instructions a frame.
+    /// Turns them on again, if the netdev still exists. A killed switch leaves them off, which costs the host's stack a
+    /// few instructions per frame.
     fn drop(&mut self) {
         let netns = Netns::At(format!("/proc/self/fd/{}", self.netns.as_raw_fd()).into());
         let (name, index, features) = (&self.name, self.index, &self.features);
-        // Nothing depends on it.
+        // Best effort.
         let _ = within(&netns, || {
             if link::find(name).is_ok_and(|found| found.is_some_and(|found| found.index == index)) {
                 for feature in features {
@@ -202,7 +200,7 @@ mod tests {
         for native in [false, true] {
             assert_eq!(nic.decide(native), TagLocation::InFrame);
             assert_eq!(strips.decide(native), TagLocation::InFrameWithout(vec![STRIPPING[0]]));
-            assert!(lost(&fixed.decide(native)).contains("e1000 takes tags out"));
+            assert!(lost(&fixed.decide(native)).contains("e1000 strips VLAN tags"));
         }
         let tells = TagCapabilities { has_metadata_kfunc: true, function: Some(ASK), ..fixed };
         assert_eq!(tells.decide(true), TagLocation::Metadata(ASK));

@@ -65,7 +65,7 @@ fn a_program_whose_owner_lives_is_left_alone() {
     let held = spaces[2].run_in(|| Link::attach(&program, link, Attach::Native)).unwrap();
     let daemon = Daemon::over(&vifs);
     let down = daemon.await_down(&vifs[1]);
-    assert!(down.status_reason.contains("is on it already"), "{}", down.status_reason);
+    assert!(down.status_reason.contains("is attached already"), "{}", down.status_reason);
     let theirs = spaces[2].link(&vifs[1].name).unwrap().xdp.unwrap();
     assert_eq!(theirs.program, program.id().unwrap());
     drop(held);
