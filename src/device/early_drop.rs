@@ -1,35 +1,34 @@
-//! Early drop: group frames dropped in the device, before they cost the worker anything.
+//! Early drop: the device drops group frames before they reach the worker.
 //!
-//! While a port has exceeded its flood rate, the switch would receive its group frames only to drop them. A
-//! device that can drops them itself until a given time, and counts them, so that the counters still balance.
+//! While a port exceeds a storm limit, the switch would receive its group frames only to drop them. A capable device
+//! drops them itself until a given time and counts them, so that the counters balance.
 
 use std::ops::{Index, IndexMut};
 
-/// Which frames are shed. Never frames to one station, of which only the table of stations knows whether they
-/// would be flooded.
+/// Class of frames to drop. Unicast frames are never dropped early: only the FDB knows whether they would be flooded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GroupClass {
-    /// Those to everybody.
+    /// Broadcast.
     Broadcast,
-    /// Those to any other group, but for loop probes and spanning tree, which always arrive.
+    /// Any other group, except loop probes and BPDUs.
     Multicast,
 }
 
 impl GroupClass {
-    /// Both.
+    /// Both classes.
     pub const ALL: [GroupClass; 2] = [GroupClass::Broadcast, GroupClass::Multicast];
 }
 
-/// Frames that were shed.
+/// Counts of frames dropped early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DropCount {
-    /// How many.
+    /// Number of frames.
     pub frames: u64,
-    /// Their bytes, without frame check sequence.
+    /// Bytes, without frame check sequence.
     pub bytes: u64,
 }
 
-/// What was shed of each kind.
+/// Frames dropped early, by class.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct XdpDropped([DropCount; 2]);
 

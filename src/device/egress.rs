@@ -5,26 +5,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::wire::OffloadSet;
 
-/// The offload set of an open device. The worker that sends by the device reads it for each frame with offload work;
-/// control changes it when the netdev changes ([`Properties::offloads`](super::properties::Properties::offloads)). A change
-/// holds from the next frame on, and nothing is reopened.
+/// The offload set of an open device. The transmitting worker reads it for each frame that needs offloads; control
+/// changes it when the netdev changes ([`Properties::offloads`](super::properties::Properties::offloads)). A change
+/// applies from the next frame on, without reopening the device.
 #[derive(Debug, Clone)]
 pub struct Egress(Arc<AtomicU64>);
 
 impl Egress {
-    /// A device that takes `set` at first.
+    /// Creates it with an initial set.
     pub fn new(set: OffloadSet) -> Egress {
         Egress(Arc::new(AtomicU64::new(set.to_word())))
     }
 
-    /// What the device takes now.
+    /// Current offload set.
     #[inline(always)]
     pub fn get(&self) -> OffloadSet {
-        // The set stands alone: no other memory is read because of it.
+        // Relaxed: no other memory depends on it.
         OffloadSet::from_word(self.0.load(Ordering::Relaxed))
     }
 
-    /// From now on the device takes `set`.
+    /// Replaces the offload set.
     pub fn set(&self, set: OffloadSet) {
         self.0.store(set.to_word(), Ordering::Relaxed);
     }

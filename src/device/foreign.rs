@@ -1,4 +1,5 @@
-//! Common first step of `packet` and `xdp` ports: finds the netdev, without changing it.
+//! Common to `packet` and `xdp` devices, whose netdev the switch does not own: enters its namespace and checks it.
+//! Changes nothing.
 
 use std::io;
 
@@ -9,13 +10,13 @@ use crate::sys::link::{self, Link};
 use crate::sys::netns::{self, within};
 use crate::sys::tun;
 
-/// Does `work` in the namespace of the device.
+/// Runs `work` in the namespace of the device.
 pub(super) fn in_namespace<T: Send>(
     location: &DeviceLocation,
     work: impl FnOnce() -> Result<T, OpenError> + Send,
 ) -> Result<T, OpenError> {
     if !tun::is_name(&location.device) {
-        let reason = "this cannot be the name of a device; use 1 to 15 bytes without spaces, '/', ':' and '%'";
+        let reason = "invalid device name; use 1 to 15 bytes without spaces, '/', ':' and '%'";
         return Err(refused(location, reason));
     }
     within(&location.netns, work).map_err(|source| match source.kind() {
@@ -25,19 +26,19 @@ pub(super) fn in_namespace<T: Send>(
     })?
 }
 
-/// The netdev, if frames can flow through it now, and remarks on it. `mtu` is that of its network.
+/// Finds the netdev, which must be up with carrier; returns it with warnings. `mtu`: the network's.
 pub(super) fn find(location: &DeviceLocation, mtu: u16) -> Result<(Link, Vec<String>), OpenError> {
-    let found = link::find(&location.device).map_err(failed(location, "looking for it"))?;
+    let found = link::find(&location.device).map_err(failed(location, "finding the netdev"))?;
     let Some(link) = found else { return Err(OpenError::NoDevice { at: location.clone() }) };
     if !link.ethernet {
-        return Err(refused(location, "it is no Ethernet device, and has no frames; choose another one"));
+        return Err(refused(location, "not an Ethernet device; choose another one"));
     }
     if !link.up {
-        let reason = format!("its link is down; `ip link set dev {} up` there sets it up", location.device);
+        let reason = format!("link is down; set it up with `ip link set dev {} up` there", location.device);
         return Err(OpenError::Down { at: location.clone(), reason });
     }
     if !link.carrier {
-        let reason = "its link has no carrier, until somebody is at its other end".to_owned();
+        let reason = "no carrier: its peer is down or not connected".to_owned();
         return Err(OpenError::Down { at: location.clone(), reason });
     }
     let mut notes = Vec::new();
@@ -45,20 +46,20 @@ pub(super) fn find(location: &DeviceLocation, mtu: u16) -> Result<(Link, Vec<Str
         notes.extend(warning);
     } else if link.mtu < mtu.into() {
         notes.push(format!(
-            "{location} has an MTU of {}, and its network one of {mtu}: longer frames do not pass; \
-             `ip link set dev {} mtu {mtu}` changes that",
+            "{location} has MTU {}, its network has {mtu}: longer frames are dropped; set it with `ip link set dev {} mtu \
+             {mtu}`",
             link.mtu, location.device
         ));
     }
     Ok((link, notes))
 }
 
-/// An error that will not go by itself.
+/// A permanent error.
 pub(super) fn refused(location: &DeviceLocation, reason: impl Into<String>) -> OpenError {
     OpenError::Refused { at: location.clone(), reason: reason.into() }
 }
 
-/// An error of the system. That the netdev has gone meanwhile is told apart.
+/// Error of a system call. ENODEV means that the netdev is gone.
 pub(super) fn failed(location: &DeviceLocation, attempt: &'static str) -> impl FnOnce(io::Error) -> OpenError {
     let location = location.clone();
     move |source| match source.raw_os_error().map(Errno::from_raw_os_error) {

@@ -1,29 +1,30 @@
-//! Tells whether the kernel did not send a frame for its length or for lack of room.
+//! Learns the maximum frame length of a device, to tell whether the kernel refused a frame for its length or for lack
+//! of space. No system calls.
 //!
-//! For a packet socket that bypasses the queueing discipline, ENOBUFS has three meanings, and so has EBUSY for AF_XDP (`packet_direct_xmit` and
-//! `net_xmit_errno` of the kernel): the queue of the driver is stopped; what the driver hands frames to, such as the
-//! backlog behind a veth or the ring of a tap, has no room; or this one frame was refused, because it is longer than the
-//! MTU at the other end of a veth, or because the kernel would have to segment it. The first two hold for the frames
-//! behind it as well, the third does not. No call tells them apart, so what has passed before does.
+//! For a packet socket that bypasses the queueing discipline, ENOBUFS has three meanings, and so has EBUSY for AF_XDP
+//! (`packet_direct_xmit` and `net_xmit_errno` of the kernel): the driver's queue is stopped; the driver's receiver,
+//! such as the backlog behind a veth or the ring of a tap, is full; or this frame is refused, because it is longer than
+//! the MTU of a veth's peer, or because the kernel would have to segment it. The first two hold for the following
+//! frames as well, the third does not. No system call tells them apart, but the lengths that passed before do.
 
-/// Failures after which a limit is believed to have come down: while there is no room for long frames, there is none
-/// for short ones either, and some of the long ones find room.
+/// Failures after which the limit is assumed to be lower. While there is no space for long frames there is none for
+/// short ones either, and some long ones pass.
 const FAILURES: u32 = 64;
 
-/// The longest frame that every netdev takes: the smallest MTU is 68 (`ETH_MIN_MTU`), and the header comes on top. If
-/// there is no buffer for this one, there is none for any.
+/// Length that every netdev accepts: the minimum MTU of 68 (`ETH_MIN_MTU`) and the header. Without space for such a
+/// frame there is none for any.
 pub(in crate::device) const ALWAYS_TAKEN: u32 = 68 + 14;
 
-/// What is known of how long frames may be, learned from those that passed and those that failed.
+/// Learned limit, from the lengths of passed and failed frames.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::device) struct Limit {
-    /// The longest that has passed.
+    /// Maximum length that has passed.
     passed: u32,
-    /// The shortest that has failed since one so long has passed, though one so long had passed before.
+    /// Minimum length that failed although it had passed before; reset when such a length passes.
     suspect: u32,
-    /// How often that happened.
+    /// Number of such failures.
     failures: u32,
-    /// The longest that has passed since then.
+    /// Maximum length that has passed since.
     since: u32,
 }
 
@@ -32,13 +33,13 @@ impl Limit {
         Limit { passed: 0, suspect: u32::MAX, failures: 0, since: 0 }
     }
 
-    /// The longest frame that has passed.
+    /// Maximum length that has passed.
     #[inline(always)]
     pub(in crate::device) fn max_passed(&self) -> u32 {
         self.passed
     }
 
-    /// Notes that frames have been sent, the longest of which had `len` bytes.
+    /// Records that frames have passed, of at most `len` bytes.
     #[inline]
     pub(in crate::device) fn passed(&mut self, len: u32) {
         if len > self.passed {
@@ -57,7 +58,7 @@ impl Limit {
         }
     }
 
-    /// Whether a frame of `len` bytes, for which there was no buffer, was refused for its length.
+    /// Whether a frame of `len` bytes was refused for its length; `false`: for lack of space.
     pub(in crate::device) fn refuses(&mut self, len: u32) -> bool {
         if len > self.passed {
             return true;

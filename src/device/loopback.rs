@@ -1,10 +1,9 @@
-//! A cable between two ends within the process: each end is a [`Device`], and whoever holds the
-//! other one sends and receives on it by hand.
+//! A virtual cable in memory, for tests and benches: each of its two ends is a [`Device`] that can also send and
+//! receive single frames by hand. No system calls.
 //!
-//! Frames are copied in and copied out again, as a kernel device does it. They travel in *blocks*:
-//! plain buffers of records, one block for each burst that was sent, which go over one ring full and
-//! come back over another one empty. A record is 16 bytes (length of the frame, offload header) and
-//! the frame. A cable has no file descriptor; a worker that holds one keeps polling.
+//! Frames are copied in and out, as kernel devices do. They travel in *chunks*: buffers of records, one per transmitted
+//! burst. One ring carries filled chunks, another one returns them empty. A record is 16 bytes (frame length, offload
+//! header) and the frame. Without a file descriptor, its worker never sleeps.
 
 use std::convert::Infallible;
 use std::io;
@@ -18,12 +17,12 @@ use crate::wire::Offload;
 
 const RECORD: usize = 16;
 
-/// How much a cable holds each way.
+/// Capacity per direction.
 #[derive(Debug, Clone, Copy)]
 pub struct LoopbackCapacity {
-    /// Bursts.
+    /// Number of chunks (bursts).
     pub blocks: usize,
-    /// Bytes of each, 16 more than the frame for each frame.
+    /// Size of a chunk in bytes; a frame takes its length plus 16.
     pub block_bytes: usize,
 }
 
@@ -33,17 +32,17 @@ impl Default for LoopbackCapacity {
     }
 }
 
-/// How an end hands over what it receives.
+/// Memory of received frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RxMemory {
-    /// In slots of the pool, which the frames own: as AF_XDP does.
+    /// Slots of the pool, owned by the frames, as with AF_XDP.
     Owned,
-    /// In the receive buffers of the batch, lent for the burst: as a tap does.
+    /// Receive buffers of the batch, borrowed for the burst, as with a tap.
     Lent,
 }
 
 impl RxMemory {
-    /// Appends a frame to the batch. Whether there was a slot for it.
+    /// Appends a frame to the batch. `false`: no slot available.
     #[inline(always)]
     fn deliver(self, frame: &[u8], offload: Offload, batch: &mut Batch, magazine: &mut Magazine) -> bool {
         match self {
@@ -59,14 +58,14 @@ impl RxMemory {
     }
 }
 
-/// A burst on its way: records, one behind the other.
+/// A burst as consecutive records.
 #[derive(Debug, Default)]
 struct Chunk {
     bytes: Box<[u8]>,
     used: usize,
 }
 
-/// Puts a record at the beginning of `room`, which is what is behind it then. Whether there was room.
+/// Writes a record at the start of `room` and advances `room`. `false`: not enough space.
 #[inline(always)]
 fn put(room: &mut &mut [u8], len: usize, offload: Offload, head: &[u8], tail: Option<Tail<'_>>) -> bool {
     if room.len() < RECORD + len {
@@ -98,17 +97,17 @@ fn copy_segments(room: &mut [u8], head: &[u8], tail: Tail<'_>) {
     }
 }
 
-/// One way through a cable, at its beginning.
+/// Sending side of one direction.
 #[derive(Debug)]
 struct TxRing {
     full: Producer<Chunk>,
     empty: Consumer<Chunk>,
-    /// The block that is being filled; one without room if none is free.
+    /// Chunk being filled; empty if none is free.
     block: Chunk,
 }
 
 impl TxRing {
-    /// Sees to it that there is a block to fill, if there can be.
+    /// Gets a free chunk to fill, if there is one.
     #[inline(always)]
     fn open(&mut self) {
         if self.block.bytes.is_empty() {
@@ -116,7 +115,7 @@ impl TxRing {
         }
     }
 
-    /// Lets `f` put records into the block that is being filled, if there is one.
+    /// Lets `f` write records into the current chunk, if there is one.
     #[inline(always)]
     fn fill<T>(&mut self, f: impl FnOnce(&mut &mut [u8]) -> T) -> T {
         self.open();
@@ -128,34 +127,34 @@ impl TxRing {
         done
     }
 
-    /// Sends off the block that is being filled.
+    /// Sends the current chunk.
     #[inline(always)]
     fn publish(&mut self) {
         if self.block.used > 0 {
-            // There are as many blocks as the ring has places.
+            // Never full: it has a place for each chunk.
             let _ = self.full.push(std::mem::take(&mut self.block));
         }
     }
 }
 
-/// One way through a cable, at its end.
+/// Receiving side of one direction.
 #[derive(Debug)]
 struct RxRing {
     full: Consumer<Chunk>,
     empty: Producer<Chunk>,
-    /// The block that is being read, and how far it has been.
+    /// Chunk being read, and the offset of the next record.
     block: Chunk,
     read: usize,
 }
 
 impl RxRing {
-    /// What has not been read of the present block.
+    /// Unread bytes of the current chunk.
     #[inline(always)]
     fn rest(&self) -> &[u8] {
         self.block.bytes.get(self.read..self.block.used).unwrap_or_default()
     }
 
-    /// The next record, and where the one behind it begins.
+    /// The next record, and the offset after it.
     #[inline(always)]
     fn next(&self) -> Option<(&[u8], Offload, usize)> {
         let rest = self.rest();
@@ -163,7 +162,7 @@ impl RxRing {
         Some((frame, offload, self.read + rest.len() - after.len()))
     }
 
-    /// Goes on to the next block, if the present one has been read. Whether there is something.
+    /// Advances to the next chunk if the current one is read. Whether a record is available.
     #[inline(always)]
     fn refill(&mut self) -> bool {
         self.read < self.block.used || self.swap()
@@ -173,7 +172,7 @@ impl RxRing {
     fn swap(&mut self) -> bool {
         if self.block.used > 0 {
             let read = std::mem::take(&mut self.block);
-            // There are as many blocks as the ring has places.
+            // Never full: it has a place for each chunk.
             let _ = self.empty.push(Chunk { used: 0, ..read });
         }
         self.read = 0;
@@ -185,12 +184,12 @@ impl RxRing {
     }
 }
 
-/// The record at the beginning of these bytes, and what is behind it.
+/// The record at the start of `bytes`, and the bytes after it.
 #[inline(always)]
 fn record(bytes: &[u8]) -> Option<(&[u8], Offload, &[u8])> {
     let (head, rest) = bytes.split_first_chunk::<RECORD>()?;
     let (first, word) = (u64::from_ne_bytes(*head.first_chunk()?), u64::from_ne_bytes(*head.last_chunk()?));
-    #[allow(clippy::cast_possible_truncation)] // its two parts
+    #[allow(clippy::cast_possible_truncation)] // splits the word
     let (len, csum_offset) = (first as u32 as usize, (first >> 48) as u16);
     let (frame, after) = rest.split_at_checked(len)?;
     Some((frame, Offload::from_words(word, csum_offset), after))
@@ -200,7 +199,7 @@ fn ring(capacity: LoopbackCapacity) -> (TxRing, RxRing) {
     let (full, full_there) = RingBuffer::new(capacity.blocks);
     let (mut empty_there, empty) = RingBuffer::new(capacity.blocks);
     for _ in 0..capacity.blocks {
-        // Zeroed memory is taken as it is first used.
+        // Zeroed memory is allocated on first use.
         let _ = empty_there.push(Chunk { bytes: vec![0; capacity.block_bytes].into_boxed_slice(), used: 0 });
     }
     (
@@ -218,7 +217,7 @@ pub struct Loopback {
     caps: DeviceCaps,
 }
 
-/// A cable. Both ends take offload headers, and hand frames over in slots of their own.
+/// Creates a cable. Both ends support offloads and receive into slots.
 pub fn loopback(capacity: LoopbackCapacity) -> (Loopback, Loopback) {
     let (here_out, there_in) = ring(capacity);
     let (there_out, here_in) = ring(capacity);
@@ -227,34 +226,34 @@ pub fn loopback(capacity: LoopbackCapacity) -> (Loopback, Loopback) {
 }
 
 impl Loopback {
-    /// The same end, handing over frames in this kind of memory.
+    /// Sets the memory of received frames.
     pub fn with_memory(self, memory: RxMemory) -> Loopback {
         Loopback { memory, ..self }
     }
 
-    /// The same end, with or without taking offload headers.
+    /// Enables or disables offloads on transmit.
     pub fn with_offloads(self, offloads: bool) -> Loopback {
         Loopback { caps: DeviceCaps { offloads }, ..self }
     }
 
-    /// Sends one frame by hand, as a burst of its own. Whether there was room for it.
+    /// Sends one frame as a burst. `false`: no space.
     pub fn send(&mut self, frame: &[u8], offload: Offload) -> bool {
         let done = self.stage(frame, offload);
         self.publish();
         done
     }
 
-    /// Adds a frame to a burst that [`Loopback::publish`] sends. Whether there was room for it.
+    /// Adds a frame to the burst that [`Loopback::publish`] sends. `false`: no space.
     pub fn stage(&mut self, frame: &[u8], offload: Offload) -> bool {
         self.tx.fill(|room| put(room, frame.len(), offload, frame, None))
     }
 
-    /// Sends the burst that was staged.
+    /// Sends the staged burst.
     pub fn publish(&mut self) {
         self.tx.publish();
     }
 
-    /// Takes the next frame that has arrived by hand.
+    /// Takes the next received frame.
     pub fn take(&mut self) -> Option<(Vec<u8>, Offload)> {
         if !self.rx.refill() {
             return None;
@@ -265,7 +264,7 @@ impl Loopback {
         Some(taken)
     }
 
-    /// Forgets everything that has arrived.
+    /// Discards all received frames.
     pub fn discard(&mut self) {
         while self.rx.refill() {
             self.rx.read = self.rx.block.used;
@@ -286,9 +285,9 @@ impl Device for Loopback {
                 });
                 self.rx.read = self.rx.block.used - rest.len();
             }
-            // Whatever that has left off at, or each.
+            // The rest of the chunk, or each record with borrowed memory.
             while let Some((frame, offload, read)) = self.rx.next() {
-                // Without a slot it waits in the cable, as in a ring of the kernel.
+                // Without a free slot the frame stays in the cable, as in a ring of the kernel.
                 if batch.is_full() || !self.memory.deliver(frame, offload, batch, magazine) {
                     return Ok(());
                 }

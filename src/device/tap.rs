@@ -28,8 +28,8 @@ const MAX_IOVECS: usize = 20;
 /// Frames that are read at once: some 25 µs.
 const MAX_BURST: usize = 32;
 
-/// Frames from a guest that wait in each queue of a netdev that we made, while their worker is kept from the processor or
-/// is busy with others. The kernel's own 1000 are 10 ms of 100 000 frames/s, and hosts do stand still that long.
+/// Frames from a guest that wait in each queue of a netdev that we made, while their worker is kept from the processor
+/// or is busy with others. The kernel's own 1000 are 10 ms of 100 000 frames/s, and hosts do stand still that long.
 const QUEUE: u32 = 4096;
 
 /// The kernel's own limit for the segments of a GSO packet (`GSO_MAX_SEGS`).

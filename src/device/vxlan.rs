@@ -1,5 +1,5 @@
 //! Checks that full-size frames fit through a VXLAN netdev. Encapsulation adds headers; packets longer than the
-//! underlay MTU are fragmented, at a tenth of the throughput.
+//! underlay MTU are fragmented, at a tenth of the throughput. Reads netdevs and routes; changes nothing.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,26 +10,26 @@ use super::DeviceLocation;
 use crate::sys::link::{self, Link, Vxlan};
 use crate::sys::stack;
 
-/// What VXLAN adds to the bytes that count for an MTU: the inner Ethernet header, its own, UDP and IPv4 (RFC 7348); and
-/// with IPv6.
+/// Bytes that VXLAN adds to a frame, as the MTU counts them: inner Ethernet header, VXLAN, UDP and IPv4 (RFC 7348); or
+/// IPv6.
 const OVER_IPV4: u32 = 14 + 8 + 8 + 20;
 const OVER_IPV6: u32 = 14 + 8 + 8 + 40;
 
-/// The port of VXLAN. Any one gives the same route.
+/// UDP port of VXLAN; the route does not depend on it.
 const PORT: u16 = 4789;
 
-/// What carries the packets of a VXLAN netdev.
+/// Underlay of a VXLAN netdev.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Underlay {
-    /// In words: `the route to 10.0.0.2`.
+    /// Description: `the route to 10.0.0.2`.
     what: String,
     mtu: u32,
-    /// Bytes that are added to a frame.
+    /// Bytes added to a frame.
     overhead: u32,
 }
 
-/// Remarks on a VXLAN netdev in the namespace of the calling thread, whose network has this MTU. `None`: it is no VXLAN
-/// netdev, or its underlay is not known.
+/// MTU warning for a VXLAN netdev in the calling thread's namespace. `mtu`: the network's. `None`: not a VXLAN netdev,
+/// or its underlay is unknown.
 pub(super) fn warning(location: &DeviceLocation, link: &Link, mtu: u16) -> Option<Option<String>> {
     let underlay = underlay(link.vxlan.as_ref()?)?;
     Some(decide(location, link.mtu, mtu.into(), &underlay))
@@ -39,20 +39,20 @@ fn decide(location: &DeviceLocation, own: u32, wanted: u32, underlay: &Underlay)
     let Underlay { what, mtu, overhead } = underlay;
     let (device, is_ok) = (&location.device, mtu.saturating_sub(*overhead));
     let needed = wanted + overhead;
-    let remedy = format!("give the underlay an MTU of {needed}, or the network one of {}", is_ok.min(wanted));
+    let remedy = format!("set the underlay's MTU to {needed}, or the network's to {}", is_ok.min(wanted));
     match (own >= wanted, is_ok >= wanted) {
         (true, true) => None,
         (false, true) => Some(format!(
-            "{location} has an MTU of {own}, and its network one of {wanted}: longer frames do not pass; \
-             `ip link set dev {device} mtu {wanted}` changes that"
+            "{location} has MTU {own}, its network has {wanted}: longer frames are dropped; set it with `ip link set dev {device} \
+             mtu {wanted}`"
         )),
         (true, false) => Some(format!(
-            "{location} adds {overhead} bytes to a frame and {what} has MTU {mtu}: frames longer than {is_ok} bytes of its network's \
-             {wanted} are sent in fragments; {remedy}"
+            "{location} adds {overhead} bytes per frame and {what} has MTU {mtu}: frames longer than {is_ok} bytes, of {wanted} \
+             on its network, are fragmented; {remedy}"
         )),
         (false, false) => Some(format!(
-            "{location} has an MTU of {own}, and its network one of {wanted}: longer frames do not pass, and with a larger MTU here \
-             they would be sent in fragments, as it adds {overhead} bytes and {what} has MTU {mtu}; {remedy}, and then \
+            "{location} has MTU {own}, its network has {wanted}: longer frames are dropped, and with a larger MTU here they \
+             would be fragmented, because it adds {overhead} bytes and {what} has MTU {mtu}; {remedy}, and then \
              `ip link set dev {device} mtu {wanted}`"
         )),
     }
@@ -69,7 +69,7 @@ fn underlay(vxlan: &Vxlan) -> Option<Underlay> {
         return of(format!("the route to {remote}"), mtu, is_ipv4);
     }
     let lower = (vxlan.lower > 0).then_some(vxlan.lower).or_else(|| {
-        // Where remotes are known by the FDB only, packets leave where its address is.
+        // With remotes in the FDB only, packets leave by the netdev that has the local address.
         let local = vxlan.local?;
         stack::addresses().ok()?.into_iter().find(|(_, address)| *address == local).map(|(index, _)| index)
     })?;
@@ -77,7 +77,7 @@ fn underlay(vxlan: &Vxlan) -> Option<Underlay> {
     of(found.name, found.link.mtu, is_ipv4)
 }
 
-/// The MTU of the route to an address, in the namespace of the calling thread. Nothing is sent.
+/// MTU of the route to an address, in the calling thread's namespace. Sends nothing.
 fn route_mtu(local: Option<IpAddr>, remote: IpAddr) -> io::Result<u32> {
     let family = if remote.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
@@ -107,13 +107,13 @@ mod tests {
         assert_eq!(said(1450, 1450, 1500, OVER_IPV4), "");
         assert!(said(1450, 1500, 1600, OVER_IPV4).contains("`ip link set dev vx1 mtu 1500`"));
         let fragments = said(1500, 1500, 1500, OVER_IPV4);
-        assert!(fragments.contains("longer than 1450") && fragments.contains("an MTU of 1550"), "{fragments}");
+        assert!(fragments.contains("longer than 1450") && fragments.contains("MTU to 1550"), "{fragments}");
         let neither = said(1450, 1500, 1500, OVER_IPV4);
         assert!(
-            neither.contains("do not pass") && neither.contains("an MTU of 1550, or the network one of 1450"),
+            neither.contains("are dropped") && neither.contains("MTU to 1550, or the network's to 1450"),
             "{neither}"
         );
         let ipv6 = said(1500, 1500, 1550, OVER_IPV6);
-        assert!(ipv6.contains("longer than 1480") && ipv6.contains("an MTU of 1570"), "{ipv6}");
+        assert!(ipv6.contains("longer than 1480") && ipv6.contains("MTU to 1570"), "{ipv6}");
     }
 }

@@ -293,10 +293,10 @@ fn no_remark_about_a_vxlan_netdev_leads_into_fragments() {
     let vif = Vif { kind: "packet", netns: host.0.clone(), name: "vx1".into(), ..Vif::new("a", 1, &host) };
     let daemon = Daemon::over(std::slice::from_ref(&vif));
     daemon.await_active(&vif);
-    await_reason(&daemon, &vif, &["longer frames do not pass", "an MTU of 1550, or the network one of 1450"]);
+    await_reason(&daemon, &vif, &["longer frames are dropped", "MTU to 1550, or the network's to 1450"]);
     // The naive remedy: now they pass, in fragments.
     host.ip("link set dev vx1 mtu 1500");
-    await_reason(&daemon, &vif, &["longer than 1450 bytes", "sent in fragments", "an MTU of 1550"]);
+    await_reason(&daemon, &vif, &["longer than 1450 bytes", "are fragmented", "MTU to 1550"]);
     for namespace in [&host, &other] {
         namespace.ip("link set dev under mtu 1550");
     }

@@ -251,7 +251,7 @@ fn others_do_as_they_like(kind: &str) {
     daemon.await_active(&guest);
     // An MTU below that of the network is reported at once.
     namespace.ip("link set v0 mtu 1400");
-    let remarked = |port: &PortView| port.status == Status::Active && port.status_reason.contains("an MTU of 1400");
+    let remarked = |port: &PortView| port.status == Status::Active && port.status_reason.contains("has MTU 1400");
     daemon.await_port("a remark", &guest, remarked);
     let (nic, wire) = (Nic::new(&beside, &bystander.name), Nic::new(&namespace, "v1"));
     nic.send(&experiment(guest.mac, bystander.mac, b"there"));
