@@ -1,11 +1,11 @@
 //! Device kinds: open netdevs, receive and transmit frames.
 //!
-//! A [`Device`] is one queue pair. Control opens and closes it, and may block and allocate for that.
-//! Exactly one worker polls it.
+//! A [`Device`] is one queue pair. Control opens and closes it, and may block and allocate for that. Exactly one worker
+//! polls it.
 //!
-//! [`open`] dispatches by kind. A new kind is a file or folder here, a variant of [`Settings`] and an
-//! arm in [`open`]. `tap` opens /dev/net/tun; `packet` and `xdp` open sockets on an existing netdev;
-//! `loopback` connects two ends within the process, for tests and benches.
+//! [`open`] dispatches by kind. A new kind is a file or folder here, a variant of [`Settings`] and an arm in [`open`].
+//! `tap` opens /dev/net/tun; `packet` and `xdp` open sockets on an existing netdev; `loopback` connects two ends within
+//! the process, for tests and benches.
 
 use std::fmt;
 use std::io;
@@ -151,29 +151,29 @@ impl fmt::Display for DeviceLocation {
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// The network namespace does not exist; retried when it appears.
-    #[error("{at}: there is no such namespace yet; it is opened as soon as there is")]
+    #[error("{at}: no such namespace yet; the device is opened when it appears")]
     NoNamespace {
         /// Device concerned.
         at: DeviceLocation,
     },
     /// The namespace's file exists, but this process sees no namespace mounted on it.
     #[error(
-        "{at}: no namespace is bound to the file of its name: it was made in another mount namespace, and the switch is in a \
-         private one, which does not see it (unshare -m, or PrivateMounts=, PrivateTmp=, ProtectSystem= and the like in its \
-         unit): start the switch in the host's mount namespace; or it is being made right now, and is opened then"
+        "{at}: no namespace is bound to the file of its name; if it was created in another mount namespace, which the switch \
+         does not see (unshare -m, or PrivateMounts=, PrivateTmp=, ProtectSystem= and the like in its unit), start the switch \
+         in the host's mount namespace; if it is just being created, the device is opened when it is complete"
     )]
     Unbound {
         /// Device concerned.
         at: DeviceLocation,
     },
     /// The netdev does not exist and the switch does not create it; retried when it appears.
-    #[error("{at}: there is no such device yet; it is opened as soon as somebody makes it")]
+    #[error("{at}: no such device yet; it is opened when it appears")]
     NoDevice {
         /// Device concerned.
         at: DeviceLocation,
     },
     /// The netdev is administratively down or has no peer; retried when it is up.
-    #[error("{at}: {reason}, and it is opened then")]
+    #[error("{at}: {reason}; the device is opened then")]
     Down {
         /// Device concerned.
         at: DeviceLocation,
@@ -181,7 +181,7 @@ pub enum OpenError {
         reason: String,
     },
     /// Another process or port uses the device; it may become free.
-    #[error("{at} is held by another process, or by another port; end that one or choose another device")]
+    #[error("{at} is in use by another process or port; end that one or choose another device")]
     Busy {
         /// Device concerned.
         at: DeviceLocation,

@@ -1,13 +1,12 @@
-//! Taps of which we hold the file: the other end is a netdev, for a namespace, a container or the
-//! host itself.
+//! Tap device: the switch holds the file descriptors; the other side is a netdev of a namespace, a container or the
+//! host.
 //!
-//! A frame costs one system call each way, and batching these calls gains little. What counts is
-//! that 64 KiB super-frames pass whole, with their offload header in front (`IFF_VNET_HDR`). So a
-//! burst is read into the receive buffers of the batch, and a frame that goes on to another tap is
-//! written from there, header and all, in one piece.
+//! Each frame costs one system call per direction; batching the calls gains little. GSO packets of up to 64 KiB pass
+//! whole, with their `virtio_net_hdr` in front (`IFF_VNET_HDR`). A burst is read into the receive buffers of the batch,
+//! and a frame to another tap is written from there in one piece, header included.
 //!
-//! A netdev that we made is known by its alias, in this life and the next. One that somebody else
-//! made is used as it is found: we take its flags, and leave alone whether it persists.
+//! A netdev that the switch created has an alias, by which it is recognised after a restart. An existing netdev of
+//! others is used as it is: with its flags, and without changing whether it persists.
 
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,44 +18,45 @@ use crate::sys::netns::{self, Netns, within};
 use crate::sys::tun::{self, Flags, NoFrame, Offloads, Queue, Unsent};
 use crate::wire::{Mac, Offload, OffloadSet};
 
-/// Queues of a tap, at most (MAX_TAP_QUEUES of the kernel).
+/// Maximum number of queues (MAX_TAP_QUEUES of the kernel).
 const MAX_QUEUES: u16 = 256;
 
-/// Pieces in which a frame is written, at most: its header, and 64 KiB in slots.
+/// Maximum fragments of a written frame: its header, and 64 KiB in slots.
 const MAX_IOVECS: usize = 20;
 
-/// Frames that are read at once: some 25 µs.
+/// Maximum frames per receive; takes some 25 µs.
 const MAX_BURST: usize = 32;
 
-/// Frames from a guest that wait in each queue of a netdev that we made, while their worker is kept from the processor
-/// or is busy with others. The kernel's own 1000 are 10 ms of 100 000 frames/s, and hosts do stand still that long.
+/// Transmit queue length in frames, per queue, of a netdev that the switch creates. Frames from a guest wait there
+/// while the worker is preempted or busy. The kernel's default of 1000 covers 10 ms at 100 000 frames/s, and hosts
+/// stall longer.
 const QUEUE: u32 = 4096;
 
-/// The kernel's own limit for the segments of a GSO packet (`GSO_MAX_SEGS`).
+/// The kernel's limit for segments of a GSO packet (`GSO_MAX_SEGS`).
 const GSO_MAX_SEGS: u32 = 65_535;
 
-/// What the aliases of the netdevs that we made begin with; the port follows.
+/// Prefix of the aliases of netdevs that the switch created; the port id follows.
 pub(super) const OURS: &str = "vifswitch:";
 
-/// How a tap shall be.
+/// Settings of a tap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The name of the netdev.
+    /// Name of the netdev.
     pub name: String,
-    /// The namespace of the netdev.
+    /// Network namespace of the netdev.
     pub netns: Netns,
-    /// How many queues to open. With one, and no device there yet, nobody else can ever hold a
-    /// second.
+    /// Number of queues. With one, a new netdev is created without IFF_MULTI_QUEUE, so that no other process can open a
+    /// second queue.
     pub queues: u16,
-    /// Whether open checksums and super-frames pass, in both directions.
+    /// Pass partial checksums and GSO packets, both ways.
     pub offloads: bool,
-    /// Whether a netdev that we made outlives us.
+    /// Keep a netdev that the switch created after the switch ends.
     pub persist: bool,
-    /// The MAC address of the netdev.
+    /// MAC address of the netdev.
     pub mac: Mac,
-    /// The MTU of the netdev.
+    /// MTU of the netdev in bytes.
     pub mtu: u16,
-    /// The port it is for; the netdev bears it as its alias.
+    /// Port that uses the device; part of the netdev's alias.
     pub owner: String,
 }
 
@@ -65,13 +65,13 @@ impl Settings {
         DeviceLocation { device: self.name.clone(), netns: self.netns.clone() }
     }
 
-    /// The alias by which a netdev that we made is known.
+    /// Alias of a netdev that the switch creates.
     fn alias(&self) -> String {
         alias(&self.owner)
     }
 
-    /// Whether a netdev is one that we made for this port when it was to have several queues, or a
-    /// single one, and is to be otherwise now. It cannot be changed.
+    /// Whether the switch created the netdev for this port with the other queue mode (single or multiple). The mode of
+    /// an existing netdev cannot be changed.
     fn has_queue_mode_mismatch(&self, link: &Link) -> bool {
         link.alias == self.alias() && link.tap.is_some_and(|tap| tap.multi_queue != (self.queues > 1))
     }
@@ -94,41 +94,39 @@ impl Settings {
         move |source| OpenError::Io { at: location, attempt, source }
     }
 
-    /// What can be said to be wrong without asking the kernel.
+    /// Checks that need no system call.
     fn check(&self) -> Result<(), OpenError> {
         if !tun::is_name(&self.name) {
-            return Err(
-                self.refused("this cannot be the name of a device; use 1 to 15 bytes without spaces, '/', ':' and '%'")
-            );
+            return Err(self.refused("invalid device name; use 1 to 15 bytes without spaces, '/', ':' and '%'"));
         }
         if self.queues == 0 || self.queues > MAX_QUEUES {
             let queues = self.queues;
-            return Err(self.refused(format!("{queues} queues cannot be had; ask for 1 to {MAX_QUEUES}")));
+            return Err(self.refused(format!("queues = {queues} is invalid; use 1 to {MAX_QUEUES}")));
         }
         if !self.mac.is_station() {
-            return Err(self.refused(format!("{} cannot be the address of a device", self.mac)));
+            return Err(self.refused(format!("{} is no valid device address; use a unicast address", self.mac)));
         }
         Ok(())
     }
 }
 
-/// The alias of a netdev that we made for this port.
+/// Alias of a netdev that the switch created for this port.
 fn alias(port: &str) -> String {
     format!("{OURS}{port}")
 }
 
-/// Opens the queues of a tap, and makes its netdev if there is none and we may.
+/// Opens the queues of a tap. Creates the netdev if it does not exist and `may_create`.
 pub fn open(settings: &Settings, may_create: bool) -> Result<Opened, OpenError> {
     settings.check()?;
     let opened = within(&settings.netns, || attempt(settings, may_create)).map_err(settings.in_use())??;
     opened.ok_or_else(|| OpenError::Busy { at: settings.at() })
 }
 
-/// What [`open`] would come to now: why it would fail, or remarks. Nothing is touched.
+/// Predicts the result of [`open`]: its error, or its warnings. Changes nothing.
 pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
     settings.check()?;
     let found = within(&settings.netns, || link::find(&settings.name)).map_err(settings.in_use())?;
-    let Some(link) = found.map_err(settings.failed("looking for it"))? else { return Ok(Vec::new()) };
+    let Some(link) = found.map_err(settings.failed("finding the netdev"))? else { return Ok(Vec::new()) };
     let mut notes = Vec::new();
     let is_outgrown = settings.has_queue_mode_mismatch(&link);
     if !is_outgrown {
@@ -138,34 +136,34 @@ pub fn preflight(settings: &Settings) -> Result<Vec<String>, OpenError> {
         return Err(OpenError::Busy { at: settings.at() });
     }
     if is_outgrown {
-        notes.push(format!("{} is there with another kind of queues, and would be made anew", settings.at()));
+        notes.push(format!("{} exists with another queue mode and would be recreated", settings.at()));
     }
     if let Some(other) = link.alias.strip_prefix(OURS).filter(|&owner| owner != settings.owner) {
-        notes.push(format!("{} is there and was made for port {other:?}; it would be used as it is", settings.at()));
+        notes.push(format!("{} exists and was created for port {other:?}; it would be used unmodified", settings.at()));
     } else if link.alias != settings.alias() {
-        notes.push(format!("{} is there and was made by others; it would be used as it is", settings.at()));
+        notes.push(format!("{} exists and was created by others; it would be used unmodified", settings.at()));
     }
     Ok(notes)
 }
 
-/// Gives the netdev of an open tap its address and MTU. Its queues stay as they are.
+/// Sets MAC address and MTU of an open tap's netdev. Its queues stay open.
 pub fn adjust(settings: &Settings) -> Result<(), OpenError> {
     let wanted = Wanted { mac: Some(settings.mac), mtu: Some(settings.mtu.into()), ..Wanted::default() };
     change(settings, None, &wanted).map_err(settings.failed("setting its MAC address and MTU"))
 }
 
-/// The same for one that somebody else has changed, which may have been set down and renamed as well. It is told by its
-/// `index`.
+/// Restores MAC address, MTU and link state of a netdev that someone else has changed, and possibly renamed: identified
+/// by `index`.
 pub fn restore(settings: &Settings, index: u32) -> Result<(), OpenError> {
     let wanted = Wanted { mac: Some(settings.mac), mtu: Some(settings.mtu.into()), up: true, ..Wanted::default() };
-    change(settings, Some(index), &wanted).map_err(settings.failed("putting its MAC address, MTU and link state right"))
+    change(settings, Some(index), &wanted).map_err(settings.failed("restoring its MAC address, MTU and link state"))
 }
 
 fn change(settings: &Settings, index: Option<u32>, wanted: &Wanted) -> io::Result<()> {
     let changed = within(&settings.netns, || match link::find_each(&[(&settings.name, index)]).pop() {
         Some(Ok(Some(Found { link, .. }))) if link.tap.is_some() => link::change(&link, wanted).map(drop),
         Some(Err(e)) => Err(e),
-        // It went meanwhile: whoever looks after it finds that out, and opens it anew as it is wanted.
+        // The netdev is gone; the watcher detects that and the device is reopened.
         _ => Ok(()),
     });
     match changed {
@@ -174,8 +172,8 @@ fn change(settings: &Settings, index: Option<u32>, wanted: &Wanted) -> io::Resul
     }
 }
 
-/// Deletes the netdevs of taps in one namespace, of those that we made for these ports. Says of each
-/// whether it was one.
+/// Deletes the netdevs of taps in one namespace that the switch created for these ports. Returns for each whether it
+/// existed.
 pub fn remove(netns: &Netns, taps: &[&Settings]) -> Vec<Result<bool, OpenError>> {
     let removed = within(netns, || {
         let find = |tap: &&Settings| Ok(link::find(&tap.name)?.filter(|link| link.alias == tap.alias()));
@@ -193,7 +191,7 @@ pub fn remove(netns: &Netns, taps: &[&Settings]) -> Vec<Result<bool, OpenError>>
             let message = |(removed, tap): (io::Result<_>, &&Settings)| removed.map_err(tap.failed("deleting it"));
             removed.into_iter().zip(taps).map(message).collect()
         }
-        Err(e) if e.kind() == io::ErrorKind::NotFound => taps.iter().map(|_| Ok(false)).collect(), // all went with it
+        Err(e) if e.kind() == io::ErrorKind::NotFound => taps.iter().map(|_| Ok(false)).collect(), // deleted with the namespace
         Err(e) => {
             let message = |tap: &&Settings| Err(tap.in_use()(io::Error::new(e.kind(), e.to_string())));
             taps.iter().map(message).collect()
@@ -201,8 +199,7 @@ pub fn remove(netns: &Netns, taps: &[&Settings]) -> Vec<Result<bool, OpenError>>
     }
 }
 
-/// Deletes the netdev of a persistent tap that was made for `port` in an earlier life, unless somebody
-/// holds it.
+/// Deletes the netdev of a persistent tap that an earlier run of the switch created for `port`, unless it is in use.
 pub fn remove_left(location: &DeviceLocation, port: &str) -> Result<Removal, OpenError> {
     let removed = within(&location.netns, || {
         let Some(link) = link::find(&location.device)?.filter(|link| link.alias == alias(port)) else {
@@ -214,7 +211,7 @@ pub fn remove_left(location: &DeviceLocation, port: &str) -> Result<Removal, Ope
         }
     });
     match removed {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Removal::Gone), // it went with its namespace
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Removal::Gone), // deleted with the namespace
         removed => removed.and_then(|removed| removed).map_err(|source| OpenError::Io {
             at: location.clone(),
             attempt: "deleting it",
@@ -223,28 +220,28 @@ pub fn remove_left(location: &DeviceLocation, port: &str) -> Result<Removal, Ope
     }
 }
 
-/// Whether somebody holds a tap. Of one that has a single queue only its carrier tells, while it is up.
+/// Whether a process has opened the tap. Without multiple queues only the carrier shows that, and only while it is up.
 pub(super) fn is_in_use(link: &Link, tap: TapInfo) -> bool {
     tap.queues > 0 || (link.up && link.carrier)
 }
 
-/// One attempt, in the namespace. `None`: somebody holds it, or it changed under our hands.
+/// One attempt, in the namespace. `None`: in use, or changed concurrently.
 fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, OpenError> {
-    let mut found = link::find(&settings.name).map_err(settings.failed("looking for it"))?;
+    let mut found = link::find(&settings.name).map_err(settings.failed("finding the netdev"))?;
     let mut warnings = Vec::new();
     if let Some(link) = found.take_if(|link| may_create && settings.has_queue_mode_mismatch(link)) {
-        // Whoever was to do that was killed before.
+        // An earlier run of the switch ended before it recreated the netdev.
         if link.tap.is_some_and(|tap| is_in_use(&link, tap)) {
             return Ok(None);
         }
-        link::delete(link.index).map_err(settings.failed("deleting it, to make it anew"))?;
+        link::delete(link.index).map_err(settings.failed("deleting it, to recreate it"))?;
     }
     let multi_queue = match &found {
         None if !may_create => return Err(OpenError::NoDevice { at: settings.at() }),
         None => settings.queues > 1,
         Some(link) => follow(settings, link, &mut warnings)?.multi_queue,
     };
-    // A second holder of a multi-queue device would get a share of its frames, and no error.
+    // A second process at a multi-queue device would get a share of its frames, without an error.
     if found.as_ref().and_then(|link| link.tap).is_some_and(|tap| tap.queues > 0) {
         return Ok(None);
     }
@@ -257,9 +254,9 @@ fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, Open
             Err(e) => return Err(settings.failed("opening a queue")(e)),
         }
     }
-    // Looking and opening are two steps. Others may have come in between: to open queues as well,
-    // or to delete what we found, so that the opening made a new one. Let go then, and look again.
-    let opened = link::find(&settings.name).map_err(settings.failed("looking at it"))?;
+    // Finding and opening are two steps. In between other processes may have opened queues as well, or deleted the
+    // netdev, so that opening created a new one. The queues are closed then, and the attempt repeated.
+    let opened = link::find(&settings.name).map_err(settings.failed("reading the netdev"))?;
     let Some(link) = opened else { return Ok(None) };
     let alone = link.tap.is_some_and(|tap| !tap.multi_queue || tap.queues == u32::from(settings.queues));
     if !alone || found.as_ref().is_some_and(|found| found.index != link.index) {
@@ -273,25 +270,25 @@ fn attempt(settings: &Settings, may_create: bool) -> Result<Option<Opened>, Open
     Ok(Some(Opened { queues, made, warnings, mode: None, egress: None, may_lose_tags: false, observed: None }))
 }
 
-/// What to go by when the device is there already.
+/// Checks an existing netdev against the settings; returns its tap attributes.
 fn follow(settings: &Settings, link: &Link, notes: &mut Vec<String>) -> Result<TapInfo, OpenError> {
     let Some(tap) = link.tap else {
-        return Err(settings.refused("there is a device of this name, but it is no tap; choose another name or kind"));
+        return Err(settings.refused("a device of this name exists, but it is no tap; choose another name or kind"));
     };
     match (tap.multi_queue, settings.queues) {
         (false, 2..) => Err(settings.refused(format!(
-            "it has a single queue and {} are asked for; ask for one, or make it anew with multi_queue",
+            "the tap has a single queue, but queues = {}; set queues = 1, or recreate the tap with multi_queue",
             settings.queues
         ))),
         (true, 1) => {
-            notes.push(format!("{} is a multi-queue device and is opened as one, with a single queue", settings.at()));
+            notes.push(format!("{} is a multi-queue tap; opening one queue of it", settings.at()));
             Ok(tap)
         }
         _ => Ok(tap),
     }
 }
 
-/// Gives the device its header and the netdev what the port asks for. What the device takes of offload work.
+/// Configures the device's offloads and the netdev's properties. Returns the offloads that the device accepts.
 fn configure(
     settings: &Settings,
     link: &Link,
@@ -304,7 +301,7 @@ fn configure(
     if settings.offloads {
         let taken = queue.set_offloads().map_err(settings.failed("setting its offloads"))?;
         if taken == Offloads::TcpOnly {
-            notes.push(format!("{}: this kernel passes no UDP super-frames through a tap", settings.at()));
+            notes.push(format!("{}: this kernel passes no UDP GSO packets (USO) through taps", settings.at()));
         }
         takes = offload_set(taken);
     } else {
@@ -314,28 +311,24 @@ fn configure(
         mac: Some(settings.mac),
         mtu: Some(settings.mtu.into()),
         alias: created.then(|| settings.alias()),
-        // An earlier version of the switch lowered it.
+        // Earlier versions of the switch lowered it.
         gso_max_segs: settings.offloads.then_some(GSO_MAX_SEGS),
         queue_len: created.then_some(QUEUE),
         up: true,
     };
     let changed = link::change(link, &wanted).map_err(settings.failed("setting its MAC address, MTU and state"))?;
     if !made && !changed.is_empty() {
-        notes.push(format!(
-            "{} was not made for this port, and was changed to be as asked: {}",
-            settings.at(),
-            changed.join(", ")
-        ));
+        notes.push(format!("{} was not created for this port; changed: {}", settings.at(), changed.join(", ")));
     }
-    // Last, so that a device which is not complete yet goes with us.
+    // Last: an incompletely configured netdev is deleted with the switch.
     if made && link.tap.is_some_and(|tap| tap.persist != settings.persist) {
-        queue.set_persist(settings.persist).map_err(settings.failed("setting whether it persists"))?;
+        queue.set_persist(settings.persist).map_err(settings.failed("setting its persistence"))?;
     }
     Ok(takes)
 }
 
-/// What is written to a tap goes to the stack behind it as if a driver had received it, which takes GSO packets of any
-/// size and number of segments. Tunnels it would take for what they carry.
+/// A frame written to a tap enters the stack as if received by a driver, which accepts GSO packets of any size and
+/// number of segments; but not those of tunnels, which it would treat as packets of the inner protocol.
 fn offload_set(offloads: Offloads) -> OffloadSet {
     let tcp = OffloadSet::CSUM | OffloadSet::TSO4 | OffloadSet::TSO6 | OffloadSet::ECN;
     let kinds = match offloads {
@@ -349,11 +342,11 @@ fn offload_set(offloads: Offloads) -> OffloadSet {
 #[derive(Debug)]
 struct Tap {
     queue: Queue,
-    /// Whether an offload header stands in front of each frame.
+    /// Each frame has a `virtio_net_hdr` in front.
     header: bool,
-    /// What it takes of offload work.
+    /// Offloads that the device accepts.
     takes: OffloadSet,
-    /// Frames that the kernel could not hand over, since it was last asked.
+    /// Frames that the kernel could not deliver, since the last query.
     rx_missed: u64,
 }
 
@@ -362,7 +355,7 @@ impl Tap {
     fn send(&self, frame: &FrameRef<'_>) -> Result<(), Unsent> {
         match (self.header, frame.with_header) {
             (true, Some(all)) if frame.is_contiguous() => self.queue.write(all),
-            // Nobody behind a plain tap could tell that this frame is not finished.
+            // Without the header the receiver could not complete this frame.
             (false, _) if frame.frame.offload().needs_offload() => Err(Unsent::Refused),
             (false, _) if frame.is_contiguous() => self.queue.write(frame.head),
             _ => self.send_pieces(frame),
@@ -384,7 +377,7 @@ impl Tap {
 
 impl Device for Tap {
     fn receive(&mut self, batch: &mut Batch, _: &mut Magazine) -> io::Result<()> {
-        // Also of frames that are lost, no more is seen to in one go.
+        // Lost frames count towards the maximum as well.
         for _ in 0..MAX_BURST {
             if batch.is_full() {
                 break;
@@ -404,7 +397,7 @@ impl Device for Tap {
         tx.send_each(batch, magazine, |frame| {
             let status = match self.send(&frame) {
                 Ok(()) => TxStatus::Sent,
-                // Twice in a row it is the device, and not this frame.
+                // Twice in a row: the device is full, not just this frame too long.
                 Err(Unsent::Full) if was_full => return TxStatus::Full,
                 Err(Unsent::Full) => TxStatus::NoRoom,
                 Err(Unsent::NoMemory) => TxStatus::NoBuffer,
@@ -428,7 +421,7 @@ impl Device for Tap {
         DeviceCaps { offloads: self.header }
     }
 
-    /// The host may forward what its netdev receives to a NIC.
+    /// The host may forward frames from the netdev to a NIC.
     fn needs_padding(&self) -> bool {
         true
     }
@@ -442,7 +435,7 @@ impl Device for Tap {
     }
 }
 
-const _: () = assert!(Offload::LEN == 12, "what `set_offloads` tells the kernel");
+const _: () = assert!(Offload::LEN == 12, "the length that `set_offloads` configures");
 
 #[cfg(test)]
 mod tests {

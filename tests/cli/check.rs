@@ -111,14 +111,14 @@ fn a_name_that_is_taken_is_a_remark_and_says_by_whom() {
     namespace.ip("link del tap1");
 
     namespace.ip("tuntap add tap1 mode tap");
-    requests.warning(&["made by others"]);
+    requests.warning(&["created by others"]);
     namespace.ip("link set tap1 alias vifswitch:port-9");
     requests.warning(&["made for port \"port-9\""]);
     namespace.ip("link set tap1 alias vifswitch:port-1");
     assert_eq!(requests.results(), (0, vec![]), "it is ours");
 
     let two = CheckRun::about(&[Vif::new("a", 1, &namespace).device(", queues = 2")]);
-    two.warning(&["another kind of queues", "made anew"]);
+    two.warning(&["another queue mode", "recreated"]);
     namespace.ip("link set tap1 alias vifswitch:port-9");
     two.warning(&["DOWN", "single queue"]);
     namespace.ip("link del tap1");

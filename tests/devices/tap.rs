@@ -249,7 +249,7 @@ fn ours_is_made_anew_for_another_kind_of_queues() {
         assert!(matches!(tap::preflight(&other), Err(OpenError::Busy { .. })));
         drop(opened);
         let notes = tap::preflight(&other).unwrap();
-        assert!(notes[0].contains("made anew"), "{notes:?}");
+        assert!(notes[0].contains("recreated"), "{notes:?}");
     }
 }
 

@@ -408,7 +408,7 @@ fn a_switch_in_a_private_mount_namespace_names_the_cause() {
     }
     let file = daemon.file();
     daemon.start_as(command, "--config", &file);
-    await_reason(&daemon, &vif, &["there is no such namespace yet"]);
+    await_reason(&daemon, &vif, &["no such namespace yet"]);
     ns.make();
     await_reason(&daemon, &vif, &["another mount namespace", "start the switch in the host's mount namespace"]);
 }

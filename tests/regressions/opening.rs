@@ -161,7 +161,7 @@ fn taps_that_others_hold_hold_up_nobody() {
     let ready = start(&mut daemon);
     assert!(ready < AT_ONCE, "READY after {ready:?}");
     for vif in [&held[0], &held[usize::from(HELD) - 1]] {
-        assert!(daemon.await_down(vif).status_reason.contains("held by another process"));
+        assert!(daemon.await_down(vif).status_reason.contains("in use by another process"));
     }
     for _ in 0..3 {
         let (_, attached) = timed(|| daemon.attach(&second));
@@ -180,7 +180,7 @@ fn taps_that_others_hold_hold_up_nobody() {
         let waiting = scope.spawn(|| daemon.attach(&third));
         await_that("the change is made", || daemon.listed().contains(&third.port).then_some(()));
         daemon.attach(&second);
-        assert!(waiting.join().unwrap().contains("held by another process"));
+        assert!(waiting.join().unwrap().contains("in use by another process"));
     });
     while daemon.note_within(Timespec { tv_sec: 0, tv_nsec: 0 }).is_some() {}
     for _ in 0..4 {

@@ -222,7 +222,7 @@ fn others_do_as_they_like(kind: &str) {
     daemon.configure(&text);
     daemon.start();
     let reason = daemon.await_down(&guest).status_reason;
-    assert!(reason.contains("there is no such device yet"), "{reason}");
+    assert!(reason.contains("no such device yet"), "{reason}");
     let is_down = |what: &str| {
         let down = |port: &PortView| port.status == Status::Down && port.status_reason.contains(what);
         daemon.await_port(what, &guest, down);
