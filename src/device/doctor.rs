@@ -7,14 +7,14 @@ use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
 use super::xdp::tags::{self, TagCapabilities, TagLocation};
-use super::{DeviceLocation, OpenError, foreign, properties, tap, xdp};
+use super::{DeviceLocation, OpenError, foreign, packet, properties, tap, xdp};
 use crate::sys::link::{self, Link};
+use crate::sys::link_events::LinkState;
 use crate::sys::netdev::{self, XdpFeatures};
 use crate::sys::netns::Netns;
 use crate::sys::privileges::{self, Privilege};
 use crate::sys::stack::{self, HostStack};
 use crate::sys::{bpf, ethtool};
-use crate::wire::TAG_LEN;
 
 /// The longest MTU, in bytes, with which a frame surely fits one page with an XDP program's room around
 /// it: 4096 less headroom (256), `skb_shared_info` (320) and Ethernet with two tags (22).
@@ -218,6 +218,8 @@ pub fn decide(location: &DeviceLocation, facts: &Facts) -> Report {
         ));
     }
     warnings.extend(xdp::lost_offloads(link));
+    let oversize = properties::oversize_gro(&LinkState::from(link), &location.device);
+    warnings.extend(oversize.map(|said| format!("with kind = packet {said}")));
     let shared = properties::shared_with(&facts.stack, &location.device);
     warnings.extend(shared.map(|said| format!("with kind = packet {said}")));
     warnings.extend(facts.tags_lost().map(|why| format!("with kind = xdp {}", tags::warning(&why))));
@@ -254,13 +256,6 @@ pub(super) fn exceeds_one_page(link: &Link, driver: &str, features: XdpFeatures)
     })
 }
 
-/// The MTU of a netdev, in bytes, that a packet socket needs to send frames of `mtu` with two tags of 802.1Q: the kernel
-/// leaves room for one.
-pub(super) fn mtu_for_two_tags(mtu: u32) -> u32 {
-    #[allow(clippy::cast_possible_truncation)] // 4
-    mtu.saturating_add(TAG_LEN as u32)
-}
-
 fn as_xdp(facts: &Facts) -> KindReport {
     let Facts { link, driver, queues, features, .. } = facts;
     let queues = queues.or(link.tap.map(|tap| tap.queues)).unwrap_or(1).max(1);
@@ -287,7 +282,7 @@ fn as_packet(Facts { link, .. }: &Facts) -> KindReport {
     let why = format!(
         "packet sockets work with every Ethernet device; one tag of 802.1Q is allowed for, and full-size frames with two tags, \
          or one of 802.1ad, need an MTU of {}",
-        mtu_for_two_tags(link.mtu)
+        packet::mtu_for_two_tags(link.mtu, packet::OuterTag::Any)
     );
     KindReport { kind: "packet", usable: true, queues: 1, offloads: true, why }
 }
@@ -362,6 +357,37 @@ mod tests {
         assert_eq!(reported(&facts).prefer, Some("packet"));
         facts.features = Some(XdpFeatures(3 | 32));
         assert!(xdp(&facts).0);
+    }
+
+    #[test]
+    fn the_mtu_for_two_tags_is_that_of_the_warning_on_refused_frames() {
+        let settings = crate::device::Settings::Packet(packet::Settings {
+            name: "d0".into(),
+            netns: Netns::Host,
+            offloads: true,
+            isolate: false,
+            mtu: 1500,
+            owner: "p".into(),
+        });
+        let facts = nic(None);
+        let now = properties::Properties {
+            name: "d0".into(),
+            link: LinkState::from(&facts.link),
+            ..properties::Properties::default()
+        };
+        let refusals = properties::refusals(&settings, &now).unwrap();
+        assert!(as_packet(&facts).why.contains("need an MTU of 1508"), "{}", as_packet(&facts).why);
+        assert!(refusals.contains("mtu 1508`"), "{refusals}");
+    }
+
+    #[test]
+    fn gro_beyond_64_kib_is_a_warning_for_packet_sockets() {
+        let mut facts = nic(Some(11));
+        assert!(!reported(&facts).to_string().contains("64 KiB"));
+        facts.link.gro_max_size = 185_000;
+        let said = reported(&facts).to_string();
+        assert!(said.contains("with kind = packet it has gro_max_size 185000"), "{said}");
+        assert!(said.contains("`ip link set dev d0 gro_max_size 65536`"), "{said}");
     }
 
     #[test]

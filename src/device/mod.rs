@@ -36,6 +36,10 @@ pub use early_drop::{DropCount, GroupClass, XdpDropped};
 pub use egress::Egress;
 pub use observed::Observed;
 
+/// Maximum bytes of a GSO packet that a receive buffer takes (`GSO_LEGACY_MAX_SIZE` of the kernel), without its Ethernet
+/// header.
+const MAX_GSO_SIZE: u32 = 65_536;
+
 /// Settings of a device to open.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -3,9 +3,12 @@
 //! The worker that polls the device writes, rarely; control reads, once a second.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
-use super::Settings;
+use super::{MAX_GSO_SIZE, Settings};
+
+/// What limits the GSO packets of a sender's netdev: of IPv6, of IPv4.
+const GSO_LIMITS: [&str; 2] = ["gso_max_size", "gso_ipv4_max_size"];
 
 /// What has been observed, shared with control.
 #[derive(Debug, Clone, Default)]
@@ -19,6 +22,8 @@ struct Observations {
     partial: AtomicBool,
     /// The receive ring has come to a halt.
     ring_stuck: AtomicBool,
+    /// Length of the first GSO packet that exceeded a receive buffer, for each of [`GSO_LIMITS`]; 0 for none.
+    oversize: [AtomicU32; 2],
     /// Something of it is new.
     changed: AtomicBool,
 }
@@ -48,6 +53,14 @@ impl Observed {
         }
     }
 
+    /// A GSO packet of `len` bytes exceeded a receive buffer and was lost.
+    pub fn report_oversize(&self, len: usize, is_ipv4: bool) {
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        if self.0.oversize[usize::from(is_ipv4)].compare_exchange(0, len, Relaxed, Relaxed).is_ok() {
+            self.0.changed.store(true, Relaxed);
+        }
+    }
+
     /// Whether there is something new since this was last asked.
     pub fn take_changed(&self) -> bool {
         self.0.changed.load(Relaxed) && self.0.changed.swap(false, Relaxed)
@@ -71,7 +84,16 @@ impl Observed {
                 settings.at()
             )
         });
-        ring_stuck.into_iter().chain(partial).collect()
+        let lens = self.0.oversize.iter().map(|len| len.load(Relaxed));
+        let oversize = lens.zip(GSO_LIMITS).filter(|&(len, _)| len > 0).map(|(len, limit)| {
+            format!(
+                "{}: a GSO packet of {len} bytes was lost on receive, as are all beyond 64 KiB (BIG TCP, rx_missed); \
+                 `ip link set dev NETDEV {limit} {MAX_GSO_SIZE}` for the sender's netdev, such as the other end of a veth, \
+                 prevents them",
+                settings.at()
+            )
+        });
+        ring_stuck.into_iter().chain(partial).chain(oversize).collect()
     }
 }
 
@@ -126,6 +148,10 @@ mod tests {
             observed.report_partial_checksums();
         }
         assert!(observed.take_changed() && !observed.take_changed());
+        for (len, is_ipv4) in [(185_000, false), (70_000, false), (90_000, true)] {
+            observed.report_oversize(len, is_ipv4);
+            assert_eq!(observed.take_changed(), len != 70_000, "each family once");
+        }
     }
 
     #[test]

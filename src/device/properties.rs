@@ -14,13 +14,13 @@
 
 use std::io;
 
-use super::{OpenError, Settings, packet, tap};
+use super::{MAX_GSO_SIZE, OpenError, Settings, packet, tap};
 use crate::sys::ethtool;
 use crate::sys::link;
 use crate::sys::link_events::LinkState;
 use crate::sys::netns::{Netns, within};
 use crate::sys::stack::{self, HostStack};
-use crate::wire::{OffloadSet, TAG_LEN};
+use crate::wire::OffloadSet;
 
 /// What a netdev has.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -229,8 +229,27 @@ pub fn warnings(settings: &Settings, now: &Properties) -> Vec<String> {
             "{location} has master {master}, port has none; {effect}: `ip link set dev {name} nomaster` there takes it out"
         ));
     }
+    if let Settings::Packet(_) = settings {
+        warnings.extend(oversize_gro(&now.link, name).map(|said| format!("{location}: {said}")));
+    }
     warnings.extend(shared_with(&now.stack, name).map(|said| format!("{location}: {said}")));
     warnings
+}
+
+/// The warning that GRO on a netdev may build GSO packets which are too long for a receive buffer.
+pub(super) fn oversize_gro(link: &LinkState, name: &str) -> Option<String> {
+    let limits = [("gro_max_size", link.gro_max_size), ("gro_ipv4_max_size", link.gro_ipv4_max_size)];
+    let (found, remedy): (Vec<_>, Vec<_>) = (limits.iter().filter(|&&(_, size)| size > MAX_GSO_SIZE))
+        .map(|(limit, size)| (format!("{limit} {size}"), format!("{limit} {MAX_GSO_SIZE}")))
+        .unzip();
+    (!found.is_empty()).then(|| {
+        format!(
+            "it has {}, and the switch drops GSO packets longer than 64 KiB that GRO builds (rx_missed); \
+             `ip link set dev {name} {}` there prevents them",
+            found.join(", "),
+            remedy.join(" ")
+        )
+    })
 }
 
 /// What there is to say of a netdev by `packet` whose frames the network stack of its namespace receives as well.
@@ -252,8 +271,7 @@ pub(super) fn shared_with(stack: &HostStack, name: &str) -> Option<String> {
 /// for the MTU, but for one of 802.1Q.
 pub fn refusals(settings: &Settings, now: &Properties) -> Option<String> {
     let Settings::Packet(packet) = settings else { return None };
-    #[allow(clippy::cast_possible_truncation)] // 8
-    let needed = u32::from(packet.mtu) + (2 * TAG_LEN) as u32;
+    let needed = packet::mtu_for_two_tags(packet.mtu.into(), packet::OuterTag::Any);
     (now.link.mtu < needed).then(|| {
         format!(
             "{} has refused frames (device_refused): with its MTU of {}, frames of full size pass with one tag of 802.1Q, and not \
@@ -374,6 +392,30 @@ mod tests {
         now.link.mtu = 1508;
         assert_eq!(refusals(&packet(), &now), None);
         assert_eq!(refusals(&xdp(), &of(&xdp())), None);
+    }
+
+    #[test]
+    fn each_gro_limit_beyond_64_kib_is_named_with_its_value_and_the_remedy() {
+        let mut now = of(&packet());
+        (now.link.gro_max_size, now.link.gro_ipv4_max_size) = (65_536, 65_536);
+        assert_eq!(warnings(&packet(), &now), [""; 0]);
+        for (size, ipv4_size, found, remedy) in [
+            (185_000, 65_536, "gro_max_size 185000", "gro_max_size 65536"),
+            (65_536, 65_537, "gro_ipv4_max_size 65537", "gro_ipv4_max_size 65536"),
+            (
+                185_000,
+                185_000,
+                "gro_max_size 185000, gro_ipv4_max_size 185000",
+                "gro_max_size 65536 gro_ipv4_max_size 65536",
+            ),
+        ] {
+            (now.link.gro_max_size, now.link.gro_ipv4_max_size) = (size, ipv4_size);
+            let [warning] = &warnings(&packet(), &now)[..] else { panic!("{:?}", warnings(&packet(), &now)) };
+            let has = |piece: &str| assert!(warning.contains(piece), "{warning}");
+            has(&format!("eth1 in the host's namespace: it has {found},"));
+            has(&format!("`ip link set dev eth1 {remedy}`"));
+            assert_eq!(warnings(&xdp(), &Properties { name: "eth1".into(), ..now.clone() }), [""; 0]);
+        }
     }
 
     #[test]

@@ -62,6 +62,10 @@ pub struct Link {
     pub gso_max_size: u32,
     /// Maximum bytes of a transmitted IPv4 GSO packet; 0 before Linux 6.3, which has no such limit.
     pub gso_ipv4_max_size: u32,
+    /// Maximum bytes of a GSO packet that GRO builds of received frames; 0 before Linux 5.19, where 64 KiB is the limit.
+    pub gro_max_size: u32,
+    /// Maximum bytes of an IPv4 GSO packet that GRO builds; 0 before Linux 6.3, where 64 KiB is the limit.
+    pub gro_ipv4_max_size: u32,
     /// Interface index of its master (bridge, bond); 0 for none.
     pub master: u32,
     /// Maximum frames in each transmit queue.
@@ -356,6 +360,8 @@ pub(super) fn read(message: &LinkMessage) -> Link {
             LinkAttribute::GsoMaxSegs(segs) => link.gso_max_segs = *segs,
             LinkAttribute::GsoMaxSize(size) => link.gso_max_size = *size,
             LinkAttribute::GsoIpv4MaxSize(size) => link.gso_ipv4_max_size = *size,
+            LinkAttribute::GroMaxSize(size) => link.gro_max_size = *size,
+            LinkAttribute::GroIpv4MaxSize(size) => link.gro_ipv4_max_size = *size,
             LinkAttribute::Controller(index) => link.master = *index,
             LinkAttribute::TxQueueLen(len) => link.queue_len = *len,
             LinkAttribute::LinkInfo(infos) => (link.tap, link.vxlan) = (read_tap(infos), read_vxlan(infos)),

@@ -49,12 +49,29 @@ pub struct LinkState {
     pub gso_ipv4_max_size: u32,
     /// Maximum segments of a transmitted GSO packet.
     pub gso_max_segs: u32,
+    /// Bytes of a GSO packet that GRO builds of received frames, at most.
+    pub gro_max_size: u32,
+    /// The same for IPv4.
+    pub gro_ipv4_max_size: u32,
 }
 
 impl From<&Link> for LinkState {
     fn from(link: &Link) -> LinkState {
         let Link { index, up, carrier, mtu, mac, master, gso_max_size, gso_ipv4_max_size, gso_max_segs, .. } = *link;
-        LinkState { index, up, carrier, mtu, mac, master, gso_max_size, gso_ipv4_max_size, gso_max_segs }
+        let Link { gro_max_size, gro_ipv4_max_size, .. } = *link;
+        LinkState {
+            index,
+            up,
+            carrier,
+            mtu,
+            mac,
+            master,
+            gso_max_size,
+            gso_ipv4_max_size,
+            gso_max_segs,
+            gro_max_size,
+            gro_ipv4_max_size,
+        }
     }
 }
 
@@ -288,6 +305,12 @@ mod tests {
             "its address"
         );
         assert_eq!(to_io_error(&mut events, vec![with(LinkAttribute::Controller(9))]), ["c"], "its master");
+        let mut sizes = link(7, "c", false, 9000);
+        to_io_error(&mut events, vec![NewLink(sizes.clone())]);
+        for size in [LinkAttribute::GsoMaxSize, LinkAttribute::GroMaxSize, LinkAttribute::GroIpv4MaxSize] {
+            sizes.attributes.push(size(185_000));
+            assert_eq!(to_io_error(&mut events, vec![NewLink(sizes.clone())]), ["c"], "{sizes:?}");
+        }
         assert_eq!(to_io_error(&mut events, vec![DelLink(link(7, "c", false, 9000))]), ["c"]);
         assert_eq!(to_io_error(&mut events, vec![DelLink(link(7, "c", false, 9000))]), [""; 0]);
         let mut of_a_bridge = link(8, "b", false, 1500);

@@ -272,12 +272,37 @@ fn offloads_that_change_later_are_followed() {
     assert_eq!(events(&daemon, "port_down", &vif), [""; 0]);
     host.ip("link set dev tap1 gso_max_size 20000");
     await_that("another limit", || is_said("gso_max_size was 65536 and is 20000"));
+    host.ip("link set dev tap1 gso_max_segs 10");
+    await_that("a limit of segments", || is_said("gso_max_segs was 65535 and is 10"));
     daemon.await_active(&vif);
     // It still carries frames.
     let (near, far) = (Nic::new(&guest, "tap1"), Nic::new(&other, "tap2"));
     let frame = experiment(there.mac, vif.mac, b"after all that");
     near.send(&frame);
     assert_eq!(far.take(), frame);
+}
+
+#[test]
+fn gro_beyond_64_kib_is_told_by_check_doctor_and_the_port() {
+    let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
+    let vif = Vif { kind: "packet", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
+    lay(&vif, &guest, 1500);
+    let daemon = Daemon::over(std::slice::from_ref(&vif));
+    daemon.await_active(&vif);
+    assert_eq!(shown(&daemon, &vif.port)["status_reason"], "");
+    host.ip("link set dev tap1 gro_max_size 185000");
+    let (found, remedy) = ("it has gro_max_size 185000", "`ip link set dev tap1 gro_max_size 65536`");
+    await_reason(&daemon, &vif, &["tap1", found, remedy]);
+    await_event(&daemon, &vif, found);
+    let file = daemon.file();
+    for command in [&["check", file.to_str().unwrap()][..], &["doctor", &format!("{}:tap1", host.0)]] {
+        let said = String::from_utf8(daemon.try_command(command).stdout).unwrap();
+        assert!(said.contains(found) && said.contains(remedy), "{command:?}: {said}");
+    }
+    // What it says is true.
+    host.ip("link set dev tap1 gro_max_size 65536");
+    await_event(&daemon, &vif, "as the port has it again");
+    assert_eq!(shown(&daemon, &vif.port)["status_reason"], "");
 }
 
 #[test]
@@ -384,14 +409,24 @@ fn full_size_frames_with_two_tags_are_refused_with_the_mtu_to_set() {
     near.send(&two);
     await_reason(&daemon, &to, &["has refused frames", "ip link set dev tap2 mtu 1508"]);
     await_event(&daemon, &to, "mtu 1508");
-    // What it says is true.
-    host.ip("link set dev tap2 mtu 1508");
-    await_that("ACTIVE and nothing refused", || {
-        let port = shown(&daemon, &to.port);
-        (port["status"] == "ACTIVE" && !port["status_reason"].as_str()?.contains("refused")).then_some(())
-    });
-    near.send(&two);
-    far.take_until(&two);
+    // Of the MTU, tags count but an outer one of 802.1Q.
+    let of_8021q = tagged(&[0x81, 0, 0, 5, 0x81, 0, 0, 6]);
+    let of_8021ad = tagged(&[0x88, 0xa8, 0, 5]);
+    for (mtu, passing) in [(1504, &[&of_8021q, &of_8021ad][..]), (1508, &[&of_8021q, &of_8021ad, &two])] {
+        host.ip(&format!("link set dev tap2 mtu {mtu}"));
+        await_that("ACTIVE and nothing refused", || {
+            let port = shown(&daemon, &to.port);
+            (port["status"] == "ACTIVE" && !port["status_reason"].as_str()?.contains("refused")).then_some(())
+        });
+        for frame in passing {
+            near.send(frame);
+            far.take_until(frame);
+        }
+        if mtu == 1504 {
+            near.send(&two);
+            await_reason(&daemon, &to, &["has refused frames", "ip link set dev tap2 mtu 1508"]);
+        }
+    }
 }
 
 #[test]

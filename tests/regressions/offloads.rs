@@ -1,14 +1,16 @@
 //! Offload work passes where the netdev takes it, and is done by the switch where it does not: never silence, never a
 //! wrong checksum.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use rtnetlink::LinkUnspec;
+use rtnetlink::packet_route::link::LinkAttribute;
 use serde_json::Value;
 use vifswitch::wire::Mac;
 
 use super::bad_frames::{ethernet, header, ipv4, owned_taps, pseudo, sum, tcp, udp};
 use support::host::daemon::{Daemon, Vif};
-use support::host::nic::Nic;
+use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, lay, tcp_both_ways};
 use support::host::{Namespace, await_that, run};
 
@@ -125,6 +127,121 @@ fn a_netdev_without_tso_gets_segments() {
         tcp_both_ways(&from_space, &to_space, Ipv4Addr::new(10, 5, 0, 2), 2_000_000);
         assert!(daemon.await_idle().iter().all(|port| port.counts.drops.is_empty()), "{off}");
     }
+}
+
+/// Sets a limit of GSO packets, which `ip` may be too old to know.
+fn set_limit(namespace: &Namespace, name: &str, limit: LinkAttribute) {
+    let index = namespace.link(name).unwrap().index;
+    namespace.run_in(|| {
+        tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap().block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().unwrap();
+            tokio::spawn(connection);
+            let message = LinkUnspec::new_with_index(index).append_extra_attribute(limit).build();
+            handle.link().set(message).execute().await.unwrap();
+        });
+    });
+}
+
+/// GSO packets beyond 64 KiB (BIG TCP) do not fit a receive buffer. They are counted, the port says which limit the sender
+/// exceeds, and streams complete; with the limit that it names, none is lost any more.
+#[test]
+fn gso_packets_beyond_64_kib_are_counted_and_told_and_streams_complete() {
+    const ADDRESSES: [[IpAddr; 2]; 2] = [
+        [IpAddr::V4(Ipv4Addr::new(10, 5, 0, 1)), IpAddr::V4(Ipv4Addr::new(10, 5, 0, 2))],
+        [
+            IpAddr::V6(Ipv6Addr::new(0xfd05, 0, 0, 0, 0, 0, 0, 1)),
+            IpAddr::V6(Ipv6Addr::new(0xfd05, 0, 0, 0, 0, 0, 0, 2)),
+        ],
+    ];
+    type Limit = fn(u32) -> LinkAttribute;
+    let limits: [(&str, Limit); 2] =
+        [("gso_ipv4_max_size", LinkAttribute::GsoIpv4MaxSize), ("gso_max_size", LinkAttribute::GsoMaxSize)];
+    for ((name, limit), [from_address, to_address]) in limits.into_iter().zip(ADDRESSES) {
+        let Some(host) = Namespace::new() else { return };
+        let (Some((from_space, from)), Some((to_space, to))) = (packet("from", 1, &host), packet("to", 2, &host))
+        else {
+            return;
+        };
+        let prefix = if from_address.is_ipv6() { "64 nodad" } else { "24" };
+        for (space, vif, address) in [(&from_space, &from, from_address), (&to_space, &to, to_address)] {
+            let setting = format!("/proc/sys/net/ipv6/conf/{}/disable_ipv6", vif.name);
+            space.run_in(|| std::fs::write(setting, "0")).unwrap();
+            space.ip(&format!("addr add {address}/{prefix} dev {}", vif.name));
+        }
+        let daemon = Daemon::over(&[from.clone(), to.clone()]);
+        daemon.await_active(&from);
+        daemon.await_active(&to);
+        tcp_both_ways(&from_space, &to_space, to_address, 1_000_000);
+        assert_eq!(counter(&daemon, &from, "rx_missed"), 0, "{name}: up to 64 KiB nothing is lost");
+        set_limit(&from_space, &from.name, limit(185_000));
+        await_that("a GSO packet beyond 64 KiB", || {
+            tcp_both_ways(&from_space, &to_space, to_address, 1_000_000);
+            (counter(&daemon, &from, "rx_missed") > 0).then_some(())
+        });
+        let remedy = format!("`ip link set dev NETDEV {name} 65536`");
+        await_oversize(&daemon, &from, &remedy);
+        // What it says is true.
+        set_limit(&from_space, &from.name, limit(65_536));
+        await_that("streams of which none is lost", || {
+            // What was lost before may still have to be counted.
+            let before = counter(&daemon, &from, "rx_missed");
+            (0..4).for_each(|_| tcp_both_ways(&from_space, &to_space, to_address, 1_000_000));
+            (counter(&daemon, &from, "rx_missed") == before).then_some(())
+        });
+        let ports = daemon.await_idle();
+        assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{name}: {ports:?}");
+    }
+}
+
+/// Waits until the port and an event warn of one GSO packet beyond 64 KiB, with this remedy.
+fn await_oversize(daemon: &Daemon, vif: &Vif, remedy: &str) {
+    let is_told = |text: &str| {
+        let pieces = [&vif.name, "a GSO packet of ", "rx_missed", remedy];
+        pieces.iter().all(|piece| text.contains(piece)) && text.matches("bytes was lost on receive").count() == 1
+    };
+    await_that("the warning", || is_told(&daemon.port(vif).status_reason).then_some(()));
+    await_that("the event", || {
+        let events = daemon.page("/v1/events");
+        events.lines().any(|line| line.contains("netdev_changed") && is_told(line)).then_some(())
+    });
+}
+
+/// A GSO packet beyond 64 KiB costs itself only, read from the ring or from the socket.
+#[test]
+fn a_gso_packet_beyond_64_kib_costs_itself_only() {
+    let Some(host) = Namespace::new() else { return };
+    let file = owned_taps(&host, "tap1");
+    let from = Vif { kind: "packet", ..Vif::new("from", 1, &host) };
+    let Some((to_space, to)) = packet("to", 2, &host) else { return };
+    let there = Nic::new(&to_space, &to.name);
+    let daemon = Daemon::over(&[from.clone(), to.clone()]);
+    daemon.await_active(&from);
+    daemon.await_active(&to);
+    let send = |header: [u8; 10], packet: &[u8]| {
+        let frame = ethernet(to.mac, from.mac, 0x0800, packet);
+        file.write(&[&header[..], &[0, 0], &frame].concat()).unwrap();
+    };
+    for has_ring in [true, false] {
+        let what = if has_ring { "ring" } else { "a call for each frame" };
+        if !has_ring {
+            send(header(1, 3, 42, 1480, 34, 6), &ipv4(17, &udp(&[0x5a; 4000])));
+            await_that("the end of the ring", || {
+                let is_told = daemon.port(&from).status_reason.contains("halted the receive ring");
+                (is_told && counter(&daemon, &from, "rx_missed") == 2).then_some(())
+            });
+        }
+        let before = counter(&daemon, &from, "rx_missed");
+        let mut packet = ipv4(6, &tcp(0x10, &bytes(70_000)));
+        packet[2..4].fill(0);
+        send(header(1, 1, 54, 1448, 34, 16), &packet);
+        let after = experiment(to.mac, from.mac, what.as_bytes());
+        file.write(&[&[0; 12], &after[..]].concat()).unwrap();
+        there.take_until(&after);
+        await_that("one frame", || (counter(&daemon, &from, "rx_missed") == before + 1).then_some(()));
+        assert_eq!(daemon.port(&to).counts.tx_frames, 1 + u64::from(!has_ring), "{what}");
+    }
+    await_oversize(&daemon, &from, "`ip link set dev NETDEV gso_ipv4_max_size 65536`");
+    assert!(daemon.port(&from).status_reason.contains("a GSO packet of 70054 bytes"));
 }
 
 /// A frame behind its offload header, its checksum completed if it was left partial.

@@ -27,7 +27,7 @@ use std::collections::HashSet;
 use std::io;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use super::{Device, DeviceLocation, Egress, Observed, OpenError, Opened, doctor, foreign};
+use super::{Device, DeviceLocation, Egress, MAX_GSO_SIZE, Observed, OpenError, Opened, foreign};
 use crate::sys::bpf::IngressDrop;
 use crate::sys::ethtool;
 use crate::sys::link::Link;
@@ -45,9 +45,6 @@ const RECEIVE_ROOM: usize = 8 << 20;
 
 /// And of what has been sent, and has not left yet.
 const SEND_ROOM: usize = 4 << 20;
-
-/// The size that GSO packets of a kernel have which tells of none (`GSO_LEGACY_MAX_SIZE`).
-const GSO_LEGACY_MAX_SIZE: u32 = 65_536;
 
 /// Bytes of a VLAN tag.
 const TAG: u32 = 4;
@@ -171,7 +168,7 @@ pub(super) fn egress_set(settings: &Settings, link: &Link) -> io::Result<Offload
     let kinds = active.fold(OffloadSet::CSUM, |set, kind| set | kind);
     // The kernel's packets are shorter than this. A tag may have to be added.
     let message = [link.gso_max_size, link.gso_ipv4_max_size].into_iter().filter(|&size| size > 0).min();
-    let max_len = message.unwrap_or(GSO_LEGACY_MAX_SIZE).saturating_sub(1 + TAG);
+    let max_len = message.unwrap_or(MAX_GSO_SIZE).saturating_sub(1 + TAG);
     Ok(OffloadSet::new(kinds, max_len, link.gso_max_segs))
 }
 
@@ -186,9 +183,28 @@ pub fn preflight(settings: &Settings, adds_tags: bool) -> Result<Vec<String>, Op
     })
 }
 
+/// Outer tag of a frame with two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OuterTag {
+    /// 802.1Q, which the switch adds.
+    Dot1q,
+    /// Any, such as the 802.1ad of a guest.
+    Any,
+}
+
+/// The MTU, in bytes, that a netdev needs to send frames of `mtu` bytes with two tags: the kernel counts tags, but the outer
+/// one if that is 802.1Q.
+pub(super) fn mtu_for_two_tags(mtu: u32, outer: OuterTag) -> u32 {
+    let counted = match outer {
+        OuterTag::Dot1q => TAG,
+        OuterTag::Any => 2 * TAG,
+    };
+    mtu.saturating_add(counted)
+}
+
 /// Why frames that a guest has tagged itself would not pass with the tag of their VLAN, if so.
 fn second_tag(location: &DeviceLocation, link: &Link, mtu: u16) -> Option<String> {
-    let needed = doctor::mtu_for_two_tags(mtu.into());
+    let needed = mtu_for_two_tags(mtu.into(), OuterTag::Dot1q);
     // The MTU of a VXLAN netdev follows the one below it.
     (link.mtu < needed && link.vxlan.is_none()).then(|| {
         format!(

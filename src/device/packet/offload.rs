@@ -11,8 +11,12 @@ const NEEDS_CSUM: u8 = 1;
 const SHIFT: u16 = 4;
 const _: () = assert!(SHIFT as usize == TAG_LEN);
 
+const GSO_TCPV4: u8 = 1;
+const GSO_ECN: u8 = 0x80;
+
 // Where the fields are: struct virtio_net_hdr, virtio 1.2, 5.1.6.
 const FLAGS: usize = 0;
+const GSO_TYPE: usize = 1;
 const HDR_LEN: usize = 2;
 const CSUM_START: usize = 6;
 
@@ -21,6 +25,11 @@ const CSUM_START: usize = 6;
 pub(super) fn to_packet(offload: Offload) -> [u8; HEADER] {
     let [header @ .., _, _] = offload.write();
     header
+}
+
+/// Whether it is the header of a GSO packet of TCP over IPv4.
+pub(super) fn is_tcpv4(header: &[u8]) -> bool {
+    header.get(GSO_TYPE).is_some_and(|kind| kind & !GSO_ECN == GSO_TCPV4)
 }
 
 /// The header of a frame into which a tag has been put back.

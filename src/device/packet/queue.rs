@@ -89,6 +89,8 @@ enum RxError {
     Empty,
     /// There was one.
     Lost,
+    /// There was one that exceeds a receive buffer.
+    Oversize { len: usize, is_ipv4: bool },
     /// There was one that is not what the ring says.
     Truncated,
 }
@@ -156,6 +158,10 @@ impl Queue {
             match receive_queued(&arrival, &self.rx_socket, &mut self.has_error, batch) {
                 Ok(()) => {}
                 Err(RxError::Empty | RxError::Lost) => self.rx_missed += 1,
+                Err(RxError::Oversize { len, is_ipv4 }) => {
+                    self.observed.report_oversize(len, is_ipv4);
+                    self.rx_missed += 1;
+                }
                 Err(RxError::Truncated) => {
                     drop(arrival);
                     self.rx_missed += 1;
@@ -177,7 +183,11 @@ impl Queue {
                 let end = room.len() - TAG_LEN;
                 match self.rx_socket.receive(&mut room[HEADROOM - HEADER..end]) {
                     Ok(None) => Err(RxError::Empty),
-                    Ok(Some(received)) if received.cut || received.len < HEADER => Err(RxError::Lost),
+                    Ok(Some(received)) if received.len < HEADER => Err(RxError::Lost),
+                    Ok(Some(Received { len, cut: true, .. })) => {
+                        let is_ipv4 = offload::is_tcpv4(&room[HEADROOM - HEADER..]);
+                        Err(RxError::Oversize { len: len - HEADER, is_ipv4 })
+                    }
                     Ok(Some(Received { len, tag, .. })) => {
                         let tag = tag.filter(|_| len >= HEADER + Tag::AT);
                         if tag.is_some() {
@@ -198,6 +208,10 @@ impl Queue {
                 Ok(()) => {}
                 Err(RxError::Empty) => break,
                 Err(RxError::Lost | RxError::Truncated) => self.rx_missed += 1,
+                Err(RxError::Oversize { len, is_ipv4 }) => {
+                    self.observed.report_oversize(len, is_ipv4);
+                    self.rx_missed += 1;
+                }
             }
         }
     }
@@ -464,7 +478,8 @@ fn receive_queued(
         match read {
             Ok(read) if is_ok && read == HEADER + arrival.len => Ok(finish(room, arrival.len, arrival.tag)),
             Ok(_) if is_ok => Err(RxError::Truncated),
-            _ => Err(RxError::Lost),
+            Ok(_) => Err(RxError::Oversize { len: arrival.len, is_ipv4: offload::is_tcpv4(arrival.header()) }),
+            Err(_) => Err(RxError::Lost),
         }
     })
 }

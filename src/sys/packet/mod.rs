@@ -57,7 +57,7 @@ impl Tag {
 /// Metadata of a received frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Received {
-    /// Bytes written to the buffer, without a removed tag.
+    /// Bytes of the whole frame and its header, also where the buffer is shorter; without a removed tag.
     pub len: usize,
     /// The frame is longer than the buffer.
     pub cut: bool,
@@ -209,8 +209,9 @@ impl Socket {
         message.msg_iovlen = 1;
         message.msg_control = control.0.as_mut_ptr().cast();
         message.msg_controllen = size_of_val(&control.0) as _;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
         // SAFETY: the message points to exclusive buffers of the given sizes, which outlive the call.
-        let len = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
+        let len = unsafe { libc::recvmsg(self.fd.as_raw_fd(), &raw mut message, flags) };
         let Ok(len) = usize::try_from(len) else {
             let error = io::Error::last_os_error();
             return match error.kind() {
