@@ -1,24 +1,23 @@
-//! Packet sockets on netdevs that are there, and that others own: QEMU's taps, the ends of veths, NICs.
+//! AF_PACKET device on an existing netdev that the switch does not own: QEMU's tap, a veth's end, a NIC.
 //!
-//! It works with every Ethernet device and driver, and open checksums and super-frames pass both ways.
-//! Nothing about the netdev is changed: not its address, its MTU, nor whether it is up. It hears frames
-//! for every address as long as the port is open.
+//! Works with every Ethernet device and driver. Partial checksums and GSO packets pass both ways. The switch does not
+//! change the netdev's address, MTU or link state, but keeps it in promiscuous mode while the port is open.
 //!
-//! **Frames that come in are also handed to the host's own stack**, unlike at the port of a bridge: a
-//! packet socket listens and takes nothing away. The host answers as well then, for all of its addresses, beside
-//! whoever is behind the switch, and configures itself by what guests say. With `isolate` a program on the netdev
-//! drops each frame behind the socket ([`IngressDrop`]); without it, ports and `check` say what the stack does.
+//! **The host's network stack receives each frame as well**, unlike at a bridge port, because a packet socket only gets
+//! a copy. The host answers for its own addresses, in addition to the stations behind the switch, and accepts router
+//! advertisements of guests. With `isolate` a program on the netdev drops each frame after the socket
+//! ([`IngressDrop`]). Without it, ports and `check` report what the stack does.
 //!
-//! For the same reason it must be in no bridge: that would forward each frame a second time. What the
-//! host itself sends by the netdev is not heard; what the switch sends is not seen by other listeners
-//! there (`tcpdump`) and passes by its queueing discipline.
+//! For the same reason the netdev must not be a bridge port, where each frame would be forwarded a second time. Frames
+//! that the host itself sends by the netdev are not received. Frames that the switch sends bypass the queueing
+//! discipline, and other packet sockets there (`tcpdump`) do not see them.
 //!
-//! Two frames that another port would take are refused here, as `device_refused`: those longer than the
-//! MTU of the netdev, and full ones with two tags or one of 802.1ad; the kernel allows for one of 802.1Q.
-//! A frame that is refused costs no other one.
+//! Two kinds of frames that other kinds of devices accept are dropped here as `device_refused`: frames longer than the
+//! netdev's MTU, and full-size frames with two tags or one of 802.1ad; the kernel allows for one tag of 802.1Q. Other
+//! frames are not affected.
 //!
-//! Of GSO packets, those are sent that the netdev takes: its features and limits are asked at opening,
-//! and what it does not take is segmented before.
+//! GSO packets are sent whole if the netdev's features and limits, which are read when it is opened, allow; else they
+//! are segmented first.
 
 mod offload;
 mod queue;
@@ -36,21 +35,21 @@ use crate::sys::packet::{EVERYTHING, NOTHING, Ring, Socket};
 use crate::wire::{OffloadSet, TAG_LEN};
 use queue::Queue;
 
-/// Frames that may wait in the ring: some more than a tap has room for. 2 MiB.
+/// Frames in the receive ring: somewhat more than a tap's queue. 2 MiB.
 const SLOTS: usize = 1024;
 
-/// Bytes, by half of what the kernel counts, that frames may take which do not fit the ring's slots:
-/// half a hundred super-frames and more.
+/// Receive buffer in bytes for frames longer than a ring slot; the kernel doubles the value. Enough for at least fifty
+/// GSO packets of 64 KiB.
 const RECEIVE_ROOM: usize = 8 << 20;
 
-/// And of what has been sent, and has not left yet.
+/// Send buffer in bytes, for frames that the driver has not freed yet; the kernel doubles the value.
 const SEND_ROOM: usize = 4 << 20;
 
 /// Bytes of a VLAN tag.
 const TAG: u32 = 4;
 const _: () = assert!(TAG as usize == TAG_LEN);
 
-/// A netdev, told from another one that comes after it under the same name.
+/// A netdev; its index distinguishes it from a later one of the same name.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Netdev {
     name: String,
@@ -58,24 +57,24 @@ struct Netdev {
     index: u32,
 }
 
-/// Netdevs on which a ring came to a halt, in this life of the switch: see [`Queue`].
+/// Netdevs on which a ring was stuck, since the start of the switch: see [`Queue`].
 static STUCK_RINGS: LazyLock<Mutex<HashSet<Netdev>>> = LazyLock::new(Mutex::default);
 
-/// Which netdev, and how to use it.
+/// Settings of the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// The name of the netdev.
+    /// Name of the netdev.
     pub name: String,
-    /// The namespace of the netdev.
+    /// Network namespace of the netdev.
     pub netns: Netns,
-    /// Whether frames with open checksums and super-frames are sent by it. They are received in any
-    /// case: nobody else would know that such a frame is not finished.
+    /// Send partial checksums and GSO packets. They are received in any case: without a header they could not be
+    /// recognised as such.
     pub offloads: bool,
-    /// Whether what it receives is kept from the network stack of its namespace.
+    /// Keep received frames from the network stack of the netdev's namespace.
     pub isolate: bool,
-    /// The MTU of the network, with which that of the netdev is compared.
+    /// MTU of the network in bytes.
     pub mtu: u16,
-    /// The port it is for.
+    /// Port that uses the device.
     pub owner: String,
 }
 
@@ -89,12 +88,12 @@ fn has_stuck_ring(netdev: &Netdev) -> bool {
     STUCK_RINGS.lock().unwrap_or_else(PoisonError::into_inner).contains(netdev)
 }
 
-/// Notes that the ring on a netdev has come to a halt.
+/// Records that the ring on a netdev is stuck.
 fn remember_stuck_ring(netdev: &Netdev) {
     STUCK_RINGS.lock().unwrap_or_else(PoisonError::into_inner).insert(netdev.clone());
 }
 
-/// Opens a netdev that is there. None is ever made.
+/// Opens the sockets. Never creates a netdev.
 pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
     let location = settings.at();
     foreign::in_namespace(&location, || {
@@ -103,29 +102,29 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
         let has_ring = !has_stuck_ring(&netdev);
         if !has_ring {
             warnings.push(format!(
-                "{location} has sent super-frames of a kind that the kernel cannot hand over (such as UDP fragments): \
-                 these are lost, and to outlive them it is read without a ring, which takes a system call for each frame"
+                "{location} has sent GSO packets of a kind that the kernel cannot deliver (such as UDP fragmentation): these are lost; \
+                 to survive them it is read without a ring, with one system call per frame"
             ));
         }
         let rx_socket = Socket::new().map_err(foreign::failed(&location, "opening a packet socket"))?;
         let tx_socket = Socket::new().map_err(foreign::failed(&location, "opening a packet socket"))?;
         let egress =
-            Egress::new(egress_set(settings, &link).map_err(foreign::failed(&location, "asking for its offloads"))?);
+            Egress::new(egress_set(settings, &link).map_err(foreign::failed(&location, "reading its offloads"))?);
         let spare = has_ring.then(|| open_spare(link.index)).transpose();
         let spare = spare.map_err(foreign::failed(&location, "opening a packet socket"))?;
-        let ring =
-            start_receive(&rx_socket, link.index, has_ring).map_err(foreign::failed(&location, "listening to it"))?;
+        let ring = start_receive(&rx_socket, link.index, has_ring)
+            .map_err(foreign::failed(&location, "setting up receive"))?;
         prepare_tx(&tx_socket, link.index, settings.offloads)
-            .map_err(foreign::failed(&location, "setting up what is sent by it"))?;
+            .map_err(foreign::failed(&location, "setting up transmit"))?;
         let isolation = settings.isolate.then(|| IngressDrop::attach(link.index)).transpose();
         let isolation = isolation.map_err(|why| not_isolated(&location, &why))?;
-        // Last: from here on there is something to receive.
-        rx_socket.bind(link.index, EVERYTHING).map_err(foreign::failed(&location, "listening to it"))?;
+        // Last: frames are received from here on.
+        rx_socket.bind(link.index, EVERYTHING).map_err(foreign::failed(&location, "binding the receive socket"))?;
         let sockets = (rx_socket, spare, tx_socket);
         let observed = Observed::default();
         let queue = Queue::new(ring, sockets, settings.offloads, (egress.clone(), observed.clone()), netdev)
             .isolated(isolation);
-        let mode = if has_ring { "ring" } else { "a call for each frame" };
+        let mode = if has_ring { "ring" } else { "one call per frame" };
         let (queues, mode) = (vec![Box::new(queue) as Box<dyn Device>], Some(mode.to_owned()));
         Ok(Opened {
             queues,
@@ -142,17 +141,17 @@ pub fn open(settings: &Settings) -> Result<Opened, OpenError> {
 fn not_isolated(location: &DeviceLocation, why: &io::Error) -> OpenError {
     let reason = match why.raw_os_error() {
         Some(libc::EINVAL) => {
-            "isolate = true takes a kernel with tcx (Linux 6.6); leave it out, and see what `check` says of \
-                               the host's stack"
+            "isolate = true needs a kernel with tcx (Linux 6.6); remove it, and see what `check` reports about the host's \
+             stack"
                 .to_owned()
         }
-        _ => format!("isolate = true: the program that keeps frames from the host's stack cannot be attached: {why}"),
+        _ => format!("isolate = true: cannot attach the program that keeps frames from the host's stack: {why}"),
     };
     foreign::refused(location, reason)
 }
 
-/// What a netdev takes of what the kernel would have to segment otherwise, and does not for packets that bypass the
-/// queueing discipline. It always completes checksums.
+/// Offloads that the netdev accepts. The kernel does not segment packets that bypass the queueing discipline, but
+/// always completes checksums.
 pub(super) fn egress_set(settings: &Settings, link: &Link) -> io::Result<OffloadSet> {
     if !settings.offloads {
         return Ok(OffloadSet::NONE);
@@ -172,8 +171,8 @@ pub(super) fn egress_set(settings: &Settings, link: &Link) -> io::Result<Offload
     Ok(OffloadSet::new(kinds, max_len, link.gso_max_segs))
 }
 
-/// What [`open`] would come to now: why it would fail, or remarks. `adds_tags`: frames are sent with the tag of a VLAN, in
-/// front of one that a guest may have added.
+/// Predicts the result of [`open`]: its error, or its warnings. `adds_tags`: the switch adds a VLAN tag to frames, in
+/// front of a guest's own tag.
 pub fn preflight(settings: &Settings, adds_tags: bool) -> Result<Vec<String>, OpenError> {
     let location = settings.at();
     foreign::in_namespace(&location, || {
@@ -227,7 +226,7 @@ fn start_receive(rx_socket: &Socket, index: u32, has_ring: bool) -> io::Result<O
     Ok(None)
 }
 
-/// A socket that is set up to listen, and does not yet.
+/// Opens a configured receive socket that receives nothing yet.
 fn open_spare(index: u32) -> io::Result<Socket> {
     let spare = Socket::new()?;
     spare.set_header()?;

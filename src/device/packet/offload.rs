@@ -1,5 +1,5 @@
-//! The offload header as packet sockets have it: without the buffer count, and counted from behind the
-//! tag that the kernel has taken out.
+//! `virtio_net_hdr` of packet sockets: without `num_buffers`, and with offsets that do not count a tag which the kernel
+//! has removed from the frame.
 
 use crate::frame::HEADROOM;
 use crate::sys::packet::HEADER;
@@ -7,20 +7,20 @@ use crate::wire::{Offload, TAG_LEN};
 
 const NEEDS_CSUM: u8 = 1;
 
-/// How far a tag shifts what stands behind it.
+/// Bytes by which a tag shifts the following headers.
 const SHIFT: u16 = 4;
 const _: () = assert!(SHIFT as usize == TAG_LEN);
 
 const GSO_TCPV4: u8 = 1;
 const GSO_ECN: u8 = 0x80;
 
-// Where the fields are: struct virtio_net_hdr, virtio 1.2, 5.1.6.
+// Field offsets of struct virtio_net_hdr (virtio 1.2, 5.1.6).
 const FLAGS: usize = 0;
 const GSO_TYPE: usize = 1;
 const HDR_LEN: usize = 2;
 const CSUM_START: usize = 6;
 
-/// The header that goes in front of a frame that is sent.
+/// Header in front of a transmitted frame.
 #[inline(always)]
 pub(super) fn to_packet(offload: Offload) -> [u8; HEADER] {
     let [header @ .., _, _] = offload.write();
@@ -32,26 +32,26 @@ pub(super) fn is_tcpv4(header: &[u8]) -> bool {
     header.get(GSO_TYPE).is_some_and(|kind| kind & !GSO_ECN == GSO_TCPV4)
 }
 
-/// The header of a frame into which a tag has been put back.
+/// Header of a frame after its tag was restored.
 pub(super) fn behind_tag(header: &[u8; HEADROOM]) -> [u8; HEADROOM] {
     let mut shifted = *header;
     if header[FLAGS] & NEEDS_CSUM != 0 {
         shift(&mut shifted, CSUM_START);
     }
-    // how much of it are headers: only a remark, and none if it is 0
+    // Length of the headers: a hint, absent if 0.
     if header[HDR_LEN..HDR_LEN + 2] != [0, 0] {
         shift(&mut shifted, HDR_LEN);
     }
     shifted
 }
 
-/// Adds a tag's length to one of the fields. What would be too much is a lie, and stays one.
+/// Adds a tag's length to a field. An overflow saturates, so that an invalid header stays invalid.
 fn shift(header: &mut [u8; HEADROOM], location: usize) {
     let value = u16::from_le_bytes([header[location], header[location + 1]]).saturating_add(SHIFT);
     header[location..location + 2].copy_from_slice(&value.to_le_bytes());
 }
 
-const _: () = assert!(HEADROOM == HEADER + 2, "the buffer count is what packet sockets have not");
+const _: () = assert!(HEADROOM == HEADER + 2, "packet sockets omit num_buffers");
 
 #[cfg(test)]
 mod tests {

@@ -1,4 +1,5 @@
-//! Queue pair of a `packet` port: receive socket with ring, spare receive socket, transmit socket.
+//! Queue pair of a `packet` port: receive socket with ring, spare receive socket, transmit socket. Uses recvmsg,
+//! sendmmsg and socket options.
 
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::mem;
@@ -12,48 +13,46 @@ use crate::sys::bpf::IngressDrop;
 use crate::sys::packet::{Arrival, Burst, EVERYTHING, HEADER, Outgoing, Received, Ring, Socket, State, Tag};
 use crate::wire::{OffloadSet, Segmenter, TAG_LEN};
 
-/// Frames that are sent in one call, at most: what a lane holds.
+/// Maximum frames per transmit call: the capacity of a [`TxBatch`].
 const FRAMES: usize = 192;
 
-/// Their pieces, at most: header and bytes of each, and the 17 slots of some super-frames.
+/// Maximum fragments per call: header and bytes of each frame, and 17 slots of some GSO packets.
 const MAX_IOVECS: usize = 2 * FRAMES + 512;
 
-/// Where in a receive buffer a tag goes that the kernel has taken out.
+/// Offset in a receive buffer of a tag that the kernel has removed.
 const GAP: usize = HEADROOM + Tag::AT;
 
-/// Receives in vain after which we look whether all is well, which takes two system calls. Not more than
-/// a worker makes before it leaves a quiet port alone (`QUIET` of its pace).
+/// Empty receives after which the netdev and the ring are checked, which costs two system calls. At most as many as a
+/// worker makes before it stops polling an idle queue.
 const EMPTY_POLLS: u32 = 16;
 
-/// A port's sockets.
+/// The sockets of a port.
 ///
-/// Frames come in by a ring: copied once more, but without a system call, at a fiftieth of the cost.
-/// Those that do not fit its slots, super-frames before all, are fetched from the socket, in their turn.
-/// Frames go out by `sendmmsg`: over a veth, a transmit ring costs 3 to 7 % more (`cargo bench --bench
-/// packet` measures what is here).
+/// Frames arrive in a ring: an additional copy, but no system call, at a fiftieth of the cost. Frames longer than a
+/// slot, mostly GSO packets, are read from the socket, in order. Frames leave by `sendmmsg`: over a veth, a transmit
+/// ring costs 3 to 7 % more (measured by `cargo bench --bench packet`).
 ///
-/// What is received has an offload header in front: without one, nobody could tell which frames are not
-/// finished. What is sent has one if the port has offloads; without it costs 5 % less. The header has 10
-/// bytes and is sent as a piece of its own, which costs the same as 12 bytes in one piece with the frame,
-/// and less than 12 in a piece of their own; and a kernel that is told of 12 leaves 10 in the ring.
+/// Received frames have a `virtio_net_hdr`; without it, partial checksums and GSO packets could not be recognised.
+/// Transmitted frames have one if the port has offloads; without it they cost 5 % less. The header has 10 bytes and is
+/// a fragment of its own, which costs the same as 12 bytes contiguous with the frame, and less than a fragment of 12
+/// bytes; and a kernel configured for 12 bytes leaves 10 in the ring.
 ///
-/// **The ring can come to a halt.** A GSO packet of a kind that the header has no word for is dropped
-/// by the kernel, and with it the slot that it was about to use: no frame comes in any more, by this
-/// ring. UDP fragmentation is such a kind, which old guests ask for, and any guest can that wants to do
-/// harm. (Seen with Linux 6.18. SCTP has no word either.) It is noticed by frames being lost though the ring
-/// cannot have been full. The spare socket, which has been waiting without a ring, is bound in its place then: a
-/// matter of microseconds, in which frames are lost. From then on each frame takes a system call.
+/// **The ring can get stuck.** The kernel drops a GSO packet that the header cannot express together with the slot that
+/// it was about to use; no further frame arrives in this ring. UDP fragmentation (UFO) is such a kind, which old guests
+/// negotiate, and malicious guests may send. (Observed on Linux 6.18. SCTP is another such kind.) It is detected by
+/// lost frames although the ring cannot have been full. The spare socket, without a ring, is then bound in its place,
+/// within microseconds, in which frames are lost. From then on each frame costs a system call.
 ///
-/// The kernel wakes those who wait for a socket also when it loses a frame, though the socket is not readable then. So
-/// the descriptors are watched edge-triggered, and looked at when they are reported and not readable.
+/// The kernel also wakes waiters of a socket when it loses a frame, although the socket is not readable then. The
+/// descriptors are therefore watched edge-triggered, and [`Device::inspect`] checks those reported but not readable.
 #[derive(Debug)]
 pub(super) struct Queue {
-    /// Before its socket, so that it is unmapped before.
+    /// Declared before its socket, so that it is unmapped first.
     ring: Option<Ring>,
     rx_socket: Socket,
-    /// Takes the place of `rx_socket` when the ring has come to a halt, and is the other one then.
+    /// Replaces `rx_socket` when the ring is stuck, and is the old one then.
     spare_socket: Option<Socket>,
-    /// A ring that has come to a halt. To close it, or its socket, would take the kernel long.
+    /// A stuck ring. Closing it or its socket would take the kernel long.
     stuck: Option<Ring>,
     tx_socket: Socket,
     outgoing: Outgoing,
@@ -61,29 +60,29 @@ pub(super) struct Queue {
     observed: Observed,
     offloads: bool,
     netdev: Netdev,
-    /// What keeps its frames from the host's stack, if that is asked for.
+    /// Keeps received frames from the host's stack, if configured.
     _isolation: Option<IngressDrop>,
-    /// Receives that found nothing, since the last look.
+    /// Empty receives since the last check.
     empty_polls: u32,
-    /// Frames read since the ring was last seen empty.
+    /// Frames read since the ring was last empty.
     run: usize,
-    /// The most of these since the last look.
+    /// Maximum of `run` since the last check.
     longest_run: usize,
-    /// Whether there is reason to ask what has become of the netdev.
+    /// The state of the netdev has to be checked.
     has_error: bool,
-    /// Whether the ring tells of losses.
+    /// The ring reports losses.
     has_losses: bool,
-    /// Whether the ring has come to a halt, and is still to be left.
+    /// The ring is stuck and still in use.
     ring_stopped: bool,
-    /// Whether the ring has ever come to a halt.
+    /// The ring was ever stuck.
     ring_stuck: bool,
     rx_missed: u64,
-    /// How long frames may be that are sent: those without, and those with segments.
+    /// Learned length limits: of single frames, and of GSO packets.
     limit: Limit,
     gso_limit: Limit,
 }
 
-/// Why no frame has landed.
+/// Why no frame was received.
 enum RxError {
     /// There is none.
     Empty,
@@ -96,7 +95,7 @@ enum RxError {
 }
 
 impl Queue {
-    /// `spare_socket`: a socket that is to take the place of `rx_socket`, should its ring come to a halt.
+    /// `spare_socket`: replaces `rx_socket` if its ring gets stuck.
     pub(super) fn new(
         ring: Option<Ring>,
         (rx_socket, spare_socket, tx_socket): (Socket, Option<Socket>, Socket),
@@ -129,7 +128,7 @@ impl Queue {
         }
     }
 
-    /// The same, which holds this as long as it is open.
+    /// Keeps `isolation` for the life of the queue.
     pub(super) fn isolated(mut self, isolation: Option<IngressDrop>) -> Queue {
         self._isolation = isolation;
         self
@@ -139,7 +138,7 @@ impl Queue {
     #[inline]
     fn receive_ring(&mut self, batch: &mut Batch) -> io::Result<()> {
         let Some(ring) = &mut self.ring else { return Ok(()) };
-        // Also of what is lost, no more is seen to in one go.
+        // Lost frames count towards the maximum as well.
         for _ in 0..BURST {
             if batch.is_full() {
                 break;
@@ -196,7 +195,7 @@ impl Queue {
                         }
                         Ok(finish(room, len - HEADER, tag))
                     }
-                    // A frame whose offloads have no form in the header: the kernel has dropped it.
+                    // EINVAL: the header cannot express its offloads; the kernel has dropped the frame.
                     Err(e) if e.kind() == ErrorKind::InvalidInput => Err(RxError::Lost),
                     Err(_) => {
                         self.has_error = true;
@@ -216,24 +215,24 @@ impl Queue {
         }
     }
 
-    /// Counts what was lost. Whether the ring has come to a halt.
+    /// Counts lost frames. Returns whether the ring is stuck.
     fn count_lost(&mut self) -> io::Result<bool> {
         let statistics = self.rx_socket.statistics()?;
         self.rx_missed += u64::from(statistics.lost);
         let longest_run = mem::take(&mut self.longest_run).max(self.run);
-        // Was the ring ever full, more frames would have been read from it in a row.
+        // With a full ring, more frames would have been read in a row.
         let is_stuck = |ring: &Ring| statistics.lost > 0 && longest_run < ring.len() && !ring.has_arrival();
         Ok(self.ring.as_ref().is_some_and(is_stuck))
     }
 
-    /// Goes on without the ring: the spare socket is bound in place of that of the ring. Nothing is closed, which would
-    /// wait for all cores of the host.
+    /// Continues without the ring: binds the spare socket in its place. Closes nothing, because that would wait for all
+    /// cores of the host.
     #[cold]
     fn leave_ring(&mut self) -> io::Result<()> {
         self.ring_stuck = true;
-        let Some(spare) = &mut self.spare_socket else { return Err(io::Error::other("its ring has come to a halt")) };
+        let Some(spare) = &mut self.spare_socket else { return Err(io::Error::other("its ring is stuck")) };
         spare.bind(self.netdev.index, EVERYTHING)?;
-        // What was lost until now. From here on both count, and only the spare one receives.
+        // Frames lost so far. From here on both sockets count, and only the spare one receives.
         self.rx_missed += u64::from(self.rx_socket.statistics()?.lost);
         mem::swap(spare, &mut self.rx_socket);
         self.stuck = self.ring.take();
@@ -241,27 +240,27 @@ impl Queue {
         Ok(())
     }
 
-    /// Looks whether the netdev is still there and up, what was lost, and whether the ring still turns.
+    /// Checks that the netdev exists and is up, counts lost frames, and checks the ring.
     #[cold]
     fn check_health(&mut self) -> io::Result<()> {
         (self.empty_polls, self.has_losses) = (0, false);
         if self.rx_socket.is_troubled() || mem::take(&mut self.has_error) {
             match self.rx_socket.state() {
-                State::Up => {} // again
-                State::Down => return Err(io::Error::new(ErrorKind::NetworkDown, "its netdev was set down")),
+                State::Up => {} // up again
+                State::Down => return Err(io::Error::new(ErrorKind::NetworkDown, "its netdev is down")),
                 State::Gone => return Err(io::Error::new(ErrorKind::NotFound, "its netdev is gone")),
             }
         }
         if mem::take(&mut self.ring_stopped) || self.count_lost()? { self.leave_ring() } else { Ok(()) }
     }
 
-    /// What became of the first of `frames`, which the kernel did not send and `error` says why.
+    /// Status of the first of `frames`, which the kernel did not send for `error`.
     #[cold]
     fn tx_status(&mut self, error: &io::Error, frames: &FrameRefs<'_>, was_full: bool) -> TxStatus {
         let Some(frame) = frames.clone().next() else { return TxStatus::Full };
         let (len, offload) = (frame.frame.len(), frame.frame.offload());
         match error.raw_os_error() {
-            // Twice in a row it is the device, and not this frame.
+            // Twice in a row: the device is full, not just this frame too long.
             Some(libc::EAGAIN) if was_full => TxStatus::Full,
             Some(libc::EAGAIN) => TxStatus::NoRoom,
             Some(libc::ENOMEM) => TxStatus::NoBuffer,
@@ -373,7 +372,7 @@ impl Device for Queue {
     fn inspect(&mut self) -> bool {
         match self.count_lost() {
             Ok(is_stuck) => self.ring_stopped |= is_stuck,
-            // `check_health` finds out why.
+            // `check_health` finds the cause.
             Err(_) => self.has_error = true,
         }
         self.has_error |= self.rx_socket.is_troubled();
@@ -385,21 +384,21 @@ impl Device for Queue {
     }
 }
 
-/// What was put into a burst.
+/// Result of [`fill`].
 struct Filled {
-    /// Whether it ends before a frame that cannot be sent.
+    /// It ends before a frame that cannot be sent.
     refused: bool,
-    /// The longest frame of those without segments, and 1 if there is one with segments.
+    /// Maximum length of single frames, and 1 if there is a GSO packet.
     max_len: (u32, u32),
 }
 
-/// Puts frames into a burst until it is full, or one comes that cannot be sent.
+/// Adds frames to a burst until it is full or a frame cannot be sent.
 #[inline]
 fn fill<'b>(burst: &mut Burst<'_, 'b>, frames: FrameRefs<'b>, has_header: bool, takes: OffloadSet) -> Filled {
     let mut filled = Filled { refused: false, max_len: (0, 0) };
     for frame_ref in frames {
         let FrameRef { frame, head, .. } = frame_ref;
-        // Without a header nobody could tell that this frame is not finished.
+        // Without a header the receiver could not complete this frame.
         if !frame_ref.is_supported_by(takes) {
             filled.refused = true;
             break;
@@ -428,7 +427,7 @@ fn count_length(frame: &FrameRef<'_>, (max_len, longest_gso): &mut (u32, u32)) {
     }
 }
 
-/// The longest frame without segments, and 1 if there is one with segments.
+/// Maximum length of single frames, and 1 if there is a GSO packet.
 #[cold]
 fn max_lens<'b>(frames: impl Iterator<Item = FrameRef<'b>>) -> (u32, u32) {
     let mut max_len = (0, 0);
@@ -436,7 +435,7 @@ fn max_lens<'b>(frames: impl Iterator<Item = FrameRef<'b>>) -> (u32, u32) {
     max_len
 }
 
-/// Lets a frame of the ring land, its tag put back.
+/// Copies a frame from the ring into the batch and restores its tag.
 #[inline(always)]
 fn receive_frame(arrival: &Arrival<'_>, batch: &mut Batch) {
     let bytes = arrival.bytes();
@@ -454,7 +453,7 @@ fn receive_frame(arrival: &Arrival<'_>, batch: &mut Batch) {
     });
 }
 
-/// Lets a frame land that is longer than a slot, from the queue of its socket.
+/// Reads a frame longer than a slot from the socket's queue into the batch.
 #[cold]
 fn receive_queued(
     arrival: &Arrival<'_>,
@@ -463,7 +462,7 @@ fn receive_queued(
     batch: &mut Batch,
 ) -> Result<(), RxError> {
     if !arrival.is_queued() {
-        return Err(RxError::Lost); // there was no room for it
+        return Err(RxError::Lost); // the receive buffer was full
     }
     batch.receive(true, |room| {
         let is_ok = HEADROOM + arrival.len + TAG_LEN <= room.len();
@@ -471,7 +470,7 @@ fn receive_queued(
         let (first, rest) = room.split_at_mut(GAP);
         let mut iovecs = [IoSliceMut::new(&mut first[HEADROOM - HEADER..]), IoSliceMut::new(&mut rest[gap..])];
         let read = rx_socket.receive_pieces(&mut iovecs).or_else(|_| {
-            // What befalls the netdev is told once, in place of a frame.
+            // A socket error is returned once instead of a frame.
             *has_error = true;
             rx_socket.receive_pieces(&mut iovecs)
         });
@@ -484,9 +483,8 @@ fn receive_queued(
     })
 }
 
-/// Makes what a packet socket has written into `room` what a batch wants there. The frame is in its
-/// place, `len` bytes long but for the tag that the kernel has taken out, and has a gap for that. Its
-/// header stands before it. How much all that is.
+/// Converts what a packet socket has written into `room` to the batch's layout: the header before the frame, `len`
+/// bytes at `HEADROOM`, with a gap for a removed tag. Returns the total length.
 #[inline(always)]
 fn finish(room: &mut [u8], len: usize, tag: Option<Tag>) -> usize {
     room.copy_within(HEADROOM - HEADER..HEADROOM, 0);
@@ -494,7 +492,7 @@ fn finish(room: &mut [u8], len: usize, tag: Option<Tag>) -> usize {
     HEADROOM + len + tag.map_or(0, |tag| put_back(room, tag))
 }
 
-/// Puts a tag into its gap, and shifts what the header says of the bytes behind it.
+/// Writes a tag into its gap, and adjusts the header's offsets.
 #[inline(never)]
 fn put_back(room: &mut [u8], tag: Tag) -> usize {
     room[GAP..GAP + TAG_LEN].copy_from_slice(&tag.bytes());

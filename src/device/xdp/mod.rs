@@ -178,7 +178,7 @@ fn attempt(settings: &Settings, pool: &'static Pool) -> Result<Opened, OpenError
 /// Number of queues to bind: all queues of the netdev.
 fn queues(settings: &Settings, link: &Link) -> Result<u32, OpenError> {
     let message =
-        ethtool::receive_queues(&settings.name).map_err(foreign::failed(&settings.at(), "asking for its queues"))?;
+        ethtool::receive_queues(&settings.name).map_err(foreign::failed(&settings.at(), "reading its queues"))?;
     let there = message.or(link.tap.map(|tap| tap.queues)).unwrap_or(1).max(1);
     match settings.queues {
         Some(0) => Err(foreign::refused(
