@@ -1,4 +1,5 @@
-//! Clients that hang, flood or send rubbish: they harm nobody but themselves.
+//! Clients that hang, flood or send invalid requests affect no other client. Runs the API server over a fake
+//! controller; needs nothing of the host.
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -16,7 +17,7 @@ fn connect(fake: &Fake) -> UnixStream {
 }
 
 #[test]
-fn a_body_that_does_not_come_is_given_up() {
+fn a_body_that_does_not_arrive_times_out() {
     let fake = Fake::with_views(Views::made_up());
     let mut slow: Vec<_> = (0..40)
         .map(|_| {
@@ -26,7 +27,7 @@ fn a_body_that_does_not_come_is_given_up() {
             stream
         })
         .collect();
-    // Meanwhile everybody else is served.
+    // Other clients are served in between.
     assert_eq!(request(&fake, "GET", "/v1/ports").0, 200);
     assert_eq!(ask_with(&fake, "PUT", "/v1/config", "{}").0, 200);
     assert_eq!(request(&fake, "DELETE", "/v1/ports/p1").0, 200);
@@ -35,7 +36,7 @@ fn a_body_that_does_not_come_is_given_up() {
 }
 
 #[test]
-fn a_body_that_breaks_off_is_nobodys_change() {
+fn a_truncated_body_changes_nothing() {
     let (mind, mut requests) = FakeBehaviour::willing();
     let fake = Fake::with_behaviour(Views::made_up(), mind);
     let mut stream = connect(&fake);
@@ -64,7 +65,7 @@ fn a_body_that_is_too_large_is_413() {
         assert_eq!((answer.0, answer.kind().as_str()), (413, "too_large"), "{method} {path}");
         assert!(answer.2.contains(&limit.to_string()), "{answer:?}");
 
-        // Nor does it help not to say how long it is.
+        // A body without a length is limited too.
         let mut stream = connect(&fake);
         let head = format!("{method} {path} HTTP/1.1\r\nHost: vifswitch\r\nContent-Type: application/json\r\n");
         write!(stream, "{head}Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n").unwrap();
@@ -72,11 +73,11 @@ fn a_body_that_is_too_large_is_413() {
         assert_eq!(answer_on(stream).0, 413, "{method} {path}");
     }
     let body = format!("{{}}{}", " ".repeat(16 * mib - 2));
-    assert_eq!(ask_with(&fake, "PUT", "/v1/config", &body).0, 200, "the longest that may be");
+    assert_eq!(ask_with(&fake, "PUT", "/v1/config", &body).0, 200, "the maximum length");
 }
 
 #[test]
-fn a_body_that_does_not_say_it_is_json_is_415() {
+fn a_body_of_another_content_type_is_415() {
     let fake = Fake::with_views(Views::made_up());
     for (head, status) in [
         ("", 415),
@@ -95,9 +96,9 @@ fn a_body_that_does_not_say_it_is_json_is_415() {
 }
 
 #[test]
-fn a_flood_is_slowed_down_and_refused_and_others_get_through() {
+fn a_flood_is_limited_and_others_are_served() {
     let fake = Fake::with_views(Views::made_up());
-    // Everything at once, on more connections than may wait.
+    // All at once, on more connections than may wait.
     let request = "GET /v1/networks HTTP/1.1\r\nHost: vifswitch\r\n\r\n".repeat(30);
     let last = "GET /v1/networks HTTP/1.1\r\nHost: vifswitch\r\nConnection: close\r\n\r\n";
     let flood: Vec<_> = (0..40)
@@ -108,20 +109,20 @@ fn a_flood_is_slowed_down_and_refused_and_others_get_through() {
             stream
         })
         .collect();
-    // Our own client asks again as long as it is told to.
+    // The project's own client retries as told.
     runtime().block_on(Client::new(fake.socket()).get_json("/v1/ports")).unwrap();
     let mut events = String::new();
     for mut stream in flood {
         stream.read_to_string(&mut events).unwrap();
     }
-    assert_eq!(events.matches("HTTP/1.1 ").count(), 40 * 31, "each is answered");
+    assert_eq!(events.matches("HTTP/1.1 ").count(), 40 * 31, "each request is answered");
     assert!(events.contains("HTTP/1.1 200"));
     assert!(events.contains("HTTP/1.1 429") && events.contains("too_many_requests"));
     assert_eq!(events.matches("HTTP/1.1 429").count(), events.matches("retry-after: 1").count());
 }
 
 #[test]
-fn whoever_asks_one_thing_after_the_other_is_never_refused() {
+fn sequential_requests_are_never_refused() {
     let fake = Fake::with_views(Views::made_up());
     let body = json!({ "admin_state_up": true }).to_string();
     for _ in 0..1000 {
@@ -130,7 +131,7 @@ fn whoever_asks_one_thing_after_the_other_is_never_refused() {
 }
 
 #[test]
-fn changes_that_wait_are_bounded() {
+fn waiting_changes_are_bounded() {
     let (requests, mut received) = mpsc::unbounded_channel();
     let fake = Fake::hanging(requests);
     let waiting: Vec<_> = (0..32)
@@ -147,7 +148,7 @@ fn changes_that_wait_are_bounded() {
 }
 
 #[test]
-fn rubbish_is_refused() {
+fn invalid_requests_are_refused() {
     let fake = Fake::with_views(Views::made_up());
     for rubbish in
         [&b"\x00\xff\x16\x03\x01"[..], b"GET\r\n\r\n", b"PUT /v1/config HTTP/1.1\r\nContent-Length: -1\r\n\r\n"]
@@ -171,7 +172,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_body_upsets_it(body in prop_oneof![".{0,200}", "[\\[\\]{}\":,a-z0-9 ]{0,200}"], which in 0..5usize) {
+    fn arbitrary_bodies_are_answered(body in prop_oneof![".{0,200}", "[\\[\\]{}\":,a-z0-9 ]{0,200}"], which in 0..5usize) {
         thread_local!(static FAKE: Fake = Fake::with_views(Views::made_up()));
         let (method, path) = [
             ("PUT", "/v1/config"),

@@ -1,4 +1,5 @@
-//! What is asked of the controller, and what it is answered.
+//! Changes over the API: what the controller receives, and what the client is answered. Runs the API server over a
+//! fake controller; needs nothing of the host.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use vifswitch::control::desired::change::{Change, ErrorKind};
 use crate::{Answer, ask_with, request};
 use support::fake::{Fake, FakeBehaviour, ODD, Received, Views};
 
-/// A configuration in which `switch` is not said.
+/// A configuration without the table `switch`.
 fn configuration() -> Value {
     json!({ "networks": [{ "id": "net1" }], "vms": [{ "id": "fw-3", "ports": [port("p1"), port("p2")] }] })
 }
@@ -29,7 +30,7 @@ fn willing() -> (Fake, UnboundedReceiver<Received>) {
     (Fake::with_behaviour(Views::made_up(), mind), requests)
 }
 
-/// The text of a configuration as it is meant beside what the fake switch runs on.
+/// The parsed configuration, with the fake switch's settings of the process.
 fn expected() -> Config {
     let mut config = configuration();
     config["switch"] = json!({ "cores": [1] });
@@ -42,7 +43,7 @@ fn changed(answer: &Answer) {
 }
 
 #[test]
-fn a_configuration_is_put_in_force() {
+fn a_configuration_is_applied() {
     let (fake, mut requests) = willing();
     let body = configuration().to_string();
     changed(&ask_with(&fake, "PUT", "/v1/config", &body));
@@ -57,7 +58,7 @@ fn a_configuration_is_put_in_force() {
     changed(&request(&fake, "POST", "/v1/confirm"));
     assert_eq!(requests.try_recv().unwrap(), Received::Confirm);
 
-    // What is said of the process is passed on, for the controller to judge.
+    // Settings of the process are passed on; the controller checks them.
     let mut other = configuration();
     other["switch"] = json!({ "cores": [2] });
     changed(&ask_with(&fake, "PUT", "/v1/config", &other.to_string()));
@@ -82,7 +83,7 @@ fn ports_are_attached() {
             assert_eq!(requests.try_recv().unwrap(), Received::Change(Change::Attach { vm: vm.into(), ports }, None));
         }
     }
-    // The same port twice is for the controller to refuse as a whole: it must hear of both.
+    // A duplicate port is passed on: the controller refuses the request as a whole.
     ask_with(&fake, "POST", "/v1/vms/fw-3/ports", &json!([port("p1"), port("p1")]).to_string());
     let Received::Change(Change::Attach { ports, .. }, None) = requests.try_recv().unwrap() else { panic!() };
     assert_eq!(ports.len(), 2);
@@ -104,7 +105,7 @@ fn ports_are_set_and_released_and_detached() {
 }
 
 #[test]
-fn stations_are_forgotten() {
+fn stations_are_flushed() {
     let (fake, mut requests) = willing();
     let all = Flush::default();
     let one = Flush {
@@ -120,7 +121,7 @@ fn stations_are_forgotten() {
     }
 }
 
-/// Every request that changes something, with a body that is right.
+/// Every request that changes something, with a valid body.
 fn every_change() -> Vec<(&'static str, &'static str, String)> {
     vec![
         ("PUT", "/v1/config", configuration().to_string()),
@@ -135,7 +136,7 @@ fn every_change() -> Vec<(&'static str, &'static str, String)> {
 }
 
 #[test]
-fn a_refusal_is_told_with_its_blame() {
+fn a_refusal_names_its_cause() {
     for (category, status) in
         [(ErrorKind::Request, 400), (ErrorKind::Unknown, 404), (ErrorKind::Conflict, 409), (ErrorKind::Switch, 503)]
     {
@@ -161,7 +162,7 @@ fn a_switch_that_is_shutting_down_takes_no_changes() {
 }
 
 #[test]
-fn every_mistake_in_a_body_is_told() {
+fn every_error_in_a_body_is_reported() {
     let (fake, mut requests) = willing();
     let mut config = configuration();
     config["vms"][0]["ports"][1] = json!({ "port_id": "p1", "network_id": "net1", "mac": 7 });
@@ -187,7 +188,7 @@ fn every_mistake_in_a_body_is_told() {
         assert_eq!(value("vms[0].ports[1].mac"), Some(json!("7")));
         assert_eq!(value("vms[0].ports[1].device"), None);
     }
-    assert!(requests.try_recv().is_err(), "the controller has not been bothered");
+    assert!(requests.try_recv().is_err(), "the controller has received nothing");
 }
 
 #[test]
@@ -235,5 +236,5 @@ fn what_can_never_be_right_is_400() {
         let answer = request(&fake, method, path);
         assert_eq!((answer.0, answer.kind().as_str()), (404, "unknown_port"), "{method} {path}");
     }
-    assert!(requests.try_recv().is_err(), "the controller has not been bothered");
+    assert!(requests.try_recv().is_err(), "the controller has received nothing");
 }

@@ -1,4 +1,5 @@
-//! Events as they are told: remembered ones, coming ones, and to whom.
+//! Events over the API: stored events, followed events, and slow subscribers. Runs the API server over a fake
+//! controller; needs nothing of the host.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::ops::ControlFlow;
@@ -15,7 +16,7 @@ use support::fake::{Fake, FakeBehaviour, Received, Views, event, runtime};
 struct Reader(BufReader<UnixStream>);
 
 impl Reader {
-    /// One that follows, and has read the head of the answer.
+    /// A subscriber that has read the head of the response.
     fn following(fake: &Fake) -> Reader {
         let mut stream = UnixStream::connect(fake.socket()).unwrap();
         stream.write_all(b"GET /v1/events?follow=true HTTP/1.1\r\nHost: vifswitch\r\n\r\n").unwrap();
@@ -25,13 +26,13 @@ impl Reader {
         reader
     }
 
-    /// One line of what came; `None` at the end.
+    /// Next line; `None` at the end.
     fn line(&mut self) -> Option<String> {
         let mut line = String::new();
         (self.0.read_line(&mut line).unwrap() > 0).then_some(line)
     }
 
-    /// The next event, past what HTTP says of chunks; `None` at the end.
+    /// Next event, without the chunk sizes; `None` at the end.
     fn event(&mut self) -> Option<Event> {
         loop {
             let line = self.line()?;
@@ -43,7 +44,7 @@ impl Reader {
 }
 
 #[test]
-fn what_is_remembered_is_told_line_by_line() {
+fn stored_events_are_sent_line_by_line() {
     let (mind, mut requests) = FakeBehaviour::willing();
     let views = Views {
         events: (0..1000).map(|n| event("2025-11-03T09:00:00.000Z", &format!("a\n{n}"))).collect(),
@@ -70,7 +71,7 @@ fn what_is_remembered_is_told_line_by_line() {
 }
 
 #[test]
-fn a_follower_hears_what_happens() {
+fn a_subscriber_receives_new_events() {
     let (mind, _asked) = FakeBehaviour::willing();
     let happening = mind.happening.clone();
     let views = Views::made_up();
@@ -87,26 +88,26 @@ fn a_follower_hears_what_happens() {
 }
 
 #[test]
-fn a_follower_who_goes_costs_nothing() {
+fn a_disconnected_subscriber_is_removed() {
     let (mind, _asked) = FakeBehaviour::willing();
     let happening = mind.happening.clone();
     let fake = Fake::with_behaviour(Views::made_up(), mind);
     let readers: Vec<_> = (0..20).map(|_| Reader::following(&fake)).collect();
     assert_eq!(happening.receiver_count(), 20);
     drop(readers);
-    // Nothing happens that could tell the switch; it hears of it all the same.
+    // No event is emitted that would show the disconnection; the switch detects it nevertheless.
     runtime().block_on(happening.closed());
     let again: Vec<_> = (0..24).map(|_| Reader::following(&fake)).collect();
     drop(again);
 }
 
 #[test]
-fn a_follower_who_lags_is_told_so_and_goes_on() {
+fn a_slow_subscriber_is_told_what_it_missed() {
     let (mind, _asked) = FakeBehaviour::willing();
     let happening = mind.happening.clone();
     let fake = Fake::with_behaviour(Views { events: vec![], ..Views::made_up() }, mind);
     let mut reader = Reader::following(&fake);
-    // More than the pipe and the channel hold, and nobody reads.
+    // More than pipe and channel hold, while nobody reads.
     let long = "x".repeat(64 * 1024);
     for n in 0..1000 {
         happening.send(event(&n.to_string(), &long)).unwrap();
@@ -119,21 +120,21 @@ fn a_follower_who_lags_is_told_so_and_goes_on() {
             assert!(rx_missed > 0);
             (expected, lagged) = (expected + rx_missed, lagged + 1);
         } else {
-            assert_eq!(event.time, expected.to_string(), "nothing is missing that is not told");
+            assert_eq!(event.time, expected.to_string(), "every missing event is reported as missed");
             expected += 1;
         }
         if expected == 1000 {
             break;
         }
     }
-    assert!(lagged > 0, "it has been too slow");
+    assert!(lagged > 0, "the subscriber has been too slow");
     let last = event("x", "still there");
     happening.send(last.clone()).unwrap();
     assert_eq!(reader.event(), Some(last));
 }
 
 #[test]
-fn followers_are_bounded_and_leave_room_for_others() {
+fn subscribers_are_bounded() {
     let fake = Fake::with_views(Views::made_up());
     let readers: Vec<_> = (0..24).map(|_| Reader::following(&fake)).collect();
     let answer = request(&fake, "GET", "/v1/events?follow=true");
@@ -145,9 +146,9 @@ fn followers_are_bounded_and_leave_room_for_others() {
 }
 
 #[test]
-fn a_stop_is_not_held_up_by_followers() {
+fn subscribers_do_not_delay_a_stop() {
     let (mind, _asked) = FakeBehaviour::willing();
-    // The events go on as long as this is held: it is the server that ends the answer.
+    // While this is held, events continue: the server ends the response.
     let happening = mind.happening.clone();
     let mut fake = Fake::with_behaviour(Views::made_up(), mind);
     let mut reader = Reader::following(&fake);
@@ -159,7 +160,7 @@ fn a_stop_is_not_held_up_by_followers() {
 }
 
 #[test]
-fn the_client_knows_why_there_are_no_events() {
+fn the_client_reports_why_there_are_no_events() {
     let fake = Fake::closing();
     let lines = async |fake: &Fake| Client::new(fake.socket()).lines("/v1/events", |_| ControlFlow::Continue(())).await;
     match runtime().block_on(lines(&fake)) {

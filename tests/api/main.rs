@@ -1,4 +1,5 @@
-//! The API over a unix socket, from the outside: its pages, its errors, its socket, its patience.
+//! The API over its unix socket: pages, errors, socket handling, timeouts. Runs the API server over a fake
+//! controller; needs nothing of the host.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 mod bounds;
@@ -22,7 +23,7 @@ use vifswitch::control::api::responses::{PortView, StationView};
 use vifswitch::control::api::socket::Socket;
 use vifswitch::control::api::{read_routes, serve};
 
-/// An answer: status, head, body.
+/// A response: status, head, body.
 #[derive(Debug)]
 struct Answer(u16, String, String);
 
@@ -38,12 +39,12 @@ impl Answer {
     }
 }
 
-/// Says one request over `stream` and reads until its other end closes.
+/// Sends one request and reads until the server closes the connection.
 fn talk(stream: impl Read + Write, method: &str, path: &str) -> Answer {
     converse(stream, method, path, "", "")
 }
 
-/// The same, with further lines of its head, each with its end, and a body.
+/// The same, with further header lines and a body.
 fn converse(mut stream: impl Read + Write, method: &str, path: &str, head: &str, body: &str) -> Answer {
     let length = body.len();
     write!(
@@ -51,12 +52,12 @@ fn converse(mut stream: impl Read + Write, method: &str, path: &str, head: &str,
         "{method} {path} HTTP/1.1\r\nHost: vifswitch\r\nConnection: close\r\n{head}Content-Length: {length}\r\n\r\n"
     )
     .unwrap();
-    // Whoever has heard enough may hang up before the end.
+    // The server may close before the whole body is sent.
     let _ = stream.write_all(body.as_bytes());
     answer_on(stream)
 }
 
-/// Reads an answer, to the end of the connection.
+/// Reads a response to the end of the connection.
 fn answer_on(mut stream: impl Read) -> Answer {
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
@@ -68,14 +69,14 @@ fn request(fake: &Fake, method: &str, path: &str) -> Answer {
     talk(UnixStream::connect(fake.socket()).unwrap(), method, path)
 }
 
-/// Asks with a body of JSON.
+/// Sends a request with a JSON body.
 fn ask_with(fake: &Fake, method: &str, path: &str, body: &str) -> Answer {
     let stream = UnixStream::connect(fake.socket()).unwrap();
     converse(stream, method, path, "Content-Type: application/json\r\n", body)
 }
 
 #[test]
-fn every_page_has_the_keys_of_the_contract() {
+fn every_page_has_its_documented_keys() {
     let fake = Fake::with_views(Views::made_up());
     for (path, keys) in [
         (
@@ -106,7 +107,7 @@ fn every_page_has_the_keys_of_the_contract() {
 }
 
 #[test]
-fn a_long_list_comes_whole() {
+fn a_long_list_is_complete() {
     for length in [0, 1, 511, 512, 513, 1024, 20_000] {
         let mut views = Views::made_up();
         views.fdb = views
@@ -125,7 +126,7 @@ fn a_long_list_comes_whole() {
 }
 
 #[test]
-fn who_does_not_read_a_long_list_keeps_nobody_from_the_rest() {
+fn a_client_that_does_not_read_blocks_no_other() {
     let mut views = Views::made_up();
     views.fdb = views.fdb.into_iter().cycle().take(50_000).collect();
     let fake = Fake::with_views(views);
@@ -155,7 +156,7 @@ fn a_port_is_found_by_its_name() {
 }
 
 #[test]
-fn what_is_not_there_says_so() {
+fn a_missing_object_is_404() {
     let fake = Fake::with_views(Views::made_up());
     for path in ["/", "/v1", "/v1/port", "/v1/ports/", "/v1/ports/p1/x", "/v2/ports"] {
         let answer = request(&fake, "GET", path);
@@ -171,7 +172,7 @@ fn what_is_not_there_says_so() {
 }
 
 #[test]
-fn a_switch_that_is_shutting_down_says_so() {
+fn a_switch_that_shuts_down_answers_503() {
     let fake = Fake::closing();
     for path in ["/v1/ports", "/v1/ports/p1", "/v1/config", "/metrics"] {
         let answer = request(&fake, "GET", path);
@@ -180,7 +181,7 @@ fn a_switch_that_is_shutting_down_says_so() {
 }
 
 #[test]
-fn the_client_reads_what_the_server_says() {
+fn the_client_parses_responses() {
     let views = Views::made_up();
     let fake = Fake::with_views(views.clone());
     let client = Client::new(fake.socket());
@@ -200,7 +201,7 @@ fn the_client_reads_what_the_server_says() {
 }
 
 #[test]
-fn the_client_knows_when_there_is_no_switch() {
+fn the_client_reports_a_missing_switch() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("api.sock");
     runtime().block_on(async {
@@ -211,7 +212,7 @@ fn the_client_knows_when_there_is_no_switch() {
 }
 
 #[test]
-fn the_client_knows_when_it_is_no_switch_that_listens() {
+fn the_client_reports_another_server() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("api.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -241,29 +242,29 @@ fn silent_clients_block_nobody() {
 }
 
 #[test]
-fn silent_clients_lose_their_places() {
+fn silent_clients_are_disconnected() {
     let fake = Fake::with_views(Views::made_up());
-    // More than there are places for.
+    // More than the connection limit.
     let silent: Vec<_> = (0..70).map(|_| UnixStream::connect(fake.socket()).unwrap()).collect();
     let client = Client::new(fake.socket());
     runtime().block_on(client.get_json("/v1/ports")).unwrap();
     let mut first = &silent[0];
-    assert_eq!(first.read(&mut [0; 64]).unwrap(), 0, "it has been hung up on");
+    assert_eq!(first.read(&mut [0; 64]).unwrap(), 0, "the connection was closed");
 }
 
 #[test]
-fn a_long_head_is_refused() {
+fn a_long_request_head_is_refused() {
     let fake = Fake::with_views(Views::made_up());
     let mut stream = UnixStream::connect(fake.socket()).unwrap();
     stream.write_all(b"GET /v1/ports HTTP/1.1\r\n").unwrap();
-    // The other end may hang up at any moment from here on.
+    // The server may close at any moment from here on.
     let line = format!("x-filler: {}\r\n", "x".repeat(1000));
     while stream.write_all(line.as_bytes()).is_ok() {}
     assert_eq!(request(&fake, "GET", "/v1/ports").0, 200);
 }
 
 #[test]
-fn a_stop_is_not_held_up() {
+fn open_connections_do_not_delay_a_stop() {
     let (requests, mut received) = mpsc::unbounded_channel();
     let mut fake = Fake::hanging(requests);
     let silent = UnixStream::connect(fake.socket()).unwrap();
@@ -316,7 +317,7 @@ async fn the_socket_is_for_owner_and_group() {
     let socket = Socket::bind(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o660);
     drop(socket);
-    assert!(!exists(&path), "it goes with the switch");
+    assert!(!exists(&path), "the socket is removed with the switch");
 }
 
 #[tokio::test]
@@ -339,7 +340,7 @@ async fn the_socket_of_a_living_switch_is_left_alone() {
     assert_eq!(error.to_string(), format!("another switch is listening at {}", path.display()));
     UnixStream::connect(&path).unwrap();
 
-    // Nor does a switch that goes take the socket of another with it.
+    // A stopping switch does not remove the socket of another switch.
     fs::remove_file(&path).unwrap();
     let second = Socket::bind(&path).unwrap();
     drop(first);
@@ -370,23 +371,23 @@ async fn a_socket_that_cannot_be_is_named() {
     assert!(error.contains(long.to_str().unwrap()), "{error}");
 }
 
-/// A sample: its name, and its labels.
+/// A sample: name and labels.
 type Sample = (String, BTreeMap<String, String>);
 
-/// Reads the OpenMetrics text format, strictly.
+/// Parses the OpenMetrics text format strictly.
 fn scrape(text: &str) -> HashMap<Sample, f64> {
     let legal = |name: &str| {
         name.starts_with(|c: char| c.is_ascii_lowercase())
             && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
     };
-    let body = text.strip_suffix("# EOF\n").expect("it ends with EOF");
+    let body = text.strip_suffix("# EOF\n").expect("the text ends with EOF");
     let (mut samples, mut seen) = (HashMap::new(), BTreeSet::new());
     let (mut family, mut ending) = (String::new(), None);
     for line in body.lines() {
         if let Some(rest) = line.strip_prefix("# HELP ") {
             let (name, help) = rest.split_once(' ').unwrap();
             assert!(legal(name) && !help.is_empty(), "{line}");
-            assert!(seen.insert(name.to_owned()), "one family, one place: {line}");
+            assert!(seen.insert(name.to_owned()), "samples of a family are adjacent: {line}");
             (family, ending) = (name.to_owned(), None);
         } else if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
@@ -416,7 +417,7 @@ fn scrape(text: &str) -> HashMap<Sample, f64> {
     samples
 }
 
-/// Reads labels up to the closing brace; what comes after it is left.
+/// Parses labels up to the closing brace; returns the rest.
 fn labels(mut rest: &str) -> (BTreeMap<String, String>, &str) {
     let mut labels = BTreeMap::new();
     loop {
@@ -482,7 +483,7 @@ fn the_metrics_can_be_scraped() {
     assert_eq!(value("network_stations", &[("network", "net1")]), Some(3.0));
     let looped = [("vm", "web"), ("network", "net1")];
     assert_eq!(value("loop_level", &looped), Some(2.0));
-    assert_eq!(value("loop_copies_suppressed", &looped), Some(12_345.0), "of what is there");
+    assert_eq!(value("loop_copies_suppressed", &looped), Some(12_345.0), "families of existing objects");
     let storm = |port, class| [("vm", "web"), ("network", "net1"), ("port", port), ("class", class)];
     assert_eq!(value("storm_suppressed_frames", &storm(ODD, "broadcast")), Some(777.0));
     assert_eq!(value("storm_highest_rate", &storm("", "vm")), Some(88.0));
@@ -501,12 +502,8 @@ fn the_metrics_can_be_scraped() {
 }
 
 #[test]
-fn a_switch_without_anything_can_be_scraped() {
+fn metrics_of_an_empty_switch_can_be_scraped() {
     let fake = Fake::with_views(Views::default());
-    assert_eq!(
-        scrape(&request(&fake, "GET", "/metrics").2).len(),
-        10,
-        "what it is, that no log was lost, and that there were no loops"
-    );
+    assert_eq!(scrape(&request(&fake, "GET", "/metrics").2).len(), 10, "build info, lost log lines, loops and storms");
     assert_eq!(request(&fake, "GET", "/v1/ports").2, "[]");
 }

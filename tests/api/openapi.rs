@@ -1,4 +1,5 @@
-//! The description of the API is true: it has every route, no other, and the answers look as it says.
+//! The OpenAPI document is complete and true: it has every route and no other, and responses match its schemas. Needs
+//! nothing of the host.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,13 +19,13 @@ fn document(fake: &Fake) -> Value {
     answer.json()
 }
 
-/// The methods that the document has, by path.
+/// Methods in the document, by path.
 fn described(document: &Value) -> BTreeMap<String, BTreeSet<String>> {
     let methods = |item: &Value| item.as_object().unwrap().keys().cloned().collect();
     document["paths"].as_object().unwrap().iter().map(|(path, item)| (path.clone(), methods(item))).collect()
 }
 
-/// The paths that the router has, as it tells itself.
+/// Paths of the router, from its debug output.
 fn routed() -> BTreeSet<String> {
     let router = format!("{:?}", api(Handle::new().0));
     let paths: BTreeSet<String> =
@@ -34,7 +35,7 @@ fn routed() -> BTreeSet<String> {
 }
 
 #[test]
-fn it_describes_every_route_and_no_other() {
+fn the_document_has_every_route_and_no_other() {
     let fake = Fake::with_views(Views::made_up());
     let described = described(&document(&fake));
     assert_eq!(described.keys().cloned().collect::<BTreeSet<_>>(), routed());
@@ -44,7 +45,7 @@ fn it_describes_every_route_and_no_other() {
             let status = request(&fake, &method.to_uppercase(), &real).0;
             assert_eq!(status != 405, methods.contains(method), "{method} {path}: {status}");
         }
-        // A method that none of the routes takes is answered with those that this one does.
+        // A method that no route accepts is answered with the accepted ones.
         let head = request(&fake, "BREW", &real).1;
         let allow = head.lines().find_map(|line| line.strip_prefix("allow: ")).unwrap();
         let allowed: BTreeSet<String> = allow.split(',').filter(|m| *m != "head").map(str::to_owned).collect();
@@ -52,7 +53,7 @@ fn it_describes_every_route_and_no_other() {
     }
 }
 
-/// Checks that a value looks as a schema says. Panics at a schema that says what it does not know.
+/// Checks a value against a schema. Panics if the schema uses an unsupported keyword.
 fn check(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<(), String> {
     let Some(schema) = schema.as_object() else { panic!("{at}: no schema: {schema}") };
     for (keyword, says) in schema {
@@ -86,7 +87,7 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<()
             "properties" => {
                 for (key, value) in value.as_object().unwrap_or(&Map::new()) {
                     let at = format!("{at}.{key}");
-                    // What it does not describe it does not know.
+                    // A key without a description is an error.
                     let schema = says.get(key).ok_or_else(|| format!("{at} is not described"))?;
                     check(document, schema, value, &at)?;
                 }
@@ -100,7 +101,7 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<()
                 }
                 true
             }
-            // The keys of a map may be anything.
+            // The keys of a map are arbitrary.
             "propertyNames" => *says == json!({ "type": "string" }),
             "items" => {
                 for (index, value) in value.as_array().unwrap_or(&Vec::new()).iter().enumerate() {
@@ -117,7 +118,7 @@ fn check(document: &Value, schema: &Value, value: &Value, at: &str) -> Result<()
     Ok(())
 }
 
-/// Objects whose keys stand in one, as the one object that they are. No key is described twice.
+/// Merges object schemas into one. No key may be described twice.
 fn together(document: &Value, parts: &Value, at: &str) -> Value {
     let (mut properties, mut required) = (Map::new(), Vec::new());
     for part in parts.as_array().unwrap() {
@@ -154,7 +155,7 @@ fn is_a(value: &Value, name: &Value) -> bool {
     }
 }
 
-/// The schema of what an operation answers with this status.
+/// Schema of an operation's response with this status.
 fn answers<'d>(document: &'d Value, method: &str, path: &str, status: u16, kind: &str) -> &'d Value {
     let responses = &document["paths"][path][method]["responses"];
     let family = format!("{}XX", status / 100);
@@ -164,7 +165,7 @@ fn answers<'d>(document: &'d Value, method: &str, path: &str, status: u16, kind:
 }
 
 #[test]
-fn every_page_looks_as_it_says() {
+fn every_page_matches_its_schema() {
     let fake = Fake::with_views(Views::made_up());
     let document = document(&fake);
     let mut looked_at = 0;
@@ -192,7 +193,7 @@ fn every_page_looks_as_it_says() {
     assert!(looked_at >= 10, "pages have been looked at: {looked_at}");
 }
 
-/// What programs read by name. A key may come, none may go.
+/// Keys that programs depend on: keys may be added, not removed.
 #[test]
 fn ports_and_uplinks_keep_their_keys() {
     let counts = "rx_frames rx_bytes tx_frames tx_bytes forwarded flooded copies probes announcements rx_missed segmented checksummed \
@@ -219,7 +220,7 @@ fn ports_and_uplinks_keep_their_keys() {
 }
 
 #[test]
-fn answers_to_changes_look_as_it_says() {
+fn responses_to_changes_match_their_schemas() {
     let (yes, no) = (
         Fake::with_views(Views::made_up()),
         Fake::with_behaviour(
@@ -240,14 +241,14 @@ fn answers_to_changes_look_as_it_says() {
             }
         }
     }
-    // A mistake is described as well, with everything it tells.
+    // Errors match their schema too.
     let wrong = ask_with(&yes, "PUT", "/v1/config", r#"{"networks": [{"id": ""}, {}]}"#);
     let schema = answers(&document, "put", "/v1/config", wrong.0, "application/json");
     check(&document, schema, &wrong.json(), "problems").unwrap();
 }
 
 #[test]
-fn what_is_written_looks_as_it_says() {
+fn request_bodies_match_their_schemas() {
     let fake = Fake::with_views(Views::default());
     let document = document(&fake);
     let body = |path: &str, method: &str| {
@@ -275,7 +276,7 @@ fn what_is_written_looks_as_it_says() {
 }
 
 #[test]
-fn every_reference_leads_somewhere() {
+fn every_reference_resolves() {
     fn walk(document: &Value, value: &Value, found: &mut usize) {
         match value {
             Value::Object(entries) => {

@@ -1,4 +1,5 @@
-//! `vifswitch check` on a real host: what would keep a switch from starting, and what a port down.
+//! `vifswitch check` on a real host: errors that keep a switch from starting, and warnings for ports that would be
+//! down. Needs root; makes its own namespaces.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs;
@@ -11,12 +12,12 @@ use support::host::daemon::{Daemon, Vif, config};
 use support::host::setup::lay;
 use vifswitch::sys::tun::{Flags, Queue};
 
-/// A configuration that nobody runs yet, and the program over it.
+/// A configuration that no switch runs, and the program with it.
 struct CheckRun {
     daemon: Daemon,
     switch: String,
     vifs: Vec<Vif>,
-    /// What follows its VMs.
+    /// Tables after its VMs.
     more: String,
 }
 
@@ -35,7 +36,7 @@ impl CheckRun {
         self.daemon.try_command(&[&["check", "FILE"], json].concat())
     }
 
-    /// The exit code, and what is found: severity, what it is about, and what is said.
+    /// Exit code, and results: severity, subject, text.
     fn results(&self) -> (i32, Vec<[String; 3]>) {
         let output = self.request(&["--json"]);
         let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
@@ -47,7 +48,7 @@ impl CheckRun {
         (code, all.map(|result| ["severity", "about", "message"].map(|key| text(result, key))).collect())
     }
 
-    /// The only finding, and the exit code.
+    /// The only result, and the exit code.
     fn result(&self) -> (i32, [String; 3]) {
         let (code, mut all) = self.results();
         assert_eq!(all.len(), 1, "{all:?}");
@@ -67,7 +68,7 @@ fn flags(multi_queue: bool) -> Flags {
 }
 
 #[test]
-fn a_host_that_has_everything_says_nothing() {
+fn a_complete_host_yields_no_result() {
     let Some(namespace) = Namespace::new() else { return };
     let requests = CheckRun::about(&[Vif::new("a", 1, &namespace), Vif::new("b", 2, &namespace)]);
     let output = requests.request(&[]);
@@ -75,12 +76,12 @@ fn a_host_that_has_everything_says_nothing() {
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.ends_with(": right: 1 networks, 2 VMs, 2 ports\n") && text.lines().count() == 1, "{text}");
     assert_eq!(requests.results(), (0, vec![]));
-    assert_eq!(namespace.links(), ["lo"], "nothing is touched");
+    assert_eq!(namespace.links(), ["lo"], "check changes nothing");
     assert!(!requests.daemon.socket().exists());
 }
 
 #[test]
-fn a_namespace_that_is_not_there_is_a_remark() {
+fn a_missing_namespace_is_a_warning() {
     let Some(ns) = Namespace::planned() else { return };
     let requests = CheckRun::about(&[Vif::new("a", 1, &ns)]);
     requests.warning(&["port \"port-1\" (VM \"a\")", "DOWN", "no such namespace", &ns.0]);
@@ -90,9 +91,9 @@ fn a_namespace_that_is_not_there_is_a_remark() {
     assert_eq!(requests.results(), (0, vec![]));
 }
 
-/// What is right, and may still not be meant.
+/// Valid settings that are probably unintended.
 #[test]
-fn what_a_port_may_hardly_be_meant_to_be_is_a_remark() {
+fn unintended_port_settings_are_a_warning() {
     let Some(namespace) = Namespace::new() else { return };
     let with = |more: &str| CheckRun::about(&[Vif { more: more.into(), ..Vif::new("a", 1, &namespace) }]);
     let about = "port \"port-1\" (VM \"a\")";
@@ -103,7 +104,7 @@ fn what_a_port_may_hardly_be_meant_to_be_is_a_remark() {
 }
 
 #[test]
-fn a_name_that_is_taken_is_a_remark_and_says_by_whom() {
+fn a_used_netdev_name_is_a_warning_with_its_owner() {
     let Some(namespace) = Namespace::new() else { return };
     let requests = CheckRun::about(&[Vif::new("a", 1, &namespace)]);
     namespace.ip("tuntap add tap1 mode tun");
@@ -115,7 +116,7 @@ fn a_name_that_is_taken_is_a_remark_and_says_by_whom() {
     namespace.ip("link set tap1 alias vifswitch:port-9");
     requests.warning(&["made for port \"port-9\""]);
     namespace.ip("link set tap1 alias vifswitch:port-1");
-    assert_eq!(requests.results(), (0, vec![]), "it is ours");
+    assert_eq!(requests.results(), (0, vec![]), "the tap is the port's own");
 
     let two = CheckRun::about(&[Vif::new("a", 1, &namespace).device(", queues = 2")]);
     two.warning(&["another queue mode", "recreated"]);
@@ -133,7 +134,7 @@ fn a_name_that_is_taken_is_a_remark_and_says_by_whom() {
 }
 
 #[test]
-fn packet_sockets_without_room_for_a_second_tag_are_a_remark_where_the_switch_adds_the_first() {
+fn too_small_an_mtu_for_tags_is_a_warning() {
     let (Some(host), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     let parent = Vif { kind: "packet", netns: host.0.clone(), ..Vif::new("a", 1, &guest) };
     lay(&parent, &guest, 1500);
@@ -149,14 +150,14 @@ fn packet_sockets_without_room_for_a_second_tag_are_a_remark_where_the_switch_ad
     trunk.warning(&["port \"port-1\" (VM \"a\")", "MTU of 1500", "second tag", "ip link set dev tap1 mtu 1504"]);
     uplink(", vlan = 120").warning(&["uplink \"up0\"", "MTU of 1500", "ip link set dev tap1 mtu 1504"]);
     assert_eq!(uplink("").results(), (0, vec![]), "the native network has no tag");
-    // What it says is enough.
+    // The remedy in the warning suffices.
     host.ip("link set dev tap1 mtu 1504");
     assert_eq!(trunk.results(), (0, vec![]));
     assert_eq!(uplink(", vlan = 120").results(), (0, vec![]));
 }
 
 #[test]
-fn long_frames_by_xdp_are_a_remark_where_the_driver_takes_frames_in_one_piece() {
+fn long_frames_without_multi_buffer_xdp_are_a_warning() {
     let Some(namespace) = Namespace::new() else { return };
     let flags = Flags { vnet_header: false, ..flags(false) };
     let _guest = namespace.run_in(|| Queue::open("tap1", flags)).unwrap();
@@ -171,7 +172,7 @@ fn long_frames_by_xdp_are_a_remark_where_the_driver_takes_frames_in_one_piece() 
 }
 
 #[test]
-fn a_running_switch_is_no_mistake() {
+fn a_running_switch_is_no_error() {
     let Some(namespace) = Namespace::new() else { return };
     let vifs = [Vif::new("a", 1, &namespace)];
     let daemon = Daemon::over(&vifs);
@@ -183,7 +184,7 @@ fn a_running_switch_is_no_mistake() {
     daemon.await_active(&vifs[0]);
 }
 
-/// What is said is what a switch that is started all the same ends with.
+/// `check` reports the same error as a switch that is started.
 #[test]
 fn what_keeps_a_switch_from_starting_is_an_error() {
     let Some(namespace) = Namespace::new() else { return };
@@ -211,7 +212,7 @@ fn what_keeps_a_switch_from_starting_is_an_error() {
 }
 
 #[test]
-fn what_cannot_be_kept_is_a_remark() {
+fn an_unwritable_state_is_a_warning() {
     let Some(namespace) = Namespace::new() else { return };
     let requests = CheckRun::about(&[Vif::new("a", 1, &namespace)]);
     let output = requests.request(&[]);
@@ -226,7 +227,7 @@ fn what_cannot_be_kept_is_a_remark() {
 }
 
 #[test]
-fn missing_rights_are_named_with_what_they_are_for() {
+fn missing_capabilities_are_named_with_their_use() {
     let Some(ns) = Namespace::new() else { return };
     let requests = CheckRun::about(&[Vif::new("a", 1, &ns)]);
     requests.request(&[]);
@@ -243,11 +244,14 @@ fn missing_rights_are_named_with_what_they_are_for() {
     {
         assert!(text.contains(piece), "{piece}: {text}");
     }
-    assert!(!text.contains("CAP_SYS_PTRACE") && !text.contains("CAP_NET_BIND"), "no use for these: {text}");
+    assert!(
+        !text.contains("CAP_SYS_PTRACE") && !text.contains("CAP_NET_BIND"),
+        "unused capabilities are not reported: {text}"
+    );
 }
 
 #[test]
-fn a_wrong_configuration_is_told_as_json_too() {
+fn configuration_errors_are_available_as_json() {
     let daemon = Daemon::new();
     daemon.configure("[[networks]]\nid = \"net1\"\nmtu = 1\n");
     let output = daemon.try_command(&["check", "FILE", "--json"]);

@@ -1,4 +1,5 @@
-//! The command line, from the outside: what it prints, where, and how it ends.
+//! The command line: output, exit codes and requests of every command. Runs the program against a fake controller;
+//! needs nothing of the host.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fs;
@@ -41,7 +42,7 @@ fn err(output: &Output, code: i32) -> String {
 }
 
 #[test]
-fn it_says_what_it_can_do() {
+fn help_lists_every_command() {
     for arguments in [&[][..], &["--help"], &["help"]] {
         let text = out(&run(arguments));
         for word in [
@@ -66,7 +67,7 @@ fn it_says_what_it_can_do() {
 }
 
 #[test]
-fn wrong_usage_is_2() {
+fn wrong_usage_exits_2() {
     for arguments in [
         &["frobnicate"][..],
         &["show", "everything"],
@@ -87,25 +88,25 @@ fn wrong_usage_is_2() {
 }
 
 #[test]
-fn no_switch_is_3() {
+fn no_switch_exits_3() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("api.sock");
     for json in [&[][..], &["--json"]] {
         let output = vifswitch().arg("show").args(json).arg("--socket").arg(&socket).output().unwrap();
         let text = err(&output, 3);
-        assert!(text.contains(socket.to_str().unwrap()), "which socket: {text}");
-        assert!(text.contains("vifswitch run") && text.contains("--socket"), "what to do: {text}");
+        assert!(text.contains(socket.to_str().unwrap()), "the error names the socket: {text}");
+        assert!(text.contains("vifswitch run") && text.contains("--socket"), "the error has a remedy: {text}");
     }
 }
 
 #[test]
-fn what_the_switch_refuses_is_1() {
+fn a_refused_request_exits_1() {
     let text = err(&show(&Fake::closing(), &[]), 1);
     assert!(text.starts_with("vifswitch: the switch is shutting down, or a worker hangs"), "{text}");
 }
 
 #[test]
-fn json_is_what_the_api_says() {
+fn json_is_the_response_of_the_api() {
     let views = Views::made_up();
     let fake = Fake::with_views(views.clone());
     let said = |what: &str| serde_json::from_str::<Value>(&out(&show(&fake, &[what, "--json"]))).unwrap();
@@ -120,13 +121,13 @@ fn json_is_what_the_api_says() {
     assert_eq!(said("storms"), serde_json::to_value(&views.storms).unwrap());
 }
 
-/// The words of each line of a table.
+/// Words of each table line.
 fn words(text: &str) -> Vec<Vec<&str>> {
     text.lines().map(|line| line.split_whitespace().collect()).collect()
 }
 
 #[test]
-fn tables_are_for_reading() {
+fn tables_are_readable() {
     let fake = Fake::with_views(Views::made_up());
     let text = out(&show(&fake, &[]));
     assert!(text.lines().all(|line| line == line.trim_end()), "{text}");
@@ -203,7 +204,7 @@ fn an_empty_table_says_so() {
 }
 
 #[test]
-fn a_reader_who_has_gone_is_no_error() {
+fn a_closed_pipe_is_no_error() {
     let fake = Fake::with_views(Views::made_up());
     let socket = fake.socket();
     let show = ["show", "--socket", socket.to_str().unwrap()];
@@ -220,7 +221,7 @@ fn a_reader_who_has_gone_is_no_error() {
     assert_eq!(status.code(), Some(3));
 }
 
-/// A configuration without `switch`, and a port as it is attached.
+/// A configuration without `switch`, and a port as `attach` reads it.
 const CONFIG: &str = "[[networks]]\nid = \"net1\"\n";
 const PORT: &str = r#"
 device_id = "fw-3"
@@ -232,7 +233,7 @@ device = { kind = "tap" }
 const PORT_JSON: &str = r#"{ "device_id": "fw-3", "port_id": "p1", "network_id": "net1",
     "mac_address": "02:00:00:00:01:0a", "device": { "kind": "tap" } }"#;
 
-/// A switch that does what it is asked, what it is asked, and a place for files.
+/// A fake switch that accepts every request, its received requests, and a directory for files.
 struct Scenario {
     fake: Fake,
     requests: UnboundedReceiver<Received>,
@@ -267,11 +268,11 @@ impl Scenario {
     }
 
     fn nothing_asked(&mut self) {
-        assert!(self.requests.try_recv().is_err(), "the switch has not been bothered");
+        assert!(self.requests.try_recv().is_err(), "the switch has received nothing");
     }
 }
 
-/// Runs a command against a switch, with something on its standard input.
+/// Runs a command against a switch, with this standard input.
 fn run_with_input(fake: &Fake, arguments: &[&str], input: &str) -> Output {
     let mut child = vifswitch()
         .args(arguments)
@@ -286,7 +287,7 @@ fn run_with_input(fake: &Fake, arguments: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// What the fake switch says of every change, in words and as JSON.
+/// The fake switch's text for every change; also as JSON.
 const CHANGES: &str = "port p9 is new\nnote: no namespace\n";
 const CHANGES_JSON: &str = "{\"changes\":[\"port p9 is new\"],\"warnings\":[\"no namespace\"]}\n";
 
@@ -298,7 +299,7 @@ fn a_configuration_is_applied() {
         assert_eq!(out(&scene.run(&["apply", file])), CHANGES);
         let (Change::Apply(config), None) = scene.change() else { panic!() };
         assert_eq!(config.networks, [Network::new("net1")]);
-        assert_eq!(config.switch.cores, [1], "what is not said of the process stays");
+        assert_eq!(config.switch.cores, [1], "missing settings of the process are unchanged");
     }
     let text = out(&scene.run(&["apply", &toml, "--confirm", "30"]));
     assert!(text.starts_with(CHANGES) && text.contains("30 seconds") && text.contains("vifswitch confirm"), "{text}");
@@ -324,7 +325,7 @@ fn a_port_is_attached() {
     }
     let text = out(&scene.run(&["attach", &toml, "--json"]));
     assert_eq!(serde_json::from_str::<Value>(&text).unwrap()["ports"][0]["port_id"], "p1");
-    // Names that a URL would take for something else.
+    // Names that need escaping in a URL.
     let odd = PORT.replace("fw-3", "a/b?c#%d é");
     out(&run_with_input(&scene.fake, &["attach", "-"], &odd));
     scene.change();
@@ -333,7 +334,7 @@ fn a_port_is_attached() {
 }
 
 #[test]
-fn what_is_wrong_with_a_file_is_2_and_not_asked() {
+fn an_invalid_file_exits_2_without_a_request() {
     let mut scene = Scenario::new();
     let config = scene.file("a.toml", "[[networks]]\nid = \"net1\"\nmtu = 7\n\n[[network]]\n");
     let port = scene.file("p.toml", "device_id = \"fw-3\"\nport_id = \"p1\"\nmac_address = \"02\"\n");
@@ -406,7 +407,7 @@ fn a_port_is_detached_and_released_and_stations_are_flushed() {
     );
 }
 
-/// Every command that asks a switch for something, with arguments that are right.
+/// Every command that sends a request, with valid arguments.
 fn every_command(scene: &Scenario) -> Vec<Vec<String>> {
     let (config, port) = (scene.file("a.toml", CONFIG), scene.file("p.toml", PORT));
     [
@@ -426,7 +427,7 @@ fn every_command(scene: &Scenario) -> Vec<Vec<String>> {
 }
 
 #[test]
-fn what_the_switch_refuses_is_1_and_its_reason_is_told() {
+fn a_refused_change_exits_1_with_its_reason() {
     let scene = Scenario::new();
     let no = Fake::with_behaviour(
         Views::made_up(),
@@ -439,7 +440,7 @@ fn what_the_switch_refuses_is_1_and_its_reason_is_told() {
 }
 
 #[test]
-fn every_command_knows_when_there_is_no_switch() {
+fn every_command_reports_a_missing_switch() {
     let scene = Scenario::new();
     let absent = scene.directory.path().join("api.sock");
     for command in every_command(&scene) {
@@ -449,7 +450,7 @@ fn every_command_knows_when_there_is_no_switch() {
 }
 
 #[test]
-fn what_is_so_already_says_so() {
+fn a_change_without_effect_is_reported() {
     let (mind, _asked) = FakeBehaviour::willing();
     let fake = Fake::with_behaviour(Views::default(), FakeBehaviour { answer: Ok(ChangeResult::default()), ..mind });
     let scene = Scenario::new();
@@ -465,7 +466,7 @@ fn what_is_so_already_says_so() {
 }
 
 #[test]
-fn events_are_told_one_line_each() {
+fn events_are_printed_one_per_line() {
     let mut scene = Scenario::new();
     let text = out(&scene.run(&["events"]));
     let lines = words(&text);
@@ -483,7 +484,7 @@ fn events_are_told_one_line_each() {
 }
 
 #[test]
-fn events_are_followed_beyond_the_end_of_the_switch() {
+fn events_are_followed_over_a_restart() {
     let (mind, _asked) = FakeBehaviour::willing();
     let happening = mind.happening.clone();
     let mut fake = Fake::with_behaviour(Views::made_up(), mind);
@@ -503,13 +504,13 @@ fn events_are_followed_beyond_the_end_of_the_switch() {
     fake.stop();
     let mut reported = BufReader::new(child.stderr.take().unwrap()).lines();
     assert!(reported.next().unwrap().unwrap().contains("has stopped"));
-    assert!(child.try_wait().unwrap().is_none(), "it waits for the switch to come back");
+    assert!(child.try_wait().unwrap().is_none(), "the command waits for the switch");
     child.kill().unwrap();
     child.wait().unwrap();
 }
 
 #[test]
-fn a_follower_whose_reader_has_gone_is_no_error() {
+fn a_closed_pipe_while_following_is_no_error() {
     let (mind, _asked) = FakeBehaviour::willing();
     let happening = mind.happening.clone();
     let fake = Fake::with_behaviour(Views::made_up(), mind);
@@ -529,7 +530,7 @@ fn a_follower_whose_reader_has_gone_is_no_error() {
 }
 
 #[test]
-fn books_that_balance_are_shown_and_are_0() {
+fn a_balanced_audit_exits_0() {
     let views = Views::made_up();
     let fake = Fake::with_views(views.clone());
     let text = out(&show(&fake, &["drops", "--verify"]));
@@ -542,7 +543,7 @@ fn books_that_balance_are_shown_and_are_0() {
 }
 
 #[test]
-fn books_that_do_not_balance_are_1() {
+fn an_unbalanced_audit_exits_1() {
     let mut views = Views::made_up();
     views.audit.balanced = false;
     views.audit.ports[0].delta = 3;
@@ -564,7 +565,7 @@ fn books_that_do_not_balance_are_1() {
 }
 
 #[test]
-fn only_the_ledger_is_verified() {
+fn verify_checks_the_counters_only() {
     let text = err(&run(&["show", "ports", "--verify"]), 2);
     assert!(text.contains("show drops"), "{text}");
 }

@@ -1,4 +1,4 @@
-//! The configuration as operators meet it: what a good file means, and what a bad one is answered.
+//! The configuration file: the meaning of valid files, and the error for each mistake. Needs nothing of the host.
 
 use proptest::prelude::*;
 use vifswitch::control::config::{
@@ -10,7 +10,7 @@ use vifswitch::device::xdp::Mode;
 use vifswitch::switch::{ClassLimit, Rate, StormClass, StormLimits};
 use vifswitch::wire::Vid;
 
-/// The example of the manual, without what this version does not have.
+/// The example of the manual.
 const EXAMPLE: &str = r#"
 [switch]
 cores   = [1]
@@ -76,7 +76,7 @@ admin_state_up = false
 "#;
 
 #[test]
-fn the_example_means_what_it_says() {
+fn the_example_has_its_meaning() {
     let tap = |name: &str| Tap { name: name.to_string(), netns: None, queues: 1, offloads: true, persist: true };
     let port = |port_id: &str, network_id: &str, mac: &str, tap: Tap| Port {
         port_id: port_id.to_string(),
@@ -192,20 +192,20 @@ fn the_example_means_what_it_says() {
     assert_eq!(parse_toml(EXAMPLE, "example.toml"), Ok(expected));
 }
 
-/// The example with one piece of its text replaced.
+/// The example with one part replaced.
 fn spoilt(from: &str, to: &str) -> String {
     assert!(EXAMPLE.contains(from), "the example has no {from}");
     EXAMPLE.replacen(from, to, 1)
 }
 
-/// The only problem of a text.
+/// The only error of a text.
 fn problem(text: &str) -> ConfigError {
     let Err(errors) = parse_toml(text, "vms.toml") else { panic!("nothing wrong with:\n{text}") };
     let [problem] = errors.errors() else { panic!("not one problem:\n{errors}") };
     problem.clone()
 }
 
-/// What is spoilt, with what; the key, the value and pieces of the remedy that the answer must have.
+/// Replaced part and replacement; key, value and parts of the remedy in the expected error.
 type Mistake = (&'static str, &'static str, &'static str, Option<&'static str>, &'static str, &'static [&'static str]);
 
 #[rustfmt::skip]
@@ -341,8 +341,9 @@ const MISTAKES: &[Mistake] = &[
     ("netns = \"/run/netns/client\"", "netns = \"/run/netns/fw-3\", name = \"tap0c11a9e4-6f\"", "vms[1].ports[0].device.name", Some("\"tap0c11a9e4-6f\""), kind::DUPLICATE_DEVICE, &["vms[0].ports[0].device.name (line 31)"]),
 ];
 
+/// Shows: REQ-14, REQ-31
 #[test]
-fn every_mistake_is_answered_with_its_key_its_value_and_the_remedy() {
+fn every_mistake_is_reported_with_key_value_and_remedy() {
     for (from, to, key, value, kind, remedy) in MISTAKES {
         let text = spoilt(from, to);
         let problem = problem(&text);
@@ -353,7 +354,7 @@ fn every_mistake_is_answered_with_its_key_its_value_and_the_remedy() {
         let shown = problem.to_string();
         assert!(shown.starts_with("vms.toml:"), "{shown}");
         assert!(shown.contains(&value.map_or(key.to_string(), |value| format!("{key} = {value}"))), "{shown}");
-        // the line is the one with the key, or the one of the table where a key is missing
+        // The line is that of the key, or of the table if a key is missing.
         let line = text.lines().nth(problem.line.unwrap() - 1).unwrap();
         let name = key.rsplit('.').next().unwrap().split('[').next().unwrap();
         assert!(line.contains(name) || value.is_none(), "{shown}\n{line}");
@@ -361,7 +362,7 @@ fn every_mistake_is_answered_with_its_key_its_value_and_the_remedy() {
 }
 
 #[test]
-fn a_problem_reads_like_a_compilers() {
+fn an_error_reads_like_a_compilers() {
     let text = spoilt("02:00:00:00:01:0b", "02:00:00:00:01");
     assert_eq!(
         problem(&text).to_string(),
@@ -371,7 +372,7 @@ fn a_problem_reads_like_a_compilers() {
 }
 
 #[test]
-fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
+fn all_mistakes_are_reported_in_the_order_of_the_file() {
     let text = r#"
 [switch]
 pol = "busy"
@@ -404,7 +405,7 @@ device = { kind = "tap", queues = 0, name = "" }
 }
 
 #[test]
-fn a_flood_of_mistakes_is_cut() {
+fn a_long_list_of_mistakes_is_truncated() {
     let text: String = (0..1500).map(|n| format!("key{n} = {n}\n")).collect();
     let errors = parse_toml(&text, "x").unwrap_err();
     assert_eq!(errors.errors().len(), 1001);
@@ -412,7 +413,7 @@ fn a_flood_of_mistakes_is_cut() {
 }
 
 #[test]
-fn a_text_that_does_not_parse_says_where() {
+fn a_syntax_error_has_its_line() {
     let problem = problem("[switch]\npoll = = \"busy\"\n");
     assert_eq!((problem.line, problem.column, problem.kind), (Some(2), Some(8), kind::SYNTAX), "{problem}");
     assert!(problem.to_string().starts_with("vms.toml:2:8: "), "{problem}");
@@ -421,7 +422,7 @@ fn a_text_that_does_not_parse_says_where() {
 }
 
 #[test]
-fn json_is_judged_like_toml() {
+fn json_is_checked_like_toml() {
     let good = r#"{"networks": [{"id": "net1", "mtu": null}],
         "vms": [{"id": "a", "ports": [{"port_id": "p1", "network_id": "net1", "mac_address": "02:00:00:00:00:01",
         "device": {"kind": "tap"}}]}]}"#;
@@ -440,9 +441,9 @@ fn json_is_judged_like_toml() {
 }
 
 #[test]
-fn what_is_wrong_with_several_tables_is_told_of_each() {
-    // Of two that should carry the same and do not, the second one is told; a network that is not there
-    // is told wherever it is named, and so is a group of one.
+fn errors_between_tables_are_reported() {
+    // Of two uplinks of a group that must carry the same networks, the second is reported; a missing network is
+    // reported wherever it is named, and so is a group of one.
     let text = spoilt("{ network_id = \"net2\" }, {", "{ network_id = \"net2\", vlan = 7 }, {");
     let problem = problem(&text);
     assert_eq!((problem.key.as_str(), problem.kind), ("uplinks[1].networks", kind::CONTRADICTION), "{problem}");
@@ -463,15 +464,16 @@ fn what_is_wrong_with_several_tables_is_told_of_each() {
     assert_eq!((problem.key.as_str(), problem.kind), ("uplinks[2].group", kind::CONTRADICTION), "{problem}");
 }
 
+/// Shows: REQ-04
 #[test]
-fn one_mac_may_stand_on_two_networks_but_not_twice_on_one() {
+fn a_mac_address_is_unique_per_network() {
     assert!(parse_toml(EXAMPLE, "x").is_ok());
     let problem = problem(&spoilt("network_id  = \"net2\"", "network_id = \"net1\""));
     assert_eq!((problem.kind, problem.key.as_str()), (kind::DUPLICATE_MAC, "vms[1].ports[0].mac_address"));
 }
 
 #[test]
-fn siblings_are_as_many_as_wanted_and_keep_their_order() {
+fn siblings_are_unlimited_and_keep_their_order() {
     let mut text = "[[networks]]\nid = \"net1\"\n[[vms]]\nid = \"vm\"\n".to_string();
     let order = [7, 2, 5, 1, 8, 3, 6, 4];
     for n in order {
@@ -484,7 +486,7 @@ fn siblings_are_as_many_as_wanted_and_keep_their_order() {
 }
 
 #[test]
-fn what_is_switched_off_stays_off() {
+fn disabled_settings_stay_disabled() {
     let config =
         parse_toml("[switch]\nstate = \"\"\ncores = []\n[[networks]]\nid = \"n\"\nfdb_limit = 10", "x").unwrap();
     assert_eq!((config.switch.state.as_ref(), config.switch.metrics, config.switch.cores.len()), (None, None, 0));
@@ -493,7 +495,7 @@ fn what_is_switched_off_stays_off() {
 }
 
 #[test]
-fn files_are_read_by_their_names() {
+fn files_are_parsed_by_their_extension() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &[u8]| {
         let path = dir.path().join(name);
@@ -509,7 +511,7 @@ fn files_are_read_by_their_names() {
     assert!(error.contains("missing.toml: cannot be read: "), "{error}");
 }
 
-/// Neither silence nor panic: what is not right is answered.
+/// Parsing succeeds or returns errors, and never panics.
 fn is_judged(result: Result<Config, ConfigErrors>) {
     if let Err(errors) = result {
         assert!(!errors.errors().is_empty());
@@ -518,7 +520,7 @@ fn is_judged(result: Result<Config, ConfigErrors>) {
     }
 }
 
-/// Texts that are nearer to a configuration than chance would bring them.
+/// Texts that are nearly configurations.
 fn nearly() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(&[
         "[switch]",
@@ -553,19 +555,19 @@ fn nearly() -> impl Strategy<Value = String> {
 
 proptest! {
     #[test]
-    fn any_text_is_judged(text in prop_oneof![".{0,200}", "(?s).{0,200}", nearly()]) {
+    fn any_text_is_parsed_or_refused(text in prop_oneof![".{0,200}", "(?s).{0,200}", nearly()]) {
         is_judged(parse_toml(&text, "x"));
         is_judged(parse_json(&text, "x"));
     }
 
     #[test]
-    fn any_json_is_judged(keys in prop::collection::vec("switch|networks|vms|[^\"\\\\]{0,5}", 0..4), value in "-?[1-9]{1,30}|\"x\"|null|\\[null, 1\\]|\\[\\{\\}\\]|\\{\"id\": 1\\}|\\[\\{\"ports\": \\[\\{\\}, 1\\]\\}\\]") {
+    fn any_json_is_parsed_or_refused(keys in prop::collection::vec("switch|networks|vms|[^\"\\\\]{0,5}", 0..4), value in "-?[1-9]{1,30}|\"x\"|null|\\[null, 1\\]|\\[\\{\\}\\]|\\{\"id\": 1\\}|\\[\\{\"ports\": \\[\\{\\}, 1\\]\\}\\]") {
         let entries: Vec<_> = keys.iter().map(|key| format!("{key:?}: {value}")).collect();
         is_judged(parse_json(&format!("{{{}}}", entries.join(",")), "x"));
     }
 
     #[test]
-    fn a_slip_of_the_finger_is_judged(at in any::<prop::sample::Index>(), c in any::<char>(), what in 0..3) {
+    fn any_typing_error_is_parsed_or_refused(at in any::<prop::sample::Index>(), c in any::<char>(), what in 0..3) {
         let places: Vec<_> = EXAMPLE.char_indices().collect();
         let (at, old) = places[at.index(places.len())];
         let end = if what == 0 { at } else { at + old.len_utf8() };
@@ -575,7 +577,7 @@ proptest! {
 }
 
 #[test]
-fn every_character_left_out_or_replaced_is_judged() {
+fn any_changed_character_is_parsed_or_refused() {
     for (at, old) in EXAMPLE.char_indices() {
         for new in ["", "x", "0", "\"", "]", "\n"] {
             is_judged(parse_toml(&format!("{}{new}{}", &EXAMPLE[..at], &EXAMPLE[at + old.len_utf8()..]), "x"));
@@ -583,9 +585,9 @@ fn every_character_left_out_or_replaced_is_judged() {
     }
 }
 
-/// What is said of storms in four places, and what it comes to.
+/// Storm limits can be set in four places; the nearest applies.
 #[test]
-fn storm_limits_are_what_is_said_nearest_to_them() {
+fn the_nearest_storm_limit_applies() {
     const TEXT: &str = r#"
         [[networks]]
         id = "net1"
@@ -623,8 +625,8 @@ fn storm_limits_are_what_is_said_nearest_to_them() {
     let vm = &config.vms[0];
     let port = |index: usize| config.storm_of_port(&vm.ports[index]);
     let of_vm = |index: usize| config.storm_of_vm(vm, &config.networks[index]);
-    // By class: broadcast, multicast, unknown unicast. A class that is named is as it stands there, nothing of it is
-    // of another place; a burst is a second of the rate, and of bytes the longest frame at least.
+    // Per class: broadcast, multicast, unknown unicast. A class is taken as a whole from the nearest place; the burst
+    // defaults to one second of the rate, and in bytes at least to the longest frame.
     let p1 = [Some(ClassLimit { frames: bytes(1000, 1000), bytes: bytes(1000, 9238) }), None, frames(1000, 1000)];
     assert_eq!(port(0).limits().0, p1);
     assert_eq!(port(1).limits(), StormLimits::OFF);
@@ -639,7 +641,7 @@ fn storm_limits_are_what_is_said_nearest_to_them() {
     assert_eq!(does(&of_vm(0), StormClass::Broadcast), Some((StormAction::DropEvent, 300)));
     assert_eq!(config.storm_of_uplink(&config.uplinks[0]), Storm::OFF);
     assert_eq!(config.storm_of_uplink(&config.uplinks[1]).limits().0, [frames(100, 100), None, None]);
-    // What is said nowhere is as by default.
+    // Classes set nowhere have their default.
     assert_eq!(Network::new("n").storm.limits(), StormLimits::VM_DEFAULT);
     assert_eq!(Network::new("n").storm.copies(), Some(Rate::new(100_000, 10_000)));
 }

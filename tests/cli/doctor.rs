@@ -1,5 +1,5 @@
-//! `vifswitch doctor` on real netdevs: what it predicts is what a device comes to, and nothing is touched. As
-//! root, in namespaces of their own.
+//! `vifswitch doctor` on real netdevs: its predictions are correct, and it changes nothing. Needs root; makes its own
+//! namespaces.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use vifswitch::device::xdp::{self, Mode, Settings};
 use vifswitch::frame::Pool;
 use vifswitch::sys::tun::{Flags, Queue};
 
-/// What the doctor says of a device, and how it ends.
+/// Exit code and report on a device.
 fn request(device: &str) -> (i32, Value) {
     let output = Command::new(support::host::program()).args(["doctor", "--json", device]).output().unwrap();
     let said = serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default();
@@ -25,7 +25,7 @@ fn said(report: &Value, what: &str) -> bool {
 }
 
 #[test]
-fn a_veth_is_what_was_predicted_and_untouched() {
+fn a_veth_is_as_predicted_and_unchanged() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.ip("link add v0 type veth peer name v1");
     namespace.ip("link set dev v0 up");
@@ -56,7 +56,7 @@ fn a_veth_is_what_was_predicted_and_untouched() {
 }
 
 #[test]
-fn a_tap_with_offload_headers_is_a_trap_that_is_told_of() {
+fn a_tap_with_virtio_net_hdr_is_warned_of() {
     let Some(namespace) = Namespace::new() else { return };
     for (name, vnet_header, trap) in [("with", true, true), ("without", false, false)] {
         let flags = Flags { vnet_header, multi_queue: false, exclusive: true };
@@ -71,7 +71,7 @@ fn a_tap_with_offload_headers_is_a_trap_that_is_told_of() {
 }
 
 #[test]
-fn a_netdev_that_a_vifswitch_serves_is_known_as_such() {
+fn a_netdev_of_a_running_switch_is_recognised() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.ip("link add v0 type veth peer name v1");
     namespace.ip("link set dev v0 up");
@@ -96,7 +96,7 @@ fn a_netdev_that_a_vifswitch_serves_is_known_as_such() {
 }
 
 #[test]
-fn what_is_of_no_use_ends_with_1_and_what_is_no_name_with_2() {
+fn an_unusable_netdev_exits_1_and_an_invalid_name_2() {
     let Some(namespace) = Namespace::new() else { return };
     run("ip", &["-n", &namespace.0, "link", "set", "dev", "lo", "up"]);
     for device in [format!("{}:lo", namespace.0), format!("{}:none", namespace.0), "vift-nowhere:v0".into()] {

@@ -1,6 +1,7 @@
-//! The program from outside: its commands, its configuration file, and what `check` and `doctor` report.
+//! The command-line program: commands, configuration file, `check` and `doctor`. Some tests need root and make their
+//! own namespaces; they are skipped otherwise.
 
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // the helpers of a test fail as the test does
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
 mod check;
 mod commands;

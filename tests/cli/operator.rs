@@ -1,4 +1,4 @@
-//! An operator at work: the running program is changed by its own commands, over real taps.
+//! Changes of a running switch by its commands, over real taps. Needs root; makes its own namespaces.
 
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -16,7 +16,7 @@ use vifswitch::sys::link;
 use vifswitch::sys::netns::{Netns, within};
 use vifswitch::wire::{Mac, Probe};
 
-/// One that keeps its state, over these ports on net1 and none on net2.
+/// A switch with a state, these ports on net1 and none on net2.
 fn with_state(vifs: &[Vif]) -> Daemon {
     let mut daemon = Daemon::new();
     let text = config(&daemon.socket(), "", &[("net1", 1500), ("net2", 1500)], vifs);
@@ -29,7 +29,7 @@ fn shown(daemon: &Daemon) -> Vec<PortView> {
     serde_json::from_str(&daemon.done(&["show", "ports", "--json"], "")).unwrap()
 }
 
-/// The same as if siblings were sent no loop probes, which come by the clock.
+/// The same without loop probes of siblings, whose number depends on time.
 fn but_probes(mut ports: Vec<PortView>) -> Vec<PortView> {
     for counts in ports.iter_mut().map(|port| &mut port.counts) {
         counts.tx_bytes -= counts.probes * Probe::LEN as u64;
@@ -42,9 +42,11 @@ fn port(vif: &Vif) -> serde_json::Value {
     serde_json::to_value(support::host::inside::ports(std::slice::from_ref(vif))[0].to_raw()).unwrap()
 }
 
-/// AT-01: two, three and eight siblings in one request, in its order; a port twice, and nothing is done.
+/// Two, three and eight siblings in one request keep its order; a duplicate port is refused and changes nothing.
+///
+/// Shows: REQ-01, REQ-02, AT-01
 #[test]
-fn siblings_are_attached_at_once_and_a_port_once() {
+fn siblings_are_attached_in_one_request() {
     let Some(namespace) = Namespace::new() else { return };
     let daemon = with_state(&[]);
     let client = Client::new(daemon.socket());
@@ -62,7 +64,7 @@ fn siblings_are_attached_at_once_and_a_port_once() {
                 Vif::new(&vm, number, &namespace)
             })
             .collect();
-        // In no order of numbers, with one on another network in the middle.
+        // Not in the order of numbers, and with a port on another network in the middle.
         vifs.reverse();
         vifs.swap(0, usize::from(siblings) / 2);
         vifs.insert(1, Vif::new(&vm, 100 + siblings, &namespace).on("net2"));
@@ -76,7 +78,7 @@ fn siblings_are_attached_at_once_and_a_port_once() {
             matches!(&refused, Error::Refused { status: 400, kind, .. } if kind == "duplicate_port"),
             "{refused:?}"
         );
-        assert_eq!((but_probes(shown(&daemon)), namespace.links()), (before, links), "nothing has been done");
+        assert_eq!((but_probes(shown(&daemon)), namespace.links()), (before, links), "nothing has changed");
 
         attach(&vm, vifs.iter().map(port).collect()).unwrap();
         let ports: Vec<PortView> = shown(&daemon).into_iter().filter(|port| port.device_id == vm).collect();
@@ -87,7 +89,7 @@ fn siblings_are_attached_at_once_and_a_port_once() {
             assert_eq!(port.status, Status::Active);
         }
         there.extend(vifs.clone());
-        // Everybody on net1 hears it once, and nobody on net2.
+        // Each port on net1 receives it once, ports on net2 do not.
         let nics: Vec<Nic> = there.iter().map(|vif| Nic::new(&namespace, &vif.name)).collect();
         let speaker = there.len() - 1;
         let all = experiment(Mac::BROADCAST, there[speaker].mac, b"all");
@@ -99,7 +101,7 @@ fn siblings_are_attached_at_once_and_a_port_once() {
         }
         daemon.await_idle();
         assert!(nics.iter().all(|nic| nic.rest().is_empty()));
-        // One that is there already is in use.
+        // An attached port is in use.
         let refused = attach("other", port(&vifs[0])).unwrap_err();
         assert!(matches!(&refused, Error::Refused { status: 409, kind, .. } if kind == "port_in_use"), "{refused:?}");
         let refused = daemon.run_command(&["attach", "-"], &attachment(&Vif { vm: "other".into(), ..vifs[0].clone() }));
@@ -107,9 +109,11 @@ fn siblings_are_attached_at_once_and_a_port_once() {
     }
 }
 
-/// AT-02: five ports in no order of addresses, the third one goes, another one comes, a restart.
+/// Five ports not in the order of addresses; the third is detached, another attached, and the switch restarted.
+///
+/// Shows: REQ-03, AT-02
 #[test]
-fn the_order_of_ports_is_kept_for_ever() {
+fn the_order_of_ports_is_kept_over_changes_and_restarts() {
     let Some(namespace) = Namespace::new() else { return };
     let order = [3, 5, 1, 4, 2];
     let vifs = order.map(|number| Vif::new("fw", number, &namespace));
@@ -134,8 +138,8 @@ fn the_order_of_ports_is_kept_for_ever() {
     assert_eq!(namespace.links(), ["lo", "tap2", "tap3", "tap4", "tap5", "tap9"]);
 }
 
-/// What the switch made is gone, and what others made is theirs again.
-fn nothing_is_left(guest: &Namespace, vif: &Vif) {
+/// Netdevs of the switch are removed, foreign ones are free again.
+fn assert_detached(guest: &Namespace, vif: &Vif) {
     if vif.kind == "tap" {
         assert_eq!(guest.links(), ["lo"]);
     } else {
@@ -144,17 +148,20 @@ fn nothing_is_left(guest: &Namespace, vif: &Vif) {
     }
 }
 
-/// AT-05: a VM gets a second interface, speaks through both, and loses the first one; fifty times, while
-/// two others talk.
+/// A VM gets a second interface, uses both, and loses the first; fifty times, under traffic of two others.
+///
+/// Shows: REQ-07, AT-05
 #[test]
-fn interfaces_are_exchanged_under_load_and_nobody_loses_a_frame() {
+fn interfaces_are_replaced_under_traffic_without_frame_loss() {
     interfaces_are_exchanged(&[DeviceKind::Tap], 50);
 }
 
-/// The same, fewer times, with everybody on each kind of port. Who sends at a rate does so by a tap, where
-/// frames can wait for a switch that is not on a core right now.
+/// The same, fewer times, with ports of every kind. The paced sender uses a tap, whose queue holds frames while the
+/// switch is not scheduled.
+///
+/// Shows: REQ-07, AT-05
 #[test]
-fn interfaces_on_netdevs_of_others_are_exchanged_under_load_and_nobody_loses_a_frame() {
+fn interfaces_on_foreign_netdevs_are_replaced_under_traffic_without_frame_loss() {
     interfaces_are_exchanged(&[DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Xdp], 10);
     interfaces_are_exchanged(&[DeviceKind::Tap, DeviceKind::Packet, DeviceKind::Xdp, DeviceKind::Tap], 10);
 }
@@ -163,7 +170,7 @@ fn interfaces_are_exchanged(on: &[DeviceKind], cycles: u32) {
     let Some((spaces, vifs)) = guests(&["a", "b", "fw", "fw"], on, 1500) else { return };
     let daemon = with_state(&vifs[..3]);
     let nics = [0, 1].map(|at| Nic::new(&spaces[at], &vifs[at].name));
-    // Whoever sends at a rate does not wait for a switch that is not on a core right now.
+    // A long queue holds the paced sender's frames while the switch is not scheduled.
     spaces[0].ip("link set tap1 txqueuelen 100000");
     let done = AtomicBool::new(false);
     let frames = thread::scope(|scope| {
@@ -174,7 +181,7 @@ fn interfaces_are_exchanged(on: &[DeviceKind], cycles: u32) {
             let said = daemon.attach(&vifs[second]);
             assert!(said.contains("is ACTIVE"), "{said}");
             let pair = [first, second].map(|at| Nic::new(&spaces[at], &vifs[at].name));
-            // It is reached by the first frame, and the siblings speak through the switch.
+            // The first frame arrives, and siblings exchange frames through the switch.
             pass((&pair[0], &vifs[first]), (&pair[1], &vifs[second]), &format!("there {cycle}"));
             pass((&pair[1], &vifs[second]), (&pair[0], &vifs[first]), &format!("back {cycle}"));
             let all = experiment(Mac::BROADCAST, vifs[second].mac, format!("all {cycle}").as_bytes());
@@ -183,33 +190,35 @@ fn interfaces_are_exchanged(on: &[DeviceKind], cycles: u32) {
             let listed = [0, 1, first, second].map(|at| vifs[at].port.clone());
             assert_eq!(daemon.listed(), listed);
             daemon.detach(&vifs[first]);
-            nothing_is_left(&spaces[first], &vifs[first]);
-            // The second one does not notice.
+            assert_detached(&spaces[first], &vifs[first]);
+            // The second port is unaffected.
             pass((&nics[1], &vifs[1]), (&pair[1], &vifs[second]), &format!("still here {cycle}"));
-            assert_eq!(pair[1].rest().len(), 0, "each came once");
+            assert_eq!(pair[1].rest().len(), 0, "each frame arrived once");
             (first, second) = (second, first);
         }
         drop(finally);
         talk.join().unwrap()
     });
-    // A worker counts a frame after it has been sent. Of the ports that are gone there are no counters any
-    // more, so that the sums say nothing here.
+    // A worker counts a frame after sending it. Detached ports have no counters, so that sums do not balance here.
     let ports = await_that("all frames", || {
         Some(daemon.ports()).filter(|ports| ports[0].counts.rx_frames >= frames && ports[1].counts.tx_frames >= frames)
     });
     println!("{frames} frames between the two others, none lost");
     assert!(ports.iter().all(|port| port.counts.drops.is_empty()), "{ports:?}");
-    assert_eq!(ports[0].counts.rx_frames, frames, "no frame has been lost on its way in either");
+    assert_eq!(ports[0].counts.rx_frames, frames, "no frame was lost before the switch");
 }
 
-/// AT-15: a port is taken from one VM and given to another one.
+/// A port moves from one VM to another.
+///
+/// Shows: REQ-07, AT-15
 #[test]
-fn a_port_is_given_to_another_vm() {
+fn a_port_is_moved_to_another_vm() {
     a_port_is_given(&[DeviceKind::Tap]);
 }
 
+/// Shows: AT-15
 #[test]
-fn a_port_on_a_netdev_of_others_is_given_to_another_vm() {
+fn a_port_on_a_foreign_netdev_is_moved_to_another_vm() {
     a_port_is_given(&[DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet]);
     a_port_is_given(&[DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Xdp]);
     a_port_is_given(&[DeviceKind::Packet, DeviceKind::Xdp, DeviceKind::Tap]);
@@ -218,7 +227,7 @@ fn a_port_on_a_netdev_of_others_is_given_to_another_vm() {
 fn a_port_is_given(on: &[DeviceKind]) {
     let Some((spaces, vifs)) = guests(&["a", "one", "two"], on, 1500) else { return };
     let open = |vif: &Vif| Vif { more: "port_security = \"off\"".into(), ..vif.clone() };
-    // The port of the one, and the same port as it will be of the other.
+    // The port at the old VM, and the same port at the new one.
     let (one, two) = (open(&vifs[1]), Vif { port: vifs[1].port.clone(), mac: vifs[1].mac, ..open(&vifs[2]) });
     let daemon = with_state(&[vifs[0].clone(), one.clone()]);
     let nic = Nic::new(&spaces[0], &vifs[0].name);
@@ -236,9 +245,9 @@ fn a_port_is_given(on: &[DeviceKind]) {
         drop(there);
         daemon.detach(was);
         assert_eq!(learned(), Vec::<String>::new());
-        nothing_is_left(&spaces[old], was);
+        assert_detached(&spaces[old], was);
         daemon.attach(is);
-        // With the first frame.
+        // The first frame arrives.
         let here = Nic::new(&spaces[new], &is.name);
         pass((&nic, &vifs[0]), (&here, is), "it is mine now");
         pass((&here, is), (&nic, &vifs[0]), "and speaks");
@@ -252,12 +261,14 @@ fn events(daemon: &Daemon, vif: &Vif) -> Vec<Event> {
     daemon.events().into_iter().filter(|event| event.ports == [vif.port.clone()]).collect()
 }
 
-/// A device that vanishes and comes back is told once each way, and nothing else is told.
+/// A device that disappears and reappears causes one event each, and no other event.
+///
+/// Shows: REQ-08, REQ-51
 #[test]
-fn what_vanishes_and_comes_back_is_told_once() {
+fn a_lost_device_and_its_return_are_one_event_each() {
     let Some(spaces) = (0..2).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
     spaces[1].ip("tuntap add dev tap2 mode tap");
-    // One of ours, and one that others made: we make it not again, they do.
+    // A tap of the switch, which it creates again, and a foreign tap, which the test creates again.
     let vifs: Vec<Vif> = (1..).zip(&spaces).map(|(number, namespace)| Vif::new("fw", number, namespace)).collect();
     let daemon = with_state(&vifs);
     let kinds = |vif: &Vif| events(&daemon, vif).iter().map(|event| event.kind).collect::<Vec<_>>();
@@ -284,7 +295,7 @@ fn what_vanishes_and_comes_back_is_told_once() {
     let mut wanted = vec![up];
     for _ in 0..3 {
         spaces[1].ip("link del tap2");
-        // It has been looked for in vain by then, which is no event.
+        // By then the switch has tried to open the device again, which is no event.
         let names_it = |port: &PortView| port.status_reason.contains(&spaces[1].0);
         daemon.await_port("its name", &vifs[1], names_it);
         spaces[1].ip("tuntap add dev tap2 mode tap");

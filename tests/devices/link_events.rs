@@ -1,4 +1,4 @@
-//! What the kernel tells of real netdevs, in namespaces of the tests' own.
+//! Netlink link events of real netdevs. Needs root; makes its own namespaces.
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -10,7 +10,7 @@ use tokio::runtime::Runtime;
 use tokio::time::timeout;
 use vifswitch::sys::link_events::{LinkEvents, Listener};
 
-/// For news that is bound to come.
+/// For events that must arrive.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 struct NetdevListener {
@@ -19,7 +19,7 @@ struct NetdevListener {
 }
 
 impl NetdevListener {
-    /// Listens in a namespace, and has heard what there is.
+    /// Listens in a namespace; the initial dump has been read.
     fn new(namespace: &Namespace) -> NetdevListener {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let events = namespace.run_in(LinkEvents::open).unwrap();
@@ -27,19 +27,19 @@ impl NetdevListener {
         NetdevListener { runtime, listener }
     }
 
-    /// Waits until all of these have been heard of; also of others.
+    /// Waits until events of all these netdevs have arrived; ignores others.
     fn await_names(&mut self, names: &[&str]) {
         let mut missing: HashSet<&str> = names.iter().copied().collect();
         while !missing.is_empty() {
             let next = self.runtime.block_on(async { timeout(TIMEOUT, self.listener.next()).await });
-            let received = next.unwrap_or_else(|_| panic!("nothing was heard of {missing:?}")).unwrap();
+            let received = next.unwrap_or_else(|_| panic!("no event of {missing:?}")).unwrap();
             missing.retain(|name| !received.contains(*name));
         }
     }
 }
 
 #[test]
-fn what_happens_to_a_netdev_is_heard() {
+fn changes_of_a_netdev_are_events() {
     let Some(namespace) = Namespace::new() else { return };
     let mut listener = NetdevListener::new(&namespace);
     listener.await_names(&["lo"]);
@@ -47,7 +47,7 @@ fn what_happens_to_a_netdev_is_heard() {
     listener.await_names(&["v0", "v1"]);
     namespace.ip("link set v0 up");
     listener.await_names(&["v0"]);
-    // Its other end comes up: that is its carrier.
+    // The peer comes up: carrier.
     namespace.ip("link set v1 up");
     listener.await_names(&["v0", "v1"]);
     namespace.ip("link set v1 down");
@@ -62,9 +62,9 @@ fn what_happens_to_a_netdev_is_heard() {
     listener.await_names(&["w0", "v1"]);
 }
 
-/// The kernel has more to tell than there is room for, and nobody reads meanwhile.
+/// The kernel has more events than the socket buffer holds while nobody reads.
 #[test]
-fn what_was_missed_is_asked_for() {
+fn missed_events_cause_a_new_dump() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.ip("link add old type veth peer name there");
     let mut listener = NetdevListener::new(&namespace);
@@ -73,19 +73,19 @@ fn what_was_missed_is_asked_for() {
     for round in 0..2000 {
         writeln!(batch, "link set there mtu {}", 1000 + round % 400).unwrap();
     }
-    // What happens at last is told of only if there is room, and there is none.
+    // The last events find the buffer full.
     batch += "link del old\nlink add new type veth peer name newer\n";
     let mut ip = Command::new("ip").args(["-n", &namespace.0, "-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
     ip.stdin.take().unwrap().write_all(batch.as_bytes()).unwrap();
     assert!(ip.wait().unwrap().success());
     listener.await_names(&["old", "there", "new", "newer"]);
-    // And it goes on hearing.
+    // Later events arrive.
     namespace.ip("link set new up");
     listener.await_names(&["new"]);
 }
 
 #[test]
-fn an_ear_hears_from_a_namespace_that_its_thread_has_never_entered() {
+fn a_listener_receives_from_a_namespace_of_another_thread() {
     let (Some(one), Some(other)) = (Namespace::new(), Namespace::new()) else { return };
     let (mut listener, mut second) = (NetdevListener::new(&one), NetdevListener::new(&other));
     listener.await_names(&["lo"]);

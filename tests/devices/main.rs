@@ -1,6 +1,7 @@
-//! Device kinds on real netdevs: taps, packet sockets, AF_XDP and its program. As root, in namespaces of their own.
+//! Device kinds on real netdevs: taps, packet sockets, AF_XDP and its program. Needs root; makes its own namespaces;
+//! skipped otherwise.
 
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // the helpers of a test fail as the test does
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
 mod early_drop;
 mod kinds;

@@ -1,5 +1,5 @@
-//! Guests that leave work to the next hop, and guests whose tap takes no such frames: real stacks talk
-//! to each other through the switch, and judge what it makes of their frames.
+//! Offloads over taps: guests with offloads and guests without exchange TCP and UDP through the switch; their network
+//! stacks verify the result. Needs root; makes its own namespaces.
 
 use std::net::{IpAddr, Ipv6Addr, UdpSocket};
 
@@ -11,14 +11,14 @@ use support::host::nic::Nic;
 use support::host::setup::{Setup, ping, tcp_both_ways};
 use support::host::{Namespace, await_that, readable};
 
-/// A VM with offloads, and one without. `None` where this cannot be tested.
+/// A VM with offloads, and one without. `None` if the host cannot run the test.
 fn with_and_without() -> Option<Setup> {
     let spaces = (0..2).map(|_| Namespace::new()).collect::<Option<Vec<_>>>()?;
     let vifs = vec![Vif::new("with", 1, &spaces[0]), Vif::new("without", 2, &spaces[1]).device(", offloads = false")];
     Some(Setup { daemon: Daemon::over(&vifs), vifs, spaces })
 }
 
-/// Gives the port at `index` an IPv6 address. `None`, and a word about it, where there is no IPv6.
+/// Adds an IPv6 address to the port at `index`. Prints the reason and returns `None` without IPv6.
 fn address_v6(setup: &Setup, index: usize) -> Option<Ipv6Addr> {
     let allowed = setup.spaces[index].run_in(|| {
         let set = |who: &str| std::fs::write(format!("/proc/sys/net/ipv6/conf/{who}/disable_ipv6"), "0");
@@ -33,8 +33,7 @@ fn address_v6(setup: &Setup, index: usize) -> Option<Ipv6Addr> {
     Some(address)
 }
 
-/// How many checksums the stack of a namespace has found wrong, of TCP and of UDP over IPv4 (over IPv6,
-/// TCP counts with it).
+/// Packets with wrong checksums at a namespace's stack: TCP and UDP over IPv4 (TCP includes IPv6).
 fn wrong_checksums(namespace: &Namespace) -> u64 {
     let table = namespace.run_in(|| std::fs::read_to_string("/proc/thread-self/net/snmp")).unwrap();
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().collect()).collect();
@@ -46,16 +45,16 @@ fn wrong_checksums(namespace: &Namespace) -> u64 {
     wrong.sum()
 }
 
-/// Of the port without offloads: super-frames divided for it, and checksums completed.
+/// Of the port without offloads: segmented GSO packets, and completed checksums.
 fn counts_of_offloads(setup: &Setup) -> (u64, u64) {
     let done = setup.daemon.await_idle().into_iter().map(|port| (port.counts.segmented, port.counts.checksummed));
     let done: Vec<(u64, u64)> = done.collect();
-    assert_eq!(done[0], (0, 0), "nothing is done where it need not be");
+    assert_eq!(done[0], (0, 0), "no work for a port with offloads");
     done[1]
 }
 
 #[test]
-fn a_stream_is_divided_for_a_tap_without_offloads() {
+fn tcp_is_segmented_for_a_tap_without_offloads() {
     let Some(setup) = with_and_without() else { return };
     let nic = setup.nic(1);
     let addresses = [setup.address(0), setup.address(1)];
@@ -65,7 +64,7 @@ fn a_stream_is_divided_for_a_tap_without_offloads() {
     assert!(segmented > 10 && checksummed > 0, "{segmented} {checksummed}");
     assert_eq!(setup.daemon.drops(&setup.vifs[1], "offload_unsupported"), 0);
     assert_eq!(wrong_checksums(&setup.spaces[1]), 0);
-    // What came, as it came.
+    // Received frames, unmodified.
     let frames = nic.rest();
     let stream: Vec<_> = frames.iter().filter(|frame| frame[12..14] == [8, 0] && frame[23] == 6).collect();
     assert!(stream.len() > 1000);
@@ -74,7 +73,7 @@ fn a_stream_is_divided_for_a_tap_without_offloads() {
 }
 
 #[test]
-fn a_stream_over_ipv6_is_divided() {
+fn tcp_over_ipv6_is_segmented() {
     let Some(setup) = with_and_without() else { return };
     let (Some(_), Some(address)) = (address_v6(&setup, 0), address_v6(&setup, 1)) else { return };
     tcp_both_ways(&setup.spaces[0], &setup.spaces[1], address, 5_000_000);
@@ -84,8 +83,8 @@ fn a_stream_over_ipv6_is_divided() {
     assert_eq!(setup.daemon.drops(&setup.vifs[1], "offload_unsupported"), 0);
 }
 
-/// Datagrams that the sender's stack leaves in one piece.
-fn datagrams_are_divided(setup: &Setup, from: IpAddr, to: IpAddr) {
+/// UDP datagrams that the sender's stack sends as GSO packets.
+fn udp_is_segmented(setup: &Setup, from: IpAddr, to: IpAddr) {
     let receiver = setup.spaces[1].run_in(|| UdpSocket::bind((to, 0))).unwrap();
     let sender = setup.spaces[0].run_in(|| UdpSocket::bind((from, 0))).unwrap();
     sender.connect(receiver.local_addr().unwrap()).unwrap();
@@ -99,28 +98,28 @@ fn datagrams_are_divided(setup: &Setup, from: IpAddr, to: IpAddr) {
         let (len, _) = recv(&receiver, &mut datagram[..], RecvFlags::empty()).unwrap();
         assert!(datagram[..len] == *part);
     }
-    // A kernel that passes no such super-frames through a tap has divided them itself.
+    // A kernel without this GSO type on taps has segmented them itself.
     let all = setup.daemon.ports()[0].status_reason.is_empty();
     assert_eq!(counts_of_offloads(setup).0 - before, u64::from(all));
     assert_eq!(wrong_checksums(&setup.spaces[1]), 0);
 }
 
 #[test]
-fn datagrams_are_divided_for_a_tap_without_offloads() {
+fn udp_is_segmented_for_a_tap_without_offloads() {
     let Some(setup) = with_and_without() else { return };
     let addresses = [setup.address(0), setup.address(1)];
     ping(&setup.spaces[0], addresses[1], 1);
-    datagrams_are_divided(&setup, addresses[0].into(), addresses[1].into());
+    udp_is_segmented(&setup, addresses[0].into(), addresses[1].into());
     let (Some(from), Some(to)) = (address_v6(&setup, 0), address_v6(&setup, 1)) else { return };
-    datagrams_are_divided(&setup, from.into(), to.into());
+    udp_is_segmented(&setup, from.into(), to.into());
 }
 
-/// A super-frame that is a fragment would be divided wrongly. It is counted where it would have left.
+/// A GSO packet that is an IP fragment cannot be segmented. It is counted at the egress port.
 #[test]
-fn what_cannot_be_divided_is_refused_aloud() {
+fn gso_packets_that_cannot_be_segmented_are_counted() {
     let Some(setup) = with_and_without() else { return };
     let nics = [Nic::with_header(&setup.spaces[0], "tap1"), setup.nic(1)];
-    // TCP over IPv4 in pieces of 1000, the checksum at 34 + 16 open.
+    // TCP over IPv4, segments of 1000, partial checksum at 34 + 16.
     let header = [1, 1, 54, 0, 0xe8, 3, 34, 0, 16, 0];
     let whole = support::lab::stream::open_frame(setup.vifs[1].mac, setup.vifs[0].mac, 0, 3500);
     let mut fragment = whole.clone();

@@ -1,5 +1,4 @@
-//! Packet sockets on netdevs that others own, as the kernel has them: veths, and taps that somebody else
-//! holds. As root, in namespaces of their own.
+//! Packet sockets on foreign netdevs: veths, and taps held by another process. Needs root; makes its own namespaces.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,14 +12,14 @@ use vifswitch::frame::{Batch, Magazine, Pool, TxBatch, TxStats};
 use vifswitch::sys::tun::{self, Flags};
 use vifswitch::wire::Offload;
 
-/// A worker's things.
+/// Pool, batch and magazine of a worker.
 struct WorkerParts {
     cache: Magazine,
     batch: Batch,
     tx: TxBatch,
 }
 
-/// What came in: the header that was left to be heeded, and the bytes.
+/// A received frame: pending offload work, and bytes.
 type Came = (Offload, Vec<u8>);
 
 impl WorkerParts {
@@ -45,7 +44,7 @@ impl WorkerParts {
         self.transmit(device)
     }
 
-    /// What there is, up to a burst.
+    /// Receives all pending frames, up to a burst.
     fn rest(&mut self, device: &mut dyn Device) -> Vec<Came> {
         device.receive(&mut self.batch, &mut self.cache).unwrap();
         let came =
@@ -55,32 +54,32 @@ impl WorkerParts {
         came
     }
 
-    /// Receives until something has come.
+    /// Receives until a frame has arrived.
     fn take_some(&mut self, device: &mut dyn Device) {
         while self.rest(device).is_empty() {
             readable(device.fd().unwrap());
         }
     }
 
-    /// The next frame of an experiment, which is awaited and must be alone.
+    /// Waits for the next test frame, which must be the only one.
     fn take(&mut self, device: &mut dyn Device) -> Came {
         loop {
             let mut came = self.rest(device);
             came.retain(|(_, frame)| frame.starts_with(&THERE));
             match came.pop() {
                 Some(frame) if came.is_empty() => return frame,
-                Some(_) => panic!("more than one came"),
+                Some(_) => panic!("more than one frame arrived"),
                 None => readable(device.fd().unwrap()),
             }
         }
     }
 }
 
-/// Where the frames of all experiments go.
+/// Destination of all test frames.
 const THERE: [u8; 6] = [2, 0xbb, 0, 0, 0, 1];
 const HERE: [u8; 6] = [2, 0xaa, 0, 0, 0, 1];
 
-/// A frame, what stands behind its addresses, filled up with bytes that differ from each other.
+/// A frame with these bytes after its addresses, padded with bytes that all differ.
 fn frame(kind: &[u8], len: usize) -> Vec<u8> {
     let mut frame = [&THERE, &HERE, kind].concat();
     frame.extend((frame.len()..len).map(|at| (at * 31 + at / 251) as u8));
@@ -91,28 +90,28 @@ fn experiment(len: usize) -> Vec<u8> {
     frame(&EXPERIMENT.to_be_bytes(), len)
 }
 
-/// Frames as they may come, for an MTU of 9000.
+/// Unusual frames for an MTU of 9000.
 fn odd_frames() -> Vec<Vec<u8>> {
     let mut frames = vec![
         frame(&[0, 3, 0xe0, 0xe0, 3], 60), // LLC, NetWare
         frame(&[0, 38, 0x42, 0x42, 3], 60),
-        frame(&[0x08, 0x00, 0x4f, 0, 0xff, 0xff], 60), // IPv4 with a length beyond the frame
+        frame(&[0x08, 0x00, 0x4f, 0, 0xff, 0xff], 60), // IPv4, total length beyond the frame
         frame(&[0x81, 0x00, 0x00, 0x05, 0x08, 0x00], 64),
-        frame(&[0x81, 0x00, 0xef, 0xff, 0x88, 0xb5], 20), // all bits but that of DEI; shorter ones die in the kernel
+        frame(&[0x81, 0x00, 0xef, 0xff, 0x88, 0xb5], 20), // all bits except DEI; the kernel drops shorter ones
         frame(&[0x81, 0x00, 0x00, 0x00, 0x88, 0xb5], 1518), // a priority tag, and a full frame
         frame(&[0x88, 0xa8, 0x10, 0x07, 0x88, 0xb5], 64),
         frame(&[0x88, 0xa8, 0x00, 0x07, 0x81, 0x00, 0x00, 0x05, 0x88, 0xb5], 64),
         frame(&[0x88, 0xa8, 0x00, 0x07, 0x81, 0x00, 0x00, 0x05, 0x81, 0x00, 0x00, 0x06, 0x88, 0xb5], 86),
-        frame(&[0x91, 0x00, 0x00, 0x07, 0x81, 0x00, 0x00, 0x05, 0x88, 0xb5], 64), // no tag to the kernel
+        frame(&[0x91, 0x00, 0x00, 0x07, 0x81, 0x00, 0x00, 0x05, 0x88, 0xb5], 64), // TPID 0x9100 is no tag to the kernel
         frame(&[0x81, 0x00, 0x00, 0x07, 0x88, 0xb5], 9018),
     ];
-    // around what a slot of the ring takes, among others
+    // Lengths around a ring slot, among others.
     frames.extend([14, 15, 17, 59, 60, 61, 1514].into_iter().chain(1950..2060).chain([4096, 9014]).map(experiment));
     frames.extend((1950..2060).map(|len| frame(&[0x81, 0x00, 0x00, 0x05, 0x88, 0xb5], len)));
     frames
 }
 
-/// A namespace with the netdev `port`, of which the other end is `guest` in another one.
+/// A namespace with the netdev `port`, whose peer `guest` is in another namespace.
 struct VethPair {
     port: Namespace,
     guest: Namespace,
@@ -158,7 +157,7 @@ fn open(settings: &Settings) -> Box<dyn Device> {
     opened.queues.remove(0)
 }
 
-/// A tap whose file somebody else holds, as QEMU does, and its netdev.
+/// A tap whose file another process holds, as QEMU does, and its netdev.
 fn held_tap(namespace: &Namespace) -> tun::Queue {
     let flags = Flags { vnet_header: true, multi_queue: false, exclusive: true };
     let queue = namespace.run_in(|| tun::Queue::open("port", flags)).unwrap();
@@ -168,7 +167,7 @@ fn held_tap(namespace: &Namespace) -> tun::Queue {
 }
 
 #[test]
-fn odd_frames_pass_both_ways_untouched() {
+fn unusual_frames_pass_unmodified() {
     let Some(loopback) = VethPair::new(9000) else { return };
     for offloads in [true, false] {
         let mut device = open(&Settings { offloads, ..loopback.settings() });
@@ -182,7 +181,7 @@ fn odd_frames_pass_both_ways_untouched() {
             assert_eq!(nic.take(), frame);
         }
         assert_eq!(device.rx_missed(), 0);
-        assert!(parts.rest(&mut *device).is_empty(), "what was sent is not heard");
+        assert!(parts.rest(&mut *device).is_empty(), "sent frames are not received");
     }
 }
 
@@ -208,7 +207,7 @@ fn frames_stay_in_order_whatever_their_lengths() {
 }
 
 #[test]
-fn one_frame_that_is_refused_holds_up_no_other() {
+fn a_refused_frame_delays_no_other() {
     let Some(loopback) = VethPair::new(1500) else { return };
     let (nic, mut parts) = (Nic::new(&loopback.guest, "guest"), WorkerParts::new());
     let double = frame(&[0x88, 0xa8, 0, 7, 0x81, 0, 0, 5, 0x88, 0xb5], 1522);
@@ -230,8 +229,8 @@ fn one_frame_that_is_refused_holds_up_no_other() {
     }
 }
 
-/// A super-frame of TCP with its header, and a tag in front of it or not.
-fn super_frame(tag: &[u8]) -> Came {
+/// A TCP GSO packet with its header, optionally tagged.
+fn gso_packet(tag: &[u8]) -> Came {
     let mut ip = vec![0x45, 0, 0x4e, 0x48, 0, 0, 0x40, 0, 64, 6, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2];
     let sum: u32 = ip.chunks(2).map(|word| u32::from(u16::from_be_bytes([word[0], word[1]]))).sum();
     ip[10..12].copy_from_slice(&(!((sum & 0xffff) + (sum >> 16)) as u16).to_be_bytes());
@@ -242,16 +241,16 @@ fn super_frame(tag: &[u8]) -> Came {
 }
 
 #[test]
-fn super_frames_pass_with_their_header_and_their_tag() {
+fn gso_packets_pass_with_header_and_tag() {
     let Some(loopback) = VethPair::new(1500) else { return };
     let Some(namespace) = Namespace::new() else { return };
     let guest = held_tap(&namespace);
     let (mut ours, mut theirs) = (loopback.open(), open(&settings(&namespace, "port")));
     let (nic, mut parts) = (Nic::with_header(&loopback.guest, "guest"), WorkerParts::new());
     for tag in [&[][..], &[0x81, 0, 0x20, 5], &[0x88, 0xa8, 0, 7]] {
-        let (offload, frame) = super_frame(tag);
+        let (offload, frame) = gso_packet(tag);
         let written = [&offload.write()[..10], &frame].concat();
-        // in by a veth, out by it
+        // received and sent by a veth
         nic.send(&written);
         let came = parts.take(&mut *ours);
         assert_eq!((came.0.segment_size(), &came.1), (1448, &frame));
@@ -262,9 +261,9 @@ fn super_frames_pass_with_their_header_and_their_tag() {
         assert_eq!(came.0, offload);
         parts.add(&came.1, came.0);
         assert_eq!(parts.transmit(&mut *ours).frames, 14);
-        // To a socket, the header counts without the tag that stands beside the frame.
-        assert!(nic.take() == [&super_frame(&[]).0.write()[..10], &frame].concat(), "{tag:02x?}");
-        // in by a tap, as a guest behind QEMU sends it; out by the tap, to the guest
+        // To a socket, header offsets do not include the stripped tag.
+        assert!(nic.take() == [&gso_packet(&[]).0.write()[..10], &frame].concat(), "{tag:02x?}");
+        // received by a tap, as from a guest of QEMU; sent by the tap, to the guest
         guest.write(&[&offload.write(), &frame[..]].concat()).unwrap();
         assert!(parts.take(&mut *theirs) == (offload, frame.clone()));
         parts.add(&frame, offload);
@@ -277,7 +276,7 @@ fn super_frames_pass_with_their_header_and_their_tag() {
 }
 
 #[test]
-fn a_tcp_stream_passes_from_veth_to_veth_as_super_frames() {
+fn tcp_passes_from_veth_to_veth_as_gso_packets() {
     let (Some(left), Some(right)) = (VethPair::new(1500), VethPair::new(1500)) else { return };
     left.guest.ip("addr add 10.0.0.1/24 dev guest");
     right.guest.ip("addr add 10.0.0.2/24 dev guest");
@@ -285,7 +284,7 @@ fn a_tcp_stream_passes_from_veth_to_veth_as_super_frames() {
 }
 
 #[test]
-fn a_tcp_stream_passes_from_veth_to_tap_as_super_frames() {
+fn tcp_passes_from_veth_to_tap_as_gso_packets() {
     let (Some(left), Some(right)) = (VethPair::new(1500), Namespace::new()) else { return };
     let mac = "02:00:00:00:00:02".parse().unwrap();
     let mut opened = tap::open(
@@ -307,9 +306,9 @@ fn a_tcp_stream_passes_from_veth_to_tap_as_super_frames() {
     relay(&left.guest, &right, [left.open(), opened.queues.remove(0)]);
 }
 
-/// What is received with an open checksum says so, also if nothing of the kind is to be sent.
+/// Received partial checksums are marked, also if sent frames must have none.
 #[test]
-fn an_open_checksum_is_told_in_any_case() {
+fn a_partial_checksum_is_always_marked() {
     let Some(loopback) = VethPair::new(1500) else { return };
     for offloads in [true, false] {
         let mut device = open(&Settings { offloads, ..loopback.settings() });
@@ -323,17 +322,17 @@ fn an_open_checksum_is_told_in_any_case() {
 }
 
 #[test]
-fn more_than_the_ring_takes_is_lost_and_counted() {
+fn frames_that_find_the_ring_full_are_counted() {
     let Some(loopback) = VethPair::new(1500) else { return };
     let mut device = loopback.open();
     let (nic, mut parts) = (Nic::new(&loopback.guest, "guest"), WorkerParts::new());
     const MANY: u64 = 3000;
     for round in 0..3u8 {
         (0..MANY).for_each(|number| nic.send(&frame(&[0x88, 0xb5, round, number as u8, (number >> 8) as u8], 60)));
-        // The last ones come through the queue of a processor: it has been emptied when nothing moves.
+        // The last frames pass through a per-CPU queue, which is empty once nothing changes.
         let mut numbers = Vec::new();
         let mut rx_missed = 0;
-        await_that("all frames, come or lost", || {
+        await_that("all frames, received or lost", || {
             for (_, frame) in parts.rest(&mut *device) {
                 assert_eq!(frame[14], round);
                 numbers.push(u64::from(u16::from_le_bytes([frame[15], frame[16]])));
@@ -346,7 +345,7 @@ fn more_than_the_ring_takes_is_lost_and_counted() {
     }
 }
 
-/// Sends by `device` and receives from it until it says that it is gone.
+/// Transmits and receives until the device reports that it is gone.
 fn until_gone(device: &mut dyn Device, parts: &mut WorkerParts) -> std::io::Error {
     await_that("an error", || {
         parts.send(device, &experiment(60));
@@ -358,7 +357,7 @@ fn until_gone(device: &mut dyn Device, parts: &mut WorkerParts) -> std::io::Erro
 }
 
 #[test]
-fn a_netdev_that_is_deleted_under_traffic_is_a_device_that_is_gone() {
+fn a_netdev_deleted_under_traffic_is_reported_gone() {
     let Some(loopback) = VethPair::new(1500) else { return };
     let mut parts = WorkerParts::new();
     for silent in [false, true] {
@@ -377,8 +376,8 @@ fn a_netdev_that_is_deleted_under_traffic_is_a_device_that_is_gone() {
             loopback.port.ip("link del dev port");
             if silent {
                 let mut polled = [PollFd::from_borrowed_fd(device.fd().unwrap(), PollFlags::IN)];
-                assert!(poll(&mut polled, Some(&TEST_TIMEOUT)).unwrap() > 0, "a sleeping worker is woken by it");
-                // A worker asks a port that is quiet so often before it leaves it alone.
+                assert!(poll(&mut polled, Some(&TEST_TIMEOUT)).unwrap() > 0, "the descriptor becomes readable");
+                // A worker polls an idle port this often before it is watched.
                 let gone = (0..64).find_map(|_| device.receive(&mut parts.batch, &mut parts.cache).err());
                 assert!(gone.is_some());
             } else {
@@ -393,14 +392,14 @@ fn a_netdev_that_is_deleted_under_traffic_is_a_device_that_is_gone() {
 }
 
 #[test]
-fn a_netdev_that_is_set_down_is_given_up_and_opened_again_when_it_is_up() {
+fn a_netdev_set_down_is_reopened_when_up() {
     let Some(loopback) = VethPair::new(1500) else { return };
     let mut parts = WorkerParts::new();
     for sends in [false, true] {
         let mut device = loopback.open();
         loopback.port.ip("link set dev port down");
         if sends {
-            // The error that waits at the socket is told only once, and not to who receives.
+            // The pending socket error is returned once, to either call.
             assert_eq!(parts.send(&mut *device, &experiment(60)).link_down, 1);
             parts.add(&experiment(60), Offload::NONE);
             parts.add(&experiment(60), Offload::NONE);
@@ -441,10 +440,9 @@ fn a_netdev_that_is_down_for_a_moment_is_kept() {
     }
 }
 
-/// UDP fragmentation is a kind of super-frame for which the header of a ring has no word. An old guest
-/// sends them, or one that wants to do harm.
+/// UDP fragmentation offload is a GSO type that the ring's header cannot express. Old or malicious guests send it.
 #[test]
-fn a_frame_that_halts_the_ring_costs_the_port_a_moment_and_no_more() {
+fn a_stuck_ring_is_recovered() {
     let Some(namespace) = Namespace::new() else { return };
     let guest = held_tap(&namespace);
     let settings = settings(&namespace, "port");
@@ -457,8 +455,8 @@ fn a_frame_that_halts_the_ring_costs_the_port_a_moment_and_no_more() {
     guest.write(&plain(60)).unwrap();
     assert_eq!(parts.take(&mut *device).1, experiment(60));
     guest.write(&fragments).unwrap();
-    // Frames that come meanwhile are lost. From then on all of them are read, and by another descriptor.
-    await_that("frames that come", || {
+    // Frames that arrive in between are lost. Then all are received, by another descriptor.
+    await_that("frames that arrive", || {
         guest.write(&plain(60)).unwrap();
         let woken =
             poll(&mut [PollFd::from_borrowed_fd(device.fd().unwrap(), PollFlags::IN)], Some(&Timespec::default()));
@@ -488,9 +486,9 @@ fn a_frame_that_halts_the_ring_costs_the_port_a_moment_and_no_more() {
         assert!(parts.rest(&mut *device).is_empty());
         device.rx_missed()
     });
-    assert_eq!(lost, [64, 36], "a worker has others to see to");
+    assert_eq!(lost, [64, 36], "one receive is bounded");
     for tag in [&[][..], &[0x81, 0, 0x20, 5]] {
-        let (offload, frame) = super_frame(tag);
+        let (offload, frame) = gso_packet(tag);
         guest.write(&[&offload.write(), &frame[..]].concat()).unwrap();
         assert!(parts.take(&mut *device) == (offload, frame));
     }
@@ -499,7 +497,7 @@ fn a_frame_that_halts_the_ring_costs_the_port_a_moment_and_no_more() {
 }
 
 #[test]
-fn nothing_is_changed_about_a_netdev_and_it_stays() {
+fn a_foreign_netdev_is_not_changed() {
     let Some(loopback) = VethPair::new(1500) else { return };
     let before = loopback.port.link("port").unwrap();
     let settings = Settings { mtu: 9000, ..loopback.settings() };
@@ -515,7 +513,7 @@ fn nothing_is_changed_about_a_netdev_and_it_stays() {
 }
 
 #[test]
-fn what_is_no_ethernet_device_is_refused() {
+fn a_netdev_without_ethernet_is_refused() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.ip("tuntap add dev tun0 mode tun");
     namespace.ip("link set dev tun0 up");
@@ -525,9 +523,9 @@ fn what_is_no_ethernet_device_is_refused() {
     }
 }
 
-/// What was made for a tap is removed, and nothing else, and each is told in its place.
+/// Removes the taps of the switch and nothing else; results are in order.
 #[test]
-fn taps_and_others_are_removed_in_one_go() {
+fn only_taps_of_the_switch_are_removed() {
     let Some(loopback) = VethPair::new(1500) else { return };
     let tap = |name: &str| {
         device::Settings::Tap(tap::Settings {

@@ -1,4 +1,4 @@
-//! Taps as the kernel has them. As root, in namespaces of their own.
+//! Taps: created, persistent, foreign, multi-queue, deleted. Needs root; makes its own namespaces.
 
 use std::collections::HashSet;
 use std::net::UdpSocket;
@@ -16,9 +16,9 @@ use vifswitch::sys::link::{self, Link};
 use vifswitch::sys::netns::{Netns, within};
 use vifswitch::wire::{Mac, Offload};
 
-/// What only these tests do to a namespace.
+/// Namespace helpers of these tests.
 trait NamespaceExt {
-    /// A tap in here, as most tests want it.
+    /// Settings of a tap in this namespace, as most tests need it.
     fn tap(&self, name: &str) -> Settings;
 }
 
@@ -37,7 +37,7 @@ impl NamespaceExt for Namespace {
     }
 }
 
-/// A worker's things.
+/// Pool, batch and magazine of a worker.
 struct WorkerParts {
     cache: Magazine,
     batch: Batch,
@@ -58,7 +58,7 @@ impl WorkerParts {
         device.transmit(&mut self.tx, &self.batch, &mut self.cache)
     }
 
-    /// Waits for the next frame that `wanted` knows.
+    /// Waits for the next frame that `wanted` accepts.
     fn take(&mut self, device: &mut dyn Device, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
         loop {
             self.batch.clear(&mut self.cache);
@@ -71,7 +71,7 @@ impl WorkerParts {
     }
 }
 
-/// Hears every frame of type [`EXPERIMENT`] that comes into the namespace.
+/// A socket that receives every frame of type [`EXPERIMENT`] in the namespace.
 fn listener(namespace: &Namespace) -> OwnedFd {
     let protocol = NonZeroU32::new(u32::from(EXPERIMENT.to_be())).map(Protocol::from_raw);
     namespace.run_in(|| socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, protocol)).unwrap()
@@ -99,7 +99,7 @@ fn only(mut opened: Opened) -> Box<dyn Device> {
 }
 
 #[test]
-fn a_tap_is_made_in_its_namespace_as_asked_and_goes_with_us() {
+fn a_tap_is_created_as_configured_and_removed_on_close() {
     let Some(namespace) = Namespace::new() else { return };
     let settings = Settings { mtu: 9000, ..namespace.tap("tap0") };
     let opened = tap::open(&settings, true).unwrap();
@@ -110,13 +110,17 @@ fn a_tap_is_made_in_its_namespace_as_asked_and_goes_with_us() {
     assert_eq!((link.alias.as_str(), link.gso_max_segs, link.queue_len), ("vifswitch:port-1", 65_535, 4096));
     let info = link.tap.unwrap();
     assert!(info.vnet_header && !info.persist && !info.multi_queue);
-    assert_eq!(within(&Netns::Host, || link::find("tap0")).unwrap().unwrap(), None, "it is not in the host");
+    assert_eq!(
+        within(&Netns::Host, || link::find("tap0")).unwrap().unwrap(),
+        None,
+        "the tap is not in the host namespace"
+    );
     drop(opened);
     assert_eq!(namespace.link("tap0"), None);
 }
 
 #[test]
-fn frames_pass_both_ways_untouched() {
+fn frames_pass_unmodified() {
     let Some(namespace) = Namespace::new() else { return };
     for (name, offloads) in [("with", true), ("without", false)] {
         let settings = Settings { offloads, mtu: 9000, ..namespace.tap(name) };
@@ -144,7 +148,7 @@ fn frames_pass_both_ways_untouched() {
 }
 
 #[test]
-fn a_tcp_stream_passes_as_super_frames() {
+fn tcp_passes_as_gso_packets() {
     let (Some(left), Some(right)) = (Namespace::new(), Namespace::new()) else { return };
     let other = Mac::from_bits(0x0200_0000_0002);
     let taps = [left.tap("tap0"), Settings { mac: other, ..right.tap("tap0") }];
@@ -155,7 +159,7 @@ fn a_tcp_stream_passes_as_super_frames() {
 }
 
 #[test]
-fn a_persistent_tap_is_found_again_with_its_addresses() {
+fn a_persistent_tap_keeps_its_addresses() {
     let Some(namespace) = Namespace::new() else { return };
     let settings = Settings { persist: true, ..namespace.tap("tap0") };
     drop(tap::open(&settings, true).unwrap());
@@ -164,7 +168,7 @@ fn a_persistent_tap_is_found_again_with_its_addresses() {
     assert!(before.tap.unwrap().persist);
     let again = tap::open(&settings, false).unwrap();
     assert!(again.made && again.warnings.is_empty(), "{again:?}");
-    assert!(!before.carrier, "nobody is at its other end");
+    assert!(!before.carrier, "the tap has no carrier");
     assert_eq!(namespace.link("tap0").unwrap(), Link { carrier: true, ..before });
     namespace.run_in(|| UdpSocket::bind("10.0.0.1:0")).expect("the address is still there");
     drop(again);
@@ -183,9 +187,9 @@ fn a_persistent_tap_is_found_again_with_its_addresses() {
     assert_eq!(remove(&settings), [false]);
 }
 
-/// More than go in one go, open and closed, and among them what is not ours to remove.
+/// More taps than one batch, held and free, and foreign ones, which are kept.
 #[test]
-fn many_taps_are_removed_together_and_no_others() {
+fn only_taps_of_the_switch_are_removed() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.ip("tuntap add dev theirs mode tap");
     let named = |name: &str| Settings { persist: true, owner: format!("port {name}"), ..namespace.tap(name) };
@@ -205,7 +209,7 @@ fn many_taps_are_removed_together_and_no_others() {
 }
 
 #[test]
-fn a_tap_that_need_not_persist_any_more_goes_with_us() {
+fn a_tap_no_longer_persistent_is_removed_on_close() {
     let Some(namespace) = Namespace::new() else { return };
     let settings = Settings { persist: true, ..namespace.tap("tap0") };
     drop(tap::open(&settings, true).unwrap());
@@ -215,7 +219,7 @@ fn a_tap_that_need_not_persist_any_more_goes_with_us() {
 }
 
 #[test]
-fn what_others_made_is_followed_and_stays() {
+fn a_foreign_tap_is_used_and_kept() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.ip("tuntap add dev tap0 mode tap");
     let opened = tap::open(&namespace.tap("tap0"), false).unwrap();
@@ -233,9 +237,9 @@ fn what_others_made_is_followed_and_stays() {
     assert_eq!(namespace.link("tap1").unwrap().tap.unwrap().queues, 1);
 }
 
-/// A netdev of ours cannot be changed from a single queue to several. Nobody else needs it, so it goes.
+/// A tap cannot be changed from single to multi-queue. A free tap of the switch is removed and created again.
 #[test]
-fn ours_is_made_anew_for_another_kind_of_queues() {
+fn a_tap_is_created_again_for_another_queue_mode() {
     let Some(namespace) = Namespace::new() else { return };
     let mut before = 0;
     for queues in [1, 2, 1] {
@@ -254,7 +258,7 @@ fn ours_is_made_anew_for_another_kind_of_queues() {
 }
 
 #[test]
-fn what_is_left_over_is_removed_if_it_is_ours_and_free() {
+fn orphaned_taps_are_removed_if_free() {
     let Some(namespace) = Namespace::new() else { return };
     let at = DeviceLocation { device: "tap0".into(), netns: namespace.netns() };
     let remove = |port: &str| device::remove_left(&at, port).unwrap();
@@ -275,7 +279,7 @@ fn what_is_left_over_is_removed_if_it_is_ours_and_free() {
 }
 
 #[test]
-fn what_is_no_tap_is_refused() {
+fn other_netdevs_are_refused() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.ip("tuntap add dev tun0 mode tun");
     for name in ["tun0", "lo", "a-name-of-16-byt"] {
@@ -286,7 +290,7 @@ fn what_is_no_tap_is_refused() {
 }
 
 #[test]
-fn a_held_tap_is_busy() {
+fn a_tap_in_use_is_busy() {
     let Some(namespace) = Namespace::new() else { return };
     for queues in [1, 2] {
         let settings = Settings { queues, ..namespace.tap("tap0") };
@@ -300,7 +304,7 @@ fn a_held_tap_is_busy() {
 }
 
 #[test]
-fn two_queues_share_the_traffic() {
+fn two_queues_share_flows() {
     let Some(namespace) = Namespace::new() else { return };
     let mut opened = tap::open(&Settings { queues: 2, ..namespace.tap("tap0") }, true).unwrap();
     assert_eq!(namespace.link("tap0").unwrap().tap.unwrap().queues, 2);
@@ -311,7 +315,7 @@ fn two_queues_share_the_traffic() {
         assert_eq!(parts.send(&mut **queue, &experiment(60)).frames, 1);
         assert_eq!(received(&listener), experiment(60));
     }
-    // Streams are spread by their ports: with 64 of them, each queue gets some.
+    // Flows are distributed by their ports: with 64 flows, each queue receives some.
     let mut expected = HashSet::new();
     namespace.run_in(|| {
         for stream in 0..64u8 {
@@ -325,7 +329,7 @@ fn two_queues_share_the_traffic() {
     while !expected.is_empty() {
         let mut polled: Vec<_> =
             opened.queues.iter().map(|q| PollFd::from_borrowed_fd(q.fd().unwrap(), PollFlags::IN)).collect();
-        assert!(poll(&mut polled, Some(&TEST_TIMEOUT)).unwrap() > 0, "{expected:?} never came");
+        assert!(poll(&mut polled, Some(&TEST_TIMEOUT)).unwrap() > 0, "{expected:?} did not arrive");
         for (queue, share) in opened.queues.iter_mut().zip(&mut shares) {
             queue.receive(&mut parts.batch, &mut parts.cache).unwrap();
             for index in 0..parts.batch.len() {
@@ -341,23 +345,23 @@ fn two_queues_share_the_traffic() {
 }
 
 #[test]
-fn a_deleted_netdev_is_a_device_that_is_gone() {
+fn a_deleted_netdev_is_reported_gone() {
     let Some(namespace) = Namespace::new() else { return };
     let mut device = only(tap::open(&namespace.tap("tap0"), true).unwrap());
     let mut parts = WorkerParts::new();
     namespace.ip("link del dev tap0");
     let mut polled = [PollFd::from_borrowed_fd(device.fd().unwrap(), PollFlags::IN)];
-    assert!(poll(&mut polled, Some(&TEST_TIMEOUT)).unwrap() > 0, "a sleeping worker is woken by it");
+    assert!(poll(&mut polled, Some(&TEST_TIMEOUT)).unwrap() > 0, "the descriptor becomes readable");
     assert!(device.receive(&mut parts.batch, &mut parts.cache).is_err());
     assert_eq!(parts.send(&mut *device, &experiment(60)).link_down, 1);
 }
 
 #[test]
-fn what_is_not_there_yet_is_told_apart() {
+fn missing_namespace_and_netdev_have_different_errors() {
     let Some(namespace) = Namespace::new() else { return };
     let missing = tap::open(&namespace.tap("tap0"), false).unwrap_err();
     assert!(matches!(missing, OpenError::NoDevice { .. }), "{missing}");
-    assert_eq!(namespace.link("tap0"), None, "asking does not make it");
+    assert_eq!(namespace.link("tap0"), None, "a query creates nothing");
     let absent = Settings { netns: Netns::Named(format!("{}-not", namespace.0)), ..namespace.tap("tap0") };
     for may_create in [false, true] {
         let missing = tap::open(&absent, may_create).unwrap_err();
@@ -366,7 +370,7 @@ fn what_is_not_there_yet_is_told_apart() {
 }
 
 #[test]
-fn a_tap_without_offloads_forgets_those_of_an_earlier_holder() {
+fn a_tap_without_offloads_resets_those_of_its_previous_owner() {
     let Some(namespace) = Namespace::new() else { return };
     let settings = Settings { persist: true, ..namespace.tap("tap0") };
     drop(tap::open(&settings, true).unwrap());
@@ -376,7 +380,7 @@ fn a_tap_without_offloads_forgets_those_of_an_earlier_holder() {
     socket.set_broadcast(true).unwrap();
     socket.send_to(&[7; 100], "10.0.0.255:9").unwrap();
     let frame = WorkerParts::new().take(&mut *device, |frame| frame.len() == 142);
-    // The checksum over pseudo header and datagram (RFC 768): complete, it sums up to all ones.
+    // Checksum over pseudo-header and datagram (RFC 768): a complete one sums to all ones.
     let words = [&frame[26..34], &[0, 17, 0, 108], &frame[34..]].concat();
     let sum: u32 = words.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
     assert_eq!((sum & 0xffff) + (sum >> 16), 0xffff);

@@ -1,4 +1,4 @@
-//! AF_XDP ports on netdevs that others own. As root, in namespaces of their own.
+//! AF_XDP ports on foreign netdevs. Needs root; makes its own namespaces.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -16,7 +16,7 @@ use vifswitch::wire::{Mac, Offload};
 
 const SLOTS: u32 = 4096;
 
-/// What only these tests do to a namespace.
+/// Namespace helpers of these tests.
 trait NamespaceExt {
     fn veth(&self, name: &str, mtu: u32);
 
@@ -45,7 +45,7 @@ impl NamespaceExt for Namespace {
     }
 }
 
-/// A worker's things.
+/// Pool, batch and magazine of a worker.
 struct WorkerParts {
     pool: &'static Pool,
     cache: Magazine,
@@ -60,7 +60,7 @@ impl WorkerParts {
     }
 
     fn open(&self, settings: &Settings) -> Opened {
-        // The kernel frees a queue a little later than its socket.
+        // The kernel frees a queue shortly after its socket is closed.
         await_that("the netdev is free", || match xdp::open(settings, self.pool) {
             Err(OpenError::Busy { .. }) => None,
             opened => Some(opened.unwrap()),
@@ -73,18 +73,18 @@ impl WorkerParts {
         opened.queues.remove(0)
     }
 
-    /// Takes what has arrived at one device to another one, whole frames at a time.
+    /// Moves received frames from one device to another, whole frames at a time.
     fn forward(&mut self, from: &mut dyn Device, to: &mut dyn Device) -> TxStats {
         from.receive(&mut self.batch, &mut self.cache).unwrap();
         for index in 0..self.batch.len() {
-            self.tx.push(self.batch.take(index).expect("it owns its slots"));
+            self.tx.push(self.batch.take(index).expect("the device owns its slots"));
         }
         let sent = to.transmit(&mut self.tx, &self.batch, &mut self.cache);
         self.batch.clear(&mut self.cache);
         sent
     }
 
-    /// Takes one frame from one device to another one.
+    /// Moves one frame from one device to another.
     fn transfer(&mut self, from: &mut dyn Device, to: &mut dyn Device) {
         readable(from.fd().unwrap());
         let sent = self.forward(from, to);
@@ -97,7 +97,7 @@ impl WorkerParts {
     }
 }
 
-/// A bridge in `guest` with the netdev `outside` and i0, whose other end is i1.
+/// A bridge in `guest` with the netdev `outside` and i0, whose peer is i1.
 fn bridge(guest: &Namespace, outside: &str) {
     guest.ip("link add br0 mtu 9100 type bridge");
     guest.ip("link add i0 mtu 9100 type veth peer name i1 mtu 9100");
@@ -115,7 +115,7 @@ fn frame(len: usize) -> Vec<u8> {
 }
 
 #[test]
-fn a_veth_is_bound_in_the_driver_and_says_why_not_better() {
+fn a_veth_is_bound_in_native_mode_with_the_reason() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.veth("v0", 1500);
     let parts = WorkerParts::new();
@@ -138,9 +138,10 @@ fn a_veth_is_bound_in_the_driver_and_says_why_not_better() {
     assert_eq!(parts.pool.free(), SLOTS);
 }
 
-/// A bridge of the guest puts the outer tag of a frame beside it, and so it leaves by a veth. It comes in as it was.
+/// A bridge of the guest strips the outer tag into metadata and sends the frame by a veth. The port receives it with
+/// its tag.
 #[test]
-fn a_tag_beside_the_frame_is_put_back() {
+fn a_stripped_tag_is_restored() {
     let (Some(namespace), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     namespace.ip(&format!("link add v0 mtu 9100 type veth peer name eth0 mtu 9100 netns {}", guest.0));
     namespace.ip("link set dev v0 up");
@@ -148,9 +149,9 @@ fn a_tag_beside_the_frame_is_put_back() {
     tags_come_in((&namespace, "v0"), &guest, &[16, 46, 60, 1500, 3836, 3840, 8000]);
 }
 
-/// What comes out of a VXLAN packet is a whole frame, also for the network stack's programs.
+/// A frame from a VXLAN tunnel keeps its inner tag, also in generic mode.
 #[test]
-fn a_tag_in_a_tunnel_stays_in_the_frame() {
+fn a_tag_inside_a_tunnel_is_kept() {
     let (Some(namespace), Some(guest)) = (Namespace::new(), Namespace::new()) else { return };
     namespace.ip(&format!("link add under mtu 9100 type veth peer name under mtu 9100 netns {}", guest.0));
     for (end, own, other) in [(&namespace, 1, 2), (&guest, 2, 1)] {
@@ -164,13 +165,13 @@ fn a_tag_in_a_tunnel_stays_in_the_frame() {
     tags_come_in((&namespace, "vx0"), &guest, &[60, 1500]);
 }
 
-/// What a guest sends behind its bridge comes in at a netdev as it was, with tags of every kind.
+/// A port receives frames of the guest's bridge unmodified, with tags of every kind.
 fn tags_come_in((namespace, name): (&Namespace, &str), guest: &Namespace, lens: &[usize]) {
     let inside = Nic::new(guest, "i1");
     let mut parts = WorkerParts::new();
     for vlan_demux in [false, true] {
         let mut device = parts.only(&Settings { vlan_demux, ..namespace.xdp(name) });
-        // The bridge itself speaks as well, and forwards only a while after its ports are up.
+        // The bridge sends frames of its own, and forwards only some time after its ports are up.
         let mut take = |send: Option<&[u8]>, written: &[u8]| {
             await_that(&format!("{} bytes: {:?}", written.len(), &written[12..]), || {
                 send.into_iter().for_each(|again| inside.send(again));
@@ -196,9 +197,9 @@ fn tags_come_in((namespace, name): (&Namespace, &str), guest: &Namespace, lens: 
     }
 }
 
-/// Where no program can ask for the tag, nothing is assigned by it.
+/// Where a program cannot read stripped tags, trunks are refused.
 #[test]
-fn a_trunk_is_refused_where_tags_may_be_lost() {
+fn trunks_are_refused_where_tags_may_be_lost() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.veth("v0", 1500);
     let parts = WorkerParts::new();
@@ -206,7 +207,7 @@ fn a_trunk_is_refused_where_tags_may_be_lost() {
     for refused in [xdp::open(&settings, parts.pool).unwrap_err(), xdp::preflight(&settings).unwrap_err()] {
         assert!(matches!(refused, OpenError::Refused { .. }) && refused.to_string().contains("packet"), "{refused}");
     }
-    assert_eq!(namespace.link("v0").unwrap().xdp, None, "nothing is left of it");
+    assert_eq!(namespace.link("v0").unwrap().xdp, None, "no slot is held");
     let alone = Settings { vlan_demux: false, ..settings.clone() };
     assert!(parts.open(&alone).may_lose_tags);
     assert!(xdp::preflight(&alone).unwrap().iter().any(|note| note.contains("VLAN tag")));
@@ -216,14 +217,14 @@ fn a_trunk_is_refused_where_tags_may_be_lost() {
 }
 
 #[test]
-fn frames_of_every_length_pass_from_veth_to_veth_untouched() {
+fn every_length_passes_from_veth_to_veth_unmodified() {
     let (Some(here), Some(there)) = (Namespace::new(), Namespace::new()) else { return };
     here.veth("v0", 9100);
     there.veth("v0", 9100);
     let mut parts = WorkerParts::new();
     let (mut a, mut b) = (parts.only(&here.xdp("v0")), parts.only(&there.xdp("v0")));
     let (left, right) = (Nic::new(&here, "v0p"), Nic::new(&there, "v0p"));
-    // A chunk holds 3840 bytes: two, three of them.
+    // A chunk holds 3840 bytes: frames of two and three chunks.
     for len in [14, 15, 59, 60, 64, 1500, 1514, 1518, 3840, 3841, 4096, 7680, 7681, 9014] {
         let written = frame(len);
         left.send(&written);
@@ -246,7 +247,7 @@ fn frames_of_every_length_pass_from_veth_to_veth_untouched() {
     assert_eq!(parts.pool.free(), SLOTS);
 }
 
-/// The guest's end of a tap, as QEMU holds it: without an offload header.
+/// The guest's end of a tap, as QEMU holds it, without `virtio_net_hdr`.
 fn guest(namespace: &Namespace, name: &str) -> Iface {
     let tap = namespace.run_in(|| Iface::without_packet_info(name, Layer::Tap)).unwrap();
     tap.set_non_blocking().unwrap();
@@ -262,7 +263,7 @@ fn guest_takes(tap: &Iface) -> Vec<u8> {
 }
 
 #[test]
-fn frames_pass_from_tap_to_tap_while_others_hold_them() {
+fn frames_pass_between_foreign_taps() {
     let Some(namespace) = Namespace::new() else { return };
     let (left, right) = (guest(&namespace, "t0"), guest(&namespace, "t1"));
     ["t0", "t1"].iter().for_each(|tap| namespace.ip(&format!("link set dev {tap} mtu 9000")));
@@ -277,7 +278,7 @@ fn frames_pass_from_tap_to_tap_while_others_hold_them() {
 }
 
 #[test]
-fn a_burst_larger_than_a_call_takes_goes_out_whole_and_in_order() {
+fn a_large_burst_is_sent_completely_and_in_order() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.veth("v0", 1500);
     let mut parts = WorkerParts::new();
@@ -297,7 +298,7 @@ fn a_burst_larger_than_a_call_takes_goes_out_whole_and_in_order() {
 }
 
 #[test]
-fn what_is_lent_is_copied_and_what_has_no_slot_is_counted() {
+fn borrowed_frames_are_copied_and_frames_without_a_slot_counted() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.veth("v0", 1500);
     let mut parts = WorkerParts::new();
@@ -323,13 +324,13 @@ fn what_is_lent_is_copied_and_what_has_no_slot_is_counted() {
 }
 
 #[test]
-fn a_flood_that_fills_the_rings_loses_frames_and_nothing_else() {
+fn full_rings_lose_frames_only() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.veth("v0", 1500);
     let mut parts = WorkerParts::new();
     let mut device = parts.only(&Settings { fill: 64, ..namespace.xdp("v0") });
     let peer = Nic::new(&namespace, "v0p");
-    // Nobody receives meanwhile: there is room for 64.
+    // Nobody receives in between: the rings hold 64.
     (0..500u32).for_each(|number| peer.send(&experiment(Mac::BROADCAST, Mac::from_bits(2), &number.to_be_bytes())));
     let mut came = 0;
     for _ in 0..10 {
@@ -342,11 +343,11 @@ fn a_flood_that_fills_the_rings_loses_frames_and_nothing_else() {
     peer.send(&frame(60));
     readable(device.fd().unwrap());
     device.receive(&mut parts.batch, &mut parts.cache).unwrap();
-    assert_eq!(parts.batch.head(0), frame(60), "it goes on");
+    assert_eq!(parts.batch.head(0), frame(60), "the device continues");
 }
 
 #[test]
-fn a_netdev_that_goes_or_is_set_down_is_told_apart() {
+fn deleted_and_down_netdevs_are_distinguished() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.veth("v0", 1500);
     let mut parts = WorkerParts::new();
@@ -375,7 +376,7 @@ fn a_netdev_that_goes_or_is_set_down_is_told_apart() {
 }
 
 #[test]
-fn every_queue_is_bound_or_it_is_said_what_to_do() {
+fn every_queue_is_bound_or_the_error_has_a_remedy() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.ip("link add v0 numrxqueues 2 numtxqueues 2 type veth peer name v0p numrxqueues 2 numtxqueues 2");
     namespace.ip("link set dev v0 up");
@@ -388,7 +389,7 @@ fn every_queue_is_bound_or_it_is_said_what_to_do() {
 }
 
 #[test]
-fn a_netdev_that_is_bound_is_nobody_elses() {
+fn a_bound_netdev_is_in_use() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.veth("v0", 1500);
     let (ours, theirs) = (WorkerParts::new(), WorkerParts::new());
@@ -399,16 +400,17 @@ fn a_netdev_that_is_bound_is_nobody_elses() {
     theirs.open(&namespace.xdp("v0"));
 }
 
-/// A moment that never comes.
+/// Never reached.
 const NEVER: MonoTime = MonoTime::from_nanos(u64::MAX);
 
 fn to(mac: Mac, len: usize) -> Vec<u8> {
     experiment(mac, Mac::from_bits(0x0200_0000_0001), &vec![7; len - 14])
 }
 
-/// On a veth in each mode, and on a tap: what is shed does not come and is counted to the byte, in pieces or not.
+/// On a veth in each mode, and on a tap: frames dropped early are not received and are counted to the byte, in one or
+/// several chunks.
 #[test]
-fn what_is_to_be_shed_does_not_come_and_is_counted() {
+fn frames_dropped_early_are_counted() {
     let Some(namespace) = Namespace::new() else { return };
     namespace.veth("v0", 9100);
     let tap = guest(&namespace, "t0");
@@ -432,7 +434,7 @@ fn what_is_to_be_shed_does_not_come_and_is_counted() {
             }
             assert_eq!(came, expected, "{name}, {mode:?}");
         };
-        // Whatever comes last is for a station, and comes behind what is shed.
+        // The last frame is unicast and follows the dropped ones.
         let last = to(station, 60);
         for (dropped, other) in [(GroupClass::Broadcast, multicast), (GroupClass::Multicast, Mac::BROADCAST)] {
             device.xdp_drop(dropped, NEVER);
@@ -448,7 +450,7 @@ fn what_is_to_be_shed_does_not_come_and_is_counted() {
             exempt.iter().chain([&last]).for_each(|bytes| write(name, bytes));
             expect(&mut device, &[&[to(other, 100)], &exempt[..], std::slice::from_ref(&last)].concat());
             assert_eq!(device.take_xdp_dropped(), expected, "{name}, {mode:?}");
-            assert_eq!(device.take_xdp_dropped(), XdpDropped::default(), "it is told once");
+            assert_eq!(device.take_xdp_dropped(), XdpDropped::default(), "counts are returned once");
             device.xdp_drop(dropped, MonoTime::default());
             write(name, &to(dying, 9014));
             expect(&mut device, &[to(dying, 9014)]);
@@ -459,9 +461,9 @@ fn what_is_to_be_shed_does_not_come_and_is_counted() {
     }
 }
 
-/// Each queue sheds for itself: it is its worker who says so, and who counts.
+/// Each queue has its own early drop: its worker sets it and counts.
 #[test]
-fn each_queue_sheds_for_itself() {
+fn each_queue_has_its_own_early_drop() {
     let Some(namespace) = Namespace::new() else { return };
     let flags = Flags { vnet_header: false, multi_queue: true, exclusive: false };
     let held = [(); 2].map(|()| namespace.run_in(|| tun::Queue::open("t0", flags)).unwrap());

@@ -1,4 +1,5 @@
-//! XDP programs on netdevs as the kernel has them. As root, in namespaces of their own.
+//! XDP programs on netdevs: attach, detach, foreign programs, frames without a socket. Needs root; makes its own
+//! namespaces.
 
 use std::env;
 use std::io::{self, BufRead, BufReader, Read};
@@ -22,8 +23,8 @@ use vifswitch::wire::Mac;
 
 const BOTH: [(Attach, XdpMode); 2] = [(Attach::Native, XdpMode::Native), (Attach::Generic, XdpMode::Generic)];
 
-/// A namespace with a veth pair of two queues each, `v0` and `v1`, and a tap that is held, `tap0`. All
-/// are up, and nothing in it answers.
+/// A namespace with a veth pair of two queues each, `v0` and `v1`, and a held tap `tap0`. All are up; no host
+/// answers.
 fn netdevs() -> Option<(Namespace, Queue)> {
     let namespace = Namespace::new()?;
     let flags = Flags { vnet_header: false, multi_queue: false, exclusive: true };
@@ -35,20 +36,19 @@ fn netdevs() -> Option<(Namespace, Queue)> {
     Some((namespace, tap))
 }
 
-/// What only these tests do to a namespace.
+/// Namespace helpers of these tests.
 trait NamespaceExt {
     fn attach(&self, program: &Program, name: &str, attach: Attach) -> io::Result<Link>;
 
     fn xdp(&self, name: &str) -> Option<Attached>;
 
-    /// Waits until nothing is attached. What was held here may still be held by a child on its way to
-    /// another program, which another test has just started.
+    /// Waits until nothing is attached. A child process forked by another test may hold descriptors until its exec.
     fn await_nothing_on(&self, name: &str);
 
-    /// Attaches a program as `ip link set dev … xdp` does, so that nobody holds it.
+    /// Attaches a program as `ip link set dev … xdp` does, without an owner.
     fn attach_by_netlink(&self, program: &Program, name: &str, flags: u32);
 
-    /// Frames that the netdev has dropped on their way in.
+    /// Frames that the netdev has dropped on receive.
     fn dropped(&self, name: &str) -> u64;
 }
 
@@ -104,11 +104,11 @@ fn socket() -> OwnedFd {
 }
 
 fn errno<T>(done: io::Result<T>) -> Option<i32> {
-    done.err().expect("it is refused").raw_os_error()
+    done.err().expect("attaching is refused").raw_os_error()
 }
 
 #[test]
-fn a_program_is_on_a_netdev_as_long_as_its_link_is_held() {
+fn a_program_is_attached_while_its_link_is_held() {
     let Some((namespace, _tap)) = netdevs() else { return };
     let program = redirect(NoSocketAction::Drop);
     for name in ["v1", "tap0", "lo"] {
@@ -128,7 +128,7 @@ fn a_program_is_on_a_netdev_as_long_as_its_link_is_held() {
 }
 
 #[test]
-fn nobody_else_gets_onto_a_netdev_meanwhile() {
+fn no_other_program_attaches_to_a_bound_netdev() {
     let Some((namespace, _tap)) = netdevs() else { return };
     let (ours, others) = (redirect(NoSocketAction::Drop), pass_everything(true));
     for name in ["v1", "tap0"] {
@@ -153,17 +153,17 @@ fn nobody_else_gets_onto_a_netdev_meanwhile() {
 }
 
 #[test]
-fn a_program_that_nobody_holds_is_seen_and_taken_off() {
+fn a_program_without_an_owner_is_detected_and_removed() {
     let Some((namespace, _tap)) = netdevs() else { return };
     let ours = redirect(NoSocketAction::Drop);
-    // XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, and no wish, which is native where there is that
+    // XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, and none, which is native where supported
     for (flags, mode) in [(4, XdpMode::Native), (2, XdpMode::Generic), (0, XdpMode::Native)] {
         for name in ["v1", "tap0"] {
             let left = pass_everything(true);
             let attached = Attached { mode, program: left.id().unwrap() };
             namespace.attach_by_netlink(&left, name, flags);
             drop(left);
-            assert_eq!(namespace.xdp(name), Some(attached), "{name}: it outlives its descriptor");
+            assert_eq!(namespace.xdp(name), Some(attached), "{name}: the program outlives its descriptor");
             for (attach, wanted) in BOTH {
                 let expected = if wanted == mode { libc::EBUSY } else { libc::EEXIST };
                 assert_eq!(errno(namespace.attach(&ours, name, attach)), Some(expected), "{name}, {mode}, {wanted}");
@@ -171,9 +171,7 @@ fn a_program_that_nobody_holds_is_seen_and_taken_off() {
             let found = namespace.link(name).unwrap();
             namespace.run_in(|| link::remove_xdp_program(&found)).unwrap();
             assert_eq!(namespace.xdp(name), None, "{name}, {mode}");
-            namespace
-                .run_in(|| link::remove_xdp_program(&found))
-                .expect("what is gone already is as good as taken off");
+            namespace.run_in(|| link::remove_xdp_program(&found)).expect("detaching a missing program succeeds");
             namespace.attach(&ours, name, Attach::Native).unwrap();
             namespace.await_nothing_on(name);
         }
@@ -181,7 +179,7 @@ fn a_program_that_nobody_holds_is_seen_and_taken_off() {
 }
 
 #[test]
-fn long_frames_need_a_program_that_knows_pieces() {
+fn long_frames_need_a_multi_buffer_program() {
     let Some((namespace, _tap)) = netdevs() else { return };
     namespace.ip("link set dev v0 mtu 9000");
     namespace.ip("link set dev v1 mtu 9000");
@@ -191,10 +189,9 @@ fn long_frames_need_a_program_that_knows_pieces() {
     namespace.attach(&redirect(NoSocketAction::Drop), "v1", Attach::Native).unwrap();
 }
 
-/// On a tap, where a program runs within the call that writes the frame: so one is through with it
-/// before the next is written.
+/// On a tap, where a program runs within the write of the frame: it has finished before the next write.
 #[test]
-fn a_frame_without_a_socket_is_dropped_and_counted_or_passes_as_chosen() {
+fn a_frame_without_a_socket_is_dropped_or_passed_as_chosen() {
     let Some((namespace, tap)) = netdevs() else { return };
     let nic = Nic::new(&namespace, "tap0");
     let frame = |number: u8| experiment(Mac::new([2, 0, 0, 0, 0, 1]), Mac::new([2, 0, 0, 0, 0, 2]), &[number; 46]);
@@ -234,7 +231,7 @@ fn each_queue_has_its_own_socket() {
 }
 
 #[test]
-fn a_link_outlives_its_netdev_and_says_so() {
+fn a_link_outlives_its_netdev() {
     let Some((namespace, _tap)) = netdevs() else { return };
     let program = redirect(NoSocketAction::Drop);
     let link = namespace.attach(&program, "v1", Attach::Native).unwrap();
@@ -248,10 +245,10 @@ fn a_link_outlives_its_netdev_and_says_so() {
     );
 }
 
-/// Any.
+/// Any value.
 const ATTACHED: Attached = Attached { mode: XdpMode::Native, program: 1 };
 
-/// A process that is killed when the test ends, however it ends.
+/// A process that is killed when the test ends.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -261,8 +258,7 @@ impl Drop for Killed {
     }
 }
 
-/// The one that is killed is this test in a process of its own: it attaches its programs, says so, and
-/// waits for what never comes.
+/// The killed process is this test again: it attaches its programs, reports that, and waits forever.
 #[test]
 fn a_process_that_is_killed_leaves_nothing_attached() {
     const SPACE: &str = "VIFSWITCH_XDP_SPACE";
@@ -287,12 +283,12 @@ fn a_process_that_is_killed_leaves_nothing_attached() {
             .spawn();
         let mut child = Killed(child.unwrap());
         let mut said = BufReader::new(child.0.stdout.take().unwrap()).lines().map(Result::unwrap);
-        assert!(said.any(|line| line.ends_with("attached")), "it has attached its programs");
+        assert!(said.any(|line| line.ends_with("attached")), "the attached programs");
         let mode = |name: &str| namespace.xdp(name).map(|attached| attached.mode);
         assert_eq!(mode("v0"), Some(XdpMode::Generic));
         assert_eq!([mode("v1"), mode("tap0")], [Some(XdpMode::Native); 2]);
         drop(child);
-        // Its descriptors are closed before anybody is told that it has ended.
+        // The kernel closes its descriptors before it reports its end.
         assert_eq!(["v0", "v1", "tap0"].map(mode), [None; 3]);
     }
 }

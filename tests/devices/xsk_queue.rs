@@ -1,5 +1,5 @@
-//! Slots that go to the kernel and come back, over AF_XDP sockets without any program: what is sent.
-//! As root, in namespaces of their own.
+//! Ownership of buffer slots that the kernel transmits, over AF_XDP sockets without a program. Needs root; makes its
+//! own namespaces.
 
 use rustix::net::sockopt::socket_send_buffer_size;
 use support::host::nic::{Nic, experiment};
@@ -10,7 +10,7 @@ use vifswitch::wire::{Mac, Offload};
 
 const SLOTS: u32 = 1024;
 
-/// A veth whose other end, `peer`, is in the same namespace; both are up.
+/// A veth whose peer, `peer`, is in the same namespace; both are up.
 fn veth(mtu: u32) -> Option<Namespace> {
     let namespace = Namespace::new()?;
     namespace.ip(&format!("link add veth0 mtu {mtu} type veth peer name peer mtu {mtu}"));
@@ -24,12 +24,12 @@ fn open(namespace: &Namespace, pool: &'static Pool) -> std::io::Result<XskQueue>
     namespace.run_in(|| XskQueue::open(pool, (index, 0), CopyMode::Copy, 256, 64))
 }
 
-/// One whose queue may be busy still.
+/// Opens a queue that may still be busy.
 fn reopen(namespace: &Namespace, pool: &'static Pool) -> XskQueue {
     await_that("the queue is free", || open(namespace, pool).ok())
 }
 
-/// A frame of so many bytes, which tell it from others.
+/// A frame of this length, which identifies it.
 fn frame(len: usize) -> Vec<u8> {
     let payload: Vec<u8> = (0..len - 14).map(|i| (i * 31 + len) as u8).collect();
     experiment(Mac::BROADCAST, Mac::from_bits(0x0200_0000_0001), &payload)
@@ -43,7 +43,7 @@ fn send(queue: &mut XskQueue, frame: &mut Frame) -> Kick {
 }
 
 #[test]
-fn what_is_sent_arrives_and_every_slot_comes_home() {
+fn sent_frames_arrive_and_every_slot_is_freed() {
     let Some(namespace) = veth(9200) else { return };
     let pool = Pool::new(SLOTS).unwrap();
     let mut magazine = Magazine::new(pool);
@@ -57,7 +57,7 @@ fn what_is_sent_arrives_and_every_slot_comes_home() {
         assert_eq!(send(&mut queue, &mut frame), Kick::Done, "{len}");
         assert_eq!(peer.take(), written, "{len}");
     }
-    // More than the kernel takes at a time, and more than the ring holds.
+    // More than the kernel takes per call, and more than the ring holds.
     let mut taken = 0;
     while queue.send(&mut magazine.frame(&frame(60), Offload::NONE).unwrap()) {
         taken += 1;
@@ -66,16 +66,16 @@ fn what_is_sent_arrives_and_every_slot_comes_home() {
     queue.flush();
     while queue.unsent() > 0 {
         assert_eq!(queue.kick(), Kick::Done);
-        queue.reap(&mut magazine); // without room for what has been sent, the kernel sends nothing
+        queue.reap(&mut magazine); // while completions have no room, the kernel sends nothing
     }
     (0..taken).for_each(|_| assert_eq!(peer.take().len(), 60));
     queue.reap(&mut magazine);
-    assert!(queue.send(&mut magazine.frame(&frame(60), Offload::NONE).unwrap()), "there is room again");
+    assert!(queue.send(&mut magazine.frame(&frame(60), Offload::NONE).unwrap()), "the ring has room again");
     drop(magazine);
-    assert!(pool.free() < SLOTS, "the kernel has some");
+    assert!(pool.free() < SLOTS, "the kernel holds some slots");
     drop(queue);
     assert_eq!(pool.free(), SLOTS);
-    assert_eq!(peer.rest(), Vec::<Vec<u8>>::new(), "what was not flushed is not sent");
+    assert_eq!(peer.rest(), Vec::<Vec<u8>>::new(), "frames not flushed are not sent");
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn one_pool_serves_netdevs_of_several_namespaces() {
 }
 
 #[test]
-fn a_queue_that_was_closed_can_be_bound_again_soon() {
+fn a_closed_queue_can_be_bound_again() {
     let Some(namespace) = veth(1500) else { return };
     let pool = Pool::new(SLOTS).unwrap();
     for _ in 0..10 {
@@ -106,7 +106,7 @@ fn a_queue_that_was_closed_can_be_bound_again_soon() {
 }
 
 #[test]
-fn a_netdev_that_is_set_down_or_goes_tells_when_it_is_kicked() {
+fn a_kick_reports_a_netdev_that_is_down_or_gone() {
     let Some(namespace) = veth(1500) else { return };
     let pool = Pool::new(SLOTS).unwrap();
     let mut magazine = Magazine::new(pool);
@@ -122,7 +122,7 @@ fn a_netdev_that_is_set_down_or_goes_tells_when_it_is_kicked() {
 }
 
 #[test]
-fn what_is_not_there_cannot_be_bound() {
+fn a_missing_netdev_cannot_be_bound() {
     let Some(namespace) = veth(1500) else { return };
     let pool = Pool::new(SLOTS).unwrap();
     let index = namespace.link("veth0").unwrap().index;
@@ -134,9 +134,9 @@ fn what_is_not_there_cannot_be_bound() {
     assert_eq!(pool.free(), SLOTS);
 }
 
-/// A netdev without a carrier drops each frame, and the kernel does not say at once how many it has taken.
+/// A netdev without carrier drops each frame, and the kernel does not report at once how many it has taken.
 #[test]
-fn a_frame_that_is_dropped_is_known_by_its_place_and_its_bytes() {
+fn a_dropped_frame_is_identified_by_index_and_bytes() {
     let Some(namespace) = veth(9200) else { return };
     let pool = Pool::new(SLOTS).unwrap();
     let mut magazine = Magazine::new(pool);
@@ -173,9 +173,9 @@ fn a_frame_that_is_dropped_is_known_by_its_place_and_its_bytes() {
     assert_eq!(pool.free(), SLOTS);
 }
 
-/// What has been sent comes home while nothing else is to do, and before a sleep.
+/// Transmitted slots are freed when the worker is idle, and before it sleeps.
 #[test]
-fn slots_that_were_sent_come_home_without_another_send() {
+fn transmitted_slots_are_freed_without_another_send() {
     let Some(namespace) = veth(1500) else { return };
     let pool = Pool::new(SLOTS).unwrap();
     let mut queue = open(&namespace, pool).unwrap();
@@ -198,9 +198,9 @@ fn slots_that_were_sent_come_home_without_another_send() {
     }
 }
 
-/// Without a slot left to the kernel no frame can come, and so nobody would be woken.
+/// With an empty fill ring no frame can arrive and nothing wakes the worker.
 #[test]
-fn whoever_sleeps_without_a_slot_for_frames_is_told() {
+fn an_empty_fill_ring_is_reported_before_a_sleep() {
     let Some(namespace) = veth(1500) else { return };
     let pool = Pool::new(128).unwrap();
     let mut magazine = Magazine::new(pool);
@@ -208,14 +208,14 @@ fn whoever_sleeps_without_a_slot_for_frames_is_told() {
     let mut queue = open(&namespace, pool).unwrap();
     assert!(!queue.prepare_sleep(&mut magazine), "all slots are in use");
     all.truncate(100);
-    assert!(queue.prepare_sleep(&mut magazine), "some are free again");
+    assert!(queue.prepare_sleep(&mut magazine), "some slots are free again");
     drop((all, queue, magazine));
     assert_eq!(pool.free(), 128);
 }
 
 #[test]
 #[should_panic(expected = "slots of one pool")]
-fn frames_of_another_pool_are_not_left_to_the_kernel() {
+fn frames_of_another_pool_are_not_given_to_the_kernel() {
     let Some(namespace) = veth(1500) else { panic!("skipped: slots of one pool") };
     let (pool, other) = (Pool::new(SLOTS).unwrap(), Pool::new(16).unwrap());
     let mut queue = open(&namespace, pool).unwrap();
@@ -224,7 +224,7 @@ fn frames_of_another_pool_are_not_left_to_the_kernel() {
 
 #[test]
 #[should_panic(expected = "slots of one pool")]
-fn slots_of_another_pool_are_not_left_to_the_kernel() {
+fn slots_of_another_pool_are_not_given_to_the_kernel() {
     let Some(namespace) = veth(1500) else { panic!("skipped: slots of one pool") };
     let (pool, other) = (Pool::new(SLOTS).unwrap(), Pool::new(16).unwrap());
     let mut queue = open(&namespace, pool).unwrap();

@@ -1,16 +1,17 @@
-//! The documentation is true: README.md, the other pages at the root and docs/*.md are read as a user reads them, and
-//! what they show is given to the parsers of the program.
+//! The documentation is true: code blocks, keys, commands and links of README.md, the other root pages and docs/*.md are
+//! checked by the parsers of the program. Needs nothing of the host.
 //!
 //! | code block | is |
 //! |---|---|
 //! | `toml`, `json` | a whole configuration |
-//! | `toml,fragment` | tables of a configuration; a frame adds the networks, VM and device that they lack |
+//! | `toml,fragment` | tables of a configuration; missing networks, VM and device are added |
 //! | `toml,port` | one port with its `device_id`, as `vifswitch attach` reads it |
-//! | `json request METHOD PATH`, `json response METHOD PATH` | a body of the API, with the type that OpenAPI has there |
-//! | `console`, `sh` | commands: behind `# ` in `console`, where other lines are output |
+//! | `json request METHOD PATH`, `json response METHOD PATH` | a body of the API, with its type in OpenAPI |
+//! | `console`, `sh` | commands: after `# ` in `console`, where other lines are output |
 #![allow(clippy::unwrap_used)]
 
 mod old_words;
+mod requirements;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -40,7 +41,7 @@ struct Page {
 struct Block {
     /// Page and line of its first line.
     at: String,
-    /// What stands behind the opening fence.
+    /// Text after the opening fence.
     info: String,
     text: String,
 }
@@ -56,7 +57,7 @@ impl Page {
         Page::read(&root().join(name))
     }
 
-    /// Its lines outside of code blocks, each with its number.
+    /// Numbered lines outside of code blocks.
     fn prose(&self) -> Vec<(usize, &str)> {
         let mut is_code = false;
         let lines = self.lines.iter().enumerate().filter(|(_, line)| {
@@ -92,7 +93,7 @@ impl Page {
         prose.filter_map(|(_, line)| heading(line).map(|length| line[line.len() - length..].trim())).collect()
     }
 
-    /// The rows of the first table below a heading, without its head: the cells of each.
+    /// Cells of the first table below a heading, without its header row.
     fn table(&self, heading: &str) -> Vec<Vec<String>> {
         let lines = self.prose().into_iter().map(|(_, line)| line);
         let below = lines.skip_while(|line| line.trim_start_matches('#').trim() != heading).skip(1);
@@ -119,12 +120,12 @@ fn pages() -> Vec<Page> {
     paths.iter().map(|path| Page::read(path)).collect()
 }
 
-/// What is in backquotes in a text.
+/// Texts in backquotes.
 fn codes(text: &str) -> Vec<&str> {
     text.split('`').skip(1).step_by(2).collect()
 }
 
-/// Collects what is wrong, so that one run reports all of it.
+/// Collects errors, so that one run reports all of them.
 #[derive(Default)]
 struct Wrong(Vec<String>);
 
@@ -140,7 +141,7 @@ impl Wrong {
 
 // ---- Configuration ----
 
-/// A configuration around tables that stand alone.
+/// A configuration around tables that are not complete.
 fn framed(fragment: &str) -> String {
     let mut text = String::new();
     let declares = |table: &str, id: &str| {
@@ -158,7 +159,7 @@ fn framed(fragment: &str) -> String {
     if fragment.contains("[[vms.ports]]") && !fragment.contains("[[vms]]") {
         text += "[[vms]]\nid = \"vm\"\n";
     }
-    // a port of which only some keys are shown
+    // a port with only some of its keys
     let mut parts = fragment.split("[[vms.ports]]");
     text += parts.next().unwrap_or_default();
     for (index, part) in parts.enumerate() {
@@ -202,12 +203,12 @@ fn configurations_are_valid() {
     wrong.end();
 }
 
-/// The OpenAPI document, in which the types of the configuration are those that the parser reads.
+/// The OpenAPI document, whose configuration types are those of the parser.
 fn openapi() -> Value {
     serde_json::to_value(api::description()).unwrap()
 }
 
-/// The schema that this one stands for.
+/// The schema that a reference stands for.
 fn resolved<'d>(document: &'d Value, schema: &'d Value) -> &'d Value {
     match schema["$ref"].as_str() {
         Some(path) => resolved(document, document.pointer(path.trim_start_matches('#')).unwrap()),
@@ -215,7 +216,7 @@ fn resolved<'d>(document: &'d Value, schema: &'d Value) -> &'d Value {
     }
 }
 
-/// The tables that a configuration can have: the path of each, as in `networks[].storm`, with its keys.
+/// Tables that a configuration can have: path, as in `networks[].storm`, and keys.
 fn tables(document: &Value) -> BTreeMap<String, BTreeSet<String>> {
     fn walk(document: &Value, schema: &Value, path: &str, found: &mut BTreeMap<String, BTreeSet<String>>) {
         let schema = resolved(document, schema);
@@ -237,7 +238,7 @@ fn tables(document: &Value) -> BTreeMap<String, BTreeSet<String>> {
     found
 }
 
-/// Where docs/configuration.md has the keys of a table, by the end of its path.
+/// Heading in docs/configuration.md of each table, by the end of its path.
 const HEADINGS: [(&str, &str); 12] = [
     ("switch", "`[switch]`"),
     ("uplinks[].networks[]", "Networks of an uplink"),
@@ -286,7 +287,7 @@ fn each_key_of_the_configuration_is_documented_and_no_other() {
     wrong.end();
 }
 
-/// A configuration with one of everything, all defaults filled in.
+/// A configuration with one of everything, and all defaults filled in.
 fn everything() -> Value {
     let text = r#"
         [[networks]]
@@ -331,7 +332,7 @@ fn everything() -> Value {
     serde_json::to_value(parse_toml(text, "everything").unwrap_or_else(|e| panic!("{e}"))).unwrap()
 }
 
-/// The places of a table in a configuration, by its path: as `/vms/0/ports/1` of `vms[].ports[]`.
+/// JSON pointers of a table in a configuration, by its path: `/vms/0/ports/1` for `vms[].ports[]`.
 fn places(config: &Value, path: &str) -> Vec<String> {
     let mut places = vec![String::new()];
     for step in path.split('.') {
@@ -351,8 +352,8 @@ fn places(config: &Value, path: &str) -> Vec<String> {
     places
 }
 
-/// What is wrong with a table if `key` of it has this value, or is absent: the kinds, each with whether it is about the
-/// key itself or what is behind it.
+/// Errors of a table in which `key` has this value or is absent: kinds, and whether each is about the key itself or
+/// below it.
 fn faults(config: &Value, place: &str, key: &str, value: Option<Value>) -> Vec<(&'static str, bool)> {
     let mut config = config.clone();
     let table = config.pointer_mut(place).and_then(Value::as_object_mut).unwrap();
@@ -360,7 +361,7 @@ fn faults(config: &Value, place: &str, key: &str, value: Option<Value>) -> Vec<(
         Some(value) => table.insert(key.to_owned(), value),
         None => table.remove(key),
     };
-    // as problems name their place: `vms[0].ports[1]`
+    // in the notation of errors: `vms[0].ports[1]`
     let named = place.split('/').skip(1).fold(String::new(), |name, step| match step.parse::<usize>() {
         Ok(index) => format!("{name}[{index}]"),
         Err(_) if name.is_empty() => step.to_owned(),
@@ -375,7 +376,7 @@ fn faults(config: &Value, place: &str, key: &str, value: Option<Value>) -> Vec<(
 fn defaults_bounds_and_words_are_those_of_the_parser() {
     let page = Page::named("docs/configuration.md");
     let config = everything();
-    // the same table can stand in several places, and not each of them has a default in it
+    // the same table can be in several places, and not each of them has a default in it
     let mut sections: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for path in tables(&openapi()).into_keys().filter(|path| !path.is_empty()) {
         sections.entry(heading(&path)).or_default().extend(places(&config, &path));
@@ -438,7 +439,7 @@ fn range(text: &str) -> Option<(i64, i64)> {
 
 // ---- API ----
 
-/// The schema of a body: of the request, or of the answer when it is done.
+/// Schema of a body: of the request, or of the successful response.
 fn body<'d>(document: &'d Value, of: &str, method: &str, path: &str) -> Option<&'d Value> {
     let operation = &document["paths"][path][method.to_lowercase()];
     let content = match of {
@@ -449,12 +450,12 @@ fn body<'d>(document: &'d Value, of: &str, method: &str, path: &str) -> Option<&
     Some(&content.as_object()?.values().next()?["schema"])
 }
 
-/// Why a value has another shape than its schema says, if it has.
-fn misfit(document: &Value, schema: &Value, value: &Value, at: &str) -> Option<String> {
+/// Difference between a value and its schema, if any.
+fn mismatch(document: &Value, schema: &Value, value: &Value, at: &str) -> Option<String> {
     let schema = resolved(document, schema);
     for word in ["oneOf", "anyOf"] {
         if let Some(choices) = schema[word].as_array() {
-            let misfits: Vec<_> = choices.iter().map(|choice| misfit(document, choice, value, at)).collect();
+            let misfits: Vec<_> = choices.iter().map(|choice| mismatch(document, choice, value, at)).collect();
             return if misfits.contains(&None) { None } else { misfits.into_iter().flatten().last() };
         }
     }
@@ -485,7 +486,7 @@ fn misfit(document: &Value, schema: &Value, value: &Value, at: &str) -> Option<S
         return Some(format!("{at} = {value} is no {types}"));
     }
     if let Value::Array(items) = value {
-        return items.iter().find_map(|item| misfit(document, &schema["items"], item, &format!("{at}[]")));
+        return items.iter().find_map(|item| mismatch(document, &schema["items"], item, &format!("{at}[]")));
     }
     let Value::Object(keys) = value else { return None };
     let required = parts.iter().filter_map(|part| part["required"].as_array()).flatten().filter_map(Value::as_str);
@@ -493,7 +494,7 @@ fn misfit(document: &Value, schema: &Value, value: &Value, at: &str) -> Option<S
         return Some(format!("{at} lacks {missing}"));
     }
     keys.iter().find_map(|(key, value)| match (properties.get(key), &schema["additionalProperties"]) {
-        (Some(schema), _) => misfit(document, schema, value, &format!("{at}.{key}")),
+        (Some(schema), _) => mismatch(document, schema, value, &format!("{at}.{key}")),
         (None, Value::Object(_)) => None,
         (None, _) => Some(format!("{at} has no key {key}")),
     })
@@ -517,8 +518,8 @@ fn bodies_of_the_api_have_the_types_of_their_requests() {
         match serde_json::from_str::<Value>(&block.text) {
             Err(e) => wrong.add(&block.at, e),
             Ok(value) => {
-                if let Some(misfit) = misfit(&document, schema, &value, of) {
-                    wrong.add(&block.at, misfit);
+                if let Some(mismatch) = mismatch(&document, schema, &value, of) {
+                    wrong.add(&block.at, mismatch);
                 }
             }
         }
@@ -538,7 +539,7 @@ fn each_request_of_the_api_is_documented_and_no_other() {
     let requests: BTreeSet<String> = paths.iter().flat_map(of).collect();
     let page = Page::named("docs/api.md");
     let rows = page.table("Reads").into_iter().chain(page.table("Changes"));
-    // what stands behind the path is its query
+    // the query follows the path
     let plain = |code: &str| code.split(['?', '[']).next().unwrap().to_owned();
     let documented: BTreeSet<String> = rows.map(|row| plain(&codes(&row[0]).concat())).collect();
     assert_eq!(documented, requests);
@@ -609,7 +610,7 @@ fn each_crate_has_its_reason_and_no_other() {
 
 // ---- Commands ----
 
-/// The words of the commands in a line of a shell; comments and redirections are left out.
+/// Words of the commands in a shell line, without comments and redirections.
 fn commands(line: &str) -> Vec<Vec<String>> {
     let mut commands = vec![Vec::new()];
     let mut word: Option<String> = None;
@@ -647,7 +648,7 @@ fn commands(line: &str) -> Vec<Vec<String>> {
     commands
 }
 
-/// The commands that the documentation shows, each with its place.
+/// Commands in the documentation, each with its position.
 fn shown() -> Vec<(String, Vec<String>)> {
     let mut shown = Vec::new();
     for block in pages().iter().flat_map(Page::blocks) {
@@ -656,7 +657,7 @@ fn shown() -> Vec<(String, Vec<String>)> {
             "sh" => "",
             _ => continue,
         };
-        // a line that ends with a backslash goes on in the next one
+        // a backslash at the end continues the line
         for line in block.text.replace("\\\n", " ").lines().filter_map(|line| line.strip_prefix(prompt)) {
             shown.extend(commands(line).into_iter().map(|command| (block.at.clone(), command)));
         }
@@ -713,7 +714,7 @@ fn help_and_check_run() {
             assert!(output.status.success() && !output.stdout.is_empty(), "{at}: {command:?}: {output:?}");
         }
     }
-    // the example of the README: the file that it shows, the check of it, and what that prints
+    // the README's example: its file, its check, and the printed output
     let readme = Page::named("README.md");
     let blocks = readme.blocks();
     let file = blocks.iter().find(|block| block.info == "toml").expect("README.md shows a configuration");
@@ -722,7 +723,7 @@ fn help_and_check_run() {
     let example = &example.expect("README.md checks its example").text;
     let output = run(&["check".to_owned(), "first.toml".to_owned()], directory.path());
     let printed = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    // 1: something is in the way on this host; remarks depend on it as well
+    // 1: the host lacks something; warnings depend on the host too
     assert!(matches!(output.status.code(), Some(0 | 1)), "{printed}");
     let first = printed.lines().next().unwrap_or_default();
     assert!(example.lines().any(|line| line == first), "README.md does not show {first:?}");
@@ -751,7 +752,7 @@ fn each_command_is_documented_with_all_its_arguments() {
             continue;
         };
         for argument in sub.get_arguments().filter_map(|argument| argument.get_long()) {
-            // what many commands have stands once, above them
+            // options of many commands are documented once, above them
             let is_common = ["json", "socket", "help"].contains(&argument);
             if !is_common && !section.contains(&format!("--{argument}")) {
                 wrong.add(sub.get_name(), format!("--{argument} is not documented"));

@@ -1,10 +1,12 @@
-//! The code keeps to the terms of the field: words that this project once used for things that have a name do not return.
+//! Identifiers use the field's terms: words of the project's former vocabulary do not return. Needs nothing of the
+//! host.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-/// Whole identifiers, case-sensitive, that occur nowhere in `src`, `tests` and `benches` outside comments and strings.
+/// Whole identifiers, case-sensitive, that may not occur in `src`, `tests` and `benches` outside comments and
+/// strings.
 const OLD_WORDS: &str = "
     breath breaths breathe inhale inhaled exhale Gate Gates gates Door Doors doors CarriedDoor SHUT pass_on take_in
     Branch branches Dressing Unfinishable Finishing Tally Books died_of SeenTo Parcel parcel parcels FOR_ONE
@@ -24,7 +26,7 @@ const OLD_WORDS: &str = "
     lose
 ";
 
-/// Words that are left out, each with its meaning in the field.
+/// Words that are not listed, each with its meaning in the field.
 const LEFT_OUT: [(&str, &str); 15] = [
     ("carrier", "the state of a link: IFF_LOWER_UP"),
     (
@@ -52,7 +54,7 @@ const LEFT_OUT: [(&str, &str); 15] = [
     ("guard", "a value that undoes something when it is dropped"),
 ];
 
-/// The identifiers of a source text, without those in comments, strings and literals of characters.
+/// Identifiers of a source text, outside comments, strings and character literals.
 fn identifiers(text: &str) -> BTreeSet<String> {
     let text: Vec<char> = text.chars().collect();
     let at = |index: usize| text.get(index).copied().unwrap_or('\0');
@@ -85,7 +87,7 @@ fn identifiers(text: &str) -> BTreeSet<String> {
                     i += 1 + hashes;
                 }
             }
-            // a character, and not a lifetime
+            // a character literal, not a lifetime
             ('\'', '\\') => {
                 i += 3;
                 while i < text.len() && at(i) != '\'' {
@@ -96,7 +98,7 @@ fn identifiers(text: &str) -> BTreeSet<String> {
             ('\'', _) if at(i + 2) == '\'' => i += 3,
             (c, _) if is_part(c) => {
                 let word: String = text[i..].iter().copied().take_while(|&c| is_part(c)).collect();
-                // the prefix of a string
+                // a string prefix
                 i += if matches!((word.as_str(), at(i + 2)), ("br", '"' | '#')) { 1 } else { word.chars().count() };
                 found.insert(word);
             }

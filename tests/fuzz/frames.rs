@@ -1,5 +1,4 @@
-//! Frames as guests may come up with them: of every kind that means something to somebody, right and wrong, and then
-//! spoiled.
+//! Frame generator: valid, invalid and corrupted frames of every kind that the switch parses.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -37,35 +36,35 @@ pub const CLASSES: [&str; 21] = [
     "loop probes",
 ];
 
-/// Longest that is tried without being a super-frame: MTU, header, two tags.
+/// Maximum length without GSO: MTU, Ethernet header, two tags.
 pub const MAX_LEN: usize = 9216 + 14 + 8;
 
-/// A frame that a guest sends.
+/// A frame sent by a guest.
 #[derive(Debug, Clone)]
 pub struct SentFrame {
-    /// The cable it is sent by.
+    /// Device by which it is sent.
     pub base: usize,
     pub bytes: Vec<u8>,
     pub offload: [u8; Offload::LEN],
     pub class: usize,
-    /// Nothing was spoiled.
+    /// Not corrupted.
     pub honest: bool,
 }
 
-/// Makes frames, each with its number.
+/// Generates numbered frames.
 pub struct FrameGenerator {
     pub rng: Rng,
-    /// By the clock of the switch.
+    /// Clock of the switch.
     pub now: MonoTime,
     number: u64,
     kinds: usize,
     lengths: usize,
-    /// The frame that is made has something wrong from the beginning.
+    /// The frame is invalid from the beginning.
     odd: bool,
 }
 
 impl FrameGenerator {
-    /// Lengths and types are gone through from where `world` has them begin.
+    /// Lengths and EtherTypes are enumerated, starting at an offset that depends on `world`.
     pub fn new(rng: Rng, world: u64) -> FrameGenerator {
         let start = world as usize;
         FrameGenerator {
@@ -78,7 +77,7 @@ impl FrameGenerator {
         }
     }
 
-    /// The next frame; one super-frame at most, if `may_be_super`.
+    /// Next frame; a GSO packet only if `may_be_super`.
     pub fn next(&mut self, topology: &Topology, may_be_super: bool) -> SentFrame {
         let mut class = self.rng.below(CLASSES.len());
         if !may_be_super && class >= 18 {
@@ -224,10 +223,10 @@ impl FrameGenerator {
             let at = self.rng.below(bytes.len().min(100));
             bytes[at] ^= 1 << self.rng.below(8);
         }
-        // So deep that nobody looks behind all.
+        // Deeper than the switch parses.
         honest &= tags < 400;
         self.number += 1;
-        // Where it is from, as padding where there may be some.
+        // Writes source and number into the padding, if there is any.
         if !matches!(class, 2 | 16 | 20) && bytes.len() >= 22 && bytes.len() + 8 <= MAX_LEN && start == 4 * tags {
             bytes.extend(self.number.to_be_bytes());
         } else if class != 20 && bytes.len() >= 60 && (class < 17 || bytes.len() >= start + 28) {
@@ -243,7 +242,7 @@ impl FrameGenerator {
                 let at = self.rng.below(10);
                 leave[at] = self.rng.byte();
             }
-            // A tag that comes off moves it: whether headers are near enough would depend on when that is asked.
+            // Untagging shifts it; whether headers are within the parsed range would depend on when that is checked.
             let start = usize::from(u16::from_le_bytes([leave[6], leave[7]]));
             if (NEAR - 24..NEAR).contains(&start) {
                 leave[7] = 0;
@@ -261,7 +260,7 @@ impl FrameGenerator {
             }
         }
         if self.rng.percent(1) {
-            // By another door: one in standby, somebody else's.
+            // By another device: a backup uplink, or another VM's port.
             base = self.rng.below(topology.bases.len());
             while topology.port_at(base, 0).is_none() && !topology.bases[base].trunk {
                 base = self.rng.below(topology.bases.len());
@@ -298,7 +297,7 @@ impl FrameGenerator {
         }
     }
 
-    /// An address of IP, and mostly one that this sender may use.
+    /// An IP address, mostly one that this sender may use.
     fn address(&mut self, topology: &Topology, place: usize, source: Address, is_v6: bool) -> IpAddr {
         if let SecurityMode::MacIp(bound) = &topology.places[place].guarding
             && self.rng.percent(70)
@@ -328,7 +327,7 @@ impl FrameGenerator {
         bytes
     }
 
-    /// A packet of IPv4 with a header of UDP or TCP.
+    /// An IPv4 packet with UDP or TCP header.
     fn ip(&mut self, topology: &Topology, place: usize, source: Address, protocol: u8) -> Vec<u8> {
         let body = self.transport(protocol);
         let mut bytes = vec![0x45, 0];
@@ -364,7 +363,7 @@ impl FrameGenerator {
         bytes
     }
 
-    /// IPv6 with extensions, neighbor discovery, MLD.
+    /// IPv6 with extension headers, neighbor discovery, MLD.
     fn icmp(&mut self, topology: &Topology, place: usize, source: Address, class: usize) -> Vec<u8> {
         let kind = match class {
             11 => 135,
@@ -391,7 +390,7 @@ impl FrameGenerator {
         }
         for _ in 0..self.rng.pick(&[0, 1, 1, 1, 2]) {
             let Some(option) = option else { break };
-            // Others have lengths of their own, and this may be none of theirs.
+            // Other types have other lengths.
             let is_odd = self.rng.percent(15);
             self.odd |= is_odd;
             body.extend([if is_odd { self.rng.byte() } else { option }, 1]);
@@ -419,8 +418,8 @@ impl FrameGenerator {
         self.v6(topology, place, source, next, &body)
     }
 
-    /// Leaves the checksum of a packet open, and makes it longer, if it is to be a super-frame: the offload header,
-    /// but for where transport begins.
+    /// Makes the checksum partial, and the packet long if it becomes a GSO packet. Returns `virtio_net_hdr` without
+    /// csum_start.
     fn leave(&mut self, packet: &mut Vec<u8>, header: usize, protocol: u8, class: usize) -> [u8; 12] {
         let mut leave = [0; 12];
         leave[0] = 1;
@@ -454,7 +453,7 @@ impl FrameGenerator {
         leave
     }
 
-    /// Makes something wrong.
+    /// Corrupts a frame.
     fn spoil(&mut self, bytes: &mut Vec<u8>) {
         let len = bytes.len();
         if len == 0 {
@@ -493,7 +492,7 @@ impl FrameGenerator {
     }
 }
 
-/// Puts the sum of the pseudo-header where the checksum will stand, as senders do that leave it open.
+/// Writes the pseudo-header sum into the checksum field, as for checksum offload.
 fn open(packet: &mut [u8], header: usize, protocol: u8) {
     let addresses = if header == 20 { 12..20 } else { 8..40 };
     let len = (packet.len() - header) as u16;

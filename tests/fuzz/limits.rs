@@ -1,5 +1,5 @@
-//! How many stations each worker has learned behind the ports at which that is limited. The switch is asked for no
-//! more than its table.
+//! MAC limits: checks the number of stations in each worker's FDB behind limited ports. Reads only the FDB of the
+//! switch.
 
 use std::collections::HashMap;
 
@@ -8,11 +8,11 @@ use vifswitch::switch::{FdbEntry, PortId, Station};
 use crate::topology::{PortModel, SecurityMode, Topology};
 use support::lab::Lab;
 
-/// The tables as they were when the present policies began: what is in them may be more than these allow.
+/// FDB contents when the current policies were set: they may exceed the limits.
 pub struct Tables {
-    /// By worker: how many stations behind each port.
+    /// By worker: number of stations behind each port.
     began: Vec<HashMap<PortId, usize>>,
-    /// Where there is only one worker, and so nobody hears of stations: those behind each port when last looked at.
+    /// With one worker, which receives no MAC updates: stations behind each port at the last check.
     last: Option<HashMap<PortId, Vec<Station>>>,
 }
 
@@ -24,8 +24,8 @@ impl Tables {
         Tables { began: (0..lab.workers.len()).map(counts).collect(), last }
     }
 
-    /// Whether no worker has learned more behind a port than its limit, or than it had; and whether it was the new
-    /// ones that were refused.
+    /// Checks that no worker has learned more behind a port than its limit or its earlier number, and that new
+    /// stations were refused rather than old ones evicted.
     pub fn check(&mut self, topology: &Topology, lab: &Lab) -> Result<(), String> {
         if !topology.places.iter().any(|place| place.limit.is_some()) {
             return Ok(());
@@ -45,7 +45,8 @@ impl Tables {
         self.check_displaced(topology, lab)
     }
 
-    /// What was learned behind a port with a limit is there, or has moved. No world lasts until it has aged.
+    /// Checks that stations learned behind a limited port are still there or have moved. No world lasts until they
+    /// age.
     fn check_displaced(&mut self, topology: &Topology, lab: &Lab) -> Result<(), String> {
         let Some(last) = &mut self.last else { return Ok(()) };
         let fdb = lab.workers[0].switch().fdb();
@@ -53,11 +54,11 @@ impl Tables {
         for (at, place) in topology.places.iter().enumerate().filter(|(_, place)| place.limit.is_some()) {
             let mut stations = last.get(&place.id).into_iter().flatten();
             let own = |station: &Station| station.mac().octets() == place.mac;
-            // A full table takes from every port, and its own address has a place only as long as it is not pinned.
+            // A full table evicts entries of every port; the port's own address has an entry only while not pinned.
             if fdb.len() < fdb.capacity()
                 && let Some(lost) = stations.find(|&&station| !own(&station) && !is_known(station))
             {
-                return Err(format!("station {} is known behind port {at} no more, which has a limit", lost.mac()));
+                return Err(format!("station {} behind limited port {at} was evicted", lost.mac()));
             }
         }
         *last = subport_of(lab, 0);
@@ -65,14 +66,14 @@ impl Tables {
     }
 }
 
-/// How many stations may have been learned behind a port that has these, if there is a limit.
+/// Maximum number of stations behind a port with these stations, if it is limited.
 fn most(place: &PortModel, stations: &[Station]) -> Option<usize> {
     let (limit, _) = place.limit.filter(|_| place.guarding == SecurityMode::Off)?;
-    // Its own address does not count.
+    // The port's own address does not count.
     Some(limit + usize::from(stations.iter().any(|station| station.mac().octets() == place.mac)))
 }
 
-/// The stations that a worker knows, by port.
+/// Stations known to a worker, by port.
 fn subport_of(lab: &Lab, worker: usize) -> HashMap<PortId, Vec<Station>> {
     let fdb = lab.workers[worker].switch().fdb();
     let mut page: Vec<FdbEntry> = Vec::with_capacity(fdb.capacity());

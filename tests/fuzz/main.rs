@@ -1,8 +1,9 @@
-//! Millions of frames, generated and spoiled, through whole workers with every policy on; and a witness, who knows
-//! nothing of the switch, says of each that arrives whether it may.
+//! Fuzzing: millions of generated and corrupted frames through whole workers with every policy on. An oracle that
+//! shares no code with the switch decides for each received frame whether it may be delivered. Needs nothing of the
+//! host.
 //!
-//! A short run is a test like others. `scripts/fuzz` makes the long one of it, by environment: `FRAMES` (how many),
-//! `SEED`, `WORLD` (only this one of the run), and `FRAME` with `EPOCH` (only this frame, as a failure prints it).
+//! The test is a short run. `scripts/fuzz` makes the long one, by environment variables: `FRAMES` (number), `SEED`,
+//! `WORLD` (only this world), `FRAME` with `EPOCH` (only this frame, as a failure prints it).
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 mod frames;
@@ -21,7 +22,7 @@ use vifswitch::switch::DropReason;
 use frames::{CLASSES, MAX_LEN, SentFrame};
 use world::{FRAMES, Failure, Score, World, hex};
 
-/// Of the short run.
+/// Frames of the short run.
 const SHORT: u64 = 3 * FRAMES;
 const SEED: u64 = 5;
 
@@ -30,7 +31,7 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}: not a number")))
 }
 
-/// Runs one world; what went wrong, a panic as well, and the burst and the epoch in which it did.
+/// Runs one world. Returns the failure, including a panic, with epoch and burst.
 fn run(seed: u64, world: u64, frames: u64, score: &mut Score) -> Result<(), (Failure, u64, Vec<SentFrame>)> {
     let last: RefCell<(u64, Vec<SentFrame>)> = RefCell::default();
     let note = |epoch, shots: &[SentFrame]| *last.borrow_mut() = (epoch, shots.to_vec());
@@ -42,7 +43,7 @@ fn run(seed: u64, world: u64, frames: u64, score: &mut Score) -> Result<(), (Fai
 
 fn events(why: &(dyn std::any::Any + Send)) -> String {
     let text = why.downcast_ref::<String>().map(String::as_str).or(why.downcast_ref::<&str>().copied());
-    format!("panic: {}", text.unwrap_or("it says nothing"))
+    format!("panic: {}", text.unwrap_or("the panic has no message"))
 }
 
 /// Sends one frame through a world of its own.
@@ -63,7 +64,7 @@ fn written(shot: &SentFrame) -> String {
     format!("{}:{}:{}", shot.base, hex(&shot.offload), hex(&shot.bytes))
 }
 
-/// Reads what [`written`] wrote.
+/// Parses the output of [`written`].
 fn read(text: &str) -> Option<SentFrame> {
     let bytes = |hex: &str| {
         (0..hex.len())
@@ -79,7 +80,7 @@ fn read(text: &str) -> Option<SentFrame> {
 fn fail(seed: u64, world: u64, epoch: u64, failure: &Failure, shots: &[SentFrame]) -> ! {
     println!("\nFAILED with SEED={seed} in world {world}, epoch {epoch}: {}", failure.what);
     println!("the world again: SEED={seed} WORLD={world} scripts/fuzz");
-    // Where it is not known which frame it was, one may do it alone.
+    // If the frame is unknown, tries each alone.
     let culprit = failure.shot.or_else(|| shots.iter().position(|shot| alone(seed, world, epoch, shot).is_err()));
     match culprit {
         Some(at) => {
@@ -87,7 +88,7 @@ fn fail(seed: u64, world: u64, epoch: u64, failure: &Failure, shots: &[SentFrame
             println!("SEED={seed} WORLD={world} EPOCH={epoch} FRAME={} scripts/fuzz", written(&shots[at]));
         }
         None => {
-            println!("no frame of the burst does it alone. The burst:");
+            println!("no single frame of the burst reproduces it. The burst:");
             shots.iter().for_each(|shot| println!("{}", written(shot)));
         }
     }
@@ -115,17 +116,17 @@ fn print(score: &Score) {
         score.kinds.len(),
         score.lengths.iter().filter(|&&len| len <= MAX_LEN).count()
     );
-    println!("{due} had to arrive and did; {frames} frames, nothing that policy forbids");
+    println!("{due} frames were due and arrived; {frames} frames, none that policy forbids");
 }
 
 #[test]
-fn nothing_arrives_that_policy_forbids() {
+fn no_frame_is_delivered_that_policy_forbids() {
     let (seed, frames) = (number("SEED").unwrap_or(SEED), number("FRAMES").unwrap_or(SHORT));
     let only = number("WORLD");
     if let Ok(text) = std::env::var("FRAME").map(|text| text.trim().to_owned())
         && !text.is_empty()
     {
-        let shot = read(&text).unwrap_or_else(|| panic!("FRAME={text}: CABLE:OFFLOAD:BYTES is wanted, in hex"));
+        let shot = read(&text).unwrap_or_else(|| panic!("FRAME={text}: expected DEVICE:OFFLOAD:BYTES in hex"));
         let (world, epoch) = (only.unwrap_or(0), number("EPOCH").unwrap_or(0));
         match alone(seed, world, epoch, &shot) {
             Ok(score) => return print(&score),
@@ -143,14 +144,14 @@ fn nothing_arrives_that_policy_forbids() {
         if world.is_multiple_of(10) {
             println!("{world} worlds, {} of {frames} frames", score.frames);
         }
-        // A world makes a few less than it is asked for.
+        // A world sends slightly fewer frames than requested.
         if only.is_some() || score.frames >= frames {
             break;
         }
     }
     print(&score);
     if only.is_none() && frames >= SHORT {
-        // A fuzz that reaches nothing finds nothing.
+        // Fails if a class or drop reason was never reached.
         for (name, [made, barred, arrived, _]) in CLASSES.iter().zip(score.classes) {
             assert!(made > 0 && barred > 0 && (arrived > 0 || *name == "runts"), "{name}");
         }
@@ -176,7 +177,7 @@ fn nothing_arrives_that_policy_forbids() {
             SplitHorizon,
         ];
         for reason in reasons {
-            assert!(score.died_in[reason] > 0, "nothing died for {}", reason.name());
+            assert!(score.died_in[reason] > 0, "no frame was dropped for {}", reason.name());
         }
         let reached =
             [score.due, score.segmented, score.checksummed, score.suppressed, score.mirror_copies, score.not_learned];

@@ -1,4 +1,4 @@
-//! What policy forbids, said anew and from the bytes alone: nothing of the switch is asked here.
+//! Oracle: what policy forbids, derived from the bytes of a frame alone. Shares no code with the switch.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -6,10 +6,10 @@ use crate::topology::{Address, PortModel, SecurityMode, Topology};
 
 const PVST: Address = [0x01, 0x00, 0x0c, 0xcc, 0xcc, 0xcd];
 
-/// Bytes of a frame in which the headers of a super-frame have to be.
+/// Range of bytes in which headers of a GSO packet must be.
 pub const NEAR: usize = 3008;
 
-/// What a frame leaves to be done: the fields of `virtio_net_hdr` (virtio 1.x, 5.1.6) that bind.
+/// Offload work of a frame: the binding fields of `virtio_net_hdr` (virtio 1.x, 5.1.6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct OffloadFields {
     pub csum: bool,
@@ -37,7 +37,7 @@ impl OffloadFields {
         self.gso & 0x7f != 0
     }
 
-    /// The same with what it points to moved towards the front, as a tag is taken off.
+    /// The same with offsets reduced, as a tag is removed.
     pub fn pulled(self, by: usize) -> Option<OffloadFields> {
         match self.csum {
             true => Some(OffloadFields { start: self.start.checked_sub(by).filter(|&start| start >= 14)?, ..self }),
@@ -45,8 +45,8 @@ impl OffloadFields {
         }
     }
 
-    /// Bytes of headers that each part of a super-frame repeats, and how many parts there are; one of a plain frame.
-    /// `None`: it does not fit the frame.
+    /// Header length repeated in each segment, and number of segments; one for other frames. `None` if the header
+    /// does not fit the frame.
     pub fn parts(&self, frame: &[u8]) -> Option<(usize, usize)> {
         if self.csum && (self.start < 14 || self.start + self.offset + 2 > frame.len()) {
             return None;
@@ -55,7 +55,7 @@ impl OffloadFields {
             return Some((0, 1));
         }
         let transport = match self.gso & 0x7f {
-            // Headers are looked for near the beginning.
+            // Headers are parsed near the beginning.
             1 | 4 => (usize::from(*frame.get(..frame.len().min(NEAR))?.get(self.start + 12)?) >> 4).max(5) * 4,
             5 => 8,
             _ => return None,
@@ -67,7 +67,7 @@ impl OffloadFields {
     }
 }
 
-/// A frame as it is on its network, where it counts.
+/// A frame as it is on its network, at its counting port.
 pub struct Seen<'a> {
     pub place: usize,
     pub bytes: &'a [u8],
@@ -86,7 +86,7 @@ fn is_tag(kind: Option<u16>) -> bool {
     matches!(kind, Some(0x8100 | 0x88a8 | 0x9100))
 }
 
-/// Where the type stands that is behind all tags, if it is there.
+/// Offset of the EtherType after all tags.
 pub fn behind_tags(bytes: &[u8]) -> Option<usize> {
     let mut at = 12;
     while is_tag(pair(bytes, at)) {
@@ -95,24 +95,24 @@ pub fn behind_tags(bytes: &[u8]) -> Option<usize> {
     pair(bytes, at).map(|_| at)
 }
 
-/// Whether it is for a group that only the two ends of a wire are to hear (IEEE 802.1Q-2018, table 8-1, and PVST+).
+/// Whether the destination is a link-local group (IEEE 802.1Q-2018, table 8-1, and PVST+).
 pub fn is_link_local_group(bytes: &[u8]) -> bool {
     bytes.starts_with(&PVST)
         || bytes.starts_with(&[0x01, 0x80, 0xc2, 0, 0]) && bytes.get(5).is_some_and(|&last| last < 16)
 }
 
-/// Why a frame must not come out of its port at all.
+/// Reason for which a frame must not be delivered at all.
 pub fn is_barred(topology: &Topology, seen: &Seen<'_>) -> Option<&'static str> {
     let (from, bytes) = (&topology.places[seen.place], seen.bytes);
     let net = &topology.nets[from.network];
     if !topology.is_up(seen.place) {
-        return Some("its port is down, or in standby");
+        return Some("its port is down or backup");
     }
     let (Some(to), Some(source)) = (address(bytes, 0), address(bytes, 6)) else { return Some("a runt") };
     if bytes.len() < 14 {
         return Some("a runt");
     }
-    let Some((headers, parts)) = seen.leave.parts(bytes) else { return Some("its offload header lies") };
+    let Some((headers, parts)) = seen.leave.parts(bytes) else { return Some("its offload header is invalid") };
     let max_len =
         if parts > 1 || seen.leave.is_super() { bytes.len().min(headers + seen.leave.size) } else { bytes.len() };
     let whole_tag = |at: usize| is_tag(pair(bytes, at)) && bytes.len() >= at + 6;
@@ -130,7 +130,7 @@ pub fn is_barred(topology: &Topology, seen: &Seen<'_>) -> Option<&'static str> {
         return Some("a reserved group");
     }
     if from.uplink && to == PVST {
-        return Some("a group of the wire from outside");
+        return Some("a link-local group from an uplink");
     }
     if from.uplink {
         return None;
@@ -144,11 +144,11 @@ pub fn is_barred(topology: &Topology, seen: &Seen<'_>) -> Option<&'static str> {
         _ if !from.names(source) => Some("its source is not allowed"),
         SecurityMode::Mac(_) => None,
         SecurityMode::MacIp(_) if names_a_sender_of(from, source, bytes) => None,
-        SecurityMode::MacIp(_) => Some("it names a sender in ARP or IP that is not allowed"),
+        SecurityMode::MacIp(_) => Some("its ARP or IP sender is not allowed"),
     }
 }
 
-/// Why a frame must not go to this port, wherever else it may go.
+/// Reason for which a frame must not be delivered to this port.
 pub fn is_kept_from(
     topology: &Topology,
     seen: &Seen<'_>,
@@ -158,22 +158,22 @@ pub fn is_kept_from(
     let (from, place, bytes) = (&topology.places[seen.place], &topology.places[to], seen.bytes);
     let destination = address(bytes, 0)?;
     if to == seen.place {
-        return Some("it came from there");
+        return Some("it is the ingress port");
     }
     if place.network != from.network {
         return Some("it is on another network");
     }
     if !topology.is_up(to) {
-        return Some("that port is down, or in standby");
+        return Some("that port is down or backup");
     }
     if place.uplink && from.uplink {
         return Some("it is from one uplink to another");
     }
     if place.uplink && is_link_local_group(bytes) {
-        return Some("a group of the wire to the outside");
+        return Some("a link-local group to an uplink");
     }
     if place.vid == 0 && topology.bases[place.base].trunk && !is_plain(bytes) {
-        return Some("it would be on a VLAN there");
+        return Some("it would be in another VLAN there");
     }
     if destination[0] & 1 == 1 || place.promiscuous {
         return None;
@@ -181,12 +181,12 @@ pub fn is_kept_from(
     match topology.pinned(place.network, destination) {
         Some(owner) if owner == to => None,
         Some(_) => Some("its destination is another port's"),
-        None if place.suppress && !has_spoken(destination) => Some("unknown unicast is suppressed there"),
+        None if place.suppress && !has_spoken(destination) => Some("unknown unicast is not flooded there"),
         None => None,
     }
 }
 
-/// Whether it is untagged for whoever tells networks apart by tags.
+/// Whether the frame is untagged to a receiver that separates networks by tags.
 fn is_plain(bytes: &[u8]) -> bool {
     match (pair(bytes, 12), pair(bytes, 14), pair(bytes, 16)) {
         (Some(0x8100), Some(id), Some(kind)) => id & 0xfff == 0 && kind != 0x8100,
@@ -194,7 +194,7 @@ fn is_plain(bytes: &[u8]) -> bool {
     }
 }
 
-/// Whether ARP, IP and neighbor discovery name a sender that this port may be. What cannot be read does not.
+/// Whether ARP, IP and ND name only senders allowed at this port. Unparsable ones do not.
 fn names_a_sender_of(place: &PortModel, source: Address, bytes: &[u8]) -> bool {
     let Some((kind, at)) = behind_all(bytes).filter(|&(_, at)| at < 2100) else { return false };
     let Some(rest) = bytes.get(at..) else { return false };
@@ -207,8 +207,8 @@ fn names_a_sender_of(place: &PortModel, source: Address, bytes: &[u8]) -> bool {
     named == Some(true)
 }
 
-/// The ethertype behind tags and LLC/SNAP headers, and where the rest begins. Of other protocols of LLC: none that
-/// there is. `None` if it cannot be read.
+/// EtherType after tags and LLC/SNAP headers, and offset of the payload. Other LLC protocols have an unassigned type.
+/// `None` if truncated.
 fn behind_all(bytes: &[u8]) -> Option<(u16, usize)> {
     const OTHER: u16 = 0xffff;
     let mut at = 12;
@@ -228,7 +228,7 @@ fn behind_all(bytes: &[u8]) -> Option<(u16, usize)> {
                 [0, 0, 0 | 0xf8] => at += 8,
                 _ => return Some((OTHER, at)),
             },
-            // Its protocol may stand in two places; nobody may take either for an ethertype.
+            // Two SNAP variants: neither may be mistaken for an EtherType.
             0xaa => {
                 let stands = |at: usize| Some(matches!(bytes.get(at..at + 3)?, [0, 0, 0 | 0xf8]));
                 return (!stands(at + 5)? && !stands(at + 6)?).then_some((OTHER, at));
@@ -244,7 +244,7 @@ fn has(place: &PortModel, mac: Address, ip: IpAddr) -> bool {
         || may_speak(place, mac) && ip == IpAddr::V6(link_local(mac))
 }
 
-/// Whether a MAC address is bound to any address of IP.
+/// Whether any IP address is bound to a MAC address.
 fn may_speak(place: &PortModel, mac: Address) -> bool {
     matches!(&place.guarding, SecurityMode::MacIp(bound) if bound.iter().any(|(of, _)| *of == mac))
 }
@@ -263,7 +263,7 @@ fn link_local(mac: Address) -> Ipv6Addr {
     Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f)
 }
 
-/// Whether a host may have made this link-local address by itself, and of no MAC address (RFC 7217).
+/// Whether a host may have generated this link-local address independently of its MAC address (RFC 7217).
 fn is_opaque(ip: Ipv6Addr) -> bool {
     let [a, b, c, d, e, f, g, h] = ip.segments();
     let of_mac = f & 0xff == 0xff && g >> 8 == 0xfe;
@@ -366,7 +366,7 @@ fn ipv6(place: &PortModel, source: Address, bytes: &[u8]) -> Option<bool> {
     Some(is_ok)
 }
 
-/// A witness who objects to nothing would let everything pass.
+/// Control: the oracle objects to forbidden frames.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -377,7 +377,7 @@ mod tests {
     const ALL: Address = [0xff; 6];
     const GROUP: Address = [0x01, 0x80, 0xc2, 0, 0, 1];
 
-    /// Two ports of two VMs on one network, the first with mac+ip; one on another network; an uplink.
+    /// Two ports of two VMs on one network, the first with `mac+ip`; a port on another network; an uplink.
     fn topology() -> Topology {
         let place = |index: usize| PortModel {
             id: PortId::new(index as u16, 0),
@@ -428,7 +428,7 @@ mod tests {
     }
 
     #[test]
-    fn who_speaks_for_others_is_barred() {
+    fn forbidden_senders_are_barred() {
         let tagged = |body: &[u8]| [&[0, 5, 0x91, 0, 0, 6, 8, 0][..], body].concat();
         let rows: Vec<(u16, Vec<u8>, bool)> = vec![
             (0x88b5, vec![1, 2, 3], true),
@@ -466,11 +466,11 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_of_policy_has_its_objections() {
+    fn the_other_policies_are_checked() {
         let plain = |to, from| frame(to, from, 0x88b5, &[0; 46]);
         let lies = OffloadFields { csum: true, start: 50, offset: 16, ..OffloadFields::default() };
         assert_eq!(barred(1, &plain(ALL, OWN[1]), OffloadFields::default()), None);
-        assert_eq!(barred(3, &plain(ALL, OWN[0]), OffloadFields::default()), None, "the outside may be anybody");
+        assert_eq!(barred(3, &plain(ALL, OWN[0]), OffloadFields::default()), None, "an uplink may use any address");
         for (place, bytes, leave) in [
             (0, plain(ALL, [10, 0, 0, 0, 0, 1]), OffloadFields::default()),
             (1, plain(ALL, OWN[0]), OffloadFields::default()),
@@ -488,7 +488,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_is_kept_from_whom_it_is_not_for() {
+    fn misdelivered_frames_are_barred() {
         let topology = topology();
         let host = |place, bytes: &[u8], to, spoken| {
             is_kept_from(&topology, &Seen { place, bytes, leave: OffloadFields::default() }, to, |_| spoken).is_some()

@@ -1,4 +1,4 @@
-//! What becomes of a frame whose sender has left something to be done, with somebody else's arithmetic.
+//! Checks completed checksums and segments of GSO packets, with checksum code that is not the switch's.
 
 use etherparse::checksum::Sum16BitWords;
 
@@ -9,15 +9,15 @@ pub fn completed(frame: &[u8], leave: &OffloadFields) -> Option<Vec<u8>> {
     leave.parts(frame)?;
     let field = leave.start + leave.offset;
     let sum = Sum16BitWords::new().add_slice(&frame[leave.start..]).ones_complement().to_be();
-    // Zero would mean that there is none (RFC 768).
+    // Zero means no checksum (RFC 768).
     let sum = if leave.offset == 6 && sum == 0 { 0xffff } else { sum };
     let mut done = frame.to_vec();
     done[field..field + 2].copy_from_slice(&sum.to_be_bytes());
     Some(done)
 }
 
-/// Whether `done` is the frame with its checksum completed: by what the sender has put there, or, since some leave that
-/// out, by a pseudo-header of IP in front of it.
+/// Whether `done` is the frame with its checksum completed: starting from the sender's pseudo-header sum, or, as some
+/// senders omit it, from the IP header's.
 pub fn is_completed(frame: &[u8], leave: &OffloadFields, done: &[u8]) -> bool {
     if completed(frame, leave).is_some_and(|expected| expected == done) {
         return true;
@@ -55,12 +55,12 @@ pub fn is_completed(frame: &[u8], leave: &OffloadFields, done: &[u8]) -> bool {
     (network..leave.start).any(is_right)
 }
 
-/// Whether these, in this order, are what a super-frame becomes: the payload once and in order, each behind the same
-/// headers but for what has to differ. If some were `lost` on their way out, those that are left.
+/// Checks that these are the segments of a GSO packet, in order: the whole payload once, each with the same headers
+/// except for fields that differ per segment. If some were `lost` at egress, those remaining.
 pub fn are_of(chunks: &[Vec<u8>], whole: &[u8], leave: &OffloadFields, honest: bool, lost: bool) -> Result<(), String> {
-    let (headers, count) = leave.parts(whole).ok_or("it does not fit its offload header")?;
+    let (headers, count) = leave.parts(whole).ok_or("the frame does not fit its offload header")?;
     if chunks.len() > count || chunks.len() < count && !lost {
-        return Err(format!("{} parts of {count}", chunks.len()));
+        return Err(format!("{} segments of {count}", chunks.len()));
     }
     let network = behind_tags(whole).ok_or("no headers")? + 2;
     let mut at = headers;
@@ -68,22 +68,21 @@ pub fn are_of(chunks: &[Vec<u8>], whole: &[u8], leave: &OffloadFields, honest: b
         let payload = whole.get(at..whole.len().min(at + leave.size)).ok_or("no payload left")?;
         at += payload.len();
         if piece.len() != headers + payload.len() || &piece[headers..] != payload {
-            return Err(format!("part {number} has another payload"));
+            return Err(format!("segment {number}: payload differs"));
         }
         let differs =
             |at: usize| piece[at] != whole[at] && !may_differ(at, network, leave.start, leave.gso & 0x7f, whole);
         if let Some(at) = (0..headers).find(|&at| differs(at)) {
-            return Err(format!("part {number} has another byte at {at}"));
+            return Err(format!("segment {number}: byte {at} differs"));
         }
         if honest && !has_right_sums(piece, network, leave) {
-            return Err(format!("part {number} has a wrong length or checksum"));
+            return Err(format!("segment {number}: wrong length or checksum"));
         }
     }
     Ok(())
 }
 
-/// Whether a byte of the headers may be another one in each part: lengths, identification, sequence numbers, flags,
-/// checksums.
+/// Whether a header byte may differ per segment: lengths, identification, sequence numbers, flags, checksums.
 fn may_differ(at: usize, network: usize, transport: usize, gso: u8, whole: &[u8]) -> bool {
     if at >= transport {
         return match (gso, at - transport) {
@@ -98,7 +97,7 @@ fn may_differ(at: usize, network: usize, transport: usize, gso: u8, whole: &[u8]
     }
 }
 
-/// Whether the lengths and checksums of a frame of TCP or UDP are right; its headers are plain ones.
+/// Whether lengths and checksums of a TCP or UDP frame without options are right.
 fn has_right_sums(frame: &[u8], network: usize, leave: &OffloadFields) -> bool {
     let (packet, segment) = (&frame[network..leave.start], &frame[leave.start..]);
     let is_udp = leave.gso & 0x7f == 5;

@@ -1,4 +1,4 @@
-//! Numbers that look random, and come again from the same seed.
+//! Deterministic random numbers.
 
 pub struct Rng(u64);
 
@@ -7,7 +7,7 @@ impl Rng {
         Rng(seed)
     }
 
-    /// The next 64 bits (SplitMix64).
+    /// Next 64 bits (SplitMix64).
     pub fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut bits = self.0;

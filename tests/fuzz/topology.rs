@@ -1,5 +1,5 @@
-//! A town to send frames through: ports, trunks and uplinks with every policy that there is, thrown by dice. It is
-//! written down twice: as rules for the switch, and here, in the simplest form, for whoever judges the switch.
+//! Random topology: ports, trunks and uplinks with random policies. Kept twice: as configuration of the switch, and
+//! in a simple form for the oracle.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,8 +12,7 @@ use support::lab::{Lab, PortSpec, Setup, UplinkSpec, mac, uplink_port};
 
 pub type Address = [u8; 6];
 
-/// Who may speak: an address, and the addresses of IP that go with it (the first and how many bits count), if not
-/// any.
+/// An allowed MAC address, and the IP prefix bound to it, if any.
 pub type Bound = (Address, Option<(IpAddr, u8)>);
 
 #[derive(Debug, Clone, PartialEq)]
@@ -23,24 +22,24 @@ pub enum SecurityMode {
     MacIp(Vec<Bound>),
 }
 
-/// A port as the judge sees it.
+/// A port as the oracle sees it.
 #[derive(Debug, Clone)]
 pub struct PortModel {
     pub id: PortId,
     pub network: usize,
     pub owner: usize,
     pub uplink: bool,
-    /// The cable by which its frames come and go, and the tag that they have there.
+    /// Its device, and its tag there.
     pub base: usize,
     pub vid: u16,
     pub mac: Address,
     pub up: bool,
-    /// It is in quarantine.
+    /// Quarantined.
     pub quarantined: bool,
     pub guarding: SecurityMode,
     pub suppress: bool,
     pub promiscuous: bool,
-    /// How many, and whether the others die.
+    /// MAC limit, and whether frames beyond it are dropped.
     pub limit: Option<(usize, bool)>,
 }
 
@@ -51,7 +50,7 @@ pub struct NetworkModel {
     pub mask: u16,
 }
 
-/// A cable.
+/// A device.
 #[derive(Debug, Clone)]
 pub struct CableModel {
     pub offloads: bool,
@@ -72,7 +71,7 @@ pub struct Topology {
 
 const NETS: usize = 3;
 
-/// Addresses that no port has of its own, and many use.
+/// Addresses that are no port's own and that many use.
 pub fn wild(number: usize) -> Address {
     [0x0a, 0, 0, 0, 0, number as u8]
 }
@@ -91,7 +90,7 @@ pub fn v6(number: usize) -> IpAddr {
 }
 
 impl Topology {
-    /// That of this world: some things all have in turn.
+    /// Topology of a world: some properties alternate between worlds.
     pub fn new(rng: &mut Rng, world: u64) -> Topology {
         let vifs = rng.within(6, 14);
         let mut trunks = vec![None; vifs];
@@ -161,18 +160,18 @@ impl Topology {
         Topology { nets, places, bases, workers: 1 + (world % 3) as u16, vifs, trunks, wires }
     }
 
-    /// One of these ports and cables, without a laboratory.
+    /// A topology of these ports and devices, without a lab.
     #[cfg(test)]
     pub fn of(places: Vec<PortModel>, bases: Vec<CableModel>, nets: Vec<NetworkModel>) -> Topology {
         Topology { nets, places, bases, workers: 1, vifs: 3, trunks: Vec::new(), wires: Vec::new() }
     }
 
-    /// How many ports of VMs there are; they come first.
+    /// Number of ports of VMs; they come first.
     pub fn vifs(&self) -> usize {
         self.vifs
     }
 
-    /// Throws all that may change while frames flow.
+    /// Randomises everything that may change under traffic.
     pub fn randomize(&mut self, rng: &mut Rng) {
         for net in &mut self.nets {
             net.mtu = rng.pick(&[1500, 1500, 9000, 9216]);
@@ -196,7 +195,7 @@ impl Topology {
         }
         for index in 0..self.vifs {
             let (network, own) = (self.places[index].network, self.places[index].mac);
-            // What control refuses is no policy.
+            // A configuration that control refuses is not generated.
             let pinned = self.pinned(network, own) == Some(index);
             self.places[index].suppress = pinned && rng.percent(40);
         }
@@ -211,7 +210,7 @@ impl Topology {
         }
     }
 
-    /// The laboratory of this town.
+    /// The lab of this topology.
     pub fn build(&self) -> Lab {
         let plugs: Vec<_> = (0..self.vifs)
             .map(|index| {
@@ -230,7 +229,7 @@ impl Topology {
         lab
     }
 
-    /// Puts the policies in force.
+    /// Applies the policies.
     pub fn apply(&self, lab: &mut Lab) {
         lab.change_all(|networks, ports, trunks| {
             for (network, net) in networks.iter_mut().zip(&self.nets) {
@@ -254,19 +253,19 @@ impl Topology {
         });
     }
 
-    /// Whether frames may come and go by a port at all.
+    /// Whether a port can send and receive.
     pub fn is_up(&self, place: usize) -> bool {
         let PortModel { up, quarantined, base, .. } = self.places[place];
         up && !quarantined && !self.bases[base].standby && (base >= self.vifs || self.places[base].up)
     }
 
-    /// The port that a tag stands for on a cable; 0: none.
+    /// Port of a tag on a device; 0 is untagged.
     pub fn port_at(&self, base: usize, vid: u16) -> Option<usize> {
         self.places.iter().position(|place| place.base == base && place.vid == vid)
     }
 
-    /// The one port of a network, if it is only one, that names this address as its own or as allowed. One that is down
-    /// pins nothing, and neither does a subport whose parent is.
+    /// The only port of a network whose own or allowed address this is. Ports that are down pin nothing, nor do
+    /// subports of a parent that is down.
     pub fn pinned(&self, network: usize, address: Address) -> Option<usize> {
         let naming = |place: &PortModel| !place.uplink && place.network == network && place.names(address);
         let mut these = (0..self.places.len()).filter(|&index| naming(&self.places[index]));
@@ -301,7 +300,7 @@ impl SecurityMode {
 }
 
 impl PortModel {
-    /// Whether an address is its own or one that it is allowed.
+    /// Whether an address is the port's own or an allowed one.
     pub fn names(&self, address: Address) -> bool {
         self.mac == address
             || match &self.guarding {

@@ -1,4 +1,4 @@
-//! One world: a town, the switch in it, and frames, a burst at a time. What arrives is judged frame by frame.
+//! One world: a topology, the switch, and frames in bursts. The oracle checks each received frame.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -15,15 +15,15 @@ use crate::rng::Rng;
 use crate::topology::{Address, SecurityMode, Topology};
 use support::lab::Lab;
 
-/// Frames of a world, and of each of its epochs, at whose beginning policies change.
+/// Frames per world, and per epoch; policies change between epochs.
 pub const FRAMES: u64 = 40_000;
 const EPOCH: u64 = 2000;
 
-/// What was seen to be wrong.
+/// A detected error.
 #[derive(Debug)]
 pub struct Failure {
     pub what: String,
-    /// Of the last burst, the frame that it is about.
+    /// Index in the last burst of the frame concerned.
     pub shot: Option<usize>,
 }
 
@@ -31,17 +31,17 @@ fn wrong<T>(what: String, shot: Option<usize>) -> Result<T, Failure> {
     Err(Failure { what, shot })
 }
 
-/// What a run has come to.
+/// Results of a run.
 #[derive(Debug, Default)]
 pub struct Score {
-    /// By class: frames made, those that policy bars, those that arrived somewhere, arrivals.
+    /// By class: frames sent, barred by policy, received somewhere, copies received.
     pub classes: [[u64; 4]; CLASSES.len()],
     pub died_in: ByReason,
     pub died_out: ByReason,
     pub kinds: HashSet<u16>,
     pub lengths: HashSet<usize>,
     pub frames: u64,
-    /// Arrivals that had to be: of frames for one pinned address.
+    /// Received frames that had to arrive: to pinned addresses.
     pub due: u64,
     pub segmented: u64,
     pub checksummed: u64,
@@ -50,32 +50,32 @@ pub struct Score {
     pub not_learned: u64,
 }
 
-/// A frame of the last burst, where it counts.
+/// A frame of the last burst, as it is on its network.
 struct Sent {
     shot: usize,
     place: usize,
     bytes: Vec<u8>,
     leave: OffloadFields,
     barred: Option<&'static str>,
-    /// Who got it, and how often.
+    /// Receiving ports, and number of copies.
     got: HashMap<usize, usize>,
 }
 
 pub struct World {
     pub topology: Topology,
     lab: Lab,
-    /// Whose frames had this source, as far as they were let pass.
+    /// Sources of forwarded frames, by port.
     spoken: HashSet<(usize, Address)>,
-    /// As they were when the epoch began.
+    /// FDB contents at the beginning of the epoch.
     tables: Tables,
-    /// By network: where a source was heard first, as far as it was let pass, and whether elsewhere as well.
+    /// By network: port at which a source was first forwarded, and whether it was elsewhere too.
     homes: HashMap<(usize, Address), (usize, bool)>,
-    /// By the place where it is counted: frames that were sent, and that arrived.
+    /// By counting port: frames sent and received.
     offered: u64,
     arrived: Vec<u64>,
 }
 
-/// The dice for a part of a world.
+/// Random numbers of a part of a world.
 pub fn rng(seed: u64, world: u64, part: u64) -> Rng {
     let mut rng = Rng::new(seed ^ world.wrapping_mul(0xd134_2543_de82_ef95) ^ part.wrapping_mul(0xa076_1d64_78bd_642f));
     rng.bits();
@@ -92,7 +92,7 @@ impl World {
         World { topology, lab, spoken: HashSet::new(), tables, homes: HashMap::new(), offered: 0, arrived }
     }
 
-    /// Sends `frames` frames. `note` is told of each burst before it is sent, and of its epoch.
+    /// Sends `frames` frames. `note` is called with epoch and burst before each burst.
     pub fn run(
         mut self,
         (seed, world): (u64, u64),
@@ -126,7 +126,7 @@ impl World {
         self.end(score)
     }
 
-    /// Sends a burst, and looks at what becomes of it.
+    /// Sends a burst and checks what is received.
     pub fn round(&mut self, shots: &[SentFrame], score: &mut Score) -> Result<(), Failure> {
         let mut sent: Vec<Sent> = Vec::new();
         let mut by_bytes: HashMap<Vec<u8>, usize> = HashMap::new();
@@ -136,7 +136,7 @@ impl World {
             if let Some((_, bytes, _)) = &seen
                 && by_bytes.contains_key(bytes)
             {
-                // Two that are alike could not be told apart.
+                // Identical frames cannot be told apart.
                 continue;
             }
             score.frames += 1;
@@ -169,7 +169,7 @@ impl World {
         self.lab.settle();
         let received = self.lab.total(|c| c.rx_frames.get());
         if received != self.offered {
-            return wrong(format!("{} frames were sent, and {received} are counted", self.offered), None);
+            return wrong(format!("{} frames sent, {received} counted", self.offered), None);
         }
         let mut chunks: HashMap<usize, Vec<Vec<u8>>> = HashMap::new();
         for base in 0..self.topology.bases.len() {
@@ -184,10 +184,10 @@ impl World {
     }
 
     fn stage(&mut self, shot: &SentFrame, offload: Offload) {
-        assert!(self.lab.ends[shot.base].stage(&shot.bytes, offload), "a cable holds a burst");
+        assert!(self.lab.ends[shot.base].stage(&shot.bytes, offload), "the device holds a burst");
     }
 
-    /// One frame at the end of a cable: which it is.
+    /// Identifies a frame received at a device.
     fn arrival(
         &mut self,
         base: usize,
@@ -202,26 +202,23 @@ impl World {
         if self.topology.bases[base].trunk && bytes.get(12..14) == Some(&[0x81, 0x00]) && bytes.len() >= 18 {
             vid = u16::from_be_bytes([bytes[14], bytes[15]]) & 0xfff;
             if vid != 0 {
-                // The tag may have taken the place of one that only said a priority.
+                // The tag may have replaced a priority tag.
                 let mut before = bytes.clone();
                 (before[14], before[15]) = (before[14] & 0xf0, 0);
                 replaced = Some((before, leave));
                 bytes.drain(12..16);
                 let Some(pulled) = leave.pulled(4) else {
-                    return wrong(format!("cable {base}: an offload header that does not fit: {}", hex(&bytes)), None);
+                    return wrong(format!("device {base}: offload header does not fit: {}", hex(&bytes)), None);
                 };
                 leave = pulled;
             }
         }
         let Some(place) = self.topology.port_at(base, vid) else {
-            return wrong(
-                format!("cable {base}: a frame with VLAN id {vid}, which nobody has here: {}", hex(&bytes)),
-                None,
-            );
+            return wrong(format!("device {base}: frame of unknown VLAN {vid}: {}", hex(&bytes)), None);
         };
         let counted = if self.topology.places[place].uplink { base } else { place };
         if !leave.is_nothing() && !self.topology.bases[base].offloads {
-            return wrong(format!("port {place}: an offload header, and it takes none: {}", hex(&bytes)), None);
+            return wrong(format!("port {place}: offload header at a port without offloads: {}", hex(&bytes)), None);
         }
         let same_as = |bytes: &Vec<u8>, leave: OffloadFields| {
             by_bytes.get(bytes).copied().filter(|&index| sent[index].leave == leave)
@@ -241,7 +238,7 @@ impl World {
             (bytes, leave) = (before, leave_before);
         }
         let same = same_as(&bytes, leave);
-        // A checksum that has been completed changes two bytes.
+        // A completed checksum changes two bytes.
         let completed = || {
             sent.iter().position(|one| {
                 one.leave.csum
@@ -259,12 +256,12 @@ impl World {
                 self.arrived[counted] += 1;
                 chunks.entry(place).or_default().push(bytes);
             }
-            None => return wrong(format!("port {place}: a frame that nobody sent: {} {leave:?}", hex(&bytes)), None),
+            None => return wrong(format!("port {place}: frame was not sent: {} {leave:?}", hex(&bytes)), None),
         }
         Ok(())
     }
 
-    /// What is none of the frames that were sent has to be what the super-frame of the burst became.
+    /// Frames that match none sent must be segments of the burst's GSO packet.
     fn join(
         &mut self,
         shots: &[SentFrame],
@@ -274,12 +271,12 @@ impl World {
     ) -> Result<(), Failure> {
         for (place, chunks) in chunks {
             let Some(whole) = sent.iter_mut().find(|one| one.leave.is_super()) else {
-                return wrong(format!("port {place}: a frame that nobody sent: {}", hex(&chunks[0])), None);
+                return wrong(format!("port {place}: frame was not sent: {}", hex(&chunks[0])), None);
             };
             let lost = self.died_out()[self.counted(place)] > dropped[self.counted(place)];
             let honest = shots[whole.shot].honest;
             if let Err(why) = parts::are_of(&chunks, &whole.bytes, &whole.leave, honest, lost) {
-                let what = format!("port {place}: a super-frame was not divided as it should be, or it is none: {why}");
+                let what = format!("port {place}: wrong segments of a GSO packet, or none: {why}");
                 return wrong(what, Some(whole.shot));
             }
             *whole.got.entry(place).or_default() += 1;
@@ -287,7 +284,7 @@ impl World {
         Ok(())
     }
 
-    /// Has each frame come to whom it may, and to whom it must?
+    /// Checks that each frame has reached only allowed ports, and all required ones.
     fn check(&mut self, shots: &[SentFrame], sent: &[Sent], dropped: &[u64], score: &mut Score) -> Result<(), Failure> {
         let died_now = self.died_out();
         for one in sent {
@@ -311,30 +308,27 @@ impl World {
             }
             let idle_port = |to: usize| died_now[self.counted(to)] == dropped[self.counted(to)];
             let (to, source) = (address(&one.bytes, 0).unwrap_or_default(), address(&one.bytes, 6).unwrap_or_default());
-            // Who looks on gets all that somebody gets.
+            // A promiscuous port receives a copy of every forwarded frame.
             for watcher in (0..self.topology.places.len()).filter(|&at| self.topology.places[at].promiscuous) {
                 if !one.got.is_empty()
                     && host(watcher).is_none()
                     && !one.got.contains_key(&watcher)
                     && idle_port(watcher)
                 {
-                    return wrong(format!("promiscuous port {watcher} did not get it"), Some(one.shot));
+                    return wrong(format!("promiscuous port {watcher} did not receive it"), Some(one.shot));
                 }
             }
             let pinned = self.topology.pinned(from.network, source).is_some();
-            // What is spoiled may be refused for more than the witness knows of.
+            // The switch may refuse corrupted frames for more reasons than the oracle knows.
             let is_readable = shots[one.shot].honest || !matches!(from.guarding, SecurityMode::MacIp(_));
-            // What has been elsewhere may have moved too often.
+            // A source seen elsewhere may be over the flap limit.
             let has_moved = self.homes.get(&(from.network, source)).is_none_or(|&(_, elsewhere)| elsewhere);
             let is_free = is_readable && (pinned || from.limit.is_none() && !has_moved);
             if let Some(to) =
                 self.topology.pinned(from.network, to).filter(|&to| host(to).is_none() && is_free && idle_port(to))
             {
                 if !one.got.contains_key(&to) {
-                    return wrong(
-                        format!("port {to} did not get what is for its address, from {}", one.place),
-                        Some(one.shot),
-                    );
+                    return wrong(format!("port {to} did not receive unicast from {}", one.place), Some(one.shot));
                 }
                 score.due += 1;
             }
@@ -342,7 +336,7 @@ impl World {
         Ok(())
     }
 
-    /// Where the frames of a port are counted as they leave.
+    /// Port that counts a port's transmitted frames.
     fn counted(&self, place: usize) -> usize {
         let Topology { places, .. } = &self.topology;
         if places[place].uplink { places[place].base } else { place }
@@ -352,7 +346,7 @@ impl World {
         (0..self.lab.ports.len()).map(|port| self.lab.sum(port, |c| c.drops_out.total())).collect()
     }
 
-    /// Law 1, and the counters against what was sent and what came.
+    /// Conservation, and counters against sent and received frames.
     fn balance(&mut self) -> Result<(), Failure> {
         self.lab.check_counters();
         if !self.lab.audit().is_balanced() {
@@ -361,7 +355,7 @@ impl World {
         for (port, &arrived) in self.arrived.iter().enumerate() {
             let events = self.lab.sum(port, |c| c.tx_frames.get());
             if events != arrived {
-                return wrong(format!("port {port}: {arrived} frames arrived, and {events} are counted"), None);
+                return wrong(format!("port {port}: {arrived} frames received, {events} counted"), None);
             }
         }
         Ok(())
@@ -383,7 +377,7 @@ impl World {
     }
 }
 
-/// A frame as it is on its network: at which port, and without the tag that says so. `None`: it is on none.
+/// A frame as it is on its network: port, and bytes without the outer tag. `None` if it is on none.
 fn arrive(topology: &Topology, shot: &SentFrame) -> Option<(usize, Vec<u8>, OffloadFields)> {
     let (mut bytes, leave) = (shot.bytes.clone(), OffloadFields::read(&shot.offload));
     if !topology.bases[shot.base].trunk || bytes.get(12..14) != Some(&[0x81, 0x00]) {
@@ -397,8 +391,8 @@ fn arrive(topology: &Topology, shot: &SentFrame) -> Option<(usize, Vec<u8>, Offl
     Some((topology.port_at(shot.base, vid)?, bytes, leave.pulled(4)?))
 }
 
-/// As how many frames one counts when it comes in: what its offload header says, if that fits it; and if it does no
-/// longer once its tag has been taken off, as one.
+/// Number of frames that it counts as on receive: segments by its offload header if that fits; one if it no longer
+/// fits after untagging.
 fn counts(topology: &Topology, shot: &SentFrame) -> u64 {
     let (leave, bytes) = (OffloadFields::read(&shot.offload), &shot.bytes);
     if topology.bases[shot.base].trunk

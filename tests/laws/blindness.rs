@@ -199,6 +199,7 @@ fn port_addresses() -> impl Strategy<Value = Vec<PortAddresses>> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
 
+    /// Shows: REQ-05
     #[test]
     fn configured_addresses_change_no_frame(plugs in plugs(), events in port_addresses(), scenes in scenes(), workers in 1..4u16) {
         let blank = outcome(&plugs, forwarding_config(&plugs, &[], None, workers), workers, &scenes);

@@ -238,6 +238,7 @@ fn run(case: Case) {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
+    /// Shows: REQ-50
     #[test]
     fn frames_and_slots_are_conserved(
         plugs in generators::measured(prop_oneof![generators::plugs(3), generators::trunks(3)]),

@@ -27,6 +27,7 @@ fn plugs(count: u32) -> Vec<PortSpec> {
     (0..count).map(|owner| PortSpec::new(0, owner)).collect()
 }
 
+/// Shows: REQ-15
 #[test]
 fn a_promiscuous_port_gets_what_is_forwarded_once() {
     for (workers, memory) in KINDS {
@@ -167,6 +168,8 @@ fn pinning_an_address_evicts_no_station() {
 }
 
 /// Announcements after a migration are ordinary frames: the station is at their ingress port.
+///
+/// Shows: REQ-25
 #[test]
 fn an_announcement_moves_a_station_at_once() {
     let rarp = |of: Mac| frame(Mac::BROADCAST, of, 0x8035, &[&[0, 1, 8, 0, 6, 4, 0, 3][..], &[0; 38]].concat());

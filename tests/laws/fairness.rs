@@ -114,6 +114,8 @@ fn received(lab: &Lab, port: usize) -> u64 {
 
 proptest! {
     /// Port 0 always has more frames pending than a burst; ports 1 to 3 occasionally send one frame each to port 4.
+    ///
+    /// Shows: REQ-36
     #[test]
     fn a_port_at_line_rate_is_served_one_burst_per_poll(
         noise in noise(),

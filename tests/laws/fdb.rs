@@ -67,6 +67,7 @@ fn storm_of_addresses(workers: u16, stations: u32, limits: Limits) {
     lab.end();
 }
 
+/// Shows: REQ-18
 #[test]
 fn twenty_thousand_addresses_evict_no_station_of_another_port() {
     for workers in [1, 2] {
@@ -76,6 +77,7 @@ fn twenty_thousand_addresses_evict_no_station_of_another_port() {
     }
 }
 
+/// Shows: REQ-18
 #[test]
 fn a_silent_station_ages() {
     for (workers, memory) in KINDS {
@@ -137,6 +139,8 @@ fn a_moved_station_is_reached_at_its_new_port() {
 }
 
 /// The same address on two networks is two stations.
+///
+/// Shows: REQ-04
 #[test]
 fn networks_have_separate_stations() {
     for (workers, memory) in KINDS {
@@ -152,6 +156,7 @@ fn networks_have_separate_stations() {
     }
 }
 
+/// Shows: REQ-20, REQ-40
 #[test]
 fn a_pinned_address_cannot_be_moved() {
     for (workers, memory) in KINDS {
@@ -165,6 +170,7 @@ fn a_pinned_address_cannot_be_moved() {
     }
 }
 
+/// Shows: REQ-13, REQ-20
 #[test]
 fn unicast_to_a_silent_pinned_port_is_not_flooded() {
     for (workers, memory) in KINDS {
@@ -181,6 +187,8 @@ fn unicast_to_a_silent_pinned_port_is_not_flooded() {
 }
 
 /// An address in the allowed pairs of two ports is pinned to neither and learned at the port that sent last.
+///
+/// Shows: REQ-20
 #[test]
 fn a_shared_address_moves_between_its_ports() {
     for (workers, memory) in KINDS {
@@ -205,6 +213,8 @@ fn a_shared_address_moves_between_its_ports() {
 }
 
 /// Several ports of one VM on a network reach each other through the switch; none receives its own frames.
+///
+/// Shows: REQ-23
 #[test]
 fn siblings_reach_each_other() {
     for (workers, memory) in KINDS {
@@ -230,6 +240,8 @@ fn siblings_reach_each_other() {
 
 /// An outsider sends streams to all ports of a VM at once; each port receives its own frames in order. One port is
 /// closed in between; the others lose nothing.
+///
+/// Shows: REQ-24, AT-04
 #[test]
 fn outsiders_reach_each_sibling_separately() {
     for (workers, memory) in KINDS {

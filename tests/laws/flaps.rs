@@ -51,6 +51,7 @@ fn done(mut lab: Lab) {
 
 const STATION: usize = 3;
 
+/// Shows: REQ-21
 #[test]
 fn the_fifth_move_within_three_minutes_is_refused() {
     for mut lab in labs(&plugs(&[0, 1, 2]), &[]) {
@@ -306,6 +307,8 @@ fn moves_from_a_blocked_port_are_not_counted() {
 
 /// A VM migrates in from another host: its stations move from the uplink to a port opened within the last minute and
 /// are not counted. Moves between uplink and an older port are.
+///
+/// Shows: REQ-25
 #[test]
 fn moves_to_a_port_are_free_in_its_first_minute() {
     let uplink = 2;

@@ -173,6 +173,7 @@ fn labs(mtu: u16) -> impl Iterator<Item = Lab> {
     })
 }
 
+/// Shows: REQ-10, REQ-11, REQ-18, REQ-19
 #[test]
 fn each_row_reaches_its_receivers() {
     for mut lab in labs(1500) {
@@ -223,12 +224,15 @@ fn all_lengths_arrive(mtu: u16, lens: impl Iterator<Item = usize> + Clone) {
     }
 }
 
+/// Shows: REQ-10
 #[test]
 fn every_length_is_forwarded_unmodified() {
     all_lengths_arrive(1500, 0..=1500);
 }
 
 /// A jumbo frame is longer than two slots.
+///
+/// Shows: REQ-10
 #[test]
 fn jumbo_frames_are_forwarded_unmodified() {
     // Lengths around the ends of slots, for any offset of the first segment in its slot.

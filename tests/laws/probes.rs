@@ -109,6 +109,8 @@ fn a_probe_that_cannot_leave_has_a_reason() {
 }
 
 /// A probe received at any port, quarantined or not, is reported to control with both ports.
+///
+/// Shows: REQ-41
 #[test]
 fn a_returned_probe_is_reported() {
     for mut lab in labs() {
@@ -136,6 +138,7 @@ fn a_returned_probe_is_reported() {
     }
 }
 
+/// Shows: REQ-41
 #[test]
 fn old_and_forged_probes_have_no_effect() {
     for mut lab in labs() {

@@ -90,6 +90,8 @@ fn reached(lab: &mut Lab, from: usize, to: Mac) -> BTreeSet<usize> {
 }
 
 /// Closing a port invalidates its stations at once, by the new configuration alone.
+///
+/// Shows: REQ-07
 #[test]
 fn closing_a_port_invalidates_its_stations() {
     for (workers, memory) in KINDS {
@@ -154,6 +156,8 @@ fn frames_in_flight_to_a_closed_port_are_counted() {
 
 /// A port that is administratively down neither sends nor receives; up again, it continues without reopening the
 /// device.
+///
+/// Shows: REQ-09
 #[test]
 fn a_port_that_is_down_neither_sends_nor_receives() {
     for (workers, memory) in KINDS {

@@ -71,6 +71,8 @@ fn admitted(lab: &Lab) -> u64 {
 }
 
 /// Admits rate × time + burst within ±5 %, at each rate, with several workers and siblings.
+///
+/// Shows: REQ-34, AT-18
 #[test]
 fn admitted_frames_meet_the_rate() {
     let mut class = StormClass::ALL.into_iter().cycle();
@@ -135,6 +137,8 @@ proptest! {
 
     /// One class is limited, at the port or for its VM: other classes and known unicast pass; refused frames are
     /// neither learned nor flooded.
+    ///
+    /// Shows: REQ-30, REQ-32
     #[test]
     fn a_limit_applies_to_its_class_only(
         acts in acts(),
@@ -194,6 +198,8 @@ proptest! {
     }
 
     /// Any number of siblings on any workers share one limit, of frames and of copies.
+    ///
+    /// Shows: REQ-33
     #[test]
     fn siblings_share_the_limit_of_their_vm(
         from in vec((0usize..5, 0u64..40), 1..300),

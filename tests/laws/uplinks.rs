@@ -488,6 +488,8 @@ fn an_uplink_with_queues_at_two_workers_gets_each_frame_once() {
 }
 
 /// Link-local groups do not cross an uplink in either direction. Between VMs they pass as always.
+///
+/// Shows: REQ-17
 #[test]
 fn reserved_groups_do_not_cross_an_uplink() {
     let reserved = (0..16u64).map(|low| 0x0180_c200_0000 | low).chain([0x0100_0ccc_cccd]).map(Mac::from_bits);

@@ -23,6 +23,8 @@ fn bonded(on: DeviceKind, said: Said) -> Option<(Scenario, Mac)> {
 
 /// The address fails over between the siblings twenty times. Each failover is announced, and frames reach the new
 /// port at once.
+///
+/// Shows: REQ-44, AT-13
 #[test]
 fn a_bond_that_fails_over_raises_nothing() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
@@ -45,6 +47,8 @@ fn a_bond_that_fails_over_raises_nothing() {
 }
 
 /// Both siblings send from the same address, alternating per frame: with `share_mac`, moves are not counted.
+///
+/// Shows: REQ-44, AT-13
 #[test]
 fn a_shared_address_raises_nothing_with_share_mac() {
     let two = two_workers().map(|switch| (DeviceKind::Tap, switch));

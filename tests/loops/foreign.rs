@@ -55,6 +55,7 @@ fn nobody_notices(on: DeviceKind, siblings: usize, said: Said) {
     }
 }
 
+/// Shows: REQ-22, REQ-40, AT-11
 #[test]
 fn two_looping_siblings_do_not_disturb_others() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
@@ -62,6 +63,7 @@ fn two_looping_siblings_do_not_disturb_others() {
     }
 }
 
+/// Shows: AT-11
 #[test]
 fn three_looping_siblings_do_not_disturb_others() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
@@ -77,6 +79,8 @@ fn looping_siblings_on_two_workers_do_not_disturb_others() {
 
 /// Without anti-spoofing, and with stations pinned to no port: the limits bound what others receive, and the stations
 /// are dampened at their own ports.
+///
+/// Shows: REQ-21, REQ-22, AT-11
 #[test]
 fn stations_moved_by_a_loop_are_dampened_and_recover() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {

@@ -73,16 +73,19 @@ fn others_lose_nothing(on: DeviceKind, switch: &'static str) {
     }
 }
 
+/// Shows: REQ-36, AT-19
 #[test]
 fn a_storm_costs_others_no_frame_on_taps() {
     others_lose_nothing(DeviceKind::Tap, "");
 }
 
+/// Shows: REQ-36, AT-19
 #[test]
 fn a_storm_costs_others_no_frame_on_af_xdp() {
     others_lose_nothing(DeviceKind::Xdp, "");
 }
 
+/// Shows: REQ-36, AT-19
 #[test]
 fn a_storm_costs_others_no_frame_on_two_workers() {
     let Some(switch) = two_workers() else { return };

@@ -57,6 +57,8 @@ fn ports(vifs: &[Vif]) -> Vec<String> {
 }
 
 /// The loop is shown with all its ports, escalates, and is released by hand; it ends when no two ports are left.
+///
+/// Shows: REQ-42, REQ-51
 #[test]
 fn a_loop_is_reported_mitigated_and_released() {
     for count in [2, 3] {
@@ -122,6 +124,7 @@ fn mitigation_survives_a_restart() {
     assert_eq!(events(&daemon, EventKind::LoopStart).len(), 1, "over both restarts");
 }
 
+/// Shows: REQ-35
 #[test]
 fn a_port_that_storms_can_be_disabled_and_recovers() {
     let Some((_spaces, mut vifs)) = siblings(1) else { return };
@@ -147,6 +150,8 @@ fn a_port_that_storms_can_be_disabled_and_recovers() {
 }
 
 /// One `spoofed_mac` event names the owner of the address.
+///
+/// Shows: REQ-40, REQ-51
 #[test]
 fn a_spoofed_address_is_reported_once_with_its_owner() {
     let Some((spaces, mut vifs)) = siblings(1) else { return };
@@ -167,6 +172,8 @@ fn a_spoofed_address_is_reported_once_with_its_owner() {
 }
 
 /// A station that no port owns moves between two VMs: the fifth move is refused, and dampening is released by hand.
+///
+/// Shows: REQ-21
 #[test]
 fn a_flapping_station_is_dampened_at_its_port() {
     let Some((spaces, mut vifs)) = siblings(1) else { return };

@@ -26,6 +26,8 @@ fn is_found(from: &Nic, (to, mac): (&Nic, Mac), sender: Mac, what: &str) {
 }
 
 /// A VM migrates in from another host, behind the uplink, and back.
+///
+/// Shows: REQ-25, REQ-44, AT-13
 #[test]
 fn a_migrating_vm_is_reached_at_once_and_raises_nothing() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
@@ -78,6 +80,8 @@ fn a_migrating_vm_is_reached_at_once_and_raises_nothing() {
 }
 
 /// A VRRP virtual router (RFC 5798) moves from one VM to another, and back.
+///
+/// Shows: REQ-44, AT-13
 #[test]
 fn a_virtual_router_that_moves_raises_nothing() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {

@@ -64,6 +64,7 @@ fn is_contained_named_and_released(on: DeviceKind, siblings: usize, said: Said) 
     }
 }
 
+/// Shows: REQ-42, REQ-43, AT-12
 #[test]
 fn a_loop_of_two_siblings_is_contained_reported_and_released() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
@@ -71,6 +72,7 @@ fn a_loop_of_two_siblings_is_contained_reported_and_released() {
     }
 }
 
+/// Shows: REQ-43, AT-12
 #[test]
 fn a_loop_of_eight_siblings_is_contained_reported_and_released() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
@@ -92,6 +94,8 @@ fn bridge(namespace: &Namespace, names: [&str; 2]) {
 }
 
 /// Two VMs that each bridge the same two networks form one loop, though neither does alone.
+///
+/// Shows: REQ-41
 #[test]
 fn two_vms_that_bridge_the_same_networks_are_a_loop() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
@@ -145,6 +149,8 @@ fn an_external_link_between_two_vms_is_a_loop() {
 }
 
 /// Forged, replayed and late probes are counted and raise no loop; a real loop is detected among them.
+///
+/// Shows: REQ-41
 #[test]
 fn forged_and_repeated_probes_neither_make_a_loop_nor_hide_one() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
@@ -222,6 +228,8 @@ fn mitigation_is_in_force_at_once_after_a_restart() {
 }
 
 /// A storm without a loop is limited likewise and reported as a storm.
+///
+/// Shows: REQ-51
 #[test]
 fn a_storm_is_no_loop() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {

@@ -15,6 +15,7 @@ fn forwards(namespace: &Namespace) {
     namespace.run_in(|| std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").unwrap());
 }
 
+/// Shows: REQ-44, AT-13
 #[test]
 fn a_guest_that_routes_raises_nothing() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
@@ -44,6 +45,7 @@ fn a_guest_that_routes_raises_nothing() {
     }
 }
 
+/// Shows: REQ-41, REQ-44, AT-13
 #[test]
 fn a_guest_that_bridges_two_networks_is_only_reported() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
@@ -100,6 +102,7 @@ fn siblings_talk(on: DeviceKind, switch: &'static str) {
     }
 }
 
+/// Shows: REQ-44, AT-13
 #[test]
 fn traffic_between_siblings_raises_nothing() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {

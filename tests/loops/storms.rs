@@ -149,11 +149,13 @@ fn admitted_frames_meet_the_rate(on: DeviceKind, switch: &str) {
     }
 }
 
+/// Shows: REQ-30, REQ-34, AT-18
 #[test]
 fn admitted_frames_meet_the_rate_on_taps() {
     admitted_frames_meet_the_rate(DeviceKind::Tap, "");
 }
 
+/// Shows: REQ-34, AT-18
 #[test]
 fn admitted_frames_meet_the_rate_on_taps_and_two_workers() {
     if let Some(switch) = two_workers() {
@@ -161,6 +163,7 @@ fn admitted_frames_meet_the_rate_on_taps_and_two_workers() {
     }
 }
 
+/// Shows: REQ-34, AT-18
 #[test]
 fn admitted_frames_meet_the_rate_on_xdp() {
     admitted_frames_meet_the_rate(DeviceKind::Xdp, "");

@@ -14,6 +14,7 @@ fn states(scene: &Scenario) -> [String; 2] {
 /// The shortest timers (IEEE 802.1D-2004, 17.14), to keep the test short.
 const STP: &str = "stp_state 1 forward_delay 200 hello_time 100 max_age 600";
 
+/// Shows: REQ-45, AT-14
 #[test]
 fn a_guest_with_stp_blocks_one_of_its_siblings() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {
@@ -45,6 +46,8 @@ fn a_guest_with_stp_blocks_one_of_its_siblings() {
 }
 
 /// Where the network drops BPDUs, the guest cannot detect its loop, and the switch does.
+///
+/// Shows: AT-14
 #[test]
 fn without_bpdus_the_switch_detects_the_loop() {
     for on in [DeviceKind::Tap, DeviceKind::Xdp] {

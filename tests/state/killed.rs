@@ -1,11 +1,10 @@
-//! The law of restart: whatever moment the switch is killed at, the state it comes back with is one
-//! that it promised. Random changes over its API, killed at random moments, two hundred times.
+//! Restart: whenever the switch is killed, it restarts with a state that it has confirmed. Random changes over its
+//! API, killed at random moments, two hundred times. Needs root; makes its own namespaces.
 //!
-//! What it must come back with: the state of the last change that was answered, or that of the one in
-//! flight; of a change that was to be confirmed and was not, nothing. And the netdevs of its ports are
-//! there, and those of all others are gone. Where the file has been edited, that is merged with it.
+//! Required after a restart: the state of the last answered change, or of the change in flight; an unconfirmed change
+//! is reverted. The netdevs of its ports exist, all others of the switch are removed. An edited file is merged.
 //!
-//! `LAW_SIX_SEED` repeats a run, as far as the kernel lets the same things happen at the same moments.
+//! `LAW_SIX_SEED` repeats a run, as far as timing allows.
 
 use std::path::Path;
 use std::thread;
@@ -28,24 +27,24 @@ use vifswitch::control::config::{Config, Device, parse_json, parse_toml, raw};
 use vifswitch::control::desired::change::Change;
 use vifswitch::control::desired::merge::merge;
 
-/// Moments at which each of the two tests kills.
+/// Number of kills per test.
 const MOMENTS: usize = 100;
 
-/// Ports that there may be.
+/// Maximum number of ports.
 const PORTS: u8 = 6;
 
-/// One request, drawn blindly: what it comes to depends on what there is.
+/// A random request; its effect depends on the current state.
 #[derive(Debug, Clone)]
 enum Step {
-    /// Some of the ports that are not there, or are.
+    /// Ports, attached or not.
     Attach(u8, Vec<u8>),
     Detach(Index),
     AdminState(Index),
-    /// A netdev under this name, which another port may have or have had.
+    /// Sets a netdev name, which another port may have or have had.
     Name(Index, u8),
-    /// A tap with several queues instead of a single one, or the other way round.
+    /// Toggles a tap between single queue and multi-queue.
     Queues(Index),
-    /// These ports and no others, to be confirmed or not.
+    /// Applies exactly these ports, with or without confirmation.
     Apply(Vec<u8>, bool),
     Confirm,
 }
@@ -64,20 +63,20 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// One life of the switch.
+/// One run of the switch.
 #[derive(Debug, Clone)]
 struct Life {
-    /// Over a file with these ports, instead of the one that was there before.
+    /// The file is replaced by one with these ports.
     edited: Option<Vec<u8>>,
-    /// Killed so many microseconds after its start, before it is ready perhaps.
+    /// Killed this many µs after start, possibly before it is ready.
     stillborn: Option<u32>,
     steps: Vec<Step>,
-    /// Killed so many microseconds after the first request.
+    /// Killed this many µs after the first request.
     kill_after: u32,
 }
 
 fn life() -> impl Strategy<Value = Life> {
-    // Most of what can go wrong goes wrong within some milliseconds.
+    // Most errors happen within some milliseconds.
     let now = select(vec![1u32, 5, 20, 50, 100, 200]).prop_flat_map(|most| 0..most * 1000);
     let stillborn = prop_oneof![6 => Just(None), 1 => (0..80_000u32).prop_map(Some)];
     let edited = prop_oneof![8 => Just(None), 1 => vec(0..PORTS, 0..4).prop_map(Some)];
@@ -89,7 +88,7 @@ fn life() -> impl Strategy<Value = Life> {
     })
 }
 
-/// What a life may have left behind.
+/// State that a run may have left.
 #[derive(Debug, Default)]
 struct Counts {
     answered: usize,
@@ -106,9 +105,9 @@ struct Scenario {
     vifs: Vec<Vif>,
     client: Client,
     runtime: tokio::runtime::Runtime,
-    /// The file has been edited, and nobody may have seen it yet.
+    /// The file has been edited and possibly not read.
     unread: bool,
-    /// What the file said when it was last applied.
+    /// The file's configuration when last applied.
     base: Config,
     counts: Counts,
 }
@@ -132,7 +131,7 @@ impl Scenario {
         })
     }
 
-    /// The ports of these numbers, each once, as ports of a VM.
+    /// The ports of these numbers, deduplicated, as ports of a VM.
     fn some(&self, ports: &[u8], vm: u8) -> Vec<Vif> {
         let vif = |&port: &u8| Vif { vm: format!("vm-{vm}"), ..self.vifs[usize::from(port)].clone() };
         let mut once: Vec<u8> = Vec::new();
@@ -157,10 +156,10 @@ impl Scenario {
         parse_json(&config.to_string(), "answer").unwrap()
     }
 
-    /// Which of `promised` it has come back with.
+    /// Which of the `promised` states is running.
     fn came_back(&self, promised: Vec<Config>) -> Config {
         let running = self.running();
-        assert!(promised.contains(&running), "this was not promised: {running:#?}\nbut {promised:#?}");
+        assert!(promised.contains(&running), "unexpected state: {running:#?}\nallowed: {promised:#?}");
         for port in self.daemon.ports() {
             assert!(port.status == Status::Active || !port.admin_state_up, "{port:?}");
         }
@@ -177,13 +176,13 @@ impl Scenario {
                 assert_eq!(found, (format!("vifswitch:{}", port.port_id).as_str(), port.mac, tap.queues > 1));
             }
             wanted.sort();
-            // What is in nobody's way is removed behind the start.
-            await_that("only what belongs there", || (namespace.links() == wanted).then_some(()));
+            // Orphaned netdevs are removed after the start.
+            await_that("the expected netdevs only", || (namespace.links() == wanted).then_some(()));
         }
         running
     }
 
-    /// What a step asks for, and the request that says so; nothing where there is no port to ask it of.
+    /// Change and request of a step; nothing if there is no port for it.
     fn request(&self, step: &Step, now: &Config) -> Option<(Option<Change>, Method, String, Value)> {
         let pick = |index: &Index| {
             let ports: Vec<_> = now.ports().map(|(_, port)| port.clone()).collect();
@@ -233,16 +232,16 @@ impl Scenario {
         }
     }
 
-    /// Makes changes until the switch is killed. What it promised until then.
+    /// Makes changes until the switch is killed. Returns the states it may restart with.
     fn change_until_killed(&mut self, host: Config, steps: &[Step]) -> Vec<Config> {
         let (mut host, mut now, mut waits) = (host.clone(), host, false);
         for step in steps.iter().cycle() {
-            // Something is always asked: only an answer that does not come tells of the end.
+            // A request is always sent: only a missing response shows the kill.
             let nobody = (None, Method::POST, "/v1/confirm".to_owned(), Value::Null);
             let (change, method, path, body) = self.request(step, &now).unwrap_or(nobody);
             let confirm = matches!(step, Step::Apply(_, true));
             let wanted = match &change {
-                // Another one is refused as long as one waits.
+                // A second provisional change is refused while one waits.
                 Some(_) if waits => None,
                 Some(change) => change.to(&now).ok(),
                 None => waits.then(|| now.clone()),
@@ -252,7 +251,7 @@ impl Scenario {
             match (answer, wanted) {
                 (Ok(_), Some(wanted)) => {
                     self.counts.answered += 1;
-                    // What is so already does not wait.
+                    // A change without effect does not wait for confirmation.
                     waits = confirm && wanted != now;
                     now = wanted;
                     if !waits {
@@ -266,13 +265,13 @@ impl Scenario {
                     let in_flight = wanted.filter(|_| !confirm);
                     return [host].into_iter().chain(in_flight).collect();
                 }
-                (answer, wanted) => panic!("{step:?} over {now:#?}: {answer:?}, but {wanted:#?}"),
+                (answer, wanted) => panic!("{step:?} on {now:#?}: {answer:?}, expected {wanted:#?}"),
             }
         }
-        unreachable!("the steps begin anew for ever")
+        unreachable!("the steps repeat forever")
     }
 
-    /// Lives one life and is killed. What it promised until then.
+    /// Runs the switch once and kills it. Returns the states it may restart with.
     fn live(&mut self, life: &Life, option: &str, path: &Path, mut promised: Vec<Config>) -> Vec<Config> {
         if let Some(ports) = life.edited.as_ref().filter(|_| option == "--config" && !self.unread) {
             let file = self.expected(ports);
@@ -306,12 +305,12 @@ impl Scenario {
     }
 }
 
-/// Lets some time pass: what is to be random is the moment itself.
+/// Waits: the moment itself is random.
 fn pass(micros: u32) {
     let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: i64::from(micros) * 1000 });
 }
 
-/// The seed of this run, which is printed.
+/// Seed of this run, which is printed.
 fn seed() -> u64 {
     let seed = std::env::var("LAW_SIX_SEED").ok().map(|text| text.parse().expect("LAW_SIX_SEED is a number"));
     seed.unwrap_or_else(|| {
@@ -330,7 +329,7 @@ fn killed_at_random_moments(option: &str) {
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &bytes);
     let mut runner = TestRunner::new_with_rng(Runs::default(), rng);
 
-    // Something to begin with.
+    // Initial ports.
     scene.daemon.configure(&scene.file(&[0, 1]));
     scene.daemon.start();
     scene.base = scene.expected(&[0, 1]);
@@ -359,11 +358,11 @@ fn killed_at_random_moments(option: &str) {
 }
 
 #[test]
-fn killed_at_any_moment_it_resumes_what_it_promised() {
+fn a_killed_switch_restarts_with_a_confirmed_state() {
     killed_at_random_moments("--state");
 }
 
 #[test]
-fn killed_at_any_moment_it_resumes_what_it_promised_over_its_file() {
+fn a_killed_switch_restarts_with_a_confirmed_state_over_its_file() {
     killed_at_random_moments("--config");
 }

@@ -1,6 +1,7 @@
-//! What outlives the process: the state store, a kill at any moment, restarts and the service manager.
+//! Persistence: state store, kills at any moment, restarts, service manager. Most tests need root and make their own
+//! namespaces; they are skipped otherwise.
 
-#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // the helpers of a test fail as the test does
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
 mod killed;
 mod restart;

@@ -1,6 +1,6 @@
-//! A restart under traffic, measured as RFC 6201 does: frames lost by the rate at which they are
-//! offered. What is asserted is that it ends, and that nobody is bothered by it; how long it takes is
-//! printed, and `scripts/restart-gap` measures it with the release binary.
+//! Restart under traffic, measured as in RFC 6201: lost frames at a fixed rate. Asserts that the gap ends and that
+//! other ports receive nothing; prints its length. `scripts/restart-gap` measures it with the release binary. Needs
+//! root; makes its own namespaces.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -16,35 +16,35 @@ use vifswitch::control::api::responses::{StationKind, StationView};
 use vifswitch::time;
 use vifswitch::wire::Mac;
 
-/// Frames offered in a second.
+/// Frames per second.
 const RATE: u64 = 10_000;
 
-/// Stations that speak behind ports and are none of theirs: where they are has to be learned.
+/// Stations behind ports that are not the ports' own addresses and must be learned.
 const SPEAKER: Mac = Mac::from_bits(0x0a00_0000_0001);
 const HEARER: Mac = Mac::from_bits(0x0a00_0000_0002);
 
-/// A stream from the first port to a station behind the second one.
+/// A stream from the first port to a station behind the second.
 struct Stream {
     offered: AtomicU64,
-    /// How many have come, and the number of the last one.
+    /// Frames received, and number of the last one.
     came: AtomicU64,
     last: AtomicU64,
     ended: AtomicBool,
 }
 
 impl Stream {
-    /// Offers frames at the rate, and takes them there, until it is ended.
+    /// Sends frames at the rate and receives them, until stopped.
     fn run(&self, from: &Nic, to: &Nic) {
         let start = time::now();
         while !self.ended.load(Ordering::Relaxed) {
             let due = time::now().since(start).as_micros() as u64 * RATE / 1_000_000;
             for number in self.offered.load(Ordering::Relaxed)..due {
-                // Nobody holds the tap between two lives of the switch: then it is lost here.
+                // Between two runs of the switch the tap has no carrier: the frame is lost here.
                 let _ = from.try_send(&experiment(HEARER, SPEAKER, &number.to_be_bytes()));
                 self.offered.store(number + 1, Ordering::Relaxed);
             }
             self.take(to);
-            // The rate is that of the clock; what is late is caught up with.
+            // Paced by the clock; late frames are caught up.
             let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 200_000 });
         }
     }
@@ -53,12 +53,12 @@ impl Stream {
         while let Some(frame) = to.try_take() {
             let number = u64::from_be_bytes(frame[14..22].try_into().unwrap());
             let before = self.last.swap(number + 1, Ordering::Relaxed);
-            assert!(number >= before, "{number} after {before}: out of order, or twice");
+            assert!(number >= before, "{number} after {before}: reordered or duplicated");
             self.came.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Waits until a frame has come that has yet to be offered.
+    /// Waits until a frame not yet sent has arrived.
     fn await_one(&self) {
         let offered = self.offered.load(Ordering::Relaxed);
         await_that("a frame of the stream", || (self.last.load(Ordering::Relaxed) > offered).then_some(()));
@@ -66,7 +66,7 @@ impl Stream {
 }
 
 #[test]
-fn a_restart_under_traffic_ends_and_floods_nothing() {
+fn a_restart_under_traffic_floods_nothing() {
     let Some(spaces) = (0..3).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
     let vifs = (1..).zip(&spaces).zip(["a", "b", "c"]);
     let vifs: Vec<Vif> = vifs.map(|((number, namespace), vm)| Vif::new(vm, number, namespace)).collect();
@@ -77,13 +77,13 @@ fn a_restart_under_traffic_ends_and_floods_nothing() {
     let links = || [0, 1, 2].map(|at: usize| spaces[at].link(&vifs[at].name).unwrap());
     let before = links();
     let nics: Vec<Nic> = spaces.iter().zip(&vifs).map(|(namespace, vif)| Nic::new(namespace, &vif.name)).collect();
-    // Where the hearer is becomes known by what it says.
+    // The receiver's station is learned from its own frames.
     let hello = experiment(Mac::BROADCAST, HEARER, b"here I am");
     nics[1].send(&hello);
     assert_eq!((nics[0].take(), nics[2].take()), (hello.clone(), hello));
 
-    // First in order: what was learned is kept then, and is there for the one that is killed, too.
-    for (signal, what) in [(Signal::TERM, "planned restart"), (Signal::KILL, "kill -9 and a start at once")] {
+    // The planned restart comes first: it stores learned stations, which the killed switch restores too.
+    for (signal, what) in [(Signal::TERM, "planned restart"), (Signal::KILL, "kill -9 and immediate start")] {
         let stream = Stream {
             offered: AtomicU64::new(0),
             came: AtomicU64::new(0),
@@ -99,7 +99,7 @@ fn a_restart_under_traffic_ends_and_floods_nothing() {
             stream.await_one();
             drop(finally);
         });
-        // What is still under way arrives before this.
+        // Frames in flight arrive before this one.
         let end = experiment(HEARER, SPEAKER, &u64::MAX.wrapping_sub(1).to_be_bytes());
         nics[0].send(&end);
         await_that("the last frame", || {
@@ -110,14 +110,14 @@ fn a_restart_under_traffic_ends_and_floods_nothing() {
         let lost = offered - came;
         let gap = Duration::from_micros(lost * 1_000_000 / RATE);
         println!("{what}: {lost} of {offered} frames lost at {RATE} frames/s, a gap of {} ms", gap.as_millis());
-        assert!(came > 0 && lost > 0, "there was no restart in it");
+        assert!(came > 0 && lost > 0, "the restart was not under traffic");
         let stations: Vec<StationView> = daemon.get("/v1/fdb");
         let hearer = stations.iter().find(|station| station.mac_address == HEARER.to_string()).unwrap();
         assert_eq!((hearer.kind, hearer.port_id.as_str()), (StationKind::Learned, "port-2"));
-        // A frame for all comes behind everything that may have been flooded.
+        // A broadcast follows everything that may have been flooded.
         let all = experiment(Mac::BROADCAST, SPEAKER, b"all");
         nics[0].send(&all);
-        assert_eq!((nics[1].take(), nics[2].take()), (all.clone(), all), "the third port heard nothing else");
+        assert_eq!((nics[1].take(), nics[2].take()), (all.clone(), all), "the third port received nothing else");
         assert_eq!(links(), before);
     }
 }

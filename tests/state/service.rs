@@ -1,5 +1,5 @@
-//! The switch as a service: with the rights of its unit and no others, watched, and audited while
-//! frames flow.
+//! The switch as a systemd service: only the unit's capabilities, watchdog, counter audit under traffic. Needs root;
+//! makes its own namespaces.
 #![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)]
 
 use std::collections::BTreeSet;
@@ -23,10 +23,10 @@ use vifswitch::wire::Mac;
 
 const UNIT: &str = include_str!("../../scripts/vifswitch.service");
 
-/// The user and group `nobody`.
+/// User and group `nobody`.
 const NOBODY: u32 = 65534;
 
-/// The value of a key of the unit.
+/// Value of a key of the unit.
 fn of_unit(key: &str) -> &'static str {
     let mut values = UNIT.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
     let value = values.next().unwrap_or_else(|| panic!("no {key}="));
@@ -34,14 +34,14 @@ fn of_unit(key: &str) -> &'static str {
     value
 }
 
-/// The capabilities of the unit, as `setpriv` has them.
+/// Capabilities of the unit, in the notation of `setpriv`.
 fn rights_of_unit() -> String {
     assert_eq!(of_unit("CapabilityBoundingSet"), of_unit("AmbientCapabilities"));
     let names = of_unit("AmbientCapabilities").split(' ');
     names.fold("-all".into(), |all, name| format!("{all},+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()))
 }
 
-/// The sets of capabilities in force, over all threads of a process.
+/// Effective capability sets of all threads of a process.
 fn in_force(pid: u32) -> BTreeSet<u64> {
     let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
     let status = |thread: io::Result<fs::DirEntry>| fs::read_to_string(thread.unwrap().path().join("status")).ok();
@@ -59,7 +59,7 @@ const IPC_LOCK: u64 = 1 << 14;
 const SYS_PTRACE: u64 = 1 << 19;
 const SYS_ADMIN: u64 = 1 << 21;
 
-/// Everything that a switch does with rights: opening, forwarding, opening again what has gone.
+/// Everything that needs capabilities: opening, forwarding, reopening a lost device.
 fn works(daemon: &Daemon, spaces: &[Namespace], vifs: &[Vif]) {
     for _ in 0..2 {
         vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
@@ -71,7 +71,9 @@ fn works(daemon: &Daemon, spaces: &[Namespace], vifs: &[Vif]) {
         let index = |namespace: &Namespace| namespace.link(&vifs[0].name).map(|link| link.index);
         let before = index(&spaces[0]);
         spaces[0].ip("link del tap1");
-        await_that("it is made again", || Some(index(&spaces[0])).filter(|&now| now.is_some() && now != before));
+        await_that("the tap to be created again", || {
+            Some(index(&spaces[0])).filter(|&now| now.is_some() && now != before)
+        });
         spaces[1].delete();
         daemon.await_down(&vifs[1]);
         spaces[1].make();
@@ -79,9 +81,9 @@ fn works(daemon: &Daemon, spaces: &[Namespace], vifs: &[Vif]) {
     vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
 }
 
-/// `setpriv`, where users may open /dev/net/tun, as udev has it (mode 0666). On a host without udev the node may be for
-/// root alone; then another one, made in `directory`, lies over it in a mount namespace of the command's own. Mounts of
-/// the host still come in, as with systemd's `PrivateMounts=`.
+/// `setpriv`, on a host where users may open /dev/net/tun (mode 0666, as set by udev). Without udev the node may be
+/// restricted to root; then another node, created in `directory`, is mounted over it in a mount namespace of the
+/// command's own. Mounts of the host still propagate, as with systemd's `PrivateMounts=`.
 fn with_tun_for_all(directory: &Path) -> Command {
     const TUN: &str = "/dev/net/tun";
     let tun = fs::metadata(TUN).unwrap();
@@ -105,13 +107,13 @@ fn with_tun_for_all(directory: &Path) -> Command {
 }
 
 #[test]
-fn as_the_unit_has_it_it_is_not_root_and_works() {
+fn the_service_works_without_root() {
     let Some(spaces) = (0..2).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
     let vifs = [Vif::new("a", 1, &spaces[0]), Vif::new("b", 2, &spaces[1])];
     let mut daemon = Daemon::new();
     daemon.configure(&config(&daemon.socket(), "", &[("net1", 1500)], &vifs));
     daemon.give_to(NOBODY);
-    // Where it was built, others may have no business.
+    // The build directory may be inaccessible to other users.
     let program = daemon.file().with_file_name("vifswitch");
     fs::copy(support::host::program(), &program).unwrap();
     let mut command = with_tun_for_all(daemon.file().parent().unwrap());
@@ -126,25 +128,25 @@ fn as_the_unit_has_it_it_is_not_root_and_works() {
 }
 
 #[test]
-fn started_by_root_it_gives_up_what_it_does_not_need() {
+fn a_switch_started_by_root_drops_capabilities() {
     let Some(spaces) = (0..2).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
     let vifs = [Vif::new("a", 1, &spaces[0]), Vif::new("b", 2, &spaces[1])];
     let mut daemon = Daemon::over(&vifs);
     works(&daemon, &spaces, &vifs);
     let all = NET_ADMIN | NET_RAW | IPC_LOCK | SYS_ADMIN | SYS_PTRACE;
-    // A container may have less to begin with.
+    // A container may have fewer capabilities.
     let ours = *in_force(std::process::id()).first().unwrap();
     assert_eq!(in_force(daemon.pid()), BTreeSet::from([all & ours]));
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
-    // Nobody listens at such an address here; all that matters is that it could be asked for.
+    // The address is not reachable here; binding to it suffices.
     daemon.configure(&config(&daemon.socket(), "metrics = \"127.77.0.1:977\"", &[("net1", 1500)], &vifs));
     daemon.start();
     assert_eq!(in_force(daemon.pid()), BTreeSet::from([(all | NET_BIND_SERVICE) & ours]));
 }
 
-/// Why there is a line for each of them in the unit.
+/// Each capability of the unit is needed.
 #[test]
-fn without_either_right_a_port_is_down_and_says_so() {
+fn without_a_capability_a_port_is_down_with_its_reason() {
     let Some(ns) = Namespace::new() else { return };
     let vif = Vif::new("a", 1, &ns);
     for (rights, why) in [("-all,+net_admin", "entering the namespace"), ("-all,+sys_admin", "opening a queue")] {
@@ -163,7 +165,7 @@ fn without_either_right_a_port_is_down_and_says_so() {
 fn the_unit_is_well_formed() {
     let directory = tempfile::tempdir().unwrap();
     let unit = directory.path().join("vifswitch.service");
-    // Only what is installed can be verified; so this one is.
+    // `systemd-analyze verify` needs an installed program.
     let installed = of_unit("ExecStart").split(' ').next().unwrap();
     fs::write(&unit, UNIT.replace(installed, support::host::program())).unwrap();
     match Command::new("systemd-analyze").arg("verify").arg(&unit).output() {
@@ -174,7 +176,7 @@ fn the_unit_is_well_formed() {
 }
 
 #[test]
-fn the_supervisor_hears_nothing_while_a_worker_hangs() {
+fn a_hung_worker_stops_the_watchdog_notifications() {
     let Some(namespace) = Namespace::new() else { return };
     let switch = two_workers().unwrap_or_default();
     let vif = Vif::new("a", 1, &namespace);
@@ -185,24 +187,24 @@ fn the_supervisor_hears_nothing_while_a_worker_hangs() {
     let file = daemon.file();
     daemon.start_as(command, "--config", &file);
     daemon.await_active(&vif);
-    // Idle workers sleep, and are alive.
+    // Idle workers sleep, and the watchdog is notified.
     (0..3).for_each(|_| daemon.await_note("WATCHDOG=1"));
     let workers = daemon.workers().len();
     for worker in 0..workers {
         let thread = thread_of(daemon.pid(), &format!("vifswitch-w{worker}")).unwrap();
         let stopped = Stopped::new(thread);
         let said = std::iter::from_fn(|| daemon.note_within(Timespec { tv_sec: 0, tv_nsec: 900_000_000 }));
-        // What it has answered just before is still told.
+        // Notifications sent before are still queued.
         let said: Vec<String> = said.take(3).collect();
         assert!(said.len() <= 2, "worker {worker} hangs: {said:?}");
-        assert_eq!(daemon.ports().len(), 1, "control answers all the same");
+        assert_eq!(daemon.ports().len(), 1, "control still answers");
         drop(stopped);
         daemon.await_note("WATCHDOG=1");
     }
     assert_eq!(daemon.stop(Signal::TERM).code(), Some(0));
 }
 
-/// The books are proved again and again while frames flow, and once more when it is quiet.
+/// The audit balances repeatedly under traffic, and once more when idle.
 fn assert_balanced(kind: SetupOptions) {
     let Some(setup) = Setup::new(kind, &["a", "a", "b", "c"]) else { return };
     let socket = setup.daemon.socket();
@@ -221,7 +223,7 @@ fn assert_balanced(kind: SetupOptions) {
                 while !done.load(Ordering::Relaxed) {
                     for (to, from) in [(next, vif.mac), (Mac::BROADCAST, vif.mac), (next, stranger), (vif.mac, vif.mac)]
                     {
-                        // Its queue may be full, and then the frame was never sent.
+                        // Its queue may be full; then the frame was not sent.
                         let _ = nic.try_send(&experiment(to, from, &[0x50; 100]));
                     }
                 }
@@ -241,12 +243,12 @@ fn assert_balanced(kind: SetupOptions) {
 }
 
 #[test]
-fn the_books_balance_under_traffic() {
+fn counters_balance_under_traffic() {
     assert_balanced(PLAIN);
 }
 
 #[test]
-fn the_books_balance_between_workers_under_traffic() {
+fn counters_balance_between_workers_under_traffic() {
     let Some(switch) = two_workers() else { return };
     assert_balanced(SetupOptions { switch, device: ", queues = 2", ..PLAIN });
 }

@@ -1,5 +1,5 @@
-//! The store as its users have it: killed at any moment, on disks that are full or may only be read,
-//! over files that are not what they should be.
+//! The state store: kills at any moment, full and read-only disks, damaged files. Some tests need root to mount a
+//! file system.
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -37,12 +37,12 @@ fn desired(number: u64) -> DesiredState {
     DesiredState { last_applied: Value::Null, config: json!({ "number": number }), orphans: Value::Null }
 }
 
-/// The number of a desired state; none yet is 0.
+/// Number of a desired state; 0 if there is none.
 fn number(desired: Option<&DesiredState>) -> u64 {
     desired.map_or(0, |desired| desired.config["number"].as_u64().unwrap())
 }
 
-/// So many stations, which all say of which save they are.
+/// Stations that all carry the number of their save.
 fn stations(save: u64, count: usize) -> Vec<StoredStation> {
     let station = |index: usize| StoredStation {
         network_id: "net1".into(),
@@ -61,11 +61,11 @@ async fn refused(path: &Path) -> StoreError {
     Store::open(path.into()).await.unwrap_err()
 }
 
-/// A file system in memory, gone when the test ends, however it ends.
+/// A file system in memory, unmounted when the test ends.
 struct Disk(TempDir);
 
 impl Disk {
-    /// `None`, and a word about it, where this cannot be tested.
+    /// Prints the reason and returns `None` if the host cannot mount it.
     fn new(size: &str) -> Option<Disk> {
         if !geteuid().is_root() {
             eprintln!("skipped: needs root, to mount a file system");
@@ -84,7 +84,7 @@ impl Disk {
         self.0.path().join("state.db")
     }
 
-    /// Takes all room that is left.
+    /// Fills the disk.
     fn fill(&self) {
         let mut file = File::options().append(true).create(true).open(self.0.path().join("filler")).unwrap();
         let full = loop {
@@ -102,7 +102,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: a test that failed has the store open still.
+        // Lazily: a failed test has the store still open.
         let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
     }
 }
@@ -166,7 +166,7 @@ async fn commits_come_in_between_a_save() {
     while !saves.iter().all(|save| save.is_finished()) {
         commits += 1;
         store.commit(desired(commits), Vec::new()).await.unwrap();
-        // Before, in between or after: always one of them, and whole.
+        // Before, during or after the save: always one complete set.
         let found = store.take_stations().await.unwrap();
         assert!(found.len() == 5 || found.len() == 50_000, "{}", found.len());
         assert!(found.iter().all(|station| station.port_id == found[0].port_id));
@@ -174,13 +174,13 @@ async fn commits_come_in_between_a_save() {
     for save in saves {
         save.await.unwrap().unwrap();
     }
-    assert!(commits > 5, "no more than {commits} commits in the time of two saves of five steps each");
+    assert!(commits > 5, "only {commits} commits during two saves of five steps each");
 }
 
-/// A writer, which is this test in a process of its own, changes the state and says so until it is
-/// killed, or nobody listens any more. What it was answered is there afterwards, and no more than one change that it was not.
+/// A writer, which is this test as a separate process, changes the state and reports each change until it is killed.
+/// All reported changes are stored, and at most one that was not reported.
 #[test]
-fn what_was_answered_survives_a_kill() {
+fn answered_changes_survive_a_kill() {
     const WRITER: &str = "VIFSWITCH_STORE_WRITER";
     const STATIONS: usize = 12_000;
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -193,14 +193,14 @@ fn what_was_answered_survives_a_kill() {
     let (mut answered, mut killed_on_the_way) = (0, 0);
     for round in 0..100 {
         let mut writer = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "store::what_was_answered_survives_a_kill", "--nocapture"])
+            .args(["--exact", "store::answered_changes_survive_a_kill", "--nocapture"])
             .env(WRITER, &path)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(writer.stdout.take().unwrap()).lines().map(Result::unwrap);
         let mut numbers = lines.by_ref().filter_map(|line| line.strip_prefix("answered ").map(|n| n.parse().unwrap()));
-        // Some are killed while they open the file, most at work.
+        // Some are killed while they open the file, most while writing.
         for _ in 0..random.next_u32() % 8 {
             answered = numbers.next().unwrap();
         }
@@ -214,10 +214,10 @@ fn what_was_answered_survives_a_kill() {
         runtime.block_on(async {
             let (store, found) = Store::open(path.clone()).await.unwrap();
             let found = number(found.as_ref());
-            assert!(found == answered || found == answered + 1, "round {round}: {found}, answered was {answered}");
+            assert!(found == answered || found == answered + 1, "round {round}: {found} stored, {answered} answered");
             killed_on_the_way += found - answered;
             answered = found;
-            // The events of a commit are in it, and each once.
+            // The events of a commit are stored with it, each once.
             let events: Vec<_> = store.events(None, usize::MAX).await.unwrap().into_iter().map(|e| e.text).collect();
             let all: Vec<_> = (1..=found).map(|number| number.to_string()).collect();
             assert_eq!(events, all[all.len().saturating_sub(10_000)..]);
@@ -227,8 +227,8 @@ fn what_was_answered_survives_a_kill() {
             store.close().await;
         });
     }
-    assert!(answered > 100, "the writers have hardly done anything");
-    println!("{answered} changes, {killed_on_the_way} of them kept and not answered");
+    assert!(answered > 100, "the writers have made few changes");
+    println!("{answered} changes, {killed_on_the_way} of them stored and not answered");
 }
 
 async fn write_for_ever(path: &Path, count: usize) -> ! {
@@ -242,13 +242,13 @@ async fn write_for_ever(path: &Path, count: usize) -> ! {
         let mut out = io::stdout();
         for next in number(found.as_ref()) + 1.. {
             store.commit(desired(next), vec![event(&next.to_string())]).await.unwrap();
-            // In one piece, or not at all.
+            // In one write.
             out.write_all(format!("\nanswered {next}\n").as_bytes()).unwrap();
             out.flush().unwrap();
         }
     };
     tokio::join!(save, commit);
-    unreachable!("there are numbers for ever")
+    unreachable!("the numbers are unlimited")
 }
 
 #[tokio::test]
@@ -264,7 +264,7 @@ async fn a_full_disk_is_said_and_gets_better() {
     assert!(why.to_string().contains("no space left"), "{why}");
     let why = store.save_stations(stations(1, 9)).await.unwrap_err();
     assert!(matches!(why, StoreError::Scarce { .. }), "{why}");
-    // What is there can be read, by this switch and by the next one.
+    // Existing contents can be read, by this process and the next.
     assert_eq!(store.events(None, 9).await.unwrap(), [event("one")]);
     store.close().await;
     let (store, found) = Store::open(disk.state()).await.unwrap();
@@ -304,7 +304,7 @@ async fn no_room_for_a_new_file() {
     disk.fill();
     let why = refused(&disk.state()).await;
     assert!(matches!(why, StoreError::Full { .. }), "{why}");
-    // Nothing half-made stays.
+    // No temporary file remains.
     assert_eq!(fs::read_dir(disk.0.path()).unwrap().count(), 1);
     disk.make_room();
     open(&disk.state()).await.commit(desired(1), Vec::new()).await.unwrap();
@@ -364,8 +364,8 @@ async fn a_damaged_file_is_said_and_left_alone() {
         assert!(matches!(why, StoreError::Corrupt { .. }), "{what}: {why:?}");
         let events = why.to_string();
         assert!(events.contains(path.to_str().unwrap()) && events.contains("move it away"), "{events}");
-        assert!(fs::read(&path).unwrap() == bytes, "{what}: it has been changed");
-        // And so it is done.
+        assert!(fs::read(&path).unwrap() == bytes, "{what}: the file was changed");
+        // As the error recommends.
         fs::rename(&path, path.with_extension("bad")).unwrap();
         open(&path).await.commit(desired(1), Vec::new()).await.unwrap();
     }

@@ -17,6 +17,7 @@ fn sent(counts: &CountsView) -> u64 {
     counts.tx_frames - counts.probes
 }
 
+/// Shows: REQ-01, AT-01
 #[test]
 fn a_vm_may_have_a_network_more_than_once() {
     let Some(spaces) = (0..3).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
@@ -37,6 +38,7 @@ fn a_vm_may_have_a_network_more_than_once() {
     }
 }
 
+/// Shows: REQ-01
 #[test]
 fn eight_siblings_share_a_network() {
     let Some(namespace) = Namespace::new() else { return };
@@ -58,6 +60,7 @@ fn eight_siblings_share_a_network() {
     assert!(nics.iter().all(|nic| nic.rest().is_empty()));
 }
 
+/// Shows: REQ-02
 #[test]
 fn a_port_is_attached_once_or_not_at_all() {
     let Some(namespace) = Namespace::new() else { return };
@@ -73,6 +76,7 @@ fn a_port_is_attached_once_or_not_at_all() {
     assert!(!daemon.socket().exists());
 }
 
+/// Shows: REQ-03
 #[test]
 fn ports_stay_in_the_order_of_the_file() {
     let Some(namespace) = Namespace::new() else { return };
@@ -120,6 +124,7 @@ fn siblings_talk(kind: SetupOptions) {
     assert!(ports.iter().all(|port| port.counts.rx_bytes > 10_000_000 && port.counts.tx_bytes > 10_000_000));
 }
 
+/// Shows: REQ-23, AT-03
 #[test]
 fn siblings_reach_each_other() {
     siblings_talk(PLAIN);
@@ -147,6 +152,7 @@ fn siblings_reach_each_other_over_two_workers_and_several_queues() {
     siblings_talk(SetupOptions { switch, device: ", queues = 2", ..PLAIN });
 }
 
+/// Shows: REQ-23, AT-03
 #[test]
 fn siblings_reach_each_other_on_every_device_kind() {
     for on in [
@@ -206,6 +212,7 @@ fn an_outsider_streams(kind: SetupOptions) {
     assert!(listeners.iter().chain([&outsider]).all(|nic| nic.rest().is_empty()), "no other frame was received");
 }
 
+/// Shows: REQ-24, AT-04
 #[test]
 fn an_outsider_reaches_each_sibling_separately() {
     an_outsider_streams(PLAIN);
@@ -261,7 +268,7 @@ fn broken_offload_headers_do_no_harm() {
             }
         }
     }
-    assert!(taken > 0, "the kernel drops the frame");
+    assert!(taken > 0, "the kernel accepted no frame");
     setup.daemon.await_idle();
     // The frame may be dropped. The other ports still exchange frames.
     nics.iter().for_each(|nic| drop(nic.rest()));
@@ -271,7 +278,7 @@ fn broken_offload_headers_do_no_harm() {
     }
     let ports = setup.daemon.await_idle();
     assert!(ports.iter().all(|port| port.status == Status::Active));
-    assert_eq!(sent(&ports[2].counts), 100, "the bystander receives nothing");
+    assert_eq!(sent(&ports[2].counts), 100, "the bystander receives none of the invalid frames");
 }
 
 /// Two ports exchange frames, one at a time, during an operation on a third. None is lost.
@@ -305,6 +312,7 @@ fn while_others_talk(setup: &Setup, happens: impl FnOnce()) {
     }
 }
 
+/// Shows: REQ-08
 #[test]
 fn a_deleted_tap_of_the_switch_is_created_again() {
     ours_is_deleted(PLAIN);

@@ -249,6 +249,7 @@ fn samples(text: &str) -> BTreeMap<&str, f64> {
     lines.map(|line| line.rsplit_once(' ').unwrap()).map(|(name, value)| (name, value.parse().unwrap())).collect()
 }
 
+/// Shows: REQ-50
 #[test]
 fn metrics_and_json_agree() {
     let Some(spaces) = (0..3).map(|_| Namespace::new()).collect::<Option<Vec<_>>>() else { return };
@@ -317,11 +318,13 @@ fn every_frame_is_counted(kind: SetupOptions) {
     assert_eq!(expected, went);
 }
 
+/// Shows: REQ-50
 #[test]
 fn every_frame_is_counted_on_one_worker() {
     every_frame_is_counted(PLAIN);
 }
 
+/// Shows: REQ-50
 #[test]
 fn every_frame_is_counted_on_two_workers() {
     let Some(switch) = two_workers() else { return };

@@ -40,6 +40,8 @@ fn vifs(vms: &[&str]) -> Option<(Vec<Namespace>, Vec<Vif>)> {
 
 /// Siblings of a VM under traffic are attached and detached fifty times. No frame between the others is lost, and the
 /// first frame to each new port arrives.
+///
+/// Shows: REQ-07, REQ-08
 #[test]
 fn siblings_are_attached_and_detached_without_frame_loss() {
     for workers in [1, 2] {
@@ -92,6 +94,7 @@ fn siblings_are_attached_and_detached_without_frame_loss() {
     }
 }
 
+/// Shows: REQ-09
 #[test]
 fn a_port_set_down_stops_and_recovers_when_up() {
     let Some((spaces, mut vifs)) = vifs(&["a", "b"]) else { return };

@@ -132,6 +132,8 @@ fn attempt(namespace: &Namespace, to: Ipv4Addr) {
 }
 
 /// A guest changes its MAC address, with the network stacks of two guests.
+///
+/// Shows: REQ-14, AT-10
 #[test]
 fn a_changed_mac_address_is_blocked_until_allowed() {
     for on in DeviceKind::ALL {
@@ -172,6 +174,8 @@ fn a_changed_mac_address_is_blocked_until_allowed() {
 }
 
 /// Port security `mac` ignores everything above Ethernet.
+///
+/// Shows: REQ-14
 #[test]
 fn mac_checks_the_source_mac_only() {
     for on in DeviceKind::ALL {
@@ -197,6 +201,8 @@ fn mac_checks_the_source_mac_only() {
 }
 
 /// Port security `mac+ip` passes the configured addresses, and addresses allowed later.
+///
+/// Shows: REQ-14
 #[test]
 fn mac_ip_checks_ip_arp_and_nd_senders() {
     const OWN4: [u8; 4] = [10, 5, 0, 1];
@@ -399,6 +405,8 @@ fn delivery_settings_are_changed_live_and_counted() {
 }
 
 /// One event when a port reaches its MAC limit, and one when it leaves it.
+///
+/// Shows: REQ-51
 #[test]
 fn a_port_at_its_mac_limit_is_reported_once() {
     for (policy, reason) in [("drop", Some("mac_limit")), ("forward-unlearned", None)] {
@@ -442,6 +450,8 @@ fn a_port_at_its_mac_limit_is_reported_once() {
 }
 
 /// The network's policy on reserved groups, set by `apply`; drops are counted per group.
+///
+/// Shows: REQ-17
 #[test]
 fn reserved_groups_pass_by_the_policy_of_the_network() {
     let group = |last: u64| Mac::from_bits(0x0180_c200_0000 + last);

@@ -299,6 +299,7 @@ mod tests {
         assert_eq!(gone.update(SECOND, at(now + 30_000)), Some(Transition::Ended));
     }
 
+    /// Shows: REQ-42
     #[test]
     fn time_doubles_up_to_an_hour() {
         let times: Vec<u64> = [0, 1, 2, 3, 4, 5, 31, u32::MAX].map(|repeats| time(repeats).as_secs()).into();

@@ -1,4 +1,5 @@
-//! Netdevs of others that are deleted under traffic, and made again.
+//! Foreign netdevs that are deleted or set down under traffic, and created again. Needs root; makes its own
+//! namespaces.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -13,12 +14,12 @@ use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, lay};
 use support::host::{Finally, await_that};
 
 #[test]
-fn an_xdp_netdev_is_deleted_under_traffic_and_nobody_else_loses_a_frame() {
+fn a_deleted_xdp_netdev_costs_others_no_frame() {
     a_netdev_is_deleted(DeviceKind::Xdp, 100);
 }
 
 #[test]
-fn a_packet_netdev_is_deleted_under_traffic_and_nobody_else_loses_a_frame() {
+fn a_deleted_packet_netdev_costs_others_no_frame() {
     a_netdev_is_deleted(DeviceKind::Packet, 20);
 }
 
@@ -26,8 +27,8 @@ fn pause(milliseconds: i64) {
     let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: milliseconds * 1_000_000 });
 }
 
-/// A few thousand frames a second, so many at a time as every queue of the kernel holds. How many; each is
-/// awaited, in order, and nothing else may come.
+/// Sends a few thousand frames per second, in groups that every kernel queue holds. Awaits each in order, without
+/// others in between, and returns their number.
 fn count_out(setup: &Setup, from: usize, to: usize, done: &AtomicBool) -> u64 {
     const WINDOW: u64 = 16;
     let (at, there) = (setup.nic(from), setup.nic(to));
@@ -75,7 +76,7 @@ fn a_netdev_is_deleted(on: DeviceKind, times: u32) {
             lay(victim, &setup.spaces[2], 1500);
             let start = time::now();
             assert_ne!(host.link(&victim.name).unwrap().index, index);
-            // It hears the others again, and they hear it.
+            // The port exchanges frames with the others again.
             let nic = setup.nic(2);
             assert_eq!(nic.take(), to_victim);
             max_len = max_len.max(time::now().since(start));
@@ -88,9 +89,9 @@ fn a_netdev_is_deleted(on: DeviceKind, times: u32) {
         drop(finally);
         (talk.join().unwrap(), max_len)
     });
-    println!("{times} times; back after {max_len:?} at most; {counted} frames between the others, none lost");
+    println!("{times} times; up again after {max_len:?} at most; {counted} frames between the others, none lost");
     setup.daemon.await_active(victim);
-    await_that("no file is left open", || (open_files() <= files).then_some(()));
+    await_that("every file is closed", || (open_files() <= files).then_some(()));
     let after = setup.daemon.await_idle();
     for at in [0, 1] {
         assert_eq!(after[at].counts.drops, before[at].counts.drops);
@@ -100,14 +101,13 @@ fn a_netdev_is_deleted(on: DeviceKind, times: u32) {
     assert_eq!(host.link(&victim.name).unwrap().xdp, None);
 }
 
-/// What was bound once is the netdev, not its name: another one of that name is bound anew, and its frames
-/// are its own.
+/// The switch binds to the netdev, not to its name: another netdev of the same name is opened again.
 #[test]
-fn a_netdev_that_is_replaced_at_once_by_one_of_its_name_is_bound_anew() {
+fn a_replaced_netdev_of_the_same_name_is_opened_again() {
     for on in [&[DeviceKind::Tap, DeviceKind::Xdp][..], &[DeviceKind::Tap, DeviceKind::Packet]] {
         let Some(setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["a", "b"]) else { return };
         let host = setup.spaces.last().unwrap();
-        // Also while nobody speaks, so that the worker cannot have met an error.
+        // Without traffic the worker meets no error.
         for round in 0..5 {
             host.ip(&format!("link del dev {}", setup.vifs[1].name));
             lay(&setup.vifs[1], &setup.spaces[1], 1500);
@@ -122,9 +122,9 @@ fn a_netdev_that_is_replaced_at_once_by_one_of_its_name_is_bound_anew() {
     }
 }
 
-/// However it comes between the steps in which its port is closed and opened: a link that is up at last carries frames.
+/// At whichever step of closing and reopening the link changes: once it is up, it carries frames.
 #[test]
-fn a_netdev_that_flaps_carries_on_when_it_is_up_at_last() {
+fn a_flapping_link_carries_frames_once_it_is_up() {
     let on = &[DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet];
     let Some(setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["a", "b", "c"]) else { return };
     let host = setup.spaces.last().unwrap();
@@ -132,7 +132,7 @@ fn a_netdev_that_flaps_carries_on_when_it_is_up_at_last() {
         for index in [1, 2] {
             let vif = &setup.vifs[index];
             host.ip(&format!("link set dev {} down", vif.name));
-            // As often as not before anybody has noticed.
+            // In half of the cases before the change is noticed.
             if round % 2 == 0 {
                 setup.daemon.await_down(vif);
             }
@@ -149,9 +149,9 @@ fn a_netdev_that_flaps_carries_on_when_it_is_up_at_last() {
     }
 }
 
-/// Whoever finds out first, the worker or the news of links: what is said is that it is down.
+/// Whether the worker or the netlink listener notices first: the reason is that the link is down.
 #[test]
-fn a_netdev_that_is_set_down_and_up_carries_on() {
+fn a_netdev_set_down_and_up_carries_frames() {
     let on = &[DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet];
     let Some(setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["a", "b", "c"]) else { return };
     let host = setup.spaces.last().unwrap();

@@ -1,4 +1,5 @@
-//! The switch is killed under traffic, over netdevs of others.
+//! The switch is killed under traffic, over foreign netdevs, and leaves nothing attached. Needs root; makes its own
+//! namespaces.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -12,7 +13,7 @@ use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions};
 
 #[test]
-fn killed_a_hundred_times_under_traffic_it_leaves_nothing_attached_and_comes_back() {
+fn a_switch_killed_under_traffic_leaves_nothing_attached() {
     let on = &[DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Xdp];
     let Some(mut setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["a", "b", "c"]) else { return };
     let nics = [0, 1, 2].map(|index| setup.nic(index));
@@ -37,7 +38,7 @@ fn killed_a_hundred_times_under_traffic_it_leaves_nothing_attached_and_comes_bac
             assert_eq!(bound, [true, false, true]);
             setup.daemon.stop(Signal::KILL);
             assert_eq!(links(&setup).map(|link| link.xdp), [None; 3]);
-            // What comes from here on comes from its next life.
+            // Later frames come from the next run.
             nics.iter().for_each(|nic| drop(nic.rest()));
             setup.daemon.start();
             for (to, nic) in nics.iter().enumerate() {
@@ -51,7 +52,7 @@ fn killed_a_hundred_times_under_traffic_it_leaves_nothing_attached_and_comes_bac
     assert_eq!(links(&setup).map(|link| link.xdp), [None; 3]);
 }
 
-/// Waits until a guest has heard both others.
+/// Waits until a guest has received frames of both others.
 fn hears_all(nic: &Nic, own: usize) {
     let mut received = [false; 3];
     received[own] = true;

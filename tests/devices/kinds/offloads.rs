@@ -1,4 +1,5 @@
-//! Streams between guests whose stacks leave work to their network cards.
+//! TCP between guests whose network stacks use offloads, on every pair of device kinds. Needs root; makes its own
+//! namespaces.
 
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket};
 use std::time::Duration;
@@ -7,8 +8,8 @@ use support::host::nic::Nic;
 use support::host::setup::{DeviceKind, PLAIN, Setup, SetupOptions, offloads, tcp_both_ways};
 use support::host::{Namespace, await_that};
 
-/// Guests on taps and packet ports leave checksums open and send super-frames; those behind `xdp` do not, as
-/// their owners are told. All of them receive both from each other.
+/// Guests on taps and packet ports send partial checksums and GSO packets; guests on `xdp` do not, as documented. All
+/// receive both from each other.
 #[test]
 fn tcp_passes_between_all_kinds_with_offloads() {
     let Some(setup) = Setup::new(SetupOptions { on: &DeviceKind::ALL, ..PLAIN }, &["a", "b", "c", "d", "e", "f"])
@@ -25,9 +26,12 @@ fn tcp_passes_between_all_kinds_with_offloads() {
                 let (from_kind, to_kind) = (DeviceKind::ALL[from % 3], DeviceKind::ALL[to % 3]);
                 let divided = after[to].counts.segmented - before[to].counts.segmented;
                 let completed = after[to].counts.checksummed - before[to].counts.checksummed;
-                // For AF_XDP the switch does what is left to do.
+                // For AF_XDP the switch completes the work.
                 if to_kind == DeviceKind::Xdp && from_kind != DeviceKind::Xdp {
-                    assert!(divided > 0 && completed > 0, "{from_kind:?} to {to_kind:?}: {divided}, {completed}");
+                    assert!(
+                        divided > 0 && completed > 0,
+                        "{from_kind:?} to {to_kind:?}: {divided} segmented, {completed} completed"
+                    );
                 }
             }
         }
@@ -35,13 +39,12 @@ fn tcp_passes_between_all_kinds_with_offloads() {
     let ports = setup.daemon.await_idle();
     for (index, port) in ports.iter().enumerate().filter(|(index, _)| DeviceKind::ALL[index % 3] != DeviceKind::Xdp) {
         let worked = (port.counts.segmented, port.counts.checksummed);
-        assert_eq!(worked, (0, 0), "{:?} takes the header, and gets it", DeviceKind::ALL[index % 3]);
+        assert_eq!(worked, (0, 0), "{:?} takes offloads and receives them", DeviceKind::ALL[index % 3]);
     }
     assert!(ports.iter().all(|port| !port.counts.drops.contains_key("offload_unsupported")), "{ports:?}");
 }
 
-/// The checksum of TCP or UDP over IPv4 in a frame: whether it is right, and whether it is open, which is to
-/// say that only the pseudo-header has been summed up.
+/// TCP or UDP checksum over IPv4: whether it is right, and whether it is partial (pseudo-header only).
 fn checksum(frame: &[u8]) -> (bool, bool) {
     let fold = |sum: u32| (0..2).fold(sum, |sum, _| (sum & 0xffff) + (sum >> 16));
     let words = |bytes: &[u8]| -> u32 {
@@ -54,7 +57,7 @@ fn checksum(frame: &[u8]) -> (bool, bool) {
     (fold(pseudo + words(segment)) == 0xffff, words(&segment[field..field + 2]) == pseudo)
 }
 
-/// Packets of TCP or UDP with wrong checksums that a stack has refused.
+/// TCP or UDP packets that a stack has dropped for wrong checksums.
 fn refused(namespace: &Namespace) -> u64 {
     let table = namespace.run_in(|| std::fs::read_to_string("/proc/thread-self/net/snmp").unwrap());
     let mut lines = table.lines().filter(|line| line.starts_with("Tcp:"));
@@ -63,13 +66,12 @@ fn refused(namespace: &Namespace) -> u64 {
     values.split(' ').nth(at).unwrap().parse().unwrap()
 }
 
-/// A stack behind an `xdp` port that leaves its checksums open: the kernel hands the frame to the XDP program
-/// as it is, also in the driver of a veth, which converts it but completes nothing. That the checksum is open
-/// stands nowhere in what AF_XDP delivers, and the frame looks like one whose checksum is wrong. The switch
-/// passes it on untouched, as every frame with a wrong checksum, and the receiver refuses it. So no TCP
-/// connection comes about, until the guest's offloads are off. What it receives is right at any time.
+/// A guest on `xdp` with checksum offload: the kernel passes the frame with its partial checksum to the XDP program,
+/// also in veth's native mode. AF_XDP does not tell that the checksum is partial, so the frame looks like one with a
+/// wrong checksum. The switch forwards it unmodified, and the receiver drops it: no TCP connection is established
+/// until the guest's offloads are off. Frames that it receives are always right.
 #[test]
-fn checksums_left_open_behind_xdp_are_lost_and_refused_by_who_receives() {
+fn partial_checksums_of_xdp_guests_are_dropped_by_receivers() {
     let on = &[DeviceKind::Xdp, DeviceKind::Tap, DeviceKind::Packet, DeviceKind::Xdp];
     let Some(setup) = Setup::new(SetupOptions { on, ..PLAIN }, &["a", "b", "c", "d"]) else { return };
     let addresses = [0, 1, 2, 3].map(|index| setup.address(index));
@@ -85,14 +87,14 @@ fn checksums_left_open_behind_xdp_are_lost_and_refused_by_who_receives() {
             let datagram = || UdpSocket::bind((addresses[0], 0))?.send_to(b"a datagram", (*address, 9));
             guest.run_in(datagram).unwrap();
             assert_eq!(checksum(&there.take()), (!open, open), "{:?}: UDP", on[to]);
-            // Nobody listens there: who takes the checksum for right says so at once.
+            // No socket is bound there: a host that accepts the checksum replies at once.
             let port = SocketAddrV4::new(*address, 9);
             let connecting = guest.run_in(|| TcpStream::connect_timeout(&port.into(), Duration::from_millis(200)));
             assert!(connecting.is_err());
             let syn = await_tcp(&there);
             assert_eq!(checksum(&syn), (!open, open), "{:?}: TCP", on[to]);
             if open {
-                await_that("the checksum is refused", || (refused(&setup.spaces[to]) > before).then_some(()));
+                await_that("the dropped checksum", || (refused(&setup.spaces[to]) > before).then_some(()));
             } else {
                 assert_eq!(refused(&setup.spaces[to]), before);
             }
@@ -104,7 +106,7 @@ fn checksums_left_open_behind_xdp_are_lost_and_refused_by_who_receives() {
     }
 }
 
-/// The next frame of TCP over IPv4.
+/// Next frame of TCP over IPv4.
 fn await_tcp(nic: &Nic) -> Vec<u8> {
     loop {
         let frame = nic.take();

@@ -1,12 +1,14 @@
-//! Frames of any length from every kind of port to every kind.
+//! Frames of any length from every kind of port to every kind. Needs root; makes its own namespaces.
 
 use support::host::daemon::Daemon;
 use support::host::nic::{Nic, experiment};
 use support::host::setup::{DeviceKind, Setup, guests};
 
-/// Two ports of each kind, and two by AF_XDP on taps that somebody else holds: each speaks to each.
+/// Two ports of each kind, and two by AF_XDP on taps of other owners: each sends to each.
+///
+/// Shows: REQ-10
 #[test]
-fn jumbo_frames_pass_untouched_between_all_kinds() {
+fn jumbo_frames_pass_unmodified_between_all_kinds() {
     const MTU: u16 = 9000;
     let on = [DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet, DeviceKind::Tap];
     let vms = ["a", "b", "c", "d", "e", "f", "g", "h"];
@@ -25,13 +27,19 @@ fn jumbo_frames_pass_untouched_between_all_kinds() {
         (0..vms.len()).map(|index| if index % 4 == 3 { held.next().unwrap() } else { setup.nic(index) }).collect();
     for (from, at) in nics.iter().enumerate() {
         for (to, there) in nics.iter().enumerate().filter(|(to, _)| *to != from) {
-            // Around what a chunk of AF_XDP holds, and a slot of a packet ring.
+            // Around the capacity of an AF_XDP chunk, and of a packet ring slot.
             for len in [14, 60, 1514, 2048, 3840, 3841, 7680, 7681, 9014] {
                 let payload: Vec<u8> = (0..len - 14).map(|i| (i * 31 + i / 251 + from * 7 + to) as u8).collect();
                 let frame = experiment(setup.vifs[to].mac, setup.vifs[from].mac, &payload);
                 at.send(&frame);
                 let came = there.take();
-                assert!(came == frame, "{len} bytes from {:?} to {:?}: {} came", on[from % 4], on[to % 4], came.len());
+                assert!(
+                    came == frame,
+                    "{len} bytes from {:?} to {:?}: {} received",
+                    on[from % 4],
+                    on[to % 4],
+                    came.len()
+                );
             }
         }
     }
@@ -40,5 +48,5 @@ fn jumbo_frames_pass_untouched_between_all_kinds() {
     for port in ports.iter().map(|port| &port.counts) {
         assert_eq!((port.rx_frames, port.tx_frames, port.drops.len()), (each, each, 0), "{port:?}");
     }
-    assert!(nics.iter().all(|nic| nic.rest().is_empty()), "none came twice, or to somebody else");
+    assert!(nics.iter().all(|nic| nic.rest().is_empty()), "no frame is duplicated or misdelivered");
 }

@@ -1,4 +1,4 @@
-//! XDP programs of others on a netdev that a port shall have.
+//! Foreign XDP programs on a netdev of a port. Needs root; makes its own namespaces.
 
 use std::os::fd::{AsFd, AsRawFd};
 
@@ -17,7 +17,7 @@ fn passes_everything() -> Program {
     Program::load(&code, true).unwrap()
 }
 
-/// Attaches a program as `ip link set dev … xdp` does: it stays when who attached it is gone.
+/// Attaches a program as `ip link set dev … xdp` does: it outlives its owner.
 fn leave(namespace: &Namespace, name: &str) {
     let program = passes_everything();
     let what = vec![LinkXdp::Fd(program.as_fd().as_raw_fd()), LinkXdp::Flags(0)];
@@ -34,7 +34,7 @@ fn leave(namespace: &Namespace, name: &str) {
 }
 
 #[test]
-fn a_program_that_was_left_behind_is_named_and_taken_off_when_that_is_asked_for() {
+fn an_orphaned_program_is_named_and_replaced_on_request() {
     let Some((spaces, mut vifs)) = guests(&["a", "b"], &[DeviceKind::Tap, DeviceKind::Xdp], 1500) else { return };
     leave(&spaces[2], &vifs[1].name);
     let before = spaces[2].link(&vifs[1].name).unwrap().xdp;
@@ -42,7 +42,7 @@ fn a_program_that_was_left_behind_is_named_and_taken_off_when_that_is_asked_for(
     let daemon = Daemon::over(&vifs);
     let down = daemon.await_down(&vifs[1]);
     assert!(down.status_reason.contains("replace_xdp_program = true"), "{}", down.status_reason);
-    assert_eq!(spaces[2].link(&vifs[1].name).unwrap().xdp, before, "it is not touched unasked");
+    assert_eq!(spaces[2].link(&vifs[1].name).unwrap().xdp, before, "the program is kept by default");
     daemon.detach(&vifs[1]);
     vifs[1].device = ", replace_xdp_program = true".into();
     let said = daemon.done(&["attach", "-"], &attachment(&vifs[1]));
@@ -55,9 +55,9 @@ fn a_program_that_was_left_behind_is_named_and_taken_off_when_that_is_asked_for(
     setup.send_and_await((1, &nics[1]), (0, &nics[0]), "back");
 }
 
-/// One whose owner lives is not taken off, whatever is asked for; once it has gone, the port is bound.
+/// A program whose owner lives is never removed; once it is detached, the port is opened.
 #[test]
-fn a_program_whose_owner_lives_is_left_alone() {
+fn a_program_with_an_owner_is_kept() {
     let Some((spaces, mut vifs)) = guests(&["a", "b"], &[DeviceKind::Tap, DeviceKind::Xdp], 1500) else { return };
     vifs[1].device = ", replace_xdp_program = true".into();
     let program = passes_everything();

@@ -1,7 +1,7 @@
-//! What the tests and benchmarks share: hosts made of namespaces, a lab of workers that are stepped by hand, and a fake
-//! controller behind the real API server.
+//! Shared by tests and benchmarks: hosts made of namespaces, a lab of workers stepped by hand, and a fake controller
+//! behind the real API server.
 
-#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)] // the helpers of a test fail as the test does
+#![allow(missing_docs, clippy::unwrap_used, clippy::cast_possible_truncation)] // helpers of a test may panic
 
 pub mod fake;
 pub mod host;

@@ -34,6 +34,7 @@ fn packet(to: Mac, from: Mac, number: u32, noise: &mut Noise) -> Vec<u8> {
     frame(to, from, 0x86dd, &[&head, addresses.as_flattened(), &data].concat())
 }
 
+/// Shows: REQ-12
 #[test]
 fn any_address_reaches_any_other_through_an_unaddressed_port() {
     const PAIRS: u32 = 100_000;

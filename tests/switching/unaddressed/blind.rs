@@ -48,6 +48,7 @@ fn capture(on: DeviceKind, security: &str, events: fn(u8) -> String, said: &[Vec
     Some((nics.iter().map(|nic| nic.rest()).collect(), counts))
 }
 
+/// Shows: REQ-05
 #[test]
 fn configured_addresses_change_no_frame_on_real_devices() {
     let Some(said) = recorded() else { return };

@@ -24,6 +24,7 @@ fn igmp(from: Mac, kind: u8, group: [u8; 4], to: [u8; 4]) -> Vec<u8> {
     frame
 }
 
+/// Shows: AT-16
 #[test]
 fn groups_reach_all_ports_without_joining() {
     for on in [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]] {

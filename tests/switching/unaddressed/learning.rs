@@ -28,6 +28,8 @@ fn stations(setup: &Setup, mac: Mac) -> Vec<StationView> {
 }
 
 /// The port is active at once, and one frame suffices to learn its station.
+///
+/// Shows: REQ-13, AT-08
 #[test]
 fn an_unaddressed_port_is_active_at_once() {
     for on in ALIKE {
@@ -53,6 +55,8 @@ fn an_unaddressed_port_is_active_at_once() {
 }
 
 /// Unicast to a known station reaches only its port, even if it has never sent.
+///
+/// Shows: REQ-13, AT-09
 #[test]
 fn a_bystander_receives_no_unicast_of_others() {
     for on in ALIKE {
@@ -82,6 +86,8 @@ fn a_bystander_receives_no_unicast_of_others() {
 }
 
 /// A port without unknown unicast, and a promiscuous port.
+///
+/// Shows: REQ-15
 #[test]
 fn unknown_unicast_and_promiscuous_settings_apply() {
     for on in ALIKE {
@@ -118,6 +124,8 @@ fn unknown_unicast_and_promiscuous_settings_apply() {
 }
 
 /// A station that has moved announces itself and is reached at its new port from that frame on.
+///
+/// Shows: REQ-25
 #[test]
 fn an_announced_station_moves_at_once() {
     // RARP request (RFC 903), as QEMU sends it.

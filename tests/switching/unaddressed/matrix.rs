@@ -184,6 +184,8 @@ fn every_kind_of_frame(kind: SetupOptions, policy: Option<(&str, u16)>) -> Optio
 }
 
 /// One row per frame: name, expected receivers, and frames received at B and C for each device kind.
+///
+/// Shows: REQ-06, REQ-11, AT-07
 #[test]
 fn the_frame_matrix_holds_on_every_device_kind() {
     let kinds = [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]];
@@ -203,6 +205,7 @@ fn the_frame_matrix_holds_on_every_device_kind() {
     println!("{} frames, all as expected and unmodified", tap.len());
 }
 
+/// Shows: REQ-17
 #[test]
 fn reserved_groups_pass_or_are_dropped_with_their_reason() {
     for on in [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]] {
@@ -224,6 +227,8 @@ fn the_frame_matrix_holds_between_workers() {
 }
 
 /// Each device kind sends, receives and stands by, in combination with each other kind.
+///
+/// Shows: REQ-06, AT-07
 #[test]
 fn the_frame_matrix_holds_between_device_kinds() {
     for on in [

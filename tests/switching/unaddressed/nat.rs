@@ -309,22 +309,27 @@ pub fn recorded() -> Option<[Vec<Vec<u8>>; 4]> {
     Some(listeners.each_ref().map(Nic::rest))
 }
 
+/// Shows: REQ-13, AT-06
 #[test]
 fn nat_between_unaddressed_ports_works_over_taps() {
     addresses_are_translated_in_the_middle(DeviceKind::Tap, true);
 }
 
+/// Shows: AT-06
 #[test]
 fn nat_between_unaddressed_ports_works_over_af_xdp() {
     addresses_are_translated_in_the_middle(DeviceKind::Xdp, true);
 }
 
+/// Shows: AT-06
 #[test]
 fn nat_between_unaddressed_ports_works_over_af_packet() {
     addresses_are_translated_in_the_middle(DeviceKind::Packet, true);
 }
 
 /// The result does not depend on configured addresses.
+///
+/// Shows: REQ-05, AT-06
 #[test]
 fn nat_works_without_configured_addresses() {
     addresses_are_translated_in_the_middle(DeviceKind::Tap, false);

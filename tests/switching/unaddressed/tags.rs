@@ -57,6 +57,7 @@ fn is_where_it_says(frame: &[u8]) -> bool {
     sender[..3] == [10, 6, tags.map_or(0, |at| at as u8 + 1)]
 }
 
+/// Shows: REQ-16, AT-17
 #[test]
 fn vlan_tags_of_guests_pass_unmodified() {
     for on in [&[DeviceKind::Tap][..], &[DeviceKind::Xdp], &[DeviceKind::Packet]] {
@@ -110,6 +111,8 @@ fn vlan_tags_of_guests_pass_unmodified() {
 }
 
 /// A station is learned and moves independently of VLAN tags.
+///
+/// Shows: REQ-16
 #[test]
 fn a_station_is_learned_independently_of_tags() {
     let station = Mac::from_bits(0x0a00_0000_0001);

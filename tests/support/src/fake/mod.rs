@@ -1,4 +1,4 @@
-//! A switch that only talks: the real server over a controller that answers from made-up views.
+//! Fake switch: the real API server over a controller that answers from fixed views.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,10 +19,10 @@ use vifswitch::control::desired::change::{Change, ChangeError, ChangeResult, Err
 use vifswitch::control::loops::status::{LoopCounts, LoopKind, LoopStatus, StormStatus};
 use vifswitch::control::state::events::{Event, EventKind};
 
-/// An id that is allowed and wants escaping everywhere.
+/// A valid id that needs escaping everywhere.
 pub const ODD: &str = "a\"b\\c";
 
-/// What the fake switch shows.
+/// Views of the fake switch.
 #[derive(Debug, Clone, Default)]
 pub struct Views {
     pub ports: Vec<PortView>,
@@ -39,7 +39,7 @@ pub struct Views {
     pub events: Vec<Event>,
 }
 
-/// What the fake switch has been asked to do, in the order of asking.
+/// Requests that the fake switch has received, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Received {
     Change(Change, Option<Duration>),
@@ -50,26 +50,26 @@ pub enum Received {
     Events(Option<String>),
 }
 
-/// What the fake switch says to whoever wants something done.
+/// How the fake switch answers changes.
 #[derive(Debug, Clone)]
 pub struct FakeBehaviour {
-    /// The answer to every change.
+    /// Response to every change.
     pub answer: Result<ChangeResult, ChangeError>,
-    /// Where it tells what it has been asked.
+    /// Receives each request.
     pub requests: mpsc::UnboundedSender<Received>,
-    /// What happens.
+    /// Emits events.
     pub happening: broadcast::Sender<Event>,
 }
 
 impl FakeBehaviour {
-    /// One that says yes, and the end that hears what it has been asked.
+    /// A behaviour that accepts every change, and its received requests.
     pub fn willing() -> (FakeBehaviour, mpsc::UnboundedReceiver<Received>) {
         let (requests, received) = mpsc::unbounded_channel();
         let answer = Ok(ChangeResult { changes: vec!["port p9 is new".into()], warnings: vec!["no namespace".into()] });
         (FakeBehaviour { answer, requests, happening: broadcast::channel(16).0 }, received)
     }
 
-    /// One that says no.
+    /// A behaviour that refuses every change.
     pub fn refusing(category: ErrorKind, kind: &'static str, message: &str) -> FakeBehaviour {
         FakeBehaviour {
             answer: Err(ChangeError { category, kind, message: message.into() }),
@@ -78,12 +78,12 @@ impl FakeBehaviour {
     }
 
     fn record(&self, requests: Received) {
-        // Not every test listens.
+        // The test may not read them.
         let _ = self.requests.send(requests);
     }
 }
 
-/// Something that happened.
+/// An event.
 pub fn event(time: &str, text: &str) -> Event {
     Event {
         id: 0,
@@ -100,7 +100,7 @@ pub fn event(time: &str, text: &str) -> Event {
 }
 
 impl Views {
-    /// Two ports of two VMs on one network, one of them with a name that wants escaping.
+    /// Two ports of two VMs on one network, one of them with a name that needs escaping.
     pub fn made_up() -> Views {
         let port = |port_id: &str, device_id: &str, status, status_reason: &str| PortView {
             port_id: port_id.into(),
@@ -288,15 +288,15 @@ impl Views {
         }
     }
 
-    /// Answers as the controller does, until nobody can ask any more.
+    /// Answers requests as the controller does, until all senders are gone.
     pub async fn control(self, requests: mpsc::Receiver<Request>) {
         self.mind(FakeBehaviour::willing().0, requests).await;
     }
 
-    /// The same, with a mind of its own.
+    /// The same, with this behaviour.
     pub async fn mind(self, mind: FakeBehaviour, mut requests: mpsc::Receiver<Request>) {
         while let Some(request) = requests.recv().await {
-            // Whoever has asked may be gone.
+            // The client may have disconnected.
             match request {
                 Request::Ports(reply) => drop(reply.send(self.ports.clone())),
                 Request::Uplinks(reply) => drop(reply.send(self.uplinks.clone())),
@@ -322,7 +322,7 @@ impl Views {
                     mind.record(Received::Confirm);
                     drop(reply.send(mind.answer.clone()));
                 }
-                // Nobody asks for it over the API.
+                // Not part of the API.
                 Request::Reload(_, reply) => drop(reply.send(mind.answer.clone())),
                 Request::Flush(flush, reply) => {
                     mind.record(Received::Flush(flush));
@@ -342,7 +342,7 @@ impl Views {
     }
 }
 
-/// A loop that is there, or was.
+/// A loop, active or ended.
 pub fn a_loop(active: bool) -> LoopStatus {
     let time = || "2026-01-31T12:00:00.000Z".to_owned();
     LoopStatus {
@@ -385,7 +385,7 @@ pub fn a_storm(port: Option<&str>) -> StormStatus {
     }
 }
 
-/// Books that balance.
+/// A balanced audit.
 pub fn audit() -> AuditView {
     AuditView {
         balanced: true,
@@ -423,7 +423,7 @@ pub fn audit() -> AuditView {
     }
 }
 
-/// A fake switch that runs in a thread of its own until it is dropped.
+/// A fake switch on its own thread, until dropped.
 #[derive(Debug)]
 pub struct Fake {
     directory: TempDir,
@@ -432,22 +432,22 @@ pub struct Fake {
 }
 
 impl Fake {
-    /// A switch that shows `responses`.
+    /// A switch with these views.
     pub fn with_views(views: Views) -> Fake {
         Fake::start(async move |requests| views.control(requests).await)
     }
 
-    /// A switch that shows `responses` and has a mind of its own.
+    /// A switch with these views and this behaviour.
     pub fn with_behaviour(views: Views, mind: FakeBehaviour) -> Fake {
         Fake::start(async move |requests| views.mind(mind, requests).await)
     }
 
-    /// A switch whose controller is gone.
+    /// A switch whose controller has ended.
     pub fn closing() -> Fake {
         Fake::start(async |requests| drop(requests))
     }
 
-    /// A switch whose controller takes requests and does not answer. Each one is told to `requests`.
+    /// A switch whose controller takes requests and never answers. Each one is reported to `requests`.
     pub fn hanging(asked: mpsc::UnboundedSender<()>) -> Fake {
         Fake::start(async move |mut requests| {
             let mut host = Vec::new();
@@ -479,12 +479,12 @@ impl Fake {
         Fake { directory, stop: Some(stop), thread: Some(thread) }
     }
 
-    /// Where it listens.
+    /// Path of its socket.
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("api.sock")
     }
 
-    /// Stops it, and waits until it has stopped.
+    /// Stops it and waits for its end.
     pub fn stop(&mut self) {
         self.stop.take();
         if let Some(thread) = self.thread.take() {
@@ -499,12 +499,12 @@ impl Drop for Fake {
     }
 }
 
-/// A runtime as the switch has it.
+/// A runtime like the switch's.
 pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-/// Whether there is anything at `path`.
+/// Whether `path` exists.
 pub fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }

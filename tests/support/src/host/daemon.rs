@@ -1,4 +1,4 @@
-//! The switch as the program that it is, over a configuration of the test's.
+//! The switch as a process, over a configuration that the test writes.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -26,20 +26,20 @@ pub struct Vif {
     pub port: String,
     pub network: String,
     pub mac: Mac,
-    /// The kind of its device.
+    /// Device kind.
     pub kind: &'static str,
     pub netns: String,
     pub name: String,
-    /// More keys of the port, a line each.
+    /// More keys of the port, one per line.
     pub more: String,
-    /// More keys of its device, each with a comma in front.
+    /// More keys of its device, each after a comma.
     pub device: String,
-    /// Its parent and its VLAN id, in place of a device, if it is a subport.
+    /// Parent and VLAN id, instead of a device, of a subport.
     pub trunk: Option<(String, u16)>,
 }
 
 impl Vif {
-    /// Port `number` on net1, with a tap of its own in `namespace`.
+    /// Port `number` on net1, with its own tap in `namespace`.
     pub fn new(vm: &str, number: u8, namespace: &Namespace) -> Vif {
         Vif {
             vm: vm.into(),
@@ -55,12 +55,12 @@ impl Vif {
         }
     }
 
-    /// The same, as a subport of another one.
+    /// The same, as a subport of another port.
     pub fn subport_of(self, parent: &Vif, vlan: u16) -> Vif {
         Vif { trunk: Some((parent.port.clone(), vlan)), ..self }
     }
 
-    /// By what its frames come and go, as it is written.
+    /// Its `device` or `trunk` key.
     fn base(&self) -> String {
         let Vif { kind, netns, name, device, .. } = self;
         match &self.trunk {
@@ -78,7 +78,7 @@ impl Vif {
     }
 }
 
-/// The text of a configuration with `switch`, more keys of its table, in it.
+/// The text of a configuration; `switch` has more keys of its table.
 pub fn config(socket: &Path, switch: &str, networks: &[(&str, u16)], vifs: &[Vif]) -> String {
     // AF_XDP keeps frames in its rings.
     let frames = if vifs.iter().any(|vif| vif.kind == "xdp") { 16384 } else { 2048 };
@@ -104,7 +104,7 @@ pub fn config(socket: &Path, switch: &str, networks: &[(&str, u16)], vifs: &[Vif
     text
 }
 
-/// A configuration that keeps its state at `path` instead of nowhere.
+/// A configuration with its state at `path`.
 pub fn keeping(text: &str, path: &Path) -> String {
     assert!(text.contains("state = \"\""), "{text}");
     text.replacen("state = \"\"", &format!("state = {path:?}"), 1)
@@ -120,8 +120,7 @@ pub fn attachment(vif: &Vif) -> String {
     )
 }
 
-/// A directory with a configuration and a socket, and the switch that may be running over them.
-/// It is killed when the test ends.
+/// A directory with configuration and socket, and the switch, if running. Killed when the test ends.
 pub struct Daemon {
     child: Option<Child>,
     notified: UnixDatagram,
@@ -135,7 +134,7 @@ impl Default for Daemon {
 }
 
 impl Daemon {
-    /// One that does not run yet.
+    /// A switch that is not running.
     pub fn new() -> Daemon {
         let dir = tempfile::tempdir().unwrap();
         let notified = UnixDatagram::bind(dir.path().join("notify")).unwrap();
@@ -143,7 +142,7 @@ impl Daemon {
         Daemon { child: None, notified, dir }
     }
 
-    /// One that runs over these ports on net1.
+    /// A running switch with these ports on net1.
     pub fn over(vifs: &[Vif]) -> Daemon {
         Daemon::with("", &[("net1", 1500)], vifs)
     }
@@ -163,7 +162,7 @@ impl Daemon {
         self.dir.path().join("vms.toml")
     }
 
-    /// Where it keeps its state, if its configuration says so ([`keeping`]).
+    /// Path of its state, if configured ([`keeping`]).
     pub fn state(&self) -> PathBuf {
         self.dir.path().join("state.db")
     }
@@ -172,8 +171,8 @@ impl Daemon {
         std::fs::write(self.file(), text).unwrap();
     }
 
-    /// The program in a clean environment: the one under test, or the one that `VIFSWITCH` names. So the same test can
-    /// be run against another build.
+    /// The program in a clean environment: the one under test, or the one that `VIFSWITCH` names, so that the same
+    /// test can run against another build.
     pub fn command(&self) -> Command {
         let mut command = Command::new(super::program());
         for variable in ["VIFSWITCH", "NOTIFY_SOCKET", "VIFSWITCH_LOG", "WATCHDOG_USEC", "WATCHDOG_PID"] {
@@ -182,35 +181,35 @@ impl Daemon {
         command
     }
 
-    /// Starts it over its configuration, and waits until it says that it is ready.
+    /// Starts it with its configuration, and waits until it is ready.
     pub fn start(&mut self) {
         let file = self.file();
         self.start_over("--config", &file);
     }
 
-    /// Starts it over a configuration or a state.
+    /// Starts it with a configuration or a state.
     pub fn start_over(&mut self, option: &str, path: &Path) {
         self.start_as(self.command(), option, path);
     }
 
-    /// Starts it by `command`, to which its arguments are added.
+    /// Starts it by `command`, to which its arguments are appended.
     pub fn start_as(&mut self, command: Command, option: &str, path: &Path) {
         self.spawn_as(command, option, path);
         self.await_note("READY=1");
     }
 
-    /// Starts it over a configuration or a state, and waits for nothing.
+    /// Starts it with a configuration or a state, without waiting.
     pub fn spawn_over(&mut self, option: &str, path: &Path) {
         self.spawn_as(self.command(), option, path);
     }
 
-    /// Starts it by `command`, to which its arguments are added, and waits for nothing.
+    /// Starts it by `command`, to which its arguments are appended, without waiting.
     pub fn spawn_as(&mut self, command: Command, option: &str, path: &Path) {
         let log = File::create(self.dir.path().join("log")).unwrap();
         self.spawn_logging_to(log, command, option, path);
     }
 
-    /// Starts it by `command` over its configuration with this as its standard error, and waits until it is ready.
+    /// Starts it by `command` with its configuration and this standard error, and waits until it is ready.
     pub fn start_logging_to(&mut self, log: impl Into<Stdio>, command: Command) {
         let file = self.file();
         self.spawn_logging_to(log, command, "--config", &file);
@@ -224,10 +223,10 @@ impl Daemon {
         self.child = Some(command.spawn().unwrap());
     }
 
-    /// Waits until the switch has told its service manager so. It must not end before.
+    /// Waits for this notification to the service manager. The switch must not end before.
     pub fn await_note(&mut self, note: &str) {
         await_that(note, || {
-            // In this order: what it said before it ended still counts.
+            // In this order: a notification sent before the end still counts.
             let ended = self.child.as_mut().and_then(|child| child.try_wait().unwrap());
             if self.was_told(note) {
                 return Some(());
@@ -237,7 +236,7 @@ impl Daemon {
         });
     }
 
-    /// The next that the switch tells its service manager, if it does so in time.
+    /// Next notification to the service manager within the timeout.
     pub fn note_within(&self, timeout: Timespec) -> Option<String> {
         let mut polled = [PollFd::new(&self.notified, PollFlags::IN)];
         if poll(&mut polled, Some(&timeout)).unwrap() == 0 {
@@ -248,7 +247,7 @@ impl Daemon {
         Some(String::from_utf8_lossy(&buffer[..len]).into_owned())
     }
 
-    /// Gives its directory, and where it speaks to its service manager, to somebody else.
+    /// Changes the owner of its directory and its notification socket.
     pub fn give_to(&self, user: u32) {
         for path in [self.dir.path().to_owned(), self.dir.path().join("notify")] {
             std::os::unix::fs::chown(path, Some(user), Some(user)).unwrap();
@@ -261,7 +260,7 @@ impl Daemon {
             .any(|said| String::from_utf8_lossy(&said).lines().any(|line| line == note))
     }
 
-    /// Runs the program to its end, over the present configuration file where `FILE` stands.
+    /// Runs the program to its end; `FILE` stands for the current configuration file.
     pub fn try_command(&self, arguments: &[&str]) -> Output {
         let file = self.file();
         let arguments =
@@ -269,12 +268,12 @@ impl Daemon {
         self.command().args(arguments).output().unwrap()
     }
 
-    /// What it has written to standard error.
+    /// Its standard error so far.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    /// Whether it has been started, and has not ended.
+    /// Whether it is running.
     pub fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
@@ -287,15 +286,15 @@ impl Daemon {
         kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
     }
 
-    /// Waits until it has ended.
+    /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
         let mut child = self.child.take().unwrap();
         let ended = {
-            // On failure it is still ours to kill.
+            // On a panic it is still killed.
             let guard = Killed(&mut child);
             await_that("the end of the switch", || guard.0.try_wait().unwrap())
         };
-        // What it has said up to here is of the past.
+        // Drops notifications of the ended run.
         while self.notified.recv(&mut [0; 4096]).is_ok() {}
         ended
     }
@@ -315,34 +314,34 @@ impl Daemon {
         self.get("/v1/ports")
     }
 
-    /// The ports by id, in order.
+    /// Port ids, in order.
     pub fn listed(&self) -> Vec<String> {
         self.ports().into_iter().map(|port| port.port_id).collect()
     }
 
-    /// Everything that has happened, also in earlier lives if it keeps a state.
+    /// All events, including those of earlier runs with a state.
     pub fn events(&self) -> Vec<Event> {
         self.page("/v1/events").lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
-    /// Runs a command of the operator's against it, with this on its standard input.
+    /// Runs a command of the operator against it, with this standard input.
     pub fn run_command(&self, arguments: &[&str], input: &str) -> Output {
         let mut command = self.command();
         command.args(arguments).arg("--socket").arg(self.socket());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        // One that has ended before it has read all says why.
+        // A command that ends before it has read its input reports why.
         let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
         child.wait_with_output().unwrap()
     }
 
-    /// The same, for what must succeed. What it printed.
+    /// The same; must succeed. Returns its output.
     pub fn done(&self, arguments: &[&str], input: &str) -> String {
         let Output { status, stdout, stderr } = self.run_command(arguments, input);
         assert!(status.success(), "{arguments:?}: {}\n{}", String::from_utf8_lossy(&stderr), self.log());
         String::from_utf8(stdout).unwrap()
     }
 
-    /// Attaches a port, behind those that its VM has.
+    /// Attaches a port after the other ports of its VM.
     pub fn attach(&self, vif: &Vif) -> String {
         self.done(&["attach", "-"], &attachment(vif))
     }
@@ -359,12 +358,12 @@ impl Daemon {
         self.ports().into_iter().find(|port| port.port_id == vif.port).unwrap()
     }
 
-    /// How many frames died at a port for a reason.
+    /// Frames dropped at a port for a reason.
     pub fn drops(&self, vif: &Vif, reason: &str) -> u64 {
         self.port(vif).counts.drops.get(reason).copied().unwrap_or_default()
     }
 
-    /// Waits until a port is as `wanted` has it.
+    /// Waits until a port is as `wanted`.
     pub fn await_port(&self, what: &str, vif: &Vif, wanted: impl Fn(&PortView) -> bool) -> PortView {
         await_that(what, || Some(self.port(vif)).filter(&wanted))
     }
@@ -377,9 +376,9 @@ impl Daemon {
         self.await_port("DOWN", vif, |port| port.status == Status::Down && !port.status_reason.is_empty())
     }
 
-    /// Waits until nothing moves and everything is accounted for, and says how things are then. Between two
-    /// looks at the counters each worker has answered: one that is not on a core stands still, too, and what is
-    /// to be flooded by it is in no counter of a port yet.
+    /// Waits until no frame is in flight and all are counted, and returns the ports. Between two readings each worker
+    /// has replied: a worker that is not scheduled changes no counter, and frames that it is about to flood are in no
+    /// port's counter yet.
     pub fn await_idle(&self) -> Vec<PortView> {
         let mut before = Vec::new();
         await_that("quiet", || {
@@ -411,7 +410,7 @@ impl Drop for Daemon {
     }
 }
 
-/// A process, killed if it still runs.
+/// A process, killed if still running.
 struct Killed<'a>(&'a mut Child);
 
 impl Drop for Killed<'_> {
@@ -421,19 +420,19 @@ impl Drop for Killed<'_> {
     }
 }
 
-/// What was to go out of the ports, and what did or died on the way.
+/// Frames due at egress of the ports, and frames sent or dropped there.
 pub fn sums(ports: &[PortView]) -> (u64, u64) {
     let counts = || ports.iter().map(|port| &port.counts);
     let own = |counts: &CountsView| counts.probes + counts.announcements;
     let expected = counts().map(|counts| counts.forwarded + counts.copies + own(counts)).sum();
-    // Both directions stand in one map. What came in is known, and so what of it died.
+    // Both directions are in one map; subtracts drops at ingress, which are known.
     let out = |counts: &CountsView| counts.tx_frames + counts.drops.values().sum::<u64>();
     let died_coming_in = |counts: &CountsView| counts.rx_frames.saturating_sub(counts.forwarded + counts.flooded);
     let out = |counts: &CountsView| out(counts).saturating_sub(died_coming_in(counts));
     (expected, counts().map(out).sum())
 }
 
-/// Asks for a page over a connection.
+/// Requests a page over a connection.
 pub fn page(mut stream: impl Read + Write, path: &str) -> String {
     write!(stream, "GET {path} HTTP/1.1\r\nhost: vifswitch\r\nconnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
@@ -443,5 +442,5 @@ pub fn page(mut stream: impl Read + Write, path: &str) -> String {
     body.to_owned()
 }
 
-/// For sockets that would wait for ever.
+/// Timeout of sockets.
 pub const TIMEOUT: Duration = Duration::from_secs(TEST_TIMEOUT.tv_sec.unsigned_abs());

@@ -1,4 +1,4 @@
-//! A file system in memory for the state, which can be full, without inodes or read-only.
+//! A file system in memory for the state, which can be full, out of inodes or read-only. Needs root.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -7,11 +7,11 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// A file system in memory, gone when the test ends, however it ends.
+/// A file system in memory, unmounted when the test ends.
 pub struct Disk(TempDir);
 
 impl Disk {
-    /// `None`, and a word about it, where this cannot be tested.
+    /// Prints the reason and returns `None` if the host cannot mount it.
     pub fn new(options: &str) -> Option<Disk> {
         if !rustix::process::geteuid().is_root() {
             eprintln!("skipped: needs root, to mount a file system");
@@ -39,7 +39,7 @@ impl Disk {
         self.mount(&["-o", &format!("remount,{how}")]);
     }
 
-    /// Takes all room that is left.
+    /// Uses up all space.
     pub fn fill(&self) {
         let mut file = File::options().append(true).create(true).open(self.path().join("filler")).unwrap();
         for size in [65536, 4096, 1] {
@@ -47,16 +47,16 @@ impl Disk {
         }
     }
 
-    /// Takes all inodes that are left.
+    /// Uses up all inodes.
     pub fn take_inodes(&self) {
         let mut number = 0;
         while File::create_new(self.path().join(format!("inode-{number}"))).is_ok() {
             number += 1;
         }
-        assert!(number < 10_000, "there are inodes without end");
+        assert!(number < 10_000, "the inodes are unlimited");
     }
 
-    /// Gives both back.
+    /// Frees both.
     pub fn make_room(&self) {
         for file in fs::read_dir(self.path()).unwrap().map(Result::unwrap) {
             let name = file.file_name().into_string().unwrap();
@@ -69,7 +69,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // Lazily: a test that failed has the state open still.
+        // Lazily: a failed test has the state still open.
         let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
     }
 }

@@ -1,4 +1,4 @@
-//! System calls of a thread of the switch that fail or take long, for a while.
+//! Injects failures and delays into system calls of a thread of the switch, by strace.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,12 +11,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::await_that;
 use super::daemon::Daemon;
 
-/// Until this is dropped, system calls are as it says.
+/// While held, system calls fail or are delayed.
 pub struct Injected(Child);
 
 impl Injected {
-    /// `calls` of the thread of this name are `so`, as strace has it: `error=EIO`, `delay_enter=500ms`. `None`, and a word
-    /// about it, without strace.
+    /// Applies `so`, in the notation of strace (`error=EIO`, `delay_enter=500ms`), to `calls` of the named thread.
+    /// Prints the reason and returns `None` without strace.
     pub fn new(daemon: &Daemon, thread: &str, calls: &str, so: &str) -> Option<Injected> {
         let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid())).unwrap();
         let is_it = |path: &PathBuf| fs::read_to_string(path.join("comm")).is_ok_and(|name| name.trim() == thread);
@@ -29,7 +29,7 @@ impl Injected {
         let strace = strace.map_err(|e| eprintln!("skipped: needs strace: {e}")).ok()?;
         let tracer = format!("TracerPid:\t{}", strace.id());
         let injected = Injected(strace);
-        await_that("it is traced", || {
+        await_that("strace to attach", || {
             fs::read_to_string(thread.join("status")).unwrap().lines().any(|line| line == tracer).then_some(())
         });
         Some(injected)
@@ -38,13 +38,13 @@ impl Injected {
 
 impl Drop for Injected {
     fn drop(&mut self) {
-        // By a signal that lets the thread go, which runs on.
+        // By a signal on which strace detaches; the thread continues.
         let _ = kill_process(Pid::from_child(&self.0), Signal::INT);
         let _ = self.0.wait();
     }
 }
 
-/// A thread of another process that stands still until this is dropped.
+/// A thread of another process that is stopped while this is held.
 pub struct Stopped(nix::unistd::Pid);
 
 impl Stopped {

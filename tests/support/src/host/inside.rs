@@ -1,5 +1,4 @@
-//! The switch inside the test's own process: its controller over real workers, asked by its handle
-//! as the API asks it.
+//! The switch inside the test process: its controller over real workers, called by its handle like the API.
 
 use std::path::Path;
 use std::sync::mpsc;
@@ -22,7 +21,7 @@ use vifswitch::worker::{Pace, WorkerSetSettings, worker_set};
 use super::await_that;
 use super::daemon::{Vif, config};
 
-/// A running switch. It stops when the test ends, in order.
+/// A running switch, stopped in order when the test ends.
 pub struct Inside {
     pub handle: Handle,
     runtime: Runtime,
@@ -34,7 +33,7 @@ fn runtime() -> Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build().unwrap()
 }
 
-/// What a file over these ports means.
+/// The parsed configuration of a file with these ports.
 pub fn expected(networks: &[(&str, u16)], vifs: &[Vif]) -> Config {
     parse_toml(&config(Path::new("/unused"), "", networks, vifs), "test").unwrap()
 }
@@ -48,12 +47,12 @@ pub fn ports(vifs: &[Vif]) -> Vec<Port> {
 }
 
 impl Inside {
-    /// One that keeps nothing, over these ports on net1.
+    /// A switch without state, with these ports on net1.
     pub fn over(vifs: &[Vif]) -> Inside {
         Inside::new(1, Some(expected(&[("net1", 1500)], vifs)), None)
     }
 
-    /// One with so many workers, over a file, or a state, or both.
+    /// A switch with this many workers, over a file, a state, or both.
     pub fn new(workers: u16, file: Option<Config>, state: Option<&Path>) -> Inside {
         let (handle, requests) = Handle::new();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -103,7 +102,7 @@ impl Inside {
         inside
     }
 
-    /// Waits for an answer.
+    /// Waits for a reply.
     pub fn wait<T>(&self, answer: impl Future<Output = T>) -> T {
         self.runtime.block_on(answer)
     }
@@ -129,7 +128,7 @@ impl Inside {
         self.wait(self.handle.ports()).unwrap()
     }
 
-    /// The ports by id, in order.
+    /// Port ids, in order.
     pub fn listed(&self) -> Vec<String> {
         self.ports().into_iter().map(|port| port.port_id).collect()
     }
@@ -146,7 +145,7 @@ impl Inside {
         await_that("ACTIVE", || Some(self.port(vif)).filter(|port| port.status == Status::Active))
     }
 
-    /// Stops it, and waits until it has stopped.
+    /// Stops it and waits for its end.
     pub fn stop(&mut self) {
         self.stop.take();
         if let Some(thread) = self.thread.take() {

@@ -1,5 +1,4 @@
-//! A host of the laboratory: namespaces, the switch as the program that it is, and what stands in
-//! for guests. Everything goes when the test ends, however it ends.
+//! Test hosts: namespaces, the switch as a process, and guests. Everything is removed when the test ends. Needs root.
 
 pub mod daemon;
 pub mod disk;
@@ -22,7 +21,7 @@ use vifswitch::sys::link::{self, Link};
 use vifswitch::sys::netns::{Netns, within};
 use vifswitch::time;
 
-/// The program under test: the one that `VIFSWITCH` names, or the one that was built with this test.
+/// The program under test: the one that `VIFSWITCH` names, or the one built with this test.
 pub fn program() -> &'static str {
     static PROGRAM: LazyLock<String> = LazyLock::new(|| {
         let built = || std::env::current_exe().unwrap().ancestors().nth(2).unwrap().join("vifswitch");
@@ -31,27 +30,27 @@ pub fn program() -> &'static str {
     &PROGRAM
 }
 
-/// How long anything may take that is bound to happen.
+/// Timeout of events that must happen.
 pub const TEST_TIMEOUT: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
-/// Between two looks at something that nobody tells of.
+/// Poll interval of states without an event.
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 5_000_000 };
 
-/// An ethertype for local experiments (IEEE 802-2014, 9.2.3), which no stack answers.
+/// EtherType for local experiments (IEEE 802-2014, 9.2.3), which no stack answers.
 pub const EXPERIMENT: u16 = 0x88b5;
 
-/// A namespace, deleted with everything in it when the test ends, however it ends.
+/// A namespace, deleted with its contents when the test ends.
 pub struct Namespace(pub String);
 
 impl Namespace {
-    /// `None`, and a word about it, where this cannot be tested.
+    /// Prints the reason and returns `None` if the host cannot run the test.
     pub fn new() -> Option<Namespace> {
         let namespace = Namespace::planned()?;
         namespace.make();
         Some(namespace)
     }
 
-    /// One that has a name, and is not there yet.
+    /// A named namespace that does not exist yet.
     pub fn planned() -> Option<Namespace> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() || !Path::new("/dev/net/tun").exists() {
@@ -61,12 +60,12 @@ impl Namespace {
         Some(Namespace(format!("vift-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))))
     }
 
-    /// Makes it, without IPv6: nothing in it speaks unasked.
+    /// Creates it, without IPv6, so that no host in it sends by itself.
     pub fn make(&self) {
         run("ip", &["netns", "add", &self.0]);
         self.run_in(|| {
             for who in ["all", "default"] {
-                // A kernel without IPv6 is as quiet.
+                // A kernel without IPv6 needs no setting.
                 let _ = std::fs::write(format!("/proc/sys/net/ipv6/conf/{who}/disable_ipv6"), "1");
             }
         });
@@ -89,7 +88,7 @@ impl Namespace {
         self.run_in(|| link::find(name)).unwrap()
     }
 
-    /// The names of all netdevs, in order.
+    /// Names of all netdevs, in order.
     pub fn links(&self) -> Vec<String> {
         let mut names: Vec<String> = self.run_in(|| {
             let table = std::fs::read_to_string("/proc/thread-self/net/dev").unwrap();
@@ -117,7 +116,7 @@ pub fn run(program: &str, arguments: &[&str]) {
     assert!(done.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// Says that something is done when it goes, also when the test has failed.
+/// Sets a flag when dropped, also on a panic.
 pub struct Finally<'a>(pub &'a AtomicBool);
 
 impl Drop for Finally<'_> {
@@ -126,13 +125,13 @@ impl Drop for Finally<'_> {
     }
 }
 
-/// Waits until there is something to read.
+/// Waits until the descriptor is readable.
 pub fn readable(fd: impl AsFd) {
     let mut polled = [PollFd::new(&fd, PollFlags::IN)];
     assert!(poll(&mut polled, Some(&TEST_TIMEOUT)).unwrap() > 0, "nothing came");
 }
 
-/// Looks again and again until there is what is looked for. `what` says what was missing.
+/// Polls until `look` returns a value. Panics with `what` after a timeout.
 pub fn await_that<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = time::now();
     loop {
@@ -140,7 +139,7 @@ pub fn await_that<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
             return found;
         }
         let timeout = Duration::from_secs(TEST_TIMEOUT.tv_sec.unsigned_abs());
-        assert!(time::now().since(start) < timeout, "in vain: {what}");
+        assert!(time::now().since(start) < timeout, "timeout waiting for: {what}");
         let _ = nanosleep(&LOOK_AGAIN);
     }
 }

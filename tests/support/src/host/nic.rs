@@ -1,5 +1,5 @@
-//! A guest's network card without a guest: a packet socket on a netdev, or the file of a tap. What it
-//! sends, the switch receives, and the other way round.
+//! A guest's network card without a guest: a packet socket on a netdev, or the file of a tap. Sends what the switch
+//! receives, and receives what it sends.
 
 use std::io::{self, ErrorKind};
 
@@ -9,12 +9,12 @@ use vifswitch::wire::{Mac, Probe};
 
 use super::{EXPERIMENT, Namespace, await_that, readable};
 
-/// Bytes that may wait to be read: more than any test sends at once.
+/// Receive buffer: more than any test sends at once.
 const ROOM: usize = 64 << 20;
 
 pub struct Nic {
     end: End,
-    /// Bytes in front of each frame.
+    /// Header bytes before each frame.
     header: usize,
 }
 
@@ -25,12 +25,12 @@ enum End {
 }
 
 impl Nic {
-    /// The netdev `name` of a namespace. Hears everything that comes in, whomever it is for.
+    /// The netdev `name` of a namespace. Receives all frames, whatever their destination.
     pub fn new(namespace: &Namespace, name: &str) -> Nic {
         Nic::open(namespace, name, false)
     }
 
-    /// One whose frames have an offload header of 10 bytes in front, both ways.
+    /// The same, with a `virtio_net_hdr` of 10 bytes in both directions.
     pub fn with_header(namespace: &Namespace, name: &str) -> Nic {
         Nic::open(namespace, name, true)
     }
@@ -48,7 +48,7 @@ impl Nic {
         Nic { end: End::Netdev(socket), header: if header { HEADER } else { 0 } }
     }
 
-    /// A new tap of which the switch has the netdev and the guest the file, without an offload header.
+    /// A new tap whose netdev the switch uses and whose file the guest holds, without `virtio_net_hdr`.
     pub fn owned_tap(namespace: &Namespace, name: &str) -> Nic {
         let tap = namespace.run_in(|| Iface::without_packet_info(name, Mode::Tap)).unwrap();
         tap.set_non_blocking().unwrap();
@@ -66,7 +66,7 @@ impl Nic {
         self.try_send(frame).unwrap_or_else(|e| panic!("{} bytes: {e}", frame.len()));
     }
 
-    /// The next frame that is not of the switch itself, no loop probe and no announcement, if there is one now.
+    /// Next pending frame, without loop probes and announcements of the switch.
     pub fn try_take(&self) -> Option<Vec<u8>> {
         let is_own = |frame: &[u8]| {
             let frame = &frame[self.header..];
@@ -75,7 +75,7 @@ impl Nic {
         std::iter::from_fn(|| self.try_take_any()).find(|frame| !is_own(frame))
     }
 
-    /// The next frame, whatever it is, if there is one now. A tag that the kernel has put aside is back in it.
+    /// Next pending frame of any kind. Restores a tag stripped by the kernel.
     pub fn try_take_any(&self) -> Option<Vec<u8>> {
         let mut frame = vec![0u8; 70_000];
         let socket = match &self.end {
@@ -90,7 +90,7 @@ impl Nic {
             }
         };
         let received = socket.receive(&mut frame).unwrap_or_else(|e| {
-            // The netdev may have gone; that is told once, and nothing comes any more.
+            // A deleted netdev causes one error, and no further frames.
             assert_eq!(e.kind(), ErrorKind::NetworkDown, "{e}");
             None
         })?;
@@ -102,7 +102,7 @@ impl Nic {
         Some(frame)
     }
 
-    /// The next frame. Waits for it.
+    /// Waits for the next frame.
     pub fn take(&self) -> Vec<u8> {
         loop {
             if let Some(frame) = self.try_take() {
@@ -110,24 +110,24 @@ impl Nic {
             }
             match &self.end {
                 End::Netdev(socket) => readable(socket),
-                // It shows its file as a bare number only, which nothing safe can wait for.
+                // Its file is available as a raw descriptor only, which safe code cannot poll.
                 End::OwnedTap(_) => return await_that("a frame", || self.try_take()),
             }
         }
     }
 
-    /// What is there now.
+    /// All pending frames.
     pub fn rest(&self) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| self.try_take()).collect()
     }
 
-    /// The frames up to `last`, which is awaited.
+    /// Frames up to `last`, which is awaited.
     pub fn take_until(&self, last: &[u8]) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| Some(self.take()).filter(|frame| frame != last)).collect()
     }
 }
 
-/// Whether a frame is a RARP request with something in its padding, as only the switch sends it, by uplinks.
+/// Whether a frame is an announcement of the switch: a RARP request with data in its padding.
 fn is_announcement(frame: &[u8]) -> bool {
     let start = if frame.get(12..14) == Some(&[0x81, 0]) { 18 } else { 14 };
     let (begin, padding) = (frame.get(start - 2..start + 8), frame.get(start + 28..));
@@ -135,7 +135,7 @@ fn is_announcement(frame: &[u8]) -> bool {
         && padding.is_some_and(|padding| padding.iter().any(|&byte| byte != 0))
 }
 
-/// A frame of the type that no stack answers.
+/// A frame of the experimental EtherType, which no stack answers.
 pub fn experiment(to: Mac, from: Mac, payload: &[u8]) -> Vec<u8> {
     frame(to, from, EXPERIMENT, payload)
 }

@@ -1,4 +1,4 @@
-//! Two devices without a switch, and a stream of TCP that goes in by one and out by the other.
+//! TCP through two devices without a switch.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,11 +11,10 @@ use vifswitch::frame::{Batch, Magazine, Pool, TxBatch};
 use super::setup::tcp_both_ways;
 use super::{Finally, Namespace};
 
-/// Where the stream goes to.
+/// Destination of the stream.
 const THERE: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 
-/// Streams both ways between one namespace and 10.0.0.2 in another one, over two devices that pass
-/// super-frames.
+/// TCP in both directions between a namespace and 10.0.0.2 in another, over two devices that pass GSO packets.
 pub fn relay(left: &Namespace, right: &Namespace, devices: [Box<dyn Device>; 2]) {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -24,11 +23,11 @@ pub fn relay(left: &Namespace, right: &Namespace, devices: [Box<dyn Device>; 2])
         tcp_both_ways(left, right, THERE, 8_000_000);
         drop(finally);
         let max_len = forwarder.join().unwrap();
-        assert!(max_len > 32_000, "the longest frame had {max_len} bytes only");
+        assert!(max_len > 32_000, "the longest frame had only {max_len} bytes");
     });
 }
 
-/// Forwards between two devices until told to stop. The length of the longest frame.
+/// Forwards between two devices until stopped. Returns the length of the longest frame.
 fn forward(mut devices: [Box<dyn Device>; 2], done: &AtomicBool) -> u32 {
     let mut magazine = Magazine::new(Pool::new(1024).unwrap());
     let (mut batch, mut tx) = (Batch::new(), TxBatch::with_capacity(64));

@@ -1,4 +1,4 @@
-//! What most tests stand on: a running switch, and guests that talk through it.
+//! Common setup: a running switch, and guests that exchange frames through it.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
@@ -16,21 +16,21 @@ use super::daemon::{Daemon, TIMEOUT, Vif};
 use super::nic::{Nic, experiment};
 use super::{Namespace, await_that, readable, run};
 
-/// Ports on net1, each in a namespace of its own, and the switch over them.
+/// Ports on net1, each in a namespace of its own, and the switch.
 pub struct Setup {
     pub daemon: Daemon,
     pub vifs: Vec<Vif>,
-    /// Those of the guests, in the order of their ports. Behind them the host's, if it has netdevs.
+    /// Namespaces of the guests, in the order of their ports; the host's is last, if there are netdevs.
     pub spaces: Vec<Namespace>,
 }
 
-/// What a port stands on.
+/// Device kind of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceKind {
-    /// A tap that the switch makes and holds.
+    /// A tap that the switch creates and holds.
     Tap,
-    /// AF_XDP on a veth whose other end is the guest's. The guest's stack closes its checksums, as they
-    /// would get lost.
+    /// AF_XDP on a veth whose peer is the guest's. The guest's stack sends complete checksums, as partial ones would
+    /// be lost.
     Xdp,
     /// AF_PACKET on such a veth. The guest's stack has all its offloads.
     Packet,
@@ -39,7 +39,7 @@ pub enum DeviceKind {
 impl DeviceKind {
     pub const ALL: [DeviceKind; 3] = [DeviceKind::Tap, DeviceKind::Xdp, DeviceKind::Packet];
 
-    /// As it is written in a configuration.
+    /// Its name in a configuration.
     pub fn kind(self) -> &'static str {
         match self {
             DeviceKind::Tap => "tap",
@@ -49,8 +49,8 @@ impl DeviceKind {
     }
 }
 
-/// Lays the veth of a port, up. Both ends have the same name, each in its namespace. The switch's end
-/// takes longer frames than the guest's, so that it is the switch who judges them.
+/// Creates the veth of a port, up. Both ends have the same name, each in its namespace. The switch's end has a larger
+/// MTU than the guest's, so that the switch itself checks lengths.
 pub fn lay(vif: &Vif, guest: &Namespace, mtu: u16) {
     let Vif { name, mac, netns, .. } = vif;
     let ours = format!("{name} mtu {} type veth", mtu + 200);
@@ -63,14 +63,14 @@ pub fn lay(vif: &Vif, guest: &Namespace, mtu: u16) {
     run("ip", &["-n", netns, "link", "set", "dev", name, "up"]);
 }
 
-/// Lets a guest's stack leave checksums open and send super-frames, or not.
+/// Enables or disables partial checksums and GSO packets of a guest's stack.
 pub fn offloads(guest: &Namespace, name: &str, wanted: bool) {
     let wanted = if wanted { "on" } else { "off" };
     guest.run_in(|| run("ethtool", &["-K", name, "tx", wanted, "tso", wanted, "gso", wanted]));
 }
 
-/// A port for each of `vms`, by the name of its VM, each in a namespace of its own, and what it stands on:
-/// the first on the first of `on`, and round again. `None` where this cannot be tested.
+/// One port per VM of `vms`, each in its own namespace, with device kinds from `on` in turn. `None` if the host
+/// cannot run the test.
 pub fn guests(vms: &[&str], on: &[DeviceKind], mtu: u16) -> Option<(Vec<Namespace>, Vec<Vif>)> {
     let mut spaces = vms.iter().map(|_| Namespace::new()).collect::<Option<Vec<_>>>()?;
     let vifs = (1..).zip(vms).zip(&spaces).map(|((number, vm), namespace)| Vif::new(vm, number, namespace));
@@ -88,21 +88,21 @@ pub fn guests(vms: &[&str], on: &[DeviceKind], mtu: u16) -> Option<(Vec<Namespac
     Some((spaces, vifs))
 }
 
-/// How a rig differs from the plainest one.
+/// Differences from the default setup.
 #[derive(Debug, Clone, Copy)]
 pub struct SetupOptions {
     pub mtu: u16,
-    /// More keys of the switch, a line each.
+    /// More keys of the switch, one per line.
     pub switch: &'static str,
-    /// More keys of every device, each with a comma in front.
+    /// More keys of every device, each after a comma.
     pub device: &'static str,
-    /// What its ports stand on, in turn.
+    /// Device kinds of its ports, in turn.
     pub on: &'static [DeviceKind],
 }
 
 pub const PLAIN: SetupOptions = SetupOptions { mtu: 1500, switch: "", device: "", on: &[DeviceKind::Tap] };
 
-/// Two workers. `None`, and a word about it, where there is one core only.
+/// Two workers. Prints the reason and returns `None` with one core only.
 pub fn two_workers() -> Option<&'static str> {
     if vifswitch::sys::cores::allowed().starts_with(&[0, 1]) {
         return Some("cores = [0, 1]");
@@ -112,7 +112,7 @@ pub fn two_workers() -> Option<&'static str> {
 }
 
 impl Setup {
-    /// A port for each of `vms`, by the name of its VM, running. `None` where this cannot be tested.
+    /// A running switch with one port per VM of `vms`. `None` if the host cannot run the test.
     pub fn new(kind: SetupOptions, vms: &[&str]) -> Option<Setup> {
         let (spaces, vifs) = guests(vms, kind.on, kind.mtu)?;
         let vifs: Vec<Vif> = vifs.into_iter().map(|vif| vif.device(kind.device)).collect();
@@ -124,27 +124,27 @@ impl Setup {
         Nic::new(&self.spaces[index], &self.vifs[index].name)
     }
 
-    /// Gives the port at `index` an IPv4 address.
+    /// Adds an IPv4 address to the port at `index`.
     pub fn address(&self, index: usize) -> Ipv4Addr {
         let address = Ipv4Addr::new(10, 5, 0, index as u8 + 1);
         self.spaces[index].ip(&format!("addr add {address}/24 dev {}", self.vifs[index].name));
         address
     }
 
-    /// The same as [`pass`], between ports of the rig.
+    /// Like [`pass`], between ports of this setup.
     pub fn send_and_await(&self, (from, at): (usize, &Nic), (to, there): (usize, &Nic), tale: &str) {
         pass((at, &self.vifs[from]), (there, &self.vifs[to]), tale);
     }
 }
 
-/// Sends a frame from one port to the other, and takes it there. `tale` tells it from others.
+/// Sends a frame from one port to another and receives it there. `tale` identifies it.
 pub fn pass(from: (&Nic, &Vif), to: (&Nic, &Vif), tale: &str) {
     let frame = experiment(to.1.mac, from.1.mac, tale.as_bytes());
     from.0.send(&frame);
     assert_eq!(to.0.take(), frame);
 }
 
-/// Sends echo requests, each when the one before has been answered.
+/// Sends echo requests, each after the reply to the previous one.
 pub fn ping(namespace: &Namespace, to: Ipv4Addr, times: u16) {
     let raw = || socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, Some(ipproto::ICMP));
     let socket = namespace.run_in(raw).unwrap();
@@ -163,7 +163,7 @@ pub fn ping(namespace: &Namespace, to: Ipv4Addr, times: u16) {
     }
 }
 
-/// An ICMP echo request (8) or its reply (0).
+/// An ICMP echo request (8) or reply (0).
 fn echo(kind: u8, number: u16) -> Vec<u8> {
     let [n0, n1] = number.to_be_bytes();
     let mut packet = vec![kind, 0, 0, 0, 0x76, 0x66, n0, n1];
@@ -174,12 +174,12 @@ fn echo(kind: u8, number: u16) -> Vec<u8> {
     packet
 }
 
-/// So many frames a second from one port to another until it is done. How many; none may be missing.
+/// Sends frames at this rate from one port to another until done. Returns their number; none may be lost.
 pub fn stream(from: (&Nic, &Vif), to: (&Nic, &Vif), rate: u64, done: &AtomicBool) -> u64 {
     let (start, mut sent, mut came) = (time::now(), 0u64, 0u64);
     let take = |came: &mut u64| {
         while let Some(frame) = to.0.try_take() {
-            // Others are spoken to as well, and some of it is for all.
+            // Other frames may arrive, some of them flooded.
             if frame.starts_with(&to.1.mac.octets()) {
                 assert_eq!(frame, experiment(to.1.mac, from.1.mac, &came.to_be_bytes()), "frame {came} is missing");
                 *came += 1;
@@ -193,7 +193,7 @@ pub fn stream(from: (&Nic, &Vif), to: (&Nic, &Vif), rate: u64, done: &AtomicBool
         }
         sent = due.max(sent);
         take(&mut came);
-        // The rate is that of the clock; what is late is caught up with.
+        // Paced by the clock; late frames are caught up.
         let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: 200_000 });
     }
     await_that("the last frame of the stream", || {
@@ -203,7 +203,7 @@ pub fn stream(from: (&Nic, &Vif), to: (&Nic, &Vif), rate: u64, done: &AtomicBool
     sent
 }
 
-/// Streams `len` bytes each way between two namespaces at once, and compares them.
+/// Streams `len` bytes in both directions between two namespaces at once, and compares them.
 pub fn tcp_both_ways(left: &Namespace, right: &Namespace, address: impl Into<IpAddr>, len: u32) {
     let address = address.into();
     let content = |seed: u32| -> Vec<u8> { (0..len).map(|i| (i * 7 + (i >> 9) + seed) as u8).collect() };
@@ -226,6 +226,6 @@ fn exchange(mut stream: &TcpStream, ours: &[u8], theirs: &[u8]) {
         scope.spawn(move || stream.write_all(ours).unwrap());
         let mut came = vec![0; theirs.len()];
         stream.read_exact(&mut came).unwrap();
-        assert!(came == theirs, "other bytes came than were sent");
+        assert!(came == theirs, "received bytes differ from sent ones");
     });
 }

@@ -1,4 +1,5 @@
-//! The laboratory: workers stepped by hand over cables, with a made-up clock. No threads, no root.
+//! Lab: workers stepped by hand over loopback devices, with a simulated clock. Needs no threads and nothing of the
+//! host.
 
 pub mod stream;
 
@@ -22,26 +23,26 @@ use vifswitch::worker::{
     WorkerSetSettings, worker_set,
 };
 
-/// The key of every laboratory: what happened once happens again.
+/// Hash key of every lab: runs are reproducible.
 pub const HASH_KEY: [u8; 16] = [7; 16];
 
-/// The key of its loop probes.
+/// Key of its loop probes.
 pub const PROBE_KEY: ProbeKey = ProbeKey::new([9; 16]);
 
-/// A port of the laboratory: which network, whose, and with what security.
+/// A port of the lab: network, owner, port security, …
 #[derive(Debug, Clone)]
 pub struct PortSpec {
     pub network: u16,
     pub owner: u32,
     pub security: Security,
     pub admin_up: bool,
-    /// Its parent and its VLAN id there, if it is a subport: then it has no cable of its own.
+    /// Parent and VLAN id of a subport, which has no device of its own.
     pub trunk: Option<(usize, u16)>,
     pub unknown_unicast: bool,
     pub promiscuous: bool,
     pub mac_limit: Option<MacLimit>,
     pub mac_sharing: bool,
-    /// Measures against loops.
+    /// Loop mitigation.
     pub quarantined: bool,
     pub split_horizon: bool,
 }
@@ -69,11 +70,11 @@ impl PortSpec {
     }
 }
 
-/// An uplink of the laboratory: the VLAN id of each network on it, 0 for untagged.
+/// An uplink of the lab: VLAN id of each network on it, 0 for untagged.
 #[derive(Debug, Clone)]
 pub struct UplinkSpec {
     pub networks: Vec<(u16, u16)>,
-    /// It is in standby for the uplink of this number, and shares its ports.
+    /// It is the backup of the uplink of this number, and shares its ports.
     pub spare_of: Option<usize>,
 }
 
@@ -84,13 +85,12 @@ impl UplinkSpec {
     }
 }
 
-/// Where the ports of uplinks stand: uplink `wire` has one for each network, carried by no place of its
-/// own in `Lab::ports`.
+/// Port id of an uplink on a network; these ports have no entry in `Lab::ports`.
 pub fn uplink_port(wire: usize, network: u16) -> PortId {
     PortId::new(1000 + wire as u16 * 64 + network, 0)
 }
 
-/// The address of the port at `index`.
+/// Address of the port at `index`.
 pub fn mac(index: usize) -> Mac {
     Mac::from_bits(0x02_00_00_00_00_00 | index as u64)
 }
@@ -134,19 +134,19 @@ impl Default for Setup {
 pub struct Lab {
     pub workers: Vec<Worker>,
     pub mailboxes: Vec<Mailbox>,
-    /// What the workers count of themselves.
+    /// Counters of the workers.
     pub counters: Vec<Arc<WorkerCounters>>,
-    /// What the workers tell control unasked.
+    /// Device notices of the workers.
     pub notices: mpsc::Receiver<DeviceGone>,
-    /// What they have found out about guests.
+    /// Events of the workers.
     pub events: EventReceiver,
     pub pool: &'static Pool,
-    /// The guests' ends of the cables, by port.
+    /// The guests' ends of the loopback devices, by port.
     pub ends: Vec<Loopback>,
     pub ports: Vec<PortId>,
-    /// By port: the parent and the VLAN id, of subports.
+    /// By port: parent and VLAN id of subports.
     pub trunks: Vec<Option<(usize, u16)>>,
-    /// The ends at which nobody polls the cables of subports.
+    /// Unpolled ends of subports' loopback devices.
     unused: Vec<Loopback>,
     pub config: Arc<ForwardingConfig>,
     /// By worker and port.
@@ -159,17 +159,17 @@ impl Lab {
         Lab::with_uplinks(setup, plugs, &[])
     }
 
-    /// Uplinks stand behind the other ports, in `ends` as well as in `port_counters`.
+    /// Uplinks follow the other ports, in `ends` and in `port_counters`.
     pub fn with_uplinks(setup: Setup, plugs: &[PortSpec], wires: &[UplinkSpec]) -> Lab {
         Lab::build(setup, plugs, wires, |_, end| Box::new(end))
     }
 
-    /// Ports are dealt out to the workers in turn. `wrap` may put a device around each end.
+    /// Assigns ports to workers round-robin. `wrap` may wrap each device.
     pub fn with_devices(setup: Setup, plugs: &[PortSpec], wrap: impl FnMut(usize, Loopback) -> Box<dyn Device>) -> Lab {
         Lab::build(setup, plugs, &[], wrap)
     }
 
-    /// All of this.
+    /// With all settings.
     pub fn build(
         setup: Setup,
         plugs: &[PortSpec],
@@ -274,7 +274,7 @@ impl Lab {
         lab
     }
 
-    /// Sends a command to a worker, which breathes until it has answered.
+    /// Sends a command to a worker and polls it until it replies.
     pub fn command<T>(&mut self, worker: usize, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> T {
         let (reply, mut answer) = oneshot::channel();
         assert!(self.mailboxes[worker].send(command(reply)));
@@ -286,7 +286,7 @@ impl Lab {
         }
     }
 
-    /// Puts rules in force at all workers.
+    /// Applies a forwarding configuration at all workers.
     pub fn set_config(&mut self, config: Arc<ForwardingConfig>) {
         for worker in 0..self.workers.len() {
             if config.subports() > 0 {
@@ -298,17 +298,17 @@ impl Lab {
         self.config = config;
     }
 
-    /// Puts changed rules in force at all workers.
+    /// Applies changed ports at all workers.
     pub fn change_ports(&mut self, change: impl FnOnce(&mut Vec<PortConfig>)) {
         self.change_config(|ports, _| change(ports));
     }
 
-    /// Puts changed rules in force at all workers.
+    /// Applies changed ports and trunks at all workers.
     pub fn change_config(&mut self, change: impl FnOnce(&mut Vec<PortConfig>, &mut Vec<TrunkConfig>)) {
         self.change_all(|_, ports, trunks| change(ports, trunks));
     }
 
-    /// Puts changed rules in force at all workers, networks and all.
+    /// Applies changed networks, ports and trunks at all workers.
     pub fn change_all(
         &mut self,
         change: impl FnOnce(&mut Vec<NetworkConfig>, &mut Vec<PortConfig>, &mut Vec<TrunkConfig>),
@@ -329,21 +329,21 @@ impl Lab {
         ForwardingConfig::compile(HashKey::new(HASH_KEY), networks, ports, trunks)
     }
 
-    /// Freezes stations at ports, until the rules are changed for something else.
+    /// Dampens stations at ports, until the next change of the configuration.
     pub fn dampen(&mut self, stations: &[(Station, PortId)]) {
         let mut config = self.changed(|_, _, _| {});
         config.dampen(stations.iter().copied());
         self.set_config(Arc::new(config));
     }
 
-    /// What a loop probe from this port says that is sent now.
+    /// A loop probe of this port, sent now.
     pub fn probe(&self, port: PortId, sequence: u64) -> Probe {
         let config = self.config.port(port).unwrap();
         let (network, VmId(vm)) = (config.network.index() as u16, config.vm);
         Probe { sent: self.now, sequence, port: port.bits(), network, vm, mac: config.mac }
     }
 
-    /// Has a loop probe sent out of a port, and says what it looks like without tags.
+    /// Sends a loop probe out of a port. Returns its bytes without tags.
     pub fn send_probe(&mut self, port: PortId, sequence: u64) -> [u8; Probe::LEN] {
         let bytes = self.probe(port, sequence).write(&PROBE_KEY);
         let worker = self.config.port(port).unwrap().worker.unwrap();
@@ -352,13 +352,12 @@ impl Lab {
         bytes
     }
 
-    /// What the workers have found out since this was last asked.
+    /// Events of the workers since the last call.
     pub fn events(&mut self) -> Vec<WorkerEvent> {
         std::iter::from_fn(|| self.events.try_recv().ok()).collect()
     }
 
-    /// Uplink `active` carries the frames from now on, and `spare_socket` is in standby; both stand in
-    /// `Lab::ports`.
+    /// Makes uplink `active` the active one and `spare` its backup; both are in `Lab::ports`.
     pub fn fail_over(&mut self, active: usize, spare: usize) {
         let (active, spare) = (self.ports[active], self.ports[spare]);
         self.change_config(|ports, trunks| {
@@ -377,7 +376,7 @@ impl Lab {
         });
     }
 
-    /// The stations that a worker has learned, asked for by mail, a few at a time.
+    /// Stations known to a worker, read page by page.
     pub fn stations(&mut self, worker: usize) -> Vec<FdbEntry> {
         let (mut all, mut cursor) = (Vec::new(), Some(0));
         while cursor.is_some() {
@@ -395,7 +394,7 @@ impl Lab {
         self.open_at(usize::from(worker.unwrap().unwrap()), queue);
     }
 
-    /// Opens a gate at a worker that need not be the one through which its port is reached.
+    /// Opens a queue at a worker that need not be the port's egress worker.
     pub fn open_at(&mut self, worker: usize, queue: RxQueue) {
         self.command(worker, |reply| Command::Open(queue, reply)).unwrap();
     }
@@ -404,12 +403,12 @@ impl Lab {
         self.command(worker, |reply| Command::Close(port, 0, reply))
     }
 
-    /// Every worker breathes once. How much they had to do.
+    /// One `poll_once` of every worker. Returns the amount of work.
     pub fn step(&mut self) -> usize {
         self.workers.iter_mut().map(|worker| worker.poll_once(self.now).done).sum()
     }
 
-    /// Breathes until there is nothing to do.
+    /// Polls until there is nothing to do.
     pub fn settle(&mut self) {
         while self.step() > 0 {}
     }
@@ -418,18 +417,18 @@ impl Lab {
         self.now = self.now + time;
     }
 
-    /// Sends a frame from the guest behind `port`. Whether its cable had room.
+    /// Sends a frame from the guest of `port`. Whether its device had room.
     pub fn send(&mut self, port: usize, frame: &[u8]) -> bool {
         self.ends[port].send(frame, Offload::NONE)
     }
 
-    /// The port by whose cable the frames of `port` come and go: it or its parent.
+    /// The port whose device `port` uses: itself or its parent.
     pub fn base(&self, port: usize) -> usize {
         self.trunks[port].map_or(port, |(parent, _)| parent)
     }
 
-    /// The port for which a frame came to the end of `base`: the subport whose tag it has, which is taken off,
-    /// or itself.
+    /// The port for which a frame arrived at the device of `base`: the subport of its tag, which is removed, or
+    /// `base` itself.
     pub fn sort_out(&self, base: usize, bytes: &mut Vec<u8>, offload: &mut Offload) -> usize {
         if bytes.get(12..14) != Some(&[0x81, 0x00]) {
             return base;
@@ -438,11 +437,11 @@ impl Lab {
         let subport = self.trunks.iter().position(|trunk| trunk.is_some_and(|(of, id)| of == base && vid == Some(id)));
         let Some(subport) = subport else { return base };
         bytes.drain(12..16);
-        *offload = offload.without_tag().expect("there was room for it");
+        *offload = offload.without_tag().expect("the device had room");
         subport
     }
 
-    /// What guests have received, by port: of a trunk, told apart and without tags.
+    /// Frames that guests have received, by port; those of a trunk separated and untagged.
     pub fn sorted(&mut self) -> Vec<Vec<(Vec<u8>, Offload)>> {
         let mut all = vec![Vec::new(); self.ports.len()];
         for base in 0..self.ends.len() {
@@ -453,8 +452,7 @@ impl Lab {
         all
     }
 
-    /// What the guest behind `port` has to send so that a frame is one of that port: with its tag, if it is a
-    /// subport.
+    /// Adds the subport's tag to a frame of `port`.
     pub fn tagged(&self, port: usize, bytes: &[u8], offload: Offload) -> Option<(Vec<u8>, Offload)> {
         let Some((_, vid)) = self.trunks[port] else { return Some((bytes.to_vec(), offload)) };
         let mut bytes = bytes.to_vec();
@@ -463,37 +461,37 @@ impl Lab {
         Some((bytes, offload.with_tag()?))
     }
 
-    /// What the guest behind `port` has received.
+    /// Frames that the guest of `port` has received.
     pub fn received(&mut self, port: usize) -> Vec<Vec<u8>> {
         std::iter::from_fn(|| self.ends[port].take()).map(|(frame, _)| frame).collect()
     }
 
-    /// What all guests have received, by port.
+    /// Frames that all guests have received, by port.
     pub fn all_received(&mut self) -> Vec<Vec<Vec<u8>>> {
         (0..self.ends.len()).map(|port| self.received(port)).collect()
     }
 
-    /// How many frames from a port died for this reason.
+    /// Ingress drops of a port for this reason.
     pub fn drops_in(&self, port: usize, reason: DropReason) -> u64 {
         self.sum(port, |c| c.drops_in.get(reason))
     }
 
-    /// How many frames for a port died for this reason.
+    /// Egress drops of a port for this reason.
     pub fn drops_out(&self, port: usize, reason: DropReason) -> u64 {
         self.sum(port, |c| c.drops_out.get(reason))
     }
 
-    /// The sum over workers of a counter of a port.
+    /// Sum over workers of a port's counter.
     pub fn sum(&self, port: usize, counter: impl Fn(&PortCounters) -> u64) -> u64 {
         self.port_counters.iter().map(|port_counters| counter(&port_counters[port])).sum()
     }
 
-    /// The sum over workers and ports of a counter.
+    /// Sum over workers and ports of a counter.
     pub fn total(&self, counter: impl Fn(&PortCounters) -> u64) -> u64 {
         (0..self.ports.len()).map(|port| self.sum(port, &counter)).sum()
     }
 
-    /// Checks that the ledger balances. Only true when nothing is on its way between workers.
+    /// Checks that the counters balance. Holds only with no frame in flight between workers.
     pub fn check_counters(&self) {
         for port in 0..self.ports.len() {
             let rx = self.sum(port, |c| c.rx_frames.get());
@@ -505,7 +503,7 @@ impl Lab {
         assert_eq!(expected, went, "frames to all ports");
     }
 
-    /// Two readings of all workers, each by itself.
+    /// An audit: two readings of all workers, each at its own time.
     pub fn audit(&mut self) -> Audit {
         Audit { first: self.snapshots(), second: self.snapshots() }
     }
@@ -519,10 +517,10 @@ impl Lab {
         readings
     }
 
-    /// Ends the laboratory and checks that every slot is home.
+    /// Ends the lab and checks that every slot is free.
     pub fn end(self) {
         let pool = self.pool;
         drop(self);
-        assert_eq!(pool.free(), pool.slots(), "every slot comes home");
+        assert_eq!(pool.free(), pool.slots(), "every slot is freed");
     }
 }

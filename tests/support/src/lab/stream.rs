@@ -1,25 +1,25 @@
-//! Frames of a stream of TCP over IPv4: super-frames as guests send them, and what may be made of them,
-//! checked with somebody else's arithmetic.
+//! TCP over IPv4 frames: GSO packets as guests send them, and checks of their segments with checksum code that is not
+//! the switch's.
 
 use etherparse::checksum::Sum16BitWords;
 use vifswitch::wire::Mac;
 
-/// Bytes of headers: Ethernet, IPv4, TCP.
+/// Header bytes: Ethernet, IPv4, TCP.
 pub const HEADERS: usize = 54;
 
 const ADDRESSES: [u8; 8] = [10, 5, 0, 1, 10, 5, 0, 2];
 
-/// The bytes of the stream from `from` on.
+/// Bytes of the stream from `from` on.
 pub fn content(from: u32, len: usize) -> Vec<u8> {
     (from..).take(len).map(|i| (i * 7 + (i >> 8)) as u8).collect()
 }
 
-/// The sum of the pseudo-header of `len` bytes of TCP.
+/// Pseudo-header sum for `len` bytes of TCP.
 fn pseudo(addresses: &[u8], len: usize) -> Sum16BitWords {
     Sum16BitWords::new().add_slice(addresses).add_2bytes([0, 6]).add_2bytes((len as u16).to_be_bytes())
 }
 
-/// A frame with bytes `at` to `at + len` of the stream, the checksum of TCP left open.
+/// A frame with bytes `at` to `at + len` of the stream, and a partial TCP checksum.
 pub fn open_frame(to: Mac, from: Mac, at: u32, len: usize) -> Vec<u8> {
     let mut frame = [&to.octets()[..], &from.octets(), &[8, 0, 0x45, 0]].concat();
     frame.extend((40 + len as u16).to_be_bytes());
@@ -36,7 +36,7 @@ pub fn open_frame(to: Mac, from: Mac, at: u32, len: usize) -> Vec<u8> {
     frame
 }
 
-/// Whether the checksums of a frame of TCP over IPv4 without options are right, and so its lengths.
+/// Whether length and checksums of a TCP over IPv4 frame without options are right.
 pub fn is_whole(frame: &[u8]) -> bool {
     let Some((ip, segment)) = frame.get(14..).and_then(|ip| ip.split_at_checked(20)) else { return false };
     ip[2..4] == (20 + segment.len() as u16).to_be_bytes()
@@ -44,7 +44,7 @@ pub fn is_whole(frame: &[u8]) -> bool {
         && pseudo(&ip[12..20], segment.len()).add_slice(segment).ones_complement() == 0
 }
 
-/// Where in its stream the payload of a frame stands, and the payload.
+/// Position in the stream, and payload.
 pub fn payload(frame: &[u8]) -> (u32, &[u8]) {
     (u32::from_be_bytes(*frame[38..].first_chunk().unwrap()), &frame[HEADERS..])
 }
