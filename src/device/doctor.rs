@@ -1,4 +1,4 @@
-//! Recommends port kinds for a netdev, before anything is bound. Reads facts about the netdev; changes nothing.
+//! Recommends device kinds for a netdev, before anything is bound. Reads its attributes; changes nothing.
 
 use std::fmt;
 use std::path::Path;
@@ -16,31 +16,31 @@ use crate::sys::privileges::{self, Privilege};
 use crate::sys::stack::{self, HostStack};
 use crate::sys::{bpf, ethtool};
 
-/// The longest MTU, in bytes, with which a frame surely fits one page with an XDP program's room around
-/// it: 4096 less headroom (256), `skb_shared_info` (320) and Ethernet with two tags (22).
+/// Maximum MTU in bytes with which a frame fits one page with the space that an XDP program needs: 4096 less headroom
+/// (256), `skb_shared_info` (320) and Ethernet with two tags (22).
 const ONE_PAGE: u32 = 3498;
 
-/// What is known of a netdev.
+/// Attributes of a netdev.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Facts {
-    /// The netdev.
+    /// Attributes by rtnetlink.
     pub link: Link,
-    /// Its driver, if it tells.
+    /// Driver name, if reported.
     pub driver: Option<String>,
-    /// Its receive queues, if the driver tells.
+    /// Number of receive queues, if reported.
     pub queues: Option<u32>,
-    /// What its driver does with XDP programs, if the kernel tells.
+    /// XDP features of the driver, if reported.
     pub features: Option<XdpFeatures>,
-    /// Whether the XDP program on it is that of a vifswitch, which serves it.
+    /// The attached XDP program belongs to a vifswitch, which uses the netdev.
     pub own_program: bool,
-    /// What the network stack of its namespace does with what it receives.
+    /// Reactions of the namespace's network stack to received frames.
     pub stack: HostStack,
-    /// How it treats VLAN tags.
+    /// Treatment of VLAN tags.
     pub tags: TagCapabilities,
 }
 
 impl Facts {
-    /// Why the VLAN tag of a frame may be lost by AF_XDP, if so.
+    /// Why AF_XDP may lose a frame's VLAN tag; `None`: it does not.
     fn tags_lost(&self) -> Option<String> {
         let native = self.features.is_none_or(|can| can.native() && can.redirect());
         match self.tags.decide(native) {
@@ -50,50 +50,50 @@ impl Facts {
     }
 }
 
-/// What a kind of port would come to on a netdev.
+/// Prediction for one kind of device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct KindReport {
-    /// As in a configuration: `tap`, `xdp`, `packet`.
+    /// Keyword in the configuration: `tap`, `xdp`, `packet`.
     pub kind: &'static str,
     /// Whether it would work.
     pub usable: bool,
-    /// How many queues it would have.
+    /// Number of queues.
     pub queues: u32,
-    /// Whether open checksums and super-frames would pass.
+    /// Whether partial checksums and GSO packets pass.
     pub offloads: bool,
-    /// In which mode, and why not in a better one; or why it would not work.
+    /// The mode and why no better one; or why the kind does not work.
     pub why: String,
 }
 
-/// What there is to say about a device.
+/// Report about a netdev.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Its name.
+    /// Name.
     pub device: String,
-    /// The namespace it is in; `None` for the host's own.
+    /// Network namespace; `None` for the host's.
     pub netns: Option<String>,
-    /// Why it is of no use at all, if so.
+    /// Why no kind works; `None` if one does.
     pub problem: Option<String>,
-    /// Its driver, if it tells.
+    /// Driver name, if reported.
     pub driver: Option<String>,
-    /// Its MTU, in bytes; `None` if it is not there.
+    /// MTU in bytes; `None` if the netdev does not exist.
     pub mtu: Option<u32>,
-    /// Whether it is set up.
+    /// Administratively up.
     pub up: bool,
-    /// Whether somebody is at its other end.
+    /// Carrier present.
     pub carrier: bool,
-    /// Each kind of port.
+    /// Prediction per kind.
     pub kinds: Vec<KindReport>,
-    /// The kind to prefer, if any would work.
+    /// Preferred kind, if any works.
     pub prefer: Option<&'static str>,
-    /// Why that one.
+    /// Reason for the preference.
     pub because: Option<&'static str>,
-    /// What else the operator should know.
+    /// Warnings for the operator.
     pub warnings: Vec<String>,
 }
 
 impl Report {
-    /// Whether it is there and some kind of port would work.
+    /// Whether the netdev exists and a kind would work.
     pub fn is_usable(&self) -> bool {
         self.problem.is_none() && self.prefer.is_some()
     }
@@ -122,10 +122,10 @@ impl fmt::Display for Report {
             None => writeln!(f, "{}", self.device)?,
         }
         if let Some(problem) = &self.problem {
-            writeln!(f, "  of no use  {problem}")?;
+            writeln!(f, "  unusable   {problem}")?;
         }
         if let Some(mtu) = self.mtu {
-            let driver = self.driver.as_deref().unwrap_or("not told");
+            let driver = self.driver.as_deref().unwrap_or("unknown");
             let up = if self.up { "up" } else { "down" };
             let carrier = if self.carrier { "carrier" } else { "no carrier" };
             writeln!(f, "  netdev     driver {driver}, MTU {mtu}, {up}, {carrier}")?;
@@ -145,14 +145,14 @@ impl fmt::Display for Report {
     }
 }
 
-/// Asks the kernel about a device, and says what it is good for. Touches nothing. May wait.
+/// Inspects a netdev. Changes nothing. May block.
 pub fn inspect(location: &DeviceLocation) -> Report {
     let facts = foreign::in_namespace(location, || {
-        let found = link::find(&location.device).map_err(foreign::failed(location, "looking for it"))?;
+        let found = link::find(&location.device).map_err(foreign::failed(location, "finding the netdev"))?;
         let link = found.ok_or_else(|| OpenError::NoDevice { at: location.clone() })?;
         let queues =
-            ethtool::receive_queues(&location.device).map_err(foreign::failed(location, "asking for its queues"))?;
-        // Whatever keeps the kernel from telling: then nothing is known.
+            ethtool::receive_queues(&location.device).map_err(foreign::failed(location, "reading its queues"))?;
+        // Unknown if they cannot be read.
         let features = netdev::xdp_features(link.index).ok().flatten();
         let tags = TagCapabilities::of(&location.device, &link);
         let own_program = link.xdp.is_some_and(|attached| bpf::is_ours(attached.program).unwrap_or(false));
@@ -162,17 +162,17 @@ pub fn inspect(location: &DeviceLocation) -> Report {
     let mut report = match facts {
         Ok(facts) => decide(location, &facts),
         Err(OpenError::NoDevice { .. }) => {
-            let mut report = Report::without(location, "there is no such device".into());
-            report.warnings.push("the name is free: a port with kind = tap would make it".into());
+            let mut report = Report::without(location, "no such device".into());
+            report.warnings.push("the name is free: a port with kind = tap would create it".into());
             report
         }
-        Err(OpenError::NoNamespace { .. }) => Report::without(location, "there is no such namespace".into()),
+        Err(OpenError::NoNamespace { .. }) => Report::without(location, "no such namespace".into()),
         Err(why) => Report::without(location, why.to_string()),
     };
     let missing = needed(&location.netns).into_iter().filter(|privilege| !privilege.is_held());
-    report.warnings.extend(missing.map(|privilege| {
-        format!("{} is not among the rights of whoever asks; without it, {}", privilege.name, privilege.without)
-    }));
+    report
+        .warnings
+        .extend(missing.map(|privilege| format!("{} is missing; without it, {}", privilege.name, privilege.without)));
     report
 }
 
@@ -186,32 +186,32 @@ fn needed(netns: &Netns) -> Vec<Privilege> {
     needed
 }
 
-/// What a netdev is good for, by what is known of it.
+/// Derives the report from the attributes.
 pub fn decide(location: &DeviceLocation, facts: &Facts) -> Report {
     let link = &facts.link;
     if !link.ethernet {
-        return Report::without(location, "it is no Ethernet device, and has no frames; choose another one".into());
+        return Report::without(location, "not an Ethernet device; choose another one".into());
     }
     let kinds = vec![as_tap(facts), as_xdp(facts), as_packet(facts)];
     let (prefer, because) = prefer(facts, &kinds);
     let mut warnings = Vec::new();
     if !link.up {
         warnings.push(format!(
-            "it is down, and xdp and packet wait until it is up: ip link set dev {} up (there)",
+            "it is down; xdp and packet wait until it is up; set it up there with `ip link set dev {} up`",
             location.device
         ));
     } else if !link.carrier {
-        warnings.push("it has no carrier, and xdp and packet wait until somebody is at its other end".into());
+        warnings.push("it has no carrier; xdp and packet wait for its peer".into());
     }
     if let Some(own) = link.xdp.filter(|_| facts.own_program) {
         warnings.push(format!(
-            "the XDP program on it ({}, id {}) is that of a vifswitch, which serves it; leave it there",
+            "its XDP program ({}, id {}) is that of a vifswitch, which uses the netdev; leave it attached",
             own.mode.option(),
             own.program
         ));
     } else if let Some(other) = link.xdp {
         warnings.push(format!(
-            "{other} is on it; end its owner or, if that is gone, take it off: ip link set dev {} {} off, or \
+            "{other} is attached; end its owner or, if that has ended, detach it: ip link set dev {} {} off, or \
              replace_xdp_program = true",
             location.device,
             other.mode.option()
@@ -239,21 +239,20 @@ pub fn decide(location: &DeviceLocation, facts: &Facts) -> Report {
 
 fn as_tap(Facts { link, .. }: &Facts) -> KindReport {
     let (usable, why) = match link.tap {
-        None => (false, "it is no tap, and the name is taken".to_owned()),
+        None => (false, "it is no tap, and the name is in use".to_owned()),
         Some(tap) if tap::is_in_use(link, tap) => match link.alias.strip_prefix(tap::OURS) {
-            Some(port) => (false, format!("a vifswitch holds it, for port {port:?}")),
-            None => (false, "it is a tap that others hold".to_owned()),
+            Some(port) => (false, format!("in use by a vifswitch, for port {port:?}")),
+            None => (false, "in use by another process".to_owned()),
         },
         Some(_) => (true, "it is a tap with a free queue".to_owned()),
     };
     KindReport { kind: "tap", usable, queues: u32::from(usable), offloads: usable, why }
 }
 
-/// Why an XDP program in the driver cannot take frames of the netdev's MTU, if so.
+/// Why the driver cannot run an XDP program with the netdev's MTU; `None` if it can.
 pub(super) fn exceeds_one_page(link: &Link, driver: &str, features: XdpFeatures) -> Option<String> {
-    (link.mtu > ONE_PAGE && features.native() && !features.pieces()).then(|| {
-        format!("{driver} takes frames in one piece only, and its MTU is {}; make it {ONE_PAGE} or less", link.mtu)
-    })
+    (link.mtu > ONE_PAGE && features.native() && !features.pieces())
+        .then(|| format!("{driver} has no multi-buffer XDP, and the MTU is {}; reduce it to {ONE_PAGE}", link.mtu))
 }
 
 fn as_xdp(facts: &Facts) -> KindReport {
@@ -262,26 +261,26 @@ fn as_xdp(facts: &Facts) -> KindReport {
     let driver = driver.as_deref().unwrap_or("its driver");
     let too_long = features.and_then(|can| exceeds_one_page(link, driver, can));
     let (usable, why) = match features {
-        _ if link.xdp.is_some() && !facts.own_program => (false, "an XDP program of others is on it".to_owned()),
-        None => (true, "the kernel does not tell what the driver can; each mode is tried in turn".to_owned()),
+        _ if link.xdp.is_some() && !facts.own_program => (false, "a foreign XDP program is attached".to_owned()),
+        None => (true, "the kernel does not report the driver's XDP features; each mode is tried in turn".to_owned()),
         Some(can) if !can.native() => (true, format!("generic copy, as {driver} runs no XDP programs")),
         Some(_) if too_long.is_some() => (false, too_long.unwrap_or_default()),
         Some(can) if !can.redirect() => {
-            (true, format!("with mode = generic only, as {driver} cannot hand frames to a socket"))
+            (true, format!("with mode = generic only, as {driver} does not support XDP_REDIRECT"))
         }
         Some(can) if can.zero_copy() => {
-            (true, format!("zero-copy is tried first, as {driver} says it has it; native copy otherwise"))
+            (true, format!("zero-copy is tried first, as {driver} reports it; else native copy"))
         }
         Some(_) => (true, format!("native copy, as {driver} has no zero-copy")),
     };
-    let why = if facts.own_program { format!("a vifswitch serves it so now; {why}") } else { why };
+    let why = if facts.own_program { format!("in use by a vifswitch; {why}") } else { why };
     KindReport { kind: "xdp", usable, queues, offloads: false, why }
 }
 
 fn as_packet(Facts { link, .. }: &Facts) -> KindReport {
     let why = format!(
-        "packet sockets work with every Ethernet device; one tag of 802.1Q is allowed for, and full-size frames with two tags, \
-         or one of 802.1ad, need an MTU of {}",
+        "packet sockets work with every Ethernet device; frames may have one tag of 802.1Q; full-size frames with two tags, or \
+         one of 802.1ad, need an MTU of {}",
         packet::mtu_for_two_tags(link.mtu, packet::OuterTag::Any)
     );
     KindReport { kind: "packet", usable: true, queues: 1, offloads: true, why }
@@ -291,22 +290,16 @@ fn prefer(facts: &Facts, kinds: &[KindReport]) -> (&'static str, &'static str) {
     let Facts { link, driver, features, .. } = facts;
     let usable = |kind: &str| kinds.iter().any(|prospect| prospect.kind == kind && prospect.usable);
     match features {
-        _ if usable("tap") => ("tap", "nobody holds it, and super-frames pass whole"),
-        _ if !usable("xdp") => ("packet", "the others would not work now"),
-        _ if link.tap.is_some_and(|tap| tap.vnet_header) => {
-            ("packet", "the guest's offloads pass, and by AF_XDP do not")
-        }
+        _ if usable("tap") => ("tap", "it is free, and GSO packets pass whole"),
+        _ if !usable("xdp") => ("packet", "the other kinds do not work now"),
+        _ if link.tap.is_some_and(|tap| tap.vnet_header) => ("packet", "the guest's offloads pass, unlike with AF_XDP"),
         _ if driver.as_deref() == Some("veth") => {
-            ("packet", "the stack behind it may leave checksums open, and by AF_XDP they stay so")
+            ("packet", "the peer's stack may send partial checksums, which AF_XDP cannot complete")
         }
-        _ if facts.tags_lost().is_some() => {
-            ("packet", "it sees the VLAN tag of every frame, and by AF_XDP one may be lost")
-        }
-        Some(can) if can.native() && can.redirect() => {
-            ("xdp", "the driver runs the program, and small frames are fastest")
-        }
-        Some(_) => ("packet", "AF_XDP without the driver is no faster, and offloads do not pass"),
-        None => ("packet", "it surely works, and offloads pass; xdp is worth a try for small frames"),
+        _ if facts.tags_lost().is_some() => ("packet", "it sees the VLAN tag of every frame, which AF_XDP may lose"),
+        Some(can) if can.native() && can.redirect() => ("xdp", "the driver runs the program: fastest for small frames"),
+        Some(_) => ("packet", "generic AF_XDP is no faster, and offloads do not pass"),
+        None => ("packet", "it works in any case, and offloads pass; xdp may be faster for small frames"),
     }
 }
 
@@ -408,7 +401,7 @@ mod tests {
         facts.link.xdp = Some(Attached { mode: XdpMode::Native, program: 7 });
         facts.own_program = true;
         let report = reported(&facts);
-        assert!(xdp(&facts).0 && xdp(&facts).1.contains("a vifswitch serves it"), "{report}");
+        assert!(xdp(&facts).0 && xdp(&facts).1.contains("in use by a vifswitch"), "{report}");
         let said = report.to_string();
         assert!(
             said.contains("is that of a vifswitch") && !said.contains("off,") && !said.contains("replace_xdp_program"),

@@ -36,8 +36,8 @@ pub use early_drop::{DropCount, GroupClass, XdpDropped};
 pub use egress::Egress;
 pub use observed::Observed;
 
-/// Maximum bytes of a GSO packet that a receive buffer takes (`GSO_LEGACY_MAX_SIZE` of the kernel), without its Ethernet
-/// header.
+/// Maximum bytes of a GSO packet that a receive buffer takes (`GSO_LEGACY_MAX_SIZE` of the kernel), without its
+/// Ethernet header.
 const MAX_GSO_SIZE: u32 = 65_536;
 
 /// Settings of a device to open.

@@ -1,4 +1,4 @@
-//! What the open device of a port has observed about its frames, for control to report.
+//! Observations of an open device about its frames, for control to report.
 //!
 //! The worker that polls the device writes, rarely; control reads, once a second.
 
@@ -7,53 +7,53 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
 use super::{MAX_GSO_SIZE, Settings};
 
-/// What limits the GSO packets of a sender's netdev: of IPv6, of IPv4.
+/// Attributes that limit the GSO packets of a sending netdev: for IPv6, for IPv4.
 const GSO_LIMITS: [&str; 2] = ["gso_max_size", "gso_ipv4_max_size"];
 
-/// What has been observed, shared with control.
+/// Observations, shared with control.
 #[derive(Debug, Clone, Default)]
 pub struct Observed(Arc<Observations>);
 
 #[derive(Debug, Default)]
 struct Observations {
-    /// Control wants some received frames to be sampled.
+    /// Control requests samples of received frames.
     sample_requested: AtomicBool,
     /// Checksums of received frames are partial.
     partial: AtomicBool,
-    /// The receive ring has come to a halt.
+    /// The receive ring is stuck.
     ring_stuck: AtomicBool,
     /// Length of the first GSO packet that exceeded a receive buffer, for each of [`GSO_LIMITS`]; 0 for none.
     oversize: [AtomicU32; 2],
-    /// Something of it is new.
+    /// An observation is new.
     changed: AtomicBool,
 }
 
 impl Observed {
-    /// Has some frames sampled that are received next.
+    /// Requests samples of the next received frames.
     pub fn request_samples(&self) {
         self.0.sample_requested.store(true, Relaxed);
     }
 
-    /// Whether some frames are to be sampled now.
+    /// Whether samples are requested; resets the request.
     pub fn take_sample_request(&self) -> bool {
         self.0.sample_requested.load(Relaxed) && self.0.sample_requested.swap(false, Relaxed)
     }
 
-    /// Checksums of received frames are partial.
+    /// Reports that received frames have partial checksums.
     pub fn report_partial_checksums(&self) {
         if !self.0.partial.swap(true, Relaxed) {
             self.0.changed.store(true, Relaxed);
         }
     }
 
-    /// The receive ring has come to a halt, and the device goes on without it.
+    /// Reports that the receive ring is stuck and no longer used.
     pub fn report_stuck_ring(&self) {
         if !self.0.ring_stuck.swap(true, Relaxed) {
             self.0.changed.store(true, Relaxed);
         }
     }
 
-    /// A GSO packet of `len` bytes exceeded a receive buffer and was lost.
+    /// Reports that a GSO packet of `len` bytes exceeded a receive buffer and was lost.
     pub fn report_oversize(&self, len: usize, is_ipv4: bool) {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         if self.0.oversize[usize::from(is_ipv4)].compare_exchange(0, len, Relaxed, Relaxed).is_ok() {
@@ -61,16 +61,16 @@ impl Observed {
         }
     }
 
-    /// Whether there is something new since this was last asked.
+    /// Whether an observation is new since the last call.
     pub fn take_changed(&self) -> bool {
         self.0.changed.load(Relaxed) && self.0.changed.swap(false, Relaxed)
     }
 
-    /// What has been observed, in words.
+    /// Observations as text with a remedy.
     pub fn warnings(&self, settings: &Settings) -> Vec<String> {
         let ring_stuck = self.0.ring_stuck.load(Relaxed).then(|| {
             format!(
-                "{}: a GSO packet of a kind that the kernel cannot hand over (UDP fragmentation, SCTP) has halted the \
+                "{}: a GSO packet of a kind that the kernel cannot deliver (UDP fragmentation, SCTP) has halted the \
                  receive ring; each frame now takes a system call, and such packets are lost; turn that offload off in the \
                  guest (in a VM's configuration ufo=off)",
                 settings.at()
@@ -97,33 +97,33 @@ impl Observed {
     }
 }
 
-/// Samples of received frames: how many have a partial checksum.
+/// Samples of received frames: the number with a partial checksum.
 #[derive(Debug, Default)]
 pub(super) struct Samples {
-    /// How many frames are still to be sampled.
+    /// Frames still to sample.
     left: u8,
     taken: u8,
     partial: u8,
 }
 
 impl Samples {
-    /// Frames that are sampled at each turn.
+    /// Frames sampled per request.
     const PER_REQUEST: u8 = 8;
-    /// Partial checksums among these that are no accident: one is in 65 536 frames.
+    /// Minimum number of partial checksums to report: one frame in 65 536 looks like one by accident.
     const ENOUGH: u8 = 3;
 
-    /// Begins to sample.
+    /// Starts sampling.
     pub(super) fn begin(&mut self) {
         *self = Samples { left: Samples::PER_REQUEST, taken: 0, partial: 0 };
     }
 
-    /// Whether a frame is to be sampled.
+    /// Whether the next frame is to be sampled.
     #[inline(always)]
     pub(super) fn is_due(&self) -> bool {
         self.left > 0
     }
 
-    /// Takes in a frame. Whether partial checksums are what it mostly receives.
+    /// Samples a frame. Whether most received frames have partial checksums.
     pub(super) fn take(&mut self, frame: &[u8]) -> bool {
         self.left = self.left.saturating_sub(1);
         if let Some(is_partial) = crate::wire::is_partial_checksum(frame) {

@@ -1,16 +1,16 @@
-//! Properties of a netdev that a port depends on: read when its device is opened and whenever they may have
-//! changed, compared with what the port asks for, and followed.
+//! Properties of a netdev that a port depends on. They are read when its device is opened and whenever they may have
+//! changed, and compared with the port's settings. Reads rtnetlink, ethtool and sysctls; [`restore`] changes netdevs.
 //!
-//! What becomes of a difference depends on who else can want it:
+//! The reaction to a difference depends on the owner of the netdev:
 //!
-//! | netdev | property | |
+//! | netdev | property | reaction |
 //! |---|---|---|
-//! | made by the switch, in the host's namespace | MAC address, MTU, link state | put right |
-//! | the same, in another namespace | all | reported: whoever lives there may change them |
+//! | created by the switch, in the host's namespace | MAC address, MTU, link state | restored |
+//! | created by the switch, in another namespace | all | reported: its owner may change them |
 //! | any tap | name, master | reported |
-//! | of others (`packet`, `xdp`) | MTU, link state, queues | followed: the device is opened again |
-//! | of others | offload features and limits of GSO packets | followed while it is open (`packet`) |
-//! | of others | MAC address, master | reported |
+//! | foreign (`packet`, `xdp`) | MTU, link state, queues | followed: the device is reopened |
+//! | foreign | offload features, limits of GSO packets | followed while open (`packet`) |
+//! | foreign | MAC address, master | reported |
 
 use std::io;
 
@@ -22,36 +22,35 @@ use crate::sys::netns::{Netns, within};
 use crate::sys::stack::{self, HostStack};
 use crate::wire::OffloadSet;
 
-/// What a netdev has.
+/// Properties of a netdev.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Properties {
-    /// Its name, which may not be the one that it was opened under.
+    /// Current name; may differ from the one at opening.
     pub name: String,
-    /// Index, link state, MTU, MAC address, limits on GSO packets.
+    /// Index, link state, MTU, MAC address, limits of GSO packets.
     pub link: LinkState,
-    /// The name of the bridge, bond or the like that it is a port of.
+    /// Name of its master (bridge, bond).
     pub master: Option<String>,
-    /// Its receive queues. `None` where no kind of port depends on them, or they are not known.
+    /// Number of receive queues. `None` if unknown, or for kinds that do not depend on it.
     pub queues: Option<u32>,
-    /// What the network stack of its namespace does with what it receives. Of `packet`; nothing if it is isolated.
+    /// Reactions of the namespace's network stack to received frames. For `packet` without `isolate`; else empty.
     pub stack: HostStack,
-    /// The offload work that it takes. Of `packet`; `None` where it cannot be read.
+    /// Offloads accepted for transmit. For `packet`; `None` if they cannot be read.
     pub offloads: Option<OffloadSet>,
-    /// Those of its offload features that are on and that its kind of port depends on.
+    /// Active offload features that the kind of device depends on.
     pub features: Vec<String>,
 }
 
-/// A netdev to read the properties of.
+/// A netdev to read.
 #[derive(Debug, Clone)]
 pub struct Wanted {
-    /// The device of a port.
+    /// Device of a port.
     pub settings: Settings,
-    /// The index of the netdev, if it is to be found by that whatever its name is now.
+    /// Interface index to find it by, whatever its current name; `None`: by name.
     pub index: Option<u32>,
 }
 
-/// Reads the properties of netdevs in the namespace of the calling thread. May wait for the kernel. `None`: the
-/// netdev is not there.
+/// Reads the properties of netdevs in the calling thread's namespace. May block. `None`: the netdev does not exist.
 pub fn read_each(wanted: &[Wanted]) -> Vec<io::Result<Option<Properties>>> {
     let names: Vec<_> = wanted.iter().map(|Wanted { settings, index }| (settings.name(), *index)).collect();
     let found = link::find_each(&names);
@@ -77,13 +76,13 @@ pub fn read(settings: &Settings) -> io::Result<Option<Properties>> {
     within(settings.netns(), || read_each(&wanted))?.pop().unwrap_or(Ok(None))
 }
 
-/// The properties under which a device was opened, by what was read before and after it was opened.
+/// Properties at opening, from those read before and after it.
 pub fn when_opened(settings: &Settings, before: Option<Properties>, after: Option<Properties>) -> Option<Properties> {
     match (settings, before, after) {
-        // What opening itself has turned off is no change.
+        // Features that opening itself has turned off are no change.
         (Settings::Xdp(_), Some(before), Some(after)) => Some(Properties { features: after.features, ..before }),
         (_, None, after) => after,
-        // What has changed since may have come too late.
+        // A later change may not have been in effect yet.
         (_, before, _) => before,
     }
 }
@@ -91,7 +90,7 @@ pub fn when_opened(settings: &Settings, before: Option<Properties>, after: Optio
 impl Properties {
     fn of(settings: &Settings, found: link::Found) -> Properties {
         let link::Found { name, link, master } = found;
-        // What cannot be read is not known: then nothing is compared.
+        // Unknown values are not compared.
         let queues = match settings {
             Settings::Xdp(_) => ethtool::receive_queues(&name).unwrap_or(None).or(link.tap.map(|tap| tap.queues)),
             Settings::Tap(_) | Settings::Packet(_) => None,
@@ -112,49 +111,46 @@ impl Properties {
     }
 }
 
-/// Which offload features a device of this kind depends on, if any.
+/// Selects the offload features that a device of this kind depends on; `None`: none.
 fn is_relevant(settings: &Settings) -> Option<fn(&str) -> bool> {
     match settings {
         Settings::Tap(_) => None,
-        // What may be sent unfinished.
+        // Offloads on transmit.
         Settings::Packet(_) => Some(|feature| feature.starts_with("tx-") && !feature.contains("vlan")),
-        // What takes VLAN tags out of received frames.
+        // Stripping of VLAN tags on receive.
         Settings::Xdp(_) => Some(|feature| feature.starts_with("rx-vlan") && feature.ends_with("-parse")),
     }
 }
 
-/// Why a device on a netdev of others has to be opened again, if so: it was opened when the netdev `was` so, and it
-/// is so `now`.
+/// Why a device on a foreign netdev has to be reopened; `None`: it need not. `was`: the properties at opening.
 pub fn outdated(settings: &Settings, was: Option<&Properties>, now: Option<&Properties>) -> Option<String> {
     let name = settings.name();
     if !settings.is_foreign() {
         return None;
     }
-    let Some(now) = now else { return Some("its netdev is gone; it is opened again as soon as it is back".into()) };
+    let Some(now) = now else { return Some("its netdev is gone; the device is reopened when it is back".into()) };
     if !now.link.up {
-        return Some(format!("its link is down; `ip link set dev {name} up` sets it up, and it is opened again then"));
+        return Some(format!("link is down; set it up with `ip link set dev {name} up`; the device is reopened then"));
     }
     let was = was?;
     if was.link.index != now.link.index {
-        return Some("its netdev has been replaced by another one of the same name; it is opened again".into());
+        return Some("its netdev was replaced by another one of the same name; reopening".into());
     }
     if was.link.mtu != now.link.mtu {
-        return Some(format!("the MTU of its netdev was {} and is {}; it is opened again", was.link.mtu, now.link.mtu));
+        return Some(format!("the MTU of its netdev was {} and is {}; reopening", was.link.mtu, now.link.mtu));
     }
     if let (Some(was), Some(now)) = (was.queues, now.queues)
         && was != now
     {
-        return Some(format!(
-            "its netdev had {was} receive queues and has {now}; it is opened again to bind all of them"
-        ));
+        return Some(format!("its netdev had {was} receive queues and has {now}; reopening to bind all of them"));
     }
-    // A driver that takes tags out of frames now. What it no longer does loses nothing.
+    // Stripping was turned on. Turning it off loses no tags.
     let is_xdp = matches!(settings, Settings::Xdp(_));
     let stripped = missing(&now.features, &was.features).find(|_| is_xdp)?;
-    Some(format!("its netdev takes VLAN tags out of frames now ({stripped} on); it is opened again"))
+    Some(format!("its netdev now strips VLAN tags ({stripped} on); reopening"))
 }
 
-/// Those of some features that are not among others.
+/// Features in `of` that are not in `from`.
 fn missing<'a>(of: &'a [String], from: &'a [String]) -> impl Iterator<Item = &'a String> {
     of.iter().filter(|feature| !from.contains(feature))
 }
@@ -174,7 +170,7 @@ fn gso_changes(was: &Properties, now: &Properties) -> Vec<String> {
     pairs.map(|((limit, was), (_, now))| format!("{limit} was {was} and is {now}")).collect()
 }
 
-/// What has changed of a netdev of others that stays in use, in words.
+/// Changes of a foreign netdev that stays in use, as text.
 pub fn changes(settings: &Settings, was: &Properties, now: &Properties) -> Vec<String> {
     let mut changes = Vec::new();
     if settings.is_foreign() && was.link.mac != now.link.mac {
@@ -183,50 +179,46 @@ pub fn changes(settings: &Settings, was: &Properties, now: &Properties) -> Vec<S
     if matches!(settings, Settings::Packet(_)) {
         let of_offloads = [feature_changes(was, now), gso_changes(was, now)].concat();
         if !of_offloads.is_empty() {
-            changes.push(format!(
-                "offloads of {} have changed and are followed: {}",
-                settings.at(),
-                of_offloads.join(", ")
-            ));
+            changes.push(format!("offloads of {} have changed; following: {}", settings.at(), of_offloads.join(", ")));
         }
     }
     changes
 }
 
-/// What is not as the port has it, in words, each with its remedy.
+/// Differences between netdev and port, as text with a remedy.
 pub fn warnings(settings: &Settings, now: &Properties) -> Vec<String> {
     let (location, name) = (settings.at(), &now.name);
     let mut warnings = Vec::new();
     if let Settings::Tap(tap) = settings {
         if *name != tap.name {
             warnings.push(format!(
-                "{location} has name {name}, port has {}; the next start would make another tap: `ip link set dev {name} name {}` \
-                 there puts it right",
+                "{location} has name {name}, port has {}; the next start would create another tap; rename it there with `ip link set \
+                 dev {name} name {}`",
                 tap.name, tap.name
             ));
         }
         if now.link.mac != tap.mac {
             warnings.push(format!(
-                "{location} has MAC address {}, port has {}; port security drops what it does not allow: `ip link set dev {name} \
-                 address {}` there puts it right",
+                "{location} has MAC address {}, port has {}; port security drops frames from other addresses; set it there with `ip link set \
+                 dev {name} address {}`",
                 now.link.mac, tap.mac, tap.mac
             ));
         }
         if now.link.mtu != u32::from(tap.mtu) {
             warnings.push(format!(
-                "{location} has MTU {}, port has {}; `ip link set dev {name} mtu {}` there puts it right",
+                "{location} has MTU {}, port has {}; set it there with `ip link set dev {name} mtu {}`",
                 now.link.mtu, tap.mtu, tap.mtu
             ));
         }
     }
     if let Some(master) = &now.master {
         let effect = match settings {
-            Settings::Tap(_) => "it is a port of that one too",
-            Settings::Packet(_) => "each frame is forwarded there as well as here",
-            Settings::Xdp(_) => "what that one sends by it goes past the switch",
+            Settings::Tap(_) => "it is a port of its master as well",
+            Settings::Packet(_) => "its master forwards each frame as well",
+            Settings::Xdp(_) => "frames that its master sends by it bypass the switch",
         };
         warnings.push(format!(
-            "{location} has master {master}, port has none; {effect}: `ip link set dev {name} nomaster` there takes it out"
+            "{location} has master {master}, port has none; {effect}; remove it there with `ip link set dev {name} nomaster`"
         ));
     }
     if let Settings::Packet(_) = settings {
@@ -252,7 +244,7 @@ pub(super) fn oversize_gro(link: &LinkState, name: &str) -> Option<String> {
     })
 }
 
-/// What there is to say of a netdev by `packet` whose frames the network stack of its namespace receives as well.
+/// Warning about a netdev of kind `packet` whose frames the namespace's network stack receives as well.
 pub(super) fn shared_with(stack: &HostStack, name: &str) -> Option<String> {
     (!stack.is_silent()).then(|| {
         let mut settings = Vec::new();
@@ -260,22 +252,22 @@ pub(super) fn shared_with(stack: &HostStack, name: &str) -> Option<String> {
         settings.extend(stack.forwards.then(|| format!("net.ipv4.conf.{name}.forwarding=0")));
         settings.extend(stack.ipv6.then(|| format!("net.ipv6.conf.{name}.disable_ipv6=1")));
         format!(
-            "the host's own network stack receives each frame too: it {stack}; isolate = true for the device keeps frames from \
-             it, or there: sysctl -w {}",
+            "the host's network stack receives each frame as well: it {stack}; keep frames from it with isolate = true for the \
+             device, or there with `sysctl -w {}`",
             settings.join(" ")
         )
     })
 }
 
-/// What there is to say of a device that has refused frames, if their tags may be the reason: a packet socket counts them
-/// for the MTU, but for one of 802.1Q.
+/// Warning about a device that has refused frames, if VLAN tags may be the reason: a packet socket counts them towards
+/// the MTU, except one of 802.1Q.
 pub fn refusals(settings: &Settings, now: &Properties) -> Option<String> {
     let Settings::Packet(packet) = settings else { return None };
     let needed = packet::mtu_for_two_tags(packet.mtu.into(), packet::OuterTag::Any);
     (now.link.mtu < needed).then(|| {
         format!(
-            "{} has refused frames (device_refused): with its MTU of {}, frames of full size pass with one tag of 802.1Q, and not \
-             with two or with one of 802.1ad; `ip link set dev {} mtu {needed}` lets them pass",
+            "{} has refused frames (device_refused): with its MTU of {}, full-size frames pass with one tag of 802.1Q, but not with \
+             two, or with one of 802.1ad; set it with `ip link set dev {} mtu {needed}`",
             settings.at(),
             now.link.mtu,
             now.name
@@ -283,13 +275,13 @@ pub fn refusals(settings: &Settings, now: &Properties) -> Option<String> {
     })
 }
 
-/// Whether the netdev of a port is put right when somebody changes it: it is ours, and nobody else lives where it
-/// stands.
+/// Whether changes of a port's netdev are reverted: the switch created it, in the host's namespace, where no one else
+/// configures it.
 pub fn is_restored(settings: &Settings, made: bool) -> bool {
     made && matches!(settings, Settings::Tap(tap) if tap.netns == Netns::Host)
 }
 
-/// What [`restore`] would put right, in words.
+/// What [`restore`] would change, as text.
 pub fn pending_restore(settings: &Settings, now: &Properties) -> Vec<String> {
     let Settings::Tap(tap) = settings else { return Vec::new() };
     let mut off = Vec::new();
@@ -305,11 +297,11 @@ pub fn pending_restore(settings: &Settings, now: &Properties) -> Vec<String> {
     off
 }
 
-/// Gives a netdev that we made its MAC address, MTU and link state. `index` is the one that it has. May wait.
+/// Restores MAC address, MTU and link state of a netdev that the switch created, by interface index. May block.
 pub fn restore(settings: &Settings, index: u32) -> Result<(), OpenError> {
     match settings {
         Settings::Tap(tap) => tap::restore(tap, index),
-        // Others own it.
+        // The switch does not own the netdev.
         Settings::Xdp(_) | Settings::Packet(_) => Ok(()),
     }
 }

@@ -345,7 +345,7 @@ fn doctor_knows_the_program_of_the_switch_that_serves_a_netdev() {
     let said = daemon.try_command(&["doctor", &format!("{}:tap1", host.0)]);
     let said = String::from_utf8(said.stdout).unwrap();
     assert!(
-        !said.contains("take it off") && !said.contains("replace_xdp_program") && !said.contains("foreign"),
+        !said.contains("detach it") && !said.contains("replace_xdp_program") && !said.contains("foreign"),
         "{said}"
     );
     assert!(said.contains("is that of a vifswitch") && said.contains("xdp        yes"), "{said}");
