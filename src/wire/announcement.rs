@@ -1,8 +1,8 @@
 //! Announcements: frames by which a station tells bridges and neighbors where it is now.
 //!
-//! Three forms are recognised, as in OVN's `activation-strategy`: RARP (RFC 903), gratuitous ARP (RFC 5227, 3) and
-//! unsolicited neighbor advertisement (RFC 4861, 7.2.6). Each is sent to a group, and names its own source address as
-//! the sender.
+//! Four forms are recognised: RARP (RFC 903), gratuitous ARP (RFC 5227, 3) and unsolicited neighbor advertisement (RFC
+//! 4861, 7.2.6), as in OVN's `activation-strategy`, and VRRP advertisement ([`vrrp`]). Each is sent to a group, and
+//! names its own source address as the sender.
 //!
 //! The switch itself sends the RARP request that QEMU sends after a migration: 60 bytes, from the announced address
 //! to broadcast, with zero IPv4 addresses. RARP ends at byte 42. The padding after it, which receivers ignore, is
@@ -14,7 +14,7 @@ use std::fmt;
 use etherparse::{EtherType, ether_type};
 use siphasher::sip128::SipHasher24;
 
-use super::{HEADER_LEN, Header, Mac, TAG_LEN, tags};
+use super::{HEADER_LEN, Header, Mac, TAG_LEN, tags, vrrp};
 
 /// The Ethernet type of RARP (RFC 903), which etherparse has no name for.
 const RARP: EtherType = EtherType(0x8035);
@@ -98,7 +98,10 @@ impl Announcement {
         let names_source = match EtherType(kind) {
             RARP => is_rarp(packet, header.source),
             ether_type::ARP => is_gratuitous_arp(packet, header.source),
-            ether_type::IPV6 => is_unsolicited_advertisement(packet, header.source),
+            ether_type::IPV4 => vrrp::is_ipv4_advert(&header, packet),
+            ether_type::IPV6 => {
+                is_unsolicited_advertisement(packet, header.source) || vrrp::is_ipv6_advert(&header, packet)
+            }
             _ => false,
         };
         names_source
@@ -235,10 +238,34 @@ mod tests {
         assert!(!broadcast(0x88b5, &arp(3, STATION, probe, probe)));
     }
 
+    /// The address of a virtual router in the source is the announced station, behind tags as well.
+    #[test]
+    fn advertisements_of_vrrp_are_recognised_behind_tags() {
+        let message = [0x31, 7, 100, 1, 0, 100, 0, 0];
+        let v4 = [&[0x45, 0, 0, 28, 0, 0, 0, 0, 255, 112, 0, 0, 10, 5, 0, 2, 224, 0, 0, 18][..], &message].concat();
+        let all_routers = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x12];
+        let v6 = [&[0x60, 0, 0, 0, 0, 8, 112, 255][..], &[0xfe; 16], &all_routers, &message].concat();
+        for (group, router, kind, packet) in [
+            (Mac::new([0x01, 0, 0x5e, 0, 0, 0x12]), Mac::new([0, 0, 0x5e, 0, 1, 7]), 0x0800, v4),
+            (Mac::new([0x33, 0x33, 0, 0, 0, 0x12]), Mac::new([0, 0, 0x5e, 0, 2, 7]), 0x86dd, v6),
+        ] {
+            let expected = Some(Announcement { station: router, is_own: false });
+            let sent = frame(group, router, kind, &packet);
+            for tags in [&[][..], &[0x81, 0, 0, 7], &[0x88, 0xa8, 0, 5, 0x81, 0, 0, 7]] {
+                let tagged = [&sent[..12], tags, &sent[12..]].concat();
+                assert_eq!(Announcement::read(&tagged, &key(1)), expected);
+                let cut_off = &tagged[..tagged.len() - 1];
+                assert_eq!(Announcement::read(cut_off, &key(1)), None);
+            }
+            assert_eq!(Announcement::read(&frame(group, STATION, kind, &packet), &key(1)), None, "its own address");
+            assert_eq!(Announcement::read(&frame(STATION, router, kind, &packet), &key(1)), None, "to one station");
+        }
+    }
+
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(mut bytes in vec(any::<u8>(), 0..120), kind in 0usize..4) {
-            if let (Some(kind), Some(place)) = ([0x8035u16, 0x0806, 0x86dd].get(kind), bytes.get_mut(12..14)) {
+        fn any_bytes_are_read_or_refused(mut bytes in vec(any::<u8>(), 0..120), kind in 0usize..5) {
+            if let (Some(kind), Some(place)) = ([0x8035u16, 0x0806, 0x0800, 0x86dd].get(kind), bytes.get_mut(12..14)) {
                 place.copy_from_slice(&kind.to_be_bytes());
             }
             if let Some(read) = Announcement::read(&bytes, &key(1)) {

@@ -19,6 +19,7 @@ mod offload_set;
 mod partial_checksum;
 mod probe;
 mod vlan;
+mod vrrp;
 
 pub use announcement::{Announcement, AnnouncementKey};
 pub use ethernet::{HEADER_LEN, Header, MIN_WIRE_LEN, TAG_LEN, tags};

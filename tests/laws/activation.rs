@@ -185,6 +185,44 @@ fn an_announcement_from_outside_is_reported_and_other_frames_are_not() {
     }
 }
 
+/// The advertisement of the master of [`VRRP`]'s virtual router, which resigns with priority 0.
+fn advert(priority: u8) -> Vec<u8> {
+    let ip = [0x45, 0xc0, 0, 28, 0, 0, 0, 0, 255, 112, 0, 0, 10, 5, 0, 2, 224, 0, 0, 18];
+    let message = [0x31, 1, priority, 1, 0, 1, 0, 0];
+    frame(Mac::new([0x01, 0, 0x5e, 0, 0, 0x12]), VRRP, 0x0800, &[&ip[..], &message, &[0; 18]].concat())
+}
+
+/// Ten per second, which is one report each; a thousand per second are reported 20 times.
+#[test]
+fn adverts_of_a_virtual_router_are_reported_until_its_pin_has_yielded() {
+    for mut lab in labs(&Security::Mac([VRRP].into())) {
+        let id = lab.ports[A];
+        let elsewhere = PinReport::Elsewhere { pinned: id, at: uplink_port(0, 0), station: station(VRRP) };
+        let send = |lab: &mut Lab, from: usize, frame: &[u8], count: u32, interval: Duration| {
+            for _ in 0..count {
+                assert!(lab.send(from, frame));
+                assert_eq!(arrived(lab).len(), 2, "it is flooded");
+                lab.advance(interval);
+            }
+            reports(lab)
+        };
+        assert_eq!(send(&mut lab, W, &advert(0), 10, Duration::from_millis(100)), [], "the master resigns");
+        assert_eq!(send(&mut lab, W, &advert(100), 10, Duration::from_millis(100)), [elsewhere; 10]);
+        let rapid = send(&mut lab, W, &advert(100), 1000, Duration::from_millis(1));
+        assert!(rapid.len() <= 20 && rapid.iter().all(|&report| report == elsewhere), "{} reports", rapid.len());
+        // Control is told of those of the guest, too: they may be returned.
+        let announced = PinReport::Announced { at: id, station: station(VRRP) };
+        assert_eq!(send(&mut lab, A, &advert(100), 10, Duration::from_millis(100)), [announced; 10]);
+        assert_eq!(send(&mut lab, A, &advert(0), 10, Duration::from_millis(100)), []);
+        lab.change_ports(|ports| {
+            ports.iter_mut().filter(|port| port.id == id).for_each(|port| port.released_pins = vec![VRRP])
+        });
+        assert_eq!(send(&mut lab, W, &advert(100), 1000, Duration::from_millis(1)), [], "it has yielded");
+        assert_eq!(reached(&mut lab, B, VRRP), [W]);
+        done(lab);
+    }
+}
+
 #[test]
 fn a_yielded_address_returns_with_its_next_frame() {
     for mut lab in labs(&Security::Mac([VRRP].into())) {

@@ -13,7 +13,7 @@ use vifswitch::wire::Mac;
 
 use crate::wires::{
     VLANS, WirePlace, announced, arrives, attach_waiting, await_events, events, gratuitous_arp, lay_wire, rarp,
-    station, tagged, unsolicited_advertisement, untagged, wired,
+    station, tagged, unsolicited_advertisement, untagged, vrrp_advert, wired,
 };
 use support::host::daemon::{Daemon, Vif};
 use support::host::nic::{Nic, experiment};
@@ -257,6 +257,61 @@ fn an_address_that_flaps_stays_at_the_local_port() {
         }
         assert_eq!(events(&scene.daemon, "pin_yielded", &vif.port).len(), 2);
         lines.speak(true, "and is not kept from speaking");
+    }
+}
+
+/// A backup is attached after the master on another host has taken over, and later becomes the master. Only the periodic
+/// advertisements say where the virtual routers are.
+#[test]
+fn the_address_of_a_virtual_router_follows_the_adverts_of_its_master() {
+    let routers = [Mac::new([0, 0, 0x5e, 0, 1, 7]), Mac::new([0, 0, 0x5e, 0, 2, 7])];
+    let pairs = routers.map(|router| format!("{{ mac_address = \"{router}\" }}")).join(", ");
+    for mut scene in Scenario::each(false) {
+        scene.vifs[VM].more = format!("allowed_address_pairs = [{pairs}]");
+        let vif = scene.vifs[VM].clone();
+        let pinned = Some((vif.port.clone(), "pinned".into()));
+        let outside = Some(("up0".into(), "learned".into()));
+        scene.wire().send(&tagged(VLANS[0], &vrrp_advert(routers[0])));
+        await_that("the master is learned outside", || (station(&scene.daemon, routers[0]) == outside).then_some(()));
+        scene.daemon.attach(&vif);
+        scene.daemon.await_active(&vif);
+        let mut lines = Lines::of(&scene);
+        for (number, router) in routers.into_iter().enumerate() {
+            lines.vm.1 = router;
+            assert_eq!(station(&scene.daemon, router), pinned);
+            lines.announce_outside(&vrrp_advert(router));
+            lines.await_reached(OUTSIDE, "the master is outside");
+            let event = await_events(&scene.daemon, "pin_yielded", &vif.port, number + 1);
+            assert_eq!(event["mac"], router.to_string());
+            assert_eq!(station(&scene.daemon, router), outside);
+            (0..100).for_each(|_| lines.announce_outside(&vrrp_advert(router)));
+        }
+        assert_eq!(station(&scene.daemon, vif.mac), pinned, "the VM itself is here");
+        let wire = scene.wire();
+        for (number, router) in routers.into_iter().enumerate() {
+            lines.vm.1 = router;
+            let advert = vrrp_advert(router);
+            lines.vm.0.send(&advert);
+            await_events(&scene.daemon, "port_activated", &vif.port, number + 1);
+            assert_eq!(station(&scene.daemon, router), pinned, "the master is here");
+            // A network that loops returns the next ones.
+            wire.rest();
+            for _ in 0..3 {
+                lines.vm.0.send(&advert);
+                let came = await_that("the advertisement outside", || {
+                    wire.try_take().and_then(|frame| untagged(VLANS[0], &frame)).filter(|frame| *frame == advert)
+                });
+                lines.announce_outside(&came);
+            }
+        }
+        lines.await_all_reports(&scene, 1);
+        for router in routers {
+            lines.vm.1 = router;
+            assert_eq!(lines.reached("at the end"), HERE);
+        }
+        let counts =
+            ["pin_yielded", "port_activated", "mac_dampened"].map(|kind| events(&scene.daemon, kind, &vif.port).len());
+        assert_eq!(counts, [2, 2, 0]);
     }
 }
 

@@ -84,6 +84,30 @@ pub fn unsolicited_advertisement(mac: Mac) -> Vec<u8> {
     frame(Mac::new([0x33, 0x33, 0, 0, 0, 1]), mac, 0x86dd, &[ip, message].concat())
 }
 
+/// The advertisement that the master of a virtual router sends: VRRPv3 over IPv6 for 00:00:5e:00:02:xx, over IPv4 for the
+/// others.
+pub fn vrrp_advert(router: Mac) -> Vec<u8> {
+    let [.., family, vrid] = router.octets();
+    let message = [0x31, vrid, 100, 1, 0, 100, 0, 0];
+    if family == 2 {
+        let [own, routers]: [Ipv6Addr; 2] = ["fe80::2", "ff02::12"].map(|address| address.parse().unwrap());
+        let ip = [&[0x60, 0, 0, 0, 0, 24, 112, 255][..], &own.octets(), &routers.octets()].concat();
+        return frame(
+            Mac::new([0x33, 0x33, 0, 0, 0, 0x12]),
+            router,
+            0x86dd,
+            &[&ip, &message[..], &[0xfe; 16]].concat(),
+        );
+    }
+    let ip = [0x45, 0xc0, 0, 32, 0, 0, 0, 0, 255, 112, 0, 0, 10, 5, 0, 2, 224, 0, 0, 18];
+    frame(
+        Mac::new([0x01, 0, 0x5e, 0, 0, 0x12]),
+        router,
+        0x0800,
+        &[&ip[..], &message, &[10, 5, 0, 1], &[0; 14]].concat(),
+    )
+}
+
 /// The address that a frame announces by RARP, if it does.
 pub fn announced(frame: &[u8]) -> Option<Mac> {
     let is_rarp = frame.len() >= 42 && frame[..6] == [0xff; 6] && frame[12..22] == [0x80, 0x35, 0, 1, 8, 0, 6, 4, 0, 3];

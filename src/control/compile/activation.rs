@@ -363,6 +363,45 @@ mod tests {
         );
     }
 
+    /// The master of a virtual router announces it several times per second.
+    #[test]
+    fn periodic_announcements_move_an_address_once() {
+        let config = of("immediate");
+        let (port, mut all) = (port(&config), Activations::default());
+        let second = |number: u64| (0..3).map(move |part| number * 1000 + part * 333);
+        assert_eq!(all.announce_elsewhere(port, VRRP, at(0)), Some(RemoteEffect::Address));
+        for millis in (0..180).flat_map(second) {
+            assert_eq!(all.announce_elsewhere(port, VRRP, at(millis)), None, "it has yielded already");
+        }
+        assert_eq!(all.receive(port, VRRP, at(180_000)), Some(ActivationEffect::Address), "a master here");
+        for millis in (180..360).flat_map(second) {
+            assert_eq!(all.announce(port, VRRP, at(millis)), None);
+            assert_eq!(all.announce_elsewhere(port, VRRP, at(millis + 1)), None, "the echo");
+        }
+        assert_eq!(all.announce_elsewhere(port, VRRP, at(361_000)), Some(RemoteEffect::Address), "a master elsewhere");
+        assert_eq!(all.yielded(port), [VRRP]);
+    }
+
+    /// Both sides announce the address each second.
+    #[test]
+    fn an_address_with_a_master_on_either_side_stays_at_the_port() {
+        let config = of("immediate");
+        let (port, mut all) = (port(&config), Activations::default());
+        // Within 0.5 s it may be an echo. Later the address moves twice there and twice back within a minute.
+        for (offset, moves, last) in [(300, 0, None), (700, 2, Some(RemoteEffect::Flaps))] {
+            let mut effects = Vec::new();
+            for second in 0..60 {
+                let millis = offset * 1000 + second * 1000;
+                all.receive(port, VRRP, at(millis));
+                all.announce(port, VRRP, at(millis));
+                assert_eq!(all.yielded(port), [], "each frame of the port pins it");
+                effects.push(all.announce_elsewhere(port, VRRP, at(millis + offset)));
+            }
+            let moved = effects.iter().filter(|&&effect| effect == Some(RemoteEffect::Address)).count();
+            assert_eq!((moved, effects.last()), (moves, Some(&last)));
+        }
+    }
+
     #[test]
     fn the_state_survives_a_restart_and_unrelated_changes() {
         let waits = of("first-frame");
