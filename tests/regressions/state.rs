@@ -521,6 +521,29 @@ fn a_state_that_is_taken_away_while_it_is_used_is_made_anew() {
     assert_eq!(host.daemon.listed(), ["port-1", "port-2", "port-3"]);
 }
 
+/// A new state file got its name before it contained the desired state, and a kill in between lost it.
+#[test]
+fn a_state_that_is_created_again_contains_the_configuration_as_soon_as_it_has_its_name() {
+    let Some(disk) = Disk::new("size=4m") else { return };
+    let Some(mut host) = StateHost::on(&disk) else { return };
+    host.daemon.start();
+    host.daemon.attach(&host.vifs[1]);
+    // The thread stops after the system call that names the file, for longer than the test takes.
+    let naming = Injected::new(&host.daemon, "vifswitch-store", "renameat2,linkat", "delay_exit=60000000");
+    let Some(naming) = naming else { return };
+    for file in fs::read_dir(disk.path()).unwrap() {
+        fs::remove_file(file.unwrap().path()).unwrap();
+    }
+    host.namespace.ip("link del tap2");
+    await_that("the state", || disk.state().exists().then_some(()));
+    host.daemon.signal(Signal::KILL);
+    // The process ends when strace detaches.
+    drop(naming);
+    host.daemon.wait();
+    host.daemon.start();
+    assert_eq!(host.daemon.listed(), ["port-1", "port-2"]);
+}
+
 #[test]
 fn a_disk_that_fails_while_the_switch_runs_stops_changes_until_it_works_again() {
     let Some(mut host) = StateHost::new() else { return };

@@ -105,7 +105,7 @@ impl StateStore {
     /// state has; an error: it still cannot.
     pub async fn reopen(&self) -> Option<Result<(Config, StateStore), String>> {
         let Backend::Broken(_, again) = &self.backend else { return None };
-        Some(match open(&again.path, Duration::ZERO).await {
+        Some(match open(again, Duration::ZERO).await {
             Ok((store, desired)) => open_with_store(again, store, desired).await.map_err(|why| why.to_string()),
             Err(why) => Err(why.to_string()),
         })
@@ -159,7 +159,7 @@ async fn open_over(again: Arc<ReopenSettings>) -> Result<(Config, StateStore), S
         // Looking for a state does not make one.
         return Err(StartError::NothingStored { path: path.display().to_string() });
     }
-    let why = match open(&path, BUSY).await {
+    let why = match open(&again, BUSY).await {
         Ok((store, desired)) => match open_with_store(&again, store, desired).await {
             Ok(begun) => return Ok(begun),
             Err(why) => return without_state(&again, why),
@@ -294,11 +294,16 @@ fn log_start(
     texts.into_iter().map(event).collect()
 }
 
-/// Opens the store at `path`. While another process has it open it is waited for, some time.
-async fn open(path: &Path, timeout: Duration) -> Result<(Store, Option<DesiredState>), StoreError> {
+/// Opens the store, or creates it with the configuration of the file. Waits up to `timeout` while another process has it
+/// open.
+async fn open(again: &ReopenSettings, timeout: Duration) -> Result<(Store, Option<DesiredState>), StoreError> {
+    let first = again.file.clone().map(|file| {
+        let (config, begun) = StateStore::at(Backend::None, file);
+        begun.desired(&config, &begun.orphans)
+    });
     let (start, mut messages) = (time::now(), false);
     loop {
-        match Store::open(path.to_owned()).await {
+        match Store::open_or_make(again.path.clone(), first.clone()).await {
             Err(why @ StoreError::InUse { .. }) if time::now().since(start) < timeout => {
                 if !std::mem::replace(&mut messages, true) {
                     warn!("{why}; waiting for it for {} s", timeout.as_secs());

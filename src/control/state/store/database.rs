@@ -82,14 +82,18 @@ struct StationSave {
 }
 
 impl Database {
-    /// Opens the file at `path`, or makes it, and reads what is wanted.
-    pub fn open(path: &Path) -> Result<(Database, Option<DesiredState>), StoreError> {
-        Database::open_with(path, History::default())
+    /// Opens the file at `path`, or creates it with `first`, and reads the desired state.
+    pub fn open(path: &Path, first: Option<&DesiredState>) -> Result<(Database, Option<DesiredState>), StoreError> {
+        Database::open_with(path, first, History::default())
     }
 
     /// The same, with this much of a history.
-    pub fn open_with(path: &Path, history: History) -> Result<(Database, Option<DesiredState>), StoreError> {
-        let path = file::provide(path)?;
+    pub fn open_with(
+        path: &Path,
+        first: Option<&DesiredState>,
+        history: History,
+    ) -> Result<(Database, Option<DesiredState>), StoreError> {
+        let path = file::provide(path, first)?;
         let connection = connect(&path)?;
         let database = Database { path, connection, history, saving: None };
         let desired = database.desired()?;
@@ -136,9 +140,7 @@ impl Database {
 
     /// Keeps a desired state and events: all or nothing, on the disk.
     pub fn commit(&mut self, desired: &DesiredState, events: &[Event]) -> Result<(), StoreError> {
-        let DesiredState { last_applied, config, orphans } = desired;
-        let version = json!({ "format": file::VERSION, "switch": env!("CARGO_PKG_VERSION") });
-        self.put(&[("base", last_applied), ("config", config), ("leftovers", orphans), ("version", &version)], events)
+        self.put(&parts(desired, &version()), events)
     }
 
     /// Stores orphans, if any are given, and events: all or nothing, on the disk.
@@ -162,14 +164,7 @@ impl Database {
             events.iter().map(|event| Ok((micros(&event.time)?, text(event)))).collect::<Result<Vec<_>, _>>()?;
         let history = self.history;
         self.transact(|transaction| {
-            // What is the same is not written again: the base hardly ever changes.
-            let mut put = transaction.prepare(
-                "INSERT INTO desired VALUES (?1, ?2) ON CONFLICT (part) DO UPDATE SET json = excluded.json
-                 WHERE json IS NOT excluded.json",
-            )?;
-            for (part, value) in parts {
-                put.execute(params![part, text(value)])?;
-            }
+            put_parts(transaction, parts)?;
             if !events.is_empty() {
                 append(transaction, &events)?;
                 prune(transaction, history)?;
@@ -194,6 +189,14 @@ impl Database {
             warn!("{} events were told by a later version of vifswitch and are left out", texts.len() - events.len());
         }
         Ok(events)
+    }
+
+    /// The greatest id of all stored events, including events of unknown kinds; 0 without events.
+    pub fn last_event(&self) -> Result<u64, StoreError> {
+        let find = "SELECT max(json_extract(json, '$.id')) FROM events WHERE json_valid(json)";
+        let found: Option<i64> =
+            self.connection.query_row(find, [], |row| row.get(0)).map_err(self.to_store_error())?;
+        Ok(found.unwrap_or_default().cast_unsigned())
     }
 
     /// Begins to save stations. A save that was begun before and not finished is given up.
@@ -376,6 +379,31 @@ fn quick_check(database: &Connection, path: &Path, table: &str) -> Result<(), St
         ok if ok == "ok" => Ok(()),
         why => Err(StoreError::Corrupt { path: path.to_owned(), why }),
     }
+}
+
+/// Writes a complete desired state.
+pub(super) fn put_desired(transaction: &Transaction<'_>, desired: &DesiredState) -> rusqlite::Result<()> {
+    put_parts(transaction, &parts(desired, &version()))
+}
+
+/// The version of the format and of the switch that writes it.
+fn version() -> Value {
+    json!({ "format": file::VERSION, "switch": env!("CARGO_PKG_VERSION") })
+}
+
+/// The parts of a desired state, by the names of their rows.
+fn parts<'v>(desired: &'v DesiredState, version: &'v Value) -> [(&'static str, &'v Value); 4] {
+    let DesiredState { last_applied, config, orphans } = desired;
+    [("base", last_applied), ("config", config), ("leftovers", orphans), ("version", version)]
+}
+
+fn put_parts(transaction: &Transaction<'_>, parts: &[(&str, &Value)]) -> rusqlite::Result<()> {
+    // What is the same is not written again: the base hardly ever changes.
+    let mut put = transaction.prepare(
+        "INSERT INTO desired VALUES (?1, ?2) ON CONFLICT (part) DO UPDATE SET json = excluded.json
+         WHERE json IS NOT excluded.json",
+    )?;
+    parts.iter().try_for_each(|(part, value)| put.execute(params![part, text(value)]).map(drop))
 }
 
 /// Adds events, with the time each and its text, behind the others.

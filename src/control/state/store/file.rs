@@ -1,7 +1,7 @@
 //! The file of the store before it is opened: where it is, and how it comes to be.
 //!
-//! A new file gets its name when it is whole. So one that is empty or has half a schema was not left
-//! behind by a switch that was killed: it is damaged, and is treated so.
+//! A new file gets its name when it is complete and contains the desired state. So a file that is empty or has half a
+//! schema was not left behind by a kill: it is damaged, and is treated so.
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags};
 
 use super::error::StoreError;
+use super::{DesiredState, database};
 
 /// Owner and group may look into the directory.
 const DIRECTORY_MODE: u32 = 0o750;
@@ -48,9 +49,9 @@ const SCHEMA: &str = "
     INSERT INTO current VALUES (1, 0, 0);
 ";
 
-/// The path at which the file of the store is or will be. The directory and the file are made if
-/// they are not there.
-pub fn provide(path: &Path) -> Result<PathBuf, StoreError> {
+/// Returns the absolute path of the store's file. Creates a missing directory, and a missing file with the desired state
+/// `first`.
+pub fn provide(path: &Path, first: Option<&DesiredState>) -> Result<PathBuf, StoreError> {
     // The database reads a meaning into ":memory:" and "file:…"; it reads none into "/…".
     let path = std::path::absolute(path).map_err(|why| StoreError::File { path: path.to_owned(), why })?;
     match fs::metadata(&path) {
@@ -60,7 +61,7 @@ pub fn provide(path: &Path) -> Result<PathBuf, StoreError> {
         }
         Ok(_) => Ok(path),
         Err(why) if why.kind() == io::ErrorKind::NotFound => {
-            make(&path)?;
+            make(&path, first)?;
             Ok(path)
         }
         Err(why) => Err(StoreError::File { path, why }),
@@ -87,8 +88,8 @@ pub fn room(path: &Path) -> io::Result<u64> {
     Ok(system.f_bavail.saturating_mul(system.f_frsize))
 }
 
-/// Makes an empty store at `path`, which is an absolute one.
-fn make(path: &Path) -> Result<(), StoreError> {
+/// Creates a store with the desired state `first` at the absolute `path`.
+fn make(path: &Path, first: Option<&DesiredState>) -> Result<(), StoreError> {
     // The second is used only until a new file has a log.
     let journals = ["-wal", "-journal"].map(|suffix| beside(path, suffix));
     if let Some(event_log) = journals.into_iter().find(|event_log| event_log.exists()) {
@@ -107,22 +108,23 @@ fn make(path: &Path) -> Result<(), StoreError> {
     let new = tempfile::Builder::new().prefix(".state-").tempfile_in(directory).map_err(file)?;
     // Whatever the umask is.
     new.as_file().set_permissions(Permissions::from_mode(FILE_MODE)).map_err(file)?;
-    fill(new.path()).map_err(|why| StoreError::from_sqlite(path, why))?;
+    fill(new.path(), first).map_err(|why| StoreError::from_sqlite(path, why))?;
     // Not over one that somebody else has made meanwhile.
     new.persist_noclobber(path).map_err(|e| file(e.error))?;
     sync(directory).map_err(file)
 }
 
-/// Puts the empty tables into a file, and these on the disk.
-fn fill(path: &Path) -> rusqlite::Result<()> {
-    let mut database = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    database.pragma_update(None, "synchronous", "EXTRA")?;
-    let transaction = database.transaction()?;
+/// Writes the tables and the desired state into a file, and syncs it.
+fn fill(path: &Path, first: Option<&DesiredState>) -> rusqlite::Result<()> {
+    let mut connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    connection.pragma_update(None, "synchronous", "EXTRA")?;
+    let transaction = connection.transaction()?;
     transaction.execute_batch(SCHEMA)?;
+    first.map_or(Ok(()), |first| database::put_desired(&transaction, first))?;
     transaction.pragma_update(None, "application_id", APPLICATION)?;
     transaction.pragma_update(None, "user_version", FORMAT)?;
     transaction.commit()?;
-    database.close().map_err(|(_, why)| why)
+    connection.close().map_err(|(_, why)| why)
 }
 
 /// Makes a directory and those above it, such that they are there after a power cut.

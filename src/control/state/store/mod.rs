@@ -78,11 +78,20 @@ impl Store {
     /// directory is made with mode 0750 and the file with 0640 if they are not there. The file is
     /// ours alone until the store is closed.
     pub async fn open(path: PathBuf) -> Result<(Store, Option<DesiredState>), StoreError> {
+        Store::open_or_make(path, None).await
+    }
+
+    /// Opens the file at `path`. Creates a missing file that contains `first` before it gets its name, so that a kill
+    /// leaves no state without a configuration.
+    pub async fn open_or_make(
+        path: PathBuf,
+        first: Option<DesiredState>,
+    ) -> Result<(Store, Option<DesiredState>), StoreError> {
         let (requests, mut received) = mpsc::channel::<Request>(QUEUE);
         let (opened, opening) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let work = move || {
-            match StoreHandle::open(path) {
+            match StoreHandle::open(path, first.as_ref()) {
                 Ok(mut handle) => {
                     // Nobody waits for it: then nobody asks either.
                     let _ = opened.send(Ok(handle.desired().cloned()));
@@ -128,6 +137,11 @@ impl Store {
     /// order in which it was told.
     pub async fn events(&self, since: Option<String>, most: usize) -> Result<Vec<Event>, StoreError> {
         self.request(move |database| database.events(since.as_deref(), most)).await
+    }
+
+    /// The greatest id of a stored event, 0 without one.
+    pub async fn last_event(&self) -> Result<u64, StoreError> {
+        self.request(|database| database.last_event()).await
     }
 
     /// Keeps these stations in place of those that were kept before: all or, on an error, none.

@@ -24,7 +24,7 @@ pub fn peek(path: &Path) -> Result<Option<DesiredState>, StoreError> {
     let copy = directory.path().join("state.db");
     copy_both(path, &copy).map_err(failed)?;
     // What is wrong with the copy is wrong with the file.
-    Ok(Database::open(&copy).map_err(|why| why.at(path))?.1)
+    Ok(Database::open(&copy, None).map_err(|why| why.at(path))?.1)
 }
 
 fn copy_both(path: &Path, copy: &Path) -> io::Result<()> {

@@ -35,9 +35,9 @@ struct Open {
 }
 
 impl StoreHandle {
-    /// Opens the file at `path`, or makes it, and reads what is wanted.
-    pub fn open(path: PathBuf) -> Result<StoreHandle, StoreError> {
-        let (database, desired) = Database::open(&path)?;
+    /// Opens the file at `path`, or creates it with `first`, and reads the desired state.
+    pub fn open(path: PathBuf, first: Option<&DesiredState>) -> Result<StoreHandle, StoreError> {
+        let (database, desired) = Database::open(&path, first)?;
         let open = Some(Open { database, file: identity(&path) });
         Ok(StoreHandle { path, open, desired })
     }
@@ -82,7 +82,7 @@ impl StoreHandle {
             self.open = None;
         }
         if self.open.is_none() {
-            let (mut database, found) = Database::open(&self.path)?;
+            let (mut database, found) = Database::open(&self.path, self.desired.as_ref())?;
             if let Some(desired) = &self.desired
                 && found.as_ref() != Some(desired)
             {

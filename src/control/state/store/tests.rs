@@ -29,7 +29,7 @@ fn event(time: &str, text: &str) -> Event {
 }
 
 fn open(path: &std::path::Path) -> (Database, Option<DesiredState>) {
-    Database::open_with(path, HISTORY).unwrap()
+    Database::open_with(path, None, HISTORY).unwrap()
 }
 
 /// What is done to the file.
@@ -245,6 +245,39 @@ fn events_of_kinds_that_are_not_known_are_left_out() {
     assert_eq!(open(&path).0.events(None, 9).unwrap(), [events[0].clone(), events[2].clone()]);
 }
 
+/// Ids in old state files need not increase, and a later version of the switch may have stored events of unknown kinds.
+#[test]
+fn the_last_event_id_is_the_greatest_of_all_events() {
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("state.db");
+    let (mut database, _) = open(&path);
+    assert_eq!(database.last_event().unwrap(), 0);
+    let events = [1, 7, 1 << 52, 2].map(|id| Event { id, ..event(&written(0), "some") });
+    database.append_events(None, &events).unwrap();
+    assert_eq!(database.last_event().unwrap(), 1 << 52);
+    drop(database);
+    let other = rusqlite::Connection::open(&path).unwrap();
+    let strange = "UPDATE events SET json = replace(json, 'config', 'eclipse') WHERE number = 3;
+        UPDATE events SET json = '{' WHERE number = 1;";
+    other.execute_batch(strange).unwrap();
+    other.close().unwrap();
+    assert_eq!(open(&path).0.last_event().unwrap(), 1 << 52);
+}
+
+/// A new file got its name before it contained the desired state: a kill in between lost the desired state.
+#[test]
+fn a_file_contains_the_desired_state_as_soon_as_it_has_its_name() {
+    let place = TempDir::new().unwrap();
+    let path = place.path().join("state.db");
+    let desired = DesiredState { last_applied: json!({"a": 1}), config: json!({"b": 2}), orphans: json!([3]) };
+    super::file::provide(&path, Some(&desired)).unwrap();
+    assert_eq!(super::peek(&path).unwrap(), Some(desired.clone()));
+    assert_eq!(Database::open(&path, None).unwrap().1, Some(desired.clone()));
+    // An existing file is not changed.
+    let other = DesiredState { orphans: Value::Null, ..desired.clone() };
+    assert_eq!(Database::open(&path, Some(&other)).unwrap().1, Some(desired));
+}
+
 #[test]
 fn a_later_format_and_foreign_files_are_refused() {
     let place = TempDir::new().unwrap();
@@ -254,7 +287,7 @@ fn a_later_format_and_foreign_files_are_refused() {
         let other = rusqlite::Connection::open(&path).unwrap();
         other.execute_batch(sql).unwrap();
         other.close().unwrap();
-        Database::open(&path).unwrap_err()
+        Database::open(&path, None).unwrap_err()
     };
     let why = change("PRAGMA user_version = 7");
     assert!(matches!(why, StoreError::Newer { found: 7, known: 1, .. }), "{why}");
@@ -262,7 +295,7 @@ fn a_later_format_and_foreign_files_are_refused() {
     assert!(matches!(why, StoreError::Corrupt { .. }), "{why}");
     let why = change("PRAGMA user_version = 1; PRAGMA application_id = 5");
     assert!(matches!(why, StoreError::Foreign { .. }), "{why}");
-    let why = Database::open(place.path()).unwrap_err();
+    let why = Database::open(place.path(), None).unwrap_err();
     assert!(matches!(why, StoreError::Foreign { .. }), "{why}");
 }
 
@@ -277,7 +310,7 @@ fn half_a_desired_state_is_damage() {
         let other = rusqlite::Connection::open(&path).unwrap();
         other.execute_batch(sql).unwrap();
         other.close().unwrap();
-        let why = Database::open(&path).unwrap_err();
+        let why = Database::open(&path, None).unwrap_err();
         assert!(matches!(why, StoreError::Corrupt { .. }), "{why}");
     }
 }
@@ -289,7 +322,7 @@ fn names_of_earlier_versions_are_read() {
     let path = directory.path().join("state.db");
     let dump = include_str!("../../../../tests/golden/state-names.sql");
     rusqlite::Connection::open(&path).unwrap().execute_batch(dump).unwrap();
-    let (database, desired) = Database::open(&path).unwrap();
+    let (database, desired) = Database::open(&path, None).unwrap();
     let desired = desired.unwrap();
     for stored in [&desired.last_applied, &desired.config] {
         let stored = crate::control::config::read_stored(stored).unwrap();
