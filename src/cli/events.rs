@@ -188,6 +188,8 @@ impl Events {
         let (mut next, mut wrong) = (None, None);
         let each = |line: &[u8]| {
             match client.parse::<Line>(line) {
+                // A message without an id says that the switch cannot read stored events.
+                Ok(line) if line.id == 0 => return ControlFlow::Continue(()),
                 Ok(line) => next = Some((line.id, line.start)),
                 Err(e) => wrong = Some(e),
             }
@@ -203,7 +205,7 @@ impl Events {
                 Ok(self.path(Some(last)))
             }
             _ => {
-                warn("events may be missing here: the switch does not have the event printed last");
+                warn("events may be missing or repeated here: the switch does not have the event printed last");
                 Ok(self.path(None))
             }
         }

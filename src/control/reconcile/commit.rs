@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::apply::{Apply, Reply};
 use super::devices::DeviceEvent;
@@ -43,6 +43,8 @@ pub(super) struct Recovered {
     store: StateStore,
     /// Measures against loops and storms, and the state of pins.
     measures: Value,
+    /// The greatest id of a stored event, if known.
+    last_event: Option<u64>,
 }
 
 /// What is being written down.
@@ -97,6 +99,18 @@ pub(super) struct ProvisionalChange {
     pub within: Duration,
     /// What is otherwise.
     pub text: String,
+}
+
+/// The greatest id of a stored event. `None`, with a warning, if it cannot be read.
+pub(super) async fn last_event(state: &StateStore) -> Option<u64> {
+    match timeout(DISK, state.last_event()).await {
+        Ok(Ok(last)) => return Some(last),
+        // The start has logged why the state is unusable.
+        Ok(Err(_)) if state.check().is_err() => {}
+        Ok(Err(why)) => warn!("cannot read the id of the last stored event: {why}"),
+        Err(_) => warn!("reading the id of the last stored event took more than {} s", DISK.as_secs()),
+    }
+    None
 }
 
 impl Controller {
@@ -191,41 +205,41 @@ impl Controller {
         });
     }
 
-    /// Answers what has happened, and what will: nothing is missed in between, and nothing told twice. What is
-    /// remembered is answered also while the disk hangs.
+    /// Answers past events, each once, and a receiver of the events after them. A message in front of them says if stored
+    /// events cannot be read: the answer does not wait for a disk that hangs.
     pub(super) fn read_events(&self, which: EventFilter, reply: oneshot::Sender<Result<History, ChangeError>>) {
         let which = match which.normalized() {
             Ok(which) => which,
             Err(error) => return drop(reply.send(Err(error))),
         };
         let (mut remembered, live) = (self.event_log.recent(), self.event_log.subscribe());
-        let first = remembered.first().map_or(u64::MAX, |event| event.id);
-        let is_enough = which.after.is_some_and(|after| after + 1 >= first);
-        let Some(store) = self.state.store().cloned().filter(|_| !is_enough) else {
-            remembered.retain(|event| which.matches(event));
+        remembered.retain(|event| which.matches(event));
+        if which.after.is_some_and(|after| self.event_log.has_all_after(after)) {
+            return drop(reply.send(Ok((remembered, live))));
+        }
+        let Some(store) = self.state.store().cloned() else {
+            if let Err(error) = self.state.check() {
+                remembered.insert(0, unreadable(&error.message));
+            }
             return drop(reply.send(Ok((remembered, live))));
         };
+        let is_forgotten = self.event_log.forgotten();
         tokio::spawn(async move {
-            let mut past = match timeout(DISK, store.events(which.since.clone(), MAX_EVENTS)).await {
-                Ok(Ok(past)) => past,
-                Ok(Err(why)) => {
-                    // Whoever asks often must not fill the log.
-                    debug!("events of the past cannot be read: {why}");
-                    Vec::new()
-                }
-                Err(_) => {
-                    debug!("events of the past have not been read within {} seconds", DISK.as_secs());
-                    Vec::new()
-                }
+            let past = match timeout(DISK, store.events(which.since.clone(), MAX_EVENTS)).await {
+                Ok(past) => past.map_err(|why| why.to_string()),
+                Err(_) => Err(format!("no answer from the disk within {} s", DISK.as_secs())),
             };
-            // Those of earlier starts that kept no state have numbers of their own.
-            past.retain(|event| event.id < first);
-            past.append(&mut remembered);
-            past.retain(|event| which.matches(event));
-            let excess = past.len().saturating_sub(MAX_EVENTS);
-            past.drain(..excess);
+            match past {
+                Ok(mut past) => {
+                    past.retain(|event| is_forgotten(event) && which.matches(event));
+                    remembered.splice(..0, past);
+                    let excess = remembered.len().saturating_sub(MAX_EVENTS);
+                    remembered.drain(..excess);
+                }
+                Err(why) => remembered.insert(0, unreadable(&why)),
+            }
             // Whoever asked and has gone meanwhile gets no answer.
-            let _ = reply.send(Ok((past, live)));
+            let _ = reply.send(Ok((remembered, live)));
         });
     }
 
@@ -250,14 +264,16 @@ impl Controller {
     }
 
     async fn handle_change_committed(&mut self, raw: ChangeCommitted) {
-        let ChangeCommitted { result, event, before, next, last_applied } = raw;
+        let ChangeCommitted { result, event, mut before, next, last_applied } = raw;
         if let Err(error) = result {
-            self.event_log.put_back(before);
             // Its number is taken: what has become of it stands there.
             let mut text = format!("not kept, and not made: {error}: {}", event.text);
             shorten(&mut text, 1024);
             warn!("config: {text}");
-            self.event_log.append_committed(Event { text, ..event });
+            let event = Event { text, ..event };
+            before.push(event.clone());
+            self.event_log.put_back(before);
+            self.event_log.append_committed(event);
             return match next {
                 AfterCommit::Apply { transition: apply, .. } => apply.reject(error),
                 AfterCommit::Answer { reply, .. } => drop(reply.send(Err(error))),
@@ -308,6 +324,13 @@ impl Controller {
         self.emit(true, event);
     }
 
+    /// Appends the events about changes of the configuration file to the event log. The state has logged them already.
+    pub(super) fn append_start_events(&mut self) {
+        for event in self.state.take_events() {
+            let _ = self.event_log.append(event, time::now());
+        }
+    }
+
     /// Says that the state could not be used at the start, if that is so.
     pub(super) fn emit_state_at_start(&mut self) {
         if let Err(error) = self.state.check() {
@@ -331,8 +354,8 @@ impl Controller {
         tokio::spawn(async move {
             let begun = match store.reopen().await {
                 Some(Ok((config, store))) => {
-                    let mitigation = store.take_loops().await;
-                    Ok(Recovered { config, store, measures: mitigation })
+                    let (measures, last_event) = (store.take_loops().await, last_event(&store).await);
+                    Ok(Recovered { config, store, measures, last_event })
                 }
                 Some(Err(why)) => Err(why),
                 None => return,
@@ -366,10 +389,18 @@ impl Controller {
         if self.is_busy() {
             return;
         }
-        let Some(Recovered { config, store, measures: mitigation }) = self.recovered.take() else { return };
+        let Some(Recovered { config, store, measures: mitigation, last_event }) = self.recovered.take() else { return };
         self.orphans = store.orphans();
         self.state = store;
+        let renumbered = last_event.and_then(|last| self.event_log.continue_behind(last, time::wall()));
         self.emit_store_state(None);
+        if let Some(first) = renumbered {
+            self.emit_state(format!(
+                "the events since the start have new ids, from {first} on, and a new `start`, because the state has \
+                 events with greater ids; followers may receive them twice"
+            ));
+        }
+        self.append_start_events();
         let config = match endpoints::check_capacity(&config) {
             Ok(()) => config,
             Err(why) => {
@@ -422,4 +453,10 @@ impl Controller {
             self.commit_orphans();
         }
     }
+}
+
+/// A message in place of stored events that cannot be read. It has no id, because it is not an event of the log.
+fn unreadable(why: &str) -> Event {
+    let text = format!("stored events are missing here, because they cannot be read now: {why}");
+    Event { text, ..Event::new(EventKind::State, time::wall()) }.bounded()
 }

@@ -45,7 +45,7 @@ pub use self::port::{Port, State};
 
 use self::announce::AnnounceState;
 use self::apply::{Apply, PendingApply, UnconfirmedChange};
-use self::commit::{Commit, Recovered, StoreFailure};
+use self::commit::{Commit, Recovered, StoreFailure, last_event};
 use self::devices::DeviceEvent;
 use self::namespaces::Namespaces;
 use self::watcher::NetdevWatchers;
@@ -247,16 +247,16 @@ impl Controller {
     /// The configuration exceeds the capacity of the switch.
     pub async fn begin(&mut self, config: Config) -> Result<(), TooMany> {
         endpoints::check_capacity(&config)?;
-        self.emit_state_at_start();
         self.config.switch = config.switch.clone();
-        let last = timeout(DISK, self.state.last_event()).await.unwrap_or_default();
-        self.event_log
-            .begin(last, self.since.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |t| t.as_micros()).to_string());
+        self.event_log.begin(last_event(&self.state).await, self.since);
+        self.emit_state_at_start();
+        self.append_start_events();
         let orphans = self.remove_conflicting_orphans(&config).await;
         let stored = self.state.take_loops().await;
         self.resume_activations(&stored["activations"]);
         self.mitigation.load(stored);
         self.apply(config, Apply::default()).await;
+        self.commit_events();
         // Restores FDB entries while devices open, so that the first frames to known stations are not flooded. Ports
         // wait for the first part only.
         let more = self.take_first_stations().await;

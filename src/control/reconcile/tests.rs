@@ -1,11 +1,11 @@
-//! The controller over a store that hangs.
+//! The controller over a store that hangs, and over one that becomes usable after the start.
 
 use std::pin::pin;
 use std::sync::mpsc as std_mpsc;
 use std::thread;
 
 use serde_json::json;
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot};
 
 use super::*;
 use crate::control::api::handle::Handle;
@@ -55,8 +55,18 @@ async fn run(
     begun: impl AsyncFnOnce(&mut Controller),
     request: impl AsyncFnOnce(Handle, Arc<Store>),
 ) {
-    let (first, state_store) = begin(file, path).await;
-    let store = state_store.store().unwrap().clone();
+    let begun_with = begin(file, path).await;
+    let store = begun_with.1.store().unwrap().clone();
+    run_over(begun_with, begun, async |handle| request(handle, store).await).await;
+    assert!(!path.with_extension("db-wal").exists(), "the store is closed when the switch has stopped");
+}
+
+/// The same, over a state that may not be usable yet.
+async fn run_over(
+    (first, state_store): (Config, StateStore),
+    begun: impl AsyncFnOnce(&mut Controller),
+    request: impl AsyncFnOnce(Handle),
+) {
     let hash_key = HashKey::new([7; 16]);
     let pool = Pool::new(64).unwrap();
     let mut worker_set = worker_set(WorkerSetSettings {
@@ -87,14 +97,187 @@ async fn run(
     let (handle, requests) = Handle::new();
     let (stop, stopped) = oneshot::channel::<()>();
     let asking = async {
-        request(handle, store).await;
+        request(handle).await;
         drop(stop);
     };
-    let log = path.with_extension("db-wal");
     tokio::join!(controller.run(requests, async { drop(stopped.await) }), asking);
     controller.close_all().await;
     thread.join().unwrap();
-    assert!(!log.exists(), "the store is closed when the switch has stopped");
+}
+
+/// Past and live events.
+async fn history(handle: &Handle, after: Option<u64>) -> (Vec<Event>, broadcast::Receiver<Event>) {
+    handle.events(EventFilter { since: None, after }).await.unwrap().unwrap()
+}
+
+fn ids(events: &[Event]) -> Vec<u64> {
+    events.iter().map(|event| event.id).collect()
+}
+
+fn texts(events: &[Event]) -> Vec<String> {
+    events.iter().map(|event| event.text.clone()).collect()
+}
+
+/// Creates a state file with these events next to `path`, and a directory at `path`. Returns the path of the file.
+async fn unusable(path: &std::path::Path, events: Vec<Event>) -> std::path::PathBuf {
+    let away = path.with_extension("away");
+    let (store, _) = Store::open(away.clone()).await.unwrap();
+    store.append_events(events).await.unwrap();
+    store.close().await;
+    std::fs::create_dir(path).unwrap();
+    away
+}
+
+fn earlier(id: u64) -> Event {
+    Event { id, start: "1".into(), text: format!("earlier {id}"), ..Event::new(EventKind::Config, time::wall()) }
+}
+
+fn is_increasing(events: &[Event]) -> bool {
+    events.is_sorted_by(|a, b| a.id < b.id)
+}
+
+/// With a state that became usable after the start, new events reused the ids of stored events and hid them.
+#[tokio::test]
+async fn events_emitted_before_the_state_is_usable_do_not_collide_with_stored_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let away = unusable(&path, (1..=3).map(earlier).collect()).await;
+    let mut all = Vec::new();
+    run_over(
+        begin(config(&["a"]), &path).await,
+        async |controller| {
+            let event = controller.event(EventKind::Config, "early".into());
+            controller.emit(false, event);
+        },
+        async |handle| {
+            // Without the state, a message without an id reports that stored events are missing.
+            handle.change(apply(&["a", "x"]), None).await.unwrap().unwrap_err();
+            let (before, mut live) = history(&handle, None).await;
+            assert!(before[0].id == 0 && before[0].text.contains("stored events are missing here"), "{before:?}");
+            let (first, last) = (before[1].id, before.last().unwrap().id);
+            assert!(
+                before[1].text.contains("store_failed") && is_increasing(&before) && before.len() == 3,
+                "{before:?}"
+            );
+            // A client that continues after the earlier start gets all events.
+            assert_eq!(ids(&history(&handle, Some(3)).await.0), [&[0], &ids(&before)[1..]].concat());
+            assert_eq!(ids(&history(&handle, Some(first)).await.0), ids(&before)[2..]);
+            assert_eq!(history(&handle, Some(last)).await.0, []);
+
+            std::fs::remove_dir(&path).unwrap();
+            std::fs::rename(&away, &path).unwrap();
+            handle.change(apply(&["a", "b"]), None).await.unwrap().unwrap();
+            // The answer has each event once, and a follower missed none.
+            (all, _) = history(&handle, None).await;
+            assert_eq!(ids(&all)[..3], [1, 2, 3]);
+            assert_eq!(all[3..5], before[1..]);
+            assert!(is_increasing(&all) && all[3..].iter().all(|event| event.start == all[3].start), "{all:?}");
+            let told: Vec<Event> = std::iter::from_fn(|| live.try_recv().ok()).collect();
+            assert_eq!(told, all[5..]);
+            assert_eq!(history(&handle, Some(last)).await.0, told);
+            assert_eq!(
+                texts(&told),
+                ["the state is written again, and changes are taken", "network \"b\" is new, with MTU 1500"]
+            );
+        },
+    )
+    .await;
+    // A restart answers the same, and continues after it.
+    run(
+        config(&["a"]),
+        &path,
+        async |_| {},
+        async |handle, _| {
+            assert_eq!(history(&handle, None).await.0, all);
+            handle.change(apply(&["a"]), None).await.unwrap().unwrap();
+            assert_eq!(ids(&history(&handle, Some(all.last().unwrap().id)).await.0), [all.last().unwrap().id + 1]);
+        },
+    )
+    .await;
+}
+
+/// Ids follow the clock while the last stored id is unknown, and the clock can be set back.
+#[tokio::test]
+async fn events_get_new_ids_if_stored_ones_have_greater_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    let far = 1 << 52;
+    let away = unusable(&path, (far..far + 2).map(earlier).collect()).await;
+    let mut all = Vec::new();
+    run_over(
+        begin(config(&["a"]), &path).await,
+        async |_| {},
+        async |handle| {
+            let (before, mut live) = history(&handle, None).await;
+            std::fs::remove_dir(&path).unwrap();
+            std::fs::rename(&away, &path).unwrap();
+            handle.change(apply(&["a", "b"]), None).await.unwrap().unwrap();
+            (all, _) = history(&handle, None).await;
+            assert_eq!(ids(&all), (far..far + 6).collect::<Vec<_>>());
+            assert_eq!(all[2].text, before[1].text, "the event is not lost");
+            assert!(
+                all[2].start != before[1].start && all[2..].iter().all(|event| event.start == all[2].start),
+                "{all:?}"
+            );
+            let told: Vec<Event> = std::iter::from_fn(|| live.try_recv().ok()).collect();
+            assert_eq!(told, all[3..]);
+            assert!(told[1].text.contains(&format!("new ids, from {} on", far + 2)), "{told:?}");
+        },
+    )
+    .await;
+    run(
+        config(&["a"]),
+        &path,
+        async |_| {},
+        async |handle, _| {
+            assert_eq!(history(&handle, None).await.0, all);
+        },
+    )
+    .await;
+}
+
+/// Events about an edit of the configuration file were stored without an id, so that no follower received them.
+#[tokio::test]
+async fn events_about_an_edit_of_the_file_have_ids() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state.db");
+    run(
+        config(&["a"]),
+        &path,
+        async |_| {},
+        async |handle, _| {
+            handle.change(apply(&["a", "b"]), None).await.unwrap().unwrap();
+        },
+    )
+    .await;
+    let away = path.with_extension("away");
+    std::fs::rename(&path, &away).unwrap();
+    // The state is usable after the start, and at the start.
+    std::fs::create_dir(&path).unwrap();
+    run_over(
+        begin(config(&["a", "c"]), &path).await,
+        async |_| {},
+        async |handle| {
+            let mut live = history(&handle, None).await.1;
+            std::fs::remove_dir(&path).unwrap();
+            std::fs::rename(&away, &path).unwrap();
+            handle.change(apply(&["a"]), None).await.unwrap().unwrap();
+            let told: Vec<Event> = std::iter::from_fn(|| live.try_recv().ok()).collect();
+            assert!(told[1].text.contains("has been edited") && is_increasing(&told), "{told:?}");
+        },
+    )
+    .await;
+    run(
+        config(&["a", "c", "d"]),
+        &path,
+        async |_| {},
+        async |handle, _| {
+            let (all, _) = history(&handle, None).await;
+            assert!(all.last().unwrap().text.contains("has been edited") && is_increasing(&all), "{all:?}");
+            assert!(all[0].id > 0);
+        },
+    )
+    .await;
 }
 
 #[tokio::test]
@@ -114,6 +297,7 @@ async fn while_the_disk_hangs_questions_are_answered_and_changes_wait_in_their_o
             assert_eq!(handle.diff(apply(&["b"])).await.unwrap().unwrap().changes.len(), 2);
         }
         let (mut messages, mut live) = handle.events(EventFilter::default()).await.unwrap().unwrap();
+        assert!(messages.remove(0).text.contains("stored events are missing here"), "the answer says what is missing");
         assert_eq!(messages, [], "what is remembered is answered, and what is not kept yet is not told");
         drop(go_on);
         let (first, second) = tokio::join!(first, second);
@@ -121,7 +305,6 @@ async fn while_the_disk_hangs_questions_are_answered_and_changes_wait_in_their_o
         assert_eq!(second.unwrap().unwrap().changes, ["network \"c\" is new, with MTU 1500"]);
         assert_eq!(networks(&handle).await, ["a", "b", "c"]);
         messages.extend(std::iter::from_fn(|| live.try_recv().ok()));
-        let texts = |messages: &[Event]| messages.iter().map(|event| event.text.clone()).collect::<Vec<_>>();
         let expected = ["network \"b\" is new, with MTU 1500", "network \"c\" is new, with MTU 1500"];
         assert_eq!(texts(&messages), expected, "each once");
         assert_eq!(texts(&store.events(None, 10).await.unwrap()), expected);

@@ -3,7 +3,8 @@
 //! The history of the switch is in its store. The journal has what a switch without a store can
 //! tell, and what is still to be written down.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::SystemTime;
 
 use tokio::sync::broadcast;
 
@@ -28,7 +29,9 @@ pub struct EventLog {
     /// By number. One whose number was reserved comes behind later ones.
     recent: BTreeMap<u64, Event>,
     bytes: usize,
-    uncommitted: Vec<Event>,
+    /// Greatest id that is not in `recent` any more: the last one of earlier starts, or the last evicted one.
+    forgotten: u64,
+    uncommitted: VecDeque<Event>,
     uncommitted_bytes: usize,
     live: broadcast::Sender<Event>,
     limit: EventLimiter,
@@ -43,7 +46,8 @@ impl Default for EventLog {
         EventLog {
             recent: BTreeMap::new(),
             bytes: 0,
-            uncommitted: Vec::new(),
+            forgotten: 0,
+            uncommitted: VecDeque::new(),
             uncommitted_bytes: 0,
             live: broadcast::channel(MAX_LAG).0,
             limit: EventLimiter::default(),
@@ -54,9 +58,34 @@ impl Default for EventLog {
 }
 
 impl EventLog {
-    /// Begins behind the events of earlier starts, of which `last` has the greatest number.
-    pub fn begin(&mut self, last: u64, start: String) {
-        (self.next, self.start) = (self.next.max(last + 1), start);
+    /// Starts numbering after `last`, the greatest stored id. If it is unknown, ids start at the milliseconds since 1970:
+    /// stored events have smaller ids, because no switch emits 1000 events per second for long.
+    pub fn begin(&mut self, last: Option<u64>, since: SystemTime) {
+        let passed = since.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.forgotten = last.unwrap_or_else(|| u64::try_from(passed.as_millis()).unwrap_or_default());
+        (self.next, self.start) = (self.forgotten + 1, passed.as_micros().to_string());
+    }
+
+    /// Continues after `last`, the greatest stored id, which was unknown at the start. Ids of this start that are not
+    /// greater (the clock was set back) would collide: then this start's events get new ids after `last` and a new
+    /// `start`. Returns the first new id in that case.
+    pub fn continue_behind(&mut self, last: u64, now: SystemTime) -> Option<u64> {
+        let remembered = self.recent.first_key_value().map(|(id, _)| *id);
+        let first = remembered.into_iter().chain(self.uncommitted.iter().map(|event| event.id)).min();
+        let first = first.unwrap_or(self.next);
+        if last < first {
+            return None;
+        }
+        let next = self.next;
+        self.begin(Some(last), now);
+        let shift = self.next - first;
+        self.next = next + shift;
+        let start = &self.start;
+        let renumbered = |event: Event| Event { id: event.id + shift, start: start.clone(), ..event };
+        self.uncommitted = std::mem::take(&mut self.uncommitted).into_iter().map(renumbered).collect();
+        let recent = std::mem::take(&mut self.recent).into_values().map(renumbered);
+        self.recent = recent.map(|event| (event.id, event)).collect();
+        Some(first + shift)
     }
 
     /// Something has happened, and is to be written down; whether it is reported now, and not later with others of its
@@ -79,12 +108,18 @@ impl EventLog {
 
     fn report(&mut self, event: Event) {
         let event = self.numbered(event);
-        // A store that fails for ever must not cost us our memory.
-        if self.uncommitted.len() < MAX_EVENTS && self.uncommitted_bytes < BYTES {
-            self.uncommitted_bytes += event.size();
-            self.uncommitted.push(event.clone());
-        }
+        self.uncommitted_bytes += event.size();
+        self.uncommitted.push_back(event.clone());
+        self.bound_uncommitted();
         self.append_committed(event);
+    }
+
+    /// Bounds memory while the store fails. Evicts the oldest events first, as the store does.
+    fn bound_uncommitted(&mut self) {
+        while self.uncommitted.len() > MAX_EVENTS || self.uncommitted_bytes > BYTES {
+            let Some(oldest) = self.uncommitted.pop_front() else { break };
+            self.uncommitted_bytes -= oldest.size();
+        }
     }
 
     /// An event with its number, and with nothing in it that is too long.
@@ -99,8 +134,9 @@ impl EventLog {
         self.bytes += event.size();
         self.recent.insert(event.id, event.clone());
         while self.recent.len() > MAX_EVENTS || self.bytes > BYTES {
-            let Some((_, oldest)) = self.recent.pop_first() else { break };
+            let Some((id, oldest)) = self.recent.pop_first() else { break };
             self.bytes -= oldest.size();
+            self.forgotten = self.forgotten.max(id);
         }
         // Nobody needs to listen.
         let _ = self.live.send(event);
@@ -114,15 +150,25 @@ impl EventLog {
     /// What is to be written down, once.
     pub fn take_uncommitted(&mut self) -> Vec<Event> {
         self.uncommitted_bytes = 0;
-        std::mem::take(&mut self.uncommitted)
+        std::mem::take(&mut self.uncommitted).into()
     }
 
     /// What was taken could not be written down on the way on which it was to be, and is still to be.
-    pub fn put_back(&mut self, mut events: Vec<Event>) {
-        events.append(&mut self.uncommitted);
-        events.truncate(MAX_EVENTS);
-        self.uncommitted_bytes = events.iter().map(Event::size).sum();
-        self.uncommitted = events;
+    pub fn put_back(&mut self, events: Vec<Event>) {
+        self.uncommitted_bytes += events.iter().map(Event::size).sum::<usize>();
+        events.into_iter().rev().for_each(|event| self.uncommitted.push_front(event));
+        self.bound_uncommitted();
+    }
+
+    /// Predicate for stored events that are not in `recent`: those of other starts, and evicted ones.
+    pub fn forgotten(&self) -> impl Fn(&Event) -> bool + Send + 'static {
+        let (forgotten, start) = (self.forgotten, self.start.clone());
+        move |event| event.start != start || event.id <= forgotten
+    }
+
+    /// Whether `recent` has all events with a greater id than `after`.
+    pub fn has_all_after(&self, after: u64) -> bool {
+        after >= self.forgotten
     }
 
     /// What is remembered of what has happened, by number.
@@ -209,12 +255,55 @@ mod tests {
     }
 
     #[test]
+    fn ids_continue_after_those_of_earlier_starts_also_if_these_are_known_late() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let names = |events: &[Event]| events.iter().map(|of| (of.id, of.start.clone())).collect::<Vec<_>>();
+        let (early, late) = ("5000000".to_owned(), "6000000".to_owned());
+        // The last stored id is known at the start.
+        let mut event_log = EventLog::default();
+        event_log.begin(Some(20), at(5));
+        assert!(event_log.append(event(1), NOW));
+        assert_eq!(names(&event_log.recent()), [(21, early.clone())]);
+        assert!(event_log.has_all_after(20) && !event_log.has_all_after(19));
+        // It is known later: emitted events keep their ids.
+        let mut event_log = EventLog::default();
+        event_log.begin(None, at(5));
+        assert!((0..2).all(|_| event_log.append(event(1), NOW)));
+        assert_eq!(event_log.continue_behind(20, at(6)), None);
+        assert!(event_log.append(event(1), NOW));
+        let expected = [(5001, early.clone()), (5002, early.clone()), (5003, early.clone())];
+        assert_eq!(names(&event_log.recent()), expected);
+        // It is known later, and the clock was set back.
+        for (last, numbers) in [(5001, [5002, 5003, 5004, 5005]), (9000, [9001, 9002, 9003, 9004])] {
+            let mut event_log = EventLog::default();
+            event_log.begin(None, at(5));
+            assert!((0..3).all(|_| event_log.append(event(1), NOW)));
+            assert_eq!(event_log.continue_behind(last, at(6)), Some(last + 1));
+            assert!(event_log.append(event(1), NOW));
+            let expected = numbers.map(|id| (id, late.clone()));
+            assert_eq!(names(&event_log.recent()), expected);
+            assert_eq!(names(&event_log.take_uncommitted()), expected);
+            assert!(event_log.has_all_after(last) && !event_log.has_all_after(last - 1));
+            let is_forgotten = event_log.forgotten();
+            assert!(expected.iter().all(|(id, start)| !is_forgotten(&Event {
+                id: *id,
+                start: start.clone(),
+                ..event(1)
+            })));
+            assert!(is_forgotten(&Event { id: numbers[0], start: early.clone(), ..event(1) }));
+        }
+    }
+
+    #[test]
     fn it_forgets_what_is_oldest() {
         let mut event_log = EventLog::default();
         assert!((0..2 * MAX_EVENTS as u64).all(|number| event_log.append(event(number), NOW)));
         let orphans = event_log.recent();
         assert_eq!((orphans.len(), orphans[0].id), (MAX_EVENTS, 10_001));
-        assert_eq!(event_log.take_uncommitted().len(), MAX_EVENTS);
+        let is_forgotten = event_log.forgotten();
+        assert!(is_forgotten(&event(10_000)) && !is_forgotten(&event(10_001)));
+        assert!(event_log.has_all_after(10_000) && !event_log.has_all_after(9_999));
+        assert_eq!(event_log.take_uncommitted(), orphans, "the oldest events are evicted");
     }
 
     #[test]

@@ -56,11 +56,13 @@ pub enum EventKind {
 /// One thing that happened, as the API tells it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
-    /// Its number: each event has the next one. One that tells of a change has its number from when the change is
-    /// being kept, and comes when it has been: a number that is missing comes later. 0: from before there were numbers.
+    /// Its number: each event of a start has the next one. An event about a change reserves its number when storing the
+    /// change begins, and is sent when it is stored: a missing number arrives later. 0, which is not written: a message of
+    /// the API about missing events, or an event of a version without numbers.
     #[serde(skip_serializing_if = "is_none", default)]
     pub id: u64,
-    /// Which start of the switch it is of. Where no state is kept, numbers begin anew with each.
+    /// The start of the switch that emitted it. Numbers continue after those of earlier starts in the state; without a
+    /// state they begin again with each start.
     #[serde(skip_serializing_if = "String::is_empty", default)]
     pub start: String,
     /// When: RFC 3339, UTC, milliseconds.

@@ -113,11 +113,9 @@ impl StateStore {
 
     /// One over a file, beside which nothing is known.
     fn at(backend: Backend, file: ConfigFile) -> (Config, StateStore) {
-        let last_applied = last_applied(&file).into();
-        (
-            file.config,
-            StateStore { backend, last_applied, unknown: Arc::default(), orphans: Orphans::new(), is_due: false },
-        )
+        let (last_applied, unknown) = (last_applied(&file).into(), Arc::default());
+        let (orphans, is_due, events) = (Orphans::new(), false, Vec::new());
+        (file.config, StateStore { backend, last_applied, unknown, orphans, is_due, events })
     }
 }
 
@@ -171,8 +169,8 @@ async fn open_over(again: Arc<ReopenSettings>) -> Result<(Config, StateStore), S
     match merge_over(&again, desired, Backend::Broken(why.to_string(), again.clone())) {
         Ok(OpenedState { config, store: state_store, .. }) => {
             error!("{why}. The switch runs as the state says, and takes no changes until the state can be written");
-            // Whoever has it open may want what is left over.
-            Ok((config, StateStore { orphans: Orphans::new(), ..state_store }))
+            // Whoever has it open may want what is left over. A later retry merges the file again and emits the events.
+            Ok((config, StateStore { orphans: Orphans::new(), events: Vec::new(), ..state_store }))
         }
         Err(why) => without_state(&again, why),
     }
@@ -186,9 +184,9 @@ async fn open_with_store(
 ) -> Result<(Config, StateStore), StartError> {
     let store = Arc::new(store);
     match merge_over(again, desired, Backend::Open(store.clone())) {
-        Ok(OpenedState { config, store: mut state_store, before, events }) => {
+        Ok(OpenedState { config, store: mut state_store, before }) => {
             drop(store);
-            state_store.commit_initial(&config, before, events).await;
+            state_store.commit_initial(&config, before).await;
             Ok((config, state_store))
         }
         Err(why) => {
@@ -213,7 +211,6 @@ struct OpenedState {
     store: StateStore,
     /// What is kept until then.
     before: Option<DesiredState>,
-    events: Vec<Event>,
 }
 
 /// What becomes of a file and a state.
@@ -227,7 +224,7 @@ fn merge_over(
     let (Some(before), Some(stored)) = (desired, stored) else {
         let Some(file) = again.file.clone() else { return Err(StartError::NothingStored { path }) };
         let (config, store) = StateStore::at(backend, file);
-        return Ok(OpenedState { config, store, before: None, events: Vec::new() });
+        return Ok(OpenedState { config, store, before: None });
     };
     let StoredConfig { config: state, unknown } = &stored;
     let (config, last_applied, events) = match &again.file {
@@ -254,8 +251,8 @@ fn merge_over(
         Precedence::Merge => unknown.clone().into(),
         Precedence::Replace => Arc::default(),
     };
-    let store = StateStore { backend, last_applied: last_applied.into(), unknown, orphans, is_due: false };
-    Ok(OpenedState { config, store, before: Some(before), events })
+    let store = StateStore { backend, last_applied: last_applied.into(), unknown, orphans, is_due: false, events };
+    Ok(OpenedState { config, store, before: Some(before) })
 }
 
 /// Says in the log, and in events, what a file makes of a state.

@@ -24,9 +24,6 @@ use crate::control::desired::orphans::{self, Orphans};
 use crate::control::state::events::Event;
 use crate::control::state::store::{DesiredState, Store, StoreError, StoredStation};
 
-/// Events among which the one with the greatest number is: more than ever wait for a change to be kept.
-const LAST: usize = 1000;
-
 /// Where changes are kept, and beside what. Clones share it.
 #[derive(Debug, Clone)]
 pub struct StateStore {
@@ -39,6 +36,8 @@ pub struct StateStore {
     orphans: Orphans,
     /// What the switch begins with could not be kept.
     is_due: bool,
+    /// Events about changes of the configuration file that the start merged into the state.
+    events: Vec<Event>,
 }
 
 #[derive(Debug, Clone)]
@@ -71,11 +70,11 @@ impl StateStore {
     }
 
     /// Keeps what a switch begins with, unless that is what is kept already.
-    async fn commit_initial(&mut self, config: &Config, before: Option<DesiredState>, events: Vec<Event>) {
+    async fn commit_initial(&mut self, config: &Config, before: Option<DesiredState>) {
         if before.is_some_and(|before| before == self.desired(config, &self.orphans)) {
             return;
         }
-        if let Err(why) = self.commit(config, &self.orphans, events).await {
+        if let Err(why) = self.commit(config, &self.orphans, Vec::new()).await {
             warn!("the configuration has not been kept: {why}");
             self.is_due = true;
         }
@@ -165,11 +164,21 @@ impl StateStore {
         }
     }
 
-    /// The greatest number of an event that is kept; 0 if none is.
-    pub async fn last_event(&self) -> u64 {
-        let Some(store) = self.store() else { return 0 };
-        let last = store.events(None, LAST).await.unwrap_or_default();
-        last.iter().map(|event| event.id).max().unwrap_or_default()
+    /// The greatest id of a stored event, 0 without one.
+    ///
+    /// # Errors
+    /// The state is unusable or cannot be read.
+    pub async fn last_event(&self) -> Result<u64, ChangeError> {
+        self.check()?;
+        match self.store() {
+            Some(store) => store.last_event().await.map_err(|why| ChangeError::switch("store_failed", why.to_string())),
+            None => Ok(0),
+        }
+    }
+
+    /// Takes the events about changes of the configuration file that the start merged into the state.
+    pub fn take_events(&mut self) -> Vec<Event> {
+        std::mem::take(&mut self.events)
     }
 
     /// Closes the store, if there is one and no clone of this is left: its file is whole, and free for
@@ -261,12 +270,14 @@ mod tests {
         let (edited, both) = (config(&["c"]), config(&["b", "c"]));
         let preview = preview(&edited.clone().into(), &path).unwrap().unwrap();
         assert_eq!(preview.changes.len(), 2, "a goes, and c comes: {preview:?}");
+        let mut told = 0;
         for _ in 0..2 {
-            let (begun, store) = begin(Some(edited.clone()), &path).await;
+            let (begun, mut store) = begin(Some(edited.clone()), &path).await;
             assert_eq!(begun, both);
-            assert_eq!(store.store().unwrap().events(None, 9).await.unwrap().len(), 1, "told once");
+            told += store.take_events().len();
             end(store).await;
         }
+        assert_eq!(told, 1, "told once");
         let replace = StateStore::open(Some(edited.clone().into()), Some(&path), Precedence::Replace);
         let (begun, store) = replace.await.unwrap();
         assert_eq!(begun, edited);
