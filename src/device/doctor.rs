@@ -251,7 +251,9 @@ fn as_tap(Facts { link, .. }: &Facts) -> KindReport {
 
 /// Why the driver cannot run an XDP program with the netdev's MTU; `None` if it can.
 pub(super) fn exceeds_one_page(link: &Link, driver: &str, features: XdpFeatures) -> Option<String> {
-    (link.mtu > ONE_PAGE && features.native() && !features.pieces())
+    // A tap runs the program on a frame longer than a page in the network stack, whatever its driver announces.
+    let is_one_page = features.native() && !features.pieces() && link.tap.is_none();
+    (link.mtu > ONE_PAGE && is_one_page)
         .then(|| format!("{driver} has no multi-buffer XDP, and the MTU is {}; reduce it to {ONE_PAGE}", link.mtu))
 }
 
@@ -349,6 +351,9 @@ mod tests {
         assert!(!xdp(&facts).0);
         assert_eq!(reported(&facts).prefer, Some("packet"));
         facts.features = Some(XdpFeatures(3 | 32));
+        assert!(xdp(&facts).0);
+        facts.features = Some(XdpFeatures(3));
+        facts.link.tap = Some(TapInfo::default());
         assert!(xdp(&facts).0);
     }
 

@@ -4,10 +4,12 @@
 use std::process::Command;
 
 use serde_json::Value;
-use support::host::{Namespace, run};
+use support::host::nic::experiment;
+use support::host::{Namespace, readable, run};
 use vifswitch::device::xdp::{self, Mode, Settings};
-use vifswitch::frame::Pool;
+use vifswitch::frame::{Batch, Magazine, Pool};
 use vifswitch::sys::tun::{Flags, Queue};
+use vifswitch::wire::Mac;
 
 /// Exit code and report on a device.
 fn request(device: &str) -> (i32, Value) {
@@ -68,6 +70,40 @@ fn a_tap_with_virtio_net_hdr_is_warned_of() {
         assert_eq!(report["prefer"], if trap { "packet" } else { "xdp" }, "{report}");
         drop(held);
     }
+}
+
+#[test]
+fn long_frames_pass_a_tap_by_xdp_as_is_predicted() {
+    let Some(namespace) = Namespace::new() else { return };
+    let flags = Flags { vnet_header: false, multi_queue: false, exclusive: true };
+    let held = namespace.run_in(|| Queue::open("t0", flags)).unwrap();
+    namespace.ip("link set dev t0 mtu 9000 up");
+    let (code, report) = request(&format!("{}:t0", namespace.0));
+    assert_eq!((code, &kind(&report, "xdp")["usable"]), (0, &Value::from(true)), "{report}");
+    assert_eq!(report["prefer"], "xdp", "{report}");
+    let settings = Settings {
+        name: "t0".into(),
+        netns: namespace.netns(),
+        queues: None,
+        mode: Mode::Auto,
+        replace_xdp_program: false,
+        mtu: 9000,
+        fill: 64,
+        owner: "p".into(),
+        vlan_demux: false,
+    };
+    let pool = Pool::new(256).unwrap();
+    let mut opened = xdp::open(&settings, pool).unwrap();
+    assert!(opened.mode.as_deref().is_some_and(|mode| mode.starts_with("native")), "{opened:?}");
+    let device = &mut opened.queues[0];
+    let (mut batch, mut magazine) = (Batch::new(), Magazine::new(pool));
+    let frame = experiment(Mac::BROADCAST, Mac::from_bits(2 << 40), &[7; 9000]);
+    held.write(&frame).unwrap();
+    readable(device.fd().unwrap());
+    device.receive(&mut batch, &mut magazine).unwrap();
+    assert_eq!(batch.len(), 1);
+    assert_eq!(batch.frame_ref(0).to_vec(), frame);
+    batch.clear(&mut magazine);
 }
 
 #[test]
