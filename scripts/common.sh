@@ -1,6 +1,5 @@
-# What scripts/demo, scripts/tour, scripts/uplinks, scripts/vm-lab, scripts/storm-lab, scripts/test, scripts/fuzz and
-# scripts/bench have in common.
-# To be sourced by bash.
+# Functions shared by scripts/demo, scripts/tour, scripts/uplinks, scripts/vm-lab, scripts/storm-lab, scripts/test,
+# scripts/fuzz and scripts/bench. Source it from bash.
 # shellcheck shell=bash
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -13,8 +12,8 @@ die() {
     exit 1
 }
 
-# need COMMAND:PACKAGE…: sees to it that the commands are there. What is missing is installed with
-# apt-get, and only that; who may not install is told what is missing.
+# need COMMAND:PACKAGE…: checks that the commands exist. As root it installs missing packages with apt-get; else it prints
+# what is missing and ends the script.
 need() {
     local pair packages=()
     for pair; do
@@ -25,10 +24,10 @@ need() {
     if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
         die "missing: ${packages[*]}. As root: $how"
     fi
-    say "installing what is missing: ${packages[*]}"
+    say "installing missing packages: ${packages[*]}"
     local log
     log=$(mktemp)
-    # the package lists may be old or not there at all
+    # the package lists may be outdated or missing
     if ! DEBIAN_FRONTEND=noninteractive $how -y >"$log" 2>&1 &&
         ! { apt-get update && DEBIAN_FRONTEND=noninteractive $how -y; } >"$log" 2>&1; then
         tail -n 5 "$log" >&2
@@ -43,7 +42,7 @@ need_root() {
     [[ -c /dev/net/tun ]] || die "needs /dev/net/tun; load the module: modprobe tun"
 }
 
-# Finds cargo also where rustup puts it and sudo does not look.
+# Adds rustup's cargo to PATH, which sudo omits.
 need_rust() {
     local home
     for home in "${CARGO_HOME:-$HOME/.cargo}" "/home/${SUDO_USER:-}/.cargo"; do
@@ -53,8 +52,8 @@ need_rust() {
     need cc:gcc
 }
 
-# find_vifswitch [PROFILE]: sets `vifswitch` to the binary to use: the one named in $VIFSWITCH, or one that is built here
-# with that profile: "ci" (the default), which builds quickly, or "release" where speed is measured.
+# find_vifswitch [PROFILE]: sets `vifswitch` to the binary named in $VIFSWITCH, or builds one with PROFILE: "ci" (default,
+# quick to build) or "release" (for measurements).
 find_vifswitch() {
     vifswitch=${VIFSWITCH:-}
     if [[ -n $vifswitch ]]; then
@@ -64,13 +63,13 @@ find_vifswitch() {
     fi
     need_rust
     local profile=${1:-ci}
-    say "building the binary with the profile $profile (minutes the first time)"
+    say "building the binary with profile $profile (takes minutes the first time)"
     cargo build --quiet --locked --profile "$profile" --bin vifswitch --manifest-path "$root/Cargo.toml"
     vifswitch=${CARGO_TARGET_DIR:-$root/target}/$profile/vifswitch
 }
 
-# add_spaces NAME…: makes network namespaces. Without IPv6, of which the kernel would send packets
-# of its own accord: what is counted shall be what was sent.
+# add_spaces NAME…: creates network namespaces, without IPv6, because the kernel sends IPv6 packets on its own, which
+# would be counted.
 add_spaces() {
     local space
     for space; do
@@ -80,7 +79,7 @@ add_spaces() {
     done
 }
 
-# Deletes those of the namespaces that there are.
+# Deletes those of the namespaces that exist.
 remove_spaces() {
     local space
     for space; do
@@ -88,7 +87,7 @@ remove_spaces() {
     done
 }
 
-# Prints what arrives at a notification socket, as systemd would read it (sd_notify(3)).
+# Receives notifications as a supervisor does and prints them (sd_notify(3)).
 NOTIFICATIONS='
 import socket, sys
 s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -98,12 +97,11 @@ while True:
     print(s.recv(4096).decode().replace("\n", " "), flush=True)
 '
 
-inside=() # how a switch is started, if not just so
-aside=()  # switches put aside
+inside=() # command prefix to start a switch with
+aside=()  # further running switches
 
-# start_switch LOG CONFIG [OPTION…]: starts a switch with these options of `run`, and waits until it
-# says that it is ready. Sets `switch` to its process id, which stands in LOG.pid as well. `inside`
-# may be a command that runs it somewhere else, as in `ip netns exec`.
+# start_switch LOG CONFIG [OPTION…]: starts a switch with these options of `run` and waits until it reports READY. Sets
+# `switch` to its process id, also written to LOG.pid. `inside` may hold a command prefix, such as `ip netns exec`.
 start_switch() {
     local log=$1 config=$2 word='' deadline=$((SECONDS + 30))
     shift 2
@@ -115,7 +113,7 @@ start_switch() {
     switch=$!
     printf '%s\n' "$switch" >"$log.pid"
     until [[ $word == READY=1* ]]; do
-        # wakes up at the word itself; once a second it looks whether there is still somebody to give it
+        # returns at once on READY; checks once per second that the process still exists
         read -r -t 1 -u "$notices" word || true
         if ! kill -0 "$switch" 2>/dev/null || ((SECONDS > deadline)); then break; fi
     done
@@ -125,12 +123,12 @@ start_switch() {
     fi
 }
 
-# Stops the switch that start_switch started, if there is one. Returns its exit code.
+# Stops the switch started by start_switch, if any. Returns its exit code.
 stop_switch() {
     local code=0
     if [[ -n ${switch:-} ]]; then stop "$switch" || code=$?; fi
     switch=
-    # it wants to say that it is going: the listener goes last
+    # the switch notifies before it ends, so the listener ends last
     if [[ -n ${listener:-} ]]; then
         stop "$listener" || true
         listener=
@@ -140,13 +138,13 @@ stop_switch() {
     return "$code"
 }
 
-# Puts the switch that start_switch started aside, to start another one beside it.
+# Keeps the switch started by start_switch running, so that another one can be started.
 put_aside() {
     aside+=("$switch $listener $notices $notify")
     switch='' listener=''
 }
 
-# Stops all switches, those put aside as well. Fails if one did not end with exit code 0.
+# Stops all switches. Fails if one did not end with exit code 0.
 stop_switches() {
     local code=0 one
     stop_switch || code=$?
@@ -158,7 +156,7 @@ stop_switches() {
     return "$code"
 }
 
-# stop PID: ends a process that we started, and waits for its end. Returns its exit code.
+# stop PID: ends a child process and waits for it. Returns its exit code.
 stop() {
     local pid=$1 code=0
     kill -TERM "$pid" 2>/dev/null || true
@@ -167,23 +165,23 @@ stop() {
     return "$code"
 }
 
-# ---- what makes a demo ----
+# ---- functions for demos ----
 #
-# A demo sets the first two of these, and begins with begin_demo, which also sees to its end.
+# A demo sets the first two variables and calls begin_demo, which also cleans up at its end.
 
-spaces=()  # its namespaces
-run=       # a directory for the socket, and for what else there is
-socket=    # where the switch is asked: api.sock in there, unless the demo says something else
-shown=0    # things that held
-helper=    # a process that goes when the demo goes
-beside=()  # and more of them
+spaces=()  # namespaces
+run=       # directory of the socket and other files
+socket=    # API socket; default: api.sock in $run
+shown=0    # number of passed checks
+helper=    # background process, ended with the demo
+beside=()  # further background processes
 
 title() { printf '\n\033[1m== %s\033[0m\n' "$1"; }
 if [[ ! -t 1 ]]; then title() { printf '\n== %s\n' "$1"; }; fi
 
 explain() { fold -s -w 100 <<<"$*"; }
 
-# holds WHAT COMMAND…: one thing shown. Ends the demo if it does not hold.
+# holds WHAT COMMAND…: runs one check. Ends the demo if it fails.
 holds() {
     local what=$1 output
     shift
@@ -193,7 +191,7 @@ holds() {
     else
         printf '   FAIL  %s\n' "$what"
         printf '%s\n' "$output" | sed 's/^/         /'
-        die "this does not hold: $what"
+        die "check failed: $what"
     fi
 }
 
@@ -201,10 +199,10 @@ fails() { ! "$@"; }
 
 show() { "$vifswitch" show "$@" --socket "$socket"; }
 
-# asks QUESTION WHAT: a question to the JSON of `vifswitch show WHAT`, in Python, where it is `it`.
+# asks EXPRESSION WHAT: evaluates a Python expression on the JSON of `vifswitch show WHAT`, named `it`.
 asks() { show "$2" --json | answers "$1"; }
 
-# answers QUESTION: the same of the JSON at standard input.
+# answers EXPRESSION: the same on the JSON at standard input.
 answers() {
     python3 -c "
 import json, sys
@@ -213,7 +211,7 @@ if not ($1):
     sys.exit('it is: ' + json.dumps(it, indent=1))"
 }
 
-# does COMMAND…: a command of vifswitch, shown with what it says. Ends the demo if it is refused.
+# does COMMAND…: runs a vifswitch command and prints it with its output. Ends the demo if it fails.
 does() {
     say "   # vifswitch $*"
     if ! "$vifswitch" "$@" --socket "$socket" >"$run/said" 2>&1; then
@@ -224,7 +222,7 @@ does() {
     shown=$((shown + 1))
 }
 
-# said TEXT: the last command said this
+# said TEXT: the output of the last command contains this
 said() { grep -qF -- "$1" "$run/said"; }
 
 pings() { ip netns exec "$1" ping -q -n -c 3 -i 0.1 -W 2 "$2"; }
@@ -233,20 +231,20 @@ knows() { ip -n "$1" neigh show "$2" | grep -q "lladdr $3"; }
 
 traffic() { python3 "$root/scripts/traffic.py" "$@"; }
 
-# Begins to listen to what happens: `vifswitch events --follow` in the background.
+# Starts `vifswitch events --follow` in the background.
 follow() {
     exec {events}< <(exec "$vifswitch" events --follow --socket "$socket" 9>&-)
     helper=$!
 }
 
-# Listens no more. It ends by itself when the switch does.
+# Stops it. It ends by itself with the switch.
 unfollow() {
     stop "$helper" || true
     helper=
     exec {events}<&-
 }
 
-# happens PART…: shows what happens up to the event that has all these parts.
+# happens PART…: prints events up to the one that contains all these parts.
 happens() {
     local line part
     while read -r -t 15 -u "$events" line; do
@@ -255,10 +253,10 @@ happens() {
         shown=$((shown + 1))
         return
     done
-    die "this has not happened within 15 seconds: $*"
+    die "no such event within 15 seconds: $*"
 }
 
-# begin_demo: makes room for the only demo of this host, and cleans up when it ends, however it does.
+# begin_demo: takes the lock for demos on this host, and cleans up at the end of the script in any case.
 begin_demo() {
     exec 9>/run/lock/vifswitch-demo.lock
     flock -w 5 9 || die "another demo is running"
@@ -281,11 +279,11 @@ clean_demo() {
     exit "$code"
 }
 
-# What an earlier demo left that had no chance to clean up: its switch and its VMs, its namespaces.
+# Removes what a killed demo has left: its switch, its VMs, its namespaces.
 clean_leftovers() {
     local file pid space
     for file in "$run"/*.pid; do
-        # it has its configuration from scripts or from its own directory, or it is somebody else by now
+        # only if its command line names one of our configurations: the process id may have been reused
         if pid=$(cat "$file" 2>/dev/null) && grep -qzF -e "$root/scripts/" -e "$run/" "/proc/$pid/cmdline" 2>/dev/null; then
             say "an earlier demo left process $pid running (${file##*/}): stopping it"
             kill -TERM "$pid"
