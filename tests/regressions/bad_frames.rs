@@ -78,7 +78,7 @@ pub fn udp(payload: &[u8]) -> Vec<u8> {
 
 /// Frames that are too long, that lie about themselves, or that no header has a word for. None of them shall cost
 /// another one anything.
-fn bad_frames(to: Mac, from: Mac) -> Vec<(&'static str, Header, Vec<u8>)> {
+pub fn bad_frames(to: Mac, from: Mac) -> Vec<(&'static str, Header, Vec<u8>)> {
     const PLAIN: Header = [0; 10];
     let body = vec![0x5a; 4000];
     let frame = |packet: &[u8]| ethernet(to, from, 0x0800, packet);
@@ -130,7 +130,7 @@ fn bad_frames(to: Mac, from: Mac) -> Vec<(&'static str, Header, Vec<u8>)> {
 }
 
 /// A guest that can send anything.
-enum Hostile {
+pub enum Hostile {
     /// By a packet socket that knows offload headers, on its own netdev.
     Socket(Nic),
     /// By the file of a tap of which the switch has the netdev, as a virtual machine monitor does.
@@ -139,7 +139,7 @@ enum Hostile {
 
 impl Hostile {
     /// Sends a frame, unless its own kernel refuses that.
-    fn send(&self, header: Header, frame: &[u8]) {
+    pub fn send(&self, header: Header, frame: &[u8]) {
         match self {
             Hostile::Socket(nic) => drop(nic.try_send(&[&header[..], frame].concat())),
             Hostile::File(file) => drop(file.write(&[&header[..], &[0, 0], frame].concat())),
@@ -157,7 +157,7 @@ pub fn owned_taps(namespace: &Namespace, name: &str) -> Queue {
 }
 
 /// A port of kind `on`; with an MTU of its own at the guest's end, where the switch does not set it.
-fn guest(vm: &str, number: u8, on: DeviceKind, host: &Namespace, mtu: u16) -> (Namespace, Vif) {
+pub fn guest(vm: &str, number: u8, on: DeviceKind, host: &Namespace, mtu: u16) -> (Namespace, Vif) {
     let namespace = Namespace::new().unwrap();
     let mut vif = Vif::new(vm, number, &namespace);
     if on != DeviceKind::Tap {
@@ -168,19 +168,19 @@ fn guest(vm: &str, number: u8, on: DeviceKind, host: &Namespace, mtu: u16) -> (N
     (namespace, vif)
 }
 
-fn pause(microseconds: i64) {
+pub fn pause(microseconds: i64) {
     let _ = nanosleep(&Timespec { tv_sec: 0, tv_nsec: microseconds * 1000 });
 }
 
 /// The numbered frames of one sender to one receiver.
 #[derive(Debug, Default)]
-struct Stream {
-    sent: u32,
-    came: u32,
+pub struct Stream {
+    pub sent: u32,
+    pub came: u32,
     /// How many came.
-    count: u64,
+    pub count: u64,
     /// What came elsewhere than in its turn.
-    wrong: Vec<u32>,
+    pub wrong: Vec<u32>,
     last: Option<MonoTime>,
     /// The longest pause between two frames that came.
     max_gap: Duration,
@@ -209,24 +209,24 @@ impl Stream {
 }
 
 /// What reaches one receiver, by who sent it.
-struct Receiver {
+pub struct Receiver {
     mac: Mac,
     nic: Nic,
-    streams: BTreeMap<Mac, Stream>,
+    pub streams: BTreeMap<Mac, Stream>,
 }
 
 impl Receiver {
-    fn new(mac: Mac, nic: Nic) -> Receiver {
+    pub fn new(mac: Mac, nic: Nic) -> Receiver {
         Receiver { mac, nic, streams: BTreeMap::new() }
     }
 
     /// The next frame from a sender.
-    fn next(&mut self, from: Mac) -> Vec<u8> {
+    pub fn next(&mut self, from: Mac) -> Vec<u8> {
         self.streams.entry(from).or_default().next(self.mac, from)
     }
 
     /// Reads what has come. Whether there was any.
-    fn read(&mut self) -> bool {
+    pub fn read(&mut self) -> bool {
         let mut any = false;
         while let Some(frame) = self.nic.try_take_any() {
             let number = frame.get(14..18).filter(|_| frame[12..14] == [0x88, 0xb5]);
@@ -246,7 +246,7 @@ impl Receiver {
 }
 
 /// Reads until all that was sent has come, or nothing has come for a second.
-fn settle(receivers: &mut [Receiver]) {
+pub fn settle(receivers: &mut [Receiver]) {
     let mut last = time::now();
     while !receivers.iter().all(Receiver::has_all) && time::now().since(last) < Duration::from_secs(1) {
         if receivers.iter_mut().fold(false, |any, receiver| receiver.read() | any) {
@@ -442,14 +442,14 @@ fn no_bad_frame_silences_a_port_on_any_pair_of_kinds() {
 }
 
 /// Frames that were lost before a port could receive them.
-fn rx_missed(daemon: &Daemon, vif: &Vif) -> u64 {
+pub fn rx_missed(daemon: &Daemon, vif: &Vif) -> u64 {
     let ports = daemon.get::<Vec<Value>>("/v1/ports");
     let port = ports.iter().find(|port| port["port_id"] == vif.port.as_str()).unwrap();
     port["rx_missed"].as_u64().unwrap_or_default()
 }
 
 /// The header of a ring has no word for it, and the kernel halts the ring.
-const UNKNOWN_TO_THE_RING: &str = "UDP fragmentation";
+pub const UNKNOWN_TO_THE_RING: &str = "UDP fragmentation";
 
 /// A ring that has come to a halt is left at once: its port is not silent for longer than a cable would be, give or take
 /// 10 ms. The cable is a veth that is used in the same way at the same time.
@@ -547,7 +547,7 @@ fn a_frame_too_long_for_one_receiver_costs_no_other_frame() {
     assert_eq!(daemon.drops(&vif, "device_full"), 0);
 }
 
-fn has_strace() -> bool {
+pub fn has_strace() -> bool {
     let found = Command::new("strace").arg("--version").stdout(Stdio::null()).status();
     let found = found.is_ok_and(|status| status.success());
     if !found {
@@ -615,7 +615,7 @@ fn whatever_the_kernel_answers_to_a_read_costs_no_other_frame() {
 }
 
 /// Waits until a port says this as the reason of its status.
-fn await_reason(daemon: &Daemon, vif: &Vif, said: &str) {
+pub fn await_reason(daemon: &Daemon, vif: &Vif, said: &str) {
     daemon.await_port(said, vif, |port| port.status_reason.contains(said));
 }
 
@@ -663,14 +663,14 @@ fn whatever_the_kernel_answers_costs_one_frame() {
 }
 
 /// A worker of a switch under strace.
-struct Trace {
+pub struct Trace {
     strace: Child,
     /// What it has written down.
     calls: NamedTempFile,
 }
 
 impl Trace {
-    fn of(daemon: &Daemon, inject: &str) -> Trace {
+    pub fn of(daemon: &Daemon, inject: &str) -> Trace {
         let tasks = format!("/proc/{}/task", daemon.pid());
         let is_worker =
             |task: &Path| std::fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("vifswitch-w"));

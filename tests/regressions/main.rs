@@ -19,6 +19,7 @@ mod opening;
 mod port_security;
 mod priority_tags;
 mod privileges;
+mod receive_errors;
 mod signals;
 mod starting;
 mod state;

@@ -76,6 +76,8 @@ pub(super) struct Queue {
     ring_stopped: bool,
     /// The ring was ever stuck.
     ring_stuck: bool,
+    /// Maximum number of frames left in the socket's queue because they could not be read; their slots were released.
+    unread: u32,
     rx_missed: u64,
     /// Learned length limits: of single frames, and of GSO packets.
     limit: Limit,
@@ -90,6 +92,8 @@ enum RxError {
     Lost,
     /// There was one that exceeds a receive buffer.
     Oversize { len: usize, is_ipv4: bool },
+    /// The call failed; a frame may still be queued.
+    Failed,
     /// There was one that is not what the ring says.
     Truncated,
 }
@@ -122,6 +126,7 @@ impl Queue {
             has_losses: false,
             ring_stopped: false,
             ring_stuck: false,
+            unread: 0,
             rx_missed: 0,
             limit: Limit::new(),
             gso_limit: Limit::new(),
@@ -154,9 +159,9 @@ impl Queue {
                 receive_frame(&arrival, batch);
                 continue;
             }
-            match receive_queued(&arrival, &self.rx_socket, &mut self.has_error, batch) {
+            match receive_queued(&arrival, &self.rx_socket, (&mut self.unread, &mut self.has_error), batch) {
                 Ok(()) => {}
-                Err(RxError::Empty | RxError::Lost) => self.rx_missed += 1,
+                Err(RxError::Empty | RxError::Failed | RxError::Lost) => self.rx_missed += 1,
                 Err(RxError::Oversize { len, is_ipv4 }) => {
                     self.observed.report_oversize(len, is_ipv4);
                     self.rx_missed += 1;
@@ -197,10 +202,7 @@ impl Queue {
                     }
                     // EINVAL: the header cannot express its offloads; the kernel has dropped the frame.
                     Err(e) if e.kind() == ErrorKind::InvalidInput => Err(RxError::Lost),
-                    Err(_) => {
-                        self.has_error = true;
-                        Err(RxError::Empty)
-                    }
+                    Err(_) => Err(RxError::Failed),
                 }
             });
             match in_buffer {
@@ -211,6 +213,9 @@ impl Queue {
                     self.observed.report_oversize(len, is_ipv4);
                     self.rx_missed += 1;
                 }
+                // A socket error is returned once instead of a frame.
+                Err(RxError::Failed) if !self.has_error => self.has_error = true,
+                Err(RxError::Failed) => break,
             }
         }
     }
@@ -235,6 +240,10 @@ impl Queue {
         // Frames lost so far. From here on both sockets count, and only the spare one receives.
         self.rx_missed += u64::from(self.rx_socket.statistics()?.lost);
         mem::swap(spare, &mut self.rx_socket);
+        // Frames left in the ring, which the kernel may fill again.
+        if let Some(ring) = &mut self.ring {
+            self.rx_missed += (0..ring.len()).map_while(|_| ring.arrival().map(drop)).count() as u64;
+        }
         self.stuck = self.ring.take();
         self.observed.report_stuck_ring();
         Ok(())
@@ -382,6 +391,11 @@ impl Device for Queue {
     fn rx_missed(&mut self) -> u64 {
         mem::take(&mut self.rx_missed)
     }
+
+    /// A receive call that failed leaves queued frames, which no further edge reports.
+    fn prepare_sleep(&mut self, _: &mut Magazine) -> bool {
+        self.ring.is_none() && self.rx_socket.is_readable()
+    }
 }
 
 /// Result of [`fill`].
@@ -453,34 +467,48 @@ fn receive_frame(arrival: &Arrival<'_>, batch: &mut Batch) {
     });
 }
 
-/// Reads a frame longer than a slot from the socket's queue into the batch.
+/// Reads a frame longer than a slot from the socket's queue into the batch. Skips up to `unread` frames before it that
+/// could not be read when their slots were released.
 #[cold]
 fn receive_queued(
     arrival: &Arrival<'_>,
     rx_socket: &Socket,
-    has_error: &mut bool,
+    (unread, has_error): (&mut u32, &mut bool),
     batch: &mut Batch,
 ) -> Result<(), RxError> {
     if !arrival.is_queued() {
         return Err(RxError::Lost); // the receive buffer was full
     }
+    let gap = if arrival.tag.is_some() { TAG_LEN } else { 0 };
     batch.receive(true, |room| {
         let is_ok = HEADROOM + arrival.len + TAG_LEN <= room.len();
-        let gap = if arrival.tag.is_some() { TAG_LEN } else { 0 };
-        let (first, rest) = room.split_at_mut(GAP);
-        let mut iovecs = [IoSliceMut::new(&mut first[HEADROOM - HEADER..]), IoSliceMut::new(&mut rest[gap..])];
-        let read = rx_socket.receive_pieces(&mut iovecs).or_else(|_| {
-            // A socket error is returned once instead of a frame.
-            *has_error = true;
-            rx_socket.receive_pieces(&mut iovecs)
-        });
-        match read {
-            Ok(read) if is_ok && read == HEADER + arrival.len => Ok(finish(room, arrival.len, arrival.tag)),
-            Ok(_) if is_ok => Err(RxError::Truncated),
-            Ok(_) => Err(RxError::Oversize { len: arrival.len, is_ipv4: offload::is_tcpv4(arrival.header()) }),
-            Err(_) => Err(RxError::Lost),
+        for _ in 0..BURST {
+            let (first, rest) = room.split_at_mut(GAP);
+            let mut iovecs = [IoSliceMut::new(&mut first[HEADROOM - HEADER..]), IoSliceMut::new(&mut rest[gap..])];
+            let read = rx_socket.receive_pieces(&mut iovecs).or_else(|_| {
+                // A socket error is returned once instead of a frame.
+                *has_error = true;
+                rx_socket.receive_pieces(&mut iovecs)
+            });
+            let Ok(read) = read else { break };
+            match begins_with(room, gap, arrival.bytes()) {
+                true if !is_ok => {
+                    return Err(RxError::Oversize { len: arrival.len, is_ipv4: offload::is_tcpv4(arrival.header()) });
+                }
+                true if read == HEADER + arrival.len => return Ok(finish(room, arrival.len, arrival.tag)),
+                _ => *unread = unread.checked_sub(1).ok_or(RxError::Truncated)?,
+            }
         }
+        // It still waits there, before the next one.
+        *unread += 1;
+        Err(RxError::Lost)
     })
+}
+
+/// True if the frame in `room`, with a gap of `gap` bytes for its tag, begins with these bytes.
+fn begins_with(room: &[u8], gap: usize, bytes: &[u8]) -> bool {
+    let (addresses, rest) = bytes.split_at(bytes.len().min(Tag::AT));
+    room[HEADROOM..].starts_with(addresses) && room[GAP + gap..].starts_with(rest)
 }
 
 /// Converts what a packet socket has written into `room` to the batch's layout: the header before the frame, `len`

@@ -14,6 +14,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::{mem, ptr};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::addr::{SocketAddrArg, SocketAddrLen, SocketAddrOpaque};
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, bind, send, socket_with, sockopt};
@@ -182,6 +183,13 @@ impl Socket {
     /// epoll reports the socket as ready.
     pub fn is_troubled(&self) -> bool {
         !matches!(sockopt::socket_error(&self.fd), Ok(Ok(())))
+    }
+
+    /// True if a frame waits to be received.
+    pub fn is_readable(&self) -> bool {
+        let mut watched = [PollFd::new(&self.fd, PollFlags::IN)];
+        let polled = poll(&mut watched, Some(&Timespec::default()));
+        polled.is_ok() && watched[0].revents().contains(PollFlags::IN)
     }
 
     /// State of the netdev.

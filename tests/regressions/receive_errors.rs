@@ -1,0 +1,225 @@
+//! System calls that receive fail: a `packet` port loses at most the frame that the failed call was for, counts it, and
+//! delivers the frames behind it at once.
+
+use std::time::Duration;
+
+use vifswitch::control::api::responses::UplinkView;
+use vifswitch::time;
+use vifswitch::wire::Mac;
+
+use crate::bad_frames::{
+    Hostile, Receiver, Trace, UNKNOWN_TO_THE_RING, await_reason, bad_frames, guest, has_strace, owned_taps, pause,
+    rx_missed, settle,
+};
+use support::host::daemon::{Daemon, Vif, config};
+use support::host::nic::Nic;
+use support::host::setup::DeviceKind;
+use support::host::{Namespace, await_that};
+
+/// Frames sent one by one.
+const SINGLES: u32 = 40;
+
+/// A sleeping worker looks at its ports once a second in any case.
+const PROMPT: Duration = Duration::from_millis(300);
+
+/// A `packet` port whose receive ring is in use, for frames that exceed its slots, and a tap that receives them.
+struct Long {
+    daemon: Daemon,
+    sender: Vif,
+    guest: Hostile,
+    receivers: [Receiver; 1],
+    _spaces: [Namespace; 3],
+}
+
+impl Long {
+    const LEN: usize = 2500;
+
+    fn new() -> Option<Long> {
+        let host = Namespace::new()?;
+        let (to_space, receiver) = guest("receiver", 1, DeviceKind::Tap, &host, 3000);
+        let (from_space, sender) = guest("sender", 2, DeviceKind::Packet, &host, 3000);
+        host.ip(&format!("link set dev {} mtu 3000", sender.name));
+        let daemon = Daemon::with("", &[("net1", 3000)], &[sender.clone(), receiver.clone()]);
+        daemon.await_active(&sender);
+        daemon.await_active(&receiver);
+        let guest = Hostile::Socket(Nic::with_header(&from_space, &sender.name));
+        let receivers = [Receiver::new(receiver.mac, Nic::new(&to_space, &receiver.name))];
+        Some(Long { daemon, sender, guest, receivers, _spaces: [host, to_space, from_space] })
+    }
+
+    fn send(&mut self, frames: u32) {
+        for _ in 0..frames {
+            let mut frame = self.receivers[0].next(self.sender.mac);
+            frame.resize(Long::LEN, 0);
+            self.guest.send([0; 10], &frame);
+        }
+    }
+}
+
+/// Frames that exceed the slots of a ring are read from its socket. One that cannot be read stays there when its slot has
+/// gone back: it is not taken for the next one.
+#[test]
+fn a_frame_that_stays_at_the_socket_of_a_ring_is_not_taken_for_the_next_one() {
+    if !has_strace() {
+        return;
+    }
+    let Some(mut setup) = Long::new() else { return };
+    for error in ["EAGAIN", "ENOBUFS", "ENOMEM", "EIO", "ENETDOWN"] {
+        let before = (rx_missed(&setup.daemon, &setup.sender), setup.receivers[0].streams.remove(&setup.sender.mac));
+        // Each frame is tried twice: the third and the fourth one are lost.
+        let trace = Trace::of(&setup.daemon, &format!("inject=readv:error={error}:when=3..6"));
+        for _ in 0..10 {
+            setup.send(5);
+            setup.receivers[0].read();
+            pause(2000);
+        }
+        settle(&mut setup.receivers);
+        drop(trace);
+        let stream = &setup.receivers[0].streams[&setup.sender.mac];
+        assert_eq!((stream.came, stream.count), (50, 48), "{error}: {stream:?}");
+        assert_eq!(stream.wrong, [4], "{error}: in order, but for the two that are missing");
+        await_that("both are counted", || (rx_missed(&setup.daemon, &setup.sender) == before.0 + 2).then_some(()));
+        let mode = setup.daemon.port(&setup.sender).device.mode;
+        assert_eq!(mode.as_deref(), Some("ring"), "{error}");
+    }
+    setup.daemon.await_idle();
+}
+
+/// A ring that shows another frame than its socket holds is left. What it still holds then is counted.
+#[test]
+fn frames_in_a_ring_that_is_left_are_counted() {
+    if !has_strace() {
+        return;
+    }
+    let Some(mut setup) = Long::new() else { return };
+    // The call reads nothing and says that it did, late: others arrive behind it.
+    let trace = Trace::of(&setup.daemon, "inject=readv:retval=100:delay_enter=500000:when=1");
+    setup.send(200);
+    settle(&mut setup.receivers);
+    drop(trace);
+    // From here on it is read without the ring.
+    setup.send(1);
+    settle(&mut setup.receivers);
+    let stream = &setup.receivers[0].streams[&setup.sender.mac];
+    let lost = 201 - stream.count;
+    assert!(stream.came == 201 && lost > 1, "{stream:?}");
+    await_that("all are counted", || (rx_missed(&setup.daemon, &setup.sender) == lost).then_some(()));
+    setup.daemon.await_idle();
+}
+
+/// A `packet` port whose ring has halted, and a tap.
+struct Halted {
+    daemon: Daemon,
+    sender: Vif,
+    guest: Hostile,
+    receivers: [Receiver; 1],
+    _spaces: [Namespace; 2],
+}
+
+impl Halted {
+    fn new() -> Option<Halted> {
+        let host = Namespace::new()?;
+        let (namespace, receiver) = guest("receiver", 1, DeviceKind::Tap, &host, 1500);
+        let guest = Hostile::File(owned_taps(&host, "tap2"));
+        let sender = Vif { kind: "packet", ..Vif::new("old", 2, &host) };
+        let daemon = Daemon::over(&[receiver.clone(), sender.clone()]);
+        daemon.await_active(&receiver);
+        daemon.await_active(&sender);
+        halt_ring(&guest, receiver.mac, sender.mac);
+        await_reason(&daemon, &sender, "halted the receive ring");
+        let receivers = [Receiver::new(receiver.mac, Nic::new(&namespace, &receiver.name))];
+        Some(Halted { daemon, sender, guest, receivers, _spaces: [host, namespace] })
+    }
+
+    fn send(&mut self) {
+        let frame = self.receivers[0].next(self.sender.mac);
+        self.guest.send([0; 10], &frame);
+    }
+}
+
+fn halt_ring(guest: &Hostile, to: Mac, from: Mac) {
+    let (_, header, fragments) =
+        bad_frames(to, from).into_iter().find(|(name, ..)| *name == UNKNOWN_TO_THE_RING).unwrap();
+    guest.send(header, &fragments);
+}
+
+/// A read that fails leaves its frame where it is, and nothing reports that frame again: its port reads again, and does
+/// not leave it until the next one arrives.
+#[test]
+fn a_frame_whose_read_failed_comes_at_once_although_its_worker_sleeps() {
+    if !has_strace() {
+        return;
+    }
+    let Some(mut setup) = Halted::new() else { return };
+    for error in ["EAGAIN", "EINVAL", "ENOBUFS", "ENOMEM", "EIO", "ENETDOWN"] {
+        setup.receivers[0].streams.clear();
+        let trace = Trace::of(&setup.daemon, &format!("inject=recvmsg:error={error}:when=1+2"));
+        let mut late = 0;
+        for _ in 0..SINGLES {
+            // The worker falls asleep.
+            pause(3000);
+            setup.send();
+            let sent = time::now();
+            await_that("the frame", || setup.receivers[0].read().then_some(()));
+            late += u32::from(time::now().since(sent) > PROMPT);
+        }
+        drop(trace);
+        let stream = &setup.receivers[0].streams[&setup.sender.mac];
+        assert!(stream.wrong.is_empty() && stream.came == SINGLES, "{error}: {stream:?}");
+        // The machine may have been busy with others now and then.
+        assert!(late <= SINGLES / 10, "{error}: {late} of {SINGLES} came late");
+    }
+    setup.daemon.await_idle();
+}
+
+/// What an uplink says of itself.
+fn uplink(daemon: &Daemon) -> UplinkView {
+    daemon.get::<Vec<UplinkView>>("/v1/uplinks").remove(0)
+}
+
+/// An uplink that carries two networks. The ring that it receives by halts in the midst of their frames: each one that is
+/// lost is counted there.
+#[test]
+fn what_a_halted_ring_costs_the_networks_of_an_uplink_is_counted() {
+    let Some(host) = Namespace::new() else { return };
+    let (mut spaces, mut vifs) = (Vec::new(), Vec::new());
+    for (number, network) in [(1, "net1"), (2, "net2")] {
+        let (namespace, vif) = guest(&format!("receiver-{number}"), number, DeviceKind::Tap, &host, 1500);
+        spaces.push(namespace);
+        vifs.push(vif.on(network));
+    }
+    let wire = Hostile::File(owned_taps(&host, "wire"));
+    let mut daemon = Daemon::new();
+    let text = config(&daemon.socket(), "", &[("net1", 1500), ("net2", 1500)], &vifs);
+    let device = format!("{{ kind = \"packet\", name = \"wire\", netns = \"{}\" }}", host.0);
+    let networks = "[{ network_id = \"net1\" }, { network_id = \"net2\", vlan = 7 }]";
+    daemon.configure(&format!("{text}\n[[uplinks]]\nid = \"up\"\ndevice = {device}\nnetworks = {networks}\n"));
+    daemon.start();
+    vifs.iter().for_each(|vif| drop(daemon.await_active(vif)));
+    let from = Mac::from_bits(0x0200_0000_0f01);
+    let mut receivers: Vec<Receiver> = vifs
+        .iter()
+        .zip(&spaces)
+        .map(|(vif, namespace)| Receiver::new(vif.mac, Nic::new(namespace, &vif.name)))
+        .collect();
+    for round in 0..400 {
+        for (receiver, tag) in receivers.iter_mut().zip([&[][..], &[0x81, 0, 0, 7]]) {
+            let mut frame = receiver.next(from);
+            frame.splice(12..12, tag.iter().copied());
+            wire.send([0; 10], &frame);
+        }
+        if round == 100 {
+            halt_ring(&wire, vifs[0].mac, from);
+        }
+        for receiver in &mut receivers {
+            receiver.read();
+        }
+        if round % 20 == 0 {
+            pause(1000);
+        }
+    }
+    settle(&mut receivers);
+    let lost: u64 = receivers.iter().map(|receiver| 400 - receiver.streams[&from].count).sum();
+    // And the one that was to blame. Both rings may have met some while one took over from the other.
+    await_that("all that was lost is counted", || (uplink(&daemon).counts.rx_missed > lost).then_some(()));
+}
