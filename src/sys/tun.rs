@@ -209,12 +209,12 @@ impl AsFd for Queue {
 
 fn no_frame(e: Errno) -> NoFrame {
     match e {
-        // Older kernels return EIO while the netdev is down.
-        Errno::AGAIN | Errno::IO => NoFrame::Empty,
         // EINVAL: the header cannot express its offloads. The frame has left the queue in each case.
         Errno::INVAL | Errno::NOMEM | Errno::NOBUFS | Errno::FAULT | Errno::MSGSIZE => NoFrame::Lost,
-        // EBADFD: the netdev has been deleted.
-        e => NoFrame::Gone(e.into()),
+        // EBADFD: the netdev has been deleted. Closing a queue for any other error would delete it.
+        Errno::BADFD | Errno::BADF => NoFrame::Gone(e.into()),
+        // EAGAIN; EIO of older kernels while the netdev is down; and any other: nothing has left the queue.
+        _ => NoFrame::Empty,
     }
 }
 
@@ -234,7 +234,9 @@ mod tests {
     #[test]
     fn an_error_of_one_frame_is_told_from_one_of_the_device() {
         assert!(matches!(no_frame(Errno::INVAL), NoFrame::Lost));
-        assert!(matches!(no_frame(Errno::AGAIN), NoFrame::Empty));
+        for error in [Errno::AGAIN, Errno::IO, Errno::NXIO, Errno::NETDOWN, Errno::PERM] {
+            assert!(matches!(no_frame(error), NoFrame::Empty), "{error}");
+        }
         assert!(matches!(no_frame(Errno::BADFD), NoFrame::Gone(_)));
         let message = [Errno::AGAIN, Errno::NOBUFS, Errno::NOMEM, Errno::INVAL, Errno::MSGSIZE, Errno::IO].map(unsent);
         use Unsent::{Down, Full, NoMemory, Refused};

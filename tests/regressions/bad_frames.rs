@@ -579,7 +579,7 @@ fn whatever_the_kernel_answers_to_a_read_costs_no_other_frame() {
         let guest = Hostile::Socket(Nic::with_header(&sender_space, &sender.name));
         let opened = || daemon.events().iter().filter(|event| event.kind == EventKind::PortUp).count();
         let before = opened();
-        for error in ["EINVAL", "EMSGSIZE", "ENOBUFS", "ENOMEM", "EFAULT", "EAGAIN", "EIO"] {
+        for error in ["EINVAL", "EMSGSIZE", "ENOBUFS", "ENOMEM", "EFAULT", "EAGAIN", "EIO", "ENXIO", "ENETDOWN"] {
             let missed_before = rx_missed(&daemon, &sender);
             let mut receivers = [Receiver::new(receiver.mac, Nic::new(&namespace, &receiver.name))];
             let send = |receivers: &mut [Receiver; 1], frames: u32| {
