@@ -61,11 +61,12 @@ impl SwOffload {
             batch,
             cache: magazine,
             keeps_partial_checksums,
+            is_blocked: false,
             done: SwOffloadStats::default(),
         };
         for place in 0..tx.len() {
             let view = tx.frame(place, batch);
-            if way.is_blocked() {
+            if way.is_blocked {
                 way.done.sent.full += view.frame.count();
             } else if !view.is_supported_by(takes) {
                 way.finish(&view);
@@ -96,19 +97,19 @@ struct SwOffloadTx<'a> {
     cache: &'a mut Magazine,
     /// Whether the device takes segments with partial checksums.
     keeps_partial_checksums: bool,
+    /// Whether the device had no room for any frame of a chunk. Then nothing more is built or transmitted.
+    is_blocked: bool,
     done: SwOffloadStats,
 }
 
 impl SwOffloadTx<'_> {
-    /// Whether the device's TX ring was full. Then nothing more is built or transmitted.
-    fn is_blocked(&self) -> bool {
-        self.done.sent.full > 0
-    }
-
     /// Transmits the built frames.
     fn send(&mut self) {
         if !self.output.is_empty() {
-            self.done.sent += self.device.transmit(self.output, self.batch, self.cache);
+            let sent = self.device.transmit(self.output, self.batch, self.cache);
+            // A device that had no room for one frame may have room for those after it.
+            self.is_blocked |= sent.full > 0 && sent.frames == 0;
+            self.done.sent += sent;
         }
     }
 
@@ -141,7 +142,7 @@ impl SwOffloadTx<'_> {
         let mut made = 0;
         while let Some(part) = work.next_segment() {
             self.make_room();
-            if self.is_blocked() {
+            if self.is_blocked {
                 self.done.sent.full += count - made;
                 return made;
             }
@@ -180,4 +181,68 @@ fn build<'b>(
         part.fill(bytes);
         padding.fill(0);
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::os::fd::BorrowedFd;
+
+    use super::*;
+    use crate::device::DeviceCaps;
+    use crate::frame::{Pool, TxStatus};
+
+    /// Has no room for some of the frames that it gets, by number.
+    struct Narrow(std::ops::Range<u64>, u64);
+
+    impl Device for Narrow {
+        fn receive(&mut self, _: &mut Batch, _: &mut Magazine) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn transmit(&mut self, tx: &mut TxBatch, batch: &Batch, magazine: &mut Magazine) -> TxStats {
+            tx.send_each(batch, magazine, |_| {
+                self.1 += 1;
+                if self.0.contains(&(self.1 - 1)) { TxStatus::NoRoom } else { TxStatus::Sent }
+            })
+        }
+
+        fn fd(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+
+        fn caps(&self) -> DeviceCaps {
+            DeviceCaps { offloads: false }
+        }
+    }
+
+    /// Sends 200 frames that need a checksum to a device without room for some of them: sent, dropped for lack of room,
+    /// and how many it got.
+    fn send_200(no_room: std::ops::Range<u64>) -> (u64, u64, u64) {
+        let pool = Pool::new(512).unwrap();
+        let mut magazine = Magazine::new(pool);
+        let partial = Offload::read(&[1, 0, 0, 0, 0, 0, 34, 0, 6, 0, 0, 0]);
+        let (batch, mut tx, mut device) = (Batch::new(), TxBatch::with_capacity(200), Narrow(no_room, 0));
+        (0..200).for_each(|_| tx.push(magazine.frame(&[0; 60], partial).unwrap()));
+        let port = PortId::default();
+        let sent =
+            SwOffload::new().send(&mut device, port, 0, &mut tx, &batch, &mut magazine, &PortCounterTable::new());
+        drop(magazine);
+        assert_eq!(pool.free(), 512);
+        (sent.frames, sent.full, device.1)
+    }
+
+    #[test]
+    fn a_device_without_room_for_one_frame_gets_those_after_it() {
+        assert_eq!(send_200(10..11), (199, 1, 200));
+        assert_eq!(send_200(63..64), (199, 1, 200));
+        assert_eq!(send_200(60..70), (190, 10, 200));
+    }
+
+    #[test]
+    fn a_device_without_room_for_a_whole_chunk_gets_no_more() {
+        let chunk = BURST as u64;
+        assert_eq!(send_200(0..u64::MAX), (0, 200, chunk));
+        assert_eq!(send_200(10..u64::MAX), (10, 190, 2 * chunk));
+    }
 }
