@@ -10,6 +10,7 @@
 #![allow(clippy::cast_possible_truncation)] // parts of addresses within the UMEM
 
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::thread::nanosleep;
@@ -54,11 +55,22 @@ pub struct XskQueue {
     filled: u32,
     /// Target number of slots in the fill ring.
     fill_target: FillTarget,
-    /// A partially received frame and its last slot.
-    partial: Option<(Frame, u32)>,
-    /// Received descriptors of slots that this queue does not own, or that exceed a slot: zero, unless the kernel
-    /// misbehaves.
+    /// State of the frame of several descriptors that is being received.
+    assembly: Assembly,
+    /// Frames with a descriptor of a slot that this queue does not own, or that exceeds its slot: zero, unless the
+    /// kernel misbehaves.
     unexpected: u64,
+}
+
+/// State of a frame of several descriptors.
+#[derive(Debug)]
+enum Assembly {
+    /// The next descriptor begins a frame.
+    Idle,
+    /// A partially received frame and its last slot.
+    Partial(Frame, u32),
+    /// A descriptor of the frame was invalid; the others are dropped.
+    Discard,
 }
 
 impl XskQueue {
@@ -89,7 +101,7 @@ impl XskQueue {
             in_flight: 0,
             filled: 0,
             fill_target: FillTarget::new(fill.min(entries)),
-            partial: None,
+            assembly: Assembly::Idle,
             unexpected: 0,
         };
         xsk.refill(&mut Magazine::new(pool));
@@ -116,22 +128,19 @@ impl XskQueue {
             let Some(piece) = socket.received() else { break };
             taken += 1;
             bytes += u64::from(piece.len);
-            let slot = (piece.address / SLOT as u64) as u32;
-            let start = (piece.address % SLOT as u64) as u32;
-            if self.pool.owner_table(slot) != self.number || start + piece.len > SLOT as u32 {
-                self.unexpected += 1;
-                continue;
+            let extent = extent_of(self.pool, self.number, piece);
+            if let Some((slot, start, len)) = extent {
+                self.pool.set_lent(slot, OWNED_BY_US);
+                // The kernel has written the frame on another core: prefetching overlaps the cache misses of a burst.
+                // SAFETY: the slot is ours since it was received, and `extent_of` has checked the length.
+                prefetch(unsafe { room.bytes(slot, start, len) });
+                if !piece.more && matches!(self.assembly, Assembly::Idle) {
+                    batch.push(Frame::received(self.pool, slot, start, len));
+                    continue;
+                }
             }
-            self.pool.set_lent(slot, OWNED_BY_US);
-            let (start, len) = (start as u16, piece.len as u16);
-            // The kernel has written the frame on another core: prefetching overlaps the cache misses of a burst.
-            // SAFETY: the slot is ours since it was received, and the length was checked above.
-            prefetch(unsafe { room.bytes(slot, start, len) });
-            if self.partial.is_none() && !piece.more {
-                batch.push(Frame::received(self.pool, slot, start, len));
-            } else {
-                append_segment(self.pool, &mut self.partial, (slot, start, len), piece.more, batch);
-            }
+            let is_lost = self.assembly.add(self.pool, extent, piece.more, batch, magazine);
+            self.unexpected += u64::from(is_lost);
         }
         if taken > 0 {
             socket.release_received();
@@ -150,16 +159,19 @@ impl XskQueue {
         }
     }
 
-    /// Wakes a driver that has stopped receiving for lack of slots. In copy mode no driver stops.
+    /// Wakes a driver that has stopped receiving for lack of slots; `false` if it could not be woken. In copy mode no
+    /// driver stops.
     #[inline]
-    fn wake_receive(&mut self) {
-        if let (CopyMode::ZeroCopy, Some(socket)) = (self.copy_mode, &mut self.socket) {
-            socket.wake_receive();
+    fn wake_receive(&mut self) -> bool {
+        match (self.copy_mode, &mut self.socket) {
+            (CopyMode::ZeroCopy, Some(socket)) => socket.wake_receive(),
+            _ => true,
         }
     }
 
     /// Reclaims transmitted slots and refills the fill ring before the caller sleeps until a frame arrives. Returns
-    /// whether the kernel has a slot to receive into: without one it drops frames and wakes nobody.
+    /// whether the driver receives: without a slot it drops frames, and one that could not be woken is deaf; neither
+    /// wakes anybody.
     ///
     /// # Panics
     ///
@@ -167,8 +179,7 @@ impl XskQueue {
     pub fn prepare_sleep(&mut self, magazine: &mut Magazine) -> bool {
         self.reap(magazine);
         self.refill(magazine);
-        self.wake_receive();
-        self.filled > 0
+        self.wake_receive() && self.filled > 0
     }
 
     fn refill(&mut self, magazine: &mut Magazine) {
@@ -271,11 +282,11 @@ impl XskQueue {
     }
 
     /// The frame that the last kick dropped, as its error reported. Call after each such kick, and
-    /// [`XskQueue::unsent`] before the kick. In zero-copy mode there is none.
+    /// [`XskQueue::unsent`] before the kick. In zero-copy mode there is none: the driver transmits by itself.
     #[cold]
     pub fn dropped(&mut self) -> Option<Dropped> {
         let before = self.consumed;
-        if self.unsent() == 0 && self.consumed == before {
+        if self.copy_mode == CopyMode::ZeroCopy || self.unsent() == 0 && self.consumed == before {
             return None;
         }
         let socket = self.socket.as_ref()?;
@@ -333,7 +344,7 @@ impl XskQueue {
     }
 
     /// Frames that the kernel dropped since the queue was opened, for lack of a slot or of room in the RX ring,
-    /// plus invalid received descriptors (none expected).
+    /// plus frames with an invalid descriptor (none expected).
     pub fn rx_missed(&self) -> u64 {
         let counted = self.socket.as_ref().and_then(|socket| socket.statistics().ok());
         let counted = counted.map_or(0, |counted| counted.rx_dropped + counted.rx_ring_full.unwrap_or(0));
@@ -403,24 +414,47 @@ impl ZcQuiesce {
     }
 }
 
-/// Appends a segment to the partial frame; pushes the frame into the batch when complete.
-#[cold]
-fn append_segment(
-    pool: &'static Pool,
-    partial: &mut Option<(Frame, u32)>,
-    (slot, start, len): (u32, u16, u16),
-    more: bool,
-    batch: &mut Batch,
-) {
-    match partial {
-        None => *partial = Some((Frame::received(pool, slot, start, len), slot)),
-        Some((frame, last)) => {
-            frame.append(pool, *last, slot, start, len);
-            *last = slot;
+/// Slot, start and length of a received descriptor, if queue `number` owns the slot and the slot holds all of it.
+#[inline(always)]
+fn extent_of(pool: &Pool, number: u32, piece: Piece) -> Option<(u32, u16, u16)> {
+    let slot = u32::try_from(piece.address / SLOT as u64).ok()?;
+    let start = (piece.address % SLOT as u64) as u32;
+    let is_valid = pool.owner_table(slot) == number && piece.len <= SLOT as u32 - start;
+    is_valid.then_some((slot, start as u16, piece.len as u16))
+}
+
+impl Assembly {
+    /// Adds a descriptor, whose slot the caller has taken; `None` if it is invalid: then its whole frame is dropped.
+    /// Pushes the frame into the batch when complete. Returns whether a frame was lost.
+    #[cold]
+    fn add(
+        &mut self,
+        pool: &'static Pool,
+        extent: Option<(u32, u16, u16)>,
+        more: bool,
+        batch: &mut Batch,
+        magazine: &mut Magazine,
+    ) -> bool {
+        let is_lost = extent.is_none() && !matches!(self, Assembly::Discard);
+        match (extent, &mut *self) {
+            (Some((slot, start, len)), Assembly::Idle) => {
+                *self = Assembly::Partial(Frame::received(pool, slot, start, len), slot);
+            }
+            (Some((slot, start, len)), Assembly::Partial(frame, last)) => {
+                frame.append(pool, *last, slot, start, len);
+                *last = slot;
+            }
+            (Some((slot, ..)), Assembly::Discard) => magazine.push(slot),
+            (None, _) => {
+                if let Assembly::Partial(frame, _) = mem::replace(self, Assembly::Discard) {
+                    magazine.recycle(frame);
+                }
+            }
         }
-    }
-    if !more && let Some((frame, _)) = partial.take() {
-        batch.push(frame);
+        if !more && let Assembly::Partial(frame, _) = mem::replace(self, Assembly::Idle) {
+            batch.push(frame);
+        }
+        is_lost
     }
 }
 
@@ -428,7 +462,7 @@ impl Drop for XskQueue {
     /// Closes the socket, then reclaims all slots. May wait for the hardware, so only control drops it.
     fn drop(&mut self) {
         self.socket = None;
-        self.partial = None;
+        self.assembly = Assembly::Idle;
         if self.quiesce.as_ref().is_some_and(|quiesce| !quiesce.is_done(self.pool)) {
             // The slots stay lost in the owner table, so that the hardware cannot write into other frames.
             return;
@@ -439,6 +473,72 @@ impl Drop for XskQueue {
                 self.pool.link(slot, NONE);
                 self.pool.push(slot);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const QUEUE: u32 = 7;
+
+    /// Takes a slot out of the pool and leaves it to the queue.
+    fn lend(pool: &Pool, magazine: &mut Magazine) -> u32 {
+        let slot = magazine.pop().unwrap();
+        pool.set_lent(slot, QUEUE);
+        slot
+    }
+
+    #[test]
+    fn a_descriptor_outside_the_memory_or_its_slot_is_refused() {
+        let pool = Pool::new(16).unwrap();
+        let mut magazine = Magazine::new(pool);
+        let slot = lend(pool, &mut magazine);
+        let at = |address: u64, len: u32| extent_of(pool, QUEUE, Piece { address, len, more: false });
+        let base = u64::from(slot) * SLOT as u64;
+        assert_eq!(at(base + 256, 1514), Some((slot, 256, 1514)));
+        assert_eq!(at(base + 256, SLOT as u32 - 256), Some((slot, 256, SLOT as u16 - 256)));
+        for len in [SLOT as u32 - 255, 1 << 16, u32::MAX - 255, u32::MAX] {
+            assert_eq!(at(base + 256, len), None, "{len} bytes");
+        }
+        // Behind the end; aliases of the slot in 32 bits; and a slot that is not with this queue.
+        let other = u64::from(magazine.pop().unwrap());
+        for address in [16 * SLOT as u64, (SLOT as u64) << 32 | base, u64::MAX, other * SLOT as u64] {
+            assert_eq!(at(address, 60), None, "{address:#x}");
+        }
+        pool.set_lent(slot, OWNED_BY_US);
+        magazine.push(slot);
+        magazine.push(other as u32);
+    }
+
+    /// Whatever place the invalid descriptor has, its frame is lost as a whole, and no other one.
+    #[test]
+    fn an_invalid_descriptor_costs_its_whole_frame_and_no_other() {
+        let pool = Pool::new(16).unwrap();
+        for (invalid, before) in (0..3).flat_map(|invalid| [(invalid, 0), (invalid, 1)]) {
+            let mut magazine = Magazine::new(pool);
+            let mut batch = Batch::new();
+            let (mut assembly, mut lost) = (Assembly::Idle, 0);
+            let mut add = |lens: [Option<u16>; 3], magazine: &mut Magazine, batch: &mut Batch| {
+                for (index, len) in lens.into_iter().enumerate() {
+                    let extent = len.map(|len| (magazine.pop().unwrap(), 0, len));
+                    lost += u64::from(assembly.add(pool, extent, index < 2, batch, magazine));
+                }
+            };
+            let whole = [Some(4096), Some(4096), Some(100)];
+            (0..before).for_each(|_| add(whole, &mut magazine, &mut batch));
+            let mut broken = whole;
+            broken[invalid] = None;
+            add(broken, &mut magazine, &mut batch);
+            add([None; 3], &mut magazine, &mut batch);
+            add(whole, &mut magazine, &mut batch);
+            let lens: Vec<u32> = (0..batch.len()).map(|index| batch.frame(index).len()).collect();
+            assert_eq!((lens, lost), (vec![8292; before + 1], 2), "descriptor {invalid}");
+            assert!(matches!(assembly, Assembly::Idle));
+            batch.clear(&mut magazine);
+            drop(magazine);
+            assert_eq!(pool.free(), 16, "every slot is free again");
         }
     }
 }

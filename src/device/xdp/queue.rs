@@ -10,7 +10,8 @@
 //!   its first frame is tried, and the others are dropped if that is dropped.
 //! * EAGAIN, ENOBUFS, ENOMEM and others: nothing was dropped. The frames wait in the ring, in order, and are retried
 //!   soon. They count as sent; if they are lost later, they count as `tx_lost`.
-//! * ENETDOWN: the netdev is down, and so is this queue until a frame leaves the ring. ENXIO: the netdev is gone.
+//! * ENETDOWN: the netdev is down, and so is this queue until a frame leaves the ring. ENXIO, twice in a row: the netdev
+//!   is gone.
 
 use std::io;
 use std::mem;
@@ -77,6 +78,14 @@ enum State {
     Gone,
 }
 
+impl State {
+    /// State once it is known whether frames wait in the ring. A driver in zero-copy mode transmits them by itself when
+    /// its netdev is up again, and nothing is left then that would tell.
+    fn with_pending(self, tx_pending: bool) -> State {
+        if self == State::Down && !tx_pending { State::Up } else { self }
+    }
+}
+
 /// Frames of one burst that the device has dropped.
 #[derive(Debug, Clone, Copy, Default)]
 struct Drops {
@@ -141,7 +150,12 @@ impl Queue {
     fn flush(&mut self, first: u32, drops: &mut Drops) {
         let mut left = self.socket.unsent();
         while left > 0 {
-            match self.socket.kick() {
+            let mut kick = self.socket.kick();
+            if kick == Kick::Gone {
+                // This closes the queue: one answer is not enough.
+                kick = self.socket.kick();
+            }
+            match kick {
                 Kick::Done | Kick::Full => (self.state, self.dropping) = (State::Up, false),
                 Kick::Dropped => {
                     (self.state, self.dropping) = (State::Up, true);
@@ -157,6 +171,7 @@ impl Queue {
             }
         }
         self.tx_pending = left > 0;
+        self.state = self.state.with_pending(self.tx_pending);
     }
 
     #[cold]
@@ -382,6 +397,20 @@ impl Queue {
         sent.refused += drops.refused;
         if !self.redirect.running.is_running() {
             sent.link_down += mem::take(&mut sent.full) + mem::take(&mut sent.refused);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_netdev_that_was_down_is_up_when_no_frame_waits_for_it() {
+        assert_eq!(State::Down.with_pending(true), State::Down);
+        assert_eq!(State::Down.with_pending(false), State::Up);
+        for state in [State::Up, State::Gone] {
+            assert_eq!([false, true].map(|pending| state.with_pending(pending)), [state; 2]);
         }
     }
 }

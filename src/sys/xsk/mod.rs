@@ -236,13 +236,16 @@ impl Socket {
     }
 
     /// Wakes a driver that stopped receiving for lack of chunks, if the fill ring has some. The driver may have
-    /// stopped after the last publish without reading the new entries.
+    /// stopped after the last publish without reading the new entries. `false` if the driver could not be woken now,
+    /// such as one that resets its device, and has to be woken again.
     #[inline(always)]
-    pub fn wake_receive(&mut self) {
+    pub fn wake_receive(&mut self) -> bool {
         if self.fill.wants_wakeup() && self.fill.unread() > 0 {
             let mut empty = [0; 0];
-            let _ = recv(&self.fd, &mut empty, RecvFlags::DONTWAIT); // all it does is to wake
+            // It reads nothing.
+            return is_awake(recv(&self.fd, &mut empty, RecvFlags::DONTWAIT).err());
         }
+        true
     }
 
     /// Free entries of the transmit ring.
@@ -332,8 +335,29 @@ impl Socket {
     }
 }
 
+/// False if a driver that answered so has to be woken again. One whose netdev is down or gone receives nothing, and
+/// reads the fill ring when it is set up.
+fn is_awake(answer: Option<Errno>) -> bool {
+    matches!(answer, None | Some(Errno::NETDOWN | Errno::NXIO | Errno::NODEV))
+}
+
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_driver_that_cannot_be_woken_now_is_woken_again() {
+        for answer in [Errno::AGAIN, Errno::BUSY, Errno::INVAL, Errno::IO, Errno::NOMEM, Errno::NOBUFS] {
+            assert!(!is_awake(Some(answer)), "{answer}");
+        }
+        for answer in [None, Some(Errno::NETDOWN), Some(Errno::NXIO), Some(Errno::NODEV)] {
+            assert!(is_awake(answer), "{answer:?}");
+        }
     }
 }
